@@ -200,6 +200,23 @@ def test_gene_space_models_train_what_was_asked(make_trained_gene_space, make_ce
     assert not any(name in changed for name in ("shift", "scale", "training_zeros"))
 
 
+def test_models_of_masked_molecules_are_fine_tuned_too(make_cells):
+    """Their network has an embedding of totals after those of the keys."""
+    cells = make_cells()
+    SCRDIT.setup_anndata(cells, condition_keys=["cell_type", "dose"])
+    reference = SCRDIT(cells, width=8)
+    reference._record_trained("diffusion")  # untrained weights are as good to copy
+
+    model = SCRDIT.load_query_data(query_cells(make_cells), reference, accelerator="cpu")
+
+    assert model.architecture.path == "masking"
+    tables = [m.module.network.backbone.embed_condition.tables for m in (model, reference)]
+    copied, own = (part[-1].state_dict() for part in tables)
+    assert all(torch.equal(copied[name], own[name]) for name in own)
+    assert len(tables[0][0].weight) == len(tables[1][0].weight) + 1
+    assert model._trained_rows()[tables[0][0].weight][:, 0].tolist() == [False] * 5 + [True, False]  # of the new class
+
+
 def test_a_frozen_autoencoder_cannot_be_trained_by_mistake(scldm, make_cells, quick):
     model = SCLDM.load_query_data(query_cells(make_cells), scldm, accelerator="cpu")
 

@@ -135,6 +135,7 @@ MISTAKES = [
     ({"train_size": 0.8, "validation_size": 0.3}, ValueError, "must add up to at most 1"),
     ({"validation_size": 1.0}, ValueError, "cells to train on"),
     ({"train_size": 1.0, "early_stopping": True}, ValueError, "`early_stopping` watches the validation loss"),
+    ({"precision": "64-true"}, ValueError, "`precision` '64-true' does not work"),
 ]
 
 

@@ -321,6 +321,13 @@ def test_the_model_generates():
     assert cells.X.sum() > 0
 
 
+def test_weights_without_conditions_generate_too(tmp_path, weights):
+    unconditional = {name: w for name, w in weights.items() if "class_embeddings" not in name}
+    model = read_weights(unconditional, tmp_path, categories={})
+
+    assert model.generate(2, library_size=50, n_steps=1, sampler="euler", seed=0).shape == (2, CONFIG["G"])
+
+
 def test_without_library_statistics_generation_asks_for_a_library_size():
     with pytest.raises(ValueError, match="no library-size statistics; give `library_size`"):
         read(weights_path(STRATEGY)).generate(2)

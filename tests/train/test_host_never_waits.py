@@ -13,6 +13,8 @@ import torch
 from scgen_diffusion.module import (
     CONDITIONS,
     AverageUpdate,
+    ModalityPanel,
+    MultimodalModule,
     SCLDMModule,
     build_architecture,
     build_gene_space_architecture,
@@ -75,6 +77,13 @@ def test_a_step_of_the_autoencoder(size, options):
     module = build_scldm(size, **options)
 
     take_step(UnderWay(module, RECIPES[size].autoencoder, seed=0), cells_of(N_GENES, module))
+
+
+def test_a_step_with_several_modalities():
+    sizes = {"negative_binomial": N_GENES - 9, "poisson": 5, "bernoulli": 4}
+    module = MultimodalModule([ModalityPanel(n, name) for name, n in sizes.items()], conditions()).to(DEVICE)
+
+    take_step(UnderWay(module, RECIPES["default"].autoencoder, seed=0), cells_of(N_GENES, module))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

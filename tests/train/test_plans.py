@@ -104,15 +104,17 @@ def test_dispersions_learn_at_their_own_rate_without_weight_decay(module):
     assert group["weight_decay"] == 0
 
 
-def test_the_averaged_weights_move_after_every_step_of_the_prior(module):
+def test_the_averaged_weights_move_after_every_step_of_the_prior(module, monkeypatch):
     plan = PriorPlan(module, PriorRecipe(), seed=0)
-    for value in (1.0, 2.0):
+    for step, value in ((1, 1.0), (2, 2.0), (2, 9.0)):  # the last batch has no step: its gradients accumulate
+        monkeypatch.setattr(PriorPlan, "global_step", step)
         torch.nn.init.constant_(module.prior.project_in.weight, value)
         plan.on_train_batch_end()
 
     averaged = module.averaged_prior.module.project_in.weight
     assert (averaged > 1).all()
     assert (averaged < 2.001).all()
+    assert module.averaged_prior.n_averaged == 2
 
 
 @pytest.mark.parametrize(("step", "expected"), [(0, 0.0), (5, 0.25), (10, 0.5), (20, 0.5), (100, 0.5)])
@@ -158,11 +160,12 @@ def test_the_diffusion_stage_trains_the_network_and_where_there_are_counts_the_l
     assert not any(p.requires_grad for p in module.averaged_network.parameters())
 
 
-def test_the_averaged_network_moves_after_every_step_of_diffusion(gene_space_module):
+def test_the_averaged_network_moves_after_every_step_of_diffusion(gene_space_module, monkeypatch):
     module = gene_space_module
     plan = DiffusionPlan(module, DiffusionRecipe(), seed=0)
     parameters, averages = (list(n.parameters()) for n in (module.network, module.averaged_network.module))
-    for value in (1.0, 2.0):
+    for step, value in ((1, 1.0), (2, 2.0)):
+        monkeypatch.setattr(DiffusionPlan, "global_step", step)
         torch.nn.init.constant_(parameters[0], value)
         plan.on_train_batch_end()
 

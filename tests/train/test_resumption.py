@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from scgen_diffusion.model import SCRDIT, _base
 from scgen_diffusion.train import Interruption, run_stage
 from scgen_diffusion.train import _cells as cells_module
+from scgen_diffusion.train._runner import check_later_checkpoints
 
 STAGES = ["autoencoder", "prior", "transport"]
 N_EPOCHS = {"autoencoder": 2, "prior": 2, "transport": 2}  # of 6, 10 and 10 steps
@@ -261,6 +262,15 @@ def test_another_split_recipe_or_length_is_refused(train, whole, tmp_path):
             train(tmp_path, epochs, plan_kwargs={"autoencoder": {"learning_rate": 0.1}})
     with pytest.raises(ValueError, match="`batch_size` of 16, not 8"):
         train(tmp_path, longer, batch_size=8)
+
+
+@pytest.mark.parametrize(("n_done", "is_refused"), [(1, True), (2, False)])
+def test_a_first_stage_killed_after_its_last_epoch_but_before_its_mark_is_done(tmp_path, n_done, is_refused):
+    torch.save({"n_epochs_done": n_done, "is_finished": False, "max_epochs": 2}, tmp_path / "autoencoder.ckpt")
+    (tmp_path / "prior.ckpt").touch()
+
+    with pytest.raises(ValueError, match="out of date") if is_refused else contextlib.nullcontext():
+        check_later_checkpoints(tmp_path, STAGES, 2)
 
 
 def test_a_stage_can_be_made_longer(train, tmp_path):

@@ -72,7 +72,7 @@ class RegisteredCells:
         """Digest of the cells' names and values."""
         names = self.manager.adata.obs_names
         parts = (names[i : i + NAMES_AT_A_TIME] for i in range(0, len(names), NAMES_AT_A_TIME))
-        return digest_of_cells(parts, [row_sums(self._matrix)], self._read(sampled_rows(self.n_cells)))
+        return digest_of_cells(parts, [row_sums(self._matrix)], self.read(sampled_rows(self.n_cells)))
 
     def check(self) -> None:
         """Raise if the cells changed; register them again if they were set up for another model in the meantime.
@@ -113,7 +113,7 @@ class RegisteredCells:
             if not is_joined:
                 check_same_genes(adata.var_names, pd.Index([str(name) for name in self._state["column_names"]]))
             is_in_file = self._backing_file() is not None
-            values = self._read(sampled_rows(self.n_cells)) if is_in_file else self._matrix
+            values = self.read(sampled_rows(self.n_cells)) if is_in_file else self._matrix
             totals = check_values(values, where, arguments.get("values", "counts"))
             if not is_in_file:
                 check_not_empty(totals, adata.obs_names, where)
@@ -134,8 +134,8 @@ class RegisteredCells:
     def _matrix(self) -> Any:
         return self.manager.get_from_registry(REGISTRY_KEYS.X_KEY)
 
-    def _read(self, rows: np.ndarray) -> Rows:
-        """Read cells with ascending row numbers."""
+    def read(self, rows: np.ndarray) -> Rows:
+        """Read the values of cells with ascending row numbers."""
         matrix = self._backing_file()
         return self._matrix[rows] if matrix is None else matrix.read(rows)
 
@@ -143,10 +143,13 @@ class RegisteredCells:
         self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None
     ) -> Iterable[Mapping[str, Tensor]]:
         """Return a loader of the registered data, in the order of ``batches`` or ``indices``; from files by windows."""
+        chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
         if (matrix := self._backing_file()) is not None:
-            chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
             block_size = choose_block_size(matrix.rows_per_chunk)
             return WindowLoader(matrix, self.codes, chosen, batch_size, batches, block_size=block_size)
+        if batches is None and self.manager.adata.isbacked:
+            # values are not in windows of a file, such as those of a layer; scvi-tools' loader would sort each batch
+            return WindowLoader(self, self.codes, chosen, batch_size, block_size=1, window_size=batch_size)
         if batches is None:
             return AnnDataLoader(self.manager, indices=indices, batch_size=batch_size)
         # scvi-tools' own loader shuffles and distributes cells differently

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -90,7 +91,8 @@ def load_reference(
     except (KeyError, RuntimeError) as error:
         msg = f"The weights do not have the published layout: {error}"
         raise ValueError(msg) from error
-    codes = np.indices([len(values) for values in categories.values()]).reshape(len(categories), -1).T
+    combinations = list(product(*(range(len(values)) for values in categories.values())))  # one, without keys
+    codes = np.array(combinations, dtype=int)
     model.combinations_, model.combination_sizes_ = codes, np.ones(len(codes), dtype=int)
     if library_size is not None:
         _set_library_size(model, library_size, categories)

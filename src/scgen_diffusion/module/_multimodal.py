@@ -172,7 +172,9 @@ class MultimodalModule(SCLDMModule):
 
     def spread(self, per_modality: Tensor) -> Tensor:
         """Repeat ``(cells, modalities)`` for the features of each modality, ``(cells, features of all)``."""
-        return per_modality.repeat_interleave(torch.tensor(self.n_features, device=per_modality.device), dim=1)
+        # `repeat_interleave` would stall a GPU
+        columns = zip(per_modality.split(1, dim=1), self.n_features, strict=True)
+        return torch.cat([column.expand(-1, n) for column, n in columns], dim=1)
 
     def has(self, x: Tensor) -> Tensor:
         """Return which modalities each cell has, ``(cells, modalities)``."""

@@ -20,7 +20,8 @@ def extended_state(
 ) -> dict[str, Tensor]:
     """Return a state in which ``embed`` embeds everything that ``reference`` learned in the same way.
 
-    What ``reference`` did not learn starts at the mean of what it did.
+    What ``reference`` did not learn starts at the mean of what it did. Tables after those of the keys, such as that of
+    totals, are left out: they do not change.
 
     Parameters
     ----------
@@ -32,7 +33,7 @@ def extended_state(
         Which classes or members of each key the reference learned, ``(values of embed,)`` each.
     """
     state = {}
-    for key, (table, old, known) in enumerate(zip(embed.tables, reference.tables, learned, strict=True)):
+    for key, (table, old, known) in enumerate(zip(embed.tables, reference.tables, learned, strict=False)):
         of_table = _extended(table, old, known)
         state |= {f"tables.{key}.{name}": tensor for name, tensor in of_table.items()}
     return state
@@ -49,7 +50,7 @@ def rows_of(embed: ConditionEmbedding, values: Sequence[Tensor]) -> dict[nn.Para
         Which classes or members of each key, ``(values,)`` each. Those with known embeddings have no rows.
     """
     rows = {}
-    for table, chosen in zip(embed.tables, values, strict=True):
+    for table, chosen in zip(embed.tables, values, strict=False):  # tables may follow those of the keys
         if isinstance(table, ClassTable):
             rows[table.weight] = torch.cat([chosen, chosen.new_zeros(1)])[:, None]
         elif isinstance(table, SetEmbedding) and isinstance(table.members, nn.Embedding):

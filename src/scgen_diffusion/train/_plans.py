@@ -319,13 +319,17 @@ class AveragingPlan(StagePlan):
 
     module: SCLDMModule | GeneSpaceModule
     _update_average: AverageUpdate | None = None
+    _averaged_at = -1  # step
 
     def on_train_start(self) -> None:
         """Continue averaging from the checkpoint."""
-        self._update_average = None
+        self._update_average, self._averaged_at = None, self.global_step
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Update the averaged weights."""
+        """Update the averaged weights, unless the batch's gradients only add to those of the next."""
+        if self.global_step == self._averaged_at:
+            return
+        self._averaged_at = self.global_step
         if self._update_average is None:
             network, averaged = self.module.network_and_average
             self._update_average = AverageUpdate(averaged, network)

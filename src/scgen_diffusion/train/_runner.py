@@ -43,6 +43,7 @@ SECONDS_PER_LINE = 30.0  # minimum between lines in a log file
 LINES_PER_STAGE = 100  # maximum in a log file
 EXIT_CODE_OF_SIGTERM = 143
 FIRST_WITH_BF16 = 8  # compute capability; older GPUs emulate bfloat16, slowly
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 OWN_OPTIONS = {  # the stage sets them
     "self", "trainer_kwargs", "plan", "data", "use_distributed_sampler", "gradient_clip_val", "enable_checkpointing",
     "deadline",
@@ -202,7 +203,10 @@ def check_trainer_options(
     chosen |= {name: value for name, value in options.items() if name not in own}
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     with _quiet():
-        pl.Trainer(precision=precision or _default_precision(accelerator), **{**silent, **chosen})
+        trainer = pl.Trainer(precision=precision or _default_precision(accelerator), **{**silent, **chosen})
+    if trainer.precision not in PRECISIONS:
+        msg = f"`precision` {precision!r} does not work: weights have single precision. Use one of {PRECISIONS}."
+        raise ValueError(msg)
 
 
 def deadline_after(max_time: str | timedelta | dict[str, int] | None) -> float | None:
@@ -328,7 +332,8 @@ def check_later_checkpoints(folder: Path, stages: Sequence[str], n_epochs: int) 
         return
     checkpoint = read_checkpoint(first) if first.exists() else {"n_epochs_done": 0}
     is_done = checkpoint.get("is_finished") and checkpoint.get("max_epochs") == n_epochs
-    if is_done or checkpoint["n_epochs_done"] > n_epochs:  # more epochs than asked for are an error of that stage
+    # without its mark, a run may have ended after the last epoch; more epochs than asked for are that stage's error
+    if is_done or checkpoint["n_epochs_done"] >= n_epochs:
         return
     msg = (
         f"This call trains the {stages[0]} for {n_epochs} epochs, of which the checkpoints have "
