@@ -281,10 +281,10 @@ QUIET = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import warnings
-import conftest
+import builders
 warnings.filterwarnings("ignore", message="Too few ")
 sys.stderr.write("begin\\n")
-conftest._make_model().train(2)
+builders._make_model().train(2)
 """
 
 

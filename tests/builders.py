@@ -1,0 +1,368 @@
+"""Builders that all tests share: small count data, small models, and one model trained once per session."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from multiprocessing import forkserver
+
+import anndata
+import lightning.fabric.utilities.registry
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import scvi
+import torch
+from hypothesis import settings
+
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
+from scgen_diffusion.train import _latents
+
+settings.register_profile("busy", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("busy")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores Ctrl-C for what it runs in the background
+
+torch.set_num_threads(1)  # tensors this small only wait for each other's threads: ten times faster with one
+
+# Every training looks for callbacks of other packages. Reading the metadata of all of them takes a tenth of a tiny
+# training.
+lightning.fabric.utilities.registry.entry_points = functools.cache(lightning.fabric.utilities.registry.entry_points)
+
+_latents.N_TOTALS = 2_000  # enough for small models; drawing a hundred thousand takes a quarter of a tiny training
+
+TYPES = ["B cell", "T cell", "NK", "rare", "never seen"]
+DOSES = [1, 10, 100]
+
+
+def _make_cells(n_cells=96, n_genes=12, *, seed=0, matrix=np.asarray, values="counts"):
+    """Build cells with a type (one of them rare, one empty), an integer dose and a truth value ``treated``.
+
+    No T cell has the dose 100, so that there is a combination to extrapolate to.
+    """
+    rng = np.random.default_rng(seed)
+    types = rng.integers(0, 3, n_cells)
+    types[0] = 3
+    doses = rng.choice(DOSES, n_cells)
+    doses[(types == 1) & (doses == 100)] = 10
+    programme = rng.gamma(1.0, 3.0, (4, n_genes))
+    counts = rng.poisson(programme[types] * rng.lognormal(0, 0.3, (n_cells, 1))).astype(np.float32)
+    counts[:, 0] += 1  # no cell is empty
+    obs = pd.DataFrame(
+        {
+            "cell_type": pd.Categorical.from_codes(types, categories=TYPES),
+            "dose": doses,
+            "treated": rng.random(n_cells) < 0.5,
+        },
+        index=[f"cell_{number}" for number in range(n_cells)],
+    )
+    var = pd.DataFrame(
+        {"highly_variable": rng.random(n_genes) < 0.5, "symbol": [f"S{g}" for g in range(n_genes)]},
+        index=[f"gene_{g}" for g in range(n_genes)],
+    )
+    x = counts if values == "counts" else np.log1p(counts / counts.sum(1, keepdims=True) * 1e4)
+    return anndata.AnnData(matrix(x), obs=obs, var=var)
+
+
+TINY = {
+    "n_latent_tokens": 2,
+    "n_latent": 4,
+    "width": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+    "n_heads_cross": 2,
+    "pooling_width": 16,
+    "decoder_width": 16,
+    "n_factors": 8,
+    "prior_width": 8,
+    "prior_n_layers": 1,
+    "prior_n_heads": 2,
+}
+
+
+def _make_model(adata=None, *, condition_keys=("cell_type", "dose"), setup=None, **options):
+    adata = _make_cells() if adata is None else adata
+    SCLDM.setup_anndata(adata, condition_keys=list(condition_keys), **(setup or {}))
+    return SCLDM(adata, **{**TINY, **options})
+
+
+QUICK = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
+
+
+def _make_trained(adata=None, *, max_epochs=1, **options):
+    """Train a model, and then stir its prior: after so few steps, it would ignore time and conditions."""
+    torch.manual_seed(0)
+    model = _make_model(adata, **options)
+    before, scvi.settings._seed = scvi.settings.seed, 0  # the setter would say so on every call
+    model.train(max_epochs, **QUICK)
+    scvi.settings._seed = before
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.module.averaged_prior.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    return model
+
+
+TINY_GENE_SPACE = {
+    "patch_size": 5,
+    "width": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+    "unet_width": 4,
+    "path": "vp_linear",
+    "target": "v",
+    "head": "regression",
+    "n_global_tokens": 1,
+    "zero_value": None,
+    "clamp": True,
+    "scaling": "global",
+    "gene_order": "given",
+    "library_size": "latent",
+}
+GENE_SPACE_MODELS = {"SCRDIT": SCRDIT, "WBDIT": WBDIT}
+
+
+def _make_gene_space(cls=SCRDIT, adata=None, *, condition_keys=("cell_type", "dose"), setup=None, **options):
+    """Build a small gene-space model of 12 genes in patches of 5, of which the last one is padded."""
+    adata = _make_cells() if adata is None else adata
+    cls.setup_anndata(adata, condition_keys=list(condition_keys), **(setup or {}))
+    return cls(adata, **{**TINY_GENE_SPACE, **options})
+
+
+def _make_trained_gene_space(cls=SCRDIT, adata=None, *, max_epochs=1, **options):
+    """Train a gene-space model, and then stir its network: after so few steps, it would ignore time and conditions."""
+    torch.manual_seed(0)
+    model = _make_gene_space(cls, adata, **options)
+    before, scvi.settings._seed = scvi.settings.seed, 0
+    model.train(max_epochs, **QUICK)
+    scvi.settings._seed = before
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.module.averaged_network.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Go back to one thread: what scikit-learn does (a PCA, say) leaves OpenMP with all, though torch would say one."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def make_cells():
+    """Build small count data with conditions."""
+    return _make_cells
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Return sizes that train in an instant."""
+    return dict(TINY)
+
+
+@pytest.fixture(scope="session")
+def quick():
+    """Return arguments of ``train`` for tests."""
+    return dict(QUICK)
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """Build a small untrained model."""
+    return _make_model
+
+
+@pytest.fixture(scope="session")
+def make_trained():
+    """Build a small model whose both stages were trained for an epoch, with a prior that is not inert."""
+    return _make_trained
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """Train one model with two keys for all tests; they must not change it."""
+    return _make_trained(max_epochs=3)
+
+
+@pytest.fixture(scope="session")
+def tiny_gene_space():
+    """Return sizes of gene-space models that train in an instant."""
+    return dict(TINY_GENE_SPACE)
+
+
+@pytest.fixture(scope="session")
+def make_gene_space():
+    """Build a small untrained gene-space model."""
+    return _make_gene_space
+
+
+@pytest.fixture(scope="session")
+def make_trained_gene_space():
+    """Build a small gene-space model that was trained for an epoch, with a network that is not inert."""
+    return _make_trained_gene_space
+
+
+@pytest.fixture(scope="session", params=GENE_SPACE_MODELS.values(), ids=GENE_SPACE_MODELS)
+def gene_space_class(request):
+    """Return each gene-space model in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def trained_gene_space(gene_space_class):
+    """Train one gene-space model of each class with two keys for all tests; they must not change it."""
+    return _make_trained_gene_space(gene_space_class, max_epochs=3)
+
+
+@pytest.fixture(scope="session")
+def saved_model(trained, tmp_path_factory):
+    """Save the shared model once, without its cells."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    trained.save(folder)
+    return folder
+
+
+def _run_together(work, n_processes=2, *, timeout=120):
+    """Fork processes that train together, let each do ``work(rank)``, and return its result, or exit code if it died.
+
+    A fork has all imports behind it, which take longer than tiny trainings.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def child(rank, pipe):
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+        torch.set_num_threads(1)
+        try:
+            pipe.send(work(rank))
+        except SystemExit as end:
+            os._exit(end.code)
+        except BaseException:  # noqa: BLE001 - whatever it is, the fork must not go on with pytest's own work
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)  # without the clean-up of pytest
+
+    context = multiprocessing.get_context("fork")
+    pipes = [context.Pipe(duplex=False) for _ in range(n_processes)]
+    processes = [context.Process(target=child, args=(rank, end)) for rank, (_, end) in enumerate(pipes)]
+    for process in processes:
+        process.start()
+    for _, end in pipes:
+        end.close()
+    results = []
+    try:
+        for process, (start, _) in zip(processes, pipes, strict=True):
+            assert start.poll(timeout), "a process takes too long"
+            try:
+                results.append(start.recv())
+            except EOFError:
+                process.join(timeout)
+                results.append(process.exitcode)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    return results
+
+
+@pytest.fixture(scope="session")
+def run_together():
+    """Run something in several processes that train together."""
+    return _run_together
+
+
+APART = multiprocessing.get_context("forkserver")
+APART.set_forkserver_preload(["pytest", "scgen_diffusion.model"])
+
+
+def pytest_collection_finish(session):
+    """Start the server from which `start_apart` forks, which takes seconds to import, beside the first tests.
+
+    What was imported stays: the garbage collector would look through it again and again.
+    """
+    gc.freeze()
+    if any("start_apart" in getattr(item, "fixturenames", ()) for item in session.items):
+        before, os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS"), "1"
+        forkserver.ensure_running()
+        os.environ.pop("OMP_NUM_THREADS")
+        os.environ |= {} if before is None else {"OMP_NUM_THREADS": before}
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Leave the pictures, which take seconds, out of reports whose words are tested."""
+    monkeypatch.setattr("scgen_diffusion.report._write.draw", lambda *_, **__: ({}, []))
+
+
+@pytest.fixture(scope="module")
+def without_umap():
+    """Embed cells by principal components in pictures: UMAP compiles for ten seconds, and has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scgen_diffusion.pl._umap.umap_of", lambda values, **_: values[:, :2])
+        yield
+
+
+@pytest.fixture
+def start_apart(tmp_path_factory):
+    """Start a script in a process that shares imports with others, and nothing else; return it and its output files."""
+    processes = []
+
+    def start(script, *arguments):
+        folder = tmp_path_factory.mktemp("apart")
+        path, out, err = (folder / name for name in ("script.py", "out", "err"))
+        redirect = (
+            f"for name in ({str(out)!r}, {str(err)!r}):\n    os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), 1 + "
+            "(name[-3:] == 'err'))\n"
+        )
+        same = f"from scgen_diffusion.train import _latents\n_latents.N_TOTALS = {_latents.N_TOTALS}\n"
+        path.write_text(f"import os, sys\nsys.argv = {['-c', *map(str, arguments)]}\n{redirect}{same}{script}")
+        processes.append(APART.Process(target=runpy.run_path, args=(str(path),), kwargs={"run_name": "__main__"}))
+        processes[-1].start()
+        return processes[-1], out, err
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture
+def run_apart(start_apart):
+    """Run a script in a process of its own that has the package imported, and return what it printed, errors too."""
+
+    def run(script, *arguments):
+        process, out, err = start_apart(script, *arguments)
+        process.join()
+        assert process.exitcode == 0, err.read_text()[-4000:]
+        return out.read_text(), err.read_text()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """Run a script in a fresh process, which imports for seconds, and return what it printed."""
+
+    def run(script, *arguments):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", script, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def dense():
+    """Return a matrix as an array, sparse or not."""
+    return lambda x: x.toarray() if sp.issparse(x) else np.asarray(x)
