@@ -52,7 +52,7 @@ N_HALVES = 8
 # --- report -----------------------------------------------------------------------------------------------------------
 
 
-QUANTILE = 1.959964  # of the normal distribution, for 95 % intervals
+QUANTILE = 2.364624  # of Student's t with a degree of freedom less than halves, for 95 % intervals
 SEEN, STRONG = 3.0, 10.0  # standard deviations
 SIGNIFICANT = 0.01
 NOTHING, SEES, SEES_STRONGLY, FOOLED = "·", "sees", "**sees**", "*fooled*"
