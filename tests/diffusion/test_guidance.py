@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,11 @@ from scgen_diffusion.diffusion import (
     PATHS,
     Additive,
     ConditionColumns,
+    Guidance,
     GuidedField,
+    Joint,
     LinearInterpolant,
+    MutuallyExclusive,
     ResolvedGuidance,
 )
 
@@ -192,6 +197,21 @@ def test_samples_at_different_times_are_guided_each_by_its_own():
 def test_an_invalid_interval_raises(interval):
     with pytest.raises(ValueError, match=r"`Guidance\(interval=...\)` must be two times"):
         ResolvedGuidance(interval=interval)
+
+
+# --- per key ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", [Joint(), Additive(((0, 1),))])
+def test_keys_that_are_dropped_together_share_the_mean_of_their_scales_and_a_warning_says_so(strategy):
+    with pytest.warns(UserWarning, match="'a', 'b' share the guidance scale 2, the mean of 3, 1, because"):
+        shared = Guidance({"a": 3.0}).resolve(strategy, ["a", "b"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert shared == Guidance({"a": 2.0, "b": 2.0}).resolve(strategy, ["a", "b"])
+        Guidance({"a": 3.0}).resolve(Additive(), ["a", "b"])
+        Guidance({"a": 3.0}).resolve(MutuallyExclusive(), ["a", "b"])
+        Guidance({("a", "b"): 3.0}).resolve(strategy, ["a", "b"])
 
 
 # --- rescaled ---------------------------------------------------------------------------------------------------------

@@ -101,6 +101,10 @@ class ConditionStrategy(Protocol):
         """Return whether training shows exactly these of all keys."""
         ...
 
+    def groups_of(self, n_keys: int) -> list[tuple[int, ...]]:
+        """List all groups of ``n_keys`` keys that share one scale, the mean of theirs, including those of one key."""
+        ...
+
     def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
         """Turn one scale per key into weights of predictions that sum to 1."""
         ...
@@ -125,6 +129,10 @@ class Joint:
     def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
         """Return whether these are all keys, or none."""
         return len(keys) in (0, n_keys)
+
+    def groups_of(self, n_keys: int) -> list[tuple[int, ...]]:
+        """List the one group of all keys."""
+        return [tuple(range(n_keys))]
 
     def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
         """Weigh the prediction given all keys against the one given none."""
@@ -153,6 +161,10 @@ class MutuallyExclusive:
     def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
         """Return whether this is at most one key."""
         return len(keys) <= 1
+
+    def groups_of(self, n_keys: int) -> list[tuple[int, ...]]:
+        """List every key by itself."""
+        return [(key,) for key in range(n_keys)]
 
     def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
         """Weigh the predictions given one key each against the one given none."""

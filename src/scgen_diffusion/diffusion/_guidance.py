@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
 
-from scgen_diffusion._arguments import is_number, known_names
+from scgen_diffusion._arguments import is_number, known_names, warn_user
 
 from ._conditioning import CONDITION_STRATEGIES, GuidanceTerm, terms_of_subsets
 
@@ -106,9 +107,19 @@ class Guidance:
         ------
         ValueError
             If a key is unknown, or the model has not learned a prediction that is needed.
+
+        Warns
+        -----
+        UserWarning
+            If keys that training shows together have different scales: their mean applies.
         """
         composed_by = self._composed_by(trained)
-        terms = terms_of_subsets(self._subsets(keys)) if self.has_subsets else composed_by.terms(self._scales(keys))
+        if self.has_subsets:
+            terms = terms_of_subsets(self._subsets(keys))
+        else:
+            scales = self._scales(keys)
+            terms = composed_by.terms(scales)
+            _warn_of_shared_scales(dict(zip(keys, scales, strict=True)), composed_by)
         plain = composed_by.terms([1.0] * len(keys))
         resolved = ResolvedGuidance(terms, plain, self.interval, self.rescale)
         for subset in resolved.subsets:
@@ -158,6 +169,19 @@ class Guidance:
             f"`condition_strategy={trained.name!r}`, which shows {trained.shows}. Leave `composition` out and pass one "
             f"scale per key, or train a model with `condition_strategy='additive'`{groups}."
         )
+
+
+def _warn_of_shared_scales(scales: Mapping[str, float], strategy: ConditionStrategy) -> None:
+    keys = list(scales)
+    for group in strategy.groups_of(len(keys)):
+        named = {keys[key]: scales[keys[key]] for key in group}
+        if len(set(named.values())) > 1:
+            warn_user(
+                f"{', '.join(map(repr, named))} share the guidance scale {mean(named.values()):g}, the mean of "
+                f"{', '.join(f'{scale:g}' for scale in named.values())}, because the model learned them together only. "
+                "For a scale per key, train with `condition_strategy='additive'`"
+                f"{' and without `dropped_together`' if strategy.name == 'additive' else ''}."
+            )
 
 
 @dataclass(frozen=True)

@@ -1151,6 +1151,11 @@ def perturbation_contexts(
         space = ComparisonSpace.fit(sets["train"].expression, seed=draws.seed) if space is None else space
         train = sets["train"].with_matches(controls)
         trained = {place: Trained(train.moments(*place), train.shares(*place)) for place in train.rows}
+        if sets["train"].rows and not trained:
+            warn_user(
+                "`control` has no cells of the groups whose perturbed cells are in `train`, so the baselines "
+                "`mean_shift` and `additive` are empty. Pass the control cells of all groups."
+            )
     mean_response = Shift.of(trained, controls, weight=1 / len(trained)) if trained else None
     shares = {name: control_share_of(cells.obs_names, given["control"].obs_names) for name, cells in given.items()}
     profiles = Profiles(sets, controls, trained, shares | {"control": 1.0}, space, draws)
