@@ -109,7 +109,7 @@ def perturbation(table: pd.DataFrame) -> Blocks:
 
 
 def perturbation_trust(table: pd.DataFrame) -> Blocks:
-    """Write the coverage of intervals by what was left out, and what verdicts are worth by the kind of request."""
+    """Write what intervals hold and find by what was left out, and what verdicts are worth by the kind of request."""
     page, top = "docs/user_guide/perturbations.md", "100 genes"
     columns = {
         "coverage": "coverage",
@@ -133,6 +133,7 @@ def perturbation_trust(table: pd.DataFrame) -> Blocks:
     requests = {
         "type left out": "type left out",
         "pair of genes left out": "pair of genes left out",
+        "no effect": "no effect",
         "control cells of another experiment": "control cells of `pbmc3k`",
         "only one other type seen perturbed": "only one other type seen perturbed",
         "shuffled genes": "genes of all cells shuffled",
@@ -141,8 +142,20 @@ def perturbation_trust(table: pd.DataFrame) -> Blocks:
     kinds = {f"{name}: {words[case]}": case for case, name in requests.items() if case in words}
     by_case = table.groupby("case")[["coverage", "coverage_top", "error"]].mean()
     shown = {name: columns[name] for name in ("error", "coverage", f"coverage, {top}")}
+    found = table.groupby(["case", "name"])[["found", "found_rightly"]].mean()
+    genes = {"genes found": "found", "with the right sign": "found_rightly"}
+    found = pd.concat(
+        [
+            found.loc["type left out"],
+            found.loc["pair of genes left out"].mean().to_frame("pairs of genes, mean").T,
+            found.loc["no effect"].mean().to_frame("no effect, mean of eight types").T,
+        ]
+    )
     return {
         (page, "perturbation_trust: coverage"): coverage,
+        (page, "perturbation_trust: found"): _table(
+            found, {name: name for name in found.index}, genes, corner="left out", write="{:.0f}"
+        ),
         (page, "perturbation_trust: verdicts"): _table(by_case, kinds, shown, corner="request: verdict"),
     }
 

@@ -4,11 +4,12 @@
     python -m benchmarks.studies.perturbation_trust --types B --seeds 0    # a part of it
 
 On `kang_ifnb`, the stimulated cells of one type at a time are left out and predicted, as in
-`benchmarks.studies.perturbation`, which shares the stored autoencoders. Three requests are absurd on purpose: a
-transport that saw one other type perturbed, control cells whose genes are shuffled (and the stimulated cells, alike),
-and control cells of another experiment, of which only the verdict is known. On K562 cells, the pairs of genes of
+`benchmarks.studies.perturbation`, which shares the stored autoencoders. The same once more without any effect: control
+and stimulated cells of each type are mixed. Three requests are absurd on purpose: a transport that saw one other type
+perturbed, control cells whose genes are shuffled (and the stimulated cells, alike), and control cells of another
+experiment, of which only the verdict is known. On K562 cells, the pairs of genes of
 `benchmarks.studies.perturbation_combinations` are predicted. Figures go to ``results/perturbation_trust.csv`` and
-``.md``. A quarter of an hour of CPU time, and a minute per autoencoder.
+``.md``. Twenty minutes of CPU time, and a minute per autoencoder.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("benchmarks.perturbation_trust")
 
 KEYS = ("case", "name", "seed")
-LEFT_OUT, PAIRS, ONE_CONTEXT, SHUFFLED, ELSEWHERE = CASES = (
+LEFT_OUT, PAIRS, NO_EFFECT, ONE_CONTEXT, SHUFFLED, ELSEWHERE = CASES = (
     "type left out",
     "pair of genes left out",
+    "no effect",
     "only one other type seen perturbed",
     "shuffled genes",
     "control cells of another experiment",
@@ -67,7 +69,10 @@ def predict(model: SCLDM, control: ad.AnnData, condition: dict[str, str], seed: 
 
 
 def figures(predicted: ad.AnnData, control: sp.spmatrix, real: sp.spmatrix | None) -> dict[str, object]:
-    """Return verdict, coverage of the intervals, and the error relative to the effect, without sampling noise."""
+    """Return verdict, coverage of the intervals, and the error relative to the effect, without sampling noise.
+
+    A gene is found if its interval excludes zero, and rightly so if its measured change has the predicted sign.
+    """
     record = predicted.uns["scgen_diffusion"]
     found: dict[str, object] = dict(record["verdict"].loc[0, ["verdict", "reason"]])
     if real is None:
@@ -83,6 +88,9 @@ def figures(predicted: ad.AnnData, control: sp.spmatrix, real: sp.spmatrix | Non
     if table["lower"].notna().all():
         found |= {"coverage": is_inside.mean(), "coverage_top": is_inside.to_numpy()[top].mean()}
         found["half_width_top"] = (table["upper"] - table["change"]).to_numpy()[top].mean()
+        is_found = ((table["lower"] > 0) | (table["upper"] < 0)).to_numpy()
+        is_right = np.sign(change) == np.sign(table["change"].to_numpy())
+        found |= {"found": is_found.sum(), "found_rightly": (is_found & is_right).sum()}
     return found | {"change_top": np.abs(table["change"].to_numpy()[top]).mean()}
 
 
@@ -92,6 +100,12 @@ def measure_type(cell_type: str, seed: int, folder: Path) -> pd.DataFrame:
     trained, condition = kang.Trained(case, seed, folder), {kang.CONDITION: kang.PERTURBED}
     model, control, real = trained.with_transport, case.control, case.real.layers["counts"]
     rows = {LEFT_OUT: figures(predict(model, control, condition, seed), control.X, real)}
+
+    mixed = kang.leave_out(mix_conditions(load(kang.DATASET), seed), cell_type)
+    model_of_mixed = kang.Trained(mixed, seed, folder / "mixed").with_transport
+    drawn = predict(model_of_mixed, mixed.control, condition, seed)
+    rows[NO_EFFECT] = figures(drawn, mixed.control.X, mixed.real.layers["counts"])
+    del rows[NO_EFFECT]["error"]  # relative to an effect that is not there
 
     order = np.random.default_rng(seed).permutation(control.n_vars)
     shuffled = control.copy()
@@ -111,6 +125,14 @@ def measure_type(cell_type: str, seed: int, folder: Path) -> pd.DataFrame:
     model = kang.Trained(one, seed, folder).with_transport
     rows[ONE_CONTEXT] = figures(predict(model, control, condition, seed), control.X, real)
     return pd.DataFrame([{"case": name, "name": cell_type, "seed": seed, **found} for name, found in rows.items()])
+
+
+def mix_conditions(adata: ad.AnnData, seed: int) -> ad.AnnData:
+    """Shuffle the conditions within each type, so that they say nothing about a cell."""
+    rng = np.random.default_rng([seed, 4])
+    conditions = adata.obs[kang.CONDITION].astype(str)
+    adata.obs[kang.CONDITION] = conditions.groupby(adata.obs[kang.CELL_TYPE], observed=True).transform(rng.permutation)
+    return adata
 
 
 def kang_with_one_context(case: kang.Case) -> kang.Case:
@@ -153,6 +175,7 @@ def summarise(table: pd.DataFrame) -> str:
     for case in CASES:
         for verdict, rows in table[table["case"] == case].groupby("verdict"):
             means = [number(rows[column].mean()) for column in ("coverage", "coverage_top", "error")]
+            means += [f"{rows[column].mean():.0f}" for column in ("found", "found_rightly")]
             lines.append([case, str(verdict), str(len(rows)), *("" if text == "nan" else text for text in means)])
     columns = ["coverage", "coverage_top", "half_width_top", "change_top", "error"]
     seen = table[table["case"].isin((LEFT_OUT, PAIRS))].sort_values(
@@ -167,10 +190,11 @@ def summarise(table: pd.DataFrame) -> str:
         [
             "Coverage of intervals of 90 %: share of genes whose measured mean change lies inside, of all genes and of "
             f"the {N_TOP} genes that change most in the prediction. Error: squared error of mean changes relative to "
-            "the squared effect, both without sampling noise (1: as bad as no change). Written by "
+            "the squared effect, both without sampling noise (1: as bad as no change). Found: mean number of genes whose "
+            "interval excludes zero, and of those that change with the predicted sign. Written by "
             "`python -m benchmarks.studies.perturbation_trust`.",
             "",
-            markdown_table(["case", "verdict", "predictions", "coverage", *head], lines),
+            markdown_table(["case", "verdict", "predictions", "coverage", *head, "found", "rightly"], lines),
             "",
             "**Left-out types and pairs.** Half width and change: means over the same genes.",
             "",
