@@ -245,10 +245,12 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
         "panel": summarise_methods(table, [PANEL], OTHER_METHODS),
     }
     variants = {place: summarise_variant(table, names) for place, names in VARIANTS.items()}
+    strengths = summarise_strengths(table)
     table = table[table["dataset"].isin(DATASETS_IN_SHORT) & table["method"].isin(METHODS_IN_SHORT)]
     return {
         **{("docs/comparison.md", mark): text for mark, text in others.items()},
         **variants,
+        ("docs/comparison.md", "strengths"): strengths,
         ("README.md", "quality"): in_short,
         ("docs/comparison.md", "quality"): in_short,
         ("docs/user_guide/index.md", "quality"): summarise_models(table, "pbmc3k"),
@@ -281,6 +283,16 @@ def summarise_methods(
             name = f"**{dataset}**: {REAL_CELLS}" if method == REAL_CELLS else names.get(method, method)
             lines.append([name, *(column.get(method, "") for column in columns)])
     return markdown_table([*header, "seeds"] if seeds_differ else header, lines)
+
+
+def summarise_strengths(table: pd.DataFrame) -> str:
+    """Write how strong correlations within labels are, relative to real cells: one row per data set."""
+    means = means_over_seeds(table[table["metric"] == "within_label_slope"])
+    lines = []
+    for dataset, rows in means.groupby("dataset", sort=False):
+        values = {REAL_CELLS: rows["floor"].mean(), **rows.set_index("method")["value"]}
+        lines.append([dataset, *(f"{values[method]:.2f}" for method in (REAL_CELLS, "SCLDM", "NB-copula"))])
+    return markdown_table(["", REAL_CELLS, "SCLDM", IN_WORDS["NB-copula"]], lines)
 
 
 def summarise_models(table: pd.DataFrame, dataset: str) -> str:
