@@ -75,7 +75,7 @@ SECTIONS = {
         option("--set-condition", "Column of sets such as A+B; default separator: +.", Keyed("COLUMN[=SEPARATOR]")),
         option(
             "--control",
-            "Value of unperturbed cells in a column; in quotes, a number is text: 'batch=\"0\"'.",
+            "Value of unperturbed cells in a column; in quotes, a number or True is text: 'batch=\"0\"'.",
             Keyed("COLUMN=VALUE", scalar),
         ),
         option(
