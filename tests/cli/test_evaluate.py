@@ -1,6 +1,7 @@
 """``evaluate``, ``evaluate-perturbation`` and ``report``: the tables of Python's interface, and exit codes."""
 
 import io
+import re
 
 import anndata
 import numpy as np
@@ -218,6 +219,11 @@ def test_several_modalities_are_judged_each_and_together(call, tmp_path):
     assert code == 0, err
     assert pd.read_csv(io.StringIO(out))["modality"].tolist() == ["rna", "prot"]
     assert "rna: " in err
+    code, _, err = call(
+        "evaluate", real, synthetic, "--metric", "gene_mean_error", "--max", "gene_mean_error=0", *QUICK
+    )
+    assert code == 3
+    assert re.search(r"Not good enough: gene_mean_error of rna is 0.*; gene_mean_error of prot is 0", err)
     real.with_suffix(".h5ad").write_text("")
     code, _, err = call("evaluate", real.with_suffix(".h5ad"), synthetic)
     assert (code, "Either all files must be .h5mu, or none" in err) == (2, True)

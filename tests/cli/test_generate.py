@@ -89,13 +89,16 @@ def test_options_of_generate_reach_their_arguments(call, saved_model, asked, tmp
     assert (asked["seed"], asked["rank"], asked["n_ranks"]) == (0, 1, 3)
 
 
-def test_values_are_read_as_what_the_key_holds(call, make_trained, asked, tmp_path):
-    model = make_trained(condition_keys=["dose", "treated"], setup={"continuous_condition_keys": []})
-    model.save(tmp_path / "model")
-    options = ["-n", "5", "-c", "dose=10", "-c", "treated=True", "--library-size", "500"]
-    assert call("generate", tmp_path / "model", tmp_path / "new.zarr", *options)[0] == 0
-    assert asked["condition"] == {"dose": 10, "treated": True}
-    assert asked["library_size"] == 500
+def test_values_are_read_as_what_the_key_holds(call, make_trained, make_cells, asked, tmp_path):
+    adata = make_cells()
+    adata.obs["donor"] = np.resize([1.0, 2.0], adata.n_obs)  # numbers, since a donor was missing
+    keys = ["dose", "treated", "donor"]
+    make_trained(adata, condition_keys=keys, setup={"continuous_condition_keys": []}).save(tmp_path / "model")
+    options = ["-n", "5", "-c", "dose=10", "-c", "treated=True", "--library-size", "500", "-c"]
+    for donor in ("donor=2", "donor=2.0"):
+        assert call("generate", tmp_path / "model", tmp_path / "new.zarr", *options, donor)[0] == 0
+        assert asked["condition"] == {"dose": 10, "treated": True, "donor": 2.0}
+        assert asked["library_size"] == 500
 
 
 def test_arrays_are_read_as_rows_of_numbers(call, make_trained, make_cells, asked, tmp_path):
@@ -149,6 +152,8 @@ def test_wrong_tables_and_places_are_named(call, saved_model, tmp_path):
     assert (code, "--library-size and --library-size-column exclude each other" in err) == (2, True)
     code, _, err = call("generate", saved_model, out, "--condition-table", table, "--library-size-column", "n")
     assert (code, "'n' is not a column of the table, which has ['cell_type']" in err) == (2, True)
+    code, _, err = call("generate", saved_model, out, "--condition-table", table, "--library-size-column", "cell_type")
+    assert (code, "--library-size-column 'cell_type' needs a number in every row: 'NK' is not" in err) == (2, True)
     code, _, err = call("generate", saved_model, tmp_path / "new.csv", "-n", "2")
     assert (code, "the name must end in .zarr or .h5ad or .h5mu" in err) == (2, True)
     code, _, err = call("generate", saved_model, tmp_path / "new.h5mu", "-n", "2")

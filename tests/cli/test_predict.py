@@ -183,6 +183,16 @@ def test_wrong_options_of_predict_are_named(call, folder, tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_cells_are_chosen_by_classes_that_are_numbers(call, folder, tmp_path):
+    cells = anndata.read_h5ad(folder / "cells.h5ad")
+    cells.obs["dose"] = pd.Categorical(cells.obs["dose"].astype(float))
+    cells.write_h5ad(tmp_path / "classes.h5ad")
+    out = tmp_path / "new.h5ad"
+    code, _, err = call("predict", folder / "model", tmp_path / "classes.h5ad", out, *ASKED, "--n-steps", "1")
+    assert code == 0, err
+    assert len(anndata.read_h5ad(out)) == (cells.obs["dose"] == 1).sum()
+
+
 def test_values_that_no_cell_has_together_are_named(call, folder, tmp_path):
     options = ["-c", "dose=10", "-w", "cell_type=rare", "-w", "dose=100"]
     cells = anndata.read_h5ad(folder / "cells.h5ad")

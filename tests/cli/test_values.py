@@ -57,7 +57,17 @@ def test_nan_raises():
 
 
 @pytest.mark.parametrize(
-    ("written", "read"), [("0", 0), ("false", False), ("DMSO", "DMSO"), ("[1]", "[1]"), ('"0"', "0")]
+    ("written", "read"),
+    [
+        ("0", 0),
+        ("false", False),
+        ("False", False),
+        ("True", True),
+        ('"True"', "True"),
+        ("DMSO", "DMSO"),
+        ("[1]", "[1]"),
+        ('"0"', "0"),
+    ],
 )
 def test_a_scalar_is_a_number_a_truth_value_or_text(written, read):
     assert scalar(written) == read

@@ -620,8 +620,14 @@ def test_some_cells_are_written_as_the_tables_of_these_rows(opened):
 def test_times_beyond_the_path_are_refused(opened, time):
     with pytest.raises(ValueError, match=r"a timestep between 0 \(data\) and 999 \(noise\), but found"):
         interpret.layer_statistics(opened, times=[0, time])
-    with pytest.raises(ValueError, match="between 0"):
+    with pytest.raises(ValueError, match=f"between 0 .* but found {time!r}"):
         interpret.head_loadings(opened, time=time)
+
+
+@pytest.mark.parametrize("method", ["head_loadings", "head_effects", "patch_attention", "head_coding_rates", "write"])
+def test_only_statistics_take_several_times(opened, method):
+    with pytest.raises(ValueError, match=r"`time` must be one number, but found \[0, 500\]"):
+        getattr(interpret, method)(opened, time=[0, 500])
 
 
 @pytest.mark.parametrize(
@@ -630,7 +636,8 @@ def test_times_beyond_the_path_are_refused(opened, time):
         ({"groupby": "cell_typ"}, "`groupby` 'cell_typ' is not a column of `obs`.*cell_type"),
         ({"indices": []}, "`indices` selects no cells"),
         ({"times": []}, "`times` is empty"),
-        ({"eps": 0}, "`eps` must be positive"),
+        ({"eps": -1}, "`eps` must be positive, but found -1"),
+        ({"eps": "half"}, "`eps` must be positive, but found 'half'"),
         ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1, but found 0"),
         ({"seed": -1}, "`seed` must be a whole number"),
     ],
@@ -638,6 +645,17 @@ def test_times_beyond_the_path_are_refused(opened, time):
 def test_statistics_say_what_is_wrong(opened, arguments, message):
     with pytest.raises(ValueError, match=message):
         interpret.layer_statistics(opened, **arguments)
+
+
+def test_groups_of_numbers_are_whole_numbers_even_if_one_is_missing(opened):
+    cells = opened.adata[:40].copy()
+    cells.obs["donor"] = [np.nan] * 10 + [1.0, 2.0] * 15
+    table = interpret.layer_statistics(opened, cells, range(10, 40), times=[0], groupby="donor", seed=0)
+
+    assert list(table["group"].unique()) == ["1", "2"]
+    assert (interpret.compare_groups(table, 1.0)["group1"] == "1").all()
+    with pytest.raises(TypeError, match=r"`groupby` must name one column .* but found \['donor', 'dose'\]"):
+        interpret.layer_statistics(opened, cells, groupby=["donor", "dose"])
 
 
 def test_cells_without_a_group_are_counted(opened):

@@ -61,6 +61,19 @@ def test_both_files_have_what_cell_eval_asks_for(tmp_path):
     np.testing.assert_allclose(np.sort(written, axis=0), np.sort(normalised, axis=0), rtol=1e-4)
 
 
+def test_perturbations_may_be_numbers(tmp_path):
+    real, predicted, control = cells("A", "D", "ctrl", seed=1), cells("A", "D", seed=2), cells("ctrl", seed=3)
+    for adata in (real, predicted, control):
+        adata.obs["dose"] = adata.obs["gene"].map({"ctrl": 0.0, "A": 1.0, "D": 10.0})
+    predicted.obs["dose"] = pd.Categorical(predicted.obs["dose"].astype(int))
+
+    paths = write_cell_eval(tmp_path, real, predicted, control=control, perturbation_key="dose")
+
+    assert all(set(ad.read_h5ad(path).obs["target"]) == {"1", "10", "non-targeting"} for path in paths)
+    table = evaluate(real, predicted, control=control, perturbation_key="dose", metrics="mean_change_error", n_floor=0)
+    assert list(table["perturbation"]) == ["1", "10"]
+
+
 def test_what_cell_eval_would_refuse_raises_before_a_file_is_written(tmp_path):
     real, predicted, control = sets()
     not_all = predicted[predicted.obs["gene"].isin(["A", "D"])].copy()

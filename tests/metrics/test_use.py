@@ -74,6 +74,14 @@ def test_fidelity_is_the_share_of_requests_that_were_followed_label_by_label():
     assert label_fidelity(*real, values[kept], asked) == pytest.approx((1 + 12 / 27 + 1) / 3, abs=0.01)
 
 
+def test_labels_of_whole_numbers_may_be_floats():
+    values, labels = clear_cells()
+    codes = pd.factorize(labels)[0]
+    others = codes.astype(float)  # as a missing value makes them
+    assert label_fidelity(values, codes, values, others) > 0.99
+    assert transfer_f1(values, others, values, codes) > 0.99
+
+
 def test_fidelity_does_not_see_that_all_cells_are_the_same():
     assert label_fidelity(*clear_cells(), CENTRES.repeat(10, axis=0), LABELS.repeat(10)) == 1
 

@@ -303,6 +303,13 @@ def test_genes_that_go_together_are_neighbours():
     programmes = [int(name.removeprefix("gene_")) // 5 for name in names(ax.xaxis)]
     assert np.count_nonzero(np.diff(programmes)) == 2
 
+    real = make_cells()
+    real.X = sp.csr_matrix(real.X[:, [0, 0, 0, 0, *range(4, 20)]])  # rounding puts distances of equals below zero
+    ax = sgd.pl.gene_correlation(real, make_cells(seed=1), n_genes=15, show=False)[0]
+
+    places = [names(ax.xaxis).index(f"gene_{number}") for number in range(4)]
+    assert np.ptp(places) == 3
+
 
 def test_within_labels_differences_between_labels_do_not_count():
     cells = make_cells(600), make_cells(600, seed=1)

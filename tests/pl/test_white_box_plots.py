@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import product
 
 import anndata
@@ -131,6 +132,10 @@ def test_a_palette_and_axes_can_be_given():
     assert axes == list(axs)
     assert [to_rgb(line.get_color()) for line in axes[0].lines] == [(0, 0, 1), (1, 0, 0)]
 
+    axes = sgd.pl.layer_statistics(make_statistics(), "sparsity", groups=["T"], palette={"T": "red"}, show=False)
+
+    assert [to_rgb(line.get_color()) for line in axes[0].lines] == [(1, 0, 0)]
+
 
 def test_many_groups_and_layers_leave_the_panels_their_room():
     table = make_statistics()
@@ -152,9 +157,11 @@ def test_many_groups_and_layers_leave_the_panels_their_room():
 
 
 def test_a_group_of_numbers_may_be_given_as_a_number():
-    table = make_attention().rename(index={"T": "10"}, level="group").sort_index()
+    table = make_attention().rename(index={"T": "10"}, level="group")
 
-    ax = sgd.pl.patch_attention(table, "L0H1", group=10, show=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the groups are in no alphabetical order
+        ax = sgd.pl.patch_attention(table, "L0H1", group=10.0, show=False)
 
     assert ax.get_title() == "L0H1, 10"
 
@@ -237,8 +244,10 @@ def test_figures_are_saved_and_shown(tmp_path, monkeypatch):
         ),
         (
             lambda: sgd.pl.layer_statistics(make_statistics(), "sparsity", palette={"T": "red"}),
-            "`palette` .*'B/plasma'",
+            "`palette` has no colour for the group 'B/plasma'",
         ),
+        (lambda: sgd.pl.layer_statistics(make_statistics(), "sparsity", layers=[]), "There is nothing to plot"),
+        (lambda: sgd.pl.head_loadings(make_loadings(), n_genes=0), "`n_genes` must be a whole number of at least 1"),
         (lambda: sgd.pl.layer_statistics(make_statistics(), "sparsity", axs=[]), "one axis per panel, 2, but found 0"),
         (lambda: sgd.pl.layer_statistics(make_statistics(), ["sparsity"] * 5), "At most 4 `statistics`"),
         (lambda: sgd.pl.head_loadings(make_loadings(), heads=["L7H0"]), "`heads` .*'L7H0'"),

@@ -232,6 +232,14 @@ def test_pictures_show_the_most_frequent_of_many_labels(monkeypatch):
     assert "correlations of genes, because there are fewer than three genes" in skipped
     assert "the losses of training, because `model` has no training history" in skipped
 
+    for adata in (real, synthetic):
+        adata.obs["donor"] = np.resize([1.0, 2.0, 3.0], adata.n_obs)  # as text, 1 and not 1.0
+    draw(real, synthetic, TABLE, label="donor", layer=None, model=None)
+    assert all(adata.obs["donor"].nunique() == 2 for adata in drawn["marker_dotplot"])
+    rare = synthetic[~synthetic.obs["cell_type"].isin(frequent)]
+    _, skipped = draw(real, rare, TABLE, label="cell_type", layer=None, model=None)
+    assert "marker genes, because no synthetic cell has one of the labels with most real cells" in skipped
+
 
 @pytest.mark.usefixtures("without_rendering")
 def test_several_label_columns_are_joined_and_the_cells_stay_as_they_are(tmp_path):

@@ -69,8 +69,8 @@ def toml_value(value: Any) -> Any:
 
 
 def scalar(value: Any) -> Any:
-    """Read a number, a boolean or text in quotes, and anything else as text."""
-    found = toml_value(value)
+    """Read a number, a boolean (also as Python writes it) or text in quotes, and anything else as text."""
+    found = value == "True" if value in ("True", "False") else toml_value(value)
     return found if isinstance(found, bool | int | float | str) else value
 
 

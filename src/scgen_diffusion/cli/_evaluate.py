@@ -290,13 +290,15 @@ def _write_and_judge(
         terminal.result(table.to_csv(index=False).rstrip("\n"))
     for name, word, is_beyond in (("max", "above", float.__gt__), ("min", "below", float.__lt__)):
         for metric, limit in options.get(name, {}).items():
-            values = judged.loc[judged["metric"] == metric, "value"].astype(float)
-            if values.empty:
+            rows = judged[judged["metric"] == metric]
+            if rows.empty:
                 known = known_names(metric, list(judged["metric"].unique()))
                 msg = f"There is no metric {metric!r} in the table. {known}"
                 raise click.UsageError(msg)
-            beyond = [value for value in values if math.isnan(value) or is_beyond(value, float(limit))]
-            failed += [f"{metric} is {value:.4g}, {word} {limit:g}" for value in beyond]
+            named = [f"{metric} of {name}" for name in rows["modality"]] if "modality" in rows else [metric]
+            for name, value in zip(named, rows["value"].astype(float), strict=True):
+                if math.isnan(value) or is_beyond(value, float(limit)):
+                    failed.append(f"{name} is {value:.4g}, {word} {limit:g}")
     if failed:
         msg = f"Not good enough: {'; '.join(failed)}."
         raise Stop(msg, ExitCode.BELOW_THRESHOLD)

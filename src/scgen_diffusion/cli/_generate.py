@@ -143,6 +143,8 @@ def finish(terminal: Terminal, out: Path) -> None:
 
 def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the given ``condition``, and the ``library_size`` of a table."""
+    from scgen_diffusion.data import as_label
+
     keys = {key.name: key for key in model.conditions.by_key}
     of_arrays = {column for key in keys.values() for column in getattr(key, "table_columns", ())}
 
@@ -153,7 +155,10 @@ def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
             return [number_or_text(part) for part in str(written).strip("[] ").split(",")]
         if getattr(key, "kind", None) == "continuous" or name in of_arrays:
             return number_or_text(written)
-        return {str(value): value for value in getattr(key, "values", ())}.get(str(written), written)
+        classes = getattr(key, "values", ())
+        # 1 means 1.0 too: a missing value makes floats of integers
+        as_text = {as_label(value): value for value in classes} | {str(value): value for value in classes}
+        return as_text.get(str(written), written)
 
     found: dict[str, Any] = {}
     if "condition_table" in options:
@@ -163,7 +168,11 @@ def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
             if column not in table:
                 msg = f"--library-size-column {column!r} is not a column of the table, which has {list(table)}."
                 raise click.UsageError(msg)
-            found["library_size"] = [number(value) for value in table.pop(column)]
+            try:
+                found["library_size"] = [number(value) for value in table.pop(column)]
+            except ValueError as error:
+                msg = f"--library-size-column {column!r} needs a number in every row: {error}."
+                raise click.UsageError(msg) from error
         columns = {name: [read(name, value) for value in table[name]] for name in table}
         found["condition"] = type(table)(columns, dtype=object)
     elif "condition" in options:

@@ -178,8 +178,11 @@ def _rows(cells: Any, where: Mapping[str, Any]) -> np.ndarray:
         if name not in obs:
             msg = f"--where: obs has no column {name!r}. {known_names(name, list(obs))}"
             raise click.UsageError(msg)
-        has_numbers = pd.api.types.is_numeric_dtype(obs[name]) and not pd.api.types.is_bool_dtype(obs[name])
-        labels = obs[name] if has_numbers else obs[name].astype(str)
+        labels = obs[name]
+        if isinstance(labels.dtype, pd.CategoricalDtype):
+            labels = labels.astype(object).infer_objects()  # classes may be numbers
+        has_numbers = pd.api.types.is_numeric_dtype(labels) and not pd.api.types.is_bool_dtype(labels)
+        labels = labels if has_numbers else labels.astype(str)
         wanted = [
             number_or_text(each) if has_numbers else each for each in (value if isinstance(value, list) else [value])
         ]

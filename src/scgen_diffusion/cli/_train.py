@@ -75,7 +75,7 @@ SECTIONS = {
         option("--set-condition", "Column of sets such as A+B; default separator: +.", Keyed("COLUMN[=SEPARATOR]")),
         option(
             "--control",
-            "Value of unperturbed cells in a column; in quotes, a number is text: 'batch=\"0\"'.",
+            "Value of unperturbed cells in a column; in quotes, a number or True is text: 'batch=\"0\"'.",
             Keyed("COLUMN=VALUE", scalar),
         ),
         option(
@@ -257,6 +257,8 @@ def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modal
         msg = "--modality, and --layer with a modality, need an .h5mu file."
     elif has_modalities and options["model"] in ("SCRDIT", "WBDIT"):
         msg = f"{options['model']} reads one modality, not .h5mu; use MULTISCLDM for several."
+    elif not has_modalities and options["model"] == "MULTISCLDM":
+        msg = "MULTISCLDM reads .h5mu files; use SCLDM for one modality."
     elif has_modalities and "values" in options:
         msg = "--values is for .h5ad and .zarr files; modalities of .h5mu must hold counts."
     elif options.get("no_checkpoints") and "checkpoint_dir" in options:

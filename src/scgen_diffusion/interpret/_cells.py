@@ -12,7 +12,7 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from scgen_diffusion._arguments import is_number, known_names
-from scgen_diffusion.data import check_rows, resolve_seed
+from scgen_diffusion.data import as_label, check_rows, resolve_seed
 from scgen_diffusion.diffusion import Generators, LinearInterpolant, Masking, VariancePreserving
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def resolve_times(path: Path, times: Sequence[float] | float | None, *, default:
     is_vp = isinstance(path, VariancePreserving)
     if times is None:
         times = next(value for kind, value in default.items() if isinstance(path, kind))
-    values = list(times) if isinstance(times, Iterable) else [times]
+    values = list(times) if isinstance(times, Iterable) and not isinstance(times, str) else [times]
     if not values:
         msg = "`times` is empty; leave it out for the default, or pass at least one time."
         raise ValueError(msg)
@@ -80,6 +80,21 @@ def resolve_times(path: Path, times: Sequence[float] | float | None, *, default:
             msg = f"A diffusion time of this model must be {ends}, but found {value!r}."
             raise ValueError(msg)
     return [Moment.of(path, float(value)) for value in values]
+
+
+def resolve_time(path: Path, time: float | None) -> Moment:
+    """Check one time on the network's scale, and return its moment on the path; see :func:`resolve_times`.
+
+    Raises
+    ------
+    ValueError
+        If it is not allowed, or there are several.
+    """
+    moments = resolve_times(path, time, default=DEFAULT_TIME)
+    if len(moments) > 1:
+        msg = f"`time` must be one number, but found {time!r}; only `layer_statistics` takes several times."
+        raise ValueError(msg)
+    return moments[0]
 
 
 class Averages:
@@ -126,11 +141,16 @@ def group_cells(obs: pd.DataFrame, rows: np.ndarray, groupby: str | None) -> tup
 
     Raises
     ------
+    TypeError
+        If several columns are named.
     ValueError
         If the column is unknown, or a cell has no value.
     """
     if groupby is None:
         return [ALL], np.zeros(len(obs), dtype=int)
+    if not isinstance(groupby, str):
+        msg = f"`groupby` must name one column of `obs`, but found {groupby!r}. Combine several columns into one first."
+        raise TypeError(msg)
     if groupby not in obs:
         msg = f"`groupby` {groupby!r} is not a column of `obs`. {known_names(groupby, list(obs))}"
         raise ValueError(msg)
@@ -139,7 +159,7 @@ def group_cells(obs: pd.DataFrame, rows: np.ndarray, groupby: str | None) -> tup
     if n_missing := int((codes[rows] < 0).sum()):
         msg = f"{n_missing} cells have no value of {groupby!r}; exclude them with `indices`."
         raise ValueError(msg)
-    return list(map(str, column.categories)), codes
+    return list(map(as_label, column.categories)), codes
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from scgen_diffusion.diffusion import Denoiser, Masking
 
 from ._cells import (
     ALL,
-    DEFAULT_TIME,
     Averages,
     CellBatch,
     Moment,
@@ -24,7 +23,7 @@ from ._cells import (
     group_cells,
     noised_cells,
     opened_network,
-    resolve_times,
+    resolve_time,
 )
 
 if TYPE_CHECKING:
@@ -153,7 +152,7 @@ def head_loadings(
     """
     network = opened_network(model)
     source, rows = cells_of(model, adata, indices)
-    (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME)
+    moment = resolve_time(model.module.path, time)
     check_count("n_probes", n_probes)
     if tokens is None:
         tokens = "global" if network.n_global_tokens else "patches"
@@ -240,7 +239,7 @@ def patch_attention(
     """
     network = opened_network(model)
     source, rows = cells_of(model, adata, indices)
-    (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME)
+    moment = resolve_time(model.module.path, time)
     groups, codes = group_cells(source.obs, rows, groupby)
     averages = Averages(groups)
     blocks = network.network.blocks
@@ -314,7 +313,7 @@ def head_effects(
     """
     network, module = opened_network(model), model.module
     source, rows = cells_of(model, adata, indices)
-    (moment,) = resolve_times(module.path, time, default=DEFAULT_TIME)
+    moment = resolve_time(module.path, time)
     groups, codes = group_cells(source.obs, rows, groupby)
     averages = Averages(groups)
     changed = copy.deepcopy(module.averaged_network.module)

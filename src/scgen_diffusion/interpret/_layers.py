@@ -10,14 +10,13 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from scgen_diffusion._arguments import known_names
-from scgen_diffusion.data import CategoricalKey
+from scgen_diffusion._arguments import is_number, known_names
+from scgen_diffusion.data import CategoricalKey, as_label
 from scgen_diffusion.diffusion import Denoiser, DormandPrinceSampler, GuidedField
 from scgen_diffusion.nn import coding_rate, sparsity, subspace_coding_rate
 
 from ._cells import (
     ALL,
-    DEFAULT_TIME,
     DEFAULT_TIMES,
     Averages,
     Moment,
@@ -26,6 +25,7 @@ from ._cells import (
     group_cells,
     noised_cells,
     opened_network,
+    resolve_time,
     resolve_times,
     unbiased_std,
 )
@@ -205,7 +205,7 @@ def head_coding_rates(
     """
     network = opened_network(model)
     source, rows = cells_of(model, adata, indices)
-    (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME)
+    moment = resolve_time(model.module.path, time)
     parts = []
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
         labels, values = cell_statistics(network, *batch.inputs(model.module, moment), eps)
@@ -237,6 +237,9 @@ def cell_statistics(
     tuple
         The labels, and one number per cell for each, ``(cells, labels)``.
     """
+    if not (is_number(eps) and eps > 0):
+        msg = f"`eps` must be positive, but found {eps!r}."
+        raise ValueError(msg)
     measured: dict[Label, Tensor] = {}
     dit = network.network
     context = dit.embed_context(t, condition)
@@ -324,7 +327,7 @@ def sampling_statistics(
         raise ValueError(msg)
     watch = WatchedSampler(sampler, model.module, eps)
     n_cells = model.generate(n_cells, condition, sampler=watch, **generate_kwargs).n_obs
-    groups = [ALL] if groupby is None else [str(name) for name in model.conditions.categories[groupby]]
+    groups = [ALL] if groupby is None else [as_label(name) for name in model.conditions.categories[groupby]]
     column = None if groupby is None else model.conditions.columns(groupby).start
     tables = []
     in_order = sorted(watch.seen, key=lambda steps: steps[0][1][0])  # in the order of the cells, not of the threads
@@ -405,7 +408,7 @@ def compare_groups(statistics: pd.DataFrame, group1: str | int, group2: str | in
     """
     check_table("statistics", statistics, "layer_statistics or sampling_statistics")
     found = list(statistics["group"].unique())
-    group1, group2 = (group if group is None else str(group) for group in (group1, group2))  # groups are text
+    group1, group2 = (group if group is None else as_label(group) for group in (group1, group2))  # groups are text
     for name, group in (("group1", group1), ("group2", group2)):
         if group not in (*found, None) or (group is None and name == "group1"):
             msg = f"`{name}` is {group!r}, but the groups are {', '.join(map(repr, found))}."

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from scgen_diffusion.data import resolve_seed
 
-from ._cells import DEFAULT_TIME, cells_of, opened_network, resolve_times
+from ._cells import cells_of, opened_network, resolve_time
 from ._heads import head_loadings, head_specificity, patch_attention, patches
 from ._layers import head_coding_rates, layer_statistics
 
@@ -75,7 +75,7 @@ def write(
         model, source, times=times, groupby=groupby, conditional=conditional, eps=eps, seed=seed
     )
     names = {f"{level}s": attention.index.unique(level).to_numpy(dtype=object) for level in attention.index.names}
-    (moment,) = resolve_times(model.module.path, time, default=DEFAULT_TIME)
+    moment = resolve_time(model.module.path, time)
     source.varm[f"{key}_loadings"] = loadings
     source.varm[f"{key}_specificity"] = head_specificity(loadings)
     source.var[f"{key}_patch"] = patches(model)["patch"].reindex(source.var_names)

@@ -19,6 +19,7 @@ from scgen_diffusion.data import (
     LARGEST_LOG1P,
     CellFiles,
     are_whole_numbers,
+    as_label,
     join_labels,
     layer_names,
     obs_column,
@@ -443,7 +444,7 @@ def labels_of(adata: AnnData, groupby: str | Sequence[str], *, name: str = "adat
 
 
 def check_labels(labels: ArrayLike, n_cells: int, name: str) -> NDArray[np.str_]:
-    """Return the labels as text.
+    """Return the labels as text (:func:`as_label`).
 
     Raises
     ------
@@ -457,7 +458,7 @@ def check_labels(labels: ArrayLike, n_cells: int, name: str) -> NDArray[np.str_]
     if (missing := pd.isna(labels)).any():
         msg = f"`{name}` has no label for {missing.sum()} of {n_cells} cells; remove these cells."
         raise ValueError(msg)
-    return labels.astype(str)
+    return np.array([as_label(label) for label in labels], dtype=str)
 
 
 #: Points `(cells, features)`, or an AnnData with points in `obsm`.

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scgen_diffusion._files import write_atomically
+from scgen_diffusion.data import as_label
 
 from ._perturbation import SEPARATOR, read_perturbed
 
@@ -79,7 +80,7 @@ def write_cell_eval(
     """
     given = {"real_test": real_test, "synthetic": synthetic, "control": control}
     sets, split_name = read_perturbed(given, key=perturbation_key, separator=separator, groupby=groupby, layer=layer)
-    names = {split_name(name): name for name in real_test.obs[perturbation_key].astype(str).unique()}
+    names = {split_name(name): name for name in map(as_label, real_test.obs[perturbation_key].unique())}
     wanted = sets["real_test"].rows
     groups = {group: parts for parts, group in wanted}  # each with a perturbation that needs its control cells
     untreated = [(sets["control"].enough_of((), group, parts), NON_TARGETING, group) for group, parts in groups.items()]

@@ -26,6 +26,7 @@ from scipy.special import stdtr
 from scipy.stats import false_discovery_control
 
 from scgen_diffusion._arguments import warn_user
+from scgen_diffusion.data import as_label
 
 from ._cells import (
     REAL,
@@ -954,7 +955,7 @@ def read_perturbed(
             msg = f"`{name}` must be an AnnData, but is {type(cells).__name__}."
             raise TypeError(msg)
     genes, untreated = given["real_test"].var_names, given["control"].obs
-    controls = set(untreated[key].astype(str)) if key in untreated else set()
+    controls = set(map(as_label, untreated[key].unique())) if key in untreated else set()
     split_name = partial(parts_of, separator=separator, ignored=controls)
     sources = {n: Source.of(cells, n, genes, groupby=groupby, layer=layer) for n, cells in given.items()}
     for name, source in sources.items():

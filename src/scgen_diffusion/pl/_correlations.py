@@ -101,7 +101,7 @@ def gene_correlation(
         labels = None if groupby is None else labels_of(side.cells, groupby, name).to_numpy().astype(str)
         vectors.append(gene_correlations(side.expression.values[:, places].toarray(), labels))
     matrices = [squareform(vector) for vector in vectors]
-    distances = squareform(1 - matrices[0], checks=False)
+    distances = np.maximum(1 - vectors[0], 0)  # rounding puts equal genes a little below zero
     order = leaves_list(linkage(distances, "average", optimal_ordering=True))
 
     names = list(real.var_names[places[order]])

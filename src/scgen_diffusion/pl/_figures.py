@@ -46,8 +46,11 @@ def panels(
     Raises
     ------
     ValueError
-        If the number of axes differs from the number of panels.
+        If there are no panels, or the number of axes differs from theirs.
     """
+    if n == 0:
+        msg = "There is nothing to plot: what to show is an empty list, or no cell has a label."
+        raise ValueError(msg)
     if axs is not None:
         if len(axs) != n:
             msg = f"`axs` must hold one axis per panel, {n}, but found {len(axs)}."

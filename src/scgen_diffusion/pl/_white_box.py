@@ -12,7 +12,8 @@ from anndata import AnnData
 from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.lines import Line2D
 
-from scgen_diffusion._arguments import list_first
+from scgen_diffusion._arguments import check_count, known_names, list_first
+from scgen_diffusion.data import as_label
 
 from ._figures import (
     choose,
@@ -106,7 +107,7 @@ def layer_statistics(
     Raises
     ------
     ValueError
-        If a statistic, layer, group or column is not in the table.
+        If a statistic, layer, group or column is not in the table, or the palette lacks a group.
     KeyError
         If the AnnData has no such table.
     """
@@ -125,7 +126,9 @@ def layer_statistics(
     groups = choose("groups", groups, known)
     if palette is None:
         palette = scanpy_colors(known)
-    choose("palette", [group for group in known if group not in palette][:1], palette)
+    if lacking := [group for group in groups if group not in palette]:
+        msg = f"`palette` has no colour for the group {lacking[0]!r}. {known_names(lacking[0], list(palette))}"
+        raise ValueError(msg)
 
     xlabel = {"step": "step (noise → cells)", "noise_level": r"noise level $\sigma_t$"}.get(x)
     if xlabel is None:
@@ -219,6 +222,7 @@ def head_loadings(
         If the AnnData has no loadings.
     """
     table = written(data, key, "varm", f"{key}_specificity") if isinstance(data, AnnData) else data
+    check_count("n_genes", n_genes)
     table = table[choose("heads", heads, table)]
     genes = list(dict.fromkeys(gene for head in table for gene in table[head].nlargest(n_genes).index))
     is_relative = bool((table < 0).any(axis=None))
@@ -292,8 +296,8 @@ def patch_attention(
             f"{list_first([repr(name) for name in groups], N_NAMED)}."
         )
         raise ValueError(msg)
-    (group,) = choose("group", groups if group is None else str(group), groups)
-    weights = table.loc[(group, head)]
+    (group,) = choose("group", groups if group is None else as_label(group), groups)
+    weights = table.loc[group].loc[head]  # at once, pandas would warn if they are not in alphabetical order
     values = weights.to_numpy()
     if relative:
         values = np.log2(np.maximum(values * len(values), 2.0**-10))

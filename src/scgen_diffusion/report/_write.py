@@ -260,8 +260,12 @@ def draw(
         of_all = table[(table["group"] == "all") & table["metric"].isin(of_labels["metric"])]
         axes = pl.scores(pd.concat([of_all, of_labels]), show=False)
         add("Labels", axes, f"Figures of all cells and of each label with enough cells.{only}")
-    if ((sizes > 1) & (sizes.sum() - sizes > 1)).any():
-        drawn = [cells[cells.obs[label].astype(str).isin(shown)] if only else cells for cells in (real, synthetic)]
+    drawn = [real, synthetic]
+    if only:
+        drawn = [cells[np.isin(join_labels(cells.obs, [label]), shown)] for cells in drawn]
+    if not drawn[1].n_obs:
+        skipped.append("marker genes, because no synthetic cell has one of the labels with most real cells")
+    elif ((sizes > 1) & (sizes.sum() - sizes > 1)).any():
         axes = pl.marker_dotplot(*drawn, groupby=label, **options)
         add("Labels", axes, f"Marker genes of the real cells, real beside synthetic.{only}")
     else:
