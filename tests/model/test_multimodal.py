@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import anndata
 import mudata
@@ -204,6 +205,15 @@ def test_what_a_cell_lacks_is_imputed(multimodal):
     assert drawn.obs["cell_type"].tolist() == rna_of(multimodal.adata).obs["cell_type"].tolist()
 
 
+def test_before_the_prior_only_whole_cells_are_reconstructed(tiny, quick):
+    model = make_model(tiny)
+    model.train_autoencoder(1, **quick)
+
+    assert model.get_reconstruction(indices=[0, 1])["prot"].X.sum() > 0
+    with pytest.raises(RuntimeError, match=r"Some cells lack a modality, .* call train_prior\(\) first"):
+        model.get_reconstruction(indices=[88])
+
+
 def test_reconstructions_do_not_depend_on_neighbours(multimodal):
     rows = [88, 2, 41]
     whole = values(multimodal.get_reconstruction(seed=1))
@@ -235,7 +245,7 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tiny, quick, tm
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_few_features_with_many_counts_have_the_usual_recipe(tiny):
+def test_few_features_with_many_counts_change_nothing_but_all_models_have_a_smaller_kl_weight(tiny):
     mdata = make_mudata()
     mdata["rna"].X = mdata["rna"].X * 1000
     model = make_model(tiny, mdata)
@@ -243,7 +253,7 @@ def test_few_features_with_many_counts_have_the_usual_recipe(tiny):
     assert counts_per_gene(model._cells, model.train_indices_) > 10_000
 
     assert [model._recipe(stage) for stage in ("autoencoder", "prior")] == [
-        RECIPES["default"].autoencoder,
+        replace(RECIPES["default"].autoencoder, kl_weight=0.3),
         RECIPES["default"].prior,
     ]
 

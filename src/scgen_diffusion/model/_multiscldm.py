@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.generation import LibrarySizes
-    from scgen_diffusion.train import AutoencoderRecipe, TrainingCells
+    from scgen_diffusion.train import AutoencoderRecipe, Recipe, TrainingCells
 
+KL_WEIGHT = 0.3  # each modality says more about a cell than RNA alone
 N_COMPARED = 1_000  # cells whose counts are compared with the model's copy
 
 
@@ -270,8 +271,14 @@ class MULTISCLDM(SCLDM):
         return {"modalities": self.modality_vars_}
 
     def _for_these_cells(self, recipe: AutoencoderRecipe) -> AutoencoderRecipe:
-        """Return the recipe as it is: others for few features were tried on single matrices only."""
-        return recipe
+        """Give the default recipe a smaller KL weight; few features change nothing else."""
+        if self.reference_ is not None:
+            return super()._for_these_cells(recipe)
+        return replace(recipe, kl_weight=KL_WEIGHT)
+
+    def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
+        """Say nothing: every training has this recipe."""
+        return ""
 
     @property
     def _library_sizes(self) -> LibrarySizes:
