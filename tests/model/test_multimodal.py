@@ -15,6 +15,7 @@ import torch
 
 from scgen_diffusion.data import CellFiles, MuDataFiles, RegisteredCells
 from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT, WBDIT, load
+from scgen_diffusion.module import ModalityPanel, MultimodalModule
 from scgen_diffusion.train import RECIPES, counts_per_gene
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:var_names are not unique")
@@ -245,7 +246,7 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tiny, quick, tm
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_few_features_with_many_counts_change_nothing_but_all_models_have_a_smaller_kl_weight(tiny):
+def test_a_small_panel_changes_the_kl_weight_only_and_training_says_so(tiny, capsys):
     mdata = make_mudata()
     mdata["rna"].X = mdata["rna"].X * 1000
     model = make_model(tiny, mdata)
@@ -256,6 +257,15 @@ def test_few_features_with_many_counts_change_nothing_but_all_models_have_a_smal
         replace(RECIPES["default"].autoencoder, kl_weight=0.3),
         RECIPES["default"].prior,
     ]
+    model.train_autoencoder(1, accelerator="cpu", batch_size=45)
+    assert "a modality of few features, the autoencoder has by default a KL weight of 0.3" in capsys.readouterr().err
+
+
+def test_modalities_of_many_features_have_the_usual_recipe():
+    panels = [ModalityPanel(2_000, "negative_binomial"), ModalityPanel(n_peaks := 500, "bernoulli")]
+
+    assert not MultimodalModule(panels).has_small_panel
+    assert MultimodalModule([*panels, ModalityPanel(n_peaks - 1, "poisson")]).has_small_panel
 
 
 def test_training_may_stop_early(tiny, quick):
