@@ -4,7 +4,7 @@
     python -m benchmarks.studies.multimodal --datasets pbmc10k_citeseq        # the data set that the package loads
 
 Figures are added to ``results/multimodal.csv`` one (data set, seed, method) at a time; stored ones are skipped. The
-summary goes to ``results/multimodal.md``. (Rows of `a549_scicar` come from earlier metrics, with other names.)
+summary goes to ``results/multimodal.md``.
 """
 
 from __future__ import annotations

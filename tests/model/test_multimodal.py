@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import anndata
 import mudata
@@ -14,6 +15,7 @@ import torch
 
 from scgen_diffusion.data import CellFiles, MuDataFiles, RegisteredCells
 from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT, WBDIT, load
+from scgen_diffusion.module import ModalityPanel, MultimodalModule
 from scgen_diffusion.train import RECIPES, counts_per_gene
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:var_names are not unique")
@@ -204,6 +206,15 @@ def test_what_a_cell_lacks_is_imputed(multimodal):
     assert drawn.obs["cell_type"].tolist() == rna_of(multimodal.adata).obs["cell_type"].tolist()
 
 
+def test_before_the_prior_only_whole_cells_are_reconstructed(tiny, quick):
+    model = make_model(tiny)
+    model.train_autoencoder(1, **quick)
+
+    assert model.get_reconstruction(indices=[0, 1])["prot"].X.sum() > 0
+    with pytest.raises(RuntimeError, match=r"Some cells lack a modality, .* call train_prior\(\) first"):
+        model.get_reconstruction(indices=[88])
+
+
 def test_reconstructions_do_not_depend_on_neighbours(multimodal):
     rows = [88, 2, 41]
     whole = values(multimodal.get_reconstruction(seed=1))
@@ -235,7 +246,7 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tiny, quick, tm
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_few_features_with_many_counts_have_the_usual_recipe(tiny):
+def test_a_small_panel_changes_the_kl_weight_only_and_training_says_so(tiny, capsys):
     mdata = make_mudata()
     mdata["rna"].X = mdata["rna"].X * 1000
     model = make_model(tiny, mdata)
@@ -243,9 +254,18 @@ def test_few_features_with_many_counts_have_the_usual_recipe(tiny):
     assert counts_per_gene(model._cells, model.train_indices_) > 10_000
 
     assert [model._recipe(stage) for stage in ("autoencoder", "prior")] == [
-        RECIPES["default"].autoencoder,
+        replace(RECIPES["default"].autoencoder, kl_weight=0.3),
         RECIPES["default"].prior,
     ]
+    model.train_autoencoder(1, accelerator="cpu", batch_size=45)
+    assert "a modality of few features, the autoencoder has by default a KL weight of 0.3" in capsys.readouterr().err
+
+
+def test_modalities_of_many_features_have_the_usual_recipe():
+    panels = [ModalityPanel(2_000, "negative_binomial"), ModalityPanel(n_peaks := 500, "bernoulli")]
+
+    assert not MultimodalModule(panels).has_small_panel
+    assert MultimodalModule([*panels, ModalityPanel(n_peaks - 1, "poisson")]).has_small_panel
 
 
 def test_training_may_stop_early(tiny, quick):

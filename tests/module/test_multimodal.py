@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scgen_diffusion.module import LibrarySizeModel, ModalityPanel, MultimodalModule, SCLDMArchitecture
+from scgen_diffusion.module._multimodal import pooled_profile
 from scgen_diffusion.module._multimodal_library_size import MultimodalLibrarySize
 from scgen_diffusion.nn import Classes
 
@@ -65,6 +66,16 @@ def test_modalities_together_are_the_product_and_surer_than_each(module):
     torch.testing.assert_close(1 / together.std**2, precision, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(together.mean, mean, rtol=1e-4, atol=1e-4)
     assert all((together.std <= p.std).all() for p in alone)
+
+
+def test_the_encoder_sees_rare_counts_beside_frequent_ones():
+    counts = torch.tensor([[9_000.0, 100.0, 0.0], [9_000.0, 10.0, 0.0]])
+
+    frequent, rare, absent = pooled_profile(counts).T
+
+    assert rare[0] - rare[1] > 0.5
+    assert (frequent[0] - frequent[1]).abs() < 0.01
+    assert (absent == 0).all()
 
 
 def test_no_modality_leaves_the_prior(module):

@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.generation import LibrarySizes
-    from scgen_diffusion.train import AutoencoderRecipe, TrainingCells
+    from scgen_diffusion.train import AutoencoderRecipe, Recipe, TrainingCells
 
+KL_WEIGHT_WITH_PANEL = 0.3  # the many counts of a protein tell much about a cell
 N_COMPARED = 1_000  # cells whose counts are compared with the model's copy
 
 
@@ -270,8 +271,18 @@ class MULTISCLDM(SCLDM):
         return {"modalities": self.modality_vars_}
 
     def _for_these_cells(self, recipe: AutoencoderRecipe) -> AutoencoderRecipe:
-        """Return the recipe as it is: others for few features were tried on single matrices only."""
-        return recipe
+        """Give cells with proteins, or another small panel, a smaller KL weight; few features change nothing else."""
+        if self.reference_ is not None:
+            return super()._for_these_cells(recipe)
+        return replace(recipe, kl_weight=KL_WEIGHT_WITH_PANEL) if self.module.has_small_panel else recipe
+
+    def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
+        if "autoencoder" not in recipes or self.reference_ is not None or not self.module.has_small_panel:
+            return ""
+        return (
+            f"With a modality of few features, the autoencoder has by default a KL weight of {KL_WEIGHT_WITH_PANEL:g}. "
+            "`model.recipes_` has all options."
+        )
 
     @property
     def _library_sizes(self) -> LibrarySizes:

@@ -47,7 +47,8 @@ LARGE_PANEL = 500
 
 In a smaller panel, such as one of proteins, every feature has many counts. Such a modality has no outlier component,
 which would mistake the marker of a rare type for stray counts. Its dispersions depend on the cell, since background and
-signal of a protein vary differently. Its loadings are not regularised.
+signal of a protein vary differently. Its loadings are not regularised. The encoder sees logarithms of its counts, since
+beside a protein with thousands of counts, the root of another one's hundred would hardly be seen.
 """
 COUNTS_PER_FEATURE = 5.0  # of a normalised profile: 1e4 for the usual 2 000 genes
 
@@ -198,6 +199,11 @@ class MultimodalModule(SCLDMModule):
         tensors = {**tensors, REGISTRY_KEYS.X_KEY: x}
         return super().loss(tensors, inference_outputs, generative_outputs, kl_weight, condition)
 
+    @property
+    def has_small_panel(self) -> bool:
+        """Whether a modality has few features, such as proteins."""
+        return min(self.n_features) < LARGE_PANEL
+
     # --- what differs from one modality ------------------------------------------------------------------------------
 
     def totals(self, x: Tensor) -> Tensor:
@@ -244,7 +250,9 @@ class MultimodalModule(SCLDMModule):
         """
         noise = 0 if generators is None else generators.normal(len(self.modalities))
         log_totals = self.log_totals(x)
-        if log_totals.isnan().any() and not self.library_size.is_fitted:
+        if not self.library_size.is_fitted:
+            if not log_totals.isnan().any():
+                return log_totals.exp()
             msg = "Some cells lack a modality, and its library size cannot be predicted yet; call train_prior() first."
             raise RuntimeError(msg)
         for number in range(len(self.modalities)):  # later totals depend on earlier ones
@@ -260,12 +268,8 @@ class MultimodalModule(SCLDMModule):
         return kept if thinning is None else kept * thinning
 
     def pooled_profile(self, x: Tensor) -> Tensor:
-        """Return the input of factor pooling, the square root of normalised counts, ``(cells, features of all)``."""
-        profiles = []
-        for values in self.split(x):
-            target_sum = min(TARGET_SUM, COUNTS_PER_FEATURE * values.shape[1])
-            profiles.append((values * (target_sum / total_counts(values))).sqrt() / 3)
-        return torch.cat(profiles, dim=1)
+        """Return the input of factor pooling, ``(cells, features of all)``."""
+        return torch.cat([pooled_profile(values) for values in self.split(x)], dim=1)
 
     def expected_profiles(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """Decode latents to log-normalised profiles of expected values at typical totals, modality by modality."""
@@ -303,6 +307,14 @@ class MultimodalModule(SCLDMModule):
             initialise_decoder(
                 log_share(mean), pooled, encoder, decoder, likelihood, self.architecture.initial_log_theta
             )
+
+
+def pooled_profile(values: Tensor) -> Tensor:
+    """Return roots of a modality's normalised counts ``(cells, features)``, or their logarithms in a small panel."""
+    n_features = values.shape[1]
+    if n_features < LARGE_PANEL:
+        return log_profile(values, "counts") / 3
+    return (values * (min(TARGET_SUM, COUNTS_PER_FEATURE * n_features) / total_counts(values))).sqrt() / 3
 
 
 def draw_shown(has: Tensor, generator: torch.Generator) -> Tensor:
