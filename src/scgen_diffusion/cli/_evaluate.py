@@ -295,10 +295,10 @@ def _write_and_judge(
                 known = known_names(metric, list(judged["metric"].unique()))
                 msg = f"There is no metric {metric!r} in the table. {known}"
                 raise click.UsageError(msg)
-            named = [f"{metric} of {name}" for name in rows["modality"]] if "modality" in rows else [metric]
-            for name, value in zip(named, rows["value"].astype(float), strict=True):
+            judged_as = [f"{metric} of {part}" for part in rows["modality"]] if "modality" in rows else [metric]
+            for figure, value in zip(judged_as, rows["value"].astype(float), strict=True):
                 if math.isnan(value) or is_beyond(value, float(limit)):
-                    failed.append(f"{name} is {value:.4g}, {word} {limit:g}")
+                    failed.append(f"{figure} is {value:.4g}, {word} {limit:g}")
     if failed:
         msg = f"Not good enough: {'; '.join(failed)}."
         raise Stop(msg, ExitCode.BELOW_THRESHOLD)
