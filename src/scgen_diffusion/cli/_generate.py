@@ -147,6 +147,11 @@ def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
     keys = {key.name: key for key in model.conditions.by_key}
     of_arrays = {column for key in keys.values() for column in getattr(key, "table_columns", ())}
+    # 1 means 1.0 too: a missing value makes floats of integers
+    by_text = {
+        name: {as_text(value): value for as_text in (as_label, str) for value in getattr(key, "values", ())}
+        for name, key in keys.items()
+    }
 
     def read(name: str, written: str) -> Any:
         """Read a value of a condition: numbers, or a class with this text; the model refuses others."""
@@ -155,10 +160,7 @@ def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
             return [number_or_text(part) for part in str(written).strip("[] ").split(",")]
         if getattr(key, "kind", None) == "continuous" or name in of_arrays:
             return number_or_text(written)
-        classes = getattr(key, "values", ())
-        # 1 means 1.0 too: a missing value makes floats of integers
-        as_text = {as_label(value): value for value in classes} | {str(value): value for value in classes}
-        return as_text.get(str(written), written)
+        return by_text.get(name, {}).get(str(written), written)
 
     found: dict[str, Any] = {}
     if "condition_table" in options:

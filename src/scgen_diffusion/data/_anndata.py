@@ -52,6 +52,8 @@ def mark_synthetic(obs: pd.DataFrame, provenance: Mapping[str, Any]) -> pd.DataF
 
 def as_label(value: Any) -> str:
     """Return a value of `obs` as text: 1 for 1.0, since a missing value makes floats of integers, and "no label"."""
+    if isinstance(value, str):  # most are; the other checks take ten times as long
+        return str(value)
     if pd.isna(value):
         return NO_LABEL
     return str(int(value)) if is_number(value) and float(value).is_integer() else str(value)

@@ -277,7 +277,7 @@ class MULTISCLDM(SCLDM):
         return replace(recipe, kl_weight=KL_WEIGHT_WITH_PANEL) if self.module.has_small_panel else recipe
 
     def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
-        if "autoencoder" not in recipes or self.reference_ is not None or not self.module.has_small_panel:
+        if not super()._choice_of_recipe(recipes):
             return ""
         return (
             f"With a modality of few features, the autoencoder has by default a KL weight of {KL_WEIGHT_WITH_PANEL:g}. "
