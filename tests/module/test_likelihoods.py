@@ -264,8 +264,9 @@ def test_the_gaussian_head_is_the_squared_error():
     assert head.mean(outputs, library_size).tolist() == [[1, 2], [0, 1]]
 
 
-def test_samples_of_the_gaussian_head_are_its_mean():
-    head, outputs = GaussianLikelihood(), torch.randn(2, 3, 1)
+def test_samples_of_the_gaussian_head_are_its_mean_which_is_not_negative():
+    head, outputs = GaussianLikelihood(), torch.tensor([[[1.5], [-0.3]], [[0.0], [2.0]]])
     parameters = head.parameters_per_cell(outputs, torch.ones(2, 1))
 
-    torch.testing.assert_close(head.sample(parameters, Generators(0, [0, 1])), outputs[..., 0])
+    assert head.sample(parameters, Generators(0, [0, 1])).tolist() == [[1.5, 0], [0, 2]]
+    assert head.log_likelihood(torch.zeros(2, 2), outputs, torch.ones(2, 1)).tolist() == pytest.approx([-2.34, -4])

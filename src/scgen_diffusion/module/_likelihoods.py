@@ -194,12 +194,12 @@ class GaussianLikelihood(nn.Module):
     n_outputs = 1
 
     def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
-        """Return the expected log-normalised values, ``(cells, genes)``."""
-        return outputs[..., 0].float()
+        """Return the expected log-normalised values, ``(cells, genes)``, which are never negative."""
+        return outputs[..., 0].float().clamp(min=0)
 
     def log_likelihood(self, target: Tensor, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return each cell's negative squared error against log-normalised values ``(cells, genes)``."""
-        return -(target - self.mean(outputs, library_size)).square().sum(1)
+        return -(target - outputs[..., 0].float()).square().sum(1)
 
     def parameters_per_cell(self, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return the means, ``(cells, genes)``."""
