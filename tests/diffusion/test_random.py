@@ -61,6 +61,10 @@ def test_every_seed_is_one_that_torch_takes(seed, index):
     torch.Generator().manual_seed(mixed)
 
 
+def test_seeds_of_numpy_are_those_of_python():
+    assert sample_seed(np.int64(7), 3) == sample_seed(7, 3)
+
+
 # Samples of a request are fewer than 2**32; a bit beyond them would change the upper half of the seed alone.
 @given(seed=SEEDS, index=st.integers(0, 2**32 - 1), bit=st.integers(0, 31))
 @settings(max_examples=200, deadline=None)

@@ -35,6 +35,14 @@ def differing(one, other):
     return [name for name in one if not torch.equal(one[name], other[name])]
 
 
+def test_a_seed_of_numpy_trains_and_resumes(make_model, quick, monkeypatch, tmp_path):
+    monkeypatch.setattr(scvi.settings, "_seed", np.int64(3))
+
+    make_model().train(1, checkpoint_dir=tmp_path, **quick)
+
+    assert torch.load(tmp_path / "prior.ckpt", weights_only=True)["seed"] == 4
+
+
 def test_both_stages_are_recorded_epoch_by_epoch(make_model, quick):
     model = make_model()
 

@@ -94,7 +94,7 @@ def sample_seed(seed: int, index: int) -> int:
     torch's CPU generator uses only the low 32 bits. There, the seed permutes the numbers, so no two of 2**32 blocks of
     a request share a generator.
     """
-    key = _mix(seed & _MASK)
+    key = _mix(int(seed) & _MASK)  # numpy's integers overflow
     low = _permute((_permute((index ^ key) & _MASK_32) ^ (key >> 32)) & _MASK_32)
     high = _mix((key + index) & _MASK) >> 33
     return high << 32 | low

@@ -206,7 +206,7 @@ def closing_message(
 
 def stage_seed() -> int:
     """Return scvi-tools' seed, or else a random one."""
-    return settings.seed if settings.seed is not None else int(torch.randint(2**31, (1,)))
+    return int(torch.randint(2**31, (1,)) if settings.seed is None else settings.seed)
 
 
 def split_cells(
