@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import scvi
 import torch
 
 from scgen_diffusion.data import CellFiles, MuDataFiles, RegisteredCells
@@ -49,6 +50,17 @@ def make_model(tiny, mdata=None, setup=None, **options):
     mdata = make_mudata() if mdata is None else mdata
     MULTISCLDM.setup_mudata(mdata, condition_keys=["cell_type"], **(setup or {}))
     return MULTISCLDM(mdata, **{**tiny, **options})
+
+
+def test_a_modality_that_no_training_cell_has_is_refused(tiny, quick, monkeypatch):
+    mdata = make_mudata()
+    mdata = mudata.MuData({"rna": mdata["rna"], "prot": mdata["prot"][:1].copy()})
+    mdata.obs["cell_type"] = make_mudata().obs["cell_type"]
+    model = make_model(tiny, mdata)
+
+    monkeypatch.setattr(scvi.settings, "_seed", 0)  # the cell with proteins is none of the ten
+    with pytest.raises(ValueError, match="No training cell has the modality of 'prot:f0'.*`train_size`"):
+        model.train(1, train_size=10 / N_CELLS, **quick)
 
 
 @pytest.fixture(scope="module")

@@ -184,7 +184,13 @@ class _Rows(Dataset):
 
 
 def start_autoencoder(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray) -> None:
-    """Initialise an autoencoder at the mean expression of ``indices``, and its effects at those of conditions."""
+    """Initialise an autoencoder at the mean expression of ``indices``, and its effects at those of conditions.
+
+    Raises
+    ------
+    ValueError
+        If none of these cells has a modality.
+    """
     target, pooled, n_cells, n_read = torch.zeros(1).double(), torch.zeros(1).double(), 0, 0
     combinations = _combinations(module, cells, indices)
     if combinations is not None:
@@ -197,6 +203,12 @@ def start_autoencoder(module: SCLDMModule, cells: TrainingCells, indices: np.nda
         if combinations is not None:
             counts.index_add_(0, torch.from_numpy(which[n_read : n_read + len(x)]), x.double())
             n_read += len(x)
+    if len(missing := cells.var.index[(n_cells == 0).cpu().numpy()]):
+        msg = (
+            f"No training cell has the modality of {missing[0]!r}, so the model cannot learn it. Train on more cells "
+            "(`train_size`), or leave the modality out."
+        )
+        raise ValueError(msg)
     module.start_from_means(*((total / n_cells).float().to(module.device) for total in (target, pooled)))
     if combinations is not None:
         condition = module.condition_tensor(codes)
