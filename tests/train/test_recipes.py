@@ -61,6 +61,13 @@ def test_there_is_always_an_epoch(recipe, n_cells, batch_size):
     assert replace(recipe, batch_size=batch_size).max_epochs(n_cells) >= 1
 
 
+@pytest.mark.parametrize(("option", "value"), [("schedule", "cosin"), ("gradient_clip", -1), ("warm_up", float("nan"))])
+def test_unknown_schedules_and_negative_numbers_are_refused(recipe, option, value):
+    """A negative limit of the gradient would turn it around."""
+    with pytest.raises(ValueError, match=f"`{option}` must .*but found {value!r}"):
+        replace(recipe, **{option: value})
+
+
 def test_recipes_cannot_be_changed(recipe):
     with pytest.raises(AttributeError):
         recipe.learning_rate = 1.0

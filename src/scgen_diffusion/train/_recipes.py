@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, fields, replace
+from numbers import Real
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +63,17 @@ class Recipe:
     many_cells: int | None = None
     smallest_epoch: int = 0
     n_epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the schedule and the signs."""
+        if self.schedule not in get_args(Schedule):
+            msg = f"`schedule` must be one of {get_args(Schedule)}, but found {self.schedule!r}."
+            raise ValueError(msg)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Real) and not value >= 0:
+                msg = f"`{field.name}` must not be negative, but found {value!r}."
+                raise ValueError(msg)
 
     def max_epochs(self, n_cells: int) -> int:
         """Return the number of epochs for ``n_cells`` training cells."""
