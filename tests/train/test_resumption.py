@@ -264,6 +264,24 @@ def test_another_split_recipe_or_length_is_refused(train, whole, tmp_path):
         train(tmp_path, longer, batch_size=8)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("limit_train_batches", 1), ("max_steps", 2), ("accumulate_grad_batches", 2)]
+)
+def test_a_stage_of_other_steps_is_refused_also_if_it_is_finished(train, tmp_path, option, value):
+    train(tmp_path, ONE_EPOCH, **{option: value})
+
+    with pytest.raises(ValueError, match=f"checkpoint of the autoencoder was made with `{option}` of '{value}', not"):
+        train(tmp_path, ONE_EPOCH)
+    assert train(tmp_path, ONE_EPOCH, **{option: value}).is_trained_
+
+
+def test_the_training_loss_of_an_epoch_that_ends_early_is_its_own(train):
+    losses = train(None, N_EPOCHS, max_steps=7).history_["autoencoder_loss_train"]["autoencoder_loss_train"]
+
+    assert losses.index.tolist() == [0, 1]
+    assert losses[0] != losses[1]
+
+
 @pytest.mark.parametrize(("n_done", "is_refused"), [(1, True), (2, False)])
 def test_a_first_stage_killed_after_its_last_epoch_but_before_its_mark_is_done(tmp_path, n_done, is_refused):
     torch.save({"n_epochs_done": n_done, "is_finished": False, "max_epochs": 2}, tmp_path / "autoencoder.ckpt")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 FUSED_ON = ("cpu", "cuda")
 N_CELLS = "n_cells"  # key in the sums of losses
+STEP_OPTIONS = ("limit_train_batches", "max_steps", "accumulate_grad_batches")  # of Lightning's trainer
 TRANSPORT = "module.transport."  # prefix of names in a checkpoint
 
 
@@ -222,6 +223,8 @@ class StagePlan(pl.LightningModule):
         FloatingPointError
             If the epoch's loss is NaN or infinite.
         """
+        if self._sums["train"]:  # an option such as `max_steps` ended the epoch before its last batch
+            self._log_means("train")
         losses = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         loss = torch.tensor(losses.get(f"{self.name}_loss_train", 0.0))
         if not torch.isfinite(loss):
@@ -262,11 +265,17 @@ class StagePlan(pl.LightningModule):
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        """Options of the recipe, and those of the trainer that change the steps."""
+        of_trainer = {name: str(getattr(self.trainer, name)) for name in STEP_OPTIONS}  # 1 batch is not the share 1.0
+        return asdict(self.recipe) | of_trainer
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add history, seed, options and fingerprint."""
         checkpoint |= {
             "fingerprint": self.fingerprint,
-            "options": asdict(self.recipe),
+            "options": self._options,
             "seed": self.seed,
             "n_epochs_done": self.n_epochs_done,
             "is_finished": self.is_finished,
@@ -289,7 +298,7 @@ class StagePlan(pl.LightningModule):
                 "command line: `--restart`)."
             )
             raise ValueError(msg)
-        before, options = checkpoint["options"], asdict(self.recipe)
+        before, options = checkpoint["options"], self._options
         differing = [
             f"`{name}` of {before.get(name)!r}, not {options[name]!r}"
             for name in options

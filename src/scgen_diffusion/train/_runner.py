@@ -166,6 +166,7 @@ def run_stage(
             )
             raise ValueError(msg)
         if checkpoint is not None and checkpoint.get("is_finished") and checkpoint.get("max_epochs") == n_epochs:
+            plan.trainer = trainer
             plan.on_load_checkpoint(checkpoint)
             plan.load_state_dict(checkpoint["state_dict"])
             plan.module.eval()
