@@ -118,6 +118,7 @@ MISTAKES = [
     ({"lr": 1e-3}, TypeError, "plan_kwargs={'learning_rate': ...}"),
     ({"weight_decay": 0.1}, TypeError, "plan_kwargs={'weight_decay': ...}"),
     ({"gradient_clip_val": 1.0}, TypeError, "gradient_clip_val"),
+    ({"overfit_batches": 1}, TypeError, "'overfit_batches'.*use `limit_train_batches`"),
     ({"plan_kwargs": {"lr": 1e-3}}, TypeError, "Did you mean 'learning_rate'"),
     ({"plan_kwargs": {"learning_rate": "high"}}, TypeError, "'learning_rate' must be a number, but found 'high'"),
     ({"plan_kwargs": [1]}, TypeError, "`plan_kwargs` must be a mapping"),

@@ -49,6 +49,14 @@ def loaders(*arguments):
     return data
 
 
+def test_a_loader_that_drops_cells_is_refused():
+    """Otherwise the last rows would hold whatever was in memory."""
+    with pytest.raises(ValueError, match=f"all {N} cells gave only {N - 1} of them"):
+        LatentCache(N, SHAPES, {"condition": torch.long}).fill(
+            {name: array[: N - 1] for name, array in batch.items()} for batch in batches(N)
+        )
+
+
 def test_written_values_are_read_back(cache):
     picked = [24, 0, 13, 13]
 

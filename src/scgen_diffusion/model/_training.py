@@ -31,6 +31,7 @@ CHANGE = 0.1  # share of the total fall of the validation loss that counts as a 
 LEARNING_RATE = "learning_rate"
 OTHER_NAMES = {
     **dict.fromkeys(("epochs", "n_epochs", "num_epochs"), "max_epochs"),
+    "overfit_batches": "Stages draw their own batches; to see few of them, use `limit_train_batches`.",
     **{
         name: f"It is an option of the training plan: `plan_kwargs={{{option!r}: ...}}`."
         for name, option in {"lr": LEARNING_RATE, **{field.name: field.name for field in fields(Recipe)}}.items()

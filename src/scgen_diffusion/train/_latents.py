@@ -90,7 +90,7 @@ class LatentCache(Dataset):
             self._folder.cleanup()
 
     def fill(self, batches: Iterable[Mapping[str, Tensor]]) -> LatentCache:
-        """Write consecutive batches of rows."""
+        """Write consecutive batches of all rows; raise ValueError if some are missing."""
         start = 0
         for batch in batches:
             stop = start + len(next(iter(batch.values())))
@@ -98,6 +98,9 @@ class LatentCache(Dataset):
                 self.arrays[name][start:stop] = rows
             self._release_after(stop - start)
             start = stop
+        if start < len(self):
+            msg = f"The loader of all {len(self)} cells gave only {start} of them."
+            raise ValueError(msg)
         return self
 
     def parts(self, size: int) -> Iterator[dict[str, Tensor]]:

@@ -46,7 +46,7 @@ FIRST_WITH_BF16 = 8  # compute capability; older GPUs emulate bfloat16, slowly
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 OWN_OPTIONS = {  # the stage sets them
     "self", "trainer_kwargs", "plan", "data", "use_distributed_sampler", "gradient_clip_val", "enable_checkpointing",
-    "deadline",
+    "deadline", "overfit_batches",
 }  # fmt: skip
 NEEDLESS_WARNINGS = (
     ".*does not have many workers",
