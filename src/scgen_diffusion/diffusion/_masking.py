@@ -123,7 +123,7 @@ class UnmaskingSampler(SteppingSampler):
 
     Of :math:`m` masked items, a step from ``t`` to ``s`` unmasks :math:`\operatorname{Poisson}\bigl(m\,p_k\,(\alpha_s -
     \alpha_t) / \sigma_t\bigr)` of kind :math:`k`, where :math:`p_k` is the predicted probability. The number of items
-    in     the finished sample therefore varies a little around the one it started with.
+    in the finished sample therefore varies a little around the one it started with.
 
     Parameters
     ----------
