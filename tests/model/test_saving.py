@@ -74,6 +74,14 @@ def test_a_model_saved_again_is_the_same(trained, saved_model, tmp_path):
     assert same_cells(SCLDM.load(tmp_path / "again").generate(10, seed=3), trained.generate(10, seed=3))
 
 
+def test_a_trained_model_can_be_pickled(make_trained):
+    trained = make_trained()  # with its trainer, which a loaded model has not
+
+    copy = pickle.loads(pickle.dumps(trained))
+
+    assert same_cells(copy.generate(10, seed=3), trained.generate(10, seed=3))
+
+
 def test_methods_that_need_cells_ask_for_them_after_loading(trained, saved_model):
     loaded = SCLDM.load(saved_model)
 
