@@ -118,6 +118,7 @@ def check_values(
     if values not in ("counts", "log1p"):
         msg = f"`values` must be 'counts' or 'log1p', but found {values!r}."
         raise ValueError(msg)
+    check_not_masked(matrix, where)
     totals, all_whole = [], True
     for chunk in _chunks(matrix):
         stored = np.asarray(chunk.data if sp.issparse(chunk) else chunk)
@@ -160,6 +161,13 @@ def check_values(
         msg = f"{where} holds whole numbers only, like counts, not log-normalised values. Set `values='counts'`."
         raise ValueError(msg)
     return np.concatenate(totals)
+
+
+def check_not_masked(matrix: Any, where: str) -> None:
+    """Raise for a masked array of numpy, whose mask the models would ignore."""
+    if isinstance(matrix, np.ma.MaskedArray):
+        msg = f"{where} is a masked array, but every value is needed. Fill in those that are masked: `.filled(0)`."
+        raise ValueError(msg)
 
 
 def check_natural_logarithms(log1p: Any, where: str) -> None:

@@ -1589,7 +1589,7 @@ class DiffusionModel(BaseModelClass):
         setup = self.registry_["setup_args"]
         where = check_layer(source, setup["layer"])
         advice = ADVICE_ON_COUNTS.format(where=where)
-        check_not_empty(check_values(x.numpy(), where, setup["values"], advice), source.obs_names[rows], where)
+        check_not_empty(check_values(np.asanyarray(x), where, setup["values"], advice), source.obs_names[rows], where)
 
     def _registered(self, source: AnnData) -> RegisteredCells:
         """Return validated cells as the data loaders of training see them."""
