@@ -195,6 +195,14 @@ def test_duplicate_genes_are_named():
         check_expression(adata, None, "counts")
 
 
+def test_genes_named_by_numbers_are_refused():
+    adata = anndata.AnnData(counts(10))
+    adata.var_names = pd.Index([7, 11, 13])  # such as Entrez identifiers
+
+    with pytest.raises(ValueError, match=r"adata.var_names must be text, but found 7. Convert them"):
+        check_expression(adata, None, "counts")
+
+
 def test_an_unknown_layer_lists_the_known_ones_closest_first():
     adata = anndata.AnnData(counts(5), layers={"spliced": counts(5), "counts": counts(5)})
 

@@ -194,8 +194,14 @@ def check_not_empty(totals: np.ndarray, names: pd.Index, where: str) -> None:
 
 
 def check_shape(adata: AnnData, where: str, owner: str = "adata") -> None:
-    """Raise unless there are cells and genes, and genes and columns of ``var`` are unique."""
+    """Raise unless there are cells and genes, whose names are unique texts, and columns of ``var`` are unique."""
     check_size(adata.shape, where)
+    if numbers := [name for name in adata.var_names if not isinstance(name, str)]:
+        msg = (
+            f"{owner}.var_names must be text, but found {numbers[0]!r}. Convert them: {owner}.var_names = "
+            f"{owner}.var_names.astype(str)."
+        )
+        raise ValueError(msg)
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
         msg = f"{owner}.var_names has duplicates: {list_some(repeated)}. Call {owner}.var_names_make_unique() first."
