@@ -150,6 +150,11 @@ def test_rows_and_sizes_that_cannot_be_are_refused(trained, arguments, message):
         trained.get_elbo(**arguments)
 
 
+def test_cells_of_which_none_are_left_are_refused(trained):
+    with pytest.raises(ValueError, match="There are no cells"):
+        trained.get_latent_representation(trained.adata[:0].copy())
+
+
 def test_draws_of_the_latent_have_the_mean_and_variance_that_are_returned(trained):
     mean, variance = trained.get_latent_representation(return_dist=True)
     draws = np.stack([trained.get_latent_representation(give_mean=False, seed=seed) for seed in range(40)])

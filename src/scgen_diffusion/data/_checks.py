@@ -245,7 +245,7 @@ def check_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.n
     """Return the selected row numbers; raise if there are none."""
     rows = row_numbers(indices, n_cells)
     if len(rows) == 0:
-        msg = "`indices` selects no cells."
+        msg = "`indices` selects no cells." if n_cells else "There are no cells."
         raise ValueError(msg)
     return rows
 
