@@ -36,6 +36,8 @@ def annbatch_sampler():
 USES = {
     "scvi-tools: parse_device_args": lambda: _compat.parse_device_args("cpu", "auto", return_device="torch"),
     "scvi-tools: _get_most_recent_anndata_manager": lambda: _compat.registered_manager(SCLDM, set_up()).registry,
+    "scvi-tools: _per_instance_manager_store": lambda: BaseModelClass._per_instance_manager_store,
+    "scvi-tools: _setup_adata_manager_store": lambda: SCLDM._setup_adata_manager_store,
     "anndata: _init_as_actual": lambda: _compat.replace_contents(cells(), cells(5)),
     "torch: _load_from_state_dict": lambda: torch.nn.Module._load_from_state_dict,
     "scvi-tools: _get_init_params": lambda: BaseModelClass._get_init_params,

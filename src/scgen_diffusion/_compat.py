@@ -36,6 +36,12 @@ def registered_manager(model_class: type[BaseModelClass], adata: AnnData) -> Ann
     return model_class._get_most_recent_anndata_manager(adata, required=True)
 
 
+def forget_cells(model: BaseModelClass, manager: AnnDataManager) -> None:
+    """Remove cells from what a model, and the setup of its class, have registered."""
+    for registered in (model._per_instance_manager_store[model.id], model._setup_adata_manager_store):
+        registered.pop(manager.adata_uuid, None)
+
+
 def replace_contents(adata: AnnData, other: AnnData) -> None:
     """Replace the contents of ``adata``, including its genes, with those of ``other``."""
     adata._init_as_actual(other)

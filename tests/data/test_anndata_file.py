@@ -77,3 +77,18 @@ def test_names_of_some_cells_are_read_wherever_their_part_begins(tmp_path, monke
     (file,) = open_anndata_files(path)
 
     assert file.names_of(np.array(rows, dtype=int)) == [f"cell {number}" for number in rows]
+
+
+@pytest.mark.filterwarnings("ignore:.*contain strings")
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_names_may_be_stored_as_categories(tmp_path, suffix):
+    names = [f"cell {number}" for number in range(10)]
+    cells = anndata.AnnData(X[:10], obs=pd.DataFrame(index=pd.CategoricalIndex(names)))
+    path = tmp_path / f"cells{suffix}"
+    cells.write_h5ad(path) if suffix == ".h5ad" else cells.write_zarr(path)
+
+    (file,) = open_anndata_files(path)
+
+    assert file.n_cells == 10
+    assert list(file.all_names()) == names
+    assert file.names_of(np.array([2, 3, 9])) == [names[2], names[3], names[9]]

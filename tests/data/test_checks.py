@@ -175,6 +175,13 @@ def test_values_that_are_no_numbers_are_refused(dtype):
         check_expression(anndata.AnnData(np.ones((3, 2)).astype(dtype)), None, "counts")
 
 
+def test_masked_arrays_are_refused():
+    masked = np.ma.masked_array(counts(50), mask=counts(50) > 1)
+
+    with pytest.raises(ValueError, match=r"adata.layers\['raw'\] is a masked array, but every value is needed"):
+        check_expression(anndata.AnnData(counts(50), layers={"raw": masked}), "raw", "counts")
+
+
 @pytest.mark.parametrize("dtype", ["int64", "uint16", "float64", "bool"])
 def test_counts_of_any_number_type_pass(dtype):
     check_expression(anndata.AnnData(counts(50).clip(max=1).astype(dtype)), None, "counts")
@@ -185,6 +192,14 @@ def test_duplicate_genes_are_named():
     adata.var_names = ["CD4", "CD8", "CD4"]
 
     with pytest.raises(ValueError, match="duplicates: 1 .'CD4'.*var_names_make_unique"):
+        check_expression(adata, None, "counts")
+
+
+def test_genes_named_by_numbers_are_refused():
+    adata = anndata.AnnData(counts(10))
+    adata.var_names = pd.Index([7, 11, 13])  # such as Entrez identifiers
+
+    with pytest.raises(ValueError, match=r"adata.var_names must be text, but found 7. Convert them"):
         check_expression(adata, None, "counts")
 
 

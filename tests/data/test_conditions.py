@@ -8,6 +8,7 @@ import tracemalloc
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,6 +126,13 @@ def test_a_list_longer_than_the_cells_or_empty_is_refused(conditions, values):
 def test_an_empty_table_is_refused(conditions):
     with pytest.raises(ValueError, match="no rows"):
         conditions.encode(pd.DataFrame({"cell_type": []}), None)
+
+
+def test_cells_with_a_key_twice_are_refused(conditions):
+    obs = pd.DataFrame([["B", "T"]], columns=["cell_type", "cell_type"], index=["cell"])
+
+    with pytest.raises(ValueError, match="`condition.obs` has 2 columns 'cell_type'; rename all but one"):
+        conditions.encode(AnnData(obs=obs), None)
 
 
 @pytest.mark.parametrize("request_", ["B", ["B", "T"], 3])

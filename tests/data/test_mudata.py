@@ -122,6 +122,13 @@ def test_wrong_modalities_are_named(mdata, modalities, error, message):
         resolve_modalities(mdata, modalities, None)
 
 
+def test_a_modality_that_files_cannot_store_raises_with_advice(mdata):
+    mdata.mod["rna/spliced"] = mdata.mod.pop("rna")
+
+    with pytest.raises(ValueError, match=r"has a '/'.*mdata.mod\['rna_spliced'\] = mdata.mod.pop\('rna/spliced'\)"):
+        resolve_modalities(mdata, None, None)
+
+
 def test_modalities_that_share_features_are_refused(mdata):
     with pytest.raises(ValueError, match="share cells"):
         resolve_modalities(mudata.MuData({"a": mdata["rna"].copy(), "b": mdata["rna"].copy()}, axis=1), None, None)

@@ -169,6 +169,11 @@ def test_steps_and_neighbours_are_checked(trained, low_dose, name, value):
         trained.follow_cells(None, {"dose": 100}, "cell_type", indices=low_dose, **{name: value})
 
 
+def test_no_cells_to_follow_are_refused(trained):
+    with pytest.raises(ValueError, match="`indices` selects no cells"):
+        trained.follow_cells(None, {"dose": 100}, "cell_type", indices=[])
+
+
 def test_a_model_without_cells_says_so(trained, saved_model):
     with pytest.raises(ValueError, match="none in memory; load it with `adata`"):
         load(saved_model).follow_cells(trained.adata, {"dose": 100}, "cell_type")

@@ -105,6 +105,16 @@ def test_requested_cells_without_counts_are_named(trained):
     assert len(trained.get_latent_representation(other, [2, 4])) == 2
 
 
+def test_masked_values_and_genes_are_refused(trained):
+    cells = trained.adata.copy()
+    cells.X = np.ma.masked_array(cells.X, mask=cells.X > 5)
+
+    with pytest.raises(ValueError, match="adata.X is a masked array"):
+        trained.get_latent_representation(cells)
+    with pytest.raises(ValueError, match="is a masked array"):
+        type(trained).prepare_query_anndata(cells, trained)
+
+
 def test_what_other_cells_lack_is_named(make_trained, make_cells):
     cells = make_cells()
     cells.layers["counts"] = cells.X.copy()
@@ -138,6 +148,11 @@ def test_what_other_cells_lack_is_named(make_trained, make_cells):
 def test_rows_and_sizes_that_cannot_be_are_refused(trained, arguments, message):
     with pytest.raises(ValueError, match=message):
         trained.get_elbo(**arguments)
+
+
+def test_cells_of_which_none_are_left_are_refused(trained):
+    with pytest.raises(ValueError, match="There are no cells"):
+        trained.get_latent_representation(trained.adata[:0].copy())
 
 
 def test_draws_of_the_latent_have_the_mean_and_variance_that_are_returned(trained):

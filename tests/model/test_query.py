@@ -529,7 +529,9 @@ def test_new_classes_are_refused_where_nothing_is_fine_tuned(scldm, make_cells, 
 # --- genes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("matrix", [np.asarray, sp.csr_matrix, sp.csc_matrix], ids=lambda matrix: matrix.__name__)
+@pytest.mark.parametrize(
+    "matrix", [np.asarray, np.float16, sp.csr_matrix, sp.csc_matrix], ids=lambda matrix: matrix.__name__
+)
 def test_genes_are_ordered_padded_and_dropped(scldm, make_cells, quick, matrix, dense):
     cells = query_cells(make_cells, n_cells=12)
     shuffled = renamed(cells)[:, np.random.default_rng(0).permutation(cells.n_vars)].copy()

@@ -74,6 +74,14 @@ def test_a_model_saved_again_is_the_same(trained, saved_model, tmp_path):
     assert same_cells(SCLDM.load(tmp_path / "again").generate(10, seed=3), trained.generate(10, seed=3))
 
 
+def test_a_trained_model_can_be_pickled(make_trained):
+    trained = make_trained()  # with its trainer, which a loaded model has not
+
+    copy = pickle.loads(pickle.dumps(trained))
+
+    assert same_cells(copy.generate(10, seed=3), trained.generate(10, seed=3))
+
+
 def test_methods_that_need_cells_ask_for_them_after_loading(trained, saved_model):
     loaded = SCLDM.load(saved_model)
 
@@ -82,6 +90,44 @@ def test_methods_that_need_cells_ask_for_them_after_loading(trained, saved_model
     np.testing.assert_allclose(
         loaded.get_latent_representation(trained.adata), trained.get_latent_representation(), rtol=1e-6
     )
+
+
+def test_cells_given_to_a_model_without_cells_do_not_become_its_own(trained, saved_model, quick):
+    loaded = SCLDM.load(saved_model)
+
+    loaded.get_latent_representation(trained.adata)
+
+    assert loaded.adata is None
+    with pytest.raises(ValueError, match="give `adata`"):
+        loaded.get_latent_representation()
+    with pytest.raises(ValueError, match="no cells to train on"):
+        loaded.train(1, **quick)
+    again = loaded.get_latent_representation(trained.adata.copy())  # registered like the first ones
+    np.testing.assert_allclose(again, trained.get_latent_representation(), rtol=1e-6)
+
+
+def test_a_model_whose_cells_were_replaced_can_be_saved_and_loaded(trained, saved_model, make_cells, tmp_path):
+    model = SCLDM.load(saved_model, adata=trained.adata.copy())
+
+    model.adata = make_cells(40, seed=1)
+    model.save(tmp_path / "m", save_anndata=True)
+
+    loaded = SCLDM.load(tmp_path / "m")
+    assert loaded.adata.n_obs == 40
+    assert same_cells(loaded.generate(10, seed=3), trained.generate(10, seed=3))
+
+
+def test_cells_that_replace_a_models_own_need_its_genes_in_order(trained, saved_model):
+    model, cells = SCLDM.load(saved_model, adata=trained.adata.copy()), trained.adata.copy()
+
+    for others, words in [
+        (cells[:, ::-1].copy(), "another order"),
+        (cells[:, 1:].copy(), "1 .'gene_0'. missing"),
+        (cells.X, "must be an AnnData, but found ndarray"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=words):
+            model.adata = others
+    assert model.adata.var_names.equals(cells.var_names)
 
 
 def test_cells_can_be_saved_with_the_model(trained, tmp_path):

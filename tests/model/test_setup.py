@@ -177,6 +177,18 @@ def test_the_same_cells_can_be_set_up_for_a_second_model(make_cells, make_model,
         assert sorted(n_cells) == sorted(adata.obs[key].value_counts().loc[lambda n: n > 0])
 
 
+def test_cells_given_to_a_method_can_be_deregistered(trained, make_cells):
+    cells = make_cells(seed=1)
+    before = trained.get_latent_representation(cells)
+
+    trained.deregister_manager(cells)
+
+    assert trained.get_anndata_manager(cells) is None
+    with pytest.raises(ValueError, match="`adata` was never given to this model"):
+        trained.deregister_manager(cells)
+    np.testing.assert_array_equal(trained.get_latent_representation(cells), before)
+
+
 def test_cells_whose_conditions_were_changed_are_refused(make_cells, make_model, quick):
     adata = make_cells()
     model = make_model(adata, condition_keys=["dose"])

@@ -4,6 +4,7 @@ import anndata
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance
@@ -441,6 +442,23 @@ def test_train_says_that_no_group_has_both_kinds_of_cells(make_cells, make_train
         model = make_trained(adata, setup={"control_values": {"dose": 0}})
 
     assert model.trained_stages_ == ["autoencoder", "prior"]
+
+
+def test_an_aborted_training_leaves_the_former_transport_or_none(transported, make_trained):
+    class Abort(Callback):
+        def on_train_batch_end(self, *_):
+            raise MemoryError
+
+    model, rows = make_trained(max_epochs=2), controls(transported)
+    request = {"condition": PERTURBED, "indices": rows, "method": "transport", "sample": False}
+    before = transported.predict_perturbation(**request).X
+
+    for aborted in (transported, model):
+        with pytest.raises(MemoryError):
+            aborted.train_transport(2, control_values={"dose": 10}, callbacks=[Abort()], **QUICK)
+
+    np.testing.assert_array_equal(transported.predict_perturbation(**request).X, before)
+    assert model.module.transport is None
 
 
 def test_the_transport_refuses_what_it_does_not_know(transported, tmp_path):

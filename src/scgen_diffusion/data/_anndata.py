@@ -13,7 +13,7 @@ from anndata import AnnData
 
 from scgen_diffusion._arguments import is_number, warn_user
 
-from ._checks import layer_names
+from ._checks import check_not_masked, layer_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -145,8 +145,12 @@ def pad_genes(adata: AnnData, var: pd.DataFrame) -> AnnData:
     selection = sp.csr_matrix(ones, shape=(adata.n_vars, len(wanted)))
 
     def select(matrix: Any) -> Any:
-        chosen = matrix @ selection.astype(matrix.dtype)
-        return sp.csr_matrix(chosen) if sp.issparse(matrix) else chosen
+        check_not_masked(matrix, "A matrix of adata")
+        if sp.issparse(matrix):
+            return sp.csr_matrix(matrix @ selection.astype(matrix.dtype))
+        chosen = np.zeros((adata.n_obs, len(wanted)), dtype=matrix.dtype)
+        chosen[:, shared] = matrix[:, place[shared]]  # also of dask, and of types that SciPy lacks
+        return chosen
 
     source = adata.to_memory() if adata.isbacked else adata
     return AnnData(

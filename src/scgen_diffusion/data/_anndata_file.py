@@ -243,6 +243,8 @@ def _index_of(table: Any) -> Any:
 
 def _text_array(element: Any) -> Any:
     """Return the array of text in an element; nullable text of pandas has it beside a mask."""
+    if not hasattr(element, "dtype") and "codes" in element:  # categories as names
+        return np.asarray(anndata.io.read_elem(element))
     return element if hasattr(element, "dtype") else element["values"]
 
 

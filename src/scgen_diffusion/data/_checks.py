@@ -118,6 +118,7 @@ def check_values(
     if values not in ("counts", "log1p"):
         msg = f"`values` must be 'counts' or 'log1p', but found {values!r}."
         raise ValueError(msg)
+    check_not_masked(matrix, where)
     totals, all_whole = [], True
     for chunk in _chunks(matrix):
         stored = np.asarray(chunk.data if sp.issparse(chunk) else chunk)
@@ -162,6 +163,13 @@ def check_values(
     return np.concatenate(totals)
 
 
+def check_not_masked(matrix: Any, where: str) -> None:
+    """Raise for a masked array of numpy, whose mask the models would ignore."""
+    if isinstance(matrix, np.ma.MaskedArray):
+        msg = f"{where} is a masked array, but every value is needed. Fill in those that are masked: `.filled(0)`."
+        raise ValueError(msg)
+
+
 def check_natural_logarithms(log1p: Any, where: str) -> None:
     """Raise if scanpy's ``uns["log1p"]`` says that logarithms have another base than e; None means e."""
     base = log1p.get("base") if isinstance(log1p, Mapping) else None
@@ -186,8 +194,14 @@ def check_not_empty(totals: np.ndarray, names: pd.Index, where: str) -> None:
 
 
 def check_shape(adata: AnnData, where: str, owner: str = "adata") -> None:
-    """Raise unless there are cells and genes, and genes and columns of ``var`` are unique."""
+    """Raise unless there are cells and genes, whose names are unique texts, and columns of ``var`` are unique."""
     check_size(adata.shape, where)
+    if numbers := [name for name in adata.var_names if not isinstance(name, str)]:
+        msg = (
+            f"{owner}.var_names must be text, but found {numbers[0]!r}. Convert them: {owner}.var_names = "
+            f"{owner}.var_names.astype(str)."
+        )
+        raise ValueError(msg)
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
         msg = f"{owner}.var_names has duplicates: {list_some(repeated)}. Call {owner}.var_names_make_unique() first."
@@ -231,7 +245,7 @@ def check_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.n
     """Return the selected row numbers; raise if there are none."""
     rows = row_numbers(indices, n_cells)
     if len(rows) == 0:
-        msg = "`indices` selects no cells."
+        msg = "`indices` selects no cells." if n_cells else "There are no cells."
         raise ValueError(msg)
     return rows
 

@@ -16,6 +16,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from scgen_diffusion._arguments import check_count, known_names
 
+from ._checks import obs_column
 from ._condition_keys import (
     LARGEST_DISTANCE,
     N_PLACES,
@@ -167,7 +168,7 @@ class Conditions:
                 rows = key.rows(request.obsm[key.name], "`condition`.obsm")
                 table |= dict(zip(key.table_columns, rows.T, strict=True))
             else:
-                table[key.name] = request.obs[key.name].array
+                table[key.name] = obs_column(request, key.name, "condition").array
         if not table:
             listed = ", ".join(f"{key.source}[{key.name!r}]" for key in self.by_key) or "none"
             msg = f"The cells in `condition` have none of the model's condition keys ({listed})."

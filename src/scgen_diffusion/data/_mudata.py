@@ -119,7 +119,7 @@ def choose_modalities(
     KeyError
         For unknown modalities.
     ValueError
-        For no modality, a repeated one, and an unknown likelihood.
+        For no modality, a repeated one, one with a "/" in its name, and an unknown likelihood.
     """
     given = list(modalities) if isinstance(modalities, Mapping) else modalities
     names = list(known) if given is None else check_names(given, "modalities")
@@ -137,6 +137,10 @@ def choose_modalities(
             raise KeyError(msg)
         if likelihood not in (None, *allowed):
             msg = f"`modalities[{name!r}]` is {likelihood!r}. {known_names(likelihood, allowed)}"
+            raise ValueError(msg)
+        if "/" in name:
+            renamed = f"mdata.mod[{name.replace('/', '_')!r}] = mdata.mod.pop({name!r})"
+            msg = f"The modality {name!r} has a '/', which names in .h5mu files cannot have. Rename it: {renamed}."
             raise ValueError(msg)
     return likelihoods, {name: layers.get(name) if isinstance(layers, Mapping) else layers for name in names}
 

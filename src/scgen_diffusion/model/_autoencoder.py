@@ -11,7 +11,7 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from scgen_diffusion._arguments import check_count, is_number, known_names
-from scgen_diffusion.data import obs_column, resolve_seed, row_numbers
+from scgen_diffusion.data import check_rows, obs_column, resolve_seed, row_numbers
 from scgen_diffusion.diffusion import Generators
 from scgen_diffusion.generation import check_finite, rows_of, stack
 
@@ -478,7 +478,7 @@ class AutoencoderModel(DiffusionModel):
         check_count("n_neighbors", n_neighbors)
         end = _check_number(f"until[{key!r}]", value)
         followed = self.adata if adata is None else adata
-        rows = row_numbers(indices, followed.n_obs)
+        rows = check_rows(indices, followed.n_obs)
         times = _numbers(self.adata, key, "model.adata")
         given_times = _numbers(followed, key, "adata")[rows]
         if step is None:

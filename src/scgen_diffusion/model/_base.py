@@ -30,7 +30,7 @@ from scvi.model.base import BaseModelClass
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_argument_names, check_count, known_names, suggests_arguments, warn_user
-from scgen_diffusion._compat import parse_device_args, replace_contents
+from scgen_diffusion._compat import forget_cells, parse_device_args, replace_contents
 from scgen_diffusion._pretrained import model_folder
 from scgen_diffusion.data import (
     PROVENANCE_KEY,
@@ -170,6 +170,7 @@ class DiffusionModel(BaseModelClass):
     """
 
     architecture: Any
+    registry_: dict[str, Any]
     var_: pd.DataFrame
     combinations_: np.ndarray
     combination_sizes_: np.ndarray
@@ -204,12 +205,19 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def adata(self) -> Any:
-        """The model's cells in memory (AnnData or MuData), or None. Setting it replaces cells in files."""
+        """The model's cells in memory (AnnData or MuData), or None. Setting it replaces cells in files.
+
+        New cells need the genes of the model in its order, and known conditions.
+        """
         return BaseModelClass.adata.fget(self)
 
     @adata.setter
     def adata(self, adata: AnnData | MuData) -> None:
+        self._check_same_features(adata)
+        registry = self.registry_
         BaseModelClass.adata.fset(self, adata)
+        # scvi-tools drops the name of the setup method, without which a saved model cannot be loaded
+        self.registry_ = {**registry, "field_registries": self.registry_["field_registries"]}
         self._file_cells = None
 
     @classmethod
@@ -1581,7 +1589,7 @@ class DiffusionModel(BaseModelClass):
         setup = self.registry_["setup_args"]
         where = check_layer(source, setup["layer"])
         advice = ADVICE_ON_COUNTS.format(where=where)
-        check_not_empty(check_values(x.numpy(), where, setup["values"], advice), source.obs_names[rows], where)
+        check_not_empty(check_values(np.asanyarray(x), where, setup["values"], advice), source.obs_names[rows], where)
 
     def _registered(self, source: AnnData) -> RegisteredCells:
         """Return validated cells as the data loaders of training see them."""
@@ -1606,7 +1614,10 @@ class DiffusionModel(BaseModelClass):
         cells = self.adata if adata is None else adata
         self._check_same_features(cells)
         check_layer(cells, self.registry_["setup_args"].get("layer"))
-        return self._validate_anndata(adata)
+        own = self.adata
+        cells = self._validate_anndata(adata)
+        self._adata = own  # scvi-tools makes the first cells given to a model without cells its own
+        return cells
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
@@ -2018,12 +2029,19 @@ class DiffusionModel(BaseModelClass):
         Raises
         ------
         ValueError
-            If the model has no AnnData.
+            If the model has no AnnData, or was never given ``adata``.
         """
+        if adata is not None:  # scvi-tools looks among the cells that were set up, and not among those given to methods
+            manager = self.get_anndata_manager(adata)
+            if manager is None:
+                msg = "`adata` was never given to this model, so there is nothing to deregister."
+                raise ValueError(msg)
+            forget_cells(self, manager)
+            return
         if self.adata is None:
             msg = "The model has no AnnData, so there is nothing to deregister."
             raise ValueError(msg)
-        super().deregister_manager(adata)
+        super().deregister_manager()
 
     def _refuse(self, name: str) -> NoReturn:
         msg = f"{type(self).__name__} has no `{name}`: {self._advice[name]}."

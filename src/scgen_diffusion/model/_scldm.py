@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
@@ -38,7 +39,7 @@ from ._training import Run, digest_of, stage_seed
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from anndata import AnnData
 
@@ -382,7 +383,7 @@ class SCLDM(AutoencoderModel):
             )
             warn_user(msg)
         seed = stage_seed() + 2
-        with self._encode_cells() as cache:
+        with self._encode_cells() as cache, self._transport_kept_if_interrupted():
             if "prior" not in self.trained_stages_:
                 self._describe_cells_of(cache)
             with torch.random.fork_rng(devices=[]):  # a resumed run has drawn fewer global random numbers so far
@@ -397,6 +398,16 @@ class SCLDM(AutoencoderModel):
             result = run(plan, data, self._autoencoder_digest, sorted(control.items()), *matches)
         self._record_trained(*self.trained_stages_, "transport")
         return result
+
+    @contextmanager
+    def _transport_kept_if_interrupted(self) -> Iterator[None]:
+        """Keep the former transport, or none, if the body raises: ``generate`` would use one that is half trained."""
+        former = self.module.transport
+        try:
+            yield
+        except BaseException:
+            self.module.transport = None if former is None else former.to(self.device)
+            raise
 
     def _due_stages(self) -> Sequence[str]:
         control = self.registry_["setup_args"]["control_values"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -279,15 +280,15 @@ DIFFUSION_RECIPES: dict[str, dict[str, DiffusionRecipe]] = {
 def learning_rate_factor(schedule: Schedule, *, n_steps: int, warm_up: float) -> Callable[[int], float]:
     """Return the factor of the learning rate at each step: a linear rise from 0.01, then the schedule."""
     n_warm_up = max(round(warm_up * n_steps), 1)
+    return partial(_factor_at, schedule=schedule, n_steps=n_steps, n_warm_up=n_warm_up)  # can be pickled
 
-    def factor(step: int) -> float:
-        if step < n_warm_up:
-            return 0.01 + 0.99 * step / n_warm_up
-        progress = min(step / max(n_steps, 1), 1.0)
-        if schedule == "cosine":  # half a period, down to 1 %
-            return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
-        if schedule == "warm_up_hold_decay":  # square-root decay over the last tenth, down to 10 %
-            return 0.1 + 0.9 * (1 - math.sqrt(max(progress - 0.9, 0) / 0.1))
-        return 1.0
 
-    return factor
+def _factor_at(step: int, schedule: Schedule, n_steps: int, n_warm_up: int) -> float:
+    if step < n_warm_up:
+        return 0.01 + 0.99 * step / n_warm_up
+    progress = min(step / max(n_steps, 1), 1.0)
+    if schedule == "cosine":  # half a period, down to 1 %
+        return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
+    if schedule == "warm_up_hold_decay":  # square-root decay over the last tenth, down to 10 %
+        return 0.1 + 0.9 * (1 - math.sqrt(max(progress - 0.9, 0) / 0.1))
+    return 1.0
