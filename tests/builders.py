@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import gc
 import multiprocessing
@@ -47,6 +48,13 @@ def _freeze_once(registry, freeze=AnnDataManager._get_data_registry_from_registr
 
 
 AnnDataManager._get_data_registry_from_registry = staticmethod(_freeze_once)
+
+
+async def _at_once(work, /, *arguments, **options):
+    return work(*arguments, **options)
+
+
+asyncio.to_thread = _at_once  # zarr does so for each of many small files, which takes two fifths of the time to write
 
 _latents.N_TOTALS = 2_000  # enough for small models; drawing a hundred thousand takes a quarter of a tiny training
 
