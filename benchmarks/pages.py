@@ -7,8 +7,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from benchmarks import guide, pretrained
 from benchmarks.quality import report as quality
 from benchmarks.speed import report as speed
@@ -23,7 +21,6 @@ RESULTS = {
 }
 
 
-@lru_cache
 def blocks() -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
     texts = guide.page_blocks()

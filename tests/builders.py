@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import gc
 import multiprocessing
@@ -23,6 +24,7 @@ import scipy.sparse as sp
 import scvi
 import torch
 from hypothesis import settings
+from scvi.data import AnnDataManager
 
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
 from scgen_diffusion.train import _latents
@@ -37,6 +39,22 @@ torch.set_num_threads(1)  # tensors this small only wait for each other's thread
 # Every training looks for callbacks of other packages. Reading the metadata of all of them takes a tenth of a tiny
 # training.
 lightning.fabric.utilities.registry.entry_points = functools.cache(lightning.fabric.utilities.registry.entry_points)
+
+
+def _freeze_once(registry, freeze=AnnDataManager._get_data_registry_from_registry, frozen={}):  # noqa: B006
+    """Return where the registered data are, which scvi-tools freezes at every look: a twelfth of a tiny training."""
+    key = repr([(name, field["data_registry"]) for name, field in registry["field_registries"].items()])
+    return frozen[key] if key in frozen else frozen.setdefault(key, freeze(registry))
+
+
+AnnDataManager._get_data_registry_from_registry = staticmethod(_freeze_once)
+
+
+async def _at_once(work, /, *arguments, **options):
+    return work(*arguments, **options)
+
+
+asyncio.to_thread = _at_once  # zarr does so for each of many small files, which takes two fifths of the time to write
 
 _latents.N_TOTALS = 2_000  # enough for small models; drawing a hundred thousand takes a quarter of a tiny training
 

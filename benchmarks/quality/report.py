@@ -46,11 +46,11 @@ def means_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     The error is the larger of the spread between seeds and the intervals within seeds.
     """
     rows = table[table["group"] == "all"].copy()
-    rows["deviation"] = (rows["high"] - rows["low"]) / (2 * TEN_HALVES_95)
+    rows["variance"] = ((rows["high"] - rows["low"]) / (2 * TEN_HALVES_95)) ** 2
     grouped = rows.groupby(["dataset", "metric", "method"], sort=False)
     means = grouped[["value", "floor", "shuffled"]].mean()
     n_seeds = grouped["seed"].nunique()
-    within = grouped["deviation"].apply(lambda deviation: np.sqrt((deviation**2).mean()))
+    within = np.sqrt(grouped["variance"].mean())
     between = grouped["value"].std().fillna(0)
     means["error"] = np.fmax(within, between) / np.sqrt(n_seeds)
     means["better"], means["n_seeds"] = grouped["better"].first(), n_seeds

@@ -35,19 +35,10 @@ def __getattr__(name: str) -> Any:
     if name in _PARTS:
         return import_module(f".{name}", __name__)
     if name == "__version__":
-        return _version()
+        return import_module("._version", __name__).VERSION
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("scgen-diffusion")
-    except PackageNotFoundError:  # the source folder is on the path, but nothing is installed
-        return "unknown"

@@ -99,8 +99,10 @@ def test_training_cells_may_be_in_several_files(judge, call, files, tmp_path):
     code, out, err = call("evaluate", files / "real.h5ad", files / "synthetic.h5ad", *options)
 
     assert (code, out) == (0, judge("-g", "cell_type")[1]), err
-    page = tmp_path / "report.html"
-    code, _, err = call("report", files / "real.h5ad", files / "synthetic.zarr", *parts, "--backed", "--out", page)
+    table, page = tmp_path / "table.csv", tmp_path / "report.html"
+    table.write_text(out)
+    parts_and_table = [*parts, "--backed", "--table", table]
+    code, _, err = call("report", files / "real.h5ad", files / "synthetic.zarr", *parts_and_table, "--out", page)
     assert code == 0, err
     assert "140 training cells" in page.read_text(encoding="utf-8")
     MuData({"rna": train}).write(tmp_path / "cells.h5mu")

@@ -318,21 +318,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    ("out", "message"),
-    [
-        ("pj", "is or contains pj/data/cells.h5ad"),
-        ("pj/data", "is or contains pj/data/cells.h5ad"),
-        ("link", "is or contains pj/data/cells.h5ad"),
-        ("pj/data/cells.h5ad", "is a file"),
-        ("notes", "contains other files than a model"),
-        ("names", "contains other files than a model"),
-        ("beside", "contains other files than a model"),
-        (".", "is or contains the current folder"),
-        ("..", "is or contains the current folder"),
-    ],
-)
-def test_no_folder_but_a_model_is_replaced(call, make_cells, saved_model, tmp_path, monkeypatch, out, message):
+def test_no_folder_but_a_model_is_replaced(call, make_cells, saved_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(SCLDM, "setup_anndata", None)  # refused before any work
     for folder in ("pj/data", "notes", "names"):
@@ -347,9 +333,20 @@ def test_no_folder_but_a_model_is_replaced(call, make_cells, saved_model, tmp_pa
     for name in ("train.toml", "figure.png"):
         (tmp_path / "beside" / name).write_text("mine")
     before = contents(tmp_path)
-    code, _, err = call("train", *files, "-o", out, "--overwrite")
-    assert (code, message in err) == (2, True), err
-    assert contents(tmp_path) == before
+    for out, message in {
+        "pj": "is or contains pj/data/cells.h5ad",
+        "pj/data": "is or contains pj/data/cells.h5ad",
+        "link": "is or contains pj/data/cells.h5ad",
+        "pj/data/cells.h5ad": "is a file",
+        "notes": "contains other files than a model",
+        "names": "contains other files than a model",
+        "beside": "contains other files than a model",
+        ".": "is or contains the current folder",
+        "..": "is or contains the current folder",
+    }.items():
+        code, _, err = call("train", *files, "-o", out, "--overwrite")
+        assert (code, message in err) == (2, True), err
+        assert contents(tmp_path) == before, out
 
 
 def test_restart_removes_no_checkpoints_of_others(call, cells_file, tmp_path):

@@ -17,7 +17,7 @@ def spoil(parameters, value):
         parameter.data.fill_(value)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def diverged(make_trained):
     """Return a model all of whose weights are NaN, as after a step along a gradient that was none."""
     model = make_trained(max_epochs=1)

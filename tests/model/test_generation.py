@@ -202,15 +202,17 @@ def test_provenance_is_complete(trained, request_):
 
 def test_cells_and_every_provenance_can_be_written(trained, tmp_path):
     cells = trained.generate(3, seed=3)
-    asked = {name: trained.generate(**{"seed": 3, **request_}) for name, request_ in REQUESTS.items()}
-    cells.uns |= {name: others.uns["scgen_diffusion"] for name, others in asked.items()}
+    usual = cells.uns["scgen_diffusion"]
+    for name, request_ in REQUESTS.items():
+        asked = trained.generate(**{"seed": 3, **request_}).uns["scgen_diffusion"]
+        cells.uns[name] = {key: value for key, value in asked.items() if repr(value) != repr(usual[key])}
     cells.write_h5ad(tmp_path / "cells.h5ad")
     cells.write_zarr(tmp_path / "cells.zarr")
     for back in (anndata.read_h5ad(tmp_path / "cells.h5ad"), anndata.read_zarr(tmp_path / "cells.zarr")):
         assert same_cells(back, cells)
         for name in ("scgen_diffusion", *REQUESTS):
             assert set(back.uns[name]) == set(cells.uns[name])
-            assert back.uns[name]["sampler"] == cells.uns[name]["sampler"]
+            assert back.uns[name].get("sampler") == cells.uns[name].get("sampler")
 
 
 def test_provenance_says_what_was_asked(trained):
@@ -221,28 +223,28 @@ def test_provenance_says_what_was_asked(trained):
     assert provenance["condition"] == {"cell_type": "NK"}
 
 
-@pytest.mark.parametrize(
-    "condition",
-    [
-        {"dose": [1, 10]},
-        {"dose": np.array([10, 1]), "cell_type": ["NK", "B cell"]},
-        {"treated": [True, False, True]},
-        {"treated": True, "age": 40.5},
-        {"age": pd.array([40, 41], dtype="Int64")},
-        {"age": Decimal("40.5"), "spatial": [0.1, 0.2]},
-        {"age": [Decimal("40.5"), 41], "spatial": np.array([[0.1, 0.2], [0.3, 0.4]])},
-    ],
-    ids=str,
-)
-def test_the_condition_in_provenance_can_be_asked_for_again(of_all_kinds, condition, tmp_path):
-    cells = of_all_kinds.generate(4, condition, seed=3)
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    cells.write_zarr(tmp_path / "cells.zarr")
+CONDITIONS = [
+    {"dose": [1, 10]},
+    {"dose": np.array([10, 1]), "cell_type": ["NK", "B cell"]},
+    {"treated": [True, False, True]},
+    {"treated": True, "age": 40.5},
+    {"age": pd.array([40, 41], dtype="Int64")},
+    {"age": Decimal("40.5"), "spatial": [0.1, 0.2]},
+    {"age": [Decimal("40.5"), 41], "spatial": np.array([[0.1, 0.2], [0.3, 0.4]])},
+]
+
+
+def test_conditions_in_provenance_can_be_asked_for_again(of_all_kinds, tmp_path):
+    made = {str(condition): of_all_kinds.generate(4, condition, seed=3, n_steps=1) for condition in CONDITIONS}
+    written = anndata.AnnData(uns={name: cells.uns["scgen_diffusion"]["condition"] for name, cells in made.items()})
+    written.write_h5ad(tmp_path / "cells.h5ad")
+    written.write_zarr(tmp_path / "cells.zarr")
 
     for back in (anndata.read_h5ad(tmp_path / "cells.h5ad"), anndata.read_zarr(tmp_path / "cells.zarr")):
-        again = of_all_kinds.generate(4, back.uns["scgen_diffusion"]["condition"], seed=3)
-        assert again.obs_names.equals(cells.obs_names)
-        assert same_cells(again, cells)
+        for name, cells in made.items():
+            again = of_all_kinds.generate(4, back.uns[name], seed=3, n_steps=1)
+            assert again.obs_names.equals(cells.obs_names), name
+            assert same_cells(again, cells), name
 
 
 @pytest.mark.parametrize("join", ["inner", "outer"])

@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, load
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _model_file, load
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +278,15 @@ def test_a_changed_file_loads_or_gives_one_error_that_names_it(folder, tmp_path_
             read(where)
         except ValueError as error:
             assert "model.pt" in str(error) or "holds a model of" in str(error), (path, change)  # noqa: PT017
+
+
+def test_a_file_is_read_once(folder, monkeypatch):
+    read, paths = _model_file.load_plain, []
+    monkeypatch.setattr(_model_file, "load_plain", lambda path, *what: paths.append(path) or read(path, *what))
+
+    load(folder)
+
+    assert len(paths) == 1
 
 
 def test_a_latent_of_a_billion_dimensions_takes_no_memory(folder, tmp_path):

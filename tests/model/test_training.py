@@ -88,12 +88,14 @@ def test_effects_start_at_mean_profiles_unless_there_are_too_many_combinations(
 @pytest.mark.parametrize(("rare", "most"), [(1000, 1000), (10, 1000), (1000, 1)])
 def test_effects_of_rare_combinations_are_corrected_unless_there_are_too_many(make_model, monkeypatch, rare, most):
     monkeypatch.setattr(train_latents, "RARE", rare)
+    monkeypatch.setattr(train_latents, "ENCODED_AT_A_TIME", 20)
     monkeypatch.setattr(train_latents, "MOST_COMBINATIONS", most)
     model, given = make_model(), {}
 
     def note(condition, cells, n_cells):
-        for x, row, n in zip(cells, condition.tolist(), n_cells.tolist(), strict=True):
-            given[tuple(row)] = n, x
+        expression = {number: x for numbers, parts in cells for number, x in zip(numbers, parts, strict=True)}
+        for number, (row, n) in enumerate(zip(condition.tolist(), n_cells.tolist(), strict=True)):
+            given[tuple(row)] = n, expression.get(number)
 
     monkeypatch.setattr(model.module, "correct_effects", note)
     correct_effects(model.module, model._cells, np.arange(90))

@@ -164,7 +164,7 @@ def test_effects_that_training_missed_are_corrected(build):
         rng.poisson(expected.numpy() * rng.gamma(theta, 1 / theta, expected.shape)), dtype=torch.float32
     )
 
-    module.correct_effects(torch.tensor([[0], [1]]), [None, rare], torch.tensor([1000, 10]))
+    module.correct_effects(torch.tensor([[0], [1]]), [([1], [rare])], torch.tensor([1000, 10]))
     effects = module.condition_effects(torch.tensor([[0], [1], [2]])).detach()  # 2: no condition
     assert effects[1, 1:].abs().max() < 0.05  # the other genes were right
     assert effects[[0, 2]].abs().max() < 0.05  # and so were the other cells
@@ -175,6 +175,22 @@ def test_effects_that_training_missed_are_corrected(build):
     ours, real = drawn[:, 0] / drawn.sum(1), rare[:, 0] / rare.sum(1)
     torch.testing.assert_close(ours.mean(), real.mean(), atol=0, rtol=0.15)
     torch.testing.assert_close(ours.std(), real.std(), atol=0, rtol=0.3)
+
+
+def test_combinations_are_corrected_together_as_one_by_one(build):
+    few, many = (torch.poisson(torch.full((n, N_GENES), mean)) for n, mean in ((3, 40.0), (20, 0.5)))
+    for x in (few, many):
+        x[:, len(x) % N_GENES] = 500
+    found = []
+    for cells in ([([0, 1], [few, many])], [([1], [many]), ([0], [few])]):
+        torch.manual_seed(0)
+        module = build()
+        torch.nn.init.normal_(module.condition_effects.loadings.weight)
+        module.correct_effects(torch.tensor([[0], [1]]), cells, torch.tensor([3, 20]))
+        found.append(module.condition_effects(torch.tensor([[0], [1]])))
+
+    torch.testing.assert_close(*found)
+    assert (found[0][0] - found[0][1]).abs().max() > 1
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scgen_diffusion._arguments import is_number, warn_user
+from scgen_diffusion._version import VERSION
 
 from ._checks import check_not_masked, layer_names
 
@@ -46,7 +46,7 @@ def build_anndata(
 
 def mark_synthetic(obs: pd.DataFrame, provenance: Mapping[str, Any]) -> pd.DataFrame:
     """Add the column that marks cells as synthetic and names the model."""
-    maker = f"{provenance['model']} {version('scgen-diffusion')}"
+    maker = f"{provenance['model']} {VERSION}"
     return obs.assign(**{SYNTHETIC: pd.Categorical.from_codes(np.zeros(len(obs), dtype=int), categories=[maker])})
 
 

@@ -12,7 +12,6 @@ import os
 import warnings
 from contextlib import contextmanager
 from functools import reduce
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -21,6 +20,8 @@ import pandas as pd
 import zarr
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset, write_elem
+
+from scgen_diffusion._version import VERSION
 
 from ._anndata import PROVENANCE_KEY, ValueSummary
 
@@ -218,7 +219,7 @@ def _write_mudata(root: h5py.Group, modalities: Mapping[str, pd.DataFrame], uns:
     for name, table in {**tables, "obsp": {}, "varp": {}}.items():
         write_elem(root, name, table)
     root["mod"].attrs["mod-order"] = list(modalities)
-    encoder = {"encoder": "scgen-diffusion", "encoder-version": version("scgen-diffusion")}
+    encoder = {"encoder": "scgen-diffusion", "encoder-version": VERSION}
     root.attrs.update({"axis": 0, "encoding-type": "MuData", "encoding-version": MUDATA_FORMAT, **encoder})
 
 

@@ -6,13 +6,13 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from scgen_diffusion._arguments import check_count, known_names, warn_user
+from scgen_diffusion._version import VERSION
 from scgen_diffusion.data import OPEN
 from scgen_diffusion.diffusion import (
     DIFFUSION_SAMPLERS,
@@ -250,7 +250,7 @@ class CellGenerator:
         """Return the record of a request for ``uns``."""
         return {
             "model": self.name,
-            "version": version("scgen-diffusion"),
+            "version": VERSION,
             "sampler": options.sampler_name,
             "n_steps": options.n_steps or default_steps(options.sampler),
             **options.guidance_record,

@@ -99,6 +99,7 @@ from ._model_file import (
     ADATA_FILE,
     MODEL_FILE,
     MUDATA_FILE,
+    ModelFile,
     check_fits_class,
     find_cells,
     init_options,
@@ -1705,16 +1706,28 @@ class DiffusionModel(BaseModelClass):
         ValueError
             If a file is damaged or unsafe or holds a model of another class, or if ``adata`` has other genes.
         """
-        folder, prefix = model_folder(dir_path), prefix or ""
-        path = folder / f"{prefix}{MODEL_FILE}"
-        _, _, device = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
+        path = model_folder(dir_path) / f"{prefix or ''}{MODEL_FILE}"
         saved = read_model_file(path)
         if (name := saved.registry["model_name"]) != cls.__name__:
-            msg = f"{folder} holds a model of class {name!r}, but {cls.__name__}.load was called."
+            msg = f"{path.parent} holds a model of class {name!r}, but {cls.__name__}.load was called."
             raise ValueError(msg)
+        return cls._restore(saved, path, adata, accelerator=accelerator, device=device)
+
+    @classmethod
+    def _restore(
+        cls,
+        saved: ModelFile,
+        path: Path,
+        adata: AnnData | MuData | bool | None,
+        *,
+        accelerator: str,
+        device: int | str,
+    ) -> Self:
+        """Build a model from the content of its file."""
+        _, _, device = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
         with name_damaged_file(path):
             check_fits_class(saved, cls)
-        cells = find_cells(adata, folder, prefix)
+        cells = find_cells(adata, path.parent, path.name.removesuffix(MODEL_FILE))
         if cells is not None:
             cls._register_like(cells, saved.registry, saved.attributes["var_"].index)
         model = cls(cells, registry=saved.registry, **saved.options)

@@ -56,8 +56,10 @@ def load(
     >>> b_cells.n_obs
     10
     """
-    name = read_model_file(model_folder(dir_path) / f"{prefix or ''}{MODEL_FILE}").registry["model_name"]
+    path = model_folder(dir_path) / f"{prefix or ''}{MODEL_FILE}"
+    saved = read_model_file(path)
+    name = saved.registry["model_name"]
     if name not in MODELS:
         msg = f"{dir_path} holds a model of the unknown class {name!r}. {known_names(name, list(MODELS))}"
         raise ValueError(msg)
-    return MODELS[name].load(dir_path, adata, accelerator=accelerator, device=device, prefix=prefix)
+    return MODELS[name]._restore(saved, path, adata, accelerator=accelerator, device=device)

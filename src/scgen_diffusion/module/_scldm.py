@@ -484,7 +484,9 @@ class SCLDMModule(ConditionedModule):
         self.condition_effects.add(*self._and_no_condition(condition, effects, n_cells))
 
     @torch.no_grad()
-    def correct_effects(self, condition: Tensor, cells: Iterable[Tensor | None], n_cells: Tensor) -> None:
+    def correct_effects(
+        self, condition: Tensor, cells: Iterable[tuple[np.ndarray, Sequence[Tensor]]], n_cells: Tensor
+    ) -> None:
         """Correct the condition effects on genes that a combination's cells have far more or less often than expected.
 
         Counts that only few cells have can pass for outliers in training, so that the gene's effect learns nothing.
@@ -494,37 +496,46 @@ class SCLDMModule(ConditionedModule):
         condition
             Combinations of conditions, ``(n, columns)``.
         cells
-            Expression of the cells of each combination, ``(cells, genes)``. None leaves its effects as they are.
+            Some combinations, by their numbers, and the expression of the cells of each, ``(cells, genes)``, part by
+            part. The effects of other combinations stay as they are.
         n_cells
-            Number of their cells, ``(n,)``.
+            Number of cells of all combinations, ``(n,)``.
         """
         if self.condition_effects is None:
             return
-        unchanged = torch.zeros_like(self.condition_effects(condition[:1])[0])
-        lacking = [
-            unchanged if x is None else self._lacking_effects(x, c) for x, c in zip(cells, condition, strict=True)
-        ]
-        self.condition_effects.add(*self._and_no_condition(condition, torch.stack(lacking), n_cells))
+        lacking = torch.zeros_like(self.condition_effects(condition))
+        for numbers, parts in cells:
+            lacking[numbers] = self._lacking_effects(parts, condition[numbers])
+        self.condition_effects.add(*self._and_no_condition(condition, lacking, n_cells))
 
     def _and_no_condition(self, condition: Tensor, effects: Tensor, n_cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Add a row that gives no condition, which has no effect, to arguments of ``ConditionEffects.add``."""
         condition = torch.cat([condition, self.null_condition[None]])
         return condition, pad(effects, (0, 0, 0, 0, 0, 1)), torch.cat([n_cells, n_cells.sum()[None]])
 
-    def _lacking_effects(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Return what the effects on shares and dispersions lack of cells with one condition, ``(genes, 2)``."""
-        noise = torch.randn(len(x), *self.latent_shape, generator=torch.Generator().manual_seed(0)).to(x.device)
-        decoded = self.decode(self.inference(x, noise=noise)["z"], self.totals(x), condition.expand(len(x), -1))
+    def _lacking_effects(self, parts: Sequence[Tensor], condition: Tensor) -> Tensor:
+        """Return what effects of conditions on shares and dispersions of their cells lack, ``(n, genes, 2)``."""
+        sizes = [len(x) for x in parts]
+        noise = [torch.randn(n, *self.latent_shape, generator=torch.Generator().manual_seed(0)) for n in sizes]
+        x = torch.cat(list(parts))
+        z = self.inference(x, noise=torch.cat(noise).to(x.device))["z"]
+        decoded = self.decode(z, self.totals(x), condition.repeat_interleave(torch.tensor(sizes, device=x.device), 0))
         mu, log_theta = self.likelihood.log_mean(**decoded).exp(), self.likelihood.log_dispersion(decoded["outputs"])
         zero = self.likelihood.probability_of_zero(**decoded)
-        surprise = ((x > 0).float() - (1 - zero)).sum(0) / ((zero * (1 - zero)).sum(0) + 0.5).sqrt()
-        log_ratio = ((x.sum(0) + 0.05) / (mu.sum(0) + 0.05)).log()  # finite, and hardly shrunk
-        mu = mu * log_ratio.exp()
-        squares, excess = mu.square().sum(0), ((x - mu).square() - mu).sum(0)
-        new_log_theta = (squares / excess.clamp(min=squares / MOST_THETA)).log()
-        sharper = (new_log_theta - log_theta.mean(0)).clamp(min=0)  # counts that vary more are outliers indeed
-        lacking = torch.stack([log_ratio, sharper], dim=1)
-        return torch.where(surprise.abs()[:, None] > SURPRISING, lacking, 0.0)
+        predicted = zip(*(values.split(sizes) for values in (mu, log_theta, zero)), strict=True)
+        return torch.stack([_lacking(x, *values) for x, values in zip(parts, predicted, strict=True)])
+
+
+def _lacking(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor) -> Tensor:
+    """Compare cells of one condition with their predicted means, dispersions and zeros; return ``(genes, 2)``."""
+    surprise = ((x > 0).float() - (1 - zero)).sum(0) / ((zero * (1 - zero)).sum(0) + 0.5).sqrt()
+    log_ratio = ((x.sum(0) + 0.05) / (mu.sum(0) + 0.05)).log()  # finite, and hardly shrunk
+    mu = mu * log_ratio.exp()
+    squares, excess = mu.square().sum(0), ((x - mu).square() - mu).sum(0)
+    new_log_theta = (squares / excess.clamp(min=squares / MOST_THETA)).log()
+    sharper = (new_log_theta - log_theta.mean(0)).clamp(min=0)  # counts that vary more are outliers indeed
+    lacking = torch.stack([log_ratio, sharper], dim=1)
+    return torch.where(surprise.abs()[:, None] > SURPRISING, lacking, 0.0)
 
 
 def thin(counts: Tensor, keep: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -6,7 +6,6 @@ import base64
 import io
 import os
 from datetime import UTC, datetime
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from anndata import AnnData
 
 from scgen_diffusion import pl
 from scgen_diffusion._files import write_atomically
+from scgen_diffusion._version import VERSION
 from scgen_diffusion.data import JOIN, PROVENANCE_KEY, CellFiles, join_labels
 from scgen_diffusion.metrics import DESCRIPTIONS, MIN_CELLS_PER_GROUP, evaluate, expression_of
 
@@ -164,7 +164,7 @@ def write(
         seen = f"{train.n_cells if isinstance(train, CellFiles) else train.n_obs:,} training cells"
     made = {f"cells: {name}": _as_text(value) for name, value in synthetic.uns.get(PROVENANCE_KEY, {}).items()}
     settings = made | {
-        "judged by": f"scgen-diffusion {version('scgen-diffusion')}",
+        "judged by": f"scgen-diffusion {VERSION}",
         "labels": label or "none",
         "layer": layer or "counts, else X",
         "cells compared at most": f"{max_cells:,}",
@@ -179,7 +179,7 @@ def write(
             f"{synthetic.n_obs:,} synthetic cells, {real_test.n_obs:,} real cells held out, {seen}; "
             f"{real_test.n_vars:,} genes"
         ),
-        version=version("scgen-diffusion"),
+        version=VERSION,
         verdict=judged,
         verdict_level=next((level for level in LEVELS if level in found), "ok"),
         headline=judged.headline,

@@ -241,11 +241,15 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
     if combinations is None:
         return
     codes, which, sizes = combinations
+    rare = np.flatnonzero(sizes <= RARE)
+    parts = np.cumsum(sizes[rare]) // ENCODED_AT_A_TIME
 
-    def cells_of_rare() -> Iterator[Tensor | None]:
-        for number, size in enumerate(sizes):
-            loader = cells.loader(indices[which == number], RARE) if size <= RARE else ()
-            yield next((batch[REGISTRY_KEYS.X_KEY].to(module.device) for batch in loader), None)
+    def cells_of_rare() -> Iterator[tuple[np.ndarray, Sequence[Tensor]]]:
+        for part in np.unique(parts):
+            numbers = rare[parts == part]
+            rows = np.concatenate([np.flatnonzero(which == number) for number in numbers])
+            batch = next(iter(cells.loader(indices[rows], len(rows))))
+            yield numbers, batch[REGISTRY_KEYS.X_KEY].to(module.device).split(sizes[numbers].tolist())
 
     condition = module.condition_tensor(codes)
     module.correct_effects(condition, cells_of_rare(), torch.from_numpy(sizes).to(module.device))
