@@ -286,8 +286,8 @@ def summarise_methods(
 
 
 def summarise_strengths(table: pd.DataFrame) -> str:
-    """Write how strong correlations within labels are, relative to real cells: one row per data set."""
-    means = means_over_seeds(table[table["metric"] == "within_label_slope"])
+    """Write how strong correlations within labels are, relative to real cells: one row per whole data set."""
+    means = means_over_seeds(table[(table["metric"] == "within_label_slope") & table["dataset"].isin(DATASETS)])
     lines = []
     for dataset, rows in means.groupby("dataset", sort=False):
         values = {REAL_CELLS: rows["floor"].mean(), **rows.set_index("method")["value"]}
