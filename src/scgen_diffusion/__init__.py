@@ -35,7 +35,9 @@ def __getattr__(name: str) -> Any:
     if name in _PARTS:
         return import_module(f".{name}", __name__)
     if name == "__version__":
-        return import_module("._version", __name__).VERSION
+        from ._version import VERSION
+
+        return VERSION
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)
 

@@ -115,10 +115,10 @@ class AnnDataFile:
     def names_of(self, rows: np.ndarray) -> list[str]:
         """Read the names of some cells with ascending row numbers."""
         with self.reading("obs"):
-            index, names = _index_of(self.root["obs"]), []
+            array, names = _text_array(_index_of(self.root["obs"])), []
             for own in np.split(rows, np.flatnonzero(np.diff(rows // TEXTS_AT_A_TIME)) + 1):
                 if len(own):
-                    texts = _decode(_text_array(index)[own[0] : own[-1] + 1])
+                    texts = _decode(array[own[0] : own[-1] + 1])
                     names += [texts[row] for row in own - own[0]]
             return names
 
@@ -242,10 +242,10 @@ def _index_of(table: Any) -> Any:
 
 
 def _text_array(element: Any) -> Any:
-    """Return the array of text in an element; nullable text of pandas has it beside a mask."""
-    if not hasattr(element, "dtype") and "codes" in element:  # categories as names
-        return np.asarray(anndata.io.read_elem(element))
-    return element if hasattr(element, "dtype") else element["values"]
+    """Return the array of text in an element: stored as it is, as categories, or beside a mask (nullable text)."""
+    if hasattr(element, "dtype"):
+        return element
+    return np.asarray(anndata.io.read_elem(element)) if "codes" in element else element["values"]
 
 
 def _texts(element: Any) -> Iterator[list[str]]:

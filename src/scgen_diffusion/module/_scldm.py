@@ -503,7 +503,7 @@ class SCLDMModule(ConditionedModule):
         """
         if self.condition_effects is None:
             return
-        lacking = torch.zeros_like(self.condition_effects(condition))
+        lacking = torch.zeros_like(self.condition_effects(condition[:1])).repeat(len(condition), 1, 1)
         for numbers, parts in cells:
             lacking[numbers] = self._lacking_effects(parts, condition[numbers])
         self.condition_effects.add(*self._and_no_condition(condition, lacking, n_cells))

@@ -241,14 +241,16 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
     if combinations is None:
         return
     codes, which, sizes = combinations
-    rare = np.flatnonzero(sizes <= RARE)
+    rare, rows = np.flatnonzero(sizes <= RARE), np.flatnonzero(sizes[which] <= RARE)
+    rows = rows[np.argsort(which[rows], kind="stable")]  # combination by combination
     parts = np.cumsum(sizes[rare]) // ENCODED_AT_A_TIME
+    parts_of_rows = parts.repeat(sizes[rare])
 
     def cells_of_rare() -> Iterator[tuple[np.ndarray, Sequence[Tensor]]]:
         for part in np.unique(parts):
             numbers = rare[parts == part]
-            rows = np.concatenate([np.flatnonzero(which == number) for number in numbers])
-            batch = next(iter(cells.loader(indices[rows], len(rows))))
+            chosen = indices[rows[parts_of_rows == part]]
+            batch = next(iter(cells.loader(chosen, len(chosen))))
             yield numbers, batch[REGISTRY_KEYS.X_KEY].to(module.device).split(sizes[numbers].tolist())
 
     condition = module.condition_tensor(codes)
