@@ -43,10 +43,7 @@ VARIANTS: dict[str, Variant] = {name: {"class": name} for name in MODELS}
 VARIANTS |= {f"{name}-profiles": {"class": name, "model": {"path": "vp_linear"}} for name in ("SCRDIT", "WBDIT")}
 VARIANTS |= {f"SCLDM-{part}": {"class": "SCLDM", "draw": part} for part in (RECONSTRUCTION, IDEAL_PRIOR)}
 VARIANTS["SCLDM-whole-panel"] = {"class": "SCLDM", "genes": "all"}
-VARIANTS["SCLDM-longer-autoencoder"] = {
-    "class": "SCLDM",
-    "train": {"plan_kwargs": {"autoencoder": {"reference_steps": 1200}}},  # default: 600
-}
+VARIANTS["SCLDM-one-round"] = {"class": "SCLDM", "train": {"plan_kwargs": {"autoencoder": {"max_rounds": 1}}}}
 VARIANTS["SCLDM-three-trainings"] = {"class": "SCLDM", "trainings": 3}
 
 

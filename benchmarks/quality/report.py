@@ -221,9 +221,9 @@ VARIANTS = {
         "SCLDM": "SCLDM of these genes",
         "SCLDM-whole-panel": "SCLDM of the whole panel",
     },
-    ("docs/user_guide/how_many_cells.md", "longer autoencoder"): {
+    ("docs/user_guide/how_many_cells.md", "rounds"): {
         "SCLDM": "SCLDM",
-        "SCLDM-longer-autoencoder": "twice the autoencoder's steps",
+        "SCLDM-one-round": "one round of the autoencoder",
     },
     **{
         (f"docs/user_guide/{name.lower()}.md", "paths"): {

@@ -46,10 +46,10 @@ PICTURE = ROOT / "docs" / "_static" / "learning_curves.png"
 KEYS = ("method", "cells", "steps")
 METHODS = ("SCLDM", "SCRDIT", "scVI")
 DEFAULT = "default"
-#: Numbers of training steps: factors of the defaults, by stage.
+#: Numbers of training steps: factors of the defaults, by stage, in one round.
 STEPS: dict[str, dict[str, float]] = {
     DEFAULT: {},
-    "half the autoencoder's steps": {"autoencoder": 0.5},
+    "one round of the autoencoder": {"autoencoder": 1},
     "twice the autoencoder's steps": {"autoencoder": 2},
     "twice the prior's steps": {"prior": 2},
     "twice the steps": {"autoencoder": 2, "prior": 2, "diffusion": 2},

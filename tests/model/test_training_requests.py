@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import scanpy as sc
 import scvi
+import torch
 from lightning.pytorch.callbacks import Callback
 from mudata import MuData
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import MULTISCLDM, SCLDM
 from scgen_diffusion.model._training import closing_message, validation_trend
+from scgen_diffusion.train import RECIPES, PriorPlan
 
 BOTH = pytest.mark.parametrize("make", ["make_model", "make_gene_space"])
 
@@ -305,13 +307,10 @@ def test_in_a_log_file_training_shows_a_line_per_stage_and_two_sentences(run_apa
 
 def words_of(losses, n_epochs_done=100, *, loss_judges_cells=True, watched=(), stopped_by="", default=300, **options):
     """Say how a prior of 100 epochs went."""
-    plan = SimpleNamespace(
-        name="prior",
-        validation_losses=np.array(losses, float),
-        n_epochs_done=n_epochs_done,
-        loss_judges_cells=loss_judges_cells,
-    )
-    trainer = SimpleNamespace(max_epochs=100, early_stopping_callbacks=watched)
+    plan = PriorPlan(torch.nn.Linear(1, 1), RECIPES["default"].prior, seed=0)
+    plan.trainer = trainer = SimpleNamespace(max_epochs=100, early_stopping_callbacks=watched)
+    plan.n_epochs_done, plan.loss_judges_cells = n_epochs_done, loss_judges_cells
+    plan._losses = {plan.key_loss("validation"): dict(enumerate(map(float, losses)))}
     result = SimpleNamespace(plan=plan, trainer=trainer, stopped_by=stopped_by)
     options = {"next_step": "model.generate(10)", "is_resumable": False, **options}
     return closing_message([result], {"prior": 100}, {"prior": default}, **options)

@@ -61,8 +61,11 @@ def test_there_is_always_an_epoch(recipe, n_cells, batch_size):
     assert replace(recipe, batch_size=batch_size).max_epochs(n_cells) >= 1
 
 
-@pytest.mark.parametrize(("option", "value"), [("schedule", "cosin"), ("gradient_clip", -1), ("warm_up", float("nan"))])
-def test_unknown_schedules_and_negative_numbers_are_refused(recipe, option, value):
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("schedule", "cosin"), ("gradient_clip", -1), ("warm_up", float("nan")), ("max_rounds", 0), ("max_rounds", 1.5)],
+)
+def test_unknown_schedules_negative_numbers_and_parts_of_rounds_are_refused(recipe, option, value):
     """A negative limit of the gradient would turn it around."""
     with pytest.raises(ValueError, match=f"`{option}` must .*but found {value!r}"):
         replace(recipe, **{option: value})
@@ -87,13 +90,6 @@ def test_a_fixed_number_of_epochs_does_not_follow_the_cells(n_cells):
     assert DIFFUSION_RECIPES["SCRDIT"]["published"].max_epochs(n_cells) == 1600
 
 
-@pytest.mark.parametrize(("n_cells", "factor"), [(300, 1), (3_000, 1), (4_500, 1.5), (6_000, 2), (500_000, 2)])
-def test_with_many_cells_the_autoencoder_takes_up_to_twice_the_steps(n_cells, factor):
-    usual = replace(RECIPES["default"].autoencoder, batch_size=n_cells)  # an epoch is a step, so nothing is rounded
-
-    assert n_steps(usual, n_cells) == round(600 * factor * max((n_cells / 2_000) ** 0.5, 0.33))
-
-
 # --- few genes --------------------------------------------------------------------------------------------------------
 
 USUAL = RECIPES["default"].autoencoder
@@ -115,7 +111,7 @@ def test_numbers_shorten_the_prior():
 def test_few_genes_with_many_counts_train_a_longer_autoencoder_of_smaller_kl_weight():
     panel = USUAL.for_panel(33, 20_000)
 
-    assert panel == replace(USUAL, kl_weight=0.1, reference_steps=2400, many_cells=None)
+    assert panel == replace(USUAL, kl_weight=0.1, reference_steps=2400)
 
 
 @given(st.integers(1, 4_000), st.integers(1, 4_000), st.floats(0, 1e6), st.floats(0, 1e6))

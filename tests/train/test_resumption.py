@@ -275,6 +275,17 @@ def test_a_stage_of_other_steps_is_refused_also_if_it_is_finished(train, tmp_pat
     assert train(tmp_path, ONE_EPOCH, **{option: value}).is_trained_
 
 
+def test_a_stage_that_early_stopping_ended_is_refused_without_it(make_gene_space, make_cells, tmp_path):
+    options = {"batch_size": 16, "accelerator": "cpu", "enable_progress_bar": False, "checkpoint_dir": tmp_path}
+    model = make_gene_space(SCRDIT, make_cells())
+    rule = {"early_stopping": True, "early_stopping_patience": 1, "early_stopping_min_delta": 1e9}
+    model.train(4, **options, **rule)
+    assert model.trainer.current_epoch < 4
+
+    with pytest.raises(ValueError, match="was made with `early_stopping` of '1 validations', not 'False'"):
+        make_gene_space(SCRDIT, make_cells()).train(4, **options)
+
+
 def test_the_training_loss_of_an_epoch_that_ends_early_is_its_own(train):
     losses = train(None, N_EPOCHS, max_steps=7).history_["autoencoder_loss_train"]["autoencoder_loss_train"]
 

@@ -500,15 +500,17 @@ class DiffusionModel(BaseModelClass):
         Press Ctrl-C to stop after the current step and keep the weights; press it again to abort. ``cut_short_`` lists
         the stages that were stopped or far too short, also in a saved model.
 
-        Each stage shows a progress bar, or in a log file a line now and then. At the end, two sentences say how the
-        validation loss went and what to do next. ``enable_progress_bar=False`` switches all this off.
+        Each stage, and each round of the autoencoder, shows a progress bar, or in a log file a line now and then. At
+        the end, two sentences say how the validation loss went and what to do next. ``enable_progress_bar=False``
+        switches all this off.
 
         Parameters
         ----------
         max_epochs
             Epochs of every stage, or a mapping from stage to epochs: ``{"prior": 500}``. Default, also of stages that a
             mapping leaves out: depends on the number of cells, for SCLDM on genes and counts too, see the user guide.
-            A trained model is trained on, all its stages; ``train_prior`` trains the prior alone.
+            SCLDM's autoencoder then takes up to three times as many, in rounds, as long as each lowers the validation
+            loss. A trained model is trained on, all its stages; ``train_prior`` trains the prior alone.
         accelerator, devices
             Where to train; passed to Lightning.
         train_size
@@ -599,14 +601,16 @@ class DiffusionModel(BaseModelClass):
             n_cells, names = len(self.train_indices_), stages()
             epochs = self._by_stage("max_epochs", max_epochs, names)
             changes = self._by_stage("plan_kwargs", plan_kwargs, names)
+            validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
+            has_end = early_stopping or "max_steps" in trainer_kwargs
             usual, recipes, defaults, lengths = {}, {}, {}, {}
             for name in names:
-                size = None if name == "transport" and len(names) > 1 else batch_size
+                size, length = None if name == "transport" and len(names) > 1 else batch_size, epochs[name]
                 usual[name] = self._recipe(name)
-                recipes[name] = change_recipe(usual[name], name, size, changes[name], n_cells)
-                length, defaults[name] = epochs[name], recipes[name].max_epochs(n_cells)
+                one_round = has_end or length is not None or name not in validated
+                recipes[name] = change_recipe(usual[name], name, size, changes[name], n_cells, one_round=one_round)
+                defaults[name] = recipes[name].max_epochs(n_cells)
                 lengths[name] = defaults[name] if length is None else check_count("max_epochs", length)
-            validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
             if early_stopping and not validated:
                 msg = (
                     "`early_stopping` watches the validation loss, but there are no validation cells. Set `train_size` "
@@ -623,8 +627,9 @@ class DiffusionModel(BaseModelClass):
             short = too_short({name: lengths[name] for name in may_be_short}, defaults)
             folder = None if checkpoint_dir is None else Path(checkpoint_dir)
             if folder is not None and names[0] == self._stages[0]:
-                per_pass = self._cell_data(recipes[names[0]]).epochs_per_pass
-                check_later_checkpoints(folder, names, lengths[names[0]] * per_pass)
+                first = recipes[names[0]]
+                n_epochs = lengths[names[0]] * first.max_rounds * self._cell_data(first).epochs_per_pass
+                check_later_checkpoints(folder, names, n_epochs)
         is_quiet = not trainer_kwargs.get("enable_progress_bar", True)
         if (choice := self._choice_of_recipe(usual)) and not is_quiet:
             rank_zero_only(show)(choice)

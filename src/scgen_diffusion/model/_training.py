@@ -53,13 +53,23 @@ def digest_of(*parts: object) -> str:
 
 
 def change_recipe(
-    recipe: RecipeT, stage: str, batch_size: int | None, changes: Mapping[str, Any] | None, n_cells: int
+    recipe: RecipeT,
+    stage: str,
+    batch_size: int | None,
+    changes: Mapping[str, Any] | None,
+    n_cells: int,
+    *,
+    one_round: bool,
 ) -> RecipeT:
-    """Apply a user's changes to the recipe of a stage with ``n_cells`` training cells."""
+    """Apply a user's changes to the recipe of a stage with ``n_cells`` training cells, and one round if they may."""
     if not (changes is None or isinstance(changes, Mapping)):
         msg = f"`plan_kwargs` must be a mapping from options to values, but found {changes!r}."
         raise TypeError(msg)
-    changes = ({} if batch_size is None else {"batch_size": batch_size}) | dict(changes or {})
+    changes = dict(changes or {})
+    if batch_size is not None:
+        changes.setdefault("batch_size", batch_size)
+    if one_round:
+        changes.setdefault("max_rounds", 1)
     known = [field.name for field in fields(recipe)]
     for name, value in changes.items():
         if name not in known:
@@ -160,18 +170,19 @@ def closing_message(
     """
     plans = [result.plan for result in results]
     if who := results[-1].stopped_by:
-        where = f"epoch {plans[-1].n_epochs_done + 1} of {results[-1].trainer.max_epochs}"
+        where = plans[-1].describe_epoch(plans[-1].n_epochs_done)
         if len(plans) > 1 and not is_resumable:
-            left = results[-1].trainer.max_epochs - plans[-1].n_epochs_done
-            again = f"model.train_{plans[-1].name}({left}); the same call would train the {plans[0].name} again, too"
+            again = f"model.train_{plans[-1].name}({plans[-1].n_epochs_left})"
+            again = f"{again}; the same call would train the {plans[0].name} again, too"
         else:
             end = "resume from the last checkpoint" if is_resumable else "continue training"
             again = f"make the same call again to {end}"
         return f"{who} stopped the {plans[-1].name} in {where}; its weights are kept. Next: {again}."
     validated = [plan for plan in plans if plan.name != "transport"]
-    trends = {plan.name: validation_trend(plan.validation_losses) for plan in validated}
-    if early := [r for r in results if r.plan in validated and r.plan.n_epochs_done < r.trainer.max_epochs]:
-        ends = [f"the {r.plan.name} after epoch {r.plan.n_epochs_done} of {r.trainer.max_epochs}" for r in early]
+    by_rounds = [plan for plan in validated if plan.recipe.max_rounds > 1]  # they end when the loss has settled
+    trends = {p.name: "settled" if p in by_rounds else validation_trend(p.validation_losses) for p in validated}
+    if early := [result for result in results if result.plan in validated and result.plan.n_epochs_left]:
+        ends = [f"the {r.plan.name} after {r.plan.describe_epoch(r.plan.n_epochs_done - 1)}" for r in early]
         watched = all(result.trainer.early_stopping_callbacks for result in early)
         return f"{'Early stopping' if watched else 'An option'} ended {' and '.join(ends)}. Next: {next_step}."
     if rose := [plan for plan in validated if trends[plan.name] == "rose" and plan.loss_judges_cells]:

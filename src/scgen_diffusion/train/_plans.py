@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 FUSED_ON = ("cpu", "cuda")
 N_CELLS = "n_cells"  # key in the sums of losses
+LEAST_GAIN = 5e-4  # of the validation loss by a round, below which training ends
 STEP_OPTIONS = ("limit_train_batches", "max_steps", "accumulate_grad_batches")  # of Lightning's trainer
 TRANSPORT = "module.transport."  # prefix of names in a checkpoint
 
@@ -69,6 +70,10 @@ class StagePlan(pl.LightningModule):
         Finished epochs, including those before an interruption.
     is_finished
         Whether the stage has run to its end.
+    round
+        Number of the round, from 0.
+    best_round
+        Validation loss, finished epochs and weights of the best finished round, if there can be several.
     """
 
     name: str
@@ -89,6 +94,8 @@ class StagePlan(pl.LightningModule):
         self._sums: dict[str, dict[str, Any]] = {"train": {}, "validation": {}}
         self._losses: dict[str, dict[int, float]] = {}
         self._has_validated = False
+        self.round = 0
+        self.best_round: dict[str, Any] = {}
         self._frozen: list[nn.Parameter] = []
         self._masks: list[RemovableHandle] = []
 
@@ -158,12 +165,12 @@ class StagePlan(pl.LightningModule):
                 self._masks.append(parameter.register_hook(partial(_mask_gradient, mask)))
 
     def teardown(self, stage: str) -> None:
-        """Unfreeze the frozen parameters."""
+        """Unfreeze the frozen parameters, and forget the best round."""
         for parameter in self._frozen:
             parameter.requires_grad_(requires_grad=True)
         for mask in self._masks:
             mask.remove()
-        self._frozen, self._masks = [], []
+        self._frozen, self._masks, self.best_round = [], [], {}
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build AdamW and its schedule."""
@@ -176,7 +183,8 @@ class StagePlan(pl.LightningModule):
             # the gradient scaler of "16-mixed" needs separate steps
             fused=self.device.type in FUSED_ON and self.trainer.precision != "16-mixed",
         )
-        factor = learning_rate_factor(recipe.schedule, n_steps=self.n_steps, warm_up=recipe.warm_up)
+        length = {"n_steps": self.n_steps, "warm_up": recipe.warm_up, "max_rounds": recipe.max_rounds}
+        factor = learning_rate_factor(recipe.schedule, **length)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -195,18 +203,39 @@ class StagePlan(pl.LightningModule):
 
     @property
     def n_steps(self) -> int:
-        """Number of optimiser steps of the whole stage."""
-        return int(self.trainer.estimated_stepping_batches)
+        """Number of optimiser steps of a round."""
+        return int(self.trainer.estimated_stepping_batches) // self.recipe.max_rounds
+
+    @property
+    def n_epochs(self) -> int:
+        """Number of epochs of a round."""
+        return self.trainer.max_epochs // self.recipe.max_rounds
+
+    @property
+    def n_epochs_left(self) -> int:
+        """Number of epochs until the end of a round."""
+        return -self.n_epochs_done % self.n_epochs
 
     @property
     def progress(self) -> float:
-        """Finished share of the stage."""
-        return self.global_step / max(self.n_steps, 1)
+        """Finished share of the round."""
+        return self.global_step / max(self.n_steps, 1) - self.round
 
-    # --- epochs ----------------------------------------------------------------------------------------------------
+    def describe_epoch(self, number: int) -> str:
+        """Describe an epoch by its number from 0: ``"epoch 3 of 40"``, or ``"epoch 3 of 40 of round 2"``."""
+        n_before, number = divmod(number, self.n_epochs)
+        return f"epoch {number + 1} of {self.n_epochs}" + (f" of round {n_before + 1}" if n_before else "")
+
+    # --- epochs and rounds -----------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """End a stage that was interrupted after its last round."""
+        if self.best_round and not self.n_epochs_done % self.n_epochs:
+            self.trainer.should_stop = self.best_round["n_epochs_done"] < self.n_epochs_done
 
     def on_train_epoch_start(self) -> None:
         """Seed the random numbers of the epoch, differently in each process."""
+        self.round = self.current_epoch // self.n_epochs
         number = self.current_epoch * self.trainer.world_size + self.global_rank
         self.generator = torch.Generator(self.device).manual_seed(sample_seed(self.seed, number))
 
@@ -239,6 +268,26 @@ class StagePlan(pl.LightningModule):
                 self._losses.setdefault(name, {})[self.current_epoch] = value
         self._has_validated = False
         self.n_epochs_done = self.current_epoch + 1
+        if self.recipe.max_rounds > 1 and not self.n_epochs_done % self.n_epochs:
+            self._end_round()
+
+    def _end_round(self) -> None:
+        """Remember a round that lowered the validation loss; after any other, return to the best one and end."""
+        losses = self._losses.get(self.key_loss("validation"), {})
+        loss = next((loss for epoch, loss in reversed(losses.items()) if epoch // self.n_epochs == self.round), None)
+        if loss is None:  # an option of the trainer left validation out
+            self.trainer.should_stop = True
+        elif not self.best_round or self.best_round["loss"] - loss >= LEAST_GAIN * abs(self.best_round["loss"]):
+            weights = {name: value.clone() for name, value in self.module.state_dict().items()}
+            self.best_round = {"loss": loss, "n_epochs_done": self.n_epochs_done, "weights": weights}
+        else:
+            self.return_to_best_round()
+            self.trainer.should_stop = True
+
+    def return_to_best_round(self) -> None:
+        """Return to the weights of the best finished round, if there is one."""
+        if self.best_round:
+            self.module.load_state_dict(self.best_round["weights"])
 
     @property
     def history(self) -> dict[str, pd.DataFrame]:
@@ -269,7 +318,8 @@ class StagePlan(pl.LightningModule):
     def _options(self) -> dict[str, Any]:
         """Options of the recipe, and those of the trainer that change the steps."""
         of_trainer = {name: str(getattr(self.trainer, name)) for name in STEP_OPTIONS}  # 1 batch is not the share 1.0
-        return asdict(self.recipe) | of_trainer
+        rules = [f"{rule.patience} validations" for rule in self.trainer.early_stopping_callbacks]
+        return asdict(self.recipe) | of_trainer | {"early_stopping": ", ".join(rules) or "False"}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add history, seed, options and fingerprint."""
@@ -281,6 +331,7 @@ class StagePlan(pl.LightningModule):
             "is_finished": self.is_finished,
             "max_epochs": self.trainer.max_epochs,
             "history": self._losses,
+            "best_round": self.best_round,
         }
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
@@ -311,6 +362,7 @@ class StagePlan(pl.LightningModule):
             )
             raise ValueError(msg)
         self.seed, self.n_epochs_done, self._losses = (checkpoint[k] for k in ("seed", "n_epochs_done", "history"))
+        self.best_round = checkpoint["best_round"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Restore the parameters of this stage only; a transport belongs to its own stage."""
@@ -332,6 +384,7 @@ class AveragingPlan(StagePlan):
 
     def on_train_start(self) -> None:
         """Continue averaging from the checkpoint."""
+        super().on_train_start()
         self._update_average, self._averaged_at = None, self.global_step
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -378,7 +431,8 @@ class AutoencoderPlan(StagePlan):
         module, recipe, x = self.module, self.recipe, batch[REGISTRY_KEYS.X_KEY]
         noise = torch.randn(len(x), *module.latent_shape, generator=generator, device=x.device)
         keep = module.draw_keep(x, recipe.keep_at_least, generator) if training else None
-        rise = min(self.progress / recipe.kl_warm_up, 1.0) if training and recipe.kl_warm_up else 1.0
+        rises = training and recipe.kl_warm_up and not self.round
+        rise = min(self.progress / recipe.kl_warm_up, 1.0) if rises else 1.0
         condition = None  # effects learn in training and are no part of the loss
         if training and module.condition_effects is not None:
             condition = module.drop_conditions(module.condition_of(batch), recipe.drop_probability, generator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ MANY_GENES = 2000  # fewer may have a recipe of their own
 FEW_COUNTS = 600  # of a gene in all training cells; with fewer, the usual recipe overfits least
 LEAST_KL_WEIGHT = 0.1
 MOST_STEPS = 4  # of the autoencoder, times those for a whole panel
-MOST_STEPS_FOR_MANY = 2  # times those that grow with the square root
+RATE_OF_NEXT_ROUND = 0.5  # relative to the round before
 SHARE_FOR_NUMBERS = 1 / 3  # of the prior's steps
 
 
@@ -43,12 +43,15 @@ class Recipe:
         See ``reference_steps``.
     smallest_share
         Smallest data sets take at least this share of ``reference_steps``.
-    many_cells
-        Above so many cells, the steps also grow in proportion, until they are twice as many; None: they do not.
     smallest_epoch
         Smallest number of steps in an epoch; small data sets are repeated to fill it. 0: an epoch is a pass.
     n_epochs
         Number of epochs for every data set, instead of steps by size.
+    max_rounds
+        Largest number of rounds, each as long as the options above say. A round goes through the schedule of the
+        learning rate, at half of the rate of the round before. Training ends when a round has not lowered the
+        validation loss by 0.05 %, and keeps the weights of the best round. By default, there is one round if
+        ``max_epochs`` is given, with ``early_stopping``, and without validation cells.
     """
 
     learning_rate: float
@@ -61,12 +64,12 @@ class Recipe:
     reference_steps: int = 1500
     reference_cells: int = 2000
     smallest_share: float = 0.5
-    many_cells: int | None = None
     smallest_epoch: int = 0
     n_epochs: int | None = None
+    max_rounds: int = 1
 
     def __post_init__(self) -> None:
-        """Check the schedule and the signs."""
+        """Check the schedule, the signs and the number of rounds."""
         if self.schedule not in get_args(Schedule):
             msg = f"`schedule` must be one of {get_args(Schedule)}, but found {self.schedule!r}."
             raise ValueError(msg)
@@ -75,14 +78,15 @@ class Recipe:
             if isinstance(value, Real) and not value >= 0:
                 msg = f"`{field.name}` must not be negative, but found {value!r}."
                 raise ValueError(msg)
+        if not (isinstance(self.max_rounds, Integral) and self.max_rounds):
+            msg = f"`max_rounds` must be a whole number above 0, but found {self.max_rounds!r}."
+            raise ValueError(msg)
 
     def max_epochs(self, n_cells: int) -> int:
-        """Return the number of epochs for ``n_cells`` training cells."""
+        """Return the number of epochs of a round for ``n_cells`` training cells."""
         if self.n_epochs is not None:
             return self.n_epochs
         steps = self.reference_steps * max(math.sqrt(n_cells / self.reference_cells), self.smallest_share)
-        if self.many_cells is not None:
-            steps *= min(max(n_cells / self.many_cells, 1), MOST_STEPS_FOR_MANY)
         return max(1, round(steps / self.steps_per_epoch(n_cells)))
 
     def steps_per_epoch(self, n_cells: int) -> int:
@@ -118,7 +122,7 @@ class AutoencoderRecipe(Recipe):
     gradient_clip: float = 100.0
     reference_steps: int = 600
     smallest_share: float = 0.33
-    many_cells: int | None = 3000
+    max_rounds: int = 3
     kl_weight: float = 0.6
     kl_warm_up: float = 0.33
     keep_at_least: float = 0.3
@@ -133,7 +137,7 @@ class AutoencoderRecipe(Recipe):
         Few genes explain little of a cell, so the same KL divergence weighs more, and the latent forgets labels and
         what genes share. If these genes have many counts, the autoencoder hardly overfits with a small weight, and can
         take more steps, which are also cheap. The fewer the genes, the smaller the weight and the more steps, as far as
-        the counts allow. They already allow for many cells.
+        the counts allow.
 
         Parameters
         ----------
@@ -147,7 +151,7 @@ class AutoencoderRecipe(Recipe):
             return self
         kl_weight = max(share * self.kl_weight, LEAST_KL_WEIGHT)
         steps = round(self.reference_steps * min(1 / share, MOST_STEPS))
-        return replace(self, kl_weight=float(f"{kl_weight:.2g}"), reference_steps=steps, many_cells=None)
+        return replace(self, kl_weight=float(f"{kl_weight:.2g}"), reference_steps=steps)
 
 
 @dataclass(frozen=True)
@@ -237,7 +241,7 @@ RECIPES: dict[str, TrainingRecipe] = {
             schedule="warm_up_hold_decay",
             warm_up=0.1,
             reference_steps=6000,
-            many_cells=None,
+            max_rounds=1,
             keep_at_least=1.0,
             loading_weight_decay=0.0,
             dispersion_learning_rate_factor=1.0,
@@ -277,18 +281,26 @@ DIFFUSION_RECIPES: dict[str, dict[str, DiffusionRecipe]] = {
 """By model: ``"transformer"`` and ``"mlp"`` are for networks of masked molecules, ``"profiles"`` for other paths."""
 
 
-def learning_rate_factor(schedule: Schedule, *, n_steps: int, warm_up: float) -> Callable[[int], float]:
-    """Return the factor of the learning rate at each step: a linear rise from 0.01, then the schedule."""
+def learning_rate_factor(
+    schedule: Schedule, *, n_steps: int, warm_up: float, max_rounds: int = 1
+) -> Callable[[int], float]:
+    """Return the factor of the learning rate at each step: a linear rise from 0.01, then the schedule.
+
+    It starts again every ``n_steps`` steps, at half of the rate, until there were ``max_rounds`` rounds.
+    """
     n_warm_up = max(round(warm_up * n_steps), 1)
-    return partial(_factor_at, schedule=schedule, n_steps=n_steps, n_warm_up=n_warm_up)  # can be pickled
+    options = {"schedule": schedule, "n_steps": n_steps, "n_warm_up": n_warm_up, "max_rounds": max_rounds}
+    return partial(_factor_at, **options)  # can be pickled
 
 
-def _factor_at(step: int, schedule: Schedule, n_steps: int, n_warm_up: int) -> float:
+def _factor_at(step: int, schedule: Schedule, n_steps: int, n_warm_up: int, max_rounds: int) -> float:
+    number = min(step // max(n_steps, 1), max_rounds - 1)
+    step, scale = step - number * n_steps, RATE_OF_NEXT_ROUND**number
     if step < n_warm_up:
-        return 0.01 + 0.99 * step / n_warm_up
+        return scale * (0.01 + 0.99 * step / n_warm_up)
     progress = min(step / max(n_steps, 1), 1.0)
     if schedule == "cosine":  # half a period, down to 1 %
-        return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
+        return scale * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
     if schedule == "warm_up_hold_decay":  # square-root decay over the last tenth, down to 10 %
-        return 0.1 + 0.9 * (1 - math.sqrt(max(progress - 0.9, 0) / 0.1))
-    return 1.0
+        return scale * (0.1 + 0.9 * (1 - math.sqrt(max(progress - 0.9, 0) / 0.1)))
+    return scale

@@ -98,7 +98,8 @@ def run_stage(
     data
         Loaders of training and validation cells.
     max_epochs
-        Number of passes over the training cells. A pass over many cells is cut into several epochs of Lightning.
+        Number of passes over the training cells in a round. A pass over many cells is cut into several epochs of
+        Lightning.
     accelerator, devices
         Passed to Lightning.
     precision
@@ -108,7 +109,7 @@ def run_stage(
     early_stopping_min_delta
         Smallest change that counts as a fall.
     check_val_every_n_epoch
-        Epochs between validations. Default: about 50 validations per run; with early stopping, every epoch.
+        Epochs between validations. Default: about 50 validations per round; with early stopping, every epoch.
     checkpoint_dir
         Folder in which ``<stage>.ckpt`` is written after epochs, and resumed from if it exists.
     checkpoint_minutes
@@ -124,7 +125,8 @@ def run_stage(
     **trainer_kwargs
         Passed to :class:`lightning.pytorch.Trainer`.
     """
-    n_epochs = max_epochs * data.epochs_per_pass
+    per_round = max_epochs * data.epochs_per_pass
+    n_epochs = per_round * plan.recipe.max_rounds
     interruption = Interruption(deadline)
     callbacks = [interruption, *(callbacks or [])]
     path = None if checkpoint_dir is None else checkpoint_dir / f"{plan.name}.ckpt"
@@ -138,11 +140,11 @@ def run_stage(
         rule = {"patience": early_stopping_patience, "min_delta": early_stopping_min_delta}
         callbacks.append(EarlyStopping(monitor=plan.key_loss("validation"), **rule))
     if path is not None:
-        callbacks.append(StageCheckpoint(path, max(n_epochs // N_CHECKPOINTS, 1), checkpoint_minutes))
+        callbacks.append(StageCheckpoint(path, max(per_round // N_CHECKPOINTS, 1), checkpoint_minutes))
     if enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks.append(StageProgress())
     defaults = {"benchmark": True, "num_sanity_val_steps": 0, "enable_model_summary": False, "logger": False}
-    every = 1 if early_stopping else max(n_epochs // N_VALIDATIONS, 1)
+    every = 1 if early_stopping else max(per_round // N_VALIDATIONS, 1)
     with _quiet():
         trainer = pl.Trainer(
             max_epochs=n_epochs,
@@ -178,7 +180,7 @@ def run_stage(
             with interruption.listening(trainer):
                 trainer.fit(plan, data, ckpt_path=None if checkpoint is None else path, weights_only=True)
         except StoppedError:
-            pass
+            plan.return_to_best_round()  # a later round begins with a large learning rate
         except SIGTERMException as end:  # a shell would take it for success
             raise SystemExit(EXIT_CODE_OF_SIGTERM) from end
         finally:  # Lightning skips this after an exception
@@ -418,9 +420,9 @@ def show(text: str) -> None:
 
 
 class StageProgress(ProgressBar):
-    """Shows one bar per stage in a terminal or a notebook, and writes lines to a log file.
+    """Shows one bar per round of a stage in a terminal or a notebook, and writes lines to a log file.
 
-    A log line needs at least 30 seconds and a hundredth of the stage since the last one; the end always has one.
+    A log line needs at least 30 seconds and a hundredth of the round since the last one; the end always has one.
     """
 
     def __init__(self) -> None:
@@ -432,25 +434,34 @@ class StageProgress(ProgressBar):
         """Show nothing. Lightning calls this in all processes but the first."""
         self._is_enabled = False
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
-        """Start the bar, after the steps of a checkpoint."""
-        self._title = f"{pl_module.name.capitalize()} ({pl_module.purpose})"
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
+        """Start the bar of a round, after the steps of a checkpoint."""
+        number, n_before = divmod(trainer.current_epoch, pl_module.n_epochs)
+        if self._bar is not None and n_before:
+            return
+        if self._bar is not None:
+            self._close(pl_module)
+        self._title = f"{pl_module.name.capitalize()} ({pl_module.purpose})" + (
+            f", round {number + 1}" if number else ""
+        )
         self._is_live = sys.stderr.isatty() or in_notebook()
+        self._step = trainer.global_step - number * pl_module.n_steps
         self._bar = tqdm(
             desc=self._title,
             total=pl_module.n_steps,
-            initial=trainer.global_step,
+            initial=self._step,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}",
             disable=not (self._is_enabled and self._is_live),
         )
         self._started = self._last = time.monotonic()
-        self._first_step = self._last_step = trainer.global_step
+        self._first_step = self._last_step = self._step
         self._state = ""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: StagePlan, *_: Any) -> None:
         """Count the step."""
-        step, now = trainer.global_step, time.monotonic()
-        self._bar.update(step - self._bar.n)
+        step = trainer.global_step - pl_module.round * pl_module.n_steps
+        self._bar.update(step - self._step)
+        self._step, now = step, time.monotonic()
         is_due = now - self._last >= SECONDS_PER_LINE and step - self._last_step >= pl_module.n_steps / LINES_PER_STAGE
         if is_due:
             left = (now - self._started) / (step - self._first_step) * (pl_module.n_steps - step)
@@ -458,7 +469,7 @@ class StageProgress(ProgressBar):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Show the epoch and its loss."""
-        self._state = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+        self._state = f"epoch {trainer.current_epoch % pl_module.n_epochs + 1} of {pl_module.n_epochs}"
         for subset, words in (("validation", "validation loss"), ("train", "training loss")):
             if (name := pl_module.key_loss(subset)) in trainer.callback_metrics:
                 self._state += f", {words} {float(trainer.callback_metrics[name]):.4g}"
@@ -467,16 +478,20 @@ class StageProgress(ProgressBar):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Close the bar and leave its last state."""
-        self._bar.close()
-        self._write_line(pl_module, f"took {tqdm.format_interval(time.monotonic() - self._started)}")
+        if self._bar is not None:
+            self._close(pl_module)
 
     def on_exception(self, *_: Any) -> None:
         """Close the bar where training stopped."""
         if self._bar is not None:
             self._bar.close()
 
+    def _close(self, plan: StagePlan) -> None:
+        self._bar.close()
+        self._write_line(plan, f"took {tqdm.format_interval(time.monotonic() - self._started)}")
+
     def _write_line(self, plan: StagePlan, duration: str) -> None:
         """Write a line to a log file."""
-        self._last, self._last_step = time.monotonic(), plan.global_step
+        self._last, self._last_step = time.monotonic(), self._step
         if self._is_enabled and not self._is_live:
             show(", ".join(filter(None, [f"{self._title}: {plan.progress:.0%}", self._state, duration])))
