@@ -291,7 +291,8 @@ def summarise_strengths(table: pd.DataFrame) -> str:
     lines = []
     for dataset, rows in means.groupby("dataset", sort=False):
         values = {REAL_CELLS: rows["floor"].mean(), **rows.set_index("method")["value"]}
-        lines.append([dataset, *(f"{values[method]:.2f}" for method in (REAL_CELLS, "SCLDM", "NB-copula"))])
+        shown = (values.get(method) for method in (REAL_CELLS, "SCLDM", "NB-copula"))
+        lines.append([dataset, *("" if value is None else f"{value:.2f}" for value in shown)])
     return markdown_table(["", REAL_CELLS, "SCLDM", IN_WORDS["NB-copula"]], lines)
 
 
