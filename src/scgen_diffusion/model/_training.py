@@ -172,15 +172,17 @@ def closing_message(
     if who := results[-1].stopped_by:
         where = plans[-1].describe_epoch(plans[-1].n_epochs_done)
         if len(plans) > 1 and not is_resumable:
-            again = f"model.train_{plans[-1].name}({plans[-1].n_epochs_left})"
-            again = f"{again}; the same call would train the {plans[0].name} again, too"
+            left = plans[-1].n_epochs_left
+            again = f"model.train_{plans[-1].name}({left}); the same call would train the {plans[0].name} again, too"
         else:
             end = "resume from the last checkpoint" if is_resumable else "continue training"
             again = f"make the same call again to {end}"
         return f"{who} stopped the {plans[-1].name} in {where}; its weights are kept. Next: {again}."
     validated = [plan for plan in plans if plan.name != "transport"]
-    by_rounds = [plan for plan in validated if plan.recipe.max_rounds > 1]  # they end when the loss has settled
-    trends = {p.name: "settled" if p in by_rounds else validation_trend(p.validation_losses) for p in validated}
+    trends = {  # rounds end when the loss has settled
+        plan.name: "settled" if plan.recipe.max_rounds > 1 else validation_trend(plan.validation_losses)
+        for plan in validated
+    }
     if early := [result for result in results if result.plan in validated and result.plan.n_epochs_left]:
         ends = [f"the {r.plan.name} after {r.plan.describe_epoch(r.plan.n_epochs_done - 1)}" for r in early]
         watched = all(result.trainer.early_stopping_callbacks for result in early)

@@ -289,8 +289,9 @@ def learning_rate_factor(
     It starts again every ``n_steps`` steps, at half of the rate, until there were ``max_rounds`` rounds.
     """
     n_warm_up = max(round(warm_up * n_steps), 1)
-    options = {"schedule": schedule, "n_steps": n_steps, "n_warm_up": n_warm_up, "max_rounds": max_rounds}
-    return partial(_factor_at, **options)  # can be pickled
+    return partial(  # can be pickled
+        _factor_at, schedule=schedule, n_steps=n_steps, n_warm_up=n_warm_up, max_rounds=max_rounds
+    )
 
 
 def _factor_at(step: int, schedule: Schedule, n_steps: int, n_warm_up: int, max_rounds: int) -> float:

@@ -437,13 +437,12 @@ class StageProgress(ProgressBar):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Start the bar of a round, after the steps of a checkpoint."""
         number, n_before = divmod(trainer.current_epoch, pl_module.n_epochs)
-        if self._bar is not None and n_before:
-            return
         if self._bar is not None:
+            if n_before:
+                return
             self._close(pl_module)
-        self._title = f"{pl_module.name.capitalize()} ({pl_module.purpose})" + (
-            f", round {number + 1}" if number else ""
-        )
+        which = f", round {number + 1}" if number else ""
+        self._title = f"{pl_module.name.capitalize()} ({pl_module.purpose}){which}"
         self._is_live = sys.stderr.isatty() or in_notebook()
         self._step = trainer.global_step - number * pl_module.n_steps
         self._bar = tqdm(
