@@ -232,11 +232,16 @@ def test_log_values_are_refused(make_cells):
         build(make_cells, adata=make_cells(values="log1p"), setup={"values": "log1p"}, path="masking")
 
 
-def test_early_stopping_is_refused_because_the_loss_does_not_judge_the_cells(make_cells, quick):
-    with pytest.raises(
-        ValueError, match="`early_stopping` watches the validation loss, but that of the diffusion may rise"
-    ):
-        build(make_cells).train(3, early_stopping=True, **quick)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"early_stopping": True}, "`early_stopping` watches the validation loss, but that of the diffusion may rise"),
+        ({"plan_kwargs": {"max_rounds": 2}}, "`max_rounds` compares validation losses, but that of the diffusion may"),
+    ],
+)
+def test_rules_that_trust_the_loss_are_refused_because_it_does_not_judge_the_cells(make_cells, quick, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(make_cells).train(3, **options, **quick)
 
 
 @pytest.mark.parametrize(

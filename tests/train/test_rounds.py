@@ -9,9 +9,10 @@ import signal
 import pytest
 import scvi
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 
 from scgen_diffusion.train import _plans as plans
+from scgen_diffusion.train import _runner as runner
 from scgen_diffusion.train import learning_rate_factor
 
 PER_ROUND = 2  # epochs
@@ -83,24 +84,58 @@ def test_the_gain_is_that_of_the_best_round(train):
     assert len(losses(train(1.01 * gain))) == 2 * PER_ROUND
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"max_epochs": PER_ROUND}, {"early_stopping": True}, {"train_size": 1.0}, {"max_steps": 10}],
-    ids=lambda options: next(iter(options)),
-)
-def test_a_length_another_rule_or_no_validation_cells_mean_one_round(train, options):
+OTHER_ENDS = [
+    {"early_stopping": True},
+    {"max_steps": 10},
+    {"min_epochs": 2},
+    {"min_steps": 20},
+    {"callbacks": [Timer(duration={"hours": 1})]},
+    {"callbacks": [EarlyStopping("autoencoder_loss_validation")]},
+    {"limit_val_batches": 0},
+]
+
+
+@pytest.mark.parametrize("options", [{"max_epochs": PER_ROUND}, {"train_size": 1.0}, *OTHER_ENDS])
+def test_a_length_another_rule_or_no_validation_mean_one_round(train, options):
     model = train(**options)
 
     assert model.recipes_["autoencoder"]["max_rounds"] == 1
     assert len(model.history["autoencoder_loss_train"]) == PER_ROUND
 
 
+@pytest.mark.parametrize("options", OTHER_ENDS)
+def test_two_rules_for_the_end_are_refused(train, options):
+    with pytest.raises(ValueError, match=f"`{next(iter(options))}` and rounds are two rules for the end"):
+        train(recipe={"max_rounds": 2}, **options)
+
+
+def test_rounds_without_validation_cells_are_refused(train):
+    with pytest.raises(ValueError, match="`max_rounds` compares validation losses, but the autoencoder has no valida"):
+        train(recipe={"max_rounds": 2}, train_size=1.0)
+
+
+def test_a_fast_run_and_no_limit_of_steps_are_allowed(train):
+    assert len(train(fast_dev_run=True).history["autoencoder_loss_train"]) == 1
+    assert len(losses(train(max_steps=-1))) == 3 * PER_ROUND
+
+
+def test_each_round_is_judged_after_its_last_epoch(train):
+    epochs = losses(train(recipe={"n_epochs": 6, "max_rounds": 2}, check_val_every_n_epoch=3)).index
+
+    assert epochs.tolist() == [2, 5, 8, 11]
+    with pytest.raises(ValueError, match="`check_val_every_n_epoch` must divide 6, but found 4"):
+        train(recipe={"n_epochs": 6, "max_rounds": 2}, check_val_every_n_epoch=4)
+
+
+def test_by_default_validations_divide_a_round(train, monkeypatch):
+    monkeypatch.setattr(runner, "N_VALIDATIONS", 2)
+
+    assert losses(train(recipe={"n_epochs": 5, "max_rounds": 2})).index.tolist() == list(range(10))
+    assert losses(train(recipe={"n_epochs": 6, "max_rounds": 2})).index.tolist() == [2, 5, 8, 11]
+
+
 def test_rounds_can_have_a_chosen_length(train):
     assert len(losses(train(max_epochs=1, recipe={"max_rounds": 2}))) == 2
-
-
-def test_without_validation_there_is_nothing_to_wait_for(train):
-    assert len(train(limit_val_batches=0).history["autoencoder_loss_train"]) == PER_ROUND
 
 
 @pytest.mark.parametrize(("least_gain", "step"), [(ALWAYS, 13), (ALWAYS, 25), (NEVER, 20)])  # a round has 12 steps
@@ -127,11 +162,79 @@ def test_a_run_killed_before_its_last_mark_does_not_train_on(train, tmp_path):
     assert torch.load(path, weights_only=True)["is_finished"]
 
 
-def test_ctrl_c_in_a_later_round_keeps_the_weights_of_the_best_one(train):
-    stopped = train(callbacks=[Press(15)])
+@pytest.mark.parametrize(
+    ("option", "found"), [("validation_size", 0.05), ("check_val_every_n_epoch", 2), ("max_epochs", 4)]
+)
+def test_a_run_is_not_resumed_with_other_judges_or_rounds_of_another_length(train, tmp_path, option, found):
+    options = {"checkpoint_dir": tmp_path, "recipe": {"max_rounds": 2}, "train_size": 0.7}
+    with pytest.raises(RuntimeError, match="killed"):
+        train(callbacks=[Press(13, RuntimeError("killed"))], checkpoint_minutes=0.0, **options)
 
+    with pytest.raises(ValueError, match="checkpoint of the autoencoder"):
+        train(**options, **{option: found})
+
+
+def test_ctrl_c_in_a_later_round_keeps_the_weights_of_the_best_one(train, capsys):
+    stopped = train(callbacks=[Press(15)], enable_progress_bar=True)
+
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "in epoch 1 of 2 of round 2; the weights of round 1, the best so far, are kept. Next: " in last
     assert stopped.cut_short_ == {"autoencoder": "stopped"}
     assert_same_weights(train(recipe={"max_rounds": 1}), stopped)
+
+
+class End(Callback):
+    """End training in a step, with Lightning's own flag."""
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop |= trainer.global_step == 15
+
+
+def test_whatever_ends_a_later_round_the_weights_are_those_of_the_best_one(train, tmp_path):
+    ended = train(callbacks=[End()], checkpoint_dir=tmp_path)
+
+    assert_same_weights(train(recipe={"max_rounds": 1}), ended)
+    assert_same_weights(train(checkpoint_dir=tmp_path), ended)
+
+
+class Spoil(Callback):
+    """Make a weight NaN before a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, plan, *_):
+        if trainer.global_step == self.step:
+            next(iter(plan.module.encoder.parameters())).data.fill_(math.nan)
+
+
+def test_a_later_round_that_diverges_is_undone(train):
+    with pytest.warns(UserWarning, match=r"loss is nan in epoch 2 of 2 of round 2\. .* the weights of round 1"):
+        model = train(callbacks=[Spoil(18)])
+
+    assert model.trained_stages_ == ["autoencoder"]
+    assert_same_weights(train(recipe={"max_rounds": 1}), model)
+
+
+def test_a_validation_loss_that_is_no_number_is_never_the_best(train, monkeypatch):
+    original = plans.StagePlan.on_validation_epoch_end
+
+    def spoiled(plan):
+        original(plan)
+        if plan.current_epoch == PER_ROUND - 1:
+            plan.trainer.callback_metrics["autoencoder_loss_validation"] = torch.tensor(math.nan)
+
+    monkeypatch.setattr(plans.StagePlan, "on_validation_epoch_end", spoiled)
+
+    assert_same_weights(train(0.0, recipe={"max_rounds": 2}), train(ALWAYS, recipe={"max_rounds": 2}))
+
+
+def test_the_last_sentence_tells_of_a_last_round_that_still_helped(train, capsys):
+    of_rounds = losses(train(ALWAYS, enable_progress_bar=True))[PER_ROUND - 1 :: PER_ROUND]
+
+    last = capsys.readouterr().err.splitlines()[-1]
+    gain = 1 - of_rounds.iloc[2] / of_rounds.iloc[1]
+    assert f"its last round still lowered the autoencoder's validation loss by {gain:.1%} in round 3 (" in last
 
 
 def test_each_round_has_its_line_and_the_last_sentence_speaks_of_no_early_end(train, capsys):
@@ -164,3 +267,19 @@ def test_the_kl_weight_rises_in_the_first_round_alone(train):
 
     assert [number for number, _ in seen] == [0] * 12 + [1] * 12 + [2] * 12
     assert [share for _, share in seen] == pytest.approx([step / 12 for step in range(12)] * 3)
+
+
+def test_rounds_of_the_prior_leave_a_later_transport_alone(make_model, make_cells, tmp_path, monkeypatch):
+    monkeypatch.setattr(plans, "LEAST_GAIN", NEVER)
+    model = make_model(make_cells(n_cells=96), setup={"control_values": {"dose": 1}})
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+    options = {"checkpoint_dir": tmp_path, "plan_kwargs": {"max_rounds": 2, "n_epochs": 2, "batch_size": 16}, **quiet}
+    model.train_autoencoder(1, **quiet)
+    with pytest.raises(RuntimeError, match="killed"):
+        model.train_prior(callbacks=[Press(13, RuntimeError("killed"))], checkpoint_minutes=0.0, **options)
+    model.train_transport(1, **quiet)
+    before = [value.clone() for value in model.module.transport.state_dict().values()]
+
+    model.train_prior(**options)
+
+    assert all(map(torch.equal, model.module.transport.state_dict().values(), before))

@@ -127,6 +127,7 @@ from ._training import (
     change_recipe,
     closing_message,
     digest_of,
+    other_ends,
     split_cells,
     too_short,
     warn_of_rare_labels,
@@ -602,13 +603,22 @@ class DiffusionModel(BaseModelClass):
             epochs = self._by_stage("max_epochs", max_epochs, names)
             changes = self._by_stage("plan_kwargs", plan_kwargs, names)
             validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
-            has_end = early_stopping or "max_steps" in trainer_kwargs
+            ends = (["early_stopping"] if early_stopping else []) + other_ends(trainer_kwargs)
             usual, recipes, defaults, lengths = {}, {}, {}, {}
             for name in names:
                 size, length = None if name == "transport" and len(names) > 1 else batch_size, epochs[name]
                 usual[name] = self._recipe(name)
-                one_round = has_end or length is not None or name not in validated
+                one_round = bool(ends) or length is not None or name not in validated
                 recipes[name] = change_recipe(usual[name], name, size, changes[name], n_cells, one_round=one_round)
+                if ends and recipes[name].max_rounds > 1:
+                    msg = (
+                        f"`{ends[0]}` and rounds are two rules for the end of the {name}. Leave out `{ends[0]}`, or "
+                        "`max_rounds` of `plan_kwargs`."
+                    )
+                    raise ValueError(msg)
+                if name not in validated and recipes[name].max_rounds > 1:
+                    msg = f"`max_rounds` compares validation losses, but the {name} has no validation cells."
+                    raise ValueError(msg)
                 defaults[name] = recipes[name].max_epochs(n_cells)
                 lengths[name] = defaults[name] if length is None else check_count("max_epochs", length)
             if early_stopping and not validated:
@@ -673,7 +683,8 @@ class DiffusionModel(BaseModelClass):
         """Run a stage. It resumes a checkpoint of the same cells, the same split and the same ``made_with``."""
         plan.trained_rows = self._trained_rows()
         if checkpoint_dir is not None:
-            plan.fingerprint = digest_of(self._fingerprint, self.train_indices_, *made_with)
+            judges = [self.validation_indices_] if plan.recipe.max_rounds > 1 else []  # they choose the weights
+            plan.fingerprint = digest_of(self._fingerprint, self.train_indices_, *judges, *made_with)
         accelerator, devices, device = parse_device_args(accelerator, devices, return_device="torch")
         result = run_stage(
             plan,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from scvi import settings
 
 from scgen_diffusion._arguments import check_count, known_names, warn_user
@@ -28,6 +29,7 @@ STOPPED, TOO_SHORT = "stopped", "far too short"  # what saved models say of a st
 N_NAMED = 6
 N_PARTS = 5  # parts of a run whose mean validation losses are compared
 CHANGE = 0.1  # share of the total fall of the validation loss that counts as a change
+NO_END = {"max_steps": -1, "min_steps": None, "min_epochs": None, "fast_dev_run": False}
 LEARNING_RATE = "learning_rate"
 OTHER_NAMES = {
     **dict.fromkeys(("epochs", "n_epochs", "num_epochs"), "max_epochs"),
@@ -81,6 +83,16 @@ def change_recipe(
             raise TypeError(msg)
     size = check_count("batch_size", changes.get("batch_size", recipe.batch_size))
     return replace(recipe, **{**changes, "batch_size": min(size, max(n_cells, recipe.batch_size))})
+
+
+def other_ends(options: Mapping[str, Any]) -> list[str]:
+    """List the options of Lightning's trainer that set an end of training, or leave validation out."""
+    found = [name for name, none in NO_END.items() if options.get(name, none) != none]
+    if options.get("limit_val_batches") == 0:
+        found.append("limit_val_batches")
+    if any(isinstance(callback, EarlyStopping | Timer) for callback in options.get("callbacks") or ()):
+        found.append("callbacks")
+    return found
 
 
 def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_rows: np.ndarray) -> None:
@@ -170,23 +182,27 @@ def closing_message(
     """
     plans = [result.plan for result in results]
     if who := results[-1].stopped_by:
-        where = plans[-1].describe_epoch(plans[-1].n_epochs_done)
+        last = plans[-1]
+        n_rounds, n_done = last.recipe.max_rounds, last.n_epochs_done
+        where = last.describe_epoch(n_done - 1 if last.has_settled else min(n_done, n_rounds * last.n_epochs - 1))
+        of_round = f"the weights of round {last.n_rounds_done}, the best so far,"
+        kept = of_round if last.best_round else "its weights"
         if len(plans) > 1 and not is_resumable:
-            left = plans[-1].n_epochs_left
-            again = f"model.train_{plans[-1].name}({left}); the same call would train the {plans[0].name} again, too"
+            left = last.n_epochs - n_done % last.n_epochs
+            again = f"model.train_{last.name}({left}); the same call would train the {plans[0].name} again, too"
         else:
             end = "resume from the last checkpoint" if is_resumable else "continue training"
             again = f"make the same call again to {end}"
-        return f"{who} stopped the {plans[-1].name} in {where}; its weights are kept. Next: {again}."
+        return f"{who} stopped the {last.name} in {where}; {kept} are kept. Next: {again}."
     validated = [plan for plan in plans if plan.name != "transport"]
-    trends = {  # rounds end when the loss has settled
-        plan.name: "settled" if plan.recipe.max_rounds > 1 else validation_trend(plan.validation_losses)
-        for plan in validated
-    }
-    if early := [result for result in results if result.plan in validated and result.plan.n_epochs_left]:
+    if early := [result for result in results if result.plan in validated and result.plan.is_within_round]:
         ends = [f"the {r.plan.name} after {r.plan.describe_epoch(r.plan.n_epochs_done - 1)}" for r in early]
         watched = all(result.trainer.early_stopping_callbacks for result in early)
         return f"{'Early stopping' if watched else 'An option'} ended {' and '.join(ends)}. Next: {next_step}."
+    trends = {  # the rounds of a stage have their own sentence
+        plan.name: "settled" if plan.recipe.max_rounds > 1 else validation_trend(plan.validation_losses)
+        for plan in validated
+    }
     if rose := [plan for plan in validated if trends[plan.name] == "rose" and plan.loss_judges_cells]:
         shares = {plan.name: (plan.validation_losses.argmin() + 1) / len(plan.validation_losses) for plan in rose}
         best = {name: max(round(share * lengths[name]), 1) for name, share in shares.items()}
@@ -213,6 +229,9 @@ def closing_message(
         )
     elif "unknown" in trends.values() or too_short(lengths, defaults):
         seen = "Training is done, but was too short to show how well it went"
+    elif falling := [plan for plan in validated if plan.recipe.max_rounds > 1 and not plan.has_settled]:
+        falls = [f"the {p.name}'s validation loss by {p.gain:.1%} in round {p.n_rounds_done}" for p in falling]
+        seen = f"Training is done; its last round still lowered {' and '.join(falls)} (`max_rounds` allows more)"
     else:
         seen = "Training is done, and the validation loss has settled"
     return f"{seen}. Next: {next_step}."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from abc import abstractmethod
 from dataclasses import asdict
 from functools import partial
@@ -13,6 +15,7 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
+from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.diffusion import optimal_pairs, sample_seed
 from scgen_diffusion.module import AverageUpdate
 
@@ -29,10 +32,13 @@ if TYPE_CHECKING:
 
     from ._recipes import AutoencoderRecipe, DiffusionRecipe, PriorRecipe, Recipe, TransportRecipe
 
+logger = logging.getLogger(__name__)
+
 FUSED_ON = ("cpu", "cuda")
 N_CELLS = "n_cells"  # key in the sums of losses
 LEAST_GAIN = 5e-4  # of the validation loss by a round, below which training ends
 STEP_OPTIONS = ("limit_train_batches", "max_steps", "accumulate_grad_batches")  # of Lightning's trainer
+VALIDATION_OPTIONS = ("limit_val_batches", "check_val_every_n_epoch", "val_check_interval")  # likewise
 TRANSPORT = "module.transport."  # prefix of names in a checkpoint
 
 
@@ -73,7 +79,10 @@ class StagePlan(pl.LightningModule):
     round
         Number of the round, from 0.
     best_round
-        Validation loss, finished epochs and weights of the best finished round, if there can be several.
+        Validation loss, finished epochs and, until training ends, weights of the best finished round, if there can be
+        several.
+    gain
+        By which share the last finished round lowered the validation loss.
     """
 
     name: str
@@ -96,6 +105,7 @@ class StagePlan(pl.LightningModule):
         self._has_validated = False
         self.round = 0
         self.best_round: dict[str, Any] = {}
+        self.gain = 0.0
         self._frozen: list[nn.Parameter] = []
         self._masks: list[RemovableHandle] = []
 
@@ -165,12 +175,13 @@ class StagePlan(pl.LightningModule):
                 self._masks.append(parameter.register_hook(partial(_mask_gradient, mask)))
 
     def teardown(self, stage: str) -> None:
-        """Unfreeze the frozen parameters, and forget the best round."""
+        """Unfreeze the frozen parameters, and forget the weights of the best round."""
         for parameter in self._frozen:
             parameter.requires_grad_(requires_grad=True)
         for mask in self._masks:
             mask.remove()
-        self._frozen, self._masks, self.best_round = [], [], {}
+        self._frozen, self._masks = [], []
+        self.best_round.pop("weights", None)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build AdamW and its schedule."""
@@ -213,9 +224,20 @@ class StagePlan(pl.LightningModule):
         return self.trainer.max_epochs // self.recipe.max_rounds
 
     @property
-    def n_epochs_left(self) -> int:
-        """Number of epochs until the end of a round."""
-        return -self.n_epochs_done % self.n_epochs
+    def is_within_round(self) -> bool:
+        """Whether a round has begun and not ended."""
+        return self.n_epochs_done % self.n_epochs > 0
+
+    @property
+    def n_rounds_done(self) -> int:
+        """Number of rounds that the weights went through, if the stage has ended."""
+        return self.best_round.get("n_epochs_done", self.n_epochs_done) // self.n_epochs
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether a round that did not lower the validation loss ended the stage."""
+        done = self.n_epochs_done
+        return not self.is_within_round and self.best_round.get("n_epochs_done", done) < done
 
     @property
     def progress(self) -> float:
@@ -230,9 +252,11 @@ class StagePlan(pl.LightningModule):
     # --- epochs and rounds -----------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """End a stage that was interrupted after its last round."""
-        if self.best_round and not self.n_epochs_done % self.n_epochs:
-            self.trainer.should_stop = self.best_round["n_epochs_done"] < self.n_epochs_done
+        """Say what is resumed, and end a stage that was interrupted after its last round."""
+        if self.n_epochs_done:
+            logger.info("Resuming the %s after %s.", self.name, self.describe_epoch(self.n_epochs_done - 1))
+        if self.has_settled:
+            self.trainer.should_stop = True
 
     def on_train_epoch_start(self) -> None:
         """Seed the random numbers of the epoch, differently in each process."""
@@ -251,35 +275,47 @@ class StagePlan(pl.LightningModule):
         Raises
         ------
         FloatingPointError
-            If the epoch's loss is NaN or infinite.
+            If the loss of an epoch of the first round is NaN or infinite.
+
+        Warns
+        -----
+        UserWarning
+            If that of a later round is; training then ends with the weights of the best round.
         """
         if self._sums["train"]:  # an option such as `max_steps` ended the epoch before its last batch
             self._log_means("train")
         losses = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        loss = torch.tensor(losses.get(f"{self.name}_loss_train", 0.0))
-        if not torch.isfinite(loss):
-            msg = (
-                f"The {self.name}'s loss is {float(loss)}; try a lower learning rate, or look for extreme cells. A "
-                "`checkpoint_dir` still has the last good state, but only for the same learning rate; with a new rate, "
-                "use another `checkpoint_dir`."
+        loss = losses.get(f"{self.name}_loss_train", 0.0)
+        if is_lost := not math.isfinite(loss):
+            where = self.describe_epoch(self.current_epoch)
+            if not self.best_round:
+                msg = (
+                    f"The {self.name}'s loss is {loss} in {where}; try a lower learning rate, or look for extreme "
+                    "cells. A `checkpoint_dir` still has the last good state, but only for the same learning rate; "
+                    "with a new rate, use another `checkpoint_dir`."
+                )
+                raise FloatingPointError(msg)
+            warn_user(
+                f"The {self.name}'s loss is {loss} in {where}. Training ends with the weights of round "
+                f"{self.n_rounds_done}, the best so far."
             )
-            raise FloatingPointError(msg)
+            self.return_to_best_round()
+            self.trainer.should_stop = True
         for name, value in losses.items():
             if self._has_validated or not name.endswith("_validation"):
                 self._losses.setdefault(name, {})[self.current_epoch] = value
         self._has_validated = False
         self.n_epochs_done = self.current_epoch + 1
-        if self.recipe.max_rounds > 1 and not self.n_epochs_done % self.n_epochs:
+        if self.recipe.max_rounds > 1 and not self.is_within_round and not is_lost:
             self._end_round()
 
     def _end_round(self) -> None:
         """Remember a round that lowered the validation loss; after any other, return to the best one and end."""
-        losses = self._losses.get(self.key_loss("validation"), {})
-        loss = next((loss for epoch, loss in reversed(losses.items()) if epoch // self.n_epochs == self.round), None)
-        if loss is None:  # an option of the trainer left validation out
-            self.trainer.should_stop = True
-        elif not self.best_round or self.best_round["loss"] - loss >= LEAST_GAIN * abs(self.best_round["loss"]):
-            weights = {name: value.clone() for name, value in self.module.state_dict().items()}
+        loss = self._losses[self.key_loss("validation")][self.current_epoch]
+        loss, best = loss if math.isfinite(loss) else math.inf, self.best_round.get("loss", math.inf)
+        self.gain = (best - loss) / abs(best) if math.isfinite(best) else math.inf if loss < best else math.nan
+        if not self.best_round or self.gain >= LEAST_GAIN:
+            weights = {name: value.clone() for name, value in self.state_dict().items()}
             self.best_round = {"loss": loss, "n_epochs_done": self.n_epochs_done, "weights": weights}
         else:
             self.return_to_best_round()
@@ -288,7 +324,7 @@ class StagePlan(pl.LightningModule):
     def return_to_best_round(self) -> None:
         """Return to the weights of the best finished round, if there is one."""
         if self.best_round:
-            self.module.load_state_dict(self.best_round["weights"])
+            self.load_state_dict(self.best_round["weights"])
 
     @property
     def history(self) -> dict[str, pd.DataFrame]:
@@ -318,7 +354,8 @@ class StagePlan(pl.LightningModule):
     @property
     def _options(self) -> dict[str, Any]:
         """Options of the recipe, and those of the trainer that change the steps."""
-        of_trainer = {name: str(getattr(self.trainer, name)) for name in STEP_OPTIONS}  # 1 batch is not the share 1.0
+        names = STEP_OPTIONS + (VALIDATION_OPTIONS if self.recipe.max_rounds > 1 else ())
+        of_trainer = {name: str(getattr(self.trainer, name)) for name in names}  # 1 batch is not the share 1.0
         rules = [f"{rule.patience} validations" for rule in self.trainer.early_stopping_callbacks]
         return asdict(self.recipe) | of_trainer | {"early_stopping": ", ".join(rules) or "False"}
 
@@ -333,6 +370,7 @@ class StagePlan(pl.LightningModule):
             "max_epochs": self.trainer.max_epochs,
             "history": self._losses,
             "best_round": self.best_round,
+            "gain": self.gain,
         }
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
@@ -362,8 +400,16 @@ class StagePlan(pl.LightningModule):
                 "another `checkpoint_dir`."
             )
             raise ValueError(msg)
+        done, before, most = checkpoint["n_epochs_done"], checkpoint["max_epochs"], self.trainer.max_epochs
+        if done > most or (self.recipe.max_rounds > 1 and before != most):
+            has = f"{done} finished epochs, more than the {most} of this run"
+            if self.recipe.max_rounds > 1:
+                rounds = self.recipe.max_rounds
+                has = f"rounds of {before // rounds} epochs, and this run has rounds of {self.n_epochs}"
+            msg = f"The checkpoint of the {self.name} has {has}; remove it to start again."
+            raise ValueError(msg)
         self.seed, self.n_epochs_done, self._losses = (checkpoint[k] for k in ("seed", "n_epochs_done", "history"))
-        self.best_round = checkpoint["best_round"]
+        self.best_round, self.gain = checkpoint["best_round"], checkpoint["gain"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Restore the parameters of this stage only; a transport belongs to its own stage."""

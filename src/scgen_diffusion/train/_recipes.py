@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Literal, get_args
+
+from scgen_diffusion._arguments import check_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,10 +37,10 @@ class Recipe:
     batch_size
         Cells per step of all processes together.
     warm_up
-        Share of all steps in which the learning rate rises linearly.
+        Share of a round's steps in which the learning rate rises linearly.
     reference_steps
-        Optimiser steps for a data set of ``reference_cells`` cells. Other data sets take :math:`\sqrt{n / n_{ref}}`
-        times as many.
+        Optimiser steps of a round for a data set of ``reference_cells`` cells. Other data sets take
+        :math:`\sqrt{n / n_{ref}}` times as many.
     reference_cells
         See ``reference_steps``.
     smallest_share
@@ -46,12 +48,12 @@ class Recipe:
     smallest_epoch
         Smallest number of steps in an epoch; small data sets are repeated to fill it. 0: an epoch is a pass.
     n_epochs
-        Number of epochs for every data set, instead of steps by size.
+        Number of epochs of a round for every data set, instead of steps by size.
     max_rounds
         Largest number of rounds, each as long as the options above say. A round goes through the schedule of the
         learning rate, at half of the rate of the round before. Training ends when a round has not lowered the
         validation loss by 0.05 %, and keeps the weights of the best round. By default, there is one round if
-        ``max_epochs`` is given, with ``early_stopping``, and without validation cells.
+        ``max_epochs`` or another rule for the end is given, and without validation cells.
     """
 
     learning_rate: float
@@ -78,9 +80,9 @@ class Recipe:
             if isinstance(value, Real) and not value >= 0:
                 msg = f"`{field.name}` must not be negative, but found {value!r}."
                 raise ValueError(msg)
-        if not (isinstance(self.max_rounds, Integral) and self.max_rounds):
-            msg = f"`max_rounds` must be a whole number above 0, but found {self.max_rounds!r}."
-            raise ValueError(msg)
+        for name in ("max_rounds", "n_epochs"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, check_count(name, value))  # Lightning takes no numbers of numpy
 
     def max_epochs(self, n_cells: int) -> int:
         """Return the number of epochs of a round for ``n_cells`` training cells."""
@@ -103,7 +105,7 @@ class AutoencoderRecipe(Recipe):
     kl_weight
         Weight of the latent's KL divergence in the loss.
     kl_warm_up
-        Share of all steps in which ``kl_weight`` rises from zero.
+        Share of the first round's steps in which ``kl_weight`` rises from zero.
     keep_at_least
         The encoder sees each cell thinned to a random share of its counts between this and 1; the decoder reconstructs
         the whole cell. 1 switches thinning off.

@@ -136,6 +136,12 @@ def run_stage(
             "cells get better. Leave `early_stopping` out."
         )
         raise ValueError(msg)
+    if plan.recipe.max_rounds > 1 and not plan.loss_judges_cells:
+        msg = (
+            f"`max_rounds` compares validation losses, but that of the {plan.name} may rise while the generated cells "
+            "get better. Leave `max_rounds` out."
+        )
+        raise ValueError(msg)
     if early_stopping:
         rule = {"patience": early_stopping_patience, "min_delta": early_stopping_min_delta}
         callbacks.append(EarlyStopping(monitor=plan.key_loss("validation"), **rule))
@@ -144,7 +150,15 @@ def run_stage(
     if enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks.append(StageProgress())
     defaults = {"benchmark": True, "num_sanity_val_steps": 0, "enable_model_summary": False, "logger": False}
-    every = 1 if early_stopping else max(per_round // N_VALIDATIONS, 1)
+    every = check_val_every_n_epoch or (1 if early_stopping else max(per_round // N_VALIDATIONS, 1))
+    if plan.recipe.max_rounds > 1 and per_round % every:  # each round is judged after its last epoch
+        if check_val_every_n_epoch:
+            msg = (
+                f"A round of the {plan.name} has {per_round} epochs, and its last one must be validated: "
+                f"`check_val_every_n_epoch` must divide {per_round}, but found {check_val_every_n_epoch}."
+            )
+            raise ValueError(msg)
+        every = next(n for n in range(every, 0, -1) if per_round % n == 0)
     with _quiet():
         trainer = pl.Trainer(
             max_epochs=n_epochs,
@@ -152,7 +166,7 @@ def run_stage(
             devices=devices,
             precision=precision or _default_precision(accelerator),
             gradient_clip_val=plan.recipe.gradient_clip,
-            check_val_every_n_epoch=check_val_every_n_epoch or every,
+            check_val_every_n_epoch=every,
             callbacks=callbacks,
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=enable_progress_bar,
@@ -161,26 +175,18 @@ def run_stage(
             **{**defaults, **trainer_kwargs},
         )
         checkpoint = None if path is None or not path.exists() else read_checkpoint(path)
-        if checkpoint is not None and checkpoint.get("n_epochs_done", 0) > n_epochs:
-            msg = (
-                f"The checkpoint {path} has {checkpoint['n_epochs_done']} finished epochs, more than the {n_epochs} of "
-                "this run; remove it to start again."
-            )
-            raise ValueError(msg)
         if checkpoint is not None and checkpoint.get("is_finished") and checkpoint.get("max_epochs") == n_epochs:
             plan.trainer = trainer
             plan.on_load_checkpoint(checkpoint)
             plan.load_state_dict(checkpoint["state_dict"])
             plan.module.eval()
             return StageResult(plan, trainer)
-        if checkpoint is not None:
-            logger.info("Resuming the %s after epoch %d.", plan.name, checkpoint["n_epochs_done"])
         plan.module.train()
         try:
             with interruption.listening(trainer):
                 trainer.fit(plan, data, ckpt_path=None if checkpoint is None else path, weights_only=True)
         except StoppedError:
-            plan.return_to_best_round()  # a later round begins with a large learning rate
+            plan.return_to_best_round()
         except SIGTERMException as end:  # a shell would take it for success
             raise SystemExit(EXIT_CODE_OF_SIGTERM) from end
         finally:  # Lightning skips this after an exception
@@ -382,7 +388,10 @@ class Interruption(Callback):
         previous = signal.getsignal(signal.SIGINT)
 
         def stop(signal_number: int, frame: FrameType | None) -> None:
-            logger.warning("Interrupted: training stops after this step and keeps its weights. Press again to abort.")
+            logger.warning(
+                "Interrupted: training stops after this step and keeps its weights, or those of the best round. Press "
+                "again to abort."
+            )
             self.source = "You"
             signal.signal(signal.SIGINT, previous)
 
@@ -404,6 +413,10 @@ class Interruption(Callback):
             self.source = "`max_time`"
         if self.requested:
             raise StoppedError
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
+        """Undo a round that something else has ended, before the last checkpoint is written."""
+        pl_module.return_to_best_round()
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------
