@@ -37,6 +37,28 @@ def of_two_kinds():
     return fitted((13, 2), perturbations, centres, shifts, control=torch.tensor([13.0, 0.0]))
 
 
+@pytest.mark.parametrize("length", [2.0, 8.0])  # 1 and 4 standard deviations along an axis
+def test_it_finds_out_how_alike_cells_respond_that_differ(length):
+    torch.manual_seed(0)
+    centres = 8 * torch.rand(100, SIZE)
+    alike = (-torch.cdist(centres, centres).square() / (2 * length**2)).exp()
+    shifts = torch.linalg.cholesky(1 + alike + 1e-3 * torch.eye(100)) @ torch.randn(100, SIZE)
+    shift = ExpectedShift((100, 2), SIZE, 100, 2)
+    perturbations = torch.stack([torch.arange(100), torch.ones(100)], 1)
+    arguments = (
+        [centre[None] for centre in centres],
+        centres,
+        shifts,
+        torch.full((100,), 1e-3),
+        torch.eye(SIZE),
+        perturbations,
+    )
+
+    shift.fit(*arguments, torch.tensor([100.0, 0.0]), PERTURBS)
+
+    assert length / 1.5 < shift.options[2] < 1.5 * length
+
+
 @pytest.mark.parametrize(("place", "expected"), [(0.0, 1.0), (FAR, -1.0), (-4 * FAR, 0.0)])
 def test_cells_respond_like_similar_ones_and_far_ones_like_the_mean(of_two_kinds, place, expected):
     found = of_two_kinds(torch.full((SIZE,), place), [12, 1])

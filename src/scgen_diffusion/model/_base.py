@@ -498,8 +498,9 @@ class DiffusionModel(BaseModelClass):
         holds the losses of each epoch, ``recipes_`` the training options of each stage, and ``trainer`` is the trainer
         of the last stage.
 
-        Press Ctrl-C to stop after the current step and keep the weights; press it again to abort. ``cut_short_`` lists
-        the stages that were stopped or far too short, also in a saved model.
+        Press Ctrl-C to stop after the current step and keep the weights (in a later round, those of the best one);
+        press it again to abort. ``cut_short_`` lists the stages that were stopped or far too short, also in a saved
+        model.
 
         Each stage, and each round of the autoencoder, shows a progress bar, or in a log file a line now and then. At
         the end, two sentences say how the validation loss went and what to do next. ``enable_progress_bar=False``
@@ -511,7 +512,7 @@ class DiffusionModel(BaseModelClass):
             Epochs of every stage, or a mapping from stage to epochs: ``{"prior": 500}``. Default, also of stages that a
             mapping leaves out: depends on the number of cells, for SCLDM on genes and counts too, see the user guide.
             SCLDM's autoencoder then takes up to three times as many, in rounds, as long as each lowers the validation
-            loss. A trained model is trained on, all its stages; ``train_prior`` trains the prior alone.
+            loss. With ``max_rounds`` in ``plan_kwargs``, epochs of one round. A trained model is trained on, all its stages; ``train_prior`` trains the prior alone.
         accelerator, devices
             Where to train; passed to Lightning.
         train_size

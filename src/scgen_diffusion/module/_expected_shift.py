@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from scgen_diffusion.nn import ConditionSpec
 
 SHARED = 10.0  # variance of what a perturbation does everywhere, relative to the mean square of all shifts
-SPECIFIC = (1.0, 0.3, 3.0)  # variance of what it does in similar cells only, likewise
-LENGTHS = (2.8, 1.4, 2.0, 4.0, 5.6, 8.0)  # of similarity, in standard deviations of cells of one kind along an axis
+SPECIFIC = (1.0, 0.1, 0.3, 3.0)  # variance of what it does in similar cells only, likewise
+LENGTHS = (2.8, 0.7, 1.0, 1.4, 2.0, 4.0, 5.6, 8.0)  # of similarity, in standard deviations of one kind along an axis
 INTERACTION = 0.3  # variance of what a set does beyond its members, relative to one member
-FEW_ERRORS = 0.1  # of a shift, relative to its mean square, below which more cells make a group no more important
 MOST_GROUPS = 500  # that choose variance and length
 CLEAR = 0.25  # of the mean square of shifts: sampling variance of groups with enough cells to be predicted from others
 RELATED = 0.1  # similarity of perturbations that tell something about each other
@@ -40,8 +39,8 @@ class ExpectedShift(nn.Module):
     The axes :math:`A` make cells as alike as their expected expression is: latents that hardly change it do not count.
     Where no similar cells were seen, the expected shift is the mean over groups. Sets of perturbations add up: their
     :math:`k_p` is the number of members that they share. It is 1 for equal classes and 0 for others, and falls with the
-    distance of numbers and of known embeddings. :math:`b` and :math:`\ell` are those that predict best the cells of
-    each group from all other groups.
+    distance of numbers and of known embeddings. :math:`b` and :math:`\ell` are those under which the measured shifts
+    are most probable (the marginal likelihood).
 
     Parameters
     ----------
@@ -210,7 +209,7 @@ class ExpectedShift(nn.Module):
         Parameters
         ----------
         controls
-            Latents of control cells of each group, drawn from their posteriors, ``(cells, size)``.
+            Latents of control cells of each group, drawn from their posteriors, ``(cells, size)``; for the uncertainty.
         centres, shifts
             Mean latents of the control cells, and how much those of the perturbed cells differ, ``(groups, size)``.
         variances
@@ -226,25 +225,17 @@ class ExpectedShift(nn.Module):
         of_perturbations = self._similarity(perturbations, perturbations, control, perturbs)
         shifts, variances, centres = shifts.double(), variances.double().clamp(min=SMALLEST), centres.double()
         size = (shifts.square().mean() - variances.mean()).clamp(min=0.01 * shifts.square().mean() + SMALLEST)
-        weights = 1 / (variances + FEW_ERRORS * size)
         some = torch.linspace(0, len(shifts) - 1, min(len(shifts), MOST_GROUPS), device=shifts.device).long()
-        among = of_perturbations[some][:, some]
-        best, width = torch.inf, axes.shape[1] ** 0.5
+        best, width = -torch.inf, axes.shape[1] ** 0.5
         for length in (width * factor for factor in LENGTHS):
             alike = self._alikeness(centres, centres, length)
-            of_cells = torch.stack(
-                [self._alikeness(controls[g].double(), centres[some], length).mean(0) for g in some.tolist()]
-            )
             for b in SPECIFIC:
                 covariance = size * of_perturbations * (SHARED + b * alike) + variances.diag()
-                inverse = torch.linalg.inv(covariance[some][:, some])
-                to_cells = size * among * (SHARED + b * of_cells)
-                fitted = inverse @ shifts[some]
-                own = (to_cells @ inverse).diagonal() / inverse.diagonal()  # what a group adds to its own prediction
-                errors = to_cells @ fitted - own[:, None] * fitted - shifts[some]
-                score = float((weights[some] * errors.square().mean(1)).sum())
-                if score < best:
-                    best, chosen, options = score, covariance, (SHARED * float(size), b * float(size), length)
+                root, seen = torch.linalg.cholesky(covariance[some][:, some]), shifts[some]
+                fit = (seen * torch.cholesky_solve(seen, root)).sum() / 2
+                likelihood = float(-fit - seen.shape[1] * root.diagonal().log().sum())
+                if likelihood > best:
+                    best, chosen, options = likelihood, covariance, (SHARED * float(size), b * float(size), length)
         self.centres.copy_(centres)
         self.perturbations.copy_(perturbations)
         self.weights.copy_(torch.linalg.solve(chosen, shifts))

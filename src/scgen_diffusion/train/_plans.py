@@ -549,8 +549,9 @@ class TransportPlan(StagePlan):
         mean = batch["mean"]
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         start, end = self.module.standardise(mean + batch["std"] * noise).unbind()
-        groups = zip(start.split(self.recipe.n_paired), end.split(self.recipe.n_paired), strict=True)
-        end = torch.cat([ends[optimal_pairs(starts, ends)] for starts, ends in groups])
+        along_axes, n_paired = self.module.transport.along_axes, self.recipe.n_paired
+        groups = zip(*(states.split(n_paired) for states in (along_axes(start), along_axes(end), end)), strict=True)
+        end = torch.cat([ends[optimal_pairs(*seen)] for *seen, ends in groups])
         condition = batch["condition"][1]  # equal within a group
         return {"loss": self.module.transport.loss(start, end, condition, generator).mean()}
 
