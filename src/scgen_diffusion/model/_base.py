@@ -512,7 +512,8 @@ class DiffusionModel(BaseModelClass):
             Epochs of every stage, or a mapping from stage to epochs: ``{"prior": 500}``. Default, also of stages that a
             mapping leaves out: depends on the number of cells, for SCLDM on genes and counts too, see the user guide.
             SCLDM's autoencoder then takes up to three times as many, in rounds, as long as each lowers the validation
-            loss. With ``max_rounds`` in ``plan_kwargs``, epochs of one round. A trained model is trained on, all its stages; ``train_prior`` trains the prior alone.
+            loss. With ``max_rounds`` in ``plan_kwargs``, epochs of one round. A trained model is trained on, all its
+            stages; ``train_prior`` trains the prior alone.
         accelerator, devices
             Where to train; passed to Lightning.
         train_size
