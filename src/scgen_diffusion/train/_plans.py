@@ -311,7 +311,7 @@ class StagePlan(pl.LightningModule):
 
     def _end_round(self) -> None:
         """Remember a round that lowered the validation loss; after any other, return to the best one and end."""
-        loss = self._losses[self.key_loss("validation")][self.current_epoch]
+        loss = self._losses.get(self.key_loss("validation"), {}).get(self.current_epoch, math.nan)
         loss, best = loss if math.isfinite(loss) else math.inf, self.best_round.get("loss", math.inf)
         self.gain = (best - loss) / abs(best) if math.isfinite(best) else math.inf if loss < best else math.nan
         if not self.best_round or self.gain >= LEAST_GAIN:
