@@ -119,8 +119,8 @@ b_cells = model.generate(100, condition={"cell_type": "B"}, seed=0)
 scgd.pl.umap(synthetic, b_cells, color="cell_type")""",
         limits=(
             ONE_DONOR,
-            "It learned platelets from 11 cells: generated ones have too little of their marker PPBP, and one in seven "
-            "has none. See the table of labels.",
+            "It learned platelets from 11 cells: generated ones have too little of their marker PPBP, and nearly one "
+            "in five has none. See the table of labels.",
         ),
     ),
     "kang_ifnb": Pretrained(

@@ -831,7 +831,7 @@ class DiffusionModel(BaseModelClass):
             ``{"prot": 3_000}``; totals of the other modalities are drawn.
         batch_size
             Largest number of cells made at a time, rounded up to whole blocks (128 cells on a CPU). It does not change
-            the cells.
+            the cells, except with the sampler ``"dopri5"``.
         seed
             Same seed, same cells. Default: ``scvi.settings.seed``, or else random. ``uns`` records it. Requests with
             the same seed start from the same noise, so their cells differ only by condition.
