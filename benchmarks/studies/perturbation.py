@@ -407,7 +407,8 @@ def _arithmetic(trained: Trained, *, keeps_residuals: bool) -> ad.AnnData:
     totals, generators = counts.sum(1), Generators(trained.seed, range(len(counts)))
     with torch.inference_mode():
         if keeps_residuals:
-            return as_cells(case, model.module.counterfactual_cells(counts, z, moved, totals, generators).numpy())
+            decoded = model.module.generative(moved, totals[:, None])
+            return as_cells(case, model.module.counterfactual_cells(counts, z, decoded, generators).numpy())
         return as_cells(case, model.module.draw_cells(moved, totals, generators).numpy())
 
 

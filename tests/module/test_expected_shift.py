@@ -181,7 +181,7 @@ def test_a_group_left_out_is_a_group_never_seen():
     others = torch.tensor([0, 1, 3, 4])
     without = ExpectedShift((10, 2), SIZE, 4, 2)
     state = shift.state_dict()
-    for name in ("centres", "perturbations", "variances", "left_out"):
+    for name in ("centres", "perturbations", "variances", "control_variances", "control_sets", "left_out"):
         state[name] = state[name][others]
     covariance = shift._covariance(slice(None), CONTROL, PERTURBS)[others][:, others]
     state["weights"] = torch.linalg.solve(covariance, shifts[others].double())

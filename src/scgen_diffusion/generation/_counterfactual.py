@@ -132,6 +132,7 @@ def predict_block(module: Any, request: Counterfactual, block: ControlBlock) -> 
         given = torch.from_numpy(sizes[positions]).to(own)
         return torch.where(given.isnan(), own, given)
 
+    by_transport = {"perturbed": (own, new, request.strength)} if request.inversion is None else {}
     values = module.predict_cells(
         block.x,
         move,
@@ -141,6 +142,7 @@ def predict_block(module: Any, request: Counterfactual, block: ControlBlock) -> 
         sample=request.sample,
         residuals=request.residuals,
         n_wanted=block.n_wanted,
+        **by_transport,
     )
     rows = rows_of(values, sparse=request.sample and module.has_zeros(sampling.output))
     check_finite(rows)

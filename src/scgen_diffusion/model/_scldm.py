@@ -26,6 +26,7 @@ from scgen_diffusion.train import (
     counts_per_gene,
     describe_predicted_totals,
     encode_cells,
+    fit_missed,
     fit_shift,
     measure_errors,
     perturbation_groups,
@@ -396,6 +397,7 @@ class SCLDM(AutoencoderModel):
             plan = TransportPlan(self.module, recipe, seed=seed)
             matches = [list(labels), matched] if len(labels.columns) else []
             result = run(plan, data, self._autoencoder_digest, sorted(control.items()), *matches)
+            fit_missed(self.module, self._cells, groups)
         self._record_trained(*self.trained_stages_, "transport")
         return result
 

@@ -10,6 +10,8 @@ from ._fine_tuning import TRAINABLE, Trainable, copy_reference, trained_masks
 from ._gene_space import GeneSpaceModule, library_features, to_counts
 from ._gene_space_architecture import GeneSpaceArchitecture, build_gene_space_architecture
 from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
+from ._likelihoods import NegativeBinomialLikelihood
+from ._missed_changes import MissedChanges
 from ._modality_likelihoods import ModalityPanel
 from ._molecules import MoleculeModule, gene_space_module
 from ._multimodal import MultimodalModule
@@ -29,9 +31,11 @@ __all__ = [
     "InputValues",
     "LibrarySizeKind",
     "LibrarySizeModel",
+    "MissedChanges",
     "ModalityPanel",
     "MoleculeModule",
     "MultimodalModule",
+    "NegativeBinomialLikelihood",
     "Posterior",
     "ProfileSummary",
     "SCLDMArchitecture",

@@ -28,8 +28,8 @@ class ExpectedShift(nn.Module):
     r"""Gaussian process of the shifts that perturbations cause, over cells and perturbations.
 
     In each group of cells :math:`g`, such as one cell type under one perturbation, the mean latents of perturbed and
-    control cells differ by :math:`\Delta_g`, with the sampling variance :math:`v_g`. For control latents :math:`x` and
-    perturbations :math:`p` the process has the covariance
+    control cells differ by :math:`\Delta_g`, with the sampling variance :math:`v_g`. Groups with the same control cells
+    share a part of it. For control latents :math:`x` and perturbations :math:`p` the process has the covariance
 
     .. math::
 
@@ -61,6 +61,8 @@ class ExpectedShift(nn.Module):
         self.register_buffer("perturbations", torch.zeros(n_groups, n_columns))
         self.register_buffer("weights", torch.zeros(n_groups, size))
         self.register_buffer("variances", torch.zeros(n_groups))
+        self.register_buffer("control_variances", torch.zeros(n_groups))  # their part from control cells
+        self.register_buffer("control_sets", torch.arange(n_groups))  # equal for groups with the same control cells
         self.register_buffer("left_out", torch.zeros(n_groups, 2))  # `uncertainty` of each group, from all others
         self.register_buffer("axes", torch.eye(size))
         self.register_buffer("options", torch.zeros(3))  # a, b, length
@@ -82,11 +84,18 @@ class ExpectedShift(nn.Module):
             Weights of the groups, such as those of :meth:`weights_without`; default: those of all groups.
         """
         weights = self.weights if weights is None else weights
+        return (self.covariance_with_groups(x, condition, control, perturbs) @ weights.double()).to(x.dtype).view_as(x)
+
+    def covariance_with_groups(self, x: Tensor, condition: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
+        """Return the covariance of cells with all groups, ``(n, groups)``; arguments as in :meth:`forward`."""
         distinct, which = condition.unique(dim=0, return_inverse=True)
         of_perturbations = self._similarity(distinct, self.perturbations, control, perturbs)[which]
         a, b, length = self.options.double()
-        of_cells = a + b * self._alikeness(x.flatten(1).double(), self.centres.double(), length)
-        return ((of_perturbations * of_cells) @ weights.double()).to(x.dtype).view_as(x)
+        return of_perturbations * (a + b * self._alikeness(x.flatten(1).double(), self.centres.double(), length))
+
+    def covariance_of(self, groups: Tensor | slice, control: Tensor, perturbs: Tensor) -> Tensor:
+        """Return the covariance of the shifts of some groups, without sampling noise, ``(n, n)``."""
+        return self._covariance(groups, control, perturbs) - self._noise(groups)
 
     @torch.no_grad()
     def uncertainty(
@@ -165,14 +174,18 @@ class ExpectedShift(nn.Module):
         At most 1, and negative if these predictions are worse than none. Sampling noise is subtracted.
         """
         covariance = self._covariance(slice(None), control, perturbs)
+        of_shifts = self.covariance_of(slice(None), control, perturbs)
         held = self._held(self.perturbations, control, perturbs)
         inverse, weights, noise = torch.linalg.inv(covariance), self.weights.double(), self.variances.double()[:, None]
+        shifts = covariance @ weights
         errors = torch.zeros_like(weights)
         for marks in held.unique(dim=0):
             out = (held @ marks).nonzero()[:, 0]
-            same = (held[out] == marks).all(1)
-            errors[out[same]] = torch.linalg.solve(inverse[out][:, out], weights[out])[same]
-        size = ((covariance @ weights).square() - noise).sum()
+            left = weights - inverse[:, out] @ torch.linalg.solve(inverse[out][:, out], weights[out])
+            left[out] = 0
+            same = out[(held[out] == marks).all(1)]
+            errors[same] = shifts[same] - of_shifts[same] @ left
+        size = (shifts.square() - noise).sum()
         return min(float(1 - (errors.square() - noise).sum() / size), 1.0) if size > 0 else 0.0
 
     def _held(self, codes: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
@@ -189,8 +202,13 @@ class ExpectedShift(nn.Module):
         a, b, length = self.options.double()
         centres, perturbations = self.centres[groups].double(), self.perturbations[groups]
         similarity = self._similarity(perturbations, perturbations, control, perturbs)
-        covariance = similarity * (a + b * self._alikeness(centres, centres, length))
-        return covariance + self.variances[groups].double().diag()
+        return similarity * (a + b * self._alikeness(centres, centres, length)) + self._noise(groups)
+
+    def _noise(self, groups: Tensor | slice) -> Tensor:
+        """Return the sampling covariance of the measured shifts of some groups, ``(n, n)``."""
+        of_control, sets = self.control_variances[groups].double(), self.control_sets[groups]
+        of_perturbed = self.variances[groups].double() - of_control
+        return of_perturbed.diag() + (sets[:, None] == sets) * of_control
 
     @torch.no_grad()
     def fit(
@@ -203,6 +221,9 @@ class ExpectedShift(nn.Module):
         perturbations: Tensor,
         control: Tensor,
         perturbs: Tensor,
+        *,
+        control_variances: Tensor | float = 0.0,
+        control_sets: Tensor | None = None,
     ) -> None:
         """Learn from groups of cells.
 
@@ -220,17 +241,24 @@ class ExpectedShift(nn.Module):
             Conditions of the perturbed cells, ``(groups, columns)``.
         control, perturbs
             As in :meth:`forward`.
+        control_variances, control_sets
+            The part of ``variances`` from control cells, and numbers that are equal for groups with the same control
+            cells, ``(groups,)``. Default: no two groups have the same ones.
         """
         self.axes.copy_(axes)
         of_perturbations = self._similarity(perturbations, perturbations, control, perturbs)
         shifts, variances, centres = shifts.double(), variances.double().clamp(min=SMALLEST), centres.double()
+        self.variances.copy_(variances)
+        self.control_variances.copy_(torch.as_tensor(control_variances))
+        self.control_sets.copy_(torch.arange(len(shifts)) if control_sets is None else control_sets)
+        noise = self._noise(slice(None))
         size = (shifts.square().mean() - variances.mean()).clamp(min=0.01 * shifts.square().mean() + SMALLEST)
         some = torch.linspace(0, len(shifts) - 1, min(len(shifts), MOST_GROUPS), device=shifts.device).long()
         best, width = -torch.inf, axes.shape[1] ** 0.5
         for length in (width * factor for factor in LENGTHS):
             alike = self._alikeness(centres, centres, length)
             for b in SPECIFIC:
-                covariance = size * of_perturbations * (SHARED + b * alike) + variances.diag()
+                covariance = size * of_perturbations * (SHARED + b * alike) + noise
                 root, seen = torch.linalg.cholesky(covariance[some][:, some]), shifts[some]
                 fit = (seen * torch.cholesky_solve(seen, root)).sum() / 2
                 likelihood = float(-fit - seen.shape[1] * root.diagonal().log().sum())
@@ -240,7 +268,6 @@ class ExpectedShift(nn.Module):
         self.perturbations.copy_(perturbations)
         self.weights.copy_(torch.linalg.solve(chosen, shifts))
         self.options.copy_(torch.tensor(options))
-        self.variances.copy_(variances)
         self.left_out.copy_(torch.tensor([torch.inf, 0.0]))  # not predicted from others
         clear = [g for g in some.tolist() if variances[g] < CLEAR * size]
         if clear:

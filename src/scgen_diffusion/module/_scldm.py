@@ -40,6 +40,7 @@ from ._conditioned import ConditionedModule
 from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeKind, LibrarySizeModel
+from ._missed_changes import MissedChanges
 from ._transport import LatentTransport
 
 if TYPE_CHECKING:
@@ -142,6 +143,8 @@ class SCLDMModule(ConditionedModule):
             self.transport.add_shift(len(centres))
         if (changes := state_dict.get("transport.error.changes")) is not None:
             self.transport.add_error(*changes.shape)
+        if (weights := state_dict.get("transport.missed.weights")) is not None:
+            self.transport.missed = MissedChanges(*weights.shape)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
@@ -347,11 +350,16 @@ class SCLDMModule(ConditionedModule):
         start: Tensor | None = None,
     ) -> Tensor:
         """Generate cells ``(n_wanted, genes)`` under ``condition (block, columns)``."""
-        noise = self.draw_noise(generators)
-        states = self.sample_states(noise, condition, generators, guidance, sampler, n_steps, start)
+        noise, options = self.draw_noise(generators), {"n_steps": n_steps, "generators": generators}
+        first = sampler(self.denoiser(condition if start is None else start, guidance), noise, **options)
+        states = first if start is None else self.transported(first, start, condition, sampler, **options)
         z = self.unstandardise(states)
         totals = self.draw_totals(library_size, condition, z, generators)
-        return self.draw_cells(z, totals, generators.first(n_wanted), self.shown_conditions(condition, guidance))
+        decoded = self.decode(z, totals.reshape(len(z), -1), self.shown_conditions(condition, guidance))
+        if start is not None:
+            decoded = self.with_missed_changes(decoded, first, start, condition)
+        parameters = self.likelihood.parameters_per_cell(**decoded)
+        return self.likelihood.sample(parameters[:n_wanted], generators.first(n_wanted))
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the inversion by the probability flow, in the steps of a sampler."""
@@ -372,18 +380,26 @@ class SCLDMModule(ConditionedModule):
         sample: bool = True,
         residuals: str = "own",
         n_wanted: int,
+        perturbed: tuple[Tensor, Tensor, float] | None = None,
     ) -> Tensor:
-        """Move the latents of cells ``x (block, genes)`` to new conditions and decode them, ``(n_wanted, genes)``."""
+        """Move the latents of cells ``x (block, genes)`` to new conditions and decode them, ``(n_wanted, genes)``.
+
+        If the transport moves them, ``perturbed`` has their own and new conditions ``(block, columns)``, and the
+        strength.
+        """
         posterior = self.inference(x)["posterior"]
         z = posterior.draw(generators.normal(*self.latent_shape)) if sample else posterior.mean
-        new_z = self.unstandardise(move(self.standardise(z)))
-        totals = draw_totals(new_z)
+        states = self.standardise(z)
+        new_z = self.unstandardise(move(states))
+        decoded = self.generative(new_z, draw_totals(new_z).reshape(len(z), -1))
+        if perturbed is not None:
+            decoded = self.with_missed_changes(decoded, states, *perturbed)
         if not sample:
-            return self.likelihood.mean(**self.generative(new_z, totals.reshape(len(z), -1)))[:n_wanted]
+            return self.likelihood.mean(**decoded)[:n_wanted]
         wanted = generators.first(n_wanted)
         if residuals == "own":
-            return self.counterfactual_cells(x, z, new_z, totals, wanted)
-        return self.draw_cells(new_z, totals, wanted)
+            return self.counterfactual_cells(x, z, decoded, wanted)
+        return self.likelihood.sample(self.likelihood.parameters_per_cell(**decoded)[:n_wanted], wanted)
 
     def profiles_of(self, states: Tensor, condition: Tensor | None = None) -> Tensor:
         """Decode standardised latents ``(cells, tokens, n_latent)`` to expected profiles, ``(cells, genes)``."""
@@ -434,15 +450,38 @@ class SCLDMModule(ConditionedModule):
         parameters = self.likelihood.parameters_per_cell(**decoded)
         return self.likelihood.sample(parameters[: len(generators)], generators)
 
+    def with_missed_changes(
+        self, decoded: Mapping[str, Tensor], start: Tensor, own: Tensor, new: Tensor, strength: float = 1.0
+    ) -> Mapping[str, Tensor]:
+        """Add to decoded cells what the transport's predictions miss, see :class:`MissedChanges`.
+
+        Parameters
+        ----------
+        decoded
+            Outputs of the decoder, after the transport.
+        start
+            Standardised latents before it, ``(cells, tokens, n_latent)``.
+        own, new
+            Conditions before and after it, ``(cells, columns)``.
+        strength
+            Share of the way that the cells went.
+        """
+        factors = self.transport.missed_log_factors(start, new, self.likelihood.mean(**decoded))
+        if factors is None:
+            return decoded
+        outputs = decoded["outputs"].clone()
+        outputs[..., 0] += strength * factors * (own != new).any(1, keepdim=True)
+        return {**decoded, "outputs": outputs}
+
     def counterfactual_cells(
-        self, x: Tensor, z: Tensor, new_z: Tensor, totals: Tensor, generators: Generators
+        self, x: Tensor, z: Tensor, decoded: Mapping[str, Tensor], generators: Generators
     ) -> Tensor:
-        """Draw cells ``x (cells, genes)`` with latents ``z`` anew for other latents and totals ``(cells, ...)``.
+        """Draw cells ``x (cells, genes)`` with latents ``z`` anew for other outputs of the decoder.
 
         With fewer generators than cells, only the first cells are drawn.
         """
         before = self.likelihood.parameters_per_cell(**self.generative(z, self.totals(x)))
-        after = self.likelihood.parameters_per_cell(**self.generative(new_z, totals.reshape(len(z), -1)))
+        after = self.likelihood.parameters_per_cell(**decoded)
         wanted = (values[: len(generators)] for values in (self.target(x), before, after))
         return self.likelihood.counterfactual(*wanted, generators)
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Sampler
     from scgen_diffusion.nn import ConditionSpec
 
+    from ._missed_changes import MissedChanges
+
 
 class LatentTransport(nn.Module):
     r"""Move the latents of control cells to those of perturbed cells, half-way between a flow and an expected shift.
@@ -55,6 +57,7 @@ class LatentTransport(nn.Module):
         self.path, self.conditions, self.size = LinearInterpolant(), tuple(conditions), size
         self.shift: ExpectedShift | None = None
         self.error: ChangeError | None = None
+        self.missed: MissedChanges | None = None
         self.embed_time = TimeEmbedding(width)
         self.embed_condition = ConditionEmbedding(conditions, width)
         self.first = nn.Linear(size, width)
@@ -81,6 +84,15 @@ class LatentTransport(nn.Module):
         """Add or replace the error of mean changes, to be learned from groups that are predicted from all others."""
         self.error = ChangeError(n_groups, n_genes).to(self.control.device)
         return self.error
+
+    def missed_log_factors(self, start: Tensor, condition: Tensor, means: Tensor) -> Tensor | None:
+        """Return log factors for the expected counts ``(n, genes)`` of moved cells; None if none were learned.
+
+        ``start (n, tokens, n_latent)`` are the latents of control cells, and conditions as in :meth:`move`.
+        """
+        if self.missed is None:
+            return None
+        return self.missed(self.shift.covariance_with_groups(start, condition, self.control, self.perturbs), means)
 
     def explains(self, own: Tensor, new: Tensor) -> bool:
         """Return whether all are unperturbed in ``own (n, columns)``, and ``new`` differs only in perturbations."""

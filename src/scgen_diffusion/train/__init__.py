@@ -35,7 +35,7 @@ from ._runner import (
     show,
     trainer_options,
 )
-from ._transport import Group, PairData, fit_shift, measure_errors, perturbation_groups
+from ._transport import Group, PairData, fit_missed, fit_shift, measure_errors, perturbation_groups
 
 __all__ = [
     "DIFFUSION_RECIPES",
@@ -71,6 +71,7 @@ __all__ = [
     "describe_predicted_totals",
     "describe_totals",
     "encode_cells",
+    "fit_missed",
     "fit_shift",
     "learning_rate_factor",
     "measure_errors",

@@ -11,7 +11,8 @@ from scvi import REGISTRY_KEYS
 from torch.utils.data import DataLoader, Sampler
 
 from scgen_diffusion.data import evenly
-from scgen_diffusion.diffusion import Generators
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators
+from scgen_diffusion.module import MissedChanges, NegativeBinomialLikelihood
 
 from ._cells import StageData
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 MOST_CELLS = 200  # of a group that choose the settings of the expected shift, or are predicted from other groups
 MOST_MEASURED = 100  # groups that are predicted from all others
+MOST_LEARNED = 500  # groups of which missed changes are learned
 MOST_DECODED = 2000  # cells from which latents are related to expression
 DECODED_TOGETHER = 128
 RIDGE = 1e-3  # relative to the variance of standardised latents
@@ -69,6 +71,7 @@ def perturbation_groups(
 def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[Group]) -> None:
     """Fit the transport's expected shift to the latents of groups of cells."""
     transport, moments, conditions, controls = module.transport, [], [], []
+    sets = {rows: number for number, rows in enumerate({group.control.tobytes(): None for group in groups})}
     generator = torch.Generator().manual_seed(0)
     for group in groups:
         for rows in (group.control, group.perturbed):
@@ -83,16 +86,18 @@ def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[Group]) 
     means, squares = (torch.stack(values) for values in list(zip(*moments, strict=True))[:2])
     n_cells = torch.tensor([n for *_, n in moments], device=means.device)
     within = squares.sum(0) / (n_cells - 1).sum().clamp(min=1)
-    variances = within.mean() * (1 / n_cells[::2] + 1 / n_cells[1::2])
+    of_control, of_perturbed = within.mean() / n_cells[::2], within.mean() / n_cells[1::2]
     transport.add_shift(len(groups)).fit(
         controls,
         means[::2],
         means[1::2] - means[::2],
-        variances,
+        of_control + of_perturbed,
         axes_of_expression(module, controls),
         torch.stack(conditions),
         transport.control,
         transport.perturbs,
+        control_variances=of_control,
+        control_sets=torch.tensor([sets[group.control.tobytes()] for group in groups]),
     )
 
 
@@ -143,7 +148,8 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[G
         states = module.standardise(z)
         condition = shift.perturbations[number].expand(len(x), -1)
         moved = module.unstandardise(states + shift(states, condition, *seen, weights))
-        predicted = module.counterfactual_cells(x, z, moved, module.decoding_totals(x, moved, generators), generators)
+        decoded = module.generative(moved, module.decoding_totals(x, moved, generators).reshape(len(x), -1))
+        predicted = module.counterfactual_cells(x, z, decoded, generators)
         before, after, observed = (
             torch.where(module.measured(cells), module.profiles(values, kind).double(), torch.nan)
             for cells, values, kind in (
@@ -162,6 +168,38 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[G
     if len(measured):
         found = (torch.stack(values) for values in (errors, changes, noise))
         error.fit(torch.from_numpy(measured), *found, shift.left_out[measured, 0])
+
+
+@torch.no_grad()
+def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group]) -> None:
+    """Learn which mean changes of the groups the trained transport and the decoder miss. Counts only."""
+    if not isinstance(module.likelihood, NegativeBinomialLikelihood):
+        return
+    transport, shift = module.transport, module.transport.shift
+    chosen = evenly(np.arange(len(groups)), MOST_LEARNED)
+    errors, squares, numbers, depths = [], [], [], []
+    for number in chosen:
+        x, real = (_read(module, cells, rows) for rows in (groups[number].control, groups[number].perturbed))
+        generators = Generators(0, range(len(x)), module.device)
+        z = module.inference(x)["posterior"].draw(generators.normal(*module.latent_shape))
+        condition = shift.perturbations[number].expand(len(x), -1)
+        moved = transport.move(module.standardise(z), condition, sampler=FLOW_SAMPLERS["midpoint"])
+        decoded = module.generative(module.unstandardise(moved), module.totals(x))
+        predicted = module.counterfactual_cells(x, z, decoded, generators)
+        after, observed = (module.profiles(values, "counts").double() for values in (predicted, real))
+        errors.append(observed.mean(0) - after.mean(0))
+        squares.append((observed - observed.mean(0)).square().sum(0))
+        numbers.append((len(real), len(x)))
+        depths.append(float(real.sum(1).mean()))
+    n_perturbed, n_control = torch.tensor(numbers, dtype=torch.double, device=module.device).T
+    numbers_of_sets = shift.control_sets[chosen]
+    noise = (1 / n_perturbed).diag() + (numbers_of_sets[:, None] == numbers_of_sets) / n_control
+    variances = torch.stack(squares).sum(0) / (n_perturbed - 1).sum().clamp(min=1)
+    covariance = shift.covariance_of(torch.from_numpy(chosen), transport.control, transport.perturbs)
+    learned = MissedChanges.learn(
+        torch.from_numpy(chosen), torch.stack(errors), variances, covariance, noise, float(np.mean(depths))
+    )
+    transport.missed = learned.to(module.device)
 
 
 def _read(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> Tensor:
