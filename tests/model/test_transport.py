@@ -45,6 +45,40 @@ def test_latents_move_and_the_cells_with_them(transported):
     assert new.uns["scgen_diffusion"]["method"] == "transport"
 
 
+def test_changes_that_the_decoder_misses_are_added(make_cells, make_trained):
+    """An autoencoder of one epoch decodes next to no effect, but all types miss the same gene."""
+    cells = make_cells(400)
+    cells.obs["treated"] = np.arange(400) % 2 == 1
+    counts = cells.X
+    counts[cells.obs["treated"], 0] += 10
+    is_nk = (cells.obs["cell_type"] == "NK").to_numpy()
+    model = make_trained(
+        cells[~(is_nk & cells.obs["treated"])].copy(),
+        condition_keys=["cell_type", "treated"],
+        setup={"control_values": {"treated": False}},
+    )
+    rows = np.flatnonzero(model.adata.obs["cell_type"] == "NK")
+
+    def mean_of_first_gene(cells):
+        return np.log1p(1e4 * cells[:, 0] / cells.sum(1, keepdims=True)).mean()
+
+    before = mean_of_first_gene(model.adata.X[rows])
+    real = mean_of_first_gene(counts[is_nk & cells.obs["treated"]]) - before
+
+    def changes():
+        request = {"condition": {"treated": True}, "indices": rows, "seed": 0}
+        whole, half = (model.predict_perturbation(**request, strength=strength) for strength in (1, 0.5))
+        return [mean_of_first_gene(cells.X.toarray()) - before for cells in (whole, half)]
+
+    whole, half = changes()
+    model.module.transport.missed = None
+    without, _ = changes()
+
+    assert whole == pytest.approx(real, rel=0.3)
+    assert 0.2 * real < half < 0.8 * whole
+    assert without < 0.3 * real
+
+
 def test_what_is_left_open_for_a_new_combination_is_that_of_control_cells(make_cells, make_trained):
     """Batch 2 has all NK cells and no others; none of them was treated."""
     cells = make_cells(120)

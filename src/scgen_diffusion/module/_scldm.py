@@ -350,16 +350,11 @@ class SCLDMModule(ConditionedModule):
         start: Tensor | None = None,
     ) -> Tensor:
         """Generate cells ``(n_wanted, genes)`` under ``condition (block, columns)``."""
-        noise, options = self.draw_noise(generators), {"n_steps": n_steps, "generators": generators}
-        first = sampler(self.denoiser(condition if start is None else start, guidance), noise, **options)
-        states = first if start is None else self.transported(first, start, condition, sampler, **options)
+        noise = self.draw_noise(generators)
+        states = self.sample_states(noise, condition, generators, guidance, sampler, n_steps, start)
         z = self.unstandardise(states)
         totals = self.draw_totals(library_size, condition, z, generators)
-        decoded = self.decode(z, totals.reshape(len(z), -1), self.shown_conditions(condition, guidance))
-        if start is not None:
-            decoded = self.with_missed_changes(decoded, first, start, condition)
-        parameters = self.likelihood.parameters_per_cell(**decoded)
-        return self.likelihood.sample(parameters[:n_wanted], generators.first(n_wanted))
+        return self.draw_cells(z, totals, generators.first(n_wanted), self.shown_conditions(condition, guidance))
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the inversion by the probability flow, in the steps of a sampler."""
@@ -454,6 +449,8 @@ class SCLDMModule(ConditionedModule):
         self, decoded: Mapping[str, Tensor], start: Tensor, own: Tensor, new: Tensor, strength: float = 1.0
     ) -> Mapping[str, Tensor]:
         """Add to decoded cells what the transport's predictions miss, see :class:`MissedChanges`.
+
+        Given cells need it; generated ones have condition effects.
 
         Parameters
         ----------
