@@ -217,8 +217,9 @@ class SCLDM(AutoencoderModel):
         It is the mean of two ways, both learned from control and perturbed cells that have the same classes and sets in
         all other keys. A flow learns to go from one to the other, paired by optimal transport. A Gaussian process
         learns the shift between their means. The autoencoder must be trained. At the start, each group of cells (at
-        most 100) is predicted from all others, to learn how wrong predictions are. See the user guide, "Predicting
-        perturbations".
+        most 100) is predicted from all others, to learn how wrong predictions are. At the end, predicted and measured
+        groups (at most 500) are compared, to learn which mean changes the decoder misses. See the user guide,
+        "Predicting perturbations".
 
         Parameters
         ----------
