@@ -234,7 +234,7 @@ def test_the_last_sentence_tells_of_a_last_round_that_still_helped(train, capsys
 
     last = capsys.readouterr().err.splitlines()[-1]
     gain = 1 - of_rounds.iloc[2] / of_rounds.iloc[1]
-    assert f"its last round still lowered the autoencoder's validation loss by {gain:.1%} in round 3 (" in last
+    assert f"done; round 3 still lowered the autoencoder's validation loss by {gain:.1%} (" in last
 
 
 def test_each_round_has_its_line_and_the_last_sentence_speaks_of_no_early_end(train, capsys):

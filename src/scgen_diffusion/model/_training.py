@@ -230,8 +230,10 @@ def closing_message(
     elif "unknown" in trends.values() or too_short(lengths, defaults):
         seen = "Training is done, but was too short to show how well it went"
     elif falling := [plan for plan in validated if plan.recipe.max_rounds > 1 and not plan.has_settled]:
-        falls = [f"the {p.name}'s validation loss by {p.gain:.1%} in round {p.n_rounds_done}" for p in falling]
-        seen = f"Training is done; its last round still lowered {' and '.join(falls)} (`max_rounds` allows more)"
+        falls = [
+            f"round {p.n_rounds_done} still lowered the {p.name}'s validation loss by {p.gain:.1%}" for p in falling
+        ]
+        seen = f"Training is done; {' and '.join(falls)} (`max_rounds` allows more)"
     else:
         seen = "Training is done, and the validation loss has settled"
     return f"{seen}. Next: {next_step}."
