@@ -69,7 +69,7 @@ SENTENCES = [
     ),
     (
         "scldm.md",
-        r"fewer than ([\d ]+) genes of more than (\d+) counts[\s\S]*up to (\d+) times as many steps",
+        r"fewer than ([\d ]+) genes and on average more than (\d+) counts[\s\S]*up to (\d+) times as many steps",
         [MANY_GENES, FEW_COUNTS, MOST_STEPS],
     ),
     (
