@@ -125,6 +125,7 @@ from ._training import (
     STOPPED,
     TOO_SHORT,
     change_recipe,
+    check_rounds,
     closing_message,
     digest_of,
     other_ends,
@@ -612,15 +613,7 @@ class DiffusionModel(BaseModelClass):
                 usual[name] = self._recipe(name)
                 one_round = bool(ends) or length is not None or name not in validated
                 recipes[name] = change_recipe(usual[name], name, size, changes[name], n_cells, one_round=one_round)
-                if ends and recipes[name].max_rounds > 1:
-                    msg = (
-                        f"`{ends[0]}` and rounds are two rules for the end of the {name}. Leave out `{ends[0]}`, or "
-                        "`max_rounds` of `plan_kwargs`."
-                    )
-                    raise ValueError(msg)
-                if name not in validated and recipes[name].max_rounds > 1:
-                    msg = f"`max_rounds` compares validation losses, but the {name} has no validation cells."
-                    raise ValueError(msg)
+                check_rounds(recipes[name], name, ends, is_validated=name in validated)
                 defaults[name] = recipes[name].max_epochs(n_cells)
                 lengths[name] = defaults[name] if length is None else check_count("max_epochs", length)
             if early_stopping and not validated:

@@ -29,7 +29,7 @@ STOPPED, TOO_SHORT = "stopped", "far too short"  # what saved models say of a st
 N_NAMED = 6
 N_PARTS = 5  # parts of a run whose mean validation losses are compared
 CHANGE = 0.1  # share of the total fall of the validation loss that counts as a change
-NO_END = {"max_steps": -1, "min_steps": None, "min_epochs": None, "fast_dev_run": False}
+NO_END = {"max_steps": -1, "min_steps": None, "min_epochs": None, "fast_dev_run": False}  # of Lightning's trainer
 LEARNING_RATE = "learning_rate"
 OTHER_NAMES = {
     **dict.fromkeys(("epochs", "n_epochs", "num_epochs"), "max_epochs"),
@@ -93,6 +93,21 @@ def other_ends(options: Mapping[str, Any]) -> list[str]:
     if any(isinstance(callback, EarlyStopping | Timer) for callback in options.get("callbacks") or ()):
         found.append("callbacks")
     return found
+
+
+def check_rounds(recipe: Recipe, stage: str, ends: Sequence[str], *, is_validated: bool) -> None:
+    """Raise if a stage has several rounds, and another rule for the end (see :func:`other_ends`) or no validation."""
+    if recipe.max_rounds == 1:
+        return
+    if ends:
+        msg = (
+            f"`{ends[0]}` and rounds are two rules for the end of the {stage}. Leave out `{ends[0]}`, or `max_rounds` "
+            "of `plan_kwargs`."
+        )
+        raise ValueError(msg)
+    if not is_validated:
+        msg = f"`max_rounds` compares validation losses, but the {stage} has no validation cells."
+        raise ValueError(msg)
 
 
 def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_rows: np.ndarray) -> None:
@@ -231,7 +246,8 @@ def closing_message(
         seen = "Training is done, but was too short to show how well it went"
     elif falling := [plan for plan in validated if plan.recipe.max_rounds > 1 and not plan.has_settled]:
         falls = [
-            f"round {p.n_rounds_done} still lowered the {p.name}'s validation loss by {p.gain:.1%}" for p in falling
+            f"round {p.n_rounds_done} still lowered the {p.name}'s validation loss by {p.best_round['gain']:.1%}"
+            for p in falling
         ]
         seen = f"Training is done; {' and '.join(falls)} (`max_rounds` allows more)"
     else:

@@ -95,7 +95,10 @@ class ExpectedShift(nn.Module):
 
     def covariance_of(self, groups: Tensor | slice, control: Tensor, perturbs: Tensor) -> Tensor:
         """Return the covariance of the shifts of some groups, without sampling noise, ``(n, n)``."""
-        return self._covariance(groups, control, perturbs) - self._noise(groups)
+        a, b, length = self.options.double()
+        centres, perturbations = self.centres[groups].double(), self.perturbations[groups]
+        similarity = self._similarity(perturbations, perturbations, control, perturbs)
+        return similarity * (a + b * self._alikeness(centres, centres, length))
 
     @torch.no_grad()
     def uncertainty(
@@ -173,8 +176,8 @@ class ExpectedShift(nn.Module):
 
         At most 1, and negative if these predictions are worse than none. Sampling noise is subtracted.
         """
-        covariance = self._covariance(slice(None), control, perturbs)
         of_shifts = self.covariance_of(slice(None), control, perturbs)
+        covariance = of_shifts + self._noise(slice(None))
         held = self._held(self.perturbations, control, perturbs)
         inverse, weights, noise = torch.linalg.inv(covariance), self.weights.double(), self.variances.double()[:, None]
         shifts = covariance @ weights
@@ -199,10 +202,7 @@ class ExpectedShift(nn.Module):
 
     def _covariance(self, groups: Tensor | slice, control: Tensor, perturbs: Tensor) -> Tensor:
         """Return the covariance of the measured shifts of some groups, ``(n, n)``."""
-        a, b, length = self.options.double()
-        centres, perturbations = self.centres[groups].double(), self.perturbations[groups]
-        similarity = self._similarity(perturbations, perturbations, control, perturbs)
-        return similarity * (a + b * self._alikeness(centres, centres, length)) + self._noise(groups)
+        return self.covariance_of(groups, control, perturbs) + self._noise(groups)
 
     def _noise(self, groups: Tensor | slice) -> Tensor:
         """Return the sampling covariance of the measured shifts of some groups, ``(n, n)``."""

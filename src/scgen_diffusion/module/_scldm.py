@@ -463,9 +463,9 @@ class SCLDMModule(ConditionedModule):
         strength
             Share of the way that the cells went.
         """
-        factors = self.transport.missed_log_factors(start, new, self.likelihood.mean(**decoded))
-        if factors is None:
+        if self.transport.missed is None:
             return decoded
+        factors = self.transport.missed_log_factors(start, new, self.likelihood.mean(**decoded))
         outputs = decoded["outputs"].clone()
         outputs[..., 0] += strength * factors * (own != new).any(1, keepdim=True)
         return {**decoded, "outputs": outputs}

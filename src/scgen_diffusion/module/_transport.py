@@ -84,13 +84,11 @@ class LatentTransport(nn.Module):
         self.error = ChangeError(n_groups, n_genes).to(self.control.device)
         return self.error
 
-    def missed_log_factors(self, start: Tensor, condition: Tensor, means: Tensor) -> Tensor | None:
-        """Return log factors for the expected counts ``(n, genes)`` of moved cells; None if none were learned.
+    def missed_log_factors(self, start: Tensor, condition: Tensor, means: Tensor) -> Tensor:
+        """Return log factors for the expected counts ``(n, genes)`` of moved cells, if missed changes were learned.
 
         ``start (n, tokens, n_latent)`` are the latents of control cells, and conditions as in :meth:`move`.
         """
-        if self.missed is None:
-            return None
         return self.missed(self.shift.covariance_with_groups(start, condition, self.control, self.perturbs), means)
 
     def explains(self, own: Tensor, new: Tensor) -> bool:

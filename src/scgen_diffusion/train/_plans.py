@@ -79,10 +79,8 @@ class StagePlan(pl.LightningModule):
     round
         Number of the round, from 0.
     best_round
-        Validation loss, finished epochs and, until training ends, weights of the best finished round, if there can be
-        several.
-    gain
-        By which share the last finished round lowered the validation loss.
+        Validation loss, by which share it lowered that of the round before, finished epochs and, until training ends,
+        weights of the best finished round, if there can be several.
     """
 
     name: str
@@ -105,7 +103,6 @@ class StagePlan(pl.LightningModule):
         self._has_validated = False
         self.round = 0
         self.best_round: dict[str, Any] = {}
-        self.gain = 0.0
         self._frozen: list[nn.Parameter] = []
         self._masks: list[RemovableHandle] = []
 
@@ -313,10 +310,10 @@ class StagePlan(pl.LightningModule):
         """Remember a round that lowered the validation loss; after any other, return to the best one and end."""
         loss = self._losses.get(self.key_loss("validation"), {}).get(self.current_epoch, math.nan)
         loss, best = loss if math.isfinite(loss) else math.inf, self.best_round.get("loss", math.inf)
-        self.gain = (best - loss) / abs(best) if math.isfinite(best) else math.inf if loss < best else math.nan
-        if not self.best_round or self.gain >= LEAST_GAIN:
+        gain = math.inf if loss < best == math.inf else (best - loss) / abs(best)
+        if not self.best_round or gain >= LEAST_GAIN:
             weights = {name: value.clone() for name, value in self.state_dict().items()}
-            self.best_round = {"loss": loss, "n_epochs_done": self.n_epochs_done, "weights": weights}
+            self.best_round = {"loss": loss, "gain": gain, "n_epochs_done": self.n_epochs_done, "weights": weights}
         else:
             self.return_to_best_round()
             self.trainer.should_stop = True
@@ -370,7 +367,6 @@ class StagePlan(pl.LightningModule):
             "max_epochs": self.trainer.max_epochs,
             "history": self._losses,
             "best_round": self.best_round,
-            "gain": self.gain,
         }
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
@@ -401,15 +397,16 @@ class StagePlan(pl.LightningModule):
             )
             raise ValueError(msg)
         done, before, most = checkpoint["n_epochs_done"], checkpoint["max_epochs"], self.trainer.max_epochs
-        if done > most or (self.recipe.max_rounds > 1 and before != most):
+        rounds, has = self.recipe.max_rounds, ""
+        if rounds > 1 and before != most:
+            has = f"rounds of {before // rounds} epochs, and this run has rounds of {self.n_epochs}"
+        elif done > most:
             has = f"{done} finished epochs, more than the {most} of this run"
-            if self.recipe.max_rounds > 1:
-                rounds = self.recipe.max_rounds
-                has = f"rounds of {before // rounds} epochs, and this run has rounds of {self.n_epochs}"
+        if has:
             msg = f"The checkpoint of the {self.name} has {has}; remove it to start again."
             raise ValueError(msg)
         self.seed, self.n_epochs_done, self._losses = (checkpoint[k] for k in ("seed", "n_epochs_done", "history"))
-        self.best_round, self.gain = checkpoint["best_round"], checkpoint["gain"]
+        self.best_round = checkpoint["best_round"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Restore the parameters of this stage only; a transport belongs to its own stage."""

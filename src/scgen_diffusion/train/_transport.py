@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from scgen_diffusion.module import MissedChanges, NegativeBinomialLikelihood
 from ._cells import StageData
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -71,7 +72,6 @@ def perturbation_groups(
 def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[Group]) -> None:
     """Fit the transport's expected shift to the latents of groups of cells."""
     transport, moments, conditions, controls = module.transport, [], [], []
-    sets = {rows: number for number, rows in enumerate({group.control.tobytes(): None for group in groups})}
     generator = torch.Generator().manual_seed(0)
     for group in groups:
         for rows in (group.control, group.perturbed):
@@ -97,7 +97,7 @@ def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[Group]) 
         transport.control,
         transport.perturbs,
         control_variances=of_control,
-        control_sets=torch.tensor([sets[group.control.tobytes()] for group in groups]),
+        control_sets=torch.tensor([group.control[0] for group in groups]),  # sets are equal or have no row in common
     )
 
 
@@ -143,13 +143,12 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[G
     errors, changes, noise, misfits, totals = [], [], [], [], []
     for number, weights in zip(chosen, shift.weights_without(chosen, *seen), strict=True):
         x, real = (_read(module, cells, rows) for rows in (groups[number].control, groups[number].perturbed))
-        generators = Generators(0, range(len(x)), module.device)
-        z = module.inference(x)["posterior"].draw(generators.normal(*module.latent_shape))
-        states = module.standardise(z)
         condition = shift.perturbations[number].expand(len(x), -1)
-        moved = module.unstandardise(states + shift(states, condition, *seen, weights))
-        decoded = module.generative(moved, module.decoding_totals(x, moved, generators).reshape(len(x), -1))
-        predicted = module.counterfactual_cells(x, z, decoded, generators)
+
+        def move(states: Tensor, condition: Tensor = condition, weights: Tensor = weights) -> Tensor:
+            return states + shift(states, condition, *seen, weights)
+
+        z, predicted = _predict(module, x, move)
         before, after, observed = (
             torch.where(module.measured(cells), module.profiles(values, kind).double(), torch.nan)
             for cells, values, kind in (
@@ -180,12 +179,9 @@ def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group
     errors, squares, numbers, depths = [], [], [], []
     for number in chosen:
         x, real = (_read(module, cells, rows) for rows in (groups[number].control, groups[number].perturbed))
-        generators = Generators(0, range(len(x)), module.device)
-        z = module.inference(x)["posterior"].draw(generators.normal(*module.latent_shape))
         condition = shift.perturbations[number].expand(len(x), -1)
-        moved = transport.move(module.standardise(z), condition, sampler=FLOW_SAMPLERS["midpoint"])
-        decoded = module.generative(module.unstandardise(moved), module.totals(x))
-        predicted = module.counterfactual_cells(x, z, decoded, generators)
+        move = partial(transport.move, condition=condition, sampler=FLOW_SAMPLERS["midpoint"])
+        _, predicted = _predict(module, x, move)
         after, observed = (module.profiles(values, "counts").double() for values in (predicted, real))
         errors.append(observed.mean(0) - after.mean(0))
         squares.append((observed - observed.mean(0)).square().sum(0))
@@ -206,6 +202,15 @@ def _read(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> Tensor
     """Return expression of at most ``MOST_CELLS`` of the cells, ``(cells, genes)``."""
     batch = next(iter(cells.loader(evenly(rows, MOST_CELLS), MOST_CELLS)))
     return batch[REGISTRY_KEYS.X_KEY].to(module.device)
+
+
+def _predict(module: SCLDMModule, x: Tensor, move: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Draw the latents of control cells ``x (cells, genes)``, move them, and draw the cells anew; return both."""
+    generators = Generators(0, range(len(x)), module.device)
+    z = module.inference(x)["posterior"].draw(generators.normal(*module.latent_shape))
+    moved = module.unstandardise(move(module.standardise(z)))
+    decoded = module.generative(moved, module.decoding_totals(x, moved, generators).reshape(len(x), -1))
+    return z, module.counterfactual_cells(x, z, decoded, generators)
 
 
 def _variance_of_mean(values: Tensor) -> Tensor:
