@@ -60,6 +60,15 @@ def test_latents_are_compared_as_far_as_they_change_the_expected_expression():
     assert torch.equal(transport.along_axes(x), transport.along_axes(other))
 
 
+def test_the_network_sees_no_place_far_from_the_groups():
+    shift = make_transport().add_shift(2)
+    shift.centres.copy_(torch.tensor([[1.0, 1.0], [1.0, -3.0]]))  # the mean square distance is 4, and 2 within groups
+    near, far = shift.place(torch.tensor([[1.0, -0.99], [1.0, 1e6]]))
+
+    torch.testing.assert_close(near, torch.tensor([0.0, 0.01]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(far, torch.tensor([0.0, 12**0.5]))
+
+
 def test_half_the_strength_is_half_the_way(trained_transport):
     torch.testing.assert_close(move(trained_transport, [0, 1], 0.5), SHIFTS[1] / 2, atol=0.2, rtol=0)
 

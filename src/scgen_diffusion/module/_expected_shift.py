@@ -21,6 +21,7 @@ INTERACTION = 0.3  # variance of what a set does beyond its members, relative to
 MOST_GROUPS = 500  # that choose variance and length
 CLEAR = 0.25  # of the mean square of shifts: sampling variance of groups with enough cells to be predicted from others
 RELATED = 0.1  # similarity of perturbations that tell something about each other
+FARTHEST = 2.0  # square distance from the middle that a network sees, relative to the mean one of control cells
 SMALLEST = 1e-6  # variance, of standardised latents
 
 
@@ -85,6 +86,19 @@ class ExpectedShift(nn.Module):
         """
         weights = self.weights if weights is None else weights
         return (self.covariance_with_groups(x, condition, control, perturbs) @ weights.double()).to(x.dtype).view_as(x)
+
+    def place(self, x: Tensor) -> Tensor:
+        """Return where latents ``(n, size)`` are along the axes, from the middle of the groups: ``(n, axes)``.
+
+        A network knows nothing of places far from its training cells. Square distances from the middle are therefore
+        drawn in, and stay below ``FARTHEST`` times the mean one of control cells.
+        """
+        middle = self.centres.mean(0)
+        place = (x - middle) @ self.axes
+        between_groups = ((self.centres - middle) @ self.axes).square().sum(1).mean()
+        within_groups = place.shape[1]  # the mean square along each axis is 1
+        largest = FARTHEST * (between_groups + within_groups)
+        return place / (1 + place.square().sum(1, keepdim=True) / largest).sqrt()
 
     def covariance_with_groups(self, x: Tensor, condition: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
         """Return the covariance of cells with all groups, ``(n, groups)``; arguments as in :meth:`forward`."""

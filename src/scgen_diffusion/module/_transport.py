@@ -28,8 +28,9 @@ class LatentTransport(nn.Module):
 
     The flow goes from control cells, at ``t = 0``, to perturbed cells, at ``t = 1``. Its network learns the velocity
     from each control cell to the perturbed cell that optimal transport pairs it with, along the axes of expected
-    expression. The :class:`ExpectedShift` is learned from the means of groups of cells; it is steadier, but follows
-    large effects less far. Both see the latent and the conditions that perturb, but not the other conditions, such as
+    expression. It sees where latents are along these axes, but no place far from the known cells. The
+    :class:`ExpectedShift` is learned from the means of groups of cells; it is steadier, but follows large effects less
+    far. Both see the latent and the conditions that perturb, but not the other conditions, such as
     the cell type. Similar cells therefore respond alike, also in types that were never seen perturbed.
 
     Parameters
@@ -100,7 +101,8 @@ class LatentTransport(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Return the velocity of standardised latents ``x_t (n, tokens, n_latent)`` at times ``(n,)``."""
         given = torch.where(self.perturbs, condition, self.null_condition)
-        h = silu(self.first(x_t.flatten(1)) + self.embed_time(t) + self.embed_condition(given))
+        place = x_t.flatten(1) if self.shift is None else self.shift.place(x_t.flatten(1))
+        h = silu(self.first(place) + self.embed_time(t) + self.embed_condition(given))
         return self.last(silu(self.hidden(h))).view_as(x_t)
 
     def along_axes(self, x: Tensor) -> Tensor:
