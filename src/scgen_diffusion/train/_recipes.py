@@ -139,7 +139,8 @@ class AutoencoderRecipe(Recipe):
         Few genes explain little of a cell, so the same KL divergence weighs more, and the latent forgets labels and
         what genes share. If these genes have many counts, the autoencoder hardly overfits with a small weight, and can
         take more steps, which are also cheap. The fewer the genes, the smaller the weight and the more steps, as far as
-        the counts allow.
+        the counts allow. With the most steps, there is one round: cells of later ones
+        are no better, though the validation loss still falls.
 
         Parameters
         ----------
@@ -153,7 +154,8 @@ class AutoencoderRecipe(Recipe):
             return self
         kl_weight = max(share * self.kl_weight, LEAST_KL_WEIGHT)
         steps = round(self.reference_steps * min(1 / share, MOST_STEPS))
-        return replace(self, kl_weight=float(f"{kl_weight:.2g}"), reference_steps=steps)
+        max_rounds = self.max_rounds if share > 1 / MOST_STEPS else 1
+        return replace(self, kl_weight=float(f"{kl_weight:.2g}"), reference_steps=steps, max_rounds=max_rounds)
 
 
 @dataclass(frozen=True)
