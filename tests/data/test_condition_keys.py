@@ -205,6 +205,12 @@ def test_an_array_of_one_column_takes_a_list_of_numbers():
     np.testing.assert_allclose(key.decode(key.encode(key.listed([5, 6, 7]))), [[5], [6], [7]])
 
 
+def test_places_that_differ_have_different_names():
+    key = ArrayKey.of("spatial", PLACES)
+    names = [key.describe(codes) for codes in key.encode([[5, 1.234567], [5, 1.234568], [5, 1]])]
+    assert names == ["[5, 1.234567]", "[5, 1.234568]", "[5, 1]"]
+
+
 def test_few_cells_of_an_array_stand_for_many():
     rng = np.random.default_rng(0)
     types, places = rng.choice(2, 50_000, p=[0.9999, 0.0001]), rng.normal(size=(50_000, 2))

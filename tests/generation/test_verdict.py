@@ -25,14 +25,14 @@ NEAR, FAR = torch.zeros(1, SIZE), torch.full((1, SIZE), 50.0)
 KNOWN, NEW, SEEN = [8, 1], [8, 2], [0, 1]
 
 
-def module_with(n_groups=6, *, error=0.0):
+def module_with(n_groups=6, *, error=0.0, variance=1e-2):
     """Cells of some types, near zero, whose effects of a drug are known and alike."""
     torch.manual_seed(0)
     transport = LatentTransport((1, SIZE), (N_TYPES, 3), width=8)
     transport.start_from(torch.tensor([-torch.inf, 0.0]))
     centres, shifts = torch.randn(n_groups, SIZE), 1 + 0.1 * torch.randn(n_groups, SIZE)
     perturbations = torch.stack([torch.arange(n_groups), torch.ones(n_groups)], 1).float()
-    cells, variances = [centre[None] for centre in centres], torch.full((n_groups,), 1e-2)
+    cells, variances = [centre[None] for centre in centres], torch.full((n_groups,), variance)
     given = transport.control, transport.perturbs
     transport.add_shift(n_groups).fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations, *given)
     transport.add_error(n_groups, 5).misfit.fill_(error)
@@ -53,6 +53,7 @@ def verdict_on(codes, cells=NEAR, misfit=0.0, **options):
         ({"codes": KNOWN, "misfit": 0.2, "error": 0.15}, "supported", "in 6 other contexts"),
         ({"codes": KNOWN, "misfit": 0.7}, "unknown", "unlike those that the model learned"),
         ({"codes": NEW}, "unknown", "unlike those seen in training"),
+        ({"codes": SEEN, "variance": 1e3}, "unknown", "too few cells with the perturbation"),
         ({"codes": KNOWN, "n_groups": 1}, "unknown", r"one context only \(cell_type='type 0'\)"),
         ({"codes": SEEN, "n_groups": 1}, "extrapolated", "could not be checked"),
     ],

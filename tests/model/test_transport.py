@@ -79,6 +79,16 @@ def test_changes_that_the_decoder_misses_are_added(make_cells, make_trained):
     assert without < 0.3 * real
 
 
+def test_of_groups_of_one_cell_hardly_anything_is_learned(make_cells, make_trained):
+    """Their variance within groups is that of the control cells."""
+    cells = make_cells(120)
+    cells.obs["drug"] = [f"drug {n}" for n in range(8)] + ["none"] * 112
+    options = {"condition_keys": ["drug"], "setup": {"control_values": {"drug": "none"}}}
+    model = make_trained(cells, **options)
+
+    assert len(model.module.transport.missed.genes) < 0.3 * cells.n_vars
+
+
 def test_what_is_left_open_for_a_new_combination_is_that_of_control_cells(make_cells, make_trained):
     """Batch 2 has all NK cells and no others; none of them was treated."""
     cells = make_cells(120)
@@ -211,6 +221,26 @@ def test_training_it_leaves_the_rest_of_the_model_alone(make_trained):
 
     after = model.module.state_dict()
     assert all(bool((after[name] == tensor).all()) for name, tensor in before.items())
+
+
+def test_a_prior_of_other_cells_leaves_its_scale_alone(make_trained, tmp_path):
+    model = make_trained()
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    before = model.module.latent_mean.clone()
+    model.adata[: model.adata.n_obs // 2].write_h5ad(tmp_path / "cells.h5ad")
+
+    model.train_prior(1, datamodule=CellFiles.like(model.registry, tmp_path / "cells.h5ad"), **QUICK)
+
+    assert torch.equal(model.module.latent_mean, before)
+
+
+def test_training_it_again_starts_anew_and_may_be_too_short(make_trained):
+    model = make_trained(max_epochs=2)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="Too few epochs.* 1 of the transport"):
+            model.train_transport(1, control_values={"dose": 1}, **QUICK)
+        assert "transport" in model.cut_short_
+        model.cut_short_ = {}
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -113,6 +113,26 @@ def test_a_dose_lies_between_its_neighbours_and_none_does_nothing():
     assert not ask(torch.zeros(SIZE), [0, -0.5]).any()
 
 
+def test_groups_at_the_dose_of_control_cells_are_not_predictions_to_learn_from():
+    """They shift by nothing, so that others predict them without any error."""
+    torch.manual_seed(0)
+    none, some = torch.tensor([[0.0, -0.5]]).repeat(4, 1), torch.tensor([[0.0, 1.0]]).repeat(6, 1)
+    centres, shifts = torch.randn(10, SIZE), torch.cat([torch.zeros(4, SIZE), 1 + torch.randn(6, SIZE)])
+    control, perturbs = torch.tensor([1.0, -0.5]), torch.tensor([True, True])
+
+    def learn(of):
+        shift = ExpectedShift((1, Number()), SIZE, len(of), 2)
+        variances, cells = torch.full((len(of),), 1e-2), [centre[None] for centre in centres[of]]
+        doses = torch.cat([none, some])[of]
+        shift.fit(cells, centres[of], shifts[of], variances, torch.eye(SIZE), doses, control, perturbs)
+        return shift
+
+    with_none, without = learn(torch.arange(10)), learn(torch.arange(4, 10))
+
+    torch.testing.assert_close(with_none.options, without.options)
+    assert with_none.left_out[:, 0].isfinite().tolist() == 4 * [False] + 6 * [True]
+
+
 def test_a_class_never_seen_responds_like_classes_of_similar_embeddings():
     vectors = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0], [1.05, 0.0]])
     groups, shifts = [[0, 1], [0, 2]], torch.eye(2, SIZE)
@@ -262,6 +282,20 @@ def test_the_share_explained_by_others_is_that_of_refits_without_each_class():
 
     expected = 1 - (errors - noise) / (shifts.square().sum().item() - noise)
     assert shift.explained_by_others(CONTROL, PERTURBS) == pytest.approx(expected, rel=1e-3)
+
+
+def test_groups_without_a_class_explain_nothing_of_others():
+    torch.manual_seed(0)
+    n, control = 40, torch.tensor([0.0, -0.5])
+    perturbations = torch.stack([torch.arange(n) % 20 + 1.0, torch.ones(n)], 1)
+    perturbations[20:, 0] = 0  # only the dose is that of treated cells
+    centres, shifts = torch.randn(n, SIZE), torch.randn(n, SIZE)
+    shift = ExpectedShift((21, Number()), SIZE, n, 2)
+    variances, cells = torch.full((n,), 1e-3), [centre[None] for centre in centres]
+    given = control, torch.tensor([True, True])
+    shift.fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations, *given)
+
+    assert abs(shift.explained_by_others(*given)) < 0.1
 
 
 @pytest.mark.parametrize("distance", [0.05, 0.01, 0.001])

@@ -135,15 +135,19 @@ def test_totals_are_per_modality(module):
     assert not module.log_totals(x)[:, [0, 2]].isnan().any()
 
 
-def test_lacking_totals_cannot_be_predicted_before_library_sizes_are_known(module):
+@pytest.mark.parametrize("is_fitted", [False, True])  # as the transport does before the prior is trained
+def test_lacking_totals_cannot_be_predicted_before_the_prior_is_trained(module, is_fitted):
     x = only(make_cells(), 0)
+    if is_fitted:
+        module.library_size.fit(module.log_totals(make_cells()), torch.zeros(8, 1, dtype=torch.long))
     with pytest.raises(RuntimeError, match="train_prior"):
         module.decoding_totals(x, module.inference(x)["z"], None)
 
 
 def test_lacking_totals_are_predicted_and_known_ones_kept(module):
-    x = make_cells()
-    module.library_size.fit(module.log_totals(x), torch.zeros(8, 1, dtype=torch.long))
+    x, condition = make_cells(), torch.zeros(8, 1, dtype=torch.long)
+    module.library_size.fit(module.log_totals(x), condition)
+    module.library_size.fit_predicted(module.log_totals(x) + 0.1, condition)
     z = module.inference(x)["z"]
 
     totals = module.decoding_totals(only(x, 0), z, None)

@@ -395,8 +395,8 @@ class ArrayKey(ConditionKey):
         return np.stack(columns, axis=1)
 
     def describe(self, codes: np.ndarray) -> str:
-        """Return one row as text."""
-        return self._listed(self.decode(codes[None])[0])
+        """Return one row as text; different codes have different texts."""
+        return f"[{', '.join(f'{number:.9g}' for number in self.decode(codes[None])[0])}]"
 
     def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
         """Do nothing: the model inter- or extrapolates every number."""

@@ -72,9 +72,14 @@ def judge(
     related = shift.related(condition, *given).cpu().numpy()
     are_new = shift.are_new(condition, *given).tolist()
     from_embeddings = shift.explained_by_others(*given) if any(are_new) else 0.0
-    is_context = _context_columns(conditions, transport.perturbs.cpu().numpy())
+    perturbs = transport.perturbs.cpu().numpy()
+    is_context = _context_columns(conditions, perturbs)
     contexts = np.where(is_context, shift.perturbations.double().cpu().numpy(), OPEN)
     explained = shift.left_out[shift.left_out[:, 0] <= (1 - LEAST_EXPLAINED) * shift.left_out[:, 1], 0]
+    known = {row.tobytes() for row in shift.perturbations.cpu().numpy()[:, perturbs]}
+    is_known = [row.tobytes() in known for row in codes[:, perturbs].astype(np.float32)]
+    has_numbers = any(key.is_numeric and perturbs[conditions.columns(key.name)].any() for key in conditions.by_key)
+    unlike = "the control cells, or the numbers of the perturbation, are" if has_numbers else "the control cells are"
     usual = float(transport.error.misfit)
     least = float(explained.mean()) if len(explained) else 0.0  # no prediction is surer than these were on average
     verdicts = []
@@ -97,6 +102,12 @@ def judge(
                 f"the control cells are unlike those that the model learned ({strange})",
                 "Check that their genes, counts and species are those of training, or train with more such control "
                 "cells.",
+            )
+        elif variance > (1 - LEAST_EXPLAINED) * prior and is_known[number]:
+            found = (
+                UNKNOWN,
+                "too few cells with the perturbation were seen in training to tell its effect from sampling noise",
+                "Train with more cells of this perturbation or of similar ones.",
             )
         elif variance > (1 - LEAST_EXPLAINED) * prior:
             found = (
@@ -147,7 +158,7 @@ def judge(
         elif variance > explained.max():
             found = (
                 EXTRAPOLATED,
-                "the control cells are less like the cells seen perturbed than these are like each other",
+                f"{unlike} less like the cells seen perturbed than these are like each other",
                 "Trust the direction of a change more than its size, or train with perturbed cells of a similar kind.",
             )
         else:

@@ -622,12 +622,12 @@ class DiffusionModel(BaseModelClass):
                     "below 1, or leave `early_stopping` out. The transport cannot be stopped early."
                 )
                 raise ValueError(msg)
-            new: dict[str, int] = {}
-            if self.reference_ is None:  # fine-tuning starts from what the reference knows
-                if not self.trained_stages_:
-                    warn_of_rare_labels(self._condition_keys, self._registered_codes, self.train_indices_)
-                new = {name: length for name, length in lengths.items() if name not in self.trained_stages_}
-                warn_of_short_training(new, defaults, n_cells)
+            if self.reference_ is None and not self.trained_stages_:
+                warn_of_rare_labels(self._condition_keys, self._registered_codes, self.train_indices_)
+            # fine-tuning starts from what the reference knows, and each training of the transport from nothing
+            known = {*(names if self.reference_ is not None else self.trained_stages_)} - {"transport"}
+            new = {name: length for name, length in lengths.items() if name not in known}
+            warn_of_short_training(new, defaults, n_cells)
             may_be_short = [name for name in names if name in new or self.cut_short_.get(name) == TOO_SHORT]
             short = too_short({name: lengths[name] for name in may_be_short}, defaults)
             folder = None if checkpoint_dir is None else Path(checkpoint_dir)

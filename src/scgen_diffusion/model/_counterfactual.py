@@ -270,10 +270,11 @@ def describe_changes(
     changes = groups.changes(sums.values, verdicts)
     columns = {name: np.concatenate([getattr(one, name) for one in changes]) for name in MeanChange._fields}
     number = np.repeat(np.arange(len(changes)), len(genes))
+    gene, names = pd.factorize(genes.astype(str))
     return pd.DataFrame(
         {
             "combination": pd.Categorical.from_codes(number, groups.names),
-            "gene": np.tile(genes.to_numpy(dtype=str), len(changes)),
+            "gene": pd.Categorical.from_codes(np.tile(gene, len(changes)), names),
             **columns,
         }
     )

@@ -202,7 +202,9 @@ def closing_message(
         where = last.describe_epoch(n_done - 1 if last.has_settled else min(n_done, n_rounds * last.n_epochs - 1))
         of_round = f"the weights of round {last.n_rounds_done}, the best so far,"
         kept = of_round if last.best_round else "its weights"
-        if len(plans) > 1 and not is_resumable:
+        if last.name == "transport" and not is_resumable:
+            again = "model.train_transport() to train it from the start"
+        elif len(plans) > 1 and not is_resumable:
             left = last.n_epochs - n_done % last.n_epochs
             again = f"model.train_{last.name}({left}); the same call would train the {plans[0].name} again, too"
         else:

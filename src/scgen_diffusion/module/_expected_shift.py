@@ -188,22 +188,23 @@ class ExpectedShift(nn.Module):
     def explained_by_others(self, control: Tensor, perturbs: Tensor) -> float:
         """Return which share of the squared shifts is predicted by groups without any of the same classes and members.
 
-        At most 1, and negative if these predictions are worse than none. Sampling noise is subtracted.
+        Groups without any, such as doses alone, do not count. At most 1, and negative if these predictions are worse
+        than none. Sampling noise is subtracted.
         """
         of_shifts = self.covariance_of(slice(None), control, perturbs)
         covariance = of_shifts + self._noise(slice(None))
         held = self._held(self.perturbations, control, perturbs)
         inverse, weights, noise = torch.linalg.inv(covariance), self.weights.double(), self.variances.double()[:, None]
         shifts = covariance @ weights
-        errors = torch.zeros_like(weights)
-        for marks in held.unique(dim=0):
+        errors, marked = torch.zeros_like(weights), held.any(1)
+        for marks in held[marked].unique(dim=0):
             out = (held @ marks).nonzero()[:, 0]
             left = weights - inverse[:, out] @ torch.linalg.solve(inverse[out][:, out], weights[out])
             left[out] = 0
             same = out[(held[out] == marks).all(1)]
             errors[same] = shifts[same] - of_shifts[same] @ left
-        size = (shifts.square() - noise).sum()
-        return min(float(1 - (errors.square() - noise).sum() / size), 1.0) if size > 0 else 0.0
+        size, missed = ((values.square() - noise)[marked].sum() for values in (shifts, errors))
+        return min(float(1 - missed / size), 1.0) if size > 0 else 0.0
 
     def _held(self, codes: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
         """Mark classes and members of perturbations ``(n, columns)`` that are not the control's, ``(n, values)``."""
@@ -266,7 +267,10 @@ class ExpectedShift(nn.Module):
         self.control_variances.copy_(torch.as_tensor(control_variances))
         self.control_sets.copy_(torch.arange(len(shifts)) if control_sets is None else control_sets)
         noise = self._noise(slice(None))
-        size = (shifts.square().mean() - variances.mean()).clamp(min=0.01 * shifts.square().mean() + SMALLEST)
+        perturbed = of_perturbations.diagonal() > 0  # unlike a drug at the dose of control cells
+        perturbed = perturbed | ~perturbed.any()
+        squares = shifts[perturbed].square().mean()
+        size = (squares - variances[perturbed].mean()).clamp(min=0.01 * squares + SMALLEST)
         some = torch.linspace(0, len(shifts) - 1, min(len(shifts), MOST_GROUPS), device=shifts.device).long()
         best, width = -torch.inf, axes.shape[1] ** 0.5
         for length in (width * factor for factor in LENGTHS):
@@ -283,7 +287,7 @@ class ExpectedShift(nn.Module):
         self.weights.copy_(torch.linalg.solve(chosen, shifts))
         self.options.copy_(torch.tensor(options))
         self.left_out.copy_(torch.tensor([torch.inf, 0.0]))  # not predicted from others
-        clear = [g for g in some.tolist() if variances[g] < CLEAR * size]
+        clear = [g for g in some.tolist() if perturbed[g] and variances[g] < CLEAR * size]
         if clear:
             cells, conditions = [controls[g] for g in clear], perturbations[clear]
             self.left_out[clear] = self.uncertainty(cells, conditions, control, perturbs, clear).to(self.left_out)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ._expression import TARGET_SUM
 
 SIGNALS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # variance of what is missed, relative to the noise
+LEAST_GAIN = 1.0  # of the log likelihood
 LARGEST_LOG_FACTOR = 1.5
 LOG_MEANS = (-13.8, 9.2)  # of the table of expected values
 N_LOG_MEANS = 500
@@ -30,7 +31,8 @@ class MissedChanges(nn.Module):
 
     with the covariance :math:`K` of the :class:`ExpectedShift`, the variance :math:`\sigma_i^2` of the gene within
     groups, and the numbers of perturbed and control cells :math:`n_g` and :math:`m_g`. Each :math:`\rho_i` is the most
-    probable one: zero, unless groups that respond alike agree. Other cells get the expected value given all groups.
+    probable one, or zero unless the log likelihood gains more than 1 (Akaike's criterion): among groups that respond
+    alike, it does if they agree. Other cells get the expected value given all groups.
 
     Parameters
     ----------
@@ -74,6 +76,7 @@ class MissedChanges(nn.Module):
         for ratio in SIGNALS:
             total = ratio * signal + 1
             likelihood = -(seen.square() / total).sum(0) / variances.clamp(min=SMALLEST) - total.log().sum()
+            likelihood = likelihood / 2 - (LEAST_GAIN if ratio else 0)
             chosen = torch.where(likelihood > best, ratio, chosen)
             best = torch.maximum(likelihood, best)
         genes = chosen.nonzero()[:, 0]

@@ -250,7 +250,7 @@ class MultimodalModule(SCLDMModule):
         """
         noise = 0 if generators is None else generators.normal(len(self.modalities))
         log_totals = self.log_totals(x)
-        if not self.library_size.is_fitted:
+        if not self.library_size.can_predict:
             if not log_totals.isnan().any():
                 return log_totals.exp()
             msg = "Some cells lack a modality, and its library size cannot be predicted yet; call train_prior() first."

@@ -43,6 +43,11 @@ class MultimodalLibrarySize(nn.Module):
         """Whether there are groups to draw from."""
         return all(part.is_fitted for part in self.parts)
 
+    @property
+    def can_predict(self) -> bool:
+        """Whether :meth:`predict` is trained: :meth:`fit_predicted` has replaced what :meth:`fit` sets."""
+        return not any(torch.equal(part.predicted_quantiles, part.quantiles) for part in self.parts)
+
     def fit(self, log_totals: Tensor, condition: Tensor) -> None:
         """Summarise log totals ``(cells, modalities)`` by the groups of conditions ``(cells, columns)``."""
         for part, totals in zip(self.parts, log_totals.unbind(1), strict=True):

@@ -144,7 +144,7 @@ class SCLDMModule(ConditionedModule):
         if (changes := state_dict.get("transport.error.changes")) is not None:
             self.transport.add_error(*changes.shape)
         if (weights := state_dict.get("transport.missed.weights")) is not None:
-            self.transport.missed = MissedChanges(*weights.shape)
+            self.transport.missed = MissedChanges(*weights.shape).to(self.latent_mean.device)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------

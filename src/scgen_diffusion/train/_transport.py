@@ -60,45 +60,55 @@ def perturbation_groups(
         Codes of the conditions that perturb, and of the others, ``(cells, columns)``.
     """
     _, number = np.unique(np.hstack([others, perturbation]), axis=0, return_inverse=True)
-    groups = []
+    groups, controls = [], {}
     for members in (np.flatnonzero(number.ravel() == n) for n in np.unique(number[~is_control])):
-        controls = rows[is_control & (others == others[members[0]]).all(1)]
-        if len(controls):
-            groups.append(Group(controls, rows[members]))
+        same = others[members[0]]
+        if same.tobytes() not in controls:  # groups share the array, which may be large
+            controls[same.tobytes()] = rows[is_control & (others == same).all(1)]
+        if len(shared := controls[same.tobytes()]):
+            groups.append(Group(shared, rows[members]))
     return groups
 
 
 @torch.no_grad()
 def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[Group]) -> None:
     """Fit the transport's expected shift to the latents of groups of cells."""
-    transport, moments, conditions, controls = module.transport, [], [], []
-    generator = torch.Generator().manual_seed(0)
-    for group in groups:
-        for rows in (group.control, group.perturbed):
-            latents = {name: values.to(module.device) for name, values in cache[rows].items()}
-            states = module.standardise(latents["mean"]).flatten(1)
-            mean = states.mean(0)
-            moments.append((mean, (states - mean).square().sum(0), len(rows)))
-        conditions.append(latents["condition"][0])
-        drawn = cache[evenly(group.control, MOST_CELLS)]
-        drawn = drawn["mean"].cpu() + drawn["std"].cpu() * torch.randn(drawn["mean"].shape, generator=generator)
-        controls.append(module.standardise(drawn.to(module.device)).flatten(1))
-    means, squares = (torch.stack(values) for values in list(zip(*moments, strict=True))[:2])
-    n_cells = torch.tensor([n for *_, n in moments], device=means.device)
-    within = squares.sum(0) / (n_cells - 1).sum().clamp(min=1)
-    of_control, of_perturbed = within.mean() / n_cells[::2], within.mean() / n_cells[1::2]
+    transport, generator = module.transport, torch.Generator().manual_seed(0)
+    of_group = [int(group.control[0]) for group in groups]
+    sets = {first: group.control for first, group in zip(of_group, groups, strict=True)}  # equal ones are read once
+    drawn = {first: _draw_latents(module, cache, rows, generator) for first, rows in sets.items()}
+    before = {first: _moments(module, cache, rows) for first, rows in sets.items()}
+    after = [_moments(module, cache, group.perturbed) for group in groups]
+    centres, perturbed = torch.stack([before[first][0] for first in of_group]), torch.stack([mean for mean, _ in after])
+    squares = torch.stack([squares for _, squares in [*before.values(), *after]]).sum(0)
+    n_control, n_perturbed = torch.tensor([(len(g.control), len(g.perturbed)) for g in groups], device=squares.device).T
+    n_degrees = sum(len(rows) - 1 for rows in sets.values()) + int((n_perturbed - 1).sum())
+    within = (squares / max(n_degrees, 1)).mean()
     transport.add_shift(len(groups)).fit(
-        controls,
-        means[::2],
-        means[1::2] - means[::2],
-        of_control + of_perturbed,
-        axes_of_expression(module, controls),
-        torch.stack(conditions),
+        [drawn[first] for first in of_group],
+        centres,
+        perturbed - centres,
+        within / n_control + within / n_perturbed,
+        axes_of_expression(module, list(drawn.values())),
+        torch.stack([cache[group.perturbed[:1]]["condition"][0] for group in groups]).to(squares.device),
         transport.control,
         transport.perturbs,
-        control_variances=of_control,
-        control_sets=torch.tensor([group.control[0] for group in groups]),  # sets are equal or have no row in common
+        control_variances=within / n_control,
+        control_sets=torch.tensor(of_group),
     )
+
+
+def _moments(module: SCLDMModule, cache: LatentCache, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return mean and sum of squared deviations of the cells' standardised latents, each ``(size,)``."""
+    states = module.standardise(cache[rows]["mean"].to(module.device)).flatten(1)
+    return states.mean(0), (states - states.mean(0)).square().sum(0)
+
+
+def _draw_latents(module: SCLDMModule, cache: LatentCache, rows: np.ndarray, generator: torch.Generator) -> Tensor:
+    """Draw standardised latents of at most ``MOST_CELLS`` of the cells from their posteriors, ``(cells, size)``."""
+    some = cache[evenly(rows, MOST_CELLS)]
+    drawn = some["mean"].cpu() + some["std"].cpu() * torch.randn(some["mean"].shape, generator=generator)
+    return module.standardise(drawn.to(module.device)).flatten(1)
 
 
 def axes_of_expression(module: SCLDMModule, controls: Sequence[Tensor]) -> Tensor:
@@ -111,7 +121,7 @@ def axes_of_expression(module: SCLDMModule, controls: Sequence[Tensor]) -> Tenso
     module
         A module with a trained autoencoder.
     controls
-        Standardised latents of the cells of each group, ``(cells, size)``.
+        Standardised latents of each set of control cells, ``(cells, size)``.
     """
     chosen = torch.from_numpy(evenly(np.arange(sum(map(len, controls))), MOST_DECODED))
     states, deviations = torch.cat(list(controls))[chosen], torch.cat([z - z.mean(0) for z in controls])[chosen]
@@ -182,15 +192,15 @@ def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group
         condition = shift.perturbations[number].expand(len(x), -1)
         move = partial(transport.move, condition=condition, sampler=FLOW_SAMPLERS["midpoint"])
         _, predicted = _predict(module, x, move)
-        after, observed = (module.profiles(values, "counts").double() for values in (predicted, real))
+        before, after, observed = (module.profiles(values, "counts").double() for values in (x, predicted, real))
         errors.append(observed.mean(0) - after.mean(0))
-        squares.append((observed - observed.mean(0)).square().sum(0))
+        squares.append(sum((values - values.mean(0)).square().sum(0) for values in (observed, before)))
         numbers.append((len(real), len(x)))
         depths.append(float(real.sum(1).mean()))
     n_perturbed, n_control = torch.tensor(numbers, dtype=torch.double, device=module.device).T
     numbers_of_sets = shift.control_sets[chosen]
     noise = (1 / n_perturbed).diag() + (numbers_of_sets[:, None] == numbers_of_sets) / n_control
-    variances = torch.stack(squares).sum(0) / (n_perturbed - 1).sum().clamp(min=1)
+    variances = torch.stack(squares).sum(0) / (n_perturbed + n_control - 2).sum().clamp(min=1)
     covariance = shift.covariance_of(torch.from_numpy(chosen), transport.control, transport.perturbs)
     learned = MissedChanges.learn(
         torch.from_numpy(chosen), torch.stack(errors), variances, covariance, noise, float(np.mean(depths))
