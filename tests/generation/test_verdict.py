@@ -9,7 +9,7 @@ import torch
 
 from scgen_diffusion.data import Conditions
 from scgen_diffusion.data._condition_keys import CategoricalKey
-from scgen_diffusion.generation._verdict import describe_verdicts, judge
+from scgen_diffusion.generation._verdict import _variance, describe_verdicts, judge
 from scgen_diffusion.module._transport import LatentTransport
 from scgen_diffusion.nn import Classes
 
@@ -21,7 +21,7 @@ CONDITIONS = Conditions.from_codes(
     ],
     np.zeros((1, 2)),
 )
-NEAR, FAR = torch.zeros(1, SIZE), torch.full((1, SIZE), 50.0)
+NEAR, FAR = torch.zeros(5, SIZE), torch.full((5, SIZE), 50.0)
 KNOWN, NEW, SEEN = [8, 1], [8, 2], [0, 1]
 
 
@@ -64,6 +64,25 @@ def test_every_rule(request_, label, reason):
     assert found.label == label
     assert re.search(reason, found.reason)
     assert bool(found.advice) == (label != "supported")
+
+
+def test_few_cells_of_an_unlikely_kind_are_not_judged_by_their_mean_expression():
+    few, many = (verdict_on(KNOWN, torch.zeros(n, SIZE), misfit=8.0) for n in (3, 30))
+
+    assert few.label == many.label == "unknown"
+    assert few.reason.startswith("3 control cells are too few")
+    assert "unlike those" in many.reason
+
+
+def test_a_gene_counts_as_if_one_more_cell_expressed_it():
+    """Otherwise genes without molecules among few cells would have no sampling noise."""
+    n, n_expressing, value = torch.full((3,), 10.0), torch.tensor([0.0, 1.0, 5.0]), 2.0
+
+    found = _variance(n, n_expressing * value, n_expressing * value**2)
+
+    share = (n_expressing + 1) / 11
+    torch.testing.assert_close(found, value**2 * share * (1 - share) * 10 / 9)
+    assert _variance(torch.ones(3), n_expressing, n_expressing).isnan().all()
 
 
 def new_gene_by_embedding(effects, genes=(0.0, 0.1, 3.0, 3.1), wanted=0.05):

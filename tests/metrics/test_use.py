@@ -33,6 +33,15 @@ def test_labels_that_are_all_swapped_score_nothing(classifier):
     assert transfer_f1(values, np.roll(labels, 60), *clear_cells(seed=1), classifier=classifier) < 0.01
 
 
+def test_counts_beside_logarithms_are_refused():
+    values, labels = clear_cells()
+    counts = np.floor(np.abs(values))
+    with pytest.raises(
+        ValueError, match="synthetic_values hold whole numbers, such as counts, and train_values and test"
+    ):
+        augmentation_gain(values, labels, counts, labels, values, labels)
+
+
 def test_a_missing_label_scores_nothing_and_drags_the_one_it_is_taken_for():
     values, labels = clear_cells()
     kept = labels != "c"

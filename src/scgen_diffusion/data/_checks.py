@@ -238,7 +238,11 @@ def check_same_genes(found: pd.Index, expected: pd.Index) -> None:
             f"The genes differ from the {len(expected)} of the model: {list_some(missing)} missing, {list_some(extra)} "
             "unknown to the model."
         )
-    raise ValueError(msg if len(missing) else f"{msg} Use adata[:, model.get_var_names()].")
+    advice = "Use adata[:, model.get_var_names()]."
+    if len(missing):
+        advice = "`prepare_query_anndata` fills in zeros; the page on matching genes says what that does."
+    msg = f"{msg} {advice}"
+    raise ValueError(msg)
 
 
 def check_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:

@@ -168,7 +168,7 @@ class CategoricalKey(ConditionKey):
             value = next(value for value in values if not np.isscalar(value))
             msg = (
                 f"{source} has {value!r} for {self.name!r}; give one value for all cells, or a list with one value per "
-                "cell or fewer (each for an equal share of the cells)."
+                "cell or fewer (each for an equal share of the cells: ['A'] * 7 + ['B'] * 3 makes 70 % of A)."
             )
             raise TypeError(msg) from error
         if (codes < 0).any():

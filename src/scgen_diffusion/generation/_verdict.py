@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SUPPORTED, EXTRAPOLATED, UNKNOWN = "supported", "extrapolated", "unknown"
 COVERAGE = 0.9  # of intervals
+FEWEST_CELLS = 5  # that are judged by their mean expression
 MOST_CELLS = 200  # of a combination that the verdict is about
 MOST_COMBINATIONS = 1000  # of a request; more are not judged
 STRANGE, UNLIKE = 0.1, 0.5  # misfit of control cells beyond those of training, in nats per molecule
@@ -96,6 +97,12 @@ def judge(
                 "a part of the perturbation is still that of control cells",
                 "Give the values of all keys that perturb, such as a drug and its dose.",
             )
+        elif misfit > usual + STRANGE and len(cells[number]) < FEWEST_CELLS:
+            found = (
+                UNKNOWN,
+                f"{len(cells[number])} control cells are too few to tell whether the model knows such cells",
+                "Predict more control cells together.",
+            )
         elif misfit > usual + UNLIKE:
             found = (
                 UNKNOWN,
@@ -152,7 +159,8 @@ def judge(
         elif len(explained) < LEAST_LEFT_OUT:
             found = (
                 EXTRAPOLATED,
-                "no groups of training cells can be predicted from the others, so predictions could not be checked",
+                "no groups of training cells have effects beyond sampling noise that the others predict, so "
+                "predictions could not be checked",
                 "Compare with simple baselines on a perturbation that you leave out, and trust large changes only.",
             )
         elif variance > explained.max():
@@ -247,10 +255,8 @@ class PerturbedGroups:
         found = []
         for number, verdict in enumerate(verdicts):
             n, control, predicted, squares = torch.from_numpy(sums[number])
-            mean = predicted / n
-            variance = (squares / n - mean.square()).clamp(min=0) * n / (n - 1)  # NaN for one cell
-            change = mean - control / n
-            noise = 2 * variance / n  # of these cells, and of as many measured ones
+            change = (predicted - control) / n
+            noise = 2 * _variance(n, predicted, squares) / n  # of these cells, and of as many measured ones
             half = self._half_width(number, verdict.variance, change, noise)
             found.append(MeanChange(*(values.numpy() for values in (change, change - half, change + half))))
         return found
@@ -261,6 +267,19 @@ class PerturbedGroups:
         given = states, condition, transport.control, transport.perturbs
         weights = transport.shift.weights_of(transport.error.groups, *given)
         return transport.error.half_width(variance, change, weights, noise, COVERAGE)
+
+
+def _variance(n: Tensor, total: Tensor, squares: Tensor) -> Tensor:
+    """Return the variance of each gene over ``n`` cells from its sums, each ``(genes,)``; NaN for one cell.
+
+    One more cell expresses the gene as the others do: of a few cells, a gene without molecules need not be silent.
+    """
+    once = squares / total  # of a cell that expresses the gene
+    once = torch.where(once.isnan(), once.nanmedian(), once).nan_to_num()
+    mean = (total + once) / (n + 1)
+    return torch.where(
+        n > 1, ((squares + once.square()) / (n + 1) - mean.square()).clamp(min=0) * n / (n - 1), torch.nan
+    )
 
 
 class ProfileSums(NamedTuple):

@@ -499,7 +499,7 @@ def representation(cells: Points, use_rep: str = USE_REP, name: str = "cells") -
         if use_rep not in cells.obsm:
             msg = (
                 f"`use_rep` is {use_rep!r}, which `{name}.obsm` lacks. {known_names(use_rep, list(cells.obsm))} "
-                f"`ComparisonSpace.write(real, synthetic)` writes principal components there."
+                "`ComparisonSpace.fit(other_real_cells).write(real, synthetic)` writes principal components there."
             )
             raise KeyError(msg)
         cells, name = cells.obsm[use_rep], f"{name}.obsm[{use_rep!r}]"

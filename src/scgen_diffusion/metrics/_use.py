@@ -199,8 +199,19 @@ def augmentation_gain(
 
 
 def _doubles(**given: Points) -> list[NDArray[np.float64]]:
-    """Return sets of cells as points with the same features, in double precision."""
-    return [values.astype(np.float64) for values in representations(**given)]
+    """Return sets of cells as points with the same features, in double precision; raise for different scales."""
+    points = [values.astype(np.float64) for values in representations(**given)]
+    are_counts = [bool((values == np.floor(values)).all()) and len(np.unique(values)) > 2 for values in points]
+    if len(set(are_counts)) > 1:
+        counts, others = (
+            [name for name, are in zip(given, are_counts, strict=True) if are == wanted] for wanted in (True, False)
+        )
+        msg = (
+            f"All cells must have one scale, but {' and '.join(counts)} hold whole numbers, such as counts, and "
+            f"{' and '.join(others)} do not. Take logarithms of all alike, such as by `metrics.log_normalise`."
+        )
+        raise ValueError(msg)
+    return points
 
 
 def _fit(classifier: LabelClassifier | Literal["linear_probe"], values: NDArray, labels: NDArray) -> ClassifierMixin:
