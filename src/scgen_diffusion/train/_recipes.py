@@ -139,8 +139,8 @@ class AutoencoderRecipe(Recipe):
         Few genes explain little of a cell, so the same KL divergence weighs more, and the latent forgets labels and
         what genes share. If these genes have many counts, the autoencoder hardly overfits with a small weight, and can
         take more steps, which are also cheap. The fewer the genes, the smaller the weight and the more steps, as far as
-        the counts allow. With the most steps, there is one round: cells of later ones
-        are no better, though the validation loss still falls.
+        the counts allow. With the most steps, there is one round: cells of later ones are no better, though the
+        validation loss still falls.
 
         Parameters
         ----------
