@@ -641,7 +641,7 @@ def _telling(rows: Rows) -> list[str]:
 NOT_LOOKED_AT = {
     "memorisation": (tuple(_NEARNESS), "give `train`"),
     "labels": (("label_fidelity", "transfer_f1"), "give `groupby`"),
-    "library size": (("library_size_ks",), "give counts"),
+    "library size": (("library_size_ks",), "give counts in X, or name their `layer`"),
 }
 
 
