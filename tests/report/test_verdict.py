@@ -333,8 +333,8 @@ def test_missing_measurements_are_left_out_and_reported():
 def test_a_table_of_all_metrics_says_what_to_give_for_the_others():
     names = [metric.name for metric in CATALOGUE.values() if "all" in metric.scopes and not metric.needs]
     rows = pd.DataFrame([[name, "all", *[0.5] * 5, "lower"] for name in names], columns=COLUMNS)
-    missing = "memorisation (give `train`), labels (give `groupby`) and library size (give counts in X, or name their `layer`)"
-    assert verdict(rows).summary.endswith(f"Not checked: {missing}.")
+    advice = "memorisation (give `train`), labels (give `groupby`) and library size (give counts in X, or name their "
+    assert verdict(rows).summary.endswith(f"Not checked: {advice}`layer`).")
 
 
 def test_a_table_without_floors_cannot_be_judged():
