@@ -396,13 +396,13 @@ class ArrayKey(ConditionKey):
 
     def describe(self, codes: np.ndarray) -> str:
         """Return one row as text; different codes have different texts."""
-        return f"[{', '.join(f'{number:.9g}' for number in self.decode(codes[None])[0])}]"
+        return self._listed(self.decode(codes[None])[0], n_digits=9)
 
     def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
         """Do nothing: the model inter- or extrapolates every number."""
 
-    def _listed(self, row: Iterable[float]) -> str:
-        return f"[{', '.join(f'{number:g}' for number in row)}]"
+    def _listed(self, row: Iterable[float], n_digits: int = 6) -> str:
+        return f"[{', '.join(f'{number:.{n_digits}g}' for number in row)}]"
 
     def rows(self, values: Any, source: str) -> np.ndarray:
         """Return rows of numbers ``(rows, n_columns)``; raise for another number of columns."""

@@ -77,8 +77,7 @@ def judge(
     is_context = _context_columns(conditions, perturbs)
     contexts = np.where(is_context, shift.perturbations.double().cpu().numpy(), OPEN)
     explained = shift.left_out[shift.left_out[:, 0] <= (1 - LEAST_EXPLAINED) * shift.left_out[:, 1], 0]
-    known = {row.tobytes() for row in shift.perturbations.cpu().numpy()[:, perturbs]}
-    is_known = [row.tobytes() in known for row in codes[:, perturbs].astype(np.float32)]
+    have_groups = shift.have_groups(condition, transport.perturbs).tolist()
     has_numbers = any(key.is_numeric and perturbs[conditions.columns(key.name)].any() for key in conditions.by_key)
     unlike = "the control cells, or the numbers of the perturbation, are" if has_numbers else "the control cells are"
     usual = float(transport.error.misfit)
@@ -110,18 +109,11 @@ def judge(
                 "Check that their genes, counts and species are those of training, or train with more such control "
                 "cells.",
             )
-        elif variance > (1 - LEAST_EXPLAINED) * prior and is_known[number]:
-            found = (
-                UNKNOWN,
-                "too few cells with the perturbation were seen in training to tell its effect from sampling noise",
-                "Train with more cells of this perturbation or of similar ones.",
-            )
         elif variance > (1 - LEAST_EXPLAINED) * prior:
-            found = (
-                UNKNOWN,
-                "the perturbation, or a part of it, is unlike those seen in training",
-                "Train with cells of this perturbation or of similar ones.",
-            )
+            few = "too few cells with the perturbation were seen in training to tell its effect from sampling noise"
+            none = "the perturbation, or a part of it, is unlike those seen in training"
+            reason, lacking = (few, "more cells") if have_groups[number] else (none, "cells")
+            found = UNKNOWN, reason, f"Train with {lacking} of this perturbation or of similar ones."
         elif are_new[number] and from_embeddings < LEAST_EXPLAINED:
             found = (
                 UNKNOWN,
@@ -277,9 +269,8 @@ def _variance(n: Tensor, total: Tensor, squares: Tensor) -> Tensor:
     once = squares / total  # of a cell that expresses the gene
     once = torch.where(once.isnan(), once.nanmedian(), once).nan_to_num()
     mean = (total + once) / (n + 1)
-    return torch.where(
-        n > 1, ((squares + once.square()) / (n + 1) - mean.square()).clamp(min=0) * n / (n - 1), torch.nan
-    )
+    variance = ((squares + once.square()) / (n + 1) - mean.square()).clamp(min=0)
+    return torch.where(n > 1, variance * n / (n - 1), torch.nan)
 
 
 class ProfileSums(NamedTuple):

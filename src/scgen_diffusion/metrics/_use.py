@@ -14,6 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from scgen_diffusion.data import are_whole_numbers
+
 from ._cells import check_labels, labels_of, representation, representations
 
 if TYPE_CHECKING:
@@ -201,7 +203,7 @@ def augmentation_gain(
 def _doubles(**given: Points) -> list[NDArray[np.float64]]:
     """Return sets of cells as points with the same features, in double precision; raise for different scales."""
     points = [values.astype(np.float64) for values in representations(**given)]
-    are_counts = [bool((values == np.floor(values)).all()) and len(np.unique(values)) > 2 for values in points]
+    are_counts = [are_whole_numbers(values) and len(np.unique(values)) > 2 for values in points]
     if len(set(are_counts)) > 1:
         counts, others = (
             [name for name, are in zip(given, are_counts, strict=True) if are == wanted] for wanted in (True, False)

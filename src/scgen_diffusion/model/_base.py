@@ -2013,10 +2013,6 @@ class DiffusionModel(BaseModelClass):
         return masks
 
     @property
-    def _keeps_scale(self) -> bool:
-        return self.reference_ is not None
-
-    @property
     def _keeps_autoencoder(self) -> bool:
         return self.reference_ is not None and self.reference_["trainable"] != "all"
 

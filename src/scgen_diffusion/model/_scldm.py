@@ -475,7 +475,8 @@ class SCLDM(AutoencoderModel):
     def _describe_cells_of(self, cache: LatentCache) -> None:
         """Store library sizes and the scale of the latents, which ``generate`` needs."""
         self.module.library_size.fit(cache.arrays["log_total"], cache.arrays["condition"])
-        if not self._keeps_scale and "transport" not in self.trained_stages_:  # which has learned in the present scale
+        in_use = self.reference_ is not None or "transport" in self.trained_stages_  # they have learned in this scale
+        if not in_use:
             standardise_latents(self.module, cache)
 
     def _match_labels(self, match_keys: Sequence[str] | None, control: Mapping[str, Any]) -> pd.DataFrame:

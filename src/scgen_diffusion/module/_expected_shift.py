@@ -185,6 +185,10 @@ class ExpectedShift(nn.Module):
         seen = self._held(self.perturbations, control, perturbs).any(0)
         return (self._held(conditions, control, perturbs).bool() & ~seen).any(1)
 
+    def have_groups(self, conditions: Tensor, perturbs: Tensor) -> Tensor:
+        """Return which perturbations ``(n, columns)`` are those of a group, ``(n,)``."""
+        return (conditions[:, None, perturbs] == self.perturbations[:, perturbs]).all(-1).any(1)
+
     def explained_by_others(self, control: Tensor, perturbs: Tensor) -> float:
         """Return which share of the squared shifts is predicted by groups without any of the same classes and members.
 

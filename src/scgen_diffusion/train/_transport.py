@@ -63,10 +63,11 @@ def perturbation_groups(
     groups, controls = [], {}
     for members in (np.flatnonzero(number.ravel() == n) for n in np.unique(number[~is_control])):
         same = others[members[0]]
-        if same.tobytes() not in controls:  # groups share the array, which may be large
-            controls[same.tobytes()] = rows[is_control & (others == same).all(1)]
-        if len(shared := controls[same.tobytes()]):
-            groups.append(Group(shared, rows[members]))
+        key = same.tobytes()
+        if key not in controls:  # groups share the array, which may be large
+            controls[key] = rows[is_control & (others == same).all(1)]
+        if len(controls[key]):
+            groups.append(Group(controls[key], rows[members]))
     return groups
 
 
