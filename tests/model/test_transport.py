@@ -13,6 +13,7 @@ from scgen_diffusion.data import CellFiles
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance
 from scgen_diffusion.generation import CellGenerator
 from scgen_diffusion.model import SCLDM
+from scgen_diffusion.module._transport import N_FLOWS
 from scgen_diffusion.train import PairData
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -355,7 +356,7 @@ def test_new_combinations_use_the_sampler_as_requested(without_a_combination):
 
     model.generate(5, NEW, sampler=watched, n_steps=3, seed=0)
 
-    assert seen == [(3, True)] * 3  # control cells for the verdict, control cells, and their way to the new combination
+    assert seen == [(3, True)] * (2 + N_FLOWS)  # control cells for the verdict, control cells, and their ways
 
 
 @pytest.mark.filterwarnings("ignore:The combination")

@@ -60,13 +60,44 @@ def test_latents_are_compared_as_far_as_they_change_the_expected_expression():
     assert torch.equal(transport.along_axes(x), transport.along_axes(other))
 
 
-def test_the_network_sees_no_place_far_from_the_groups():
-    shift = make_transport().add_shift(2)
-    shift.centres.copy_(torch.tensor([[1.0, 1.0], [1.0, -3.0]]))  # the mean square distance is 4, and 2 within groups
-    near, far = shift.place(torch.tensor([[1.0, -0.99], [1.0, 1e6]]))
+def fit_shift(transport, shifts, centres):
+    """Let the expected shift of the first perturbation be learned from groups of cells."""
+    n = len(centres)
+    perturbed = torch.tensor([[0.0, 1.0]]).expand(n, -1)
+    given = (centres, shifts, torch.full((n,), 1e-6), torch.eye(2), perturbed, transport.control, transport.perturbs)
+    transport.add_shift(n).fit([centre[None] for centre in centres], *given)
+
+
+def test_the_networks_see_no_place_far_from_the_groups():
+    transport = make_transport()
+    centres = torch.tensor([[1.0, 1.0], [1.0, -3.0]])  # the mean square distance is 4, and 2 within groups
+    fit_shift(transport, torch.ones(2, 2), centres)
+
+    near, far = transport.shift.place(torch.tensor([[1.0, -0.99], [1.0, 1e6]]))
 
     torch.testing.assert_close(near, torch.tensor([0.0, 0.01]), atol=1e-5, rtol=0)
     torch.testing.assert_close(far, torch.tensor([0.0, 12**0.5]))
+
+
+@pytest.mark.parametrize(
+    ("deviation", "share"),
+    [
+        (0.0, 1.0),
+        (0.1 * (3 / 4) ** 0.5, 0.5),  # the variance between four flows, of which two deviate so either way, is 0.01
+        (10.0, 0.0),
+    ],
+)
+def test_flows_count_as_far_as_they_agree(deviation, share):
+    transport = make_transport()
+    flow, expected = torch.tensor([0.6, 0.8]), torch.tensor([-3.0, 5.0])
+    with torch.no_grad():
+        for network, sign in zip(transport.networks, (1, 1, -1, -1), strict=True):
+            network.last.bias.copy_(flow + sign * deviation * torch.tensor([0.0, 1.0]))
+    fit_shift(transport, expected.expand(1, 2), torch.zeros(1, 2))
+
+    moved = move(transport, [0, 1])
+
+    torch.testing.assert_close(moved, share * flow + (1 - share) * expected, atol=2e-3, rtol=0)
 
 
 def test_half_the_strength_is_half_the_way(trained_transport):

@@ -66,6 +66,8 @@ class ExpectedShift(nn.Module):
         self.register_buffer("control_sets", torch.arange(n_groups))  # equal for groups with the same control cells
         self.register_buffer("left_out", torch.zeros(n_groups, 2))  # `uncertainty` of each group, from all others
         self.register_buffer("axes", torch.eye(size))
+        self.register_buffer("middle", torch.zeros(size))
+        self.register_buffer("farthest", torch.tensor(torch.inf))  # square distance from it, along the axes
         self.register_buffer("options", torch.zeros(3))  # a, b, length
 
     def forward(
@@ -93,12 +95,8 @@ class ExpectedShift(nn.Module):
         A network knows nothing of places far from its training cells. Square distances from the middle are therefore
         drawn in, and stay below ``FARTHEST`` times the mean one of control cells.
         """
-        middle = self.centres.mean(0)
-        place = (x - middle) @ self.axes
-        between_groups = ((self.centres - middle) @ self.axes).square().sum(1).mean()
-        within_groups = place.shape[1]  # the mean square along each axis is 1
-        largest = FARTHEST * (between_groups + within_groups)
-        return place / (1 + place.square().sum(1, keepdim=True) / largest).sqrt()
+        place = (x - self.middle) @ self.axes
+        return place / (1 + place.square().sum(1, keepdim=True) / self.farthest).sqrt()
 
     def covariance_with_groups(self, x: Tensor, condition: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
         """Return the covariance of cells with all groups, ``(n, groups)``; arguments as in :meth:`forward`."""
@@ -265,6 +263,9 @@ class ExpectedShift(nn.Module):
             cells, ``(groups,)``. Default: no two groups have the same ones.
         """
         self.axes.copy_(axes)
+        self.middle.copy_(centres.mean(0))
+        between_groups = ((centres - self.middle) @ self.axes).square().sum(1).mean()
+        self.farthest.copy_(FARTHEST * (between_groups + axes.shape[1]))  # the mean square along each axis is 1
         of_perturbations = self._similarity(perturbations, perturbations, control, perturbs)
         shifts, variances, centres = shifts.double(), variances.double().clamp(min=SMALLEST), centres.double()
         self.variances.copy_(variances)

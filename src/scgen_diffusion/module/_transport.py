@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,16 +23,44 @@ if TYPE_CHECKING:
 
     from ._missed_changes import MissedChanges
 
+N_FLOWS = 4
+DOUBTFUL = 0.01  # variance between flows, relative to their squared mean, at which the expected shift counts as much
+SMALLEST = 1e-12
+
+
+class VelocityNetwork(nn.Module):
+    """Velocity of latents at a place and a time, under a condition; zero before training."""
+
+    def __init__(self, size: int, conditions: Sequence[ConditionSpec], width: int) -> None:
+        super().__init__()
+        self.embed_time = TimeEmbedding(width)
+        self.embed_condition = ConditionEmbedding(conditions, width)
+        self.first = nn.Linear(size, width)
+        self.hidden = nn.Linear(width, width)
+        self.last = nn.Linear(width, size)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, place: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Return the velocity ``(n, size)`` at places ``(n, size)`` and times ``(n,)``."""
+        h = silu(self.first(place) + self.embed_time(t) + self.embed_condition(condition))
+        return self.last(silu(self.hidden(h)))
+
 
 class LatentTransport(nn.Module):
-    r"""Move the latents of control cells to those of perturbed cells, half-way between a flow and an expected shift.
+    r"""Move the latents of control cells to those of perturbed cells, by flows and by an expected shift.
 
-    The flow goes from control cells, at ``t = 0``, to perturbed cells, at ``t = 1``. Its network learns the velocity
+    The flows go from control cells, at ``t = 0``, to perturbed cells, at ``t = 1``. Their networks learn the velocity
     from each control cell to the perturbed cell that optimal transport pairs it with, along the axes of expected
-    expression. It sees where latents are along these axes, but no place far from the known cells. The
+    expression. They see where latents are along these axes, but no place far from the known cells. The
     :class:`ExpectedShift` is learned from the means of groups of cells; it is steadier, but follows large effects less
     far. Both see the latent and the conditions that perturb, but not the other conditions, such as
     the cell type. Similar cells therefore respond alike, also in types that were never seen perturbed.
+
+    The networks learn from the same pairs, and start from different random weights. They agree on cells like those that
+    they learned from. If the flows move a cell by :math:`\bar u` on average, along the axes, and their variance, summed
+    over the axes, is :math:`v`, then they count :math:`1 / (1 + v / 0.01 \lVert \bar u \rVert^2)`, and the expected
+    shift counts the rest.
 
     Parameters
     ----------
@@ -58,13 +87,7 @@ class LatentTransport(nn.Module):
         self.shift: ExpectedShift | None = None
         self.error: ChangeError | None = None
         self.missed: MissedChanges | None = None
-        self.embed_time = TimeEmbedding(width)
-        self.embed_condition = ConditionEmbedding(conditions, width)
-        self.first = nn.Linear(size, width)
-        self.hidden = nn.Linear(width, width)
-        self.last = nn.Linear(width, size)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        self.networks = nn.ModuleList(VelocityNetwork(size, conditions, width) for _ in range(N_FLOWS))
         self.register_buffer("null_condition", null_condition(conditions), persistent=False)
         self.register_buffer("control", self.null_condition.clone())
         self.register_buffer("perturbs", torch.zeros(len(self.null_condition), dtype=torch.bool))
@@ -98,12 +121,11 @@ class LatentTransport(nn.Module):
         stays = (own == new) | self.perturbs
         return bool((is_control & stays).all())
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Return the velocity of standardised latents ``x_t (n, tokens, n_latent)`` at times ``(n,)``."""
+    def velocity(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Return a network's velocity of standardised latents ``x_t (n, tokens, n_latent)`` at times ``(n,)``."""
         given = torch.where(self.perturbs, condition, self.null_condition)
         place = x_t.flatten(1) if self.shift is None else self.shift.place(x_t.flatten(1))
-        h = silu(self.first(place) + self.embed_time(t) + self.embed_condition(given))
-        return self.last(silu(self.hidden(h))).view_as(x_t)
+        return network(place, t, given).view_as(x_t)
 
     def along_axes(self, x: Tensor) -> Tensor:
         """Return latents ``(n, tokens, n_latent)`` along the axes of expected expression, ``(n, size)``."""
@@ -111,8 +133,13 @@ class LatentTransport(nn.Module):
 
     def loss(self, start: Tensor, end: Tensor, condition: Tensor, generator: torch.Generator) -> Tensor:
         """Return the flow-matching loss of pairs ``(n, tokens, n_latent)`` under the perturbed condition, ``(n,)``."""
-        t = self.path.draw_times(len(start), generator, start.device)
-        return diffusion_loss(self, self.path, TARGETS["velocity"], end, noise=start, t=t, condition=condition)
+        losses = []
+        for network in self.networks:
+            t = self.path.draw_times(len(start), generator, start.device)
+            field = partial(self.velocity, network)
+            options = {"noise": start, "t": t, "condition": condition}
+            losses.append(diffusion_loss(field, self.path, TARGETS["velocity"], end, **options))
+        return torch.stack(losses).mean(0)
 
     def move(
         self, start: Tensor, condition: Tensor, *, sampler: Sampler, strength: float = 1.0, **options: Any
@@ -122,10 +149,19 @@ class LatentTransport(nn.Module):
         ``options`` are those of the sampler: ``n_steps`` and ``generators``.
         """
 
-        def field(x: Tensor, t: Tensor) -> Tensor:
-            return strength * self(x, (strength * t).expand(len(x)), condition)
+        def flow(network: nn.Module) -> Tensor:
+            def field(x: Tensor, t: Tensor) -> Tensor:
+                return strength * self.velocity(network, x, (strength * t).expand(len(x)), condition)
 
-        moved = sampler(Denoiser(field, self.path, TARGETS["velocity"]), start, **options)
+            return sampler(Denoiser(field, self.path, TARGETS["velocity"]), start, **options)
+
+        moved = torch.stack([flow(network) - start for network in self.networks])
+        mean = moved.mean(0)
         if self.shift is None:
-            return moved
-        return (moved + start + strength * self.shift(start, condition, self.control, self.perturbs)) / 2
+            return start + mean
+        squares = [self.along_axes(deviation).square().sum(1) for deviation in moved - mean]
+        variance = torch.stack(squares).sum(0) / (N_FLOWS - 1)
+        allowed = DOUBTFUL * self.along_axes(mean).square().sum(1)
+        share = (allowed / (allowed + variance).clamp(min=SMALLEST)).view(-1, 1, 1)  # of the flows
+        expected = strength * self.shift(start, condition, self.control, self.perturbs)
+        return start + share * mean + (1 - share) * expected
