@@ -42,7 +42,7 @@ class VelocityNetwork(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, place: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Return the velocity ``(n, size)`` at places ``(n, size)`` and times ``(n,)``."""
+        """Return the velocity ``(n, size)`` at places ``(n, size)`` and times, one for all or ``(n,)``."""
         h = silu(self.first(place) + self.embed_time(t) + self.embed_condition(condition))
         return self.last(silu(self.hidden(h)))
 
@@ -122,7 +122,7 @@ class LatentTransport(nn.Module):
         return bool((is_control & stays).all())
 
     def velocity(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Return a network's velocity of standardised latents ``x_t (n, tokens, n_latent)`` at times ``(n,)``."""
+        """Return a network's velocity of latents ``x_t (n, tokens, n_latent)`` at times, one for all or ``(n,)``."""
         given = torch.where(self.perturbs, condition, self.null_condition)
         place = x_t.flatten(1) if self.shift is None else self.shift.place(x_t.flatten(1))
         return network(place, t, given).view_as(x_t)
@@ -151,7 +151,7 @@ class LatentTransport(nn.Module):
 
         def flow(network: nn.Module) -> Tensor:
             def field(x: Tensor, t: Tensor) -> Tensor:
-                return strength * self.velocity(network, x, (strength * t).expand(len(x)), condition)
+                return strength * self.velocity(network, x, torch.atleast_1d(strength * t), condition)
 
             return sampler(Denoiser(field, self.path, TARGETS["velocity"]), start, **options)
 
