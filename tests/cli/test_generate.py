@@ -184,6 +184,8 @@ def test_info_lists_what_a_model_can_generate(call, saved_model):
     assert (code, err) == (0, "")
     assert out.startswith("SCLDM of 96 cells")
     assert "values of cell_type: B cell, T cell, NK, rare, never seen" in out
+    assert "model.generate" not in out
+    assert out.endswith(f"scgen-diffusion generate {saved_model} cells.h5ad --n-cells 1000\n")
     described = json.loads(call("info", saved_model, "--json")[1])
     assert described["conditions"]["dose"] == {"kind": "categorical", "values": [1, 10, 100]}
     assert described["architecture"]["prior_width"] == 8

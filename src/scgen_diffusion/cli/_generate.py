@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -218,11 +219,13 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
         }
         conditions[key.name] = {name: value for name, value in parts.items() if value is not None}
     if not options.get("json"):
-        terminal.result(str(model))
+        terminal.result(str(model).partition("\n  next:")[0])  # the rest says what to do in Python
         for name, key in conditions.items():
             if values := key.get("values") or key.get("members"):
                 listed = ", ".join(map(str, values[:N_NAMED])) + (", ..." if len(values) > N_NAMED else "")
                 terminal.result(f"  values of {name}: {listed}")
+        name = shlex.quote(str(options["model"]))
+        terminal.result(f"  next: scgen-diffusion generate {name} cells.h5ad --n-cells 1000")
         return
     histories = (model.history_ or {}).items()
     described = {
