@@ -69,103 +69,122 @@ def judge(
     transport: Any = module.transport
     shift, given = transport.shift, (transport.control, transport.perturbs)
     condition = module.condition_tensor(codes)
-    uncertainty = shift.uncertainty(cells, condition, *given).tolist()
     related = shift.related(condition, *given).cpu().numpy()
     are_new = shift.are_new(condition, *given).tolist()
-    from_embeddings = shift.explained_by_others(*given) if any(are_new) else 0.0
+    have_groups = shift.have_groups(condition, transport.perturbs).tolist()
+    explained = shift.left_out[shift.left_out[:, 0] <= (1 - LEAST_EXPLAINED) * shift.left_out[:, 1], 0]
     perturbs = transport.perturbs.cpu().numpy()
+    known = _Known(
+        usual_misfit=float(transport.error.misfit),
+        explained=explained.tolist(),
+        from_embeddings=shift.explained_by_others(*given) if any(are_new) else 0.0,
+        has_numbers=any(key.is_numeric and perturbs[conditions.columns(key.name)].any() for key in conditions.by_key),
+    )
     is_context = _context_columns(conditions, perturbs)
     contexts = np.where(is_context, shift.perturbations.double().cpu().numpy(), OPEN)
-    explained = shift.left_out[shift.left_out[:, 0] <= (1 - LEAST_EXPLAINED) * shift.left_out[:, 1], 0]
-    have_groups = shift.have_groups(condition, transport.perturbs).tolist()
-    has_numbers = any(key.is_numeric and perturbs[conditions.columns(key.name)].any() for key in conditions.by_key)
-    unlike = "the control cells, or the numbers of the perturbation, are" if has_numbers else "the control cells are"
-    usual = float(transport.error.misfit)
     least = float(explained.mean()) if len(explained) else 0.0  # no prediction is surer than these were on average
     verdicts = []
-    for number, (variance, prior) in enumerate(uncertainty):
-        seen = np.unique(contexts[related[number]], axis=0)
-        wanted = np.where(is_context, codes[number], OPEN)
-        own = ((seen == wanted) | (wanted == OPEN)).all(1).any()
-        misfit = 0.0 if misfits is None else misfits[number]
-        strange = f"the model explains their mean expression with an error of {misfit:.2f} nats per molecule, "
-        strange += f"and that of training cells with {usual:.2f}"
-        if prior <= 0:  # such as a drug at the dose of control cells
-            found = (
-                UNKNOWN,
-                "a part of the perturbation is still that of control cells",
-                "Give the values of all keys that perturb, such as a drug and its dose.",
-            )
-        elif misfit > usual + STRANGE and len(cells[number]) < FEWEST_CELLS:
-            found = (
-                UNKNOWN,
-                f"{len(cells[number])} control cells are too few to tell whether the model knows such cells",
-                "Predict more control cells together.",
-            )
-        elif misfit > usual + UNLIKE:
-            found = (
-                UNKNOWN,
-                f"the control cells are unlike those that the model learned ({strange})",
-                "Check that their genes, counts and species are those of training, or train with more such control "
-                "cells.",
-            )
-        elif variance > (1 - LEAST_EXPLAINED) * prior:
-            few = "too few cells with the perturbation were seen in training to tell its effect from sampling noise"
-            none = "the perturbation, or a part of it, is unlike those seen in training"
-            reason, lacking = (few, "more cells") if have_groups[number] else (none, "cells")
-            found = UNKNOWN, reason, f"Train with {lacking} of this perturbation or of similar ones."
-        elif are_new[number] and from_embeddings < LEAST_EXPLAINED:
-            found = (
-                UNKNOWN,
-                "the perturbation, or a part of it, was never seen, and the embeddings say too little: of the effects "
-                f"that were seen, other perturbations predict {max(from_embeddings, 0):.0%}",
-                "Train with cells of this perturbation, or with other `condition_embeddings`.",
-            )
-        elif not len(seen):
-            found = (
-                UNKNOWN,
-                "no similar perturbation was seen in training",
-                "Train with cells of this perturbation or of similar ones; use the logarithm of doses that span "
-                "decades.",
-            )
-        elif len(seen) == 1 and not own:
-            found = (
-                UNKNOWN,
-                f"the perturbation was seen in one context only ({conditions.describe(seen[0])}), so it is not known "
-                "how effects differ between contexts",
-                "Train with perturbed and control cells of a second context.",
-            )
-        elif misfit > usual + STRANGE:
-            found = (
-                EXTRAPOLATED,
-                f"the control cells differ from the training cells ({strange})",
-                "Train with such control cells; perturbed ones are not needed.",
-            )
-        elif are_new[number]:
-            found = (
-                EXTRAPOLATED,
-                "the perturbation, or a part of it, was never seen, and is predicted from those with similar "
-                f"embeddings; of the effects that were seen, other perturbations predict {from_embeddings:.0%}",
-                "Compare with the effects of these perturbations.",
-            )
-        elif len(explained) < LEAST_LEFT_OUT:
-            found = (
-                EXTRAPOLATED,
-                "no groups of training cells have effects beyond sampling noise that the others predict, so "
-                "predictions could not be checked",
-                "Compare with simple baselines on a perturbation that you leave out, and trust large changes only.",
-            )
-        elif variance > explained.max():
-            found = (
-                EXTRAPOLATED,
-                f"{unlike} less like the cells seen perturbed than these are like each other",
-                "Trust the direction of a change more than its size, or train with perturbed cells of a similar kind.",
-            )
-        else:
-            where = "in such cells" if own else f"in {len(seen)} other contexts, and the control cells are like these"
-            found = SUPPORTED, f"the perturbation, or what it consists of, was seen {where}", ""
-        verdicts.append(Verdict(*found, max(variance, least)))
+    for number, (variance, prior) in enumerate(shift.uncertainty(cells, condition, *given).tolist()):
+        seen, wanted = np.unique(contexts[related[number]], axis=0), np.where(is_context, codes[number], OPEN)
+        request = _Request(
+            n_cells=len(cells[number]),
+            misfit=0.0 if misfits is None else misfits[number],
+            variance=variance,
+            prior=prior,
+            has_groups=have_groups[number],
+            is_new=are_new[number],
+            n_contexts=len(seen),
+            first_context=conditions.describe(seen[0]) if len(seen) else "",
+            in_own_context=bool(((seen == wanted) | (wanted == OPEN)).all(1).any()),
+        )
+        verdicts.append(Verdict(*_rule(request, known), max(variance, least)))
     return verdicts
+
+
+class _Known(NamedTuple):
+    """What training says about all requests."""
+
+    usual_misfit: float  # of training cells
+    explained: list[float]  # variances of the shifts of training groups, if the others explain enough of them
+    from_embeddings: float  # share of the effects seen that perturbations with other names predict
+    has_numbers: bool  # whether numbers perturb, such as a dose
+
+
+class _Request(NamedTuple):
+    """A perturbation of control cells, and what the transport knows about it."""
+
+    n_cells: int
+    misfit: float  # of the control cells
+    variance: float  # of their mean shift
+    prior: float  # the same before any group was seen
+    has_groups: bool  # whether training had this perturbation
+    is_new: bool  # whether training never had a part of it
+    n_contexts: int  # in which similar perturbations were seen
+    first_context: str
+    in_own_context: bool  # whether that of the request is one of them
+
+
+def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
+    """Return verdict, reason and advice: those of the first rule that holds."""
+    strange = f"the model explains their mean expression with an error of {request.misfit:.2f} nats per molecule, "
+    strange += f"and that of training cells with {known.usual_misfit:.2f}"
+    excess = request.misfit - known.usual_misfit
+    if request.prior <= 0:  # such as a drug at the dose of control cells
+        reason = "a part of the perturbation is still that of control cells"
+        return UNKNOWN, reason, "Give the values of all keys that perturb, such as a drug and its dose."
+    if excess > STRANGE and request.n_cells < FEWEST_CELLS:
+        reason = f"{request.n_cells} control cells are too few to tell whether the model knows such cells"
+        return UNKNOWN, reason, "Predict more control cells together."
+    if excess > UNLIKE:
+        reason = f"the control cells are unlike those that the model learned ({strange})"
+        advice = "Check that their genes, counts and species are those of training, or train with more such cells."
+        return UNKNOWN, reason, advice
+    if request.variance > (1 - LEAST_EXPLAINED) * request.prior and request.has_groups:
+        reason = "too few cells with the perturbation were seen in training to tell its effect from sampling noise"
+        return UNKNOWN, reason, "Train with more cells of this perturbation or of similar ones."
+    if request.variance > (1 - LEAST_EXPLAINED) * request.prior:
+        reason = "the perturbation, or a part of it, is unlike those seen in training"
+        return UNKNOWN, reason, "Train with cells of this perturbation or of similar ones."
+    if request.is_new and known.from_embeddings < LEAST_EXPLAINED:
+        reason = (
+            "the perturbation, or a part of it, was never seen, and the embeddings say too little: of the effects that "
+            f"were seen, other perturbations predict {max(known.from_embeddings, 0):.0%}"
+        )
+        return UNKNOWN, reason, "Train with cells of this perturbation, or with other `condition_embeddings`."
+    if request.n_contexts == 0:
+        reason = "no similar perturbation was seen in training"
+        advice = "Train with cells of this or similar perturbations; use the logarithm of doses that span decades."
+        return UNKNOWN, reason, advice
+    if request.n_contexts == 1 and not request.in_own_context:
+        reason = (
+            f"the perturbation was seen in one context only ({request.first_context}), so it is not known how effects "
+            "differ between contexts"
+        )
+        return UNKNOWN, reason, "Train with perturbed and control cells of a second context."
+    if excess > STRANGE:
+        reason = f"the control cells differ from the training cells ({strange})"
+        return EXTRAPOLATED, reason, "Train with such control cells; perturbed ones are not needed."
+    if request.is_new:
+        reason = (
+            "the perturbation, or a part of it, was never seen, and is predicted from those with similar embeddings; "
+            f"of the effects that were seen, other perturbations predict {known.from_embeddings:.0%}"
+        )
+        return EXTRAPOLATED, reason, "Compare with the effects of these perturbations."
+    if len(known.explained) < LEAST_LEFT_OUT:
+        reason = (
+            "no groups of training cells have effects beyond sampling noise that the others predict, so predictions "
+            "could not be checked"
+        )
+        advice = "Compare with simple baselines on a perturbation that you leave out, and trust large changes only."
+        return EXTRAPOLATED, reason, advice
+    if request.variance > max(known.explained):
+        unlike = "the control cells, or the numbers of the perturbation," if known.has_numbers else "the control cells"
+        reason = f"{unlike} are less like the cells seen perturbed than these are like each other"
+        advice = "Trust the direction of a change more than its size, or train with perturbed cells of a similar kind."
+        return EXTRAPOLATED, reason, advice
+    elsewhere = f"in {request.n_contexts} other contexts, and the control cells are like these"
+    where = "in such cells" if request.in_own_context else elsewhere
+    return SUPPORTED, f"the perturbation, or what it consists of, was seen {where}", ""
 
 
 def describe_verdicts(names: Sequence[str], verdicts: Sequence[Verdict]) -> dict[str, list[str]]:
