@@ -59,7 +59,7 @@ class LatentTransport(nn.Module):
 
     The networks learn from the same pairs, and start from different random weights. They agree on cells like those that
     they learned from. If the flows move a cell by :math:`\bar u` on average, along the axes, and their variance, summed
-    over the axes, is :math:`v`, then they count :math:`1 / (1 + v / 0.01 \lVert \bar u \rVert^2)`, and the expected
+    over the axes, is :math:`v`, then they count :math:`1 / (1 + v / (0.01 \lVert \bar u \rVert^2))`, and the expected
     shift counts the rest.
 
     Parameters
