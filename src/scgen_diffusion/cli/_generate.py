@@ -224,8 +224,8 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
             if values := key.get("values") or key.get("members"):
                 listed = ", ".join(map(str, values[:N_NAMED])) + (", ..." if len(values) > N_NAMED else "")
                 terminal.result(f"  values of {name}: {listed}")
-        name = shlex.quote(str(options["model"]))
-        terminal.result(f"  next: scgen-diffusion generate {name} cells.h5ad --n-cells 1000")
+        model_name = shlex.quote(str(options["model"]))
+        terminal.result(f"  next: scgen-diffusion generate {model_name} cells.h5ad --n-cells 1000")
         return
     histories = (model.history_ or {}).items()
     described = {

@@ -41,9 +41,12 @@ class VelocityNetwork(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, place: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Return the velocity ``(n, size)`` at places ``(n, size)`` and times, one for all or ``(n,)``."""
-        h = silu(self.first(place) + self.embed_time(t) + self.embed_condition(condition))
+    def forward(self, place: Tensor, t: Tensor, embedded: Tensor) -> Tensor:
+        """Return the velocity ``(n, size)`` at places ``(n, size)`` and times, one for all or ``(n,)``.
+
+        ``embedded (n, width)`` are the conditions as ``embed_condition`` returns them, once for all times.
+        """
+        h = silu(self.first(place) + self.embed_time(t) + embedded)
         return self.last(silu(self.hidden(h)))
 
 
@@ -121,11 +124,14 @@ class LatentTransport(nn.Module):
         stays = (own == new) | self.perturbs
         return bool((is_control & stays).all())
 
-    def velocity(self, network: nn.Module, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def perturbing(self, condition: Tensor) -> Tensor:
+        """Return conditions ``(n, columns)`` without those that do not perturb."""
+        return torch.where(self.perturbs, condition, self.null_condition)
+
+    def velocity(self, network: VelocityNetwork, x_t: Tensor, t: Tensor, embedded: Tensor) -> Tensor:
         """Return a network's velocity of latents ``x_t (n, tokens, n_latent)`` at times, one for all or ``(n,)``."""
-        given = torch.where(self.perturbs, condition, self.null_condition)
         place = x_t.flatten(1) if self.shift is None else self.shift.place(x_t.flatten(1))
-        return network(place, t, given).view_as(x_t)
+        return network(place, t, embedded).view_as(x_t)
 
     def along_axes(self, x: Tensor) -> Tensor:
         """Return latents ``(n, tokens, n_latent)`` along the axes of expected expression, ``(n, size)``."""
@@ -133,11 +139,11 @@ class LatentTransport(nn.Module):
 
     def loss(self, start: Tensor, end: Tensor, condition: Tensor, generator: torch.Generator) -> Tensor:
         """Return the flow-matching loss of pairs ``(n, tokens, n_latent)`` under the perturbed condition, ``(n,)``."""
-        losses = []
+        given, losses = self.perturbing(condition), []
         for network in self.networks:
             t = self.path.draw_times(len(start), generator, start.device)
             field = partial(self.velocity, network)
-            options = {"noise": start, "t": t, "condition": condition}
+            options = {"noise": start, "t": t, "condition": network.embed_condition(given)}
             losses.append(diffusion_loss(field, self.path, TARGETS["velocity"], end, **options))
         return torch.stack(losses).mean(0)
 
@@ -148,10 +154,13 @@ class LatentTransport(nn.Module):
 
         ``options`` are those of the sampler: ``n_steps`` and ``generators``.
         """
+        given = self.perturbing(condition)
 
-        def flow(network: nn.Module) -> Tensor:
+        def flow(network: VelocityNetwork) -> Tensor:
+            embedded = network.embed_condition(given)
+
             def field(x: Tensor, t: Tensor) -> Tensor:
-                return strength * self.velocity(network, x, torch.atleast_1d(strength * t), condition)
+                return strength * self.velocity(network, x, torch.atleast_1d(strength * t), embedded)
 
             return sampler(Denoiser(field, self.path, TARGETS["velocity"]), start, **options)
 
@@ -159,9 +168,8 @@ class LatentTransport(nn.Module):
         mean = moved.mean(0)
         if self.shift is None:
             return start + mean
-        squares = [self.along_axes(deviation).square().sum(1) for deviation in moved - mean]
-        variance = torch.stack(squares).sum(0) / (N_FLOWS - 1)
-        allowed = DOUBTFUL * self.along_axes(mean).square().sum(1)
+        along = torch.stack([self.along_axes(displacement) for displacement in moved])
+        variance, allowed = along.var(0).sum(1), DOUBTFUL * along.mean(0).square().sum(1)
         share = (allowed / (allowed + variance).clamp(min=SMALLEST)).view(-1, 1, 1)  # of the flows
         expected = strength * self.shift(start, condition, self.control, self.perturbs)
         return start + share * mean + (1 - share) * expected
