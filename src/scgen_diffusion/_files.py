@@ -49,3 +49,8 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def parts_folder(path: Path) -> Path:
+    """Return the folder of the parts of a file that is generated part by part; it is removed once they are joined."""
+    return path.with_name(f".{path.name}.parts")

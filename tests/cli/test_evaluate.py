@@ -242,6 +242,16 @@ def perturbed(tmp_path):
     return tmp_path
 
 
+def test_a_figure_that_is_missing_is_not_good_enough(call, perturbed):
+    real = anndata.read_h5ad(perturbed / "control.h5ad")
+    real.obs["gene"] = "KLF1"  # which did nothing, so there is no slope
+    real.write_h5ad(perturbed / "none.h5ad")
+    files = [perturbed / "none.h5ad", perturbed / "predicted.h5ad", "--control", perturbed / "control.h5ad"]
+    options = ["-p", "gene", "--metric", "mean_change_slope", "--n-floor", "1", "--min", "mean_change_slope=0.5"]
+    code, _, err = call("evaluate-perturbation", *files, *options)
+    assert (code, "Not good enough: mean_change_slope is nan" in err) == (3, True), err
+
+
 def test_predictions_of_perturbations_are_judged_beside_baselines_and_others(call, perturbed):
     files = [
         perturbed / "real.h5ad",

@@ -56,6 +56,15 @@ def test_the_processes_of_a_job_make_the_cells_of_one(call, saved_model, trained
     assert same(anndata.read_zarr(out), trained.generate(300, seed=0))
 
 
+def test_cells_that_are_about_to_be_replaced_are_not_the_result(call, saved_model, tmp_path):
+    out = tmp_path / "new.zarr"
+    assert call("generate", saved_model, out, "-n", "300", "--shard-size", "128")[0] == 0
+    ranks = ["-n", "300", "--shard-size", "128", "--seed", "1", "--overwrite", "--n-ranks", "2", "--rank"]
+    code, printed, err = call("generate", saved_model, out, *ranks, 0)
+    assert (code, printed, "other processes are still at work" in err) == (0, "", True)
+    assert call("generate", saved_model, out, *ranks, 1)[:2] == (0, f"{out}\n")
+
+
 def test_a_table_gives_every_cell_its_conditions_and_total(call, saved_model, asked, tmp_path):
     table = tmp_path / "table.tsv"
     rows = pd.DataFrame({"cell_type": ["NK", "rare"], "dose": [1, 100], "total": [50, 70]})

@@ -121,6 +121,18 @@ def test_a_model_reads_its_own_files_and_others(adata, cells, options, quick):
         model.get_reconstruction(cells)
 
 
+def test_cells_in_files_replace_those_in_memory(adata, cells, options, quick, tmp_path):
+    model = of_memory(SCLDM, adata[::-1].copy(), options)
+
+    model.train_autoencoder(1, datamodule=cells, **quick)
+
+    assert model.adata is None
+    with pytest.raises(ValueError, match="no cells in memory"):
+        model.save(tmp_path / "model", save_anndata=True)
+    with pytest.raises(ValueError, match="has none in memory"):
+        model.follow_cells(adata, {"dose": 1}, "cell_type")
+
+
 def test_stages_can_be_trained_one_by_one_and_a_loaded_model_trains_on(cells, options, quick, tmp_path):
     model = of_files(SCLDM, cells, options)
     model.train_autoencoder(1, datamodule=cells, **quick)

@@ -203,7 +203,8 @@ def test_of_very_many_combinations_the_first_are_judged(model, monkeypatch):
     monkeypatch.setattr("scgen_diffusion.generation._verdict.MOST_COMBINATIONS", 2)
     rows = np.flatnonzero((model.adata.obs["drug"] == "no").to_numpy())
 
-    found = model.predict_perturbation(condition=TREATED, indices=rows, seed=0)
+    with pytest.warns(UserWarning, match="Only the first 2 combinations are judged: 5 more have neither a verdict nor"):
+        found = model.predict_perturbation(condition=TREATED, indices=rows, seed=0)
 
     judged = [f"cell_type='type {number}', drug='yes'" for number in (0, 1)]
     assert found.n_obs == len(rows)

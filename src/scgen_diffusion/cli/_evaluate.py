@@ -127,8 +127,9 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
     scgen-diffusion evaluate-perturbation real.h5ad predicted.h5ad --control control.h5ad -p perturbation -o table.csv
     """
     _, table = _evaluated(terminal, options)
-    figures = table.select_dtypes("number").columns  # of the prediction, the baselines and other methods
-    means = table.groupby("metric", sort=False)[list(figures)].mean().dropna(axis=1, how="all").reset_index()
+    figures = list(table.select_dtypes("number").columns)  # of the prediction, the baselines and other methods
+    shown = [name for name in figures if name == "value" or table[name].notna().any()]
+    means = table.groupby("metric", sort=False)[shown].mean().reset_index()
     terminal.say(means.to_string(index=False, float_format="{:.4g}".format, na_rep=""))
     _write_and_judge(terminal, table, means, options, [])
 

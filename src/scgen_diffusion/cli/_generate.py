@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from scgen_diffusion._files import parts_folder
+
 from ._command import Keyed, Model, command, existing, flag, given, new, number, number_or_text, option
 from ._files import MUDATA, check_place, read_table
 
@@ -134,12 +136,14 @@ def load_for(terminal: Terminal, options: Mapping[str, Any], inputs: Sequence[Pa
     return model
 
 
-def finish(terminal: Terminal, out: Path) -> None:
-    """Print the path of the cells, or say that other processes are still at work."""
-    if out.exists():
+def finish(terminal: Terminal, out: Path) -> bool:
+    """Print the path of the cells, or say that other processes are still at work; return whether there are cells."""
+    is_whole = out.exists() and not parts_folder(out).exists()  # with --overwrite, former cells may still be there
+    if is_whole:
         terminal.result(out)
     else:
         terminal.say("This process is done; other processes are still at work.")
+    return is_whole
 
 
 def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,8 +100,7 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
         arguments["sample"] = False
     terminal.on_interrupt = "Run the same command again to resume."
     model.predict_perturbation_to(out, cells, **arguments, show_progress=not terminal.quiet)
-    finish(terminal, out)
-    if out.exists():
+    if finish(terminal, out):
         from scgen_diffusion.data import PROVENANCE_KEY, open_anndata_files
 
         _describe(terminal, open_anndata_files(out)[0].unstructured(PROVENANCE_KEY), options)

@@ -35,7 +35,7 @@ from ._request import (
     identity_of,
 )
 from ._rows import check_finite, rows_of
-from ._verdict import MOST_COMBINATIONS, describe_verdicts, judge
+from ._verdict import describe_verdicts, first_combinations, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -167,8 +167,8 @@ class CellGenerator:
         self.module.eval()
         is_new = (starts != codes).any(1)
         codes, rows = np.unique(codes[is_new], axis=0, return_index=True)
-        codes, rows = codes[:MOST_COMBINATIONS], rows[:MOST_COMBINATIONS]
-        firsts, number = np.unique(starts[is_new][rows], axis=0, return_inverse=True)
+        codes = first_combinations(codes)
+        firsts, number = np.unique(starts[is_new][rows[: len(codes)]], axis=0, return_inverse=True)
 
         def generate(start: np.ndarray) -> Tensor:
             generators = Generators(seed, range(N_JUDGED), self.module.device)

@@ -211,6 +211,16 @@ def _context_columns(conditions: Conditions, perturbs: np.ndarray) -> np.ndarray
     return is_context
 
 
+def first_combinations(codes: np.ndarray) -> np.ndarray:
+    """Return the first ``MOST_COMBINATIONS`` of ``codes (combinations, columns)``, and warn if there are more."""
+    if n_more := max(len(codes) - MOST_COMBINATIONS, 0):
+        warn_user(
+            f"Only the first {MOST_COMBINATIONS:,} combinations are judged: {n_more:,} more have neither a verdict nor "
+            "mean changes. Ask for fewer at a time if you need them."
+        )
+    return codes[:MOST_COMBINATIONS]
+
+
 class PerturbedGroups:
     """Groups of given cells that become perturbed alike, and what is known about each.
 
@@ -236,7 +246,7 @@ class PerturbedGroups:
         shown = np.where(perturbs | _context_columns(conditions, perturbs), new, OPEN)
         changed = (own != new).any(1)
         codes, number = np.unique(shown[changed], axis=0, return_inverse=True)
-        self.codes = codes[:MOST_COMBINATIONS]
+        self.codes = first_combinations(codes)
         self.group = np.full(len(new), -1)
         self.group[changed] = np.where(number.ravel() < MOST_COMBINATIONS, number.ravel(), -1)
         self._states: list[Tensor] = []  # of each group, once there are verdicts

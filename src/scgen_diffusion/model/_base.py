@@ -360,7 +360,7 @@ class DiffusionModel(BaseModelClass):
         self._count_combinations(self._registered_codes)
 
     def _take_cells(self, datamodule: TrainingCells | None) -> None:
-        """Train on these cells from now on; None keeps the model's cells."""
+        """Let these cells replace the model's cells; None keeps them."""
         if datamodule is None:
             return
         if not all(hasattr(datamodule, name) for name in ("loader", "codes", "digest", "registry")):
@@ -371,7 +371,7 @@ class DiffusionModel(BaseModelClass):
             )
             raise TypeError(msg)
         check_same_registry(datamodule.registry, self.registry_)
-        self._file_cells = datamodule
+        self._file_cells, self._adata = datamodule, None
         self.var_ = plain_columns(datamodule.var)
 
     @classmethod
@@ -911,7 +911,7 @@ class DiffusionModel(BaseModelClass):
         Returns
         -------
         pathlib.Path
-            The path. The file does not exist until all ranks have finished.
+            The path. It has these cells once all ranks have finished.
 
         Raises
         ------
@@ -1249,7 +1249,7 @@ class DiffusionModel(BaseModelClass):
         Returns
         -------
         pathlib.Path
-            The path. The file does not exist until all ranks have finished.
+            The path. It has these cells once all ranks have finished.
 
         Warns
         -----

@@ -214,12 +214,12 @@ class SCLDM(AutoencoderModel):
     ) -> None:
         """Train only the transport, the way from control to perturbed cells that :meth:`predict_perturbation` uses.
 
-        It is the mean of two ways, both learned from control and perturbed cells that have the same classes and sets in
-        all other keys. A flow learns to go from one to the other, paired by optimal transport. A Gaussian process
-        learns the shift between their means. The autoencoder must be trained. At the start, each group of cells (at
-        most 100) is predicted from all others, to learn how wrong predictions are. At the end, predicted and measured
-        groups (at most 500) are compared, to learn which mean changes the decoder misses. See the user guide,
-        "Predicting perturbations".
+        Both of its parts learn from control and perturbed cells that have the same classes and sets in all other keys.
+        Four flows learn to go from one to the other, paired by optimal transport. A Gaussian process learns the shift
+        between their means. The more the flows agree on a cell, the more they count. The autoencoder must be trained.
+        At the start, each group of cells (at most 100) is predicted from all others, to learn how wrong predictions
+        are. At the end, predicted and measured groups (at most 500) are compared, to learn which mean changes the
+        decoder misses. See the user guide, "Predicting perturbations".
 
         Parameters
         ----------

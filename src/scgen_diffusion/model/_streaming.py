@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count
-from scgen_diffusion._files import remove, sync
+from scgen_diffusion._files import parts_folder, remove, sync
 from scgen_diffusion.data import is_generated, join_parts, part_of, read_record
 from scgen_diffusion.generation import differences
 
@@ -65,7 +65,7 @@ class Stream:
     @property
     def folder(self) -> Path:
         """Folder of finished parts; it always holds the request too."""
-        return self.goal.with_name(f".{self.goal.name}.parts")
+        return parts_folder(self.goal)
 
     def is_joined(self, *, overwrite: bool) -> bool:
         """Return whether the finished file is at the goal.

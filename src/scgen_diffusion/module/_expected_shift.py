@@ -23,6 +23,7 @@ CLEAR = 0.25  # of the mean square of shifts: sampling variance of groups with e
 RELATED = 0.1  # similarity of perturbations that tell something about each other
 FARTHEST = 2.0  # square distance from the middle that a network sees, relative to the mean one of control cells
 SMALLEST = 1e-6  # variance, of standardised latents
+AT_ONCE = 256  # perturbations compared with each other
 
 
 class ExpectedShift(nn.Module):
@@ -69,6 +70,8 @@ class ExpectedShift(nn.Module):
         self.register_buffer("middle", torch.zeros(size))
         self.register_buffer("farthest", torch.tensor(torch.inf))  # square distance from it, along the axes
         self.register_buffer("options", torch.zeros(3))  # a, b, length
+        self.register_buffer("inverse", None, persistent=False)  # of the covariance of the measured shifts, once used
+        self.register_load_state_dict_post_hook(_forget_inverse)
 
     def forward(
         self, x: Tensor, condition: Tensor, control: Tensor, perturbs: Tensor, weights: Tensor | None = None
@@ -135,7 +138,7 @@ class ExpectedShift(nn.Module):
             For each set, the number of a group not to learn from.
         """
         a, b, length = self.options.double()
-        centres, inverse = self.centres.double(), torch.linalg.inv(self._covariance(slice(None), control, perturbs))
+        centres, inverse = self.centres.double(), self._inverse(control, perturbs)
         to_groups = self._similarity(conditions, self.perturbations, control, perturbs)
         found = []
         for number, x in enumerate(cells):
@@ -154,7 +157,7 @@ class ExpectedShift(nn.Module):
 
     def weights_without(self, groups: Iterable[int], control: Tensor, perturbs: Tensor) -> Iterator[Tensor]:
         """Yield the weights of the groups as if one of them was never seen, ``(groups, size)``, for each of these."""
-        inverse, weights = torch.linalg.inv(self._covariance(slice(None), control, perturbs)), self.weights.double()
+        inverse, weights = self._inverse(control, perturbs), self.weights.double()
         for group in groups:
             left = weights - inverse[:, [group]] * weights[group] / inverse[group, group]
             left[group] = 0
@@ -173,9 +176,7 @@ class ExpectedShift(nn.Module):
     def related(self, conditions: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
         """Return which groups tell something about the effects of perturbations ``(n, columns)``, ``(n, groups)``."""
         similarity = self._similarity(conditions, self.perturbations, control, perturbs)
-        own, of_groups = (
-            self._similarity(codes, codes, control, perturbs).diagonal() for codes in (conditions, self.perturbations)
-        )
+        own, of_groups = (self._own_similarity(codes, control, perturbs) for codes in (conditions, self.perturbations))
         return (similarity > 0) & (similarity > RELATED * (own[:, None] * of_groups).sqrt())
 
     def are_new(self, conditions: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
@@ -194,10 +195,13 @@ class ExpectedShift(nn.Module):
         than none. Sampling noise is subtracted.
         """
         of_shifts = self.covariance_of(slice(None), control, perturbs)
-        covariance = of_shifts + self._noise(slice(None))
         held = self._held(self.perturbations, control, perturbs)
-        inverse, weights, noise = torch.linalg.inv(covariance), self.weights.double(), self.variances.double()[:, None]
-        shifts = covariance @ weights
+        inverse, weights, noise = (
+            self._inverse(control, perturbs),
+            self.weights.double(),
+            self.variances.double()[:, None],
+        )
+        shifts = (of_shifts + self._noise(slice(None))) @ weights
         errors, marked = torch.zeros_like(weights), held.any(1)
         for marks in held[marked].unique(dim=0):
             out = (held @ marks).nonzero()[:, 0]
@@ -216,6 +220,12 @@ class ExpectedShift(nn.Module):
             if perturb.any() and isinstance(encoding, Classes | Members)
         ]
         return torch.cat([codes.new_zeros(len(codes), 0, dtype=torch.double), *marks], dim=1)
+
+    def _inverse(self, control: Tensor, perturbs: Tensor) -> Tensor:
+        """Return the inverse of the covariance of the measured shifts of all groups, ``(groups, groups)``."""
+        if self.inverse is None:
+            self.inverse = torch.linalg.inv(self._covariance(slice(None), control, perturbs))
+        return self.inverse
 
     def _covariance(self, groups: Tensor | slice, control: Tensor, perturbs: Tensor) -> Tensor:
         """Return the covariance of the measured shifts of some groups, ``(n, n)``."""
@@ -277,20 +287,23 @@ class ExpectedShift(nn.Module):
         squares = shifts[perturbed].square().mean()
         size = (squares - variances[perturbed].mean()).clamp(min=0.01 * squares + SMALLEST)
         some = torch.linspace(0, len(shifts) - 1, min(len(shifts), MOST_GROUPS), device=shifts.device).long()
-        best, width = -torch.inf, axes.shape[1] ** 0.5
+        best, width, seen = -torch.inf, axes.shape[1] ** 0.5, shifts[some]
+        of_some, noise_of_some = of_perturbations[some][:, some], noise[some][:, some]
         for length in (width * factor for factor in LENGTHS):
-            alike = self._alikeness(centres, centres, length)
+            alike = self._alikeness(centres[some], centres[some], length)
             for b in SPECIFIC:
-                covariance = size * of_perturbations * (SHARED + b * alike) + noise
-                root, seen = torch.linalg.cholesky(covariance[some][:, some]), shifts[some]
+                root = torch.linalg.cholesky(size * of_some * (SHARED + b * alike) + noise_of_some)
                 fit = (seen * torch.cholesky_solve(seen, root)).sum() / 2
                 likelihood = float(-fit - seen.shape[1] * root.diagonal().log().sum())
                 if likelihood > best:
-                    best, chosen, options = likelihood, covariance, (SHARED * float(size), b * float(size), length)
+                    best, chosen = likelihood, (b, length)
+        b, length = chosen
+        covariance = size * of_perturbations * (SHARED + b * self._alikeness(centres, centres, length)) + noise
         self.centres.copy_(centres)
         self.perturbations.copy_(perturbations)
-        self.weights.copy_(torch.linalg.solve(chosen, shifts))
-        self.options.copy_(torch.tensor(options))
+        self.weights.copy_(torch.linalg.solve(covariance, shifts))
+        self.options.copy_(torch.tensor((SHARED * float(size), b * float(size), length)))
+        self.inverse = None
         self.left_out.copy_(torch.tensor([torch.inf, 0.0]))  # not predicted from others
         clear = [g for g in some.tolist() if perturbed[g] and variances[g] < CLEAR * size]
         if clear:
@@ -332,6 +345,15 @@ class ExpectedShift(nn.Module):
         of_numbers = _near(p, q) - from_control * other_from_control.T  # no effect at the control's numbers
         return of_numbers if discrete is None else discrete * of_numbers
 
+    def _own_similarity(self, codes: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
+        """Return how alike the effect of each perturbation and itself are, ``(n,)``."""
+        parts = codes.split(AT_ONCE)  # the similarities of all with all may not fit in memory
+        return torch.cat([self._similarity(part, part, control, perturbs).diagonal() for part in parts])
+
+
+def _forget_inverse(shift: ExpectedShift, keys: object) -> None:
+    shift.inverse = None
+
 
 def _near(p: Tensor, q: Tensor) -> Tensor:
     return (-torch.cdist(p, q).square() / 2).exp()
@@ -349,13 +371,12 @@ def _shared_members(encoding: Members, p: Tensor, q: Tensor, control: Tensor) ->
     """Count the members that sets share, without those of the control; equal sets of several share a little more."""
     n = encoding.n
     ours, theirs = _marks(n, p, control), _marks(n, q, control)
-    among = torch.eye(n, dtype=torch.double, device=p.device)
-    if encoding.vectors is not None:
-        numbers = torch.arange(n, device=p.device)[:, None]
-        among = _alike_vectors(encoding.vectors, numbers, numbers)
     shared, n_ours = ours @ theirs.T, ours.sum(1, keepdim=True)
     equal = (shared == n_ours) & (shared == theirs.sum(1)) & (n_ours > 1)
-    return ours @ among @ theirs.T + INTERACTION * equal
+    if encoding.vectors is not None:
+        numbers = torch.arange(n, device=p.device)[:, None]
+        shared = ours @ _alike_vectors(encoding.vectors, numbers, numbers) @ theirs.T
+    return shared + INTERACTION * equal
 
 
 def _marks(n: int, codes: Tensor, control: Tensor) -> Tensor:

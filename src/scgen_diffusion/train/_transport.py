@@ -59,9 +59,10 @@ def perturbation_groups(
     perturbation, others
         Codes of the conditions that perturb, and of the others, ``(cells, columns)``.
     """
-    _, number = np.unique(np.hstack([others, perturbation]), axis=0, return_inverse=True)
+    _, number, sizes = np.unique(np.hstack([others, perturbation]), axis=0, return_inverse=True, return_counts=True)
+    of_each = np.split(np.argsort(number.ravel(), kind="stable"), np.cumsum(sizes)[:-1])
     groups, controls = [], {}
-    for members in (np.flatnonzero(number.ravel() == n) for n in np.unique(number[~is_control])):
+    for members in (of_each[n] for n in np.unique(number[~is_control])):
         same = others[members[0]]
         key = same.tobytes()
         if key not in controls:  # groups share the array, which may be large
