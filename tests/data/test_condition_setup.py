@@ -162,6 +162,7 @@ def test_a_control_value_among_very_many_numbers_gives_a_warning():
         ([-3, -2, -1, 0, 1], -3, False),  # logarithms
         (range(73), 0, False),  # hours
         ([0.5, 37], 37, False),  # temperatures
+        (np.float32([-1.3, 0, 1, 2]), -1.3, False),  # the control is rounded
     ],
 )
 def test_doses_that_span_decades_give_a_warning(doses, control, are_plain_decades):

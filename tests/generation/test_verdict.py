@@ -9,7 +9,7 @@ import torch
 
 from scgen_diffusion.data import Conditions
 from scgen_diffusion.data._condition_keys import CategoricalKey
-from scgen_diffusion.generation._verdict import _variance, describe_verdicts, judge
+from scgen_diffusion.generation._verdict import _Known, _Request, _rule, _variance, describe_verdicts, judge
 from scgen_diffusion.module._transport import LatentTransport
 from scgen_diffusion.nn import Classes
 
@@ -64,6 +64,23 @@ def test_every_rule(request_, label, reason):
     assert found.label == label
     assert re.search(reason, found.reason)
     assert bool(found.advice) == (label != "supported")
+
+
+@pytest.mark.parametrize(
+    ("was_seen", "in_own_context", "reason"),
+    [
+        (False, True, "the perturbation was not seen in training"),
+        (True, True, "the control cells are less like"),
+        (False, False, "the control cells are less like"),
+    ],
+)
+def test_a_new_set_of_known_parts_is_not_blamed_on_the_control_cells(was_seen, in_own_context, reason):
+    known = _Known(usual_misfit=0.0, explained=[0.1, 0.2], from_embeddings=0.0, has_numbers=False)
+    request = _Request(9, 0.0, 0.3, 1.0, was_seen, False, 2, "type='B'", in_own_context)
+
+    found, because, _ = _rule(request, known)
+
+    assert (found, because.startswith(reason)) == ("extrapolated", True)
 
 
 def test_few_cells_of_an_unlikely_kind_are_not_judged_by_their_mean_expression():

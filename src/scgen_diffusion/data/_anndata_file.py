@@ -291,7 +291,7 @@ class FileMatrix:
         if self.is_sparse and element.attrs["encoding-type"] != "csr_matrix":
             msg = (
                 f"the matrix is stored as {element.attrs['encoding-type']!r}, from which single cells cannot be read. "
-                "Write it by rows: `adata.X = adata.X.tocsr()`."
+                "Write it by rows: `adata.X = adata.X.tocsr()`, and so with layers."
             )
             raise ValueError(msg)
         if self.is_sparse and (missing := {"data", "indices", "indptr"} - set(element)):

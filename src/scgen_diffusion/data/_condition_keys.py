@@ -230,12 +230,13 @@ class ContinuousKey(ConditionKey):
         if not is_number(control):
             msg = f"The control value of {name!r} must be a number, as in adata.obs, but found {control!r}."
             raise ValueError(msg)
-        if not np.isclose(key.encode(column.unique()), key.encode([control], "`control_values`")).any():
+        numbers = np.unique(values)
+        is_control = np.isclose(key.encode(numbers), key.encode([control], "`control_values`")).ravel()
+        if not is_control.any():
             nearest = float(values[np.abs(values - control).argmin()])
             msg = f"No cell has the control value {control} in adata.obs[{name!r}]; the nearest number is {nearest}."
             raise ValueError(msg)
-        distances = np.unique(np.abs(values - control))
-        distances = distances[distances > 0]
+        distances = np.unique(np.abs(numbers[~is_control] - control))
         ratios = distances[1:] / distances[:-1]
         if len(ratios) and distances[-1] > WIDEST_RATIO * distances[0] and np.median(ratios) >= LOGARITHMIC:
             warn_user(

@@ -177,6 +177,9 @@ def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
         )
         advice = "Compare with simple baselines on a perturbation that you leave out, and trust large changes only."
         return EXTRAPOLATED, reason, advice
+    if request.variance > max(known.explained) and request.in_own_context and not request.has_groups:
+        reason = "the perturbation was not seen in training, and is predicted from its parts or from similar ones"
+        return EXTRAPOLATED, reason, "Compare with their effects, or train with cells of this perturbation."
     if request.variance > max(known.explained):
         unlike = "the control cells, or the numbers of the perturbation," if known.has_numbers else "the control cells"
         reason = f"{unlike} are less like the cells seen perturbed than these are like each other"
