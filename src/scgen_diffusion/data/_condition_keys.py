@@ -231,7 +231,7 @@ class ContinuousKey(ConditionKey):
             msg = f"The control value of {name!r} must be a number, as in adata.obs, but found {control!r}."
             raise ValueError(msg)
         numbers = np.unique(values)
-        is_control = np.isclose(key.encode(numbers), key.encode([control], "`control_values`")).ravel()
+        is_control = np.isclose(key.encode(numbers.tolist()), key.encode([control], "`control_values`")).ravel()
         if not is_control.any():
             nearest = float(values[np.abs(values - control).argmin()])
             msg = f"No cell has the control value {control} in adata.obs[{name!r}]; the nearest number is {nearest}."

@@ -251,7 +251,7 @@ class PerturbedGroups:
         codes, number = np.unique(shown[changed], axis=0, return_inverse=True)
         self.codes = first_combinations(codes)
         self.group = np.full(len(new), -1)
-        self.group[changed] = np.where(number.ravel() < MOST_COMBINATIONS, number.ravel(), -1)
+        self.group[changed] = np.where(number.ravel() < len(self.codes), number.ravel(), -1)
         self._states: list[Tensor] = []  # of each group, once there are verdicts
 
     @property

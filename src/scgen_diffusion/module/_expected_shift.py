@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -196,11 +197,8 @@ class ExpectedShift(nn.Module):
         """
         of_shifts = self.covariance_of(slice(None), control, perturbs)
         held = self._held(self.perturbations, control, perturbs)
-        inverse, weights, noise = (
-            self._inverse(control, perturbs),
-            self.weights.double(),
-            self.variances.double()[:, None],
-        )
+        inverse, weights = self._inverse(control, perturbs), self.weights.double()
+        noise = self.variances.double()[:, None]
         shifts = (of_shifts + self._noise(slice(None))) @ weights
         errors, marked = torch.zeros_like(weights), held.any(1)
         for marks in held[marked].unique(dim=0):
@@ -281,27 +279,26 @@ class ExpectedShift(nn.Module):
         self.variances.copy_(variances)
         self.control_variances.copy_(torch.as_tensor(control_variances))
         self.control_sets.copy_(torch.arange(len(shifts)) if control_sets is None else control_sets)
-        noise = self._noise(slice(None))
         perturbed = of_perturbations.diagonal() > 0  # unlike a drug at the dose of control cells
         perturbed = perturbed | ~perturbed.any()
         squares = shifts[perturbed].square().mean()
         size = (squares - variances[perturbed].mean()).clamp(min=0.01 * squares + SMALLEST)
         some = torch.linspace(0, len(shifts) - 1, min(len(shifts), MOST_GROUPS), device=shifts.device).long()
-        best, width, seen = -torch.inf, axes.shape[1] ** 0.5, shifts[some]
-        of_some, noise_of_some = of_perturbations[some][:, some], noise[some][:, some]
-        for length in (width * factor for factor in LENGTHS):
-            alike = self._alikeness(centres[some], centres[some], length)
-            for b in SPECIFIC:
-                root = torch.linalg.cholesky(size * of_some * (SHARED + b * alike) + noise_of_some)
-                fit = (seen * torch.cholesky_solve(seen, root)).sum() / 2
-                likelihood = float(-fit - seen.shape[1] * root.diagonal().log().sum())
-                if likelihood > best:
-                    best, chosen = likelihood, (b, length)
-        b, length = chosen
-        covariance = size * of_perturbations * (SHARED + b * self._alikeness(centres, centres, length)) + noise
+
+        def covariance(groups: Tensor | slice, length: float, b: float) -> Tensor:
+            alike = self._alikeness(centres[groups], centres[groups], length)
+            return size * of_perturbations[groups][:, groups] * (SHARED + b * alike) + self._noise(groups)
+
+        def log_likelihood(options: tuple[float, float]) -> float:
+            root, seen = torch.linalg.cholesky(covariance(some, *options)), shifts[some]
+            fit = (seen * torch.cholesky_solve(seen, root)).sum() / 2
+            return float(-fit - seen.shape[1] * root.diagonal().log().sum())
+
+        lengths = [factor * axes.shape[1] ** 0.5 for factor in LENGTHS]
+        length, b = max(product(lengths, SPECIFIC), key=log_likelihood)
         self.centres.copy_(centres)
         self.perturbations.copy_(perturbations)
-        self.weights.copy_(torch.linalg.solve(covariance, shifts))
+        self.weights.copy_(torch.linalg.solve(covariance(slice(None), length, b), shifts))
         self.options.copy_(torch.tensor((SHARED * float(size), b * float(size), length)))
         self.inverse = None
         self.left_out.copy_(torch.tensor([torch.inf, 0.0]))  # not predicted from others
