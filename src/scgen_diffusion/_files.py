@@ -1,7 +1,8 @@
-"""Write files and folders that get their names only once they are complete."""
+"""Write files and folders that get their names only once they are complete, and say why one cannot be written."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from contextlib import contextmanager
@@ -12,6 +13,35 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+class FailedWriteError(OSError):
+    """A file could not be written; the message says which one, why, how much space is free, and what to do."""
+
+
+@contextmanager
+def explain_failed_write(
+    doing: str, folder: Path, advice: str = "Make room, or choose another folder.", n_bytes: float | None = None
+) -> Iterator[None]:
+    """Raise :class:`FailedWriteError` if the body cannot write; ``n_bytes`` is how much it has to."""
+    try:
+        yield
+    except FailedWriteError:
+        raise
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause and getattr(cause, "errno", None) not in REASONS:  # torch hides the OSError behind its own error
+            cause = cause.__context__
+        if not isinstance(cause, OSError) or cause.errno is None:
+            raise
+        there = next(found for found in (folder, *folder.absolute().parents) if found.exists())
+        needed = "" if n_bytes is None else f"About {n_bytes / 1e9:.2g} GB are needed, "
+        free = f"{needed}{shutil.disk_usage(there).free / 1e9:.2g} GB are free"
+        msg = f"{doing} in {folder} failed: {os.strerror(cause.errno)}. {free}. {advice}"
+        raise FailedWriteError(cause.errno, msg) from error
+
+
 @contextmanager
 def write_atomically(destination: Path) -> Iterator[Path]:
     """Yield a temporary path, which gets the name ``destination`` at the end, or is removed after an error.
@@ -20,11 +50,12 @@ def write_atomically(destination: Path) -> Iterator[Path]:
     """
     partial, old = (destination.with_name(f".{destination.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
     try:
-        yield partial
-        sync(partial)
-        if destination.is_dir():
-            destination.rename(old)  # a folder with files cannot be replaced in one step
-        partial.replace(destination)
+        with explain_failed_write(f"Writing {destination.name}", destination.absolute().parent):
+            yield partial
+            sync(partial)
+            if destination.is_dir():
+                destination.rename(old)  # a folder with files cannot be replaced in one step
+            partial.replace(destination)
     finally:
         if os.path.lexists(old) and not destination.exists():
             old.rename(destination)

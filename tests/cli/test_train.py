@@ -1,5 +1,6 @@
 """``train``: from files to a model, with the arguments of the Python interface, interrupted and resumed."""
 
+import errno
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from mudata import MuData
 
@@ -347,6 +349,16 @@ def test_no_folder_but_a_model_is_replaced(call, make_cells, saved_model, tmp_pa
         code, _, err = call("train", *files, "-o", out, "--overwrite")
         assert (code, message in err) == (2, True), err
         assert contents(tmp_path) == before, out
+
+
+def test_checkpoints_without_room_are_named_and_leave_no_empty_folder(call, cells_file, small, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", fail)
+    code, _, err = call("train", cells_file, "-o", tmp_path / "model", *small)
+    assert (code, ".model.checkpoints failed: No space left on device" in err) == (1, True), err
+    assert [path.name for path in tmp_path.iterdir() if "model" in path.name] == []
 
 
 def test_restart_removes_no_checkpoints_of_others(call, cells_file, tmp_path):

@@ -481,8 +481,13 @@ def test_an_absent_column_is_named():
 
 
 def test_sets_without_perturbed_cells_are_refused():
-    with pytest.raises(ValueError, match="must have perturbed cells"):
+    with pytest.raises(ValueError, match=r"`real_test` must have perturbed cells.*'ctrl'\).*unperturbed"):
         judge(cells("ctrl", seed=1), cells("A", seed=2))
+
+
+def test_perturbed_cells_among_control_cells_give_a_warning():
+    with pytest.warns(UserWarning, match=r"`control` has cells of 2 perturbations \('B', 'ctrl'\)"):
+        judge(cells("A", seed=1), cells("A", seed=2), control=cells("ctrl", "B", seed=9))
 
 
 def real_data(name):

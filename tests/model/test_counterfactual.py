@@ -410,4 +410,5 @@ def test_untrained_models_and_models_without_cells_say_so(make_model, saved_mode
 def test_an_ordinary_request_gives_no_warning(trained):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        trained.predict_perturbation(condition={"dose": 1}, indices=[0, 1], seed=0)
+        treated = np.flatnonzero(trained.adata.obs["dose"] == 10)
+        trained.predict_perturbation(condition={"dose": 1}, indices=treated[:2], seed=0)

@@ -23,6 +23,12 @@ def silence():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _no_word_on_short_training(monkeypatch):
+    """The models are trained for a few epochs, of which every request would warn."""
+    monkeypatch.setattr("scgen_diffusion.model._base.DiffusionModel._describe_short", lambda *_: "")
+
+
 @pytest.fixture
 def plant(trained_gene_space, monkeypatch):
     """Make the shared model generate what the network's output is said to be, in its own units."""

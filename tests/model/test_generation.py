@@ -354,9 +354,17 @@ def test_an_unseen_combination_warns_once_and_works(trained):
     assert cells.X.sum() > 0
 
 
+def test_cells_of_a_far_too_short_training_warn(trained):
+    with pytest.warns(
+        UserWarning, match="Too few epochs: the training of the autoencoder was far too short and that of the prior was"
+    ):
+        trained.generate(2, seed=0)
+
+
 def test_a_seen_combination_does_not_warn(trained):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", "Too few epochs")
         trained.generate(5, {"cell_type": "T cell", "dose": 10}, seed=0)
         trained.generate(5, seed=0)
 

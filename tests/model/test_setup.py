@@ -140,9 +140,10 @@ def test_columns_of_one_name_are_refused(make_cells, table):
         (np.linspace(0, 1, 400), "400 distinct numbers.*`continuous_condition_keys`"),
         ([f"barcode_{number}" for number in range(400)], "400 classes in 400 cells"),
         (np.arange(400) % 30 / 10, "30 distinct numbers.*`continuous_condition_keys`"),
+        (["B", "nan"] * 200, "is 'nan' in 200 cells.*If their label is missing"),
     ],
 )
-def test_columns_that_look_like_amounts_or_barcodes_give_a_warning(make_cells, values, words):
+def test_columns_that_look_like_amounts_barcodes_or_gaps_give_a_warning(make_cells, values, words):
     adata = make_cells(400)
     adata.obs["key"] = values
 

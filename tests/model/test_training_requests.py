@@ -259,6 +259,7 @@ def test_a_model_is_printed_in_five_lines(make_model, quick, capsys):
     model.train(1, **quick)
     *_, trained, following = lines_of(model, capsys)
     assert trained.endswith("autoencoder (far too short), prior (far too short), transport (far too short)")
+    assert "train the autoencoder again without `max_epochs`, its training was far too short; then" in following
     assert "model.generate(" in following
 
 
@@ -269,7 +270,8 @@ def test_models_of_other_kinds_are_printed_too(trained, trained_gene_space, make
     assert "model.generate(1_000, condition={'cell_type': 'B cell'})" in lines_of(loaded, capsys)[4]
     cells = make_cells(seed=1)
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace({"NK": "ILC"})
-    *_, state, following = lines_of(SCLDM.load_query_data(cells, loaded), capsys)
+    _, _, conditions, state, following = lines_of(SCLDM.load_query_data(cells, loaded), capsys)
+    assert "cell_type (6 classes; new: 'ILC')" in conditions
     assert state.endswith("prior (far too short) (by the reference; not fine-tuned yet)")
     assert following.endswith("model.train()")
     assert lines_of(trained_gene_space, capsys)[3].endswith("diffusion (far too short)")
@@ -300,7 +302,8 @@ def test_in_a_log_file_training_shows_a_line_per_stage_and_two_sentences(run_apa
     assert all("100%, epoch 2 of 2, validation loss " in line for line in stages)
     assert "\r" not in err
     assert words == (
-        "Training is done, but was too short to show how well it went. Next: "
+        "Training is done, but was too short to show how well it went. Next: train the autoencoder again without "
+        "`max_epochs`, its training was far too short; then "
         "model.generate(1_000, condition={'cell_type': 'B cell'}) and model.save('my_model')."
     )
 

@@ -35,7 +35,7 @@ def controls(model):
 def test_treated_cells_need_the_prior(transported, monkeypatch):
     monkeypatch.setattr(transported, "is_trained_", False)
     treated = np.flatnonzero(transported.adata.obs["dose"] == 10)
-    with pytest.raises(RuntimeError, match=r"perturbed already.* needs the prior; call train_prior\(\) first"):
+    with pytest.raises(RuntimeError, match=r"perturbed already.* needs the prior: train_prior\(\)"):
         transported.predict_perturbation(condition={"dose": 100}, indices=treated)
 
 
@@ -555,8 +555,24 @@ def test_the_transport_refuses_what_it_does_not_know(transported, tmp_path):
 
 
 def test_a_change_of_method_gives_a_warning(transported):
-    with pytest.warns(UserWarning, match="Predicted by inversion.*perturbed already"):
-        transported.predict_perturbation(condition=PERTURBED, sample=False)
+    rows = controls(transported)
+    treated = np.flatnonzero(transported.adata.obs["dose"] == 100)[:2]
+    name = transported.adata.obs_names[treated[0]]
+
+    message = rf"Predicted by inversion.*dose=1\).* 2 of {len(rows) + 2} cells are perturbed already \(such as '{name}'"
+    with pytest.warns(UserWarning, match=message):
+        transported.predict_perturbation(condition=PERTURBED, indices=[*rows, *treated], sample=False)
+    with pytest.warns(UserWarning, match=rf"of {len(rows)} cells would change in other keys too"):
+        transported.predict_perturbation(condition=PERTURBED | {"cell_type": "NK"}, indices=rows, sample=False)
+
+
+def test_cells_with_the_requested_conditions_give_a_warning(transported):
+    treated = np.flatnonzero(transported.adata.obs["dose"] == 10)
+
+    with pytest.warns(UserWarning, match=rf"{len(treated)} of {len(treated)} cells have the requested conditions"):
+        same = transported.predict_perturbation(condition=PERTURBED, indices=treated)
+
+    np.testing.assert_array_equal(same.X.toarray(), transported.adata.X[treated])
 
 
 def test_cells_without_control_give_a_warning(make_trained, make_cells):

@@ -108,21 +108,22 @@ def test_it_starts_as_the_identity():
     torch.testing.assert_close(move(make_transport(), [0, 2]), torch.zeros(2))
 
 
-@pytest.mark.parametrize(
-    ("own", "new", "expected"),
-    [
-        ([1, 0], [1, 2], True),
-        ([1, 0], [1, 0], True),
-        ([1, 1], [1, 2], False),  # perturbed already
-        ([1, 0], [2, 2], False),  # becomes another type, too
-    ],
-)
-def test_it_explains_perturbations_of_unperturbed_cells_alone(own, new, expected):
-    assert make_transport().explains(torch.tensor([own]), torch.tensor([new])) is expected
+def test_cells_that_are_perturbed_already_or_change_in_other_keys_are_unfit():
+    own, new = (
+        torch.tensor([[1, 0], [1, 0], [1, 1], [1, 0], [1, 1]]),
+        torch.tensor([[1, 2], [1, 0], [1, 2], [2, 2], [2, 1]]),
+    )
+
+    perturbed, would_change = make_transport().unfit(own, new)
+
+    assert perturbed.tolist() == [False, False, True, False, True]
+    assert would_change.tolist() == [False, False, False, True, True]
 
 
 def test_numbers_can_perturb():
     transport = make_transport((4, Number()), torch.tensor([float("-inf"), -0.5]))
 
-    assert transport.explains(torch.tensor([[1.0, -0.5]]), torch.tensor([[1.0, 2.0]]))
-    assert not transport.explains(torch.tensor([[1.0, 0.5]]), torch.tensor([[1.0, 2.0]]))
+    perturbed, would_change = transport.unfit(torch.tensor([[1.0, -0.5], [1.0, 0.5]]), torch.tensor([[1.0, 2.0]] * 2))
+
+    assert perturbed.tolist() == [False, True]
+    assert not would_change.any()

@@ -188,7 +188,12 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
         for stage in STAGES if options.get("restart") else ():  # the user's folder may hold other checkpoints too
             (checkpoints / f"{stage}.ckpt").unlink(missing_ok=True)
         terminal.on_interrupt = f"The checkpoints are in {checkpoints}; run the same command again to resume."
-    model.train(**{"enable_progress_bar": not terminal.quiet, **arguments}, **data, checkpoint_dir=checkpoints)
+    arguments = {"enable_progress_bar": not terminal.quiet, **arguments, **data}
+    try:
+        model.train(**arguments, checkpoint_dir=checkpoints)
+    finally:
+        if checkpoints is not None and checkpoints.is_dir() and not any(checkpoints.iterdir()):
+            checkpoints.rmdir()
     callbacks = model.trainer.callbacks
     if any(isinstance(callback, Interruption) and callback.requested for callback in callbacks):  # stopped cleanly
         raise terminal.stopped(ExitCode.INTERRUPTED)

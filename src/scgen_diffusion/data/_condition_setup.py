@@ -46,6 +46,7 @@ MANY_NUMBERS = 256  # more distinct numbers than this are probably amounts
 MANY_FRACTIONS = 20  # the same for numbers that are not all whole
 MANY_CLASSES = 50  # more classes than this, and than half of the cells, are probably not classes
 CELLS_AT_A_TIME = 65_536
+LIKE_MISSING = ("", "nan", "<na>", "na", "n/a", "null")  # text that columns with gaps turn into; "none" names controls
 
 
 @dataclass(frozen=True)
@@ -419,6 +420,12 @@ def _check_classes(name: str, column: pd.Series) -> None:
     if len(kinds) > 1:
         msg = f"adata.obs[{name!r}] mixes {' and '.join(sorted(kinds))}; use one type for all cells."
         raise ValueError(msg)
+    for value in sorted({v for v in values if isinstance(v, str) and v.strip().casefold() in LIKE_MISSING}):
+        if n_found := int((column == value).sum()):
+            warn_user(
+                f"adata.obs[{name!r}] is {value!r} in {n_found:,} cells, which is learned as a class. If their label "
+                "is missing, leave these cells out, or give them a label such as 'unknown'."
+            )
     n_classes, n_cells, are_numbers = column.nunique(), len(column), kinds == {NUMBERS}
     most = MANY_FRACTIONS if are_numbers and any(value % 1 for value in values) else MANY_NUMBERS
     if are_numbers and n_classes > min(most, max(MANY_CLASSES, n_cells / 2)):

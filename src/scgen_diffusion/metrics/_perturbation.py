@@ -25,7 +25,7 @@ from anndata import AnnData
 from scipy.special import stdtr
 from scipy.stats import false_discovery_control
 
-from scgen_diffusion._arguments import warn_user
+from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import as_label
 
 from ._cells import (
@@ -60,6 +60,7 @@ MIN_CELLS = 2
 PURITY = 0.9  # share of right directions that counts as reliable, as in vcc2026
 N_ERRORS = 2  # standard errors by which a squared change must exceed 0 for a slope
 N_NAMES_CHECKED = 20
+N_NAMED = 5  # names in a message
 MANY_COPIES = 0.2  # more copies than this share of the predicted cells are no accident
 
 
@@ -880,7 +881,11 @@ class Perturbed:
         if source.name in ("real_test", "train"):
             kept = np.array([row for row in kept if parts[row]], dtype=np.intp)
             if not len(kept):
-                msg = f"`{source.name}` must have perturbed cells, but all of its cells have the name of the control."
+                names = sorted({repr(as_label(name)) for name in cells.obs[key].unique()})
+                msg = (
+                    f"`{source.name}` must have perturbed cells, but `control` has cells of all its names, too "
+                    f"({list_first(names, N_NAMED)}). Give only unperturbed cells as `control`."
+                )
                 raise ValueError(msg)
         rows: dict[tuple[Parts, str], list[int]] = {}
         for place, row in enumerate(kept):
@@ -956,6 +961,11 @@ def read_perturbed(
             raise TypeError(msg)
     genes, untreated = given["real_test"].var_names, given["control"].obs
     controls = set(map(as_label, untreated[key].unique())) if key in untreated else set()
+    if len(controls) > 1:
+        warn_user(
+            f"`control` has cells of {len(controls)} perturbations ({list_first(sorted(map(repr, controls)), N_NAMED)})"
+            ", and all are taken as unperturbed. Leave out those that are not."
+        )
     split_name = partial(parts_of, separator=separator, ignored=controls)
     sources = {n: Source.of(cells, n, genes, groupby=groupby, layer=layer) for n, cells in given.items()}
     for name, source in sources.items():

@@ -151,6 +151,7 @@ if TYPE_CHECKING:
 
     from ._counterfactual import ControlCells
 
+TRAIN_ON = "Train on, or train again without `max_epochs`."
 FRAME_COLUMNS = ("cell", "frame", "time", "noise_level")  # columns of a sampling path's `obs`
 ADVICE = {
     "differential_abundance": "compare the labels' shares between samples, for example with pertpy",
@@ -1351,6 +1352,12 @@ class DiffusionModel(BaseModelClass):
         chosen = {"method": method, "residuals": residuals, "sample": sample}
         residuals_of_cells = self._check_counterfactual_options(chosen)
         chosen_method = self._counterfactual_method(cells, method)
+        is_same = (cells.own == cells.codes).all(1)
+        if condition is not None and is_same.any():
+            warn_user(
+                f"{is_same.sum():,} of {len(is_same):,} cells have the requested conditions already, so nothing is "
+                "predicted: they come back as they are, or as their reconstruction. Leave them out."
+            )
         inversion = None if chosen_method == "transport" else self.module.inversion_by(sampling.sampler)
         if inversion is None or getattr(inversion, "grid", None):  # others take any number of steps, on any path
             check_sampler(sampling.sampler, self.module.path, sampling.n_steps)
@@ -1409,14 +1416,16 @@ class DiffusionModel(BaseModelClass):
 
     def _verdict_table(self, columns: Mapping[str, Sequence[str]], stages: Sequence[str]) -> pd.DataFrame:
         """Return verdicts as a table; warn, and add to each reason, if the training of one of the stages was short."""
-        table, how = pd.DataFrame(columns), self.cut_short_
-        if short := " and ".join(f"the training of the {name} was {how[name]}" for name in stages if name in how):
+        table = pd.DataFrame(columns)
+        if short := self._describe_short(stages):
             table["reason"] += f"; but {short}"
-            warn_user(
-                f"Too few epochs: {short}. Do not trust the effects, whatever their verdict. Train on, or train again "
-                "without `max_epochs`."
-            )
+            warn_user(f"Too few epochs: {short}. Do not trust the effects, whatever their verdict. {TRAIN_ON}")
         return table
+
+    def _describe_short(self, stages: Iterable[str]) -> str:
+        """Say which of the stages were stopped or far too short; empty if none."""
+        found = [f"of the {name} was {self.cut_short_[name]}" for name in stages if name in self.cut_short_]
+        return f"the training {' and that '.join(found)}" if found else ""
 
     def _predict(
         self, prediction: Prediction, rows: range, *, batch_size: int, progress: tqdm
@@ -1460,9 +1469,14 @@ class DiffusionModel(BaseModelClass):
         return self._engine.request(n_cells, condition, seed=resolve_seed(seed), **options)
 
     def _with_verdict(self, request: CellRequest) -> CellRequest:
-        """Record how far combinations that training never saw can be trusted; warn unless all are supported."""
+        """Record how far combinations that training never saw can be trusted; warn unless all are supported.
+
+        Warn, too, if the training of a stage was short.
+        """
         verdicts = self._engine.verdicts(request)
         if verdicts is None:
+            if short := self._describe_short(sorted(self._stages_to_generate)):
+                warn_user(f"Too few epochs: {short}. The cells may be unlike real ones. {TRAIN_ON}")
             return request
         table = self._verdict_table(verdicts, self._stages)
         return replace(request, provenance={**request.provenance, "verdict": table})
@@ -1821,9 +1835,10 @@ class DiffusionModel(BaseModelClass):
     ) -> Self:
         """Fine-tune a trained model: build a model of new cells that starts from it.
 
-        New classes and set members are added to the condition keys. They start at the mean of the learned ones. Call
-        :meth:`train` next. Afterwards, conditions you leave out are drawn from the reference's cells and the new ones
-        together, and new combinations have the library sizes of the new cells.
+        New classes and set members are added to the condition keys. They start at the mean of the learned ones. A
+        misspelt label is a new one, too: ``print(model)`` names them. Call :meth:`train` next. Afterwards, conditions
+        you leave out are drawn from the reference's cells and the new ones together, and new combinations have the
+        library sizes of the new cells.
 
         Parameters
         ----------

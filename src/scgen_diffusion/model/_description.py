@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from scgen_diffusion.data import ArrayKey, CategoricalKey, ContinuousKey, SetKey
 
-from ._training import STOPPED
+from ._training import STOPPED, TOO_SHORT
 
 if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionKey
@@ -19,9 +19,10 @@ N_RANGES = 3
 
 def describe(model: DiffusionModel) -> str:
     """Describe a model in five lines: cells, genes, conditions, trained stages, and the next step."""
+    keys, new = model._condition_keys, _new_labels(model)
     lines = {
         "features" if model.modalities else "genes": _genes(model),
-        "conditions": _listed([_condition(key) for key in model._condition_keys]) or "none",
+        "conditions": _listed([_condition(key, found) for key, found in zip(keys, new, strict=True)]) or "none",
         "trained": _trained(model),
         "next": next_step(model),
     }
@@ -59,18 +60,28 @@ def _genes(model: DiffusionModel) -> str:
     return f"{model.summary_stats.n_vars:,} ({model._input_values} in {layer})"
 
 
-def _condition(key: ConditionKey) -> str:
+def _condition(key: ConditionKey, new: list[str]) -> str:
+    added = f"; new: {_listed(new)}" if new else ""
     match key:
         case CategoricalKey():
-            return f"{key.name} ({len(key.values)} classes)"
+            return f"{key.name} ({len(key.values)} classes{added})"
         case SetKey():
-            return f"{key.name} (combinations of {len(key.members)} members)"
+            return f"{key.name} (combinations of {len(key.members)} members{added})"
         case ContinuousKey():
             return f"{key.name} ({key.low:g} to {key.high:g})"
         case ArrayKey():
             ranges = [f"{low:.4g} to {high:.4g}" for low, high in zip(key.low, key.high, strict=True)]
             return f"{key.name} ({' by '.join(ranges) if len(ranges) <= N_RANGES else f'{len(ranges)} columns'})"
     return key.name
+
+
+def _new_labels(model: DiffusionModel) -> list[list[str]]:
+    """Return, per key, the classes or members that a query has and its reference lacked."""
+    if model.reference_ is None or not model._has_cells:
+        return [[] for _ in model._condition_keys]
+    labels = [getattr(key, "values", None) or getattr(key, "members", []) for key in model._condition_keys]
+    found = model._new_values()
+    return [[repr(x) for x, is_new in zip(*pair, strict=False) if is_new] for pair in zip(labels, found, strict=True)]
 
 
 def _listed(parts: list[str]) -> str:
@@ -99,6 +110,12 @@ def next_step(model: DiffusionModel) -> str:
         again = "make the same call again, which trains on"
         again = again if model._has_cells else f"set model.adata to cells, then {again}"
         return again if stopped[0] == model._stages[0] else f"{again}; without checkpoints, model.train_{stopped[0]}()"
+    short = [stage for stage in model.trained_stages_ if model.cut_short_.get(stage) == TOO_SHORT and not is_query]
+    again = f"train the {short[0]} again without `max_epochs`, its training was far too short; then " if short else ""
+    return again + _after_training(model, is_query)
+
+
+def _after_training(model: DiffusionModel, is_query: bool) -> str:
     if not model.is_trained_ or is_query:
         train = _next_training(model, is_query)
         return train if model._has_cells else f"set model.adata to cells, then {train}"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import inspect
-import os
 import pickle
-import shutil
 import warnings
 import zipfile
 from contextlib import ExitStack, contextmanager
@@ -20,7 +17,7 @@ from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion._files import sync, write_atomically
+from scgen_diffusion._files import explain_failed_write, sync, write_atomically
 from scgen_diffusion.data import (
     JOINED,
     CategoricalKey,
@@ -356,7 +353,8 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]], 
     """
     was_there = folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with explain_failed_write("Making a folder", folder.parent):
+            folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as goals:
             for name, write in writers.items():
                 part = goals.enter_context(write_atomically(folder / name))
@@ -365,24 +363,9 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]], 
         for name in removed:
             if name not in writers:
                 (folder / name).unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
-        raise _not_saved(folder, error) from error
     finally:
         if not was_there and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-
-
-def _not_saved(folder: Path, error: Exception) -> OSError:
-    """Return an error that says where and why saving failed."""
-    cause: BaseException | None = error
-    while cause and not getattr(cause, "errno", None):  # torch hides the OSError behind its own error
-        cause = cause.__context__
-    number = getattr(cause, "errno", None)
-    reason = os.strerror(number) if number else str(error)
-    msg = f"The model could not be saved in {folder}: {reason}."
-    if folder.is_dir():
-        msg += f" {shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free there."
-    return OSError(number or errno.EIO, msg)
 
 
 def write_model(content: dict[str, Any], path: Path) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from scgen_diffusion._arguments import list_first, warn_user
-from scgen_diffusion.data import check_names
+from scgen_diffusion.data import OPEN, check_names
 from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
 from scgen_diffusion.nn import Number
 from scgen_diffusion.train import (
@@ -61,10 +61,6 @@ LATENTS_IN_MEMORY = 2 << 30  # bytes
 LATENTS_IN_MEMORY_WITH_FILES = 64 << 20  # cells are in files to save memory
 N_NAMED = 3
 AUTOENCODER_STAYS = "The reference's autoencoder is kept; load_query_data(..., trainable='all') trains it too."
-NO_PERTURBATION = (
-    "The transport goes from unperturbed to perturbed cells and changes no other key, but some of these cells are "
-    "perturbed already, or would change in other keys too."
-)
 
 
 class SCLDM(AutoencoderModel):
@@ -547,22 +543,41 @@ class SCLDM(AutoencoderModel):
             raise RuntimeError(msg)
 
     def _counterfactual_method(self, cells: ControlCells, method: str | None) -> str:
-        own, codes = self.module.condition_tensor(cells.own), self.module.condition_tensor(cells.codes)
         has_transport = "transport" in self.trained_stages_
         if method == "transport" and not has_transport:
             msg = "The model has no transport yet; call train_transport() first, or choose method='inversion'."
             raise RuntimeError(msg)
-        transport: Any = self.module.transport
-        fits = has_transport and transport.explains(own, codes)
-        if method == "transport" and not fits:
-            msg = f"{NO_PERTURBATION} Choose method='inversion'."
+        unfit = self._unfit_for_transport(cells) if has_transport and method != "inversion" else ""
+        if method == "transport" and unfit:
+            msg = f"{unfit} Give only cells that fit, or choose method='inversion'."
             raise ValueError(msg)
-        if method != "inversion" and fits:
+        if has_transport and method != "inversion" and not unfit:
             return "transport"
-        if has_transport and not self.is_trained_:
-            msg = f"{NO_PERTURBATION} Without it, a prediction needs the prior; call train_prior() first."
+        if unfit and not self.is_trained_:
+            msg = f"{unfit} Give only cells that fit; for the others, a prediction needs the prior: train_prior()."
             raise RuntimeError(msg)
         self._check_ready_to_generate()
-        if method is None and has_transport and (cells.own != cells.codes).any():
-            warn_user(f"Predicted by inversion. {NO_PERTURBATION}")
+        if unfit and (cells.own != cells.codes).any():
+            warn_user(
+                f"Predicted by inversion, which is less accurate and has no verdict. {unfit} Give only cells that fit "
+                "to have them predicted by the transport."
+            )
         return "inversion"
+
+    def _unfit_for_transport(self, cells: ControlCells) -> str:
+        """Say which of the cells the transport cannot predict, and why; empty if it can predict all."""
+        transport: Any = self.module.transport
+        perturbed, would_change = (
+            np.flatnonzero(found.cpu().numpy())
+            for found in transport.unfit(*(self.module.condition_tensor(codes) for codes in (cells.own, cells.codes)))
+        )
+        faults = [
+            f"{len(rows):,} of {len(cells.rows):,} cells {fault} (such as {cells.names[rows[0]]!r})"
+            for rows, fault in ((perturbed, "are perturbed already"), (would_change, "would change in other keys too"))
+            if len(rows)
+        ]
+        if not faults:
+            return ""
+        control = np.where(transport.perturbs.cpu().numpy(), transport.control.cpu().numpy(), OPEN)
+        start = f"The transport starts from unperturbed cells ({self.conditions.describe(control)})"
+        return f"{start} and changes no other key, but {' and '.join(faults)}."

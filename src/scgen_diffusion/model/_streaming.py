@@ -12,8 +12,6 @@ import errno
 import glob
 import json
 import logging
-import os
-import shutil
 import uuid
 import warnings
 import zlib
@@ -25,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count
-from scgen_diffusion._files import parts_folder, remove, sync
+from scgen_diffusion._files import explain_failed_write, parts_folder, remove, sync
 from scgen_diffusion.data import is_generated, join_parts, part_of, read_record
 from scgen_diffusion.generation import differences
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from anndata import AnnData
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
     from scgen_diffusion.data import ValueSummary
 
 logger = logging.getLogger(__name__)
+
+AGAIN = "Finished parts are kept. Make room and run the same call again to resume, or choose another folder."
 
 SUFFIXES = (".zarr", ".h5ad")
 VALUES_PER_PART = 2**25  # entries of a part's matrix, zeros included: 128 MiB if it is dense
@@ -136,7 +137,7 @@ class Stream:
         if self.folder.exists() and not (self.folder / REQUEST).exists():
             self.clean()  # left by a process that was killed after others had finished
         beside = self._away()
-        with _explain_os_error("Making a folder for finished cells", self.goal, 0):
+        with explain_failed_write("Making a folder for finished cells", self.goal.parent, AGAIN):
             try:
                 beside.mkdir()
                 (beside / REQUEST).write_text(json.dumps(request, indent=1))
@@ -204,7 +205,8 @@ class Stream:
         """Write a part atomically. The checksum in its name reveals a part that never reached the disk."""
         content, beside = part_of(cells), self.folder / f".part-{number}-{_token()}"
         n_left = self.n_parts - number
-        with _explain_os_error(f"Writing part {number + 1} of {self.n_parts}", self.goal, len(content) * n_left):
+        what, n_bytes = f"Writing part {number + 1} of {self.n_parts}", len(content) * n_left
+        with explain_failed_write(what, self.goal.parent, AGAIN, n_bytes):
             try:
                 beside.write_bytes(content)
                 beside.replace(self.folder / f"part-{number:06d}-{zlib.crc32(content):08x}.h5ad")
@@ -249,7 +251,8 @@ class Stream:
         """
         parts = [path for _, path in sorted(self.parts.items())]
         beside = self.folder / f"whole-{_token()}{self.goal.suffix}"
-        with _explain_os_error(f"Writing {self.goal.name}", self.goal, sum(part.stat().st_size for part in parts)):
+        n_bytes = sum(part.stat().st_size for part in parts)
+        with explain_failed_write(f"Writing {self.goal.name}", self.goal.parent, AGAIN, n_bytes):
             try:
                 values = join_parts(parts, beside, self.identity, **options)
                 sync(beside)
@@ -298,19 +301,3 @@ def check_goal(path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFIXES)
         msg = f"{goal.parent}, the parent of `path`, is not a folder."
         raise NotADirectoryError(errno.ENOTDIR, msg)
     return goal
-
-
-@contextmanager
-def _explain_os_error(doing: str, goal: Path, n_bytes: float) -> Iterator[None]:
-    """Add to an OSError what was being done where, and how much space that needs and how much is free."""
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        free = shutil.disk_usage(goal.parent).free
-        msg = (
-            f"{doing} in {goal.parent} failed: {reason}. About {n_bytes / 1e9:.2g} GB are needed, {free / 1e9:.2g} GB "
-            "are free. Finished parts are kept. Make room and run the same call again to resume, or choose another "
-            "folder."
-        )
-        raise OSError(error.errno or errno.EIO, msg) from error

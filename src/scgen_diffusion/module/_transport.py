@@ -118,11 +118,14 @@ class LatentTransport(nn.Module):
         """
         return self.missed(self.shift.covariance_with_groups(start, condition, self.control, self.perturbs), means)
 
-    def explains(self, own: Tensor, new: Tensor) -> bool:
-        """Return whether all are unperturbed in ``own (n, columns)``, and ``new`` differs only in perturbations."""
+    def unfit(self, own: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which cells are perturbed already, and which would change in other keys too, each ``(n,)``.
+
+        ``own`` and ``new`` are their conditions before and after, ``(n, columns)``. The transport moves neither.
+        """
         is_control = own.double().isclose(self.control.double()) | ~self.perturbs
         stays = (own == new) | self.perturbs
-        return bool((is_control & stays).all())
+        return ~is_control.all(1), ~stays.all(1)
 
     def perturbing(self, condition: Tensor) -> Tensor:
         """Return conditions ``(n, columns)`` without those that do not perturb."""

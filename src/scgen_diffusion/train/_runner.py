@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm.auto import tqdm
 
 from scgen_diffusion._compat import parse_device_args
-from scgen_diffusion._files import sync
+from scgen_diffusion._files import explain_failed_write, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -295,10 +295,13 @@ class StageCheckpoint(Checkpoint):
             logger.warning("%s is not written: weights are NaN or infinite.", self.path)
             return
         part = self.path.with_name(f"{self.path.name}.part")
-        trainer.save_checkpoint(part)
-        if trainer.is_global_zero:
-            sync(part)
-            part.replace(self.path)
+        kept = "The former checkpoint is kept. " if self.path.exists() else ""
+        advice = f"{kept}Make room and make the same call again to resume, or choose another folder."
+        with explain_failed_write(f"Writing the checkpoint {self.path.name}", self.path.parent, advice):
+            trainer.save_checkpoint(part)
+            if trainer.is_global_zero:
+                sync(part)
+                part.replace(self.path)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -312,7 +315,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError) as error:
-        msg = f"The checkpoint {path} is damaged or holds more than plain values; remove it to start again. ({error})"
+        msg = (
+            f"The checkpoint {path} is damaged, or is none of this package; remove it to start again (on the command "
+            "line: `--restart`)."
+        )
         raise ValueError(msg) from error
 
 
