@@ -58,6 +58,19 @@ def test_a_model_is_trained_and_saved_with_the_command_that_made_it(call, cells_
     assert again[1].replace("again", "model") == (out / "train.toml").read_text()
 
 
+def test_cells_without_a_label_are_left_out_when_asked(call, make_cells, small, tmp_path):
+    cells = make_cells()
+    cells.obs["cell_type"] = cells.obs["cell_type"].where(np.arange(cells.n_obs) > 1)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    command = ["train", tmp_path / "cells.h5ad", "-o", tmp_path / "model", "--condition", "cell_type", *small]
+    code, _, err = call(*command)
+    assert (code, "has no label for 2 of" in err, "--drop-unlabelled" in err) == (2, True, True), err
+    code, _, err = call(*command, "--drop-unlabelled")
+    assert (code, f"Left out 2 of {cells.n_obs} cells" in err) == (0, True), err
+    code, _, err = call(*command, "--drop-unlabelled", "--backed", "--overwrite")
+    assert (code, "--drop-unlabelled needs cells in memory" in err) == (2, True), err
+
+
 def test_what_is_not_given_is_left_to_python(call, cells_file, told, tmp_path, monkeypatch):
     monkeypatch.setattr(SCLDM, "save", lambda self, folder, **_: folder.mkdir())
     assert call("train", cells_file, "-o", tmp_path / "model")[0] == 0

@@ -405,7 +405,7 @@ def check_conditions(
             what, remedy = ("number", "") if key in arrays else ("label", ", or label them, for example 'unknown'")
             msg = (
                 f"adata.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells ({found}, ...). Remove "
-                f"these cells{remedy}."
+                f"these cells (on the command line: `train --drop-unlabelled`){remedy}."
             )
             raise ValueError(msg)
 
