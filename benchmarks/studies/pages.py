@@ -205,13 +205,10 @@ def end_to_end(table: pd.DataFrame) -> Blocks:
 
 def learning_curves(table: pd.DataFrame) -> Blocks:
     """Write quality by number of cells, and minutes and memory with what the rule for training steps makes of them."""
-    wide = columns_of(table)
+    wide = columns_of(table).xs(DEFAULT, level="steps")
     floor = wide.xs(REAL, level="method").iloc[[0]]
     models = wide.loc[[key for method in METHODS for key in sorted(wide.index) if key[0] == method]]
-    models.index = [
-        f"{method}, {cells:,}" + (f", {steps}" if steps != DEFAULT else "") for method, cells, steps in models.index
-    ]
-    wide = wide.xs(DEFAULT, level="steps")
+    models.index = [f"{method}, {cells:,}" for method, cells in models.index]
     shown = pd.concat([floor.set_axis([REAL]), models])
     costs = list(COSTS.values())
     left_out = [*costs, "F1", "distance", "copies"]  # hardly differ

@@ -252,6 +252,18 @@ def test_a_figure_that_is_missing_is_not_good_enough(call, perturbed):
     assert (code, "Not good enough: mean_change_slope is nan" in err) == (3, True), err
 
 
+def test_means_over_some_perturbations_only_are_named(call, perturbed):
+    for name in ("real", "predicted"):
+        cells = anndata.read_h5ad(perturbed / f"{name}.h5ad")
+        pairs = cells.copy()
+        pairs.obs["gene"] = "KLF1+BAK1"
+        anndata.concat([cells, pairs], index_unique="-").write_h5ad(perturbed / f"{name}.h5ad")
+    files = [perturbed / f"{name}.h5ad" for name in ("real", "predicted")]
+    options = ["--control", perturbed / "control.h5ad", "--train", perturbed / "other.h5ad", "-p", "gene"]
+    code, _, err = call("evaluate-perturbation", *files, *options, "--metric", "energy_distance", "--n-floor", "1")
+    assert (code, "no figures of additive: their means skip these" in err) == (0, True), err
+
+
 def test_predictions_of_perturbations_are_judged_beside_baselines_and_others(call, perturbed):
     files = [
         perturbed / "real.h5ad",

@@ -20,6 +20,13 @@ def names_of(command):
     return {param.name for param in cli.commands[command].params}
 
 
+def test_the_precisions_offered_are_those_that_training_takes():
+    from scgen_diffusion.cli import _train
+    from scgen_diffusion.train import _runner
+
+    assert _train.PRECISIONS == _runner.PRECISIONS
+
+
 def test_help_needs_no_library_that_takes_seconds_to_import(run_python):
     script = (
         "import runpy, sys\nsys.argv[1:] = ['train', '--help']\n"

@@ -131,6 +131,10 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
     shown = [name for name in figures if name == "value" or table[name].notna().any()]
     means = table.groupby("metric", sort=False)[shown].mean().reset_index()
     terminal.say(means.to_string(index=False, float_format="{:.4g}".format, na_rep=""))
+    by_metric = table.groupby("metric", sort=False)[shown]
+    is_partial = (by_metric.count() > 0) & by_metric.count().lt(by_metric.size(), axis=0)
+    if partial := [name for name in shown if is_partial[name].any()]:
+        terminal.say(f"For some perturbations there are no figures of {', '.join(partial)}: their means skip these.")
     _write_and_judge(terminal, table, means, options, [])
 
 

@@ -373,9 +373,9 @@ def _evaluate_modalities(
         judge(modality, read, "all", n_features=reference[modality].n_vars)
 
     def has_paired(needed: Mapping[str, int], together: Sequence[str], what: str) -> bool:
-        for name, n_cells in needed.items():
-            if (n_paired := len(paired_names(sets[name], together))) < n_cells:
-                msg = f"{what}: only {n_paired} cells of `{name}` have all of {list(together)}; {n_cells} are needed."
+        for name, fewest in needed.items():
+            if (n_paired := len(paired_names(sets[name], together))) < fewest:
+                msg = f"{what}: only {n_paired} cells of `{name}` have all of {list(together)}; {fewest} are needed."
                 warn_user(msg)
                 return False
         return True

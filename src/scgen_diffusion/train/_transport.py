@@ -162,8 +162,8 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[G
 
         z, predicted = _predict(module, x, move)
         before, after, observed = (
-            torch.where(module.measured(cells), module.profiles(values, kind).double(), torch.nan)
-            for cells, values, kind in (
+            torch.where(module.measured(given), module.profiles(values, kind).double(), torch.nan)
+            for given, values, kind in (
                 (x, x, module.input_values),
                 (x, predicted, module.output_values),
                 (real, real, module.input_values),
