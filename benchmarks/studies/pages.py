@@ -100,7 +100,6 @@ def perturbation(table: pd.DataFrame) -> Blocks:
         "SCLDM, transport": "scldm_transport",
         "latent arithmetic": "latent_arithmetic",
         "mean shift": "mean_shift",
-        "SCLDM, inversion": "scldm_inversion",
         "`generate`": "scldm_generate",
     }
     energy = by_type.loc["energy_distance"].T
@@ -109,67 +108,36 @@ def perturbation(table: pd.DataFrame) -> Blocks:
 
 
 def perturbation_trust(table: pd.DataFrame) -> Blocks:
-    """Write what intervals hold and find by what was left out, and what verdicts are worth by the kind of request."""
-    page, top = "docs/user_guide/perturbations.md", "100 genes"
-    columns = {
-        "coverage": "coverage",
-        f"coverage, {top}": "coverage_top",
-        "half width": "half_width_top",
-        "change": "change_top",
-        "error": "error",
-    }
-    types, pairs = (table[table["case"] == case] for case in ("type left out", "pair of genes left out"))
-    means = pd.concat(
-        [
-            types.groupby("name")[list(columns.values())].mean(),
-            pairs[list(columns.values())].mean().to_frame("pairs of genes").T,
-        ]
+    """Write what intervals hold and find by what was left out, and what absurd requests are called."""
+    page = "docs/user_guide/perturbations.md"
+    columns = {"coverage": "coverage", "half width": "half_width_top", "change": "change_top", "error": "error"}
+    genes = {"genes found": "found", "right direction": "found_rightly"}
+    types, pairs, none = (
+        table[table["case"] == case] for case in ("type left out", "pair of genes left out", "no effect")
     )
-    verdicts = pd.concat(
-        [types.groupby("name")["verdict"].agg(_words), pd.Series({"pairs of genes": _words(pairs["verdict"])})]
-    )
-    rows = {f"{name}: {verdicts[name]}": name for name in means.index}
-    coverage = _table(means, rows, columns, corner="left out: verdict")
+    groups = dict(iter(types.groupby("name")))
+    groups |= {"pairs of genes, mean": pairs, "no effect, mean of eight types": none}
+    lines = []
+    for name, rows in groups.items():
+        means = rows[[*columns.values(), *genes.values()]].mean()
+        figures = [f"{means[column]:.2f}" for column in columns.values()]
+        figures += [f"{means[column]:.0f}" for column in genes.values()]
+        lines.append([name, _words(rows["verdict"]), *("" if text == "nan" else text for text in figures)])
+    header = ["left out", "verdict", *columns, *genes]
     requests = {
-        "type left out": "type left out",
-        "pair of genes left out": "pair of genes left out",
-        "no effect": "no effect",
         "control cells of another experiment": "control cells of `pbmc3k`",
         "only one other type seen perturbed": "only one other type seen perturbed",
         "shuffled genes": "genes of all cells shuffled",
     }
     words = table.groupby("case")["verdict"].agg(_words)
     kinds = {f"{name}: {words[case]}": case for case, name in requests.items() if case in words}
-    by_case = table.groupby("case")[["coverage", "coverage_top", "error"]].mean()
-    shown = {name: columns[name] for name in ("error", "coverage", f"coverage, {top}")}
-    found = table.groupby(["case", "name"])[["found", "found_rightly"]].mean()
-    genes = {"genes found": "found", "with the right sign": "found_rightly"}
-    found = pd.concat(
-        [
-            found.loc["type left out"],
-            found.loc["pair of genes left out"].mean().to_frame("pairs of genes, mean").T,
-            found.loc["no effect"].mean().to_frame("no effect, mean of eight types").T,
-        ]
-    )
+    by_case = table.groupby("case")[["coverage", "error"]].mean()
     return {
-        (page, "perturbation_trust: coverage"): coverage,
-        (page, "perturbation_trust: found"): _table(
-            found, {name: name for name in found.index}, genes, corner="left out", write="{:.0f}"
+        (page, "perturbation_trust: coverage"): markdown_table(header, lines),
+        (page, "perturbation_trust: verdicts"): _table(
+            by_case, kinds, {"error": "error", "coverage": "coverage"}, corner="request: verdict"
         ),
-        (page, "perturbation_trust: verdicts"): _table(by_case, kinds, shown, corner="request: verdict"),
     }
-
-
-def unseen_perturbations(table: pd.DataFrame) -> Blocks:
-    """Write the squared error of each gene that was left out, by method."""
-    own = table[table["dataset"].str.startswith("THP-1")]
-    errors = own.pivot_table(index="gene", columns="method", values="error")
-    columns = {REAL: "floor", "no change": "no change", "mean of all others": "mean of all others"}
-    columns |= {name: f"{way}, co-expression" for name, way in (("nearest", "nearest"), ("linear model", "linear"))}
-    columns |= {"SCLDM": "SCLDM, co-expression"}
-    rows = {gene: gene for gene in errors.sort_values("no change", ascending=False).index}
-    text = _table(errors, rows, columns, corner="gene left out")
-    return {("docs/user_guide/perturbations.md", "unseen_perturbations"): text}
 
 
 def _words(verdicts: pd.Series) -> str:
@@ -354,7 +322,6 @@ BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
     "guidance": guidance,
     "perturbation": perturbation,
     "perturbation_trust": perturbation_trust,
-    "unseen_perturbations": unseen_perturbations,
     "memory": memory,
     "end_to_end": end_to_end,
     "learning_curves": learning_curves,
