@@ -111,6 +111,25 @@ def test_a_verdict_says_that_the_training_was_far_too_short(model, predicted):
         model.predict_perturbation(controls(model)[:5], TREATED, seed=0)
 
 
+def test_a_model_of_logarithms_knows_its_cells_and_not_those_with_shuffled_genes(all_cells):
+    cells = all_cells.copy()
+    cells.X = np.log1p(cells.X / cells.X.sum(1, keepdims=True) * 1e4)
+    options = {"condition_keys": ["cell_type", "drug"], "control_values": {"drug": "no"}, "values": "log1p"}
+    SCLDM.setup_anndata(cells, **options)
+    torch.manual_seed(0)
+    model = SCLDM(cells, **SIZES, likelihood="gaussian")
+    model.train_autoencoder(12, batch_size=128, **QUICK)
+    model.train_transport(5, **QUICK)
+    known = controls(model)
+    shuffled = known.copy()
+    shuffled.X = known.X[:, np.random.default_rng(0).permutation(N_GENES)]
+
+    with warnings.catch_warnings(action="ignore"):
+        found = [model.predict_perturbation(given, TREATED, seed=0) for given in (known, shuffled)]
+
+    assert [cells.uns["scgen_diffusion"]["verdict"]["verdict"].item() for cells in found] == ["supported", "unknown"]
+
+
 def test_shuffled_genes_are_unknown(model):
     cells = controls(model)
     cells.X = cells.X[:, np.random.default_rng(0).permutation(N_GENES)]

@@ -244,9 +244,14 @@ class SCLDMModule(ConditionedModule):
         return torch.ones_like(x, dtype=torch.bool)
 
     def observed_and_expected(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum values of cells ``x (cells, genes)`` and those expected from their latents ``z``, each ``(genes,)``."""
-        expected = self.likelihood.mean(**self.generative(z, self.totals(x)))
-        return self.target(x).double().sum(0), expected.double().sum(0)
+        """Sum counts of cells ``x (cells, genes)`` and those expected from their latents ``z``, each ``(genes,)``.
+
+        Of log-normalised values, they are normalised counts.
+        """
+        observed, expected = self.target(x), self.likelihood.mean(**self.generative(z, self.totals(x)))
+        if self.output_values == "log1p":
+            observed, expected = observed.expm1(), expected.expm1().clamp(min=0)
+        return observed.double().sum(0), expected.double().sum(0)
 
     def misfit(self, observed: Tensor, expected: Tensor) -> float:
         """Return how badly the model explains mean expression, in nats per molecule, beyond sampling noise.
