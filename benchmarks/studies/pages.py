@@ -250,7 +250,7 @@ def tissue(table: pd.DataFrame) -> Blocks:
         "Moran's I: share": "moran_ratio",
     }
     means = table.groupby("method")[list(columns.values())].mean()
-    return {("docs/user_guide/conditions.md", "tissue"): _table(means, rows, columns, corner="cells in the holes")}
+    return {("docs/user_guide/numbers.md", "tissue"): _table(means, rows, columns, corner="cells in the holes")}
 
 
 def time_course(table: pd.DataFrame) -> Blocks:
@@ -262,7 +262,7 @@ def time_course(table: pd.DataFrame) -> Blocks:
     }
     means = table.pivot_table(index="method", columns="window", values=["energy_distance", "auc", "type_error"])
     rows = {name: name for name in table["method"].unique()}
-    page = "docs/user_guide/conditions.md"
+    page = "docs/user_guide/numbers.md"
     return {(page, "time_course"): _table(means, rows, columns, corner="cells in the windows")}
 
 
@@ -282,7 +282,7 @@ def fates(table: pd.DataFrame) -> Blocks:
     )
     order = table.groupby("method")["allowed"].mean().sort_values(ascending=False).index
     text = _table(means, {name: name for name in order}, columns, corner="way to tell fates")
-    return {("docs/user_guide/conditions.md", "fates"): text}
+    return {("docs/user_guide/numbers.md", "fates"): text}
 
 
 def doses(table: pd.DataFrame) -> Blocks:
@@ -296,7 +296,7 @@ def doses(table: pd.DataFrame) -> Blocks:
     means = table.groupby("method")[list(columns.values())].agg(mean_with_interval)
     order = table.groupby("method")["error"].mean().sort_values().index
     text = _table(means, {name: name for name in order}, columns, corner="way to tell a curve", write="{}")
-    return {("docs/user_guide/conditions.md", "doses"): text}
+    return {("docs/user_guide/numbers.md", "doses"): text}
 
 
 def _table(
