@@ -158,8 +158,8 @@ def summarise(table: pd.DataFrame) -> str:
     return "\n".join(
         [
             f"The treated cells of one donor of `{DATASET}` are left out; the effect is known. Means over "
-            f"{table['cell_type'].nunique()} cell types, {table['donor'].nunique()} left-out donors and "
-            f"{table['seed'].nunique()} seeds. Verdicts: {', '.join(f'{n} {name}' for name, n in verdicts.items())}. "
+            f"{table['cell_type'].nunique()} cell types of {len(table[[*KEYS]].drop_duplicates())} trainings, each without "
+            f"one donor. Verdicts: {', '.join(f'{n} {name}' for name, n in verdicts.items())}. "
             "Written by `python -m benchmarks.studies.left_out_donors`.",
             "",
             means("metric", table),

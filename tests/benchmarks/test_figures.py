@@ -63,6 +63,14 @@ SENTENCES = [
             for method in ("scgen", "cpa", "cellflow")
         ],
     ),
+    (
+        "docs/user_guide/perturbations.md",
+        r"the energy distance is ([\d.]+) for SCLDM and ([\d.]+) for the mean shift[^;]*; ([\d.]+) would be possible",
+        [
+            ("studies/results/left_out_donors.csv", {"metric": "energy_distance"}, column, 2)
+            for column in ("value", "mean_shift", "mean strength")
+        ],
+    ),
 ]
 
 
