@@ -1,12 +1,13 @@
 """Is a dose a good condition? Curves of a simulated dose series with a known truth, at doses that were never shown.
 
-    python -m benchmarks.studies.doses                       # about seven minutes of CPU time per seed
+    python -m benchmarks.studies.doses                       # about twenty minutes of CPU time per seed
 
 Real cells of `kang_ifnb` become cells of any dose. Optimal transport pairs cells with and without interferon within
 each type, and each molecule of a pair comes from the stimulated cell with the probability ``1 / (1 + EC50 / dose)``.
 Each type has an EC50 of its own. Controls and five doses, each ten times the last, are shown. All ways predict the mean
 of every gene at doses between them: SCLDM by its transport, and by generating cells of the type and the dose, with
-default settings; nothing was chosen on these figures.
+default settings; nothing was chosen on these figures. Then the treated cells of two types at a time are left out, and
+predicted by the transport, beside the mean change of the other types.
 Adds to ``results/doses.csv`` and writes ``results/doses.md``.
 """
 
@@ -31,7 +32,7 @@ from benchmarks.tables import markdown_table, mean_with_interval, read_table, st
 from scgen_diffusion.model import SCLDM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from numpy.typing import NDArray
 
@@ -175,6 +176,13 @@ WAYS: dict[str, Callable[[NDArray], NDArray]] = {
 }
 TRANSPORT, GENERATE = "SCLDM, transport", "SCLDM, generate"
 METHODS = (TRANSPORT, GENERATE, *WAYS)
+#: Of a type whose treated cells are left out.
+UNTREATED, OTHERS, NO_CHANGE = UNTREATED_METHODS = (
+    "never treated: SCLDM, transport",
+    "never treated: mean change of other types",
+    "never treated: no change",
+)
+N_LEFT_OUT = 2  # types at a time
 N_GENERATED = 500  # of each type and dose
 
 
@@ -255,7 +263,7 @@ def coverage(lower: NDArray, upper: NDArray, pairs: Pairs, n_cells: int, seed: i
 def summarise(table: pd.DataFrame) -> str:
     """Write the means over types and seeds, and the EC50 of each type."""
     rows = []
-    for way in METHODS:
+    for way in (*METHODS, *UNTREATED_METHODS):
         of_way = table[table["method"] == way]
         rows.append(
             [way, *(mean_with_interval(of_way[column]) for column in ("error", "ec50_error", "size", "coverage"))]
@@ -293,6 +301,50 @@ def measure(seed: int, methods: Collection[str], store: Callable[[str, str, dict
             if way in methods:
                 store(way, name, figures(curve(measured[name]), truth, response))
 
+    if not {TRANSPORT, GENERATE}.isdisjoint(methods):
+        measure_models(pairs, train, truths, response, seed, methods, store)
+    if not set(UNTREATED_METHODS).isdisjoint(methods):
+        measure_untreated(pairs, train, truths, response, seed, store)
+
+
+def measure_untreated(
+    pairs: Pairs,
+    train: ad.AnnData,
+    truths: Mapping[str, NDArray],
+    response: NDArray[np.intp],
+    seed: int,
+    store: Callable[[str, str, dict[str, float]], None],
+) -> None:
+    """Store the figures of types whose treated cells are left out."""
+    types = np.random.default_rng([seed, 5]).permutation(list(truths))
+    curves = {name: interpolate(measured_means(train, name)) for name in types}
+    for out in np.split(types, range(N_LEFT_OUT, len(types), N_LEFT_OUT)):
+        is_out = train.obs[CELL_TYPE].isin(out) & (train.obs[DOSE] != NO_DOSE)
+        model = set_up(train[~is_out.to_numpy()], seed)
+        model.train_autoencoder(**CPU)
+        model.train_transport(control_values={DOSE: NO_DOSE}, **CPU)
+        change = np.mean([curve - curve[0] for name, curve in curves.items() if name not in out], axis=0)
+        for name in out:
+            control = curves[name][:1]
+            store(NO_CHANGE, name, figures(np.tile(control, (len(GRID), 1)), truths[name], response))
+            store(OTHERS, name, figures(control + change, truths[name], response))
+            with warnings.catch_warnings(action="ignore"):  # of verdicts
+                means, lower, upper = predict(model, name, seed)
+            of_type, n_controls = pairs[pairs.cell_type == name], _controls(model, name).n_obs
+            inside = coverage(lower, upper, of_type, n_controls, seed)
+            store(UNTREATED, name, figures(means, truths[name], response) | {"coverage": inside})
+
+
+def measure_models(
+    pairs: Pairs,
+    train: ad.AnnData,
+    truths: Mapping[str, NDArray],
+    response: NDArray[np.intp],
+    seed: int,
+    methods: Collection[str],
+    store: Callable[[str, str, dict[str, float]], None],
+) -> None:
+    """Store the figures of SCLDM for types that were treated."""
     model = set_up(train, seed)
     model.train_autoencoder(**CPU)
     with warnings.catch_warnings(action="ignore"):  # of verdicts
@@ -320,7 +372,7 @@ def main() -> None:
             store_figures(path, case, {"coverage": np.nan} | found, "POT")
 
         stored = {way for way, _, number in stored_keys(path, KEYS) if number == seed}
-        if missing := set(METHODS) - stored:
+        if missing := {*METHODS, *UNTREATED_METHODS} - stored:
             measure(seed, missing, store)
     write_text(path.with_suffix(".md"), summarise(read_table(path)))
 

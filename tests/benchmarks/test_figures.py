@@ -79,6 +79,25 @@ def rows_of(results, chosen):
         return [row for row in csv.DictReader(file) if chosen.items() <= row.items()]
 
 
+def test_the_page_of_perturbations_has_the_figures_of_seven_trainings():
+    folder, methods = ROOT / "benchmarks/studies/results", ["scldm_transport", "latent_arithmetic"]
+    table = pd.concat([pd.read_csv(folder / name / "perturbation.csv") for name in ("", "more_seeds")])
+    table = table[(table["cell_type"] == "T activated") & table["method"].isin(methods)]
+    wide = table.pivot_table(index="seed", columns=["metric", "method"], values="value")[
+        ["energy_distance", "mean_change_debiased_error"]
+    ]
+    shown = []
+    for metric, digits in (("energy_distance", 2), ("mean_change_debiased_error", 3)):
+        one, other = (wide[metric][method] for method in methods)
+        shown += [f"{value:.{digits}f}" for value in (one.mean(), other.mean(), (one - other).sem())]
+    energy, other, error, squared, others, deviation = shown
+    assert len(wide) == 7
+    text = words_of("docs/user_guide/perturbations.md")
+    assert f"the energy distance is {energy} for the transport and {other} for latent arithmetic" in text
+    assert f"(standard error of the difference {error})" in text
+    assert f"squared error of mean changes {squared} and {others} ({deviation})" in text
+
+
 def words_of(page):
     """Return a page without line breaks."""
     return " ".join((ROOT / page).read_text(encoding="utf-8").split())
