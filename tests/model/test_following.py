@@ -136,6 +136,25 @@ def test_other_cells_are_followed_like_the_models_own(trained, low_dose):
         pd.testing.assert_frame_equal(one, other)
 
 
+def test_cells_are_near_each_other_in_the_array_that_the_user_names(trained, low_dose, monkeypatch):
+    latents = trained.get_latent_representation()
+    monkeypatch.setitem(trained.adata.obsm, "X_same", latents)
+    monkeypatch.setitem(trained.adata.obsm, "X_other", np.random.default_rng(0).normal(size=latents.shape))
+    default, same, other = (
+        trained.follow_cells(None, {"dose": 100}, "cell_type", indices=low_dose, use_rep=key, seed=0)[0]
+        for key in (None, "X_same", "X_other")
+    )
+
+    pd.testing.assert_frame_equal(default, same)
+    assert not default.equals(other)
+    with pytest.raises(KeyError, match=r"`model.adata.obsm` has no 'X_pac', which `use_rep` names. Known, closest"):
+        trained.follow_cells(None, {"dose": 100}, "cell_type", indices=low_dose, use_rep="X_pac")
+    few = trained.adata[low_dose].copy()
+    few.obsm["X_same"] = few.obsm["X_same"][:, :1]
+    with pytest.raises(ValueError, match=r"has 1 columns in `adata` and 8 in `model.adata`"):
+        trained.follow_cells(few, {"dose": 100}, "cell_type", use_rep="X_same")
+
+
 def test_the_seed_chooses_paths_but_not_fates(trained, low_dose):
     first, second = (
         trained.follow_cells(None, {"dose": 100}, "cell_type", indices=low_dose, seed=seed) for seed in (0, 1)

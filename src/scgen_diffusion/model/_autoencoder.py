@@ -408,6 +408,7 @@ class AutoencoderModel(DiffusionModel):
         labels_key: str,
         *,
         indices: Sequence[int] | None = None,
+        use_rep: str | None = None,
         step: float | None = None,
         n_neighbors: int = 5,
         batch_size: int | None = None,
@@ -431,6 +432,9 @@ class AutoencoderModel(DiffusionModel):
             Column of the model's ``obs`` with the labels of late cells, such as cell types.
         indices
             Rows of the cells to follow; default: all.
+        use_rep
+            Array of ``obsm`` in which cells are near each other, such as ``"X_pca"``, of all these cells together.
+            Default: the latent.
         step
             Length of a step. The last one goes to the cells within half a step of `until`. Earlier steps to fewer than
             50 of the model's cells are left out. Default: a fifth of the time from the earliest cell to `until`.
@@ -455,7 +459,7 @@ class AutoencoderModel(DiffusionModel):
         RuntimeError
             If the autoencoder is not trained.
         KeyError
-            If the column of times or labels is missing.
+            If the column of times or labels, or the array, is missing.
         ValueError
             If times are not numbers or not earlier than `until`, if few of the model's cells are near `until` or some
             of these have no label, or if the model was loaded without cells.
@@ -467,7 +471,8 @@ class AutoencoderModel(DiffusionModel):
         ...     early, {"minutes": 500}, "cell_type"
         ... )  # doctest: +SKIP
         """
-        self._check_can_read_cells()
+        if use_rep is None:
+            self._check_can_read_cells()
         if self.adata is None:
             msg = "Cells are followed along the model's own cells, but it has none in memory; load it with `adata`."
             raise ValueError(msg)
@@ -505,10 +510,21 @@ class AutoencoderModel(DiffusionModel):
                 f"{labels[is_last].isna().sum()} cells near {key} = {end:g} have no {labels_key!r}; give them a label."
             )
             raise ValueError(msg)
+        if use_rep is None:
+            places = self.get_latent_representation(batch_size=batch_size)
+            given_places = self.get_latent_representation(adata, indices, batch_size=batch_size)
+        else:
+            places, given_places = _array(self.adata, use_rep, "model.adata"), _array(followed, use_rep, "adata")[rows]
+            if places.shape[1] != given_places.shape[1]:
+                msg = (
+                    f"obsm[{use_rep!r}] has {given_places.shape[1]} columns in `adata` and {places.shape[1]} in "
+                    "`model.adata`. Compute it for all these cells together."
+                )
+                raise ValueError(msg)
         steps = follow(
-            self.get_latent_representation(batch_size=batch_size),
+            places,
             times,
-            self.get_latent_representation(adata, indices, batch_size=batch_size),
+            given_places,
             given_times,
             until=end,
             step=step,
@@ -592,6 +608,18 @@ def _check_number(name: str, value: Any) -> float:
         msg = f"`{name}` must be a finite number, but found {value!r}."
         raise ValueError(msg)
     return float(value)
+
+
+def _array(cells: AnnData, key: str, name: str) -> np.ndarray:
+    """Return an array of ``obsm``, ``(cells, columns)``."""
+    if key not in cells.obsm:
+        msg = f"`{name}.obsm` has no {key!r}, which `use_rep` names. {known_names(key, list(cells.obsm))}"
+        raise KeyError(msg)
+    values = np.asarray(cells.obsm[key], dtype=float)
+    if not np.isfinite(values).all():
+        msg = f"`{name}.obsm[{key!r}]` has values that are NaN or infinite."
+        raise ValueError(msg)
+    return values
 
 
 def _numbers(cells: AnnData, key: str, name: str) -> np.ndarray:
