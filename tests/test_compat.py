@@ -93,3 +93,30 @@ def test_apples_mps_is_refused_before_any_work(monkeypatch):
         ValueError, match="'mps' does not work, because counts are drawn in double precision; use 'cpu'"
     ):
         _compat.parse_device_args("mps", "auto", return_device="torch")
+
+
+def test_numba_does_not_undo_the_limit_of_threads(run_python):
+    script = """
+import os
+os.environ["NUMBA_NUM_THREADS"] = "2"
+import numba, numpy as np, torch
+from anndata import AnnData
+from scgen_diffusion.model import SCRDIT
+
+@numba.njit(parallel=True)
+def double(x):
+    for i in numba.prange(len(x)):
+        x[i] *= 2
+
+double(np.ones(100))
+after_numba = torch.get_num_threads()
+cells = AnnData(np.random.default_rng(0).poisson(2, (60, 5)).astype("float32"))
+SCRDIT.setup_anndata(cells)
+model = SCRDIT(cells)
+model.train(1, accelerator="cpu", enable_progress_bar=False)
+trained = torch.get_num_threads()
+torch.set_num_threads(3)
+model.generate(2)
+print(after_numba, trained, torch.get_num_threads())
+"""
+    assert run_python(script).split() == ["2", "1", "3"]

@@ -6,12 +6,28 @@ intends for subclasses to override or call, such as scvi-tools' ``_validate_annd
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from scvi.data import AnnDataManager
     from scvi.model.base import BaseModelClass
+
+
+def respect_thread_limit() -> None:
+    """Let PyTorch use no more threads than ``OMP_NUM_THREADS``, although numba has changed their number.
+
+    Numba, which scanpy uses, sets it to the number of cores at its first parallel function, for all libraries with
+    OpenMP. On a busy machine, training is then ten times as slow. A number that the user has set since is left alone.
+    """
+    import torch
+
+    limit, numba = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0], sys.modules.get("numba")
+    of_numba = numba.config.NUMBA_NUM_THREADS if numba is not None else 0
+    if limit.isdigit() and 0 < int(limit) < of_numba == torch.get_num_threads():
+        torch.set_num_threads(int(limit))
 
 
 def parse_device_args(*args: Any, **kwargs: Any) -> Any:

@@ -30,7 +30,7 @@ from scvi.model.base import BaseModelClass
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_argument_names, check_count, known_names, suggests_arguments, warn_user
-from scgen_diffusion._compat import forget_cells, parse_device_args, replace_contents
+from scgen_diffusion._compat import forget_cells, parse_device_args, replace_contents, respect_thread_limit
 from scgen_diffusion._pretrained import model_folder
 from scgen_diffusion.data import (
     PROVENANCE_KEY,
@@ -590,6 +590,7 @@ class DiffusionModel(BaseModelClass):
         **of_stage: Any,
     ) -> None:
         """Check all arguments, then train the stages until the user stops one."""
+        respect_thread_limit()
         trainer_kwargs = dict(trainer_kwargs)
         known = {*inspect.signature(getattr(self, method)).parameters, *trainer_options()} - {"trainer_kwargs"}
         check_argument_names(method, trainer_kwargs, sorted(known), NAMES_IN_TRAINING)
@@ -1466,6 +1467,7 @@ class DiffusionModel(BaseModelClass):
     ) -> CellRequest:
         """Check and resolve the arguments of a request; ``options`` are those of :meth:`CellGenerator.request`."""
         self._check_ready_to_generate()
+        respect_thread_limit()
         return self._engine.request(n_cells, condition, seed=resolve_seed(seed), **options)
 
     def _with_verdict(self, request: CellRequest) -> CellRequest:
@@ -1580,6 +1582,7 @@ class DiffusionModel(BaseModelClass):
         self, source: AnnData | CellFiles, rows: np.ndarray, batch_size: int
     ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
         """Yield the registered tensors of some rows of checked cells, with their row numbers."""
+        respect_thread_limit()
         if isinstance(source, CellFiles):
             yield from self._on_device(source.loader(rows, batch_size), rows)
             return
