@@ -104,13 +104,15 @@ def test_a_set_that_was_seen_is_more_than_its_members():
     torch.testing.assert_close(ask(torch.zeros(SIZE), [0, 0, 1]), seen, atol=0.05, rtol=0)
 
 
-def test_a_dose_lies_between_its_neighbours_and_none_does_nothing():
+@pytest.mark.parametrize(
+    ("dose", "expected"), [(-0.5, 0.0), (0.0, 0.5), (0.5, 1.0), (1.0, 1.5), (1.5, 2.0), (9.0, 2.0), (-3.0, 0.0)]
+)
+def test_effects_lie_on_lines_between_known_doses_and_stay_beyond_them(dose, expected):
     doses = torch.tensor([[0.0, 0.5], [0.0, 1.5]])
     shifts = torch.tensor([[1.0], [2.0]]).expand(2, SIZE)
     ask = fitted((1, Number()), doses, torch.zeros(2, SIZE), shifts, control=torch.tensor([1.0, -0.5]))
 
-    assert 1.1 < ask(torch.zeros(SIZE), [0, 1.0])[0] < 2.2
-    assert not ask(torch.zeros(SIZE), [0, -0.5]).any()
+    torch.testing.assert_close(ask(torch.zeros(SIZE), [0, dose]), torch.full((SIZE,), expected), atol=0.01, rtol=0)
 
 
 def test_groups_at_the_dose_of_control_cells_are_not_predictions_to_learn_from():

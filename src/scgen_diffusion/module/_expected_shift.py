@@ -42,8 +42,14 @@ class ExpectedShift(nn.Module):
     The axes :math:`A` make cells as alike as their expected expression is: latents that hardly change it do not count.
     Where no similar cells were seen, the expected shift is the mean over groups. Sets of perturbations add up: their
     :math:`k_p` is the number of members that they share. It is 1 for equal classes and 0 for others, and falls with the
-    distance of numbers and of known embeddings. :math:`b` and :math:`\ell` are those under which the measured shifts
-    are most probable (the marginal likelihood).
+    distance of known embeddings. Numbers have the :math:`k_p` of Brownian motion from the control's number :math:`c`,
+
+    .. math::
+
+        k_p(p, p') = (\lvert p - c \rvert + \lvert p' - c \rvert - \lvert p - p' \rvert) / 2,
+
+    so that effects lie on straight lines between those of known doses, and stay the same beyond the last one. :math:`b`
+    and :math:`\ell` are those under which the measured shifts are most probable (the marginal likelihood).
 
     Parameters
     ----------
@@ -338,8 +344,7 @@ class ExpectedShift(nn.Module):
         if not numbers:
             return discrete
         p, q, c = (torch.cat(values, -1).double() for values in zip(*numbers, strict=True))
-        from_control, other_from_control = _near(p, c[None]), _near(q, c[None])
-        of_numbers = _near(p, q) - from_control * other_from_control.T  # no effect at the control's numbers
+        of_numbers = _brownian(p - c, q - c)
         return of_numbers if discrete is None else discrete * of_numbers
 
     def _own_similarity(self, codes: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
@@ -350,6 +355,11 @@ class ExpectedShift(nn.Module):
 
 def _forget_inverse(shift: ExpectedShift, keys: object) -> None:
     shift.inverse = None
+
+
+def _brownian(p: Tensor, q: Tensor) -> Tensor:
+    """Return the covariance of Brownian motion from the origin at ``p (n, numbers)`` and ``q (m, numbers)``."""
+    return (p.norm(dim=1)[:, None] + q.norm(dim=1) - torch.cdist(p, q)) / 2
 
 
 def _near(p: Tensor, q: Tensor) -> Tensor:
