@@ -36,7 +36,7 @@ SCRDIT = {
     "published": {"size": "published"},
 }
 #: Rows of the samplers' tables.
-SCLDM_SAMPLERS = [("euler", 10), ("euler", 50), ("midpoint", 5), ("midpoint", 10), ("heun", 10), ("dopri5", None)]
+SCLDM_SAMPLERS = [("euler", 10), ("euler", 50), ("midpoint", 5), ("midpoint", 10), ("heun", 10), ("dopri5", 0)]
 #: Faults of the study of sensitivity, in words.
 FAULTS = {
     "dropout 10 %": "10 % of the values set to zero",
@@ -72,16 +72,14 @@ def page_blocks() -> dict[tuple[str, str], str]:
         (f"{GUIDE}/scldm_mathematics.md", "recipe"): recipe_table(
             {size: {stage: getattr(RECIPES[size], stage) for stage in ("autoencoder", "prior")} for size in RECIPES}
         ),
-        (f"{GUIDE}/scldm_mathematics.md", "samplers"): scldm_sampler_table(),
+        (f"{GUIDE}/scldm_mathematics.md", "samplers"): sampler_table("samplers.csv", "SCLDM", shown=SCLDM_SAMPLERS),
         (f"{GUIDE}/scrdit.md", "training length"): length_table(diffusion),
         (f"{GUIDE}/scrdit_mathematics.md", "architecture"): option_table(scrdit),
         (f"{GUIDE}/scrdit_mathematics.md", "recipe"): recipe_table(
             {name: {"diffusion": recipe} for name, recipe in zip(SCRDIT, recipes, strict=True)}
         ),
-        (f"{GUIDE}/scrdit_mathematics.md", "samplers"): gene_space_sampler_table(
-            "gene_space_samplers.csv", "SCRDIT-profiles"
-        ),
-        (f"{GUIDE}/scrdit_mathematics.md", "unmasking"): gene_space_sampler_table("samplers.csv", "SCRDIT"),
+        (f"{GUIDE}/scrdit_mathematics.md", "samplers"): sampler_table("gene_space_samplers.csv", "SCRDIT-profiles"),
+        (f"{GUIDE}/scrdit_mathematics.md", "unmasking"): sampler_table("samplers.csv", "SCRDIT"),
         (f"{GUIDE}/wbdit_mathematics.md", "network size"): network_size_table(),
         **{(f"{GUIDE}/metrics.md", topic): metric_table(topic) for topic in TOPICS},
         (f"{GUIDE}/metrics.md", "faults"): fault_table(),
@@ -161,37 +159,35 @@ def fault_table() -> str:
     return _left(["fault", "metrics that see it best"], lines)
 
 
-def scldm_sampler_table() -> str:
-    """Write how exact SCLDM's samplers are, and the recall of their cells."""
-    rows = read_table(STUDIES / "scldm_samplers.csv")
-    lines = []
-    for sampler, n_steps in SCLDM_SAMPLERS:
-        steps = rows["n_steps"].isna() if n_steps is None else rows["n_steps"] == n_steps
-        row = rows[(rows["sampler"] == sampler) & steps].iloc[0]
-        evaluations = "adaptive" if n_steps is None else f"{row['evaluations']:.0f}"
-        lines.append(
-            [f"`{sampler}`", str(n_steps or ""), evaluations, f"{row['error']:.2g}", *_two(row, "precision", "recall")]
-        )
-    floor = rows[rows["sampler"] == "floor"].iloc[0]
-    lines.append(["real cells", "", "", "", *_two(floor, "precision", "recall")])
-    return markdown_table(["sampler", "steps", "evaluations", "error", "precision", "recall"], lines)
+def sampler_table(results: str, model: str, *, shown: Sequence[tuple[str, int]] = ()) -> str:
+    """Write the quality and the cost of a model's cells by sampler, means of the drawings.
 
-
-def gene_space_sampler_table(results: str, model: str) -> str:
-    """Write the quality and the cost of a model's cells by sampler, means of the drawings."""
+    If only some samplers and numbers of steps are shown, in this order, their error is shown as well.
+    """
     rows = read_table(STUDIES / results).rename(columns={"auc_pcs": "auc_boosting"})
     figures = ["auc_boosting", "auc_genes", "precision", "recall"]
     rows = rows[rows["model"].isin([model, "real cells"])]
-    means = rows.groupby(["model", "sampler", "n_steps"], sort=False)[[*figures, "cpu_seconds"]].mean().reset_index()
+    columns = [*figures, "cpu_seconds", *(["error"] if shown else [])]
+    means = rows.groupby(["model", "sampler", "n_steps"], sort=False)[columns].mean().reset_index()
+    ways = list(zip(means["sampler"], means["n_steps"], strict=True))
+    if shown:
+        means = means.iloc[[ways.index(way) for way in (*shown, ("floor", 0))]]
+    else:
+        means = means.sort_values("n_steps")
     fewest = means["cpu_seconds"].min()
     lines = []
-    for row in means.sort_values("n_steps").to_dict("records"):
+    for row in means.to_dict("records"):
         is_floor = row["sampler"] == "floor"
-        name = ["real cells", "", ""] if is_floor else [f"`{row['sampler']}`", f"{row['n_steps']:.0f}", ""]
+        name = (
+            ["real cells", "", ""]
+            if is_floor
+            else [f"`{row['sampler']}`", f"{row['n_steps']:.0f}" if row["n_steps"] else "adaptive", ""]
+        )
         name[2] = "" if is_floor else f"{row['cpu_seconds'] / fewest:.1f}"
-        lines.append([*name, *_two(row, *figures)])
+        error = ([""] if is_floor else [f"{row['error']:.2g}"]) if shown else []
+        lines.append([*name, *error, *_two(row, *figures)])
     header = ["sampler", "steps", "relative time", "AUC, PCs", "AUC, genes", "precision", "recall"]
-    return markdown_table(header, lines)
+    return markdown_table([*header[:3], *(["error"] if shown else []), *header[3:]], lines)
 
 
 def thread_table() -> str:
