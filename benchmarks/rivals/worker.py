@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 #: Keys of ``uns``: the cells to draw, what the drawn values are, and what they cost.
 REQUESTED, VALUES, COSTS = "requested", "values", "costs"
-#: The ``shift`` of a requested row: its control cell is decoded as perturbed, or as it is.
-SHIFT, NO_SHIFT = "perturbed", "none"
+#: The ``shift`` of a requested row whose control cell is decoded as it is.
+NO_SHIFT = "none"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Task:
         Training cells: counts in `X`, labels in ``obs["label"]``.
     requested
         One row per cell to draw: its ``label``, and the ``total`` counts of a random training cell with this label. For
-        predictions of a perturbation, one row per training cell to move, by its name: how, in ``shift``.
+        predictions of a perturbation, one row per training cell to move, by its name: to which condition, in ``shift``,
+        and to which ``dose``, if conditions have doses.
     minutes
         Minutes on one core that the training may take.
     length

@@ -45,12 +45,15 @@ def store_figures(path: Path, case: Mapping[str, object], figures: Mapping[str, 
     logger.info("%s: %s", ", ".join(map(str, case.values())), figures)
 
 
-def study_parser(description: str, name: str) -> argparse.ArgumentParser:
-    """Return the parser of a study's options: its seeds, threads and folder of results."""
+def study_parser(description: str, name: str, *, rivals: Iterable[str] = ()) -> argparse.ArgumentParser:
+    """Return the parser of a study's options: its seeds, threads and folder of results, and one of its rivals."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--results", type=Path, default=RESULTS, help=f"folder of {name}.csv and {name}.md")
+    if rivals:
+        parser.add_argument("--rival", choices=rivals, help="measure a rival instead of SCLDM")
+        parser.add_argument("--python", help="Python of an environment that has the rival")
     return parser
 
 
@@ -58,5 +61,7 @@ def read_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Read the options, and set the number of threads."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parser.parse_args()
+    if getattr(options, "rival", None) and not options.python:
+        parser.error("A rival needs --python.")
     torch.set_num_threads(options.threads)
     return options

@@ -2,13 +2,15 @@
 
     python -m benchmarks.studies.left_out_donors                                  # all that is missing
     python -m benchmarks.studies.left_out_donors --donors donor1015 --seeds 0     # a part of it; 4 minutes of CPU time
+    python -m benchmarks.studies.left_out_donors --rival CPA --python venv/bin/python                 # a rival
 
 Cells of `kang_control_8donors` are untreated. Half of the cells of each donor and type get a known effect: a part that
 all types share, a part of each type, and a strength of each donor, which nobody can predict. The treated cells of one
 donor are left out, and predicted from the donor's control cells by the transport, which learns from the other donors,
 within donors (`match_keys`). The mean shift is that of the same type in the other donors, against control cells of the
 same donors. ``true effect`` applies the effect itself to the control cells, and ``mean strength`` the effect at the
-mean strength of the other donors: no prediction can be better. Figures go to ``results/left_out_donors.csv`` and
+mean strength of the other donors: no prediction can be better. Rivals know type and donor of each cell; the change that
+they decode is added to each control cell. Figures go to ``results/left_out_donors.csv`` and
 ``.md``.
 """
 
@@ -23,7 +25,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from benchmarks.quality.splits import load
+from benchmarks.quality.splits import load, log_normalise
+from benchmarks.rivals.exchange import as_log_cells, ask_for_profiles
 from benchmarks.studies.held_out import read_options, study_parser
 from benchmarks.studies.matched_donors import CELL_TYPE, DATASET, DONOR, KEY, METRICS, MIN_CELLS, treat
 from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
@@ -34,7 +37,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("benchmarks.left_out_donors")
 
-KEYS = ("donor", "seed")
+KEYS = ("donor", "seed", "model")
+OURS = "SCLDM transport"
+RIVALS = ("CPA", "CellFlow")
 DONORS = ("donor1015", "donor1256", "donor1488", "donor1244")  # with the most cells
 TREATED, CONTROL = "drug", "none"
 N_SHARED, N_OWN = 100, 50  # changed genes, among the half that has most counts
@@ -48,7 +53,6 @@ PLAYERS = {
     EXPECTED: EXPECTED,
     "mean_shift": "mean shift",
     "no_change": "no change",
-    "value": "SCLDM transport",
 }
 
 
@@ -99,8 +103,18 @@ def predict(train: ad.AnnData, control: ad.AnnData, seed: int) -> ad.AnnData:
         return model.predict_perturbation(control, {KEY: TREATED}, seed=seed, method="transport")
 
 
-def measure(cells: ad.AnnData, donor: str, seed: int) -> pd.DataFrame:
-    """Leave out the treated cells of a donor; return a row per metric and type."""
+def predict_by_rival(rival: str, train: ad.AnnData, control: ad.AnnData, seed: int, python: str) -> ad.AnnData:
+    """Train a rival on all cells, and add what it changes to the control cells."""
+    train = train.copy()
+    train.obs = train.obs.astype(str).replace({KEY: {CONTROL: "control"}})
+    before, [after], costs = ask_for_profiles(rival, train, control, [{"shift": TREATED}], seed, python=python)
+    logger.info("%s: %.1f CPU minutes of training", rival, costs["train_minutes"])
+    moved = log_normalise(control.X) + after - before
+    return as_log_cells(moved, control.obs.assign(**{KEY: TREATED}), control.var)
+
+
+def measure(cells: ad.AnnData, donor: str, seed: int, rival: str | None, python: str | None) -> pd.DataFrame:
+    """Leave out the treated cells of a donor; return a row per metric and type, for SCLDM or a rival."""
     control, treated, ideal = simulate(cells, donor, seed)
     rng = np.random.default_rng([seed, 8])
 
@@ -115,8 +129,12 @@ def measure(cells: ad.AnnData, donor: str, seed: int) -> pd.DataFrame:
     )
     train = ad.concat([control, others])
     train.obs = train.obs.astype("category")
-    predicted = predict(train, control[control.obs[DONOR] == donor].copy(), seed)
-    verdicts = predicted.uns["scgen_diffusion"]["verdict"]
+    of_donor = control[control.obs[DONOR] == donor].copy()
+    if rival:
+        predicted, verdicts = predict_by_rival(rival, train, of_donor, seed, str(python)), None
+    else:
+        predicted = predict(train, of_donor, seed)
+        verdicts = predicted.uns["scgen_diffusion"]["verdict"].set_index("combination")["verdict"]
     tables = []
     for name in cells.obs[CELL_TYPE].unique():
 
@@ -128,38 +146,41 @@ def measure(cells: ad.AnnData, donor: str, seed: int) -> pd.DataFrame:
             of_type(predicted),
             control=of_type(control),
             train=of_type(others),
-            others={
-                how: of_type(changed[control.obs_names[control.obs[DONOR] == donor]]) for how, changed in ideal.items()
-            },
+            others={how: of_type(changed[of_donor.obs_names]) for how, changed in ideal.items()},
             perturbation_key=KEY,
             match_keys=[DONOR],
             metrics=METRICS,
             n_floor=2,
             seed=seed,
         )
-        verdict = verdicts.loc[verdicts["combination"].str.contains(f"{CELL_TYPE}={name!r}", regex=False), "verdict"]
-        tables.append(table.assign(cell_type=name, verdict=verdict.iloc[0]))
-    return pd.concat(tables).drop(columns=["perturbation", "group"]).assign(donor=donor, seed=seed)
+        verdict = (
+            "" if verdicts is None else verdicts[[f"{CELL_TYPE}={name!r}" in text for text in verdicts.index]].iloc[0]
+        )
+        tables.append(table.assign(cell_type=name, verdict=verdict))
+    return pd.concat(tables).drop(columns=["perturbation", "group"]).assign(donor=donor, seed=seed, model=rival or OURS)
 
 
 def summarise(table: pd.DataFrame) -> str:
     """Write one row per metric, means over donors, types and seeds; and the energy distance of each donor."""
 
+    ours, models = table[table["model"] == OURS], [*table["model"].unique()]
+
     def means(by: str, rows: pd.DataFrame) -> str:
-        found = rows.groupby(by, sort=False)[list(PLAYERS)].mean()
+        found = rows[rows["model"] == OURS].groupby(by, sort=False)[list(PLAYERS)].mean()
+        found[models] = rows.groupby([by, "model"])["value"].mean().unstack("model")[models]
         lines = [
             [f"`{name}`", *(f"{value:.3f}" for value in row)]
             for name, row in zip(found.index, found.to_numpy(), strict=True)
         ]
-        return markdown_table(["", *PLAYERS.values()], lines)
+        return markdown_table(["", *PLAYERS.values(), *models], lines)
 
-    verdicts = table.drop_duplicates([*KEYS, "cell_type"])["verdict"].value_counts()
-    source = table.iloc[-1]
+    verdicts = ours.drop_duplicates([*KEYS, "cell_type"])["verdict"].value_counts()
+    source = ours.iloc[-1]
     return "\n".join(
         [
             f"The treated cells of one donor of `{DATASET}` are left out; the effect is known. Means over "
-            f"{table['cell_type'].nunique()} cell types of {len(table[[*KEYS]].drop_duplicates())} trainings, each without "
-            f"one donor. Verdicts: {', '.join(f'{n} {name}' for name, n in verdicts.items())}. "
+            f"{table['cell_type'].nunique()} cell types of {len(ours[[*KEYS]].drop_duplicates())} trainings, each without "
+            f"one donor. SCLDM's verdicts: {', '.join(f'{n} {name}' for name, n in verdicts.items())}. "
             "Written by `python -m benchmarks.studies.left_out_donors`.",
             "",
             means("metric", table),
@@ -183,8 +204,8 @@ def run(options: argparse.Namespace) -> None:
     cells = cells[cells.obs[CELL_TYPE].isin(n_cells.index[n_cells >= MIN_CELLS])].copy()
     path = options.results / "left_out_donors.csv"
     for seed, donor in product(options.seeds, options.donors):
-        if (donor, seed) not in stored_keys(path, KEYS):
-            table = measure(cells, donor, seed).round(6)
+        if (donor, seed, options.rival or OURS) not in stored_keys(path, KEYS):
+            table = measure(cells, donor, seed, options.rival, options.python).round(6)
             store_rows(path, table.assign(**describe_source("torch", "scvi-tools", "scgen-diffusion")), KEYS)
             logger.info("%s, seed %s: done", donor, seed)
     write_text(options.results / "left_out_donors.md", summarise(read_table(path)))
@@ -192,7 +213,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Run from the command line."""
-    parser = study_parser(__doc__, "left_out_donors")
+    parser = study_parser(__doc__, "left_out_donors", rivals=RIVALS)
     parser.add_argument("--donors", nargs="*", choices=DONORS, default=list(DONORS), help="donors to leave out")
     run(read_options(parser))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pandas as pd
 from benchmarks.quality.drawing import MODELS
 from benchmarks.studies.end_to_end import costs_of, quality_of
 from benchmarks.studies.held_out import REAL
+from benchmarks.studies.hours import GENERATE, OTHER_HOUR, PROPORTIONAL, RIVALS, TRANSPORT
 from benchmarks.studies.learning_curves import COSTS, DEFAULT, METHODS, columns_of
 from benchmarks.studies.world import N_GENES
 from benchmarks.tables import markdown_table, mean_with_interval
@@ -105,6 +107,42 @@ def perturbation(table: pd.DataFrame) -> Blocks:
     energy = by_type.loc["energy_distance"].T
     types = _table(energy, {name: name for name in energy.index}, {REAL: "floor"} | shown, corner="left-out type")
     return {(page, "perturbation"): overall, (page, "perturbation: types"): types}
+
+
+COMBINATION_METHODS = {
+    REAL: "floor",
+    "SCLDM, transport": "scldm_transport",
+    "sum of both effects": "additive",
+    "CPA": "cpa",
+    "CellFlow": "cellflow",
+    "mean shift": "mean_shift",
+    "no change": "no_change",
+}
+
+
+def perturbation_combinations(table: pd.DataFrame) -> Blocks:
+    """Write the means over pairs of genes and seeds."""
+    means = table.pivot_table(index="method", columns="metric", values="value")
+    metrics = ("energy_distance", "mean_change_correlation", "mean_change_debiased_error", "variance_error")
+    shown = {PERTURBATION_METRICS[metric]: metric for metric in metrics}
+    text = _table(means, COMBINATION_METHODS, shown, corner="pairs of genes", write="{:.3f}")
+    return {("docs/user_guide/perturbations.md", "perturbation_combinations"): text}
+
+
+HOUR_METHODS = (REAL, TRANSPORT, GENERATE, OTHER_HOUR, PROPORTIONAL, *RIVALS, "no change")
+
+
+def hours(table: pd.DataFrame) -> Blocks:
+    """Write the figures of each hour left out."""
+    metrics = {
+        "energy distance": "energy_distance",
+        "correlation": "mean_change_correlation",
+        "slope": "mean_change_slope",
+    }
+    columns = {f"{hour:g} h: {name}": (metric, hour) for hour in (1.0, 3.0) for name, metric in metrics.items()}
+    means = table.pivot_table(index="method", columns="left_out", values=list(metrics.values()))
+    text = _table(means, {name: name for name in HOUR_METHODS}, columns, corner="cells of the hour left out")
+    return {("docs/user_guide/numbers.md", "hours"): text}
 
 
 def perturbation_trust(table: pd.DataFrame) -> Blocks:
@@ -312,7 +350,7 @@ def _table(
     for name, row in rows.items():
         found = [values[column].get(row) for column in columns.values()]
         lines.append(
-            [name, *("" if pd.isna(value) else write.format(value).replace("-0.00", "0.00") for value in found)]
+            [name, *("" if pd.isna(value) else re.sub(r"^-(?=[0.]+$)", "", write.format(value)) for value in found)]
         )
     return markdown_table([corner, *columns], lines)
 
@@ -329,6 +367,8 @@ BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
     "multimodal": multimodal,
     "tissue": tissue,
     "time_course": time_course,
+    "hours": hours,
+    "perturbation_combinations": perturbation_combinations,
     "fates": fates,
     "doses": doses,
 }

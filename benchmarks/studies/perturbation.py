@@ -32,8 +32,8 @@ import torch
 from benchmarks.quality.drawing import write_cells
 from benchmarks.quality.splits import load, log_normalise, most_variable
 from benchmarks.rivals import scgen
-from benchmarks.rivals.exchange import ask
-from benchmarks.rivals.worker import COSTS, NO_SHIFT, SHIFT
+from benchmarks.rivals.exchange import as_log_cells, ask
+from benchmarks.rivals.worker import COSTS, NO_SHIFT
 from benchmarks.tables import (
     ROOT,
     describe_source,
@@ -193,8 +193,7 @@ def as_cells(case: Case, counts: NDArray | sp.csr_matrix) -> ad.AnnData:
 
 def as_profiles(case: Case, values: NDArray) -> ad.AnnData:
     """Return predicted log-normalised values, one row per control cell, as cells. Negative values become zero."""
-    values = sp.csr_matrix(np.maximum(values, 0))
-    return ad.AnnData(values, obs=predicted_obs(case), var=case.train.var.copy(), uns={"log1p": {}})
+    return as_log_cells(values, predicted_obs(case), case.train.var.copy())
 
 
 def predicted_obs(case: Case) -> pd.DataFrame:
@@ -213,8 +212,8 @@ PRIOR_KWARGS = {"batch_size": 128}
 #: Rivals, each in an environment of its own, and the shifts with which they decode control cells.
 SHIFTS = {
     "scGen": (scgen.ALL_TYPES, scgen.OTHER_TYPES, NO_SHIFT),
-    "CPA": (SHIFT, NO_SHIFT),
-    "CellFlow": (SHIFT, NO_SHIFT),
+    "CPA": (PERTURBED, NO_SHIFT),
+    "CellFlow": (PERTURBED, NO_SHIFT),
 }
 
 
@@ -367,10 +366,10 @@ RIVAL_METHODS: dict[str, Callable[[Trained], ad.AnnData]] = {
     "scgen": partial(rival_change, rival="scGen", shift=scgen.ALL_TYPES),
     "scgen_other_types": partial(rival_change, rival="scGen", shift=scgen.OTHER_TYPES),
     "scgen_profiles": partial(rival_profiles, rival="scGen", shift=scgen.ALL_TYPES),
-    "cpa": partial(rival_change, rival="CPA", shift=SHIFT),
-    "cpa_profiles": partial(rival_profiles, rival="CPA", shift=SHIFT),
-    "cellflow": partial(rival_change, rival="CellFlow", shift=SHIFT),
-    "cellflow_profiles": partial(rival_profiles, rival="CellFlow", shift=SHIFT),
+    "cpa": partial(rival_change, rival="CPA", shift=PERTURBED),
+    "cpa_profiles": partial(rival_profiles, rival="CPA", shift=PERTURBED),
+    "cellflow": partial(rival_change, rival="CellFlow", shift=PERTURBED),
+    "cellflow_profiles": partial(rival_profiles, rival="CellFlow", shift=PERTURBED),
 }
 METHODS = (*BASELINES, *SCLDM_METHODS)
 

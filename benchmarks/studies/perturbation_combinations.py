@@ -1,44 +1,62 @@
 """Can combinations of two perturbations be predicted from single ones? SCLDM and the additive baseline, on K562 cells.
 
     python -m benchmarks.studies.perturbation_combinations               # missing seeds, then the summary
+    python -m benchmarks.studies.perturbation_combinations --rival CPA --python venv/bin/python  # a rival
 
 All combinations of `norman_mcfaline_devel` whose two parts were measured alone are left out together, and predicted
 from control cells. Figures from ``scgen_diffusion.metrics.evaluate`` go to ``results/perturbation_combinations.csv``
 and ``.md``. They measure real and predicted changes against the same control cells, whose noise is then in both, and in
 adding twice. So the same once more with half of the control cells: the other half is unseen, and real changes are
 measured against either half (``perturbation_combinations_controls.csv``). Two or three minutes of CPU time per seed.
+Rivals predict from all control cells. As in the study of left-out types, the change that a rival decodes is added to
+each control cell, and its profiles are judged as they are, too.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 from itertools import product
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 
 from benchmarks.quality.splits import log_normalise
+from benchmarks.rivals.exchange import as_log_cells, ask_for_profiles
+from benchmarks.studies.held_out import read_options, study_parser
 from benchmarks.tables import (
     describe_source,
     markdown_table,
     read_table,
     store_rows,
+    stored_keys,
     write_text,
 )
 from scgen_diffusion import datasets, metrics
 
+if TYPE_CHECKING:
+    import argparse
+
 logger = logging.getLogger("benchmarks.perturbation_combinations")
 
-HERE = Path(__file__).parent
 KEY, CONTROL, CELL_TYPE, LINE = "condition", "control", "cell_type", "k562"
 KEYS = ("seed", "method", "perturbation")
 SEEN, UNSEEN = "same control cells", "unseen control cells"
-METHODS = ("floor", "no_change", "mean_shift", "additive", "scldm_transport", "scldm_transport_new_counts")
+OURS = ("scldm_transport", "scldm_transport_new_counts")
+RIVALS = ("CPA", "CellFlow")
+METHODS = (
+    "floor",
+    "no_change",
+    "mean_shift",
+    "additive",
+    "cpa",
+    "cpa_profiles",
+    "cellflow",
+    "cellflow_profiles",
+    *OURS,
+)
 
 
 def split_combinations(adata: ad.AnnData) -> tuple[ad.AnnData, ad.AnnData]:
@@ -79,6 +97,27 @@ def predict(train: ad.AnnData, combinations: list[str], seed: int) -> dict[str, 
     return {"scldm_transport": predict_all("own"), "scldm_transport_new_counts": predict_all("new")}
 
 
+def predict_by_rival(
+    rival: str, train: ad.AnnData, combinations: list[str], seed: int, python: str
+) -> dict[str, ad.AnnData]:
+    """Train a rival. Add to every control cell the change that it decodes for each combination; also its profiles."""
+    train = train.copy()
+    train.obs = train.obs.astype(str).assign(**{CELL_TYPE: LINE})
+    control = train[train.obs[KEY] == CONTROL].copy()
+    asked = [{"shift": name} for name in combinations]
+    before, after, costs = ask_for_profiles(rival, train, control, asked, seed, python=python)
+    logger.info("%s: %.1f CPU minutes of training", rival, costs["train_minutes"])
+    obs = pd.concat([control.obs.assign(**{KEY: name}) for name in combinations], ignore_index=True)
+    obs.index = obs.index.astype(str)
+
+    own = np.tile(log_normalise(control.X), (len(combinations), 1))
+    decoded, given = np.concatenate(after), np.tile(before, (len(combinations), 1))
+    return {
+        rival.lower(): as_log_cells(own + decoded - given, obs, train.var),
+        f"{rival.lower()}_profiles": as_log_cells(decoded, obs, train.var),
+    }
+
+
 def judge(train: ad.AnnData, real: ad.AnnData, predicted: dict[str, ad.AnnData], seed: int) -> pd.DataFrame:
     """Return the figures of all methods and references, one row per metric, combination and method."""
     control = train[train.obs[KEY] == CONTROL]
@@ -92,7 +131,8 @@ def judge(train: ad.AnnData, real: ad.AnnData, predicted: dict[str, ad.AnnData],
         seed=seed,
     )
     names = ["metric", "perturbation", "better"]
-    long = table.drop(columns="value").melt(names, METHODS, var_name="method", value_name="value")
+    methods = [name for name in METHODS if name in table]
+    long = table.drop(columns="value").melt(names, methods, var_name="method", value_name="value")
     return long.assign(seed=seed, **describe_source("torch", "scvi-tools", "scgen-diffusion"))
 
 
@@ -177,15 +217,19 @@ def run(arguments: argparse.Namespace) -> None:
     adata = datasets.norman_mcfaline_devel()
     train, real = split_combinations(adata[adata.obs[CELL_TYPE] == LINE])
     path = arguments.results / "perturbation_combinations.csv"
-    stored = read_table(path)
+    names = sorted(real.obs[KEY].unique())
     for seed in arguments.seeds:
-        if stored.empty or seed not in set(stored["seed"]):
+        stored = {(number, method) for number, method, _ in stored_keys(path, KEYS)}
+        if arguments.rival:
+            if (seed, arguments.rival.lower()) not in stored:
+                predicted = predict_by_rival(arguments.rival, train, names, seed, arguments.python)
+                store_rows(path, judge(train, real, predicted, seed), KEYS)
+        elif (seed, OURS[0]) not in stored:
             logger.info("seed %d", seed)
-            predicted = predict(train, sorted(real.obs[KEY].unique()), seed)
-            store_rows(path, judge(train, real, predicted, seed), KEYS)
+            store_rows(path, judge(train, real, predict(train, names, seed), seed), KEYS)
     path_by_cells = arguments.results / "perturbation_combinations_controls.csv"
     stored = read_table(path_by_cells)
-    for seed in arguments.seeds:
+    for seed in [] if arguments.rival else arguments.seeds:
         if stored.empty or seed not in set(stored["seed"]):
             logger.info("seed %d, half of the control cells", seed)
             store_rows(path_by_cells, judge_by_control_cells(train, real, seed), (*KEYS, "half"))
@@ -195,12 +239,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Run from the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    torch.set_num_threads(1)
-    run(parser.parse_args())
+    parser = study_parser(__doc__, "perturbation_combinations", rivals=RIVALS)
+    parser.set_defaults(seeds=[0, 1, 2])
+    run(read_options(parser))
 
 
 if __name__ == "__main__":

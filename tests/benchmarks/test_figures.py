@@ -67,8 +67,21 @@ SENTENCES = [
         "docs/user_guide/perturbations.md",
         r"the energy distance is ([\d.]+) for SCLDM and ([\d.]+) for the mean shift[^;]*; ([\d.]+) would be possible",
         [
-            ("studies/results/left_out_donors.csv", {"metric": "energy_distance"}, column, 2)
+            (
+                "studies/results/left_out_donors.csv",
+                {"metric": "energy_distance", "model": "SCLDM transport"},
+                column,
+                2,
+            )
             for column in ("value", "mean_shift", "mean strength")
+        ],
+    ),
+    (
+        "docs/user_guide/perturbations.md",
+        r"donor responds\. CellFlow has ([\d.]+) and CPA ([\d.]+)",
+        [
+            ("studies/results/left_out_donors.csv", {"metric": "energy_distance", "model": model}, "value", 2)
+            for model in ("CellFlow", "CPA")
         ],
     ),
 ]

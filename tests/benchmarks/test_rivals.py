@@ -127,3 +127,33 @@ def test_what_is_not_one_cell_of_counts_per_request_is_an_error(command, spoil):
 
     with pytest.raises(ValueError, match=r"must return non-negative integers of shape \(100, 30\)"):
         command(spoilt)
+
+
+def test_a_rival_decodes_control_cells_as_they_are_and_for_each_request(monkeypatch, make_cells):
+    exchange = pytest.importorskip("benchmarks.rivals.exchange")
+    train = make_cells(30, 4)
+    control = train[:10].copy()
+
+    def ask(_, given, requested, seed, **options):
+        assert given is train
+        assert (seed, options["python"]) == (3, "python")
+        doses = requested["dose"].to_numpy(float)
+        assert list(requested["shift"]) == 10 * ["none"] + 20 * ["drug"]
+        assert list(requested.index) == 3 * list(control.obs_names)
+        values = np.repeat(np.nan_to_num(doses)[:, None], 4, axis=1)
+        return ad.AnnData(values, uns={worker.COSTS: {"train_minutes": 2.0}})
+
+    monkeypatch.setattr(exchange, "ask", ask)
+    asked = [{"shift": "drug", "dose": dose} for dose in (1.0, 3.0)]
+    before, after, costs = exchange.ask_for_profiles("CPA", train, control, asked, 3, python="python")
+    assert costs["train_minutes"] == 2.0
+    assert (before == 0).all()
+    assert [np.unique(values).tolist() for values in after] == [[1.0], [3.0]]
+
+
+def test_profiles_become_cells_without_negative_values(make_cells):
+    exchange = pytest.importorskip("benchmarks.rivals.exchange")
+    cells = make_cells(2, 3)
+    found = exchange.as_log_cells(np.array([[-1.0, 0.5, 2.0], [0.0, -3.0, 1.0]]), cells.obs, cells.var)
+    np.testing.assert_array_equal(splits.to_dense(found.X), [[0, 0.5, 2], [0, 0, 1]])
+    assert "log1p" in found.uns
