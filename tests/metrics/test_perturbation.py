@@ -4,6 +4,7 @@ import math
 
 import hypothesis.strategies as st
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
 from hypothesis import given, settings
@@ -28,6 +29,7 @@ from scgen_diffusion.metrics._perturbation import (
     GeneMoments,
     Shift,
     Trained,
+    control_share_of,
     direction_of_effects,
     jaccard_of_effects,
     mix,
@@ -250,6 +252,20 @@ def test_one_wrong_direction_in_ten_is_forgiven():
 def draws(mean, seed, n_cells, n_genes=60):
     """Return Gaussian cells whose genes differ in variance."""
     return mean + np.linspace(0.5, 1.5, n_genes) * rng(seed).normal(size=(n_cells, n_genes))
+
+
+def test_control_cells_as_their_own_prediction_have_no_slope_in_arrays_and_anndata_alike():
+    rng = np.random.default_rng(0)
+    real, control = rng.poisson(3.0, (80, 30)), rng.poisson(2.0, (80, 30))
+    assert mean_change_slope(real, control, control) == 0
+    control = AnnData(control)
+    assert mean_change_slope(AnnData(real), control, control) == 0
+
+
+def test_numbers_that_concat_joins_do_not_make_cells_shifted_controls():
+    control = pd.Index(["0-0", "1-0", "2-0"])
+    assert control_share_of(pd.Index(["0-0", "1-0", "3-0"]), control) == 0
+    assert control_share_of(pd.Index(["AAC-1-drug", "CCG-1-drug"]), pd.Index(["AAC-1", "CCG-1"])) == 1
 
 
 def moments_of(cells, control_share=0.0):

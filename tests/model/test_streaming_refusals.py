@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from functools import partial
+from pathlib import Path
 
 import anndata
 import pytest
@@ -168,6 +170,15 @@ def test_cells_that_generate_returned_are_replaced_when_they_may_be(trained, tmp
     trained.generate_to(goal, **REQUEST, overwrite=True)
 
     assert anndata.read_h5ad(goal).n_obs == REQUEST["n_cells"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(trained, tmp_path, monkeypatch):
+    def refuse(self, *_, **__):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)  # as in /proc, whose folders exist and take no others
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        trained.generate_to(tmp_path / "cells.h5ad", 5)
 
 
 def contents(folder):

@@ -160,8 +160,10 @@ def real_and_predicted_effect(
     of_real, of_predicted = pair_of_expressions(real, predicted, layer, ("real", "predicted"))
     of_control = pair_of_expressions(real, control, layer, ("real", "control"))[1]
     real_moments, predicted_moments, control_moments = map(GeneMoments.of, (of_real, of_predicted, of_control))
-    if isinstance(predicted, AnnData) and isinstance(control, AnnData):
-        share = 1.0 if predicted is control else control_share_of(predicted.obs_names, control.obs_names)
+    if predicted is control:
+        predicted_moments = replace(predicted_moments, control_share=1.0)
+    elif isinstance(predicted, AnnData) and isinstance(control, AnnData):
+        share = control_share_of(predicted.obs_names, control.obs_names)
         predicted_moments = replace(predicted_moments, control_share=share)
     return Effect(real_moments, control_moments), predicted_effect(predicted_moments, real_moments, control_moments)
 
@@ -169,9 +171,9 @@ def real_and_predicted_effect(
 def control_share_of(predicted: pd.Index, control: pd.Index) -> float:
     """Return 1 if predicted cells have names of control cells, alone or joined to other words by ``-``, else 0.
 
-    Numbers are no names: anndata numbers the cells of every set that has none.
+    Numbers are no names, joined by ``-`` neither: anndata numbers the cells of every set that has none.
     """
-    known = {name for name in control if not name.isdigit()}
+    known = {name for name in control if not name.replace("-", "").isdigit()}
 
     def has_known_name(name: str) -> bool:
         words = name.split("-")

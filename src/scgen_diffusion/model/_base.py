@@ -901,7 +901,7 @@ class DiffusionModel(BaseModelClass):
             Whether to show a progress bar, which includes the cells of earlier calls.
         shard_size
             Cells per shard, rounded up to whole blocks. Larger shards need more memory, and an interruption loses more.
-            Default: 32 million values including zeros, at most 65 536 cells.
+            Default: 34 million values including zeros, at most 65 536 cells.
         rank, n_ranks
             Number of this process, from 0, and number of processes. Each makes every ``n_ranks``-th shard; the last to
             finish joins them. They need a common file system and no communication. You can resume with another

@@ -138,8 +138,8 @@ class Stream:
             self.clean()  # left by a process that was killed after others had finished
         beside = self._away()
         with explain_failed_write("Making a folder for finished cells", self.goal.parent, AGAIN):
+            beside.mkdir()
             try:
-                beside.mkdir()
                 (beside / REQUEST).write_text(json.dumps(request, indent=1))
                 sync(beside)
                 beside.rename(self.folder)
