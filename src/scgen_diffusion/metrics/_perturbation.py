@@ -160,26 +160,27 @@ def real_and_predicted_effect(
     of_real, of_predicted = pair_of_expressions(real, predicted, layer, ("real", "predicted"))
     of_control = pair_of_expressions(real, control, layer, ("real", "control"))[1]
     real_moments, predicted_moments, control_moments = map(GeneMoments.of, (of_real, of_predicted, of_control))
-    if predicted is control:
-        predicted_moments = replace(predicted_moments, control_share=1.0)
-    elif isinstance(predicted, AnnData) and isinstance(control, AnnData):
-        share = control_share_of(predicted.obs_names, control.obs_names)
-        predicted_moments = replace(predicted_moments, control_share=share)
+    predicted_moments = replace(predicted_moments, control_share=control_share_of(predicted, control))
     return Effect(real_moments, control_moments), predicted_effect(predicted_moments, real_moments, control_moments)
 
 
-def control_share_of(predicted: pd.Index, control: pd.Index) -> float:
-    """Return 1 if predicted cells have names of control cells, alone or joined to other words by ``-``, else 0.
+def control_share_of(predicted: Cells, control: Cells) -> float:
+    """Return 1 if predicted cells are the control cells, or have their names, alone or joined to other words by ``-``.
 
-    Numbers are no names, joined by ``-`` neither: anndata numbers the cells of every set that has none.
+    Otherwise return 0. Numbers are no names, joined by ``-`` neither: anndata numbers the cells of every set that has
+    none.
     """
-    known = {name for name in control if not name.replace("-", "").isdigit()}
+    if predicted is control:
+        return 1.0
+    if not (isinstance(predicted, AnnData) and isinstance(control, AnnData)):
+        return 0.0
+    known = {name for name in control.obs_names if not name.replace("-", "").isdigit()}
 
     def has_known_name(name: str) -> bool:
         words = name.split("-")
         return any("-".join(words[a:b]) in known for a, b in combinations(range(len(words) + 1), 2))
 
-    sampled = predicted[:: max(len(predicted) // N_NAMES_CHECKED, 1)]
+    sampled = predicted.obs_names[:: max(predicted.n_obs // N_NAMES_CHECKED, 1)]
     return float(len(sampled) > 0 and all(map(has_known_name, sampled)))
 
 
@@ -1170,8 +1171,8 @@ def perturbation_contexts(
                 "`mean_shift` and `additive` are empty. Pass the control cells of all groups."
             )
     mean_response = Shift.of(trained, controls, weight=1 / len(trained)) if trained else None
-    shares = {name: control_share_of(cells.obs_names, given["control"].obs_names) for name, cells in given.items()}
-    profiles = Profiles(sets, controls, trained, shares | {"control": 1.0}, space, draws)
+    shares = {name: control_share_of(cells, given["control"]) for name, cells in given.items()}
+    profiles = Profiles(sets, controls, trained, shares, space, draws)
 
     real = sets["real_test"]
     names = {split_name(name): name for name in np.unique(labels_of(given["real_test"], key)).tolist()}

@@ -145,7 +145,7 @@ class Stream:
                 beside.rename(self.folder)
             except OSError as error:
                 remove(beside)
-                was_cleaned = error.errno == errno.ENOENT and self.goal.parent.exists()
+                was_cleaned = error.errno == errno.ENOENT
                 if not (was_cleaned or self.folder.exists()):
                     raise
 
