@@ -296,10 +296,12 @@ def test_the_report_shows_the_table_that_was_computed_before(call, files, saved_
     real, synthetic, train = (files / f"{name}.h5ad" for name in ("real", "synthetic", "train"))
     metrics = ["--metric", "gene_mean_error", "--metric", "copied_cells"]
     assert call("evaluate", real, synthetic, "--train", train, *metrics, *QUICK, "--out", table)[0] == 0
-    command = ["report", real, synthetic, "--train", train, "-g", "cell_type", "--table", table, "--model", saved_model]
-    found = pd.read_csv(table)
-    named = pd.concat([found, found.assign(group="NA", floor=np.nan)])  # a label that pandas reads as missing
-    named.to_csv(table, index=False)
+    cells, found = anndata.read_h5ad(real), pd.read_csv(table)
+    cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories({"a": "NA"})  # pandas reads it as missing
+    cells.write_h5ad(tmp_path / "real.h5ad")
+    pd.concat([found, found.assign(group="NA", floor=np.nan)]).to_csv(table, index=False)
+    command = ["report", tmp_path / "real.h5ad", synthetic, "--train", train, "-g", "cell_type", "--table", table]
+    command += ["--model", saved_model]
     code, out, err = call(*command, "--title", "Ours", "--out", page)
     assert (code, out) == (0, f"{page}\n"), err
     assert "Ours" in page.read_text()

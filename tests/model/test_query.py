@@ -255,7 +255,8 @@ def test_the_transport_is_trained_again_on_the_new_cells(make_cells, make_traine
     reference.train_transport(max_epochs=1, **quick)
     query = query_cells(make_cells)
 
-    model = SCLDM.load_query_data(query, reference)
+    with pytest.warns(UserWarning, match="does not have the reference's transport. `train` trains another, on"):
+        model = SCLDM.load_query_data(query, reference)
     assert model.trained_stages_ == ["autoencoder", "prior"]
     model.train(max_epochs=1, **quick)
 

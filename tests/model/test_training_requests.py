@@ -16,12 +16,12 @@ import pytest
 import scanpy as sc
 import scvi
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
 from mudata import MuData
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import MULTISCLDM, SCLDM
-from scgen_diffusion.model._training import closing_message, validation_trend
+from scgen_diffusion.model._training import TOO_SHORT, closing_message, validation_trend
 from scgen_diffusion.train import RECIPES, PriorPlan
 
 BOTH = pytest.mark.parametrize("make", ["make_model", "make_gene_space"])
@@ -252,28 +252,34 @@ def test_a_model_is_printed_in_five_lines(make_model, quick, capsys):
     assert "nothing yet (stages: autoencoder, prior, transport)" in trained
     assert following.endswith("model.train()")
     model.train_autoencoder(1, **quick)
+    model.cut_short_ = {}
     following = lines_of(model, capsys)[4]
     assert following.endswith("model.train_transport() to predict perturbations, or model.train_prior() to generate")
     model.train_transport(1, **quick)
+    model.cut_short_ = {}
     assert "model.predict_perturbation(control_cells, {'dose': ...})" in lines_of(model, capsys)[4]
     model.train(1, **quick)
     *_, trained, following = lines_of(model, capsys)
-    assert trained.endswith("autoencoder (far too short), prior (far too short), transport (far too short)")
-    assert "train the autoencoder again without `max_epochs`, its training was far too short; then" in following
-    assert "model.generate(" in following
+    assert trained.endswith("autoencoder, prior (far too short), transport (far too short)")
+    assert "model.train_prior() and model.train_transport(), as the training so far" in following
+    model.cut_short_ = {**model.cut_short_, "autoencoder": TOO_SHORT}
+    assert lines_of(model, capsys)[4].endswith("model.train(), as the training so far was far too short")
 
 
 def test_models_of_other_kinds_are_printed_too(trained, trained_gene_space, make_cells, tiny, tmp_path, capsys):
     trained.save(tmp_path / "model")
     loaded = SCLDM.load(tmp_path / "model", adata=False)
     assert "not loaded" in lines_of(loaded, capsys)[0]
-    assert "model.generate(1_000, condition={'cell_type': 'B cell'})" in lines_of(loaded, capsys)[4]
+    again = "set model.adata to cells, then model.train(), as the training so far was far too short"
+    assert lines_of(loaded, capsys)[4].endswith(again)
     cells = make_cells(seed=1)
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace({"NK": "ILC"})
     _, _, conditions, state, following = lines_of(SCLDM.load_query_data(cells, loaded), capsys)
     assert "cell_type (6 classes; new: 'ILC')" in conditions
     assert state.endswith("prior (far too short) (by the reference; not fine-tuned yet)")
     assert following.endswith("model.train()")
+    loaded.cut_short_ = {}
+    assert "model.generate(1_000, condition={'cell_type': 'B cell'})" in lines_of(loaded, capsys)[4]
     assert lines_of(trained_gene_space, capsys)[3].endswith("diffusion (far too short)")
     mdata = MuData({"rna": make_cells(), "prot": make_cells(n_genes=5)})
     MULTISCLDM.setup_mudata(mdata)
@@ -302,9 +308,8 @@ def test_in_a_log_file_training_shows_a_line_per_stage_and_two_sentences(run_apa
     assert all("100%, epoch 2 of 2, validation loss " in line for line in stages)
     assert "\r" not in err
     assert words == (
-        "Training is done, but was too short to show how well it went. Next: train the autoencoder again without "
-        "`max_epochs`, its training was far too short; then "
-        "model.generate(1_000, condition={'cell_type': 'B cell'}) and model.save('my_model')."
+        "Training is done, but was too short to show how well it went. Next: model.train(), as the training so far was "
+        "far too short."
     )
 
 
@@ -429,6 +434,20 @@ def test_a_training_that_is_far_too_short_is_named(make_gene_space, quick):
     with pytest.warns(UserWarning, match=r"Too few epochs for 86 training cells: 2 of the diffusion \(default 133"):
         (model := make_gene_space()).train(2, **quick)
     assert "diffusion (far too short)" in str(model)
+
+
+def test_a_training_that_an_option_ends_is_judged_by_the_epochs_it_had(make_gene_space, quick):
+    (model := make_gene_space()).train(max_steps=1, **quick)
+    assert model.cut_short_ == {"diffusion": TOO_SHORT}
+    model.train(**quick)
+    assert model.cut_short_ == {}
+
+
+def test_a_timer_which_would_leave_later_stages_untrained_is_refused(make_model, quick):
+    model = make_model()
+    with pytest.raises(ValueError, match="`callbacks` has a Timer.* Give `max_time` instead"):
+        model.train(callbacks=[Timer(duration={"hours": 1})], **quick)
+    assert model.trained_stages_ == []
 
 
 class Terminal(io.StringIO):

@@ -248,7 +248,8 @@ def test_several_label_columns_are_joined_and_the_cells_stay_as_they_are(tmp_pat
         adata.obs["batch"] = pd.Categorical(np.resize(["x", "y"], adata.n_obs))
     before = [(adata.X.copy(), adata.obs.copy(), set(adata.uns), set(adata.obsm)) for adata in (real, synthetic)]
     keys = ["cell_type", "batch"]
-    path = sgd.report.write(real, synthetic, tmp_path / "joined.html", groupby=keys, table=TABLE)
+    table = TABLE.replace({"group": {"A & B": "A & B|x"}})
+    path = sgd.report.write(real, synthetic, tmp_path / "joined.html", groupby=keys, table=table)
     assert "cell_type|batch" in Parsed(path.read_text(encoding="utf-8")).text
     for adata, (x, obs, uns, obsm) in zip((real, synthetic), before, strict=True):
         assert (adata.X != x).nnz == 0
@@ -288,6 +289,16 @@ def test_arguments_in_the_wrong_order_are_named(tmp_path):
 def test_a_table_from_a_file_says_how_many_of_all_labels_were_judged(tmp_path):
     path = sgd.report.write(cells(1), cells(2), tmp_path / "few.html", groupby="cell_type", table=TABLE)
     assert "Judged: 1 of 3 groups (2 with fewer than 30" in path.read_text(encoding="utf-8")
+
+
+def test_a_table_of_other_labels_is_refused(tmp_path):
+    real, synthetic = cells(1), cells(2)
+    for adata in (real, synthetic):
+        adata.obs["batch"] = pd.Categorical(np.resize(["x", "y"], adata.n_obs))
+    message = "`table` is of other cells or of another `groupby`: .*'A & B', but the labels of batch are x, y"
+    with pytest.raises(ValueError, match=message):
+        sgd.report.write(real, synthetic, tmp_path / "report.html", groupby="batch", table=TABLE)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_absent_folder_is_named_before_any_work(tmp_path):

@@ -92,3 +92,8 @@ def test_pairs_are_drawn_within_groups_by_seed_epoch_and_process():
             assert ((control < 10) == (perturbed < 20)).all()
             assert len(set(control[:3])) == len(set(perturbed[:2])) + 1 or control[0] >= 20
     assert len(set(drawn.values())) == 4
+
+
+def test_a_step_of_the_transport_takes_at_least_one_group():
+    with pytest.raises(ValueError, match="`batch_size` must be at least 32, but found 8"):
+        TransportRecipe(batch_size=8)

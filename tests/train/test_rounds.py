@@ -9,7 +9,7 @@ import signal
 import pytest
 import scvi
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from scgen_diffusion.train import _plans as plans
 from scgen_diffusion.train import _runner as runner
@@ -89,7 +89,6 @@ OTHER_ENDS = [
     {"max_steps": 10},
     {"min_epochs": 2},
     {"min_steps": 20},
-    {"callbacks": [Timer(duration={"hours": 1})]},
     {"callbacks": [EarlyStopping("autoencoder_loss_validation")]},
     {"limit_val_batches": 0},
 ]

@@ -128,9 +128,9 @@ from ._training import (
     check_rounds,
     closing_message,
     digest_of,
+    ended_too_early,
     other_ends,
     split_cells,
-    too_short,
     warn_of_rare_labels,
     warn_of_short_training,
 )
@@ -525,7 +525,7 @@ class DiffusionModel(BaseModelClass):
             Share of cells to validate on. Default: all cells that are not trained on.
         batch_size
             Cells per step, of all processes together. Default: 128 for autoencoder and diffusion, 256 for the prior,
-            512 for the transport. A value above both the default and the number of training cells is reduced. The
+            512 pairs for the transport. A value above both the default and the number of training cells is reduced. The
             transport ignores it unless trained alone.
         early_stopping
             Whether to stop a stage when its validation loss no longer falls. The transport has no validation. With
@@ -631,7 +631,6 @@ class DiffusionModel(BaseModelClass):
             new = {name: length for name, length in lengths.items() if name not in known}
             warn_of_short_training(new, defaults, n_cells)
             may_be_short = [name for name in names if name in new or self.cut_short_.get(name) == TOO_SHORT]
-            short = too_short({name: lengths[name] for name in may_be_short}, defaults)
             folder = None if checkpoint_dir is None else Path(checkpoint_dir)
             if folder is not None and names[0] == self._stages[0]:
                 first = recipes[names[0]]
@@ -650,7 +649,8 @@ class DiffusionModel(BaseModelClass):
             if results[-1].stopped_by:
                 self.cut_short_ = {**others, name: STOPPED}
                 break
-            self.cut_short_ = {**others, name: TOO_SHORT} if name in short else others
+            is_short = name in may_be_short and ended_too_early(results[-1], lengths[name], defaults[name])
+            self.cut_short_ = {**others, name: TOO_SHORT} if is_short else others
         if not is_quiet and self.trainer.is_global_zero:
             options = {"next_step": next_step(self), "is_resumable": folder is not None}
             show(closing_message(results, lengths, defaults, **options))
@@ -1886,6 +1886,11 @@ class DiffusionModel(BaseModelClass):
             For another class of model, other genes or another kind of values, and, with ``"new_conditions"``, if
             nothing is new in the cells.
 
+        Warns
+        -----
+        UserWarning
+            If the reference has a transport (SCLDM), which the new model leaves out.
+
         Examples
         --------
         >>> import scgen_diffusion as scgd
@@ -2004,6 +2009,12 @@ class DiffusionModel(BaseModelClass):
         )
         self.var_ = reference.var_.copy()
         self._record_trained(*{*reference.trained_stages_} - {"transport"})  # the new cells train a new transport
+        if "transport" in reference.trained_stages_:
+            warn_user(
+                "The new model does not have the reference's transport. `train` trains another, on the control and "
+                "perturbed cells among the new ones alone. Predict perturbations of the reference's cells with the "
+                "reference, or train a new model on all cells together."
+            )
         self.library_head_is_trained_ = reference.library_head_is_trained_
         self.recipes_, self.cut_short_ = dict(reference.recipes_), dict(reference.cut_short_)
         if trainable == "new_conditions" and not trained_masks(self.module, trainable, self._new_values()):

@@ -110,9 +110,11 @@ def next_step(model: DiffusionModel) -> str:
         again = "make the same call again, which trains on"
         again = again if model._has_cells else f"set model.adata to cells, then {again}"
         return again if stopped[0] == model._stages[0] else f"{again}; without checkpoints, model.train_{stopped[0]}()"
-    short = [stage for stage in model.trained_stages_ if model.cut_short_.get(stage) == TOO_SHORT and not is_query]
-    again = f"train the {short[0]} again without `max_epochs`, its training was far too short; then " if short else ""
-    return again + _after_training(model, is_query)
+    if short := [stage for stage in model.trained_stages_ if model.cut_short_.get(stage) == TOO_SHORT and not is_query]:
+        calls = ["train()"] if short[0] == model._stages[0] else [f"train_{stage}()" for stage in short]
+        again = f"{' and '.join(f'model.{call}' for call in calls)}, as the training so far was far too short"
+        return again if model._has_cells else f"set model.adata to cells, then {again}"
+    return _after_training(model, is_query)
 
 
 def _after_training(model: DiffusionModel, is_query: bool) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks import EarlyStopping
 from scvi import settings
 
 from scgen_diffusion._arguments import check_count, known_names, warn_user
@@ -90,7 +90,7 @@ def other_ends(options: Mapping[str, Any]) -> list[str]:
     found = [name for name, none in NO_END.items() if options.get(name, none) != none]
     if options.get("limit_val_batches") == 0:
         found.append("limit_val_batches")
-    if any(isinstance(callback, EarlyStopping | Timer) for callback in options.get("callbacks") or ()):
+    if any(isinstance(callback, EarlyStopping) for callback in options.get("callbacks") or ()):
         found.append("callbacks")
     return found
 
@@ -148,6 +148,13 @@ def warn_of_short_training(lengths: Mapping[str, int], defaults: Mapping[str, in
             f"Too few epochs for {n_cells:,} training cells: {' and '.join(short)}. Leave `max_epochs` out unless this "
             "is a test."
         )
+
+
+def ended_too_early(result: StageResult, length: int, default: int) -> bool:
+    """Return whether a stage of ``length`` epochs ended far before its default, unless validation losses ended it."""
+    plan = result.plan
+    done = length if result.trainer.early_stopping_callbacks else length * plan.n_epochs_done / plan.n_epochs
+    return done < SHORTEST * default
 
 
 def too_short(lengths: Mapping[str, int], defaults: Mapping[str, int]) -> list[str]:

@@ -17,6 +17,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scgen_diffusion import pl
+from scgen_diffusion._arguments import list_first
 from scgen_diffusion._files import write_atomically
 from scgen_diffusion._version import VERSION
 from scgen_diffusion.data import JOIN, PROVENANCE_KEY, CellFiles, join_labels
@@ -38,6 +39,7 @@ NONE = "–"
 OTHER_TOPIC = "Other metrics"  # those that the table has of its own
 MOST_LABELS = 40  # in a picture; with hundreds, as of perturbations, it would have a hundred million pixels
 MIN_GENES_CORRELATED = 3
+N_NAMED = 6  # labels in an error
 SECTIONS = {
     "Cells": (
         "Each dot is a cell. Good synthetic cells fill the regions of real cells, all of them, and nothing between "
@@ -89,7 +91,8 @@ def write(
     layer
         Layer with the counts, in all that are given.
     table
-        What :func:`~scgen_diffusion.metrics.evaluate` returned for these cells, if it was called already.
+        What :func:`~scgen_diffusion.metrics.evaluate` returned for these cells and this ``groupby``, if it was called
+        already.
     model
         Trained model, whose training history is shown.
     title
@@ -108,7 +111,8 @@ def write(
     TypeError
         If ``real_test`` or ``synthetic`` is no AnnData, or ``path`` is no name.
     ValueError
-        If ``path`` does not end in ``.html``, and what :func:`~scgen_diffusion.metrics.evaluate` raises.
+        If ``path`` does not end in ``.html``, ``table`` has labels that the cells lack, and what
+        :func:`~scgen_diffusion.metrics.evaluate` raises.
     FileNotFoundError
         If there is no folder for the file.
 
@@ -148,11 +152,18 @@ def write(
             real_test, synthetic, train=train, groupby=groupby, layer=layer, max_cells=max_cells, seed=seed
         )
     keys = [] if groupby is None else [groupby] if isinstance(groupby, str) else list(groupby)
+    labels = dict.fromkeys(join_labels(real_test.obs, keys).tolist(), 0) if keys else {}
     if keys and isinstance(table, pd.DataFrame) and "n_cells" not in table.attrs:
         # a table from a file does not know the labels that have too few cells to be compared
         table = table.copy()
-        table.attrs["n_cells"] = dict.fromkeys(join_labels(real_test.obs, keys).tolist(), 0)
+        table.attrs["n_cells"] = labels
     judged = verdict(table)
+    if keys and (other := {*table["group"]} - {"all", *labels, *join_labels(synthetic.obs, keys)}):
+        msg = (
+            f"`table` is of other cells or of another `groupby`: it has figures of the label {min(other)!r}, but the "
+            f"labels of {' and '.join(keys)} are {list_first(list(labels), N_NAMED)}."
+        )
+        raise ValueError(msg)
     label = JOIN.join(keys) or None
     rng = np.random.default_rng(seed)
     real, drawn = (_for_plots(cells, keys, max_cells, rng) for cells in (real_test, synthetic))

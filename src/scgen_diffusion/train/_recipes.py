@@ -215,7 +215,7 @@ class TransportRecipe(Recipe):
     ----------
     n_paired
         Number of control and of perturbed cells of one group that optimal transport pairs. A step takes
-        ``batch_size / n_paired`` groups.
+        ``batch_size / n_paired`` groups; ``batch_size`` counts pairs.
     """
 
     learning_rate: float = 2e-3
@@ -223,6 +223,16 @@ class TransportRecipe(Recipe):
     reference_steps: int = 300
     smallest_epoch: int = 10
     n_paired: int = 32
+
+    def __post_init__(self) -> None:
+        """Check that a step takes at least one group."""
+        super().__post_init__()
+        if check_count("n_paired", self.n_paired) > self.batch_size:
+            msg = (
+                f"A step of the transport takes whole groups of `n_paired` pairs, so `batch_size` must be at least "
+                f"{self.n_paired}, but found {self.batch_size}."
+            )
+            raise ValueError(msg)
 
 
 @dataclass(frozen=True)

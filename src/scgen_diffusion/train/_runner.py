@@ -206,6 +206,9 @@ def check_trainer_options(
     **options: Any,
 ) -> None:
     """Raise for options that Lightning's trainer or scvi-tools refuse, before anything is changed."""
+    if any(isinstance(callback, Timer) for callback in options.get("callbacks") or ()):
+        msg = "`callbacks` has a Timer, which would end the later stages before they begin. Give `max_time` instead."
+        raise ValueError(msg)
     accelerator, devices, _ = parse_device_args(accelerator, devices, return_device="torch")
     own = inspect.signature(run_stage).parameters
     chosen = {"accelerator": accelerator, "devices": devices, "strategy": deepcopy(strategy)}
@@ -388,10 +391,10 @@ class Interruption(Callback):
     @contextmanager
     def listening(self, trainer: pl.Trainer) -> Iterator[None]:
         """Listen for Ctrl-C, which only Python's main thread receives."""
-        if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread():
+        previous = signal.getsignal(signal.SIGINT)  # None: a handler that Python could not set again
+        if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread() or previous is None:
             yield
             return
-        previous = signal.getsignal(signal.SIGINT)
 
         def stop(signal_number: int, frame: FrameType | None) -> None:
             logger.warning(
