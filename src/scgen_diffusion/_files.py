@@ -13,32 +13,55 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Make room"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Allow writing there"),
+    errno.EIO: "Check the disk",
+}
 
 
 class FailedWriteError(OSError):
-    """A file could not be written; the message says which one, why, how much space is free, and what to do."""
+    """A file could not be written; the message says which one, why, and what to do."""
 
 
 @contextmanager
 def explain_failed_write(
-    doing: str, folder: Path, advice: str = "Make room, or choose another folder.", n_bytes: float | None = None
+    doing: str, folder: Path, *, kept: str = "", again: str = "", n_bytes: float | None = None
 ) -> Iterator[None]:
-    """Raise :class:`FailedWriteError` if the body cannot write; ``n_bytes`` is how much it has to."""
+    """Raise :class:`FailedWriteError` if the body cannot write.
+
+    Parameters
+    ----------
+    doing
+        What the body does.
+    folder
+        Where it does so.
+    kept
+        A sentence on what is left of the work.
+    again
+        What to do once writing works, continuing a sentence.
+    n_bytes
+        How much there is to write.
+    """
     try:
         yield
     except FailedWriteError:
         raise
     except (OSError, RuntimeError) as error:
         cause: BaseException | None = error
-        while cause and getattr(cause, "errno", None) not in REASONS:  # torch hides the OSError behind its own error
+        while cause and getattr(cause, "errno", None) not in REMEDIES:  # torch hides the OSError behind its own error
             cause = cause.__context__
         if not isinstance(cause, OSError) or cause.errno is None:
             raise
-        there = next(found for found in (folder, *folder.absolute().parents) if found.exists())
-        needed = "" if n_bytes is None else f"About {n_bytes / 1e9:.2g} GB are needed, "
-        free = f"{needed}{shutil.disk_usage(there).free / 1e9:.2g} GB are free"
-        msg = f"{doing} in {folder} failed: {os.strerror(cause.errno)}. {free}. {advice}"
+        remedy, space = REMEDIES[cause.errno], ""
+        if remedy == REMEDIES[errno.ENOSPC]:
+            there = next(found for found in (folder, *folder.absolute().parents) if found.exists())
+            needed = "" if n_bytes is None else f"About {n_bytes / 1e9:.2g} GB are needed, "
+            space = f"{needed}{shutil.disk_usage(there).free / 1e9:.2g} GB are free. "
+        msg = (
+            f"{doing} in {folder} failed: {os.strerror(cause.errno)}. {space}{kept}{remedy}{again}, or choose another "
+            "folder."
+        )
         raise FailedWriteError(cause.errno, msg) from error
 
 

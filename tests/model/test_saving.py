@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import resource
@@ -209,6 +210,16 @@ def test_a_save_that_fails_names_the_folder_and_leaves_no_new_one(trained, tmp_p
         trained.save(tmp_path / "new")
 
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_is_a_file_or_may_not_be_written_is_named(trained, tmp_path, monkeypatch):
+    (tmp_path / "m").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="m is a file. `dir_path` must be a folder"):
+        trained.save(tmp_path / "m", overwrite=True)
+    assert (tmp_path / "m").read_text() == "mine"
+    monkeypatch.setattr("pathlib.Path.mkdir", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EACCES, "")))
+    with pytest.raises(OSError, match="failed: Permission denied. Allow writing there, or choose another folder"):
+        trained.save(tmp_path / "new")
 
 
 def test_a_save_that_fails_leaves_what_was_there(trained, tmp_path):

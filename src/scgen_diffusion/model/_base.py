@@ -1684,9 +1684,12 @@ class DiffusionModel(BaseModelClass):
             If the folder exists and ``overwrite`` is False, or ``save_anndata`` is True and there are no cells in
             memory.
         OSError
-            If the files cannot be written. Files from before stay as they were.
+            If ``dir_path`` is a file, or the files cannot be written. Files from before stay as they were.
         """
         folder, prefix = Path(dir_path), prefix or ""
+        if folder.is_file():
+            msg = f"{folder} is a file. `dir_path` must be a folder."
+            raise NotADirectoryError(msg)
         if folder.exists() and not overwrite:
             msg = f"{folder} already exists. Choose another folder or set overwrite=True."
             raise ValueError(msg)

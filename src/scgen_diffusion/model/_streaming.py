@@ -17,6 +17,7 @@ import warnings
 import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-AGAIN = "Finished parts are kept. Make room and run the same call again to resume, or choose another folder."
+explain_failed_part = partial(
+    explain_failed_write, kept="Finished parts are kept. ", again=" and run the same call again to resume"
+)
 
 SUFFIXES = (".zarr", ".h5ad")
 VALUES_PER_PART = 2**25  # entries of a part's matrix, zeros included: 128 MiB if it is dense
@@ -137,7 +140,7 @@ class Stream:
         if self.folder.exists() and not (self.folder / REQUEST).exists():
             self.clean()  # left by a process that was killed after others had finished
         beside = self._away()
-        with explain_failed_write("Making a folder for finished cells", self.goal.parent, AGAIN):
+        with explain_failed_part("Making a folder for finished cells", self.goal.parent):
             beside.mkdir()
             try:
                 (beside / REQUEST).write_text(json.dumps(request, indent=1))
@@ -206,7 +209,7 @@ class Stream:
         content, beside = part_of(cells), self.folder / f".part-{number}-{_token()}"
         n_left = self.n_parts - number
         what, n_bytes = f"Writing part {number + 1} of {self.n_parts}", len(content) * n_left
-        with explain_failed_write(what, self.goal.parent, AGAIN, n_bytes):
+        with explain_failed_part(what, self.goal.parent, n_bytes=n_bytes):
             try:
                 beside.write_bytes(content)
                 beside.replace(self.folder / f"part-{number:06d}-{zlib.crc32(content):08x}.h5ad")
@@ -252,7 +255,7 @@ class Stream:
         parts = [path for _, path in sorted(self.parts.items())]
         beside = self.folder / f"whole-{_token()}{self.goal.suffix}"
         n_bytes = sum(part.stat().st_size for part in parts)
-        with explain_failed_write(f"Writing {self.goal.name}", self.goal.parent, AGAIN, n_bytes):
+        with explain_failed_part(f"Writing {self.goal.name}", self.goal.parent, n_bytes=n_bytes):
             try:
                 values = join_parts(parts, beside, self.identity, **options)
                 sync(beside)

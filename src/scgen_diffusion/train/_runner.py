@@ -298,9 +298,11 @@ class StageCheckpoint(Checkpoint):
             logger.warning("%s is not written: weights are NaN or infinite.", self.path)
             return
         part = self.path.with_name(f"{self.path.name}.part")
-        kept = "The former checkpoint is kept. " if self.path.exists() else ""
-        advice = f"{kept}Make room and make the same call again to resume, or choose another folder."
-        with explain_failed_write(f"Writing the checkpoint {self.path.name}", self.path.parent, advice):
+        options = {
+            "kept": "The former checkpoint is kept. " if self.path.exists() else "",
+            "again": " and make the same call again to resume",
+        }
+        with explain_failed_write(f"Writing the checkpoint {self.path.name}", self.path.parent, **options):
             trainer.save_checkpoint(part)
             if trainer.is_global_zero:
                 sync(part)
