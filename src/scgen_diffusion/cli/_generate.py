@@ -54,7 +54,7 @@ SAMPLING = [
     option("--guidance-rescale", "How far to restore the spread of predictions.", float, "SHARE"),
     option("--sampler", "Sampler: euler, midpoint, heun, dopri5, ddim, dpm_solver ...", metavar="NAME"),
     option("--n-steps", "Steps of the sampler.", int),
-    option("--batch-size", "Cells at a time. It does not change the cells, except with dopri5.", int),
+    option("--batch-size", "Cells at a time. It does not change the cells.", int),
     option("--seed", "Same seed, same cells.", int, default=0),
     option("--accelerator", "Accelerator of Lightning: auto, cpu, gpu ...", metavar="NAME"),
     option("--device", "Index of the device.", number_or_text, "N"),

@@ -80,7 +80,7 @@ class Masking(Path):
         return -self.alpha_rate(t)
 
     def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
-        """Draw ``n`` times uniformly from ``[0, 1)``, one in each of ``n`` equal parts, in random order.
+        """Draw ``n`` times uniformly from ``[0, 1]``, one in each of ``n`` equal parts, in random order.
 
         The loss differs a lot from time to time, so independent times would make it noisy.
         """

@@ -118,7 +118,10 @@ class CellRequest:
         return self.options.output
 
     def names(self, start: int, stop: int) -> list[str]:
-        """Name the cells of a range; names differ between requests, but not between lengths of the same request."""
+        """Name the cells of a range; names differ between requests.
+
+        They do not depend on the number of cells if all have the same condition.
+        """
         name = name_of(self.identity, self.options.guidance, self.seed, None if self.codes.is_uniform else self.n_cells)
         return [f"{name}-{number}" for number in range(start, stop)]
 

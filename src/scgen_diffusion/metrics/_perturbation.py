@@ -660,8 +660,9 @@ def de_overlap(
 
     with the `n_top` genes :math:`T` of the largest absolute Welch *t* in real cells and :math:`T'` in predicted cells.
     From 0 to 1; higher is better. Genes that do not change at all are in no list, so the control cells themselves score
-    0. Both lists have the same length, so the overlap :math:`o` is both precision and recall at `n_top`, and their
-    Jaccard index is :math:`o / (2 - o)`.
+    0, and a list is shorter than `n_top` if fewer genes change. The overlap is the recall of the real list. If both
+    lists have the same length, it is also the precision, and the Jaccard index of an overlap :math:`o` is
+    :math:`o / (2 - o)`.
 
     *Catches* effects in the wrong genes, and effects hidden by wrong variances. *Misses* direction
     (:func:`de_direction`) and size. The weakest gene of the real list counts as much as the strongest. If hardly any
@@ -672,7 +673,7 @@ def de_overlap(
     real, predicted, control
         Counts, or AnnData with counts or `log1p` values, with the same genes.
     n_top
-        Length of the lists. Predicted cells are tested as if there were as many as real ones.
+        Largest length of the lists. Predicted cells are tested as if there were as many as real ones.
     layer
         Layer with the counts.
 

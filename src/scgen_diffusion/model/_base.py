@@ -524,9 +524,10 @@ class DiffusionModel(BaseModelClass):
         validation_size
             Share of cells to validate on. Default: all cells that are not trained on.
         batch_size
-            Cells per step, of all processes together. Default: 128 for autoencoder and diffusion, 256 for the prior,
-            512 pairs for the transport. A value above both the default and the number of training cells is reduced. The
-            transport ignores it unless trained alone.
+            Cells per step, of all processes together. Default: 128 for autoencoder and diffusion, 256 for the prior.
+            For the transport it counts pairs of a control and a perturbed cell: by default 512 pairs, so 1,024 cells.
+            The transport ignores it unless trained alone. A value above both the default and the number of training
+            cells is reduced.
         early_stopping
             Whether to stop a stage when its validation loss no longer falls. The transport has no validation. With
             ``path="masking"``, whose loss does not judge the cells, it is an error.
@@ -812,8 +813,8 @@ class DiffusionModel(BaseModelClass):
         sampler
             Name of a sampler, or a sampler object of :mod:`scgen_diffusion.diffusion`. Flow matching (SCLDM) has
             ``"midpoint"``, ``"euler"``, ``"heun"`` and ``"dopri5"``. Masked molecules (SCRDIT and WBDIT from counts)
-            have only ``"unmasking"``; the other paths have ``"dpm_solver_3m"``, ``"dpm_solver"``, ``"heun"``,
-            ``"ddim"`` and ``"ddpm"``. Default: the first of these.
+            have only ``"unmasking"``; the other paths have ``"dpm_solver_3m"``, ``"dpm_solver"`` (the default with
+            ``head="regression"``), ``"heun"``, ``"ddim"`` and ``"ddpm"``. Default: the first of these.
         n_steps
             Steps of the sampler. Default: its own, such as 10 of ``"midpoint"``, 64 of ``"unmasking"`` and 12 of
             ``"dpm_solver_3m"``. The adaptive ``"dopri5"`` chooses them itself.
@@ -826,7 +827,7 @@ class DiffusionModel(BaseModelClass):
             ``{"prot": 3_000}``; totals of the other modalities are drawn.
         batch_size
             Largest number of cells made at a time, rounded up to whole blocks (128 cells on a CPU). It does not change
-            the cells, except with the sampler ``"dopri5"``.
+            the cells.
         seed
             Same seed, same cells. Default: ``scvi.settings.seed``, or else random. ``uns`` records it. Requests with
             the same seed start from the same noise, so their cells differ only by condition.
@@ -1854,7 +1855,7 @@ class DiffusionModel(BaseModelClass):
             (:class:`~scgen_diffusion.data.CellFiles`). MULTISCLDM takes MuData, or paths of ``.h5mu`` files; the cells
             may lack modalities.
         reference_model
-            A trained model of this class, or its folder. It is not changed.
+            A trained model of this class, its folder, or the name of a pretrained model. It is not changed.
         trainable
             What :meth:`train` changes:
 
@@ -1951,7 +1952,7 @@ class DiffusionModel(BaseModelClass):
         adata
             New cells.
         reference_model
-            A model of this class, or its folder.
+            A model of this class, its folder, or the name of a pretrained model.
         inplace
             Whether to change ``adata`` itself and return None.
 

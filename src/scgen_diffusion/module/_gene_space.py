@@ -345,7 +345,9 @@ class GeneSpaceModule(ConditionedModule):
 
 
 def to_counts(profile: Tensor, totals: Tensor) -> Tensor:
-    """Turn profiles ``(cells, genes)`` into integer counts that add up to ``totals (cells,)``.
+    """Turn profiles ``(cells, genes)`` into integer counts that add up to the rounded ``totals (cells,)``.
+
+    A profile without expressed genes gives a cell without counts, whatever its total.
 
     A generated profile imitates observed cells, including their counting noise. Drawing counts from it would add that
     noise again, so counts are rounded instead; the largest fractions are rounded up until the total fits. For a real

@@ -113,7 +113,8 @@ def run_stage(
     checkpoint_dir
         Folder in which ``<stage>.ckpt`` is written after epochs, and resumed from if it exists.
     checkpoint_minutes
-        Minutes after which a checkpoint is written at the end of the epoch. Shorter runs write about 20.
+        A checkpoint is written at the end of an epoch if the last one is this many minutes old. Besides, each round
+        writes about 20, at equal numbers of epochs.
     callbacks
         More Lightning callbacks.
     enable_progress_bar
