@@ -203,7 +203,14 @@ IN_SHORT = {
     "nearest_train_ratio": "distance",
     "cpu_minutes": "minutes",
 }
-MODELS = ("SCLDM", "SCRDIT", "WBDIT")
+#: Methods of the table of memorisation, and their names there.
+NEARNESS = {
+    "SCLDM": "SCLDM",
+    "SCRDIT": "SCRDIT",
+    "SCRDIT-profiles": 'SCRDIT, `"vp_linear"`',
+    "WBDIT": "WBDIT",
+    "WBDIT-profiles": 'WBDIT, `"vp_linear"`',
+}
 IN_WORDS = {
     "scVI": "scVI, from its prior",
     "NB-copula": "NB copula per label",
@@ -248,7 +255,7 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
         "panel": summarise_methods(table, [PANEL], OTHER_METHODS),
     }
     variants = {place: summarise_variant(table, names) for place, names in VARIANTS.items()}
-    strengths = summarise_strengths(table)
+    strengths, nearness = summarise_strengths(table), summarise_nearness(table)
     table = table[table["dataset"].isin(DATASETS_IN_SHORT) & table["method"].isin(METHODS_IN_SHORT)]
     return {
         **{("docs/comparison.md", mark): text for mark, text in others.items()},
@@ -256,8 +263,7 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
         ("docs/comparison.md", "strengths"): strengths,
         ("README.md", "quality"): summarise_methods(table, DATASETS_IN_SHORT, METHODS_IN_README, figures=IN_README),
         ("docs/comparison.md", "quality"): in_short,
-        ("docs/user_guide/index.md", "quality"): summarise_models(table, "pbmc3k"),
-        **{(f"docs/user_guide/{name.lower()}.md", "quality"): summarise_model(table, name) for name in MODELS},
+        ("docs/user_guide/scrdit.md", "nearness"): nearness,
     }
 
 
@@ -303,30 +309,16 @@ def summarise_strengths(table: pd.DataFrame) -> str:
     return markdown_table(["", REAL_CELLS, "SCLDM", IN_WORDS["NB-copula"]], lines)
 
 
-def summarise_models(table: pd.DataFrame, dataset: str) -> str:
-    """Write one row per figure, and one column per model."""
-    means = means_over_seeds(table)
-    columns = {
-        metric: _column(means[(means["dataset"] == dataset) & (means["metric"] == metric)]) for metric in IN_SHORT
-    }
-    lines = [
-        [name, *(columns[metric].get(method, "").strip("*") for method in (REAL_CELLS, *MODELS))]
-        for metric, name in IN_SHORT.items()
-    ]
-    return markdown_table([dataset, REAL_CELLS, *MODELS], lines)
-
-
-def summarise_model(table: pd.DataFrame, model: str) -> str:
-    """Write one row per figure, and for each data set a column of real cells and one of the model."""
-    header, columns = [""], []
-    for dataset, rows in means_over_seeds(table).groupby("dataset", sort=False):
-        header += [f"{dataset}: {REAL_CELLS}", model]
-        columns.append({metric: _column(rows[rows["metric"] == metric]) for metric in IN_SHORT})
-    lines = [
-        [name, *(of[metric].get(method, "").strip("*") for of in columns for method in (REAL_CELLS, model))]
-        for metric, name in IN_SHORT.items()
-    ]
-    return markdown_table(header, lines)
+def summarise_nearness(table: pd.DataFrame) -> str:
+    """Write the share of cells too near to training cells: one row per whole data set, one column per model."""
+    rows = table[(table["metric"] == "nearer_than_held_out") & table["dataset"].isin(DATASETS)]
+    means = means_over_seeds(rows[rows["method"].isin(NEARNESS)])
+    lines = []
+    for dataset, of_dataset in means.groupby("dataset", sort=False):
+        values = {REAL_CELLS: of_dataset["floor"].mean(), **of_dataset.set_index("method")["value"]}
+        shown = (values.get(method) for method in (REAL_CELLS, *NEARNESS))
+        lines.append([dataset, *("" if value is None else f"{100 * value:.1f}" for value in shown)])
+    return markdown_table(["nearer than 99 % of held-out cells, %", REAL_CELLS, *NEARNESS.values()], lines)
 
 
 def _column(of_metric: pd.DataFrame) -> dict[str, str]:

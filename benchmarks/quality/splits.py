@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: What the set was used for, in the words of the tables.
-CHOSEN_ON = "defaults were chosen on it"
+CHOSEN_ON = "some defaults were chosen on it"
 UNSEEN = "defaults were not chosen on it"
 HELD_BACK = "held back: no default was chosen on it"
 

@@ -111,6 +111,17 @@ def test_the_page_of_perturbations_has_the_figures_of_seven_trainings():
     assert f"squared error of mean changes {squared} and {others} ({deviation})" in text
 
 
+def test_the_page_of_scldm_has_the_shares_of_labels_of_the_known_world():
+    table = pd.read_csv(ROOT / "benchmarks/studies/results/known_world.csv")
+    table = table[(table["model"] == "SCLDM") & (table["n_genes"] == 100)]
+    shares = table.groupby([table["n_train"] >= 60, "cells"])["confirmed"].mean()
+    common = [f"{100 * shares[True, cells]:.0f} %" for cells in ("generated", "real cells", "encoded and decoded")]
+    text = words_of("docs/user_guide/scldm.md")
+    assert "it is {} of SCLDM's cells and {} of real ones".format(*common) in text
+    assert f"encoded and decoded, {common[2]} keep theirs" in text
+    assert f"5 to 30 training cells, {100 * shares[False, 'generated']:.0f} % have their label" in text
+
+
 def words_of(page):
     """Return a page without line breaks."""
     return " ".join((ROOT / page).read_text(encoding="utf-8").split())
