@@ -57,19 +57,15 @@ from scgen_diffusion.data import (
     resolve_seed,
     to_plain,
 )
-from scgen_diffusion.diffusion import Guidance, check_sampler
+from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.generation import (
     DIGEST,
     OTHER_NAMES,
     CellGenerator,
-    Counterfactual,
     LibrarySizes,
-    PerturbedGroups,
     ProfileSums,
     add_sums,
     check_batch_size,
-    describe_verdicts,
-    identity_of,
     stack,
 )
 from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, copy_reference, trained_masks
@@ -85,13 +81,6 @@ from scgen_diffusion.train import (
 
 from ._counterfactual import (
     Prediction,
-    check_given_keys,
-    check_order,
-    check_strength,
-    control_cells,
-    counterfactual_conditions,
-    describe_changes,
-    describe_counterfactual,
 )
 from ._description import describe, next_step
 from ._diagnostics import check_summary_finite
@@ -144,7 +133,7 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ConditionRequest, Modality, Paths
     from scgen_diffusion.diffusion import GuidanceScale, Sampler
-    from scgen_diffusion.generation import CellRequest, Rows, Verdict
+    from scgen_diffusion.generation import CellRequest
     from scgen_diffusion.module import InputValues, LibrarySizeKind
     from scgen_diffusion.nn import ConditionSpec
     from scgen_diffusion.train import Recipe, StageData, StagePlan, StageResult, TrainingCells
@@ -1177,7 +1166,8 @@ class DiffusionModel(BaseModelClass):
             not fit.
         """
         batch_size = check_batch_size(batch_size)
-        prediction = self._prediction(
+        prediction = Prediction.of(
+            self,
             adata_control,
             condition,
             method=method,
@@ -1193,14 +1183,11 @@ class DiffusionModel(BaseModelClass):
             sample=sample,
             seed=seed,
         )
-        prediction, verdicts = self._judged(prediction)
+        prediction = prediction.judged()
         rows = range(len(prediction.cells.rows))
         with tqdm(total=len(rows), desc="Predicting", unit="cell", disable=not show_progress) as progress:
-            x, sums = self._predict(prediction, rows, batch_size=batch_size, progress=progress)
-        effects = {}
-        if prediction.groups is not None and len(sums.numbers):
-            effects["mean_change"] = describe_changes(prediction.groups, verdicts, sums, self.var_.index)
-        return self._assemble_predictions(prediction, rows, x, effects, self._assemble)
+            x, sums = prediction.predict(rows, batch_size, progress)
+        return prediction.assemble(rows, x, self._assemble, **prediction.mean_change(sums))
 
     @suggests_arguments(OTHER_NAMES)
     def predict_perturbation_to(
@@ -1270,7 +1257,8 @@ class DiffusionModel(BaseModelClass):
         """
         goal, batch_size = check_goal(path, self._stream_suffixes), check_batch_size(batch_size)
         check_rank(rank, n_ranks)
-        prediction = self._prediction(
+        prediction = Prediction.of(
+            self,
             adata_control,
             condition,
             method=method,
@@ -1296,125 +1284,27 @@ class DiffusionModel(BaseModelClass):
         begun = stream.start(prediction.request.seed, overwrite=overwrite, n_ranks=n_ranks)
         if begun is None:
             return goal
-        prediction, verdicts = self._judged(prediction.with_seed(begun))
+        prediction = prediction.with_seed(begun).judged()
 
         def make(rows: range, progress: tqdm) -> AnnData:
-            x, sums = self._predict(prediction, rows, batch_size=batch_size, progress=progress)
-            part = self._assemble_predictions(prediction, rows, x, {}, self._assemble_part)
+            x, sums = prediction.predict(rows, batch_size, progress)
+            part = prediction.assemble(rows, x, self._assemble_part)
             part.uns["sums"] = {"numbers": sums.numbers, "values": sums.values}
             return part
 
         def merge(parts: Iterator[dict[str, Any]]) -> Mapping[str, Any]:
-            first: dict[str, Any] = {}
-
-            def sums() -> Iterator[ProfileSums]:
-                for uns in parts:
-                    found = uns.pop("sums")
-                    first.update({} if first else uns)
-                    yield ProfileSums(**found)
-
-            total = add_sums(sums())
-            if prediction.groups is not None and len(total.numbers):
-                changes = describe_changes(prediction.groups, verdicts, total, self.var_.index)
-                first[PROVENANCE_KEY]["mean_change"] = changes
-            return first
+            uns, total = {}, None
+            for uns in parts:
+                found = ProfileSums(**uns.pop("sums"))
+                total = found if total is None else add_sums([total, found])
+            uns[PROVENANCE_KEY] |= {} if total is None else prediction.mean_change(total)
+            return uns
 
         bar, join = {"desc": "Predicting", "disable": not show_progress}, {"merge": merge, **self._join_options}
         values = stream.complete(rows, make, bar, rank=rank, n_ranks=n_ranks, overwrite=overwrite, **join)
         if values is not None:
             self._check_result(values, prediction.request.sampling.output)
         return goal
-
-    def _prediction(
-        self,
-        adata_control: AnnData | CellFiles | None,
-        condition: ConditionRequest,
-        *,
-        method: str | None,
-        residuals: str | None,
-        indices: Sequence[int] | None,
-        given_keys: Sequence[str] | None,
-        strength: float,
-        guidance_scale: GuidanceScale | Guidance,
-        sampler: str | Sampler | None,
-        n_steps: int | None,
-        counts: bool | None,
-        library_size: Any,
-        sample: bool,
-        seed: int | None,
-    ) -> Prediction:
-        """Check and resolve the arguments of ``predict_perturbation``."""
-        engine, output, guidance = self._engine, self._output(counts), Guidance.of(guidance_scale)
-        sampler = self._counterfactual_sampler if sampler is None else sampler
-        condition = self.conditions.as_table(condition)
-        sampling = engine.sampling(sampler, n_steps, guidance, output)
-        cells = control_cells(self, adata_control, indices, condition)
-        for sizes in library_size.values() if isinstance(library_size, Mapping) else [library_size]:
-            check_order("`library_size`", sizes, cells.names)
-        chosen = {"method": method, "residuals": residuals, "sample": sample}
-        residuals_of_cells = self._check_counterfactual_options(chosen)
-        chosen_method = self._counterfactual_method(cells, method)
-        is_same = (cells.own == cells.codes).all(1)
-        if condition is not None and is_same.any():
-            warn_user(
-                f"{is_same.sum():,} of {len(is_same):,} cells have the requested conditions already, so nothing is "
-                "predicted: they come back as they are, or as their reconstruction. Leave them out."
-            )
-        inversion = None if chosen_method == "transport" else self.module.inversion_by(sampling.sampler)
-        if inversion is None or getattr(inversion, "grid", None):  # others take any number of steps, on any path
-            check_sampler(sampling.sampler, self.module.path, sampling.n_steps)
-        is_guided = sampling.guidance != Guidance().resolve(self.module.strategy, self.conditions.keys)
-        if chosen_method == "transport" and (is_guided or given_keys is not None):
-            msg = "The transport has neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
-            raise ValueError(msg)
-        if library_size is not None and self.module.keeps_totals:
-            msg = "A model with `path='masking'` keeps the totals of the given cells; leave `library_size` out."
-            raise ValueError(msg)
-        if library_size is None and output == "counts" and self._input_values == "log1p":
-            msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
-            raise ValueError(msg)
-        named = list(self.conditions.named(condition))
-        groups = None
-        if chosen_method == "transport":
-            found = PerturbedGroups(self.module, self.conditions, cells.own, cells.codes)
-            groups = found if len(found.codes) else None
-        request = Counterfactual(
-            cells.rows,
-            cells.own,
-            cells.codes,
-            sampling,
-            inversion=inversion,
-            given=check_given_keys(given_keys, named, self.conditions.keys, self.module.strategy),
-            strength=check_strength(strength),
-            sample=sample,
-            residuals=residuals_of_cells,
-            library_size=None if library_size is None else engine.totals(library_size, len(cells.rows), output),
-            seed=resolve_seed(seed),
-            group=groups.group if groups is not None and sample and strength == 1 else None,
-        )
-        both = np.concatenate([cells.codes, cells.own])
-        outside = engine.warn_outside_training(both, draws_totals=isinstance(request.library_size, str))
-        provenance = engine.provenance(condition, sampling, library_size, request.seed)
-        record = describe_counterfactual(request, chosen_method, condition, self.conditions.keys)
-        provenance |= record | {"outside_training": outside}
-        requested = self.conditions.request(condition, len(cells.rows))
-        identity = identity_of(self.module, self.conditions, requested, sampling, request.library_size, provenance)
-        identity |= {name: record[name] for name in ("task", "method", "strength", "residuals", "given_keys")}
-        return Prediction(cells, request, named, groups, identity, provenance, requested.is_uniform)
-
-    def _judged(self, prediction: Prediction) -> tuple[Prediction, list[Verdict]]:
-        """Judge the effects that the transport predicts, and record the verdicts; warn unless all are supported."""
-        cells, groups = prediction.cells, prediction.groups
-        if groups is None:
-            return prediction, []
-
-        def read(positions: np.ndarray) -> Tensor:
-            batches = self._read(cells.source, cells.rows[positions], len(positions))
-            return torch.cat([tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in batches])
-
-        verdicts = groups.verdicts(read)
-        table = self._verdict_table(describe_verdicts(groups.names, verdicts), ("autoencoder", "transport"))
-        return replace(prediction, provenance={**prediction.provenance, "verdict": table}), verdicts
 
     def _verdict_table(self, columns: Mapping[str, Sequence[str]], stages: Sequence[str]) -> pd.DataFrame:
         """Return verdicts as a table; warn, and add to each reason, if the training of one of the stages was short."""
@@ -1428,40 +1318,6 @@ class DiffusionModel(BaseModelClass):
         """Say which of the stages were stopped or far too short; empty if none."""
         found = [f"of the {name} was {self.cut_short_[name]}" for name in stages if name in self.cut_short_]
         return f"the training {' and that '.join(found)}" if found else ""
-
-    def _predict(
-        self, prediction: Prediction, rows: range, *, batch_size: int, progress: tqdm
-    ) -> tuple[Rows, ProfileSums]:
-        """Predict some of the cells, from a block's first on; return their values and the sums of their profiles."""
-        engine, cells = self._engine, prediction.cells.part(rows)
-        chunk, parts = engine.round_to_blocks(batch_size), []
-        batches = (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self._read(cells.source, cells.rows, chunk))
-
-        def sums() -> Iterator[ProfileSums]:
-            for block in engine.predictions(prediction.request.part(rows.start, rows.stop), batches, chunk):
-                parts.append(block.x)
-                progress.update(block.x.shape[0])
-                if block.sums is not None:
-                    yield block.sums
-
-        total = add_sums(sums())
-        return stack(parts), total
-
-    def _assemble_predictions(
-        self,
-        prediction: Prediction,
-        rows: range,
-        x: Rows,
-        effects: Mapping[str, Any],
-        assemble: Callable[..., Any],
-    ) -> Any:
-        """Build predicted cells by ``assemble``; ``effects`` are added to ``uns``."""
-        output, cells = prediction.request.sampling.output, prediction.cells.part(rows)
-        self._check_result(ValueSummary.of(x), output)
-        names = prediction.names(cells)
-        obs, obsm = counterfactual_conditions(self.conditions, cells, prediction.requested, names)
-        provenance = {**prediction.provenance, **effects}
-        return assemble(x, obs, provenance, is_log1p=output == "log1p", obsm=obsm)
 
     def _request(
         self, n_cells: int | None, condition: ConditionRequest, *, seed: int | None, **options: Any

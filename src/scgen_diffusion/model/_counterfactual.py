@@ -1,4 +1,4 @@
-"""Counterfactuals: the given cells of a request, and the ``obs``, names and ``uns`` of the predicted ones."""
+"""Counterfactuals: checking a request, predicting its cells, and the ``obs``, names and ``uns`` of these."""
 
 from __future__ import annotations
 
@@ -8,29 +8,45 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from pandas.api.types import infer_dtype
+from scvi import REGISTRY_KEYS
 
-from scgen_diffusion._arguments import is_number, known_names, list_first
+from scgen_diffusion._arguments import is_number, known_names, list_first, warn_user
 from scgen_diffusion.data import (
     OPEN,
     CellFiles,
+    ValueSummary,
     check_conditions,
     check_rows,
     check_same_registry,
     encode_cells,
     names_and_arrays,
+    resolve_seed,
 )
-from scgen_diffusion.generation import MeanChange, name_of
+from scgen_diffusion.diffusion import Guidance, check_sampler
+from scgen_diffusion.generation import (
+    Counterfactual,
+    MeanChange,
+    PerturbedGroups,
+    add_sums,
+    describe_verdicts,
+    identity_of,
+    name_of,
+    stack,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from anndata import AnnData
     from mudata import MuData
+    from torch import Tensor
+    from tqdm import tqdm
 
     from scgen_diffusion.data import ConditionRequest, Conditions
-    from scgen_diffusion.diffusion import ConditionStrategy
-    from scgen_diffusion.generation import Counterfactual, PerturbedGroups, ProfileSums, Verdict
+    from scgen_diffusion.diffusion import ConditionStrategy, GuidanceScale, Sampler
+    from scgen_diffusion.generation import ProfileSums, Rows, Verdict
 
     from ._base import DiffusionModel
 
@@ -87,6 +103,8 @@ class Prediction:
 
     Parameters
     ----------
+    model
+        The model that predicts.
     cells
         The given cells.
     request
@@ -99,8 +117,11 @@ class Prediction:
         As those of :class:`~scgen_diffusion.generation.CellRequest`.
     is_uniform
         Whether the same conditions were requested for all cells.
+    verdicts
+        How far the effect on each group can be trusted, once it is judged.
     """
 
+    model: DiffusionModel
     cells: ControlCells
     request: Counterfactual
     requested: Sequence[str]
@@ -108,13 +129,151 @@ class Prediction:
     identity: Mapping[str, Any]
     provenance: Mapping[str, Any]
     is_uniform: bool
+    verdicts: Sequence[Verdict] = ()
+
+    @classmethod
+    def of(
+        cls,
+        model: DiffusionModel,
+        adata_control: AnnData | CellFiles | None,
+        condition: ConditionRequest,
+        *,
+        method: str | None,
+        residuals: str | None,
+        indices: Sequence[int] | None,
+        given_keys: Sequence[str] | None,
+        strength: float,
+        guidance_scale: GuidanceScale | Guidance,
+        sampler: str | Sampler | None,
+        n_steps: int | None,
+        counts: bool | None,
+        library_size: Any,
+        sample: bool,
+        seed: int | None,
+    ) -> Prediction:
+        """Check and resolve the arguments of ``predict_perturbation``."""
+        engine, output, guidance = model._engine, model._output(counts), Guidance.of(guidance_scale)
+        sampler = model._counterfactual_sampler if sampler is None else sampler
+        condition = model.conditions.as_table(condition)
+        sampling = engine.sampling(sampler, n_steps, guidance, output)
+        cells = control_cells(model, adata_control, indices, condition)
+        for sizes in library_size.values() if isinstance(library_size, Mapping) else [library_size]:
+            check_order("`library_size`", sizes, cells.names)
+        chosen = {"method": method, "residuals": residuals, "sample": sample}
+        residuals_of_cells = model._check_counterfactual_options(chosen)
+        chosen_method = model._counterfactual_method(cells, method)
+        is_same = (cells.own == cells.codes).all(1)
+        if condition is not None and is_same.any():
+            warn_user(
+                f"{is_same.sum():,} of {len(is_same):,} cells have the requested conditions already, so nothing is "
+                "predicted: they come back as they are, or as their reconstruction. Leave them out."
+            )
+        inversion = None if chosen_method == "transport" else model.module.inversion_by(sampling.sampler)
+        if inversion is None or getattr(inversion, "grid", None):  # others take any number of steps, on any path
+            check_sampler(sampling.sampler, model.module.path, sampling.n_steps)
+        is_guided = sampling.guidance != Guidance().resolve(model.module.strategy, model.conditions.keys)
+        if chosen_method == "transport" and (is_guided or given_keys is not None):
+            msg = "The transport has neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
+            raise ValueError(msg)
+        if library_size is not None and model.module.keeps_totals:
+            msg = "A model with `path='masking'` keeps the totals of the given cells; leave `library_size` out."
+            raise ValueError(msg)
+        if library_size is None and output == "counts" and model._input_values == "log1p":
+            msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
+            raise ValueError(msg)
+        named = list(model.conditions.named(condition))
+        groups = None
+        if chosen_method == "transport":
+            found = PerturbedGroups(model.module, model.conditions, cells.own, cells.codes)
+            groups = found if len(found.codes) else None
+        request = Counterfactual(
+            cells.rows,
+            cells.own,
+            cells.codes,
+            sampling,
+            inversion=inversion,
+            given=check_given_keys(given_keys, named, model.conditions.keys, model.module.strategy),
+            strength=check_strength(strength),
+            sample=sample,
+            residuals=residuals_of_cells,
+            library_size=None if library_size is None else engine.totals(library_size, len(cells.rows), output),
+            seed=resolve_seed(seed),
+            group=groups.group if groups is not None and sample and strength == 1 else None,
+        )
+        both = np.concatenate([cells.codes, cells.own])
+        outside = engine.warn_outside_training(both, draws_totals=isinstance(request.library_size, str))
+        provenance = engine.provenance(condition, sampling, library_size, request.seed)
+        record = describe_counterfactual(request, chosen_method, condition, model.conditions.keys)
+        provenance |= record | {"outside_training": outside}
+        requested = model.conditions.request(condition, len(cells.rows))
+        identity = identity_of(model.module, model.conditions, requested, sampling, request.library_size, provenance)
+        identity |= {name: record[name] for name in ("task", "method", "strength", "residuals", "given_keys")}
+        return cls(model, cells, request, named, groups, identity, provenance, requested.is_uniform)
 
     def with_seed(self, seed: int) -> Prediction:
         """Return the same request with another seed."""
         request = replace(self.request, seed=seed)
         return replace(self, request=request, provenance={**self.provenance, "seed": seed})
 
-    def names(self, cells: ControlCells) -> pd.Index:
+    def judged(self) -> Prediction:
+        """Return the request with a verdict on each effect that the transport predicts.
+
+        Warns
+        -----
+        UserWarning
+            Unless all are supported.
+        """
+        if self.groups is None:
+            return self
+
+        def read(positions: np.ndarray) -> Tensor:
+            batches = self.model._read(self.cells.source, self.cells.rows[positions], len(positions))
+            return torch.cat([tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in batches])
+
+        verdicts = self.groups.verdicts(read)
+        table = self.model._verdict_table(describe_verdicts(self.groups.names, verdicts), ("autoencoder", "transport"))
+        return replace(self, verdicts=verdicts, provenance={**self.provenance, "verdict": table})
+
+    def predict(self, rows: range, batch_size: int, progress: tqdm) -> tuple[Rows, ProfileSums]:
+        """Predict some of the cells, from a block's first on; return their values and the sums of their profiles."""
+        engine, cells = self.model._engine, self.cells.part(rows)
+        chunk, parts = engine.round_to_blocks(batch_size), []
+        batches = (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self.model._read(cells.source, cells.rows, chunk))
+
+        def sums() -> Iterator[ProfileSums]:
+            for block in engine.predictions(self.request.part(rows.start, rows.stop), batches, chunk):
+                parts.append(block.x)
+                progress.update(block.x.shape[0])
+                if block.sums is not None:
+                    yield block.sums
+
+        total = add_sums(sums())
+        return stack(parts), total
+
+    def mean_change(self, sums: ProfileSums) -> dict[str, pd.DataFrame]:
+        """Return the entry of ``uns`` with the mean changes, from the sums of all cells; none without sums."""
+        if self.groups is None or not len(sums.numbers):
+            return {}
+        genes = self.model.var_.index
+        changes = self.groups.changes(sums.values, self.verdicts)
+        columns = {name: np.concatenate([getattr(one, name) for one in changes]) for name in MeanChange._fields}
+        number = np.repeat(np.arange(len(changes)), len(genes))
+        gene, names = pd.factorize(genes.astype(str))
+        table = {
+            "combination": pd.Categorical.from_codes(number, self.groups.names),
+            "gene": pd.Categorical.from_codes(np.tile(gene, len(changes)), names),
+            **columns,
+        }
+        return {"mean_change": pd.DataFrame(table)}
+
+    def assemble(self, rows: range, x: Rows, assemble: Callable[..., Any], **effects: pd.DataFrame) -> Any:
+        """Build some of the predicted cells by ``assemble``; ``effects`` are further entries of ``uns``."""
+        output, cells, conditions = self.request.sampling.output, self.cells.part(rows), self.model.conditions
+        self.model._check_result(ValueSummary.of(x), output)
+        obs, obsm = counterfactual_conditions(conditions, cells, self.requested, self._names(cells))
+        return assemble(x, obs, {**self.provenance, **effects}, is_log1p=output == "log1p", obsm=obsm)
+
+    def _names(self, cells: ControlCells) -> pd.Index:
         """Name the predictions of some of the cells by the request, and by row and name of the cells.
 
         A cell that is given in another row draws other random numbers, so its prediction has another name.
@@ -261,23 +420,6 @@ def describe_counterfactual(
     if request.library_size is None and request.sampling.output == "counts":
         record["library_size"] = "that of each control cell"
     return record | {"given_keys": [keys[key] for key in request.given]}
-
-
-def describe_changes(
-    groups: PerturbedGroups, verdicts: Sequence[Verdict], sums: ProfileSums, genes: pd.Index
-) -> pd.DataFrame:
-    """Return the table of mean changes for ``uns``, from the sums of all groups."""
-    changes = groups.changes(sums.values, verdicts)
-    columns = {name: np.concatenate([getattr(one, name) for one in changes]) for name in MeanChange._fields}
-    number = np.repeat(np.arange(len(changes)), len(genes))
-    gene, names = pd.factorize(genes.astype(str))
-    return pd.DataFrame(
-        {
-            "combination": pd.Categorical.from_codes(number, groups.names),
-            "gene": pd.Categorical.from_codes(np.tile(gene, len(changes)), names),
-            **columns,
-        }
-    )
 
 
 def counterfactual_conditions(
