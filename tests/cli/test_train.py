@@ -182,6 +182,12 @@ def test_a_model_learns_a_new_type_from_the_command_line(call, make_cells, saved
     code, _, err = call(*asked[:-1], "--trainable", "all", "--overwrite")
     assert code == 0, err
     assert sgd.model.load(tmp_path / "files", adata=False).reference_["trainable"] == "all"
+    cells[:, :5].write_h5ad(tmp_path / "few.h5ad")
+    code, _, err = call("train", tmp_path / "few.h5ad", *asked[2:-1], "--overwrite")
+    assert (code, "Write a file with them first; `prepare_query_anndata` in Python can give the cells" in err) == (
+        2,
+        True,
+    )
 
 
 @pytest.mark.parametrize(

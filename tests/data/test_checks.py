@@ -96,6 +96,11 @@ def test_counts_that_float32_cannot_hold_are_refused():
         check_expression(anndata.AnnData(x), None, "counts")
 
 
+def test_counts_of_half_precision_pass_without_a_warning(recwarn):
+    check_expression(anndata.AnnData(counts().astype(np.float16)), None, "counts")
+    assert not [str(w.message) for w in recwarn if "overflow" in str(w.message)]
+
+
 def test_good_log_values_pass_in_every_storage(make_adata):
     adata, layer = make_adata(log_values())
 

@@ -36,6 +36,7 @@ SPELLINGS = {  # advice in the messages of Python
     "as `layer=...`": "by --layer",
     "with `layer=...`": "with --layer",
     "method='inversion'": "--method inversion",
+    "Call `prepare_query_anndata` to": "Write a file with them first; `prepare_query_anndata` in Python can",
 }
 
 

@@ -144,7 +144,7 @@ def check_values(
             found = f"{fractional[0]:.4g}"
             msg = f"{where} holds values that are not whole numbers (for example {found}), but needs counts. {advice}"
             raise ValueError(msg)
-        if values == "counts" and stored.max(initial=0) > LARGEST_COUNT:
+        if values == "counts" and float(stored.max(initial=0)) > LARGEST_COUNT:  # too large for float16
             msg = (
                 f"{where} holds values up to {stored.max():.4g}; counts must be at most {LARGEST_COUNT:,}. Are they "
                 "counts?"
