@@ -21,7 +21,7 @@ from mudata import MuData
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import MULTISCLDM, SCLDM
-from scgen_diffusion.model._training import TOO_SHORT, closing_message, validation_trend
+from scgen_diffusion.model._training import TOO_SHORT, StageJob, closing_message, validation_trend
 from scgen_diffusion.train import RECIPES, PriorPlan
 
 BOTH = pytest.mark.parametrize("make", ["make_model", "make_gene_space"])
@@ -321,7 +321,7 @@ def words_of(losses, n_epochs_done=100, *, loss_judges_cells=True, watched=(), s
     plan._losses = {plan.key_loss("validation"): dict(enumerate(map(float, losses)))}
     result = SimpleNamespace(plan=plan, trainer=trainer, stopped_by=stopped_by)
     options = {"next_step": "model.generate(10)", "is_resumable": False, **options}
-    return closing_message([result], {"prior": 100}, {"prior": default}, **options)
+    return closing_message([result], [StageJob("prior", plan.recipe, 100, default, is_validated=True)], **options)
 
 
 def test_the_last_sentences_say_how_validation_went_and_what_to_do():

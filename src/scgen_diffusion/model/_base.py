@@ -113,12 +113,10 @@ from ._training import OTHER_NAMES as NAMES_IN_TRAINING
 from ._training import (
     STOPPED,
     TOO_SHORT,
-    change_recipe,
-    check_rounds,
     closing_message,
     digest_of,
-    ended_too_early,
     other_ends,
+    plan_stage,
     split_cells,
     warn_of_rare_labels,
     warn_of_short_training,
@@ -599,15 +597,20 @@ class DiffusionModel(BaseModelClass):
             changes = self._by_stage("plan_kwargs", plan_kwargs, names)
             validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
             ends = (["early_stopping"] if early_stopping else []) + other_ends(trainer_kwargs)
-            usual, recipes, defaults, lengths = {}, {}, {}, {}
-            for name in names:
-                size, length = None if name == "transport" and len(names) > 1 else batch_size, epochs[name]
-                usual[name] = self._recipe(name)
-                one_round = bool(ends) or length is not None or name not in validated
-                recipes[name] = change_recipe(usual[name], name, size, changes[name], n_cells, one_round=one_round)
-                check_rounds(recipes[name], name, ends, is_validated=name in validated)
-                defaults[name] = recipes[name].max_epochs(n_cells)
-                lengths[name] = defaults[name] if length is None else check_count("max_epochs", length)
+            usual = {name: self._recipe(name) for name in names}
+            jobs = [
+                plan_stage(
+                    name,
+                    usual[name],
+                    max_epochs=epochs[name],
+                    batch_size=None if name == "transport" and len(names) > 1 else batch_size,
+                    changes=changes[name],
+                    n_cells=n_cells,
+                    is_validated=name in validated,
+                    ends=ends,
+                )
+                for name in names
+            ]
             if early_stopping and not validated:
                 msg = (
                     "`early_stopping` watches the validation loss, but there are no validation cells. Set `train_size` "
@@ -618,32 +621,31 @@ class DiffusionModel(BaseModelClass):
                 warn_of_rare_labels(self._condition_keys, self._registered_codes, self.train_indices_)
             # fine-tuning starts from what the reference knows, and each training of the transport from nothing
             known = {*(names if self.reference_ is not None else self.trained_stages_)} - {"transport"}
-            new = {name: length for name, length in lengths.items() if name not in known}
-            warn_of_short_training(new, defaults, n_cells)
-            may_be_short = [name for name in names if name in new or self.cut_short_.get(name) == TOO_SHORT]
+            new = [job for job in jobs if job.name not in known]
+            warn_of_short_training(new, n_cells)
             folder = None if checkpoint_dir is None else Path(checkpoint_dir)
             if folder is not None and names[0] == self._stages[0]:
-                first = recipes[names[0]]
-                n_epochs = lengths[names[0]] * first.max_rounds * self._cell_data(first).epochs_per_pass
+                first = jobs[0].recipe
+                n_epochs = jobs[0].n_epochs * first.max_rounds * self._cell_data(first).epochs_per_pass
                 check_later_checkpoints(folder, names, n_epochs)
         is_quiet = not trainer_kwargs.get("enable_progress_bar", True)
         if (choice := self._choice_of_recipe(usual)) and not is_quiet:
             rank_zero_only(show)(choice)
         results: list[StageResult] = []
-        for name in names:
-            options = {**trainer_kwargs, "early_stopping": early_stopping and name in validated}
-            run = partial(self._run, max_epochs=lengths[name], checkpoint_dir=folder, deadline=deadline, **options)
-            results.append(getattr(self, f"_train_{name}")(recipes[name], run, **of_stage))
-            self.recipes_ = {**self.recipes_, name: to_plain(asdict(recipes[name]))}
-            others = {stage: how for stage, how in self.cut_short_.items() if stage != name}
+        for job in jobs:
+            options = {**trainer_kwargs, "early_stopping": early_stopping and job.is_validated}
+            run = partial(self._run, max_epochs=job.n_epochs, checkpoint_dir=folder, deadline=deadline, **options)
+            results.append(getattr(self, f"_train_{job.name}")(job.recipe, run, **of_stage))
+            self.recipes_ = {**self.recipes_, job.name: to_plain(asdict(job.recipe))}
+            may_be_short = job in new or self.cut_short_.get(job.name) == TOO_SHORT
+            is_short = may_be_short and job.ended_too_early(results[-1])
+            how = STOPPED if results[-1].stopped_by else TOO_SHORT if is_short else ""
+            others = {stage: state for stage, state in self.cut_short_.items() if stage != job.name}
+            self.cut_short_ = {**others, job.name: how} if how else others
             if results[-1].stopped_by:
-                self.cut_short_ = {**others, name: STOPPED}
                 break
-            is_short = name in may_be_short and ended_too_early(results[-1], lengths[name], defaults[name])
-            self.cut_short_ = {**others, name: TOO_SHORT} if is_short else others
         if not is_quiet and self.trainer.is_global_zero:
-            options = {"next_step": next_step(self), "is_resumable": folder is not None}
-            show(closing_message(results, lengths, defaults, **options))
+            show(closing_message(results, jobs, next_step=next_step(self), is_resumable=folder is not None))
 
     @contextmanager
     def _kept_if_refused(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -95,19 +95,77 @@ def other_ends(options: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def check_rounds(recipe: Recipe, stage: str, ends: Sequence[str], *, is_validated: bool) -> None:
-    """Raise if a stage has several rounds, and another rule for the end (see :func:`other_ends`) or no validation."""
-    if recipe.max_rounds == 1:
-        return
-    if ends:
+@dataclass(frozen=True)
+class StageJob:
+    """A stage to train.
+
+    Parameters
+    ----------
+    name
+        Name of the stage.
+    recipe
+        Its training options.
+    n_epochs
+        Epochs of a round.
+    default
+        What ``n_epochs`` is by default.
+    is_validated
+        Whether there are cells to validate on.
+    """
+
+    name: str
+    recipe: Recipe
+    n_epochs: int
+    default: int
+    is_validated: bool
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the stage is far shorter than its default."""
+        return self.n_epochs < SHORTEST * self.default
+
+    def ended_too_early(self, result: StageResult) -> bool:
+        """Return whether the stage ended far before its default, unless validation losses ended it."""
+        plan, watched = result.plan, result.trainer.early_stopping_callbacks
+        n_done = self.n_epochs if watched else self.n_epochs * plan.n_epochs_done / plan.n_epochs
+        return n_done < SHORTEST * self.default
+
+
+def plan_stage(
+    name: str,
+    recipe: Recipe,
+    *,
+    max_epochs: int | None,
+    batch_size: int | None,
+    changes: Mapping[str, Any] | None,
+    n_cells: int,
+    is_validated: bool,
+    ends: Sequence[str],
+) -> StageJob:
+    """Apply a user's choices to the default recipe of a stage with ``n_cells`` training cells.
+
+    A length, another rule for the end (see :func:`other_ends`), or no validation mean one round, unless the user asks
+    for several.
+
+    Raises
+    ------
+    ValueError
+        If several rounds do not fit the other choices.
+    """
+    one_round = bool(ends) or max_epochs is not None or not is_validated
+    recipe = change_recipe(recipe, name, batch_size, changes, n_cells, one_round=one_round)
+    if recipe.max_rounds > 1 and ends:
         msg = (
-            f"`{ends[0]}` and rounds are two rules for the end of the {stage}. Leave out `{ends[0]}`, or `max_rounds` "
+            f"`{ends[0]}` and rounds are two rules for the end of the {name}. Leave out `{ends[0]}`, or `max_rounds` "
             "of `plan_kwargs`."
         )
         raise ValueError(msg)
-    if not is_validated:
-        msg = f"`max_rounds` compares validation losses, but the {stage} has no validation cells."
+    if recipe.max_rounds > 1 and not is_validated:
+        msg = f"`max_rounds` compares validation losses, but the {name} has no validation cells."
         raise ValueError(msg)
+    default = recipe.max_epochs(n_cells)
+    n_epochs = default if max_epochs is None else check_count("max_epochs", max_epochs)
+    return StageJob(name, recipe, n_epochs, default, is_validated)
 
 
 def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_rows: np.ndarray) -> None:
@@ -140,26 +198,13 @@ def _count_labels(codes: np.ndarray, n_labels: int) -> np.ndarray:
     return np.bincount(codes[(codes >= 0) & (codes < n_labels)].astype(int), minlength=n_labels)
 
 
-def warn_of_short_training(lengths: Mapping[str, int], defaults: Mapping[str, int], n_cells: int) -> None:
+def warn_of_short_training(jobs: Sequence[StageJob], n_cells: int) -> None:
     """Warn about stages that are far shorter than their default."""
-    short = [f"{lengths[name]} of the {name} (default {defaults[name]})" for name in too_short(lengths, defaults)]
-    if short:
+    if short := [f"{job.n_epochs} of the {job.name} (default {job.default})" for job in jobs if job.is_short]:
         warn_user(
             f"Too few epochs for {n_cells:,} training cells: {' and '.join(short)}. Leave `max_epochs` out unless this "
             "is a test."
         )
-
-
-def ended_too_early(result: StageResult, length: int, default: int) -> bool:
-    """Return whether a stage of ``length`` epochs ended far before its default, unless validation losses ended it."""
-    plan = result.plan
-    done = length if result.trainer.early_stopping_callbacks else length * plan.n_epochs_done / plan.n_epochs
-    return done < SHORTEST * default
-
-
-def too_short(lengths: Mapping[str, int], defaults: Mapping[str, int]) -> list[str]:
-    """Return the stages that are far shorter than their default."""
-    return [name for name, length in lengths.items() if length < SHORTEST * defaults[name]]
 
 
 def validation_trend(losses: np.ndarray) -> Literal["fell", "settled", "rose", "unknown"]:
@@ -183,8 +228,7 @@ def validation_trend(losses: np.ndarray) -> Literal["fell", "settled", "rose", "
 
 def closing_message(
     results: Sequence[StageResult],
-    lengths: Mapping[str, int],
-    defaults: Mapping[str, int],
+    jobs: Sequence[StageJob],
     *,
     next_step: str,
     is_resumable: bool,
@@ -195,14 +239,14 @@ def closing_message(
     ----------
     results
         Results of the trained stages, in order.
-    lengths, defaults
-        Number of epochs of each stage, and its default.
+    jobs
+        All stages that were to be trained, in the same order.
     next_step
         What to do with a well-trained model.
     is_resumable
         Whether there are checkpoints.
     """
-    plans = [result.plan for result in results]
+    plans, lengths = [result.plan for result in results], {job.name: job.n_epochs for job in jobs}
     if who := results[-1].stopped_by:
         last = plans[-1]
         n_rounds, n_done = last.recipe.max_rounds, last.n_epochs_done
@@ -236,7 +280,7 @@ def closing_message(
             f"for fewer epochs, max_epochs={best}, or on more cells."
         )
     if fell := [name for name, trend in trends.items() if trend == "fell"]:
-        longer = {name: max(2 * lengths[name], defaults[name]) for name in fell}
+        longer = {job.name: max(2 * job.n_epochs, job.default) for job in jobs if job.name in fell}
         which = " and ".join(f"the {name}" for name in fell)
         again = f"build the model again and train it with max_epochs={longer}"
         if fell == ["prior"]:
@@ -251,7 +295,7 @@ def closing_message(
             "Training is done. The validation loss does not show how good the cells are; "
             "scgen_diffusion.metrics.evaluate does"
         )
-    elif "unknown" in trends.values() or too_short(lengths, defaults):
+    elif "unknown" in trends.values() or any(job.is_short for job in jobs):
         seen = "Training is done, but was too short to show how well it went"
     elif falling := [plan for plan in validated if plan.recipe.max_rounds > 1 and not plan.has_settled]:
         falls = [
