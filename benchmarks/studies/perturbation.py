@@ -291,6 +291,25 @@ class Trained:
         return ad.read_h5ad(path)
 
 
+def transport_of_a_reference(trained: Trained) -> ad.AnnData:
+    """Move the control cells by the transport of a model that never saw cells of the type, which load_query_data keeps.
+
+    Nothing is fine-tuned: the transport needs neither the prior nor the embedding of the new type.
+    """
+    import scvi
+
+    from scgen_diffusion.model import SCLDM
+
+    scvi.settings.seed = trained.seed
+    case, options = trained.case, {"accelerator": "cpu", "enable_progress_bar": False}
+    is_new = case.train.obs[CELL_TYPE] == case.cell_type
+    old, new = case.train[~is_new].copy(), case.train[is_new].copy()
+    SCLDM.setup_anndata(old, layer="counts", condition_keys=CONDITION_KEYS, control_values={CONDITION: CONTROL})
+    reference = SCLDM(old)
+    reference.train({"prior": 1}, **options)
+    return _predict(trained, SCLDM.load_query_data(new, reference, accelerator="cpu"), method="transport")
+
+
 def generate(trained: Trained) -> ad.AnnData:
     """Generate the unseen combination with a model that has all stages."""
     condition = {CELL_TYPE: trained.case.cell_type, CONDITION: PERTURBED}
@@ -360,6 +379,7 @@ SCLDM_METHODS: dict[str, Callable[[Trained], ad.AnnData]] = {
     "scldm_inversion": inversion,
     "scldm_transport": transport,
     "scldm_transport_new_counts": transport_with_new_counts,
+    "scldm_transport_of_reference": transport_of_a_reference,
     "scldm_arithmetic_own_residuals": arithmetic_with_own_residuals,
 }
 RIVAL_METHODS: dict[str, Callable[[Trained], ad.AnnData]] = {
@@ -436,6 +456,7 @@ NAMES = {
     "scldm_inversion": "SCLDM inversion",
     OURS: "SCLDM transport",
     "scldm_transport_new_counts": "transport, new counts",
+    "scldm_transport_of_reference": "transport of a reference",
     "scldm_arithmetic_own_residuals": "arithmetic, own residuals",
 }
 COMPARED_WITH = ("no_change", "mean_shift", "linear_additive", "scvi_arithmetic", *RIVAL_METHODS, "latent_arithmetic")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -250,15 +252,79 @@ def test_a_query_model_is_whole_without_its_reference(reference, make_cells, qui
     assert same(old_cells(again), before)
 
 
-def test_the_transport_is_trained_again_on_the_new_cells(make_cells, make_trained, quick):
-    reference = make_trained(setup={"control_values": {"dose": 1}})
-    reference.train_transport(max_epochs=1, **quick)
-    query = query_cells(make_cells)
+DRUGS = ["ctrl", "A", "B", "A+B"]
 
-    with pytest.warns(UserWarning, match="does not have the reference's transport. `train` trains another, on"):
-        model = SCLDM.load_query_data(query, reference)
-    assert model.trained_stages_ == ["autoencoder", "prior"]
-    model.train(max_epochs=1, **quick)
+
+@pytest.fixture(scope="module")
+def with_transport(make_trained, make_cells, quick):
+    """Train one SCLDM with a transport to sets of drugs; tests must not change it."""
+    cells = perturbed(make_cells, DRUGS)
+    cells.obs["drug"] = np.random.default_rng(9).choice(DRUGS, cells.n_obs)  # unlike types, which had the same seed
+    reference = drug_model(make_trained, cells)
+    reference.train_transport(max_epochs=3, **quick)
+    return reference
+
+
+def of_new_type(make_cells, sets, **options):
+    """Build perturbed cells of which half are of a new type."""
+    cells = perturbed(make_cells, sets, seed=5, **options)
+    cells.obs["cell_type"] = pd.Categorical(np.resize(np.array([NEW_TYPE, "B cell"], dtype=object), cells.n_obs))
+    return cells
+
+
+def effects_on_old_cells(model, reference):
+    """Predict the effect of two drugs on control cells of the reference."""
+    cells = reference.adata[reference.adata.obs["drug"] == "ctrl"].copy()
+    return model.predict_perturbation(cells, {"drug": "B+A"}, method="transport", seed=0)
+
+
+def test_the_transport_of_the_reference_predicts_new_types_of_which_only_control_cells_are_known(
+    with_transport, make_cells, quick, tmp_path
+):
+    cells = of_new_type(make_cells, ["ctrl"])
+    model = SCLDM.load_query_data(cells, with_transport, accelerator="cpu")
+    assert model.trained_stages_ == ["autoencoder", "prior", "transport"]
+    model.train(1, **quick)
+    model.save(tmp_path / "model")
+
+    for found in (model, SCLDM.load(tmp_path / "model", adata=False, accelerator="cpu")):
+        before, after = (effects_on_old_cells(m, with_transport) for m in (with_transport, found))
+        assert same(before, after)
+        assert before.uns["scgen_diffusion"]["mean_change"].equals(after.uns["scgen_diffusion"]["mean_change"])
+        new = cells[cells.obs["cell_type"] == NEW_TYPE].copy()
+        predicted = found.predict_perturbation(new, {"drug": "A"}, seed=0)
+        assert predicted.uns["scgen_diffusion"]["method"] == "transport"
+        assert predicted.uns["scgen_diffusion"]["verdict"]["combination"].str.contains(NEW_TYPE).all()
+
+
+def test_new_cells_with_known_perturbations_keep_the_transport(with_transport, make_cells, quick):
+    model = SCLDM.load_query_data(of_new_type(make_cells, DRUGS), with_transport, accelerator="cpu")
+    model.train(1, **quick)
+    assert same(*(effects_on_old_cells(m, with_transport) for m in (with_transport, model)))
+
+    model.train_transport(1, **quick)
+
+    assert not same(*(effects_on_old_cells(m, with_transport) for m in (with_transport, model)))
+
+
+def test_new_perturbations_keep_the_transport_until_it_is_trained_on_them(with_transport, make_cells, quick):
+    cells = of_new_type(make_cells, ["ctrl", "A+C+B", "D"])  # larger sets and more members than those of the reference
+    model = SCLDM.load_query_data(cells, with_transport, accelerator="cpu")
+    assert same(*(effects_on_old_cells(m, with_transport) for m in (with_transport, model)))
+    with pytest.warns(UserWarning, match="does not know drug='[^']*'.* It forgets the other perturbations"):
+        model.train(1, **quick)
+    assert not same(*(effects_on_old_cells(m, with_transport) for m in (with_transport, model)))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The transport is trained again")
+        model.train(1, **quick)
+
+
+def test_a_new_autoencoder_leaves_the_transport_of_the_reference_behind(with_transport, make_cells, quick):
+    with pytest.warns(UserWarning, match="leaves out the reference's transport.* `train` trains another, on"):
+        model = SCLDM.load_query_data(of_new_type(make_cells, DRUGS), with_transport, trainable="all")
+    assert (model.trained_stages_, model.module.transport) == (["autoencoder", "prior"], None)
+    model.train(1, **quick)
 
     assert "transport" in model.trained_stages_
     assert model.module.transport.shift.weights.any()  # which start at zero

@@ -68,7 +68,7 @@ from scgen_diffusion.generation import (
     check_batch_size,
     stack,
 )
-from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, copy_reference, trained_masks
+from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, copy_reference, trained_masks, transport_fits
 from scgen_diffusion.train import (
     CellData,
     check_later_checkpoints,
@@ -1751,7 +1751,8 @@ class DiffusionModel(BaseModelClass):
         Warns
         -----
         UserWarning
-            If the reference has a transport (SCLDM), which the new model leaves out.
+            If the reference's transport (SCLDM) does not fit the new model: with ``"all"``, and with more known
+            embeddings of perturbations.
 
         Examples
         --------
@@ -1863,20 +1864,23 @@ class DiffusionModel(BaseModelClass):
             "combinations": self.combinations_,
             "combination_sizes": self.combination_sizes_,
         }
+        keeps_transport = trainable != "all" and transport_fits(self.module, reference.module)
         copy_reference(
             self.module,
             reference.module,
             learned_values(after, self.reference_["combinations"]),
             lambda codes: torch.from_numpy(recode(codes.cpu().numpy(), before, after)),
+            with_transport=keeps_transport,
         )
         self.var_ = reference.var_.copy()
-        self._record_trained(*{*reference.trained_stages_} - {"transport"})  # the new cells train a new transport
-        if "transport" in reference.trained_stages_:
+        left_out = {"transport"} & {*reference.trained_stages_} if not keeps_transport else set()
+        if left_out:
             warn_user(
-                "The new model does not have the reference's transport. `train` trains another, on the control and "
-                "perturbed cells among the new ones alone. Predict perturbations of the reference's cells with the "
-                "reference, or train a new model on all cells together."
+                "The new model leaves out the reference's transport, which does not fit a new autoencoder or more "
+                "known embeddings of perturbations. `train` trains another, on the control and perturbed cells among "
+                "the new ones alone."
             )
+        self._record_trained(*{*reference.trained_stages_} - left_out)
         self.library_head_is_trained_ = reference.library_head_is_trained_
         self.recipes_, self.cut_short_ = dict(reference.recipes_), dict(reference.cut_short_)
         if trainable == "new_conditions" and not trained_masks(self.module, trainable, self._new_values()):

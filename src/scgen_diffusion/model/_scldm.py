@@ -413,7 +413,16 @@ class SCLDM(AutoencoderModel):
         stages = ["prior"] if self._keeps_autoencoder else ["autoencoder", "prior"]
         if not control:
             return stages
-        if self._perturbation_groups(control):
+        groups = self._perturbation_groups(control)
+        if self._keeps_autoencoder and "transport" in self.trained_stages_:
+            if not (new := self._perturbations_without_effect(groups)):
+                return stages
+            warn_user(
+                f"The transport is trained again, on the new cells alone, because the reference's does not know "
+                f"{new}. It forgets the other perturbations: predict them with the reference, or train a new "
+                "model on all cells together. `train_prior` keeps the reference's transport."
+            )
+        if groups:
             return [*stages, "transport"]
         others = ", ".join(self._names_of_groups(control))
         warn_user(
@@ -494,6 +503,15 @@ class SCLDM(AutoencoderModel):
         if matched is not None:
             others = np.hstack([others, matched[rows]])
         return perturbation_groups(rows, self._are_control(control), codes[:, self._columns_of(control)], others)
+
+    def _perturbations_without_effect(self, groups: Sequence[Any]) -> str:
+        """Name the perturbations of groups that have a class or member whose effect the transport never saw."""
+        transport: Any = self.module.transport
+        codes = self._registered_codes[[group.perturbed[0] for group in groups]]
+        are_new = transport.shift.are_new(self.module.condition_tensor(codes), transport.control, transport.perturbs)
+        perturbs = transport.perturbs.cpu().numpy()
+        found = np.unique(np.where(perturbs, codes, OPEN)[are_new.cpu().numpy()], axis=0)
+        return list_first([self.conditions.describe(row) for row in found], N_NAMED)
 
     def _names_of_groups(self, control: Mapping[str, Any]) -> list[str]:
         discrete = [key.name for key in self.conditions.by_key if not key.is_numeric]

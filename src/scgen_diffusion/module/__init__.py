@@ -6,7 +6,7 @@ from ._condition_groups import ANY
 from ._conditioned import CONDITIONS
 from ._ema import AverageUpdate
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
-from ._fine_tuning import TRAINABLE, Trainable, copy_reference, trained_masks
+from ._fine_tuning import TRAINABLE, Trainable, copy_reference, trained_masks, transport_fits
 from ._gene_space import GeneSpaceModule, library_features, to_counts
 from ._gene_space_architecture import GeneSpaceArchitecture, build_gene_space_architecture
 from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
@@ -51,4 +51,5 @@ __all__ = [
     "to_counts",
     "total_counts",
     "trained_masks",
+    "transport_fits",
 ]

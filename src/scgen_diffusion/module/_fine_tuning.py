@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from scgen_diffusion.nn import ConditionEmbedding, extended_state, rows_of
+from scgen_diffusion.nn import ConditionEmbedding, encodings_of, extended_state, rows_of
 
 from ._library_size import LibrarySizeModel
 
@@ -18,6 +18,25 @@ if TYPE_CHECKING:
 
 Trainable = Literal["new_conditions", "conditions", "network", "all"]
 TRAINABLE: tuple[str, ...] = get_args(Trainable)
+TRANSPORT = "transport."  # prefix of names in a module's state
+
+
+def transport_fits(module: ConditionedModule, reference: ConditionedModule) -> bool:
+    """Return whether a trained module has a transport that fits a module with the same keys and the same autoencoder.
+
+    It sees only the keys that perturb. If they have known embeddings, it compares perturbations by all of them, so
+    these must be the same.
+    """
+    if reference.transport is None:
+        return False
+    before, after = encodings_of(reference.conditions), encodings_of(module.conditions)
+    perturbs = reference.transport.perturbs.split([len(encoding.null) for encoding in before])
+    vectors = [
+        [getattr(encoding, "vectors", None) for encoding in pair]
+        for *pair, own in zip(before, after, perturbs, strict=True)
+        if own.any()
+    ]
+    return all(old is None or torch.equal(old, new) for old, new in vectors)
 
 
 @torch.no_grad()
@@ -26,6 +45,8 @@ def copy_reference(
     reference: ConditionedModule,
     learned: Sequence[Tensor],
     recode: Callable[[Tensor], Tensor],
+    *,
+    with_transport: bool,
 ) -> None:
     """Copy everything from a trained module with the same keys.
 
@@ -41,9 +62,17 @@ def copy_reference(
         Mask of the classes or members that the reference learned, ``(values of module,)`` for each key.
     recode
         Turns codes ``(n, columns)`` of the reference into codes of the module.
+    with_transport
+        Whether to copy the transport, too.
     """
+    if with_transport:
+        module.add_transport()
     own = module.state_dict()
-    state = {name: tensor for name, tensor in reference.state_dict().items() if name in own}  # without a transport
+    state = {
+        name: tensor
+        for name, tensor in reference.state_dict().items()
+        if name in own or (with_transport and name.startswith(TRANSPORT))
+    }
     for name, part in module.named_modules():
         if isinstance(part, ConditionEmbedding):
             extended = extended_state(part, reference.get_submodule(name), learned)
@@ -51,11 +80,29 @@ def copy_reference(
         elif isinstance(part, LibrarySizeModel):
             codes = recode(state[f"{name}.codes"])
             state |= {f"{name}.codes": codes, f"{name}.n_kept": torch.tensor(len(codes))}
+    if with_transport:
+        state |= _recoded_transport(module, reference, recode)
     state["null_condition"] = module.null_condition
     module.load_state_dict(state)
     network, averaged = module.network_and_average
     network.load_state_dict(averaged.module.state_dict())
     averaged.n_averaged.zero_()  # warm up again, so that short training has an effect
+
+
+def _recoded_transport(
+    module: ConditionedModule, reference: ConditionedModule, recode: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Return the parts of the transport's state that hold codes of conditions, for a module with more of them."""
+    transport = reference.transport
+    before, after = ([len(e.null) for e in encodings_of(of.conditions)] for of in (reference, module))
+    of_keys = [own.any().expand(width) for own, width in zip(transport.perturbs.split(before), after, strict=True)]
+    perturbs = torch.cat(of_keys)
+    control = recode(torch.where(transport.perturbs, transport.control, 0)[None])[0].to(perturbs.device)
+    return {
+        f"{TRANSPORT}perturbs": perturbs,
+        f"{TRANSPORT}control": torch.where(perturbs, control, module.null_condition.to(control)),
+        f"{TRANSPORT}shift.perturbations": recode(transport.shift.perturbations),
+    }
 
 
 def trained_masks(
