@@ -11,6 +11,7 @@ import pytest
 from scgen_diffusion import datasets
 from scgen_diffusion.datasets import _originals as originals
 from scgen_diffusion.metrics import (
+    _perturbation,
     de_direction,
     de_jaccard,
     de_overlap,
@@ -23,6 +24,7 @@ from scgen_diffusion.metrics import (
     scaled_scores,
     variance_error,
 )
+from scgen_diffusion.metrics._perturbation import _panels
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 ORIGINALS = Path(os.environ.get(originals.DATA_DIR_VARIABLE, SHARED_DATA / "originals"))
@@ -323,6 +325,21 @@ def test_discrimination_is_that_of_changes_without_the_perturbed_genes():
     expected = perturbation_discrimination(*changes)
     np.testing.assert_allclose(table.set_index("perturbation").loc[names, "value"], expected)
     assert expected.tolist() == [0.5, 1.0, 0.0] or expected[1] == 1
+
+
+def test_the_changes_of_all_genes_are_kept_in_single_precision_and_only_if_a_metric_needs_them(monkeypatch):
+    built = []
+
+    def build(*args):
+        built.append(_panels(*args))
+        return built[-1]
+
+    monkeypatch.setattr(_perturbation, "_panels", build)
+    sets = cells("A", "B", seed=1), cells("A", "B", seed=2)
+    judge(*sets, metrics=["de_jaccard"])
+    assert not built
+    judge(*sets, metrics=["perturbation_discrimination"])
+    assert {panel.directions.dtype for panels in built[0].values() for panel in panels} == {np.dtype(np.float32)}
 
 
 def test_metrics_that_the_cells_do_not_allow_are_left_out_or_named():

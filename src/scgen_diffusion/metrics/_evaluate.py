@@ -317,6 +317,7 @@ def evaluate(
         wanted = choose_metrics(names, "perturbation", available, getattr(real_test, "n_vars", np.inf))
         options = {"key": perturbation_key, "separator": separator, "groupby": groupby}
         options |= {"layer": layer, "space": space, "match_keys": check_names(match_keys, "match_keys")}
+        options["with_panels"] = any("perturbations" in metric.needs for metric in wanted)
         contexts = perturbation_contexts({**sets, **(others or {})}, draws=draws, **options)
         return _table([context.row(metric) for context in contexts for metric in wanted], leading, figures)
     sources = read_sources(sets, groupby, layer)

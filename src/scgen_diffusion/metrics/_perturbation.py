@@ -1142,6 +1142,7 @@ def perturbation_contexts(
     layer: str | None,
     space: ComparisonSpace | None,
     draws: Draws,
+    with_panels: bool,
     match_keys: Sequence[str] | None = None,
 ) -> Iterator[Context]:
     """Yield the comparisons of each perturbation in each group: its real cells, and all predictions of them.
@@ -1152,6 +1153,8 @@ def perturbation_contexts(
         ``real_test``, ``synthetic``, ``control``, ``train`` if given, and the predictions of other methods.
     key, separator, groupby, layer, space, draws, match_keys
         As in :func:`evaluate`.
+    with_panels
+        Whether the comparisons get panels, which hold the changes of all genes under all perturbations.
     """
     options = {"key": key, "separator": separator, "groupby": groupby, "layer": layer, "match_keys": match_keys}
     sets, split_name = read_perturbed(given, **options)
@@ -1179,14 +1182,15 @@ def perturbation_contexts(
     names = {split_name(name): name for name in np.unique(labels_of(given["real_test"], key)).tolist()}
     halves = {place: _halves_of(len(rows), draws) for place, rows in real.rows.items()}
     perturbed = {part for parts, _ in real.rows for part in parts}
-    panels = _panels(real, controls, halves, draws.n_floor, ~given["real_test"].var_names.isin(perturbed))
+    panels = {}
+    if with_panels:
+        panels = _panels(real, controls, halves, draws.n_floor, ~given["real_test"].var_names.isin(perturbed))
     for parts, group in real.rows:
         cells = real.enough_of(parts, group, parts)
         predictions = profiles.predictions(parts, group, mean_response)
         of_real = replace(profiles.of(cells), moments=real.moments(parts, group))
         compare = partial(Comparison, control=predictions["no_change"], mean_response=predictions.get("mean_shift"))
-        row = [name for name, own_group in real.rows if own_group == group].index(parts)
-        whole, *of_halves = (replace(panel, row=row) for panel in panels[group])
+        whole, *of_halves = panels.get((parts, group), [None] * (1 + draws.n_floor))
         players = {name: [compare(of_real, own, panel=whole)] for name, own in predictions.items()}
         pairs = [[profiles.of(cells[half]) for half in pair] for pair in halves[parts, group]]
         if pairs:
@@ -1221,21 +1225,21 @@ def _panels(
     halves: Mapping[tuple[Parts, str], list[list[NDArray[np.intp]]]],
     n_splits: int,
     genes: NDArray[np.bool_],
-) -> dict[str, list[Panel]]:
-    """Return the panel of each group, and those of the first halves of all perturbations in every split."""
-    changes: dict[str, list[NDArray]] = {}
-    for parts, group in real.rows:
-        shares = real.shares(parts, group)
-        if all((group, match) in controls for match in shares):  # others raise later
-            control = np.sum([share * controls[group, match].mean for match, share in shares.items()], axis=0)
+) -> dict[tuple[Parts, str], list[Panel]]:
+    """Return the panel of each perturbation in its group, and those of the first halves in every split."""
+    panels: dict[tuple[Parts, str], list[Panel]] = {}
+    for group in {group for _, group in real.rows}:
+        shares = {parts: real.shares(parts, group) for parts, own in real.rows if own == group}
+        known = [parts for parts, own in shares.items() if all((group, match) in controls for match in own)]
+        directions = np.empty((1 + n_splits, len(known), np.count_nonzero(genes)), dtype=np.float32)
+        for row, parts in enumerate(known):  # others raise later
+            control = np.sum([share * controls[group, match].mean for match, share in shares[parts].items()], axis=0)
             cells = real.of(parts, group)
             firsts = [cells[first] for first, _ in halves[parts, group]] or [cells] * n_splits
-            found = np.array([means(one.values) - control for one in (cells, *firsts)])
-            changes.setdefault(group, []).append(found[:, genes])
-    return {
-        group: [Panel(unit_vectors(one).astype(np.float32), 0, genes) for one in np.stack(own, axis=1)]
-        for group, own in changes.items()
-    }
+            changes = np.array([(means(one.values) - control)[genes] for one in (cells, *firsts)])
+            directions[:, row] = unit_vectors(changes)
+            panels[parts, group] = [Panel(of_split, row, genes) for of_split in directions]
+    return panels
 
 
 def _equal_players(
