@@ -247,14 +247,16 @@ def _digest_of_model(module: nn.Module, conditions: Conditions) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     architecture = to_plain(asdict(module.architecture))  # NumPy's numbers are Python's after loading
-    for known in (conditions.by_key, conditions.combinations.tolist(), conditions.n_cells.tolist(), architecture):
+    for array in (conditions.combinations, conditions.n_cells):
+        digest.update(_digest_of_array(array).encode())
+    for known in (conditions.by_key, architecture):
         digest.update(repr(known).encode())
     return DIGEST + digest.hexdigest()
 
 
 def _digest_of_array(values: np.ndarray) -> str:
-    """Return a digest of totals; a total that is broadcast to all cells counts once."""
+    """Return a digest of shape, type and values; a row that is broadcast to all others counts once."""
     distinct = values[:1] if values.strides[0] == 0 else values
-    digest = hashlib.sha256(str(distinct.shape).encode())
+    digest = hashlib.sha256(f"{distinct.shape}{distinct.dtype}".encode())
     digest.update(np.ascontiguousarray(distinct).tobytes())
     return digest.hexdigest()
