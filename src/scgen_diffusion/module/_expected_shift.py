@@ -208,7 +208,7 @@ class ExpectedShift(nn.Module):
         shifts = (of_shifts + self._noise(slice(None))) @ weights
         errors, marked = torch.zeros_like(weights), held.any(1)
         for marks in held[marked].unique(dim=0):
-            out = (held @ marks).nonzero()[:, 0]
+            out = held[:, marks > 0].any(1).nonzero()[:, 0]
             left = weights - inverse[:, out] @ torch.linalg.solve(inverse[out][:, out], weights[out])
             left[out] = 0
             same = out[(held[out] == marks).all(1)]
