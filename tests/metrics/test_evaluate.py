@@ -8,9 +8,9 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from scgen_diffusion.data import CellFiles
-from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, Expression, evaluate
-from scgen_diffusion.metrics._comparison import Sample, interval
-from scgen_diffusion.metrics._evaluate import choose_metrics, shuffle_genes
+from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, evaluate
+from scgen_diffusion.metrics._comparison import interval
+from scgen_diffusion.metrics._evaluate import choose_metrics
 from scgen_diffusion.report import verdict
 
 N_GENES = 40
@@ -488,7 +488,7 @@ def test_sparse_cells_are_never_made_dense_as_a_whole(monkeypatch):
     assert max(largest) <= 100 * 2000  # drawn cells in the space's genes
 
 
-# --- intervals and shuffling ------------------------------------------------------------------------------------------
+# --- intervals --------------------------------------------------------------------------------------------------------
 
 
 def test_half_samples_give_the_standard_error_of_a_mean():
@@ -513,18 +513,6 @@ def test_intervals_of_few_half_samples_hold_the_true_value_as_often():
 def test_intervals_do_not_leave_the_bounds():
     assert interval(0.95, [0.5, 0.9], (0, 1))[1] == 1
     assert interval(0.05, [0.5, 0.9], (0, 1))[0] == 0
-
-
-def test_shuffling_stays_within_groups_and_keeps_every_genes_values():
-    values = sp.csr_matrix(np.arange(1, 25, dtype=np.float32).reshape(6, 4))
-    labels = np.array(list("aabbbb"))
-    sample = Sample(Expression(values, np.ones(6)), np.zeros((6, 1)), labels)
-    shuffled = shuffle_genes(sample, lambda expression: np.zeros((6, 1)), np.random.default_rng(0))
-    for label in "ab":
-        rows = labels == label
-        before, after = values.toarray()[rows], shuffled.expression.values.toarray()[rows]
-        np.testing.assert_array_equal(np.sort(before, axis=0), np.sort(after, axis=0))
-    assert (shuffled.expression.values != values).nnz > 0
 
 
 # --- what it refuses --------------------------------------------------------------------------------------------------

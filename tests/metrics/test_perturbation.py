@@ -27,15 +27,10 @@ from scgen_diffusion.metrics import (
 from scgen_diffusion.metrics._perturbation import (
     Effect,
     GeneMoments,
-    Shift,
-    Trained,
     control_share_of,
     direction_of_effects,
     jaccard_of_effects,
-    mix,
-    mixed_rows,
     overlap_of_effects,
-    parts_of,
     predicted_effect,
     reach_of_directions,
     slope_of_changes,
@@ -334,38 +329,6 @@ def test_without_a_clear_effect_there_is_no_slope():
     assert np.isnan(mean_change_slope(*cells))
 
 
-def test_a_shift_has_the_noise_of_the_cells_that_it_comes_from():
-    def one(noise):
-        return GeneMoments(np.ones(3), np.full(3, 50.0), 50, np.full(3, noise))
-
-    controls = {("x", ""): one(1.0), ("y", ""): one(10.0)}
-    trained = {(("A",), "x"): Trained(one(2.0), {"": 1}), (("B",), "x"): Trained(one(4.0), {"": 1})}
-    only_a = {(("A",), "x"): trained[("A",), "x"]}
-    additive = Shift.of(only_a, controls).move(controls["x", ""], "x", {"": 1}, controls)
-    np.testing.assert_allclose(additive.noise, 2)  # the mean is that of the training cells, and control cancels
-    np.testing.assert_allclose(additive.control_share, 0)
-    pair = Shift.of(trained, controls).move(controls["x", ""], "x", {"": 1}, controls)
-    np.testing.assert_allclose(pair.noise, 2 + 4 + 1)
-    np.testing.assert_allclose(pair.control_share, -1)
-    elsewhere = Shift.of(trained, controls, weight=0.5).move(controls["y", ""], "y", {"": 1}, controls)
-    np.testing.assert_allclose(elsewhere.noise, (2 + 4) / 4 + 1 + 10)
-    np.testing.assert_allclose(elsewhere.control_share, 1)
-
-
-def test_cells_of_two_donors_mix_to_the_given_shares():
-    parts = {"d1": draws(3.0, 0, 40_000), "d2": draws(np.linspace(4.0, 5.0, 60), 1, 10_000)}
-    shares = {"d1": 0.25, "d2": 0.75}
-    both = mix({name: moments_of(cells) for name, cells in parts.items()}, shares)
-    as_many = moments_of(np.vstack([parts["d1"][:3_000], parts["d2"][:9_000]]))
-    np.testing.assert_allclose(both.mean, as_many.mean, atol=0.05)
-    np.testing.assert_allclose(both.variance, as_many.variance, rtol=0.1)
-    noise = sum(share**2 * parts[name].var(axis=0, ddof=1) / len(parts[name]) for name, share in shares.items())
-    np.testing.assert_allclose(both.noise, noise)
-    assert both.n_cells == round(1 / (0.25**2 / 40_000 + 0.75**2 / 10_000))
-    assert mixed_rows({"d1": 40, "d2": 9}, shares, 1_000) == {"d1": 3, "d2": 9}
-    assert mixed_rows({"d1": 40, "d2": 9}, shares, 4) == {"d1": 1, "d2": 3}
-
-
 def test_discrimination_of_right_equal_absent_and_permuted_predictions():
     real = rng(0).normal(size=(6, 20))
     assert perturbation_discrimination(real, 3 * real).tolist() == [1] * 6
@@ -454,8 +417,3 @@ def test_genes_of_changes_are_aligned_by_name():
     for metric in (de_overlap, de_jaccard, de_direction, direction_reach, mean_change_slope):
         assert metric(real, predicted, control) == pytest.approx(metric(real, turned, control), nan_ok=True)
     assert variance_error(real, predicted) == pytest.approx(variance_error(real, turned))
-
-
-def test_parts_have_no_order_and_leave_the_control_out():
-    assert parts_of("B+A") == parts_of("A+B") == ("A", "B")
-    assert parts_of("B+ctrl", ignored={"ctrl"}) == ("B",)

@@ -22,7 +22,7 @@ from ._distribution import (
     squared_mmd,
     wasserstein_2,
 )
-from ._evaluate import MIN_CELLS_PER_GROUP, evaluate
+from ._evaluate import evaluate
 from ._export import write_cell_eval
 from ._genes import (
     correlation,
@@ -50,6 +50,7 @@ from ._perturbation import (
     scaled_scores,
     variance_error,
 )
+from ._pools import MIN_CELLS_PER_GROUP
 from ._safety import (
     MembershipInference,
     copied_cells,

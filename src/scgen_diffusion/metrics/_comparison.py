@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ._cells import Expression
     from ._distribution import Scores
-    from ._perturbation import Panel, Profile
+    from ._perturbation_contexts import Panel, Profile
 
 T = TypeVar("T")
 

@@ -1,13 +1,9 @@
-"""All metrics in one tidy table, each figure next to its floor: check the cells, draw, compare, and collect the rows.
-
-Cells are drawn before they are normalised and projected, so that no work is wasted.
-"""
+"""All metrics in one tidy table, each figure next to its floor: check the sets, compare them, and collect the rows."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -24,15 +20,13 @@ from scgen_diffusion.data import CellFiles, MuDataFiles, check_names
 from ._catalogue import CATALOGUE
 from ._cells import (
     Cells,
-    Expression,
     Source,
     align_genes,
     check_for_empty_cells,
     check_for_training_cells,
     check_same_number_of_genes,
 )
-from ._comparison import ALL, Comparison, Context, Draws, Fingerprints, Half, Metric, Sample, Training
-from ._distribution import median_squared_distance
+from ._comparison import ALL, Draws, Metric
 from ._modalities import (
     MIN_PAIRED_CELLS,
     common_modalities,
@@ -42,35 +36,26 @@ from ._modalities import (
     paired_cells,
     paired_names,
 )
-from ._perturbation import SEPARATOR, perturbation_contexts
-from ._safety import fingerprints_of
+from ._perturbation_contexts import SEPARATOR, perturbation_contexts
+from ._pools import MIN_CELLS_PER_GROUP, draw_pools, make_context, read_fingerprints
+from ._safety import warn_of_copies
 from ._space import ComparisonSpace, choose_scales, make_scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
 
     from ._comparison import Need, Scope
     from ._space import Scale, ScaleName
 
     Row = dict[str, object]
 
-logger = logging.getLogger(__name__)
-
 FIGURES = ("value", "floor", "shuffled", "low", "high")
 FIGURES_OF_PERTURBATIONS = ("value", "floor", "no_change", "mean_shift", "additive")  # and one per entry of `others`
 JOIN = "+"
 MIN_CELLS = 50
 MIN_CELLS_PER_PERTURBATION = 2
-MIN_CELLS_PER_GROUP = 30
-MANY_COPIES = 0.2  # share of copies that gives a warning; only some of `real_test` is compared here
 N_CELLS_CHECKED = 20
 N_LABELS_NAMED = 5
-FIT_CELLS = 10_000
-CELLS_PER_GROUP = 500
-POOL_FACTOR = 2  # keep this many times as many real cells as a comparison needs, so that draws differ
-GENES_AT_ONCE = 1_000
 
 
 def evaluate(
@@ -508,59 +493,7 @@ def _check_sources(sources: Mapping[str, Source]) -> None:
     check_for_training_cells(sources)
 
 
-# --- which cells are compared -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Drawn cells of one set, in random order.
-
-    Attributes
-    ----------
-    sample
-        The cells.
-    n_of_all
-        The first `n_of_all` cells are a random draw from all cells. The rest was added for groups with few cells among
-        these.
-    """
-
-    sample: Sample
-    n_of_all: int
-
-    def positions(self, group: str | None) -> NDArray[np.intp]:
-        """Return the positions of a group's cells (None: of all). Any first few of them are a random draw."""
-        if group is None:
-            return np.arange(self.n_of_all)
-        return np.flatnonzero(self.sample.labels == group)[: POOL_FACTOR * CELLS_PER_GROUP]
-
-
-@dataclass(frozen=True)
-class Pools:
-    """All cells behind a table.
-
-    Attributes
-    ----------
-    real, synthetic
-        The cells to compare.
-    floor
-        Real cells that play the synthetic ones; None if one half of `real` plays them.
-    space
-        Genes and components.
-    training
-        The training cells; None without ``train``.
-    released
-        Principal components of all synthetic cells; None without ``train``.
-    n_cells
-        Number of cells on either side in a comparison of all cells.
-    """
-
-    real: Pool
-    synthetic: Pool
-    floor: Pool | None
-    space: ComparisonSpace
-    training: Training | None
-    released: NDArray[np.float32] | None
-    n_cells: int
+# --- the rows of all cells and of each group --------------------------------------------------------------------------
 
 
 def compare_cells(
@@ -589,11 +522,13 @@ def compare_cells(
     if not np.ptp(of_all.players["value"][0].real.pcs, axis=0).any():
         msg = "All cells of `real_test` are equal, so there is nothing to compare."
         raise ValueError(msg)
-    _warn_about_copies(of_all)
+    compared = [*of_all.players["value"], *of_all.players["floor"][:1]]
+    share, *usual = (CATALOGUE["copied_test_cells"].measure(comparison) for comparison in compared)
+    warn_of_copies(share, sum(usual))
     n_sides = 2 if pools.floor is None else 1  # in the first case, one half of the real cells plays the synthetic ones
-    groups = _frequent(pools.real, n_sides * MIN_CELLS_PER_GROUP)
+    groups = pools.real.frequent_labels(n_sides * MIN_CELLS_PER_GROUP)
     contexts = {group: make_context(pools, group, draws) for group in groups}
-    groups_of_either = {*groups, *_frequent(pools.synthetic, MIN_CELLS_PER_GROUP)}
+    groups_of_either = {*groups, *pools.synthetic.frequent_labels(MIN_CELLS_PER_GROUP)}
     rows = []
     for metric in wanted:
         rows.append(of_all.row(metric))
@@ -613,160 +548,3 @@ def compare_cells(
     )
     n_cells |= {group: len(context.players["value"][0].real) for group, context in contexts.items() if context}
     return rows, n_cells
-
-
-def _warn_about_copies(context: Context) -> None:
-    """Warn if synthetic cells are held-out cells, other than by chance (cells with few counts can be equal)."""
-    compared = [*context.players["value"], *context.players["floor"][:1]]
-    share, *usual = (CATALOGUE["copied_test_cells"].measure(comparison) for comparison in compared)
-    if share - sum(usual) > MANY_COPIES:
-        msg = (
-            f"{share:.0%} of the compared cells in `synthetic` are exact copies of cells in `real_test`, "
-            "so the figures say nothing about a model. Did you mix up files?"
-        )
-        warn_user(msg)
-
-
-def _frequent(pool: Pool, n_cells: int) -> list[str]:
-    if pool.sample.labels is None:
-        return []
-    names, sizes = np.unique(pool.sample.labels, return_counts=True)
-    return names[sizes >= n_cells].tolist()
-
-
-def draw_pools(
-    sources: Mapping[str, Source], space: ComparisonSpace | None, draws: Draws, *, with_training: bool
-) -> Pools:
-    """Choose the cells that fit the space and those that play the synthetic cells, and draw."""
-    real, synthetic, train = sources["real_test"], sources["synthetic"], sources.get("train")
-    rng = np.random.default_rng([draws.seed, 0])
-    source = real if train is None else train
-    rest = rng.permutation(len(source))
-    if space is None:  # fit it to cells that are compared with nothing
-        fitted, rest = np.split(rest, [len(rest) // (3 if train is None else 2)])
-        space = ComparisonSpace.fit(_stacked([*source.chunks(fitted[:FIT_CELLS])]), seed=draws.seed)
-    real_rows = rest if train is None else np.arange(len(real))
-    available = [len(real_rows) // 2] if train is None else [len(real_rows), len(rest)]
-    n_cells = min(*available, len(synthetic), draws.max_cells)
-    logger.info("Comparing %d real with %d synthetic cells.", n_cells, n_cells)
-    with_training &= train is not None
-    draw = lambda source, rows, factor: _draw(source, rows, space, n_cells * factor, factor * CELLS_PER_GROUP, rng)
-    return Pools(
-        real=draw(real, real_rows, POOL_FACTOR),
-        synthetic=draw(synthetic, np.arange(len(synthetic)), 1),
-        floor=None if train is None else draw(train, rest, POOL_FACTOR),
-        space=space,
-        training=_training(train, space, rest) if with_training else None,
-        released=_all_pcs(synthetic, space) if with_training else None,
-        n_cells=n_cells,
-    )
-
-
-def _draw(
-    source: Source, rows: NDArray, space: ComparisonSpace, n_cells: int, n_per_group: int, rng: np.random.Generator
-) -> Pool:
-    """Draw this many of these cells, and up to this many of every group."""
-    rows = rng.permutation(rows)
-    drawn = np.arange(len(rows)) < n_cells
-    n_of_all = int(drawn.sum())
-    labels = None if source.labels is None else source.labels[rows]
-    if labels is not None:
-        drawn |= pd.Series(labels).groupby(labels).cumcount().to_numpy() < n_per_group
-        labels = labels[drawn]
-    chunks, pcs = [], []
-    for chunk in source.chunks(rows[drawn]):
-        chunks.append(chunk)
-        pcs.append(space.project(chunk))
-    return Pool(Sample(_stacked(chunks), np.concatenate(pcs), labels), n_of_all)
-
-
-def _training(train: Source, space: ComparisonSpace, not_fitted: NDArray) -> Training:
-    pcs, fingerprints = [], []
-    for chunk in train.chunks(np.arange(len(train))):
-        pcs.append(space.project(chunk))
-        fingerprints.append(fingerprints_of(chunk))
-    pcs = np.concatenate(pcs)
-    return Training(pcs, pcs[not_fitted], np.concatenate(fingerprints))
-
-
-def _all_pcs(source: Source, space: ComparisonSpace) -> NDArray[np.float32]:
-    return np.concatenate([space.project(chunk) for chunk in source.chunks(np.arange(len(source)))])
-
-
-def read_fingerprints(sources: Mapping[str, Source], training: Training | None) -> Fingerprints:
-    """Read all real and synthetic cells in chunks, and keep 8 bytes of each."""
-    real, synthetic = (
-        np.concatenate([fingerprints_of(chunk) for chunk in sources[name].chunks(np.arange(len(sources[name])))])
-        for name in ("real_test", "synthetic")
-    )
-    kinds = {source.are_counts for source in sources.values()}
-    return Fingerprints(real, synthetic, None if training is None else training.fingerprints, len(kinds) == 1)
-
-
-def _stacked(parts: list[Expression]) -> Expression:
-    sizes = [part.library_sizes for part in parts]
-    values = sp.vstack([part.values for part in parts], format="csr")
-    return Expression(values, None if any(size is None for size in sizes) else np.concatenate(sizes))
-
-
-def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | None:
-    """Draw the comparisons of a group (None: of all cells). Return None if a side has too few cells."""
-    real, synthetic = pools.real.positions(group), pools.synthetic.positions(group)
-    others = real[len(real) // 2 :] if pools.floor is None else pools.floor.positions(group)
-    has_others = len(others) >= MIN_CELLS_PER_GROUP
-    n_real = len(real) - len(others) if pools.floor is None else len(real)
-    n_cells = min([n_real, len(synthetic), pools.n_cells] + [len(others)] * has_others)
-    if n_cells < MIN_CELLS_PER_GROUP:
-        return None
-    rng = np.random.default_rng([draws.seed, 1])
-    cells, other_cells = pools.real.sample, (pools.real if pools.floor is None else pools.floor).sample
-    first = cells[real[:n_cells]]
-    compare = partial(
-        Comparison,
-        genes=pools.space.genes[np.argsort(-pools.space.pca.mean_, kind="stable")],
-        squared_scale=median_squared_distance(first.pcs),
-        training=pools.training,
-        seed=draws.seed,
-    )
-
-    def draw_others() -> Sample:
-        return other_cells[rng.choice(others, n_cells, replace=False)]
-
-    def split_real() -> Comparison:
-        order = rng.permutation(real)
-        n_half = min(n_cells, len(order) // 2)
-        return compare(cells[order[:n_half]], cells[order[n_half : 2 * n_half]])
-
-    value = compare(first, pools.synthetic.sample[synthetic[:n_cells]], released=pools.released)
-    draw_floor = split_real if pools.floor is None else lambda: compare(first, draw_others())
-    floors = [draw_floor() for _ in range(draws.n_floor if has_others else 0)]
-    held_out_floors = [split_real() for _ in range(draws.n_floor if pools.training is not None else 0)]
-    shuffled = [compare(first, shuffle_genes(draw_others(), pools.space.project, rng))] if has_others else []
-    return Context(
-        {"group": ALL if group is None else group},
-        {"value": [value], "floor": floors, "shuffled": shuffled},
-        held_out_floors=held_out_floors,
-        halves=[_half(value, rng) for _ in range(draws.n_bootstrap)],
-    )
-
-
-def _half(comparison: Comparison, rng: np.random.Generator) -> Half:
-    real_rows, synthetic_rows = (
-        np.sort(rng.permutation(len(side))[: len(side) // 2]) for side in (comparison.real, comparison.synthetic)
-    )
-    return Half(real_rows, synthetic_rows, comparison.at(real_rows, synthetic_rows))
-
-
-def shuffle_genes(sample: Sample, project: Callable[[Expression], NDArray], rng: np.random.Generator) -> Sample:
-    """Shuffle every gene's values among the cells of a group, or among all cells without groups."""
-    values = sample.expression.values
-    labels = np.zeros(len(sample)) if sample.labels is None else sample.labels
-    parts = []
-    for start in range(0, values.shape[1], GENES_AT_ONCE):
-        by_gene = np.ascontiguousarray(values[:, start : start + GENES_AT_ONCE].toarray().T)
-        for label in np.unique(labels):
-            cells = np.flatnonzero(labels == label)
-            by_gene[:, cells] = rng.permuted(by_gene[:, cells], axis=1)
-        parts.append(sp.csr_matrix(by_gene.T))
-    expression = Expression(sp.hstack(parts, format="csr"), sample.expression.library_sizes)
-    return Sample(expression, project(expression), sample.labels)

@@ -13,7 +13,7 @@ from anndata import AnnData
 from scgen_diffusion._files import write_atomically
 from scgen_diffusion.data import as_label
 
-from ._perturbation import SEPARATOR, read_perturbed
+from ._perturbation_contexts import SEPARATOR, read_perturbed
 
 if TYPE_CHECKING:
     import os

@@ -10,6 +10,8 @@ from scipy.stats import hypergeom
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 
+from scgen_diffusion._arguments import warn_user
+
 from ._cells import USE_REP, Points, expression_of, pair_of_expressions, representations
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 NEAREST_SHARE = 0.01  # a synthetic cell is "near" if it is nearer than this share of the held-out cells
 N_CANDIDATES = 3  # extra neighbours to look up, whose distances are computed again
 EMPTY = 0  # fingerprint of a cell without counts
+MANY_COPIES = 0.2  # a larger share of held-out cells among synthetic ones is no accident
 
 
 class MembershipInference(NamedTuple):
@@ -148,6 +151,16 @@ def copied_cells(synthetic: Cells | Expression, train: Cells | Expression, *, la
     if (of_synthetic.library_sizes is None) != (of_train.library_sizes is None):
         return float("nan")
     return share_of_copies(fingerprints_of(of_synthetic), fingerprints_of(of_train))
+
+
+def warn_of_copies(share: float, usual: float) -> None:
+    """Warn if ``synthetic`` has many more cells of ``real_test`` than other real cells do, whose share is ``usual``."""
+    if share - usual > MANY_COPIES:
+        msg = (
+            f"{share:.0%} of the compared cells in `synthetic` are exact copies of cells in `real_test`, "
+            "so the figures say nothing about a model. Did you mix up files?"
+        )
+        warn_user(msg)
 
 
 def duplicate_share(synthetic: Cells | Expression, *, layer: str | None = None) -> float:

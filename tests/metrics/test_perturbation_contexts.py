@@ -11,7 +11,7 @@ import pytest
 from scgen_diffusion import datasets
 from scgen_diffusion.datasets import _originals as originals
 from scgen_diffusion.metrics import (
-    _perturbation,
+    _perturbation_contexts,
     de_direction,
     de_jaccard,
     de_overlap,
@@ -24,7 +24,8 @@ from scgen_diffusion.metrics import (
     scaled_scores,
     variance_error,
 )
-from scgen_diffusion.metrics._perturbation import _panels
+from scgen_diffusion.metrics._perturbation import GeneMoments
+from scgen_diffusion.metrics._perturbation_contexts import Shift, Trained, _panels, mix, mixed_rows, parts_of
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 ORIGINALS = Path(os.environ.get(originals.DATA_DIR_VARIABLE, SHARED_DATA / "originals"))
@@ -82,7 +83,9 @@ def test_the_additive_baseline_is_as_good_as_real_cells_where_effects_add_up():
 
 def test_real_cells_given_as_predictions_give_a_warning():
     real = cells("A", "B", seed=1)
-    with pytest.warns(UserWarning, match="100% of the cells in `synthetic` are exact copies of cells in `real_test`"):
+    with pytest.warns(
+        UserWarning, match="100% of the compared cells in `synthetic` are exact copies of cells in `real_test`"
+    ):
         judge(real, ad.concat([real, real], index_unique="-"))
 
 
@@ -334,7 +337,7 @@ def test_the_changes_of_all_genes_are_kept_in_single_precision_and_only_if_a_met
         built.append(_panels(*args))
         return built[-1]
 
-    monkeypatch.setattr(_perturbation, "_panels", build)
+    monkeypatch.setattr(_perturbation_contexts, "_panels", build)
     sets = cells("A", "B", seed=1), cells("A", "B", seed=2)
     judge(*sets, metrics=["de_jaccard"])
     assert not built
@@ -535,3 +538,50 @@ def test_empty_predicted_cells_raise():
         judge(real, empty)
     with pytest.raises(ValueError, match="`other` has 120 of 120 cells without any count"):
         judge(real, predicted, others={"other": empty})
+
+
+# --- baselines -------------------------------------------------------------------------------------------------------
+
+
+def test_a_shift_has_the_noise_of_the_cells_that_it_comes_from():
+    def one(noise):
+        return GeneMoments(np.ones(3), np.full(3, 50.0), 50, np.full(3, noise))
+
+    controls = {("x", ""): one(1.0), ("y", ""): one(10.0)}
+    trained = {(("A",), "x"): Trained(one(2.0), {"": 1}), (("B",), "x"): Trained(one(4.0), {"": 1})}
+    only_a = {(("A",), "x"): trained[("A",), "x"]}
+    additive = Shift.of(only_a, controls).move(controls["x", ""], "x", {"": 1}, controls)
+    np.testing.assert_allclose(additive.noise, 2)  # the mean is that of the training cells, and control cancels
+    np.testing.assert_allclose(additive.control_share, 0)
+    pair = Shift.of(trained, controls).move(controls["x", ""], "x", {"": 1}, controls)
+    np.testing.assert_allclose(pair.noise, 2 + 4 + 1)
+    np.testing.assert_allclose(pair.control_share, -1)
+    elsewhere = Shift.of(trained, controls, weight=0.5).move(controls["y", ""], "y", {"": 1}, controls)
+    np.testing.assert_allclose(elsewhere.noise, (2 + 4) / 4 + 1 + 10)
+    np.testing.assert_allclose(elsewhere.control_share, 1)
+
+
+def test_cells_of_two_donors_mix_to_the_given_shares():
+    def moments_of(cells):
+        return GeneMoments(cells.mean(axis=0), cells.var(axis=0, ddof=1), len(cells))
+
+    rng, spread = np.random.default_rng(0), np.linspace(0.5, 1.5, 60)
+    parts = {
+        "d1": 3.0 + spread * rng.normal(size=(40_000, 60)),
+        "d2": np.linspace(4.0, 5.0, 60) + spread * rng.normal(size=(10_000, 60)),
+    }
+    shares = {"d1": 0.25, "d2": 0.75}
+    both = mix({name: moments_of(cells) for name, cells in parts.items()}, shares)
+    as_many = moments_of(np.vstack([parts["d1"][:3_000], parts["d2"][:9_000]]))
+    np.testing.assert_allclose(both.mean, as_many.mean, atol=0.05)
+    np.testing.assert_allclose(both.variance, as_many.variance, rtol=0.1)
+    noise = sum(share**2 * parts[name].var(axis=0, ddof=1) / len(parts[name]) for name, share in shares.items())
+    np.testing.assert_allclose(both.noise, noise)
+    assert both.n_cells == round(1 / (0.25**2 / 40_000 + 0.75**2 / 10_000))
+    assert mixed_rows({"d1": 40, "d2": 9}, shares, 1_000) == {"d1": 3, "d2": 9}
+    assert mixed_rows({"d1": 40, "d2": 9}, shares, 4) == {"d1": 1, "d2": 3}
+
+
+def test_parts_have_no_order_and_leave_the_control_out():
+    assert parts_of("B+A") == parts_of("A+B") == ("A", "B")
+    assert parts_of("B+ctrl", ignored={"ctrl"}) == ("B",)

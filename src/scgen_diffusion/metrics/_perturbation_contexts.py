@@ -1,0 +1,503 @@
+"""The comparisons behind the rows of each perturbation: its real cells, and all predictions of them.
+
+Cells are read by perturbation, group and match. The baselines are predicted from control and training cells.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Self, TypeAlias
+
+import numpy as np
+from anndata import AnnData
+
+from scgen_diffusion._arguments import list_first, warn_user
+from scgen_diffusion.data import as_label
+
+from ._cells import REAL, Source, check_for_empty_cells, check_for_training_cells, labels_of, means
+from ._comparison import ALL, Comparison, Context
+from ._perturbation import GeneMoments, control_share_of, rank_score, unit_vectors
+from ._safety import copied_cells, warn_of_copies
+from ._space import ComparisonSpace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from ._cells import Expression
+    from ._comparison import Draws
+
+#: The single perturbations of a cell, sorted; empty for unperturbed cells.
+Parts: TypeAlias = tuple[str, ...]
+
+SEPARATOR = "+"
+MIN_CELLS = 2
+N_NAMED = 5  # names in a message
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What metrics of perturbations need to know about some cells.
+
+    Attributes
+    ----------
+    moments
+        Mean and variance of all genes.
+    pcs
+        The cells in the space for distances, `(cells, dimensions)`.
+    """
+
+    moments: GeneMoments
+    pcs: NDArray
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The real changes of all perturbations in a group, for :func:`perturbation_discrimination`.
+
+    Attributes
+    ----------
+    directions
+        Changes against control, scaled to length 1, `(perturbations, genes)`.
+    row
+        Place of the perturbation that is predicted.
+    genes
+        Which genes count: those that are no perturbation.
+    """
+
+    directions: NDArray[np.float32]
+    row: int
+    genes: NDArray[np.bool_]
+
+    def score(self, change: NDArray) -> float:
+        """Return the score of a predicted change, `(all genes,)`."""
+        return rank_score(self.directions @ change[self.genes].astype(np.float32), self.row)
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """Cells, and the positions of those of each perturbation in each group.
+
+    Attributes
+    ----------
+    name
+        Name of the set in error messages.
+    expression
+        Log-normalised values.
+    rows
+        Positions of the cells by their single perturbations (empty for unperturbed cells) and group; sorted.
+    matches
+        What control cells must have in common with each cell, such as the donor, `(cells,)`; empty texts without
+        ``match_keys``.
+    """
+
+    name: str
+    expression: Expression
+    rows: dict[tuple[Parts, str], list[int]]
+    matches: NDArray[np.str_]
+
+    @classmethod
+    def read(
+        cls,
+        cells: AnnData,
+        source: Source,
+        key: str,
+        split_name: Callable[[str], Parts],
+        match_keys: Sequence[str] | None = None,
+    ) -> Perturbed:
+        """Read cells and their perturbations from a column of `obs`.
+
+        Cells of ``control`` are all unperturbed; unperturbed cells of ``real_test`` and ``train`` are left out.
+        """
+        matches = labels_of(cells, match_keys, name=source.name) if match_keys else np.zeros(len(source), dtype=str)
+        parts: list[Parts] = [()] * len(source)
+        if source.name != "control":
+            parts = _parts_of_cells(cells, key, split_name, source.name)
+        kept = np.arange(len(source))
+        if source.name in ("real_test", "train"):
+            kept = np.array([row for row in kept if parts[row]], dtype=np.intp)
+            if not len(kept):
+                names = sorted({repr(as_label(name)) for name in cells.obs[key].unique()})
+                msg = (
+                    f"`{source.name}` must have perturbed cells, but `control` has cells of all its names, too "
+                    f"({list_first(names, N_NAMED)}). Give only unperturbed cells as `control`."
+                )
+                raise ValueError(msg)
+        rows: dict[tuple[Parts, str], list[int]] = {}
+        for place, row in enumerate(kept):
+            group = ALL if source.labels is None else str(source.labels[row])
+            rows.setdefault((parts[row], group), []).append(place)
+        return cls(source.name, source.read(kept), dict(sorted(rows.items())), matches[kept])
+
+    def of(self, parts: Parts, group: str, match: str | None = None) -> Expression:
+        """Return the cells of one perturbation (empty for control) in one group, or only those of one match."""
+        rows = np.array(self.rows.get((parts, group), []), dtype=np.intp)
+        return self.expression[rows if match is None else rows[self.matches[rows] == match]]
+
+    def enough_of(self, parts: Parts, group: str, wanted: Parts, match: str | None = None) -> Expression:
+        """Return the same cells. If there are fewer than two, raise and name the perturbation that needs them."""
+        found = self.of(parts, group, match)
+        if len(found) < MIN_CELLS:
+            where = f"perturbation {SEPARATOR.join(wanted)!r}" + ("" if group == ALL else f" in group {group!r}")
+            where += f" with the match {match!r}" if match else ""
+            msg = f"`{self.name}` must have at least {MIN_CELLS} cells for {where}, but has {len(found)}."
+            raise ValueError(msg)
+        return found
+
+    def with_matches(self, known: Collection[tuple[str, str]]) -> Self:
+        """Leave out cells whose group and match are not known."""
+        rows = {
+            (parts, group): [row for row in places if (group, str(self.matches[row])) in known]
+            for (parts, group), places in self.rows.items()
+        }
+        return replace(self, rows={place: kept for place, kept in rows.items() if kept})
+
+    def moments(self, parts: Parts, group: str) -> GeneMoments:
+        """Return the moments of a perturbation's cells. How many cells each match has is no sampling noise.
+
+        The noise is that of the variance within matches, pooled, because a match may have a single cell. If all have,
+        it is that of all cells.
+        """
+        moments, shares = GeneMoments.of(self.of(parts, group)), self.shares(parts, group)
+        if len(shares) == 1 or len(shares) == moments.n_cells:
+            return moments
+        within = [GeneMoments.of(self.of(parts, group, match)) for match in shares]
+        squares = np.sum([(own.n_cells - 1) * own.variance for own in within], axis=0)
+        return replace(moments, noise=squares / (moments.n_cells - len(shares)) / moments.n_cells)
+
+    def shares(self, parts: Parts, group: str) -> dict[str, float]:
+        """Return which share of the cells of a perturbation in a group has each match."""
+        found, n_cells = np.unique(self.matches[self.rows[parts, group]], return_counts=True)
+        return dict(zip(found.tolist(), (n_cells / n_cells.sum()).tolist(), strict=True))
+
+
+def _parts_of_cells(cells: AnnData, key: str, split_name: Callable[[str], Parts], name: str) -> list[Parts]:
+    """Return the single perturbations of each cell."""
+    named = labels_of(cells, key, name=name)
+    by_name = {each: split_name(each) for each in np.unique(named).tolist()}
+    return [by_name[each] for each in named]
+
+
+def read_perturbed(
+    given: Mapping[str, AnnData],
+    *,
+    key: str,
+    separator: str,
+    groupby: str | Sequence[str] | None,
+    layer: str | None,
+    match_keys: Sequence[str] | None = None,
+) -> tuple[dict[str, Perturbed], Callable[[str], Parts]]:
+    """Check and read ``real_test``, ``control`` and other sets. Return also what splits the name of a combination."""
+    if not (isinstance(key, str) and separator and isinstance(separator, str)):
+        msg = f"`perturbation_key` and `separator` must be non-empty strings, but are {key!r} and {separator!r}."
+        raise TypeError(msg)
+    for name, cells in given.items():
+        if not isinstance(cells, AnnData):
+            msg = f"`{name}` must be an AnnData, but is {type(cells).__name__}."
+            raise TypeError(msg)
+    genes, untreated = given["real_test"].var_names, given["control"].obs
+    controls = set(map(as_label, untreated[key].unique())) if key in untreated else set()
+    if len(controls) > 1:
+        warn_user(
+            f"`control` has cells of {len(controls)} perturbations ({list_first(sorted(map(repr, controls)), N_NAMED)})"
+            ", and all are taken as unperturbed. Leave out those that are not."
+        )
+    split_name = partial(parts_of, separator=separator, ignored=controls)
+    sources = {n: Source.of(cells, n, genes, groupby=groupby, layer=layer) for n, cells in given.items()}
+    for name, source in sources.items():
+        if name not in REAL:
+            check_for_empty_cells(source)
+    if "train" in sources:  # may share its control cells with the others
+        perturbed = {}
+        for name in ("real_test", "synthetic", "train"):
+            is_perturbed = [bool(parts) for parts in _parts_of_cells(given[name], key, split_name, name)]
+            perturbed[name] = sources[name][np.flatnonzero(is_perturbed)]
+        check_for_training_cells(perturbed)
+    sets = {name: Perturbed.read(given[name], source, key, split_name, match_keys) for name, source in sources.items()}
+    return sets, split_name
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The training cells of a perturbation in a group: their moments, and the share of each match."""
+
+    moments: GeneMoments
+    shares: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A change of the genes, learned from training perturbations: the weighted sum of their changes against control.
+
+    Attributes
+    ----------
+    change
+        The sum, `(genes,)`.
+    noise
+        Sampling variance that it has from perturbed cells, `(genes,)`.
+    control_weights
+        By group and match, how much of the mean of control cells was subtracted.
+    """
+
+    change: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    control_weights: dict[tuple[str, str], float]
+
+    @classmethod
+    def of(
+        cls,
+        perturbed: Mapping[tuple[Parts, str], Trained],
+        controls: Mapping[tuple[str, str], GeneMoments],
+        weight: float = 1.0,
+    ) -> Self:
+        """Add the changes of these perturbations in their groups, each with the same weight."""
+        weights: Counter[tuple[str, str]] = Counter()
+        for (_, group), own in perturbed.items():
+            weights.update({(group, match): weight * share for match, share in own.shares.items()})
+        change = weight * np.sum([own.moments.mean for own in perturbed.values()], axis=0)
+        change = change - np.sum([share * controls[name].mean for name, share in weights.items()], axis=0)
+        noise = weight**2 * np.sum([own.moments.noise for own in perturbed.values()], axis=0)
+        return cls(change, noise, dict(weights))
+
+    def move(
+        self,
+        cells: GeneMoments,
+        group: str,
+        shares: Mapping[str, float],
+        controls: Mapping[tuple[str, str], GeneMoments],
+    ) -> GeneMoments:
+        """Shift the control cells of a group with these shares of matches. Part of their noise is subtracted again."""
+        own = {(group, match): share for match, share in shares.items()}
+        left = Counter(own)
+        left.subtract(self.control_weights)
+        noise = self.noise + np.sum([share**2 * controls[name].noise for name, share in left.items()], axis=0)
+        shared = np.sum([left[name] * share * controls[name].noise for name, share in own.items()], axis=0)
+        control_share = np.divide(shared, cells.noise, out=np.zeros_like(shared), where=cells.noise > 0)
+        return replace(cells, mean=cells.mean + self.change, noise=noise, control_share=control_share)
+
+
+def mix(parts: Mapping[str, GeneMoments], shares: Mapping[str, float]) -> GeneMoments:
+    """Return the moments of cells of which each part has a given share, whatever its number of cells."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    weighted = [(parts[match], share) for match, share in shares.items()]
+    mean = np.sum([share * own.mean for own, share in weighted], axis=0)
+    return GeneMoments(
+        mean,
+        np.sum([share * (own.variance + (own.mean - mean) ** 2) for own, share in weighted], axis=0),
+        round(1 / sum(share**2 / own.n_cells for own, share in weighted)),
+        np.sum([share**2 * own.noise for own, share in weighted], axis=0),
+    )
+
+
+def mixed_rows(n_cells: Mapping[str, int], shares: Mapping[str, float], n_most: int) -> dict[str, int]:
+    """Return how many cells of each match to draw, so that they have these shares and are as many as possible."""
+    total = min(n_most, *(n_cells[match] / share for match, share in shares.items()))
+    return {match: max(int(total * share + 1e-9), 1) for match, share in shares.items()}
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Computes the profiles of measured cells and of predictions.
+
+    Attributes
+    ----------
+    sets
+        The given cells.
+    controls
+        Moments of the control cells by group and match.
+    trained
+        Training perturbations with control cells; empty without ``train``.
+    control_shares
+        By set, see :class:`GeneMoments`.
+    space, draws
+        As in :func:`evaluate`.
+    """
+
+    sets: Mapping[str, Perturbed]
+    controls: Mapping[tuple[str, str], GeneMoments]
+    trained: Mapping[tuple[Parts, str], Trained]
+    control_shares: Mapping[str, float]
+    space: ComparisonSpace | None
+    draws: Draws
+
+    def of(self, cells: Expression, control_share: float = 0.0) -> Profile:
+        """Compute the moments of all cells, and draw some cells for distances."""
+        drawn, n_most = cells, self.draws.max_cells
+        if len(cells) > n_most:
+            drawn = cells[np.sort(np.random.default_rng(self.draws.seed).permutation(len(cells))[:n_most])]
+        moments = replace(GeneMoments.of(cells), control_share=control_share)
+        return Profile(moments, drawn.values.toarray() if self.space is None else self.space.project(drawn))
+
+    def matched(self, name: str, parts: Parts, group: str, shares: Mapping[str, float], wanted: Parts) -> Profile:
+        """Compute the moments of cells with these shares of matches, and draw such cells for distances."""
+        control_share = self.control_shares[name]
+        cells = {match: self.sets[name].enough_of(parts, group, wanted, match) for match in shares}
+        found = {match: self.of(own, control_share) for match, own in cells.items()}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        n_drawn = mixed_rows({match: len(own.pcs) for match, own in found.items()}, shares, self.draws.max_cells)
+        rng = np.random.default_rng(self.draws.seed)
+        pcs = [own.pcs[np.sort(rng.permutation(len(own.pcs))[: n_drawn[match]])] for match, own in found.items()]
+        moments = mix({match: own.moments for match, own in found.items()}, shares)
+        return Profile(replace(moments, control_share=control_share), np.concatenate(pcs))
+
+    def moved(self, cells: Profile, group: str, shares: Mapping[str, float], shift: Shift) -> Profile:
+        """Shift all cells by a change of the genes. The projection is linear."""
+        step = shift.change if self.space is None else self.space.pca.components_ @ shift.change[self.space.genes]
+        return Profile(shift.move(cells.moments, group, shares, self.controls), cells.pcs + step)
+
+    def predictions(self, parts: Parts, group: str, mean_response: Shift | None) -> dict[str, Profile]:
+        """Compute all predictions of a perturbation in a group, by the names of their columns in the table."""
+        shares = self.sets["real_test"].shares(parts, group)
+        found = {"value": self.matched("synthetic", parts, group, shares, parts)}
+        found["no_change"] = control = self.matched("control", (), group, shares, parts)
+        if mean_response is not None:
+            found["mean_shift"] = self.moved(control, group, shares, mean_response)
+        single = {(part,): self.trained.get(((part,), group)) for part in parts}
+        if None not in single.values():
+            changes = Shift.of({(part, group): own for part, own in single.items()}, self.controls)
+            found["additive"] = self.moved(control, group, shares, changes)
+        for name, cells in self.sets.items():
+            is_other = name not in ("real_test", "synthetic", "control", "train")
+            if is_other and all(len(cells.of(parts, group, match)) >= MIN_CELLS for match in shares):
+                found[name] = self.matched(name, parts, group, shares, parts)
+        return found
+
+
+def perturbation_contexts(
+    given: Mapping[str, AnnData],
+    *,
+    key: str,
+    separator: str,
+    groupby: str | Sequence[str] | None,
+    layer: str | None,
+    space: ComparisonSpace | None,
+    draws: Draws,
+    with_panels: bool,
+    match_keys: Sequence[str] | None = None,
+) -> Iterator[Context]:
+    """Yield the comparisons of each perturbation in each group: its real cells, and all predictions of them.
+
+    Parameters
+    ----------
+    given
+        ``real_test``, ``synthetic``, ``control``, ``train`` if given, and the predictions of other methods.
+    key, separator, groupby, layer, space, draws, match_keys
+        As in :func:`evaluate`.
+    with_panels
+        Whether the comparisons get panels, which hold the changes of all genes under all perturbations.
+    """
+    options = {"key": key, "separator": separator, "groupby": groupby, "layer": layer, "match_keys": match_keys}
+    sets, split_name = read_perturbed(given, **options)
+    real = sets["real_test"]
+    warn_of_copies(*(copied_cells(sets[name].expression, real.expression) for name in ("synthetic", "control")))
+    controls = {
+        (group, match): GeneMoments.of(sets["control"].of((), group, match))
+        for _, group in sets["control"].rows
+        for match in sets["control"].shares((), group)
+    }
+    trained: dict[tuple[Parts, str], Trained] = {}
+    if "train" in sets:
+        space = ComparisonSpace.fit(sets["train"].expression, seed=draws.seed) if space is None else space
+        train = sets["train"].with_matches(controls)
+        trained = {place: Trained(train.moments(*place), train.shares(*place)) for place in train.rows}
+        if sets["train"].rows and not trained:
+            warn_user(
+                "`control` has no cells of the groups whose perturbed cells are in `train`, so the baselines "
+                "`mean_shift` and `additive` are empty. Pass the control cells of all groups."
+            )
+    mean_response = Shift.of(trained, controls, weight=1 / len(trained)) if trained else None
+    shares = {name: control_share_of(cells, given["control"]) for name, cells in given.items()}
+    profiles = Profiles(sets, controls, trained, shares, space, draws)
+
+    names = {split_name(name): name for name in np.unique(labels_of(given["real_test"], key)).tolist()}
+    halves = {place: _halves_of(len(rows), draws) for place, rows in real.rows.items()}
+    perturbed = {part for parts, _ in real.rows for part in parts}
+    panels = {}
+    if with_panels:
+        panels = _panels(real, controls, halves, draws.n_floor, ~given["real_test"].var_names.isin(perturbed))
+    for parts, group in real.rows:
+        cells = real.enough_of(parts, group, parts)
+        predictions = profiles.predictions(parts, group, mean_response)
+        of_real = replace(profiles.of(cells), moments=real.moments(parts, group))
+        compare = partial(Comparison, control=predictions["no_change"], mean_response=predictions.get("mean_shift"))
+        whole, *of_halves = panels.get((parts, group), [None] * (1 + draws.n_floor))
+        players = {name: [compare(of_real, own, panel=whole)] for name, own in predictions.items()}
+        pairs = [[profiles.of(cells[half]) for half in pair] for pair in halves[parts, group]]
+        if pairs:
+            players["floor"] = [compare(*pair, panel=panel) for pair, panel in zip(pairs, of_halves, strict=True)]
+        equal = _equal_players(of_real, predictions, n_splits=max(draws.n_floor, 1), seed=draws.seed)
+        equal = {name: comparisons for name, comparisons in equal.items() if name in players}
+        yield Context({"perturbation": names[parts], "group": group}, players, equal_players=equal)
+
+
+def _halves_of(n_cells: int, draws: Draws) -> list[list[NDArray[np.intp]]]:
+    """Split the cells of a perturbation in two, several times: positions of both halves; no splits of too few cells."""
+    if n_cells < 2 * MIN_CELLS:
+        return []
+    rng = np.random.default_rng(draws.seed)
+    return [np.array_split(rng.permutation(n_cells), 2) for _ in range(draws.n_floor)]
+
+
+def _panels(
+    real: Perturbed,
+    controls: Mapping[tuple[str, str], GeneMoments],
+    halves: Mapping[tuple[Parts, str], list[list[NDArray[np.intp]]]],
+    n_splits: int,
+    genes: NDArray[np.bool_],
+) -> dict[tuple[Parts, str], list[Panel]]:
+    """Return the panel of each perturbation in its group, and those of the first halves in every split."""
+    panels: dict[tuple[Parts, str], list[Panel]] = {}
+    for group in {group for _, group in real.rows}:
+        shares = {parts: real.shares(parts, group) for parts, own in real.rows if own == group}
+        known = [parts for parts, own in shares.items() if all((group, match) in controls for match in own)]
+        directions = np.empty((1 + n_splits, len(known), np.count_nonzero(genes)), dtype=np.float32)
+        for row, parts in enumerate(known):  # others raise later
+            control = np.sum([share * controls[group, match].mean for match, share in shares[parts].items()], axis=0)
+            cells = real.of(parts, group)
+            firsts = [cells[first] for first, _ in halves[parts, group]] or [cells] * n_splits
+            changes = np.array([(means(one.values) - control)[genes] for one in (cells, *firsts)])
+            directions[:, row] = unit_vectors(changes)
+            panels[parts, group] = [Panel(of_split, row, genes) for of_split in directions]
+    return panels
+
+
+def _equal_players(
+    real: Profile, predictions: Mapping[str, Profile], *, n_splits: int, seed: int
+) -> dict[str, list[Comparison]]:
+    """Compare one half of the real cells with every prediction and with the other half (`floor`), several times.
+
+    The distance between equal distributions falls with the number of cells, so only figures for equal numbers of cells
+    are comparable. All sides have as many cells as the smallest set allows.
+    """
+    n_cells = min(len(real.pcs) // 2, *(len(own.pcs) for own in predictions.values()))
+
+    def draw(profile: Profile, n_cells: int, seed: list[int]) -> Profile:
+        order = np.random.default_rng(seed).permutation(len(profile.pcs))
+        return replace(profile, pcs=profile.pcs[order[:n_cells]])
+
+    players: dict[str, list[Comparison]] = {name: [] for name in ("floor", *predictions)}
+    for split in range(n_splits):
+        both = draw(real, 2 * n_cells, [seed, split])
+        first, second = (replace(real, pcs=half) for half in np.split(both.pcs, 2))
+        players["floor"].append(Comparison(first, second))
+        for name, own in predictions.items():
+            players[name].append(Comparison(first, draw(own, n_cells, [seed, split, 1])))
+    return players
+
+
+def parts_of(perturbation: str, *, separator: str = SEPARATOR, ignored: Collection[str] = ()) -> Parts:
+    """Return the single perturbations of a combination, sorted, without the `ignored` ones, such as the control.
+
+    Examples
+    --------
+    >>> parts_of("KLF1+ctrl", ignored=["ctrl"])
+    ('KLF1',)
+    """
+    if perturbation in ignored:  # even if it has the separator, such as a control called "DMSO+PBS"
+        return ()
+    return tuple(sorted(part for part in perturbation.split(separator) if part not in ignored))
