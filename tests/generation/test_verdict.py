@@ -52,6 +52,7 @@ def verdict_on(codes, cells=NEAR, misfit=0.0, **options):
         ({"codes": KNOWN, "misfit": 0.2}, "extrapolated", r"error of 0\.20 nats per molecule, and that of training"),
         ({"codes": KNOWN, "misfit": 0.2, "error": 0.15}, "supported", "in 6 other contexts"),
         ({"codes": KNOWN, "misfit": 0.7}, "unknown", "unlike those that the model learned"),
+        ({"codes": KNOWN, "cells": NEAR[:1]}, "unknown", "a single control cell has no interval"),
         ({"codes": NEW}, "unknown", "unlike those seen in training"),
         ({"codes": SEEN, "variance": 1e3}, "unknown", "too few cells with the perturbation"),
         ({"codes": KNOWN, "n_groups": 1}, "unknown", r"one context only \(cell_type='type 0'\)"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SUPPORTED, EXTRAPOLATED, UNKNOWN = "supported", "extrapolated", "unknown"
 COVERAGE = 0.9  # of intervals
 FEWEST_CELLS = 5  # that are judged by their mean expression
+FEWEST_OF_INTERVAL = 2  # cells, whose spread is known
 MOST_CELLS = 200  # of a combination that the verdict is about
 MOST_COMBINATIONS = 1000  # of a request; more are not judged
 STRANGE, UNLIKE = 0.1, 0.5  # misfit of control cells beyond those of training, in nats per molecule
@@ -132,6 +133,9 @@ def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
     if request.prior <= 0:  # such as a drug at the dose of control cells
         reason = "a part of the perturbation is still that of control cells"
         return UNKNOWN, reason, "Give the values of all keys that perturb, such as a drug and its dose."
+    if request.n_cells < FEWEST_OF_INTERVAL:
+        reason = "the mean change of a single control cell has no interval"
+        return UNKNOWN, reason, "Predict more control cells together."
     if excess > STRANGE and request.n_cells < FEWEST_CELLS:
         reason = f"{request.n_cells} control cells are too few to tell whether the model knows such cells"
         return UNKNOWN, reason, "Predict more control cells together."

@@ -634,10 +634,10 @@ def de_overlap(
     .. math:: \frac{|T \cap T'|}{|T|}
 
     with the `n_top` genes :math:`T` of the largest absolute Welch *t* in real cells and :math:`T'` in predicted cells.
-    From 0 to 1; higher is better. Genes that do not change at all are in no list, so the control cells themselves score
-    0, and a list is shorter than `n_top` if fewer genes change. The overlap is the recall of the real list. If both
-    lists have the same length, it is also the precision, and the Jaccard index of an overlap :math:`o` is
-    :math:`o / (2 - o)`.
+    From 0 to 1; higher is better. Each list has `n_top` genes, or fewer if fewer genes change at all: genes without any
+    change are in no list, so the control cells themselves score 0. The overlap :math:`o` is the recall of the real
+    list. If both lists are equally long, as in nearly all data, precision equals recall, and the Jaccard index of the
+    lists is :math:`o / (2 - o)`.
 
     *Catches* effects in the wrong genes, and effects hidden by wrong variances. *Misses* direction
     (:func:`de_direction`) and size. The weakest gene of the real list counts as much as the strongest. If hardly any
