@@ -258,9 +258,7 @@ DRUGS = ["ctrl", "A", "B", "A+B"]
 @pytest.fixture(scope="module")
 def with_transport(make_trained, make_cells, quick):
     """Train one SCLDM with a transport to sets of drugs; tests must not change it."""
-    cells = perturbed(make_cells, DRUGS)
-    cells.obs["drug"] = np.random.default_rng(9).choice(DRUGS, cells.n_obs)  # unlike types, which had the same seed
-    reference = drug_model(make_trained, cells)
+    reference = drug_model(make_trained, perturbed(make_cells, DRUGS))
     reference.train_transport(max_epochs=3, **quick)
     return reference
 
@@ -282,8 +280,15 @@ def test_the_transport_of_the_reference_predicts_new_types_of_which_only_control
     with_transport, make_cells, quick, tmp_path
 ):
     cells = of_new_type(make_cells, ["ctrl"])
+    new = cells[cells.obs["cell_type"] == NEW_TYPE].copy()
     model = SCLDM.load_query_data(cells, with_transport, accelerator="cpu")
     assert model.trained_stages_ == ["autoencoder", "prior", "transport"]
+    predicted = model.predict_perturbation(new, {"drug": "A"}, seed=0)  # without training
+    assert predicted.uns["scgen_diffusion"]["method"] == "transport"
+    assert predicted.uns["scgen_diffusion"]["verdict"]["combination"].str.contains(NEW_TYPE).all()
+    with pytest.raises(ValueError, match=f"'{NEW_TYPE}' of 'cell_type', a category without any training cell"):
+        model.predict_perturbation(new, {"drug": "A"}, method="inversion", seed=0)
+
     model.train(1, **quick)
     model.save(tmp_path / "model")
 
@@ -291,10 +296,7 @@ def test_the_transport_of_the_reference_predicts_new_types_of_which_only_control
         before, after = (effects_on_old_cells(m, with_transport) for m in (with_transport, found))
         assert same(before, after)
         assert before.uns["scgen_diffusion"]["mean_change"].equals(after.uns["scgen_diffusion"]["mean_change"])
-        new = cells[cells.obs["cell_type"] == NEW_TYPE].copy()
-        predicted = found.predict_perturbation(new, {"drug": "A"}, seed=0)
-        assert predicted.uns["scgen_diffusion"]["method"] == "transport"
-        assert predicted.uns["scgen_diffusion"]["verdict"]["combination"].str.contains(NEW_TYPE).all()
+        assert same(found.predict_perturbation(new, {"drug": "A"}, seed=0), predicted)
 
 
 def test_new_cells_with_known_perturbations_keep_the_transport(with_transport, make_cells, quick):
@@ -430,7 +432,7 @@ def test_files_without_the_genes_of_the_reference_raise(scldm, make_cells, tmp_p
 
 def perturbed(make_cells, sets, *, seed=0, time=(0.0, 1.0, 2.0)):
     cells = make_cells(96, seed=seed)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed + 9)  # with the same seed, drugs would depend on types
     cells.obs["drug"] = rng.choice(sets, cells.n_obs)
     cells.obs["time"] = rng.choice(time, cells.n_obs)
     return cells
@@ -491,7 +493,10 @@ def test_members_with_known_embeddings_need_rows(make_trained, make_cells, quick
     with pytest.raises(ValueError, match="'cell_type', for which the reference has no known embeddings"):
         SCLDM.load_query_data(cells, reference, condition_embeddings={"cell_type": row}, accelerator="cpu")
 
-    model = load(row, trainable="conditions")
+    reference.train_transport(1, **quick)  # which compares drugs by all embeddings
+    with pytest.warns(UserWarning, match="leaves out the reference's transport"):
+        model = load(row, trainable="conditions")
+    reference.module.transport = None  # which would move control cells to combinations never seen
     assert same(model.generate(30, request, seed=0), reference.generate(30, request, seed=0))
     known = model.module.averaged_prior.module.embed_condition.tables[2].members.vectors
     raw = pd.concat([table, row]).to_numpy()

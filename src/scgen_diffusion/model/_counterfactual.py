@@ -162,6 +162,7 @@ class Prediction:
         chosen = {"method": method, "residuals": residuals, "sample": sample}
         residuals_of_cells = model._check_counterfactual_options(chosen)
         chosen_method = model._counterfactual_method(cells, method)
+        _check_learned(model, cells.own, chosen_method)
         is_same = (cells.own == cells.codes).all(1)
         if condition is not None and is_same.any():
             warn_user(
@@ -295,7 +296,6 @@ def control_cells(
         check_same_registry(files.registry, model.registry_)
         source, rows = files, check_rows(indices, files.n_cells)
         own = files.codes[rows]
-        check_learned(conditions, own)
     else:
         model._check_given(adata, "adata_control")
         if adata is not None:
@@ -305,7 +305,8 @@ def control_cells(
         try:
             if adata is not None:
                 model._check_expression(adata)
-            own = own_codes(conditions, given)[rows]
+            check_conditions(given, *names_and_arrays(conditions.by_key))
+            own = encode_cells(given, conditions.by_key)[rows]
         except ValueError as error:
             if indices is None:
                 raise
@@ -333,19 +334,16 @@ def _unwritable_texts(obs: pd.DataFrame) -> dict[str, pd.Series]:
     }
 
 
-def own_codes(conditions: Conditions, cells: AnnData) -> np.ndarray:
-    """Encode the cells' own conditions, ``(cells, columns)``; raise for values that the model has not learned."""
-    check_conditions(cells, *names_and_arrays(conditions.by_key))
-    codes = encode_cells(cells, conditions.by_key)
-    check_learned(conditions, codes)
-    return codes
+def _check_learned(model: DiffusionModel, codes: np.ndarray, method: str) -> None:
+    """Raise for values in the cells' own conditions ``(cells, columns)`` that the model has not learned but needs.
 
-
-def check_learned(conditions: Conditions, codes: np.ndarray) -> None:
-    """Raise for values in the cells' conditions ``(cells, columns)`` that the model has not learned."""
+    The transport sees only the keys that perturb, so it takes control cells of new types or donors.
+    """
+    conditions, transport = model.conditions, model.module.transport if method == "transport" else None
     for key in conditions.by_key:
         columns = conditions.columns(key.name)
-        key.check_learned(codes[:, columns], conditions.combinations[:, columns])
+        if transport is None or transport.perturbs[columns].any():
+            key.check_learned(codes[:, columns], conditions.combinations[:, columns])
 
 
 def _check_one_per_cell(conditions: Conditions, condition: ConditionRequest, names: pd.Index) -> None:
