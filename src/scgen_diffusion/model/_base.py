@@ -1705,6 +1705,9 @@ class DiffusionModel(BaseModelClass):
         you leave out are drawn from the reference's cells and the new ones together, and new combinations have the
         library sizes of the new cells.
 
+        SCLDM keeps the reference's transport: :meth:`predict_perturbation` predicts control cells of new types at once.
+        :meth:`train` trains another one, on the new cells alone, only if they have new perturbations.
+
         Parameters
         ----------
         adata
