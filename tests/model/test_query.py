@@ -283,6 +283,7 @@ def test_the_transport_of_the_reference_predicts_new_types_of_which_only_control
     new = cells[cells.obs["cell_type"] == NEW_TYPE].copy()
     model = SCLDM.load_query_data(cells, with_transport, accelerator="cpu")
     assert model.trained_stages_ == ["autoencoder", "prior", "transport"]
+    assert str(model).endswith("model.predict_perturbation(control_cells, {'drug': ...}), or model.train() to generate")
     predicted = model.predict_perturbation(new, {"drug": "A"}, seed=0)  # without training
     assert predicted.uns["scgen_diffusion"]["method"] == "transport"
     assert predicted.uns["scgen_diffusion"]["verdict"]["combination"].str.contains(NEW_TYPE).all()
@@ -587,6 +588,11 @@ def test_counts_are_refused_by_a_model_of_logarithms(make_trained_gene_space, ma
         SCRDIT.load_query_data(query_cells(make_cells), reference, accelerator="cpu")
     model = SCRDIT.load_query_data(query_cells(make_cells, values="log1p"), reference, accelerator="cpu")
     assert np.array_equal(model.generate(4, OLD, seed=0).X.toarray(), reference.generate(4, OLD, seed=0).X.toarray())
+
+
+def test_logarithms_are_refused_by_a_model_of_counts_which_says_where_it_reads_them(scldm, make_cells):
+    with pytest.raises(ValueError, match=r"The model was set up with counts there; give cells with counts in adata\.X"):
+        SCLDM.load_query_data(query_cells(make_cells, values="log1p"), scldm, accelerator="cpu")
 
 
 def test_new_classes_are_refused_where_nothing_is_fine_tuned(scldm, make_cells, tmp_path):

@@ -1791,6 +1791,7 @@ class DiffusionModel(BaseModelClass):
             model._take_cells(cells)
         else:
             reference._check_query_cells(adata)
+            reference._check_expression(adata)
             tables = extend_tables(registry["setup_args"]["condition_embeddings"], condition_embeddings, adata)
             extended = {"extend_categories": True, "condition_embeddings": tables}
             cls._register_like(adata, registry, reference.var_.index, **extended)

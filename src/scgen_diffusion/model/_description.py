@@ -90,12 +90,13 @@ def _listed(parts: list[str]) -> str:
 
 
 def _next_training(model: DiffusionModel, is_query: bool) -> str:
-    if "autoencoder" not in model.trained_stages_ or is_query:
-        return "model.train()"
     control = model.registry_["setup_args"]["control_values"]
+    predict = f"model.predict_perturbation(control_cells, {{{next(iter(control), '')!r}: ...}})"
+    if "autoencoder" not in model.trained_stages_ or is_query:
+        can_predict = control and "transport" in model.trained_stages_
+        return f"{predict}, or model.train() to generate" if can_predict else "model.train()"
     if not control:
         return "model.train_prior()"
-    predict = f"model.predict_perturbation(control_cells, {{{next(iter(control))!r}: ...}})"
     if "transport" in model.trained_stages_:
         return f"{predict}, or model.train_prior() to generate"
     if not model._has_cells or not model._perturbation_groups(control):
