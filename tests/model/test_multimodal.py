@@ -491,6 +491,20 @@ def test_treated_counterparts_of_untreated_cells(treated, tmp_path):
     assert found["atac"].X.max() == 1
 
 
+def test_control_cells_of_a_new_type_are_predicted_by_the_transport_of_a_reference(treated):
+    new = untreated(treated)
+    new.obs["cell_type"] = "never seen"
+
+    model = MULTISCLDM.load_query_data(new, treated, accelerator="cpu")
+    found = model.predict_perturbation(new, DRUG, seed=0)
+
+    assert found.uns["scgen_diffusion"]["method"] == "transport"
+    record = treated.predict_perturbation(untreated(treated), DRUG, seed=0).uns["scgen_diffusion"]
+    of_types = record["mean_change"].groupby("gene", observed=True, sort=False)["change"].mean()
+    changes = found.uns["scgen_diffusion"]["mean_change"].set_index("gene")["change"]
+    assert np.corrcoef(of_types, changes.loc[of_types.index])[0, 1] > 0.9
+
+
 def test_tables_name_features_by_their_modality(treated):
     control = untreated(treated)
     record = treated.predict_perturbation(control, DRUG, seed=0).uns["scgen_diffusion"]
