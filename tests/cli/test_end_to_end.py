@@ -59,7 +59,7 @@ def test_the_same_command_resumes_a_killed_run(call, start_apart, make_cells, ti
     process.join()
     assert (process.exitcode, out.read_text()) == (0, "model\n"), err.read_text()
     assert "Resuming the autoencoder after epoch" in err.read_text()
-    assert "Next: scgen-diffusion generate model synthetic.h5ad --n-cells 1000" in err.read_text()
+    assert "Next: train again, as the training so far was far too short.\n" in err.read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "model", "run.toml"]
 
     monkeypatch.chdir(tmp_path)

@@ -166,6 +166,7 @@ def test_how_far_predictions_can_be_trusted_is_said(call, folder, model, tmp_pat
         (["-w", "type=NK"], "obs has no column 'type'. Known, closest first: 'cell_type'"),
         (["-w", "cell_type=NKT"], "no cell has 'NKT' in 'cell_type'. Known, closest first: 'NK'"),
         (["-w", "dose=2"], "no cell has 2 in 'dose'. Known, closest first: 10, 1, 100"),
+        ([], "Nothing is predicted without a new condition: give --condition KEY=VALUE or --condition-table"),
         (["-c", "dose=10", "--changes", "table.csv", "--expected"], "There are no mean changes"),
         (["-c", "dose=10", "--changes", "table.csv", "--strength", "0.5"], "There are no mean changes"),
         (["-c", "dose=10", "--changes", "table.csv", "--method", "inversion"], "There are no mean changes"),

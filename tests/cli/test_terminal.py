@@ -136,6 +136,35 @@ def test_our_log_and_our_warnings_are_shown_and_those_of_others_are_not(call_fun
     assert err == ""
 
 
+@pytest.mark.parametrize(
+    ("in_python", "advice"),
+    [
+        ("It has settled. Next: model.generate(1_000, condition={'a': 'b'}) and model.save('m').", "It has settled."),
+        ("Next: model.train_prior() and model.train_transport(), as it was", "Next: train again, as it was"),
+        (
+            "Next: build the model again and train it for fewer epochs, max_epochs={'autoencoder': 3, 'prior': 5}, or",
+            "Next: train again for fewer epochs, --max-epochs autoencoder=3 --max-epochs prior=5, or",
+        ),
+        (
+            "Next: train on, model.train_prior(8), or build the model again and train it with max_epochs={'prior': 9}.",
+            "Next: train again with --max-epochs prior=9.",
+        ),
+        ("Leave `max_epochs` out", "Leave --max-epochs out"),
+        (
+            "No cell has the control value 0 in adata.obs['drug']. Give the text '0'.",
+            """No cell has the control value 0 in drug. Give text: --control 'drug="0"'.""",
+        ),
+    ],
+)
+def test_advice_for_python_becomes_advice_for_the_command_line(call_function, in_python, advice):
+    def work(terminal, options):
+        logging.getLogger("scgen_diffusion.train").info(in_python)
+        warn_user(in_python)
+
+    *_, err = call_function(work)
+    assert err == f"{advice}\nscgen-diffusion: warning: {advice}\n"
+
+
 def test_an_interrupt_ends_the_work_with_the_usual_code(call_function):
     def work(terminal, options):
         terminal.on_interrupt = "The same command goes on."

@@ -207,6 +207,16 @@ def test_wrong_options_of_fine_tuning_are_named(call, cells_file, saved_model, t
     assert message in err
 
 
+def test_a_well_trained_model_has_a_next_step_for_the_terminal(call, cells_file, small, tmp_path, monkeypatch):
+    def train(self, original=SCLDM.train, **options):
+        original(self, **options)
+        self.cut_short_ = {}
+
+    monkeypatch.setattr(SCLDM, "train", train)
+    *_, err = call("train", cells_file, "-o", tmp_path / "my model", *small)
+    assert err.endswith(f"Next: scgen-diffusion generate '{tmp_path}/my model' synthetic.h5ad --n-cells 1000\n")
+
+
 @pytest.mark.parametrize(
     ("number", "stage", "code"), [(signal.SIGINT, "autoencoder", 130), (signal.SIGTERM, "prior", 143)]
 )
@@ -268,7 +278,7 @@ def test_restart_forgets_the_checkpoints_once_there_is_a_model(call, cells_file,
         (["--set", "widht=3"], "SCLDM has no option 'widht'"),
         (["--set", "width"], "'width' is not of the form KEY=VALUE"),
         (["--prior", "lr=1"], "has no option 'lr'. Did you mean 'learning_rate'"),
-        (["-e", "decoder=3"], "`max_epochs` names the unknown stage 'decoder'"),
+        (["-e", "decoder=3"], "--max-epochs names the unknown stage 'decoder'"),
         (["-e", "many"], "'many' is not a number"),
         (["-e", "2.5"], "'2.5' is not a whole number"),
         (["-e", "3", "-e", "4"], "--max-epochs takes one value, or several KEY=VALUE"),

@@ -54,6 +54,19 @@ def test_a_key_survives_being_saved(key):
     assert key_from_state(state) == key
 
 
+@pytest.mark.parametrize(
+    ("values", "asked", "advice"),
+    [
+        ([1, 2], "2", "Give the number 2."),
+        (["1", "2"], 2, "Give the text '2'."),
+        ([True, False], "True", "Give the truth"),
+    ],
+)
+def test_a_value_of_another_type_is_told_from_an_unknown_one(values, asked, advice):
+    with pytest.raises(ValueError, match=f"has the unknown value {asked!r} for 'c'. {advice}"):
+        CategoricalKey("c", values).encode([asked])
+
+
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 

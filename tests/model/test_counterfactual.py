@@ -51,7 +51,8 @@ def test_drawn_counts_under_the_own_condition_are_those_of_the_reconstruction(tr
 
 
 def test_a_cell_that_keeps_its_residuals_is_itself_under_its_own_condition(trained):
-    same = trained.predict_perturbation(seed=3)
+    with pytest.warns(UserWarning, match="No `condition` is given, so nothing is predicted"):
+        same = trained.predict_perturbation(seed=3)
 
     assert (same.X != trained.adata.X).mean() < 0.01
 

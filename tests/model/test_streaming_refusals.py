@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def test_other_arguments_are_refused_by_name(trained, begun, finished, name, cha
     assert not begun.exists()
 
     before = finished.read_bytes()
-    with pytest.raises(FileExistsError, match=rf"already exists.*{named}.*overwrite=True"):
+    expected = pytest.raises(FileExistsError, match=rf"already exists.*{named}.*overwrite=True")
+    with nullcontext() if name == "shard_size" else expected:  # the cells of a finished file do not depend on it
         trained.generate_to(finished, **{**REQUEST, **change})
     assert finished.read_bytes() == before
 

@@ -94,6 +94,9 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
     arguments = given(options, *PASSED_ON) | read_conditions(model, options) | read_guidance(options)
     if "where" in options:
         arguments["indices"] = _rows(cells, options["where"])
+    if not (model.modalities or {"condition", "library_size"} & {*arguments} or {"expected", "residuals"} & {*options}):
+        msg = "Nothing is predicted without a new condition: give --condition KEY=VALUE or --condition-table."
+        raise click.UsageError(msg)
     if "given_key" in options:
         arguments["given_keys"] = list(options["given_key"])
     if options.get("expected"):

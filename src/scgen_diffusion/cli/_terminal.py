@@ -6,6 +6,7 @@ import errno
 import inspect
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
 PROGRAM = "scgen-diffusion"
@@ -27,17 +28,39 @@ TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "muda
 OF_REQUESTS = (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError)
 OF_SYSTEM = (OSError, MemoryError, RuntimeError)  # device errors of PyTorch are RuntimeErrors
 
-SPELLINGS = {  # advice in the messages of Python
-    "set overwrite=True": "give --overwrite",
-    "with `genes='shared'`, or choose some with `genes=[...]`": "with --shared-genes",
-    "set `values='log1p'`": "give --values log1p",
-    "(`values='log1p'`)": "(--values log1p)",
-    "`likelihood='gaussian'`": "--set likelihood=gaussian",
-    "as `layer=...`": "by --layer",
-    "with `layer=...`": "with --layer",
-    "method='inversion'": "--method inversion",
-    "Call `prepare_query_anndata` to": "Write a file with them first; `prepare_query_anndata` in Python can",
+SPELLINGS: dict[
+    str, str | Callable[[re.Match[str]], str]
+] = {  # advice of Python, as patterns, and what to do on the command line
+    r"set overwrite=True": "give --overwrite",
+    r"with `genes='shared'`, or choose some with `genes=\[\.\.\.\]`": "with --shared-genes",
+    r"set `values='log1p'`": "give --values log1p",
+    r"\(`values='log1p'`\)": "(--values log1p)",
+    r"`likelihood='gaussian'`": "--set likelihood=gaussian",
+    r"as `layer=\.\.\.`": "by --layer",
+    r"with `layer=\.\.\.`": "with --layer",
+    r"method='inversion'": "--method inversion",
+    r"Call `prepare_query_anndata` to": "Write a file with them first; `prepare_query_anndata` in Python can",
+    r" Next: model\.(generate|predict_perturbation)\(.*": "",  # the command has a next step of its own
+    r"model\.train\w*\(\)( and model\.train\w*\(\))*": "train again",
+    r"train on, model\.train_prior\(\d+\), or build": "build",
+    r"build the model again and train it": "train again",
+    r"max_epochs=\{.*?\}": lambda found: " ".join(
+        f"--max-epochs {stage}={n}" for stage, n in re.findall(r"'(\w+)': (\d+)", found[0])
+    ),
+    r"`max_epochs`": "--max-epochs",
+    r"`control_values`": "--control",
+    r"(control value .*) in adata\.obs\['(\w+)'\]\. Give the text '(.*?)'": (
+        r"""\1 in \2. Give text: --control '\2="\3"'"""
+    ),
+    r"scgen_diffusion\.metrics\.evaluate": "`scgen-diffusion evaluate`",
 }
+
+
+def in_shell(message: str) -> str:
+    """Return a message of Python with advice for the command line."""
+    for in_python, advice in SPELLINGS.items():
+        message = re.sub(in_python, advice, message, flags=re.DOTALL)
+    return message
 
 
 class ExitCode(IntEnum):
@@ -73,9 +96,7 @@ class Stop(click.ClickException):
             return cls(f"{where}{error.strerror.splitlines()[0].rstrip('.')}.{advice}", code)
         if is_check:
             message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-            for in_python, in_shell in SPELLINGS.items():
-                message = message.replace(in_python, in_shell)
-            return cls(message, code)
+            return cls(in_shell(message), code)
         kind = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
         first = next(iter(str(error).strip().splitlines()), "")
         message = f"{kind}: {first}" if first else kind
@@ -179,7 +200,7 @@ class Terminal:
 
     def _show_record(self, record: logging.LogRecord) -> None:
         prefix = f"{PROGRAM}: warning: " if record.levelno >= logging.WARNING else ""
-        self.say(prefix + record.getMessage())
+        self.say(prefix + in_shell(record.getMessage()))
 
     def _show_warning(self, message: Warning | str, category: type[Warning], filename: str, line: int, *_: Any) -> None:
         """Show warnings of this package, and with ``verbose`` those of libraries too."""
@@ -188,4 +209,4 @@ class Terminal:
             return
         frames = (found.frame.f_globals.get("__name__", "") for found in inspect.stack(context=0)[1:])
         if next(name for name in frames if name not in ("warnings", "_py_warnings")).startswith(PACKAGE):
-            self.say(f"{PROGRAM}: warning: {message}")
+            self.say(f"{PROGRAM}: warning: {in_shell(str(message))}")

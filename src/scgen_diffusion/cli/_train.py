@@ -206,6 +206,8 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     terminal.say(f"Trained in {minutes} min {seconds} s. Written:")
     terminal.result(out)
+    if model.cut_short_:  # then training ended with advice
+        return
     synthetic = "synthetic.h5mu" if has_modalities else "synthetic.h5ad"
     terminal.say(f"Next: scgen-diffusion generate {shlex.quote(str(out))} {synthetic} --n-cells 1000")
 

@@ -685,7 +685,15 @@ def _hashable(value: Any) -> Any:
 
 def _unknown(source: str, name: str, value: Any, known: Sequence[Any], what: str = "value") -> str:
     shown = value.item() if isinstance(value, np.generic) else value
-    return f"{source} has the unknown {what} {shown!r} for {name!r}. {known_names(value, known)}"
+    advice = _of_same_text(shown, known) or known_names(value, known)
+    return f"{source} has the unknown {what} {shown!r} for {name!r}. {advice}"
+
+
+def _of_same_text(value: Any, known: Sequence[Any]) -> str:
+    """Say which known value is written like this one, but of another type; "" for none."""
+    kinds = {str: "text", bool: "truth value"}
+    same = [k for k in _plain(known) if str(k) == str(value) and type(k) is not type(value)]
+    return f"Give the {kinds.get(type(same[0]), 'number')} {same[0]!r}." if same else ""
 
 
 def _plain(values: Iterable[Any]) -> list[Any]:
@@ -694,7 +702,8 @@ def _plain(values: Iterable[Any]) -> list[Any]:
 
 
 def _no_control(name: str, control: Any, values: Sequence[Any]) -> str:
-    return f"No cell has the control value {control!r} in adata.obs[{name!r}]. {known_names(control, values)}"
+    advice = _of_same_text(control, values) or known_names(control, values)
+    return f"No cell has the control value {control!r} in adata.obs[{name!r}]. {advice}"
 
 
 def _not_learned(name: str, value: Any, what: str) -> str:

@@ -402,7 +402,8 @@ def check_conditions(
         missing = obs[key].isna()
         if missing.any():
             found = ", ".join(map(repr, obs.index[missing][:N_NAMED]))
-            what, remedy = ("number", "") if key in arrays else ("label", ", or label them, for example 'unknown'")
+            is_text = key not in arrays and any(isinstance(value, str) for value in obs[key].dropna().unique())
+            what, remedy = "number" if key in arrays else "label", ", or label them 'unknown'" if is_text else ""
             msg = (
                 f"adata.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells ({found}, ...). Remove "
                 f"these cells (on the command line: `train --drop-unlabelled`){remedy}."
@@ -449,7 +450,8 @@ def _check_types(name: str, column: pd.Series, types: tuple[type, ...], allowed:
         values = column if column.dtype == object else column.unique()  # objects may have no hash
     if strange := [value for value in values if not isinstance(value, types)]:
         msg = (
-            f"adata.obs[{name!r}] holds {strange[0]!r} of type {type(strange[0]).__name__}; it may hold {allowed} only."
+            f"adata.obs[{name!r}] holds {strange[0]!r} of type {type(strange[0]).__name__}; it may hold {allowed} only "
+            f"(adata.obs[{name!r}].astype(str) makes text of it)."
         )
         raise ValueError(msg)
     return values

@@ -169,6 +169,12 @@ class Prediction:
                 f"{is_same.sum():,} of {len(is_same):,} cells have the requested conditions already, so nothing is "
                 "predicted: they come back as they are, or as their reconstruction. Leave them out."
             )
+        keeps_cells = residuals_of_cells == "own" and sample and library_size is None
+        if condition is None and keeps_cells and not model.modalities:  # which cells may lack
+            warn_user(
+                "No `condition` is given, so nothing is predicted: the cells come back as they are. Give new values of "
+                "some keys."
+            )
         inversion = None if chosen_method == "transport" else model.module.inversion_by(sampling.sampler)
         if inversion is None or getattr(inversion, "grid", None):  # others take any number of steps, on any path
             check_sampler(sampling.sampler, model.module.path, sampling.n_steps)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ._plans import StagePlan
 
 logger = logging.getLogger(__name__)
+PACKAGE = __name__.partition(".")[0]
 
 N_VALIDATIONS = 50
 N_CHECKPOINTS = 20
@@ -440,8 +441,14 @@ def in_notebook() -> bool:
 
 
 def show(text: str) -> None:
-    """Print a line next to the progress bars: in the cell of a notebook, otherwise on stderr."""
-    tqdm.write(text, file=sys.stdout if in_notebook() else sys.stderr)
+    """Print a line next to the progress bars: in the cell of a notebook, otherwise on stderr.
+
+    If the package's logger has a handler, as on the command line, that one gets it.
+    """
+    if logging.getLogger(PACKAGE).handlers:
+        logger.info(text)
+    else:
+        tqdm.write(text, file=sys.stdout if in_notebook() else sys.stderr)
 
 
 class StageProgress(ProgressBar):
