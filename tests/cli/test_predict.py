@@ -167,9 +167,15 @@ def test_how_far_predictions_can_be_trusted_is_said(call, folder, model, tmp_pat
         (["-w", "cell_type=NKT"], "no cell has 'NKT' in 'cell_type'. Known, closest first: 'NK'"),
         (["-w", "dose=2"], "no cell has 2 in 'dose'. Known, closest first: 10, 1, 100"),
         ([], "Nothing is predicted without a new condition: give --condition KEY=VALUE or --condition-table"),
-        (["-c", "dose=10", "--changes", "table.csv", "--expected"], "There are no mean changes"),
-        (["-c", "dose=10", "--changes", "table.csv", "--strength", "0.5"], "There are no mean changes"),
-        (["-c", "dose=10", "--changes", "table.csv", "--method", "inversion"], "There are no mean changes"),
+        (
+            ["-c", "dose=10", "--changes", "table.csv", "--expected"],
+            "no mean changes (--changes): --expected draws no cells.",
+        ),
+        (["-c", "dose=10", "--changes", "table.csv", "--strength", "0.5"], "(--changes): --strength is not 1."),
+        (
+            ["-c", "dose=10", "--changes", "table.csv", "--method", "inversion"],
+            "(--changes): --method inversion does not use",
+        ),
         (["-c", "dose=2"], "unknown value '2' for 'dose'"),
         (["-c", "dose=10", "--strength", "2"], "`strength` must be a number above 0 and at most 1"),
         (["-c", "dose=10", "-c", "dose=100"], "has 'dose' more than once"),

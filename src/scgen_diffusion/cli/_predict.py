@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ._terminal import Terminal
 
 SUPPORTED = "supported"  # the best verdict
-NO_CHANGES = "There are no mean changes: they need the transport, draws, and --strength 1."
 PASSED_ON = (
     "method", "residuals", "strength", "library_size", "counts", "sampler", "n_steps", "batch_size", "seed",
     "shard_size", "rank", "n_ranks", "overwrite",
@@ -115,11 +114,16 @@ def _check_transport(model: Any, options: Mapping[str, Any]) -> None:
     if method == "transport" and not has_transport:
         msg = "--method transport: the model has none; `train --control` makes one. Choose --method inversion."
         raise click.UsageError(msg)
-    is_transported = has_transport and method != "inversion"
-    if "changes" in options and not (
-        is_transported and not options.get("expected") and options.get("strength", 1) == 1
-    ):
-        raise click.UsageError(NO_CHANGES)
+    if "changes" in options:
+        reasons = {
+            "the model has no transport": not has_transport,
+            "--method inversion does not use the transport": method == "inversion",
+            "--expected draws no cells": options.get("expected", False),
+            "--strength is not 1": options.get("strength", 1) != 1,
+        }
+        if found := [reason for reason, holds in reasons.items() if holds]:
+            msg = f"There are no mean changes (--changes): {' and '.join(found)}."
+            raise click.UsageError(msg)
 
 
 def _open(model: Any, options: Mapping[str, Any]) -> Any:
@@ -208,7 +212,7 @@ def _describe(terminal: Terminal, record: Mapping[str, Any], options: Mapping[st
         return
     changes: pd.DataFrame | None = record.get("mean_change")
     if changes is None:
-        msg = f"{NO_CHANGES} The cells are written."
+        msg = "There are no mean changes, as the transport did not predict the cells. They are written."
         raise click.UsageError(msg)
     _write_table(changes, options["changes"], overwrite=options.get("overwrite", False))
     terminal.say("Mean changes:")
