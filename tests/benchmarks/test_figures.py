@@ -122,6 +122,17 @@ def test_the_page_of_scldm_has_the_shares_of_labels_of_the_known_world():
     assert f"5 to 30 training cells, {100 * shares[False, 'generated']:.0f} % have their label" in text
 
 
+def test_the_page_of_fine_tuning_has_the_distances_of_types_never_seen():
+    table = pd.read_csv(ROOT / "benchmarks/studies/results/perturbation.csv")
+    table = table[(table["metric"] == "energy_distance") & table["seed"].isin([0, 1])]
+    means = table.groupby(["method", "cell_type"])["value"].mean().groupby("method").agg(["mean", "size"])
+    never, control, shift = means.loc[["scldm_transport_of_reference", "scldm_transport", "mean_shift"], "mean"]
+    assert (means.loc["scldm_transport_of_reference", "size"], means.loc["mean_shift", "size"]) == (8, 8)
+    text = words_of("docs/how_to/fine_tuning.md")
+    assert f"was {never:.2f} on average, beside {control:.2f} for a model with the control cells of the type" in text
+    assert f"and {shift:.2f} for the mean shift" in text
+
+
 def words_of(page):
     """Return a page without line breaks."""
     return " ".join((ROOT / page).read_text(encoding="utf-8").split())
