@@ -415,7 +415,7 @@ class SCLDM(AutoencoderModel):
             return stages
         groups = self._perturbation_groups(control)
         if self._keeps_autoencoder and "transport" in self.trained_stages_:
-            if not (new := self._perturbations_without_effect(groups)):
+            if not (new := self._name_new_perturbations(groups)):
                 return stages
             warn_user(
                 f"The transport is trained again, on the new cells alone, because the reference's does not know "
@@ -504,7 +504,7 @@ class SCLDM(AutoencoderModel):
             others = np.hstack([others, matched[rows]])
         return perturbation_groups(rows, self._are_control(control), codes[:, self._columns_of(control)], others)
 
-    def _perturbations_without_effect(self, groups: Sequence[Any]) -> str:
+    def _name_new_perturbations(self, groups: Sequence[Any]) -> str:
         """Name the perturbations of groups that have a class or member whose effect the transport never saw."""
         transport: Any = self.module.transport
         codes = self._registered_codes[[group.perturbed[0] for group in groups]]
