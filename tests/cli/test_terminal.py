@@ -151,6 +151,12 @@ def test_our_log_and_our_warnings_are_shown_and_those_of_others_are_not(call_fun
         ),
         ("Leave `max_epochs` out", "Leave --max-epochs out"),
         (
+            "The model has none yet; call train_transport() first.",
+            "The model has none yet; run `scgen-diffusion train` first.",
+        ),
+        ("It needs `control_values` in `setup_anndata`.", "It needs --control."),
+        ("Give the text 'it\\'s'.", "Give the text 'it\\'s'."),
+        (
             "No cell has the control value 0 in adata.obs['drug']. Give the text '0'.",
             """No cell has the control value 0 in drug. Give text: --control 'drug="0"'.""",
         ),

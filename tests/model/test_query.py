@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import warnings
 
 import numpy as np
@@ -9,6 +11,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
@@ -321,6 +324,38 @@ def test_new_perturbations_keep_the_transport_until_it_is_trained_on_them(with_t
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="The transport is trained again")
         model.train(1, **quick)
+
+
+def test_a_stopped_transport_is_resumed(with_transport, make_cells, quick, tmp_path):
+    class Stop(Callback):
+        def on_train_epoch_start(self, trainer, plan):
+            if plan.name == "transport" and trainer.current_epoch == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    cells = of_new_type(make_cells, ["ctrl", "A", "D"])
+    model = SCLDM.load_query_data(cells, with_transport, accelerator="cpu")
+    options = {"max_epochs": {"prior": 1, "transport": 3}, "checkpoint_dir": tmp_path, **quick}
+    model.train(callbacks=[Stop()], **options)
+    assert model.cut_short_["transport"] == "stopped"
+
+    model.train(**options)
+
+    assert "stopped" not in model.cut_short_.values()
+    assert len(model.history["transport_loss_train"]) == 3
+
+
+def test_advice_on_a_fine_tuned_model_can_be_followed(with_transport, make_cells, quick):
+    model = SCLDM.load_query_data(of_new_type(make_cells, ["ctrl", "A"]), with_transport, accelerator="cpu")
+    with pytest.raises(ValueError, match="'transport', which is not trained. The transport of the reference knows"):
+        model.train({"prior": 1, "transport": 1}, **quick)
+    model.train(1, **quick)
+    model.cut_short_ = {"autoencoder": "far too short", "transport": "far too short"}
+    assert "model.generate(" in str(model)  # neither can be trained again
+    lonely = SCLDM.load_query_data(of_new_type(make_cells, ["D"]), with_transport, accelerator="cpu")
+    with pytest.warns(
+        UserWarning, match="The transport is not trained: no perturbed training cells have control cells"
+    ):
+        lonely.train(1, **quick)
 
 
 def test_a_new_autoencoder_leaves_the_transport_of_the_reference_behind(with_transport, make_cells, quick):

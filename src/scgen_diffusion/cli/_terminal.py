@@ -48,8 +48,9 @@ SPELLINGS: dict[
         f"--max-epochs {stage}={n}" for stage, n in re.findall(r"'(\w+)': (\d+)", found[0])
     ),
     r"`max_epochs`": "--max-epochs",
-    r"`control_values`": "--control",
-    r"(control value .*) in adata\.obs\['(\w+)'\]\. Give the text '(.*?)'": (
+    r"`control_values`( in `setup_anndata`)?": "--control",
+    r"call (model\.)?train\w*\(\) first": "run `scgen-diffusion train` first",
+    r"(control value .*) in adata\.obs\['([^']*)'\]\. Give the text '([^'\\]*)'": (
         r"""\1 in \2. Give text: --control '\2="\3"'"""
     ),
     r"scgen_diffusion\.metrics\.evaluate": "`scgen-diffusion evaluate`",

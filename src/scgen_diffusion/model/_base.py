@@ -1706,7 +1706,8 @@ class DiffusionModel(BaseModelClass):
         library sizes of the new cells.
 
         SCLDM keeps the reference's transport: :meth:`predict_perturbation` predicts control cells of new types at once.
-        :meth:`train` trains another one, on the new cells alone, only if they have new perturbations.
+        :meth:`train` trains another one, on the new cells alone, only if they have a perturbation of a new class or
+        member.
 
         Parameters
         ----------
@@ -1886,7 +1887,10 @@ class DiffusionModel(BaseModelClass):
             )
         self._record_trained(*{*reference.trained_stages_} - left_out)
         self.library_head_is_trained_ = reference.library_head_is_trained_
-        self.recipes_, self.cut_short_ = dict(reference.recipes_), dict(reference.cut_short_)
+        # a stopped transport is one that this model began; `train` resumes it
+        states = reference.cut_short_.items()
+        self.cut_short_ = {stage: TOO_SHORT if stage == "transport" else state for stage, state in states}
+        self.recipes_ = dict(reference.recipes_)
         if trainable == "new_conditions" and not trained_masks(self.module, trainable, self._new_values()):
             msg = (
                 "There is nothing to train: the reference knows all classes and members of the new cells, or has their "

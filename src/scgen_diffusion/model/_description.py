@@ -93,7 +93,7 @@ def _next_training(model: DiffusionModel, is_query: bool) -> str:
     control = model.registry_["setup_args"]["control_values"]
     predict = f"model.predict_perturbation(control_cells, {{{next(iter(control), '')!r}: ...}})"
     if "autoencoder" not in model.trained_stages_ or is_query:
-        can_predict = control and "transport" in model.trained_stages_
+        can_predict = bool(control) and "transport" in model.trained_stages_
         return f"{predict}, or model.train() to generate" if can_predict else "model.train()"
     if not control:
         return "model.train_prior()"
@@ -111,7 +111,9 @@ def next_step(model: DiffusionModel) -> str:
         again = "make the same call again, which trains on"
         again = again if model._has_cells else f"set model.adata to cells, then {again}"
         return again if stopped[0] == model._stages[0] else f"{again}; without checkpoints, model.train_{stopped[0]}()"
-    if short := [stage for stage in model.trained_stages_ if model.cut_short_.get(stage) == TOO_SHORT and not is_query]:
+    fixed = {"autoencoder", "transport"} if model._keeps_autoencoder else set()  # those of the reference
+    short = [s for s in model.trained_stages_ if model.cut_short_.get(s) == TOO_SHORT and s not in fixed]
+    if short and not is_query:
         calls = ["train()"] if short[0] == model._stages[0] else [f"train_{stage}()" for stage in short]
         again = f"{' and '.join(f'model.{call}' for call in calls)}, as the training so far was far too short"
         return again if model._has_cells else f"set model.adata to cells, then {again}"

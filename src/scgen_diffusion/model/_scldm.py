@@ -36,7 +36,7 @@ from scgen_diffusion.train import (
 
 from ._autoencoder import AutoencoderModel
 from ._reference import load_reference
-from ._training import Run, digest_of, stage_seed
+from ._training import STOPPED, Run, digest_of, stage_seed
 
 if TYPE_CHECKING:
     import os
@@ -414,12 +414,15 @@ class SCLDM(AutoencoderModel):
         if not control:
             return stages
         groups = self._perturbation_groups(control)
-        if self._keeps_autoencoder and "transport" in self.trained_stages_:
-            if not (new := self._name_new_perturbations(groups)):
-                return stages
+        is_kept = self._keeps_autoencoder and "transport" in self.trained_stages_
+        is_kept = is_kept and self.cut_short_.get("transport") != STOPPED  # else this model has begun another
+        new = self._name_new_perturbations(groups) if is_kept else ""
+        if is_kept and not new and (groups or self._are_control(control).all()):
+            return stages
+        if new:
             warn_user(
-                f"The transport is trained again, on the new cells alone, because the reference's does not know "
-                f"{new}. It forgets the other perturbations: predict them with the reference, or train a new "
+                "The transport is trained again, on the new cells alone, because the reference's transport does not "
+                f"know {new}. It forgets the other perturbations: predict them with the reference, or train a new "
                 "model on all cells together. `train_prior` keeps the reference's transport."
             )
         if groups:
@@ -434,6 +437,8 @@ class SCLDM(AutoencoderModel):
         return stages
 
     def _why_not_trained(self, stage: str) -> str:
+        if stage == "transport" and self._keeps_autoencoder and stage in self.trained_stages_:
+            return "The transport of the reference knows these perturbations; `train_transport` trains another."
         if stage == "transport":
             return (
                 "It needs `control_values` in `setup_anndata`, and perturbed cells that have control cells with the "

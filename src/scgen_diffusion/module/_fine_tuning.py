@@ -27,7 +27,7 @@ def transport_fits(module: ConditionedModule, reference: ConditionedModule) -> b
     It sees only the keys that perturb. If they have known embeddings, it compares perturbations by all of them, so
     these must be the same.
     """
-    if reference.transport is None:
+    if reference.transport is None or reference.transport.shift is None:
         return False
     before, after = encodings_of(reference.conditions), encodings_of(module.conditions)
     perturbs = reference.transport.perturbs.split([len(encoding.null) for encoding in before])

@@ -158,7 +158,7 @@ def write(
         table = table.copy()
         table.attrs["n_cells"] = labels
     judged = verdict(table)
-    if keys and (other := {*table["group"]} - {"all", *labels, *join_labels(synthetic.obs, keys)}):
+    if keys and (other := {*table["group"].dropna().astype(str)} - {"all", *labels, *join_labels(synthetic.obs, keys)}):
         msg = (
             f"`table` is of other cells or of another `groupby`: it has figures of the label {min(other)!r}, but the "
             f"labels of {' and '.join(keys)} are {list_first(list(labels), N_NAMED)}."

@@ -209,7 +209,7 @@ def check_trainer_options(
 ) -> None:
     """Raise for options that Lightning's trainer or scvi-tools refuse, before anything is changed."""
     if any(isinstance(callback, Timer) for callback in options.get("callbacks") or ()):
-        msg = "`callbacks` has a Timer, which would end the later stages before they begin. Give `max_time` instead."
+        msg = "`callbacks` has a Timer, which all stages would share. Give `max_time` instead."
         raise ValueError(msg)
     accelerator, devices, _ = parse_device_args(accelerator, devices, return_device="torch")
     own = inspect.signature(run_stage).parameters
@@ -443,9 +443,10 @@ def in_notebook() -> bool:
 def show(text: str) -> None:
     """Print a line next to the progress bars: in the cell of a notebook, otherwise on stderr.
 
-    If the package's logger has a handler, as on the command line, that one gets it.
+    The command line, which handles the package's log itself, gets it as a record.
     """
-    if logging.getLogger(PACKAGE).handlers:
+    package = logging.getLogger(PACKAGE)
+    if package.handlers and not package.propagate and package.isEnabledFor(logging.INFO):
         logger.info(text)
     else:
         tqdm.write(text, file=sys.stdout if in_notebook() else sys.stderr)
