@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Make room"),
+    **dict.fromkeys(FULL, "Make room"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Allow writing there"),
     errno.EIO: "Check the disk",
 }
@@ -53,14 +54,14 @@ def explain_failed_write(
             cause = cause.__context__
         if not isinstance(cause, OSError) or cause.errno is None:
             raise
-        remedy, space = REMEDIES[cause.errno], ""
-        if remedy == REMEDIES[errno.ENOSPC]:
+        space = ""
+        if cause.errno in FULL:
             there = next(found for found in (folder, *folder.absolute().parents) if found.exists())
             needed = "" if n_bytes is None else f"About {n_bytes / 1e9:.2g} GB are needed, "
             space = f"{needed}{shutil.disk_usage(there).free / 1e9:.2g} GB are free. "
         msg = (
-            f"{doing} in {folder} failed: {os.strerror(cause.errno)}. {space}{kept}{remedy}{again}, or choose another "
-            "folder."
+            f"{doing} in {folder} failed: {os.strerror(cause.errno)}. {space}{kept}{REMEDIES[cause.errno]}{again}, "
+            "or choose another folder."
         )
         raise FailedWriteError(cause.errno, msg) from error
 

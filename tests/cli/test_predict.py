@@ -163,9 +163,9 @@ def test_how_far_predictions_can_be_trusted_is_said(call, folder, model, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["-w", "type=NK"], "obs has no column 'type'. Known, closest first: 'cell_type'"),
-        (["-w", "cell_type=NKT"], "no cell has 'NKT' in 'cell_type'. Known, closest first: 'NK'"),
-        (["-w", "dose=2"], "no cell has 2 in 'dose'. Known, closest first: 10, 1, 100"),
+        (["-c", "dose=10", "-w", "type=NK"], "obs has no column 'type'. Known, closest first: 'cell_type'"),
+        (["-c", "dose=10", "-w", "cell_type=NKT"], "no cell has 'NKT' in 'cell_type'. Known, closest first: 'NK'"),
+        (["-c", "dose=10", "-w", "dose=2"], "no cell has 2 in 'dose'. Known, closest first: 10, 1, 100"),
         ([], "Nothing is predicted without a new condition: give --condition KEY=VALUE or --condition-table"),
         (
             ["-c", "dose=10", "--changes", "table.csv", "--expected"],

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ._terminal import Terminal
 
 SUPPORTED = "supported"  # the best verdict
+CHANGES = {"condition", "condition_table", "library_size", "expected", "residuals"}  # without any, cells come back
 PASSED_ON = (
     "method", "residuals", "strength", "library_size", "counts", "sampler", "n_steps", "batch_size", "seed",
     "shard_size", "rank", "n_ranks", "overwrite",
@@ -87,15 +88,12 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
         may_exist = options.get("overwrite", False) or out.exists()  # then they may be finished, with the same table
         check_place(options["changes"], overwrite=may_exist, suffixes=[".csv"], inputs=inputs)
     model = load_for(terminal, options, paths)
-    _check_transport(model, options)
+    _check_request(model, options)
     terminal.say(f"Reading {list_first(paths, N_NAMED)}")
     cells = _open(model, options)
     arguments = given(options, *PASSED_ON) | read_conditions(model, options) | read_guidance(options)
     if "where" in options:
         arguments["indices"] = _rows(cells, options["where"])
-    if not (model.modalities or {"condition", "library_size"} & {*arguments} or {"expected", "residuals"} & {*options}):
-        msg = "Nothing is predicted without a new condition: give --condition KEY=VALUE or --condition-table."
-        raise click.UsageError(msg)
     if "given_key" in options:
         arguments["given_keys"] = list(options["given_key"])
     if options.get("expected"):
@@ -108,8 +106,11 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
         _describe(terminal, open_anndata_files(out)[0].unstructured(PROVENANCE_KEY), options)
 
 
-def _check_transport(model: Any, options: Mapping[str, Any]) -> None:
-    """Raise, before the cells are predicted, for options that need a transport that is not there or not used."""
+def _check_request(model: Any, options: Mapping[str, Any]) -> None:
+    """Raise, before the cells are read, if nothing changes, or a transport is needed that is not there or not used."""
+    if not (model.modalities or CHANGES & {*options}):
+        msg = "Nothing is predicted without a new condition: give --condition KEY=VALUE or --condition-table."
+        raise click.UsageError(msg)
     has_transport, method = "transport" in getattr(model, "trained_stages_", ()), options.get("method")
     if method == "transport" and not has_transport:
         msg = "--method transport: the model has none; `train --control` makes one. Choose --method inversion."

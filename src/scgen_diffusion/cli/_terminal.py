@@ -13,13 +13,15 @@ import warnings
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
+
+Spelling: TypeAlias = "str | Callable[[re.Match[str]], str]"
 
 PROGRAM = "scgen-diffusion"
 PACKAGE = __name__.partition(".")[0]
@@ -28,9 +30,7 @@ TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "muda
 OF_REQUESTS = (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError)
 OF_SYSTEM = (OSError, MemoryError, RuntimeError)  # device errors of PyTorch are RuntimeErrors
 
-SPELLINGS: dict[
-    str, str | Callable[[re.Match[str]], str]
-] = {  # advice of Python, as patterns, and what to do on the command line
+SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to do on the command line
     r"set overwrite=True": "give --overwrite",
     r"with `genes='shared'`, or choose some with `genes=\[\.\.\.\]`": "with --shared-genes",
     r"set `values='log1p'`": "give --values log1p",
@@ -59,8 +59,8 @@ SPELLINGS: dict[
 
 def in_shell(message: str) -> str:
     """Return a message of Python with advice for the command line."""
-    for in_python, advice in SPELLINGS.items():
-        message = re.sub(in_python, advice, message, flags=re.DOTALL)
+    for pattern, advice in SPELLINGS.items():
+        message = re.sub(pattern, advice, message, flags=re.DOTALL)
     return message
 
 

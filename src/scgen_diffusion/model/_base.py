@@ -288,7 +288,9 @@ class DiffusionModel(BaseModelClass):
             adata, condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
         )
         setup_method_args["setup_args"] |= setup.arguments
-        check_expression(adata, layer, values)
+        like_a_model = "source_registry" in kwargs  # which has chosen the layer
+        advice = {"advice": ADVICE_ON_COUNTS.format(where=check_layer(adata, layer))} if like_a_model else {}
+        check_expression(adata, layer, values, **advice)
         fields = [
             # is_count_data=False: we check counts ourselves; scvi-tools refuses sparse arrays
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
@@ -1792,7 +1794,6 @@ class DiffusionModel(BaseModelClass):
             model._take_cells(cells)
         else:
             reference._check_query_cells(adata)
-            reference._check_expression(adata)
             tables = extend_tables(registry["setup_args"]["condition_embeddings"], condition_embeddings, adata)
             extended = {"extend_categories": True, "condition_embeddings": tables}
             cls._register_like(adata, registry, reference.var_.index, **extended)
@@ -1878,14 +1879,15 @@ class DiffusionModel(BaseModelClass):
             with_transport=keeps_transport,
         )
         self.var_ = reference.var_.copy()
-        left_out = {"transport"} & {*reference.trained_stages_} if not keeps_transport else set()
-        if left_out:
+        stages = {*reference.trained_stages_}
+        if "transport" in stages and not keeps_transport:
+            stages.remove("transport")
             warn_user(
                 "The new model leaves out the reference's transport, which does not fit a new autoencoder or more "
                 "known embeddings of perturbations. `train` trains another, on the control and perturbed cells among "
                 "the new ones alone."
             )
-        self._record_trained(*{*reference.trained_stages_} - left_out)
+        self._record_trained(*stages)
         self.library_head_is_trained_ = reference.library_head_is_trained_
         # a stopped transport is one that this model began; `train` resumes it
         states = reference.cut_short_.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -345,11 +346,11 @@ def _check_learned(model: DiffusionModel, codes: np.ndarray, method: str) -> Non
 
     The transport sees only the keys that perturb, so it takes control cells of new types or donors.
     """
-    conditions, transport = model.conditions, model.module.transport if method == "transport" else None
-    for key in conditions.by_key:
-        columns = conditions.columns(key.name)
-        if transport is None or transport.perturbs[columns].any():
-            key.check_learned(codes[:, columns], conditions.combinations[:, columns])
+    keys = model.conditions.by_key
+    perturbing = model.module.transport.perturbing_keys if method == "transport" else [True] * len(keys)
+    for key in compress(keys, perturbing):
+        columns = model.conditions.columns(key.name)
+        key.check_learned(codes[:, columns], model.conditions.combinations[:, columns])
 
 
 def _check_one_per_cell(conditions: Conditions, condition: ConditionRequest, names: pd.Index) -> None:

@@ -414,10 +414,8 @@ class SCLDM(AutoencoderModel):
         if not control:
             return stages
         groups = self._perturbation_groups(control)
-        is_kept = self._keeps_autoencoder and "transport" in self.trained_stages_
-        is_kept = is_kept and self.cut_short_.get("transport") != STOPPED  # else this model has begun another
-        new = self._name_new_perturbations(groups) if is_kept else ""
-        if is_kept and not new and (groups or self._are_control(control).all()):
+        new = self._name_new_perturbations(groups) if self._keeps_transport else ""
+        if self._keeps_transport and not new and (groups or self._are_control(control).all()):
             return stages
         if new:
             warn_user(
@@ -437,7 +435,7 @@ class SCLDM(AutoencoderModel):
         return stages
 
     def _why_not_trained(self, stage: str) -> str:
-        if stage == "transport" and self._keeps_autoencoder and stage in self.trained_stages_:
+        if stage == "transport" and self._keeps_transport:
             return "The transport of the reference knows these perturbations; `train_transport` trains another."
         if stage == "transport":
             return (
@@ -508,6 +506,12 @@ class SCLDM(AutoencoderModel):
         if matched is not None:
             others = np.hstack([others, matched[rows]])
         return perturbation_groups(rows, self._are_control(control), codes[:, self._columns_of(control)], others)
+
+    @property
+    def _keeps_transport(self) -> bool:
+        """Whether `train` leaves a trained transport as it is, unless the cells have new perturbations."""
+        is_begun = self.cut_short_.get("transport") == STOPPED  # by this model
+        return self._keeps_autoencoder and "transport" in self.trained_stages_ and not is_begun
 
     def _name_new_perturbations(self, groups: Sequence[Any]) -> str:
         """Name the perturbations of groups that have a class or member whose effect the transport never saw."""

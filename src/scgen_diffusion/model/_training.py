@@ -122,13 +122,15 @@ class StageJob:
     @property
     def is_short(self) -> bool:
         """Whether the stage is far shorter than its default."""
-        return self.n_epochs < SHORTEST * self.default
+        return self._is_short(self.n_epochs)
 
     def ended_too_early(self, result: StageResult) -> bool:
         """Return whether the stage ended far before its default, unless validation losses ended it."""
         plan, watched = result.plan, result.trainer.early_stopping_callbacks
-        n_done = self.n_epochs if watched else self.n_epochs * plan.n_epochs_done / plan.n_epochs
-        return n_done < SHORTEST * self.default
+        return self._is_short(self.n_epochs if watched else self.n_epochs * plan.n_epochs_done / plan.n_epochs)
+
+    def _is_short(self, n_epochs: float) -> bool:
+        return n_epochs < SHORTEST * self.default
 
 
 def plan_stage(

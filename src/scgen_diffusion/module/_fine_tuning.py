@@ -29,14 +29,11 @@ def transport_fits(module: ConditionedModule, reference: ConditionedModule) -> b
     """
     if reference.transport is None or reference.transport.shift is None:
         return False
-    before, after = encodings_of(reference.conditions), encodings_of(module.conditions)
-    perturbs = reference.transport.perturbs.split([len(encoding.null) for encoding in before])
-    vectors = [
-        [getattr(encoding, "vectors", None) for encoding in pair]
-        for *pair, own in zip(before, after, perturbs, strict=True)
-        if own.any()
-    ]
-    return all(old is None or torch.equal(old, new) for old, new in vectors)
+    before, after = (
+        [getattr(encoding, "vectors", None) for encoding in encodings_of(of.conditions)] for of in (reference, module)
+    )
+    keys = zip(before, after, reference.transport.perturbing_keys, strict=True)
+    return all(old is None or torch.equal(old, new) for old, new, perturbs in keys if perturbs)
 
 
 @torch.no_grad()
@@ -94,10 +91,9 @@ def _recoded_transport(
 ) -> dict[str, Tensor]:
     """Return the parts of the transport's state that hold codes of conditions, for a module with more of them."""
     transport = reference.transport
-    before, after = ([len(e.null) for e in encodings_of(of.conditions)] for of in (reference, module))
-    of_keys = [own.any().expand(width) for own, width in zip(transport.perturbs.split(before), after, strict=True)]
-    perturbs = torch.cat(of_keys)
-    control = recode(torch.where(transport.perturbs, transport.control, 0)[None])[0].to(perturbs.device)
+    keys = zip(transport.perturbing_keys, encodings_of(module.conditions), strict=True)
+    perturbs = torch.tensor([own for own, encoding in keys for _ in encoding.null])
+    control = recode(torch.where(transport.perturbs, transport.control, 0)[None])[0]
     return {
         f"{TRANSPORT}perturbs": perturbs,
         f"{TRANSPORT}control": torch.where(perturbs, control, module.null_condition.to(control)),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from scgen_diffusion.diffusion import TARGETS, Denoiser, LinearInterpolant, diffusion_loss
-from scgen_diffusion.nn import ConditionEmbedding, TimeEmbedding, null_condition
+from scgen_diffusion.nn import ConditionEmbedding, TimeEmbedding, encodings_of, null_condition
 
 from ._change_error import ChangeError
 from ._expected_shift import ExpectedShift
@@ -99,6 +99,12 @@ class LatentTransport(nn.Module):
         """Set the codes of unperturbed cells, ``(columns,)``; infinite in columns that do not perturb."""
         self.perturbs.copy_(control.isfinite())
         self.control.copy_(torch.where(self.perturbs, control, self.null_condition))
+
+    @property
+    def perturbing_keys(self) -> list[bool]:
+        """Which condition keys perturb."""
+        widths = [len(encoding.null) for encoding in encodings_of(self.conditions)]
+        return [bool(own.any()) for own in self.perturbs.split(widths)]
 
     def add_shift(self, n_groups: int) -> ExpectedShift:
         """Add or replace the expected shift, to be learned from so many groups of cells."""
