@@ -50,6 +50,7 @@ from ._condition_setup import (
     names_and_arrays,
 )
 from ._conditions import ConditionRequest, Conditions, RequestedCodes
+from ._fold_changes import plant_fold_changes
 from ._mudata import (
     JOINED,
     ModalitiesField,
@@ -129,6 +130,7 @@ __all__ = [
     "open_anndata_files",
     "pad_genes",
     "part_of",
+    "plant_fold_changes",
     "read_columns",
     "read_record",
     "recode",

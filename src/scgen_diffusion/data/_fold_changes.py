@@ -1,0 +1,124 @@
+"""Fold changes planted into counts, for tests of methods that look for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from scgen_diffusion._arguments import known_names
+
+from ._anndata import as_label
+from ._checks import check_expression, list_some, obs_column, resolve_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TRUTH = "log2_fold_changes"  # in `varm`
+ADVICE = "Fold changes are planted by removing molecules. Give the layer with counts as `layer=...`."
+
+
+def plant_fold_changes(
+    adata: AnnData,
+    log2_fold_changes: pd.DataFrame,
+    groupby: str,
+    *,
+    layer: str | None = None,
+    seed: int | None = None,
+) -> AnnData:
+    r"""Change the expression of chosen genes in groups of cells, real or generated, by known factors.
+
+    A test of differential expression should find these genes and no others. Every molecule of gene :math:`g` in a cell
+    of group :math:`k` is kept with probability :math:`2^{\beta_{gk} - \max_j \beta_{gj}}`, where :math:`\beta` are
+    the log fold changes. So a gene goes up in one group because molecules are removed from all others; nothing is
+    invented. Counts that follow a Poisson or a negative binomial distribution still do, with the same dispersion.
+
+    Cells lose molecules. If many genes change in one direction only, totals differ between groups, and normalising by
+    them changes all other genes a little: let about as many genes go up as down.
+
+    Parameters
+    ----------
+    adata
+        Cells with counts.
+    log2_fold_changes
+        A row per gene, named as in ``adata.var_names``, and a column per group. Genes and groups that it leaves out have
+        0, no change.
+    groupby
+        Column of ``adata.obs`` with the groups.
+    layer
+        Layer with the counts. Default: `X`.
+    seed
+        Seed of the molecules that are kept. Default: scvi-tools' seed, else a random one.
+
+    Returns
+    -------
+    New cells, with counts in `X`, `obs`, `var` and `uns` as they were, and the fold changes of all genes in
+    ``varm["log2_fold_changes"]``. Other layers and embeddings are left out, because they describe the old counts.
+
+    Raises
+    ------
+    KeyError
+        For a layer, column, gene or group that ``adata`` does not have.
+    TypeError
+        If ``log2_fold_changes`` is no DataFrame.
+    ValueError
+        If the values are no counts, or fold changes are not finite or not unique.
+
+    References
+    ----------
+    Gerard (2020), *Data-based RNA-seq simulations by binomial thinning*.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> import scgen_diffusion as scgd
+    >>> cells = scgd.datasets.pbmc68k_reduced()
+    >>> cells.obs["group"] = np.random.default_rng(0).choice(["control", "treated"], cells.n_obs)
+    >>> truth = pd.DataFrame({"treated": [1.5, -1.0]}, index=["CD3E", "LYZ"])
+    >>> changed = scgd.data.plant_fold_changes(cells, truth, groupby="group", layer="counts", seed=0)
+    """
+    check_expression(adata, layer, "counts", ADVICE)
+    labels = obs_column(adata, groupby, "adata").astype(object).map(as_label)
+    changes = _check_changes(log2_fold_changes, labels.unique(), adata.var_names)
+    counts = sp.csr_matrix(adata.X if layer is None else adata.layers[layer], copy=True)
+    counts.sum_duplicates()  # sorts, so that results do not depend on how values are stored
+    of_groups = changes.reindex(columns=labels.unique(), fill_value=0.0)
+    keep = np.exp2(of_groups.sub(of_groups.max(axis=1), axis=0)).to_numpy()
+    groups = np.repeat(of_groups.columns.get_indexer(labels), np.diff(counts.indptr))
+    rng = np.random.default_rng(resolve_seed(seed))
+    counts.data = rng.binomial(counts.data.astype(np.int64), keep[counts.indices, groups]).astype(counts.dtype)
+    counts.eliminate_zeros()
+    uns = {name: value for name, value in adata.uns.items() if name != "log1p"}
+    return AnnData(counts, obs=adata.obs.copy(), var=adata.var.copy(), uns=uns, varm={TRUTH: changes})
+
+
+def _check_changes(changes: pd.DataFrame, groups: Sequence[str], genes: pd.Index) -> pd.DataFrame:
+    """Return the fold changes of all genes; raise unless they are numbers for known genes and groups."""
+    if not isinstance(changes, pd.DataFrame):
+        msg = (
+            "`log2_fold_changes` must be a DataFrame with a row per gene and a column per group, but found "
+            f"{type(changes).__name__}. Turn a Series into one: `.to_frame('treated')`, with the name of the group."
+        )
+        raise TypeError(msg)
+    changes = changes.set_axis([as_label(group) for group in changes.columns], axis=1)
+    for names, known, what in ((changes.index, genes, "gene"), (changes.columns, groups, "group")):
+        if not names.is_unique:
+            msg = f"`log2_fold_changes` names a {what} twice: {list_some(names[names.duplicated()].unique())}."
+            raise ValueError(msg)
+        if len(unknown := names.difference(known, sort=False)):
+            msg = f"`log2_fold_changes` names the unknown {what} {unknown[0]!r}. {known_names(unknown[0], known)}"
+            raise KeyError(msg)
+    try:
+        values = changes.astype(float)
+    except (TypeError, ValueError) as error:
+        msg = f"`log2_fold_changes` must hold numbers: {error}."
+        raise ValueError(msg) from error
+    if not np.isfinite(values.to_numpy()).all():
+        gene = values.index[~np.isfinite(values).all(axis=1)][0]
+        msg = f"`log2_fold_changes` must be finite, but is not for gene {gene!r}. Leave genes without a change out."
+        raise ValueError(msg)
+    return values.reindex(genes, fill_value=0.0)

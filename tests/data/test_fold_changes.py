@@ -1,0 +1,125 @@
+"""Planted fold changes: groups differ as asked and by nothing else, and only molecules that were there are left."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from scgen_diffusion.data import plant_fold_changes
+
+GENES = ["up", "down", "far", "same"]
+MEAN, THETA = 8.0, 2.0  # of the negative binomial counts
+TRUTH = pd.DataFrame({"a": [1.0, -2.0, 0.0], "b": [0.0, 0.0, 3.0]}, index=GENES[:3])
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """Return 30,000 cells of three groups, whose genes have the same distribution in all of them."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(MEAN * rng.gamma(THETA, 1 / THETA, (30_000, len(GENES)))).astype(np.float32)
+    counts[:, -1] += 1  # no cell is empty
+    obs = pd.DataFrame({"group": rng.choice(["a", "b", "c"], len(counts))}, index=[f"{i}" for i in range(len(counts))])
+    return anndata.AnnData(sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=GENES))
+
+
+def of_group(adata, group, gene):
+    return adata[adata.obs["group"] == group, gene].X.toarray().ravel()
+
+
+def test_means_differ_by_the_fold_changes(cells):
+    planted = plant_fold_changes(cells, TRUTH, "group", seed=0)
+
+    for gene, group in (("up", "a"), ("down", "a"), ("far", "b")):
+        changed, other = of_group(planted, group, gene), of_group(planted, "c", gene)
+        error = np.hypot(changed.std() / changed.mean(), other.std() / other.mean()) / np.sqrt(len(other))
+        assert np.log(changed.mean() / other.mean()) == pytest.approx(TRUTH.loc[gene, group] * np.log(2), abs=4 * error)
+
+
+def test_counts_stay_negative_binomial_with_the_same_dispersion(cells):
+    planted = plant_fold_changes(cells, TRUTH, "group", seed=0)
+
+    for gene, group, mean in (("down", "a", MEAN / 4), ("up", "c", MEAN / 2), ("far", "a", MEAN / 8)):
+        counts = of_group(planted, group, gene)
+        zeros = (THETA / (THETA + mean)) ** THETA
+        assert counts.var() == pytest.approx(mean + mean**2 / THETA, rel=0.1)
+        assert (counts == 0).mean() == pytest.approx(zeros, abs=4 * np.sqrt(zeros * (1 - zeros) / len(counts)))
+
+
+def test_groups_of_the_largest_change_and_other_genes_keep_all_molecules(cells):
+    planted = plant_fold_changes(cells, TRUTH, "group", seed=0)
+
+    for gene, groups in {"up": "a", "down": "bc", "far": "b", "same": "abc"}.items():
+        for group in groups:
+            np.testing.assert_array_equal(of_group(planted, group, gene), of_group(cells, group, gene))
+    assert (planted.X > cells.X).nnz == 0
+
+
+def test_a_seed_gives_the_same_counts_however_they_are_stored(cells):
+    some = cells[:200].copy()
+    first = plant_fold_changes(some, TRUTH, "group", seed=3)
+    other = plant_fold_changes(some, TRUTH, "group", seed=4)
+
+    for matrix in (sp.csc_matrix(some.X), some.X.toarray(), some.X.toarray().astype(np.int32)):
+        again = plant_fold_changes(anndata.AnnData(matrix, some.obs, some.var), TRUTH, "group", seed=3)
+        np.testing.assert_array_equal(again.X.toarray(), first.X.toarray())
+        assert again.X.dtype == matrix.dtype
+    assert (first.X != other.X).nnz
+
+
+def test_the_cells_can_be_written_and_say_what_was_planted(cells, tmp_path):
+    given = anndata.AnnData(np.log1p(cells.X[:50].toarray()), cells.obs[:50], cells.var, layers={"raw": cells.X[:50]})
+    given.uns = {"log1p": {}, "made": "today"}
+    given.obsm["X_pca"] = np.zeros((50, 2))
+    planted = plant_fold_changes(given, TRUTH, "group", layer="raw", seed=0)
+    planted.write_h5ad(tmp_path / "planted.h5ad")
+    read = anndata.read_h5ad(tmp_path / "planted.h5ad")
+
+    expected = TRUTH.reindex(GENES, fill_value=0.0)
+    pd.testing.assert_frame_equal(read.varm["log2_fold_changes"], expected, check_names=False)
+    pd.testing.assert_frame_equal(read.obs.astype(str), given.obs)
+    assert dict(read.uns) == {"made": "today"}
+    assert not read.layers
+    assert not read.obsm
+    assert "log1p" in given.uns
+    np.testing.assert_array_equal(given.layers["raw"].toarray(), cells.X[:50].toarray())
+
+
+def test_groups_may_be_numbers_and_cells_without_a_group_do_not_change(cells):
+    some = cells[:300].copy()
+    some.obs["batch"] = some.obs["group"].map({"a": 1.0, "b": 2.0})  # c: missing
+    planted = plant_fold_changes(some, TRUTH[["a"]].loc[["down"]].rename(columns={"a": 1}), "batch", seed=0)
+
+    lost = np.asarray(some.X.sum(axis=1) - planted.X.sum(axis=1)).ravel()
+    assert lost[some.obs["batch"] == 1].sum() > 0
+    assert lost[some.obs["batch"] != 1].sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        (TRUTH["a"], TypeError, "found Series.*to_frame"),
+        (TRUTH.rename(index={"up": "Up"}), KeyError, "unknown gene 'Up'.*'up'"),
+        (TRUTH.rename(columns={"b": "d"}), KeyError, "unknown group 'd'"),
+        (pd.concat([TRUTH, TRUTH]), ValueError, r"gene twice: 3 \('up'"),
+        (pd.concat([TRUTH, TRUTH], axis=1), ValueError, "group twice"),
+        (TRUTH.replace(3.0, np.inf), ValueError, "finite.*'far'"),
+        (TRUTH.replace(3.0, np.nan), ValueError, "finite.*'far'"),
+        (TRUTH.astype(object).where(TRUTH != 3.0, "much"), ValueError, "numbers.*much"),
+    ],
+)
+def test_wrong_fold_changes_are_explained(cells, changes, error, words):
+    with pytest.raises(error, match=words):
+        plant_fold_changes(cells[:100].copy(), changes, "group")
+
+
+def test_wrong_cells_are_explained(cells):
+    some = cells[:100].copy()
+
+    with pytest.raises(KeyError, match=r"`adata.obs` has no column 'gruop'.*'group'"):
+        plant_fold_changes(some, TRUTH, "gruop")
+    some.X = some.X * 0.5
+    with pytest.raises(ValueError, match="not whole numbers.*removing molecules"):
+        plant_fold_changes(some, TRUTH, "group")
