@@ -24,6 +24,7 @@ import scipy.sparse as sp
 import scvi
 import torch
 from hypothesis import settings
+from numba.core.dispatcher import Dispatcher
 from scvi.data import AnnDataManager
 
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
@@ -384,3 +385,14 @@ def run_python():
 def dense():
     """Return a matrix as an array, sparse or not."""
     return lambda x: x.toarray() if sp.issparse(x) else np.asarray(x)
+
+
+@pytest.fixture(scope="module")
+def nothing_of_sparse_is_compiled():
+    """Let Python run the package `sparse`: compiling its functions takes most of the time of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in [module for name, module in sys.modules.items() if name.startswith("sparse.")]:
+            for name, function in list(vars(module).items()):
+                if isinstance(function, Dispatcher):
+                    patch.setattr(module, name, function.py_func)
+        yield

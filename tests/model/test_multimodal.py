@@ -16,13 +16,17 @@ import torch
 
 from scgen_diffusion.data import CellFiles, MuDataFiles, RegisteredCells
 from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT, WBDIT, load
-from scgen_diffusion.module import ModalityPanel, MultimodalModule
+from scgen_diffusion.module import ModalityPanel, MultimodalModule, Posterior
 from scgen_diffusion.train import RECIPES, counts_per_gene
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:var_names are not unique")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:var_names are not unique"),
+    pytest.mark.usefixtures("nothing_of_sparse_is_compiled"),
+]
 
 TYPES = np.array(["B", "T", "NK"])
 N_CELLS, N_WITH_PROTEIN = 90, 60
+UNPAIRED = [3, 60, 88]  # the last two have no protein
 
 
 def make_mudata(seed=0):
@@ -189,9 +193,6 @@ def test_the_elbo_is_that_of_the_modalities_a_cell_has(multimodal):
 
     error = multimodal.get_reconstruction_error(return_mean=False, seed=0)["reconstruction_loss"]
     np.testing.assert_allclose(elbo, -(error + divergence), rtol=1e-4)
-    for method in (multimodal.get_normalized_expression, multimodal.posterior_predictive_sample):
-        with pytest.raises(NotImplementedError, match="this model has the modalities .*Call `get_reconstruction`"):
-            method()
 
 
 def test_a_cell_has_the_same_latent_whether_a_modality_lacks_it_or_is_absent(multimodal):
@@ -234,6 +235,125 @@ def test_reconstructions_do_not_depend_on_neighbours(multimodal):
     np.testing.assert_array_equal(
         values(multimodal.get_reconstruction(indices=rows, seed=1, batch_size=2)), whole[rows]
     )
+
+
+def test_denoised_values_are_those_of_reconstructions(multimodal, monkeypatch):
+    monkeypatch.setattr(Posterior, "draw", lambda posterior, noise: posterior.mean)
+    expected = multimodal.get_reconstruction(indices=UNPAIRED, sample=False)
+
+    own = multimodal.get_normalized_expression(indices=UNPAIRED, library_size="latent")
+    scaled = {
+        name: multimodal.get_normalized_expression(indices=UNPAIRED, modality=name, library_size=1e4)
+        for name in ("rna", "prot")
+    }
+
+    assert list(own) == ["rna", "prot", "atac"]
+    for name, table in own.items():
+        assert table.index.equals(multimodal.adata.obs_names[UNPAIRED])
+        assert list(table.columns) == list(multimodal.modalities[name].features)
+        np.testing.assert_allclose(table, expected[name].X, rtol=1e-5)
+    for name, table in scaled.items():
+        counts = expected[name].X
+        np.testing.assert_allclose(table, 1e4 * counts / counts.sum(1, keepdims=True), rtol=1e-4)
+
+
+def test_by_default_counts_are_frequencies_and_ones_are_probabilities(multimodal):
+    values = multimodal.get_normalized_expression(seed=0)
+
+    for name in ("rna", "prot"):
+        np.testing.assert_allclose(values[name].sum(1), 1, rtol=1e-5)
+    assert values["atac"].to_numpy().min() > 0
+    assert values["atac"].to_numpy().max() <= 1
+    n_ones = multimodal.adata["atac"].X.toarray().sum(1).clip(max=6.5)  # the likelihood's limit, half a peak below all
+    np.testing.assert_allclose(values["atac"].sum(1), n_ones, rtol=1e-3)
+    assert values["atac"].equals(multimodal.get_normalized_expression(modality="atac", library_size="latent", seed=0))
+
+
+def test_samples_of_one_modality_are_those_of_all(multimodal):
+    options = {"indices": UNPAIRED, "n_samples": 3, "return_mean": False, "seed": 1}
+    whole = multimodal.get_normalized_expression(**options)
+    part = multimodal.get_normalized_expression(modality="prot", gene_list=["f3", "f1"], batch_size=1, **options)
+    mean = multimodal.get_normalized_expression(modality="prot", **{**options, "return_mean": True})
+    other = multimodal.get_normalized_expression(modality="prot", **{**options, "seed": 2})
+
+    assert {name: values.shape for name, values in whole.items()} == {
+        "rna": (3, 3, 9),
+        "prot": (3, 3, 4),
+        "atac": (3, 3, 7),
+    }
+    np.testing.assert_allclose(part, whole["prot"][..., [1, 3]], rtol=1e-4)  # in the model's order, as in scvi-tools
+    np.testing.assert_allclose(mean, whole["prot"].mean(0), rtol=1e-5)
+    assert (other != whole["prot"]).all()
+
+
+def test_proteins_are_denoised_from_rna_alone(multimodal):
+    alone = rna_of(multimodal.adata)
+    table = multimodal.get_normalized_expression(alone, modality="prot", library_size="latent", gene_list=["f2"])
+    array = multimodal.get_normalized_expression(alone, modality="atac", return_numpy=True)
+
+    assert table.index.equals(alone.obs_names)
+    assert list(table.columns) == ["f2"]
+    assert (table > 0).all(axis=None)
+    assert array.shape == (10, 7)
+    assert isinstance(array, np.ndarray)
+
+
+def test_only_totals_that_are_missing_need_the_prior(tiny, quick):
+    model = make_model(tiny)
+    model.train_autoencoder(1, **quick)
+
+    assert model.get_normalized_expression(indices=[88], modality="prot").shape == (1, 4)
+    for options in ({"library_size": "latent"}, {}):
+        with pytest.raises(RuntimeError, match=r"Some cells lack a modality, .* call train_prior\(\) first"):
+            model.get_normalized_expression(indices=[88], **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"modality": "protein"}, "There is no modality 'protein' in the model. Known, closest first: 'prot'"),
+        ({"modality": ["prot"]}, r"There is no modality \['prot'\]"),
+        ({"modality": "prot", "gene_list": ["peak1"]}, "unknown 'prot' feature 'peak1'. Known, closest first: 'f1'"),
+        ({"gene_list": ["f1"]}, r"set `modality` to one of \['rna', 'prot', 'atac'\]"),
+        ({"modality": "atac", "library_size": 1}, r"is 1, but 'atac' has zeros and ones.*are \['rna', 'prot'\]"),
+        ({"library_size": 1e4}, "is 10000.0, but 'atac' has zeros and ones"),
+        ({"modality": "prot", "library_size": 0}, "`library_size` must be a number above 0, or 'latent'"),
+    ],
+)
+def test_what_no_modality_has_is_refused(multimodal, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        multimodal.get_normalized_expression(**arguments)
+    if "library_size" not in arguments:
+        with pytest.raises(ValueError, match=message):
+            multimodal.posterior_predictive_sample(**arguments)
+
+
+def test_posterior_predictive_samples_are_reconstructions_by_modality(multimodal):
+    reconstructed = multimodal.get_reconstruction(indices=UNPAIRED, seed=4)
+    options = {"indices": UNPAIRED, "seed": 4}
+
+    one = multimodal.posterior_predictive_sample(**options)
+    several = multimodal.posterior_predictive_sample(modality="prot", n_samples=2, gene_list=["f0", "f3"], **options)
+
+    assert list(one) == ["rna", "prot", "atac"]
+    for name, drawn in one.items():
+        np.testing.assert_array_equal(drawn.todense(), reconstructed[name].X.toarray())
+    assert several.shape == (3, 2, 2)
+    np.testing.assert_array_equal(several.todense()[..., 0], reconstructed["prot"].X.toarray()[:, [0, 3]])
+    assert (several.todense()[..., 1] != several.todense()[..., 0]).any()
+
+
+def test_posterior_predictive_checks_of_scvi_tools_take_a_modality(multimodal):
+    mdata = make_mudata()
+    mdata["rna"].X = mdata["rna"].X.astype(int)  # scvi-tools' own code fails for other sparse counts
+
+    check = scvi.criticism.PosteriorPredictiveCheck(
+        mdata, {"MULTISCLDM": multimodal}, n_samples=2, indices=[5, 1], modality="rna"
+    )
+    check.zero_fraction()
+
+    assert check.samples_dataset["MULTISCLDM"].shape == (2, 9, 2)
+    assert check.metrics["zero_fraction"].index.equals(mdata["rna"].var_names)
 
 
 def test_the_way_from_noise_is_shown_by_modality(multimodal):
@@ -726,10 +846,16 @@ def test_methods_read_cells_in_files_as_those_in_memory(from_files, quick):
     latents = [model.get_latent_representation(source, **options) for source in (None, cells, in_memory)]
     options |= {"condition": {"cell_type": "T"}, "seed": 0}
     predicted = [model.predict_perturbation(source, **options) for source in (None, cells, in_memory)]
+    sources = {"files": cells, "memory": in_memory}
+    denoised = {
+        name: model.get_normalized_expression(source, [80, 3, 55], modality="rna", return_numpy=True, seed=0)
+        for name, source in sources.items()
+    }
 
     for latent, cells_after in zip(latents, predicted, strict=True):
         np.testing.assert_array_equal(latent, latents[0])
         np.testing.assert_array_equal(values(cells_after), values(predicted[0]))
+    np.testing.assert_array_equal(denoised["files"], denoised["memory"])
 
 
 def test_files_of_one_modality_are_refused(multimodal, make_cells, tmp_path):

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import scvi
-from numba.core.dispatcher import Dispatcher
 
-
-@pytest.fixture(scope="module", autouse=True)
-def nothing_of_sparse_is_compiled():
-    """Let Python run the package `sparse`: compiling its functions takes most of the time of these tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in [module for name, module in sys.modules.items() if name.startswith("sparse.")]:
-            for name, function in list(vars(module).items()):
-                if isinstance(function, Dispatcher):
-                    patch.setattr(module, name, function.py_func)
-        yield
+pytestmark = pytest.mark.usefixtures("nothing_of_sparse_is_compiled")
 
 
 def test_frequencies_add_up_to_the_library_size(trained):

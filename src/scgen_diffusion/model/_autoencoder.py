@@ -19,7 +19,7 @@ from ._base import DiffusionModel
 from ._following import follow, window_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from anndata import AnnData
     from sparse import GCXS
@@ -308,37 +308,33 @@ class AutoencoderModel(DiffusionModel):
         Raises
         ------
         NotImplementedError
-            For a Gaussian head and for models of several modalities.
+            For a Gaussian head.
         KeyError, RuntimeError, ValueError
             As :meth:`get_latent_representation`, and for unknown genes and sizes.
         """
         self._check_gives_expression("get_normalized_expression")
-        columns, seed = _columns_of(gene_list, self._registered_genes), resolve_seed(seed)
-        scale = _check_scale(library_size)
-        keeps_samples = check_count("n_samples", n_samples) > 1 and not return_mean
-        if keeps_samples and return_numpy is False:
-            msg = "`return_numpy` is False, but several samples without `return_mean` do not fit a table."
-            raise ValueError(msg)
-        source = None if keeps_samples or return_numpy else self._validated(adata)  # a table needs the cells' names
-        module, parts = self.module, []
-        for x, rows in self._expression(adata, indices, batch_size):
-            posterior = module.inference(x)["posterior"]
-            generators = Generators(seed, rows.tolist(), x.device)
-            drawn = []
-            for _ in range(n_samples):
-                z = posterior.draw(generators.normal(*module.latent_shape))
-                if scale is None:
-                    values = module.likelihood.mean(**module.generative(z, module.totals(x)))
-                else:
-                    values = module.frequencies(z) * scale
-                drawn.append(values[:, columns])
-            samples = torch.stack(drawn)
-            parts.append((samples if keeps_samples else samples.mean(0)).cpu().numpy())
-        values = np.concatenate(parts, axis=-2)
-        if source is None:
-            return values
-        names = source.obs_names[row_numbers(indices, source.n_obs)]
-        return pd.DataFrame(values, index=names, columns=self._registered_genes[columns])
+        module, scale = self.module, check_scale(library_size)
+        columns = gene_columns(gene_list, self._registered_genes)
+
+        def decode(x: Tensor, z: Tensor) -> list[Tensor]:
+            if scale is None:
+                values = module.likelihood.mean(**module.generative(z, module.totals(x)))
+            else:
+                values = module.frequencies(z) * scale
+            return [values[:, columns]]
+
+        (values,) = self._decode_draws(
+            decode,
+            [self._registered_genes[columns]],
+            adata,
+            indices,
+            n_samples=n_samples,
+            return_mean=return_mean,
+            return_numpy=return_numpy,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        return values
 
     @torch.inference_mode()
     def posterior_predictive_sample(
@@ -380,26 +376,14 @@ class AutoencoderModel(DiffusionModel):
         Raises
         ------
         NotImplementedError
-            For a Gaussian head and for models of several modalities.
+            For a Gaussian head.
         KeyError, RuntimeError, ValueError
             As :meth:`get_latent_representation`, and for unknown genes.
         """
-        import sparse  # imported here because it takes a second
-
         self._check_gives_expression("posterior_predictive_sample")
-        columns, seed, n_samples = (
-            _columns_of(gene_list, self._registered_genes),
-            resolve_seed(seed),
-            check_count("n_samples", n_samples),
-        )
-        parts = []
-        for x, rows in self._expression(adata, indices, batch_size):
-            generators = Generators(seed, rows.tolist(), x.device)
-            samples = [self._reconstruct(x, generators)[:, columns].cpu().numpy() for _ in range(n_samples)]
-            drawn = np.stack(samples, axis=-1)
-            check_finite(drawn)
-            parts.append(sparse.GCXS.from_numpy(drawn[..., 0] if n_samples == 1 else drawn))
-        return sparse.concatenate(parts, axis=0)
+        columns = gene_columns(gene_list, self._registered_genes)
+        (samples,) = self._sample_counts([columns], adata, indices, n_samples, batch_size, seed)
+        return samples
 
     def follow_cells(
         self,
@@ -578,8 +562,79 @@ class AutoencoderModel(DiffusionModel):
         z = posterior.draw(generators.normal(*module.latent_shape))
         return module.draw_cells(z, module.decoding_totals(x, z, generators), generators)
 
+    def _decode_draws(
+        self,
+        decode: Callable[[Tensor, Tensor], Sequence[Tensor]],
+        panels: Sequence[pd.Index],
+        adata: AnnData | CellFiles | None,
+        indices: Sequence[int] | None,
+        *,
+        n_samples: int,
+        return_mean: bool,
+        return_numpy: bool | None,
+        batch_size: int | None,
+        seed: int | None,
+    ) -> list[pd.DataFrame | np.ndarray]:
+        """Draw latents of cells and decode them; return a table or an array per panel of features.
+
+        Parameters
+        ----------
+        decode
+            Maps cells ``(cells, genes)`` and their latents to the values of each panel, ``(cells, features)``.
+        panels
+            Names of the features.
+        adata, indices, n_samples, return_mean, return_numpy, batch_size, seed
+            As for :meth:`get_normalized_expression`.
+        """
+        seed = resolve_seed(seed)
+        keeps_samples = check_count("n_samples", n_samples) > 1 and not return_mean
+        if keeps_samples and return_numpy is False:
+            msg = "`return_numpy` is False, but several samples without `return_mean` do not fit a table."
+            raise ValueError(msg)
+        source = None if keeps_samples or return_numpy else self._validated(adata)  # a table needs the cells' names
+        module, parts = self.module, []
+        for x, rows in self._expression(adata, indices, batch_size):
+            posterior = module.inference(x)["posterior"]
+            generators = Generators(seed, rows.tolist(), x.device)
+            drawn = []
+            for _ in range(n_samples):
+                z = posterior.draw(generators.normal(*module.latent_shape))
+                drawn.append(torch.cat(list(decode(x, z)), dim=1))
+            samples = torch.stack(drawn)
+            parts.append((samples if keeps_samples else samples.mean(0)).cpu().numpy())
+        ends = np.cumsum([len(panel) for panel in panels])
+        values = np.split(np.concatenate(parts, axis=-2), ends[:-1], axis=-1)
+        if source is None:
+            return values
+        names = source.obs_names[row_numbers(indices, source.n_obs)]
+        return [pd.DataFrame(of_panel, names, panel) for of_panel, panel in zip(values, panels, strict=True)]
+
+    def _sample_counts(
+        self,
+        panels: Sequence[np.ndarray],
+        adata: AnnData | CellFiles | None,
+        indices: Sequence[int] | None,
+        n_samples: int,
+        batch_size: int | None,
+        seed: int | None,
+    ) -> list[GCXS]:
+        """Draw reconstructions of cells; return those of each panel of columns, as `posterior_predictive_sample`."""
+        import sparse  # imported here because it takes a second
+
+        seed, n_samples = resolve_seed(seed), check_count("n_samples", n_samples)
+        columns, ends = np.concatenate(panels), np.cumsum([len(panel) for panel in panels])
+        parts = []
+        for x, rows in self._expression(adata, indices, batch_size):
+            generators = Generators(seed, rows.tolist(), x.device)
+            samples = [self._reconstruct(x, generators)[:, columns].cpu().numpy() for _ in range(n_samples)]
+            drawn = np.stack(samples, axis=-1)
+            check_finite(drawn)
+            of_panels = np.split(drawn[..., 0] if n_samples == 1 else drawn, ends[:-1], axis=1)
+            parts.append([sparse.GCXS.from_numpy(values) for values in of_panels])
+        return [sparse.concatenate(of_panel, axis=0) for of_panel in zip(*parts, strict=True)]
+
     def _check_gives_expression(self, method: str) -> None:
-        """Raise unless decoded cells are one matrix of counts."""
+        """Raise unless decoded cells are counts."""
         if self._outputs[0] != "counts":
             msg = f"`{method}` needs counts, but this model has a Gaussian head. Call `get_reconstruction`."
             raise NotImplementedError(msg)
@@ -589,15 +644,15 @@ def _mean_or_all(values: np.ndarray, *, return_mean: bool) -> float | np.ndarray
     return float(values.mean(dtype=float)) if return_mean else values
 
 
-def _columns_of(gene_list: Sequence[str] | None, genes: pd.Index) -> np.ndarray:
-    """Return the columns of some genes, in the model's order; None means all."""
+def gene_columns(gene_list: Sequence[str] | None, genes: pd.Index, kind: str = "gene") -> np.ndarray:
+    """Return the columns of some genes, in the model's order; None means all. Errors call them by their kind."""
     if gene_list is None:
         return np.arange(len(genes))
     if isinstance(gene_list, str):
         msg = f"`gene_list` must be a list of names, but found the string {gene_list!r}. Did you mean [{gene_list!r}]?"
         raise TypeError(msg)
     if unknown := [gene for gene in gene_list if gene not in genes]:
-        msg = f"`gene_list` has the unknown gene {unknown[0]!r}. {known_names(unknown[0], list(genes))}"
+        msg = f"`gene_list` has the unknown {kind} {unknown[0]!r}. {known_names(unknown[0], list(genes))}"
         raise ValueError(msg)
     return np.flatnonzero(genes.isin(gene_list))
 
@@ -631,7 +686,7 @@ def _numbers(cells: AnnData, key: str, name: str) -> np.ndarray:
     return column.to_numpy(dtype=float)
 
 
-def _check_scale(library_size: Any) -> float | None:
+def check_scale(library_size: Any) -> float | None:
     """Return the total that frequencies are scaled to; None for each cell's own."""
     if isinstance(library_size, str) and library_size == "latent":
         return None

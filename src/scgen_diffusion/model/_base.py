@@ -1931,10 +1931,6 @@ class DiffusionModel(BaseModelClass):
                 msg = f"{type(self).__name__} has no `{name}`: {self._advice[name]}."
             raise AttributeError(msg, name=name, obj=self)
 
-    def get_normalized_expression(self, *args: Any, **kwargs: Any) -> Any:
-        """Raise NotImplementedError with what to use instead."""
-        self._refuse("get_normalized_expression")
-
     def differential_abundance(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise NotImplementedError with what to use instead."""
         self._refuse("differential_abundance")

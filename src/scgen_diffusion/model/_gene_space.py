@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self
 
 import numpy as np
 import torch
@@ -130,6 +130,10 @@ class GeneSpaceModel(DiffusionModel):
             If the file is damaged or unsafe, or the genes or the model do not fit the weights.
         """
         return load_gene_space_reference(cls, path, var_names=var_names, n_heads=n_heads, zero_value=zero_value)
+
+    def get_normalized_expression(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise NotImplementedError with what to use instead."""
+        self._refuse("get_normalized_expression")
 
     def _train_diffusion(self, recipe: DiffusionRecipe, run: Run, *, compile: bool) -> StageResult:
         module, cells, has_counts = self.module, self._cells, self._input_values == "counts"

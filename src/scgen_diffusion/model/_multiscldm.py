@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 import pandas as pd
+import torch
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
 
-from scgen_diffusion._arguments import warn_user
+from scgen_diffusion._arguments import known_names, warn_user
 from scgen_diffusion.data import (
     JOINED,
     ConditionField,
@@ -28,6 +29,7 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.module import CONDITIONS, InputValues, ModalityPanel, MultimodalModule
 
+from ._autoencoder import check_scale, gene_columns
 from ._registration import check_is_no_view, check_setup_arguments, plain_columns
 from ._scldm import SCLDM
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     import scipy.sparse as sp
     from mudata import MuData
+    from sparse import GCXS
     from torch import Tensor
 
     from scgen_diffusion.generation import LibrarySizes
@@ -186,6 +189,157 @@ class MULTISCLDM(SCLDM):
         )
         raise NotImplementedError(msg)
 
+    @torch.inference_mode()
+    def get_normalized_expression(
+        self,
+        adata: MuData | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        modality: str | None = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["latent"] | None = None,
+        n_samples: int = 1,
+        return_mean: bool = True,
+        return_numpy: bool | None = None,
+        batch_size: int | None = None,
+        seed: int | None = None,
+    ) -> pd.DataFrame | np.ndarray | dict[str, pd.DataFrame | np.ndarray]:
+        """Return decoded values of each modality without sampling noise, such as denoised proteins.
+
+        For counts, these are frequencies within the modality times ``library_size``, as
+        :meth:`SCLDM.get_normalized_expression` returns them. The background of proteins is not removed.
+
+        For a ``"bernoulli"`` modality, such as chromatin, they are probabilities of a one (accessibility) at each
+        cell's own number of ones: they are higher in cells in which more peaks were found.
+
+        Modalities that a cell lacks, and their totals, are predicted from the others.
+
+        Parameters
+        ----------
+        adata
+            Cells; default: the model's cells.
+        indices
+            Rows of the cells to use; default: all.
+        modality
+            Name of the modality to return. Default: all of them, in a dictionary.
+        gene_list
+            Features of ``modality`` to return, in the model's order; default: all.
+        library_size
+            Sum of a cell's frequencies in a modality of counts. ``"latent"``: expected counts at each cell's own total.
+            Default: 1. Probabilities are not scaled.
+        n_samples, return_mean, return_numpy, batch_size, seed
+            As for :meth:`SCLDM.get_normalized_expression`.
+
+        Returns
+        -------
+        pandas.DataFrame, numpy.ndarray or dict
+            ``(cells, features)``; ``(n_samples, cells, features)`` for several samples without ``return_mean``. Without
+            ``modality``, a dictionary from the name of each modality to this.
+
+        Raises
+        ------
+        KeyError
+            As :meth:`get_latent_representation`.
+        RuntimeError
+            If the autoencoder is not trained; and if a total must be predicted, but the prior is not trained.
+        ValueError
+            As :meth:`get_latent_representation`, for an unknown modality, feature or size, a ``gene_list`` without
+            ``modality``, and a number as ``library_size`` for probabilities.
+
+        Examples
+        --------
+        >>> proteins = model.get_normalized_expression(
+        ...     modality="prot", library_size="latent"
+        ... )  # doctest: +SKIP
+        """
+        columns, modalities = self._columns_by_modality(modality, gene_list), self.modalities
+        probabilities = [name for name in columns if modalities[name].likelihood == "bernoulli"]
+        scale = check_scale(1 if library_size is None else library_size)
+        if probabilities and library_size is not None and scale is not None:
+            counts = [name for name in modalities if modalities[name].likelihood != "bernoulli"]
+            msg = (
+                f"`library_size` is {library_size!r}, but {probabilities[0]!r} has zeros and ones, whose probabilities "
+                f"are not scaled. Leave it out. The modalities of counts are {counts}."
+            )
+            raise ValueError(msg)
+        numbers = {name: number for number, name in enumerate(modalities)}
+        sizes = {numbers[name]: None if name in probabilities else scale for name in columns}
+
+        def decode(x: Tensor, z: Tensor) -> list[Tensor]:
+            decoded = self.module.expected_values(x, z, sizes)
+            return [values[:, wanted] for values, wanted in zip(decoded, columns.values(), strict=True)]
+
+        values = self._decode_draws(
+            decode,
+            [pd.Index(modalities[name].features)[wanted] for name, wanted in columns.items()],
+            adata,
+            indices,
+            n_samples=n_samples,
+            return_mean=return_mean,
+            return_numpy=return_numpy,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        return dict(zip(columns, values, strict=True)) if modality is None else values[0]
+
+    @torch.inference_mode()
+    def posterior_predictive_sample(
+        self,
+        adata: MuData | MuDataFiles | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        modality: str | None = None,
+        n_samples: int = 1,
+        gene_list: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        seed: int | None = None,
+    ) -> GCXS | dict[str, GCXS]:
+        """Sample values of given cells in each modality, from their latents.
+
+        As :meth:`SCLDM.posterior_predictive_sample`: each sample draws a latent and then counts, or zeros and ones, at
+        the cell's own totals. Modalities that a cell lacks are drawn too, with their totals. The first sample equals
+        :meth:`get_reconstruction` with the same seed. :class:`scvi.criticism.PosteriorPredictiveCheck` uses this method
+        if all cells have the modality that it checks, in the same order.
+
+        Parameters
+        ----------
+        adata
+            Cells, in memory or :class:`~scgen_diffusion.data.MuDataFiles`; default: the model's cells.
+        indices
+            Rows of the cells to use; default: all.
+        modality
+            Name of the modality to return. Default: all of them, in a dictionary.
+        n_samples
+            Samples per cell.
+        gene_list
+            Features of ``modality`` to return, in the model's order; default: all.
+        batch_size
+            Cells at a time. It does not change the draws.
+        seed
+            Seed of the draws. Default: ``scvi.settings.seed``, or else random.
+
+        Returns
+        -------
+        sparse.GCXS or dict
+            ``(cells, features)``; ``(cells, features, n_samples)`` for several samples. Without ``modality``, a
+            dictionary from the name of each modality to this.
+
+        Raises
+        ------
+        KeyError
+            As :meth:`get_latent_representation`.
+        RuntimeError
+            If the autoencoder is not trained; and if cells lack a modality, but the prior is not trained.
+        ValueError
+            As :meth:`get_latent_representation`, for an unknown modality or feature, and a ``gene_list`` without
+            ``modality``.
+        """
+        columns = self._columns_by_modality(modality, gene_list)
+        starts = dict(zip(self.modalities, np.cumsum([0, *self.module.n_features]), strict=False))
+        panels = [starts[name] + wanted for name, wanted in columns.items()]
+        samples = self._sample_counts(panels, adata, indices, n_samples, batch_size, seed)
+        return dict(zip(columns, samples, strict=True)) if modality is None else samples[0]
+
     @property
     def modalities(self) -> dict[str, Modality]:
         """Features and likelihood of each modality."""
@@ -256,12 +410,19 @@ class MULTISCLDM(SCLDM):
     def _check_values(self, x: Tensor, rows: np.ndarray, source: MuData) -> None:
         """Do nothing: the model reads the copy made when the counts were checked."""
 
-    def _check_gives_expression(self, method: str) -> None:
-        msg = (
-            f"`{method}` works with one modality, but this model has the modalities {list(self.modalities)}. Call "
-            "`get_reconstruction`."
-        )
-        raise NotImplementedError(msg)
+    def _columns_by_modality(self, modality: str | None, gene_list: Sequence[str] | None) -> dict[str, np.ndarray]:
+        """Return the columns of the wanted features within each modality; None means all modalities."""
+        modalities = self.modalities
+        if modality is None and gene_list is not None:
+            msg = f"`gene_list` names features of one modality; set `modality` to one of {list(modalities)}."
+            raise ValueError(msg)
+        if modality is not None and modality not in list(modalities):
+            msg = f"There is no modality {modality!r} in the model. {known_names(modality, list(modalities))}"
+            raise ValueError(msg)
+        return {
+            name: gene_columns(gene_list, pd.Index(modalities[name].features), f"{name!r} feature")
+            for name in (modalities if modality is None else [modality])
+        }
 
     def _assemble(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> MuData:
         return build_mudata(x, obs, self.modality_vars_, *args, **options)

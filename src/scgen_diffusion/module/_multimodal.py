@@ -261,6 +261,32 @@ class MultimodalModule(SCLDMModule):
             log_totals[:, number] = torch.where(log_totals[:, number].isnan(), predicted, log_totals[:, number])
         return log_totals.exp()
 
+    def expected_values(self, x: Tensor, z: Tensor, library_sizes: Mapping[int, float | None]) -> list[Tensor]:
+        """Decode some modalities of cells, without counting noise.
+
+        Parameters
+        ----------
+        x, z
+            Cells and their latents.
+        library_sizes
+            Modalities, by number. A number gives frequencies without outliers, times it. None gives expected values at
+            each cell's own total, which is predicted if the cell lacks the modality.
+
+        Returns
+        -------
+        list of Tensor
+            For each of these modalities, ``(cells, features)``.
+        """
+        totals = self.decoding_totals(x, z, None) if None in library_sizes.values() else None
+        values = []
+        for number, size in library_sizes.items():
+            outputs = self.decoder.parts[number](z)
+            if size is not None:
+                values.append(outputs[..., 0].float().softmax(1) * size)
+            else:
+                values.append(self.likelihood.parts[number].mean(outputs, totals[:, number, None]))
+        return values
+
     def draw_keep(self, x: Tensor, at_least: float, generator: torch.Generator) -> Tensor:
         """Draw the share of counts that the encoder sees, ``(cells, features of all)``; zero for hidden modalities."""
         thinning = super().draw_keep(x, at_least, generator)
