@@ -177,6 +177,10 @@ def test_wrong_metrics_are_named_before_the_work(judge, files, call):
         ("membership_auc", "The metric 'membership_auc' needs --train"),
         ("transfer_f1", "The metric 'transfer_f1' needs --groupby"),
         ("de_jaccard", "The metric 'de_jaccard' belongs to `evaluate-perturbation`"),
+        (
+            "cross_correlation_error",
+            "The metric 'cross_correlation_error' compares modalities, so it needs .h5mu files",
+        ),
     ],
 )
 def test_thresholds_that_no_table_of_these_cells_can_have_are_refused_before_the_work(call, files, metric, message):

@@ -184,6 +184,8 @@ def test_cells_are_read_into_memory_on_request(adata, write):
     assert list(read.obs["cell_type"]) == list(expected.obs["cell_type"])
     assert list(read.obs["dose"]) == list(expected.obs["dose"])
     assert cells.read(np.arange(192) < 7).n_obs == 7
+    read.X.data[:] = 0.5  # as normalising in place does
+    assert np.array_equal(read.layers["raw"].toarray(), expected.X.toarray())
 
 
 def test_new_files_can_be_opened_as_a_model_knows_its_own(adata, write):

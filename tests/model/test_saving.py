@@ -253,6 +253,30 @@ def test_true_for_cells_is_refused_and_says_what_is_allowed(saved_model, load):
         load(saved_model, adata=True)
 
 
+def test_cells_that_were_not_saved_with_a_model_are_kept(trained, make_cells, tmp_path):
+    make_cells().write_h5ad(tmp_path / "adata.h5ad")
+    before = (tmp_path / "adata.h5ad").read_bytes()
+
+    for save_anndata in (False, True):
+        with pytest.raises(ValueError, match=r"adata\.h5ad was not saved with a model"):
+            trained.save(tmp_path, overwrite=True, save_anndata=save_anndata)
+    trained.save(tmp_path, overwrite=True, prefix="mine-")
+
+    assert (tmp_path / "adata.h5ad").read_bytes() == before
+
+
+@pytest.mark.parametrize("error", [MemoryError(), PermissionError(13, "Permission denied")], ids=repr)
+def test_errors_of_the_system_are_not_taken_for_damage(trained, tmp_path, monkeypatch, error):
+    trained.save(tmp_path / "model", save_anndata=True)
+
+    def read(path):
+        raise error
+
+    monkeypatch.setattr(anndata, "read_h5ad", read)
+    with pytest.raises(type(error)):
+        type(trained).load(tmp_path / "model")
+
+
 def test_damaged_cells_beside_a_model_are_named(trained, tmp_path):
     trained.save(tmp_path / "m", save_anndata=True)
     path = tmp_path / "m" / "adata.h5ad"

@@ -151,6 +151,18 @@ def test_what_this_package_did_not_write_is_never_replaced(
     assert contents(tmp_path) == before
 
 
+def test_generated_cells_are_replaced_on_request_but_not_if_real_ones_are_among_them(trained, make_cells, tmp_path):
+    goal, synthetic = tmp_path / "cells.h5ad", trained.generate(5, seed=1)
+    anndata.concat([make_cells(), synthetic], join="outer", uns_merge="first").write_h5ad(goal)
+
+    with pytest.raises(FileExistsError, match="such a file is never replaced"):
+        trained.generate_to(goal, **REQUEST, overwrite=True)
+
+    synthetic.write_h5ad(goal)
+    trained.generate_to(goal, **REQUEST, overwrite=True)
+    assert anndata.read_h5ad(goal).n_obs == REQUEST["n_cells"]
+
+
 def test_generated_cells_beside_other_files_are_not_replaced(trained, tmp_path):
     goal = trained.generate_to(tmp_path / "cells.zarr", 3, seed=1)
     (goal / "notes.txt").write_text("mine")

@@ -199,7 +199,7 @@ def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.
         msg = "--layer takes MODALITY=NAME for .h5mu files, and NAME for other files."
         raise click.UsageError(msg)
     package = terminal.libraries()
-    _check_thresholds(options, package.metrics.CATALOGUE)
+    _check_thresholds(options, package.metrics.CATALOGUE, is_mudata=True in has_modalities)
     cells = _read(terminal, files, options)
     if others:
         cells["others"] = _read(terminal, others, options)
@@ -214,15 +214,17 @@ def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.
     return package, table
 
 
-def _check_thresholds(options: Mapping[str, Any], catalogue: Mapping[str, Metric]) -> None:
+def _check_thresholds(options: Mapping[str, Any], catalogue: Mapping[str, Metric], *, is_mudata: bool) -> None:
     """Raise, before minutes of work, if a threshold is for a metric that the table will not have."""
-    scopes = {"perturbation"} if "control" in options else {"all", "joint", "pair"}
+    scopes = {"perturbation"} if "control" in options else {"all", "joint"} | ({"pair"} if is_mudata else set())
     for metric in [*options.get("max", {}), *options.get("min", {})]:
         msg = ""
         if metric not in catalogue:
             msg = f"There is no metric {metric!r}. {known_names(metric, list(catalogue))}"
         elif "metric" in options and metric not in options["metric"]:
             msg = f"There is a threshold for {metric!r}, but --metric leaves it out; add --metric {metric}."
+        elif "pair" in catalogue[metric].scopes and "pair" not in scopes:
+            msg = f"The metric {metric!r} compares modalities, so it needs {MUDATA} files."
         elif not scopes & set(catalogue[metric].scopes):
             other = "evaluate" if "control" in options else "evaluate-perturbation"
             msg = f"The metric {metric!r} belongs to `{other}`."

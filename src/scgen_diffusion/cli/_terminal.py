@@ -36,6 +36,7 @@ SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to
     r"set `values='log1p'`": "give --values log1p",
     r"\(`values='log1p'`\)": "(--values log1p)",
     r"`likelihood='gaussian'`": "--set likelihood=gaussian",
+    r"Remove these cells": "Remove these cells (`train` can: --drop-unlabelled)",
     r"as `layer=\.\.\.`": "by --layer",
     r"with `layer=\.\.\.`": "with --layer",
     r"method='inversion'": "--method inversion",
@@ -88,7 +89,7 @@ class Stop(click.ClickException):
         """Classify an error as a wrong request, a failure, or a bug in this package."""
         frames = traceback.extract_tb(error.__traceback__)
         is_ours = bool(frames) and frames[-1].filename.startswith(FOLDER)
-        is_check = is_ours and (frames[-1].line or "").startswith("raise")  # it has a message for users
+        is_check = is_ours and (frames[-1].line or "raise").startswith("raise")  # a message for users
         code = ExitCode.WRONG_REQUEST if is_check and isinstance(error, OF_REQUESTS) else ExitCode.FAILED
         if isinstance(error, OSError) and error.strerror:
             where = "" if error.filename is None else f"{error.filename}: "

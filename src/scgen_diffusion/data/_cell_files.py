@@ -310,7 +310,7 @@ class CellFiles:
         names, values = self.names(rows), self.read_values(rows)
         conditions = Conditions.from_codes(self.by_key, self.codes[:0])
         obs, obsm = conditions.to_obs(self.codes[rows], names), conditions.to_obsm(self.codes[rows], names)
-        layers = {} if self.layer is None else {self.layer: values}
+        layers = {} if self.layer is None else {self.layer: values.copy()}  # X may be normalised in place
         return anndata.AnnData(values, obs=obs, var=self.var.copy(), layers=layers, obsm=obsm)
 
     def read_values(self, rows: np.ndarray) -> Rows:

@@ -21,7 +21,7 @@ from scvi.data.fields import BaseAnnDataField
 from scgen_diffusion._arguments import known_names, warn_user
 
 from ._anndata import SYNTHETIC
-from ._checks import N_NAMED, check_distinct_columns
+from ._checks import check_distinct_columns
 from ._condition_keys import (
     ArrayKey,
     CategoricalKey,
@@ -401,12 +401,11 @@ def check_conditions(
         check_distinct_columns(obs[[key]].columns, "adata.obs")
         missing = obs[key].isna()
         if missing.any():
-            found = ", ".join(map(repr, obs.index[missing][:N_NAMED]))
             is_text = key not in arrays and any(isinstance(value, str) for value in obs[key].dropna().unique())
             what, remedy = "number" if key in arrays else "label", ", or label them 'unknown'" if is_text else ""
             msg = (
-                f"adata.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells ({found}, ...). Remove "
-                f"these cells (on the command line: `train --drop-unlabelled`){remedy}."
+                f"adata.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells, such as "
+                f"{obs.index[missing][0]!r}. Remove these cells{remedy}."
             )
             raise ValueError(msg)
 

@@ -44,8 +44,8 @@ def plant_fold_changes(
     adata
         Cells with counts.
     log2_fold_changes
-        A row per gene, named as in ``adata.var_names``, and a column per group. Genes and groups that it leaves out have
-        0, no change.
+        A row per gene, named as in ``adata.var_names``, and a column per group. Genes and groups that it leaves out
+        have 0, no change.
     groupby
         Column of ``adata.obs`` with the groups.
     layer
@@ -77,9 +77,13 @@ def plant_fold_changes(
     >>> import pandas as pd
     >>> import scgen_diffusion as scgd
     >>> cells = scgd.datasets.pbmc68k_reduced()
-    >>> cells.obs["group"] = np.random.default_rng(0).choice(["control", "treated"], cells.n_obs)
+    >>> cells.obs["group"] = np.random.default_rng(0).choice(
+    ...     ["control", "treated"], cells.n_obs
+    ... )
     >>> truth = pd.DataFrame({"treated": [1.5, -1.0]}, index=["CD3E", "LYZ"])
-    >>> changed = scgd.data.plant_fold_changes(cells, truth, groupby="group", layer="counts", seed=0)
+    >>> changed = scgd.data.plant_fold_changes(
+    ...     cells, truth, groupby="group", layer="counts", seed=0
+    ... )
     """
     check_expression(adata, layer, "counts", ADVICE)
     labels = obs_column(adata, groupby, "adata").astype(object).map(as_label)

@@ -219,7 +219,7 @@ class MuDataFiles(CellFiles):
         parts, start = {}, 0
         for name, var in self.modality_vars.items():
             x, layer = values[:, start : start + len(var)], self.layers[name]
-            layers = {} if layer is None else {layer: x}
+            layers = {} if layer is None else {layer: x.copy()}  # X may be normalised in place
             parts[name] = AnnData(x, obs=pd.DataFrame(index=names), var=var.copy(), layers=layers)
             start += len(var)
         mdata, conditions = mudata_of(parts), Conditions.from_codes(self.by_key, self.codes[:0])

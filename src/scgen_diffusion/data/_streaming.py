@@ -23,7 +23,7 @@ from anndata.io import read_elem, sparse_dataset, write_elem
 
 from scgen_diffusion._version import VERSION
 
-from ._anndata import PROVENANCE_KEY, ValueSummary
+from ._anndata import PROVENANCE_KEY, SYNTHETIC, ValueSummary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -269,14 +269,16 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def is_generated(path: Path) -> bool:
-    """Return whether a file or folder holds only cells that this package generated."""
+    """Return whether a file or folder holds only cells that this package generated: all have a maker."""
     is_folder = path.suffix == ".zarr"
     if is_folder != path.is_dir() or (is_folder and {entry.name for entry in path.iterdir()} - NAMES_IN_ZARR):
         return False
     try:
         with _open_file(path) as root:
-            return RECORD in root.attrs or f"uns/{PROVENANCE_KEY}" in root
-    except (OSError, ValueError):  # another format
+            if RECORD in root.attrs:
+                return True
+            return f"uns/{PROVENANCE_KEY}" in root and bool((root[f"obs/{SYNTHETIC}/codes"][:] >= 0).all())
+    except (OSError, KeyError, ValueError):  # another format, or real cells too
         return False
 
 

@@ -415,7 +415,7 @@ class AutoencoderModel(DiffusionModel):
         labels_key
             Column of the model's ``obs`` with the labels of late cells, such as cell types.
         indices
-            Rows of the cells to follow; default: all.
+            Rows of the cells to follow. Default: all of ``adata``; of the model's cells, choose early ones.
         use_rep
             Array of ``obsm`` in which cells are near each other, such as ``"X_pca"``, of all these cells together.
             Default: the latent.

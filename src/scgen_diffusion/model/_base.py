@@ -1542,8 +1542,8 @@ class DiffusionModel(BaseModelClass):
         Raises
         ------
         ValueError
-            If the folder exists and ``overwrite`` is False, or ``save_anndata`` is True and there are no cells in
-            memory.
+            If the folder exists and ``overwrite`` is False or it holds cells of these names without a model, or
+            ``save_anndata`` is True and there are no cells in memory.
         OSError
             If ``dir_path`` is a file, or the files cannot be written. Files from before stay as they were.
         """
@@ -1557,13 +1557,21 @@ class DiffusionModel(BaseModelClass):
         if save_anndata and self.adata is None:
             msg = "`save_anndata` is True, but the model has no cells in memory; leave it out, or set model.adata."
             raise ValueError(msg)
+        cells = [f"{prefix}{name}" for name in (ADATA_FILE, MUDATA_FILE)]
+        others = [name for name in cells if (folder / name).exists()]
+        if others and not (folder / f"{prefix}{MODEL_FILE}").exists():
+            msg = (
+                f"{folder / others[0]} was not saved with a model, so it is not replaced; but `load` would take its "
+                "cells for those of the model. Choose another folder or `prefix`, or move it away."
+            )
+            raise ValueError(msg)
         writers: dict[str, Callable[[Path], None]] = {
             f"{prefix}{MODEL_FILE}": partial(write_model, model_content(self))
         }
         if save_anndata:
             name = MUDATA_FILE if isinstance(self.adata, MuData) else ADATA_FILE
             writers[f"{prefix}{name}"] = partial(write_cells, self.adata, anndata_write_kwargs)
-        write_together(folder, writers, removed=[f"{prefix}{ADATA_FILE}", f"{prefix}{MUDATA_FILE}"])
+        write_together(folder, writers, removed=cells)
 
     @classmethod
     def load(

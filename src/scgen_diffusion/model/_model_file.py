@@ -165,7 +165,11 @@ def name_damaged_file(path: Path) -> Iterator[None]:
     """Turn any error about the contents of a file into a ValueError with its path."""
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the system, such as missing rights
+            raise
         msg = f"{path} is damaged, or was changed after it was saved ({type(error).__name__}: {error})."
         raise ValueError(msg) from error
 
