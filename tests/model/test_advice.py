@@ -14,7 +14,7 @@ IN_GENE_SPACE = {
     "get_elbo": "scgen_diffusion.metrics.evaluate",
     "get_normalized_expression": "generate.condition=",
     "posterior_predictive_sample": "generate.condition=",
-    "differential_expression": "scanpy.tl.rank_genes_groups",
+    "differential_expression": "generated cells are not replicates",
 }
 ARGUMENTS = {
     "data_registry": lambda adata: ["X"],

@@ -142,7 +142,8 @@ TRAIN_ON = "Train on, or train again without `max_epochs`."
 FRAME_COLUMNS = ("cell", "frame", "time", "noise_level")  # columns of a sampling path's `obs`
 ADVICE = {
     "differential_abundance": "compare the labels' shares between samples, for example with pertpy",
-    "differential_expression": "call scanpy.tl.rank_genes_groups on measured or generated cells",
+    "differential_expression": "sum the counts of measured cells per donor (scanpy.get.aggregate), and test with "
+    "donors as replicates, for example with PyDESeq2; generated cells are not replicates",
     "get_feature_correlation_matrix": "correlate the genes of cells that `generate` returns",
     "get_latent_library_size": "the model uses each cell's observed total; sum its counts",
     "get_likelihood_parameters": "`get_reconstruction(sample=False)` returns expected counts",
