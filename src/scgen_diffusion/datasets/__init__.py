@@ -1,6 +1,6 @@
 """Labelled data sets for examples, tests and benchmarks.
 
-Every function except :func:`read_gse103322` returns cells with
+Every function returns cells with
 
 - `layers["counts"]`: integer counts, CSR, float32,
 - `X`: the counts, normalised to 10 000 per cell and `log1p`-transformed, as scanpy's functions expect,
@@ -10,12 +10,8 @@ Every function except :func:`read_gse103322` returns cells with
 :func:`pbmc68k_reduced` comes with scanpy. The others are downloaded once from public repositories, at a pinned commit
 and checked by sha256. They are stored in `data_dir`, else in the folder that the environment variable
 ``SCGEN_DIFFUSION_DATA_DIR`` names, else in the user's cache folder.
-
-:func:`read_gse103322` reads a file that you download yourself. It has no counts: `X` is normalised and
-`log1p`-transformed as above, and the published values are in ``layers["log2_tpm"]``.
 """
 
-from ._gse103322 import read_gse103322
 from ._loaders import (
     kang_ifnb,
     norman_mcfaline_devel,
@@ -35,6 +31,5 @@ __all__ = [
     "pbmc3k",
     "pbmc10k_citeseq",
     "pbmc68k_reduced",
-    "read_gse103322",
     "worm_embryo",
 ]
