@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from scipy.stats import false_discovery_control, norm, ttest_ind
 
 from scgen_diffusion.metrics import (
+    Effect,
     de_direction,
     de_jaccard,
     de_overlap,
     direction_reach,
+    effects,
     energy_distance,
     expression_of,
     gene_changes,
@@ -24,17 +26,7 @@ from scgen_diffusion.metrics import (
     perturbation_discrimination,
     variance_error,
 )
-from scgen_diffusion.metrics._perturbation import (
-    Effect,
-    GeneMoments,
-    control_share_of,
-    direction_of_effects,
-    jaccard_of_effects,
-    overlap_of_effects,
-    predicted_effect,
-    reach_of_directions,
-    slope_of_changes,
-)
+from scgen_diffusion.metrics._perturbation import GeneMoments, control_share_of, predicted_effect
 
 
 def rng(seed=0):
@@ -87,15 +79,14 @@ def balanced_change(n_genes=40):
 def test_the_true_change_correlates_and_its_opposite_does_the_reverse():
     base, changed = np.full(40, 6.0), balanced_change()
     control, real = poisson_cells(base, 0), poisson_cells(changed, 1)
-    assert mean_change_correlation(real, poisson_cells(changed, 2), control) > 0.99
-    assert (
-        mean_change_correlation(real, poisson_cells(2 * base - changed, 3), control) < -0.5
-    )  # a logarithm falls by more than it rises
+    assert mean_change_correlation(*effects(real, poisson_cells(changed, 2), control)) > 0.99
+    opposite = poisson_cells(2 * base - changed, 3)
+    assert mean_change_correlation(*effects(real, opposite, control)) < -0.5  # a logarithm falls by more than it rises
 
 
 def test_no_change_at_all_scores_zero():
     control = poisson_cells(np.full(40, 6.0), 0)
-    assert mean_change_correlation(poisson_cells(balanced_change(), 1), control, control) == 0
+    assert mean_change_correlation(*effects(poisson_cells(balanced_change(), 1), control, control)) == 0
 
 
 def test_counts_and_their_logarithms_score_the_same():
@@ -105,14 +96,8 @@ def test_counts_and_their_logarithms_score_the_same():
     for adata in logs:
         adata.X = np.log1p(adata.X / adata.X.sum(axis=1, keepdims=True) * 1e3)
         adata.uns["log1p"] = {}
-    assert mean_change_correlation(*cells) == pytest.approx(mean_change_correlation(*logs), abs=1e-6)
-
-
-def test_genes_are_aligned_by_name():
-    base, changed = np.full(40, 6.0), balanced_change()
-    real, predicted, control = poisson_cells(changed, 1), poisson_cells(changed, 2), poisson_cells(base, 0)
-    reordered = predicted[:, ::-1].copy()
-    assert mean_change_correlation(real, reordered, control) == mean_change_correlation(real, predicted, control)
+    of_counts, of_logs = (mean_change_correlation(*effects(*sets)) for sets in (cells, logs))
+    assert of_counts == pytest.approx(of_logs, abs=1e-6)
 
 
 def test_a_noisy_gene_ranks_low():
@@ -126,20 +111,20 @@ def test_only_the_top_genes_count_when_asked():
     wrong_elsewhere = changed.copy()
     wrong_elsewhere[10:25], wrong_elsewhere[25:40] = 11.0, 1.0
     cells = poisson_cells(changed, 1), poisson_cells(wrong_elsewhere, 2), poisson_cells(base, 0)
-    assert mean_change_correlation(*cells, n_top=10) > 0.95
-    assert mean_change_correlation(*cells) < 0.7
+    assert mean_change_correlation(*effects(*cells), n_top=10) > 0.95
+    assert mean_change_correlation(*effects(*cells)) < 0.7
 
 
 def test_one_gene_has_no_correlation():
     cells = [poisson_cells(np.full(5, 6.0), seed) for seed in range(3)]
     with pytest.raises(ValueError, match="`n_top` must be at least 2 genes"):
-        mean_change_correlation(*cells, n_top=1)
+        mean_change_correlation(*effects(*cells), n_top=1)
 
 
 def test_arrays_of_other_genes_are_refused():
     counts = np.ones((4, 3))
     with pytest.raises(ValueError, match="`real` has 3 genes and `control` 2"):
-        mean_change_correlation(counts, counts, np.ones((4, 2)))
+        effects(counts, counts, np.ones((4, 2)))
 
 
 def expression(rate, seed, n_cells=60, n_genes=30):
@@ -195,7 +180,7 @@ def moments(changes, variance=0.5, n_cells=100):
     return GeneMoments(mean, np.full(N_GENES, variance), n_cells)
 
 
-def effects(real, predicted):
+def effects_of(real, predicted):
     real, predicted, control = moments(real), moments(predicted), moments({})
     return Effect(real, control), predicted_effect(predicted, real, control)
 
@@ -216,10 +201,10 @@ TRUTH = {0: UP, 1: UP, 2: DOWN, 3: DOWN}
     ],
 )
 def test_shares_are_those_that_one_counts(predicted, overlap, jaccard, direction):
-    pair = effects(TRUTH, predicted)
-    assert overlap_of_effects(*pair, n_top=4) == overlap
-    assert jaccard_of_effects(*pair) == pytest.approx(jaccard)
-    assert direction_of_effects(*pair) == direction
+    pair = effects_of(TRUTH, predicted)
+    assert de_overlap(*pair, n_top=4) == overlap
+    assert de_jaccard(*pair) == pytest.approx(jaccard)
+    assert de_direction(*pair) == direction
 
 
 @pytest.mark.parametrize(
@@ -234,14 +219,14 @@ def test_shares_are_those_that_one_counts(predicted, overlap, jaccard, direction
     ],
 )
 def test_the_reach_is_that_of_the_predicted_order(predicted, reach):
-    assert reach_of_directions(*effects(TRUTH, predicted)) == reach
+    assert direction_reach(*effects_of(TRUTH, predicted)) == reach
 
 
 def test_one_wrong_direction_in_ten_is_forgiven():
     truth = dict.fromkeys(range(12), UP)
     wrong_first = {gene: UP * (1 - gene / 20) for gene in range(12)} | {0: -UP}
-    assert reach_of_directions(*effects(truth, wrong_first)) == 1
-    assert reach_of_directions(*effects(truth, wrong_first | {10: -UP / 4})) == 11 / 12  # in last place
+    assert direction_reach(*effects_of(truth, wrong_first)) == 1
+    assert direction_reach(*effects_of(truth, wrong_first | {10: -UP / 4})) == 11 / 12  # in last place
 
 
 def draws(mean, seed, n_cells, n_genes=60):
@@ -251,9 +236,9 @@ def draws(mean, seed, n_cells, n_genes=60):
 
 def test_control_cells_as_their_own_prediction_have_no_slope_in_arrays_and_anndata_alike():
     real, control = rng(0).poisson(3.0, (80, 30)), rng(1).poisson(2.0, (80, 30))
-    assert mean_change_slope(real, control, control) == 0
+    assert mean_change_slope(*effects(real, control, control)) == 0
     control = AnnData(control)
-    assert mean_change_slope(AnnData(real), control, control) == 0
+    assert mean_change_slope(*effects(AnnData(real), control, control)) == 0
 
 
 def test_numbers_that_concat_joins_do_not_make_cells_shifted_controls():
@@ -284,8 +269,11 @@ def test_the_debiased_error_is_that_of_the_true_means_whatever_the_noise(share):
         return rng(seed).poisson(mean, (n_cells, 50))
 
     many = [expression_of(cells(mean, i, 20_000)) for i, mean in enumerate((changed, rate))]
-    expected = mean_change_debiased_error(*many)
-    errors = [mean_change_debiased_error(cells(changed, [1, i], 15), cells(rate, [2, i], 40)) for i in range(300)]
+    expected = mean_change_debiased_error(*effects(*many, many[0]))
+    errors = []
+    for i in range(300):
+        real, predicted = cells(changed, [1, i], 15), cells(rate, [2, i], 40)
+        errors.append(mean_change_debiased_error(*effects(real, predicted, real)))
     assert assert_mean(errors, expected) < 0.003
     if share == 1:
         assert min(errors) < 0
@@ -303,7 +291,7 @@ def test_the_slope_is_the_true_one_with_few_cells_on_all_sides(slope, from_contr
         predicted = (control if from_control else draws(3.0, [2, i], 25)) + slope * change
         of_control = moments_of(control)
         pair = Effect(moments_of(real), of_control), Effect(moments_of(predicted, float(from_control)), of_control)
-        found.append(slope_of_changes(*pair))
+        found.append(mean_change_slope(*pair))
     # a ratio of estimates is biased by its squared relative error, 1 %
     assert assert_mean(np.array(found) - np.mean(found) * 0.01, slope) < 0.02
 
@@ -312,13 +300,13 @@ def test_cells_with_the_names_of_control_cells_share_their_noise():
     base, changed = np.full(40, 6.0), balanced_change()
     control, real = poisson_cells(base, 0, n_cells=20), poisson_cells(changed, 1)
     control.obs_names = [f"AAA{i}-1" for i in range(20)]
-    assert mean_change_slope(real, control, control) == 0
+    assert mean_change_slope(*effects(real, control, control)) == 0
     numbered = AnnData(control.X)  # as anndata numbers all sets
-    assert mean_change_slope(real, poisson_cells(base, 0, n_cells=20), numbered) < 0
+    assert mean_change_slope(*effects(real, poisson_cells(base, 0, n_cells=20), numbered)) < 0
     independent, made = poisson_cells(base, 3), poisson_cells(base, 3)
     independent.obs_names = [f"AAB{i}-1" for i in range(300)]
     made.obs_names = [f"run-AAA{i % 20}-1-{i}" for i in range(300)]
-    slopes = [mean_change_slope(real, cells, control) for cells in (independent, made)]
+    slopes = [mean_change_slope(*effects(real, cells, control)) for cells in (independent, made)]
     shared = expression_of(control).values.toarray().var(axis=0, ddof=1).sum() / 20
     change = expression_of(real).values.mean(axis=0) - expression_of(control).values.mean(axis=0)
     assert slopes[1] - slopes[0] == pytest.approx(shared / np.square(change).sum(), rel=0.1)
@@ -326,7 +314,7 @@ def test_cells_with_the_names_of_control_cells_share_their_noise():
 
 def test_without_a_clear_effect_there_is_no_slope():
     cells = [poisson_cells(np.full(40, 6.0), seed) for seed in range(3)]
-    assert np.isnan(mean_change_slope(*cells))
+    assert np.isnan(mean_change_slope(*effects(*cells)))
 
 
 def test_discrimination_of_right_equal_absent_and_permuted_predictions():
@@ -342,9 +330,9 @@ def test_discrimination_of_right_equal_absent_and_permuted_predictions():
 
 
 def test_without_an_effect_in_real_cells_nothing_can_be_said():
-    pair = effects({}, TRUTH)
-    assert np.isnan(reach_of_directions(*pair))
-    assert np.isnan([overlap_of_effects(*pair, n_top=4), jaccard_of_effects(*pair), direction_of_effects(*pair)]).all()
+    pair = effects_of({}, TRUTH)
+    assert np.isnan(direction_reach(*pair))
+    assert np.isnan([de_overlap(*pair, n_top=4), de_jaccard(*pair), de_direction(*pair)]).all()
 
 
 counts = st.integers(0, 2**32 - 1).map(
@@ -358,24 +346,24 @@ counts = st.integers(0, 2**32 - 1).map(
 @settings(max_examples=40, deadline=None)
 def test_shares_stay_within_zero_and_one_and_a_perfect_prediction_has_all(cells, n_top):
     real, predicted, control = cells
-    figures = [
-        de_overlap(real, predicted, control, n_top=n_top),
-        de_jaccard(real, predicted, control),
-        de_direction(real, predicted, control),
-    ]
+    pair, same = effects(real, predicted, control), effects(real, real, control)
+    figures = [de_overlap(*pair, n_top=n_top), de_jaccard(*pair), de_direction(*pair)]
     assert all(np.isnan(figure) or 0 <= figure <= 1 for figure in figures)
-    assert de_overlap(real, real, control, n_top=n_top) in {1.0}
-    for perfect in (de_jaccard(real, real, control), de_direction(real, real, control)):
+    assert de_overlap(*same, n_top=n_top) in {1.0}
+    for perfect in (de_jaccard(*same), de_direction(*same)):
         assert np.isnan(perfect) or perfect == 1
 
 
 @given(counts)
 @settings(max_examples=40, deadline=None)
 def test_the_variance_error_is_a_distance(cells):
+    def distance(first, second):
+        return variance_error(*effects(first, second, cells[0]))
+
     first, second, third = cells
-    assert variance_error(first, first) == 0
-    assert variance_error(first, second) == pytest.approx(variance_error(second, first))
-    assert variance_error(first, third) <= variance_error(first, second) + variance_error(second, third) + 1e-9
+    assert distance(first, first) == 0
+    assert distance(first, second) == pytest.approx(distance(second, first))
+    assert distance(first, third) <= distance(first, second) + distance(second, third) + 1e-9
 
 
 def test_the_variance_error_by_hand():
@@ -385,35 +373,29 @@ def test_the_variance_error_by_hand():
     # cells (1, 3), (3, 1) have log1p values 2500 and 7500 of 10 000; cells that are all (2, 2) have no variance
     spread, none = cells([[1, 3], [3, 1]]), cells([[2, 2], [2, 2]])
     expected = (np.log1p(7_500) - np.log1p(2_500)) ** 2 / 2
-    assert variance_error(spread, none) == pytest.approx(expected, rel=1e-4)  # squares of float32 values near 9
-
-
-def test_the_variance_of_the_top_genes_needs_control():
-    cells = AnnData(np.ones((4, 3), dtype=np.float32))
-    with pytest.raises(ValueError, match="`n_top` needs `control`"):
-        variance_error(cells, cells, n_top=2)
+    error = variance_error(*effects(spread, none, none))
+    assert error == pytest.approx(expected, rel=1e-4)  # squares of float32 values near 9
 
 
 def test_the_table_of_genes_has_the_values_behind_the_figures():
     rng = np.random.default_rng(0)
     rates = np.where(np.arange(20) < 4, [[30.0], [25.0], [10.0]], 10.0)
     real, predicted, control = (AnnData(rng.poisson(rate, (60, 20)).astype(np.float32)) for rate in rates)
-    table = gene_changes(real, predicted, control)
+    table, pair = gene_changes(real, predicted, control), effects(real, predicted, control)
     assert set(table.index[:4]) == {"0", "1", "2", "3"}
     assert (table["real_t"].abs().diff()[1:] <= 0).all()
     calls = table["real_is_differential"], table["predicted_is_differential"]
-    assert (calls[0] & calls[1]).sum() / (calls[0] | calls[1]).sum() == de_jaccard(real, predicted, control)
+    assert (calls[0] & calls[1]).sum() / (calls[0] | calls[1]).sum() == de_jaccard(*pair)
     signs = np.sign(table.loc[calls[0], ["real", "predicted"]])
-    assert (signs["real"] == signs["predicted"]).mean() == de_direction(real, predicted, control)
-    assert np.corrcoef(table["real"], table["predicted"])[0, 1] == pytest.approx(
-        mean_change_correlation(real, predicted, control)
-    )
+    assert (signs["real"] == signs["predicted"]).mean() == de_direction(*pair)
+    correlation = np.corrcoef(table["real"], table["predicted"])[0, 1]
+    assert correlation == pytest.approx(mean_change_correlation(*pair))
 
 
 def test_genes_of_changes_are_aligned_by_name():
     rng = np.random.default_rng(0)
     real, predicted, control = (AnnData(rng.poisson(rate, (50, 9)).astype(np.float32)) for rate in (2.0, 3.0, 1.0))
-    turned = predicted[:, ::-1].copy()
-    for metric in (de_overlap, de_jaccard, de_direction, direction_reach, mean_change_slope):
-        assert metric(real, predicted, control) == pytest.approx(metric(real, turned, control), nan_ok=True)
-    assert variance_error(real, predicted) == pytest.approx(variance_error(real, turned))
+    straight, turned = (effects(real, cells, control) for cells in (predicted, predicted[:, ::-1].copy()))
+    shares = de_overlap, de_jaccard, de_direction, direction_reach
+    for metric in (*shares, mean_change_slope, mean_change_correlation, mean_change_debiased_error, variance_error):
+        assert metric(*straight) == pytest.approx(metric(*turned), nan_ok=True)

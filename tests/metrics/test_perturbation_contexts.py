@@ -16,6 +16,7 @@ from scgen_diffusion.metrics import (
     de_jaccard,
     de_overlap,
     direction_reach,
+    effects,
     evaluate,
     mean_change_correlation,
     mean_change_debiased_error,
@@ -259,17 +260,18 @@ def test_the_wasserstein_distance_is_of_equally_many_cells():
 def test_the_rows_are_what_the_functions_return():
     real, predicted, control = cells("A", seed=1), cells("A", seed=2), cells("ctrl", seed=9)
     table = judge(real, predicted, control=control).set_index("metric")["value"]
+    pair = effects(real, predicted, control)
     expected = {
-        "mean_change_correlation": mean_change_correlation(real, predicted, control),
-        "mean_change_correlation_top_20": mean_change_correlation(real, predicted, control, n_top=20),
-        "de_overlap_top_20": de_overlap(real, predicted, control, n_top=20),
-        "de_jaccard": de_jaccard(real, predicted, control),
-        "de_direction": de_direction(real, predicted, control),
-        "direction_reach": direction_reach(real, predicted, control),
-        "mean_change_debiased_error": mean_change_debiased_error(real, predicted),
-        "mean_change_slope": mean_change_slope(real, predicted, control),
-        "variance_error": variance_error(real, predicted),
-        "variance_error_top_20": variance_error(real, predicted, control=control, n_top=20),
+        "mean_change_correlation": mean_change_correlation(*pair),
+        "mean_change_correlation_top_20": mean_change_correlation(*pair, n_top=20),
+        "de_overlap_top_20": de_overlap(*pair, n_top=20),
+        "de_jaccard": de_jaccard(*pair),
+        "de_direction": de_direction(*pair),
+        "direction_reach": direction_reach(*pair),
+        "mean_change_debiased_error": mean_change_debiased_error(*pair),
+        "mean_change_slope": mean_change_slope(*pair),
+        "variance_error": variance_error(*pair),
+        "variance_error_top_20": variance_error(*pair, n_top=20),
     }
     assert table[list(expected)].to_dict() == pytest.approx(expected)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
 import scgen_diffusion as sgd
-from scgen_diffusion.metrics import evaluate, gene_changes, mean_change_correlation
+from scgen_diffusion.metrics import effects, evaluate, gene_changes, mean_change_correlation
 from scgen_diffusion.pl._perturbations import spread_out
 
 BLUE = to_rgb("#0072B2")
@@ -71,7 +71,7 @@ def test_predicted_cells_may_lack_the_layer_of_the_real_ones():
 
 def test_the_correlations_are_those_of_the_metric():
     (ax,) = sgd.pl.mean_change(REAL, PREDICTED, CONTROL, n_top=10, show=False)
-    figures = [mean_change_correlation(REAL, PREDICTED, CONTROL, n_top=n) for n in (None, 10)]
+    figures = [mean_change_correlation(*effects(REAL, PREDICTED, CONTROL), n_top=n) for n in (None, 10)]
     assert ax.texts[-1].get_text() == f"r = {figures[0]:.2f} (all genes)\nr = {figures[1]:.2f} (top 10)"
 
 

@@ -38,10 +38,12 @@ from ._genes import (
 )
 from ._modalities import CrossModalityCorrelation, cross_modality_correlation
 from ._perturbation import (
+    Effect,
     de_direction,
     de_jaccard,
     de_overlap,
     direction_reach,
+    effects,
     gene_changes,
     mean_change_correlation,
     mean_change_debiased_error,
@@ -69,6 +71,7 @@ __all__ = [
     "MIN_CELLS_PER_GROUP",
     "ComparisonSpace",
     "CrossModalityCorrelation",
+    "Effect",
     "Expression",
     "MMDTest",
     "MembershipInference",
@@ -85,6 +88,7 @@ __all__ = [
     "de_overlap",
     "direction_reach",
     "duplicate_share",
+    "effects",
     "energy_distance",
     "evaluate",
     "evaluate_embeddings",

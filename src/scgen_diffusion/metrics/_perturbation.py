@@ -86,7 +86,7 @@ class GeneMoments:
 
 @dataclass(frozen=True)
 class Effect:
-    """How the genes of some cells differ from those of control cells.
+    """How the genes of some cells differ from those of control cells; :func:`effects` makes them.
 
     Attributes
     ----------
@@ -128,10 +128,31 @@ class Effect:
         return np.argsort(-np.abs(self.welch_t), kind="stable")[:n_top]
 
 
-def real_and_predicted_effect(
-    real: Cells, predicted: Cells, control: Cells, layer: str | None = None
-) -> tuple[Effect, Effect]:
-    """Return the effect in real and in predicted cells, against the same control."""
+def effects(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> tuple[Effect, Effect]:
+    """Return the effect of a perturbation in real and in predicted cells, against the same control.
+
+    All metrics of changes compare these two. Predicted cells are tested as if there were as many as real ones.
+
+    Parameters
+    ----------
+    real, predicted, control
+        Counts, or AnnData with counts or `log1p` values, with the same genes.
+    layer
+        Layer with the counts.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> control, real, predicted = (
+    ...     rng.poisson([rate, 5.0, 5.0], (100, 3)) for rate in (5.0, 9.0, 9.0)
+    ... )
+    >>> of_real, of_predicted = effects(real, predicted, control)
+    >>> of_real.is_significant
+    array([ True,  True,  True])
+    >>> de_jaccard(of_real, of_predicted), de_direction(of_real, of_predicted)
+    (1.0, 1.0)
+    """
     of_real, of_predicted = pair_of_expressions(real, predicted, layer, ("real", "predicted"))
     of_control = pair_of_expressions(real, control, layer, ("real", "control"))[1]
     real_moments, predicted_moments, control_moments = map(GeneMoments.of, (of_real, of_predicted, of_control))
@@ -167,14 +188,7 @@ def predicted_effect(predicted: GeneMoments, real: GeneMoments, control: GeneMom
     return Effect(replace(predicted, n_cells=real.n_cells), control)
 
 
-def mean_change_correlation(
-    real: Cells,
-    predicted: Cells,
-    control: Cells,
-    *,
-    n_top: int | None = None,
-    layer: str | None = None,
-) -> float:
+def mean_change_correlation(real: Effect, predicted: Effect, *, n_top: int | None = None) -> float:
     r"""Measure whether predicted changes against control have the right direction (Pearson correlation over genes).
 
     .. math:: \operatorname{corr}_g \left( \bar x^{\text{real}}_g - \bar x^{\text{control}}_g,\;
@@ -186,19 +200,17 @@ def mean_change_correlation(
     means. Both sides subtract the same control cells, so with few control cells their sampling noise alone gives a
     positive value. Read it together with the baselines (:func:`evaluate` with `control`).
 
-    Most perturbations share a response, such as stress, and whoever predicts this alone correlates well. Against
-    perturbed cells, given as `control`, only what is special to the perturbation counts (Systema). In the table this is
-    ``specific_change_correlation``, against the mean of all training perturbations.
+    Most perturbations share a response, such as stress, and whoever predicts this alone correlates well. With perturbed
+    cells as the `control` of :func:`effects`, only what is special to the perturbation counts (Systema). In the table
+    this is ``specific_change_correlation``, against the mean of all training perturbations.
 
     Parameters
     ----------
-    real, predicted, control
-        Counts, or AnnData with counts or `log1p` values, with the same genes.
+    real, predicted
+        The effect in real and in predicted cells, from :func:`effects`.
     n_top
         Use only the genes with the largest absolute Welch *t* between real perturbed cells and control; all genes if
         None.
-    layer
-        Layer with the counts.
 
     References
     ----------
@@ -214,21 +226,14 @@ def mean_change_correlation(
     >>> control, real, predicted = (
     ...     rng.poisson(r, (200, 50)) for r in (rate, changed, changed)
     ... )
-    >>> round(mean_change_correlation(real, predicted, control), 1)
+    >>> round(mean_change_correlation(*effects(real, predicted, control)), 1)
     1.0
     """
-    effects = real_and_predicted_effect(real, predicted, control, layer)
-    return correlation_of_changes(*effects, n_top=n_top)
+    genes = slice(None) if n_top is None else real.top_genes(n_top)
+    return correlation(real.change[genes], predicted.change[genes])
 
 
-def variance_error(
-    real: Cells,
-    predicted: Cells,
-    *,
-    control: Cells | None = None,
-    n_top: int | None = None,
-    layer: str | None = None,
-) -> float:
+def variance_error(real: Effect, predicted: Effect, *, n_top: int | None = None) -> float:
     r"""Measure how far the genes' variances in predicted cells are from those in real cells.
 
     .. math:: \frac{1}{G} \sum_g \bigl| s^2_g(\text{real}) - s^2_g(\text{predicted}) \bigr|
@@ -243,37 +248,33 @@ def variance_error(
     Parameters
     ----------
     real, predicted
-        Counts, or AnnData with counts or `log1p` values, with the same genes.
-    control
-        Control cells; needed only with `n_top`.
+        The effect in real and in predicted cells, from :func:`effects`.
     n_top
         Use only the genes with the largest absolute Welch *t* between real perturbed cells and control; all genes if
         None.
-    layer
-        Layer with the counts.
-
-    Raises
-    ------
-    ValueError
-        If `n_top` is given without `control`.
 
     Examples
     --------
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
-    >>> real, predicted = rng.poisson(50.0, (200, 50)), rng.poisson(50.0, (200, 50))
+    >>> real, predicted, control = rng.poisson(50.0, (3, 200, 50))
     >>> smooth = np.full((200, 50), 50)
-    >>> variance_error(real, predicted) < variance_error(real, smooth) / 3
+    >>> error, of_smooth = (
+    ...     variance_error(*effects(real, cells, control)) for cells in (predicted, smooth)
+    ... )
+    >>> error < of_smooth / 3
     True
     """
-    if n_top is not None and control is None:
-        msg = "`n_top` needs `control`, because it ranks genes by their change against control."
-        raise ValueError(msg)
-    effects = real_and_predicted_effect(real, predicted, real if control is None else control, layer)
-    return error_of_variances(*effects, n_top=n_top)
+    genes = slice(None) if n_top is None else real.top_genes(n_top)
+    return float(np.abs(real.cells.variance - predicted.cells.variance)[genes].mean())
 
 
-def mean_change_debiased_error(real: Cells, predicted: Cells, *, layer: str | None = None) -> float:
+def mean_change_error(real: Effect, predicted: Effect) -> float:
+    """Return the mean absolute difference of the changes of two effects against the same control."""
+    return float(np.abs(real.change - predicted.change).mean())
+
+
+def mean_change_debiased_error(real: Effect, predicted: Effect) -> float:
     r"""Measure the squared error of predicted mean changes, without what sampling noise adds to it.
 
     .. math:: \frac{1}{G} \sum_g \left[ \left( \bar x^{\text{real}}_g - \bar x^{\text{predicted}}_g \right)^2
@@ -294,9 +295,7 @@ def mean_change_debiased_error(real: Cells, predicted: Cells, *, layer: str | No
     Parameters
     ----------
     real, predicted
-        Counts, or AnnData with counts or `log1p` values, with the same genes.
-    layer
-        Layer with the counts.
+        The effect in real and in predicted cells, from :func:`effects`.
 
     References
     ----------
@@ -306,20 +305,22 @@ def mean_change_debiased_error(real: Cells, predicted: Cells, *, layer: str | No
     --------
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
-    >>> control, changed = np.full(50, 5.0), np.where(np.arange(50) < 10, 15.0, 5.0)
-    >>> real, perfect, unchanged = (
-    ...     rng.poisson(rate, (200, 50)) for rate in (changed, changed, control)
+    >>> unchanged, changed = np.full(50, 5.0), np.where(np.arange(50) < 10, 15.0, 5.0)
+    >>> real, perfect, control = (
+    ...     rng.poisson(rate, (200, 50)) for rate in (changed, changed, unchanged)
     ... )
-    >>> error, effect = (
-    ...     mean_change_debiased_error(real, cells) for cells in (perfect, unchanged)
+    >>> error, squared_effect = (
+    ...     mean_change_debiased_error(*effects(real, cells, control))
+    ...     for cells in (perfect, control)
     ... )
-    >>> abs(error / effect) < 0.01
+    >>> abs(error / squared_effect) < 0.01
     True
     """
-    return debiased_error_of_changes(*real_and_predicted_effect(real, predicted, real, layer))
+    noise = real.cells.noise + predicted.cells.noise
+    return float(((real.change - predicted.change) ** 2 - noise).mean())
 
 
-def mean_change_slope(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> float:
+def mean_change_slope(real: Effect, predicted: Effect) -> float:
     r"""Measure whether predicted log fold changes are too small or too large: their slope over the real ones.
 
     .. math:: \frac{\sum_g d_g e_g - (1 - c)\, v_g}{\sum_g d_g^2 - u_g - v_g}
@@ -341,10 +342,8 @@ def mean_change_slope(real: Cells, predicted: Cells, control: Cells, *, layer: s
 
     Parameters
     ----------
-    real, predicted, control
-        Counts, or AnnData with counts or `log1p` values, with the same genes.
-    layer
-        Layer with the counts.
+    real, predicted
+        The effect in real and in predicted cells, from :func:`effects`.
 
     Returns
     -------
@@ -363,13 +362,18 @@ def mean_change_slope(real: Cells, predicted: Cells, control: Cells, *, layer: s
     ...     rng.poisson(rate * np.exp(step * log_change), (500, 200))
     ...     for step in (0, 1, 0.5)
     ... )
-    >>> round(mean_change_slope(real, half, control), 1)
+    >>> round(mean_change_slope(*effects(real, half, control)), 1)
     0.5
     """
-    return slope_of_changes(*real_and_predicted_effect(real, predicted, control, layer))
+    noise = real.cells.noise + real.control.noise
+    squared = float((real.change**2 - noise).sum())
+    if squared <= N_ERRORS * np.sqrt(2 * (noise**2).sum()):  # the standard error of the sum without any effect
+        return UNKNOWN
+    shared = (1 - predicted.cells.control_share) * real.control.noise
+    return float((real.change * predicted.change - shared).sum() / squared)
 
 
-def direction_reach(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> float:
+def direction_reach(real: Effect, predicted: Effect) -> float:
     r"""Measure how far down its own ranking a prediction gets the directions of changes right.
 
     .. math:: \frac{1}{|D|} \max \left\{ k : \frac{1}{k} \sum_{j \le k} \left[ \operatorname{sign}(e_j) =
@@ -386,10 +390,8 @@ def direction_reach(real: Cells, predicted: Cells, control: Cells, *, layer: str
 
     Parameters
     ----------
-    real, predicted, control
-        Counts, or AnnData with counts or `log1p` values, with the same genes.
-    layer
-        Layer with the counts.
+    real, predicted
+        The effect in real and in predicted cells, from :func:`effects`.
 
     Returns
     -------
@@ -409,10 +411,16 @@ def direction_reach(real: Cells, predicted: Cells, control: Cells, *, layer: str
     >>> control, real, predicted = (
     ...     rng.poisson(r, (300, 40)) for r in (np.full(40, 5.0), changed, one_wrong)
     ... )
-    >>> direction_reach(real, predicted, control)
+    >>> direction_reach(*effects(real, predicted, control))
     0.75
     """
-    return reach_of_directions(*real_and_predicted_effect(real, predicted, control, layer))
+    pool = np.flatnonzero(real.is_significant)
+    if not len(pool):
+        return UNKNOWN
+    ranked = pool[np.argsort(-np.abs(predicted.welch_t[pool]), kind="stable")]
+    agrees = np.sign(real.change[ranked]) == np.sign(predicted.change[ranked])
+    lengths = np.arange(1, len(ranked) + 1)
+    return float(lengths[np.cumsum(agrees) / lengths >= PURITY].max(initial=0) / len(ranked))
 
 
 def perturbation_discrimination(
@@ -539,50 +547,6 @@ def scaled_scores(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(scores, orient="index", columns=methods).rename_axis("metric")
 
 
-def correlation_of_changes(real: Effect, predicted: Effect, *, n_top: int | None = None) -> float:
-    """Return :func:`mean_change_correlation` of two effects against the same control."""
-    genes = slice(None) if n_top is None else real.top_genes(n_top)
-    return correlation(real.change[genes], predicted.change[genes])
-
-
-def error_of_changes(real: Effect, predicted: Effect) -> float:
-    """Return the mean absolute difference of the changes of two effects against the same control."""
-    return float(np.abs(real.change - predicted.change).mean())
-
-
-def debiased_error_of_changes(real: Effect, predicted: Effect) -> float:
-    """Return :func:`mean_change_debiased_error` of the cells of two effects."""
-    noise = real.cells.noise + predicted.cells.noise
-    return float(((real.change - predicted.change) ** 2 - noise).mean())
-
-
-def slope_of_changes(real: Effect, predicted: Effect) -> float:
-    """Return :func:`mean_change_slope` of two effects against the same control."""
-    noise = real.cells.noise + real.control.noise
-    squared = float((real.change**2 - noise).sum())
-    if squared <= N_ERRORS * np.sqrt(2 * (noise**2).sum()):  # the standard error of the sum without any effect
-        return UNKNOWN
-    shared = (1 - predicted.cells.control_share) * real.control.noise
-    return float((real.change * predicted.change - shared).sum() / squared)
-
-
-def reach_of_directions(real: Effect, predicted: Effect) -> float:
-    """Return :func:`direction_reach` of two effects against the same control."""
-    pool = np.flatnonzero(real.is_significant)
-    if not len(pool):
-        return UNKNOWN
-    ranked = pool[np.argsort(-np.abs(predicted.welch_t[pool]), kind="stable")]
-    agrees = np.sign(real.change[ranked]) == np.sign(predicted.change[ranked])
-    lengths = np.arange(1, len(ranked) + 1)
-    return float(lengths[np.cumsum(agrees) / lengths >= PURITY].max(initial=0) / len(ranked))
-
-
-def error_of_variances(real: Effect, predicted: Effect, *, n_top: int | None = None) -> float:
-    """Return :func:`variance_error` of the cells of two effects against the same control."""
-    genes = slice(None) if n_top is None else real.top_genes(n_top)
-    return float(np.abs(real.cells.variance - predicted.cells.variance)[genes].mean())
-
-
 def gene_changes(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> pd.DataFrame:
     """Return every gene's change against control, in real and in predicted cells.
 
@@ -613,22 +577,15 @@ def gene_changes(real: Cells, predicted: Cells, control: Cells, *, layer: str | 
     >>> int(gene_changes(real, predicted, control).index[0])
     7
     """
-    effects = dict(zip(("real", "predicted"), real_and_predicted_effect(real, predicted, control, layer), strict=True))
-    columns = {name: effect.change for name, effect in effects.items()}
-    columns |= {f"{name}_t": effect.welch_t for name, effect in effects.items()}
-    columns |= {f"{name}_is_differential": effect.is_significant for name, effect in effects.items()}
+    sides = dict(zip(("real", "predicted"), effects(real, predicted, control, layer=layer), strict=True))
+    columns = {name: effect.change for name, effect in sides.items()}
+    columns |= {f"{name}_t": effect.welch_t for name, effect in sides.items()}
+    columns |= {f"{name}_is_differential": effect.is_significant for name, effect in sides.items()}
     names = real.var_names if isinstance(real, AnnData) else pd.RangeIndex(len(columns["real"]))
-    return pd.DataFrame(columns, index=names).iloc[effects["real"].top_genes(len(names))]
+    return pd.DataFrame(columns, index=names).iloc[sides["real"].top_genes(len(names))]
 
 
-def de_overlap(
-    real: Cells,
-    predicted: Cells,
-    control: Cells,
-    *,
-    n_top: int = 100,
-    layer: str | None = None,
-) -> float:
+def de_overlap(real: Effect, predicted: Effect, *, n_top: int = 100) -> float:
     r"""Measure whether the genes that change most are the right ones: the overlap of the real and predicted top genes.
 
     .. math:: \frac{|T \cap T'|}{|T|}
@@ -645,12 +602,10 @@ def de_overlap(
 
     Parameters
     ----------
-    real, predicted, control
-        Counts, or AnnData with counts or `log1p` values, with the same genes.
+    real, predicted
+        The effect in real and in predicted cells, from :func:`effects`.
     n_top
-        Largest length of the lists. Predicted cells are tested as if there were as many as real ones.
-    layer
-        Layer with the counts.
+        Largest length of the lists.
 
     Returns
     -------
@@ -665,21 +620,22 @@ def de_overlap(
     >>> control, real, predicted = (
     ...     rng.poisson(r, (200, 50)) for r in (np.full(50, 5.0), changed, half_right)
     ... )
-    >>> de_overlap(real, predicted, control, n_top=10)
+    >>> de_overlap(*effects(real, predicted, control), n_top=10)
     0.5
     """
-    effects = real_and_predicted_effect(real, predicted, control, layer)
-    return overlap_of_effects(*effects, n_top=n_top)
+    top, predicted_top = (
+        {gene for gene in effect.top_genes(n_top) if effect.change[gene] != 0} for effect in (real, predicted)
+    )
+    return len(top & predicted_top) / len(top) if top else UNKNOWN
 
 
-def de_jaccard(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> float:
+def de_jaccard(real: Effect, predicted: Effect) -> float:
     r"""Measure whether the same genes are differential in real and predicted cells (Jaccard index).
 
     .. math:: \frac{|D \cap D'|}{|D \cup D'|}
 
     with the genes :math:`D` that differ from control in real cells and :math:`D'` in predicted cells, by Welch's test
-    at a false discovery rate of 5 %. Predicted cells are tested as if there were as many as real ones. From 0 to 1;
-    higher is better.
+    at a false discovery rate of 5 %. From 0 to 1; higher is better.
 
     *Catches* wrong numbers of differential genes, which :func:`de_overlap` does not see: too few if effects are too
     small or too noisy, far too many if cells lack spread. *Misses* direction and size. It falls with the number of
@@ -687,10 +643,8 @@ def de_jaccard(real: Cells, predicted: Cells, control: Cells, *, layer: str | No
 
     Parameters
     ----------
-    real, predicted, control
-        Counts, or AnnData with counts or `log1p` values, with the same genes.
-    layer
-        Layer with the counts.
+    real, predicted
+        The effect in real and in predicted cells, from :func:`effects`.
 
     Returns
     -------
@@ -705,13 +659,16 @@ def de_jaccard(real: Cells, predicted: Cells, control: Cells, *, layer: str | No
     >>> control, real, predicted = (
     ...     rng.poisson(r, (300, 40)) for r in (np.full(40, 5.0), changed, half_right)
     ... )
-    >>> de_jaccard(real, predicted, control)
+    >>> de_jaccard(*effects(real, predicted, control))
     0.5
     """
-    return jaccard_of_effects(*real_and_predicted_effect(real, predicted, control, layer))
+    if not real.is_significant.any():
+        return UNKNOWN
+    both, either = real.is_significant & predicted.is_significant, real.is_significant | predicted.is_significant
+    return float(both.sum() / either.sum())
 
 
-def de_direction(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> float:
+def de_direction(real: Effect, predicted: Effect) -> float:
     r"""Measure whether differential genes go up and down as they really do: the share with the right direction.
 
     .. math:: \frac{1}{|D|} \bigl|\{ g \in D :
@@ -727,10 +684,8 @@ def de_direction(real: Cells, predicted: Cells, control: Cells, *, layer: str | 
 
     Parameters
     ----------
-    real, predicted, control
-        Counts, or AnnData with counts or `log1p` values, with the same genes.
-    layer
-        Layer with the counts.
+    real, predicted
+        The effect in real and in predicted cells, from :func:`effects`.
 
     Returns
     -------
@@ -745,30 +700,9 @@ def de_direction(real: Cells, predicted: Cells, control: Cells, *, layer: str | 
     >>> control, real, predicted = (
     ...     rng.poisson(r, (300, 40)) for r in (np.full(40, 5.0), changed, one_wrong)
     ... )
-    >>> de_direction(real, predicted, control)
+    >>> de_direction(*effects(real, predicted, control))
     0.75
     """
-    return direction_of_effects(*real_and_predicted_effect(real, predicted, control, layer))
-
-
-def overlap_of_effects(real: Effect, predicted: Effect, *, n_top: int) -> float:
-    """Return :func:`de_overlap` of two effects against the same control."""
-    top, predicted_top = (
-        {gene for gene in effect.top_genes(n_top) if effect.change[gene] != 0} for effect in (real, predicted)
-    )
-    return len(top & predicted_top) / len(top) if top else UNKNOWN
-
-
-def jaccard_of_effects(real: Effect, predicted: Effect) -> float:
-    """Return :func:`de_jaccard` of two effects against the same control."""
-    if not real.is_significant.any():
-        return UNKNOWN
-    both, either = real.is_significant & predicted.is_significant, real.is_significant | predicted.is_significant
-    return float(both.sum() / either.sum())
-
-
-def direction_of_effects(real: Effect, predicted: Effect) -> float:
-    """Return :func:`de_direction` of two effects against the same control."""
     if not real.is_significant.any():
         return UNKNOWN
     agrees = np.sign(real.change) == np.sign(predicted.change)
