@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from scgen_diffusion._arguments import list_first
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -126,7 +128,7 @@ def check_replaced(folder: Path) -> None:
     """
     names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
     if names and not {COMMAND_FILE} <= names <= FILES_OF_MODEL:
-        listed = ", ".join(sorted(names)[:N_NAMED]) + (", ..." if len(names) > N_NAMED else "")
+        listed = list_first(sorted(names), N_NAMED)
         msg = (
             f"{folder} contains other files than a model that `train` wrote ({listed}), and --overwrite never replaces "
             "them. Choose another name, or move the folder away."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from scgen_diffusion._arguments import list_first
 from scgen_diffusion._files import parts_folder
 
 from ._command import Keyed, Model, command, existing, flag, given, new, number, number_or_text, option
@@ -226,8 +227,7 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
         terminal.result(str(model).partition("\n  next:")[0])  # the rest says what to do in Python
         for name, key in conditions.items():
             if values := key.get("values") or key.get("members"):
-                listed = ", ".join(map(str, values[:N_NAMED])) + (", ..." if len(values) > N_NAMED else "")
-                terminal.result(f"  values of {name}: {listed}")
+                terminal.result(f"  values of {name}: {list_first(values, N_NAMED)}")
         model_name = shlex.quote(str(options["model"]))
         terminal.result(f"  next: scgen-diffusion generate {model_name} cells.h5ad --n-cells 1000")
         return

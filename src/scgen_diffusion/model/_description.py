@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scgen_diffusion._arguments import list_first
 from scgen_diffusion.data import ArrayKey, CategoricalKey, ContinuousKey, SetKey
 
 from ._training import STOPPED, TOO_SHORT
@@ -19,10 +20,10 @@ N_RANGES = 3
 
 def describe(model: DiffusionModel) -> str:
     """Describe a model in five lines: cells, genes, conditions, trained stages, and the next step."""
-    keys, new = model._condition_keys, _new_labels(model)
+    conditions = [_condition(*key) for key in zip(model._condition_keys, _new_labels(model), strict=True)]
     lines = {
         "features" if model.modalities else "genes": _genes(model),
-        "conditions": _listed([_condition(key, found) for key, found in zip(keys, new, strict=True)]) or "none",
+        "conditions": list_first(conditions, N_NAMED) or "none",
         "trained": _trained(model),
         "next": next_step(model),
     }
@@ -55,13 +56,13 @@ def _cells(model: DiffusionModel) -> str:
 def _genes(model: DiffusionModel) -> str:
     arguments = model.registry_["setup_args"]
     if model.modalities:
-        return _listed([f"{name} ({len(m.features):,}, {m.likelihood})" for name, m in model.modalities.items()])
+        return ", ".join(f"{name} ({len(m.features):,}, {m.likelihood})" for name, m in model.modalities.items())
     layer = "X" if arguments["layer"] is None else f"layers[{arguments['layer']!r}]"
     return f"{model.summary_stats.n_vars:,} ({model._input_values} in {layer})"
 
 
 def _condition(key: ConditionKey, new: list[str]) -> str:
-    added = f"; new: {_listed(new)}" if new else ""
+    added = f"; new: {list_first(new, N_NAMED)}" if new else ""
     match key:
         case CategoricalKey():
             return f"{key.name} ({len(key.values)} classes{added})"
@@ -82,11 +83,6 @@ def _new_labels(model: DiffusionModel) -> list[list[str]]:
     labels = [getattr(key, "values", None) or getattr(key, "members", []) for key in model._condition_keys]
     found = model._new_values()
     return [[repr(x) for x, is_new in zip(*pair, strict=False) if is_new] for pair in zip(labels, found, strict=True)]
-
-
-def _listed(parts: list[str]) -> str:
-    more = [f"and {len(parts) - N_NAMED} more"] if len(parts) > N_NAMED else []
-    return ", ".join([*parts[:N_NAMED], *more])
 
 
 def _next_training(model: DiffusionModel, is_query: bool) -> str:

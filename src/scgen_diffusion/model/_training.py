@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from scvi import settings
 
-from scgen_diffusion._arguments import check_count, known_names, warn_user
+from scgen_diffusion._arguments import check_count, known_names, list_first, warn_user
 from scgen_diffusion.data import columns_of
 from scgen_diffusion.train import Recipe, StageResult
 
@@ -186,8 +186,7 @@ def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_r
             few = [
                 f"{values[i]!r} ({training[i]})" for i in np.flatnonzero((all_cells > 0) & (training < FEWEST_CELLS))
             ]
-            more = [f"and {len(few) - N_NAMED} more"] if len(few) > N_NAMED else []
-            rare += [f"{key.name} {', '.join([*few[:N_NAMED], *more])}"] if few else []
+            rare += [f"{key.name} {list_first(few, N_NAMED)}"] if few else []
     if rare:
         warn_user(
             f"Too few training cells (under {FEWEST_CELLS}) of {'; '.join(rare)}: cells generated for these labels may "
