@@ -76,16 +76,13 @@ class ValueSummary(NamedTuple):
 
     Parameters
     ----------
-    n_values, n_stored
-        Number of values, and of stored values (those that a sparse matrix stores, or all).
-    n_nonzero
-        Number of values that are not zero.
+    n_values, n_nonzero
+        Number of values, and of those that are not zero.
     largest
         The largest value, NaN if any is not finite.
     """
 
     n_values: int
-    n_stored: int
     n_nonzero: int
     largest: float
 
@@ -95,7 +92,7 @@ class ValueSummary(NamedTuple):
         stored = x if isinstance(x, np.ndarray) else x.data
         largest = max(float(stored.max(initial=-np.inf)), 0.0 if stored.size < np.prod(x.shape) else -np.inf)
         is_finite = bool(np.isfinite(stored).all())
-        return cls(int(np.prod(x.shape)), stored.size, int(np.count_nonzero(stored)), largest if is_finite else np.nan)
+        return cls(int(np.prod(x.shape)), int(np.count_nonzero(stored)), largest if is_finite else np.nan)
 
     @property
     def zeros(self) -> float:
@@ -106,7 +103,6 @@ class ValueSummary(NamedTuple):
         """Return the joint summary of both."""
         return ValueSummary(
             self.n_values + other.n_values,
-            self.n_stored + other.n_stored,
             self.n_nonzero + other.n_nonzero,
             float(np.maximum(self.largest, other.largest)),
         )

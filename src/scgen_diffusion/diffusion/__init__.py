@@ -28,7 +28,7 @@ from ._guidance import WHOLE_PATH, Composition, Guidance, GuidanceScale, GuidedF
 from ._inversion import FlowInversion, Inversion, NoiseInversion, UnmaskingInversion
 from ._losses import Network, diffusion_loss
 from ._masking import Masking, UnmaskingSampler, with_masked
-from ._paths import LinearInterpolant, Path, expand_time
+from ._paths import LinearInterpolant, Path, expand_like, expand_time
 from ._random import Generators, block_size, sample_seed
 from ._residuals import counterfactual_counts
 from ._samplers import FLOW_SAMPLERS, DormandPrinceSampler, Field, FixedStepSampler, Sampler
@@ -92,6 +92,7 @@ __all__ = [
     "diffusion_loss",
     "draw_negative_binomial",
     "draw_poisson",
+    "expand_like",
     "expand_time",
     "finite_mask",
     "keep_molecules",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._denoiser import Denoiser, Estimate
+    from ._paths import Path
     from ._random import Generators
     from ._samplers import Field
 
@@ -40,6 +41,13 @@ class Level:
     def mix(self, estimate: Estimate) -> Tensor:
         """Mix estimated data and noise at this level."""
         return self.alpha * estimate.data + self.sigma * estimate.noise
+
+
+def levels_at(path: Path, times: Tensor, x: Tensor) -> list[Level]:
+    """Return the levels at some times, computed in their precision; the times get the device of ``x``."""
+    alphas, sigmas = path.alpha(times).tolist(), path.sigma(times).tolist()
+    times = times.to(x.device, torch.promote_types(x.dtype, torch.float32))
+    return [Level(*row) for row in zip(times, alphas, sigmas, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +119,4 @@ class DiffusionSampler(SteppingSampler):
         """Compute the grid once, in double precision."""
         if n_steps is None and self.timesteps is None:
             n_steps = min(self.default_n_steps, path.n_timesteps)
-        times = StepGrid(self.spacing, self.timesteps).times(path, n_steps)
-        alphas, sigmas = path.alpha(times).tolist(), path.sigma(times).tolist()
-        times = times.to(x.device, torch.promote_types(x.dtype, torch.float32))
-        return [Level(*row) for row in zip(times, alphas, sigmas, strict=True)]
+        return levels_at(path, StepGrid(self.spacing, self.timesteps).times(path, n_steps), x)

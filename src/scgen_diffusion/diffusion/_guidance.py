@@ -14,6 +14,7 @@ import torch
 from scgen_diffusion._arguments import is_number, known_names, warn_user
 
 from ._conditioning import CONDITION_STRATEGIES, GuidanceTerm, terms_of_subsets
+from ._paths import expand_like
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -312,7 +313,7 @@ class GuidedField:
             stacked = self.network(x, t.repeat(repeats), conditions).chunk(repeats)
             mixed, *plain = (_weighted_sum(each, stacked) for each in weights)
             predictions.append(rescale_to(mixed, plain[0], self.guidance.rescale) if plain else mixed)
-        return predictions[0] if len(mixtures) == 1 else torch.where(_expand(is_inside, x_t), *predictions)
+        return predictions[0] if len(mixtures) == 1 else torch.where(expand_like(is_inside, x_t), *predictions)
 
     def _is_inside(self, t: Tensor) -> Tensor:
         """Return which of the network's times ``(n,)`` are in the interval."""
@@ -358,7 +359,7 @@ def rescale_to(guided: Tensor, plain: Tensor, share: float) -> Tensor:
     """Move each sample's standard deviation towards that of the plain prediction, by ``share`` of the difference."""
     spread, wanted = (v.flatten(1).std(1, correction=0) for v in (guided, plain))
     ratio = torch.where(spread > 0, wanted / spread, 1.0)
-    return _expand(1 + share * (ratio - 1), guided) * guided
+    return expand_like(1 + share * (ratio - 1), guided) * guided
 
 
 def _weighted_sum(weights: Sequence[float], predictions: Sequence[Tensor]) -> Tensor:
@@ -391,8 +392,3 @@ def _check_keys(given: Iterable[Any], keys: Sequence[str]) -> None:
         if key not in keys:
             msg = f"`guidance_scale` has the unknown key {key!r}. {known_names(key, list(keys))}"
             raise ValueError(msg)
-
-
-def _expand(values: Tensor, like: Tensor) -> Tensor:
-    """Reshape values ``(n,)`` to broadcast against ``like (n, ...)``."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))

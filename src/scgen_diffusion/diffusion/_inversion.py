@@ -17,7 +17,7 @@ import torch
 
 from ._count_draws import LARGEST_THETA, draw_binomial
 from ._diffusion_samplers import DDIMSampler
-from ._diffusion_walk import Level
+from ._diffusion_walk import Level, levels_at
 from ._masking import DEFAULT_N_STEPS, expected_step, share_of_masked, with_masked
 from ._residuals import counterfactual_counts
 from ._samplers import Field, Step, midpoint_step
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._denoiser import Denoiser
-    from ._paths import Path
     from ._random import Generators
     from ._step_grid import StepGrid
 
@@ -167,7 +166,7 @@ class NoiseInversion:
         if generators is None:
             msg = "`generators` must be given, because NoiseInversion draws the noise that leads to the data."
             raise ValueError(msg)
-        levels = _levels(own.path, self._times(own.path, strength, n_steps), x)
+        levels = levels_at(own.path, self._times(own.path, strength, n_steps), x)
         return _replay(self._advance, own, new, self._states(x, levels, generators), levels)
 
     def _times(self, path: Any, strength: float, n_steps: int | None) -> Tensor:
@@ -264,9 +263,3 @@ def _times(strength: float, n_steps: int) -> Tensor:
         msg = f"`n_steps` must be at least 1, but found {n_steps}."
         raise ValueError(msg)
     return torch.linspace(1 - strength, 1, n_steps + 1, dtype=torch.float64)
-
-
-def _levels(path: Path, times: Tensor, x: Tensor) -> list[Level]:
-    alphas, sigmas = path.alpha(times).tolist(), path.sigma(times).tolist()
-    times = times.to(x.device, torch.promote_types(x.dtype, torch.float32))
-    return [Level(*row) for row in zip(times, alphas, sigmas, strict=True)]

@@ -101,4 +101,9 @@ class LinearInterpolant(Path):
 
 def expand_time(values: Tensor, like: Tensor) -> Tensor:
     """Cast one value or values ``(n,)`` to the dtype of ``like (n, ...)``, and reshape to broadcast against it."""
-    return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+    return expand_like(values.to(like.dtype), like)
+
+
+def expand_like(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape values ``(n,)`` to broadcast against ``like (n, ...)``."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))

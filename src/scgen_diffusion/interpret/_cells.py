@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion._arguments import is_number, known_names
-from scgen_diffusion.data import as_label, check_rows, resolve_seed
+from scgen_diffusion._arguments import is_number
+from scgen_diffusion.data import as_label, check_rows, obs_column, resolve_seed
 from scgen_diffusion.diffusion import Generators, LinearInterpolant, Masking, VariancePreserving
 
 if TYPE_CHECKING:
@@ -136,25 +136,24 @@ def unbiased_std(n: np.ndarray, mean: np.ndarray, sum_of_squares: np.ndarray) ->
     return np.sqrt(variance)
 
 
-def group_cells(obs: pd.DataFrame, rows: np.ndarray, groupby: str | None) -> tuple[list[str], np.ndarray]:
-    """Return the names of the groups, and the group number of every cell in ``obs``. Cells in ``rows`` must have one.
+def group_cells(adata: AnnData, rows: np.ndarray, groupby: str | None) -> tuple[list[str], np.ndarray]:
+    """Return the names of the groups, and the group number of every cell. Cells in ``rows`` must have one.
 
     Raises
     ------
     TypeError
         If several columns are named.
+    KeyError
+        If the column is unknown.
     ValueError
-        If the column is unknown, or a cell has no value.
+        If a cell has no value, or there are several columns of this name.
     """
     if groupby is None:
-        return [ALL], np.zeros(len(obs), dtype=int)
+        return [ALL], np.zeros(adata.n_obs, dtype=int)
     if not isinstance(groupby, str):
         msg = f"`groupby` must name one column of `obs`, but found {groupby!r}. Combine several columns into one first."
         raise TypeError(msg)
-    if groupby not in obs:
-        msg = f"`groupby` {groupby!r} is not a column of `obs`. {known_names(groupby, list(obs))}"
-        raise ValueError(msg)
-    column = obs[groupby].astype("category").cat
+    column = obs_column(adata, groupby, "adata").astype("category").cat
     codes = column.codes.to_numpy().astype(int)
     if n_missing := int((codes[rows] < 0).sum()):
         msg = f"{n_missing} cells have no value of {groupby!r}; exclude them with `indices`."

@@ -234,13 +234,15 @@ def patch_attention(
     ------
     RuntimeError
         If the model is not trained.
+    KeyError
+        If ``groupby`` is not a column of ``obs``.
     ValueError
-        If a time, column or batch size is not allowed.
+        If a time or batch size is not allowed, or a cell has no label.
     """
     network = opened_network(model)
     source, rows = cells_of(model, adata, indices)
     moment = resolve_time(model.module.path, time)
-    groups, codes = group_cells(source.obs, rows, groupby)
+    groups, codes = group_cells(source, rows, groupby)
     averages = Averages(groups)
     blocks = network.network.blocks
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
@@ -303,8 +305,10 @@ def head_effects(
     ------
     RuntimeError
         If the model is not trained.
+    KeyError
+        If ``groupby`` is not a column of ``obs``.
     ValueError
-        If a time, column or batch size is not allowed.
+        If a time or batch size is not allowed, or a cell has no label.
 
     Notes
     -----
@@ -314,7 +318,7 @@ def head_effects(
     network, module = opened_network(model), model.module
     source, rows = cells_of(model, adata, indices)
     moment = resolve_time(module.path, time)
-    groups, codes = group_cells(source.obs, rows, groupby)
+    groups, codes = group_cells(source, rows, groupby)
     averages = Averages(groups)
     changed = copy.deepcopy(module.averaged_network.module)
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):

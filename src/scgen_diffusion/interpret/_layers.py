@@ -124,8 +124,10 @@ def layer_statistics(
     ------
     RuntimeError
         If the model is not trained.
+    KeyError
+        If ``groupby`` is not a column of ``obs``.
     ValueError
-        If a time, column or size is not allowed.
+        If a time or size is not allowed, or a cell has no label.
 
     Notes
     -----
@@ -146,7 +148,7 @@ def layer_statistics(
     """
     network = opened_network(model)
     source, rows = cells_of(model, adata, indices)
-    groups, codes = group_cells(source.obs, rows, groupby)
+    groups, codes = group_cells(source, rows, groupby)
     moments = resolve_times(model.module.path, times, default=DEFAULT_TIMES)
     averages = [Averages(groups) for _ in moments]
     batches = noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size)

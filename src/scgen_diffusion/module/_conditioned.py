@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scvi.module.base import BaseModuleClass
 
-from scgen_diffusion.diffusion import ConditionColumns, condition_strategy
+from scgen_diffusion.diffusion import ConditionColumns, condition_strategy, expand_like
 from scgen_diffusion.nn import keys_of_columns, null_condition
 
 from ._expression import total_counts
@@ -125,8 +125,7 @@ class ConditionedModule(BaseModuleClass):
         """Move the states ``(cells, ...)`` of cells whose conditions ``own (cells, columns)`` become ``new``."""
         assert self.transport is not None
         moved = self.transport.move(states, new, sampler=sampler, **options)
-        stays = (own == new).all(1).view(-1, *[1] * (states.ndim - 1))
-        return torch.where(stays, states, moved)
+        return torch.where(expand_like((own == new).all(1), states), states, moved)
 
     @abstractmethod
     def sample_cells(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from scgen_diffusion.diffusion import expand_like
+
 from ._condition_groups import ANY, BASELINE, N_CENTRES, ConditionGroups
 from ._main_effects import remove_other_effects
 
@@ -203,7 +205,7 @@ class LibrarySizeModel(nn.Module):
         if key not in self.groups.sets:
             return of_value
         members = self.groups.each_member(codes, key)
-        effects = [self._difference(table, having)[0] * _like(is_one, of_value) for having, is_one in members]
+        effects = [self._difference(table, having)[0] * expand_like(is_one, of_value) for having, is_one in members]
         return torch.where(occurs, of_value, sum(effects))
 
     def _difference(self, table: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,7 +224,7 @@ class LibrarySizeModel(nn.Module):
         """
         matches = (codes[:, None] == self.codes[: len(table)]).all(2)
         rows = table[matches.int().argmax(1)]
-        return rows, _like(matches.any(1), rows)
+        return rows, expand_like(matches.any(1), rows)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # The number of groups is known only from the file.
@@ -246,7 +248,3 @@ def _interpolate(quantiles: Tensor, levels: Tensor) -> Tensor:
     above = (below + 1).clamp(max=quantiles.shape[1] - 1)
     low, high = quantiles.gather(1, below[:, None])[:, 0], quantiles.gather(1, above[:, None])[:, 0]
     return low + (position - below) * (high - low)
-
-
-def _like(mask: Tensor, values: Tensor) -> Tensor:
-    return mask.reshape(-1, *[1] * (values.ndim - 1))

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scgen_diffusion.data import evenly
 
-from ._cells import ROWS_AT_A_TIME, StageData, copy_to_device
+from ._cells import ROWS_AT_A_TIME, StageData, copy_to_device, memory_for_cells
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 N_TOTALS = 100_000  # drawn to describe the distribution of totals
 MEMORY_LIMIT = 2 << 30  # bytes; more goes to a file
-DEVICE_SHARE = 0.25  # of a GPU's free memory
 RELEASE_AFTER = 1024  # rows; the system maps up to 64 KiB around each row that is read
 ENCODED_AT_A_TIME = 512
 LATENTS_AT_A_TIME = 1 << 14
@@ -119,7 +118,7 @@ class LatentCache(Dataset):
 
     def to(self, device: torch.device) -> LatentCache:
         """Move to a GPU if there is room, so that no step waits for a copy."""
-        if device.type == "cuda" and self.n_bytes < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
+        if self.n_bytes < memory_for_cells(device):
             self.arrays = {name: array.to(device) for name, array in self.arrays.items()}
         return self
 
