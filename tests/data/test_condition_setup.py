@@ -30,7 +30,7 @@ def adata():
 
 
 def setup(adata, categorical=(), continuous=(), sets=(), controls=None, embeddings=None):
-    return ConditionSetup.of(adata, categorical, continuous, sets, controls, embeddings)
+    return ConditionSetup.of(categorical, continuous, sets, controls, embeddings).checked(adata)
 
 
 def test_keys_come_in_the_order_categorical_continuous_sets(adata):

@@ -234,10 +234,11 @@ def test_cells_that_were_added_to_a_modality_only_are_found(mdata):
 def test_a_condition_of_a_modality_is_brought_up(mdata):
     mdata["rna"].obs["cell_type"] = "B"
 
+    setup = ConditionSetup.of(["cell_type"], None, None, None, None)
     with pytest.raises(KeyError, match=r"mdata.pull_obs\(\['cell_type'\]\)"):
-        ConditionSetup.of(mdata, ["cell_type"], None, None, None, None)
+        setup.checked(mdata)
     mdata.obs["cell_type"] = "B"
-    ConditionSetup.of(mdata, ["cell_type"], None, None, None, None)
+    setup.checked(mdata)
 
 
 # --- cells for a model that is there --------------------------------------------------------------------------------

@@ -36,7 +36,6 @@ from ._condition_setup import (
     ConditionField,
     ConditionSetup,
     check_conditions,
-    condition_names,
     encode_cells,
     extend_tables,
     keys_of_state,
@@ -126,9 +125,10 @@ class CellFiles:
         self.files: list[AnnDataFile] = []
         with closing_if_refused(self.close):
             self._open(paths, window_size, block_size, layer=layer, genes=genes, values=values)
-            self._read_conditions(
+            setup = ConditionSetup.of(
                 condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
             )
+            self._read_conditions(setup)
 
     @classmethod
     def like(
@@ -218,28 +218,13 @@ class CellFiles:
         self.window_size = check_count("window_size", window_size)
         self.block_size = choose_block_size(largest) if block_size is None else check_count("block_size", block_size)
 
-    def _read_conditions(
-        self,
-        condition_keys: Sequence[str] | None,
-        continuous_condition_keys: Sequence[str] | None,
-        set_condition_keys: Sequence[str] | Mapping[str, str] | None,
-        control_values: Mapping[str, Any] | None,
-        condition_embeddings: Mapping[str, pd.DataFrame | str] | None,
-    ) -> None:
+    def _read_conditions(self, setup: ConditionSetup) -> None:
         """Read the conditions of the cells, and learn their values."""
-        keys = condition_names(condition_keys, continuous_condition_keys, set_condition_keys)
-        obsm = read_arrays(self.files, keys[1])
-        columns = [name for name in chain.from_iterable(keys) if name not in obsm]
-        obs = read_columns(self.files, columns, numbers=keys[1])
-        cells = ReadTables(obs, obsm, look_up_tables(self.files, condition_embeddings))
-        setup = ConditionSetup.of(
-            cells,
-            condition_keys,
-            continuous_condition_keys,
-            set_condition_keys,
-            control_values,
-            condition_embeddings,
-        )
+        numbers = setup.continuous_condition_keys
+        obsm = read_arrays(self.files, numbers)
+        obs = read_columns(self.files, [name for name in setup.names if name not in obsm], numbers)
+        cells = ReadTables(obs, obsm, look_up_tables(self.files, setup.condition_embeddings))
+        setup = setup.checked(cells)
         self._encode(setup, setup.keys_of(cells), cells)
 
     def _encode(self, setup: ConditionSetup, by_key: Sequence[ConditionKey], cells: ReadTables) -> None:

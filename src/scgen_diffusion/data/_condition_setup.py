@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,33 +62,62 @@ class ConditionSetup:
     control_values
         Values of unperturbed cells, by column.
     condition_embeddings
-        Known embeddings, by column: a row per class or member.
+        Known embeddings, by column: a row per class or member. Before :meth:`checked`, also their names in ``uns``.
     """
 
     condition_keys: Sequence[str]
     continuous_condition_keys: Sequence[str]
     set_condition_keys: Mapping[str, str]
     control_values: Mapping[str, Any]
-    condition_embeddings: Mapping[str, pd.DataFrame]
+    condition_embeddings: Mapping[str, pd.DataFrame | str]
 
     @classmethod
     def of(
         cls,
-        adata: AnnData | MuData,
-        categorical: Sequence[str] | None,
-        continuous: Sequence[str] | None,
-        sets: Sequence[str] | Mapping[str, str] | None,
-        controls: Mapping[str, Any] | None,
-        embeddings: Mapping[str, pd.DataFrame | str] | None,
+        condition_keys: Sequence[str] | None,
+        continuous_condition_keys: Sequence[str] | None,
+        set_condition_keys: Sequence[str] | Mapping[str, str] | None,
+        control_values: Mapping[str, Any] | None,
+        condition_embeddings: Mapping[str, pd.DataFrame | str] | None,
     ) -> ConditionSetup:
-        """Check the arguments of ``setup_anndata``, and look up embeddings in ``uns``.
+        """Return the setup of arguments of ``setup_anndata``; :meth:`checked` compares it with the cells.
+
+        Raises
+        ------
+        TypeError
+            For arguments that are not lists of names, or not mappings.
+        ValueError
+            For a name that is listed twice, or that generated cells use.
+        """
+        mappings = {"control_values": control_values, "condition_embeddings": condition_embeddings}
+        for argument, given in mappings.items():
+            if given is not None and not isinstance(given, Mapping):
+                msg = f"`{argument}` must be a mapping from condition keys, but found {type(given).__name__}."
+                raise TypeError(msg)
+        categorical = check_names(condition_keys, "condition_keys")
+        continuous = check_names(continuous_condition_keys, "continuous_condition_keys")
+        sets = set_condition_keys
+        listed_sets = check_names(list(sets) if isinstance(sets, Mapping) else sets, "set_condition_keys")
+        listed = [*categorical, *continuous, *listed_sets]
+        if SYNTHETIC in listed:
+            msg = (
+                f"{SYNTHETIC!r} cannot be a condition key, because generated cells have a column of this name. Rename "
+                f"adata.obs[{SYNTHETIC!r}]."
+            )
+            raise ValueError(msg)
+        if repeated := [name for name in listed if listed.count(name) > 1]:
+            msg = f"The condition key {repeated[0]!r} is listed more than once; list it once."
+            raise ValueError(msg)
+        separators = dict(sets) if isinstance(sets, Mapping) else dict.fromkeys(listed_sets, SEPARATOR)
+        return cls(categorical, continuous, separators, dict(control_values or {}), dict(condition_embeddings or {}))
+
+    def checked(self, adata: AnnData | MuData) -> ConditionSetup:
+        """Raise unless the setup fits the cells; return it with embeddings from ``uns`` in place of their names.
 
         Raises
         ------
         KeyError
             For an unknown column of ``obs``, array of ``obsm`` or entry of ``uns``.
-        TypeError
-            For arguments that are not lists of names, or not mappings.
         ValueError
             For missing labels, and for names, values, separators and embeddings that do not fit.
 
@@ -97,20 +126,8 @@ class ConditionSetup:
         UserWarning
             If a column of classes looks like numbers or cell names, or a control value is one of very many numbers.
         """
-        for argument, given in (("control_values", controls), ("condition_embeddings", embeddings)):
-            if given is not None and not isinstance(given, Mapping):
-                msg = f"`{argument}` must be a mapping from condition keys, but found {type(given).__name__}."
-                raise TypeError(msg)
-        controls, embeddings = dict(controls or {}), dict(embeddings or {})
-        categorical, continuous, listed_sets = condition_names(categorical, continuous, sets)
-        listed = [*categorical, *continuous, *listed_sets]
-        if SYNTHETIC in listed:
-            msg = (
-                f"{SYNTHETIC!r} cannot be a condition key, because generated cells have a column of this name. Rename "
-                f"adata.obs[{SYNTHETIC!r}]."
-            )
-            raise ValueError(msg)
-        for key in listed:
+        continuous, controls, tables = self.continuous_condition_keys, self.control_values, self.condition_embeddings
+        for key in self.names:
             modalities = getattr(adata, "mod", {})
             owners = [name for name, part in modalities.items() if key in part.obs]
             if key not in adata.obs and owners:
@@ -126,19 +143,15 @@ class ConditionSetup:
                     f"it to mdata.obsm[{key!r}], in the order of mdata.obs_names."
                 )
                 raise KeyError(msg)
-        check_conditions(adata, listed, continuous)
-        if repeated := [name for name in listed if listed.count(name) > 1]:
-            msg = f"The condition key {repeated[0]!r} is listed more than once; list it once."
-            raise ValueError(msg)
-        for name in categorical:
+        check_conditions(adata, self.names, continuous)
+        for name in self.condition_keys:
             _check_classes(name, adata.obs[name])
-        separators = dict(sets) if isinstance(sets, Mapping) else dict.fromkeys(listed_sets, SEPARATOR)
-        for name, separator in separators.items():
+        for name, separator in self.set_condition_keys.items():
             _check_sets(name, adata.obs[name], separator, controls.get(name))
-        columns = [name for name in listed if name in adata.obs]
+        columns = [name for name in self.names if name in adata.obs]
         for given, what, kind, known in (
             (controls, "a control value", "column of adata.obs among the condition keys", columns),
-            (embeddings, "an embedding", "categorical or set key", [*categorical, *listed_sets]),
+            (tables, "an embedding", "categorical or set key", [*self.condition_keys, *self.set_condition_keys]),
         ):
             if wrong := [name for name in given if name not in known]:
                 msg = f"{wrong[0]!r} has {what}, but is not a {kind}. {known_names(wrong[0], known)}"
@@ -149,8 +162,7 @@ class ConditionSetup:
                     f"adata.obs[{name!r}] has {n_numbers:,} distinct numbers and a control value. The transport learns "
                     "from the cells of each number as a group; round the numbers, so that many cells share one."
                 )
-        tables = {name: _table(adata, name, table) for name, table in embeddings.items()}
-        return cls(categorical, continuous, separators, controls, tables)
+        return replace(self, condition_embeddings={key: _table(adata, key, table) for key, table in tables.items()})
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> ConditionSetup:
@@ -327,19 +339,6 @@ def _extend_table(adata: AnnData, name: str, table: pd.DataFrame, further: pd.Da
         msg = f"The embedding of {name!r} has other vectors than the reference's for known values; leave these out."
         raise ValueError(msg)
     return pd.concat([table, further.drop(index=shared)])
-
-
-def condition_names(
-    categorical: Sequence[str] | None,
-    continuous: Sequence[str] | None,
-    sets: Sequence[str] | Mapping[str, str] | None,
-) -> tuple[list[str], list[str], list[str]]:
-    """Return the columns of each kind."""
-    return (
-        check_names(categorical, "condition_keys"),
-        check_names(continuous, "continuous_condition_keys"),
-        check_names(list(sets) if isinstance(sets, Mapping) else sets, "set_condition_keys"),
-    )
 
 
 def check_names(names: Collection[str] | None, argument: str) -> list[str]:

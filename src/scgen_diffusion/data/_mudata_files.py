@@ -99,9 +99,10 @@ class MuDataFiles(CellFiles):
         self.files = []
         with closing_if_refused(self.close):
             self._open(paths, window_size, block_size, modalities=modalities, layers=layers)
-            self._read_conditions(
+            setup = ConditionSetup.of(
                 condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
             )
+            self._read_conditions(setup)
 
     @staticmethod
     def _opened_as(registry: Mapping[str, Any]) -> dict[str, Any]:

@@ -286,8 +286,8 @@ class DiffusionModel(BaseModelClass):
         cls._check_is_anndata(adata)
         check_is_no_view(adata, "adata")
         setup = ConditionSetup.of(
-            adata, condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
-        )
+            condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
+        ).checked(adata)
         setup_method_args["setup_args"] |= setup.arguments
         like_a_model = "source_registry" in kwargs  # which has chosen the layer
         advice = {"advice": ADVICE_ON_COUNTS.format(where=check_layer(adata, layer))} if like_a_model else {}

@@ -160,8 +160,8 @@ class MULTISCLDM(SCLDM):
         else:
             likelihoods, layers = resolve_modalities(mdata, modalities, layers)
         setup = ConditionSetup.of(
-            mdata, condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
-        )
+            condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
+        ).checked(mdata)
         setup_method_args["setup_args"] |= {"modalities": likelihoods, "layers": layers, **setup.arguments}
         fields = [ModalitiesField(likelihoods, layers), ConditionField(CONDITIONS, setup)]
         manager = AnnDataManager(
