@@ -6,11 +6,15 @@ intends for subclasses to override or call, such as scvi-tools' ``_validate_annd
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from anndata import AnnData
     from scvi.data import AnnDataManager
     from scvi.model.base import BaseModelClass
@@ -56,6 +60,18 @@ def forget_cells(model: BaseModelClass, manager: AnnDataManager) -> None:
     """Remove cells from what a model, and the setup of its class, have registered."""
     for registered in (model._per_instance_manager_store[model.id], model._setup_adata_manager_store):
         registered.pop(manager.adata_uuid, None)
+
+
+@contextmanager
+def without_notes() -> Iterator[None]:
+    """Keep scvi-tools from noting that it registers given cells, which it does for every call."""
+    logger = logging.getLogger("scvi")
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def replace_contents(adata: AnnData, other: AnnData) -> None:

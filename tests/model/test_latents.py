@@ -115,18 +115,47 @@ def test_masked_values_and_genes_are_refused(trained):
         type(trained).prepare_query_anndata(cells, trained)
 
 
-def test_what_other_cells_lack_is_named(make_trained, make_cells):
+def in_layer(make_cells):
     cells = make_cells()
     cells.layers["counts"] = cells.X.copy()
+    cells.X = np.log1p(cells.X)
+    return cells
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_cells_need_no_conditions(make_trained, make_cells, capsys, name):
+    cells = in_layer(make_cells)
     model = make_trained(cells, setup={"layer": "counts"})
-    without_layer, without_column, unknown = make_cells(), cells.copy(), cells.copy()
-    del without_column.obs["dose"]
-    unknown.obs["cell_type"] = "B cell'"
+    bare, other = cells.copy(), cells.copy()
+    del bare.obs["dose"]
+    other.obs["cell_type"] = "a type that the model does not know"
+    read, seed = getattr(model, name), {} if name == "get_likelihood" else {"seed": 0}
+    reading = {"return_mean": False} if "return_mean" in signature(read).parameters else {}
+
+    def values(adata):
+        found = read(adata, **seed, **reading)
+        found = found.get("reconstruction_loss") if isinstance(found, dict) else getattr(found, "X", found)
+        return found.toarray() if hasattr(found, "toarray") else getattr(found, "todense", lambda: found)()
+
+    expected, n_known = values(cells), len(model._per_instance_manager_store[model.id])
+    for given in (bare, other):
+        np.testing.assert_array_equal(values(given), expected)
+    assert "dose" not in bare.obs
+    assert set(other.obs["cell_type"]) == {"a type that the model does not know"}
+    assert len(model._per_instance_manager_store[model.id]) == n_known  # the given cells are not kept
+    assert "Input AnnData not setup" not in capsys.readouterr().out
+
+
+def test_what_other_cells_lack_is_named(make_trained, make_cells, tmp_path):
+    cells = in_layer(make_cells)
+    model = make_trained(cells, setup={"layer": "counts"})
+    in_file = cells.copy()
+    del in_file.obs["dose"]
+    in_file.write_h5ad(tmp_path / "cells.h5ad")
 
     for other, error, message in (
-        (without_layer, KeyError, "`layer` 'counts' is not in adata.layers"),
-        (without_column, KeyError, "'dose' is not a column of adata.obs"),
-        (unknown, ValueError, "B cell'.*closest first: 'B cell'"),
+        (make_cells(), KeyError, "`layer` 'counts' is not in adata.layers"),
+        (anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r"), KeyError, "'dose' is not a column of adata.obs"),
     ):
         with pytest.raises(error, match=message):
             model.get_latent_representation(other)

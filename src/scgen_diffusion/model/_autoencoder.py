@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from scvi import REGISTRY_KEYS
+from anndata import AnnData
+from scvi import REGISTRY_KEYS, settings
 
 from scgen_diffusion._arguments import check_count, is_number, known_names
-from scgen_diffusion.data import check_rows, obs_column, resolve_seed, row_numbers
+from scgen_diffusion.data import (
+    CellFiles,
+    check_layer,
+    check_rows,
+    check_same_registry,
+    obs_column,
+    resolve_seed,
+    row_numbers,
+)
 from scgen_diffusion.diffusion import Generators
-from scgen_diffusion.generation import check_finite, rows_of, stack
+from scgen_diffusion.generation import check_batch_size, check_finite, rows_of, stack
 
 from ._base import DiffusionModel
 from ._following import follow, window_of
@@ -21,11 +30,8 @@ from ._following import follow, window_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from anndata import AnnData
     from sparse import GCXS
     from torch import Tensor
-
-    from scgen_diffusion.data import CellFiles
 
 DEFAULT_N_STEPS = 5  # of cells that are followed
 
@@ -46,12 +52,13 @@ class AutoencoderModel(DiffusionModel):
         batch_size: int | None = None,
         seed: int | None = None,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Return the latent of each cell, as scvi-tools does.
+        """Return the latent of each cell, as scvi-tools does. It depends on expression alone.
 
         Parameters
         ----------
         adata
-            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: the model's cells.
+            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: the model's cells. Cells of an
+            AnnData in memory need no conditions.
         indices
             Rows of the cells to use; default: all.
         give_mean
@@ -72,11 +79,11 @@ class AutoencoderModel(DiffusionModel):
         Raises
         ------
         KeyError
-            If the cells lack the layer or a condition column.
+            If the cells lack the layer; in files or a MuData, also if they lack a condition.
         RuntimeError
             If the autoencoder is not trained.
         ValueError
-            For other genes, another kind of values, and unknown conditions.
+            For other genes and another kind of values; in files or a MuData, also for unknown conditions.
         """
         seed = resolve_seed(seed)
         parts = []
@@ -247,7 +254,7 @@ class AutoencoderModel(DiffusionModel):
         """
         seed = resolve_seed(seed)
         keep_dense = not sample or self._outputs[0] == "log1p"
-        source = self._validated(adata)
+        source = self._given(adata, "adata")
         values = []
         for x, cells in self._expression(adata, indices, batch_size):
             generators = Generators(seed, cells.tolist(), x.device) if sample else None
@@ -547,6 +554,43 @@ class AutoencoderModel(DiffusionModel):
         """Yield expression on the model's device, and the cells' row numbers."""
         return ((tensors[REGISTRY_KEYS.X_KEY], rows) for tensors, rows in self._batches(adata, indices, batch_size))
 
+    def _batches(
+        self, adata: AnnData | CellFiles | None, indices: Sequence[int] | None, batch_size: int | None
+    ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
+        """Yield the tensors of cells, on the model's device, with their row numbers. Nothing depends on labels."""
+        self._check_can_read_cells()
+        batch_size = check_batch_size(settings.batch_size if batch_size is None else batch_size)
+        batch_size = self._engine.round_to_blocks(batch_size)  # a block's random numbers are drawn together
+        files = self._file_cells if adata is None else adata if isinstance(adata, CellFiles) else None
+        if files is not None:
+            check_same_registry(files.registry, self.registry_)
+            yield from self._read(files, check_rows(indices, files.n_cells), batch_size)
+            return
+        given = self._given(adata, "adata")
+        rows = check_rows(indices, given.n_obs)
+        cells = given if given is self.adata else self._relabelled(given)
+        source = self._validated(None if cells is self.adata else cells)
+        try:
+            yield from self._read(source, rows, batch_size)
+        finally:
+            if cells is not given:
+                self.deregister_manager(source)
+
+    def _relabelled(self, adata: AnnData) -> AnnData:
+        """Return cells in memory with conditions that the model knows, in place of any of their own."""
+        if adata.isbacked:
+            return adata
+        layer = self.registry_["setup_args"]["layer"]
+        check_layer(adata, layer)
+        codes = np.repeat(self.conditions.combinations[:1], adata.n_obs, axis=0)
+        return AnnData(
+            adata.X if layer is None else None,
+            obs=self.conditions.to_obs(codes, adata.obs_names),
+            var=pd.DataFrame(index=adata.var_names),
+            layers={} if layer is None else {layer: adata.layers[layer]},
+            obsm=self.conditions.to_obsm(codes, adata.obs_names),
+        )
+
     def _check_can_read_cells(self) -> None:
         if "autoencoder" not in self.trained_stages_:
             msg = "The autoencoder is not trained; call train() or train_autoencoder() first."
@@ -591,7 +635,7 @@ class AutoencoderModel(DiffusionModel):
         if keeps_samples and return_numpy is False:
             msg = "`return_numpy` is False, but several samples without `return_mean` do not fit a table."
             raise ValueError(msg)
-        source = None if keeps_samples or return_numpy else self._validated(adata)  # a table needs the cells' names
+        source = None if keeps_samples or return_numpy else self._given(adata, "adata")  # a table needs names
         module, parts = self.module, []
         for x, rows in self._expression(adata, indices, batch_size):
             posterior = module.inference(x)["posterior"]

@@ -30,7 +30,13 @@ from scvi.model.base import BaseModelClass
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_argument_names, check_count, known_names, suggests_arguments, warn_user
-from scgen_diffusion._compat import forget_cells, parse_device_args, replace_contents, respect_thread_limit
+from scgen_diffusion._compat import (
+    forget_cells,
+    parse_device_args,
+    replace_contents,
+    respect_thread_limit,
+    without_notes,
+)
 from scgen_diffusion._pretrained import model_folder
 from scgen_diffusion.data import (
     PROVENANCE_KEY,
@@ -45,7 +51,6 @@ from scgen_diffusion.data import (
     check_expression,
     check_layer,
     check_not_empty,
-    check_rows,
     check_same_genes,
     check_same_registry,
     check_values,
@@ -1421,25 +1426,6 @@ class DiffusionModel(BaseModelClass):
 
     # --- reading given cells ------------------------------------------------------------------------------------------
 
-    @abstractmethod
-    def _check_can_read_cells(self) -> None:
-        """Raise unless the stages that reading cells needs are trained."""
-
-    def _batches(
-        self, adata: AnnData | CellFiles | None, indices: Sequence[int] | np.ndarray | None, batch_size: int | None
-    ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
-        """Yield the registered tensors of cells, on the model's device, with their row numbers."""
-        self._check_can_read_cells()
-        batch_size = check_batch_size(settings.batch_size if batch_size is None else batch_size)
-        batch_size = self._engine.round_to_blocks(batch_size)  # a block's random numbers are drawn together
-        files = self._file_cells if adata is None else adata if isinstance(adata, CellFiles) else None
-        if files is None:
-            source = self._validated(adata)
-            yield from self._read(source, check_rows(indices, source.n_obs), batch_size)
-            return
-        check_same_registry(files.registry, self.registry_)
-        yield from self._read(files, check_rows(indices, files.n_cells), batch_size)
-
     def _read(
         self, source: AnnData | CellFiles, rows: np.ndarray, batch_size: int
     ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
@@ -1486,27 +1472,27 @@ class DiffusionModel(BaseModelClass):
         """Return validated cells as the data loaders of training see them."""
         return RegisteredCells(self.get_anndata_manager(source, required=True))
 
-    def _check_given(self, adata: AnnData | None, argument: str) -> None:
-        """Raise if there are no cells in memory to read."""
+    def _given(self, adata: AnnData | None, argument: str) -> AnnData:
+        """Return the cells given, or else those of the model; raise if there are none in memory, or for other genes."""
         if isinstance(adata, Mapping):
             msg = f"`{argument}` must be cells, but found a mapping. A condition needs its name: `condition=...`."
             raise TypeError(msg)
-        if adata is not None:
-            return
-        if self._file_cells is not None:
+        if adata is None and self._file_cells is not None:
             msg = f"The model's cells are in files; read the cells you want: `{argument}=cells.read(indices)`."
             raise ValueError(msg)
-        if self.adata is None:
+        if adata is None and self.adata is None:
             msg = f"The model was loaded without cells; give `{argument}`."
             raise ValueError(msg)
-
-    def _validated(self, adata: AnnData | None) -> AnnData:
-        self._check_given(adata, "adata")
         cells = self.adata if adata is None else adata
         self._check_same_features(cells)
-        check_layer(cells, self.registry_["setup_args"].get("layer"))
+        return cells
+
+    def _validated(self, adata: AnnData | None) -> AnnData:
+        """Register given cells, or else those of the model, for reading."""
+        check_layer(self._given(adata, "adata"), self.registry_["setup_args"].get("layer"))
         own = self.adata
-        cells = self._validate_anndata(adata)
+        with without_notes():
+            cells = self._validate_anndata(adata)
         self._adata = own  # scvi-tools makes the first cells given to a model without cells its own
         return cells
 

@@ -304,10 +304,7 @@ def control_cells(
         source, rows = files, check_rows(indices, files.n_cells)
         own = files.codes[rows]
     else:
-        model._check_given(adata, "adata_control")
-        if adata is not None:
-            model._check_same_features(adata)
-        given: Any = model.adata if adata is None else adata
+        given = model._given(adata, "adata_control")
         rows = check_rows(indices, given.n_obs)
         try:
             if adata is not None:

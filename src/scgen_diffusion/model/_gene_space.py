@@ -189,9 +189,6 @@ class GeneSpaceModel(DiffusionModel):
             msg = "The model cannot generate yet; call train() first."
             raise RuntimeError(msg)
 
-    def _check_can_read_cells(self) -> None:
-        self._check_ready_to_generate()
-
     @property
     def _outputs(self) -> tuple[InputValues, ...]:
         return ("log1p", "counts")

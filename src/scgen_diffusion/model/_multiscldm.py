@@ -410,6 +410,10 @@ class MULTISCLDM(SCLDM):
     def _check_values(self, x: Tensor, rows: np.ndarray, source: MuData) -> None:
         """Do nothing: the model reads the copy made when the counts were checked."""
 
+    def _relabelled(self, adata: MuData) -> MuData:
+        """Keep the labels: the joined counts are stored with the cells."""
+        return adata
+
     def _columns_by_modality(self, modality: str | None, gene_list: Sequence[str] | None) -> dict[str, np.ndarray]:
         """Return the columns of the wanted features within each modality; None means all modalities."""
         modalities = self.modalities
