@@ -188,8 +188,10 @@ class ExpectedShift(nn.Module):
 
     def are_new(self, conditions: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
         """Return which perturbations ``(n, columns)`` have a class or member that no group has, ``(n,)``."""
-        seen = self._held(self.perturbations, control, perturbs).any(0)
-        return (self._held(conditions, control, perturbs).bool() & ~seen).any(1)
+        new = torch.zeros(len(conditions), dtype=torch.bool, device=conditions.device)
+        for (codes, are_named), (known, are_known) in self._named(control, perturbs, conditions, self.perturbations):
+            new |= (are_named & ~torch.isin(codes, known[are_known])).any(1)
+        return new
 
     def have_groups(self, conditions: Tensor, perturbs: Tensor) -> Tensor:
         """Return which perturbations ``(n, columns)`` are those of a group, ``(n,)``."""
@@ -201,34 +203,40 @@ class ExpectedShift(nn.Module):
         Groups without any, such as doses alone, do not count. At most 1, and negative if these predictions are worse
         than none. Sampling noise is subtracted.
         """
+        named = [own for (own,) in self._named(control, perturbs, self.perturbations)]
+        if not named:
+            return 0.0
         of_shifts = self.covariance_of(slice(None), control, perturbs)
-        held = self._held(self.perturbations, control, perturbs)
         inverse, weights = self._inverse(control, perturbs), self.weights.double()
         noise = self.variances.double()[:, None]
         shifts = (of_shifts + self._noise(slice(None))) @ weights
-        errors, marked = torch.zeros_like(weights), held.any(1)
-        for marks in held[marked].unique(dim=0):
-            out = held[:, marks > 0].any(1).nonzero()[:, 0]
+        codes, are_named = (torch.cat(parts, dim=1) for parts in zip(*named, strict=True))
+        _, which = torch.where(are_named, codes, -1).unique(dim=0, return_inverse=True)
+        errors, is_named = torch.zeros_like(weights), are_named.any(1)
+        for number in which[is_named].unique():
+            like = (which == number).nonzero()[:, 0]
+            sharing = [(torch.isin(own, own[like[0]][are[like[0]]]) & are).any(1) for own, are in named]
+            out = torch.stack(sharing).any(0).nonzero()[:, 0]
             left = weights - inverse[:, out] @ torch.linalg.solve(inverse[out][:, out], weights[out])
             left[out] = 0
-            same = out[(held[out] == marks).all(1)]
-            errors[same] = shifts[same] - of_shifts[same] @ left
-        size, missed = ((values.square() - noise)[marked].sum() for values in (shifts, errors))
+            errors[like] = shifts[like] - of_shifts[like] @ left
+        size, missed = ((values.square() - noise)[is_named].sum() for values in (shifts, errors))
         return min(float(1 - missed / size), 1.0) if size > 0 else 0.0
 
-    def _held(self, codes: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
-        """Mark classes and members of perturbations ``(n, columns)`` that are not the control's, ``(n, values)``."""
-        marks = [
-            _marks(encoding.n, own, none)
-            for encoding, own, none, perturb in self._by_key(codes, control, perturbs)
-            if perturb.any() and isinstance(encoding, Classes | Members)
-        ]
-        return torch.cat([codes.new_zeros(len(codes), 0, dtype=torch.double), *marks], dim=1)
+    def _named(self, control: Tensor, perturbs: Tensor, *codes: Tensor) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Yield, for each key with classes or members that perturbs, its columns of perturbations ``(n, columns)``.
+
+        With them comes which of these name a class or member that is not the control's.
+        """
+        for encoding, perturb, none, *own in self._by_key(perturbs, control, *codes):
+            if perturb.any() and isinstance(encoding, Classes | Members):
+                yield [(values, (values < encoding.n) & ~torch.isin(values, none)) for values in own]
 
     def _inverse(self, control: Tensor, perturbs: Tensor) -> Tensor:
         """Return the inverse of the covariance of the measured shifts of all groups, ``(groups, groups)``."""
         if self.inverse is None:
-            self.inverse = torch.linalg.inv(self._covariance(slice(None), control, perturbs))
+            covariance = self._covariance(slice(None), control, perturbs)
+            self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
         return self.inverse
 
     def _covariance(self, groups: Tensor | slice, control: Tensor, perturbs: Tensor) -> Tensor:
@@ -280,23 +288,21 @@ class ExpectedShift(nn.Module):
         self.middle.copy_(centres.mean(0))
         between_groups = ((centres - self.middle) @ self.axes).square().sum(1).mean()
         self.farthest.copy_(FARTHEST * (between_groups + axes.shape[1]))  # the mean square along each axis is 1
-        of_perturbations = self._similarity(perturbations, perturbations, control, perturbs)
         shifts, variances, centres = shifts.double(), variances.double().clamp(min=SMALLEST), centres.double()
         self.variances.copy_(variances)
         self.control_variances.copy_(torch.as_tensor(control_variances))
         self.control_sets.copy_(torch.arange(len(shifts)) if control_sets is None else control_sets)
-        perturbed = of_perturbations.diagonal() > 0  # unlike a drug at the dose of control cells
+        perturbed = self._own_similarity(perturbations, control, perturbs) > 0  # unlike a drug at the controls' dose
         perturbed = perturbed | ~perturbed.any()
         squares = shifts[perturbed].square().mean()
         size = (squares - variances[perturbed].mean()).clamp(min=0.01 * squares + SMALLEST)
         some = torch.linspace(0, len(shifts) - 1, min(len(shifts), MOST_GROUPS), device=shifts.device).long()
-
-        def covariance(groups: Tensor | slice, length: float, b: float) -> Tensor:
-            alike = self._alikeness(centres[groups], centres[groups], length)
-            return size * of_perturbations[groups][:, groups] * (SHARED + b * alike) + self._noise(groups)
+        alike_perturbations = size * self._similarity(perturbations[some], perturbations[some], control, perturbs)
 
         def log_likelihood(options: tuple[float, float]) -> float:
-            root, seen = torch.linalg.cholesky(covariance(some, *options)), shifts[some]
+            length, b = options
+            alike = SHARED + b * self._alikeness(centres[some], centres[some], length)
+            root, seen = torch.linalg.cholesky(alike_perturbations * alike + self._noise(some)), shifts[some]
             fit = (seen * torch.cholesky_solve(seen, root)).sum() / 2
             return float(-fit - seen.shape[1] * root.diagonal().log().sum())
 
@@ -304,9 +310,10 @@ class ExpectedShift(nn.Module):
         length, b = max(product(lengths, SPECIFIC), key=log_likelihood)
         self.centres.copy_(centres)
         self.perturbations.copy_(perturbations)
-        self.weights.copy_(torch.linalg.solve(covariance(slice(None), length, b), shifts))
         self.options.copy_(torch.tensor((SHARED * float(size), b * float(size), length)))
-        self.inverse = None
+        root = torch.linalg.cholesky(self._covariance(slice(None), control, perturbs))
+        self.weights.copy_(torch.cholesky_solve(shifts, root))
+        self.inverse = torch.cholesky_inverse(root)
         self.left_out.copy_(torch.tensor([torch.inf, 0.0]))  # not predicted from others
         clear = [g for g in some.tolist() if perturbed[g] and variances[g] < CLEAR * size]
         if clear:
