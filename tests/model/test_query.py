@@ -636,7 +636,7 @@ def test_new_classes_are_refused_where_nothing_is_fine_tuned(scldm, make_cells, 
     with pytest.raises(ValueError, match="unknown value 'plasma' for 'cell_type'"):
         SCLDM.load(tmp_path / "m", adata=query_cells(make_cells))
     with pytest.raises(ValueError, match="unknown value 'plasma' for 'cell_type'"):
-        scldm.get_latent_representation(query_cells(make_cells))
+        scldm.predict_perturbation(query_cells(make_cells), {"dose": 10})
 
 
 # --- genes -----------------------------------------------------------------------------------------------------------

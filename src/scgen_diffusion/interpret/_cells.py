@@ -14,6 +14,7 @@ from scvi import REGISTRY_KEYS
 from scgen_diffusion._arguments import is_number
 from scgen_diffusion.data import as_label, check_rows, obs_column, resolve_seed
 from scgen_diffusion.diffusion import Generators, LinearInterpolant, Masking, VariancePreserving
+from scgen_diffusion.generation import check_batch_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -233,7 +234,9 @@ def noised_cells(
     seed, module = resolve_seed(seed), model.module
     if batch_size is None:
         batch_size = max(1, TOKENS_AT_A_TIME // len(opened_network(model).network.positions))
-    for tensors, batch in model._batches(source, rows, batch_size):
+    model._check_ready_to_generate()
+    batch_size = model._engine.round_to_blocks(check_batch_size(batch_size))
+    for tensors, batch in model._read(source, rows, batch_size):
         data = module.inference(tensors[REGISTRY_KEYS.X_KEY])["data"]
         generators = Generators(seed, batch, data.device)
         noise = module.draw_noise(generators)
