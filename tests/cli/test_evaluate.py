@@ -288,6 +288,8 @@ def test_predictions_of_perturbations_are_judged_beside_baselines_and_others(cal
     assert {"floor", "no_change", "lazy"} < {*shown}
     code, _, err = call("evaluate-perturbation", *files, *options, "--max", "energy_distance=-100")
     assert (code, "Not good enough: energy_distance is" in err) == (3, True)
+    code, _, err = call("evaluate-perturbation", *files, "--max", "cross_correlation_error=1")
+    assert (code, "'cross_correlation_error' belongs to `evaluate`" in err) == (2, True)
     code, _, err = call("evaluate-perturbation", *files, "--match", "donor")
     assert (code, "`real_test.obs` has no column 'donor'" in err) == (2, True)
     code, _, err = call("evaluate-perturbation", *files[:-1], "genes")

@@ -57,7 +57,7 @@ def test_groups_of_the_largest_change_and_other_genes_keep_all_molecules(cells):
     assert (planted.X > cells.X).nnz == 0
 
 
-def test_a_seed_gives_the_same_counts_however_they_are_stored(cells):
+def test_a_seed_gives_the_same_counts_however_they_are_stored(cells, tmp_path):
     some = cells[:200].copy()
     first = plant_fold_changes(some, TRUTH, "group", seed=3)
     other = plant_fold_changes(some, TRUTH, "group", seed=4)
@@ -66,12 +66,15 @@ def test_a_seed_gives_the_same_counts_however_they_are_stored(cells):
         again = plant_fold_changes(anndata.AnnData(matrix, some.obs, some.var), TRUTH, "group", seed=3)
         np.testing.assert_array_equal(again.X.toarray(), first.X.toarray())
         assert again.X.dtype == matrix.dtype
+    some.write_h5ad(tmp_path / "cells.h5ad")
+    in_file = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    np.testing.assert_array_equal(plant_fold_changes(in_file, TRUTH, "group", seed=3).X.toarray(), first.X.toarray())
     assert (first.X != other.X).nnz
 
 
 def test_the_cells_can_be_written_and_say_what_was_planted(cells, tmp_path):
     given = anndata.AnnData(np.log1p(cells.X[:50].toarray()), cells.obs[:50], cells.var, layers={"raw": cells.X[:50]})
-    given.uns = {"log1p": {}, "made": "today"}
+    given.uns = {"log1p": {}, "neighbors": {}, "scgen_diffusion": {"seed": 1}}
     given.obsm["X_pca"] = np.zeros((50, 2))
     planted = plant_fold_changes(given, TRUTH, "group", layer="raw", seed=0)
     planted.write_h5ad(tmp_path / "planted.h5ad")
@@ -80,21 +83,34 @@ def test_the_cells_can_be_written_and_say_what_was_planted(cells, tmp_path):
     expected = TRUTH.reindex(GENES, fill_value=0.0)
     pd.testing.assert_frame_equal(read.varm["log2_fold_changes"], expected, check_names=False)
     pd.testing.assert_frame_equal(read.obs.astype(str), given.obs)
-    assert dict(read.uns) == {"made": "today"}
+    assert read.uns == {"scgen_diffusion": {"seed": 1}}
+    assert planted.uns["scgen_diffusion"] is not given.uns["scgen_diffusion"]
     assert not read.layers
     assert not read.obsm
     assert "log1p" in given.uns
     np.testing.assert_array_equal(given.layers["raw"].toarray(), cells.X[:50].toarray())
 
 
-def test_groups_may_be_numbers_and_cells_without_a_group_do_not_change(cells):
+def test_fold_changes_of_several_calls_add_up(cells):
+    once = plant_fold_changes(cells, TRUTH[["a"]], "group", seed=0)
+    twice = plant_fold_changes(once, TRUTH, "group", seed=1)
+
+    found = twice.varm["log2_fold_changes"]
+    assert found["a"].tolist() == [2.0, -4.0, 0.0, 0.0]
+    assert found["b"].tolist() == [0.0, 0.0, 3.0, 0.0]
+    assert of_group(twice, "a", "up").mean() == pytest.approx(4 * of_group(twice, "c", "up").mean(), rel=0.1)
+
+
+@pytest.mark.parametrize("change", [1.0, -1.0])
+def test_groups_may_be_numbers_and_cells_without_a_group_do_not_change(cells, change):
     some = cells[:300].copy()
     some.obs["batch"] = some.obs["group"].map({"a": 1.0, "b": 2.0})  # c: missing
-    planted = plant_fold_changes(some, TRUTH[["a"]].loc[["down"]].rename(columns={"a": 1}), "batch", seed=0)
+    planted = plant_fold_changes(some, pd.DataFrame({1: [change]}, index=["same"]), "batch", seed=0)
 
     lost = np.asarray(some.X.sum(axis=1) - planted.X.sum(axis=1)).ravel()
-    assert lost[some.obs["batch"] == 1].sum() > 0
-    assert lost[some.obs["batch"] != 1].sum() == 0
+    fewer = 2 if change > 0 else 1
+    assert lost[some.obs["batch"] == fewer].sum() > 0
+    assert lost[some.obs["batch"] != fewer].sum() == 0
 
 
 @pytest.mark.parametrize(
@@ -120,6 +136,8 @@ def test_wrong_cells_are_explained(cells):
 
     with pytest.raises(KeyError, match=r"`adata.obs` has no column 'gruop'.*'group'"):
         plant_fold_changes(some, TRUTH, "gruop")
+    with pytest.raises(ValueError, match=r"differences between groups, but adata.obs\['group'\] has 1"):
+        plant_fold_changes(some[some.obs["group"] == "a"].copy(), TRUTH[["a"]], "group")
     some.X = some.X * 0.5
     with pytest.raises(ValueError, match="not whole numbers.*removing molecules"):
         plant_fold_changes(some, TRUTH, "group")

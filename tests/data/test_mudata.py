@@ -248,7 +248,9 @@ def test_features_must_be_the_models(mdata):
     check_same_features(mdata, MODALITIES)
     other = mudata.MuData({"rna": mdata["rna"][:, ::-1].copy()})
 
-    with pytest.raises(ValueError, match=r"Modality 'rna'.*another order. Use mdata\['rna'\]"):
+    with pytest.raises(
+        ValueError, match=r"Modality 'rna'.*another order. Build mudata.MuData\(\{'rna': mdata\['rna'\]"
+    ):
         check_same_features(other, MODALITIES)
 
 

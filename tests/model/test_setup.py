@@ -185,8 +185,7 @@ def test_cells_given_to_a_method_can_be_deregistered(trained, make_cells):
     trained.deregister_manager(cells)
 
     assert trained.get_anndata_manager(cells) is None
-    with pytest.raises(ValueError, match="`adata` was never given to this model"):
-        trained.deregister_manager(cells)
+    trained.deregister_manager(cells)  # nothing is left to do
     again = trained.predict_perturbation(cells, {"dose": 10}, seed=0).X
     assert (again != before).nnz == 0
 

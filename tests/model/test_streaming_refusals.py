@@ -153,10 +153,14 @@ def test_what_this_package_did_not_write_is_never_replaced(
 
 def test_generated_cells_are_replaced_on_request_but_not_if_real_ones_are_among_them(trained, make_cells, tmp_path):
     goal, synthetic = tmp_path / "cells.h5ad", trained.generate(5, seed=1)
-    anndata.concat([make_cells(), synthetic], join="outer", uns_merge="first").write_h5ad(goal)
+    mixed = anndata.concat([make_cells(), synthetic], join="outer", uns_merge="first")
+    named = mixed.copy()
+    named.obs["synthetic"] = named.obs["synthetic"].cat.add_categories("real").fillna("real")
 
-    with pytest.raises(FileExistsError, match="such a file is never replaced"):
-        trained.generate_to(goal, **REQUEST, overwrite=True)
+    for cells in (mixed, named):
+        cells.write_h5ad(goal)
+        with pytest.raises(FileExistsError, match="such a file is never replaced"):
+            trained.generate_to(goal, **REQUEST, overwrite=True)
 
     synthetic.write_h5ad(goal)
     trained.generate_to(goal, **REQUEST, overwrite=True)

@@ -223,7 +223,7 @@ def _check_thresholds(options: Mapping[str, Any], catalogue: Mapping[str, Metric
             msg = f"There is no metric {metric!r}. {known_names(metric, list(catalogue))}"
         elif "metric" in options and metric not in options["metric"]:
             msg = f"There is a threshold for {metric!r}, but --metric leaves it out; add --metric {metric}."
-        elif "pair" in catalogue[metric].scopes and "pair" not in scopes:
+        elif "pair" in catalogue[metric].scopes and not is_mudata and "control" not in options:
             msg = f"The metric {metric!r} compares modalities, so it needs {MUDATA} files."
         elif not scopes & set(catalogue[metric].scopes):
             other = "evaluate" if "control" in options else "evaluate-perturbation"

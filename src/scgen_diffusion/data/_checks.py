@@ -224,8 +224,14 @@ def check_distinct_columns(columns: pd.Index, where: str) -> None:
         raise ValueError(msg)
 
 
-def check_same_genes(found: pd.Index, expected: pd.Index) -> None:
-    """Raise unless ``found`` holds the ``expected`` genes in the same order."""
+def check_same_genes(
+    found: pd.Index,
+    expected: pd.Index,
+    *,
+    to_order: str = "Use adata[:, model.get_var_names()].",
+    to_pad: str = "`prepare_query_anndata` fills in zeros; the page on matching genes says what that does.",
+) -> None:
+    """Raise unless ``found`` holds the ``expected`` genes in the same order, with advice how to order or pad them."""
     if list(found) == list(expected):
         return
     if not found.is_unique:
@@ -238,10 +244,7 @@ def check_same_genes(found: pd.Index, expected: pd.Index) -> None:
             f"The genes differ from the {len(expected)} of the model: {list_some(missing)} missing, {list_some(extra)} "
             "unknown to the model."
         )
-    advice = "Use adata[:, model.get_var_names()]."
-    if len(missing):
-        advice = "`prepare_query_anndata` fills in zeros; the page on matching genes says what that does."
-    msg = f"{msg} {advice}"
+    msg = f"{msg} {to_pad if len(missing) else to_order}"
     raise ValueError(msg)
 
 

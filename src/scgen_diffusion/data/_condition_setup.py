@@ -400,8 +400,7 @@ def check_conditions(
         check_distinct_columns(obs[[key]].columns, "adata.obs")
         missing = obs[key].isna()
         if missing.any():
-            is_text = key not in arrays and any(isinstance(value, str) for value in obs[key].dropna().unique())
-            what, remedy = "number" if key in arrays else "label", ", or label them 'unknown'" if is_text else ""
+            what, remedy = ("number", "") if key in arrays else ("label", ", or give them one")
             msg = (
                 f"adata.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells, such as "
                 f"{obs.index[missing][0]!r}. Remove these cells{remedy}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ from anndata import AnnData
 
 from scgen_diffusion._arguments import known_names
 
-from ._anndata import as_label
+from ._anndata import PROVENANCE_KEY, as_label
 from ._checks import check_expression, list_some, obs_column, resolve_seed
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ def plant_fold_changes(
         Cells with counts.
     log2_fold_changes
         A row per gene, named as in ``adata.var_names``, and a column per group. Genes and groups that it leaves out
-        have 0, no change.
+        have 0.
     groupby
-        Column of ``adata.obs`` with the groups.
+        Column of ``adata.obs`` with the groups. Cells without a group stay as they are.
     layer
         Layer with the counts. Default: `X`.
     seed
@@ -55,8 +56,9 @@ def plant_fold_changes(
 
     Returns
     -------
-    New cells, with counts in `X`, `obs`, `var` and `uns` as they were, and the fold changes of all genes in
-    ``varm["log2_fold_changes"]``. Other layers and embeddings are left out, because they describe the old counts.
+    New cells, with counts in `X`, `obs` and `var` as they were, and the fold changes of all genes in
+    ``varm["log2_fold_changes"]``, added to those of an earlier call. Other layers, embeddings and `uns` are left out,
+    because they describe the old counts; only the record of generated cells stays.
 
     Raises
     ------
@@ -65,7 +67,7 @@ def plant_fold_changes(
     TypeError
         If ``log2_fold_changes`` is no DataFrame.
     ValueError
-        If the values are no counts, or fold changes are not finite or not unique.
+        If the values are no counts, there are no two groups, or fold changes are not finite or not unique.
 
     References
     ----------
@@ -85,18 +87,25 @@ def plant_fold_changes(
     ...     cells, truth, groupby="group", layer="counts", seed=0
     ... )
     """
+    adata = adata.to_memory() if adata.isbacked else adata
     check_expression(adata, layer, "counts", ADVICE)
-    labels = obs_column(adata, groupby, "adata").astype(object).map(as_label)
-    changes = _check_changes(log2_fold_changes, labels.unique(), adata.var_names)
+    column = obs_column(adata, groupby, "adata").astype(object)
+    labels = column.map(as_label).where(column.notna())
+    if (n_groups := labels.nunique()) < 2:
+        msg = f"Fold changes are differences between groups, but adata.obs[{groupby!r}] has {n_groups}."
+        raise ValueError(msg)
+    changes = _check_changes(log2_fold_changes, labels.dropna().unique(), adata.var_names)
     counts = sp.csr_matrix(adata.X if layer is None else adata.layers[layer], copy=True)
     counts.sum_duplicates()  # sorts, so that results do not depend on how values are stored
-    of_groups = changes.reindex(columns=labels.unique(), fill_value=0.0)
-    keep = np.exp2(of_groups.sub(of_groups.max(axis=1), axis=0)).to_numpy()
-    groups = np.repeat(of_groups.columns.get_indexer(labels), np.diff(counts.indptr))
+    of_groups = changes.reindex(columns=labels.dropna().unique(), fill_value=0.0)
+    keep = np.exp2(of_groups.sub(of_groups.max(axis=1), axis=0)).assign(none=1.0).to_numpy()
+    groups = np.repeat(of_groups.columns.get_indexer(labels), np.diff(counts.indptr))  # without a group: -1, the last
     rng = np.random.default_rng(resolve_seed(seed))
     counts.data = rng.binomial(counts.data.astype(np.int64), keep[counts.indices, groups]).astype(counts.dtype)
     counts.eliminate_zeros()
-    uns = {name: value for name, value in adata.uns.items() if name != "log1p"}
+    uns = {name: deepcopy(value) for name, value in adata.uns.items() if name == PROVENANCE_KEY}
+    if TRUTH in adata.varm:  # of an earlier call
+        changes = changes.add(adata.varm[TRUTH], fill_value=0.0)
     return AnnData(counts, obs=adata.obs.copy(), var=adata.var.copy(), uns=uns, varm={TRUTH: changes})
 
 

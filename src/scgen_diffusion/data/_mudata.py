@@ -316,11 +316,14 @@ def check_same_features(mdata: MuData, modalities: Mapping[str, Modality]) -> No
         msg = f"The MuData has none of the model's modalities {list(modalities)}; it has {list(mdata.mod)}."
         raise ValueError(msg)
     for name in present:
+        ordered = f"mudata.MuData({{{name!r}: mdata[{name!r}][:, model.modalities[{name!r}].features].copy(), ...}})"
         try:
-            check_same_genes(mdata[name].var_names, pd.Index(modalities[name].features))
+            features = pd.Index(modalities[name].features)
+            check_same_genes(
+                mdata[name].var_names, features, to_order=f"Build {ordered}.", to_pad="All of them are needed."
+            )
         except ValueError as error:
-            own = f"mdata[{name!r}][:, model.modalities[{name!r}].features]"
-            msg = f"Modality {name!r}: {str(error).replace('adata[:, model.get_var_names()]', own)}"
+            msg = f"Modality {name!r}: {error}"
             raise ValueError(msg) from error
 
 

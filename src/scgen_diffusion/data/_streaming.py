@@ -269,7 +269,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def is_generated(path: Path) -> bool:
-    """Return whether a file or folder holds only cells that this package generated: all have a maker."""
+    """Return whether a file or folder holds only cells that the recorded model of this package generated."""
     is_folder = path.suffix == ".zarr"
     if is_folder != path.is_dir() or (is_folder and {entry.name for entry in path.iterdir()} - NAMES_IN_ZARR):
         return False
@@ -277,7 +277,11 @@ def is_generated(path: Path) -> bool:
         with _open_file(path) as root:
             if RECORD in root.attrs:
                 return True
-            return f"uns/{PROVENANCE_KEY}" in root and bool((root[f"obs/{SYNTHETIC}/codes"][:] >= 0).all())
+            model, makers = (
+                read_elem(root[f"uns/{PROVENANCE_KEY}/model"]),
+                pd.Series(read_elem(root[f"obs/{SYNTHETIC}"])),
+            )
+            return all(str(maker).startswith(f"{model} ") for maker in makers.unique())
     except (OSError, KeyError, ValueError):  # another format, or real cells too
         return False
 

@@ -140,6 +140,16 @@ def effects(real: Cells, predicted: Cells, control: Cells, *, layer: str | None 
     layer
         Layer with the counts.
 
+    Returns
+    -------
+    tuple of Effect
+        The effect in real and in predicted cells.
+
+    Raises
+    ------
+    ValueError
+        If genes differ, or values are neither counts nor logarithms.
+
     Examples
     --------
     >>> import numpy as np
@@ -270,7 +280,15 @@ def variance_error(real: Effect, predicted: Effect, *, n_top: int | None = None)
 
 
 def mean_change_error(real: Effect, predicted: Effect) -> float:
-    """Return the mean absolute difference of the changes of two effects against the same control."""
+    """Measure how far predicted mean changes are from real ones: their absolute difference, averaged over genes.
+
+    From 0; lower is better. Sampling noise of both counts as error (:func:`mean_change_debiased_error` subtracts it).
+
+    Parameters
+    ----------
+    real, predicted
+        The effect in real and in predicted cells, from :func:`effects`.
+    """
     return float(np.abs(real.change - predicted.change).mean())
 
 

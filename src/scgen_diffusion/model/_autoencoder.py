@@ -57,8 +57,8 @@ class AutoencoderModel(DiffusionModel):
         Parameters
         ----------
         adata
-            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: the model's cells. Cells of an
-            AnnData in memory need no conditions.
+            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: the model's cells. Cells in memory
+            need no conditions.
         indices
             Rows of the cells to use; default: all.
         give_mean
@@ -79,11 +79,11 @@ class AutoencoderModel(DiffusionModel):
         Raises
         ------
         KeyError
-            If the cells lack the layer; in files or a MuData, also if they lack a condition.
+            If the cells lack the layer, or cells in files a condition.
         RuntimeError
             If the autoencoder is not trained.
         ValueError
-            For other genes and another kind of values; in files or a MuData, also for unknown conditions.
+            For other genes, another kind of values, and unknown conditions of cells in files.
         """
         seed = resolve_seed(seed)
         parts = []
@@ -557,7 +557,7 @@ class AutoencoderModel(DiffusionModel):
     def _batches(
         self, adata: AnnData | CellFiles | None, indices: Sequence[int] | None, batch_size: int | None
     ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
-        """Yield the tensors of cells, on the model's device, with their row numbers. Nothing depends on labels."""
+        """Yield the tensors of cells, on the model's device, with their row numbers. Those in memory need no labels."""
         self._check_can_read_cells()
         batch_size = check_batch_size(settings.batch_size if batch_size is None else batch_size)
         batch_size = self._engine.round_to_blocks(batch_size)  # a block's random numbers are drawn together
@@ -582,14 +582,19 @@ class AutoencoderModel(DiffusionModel):
             return adata
         layer = self.registry_["setup_args"]["layer"]
         check_layer(adata, layer)
-        codes = np.repeat(self.conditions.combinations[:1], adata.n_obs, axis=0)
+        obs, obsm = self._known_labels(adata.obs_names)
         return AnnData(
             adata.X if layer is None else None,
-            obs=self.conditions.to_obs(codes, adata.obs_names),
+            obs=obs,
             var=pd.DataFrame(index=adata.var_names),
             layers={} if layer is None else {layer: adata.layers[layer]},
-            obsm=self.conditions.to_obsm(codes, adata.obs_names),
+            obsm=obsm,
         )
+
+    def _known_labels(self, names: pd.Index) -> tuple[pd.DataFrame, dict[str, np.ndarray | pd.DataFrame]]:
+        """Return ``obs`` and ``obsm`` with the same conditions for all cells, any that the model knows."""
+        codes = np.repeat(self.conditions.combinations[:1], len(names), axis=0)
+        return self.conditions.to_obs(codes, names), self.conditions.to_obsm(codes, names)
 
     def _check_can_read_cells(self) -> None:
         if "autoencoder" not in self.trained_stages_:

@@ -1519,8 +1519,8 @@ class DiffusionModel(BaseModelClass):
         prefix
             Prefix of the file names.
         overwrite
-            Whether to write to an existing folder. This replaces the model and the cells saved there under this prefix;
-            other files stay.
+            Whether to write to an existing folder. This replaces the model of this prefix there, and the cells beside
+            it (``adata.h5ad`` or ``mdata.h5mu``); other files stay.
         save_anndata
             Whether to save the training data too.
         **anndata_write_kwargs
@@ -1940,19 +1940,16 @@ class DiffusionModel(BaseModelClass):
         Parameters
         ----------
         adata
-            Cells given to a method of this model before.
+            Cells given to a method of this model before. Methods for latents and reconstructions keep none.
 
         Raises
         ------
         ValueError
-            If the model has no AnnData, or was never given ``adata``.
+            If the model has no AnnData.
         """
         if adata is not None:  # scvi-tools looks among the cells that were set up, and not among those given to methods
-            manager = self.get_anndata_manager(adata)
-            if manager is None:
-                msg = "`adata` was never given to this model, so there is nothing to deregister."
-                raise ValueError(msg)
-            forget_cells(self, manager)
+            if (manager := self.get_anndata_manager(adata)) is not None:
+                forget_cells(self, manager)
             return
         if self.adata is None:
             msg = "The model has no AnnData, so there is nothing to deregister."

@@ -25,6 +25,7 @@ from scgen_diffusion.data import (
     check_same_features,
     join_expression,
     modalities_of,
+    mudata_of,
     resolve_modalities,
 )
 from scgen_diffusion.module import CONDITIONS, InputValues, ModalityPanel, MultimodalModule
@@ -411,8 +412,15 @@ class MULTISCLDM(SCLDM):
         """Do nothing: the model reads the copy made when the counts were checked."""
 
     def _relabelled(self, adata: MuData) -> MuData:
-        """Keep the labels: the joined counts are stored with the cells."""
-        return adata
+        if adata.isbacked:
+            return adata
+        own = adata.copy() if adata.is_view else adata
+        cells = mudata_of(own.mod)
+        if not cells.obs_names.equals(own.obs_names):
+            cells = cells[own.obs_names].copy()
+        cells.obs, obsm = self._known_labels(cells.obs_names)
+        cells.obsm.update(obsm)
+        return cells
 
     def _columns_by_modality(self, modality: str | None, gene_list: Sequence[str] | None) -> dict[str, np.ndarray]:
         """Return the columns of the wanted features within each modality; None means all modalities."""

@@ -277,7 +277,8 @@ class MultimodalModule(SCLDMModule):
         list of Tensor
             For each of these modalities, ``(cells, features)``.
         """
-        totals = self.decoding_totals(x, z, None) if None in library_sizes.values() else None
+        own = [number for number, size in library_sizes.items() if size is None]
+        totals = self.totals(x) if self.has(x)[:, own].all() else self.decoding_totals(x, z, None)
         values = []
         for number, size in library_sizes.items():
             outputs = self.decoder.parts[number](z)
