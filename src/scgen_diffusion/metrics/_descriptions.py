@@ -248,6 +248,7 @@ _PERTURBATIONS = {
         "error of mean changes",
         "Difference of a gene's predicted and real mean, averaged over genes.",
         "differences between cells",
+        "mean_change_error",
     ),
     "mean_change_debiased_error": (
         "error of mean changes without sampling noise",
