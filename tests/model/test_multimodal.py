@@ -267,6 +267,8 @@ def test_by_default_counts_are_frequencies_and_ones_are_probabilities(multimodal
     n_ones = multimodal.adata["atac"].X.toarray().sum(1).clip(max=6.5)  # the likelihood's limit, half a peak below all
     np.testing.assert_allclose(values["atac"].sum(1), n_ones, rtol=1e-3)
     assert values["atac"].equals(multimodal.get_normalized_expression(modality="atac", library_size="latent", seed=0))
+    at_three = multimodal.get_normalized_expression(modality="atac", library_size=3, seed=0)
+    np.testing.assert_allclose(at_three.sum(1), 3, rtol=1e-3)
 
 
 def test_samples_of_one_modality_are_those_of_all(multimodal):
@@ -331,8 +333,8 @@ def test_only_totals_that_are_missing_need_the_prior(tiny, quick):
         ({"modality": ["prot"]}, r"There is no modality \['prot'\]"),
         ({"modality": "prot", "gene_list": ["peak1"]}, "unknown 'prot' feature 'peak1'. Known, closest first: 'f1'"),
         ({"gene_list": ["f1"]}, r"set `modality` to one of \['rna', 'prot', 'atac'\]"),
-        ({"modality": "atac", "library_size": 1}, r"is 1, but 'atac' has zeros and ones.*are \['rna', 'prot'\]"),
-        ({"library_size": 1e4}, "is 10000.0, but 'atac' has zeros and ones"),
+        ({"modality": "atac", "library_size": 7}, "is 7, but 'atac' has zeros and ones. Their sum must be below 7"),
+        ({"library_size": 2}, "is 2, but 'atac' has zeros and ones.*with `modality='atac'` only"),
         ({"modality": "prot", "library_size": 0}, "`library_size` must be a number above 0, or 'latent'"),
     ],
 )

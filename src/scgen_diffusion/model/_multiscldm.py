@@ -210,8 +210,8 @@ class MULTISCLDM(SCLDM):
         For counts, these are frequencies within the modality times ``library_size``, as
         :meth:`SCLDM.get_normalized_expression` returns them. The background of proteins is not removed.
 
-        For a ``"bernoulli"`` modality, such as chromatin, they are probabilities of a one (accessibility) at each
-        cell's own number of ones: they are higher in cells in which more peaks were found.
+        For a ``"bernoulli"`` modality, such as chromatin, they are probabilities of a one (accessibility). By default
+        they are those at each cell's own number of ones, higher in cells in which more peaks were found.
 
         Modalities that a cell lacks, and their totals, are predicted from the others.
 
@@ -226,8 +226,8 @@ class MULTISCLDM(SCLDM):
         gene_list
             Features of ``modality`` to return, in the model's order; default: all.
         library_size
-            Sum of a cell's frequencies in a modality of counts. ``"latent"``: expected counts at each cell's own total.
-            Default: 1. Probabilities are not scaled.
+            Sum of a cell's values. ``"latent"``: expected counts, or probabilities, at each cell's own total. Default:
+            1 for counts, and ``"latent"`` for probabilities. A number for probabilities needs their ``modality``.
         n_samples, return_mean, return_numpy, batch_size, seed
             As for :meth:`SCLDM.get_normalized_expression`.
 
@@ -245,7 +245,7 @@ class MULTISCLDM(SCLDM):
             If the autoencoder is not trained; and if a total must be predicted, but the prior is not trained.
         ValueError
             As :meth:`get_latent_representation`, for an unknown modality, feature or size, a ``gene_list`` without
-            ``modality``, and a number as ``library_size`` for probabilities.
+            ``modality``, and a number for probabilities without ``modality`` or above the number of features.
 
         Examples
         --------
@@ -257,14 +257,16 @@ class MULTISCLDM(SCLDM):
         probabilities = [name for name in columns if modalities[name].likelihood == "bernoulli"]
         scale = check_scale(1 if library_size is None else library_size)
         if probabilities and library_size is not None and scale is not None:
-            counts = [name for name in modalities if modalities[name].likelihood != "bernoulli"]
-            msg = (
-                f"`library_size` is {library_size!r}, but {probabilities[0]!r} has zeros and ones, whose probabilities "
-                f"are not scaled. Leave it out. The modalities of counts are {counts}."
-            )
-            raise ValueError(msg)
+            name, most = probabilities[0], len(modalities[probabilities[0]].features)
+            if modality is None or scale >= most:
+                msg = (
+                    f"`library_size` is {library_size!r}, but {name!r} has zeros and ones. Their sum must be below "
+                    f"{most}, the number of features, and is set with `modality={name!r}` only."
+                )
+                raise ValueError(msg)
         numbers = {name: number for number, name in enumerate(modalities)}
-        sizes = {numbers[name]: None if name in probabilities else scale for name in columns}
+        of_each = {name: None if name in probabilities and library_size is None else scale for name in columns}
+        sizes = {numbers[name]: size for name, size in of_each.items()}
 
         def decode(x: Tensor, z: Tensor) -> list[Tensor]:
             decoded = self.module.expected_values(x, z, sizes)

@@ -269,8 +269,8 @@ class MultimodalModule(SCLDMModule):
         x, z
             Cells and their latents.
         library_sizes
-            Modalities, by number. A number gives frequencies without outliers, times it. None gives expected values at
-            each cell's own total, which is predicted if the cell lacks the modality.
+            Modalities, by number, and the sum of their values. Of counts, these are frequencies without outliers. None
+            gives expected values at each cell's own total, which is predicted if the cell lacks the modality.
 
         Returns
         -------
@@ -282,10 +282,11 @@ class MultimodalModule(SCLDMModule):
         values = []
         for number, size in library_sizes.items():
             outputs = self.decoder.parts[number](z)
-            if size is not None:
+            if size is not None and self.modalities[number].likelihood != "bernoulli":
                 values.append(outputs[..., 0].float().softmax(1) * size)
-            else:
-                values.append(self.likelihood.parts[number].mean(outputs, totals[:, number, None]))
+                continue
+            total = totals[:, number, None] if size is None else torch.full_like(totals[:, :1], size)
+            values.append(self.likelihood.parts[number].mean(outputs, total))
         return values
 
     def draw_keep(self, x: Tensor, at_least: float, generator: torch.Generator) -> Tensor:
