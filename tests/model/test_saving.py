@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import pickle
 import resource
+import weakref
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -105,6 +107,17 @@ def test_cells_given_to_a_model_without_cells_do_not_become_its_own(trained, sav
         loaded.train(1, **quick)
     again = loaded.get_latent_representation(trained.adata.copy())  # registered like the first ones
     np.testing.assert_allclose(again, trained.get_latent_representation(), rtol=1e-6)
+
+
+def test_a_model_without_cells_keeps_none_of_those_that_it_reads(trained, saved_model):
+    loaded, given = SCLDM.load(saved_model), sp.csr_matrix(trained.adata.X)
+    kept = weakref.ref(given)
+
+    loaded.get_latent_representation(anndata.AnnData(given, var=trained.adata.var[[]]))
+    del given
+    gc.collect()
+
+    assert kept() is None
 
 
 def test_a_model_whose_cells_were_replaced_can_be_saved_and_loaded(trained, saved_model, make_cells, tmp_path):

@@ -1490,10 +1490,11 @@ class DiffusionModel(BaseModelClass):
     def _validated(self, adata: AnnData | None) -> AnnData:
         """Register given cells, or else those of the model, for reading."""
         check_layer(self._given(adata, "adata"), self.registry_["setup_args"].get("layer"))
-        own = self.adata
+        own, manager = self.adata, self.adata_manager
         with without_notes():
             cells = self._validate_anndata(adata)
-        self._adata = own  # scvi-tools makes the first cells given to a model without cells its own
+        # scvi-tools makes the first cells given to a model without cells its own
+        self._adata, self._adata_manager = own, manager
         return cells
 
     # --- saving -------------------------------------------------------------------------------------------------------
