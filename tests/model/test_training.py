@@ -111,6 +111,28 @@ def test_effects_of_rare_combinations_are_corrected_unless_there_are_too_many(ma
             assert x is None
 
 
+def test_combinations_of_many_cells_are_corrected_too_if_they_are_rare_by_some_of_their_cells(make_model, monkeypatch):
+    for name, value in {"RARE": 1, "RARE_SHARE": 0.3, "MOST_CHECKED": 7, "ENCODED_AT_A_TIME": 10}.items():
+        monkeypatch.setattr(train_latents, name, value)
+    model, given = make_model(condition_keys=["cell_type"]), {}
+
+    def note(condition, cells, n_cells):
+        for numbers, parts in cells:
+            given.update({condition[number].item(): x for number, x in zip(numbers, parts, strict=True)})
+
+    monkeypatch.setattr(model.module, "correct_effects", note)
+    correct_effects(model.module, model._cells, np.arange(90))
+
+    codes = model._cells.codes[:90, 0]
+    values, sizes = np.unique(codes, return_counts=True)
+    assert set(given) == set(values[sizes <= 27])
+    assert given
+    for value, x in given.items():
+        rows = np.flatnonzero(codes == value)
+        chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), 7)).astype(int)]
+        np.testing.assert_array_equal(x, model.adata.X[chosen])
+
+
 def test_each_stage_can_be_trained_alone_and_the_prior_needs_the_autoencoder(make_model, quick):
     model = make_model()
 

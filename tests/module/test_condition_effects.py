@@ -177,6 +177,25 @@ def test_effects_that_training_missed_are_corrected(build):
     torch.testing.assert_close(ours.std(), real.std(), atol=0, rtol=0.3)
 
 
+@pytest.mark.parametrize("size", [0.0, 0.3])
+def test_means_of_many_cells_are_corrected_as_far_as_they_are_not_noise(build, size):
+    module, rng = build(), np.random.default_rng(0)
+    module.start_from_means(torch.full((N_GENES,), 20.0), torch.zeros(N_GENES))
+    wrong = size * torch.linspace(-1, 1, N_GENES)
+    shares = (wrong - wrong.exp().mean().log()).exp()
+    theta = module.likelihood.log_theta.detach().exp().numpy()
+    rate = 20.0 * shares.numpy() * rng.gamma(theta, 1 / theta, (400, N_GENES))
+    cells = torch.tensor(rng.poisson(rate), dtype=torch.float32)
+
+    module.correct_effects(torch.tensor([[0], [1]]), [([1], [cells])], torch.tensor([100_000, 400]))
+
+    effects = module.condition_effects(torch.tensor([[0], [1]])).detach()
+    noise = (1 / 20 + 1 / theta.min()) ** 0.5 / 400**0.5  # of a log ratio
+    assert (effects[1, :, 0] - shares.log()).abs().max() < (4 if size else 3) * noise
+    assert effects[0].abs().max() < 0.01
+    assert not effects[1, :, 1].any()
+
+
 def test_combinations_are_corrected_together_as_one_by_one(build):
     few, many = (torch.poisson(torch.full((n, N_GENES), mean)) for n, mean in ((3, 40.0), (20, 0.5)))
     for x in (few, many):

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 PSEUDO_COUNTS = 0.5  # of a gene in all cells of a combination
 SURPRISING = 4.0  # standard deviations
+FEW = 200  # cells of a condition that tell only about surprising genes
+LEAST_NOISE = 0.05**2  # variance of a log ratio, so that the most expressed genes do not decide alone
 MOST_THETA = 50.0  # beyond it, few cells cannot tell
 
 
@@ -568,7 +570,25 @@ class SCLDMModule(ConditionedModule):
 
 
 def _lacking(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor) -> Tensor:
-    """Compare cells of one condition with their predicted means, dispersions and zeros; return ``(genes, 2)``."""
+    """Compare cells of one condition with their predicted means, dispersions and zeros; return ``(genes, 2)``.
+
+    Of few cells, only surprising genes are corrected, as others would learn noise. Of many, means of all genes are, as
+    far as they differ from their predictions by more than noise (empirical Bayes): hardly, if the model has learned
+    them.
+    """
+    return _surprising(x, mu, log_theta, zero) if len(x) <= FEW else _differing_means(x, mu, log_theta)
+
+
+def _differing_means(x: Tensor, mu: Tensor, log_theta: Tensor) -> Tensor:
+    log_ratio = ((x.sum(0) + 0.05) / (mu.sum(0) + 0.05)).log()
+    noise = (mu + mu.square() / log_theta.exp()).sum(0) / (mu.sum(0) + 0.05).square()  # variance of the log ratio
+    weight = (mu.sum(0) > 1) / (noise + LEAST_NOISE)
+    between = (((log_ratio.square() - noise) * weight).sum() / weight.sum()).clamp(min=0)
+    shrunk = log_ratio * between / (between + noise)
+    return torch.stack([shrunk, torch.zeros_like(shrunk)], dim=1)
+
+
+def _surprising(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor) -> Tensor:
     surprise = ((x > 0).float() - (1 - zero)).sum(0) / ((zero * (1 - zero)).sum(0) + 0.5).sqrt()
     log_ratio = ((x.sum(0) + 0.05) / (mu.sum(0) + 0.05)).log()  # finite, and hardly shrunk
     mu = mu * log_ratio.exp()

@@ -31,7 +31,8 @@ RELEASE_AFTER = 1024  # rows; the system maps up to 64 KiB around each row that 
 ENCODED_AT_A_TIME = 512
 LATENTS_AT_A_TIME = 1 << 14
 MOST_COMBINATIONS = 1000  # of conditions whose mean profiles the effects start from
-RARE = 200  # cells
+RARE, RARE_SHARE = 200, 0.01  # cells of a combination, or their share of all
+MOST_CHECKED = 1000  # cells of a combination
 
 
 class LatentCache(Dataset):
@@ -234,23 +235,24 @@ def _combinations(
 def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray) -> None:
     """Correct the condition effects of a trained autoencoder on genes that rare combinations of conditions have.
 
-    Combinations with more cells than ``RARE`` have learned them.
+    Other combinations have learned them.
     """
     combinations = _combinations(module, cells, indices)
     if combinations is None:
         return
     codes, which, sizes = combinations
-    rare, rows = np.flatnonzero(sizes <= RARE), np.flatnonzero(sizes[which] <= RARE)
-    rows = rows[np.argsort(which[rows], kind="stable")]  # combination by combination
-    parts = np.cumsum(sizes[rare]) // ENCODED_AT_A_TIME
-    parts_of_rows = parts.repeat(sizes[rare])
+    rare = np.flatnonzero((sizes <= RARE) | (sizes <= RARE_SHARE * len(indices)))
+    of_each = np.split(np.argsort(which, kind="stable"), np.cumsum(sizes)[:-1])
+    checked = [evenly(of_each[number], MOST_CHECKED) for number in rare]
+    parts = np.cumsum([len(rows) for rows in checked]) // ENCODED_AT_A_TIME
 
     def cells_of_rare() -> Iterator[tuple[np.ndarray, Sequence[Tensor]]]:
         for part in np.unique(parts):
-            numbers = rare[parts == part]
-            chosen = indices[rows[parts_of_rows == part]]
+            rows = [checked[i] for i in np.flatnonzero(parts == part)]
+            chosen = indices[np.concatenate(rows)]
             batch = next(iter(cells.loader(chosen, len(chosen))))
-            yield numbers, batch[REGISTRY_KEYS.X_KEY].to(module.device).split(sizes[numbers].tolist())
+            x = batch[REGISTRY_KEYS.X_KEY].to(module.device)
+            yield rare[parts == part], x.split([len(own) for own in rows])
 
     condition = module.condition_tensor(codes)
     module.correct_effects(condition, cells_of_rare(), torch.from_numpy(sizes).to(module.device))
