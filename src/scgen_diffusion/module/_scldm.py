@@ -564,25 +564,27 @@ class SCLDMModule(ConditionedModule):
         z = self.inference(x, noise=torch.cat(noise).to(x.device))["z"]
         decoded = self.decode(z, self.totals(x), condition.repeat_interleave(torch.tensor(sizes, device=x.device), 0))
         mu, log_theta = self.likelihood.log_mean(**decoded).exp(), self.likelihood.log_dispersion(decoded["outputs"])
-        zero = self.likelihood.probability_of_zero(**decoded)
-        predicted = zip(*(values.split(sizes) for values in (mu, log_theta, zero)), strict=True)
+        zero, mean = self.likelihood.probability_of_zero(**decoded), self.likelihood.mean(**decoded)
+        predicted = zip(*(values.split(sizes) for values in (mu, log_theta, zero, mean)), strict=True)
         return torch.stack([_lacking(x, *values) for x, values in zip(parts, predicted, strict=True)])
 
 
-def _lacking(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor) -> Tensor:
+def _lacking(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor, mean: Tensor) -> Tensor:
     """Compare cells of one condition with their predicted means, dispersions and zeros; return ``(genes, 2)``.
+
+    ``mu`` and ``log_theta`` leave outliers out, ``zero`` and ``mean`` do not.
 
     Of few cells, only surprising genes are corrected, as others would learn noise. Of many, means of all genes are, as
     far as they differ from their predictions by more than noise (empirical Bayes): hardly, if the model has learned
     them.
     """
-    return _surprising(x, mu, log_theta, zero) if len(x) <= FEW else _differing_means(x, mu, log_theta)
+    return _surprising(x, mu, log_theta, zero) if len(x) <= FEW else _differing_means(x, mean, log_theta)
 
 
-def _differing_means(x: Tensor, mu: Tensor, log_theta: Tensor) -> Tensor:
-    log_ratio = ((x.sum(0) + 0.05) / (mu.sum(0) + 0.05)).log()
-    noise = (mu + mu.square() / log_theta.exp()).sum(0) / (mu.sum(0) + 0.05).square()  # variance of the log ratio
-    weight = (mu.sum(0) > 1) / (noise + LEAST_NOISE)
+def _differing_means(x: Tensor, mean: Tensor, log_theta: Tensor) -> Tensor:
+    log_ratio = ((x.sum(0) + 0.05) / (mean.sum(0) + 0.05)).log()
+    noise = (mean + mean.square() / log_theta.exp()).sum(0) / (mean.sum(0) + 0.05).square()  # variance of the log ratio
+    weight = (mean.sum(0) > 1) / (noise + LEAST_NOISE)
     between = (((log_ratio.square() - noise) * weight).sum() / weight.sum()).clamp(min=0)
     shrunk = log_ratio * between / (between + noise)
     return torch.stack([shrunk, torch.zeros_like(shrunk)], dim=1)
