@@ -91,6 +91,16 @@ def test_the_cells_can_be_written_and_say_what_was_planted(cells, tmp_path):
     np.testing.assert_array_equal(given.layers["raw"].toarray(), cells.X[:50].toarray())
 
 
+def test_a_group_may_have_any_name(cells):
+    some = cells[:2_000].copy()
+    some.obs["drug"] = some.obs["group"].map({"a": "A", "b": "none", "c": "none"})
+    planted = plant_fold_changes(some, pd.DataFrame({"none": [-2.0]}, index=["same"]), "drug", seed=0)
+
+    kept = planted[:, "same"].X.sum(axis=1).A1 / np.maximum(some[:, "same"].X.sum(axis=1).A1, 1)
+    assert kept[some.obs["drug"] == "A"].mean() == 1
+    assert kept[some.obs["drug"] == "none"].mean() == pytest.approx(0.25, abs=0.05)
+
+
 def test_fold_changes_of_several_calls_add_up(cells):
     once = plant_fold_changes(cells, TRUTH[["a"]], "group", seed=0)
     twice = plant_fold_changes(once, TRUTH, "group", seed=1)

@@ -98,8 +98,9 @@ def plant_fold_changes(
     counts = sp.csr_matrix(adata.X if layer is None else adata.layers[layer], copy=True)
     counts.sum_duplicates()  # sorts, so that results do not depend on how values are stored
     of_groups = changes.reindex(columns=labels.dropna().unique(), fill_value=0.0)
-    keep = np.exp2(of_groups.sub(of_groups.max(axis=1), axis=0)).assign(none=1.0).to_numpy()
-    groups = np.repeat(of_groups.columns.get_indexer(labels), np.diff(counts.indptr))  # without a group: -1, the last
+    keep = np.exp2(of_groups.sub(of_groups.max(axis=1), axis=0)).to_numpy()
+    keep = np.column_stack([keep, np.ones(len(keep))])  # the last column, -1, is for cells without a group
+    groups = np.repeat(of_groups.columns.get_indexer(labels), np.diff(counts.indptr))
     rng = np.random.default_rng(resolve_seed(seed))
     counts.data = rng.binomial(counts.data.astype(np.int64), keep[counts.indices, groups]).astype(counts.dtype)
     counts.eliminate_zeros()
