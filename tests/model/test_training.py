@@ -87,7 +87,7 @@ def test_effects_start_at_mean_profiles_unless_there_are_too_many_combinations(
 
 @pytest.mark.parametrize(("rare", "most"), [(1000, 1000), (10, 1000), (1000, 1)])
 def test_effects_of_rare_combinations_are_corrected_unless_there_are_too_many(make_model, monkeypatch, rare, most):
-    monkeypatch.setattr(train_latents, "RARE", rare)
+    monkeypatch.setattr(train_latents, "FEW_CELLS", rare)
     monkeypatch.setattr(train_latents, "ENCODED_AT_A_TIME", 20)
     monkeypatch.setattr(train_latents, "MOST_COMBINATIONS", most)
     model, given = make_model(), {}
@@ -112,7 +112,7 @@ def test_effects_of_rare_combinations_are_corrected_unless_there_are_too_many(ma
 
 
 def test_combinations_of_many_cells_are_corrected_too_if_they_are_rare_by_some_of_their_cells(make_model, monkeypatch):
-    for name, value in {"RARE": 1, "RARE_SHARE": 0.3, "MOST_CHECKED": 7, "ENCODED_AT_A_TIME": 10}.items():
+    for name, value in {"FEW_CELLS": 1, "RARE_SHARE": 0.3, "MOST_CHECKED": 7, "ENCODED_AT_A_TIME": 10}.items():
         monkeypatch.setattr(train_latents, name, value)
     model, given = make_model(condition_keys=["cell_type"]), {}
 

@@ -216,18 +216,18 @@ def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.
 
 def _check_thresholds(options: Mapping[str, Any], catalogue: Mapping[str, Metric], *, is_mudata: bool) -> None:
     """Raise, before minutes of work, if a threshold is for a metric that the table will not have."""
-    scopes = {"perturbation"} if "control" in options else {"all", "joint"} | ({"pair"} if is_mudata else set())
+    scopes = {"perturbation"} if "control" in options else {"all", "joint", "pair"}
     for metric in [*options.get("max", {}), *options.get("min", {})]:
         msg = ""
         if metric not in catalogue:
             msg = f"There is no metric {metric!r}. {known_names(metric, list(catalogue))}"
         elif "metric" in options and metric not in options["metric"]:
             msg = f"There is a threshold for {metric!r}, but --metric leaves it out; add --metric {metric}."
-        elif "pair" in catalogue[metric].scopes and not is_mudata and "control" not in options:
-            msg = f"The metric {metric!r} compares modalities, so it needs {MUDATA} files."
         elif not scopes & set(catalogue[metric].scopes):
             other = "evaluate" if "control" in options else "evaluate-perturbation"
             msg = f"The metric {metric!r} belongs to `{other}`."
+        elif "pair" in catalogue[metric].scopes and not is_mudata:
+            msg = f"The metric {metric!r} compares modalities, so it needs {MUDATA} files."
         else:
             missing = [need for need in catalogue[metric].needs if need in NEEDED and NEEDED[need] not in options]
             msg = f"The metric {metric!r} needs --{NEEDED[missing[0]]}." if missing else ""

@@ -277,11 +277,9 @@ def is_generated(path: Path) -> bool:
         with _open_file(path) as root:
             if RECORD in root.attrs:
                 return True
-            model, makers = (
-                read_elem(root[f"uns/{PROVENANCE_KEY}/model"]),
-                pd.Series(read_elem(root[f"obs/{SYNTHETIC}"])),
-            )
-            return all(str(maker).startswith(f"{model} ") for maker in makers.unique())
+            model = read_elem(root[f"uns/{PROVENANCE_KEY}/model"])
+            makers = pd.Series(read_elem(root[f"obs/{SYNTHETIC}"])).unique()
+            return all(str(maker).startswith(f"{model} ") for maker in makers)
     except (OSError, KeyError, ValueError):  # another format, or real cells too
         return False
 

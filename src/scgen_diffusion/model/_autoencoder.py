@@ -569,7 +569,7 @@ class AutoencoderModel(DiffusionModel):
         given = self._given(adata, "adata")
         rows = check_rows(indices, given.n_obs)
         cells = given if given is self.adata else self._relabelled(given)
-        source = self._validated(None if cells is self.adata else cells)
+        source = self._validated(cells)
         try:
             yield from self._read(source, rows, batch_size)
         finally:

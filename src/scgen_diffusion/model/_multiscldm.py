@@ -264,9 +264,8 @@ class MULTISCLDM(SCLDM):
                     f"{most}, the number of features, and is set with `modality={name!r}` only."
                 )
                 raise ValueError(msg)
-        numbers = {name: number for number, name in enumerate(modalities)}
-        of_each = {name: None if name in probabilities and library_size is None else scale for name in columns}
-        sizes = {numbers[name]: size for name, size in of_each.items()}
+        names = list(modalities)
+        sizes = {names.index(n): None if n in probabilities and library_size is None else scale for n in columns}
 
         def decode(x: Tensor, z: Tensor) -> list[Tensor]:
             decoded = self.module.expected_values(x, z, sizes)

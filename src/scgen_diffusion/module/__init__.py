@@ -16,12 +16,13 @@ from ._modality_likelihoods import ModalityPanel
 from ._molecules import MoleculeModule, gene_space_module
 from ._multimodal import MultimodalModule
 from ._profile_summary import ProfileSummary
-from ._scldm import SCLDMModule, thin
+from ._scldm import FEW_CELLS, SCLDMModule, thin
 
 __all__ = [
     "ANY",
     "ARCHITECTURES",
     "CONDITIONS",
+    "FEW_CELLS",
     "LIBRARY_SIZE_KINDS",
     "TARGET_SUM",
     "TRAINABLE",

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 PSEUDO_COUNTS = 0.5  # of a gene in all cells of a combination
 SURPRISING = 4.0  # standard deviations
-FEW = 200  # cells of a condition that tell only about surprising genes
+FEW_CELLS = 200  # of a condition, which tell only about surprising genes
 LEAST_NOISE = 0.05**2  # variance of a log ratio, so that the most expressed genes do not decide alone
 MOST_THETA = 50.0  # beyond it, few cells cannot tell
 
@@ -578,7 +578,7 @@ def _lacking(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor, mean: Tenso
     far as they differ from their predictions by more than noise (empirical Bayes): hardly, if the model has learned
     them.
     """
-    return _surprising(x, mu, log_theta, zero) if len(x) <= FEW else _differing_means(x, mean, log_theta)
+    return _surprising(x, mu, log_theta, zero) if len(x) <= FEW_CELLS else _differing_means(x, mean, log_theta)
 
 
 def _differing_means(x: Tensor, mean: Tensor, log_theta: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from scgen_diffusion.data import evenly
+from scgen_diffusion.module import FEW_CELLS
 
 from ._cells import ROWS_AT_A_TIME, StageData, copy_to_device, memory_for_cells
 
@@ -31,7 +32,7 @@ RELEASE_AFTER = 1024  # rows; the system maps up to 64 KiB around each row that 
 ENCODED_AT_A_TIME = 512
 LATENTS_AT_A_TIME = 1 << 14
 MOST_COMBINATIONS = 1000  # of conditions whose mean profiles the effects start from
-RARE, RARE_SHARE = 200, 0.01  # cells of a combination, or their share of all
+RARE_SHARE = 0.01  # of all cells, below which a combination is rare; up to `FEW_CELLS` always are
 MOST_CHECKED = 1000  # cells of a combination
 
 
@@ -241,7 +242,7 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
     if combinations is None:
         return
     codes, which, sizes = combinations
-    rare = np.flatnonzero((sizes <= RARE) | (sizes <= RARE_SHARE * len(indices)))
+    rare = np.flatnonzero((sizes <= FEW_CELLS) | (sizes <= RARE_SHARE * len(indices)))
     of_each = np.split(np.argsort(which, kind="stable"), np.cumsum(sizes)[:-1])
     checked = [evenly(of_each[number], MOST_CHECKED) for number in rare]
     parts = np.cumsum([len(rows) for rows in checked]) // ENCODED_AT_A_TIME
