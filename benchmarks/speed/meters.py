@@ -156,7 +156,10 @@ def _seconds(step: Callable[[], None], n_steps: int, device: str) -> float:
 
 @dataclass(frozen=True)
 class Profile:
-    """Seconds that each operator took, without the operators that it called."""
+    """Seconds that each operator took in a step, without the operators that it called.
+
+    On a GPU, its own time: if a step takes much longer, the GPU waits for the host.
+    """
 
     seconds: dict[str, float]
 
@@ -167,11 +170,11 @@ class Profile:
         return matrix / max(sum(self.seconds.values()), 1e-12)
 
     def __str__(self) -> str:
-        """List the operators that take most time, and the share of matrix work."""
+        """List the operators that take most time, the share of matrix work, and the time of all."""
         total = sum(self.seconds.values())
         longest = sorted(self.seconds.items(), key=lambda item: -item[1])[:N_ROWS]
         lines = [f"  {value / total:6.1%}  {name}" for name, value in longest]
-        return "\n".join([*lines, f"  {self.matrix_share:6.1%}  matrix work in all"])
+        return "\n".join([*lines, f"  {self.matrix_share:6.1%}  matrix work in all", f"  {1e3 * total:.2f} ms in all"])
 
 
 def profile(step: Callable[[], None], *, device: str, n_steps: int = 3) -> Profile:
@@ -183,7 +186,7 @@ def profile(step: Callable[[], None], *, device: str, n_steps: int = 3) -> Profi
     times: dict[str, float] = {}
     for event in profiler.key_averages():
         spent = event.self_device_time_total if is_cuda else event.self_cpu_time_total
-        times[event.key] = times.get(event.key, 0.0) + spent * 1e-6
+        times[event.key] = times.get(event.key, 0.0) + spent * 1e-6 / n_steps
     # on a GPU, kernels are listed beside the operators that launched them: count only the operators
     return Profile(
         {

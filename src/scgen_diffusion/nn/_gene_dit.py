@@ -14,6 +14,7 @@ from ._dit import DiT
 from ._embeddings import patch_position_embedding
 from ._feed_forward import MLP
 from ._gene_layout import GeneLayout
+from ._parts import parts_of
 from ._white_box import SparseCoding, SubspaceAttention
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class GeneDiT(nn.Module):
         attention, feed_forward = block_factories(block, width, n_heads, hidden)
         self.n_outputs, self.n_global_tokens = n_outputs, n_global_tokens
         self.n_patches = -(-n_genes // patch_size)
+        self._numbers_per_cell = (self.n_patches + n_global_tokens) * max(hidden or 4 * width, 3 * width)
         self.layout = GeneLayout(n_genes, patch_size, gene_order)
         positions = patch_position_embedding(self.n_patches, width)
         self.network = DiT(
@@ -135,6 +137,9 @@ class GeneDiT(nn.Module):
         Tensor
             ``(cells, genes)``, or ``(cells, n_outputs, genes)`` if there are several outputs.
         """
+        return torch.cat([self._predict(*part) for part in parts_of(self._numbers_per_cell, x_t, t, condition)])
+
+    def _predict(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         context = self.network.embed_context(t, condition)
         tokens = self.network.transform(self._embed(x_t), context)
         per_patch = self.network.project_out(tokens[:, : self.n_patches])

@@ -12,6 +12,7 @@ from ._attention import SelfAttention
 from ._conditions import ConditionEmbedding, ConditionSpec
 from ._embeddings import sinusoids
 from ._gene_layout import GeneLayout
+from ._parts import parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +77,7 @@ class GeneUNet(nn.Module):
         super().__init__()
         self.n_outputs = n_outputs
         self.layout = GeneLayout(n_genes, 2**N_LEVELS, gene_order)
+        self._numbers_per_cell = 3 * width * len(self.layout.genes)  # queries, keys and values of the last level
         self.embed_condition = ConditionEmbedding(conditions, CONTEXT_WIDTH)
         self.convolve_in = DoubleConvolution(1, width)
         self.down = nn.ModuleList(
@@ -95,6 +97,9 @@ class GeneUNet(nn.Module):
         In the published model, a time is the number of the diffusion step, from 0 to 999. The prediction is
         ``(cells, genes)``, or ``(cells, n_outputs, genes)`` if there are several outputs.
         """
+        return torch.cat([self._predict(*part) for part in parts_of(self._numbers_per_cell, x_t, t, condition)])
+
+    def _predict(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         context = time_features(t) + self.embed_condition(condition)
         levels = [self.convolve_in(self.layout(x_t)[:, None])]
         for down in self.down:
