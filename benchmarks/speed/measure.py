@@ -139,6 +139,8 @@ def limits(system: System, stage: str, name: str) -> dict[str, object]:
         counted = SYSTEMS[name](replace(system.setting, compile=False))
         counted.prepare(stage)
     flops_per_cell = count_flops(getattr(counted, stage)) / (system.n_cells(stage) * system.share(stage))
+    if not flops_per_cell:  # other threads computed, as in generation on a GPU, and the counter does not see them
+        return row
     return row | {"flops_per_cell": flops_per_cell, "limit": row["matrix_rate"] / flops_per_cell}
 
 

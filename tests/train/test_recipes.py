@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES
+from scgen_diffusion.train._runner import _default_precision
 
 RECIPE_OF_STAGE = {
     **{
@@ -123,3 +125,25 @@ def test_the_recipe_changes_steadily_with_genes_and_counts(n_genes, more_genes, 
 
     assert 0.1 <= strong.kl_weight <= weak.kl_weight <= USUAL.kl_weight
     assert strong.reference_steps >= weak.reference_steps >= USUAL.reference_steps
+
+
+@pytest.mark.parametrize(
+    ("size", "accelerator", "capability", "expected"),
+    [
+        ("published", "auto", (9, 0), "bf16-mixed"),
+        ("published", "cpu", (9, 0), "32-true"),
+        ("published", "gpu", (7, 5), "32-true"),  # emulates bfloat16, slowly
+        ("published", "gpu", None, "32-true"),
+        ("default", "gpu", (9, 0), "32-true"),
+    ],
+)
+def test_only_large_networks_compute_in_bfloat16_and_only_on_gpus_that_can(
+    size, accelerator, capability, expected, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    recipes = [RECIPES[size].autoencoder, RECIPES[size].prior]
+    recipes += [
+        DIFFUSION_RECIPES["WBDIT"]["published" if size == "published" else name] for name in ("transformer", "mlp")
+    ]
+    assert {_default_precision(recipe, accelerator) for recipe in recipes} == {expected}

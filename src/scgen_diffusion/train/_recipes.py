@@ -54,6 +54,9 @@ class Recipe:
         learning rate, at half of the rate of the round before. Training ends when a round has not lowered the
         validation loss by 0.05 %, and keeps the weights of the best round. By default, there is one round if
         ``max_epochs`` or another rule for the end is given, and without validation cells.
+    bfloat16
+        Whether GPUs that support it compute in bfloat16, unless ``precision`` says otherwise. It pays for large
+        networks. With small ones a GPU waits for the host, and casting takes time too.
     """
 
     learning_rate: float
@@ -69,6 +72,7 @@ class Recipe:
     smallest_epoch: int = 0
     n_epochs: int | None = None
     max_rounds: int = 1
+    bfloat16: bool = False
 
     def __post_init__(self) -> None:
         """Check the schedule, the signs and the number of rounds."""
@@ -259,6 +263,7 @@ RECIPES: dict[str, TrainingRecipe] = {
             keep_at_least=1.0,
             loading_weight_decay=0.0,
             dispersion_learning_rate_factor=1.0,
+            bfloat16=True,
         ),
         PriorRecipe(
             learning_rate=5e-4,
@@ -267,6 +272,7 @@ RECIPES: dict[str, TrainingRecipe] = {
             warm_up=0.1,
             reference_steps=12_000,
             drop_probability=0.8,
+            bfloat16=True,
         ),
     ),
 }
@@ -281,6 +287,7 @@ PUBLISHED_SCRDIT_RECIPE = DiffusionRecipe(
     batch_size=16,
     n_epochs=1600,
     drop_probability=0.1,
+    bfloat16=True,
 )
 
 _GENE_SPACE_RECIPES = {

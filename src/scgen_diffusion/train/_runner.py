@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from ._cells import StageData
     from ._plans import StagePlan
+    from ._recipes import Recipe
 
 logger = logging.getLogger(__name__)
 PACKAGE = __name__.partition(".")[0]
@@ -104,7 +105,8 @@ def run_stage(
     accelerator, devices
         Passed to Lightning.
     precision
-        Passed to Lightning. Default: bfloat16 autocast on CUDA GPUs that support it, float32 elsewhere.
+        Passed to Lightning. Default: bfloat16 autocast for large networks (:attr:`Recipe.bfloat16`) on CUDA GPUs that
+        support it, otherwise float32.
     early_stopping
         Whether to stop if the validation loss has not fallen for ``early_stopping_patience`` validations.
     early_stopping_min_delta
@@ -166,7 +168,7 @@ def run_stage(
             max_epochs=n_epochs,
             accelerator=accelerator,
             devices=devices,
-            precision=precision or _default_precision(accelerator),
+            precision=precision or _default_precision(plan.recipe, accelerator),
             gradient_clip_val=plan.recipe.gradient_clip,
             check_val_every_n_epoch=every,
             callbacks=callbacks,
@@ -217,7 +219,7 @@ def check_trainer_options(
     chosen |= {name: value for name, value in options.items() if name not in own}
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     with _quiet():
-        trainer = pl.Trainer(precision=precision or _default_precision(accelerator), **{**silent, **chosen})
+        trainer = pl.Trainer(precision=precision or "32-true", **{**silent, **chosen})
     if trainer.precision not in PRECISIONS:
         msg = f"`precision` {precision!r} does not work: weights have single precision. Use one of {PRECISIONS}."
         raise ValueError(msg)
@@ -234,10 +236,10 @@ def trainer_options() -> list[str]:
     return sorted({name for function in functions for name in inspect.signature(function).parameters} - OWN_OPTIONS)
 
 
-def _default_precision(accelerator: str) -> str:
+def _default_precision(recipe: Recipe, accelerator: str) -> str:
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     computes_bf16 = on_gpu and torch.cuda.get_device_capability()[0] >= FIRST_WITH_BF16
-    return "bf16-mixed" if computes_bf16 else "32-true"
+    return "bf16-mixed" if recipe.bfloat16 and computes_bf16 else "32-true"
 
 
 @contextmanager
