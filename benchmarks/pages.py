@@ -16,6 +16,7 @@ from benchmarks.tables import ROOT, read_table, write_block
 RESULTS = {
     "quality/results/compare.csv": quality.page_blocks,
     "speed/results/speed.csv": speed.page_blocks,
+    "speed/results/speed_gpu.csv": speed.gpu_blocks,
     "results/pretrained.csv": pretrained.page_blocks,
     **{f"studies/results/{name}.csv": page_blocks for name, page_blocks in studies.BLOCKS.items()},
 }

@@ -95,6 +95,34 @@ def page_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
     }
 
 
+#: Rows of the table on GPUs; steps of training are those of `GPU_BATCH` cells.
+GPU_ROWS = {
+    ("package", "autoencoder_step"): "SCLDM, training of the autoencoder",
+    ("package", "prior_step"): "SCLDM, training of the prior",
+    ("calls-SCLDM", "generate_anndata"): "SCLDM, `generate`, into an AnnData",
+    ("calls-SCLDM", "latent_representation"): "SCLDM, `get_latent_representation`",
+    ("SCRDIT", "training_step"): "SCRDIT, training",
+    ("WBDIT", "training_step"): "WBDIT, training",
+    ("SCRDIT-published-size", "training_step"): "SCRDIT, published size, training",
+    ("WBDIT-published-size", "training_step"): "WBDIT, published size, training",
+}
+GPU_BATCH = 128
+
+
+def gpu_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Return the table of a GPU beside one core of a CPU for its page, from rows that were not compiled."""
+    rows = stored[(stored["batch"] == GPU_BATCH) | stored["system"].str.startswith("calls")]
+    rows = rows[~rows["compile"].astype(bool)].drop_duplicates(["system", "stage", "device", "precision"], keep="last")
+    speed = rows.set_index(["system", "stage", "device", "precision"])["cells_per_second"]
+    lines = []
+    for key, name in GPU_ROWS.items():
+        found = [speed.get((*key, *way)) for way in (("cuda", "float32"), ("cuda", "bf16"), ("cpu", "float32"))]
+        lines.append([name, *("" if each is None else _number(each) for each in found)])
+    machines = stored.drop_duplicates("device", keep="last").set_index("device")["processor"]
+    header = ["cells/s", f"{machines['cuda']}, float32", "bfloat16", f"one core of {machines['cpu']}, float32"]
+    return {("docs/how_to/gpu.md", "speed_gpu"): markdown_table(header, lines)}
+
+
 def latest(stored: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of the latest processor, panel and largest number of threads."""
     rows = stored[stored["device"] == "cpu"]
