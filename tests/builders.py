@@ -126,7 +126,7 @@ def _make_trained(adata=None, *, max_epochs=1, **options):
     scvi.settings._seed = before
     generator = torch.Generator().manual_seed(0)
     for parameter in model.module.averaged_prior.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+        parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.device), alpha=0.2)
     return model
 
 
@@ -165,7 +165,7 @@ def _make_trained_gene_space(cls=SCRDIT, adata=None, *, max_epochs=1, **options)
     scvi.settings._seed = before
     generator = torch.Generator().manual_seed(0)
     for parameter in model.module.averaged_network.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+        parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.device), alpha=0.2)
     return model
 
 

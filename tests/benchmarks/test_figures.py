@@ -44,6 +44,20 @@ SENTENCES = [
         ],
     ),
     (
+        "docs/how_to/gpu.md",
+        r"took ([\d.]+) minutes on the GPU, and ([\d.]+) on the core",
+        [(*quality("cpu_minutes", method, "kang_ifnb")[:3], 1) for method in ("SCLDM-cuda", "SCLDM")],
+    ),
+    (
+        "docs/how_to/gpu.md",
+        r"the AUC of principal components is ([\d.]+), that of genes ([\d.]+) \(CPU: ([\d.]+) and ([\d.]+)\)",
+        [
+            quality(metric, method, "kang_ifnb")
+            for method in ("SCLDM-cuda", "SCLDM")
+            for metric in ("auc_boosting", "auc_genes")
+        ],
+    ),
+    (
         "docs/faq.md",
         r"SCLDM's cells reach an AUC of ([\d.]+) on principal components and ([\d.]+) on genes",
         [quality("auc_boosting", "SCLDM"), quality("auc_genes", "SCLDM")],

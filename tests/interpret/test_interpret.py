@@ -25,7 +25,7 @@ def stir(module, seed=0):
     """Change all weights: after so few steps, the network would ignore time and conditions."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.averaged_network.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+        parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.device), alpha=0.2)
 
 
 @pytest.fixture(scope="module")

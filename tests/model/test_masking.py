@@ -24,7 +24,7 @@ def train(model, quick, epochs=3):
     model.train(epochs, **quick)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.module.averaged_network.parameters():  # after so few steps it would ignore conditions
-        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+        parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.device), alpha=0.2)
     return model
 
 
