@@ -39,8 +39,8 @@ STAGES = ("autoencoder", "prior", "transport", "diffusion")
 WINDOW_OPTIONS = ("shared_genes", "window_size", "block_size")
 TRAINABLE = ("new_conditions", "conditions", "network", "all")
 OF_REFERENCE = (  # what a fine-tuned model has from its reference
-    "layer", "condition", "continuous_condition", "set_condition", "control", "values", "modality", "size",
-    "architecture", *WINDOW_OPTIONS,
+    "layer", "condition", "continuous_condition", "set_condition", "control", "unlabeled_category", "values",
+    "modality", "size", "architecture", *WINDOW_OPTIONS,
 )  # fmt: skip
 LARGEST_SEED = 2**32 - 1
 SETTING = Keyed("KEY=VALUE", toml_value)
@@ -79,6 +79,7 @@ SECTIONS = {
             "Embedding of a column's values: a .csv or .tsv file, or an entry of uns.",
             Keyed("COLUMN=TABLE"),
         ),
+        option("--unlabeled-category", "Class of cells without a label, which train as such.", metavar="VALUE"),
         option("--values", "Kind of values in the layer; default: counts.", click.Choice(["counts", "log1p"])),
         option("--modality", "Modality of .h5mu and its likelihood; default: all.", Keyed("NAME[=LIKELIHOOD]")),
         flag("--drop-unlabelled", "Leave out cells without a value in a column of the conditions."),
@@ -299,6 +300,7 @@ def _setup_arguments(options: Mapping[str, Any], has_modalities: bool) -> dict[s
         "set_condition": "set_condition_keys",
         "control": "control_values",
         "condition_embedding": "condition_embeddings",
+        "unlabeled_category": "unlabeled_category",
     }
     arguments = {names[name]: value for name, value in given(options, *names).items()}
     for name in ("condition_keys", "continuous_condition_keys"):

@@ -35,6 +35,7 @@ from ._condition_keys import (
     ContinuousKey,
     SetKey,
     columns_of,
+    have_labels,
     occurring,
     recode,
 )
@@ -113,6 +114,7 @@ __all__ = [
     "encode_cells",
     "evenly",
     "extend_tables",
+    "have_labels",
     "is_generated",
     "join_expression",
     "join_labels",

@@ -78,7 +78,8 @@ class CellFiles:
     genes
         Names of the genes to use; ``"shared"`` for the genes that all files have. Default: the genes of the first file;
         the others must have the same genes in any order.
-    condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings, values
+    condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings,
+    unlabeled_category, values
         As in :meth:`setup_anndata <scgen_diffusion.model.SCLDM.setup_anndata>`. Names of embeddings refer to ``uns`` of
         the files.
     window_size
@@ -118,6 +119,7 @@ class CellFiles:
         set_condition_keys: Sequence[str] | Mapping[str, str] | None = None,
         control_values: Mapping[str, Any] | None = None,
         condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
+        unlabeled_category: str | None = None,
         values: Literal["counts", "log1p"] = "counts",
         window_size: int = WINDOW_SIZE,
         block_size: int | None = None,
@@ -126,7 +128,12 @@ class CellFiles:
         with closing_if_refused(self.close):
             self._open(paths, window_size, block_size, layer=layer, genes=genes, values=values)
             setup = ConditionSetup.of(
-                condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
+                condition_keys,
+                continuous_condition_keys,
+                set_condition_keys,
+                control_values,
+                condition_embeddings,
+                unlabeled_category,
             )
             self._read_conditions(setup)
 
@@ -160,12 +167,12 @@ class CellFiles:
         cells.files = []
         with closing_if_refused(cells.close):
             cells._open(paths, window_size, block_size, **opened_as)
-            names, arrays = names_and_arrays(by_key)
+            names, arrays, may_lack = names_and_arrays(by_key)
             numbers = [key.name for key in by_key if key.is_numeric]
             obs = read_columns(cells.files, [name for name in names if name not in arrays], numbers)
             tables = look_up_tables(cells.files, condition_embeddings)
             found = ReadTables(obs, read_arrays(cells.files, arrays), tables)
-            check_conditions(found, names, arrays)
+            check_conditions(found, names, arrays, may_lack)
             if new_values:
                 tables = extend_tables(arguments["condition_embeddings"], condition_embeddings, found)
                 arguments = {**arguments, "condition_embeddings": tables}

@@ -115,6 +115,9 @@ class CategoricalKey(ConditionKey):
         Whether the classes have known embeddings, so that classes without training cells can be generated.
     ordered
         Whether the classes are in an order, such as low, mid and high. The model learns nothing from it.
+    unlabeled_category
+        Value of cells without a label, which may also have a missing value; None if every cell needs a label. The code
+        of such cells is the number of classes, which shows the networks no condition.
     """
 
     kind = "categorical"
@@ -122,20 +125,31 @@ class CategoricalKey(ConditionKey):
     values: Sequence[Any]
     has_vectors: bool = False
     ordered: bool = field(default=False, compare=False, repr=False)  # not part of what identifies cells and models
+    unlabeled_category: str | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, name: str, column: pd.Series, control: Any, table: pd.DataFrame | None) -> CategoricalKey:
+    def of(
+        cls,
+        name: str,
+        column: pd.Series,
+        control: Any,
+        table: pd.DataFrame | None,
+        unlabeled_category: str | None = None,
+    ) -> CategoricalKey:
         """Learn the classes from training cells, or take them from an embedding table."""
+        column = labeled_part(column, unlabeled_category)
         categorical = column.astype("category").cat
         classes = _plain(categorical.categories)
         if control is not None and control not in (occurring := _plain(column.unique())):
             raise ValueError(_no_control(name, control, [value for value in classes if value in occurring]))
         if table is None:
-            return cls(name, classes, ordered=bool(categorical.ordered))
-        return cls(name, _with_vectors(name, _plain(column.unique()), table), has_vectors=True)
+            return cls(name, classes, ordered=bool(categorical.ordered), unlabeled_category=unlabeled_category)
+        values = _with_vectors(name, _plain(column.unique()), table)
+        return cls(name, values, has_vectors=True, unlabeled_category=unlabeled_category)
 
     def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> CategoricalKey:
         """Add classes after the known ones, then in no order; raise if they differ from these only by type."""
+        column = labeled_part(column, self.unlabeled_category)
         found = _plain(column.astype("category").cat.remove_unused_categories().cat.categories)
         new = [value for value in found if value not in set(self.values)]
         as_text = {str(value): value for value in self.values}
@@ -172,12 +186,27 @@ class CategoricalKey(ConditionKey):
             )
             raise TypeError(msg) from error
         if (codes < 0).any():
-            raise ValueError(_unknown(source, self.name, list(values)[int(np.argmin(codes))], self.values))
+            value = list(values)[int(np.argmin(codes))]
+            if self.unlabeled_category is not None and (value == self.unlabeled_category or pd.isna(value)):
+                msg = (
+                    f"{source} has {value!r} for {self.name!r}, which means that a cell has no label. "
+                    f"{known_names(self.unlabeled_category, self.values)}"
+                )
+                raise ValueError(msg)
+            raise ValueError(_unknown(source, self.name, value, self.values))
         return codes[:, None].astype(float)
 
+    def encode_cells(self, column: pd.Series, source: str) -> np.ndarray:
+        """Look up the classes of cells, some of which may have no label."""
+        codes = np.full((len(column), 1), float(self.n_values))
+        labeled = ~are_unlabeled(column, self.unlabeled_category)
+        codes[labeled] = self.encode(column[labeled].to_numpy(), source)
+        return codes
+
     def decode(self, codes: np.ndarray) -> pd.Categorical:
-        """Return classes, with all classes as categories."""
-        return pd.Categorical.from_codes(codes[:, 0].astype(int), categories=self._index, ordered=self.ordered)
+        """Return classes, with all classes as categories; cells without a label have a missing value."""
+        numbers = np.where(codes[:, 0] == self.n_values, -1, codes[:, 0]).astype(int)
+        return pd.Categorical.from_codes(numbers, categories=self._index, ordered=self.ordered)
 
     def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
         """Raise for a class without training cells and without a known embedding."""
@@ -579,6 +608,30 @@ def columns_of(by_key: Sequence[ConditionKey]) -> list[slice]:
     """Return the columns of each key among those of all keys."""
     ends = [0, *accumulate(key.n_columns for key in by_key)]
     return [slice(start, stop) for start, stop in pairwise(ends)]
+
+
+def are_unlabeled(column: pd.Series, unlabeled_category: str | None) -> np.ndarray:
+    """Mark the cells without a label, ``(cells,)``: none without the option, else also those with a missing value."""
+    if unlabeled_category is None:
+        return np.zeros(len(column), dtype=bool)
+    return (column.isna() | column.isin([unlabeled_category])).to_numpy()
+
+
+def labeled_part(column: pd.Series, unlabeled_category: str | None) -> pd.Series:
+    """Return the values of cells with a label; of categories, only the value for "no label" is gone."""
+    column = column[~are_unlabeled(column, unlabeled_category)]
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.cat.set_categories([value for value in column.cat.categories if value != unlabeled_category])
+    return column
+
+
+def have_labels(by_key: Sequence[ConditionKey], codes: np.ndarray) -> np.ndarray:
+    """Mark the codes ``(cells, columns)`` that have a label for every categorical key, ``(cells,)``."""
+    have = np.ones(len(codes), dtype=bool)
+    for key, columns in zip(by_key, columns_of(by_key), strict=True):
+        if isinstance(key, CategoricalKey):
+            have &= codes[:, columns.start] != key.n_values
+    return have
 
 
 def recode(codes: np.ndarray, before: Sequence[ConditionKey], after: Sequence[ConditionKey]) -> np.ndarray:

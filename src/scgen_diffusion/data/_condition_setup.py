@@ -28,9 +28,11 @@ from ._condition_keys import (
     ConditionKey,
     ContinuousKey,
     SetKey,
+    are_unlabeled,
     check_array,
     columns_of,
     key_from_state,
+    labeled_part,
 )
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ class ConditionSetup:
         Values of unperturbed cells, by column.
     condition_embeddings
         Known embeddings, by column: a row per class or member. Before :meth:`checked`, also their names in ``uns``.
+    unlabeled_category
+        Value of cells without a label in the columns of classes, which may then also have missing values.
     """
 
     condition_keys: Sequence[str]
@@ -70,6 +74,7 @@ class ConditionSetup:
     set_condition_keys: Mapping[str, str]
     control_values: Mapping[str, Any]
     condition_embeddings: Mapping[str, pd.DataFrame | str]
+    unlabeled_category: str | None = None
 
     @classmethod
     def of(
@@ -79,15 +84,16 @@ class ConditionSetup:
         set_condition_keys: Sequence[str] | Mapping[str, str] | None,
         control_values: Mapping[str, Any] | None,
         condition_embeddings: Mapping[str, pd.DataFrame | str] | None,
+        unlabeled_category: str | None = None,
     ) -> ConditionSetup:
         """Return the setup of arguments of ``setup_anndata``; :meth:`checked` compares it with the cells.
 
         Raises
         ------
         TypeError
-            For arguments that are not lists of names, or not mappings.
+            For arguments that are not lists of names, not mappings, or not text.
         ValueError
-            For a name that is listed twice, or that generated cells use.
+            For a name that is listed twice, or that generated cells use; for ``unlabeled_category`` without classes.
         """
         mappings = {"control_values": control_values, "condition_embeddings": condition_embeddings}
         for argument, given in mappings.items():
@@ -108,8 +114,21 @@ class ConditionSetup:
         if repeated := [name for name in listed if listed.count(name) > 1]:
             msg = f"The condition key {repeated[0]!r} is listed more than once; list it once."
             raise ValueError(msg)
+        if not isinstance(unlabeled_category, str | None):
+            msg = (
+                "`unlabeled_category` must be the text of cells without a label, such as 'Unknown', but found "
+                f"{unlabeled_category!r}. Missing values (NaN) then have no label either."
+            )
+            raise TypeError(msg)
+        if unlabeled_category is not None and not categorical:
+            msg = (
+                f"`unlabeled_category` is {unlabeled_category!r}, but there are no `condition_keys`; only these can "
+                "lack labels."
+            )
+            raise ValueError(msg)
         separators = dict(sets) if isinstance(sets, Mapping) else dict.fromkeys(listed_sets, SEPARATOR)
-        return cls(categorical, continuous, separators, dict(control_values or {}), dict(condition_embeddings or {}))
+        controls, tables = dict(control_values or {}), dict(condition_embeddings or {})
+        return cls(categorical, continuous, separators, controls, tables, unlabeled_category)
 
     def checked(self, adata: AnnData | MuData) -> ConditionSetup:
         """Raise unless the setup fits the cells; return it with embeddings from ``uns`` in place of their names.
@@ -124,7 +143,8 @@ class ConditionSetup:
         Warns
         -----
         UserWarning
-            If a column of classes looks like numbers or cell names, or a control value is one of very many numbers.
+            If a column of classes looks like numbers or cell names, a control value is one of very many numbers, or no
+            cell has the value of cells without a label.
         """
         continuous, controls, tables = self.continuous_condition_keys, self.control_values, self.condition_embeddings
         for key in self.names:
@@ -143,9 +163,16 @@ class ConditionSetup:
                     f"it to mdata.obsm[{key!r}], in the order of mdata.obs_names."
                 )
                 raise KeyError(msg)
-        check_conditions(adata, self.names, continuous)
+        unlabeled = self.unlabeled_category
+        check_conditions(adata, self.names, continuous, [] if unlabeled is None else self.condition_keys)
         for name in self.condition_keys:
-            _check_classes(name, adata.obs[name])
+            _check_classes(name, labeled_part(adata.obs[name], unlabeled))
+        if unlabeled is not None and not self._lack_labels(adata.obs).any():
+            labels = dict.fromkeys(value for name in self.condition_keys for value in adata.obs[name].unique())
+            warn_user(
+                f"No cell has `unlabeled_category={unlabeled!r}` in a column of `condition_keys`, so all are labelled. "
+                f"{known_names(unlabeled, list(labels))}"
+            )
         for name, separator in self.set_condition_keys.items():
             _check_sets(name, adata.obs[name], separator, controls.get(name))
         columns = [name for name in self.names if name in adata.obs]
@@ -180,11 +207,26 @@ class ConditionSetup:
         return [*self.condition_keys, *self.continuous_condition_keys, *self.set_condition_keys]
 
     def keys_of(self, cells: AnnData | MuData) -> list[ConditionKey]:
-        """Learn the keys from the training cells, in the order of :attr:`names`."""
+        """Learn the keys from the training cells, in the order of :attr:`names`.
+
+        Raises
+        ------
+        ValueError
+            If no cell has all labels.
+        """
         obs = cells.obs
+        if self._lack_labels(obs).all():
+            msg = (
+                f"No cell has a label in {self.condition_keys}: each is {self.unlabeled_category!r} or missing in one "
+                "of them. Some cells need all labels; leave out keys that no cell has together with the others."
+            )
+            raise ValueError(msg)
         known = {name: (self.control_values.get(name), self.condition_embeddings.get(name)) for name in self.names}
         return [
-            *(CategoricalKey.of(name, obs[name], *known[name]) for name in self.condition_keys),
+            *(
+                CategoricalKey.of(name, obs[name], *known[name], self.unlabeled_category)
+                for name in self.condition_keys
+            ),
             *(
                 ContinuousKey.of(name, obs[name], known[name][0])
                 if name in obs
@@ -193,6 +235,13 @@ class ConditionSetup:
             ),
             *(SetKey.of(name, obs[name], mark, *known[name]) for name, mark in self.set_condition_keys.items()),
         ]
+
+    def _lack_labels(self, obs: pd.DataFrame) -> np.ndarray:
+        """Mark the cells without a label of any categorical key, ``(cells,)``."""
+        lack = np.zeros(len(obs), dtype=bool)
+        for name in self.condition_keys:
+            lack |= are_unlabeled(obs[name], self.unlabeled_category)
+        return lack
 
 
 class ConditionField(BaseAnnDataField):
@@ -221,8 +270,10 @@ class ConditionField(BaseAnnDataField):
         self.is_empty = not setup.names
 
     def validate_field(self, adata: AnnData | MuData) -> None:
-        """Raise unless every cell has a value for every key."""
-        check_conditions(adata, self.setup.names, self.setup.continuous_condition_keys)
+        """Raise unless every cell has a value for every key that needs one."""
+        setup = self.setup
+        may_lack = [] if setup.unlabeled_category is None else setup.condition_keys
+        check_conditions(adata, setup.names, setup.continuous_condition_keys, may_lack)
 
     def register_field(self, adata: AnnData | MuData) -> dict[str, Any]:
         """Learn the keys and write the codes; scvi-tools repeats this if the cells were set up for another model."""
@@ -269,9 +320,10 @@ def keys_of_state(state_registry: dict[str, Any]) -> list[ConditionKey]:
     return [key_from_state(state) for state in state_registry.get("keys", {}).values()]
 
 
-def names_and_arrays(by_key: Sequence[ConditionKey]) -> tuple[list[str], list[str]]:
-    """Return the names of all keys, and of those in ``obsm``."""
-    return [key.name for key in by_key], [key.name for key in by_key if key.source == "obsm"]
+def names_and_arrays(by_key: Sequence[ConditionKey]) -> tuple[list[str], list[str], list[str]]:
+    """Return the names of all keys, of those in ``obsm``, and of those of which cells may lack labels."""
+    may_lack = [key.name for key in by_key if getattr(key, "unlabeled_category", None) is not None]
+    return [key.name for key in by_key], [key.name for key in by_key if key.source == "obsm"], may_lack
 
 
 def encode_cells(cells: AnnData | MuData, by_key: Sequence[ConditionKey]) -> np.ndarray:
@@ -284,7 +336,9 @@ def encode_cells(cells: AnnData | MuData, by_key: Sequence[ConditionKey]) -> np.
             continue
         for start in range(0, len(codes), CELLS_AT_A_TIME):
             part = values.iloc[start : start + CELLS_AT_A_TIME]
-            codes[start : start + CELLS_AT_A_TIME, columns] = key.encode(part.to_numpy(), source)
+            is_class = isinstance(key, CategoricalKey)
+            found = key.encode_cells(part, source) if is_class else key.encode(part.to_numpy(), source)
+            codes[start : start + CELLS_AT_A_TIME, columns] = found
     return codes
 
 
@@ -358,11 +412,17 @@ def check_names(names: Collection[str] | None, argument: str) -> list[str]:
 
 
 def check_conditions(
-    cells: AnnData | MuData, keys: Sequence[str], arrays: Collection[str] = (), *, kind: str = "condition"
+    cells: AnnData | MuData,
+    keys: Sequence[str],
+    arrays: Collection[str] = (),
+    may_lack: Collection[str] = (),
+    *,
+    kind: str = "condition",
 ) -> None:
     """Raise unless every key is a column of ``obs`` with a label for every cell.
 
-    Keys named in ``arrays`` hold numbers, and may be arrays of ``obsm`` instead. ``kind`` is for messages.
+    Keys named in ``arrays`` hold numbers, and may be arrays of ``obsm`` instead. Cells may lack labels of those in
+    ``may_lack``. ``kind`` is for messages.
     """
     obs = cells.obs
     for key in keys:
@@ -399,8 +459,13 @@ def check_conditions(
             raise KeyError(msg)
         check_distinct_columns(obs[[key]].columns, "adata.obs")
         missing = obs[key].isna()
-        if missing.any():
+        if missing.any() and key not in may_lack:
             what, remedy = ("number", "") if key in arrays else ("label", ", or give them one")
+            if what == "label" and kind == "condition":
+                remedy = (
+                    ", give them one, or set up with `unlabeled_category='Unknown'`: then cells without a label in "
+                    "`condition_keys` train the model, too"
+                )
             msg = (
                 f"adata.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells, such as "
                 f"{obs.index[missing][0]!r}. Remove these cells{remedy}."
@@ -422,7 +487,7 @@ def _check_classes(name: str, column: pd.Series) -> None:
         if n_found := int((column == value).sum()):
             warn_user(
                 f"adata.obs[{name!r}] is {value!r} in {n_found:,} cells, which is learned as a class. If their label "
-                "is missing, leave these cells out, or give them a label such as 'unknown'."
+                f"is missing, leave these cells out, or give `unlabeled_category={value!r}`."
             )
     n_classes, n_cells, are_numbers = column.nunique(), len(column), kinds == {NUMBERS}
     most = MANY_FRACTIONS if are_numbers and any(value % 1 for value in values) else MANY_NUMBERS

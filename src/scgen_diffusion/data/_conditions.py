@@ -26,6 +26,7 @@ from ._condition_keys import (
     ContinuousKey,
     SetKey,
     columns_of,
+    have_labels,
     reach_of,
 )
 
@@ -111,8 +112,8 @@ class Conditions:
 
     @classmethod
     def from_codes(cls, by_key: Sequence[ConditionKey], codes: np.ndarray) -> Conditions:
-        """Count the combinations among codes ``(cells, columns)``."""
-        codes = codes.astype(float)
+        """Count the combinations among codes ``(cells, columns)``, of the cells that have all labels."""
+        codes = codes[have_labels(by_key, codes)].astype(float)
         for key, columns in zip(by_key, columns_of(by_key), strict=True):
             if isinstance(key, ContinuousKey) and len(codes):
                 codes[:, columns] = _round_to_quantiles(codes[:, columns])

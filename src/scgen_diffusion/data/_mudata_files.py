@@ -53,7 +53,8 @@ class MuDataFiles(CellFiles):
         must have the same features, in any order.
     modalities, layers
         As in :meth:`setup_mudata <scgen_diffusion.model.MULTISCLDM.setup_mudata>`.
-    condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
+    condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings,
+    unlabeled_category
         As in ``setup_mudata``. Names of embeddings refer to ``uns`` of the files.
     window_size, block_size
         As in :class:`CellFiles`.
@@ -93,6 +94,7 @@ class MuDataFiles(CellFiles):
         set_condition_keys: Sequence[str] | Mapping[str, str] | None = None,
         control_values: Mapping[str, Any] | None = None,
         condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
+        unlabeled_category: str | None = None,
         window_size: int = WINDOW_SIZE,
         block_size: int | None = None,
     ) -> None:
@@ -100,7 +102,12 @@ class MuDataFiles(CellFiles):
         with closing_if_refused(self.close):
             self._open(paths, window_size, block_size, modalities=modalities, layers=layers)
             setup = ConditionSetup.of(
-                condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
+                condition_keys,
+                continuous_condition_keys,
+                set_condition_keys,
+                control_values,
+                condition_embeddings,
+                unlabeled_category,
             )
             self._read_conditions(setup)
 

@@ -65,6 +65,17 @@ class ConditionColumns:
         given[:, torch.as_tensor(keys, dtype=torch.long, device=condition.device)] = True
         return self.keep_where(condition, given)
 
+    def complete(self, condition: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+        """Null all keys of a group in the samples of ``condition (n, columns)`` that lack one of them."""
+        groups = [list(group) for group in groups if len(group) > 1]
+        if not groups:
+            return condition
+        of_key = self.key[:, None] == torch.arange(self.n_keys, device=condition.device)
+        given = ((condition != self.null)[:, :, None] & of_key).any(1)  # (n, keys)
+        for group in groups:
+            given[:, group] = given[:, group].all(1, keepdim=True)
+        return self.keep_where(condition, given)
+
     def keep_where(self, condition: Tensor, given: Tensor) -> Tensor:
         """Null the keys of ``condition (n, columns)`` where ``given (n or 1, keys)`` is false."""
         return torch.where(given[:, self.key], condition, self.null)
@@ -123,7 +134,8 @@ class Joint:
     def drop(
         self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
     ) -> Tensor:
-        """Drop all keys of a sample together, with one coin per sample."""
+        """Drop all keys of a sample together, with one coin per sample, and where one is not given."""
+        condition = columns.complete(condition, self.groups_of(columns.n_keys))
         return _drop_samples(condition, columns, probability, generator)
 
     def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
@@ -208,8 +220,12 @@ class Additive:
     def drop(
         self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
     ) -> Tensor:
-        """Drop each group of keys of a sample with its own coin, and all of them with one more."""
+        """Drop each group of keys of a sample with its own coin, and all of them with one more.
+
+        A group is also dropped where one of its keys is not given.
+        """
         groups = self.groups_of(columns.n_keys)
+        condition = columns.complete(condition, groups)
         n_coins = len(groups) + (len(groups) > 1)  # a single group needs no extra coin
         kept = torch.rand(len(condition), n_coins, generator=generator, device=condition.device) >= probability
         group_of_key = [number for key in range(columns.n_keys) for number, keys in enumerate(groups) if key in keys]

@@ -228,6 +228,7 @@ class DiffusionModel(BaseModelClass):
         set_condition_keys: Sequence[str] | Mapping[str, str] | None = None,
         control_values: Mapping[str, Any] | None = None,
         condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
+        unlabeled_category: str | None = None,
         values: Literal["counts", "log1p"] = "counts",
         **kwargs: Any,
     ) -> None:
@@ -263,6 +264,12 @@ class DiffusionModel(BaseModelClass):
             Known embeddings of classes or set members, such as drug fingerprints or protein language model vectors. For
             each column a table with one row per class or member, or its name in ``adata.uns``. You can also generate
             rows of the table that no training cell has.
+        unlabeled_category
+            Value of cells whose label is not known, such as ``"Unknown"``, in the columns of ``condition_keys``. With
+            it, missing values (NaN) have no label either; without it, every cell needs a label. Cells without a label
+            train the model like the others, except that what is not known is not shown, as guidance does with cells of
+            every label. They are no class: the model never generates the value, and conditions that you leave out are
+            drawn from the cells with all labels. Numbers and sets are always needed.
         values
             ``"counts"`` for raw counts, or ``"log1p"`` for log-normalised values (natural logarithm). SCRDIT, WBDIT and
             SCLDM with ``likelihood="gaussian"`` accept ``"log1p"``. Models trained on it cannot draw library sizes.
@@ -276,22 +283,28 @@ class DiffusionModel(BaseModelClass):
         TypeError
             For an unknown argument, or a single string in place of a list of names.
         ValueError
-            For values that contradict ``values``, cells without counts or labels, duplicate genes, a condition key that
-            is in both ``obs`` and ``obsm``, and condition columns, arrays, control values or embeddings that do not fit
-            the data.
+            For values that contradict ``values``, cells without counts or labels, no cell with all labels, duplicate
+            genes, a condition key that is in both ``obs`` and ``obsm``, and condition columns, arrays, control values
+            or embeddings that do not fit the data.
 
         Warns
         -----
         UserWarning
             If a column in ``condition_keys`` looks like numbers or cell names instead of classes, a control value is
-            one of very many numbers, or the columns of an array have very different spreads.
+            one of very many numbers, the columns of an array have very different spreads, or ``unlabeled_category`` is
+            given but all cells have labels.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_setup_arguments(cls.setup_anndata, kwargs)
         cls._check_is_anndata(adata)
         check_is_no_view(adata, "adata")
         setup = ConditionSetup.of(
-            condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
+            condition_keys,
+            continuous_condition_keys,
+            set_condition_keys,
+            control_values,
+            condition_embeddings,
+            unlabeled_category,
         ).checked(adata)
         setup_method_args["setup_args"] |= setup.arguments
         like_a_model = "source_registry" in kwargs  # which has chosen the layer

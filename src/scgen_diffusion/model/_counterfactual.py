@@ -22,6 +22,7 @@ from scgen_diffusion.data import (
     check_rows,
     check_same_registry,
     encode_cells,
+    have_labels,
     names_and_arrays,
     resolve_seed,
 )
@@ -320,6 +321,13 @@ def control_cells(
     if len(repeated := rows[pd.Index(rows).duplicated()]):
         listed = list_first(np.unique(repeated).tolist(), N_NAMED)
         msg = f"`indices` has rows more than once ({listed}); their predictions would share names. Give each row once."
+        raise ValueError(msg)
+    if n_unlabeled := int((~have_labels(conditions.by_key, own)).sum()):
+        keys = [key.name for key in conditions.by_key if getattr(key, "unlabeled_category", None) is not None]
+        msg = (
+            f"{n_unlabeled} of {len(rows)} cells lack a label in {keys}, so it is not known under which conditions "
+            "they were measured. Label them, or leave them out (`indices`)."
+        )
         raise ValueError(msg)
     cells = ControlCells(source, rows, own, own, {} if isinstance(source, CellFiles) else _unwritable_texts(source.obs))
     if isinstance(condition, Mapping | pd.DataFrame):

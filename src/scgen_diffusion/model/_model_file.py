@@ -314,6 +314,7 @@ def _registry(plain: dict[str, Any], tables: dict[str, pd.DataFrame]) -> dict[st
     for name in ("model_name", "setup_method_name", "scvi_version"):
         _one_of(str)(plain[name])
     _one_of(str, type(None))(arguments.get("layer"))
+    _one_of(str, type(None))(arguments.get("unlabeled_category"))
     dict(arguments["control_values"])
     expression = fields[REGISTRY_KEYS.X_KEY]["state_registry"]
     expression["column_names"] = to_array(expression["column_names"])

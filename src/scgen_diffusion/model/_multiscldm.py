@@ -102,6 +102,7 @@ class MULTISCLDM(SCLDM):
         set_condition_keys: Sequence[str] | Mapping[str, str] | None = None,
         control_values: Mapping[str, Any] | None = None,
         condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
+        unlabeled_category: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Register a MuData: its modalities, where their counts are, and what the conditions are.
@@ -125,7 +126,8 @@ class MULTISCLDM(SCLDM):
             Each modality's library size is predicted from those before it, so put first the one that most cells have.
         layers
             Layer with the counts: one name for all modalities, or a mapping from modality to name. Default: ``X``.
-        condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
+        condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings,
+        unlabeled_category
             Columns of ``mdata.obs`` (numbers also arrays of ``mdata.obsm``) to condition on; see
             :meth:`SCLDM.setup_anndata`.
         **kwargs
@@ -161,7 +163,12 @@ class MULTISCLDM(SCLDM):
         else:
             likelihoods, layers = resolve_modalities(mdata, modalities, layers)
         setup = ConditionSetup.of(
-            condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings
+            condition_keys,
+            continuous_condition_keys,
+            set_condition_keys,
+            control_values,
+            condition_embeddings,
+            unlabeled_category,
         ).checked(mdata)
         setup_method_args["setup_args"] |= {"modalities": likelihoods, "layers": layers, **setup.arguments}
         fields = [ModalitiesField(likelihoods, layers), ConditionField(CONDITIONS, setup)]

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from scgen_diffusion._arguments import list_first, warn_user
-from scgen_diffusion.data import OPEN, check_names
+from scgen_diffusion.data import OPEN, check_names, have_labels
 from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
 from scgen_diffusion.nn import Number
 from scgen_diffusion.train import (
@@ -370,7 +370,7 @@ class SCLDM(AutoencoderModel):
         if not groups:
             msg = f"No perturbed training cells have control cells ({control}) with {where}."
             raise ValueError(msg)
-        perturbed = self.train_indices_[~self._are_control(control)]
+        perturbed = self._labeled_indices[~self._are_control(control)]
         unpaired = np.setdiff1d(perturbed, np.concatenate([group.perturbed for group in groups]))
         if len(unpaired):
             msg = (
@@ -500,7 +500,7 @@ class SCLDM(AutoencoderModel):
 
         Numbers that do not perturb, such as age, are ignored, since hardly two cells share one.
         """
-        rows = self.train_indices_
+        rows = self._labeled_indices
         codes = self._registered_codes[rows]
         others = codes[:, self._columns_of(self._names_of_groups(control))]
         if matched is not None:
@@ -535,10 +535,16 @@ class SCLDM(AutoencoderModel):
         return list_first(values, N_NAMED)
 
     def _are_control(self, control: Mapping[str, Any]) -> np.ndarray:
-        """Mark the unperturbed training cells, ``(cells,)``."""
+        """Mark the unperturbed ones of the labelled training cells, ``(cells,)``."""
         columns = self._columns_of(control)
         expected = self.conditions.encode(control, 1)[:, columns]
-        return np.isclose(self._registered_codes[self.train_indices_][:, columns], expected).all(1)
+        return np.isclose(self._registered_codes[self._labeled_indices][:, columns], expected).all(1)
+
+    @property
+    def _labeled_indices(self) -> np.ndarray:
+        """Training cells that have all labels: without one, it is not known which cells are a pair."""
+        have = have_labels(self._condition_keys, self._registered_codes[self.train_indices_])
+        return self.train_indices_[have]
 
     def _columns_of(self, names: Iterable[str]) -> list[int]:
         slices = (self.conditions.columns(name) for name in names)

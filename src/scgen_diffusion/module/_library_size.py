@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scgen_diffusion.diffusion import expand_like
+from scgen_diffusion.nn import have_labels
 
 from ._condition_groups import ANY, BASELINE, N_CENTRES, ConditionGroups
 from ._main_effects import remove_other_effects
@@ -64,6 +65,7 @@ class LibrarySizeModel(nn.Module):
 
     def __init__(self, conditions: Sequence[ConditionSpec], n_latent: int, width: int = 64) -> None:
         super().__init__()
+        self.conditions = tuple(conditions)
         self.groups = ConditionGroups(conditions)
         self.register_buffer("codes", torch.full((0, self.groups.n_columns), ANY))
         self.register_buffer("centres", torch.zeros(self.groups.n_numbers, N_CENTRES))
@@ -80,7 +82,11 @@ class LibrarySizeModel(nn.Module):
         return len(self.codes) > 0
 
     def fit(self, log_totals: Tensor, condition: Tensor) -> None:
-        """Summarise log totals ``(cells,)`` by groups of conditions ``(cells, columns)``; a reference's groups stay."""
+        """Summarise log totals ``(cells,)`` by groups of conditions ``(cells, columns)``; a reference's groups stay.
+
+        Cells without a label are left out: generated cells have all, drawn from the cells that do.
+        """
+        log_totals, condition = self._labeled(log_totals, condition)
         if not len(log_totals):  # no cell has this modality
             return
         groups, kept_centres = self.groups, self.centres.to(condition.device)
@@ -101,12 +107,17 @@ class LibrarySizeModel(nn.Module):
 
     def fit_predicted(self, drawn: Tensor, condition: Tensor) -> None:
         """Summarise log totals ``(cells,)`` drawn from :meth:`predict` for the training cells."""
+        drawn, condition = self._labeled(drawn, condition)
         if not len(drawn):
             return
         kept = self.predicted_quantiles[: self.n_kept].to(drawn.device)
         _, totals = self._new_groups(drawn, condition, kept.mean(1))
         quantiles = torch.stack([*kept.double(), *(_quantiles(values) for values in totals)])
         self.predicted_quantiles = quantiles.float().to(self.means.device)
+
+    def _labeled(self, log_totals: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        have = have_labels(condition, self.conditions)
+        return (log_totals, condition) if have.all() else (log_totals[have.to(log_totals.device)], condition[have])
 
     def set_groups(self, codes: Tensor, *, means: Tensor, stds: Tensor, quantiles: Tensor | None = None) -> None:
         """Set the table of groups; default quantiles are those of normal distributions."""

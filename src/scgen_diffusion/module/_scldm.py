@@ -24,7 +24,7 @@ from scgen_diffusion.diffusion import (
     diffusion_loss,
     keep_molecules,
 )
-from scgen_diffusion.nn import ConditionEffects, DiT, Number, encodings_of
+from scgen_diffusion.nn import ConditionEffects, DiT, Number, encodings_of, have_labels
 
 from ._architecture import SCLDMArchitecture
 from ._autoencoder import (
@@ -508,6 +508,7 @@ class SCLDMModule(ConditionedModule):
         """Initialise the condition effects at the log ratios of each combination's mean profile to the overall one.
 
         Genes that only a rare type has would else take too many steps to learn. ``PSEUDO_COUNTS`` shrink the ratios.
+        Cells without a label count in the overall profile only: what is not given has no effect.
 
         Parameters
         ----------
@@ -524,7 +525,8 @@ class SCLDMModule(ConditionedModule):
         log_ratios = ((counts + PSEUDO_COUNTS) / (expected + PSEUDO_COUNTS)).log()
         self.condition_effects.loadings.weight.zero_()
         effects = torch.stack([log_ratios, torch.zeros_like(log_ratios)], dim=-1)
-        self.condition_effects.add(*self._and_no_condition(condition, effects, n_cells))
+        have = have_labels(condition, self.conditions)
+        self.condition_effects.add(*self._and_no_condition(condition[have], effects[have], n_cells[have]))
 
     @torch.no_grad()
     def correct_effects(

@@ -21,6 +21,7 @@ from ._conditions import (
     Members,
     Number,
     encodings_of,
+    have_labels,
     keys_of_columns,
     null_condition,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "encodings_of",
     "expressed_genes",
     "extended_state",
+    "have_labels",
     "keys_of_columns",
     "modulate",
     "null_condition",

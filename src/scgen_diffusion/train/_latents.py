@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scgen_diffusion.data import evenly
 from scgen_diffusion.module import FEW_CELLS
+from scgen_diffusion.nn import have_labels
 
 from ._cells import ROWS_AT_A_TIME, StageData, copy_to_device, memory_for_cells
 
@@ -236,13 +237,15 @@ def _combinations(
 def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray) -> None:
     """Correct the condition effects of a trained autoencoder on genes that rare combinations of conditions have.
 
-    Other combinations have learned them.
+    Other combinations have learned them, and cells without a label are no combination.
     """
     combinations = _combinations(module, cells, indices)
     if combinations is None:
         return
     codes, which, sizes = combinations
-    rare = np.flatnonzero((sizes <= FEW_CELLS) | (sizes <= RARE_SHARE * len(indices)))
+    condition = module.condition_tensor(codes)
+    have = have_labels(condition, module.conditions).cpu().numpy()
+    rare = np.flatnonzero(have & ((sizes <= FEW_CELLS) | (sizes <= RARE_SHARE * len(indices))))
     of_each = np.split(np.argsort(which, kind="stable"), np.cumsum(sizes)[:-1])
     checked = [evenly(of_each[number], MOST_CHECKED) for number in rare]
     parts = np.cumsum([len(rows) for rows in checked]) // ENCODED_AT_A_TIME
@@ -255,7 +258,6 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
             x = batch[REGISTRY_KEYS.X_KEY].to(module.device)
             yield rare[parts == part], x.split([len(own) for own in rows])
 
-    condition = module.condition_tensor(codes)
     module.correct_effects(condition, cells_of_rare(), torch.from_numpy(sizes).to(module.device))
 
 

@@ -588,8 +588,8 @@ class DiffusionPlan(AveragingPlan):
         module, x = self.module, batch[REGISTRY_KEYS.X_KEY]
         drawn = module.draw_for_training(x, generator, training=training)
         condition = module.condition_of(batch)
-        if training:
-            condition = module.drop_conditions(condition, self.recipe.drop_probability, generator)
+        drop_probability = self.recipe.drop_probability if training else 0.0
+        condition = module.drop_conditions(condition, drop_probability, generator)
         _, _, losses = module(batch, generative_kwargs={**drawn, "condition": condition, "averaged": not training})
         return {"loss": losses.loss, **losses.extra_metrics}
 
