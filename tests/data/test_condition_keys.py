@@ -122,6 +122,29 @@ def test_classes_keep_their_order_until_others_are_added():
     assert not key_from_state(state).ordered
 
 
+@pytest.mark.parametrize("dtype", [object, "category", "string"])
+def test_cells_without_a_label_have_a_code_of_their_own_that_is_no_class(dtype):
+    column = pd.Series(["y", "?", None, "x"]).astype(dtype)
+    key = CategoricalKey.of("c", column, None, None, "?")
+
+    codes = key.encode_cells(column, "adata.obs")
+
+    assert (key.values, codes[:, 0].tolist()) == (["x", "y"], [1, 2, 2, 0])
+    assert pd.isna(key.decode(codes)).tolist() == [False, True, True, False]
+    assert key_from_state(key.state()) == key
+    assert Conditions.from_codes([key], codes).combinations[:, 0].tolist() == [0, 1]
+
+
+def test_new_cells_without_a_label_add_no_class():
+    key = CategoricalKey("c", ["x"], unlabeled_category="?").extended(pd.Series(["?", "z", np.nan]))
+
+    assert key.values == ["x", "z"]
+
+
+def test_identities_of_models_do_not_depend_on_the_option():
+    assert repr(CategoricalKey("c", ["x"], unlabeled_category="?")) == repr(CategoricalKey("c", ["x"]))
+
+
 def test_a_control_class_without_cells_is_refused():
     column = pd.Series(pd.Categorical(["x", "y"], categories=["x", "y", "empty"]))
 

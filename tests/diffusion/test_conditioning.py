@@ -55,6 +55,24 @@ def test_keeping_keys_nulls_all_columns_of_exactly_the_others(n_columns, is_numb
         assert torch.equal(kept[:, column], expected)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        (Joint(), [[0, 1, 5, 6], [3, 9, 6, 5], [3, 9, 6, 5]]),
+        (Additive(), [[0, 1, 5, 6], [1, 9, 0, 5], [2, 2, 6, 5]]),
+        (Additive(((0, 2),)), [[0, 1, 5, 6], [1, 9, 0, 5], [3, 2, 6, 5]]),
+    ],
+    ids=["joint", "additive", "dropped together"],
+)
+def test_dropping_completes_the_groups_of_which_a_key_is_not_given(strategy, expected):
+    columns = ConditionColumns(null=torch.tensor([3, 9, 6, 5]), key=torch.tensor([0, 1, 2, 2]))
+    condition = torch.tensor([[0, 1, 5, 6], [1, 9, 0, 5], [2, 2, 6, 5]])
+
+    dropped = strategy.drop(condition, columns, 0.0, torch.Generator())
+
+    assert dropped.tolist() == expected
+
+
 @given(n_columns=st.lists(st.integers(1, 3), min_size=1, max_size=4), is_number=st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_keeping_keys_of_each_sample_is_keeping_them_sample_by_sample(n_columns, is_number):

@@ -79,7 +79,11 @@ SECTIONS = {
             "Embedding of a column's values: a .csv or .tsv file, or an entry of uns.",
             Keyed("COLUMN=TABLE"),
         ),
-        option("--unlabeled-category", "Class of cells without a label, which train as such.", metavar="VALUE"),
+        option(
+            "--unlabeled-category",
+            "Value of cells without a label, which also train; so do NaN.",
+            metavar="VALUE",
+        ),
         option("--values", "Kind of values in the layer; default: counts.", click.Choice(["counts", "log1p"])),
         option("--modality", "Modality of .h5mu and its likelihood; default: all.", Keyed("NAME[=LIKELIHOOD]")),
         flag("--drop-unlabelled", "Leave out cells without a value in a column of the conditions."),

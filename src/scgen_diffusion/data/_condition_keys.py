@@ -80,6 +80,10 @@ class ConditionKey(ABC):
             For an unknown value; ``source`` names its origin in the message.
         """
 
+    def encode_cells(self, column: pd.Series, source: str) -> np.ndarray:
+        """Turn the values of cells into columns, ``(cells, n_columns)``."""
+        return self.encode(column.to_numpy(), source)
+
     @abstractmethod
     def decode(self, codes: np.ndarray) -> pd.Categorical | np.ndarray:
         """Turn columns ``(n, n_columns)`` into a column of ``obs`` or an array of ``obsm``."""

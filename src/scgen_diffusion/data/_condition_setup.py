@@ -336,9 +336,7 @@ def encode_cells(cells: AnnData | MuData, by_key: Sequence[ConditionKey]) -> np.
             continue
         for start in range(0, len(codes), CELLS_AT_A_TIME):
             part = values.iloc[start : start + CELLS_AT_A_TIME]
-            is_class = isinstance(key, CategoricalKey)
-            found = key.encode_cells(part, source) if is_class else key.encode(part.to_numpy(), source)
-            codes[start : start + CELLS_AT_A_TIME, columns] = found
+            codes[start : start + CELLS_AT_A_TIME, columns] = key.encode_cells(part, source)
     return codes
 
 
