@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 
 import mudata
 import numpy as np
@@ -297,5 +298,18 @@ def test_a_value_that_no_cell_has_is_warned_of(make_cells):
     adata = make_cells()
     adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"NK": "unknown"})
 
-    with pytest.warns(UserWarning, match="No cell has `unlabeled_category='Unknown'`.*'unknown'"):
+    with pytest.warns(UserWarning, match=r"'Unknown', which no cell has in \['cell_type'\].*'unknown'"):
         SCLDM.setup_anndata(adata, condition_keys=["cell_type"], **UNKNOWN)
+
+
+def test_labelled_cells_of_a_model_that_knows_unlabeled_ones_give_no_warning(half_labeled, make_cells):
+    model, adata, _ = half_labeled
+    new = make_cells(20, seed=3)
+    new.obs["cell_type"], new.obs["dose"] = "B cell", 10
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert model.get_latent_representation(new).shape == (20, 8)
+        assert model.predict_perturbation(new, {"cell_type": "T cell"}, method="inversion").n_obs == 20
+        model.adata, before = new, model.adata
+        model.adata = before

@@ -143,8 +143,7 @@ class ConditionSetup:
         Warns
         -----
         UserWarning
-            If a column of classes looks like numbers or cell names, a control value is one of very many numbers, or no
-            cell has the value of cells without a label.
+            If a column of classes looks like numbers or cell names, or a control value is one of very many numbers.
         """
         continuous, controls, tables = self.continuous_condition_keys, self.control_values, self.condition_embeddings
         for key in self.names:
@@ -167,12 +166,6 @@ class ConditionSetup:
         check_conditions(adata, self.names, continuous, [] if unlabeled is None else self.condition_keys)
         for name in self.condition_keys:
             _check_classes(name, labeled_part(adata.obs[name], unlabeled))
-        if unlabeled is not None and not self._lack_labels(adata.obs).any():
-            labels = dict.fromkeys(value for name in self.condition_keys for value in adata.obs[name].unique())
-            warn_user(
-                f"No cell has `unlabeled_category={unlabeled!r}` in a column of `condition_keys`, so all are labelled. "
-                f"{known_names(unlabeled, list(labels))}"
-            )
         for name, separator in self.set_condition_keys.items():
             _check_sets(name, adata.obs[name], separator, controls.get(name))
         columns = [name for name in self.names if name in adata.obs]
@@ -194,7 +187,7 @@ class ConditionSetup:
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> ConditionSetup:
         """Return the setup from stored arguments of ``setup_anndata``."""
-        return cls(**{option.name: arguments[option.name] for option in fields(cls)})
+        return cls(**{option.name: arguments[option.name] for option in fields(cls) if option.name in arguments})
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -213,20 +206,31 @@ class ConditionSetup:
         ------
         ValueError
             If no cell has all labels.
+
+        Warns
+        -----
+        UserWarning
+            If every cell has all labels, although ``unlabeled_category`` is given.
         """
-        obs = cells.obs
-        if self._lack_labels(obs).all():
+        obs, unlabeled = cells.obs, self.unlabeled_category
+        lack = np.zeros(len(obs), dtype=bool)
+        for name in self.condition_keys:
+            lack |= are_unlabeled(obs[name], unlabeled)
+        if unlabeled is not None and not lack.any():
+            labels = dict.fromkeys(value for name in self.condition_keys for value in obs[name].unique())
+            warn_user(
+                f"`unlabeled_category` is {unlabeled!r}, which no cell has in {self.condition_keys}, so all are "
+                f"labelled. {known_names(unlabeled, list(labels))}"
+            )
+        if lack.all():
             msg = (
-                f"No cell has a label in {self.condition_keys}: each is {self.unlabeled_category!r} or missing in one "
-                "of them. Some cells need all labels; leave out keys that no cell has together with the others."
+                f"No cell has a label in {self.condition_keys}: each is {unlabeled!r} or missing in one "
+                "of them. Some cells need all labels: leave out keys whose labels no cell has with those of the others."
             )
             raise ValueError(msg)
         known = {name: (self.control_values.get(name), self.condition_embeddings.get(name)) for name in self.names}
         return [
-            *(
-                CategoricalKey.of(name, obs[name], *known[name], self.unlabeled_category)
-                for name in self.condition_keys
-            ),
+            *(CategoricalKey.of(name, obs[name], *known[name], unlabeled) for name in self.condition_keys),
             *(
                 ContinuousKey.of(name, obs[name], known[name][0])
                 if name in obs
@@ -235,13 +239,6 @@ class ConditionSetup:
             ),
             *(SetKey.of(name, obs[name], mark, *known[name]) for name, mark in self.set_condition_keys.items()),
         ]
-
-    def _lack_labels(self, obs: pd.DataFrame) -> np.ndarray:
-        """Mark the cells without a label of any categorical key, ``(cells,)``."""
-        lack = np.zeros(len(obs), dtype=bool)
-        for name in self.condition_keys:
-            lack |= are_unlabeled(obs[name], self.unlabeled_category)
-        return lack
 
 
 class ConditionField(BaseAnnDataField):
