@@ -276,6 +276,7 @@ COLUMNS = {
     "text classes": pd.Series(LETTERS, dtype="category"),
     "nullable text": pd.Series(LETTERS, dtype="string"),
     "grades": pd.Series(pd.Categorical(["low", "high", "low"], ["low", "high"], ordered=True)),
+    "steps": pd.Series(pd.Categorical(["low", "high", "low"], ["low", "high"])),
     "other grades": pd.Series(pd.Categorical(["low", "high", "low"], ["high", "low"], ordered=True)),
     "other text": pd.Series(["c", "b", "c"], dtype=object),
 }
@@ -355,6 +356,8 @@ def test_classes_are_no_numbers_in_one_or_several_files(columns_in_files, kinds)
     [
         (["grades"], (["low", "high"], True)),
         (["grades", "grades"], (["low", "high"], True)),
+        (["steps", "steps"], (["low", "high"], False)),
+        (["steps", "grades"], (["low", "high"], False)),
         (["grades", "other grades"], (["high", "low"], False)),
         (["grades", "text classes"], (["a", "b", "high", "low"], False)),
     ],

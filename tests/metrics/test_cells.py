@@ -35,6 +35,16 @@ def test_a_space_writes_what_the_metrics_read():
     assert wasserstein_2(real, synthetic) == wasserstein_2(space.project(real), space.project(synthetic))
 
 
+def test_the_layer_of_a_space_is_that_of_the_real_cells_and_generated_ones_may_lack_it():
+    real, synthetic = ad.AnnData(np.log1p(counts(seed=1)), layers={"raw": counts(seed=1)}), ad.AnnData(counts(seed=2))
+    space = ComparisonSpace.fit(counts(seed=3), n_components=4)
+    space.write(real, synthetic, layer="raw")
+    assert np.array_equal(real.obsm["X_pca"], space.project(counts(seed=1)))
+    assert np.array_equal(synthetic.obsm["X_pca"], space.project(counts(seed=2)))
+    with pytest.raises(KeyError, match="raw"):
+        space.write(synthetic, real, layer="raw")
+
+
 def test_components_that_were_computed_apart_are_refused():
     def with_components(loadings):
         return ad.AnnData(counts(), obsm={"X_pca": np.ones((60, 2))}, varm={"PCs": loadings})

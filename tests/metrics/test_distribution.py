@@ -123,6 +123,13 @@ def test_the_kernels_scale_is_that_of_the_real_points():
     assert squared_mmd(real, synthetic) == expected
 
 
+def test_equal_points_leave_the_scale_to_the_others():
+    apart = np.vstack([np.zeros((80, 1)), np.full((20, 1), 3.0)])  # more than half of the distances are zero
+    assert median_squared_distance(apart) == 9
+    assert median_squared_distance(np.zeros((5, 2))) == 1
+    assert squared_mmd(np.zeros((5, 1)), np.full((5, 1), 100.0)) == pytest.approx(2)
+
+
 def test_p_values_are_uniform_for_equal_distributions():
     p_values = [
         mmd_test(gaussian(25, seed=s), gaussian(25, seed=500 + s), n_permutations=99).p_value for s in range(150)

@@ -187,6 +187,7 @@ def test_a_group_that_was_invented_is_visible_in_the_shares_alone():
     invented = found[found["group"] == "c"]
     assert invented["metric"].tolist() == ["group_share_difference"]
     assert invented["value"].item() == pytest.approx(1 / 3, abs=0.01)
+    assert invented["floor"].item() == 0  # no real cell has it
 
 
 def test_groups_with_few_real_cells_have_no_rows():

@@ -204,6 +204,13 @@ def test_slope_of_shuffled_genes_is_zero():
     assert abs(gene_correlation_slope(real, shuffled, labels, labels)) < 0.05  # 1 770 pairs, errors of 1 / sqrt(2 000)
 
 
+def test_labels_of_the_slope_may_be_of_several_types():
+    labels = np.resize(np.array([1, "b"], dtype=object), 400)
+    real = sparse_blocks(0, labels == 1, 0.3)
+    as_text = labels.astype(str)
+    assert gene_correlation_slope(real, real, labels, labels) == gene_correlation_slope(real, real, as_text, as_text)
+
+
 def test_slope_is_unknown_without_correlations():
     assert np.isnan(gene_correlation_slope(np.ones((10, 5)), np.ones((10, 5))))
     labels = np.resize(["a", "b"], 100)
@@ -235,6 +242,17 @@ def test_library_size_ks_is_the_largest_gap_between_shares():
 def test_library_sizes_are_summed_from_counts():
     counts = some_counts()
     assert library_size_ks(sp.csr_matrix(counts), 2 * counts) == library_size_ks(counts.sum(1), 2 * counts.sum(1)) > 0
+
+
+def test_library_sizes_are_those_of_the_same_genes_and_generated_cells_may_lack_the_layer():
+    real, synthetic = cells_of(some_counts()), cells_of(some_counts(seed=1))
+    expected = library_size_ks(real, synthetic)
+    real.layers["raw"], real.X = real.X.copy(), np.log1p(real.X)
+    assert library_size_ks(real, synthetic[:, ::-1].copy(), layer="raw") == expected
+    with pytest.raises(ValueError, match="`synthetic` lacks 50 of the 60 genes"):
+        library_size_ks(real, synthetic[:, :10].copy(), layer="raw")
+    with pytest.raises(ValueError, match="same genes"):
+        library_size_ks(some_counts(), some_counts()[:, 1:])
 
 
 def test_log_normalised_cells_have_no_library_sizes():

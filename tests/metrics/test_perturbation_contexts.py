@@ -589,3 +589,8 @@ def test_cells_of_two_donors_mix_to_the_given_shares():
 def test_parts_have_no_order_and_leave_the_control_out():
     assert parts_of("B+A") == parts_of("A+B") == ("A", "B")
     assert parts_of("B+ctrl", ignored={"ctrl"}) == ("B",)
+
+
+def test_spaces_and_repeats_make_no_other_set_as_in_models():
+    assert parts_of(" A + B") == parts_of("A+B+A") == ("A", "B")
+    assert parts_of("A + ctrl", ignored=["ctrl"]) == ("A",)

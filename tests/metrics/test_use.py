@@ -251,6 +251,15 @@ def test_one_donor_or_one_label_is_an_error():
         evaluate_embeddings(adata[adata.obs["cell_type"] == "a"].copy(), ["X_clear"], "cell_type")
 
 
+def test_donors_of_rare_labels_alone_do_not_count():
+    adata = make_adata()
+    adata = adata[adata.obs["donor"] == "d1"].copy()
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(str)
+    adata.obs.loc[adata.obs_names[:4], ["cell_type", "donor"]] = ["rare", "d2"]
+    with pytest.raises(ValueError, match="all cells of labels with at least 5 cells are from 'd1'"):
+        evaluate_embeddings(adata, ["X_clear"], "cell_type", donor_key="donor")
+
+
 def test_missing_values_are_an_error():
     adata = make_adata()
     adata.obsm["X_clear"][3, 1] = np.nan

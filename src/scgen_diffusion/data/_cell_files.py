@@ -551,9 +551,10 @@ def _as_classes(part: pd.Series) -> pd.Categorical:
 
 def _union(parts: Sequence[pd.Categorical]) -> pd.Categorical:
     """Join classes, in their order if it is the same in all parts, or else sorted."""
-    if parts[0].ordered and all(part.dtype == parts[0].dtype for part in parts):
+    is_same = all(part.categories.equals(parts[0].categories) for part in parts)
+    if is_same and all(part.ordered for part in parts):
         return union_categoricals(parts)
-    return union_categoricals([part.as_unordered() for part in parts], sort_categories=True)
+    return union_categoricals([part.as_unordered() for part in parts], sort_categories=not is_same)
 
 
 def look_up_tables(files: Sequence[AnnDataFile], tables: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -319,7 +319,12 @@ _ENTRIES = (
     Metric("within_label_slope", "floor", _on_correlated_genes(gene_correlation_slope), scopes=GROUPS, bounds=REAL),
     Metric("library_size_ks", "lower", _on_expression(library_size_ks), ("counts",), scopes=GROUPS, bounds=SHARE),
     # labels
-    Metric("group_share_difference", "lower", _total_variation, ("groups",), by_group=_share_differences, bounds=SHARE),
+    Metric(
+        *("group_share_difference", "lower", _total_variation, ("groups",)),
+        by_group=_share_differences,
+        absent=0.0,
+        bounds=SHARE,
+    ),
     _marker_metric("marker_overlap", "overlap", "higher", bounds=SHARE, min_features=FEW_FEATURES),
     _marker_metric("marker_slope", "slope", "floor", bounds=REAL),
     Metric("mmd_per_label", "lower", _mmd_per_label, ("groups",), scopes=JOINT, bounds=REAL),

@@ -193,6 +193,8 @@ class Metric:
     by_group
         Function that returns the figure of every group from a comparison of all cells, for metrics that need the other
         groups too.
+    absent
+        The figure of a group that `by_group` does not return, because neither side has it.
     scores, summary
         For a figure that summarises one number per cell: the function that returns these numbers, and the one that
         summarises them. The interval then resamples the numbers, and nothing is fitted again.
@@ -217,6 +219,7 @@ class Metric:
     needs: tuple[Need, ...] = ()
     scopes: tuple[Scope, ...] = ("all",)
     by_group: Callable[[Comparison], Mapping[str, float]] | None = None
+    absent: float = UNKNOWN
     scores: Callable[[Comparison], Scores] | None = None
     summary: Callable[[NDArray, NDArray], float] | None = None
     of_all: Callable[[Fingerprints], tuple[float, float]] | None = None
@@ -270,7 +273,7 @@ class Context:
         players = self.equal_players if metric.equal_cells and self.equal_players else self.players
         if "train" in metric.needs:
             players = {**players, "floor": self.held_out_floors}
-        measure = metric.measure if group is None else lambda c: c.once(metric.by_group).get(group, UNKNOWN)
+        measure = metric.measure if group is None else lambda c: c.once(metric.by_group).get(group, metric.absent)
         figures = {
             player: _mean([measure(comparison) for comparison in comparisons[: 1 if metric.slow else None]])
             for player, comparisons in players.items()

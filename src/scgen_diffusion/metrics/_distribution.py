@@ -138,10 +138,14 @@ def sliced_wasserstein_2(
 
 
 def median_squared_distance(values: Points, *, use_rep: str = USE_REP) -> float:
-    """Return the median squared distance between different points: the unit of kernel widths in :func:`squared_mmd`."""
+    """Return the median squared distance between different points: the unit of kernel widths in :func:`squared_mmd`.
+
+    If more than half of the distances are zero, only the others count; 1 if all are.
+    """
     values = representation(values, use_rep, "values")
     squared = pairwise_distances(values.astype(np.float64), metric="sqeuclidean")
-    return float(np.median(squared[np.triu_indices(len(values), 1)]))
+    squared = squared[np.triu_indices(len(values), 1)]
+    return float(np.median(squared) or (np.median(squared[squared > 0]) if squared.any() else 1.0))
 
 
 def squared_mmd(

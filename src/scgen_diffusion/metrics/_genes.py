@@ -237,7 +237,8 @@ def gene_correlation_slope(
     """
     _check_both_labels(real_labels, synthetic_labels)
     check_same_number_of_genes(np.shape(real_values)[1], np.shape(synthetic_values)[1])
-    labels = np.zeros(len(real_values), int) if real_labels is None else np.asarray(real_labels)
+    n_cells = len(real_values)
+    labels = np.zeros(n_cells, int) if real_labels is None else check_labels(real_labels, n_cells, "real_labels")
     in_common = [_shared_correlation(real_values, labels, seed) for seed in range(N_DIVISIONS)]
     if np.mean(in_common) <= N_DEVIATIONS * np.std(in_common, ddof=1):
         return float("nan")
@@ -275,23 +276,32 @@ def library_size_ks(
     Parameters
     ----------
     real, synthetic
-        Total counts `(cells,)`, or counts `(cells, genes)`.
+        Total counts `(cells,)`, or counts `(cells, genes)` of the same genes.
     layer
-        Layer with the counts.
+        Layer with the counts; generated cells may have them in `X` instead.
 
     Returns
     -------
     The statistic; NaN if the cells came log-normalised, because their totals are lost.
+
+    Raises
+    ------
+    ValueError
+        If the genes differ.
     """
+    if _have_genes(real) and _have_genes(synthetic):
+        real, synthetic = pair_of_expressions(real, synthetic, layer)
     sizes = [
-        expression_of(cells, layer=layer, name=name).library_sizes
-        if isinstance(cells, AnnData | Expression) or np.ndim(cells) == 2
-        else np.asarray(cells)
+        expression_of(cells, layer=layer, name=name).library_sizes if _have_genes(cells) else np.asarray(cells)
         for name, cells in {"real": real, "synthetic": synthetic}.items()
     ]
     if any(own is None for own in sizes):
         return float("nan")
     return float(ks_2samp(*sizes, method="asymp").statistic)
+
+
+def _have_genes(cells: Cells | Expression | ArrayLike) -> bool:
+    return isinstance(cells, AnnData | Expression) or np.ndim(cells) == 2
 
 
 def correlation(a: NDArray, b: NDArray) -> float:

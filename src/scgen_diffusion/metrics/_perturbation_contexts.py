@@ -493,6 +493,8 @@ def _equal_players(
 def parts_of(perturbation: str, *, separator: str = SEPARATOR, ignored: Collection[str] = ()) -> Parts:
     """Return the single perturbations of a combination, sorted, without the `ignored` ones, such as the control.
 
+    Spaces around them do not matter, as for the sets of a model.
+
     Examples
     --------
     >>> parts_of("KLF1+ctrl", ignored=["ctrl"])
@@ -500,4 +502,4 @@ def parts_of(perturbation: str, *, separator: str = SEPARATOR, ignored: Collecti
     """
     if perturbation in ignored:  # even if it has the separator, such as a control called "DMSO+PBS"
         return ()
-    return tuple(sorted(part for part in perturbation.split(separator) if part not in ignored))
+    return tuple(sorted({part.strip() for part in perturbation.split(separator)} - set(ignored)))

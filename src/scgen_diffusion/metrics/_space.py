@@ -11,7 +11,17 @@ from sklearn.decomposition import PCA
 
 from scgen_diffusion._arguments import known_names
 
-from ._cells import TARGET_SUM, USE_REP, Cells, Expression, expression_of, log_normalise, matrix_of, variances
+from ._cells import (
+    TARGET_SUM,
+    USE_REP,
+    Cells,
+    Expression,
+    expression_of,
+    layer_of,
+    log_normalise,
+    matrix_of,
+    variances,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -184,9 +194,9 @@ class ComparisonSpace:
         key
             Name in `obsm`.
         layer
-            Layer with the counts.
+            Layer with the counts, of the first AnnData. Others that lack it, as generated cells do, have them in `X`.
         """
-        for adata in adatas:
-            adata.obsm[key] = self.project(adata, layer=layer)
+        for number, adata in enumerate(adatas):
+            adata.obsm[key] = self.project(adata, layer=layer_of(adata, layer) if number else layer)
             if key == USE_REP:
                 adata.varm.pop("PCs", None)  # of the components that were there before

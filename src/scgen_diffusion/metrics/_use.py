@@ -330,11 +330,14 @@ def evaluate_embeddings(
     folds = list(StratifiedKFold(N_FOLDS, shuffle=True, random_state=seed).split(labels, labels))
     splits = {("linear_probe", "cells"): folds, ("knn", "cells"): folds}
     if donor_key is not None:
-        donors = labels_of(adata, donor_key)
+        donors = labels_of(adata, donor_key)[kept]
         if len(np.unique(donors)) < 2:
-            msg = f"`donor_key` {donor_key!r} must have two or more donors, but all cells are from {str(donors[0])!r}."
+            of_labels = "" if kept.all() else f" of labels with at least {N_FOLDS} cells"
+            msg = (
+                f"`donor_key` {donor_key!r} must have two or more donors, but all cells{of_labels} are from "
+                f"{str(donors[0])!r}."
+            )
             raise ValueError(msg)
-        donors = donors[kept]
         others_to_one = [(np.flatnonzero(donors != one), np.flatnonzero(donors == one)) for one in np.unique(donors)]
         splits["linear_probe", "donors"] = splits["knn", "donors"] = others_to_one
         splits["label_transfer", "donors"] = [(test, train) for train, test in others_to_one]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from scgen_diffusion._arguments import known_names
+from scgen_diffusion._arguments import check_count, known_names
 from scgen_diffusion.data import NO_LABEL
 from scgen_diffusion.metrics import correlation, gene_changes
 
@@ -104,13 +104,14 @@ def mean_change(
     KeyError
         If `groupby` is not a column of all three `obs`.
     ValueError
-        If a group is unknown, or has no predicted or control cells.
+        If a group is unknown, or has no predicted or control cells, or `n_top` is below 1.
 
     See Also
     --------
     scgen_diffusion.metrics.gene_changes : The changes as a table.
     scgen_diffusion.metrics.mean_change_correlation : The correlations.
     """
+    check_count("n_top", n_top)
     sets = {"real": real, "predicted": predicted, "control": control}
     for name, cells in sets.items():
         check_is_anndata(cells, name)
