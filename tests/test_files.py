@@ -55,3 +55,13 @@ def test_after_an_error_the_goal_is_what_it_was(put, tmp_path, write):
 
     assert put(goal) == "old"
     assert list(tmp_path.iterdir()) == [goal]
+
+
+def test_a_link_stays_one_and_its_target_is_replaced(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with write_atomically(tmp_path / "link") as part:
+        part.mkdir()
+        (part / "model.pt").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "model.pt").read_text() == "new"

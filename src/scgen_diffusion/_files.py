@@ -70,8 +70,10 @@ def explain_failed_write(
 def write_atomically(destination: Path) -> Iterator[Path]:
     """Yield a temporary path, which gets the name ``destination`` at the end, or is removed after an error.
 
-    An existing file or folder is replaced at the end, and kept if anything goes wrong.
+    An existing file or folder is replaced at the end, and kept if anything goes wrong. Through a link, that is the file
+    or folder that the link points to.
     """
+    destination = destination.resolve() if destination.is_symlink() else destination
     partial, old = (destination.with_name(f".{destination.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
     try:
         with explain_failed_write(f"Writing {destination.name}", destination.absolute().parent):

@@ -196,6 +196,8 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     finally:
         if checkpoints is not None and checkpoints.is_dir() and not any(checkpoints.iterdir()):
             checkpoints.rmdir()
+        if checkpoints is None or not any(checkpoints.glob("*.ckpt")):
+            terminal.on_interrupt = "Nothing was saved, because there is no checkpoint."
     callbacks = model.trainer.callbacks
     if any(isinstance(callback, Interruption) and callback.requested for callback in callbacks):  # stopped cleanly
         raise terminal.stopped(ExitCode.INTERRUPTED)

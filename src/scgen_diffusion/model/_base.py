@@ -7,6 +7,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,7 @@ from scgen_diffusion.generation import (
 from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, copy_reference, trained_masks, transport_fits
 from scgen_diffusion.train import (
     CellData,
+    FirstStep,
     check_later_checkpoints,
     check_trainer_options,
     deadline_after,
@@ -132,6 +134,7 @@ if TYPE_CHECKING:
 
     import lightning.pytorch as pl
     import scipy.sparse as sp
+    from lightning.pytorch.callbacks import Callback
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest, Modality, Paths
@@ -604,16 +607,18 @@ class DiffusionModel(BaseModelClass):
         known = {*inspect.signature(getattr(self, method)).parameters, *trainer_options()} - {"trainer_kwargs"}
         check_argument_names(method, trainer_kwargs, sorted(known), NAMES_IN_TRAINING)
         early_stopping = trainer_kwargs.pop("early_stopping", False)
-        with self._kept_if_refused():
+        with self._kept_until_a_step() as first_step:
+            deadline = deadline_after(trainer_kwargs.get("max_time"))
             check_trainer_options(**trainer_kwargs)
-            deadline = deadline_after(trainer_kwargs.pop("max_time", None))
+            trainer_kwargs.pop("max_time", None)
             self._take_cells(datamodule)
             self._cells.check()
-            self._count_combinations(self._registered_codes)
             if not (keep_split and self._split_fits):
                 parts = split_cells(self._cells.n_cells, train_size, validation_size)
                 self.train_indices_, self.validation_indices_, self.test_indices_ = parts
             n_cells, names = len(self.train_indices_), stages()
+            if self._stages_to_generate & set(names):  # others leave what the model can generate as it is
+                self._count_combinations(self._registered_codes)
             epochs = self._by_stage("max_epochs", max_epochs, names)
             changes = self._by_stage("plan_kwargs", plan_kwargs, names)
             validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
@@ -649,38 +654,51 @@ class DiffusionModel(BaseModelClass):
                 first = jobs[0].recipe
                 n_epochs = jobs[0].n_epochs * first.max_rounds * self._cell_data(first).epochs_per_pass
                 check_later_checkpoints(folder, names, n_epochs)
-        is_quiet = not trainer_kwargs.get("enable_progress_bar", True)
-        if (choice := self._choice_of_recipe(usual)) and not is_quiet:
-            rank_zero_only(show)(choice)
-        results: list[StageResult] = []
-        for job in jobs:
-            options = {**trainer_kwargs, "early_stopping": early_stopping and job.is_validated}
-            run = partial(self._run, max_epochs=job.n_epochs, checkpoint_dir=folder, deadline=deadline, **options)
-            results.append(getattr(self, f"_train_{job.name}")(job.recipe, run, **of_stage))
-            self.recipes_ = {**self.recipes_, job.name: to_plain(asdict(job.recipe))}
-            may_be_short = job in new or self.cut_short_.get(job.name) == TOO_SHORT
-            is_short = may_be_short and job.ended_too_early(results[-1])
-            how = STOPPED if results[-1].stopped_by else TOO_SHORT if is_short else ""
-            others = {stage: state for stage, state in self.cut_short_.items() if stage != job.name}
-            self.cut_short_ = {**others, job.name: how} if how else others
-            if results[-1].stopped_by:
-                break
-        if not is_quiet and self.trainer.is_global_zero:
-            show(closing_message(results, jobs, next_step=next_step(self), is_resumable=folder is not None))
+            is_quiet = not trainer_kwargs.get("enable_progress_bar", True)
+            if (choice := self._choice_of_recipe(usual)) and not is_quiet:
+                rank_zero_only(show)(choice)
+            results: list[StageResult] = []
+            for job in jobs:
+                options = {**trainer_kwargs, "early_stopping": early_stopping and job.is_validated}
+                run = partial(
+                    self._run,
+                    first_step,
+                    max_epochs=job.n_epochs,
+                    checkpoint_dir=folder,
+                    deadline=deadline,
+                    **options,
+                )
+                results.append(getattr(self, f"_train_{job.name}")(job.recipe, run, **of_stage))
+                self.recipes_ = {**self.recipes_, job.name: to_plain(asdict(job.recipe))}
+                # without checkpoints, it is not known how far a stopped stage had come
+                may_be_marked = (STOPPED, TOO_SHORT) if folder is not None else (TOO_SHORT,)
+                may_be_short = job in new or self.cut_short_.get(job.name) in may_be_marked
+                is_short = may_be_short and job.ended_too_early(results[-1])
+                how = STOPPED if results[-1].stopped_by else TOO_SHORT if is_short else ""
+                others = {stage: state for stage, state in self.cut_short_.items() if stage != job.name}
+                self.cut_short_ = {**others, job.name: how} if how else others
+                if results[-1].stopped_by:
+                    break
+            if not is_quiet and self.trainer.is_global_zero:
+                show(closing_message(results, jobs, next_step=next_step(self), is_resumable=folder is not None))
 
     @contextmanager
-    def _kept_if_refused(self) -> Iterator[None]:
-        """Keep the model's cells, split and other attributes if the body raises an error."""
-        attributes = dict(self.__dict__)
+    def _kept_until_a_step(self) -> Iterator[FirstStep]:
+        """Keep the model as it was, with its cells, if the body raises an error before any step of training."""
+        attributes, first_step = dict(self.__dict__), FirstStep()
+        if self.trained_stages_:
+            attributes["module"] = deepcopy(self.module)
         try:
-            yield
+            yield first_step
         except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(attributes)
+            if not first_step.is_taken:
+                self.__dict__.clear()
+                self.__dict__.update(attributes)
             raise
 
     def _run(
         self,
+        first_step: FirstStep,
         plan: StagePlan,
         data: StageData,
         *made_with: object,
@@ -688,6 +706,7 @@ class DiffusionModel(BaseModelClass):
         checkpoint_dir: Path | None,
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
+        callbacks: Sequence[Callback] | None = None,
         **options: Any,
     ) -> StageResult:
         """Run a stage. It resumes a checkpoint of the same cells, the same split and the same ``made_with``."""
@@ -703,6 +722,7 @@ class DiffusionModel(BaseModelClass):
             checkpoint_dir=checkpoint_dir,
             accelerator=accelerator,
             devices=devices,
+            callbacks=[first_step, *(callbacks or [])],
             **options,
         )
         self.to_device(result.device or device)  # like scvi-tools' models, it stays where it was trained
@@ -776,7 +796,7 @@ class DiffusionModel(BaseModelClass):
         vectors = [part for name in sorted(tables) for part in (list(tables[name].index), tables[name].to_numpy())]
         layer = arguments["layers"] if "layers" in arguments else arguments["layer"]
         what = (self.architecture, self._condition_keys, self._input_values, layer, list(self.var_.index))
-        fine_tuned = [] if self.reference_ is None else [self.reference_["trainable"]]
+        fine_tuned = [] if self.reference_ is None else [self.reference_["trainable"], self.reference_["digest"]]
         return digest_of(*what, cells.digest, np.asarray(cells.codes, dtype=float), *vectors, *fine_tuned)
 
     # --- generating ---------------------------------------------------------------------------------------------------
@@ -1876,6 +1896,7 @@ class DiffusionModel(BaseModelClass):
         self.combination_sizes_ = reference.combination_sizes_
         self.reference_ = {
             "trainable": trainable,
+            "digest": digest_of(*(tensor.cpu().numpy() for tensor in reference.module.state_dict().values())),
             "combinations": self.combinations_,
             "combination_sizes": self.combination_sizes_,
         }

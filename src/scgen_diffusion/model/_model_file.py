@@ -84,7 +84,8 @@ def _row_numbers(plain: Any) -> np.ndarray:
 
 def _reference(plain: Mapping[str, Any]) -> dict[str, Any]:
     names = ("combinations", "combination_sizes")
-    return {"trainable": _one_of(str)(plain["trainable"]), **{name: to_array(plain[name]) for name in names}}
+    texts = {name: _one_of(str)(plain.get(name, "")) for name in ("trainable", "digest")}
+    return {**texts, **{name: to_array(plain[name]) for name in names}}
 
 
 # Attributes that are saved beside weights, registry and options, and how each is read. Loading sets no others.

@@ -263,6 +263,11 @@ def closing_message(
             end = "resume from the last checkpoint" if is_resumable else "continue training"
             again = f"make the same call again to {end}"
         return f"{who} stopped the {last.name} in {where}; {kept} are kept. Next: {again}."
+    if is_resumable and all(result.device is None for result in results):
+        return (
+            "Nothing was trained, because the checkpoints hold the finished training. To train again, use another "
+            f"`checkpoint_dir`. Next: {next_step}."
+        )
     validated = [plan for plan in plans if plan.name != "transport"]
     if early := [result for result in results if result.plan in validated and result.plan.is_within_round]:
         ends = [f"the {r.plan.name} after {r.plan.describe_epoch(r.plan.n_epochs_done - 1)}" for r in early]
@@ -284,7 +289,7 @@ def closing_message(
         longer = {job.name: max(2 * job.n_epochs, job.default) for job in jobs if job.name in fell}
         which = " and ".join(f"the {name}" for name in fell)
         again = f"build the model again and train it with max_epochs={longer}"
-        if fell == ["prior"]:
+        if fell == ["prior"] and not is_resumable:
             again = f"train on, model.train_prior({longer['prior'] - lengths['prior']}), or {again}"
         return f"The validation loss of {which} was still falling at the end. Next: {again}."
     if not trends:

@@ -26,6 +26,7 @@ from ._recipes import (
     learning_rate_factor,
 )
 from ._runner import (
+    FirstStep,
     Interruption,
     StageResult,
     check_later_checkpoints,
@@ -47,6 +48,7 @@ __all__ = [
     "DiffusionPlan",
     "DiffusionRecipe",
     "EpochBatches",
+    "FirstStep",
     "Group",
     "Interruption",
     "LatentCache",

@@ -10,9 +10,11 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -26,7 +28,6 @@ from scgen_diffusion._files import explain_failed_write, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from datetime import timedelta
     from pathlib import Path
     from types import FrameType
 
@@ -227,7 +228,15 @@ def check_trainer_options(
 
 def deadline_after(max_time: str | timedelta | dict[str, int] | None) -> float | None:
     """Return when a time as Lightning's trainer takes it will have passed, on the clock of :func:`time.monotonic`."""
-    return None if max_time is None else time.monotonic() + Timer(max_time).time_remaining()
+    if max_time is None:
+        return None
+    if not isinstance(max_time, str | timedelta | Mapping):
+        msg = (
+            "`max_time` must be text (days:hours:minutes:seconds) such as '00:01:30:00', a `timedelta`, or a mapping "
+            f"such as {{'minutes': 90}}, but found {max_time!r}."
+        )
+        raise TypeError(msg)
+    return time.monotonic() + Timer(max_time).time_remaining()
 
 
 def trainer_options() -> list[str]:
@@ -261,6 +270,16 @@ def _quiet() -> Iterator[None]:
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+class FirstStep(Callback):
+    """Notes that a step of training has begun: what an error leaves behind is then no longer the model from before."""
+
+    is_taken = False
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Note it."""
+        self.is_taken = True
 
 
 class StageCheckpoint(Checkpoint):

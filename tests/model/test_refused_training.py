@@ -1,0 +1,126 @@
+"""Training that is refused before its first step changes nothing, and what it reports is what it did."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import numpy as np
+import pytest
+from lightning.pytorch.callbacks import Callback
+
+from scgen_diffusion.model import SCLDM
+
+QUICK = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
+
+
+@pytest.fixture
+def foreign_checkpoints(make_model, make_cells, tmp_path):
+    """Return a folder with the checkpoints of another model."""
+    make_model(make_cells(60, seed=9)).train(1, checkpoint_dir=tmp_path / "foreign", **QUICK)
+    return tmp_path / "foreign"
+
+
+@pytest.fixture
+def own(make_trained, make_cells):
+    return make_trained(make_cells(100))
+
+
+def cells_of(model):
+    return model.generate(20, seed=0).X.toarray()
+
+
+def test_a_checkpoint_of_another_model_costs_no_trained_stage(own, foreign_checkpoints):
+    before, stages = cells_of(own), list(own.trained_stages_)
+    with pytest.raises(ValueError, match="of another model"):
+        own.train(1, checkpoint_dir=foreign_checkpoints, **QUICK)
+    assert own.trained_stages_ == stages
+    assert np.array_equal(cells_of(own), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"check_val_every_n_epoch": 2, "plan_kwargs": {"autoencoder": {"max_rounds": 3}}}, ValueError),
+        ({"plan_kwargs": {"betas": 0.9}}, TypeError),
+    ],
+)
+def test_an_option_that_is_refused_late_costs_no_trained_stage(own, options, error):
+    before = cells_of(own)
+    with pytest.raises(error):
+        own.train(5, **QUICK, **options)
+    assert np.array_equal(cells_of(own), before)
+
+
+def test_refused_cells_leave_library_sizes_and_combinations(own, make_cells, foreign_checkpoints):
+    before = cells_of(own)
+    richer = make_cells(60, seed=9)
+    richer.X = 20 * richer.X
+    own.adata = richer
+    with pytest.raises(ValueError, match="of another model"):
+        own.train_prior(1, checkpoint_dir=foreign_checkpoints, **QUICK)
+    assert np.array_equal(cells_of(own), before)
+
+
+def test_an_error_after_steps_keeps_what_was_trained_so_far(own):
+    class Fail(Callback):
+        def on_train_epoch_end(self, *_):
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        own.train_autoencoder(2, callbacks=[Fail()], **QUICK)
+    assert own.trained_stages_ == ["autoencoder"]  # the prior is of the old latents
+
+
+def test_training_only_the_transport_leaves_what_can_be_generated(make_trained, make_cells):
+    model = make_trained(make_cells(200), setup={"control_values": {"dose": 1}})
+    sizes = model.combination_sizes_.copy()
+    model.adata = model.adata[model.adata.obs["cell_type"] == "NK"].copy()
+    model.train_transport(1, **QUICK)
+    assert np.array_equal(model.combination_sizes_, sizes)
+    assert model.generate(3, {"cell_type": "B cell"}).n_obs == 3
+
+
+def test_fine_tuning_of_a_better_reference_does_not_resume_that_of_the_old_one(own, make_cells, tmp_path):
+    def fine_tune():
+        query = SCLDM.load_query_data(make_cells(40, seed=3), own, trainable="network", accelerator="cpu")
+        query.train(1, checkpoint_dir=tmp_path / "query", **QUICK)
+
+    fine_tune()
+    fine_tune()  # the same reference: its finished checkpoints
+    own.train_prior(1, **QUICK)
+    with pytest.raises(ValueError, match="of another model"):
+        fine_tune()
+
+
+def test_finished_checkpoints_are_not_called_a_training(make_model, tmp_path, capsys):
+    model = make_model()
+    loud = {**QUICK, "enable_progress_bar": True}
+    model.train(1, checkpoint_dir=tmp_path, **loud)
+    capsys.readouterr()
+    model.train(1, checkpoint_dir=tmp_path, **loud)
+    assert "Nothing was trained, because the checkpoints hold the finished training" in capsys.readouterr().err
+
+
+def test_a_stage_that_was_stopped_and_resumed_is_still_far_too_short(make_model, tmp_path):
+    model = make_model()
+    model.train(1, max_time={"seconds": 0}, checkpoint_dir=tmp_path, **QUICK)
+    assert set(model.cut_short_.values()) == {"stopped"}
+    model.train(1, checkpoint_dir=tmp_path, **QUICK)
+    assert set(model.cut_short_.values()) == {"far too short"}
+
+
+@pytest.mark.parametrize("max_time", [3600, 1.5])
+def test_a_number_is_no_limit_of_time(own, max_time):
+    with pytest.raises(TypeError, match=r"`max_time` must be text .* but found"):
+        own.train(1, max_time=max_time, **QUICK)
+    own.train_prior(1, max_time=timedelta(hours=1), **QUICK)
+
+
+@pytest.mark.parametrize("layer", [None, "counts"])
+def test_latents_of_a_view_are_those_of_a_copy(make_trained, make_cells, layer):
+    cells = make_cells(60)
+    cells.layers["counts"] = cells.X.copy()
+    model = make_trained(cells, setup={"layer": layer})
+    view = cells[::2]
+    assert np.array_equal(model.get_latent_representation(view), model.get_latent_representation(view.copy()))
+    assert view.is_view
