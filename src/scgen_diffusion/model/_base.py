@@ -616,9 +616,11 @@ class DiffusionModel(BaseModelClass):
             if not (keep_split and self._split_fits):
                 parts = split_cells(self._cells.n_cells, train_size, validation_size)
                 self.train_indices_, self.validation_indices_, self.test_indices_ = parts
+            former = self.combinations_, self.combination_sizes_
+            self._count_combinations(self._registered_codes)
             n_cells, names = len(self.train_indices_), stages()
-            if self._stages_to_generate & set(names):  # others leave what the model can generate as it is
-                self._count_combinations(self._registered_codes)
+            if not self._stages_to_generate & set(names):  # what the model can generate stays as it is
+                self.combinations_, self.combination_sizes_ = former
             epochs = self._by_stage("max_epochs", max_epochs, names)
             changes = self._by_stage("plan_kwargs", plan_kwargs, names)
             validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
