@@ -78,10 +78,10 @@ class CellFiles:
     genes
         Names of the genes to use; ``"shared"`` for the genes that all files have. Default: the genes of the first file;
         the others must have the same genes in any order.
-    condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings,
-    unlabeled_category, values
-        As in :meth:`setup_anndata <scgen_diffusion.model.SCLDM.setup_anndata>`. Names of embeddings refer to ``uns`` of
-        the files.
+    condition_keys, continuous_condition_keys, set_condition_keys, control_values
+        As in :meth:`setup_anndata <scgen_diffusion.model.SCLDM.setup_anndata>`.
+    condition_embeddings, unlabeled_category, values
+        Likewise. Names of embeddings refer to ``uns`` of the files.
     window_size
         Cells per window. Memory holds two windows. Larger windows shuffle better and need more memory.
     block_size

@@ -53,9 +53,10 @@ class MuDataFiles(CellFiles):
         must have the same features, in any order.
     modalities, layers
         As in :meth:`setup_mudata <scgen_diffusion.model.MULTISCLDM.setup_mudata>`.
-    condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings,
-    unlabeled_category
-        As in ``setup_mudata``. Names of embeddings refer to ``uns`` of the files.
+    condition_keys, continuous_condition_keys, set_condition_keys, control_values
+        As in ``setup_mudata``.
+    condition_embeddings, unlabeled_category
+        Likewise. Names of embeddings refer to ``uns`` of the files.
     window_size, block_size
         As in :class:`CellFiles`.
 

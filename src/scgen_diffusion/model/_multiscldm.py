@@ -126,10 +126,11 @@ class MULTISCLDM(SCLDM):
             Each modality's library size is predicted from those before it, so put first the one that most cells have.
         layers
             Layer with the counts: one name for all modalities, or a mapping from modality to name. Default: ``X``.
-        condition_keys, continuous_condition_keys, set_condition_keys, control_values, condition_embeddings,
-        unlabeled_category
+        condition_keys, continuous_condition_keys, set_condition_keys, control_values
             Columns of ``mdata.obs`` (numbers also arrays of ``mdata.obsm``) to condition on; see
             :meth:`SCLDM.setup_anndata`.
+        condition_embeddings, unlabeled_category
+            See :meth:`SCLDM.setup_anndata`.
         **kwargs
             Passed to scvi-tools.
 
