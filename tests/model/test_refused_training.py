@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from scgen_diffusion.model import SCLDM
 
@@ -107,6 +107,13 @@ def test_a_stage_that_was_stopped_and_resumed_is_still_far_too_short(make_model,
     assert set(model.cut_short_.values()) == {"stopped"}
     model.train(1, checkpoint_dir=tmp_path, **QUICK)
     assert set(model.cut_short_.values()) == {"far too short"}
+
+
+def test_a_callback_that_watches_one_stage_is_refused_for_several(own):
+    watching = {"callbacks": [EarlyStopping("prior_loss_validation")]}
+    with pytest.raises(ValueError, match=r"watches 'prior_loss_validation', but the stages .*train_autoencoder"):
+        own.train(1, **watching, **QUICK)
+    own.train_prior(1, **watching, **QUICK)
 
 
 @pytest.mark.parametrize("max_time", [3600, 1.5])

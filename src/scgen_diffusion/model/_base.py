@@ -120,6 +120,7 @@ from ._training import OTHER_NAMES as NAMES_IN_TRAINING
 from ._training import (
     STOPPED,
     TOO_SHORT,
+    check_watched,
     closing_message,
     digest_of,
     other_ends,
@@ -621,6 +622,7 @@ class DiffusionModel(BaseModelClass):
             n_cells, names = len(self.train_indices_), stages()
             if not self._stages_to_generate & set(names):  # what the model can generate stays as it is
                 self.combinations_, self.combination_sizes_ = former
+            check_watched(trainer_kwargs, names)
             epochs = self._by_stage("max_epochs", max_epochs, names)
             changes = self._by_stage("plan_kwargs", plan_kwargs, names)
             validated = [name for name in names if name != "transport" and len(self.validation_indices_)]

@@ -95,6 +95,18 @@ def other_ends(options: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def check_watched(options: Mapping[str, Any], stages: Sequence[str]) -> None:
+    """Raise ValueError if a callback watches a loss that only one of several stages has, so that another would fail."""
+    for callback in options.get("callbacks") or ():
+        if len(stages) > 1 and isinstance(callback, EarlyStopping) and callback.strict:
+            msg = (
+                f"`callbacks` has an EarlyStopping that watches {callback.monitor!r}, but the stages {list(stages)} "
+                "have losses of their own. Pass `early_stopping=True` for all stages, or train each by itself: "
+                f"model.train_{stages[0]}(callbacks=...)."
+            )
+            raise ValueError(msg)
+
+
 @dataclass(frozen=True)
 class StageJob:
     """A stage to train.
