@@ -96,16 +96,11 @@ def page_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
 
 
 #: Rows of the table on GPUs; steps of training are those of `GPU_BATCH` cells.
-GPU_ROWS = {
-    ("package", "autoencoder_step"): "SCLDM, training of the autoencoder",
-    ("package", "prior_step"): "SCLDM, training of the prior",
-    ("calls-SCLDM", "generate_anndata"): "SCLDM, `generate`, into an AnnData",
-    ("calls-SCLDM", "latent_representation"): "SCLDM, `get_latent_representation`",
-    ("SCRDIT", "training_step"): "SCRDIT, training",
-    ("WBDIT", "training_step"): "WBDIT, training",
-    ("SCRDIT-published-size", "training_step"): "SCRDIT, published size, training",
-    ("WBDIT-published-size", "training_step"): "WBDIT, published size, training",
-}
+GPU_ROWS = (
+    *(("package", "autoencoder_step"), ("package", "prior_step")),
+    *(("calls-SCLDM", "generate_anndata"), ("calls-SCLDM", "latent_representation")),
+    *((system, "training_step") for system in ("SCRDIT", "WBDIT", "SCRDIT-published-size", "WBDIT-published-size")),
+)
 GPU_BATCH = 128
 
 
@@ -115,7 +110,8 @@ def gpu_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
     rows = rows[~rows["compile"].astype(bool)].drop_duplicates(["system", "stage", "device", "precision"], keep="last")
     speed = rows.set_index(["system", "stage", "device", "precision"])["cells_per_second"]
     lines = []
-    for key, name in GPU_ROWS.items():
+    for key in GPU_ROWS:
+        name = STEP_NAMES[key][0] if key in STEP_NAMES else f"{key[0].removeprefix('calls-')}, {CALL_NAMES[key[1]]}"
         found = [speed.get((*key, *way)) for way in (("cuda", "float32"), ("cuda", "bf16"), ("cpu", "float32"))]
         lines.append([name, *("" if each is None else _number(each) for each in found)])
     machines = stored.drop_duplicates("device", keep="last").set_index("device")["processor"]

@@ -58,6 +58,11 @@ class ConditionKey(ABC):
         """Number of classes or members; 0 for numbers."""
         return 0
 
+    @property
+    def may_be_lacking(self) -> bool:
+        """Whether cells may lack a value."""
+        return False
+
     def is_single(self, values: Any) -> bool:
         """Return whether this is one value for all cells (possibly a set), not a list of values."""
         if values is None or isinstance(values, str | AbstractSet):
@@ -173,6 +178,11 @@ class CategoricalKey(ConditionKey):
     def n_values(self) -> int:
         """Number of classes."""
         return len(self.values)
+
+    @property
+    def may_be_lacking(self) -> bool:
+        """Whether cells may lack a label."""
+        return self.unlabeled_category is not None
 
     @cached_property
     def _index(self) -> pd.Index:

@@ -162,10 +162,9 @@ class ConditionSetup:
                     f"it to mdata.obsm[{key!r}], in the order of mdata.obs_names."
                 )
                 raise KeyError(msg)
-        unlabeled = self.unlabeled_category
-        check_conditions(adata, self.names, continuous, [] if unlabeled is None else self.condition_keys)
+        check_conditions(adata, self.names, continuous, self.may_lack)
         for name in self.condition_keys:
-            _check_classes(name, labeled_part(adata.obs[name], unlabeled))
+            _check_classes(name, labeled_part(adata.obs[name], self.unlabeled_category))
         for name, separator in self.set_condition_keys.items():
             _check_sets(name, adata.obs[name], separator, controls.get(name))
         columns = [name for name in self.names if name in adata.obs]
@@ -198,6 +197,11 @@ class ConditionSetup:
     def names(self) -> list[str]:
         """Names of the columns and arrays of classes, of numbers and of sets, in this order."""
         return [*self.condition_keys, *self.continuous_condition_keys, *self.set_condition_keys]
+
+    @property
+    def may_lack(self) -> Sequence[str]:
+        """Names of the columns of which cells may lack labels."""
+        return [] if self.unlabeled_category is None else self.condition_keys
 
     def keys_of(self, cells: AnnData | MuData) -> list[ConditionKey]:
         """Learn the keys from the training cells, in the order of :attr:`names`.
@@ -269,8 +273,7 @@ class ConditionField(BaseAnnDataField):
     def validate_field(self, adata: AnnData | MuData) -> None:
         """Raise unless every cell has a value for every key that needs one."""
         setup = self.setup
-        may_lack = [] if setup.unlabeled_category is None else setup.condition_keys
-        check_conditions(adata, setup.names, setup.continuous_condition_keys, may_lack)
+        check_conditions(adata, setup.names, setup.continuous_condition_keys, setup.may_lack)
 
     def register_field(self, adata: AnnData | MuData) -> dict[str, Any]:
         """Learn the keys and write the codes; scvi-tools repeats this if the cells were set up for another model."""
@@ -319,7 +322,7 @@ def keys_of_state(state_registry: dict[str, Any]) -> list[ConditionKey]:
 
 def names_and_arrays(by_key: Sequence[ConditionKey]) -> tuple[list[str], list[str], list[str]]:
     """Return the names of all keys, of those in ``obsm``, and of those of which cells may lack labels."""
-    may_lack = [key.name for key in by_key if getattr(key, "unlabeled_category", None) is not None]
+    may_lack = [key.name for key in by_key if key.may_be_lacking]
     return [key.name for key in by_key], [key.name for key in by_key if key.source == "obsm"], may_lack
 
 

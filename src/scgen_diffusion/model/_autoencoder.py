@@ -580,15 +580,16 @@ class AutoencoderModel(DiffusionModel):
         """Return cells in memory with conditions that the model knows, in place of any of their own."""
         if adata.isbacked:
             return adata
-        own = adata.copy() if adata.is_view else adata  # scvi-tools reads no views
         layer = self.registry_["setup_args"]["layer"]
         check_layer(adata, layer)
+        x = adata.X if layer is None else adata.layers[layer]
+        x = x.copy() if adata.is_view else x  # scvi-tools cannot read anndata's views of arrays
         obs, obsm = self._known_labels(adata.obs_names)
         return AnnData(
-            own.X if layer is None else None,
+            x if layer is None else None,
             obs=obs,
-            var=pd.DataFrame(index=own.var_names),
-            layers={} if layer is None else {layer: own.layers[layer]},
+            var=pd.DataFrame(index=adata.var_names),
+            layers={} if layer is None else {layer: x},
             obsm=obsm,
         )
 

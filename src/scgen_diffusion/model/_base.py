@@ -609,9 +609,8 @@ class DiffusionModel(BaseModelClass):
         check_argument_names(method, trainer_kwargs, sorted(known), NAMES_IN_TRAINING)
         early_stopping = trainer_kwargs.pop("early_stopping", False)
         with self._kept_until_a_step() as first_step:
-            deadline = deadline_after(trainer_kwargs.get("max_time"))
+            deadline = deadline_after(trainer_kwargs.pop("max_time", None))
             check_trainer_options(**trainer_kwargs)
-            trainer_kwargs.pop("max_time", None)
             self._take_cells(datamodule)
             self._cells.check()
             if not (keep_split and self._split_fits):

@@ -323,9 +323,9 @@ def control_cells(
         msg = f"`indices` has rows more than once ({listed}); their predictions would share names. Give each row once."
         raise ValueError(msg)
     if n_unlabeled := int((~have_labels(conditions.by_key, own)).sum()):
-        keys = [key.name for key in conditions.by_key if getattr(key, "unlabeled_category", None) is not None]
+        *_, may_lack = names_and_arrays(conditions.by_key)
         msg = (
-            f"{n_unlabeled} of {len(rows)} cells lack a label in {keys}, so it is not known under which conditions "
+            f"{n_unlabeled} of {len(rows)} cells lack a label in {may_lack}, so it is not known under which conditions "
             "they were measured. Label them, or leave them out (`indices`)."
         )
         raise ValueError(msg)

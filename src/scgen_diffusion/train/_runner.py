@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -230,9 +229,9 @@ def deadline_after(max_time: str | timedelta | dict[str, int] | None) -> float |
     """Return when a time as Lightning's trainer takes it will have passed, on the clock of :func:`time.monotonic`."""
     if max_time is None:
         return None
-    if not isinstance(max_time, str | timedelta | Mapping):
+    if not isinstance(max_time, str | timedelta | dict):
         msg = (
-            "`max_time` must be text (days:hours:minutes:seconds) such as '00:01:30:00', a `timedelta`, or a mapping "
+            "`max_time` must be text (days:hours:minutes:seconds) such as '00:01:30:00', a `timedelta`, or a dict "
             f"such as {{'minutes': 90}}, but found {max_time!r}."
         )
         raise TypeError(msg)
