@@ -114,6 +114,25 @@ def test_options_reach_their_arguments(call, cells_file, told, tmp_path, monkeyp
     assert (training["precision"], training["log_every_n_steps"]) == ("32-true", 2)
 
 
+@pytest.mark.parametrize("backed", [[], ["--backed"]], ids=["in memory", "in files"])
+@pytest.mark.parametrize("classes", [["01", "NA", "1"], [1, 0, 2], [0.5, 1.0, -2.0], [True, False]], ids=str)
+@pytest.mark.filterwarnings("ignore:.*learned as a class:UserWarning")
+def test_rows_of_an_embedding_file_name_classes_of_every_type(
+    call, make_cells, told, tmp_path, monkeypatch, classes, backed
+):
+    cells, out, models = make_cells(), tmp_path / "model", []
+    monkeypatch.setattr(SCLDM, "save", lambda self, folder, **_: (folder.mkdir(), models.append(self)))
+    cells.obs["class"] = np.resize(classes, len(cells))
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    table = tmp_path / "vectors.csv"
+    pd.DataFrame(np.eye(len(classes)), index=classes).to_csv(table)
+    options = ["-c", "class", "--condition-embedding", f"class={table}", *backed]
+    code, _, err = call("train", tmp_path / "cells.h5ad", "-o", out, *options)
+    assert code == 0, err
+    (values,) = models[0].conditions.categories.values()
+    assert [(value, type(value)) for value in values] == [(value, type(value)) for value in classes]
+
+
 def test_several_files_are_read_as_one_set_of_cells_in_windows(call, cells_file, make_cells, small, tmp_path):
     second = tmp_path / "second.zarr"
     make_cells(seed=1).write_zarr(second)

@@ -71,6 +71,16 @@ def test_classes_are_the_rows_of_a_table(adata):
     assert key.values == ["x", "y", "C", "NEW"]
 
 
+@pytest.mark.parametrize(("classes", "rows"), [([0, 1], [0, 1, 7]), ([0.5, 2], [0.5, 2, 7])])
+def test_rows_with_names_of_text_describe_classes_that_are_numbers(adata, classes, rows):
+    adata.obs["type"] = np.resize(classes, adata.n_obs)
+    table = TABLE.iloc[:3].set_axis(map(str, rows))
+    found = setup(adata, ["type"], embeddings={"type": table})
+    (key,) = found.keys_of(adata)
+    assert key.values == rows
+    assert list(found.condition_embeddings["type"].index) == rows
+
+
 def make(**changes):
     return lambda adata: setup(adata, **changes).keys_of(adata)
 

@@ -316,5 +316,6 @@ def _setup_arguments(options: Mapping[str, Any], has_modalities: bool) -> dict[s
         arguments["set_condition_keys"] = {key: mark or "+" for key, mark in arguments["set_condition_keys"].items()}
     for key, table in arguments.get("condition_embeddings", {}).items():
         if Path(table).suffix in TABLES:
-            arguments["condition_embeddings"] |= {key: read_table(Path(table), index_col=0)}
+            names_as_text = {"index_col": 0, "dtype": {0: str}, "keep_default_na": False}
+            arguments["condition_embeddings"] |= {key: read_table(Path(table), **names_as_text)}
     return arguments

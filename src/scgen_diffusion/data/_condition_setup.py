@@ -7,7 +7,7 @@ scvi-tools' loaders read batches.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -181,7 +181,9 @@ class ConditionSetup:
                     f"adata.obs[{name!r}] has {n_numbers:,} distinct numbers and a control value. The transport learns "
                     "from the cells of each number as a group; round the numbers, so that many cells share one."
                 )
-        return replace(self, condition_embeddings={key: _table(adata, key, table) for key, table in tables.items()})
+        labels = {key: labeled_part(adata.obs[key], self.unlabeled_category).unique() for key in tables}
+        checked = {key: _table(adata, key, table, labels[key]) for key, table in tables.items()}
+        return replace(self, condition_embeddings=checked)
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> ConditionSetup:
@@ -379,7 +381,7 @@ def extend_tables(
 
 
 def _extend_table(adata: AnnData, name: str, table: pd.DataFrame, further: pd.DataFrame | str) -> pd.DataFrame:
-    further = _table(adata, name, further)
+    further = _table(adata, name, further, table.index)
     if list(further.columns) != list(table.columns):
         msg = (
             f"The embedding of {name!r} must have the {table.shape[1]} columns of the reference's, but has "
@@ -528,8 +530,8 @@ def _check_sets(name: str, column: pd.Series, separator: str, control: Any) -> N
     _check_types(name, column, (str,), f"text such as 'A{separator}B'")
 
 
-def _table(adata: AnnData, name: str, table: pd.DataFrame | str) -> pd.DataFrame:
-    """Return a checked embedding table of type float32, from ``uns`` if given by name."""
+def _table(adata: AnnData, name: str, table: pd.DataFrame | str, labels: Iterable[Any]) -> pd.DataFrame:
+    """Return a checked embedding table of type float32, from ``uns`` if given by name, with rows named as labels."""
     if isinstance(table, str):
         if table not in adata.uns:
             msg = f"The embedding {table!r} of {name!r} is not in adata.uns. {known_names(table, list(adata.uns))}"
@@ -542,6 +544,7 @@ def _table(adata: AnnData, name: str, table: pd.DataFrame | str) -> pd.DataFrame
             f"but found {found}."
         )
         raise TypeError(msg)
+    table = table.set_axis(_typed_like(table.index, labels))
     if not table.index.is_unique:
         msg = f"The embedding of {name!r} has more than one row for {table.index[table.index.duplicated()][0]!r}."
         raise ValueError(msg)
@@ -552,3 +555,16 @@ def _table(adata: AnnData, name: str, table: pd.DataFrame | str) -> pd.DataFrame
     renamed = table.astype("float32").rename(columns=str)
     check_distinct_columns(renamed.columns, f"The embedding of {name!r}")
     return renamed
+
+
+def _typed_like(rows: pd.Index, labels: Iterable[Any]) -> pd.Index:
+    """Return names of rows, which are text in a file, as numbers or booleans if the labels are."""
+    if rows.inferred_type != "string" or any(isinstance(label, str) for label in labels):
+        return rows
+    booleans = {"True": True, "False": False}
+    if set(rows) <= set(booleans):
+        return rows.map(booleans)
+    try:
+        return pd.to_numeric(rows)
+    except ValueError:
+        return rows
