@@ -260,6 +260,21 @@ def test_a_signal_stops_training_and_the_same_command_resumes(
     assert len(sgd.model.load(out).history_[f"{stage}_loss_train"]) == 3
 
 
+def test_training_stopped_without_checkpoints_says_in_words_of_the_command_line_that_nothing_is_kept(
+    call, cells_file, small, tmp_path, monkeypatch
+):
+    out = tmp_path / "model"
+    command = ["train", cells_file, "-o", out, "--no-checkpoints", *small]
+    command[command.index("--max-epochs") + 1] = "3"
+    send_while_training(monkeypatch, Sender(signal.SIGINT, "prior", 0))
+    code, printed, err = call(*command)
+    assert (code, printed, out.exists()) == (130, "", False)
+    assert "Interrupted: training stops after this step. Press again to abort." in err
+    assert "\nYou stopped the prior in epoch 2 of 3.\n" in err
+    assert err.endswith("Interrupted. Nothing was saved, because there is no checkpoint.\n")
+    assert "model.train" not in err
+
+
 def test_checkpoints_of_cells_that_have_changed_since_are_refused(
     call, cells_file, make_cells, small, tmp_path, monkeypatch
 ):

@@ -41,6 +41,8 @@ SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to
     r"with `layer=\.\.\.`": "with --layer",
     r"method='inversion'": "--method inversion",
     r"Call `prepare_query_anndata` to": "Write a file with them first; `prepare_query_anndata` in Python can",
+    r"(stopped the .*?); .* are kept\. Next: .*": r"\1.",  # a command keeps checkpoints at most, and says so itself
+    r" and keeps its weights, or those of the best round": "",
     r" Next: model\.(generate|predict_perturbation)\(.*": "",  # the command has a next step of its own
     r"model\.train\w*\(\)( and model\.train\w*\(\))*": "train again",
     r"train on, model\.train_prior\(\d+\), or build": "build",
