@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from datetime import timedelta
 
 import numpy as np
@@ -101,12 +103,25 @@ def test_finished_checkpoints_are_not_called_a_training(make_model, tmp_path, ca
     assert "Nothing was trained, because the checkpoints hold the finished training" in capsys.readouterr().err
 
 
-def test_a_stage_that_was_stopped_and_resumed_is_still_far_too_short(make_model, tmp_path):
-    model = make_model()
-    model.train(1, max_time={"seconds": 0}, checkpoint_dir=tmp_path, **QUICK)
-    assert set(model.cut_short_.values()) == {"stopped"}
-    model.train(1, checkpoint_dir=tmp_path, **QUICK)
-    assert set(model.cut_short_.values()) == {"far too short"}
+@pytest.mark.parametrize("has_checkpoints", [True, False])
+def test_a_stage_that_was_stopped_and_trained_on_is_still_far_too_short(make_model, tmp_path, has_checkpoints):
+    model, options = make_model(), {**QUICK, "checkpoint_dir": tmp_path if has_checkpoints else None}
+    model.train(1, max_time={"seconds": 0}, **options)
+    assert model.cut_short_ == {"autoencoder": "stopped far too early"}
+    model.train(1, **options)
+    assert model.cut_short_ == dict.fromkeys(model.trained_stages_, "far too short")
+
+
+def test_a_stage_that_was_stopped_late_and_trained_on_is_not_too_short(make_gene_space):
+    class Stop(Callback):
+        def on_train_epoch_start(self, trainer, plan):
+            if trainer.current_epoch == 15:  # of 133 by default
+                os.kill(os.getpid(), signal.SIGINT)
+
+    (model := make_gene_space()).train(20, callbacks=[Stop()], **QUICK)
+    assert model.cut_short_ == {"diffusion": "stopped"}
+    model.train(1, **QUICK)
+    assert model.cut_short_ == {}
 
 
 def test_a_callback_that_watches_one_stage_is_refused_for_several(own):

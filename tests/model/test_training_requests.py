@@ -359,14 +359,14 @@ def test_the_last_sentences_of_a_stopped_run_say_how_to_go_on(make_model, quick,
     options = {**quick, "enable_progress_bar": True, "callbacks": [Stop()]}
     model = make_model()
     model.train(3, **options, checkpoint_dir=tmp_path if folder else None)
-    assert "prior (stopped)" in str(model)
+    assert "prior (stopped far too early)" in str(model)
     assert str(model).endswith("make the same call again, which trains on; without checkpoints, model.train_prior()")
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == f"You stopped the prior in epoch 2 of 3; its weights are kept. Next: {again}"
     model.save(tmp_path / "model")
-    assert "prior (stopped)\n" in str(type(model).load(tmp_path / "model"))
+    assert "prior (stopped far too early)\n" in str(type(model).load(tmp_path / "model"))
     model.train_prior(1, **quick)
-    assert "prior (stopped)" not in str(model)
+    assert "prior (far too short)\n" in str(model)
 
 
 def test_a_refused_call_keeps_split_and_cells(make_model, make_cells, quick, tmp_path):

@@ -210,7 +210,7 @@ def test_a_limit_of_time_stops_the_call_which_resumes(train, whole, tmp_path):
     stopped = train(tmp_path, **work)
 
     assert stopped.trained_stages_ == ["autoencoder"]
-    assert "autoencoder (stopped)" in str(stopped)
+    assert "autoencoder (stopped far too early)" in str(stopped)
     assert (read(tmp_path / "autoencoder.ckpt")["n_epochs_done"], len(list(tmp_path.iterdir()))) == (1, 1)
     assert_same_model(whole[0], train(tmp_path))
 

@@ -119,6 +119,7 @@ from ._streaming import CELLS_PER_PART, SUFFIXES, VALUES_PER_PART, Stream, check
 from ._training import OTHER_NAMES as NAMES_IN_TRAINING
 from ._training import (
     STOPPED,
+    STOPPED_EARLY,
     TOO_SHORT,
     check_watched,
     closing_message,
@@ -182,7 +183,7 @@ class DiffusionModel(BaseModelClass):
     library_head_is_trained_: bool
     default_sampler: str
     recipes_: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  # training options of each trained stage
-    cut_short_: Mapping[str, str] = MappingProxyType({})  # stages whose training was STOPPED or TOO_SHORT
+    cut_short_: Mapping[str, str] = MappingProxyType({})  # how stages ended that were stopped or far too short
     _stream_suffixes: ClassVar[Sequence[str]] = SUFFIXES
     _files_class: ClassVar[type[CellFiles]] = CellFiles
     _file_cells: TrainingCells | None = None  # the `datamodule` given to `train`
@@ -673,11 +674,10 @@ class DiffusionModel(BaseModelClass):
                 )
                 results.append(getattr(self, f"_train_{job.name}")(job.recipe, run, **of_stage))
                 self.recipes_ = {**self.recipes_, job.name: to_plain(asdict(job.recipe))}
-                # without checkpoints, it is not known how far a stopped stage had come
-                may_be_marked = (STOPPED, TOO_SHORT) if folder is not None else (TOO_SHORT,)
-                may_be_short = job in new or self.cut_short_.get(job.name) in may_be_marked
-                is_short = may_be_short and job.ended_too_early(results[-1])
-                how = STOPPED if results[-1].stopped_by else TOO_SHORT if is_short else ""
+                was_short = job in new or self.cut_short_.get(job.name) in (STOPPED_EARLY, TOO_SHORT)
+                is_short = was_short and job.ended_too_early(results[-1])
+                states = (STOPPED, STOPPED_EARLY) if results[-1].stopped_by else ("", TOO_SHORT)
+                how = states[is_short]
                 others = {stage: state for stage, state in self.cut_short_.items() if stage != job.name}
                 self.cut_short_ = {**others, job.name: how} if how else others
                 if results[-1].stopped_by:

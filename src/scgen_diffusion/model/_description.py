@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from scgen_diffusion._arguments import list_first
 from scgen_diffusion.data import ArrayKey, CategoricalKey, ContinuousKey, SetKey
 
-from ._training import STOPPED, TOO_SHORT
+from ._training import STOPPED, STOPPED_EARLY, TOO_SHORT
 
 if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionKey
@@ -103,7 +103,8 @@ def _next_training(model: DiffusionModel, is_query: bool) -> str:
 def next_step(model: DiffusionModel) -> str:
     """Return what to call next."""
     is_query = _is_untrained_query(model)
-    if stopped := [stage for stage in model.trained_stages_ if model.cut_short_.get(stage) == STOPPED and not is_query]:
+    stopped = [stage for stage in model.trained_stages_ if model.cut_short_.get(stage) in (STOPPED, STOPPED_EARLY)]
+    if stopped and not is_query:
         again = "make the same call again, which trains on"
         again = again if model._has_cells else f"set model.adata to cells, then {again}"
         return again if stopped[0] == model._stages[0] else f"{again}; without checkpoints, model.train_{stopped[0]}()"

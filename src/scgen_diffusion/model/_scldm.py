@@ -36,7 +36,7 @@ from scgen_diffusion.train import (
 
 from ._autoencoder import AutoencoderModel
 from ._reference import load_reference
-from ._training import STOPPED, Run, digest_of, stage_seed
+from ._training import STOPPED, STOPPED_EARLY, Run, digest_of, stage_seed
 
 if TYPE_CHECKING:
     import os
@@ -510,7 +510,7 @@ class SCLDM(AutoencoderModel):
     @property
     def _keeps_transport(self) -> bool:
         """Whether `train` leaves a trained transport as it is, unless the cells have new perturbations."""
-        is_begun = self.cut_short_.get("transport") == STOPPED  # by this model
+        is_begun = self.cut_short_.get("transport") in (STOPPED, STOPPED_EARLY)  # by this model
         return self._keeps_autoencoder and "transport" in self.trained_stages_ and not is_begun
 
     def _name_new_perturbations(self, groups: Sequence[Any]) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MAX_VALIDATION_CELLS = 2000
 FEWEST_CELLS = 10  # labels with fewer cells give a warning
 SHORTEST = 0.1  # share of the default number of epochs below which there is a warning
-STOPPED, TOO_SHORT = "stopped", "far too short"  # what saved models say of a stage
+STOPPED, STOPPED_EARLY, TOO_SHORT = "stopped", "stopped far too early", "far too short"  # of a stage, in saved models
 N_NAMED = 6
 N_PARTS = 5  # parts of a run whose mean validation losses are compared
 CHANGE = 0.1  # share of the total fall of the validation loss that counts as a change
