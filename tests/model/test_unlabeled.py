@@ -43,6 +43,14 @@ def test_the_value_and_missing_values_are_no_class(half_labeled, make_cells):
     assert model.conditions.n_cells.sum() == (~hidden).sum()
 
 
+def test_the_description_says_how_many_cells_have_no_label(half_labeled, tmp_path):
+    model, _, hidden = half_labeled
+    model.save(tmp_path / "model")
+
+    assert f"cell_type (3 classes; {hidden.sum()} cells without a label), dose (3 classes)\n" in str(model)
+    assert "cell_type (3 classes), dose" in str(load(tmp_path / "model", adata=False))  # which has no cells
+
+
 def test_categories_keep_their_order_without_the_value(make_cells, make_model):
     adata = make_cells()
     adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"NK": "Unknown"})

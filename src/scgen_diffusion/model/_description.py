@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scgen_diffusion._arguments import list_first
-from scgen_diffusion.data import ArrayKey, CategoricalKey, ContinuousKey, SetKey
+from scgen_diffusion.data import ArrayKey, CategoricalKey, ContinuousKey, SetKey, columns_of, have_labels
 
 from ._training import STOPPED, STOPPED_EARLY, TOO_SHORT
 
@@ -20,7 +20,8 @@ N_RANGES = 3
 
 def describe(model: DiffusionModel) -> str:
     """Describe a model in five lines: cells, genes, conditions, trained stages, and the next step."""
-    conditions = [_condition(*key) for key in zip(model._condition_keys, _new_labels(model), strict=True)]
+    keys = zip(model._condition_keys, _new_labels(model), _n_unlabeled(model), strict=True)
+    conditions = [_condition(*key) for key in keys]
     lines = {
         "features" if model.modalities else "genes": _genes(model),
         "conditions": list_first(conditions, N_NAMED) or "none",
@@ -61,11 +62,12 @@ def _genes(model: DiffusionModel) -> str:
     return f"{model.summary_stats.n_vars:,} ({model._input_values} in {layer})"
 
 
-def _condition(key: ConditionKey, new: list[str]) -> str:
+def _condition(key: ConditionKey, new: list[str], n_unlabeled: int) -> str:
+    unlabeled = f"; {n_unlabeled:,} cells without a label" if n_unlabeled else ""
     added = f"; new: {list_first(new, N_NAMED)}" if new else ""
     match key:
         case CategoricalKey():
-            return f"{key.name} ({len(key.values)} classes{added})"
+            return f"{key.name} ({len(key.values)} classes{added}{unlabeled})"
         case SetKey():
             return f"{key.name} (combinations of {len(key.members)} members{added})"
         case ContinuousKey():
@@ -83,6 +85,13 @@ def _new_labels(model: DiffusionModel) -> list[list[str]]:
     labels = [getattr(key, "values", None) or getattr(key, "members", []) for key in model._condition_keys]
     found = model._new_values()
     return [[repr(x) for x, is_new in zip(*pair, strict=False) if is_new] for pair in zip(labels, found, strict=True)]
+
+
+def _n_unlabeled(model: DiffusionModel) -> list[int]:
+    """Count, per key, the model's cells without a label."""
+    keys, codes = model._condition_keys, model._registered_codes
+    pairs = zip(keys, columns_of(keys), strict=True)
+    return [int((~have_labels([key], codes[:, columns])).sum()) for key, columns in pairs]
 
 
 def _next_training(model: DiffusionModel, is_query: bool) -> str:
