@@ -119,7 +119,7 @@ def test_the_new_class_starts_at_the_mean_of_the_learned_ones_and_not_given_move
 
 def test_new_classes_are_generated_after_training_only(reference, make_cells, quick):
     model = type(reference).load_query_data(query_cells(make_cells), reference, accelerator="cpu")
-    with pytest.raises(ValueError, match="'plasma' of 'cell_type', a category without any training cell"):
+    with pytest.raises(ValueError, match="has not learned 'plasma' of 'cell_type', a category without any"):
         model.generate(3, {"cell_type": NEW_TYPE})
 
     model.train(1, **quick)
@@ -287,7 +287,9 @@ def test_the_transport_of_the_reference_predicts_new_types_of_which_only_control
     model = SCLDM.load_query_data(cells, with_transport, accelerator="cpu")
     assert model.trained_stages_ == ["autoencoder", "prior", "transport"]
     assert str(model).endswith("model.predict_perturbation(control_cells, {'drug': ...}), or model.train() to generate")
-    predicted = model.predict_perturbation(new, {"drug": "A"}, seed=0)  # without training
+    words = rf"^6 combinations, for example cell_type='{NEW_TYPE}', .*, do not occur in the training cells\.$"
+    with pytest.warns(UserWarning, match=words):  # those of the given cells, too
+        predicted = model.predict_perturbation(new, {"drug": "A"}, seed=0)  # without training
     assert predicted.uns["scgen_diffusion"]["method"] == "transport"
     assert predicted.uns["scgen_diffusion"]["verdict"]["combination"].str.contains(NEW_TYPE).all()
     with pytest.raises(ValueError, match=f"'{NEW_TYPE}' of 'cell_type', a category without any training cell"):

@@ -777,7 +777,6 @@ def _no_control(name: str, control: Any, values: Sequence[Any]) -> str:
 
 def _not_learned(name: str, value: Any, what: str) -> str:
     return (
-        f"`condition` asks for {value!r} of {name!r}, a {what} without any training cell. To generate it, train with "
-        "cells of it (after `load_query_data`, call `train`), or give its embedding in `condition_embeddings` of "
-        "setup_anndata."
+        f"The model has not learned {value!r} of {name!r}, a {what} without any training cell. Train with cells of it "
+        "(after `load_query_data`, call `train`), or give its embedding in `condition_embeddings` of setup_anndata."
     )

@@ -186,6 +186,7 @@ class CellGenerator:
     def warn_outside_training(self, codes: np.ndarray, *, draws_totals: bool) -> list[str]:
         """Warn about conditions ``(n, columns)`` outside the training cells, and describe them for the provenance.
 
+        They are those of a request, or those of given cells and of their predictions.
         ``draws_totals`` says that cells get totals by their conditions.
         """
         unseen, extrapolated = self.conditions.unseen(codes), self.conditions.extrapolated(codes)
@@ -194,7 +195,7 @@ class CellGenerator:
             combinations = (
                 f"The combination {described[0]} does"
                 if len(unseen) == 1
-                else f"{len(unseen)} requested combinations, for example {described[0]}, do"
+                else f"{len(unseen)} combinations, for example {described[0]}, do"
             )
             message = f"{combinations} not occur in the training cells."
             if draws_totals:
@@ -203,7 +204,7 @@ class CellGenerator:
                 message += " Conditions that you left out may not fit those that you gave."
             warn_user(message)
         if extrapolated:
-            warn_user(f"You asked for numbers far from those of the training cells: {', '.join(extrapolated)}.")
+            warn_user(f"Some numbers are far from those of the training cells: {', '.join(extrapolated)}.")
         return [*described, *extrapolated]
 
     def sampling(
