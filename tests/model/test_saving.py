@@ -255,6 +255,18 @@ def test_cells_that_were_saved_earlier_are_not_those_of_the_model_that_replaces_
     assert SCLDM.load(tmp_path / "m").adata is None
 
 
+def test_the_model_of_cells_that_cannot_be_removed_is_not_replaced(trained, make_model, tmp_path):
+    make_model().save(tmp_path / "m")
+    before = (tmp_path / "m" / "model.pt").read_bytes()
+    (tmp_path / "m" / "adata.h5ad").mkdir()
+
+    with pytest.raises(OSError, match="adata.h5ad"):
+        trained.save(tmp_path / "m", overwrite=True)
+
+    assert (tmp_path / "m" / "model.pt").read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["adata.h5ad", "model.pt"]
+
+
 def test_cells_that_a_model_has_not_cannot_be_saved(saved_model, tmp_path):
     with pytest.raises(ValueError, match="no cells in memory"):
         SCLDM.load(saved_model).save(tmp_path / "m", save_anndata=True)

@@ -355,7 +355,7 @@ def _check_genes(names: Any, registry: Mapping[str, Any], var: pd.DataFrame) -> 
 def write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]], removed: list[str]) -> None:
     """Write files under temporary names, and rename them once all are complete.
 
-    Files named in ``removed`` are then deleted unless written. If writing fails, the folder is as it was before.
+    Before, files named in ``removed`` are deleted unless written. If writing fails, the folder is as it was before.
     """
     was_there = folder.exists()
     try:
@@ -366,9 +366,9 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]], 
                 part = goals.enter_context(write_atomically(folder / name))
                 write(part)
                 sync(part)  # before any file is renamed
-        for name in removed:
-            if name not in writers:
-                (folder / name).unlink(missing_ok=True)
+            for name in removed:  # before, too: they never stand beside a file that replaces theirs
+                if name not in writers:
+                    (folder / name).unlink(missing_ok=True)
     finally:
         if not was_there and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
