@@ -167,6 +167,9 @@ def _write_first(
 
     ``rest`` has everything but ``obs``, ``obsm`` and ``X``.
     """
+    folder, _, name = key.rpartition("/")
+    if folder:  # anndata 0.13 takes no paths
+        root, key = root.require_group(folder), name
     write_elem(root, key, rest, dataset_kwargs={"shards": None} if isinstance(root, zarr.Group) else {})
     root = root[key]
     if "raw" in root:  # it is "none", which anndata's backed mode takes for a matrix
