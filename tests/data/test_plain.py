@@ -118,6 +118,7 @@ def test_columns_that_cannot_be_saved_are_left_out():
         "mixed": np.array([1], dtype=object),
         "days": pd.Categorical(pd.to_datetime(["2024-01-01"])),
         7: [1.0],
+        "mean/variance": [1.0],
     }
     assert list(savable_columns(pd.DataFrame({**odd, "length": [1]}))) == ["length"]
 

@@ -101,8 +101,8 @@ def test_columns_with_missing_values_are_kept(model, control, tmp_path, suffix):
     assert found["text"].isna().tolist() == is_missing.tolist()
     for name in ("age", "smokes"):
         assert found[name].reset_index(drop=True).equals(cells.obs[name].reset_index(drop=True))
-    notes = [column.astype(object).where(column.notna(), None).tolist() for column in (found["note"], cells.obs["note"])]
-    assert notes[0] == notes[1]  # pandas 3 makes NaN of the None that cells were given
+    found_notes, notes = (obs["note"].astype(object).where(obs["note"].notna(), None) for obs in (found, cells.obs))
+    assert found_notes.tolist() == notes.tolist()  # in pandas 3, the None that the cells were given is NaN
 
 
 def test_columns_that_no_file_can_hold_are_named_before_any_work(model, control, tmp_path, monkeypatch):
@@ -111,6 +111,17 @@ def test_columns_that_no_file_can_hold_are_named_before_any_work(model, control,
     cells.obs["day"] = pd.Timestamp("2026-11-23")
 
     with pytest.raises(TypeError, match=r"obs\['day'\] has the type datetime64.*Convert it"):
+        model.predict_perturbation_to(tmp_path / "cells.h5ad", cells, **REQUEST)
+    assert not list(tmp_path.iterdir())
+
+
+def test_columns_whose_names_no_file_can_hold_are_named_before_any_work(model, control, tmp_path, monkeypatch):
+    monkeypatch.setattr(CellGenerator, "predictions", lambda *_, **__: pytest.fail("cells were made"))
+    cells = control.copy()
+    cells.obs["yes/no"] = 1
+
+    forbidden = anndata.settings.override(disallow_forward_slash_in_h5ad=True)  # the default of anndata 0.13
+    with forbidden, pytest.raises(TypeError, match=r"obs\['yes/no'\] has a '/' in its name.*Rename it"):
         model.predict_perturbation_to(tmp_path / "cells.h5ad", cells, **REQUEST)
     assert not list(tmp_path.iterdir())
 

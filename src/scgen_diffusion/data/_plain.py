@@ -63,8 +63,12 @@ def to_table(plain: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def savable_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Keep only columns of text, numbers, booleans and categories of these."""
-    return table[[name for name in table if isinstance(name, str) and _is_savable(table[name])]].copy()
+    """Keep only columns of text, numbers, booleans and categories of these, without a "/" in their name.
+
+    ``.zarr`` files, and ``.h5ad`` files since anndata 0.13, take no such names: generated cells could not be written.
+    """
+    names = [name for name in table if isinstance(name, str) and "/" not in name]
+    return table[[name for name in names if _is_savable(table[name])]].copy()
 
 
 def _is_savable(column: pd.Series | pd.Index) -> bool:

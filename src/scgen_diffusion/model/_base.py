@@ -1547,7 +1547,7 @@ class DiffusionModel(BaseModelClass):
         """Save the model to a folder, with everything that ``generate`` needs.
 
         The folder has scvi-tools' layout. Columns of ``var`` with text, numbers, booleans or categories are saved;
-        other columns, such as dates, are not.
+        other columns, such as dates, are not, nor those with a "/" in their name.
 
         Parameters
         ----------
