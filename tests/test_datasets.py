@@ -101,6 +101,13 @@ class TestPbmc68kReduced:
         assert cell_type.value_counts()["CD19+ B"] == 95
         assert cell_type.nunique() == 10
 
+    def test_text_has_the_type_that_files_have(self, tmp_path):
+        adata = datasets.pbmc68k_reduced()
+        adata.write_h5ad(tmp_path / "cells.h5ad")
+        read = anndata.read_h5ad(tmp_path / "cells.h5ad")
+        pd.testing.assert_frame_equal(adata.obs, read.obs)
+        pd.testing.assert_frame_equal(adata.var, read.var)
+
     def test_counts_follow_the_rule_of_the_smallest_value(self):
         import scanpy as sc
 

@@ -261,14 +261,14 @@ def test_by_default_counts_are_frequencies_and_ones_are_probabilities(multimodal
     values = multimodal.get_normalized_expression(seed=0)
 
     for name in ("rna", "prot"):
-        np.testing.assert_allclose(values[name].sum(1), 1, rtol=1e-5)
+        np.testing.assert_allclose(values[name].sum(axis=1), 1, rtol=1e-5)
     assert values["atac"].to_numpy().min() > 0
     assert values["atac"].to_numpy().max() <= 1
     n_ones = multimodal.adata["atac"].X.toarray().sum(1).clip(max=6.5)  # the likelihood's limit, half a peak below all
-    np.testing.assert_allclose(values["atac"].sum(1), n_ones, rtol=1e-3)
+    np.testing.assert_allclose(values["atac"].sum(axis=1), n_ones, rtol=1e-3)
     assert values["atac"].equals(multimodal.get_normalized_expression(modality="atac", library_size="latent", seed=0))
     at_three = multimodal.get_normalized_expression(modality="atac", library_size=3, seed=0)
-    np.testing.assert_allclose(at_three.sum(1), 3, rtol=1e-3)
+    np.testing.assert_allclose(at_three.sum(axis=1), 3, rtol=1e-3)
 
 
 def test_samples_of_one_modality_are_those_of_all(multimodal):

@@ -16,7 +16,7 @@ def test_frequencies_add_up_to_the_library_size(trained):
 
     assert frequencies.index.equals(trained.adata.obs_names)
     assert frequencies.columns.equals(trained.adata.var_names)
-    np.testing.assert_allclose(frequencies.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(frequencies.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(scaled, 1e4 * frequencies, rtol=1e-5)
 
 

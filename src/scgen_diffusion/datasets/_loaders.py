@@ -377,4 +377,4 @@ def expression_adata(counts: Any, obs: pd.DataFrame, genes: Iterable[str], sourc
 
 
 def _names(values: Iterable[str]) -> pd.Index:
-    return pd.Index([str(value) for value in values], dtype=object)
+    return pd.Index([str(value) for value in values])  # of the type that pandas gives text, as in files that are read
