@@ -566,6 +566,34 @@ def test_a_change_of_method_gives_a_warning(transported):
         transported.predict_perturbation(condition=PERTURBED | {"cell_type": "NK"}, indices=rows, sample=False)
 
 
+@pytest.fixture
+def dosed(make_cells, make_model):
+    """Return a model of a drug in several doses with a transport, but without a prior."""
+    cells = make_cells(120)
+    cells.obs["dose"] = np.random.default_rng(0).choice([0.0, 0.5, 1.0, 2.0], 120)
+    cells.obs["drug"] = np.where(cells.obs["dose"] == 0, "none", "A")
+    setup = {"continuous_condition_keys": ["dose"], "control_values": {"drug": "none", "dose": 0}}
+    model = make_model(cells, condition_keys=["drug"], setup=setup)
+    model.train_autoencoder(1, **QUICK)
+    model.train_transport(1, **QUICK)
+    model.cut_short_ = {}
+    return model
+
+
+def test_an_error_names_control_doses_as_they_are_also_in_a_loaded_model(dosed, tmp_path):
+    """The transport keeps numbers in float32, in which this dose of 0 would read as 5.96e-08."""
+    treated = np.flatnonzero(dosed.adata.obs["dose"] == 1)
+    dosed.save(tmp_path / "model")
+
+    for model in (dosed, SCLDM.load(tmp_path / "model", adata=dosed.adata)):
+        with pytest.raises(RuntimeError, match=r"starts from unperturbed cells \(drug='none', dose=0\.0\)"):
+            model.predict_perturbation(condition={"drug": "A", "dose": 2}, indices=treated)
+
+
+def test_the_next_step_names_all_keys_that_perturb(dosed):
+    assert "predict_perturbation(control_cells, {'drug': ..., 'dose': ...})" in str(dosed)
+
+
 def test_cells_with_the_requested_conditions_give_a_warning(transported):
     treated = np.flatnonzero(transported.adata.obs["dose"] == 10)
 

@@ -96,7 +96,8 @@ def _n_unlabeled(model: DiffusionModel) -> list[int]:
 
 def _next_training(model: DiffusionModel, is_query: bool) -> str:
     control = model.registry_["setup_args"]["control_values"]
-    predict = f"model.predict_perturbation(control_cells, {{{next(iter(control), '')!r}: ...}})"
+    changed = ", ".join(f"{key!r}: ..." for key in control)
+    predict = f"model.predict_perturbation(control_cells, {{{changed}}})"
     if "autoencoder" not in model.trained_stages_ or is_query:
         can_predict = bool(control) and "transport" in model.trained_stages_
         return f"{predict}, or model.train() to generate" if can_predict else "model.train()"
