@@ -292,7 +292,8 @@ def without(column):
         (lambda: sgd.pl.sampling_path(make_path()[:-1]), ValueError, "same cells.*119 rows of 30 cells in 4 frames"),
         (lambda: sgd.pl.sampling_path(make_path()[:N_CELLS]), ValueError, "at least two frames"),
         (lambda: sgd.pl.sampling_path(make_path(), n_panels=5), ValueError, "between 2 and the 4 frames.*found 5"),
-        (lambda: sgd.pl.sampling_path(make_path(), n_panels=1), ValueError, "`n_panels` must be between 2"),
+        (lambda: sgd.pl.sampling_path(make_path(), n_panels=1), ValueError, "`n_panels` must be a whole number"),
+        (lambda: sgd.pl.sampling_path(make_path(), n_panels=2.5), ValueError, "whole number between 2.*found 2.5"),
         (lambda: sgd.pl.sampling_path(make_path(), color="dose"), KeyError, "`path.obs` has no column 'dose'"),
         (lambda: sgd.pl.sampling_path(make_path(), values="noise"), ValueError, "`values` has the unknown value"),
         (
@@ -310,7 +311,9 @@ def without(column):
             ValueError,
             "`save` has the unknown value '.mp4'",
         ),
-        (lambda: sgd.pl.animate_sampling_path(make_path(), fps=0), ValueError, "must be positive"),
+        (lambda: sgd.pl.animate_sampling_path(make_path(), fps=0), ValueError, "`fps` must be a whole number"),
+        (lambda: sgd.pl.animate_sampling_path(make_path(), fps=2.5), ValueError, "`fps` must be a whole.*found 2.5"),
+        (lambda: sgd.pl.animate_sampling_path(make_path(), seconds=0), ValueError, "`seconds` must be positive"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(call, error, words):

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.colors import to_rgba_array
 
+from scgen_diffusion._arguments import check_count, is_whole_number
 from scgen_diffusion.data import obs_column
 from scgen_diffusion.metrics import ComparisonSpace, Expression, expression_of
 
@@ -89,11 +90,14 @@ def sampling_path(
         If `color` is not a column of ``path.obs``.
     ValueError
         If `path` does not come from ``get_sampling_path``, has fewer frames than panels, or has genes that `reference`
-        lacks.
+        lacks, or `n_panels` is no whole number above 1.
     """
     film = film_of(path, reference, color=color, values=values, layer=layer, palette=palette)
-    if not 2 <= n_panels <= len(film.times):
-        msg = f"`n_panels` must be between 2 and the {len(film.times)} frames of `path`, but found {n_panels}."
+    if not is_whole_number(n_panels) or not 2 <= n_panels <= len(film.times):
+        msg = (
+            f"`n_panels` must be a whole number between 2 and the {len(film.times)} frames of `path`, but found "
+            f"{n_panels!r}."
+        )
         raise ValueError(msg)
     axes = panels(n_panels, axs, size=(2.6, 2.9), n_columns=n_panels)
     for ax, frame in zip(axes, np.linspace(0, len(film.times) - 1, n_panels).round().astype(int), strict=True):
@@ -146,13 +150,14 @@ def animate_sampling_path(
     KeyError
         If `color` is not a column of ``path.obs``.
     ValueError
-        If `path` does not come from ``get_sampling_path`` or has genes that `reference` lacks, if `seconds` or `fps` is
-        not positive, or if `save` does not end with ``.gif``.
+        If `path` does not come from ``get_sampling_path`` or has genes that `reference` lacks, if `seconds` is not
+        positive or `fps` no whole number above 0, or if `save` does not end with ``.gif``.
     """
     if save is not None:
         choose("save", [Path(save).suffix.lower()], [".gif"])
-    if not (seconds > 0 and fps > 0):
-        msg = f"`seconds` and `fps` must be positive, but found {seconds} and {fps}."
+    check_count("fps", fps)
+    if not seconds > 0:
+        msg = f"`seconds` must be positive, but found {seconds}."
         raise ValueError(msg)
     film = film_of(path, reference, color=color, values=values, layer=layer, palette=palette)
     figure, ax = plt.subplots(figsize=(6.4, 4.2), dpi=dpi, layout="constrained")
