@@ -101,6 +101,17 @@ def test_a_group_may_have_any_name(cells):
     assert kept[some.obs["drug"] == "none"].mean() == pytest.approx(0.25, abs=0.05)
 
 
+def test_a_group_whose_name_files_cannot_store_gives_a_warning_that_says_how_to_write_the_cells(cells, tmp_path):
+    some = cells[:100].copy()
+    some.obs["group"] = some.obs["group"].replace({"b": "CD4/CD8"})
+    with pytest.warns(UserWarning, match=r"the name of the group 'CD4/CD8' has a '/'.* delete varm\['log2_fold"):
+        planted = plant_fold_changes(some, TRUTH.rename(columns={"b": "CD4/CD8"}), "group", seed=0)
+
+    assert list(planted.varm["log2_fold_changes"]) == ["a", "CD4/CD8"]
+    del planted.varm["log2_fold_changes"]
+    planted.write_h5ad(tmp_path / "planted.h5ad")
+
+
 def test_fold_changes_of_several_calls_add_up(cells):
     once = plant_fold_changes(cells, TRUTH[["a"]], "group", seed=0)
     twice = plant_fold_changes(once, TRUTH, "group", seed=1)

@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scgen_diffusion._arguments import known_names
+from scgen_diffusion._arguments import known_names, warn_user
 
 from ._anndata import PROVENANCE_KEY, as_label
 from ._checks import check_expression, list_some, obs_column, resolve_seed
@@ -69,6 +69,11 @@ def plant_fold_changes(
     ValueError
         If the values are no counts, there are no two groups, or fold changes are not finite or not unique.
 
+    Warns
+    -----
+    UserWarning
+        If the name of a group has a "/", with which files cannot keep ``varm["log2_fold_changes"]``.
+
     References
     ----------
     Gerard (2020), *Data-based RNA-seq simulations by binomial thinning*.
@@ -107,6 +112,11 @@ def plant_fold_changes(
     uns = {name: deepcopy(value) for name, value in adata.uns.items() if name == PROVENANCE_KEY}
     if TRUTH in adata.varm:  # of an earlier call
         changes = changes.add(adata.varm[TRUTH], fill_value=0.0)
+    if unsavable := [group for group in changes if "/" in group]:
+        warn_user(
+            f"AnnData files cannot store varm[{TRUTH!r}], because the name of the group {unsavable[0]!r} has a '/'. "
+            f"Rename the group first, or delete varm[{TRUTH!r}] before you write the cells."
+        )
     return AnnData(counts, obs=adata.obs.copy(), var=adata.var.copy(), uns=uns, varm={TRUTH: changes})
 
 
