@@ -296,6 +296,15 @@ def test_predictions_of_perturbations_are_judged_beside_baselines_and_others(cal
     assert (code, "genes" in err) == (2, True)
 
 
+def test_another_method_without_a_figure_is_named(call, perturbed):
+    """Its file has control cells only."""
+    files = [perturbed / f"{name}.h5ad" for name in ("real", "predicted")]
+    options = ["--control", perturbed / "control.h5ad", "-p", "gene", "--other", f"lazy={perturbed / 'control.h5ad'}"]
+    options += ["--metric", "energy_distance", "--n-floor", "1"]
+    code, _, err = call("evaluate-perturbation", *files, *options)
+    assert (code, "no figures of lazy: no perturbation has two or more of its cells" in err) == (0, True), err
+
+
 @pytest.mark.usefixtures("without_pictures")
 def test_the_report_shows_the_table_that_was_computed_before(call, files, saved_model, tmp_path):
     table, page = tmp_path / "table.csv", tmp_path / "report.html"

@@ -135,6 +135,8 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
     is_partial = (by_metric.count() > 0) & by_metric.count().lt(by_metric.size(), axis=0)
     if partial := [name for name in shown if is_partial[name].any()]:
         terminal.say(f"For some perturbations there are no figures of {', '.join(partial)}: their means skip these.")
+    if absent := [name for name in options.get("other", {}) if name not in shown]:
+        terminal.say(f"There are no figures of {', '.join(absent)}: no perturbation has two or more of its cells.")
     _write_and_judge(terminal, table, means, options, [])
 
 
