@@ -337,6 +337,18 @@ def test_a_table_of_all_metrics_says_what_to_give_for_the_others():
     assert verdict(rows).summary.endswith(f"Not checked: {advice}`layer`).")
 
 
+def test_figures_with_floors_that_have_no_check_are_named():
+    """Such as those of a pair of modalities; `n_floor` would not help."""
+    names = ["cross_correlation_similarity", "cross_correlation_error"]
+    rows = [[name, "all", 0.5, 0.6, 0.1, np.nan, np.nan, "lower"] for name in names]
+
+    result = verdict(pd.DataFrame(rows, columns=COLUMNS))
+
+    assert result.summary.startswith(f"The verdict says nothing about {', '.join(names)} of these cells")
+    assert "n_floor" not in result.summary
+    assert not result.findings
+
+
 def test_a_table_without_floors_cannot_be_judged():
     bare = table(groups=())
     bare["floor"] = np.nan

@@ -742,6 +742,12 @@ def verdict(table: pd.DataFrame) -> Verdict:
         found = unlike + [finding for finding in found if finding.level != "ok"]
     findings = tuple(sorted(found, key=lambda finding: -LEVELS.index(finding.level)))
     if not findings:
+        with_floor = [f.metric for f in rows.values() if np.isfinite([f.value, f.floor]).all()]
+        if with_floor:  # such as metrics of a pair of modalities
+            names = list_first(list(dict.fromkeys(with_floor)), N_NAMED)
+            return Verdict(
+                f"The verdict says nothing about {names} of these cells; compare each value with its floor.", ()
+            )
         return Verdict(
             "The table has no figure that can be judged: each needs a value and a floor (`n_floor` above 0).", ()
         )
