@@ -158,7 +158,9 @@ def _open(model: Any, options: Mapping[str, Any]) -> Any:
         cells = cells[:, genes].copy()
     if layer is not None:
         if layer not in cells.layers:
-            msg = f"--layer: there is no layer {layer!r}. {known_names(layer, list(cells.layers))}"
+            from scgen_diffusion.data import layer_names
+
+            msg = f"--layer: there is no layer {layer!r}. {known_names(layer, layer_names(cells))}"
             raise click.UsageError(msg)
         read = model.registry["setup_args"]["layer"]
         if read is None:
