@@ -225,6 +225,13 @@ def test_values_that_are_wrong_in_one_file_name_the_file(adata, write):
         CellFiles(paths[0], **KEYS, values="raw")
 
 
+def test_new_files_without_genes_of_the_model_are_told_that_the_model_has_them(adata, write):
+    first = CellFiles(write(adata), **KEYS)
+
+    with pytest.raises(ValueError, match=r"b.h5ad lacks genes .* that the model has: 2 \('gene_0', 'gene_1'\)"):
+        CellFiles.like(first.registry, write(adata[:, 2:].copy(), "b.h5ad"))
+
+
 def test_other_genes_name_the_files_and_what_to_do(adata, write):
     paths = [write(adata), write(adata[:, 2:].copy(), "b.h5ad")]
 
@@ -233,7 +240,9 @@ def test_other_genes_name_the_files_and_what_to_do(adata, write):
         match=r"genes of b.h5ad are not those of cells.h5ad: 2 \('gene_0', 'gene_1'\) missing.*genes='shared'",
     ):
         CellFiles(paths, **KEYS)
-    with pytest.raises(ValueError, match=r"b.h5ad lacks genes that `genes` names: 1 \('gene_1'\)"):
+    with pytest.raises(
+        ValueError, match=r"b.h5ad lacks genes that `genes` names, or that the model has: 1 \('gene_1'\)"
+    ):
         CellFiles(paths, **KEYS, genes=["gene_1", "gene_2"])
     with pytest.raises(TypeError, match="`genes` must be a list of names, 'shared' or None, but found 'all'"):
         CellFiles(paths, **KEYS, genes="all")

@@ -429,7 +429,7 @@ def columns_of_genes(
         place = table.index.get_indexer(wanted)
         if (lacking := wanted[place < 0]).size:
             msg = (
-                f"{file.name} lacks genes that `genes` names: {list_some(lacking)}. "
+                f"{file.name} lacks genes that `genes` names, or that the model has: {list_some(lacking)}. "
                 f"{known_names(lacking[0], list(table.index))}"
             )
             raise ValueError(msg)
