@@ -228,6 +228,16 @@ def test_few_genes_with_many_counts_have_a_recipe_of_their_own(make_cells, make_
     assert ("a KL weight of 0.1 in place of 0.6" in said) == (factor > 1)
 
 
+def test_many_cells_train_with_less_regularisation(make_model, quick, monkeypatch, capsys):
+    monkeypatch.setattr("scgen_diffusion.train._recipes.MANY_CELLS", 45)
+    model = make_model()
+
+    model.train(1, **{**quick, "enable_progress_bar": True})
+
+    assert model.recipes_["autoencoder"]["loading_weight_decay"] == pytest.approx(3 * 45 / 90, rel=0.1)
+    assert "KL weight" not in capsys.readouterr().err
+
+
 def test_the_choice_of_recipe_gives_way_to_the_users(make_cells, make_model, quick):
     adata = make_cells()
     adata.X = adata.X * 1000

@@ -92,7 +92,7 @@ def test_a_fixed_number_of_epochs_does_not_follow_the_cells(n_cells):
     assert DIFFUSION_RECIPES["SCRDIT"]["published"].max_epochs(n_cells) == 1600
 
 
-# --- few genes --------------------------------------------------------------------------------------------------------
+# --- many cells, few genes --------------------------------------------------------------------------------------------
 
 USUAL = RECIPES["default"].autoencoder
 
@@ -103,6 +103,24 @@ USUAL = RECIPES["default"].autoencoder
 )
 def test_many_genes_or_few_counts_have_the_usual_recipe(n_genes, counts_per_gene):
     assert USUAL.for_panel(n_genes, counts_per_gene) is USUAL
+
+
+@pytest.mark.parametrize("n_cells", [1, 4_500, 10_000])
+def test_few_cells_have_the_usual_recipe(n_cells):
+    assert USUAL.for_many_cells(n_cells) is USUAL
+
+
+def test_regularisation_of_the_autoencoder_fades_with_many_cells():
+    assert USUAL.for_many_cells(50_000) == replace(USUAL, loading_weight_decay=0.6, keep_at_least=0.86)
+    assert USUAL.for_many_cells(1_000_000) == replace(USUAL, loading_weight_decay=0.03, keep_at_least=0.99)
+
+
+@given(st.integers(1, 10**9), st.integers(1, 10**9))
+def test_more_cells_never_have_more_regularisation(n_cells, more_cells):
+    few, many = (USUAL.for_many_cells(n) for n in sorted([n_cells, more_cells]))
+
+    assert many.loading_weight_decay <= few.loading_weight_decay
+    assert few.keep_at_least <= many.keep_at_least <= 1
 
 
 def test_numbers_shorten_the_prior():

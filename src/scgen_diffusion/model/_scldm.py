@@ -448,9 +448,10 @@ class SCLDM(AutoencoderModel):
 
     def _recipe(self, stage: str) -> Recipe:
         recipe = getattr(RECIPES[self._recipe_name], stage)
+        is_usual = self._recipe_name == "default" and self.reference_ is None
         if stage == "autoencoder":
-            return self._for_these_cells(recipe)
-        if stage == "prior" and self._recipe_name == "default" and self.reference_ is None:
+            return self._for_these_cells(recipe.for_many_cells(len(self.train_indices_)) if is_usual else recipe)
+        if stage == "prior" and is_usual:
             are_numbers = [isinstance(spec, Number) and spec.n == 1 for spec in self._condition_specs]
             return recipe.for_numbers() if are_numbers and all(are_numbers) else recipe
         return recipe
@@ -467,7 +468,7 @@ class SCLDM(AutoencoderModel):
     def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
         usual = RECIPES[self._recipe_name].autoencoder
         chosen = cast("AutoencoderRecipe", recipes.get("autoencoder", usual))
-        if chosen == usual or self.reference_ is not None:
+        if chosen.kl_weight == usual.kl_weight or self.reference_ is not None:
             return ""
         return (
             f"Few genes ({self.summary_stats.n_vars:,}) with many counts: by default, the autoencoder has a KL weight "

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Schedule = Literal["cosine", "warm_up_hold_decay", "constant"]
 MANY_GENES = 2000  # fewer may have a recipe of their own
+MANY_CELLS = 10_000  # more need less regularisation of the autoencoder
 FEW_COUNTS = 600  # of a gene in all training cells; with fewer, the usual recipe overfits least
 LEAST_KL_WEIGHT = 0.1
 MOST_STEPS = 4  # of the autoencoder, times those for a whole panel
@@ -136,6 +137,22 @@ class AutoencoderRecipe(Recipe):
     effect_weight_decay: float = 0.3
     dispersion_learning_rate_factor: float = 10.0
     drop_probability: float = 0.1
+
+    def for_many_cells(self, n_cells: int) -> AutoencoderRecipe:
+        """Return the recipe for many training cells, which need less against overfitting; for others, itself.
+
+        Weight decay of the gene loadings and thinning keep few cells from being learned by heart. From many cells they
+        only keep weak gene programmes from being learned. Beyond 10,000 cells, both fade in proportion to their number,
+        so a pass through the cells forgets about as much of the loadings as one through 10,000.
+        """
+        share = MANY_CELLS / max(n_cells, MANY_CELLS)
+        if share == 1:
+            return self
+        changes = {
+            "loading_weight_decay": share * self.loading_weight_decay,
+            "keep_at_least": 1 - share * (1 - self.keep_at_least),
+        }
+        return replace(self, **{name: float(f"{value:.2g}") for name, value in changes.items()})
 
     def for_panel(self, n_genes: int, counts_per_gene: float) -> AutoencoderRecipe:
         """Return the recipe for cells with few genes; for others, itself.
