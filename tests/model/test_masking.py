@@ -174,12 +174,21 @@ def test_masking_is_the_default_for_counts_only(make_cells, cls, backbone):
     assert cls(profiles).architecture.path == "vp_linear"
 
 
-def test_each_path_and_network_has_its_recipe(make_cells):
+@pytest.mark.parametrize(
+    ("name", "options"), [("mlp", {}), ("transformer", {"backbone": "dit"}), ("profiles", {"path": "vp_linear"})]
+)
+@pytest.mark.parametrize("many", [45, 10_000])
+def test_each_path_and_network_has_its_recipe(make_cells, quick, monkeypatch, name, options, many):
+    monkeypatch.setattr("scgen_diffusion.train._recipes.MANY_CELLS", many)
     SCRDIT.setup_anndata(counts := make_cells())
+    model = SCRDIT(counts, **options, patch_size=5)
 
-    given = {"mlp": {}, "transformer": {"backbone": "dit"}, "profiles": {"path": "vp_linear"}}
-    recipes = {name: SCRDIT(counts, **options, patch_size=5)._recipe("diffusion") for name, options in given.items()}
-    assert recipes == {name: DIFFUSION_RECIPES["SCRDIT"][name] for name in given}
+    model.train(1, **quick)
+
+    usual, found = DIFFUSION_RECIPES["SCRDIT"][name], model.recipes_["diffusion"]
+    share = 45 / len(model.train_indices_) if many == 45 and name != "profiles" else 1
+    assert found["learning_rate"] == usual.learning_rate
+    assert found["loading_weight_decay"] == pytest.approx(share * usual.loading_weight_decay, rel=0.05)
 
 
 def test_training_learns_what_goes_with_what(make_cells, quick):

@@ -105,14 +105,19 @@ def test_many_genes_or_few_counts_have_the_usual_recipe(n_genes, counts_per_gene
     assert USUAL.for_panel(n_genes, counts_per_gene) is USUAL
 
 
+MASKING = DIFFUSION_RECIPES["SCRDIT"]["mlp"]
+
+
+@pytest.mark.parametrize("usual", [USUAL, MASKING], ids=["autoencoder", "diffusion"])
 @pytest.mark.parametrize("n_cells", [1, 4_500, 10_000])
-def test_few_cells_have_the_usual_recipe(n_cells):
-    assert USUAL.for_many_cells(n_cells) is USUAL
+def test_few_cells_have_the_usual_recipe(usual, n_cells):
+    assert usual.for_many_cells(n_cells) is usual
 
 
-def test_regularisation_of_the_autoencoder_fades_with_many_cells():
+def test_regularisation_fades_with_many_cells():
     assert USUAL.for_many_cells(50_000) == replace(USUAL, loading_weight_decay=0.6, keep_at_least=0.86)
     assert USUAL.for_many_cells(1_000_000) == replace(USUAL, loading_weight_decay=0.03, keep_at_least=0.99)
+    assert MASKING.for_many_cells(30_000) == replace(MASKING, loading_weight_decay=0.33)
 
 
 @given(st.integers(1, 10**9), st.integers(1, 10**9))

@@ -164,7 +164,8 @@ class GeneSpaceModel(DiffusionModel):
 
     def _recipe(self, stage: str) -> Recipe:
         if self.architecture.path == "masking":
-            return self._recipes["mlp" if self.architecture.backbone == "mlp" else "transformer"]
+            recipe = self._recipes["mlp" if self.architecture.backbone == "mlp" else "transformer"]
+            return recipe if self.reference_ is not None else recipe.for_many_cells(len(self.train_indices_))
         return self._recipes["published" if self._recipe_name == "published" else "profiles"]
 
     def _check_fits_data(self) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Schedule = Literal["cosine", "warm_up_hold_decay", "constant"]
 MANY_GENES = 2000  # fewer may have a recipe of their own
-MANY_CELLS = 10_000  # more need less regularisation of the autoencoder
+MANY_CELLS = 10_000  # more need less regularisation
 FEW_COUNTS = 600  # of a gene in all training cells; with fewer, the usual recipe overfits least
 LEAST_KL_WEIGHT = 0.1
 MOST_STEPS = 4  # of the autoencoder, times those for a whole panel
@@ -139,20 +139,18 @@ class AutoencoderRecipe(Recipe):
     drop_probability: float = 0.1
 
     def for_many_cells(self, n_cells: int) -> AutoencoderRecipe:
-        """Return the recipe for many training cells, which need less against overfitting; for others, itself.
+        """Return the recipe for many training cells, which are not learned by heart; for others, itself.
 
-        Weight decay of the gene loadings and thinning keep few cells from being learned by heart. From many cells they
-        only keep weak gene programmes from being learned. Beyond 10,000 cells, both fade in proportion to their number,
-        so a pass through the cells forgets about as much of the loadings as one through 10,000.
+        Weight decay of the gene loadings and thinning fade, see :func:`fading`.
         """
-        share = MANY_CELLS / max(n_cells, MANY_CELLS)
+        share = fading(n_cells)
         if share == 1:
             return self
-        changes = {
-            "loading_weight_decay": share * self.loading_weight_decay,
-            "keep_at_least": 1 - share * (1 - self.keep_at_least),
-        }
-        return replace(self, **{name: float(f"{value:.2g}") for name, value in changes.items()})
+        return replace(
+            self,
+            loading_weight_decay=two_digits(share * self.loading_weight_decay),
+            keep_at_least=two_digits(1 - share * (1 - self.keep_at_least)),
+        )
 
     def for_panel(self, n_genes: int, counts_per_gene: float) -> AutoencoderRecipe:
         """Return the recipe for cells with few genes; for others, itself.
@@ -176,7 +174,7 @@ class AutoencoderRecipe(Recipe):
         kl_weight = max(share * self.kl_weight, LEAST_KL_WEIGHT)
         steps = round(self.reference_steps * min(1 / share, MOST_STEPS))
         max_rounds = self.max_rounds if share > 1 / MOST_STEPS else 1
-        return replace(self, kl_weight=float(f"{kl_weight:.2g}"), reference_steps=steps, max_rounds=max_rounds)
+        return replace(self, kl_weight=two_digits(kl_weight), reference_steps=steps, max_rounds=max_rounds)
 
 
 @dataclass(frozen=True)
@@ -226,6 +224,11 @@ class DiffusionRecipe(Recipe):
     loading_weight_decay: float = 3.0
     drop_probability: float = 0.1
     dispersion_learning_rate_factor: float = 5.0
+
+    def for_many_cells(self, n_cells: int) -> DiffusionRecipe:
+        """Return the recipe for many training cells; for others, itself. Weight decay of the loadings fades."""
+        share = fading(n_cells)
+        return self if share == 1 else replace(self, loading_weight_decay=two_digits(share * self.loading_weight_decay))
 
 
 @dataclass(frozen=True)
@@ -317,6 +320,20 @@ DIFFUSION_RECIPES: dict[str, dict[str, DiffusionRecipe]] = {
     "WBDIT": _GENE_SPACE_RECIPES | {"published": replace(PUBLISHED_SCRDIT_RECIPE, learning_rate=1e-4)},
 }
 """By model: ``"transformer"`` and ``"mlp"`` are for networks of masked molecules, ``"profiles"`` for other paths."""
+
+
+def fading(n_cells: int) -> float:
+    """Return the share of its strength that regularisation of gene loadings keeps with ``n_cells`` training cells.
+
+    It keeps few cells from being learned by heart. Of many, it only keeps weak gene programmes from being learned.
+    Beyond 10,000 cells it falls in proportion, so loadings remember the same number of passes through the cells.
+    """
+    return MANY_CELLS / max(n_cells, MANY_CELLS)
+
+
+def two_digits(value: float) -> float:
+    """Round an option that the data chose to two significant digits, as it is shown to users."""
+    return float(f"{value:.2g}")
 
 
 def learning_rate_factor(
