@@ -185,8 +185,9 @@ def test_each_path_and_network_has_its_recipe(make_cells, quick, monkeypatch, na
 
     model.train(1, **quick)
 
-    usual, found = DIFFUSION_RECIPES["SCRDIT"][name], model.recipes_["diffusion"]
-    share = 45 / len(model.train_indices_) if many == 45 and name != "profiles" else 1
+    usual, found, n_cells = DIFFUSION_RECIPES["SCRDIT"][name], model.recipes_["diffusion"], len(model.train_indices_)
+    assert model._recipe("diffusion") == (usual if name == "profiles" else usual.for_many_cells(n_cells))
+    share = 45 / n_cells if many == 45 and name != "profiles" else 1
     assert found["learning_rate"] == usual.learning_rate
     assert found["loading_weight_decay"] == pytest.approx(share * usual.loading_weight_decay, rel=0.05)
 
