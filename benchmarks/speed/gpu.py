@@ -1,4 +1,4 @@
-"""All figures of a GPU in ten minutes: goals, precision and compilation, equivalence with the CPU, profiles.
+"""All figures of a GPU in ten minutes: goals, ways of taking steps, equivalence with the CPU, profiles.
 
     python -m benchmarks.speed.gpu                         # needs CUDA; results/speed_gpu.csv, results/speed_gpu.md
     python -m benchmarks.speed.gpu --device cpu --tiny     # a small test of the script
@@ -14,7 +14,7 @@ import copy
 import logging
 import time
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,27 @@ TINY = Setting(
     n_genes=60, n_expressed=20, batch_size=8, device="cpu", n_cells=64, n_steps=2, architecture={"width": 32}
 )
 MINUTES = 9.0  # after this time, nothing new is started
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of computing: precision, compiled networks, and whether the GPU replays recorded steps of training."""
+
+    precision: str = "float32"
+    compile: bool = False
+    replay: bool = True
+
+    def suits(self, goal: Goal) -> bool:
+        """Return whether to measure a goal so: published sizes compute in bfloat16, and other ways differ in steps."""
+        if goal.system.endswith("published-size"):
+            return self == Way("bf16")
+        return self == Way() or (goal.stage.endswith("step") and goal.times == 1)
+
+    def __str__(self) -> str:
+        """Describe the way in words."""
+        is_replayed = self.replay and self.precision == "float32"
+        parts = [self.precision, "compiled" if self.compile else "", "replayed" if is_replayed else ""]
+        return ", ".join(filter(None, parts))
 
 
 @dataclass(frozen=True)
@@ -85,9 +106,9 @@ GOALS = (
     Goal("calls-SCLDM", "prior_epochs"),
     Goal("calls-SCLDM", "latent_representation"),
 )
-#: Precision and compilation. Defaults are first, and what takes minutes to compile is last, in case time runs out.
-WAYS = (("float32", False), ("bf16", False), ("float32", True), ("bf16", True))
-KEYS = ("system", "stage", "batch", "precision", "compile", "processor")
+#: Defaults are first, and what takes minutes to compile is last, in case time runs out.
+WAYS = (Way(), Way(replay=False), Way("bf16"), Way(compile=True))
+KEYS = ("system", "stage", "batch", "precision", "compile", "replay", "processor")
 PROFILED = {"package": ("autoencoder_step", "prior_step", "generate"), "SCRDIT": ("training_step",)}
 
 
@@ -196,9 +217,8 @@ def gene_space_quantities(system: Any) -> dict[str, Callable[[Any, str], Tensor]
         return losses.loss.reshape(1)
 
     def prediction(module: Any, device: str) -> Tensor:
-        data, noise, t = (v.to(device) for v in (module.encode_cells(counts.to(device)), drawn["noise"], drawn["t"]))
         denoiser = module.denoiser(condition.to(device), _guidance(module))
-        return denoiser.predict(module.path.interpolate(data, noise, t), t)
+        return denoiser.predict(drawn["x_t"].to(device), drawn["t"].to(device))
 
     return {"loss": loss, "prediction": prediction}
 
@@ -218,20 +238,21 @@ def _normal(*shape: int, seed: int = 0) -> Tensor:
 
 def measure_goals(setting: Setting, arguments: argparse.Namespace, ends: float) -> Iterator[list[dict[str, Any]]]:
     """Measure one system in one way after the other, and compare figures with goals."""
-    for precision, compile in WAYS:
-        if compile and not arguments.compile:
+    for way in WAYS:
+        if way.compile and not arguments.compile:
             continue
-        for system, times in dict.fromkeys((goal.system, goal.times) for goal in GOALS):
+        wanted = [goal for goal in GOALS if way.suits(goal)]
+        for system, times in dict.fromkeys((goal.system, goal.times) for goal in wanted):
             if arguments.systems and system not in arguments.systems:
                 continue
             if time.monotonic() > ends:
-                logger.info("No time left for %s, %s, %s", system, precision, "compiled" if compile else "eager")
+                logger.info("No time left for %s, %s", system, way)
                 continue
-            goals = {goal.stage: goal for goal in GOALS if (goal.system, goal.times) == (system, times)}
-            way = replace(setting, precision=precision, compile=compile, batch_size=times * setting.batch_size)
-            rows = _measure(system, list(goals), way, arguments.seconds)
+            goals = {goal.stage: goal for goal in wanted if (goal.system, goal.times) == (system, times)}
+            own = replace(setting, **asdict(way), batch_size=times * setting.batch_size)
+            rows = _measure(system, list(goals), own, arguments.seconds)
             for row in rows:
-                row |= goals[row["stage"]].compared_with(row)
+                row |= {"replay": way.replay, "way": str(way), **goals[row["stage"]].compared_with(row)}
             yield rows
 
 
@@ -252,7 +273,8 @@ def _measure(system: str, stages: Sequence[str], setting: Setting, seconds: floa
 
 
 def profiles(setting: Setting, systems: Sequence[str] | None = None) -> Iterator[tuple[str, str]]:
-    """Yield the operators that take most time, in float32 and not compiled, so that they have names."""
+    """Yield the operators that take most time, not compiled and not replayed, so that they have names."""
+    setting = replace(setting, replay=False)
     for name, stages in PROFILED.items():
         if systems and name not in systems:
             continue
@@ -272,7 +294,7 @@ def report(
     flops = ", ".join(f"{precision} {rate / 1e12:,.1f}" for precision, rate in rates.items())
     goals = [
         [
-            f"{row.stage}, {row.system}, {row.batch:,.0f} cells, {row.precision}, {'compiled' if row.compile else 'eager'}",
+            f"{row.stage}, {row.system}, {row.batch:,.0f} cells, {row.way}",
             f"{row.cells_per_second:,.0f}",
             "" if pd.isna(row.goal) else f"{row.goal:,.0f}",
             f"{row.peak_gib:.2f}",

@@ -105,17 +105,19 @@ GPU_BATCH = 128
 
 
 def gpu_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
-    """Return the table of a GPU beside one core of a CPU for its page, from rows that were not compiled."""
+    """Return the table of a GPU beside one core of a CPU for its page: defaults, and steps that are not replayed."""
     rows = stored[(stored["batch"] == GPU_BATCH) | stored["system"].str.startswith("calls")]
-    rows = rows[~rows["compile"].astype(bool)].drop_duplicates(["system", "stage", "device", "precision"], keep="last")
-    speed = rows.set_index(["system", "stage", "device", "precision"])["cells_per_second"]
+    is_default = (rows["precision"] == "bf16") == rows["system"].str.endswith("published-size")
+    rows = rows[~rows["compile"].astype(bool) & is_default]
+    rows = rows.drop_duplicates(["system", "stage", "device", "replay"], keep="last")
+    speed = rows.set_index(["system", "stage", "device", "replay"])["cells_per_second"]
     lines = []
     for key in GPU_ROWS:
         name = STEP_NAMES[key][0] if key in STEP_NAMES else f"{key[0].removeprefix('calls-')}, {CALL_NAMES[key[1]]}"
-        found = [speed.get((*key, *way)) for way in (("cuda", "float32"), ("cuda", "bf16"), ("cpu", "float32"))]
+        found = [speed.get((*key, *way)) for way in (("cuda", True), ("cuda", False), ("cpu", True))]
         lines.append([name, *("" if each is None else _number(each) for each in found)])
     machines = stored.drop_duplicates("device", keep="last").set_index("device")["processor"]
-    header = ["cells/s", f"{machines['cuda']}, float32", "bfloat16", f"one core of {machines['cpu']}, float32"]
+    header = ["cells/s", machines["cuda"], "steps not replayed", f"one core of {machines['cpu']}"]
     return {("docs/how_to/gpu.md", "speed_gpu"): markdown_table(header, lines)}
 
 

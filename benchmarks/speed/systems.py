@@ -38,8 +38,8 @@ class Setting:
         Size of the panel, and expressed genes per cell.
     batch_size
         Cells per step.
-    device, precision, compile
-        Where and how to compute.
+    device, precision, compile, replay
+        Where and how to compute; whether a GPU replays recorded training steps.
     n_cells
         Size of a whole data set, for stages that use one.
     n_steps
@@ -54,6 +54,7 @@ class Setting:
     device: str = "cpu"
     precision: str = "float32"
     compile: bool = False
+    replay: bool = True
     n_cells: int = 4096
     n_steps: int | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
@@ -140,10 +141,13 @@ class System:
 class StandInTrainer:
     """What a stage's plan needs from Lightning's trainer, half-way through training."""
 
-    precision = "32-true"
     estimated_stepping_batches = 10_000
     global_step = estimated_stepping_batches // 2
     world_size, global_rank = 1, 0
+    max_epochs, accumulate_grad_batches = 12, 1
+
+    def __init__(self, precision: str) -> None:
+        self.precision = {"float32": "32-true", "bf16": "bf16-mixed"}[precision]
 
 
 class PlannedSteps:
@@ -151,20 +155,23 @@ class PlannedSteps:
 
     def __init__(self, plan: StagePlan, setting: Setting) -> None:
         self.plan = plan.to(setting.device)
-        plan.trainer = StandInTrainer()
+        self.trainer = plan.trainer = StandInTrainer(setting.precision)
         self.optimizer = plan.configure_optimizers()["optimizer"]
-        self.generator = torch.Generator(setting.device).manual_seed(0)
+        plan.can_replay = plan.can_replay and setting.replay
+        plan.on_train_start()
         is_bf16 = setting.precision == "bf16"
         self.autocast = torch.autocast(torch.device(setting.device).type, torch.bfloat16, enabled=is_bf16)
 
     def take(self, batch: dict[str, Tensor]) -> None:
         """Take one step."""
+        self.plan.on_train_batch_start(batch, 0)
         with self.autocast:
-            loss = self.plan.compute_losses(batch, self.generator, training=True)["loss"]
+            loss = self.plan.take_losses(batch)["loss"]
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.plan.backward(loss)
         self.plan.configure_gradient_clipping(self.optimizer, self.plan.recipe.gradient_clip, "norm")
         self.optimizer.step()
+        self.trainer.global_step += 1
         self.plan.on_train_batch_end(loss, batch, 0)
 
 

@@ -15,7 +15,7 @@ def run_script(monkeypatch, tmp_path):
     monkeypatch.setattr(calls, "GENERATED", {"cpu": 8})
     monkeypatch.setattr(systems, "N_SAMPLED", {"cpu": 8})
     monkeypatch.setattr(gpu, "PROFILED", {"package": ("prior_step",)})
-    monkeypatch.setattr(gpu, "WAYS", (("float32", False),))
+    monkeypatch.setattr(gpu, "WAYS", (gpu.Way(),))
     for module in (gpu, sys.modules["benchmarks.speed.measure"]):
         monkeypatch.setattr(module, "device_rate", lambda *_: 1e10)
         monkeypatch.setattr(module, "release_memory", lambda: None)  # takes a second in a process this large

@@ -115,7 +115,7 @@ def test_the_loss_is_the_weighted_cross_entropy_of_masked_molecules(network):
     seen = PATH.interpolate(data, noise, t)
     masked = (data - seen)[0, :-1]
 
-    loss = network.loss(data, noise, t, torch.zeros(1, 0))
+    loss = network.loss(data, seen, t, torch.zeros(1, 0))
 
     expected = -(masked * probabilities(network, seen[0, :-1].tolist(), masked.sum().item()).log()).sum() / masked.sum()
     torch.testing.assert_close(loss[0], PATH.alpha_rate(t)[0].sqrt() * expected)
@@ -124,7 +124,7 @@ def test_the_loss_is_the_weighted_cross_entropy_of_masked_molecules(network):
 def test_a_cell_without_masked_molecules_has_no_loss(network):
     data = with_masked(torch.tensor([[0.0, 0, 0, 0]]), torch.tensor([0.0]))
 
-    assert network.loss(data, torch.rand(1, 4).double(), torch.tensor([0.3]), torch.zeros(1, 0)).tolist() == [0]
+    assert network.loss(data, data, torch.tensor([0.3]), torch.zeros(1, 0)).tolist() == [0]
 
 
 def test_a_summary_of_batches_is_that_of_all_cells():

@@ -95,16 +95,17 @@ def test_a_step_of_the_prior(strategy):
     take_step(PriorPlan(module, RECIPES["default"].prior, seed=0), latents | rest)
 
 
-@pytest.mark.parametrize("recipe", ["profiles", "published"])
+@pytest.mark.parametrize("recipe", ["molecules", "profiles", "published"])
 @pytest.mark.parametrize("model", ["SCRDIT", "WBDIT"])
 def test_a_step_in_gene_space(model, recipe):
-    """A step of masked molecules waits, because only counts that need it are drawn."""
-    architecture = build_gene_space_architecture(model, "default", values="log1p", n_genes=N_GENES)
+    values = "counts" if recipe == "molecules" else "log1p"
+    architecture = build_gene_space_architecture(model, "default", values=values, n_genes=N_GENES)
     if recipe == "published":
         architecture = build_gene_space_architecture(model, recipe, width=16)
     module = gene_space_module(architecture)(N_GENES, conditions(), architecture=architecture).to(DEVICE)
+    options = DIFFUSION_RECIPES[model].get(recipe, DIFFUSION_RECIPES[model]["transformer"])
 
-    take_step(DiffusionPlan(module, DIFFUSION_RECIPES[model][recipe], seed=0), cells_of(N_GENES, module))
+    take_step(DiffusionPlan(module, options, seed=0), cells_of(N_GENES, module))
 
 
 def test_the_check_sees_a_step_that_waits(monkeypatch):

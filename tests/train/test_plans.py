@@ -126,6 +126,7 @@ def test_the_divergence_weight_rises_over_the_warm_up(module, monkeypatch, step,
     batch = {"X": torch.poisson(torch.full((4, 9), 3.0)) + 1, "conditions": torch.zeros(4, 1)}
 
     for training, weight in ((True, expected), (False, 0.5)):
+        plan.on_train_batch_start(batch, 0)
         losses = plan.compute_losses(batch, torch.Generator().manual_seed(0), training=training)
         divergence = (losses["loss"] - losses["reconstruction_loss"]).item()
         assert divergence == pytest.approx(weight * losses["kl"].item(), abs=1e-4)

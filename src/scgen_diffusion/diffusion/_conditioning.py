@@ -72,8 +72,11 @@ class ConditionColumns:
             return condition
         of_key = self.key[:, None] == torch.arange(self.n_keys, device=condition.device)
         given = ((condition != self.null)[:, :, None] & of_key).any(1)  # (n, keys)
-        for group in groups:
-            given[:, group] = given[:, group].all(1, keepdim=True)
+        for group in groups:  # indexing by a list would copy it to the GPU, which waits
+            columns = [given[:, key] for key in group]
+            all_given = torch.stack(columns).all(0)
+            for column in columns:
+                column.copy_(all_given)
         return self.keep_where(condition, given)
 
     def keep_where(self, condition: Tensor, given: Tensor) -> Tensor:
@@ -224,12 +227,15 @@ class Additive:
 
         A group is also dropped where one of its keys is not given.
         """
+        if columns.n_keys == 0:
+            return condition
         groups = self.groups_of(columns.n_keys)
         condition = columns.complete(condition, groups)
         n_coins = len(groups) + (len(groups) > 1)  # a single group needs no extra coin
         kept = torch.rand(len(condition), n_coins, generator=generator, device=condition.device) >= probability
         group_of_key = [number for key in range(columns.n_keys) for number, keys in enumerate(groups) if key in keys]
-        return columns.keep_where(condition, kept[:, group_of_key] & kept[:, -1:])
+        of_keys = torch.stack([kept[:, number] for number in group_of_key], dim=1)  # a list as index makes a GPU wait
+        return columns.keep_where(condition, of_keys & kept[:, -1:])
 
     def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
         """Return whether no group is given in part."""

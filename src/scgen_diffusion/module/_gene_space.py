@@ -228,25 +228,25 @@ class GeneSpaceModule(ConditionedModule):
 
     @auto_move_data
     def generative(
-        self, data: Tensor, noise: Tensor, t: Tensor, condition: Tensor, *, averaged: bool = False, **more: Tensor
+        self, data: Tensor, t: Tensor, condition: Tensor, *, averaged: bool = False, **drawn: Tensor
     ) -> dict[str, Tensor]:
         """Return each cell's error ``(cells,)`` in predicting the target from noised data.
 
         Parameters
         ----------
-        data, noise
-            Ends of the path, ``(cells, genes)``.
+        data
+            Data that diffuse, ``(cells, genes)``.
         t
             Times, ``(cells,)``.
         condition
             ``(cells, columns)``.
         averaged
             Whether to use the averaged weights.
-        **more
-            Other random numbers of :meth:`draw_for_training`.
+        **drawn
+            What else :meth:`draw_for_training` returns.
         """
         network = self.averaged_network.module if averaged else self.network
-        return {"error": network.loss(data, noise, t, condition, **more)}
+        return {"error": network.loss(data, t=t, condition=condition, **drawn)}
 
     def loss(
         self,

@@ -125,13 +125,15 @@ class MoleculeNetwork(nn.Module):
         log_total = (x_t.sum(1, keepdim=True).clamp(min=1).log() - self.log_total_mean) / self.log_total_std
         return features, TIME_SCALE * network_time, torch.cat([condition.to(log_total.dtype), log_total], dim=1)
 
-    def loss(self, data: Tensor, noise: Tensor, t: Tensor, condition: Tensor, *, shown: Tensor | None = None) -> Tensor:
+    def loss(self, data: Tensor, x_t: Tensor, t: Tensor, condition: Tensor, *, shown: Tensor | None = None) -> Tensor:
         r"""Return each cell's weighted cross-entropy per masked molecule, ``(cells,)``.
+
+        ``data`` and their states ``x_t`` at times ``t (cells,)`` are ``(cells, genes + 1)``; other arguments as in
+        :meth:`forward`.
 
         The evidence lower bound would weight it by :math:`\dot\alpha_t`. The square root of that learns the first
         molecules better, which decide what kind of cell it becomes.
         """
-        x_t = self.path.interpolate(data, noise, t)
         masked = data[:, :-1] - x_t[:, :-1]
         log_p = self(x_t, self.path.network_time(t), condition, shown=shown)
         cross_entropy = -(masked * log_p).sum(1) / masked.sum(1).clamp(min=1)

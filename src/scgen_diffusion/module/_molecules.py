@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scgen_diffusion.diffusion import Kinds, UnmaskingInversion, UnmaskingSampler, with_masked
+from scgen_diffusion.diffusion import Kinds, UnmaskingInversion, UnmaskingSampler, keep_molecules, with_masked
 
 from ._expression import InputValues, log_profile
 from ._gene_space import GeneSpaceModule
@@ -80,9 +80,15 @@ class MoleculeModule(GeneSpaceModule):
         return generators.uniform(self.n_input, dtype=torch.float64)
 
     def draw_for_training(self, x: Tensor, generator: torch.Generator, *, training: bool) -> dict[str, Tensor]:
-        """Draw such numbers and times for cells ``x``; in training also which genes the backbone sees."""
-        noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.float64)
-        drawn = {"noise": noise, "t": self.path.draw_times(len(x), generator, x.device)}
+        """Draw times and masked states of cells ``x``; in training also which genes the backbone sees."""
+        if x.device.type == "cpu":
+            noise = torch.rand(x.shape, generator=generator, dtype=torch.float64)
+            t = self.path.draw_times(len(x), generator, x.device)
+            drawn = {"t": t, "x_t": self.path.interpolate(self.encode_cells(x), noise, t)}
+        else:  # this draws all counts, so that the host does not wait for the number of those above zero
+            t = self.path.draw_times(len(x), generator, x.device)
+            seen = keep_molecules(x, self.path.alpha(t)[:, None].expand_as(x), generator)
+            drawn = {"t": t, "x_t": with_masked(seen, x.sum(1))}
         if training:
             drawn["shown"] = torch.rand(x.shape, generator=generator, device=x.device) >= HIDDEN_GENES
         return drawn

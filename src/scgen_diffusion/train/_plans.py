@@ -20,6 +20,7 @@ from scgen_diffusion.diffusion import optimal_pairs, sample_seed
 from scgen_diffusion.module import AverageUpdate
 
 from ._recipes import learning_rate_factor
+from ._step_graph import StepGraph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FUSED_ON = ("cpu", "cuda")
+REPLAYED_ON = ("cuda",)
 N_CELLS = "n_cells"  # key in the sums of losses
 LEAST_GAIN = 5e-4  # of the validation loss by a round, below which training ends
 STEP_OPTIONS = ("limit_train_batches", "max_steps", "accumulate_grad_batches")  # of Lightning's trainer
@@ -68,6 +70,8 @@ class StagePlan(pl.LightningModule):
         that overfits within a few epochs and is calibrated after the stage.
     loss_judges_cells
         Whether a validation loss that rises means that generated cells get worse.
+    can_replay
+        Whether a CUDA GPU may replay a recorded step: it never asks the GPU for a value.
     trained_rows
         Parameters to train, each with a mask ``(rows, 1)`` or None for all rows; default: all parameters of the stage.
     fingerprint
@@ -87,6 +91,7 @@ class StagePlan(pl.LightningModule):
     purpose: str
     key_part = "loss"
     loss_judges_cells = True
+    can_replay = True
 
     def __init__(self, module: BaseModuleClass, recipe: Recipe, *, seed: int) -> None:
         super().__init__()
@@ -105,6 +110,8 @@ class StagePlan(pl.LightningModule):
         self.best_round: dict[str, Any] = {}
         self._frozen: list[nn.Parameter] = []
         self._masks: list[RemovableHandle] = []
+        self._graph: StepGraph | None = None
+        self._has_recorded = self._is_replayed = False
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -116,11 +123,32 @@ class StagePlan(pl.LightningModule):
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss."""
-        losses = self.compute_losses(batch, self.generator, training=True)
+        losses = self.take_losses(batch)
         self._add("train", losses, batch)
         if self.trainer.is_last_batch:  # before callbacks read the metrics of the epoch
             self._log_means("train")
         return losses["loss"]
+
+    def take_losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the losses of a step, for :meth:`backward`; where it can, a GPU replays the first step."""
+        compute = partial(self.compute_losses, training=True)
+        trainer = self.trainer
+        is_plain = trainer.precision == "32-true" and trainer.world_size == trainer.accumulate_grad_batches == 1
+        self._is_replayed = self.can_replay and self.device.type in REPLAYED_ON and is_plain and not self._masks
+        if self._is_replayed:
+            if not self._has_recorded:
+                self._has_recorded = True
+                trained = [parameter for group in self.trained_groups for parameter in group["params"]]
+                self._graph = StepGraph.record(compute, trained, batch, self.generator)
+            self._is_replayed = self._graph is not None and self._graph.fits(batch)
+        return self._graph.replay(batch) if self._is_replayed else compute(batch, self.generator)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute the gradients, unless the replayed step did."""
+        if self._is_replayed:
+            self._graph.set_gradients()
+        else:
+            super().backward(loss, *args, **kwargs)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Add up the losses, with the same random numbers at every validation."""
@@ -172,12 +200,12 @@ class StagePlan(pl.LightningModule):
                 self._masks.append(parameter.register_hook(partial(_mask_gradient, mask)))
 
     def teardown(self, stage: str) -> None:
-        """Unfreeze the frozen parameters, and forget the weights of the best round."""
+        """Unfreeze the frozen parameters, and forget the weights of the best round and the recorded step."""
         for parameter in self._frozen:
             parameter.requires_grad_(requires_grad=True)
         for mask in self._masks:
             mask.remove()
-        self._frozen, self._masks = [], []
+        self._frozen, self._masks, self._graph = [], [], None
         self.best_round.pop("weights", None)
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -250,6 +278,7 @@ class StagePlan(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Say what is resumed, and end a stage that was interrupted after its last round."""
+        self.generator, self._has_recorded = torch.Generator(self.device), False
         if self.n_epochs_done:
             logger.info("Resuming the %s after %s.", self.name, self.describe_epoch(self.n_epochs_done - 1))
         if self.has_settled:
@@ -259,7 +288,7 @@ class StagePlan(pl.LightningModule):
         """Seed the random numbers of the epoch, differently in each process."""
         self.round = self.current_epoch // self.n_epochs
         number = self.current_epoch * self.trainer.world_size + self.global_rank
-        self.generator = torch.Generator(self.device).manual_seed(sample_seed(self.seed, number))
+        self.generator.manual_seed(sample_seed(self.seed, number))
 
     def on_validation_epoch_end(self) -> None:
         """Log the losses and mark them as this epoch's; Lightning keeps those of the last validation."""
@@ -452,6 +481,16 @@ class AutoencoderPlan(StagePlan):
     purpose = "compresses cells"
     module: SCLDMModule
     recipe: AutoencoderRecipe
+    kl_weight: Tensor
+
+    def __init__(self, module: SCLDMModule, recipe: AutoencoderRecipe, *, seed: int) -> None:
+        super().__init__(module, recipe, seed=seed)
+        self.register_buffer("kl_weight", torch.tensor(recipe.kl_weight), persistent=False)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Let the weight of the KL divergence rise in the first round; a replayed step reads it from the device."""
+        warm_up = 0.0 if self.round else self.recipe.kl_warm_up
+        self.kl_weight.fill_(self.recipe.kl_weight * (min(self.progress / warm_up, 1.0) if warm_up else 1.0))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Group parameters: dispersions have their own learning rate, gene loadings and effects their own decay."""
@@ -475,15 +514,13 @@ class AutoencoderPlan(StagePlan):
         module, recipe, x = self.module, self.recipe, batch[REGISTRY_KEYS.X_KEY]
         noise = torch.randn(len(x), *module.latent_shape, generator=generator, device=x.device)
         keep = module.draw_keep(x, recipe.keep_at_least, generator) if training else None
-        rises = training and recipe.kl_warm_up and not self.round
-        rise = min(self.progress / recipe.kl_warm_up, 1.0) if rises else 1.0
         condition = None  # effects learn in training and are no part of the loss
         if training and module.condition_effects is not None:
             condition = module.drop_conditions(module.condition_of(batch), recipe.drop_probability, generator)
         _, _, losses = module(
             batch,
             inference_kwargs={"noise": noise, "keep": keep, "generator": generator},
-            loss_kwargs={"kl_weight": recipe.kl_weight * rise, "condition": condition},
+            loss_kwargs={"kl_weight": self.kl_weight if training else recipe.kl_weight, "condition": condition},
         )
         return {
             "loss": losses.loss,
@@ -532,6 +569,7 @@ class TransportPlan(StagePlan):
 
     name = "transport"
     purpose = "perturbs cells"
+    can_replay = False  # the host pairs cells
     module: SCLDMModule
     recipe: TransportRecipe
 

@@ -1,0 +1,170 @@
+"""A replayed step is the step itself.
+
+CUDA graphs need a GPU. Here an emulation stands in for them: it records each operator with its arguments, and a replay
+runs the operators again and writes their results where the recorded ones are. As on a GPU, a replay sees neither Python
+nor new tensors, and an operator whose result the host has to look at cannot be recorded.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import scvi
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+import scgen_diffusion
+from scgen_diffusion.module import _negative_binomial as likelihoods
+from scgen_diffusion.nn import _set_encoder as encoders
+from scgen_diffusion.train import _plans as plans
+from scgen_diffusion.train import _step_graph as graphs
+
+NEEDS_A_VALUE = ("_local_scalar_dense", "nonzero")
+
+
+class Emulated(TorchDispatchMode):
+    """Stands in for a CUDA graph."""
+
+    made = []
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.n_replays, self.generator = [], 0, None
+        self.made.append(self)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(name in str(function) for name in NEEDS_A_VALUE):
+            msg = f"operation not permitted when stream is capturing: {function}"
+            raise RuntimeError(msg)
+        # shapes of tensors may change later
+        recorded = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs or {}))
+        results = function(*args, **(kwargs or {}))
+        self.calls.append((function, *recorded, tree_map_only(torch.Tensor, torch.Tensor.detach, results)))
+        return results
+
+    def register_generator_state(self, generator):
+        self.generator = generator
+
+    @torch.no_grad()
+    def replay(self):
+        self.n_replays += 1
+        for function, args, kwargs, results in self.calls:
+            for old, new in zip(tree_leaves(results), tree_leaves(function(*args, **kwargs)), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class Stream:
+    def wait_stream(self, other):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def emulation(monkeypatch):
+    """Let the CPU replay steps, by the code for GPUs."""
+
+    @contextmanager
+    def recording(graph, *, capture_error_mode):
+        with graph:
+            yield
+
+    for name, stand_in in {
+        "Stream": Stream,
+        "current_stream": Stream,
+        "CUDAGraph": Emulated,
+        "graph": recording,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(plans, "REPLAYED_ON", ("cpu",))
+    monkeypatch.setattr(likelihoods.Entries, "of_nonzero", likelihoods.Entries.of_all)
+    monkeypatch.setattr(encoders.SetEncoder, "_attend", lambda self, values: self.attention.pool_panel(values))
+    monkeypatch.setattr(Emulated, "made", [])
+
+
+@pytest.fixture(params=["SCLDM", "SCRDIT", "WBDIT"])
+def train(request, make_model, make_cells, make_gene_space):
+    """Train a small model, the same way every time; the last batch of a pass has another size than the others."""
+
+    def run(**options):
+        torch.manual_seed(0)
+        cells = make_cells(n_cells=100)
+        is_latent = request.param == "SCLDM"
+        model = (
+            make_model(cells) if is_latent else make_gene_space(getattr(scgen_diffusion.model, request.param), cells)
+        )
+        before, scvi.settings._seed = scvi.settings.seed, 0
+        try:
+            model.train(3, batch_size=16, accelerator="cpu", enable_progress_bar=False, **options)
+        finally:
+            scvi.settings._seed = before
+        return model
+
+    return run
+
+
+def state_of(model):
+    return {**model.module.state_dict(), **{k: torch.from_numpy(v.to_numpy()) for k, v in model.history.items()}}
+
+
+def test_a_replayed_training_is_the_same(train, monkeypatch):
+    replayed, made = state_of(train()), list(Emulated.made)
+    monkeypatch.setattr(plans, "REPLAYED_ON", ())
+
+    expected = state_of(train())
+
+    assert made
+    assert all(graph.n_replays > 10 for graph in made)
+    assert replayed.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(replayed[name], value, msg=name, equal_nan=True)
+
+
+def test_a_step_that_waits_for_the_gpu_is_not_replayed(train, monkeypatch, caplog):
+    original = graphs.StepGraph.__init__
+
+    def waiting(self, compute, *args):
+        def compute_and_look(batch, generator):
+            losses = compute(batch, generator)
+            assert losses["loss"].item() < 1e9
+            return losses
+
+        original(self, compute_and_look, *args)
+
+    monkeypatch.setattr(graphs.StepGraph, "__init__", waiting)
+    with caplog.at_level("INFO", logger=graphs.__name__):
+        model = train()
+
+    assert "not replayed as a CUDA graph: operation not permitted" in caplog.text
+    assert all(graph.n_replays == 0 for graph in Emulated.made)
+    assert model.is_trained_
+
+
+def test_a_replay_that_differs_is_not_used(train, monkeypatch, caplog):
+    monkeypatch.setattr(Emulated, "replay", lambda self: None)  # losses and gradients of the recording stay
+    monkeypatch.setattr(Emulated, "register_generator_state", lambda self, generator: generator.manual_seed(1))
+
+    with caplog.at_level("INFO", logger=graphs.__name__):
+        replayed = state_of(train())
+
+    assert "A replay differs" in caplog.text
+    monkeypatch.setattr(plans, "REPLAYED_ON", ())
+    for name, value in state_of(train()).items():
+        torch.testing.assert_close(replayed[name], value, msg=name, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "options", [{"precision": "bf16-mixed"}, {"accumulate_grad_batches": 2}], ids=lambda options: next(iter(options))
+)
+def test_other_ways_to_take_steps_are_not_replayed(train, options):
+    train(**options)
+
+    assert not Emulated.made
+
+
+def test_gradients_are_given_back_after_training(train):
+    model = train()
+
+    assert all(parameter.grad is None for parameter in model.module.parameters())
