@@ -201,6 +201,12 @@ def test_info_lists_what_a_model_can_generate(call, saved_model):
     assert np.isfinite(described["final_losses"]["prior_loss_train"])
 
 
+def test_the_current_folder_is_named_if_it_holds_no_model(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("info", ".")
+    assert (code, f"There is no saved model at {tmp_path}: model.pt is missing." in err) == (2, True)
+
+
 def test_a_model_of_any_class_is_loaded(saved_model, trained_gene_space, tmp_path):
     trained_gene_space.save(tmp_path / "model")
     assert type(sgd.model.load(tmp_path / "model")) is type(trained_gene_space)

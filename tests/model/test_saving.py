@@ -314,8 +314,10 @@ def test_damaged_cells_beside_a_model_are_named(trained, tmp_path):
 
 def test_a_missing_model_is_reported(tmp_path):
     for folder in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(FileNotFoundError, match="no saved model at"):
+        with pytest.raises(FileNotFoundError, match=f"no saved model at {folder}: model.pt is missing"):
             SCLDM.load(folder)
+    with pytest.raises(FileNotFoundError, match=f"no saved model at {tmp_path}: mymodel.pt is missing"):
+        SCLDM.load(tmp_path, prefix="my")
 
 
 def folder_with(tmp_path, content):

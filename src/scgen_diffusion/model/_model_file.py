@@ -150,7 +150,7 @@ def read_model_file(path: Path) -> ModelFile:
         If it is damaged, was changed, was not written by this package, or would execute code.
     """
     if not path.is_file():
-        msg = f"There is no saved model at {path}."
+        msg = f"There is no saved model at {path.absolute().parent}: {path.name} is missing."
         raise FileNotFoundError(msg)
     content = load_plain(path, "model file")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
