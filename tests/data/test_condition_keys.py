@@ -195,7 +195,8 @@ def test_sets_come_back_as_they_are_written_in_training():
     [
         ("A+E", "unknown member 'E' for 'p'. Known, closest first"),
         ("A+", "'A\\+' of 'p' has an empty member"),
-        ("", "has an empty member"),
+        ("", "A value of 'p' is empty; give members, or 'ctrl' for none of them"),
+        ("+", "'\\+' of 'p' has an empty member"),
         ("A+B+C+D", "can have 0 to 3 members, but .* has 4"),
     ],
 )
@@ -207,6 +208,8 @@ def test_bad_sets_are_refused(value, words):
 def test_without_a_control_there_is_no_empty_set():
     with pytest.raises(ValueError, match="can have 1 to 3 members"):
         make_set(control=None, spellings=["A"]).encode([frozenset()])
+    with pytest.raises(ValueError, match=r"A value of 'p' is empty; give members\."):
+        make_set(control=None, spellings=["A"]).encode([" "])
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------

@@ -562,10 +562,14 @@ class SetKey(ConditionKey):
         Raises
         ------
         ValueError
-            If a member is empty.
+            If the text or a member is empty.
         """
         if isinstance(value, AbstractSet):
             return frozenset(map(str, value)) - {self.control}
+        if not str(value).strip():
+            control = "" if self.control is None else f", or {self.control!r} for none of them"
+            msg = f"A value of {self.name!r} is empty; give members{control}."
+            raise ValueError(msg)
         members = frozenset(part.strip() for part in str(value).split(self.separator))
         if "" in members:
             msg = f"The set {value!r} of {self.name!r} has an empty member; {self.separator!r} separates members."
