@@ -193,6 +193,18 @@ def test_no_cells_to_follow_are_refused(trained):
         trained.follow_cells(None, {"dose": 100}, "cell_type", indices=[])
 
 
+def test_cells_of_the_same_name_are_refused_as_paths_consist_of_names(trained, low_dose, monkeypatch):
+    twins = trained.adata[low_dose].copy()
+    twins.obs_names = ["twin", "twin", *twins.obs_names[2:]]
+    with pytest.raises(ValueError, match=r"^adata.obs_names has duplicates: 1 \('twin'\). Call adata.obs_names_make_"):
+        trained.follow_cells(twins, {"dose": 100}, "cell_type")
+    own = trained.adata.copy()
+    own.obs_names = ["twin", "twin", *own.obs_names[2:]]
+    monkeypatch.setattr(trained, "_adata", own)
+    with pytest.raises(ValueError, match=r"^model.adata.obs_names has duplicates: 1 \('twin'\). Call model.adata"):
+        trained.follow_cells(None, {"dose": 100}, "cell_type", indices=low_dose)
+
+
 def test_a_model_without_cells_says_so(trained, saved_model):
     with pytest.raises(ValueError, match="none in memory; load it with `adata`"):
         load(saved_model).follow_cells(trained.adata, {"dose": 100}, "cell_type")

@@ -202,11 +202,16 @@ def check_shape(adata: AnnData, where: str, owner: str = "adata") -> None:
             f"{owner}.var_names.astype(str)."
         )
         raise ValueError(msg)
-    if not adata.var_names.is_unique:
-        repeated = adata.var_names[adata.var_names.duplicated()].unique()
-        msg = f"{owner}.var_names has duplicates: {list_some(repeated)}. Call {owner}.var_names_make_unique() first."
-        raise ValueError(msg)
+    check_unique_names(adata.var_names, f"{owner}.var_names")
     check_distinct_columns(adata.var.columns, f"{owner}.var")
+
+
+def check_unique_names(names: pd.Index, where: str) -> None:
+    """Raise if two cells or genes have the same name; ``where`` is ``adata.obs_names`` or ``adata.var_names``."""
+    if not names.is_unique:
+        repeated = list_some(names[names.duplicated()].unique())
+        msg = f"{where} has duplicates: {repeated}. Call {where}_make_unique() first."
+        raise ValueError(msg)
 
 
 def check_size(shape: tuple[int, int], where: str) -> None:

@@ -20,7 +20,15 @@ from scvi.data.fields import BaseAnnDataField
 from scgen_diffusion._arguments import known_names
 
 from ._anndata import PROVENANCE_KEY, build_anndata, mark_synthetic
-from ._checks import check_layer, check_same_genes, check_shape, check_values, has_above, list_some
+from ._checks import (
+    check_layer,
+    check_same_genes,
+    check_shape,
+    check_unique_names,
+    check_values,
+    has_above,
+    list_some,
+)
 from ._condition_setup import check_names
 
 if TYPE_CHECKING:
@@ -245,10 +253,7 @@ def check_modalities(mdata: MuData, likelihoods: Mapping[str, str | None], layer
         adata, owner, layer = mdata[name], f"mdata[{name!r}]", layers.get(name)
         where = check_layer(adata, layer, owner)
         check_shape(adata, where, owner)
-        if not adata.obs_names.is_unique:
-            repeated = list_some(adata.obs_names[adata.obs_names.duplicated()].unique())
-            msg = f"{owner}.obs_names has duplicates: {repeated}. Call {owner}.obs_names_make_unique() first."
-            raise ValueError(msg)
+        check_unique_names(adata.obs_names, f"{owner}.obs_names")
         if unlisted := len(adata.obs_names.difference(mdata.obs_names)):
             msg = f"{owner} has {unlisted} cells that mdata.obs does not list; call mdata.update() first."
             raise ValueError(msg)

@@ -17,6 +17,7 @@ from scgen_diffusion.data import (
     check_layer,
     check_rows,
     check_same_registry,
+    check_unique_names,
     obs_column,
     resolve_seed,
     row_numbers,
@@ -452,8 +453,8 @@ class AutoencoderModel(DiffusionModel):
         KeyError
             If the column of times or labels, or the array, is missing.
         ValueError
-            If times are not numbers or not earlier than `until`, if few of the model's cells are near `until` or some
-            of these have no label, or if the model was loaded without cells.
+            If names of cells occur twice, if times are not numbers or not earlier than `until`, if few of the model's
+            cells are near `until` or some of these have no label, or if the model was loaded without cells.
 
         Examples
         --------
@@ -474,6 +475,8 @@ class AutoencoderModel(DiffusionModel):
         check_count("n_neighbors", n_neighbors)
         end = _check_number(f"until[{key!r}]", value)
         followed = self.adata if adata is None else adata
+        for name, cells in {"model.adata": self.adata, "adata": followed}.items():
+            check_unique_names(cells.obs_names, f"{name}.obs_names")
         rows = check_rows(indices, followed.n_obs)
         times = _numbers(self.adata, key, "model.adata")
         given_times = _numbers(followed, key, "adata")[rows]
