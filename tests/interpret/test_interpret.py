@@ -238,6 +238,20 @@ def test_without_conditions_a_cells_label_does_not_change_its_measurements(opene
     np.testing.assert_array_equal(*rates)
 
 
+def test_without_conditions_cells_need_none(opened):
+    bare = anndata.AnnData(opened.adata.X[:20], var=opened.adata.var)
+    n_known = len(opened._per_instance_manager_store[opened.id])
+
+    own = interpret.head_coding_rates(opened, indices=np.arange(20), seed=0, conditional=False)
+    given = interpret.head_coding_rates(opened, bare, seed=0, conditional=False)
+
+    np.testing.assert_array_equal(given, own)
+    assert list(given.index) == list(bare.obs_names)
+    assert len(opened._per_instance_manager_store[opened.id]) == n_known  # the model keeps no cells
+    with pytest.raises(KeyError, match="'cell_type'"):
+        interpret.head_coding_rates(opened, bare, seed=0)
+
+
 def test_flow_matching_counts_time_from_noise_to_data(make_opened):
     model = make_opened(path="flow_matching", target="velocity", head="regression")
 

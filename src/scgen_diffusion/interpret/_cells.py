@@ -217,7 +217,7 @@ def check_table(name: str, table: object, maker: str) -> None:
 
 def cells_of(model: WBDIT, adata: AnnData | None, indices: Sequence[int] | None) -> tuple[AnnData, np.ndarray]:
     """Return the cells to look at, by default those of the model, and the requested rows."""
-    source = model._validated(adata)
+    source = model._given(adata, "adata")
     return source, check_rows(indices, source.n_obs)
 
 
@@ -230,13 +230,16 @@ def noised_cells(
     seed: int | None,
     batch_size: int | None = None,
 ) -> Iterator[CellBatch]:
-    """Yield batches of cells with their own noise, which depends only on the seed and the row."""
+    """Yield batches of cells with their own noise, which depends only on the seed and the row.
+
+    Given cells need conditions only if ``conditional``.
+    """
     seed, module = resolve_seed(seed), model.module
     if batch_size is None:
         batch_size = max(1, TOKENS_AT_A_TIME // len(opened_network(model).network.positions))
     model._check_ready_to_generate()
     batch_size = model._engine.round_to_blocks(check_batch_size(batch_size))
-    for tensors, batch in model._read(source, rows, batch_size):
+    for tensors, batch in model._read_given(source, rows, batch_size, with_labels=conditional):
         data = module.inference(tensors[REGISTRY_KEYS.X_KEY])["data"]
         generators = Generators(seed, batch, data.device)
         noise = module.draw_noise(generators)

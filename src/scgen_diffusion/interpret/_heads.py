@@ -120,7 +120,7 @@ def head_loadings(
         Whether to return what is specific to a head, see :func:`head_specificity`. Raw loadings are similar in all
         heads.
     conditional
-        Whether to give the network each cell's conditions, or none.
+        Whether to give the network each cell's conditions, or none; then given cells in memory need none.
     n_probes
         Number of random directions per cell that estimate the norm. The relative standard error of a loading is at most
         about ``(2 * cells * n_probes) ** -0.5``.
@@ -289,7 +289,7 @@ def head_effects(
     groupby
         Column of ``obs`` whose groups are averaged separately. Effects of opposite signs cancel within a group.
     conditional
-        Whether to give the network each cell's conditions, or none.
+        Whether to give the network each cell's conditions, or none; then given cells in memory need none.
     batch_size
         Cells per batch. Default: about 4 000 tokens.
     seed

@@ -103,8 +103,8 @@ def layer_statistics(
     groupby
         Column of ``obs`` whose groups are averaged separately.
     conditional
-        Whether to give the network each cell's conditions, as in training. If False, it gets none, and groups differ
-        only by their expression.
+        Whether to give the network each cell's conditions, as in training. If False, it gets none, groups differ only
+        by their expression, and given cells in memory need no conditions.
     eps
         :math:`\epsilon`, for tokens of unit norm. CRATE: 0.5.
     batch_size

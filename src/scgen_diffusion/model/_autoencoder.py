@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
 
 from scgen_diffusion._arguments import check_count, is_number, known_names
 from scgen_diffusion.data import (
     CellFiles,
-    check_layer,
     check_rows,
     check_same_registry,
     check_unique_names,
@@ -31,6 +29,7 @@ from ._following import follow, window_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from anndata import AnnData
     from sparse import GCXS
     from torch import Tensor
 
@@ -570,36 +569,7 @@ class AutoencoderModel(DiffusionModel):
             yield from self._read(files, check_rows(indices, files.n_cells), batch_size)
             return
         given = self._given(adata, "adata")
-        rows = check_rows(indices, given.n_obs)
-        cells = given if given is self.adata else self._relabelled(given)
-        source = self._validated(cells)
-        try:
-            yield from self._read(source, rows, batch_size)
-        finally:
-            if cells is not given:
-                self.deregister_manager(source)
-
-    def _relabelled(self, adata: AnnData) -> AnnData:
-        """Return cells in memory with conditions that the model knows, in place of any of their own."""
-        if adata.isbacked:
-            return adata
-        layer = self.registry_["setup_args"]["layer"]
-        check_layer(adata, layer)
-        x = adata.X if layer is None else adata.layers[layer]
-        x = x.copy() if adata.is_view else x  # scvi-tools cannot read anndata's views of arrays
-        obs, obsm = self._known_labels(adata.obs_names)
-        return AnnData(
-            x if layer is None else None,
-            obs=obs,
-            var=pd.DataFrame(index=adata.var_names),
-            layers={} if layer is None else {layer: x},
-            obsm=obsm,
-        )
-
-    def _known_labels(self, names: pd.Index) -> tuple[pd.DataFrame, dict[str, np.ndarray | pd.DataFrame]]:
-        """Return ``obs`` and ``obsm`` with the same conditions for all cells, any that the model knows."""
-        codes = np.repeat(self.conditions.combinations[:1], len(names), axis=0)
-        return self.conditions.to_obs(codes, names), self.conditions.to_obsm(codes, names)
+        yield from self._read_given(given, check_rows(indices, given.n_obs), batch_size, with_labels=False)
 
     def _check_can_read_cells(self) -> None:
         if "autoencoder" not in self.trained_stages_:

@@ -1533,6 +1533,40 @@ class DiffusionModel(BaseModelClass):
         self._adata, self._adata_manager = own, manager
         return cells
 
+    def _read_given(
+        self, given: AnnData, rows: np.ndarray, batch_size: int, *, with_labels: bool
+    ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
+        """Read cells in memory as :meth:`_read` does. Unless ``with_labels``, those of a user need no conditions."""
+        cells = given if with_labels or given is self.adata else self._relabelled(given)
+        source = self._validated(cells)
+        try:
+            yield from self._read(source, rows, batch_size)
+        finally:
+            if cells is not given:
+                self.deregister_manager(source)
+
+    def _relabelled(self, adata: AnnData) -> AnnData:
+        """Return cells in memory with conditions that the model knows, in place of any of their own."""
+        if adata.isbacked:
+            return adata
+        layer = self.registry_["setup_args"]["layer"]
+        check_layer(adata, layer)
+        x = adata.X if layer is None else adata.layers[layer]
+        x = x.copy() if adata.is_view else x  # scvi-tools cannot read anndata's views of arrays
+        obs, obsm = self._known_labels(adata.obs_names)
+        return AnnData(
+            x if layer is None else None,
+            obs=obs,
+            var=pd.DataFrame(index=adata.var_names),
+            layers={} if layer is None else {layer: x},
+            obsm=obsm,
+        )
+
+    def _known_labels(self, names: pd.Index) -> tuple[pd.DataFrame, dict[str, np.ndarray | pd.DataFrame]]:
+        """Return ``obs`` and ``obsm`` with the same conditions for all cells, any that the model knows."""
+        codes = np.repeat(self.conditions.combinations[:1], len(names), axis=0)
+        return self.conditions.to_obs(codes, names), self.conditions.to_obsm(codes, names)
+
     # --- saving -------------------------------------------------------------------------------------------------------
 
     def save(
