@@ -506,6 +506,22 @@ def test_arrays_are_conditions_of_all_modalities(tiny, quick):
     assert model.generate(condition=mdata[:3], seed=0, n_steps=1).n_obs == 3
 
 
+def test_what_is_wrong_with_the_conditions_of_mudata_is_said_of_the_mudata(multimodal):
+    mdata = make_mudata()
+    with pytest.raises(KeyError, match="The condition key 'type' is not a column of mdata.obs. Known, closest first"):
+        MULTISCLDM.setup_mudata(mdata, condition_keys=["type"])
+    others = mdata.copy()
+    others.obs["cell_type"] = "unheard of"
+    with pytest.raises(ValueError, match=r"^mdata.obs has the unknown value 'unheard of'.* need a model from `load_q"):
+        multimodal.predict_perturbation(others, {"cell_type": TYPES[0]})
+    mdata.obs["cell_type"] = mdata.obs["cell_type"].where(np.arange(mdata.n_obs) > 0)
+    with pytest.raises(ValueError, match=r"^mdata.obs\['cell_type'\] has no label for 1 of"):
+        MULTISCLDM.setup_mudata(mdata, condition_keys=["cell_type"])
+    del others.obs["cell_type"]
+    with pytest.raises(KeyError, match="'cell_type' is not a column of mdata.obs"):
+        multimodal.predict_perturbation(others, {"cell_type": TYPES[0]})
+
+
 def test_likelihoods_and_layers_can_be_chosen(tiny):
     mdata = make_mudata()
     mdata["rna"].layers["counts"] = mdata["rna"].X.copy()

@@ -169,7 +169,7 @@ class ConditionSetup:
             _check_sets(name, adata.obs[name], separator, controls.get(name))
         columns = [name for name in self.names if name in adata.obs]
         for given, what, kind, known in (
-            (controls, "a control value", "column of adata.obs among the condition keys", columns),
+            (controls, "a control value", f"column of {owner_of(adata)}.obs among the condition keys", columns),
             (tables, "an embedding", "categorical or set key", [*self.condition_keys, *self.set_condition_keys]),
         ):
             if wrong := [name for name in given if name not in known]:
@@ -332,7 +332,7 @@ def encode_cells(cells: AnnData | MuData, by_key: Sequence[ConditionKey]) -> np.
     """Return the codes of all keys, ``(cells, columns)``; done part by part, because values become objects."""
     codes = np.zeros((len(cells.obs), sum(key.n_columns for key in by_key)))
     for key, columns in zip(by_key, columns_of(by_key), strict=True):
-        values, source = values_of(cells, key), f"adata.{key.source}"
+        values, source = values_of(cells, key), f"{owner_of(cells)}.{key.source}"
         if isinstance(key, ArrayKey):
             codes[:, columns] = key.encode(values, source)
             continue
@@ -340,6 +340,11 @@ def encode_cells(cells: AnnData | MuData, by_key: Sequence[ConditionKey]) -> np.
             part = values.iloc[start : start + CELLS_AT_A_TIME]
             codes[start : start + CELLS_AT_A_TIME, columns] = key.encode_cells(part, source)
     return codes
+
+
+def owner_of(cells: AnnData | MuData) -> str:
+    """Return the usual name of such cells, for messages."""
+    return "mdata" if hasattr(cells, "mod") else "adata"
 
 
 def values_of(cells: AnnData | MuData, key: ConditionKey) -> Any:
@@ -353,7 +358,8 @@ def values_of(cells: AnnData | MuData, key: ConditionKey) -> Any:
     table = getattr(cells, key.source)
     if key.name not in table:
         msg = (
-            f"The model reads the condition {key.name!r} from adata.{key.source}, but these cells do not have it there."
+            f"The model reads the condition {key.name!r} from {owner_of(cells)}.{key.source}, but these cells do not "
+            "have it there."
         )
         raise KeyError(msg)
     return table[key.name]
@@ -424,15 +430,15 @@ def check_conditions(
     Keys named in ``arrays`` hold numbers, and may be arrays of ``obsm`` instead. Cells may lack labels of those in
     ``may_lack``. ``kind`` is for messages.
     """
-    obs = cells.obs
+    obs, owner = cells.obs, owner_of(cells)
     for key in keys:
         is_array = key in arrays and key in cells.obsm
         if "/" in str(key):
             name = str(key).replace("/", "_")
             columns = {key: name}
-            renamed = f"adata.obs = adata.obs.rename(columns={columns})"
+            renamed = f"{owner}.obs = {owner}.obs.rename(columns={columns})"
             if is_array:
-                renamed = f"adata.obsm[{name!r}] = adata.obsm.pop({key!r})"
+                renamed = f"{owner}.obsm[{name!r}] = {owner}.obsm.pop({key!r})"
             msg = (
                 f"The {kind} key {key!r} has a '/', which names in .h5ad and .zarr files cannot have. Rename it: "
                 f"{renamed}."
@@ -440,8 +446,8 @@ def check_conditions(
             raise ValueError(msg)
         if is_array and key in obs:
             msg = (
-                f"The condition key {key!r} is a column of adata.obs and an array of adata.obsm. Rename or delete the "
-                f"one that is no condition: del adata.obs[{key!r}]."
+                f"The condition key {key!r} is a column of {owner}.obs and an array of {owner}.obsm. Rename or delete "
+                f"the one that is no condition: del {owner}.obs[{key!r}]."
             )
             raise ValueError(msg)
         if is_array:
@@ -449,15 +455,15 @@ def check_conditions(
             continue
         if key not in obs:
             known = [*obs.columns, *([name for name in cells.obsm if name != OBSM_KEY] if key in arrays else [])]
-            where = "adata.obs or an array of adata.obsm" if key in arrays else "adata.obs"
+            where = f"{owner}.obs or an array of {owner}.obsm" if key in arrays else f"{owner}.obs"
             msg = f"The {kind} key {key!r} is not a column of {where}. {known_names(key, known)}"
             if kind == "condition" and key not in arrays and key in cells.obsm:
                 msg = (
-                    f"The condition key {key!r} is not a column of adata.obs, but an array of adata.obsm. List it in "
-                    "`continuous_condition_keys`."
+                    f"The condition key {key!r} is not a column of {owner}.obs, but an array of {owner}.obsm. List it "
+                    "in `continuous_condition_keys`."
                 )
             raise KeyError(msg)
-        check_distinct_columns(obs[[key]].columns, "adata.obs")
+        check_distinct_columns(obs[[key]].columns, f"{owner}.obs")
         missing = obs[key].isna()
         if missing.any() and key not in may_lack:
             what, remedy = ("number", "") if key in arrays else ("label", ", or give them one")
@@ -467,7 +473,7 @@ def check_conditions(
                     "`condition_keys` train the model, too"
                 )
             msg = (
-                f"adata.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells, such as "
+                f"{owner}.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells, such as "
                 f"{obs.index[missing][0]!r}. Remove these cells{remedy}."
             )
             raise ValueError(msg)
