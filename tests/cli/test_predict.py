@@ -1,10 +1,13 @@
 """``predict``: the cells of ``predict_perturbation``, in a file."""
 
+from types import SimpleNamespace
+
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
 
+from scgen_diffusion.cli._predict import _set_aside
 from scgen_diffusion.model import SCLDM
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -149,6 +152,45 @@ def test_options_of_predict_reach_their_arguments(call, folder, asked, cells, tm
         "seed": 0,
         "show_progress": False,
     }
+
+
+def test_of_the_other_cells_no_label_is_needed(call, folder, cells, expected, tmp_path):
+    others = np.flatnonzero(cells.obs["dose"] == 100)[:2]
+    bad = cells.copy()
+    bad.obs.loc[bad.obs_names[others[0]], "cell_type"] = np.nan
+    bad.obs.loc[bad.obs_names[others[1]], "dose"] = 7  # which the model does not know
+    bad.write_h5ad(tmp_path / "bad.h5ad")
+    out = tmp_path / "new.h5ad"
+    code, _, err = call("predict", folder / "model", tmp_path / "bad.h5ad", out, *ASKED, "--seed", "3")
+    assert code == 0, err
+    found = anndata.read_h5ad(out)
+    assert (found.X != expected.X).nnz == 0
+    assert found.obs.equals(expected.obs)
+    asked = ["--where", "dose=100", "-c", "dose=10"]  # these two among others
+    code, _, err = call("predict", folder / "model", tmp_path / "bad.h5ad", tmp_path / "other.h5ad", *asked)
+    assert (code, "has no label for 1 of 240 cells" in err, "indices" in err) == (2, True, False)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, pd.DataFrame])
+def test_of_the_other_cells_no_numbers_of_arrays_are_needed(make_cells, kind):
+    cells = make_cells(4)
+    places = np.array([[np.nan, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, np.nan]])
+    cells.obsm["spatial"] = kind(places) if kind is np.asarray else kind(places, index=cells.obs_names)
+    _set_aside(cells, np.array([1, 2]), [SimpleNamespace(source="obsm", name="spatial")])
+    assert np.asarray(cells.obsm["spatial"]).tolist() == [[2, 3], [2, 3], [4, 5], [2, 3]]
+
+
+def test_cells_are_chosen_in_files_by_columns_with_gaps(call, folder, cells, asked, tmp_path):
+    gappy = cells.copy()
+    gappy.obs["plate"] = pd.Categorical(np.where(np.arange(240) < 3, None, "a"))
+    gappy.write_h5ad(tmp_path / "gappy.h5ad")
+    for options in ([], ["--backed"]):
+        command = [folder / "model", tmp_path / "gappy.h5ad", tmp_path / "new.zarr", "-w", "plate=a", "-c", "dose=10"]
+        code, _, err = call("predict", *command, *options)
+        assert code == 0, err
+        np.testing.assert_array_equal(asked["indices"], np.arange(3, 240))
+    code, _, err = call("predict", *command[:-4], "-w", "plait=a", "-c", "dose=10", "--backed")
+    assert (code, "The --where key 'plait' is not a column of obs in gappy.h5ad. Known, closest" in err) == (2, True)
 
 
 def test_how_far_predictions_can_be_trusted_is_said(call, folder, model, tmp_path):

@@ -14,11 +14,13 @@ from ._files import N_NAMED, check_place, read_cells
 from ._generate import COUNTS, LIBRARY_SIZE, OUTPUT, SAMPLING, TABLE, finish, load_for, read_conditions, read_guidance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
     import pandas as pd
+
+    from scgen_diffusion.data import ConditionKey
 
     from ._terminal import Terminal
 
@@ -94,6 +96,8 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
     arguments = given(options, *PASSED_ON) | read_conditions(model, options) | read_guidance(options)
     if "where" in options:
         arguments["indices"] = _rows(cells, options["where"])
+        if hasattr(cells, "obs"):
+            _set_aside(cells, arguments["indices"], model.conditions.by_key)
     if "given_key" in options:
         arguments["given_keys"] = list(options["given_key"])
     if options.get("expected"):
@@ -181,7 +185,9 @@ def _rows(cells: Any, where: Mapping[str, Any]) -> np.ndarray:
     import numpy as np
     import pandas as pd
 
-    obs = cells.obs if hasattr(cells, "obs") else cells.match_labels(list(where))
+    from scgen_diffusion.data import read_columns
+
+    obs = cells.obs if hasattr(cells, "obs") else read_columns(cells.files, where, kind="--where")
     is_chosen = np.ones(len(obs), dtype=bool)
     for name, value in where.items():
         if name not in obs:
@@ -204,6 +210,21 @@ def _rows(cells: Any, where: Mapping[str, Any]) -> np.ndarray:
         msg = f"--where: no cell has all of {dict(where)}."
         raise click.UsageError(msg)
     return np.flatnonzero(is_chosen)
+
+
+def _set_aside(cells: Any, rows: np.ndarray, by_key: Sequence[ConditionKey]) -> None:
+    """Give all cells but the chosen ones the conditions of a chosen one: theirs do not matter, and may be missing."""
+    import numpy as np
+
+    labels = cells.obs.iloc[rows][[key.name for key in by_key if key.name in cells.obs]]
+    source = np.full(cells.n_obs, rows[labels.notna().all(axis=1).to_numpy().argmax()])  # one that has all labels
+    source[rows] = rows
+    cells.obs = cells.obs.iloc[source].set_axis(cells.obs_names)
+    for key in by_key:
+        if key.source == "obsm" and key.name in cells.obsm:
+            array = cells.obsm[key.name]
+            is_table = hasattr(array, "iloc")
+            cells.obsm[key.name] = array.iloc[source].set_axis(cells.obs_names) if is_table else array[source]
 
 
 def _describe(terminal: Terminal, record: Mapping[str, Any], options: Mapping[str, Any]) -> None:
