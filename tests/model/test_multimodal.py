@@ -506,6 +506,16 @@ def test_arrays_are_conditions_of_all_modalities(tiny, quick):
     assert model.generate(condition=mdata[:3], seed=0, n_steps=1).n_obs == 3
 
 
+def test_a_column_of_a_modality_that_cannot_be_saved_is_named(tiny, tmp_path):
+    model = make_model(tiny)
+    model.adata["rna"].obs["day"] = pd.Timestamp("2024-01-01")
+
+    with pytest.raises(TypeError, match=r"obs\['day'\] has the type datetime64"):
+        model.save(tmp_path / "m", save_anndata=True)
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_wrong_with_the_conditions_of_mudata_is_said_of_the_mudata(multimodal):
     mdata = make_mudata()
     with pytest.raises(KeyError, match="The condition key 'type' is not a column of mdata.obs. Known, closest first"):

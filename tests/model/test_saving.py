@@ -272,6 +272,33 @@ def test_cells_that_a_model_has_not_cannot_be_saved(saved_model, tmp_path):
         SCLDM.load(saved_model).save(tmp_path / "m", save_anndata=True)
 
 
+@pytest.mark.parametrize(
+    ("column", "found"),
+    [
+        (pd.date_range("2024", periods=96), "the type datetime64"),
+        ([1, "one"] * 48, "the type object"),
+        ([{"a": 1}] * 96, "the type object"),
+    ],
+    ids=["dates", "mixed", "mappings"],
+)
+def test_a_column_that_cannot_be_saved_is_named_before_anything_is_written(
+    make_model, make_cells, tmp_path, monkeypatch, column, found
+):
+    cells = make_cells()
+    cells.obs["note"] = pd.Series(column, index=cells.obs_names)
+    cells.obs["site"] = pd.Series(["a", None] * 48, index=cells.obs_names, dtype=object)  # which anndata can write
+    model = make_model(cells)
+    with monkeypatch.context() as patch:
+        patch.setattr("scgen_diffusion.model._base.write_together", None)
+        with pytest.raises(TypeError, match=rf"obs\['note'\] has {found}.*Convert it .* or remove it"):
+            model.save(tmp_path / "m", save_anndata=True)
+    assert list(tmp_path.iterdir()) == []
+    model.save(tmp_path / "m")
+    del cells.obs["note"]
+    model.save(tmp_path / "m", save_anndata=True, overwrite=True)
+    assert anndata.read_h5ad(tmp_path / "m" / "adata.h5ad").obs["site"].isna().sum() == 48
+
+
 @pytest.mark.parametrize("load", [SCLDM.load, load])
 def test_true_for_cells_is_refused_and_says_what_is_allowed(saved_model, load):
     with pytest.raises(TypeError, match=r"None .*False .*found True"):

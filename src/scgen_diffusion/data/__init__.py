@@ -68,7 +68,7 @@ from ._mudata import (
 from ._mudata_files import MuDataFiles
 from ._plain import savable_columns, to_array, to_plain, to_table
 from ._registered_cells import RegisteredCells, evenly
-from ._streaming import check_writable, is_generated, join_parts, part_of, read_record
+from ._streaming import check_cells_writable, check_writable, is_generated, join_parts, part_of, read_record
 
 __all__ = [
     "JOIN",
@@ -99,6 +99,7 @@ __all__ = [
     "as_label",
     "build_anndata",
     "build_mudata",
+    "check_cells_writable",
     "check_conditions",
     "check_expression",
     "check_is_mudata",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import scipy.sparse as sp
+    from mudata import MuData
 
 RECORD = "scgen_diffusion_request"  # attribute of a finished file, with the request
 NAMES_IN_ZARR = {  # names that anndata writes, in zarr's formats 2 and 3
@@ -58,6 +59,14 @@ def check_writable(obs: pd.DataFrame) -> None:
                 msg = f"obs[{name!r}] has {found}, which AnnData files cannot store. {remedy} or remove it. ({error})"
                 raise TypeError(msg) from error
             del root["obs"]
+
+
+def check_cells_writable(cells: AnnData | MuData) -> None:
+    """Raise TypeError for columns of ``obs``, of all modalities too, that anndata cannot write."""
+    for part in (cells, *getattr(cells, "mod", {}).values()):
+        as_written = AnnData(obs=part.obs.copy())
+        as_written.strings_to_categoricals()  # as anndata does before it writes a file
+        check_writable(as_written.obs)
 
 
 def part_of(cells: AnnData) -> memoryview:

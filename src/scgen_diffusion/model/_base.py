@@ -49,6 +49,7 @@ from scgen_diffusion.data import (
     RegisteredCells,
     ValueSummary,
     build_anndata,
+    check_cells_writable,
     check_expression,
     check_layer,
     check_not_empty,
@@ -1599,6 +1600,8 @@ class DiffusionModel(BaseModelClass):
 
         Raises
         ------
+        TypeError
+            If ``save_anndata`` is True, and anndata cannot write a column of ``obs``.
         ValueError
             If the folder exists and ``overwrite`` is False or it holds cells of these names without a model, or
             ``save_anndata`` is True and there are no cells in memory.
@@ -1615,6 +1618,8 @@ class DiffusionModel(BaseModelClass):
         if save_anndata and self.adata is None:
             msg = "`save_anndata` is True, but the model has no cells in memory; leave it out, or set model.adata."
             raise ValueError(msg)
+        if save_anndata:
+            check_cells_writable(self.adata)
         cells = [f"{prefix}{name}" for name in (ADATA_FILE, MUDATA_FILE)]
         others = [name for name in cells if (folder / name).exists()]
         if others and not (folder / f"{prefix}{MODEL_FILE}").exists():
