@@ -233,6 +233,21 @@ def test_wrong_options_of_predict_are_named(call, folder, tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_column_with_an_equals_sign_can_be_named_in_a_configuration_only(call, folder, cells, asked, tmp_path):
+    odd = cells.copy()
+    odd.obs["a=b"] = "x"
+    odd.write_h5ad(tmp_path / "odd.h5ad")
+    command = ["predict", folder / "model", tmp_path / "odd.h5ad", tmp_path / "new.zarr", "-c", "dose=10"]
+    for backed in ([], ["--backed"]):
+        code, _, err = call(*command, "-w", "a=b=x", *backed)
+        assert (code, "key ends at the first '='; give a key that has one in a file (--config)." in err) == (2, True)
+    config = tmp_path / "run.toml"
+    config.write_text('[predict.where]\n"a=b" = "x"\n')
+    code, _, err = call(*command, "--config", config)
+    assert code == 0, err
+    assert len(asked["indices"]) == len(cells)
+
+
 def test_cells_are_chosen_by_classes_that_are_numbers(call, folder, tmp_path):
     cells = anndata.read_h5ad(folder / "cells.h5ad")
     cells.obs["dose"] = pd.Categorical(cells.obs["dose"].astype(float))

@@ -157,6 +157,15 @@ def test_our_log_and_our_warnings_are_shown_and_those_of_others_are_not(call_fun
         ("It needs `control_values` in `setup_anndata`.", "It needs --control."),
         ("Give the text 'it\\'s'.", "Give the text 'it\\'s'."),
         (
+            "'a' is not a column. Known, closest first: 'b', 'a=1'.",
+            "'a' is not a column. Known, closest first: 'b', 'a=1'. In KEY=VALUE, the key ends at the first '='; give "
+            "a key that has one in a file (--config).",
+        ),
+        (
+            "the unknown value 'NK' for 'type'. Known, closest first: 'NK=1'.",
+            "the unknown value 'NK' for 'type'. Known, closest first: 'NK=1'.",
+        ),
+        (
             "No cell has the control value 0 in adata.obs['drug']. Give the text '0'.",
             """No cell has the control value 0 in drug. Give text: --control 'drug="0"'.""",
         ),

@@ -83,6 +83,8 @@ def test_devices_are_a_number_a_list_or_a_name(written, read):
 
 def test_the_first_equals_sign_separates_key_and_value():
     assert Keyed().convert("formula=a=b", None, None) == ("formula", "a=b")
+    with pytest.raises(click.BadParameter, match=r"'b=2' is not a number. In KEY=VALUE, the key ends at the first '='"):
+        Keyed("[KEY=]NUMBER", number).convert("a=b=2", None, None)
 
 
 def test_a_value_alone_needs_an_option_that_allows_it():

@@ -15,7 +15,7 @@ import click
 from scgen_diffusion._arguments import known_names
 from scgen_diffusion._pretrained import model_folder
 
-from ._terminal import Terminal
+from ._terminal import FIRST_EQUALS, Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -111,7 +111,7 @@ class Keyed(click.ParamType):
             is_typed = isinstance(value, tuple) and self.read is scalar  # TOML says itself what is text
             return key, found if found is None or is_typed else self.read(found)
         except ValueError as error:
-            self.fail(f"{error}.", param, ctx)
+            self.fail(f"{error}. {FIRST_EQUALS}" if "=" in str(found) else f"{error}.", param, ctx)
 
     def pairs(self, value: Any) -> list[tuple[str | None, Any]]:
         """Turn a value of a TOML file into pairs: a table, a list of keys or values, or a single one."""

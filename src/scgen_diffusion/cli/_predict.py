@@ -12,6 +12,7 @@ from scgen_diffusion._files import write_atomically
 from ._command import Keyed, Model, columns, command, existing, flag, given, new, number_or_text, option
 from ._files import N_NAMED, check_place, read_cells
 from ._generate import COUNTS, LIBRARY_SIZE, OUTPUT, SAMPLING, TABLE, finish, load_for, read_conditions, read_guidance
+from ._terminal import in_shell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -191,7 +192,7 @@ def _rows(cells: Any, where: Mapping[str, Any]) -> np.ndarray:
     is_chosen = np.ones(len(obs), dtype=bool)
     for name, value in where.items():
         if name not in obs:
-            msg = f"--where: obs has no column {name!r}. {known_names(name, list(obs))}"
+            msg = in_shell(f"--where: obs has no column {name!r}. {known_names(name, list(obs))}")
             raise click.UsageError(msg)
         labels = obs[name]
         if isinstance(labels.dtype, pd.CategoricalDtype):

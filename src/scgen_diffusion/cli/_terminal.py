@@ -29,6 +29,7 @@ FOLDER = str(Path(__file__).parents[1])
 TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "mudata", "anndata", "fontTools")
 OF_REQUESTS = (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError)
 OF_SYSTEM = (OSError, MemoryError, RuntimeError)  # device errors of PyTorch are RuntimeErrors
+FIRST_EQUALS = "In KEY=VALUE, the key ends at the first '='; give a key that has one in a file (--config)."
 
 SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to do on the command line
     r"set overwrite=True": "give --overwrite",
@@ -59,6 +60,7 @@ SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to
         r"""\1 in \2. Give text: --control '\2="\3"'"""
     ),
     r"scgen_diffusion\.metrics\.evaluate": "`scgen-diffusion evaluate`",
+    r"((?<!value )'([^']+)'.*Known, closest first: .*'\2=.*)": rf"\1 {FIRST_EQUALS}",  # the name was cut
 }
 
 
