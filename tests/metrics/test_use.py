@@ -55,6 +55,16 @@ def test_synthetic_cells_of_one_label_teach_nothing():
     assert np.isnan(transfer_f1(values, ["a"] * len(values), *clear_cells()))
 
 
+@CLASSIFIERS
+def test_labels_of_few_cells_each_are_not_taken_for_numbers(classifier):
+    labels = np.arange(60) * 2 // 3  # 40 labels
+    values = labels[:, None] + np.random.default_rng(0).normal(size=(60, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for measure in (transfer_f1, label_fidelity):
+            assert 0 <= measure(values, labels, values, labels, classifier=classifier) <= 1
+
+
 def test_an_unknown_classifier_is_an_error():
     with pytest.raises(ValueError, match="'logistic' or 'neighbours', but is 'forest'"):
         transfer_f1(*clear_cells(), *clear_cells(), classifier="forest")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -19,7 +21,7 @@ from scgen_diffusion.data import are_whole_numbers
 from ._cells import check_labels, labels_of, representation, representations
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
     from sklearn.base import ClassifierMixin
@@ -77,7 +79,8 @@ def transfer_f1(
     if len(np.unique(train_labels)) < 2:
         return float("nan")
     predicted = _fit(classifier, train_values, train_labels).predict(test_values)
-    return float(f1_score(test_labels, predicted, labels=np.unique(test_labels), average="macro", zero_division=0))
+    with _many_labels_allowed():
+        return float(f1_score(test_labels, predicted, labels=np.unique(test_labels), average="macro", zero_division=0))
 
 
 def label_fidelity(
@@ -226,7 +229,16 @@ def _fit(classifier: LabelClassifier | Literal["linear_probe"], values: NDArray,
     else:
         msg = f"`classifier` must be 'logistic' or 'neighbours', but is {classifier!r}."
         raise ValueError(msg)
-    return model.fit(values, labels)
+    with _many_labels_allowed():
+        return model.fit(values, labels)
+
+
+@contextmanager
+def _many_labels_allowed() -> Iterator[None]:
+    """Keep scikit-learn from warning that labels of few cells each may be numbers: they are labels."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+        yield
 
 
 def _predict(
