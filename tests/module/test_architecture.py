@@ -30,6 +30,14 @@ def test_an_unknown_size_lists_the_known_ones():
         build_architecture("huge")
 
 
+def test_only_the_default_is_wider_for_many_cells_and_given_sizes_stay():
+    few, many = (build_architecture("default", n_cells=n, n_factors=5) for n in (19_999, 20_000))
+
+    assert few == build_architecture("default", n_factors=5)
+    assert (many.pooling_width, many.decoder_width, many.n_factors) == (512, 256, 5)
+    assert build_architecture("published", n_cells=10**6) == ARCHITECTURES["published"]
+
+
 def test_changes_leave_the_rest_of_the_named_architecture():
     changed = build_architecture("published", n_latent=3)
 

@@ -124,7 +124,7 @@ class SCLDM(AutoencoderModel):
         **architecture: Any,
     ) -> None:
         super().__init__(adata, registry)
-        self.architecture = build_architecture(size, **architecture)
+        self.architecture = build_architecture(size, n_cells=self.summary_stats.n_cells, **architecture)
         if self._input_values == "log1p" and self.architecture.likelihood != "gaussian":
             msg = (
                 "Log-normalised values (`values='log1p'`) need `likelihood='gaussian'`; other likelihoods need counts."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ._options import change_options, check_key_groups, check_options, freeze_key_groups
+from ._options import MANY_CELLS, change_options, check_key_groups, check_options, freeze_key_groups
 
 Size = Literal["default", "published"]
 
@@ -42,7 +42,8 @@ class SCLDMArchitecture:
         Transformer of the autoencoder: token width, self-attention blocks (in encoder and decoder each), their heads,
         heads of the cross-attention, hidden width of the feed-forward layers (None: 8/3 of the width).
     pooling_width, decoder_width, n_factors
-        Width of the factor pooling, width of the factor decoder's network, and number of its factors.
+        Width of the factor pooling, width of the factor decoder's network, and number of its factors. With 20,000 cells
+        or more, a model's defaults are twice as large.
     share_gene_embedding
         Whether attention pooling and gene queries share one embedding per gene.
     value_after_norm
@@ -147,10 +148,21 @@ PUBLISHED = SCLDMArchitecture(
 )
 
 ARCHITECTURES: dict[str, SCLDMArchitecture] = {"default": SCLDMArchitecture(), "published": PUBLISHED}
+#: Many cells have more gene programmes than the usual factors hold.
+FOR_MANY_CELLS = {"pooling_width": 512, "decoder_width": 256, "n_factors": 128}
 
 
-def build_architecture(size: str, **changes: Any) -> SCLDMArchitecture:
+def build_architecture(size: str, *, n_cells: int = 2000, **changes: Any) -> SCLDMArchitecture:
     """Return the named architecture with the given changes.
+
+    Parameters
+    ----------
+    size
+        Name of the architecture. ``"default"`` is wider for many cells.
+    n_cells
+        Number of cells.
+    **changes
+        Fields of :class:`SCLDMArchitecture`.
 
     Raises
     ------
@@ -159,4 +171,6 @@ def build_architecture(size: str, **changes: Any) -> SCLDMArchitecture:
     TypeError
         If there is no such option.
     """
+    if size == "default" and n_cells >= MANY_CELLS:
+        changes = FOR_MANY_CELLS | changes
     return change_options(ARCHITECTURES, size, freeze_key_groups(changes), owner="SCLDM")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._options import change_options, check_key_groups, check_options, freeze_key_groups
+from ._options import MANY_CELLS, change_options, check_key_groups, check_options, freeze_key_groups
 
 if TYPE_CHECKING:
     from ._expression import InputValues
@@ -16,7 +16,6 @@ GeneOrder = Literal["given", "correlation"]
 
 N_PATCHES = 10
 LARGEST_PATCH = 200
-MANY_CELLS = 20_000
 
 TARGETS_OF_PATH = {
     "vp_linear": ("noise", "data", "v"),
