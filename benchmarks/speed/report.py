@@ -99,14 +99,15 @@ def page_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
 GPU_ROWS = (
     *(("package", "autoencoder_step"), ("package", "prior_step")),
     *(("calls-SCLDM", "generate_anndata"), ("calls-SCLDM", "latent_representation")),
-    *((system, "training_step") for system in ("SCRDIT", "WBDIT", "SCRDIT-published-size", "WBDIT-published-size")),
+    *((system, stage) for system in ("SCRDIT", "WBDIT") for stage in ("training_step", "generate")),
+    *((system, "training_step") for system in ("SCRDIT-published-size", "WBDIT-published-size")),
 )
 GPU_BATCH = 128
 
 
 def gpu_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
     """Return the table of a GPU beside one core of a CPU for its page: defaults, and steps that are not replayed."""
-    rows = stored[(stored["batch"] == GPU_BATCH) | stored["system"].str.startswith("calls")]
+    rows = stored[(stored["batch"] == GPU_BATCH) | ~stored["stage"].str.endswith("step")]
     is_default = (rows["precision"] == "bf16") == rows["system"].str.endswith("published-size")
     rows = rows[~rows["compile"].astype(bool) & is_default]
     rows = rows.drop_duplicates(["system", "stage", "device", "replay"], keep="last")

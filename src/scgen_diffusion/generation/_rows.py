@@ -25,7 +25,7 @@ def rows_of(values: Tensor, *, sparse: bool) -> Rows:
     found = values != 0
     flat = found.view(-1).nonzero().view(-1)
     data, columns, counts = values.reshape(-1)[flat], (flat % n_genes).int(), found.sum(1)
-    return _assemble(*map(_to_host, (data, columns, counts)), n_genes)
+    return _assemble(_to_host(data), _to_host(columns), _to_host(counts), n_genes)
 
 
 def _to_host(values: Tensor) -> np.ndarray:
