@@ -132,16 +132,21 @@ class StagePlan(pl.LightningModule):
     def take_losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the losses of a step, for :meth:`backward`; where it can, a GPU replays the first step."""
         compute = partial(self.compute_losses, training=True)
+        may_replay = self._may_replay
+        if may_replay and not self._has_recorded:
+            self._has_recorded = True
+            trained = [parameter for group in self.trained_groups for parameter in group["params"]]
+            self._graph = StepGraph.record(compute, trained, batch, self.generator)
+            self.generator = self.generator if self._graph is None else self._graph.generator
+        self._is_replayed = may_replay and self._graph is not None and self._graph.fits(batch)
+        return self._graph.replay(batch) if self._is_replayed else compute(batch, self.generator)
+
+    @property
+    def _may_replay(self) -> bool:
+        """Whether steps may be replayed: of one process and precision, and with their own gradients, unmasked."""
         trainer = self.trainer
         is_plain = trainer.precision == "32-true" and trainer.world_size == trainer.accumulate_grad_batches == 1
-        self._is_replayed = self.can_replay and self.device.type in REPLAYED_ON and is_plain and not self._masks
-        if self._is_replayed:
-            if not self._has_recorded:
-                self._has_recorded = True
-                trained = [parameter for group in self.trained_groups for parameter in group["params"]]
-                self._graph = StepGraph.record(compute, trained, batch, self.generator)
-            self._is_replayed = self._graph is not None and self._graph.fits(batch)
-        return self._graph.replay(batch) if self._is_replayed else compute(batch, self.generator)
+        return self.can_replay and self.device.type in REPLAYED_ON and is_plain and not self._masks
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute the gradients, unless the replayed step did."""

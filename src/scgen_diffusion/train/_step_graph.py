@@ -33,7 +33,12 @@ class StepGraph:
     batch
         A batch. Only batches of the same shapes can be replayed.
     generator
-        Generator of the random numbers. It can be seeded again between replays.
+        Generator of the step's random numbers. It stays as it is.
+
+    Attributes
+    ----------
+    generator
+        Generator of the random numbers of replays, in the state of the given one. It can be seeded again in between.
 
     Raises
     ------
@@ -51,27 +56,29 @@ class StepGraph:
         self._batch = {name: values.clone() for name, values in batch.items()}
         self._parameters = list(parameters)
 
-        def step(generator: torch.Generator) -> tuple[dict[str, Tensor], Sequence[Tensor | None]]:
-            losses = compute(self._batch, generator)
+        self.generator = torch.Generator(generator.device)  # after a failed recording, it cannot be used any more
+        start = generator.get_state()
+
+        def step() -> tuple[dict[str, Tensor], Sequence[Tensor | None]]:
+            losses = compute(self._batch, self.generator)
             return losses, torch.autograd.grad(losses["loss"], self._parameters, allow_unused=True)
 
-        start, own = generator.get_state(), torch.Generator(generator.device)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(N_WARM_UPS):
-                own.set_state(start)
-                expected = _norms(*step(own))
+                self.generator.set_state(start)
+                expected = _norms(*step())
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        self._graph.register_generator_state(generator)
+        self._graph.register_generator_state(self.generator)
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # other threads may load cells
-            losses, self._gradients = step(generator)
+            losses, self._gradients = step()
         self._losses = {name: loss.detach() for name, loss in losses.items()}
-        generator.set_state(start)
+        self.generator.set_state(start)
         self.replay(batch)
         found = _norms(self._losses, self._gradients)
-        generator.set_state(start)
+        self.generator.set_state(start)
         if not torch.allclose(found, expected, rtol=TOLERANCE, equal_nan=True):
             msg = f"A replay differs: loss and norm of the gradient are {found.tolist()}, not {expected.tolist()}."
             raise RuntimeError(msg)
@@ -81,7 +88,7 @@ class StepGraph:
         """Record a step; return None, and log the error, if that fails."""
         try:
             return cls(*args, **kwargs)
-        except RuntimeError as error:
+        except Exception as error:  # noqa: BLE001  training goes on, and an error of the step itself comes again
             logger.info("Steps are not replayed as a CUDA graph: %s", error)
             return None
 
