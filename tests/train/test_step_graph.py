@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import scgen_diffusion
+from scgen_diffusion.model import SCLDM
 from scgen_diffusion.module import _negative_binomial as likelihoods
 from scgen_diffusion.nn import _set_encoder as encoders
 from scgen_diffusion.train import _plans as plans
@@ -84,23 +85,24 @@ def emulation(monkeypatch):
     monkeypatch.setattr(Emulated, "made", [])
 
 
+def fit(model, **options):
+    """Train a model with a fixed seed."""
+    before, scvi.settings._seed = scvi.settings.seed, 0
+    try:
+        model.train(3, batch_size=16, accelerator="cpu", enable_progress_bar=False, **options)
+    finally:
+        scvi.settings._seed = before
+    return model
+
+
 @pytest.fixture(params=["SCLDM", "SCRDIT", "WBDIT"])
 def train(request, make_model, make_cells, make_gene_space):
     """Train a small model, the same way every time; the last batch of a pass has another size than the others."""
 
     def run(**options):
         torch.manual_seed(0)
-        cells = make_cells(n_cells=100)
-        is_latent = request.param == "SCLDM"
-        model = (
-            make_model(cells) if is_latent else make_gene_space(getattr(scgen_diffusion.model, request.param), cells)
-        )
-        before, scvi.settings._seed = scvi.settings.seed, 0
-        try:
-            model.train(3, batch_size=16, accelerator="cpu", enable_progress_bar=False, **options)
-        finally:
-            scvi.settings._seed = before
-        return model
+        cells, cls = make_cells(n_cells=100), getattr(scgen_diffusion.model, request.param)
+        return fit(make_model(cells) if cls is SCLDM else make_gene_space(cls, cells), **options)
 
     return run
 
@@ -119,6 +121,22 @@ def test_a_replayed_training_is_the_same(train, monkeypatch):
     assert all(graph.n_replays > 10 for graph in made)
     assert replayed.keys() == expected.keys()
     for name, value in expected.items():
+        torch.testing.assert_close(replayed[name], value, msg=name, equal_nan=True)
+
+
+def test_a_replayed_fine_tuning_is_the_same(make_trained, make_cells, monkeypatch):
+    reference = make_trained()
+
+    def tune():
+        torch.manual_seed(0)
+        cells = make_cells(n_cells=40, seed=5)
+        cells.obs["cell_type"] = ["B cell", "plasma"] * 20
+        return state_of(fit(SCLDM.load_query_data(cells, reference)))
+
+    replayed = tune()
+    monkeypatch.setattr(plans, "REPLAYED_ON", ())
+
+    for name, value in tune().items():
         torch.testing.assert_close(replayed[name], value, msg=name, equal_nan=True)
 
 
