@@ -196,14 +196,13 @@ class Calls(System):
 
     def _train(self, stage: str, n_epochs: int, **options: Any) -> None:
         accelerator = "gpu" if self.setting.device.startswith("cuda") else "cpu"
-        precision = {"float32": "32-true", "bf16": "bf16-mixed"}[self.setting.precision]
         train = getattr(self.model, self.trainings[stage])
         with warnings.catch_warnings(action="ignore"):
             train(
                 n_epochs,
                 accelerator=accelerator,
                 devices=1,
-                precision=precision,
+                precision=self.setting.trainer_precision,
                 **QUIET,
                 **self._how(stage),
                 **options,

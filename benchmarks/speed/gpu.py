@@ -252,7 +252,7 @@ def measure_goals(setting: Setting, arguments: argparse.Namespace, ends: float) 
             own = replace(setting, **asdict(way), batch_size=times * setting.batch_size)
             rows = _measure(system, list(goals), own, arguments.seconds)
             for row in rows:
-                row |= {"replay": way.replay, "way": str(way), **goals[row["stage"]].compared_with(row)}
+                row |= {"replay": way.replay, **goals[row["stage"]].compared_with(row)}
             yield rows
 
 
@@ -294,7 +294,7 @@ def report(
     flops = ", ".join(f"{precision} {rate / 1e12:,.1f}" for precision, rate in rates.items())
     goals = [
         [
-            f"{row.stage}, {row.system}, {row.batch:,.0f} cells, {row.way}",
+            f"{row.stage}, {row.system}, {row.batch:,.0f} cells, {Way(row.precision, row.compile, row.replay)}",
             f"{row.cells_per_second:,.0f}",
             "" if pd.isna(row.goal) else f"{row.goal:,.0f}",
             f"{row.peak_gib:.2f}",

@@ -59,6 +59,11 @@ class Setting:
     n_steps: int | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def trainer_precision(self) -> str:
+        """The precision by its name in Lightning."""
+        return {"float32": "32-true", "bf16": "bf16-mixed"}[self.precision]
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -147,7 +152,7 @@ class StandInTrainer:
     max_epochs, accumulate_grad_batches = 12, 1
 
     def __init__(self, precision: str) -> None:
-        self.precision = {"float32": "32-true", "bf16": "bf16-mixed"}[precision]
+        self.precision = precision
 
 
 class PlannedSteps:
@@ -155,7 +160,7 @@ class PlannedSteps:
 
     def __init__(self, plan: StagePlan, setting: Setting) -> None:
         self.plan = plan.to(setting.device)
-        self.trainer = plan.trainer = StandInTrainer(setting.precision)
+        self.trainer = plan.trainer = StandInTrainer(setting.trainer_precision)
         self.optimizer = plan.configure_optimizers()["optimizer"]
         plan.can_replay = plan.can_replay and setting.replay
         plan.on_train_start()

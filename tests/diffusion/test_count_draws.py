@@ -5,9 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from scgen_diffusion.diffusion import _count_draws
+from scgen_diffusion.diffusion import _count_draws, keep_molecules
 from scgen_diffusion.diffusion._count_draws import Stream, draw_binomial, draw_negative_binomial, draw_poisson
-from scgen_diffusion.module import thin
 
 N = 100_000
 
@@ -204,7 +203,7 @@ def test_neighbouring_numbers_have_streams_of_their_own():
 def test_invalid_counts_become_nan_and_sampling_ends():
     counts = torch.tensor([[3.0, torch.nan, torch.inf, -2.0, 40.0]])
 
-    thinned = thin(counts, torch.tensor([[0.5]]), torch.Generator().manual_seed(0))
+    thinned = keep_molecules(counts, torch.tensor([[0.5]]), torch.Generator().manual_seed(0))
 
     assert thinned.isnan().tolist() == [[False, True, True, True, False]]
     assert (thinned[0, [0, 4]] <= counts[0, [0, 4]]).all()

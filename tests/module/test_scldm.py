@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, ResolvedGuidance
-from scgen_diffusion.module import Posterior, SCLDMArchitecture, SCLDMModule, thin
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, ResolvedGuidance, keep_molecules
+from scgen_diffusion.module import Posterior, SCLDMArchitecture, SCLDMModule
 
 COUNT_HEADS = [
     {"likelihood": "negative_binomial", "dispersion": dispersion, "outliers": outliers}
@@ -159,7 +159,7 @@ def test_thinned_counts_are_binomial():
     n, count, keep = 20_000, 6.0, 0.3
     generator = torch.Generator().manual_seed(0)
 
-    thinned = thin(torch.full((n, 1), count), torch.full((n, 1), keep), generator)[:, 0]
+    thinned = keep_molecules(torch.full((n, 1), count), torch.full((n, 1), keep), generator)[:, 0]
 
     observed = torch.bincount(thinned.long(), minlength=7).numpy()
     expected = stats.binom.pmf(range(7), 6, keep) * n
@@ -170,7 +170,7 @@ def test_each_cell_is_thinned_by_its_own_share():
     keep = torch.tensor([[0.0], [0.25], [0.9], [1.0]])
     counts = torch.full((4, 10_000), 20.0)
 
-    thinned = thin(counts, keep, torch.Generator().manual_seed(0))
+    thinned = keep_molecules(counts, keep, torch.Generator().manual_seed(0))
 
     assert (thinned <= counts).all()
     assert (thinned >= 0).all()
@@ -184,7 +184,7 @@ def test_each_cell_is_thinned_by_its_own_share():
 def test_thinning_adds_no_counts_and_spares_its_input(counts):
     before = counts.clone()
 
-    thinned = thin(counts, torch.full((6, 1), 0.5), torch.Generator().manual_seed(0))
+    thinned = keep_molecules(counts, torch.full((6, 1), 0.5), torch.Generator().manual_seed(0))
 
     assert (thinned <= before).all()
     assert torch.equal(counts, before)

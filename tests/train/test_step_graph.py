@@ -32,7 +32,7 @@ class Emulated(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.calls, self.n_replays, self.generator = [], 0, None
+        self.calls, self.n_replays = [], 0
         self.made.append(self)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -46,7 +46,7 @@ class Emulated(TorchDispatchMode):
         return results
 
     def register_generator_state(self, generator):
-        self.generator = generator
+        pass
 
     @torch.no_grad()
     def replay(self):
@@ -71,12 +71,8 @@ def emulation(monkeypatch):
         with graph:
             yield
 
-    for name, stand_in in {
-        "Stream": Stream,
-        "current_stream": Stream,
-        "CUDAGraph": Emulated,
-        "graph": recording,
-    }.items():
+    stand_ins = {"Stream": Stream, "current_stream": Stream, "CUDAGraph": Emulated, "graph": recording}
+    for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(plans, "REPLAYED_ON", ("cpu",))

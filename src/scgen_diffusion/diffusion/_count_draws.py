@@ -81,9 +81,12 @@ def draw_binomial(uniform: Tensor, n: Tensor, p: Tensor) -> Tensor:
 
 
 def keep_molecules(counts: Tensor, probability: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Keep each molecule with a probability; NaN for invalid counts, on which torch never returns."""
+    """Keep each molecule of counts ``(cells, genes)`` with a probability, one per cell ``(cells, 1)`` or per count.
+
+    Invalid counts give NaN, as torch never returns on them.
+    """
     are_counts = counts.isfinite() & (counts >= 0)
-    drawn = torch.binomial(torch.where(are_counts, counts, 0), probability, generator=generator)
+    drawn = torch.binomial(torch.where(are_counts, counts, 0), probability.expand_as(counts), generator=generator)
     return torch.where(are_counts, drawn, torch.nan)
 
 

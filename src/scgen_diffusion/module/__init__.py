@@ -16,7 +16,7 @@ from ._modality_likelihoods import ModalityPanel
 from ._molecules import MoleculeModule, gene_space_module
 from ._multimodal import MultimodalModule
 from ._profile_summary import ProfileSummary
-from ._scldm import FEW_CELLS, SCLDMModule, thin
+from ._scldm import FEW_CELLS, SCLDMModule
 
 __all__ = [
     "ANY",
@@ -48,7 +48,6 @@ __all__ = [
     "gene_space_module",
     "library_features",
     "log_profile",
-    "thin",
     "to_counts",
     "total_counts",
     "trained_masks",

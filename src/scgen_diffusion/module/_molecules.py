@@ -84,11 +84,11 @@ class MoleculeModule(GeneSpaceModule):
         if x.device.type == "cpu":
             noise = torch.rand(x.shape, generator=generator, dtype=torch.float64)
             t = self.path.draw_times(len(x), generator, x.device)
-            drawn = {"t": t, "x_t": self.path.interpolate(self.encode_cells(x), noise, t)}
+            x_t = self.path.interpolate(self.encode_cells(x), noise, t)
         else:  # this draws all counts, so that the host does not wait for the number of those above zero
             t = self.path.draw_times(len(x), generator, x.device)
-            seen = keep_molecules(x, self.path.alpha(t)[:, None].expand_as(x), generator)
-            drawn = {"t": t, "x_t": with_masked(seen, x.sum(1))}
+            x_t = with_masked(keep_molecules(x, self.path.alpha(t)[:, None], generator), x.sum(1))
+        drawn = {"t": t, "x_t": x_t}
         if training:
             drawn["shown"] = torch.rand(x.shape, generator=generator, device=x.device) >= HIDDEN_GENES
         return drawn

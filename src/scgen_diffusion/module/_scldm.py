@@ -182,7 +182,7 @@ class SCLDMModule(ConditionedModule):
             Random generator of the thinning.
         """
         if keep is not None:
-            x = thin(x, keep, generator)
+            x = keep_molecules(x, keep, generator)
         posterior = self.encoder(*self._encoder_input(x))
         z = posterior.mean if noise is None else posterior.draw(noise)
         return {"posterior": posterior, "z": z, "seen": x}
@@ -601,11 +601,6 @@ def _surprising(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor) -> Tenso
     sharper = (new_log_theta - log_theta.mean(0)).clamp(min=0)  # counts that vary more are outliers indeed
     lacking = torch.stack([log_ratio, sharper], dim=1)
     return torch.where(surprise.abs()[:, None] > SURPRISING, lacking, 0.0)
-
-
-def thin(counts: Tensor, keep: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Keep each molecule with probability ``keep (cells, 1)``: a binomial draw per gene, ``(cells, genes)``."""
-    return keep_molecules(counts, keep.expand_as(counts), generator)
 
 
 def log_share(mean_counts: Tensor) -> Tensor:

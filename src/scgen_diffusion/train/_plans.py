@@ -135,9 +135,9 @@ class StagePlan(pl.LightningModule):
         may_replay = self._may_replay
         if may_replay and not self._has_recorded:
             self._has_recorded = True
-            trained = [parameter for group in self.trained_groups for parameter in group["params"]]
-            self._graph = StepGraph.record(compute, trained, batch, self.generator)
-            self.generator = self.generator if self._graph is None else self._graph.generator
+            self._graph = StepGraph.record(compute, self.trained_parameters, batch, self.generator)
+            if self._graph is not None:
+                self.generator = self._graph.generator
         self._is_replayed = may_replay and self._graph is not None and self._graph.fits(batch)
         return self._graph.replay(batch) if self._is_replayed else compute(batch, self.generator)
 
@@ -193,10 +193,15 @@ class StagePlan(pl.LightningModule):
             groups = [*whole, *partly]
         return [group for group in groups if group["params"]]
 
+    @property
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters of all groups."""
+        return [parameter for group in self.trained_groups for parameter in group["params"]]
+
     def setup(self, stage: str) -> None:
         """Agree on the seed, and freeze other parameters; distributed training allows no unused ones."""
         self.seed = self.trainer.strategy.broadcast(self.seed)
-        trained = {id(p) for group in self.trained_groups for p in group["params"]}
+        trained = {id(p) for p in self.trained_parameters}
         self._frozen = [p for p in self.module.parameters() if p.requires_grad and id(p) not in trained]
         for parameter in self._frozen:
             parameter.requires_grad_(requires_grad=False)
@@ -377,8 +382,7 @@ class StagePlan(pl.LightningModule):
     @property
     def is_finite(self) -> bool:
         """Whether all trained weights are finite; synchronises with the device."""
-        weights = [p for group in self.trained_groups for p in group["params"]]
-        return all(bool(torch.isfinite(weight).all()) for weight in weights)
+        return all(bool(torch.isfinite(weight).all()) for weight in self.trained_parameters)
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 

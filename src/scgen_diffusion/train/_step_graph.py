@@ -55,7 +55,6 @@ class StepGraph:
     ) -> None:
         self._batch = {name: values.clone() for name, values in batch.items()}
         self._parameters = list(parameters)
-
         self.generator = torch.Generator(generator.device)  # after a failed recording, it cannot be used any more
         start = generator.get_state()
 
