@@ -329,6 +329,16 @@ def test_discrimination_of_right_equal_absent_and_permuted_predictions():
         perturbation_discrimination(real, real[:5])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_changes_that_are_not_finite_are_no_rank_but_an_error(bad):
+    unknown = pd.DataFrame(np.eye(3), index=["KLF1", "CEBPA", "SPI1"])
+    unknown.loc[["KLF1", "SPI1"], 0] = bad
+    with pytest.raises(ValueError, match="`predicted` must not hold .* values, but the rows 'KLF1', 'SPI1' do"):
+        perturbation_discrimination(np.eye(3), unknown)
+    with pytest.raises(ValueError, match="`real` must not hold .* values, but the rows 0, 2 do"):
+        perturbation_discrimination(unknown.to_numpy().tolist(), np.eye(3))
+
+
 def test_without_an_effect_in_real_cells_nothing_can_be_said():
     pair = effects_of({}, TRUTH)
     assert np.isnan(direction_reach(*pair))

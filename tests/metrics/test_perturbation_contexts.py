@@ -316,6 +316,14 @@ def test_a_scale_without_its_ends_is_refused_or_unknown():
         scaled_scores(judge(cells("A", seed=1), cells("A", seed=2)))
 
 
+def test_columns_that_hold_no_scores_have_no_scale():
+    row = {"metric": "w2", "better": "lower", "value": 6.0, "floor": 5.0, "mean_shift": 9.0}
+    rows = pd.DataFrame([{**row, "seed": seed, "n_cells": 50, "model": "SCLDM"} for seed in range(3)])
+    assert scaled_scores(rows).to_dict() == {"value": {"w2": 0.75}}
+    with pytest.raises(ValueError, match=r"needs a column of floats .* but found \{'value': 'int64', 'model'"):
+        scaled_scores(rows.astype({"value": int}).drop(columns=["seed", "n_cells"]))
+
+
 def test_discrimination_is_that_of_changes_without_the_perturbed_genes():
     def named(*perturbations, seed):
         adata = cells(*perturbations, seed=seed)

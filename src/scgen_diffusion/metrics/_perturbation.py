@@ -24,6 +24,8 @@ from anndata import AnnData
 from scipy.special import stdtr
 from scipy.stats import false_discovery_control
 
+from scgen_diffusion._arguments import list_first
+
 from ._cells import means, pair_of_expressions, variances
 from ._comparison import UNKNOWN
 from ._genes import correlation
@@ -37,6 +39,7 @@ FDR = 0.05
 PURITY = 0.9  # share of right directions that counts as reliable, as in vcc2026
 N_ERRORS = 2  # standard errors by which a squared change must exceed 0 for a slope
 N_NAMES_CHECKED = 20
+N_NAMED = 5  # rows in an error message
 
 
 @dataclass(frozen=True)
@@ -468,6 +471,11 @@ def perturbation_discrimination(
     -------
     The score of each perturbation, `(perturbations,)`; NaN if there is only one.
 
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or changes are missing or infinite.
+
     References
     ----------
     Arc Institute 2026, The vcc2026 metric suite (cell-eval2): ``pds_cosine``. In cell-eval it is
@@ -481,6 +489,7 @@ def perturbation_discrimination(
     >>> perturbation_discrimination(real, [[1, 0, 0], [0, 0, 1], [0, 0, 1]])
     array([1.  , 0.25, 1.  ])
     """
+    given = {"real": real, "predicted": predicted}
     real, predicted = (np.asarray(changes, dtype=np.float64) for changes in (real, predicted))
     if real.shape != predicted.shape or real.ndim != 2:
         msg = (
@@ -488,6 +497,12 @@ def perturbation_discrimination(
             f"but have {real.shape} and {predicted.shape}."
         )
         raise ValueError(msg)
+    for name, changes in {"real": real, "predicted": predicted}.items():
+        if len(bad := np.flatnonzero(~np.isfinite(changes).all(axis=1))):
+            rows = given[name].index[bad] if isinstance(given[name], pd.DataFrame) else bad
+            listed = list_first([repr(row) for row in rows.tolist()], N_NAMED)
+            msg = f"`{name}` must not hold infinite or missing values, but the rows {listed} do."
+            raise ValueError(msg)
     directions = unit_vectors(real)
     return np.array([rank_score(directions @ change, row) for row, change in enumerate(predicted)])
 
@@ -521,7 +536,9 @@ def scaled_scores(table: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     table
-        Table of :func:`evaluate` with ``control`` and ``train``, or some of its rows, such as those of one group.
+        Table of :func:`evaluate` with ``control`` and ``train``, or some of its rows, such as those of one group, or
+        several tables concatenated. Every other column of floats is a method. Columns that you added, such as a whole
+        ``seed`` or a name, are left out; drop those of floats.
 
     Returns
     -------
@@ -531,7 +548,7 @@ def scaled_scores(table: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        If the table has no column ``floor`` or ``mean_shift``, or one is empty.
+        If the table has no column ``floor`` or ``mean_shift``, or one is empty, or there is no method.
 
     References
     ----------
@@ -550,7 +567,12 @@ def scaled_scores(table: pd.DataFrame) -> pd.DataFrame:
             msg = f"`table` has no values in the column {name!r}; `evaluate` needs {needs} for it."
             raise ValueError(msg)
     names = ("metric", "perturbation", "group", "floor", "mean_shift", "better")
-    methods = [column for column in table if column not in names]
+    others = {column: table[column].dtype for column in table if column not in names}
+    methods = [column for column, dtype in others.items() if dtype.kind == "f"]
+    if not methods:
+        found = {column: str(dtype) for column, dtype in others.items()}
+        msg = f"`table` needs a column of floats with a method's scores, such as `value`, but found {found}."
+        raise ValueError(msg)
     scores: dict[str, dict[str, float]] = {}
     for metric, rows in table.groupby("metric", sort=False):
         better = rows["better"].iloc[0]
