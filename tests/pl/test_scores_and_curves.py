@@ -299,6 +299,29 @@ def test_rows_without_a_hue_have_a_line_too():
     assert [text.get_text() for text in ax.get_legend().get_texts()][:2] == ["heun", "no label"]
 
 
+@pytest.mark.parametrize("hue", [None, "modality"])
+def test_modalities_are_not_averaged(hue):
+    """Floors differ between modalities, too, so they share no panel."""
+    table = pd.concat([make_curve().assign(modality=name) for name in ("rna", "prot")])
+    message = r"several modalities of the metric 'recall' and the group 'all'.*table\[table\['modality'\] == 'rna'\]"
+
+    with pytest.raises(ValueError, match=message):
+        sgd.pl.quality_curve(table, x="guidance_scale", hue=hue)
+    with pytest.raises(ValueError, match=message):
+        sgd.pl.scores(table.drop_duplicates("modality"))
+    (ax,) = sgd.pl.quality_curve(table[table["modality"] == "prot"], x="guidance_scale", show=False)
+    np.testing.assert_allclose(ax.lines[1].get_ydata(), [0.85, 0.8, 0.7])
+
+
+def test_metrics_of_one_modality_each_are_drawn():
+    own = make_curve(metric="w2").assign(modality="rna")
+    table = pd.concat([own, own.assign(modality="prot"), make_curve().assign(modality="rna+prot")])
+
+    (ax,) = sgd.pl.quality_curve(table, x="guidance_scale", metrics="recall", show=False)
+
+    assert ax.get_title() == "recall"
+
+
 def test_numbers_along_a_short_logarithmic_axis_differ():
     history = {"prior_loss_train": pd.DataFrame({"loss": np.linspace(1.9, 1.1, 30)})}
 

@@ -91,8 +91,8 @@ def scores(
     Raises
     ------
     ValueError
-        If a metric or group is unknown, nothing is left to show, or the table has several rows for the same metric and
-        group.
+        If a metric or group is unknown, nothing is left to show, or the table has several rows or modalities for the
+        same metric and group.
     """
     if not isinstance(table, pd.DataFrame) or not COLUMNS <= set(table):
         msg = f"`table` must come from `evaluate`, with the columns {sorted(COLUMNS)}."
@@ -102,6 +102,7 @@ def scores(
     if not metrics or not groups:
         msg = "There is nothing to plot: `table` has no rows, or `metrics` or `groups` is empty."
         raise ValueError(msg)
+    check_one_modality(table)
     repeated = table.duplicated(["metric", "group"])
     if repeated.any():
         first = table[repeated].iloc[0]
@@ -127,6 +128,18 @@ def scores(
     bar.ax.set_yticklabels(["as real cells,\nor better", "as shuffled genes,\nor worse"], fontsize="small")
     ax.set_xlabel(KEY, fontsize="small", labelpad=10)
     return finish(ax, show, save)
+
+
+def check_one_modality(table: pd.DataFrame) -> None:
+    """Raise if a metric has rows of several modalities, whose values and floors cannot be compared or averaged."""
+    for (metric, group), rows in table.groupby(["metric", "group"], sort=False) if "modality" in table else ():
+        modalities = list(rows["modality"].unique())
+        if len(modalities) > 1:
+            msg = (
+                f"`table` has several modalities of the metric {metric!r} and the group {group!r}: {modalities}. Plot "
+                f"one modality at a time: table[table['modality'] == {modalities[0]!r}]."
+            )
+            raise ValueError(msg)
 
 
 def badness(table: pd.DataFrame) -> pd.Series:
@@ -204,7 +217,8 @@ def quality_curve(
     Raises
     ------
     ValueError
-        If a column, metric or group is unknown, `x` does not hold numbers, or there are too many lines.
+        If a column, metric or group is unknown, `x` does not hold numbers, a metric has several modalities, or there
+        are too many lines.
 
     Examples
     --------
@@ -227,6 +241,7 @@ def quality_curve(
     choose("group", [group], table["group"].unique())
     table = table[table["group"] == group]
     metrics = choose("metrics", metrics, table["metric"].unique())
+    check_one_modality(table[table["metric"].isin(metrics)])
     lines = {"synthetic cells": table}
     if hue is not None:
         lines = dict(list(table.groupby(table[hue].astype(object).map(as_label), sort=False)))
