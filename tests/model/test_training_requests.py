@@ -159,6 +159,7 @@ LATE_MISTAKES = [
         "`max_epochs` names the stage 'transport', which is not trained.*control_values",
     ),
     ({"plan_kwargs": {"prior": {"batch_size": 0}}}, "`batch_size`"),
+    ({"plan_kwargs": {"prior": {"drop_probability": 1.5}}}, "`drop_probability` must be a number from 0 to 1"),
 ]
 
 

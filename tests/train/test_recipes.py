@@ -73,6 +73,17 @@ def test_unknown_schedules_negative_numbers_and_parts_of_rounds_are_refused(reci
         replace(recipe, **{option: value})
 
 
+@pytest.mark.parametrize("option", ["warm_up", "kl_warm_up", "keep_at_least", "drop_probability"])
+def test_shares_and_probabilities_lie_between_0_and_1(option):
+    stages = [recipe for recipe in RECIPE_OF_STAGE.values() if hasattr(recipe, option)]
+    for usual in stages:
+        assert [getattr(replace(usual, **{option: end}), option) for end in (0, 1)] == [0, 1]
+        for value in (1.5, -0.1, float("nan"), "0.5"):
+            with pytest.raises(ValueError, match=f"`{option}` must be a number from 0 to 1, but found {value!r}"):
+                replace(usual, **{option: value})
+    assert stages
+
+
 def test_recipes_cannot_be_changed(recipe):
     with pytest.raises(AttributeError):
         recipe.learning_rate = 1.0

@@ -8,7 +8,7 @@ from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Literal, get_args
 
-from scgen_diffusion._arguments import check_count
+from scgen_diffusion._arguments import check_count, is_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +21,7 @@ LEAST_KL_WEIGHT = 0.1
 MOST_STEPS = 4  # of the autoencoder, times those for a whole panel
 RATE_OF_NEXT_ROUND = 0.5  # relative to the round before
 SHARE_FOR_NUMBERS = 1 / 3  # of the prior's steps
+SHARES = ("warm_up", "kl_warm_up", "keep_at_least", "drop_probability")  # options from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,15 @@ class Recipe:
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
-        """Check the schedule, the signs and the number of rounds."""
+        """Check the schedule, the signs, the shares and the number of rounds."""
         if self.schedule not in get_args(Schedule):
             msg = f"`schedule` must be one of {get_args(Schedule)}, but found {self.schedule!r}."
             raise ValueError(msg)
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name in SHARES and not (is_number(value) and 0 <= value <= 1):
+                msg = f"`{field.name}` must be a number from 0 to 1, but found {value!r}."
+                raise ValueError(msg)
             if isinstance(value, Real) and not value >= 0:
                 msg = f"`{field.name}` must not be negative, but found {value!r}."
                 raise ValueError(msg)
