@@ -15,7 +15,15 @@ import math
 import pytest
 import torch
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, DormandPrinceSampler, FixedStepSampler, Generators
+from scgen_diffusion.diffusion import (
+    FLOW_SAMPLERS,
+    DDIMSampler,
+    DormandPrinceSampler,
+    FixedStepSampler,
+    Generators,
+    UnmaskingSampler,
+)
+from scgen_diffusion.diffusion._samplers import euler_step
 
 MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 COVARIANCE = torch.tensor([[2.0, 0.6, 0.0], [0.6, 0.5, -0.2], [0.0, -0.2, 0.3]], dtype=torch.float64)
@@ -137,6 +145,24 @@ def test_no_steps_at_all_are_refused():
     with pytest.raises(ValueError, match="n_steps"):
         FLOW_SAMPLERS["euler"](field, torch.zeros(2, 3), n_steps=0)
     assert not field.times
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda n: FixedStepSampler(euler_step, n), lambda n: DDIMSampler(default_n_steps=n), UnmaskingSampler],
+    ids=["flow", "diffusion", "masking"],
+)
+@pytest.mark.parametrize("n_steps", [0, 2.5])
+def test_a_sampler_has_at_least_one_step_by_default(build, n_steps):
+    with pytest.raises(ValueError, match=f"`default_n_steps` must be a whole number .* but found {n_steps}"):
+        build(n_steps)
+
+
+@pytest.mark.parametrize("tolerance", ["rtol", "atol"])
+@pytest.mark.parametrize("value", [-1, 0, float("nan"), float("inf"), "1e-5"])
+def test_tolerances_are_positive(tolerance, value):
+    with pytest.raises(ValueError, match=f"`{tolerance}` must be a positive, finite number, but found {value!r}"):
+        DormandPrinceSampler(**{tolerance: value})
 
 
 def test_dopri5_refuses_n_steps():

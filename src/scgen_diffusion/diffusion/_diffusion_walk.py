@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from scgen_diffusion._arguments import check_count
+
 from ._denoiser import as_denoiser
 from ._step_grid import Spacing, StepGrid
 from ._trace import SteppingSampler, Walk
@@ -71,6 +73,7 @@ class DiffusionSampler(SteppingSampler):
     default_n_steps: int
 
     def __post_init__(self) -> None:
+        check_count("default_n_steps", self.default_n_steps)
         grid = StepGrid(self.spacing, self.timesteps)  # raises if they are not allowed
         object.__setattr__(self, "timesteps", grid.timesteps)
 

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from scgen_diffusion._arguments import check_count
+
 from ._count_draws import draw_binomial, draw_poisson
 from ._denoiser import as_denoiser
 from ._paths import Path, expand_time
@@ -144,6 +146,9 @@ class UnmaskingSampler(SteppingSampler):
     """
 
     default_n_steps: int = DEFAULT_N_STEPS
+
+    def __post_init__(self) -> None:
+        check_count("default_n_steps", self.default_n_steps)
 
     def walk(
         self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None

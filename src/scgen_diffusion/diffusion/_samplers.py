@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+
+from scgen_diffusion._arguments import check_count, is_number
 
 from ._trace import SteppingSampler, Trace, Walk
 
@@ -71,6 +74,9 @@ class FixedStepSampler(SteppingSampler):
     step: Step
     default_n_steps: int
 
+    def __post_init__(self) -> None:
+        check_count("default_n_steps", self.default_n_steps)
+
     def walk(
         self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
     ) -> Walk:
@@ -95,11 +101,17 @@ class DormandPrinceSampler:
     Parameters
     ----------
     rtol, atol
-        Tolerances; the published value is 1e-5 for both.
+        Tolerances, above 0; the published value is 1e-5 for both.
     """
 
     rtol: float = 1e-5
     atol: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name, tolerance in asdict(self).items():
+            if not (is_number(tolerance) and 0 < tolerance < math.inf):
+                msg = f"`{name}` must be a positive, finite number, but found {tolerance!r}."
+                raise ValueError(msg)
 
     def __call__(
         self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
