@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from mudata import MuData
 
 from scgen_diffusion.data import plant_fold_changes
 
@@ -155,6 +156,10 @@ def test_wrong_fold_changes_are_explained(cells, changes, error, words):
 def test_wrong_cells_are_explained(cells):
     some = cells[:100].copy()
 
+    with pytest.raises(TypeError, match="`adata` must be an AnnData, but found csr_matrix"):
+        plant_fold_changes(some.X, TRUTH, "group")
+    with pytest.raises(TypeError, match="but found MuData"):
+        plant_fold_changes(MuData({"rna": some}), TRUTH, "group")
     with pytest.raises(KeyError, match=r"`adata.obs` has no column 'gruop'.*'group'"):
         plant_fold_changes(some, TRUTH, "gruop")
     with pytest.raises(ValueError, match=r"differences between groups, but adata.obs\['group'\] has 1"):

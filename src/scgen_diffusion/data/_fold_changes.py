@@ -65,7 +65,7 @@ def plant_fold_changes(
     KeyError
         For a layer, column, gene or group that ``adata`` does not have.
     TypeError
-        If ``log2_fold_changes`` is no DataFrame.
+        If ``adata`` is no AnnData, or ``log2_fold_changes`` no DataFrame.
     ValueError
         If the values are no counts, there are no two groups, or fold changes are not finite or not unique.
 
@@ -92,6 +92,9 @@ def plant_fold_changes(
     ...     cells, truth, groupby="group", layer="counts", seed=0
     ... )
     """
+    if not isinstance(adata, AnnData):
+        msg = f"`adata` must be an AnnData, but found {type(adata).__name__}."
+        raise TypeError(msg)
     adata = adata.to_memory() if adata.isbacked else adata
     check_expression(adata, layer, "counts", ADVICE)
     column = obs_column(adata, groupby, "adata").astype(object)
