@@ -103,11 +103,14 @@ def check_argument_names(
         raise TypeError(" ".join(answers))
 
 
-def suggests_arguments(other_names: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a method reject unknown arguments with the advice of :func:`check_argument_names`."""
+def suggests_arguments(
+    other_names: Mapping[str, str], passed_on: Iterable[str] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a method reject unknown arguments, except those it passes on, as :func:`check_argument_names` does."""
 
     def decorate(method: Callable[P, R]) -> Callable[P, R]:
-        known = list(inspect.signature(method).parameters)[1:]
+        own = list(inspect.signature(method).parameters.values())[1:]
+        known = [*(parameter.name for parameter in own if parameter.kind is not parameter.VAR_KEYWORD), *passed_on]
 
         @wraps(method)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:

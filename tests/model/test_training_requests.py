@@ -322,7 +322,8 @@ def words_of(losses, n_epochs_done=100, *, loss_judges_cells=True, watched=(), s
     plan._losses = {plan.key_loss("validation"): dict(enumerate(map(float, losses)))}
     result = SimpleNamespace(plan=plan, trainer=trainer, stopped_by=stopped_by)
     options = {"next_step": "model.generate(10)", "is_resumable": False, **options}
-    return closing_message([result], [StageJob("prior", plan.recipe, 100, default, is_validated=True)], **options)
+    job = StageJob("prior", plan.recipe, 100, default, is_validated=True, is_new=True)
+    return closing_message([result], [job], **options)
 
 
 def test_the_last_sentences_say_how_validation_went_and_what_to_do():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from scvi.data.fields import LayerField
 from scvi.model.base import BaseModelClass
 from tqdm.auto import tqdm
 
-from scgen_diffusion._arguments import check_argument_names, check_count, known_names, suggests_arguments, warn_user
+from scgen_diffusion._arguments import check_count, known_names, suggests_arguments, warn_user
 from scgen_diffusion._compat import (
     forget_cells,
     parse_device_args,
@@ -84,7 +83,6 @@ from scgen_diffusion.train import (
     deadline_after,
     run_stage,
     show,
-    trainer_options,
 )
 
 from ._counterfactual import (
@@ -117,17 +115,16 @@ from ._registration import (
     spec_of,
 )
 from ._streaming import CELLS_PER_PART, SUFFIXES, VALUES_PER_PART, Stream, check_goal, check_rank
-from ._training import OTHER_NAMES as NAMES_IN_TRAINING
 from ._training import (
-    STOPPED,
-    STOPPED_EARLY,
     TOO_SHORT,
+    StageJob,
     check_watched,
     closing_message,
     digest_of,
     other_ends,
     plan_stage,
     split_cells,
+    suggests_training_arguments,
     warn_of_rare_labels,
     warn_of_short_training,
 )
@@ -490,6 +487,7 @@ class DiffusionModel(BaseModelClass):
 
     # --- training -----------------------------------------------------------------------------------------------------
 
+    @suggests_training_arguments
     def train(
         self,
         max_epochs: int | Mapping[str, int] | None = None,
@@ -575,8 +573,7 @@ class DiffusionModel(BaseModelClass):
             For labels with fewer than 10 training cells, and for less than a tenth of the default epochs.
         """
         self._train(
-            "train",
-            self._due_stages,
+            None,
             {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping, **trainer_kwargs},
             max_epochs=max_epochs,
             train_size=train_size,
@@ -590,9 +587,8 @@ class DiffusionModel(BaseModelClass):
 
     def _train(
         self,
-        method: str,
-        stages: Callable[[], Sequence[str]],
-        trainer_kwargs: Mapping[str, Any],
+        stages: Sequence[str] | None,
+        trainer_kwargs: dict[str, Any],
         *,
         max_epochs: int | Mapping[str, int] | None,
         batch_size: int | None,
@@ -604,11 +600,8 @@ class DiffusionModel(BaseModelClass):
         keep_split: bool = False,
         **of_stage: Any,
     ) -> None:
-        """Check all arguments, then train the stages until the user stops one."""
+        """Check all arguments, then train the stages (None: those that are due) until the user stops one."""
         respect_thread_limit()
-        trainer_kwargs = dict(trainer_kwargs)
-        known = {*inspect.signature(getattr(self, method)).parameters, *trainer_options()} - {"trainer_kwargs"}
-        check_argument_names(method, trainer_kwargs, sorted(known), NAMES_IN_TRAINING)
         early_stopping = trainer_kwargs.pop("early_stopping", False)
         with self._kept_until_a_step() as first_step:
             deadline = deadline_after(trainer_kwargs.pop("max_time", None))
@@ -618,73 +611,77 @@ class DiffusionModel(BaseModelClass):
             if not (keep_split and self._split_fits):
                 parts = split_cells(self._cells.n_cells, train_size, validation_size)
                 self.train_indices_, self.validation_indices_, self.test_indices_ = parts
-            former = self.combinations_, self.combination_sizes_
-            self._count_combinations(self._registered_codes)
-            n_cells, names = len(self.train_indices_), stages()
-            if not self._stages_to_generate & set(names):  # what the model can generate stays as it is
-                self.combinations_, self.combination_sizes_ = former
-            check_watched(trainer_kwargs, names)
-            epochs = self._by_stage("max_epochs", max_epochs, names)
-            changes = self._by_stage("plan_kwargs", plan_kwargs, names)
-            validated = [name for name in names if name != "transport" and len(self.validation_indices_)]
+            if stages is None or self._stages_to_generate & {*stages}:  # else what the model can generate stays
+                self._count_combinations(self._registered_codes)
+            stages = self._due_stages() if stages is None else stages
+            check_watched(trainer_kwargs, stages)
+            usual = {stage: self._recipe(stage) for stage in stages}
             ends = (["early_stopping"] if early_stopping else []) + other_ends(trainer_kwargs)
-            usual = {name: self._recipe(name) for name in names}
-            jobs = [
-                plan_stage(
-                    name,
-                    usual[name],
-                    max_epochs=epochs[name],
-                    batch_size=None if name == "transport" and len(names) > 1 else batch_size,
-                    changes=changes[name],
-                    n_cells=n_cells,
-                    is_validated=name in validated,
-                    ends=ends,
-                )
-                for name in names
-            ]
-            if early_stopping and not validated:
-                msg = (
-                    "`early_stopping` watches the validation loss, but there are no validation cells. Set `train_size` "
-                    "below 1, or leave `early_stopping` out. The transport cannot be stopped early."
-                )
-                raise ValueError(msg)
-            if self.reference_ is None and not self.trained_stages_:
-                warn_of_rare_labels(self._condition_keys, self._registered_codes, self.train_indices_)
-            # fine-tuning starts from what the reference knows, and each training of the transport from nothing
-            known = {*(names if self.reference_ is not None else self.trained_stages_)} - {"transport"}
-            new = [job for job in jobs if job.name not in known]
-            warn_of_short_training(new, n_cells)
+            jobs = self._plan_jobs(usual, max_epochs, batch_size, plan_kwargs, ends)
             folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-            if folder is not None and names[0] == self._stages[0]:
+            if folder is not None and stages[0] == self._stages[0]:
                 first = jobs[0].recipe
                 n_epochs = jobs[0].n_epochs * first.max_rounds * self._cell_data(first).epochs_per_pass
-                check_later_checkpoints(folder, names, n_epochs)
+                check_later_checkpoints(folder, stages, n_epochs)
             is_quiet = not trainer_kwargs.get("enable_progress_bar", True)
             if (choice := self._choice_of_recipe(usual)) and not is_quiet:
                 rank_zero_only(show)(choice)
             results: list[StageResult] = []
             for job in jobs:
                 options = {**trainer_kwargs, "early_stopping": early_stopping and job.is_validated}
-                run = partial(
-                    self._run,
-                    first_step,
-                    max_epochs=job.n_epochs,
-                    checkpoint_dir=folder,
-                    deadline=deadline,
-                    **options,
-                )
-                results.append(getattr(self, f"_train_{job.name}")(job.recipe, run, **of_stage))
-                self.recipes_ = {**self.recipes_, job.name: to_plain(asdict(job.recipe))}
-                was_short = job in new or self.cut_short_.get(job.name) in (STOPPED_EARLY, TOO_SHORT)
-                is_short = was_short and job.ended_too_early(results[-1])
-                states = (STOPPED, STOPPED_EARLY) if results[-1].stopped_by else ("", TOO_SHORT)
-                how = states[is_short]
-                others = {stage: state for stage, state in self.cut_short_.items() if stage != job.name}
-                self.cut_short_ = {**others, job.name: how} if how else others
+                options |= {"max_epochs": job.n_epochs, "checkpoint_dir": folder, "deadline": deadline}
+                train_stage = getattr(self, f"_train_{job.name}")
+                results.append(train_stage(job.recipe, partial(self._run, first_step, **options), **of_stage))
+                self._record_end(job, results[-1])
                 if results[-1].stopped_by:
                     break
             if not is_quiet and self.trainer.is_global_zero:
                 show(closing_message(results, jobs, next_step=next_step(self), is_resumable=folder is not None))
+
+    def _plan_jobs(
+        self,
+        recipes: Mapping[str, Recipe],
+        max_epochs: int | Mapping[str, int] | None,
+        batch_size: int | None,
+        plan_kwargs: Mapping[str, Any] | None,
+        ends: Sequence[str],
+    ) -> list[StageJob]:
+        """Apply a user's choices to the default recipes of the stages, in order; warn of few cells and epochs."""
+        n_cells, stages = len(self.train_indices_), list(recipes)
+        epochs = self._by_stage("max_epochs", max_epochs, stages)
+        changes = self._by_stage("plan_kwargs", plan_kwargs, stages)
+        # fine-tuning starts from what the reference knows, and each training of the transport from nothing
+        begun = {*(stages if self.reference_ is not None else self.trained_stages_)} - {"transport"}
+        jobs = [
+            plan_stage(
+                stage,
+                recipe,
+                max_epochs=epochs[stage],
+                batch_size=None if stage == "transport" and len(stages) > 1 else batch_size,
+                changes=changes[stage],
+                n_cells=n_cells,
+                is_validated=stage != "transport" and len(self.validation_indices_) > 0,
+                is_new=stage not in begun,
+                ends=ends,
+            )
+            for stage, recipe in recipes.items()
+        ]
+        if "early_stopping" in ends and not any(job.is_validated for job in jobs):
+            msg = (
+                "`early_stopping` watches the validation loss, but there are no validation cells. Set `train_size` "
+                "below 1, or leave `early_stopping` out. The transport cannot be stopped early."
+            )
+            raise ValueError(msg)
+        if self.reference_ is None and not self.trained_stages_:
+            warn_of_rare_labels(self._condition_keys, self._registered_codes, self.train_indices_)
+        warn_of_short_training([job for job in jobs if job.is_new], n_cells)
+        return jobs
+
+    def _record_end(self, job: StageJob, result: StageResult) -> None:
+        """Record the training options of a stage that has ended, and whether it was cut short."""
+        self.recipes_ = {**self.recipes_, job.name: to_plain(asdict(job.recipe))}
+        ends = {**self.cut_short_, job.name: job.cut_short(result, self.cut_short_.get(job.name, ""))}
+        self.cut_short_ = {stage: how for stage, how in ends.items() if how}
 
     @contextmanager
     def _kept_until_a_step(self) -> Iterator[FirstStep]:

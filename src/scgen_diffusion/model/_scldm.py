@@ -36,7 +36,7 @@ from scgen_diffusion.train import (
 
 from ._autoencoder import AutoencoderModel
 from ._reference import load_reference
-from ._training import STOPPED, STOPPED_EARLY, Run, digest_of, stage_seed
+from ._training import STOPPED, STOPPED_EARLY, Run, digest_of, stage_seed, suggests_training_arguments
 
 if TYPE_CHECKING:
     import os
@@ -137,6 +137,7 @@ class SCLDM(AutoencoderModel):
         architecture = asdict(self.architecture)  # save all values, so that later versions may change defaults
         self.init_params_ = self._get_init_params(locals())
 
+    @suggests_training_arguments
     def train_autoencoder(
         self,
         max_epochs: int | None = None,
@@ -157,8 +158,7 @@ class SCLDM(AutoencoderModel):
         if self._keeps_autoencoder:
             raise ValueError(AUTOENCODER_STAYS)
         self._train(
-            "train_autoencoder",
-            lambda: ["autoencoder"],
+            ["autoencoder"],
             trainer_kwargs,
             max_epochs=max_epochs,
             train_size=train_size,
@@ -170,6 +170,7 @@ class SCLDM(AutoencoderModel):
             compile=compile,
         )
 
+    @suggests_training_arguments
     def train_prior(
         self,
         max_epochs: int | None = None,
@@ -184,8 +185,7 @@ class SCLDM(AutoencoderModel):
         """Train only the prior, with the autoencoder's split of the cells. Parameters as in :meth:`train`."""
         self._check_can_read_cells()
         self._train(
-            "train_prior",
-            lambda: ["prior"],
+            ["prior"],
             trainer_kwargs,
             keep_split=True,
             max_epochs=max_epochs,
@@ -196,6 +196,7 @@ class SCLDM(AutoencoderModel):
             compile=compile,
         )
 
+    @suggests_training_arguments
     def train_transport(
         self,
         max_epochs: int | None = None,
@@ -250,8 +251,7 @@ class SCLDM(AutoencoderModel):
         """
         self._check_can_read_cells()
         self._train(
-            "train_transport",
-            lambda: ["transport"],
+            ["transport"],
             trainer_kwargs,
             keep_split=True,
             max_epochs=max_epochs,

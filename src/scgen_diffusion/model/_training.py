@@ -13,9 +13,9 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from scvi import settings
 
-from scgen_diffusion._arguments import check_count, known_names, list_first, warn_user
+from scgen_diffusion._arguments import check_count, known_names, list_first, suggests_arguments, warn_user
 from scgen_diffusion.data import columns_of
-from scgen_diffusion.train import Recipe, StageResult
+from scgen_diffusion.train import Recipe, StageResult, trainer_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +41,7 @@ OTHER_NAMES = {
     },
 }
 """Names of other packages for the arguments of ``train``, and options that belong in ``plan_kwargs``."""
+suggests_training_arguments = suggests_arguments(OTHER_NAMES, trainer_options())
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 Run: TypeAlias = Callable[..., StageResult]
 """Runs a stage: ``run(plan, data, *made_with)``; it resumes a checkpoint with the same ``made_with``."""
@@ -123,6 +124,8 @@ class StageJob:
         What ``n_epochs`` is by default.
     is_validated
         Whether there are cells to validate on.
+    is_new
+        Whether the stage starts from nothing, instead of from what it has learned before.
     """
 
     name: str
@@ -130,16 +133,25 @@ class StageJob:
     n_epochs: int
     default: int
     is_validated: bool
+    is_new: bool
 
     @property
     def is_short(self) -> bool:
         """Whether the stage is far shorter than its default."""
         return self._is_short(self.n_epochs)
 
-    def ended_too_early(self, result: StageResult) -> bool:
-        """Return whether the stage ended far before its default, unless validation losses ended it."""
+    def cut_short(self, result: StageResult, before: str) -> str:
+        """Say how training was cut short, or "" if it was not; ``before`` says the same of former training.
+
+        A stage is short if it ended far before its default, unless validation losses ended it, or it goes on from
+        long training.
+        """
         plan, watched = result.plan, result.trainer.early_stopping_callbacks
-        return self._is_short(self.n_epochs if watched else self.n_epochs * plan.n_epochs_done / plan.n_epochs)
+        n_epochs = self.n_epochs if watched else self.n_epochs * plan.n_epochs_done / plan.n_epochs
+        is_short = (self.is_new or before in (STOPPED_EARLY, TOO_SHORT)) and self._is_short(n_epochs)
+        if result.stopped_by:
+            return STOPPED_EARLY if is_short else STOPPED
+        return TOO_SHORT if is_short else ""
 
     def _is_short(self, n_epochs: float) -> bool:
         return n_epochs < SHORTEST * self.default
@@ -154,6 +166,7 @@ def plan_stage(
     changes: Mapping[str, Any] | None,
     n_cells: int,
     is_validated: bool,
+    is_new: bool,
     ends: Sequence[str],
 ) -> StageJob:
     """Apply a user's choices to the default recipe of a stage with ``n_cells`` training cells.
@@ -179,7 +192,7 @@ def plan_stage(
         raise ValueError(msg)
     default = recipe.max_epochs(n_cells)
     n_epochs = default if max_epochs is None else check_count("max_epochs", max_epochs)
-    return StageJob(name, recipe, n_epochs, default, is_validated)
+    return StageJob(name, recipe, n_epochs, default, is_validated, is_new)
 
 
 def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_rows: np.ndarray) -> None:
