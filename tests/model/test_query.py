@@ -85,6 +85,18 @@ def test_fine_tuning_keeps_the_kl_weight_of_the_reference(make_model, make_cells
     assert "adapted to" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("has_new_type", [True, False])
+def test_short_fine_tuning_is_told_if_there_are_classes_to_learn(scldm, make_cells, quick, has_new_type):
+    cells = query_cells(make_cells, new=(NEW_TYPE,) if has_new_type else ())
+    model = SCLDM.load_query_data(cells, scldm, trainable="all", accelerator="cpu")
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model.train(1, **quick)
+
+    assert any("Too few epochs" in str(warning.message) for warning in said) == has_new_type
+
+
 def test_what_the_reference_knew_stays_bit_for_bit(reference, make_cells, quick):
     before = old_cells(reference)
     guided = old_cells(reference, guidance_scale=2.0)

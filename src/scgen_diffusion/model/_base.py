@@ -650,8 +650,9 @@ class DiffusionModel(BaseModelClass):
         n_cells, stages = len(self.train_indices_), list(recipes)
         epochs = self._by_stage("max_epochs", max_epochs, stages)
         changes = self._by_stage("plan_kwargs", plan_kwargs, stages)
-        # fine-tuning starts from what the reference knows, and each training of the transport from nothing
+        # fine-tuning goes on from the reference, unless it has classes to learn; the transport starts from nothing
         begun = {*(stages if self.reference_ is not None else self.trained_stages_)} - {"transport"}
+        begun = set() if self._has_values_to_learn else begun
         jobs = [
             plan_stage(
                 stage,
@@ -1974,6 +1975,11 @@ class DiffusionModel(BaseModelClass):
         """Mark, per key, the classes and members that the model's cells have and the reference's cells lacked."""
         assert self.reference_ is not None
         return new_values(self._condition_keys, self._registered_codes, self.reference_["combinations"])
+
+    @property
+    def _has_values_to_learn(self) -> bool:
+        """Whether this is a query, not yet trained, whose cells have classes or members that the reference lacked."""
+        return self.reference_ is not None and not self.history_ and any(new.any() for new in self._new_values())
 
     def _trained_rows(self) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
         """Return the parameters that fine-tuning trains; None means all."""

@@ -471,8 +471,9 @@ class SCLDM(AutoencoderModel):
         if chosen.kl_weight == usual.kl_weight or self.reference_ is not None:
             return ""
         return (
-            f"The autoencoder's training is adapted to {self.summary_stats.n_vars:,} genes: more epochs, and a KL weight "
-            f"of {chosen.kl_weight:g} in place of {usual.kl_weight:g} (`model.recipes_`). You need not do anything."
+            f"The autoencoder's training is adapted to {self.summary_stats.n_vars:,} genes: more epochs, and a KL "
+            f"weight of {chosen.kl_weight:g} in place of {usual.kl_weight:g} (`model.recipes_`). You need not do "
+            "anything."
         )
 
     def _encode_cells(self) -> LatentCache:
