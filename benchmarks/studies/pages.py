@@ -304,25 +304,6 @@ def time_course(table: pd.DataFrame) -> Blocks:
     return {(page, "time_course"): _table(means, rows, columns, corner="cells in the windows")}
 
 
-UNSEEN_REQUESTS = ("up to 299, until 450", "390 to 449, until 600")  # nothing was chosen on them
-
-
-def fates(table: pd.DataFrame) -> Blocks:
-    """Write the figures of all ways to tell fates, best first: means of the requests they were chosen on or not."""
-    requests = table["request"].isin(UNSEEN_REQUESTS).map({False: "first", True: "others"})
-    columns = {
-        f"{name}: {figure}": (column, part)
-        for part, name in (("first", "three requests"), ("others", "two new requests"))
-        for figure, column in (("allowed", "allowed"), ("log score", "log_score"), ("distance", "distance"))
-    }
-    means = table.assign(part=requests).pivot_table(
-        index="method", columns="part", values=["allowed", "log_score", "distance"]
-    )
-    order = table.groupby("method")["allowed"].mean().sort_values(ascending=False).index
-    text = _table(means, {name: name for name in order}, columns, corner="way to tell fates")
-    return {("docs/user_guide/numbers.md", "fates"): text}
-
-
 def doses(table: pd.DataFrame) -> Blocks:
     """Write the main figures of all ways to tell the cells of a dose between others, with intervals."""
     columns = {
@@ -369,6 +350,5 @@ BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
     "time_course": time_course,
     "hours": hours,
     "perturbation_combinations": perturbation_combinations,
-    "fates": fates,
     "doses": doses,
 }

@@ -129,8 +129,6 @@ def test_cells_in_files_replace_those_in_memory(adata, cells, options, quick, tm
     assert model.adata is None
     with pytest.raises(ValueError, match="no cells in memory"):
         model.save(tmp_path / "model", save_anndata=True)
-    with pytest.raises(ValueError, match="has none in memory"):
-        model.follow_cells(adata, {"dose": 1}, "cell_type")
 
 
 def test_stages_can_be_trained_one_by_one_and_a_loaded_model_trains_on(cells, options, quick, tmp_path):

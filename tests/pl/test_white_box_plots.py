@@ -154,6 +154,7 @@ def test_many_groups_and_layers_leave_the_panels_their_room():
     assert boxes[1].height > 0.9 * boxes[0].height
     assert boxes[1].width > 0.9 * boxes[0].width
     assert [bool(ax.get_ylabel()) for ax in wrapped] == [True, False, False, False, True, False]
+    assert [ax.get_legend() is not None for ax in wrapped] == [False, False, False, True, False, False]
 
 
 def test_a_group_of_numbers_may_be_given_as_a_number():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,8 +14,6 @@ from scgen_diffusion.data import (
     CellFiles,
     check_rows,
     check_same_registry,
-    check_unique_names,
-    obs_column,
     resolve_seed,
     row_numbers,
 )
@@ -24,16 +21,13 @@ from scgen_diffusion.diffusion import Generators
 from scgen_diffusion.generation import check_batch_size, check_finite, rows_of, stack
 
 from ._base import DiffusionModel
-from ._following import follow, window_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from anndata import AnnData
     from sparse import GCXS
     from torch import Tensor
-
-DEFAULT_N_STEPS = 5  # of cells that are followed
 
 
 class AutoencoderModel(DiffusionModel):
@@ -392,144 +386,6 @@ class AutoencoderModel(DiffusionModel):
         (samples,) = self._sample_counts([columns], adata, indices, n_samples, batch_size, seed)
         return samples
 
-    def follow_cells(
-        self,
-        adata: AnnData | None,
-        until: Mapping[str, float],
-        labels_key: str,
-        *,
-        indices: Sequence[int] | None = None,
-        use_rep: str | None = None,
-        step: float | None = None,
-        n_neighbors: int = 5,
-        batch_size: int | None = None,
-        seed: int | None = None,
-    ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Follow cells through time along the model's own cells: what becomes of each, and by which way.
-
-        Time goes in steps. In each one, a cell goes to one of the nearest cells of the next step, in the latent without
-        the change that all cells share. The model's cells are real, so nothing is generated, and only the autoencoder
-        must be trained. Nothing forces a cell to become a type only because there are many of it later. See the user
-        guide, "Following cells".
-
-        Parameters
-        ----------
-        adata
-            Cells to follow, with their times in ``obs``; None: the model's cells, with ``indices``.
-        until
-            The time to follow them to: a column of ``obs`` that holds numbers, and a value: ``{"minutes": 500}``. It
-            need not be a condition of the model. All cells must be earlier.
-        labels_key
-            Column of the model's ``obs`` with the labels of late cells, such as cell types.
-        indices
-            Rows of the cells to follow. Default: all of ``adata``; of the model's cells, choose early ones.
-        use_rep
-            Array of ``obsm`` in which cells are near each other, such as ``"X_pca"``, of all these cells together.
-            Default: the latent.
-        step
-            Length of a step. The last one goes to the cells within half a step of `until`. Earlier steps to fewer than
-            50 of the model's cells are left out. Default: a fifth of the time from the earliest cell to `until`.
-        n_neighbors
-            Number of cells of the next step that a cell may go to, all with the same probability.
-        batch_size
-            Cells encoded at a time.
-        seed
-            Seed of the paths. Fates are not random.
-
-        Returns
-        -------
-        tuple of pandas.DataFrame
-            Both have one row per followed cell, in the same order.
-
-            - Fates: the probability of each label, ``(cells, labels)``. Rows add up to 1.
-            - Paths: one way per cell, drawn at random, as names of the model's cells. A column per step has its time as
-              its name. Steps before a cell's own time are None. ``model.adata[paths.iloc[:, -1]]`` are its descendants.
-
-        Raises
-        ------
-        RuntimeError
-            If the autoencoder is not trained.
-        KeyError
-            If the column of times or labels, or the array, is missing.
-        ValueError
-            If names of cells occur twice, if times are not numbers or not earlier than `until`, if few of the model's
-            cells are near `until` or some of these have no label, or if the model was loaded without cells.
-
-        Examples
-        --------
-        >>> early = adata[adata.obs["minutes"] < 330]  # doctest: +SKIP
-        >>> fates, paths = model.follow_cells(
-        ...     early, {"minutes": 500}, "cell_type"
-        ... )  # doctest: +SKIP
-        """
-        if use_rep is None:
-            self._check_can_read_cells()
-        if self.adata is None:
-            msg = "Cells are followed along the model's own cells, but it has none in memory; load it with `adata`."
-            raise ValueError(msg)
-        if not isinstance(until, Mapping) or len(until) != 1:
-            msg = f"`until` must map one column of `obs` to a number, such as {{'minutes': 500}}, but found {until!r}."
-            raise ValueError(msg)
-        ((key, value),) = until.items()
-        check_count("n_neighbors", n_neighbors)
-        end = _check_number(f"until[{key!r}]", value)
-        followed = self.adata if adata is None else adata
-        for name, cells in {"model.adata": self.adata, "adata": followed}.items():
-            check_unique_names(cells.obs_names, f"{name}.obs_names")
-        rows = check_rows(indices, followed.n_obs)
-        times = _numbers(self.adata, key, "model.adata")
-        given_times = _numbers(followed, key, "adata")[rows]
-        if step is None:
-            step = (end - given_times.min()) / DEFAULT_N_STEPS
-        elif _check_number("step", step) <= 0:
-            msg = f"`step` must be above 0, but found {step!r}."
-            raise ValueError(msg)
-        if step <= 0 or (window_of(given_times, end, step) < 1).any():
-            msg = (
-                f"Cells are followed from earlier times to {key} = {end:g}, but these go up to {given_times.max():g}. "
-                f"Leave out those after {end - max(step, 0) / 2:g}, half a step earlier; or set a smaller `step`."
-            )
-            raise ValueError(msg)
-        labels = obs_column(self.adata, labels_key, "model.adata").astype("category")
-        is_last = window_of(times, end, step) == 0
-        if is_last.sum() < n_neighbors:
-            msg = (
-                f"Only {is_last.sum()} of the model's cells are within {step / 2:g} of {key} = {end:g}, fewer than "
-                f"`n_neighbors` ({n_neighbors}). They go from {times.min():g} to {times.max():g}; set a larger `step`."
-            )
-            raise ValueError(msg)
-        if labels[is_last].isna().any():
-            msg = (
-                f"{labels[is_last].isna().sum()} cells near {key} = {end:g} have no {labels_key!r}; give them a label."
-            )
-            raise ValueError(msg)
-        if use_rep is None:
-            places = self.get_latent_representation(batch_size=batch_size)
-            given_places = self.get_latent_representation(adata, indices, batch_size=batch_size)
-        else:
-            places, given_places = _array(self.adata, use_rep, "model.adata"), _array(followed, use_rep, "adata")[rows]
-            if places.shape[1] != given_places.shape[1]:
-                msg = (
-                    f"obsm[{use_rep!r}] has {given_places.shape[1]} columns in `adata` and {places.shape[1]} in "
-                    "`model.adata`. Compute it for all these cells together."
-                )
-                raise ValueError(msg)
-        steps = follow(
-            places,
-            times,
-            given_places,
-            given_times,
-            until=end,
-            step=step,
-            n_neighbors=n_neighbors,
-        )
-        found = pd.get_dummies(labels.where(is_last)).loc[:, lambda table: table.any()]
-        names = followed.obs_names[rows]
-        fates = pd.DataFrame(steps.fates(found.to_numpy()), index=names, columns=pd.Index(found.columns, dtype=object))
-        drawn = steps.draw_paths(np.random.default_rng(resolve_seed(seed)))
-        cells = np.where(drawn < 0, None, self.adata.obs_names.to_numpy(dtype=object)[drawn])
-        return fates, pd.DataFrame(cells, index=names, columns=steps.centres[::-1])
-
     def _losses(
         self,
         adata: AnnData | CellFiles | None,
@@ -679,35 +535,6 @@ def gene_columns(gene_list: Sequence[str] | None, genes: pd.Index, kind: str = "
         msg = f"`gene_list` has the unknown {kind} {unknown[0]!r}. {known_names(unknown[0], list(genes))}"
         raise ValueError(msg)
     return np.flatnonzero(genes.isin(gene_list))
-
-
-def _check_number(name: str, value: Any) -> float:
-    """Return a finite number as a float; raise ValueError for anything else."""
-    if not is_number(value) or not np.isfinite(value):
-        msg = f"`{name}` must be a finite number, but found {value!r}."
-        raise ValueError(msg)
-    return float(value)
-
-
-def _array(cells: AnnData, key: str, name: str) -> np.ndarray:
-    """Return an array of ``obsm``, ``(cells, columns)``."""
-    if key not in cells.obsm:
-        msg = f"`{name}.obsm` has no {key!r}, which `use_rep` names. {known_names(key, list(cells.obsm))}"
-        raise KeyError(msg)
-    values = np.asarray(cells.obsm[key], dtype=float)
-    if not np.isfinite(values).all():
-        msg = f"`{name}.obsm[{key!r}]` has values that are NaN or infinite."
-        raise ValueError(msg)
-    return values
-
-
-def _numbers(cells: AnnData, key: str, name: str) -> np.ndarray:
-    """Return a column of ``obs`` as finite numbers, ``(cells,)``."""
-    column = obs_column(cells, key, name)
-    if column.dtype.kind not in "iuf" or not np.isfinite(column.to_numpy(dtype=float)).all():
-        msg = f"`{name}.obs[{key!r}]` must hold finite numbers, but found {column.dtype} or missing values."
-        raise ValueError(msg)
-    return column.to_numpy(dtype=float)
 
 
 def check_scale(library_size: Any) -> float | None:

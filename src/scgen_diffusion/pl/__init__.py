@@ -6,7 +6,6 @@ take the tables from :mod:`~scgen_diffusion.metrics`. Plots of the white-box mod
 scanpy, ``show=False`` returns the axes, ``save`` names a file, and label colours come from ``uns``.
 """
 
-from ._cell_paths import cell_paths
 from ._correlations import gene_correlation, modality_correlation
 from ._genes import library_size, marker_dotplot, mean_variance, zero_fraction
 from ._perturbations import mean_change, perturbation_scores
@@ -23,7 +22,6 @@ from ._white_box import (
 
 __all__ = [
     "animate_sampling_path",
-    "cell_paths",
     "coding_rate",
     "gene_correlation",
     "head_loadings",
