@@ -263,67 +263,6 @@ def test_flow_matching_counts_time_from_noise_to_data(make_opened):
         interpret.head_loadings(model, time=250)
 
 
-def test_a_group_can_be_compared_with_another_and_with_all_others(opened):
-    table = interpret.layer_statistics(opened, times=[250], groupby="cell_type", seed=0)
-    cells, types = interpret.head_coding_rates(opened, time=250, seed=0)["L0H1"], opened.adata.obs["cell_type"]
-    here = "statistic == 'subspace_coding_rate_before' and head == 'L0H1'"
-
-    against_rest = interpret.compare_groups(table, "T cell").query(here).iloc[0]
-    against_nk = interpret.compare_groups(table, "T cell", "NK").query(here).iloc[0]
-
-    numbered = table.replace({"group": {"T cell": "10"}})
-    assert (interpret.compare_groups(numbered, 10)["group1"] == "10").all()
-    first, rest, nk = cells[types == "T cell"], cells[types != "T cell"], cells[types == "NK"]
-    assert against_rest["group2"] == "rest"
-    assert (against_rest["n_cells1"], against_rest["n_cells2"]) == (len(first), len(rest))
-    assert against_rest["difference"] == pytest.approx(first.mean() - rest.mean(), rel=1e-4)
-    assert against_rest["std2"] == pytest.approx(rest.std(), rel=1e-3)
-    spread = np.sqrt((first.var() + nk.var()) / 2)
-    assert against_nk["effect_size"] == pytest.approx((first.mean() - nk.mean()) / spread, rel=1e-3)
-
-
-# --- along the sampling path ------------------------------------------------------------------------------------------
-
-
-def test_the_sampling_path_is_measured_from_noise_to_cells(opened):
-    table = interpret.sampling_statistics(opened, 10, n_steps=4, seed=0)
-
-    times = table.groupby("step")["time"].first()
-    assert times.is_monotonic_decreasing
-    assert times[0] == 999
-    assert len(times) >= 4
-    assert (table["n_cells"] == 10).all()
-    assert list(table)[:4] == ["step", "time", "noise_level", "group"]
-
-
-def test_the_path_is_that_of_generated_cells(opened, monkeypatch):
-    made, generate = [], WBDIT.generate
-    monkeypatch.setattr(WBDIT, "generate", lambda *a, **k: made.append(generate(*a, **k)) or made[-1])
-
-    condition = {"cell_type": "NK", "dose": 1}
-    interpret.sampling_statistics(opened, 5, condition, guidance_scale=2.0, n_steps=3, seed=3)
-    expected = opened.generate(5, condition, guidance_scale=2.0, n_steps=3, seed=3)
-
-    np.testing.assert_array_equal(np.asarray(made[0].X.todense()), np.asarray(expected.X.todense()))
-
-
-def test_sampled_cells_are_grouped_by_their_condition_over_several_blocks(opened):
-    table = interpret.sampling_statistics(
-        opened, 150, {"cell_type": ["NK", "B cell", "B cell"], "dose": 1}, groupby="cell_type", n_steps=2, seed=0
-    )
-
-    assert table.groupby("group")["n_cells"].unique().map(list).to_dict() == {"NK": [50], "B cell": [100]}
-
-
-def test_the_first_step_of_sampling_is_noise_as_of_given_cells(opened):
-    sampled = interpret.sampling_statistics(opened, 200, n_steps=2, seed=0).query("step == 0").reset_index(drop=True)
-    given = interpret.layer_statistics(opened, times=[999], seed=0)
-
-    assert sampled[["layer", "statistic", "head"]].equals(given[["layer", "statistic", "head"]])
-    error = np.hypot(sampled["std"] / np.sqrt(200), given["std"] / np.sqrt(96))
-    assert ((sampled["value"] - given["value"]).abs() < 5 * error + 1e-6).all()
-
-
 # --- genes ------------------------------------------------------------------------------------------------------------
 
 
@@ -554,22 +493,6 @@ def test_a_loaded_model_shows_the_same(opened, tmp_path):
     pd.testing.assert_frame_equal(interpret.patches(without), interpret.patches(opened))
     with pytest.raises(ValueError, match="loaded without cells; give `adata`"):
         interpret.head_loadings(without)
-    assert len(interpret.sampling_statistics(without, 3, n_steps=2, seed=0))
-
-
-def test_sampled_cells_are_grouped_by_classes_beside_a_number(make_cells, quick):
-    cells = make_cells()
-    cells.obs["age"] = np.linspace(0, 1, cells.n_obs)
-    WBDIT.setup_anndata(cells, condition_keys=["cell_type"], continuous_condition_keys=["age"])
-    model = WBDIT(cells, **SIZES)
-    model.train(1, **quick)
-    condition = {"cell_type": ["NK", "B cell"], "age": 0.5}
-
-    table = interpret.sampling_statistics(model, 6, condition, groupby="cell_type", n_steps=2, seed=0)
-
-    assert table.groupby("group")["n_cells"].unique().map(list).to_dict() == {"NK": [3], "B cell": [3]}
-    with pytest.raises(ValueError, match="`groupby` 'age' is not a condition key with classes.*'cell_type'"):
-        interpret.sampling_statistics(model, 6, condition, groupby="age")
 
 
 def test_a_model_without_conditions_can_be_opened_too(make_cells, quick):
@@ -580,7 +503,6 @@ def test_a_model_without_conditions_can_be_opened_too(make_cells, quick):
 
     assert interpret.head_loadings(model, seed=0).shape == (12, 4)
     assert set(interpret.layer_statistics(model, times=[0], groupby="dose", seed=0)["group"]) == {"1", "10", "100"}
-    assert set(interpret.sampling_statistics(model, 3, n_steps=2, seed=0)["group"]) == {"all"}
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -596,9 +518,12 @@ def test_an_untrained_model_has_nothing_to_show(make_cells):
         interpret.head_coding_rates,
         interpret.head_loadings,
         interpret.patch_attention,
+        interpret.head_effects,
+        interpret.patches,
+        interpret.write,
+        interpret.shuffle_weights,
     ]
-    methods += [interpret.head_effects, interpret.patches, interpret.write, interpret.shuffle_weights]
-    for method in [*methods, lambda model: interpret.sampling_statistics(model, 3)]:
+    for method in methods:
         with pytest.raises(RuntimeError, match=r"not trained.*call train\(\) first"):
             method(model)
 
@@ -612,12 +537,11 @@ def test_a_network_that_is_no_white_box_cannot_be_opened(make_opened):
 
 @pytest.mark.parametrize("name", interpret.__all__)
 def test_every_function_says_that_models_with_a_latent_have_no_white_box(trained, name):
-    takes_table = name in ("compare_groups", "head_specificity", "top_genes")
+    takes_table = name in ("head_specificity", "top_genes")
     expected = "must be a table from .*, but found SCLDM" if takes_table else "white-box network of WBDIT.* is SCLDM"
-    arguments = [trained, "NK"] if name == "compare_groups" else [trained]
 
     with pytest.raises(TypeError if takes_table else ValueError, match=expected):
-        getattr(interpret, name)(*arguments)
+        getattr(interpret, name)(trained)
 
 
 def test_some_cells_are_written_as_the_tables_of_these_rows(opened):
@@ -667,7 +591,6 @@ def test_groups_of_numbers_are_whole_numbers_even_if_one_is_missing(opened):
     table = interpret.layer_statistics(opened, cells, range(10, 40), times=[0], groupby="donor", seed=0)
 
     assert list(table["group"].unique()) == ["1", "2"]
-    assert (interpret.compare_groups(table, 1.0)["group1"] == "1").all()
     with pytest.raises(TypeError, match=r"`groupby` must name one column .* but found \['donor', 'dose'\]"):
         interpret.layer_statistics(opened, cells, groupby=["donor", "dose"])
 
@@ -692,21 +615,3 @@ def test_genes_and_groups_say_what_is_wrong(opened):
         interpret.top_genes(interpret.head_loadings(opened, indices=[0], seed=0), 13)
     with pytest.raises(ValueError, match="missing"):
         interpret.head_loadings(opened, opened.adata[:, :11].copy())
-    grouped = interpret.layer_statistics(opened, indices=range(40), times=[0], groupby="cell_type", seed=0)
-    for groups in (("cell",), ("NK", "cell")):
-        with pytest.raises(ValueError, match="is 'cell', but the groups are .*'NK'"):
-            interpret.compare_groups(grouped, *groups)
-    with pytest.raises(ValueError, match="Two groups are needed.*groupby"):
-        interpret.compare_groups(interpret.layer_statistics(opened, indices=[1, 2], times=[0], seed=0), "all")
-
-
-def test_sampling_says_what_is_wrong(opened, make_opened):
-    with pytest.raises(ValueError, match="`groupby` 'type' is not a condition key"):
-        interpret.sampling_statistics(opened, 3, groupby="type")
-    with pytest.raises(ValueError, match="`sampler` 'dopri' is not known"):
-        interpret.sampling_statistics(opened, 3, sampler="dopri")
-    with pytest.raises(ValueError, match="`n_cells` is needed"):
-        interpret.sampling_statistics(opened)
-    flow = make_opened(path="flow_matching", target="velocity", head="regression")
-    with pytest.raises(ValueError, match="steps of 'dopri5' differ between blocks"):
-        interpret.sampling_statistics(flow, 3, sampler="dopri5")

@@ -28,7 +28,7 @@ def close_figures():
     plt.close("all")
 
 
-def make_statistics(*, sampling=False, noise_first=False):
+def make_statistics(*, noise_first=False):
     names = ["coding_rate_before", "subspace_coding_rate_before", "subspace_coding_rate_after", "sparsity"]
     rows = []
     for time, group, layer, name in product([0, 500, 999], ["B/plasma", "T"], [0, 1], names):
@@ -36,10 +36,7 @@ def make_statistics(*, sampling=False, noise_first=False):
         level = 1 - time / 1000 if noise_first else time / 1000
         rows.append((time, level, group, layer, name, "all", value))
         rows.append((time, level, group, layer, name, f"L{layer}H0", value / 2))
-    table = pd.DataFrame(rows, columns=["time", "noise_level", "group", "layer", "statistic", "head", "value"])
-    if sampling:
-        table.insert(0, "step", table["time"].map({999: 0, 500: 1, 0: 2}))
-    return table
+    return pd.DataFrame(rows, columns=["time", "noise_level", "group", "layer", "statistic", "head", "value"])
 
 
 def make_loadings(*, relative=False):
@@ -96,13 +93,6 @@ def test_one_head_can_be_plotted():
     assert len(axes) == 1
     assert axes[0].get_title() == "layer 1"
     assert axes[0].lines[0].get_ydata()[0] == pytest.approx((1 + 0.1) / 2)
-
-
-def test_statistics_of_sampling_run_from_noise_to_cells():
-    axes = sgd.pl.layer_statistics(make_statistics(sampling=True), "sparsity", show=False)
-
-    np.testing.assert_allclose(axes[0].lines[0].get_xydata(), [(0, 10.29), (1, 5.3), (2, 0.3)])
-    assert axes[0].get_xlabel() == "step (noise → cells)"
 
 
 def test_the_time_axis_says_where_the_data_are():

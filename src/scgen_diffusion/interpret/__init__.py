@@ -4,11 +4,10 @@ Results are tables, and :func:`write` stores them in an AnnData.
 """
 
 from ._heads import head_effects, head_loadings, head_specificity, patch_attention, patches, shuffle_weights, top_genes
-from ._layers import compare_groups, head_coding_rates, layer_statistics, sampling_statistics
+from ._layers import head_coding_rates, layer_statistics
 from ._write import write
 
 __all__ = [
-    "compare_groups",
     "head_coding_rates",
     "head_effects",
     "head_loadings",
@@ -16,7 +15,6 @@ __all__ = [
     "layer_statistics",
     "patch_attention",
     "patches",
-    "sampling_statistics",
     "shuffle_weights",
     "top_genes",
     "write",

@@ -1,33 +1,26 @@
-"""How compact and sparse the tokens of a white-box network are, by layer, for given cells or during generation."""
+"""How compact and sparse the tokens of a white-box network are, by layer."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from scgen_diffusion._arguments import is_number, known_names
-from scgen_diffusion.data import CategoricalKey, as_label
-from scgen_diffusion.diffusion import Denoiser, DormandPrinceSampler, GuidedField
+from scgen_diffusion._arguments import is_number
 from scgen_diffusion.nn import coding_rate, sparsity, subspace_coding_rate
 
 from ._cells import (
     ALL,
     DEFAULT_TIMES,
     Averages,
-    Moment,
     cells_of,
-    check_table,
     group_cells,
     noised_cells,
     opened_network,
     resolve_time,
     resolve_times,
-    unbiased_std,
 )
 from ._heads import head_name
 
@@ -37,11 +30,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from torch import Tensor
 
-    from scgen_diffusion.data import ConditionRequest
-    from scgen_diffusion.diffusion import Field, Generators, Sampler
     from scgen_diffusion.model import WBDIT
-    from scgen_diffusion.module import GeneSpaceModule
     from scgen_diffusion.nn import GeneDiT, HalfTrace, SparseCoding
+
+    from ._cells import Moment
 
 
 class Label(NamedTuple):
@@ -159,21 +151,18 @@ def layer_statistics(
                 averages_then.add(values, codes[batch.rows])
             progress.update(len(batch.rows))
     return pd.concat(
-        [
-            table_of(averages_then, labels, time=moment.network_time, noise_level=moment.noise_level)
-            for moment, averages_then in zip(moments, averages, strict=True)
-        ],
+        [table_of(averages_then, labels, moment) for moment, averages_then in zip(moments, averages, strict=True)],
         ignore_index=True,
     )
 
 
-def table_of(averages: Averages, labels: Sequence[Label], **constants: float) -> pd.DataFrame:
-    """Return one row per non-empty group and label; ``constants`` become columns."""
+def table_of(averages: Averages, labels: Sequence[Label], moment: Moment) -> pd.DataFrame:
+    """Return one row per non-empty group and label."""
     parts = []
     for name, n_cells, mean, std in zip(*averages.results(), strict=True):
         part = pd.DataFrame(labels, columns=Label._fields).assign(value=mean, std=std, n_cells=n_cells)
-        parts.append(part.assign(group=name, **constants))
-    columns = [*constants, "group", *Label._fields, "value", "std", "n_cells"]
+        parts.append(part.assign(time=moment.network_time, noise_level=moment.noise_level, group=name))
+    columns = ["time", "noise_level", "group", *Label._fields, "value", "std", "n_cells"]
     return pd.concat(parts, ignore_index=True)[columns]
 
 
@@ -280,162 +269,3 @@ def relative_step(half: HalfTrace) -> Tensor:
     """Return how far a half moves a cell's tokens, relative to their norm; NaN if the norm is zero."""
     moved = (half.tokens_out - half.tokens_in).flatten(1).norm(dim=1)
     return moved / half.tokens_in.flatten(1).norm(dim=1)
-
-
-def sampling_statistics(
-    model: WBDIT,
-    n_cells: int | None = None,
-    condition: ConditionRequest = None,
-    *,
-    groupby: str | None = None,
-    eps: float = 0.5,
-    sampler: str | Sampler | None = None,
-    **generate_kwargs: Any,
-) -> pd.DataFrame:
-    """Measure :func:`layer_statistics` while noise becomes cells.
-
-    The cells are those that :meth:`~scgen_diffusion.model.WBDIT.generate` makes with the same arguments. They are
-    measured at every evaluation of the network, under their own conditions, even if guidance combines several
-    predictions.
-
-    Parameters
-    ----------
-    model
-        A trained :class:`~scgen_diffusion.model.WBDIT`.
-    n_cells, condition, sampler, **generate_kwargs
-        See :meth:`~scgen_diffusion.model.WBDIT.generate`. The sampler ``"dopri5"`` is not supported, because its steps
-        differ between cells.
-    groupby
-        Condition key with classes, which are averaged separately.
-    eps
-        See :func:`layer_statistics`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        As from :func:`layer_statistics`, with a first column ``step``, the number of the network's evaluation.
-    """
-    opened_network(model)
-    classes = [key.name for key in model.conditions.by_key if isinstance(key, CategoricalKey)]
-    if groupby is not None and groupby not in classes:
-        msg = f"`groupby` {groupby!r} is not a condition key with classes. {known_names(groupby, classes)}"
-        raise ValueError(msg)
-    _, sampler = model._engine.sampler(sampler)
-    if isinstance(sampler, DormandPrinceSampler):
-        msg = (
-            "The steps of 'dopri5' differ between blocks of cells, so they cannot be averaged; "
-            "choose a sampler with fixed steps."
-        )
-        raise ValueError(msg)
-    watch = WatchedSampler(sampler, model.module, eps)
-    n_cells = model.generate(n_cells, condition, sampler=watch, **generate_kwargs).n_obs
-    groups = [ALL] if groupby is None else [as_label(name) for name in model.conditions.categories[groupby]]
-    column = None if groupby is None else model.conditions.columns(groupby).start
-    tables = []
-    in_order = sorted(watch.seen, key=lambda steps: steps[0][1][0])  # in the order of the cells, not of the threads
-    for step, blocks in enumerate(zip(*in_order, strict=True)):
-        averages = Averages(groups)
-        for _, cells, conditions, _, values in blocks:
-            wanted = cells < n_cells  # the others only fill the last block
-            codes = np.zeros(len(cells), dtype=int) if column is None else conditions[:, column].astype(int)
-            averages.add(values[wanted], codes[wanted])
-        time, _, _, labels, _ = blocks[0]
-        level = Moment.of(model.module.path, time).noise_level
-        tables.append(table_of(averages, labels, step=step, time=time, noise_level=level))
-    return pd.concat(tables, ignore_index=True)
-
-
-class WatchedSampler:
-    """A sampler that measures the inputs of the network and changes nothing.
-
-    Parameters
-    ----------
-    sampler
-        The sampler.
-    module
-        The module whose averaged network is a white box.
-    eps
-        See :func:`cell_statistics`.
-    """
-
-    def __init__(self, sampler: Sampler, module: GeneSpaceModule, eps: float) -> None:
-        self.sampler, self.network, self.eps = sampler, module.averaged_network.module, eps
-        self.seen: list[list[tuple[float, np.ndarray, np.ndarray, list[Label], Tensor]]] = []  # the steps of each block
-
-    def __call__(
-        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
-    ) -> Tensor:
-        """Carry noise ``x (n, ...)`` to data as the sampler does."""
-        if not isinstance(field, Denoiser) or not isinstance(field.field, GuidedField) or generators is None:
-            msg = f"`field` must be a Denoiser around a GuidedField, with generators, but found {type(field).__name__}."
-            raise TypeError(msg)
-        guided, steps = field.field, []
-        self.seen.append(steps)
-        cells, condition = generators.indices.numpy(), guided.condition
-
-        def watched(x_t: Tensor, t: Tensor) -> Tensor:
-            inputs = self.network.backbone_inputs(x_t, t.expand(len(x_t)), condition)
-            labels, values = cell_statistics(self.network.backbone, *inputs, self.eps)
-            steps.append((float(t.flatten()[0]), cells, condition.cpu().numpy(), labels, values.cpu()))
-            return guided(x_t, t)
-
-        return self.sampler(replace(field, field=watched), x, n_steps=n_steps, generators=generators)
-
-
-def compare_groups(statistics: pd.DataFrame, group1: str | int, group2: str | int | None = None) -> pd.DataFrame:
-    r"""Compare two groups of cells, or one group with all others.
-
-    Parameters
-    ----------
-    statistics
-        Table from :func:`layer_statistics` or :func:`sampling_statistics`, with ``groupby``.
-    group1, group2
-        Names of groups. ``group2=None`` means the cells of all other groups.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per time, layer, statistic and head: means, standard deviations and numbers of cells of both groups,
-        their ``difference``, and Cohen's :math:`d` as ``effect_size``, the difference divided by
-        :math:`\sqrt{(s_1^2 + s_2^2) / 2}`.
-
-    Raises
-    ------
-    ValueError
-        If a group is unknown, or there is only one.
-
-    Notes
-    -----
-    There is no p-value: with enough cells every difference is significant, and cells of one donor are not replicates.
-    """
-    check_table("statistics", statistics, "layer_statistics or sampling_statistics")
-    found = list(statistics["group"].unique())
-    group1, group2 = (group if group is None else as_label(group) for group in (group1, group2))  # groups are text
-    for name, group in (("group1", group1), ("group2", group2)):
-        if group not in (*found, None) or (group is None and name == "group1"):
-            msg = f"`{name}` is {group!r}, but the groups are {', '.join(map(repr, found))}."
-            raise ValueError(msg)
-    if group1 == group2 or len(found) < 2:
-        msg = f"Two groups are needed, but found only {group1!r}; compute the statistics with `groupby`."
-        raise ValueError(msg)
-    keys = [key for key in ("step", "time", "noise_level", *Label._fields) if key in statistics]
-    is_first = statistics["group"] == group1
-    is_second = ~is_first if group2 is None else statistics["group"] == group2
-    pools = pool_cells(statistics[is_first], keys).add_suffix("1")
-    pools = pools.join(pool_cells(statistics[is_second], keys).add_suffix("2"))
-    table = pools.reset_index()
-    table.insert(len(keys), "group1", group1)
-    table.insert(len(keys) + 1, "group2", "rest" if group2 is None else group2)
-    spread = np.sqrt((table["std1"] ** 2 + table["std2"] ** 2) / 2)
-    difference = table["mean1"] - table["mean2"]
-    return table.assign(difference=difference, effect_size=difference / spread.where(spread > 0))
-
-
-def pool_cells(statistics: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Pool the cells of several groups."""
-    n, mean, std = (statistics[name] for name in ("n_cells", "value", "std"))
-    squares = (n - 1) * std.where(n > 1, 0.0) ** 2 + n * mean**2
-    sums = statistics[keys].assign(n=n, total=n * mean, square=squares).groupby(keys, sort=False).sum()
-    pooled_mean = sums["total"] / sums["n"]
-    pooled_std = unbiased_std(sums["n"].to_numpy(), pooled_mean.to_numpy(), sums["square"].to_numpy())
-    return pd.DataFrame({"mean": pooled_mean, "std": pooled_std, "n_cells": sums["n"]})

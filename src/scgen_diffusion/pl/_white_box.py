@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from os.path import commonprefix
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -60,7 +60,7 @@ def layer_statistics(
     data: pd.DataFrame | AnnData,
     statistics: str | Sequence[str] = "subspace_coding_rate_before",
     *,
-    x: str | None = None,
+    x: Literal["time", "noise_level"] = "time",
     head: str | None = None,
     layers: Sequence[int] | None = None,
     groups: Sequence[str] | None = None,
@@ -76,12 +76,11 @@ def layer_statistics(
     Parameters
     ----------
     data
-        Table of :func:`~scgen_diffusion.interpret.layer_statistics` or
-        :func:`~scgen_diffusion.interpret.sampling_statistics`, or the AnnData with it.
+        Table of :func:`~scgen_diffusion.interpret.layer_statistics`, or the AnnData with it.
     statistics
         Statistics to plot, with one line style each.
     x
-        ``"step"``, ``"time"`` or ``"noise_level"``. Default: the sampling steps if the table has them, else the time.
+        What to plot against: ``"time"`` or ``"noise_level"``.
     head
         One head, such as ``"L0H2"``. Default: all heads together.
     layers, groups
@@ -119,8 +118,7 @@ def layer_statistics(
     if len(names) > len(LINE_STYLES):
         msg = f"At most {len(LINE_STYLES)} `statistics` fit into one plot, but found {len(names)}."
         raise ValueError(msg)
-    known_x = [column for column in ("step", "time", "noise_level") if column in table]
-    (x,) = choose("x", x or known_x[0], known_x)
+    choose("x", [x], ["time", "noise_level"])
     layers = choose("layers", layers, sorted(table["layer"].unique()))
     known = list(table["group"].unique())
     groups = choose("groups", groups, known)
@@ -130,8 +128,8 @@ def layer_statistics(
         msg = f"`palette` has no colour for the group {lacking[0]!r}. {known_names(lacking[0], list(palette))}"
         raise ValueError(msg)
 
-    xlabel = {"step": "step (noise → cells)", "noise_level": r"noise level $\sigma_t$"}.get(x)
-    if xlabel is None:
+    xlabel = r"noise level $\sigma_t$"
+    if x == "time":
         levels = table.sort_values("time")["noise_level"].to_numpy()
         xlabel = f"diffusion time ({'data → noise' if levels[-1] >= levels[0] else 'noise → data'})"
     axes = panels(len(layers), axs, size=(3.2, 3.0))
