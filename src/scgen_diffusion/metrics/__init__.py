@@ -63,7 +63,7 @@ from ._safety import (
     nearest_distances,
 )
 from ._space import ComparisonSpace
-from ._use import augmentation_gain, evaluate_embeddings, label_fidelity, transfer_f1
+from ._use import augmentation_gain, label_fidelity, transfer_f1
 
 __all__ = [
     "CATALOGUE",
@@ -92,7 +92,6 @@ __all__ = [
     "effects",
     "energy_distance",
     "evaluate",
-    "evaluate_embeddings",
     "expression_of",
     "frechet_distance",
     "gene_changes",

@@ -1,4 +1,4 @@
-"""Usefulness: what classifiers learn from synthetic cells about real ones, and the value of embeddings."""
+"""Usefulness: what classifiers learn from synthetic cells about real ones."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
-from sklearn.model_selection import StratifiedKFold
+from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from scgen_diffusion.data import are_whole_numbers
 
-from ._cells import check_labels, labels_of, representation, representations
+from ._cells import check_labels, representations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from numpy.typing import ArrayLike, NDArray
     from sklearn.base import ClassifierMixin
@@ -219,10 +215,8 @@ def _doubles(**given: Points) -> list[NDArray[np.float64]]:
     return points
 
 
-def _fit(classifier: LabelClassifier | Literal["linear_probe"], values: NDArray, labels: NDArray) -> ClassifierMixin:
-    if classifier == "linear_probe":
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2_000))
-    elif classifier == "logistic":
+def _fit(classifier: LabelClassifier, values: NDArray, labels: NDArray) -> ClassifierMixin:
+    if classifier == "logistic":
         model = LogisticRegression(max_iter=2_000, C=0.1)
     elif classifier == "neighbours":
         model = KNeighborsClassifier(min(N_NEIGHBOURS, len(values)))
@@ -241,9 +235,7 @@ def _many_labels_allowed() -> Iterator[None]:
         yield
 
 
-def _predict(
-    classifier: LabelClassifier | Literal["linear_probe"], values: NDArray, labels: NDArray, test_values: NDArray
-) -> NDArray:
+def _predict(classifier: LabelClassifier, values: NDArray, labels: NDArray, test_values: NDArray) -> NDArray:
     if len(names := np.unique(labels)) < 2:
         return np.repeat(names, len(test_values))  # there is only one label
     return _fit(classifier, values, labels).predict(test_values)
@@ -255,114 +247,3 @@ def _weighted_f1(labels: NDArray, predicted: NDArray, names: NDArray, weights: N
     hits, n_true, n_predicted = (weights @ table for table in (is_label & is_predicted, is_label, is_predicted))
     scores = np.where(n_true > 0, 2 * hits / np.maximum(n_true + n_predicted, 1), np.nan)
     return np.column_stack([scores, np.nanmean(scores, axis=1)])
-
-
-N_FOLDS = 5
-
-
-def evaluate_embeddings(
-    adata: AnnData, use_reps: Sequence[str], label_key: str, *, donor_key: str | None = None, seed: int = 0
-) -> pd.DataFrame:
-    r"""Measure how well embeddings separate the labels of held-out cells and held-out donors.
-
-    .. math:: \text{accuracy} = \frac{1}{n} \sum_i [\hat l_i = l_i], \qquad \text{macro } F_1 =
-        \frac{1}{K} \sum_k \frac{2\, \text{TP}_k}{2\, \text{TP}_k + \text{FP}_k + \text{FN}_k}
-
-    over all test cells of a split, each labelled by a classifier that was not trained on it. Both are between 0 and 1;
-    higher is better. Compare embeddings with each other, including `X_pca`: which values are good depends on the
-    labels.
-
-    - `linear_probe`: logistic regression on standardised features, for what the embedding encodes linearly.
-    - `knn`: the vote of the 15 nearest neighbours, for whether neighbours are alike.
-    - `label_transfer`: the same vote, with one donor as the reference for all others, for every donor in turn.
-
-    The split `cells` is five stratified folds. The split `donors` holds out one donor at a time (for `label_transfer`,
-    all but one).
-
-    *Catches* embeddings that lose types, above all rare ones (macro F1), and embeddings whose neighbours share a donor
-    rather than a type. *Misses* what the labels do not name: states, gradients, how well cells can be generated. Labels
-    that were clustered from one of the embeddings favour it. Embeddings trained on the test cells, even without their
-    labels, have seen them; if you make claims about new cells, train them on other cells.
-
-    Parameters
-    ----------
-    adata
-        Cells with embeddings in `obsm`, each `(cells, features)`.
-    use_reps
-        Names of the embeddings, such as `["X_scldm", "X_pca", "X_scVI"]`.
-    label_key
-        Column of `obs` with the labels. Labels with fewer than five cells are left out.
-    donor_key
-        Column of `obs` with the donors (or batches). If None, only held-out cells are tested.
-    seed
-        Seed of the folds.
-
-    Returns
-    -------
-    A row for each `embedding`, `task`, `split` and `score` (`accuracy`, `macro_f1`), with its `value` and `n_cells`,
-    the number of test cells.
-
-    Raises
-    ------
-    KeyError
-        If `obsm` or `obs` lacks a name.
-    TypeError
-        If `adata` is not an AnnData, or `use_reps` is a string.
-    ValueError
-        If a cell has no label or donor, if there are fewer than two labels or donors, or if an embedding is not finite.
-
-    References
-    ----------
-    Alain and Bengio 2016, Understanding intermediate layers using linear classifier probes. Luecken et al. 2022,
-    Benchmarking atlas-level data integration in single-cell genomics.
-    """
-    if not isinstance(adata, AnnData):
-        msg = f"`adata` must be an AnnData with embeddings in `obsm`, but is {type(adata).__name__}."
-        raise TypeError(msg)
-    if not len(use_reps):
-        msg = "`use_reps` is empty; name one or more entries of `adata.obsm`."
-        raise ValueError(msg)
-    if isinstance(use_reps, str):
-        msg = f"`use_reps` must be a list of names, but is the string {use_reps!r}. Did you mean [{use_reps!r}]?"
-        raise TypeError(msg)
-    labels = labels_of(adata, label_key)
-    names, sizes = np.unique(labels, return_counts=True)
-    common = names[sizes >= N_FOLDS]
-    if len(common) < 2:
-        msg = (
-            f"`label_key` {label_key!r} must have two or more labels with at "
-            f"least {N_FOLDS} cells each, but has {len(common)}."
-        )
-        raise ValueError(msg)
-    kept = np.isin(labels, common)
-    labels = labels[kept]
-    features = {name: representation(adata, name, "adata")[kept] for name in use_reps}
-
-    # the train and test cells of every task and split
-    folds = list(StratifiedKFold(N_FOLDS, shuffle=True, random_state=seed).split(labels, labels))
-    splits = {("linear_probe", "cells"): folds, ("knn", "cells"): folds}
-    if donor_key is not None:
-        donors = labels_of(adata, donor_key)[kept]
-        if len(np.unique(donors)) < 2:
-            of_labels = "" if kept.all() else f" of labels with at least {N_FOLDS} cells"
-            msg = (
-                f"`donor_key` {donor_key!r} must have two or more donors, but all cells{of_labels} are from "
-                f"{str(donors[0])!r}."
-            )
-            raise ValueError(msg)
-        others_to_one = [(np.flatnonzero(donors != one), np.flatnonzero(donors == one)) for one in np.unique(donors)]
-        splits["linear_probe", "donors"] = splits["knn", "donors"] = others_to_one
-        splits["label_transfer", "donors"] = [(test, train) for train, test in others_to_one]
-
-    rows = []
-    for name, values in features.items():
-        for (task, split), pairs in splits.items():
-            classifier = task if task == "linear_probe" else "neighbours"
-            found = [_predict(classifier, values[train], labels[train], values[test]) for train, test in pairs]
-            predicted, truth = np.concatenate(found), np.concatenate([labels[test] for _, test in pairs])
-            scores = {
-                "accuracy": accuracy_score(truth, predicted),
-                "macro_f1": f1_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0),
-            }
-            rows += [(name, task, split, score, float(value), len(truth)) for score, value in scores.items()]
-    return pd.DataFrame(rows, columns=["embedding", "task", "split", "score", "value", "n_cells"])
