@@ -11,6 +11,7 @@ import scipy.sparse as sp
 import zarr
 from anndata.io import write_elem
 
+from scgen_diffusion.data import stack_rows
 from scgen_diffusion.data._anndata_file import FileMatrix, JoinedMatrix, dense, open_anndata_files
 
 X = np.random.default_rng(0).poisson(0.5, (120, 6)).astype(np.float32)
@@ -92,3 +93,11 @@ def test_names_may_be_stored_as_categories(tmp_path, suffix):
     assert file.n_cells == 10
     assert list(file.all_names()) == names
     assert file.names_of(np.array([2, 3, 9])) == [names[2], names[3], names[9]]
+
+
+def test_rows_are_put_below_each_other():
+    parts = [sp.csr_matrix(X[:3]), X[3:5], sp.csr_matrix(X[5:])]
+
+    assert (stack_rows(parts) != sp.csr_matrix(X)).nnz == 0
+    assert np.array_equal(stack_rows([X[:3], X[3:]]), X)
+    assert stack_rows(parts[:1]) is parts[0]

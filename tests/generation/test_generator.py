@@ -8,7 +8,7 @@ import scipy.sparse as sp
 import torch
 
 from scgen_diffusion.generation._generator import in_parallel
-from scgen_diffusion.generation._rows import csr_of, rows_of, stack
+from scgen_diffusion.generation._rows import csr_of, rows_of
 
 CPU = torch.device("cpu")
 
@@ -92,10 +92,3 @@ def test_cells_of_another_device_lose_their_zeros_there(monkeypatch):
 
 def test_dense_cells_stay_dense():
     assert isinstance(rows_of(torch.ones(2, 3, dtype=torch.bfloat16), sparse=False), np.ndarray)
-
-
-def test_rows_are_put_below_each_other():
-    parts = [sp.csr_matrix(np.eye(3, dtype=np.float32)), sp.csr_matrix(np.ones((2, 3), dtype=np.float32))]
-
-    assert (stack(parts) != sp.csr_matrix(np.vstack([np.eye(3), np.ones((2, 3))]))).nnz == 0
-    assert stack(parts[:1]) is parts[0]

@@ -11,7 +11,7 @@ from ._anndata import (
     mark_synthetic,
     pad_genes,
 )
-from ._anndata_file import open_anndata_files
+from ._anndata_file import Rows, open_anndata_files, stack_rows
 from ._cell_files import CellFiles, Paths, check_same_registry, read_columns
 from ._checks import (
     LARGEST_LOG1P,
@@ -92,6 +92,7 @@ __all__ = [
     "Paths",
     "RegisteredCells",
     "RequestedCodes",
+    "Rows",
     "SetKey",
     "ValueSummary",
     "are_whole_numbers",
@@ -139,6 +140,7 @@ __all__ = [
     "resolve_seed",
     "row_numbers",
     "savable_columns",
+    "stack_rows",
     "to_array",
     "to_plain",
     "to_table",

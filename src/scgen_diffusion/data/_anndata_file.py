@@ -314,7 +314,7 @@ class FileMatrix:
     def read(self, rows: np.ndarray) -> Rows:
         """Read rows in ascending order."""
         parts = [self._select(part) for part in split_at_gaps(rows)]
-        return parts[0] if len(parts) == 1 else stack_rows(parts)
+        return stack_rows(parts)
 
     @property
     def rows_per_chunk(self) -> float:
@@ -376,11 +376,13 @@ class JoinedMatrix:
             for part, start, low, high in zip(self.parts, starts, bounds[:-1], bounds[1:], strict=True)
             if high > low
         ]
-        return read[0] if len(read) == 1 else stack_rows(read)
+        return stack_rows(read)
 
 
 def stack_rows(parts: Sequence[Rows]) -> Rows:
-    """Stack rows; the result is sparse if any part is."""
+    """Stack rows; the result is sparse if any part is. A single part is returned as it is."""
+    if len(parts) == 1:
+        return parts[0]
     if any(sp.issparse(part) for part in parts):
         return sp.vstack(parts, format="csr")
     return np.concatenate(parts)

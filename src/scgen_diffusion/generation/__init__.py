@@ -13,7 +13,7 @@ from ._request import (
     identity_of,
     name_of,
 )
-from ._rows import Rows, check_finite, rows_of, stack
+from ._rows import check_finite, rows_of
 from ._verdict import MeanChange, PerturbedGroups, ProfileSums, Verdict, add_sums, describe_verdicts
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "MeanChange",
     "PerturbedGroups",
     "ProfileSums",
-    "Rows",
     "SamplingOptions",
     "Verdict",
     "add_sums",
@@ -40,5 +39,4 @@ __all__ = [
     "identity_of",
     "name_of",
     "rows_of",
-    "stack",
 ]

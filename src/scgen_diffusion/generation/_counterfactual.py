@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from scgen_diffusion.data import Rows
     from scgen_diffusion.diffusion import Inversion
 
     from ._request import SamplingOptions
-    from ._rows import Rows
     from ._verdict import ProfileSums
 
 

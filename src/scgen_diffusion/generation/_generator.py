@@ -43,13 +43,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from scgen_diffusion.data import ConditionRequest, Conditions
+    from scgen_diffusion.data import ConditionRequest, Conditions, Rows
     from scgen_diffusion.diffusion import Guidance, Sampler
     from scgen_diffusion.module import GeneSpaceModule, InputValues, SCLDMModule
 
     from ._counterfactual import Counterfactual, Predictions
     from ._library_sizes import LibrarySizes
-    from ._rows import Rows
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-Rows: TypeAlias = sp.csr_matrix | np.ndarray
+    from scgen_diffusion.data import Rows
 
 
 def rows_of(values: Tensor, *, sparse: bool) -> Rows:
@@ -53,13 +53,6 @@ def _assemble(data: np.ndarray, columns: np.ndarray, counts: np.ndarray, n_genes
     matrix = sp.csr_matrix((data, columns, starts), shape=(len(counts), n_genes))
     matrix.has_canonical_format = True
     return matrix
-
-
-def stack(parts: list[Rows]) -> Rows:
-    """Stack rows, sparse or dense."""
-    if len(parts) == 1:
-        return parts[0]
-    return sp.vstack(parts, format="csr") if sp.issparse(parts[0]) else np.concatenate(parts)
 
 
 def check_finite(rows: Rows) -> None:

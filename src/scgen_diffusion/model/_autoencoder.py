@@ -16,9 +16,10 @@ from scgen_diffusion.data import (
     check_same_registry,
     resolve_seed,
     row_numbers,
+    stack_rows,
 )
 from scgen_diffusion.diffusion import Generators
-from scgen_diffusion.generation import check_batch_size, check_finite, rows_of, stack
+from scgen_diffusion.generation import check_batch_size, check_finite, rows_of
 
 from ._base import DiffusionModel
 
@@ -254,7 +255,7 @@ class AutoencoderModel(DiffusionModel):
             generators = Generators(seed, cells.tolist(), x.device) if sample else None
             values.append(rows_of(self._reconstruct(x, generators), sparse=not keep_dense))
             check_finite(values[-1])
-        stacked = stack(values)
+        stacked = stack_rows(values)
         obs = source.obs.iloc[row_numbers(indices, source.n_obs)]
         provenance = {"model": type(self).__name__, "reconstruction": "sampled" if sample else "mean", "seed": seed}
         return self._assemble(stacked, obs.copy(), provenance, is_log1p=self._outputs[0] == "log1p")

@@ -61,6 +61,7 @@ from scgen_diffusion.data import (
     pad_genes,
     recode,
     resolve_seed,
+    stack_rows,
     to_plain,
 )
 from scgen_diffusion.diffusion import Guidance
@@ -72,7 +73,6 @@ from scgen_diffusion.generation import (
     ProfileSums,
     add_sums,
     check_batch_size,
-    stack,
 )
 from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, copy_reference, trained_masks, transport_fits
 from scgen_diffusion.train import (
@@ -1399,7 +1399,7 @@ class DiffusionModel(BaseModelClass):
         for cells in self._engine.cells(request, rows.start, rows.stop, batch_size=check_batch_size(batch_size)):
             parts.append(cells)
             progress.update(len(cells.codes))
-        x, codes = stack([part.x for part in parts]), np.concatenate([part.codes for part in parts])
+        x, codes = stack_rows([part.x for part in parts]), np.concatenate([part.codes for part in parts])
         self._check_result(ValueSummary.of(x), request.output)
         obs = self.conditions.to_obs(codes, request.names(rows.start, rows.stop))
         obsm = self.conditions.to_obsm(codes, obs.index)

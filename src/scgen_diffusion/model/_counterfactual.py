@@ -25,6 +25,7 @@ from scgen_diffusion.data import (
     have_labels,
     names_and_arrays,
     resolve_seed,
+    stack_rows,
 )
 from scgen_diffusion.diffusion import Guidance, check_sampler
 from scgen_diffusion.generation import (
@@ -35,7 +36,6 @@ from scgen_diffusion.generation import (
     describe_verdicts,
     identity_of,
     name_of,
-    stack,
 )
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from tqdm import tqdm
 
-    from scgen_diffusion.data import ConditionRequest, Conditions
+    from scgen_diffusion.data import ConditionRequest, Conditions, Rows
     from scgen_diffusion.diffusion import ConditionStrategy, GuidanceScale, Sampler
-    from scgen_diffusion.generation import ProfileSums, Rows, Verdict
+    from scgen_diffusion.generation import ProfileSums, Verdict
 
     from ._base import DiffusionModel
 
@@ -257,7 +257,7 @@ class Prediction:
                     yield block.sums
 
         total = add_sums(sums())
-        return stack(parts), total
+        return stack_rows(parts), total
 
     def mean_change(self, sums: ProfileSums) -> dict[str, pd.DataFrame]:
         """Return the entry of ``uns`` with the mean changes, from the sums of all cells; none without sums."""
