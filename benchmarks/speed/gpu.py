@@ -193,12 +193,8 @@ def scldm_quantities(system: Any) -> dict[str, Callable[[Any, str], Tensor]]:
         )
 
     def latents(module: Any, device: str) -> Tensor:
-        return module.sample_latents(
-            noise.to(device),
-            cells.condition.to(device),
-            guidance=_guidance(module),
-            sampler=FLOW_SAMPLERS[SCLDM.default_sampler],
-        )
+        denoiser = module.denoiser(cells.condition.to(device), _guidance(module))
+        return module.unstandardise(FLOW_SAMPLERS[SCLDM.default_sampler](denoiser, noise.to(device)))
 
     return {"autoencoder loss": autoencoder_loss, "prior loss": prior_loss, "sampled latents": latents}
 

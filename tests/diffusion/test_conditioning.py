@@ -25,7 +25,7 @@ def draw_classes(n_samples, n_classes, seed=0):
     generator = torch.Generator().manual_seed(seed)
     columns = [torch.randint(n, (n_samples,), generator=generator) for n in n_classes]
     condition = torch.stack(columns, 1) if columns else torch.empty(n_samples, 0, dtype=torch.long)
-    return condition, ConditionColumns.of_classes(n_classes)
+    return condition, ConditionColumns(torch.tensor(n_classes, dtype=torch.long), torch.arange(len(n_classes)))
 
 
 def draw_columns(n_columns, *, is_number):
@@ -82,14 +82,6 @@ def test_keeping_keys_of_each_sample_is_keeping_them_sample_by_sample(n_columns,
     for sample in range(7):
         alone = columns.keep(condition[[sample]], given[sample].nonzero()[:, 0])
         assert torch.equal(together[[sample]], alone)
-
-
-@given(n_classes=N_CLASSES)
-def test_the_number_of_classes_of_a_categorical_key_means_not_given(n_classes):
-    columns = ConditionColumns.of_classes(n_classes)
-    assert columns.n_keys == len(n_classes)
-    assert columns.null.tolist() == n_classes
-    assert columns.keep(torch.zeros(2, len(n_classes), dtype=torch.long), ()).tolist() == [n_classes] * 2
 
 
 def test_keys_of_several_columns_are_dropped_whole_by_every_strategy():

@@ -37,13 +37,18 @@ class RecordingNetwork:
         return factor.reshape(-1, *[1] * (x_t.ndim - 1)) * x_t.tanh()
 
 
+def columns_of(n_classes):
+    """Return what columns with this many classes each mean."""
+    return ConditionColumns(torch.tensor(n_classes, dtype=torch.long), torch.arange(len(n_classes)))
+
+
 def build_inputs(n_classes, n_samples=5):
     generator = torch.Generator().manual_seed(0)
     x_t = torch.randn(n_samples, 3, 2, generator=generator, dtype=torch.float64)
     t = torch.rand(n_samples, generator=generator, dtype=torch.float64)
     columns = [torch.randint(n, (n_samples,), generator=generator) for n in n_classes]
     condition = torch.stack(columns, 1) if columns else torch.empty(n_samples, 0, dtype=torch.long)
-    return x_t, t, condition, ConditionColumns.of_classes(n_classes)
+    return x_t, t, condition, columns_of(n_classes)
 
 
 def build_field(network, condition, columns, strategy, scales, path=LinearInterpolant(), **how):
@@ -253,7 +258,7 @@ def test_rescaling_evaluates_the_conditional_prediction_only_where_it_is_not_the
 
 
 def test_a_prediction_without_spread_is_left_as_it_is():
-    condition, columns = torch.zeros(4, 1, dtype=torch.long), ConditionColumns.of_classes([2])
+    condition, columns = torch.zeros(4, 1, dtype=torch.long), columns_of([2])
 
     def constant(x_t, t, codes):
         return codes.double().expand_as(x_t) + 1
@@ -301,7 +306,7 @@ def test_additive_guidance_of_gaussians_is_the_product_of_experts(first, second,
     """With equal variances, p(x) prod_k (p(x | all) / p(x | without k))^(s_k - 1) shifts the mean of a normal."""
     condition = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
     x_t = torch.linspace(-2, 2, 4, dtype=torch.float64)[:, None]
-    field = build_field(GaussianNetwork(), condition, ConditionColumns.of_classes([2, 2]), "additive", [first, second])
+    field = build_field(GaussianNetwork(), condition, columns_of([2, 2]), "additive", [first, second])
     t = torch.tensor(time, dtype=torch.float64)
     mean = first * MEAN_OF_KEY[0][condition[:, 0]] + second * MEAN_OF_KEY[1][condition[:, 1]]
     torch.testing.assert_close(field(x_t, t), gaussian_velocity(x_t, t, mean[:, None], 1.0), rtol=1e-9, atol=1e-9)
@@ -339,7 +344,7 @@ def test_additive_guidance_of_two_dependent_keys_raises_the_likelihood_of_one_gi
         both = torch.stack([log_density(x, a, other) + shares[a, other].log() for other in (0, 1)])
         return log_density(x, a, b) + (scale - 1) * both.log_softmax(0)[b]
 
-    field = build_field(network, condition, ConditionColumns.of_classes([2, 2]), "additive", [1.0, scale])
+    field = build_field(network, condition, columns_of([2, 2]), "additive", [1.0, scale])
     guided = field(x_t, t)[:, 0]
     for i, (a, b) in enumerate(condition.tolist()):
         x = x_t[i, 0].clone().requires_grad_()

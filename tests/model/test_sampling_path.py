@@ -119,12 +119,8 @@ def test_a_latent_is_read_as_the_mean_of_many_cells(trained):
     with torch.inference_mode():
         generators = Generators(0, range(16))
         codes = trained.conditions.fill(trained.conditions.encode(B_CELLS, 1), generators.uniform().numpy()[:1])
-        z = module.sample_latents(
-            module.draw_noise(generators)[:1],
-            torch.from_numpy(codes),
-            guidance=ResolvedGuidance.of(module.strategy, (1.0, 1.0)),
-            sampler=samplers_for(module.path)["midpoint"],
-        )
+        denoiser = module.denoiser(torch.from_numpy(codes), ResolvedGuidance.of(module.strategy, (1.0, 1.0)))
+        z = module.unstandardise(samplers_for(module.path)["midpoint"](denoiser, module.draw_noise(generators)[:1]))
         generators = Generators(1, range(4000))
         condition = torch.from_numpy(codes).expand(4000, -1)
         draws = module.draw_cells(z.expand(4000, -1, -1), torch.full((4000,), 1e4), generators, condition)

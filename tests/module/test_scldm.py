@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -214,17 +215,19 @@ def test_the_decoder_starts_at_the_mean_cell(build):
     torch.testing.assert_close(bias.softmax(0), mean_counts / 16, atol=0.01, rtol=0)  # a little is added to rare genes
 
 
-def test_latents_are_sampled_on_their_own_scale(build):
+def test_latents_are_sampled_on_their_own_scale(build, monkeypatch):
     module = build()
+    monkeypatch.setattr(module, "draw_cells", lambda z, *_: z)
     module.standardise_latents(torch.full((2, 4), 5.0), torch.full((2, 4), 0.1))
-    generators = Generators(0, range(64))
 
-    z = module.sample_latents(
-        generators.normal(2, 4),
+    z = module.sample_cells(
         torch.zeros(64, 0).long(),
+        Generators(0, range(64)),
         guidance=ResolvedGuidance(),
         sampler=FLOW_SAMPLERS["euler"],
         n_steps=2,
+        library_size=np.full(64, 100.0),
+        n_wanted=64,
     )
 
     assert z.mean().item() == pytest.approx(5, abs=0.3)  # an untrained prior moves noise little

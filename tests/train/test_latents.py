@@ -36,10 +36,13 @@ def make_cache(**kwargs):
 
 
 @pytest.fixture(params=[1 << 30, 0], ids=["memory", "file"])
-def cache(request):
-    cache = make_cache(memory_limit=request.param)
-    assert cache.is_memory_mapped == (request.param == 0)
-    return cache
+def memory_limit(request):
+    return request.param
+
+
+@pytest.fixture
+def cache(memory_limit):
+    return make_cache(memory_limit=memory_limit)
 
 
 def loaders(*arguments):
@@ -68,12 +71,15 @@ def test_written_values_are_read_back(cache):
         assert torch.equal(found[name], array[picked])
 
 
-def test_conditions_without_keys_can_be_cached(cache):
-    limit = 0 if cache.is_memory_mapped else 1 << 30
-    empty = LatentCache(3, {"mean": (2,), "condition": (0,)}, {"condition": torch.long}, memory_limit=limit)
+def test_conditions_without_keys_can_be_cached(memory_limit):
+    empty = LatentCache(3, {"mean": (2,), "condition": (0,)}, {"condition": torch.long}, memory_limit=memory_limit)
     empty.fill(iter([{"mean": torch.ones(3, 2), "condition": torch.zeros(3, 0, dtype=torch.long)}]))
 
     assert empty[[0, 2]]["condition"].shape == (2, 0)
+
+
+def test_a_small_cache_needs_no_file():
+    assert make_cache(memory_limit=1 << 30)._folder is None
 
 
 def test_a_memory_mapped_file_goes_with_its_cache():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import fmean as mean
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 
@@ -53,11 +53,6 @@ class ConditionColumns:
         """Count the keys if their number is not given."""
         if self.n_keys < 0:
             object.__setattr__(self, "n_keys", int(self.key[-1]) + 1 if len(self.key) else 0)
-
-    @classmethod
-    def of_classes(cls, n_classes: Sequence[int]) -> Self:
-        """Describe categorical keys: one column each, with the number of classes meaning "not given"."""
-        return cls(torch.tensor(list(n_classes), dtype=torch.long), torch.arange(len(n_classes)))
 
     def keep(self, condition: Tensor, keys: Sequence[int] | Tensor) -> Tensor:
         """Null every key of ``condition (n, columns)`` that is not listed."""

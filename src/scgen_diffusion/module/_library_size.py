@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scgen_diffusion.diffusion import expand_like
-from scgen_diffusion.nn import have_labels
+from scgen_diffusion.nn import classes_are_given
 
 from ._condition_groups import ANY, BASELINE, N_CENTRES, ConditionGroups
 from ._main_effects import remove_other_effects
@@ -116,8 +116,8 @@ class LibrarySizeModel(nn.Module):
         self.predicted_quantiles = quantiles.float().to(self.means.device)
 
     def _labeled(self, log_totals: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        have = have_labels(condition, self.conditions)
-        return (log_totals, condition) if have.all() else (log_totals[have.to(log_totals.device)], condition[have])
+        given = classes_are_given(condition, self.conditions)
+        return (log_totals, condition) if given.all() else (log_totals[given.to(log_totals.device)], condition[given])
 
     def set_groups(self, codes: Tensor, *, means: Tensor, stds: Tensor, quantiles: Tensor | None = None) -> None:
         """Set the table of groups; default quantiles are those of normal distributions."""

@@ -24,7 +24,7 @@ from scgen_diffusion.diffusion import (
     diffusion_loss,
     keep_molecules,
 )
-from scgen_diffusion.nn import ConditionEffects, DiT, Number, encodings_of, have_labels
+from scgen_diffusion.nn import ConditionEffects, DiT, Number, classes_are_given, encodings_of
 
 from ._architecture import SCLDMArchitecture
 from ._autoencoder import (
@@ -337,10 +337,9 @@ class SCLDMModule(ConditionedModule):
         """Draw the noise that generation starts from, ``(cells, tokens, n_latent)``."""
         return generators.normal(*self.latent_shape)
 
-    def denoiser(self, condition: Tensor, guidance: ResolvedGuidance, *, averaged: bool = True) -> Denoiser:
+    def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:
         """Return the denoiser of standardised latents for ``condition (cells, columns)`` and guidance."""
-        network = self.averaged_prior if averaged else self.prior
-        field = GuidedField(network, condition, self.condition_columns, self.path, guidance)
+        field = GuidedField(self.averaged_prior, condition, self.condition_columns, self.path, guidance)
         return Denoiser(field, self.path, TARGETS["velocity"])
 
     def sample_cells(
@@ -406,20 +405,6 @@ class SCLDMModule(ConditionedModule):
     def profiles_of(self, states: Tensor, condition: Tensor | None = None) -> Tensor:
         """Decode standardised latents ``(cells, tokens, n_latent)`` to expected profiles, ``(cells, genes)``."""
         return self.expected_profiles(self.unstandardise(states), condition)
-
-    def sample_latents(
-        self,
-        noise: Tensor,
-        condition: Tensor,
-        *,
-        guidance: ResolvedGuidance,
-        sampler: Sampler,
-        n_steps: int | None = None,
-        averaged: bool = True,
-    ) -> Tensor:
-        """Turn noise ``(cells, tokens, n_latent)`` into latents under ``condition (cells, columns)`` and guidance."""
-        denoiser = self.denoiser(condition, guidance, averaged=averaged)
-        return self.unstandardise(sampler(denoiser, noise, n_steps=n_steps))
 
     def standardise(self, z: Tensor) -> Tensor:
         """Scale latents for the prior, both ``(cells, tokens, n_latent)``."""
@@ -525,8 +510,8 @@ class SCLDMModule(ConditionedModule):
         log_ratios = ((counts + PSEUDO_COUNTS) / (expected + PSEUDO_COUNTS)).log()
         self.condition_effects.loadings.weight.zero_()
         effects = torch.stack([log_ratios, torch.zeros_like(log_ratios)], dim=-1)
-        have = have_labels(condition, self.conditions)
-        self.condition_effects.add(*self._and_no_condition(condition[have], effects[have], n_cells[have]))
+        given = classes_are_given(condition, self.conditions)
+        self.condition_effects.add(*self._and_no_condition(condition[given], effects[given], n_cells[given]))
 
     @torch.no_grad()
     def correct_effects(

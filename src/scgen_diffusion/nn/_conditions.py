@@ -129,14 +129,14 @@ def keys_of_columns(conditions: Sequence[ConditionSpec]) -> Tensor:
     return torch.tensor(keys, dtype=torch.long)
 
 
-def have_labels(condition: Tensor, conditions: Sequence[ConditionSpec]) -> Tensor:
-    """Mark the conditions ``(n, columns)`` that give all classes and sets, ``(n,)``; numbers are not asked for."""
-    have, start = torch.ones(len(condition), dtype=torch.bool, device=condition.device), 0
+def classes_are_given(condition: Tensor, conditions: Sequence[ConditionSpec]) -> Tensor:
+    """Mark the conditions ``(n, columns)`` that give all classes and sets, ``(n,)``; numbers may be missing."""
+    given, start = torch.ones(len(condition), dtype=torch.bool, device=condition.device), 0
     for encoding in encodings_of(conditions):
         if not isinstance(encoding, Number):
-            have &= condition[:, start] != encoding.null[0]
+            given &= condition[:, start] != encoding.null[0]
         start += len(encoding.null)
-    return have
+    return given
 
 
 class ConditionEmbedding(nn.Module):

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import silu
 
 from ._attention import SelfAttention
@@ -38,7 +37,7 @@ class GeneDiT(nn.Module):
     patches.
 
     For interpretation, :meth:`trace` returns the intermediate values of each block. With white-box blocks,
-    :meth:`head_coordinates` and :meth:`head_response` return what each head reads.
+    :meth:`head_coordinates` returns what each head reads.
 
     Parameters
     ----------
@@ -184,20 +183,6 @@ class GeneDiT(nn.Module):
             block.attention.coordinates(trace.attention.modulated)
             for block, trace in zip(self.network.blocks, traces, strict=True)
         ]
-
-    def head_response(self, x_t: Tensor, t: Tensor, condition: Tensor, direction: Tensor) -> list[Tensor]:
-        """Return how the coordinates of the heads change as the cells move in a direction of gene space.
-
-        This is the exact derivative of :meth:`head_coordinates` at ``x_t`` along ``direction (cells, genes)``, such as
-        a gene's unit vector, a marker set, or the difference between two cell types. It uses forward-mode
-        differentiation.
-        """
-
-        def coordinates(x: Tensor) -> list[Tensor]:
-            return self.head_coordinates(x, t, condition)
-
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused kernels do not support forward mode
-            return torch.func.jvp(coordinates, (x_t,), (direction,))[1]
 
     def _embed(self, x_t: Tensor) -> Tensor:
         """Turn cells ``(cells, genes)`` into tokens ``(cells, patches + global tokens, width)``."""

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scgen_diffusion.data import evenly
 from scgen_diffusion.module import FEW_CELLS
-from scgen_diffusion.nn import have_labels
+from scgen_diffusion.nn import classes_are_given
 
 from ._cells import ROWS_AT_A_TIME, StageData, copy_to_device, memory_for_cells
 
@@ -76,11 +76,6 @@ class LatentCache(Dataset):
             else:
                 self._maps.append(_mapped_file(Path(self._folder.name) / name, sizes[name]))
                 self.arrays[name] = torch.frombuffer(self._maps[-1], dtype=dtypes[name]).view(n_rows, *shape)
-
-    @property
-    def is_memory_mapped(self) -> bool:
-        """Whether the arrays are in a file."""
-        return self._folder is not None
 
     def __enter__(self) -> Self:
         return self
@@ -244,8 +239,8 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
         return
     codes, which, sizes = combinations
     condition = module.condition_tensor(codes)
-    have = have_labels(condition, module.conditions).cpu().numpy()
-    rare = np.flatnonzero(have & ((sizes <= FEW_CELLS) | (sizes <= RARE_SHARE * len(indices))))
+    given = classes_are_given(condition, module.conditions).cpu().numpy()
+    rare = np.flatnonzero(given & ((sizes <= FEW_CELLS) | (sizes <= RARE_SHARE * len(indices))))
     of_each = np.split(np.argsort(which, kind="stable"), np.cumsum(sizes)[:-1])
     checked = [evenly(of_each[number], MOST_CHECKED) for number in rare]
     parts = np.cumsum([len(rows) for rows in checked]) // ENCODED_AT_A_TIME
