@@ -28,6 +28,10 @@ def set_up():
     return adata
 
 
+def set_up_model():
+    return SCLDM(set_up())
+
+
 def annbatch_sampler():
     return pytest.importorskip("annbatch.abc", reason="annbatch needs Python 3.12").Sampler
 
@@ -38,6 +42,7 @@ USES = {
     "scvi-tools: _get_most_recent_anndata_manager": lambda: _compat.registered_manager(SCLDM, set_up()).registry,
     "scvi-tools: _per_instance_manager_store": lambda: BaseModelClass._per_instance_manager_store,
     "scvi-tools: _setup_adata_manager_store": lambda: SCLDM._setup_adata_manager_store,
+    "scvi-tools: _SCVI_UUID_KEY": lambda: _compat.separate_copy(set_up_model(), cells()),
     "anndata: _init_as_actual": lambda: _compat.replace_contents(cells(), cells(5)),
     "torch: _load_from_state_dict": lambda: torch.nn.Module._load_from_state_dict,
     "scvi-tools: _get_init_params": lambda: BaseModelClass._get_init_params,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from anndata import AnnData
+    from mudata import MuData
     from scvi.data import AnnDataManager
     from scvi.model.base import BaseModelClass
 
@@ -60,6 +61,20 @@ def forget_cells(model: BaseModelClass, manager: AnnDataManager) -> None:
     """Remove cells from what a model, and the setup of its class, have registered."""
     for registered in (model._per_instance_manager_store[model.id], model._setup_adata_manager_store):
         registered.pop(manager.adata_uuid, None)
+
+
+def separate_copy(model: BaseModelClass, adata: AnnData | MuData) -> None:
+    """Let a copy of registered cells count as cells of its own, in place.
+
+    scvi-tools knows cells by an id in ``uns``, which a copy shares. It would transfer the setup of the model's own
+    cells, which a model that was loaded without cells does not have.
+    """
+    from scvi.data import _constants
+
+    for registered in (model._per_instance_manager_store.get(model.id, {}), model._setup_adata_manager_store):
+        manager = registered.get(adata.uns.get(_constants._SCVI_UUID_KEY))
+        if manager is not None and manager.adata is not adata:
+            del adata.uns[_constants._SCVI_UUID_KEY]
 
 
 @contextmanager

@@ -633,11 +633,14 @@ def test_treated_counterparts_of_untreated_cells(treated, tmp_path):
     treated.save(tmp_path / "model")
     control = untreated(treated)
 
-    found = MULTISCLDM.load(tmp_path / "model", adata=False).predict_perturbation(control, DRUG, seed=0)
+    loaded = MULTISCLDM.load(tmp_path / "model", adata=False)
+    found = loaded.predict_perturbation(control, DRUG, seed=0)
+    of_copy = loaded.predict_perturbation(control.copy(), DRUG, seed=0)
     found.write_h5mu(tmp_path / "cells.h5mu")
 
     again = treated.predict_perturbation(control, DRUG, seed=0)
     np.testing.assert_array_equal(values(found), values(again))
+    np.testing.assert_array_equal(values(found), values(of_copy))
     read = mudata.read_h5mu(tmp_path / "cells.h5mu")
     np.testing.assert_array_equal(values(read), values(found))
     assert list(found.mod) == ["rna", "prot", "atac"]

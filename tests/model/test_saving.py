@@ -109,6 +109,46 @@ def test_cells_given_to_a_model_without_cells_do_not_become_its_own(trained, sav
     np.testing.assert_allclose(again, trained.get_latent_representation(), rtol=1e-6)
 
 
+NK = {"cell_type": "NK"}
+READERS = {
+    "predictions": lambda model, cells: model.predict_perturbation(cells, NK, sample=False).X,
+    "latents": lambda model, cells: model.get_latent_representation(cells),
+    "reconstructions": lambda model, cells: model.get_reconstruction(cells, sample=False).X,
+    "conditions": lambda model, cells: model.generate(condition=cells, seed=0).obs["cell_type"].cat.codes.to_numpy(),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("with_cells", [False, True])
+def test_copies_of_cells_that_a_model_has_read_are_cells_like_others(trained, saved_model, read, with_cells):
+    loaded = SCLDM.load(saved_model, adata=trained.adata.copy() if with_cells else False)
+    cells = trained.adata[:20].copy()
+    expected, order = read(loaded, cells), np.random.default_rng(0).permutation(20)
+
+    for rows in (np.arange(20), np.arange(5), order):
+        for others in (cells[rows].copy(), cells[rows], cells[rows].copy()[:].copy()):
+            np.testing.assert_allclose(read(loaded, others), expected[rows], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(read(loaded, cells), expected)
+    loaded.deregister_manager(cells.copy())
+
+
+def test_a_copy_of_cells_that_a_model_has_read_can_become_its_own(trained, saved_model):
+    loaded, cells = SCLDM.load(saved_model), trained.adata[:20].copy()
+    loaded.predict_perturbation(cells, NK, seed=0)
+
+    loaded.adata = cells.copy()
+
+    assert loaded.get_latent_representation().shape[0] == 20
+
+
+def test_cells_can_build_a_model_after_another_has_read_a_copy(saved_model, make_cells, tiny):
+    cells = make_cells()
+    SCLDM.setup_anndata(cells, condition_keys=["cell_type", "dose"])
+    SCLDM.load(saved_model).predict_perturbation(cells.copy(), NK, seed=0)
+
+    assert SCLDM(cells, **tiny).adata is cells
+
+
 def test_a_model_without_cells_keeps_none_of_those_that_it_reads(trained, saved_model):
     loaded, given = SCLDM.load(saved_model), sp.csr_matrix(trained.adata.X)
     kept = weakref.ref(given)

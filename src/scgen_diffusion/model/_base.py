@@ -35,6 +35,7 @@ from scgen_diffusion._compat import (
     parse_device_args,
     replace_contents,
     respect_thread_limit,
+    separate_copy,
     without_notes,
 )
 from scgen_diffusion._pretrained import model_folder
@@ -1532,6 +1533,11 @@ class DiffusionModel(BaseModelClass):
         self._adata, self._adata_manager = own, manager
         return cells
 
+    def _validate_anndata(self, adata: AnnData | MuData | None = None, copy_if_view: bool = True) -> AnnData:
+        if adata is not None and not adata.is_view:  # scvi-tools makes a view cells of its own
+            separate_copy(self, adata)
+        return super()._validate_anndata(adata, copy_if_view)
+
     def _read_given(
         self, given: AnnData, rows: np.ndarray, batch_size: int, *, with_labels: bool
     ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
@@ -2028,6 +2034,7 @@ class DiffusionModel(BaseModelClass):
             If the model has no AnnData.
         """
         if adata is not None:  # scvi-tools looks among the cells that were set up, and not among those given to methods
+            separate_copy(self, adata)
             if (manager := self.get_anndata_manager(adata)) is not None:
                 forget_cells(self, manager)
             return
