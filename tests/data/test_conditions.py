@@ -87,6 +87,16 @@ def test_an_unknown_key_lists_the_known_ones_closest_first(conditions):
         conditions.encode({"celltype": "B"}, 1)
 
 
+def test_an_unknown_column_of_a_table_says_how_to_leave_it_out(conditions):
+    obs = pd.DataFrame({"n_counts": [900], "treated": [True], "cell_type": ["T"]})
+
+    with pytest.raises(
+        ValueError, match=r"'n_counts'.*give `adata` itself, or `adata\.obs\[\['cell_type', 'treated'\]\]`"
+    ):
+        conditions.encode(obs, None)
+    assert conditions.encode(obs[["cell_type", "treated"]], None).tolist() == [[1, OPEN, 1]]
+
+
 def test_an_unknown_value_lists_the_known_ones_closest_first(conditions):
     with pytest.raises(ValueError, match="unknown value 'NKT' for 'cell_type'.*closest first: 'NK'"):
         conditions.encode({"cell_type": ["B", "NKT"]}, 2)
