@@ -246,13 +246,23 @@ def test_generated_cells_of_new_combinations_have_a_verdict(model, tmp_path):
     model.train_prior(2, batch_size=128, **QUICK)
     new = {"cell_type": LEFT_OUT, **TREATED}
 
-    found = model.generate(10, new, seed=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".* not occur in the training cells")  # the verdict says more
+        found = model.generate(10, new, seed=0)
     path = model.generate_to(tmp_path / "cells.h5ad", 10, new, seed=0)
 
     verdict = found.uns["scgen_diffusion"]["verdict"]
     assert verdict["combination"].tolist() == ["cell_type='type 6', drug='yes'"]
+    assert found.uns["scgen_diffusion"]["outside_training"] == ["cell_type='type 6', drug='yes'"]
     assert anndata.read_h5ad(path).uns["scgen_diffusion"]["verdict"].astype(str).equals(verdict.astype(str))
     assert "verdict" not in model.generate(10, new | {"drug": "no"}).uns["scgen_diffusion"]
+
+
+def test_without_a_verdict_you_are_warned_that_a_combination_is_new(model):
+    with pytest.warns(UserWarning, match=r"drug='yes' does not occur in the training cells\.$"):
+        found = model.predict_perturbation(controls(model)[:5], TREATED, method="inversion", seed=0)
+
+    assert "verdict" not in found.uns["scgen_diffusion"]
 
 
 def test_a_report_shows_the_verdict(predicted):

@@ -150,9 +150,11 @@ class CellGenerator:
         options = self.sampling(sampler, n_steps, guidance, output)
         check_sampler(options.sampler, self.module.path, options.n_steps)
         draws_totals = isinstance(sizes, str) or bool(np.isnan(sizes[:1]).any())  # NaN for all cells or none
-        outside = self.warn_outside_training(distinct, draws_totals=draws_totals)
+        starts = self._starts(distinct)
+        judged = None if starts is None else (starts != distinct).any(1)
+        outside = self.warn_outside_training(distinct, draws_totals=draws_totals, judged=judged)
         provenance = self.provenance(condition, options, sizes, seed) | {"outside_training": outside}
-        if self._starts(distinct) is not None:
+        if starts is not None:
             provenance["method"] = "transport of generated control cells, where the combination is new"
         identity = identity_of(self.module, self.conditions, codes, options, sizes, provenance)
         return CellRequest(codes, options, sizes, seed, identity, provenance)
@@ -182,19 +184,24 @@ class CellGenerator:
         names = [self.conditions.describe(combination) for combination in codes]
         return describe_verdicts(names, judge(self.module, self.conditions, cells, codes))
 
-    def warn_outside_training(self, codes: np.ndarray, *, draws_totals: bool) -> list[str]:
+    def warn_outside_training(
+        self, codes: np.ndarray, *, draws_totals: bool, judged: np.ndarray | None = None
+    ) -> list[str]:
         """Warn about conditions ``(n, columns)`` outside the training cells, and describe them for the provenance.
 
         They are those of a request, or those of given cells and of their predictions.
-        ``draws_totals`` says that cells get totals by their conditions.
+        ``draws_totals`` says that cells get totals by their conditions. ``judged (n,)`` marks conditions that get a
+        verdict, which says more than a warning that training had no such cells.
         """
         unseen, extrapolated = self.conditions.unseen(codes), self.conditions.extrapolated(codes)
         described = [self.conditions.describe(combination) for combination in unseen[:N_UNSEEN]]
-        if described:
+        warned = unseen if judged is None or not len(unseen) else self.conditions.unseen(codes[~judged])
+        if len(warned):
+            first = self.conditions.describe(warned[0])
             combinations = (
-                f"The combination {described[0]} does"
-                if len(unseen) == 1
-                else f"{len(unseen)} combinations, for example {described[0]}, do"
+                f"The combination {first} does"
+                if len(warned) == 1
+                else f"{len(warned)} combinations, for example {first}, do"
             )
             message = f"{combinations} not occur in the training cells."
             if draws_totals:
