@@ -331,6 +331,22 @@ def test_labels_given_two_numbers_are_those_of_cells_near_in_both():
     np.testing.assert_allclose(drawn_given(np.column_stack([times, doses]), (doses > 0).astype(int), 50, 10), [0, 1, 0])
 
 
+def test_rare_combinations_of_classes_are_named_whatever_their_numbers():
+    donors, types, ages = np.repeat([[0, 0], [0, 1], [1, 0], [1, 1]], [4, 20, 9, 30], axis=0).T.tolist() + [range(63)]
+    age = ContinuousKey.of("age", pd.Series(ages))
+    keys = [*categorical_keys({"donor": ["d", "e"], "type": ["B", "T"]}), age]
+    conditions = Conditions.from_codes(keys, np.column_stack([donors, types, age.encode(ages)]))
+    table = pd.DataFrame({"donor": list("eeddd"), "type": list("BTBTB"), "age": [1, 2, 3, 4, 5]})
+    all_rare = ["donor='d', type='B' (4)", "donor='e', type='B' (9)"]
+
+    assert conditions.rare(conditions.encode(table, None), 10) == all_rare
+    assert conditions.rare(conditions.encode(table[["type", "donor"]], None), 10) == all_rare
+    assert conditions.rare(conditions.encode({"type": "B"}, 2), 10) == []  # thirteen cells
+    assert (
+        conditions.rare(conditions.encode({"age": 3}, 2), 10) == conditions.rare(conditions.encode(None, 2), 10) == []
+    )
+
+
 def test_many_new_combinations_take_little_memory():
     grid = np.array(list(itertools.product(range(100), range(100))), dtype=float)
     is_new = grid.sum(1) % 50 == 0

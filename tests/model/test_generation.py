@@ -562,6 +562,26 @@ def test_a_new_combination_of_all_keys_warns_of_totals_only_where_they_are_drawn
         gaussian.generate(5, new, seed=0)
 
 
+def test_combinations_of_few_training_cells_are_named_in_one_warning(trained):
+    obs = trained.adata.obs
+    table = obs.groupby(["cell_type", "dose"], observed=True).size()
+    few = table[table < 10].sort_values(kind="stable")
+    named = [f"cell_type={kind!r}, dose={dose} ({n})" for (kind, dose), n in few.items()]
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cells = trained.generate(condition=trained.adata, seed=0)
+
+    (warning,) = [str(w.message) for w in caught if "Few training cells" in str(w.message)]
+    assert cells.uns["scgen_diffusion"]["few_training_cells"] == named
+    assert all(text in warning for text in named[:3])
+    assert not any(text in warning for text in named[3:])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Few training cells")
+        trained.generate(5, seed=0)
+        assert trained.generate(5, {"cell_type": "NK"}, seed=0).uns["scgen_diffusion"]["few_training_cells"] == []
+
+
 def test_lists_of_different_lengths_are_refused(trained):
     with pytest.raises(ValueError, match="3 for 'cell_type', 2 for 'dose'"):
         trained.generate(condition={"cell_type": ["NK"] * 3, "dose": [1, 10]})

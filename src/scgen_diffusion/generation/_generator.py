@@ -57,6 +57,8 @@ N_GPU_WORKERS = 2
 """The host assembles one block while the GPU computes the next."""
 N_JUDGED = 64  # generated control cells that the verdict on a new combination looks at
 N_UNSEEN = 20  # combinations listed in provenance
+N_NAMED = 3  # combinations named in a warning
+FEWEST_CELLS = 10  # combinations with fewer training cells give a warning
 
 
 class Cells(NamedTuple):
@@ -153,7 +155,9 @@ class CellGenerator:
         starts = self._starts(distinct)
         judged = None if starts is None else (starts != distinct).any(1)
         outside = self.warn_outside_training(distinct, draws_totals=draws_totals, judged=judged)
-        provenance = self.provenance(condition, options, sizes, seed) | {"outside_training": outside}
+        few = self._warn_of_few_cells(distinct if starts is None else starts)
+        provenance = self.provenance(condition, options, sizes, seed)
+        provenance |= {"outside_training": outside, "few_training_cells": few}
         if starts is not None:
             provenance["method"] = "transport of generated control cells, where the combination is new"
         identity = identity_of(self.module, self.conditions, codes, options, sizes, provenance)
@@ -212,6 +216,16 @@ class CellGenerator:
         if extrapolated:
             warn_user(f"Some numbers are far from those of the training cells: {', '.join(extrapolated)}.")
         return [*described, *extrapolated]
+
+    def _warn_of_few_cells(self, codes: np.ndarray) -> list[str]:
+        """Warn about conditions ``(n, columns)`` that few training cells have, and describe them for the provenance."""
+        if found := self.conditions.rare(codes, FEWEST_CELLS):
+            more = f"; and {len(found) - N_NAMED} more" if len(found) > N_NAMED else ""
+            warn_user(
+                f"Few training cells (under {FEWEST_CELLS}) have {'; '.join(found[:N_NAMED])}{more}. Cells generated "
+                "for these conditions may look like others: do not rely on them, or train with more such cells."
+            )
+        return found[:N_UNSEEN]
 
     def sampling(
         self, sampler: str | Sampler | None, n_steps: int | None, guidance: Guidance, output: InputValues
