@@ -258,6 +258,27 @@ def test_generated_cells_of_new_combinations_have_a_verdict(model, tmp_path):
     assert "verdict" not in model.generate(10, new | {"drug": "no"}).uns["scgen_diffusion"]
 
 
+def test_a_treated_class_that_came_with_fine_tuning_is_extrapolated_at_most(model, tmp_path):
+    """Control cells that the model makes itself do not tell whether its autoencoder knows such cells."""
+    if not model.is_trained:
+        model.train_prior(2, batch_size=128, **QUICK)
+    new = controls(model, "type 5")
+    new.obs["cell_type"] = pd.Categorical(["new"] * new.n_obs)
+    query = SCLDM.load_query_data(new, model, accelerator="cpu")
+    query.train(1, batch_size=128, **QUICK)
+    query.save(tmp_path / "query")
+    of_query = SCLDM.load_query_data(controls(model), query, trainable="conditions", accelerator="cpu")
+
+    for found in (SCLDM.load(tmp_path / "query", adata=False, accelerator="cpu"), of_query):
+        request = {"cell_type": ["new", LEFT_OUT], **TREATED}
+        with pytest.warns(UserWarning, match="cell_type='new', drug='yes' is extrapolated.* `predict_perturbation`"):
+            verdict = found.generate(4, request, seed=0).uns["scgen_diffusion"]["verdict"]
+        assert verdict["verdict"].tolist() == ["supported", "extrapolated"]
+        assert "were trained without cells of cell_type='new'" in verdict["reason"][1]
+    again = model.generate(4, {"cell_type": LEFT_OUT, **TREATED}, seed=0)
+    assert again.uns["scgen_diffusion"]["verdict"]["verdict"].tolist() == ["supported"]
+
+
 def test_without_a_verdict_you_are_warned_that_a_combination_is_new(model):
     with pytest.warns(UserWarning, match=r"drug='yes' does not occur in the training cells\.$"):
         found = model.predict_perturbation(controls(model)[:5], TREATED, method="inversion", seed=0)

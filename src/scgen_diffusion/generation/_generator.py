@@ -121,6 +121,9 @@ class CellGenerator:
         Name of the model.
     default_sampler
         Name of the default sampler.
+    learned
+        Codes of the combinations that the autoencoder was trained on, ``(combinations, columns)``: those of
+        ``conditions``, unless fine-tuning kept it.
     """
 
     module: SCLDMModule | GeneSpaceModule
@@ -128,6 +131,7 @@ class CellGenerator:
     library_sizes: LibrarySizes
     name: str
     default_sampler: str
+    learned: np.ndarray
 
     # --- requests --------------------------------------------------------------------------------------------------
 
@@ -186,7 +190,7 @@ class CellGenerator:
             states = [generate(start) for start in firsts]
         cells = [states[n] for n in number.ravel()]
         names = [self.conditions.describe(combination) for combination in codes]
-        return describe_verdicts(names, judge(self.module, self.conditions, cells, codes))
+        return describe_verdicts(names, judge(self.module, self.conditions, cells, codes, learned=self.learned))
 
     def warn_outside_training(
         self, codes: np.ndarray, *, draws_totals: bool, judged: np.ndarray | None = None

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from scgen_diffusion._arguments import warn_user
-from scgen_diffusion.data import OPEN, evenly
+from scgen_diffusion.data import OPEN, evenly, occurring
 from scgen_diffusion.diffusion import Generators
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def judge(
     cells: Sequence[Tensor],
     codes: np.ndarray,
     misfits: Sequence[float] | None = None,
+    learned: np.ndarray | None = None,
 ) -> list[Verdict]:
     """Return what is known about the effects of perturbations on sets of control cells.
 
@@ -66,6 +67,9 @@ def judge(
         Conditions of each set after the perturbation, ``(sets, columns)``.
     misfits
         How badly the model explains the mean expression of each set, in nats per molecule; 0 for generated cells.
+    learned
+        Combinations that the autoencoder was trained on, ``(combinations, columns)``. Needed without misfits: the model
+        explains the cells that it generates, but they may be unlike real ones if it never learned their class.
     """
     transport: Any = module.transport
     shift, given = transport.shift, (transport.control, transport.perturbs)
@@ -82,8 +86,14 @@ def judge(
         has_numbers=any(key.is_numeric and perturbs[conditions.columns(key.name)].any() for key in conditions.by_key),
     )
     is_context = _context_columns(conditions, perturbs)
-    contexts = np.where(is_context, shift.perturbations.double().cpu().numpy(), OPEN)
+    perturbed = shift.perturbations.double().cpu().numpy()
+    contexts = np.where(is_context, perturbed, OPEN)
     least = float(explained.mean()) if len(explained) else 0.0  # no prediction is surer than these were on average
+    later = (
+        [""] * len(codes)
+        if learned is None
+        else _learned_later(conditions, np.concatenate([learned, perturbed]), np.where(is_context, codes, OPEN))
+    )
     verdicts = []
     for number, (variance, prior) in enumerate(shift.uncertainty(cells, condition, *given).tolist()):
         seen, wanted = np.unique(contexts[related[number]], axis=0), np.where(is_context, codes[number], OPEN)
@@ -97,9 +107,21 @@ def judge(
             n_contexts=len(seen),
             first_context=conditions.describe(seen[0]) if len(seen) else "",
             in_own_context=bool(((seen == wanted) | (wanted == OPEN)).all(1).any()),
+            learned_later=later[number],
         )
         verdicts.append(Verdict(*_rule(request, known), max(variance, least)))
     return verdicts
+
+
+def _learned_later(conditions: Conditions, learned: np.ndarray, codes: np.ndarray) -> list[str]:
+    """Name the classes and members in each of some codes ``(n, columns)`` that no ``learned`` codes have."""
+    named: list[list[str]] = [[] for _ in codes]
+    for key, known in zip(conditions.by_key, occurring(conditions.by_key, learned), strict=True):
+        own = codes[:, conditions.columns(key.name)]
+        are_new = np.isin(own, np.flatnonzero(~known))  # neither open nor empty
+        for number in np.flatnonzero(are_new.any(1)):
+            named[number].append(f"{key.name}={key.describe(own[number])}")
+    return [", ".join(names) for names in named]
 
 
 class _Known(NamedTuple):
@@ -123,6 +145,7 @@ class _Request(NamedTuple):
     n_contexts: int  # in which similar perturbations were seen
     first_context: str
     in_own_context: bool  # whether that of the request is one of them
+    learned_later: str = ""  # classes of generated control cells that the autoencoder and the transport never saw
 
 
 def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
@@ -168,6 +191,13 @@ def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
     if excess > STRANGE:
         reason = f"the control cells differ from the training cells ({strange})"
         return EXTRAPOLATED, reason, "Train with such control cells; perturbed ones are not needed."
+    if request.learned_later:
+        reason = (
+            f"the autoencoder and the transport were trained without cells of {request.learned_later}, and generated "
+            "control cells do not tell how well they fit such cells"
+        )
+        advice = "Give measured control cells to `predict_perturbation`, whose verdict looks at them."
+        return EXTRAPOLATED, reason, advice
     if request.is_new:
         reason = (
             "the perturbation, or a part of it, was never seen, and is predicted from those with similar embeddings; "

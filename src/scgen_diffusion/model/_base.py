@@ -1409,8 +1409,8 @@ class DiffusionModel(BaseModelClass):
     @property
     def _engine(self) -> CellGenerator:
         """The object that turns requests into cells; it needs no AnnData."""
-        name = type(self).__name__
-        return CellGenerator(self.module, self.conditions, self._library_sizes, name, self.default_sampler)
+        name, learned = type(self).__name__, self._combinations_of_autoencoder
+        return CellGenerator(self.module, self.conditions, self._library_sizes, name, self.default_sampler, learned)
 
     @property
     def _library_sizes(self) -> LibrarySizes:
@@ -1945,6 +1945,7 @@ class DiffusionModel(BaseModelClass):
             "digest": digest_of(*(tensor.cpu().numpy() for tensor in reference.module.state_dict().values())),
             "combinations": self.combinations_,
             "combination_sizes": self.combination_sizes_,
+            "of_autoencoder": recode(reference._combinations_of_autoencoder, before, after),
         }
         keeps_transport = trainable != "all" and transport_fits(self.module, reference.module)
         copy_reference(
@@ -2001,6 +2002,13 @@ class DiffusionModel(BaseModelClass):
     @property
     def _keeps_autoencoder(self) -> bool:
         return self.reference_ is not None and self.reference_["trainable"] != "all"
+
+    @property
+    def _combinations_of_autoencoder(self) -> np.ndarray:
+        """Codes of the cells that the autoencoder was trained on, which may be those of a reference's reference."""
+        if self.reference_ is None or not self._keeps_autoencoder:
+            return self.combinations_
+        return self.reference_["of_autoencoder"]
 
     # --- methods of other scvi-tools models ---------------------------------------------------------------------------
 

@@ -83,7 +83,7 @@ def _row_numbers(plain: Any) -> np.ndarray:
 
 
 def _reference(plain: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("combinations", "combination_sizes")
+    names = ("combinations", "combination_sizes", "of_autoencoder")
     texts = {name: _one_of(str)(plain.get(name, "")) for name in ("trainable", "digest")}
     return {**texts, **{name: to_array(plain[name]) for name in names}}
 
