@@ -239,6 +239,14 @@ def test_other_shares_of_groups_are_a_note_since_they_may_be_wanted():
     assert "Most of it is T" in message_of(result, "group shares")
 
 
+def test_a_group_five_times_as_frequent_as_in_real_cells_is_a_note_in_a_hundred_cells():
+    # 25% instead of 5%, with the interval of 100 cells on either side
+    other = table(group_share_difference=0.2)
+    is_share = other["metric"] == "group_share_difference"
+    other.loc[is_share, ["value", "floor", "low", "high"]] = [0.2, 0.025, 0.09, 0.31]
+    assert level_of(verdict(other), "group shares") == "note"
+
+
 def test_a_group_that_is_off_is_named():
     off = table()
     off.loc[(off["metric"] == "precision") & (off["group"] == "T"), ["value", "low", "high"]] = [0.1, 0.05, 0.15]
@@ -247,16 +255,19 @@ def test_a_group_that_is_off_is_named():
     assert "T (0.10; real 0.92)" in message_of(result, "groups")
 
 
-def test_the_number_of_groups_that_were_judged_is_given():
+def test_groups_that_were_not_judged_are_named_in_a_note():
     rows = table(groups=("B", "T", "NK"))
     rows.loc[(rows["group"] == "T") & rows["metric"].isin(["precision", "recall"]), "floor"] = np.nan
+    assert level_of(verdict(table()), "groups") == "ok"
     assert message_of(verdict(table()), "groups").endswith(" Judged: 2 of 2 groups.")
     rows.attrs["n_cells"] = {"all": 100, "B": 50, "T": 40, "NK": 50, "rare": 0, "rarer": 0}
     result = verdict(rows)
-    assert level_of(result, "groups") == "ok"
-    assert message_of(result, "groups").endswith(
-        "Judged: 2 of 5 groups (2 with fewer than 30 real or synthetic cells, "
-        "1 without a floor, which needs 30 cells in half of `train`)."
+    assert level_of(result, "groups") == "note"
+    assert "No check failed; worth a look: groups." in result.summary
+    assert message_of(result, "groups") == (
+        "No judged group is far worse than real cells of that group. Judged: 2 of 5 groups. Not judged: rare, rarer "
+        "(fewer than 30 real or synthetic cells); T (no floor, which needs 30 cells in half of `train`). Hold out and "
+        "generate more cells of these groups."
     )
     # a label with few real and many synthetic cells has rows of some metrics
     rows.loc[len(rows)] = ["group_share_difference", "rare", 0.3, 0.0, 0.0, 0.28, 0.32, "lower"]
@@ -267,12 +278,28 @@ def test_the_number_of_groups_that_were_judged_is_given():
     assert message_of(verdict(of_modality), "groups") == message_of(result, "groups")
 
 
+def test_of_many_groups_that_were_not_judged_a_few_are_named():
+    rows = table()
+    rows.attrs["n_cells"] = {"all": 100, "B": 50, "T": 50} | {f"rare {number}": 0 for number in range(9)}
+    assert "Not judged: rare 0, rare 1, rare 2, rare 3, rare 4 and 4 more (" in message_of(verdict(rows), "groups")
+
+
 def test_groups_of_which_none_was_judged_are_a_note():
     rows = table(groups=())
     rows.attrs["n_cells"] = {"all": 100, "rare": 0, "rarer": 0}
     result = verdict(rows)
     assert level_of(result, "groups") == "note"
-    assert "Judged: 0 of 2 groups (2 with fewer than 30" in message_of(result, "groups")
+    assert "Judged: 0 of 2 groups. Not judged: rare, rarer (fewer than 30" in message_of(result, "groups")
+
+
+def test_no_group_is_called_present_if_none_is_large_enough():
+    # many synthetic cells of a label give it a share, without anything to compare
+    rows = table(groups=())
+    rows.loc[len(rows)] = ["group_share_difference", "rare", 0.02, 0.0, 0.0, 0.0, 0.05, "lower"]
+    rows.attrs["n_cells"] = {"all": 100, "rare": 0, "rarer": 0}
+    result = verdict(rows)
+    assert level_of(result, "missing groups") == "note"
+    assert "No group of the real cells is large enough" in message_of(result, "missing groups")
 
 
 def test_a_rare_copy_is_not_rounded_to_none():
@@ -325,9 +352,16 @@ def test_missing_measurements_are_left_out_and_reported():
     rows = table()
     part = verdict(rows[rows["metric"].isin(["w2", "precision"])])
     assert {finding.topic for finding in part.findings} == {"distribution", "realism", "groups"}
-    assert part.summary.endswith("Not checked, as the table lacks the metrics: memorisation, labels and library size.")
-    part = verdict(rows[rows["metric"].isin(["w2", "transfer_f1", "nearest_train_ratio"])])
-    assert part.summary.endswith("Not checked, as the table lacks the metrics: library size.")
+    assert part.summary.endswith("passed. Checked only: realism, distribution and groups.")
+    part = verdict(rows[~rows["metric"].isin(["library_size_ks", "gene_zero_error"])])
+    assert part.summary.endswith("Not checked, as the table lacks the metrics: zeros and library size.")
+
+
+def test_a_table_of_privacy_alone_does_not_seem_to_judge_the_cells():
+    privacy = ["copied_cells", "nearest_train_ratio", "nearer_than_held_out", "membership_auc"]
+    rows = table(groups=())
+    result = verdict(rows[rows["metric"].isin(privacy)])
+    assert result.summary == "All 2 checks passed. Checked only: copies and memorisation."
 
 
 def test_a_table_of_all_metrics_says_what_to_give_for_the_others():

@@ -13,7 +13,7 @@ from scgen_diffusion._arguments import list_first
 from scgen_diffusion.metrics import CATALOGUE, IDEALS, MIN_CELLS_PER_GROUP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     #: The rows of a table, by metric and group.
     Rows: TypeAlias = "dict[tuple[str, str], Figure]"
@@ -31,6 +31,9 @@ LEVELS: tuple[Level, ...] = ("ok", "note", "warning")
 #: is two standard deviations of their difference; and what matters has to be large besides, so that 20 topics seldom
 #: raise a false alarm.
 N_DEVIATIONS = 3.0
+#: Shares of groups vary more than their floor does, and are worth a note at most. In simulations, real cells get one in
+#: 1% of evaluations, and a share of 25% instead of 5% of 100 cells gets one in 90% (with three deviations: 60%).
+N_DEVIATIONS_OF_SHARES = 2.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ class Figure:
 
         Where real cells score exactly 0 (copies), chance gives none.
         """
-        return self.excess > (0 if self.floor == 0 else N_DEVIATIONS * self.deviation)
+        n_deviations = N_DEVIATIONS_OF_SHARES if self.metric == "group_share_difference" else N_DEVIATIONS
+        return self.excess > (0 if self.floor == 0 else n_deviations * self.deviation)
 
     @property
     def structure(self) -> float:
@@ -302,6 +306,12 @@ def _missing_groups(rows: Rows) -> list[Finding]:
             "were asked for, the model has dropped these cells; else ask for them by their condition."
         )
         return [Finding("warning", "missing groups", message)]
+    if not any((metric, group) in rows for metric in compared for group in groups_of(rows)):
+        message = (
+            "No group of the real cells is large enough to tell whether it is missing; at least "
+            f"{MIN_CELLS_PER_GROUP} held-out cells are needed."
+        )
+        return [Finding("note", "missing groups", message)]
     return [Finding("ok", "missing groups", "Every group of the real cells that is large enough has synthetic cells.")]
 
 
@@ -329,7 +339,7 @@ def _weak_groups(rows: Rows, labels: set[str]) -> list[Finding]:
 
     ``labels`` are those of the real cells, of which those with few cells have no rows.
     """
-    levels: list[Level] = []
+    levels: list[Level] = ["ok"]
     sentences, judged = [], set()
     for metric, meaning in OF_GROUPS.items():
         figures = known(rows, [metric], groups_of(rows))
@@ -342,16 +352,20 @@ def _weak_groups(rows: Rows, labels: set[str]) -> list[Finding]:
     if not groups or not (judged or known(rows, list(OF_GROUPS))):
         return []
     measured = {f.group for f in rows.values() if f.metric in OF_GROUPS and f.group != ALL and np.isfinite(f.value)}
-    reasons = {
-        f"with fewer than {MIN_CELLS_PER_GROUP} real or synthetic cells": len(groups - measured),
-        f"without a floor, which needs {MIN_CELLS_PER_GROUP} cells in half of `train`": len(measured - judged),
+    unjudged = {
+        f"fewer than {MIN_CELLS_PER_GROUP} real or synthetic cells": sorted(groups - measured),
+        f"no floor, which needs {MIN_CELLS_PER_GROUP} cells in half of `train`": sorted(measured - judged),
     }
-    why = ", ".join(f"{n} {reason}" for reason, n in reasons.items() if n)
-    count = f"Judged: {len(judged)} of {len(groups)} groups{f' ({why})' if why else ''}."
+    whys = [f"{list_first(names, N_NAMED)} ({reason})" for reason, names in unjudged.items() if names]
+    count = f"Judged: {len(judged)} of {len(groups)} groups."
+    if whys:
+        count += f" Not judged: {'; '.join(whys)}. Hold out and generate more cells of these groups."
+        levels.append("note")
     if not judged:
-        return [Finding("note", "groups", f"{count} Hold out and generate more cells of each group.")]
+        return [Finding("note", "groups", count)]
     if not sentences:
-        return [Finding("ok", "groups", f"No group is far worse than real cells of that group. {count}")]
+        which = "No judged group" if whys else "No group"
+        return [Finding(worst(levels), "groups", f"{which} is far worse than real cells of that group. {count}")]
     advice = (
         "Check the labels of the training cells; give small groups more training, or more guidance towards the "
         "condition."
@@ -643,21 +657,30 @@ NOT_LOOKED_AT = {
     "labels": (("label_fidelity", "transfer_f1"), "give `groupby`"),
     "library size": (("library_size_ks",), "give counts in X, or name their `layer`"),
 }
+#: Metrics of all topics, but those of single groups.
+TOPICS = {
+    "copies": ("copied_cells",),
+    "memorisation": tuple(_NEARNESS),
+    "markers": ("marker_overlap", "marker_slope"),
+    "group shares": ("group_share_difference",),
+    **{check.topic: tuple(check.seen) for check in CHECKS if isinstance(check, Check)},
+}
 
 
-def _not_checked(rows: Rows) -> list[str]:
-    """Say which topics have no metric, and what to give if none was left out by choice."""
-    unseen = {
-        topic: how
-        for topic, (metrics, how) in NOT_LOOKED_AT.items()
-        if not any((metric, ALL) in rows for metric in metrics)
-    }
-    if not unseen:
-        return []
+def _not_checked(rows: Rows, checked: Sequence[str]) -> list[str]:
+    """Say which topics have no metric, and what to give if none was left out by choice; of few topics, say these."""
+
+    def without_metric(topics: Mapping[str, Sequence[str]]) -> list[str]:
+        return [topic for topic, metrics in topics.items() if not any((metric, ALL) in rows for metric in metrics)]
+
     always = [m for m in CATALOGUE.values() if "all" in m.scopes and not m.needs and not m.min_features]
     if all((metric.name, ALL) in rows for metric in always):
-        return [f"Not checked: {_listed([f'{topic} ({how})' for topic, how in unseen.items()])}."]
-    return [f"Not checked, as the table lacks the metrics: {_listed(list(unseen))}."]
+        unseen = without_metric({topic: metrics for topic, (metrics, _) in NOT_LOOKED_AT.items()})
+        return [f"Not checked: {_listed([f'{name} ({NOT_LOOKED_AT[name][1]})' for name in unseen])}."] if unseen else []
+    unseen = without_metric(TOPICS)
+    if len(checked) <= len(unseen):
+        return [f"Checked only: {_listed(list(checked))}."]
+    return [f"Not checked, as the table lacks the metrics: {_listed(unseen)}."] if unseen else []
 
 
 @dataclass(frozen=True)
@@ -706,8 +729,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
     warning. ``marker_slope`` and ``within_label_slope``, whose floors are noisy, are judged by how much farther they
     are from 1 than the floor. Topics whose metrics the table lacks are left out. If a classifier tells the training
     cells, which give the floors, from the held-out ones (say, other donors), the verdict says so, and leaves out
-    memorisation and what passes. Of groups, it says how many were judged. A verdict cannot see what no metric sees:
-    look at the cells as well.
+    memorisation and what passes. Groups that were not judged, such as those of few cells, are named in a note. A
+    verdict cannot see what no metric sees: look at the cells as well.
 
     Parameters
     ----------
@@ -738,6 +761,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
     judged = _without_floor(rows) if unlike else rows
     found = [finding for check in CHECKS for finding in check(judged)]
     found += _weak_groups(judged, labels_of_real_cells(table))
+    checked = [finding.topic for finding in found]
     if unlike:  # what passes beside such floors may still be bad
         found = unlike + [finding for finding in found if finding.level != "ok"]
     findings = tuple(sorted(found, key=lambda finding: -LEVELS.index(finding.level)))
@@ -762,7 +786,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
         sentences += [f"No check failed; worth a look: {_listed(notes)}."]
     else:
         sentences += [f"All {len(findings)} checks passed." if len(findings) > 1 else "The check passed."]
-    return Verdict(" ".join([*sentences, *_not_checked(rows)]), findings)
+    return Verdict(" ".join([*sentences, *_not_checked(rows, checked)]), findings)
 
 
 def _listed(names: list[str]) -> str:
