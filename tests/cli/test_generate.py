@@ -76,6 +76,14 @@ def test_a_table_gives_every_cell_its_conditions_and_total(call, saved_model, as
     assert asked["library_size"] == [50, 70]
 
 
+def test_a_table_with_the_row_numbers_of_pandas_is_read_without_them(call, saved_model, asked, tmp_path):
+    table = tmp_path / "table.csv"
+    pd.DataFrame({"cell_type": ["NK", "rare"], "dose": [1, 100]}).to_csv(table)
+    code, _, err = call("generate", saved_model, tmp_path / "new.zarr", "--condition-table", table)
+    assert code == 0, err
+    assert asked["condition"].to_dict("list") == {"cell_type": ["NK", "rare"], "dose": [1, 100]}
+
+
 def test_options_of_generate_reach_their_arguments(call, saved_model, asked, tmp_path):
     options = [
         "-n",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ANNDATA, MUDATA = (".h5ad", ".zarr"), ".h5mu"
 TABLES = {".csv": ",", ".tsv": "\t"}
+UNNAMED = "Unnamed: 0"  # pandas' name of a first column without one
 COMMAND_FILE = "train.toml"
 FILES_OF_MODEL = {"model.pt", "adata.h5ad", "mdata.h5mu", COMMAND_FILE}
 N_NAMED = 5  # files listed in a message
@@ -71,7 +72,7 @@ def _open_zarr(path: Path) -> AnnData:
 
 
 def read_table(path: Path, **options: Any) -> pd.DataFrame:
-    """Read a table by its suffix.
+    """Read a table by its suffix, without a first column that has no name, such as the index that pandas writes.
 
     Raises
     ------
@@ -84,10 +85,11 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
         msg = f"{path}: the name of a table must end in {' or '.join(TABLES)}."
         raise click.UsageError(msg)
     try:
-        return pd.read_csv(path, sep=TABLES[path.suffix], **options)
+        table = pd.read_csv(path, sep=TABLES[path.suffix], **options)
     except (OSError, ValueError) as error:  # errors of pandas and Unicode are ValueErrors
         msg = f"{path} cannot be read as a table: {error}"
         raise click.UsageError(msg) from error
+    return table.iloc[:, 1:] if [*table.columns[:1]] == [UNNAMED] and table.shape[1] > 1 else table
 
 
 def check_place(
