@@ -6,6 +6,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from mudata import MuData
 
 import scgen_diffusion as sgd
 from scgen_diffusion.diffusion import Guidance
@@ -136,6 +137,50 @@ def test_arrays_are_read_as_rows_of_numbers(call, make_trained, make_cells, aske
         assert asked["condition"] == {"spatial": value}
     assert call("generate", tmp_path / "model", out, "--condition-table", table)[0] == 0
     assert asked["condition"].to_numpy().tolist() == [[1, 2], [3.5, 4]]
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_cells_in_a_file_give_as_many_cells_of_their_conditions(
+    call, make_cells, saved_model, trained, tmp_path, suffix
+):
+    cells, path, out = make_cells()[:7].copy(), tmp_path / f"cells{suffix}", tmp_path / "new.h5ad"
+    cells.obs["total"] = np.arange(50, 57)
+    (cells.write_zarr if suffix == ".zarr" else cells.write_h5ad)(path)
+    code, _, err = call("generate", saved_model, out, "--condition-table", path, "--library-size-column", "total")
+    assert code == 0, err
+    expected = trained.generate(condition=cells, library_size=cells.obs["total"].to_numpy(), seed=0)
+    assert same(anndata.read_h5ad(out), expected)
+
+
+def test_arrays_of_cells_in_a_file_are_their_conditions(call, make_trained, make_cells, asked, tmp_path):
+    adata = make_cells()
+    adata.obsm["spatial"] = np.random.default_rng(0).uniform(0, 9, (adata.n_obs, 2))
+    make_trained(adata, setup={"continuous_condition_keys": ["spatial"]}).save(tmp_path / "model")
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    code, _, err = call(
+        "generate", tmp_path / "model", tmp_path / "new.zarr", "--condition-table", tmp_path / "cells.h5ad"
+    )
+    assert code == 0, err
+    spatial = asked["condition"][["spatial_0", "spatial_1"]]
+    np.testing.assert_allclose(spatial, adata.obsm["spatial"], rtol=1e-6)
+
+
+def test_modalities_in_a_file_give_the_conditions_of_their_cells(call, make_cells, saved_model, asked, tmp_path):
+    rna = make_cells()
+    mdata = MuData({"rna": rna})
+    mdata.obs["cell_type"] = rna.obs["cell_type"].to_numpy()
+    mdata.write_h5mu(tmp_path / "cells.h5mu")
+    code, _, err = call("generate", saved_model, tmp_path / "new.zarr", "--condition-table", tmp_path / "cells.h5mu")
+    assert code == 0, err
+    assert asked["condition"]["cell_type"].tolist() == rna.obs["cell_type"].tolist()
+
+
+def test_cells_without_any_condition_are_refused(call, make_cells, saved_model, tmp_path):
+    cells = make_cells()
+    cells.obs = cells.obs[[]]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    code, _, err = call("generate", saved_model, tmp_path / "new.zarr", "--condition-table", tmp_path / "cells.h5ad")
+    assert (code, "have none of the condition keys of the model (obs['cell_type']" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

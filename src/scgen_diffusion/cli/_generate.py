@@ -13,11 +13,15 @@ from scgen_diffusion._arguments import list_first
 from scgen_diffusion._files import parts_folder
 
 from ._command import Keyed, Model, command, existing, flag, given, new, number, number_or_text, option
-from ._files import MUDATA, check_place, read_table
+from ._files import ANNDATA, MUDATA, check_place, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    import pandas as pd
+
+    from scgen_diffusion.data import ConditionKey
 
     from ._terminal import Terminal
 
@@ -37,8 +41,9 @@ N_NAMED = 20
 
 TABLE = option(
     "--condition-table",
-    "A .csv or .tsv file with a row per cell, keys as columns (spatial_0, spatial_1 of an array).",
-    existing(dir_okay=False),
+    "A .csv or .tsv file with a row per cell, keys as columns (spatial_0, spatial_1 of an array); or cells (.h5ad, "
+    ".zarr, .h5mu), for as many new cells under the same conditions.",
+    existing(),
 )
 LIBRARY_SIZE = option(
     "--library-size", "Total counts, or empirical, normal, latent.", Keyed("[MODALITY=]N|NAME", number_or_text)
@@ -76,7 +81,9 @@ SECTIONS = {
         ),
         TABLE,
         LIBRARY_SIZE,
-        option("--library-size-column", "Column of the table with each cell's total counts.", metavar="NAME"),
+        option(
+            "--library-size-column", "Column of the table, or of obs, with each cell's total counts.", metavar="NAME"
+        ),
         COUNTS,
     ],
     "Sampling": SAMPLING,
@@ -148,7 +155,7 @@ def finish(terminal: Terminal, out: Path) -> bool:
 
 
 def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the given ``condition``, and the ``library_size`` of a table."""
+    """Return the given ``condition``, and the ``library_size`` of a table or of cells."""
     from scgen_diffusion.data import as_label
 
     keys = {key.name: key for key in model.conditions.by_key}
@@ -170,8 +177,12 @@ def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     if "condition_table" in options:
-        table = read_table(options["condition_table"], dtype=str, keep_default_na=False)
-        column = options.get("library_size_column")
+        path, column = options["condition_table"], options.get("library_size_column")
+        are_cells = path.suffix in (*ANNDATA, MUDATA)
+        if are_cells:
+            table = read_conditions_of_cells(model.conditions.by_key, path, column)
+        else:
+            table = read_table(path, dtype=str, keep_default_na=False)
         if column is not None:
             if column not in table:
                 msg = f"--library-size-column {column!r} is not a column of the table, which has {list(table)}."
@@ -181,8 +192,10 @@ def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
             except ValueError as error:
                 msg = f"--library-size-column {column!r} needs a number in every row: {error}."
                 raise click.UsageError(msg) from error
-        columns = {name: [read(name, value) for value in table[name]] for name in table}
-        found["condition"] = type(table)(columns, dtype=object)
+        if not are_cells:  # these have values as they are, not text
+            columns = {name: [read(name, value) for value in table[name]] for name in table}
+            table = type(table)(columns, dtype=object)
+        found["condition"] = table
     elif "condition" in options:
         found["condition"] = {}
         for name, value in options["condition"].items():
@@ -191,6 +204,33 @@ def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
                 values = [each for (each,) in values]  # a row of an array, from a file
             found["condition"][name] = values
     return found
+
+
+def read_conditions_of_cells(keys: Sequence[ConditionKey], path: Path, column: str | None) -> pd.DataFrame:
+    """Return the conditions of the cells in a file, and the column of total counts if given; read nothing else.
+
+    Raises
+    ------
+    click.UsageError
+        If the cells have none of the keys.
+    """
+    import numpy as np
+
+    from scgen_diffusion.data import open_anndata_files, read_columns
+
+    files = open_anndata_files(path)
+    names = [key.name for key in keys if key.source == "obs" and key.name in files[0].columns]
+    arrays = [key for key in keys if key.source == "obsm" and key.name in files[0].arrays]
+    if not names and not arrays:
+        listed = ", ".join(f"{key.source}[{key.name!r}]" for key in keys) or "none"
+        msg = f"--condition-table: the cells of {path} have none of the condition keys of the model ({listed})."
+        raise click.UsageError(msg)
+    if column is not None and column in files[0].columns and column not in names:
+        names.append(column)
+    table = read_columns(files, names)
+    for key in arrays:
+        table[key.table_columns] = np.concatenate([key.rows(file.array(key.name), f"{path}: obsm") for file in files])
+    return table
 
 
 def read_guidance(options: Mapping[str, Any]) -> dict[str, Any]:
