@@ -234,7 +234,7 @@ def test_a_pretrained_model_is_called_by_its_name(call, tmp_path, monkeypatch):
     code, _, err = call("generate", "pbmc3k", "cells.h5ad", "-n", "5", "-c", "cell_type=B")
     assert code == 0, err
     assert anndata.read_h5ad("cells.h5ad").obs["cell_type"].tolist() == ["B"] * 5
-    assert call("info", "kang_ifnb")[1].startswith("SCLDM of ")
+    assert call("info", "kang_ifnb")[1].startswith("SCLDM trained on ")
     code, _, err = call("generate", "pbmc3", "cells.zarr", "-n", "5")
     assert (code, "no pretrained model has this name. Known, closest first: 'pbmc3k', " in err) == (2, True)
     printed = call("generate", "pbmc3k", "cells.zarr", "-n", "5", "--print-config")[1]
@@ -244,7 +244,7 @@ def test_a_pretrained_model_is_called_by_its_name(call, tmp_path, monkeypatch):
 def test_info_lists_what_a_model_can_generate(call, saved_model):
     code, out, err = call("info", saved_model)
     assert (code, err) == (0, "")
-    assert out.startswith("SCLDM of 96 cells")
+    assert out.startswith("SCLDM trained on 96 cells (cells not in memory)")
     assert "values of cell_type: B cell, T cell, NK, rare, never seen" in out
     assert "model.generate" not in out
     assert out.endswith(f"scgen-diffusion generate {saved_model} cells.h5ad --n-cells 1000\n")
@@ -252,6 +252,18 @@ def test_info_lists_what_a_model_can_generate(call, saved_model):
     assert described["conditions"]["dose"] == {"kind": "categorical", "values": [1, 10, 100]}
     assert described["architecture"]["prior_width"] == 8
     assert np.isfinite(described["final_losses"]["prior_loss_train"])
+
+
+def test_info_shows_architecture_training_and_how_to_predict_a_perturbation(call):
+    out = call("info", "kang_ifnb")[1]
+    assert "condition (2 classes; control: 'control')" in out
+    assert "weights; n_latent_tokens=4, n_latent=8, width=16, " in out
+    assert "training: autoencoder 117 epochs (train loss 1354, validation loss 1382); prior 389 epochs" in out
+    assert out.endswith(
+        "or: scgen-diffusion predict kang_ifnb control.h5ad predicted.h5ad --where condition=control "
+        "--condition condition=stimulated\n"
+    )
+    assert json.loads(call("info", "kang_ifnb", "--json")[1])["conditions"]["condition"]["control"] == "control"
 
 
 def test_the_current_folder_is_named_if_it_holds_no_model(call, tmp_path, monkeypatch):

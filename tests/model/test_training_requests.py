@@ -249,7 +249,7 @@ def test_a_model_is_printed_in_five_lines(make_model, quick, capsys):
     first, genes, conditions, trained, following = lines_of(model, capsys)
     assert "SCLDM of 96 cells" in first
     assert "12" in genes
-    assert "cell_type (5 classes), dose (3 classes)" in conditions
+    assert "cell_type (5 classes), dose (3 classes; control: 1)" in conditions
     assert "nothing yet (stages: autoencoder, prior, transport)" in trained
     assert following.endswith("model.train()")
     model.train_autoencoder(1, **quick)
@@ -265,12 +265,17 @@ def test_a_model_is_printed_in_five_lines(make_model, quick, capsys):
     assert "model.train_prior() and model.train_transport(), as the training so far" in following
     model.cut_short_ = {**model.cut_short_, "autoencoder": TOO_SHORT}
     assert lines_of(model, capsys)[4].endswith("model.train(), as the training so far was far too short")
+    model.cut_short_ = {}
+    assert lines_of(model, capsys)[4].endswith(
+        "model.generate(1_000, condition={'cell_type': 'B cell'}), model.predict_perturbation(control_cells, "
+        "{'dose': ...}) and model.save('my_model')"
+    )
 
 
 def test_models_of_other_kinds_are_printed_too(trained, trained_gene_space, make_cells, tiny, tmp_path, capsys):
     trained.save(tmp_path / "model")
     loaded = SCLDM.load(tmp_path / "model", adata=False)
-    assert "not loaded" in lines_of(loaded, capsys)[0]
+    assert lines_of(loaded, capsys)[0] == "SCLDM trained on 96 cells (cells not in memory)"
     again = "set model.adata to cells, then model.train(), as the training so far was far too short"
     assert lines_of(loaded, capsys)[4].endswith(again)
     cells = make_cells(seed=1)

@@ -38,6 +38,16 @@ GUIDANCE = {
 
 EXCLUSIVE = [("condition", "condition_table"), ("library_size", "library_size_column")]
 N_NAMED = 20
+SIZES = (
+    "n_latent_tokens",
+    "n_latent",
+    "width",
+    "n_layers",
+    "n_heads",
+    "prior_width",
+    "prior_n_layers",
+    "prior_n_heads",
+)
 
 TABLE = option(
     "--condition-table",
@@ -256,20 +266,28 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
     MODEL is a folder, or the name of a pretrained model: pbmc3k, kang_ifnb or pbmc10k_citeseq.
     """
     model = terminal.libraries().model.load(options["model"], adata=False, accelerator="cpu")
-    conditions = {}
+    conditions, controls = {}, model.registry_["setup_args"]["control_values"]
     for key in model.conditions.by_key:
-        parts = {
-            name: getattr(key, name, None)
-            for name in ("kind", "values", "members", "columns", "low", "high", "separator", "control")
-        }
+        names = ("kind", "values", "members", "columns", "low", "high", "separator")
+        parts = {name: getattr(key, name, None) for name in names} | {"control": controls.get(key.name)}
         conditions[key.name] = {name: value for name, value in parts.items() if value is not None}
     if not options.get("json"):
         terminal.result(str(model).partition("\n  next:")[0])  # the rest says what to do in Python
         for name, key in conditions.items():
             if values := key.get("values") or key.get("members"):
                 terminal.result(f"  values of {name}: {list_first(values, N_NAMED)}")
+        terminal.result(f"  architecture: {_architecture(model)}")
+        if training := _training(model):
+            terminal.result(f"  training: {training}")
         model_name = shlex.quote(str(options["model"]))
         terminal.result(f"  next: scgen-diffusion generate {model_name} cells.h5ad --n-cells 1000")
+        if "transport" in model.trained_stages_:
+            before, after = (
+                " ".join(f"{option} {shlex.quote(f'{name}={value}')}" for name, value in values.items())
+                for option, values in {"--where": controls, "--condition": _perturbed(model, controls)}.items()
+            )
+            out = "control.h5mu predicted.h5mu" if model.modalities else "control.h5ad predicted.h5ad"
+            terminal.result(f"    or: scgen-diffusion predict {model_name} {out} {before} {after}")
         return
     histories = (model.history_ or {}).items()
     described = {
@@ -287,3 +305,30 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
         },
     }
     terminal.result(json.dumps(described, indent=2, default=str))
+
+
+def _architecture(model: Any) -> str:
+    """Return the size of the networks, and the numbers that make it."""
+    values = asdict(model.architecture)
+    n_weights = sum(weights.numel() for weights in model.module.parameters())
+    shown = [f"{name}={values[name]}" for name in SIZES if values.get(name) is not None]
+    return f"{n_weights:,} weights; {', '.join(shown)} (all: --json)"
+
+
+def _training(model: Any) -> str:
+    """Return the epochs and the last loss of each stage."""
+    history, parts = model.history_ or {}, []
+    for stage in model.trained_stages_:
+        losses = {kind: history.get(f"{stage}_loss_{kind}") for kind in ("train", "validation")}
+        found = [f"{kind} loss {table.iloc[-1, 0]:.4g}" for kind, table in losses.items() if table is not None]
+        if losses["train"] is not None:
+            parts.append(f"{stage} {len(losses['train'])} epochs ({', '.join(found)})")
+    return "; ".join(parts)
+
+
+def _perturbed(model: Any, controls: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a value of each key that perturbs, other than that of control cells; dots for numbers and sets."""
+    values = {key.name: getattr(key, "values", ()) for key in model.conditions.by_key}
+    return {
+        name: next((value for value in values[name] if value != control), "...") for name, control in controls.items()
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scgen_diffusion._arguments import list_first
 from scgen_diffusion.data import ArrayKey, CategoricalKey, ContinuousKey, SetKey, columns_of, have_labels
@@ -21,14 +21,15 @@ N_RANGES = 3
 def describe(model: DiffusionModel) -> str:
     """Describe a model in five lines: cells, genes, conditions, trained stages, and the next step."""
     keys = zip(model._condition_keys, _new_labels(model), _n_unlabeled(model), strict=True)
-    conditions = [_condition(*key) for key in keys]
+    controls = model.registry_["setup_args"]["control_values"]
+    conditions = [_condition(key, controls.get(key.name), *others) for key, *others in keys]
     lines = {
         "features" if model.modalities else "genes": _genes(model),
         "conditions": list_first(conditions, N_NAMED) or "none",
         "trained": _trained(model),
         "next": next_step(model),
     }
-    return "\n".join([f"{type(model).__name__} of {_cells(model)}", *(f"  {n + ':':<12}{v}" for n, v in lines.items())])
+    return "\n".join([f"{type(model).__name__} {_cells(model)}", *(f"  {n + ':':<12}{v}" for n, v in lines.items())])
 
 
 def _trained(model: DiffusionModel) -> str:
@@ -49,9 +50,10 @@ def _is_untrained_query(model: DiffusionModel) -> bool:
 
 def _cells(model: DiffusionModel) -> str:
     if not model._has_cells:
-        return f"{model.summary_stats.n_cells:,} cells (not loaded)"
+        verb = "trained on" if model.trained_stages_ and not _is_untrained_query(model) else "of"
+        return f"{verb} {model.summary_stats.n_cells:,} cells (cells not in memory)"
     where = " (in files)" if model._file_cells is not None else ""
-    return f"{model._cells.n_cells:,} cells{where}"
+    return f"of {model._cells.n_cells:,} cells{where}"
 
 
 def _genes(model: DiffusionModel) -> str:
@@ -62,16 +64,17 @@ def _genes(model: DiffusionModel) -> str:
     return f"{model.summary_stats.n_vars:,} ({model._input_values} in {layer})"
 
 
-def _condition(key: ConditionKey, new: list[str], n_unlabeled: int) -> str:
+def _condition(key: ConditionKey, control: Any, new: list[str], n_unlabeled: int) -> str:
+    control = "" if control is None else f"; control: {control!r}"
     unlabeled = f"; {n_unlabeled:,} cells without a label" if n_unlabeled else ""
     added = f"; new: {list_first(new, N_NAMED)}" if new else ""
     match key:
         case CategoricalKey():
-            return f"{key.name} ({len(key.values)} classes{added}{unlabeled})"
+            return f"{key.name} ({len(key.values)} classes{control}{added}{unlabeled})"
         case SetKey():
-            return f"{key.name} (combinations of {len(key.members)} members{added})"
+            return f"{key.name} (combinations of {len(key.members)} members{control}{added})"
         case ContinuousKey():
-            return f"{key.name} ({key.low:g} to {key.high:g})"
+            return f"{key.name} ({key.low:g} to {key.high:g}{control})"
         case ArrayKey():
             ranges = [f"{low:.4g} to {high:.4g}" for low, high in zip(key.low, key.high, strict=True)]
             return f"{key.name} ({' by '.join(ranges) if len(ranges) <= N_RANGES else f'{len(ranges)} columns'})"
@@ -94,10 +97,14 @@ def _n_unlabeled(model: DiffusionModel) -> list[int]:
     return [int((~have_labels([key], codes[:, columns])).sum()) for key, columns in pairs]
 
 
+def _predict(model: DiffusionModel) -> str:
+    changed = ", ".join(f"{key!r}: ..." for key in model.registry_["setup_args"]["control_values"])
+    return f"model.predict_perturbation(control_cells, {{{changed}}})"
+
+
 def _next_training(model: DiffusionModel, is_query: bool) -> str:
     control = model.registry_["setup_args"]["control_values"]
-    changed = ", ".join(f"{key!r}: ..." for key in control)
-    predict = f"model.predict_perturbation(control_cells, {{{changed}}})"
+    predict = _predict(model)
     if "autoencoder" not in model.trained_stages_ or is_query:
         can_predict = bool(control) and "transport" in model.trained_stages_
         return f"{predict}, or model.train() to generate" if can_predict else "model.train()"
@@ -131,8 +138,9 @@ def _after_training(model: DiffusionModel, is_query: bool) -> str:
     if not model.is_trained_ or is_query:
         train = _next_training(model, is_query)
         return train if model._has_cells else f"set model.adata to cells, then {train}"
+    condition = ""
     match model._condition_keys[:1]:
         case [CategoricalKey() as key] if len(model.combinations_):
-            value = key.values[int(model.combinations_[0, 0])]
-            return f"model.generate(1_000, condition={{{key.name!r}: {value!r}}}) and model.save('my_model')"
-    return "model.generate(1_000) and model.save('my_model')"
+            condition = f", condition={{{key.name!r}: {key.values[int(model.combinations_[0, 0])]!r}}}"
+    predict = f", {_predict(model)}" if "transport" in model.trained_stages_ else ""
+    return f"model.generate(1_000{condition}){predict} and model.save('my_model')"
