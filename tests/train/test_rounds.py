@@ -240,8 +240,12 @@ def test_each_round_has_its_line_and_the_last_sentence_speaks_of_no_early_end(tr
     train(NEVER, enable_progress_bar=True)
 
     first, second, last = capsys.readouterr().err.splitlines()
-    assert first.startswith("Autoencoder (compresses cells): 100%, epoch 2 of 2, validation loss ")
-    assert second.startswith("Autoencoder (compresses cells), round 2: 100%, epoch 2 of 2, validation loss ")
+    assert first.startswith(
+        "Autoencoder (compresses cells), round 1 of at most 3: 100%, epoch 2 of 2, validation loss "
+    )
+    assert second.startswith(
+        "Autoencoder (compresses cells), round 2 of at most 3: 100%, epoch 2 of 2, validation loss "
+    )
     assert last.startswith("Training is done, and the validation loss has settled.")
 
 

@@ -494,7 +494,8 @@ class StageProgress(ProgressBar):
             if n_before:
                 return
             self._close(pl_module)
-        which = f", round {number + 1}" if number else ""
+        n_rounds = pl_module.recipe.max_rounds
+        which = f", round {number + 1} of at most {n_rounds}" if n_rounds > 1 else ""
         self._title = f"{pl_module.name.capitalize()} ({pl_module.purpose}){which}"
         self._is_live = sys.stderr.isatty() or in_notebook()
         self._step = trainer.global_step - number * pl_module.n_steps
