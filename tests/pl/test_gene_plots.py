@@ -374,12 +374,46 @@ def test_dots_are_shares_and_means_of_the_label():
 
 
 def test_genes_are_the_markers_of_real_cells_label_by_label():
+    ax = sgd.pl.marker_dotplot(make_cells(), make_cells(seed=1), groupby="cell_type", n_genes=2, show=False)
+
+    codes = [int(gene.removeprefix("gene_")) // 5 for gene in names(ax.xaxis)]
+    assert codes == [0, 0, 1, 1, 2, 2]
+
+
+def test_genes_that_all_cells_express_are_no_markers():
+    """Such as those of ribosomes, which differ most clearly between types."""
     real = make_cells()
+    counts = real.X.toarray()
+    counts[:, 18:] = np.where(real.obs["cell_type"] == "B", [[2000], [4000]], [[4000], [2000]]).T
+    real.X = sp.csr_matrix(counts)
+    assert marker_genes(real, "cell_type").groupby("label")["gene"].first()["B"] == "gene_19"
+
+    ax = sgd.pl.marker_dotplot(real, real, groupby="cell_type", n_genes=2, show=False)
+
+    assert not {"gene_18", "gene_19"} & set(names(ax.xaxis))
+
+
+def test_genes_that_differ_in_strength_alone_are_markers_where_all_cells_express_all():
+    real = make_cells()
+    real.X = sp.csr_matrix(real.X.toarray() + 1)
 
     ax = sgd.pl.marker_dotplot(real, make_cells(seed=1), groupby="cell_type", n_genes=2, show=False)
 
     table = marker_genes(real, "cell_type", n_genes=2)
     assert names(ax.xaxis) == [gene for label in LABELS for gene in table.loc[table["label"] == label, "gene"]]
+
+
+def test_the_legends_of_two_labels_do_not_overlap():
+    cells = make_cells()
+    cells = cells[cells.obs["cell_type"] != "NK"].copy()
+
+    ax = sgd.pl.marker_dotplot(cells, cells, groupby="cell_type", show=False)
+
+    ax.figure.draw_without_rendering()
+    (bar,) = ax.child_axes
+    sizes, colors = ax.get_legend().get_window_extent(), bar.get_tightbbox()
+    assert colors.y1 < sizes.y0
+    assert colors.y0 > ax.get_window_extent().y0 - 10
 
 
 def test_a_label_without_synthetic_cells_says_so():

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
+    import scipy.sparse as sp
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
@@ -335,8 +336,10 @@ def marker_dotplot(
     """Plot the expression of marker genes as dots: for each label, a row of real cells above a row of synthetic ones.
 
     The area of a dot is the share of cells that express the gene, its colour the mean log-normalised expression.
-    Markers come from the real cells (:func:`~scgen_diffusion.metrics.marker_genes`), label by label. A gene that marks
-    several labels is drawn once, with the first of them.
+    Markers come from the real cells, label by label. Genes that are specific to a label come first: they are ranked by
+    Welch's t (:func:`~scgen_diffusion.metrics.marker_genes`) times the share of the label's cells that express the gene
+    minus that of all others. So genes that all cells express, such as those of ribosomes, are no markers. A gene that
+    marks several labels is drawn once, with the first of them.
 
     Parameters
     ----------
@@ -384,15 +387,8 @@ def marker_dotplot(
     if genes is None:
         is_labelled = (labels["real"] != NO_LABEL).to_numpy()
         known = labels["real"][is_labelled].to_numpy()
-        values = AnnData(  # in memory, and with labels as they are drawn
-            sides["real"].expression.values[is_labelled],
-            obs=pd.DataFrame({groupby: known}, index=np.arange(len(known)).astype(str)),
-            var=pd.DataFrame(index=real.var_names),
-            uns={"log1p": {}},
-        )
-        table = marker_genes(values, groupby, n_genes=n_genes)
-        of_label = {label: list(rows) for label, rows in table.groupby("label")["gene"]}
-        genes = list(dict.fromkeys(gene for label in order for gene in of_label.get(label, [])))
+        of_label = specific_genes(sides["real"].expression.values[is_labelled], known, n_genes)
+        genes = [real.var_names[place] for label in order for place in of_label.get(label, [])]
         if not genes:
             msg = f"There are no marker genes of {groupby!r}: two labels with at least two cells each are needed."
             raise ValueError(msg)
@@ -405,7 +401,7 @@ def marker_dotplot(
         means[name], shares[name] = values.groupby(groups).mean(), (values > 0).groupby(groups).mean()
 
     width = 5.2 + 0.24 * len(genes) + long_names(order)  # with room for the legend
-    ax = one_axis(ax, size=(width, max(1.3 + 0.44 * len(order), 3.0)))
+    ax = one_axis(ax, size=(width, max(1.3 + 0.44 * len(order), 3.5)))
     for place in range(0, len(order), 2):
         ax.axhspan(place - 0.5, place + 0.5, color=ink(0.05), zorder=0, linewidth=0)
     norm = Normalize(0, max(table.max(axis=None) for table in means.values()) or 1)
@@ -430,6 +426,26 @@ def marker_dotplot(
     return finish(ax, show, save)
 
 
+def specific_genes(values: sp.csr_matrix, labels: NDArray, n_genes: int) -> dict[str, list[int]]:
+    """Return the positions of the genes that are most specific to each label, from log-normalised values of cells.
+
+    Labels that cannot be compared, such as those with one cell, are left out.
+    """
+    cells = AnnData(
+        values,
+        obs=pd.DataFrame({"label": labels}, index=np.arange(len(labels)).astype(str)),
+        var=pd.DataFrame(index=np.arange(values.shape[1]).astype(str)),
+        uns={"log1p": {}},
+    )
+    is_expressed, found = values > 0, {}
+    for label, rows in marker_genes(cells, "label", n_genes=cells.n_vars).groupby("label"):
+        inside, outside = (np.ravel(is_expressed[mask].mean(axis=0)) for mask in (labels == label, labels != label))
+        places = rows["gene"].astype(int).to_numpy()  # by Welch's t, which decides between genes that all cells express
+        specificity = rows["score"].clip(lower=0).to_numpy() * (inside - outside).round(2)[places]
+        found[label] = places[np.argsort(-specificity, kind="stable")[:n_genes]].tolist()
+    return found
+
+
 def long_names(names: Sequence[str]) -> float:
     """Return the inches by which the names beside an axis are longer than usual."""
     return 0.085 * max(0, max(map(len, names)) - 20)
@@ -438,8 +454,10 @@ def long_names(names: Sequence[str]) -> float:
 def explain_dots(ax: Axes, image: object) -> None:
     """Add a legend of sizes and colours to the right of the axis."""
     inch = ax.figure.dpi / ax.get_window_extent().width  # one inch as a share of the axis width
-    bar = ax.inset_axes((1 + 0.15 * inch, 0, 0.13 * inch, 0.45))
-    ax.figure.colorbar(image, cax=bar, label="mean expression,\nln(1 + CP10k)")
+    bar = ax.inset_axes((1 + 0.15 * inch, 0, 0.13 * inch, 0.4))
+    ax.figure.colorbar(image, cax=bar)
+    bar.set_title("mean expression,\nln(1 + CP10k)", loc="left", fontsize="small")  # longer than a bar of few labels
+    bar.tick_params(labelsize="small")
     handles = [
         ax.scatter([], [], s=LARGEST_DOT * share, color="0.6", edgecolors="0.4", linewidths=0.4, label=f"{share:.0%}")
         for share in (0.25, 0.5, 0.75, 1.0)
