@@ -226,11 +226,11 @@ def read_conditions_of_cells(keys: Sequence[ConditionKey], path: Path, column: s
     """
     import numpy as np
 
-    from scgen_diffusion.data import open_anndata_files, read_columns
+    from scgen_diffusion.data import ArrayKey, open_anndata_files, read_columns
 
     files = open_anndata_files(path)
     names = [key.name for key in keys if key.source == "obs" and key.name in files[0].columns]
-    arrays = [key for key in keys if key.source == "obsm" and key.name in files[0].arrays]
+    arrays = [key for key in keys if isinstance(key, ArrayKey) and key.name in files[0].arrays]
     if not names and not arrays:
         listed = ", ".join(f"{key.source}[{key.name!r}]" for key in keys) or "none"
         msg = f"--condition-table: the cells of {path} have none of the condition keys of the model ({listed})."

@@ -22,7 +22,7 @@ def describe(model: DiffusionModel) -> str:
     """Describe a model in five lines: cells, genes, conditions, trained stages, and the next step."""
     keys = zip(model._condition_keys, _new_labels(model), _n_unlabeled(model), strict=True)
     controls = model.registry_["setup_args"]["control_values"]
-    conditions = [_condition(key, controls.get(key.name), *others) for key, *others in keys]
+    conditions = [_condition(key, controls.get(key.name), new, n_unlabeled) for key, new, n_unlabeled in keys]
     lines = {
         "features" if model.modalities else "genes": _genes(model),
         "conditions": list_first(conditions, N_NAMED) or "none",
