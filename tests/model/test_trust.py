@@ -207,6 +207,41 @@ def test_several_combinations_have_their_own_rows_and_unmoved_cells_none(model):
     assert len(found["mean_change"]) == N_TYPES * N_GENES
 
 
+def test_combinations_have_columns_as_obs_has_them(model):
+    rows = np.flatnonzero((model.adata.obs["drug"] == "no").to_numpy())[::6]
+
+    found = model.predict_perturbation(condition=TREATED, indices=rows, seed=0)
+
+    table = found.uns["scgen_diffusion"]["verdict"]
+    keys = ["cell_type", "drug"]
+    assert list(table) == ["combination", *keys, "n_cells", "strength", "verdict", "reason"]
+    joined = found.obs.reset_index().merge(table, on=keys)
+    assert len(joined) == found.n_obs
+    assert (joined.groupby("combination").size() == table.set_index("combination")["n_cells"]).all()
+
+
+def test_the_strength_is_that_of_the_mean_change_without_the_noise_of_few_cells(model, predicted):
+    def strengths(cells, seed):
+        record = model.predict_perturbation(cells, TREATED, seed=seed).uns["scgen_diffusion"]
+        return record["verdict"]["strength"].item(), np.sqrt((record["mean_change"]["change"] ** 2).mean())
+
+    record = predicted.uns["scgen_diffusion"]
+    of_many = record["verdict"]["strength"].item()
+    few = [strengths(controls(model)[number : number + 2], number) for number in range(0, 40, 2)]
+    # of the mean square, since the noise is taken off there
+    without, with_noise = (np.sqrt(np.mean(np.square(values))) for values in zip(*few, strict=True))
+
+    assert of_many == pytest.approx(np.sqrt((record["mean_change"]["change"] ** 2).mean()), rel=0.1)
+    assert without == pytest.approx(of_many, rel=0.06)  # 0.425 of 20 times two cells, 0.438 of 60
+    assert with_noise > 1.15 * of_many  # 0.543
+
+
+def test_a_single_cell_has_no_strength(model):
+    found = model.predict_perturbation(controls(model)[:1], TREATED, seed=0)
+
+    assert found.uns["scgen_diffusion"]["verdict"]["strength"].isna().all()
+
+
 def test_what_has_no_mean_change_has_a_verdict_only(model):
     cells = controls(model)
 

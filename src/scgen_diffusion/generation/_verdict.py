@@ -293,6 +293,16 @@ class PerturbedGroups:
         """The new conditions of each group in words."""
         return [self.conditions.describe(codes) for codes in self.codes]
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The new conditions of each group, by column of ``obs``, and ``n_cells``; no columns that groups may mix."""
+        columns: dict[str, Any] = {}
+        for key in self.conditions.by_key:
+            codes = self.codes[:, self.conditions.columns(key.name)]
+            if key.source == "obs" and not (codes == OPEN).any():
+                columns[key.name] = key.decode(codes)
+        return {**columns, "n_cells": np.bincount(self.group[self.group >= 0], minlength=len(self.codes))}
+
     @torch.inference_mode()
     def verdicts(self, read: Callable[[np.ndarray], Tensor]) -> list[Verdict]:
         """Return the verdict of each group; ``read`` returns the expression of cells at some positions."""
@@ -309,15 +319,29 @@ class PerturbedGroups:
 
     @torch.inference_mode()
     def changes(self, sums: np.ndarray, verdicts: Sequence[Verdict]) -> list[MeanChange]:
-        """Return the mean changes of each group from its sums ``(groups, 4, genes)`` of :func:`sum_profiles`."""
+        """Return the mean changes of each group from its sums ``(groups, 5, genes)`` of :func:`sum_profiles`."""
         found = []
         for number, verdict in enumerate(verdicts):
-            n, control, predicted, squares = torch.from_numpy(sums[number])
+            n, control, predicted, squares, _ = torch.from_numpy(sums[number])
             change = (predicted - control) / n
             noise = 2 * _variance(n, predicted, squares) / n  # of these cells, and of as many measured ones
             half = self._half_width(number, verdict.variance, change, noise)
             found.append(MeanChange(*(values.numpy() for values in (change, change - half, change + half))))
         return found
+
+    def strengths(self, sums: np.ndarray) -> np.ndarray:
+        """Return the root mean square of each group's mean changes over genes, ``(groups,)``, NaN for a single cell.
+
+        The sampling noise of the cells is taken off, so that groups of few cells do not seem to change most.
+        """
+        n, control, predicted, _, squares = sums.swapaxes(0, 1)
+        has_several = n > 1
+        n = np.where(has_several, n, np.nan)
+        change = (predicted - control) / n
+        noise = (squares / n - change**2) / (n - 1)
+        total = np.nansum(change**2 - noise, axis=1)
+        n_genes = has_several.sum(1)
+        return np.sqrt(np.clip(total / np.where(n_genes > 0, n_genes, np.nan), 0, None))
 
     def _half_width(self, number: int, variance: float, change: Tensor, noise: Tensor) -> Tensor:
         transport: Any = self.module.transport
@@ -340,10 +364,10 @@ def _variance(n: Tensor, total: Tensor, squares: Tensor) -> Tensor:
 
 
 class ProfileSums(NamedTuple):
-    """Sums over cells of some groups: their numbers ``(groups,)``, and for each gene ``(groups, 4, genes)``.
+    """Sums over cells of some groups: their numbers ``(groups,)``, and for each gene ``(groups, 5, genes)``.
 
-    The four are the number of cells whose gene was measured, the log-normalised expression of the control cells and of
-    their predictions, and the square of the latter.
+    The five are the number of cells whose gene was measured, the log-normalised expression of the control cells and of
+    their predictions, the square of the latter, and that of their difference.
     """
 
     numbers: np.ndarray
@@ -361,7 +385,9 @@ def sum_profiles(
     before = module.profiles(x, module.input_values).double()
     after = module.profiles(predicted, output).double() * measured
     zeros = measured.new_zeros(len(numbers), x.shape[1])
-    sums = [zeros.index_add(0, index, values) for values in (measured, before, after, after.square())]
+    difference = after - before * measured
+    summed = (measured, before, after, after.square(), difference.square())
+    sums = [zeros.index_add(0, index, values) for values in summed]
     return ProfileSums(numbers, torch.stack(sums, dim=1).cpu().numpy())
 
 

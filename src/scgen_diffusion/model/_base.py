@@ -1187,7 +1187,8 @@ class DiffusionModel(BaseModelClass):
 
             - ``"verdict"``: one row per combination of conditions, at most 1 000. ``verdict`` is ``"supported"``,
               ``"extrapolated"`` or ``"unknown"``; ``reason`` says why. See the user guide, "Can I trust this
-              prediction?".
+              prediction?". The conditions are columns, as in `obs`, and ``n_cells`` counts the cells. ``strength`` is
+              the root mean square of the mean changes, without sampling noise, if there are mean changes.
             - ``"mean_change"``: one row per ``combination`` and ``gene``. ``change`` is the mean of the predicted minus
               that of the given cells, in log-normalised expression. Of as many measured cells, 90 % of the genes should
               lie between ``lower`` and ``upper``, which are NaN for a single cell, and if training had fewer than two

@@ -241,7 +241,9 @@ class Prediction:
             return torch.cat([tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in batches])
 
         verdicts = self.groups.verdicts(read)
-        table = self.model._verdict_table(describe_verdicts(self.groups.names, verdicts), ("autoencoder", "transport"))
+        described = describe_verdicts(self.groups.names, verdicts)
+        columns = {"combination": self.groups.names, **self.groups.columns, **described}
+        table = self.model._verdict_table(columns, ("autoencoder", "transport"))
         return replace(self, verdicts=verdicts, provenance={**self.provenance, "verdict": table})
 
     def predict(self, rows: range, batch_size: int, progress: tqdm) -> tuple[Rows, ProfileSums]:
@@ -261,7 +263,7 @@ class Prediction:
         return stack_rows(parts), total
 
     def mean_change(self, sums: ProfileSums) -> dict[str, pd.DataFrame]:
-        """Return the entry of ``uns`` with the mean changes, from the sums of all cells; none without sums."""
+        """Return the mean changes and the verdict with their strength, entries of ``uns``; none without sums."""
         if self.groups is None or not len(sums.numbers):
             return {}
         genes = self.model.var_.index
@@ -274,7 +276,9 @@ class Prediction:
             "gene": pd.Categorical.from_codes(np.tile(gene, len(changes)), names),
             **columns,
         }
-        return {"mean_change": pd.DataFrame(table)}
+        verdict = self.provenance["verdict"].copy()
+        verdict.insert(verdict.columns.get_loc("n_cells") + 1, "strength", self.groups.strengths(sums.values))
+        return {"verdict": verdict, "mean_change": pd.DataFrame(table)}
 
     def assemble(self, rows: range, x: Rows, assemble: Callable[..., Any], **effects: pd.DataFrame) -> Any:
         """Build some of the predicted cells by ``assemble``; ``effects`` are further entries of ``uns``."""
