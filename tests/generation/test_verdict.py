@@ -4,14 +4,15 @@ import re
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from scgen_diffusion.data import Conditions
-from scgen_diffusion.data._condition_keys import CategoricalKey
+from scgen_diffusion.data._condition_keys import CategoricalKey, SetKey
 from scgen_diffusion.generation._verdict import _Known, _Request, _rule, _variance, describe_verdicts, judge
 from scgen_diffusion.module._transport import LatentTransport
-from scgen_diffusion.nn import Classes
+from scgen_diffusion.nn import Classes, Members
 
 SIZE, N_TYPES = 4, 9
 CONDITIONS = Conditions.from_codes(
@@ -82,6 +83,49 @@ def test_a_new_set_of_known_parts_is_not_blamed_on_the_control_cells(was_seen, i
     found, because, _ = _rule(request, known)
 
     assert (found, because.startswith(reason)) == ("extrapolated", True)
+
+
+def pair_of_genes(pair, seen):
+    """Return the verdict on a pair of genes after training with the ``seen`` sets, whose effects differ."""
+    key = SetKey.of("genes", pd.Series(["none", pair, *seen]), "+", "none", None)
+    conditions = Conditions.from_codes([key], key.encode(["none"]))
+    transport = LatentTransport((1, SIZE), (Members(key.n_values, key.largest),), width=8)
+    transport.start_from(torch.from_numpy(key.encode(["none"])[0]).float())
+    perturbations = torch.from_numpy(key.encode(seen)).float()
+    n, given = len(seen), (transport.control, transport.perturbs)
+    cells, shifts = [torch.zeros(1, SIZE)] * n, torch.linspace(1, 2, n)[:, None].expand(n, SIZE)
+    fitted = torch.zeros(n, SIZE), shifts, torch.full((n,), 1e-3), torch.eye(SIZE), perturbations
+    transport.add_shift(n).fit(cells, *fitted, *given)
+    transport.shift.left_out[:2] = torch.tensor([1e-9, 1.0])  # two groups that the others explain well
+    transport.add_error(n, 5)
+    module = SimpleNamespace(transport=transport, condition_tensor=lambda codes: torch.from_numpy(codes).float())
+    return judge(module, conditions, [NEAR], key.encode([pair]))[0]
+
+
+def test_a_new_set_names_its_part_that_was_never_seen_alone():
+    not_alone = pair_of_genes("CNN1+MAPK1", ["MAPK1", "CBL", "CBL+CNN1"])
+    alone = pair_of_genes("CNN1+MAPK1", ["MAPK1", "CBL", "CNN1"])
+
+    assert (not_alone.label, alone.label) == ("extrapolated", "extrapolated")
+    assert not_alone.reason.endswith("from similar ones; 'CNN1' was seen only within 'CBL+CNN1'")
+    assert not_alone.advice == "Train with cells of each part alone."
+    assert alone.reason.endswith("from similar ones")
+
+
+def test_small_numbers_of_unlikely_cells_are_named_before_genes_and_species():
+    few, many = Conditions.from_codes(CONDITIONS.by_key, np.array([[8.0, 0.0]] * 6)), CONDITIONS
+    found = [
+        judge(module_with(), conditions, [torch.zeros(n, SIZE)], np.array([KNOWN], dtype=float), [4.0])[0]
+        for n, conditions in ((6, few), (30, few), (30, many))
+    ]
+
+    assert {one.label for one in found} == {"unknown"}
+    of_training = "training had only 6 cells of cell_type='type 8'"
+    assert found[0].reason.endswith(f"with 0.00); there are only 6 of them and {of_training}")
+    assert found[1].reason.endswith(f"with 0.00); {of_training}")
+    assert found[2].reason.endswith("with 0.00)")
+    assert [one.advice.startswith("The number may be the cause") for one in found] == [True, True, False]
+    assert all("genes, counts and species" in one.advice for one in found)
 
 
 def test_few_cells_of_an_unlikely_kind_are_not_judged_by_their_mean_expression():

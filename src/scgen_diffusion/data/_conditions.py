@@ -319,31 +319,29 @@ class Conditions:
         return found
 
     def count_cells(self, codes: np.ndarray) -> np.ndarray:
-        """Count the training cells with the classes and sets of codes ``(n, columns)``, ``(n,)``.
+        """Count the training cells with the classes and sets of codes ``(n, columns)``, ``(n,)``, of any numbers.
 
-        Numbers and arrays do not count, nor keys with known embeddings, whose values learn from each other. What is
-        open in the first of the codes must be open in all.
+        What is open in the first of the codes must be open in all.
         """
-        counted = self._counted(codes)
+        counted = ~(self._are_numbers | self._are_arrays) & (codes[:1] != OPEN).all(0)
         both = np.concatenate([self.combinations, codes])[:, counted]
         number = np.unique(both, axis=0, return_inverse=True)[1].ravel() if counted.any() else np.zeros(len(both), int)
         known, asked = np.split(number, [len(self.combinations)])
         return np.bincount(known, weights=self.n_cells, minlength=len(both))[asked].astype(int)
 
     def rare(self, codes: np.ndarray, fewest: int) -> list[str]:
-        """Describe what :meth:`count_cells` finds in 1 to ``fewest - 1`` training cells, rarest first, with numbers."""
-        counted = self._counted(codes)
-        if not counted.any():
+        """Describe the classes and sets among codes ``(n, columns)`` with 1 to ``fewest - 1`` training cells.
+
+        The rarest come first, each with its number of cells. Values with known embeddings learn from each other, so
+        their keys do not count.
+        """
+        left_out = _columns_where(self.by_key, lambda key: key.is_numeric or getattr(key, "has_vectors", False))
+        codes = np.unique(np.where(left_out, OPEN, codes), axis=0)
+        if (codes == OPEN).all():
             return []
-        codes = np.unique(np.where(counted, codes, OPEN), axis=0)
         n_cells = self.count_cells(codes)
         order = np.argsort(n_cells, kind="stable")
         return [f"{self.describe(codes[n])} ({n_cells[n]})" for n in order if 0 < n_cells[n] < fewest]
-
-    def _counted(self, codes: np.ndarray) -> np.ndarray:
-        """Mark the columns that :meth:`count_cells` compares, ``(columns,)``."""
-        left_out = _columns_where(self.by_key, lambda key: key.is_numeric or getattr(key, "has_vectors", False))
-        return ~left_out & (codes[:1] != OPEN).all(0)
 
     def extrapolated(self, codes: np.ndarray) -> list[str]:
         """Describe numbers among codes ``(n, columns)`` far from those of the training cells, one per key and reason.

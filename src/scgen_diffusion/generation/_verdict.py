@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from scgen_diffusion._arguments import warn_user
-from scgen_diffusion.data import OPEN, evenly, occurring
+from scgen_diffusion._arguments import list_first, warn_user
+from scgen_diffusion.data import OPEN, SetKey, evenly, occurring
 from scgen_diffusion.diffusion import Generators
 
 if TYPE_CHECKING:
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 SUPPORTED, EXTRAPOLATED, UNKNOWN = "supported", "extrapolated", "unknown"
 COVERAGE = 0.9  # of intervals
 FEWEST_CELLS = 5  # that are judged by their mean expression
+FEW_CELLS = 20  # a number that a verdict on strange cells names
 FEWEST_OF_INTERVAL = 2  # cells, whose spread is known
 MOST_CELLS = 200  # of a combination that the verdict is about
+N_NAMED = 2  # sets that a reason names
 MOST_COMBINATIONS = 1000  # of a request; more are not judged
 STRANGE, UNLIKE = 0.1, 0.5  # misfit of control cells beyond those of training, in nats per molecule
 LEAST_EXPLAINED = 0.5  # share of the variance of an effect that groups must explain to be of use
@@ -89,14 +91,14 @@ def judge(
     perturbed = shift.perturbations.double().cpu().numpy()
     contexts = np.where(is_context, perturbed, OPEN)
     least = float(explained.mean()) if len(explained) else 0.0  # no prediction is surer than these were on average
-    later = (
-        [""] * len(codes)
-        if learned is None
-        else _learned_later(conditions, np.concatenate([learned, perturbed]), np.where(is_context, codes, OPEN))
-    )
+    wanted_contexts = np.where(is_context, codes, OPEN)
+    n_trained = conditions.count_cells(wanted_contexts)
+    known_contexts = None if learned is None else np.concatenate([learned, perturbed])
+    later = [""] * len(codes) if known_contexts is None else _learned_later(conditions, known_contexts, wanted_contexts)
+    never_alone = _never_alone(conditions, np.where(perturbs, perturbed, OPEN), np.where(perturbs, codes, OPEN))
     verdicts = []
     for number, (variance, prior) in enumerate(shift.uncertainty(cells, condition, *given).tolist()):
-        seen, wanted = np.unique(contexts[related[number]], axis=0), np.where(is_context, codes[number], OPEN)
+        seen, wanted = np.unique(contexts[related[number]], axis=0), wanted_contexts[number]
         request = _Request(
             n_cells=len(cells[number]),
             misfit=0.0 if misfits is None else misfits[number],
@@ -108,6 +110,9 @@ def judge(
             first_context=conditions.describe(seen[0]) if len(seen) else "",
             in_own_context=bool(((seen == wanted) | (wanted == OPEN)).all(1).any()),
             learned_later=later[number],
+            never_alone=never_alone[number],
+            n_trained=int(n_trained[number]),
+            context=conditions.describe(wanted),
         )
         verdicts.append(Verdict(*_rule(request, known), max(variance, least)))
     return verdicts
@@ -122,6 +127,24 @@ def _learned_later(conditions: Conditions, learned: np.ndarray, codes: np.ndarra
         for number in np.flatnonzero(are_new.any(1)):
             named[number].append(f"{key.name}={key.describe(own[number])}")
     return [", ".join(names) for names in named]
+
+
+def _never_alone(conditions: Conditions, perturbed: np.ndarray, codes: np.ndarray) -> list[str]:
+    """Say which members in each of some codes ``(n, columns)`` the ``perturbed`` groups have in larger sets only."""
+    said: list[list[str]] = [[] for _ in codes]
+    for key in conditions.by_key:
+        if not isinstance(key, SetKey):
+            continue
+        own, groups = (of[:, conditions.columns(key.name)] for of in (codes, perturbed))
+        are_members = (groups >= 0) & (groups < key.n_values)
+        alone = groups[are_members.sum(1) == 1]
+        for member in np.unique(own[(own >= 0) & (own < key.n_values)]).astype(int).tolist():
+            sets = np.unique(groups[(groups == member).any(1)], axis=0)
+            if len(sets) and member not in alone:
+                where = list_first([key.describe(one) for one in sets], N_NAMED)
+                for number in np.flatnonzero((own == member).any(1)):
+                    said[number].append(f"{key.members[member]!r} was seen only within {where}")
+    return [" and ".join(parts) for parts in said]
 
 
 class _Known(NamedTuple):
@@ -146,12 +169,19 @@ class _Request(NamedTuple):
     first_context: str
     in_own_context: bool  # whether that of the request is one of them
     learned_later: str = ""  # classes of generated control cells that the autoencoder and the transport never saw
+    never_alone: str = ""  # its members that training had in other sets only
+    n_trained: int = 0  # training cells of its context
+    context: str = ""
 
 
 def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
     """Return verdict, reason and advice: those of the first rule that holds."""
     strange = f"the model explains their mean expression with an error of {request.misfit:.2f} nats per molecule, "
     strange += f"and that of training cells with {known.usual_misfit:.2f}"
+    numbers = [f"there are only {request.n_cells} of them"] if request.n_cells < FEW_CELLS else []
+    if request.context and 0 < request.n_trained < FEW_CELLS:
+        numbers.append(f"training had only {request.n_trained} cells of {request.context}")
+    few = f"; {' and '.join(numbers)}" if numbers else ""
     excess = request.misfit - known.usual_misfit
     if request.prior <= 0:  # such as a drug at the dose of control cells
         reason = "a part of the perturbation is still that of control cells"
@@ -163,8 +193,13 @@ def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
         reason = f"{request.n_cells} control cells are too few to tell whether the model knows such cells"
         return UNKNOWN, reason, "Predict more control cells together."
     if excess > UNLIKE:
-        reason = f"the control cells are unlike those that the model learned ({strange})"
-        advice = "Check that their genes, counts and species are those of training, or train with more such cells."
+        reason = f"the control cells are unlike those that the model learned ({strange}){few}"
+        check = "check that their genes, counts and species are those of training"
+        advice = f"C{check[1:]}, or train with more such cells."
+        if few:
+            advice = (
+                f"The number may be the cause: train with more such cells, and predict more together. Else {check}."
+            )
         return UNKNOWN, reason, advice
     if request.variance > (1 - LEAST_EXPLAINED) * request.prior and request.has_groups:
         reason = "too few cells with the perturbation were seen in training to tell its effect from sampling noise"
@@ -189,7 +224,7 @@ def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
         )
         return UNKNOWN, reason, "Train with perturbed and control cells of a second context."
     if excess > STRANGE:
-        reason = f"the control cells differ from the training cells ({strange})"
+        reason = f"the control cells differ from the training cells ({strange}){few}"
         return EXTRAPOLATED, reason, "Train with such control cells; perturbed ones are not needed."
     if request.learned_later:
         reason = (
@@ -213,6 +248,8 @@ def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
         return EXTRAPOLATED, reason, advice
     if request.variance > max(known.explained) and request.in_own_context and not request.has_groups:
         reason = "the perturbation was not seen in training, and is predicted from its parts or from similar ones"
+        if request.never_alone:
+            return EXTRAPOLATED, f"{reason}; {request.never_alone}", "Train with cells of each part alone."
         return EXTRAPOLATED, reason, "Compare with their effects, or train with cells of this perturbation."
     if request.variance > max(known.explained):
         unlike = "the control cells, or the numbers of the perturbation," if known.has_numbers else "the control cells"
