@@ -204,9 +204,9 @@ class Conditions:
         for name in requested:
             if name not in self.keys:
                 msg = f"`condition` has the unknown key {name!r}. {known_names(name, known)}"
-                named = [key for key in known if key in request]
-                if named and isinstance(request, pd.DataFrame):
-                    msg += f" If this is `adata.obs`, give `adata` itself, or `adata.obs[{named}]`."
+                columns = [key for key in known if key in request.columns] if isinstance(request, pd.DataFrame) else []
+                if columns:
+                    msg += f" If this is `adata.obs`, give `adata` itself, or `adata.obs[{columns}]`."
                 raise ValueError(msg)
         return requested
 

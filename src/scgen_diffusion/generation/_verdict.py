@@ -195,7 +195,7 @@ def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
     if excess > UNLIKE:
         reason = f"the control cells are unlike those that the model learned ({strange}){few}"
         check = "check that their genes, counts and species are those of training"
-        advice = f"C{check[1:]}, or train with more such cells."
+        advice = f"{check.capitalize()}, or train with more such cells."
         if few:
             advice = (
                 f"The number may be the cause: train with more such cells, and predict more together. Else {check}."
