@@ -253,4 +253,5 @@ def test_places_without_training_cells_give_a_warning(model):
 def test_positions_of_the_training_cells_give_no_warning(model, cells, recwarn):
     model.generate(condition=cells, seed=0, n_steps=1)
     model.generate(condition={"spatial": CORNERS + 50}, seed=0, n_steps=1)
-    assert not [warning for warning in recwarn if "training cells" in str(warning.message)]
+    outside = ("not occur in the training cells", "far from those of the training cells")
+    assert not [warning for warning in recwarn if any(words in str(warning.message) for words in outside)]
