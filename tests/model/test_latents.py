@@ -122,6 +122,7 @@ def in_layer(make_cells):
     return cells
 
 
+@pytest.mark.usefixtures("nothing_of_sparse_is_compiled")
 @pytest.mark.parametrize("name", READERS)
 def test_cells_need_no_conditions(make_trained, make_cells, capsys, name):
     cells = in_layer(make_cells)

@@ -70,20 +70,6 @@ def test_every_autoencoder_has_a_finite_loss_and_gradients_in_every_weight(
             assert parameter.grad.isfinite().all(), name
 
 
-def test_all_networks_compile_in_one_piece(build, counts):
-    """Some versions of torch compiled a network in pieces again in every step."""
-    module = build((3,), pooling="both", decoder="both")
-    z, condition = torch.randn(6, *module.latent_shape), torch.zeros(6, 1).long()
-    calls = {
-        module.encoder: module._encoder_input(counts),
-        module.decoder: (z,),
-        module.prior: (z, torch.rand(6), condition),
-    }
-    for network, inputs in calls.items():
-        found = torch.compile(network, fullgraph=True, backend="eager")(*inputs)
-        torch.testing.assert_close(found, network(*inputs))
-
-
 @pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive", "additive"])
 @pytest.mark.parametrize("conditions", [(), (3,), (3, 2, 4)])
 def test_every_prior_has_a_finite_loss_and_gradients(build, strategy, conditions):
