@@ -110,9 +110,9 @@ def gpu_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
     rows = stored[(stored["batch"] == GPU_BATCH) | ~stored["stage"].str.endswith("step")]
     is_published = rows["system"].str.endswith("published-size")
     rows = rows[(rows["precision"] != "bf16") | is_published]
-    way = ["device", "replay", "compile"]
-    rows = rows.drop_duplicates(["system", "stage", *way], keep="last")
-    speed = rows.set_index(["system", "stage", *way])["cells_per_second"]
+    described = ["system", "stage", "device", "replay", "compile"]
+    rows = rows.drop_duplicates(described, keep="last")
+    speed = rows.set_index(described)["cells_per_second"]
     ways = {
         stored["processor"][stored["device"] == "cuda"].iloc[-1]: ("cuda", True, False),
         "compiled": ("cuda", True, True),

@@ -93,8 +93,9 @@ def judge(
     least = float(explained.mean()) if len(explained) else 0.0  # no prediction is surer than these were on average
     wanted_contexts = np.where(is_context, codes, OPEN)
     n_trained = conditions.count_cells(wanted_contexts)
-    known_contexts = None if learned is None else np.concatenate([learned, perturbed])
-    later = [""] * len(codes) if known_contexts is None else _learned_later(conditions, known_contexts, wanted_contexts)
+    later = [""] * len(codes)
+    if learned is not None:
+        later = _learned_later(conditions, np.concatenate([learned, perturbed]), wanted_contexts)
     never_alone = _never_alone(conditions, np.where(perturbs, perturbed, OPEN), np.where(perturbs, codes, OPEN))
     verdicts = []
     for number, (variance, prior) in enumerate(shift.uncertainty(cells, condition, *given).tolist()):
@@ -173,15 +174,19 @@ class _Request(NamedTuple):
     n_trained: int = 0  # training cells of its context
     context: str = ""
 
+    @property
+    def few_cells(self) -> str:
+        """Which numbers of cells are small, as the end of a reason."""
+        numbers = [f"there are only {self.n_cells} of them"] if self.n_cells < FEW_CELLS else []
+        if self.context and 0 < self.n_trained < FEW_CELLS:
+            numbers.append(f"training had only {self.n_trained} cells of {self.context}")
+        return f"; {' and '.join(numbers)}" if numbers else ""
+
 
 def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
     """Return verdict, reason and advice: those of the first rule that holds."""
     strange = f"the model explains their mean expression with an error of {request.misfit:.2f} nats per molecule, "
     strange += f"and that of training cells with {known.usual_misfit:.2f}"
-    numbers = [f"there are only {request.n_cells} of them"] if request.n_cells < FEW_CELLS else []
-    if request.context and 0 < request.n_trained < FEW_CELLS:
-        numbers.append(f"training had only {request.n_trained} cells of {request.context}")
-    few = f"; {' and '.join(numbers)}" if numbers else ""
     excess = request.misfit - known.usual_misfit
     if request.prior <= 0:  # such as a drug at the dose of control cells
         reason = "a part of the perturbation is still that of control cells"
@@ -193,10 +198,10 @@ def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
         reason = f"{request.n_cells} control cells are too few to tell whether the model knows such cells"
         return UNKNOWN, reason, "Predict more control cells together."
     if excess > UNLIKE:
-        reason = f"the control cells are unlike those that the model learned ({strange}){few}"
+        reason = f"the control cells are unlike those that the model learned ({strange}){request.few_cells}"
         check = "check that their genes, counts and species are those of training"
         advice = f"{check.capitalize()}, or train with more such cells."
-        if few:
+        if request.few_cells:
             advice = (
                 f"The number may be the cause: train with more such cells, and predict more together. Else {check}."
             )
@@ -224,7 +229,7 @@ def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
         )
         return UNKNOWN, reason, "Train with perturbed and control cells of a second context."
     if excess > STRANGE:
-        reason = f"the control cells differ from the training cells ({strange}){few}"
+        reason = f"the control cells differ from the training cells ({strange}){request.few_cells}"
         return EXTRAPOLATED, reason, "Train with such control cells; perturbed ones are not needed."
     if request.learned_later:
         reason = (

@@ -652,8 +652,8 @@ class DiffusionModel(BaseModelClass):
         epochs = self._by_stage("max_epochs", max_epochs, stages)
         changes = self._by_stage("plan_kwargs", plan_kwargs, stages)
         # fine-tuning goes on from the reference, unless it has classes to learn; the transport starts from nothing
-        begun = {*(stages if self.reference_ is not None else self.trained_stages_)} - {"transport"}
-        begun = set() if self._has_values_to_learn else begun
+        known = stages if self.reference_ is not None else self.trained_stages_
+        begun = set() if self._has_values_to_learn else {*known} - {"transport"}
         jobs = [
             plan_stage(
                 stage,
