@@ -1,7 +1,5 @@
 """The speed study: every system is measured, and the pages say what was measured."""
 
-import itertools
-
 import pandas as pd
 import pytest
 
@@ -52,10 +50,14 @@ def test_gene_space_models_train_and_generate(measured, tiny_gene_space):
 
 @pytest.mark.parametrize(("seconds_per_step", "n_measured"), [(0.01, 100), (1.5, systems.N_STEPS), (5.0, 1)])
 def test_long_sampling_is_extrapolated_and_says_so(monkeypatch, seconds_per_step, n_measured):
-    times = itertools.count(step=seconds_per_step)
-    monkeypatch.setattr(systems, "clock", lambda device: next(times))
+    now = [0.0]
+
+    def take_steps(n_steps: int) -> None:
+        now[0] += 10 + n_steps * seconds_per_step  # ten seconds belong to every call
+
+    monkeypatch.setattr(systems, "clock", lambda device: now[0])
     extrapolation = systems.Extrapolation(100)
-    extrapolation.choose(lambda: None, "cpu")
+    extrapolation.choose(take_steps, "cpu")
     assert extrapolation.share == n_measured / 100
     assert ("extrapolated" in extrapolation.describe()) == (n_measured < 100)
 
