@@ -44,6 +44,14 @@ def test_more_cells_are_seen_less_often_but_in_more_steps(recipe):
     assert steps[-1] > 2 * steps[0]
 
 
+def test_beyond_fifty_thousand_cells_the_prior_takes_no_more_steps():
+    prior = RECIPES["default"].prior
+
+    assert n_steps(prior, 50_000) == pytest.approx(20_000, rel=0.01)
+    assert n_steps(prior, 1_000_000) == pytest.approx(20_000, rel=0.1)  # whole epochs of 3,907 steps
+    assert n_steps(replace(prior, most_cells=None), 1_000_000) == pytest.approx(89_443, rel=0.05)
+
+
 @given(st.sampled_from(STAGES), st.integers(1, 2_000_000), st.integers(8, 1024))
 def test_an_epoch_shows_every_cell_and_no_set_is_too_small_for_one(stage, n_cells, batch_size):
     recipe = replace(RECIPE_OF_STAGE[stage], batch_size=batch_size)

@@ -47,6 +47,8 @@ class Recipe:
         See ``reference_steps``.
     smallest_share
         Smallest data sets take at least this share of ``reference_steps``.
+    most_cells
+        Larger data sets take as many steps as one of this many cells; default: no limit.
     smallest_epoch
         Smallest number of steps in an epoch; small data sets are repeated to fill it. 0: an epoch is a pass.
     n_epochs
@@ -71,6 +73,7 @@ class Recipe:
     reference_steps: int = 1500
     reference_cells: int = 2000
     smallest_share: float = 0.5
+    most_cells: int | None = None
     smallest_epoch: int = 0
     n_epochs: int | None = None
     max_rounds: int = 1
@@ -89,7 +92,7 @@ class Recipe:
             if isinstance(value, Real) and not value >= 0:
                 msg = f"`{field.name}` must not be negative, but found {value!r}."
                 raise ValueError(msg)
-        for name in ("max_rounds", "n_epochs"):
+        for name in ("max_rounds", "n_epochs", "most_cells"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, check_count(name, value))  # Lightning takes no numbers of numpy
 
@@ -97,7 +100,8 @@ class Recipe:
         """Return the number of epochs of a round for ``n_cells`` training cells."""
         if self.n_epochs is not None:
             return self.n_epochs
-        steps = self.reference_steps * max(math.sqrt(n_cells / self.reference_cells), self.smallest_share)
+        n_counted = min(n_cells, self.most_cells or n_cells)
+        steps = self.reference_steps * max(math.sqrt(n_counted / self.reference_cells), self.smallest_share)
         return max(1, round(steps / self.steps_per_epoch(n_cells)))
 
     def steps_per_epoch(self, n_cells: int) -> int:
@@ -194,6 +198,7 @@ class PriorRecipe(Recipe):
     learning_rate: float = 2e-3
     batch_size: int = 256
     reference_steps: int = 4000
+    most_cells: int | None = 50_000
     smallest_epoch: int = 10
     drop_probability: float = 0.1
 
@@ -295,6 +300,7 @@ RECIPES: dict[str, TrainingRecipe] = {
             batch_size=128,
             warm_up=0.1,
             reference_steps=12_000,
+            most_cells=None,
             drop_probability=0.8,
             bfloat16=True,
         ),
