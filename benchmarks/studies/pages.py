@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from benchmarks.quality.drawing import MODELS
 from benchmarks.studies.end_to_end import costs_of, quality_of
 from benchmarks.studies.held_out import REAL
 from benchmarks.studies.hours import GENERATE, OTHER_HOUR, PROPORTIONAL, RIVALS, TRANSPORT
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 Blocks = dict[tuple[str, str], str]
 HOW_MANY_CELLS = "docs/user_guide/how_many_cells.md"
-#: Numbers of cells whose minutes follow from the rule for training steps.
-EXPECTED_CELLS = (100_000, 1_000_000)
 
 
 def guidance(table: pd.DataFrame) -> Blocks:
@@ -210,7 +207,7 @@ def end_to_end(table: pd.DataFrame) -> Blocks:
 
 
 def learning_curves(table: pd.DataFrame) -> Blocks:
-    """Write quality by number of cells, and minutes and memory with what the rule for training steps makes of them."""
+    """Write quality, minutes and memory by number of cells."""
     wide = columns_of(table).xs(DEFAULT, level="steps")
     floor = wide.xs(REAL, level="method").iloc[[0]]
     models = wide.loc[[key for method in METHODS for key in sorted(wide.index) if key[0] == method]]
@@ -225,13 +222,6 @@ def learning_curves(table: pd.DataFrame) -> Blocks:
         [f"{cells:,}", *(_cost(values.get(method, {}).get(cells)) for method in METHODS for values in (minutes, peak))]
         for cells in minutes.index
     ]
-    for cells in EXPECTED_CELLS:
-        row = [f"{cells:,}, by the rule"]
-        for method in METHODS:
-            measured = minutes.get(method, pd.Series()).dropna()
-            known = method in MODELS and len(measured)
-            row += [_cost(measured.iloc[-1] * (cells / measured.index[-1]) ** 0.5) if known else "", ""]
-        lines.append(row)
     header = ["training cells", *(f"{method}: {name}" for method in METHODS for name in ("minutes", "GiB"))]
     return {
         (HOW_MANY_CELLS, "learning_curves: quality"): quality,

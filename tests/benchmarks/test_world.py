@@ -98,13 +98,13 @@ def test_other_lengths_multiply_the_epochs_of_their_stages():
     assert curves.variant_of("scVI", 8_000, "default") is None
 
 
-def test_minutes_of_more_cells_than_measured_grow_with_the_square_root():
+def test_costs_are_those_of_each_number_of_cells():
     rows = [("SCLDM", 25_000, "train_minutes", 4.0), ("SCLDM", 2_000, "train_minutes", 3.0)]
     rows += [(method, 2_000, "peak_memory_gib", 0.5) for method in (curves.REAL, "SCLDM")]
     table = pd.DataFrame(rows, columns=["method", "cells", "metric", "value"]).assign(group="all", steps=curves.DEFAULT)
     text = pages.learning_curves(table)[pages.HOW_MANY_CELLS, "learning_curves: costs"]
     assert "| 25,000 | 4 |" in text
-    assert "| 100,000, by the rule | 8 |" in text
+    assert "| 2,000 | 3 | 0.5 |" in text
 
 
 def test_the_floor_is_judged_beside_a_baseline_in_a_small_world(small, tmp_path, monkeypatch):
