@@ -166,7 +166,7 @@ def test_our_log_and_our_warnings_are_shown_and_those_of_others_are_not(call_fun
             "the unknown value 'NK' for 'type'. Known, closest first: 'NK=1'.",
         ),
         (
-            "No cell has the control value 0 in adata.obs['drug']. Give the text '0'.",
+            "No cell has the control value 0 in obs['drug']. Give the text '0'.",
             """No cell has the control value 0 in drug. Give text: --control 'drug="0"'.""",
         ),
     ],

@@ -356,7 +356,7 @@ def test_numbers_may_be_whole_in_one_file_only(columns_in_files):
 
 @pytest.mark.parametrize("kinds", [["whole classes"], ["whole classes", "decimal"], ["whole", "whole classes"]])
 def test_classes_are_no_numbers_in_one_or_several_files(columns_in_files, kinds):
-    with pytest.raises(ValueError, match=r"adata.obs\['key'\] holds category instead of numbers"):
+    with pytest.raises(ValueError, match=r"obs\['key'\] holds category instead of numbers"):
         CellFiles(columns_in_files(*kinds), continuous_condition_keys=["key"])
 
 

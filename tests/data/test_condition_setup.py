@@ -107,7 +107,7 @@ def make(**changes):
             ValueError,
             "'dose' has an embedding, but is not a categorical or set key",
         ),
-        (make(sets=["gene"], embeddings={"gene": "vektors"}), KeyError, "not in adata.uns.*closest first: 'vectors'"),
+        (make(sets=["gene"], embeddings={"gene": "vektors"}), KeyError, "not in uns.*closest first: 'vectors'"),
         (make(sets=["gene"], embeddings={"gene": "number"}), TypeError, "must be a DataFrame.*found int"),
         (make(sets=["gene"], embeddings={"gene": TABLE}), ValueError, "no row for 1 of the 4 values.*'ctrl'"),
         (make(categorical=["type"], embeddings={"type": TABLE}), ValueError, "no row for 2 of the 2 values.*'x'"),
@@ -142,12 +142,12 @@ def test_a_number_can_be_a_control_value(adata, column):
 @pytest.mark.parametrize(
     ("control", "words"),
     [
-        (0.5, r"No cell has the control value 0.5 in adata.obs\['dose'\]; the nearest number is 0.0"),
+        (0.5, r"No cell has the control value 0.5 in obs\['dose'\]; the nearest number is 0.0"),
         (-3, "No cell has the control value -3 .* the nearest number is 0.0"),
         (np.nan, "`control_values` has the value nan for 'dose'; a finite number is needed"),
         (np.inf, "`control_values` has the value inf for 'dose'; a finite number is needed"),
-        ("0", "control value of 'dose' must be a number, as in adata.obs, but found '0'"),
-        (False, "control value of 'dose' must be a number, as in adata.obs, but found False"),
+        ("0", "control value of 'dose' must be a number, as in obs, but found '0'"),
+        (False, "control value of 'dose' must be a number, as in obs, but found False"),
     ],
 )
 def test_a_control_value_of_numbers_must_be_that_of_some_cells(adata, control, words):

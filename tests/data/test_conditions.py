@@ -91,7 +91,7 @@ def test_an_unknown_column_of_a_table_says_how_to_leave_it_out(conditions):
     obs = pd.DataFrame({"n_counts": [900], "treated": [True], "cell_type": ["T"]})
 
     with pytest.raises(
-        ValueError, match=r"'n_counts'.*give `adata` itself, or `adata\.obs\[\['cell_type', 'treated'\]\]`"
+        ValueError, match=r"'n_counts'.*give the cells themselves, or `obs\[\['cell_type', 'treated'\]\]`"
     ):
         conditions.encode(obs, None)
     assert conditions.encode(obs[["cell_type", "treated"]], None).tolist() == [[1, OPEN, 1]]

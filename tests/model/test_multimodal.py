@@ -532,6 +532,30 @@ def test_what_is_wrong_with_the_conditions_of_mudata_is_said_of_the_mudata(multi
         multimodal.predict_perturbation(others, {"cell_type": TYPES[0]})
 
 
+@pytest.mark.parametrize(
+    ("column", "setup", "words"),
+    [
+        (["a", 1], {"condition_keys": ["key"]}, "mixes numbers and text"),
+        ([(1,), "a"], {"condition_keys": ["key"]}, "of type tuple"),
+        (["a", "b"], {"continuous_condition_keys": ["key"]}, "instead of numbers"),
+        ([1.0, 1.0], {"continuous_condition_keys": ["key"]}, "is 1 in every cell"),
+        ([0.0, 1.0], {"continuous_condition_keys": ["key"], "control_values": {"key": "no"}}, "must be a number"),
+        ([0.0, 1.0], {"continuous_condition_keys": ["key"], "control_values": {"key": 2.0}}, "No cell has the control"),
+        (["a", "b"], {"condition_keys": ["key"], "control_values": {"key": "no"}}, "No cell has the control"),
+        (["a", "b"], {"condition_keys": ["key"], "condition_embeddings": {"key": "no"}}, "not in uns"),
+    ],
+)
+def test_what_is_wrong_with_a_column_of_mudata_is_not_said_of_an_adata(column, setup, words):
+    mdata = make_mudata()
+    values = pd.Series([column[n % 2] for n in range(mdata.n_obs)], index=mdata.obs_names)
+    mdata.obs["key"] = values.astype(object) if values.map(type).nunique() > 1 else values
+
+    with pytest.raises((ValueError, KeyError), match=words) as error:
+        MULTISCLDM.setup_mudata(mdata, **setup)
+
+    assert "adata" not in str(error.value).replace("mdata", "")
+
+
 def test_likelihoods_and_layers_can_be_chosen(tiny):
     mdata = make_mudata()
     mdata["rna"].layers["counts"] = mdata["rna"].X.copy()

@@ -56,7 +56,7 @@ SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to
     r"`control_values`( in `setup_anndata`)?": "--control",
     r"`unlabeled_category(='[^']*')?`": r"--unlabeled-category\1",
     r"call (model\.)?train\w*\(\) first": "run `scgen-diffusion train` first",
-    r"(control value .*) in adata\.obs\['([^']*)'\]\. Give the text '([^'\\]*)'": (
+    r"(control value .*) in obs\['([^']*)'\]\. Give the text '([^'\\]*)'": (
         r"""\1 in \2. Give text: --control '\2="\3"'"""
     ),
     r"scgen_diffusion\.metrics\.evaluate": "`scgen-diffusion evaluate`",

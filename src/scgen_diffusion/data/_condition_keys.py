@@ -166,7 +166,7 @@ class CategoricalKey(ConditionKey):
             if str(value) in as_text:
                 known = as_text[str(value)]
                 msg = (
-                    f"adata.obs[{self.name!r}] holds {value!r} of type {type(value).__name__}, which the reference "
+                    f"obs[{self.name!r}] holds {value!r} of type {type(value).__name__}, which the reference "
                     f"knows as {known!r} of type {type(known).__name__}. Convert the column to that type."
                 )
                 raise ValueError(msg)
@@ -256,28 +256,28 @@ class ContinuousKey(ConditionKey):
         """Take range and scale from the values of training cells, of which one must be the control value if given."""
         if column.dtype.kind not in "iuf":
             msg = (
-                f"adata.obs[{name!r}] holds {column.dtype} instead of numbers. List it in `condition_keys`, or convert "
+                f"obs[{name!r}] holds {column.dtype} instead of numbers. List it in `condition_keys`, or convert "
                 "it: `.astype(float)`."
             )
             raise ValueError(msg)
         values = column.to_numpy(dtype=float)
         if not np.isfinite(values).all():
-            msg = f"adata.obs[{name!r}] holds infinite numbers; every value must be finite."
+            msg = f"obs[{name!r}] holds infinite numbers; every value must be finite."
             raise ValueError(msg)
         if values.min() == values.max():
-            msg = f"adata.obs[{name!r}] is {values[0]:g} in every cell; a condition must vary. Leave it out."
+            msg = f"obs[{name!r}] is {values[0]:g} in every cell; a condition must vary. Leave it out."
             raise ValueError(msg)
         key = cls(name, float(values.mean()), float(values.std()), float(values.min()), float(values.max()))
         if control is None:
             return key
         if not is_number(control):
-            msg = f"The control value of {name!r} must be a number, as in adata.obs, but found {control!r}."
+            msg = f"The control value of {name!r} must be a number, as in obs, but found {control!r}."
             raise ValueError(msg)
         numbers = np.unique(values)
         is_control = np.isclose(key.encode(numbers.tolist()), key.encode([control], "`control_values`")).ravel()
         if not is_control.any():
             nearest = float(values[np.abs(values - control).argmin()])
-            msg = f"No cell has the control value {control} in adata.obs[{name!r}]; the nearest number is {nearest}."
+            msg = f"No cell has the control value {control} in obs[{name!r}]; the nearest number is {nearest}."
             raise ValueError(msg)
         distances = np.unique(np.abs(numbers[~is_control] - control))
         ratios = distances[1:] / distances[:-1]
@@ -291,7 +291,7 @@ class ContinuousKey(ConditionKey):
 
     def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> ContinuousKey:
         """Widen the range and keep the scale."""
-        numbers = self.decode(self.encode(column.to_numpy(), source="adata.obs"))
+        numbers = self.decode(self.encode(column.to_numpy(), source="obs"))
         return replace(self, low=float(min(self.low, *numbers)), high=float(max(self.high, *numbers)))
 
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
@@ -370,12 +370,12 @@ class ArrayKey(ConditionKey):
         numbers = check_array(name, array)
         low, high, spread = numbers.min(0), numbers.max(0), numbers.std(0)
         if (low == high).all():
-            msg = f"adata.obsm[{name!r}] is the same in every cell; a condition must vary. Leave it out."
+            msg = f"obsm[{name!r}] is the same in every cell; a condition must vary. Leave it out."
             raise ValueError(msg)
         varying = spread[low < high]
         if varying.max() > UNLIKE * varying.min():
             warn_user(
-                f"The columns of adata.obsm[{name!r}] have standard deviations from {varying.min():.3g} to "
+                f"The columns of obsm[{name!r}] have standard deviations from {varying.min():.3g} to "
                 f"{varying.max():.3g}. They share one scale, so the smaller ones hardly count. Unless they are "
                 "coordinates, standardise them first."
             )
@@ -386,7 +386,7 @@ class ArrayKey(ConditionKey):
 
     def extended(self, column: Any, table: pd.DataFrame | None = None) -> ArrayKey:
         """Widen the range and keep the scale."""
-        codes = self.encode(column, source="adata.obsm")
+        codes = self.encode(column, source="obsm")
         numbers = self.decode(codes)
         return replace(
             self,
@@ -514,14 +514,14 @@ class SetKey(ConditionKey):
         if within := [member for member in rows if separator in member]:
             msg = (
                 f"The member {within[0]!r} of {name!r} contains the separator {separator!r}. Choose another separator "
-                f"by `set_condition_keys={{{name!r}: '...'}}`, and use it in adata.obs."
+                f"by `set_condition_keys={{{name!r}: '...'}}`, and use it in obs."
             )
             raise ValueError(msg)
         key = cls(name, [], separator, 0, control, [], has_vectors=table is not None).extended(column, table)
         if control is not None and all(key.parts(text) for text in key.spellings):
             raise ValueError(_no_control(name, control, key.spellings))
         if not any(key.parts(text) for text in key.spellings):
-            msg = f"adata.obs[{name!r}] has only the control value {control!r}; at least one perturbation is needed."
+            msg = f"obs[{name!r}] has only the control value {control!r}; at least one perturbation is needed."
             raise ValueError(msg)
         return key
 
@@ -681,7 +681,7 @@ def _with_vectors(name: str, needed: Iterable[Any], table: pd.DataFrame) -> list
     known, needed = list(table.index), set(needed)
     if missing := sorted(needed.difference(known), key=str):
         msg = (
-            f"The embedding of {name!r} has no row for {len(missing)} of the {len(needed)} values in adata.obs, for "
+            f"The embedding of {name!r} has no row for {len(missing)} of the {len(needed)} values in obs, for "
             f"example {missing[0]!r}; give rows for all in `condition_embeddings`. {known_names(missing[0], known)}"
         )
         raise ValueError(msg)
@@ -690,14 +690,14 @@ def _with_vectors(name: str, needed: Iterable[Any], table: pd.DataFrame) -> list
 
 def check_array(name: str, array: Any) -> np.ndarray:
     """Return an array of ``obsm`` as numbers ``(cells, columns)``; raise unless it can be a condition."""
-    where = f"adata.obsm[{name!r}]"
+    where = f"obsm[{name!r}]"
     numbers = array.to_numpy() if isinstance(array, pd.DataFrame) else array
     if not isinstance(numbers, np.ndarray) or numbers.dtype.kind not in "iuf":
         found = f"values of type {numbers.dtype}" if isinstance(numbers, np.ndarray) else f"a {type(array).__name__}"
         msg = f"{where} must be an array or table of numbers to be a condition, but holds {found}."
         raise ValueError(msg)
     if numbers.ndim != 2:
-        advice = f"Copy it to obs: adata.obs[{name!r}] = {where}; del {where}." if numbers.ndim == 1 else "Reshape it."
+        advice = f"Copy it to obs: obs[{name!r}] = {where}; del {where}." if numbers.ndim == 1 else "Reshape it."
         msg = f"{where} must have a row per cell and a few columns, but has the shape {numbers.shape}. {advice}"
         raise ValueError(msg)
     if not 0 < numbers.shape[1] <= MOST_COLUMNS:
@@ -776,7 +776,7 @@ def _plain(values: Iterable[Any]) -> list[Any]:
 
 def _no_control(name: str, control: Any, values: Sequence[Any]) -> str:
     advice = _of_same_text(control, values) or known_names(control, values)
-    return f"No cell has the control value {control!r} in adata.obs[{name!r}]. {advice}"
+    return f"No cell has the control value {control!r} in obs[{name!r}]. {advice}"
 
 
 def _not_learned(name: str, value: Any, what: str) -> str:

@@ -108,7 +108,7 @@ class ConditionSetup:
         if SYNTHETIC in listed:
             msg = (
                 f"{SYNTHETIC!r} cannot be a condition key, because generated cells have a column of this name. Rename "
-                f"adata.obs[{SYNTHETIC!r}]."
+                f"obs[{SYNTHETIC!r}]."
             )
             raise ValueError(msg)
         if repeated := [name for name in listed if listed.count(name) > 1]:
@@ -178,7 +178,7 @@ class ConditionSetup:
         for name in controls:
             if name in continuous and (n_numbers := adata.obs[name].nunique()) > MANY_NUMBERS:
                 warn_user(
-                    f"adata.obs[{name!r}] has {n_numbers:,} distinct numbers and a control value. The transport learns "
+                    f"obs[{name!r}] has {n_numbers:,} distinct numbers and a control value. The transport learns "
                     "from the cells of each number as a group; round the numbers, so that many cells share one."
                 )
         labels = {key: labeled_part(adata.obs[key], self.unlabeled_category).unique() for key in tables}
@@ -487,25 +487,25 @@ def _check_classes(name: str, column: pd.Series) -> None:
         "text" if isinstance(v, str) else "booleans" if isinstance(v, bool | np.bool_) else NUMBERS for v in values
     }
     if len(kinds) > 1:
-        msg = f"adata.obs[{name!r}] mixes {' and '.join(sorted(kinds))}; use one type for all cells."
+        msg = f"obs[{name!r}] mixes {' and '.join(sorted(kinds))}; use one type for all cells."
         raise ValueError(msg)
     for value in sorted({v for v in values if isinstance(v, str) and v.strip().casefold() in LIKE_MISSING}):
         if n_found := int((column == value).sum()):
             warn_user(
-                f"adata.obs[{name!r}] is {value!r} in {n_found:,} cells, which is learned as a class. If their label "
+                f"obs[{name!r}] is {value!r} in {n_found:,} cells, which is learned as a class. If their label "
                 f"is missing, leave these cells out, or give `unlabeled_category={value!r}`."
             )
     n_classes, n_cells, are_numbers = column.nunique(), len(column), kinds == {NUMBERS}
     most = MANY_FRACTIONS if are_numbers and any(value % 1 for value in values) else MANY_NUMBERS
     if are_numbers and n_classes > min(most, max(MANY_CLASSES, n_cells / 2)):
         warn_user(
-            f"adata.obs[{name!r}] has {n_classes:,} distinct numbers in {n_cells:,} cells; each is learned as a "
+            f"obs[{name!r}] has {n_classes:,} distinct numbers in {n_cells:,} cells; each is learned as a "
             "separate class. If they are amounts, such as doses or times, list the column in "
             "`continuous_condition_keys` instead."
         )
     elif n_classes > max(MANY_CLASSES, n_cells / 2):
         warn_user(
-            f"adata.obs[{name!r}] has {n_classes:,} classes in {n_cells:,} cells, too many to learn. If they name "
+            f"obs[{name!r}] has {n_classes:,} classes in {n_cells:,} cells, too many to learn. If they name "
             "cells, leave the column out of `condition_keys`."
         )
 
@@ -518,8 +518,8 @@ def _check_types(name: str, column: pd.Series, types: tuple[type, ...], allowed:
         values = column if column.dtype == object else column.unique()  # objects may have no hash
     if strange := [value for value in values if not isinstance(value, types)]:
         msg = (
-            f"adata.obs[{name!r}] holds {strange[0]!r} of type {type(strange[0]).__name__}; it may hold {allowed} only "
-            f"(adata.obs[{name!r}].astype(str) makes text of it)."
+            f"obs[{name!r}] holds {strange[0]!r} of type {type(strange[0]).__name__}; it may hold {allowed} only "
+            f"(obs[{name!r}].astype(str) makes text of it)."
         )
         raise ValueError(msg)
     return values
@@ -540,13 +540,13 @@ def _table(adata: AnnData, name: str, table: pd.DataFrame | str, labels: Iterabl
     """Return a checked embedding table of type float32, from ``uns`` if given by name, with rows named as labels."""
     if isinstance(table, str):
         if table not in adata.uns:
-            msg = f"The embedding {table!r} of {name!r} is not in adata.uns. {known_names(table, list(adata.uns))}"
+            msg = f"The embedding {table!r} of {name!r} is not in uns. {known_names(table, list(adata.uns))}"
             raise KeyError(msg)
         table = adata.uns[table]
     if not isinstance(table, pd.DataFrame):
         found = type(table).__name__
         msg = (
-            f"The embedding of {name!r} must be a DataFrame with one row per value, or the name of one in adata.uns, "
+            f"The embedding of {name!r} must be a DataFrame with one row per value, or the name of one in uns, "
             f"but found {found}."
         )
         raise TypeError(msg)

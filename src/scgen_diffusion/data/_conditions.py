@@ -206,7 +206,7 @@ class Conditions:
                 msg = f"`condition` has the unknown key {name!r}. {known_names(name, known)}"
                 columns = [key for key in known if key in request.columns] if isinstance(request, pd.DataFrame) else []
                 if columns:
-                    msg += f" If this is `adata.obs`, give `adata` itself, or `adata.obs[{columns}]`."
+                    msg += f" If this is the `obs` of cells, give the cells themselves, or `obs[{columns}]`."
                 raise ValueError(msg)
         return requested
 

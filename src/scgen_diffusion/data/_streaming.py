@@ -53,7 +53,7 @@ def check_writable(obs: pd.DataFrame) -> None:
             try:  # the type of Python objects depends on all of them
                 write_elem(root, "obs", column.to_frame() if column.dtype == object else column.iloc[:1].to_frame())
             except Exception as error:
-                found, remedy = f"the type {column.dtype}", f"Convert it (`adata.obs[{name!r}].astype(str)`)"
+                found, remedy = f"the type {column.dtype}", f"Convert it (`obs[{name!r}].astype(str)`)"
                 if "/" in str(name):
                     found, remedy = "a '/' in its name", "Rename it"
                 msg = f"obs[{name!r}] has {found}, which AnnData files cannot store. {remedy} or remove it. ({error})"

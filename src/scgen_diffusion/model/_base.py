@@ -157,7 +157,7 @@ ADVICE = {
     "get_latent_library_size": "the model uses each cell's observed total; sum its counts",
     "get_likelihood_parameters": "`get_reconstruction(sample=False)` returns expected counts",
     "get_marginal_ll": "`get_elbo` returns a lower bound of it",
-    "minify_adata": "keep the latents: `adata.obsm['X_latent'] = model.get_latent_representation()`",
+    "minify_adata": "keep the latents that `get_latent_representation` returns",
     "update_setup_method_args": "call `setup_anndata` again and build a new model",
 }
 """Methods of scvi-tools that the models lack, and what to use instead."""

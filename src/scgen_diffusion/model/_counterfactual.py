@@ -387,7 +387,7 @@ def check_order(what: str, given: Any, names: pd.Index) -> None:
     if not isinstance(given, pd.Series | pd.DataFrame) or given.index.equals(names):
         return
     if names.is_unique and set(given.index) == set(names):
-        msg = f"The rows of {what} are the cells in another order; use .loc[adata.obs_names]."
+        msg = f"The rows of {what} are the cells in another order; use .loc[adata_control.obs_names]."
         raise ValueError(msg)
 
 
