@@ -272,6 +272,76 @@ def test_the_kl_weight_rises_in_the_first_round_alone(train):
     assert [share for _, share in seen] == pytest.approx([step / 12 for step in range(12)] * 3)
 
 
+def train_on(model, **options):
+    quick = {"batch_size": 16, "accelerator": "cpu", "enable_progress_bar": False, **options}
+    model.train_autoencoder(plan_kwargs={"n_epochs": PER_ROUND, **quick.pop("recipe", {})}, **quick)
+
+
+def test_more_training_that_does_not_help_leaves_the_weights_from_before(train, monkeypatch, capsys):
+    model = train()
+    monkeypatch.setattr(plans, "LEAST_GAIN", NEVER)
+    before = [value.clone() for value in model.module.encoder.state_dict().values()]
+
+    train_on(model, enable_progress_bar=True)
+
+    assert len(losses(model)) == PER_ROUND
+    assert all(map(torch.equal, model.module.encoder.state_dict().values(), before))
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("More training did not lower the validation loss of the autoencoder, so the weights from be")
+
+
+def test_more_training_that_helps_keeps_its_best_round(train, monkeypatch):
+    model, last = train(recipe={"max_rounds": 1}), {}
+    before = losses(model).iloc[-1]
+    monkeypatch.setattr(plans, "LEAST_GAIN", 0.0)
+
+    class Watch(Callback):
+        def on_train_start(self, trainer, plan):
+            last.update(plan.best_round)
+
+    train_on(model, callbacks=[Watch()])
+
+    assert last["loss"] == pytest.approx(before, rel=1e-4)  # correcting the effects of rare classes changes no loss
+    assert losses(model).min() < before
+    assert len(losses(model)) > PER_ROUND
+
+
+def test_training_of_chosen_length_keeps_its_last_weights(train):
+    model = train()
+    before = [value.clone() for value in model.module.encoder.state_dict().values()]
+
+    train_on(model, max_epochs=1)
+
+    assert not all(map(torch.equal, model.module.encoder.state_dict().values(), before))
+
+
+def test_ctrl_c_and_a_loss_that_is_no_number_return_to_the_weights_from_before(train, capsys):
+    model = train()
+    before = [value.clone() for value in model.module.encoder.state_dict().values()]
+
+    train_on(model, callbacks=[Press(5)], enable_progress_bar=True)
+
+    assert "; the weights from before, the best so far, are kept. Next: " in capsys.readouterr().err.splitlines()[-1]
+    assert all(map(torch.equal, model.module.encoder.state_dict().values(), before))
+    model.cut_short_ = {}
+    with pytest.warns(UserWarning, match=r"loss is nan in epoch 1 of 2\. .* with the weights from before, the best so far"):
+        train_on(model, callbacks=[Spoil(5)])
+    assert all(map(torch.equal, model.module.encoder.state_dict().values(), before))
+
+
+def test_a_stage_that_was_stopped_trains_on_from_where_it_stopped(train):
+    model = train(callbacks=[Press(5)])
+    seen = {}
+
+    class Watch(Callback):
+        def on_train_start(self, trainer, plan):
+            seen.update(plan.best_round)
+
+    train_on(model, callbacks=[Watch()])
+
+    assert seen == {}
+
+
 def test_rounds_of_the_prior_leave_a_later_transport_alone(make_model, make_cells, tmp_path, monkeypatch):
     monkeypatch.setattr(plans, "LEAST_GAIN", NEVER)
     model = make_model(make_cells(n_cells=96), setup={"control_values": {"dose": 1}})

@@ -528,7 +528,8 @@ class DiffusionModel(BaseModelClass):
             mapping leaves out: depends on the number of cells, for SCLDM on genes and counts too, see the user guide.
             SCLDM's autoencoder then takes up to three times as many, in rounds, as long as each lowers the validation
             loss. With ``max_rounds`` in ``plan_kwargs``, epochs of one round. A trained model is trained on, all its
-            stages; ``train_prior`` trains the prior alone.
+            stages; ``train_prior`` trains the prior alone. Rounds then keep the weights from before unless they lower
+            their validation loss.
         accelerator, devices
             Where to train; passed to Lightning.
         train_size
@@ -631,6 +632,7 @@ class DiffusionModel(BaseModelClass):
             for job in jobs:
                 options = {**trainer_kwargs, "early_stopping": early_stopping and job.is_validated}
                 options |= {"max_epochs": job.n_epochs, "checkpoint_dir": folder, "deadline": deadline}
+                options["goes_on"] = not job.is_new and job.name not in self.cut_short_
                 train_stage = getattr(self, f"_train_{job.name}")
                 results.append(train_stage(job.recipe, partial(self._run, first_step, **options), **of_stage))
                 self._record_end(job, results[-1])
@@ -707,6 +709,7 @@ class DiffusionModel(BaseModelClass):
         *made_with: object,
         max_epochs: int,
         checkpoint_dir: Path | None,
+        goes_on: bool,
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
         callbacks: Sequence[Callback] | None = None,
@@ -714,6 +717,7 @@ class DiffusionModel(BaseModelClass):
     ) -> StageResult:
         """Run a stage. It resumes a checkpoint of the same cells, the same split and the same ``made_with``."""
         plan.trained_rows = self._trained_rows()
+        plan.goes_on = goes_on and plan.recipe.max_rounds > 1
         if checkpoint_dir is not None:
             judges = [self.validation_indices_] if plan.recipe.max_rounds > 1 else []  # they choose the weights
             plan.fingerprint = digest_of(self._fingerprint, self.train_indices_, *judges, *made_with)

@@ -277,8 +277,7 @@ def closing_message(
         last = plans[-1]
         n_rounds, n_done = last.recipe.max_rounds, last.n_epochs_done
         where = last.describe_epoch(n_done - 1 if last.has_settled else min(n_done, n_rounds * last.n_epochs - 1))
-        of_round = f"the weights of round {last.n_rounds_done}, the best so far,"
-        kept = of_round if last.best_round else "its weights"
+        kept = f"{last.best_weights}, the best so far," if last.best_round else "its weights"
         if last.name == "transport" and not is_resumable:
             again = "model.train_transport() to train it from the start"
         elif len(plans) > 1 and not is_resumable:
@@ -328,6 +327,11 @@ def closing_message(
         )
     elif "unknown" in trends.values() or any(job.is_short for job in jobs):
         seen = "Training is done, but was too short to show how well it went"
+    elif former := [plan.name for plan in validated if plan.best_round and not plan.n_rounds_done]:
+        seen = (
+            f"More training did not lower the validation loss of the {' and the '.join(former)}, so the weights from "
+            "before are kept"
+        )
     elif falling := [plan for plan in validated if plan.recipe.max_rounds > 1 and not plan.has_settled]:
         falls = [
             f"round {p.n_rounds_done} still lowered the {p.name}'s validation loss by {p.best_round['gain']:.1%}"

@@ -82,6 +82,8 @@ class StagePlan(pl.LightningModule):
         Whether the stage has run to its end.
     round
         Number of the round, from 0.
+    goes_on
+        Whether the stage was finished before, so that its former weights count as a round that the others must beat.
     best_round
         Validation loss, by which share it lowered that of the round before, finished epochs and, until training ends,
         weights of the best finished round, if there can be several.
@@ -107,6 +109,7 @@ class StagePlan(pl.LightningModule):
         self._losses: dict[str, dict[int, float]] = {}
         self._has_validated = False
         self.round = 0
+        self.goes_on = False
         self.best_round: dict[str, Any] = {}
         self._frozen: list[nn.Parameter] = []
         self._masks: list[RemovableHandle] = []
@@ -269,6 +272,11 @@ class StagePlan(pl.LightningModule):
         return self.best_round.get("n_epochs_done", self.n_epochs_done) // self.n_epochs
 
     @property
+    def best_weights(self) -> str:
+        """What the weights of the best round are called."""
+        return f"the weights of round {self.n_rounds_done}" if self.n_rounds_done else "the weights from before"
+
+    @property
     def has_settled(self) -> bool:
         """Whether a round that did not lower the validation loss ended the stage."""
         done = self.n_epochs_done
@@ -303,7 +311,12 @@ class StagePlan(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the losses and mark them as this epoch's; Lightning keeps those of the last validation."""
         self._log_means("validation")
-        self._has_validated = True
+        self._has_validated = not self.trainer.sanity_checking
+
+    def on_validation_end(self) -> None:
+        """Remember the weights with which a stage goes on, before its first epoch."""
+        if self.trainer.sanity_checking and self.goes_on:
+            self._remember(float(self.trainer.callback_metrics[self.key_loss("validation")]), math.inf)
 
     def on_train_epoch_end(self) -> None:
         """Record the epoch's losses, before a checkpoint is written.
@@ -332,8 +345,7 @@ class StagePlan(pl.LightningModule):
                 )
                 raise FloatingPointError(msg)
             warn_user(
-                f"The {self.name}'s loss is {loss} in {where}. Training ends with the weights of round "
-                f"{self.n_rounds_done}, the best so far."
+                f"The {self.name}'s loss is {loss} in {where}. Training ends with {self.best_weights}, the best so far."
             )
             self.return_to_best_round()
             self.trainer.should_stop = True
@@ -351,11 +363,14 @@ class StagePlan(pl.LightningModule):
         loss, best = loss if math.isfinite(loss) else math.inf, self.best_round.get("loss", math.inf)
         gain = math.inf if loss < best == math.inf else (best - loss) / abs(best)
         if not self.best_round or gain >= LEAST_GAIN:
-            weights = {name: value.clone() for name, value in self.state_dict().items()}
-            self.best_round = {"loss": loss, "gain": gain, "n_epochs_done": self.n_epochs_done, "weights": weights}
+            self._remember(loss, gain)
         else:
             self.return_to_best_round()
             self.trainer.should_stop = True
+
+    def _remember(self, loss: float, gain: float) -> None:
+        weights = {name: value.clone() for name, value in self.state_dict().items()}
+        self.best_round = {"loss": loss, "gain": gain, "n_epochs_done": self.n_epochs_done, "weights": weights}
 
     def return_to_best_round(self) -> None:
         """Return to the weights of the best finished round, if there is one."""

@@ -56,7 +56,8 @@ class Recipe:
     max_rounds
         Largest number of rounds, each as long as the options above say. A round goes through the schedule of the
         learning rate, at half of the rate of the round before. Training ends when a round has not lowered the
-        validation loss by 0.05 %, and keeps the weights of the best round. By default, there is one round if
+        validation loss by 0.05 %, and keeps the weights of the best round, or those from before if the stage was
+        trained already and no round is better. By default, there is one round if
         ``max_epochs`` or another rule for the end is given, and without validation cells.
     bfloat16
         Whether GPUs that support it compute in bfloat16, unless ``precision`` says otherwise. It pays for large

@@ -154,6 +154,7 @@ def run_stage(
     if enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks.append(StageProgress())
     defaults = {"benchmark": True, "num_sanity_val_steps": 0, "enable_model_summary": False, "logger": False}
+    first = {"num_sanity_val_steps": -1} if plan.goes_on else {}  # all validation cells, before the first epoch
     every = check_val_every_n_epoch or (1 if early_stopping else max(per_round // N_VALIDATIONS, 1))
     if plan.recipe.max_rounds > 1 and per_round % every:  # each round is judged after its last epoch
         if check_val_every_n_epoch:
@@ -176,7 +177,7 @@ def run_stage(
             enable_progress_bar=enable_progress_bar,
             strategy=deepcopy(strategy),
             use_distributed_sampler=False,  # our loaders yield whole batches and distribute them themselves
-            **{**defaults, **trainer_kwargs},
+            **{**defaults, **trainer_kwargs, **first},
         )
         checkpoint = None if path is None or not path.exists() else read_checkpoint(path)
         if checkpoint is not None and checkpoint.get("is_finished") and checkpoint.get("max_epochs") == n_epochs:
