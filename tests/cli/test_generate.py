@@ -175,12 +175,24 @@ def test_modalities_in_a_file_give_the_conditions_of_their_cells(call, make_cell
     assert asked["condition"]["cell_type"].tolist() == rna.obs["cell_type"].tolist()
 
 
+def test_tables_of_obsm_are_read_from_zarr_too(call, make_trained, make_cells, asked, tmp_path):
+    adata = make_cells()
+    places = np.random.default_rng(0).uniform(0, 9, (adata.n_obs, 2))
+    adata.obsm["place"] = pd.DataFrame(places, index=adata.obs_names, columns=["x", "y"])
+    make_trained(adata, setup={"continuous_condition_keys": ["place"]}).save(tmp_path / "model")
+    adata.write_zarr(tmp_path / "cells.zarr")
+    options = ["--condition-table", tmp_path / "cells.zarr"]
+    code, _, err = call("generate", tmp_path / "model", tmp_path / "new.zarr", *options)
+    assert code == 0, err
+    np.testing.assert_allclose(asked["condition"][["place_x", "place_y"]], places, rtol=1e-6)
+
+
 def test_cells_without_any_condition_are_refused(call, make_cells, saved_model, tmp_path):
     cells = make_cells()
     cells.obs = cells.obs[[]]
     cells.write_h5ad(tmp_path / "cells.h5ad")
     code, _, err = call("generate", saved_model, tmp_path / "new.zarr", "--condition-table", tmp_path / "cells.h5ad")
-    assert (code, "have none of the condition keys of the model (obs['cell_type']" in err) == (2, True)
+    assert (code, "have none of the model's condition keys (obs['cell_type']" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

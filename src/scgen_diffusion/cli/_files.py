@@ -26,7 +26,7 @@ N_NAMED = 5  # files listed in a message
 
 
 def read_cells(path: Path, *, backed: bool = False) -> AnnData | MuData:
-    """Read the cells of a file by its suffix; ``backed`` leaves values of an ``.h5ad`` or ``.zarr`` in the file.
+    """Read the cells of a file by its suffix; ``backed`` leaves values in the file.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def read_cells(path: Path, *, backed: bool = False) -> AnnData | MuData:
         raise click.UsageError(msg)
     try:
         if path.suffix == MUDATA:
-            return mudata.read_h5mu(path)
+            return mudata.read_h5mu(path, backed="r" if backed else None)
         if path.suffix == ".zarr":
             return _open_zarr(path) if backed else anndata.read_zarr(path)
         return anndata.read_h5ad(path, backed="r" if backed else None)
@@ -66,7 +66,7 @@ def _open_zarr(path: Path) -> AnnData:
         return sparse_dataset(element) if isinstance(element, zarr.Group) else element
 
     root = zarr.open_group(path, mode="r")
-    tables = {name: read_elem(root[name]) for name in ("obs", "var", "uns") if name in root}
+    tables = {name: read_elem(root[name]) for name in ("obs", "var", "uns", "obsm") if name in root}
     layers = {name: matrix(element) for name, element in root["layers"].members()} if "layers" in root else {}
     return AnnData(matrix(root["X"]) if "X" in root else None, layers=layers, **tables)
 

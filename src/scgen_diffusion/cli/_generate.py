@@ -13,15 +13,11 @@ from scgen_diffusion._arguments import list_first
 from scgen_diffusion._files import parts_folder
 
 from ._command import Keyed, Model, command, existing, flag, given, new, number, number_or_text, option
-from ._files import ANNDATA, MUDATA, check_place, read_table
+from ._files import ANNDATA, MUDATA, check_place, read_cells, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-
-    import pandas as pd
-
-    from scgen_diffusion.data import ConditionKey
 
     from ._terminal import Terminal
 
@@ -190,7 +186,10 @@ def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         path, column = options["condition_table"], options.get("library_size_column")
         are_cells = path.suffix in (*ANNDATA, MUDATA)
         if are_cells:
-            table = read_conditions_of_cells(model.conditions.by_key, path, column)
+            cells = read_cells(path, backed=True)
+            table = model.conditions.as_table(cells)
+            if column in cells.obs:
+                table[column] = cells.obs[column]
         else:
             table = read_table(path, dtype=str, keep_default_na=False)
         if column is not None:
@@ -214,33 +213,6 @@ def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
                 values = [each for (each,) in values]  # a row of an array, from a file
             found["condition"][name] = values
     return found
-
-
-def read_conditions_of_cells(keys: Sequence[ConditionKey], path: Path, column: str | None) -> pd.DataFrame:
-    """Return the conditions of the cells in a file, and the column of total counts if given; read nothing else.
-
-    Raises
-    ------
-    click.UsageError
-        If the cells have none of the keys.
-    """
-    import numpy as np
-
-    from scgen_diffusion.data import ArrayKey, open_anndata_files, read_columns
-
-    files = open_anndata_files(path)
-    names = [key.name for key in keys if key.source == "obs" and key.name in files[0].columns]
-    arrays = [key for key in keys if isinstance(key, ArrayKey) and key.name in files[0].arrays]
-    if not names and not arrays:
-        listed = ", ".join(f"{key.source}[{key.name!r}]" for key in keys) or "none"
-        msg = f"--condition-table: the cells of {path} have none of the condition keys of the model ({listed})."
-        raise click.UsageError(msg)
-    if column is not None and column in files[0].columns and column not in names:
-        names.append(column)
-    table = read_columns(files, names)
-    for key in arrays:
-        table[key.table_columns] = np.concatenate([key.rows(file.array(key.name), f"{path}: obsm") for file in files])
-    return table
 
 
 def read_guidance(options: Mapping[str, Any]) -> dict[str, Any]:
