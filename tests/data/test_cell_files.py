@@ -199,6 +199,23 @@ def test_new_files_can_be_opened_as_a_model_knows_its_own(adata, write):
     assert np.array_equal(cells.codes, first.codes[(adata.obs["cell_type"] == "NK").to_numpy()])
 
 
+def test_conditions_of_cells_that_are_not_used_may_be_missing_or_unknown(adata, write):
+    first, others = CellFiles(write(adata), **KEYS), adata.copy()
+    rows = np.flatnonzero(adata.obs["cell_type"] == "NK")
+    others.obs["cell_type"] = others.obs["cell_type"].astype(object).where(adata.obs["cell_type"] == "NK", "new")
+    others.obs.loc[others.obs_names[np.flatnonzero(adata.obs["cell_type"] != "NK")[0]], "cell_type"] = np.nan
+    path = write(others, "others.h5ad")
+    with pytest.raises(ValueError, match=r"has no label for 1 of 96 cells, such as 0\."):
+        CellFiles.like(first.registry, path)
+
+    cells = CellFiles.like(first.registry, path, indices=rows)
+
+    assert np.array_equal(cells.codes[rows], first.codes[rows])
+    assert list(cells.read(rows).obs["cell_type"]) == ["NK"] * len(rows)
+    with pytest.raises(ValueError, match="opened with `indices`, so the conditions of others are unknown"):
+        cells.check()
+
+
 def test_a_description_says_what_is_there(adata, write):
     assert repr(CellFiles(write(adata), **KEYS)) == (
         "CellFiles of 96 cells and 12 genes in cells.h5ad; conditions: ['cell_type', 'dose']"

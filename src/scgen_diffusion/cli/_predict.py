@@ -93,12 +93,10 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
     model = load_for(terminal, options, paths)
     _check_request(model, options)
     terminal.say(f"Reading {list_first(paths, N_NAMED)}")
-    cells = _open(model, options)
+    cells, rows = _open(model, options)
     arguments = given(options, *PASSED_ON) | read_conditions(model, options) | read_guidance(options)
-    if "where" in options:
-        arguments["indices"] = _rows(cells, options["where"])
-        if hasattr(cells, "obs"):
-            _set_aside(cells, arguments["indices"], model.conditions.by_key)
+    if rows is not None:
+        arguments["indices"] = rows
     if "given_key" in options:
         arguments["given_keys"] = list(options["given_key"])
     if options.get("expected"):
@@ -132,25 +130,45 @@ def _check_request(model: Any, options: Mapping[str, Any]) -> None:
             raise click.UsageError(msg)
 
 
-def _open(model: Any, options: Mapping[str, Any]) -> Any:
-    """Read cells with the genes of the model, or open them as the model's training cells were registered.
+def _open(model: Any, options: Mapping[str, Any]) -> tuple[Any, np.ndarray | None]:
+    """Open the cells as the model's training cells were registered; return the rows of the chosen ones, None for all.
+
+    The conditions of other cells need not be known.
 
     Raises
     ------
     click.UsageError
-        For a layer of cells that stay in files or have several modalities, and for a layer that the cells lack.
+        For a layer of cells that stay in files.
     """
-    paths, layer = options["cells"], options.get("layer")
-    has_modalities = bool(model.modalities)
-    if len(paths) > 1 or options.get("backed"):
-        if layer is not None:
-            msg = "--layer needs cells in memory, but several files, or --backed, leave them in their files."
-            raise click.UsageError(msg)
-        from scgen_diffusion.data import CellFiles, MuDataFiles
+    from scgen_diffusion.data import CellFiles, MuDataFiles, open_anndata_files, read_columns
 
-        return (MuDataFiles if has_modalities else CellFiles).like(model.registry, list(paths))
-    cells = read_cells(paths[0])
-    if has_modalities:
+    paths, where = options["cells"], options.get("where")
+    if len(paths) == 1 and not options.get("backed"):
+        cells = _read(model, paths[0], options.get("layer"))
+        rows = None if where is None else _rows(cells.obs, where)
+        if rows is not None:
+            _set_aside(cells, rows, model.conditions.by_key)
+        return cells, rows
+    if "layer" in options:
+        msg = "--layer needs cells in memory, but several files, or --backed, leave them in their files."
+        raise click.UsageError(msg)
+    rows = None
+    if where is not None:
+        files = [file for path in paths for file in open_anndata_files(path)]
+        rows = _rows(read_columns(files, where, kind="--where"), where)
+    return (MuDataFiles if model.modalities else CellFiles).like(model.registry, list(paths), indices=rows), rows
+
+
+def _read(model: Any, path: Path, layer: str | None) -> Any:
+    """Read cells with the genes of the model, and their counts where the model looks for them.
+
+    Raises
+    ------
+    click.UsageError
+        For a layer of cells with several modalities, and for a layer that the cells lack.
+    """
+    cells = read_cells(path)
+    if model.modalities:
         if layer is not None:
             msg = (
                 "--layer is for one modality; cells of several modalities have their counts in the layers of training."
@@ -175,7 +193,7 @@ def _open(model: Any, options: Mapping[str, Any]) -> Any:
     return cells
 
 
-def _rows(cells: Any, where: Mapping[str, Any]) -> np.ndarray:
+def _rows(obs: pd.DataFrame, where: Mapping[str, Any]) -> np.ndarray:
     """Return the rows of the cells that have the values.
 
     Raises
@@ -186,9 +204,6 @@ def _rows(cells: Any, where: Mapping[str, Any]) -> np.ndarray:
     import numpy as np
     import pandas as pd
 
-    from scgen_diffusion.data import read_columns
-
-    obs = cells.obs if hasattr(cells, "obs") else read_columns(cells.files, where, kind="--where")
     is_chosen = np.ones(len(obs), dtype=bool)
     for name, value in where.items():
         if name not in obs:

@@ -30,7 +30,7 @@ from ._checks import (
     check_values,
     list_some,
 )
-from ._condition_keys import check_array
+from ._condition_keys import OPEN, check_array
 from ._condition_setup import (
     CONDITIONS,
     ConditionField,
@@ -145,6 +145,7 @@ class CellFiles:
         *,
         new_values: bool = False,
         condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         window_size: int = WINDOW_SIZE,
         block_size: int | None = None,
     ) -> Self:
@@ -159,6 +160,9 @@ class CellFiles:
             (:meth:`load_query_data <scgen_diffusion.model.SCLDM.load_query_data>`); else they are errors.
         condition_embeddings
             With ``new_values``: more rows for the model's embedding tables.
+        indices
+            Rows of the cells to predict, if the conditions of the others may be missing or unknown to the model. These
+            others can then not be used. Default: all.
         paths, window_size, block_size
             As in :class:`CellFiles`.
         """
@@ -172,12 +176,19 @@ class CellFiles:
             obs = read_columns(cells.files, [name for name in names if name not in arrays], numbers)
             tables = look_up_tables(cells.files, condition_embeddings)
             found = ReadTables(obs, read_arrays(cells.files, arrays), tables)
+            if indices is not None:
+                rows = check_rows(indices, cells.n_cells)
+                found = found.part(rows)
             check_conditions(found, names, arrays, may_lack)
             if new_values:
                 tables = extend_tables(arguments["condition_embeddings"], condition_embeddings, found)
                 arguments = {**arguments, "condition_embeddings": tables}
                 by_key = [key.extended(values_of(found, key), tables.get(key.name)) for key in by_key]
             cells._encode(ConditionSetup.from_arguments(arguments), by_key, found)
+            if indices is not None:
+                codes = np.full((cells.n_cells, cells.codes.shape[1]), OPEN)
+                codes[rows] = cells.codes
+                cells.codes = codes
         return cells
 
     @staticmethod
@@ -261,7 +272,10 @@ class CellFiles:
             close_file(file.root)
 
     def check(self) -> None:
-        """Do nothing: conditions were read once, and files are open for reading only."""
+        """Raise ValueError if only some conditions were read; open files do not change."""
+        if (self.codes == OPEN).any():
+            msg = "The cells were opened with `indices`, so the conditions of others are unknown; open them without."
+            raise ValueError(msg)
 
     def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
         """Read columns of ``obs`` of all files, such as the donor, with a label for every cell."""
@@ -383,6 +397,11 @@ class ReadTables:
     obs: pd.DataFrame
     obsm: Mapping[str, Any]
     uns: Mapping[str, Any]
+
+    def part(self, rows: np.ndarray) -> ReadTables:
+        """Return some cells."""
+        arrays = {name: getattr(array, "iloc", array)[rows] for name, array in self.obsm.items()}
+        return ReadTables(self.obs.iloc[rows], arrays, self.uns)
 
 
 def columns_of_genes(

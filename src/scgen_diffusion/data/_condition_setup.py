@@ -474,7 +474,7 @@ def check_conditions(
                 )
             msg = (
                 f"{owner}.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells, such as "
-                f"{obs.index[missing][0]!r}. Remove these cells{remedy}."
+                f"{obs.index[missing].tolist()[0]!r}. Remove these cells{remedy}."
             )
             raise ValueError(msg)
 

@@ -1146,7 +1146,8 @@ class DiffusionModel(BaseModelClass):
         indices
             Rows of the cells to use, each once; default: all. Random numbers belong to rows, so a few rows scattered
             over very many cells take long; give a copy of these cells instead. Do so, too, if the other cells have
-            conditions that the model does not know: all cells are checked.
+            conditions that the model does not know: all cells are checked, but for those of files that were opened with
+            ``CellFiles.like(model.registry, paths, indices=...)``.
         given_keys
             Condition keys that the model conditions on, in both directions; default: all. You can leave out keys that
             stay the same, such as the cell type. Their information then stays in the noise, which helps for a
