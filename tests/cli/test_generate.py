@@ -263,6 +263,8 @@ def test_info_lists_what_a_model_can_generate(call, saved_model):
     described = json.loads(call("info", saved_model, "--json")[1])
     assert described["conditions"]["dose"] == {"kind": "categorical", "values": [1, 10, 100]}
     assert described["architecture"]["prior_width"] == 8
+    assert described["recipes"]["prior"]["drop_probability"] == 0.1
+    assert "seed" in described["recipes"]["prior"]
     assert np.isfinite(described["final_losses"]["prior_loss_train"])
 
 

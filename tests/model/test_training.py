@@ -164,6 +164,34 @@ def test_a_new_autoencoder_needs_a_new_prior(make_trained, quick):
         model.generate(2)
 
 
+def test_a_saved_model_knows_the_seed_that_makes_it_again(make_cells, make_model, quick, tmp_path):
+    def make():
+        model = make_model(make_cells(n_cells=96), setup={"control_values": {"dose": 1}})
+        model.train(1, **quick)
+        return model
+
+    scvi.settings.seed = 7
+    make().save(tmp_path / "model")
+    saved = SCLDM.load(tmp_path / "model")
+    assert {stage: options["seed"] for stage, options in saved.recipes_.items()} == dict.fromkeys(SCLDM._stages, 7)
+
+    scvi.settings.seed = saved.recipes_["autoencoder"]["seed"]
+
+    assert differing(weights(make()), weights(saved)) == []
+
+
+def test_a_stage_without_a_known_seed_has_none(make_model, quick, monkeypatch, tmp_path):
+    monkeypatch.setattr(scvi.settings, "_seed", None)
+    model = make_model()
+    model.train(1, checkpoint_dir=tmp_path, **quick)
+    assert {options["seed"] for options in model.recipes_.values()} == {None}
+
+    monkeypatch.setattr(scvi.settings, "_seed", 0)  # resumed stages have their first seeds
+    model.train(1, checkpoint_dir=tmp_path, **quick)
+
+    assert {options["seed"] for options in model.recipes_.values()} == {None}
+
+
 def test_a_seed_makes_training_reproducible(make_model, quick):
     models = []
     for _ in range(2):

@@ -272,6 +272,7 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
         "conditions": conditions,
         "n_combinations": len(model.conditions.combinations),
         "architecture": asdict(model.architecture),
+        "recipes": dict(model.recipes_),
         "final_losses": {
             name: float(table.iloc[-1, 0]) for name, table in histories if name.split("_")[1:-1] == ["loss"]
         },
@@ -288,11 +289,13 @@ def _architecture(model: Any) -> str:
 
 
 def _training(model: Any) -> str:
-    """Return the epochs and the last loss of each stage."""
+    """Return the epochs, the last loss and the seed of each stage."""
     history, parts = model.history_ or {}, []
     for stage in model.trained_stages_:
         losses = {kind: history.get(f"{stage}_loss_{kind}") for kind in ("train", "validation")}
         found = [f"{kind} loss {table.iloc[-1, 0]:.4g}" for kind, table in losses.items() if table is not None]
+        if (seed := model.recipes_.get(stage, {}).get("seed")) is not None:
+            found.append(f"seed {seed}")
         if losses["train"] is not None:
             parts.append(f"{stage} {len(losses['train'])} epochs ({', '.join(found)})")
     return "; ".join(parts)

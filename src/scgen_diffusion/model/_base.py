@@ -124,6 +124,7 @@ from ._training import (
     digest_of,
     other_ends,
     plan_stage,
+    seed_of_user,
     split_cells,
     suggests_training_arguments,
     warn_of_rare_labels,
@@ -181,7 +182,7 @@ class DiffusionModel(BaseModelClass):
     trainer: pl.Trainer
     library_head_is_trained_: bool
     default_sampler: str
-    recipes_: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  # training options of each trained stage
+    recipes_: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  # training options and seed of each trained stage
     cut_short_: Mapping[str, str] = MappingProxyType({})  # how stages ended that were stopped or far too short
     _stream_suffixes: ClassVar[Sequence[str]] = SUFFIXES
     _files_class: ClassVar[type[CellFiles]] = CellFiles
@@ -510,8 +511,8 @@ class DiffusionModel(BaseModelClass):
         SCLDM has the stages ``"autoencoder"`` and ``"prior"``. It adds ``"transport"`` if ``setup_anndata`` was given
         ``control_values`` and some perturbed cells have controls with the same values of the other keys. SCRDIT and
         WBDIT have one stage, ``"diffusion"``. Afterwards ``trained_stages_`` lists the trained stages, ``history``
-        holds the losses of each epoch, ``recipes_`` the training options of each stage, and ``trainer`` is the trainer
-        of the last stage.
+        holds the losses of each epoch, ``recipes_`` the training options of each stage and ``scvi.settings.seed``
+        (None if there was none), and ``trainer`` is the trainer of the last stage.
 
         Press Ctrl-C to stop after the current step and keep the weights (in a later round, those of the best one);
         press it again to abort. ``cut_short_`` lists the stages that were stopped or far too short, also in a saved
@@ -682,8 +683,8 @@ class DiffusionModel(BaseModelClass):
         return jobs
 
     def _record_end(self, job: StageJob, result: StageResult) -> None:
-        """Record the training options of a stage that has ended, and whether it was cut short."""
-        self.recipes_ = {**self.recipes_, job.name: to_plain(asdict(job.recipe))}
+        """Record the training options of a stage that has ended, its seed, and whether it was cut short."""
+        self.recipes_ = {**self.recipes_, job.name: {**to_plain(asdict(job.recipe)), "seed": seed_of_user(result.plan)}}
         ends = {**self.cut_short_, job.name: job.cut_short(result, self.cut_short_.get(job.name, ""))}
         self.cut_short_ = {stage: how for stage, how in ends.items() if how}
 

@@ -145,7 +145,8 @@ class GeneSpaceModel(DiffusionModel):
         if compile:
             module.network.backbone.compile()
         start = [tensor.cpu().numpy() for tensor in (module.shift, module.scale, module.training_zeros)]
-        result = run(DiffusionPlan(module, recipe, seed=stage_seed()), self._cell_data(recipe), recipe, *start)
+        plan = DiffusionPlan(module, recipe, seed=stage_seed("diffusion"))
+        result = run(plan, self._cell_data(recipe), recipe, *start)
         self._record_trained("diffusion")
         if module.predicts_totals:
             describe_predicted_profile_totals(module, cells)

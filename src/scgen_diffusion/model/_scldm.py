@@ -328,7 +328,7 @@ class SCLDM(AutoencoderModel):
             self.module.decoder.compile()
         self._record_trained(*{"autoencoder"} & {*self.trained_stages_})  # the other stages need the old latents
         self.module.transport = None
-        result = run(AutoencoderPlan(self.module, recipe, seed=stage_seed()), self._cell_data(recipe))
+        result = run(AutoencoderPlan(self.module, recipe, seed=stage_seed("autoencoder")), self._cell_data(recipe))
         correct_effects(self.module, self._cells, self.train_indices_)
         self._record_trained("autoencoder")
         return result
@@ -340,7 +340,8 @@ class SCLDM(AutoencoderModel):
                 self.module.prior.compile()
             split = self.train_indices_, self.validation_indices_
             data = LatentData(cache, *split, recipe.batch_size, recipe.smallest_epoch)
-            result = run(PriorPlan(self.module, recipe, seed=stage_seed() + 1), data, self._autoencoder_digest)
+            plan = PriorPlan(self.module, recipe, seed=stage_seed("prior"))
+            result = run(plan, data, self._autoencoder_digest)
             describe_predicted_totals(self.module, cache)
         self._record_trained(*self.trained_stages_, "prior")
         self.library_head_is_trained_ = True
@@ -380,7 +381,7 @@ class SCLDM(AutoencoderModel):
                 "perturbation, leave it out."
             )
             warn_user(msg)
-        seed = stage_seed() + 2
+        seed = stage_seed("transport")
         with self._encode_cells() as cache, self._transport_kept_if_interrupted():
             if "prior" not in self.trained_stages_:
                 self._describe_cells_of(cache)

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scgen_diffusion.data import ConditionKey
+    from scgen_diffusion.train import StagePlan
 
 MAX_VALIDATION_CELLS = 2000
 FEWEST_CELLS = 10  # labels with fewer cells give a warning
 SHORTEST = 0.1  # share of the default number of epochs below which there is a warning
 STOPPED, STOPPED_EARLY, TOO_SHORT = "stopped", "stopped far too early", "far too short"  # of a stage, in saved models
 N_NAMED = 6
+FURTHER_SEEDS = {"prior": 1, "transport": 2}  # added to scvi-tools' seed
 N_PARTS = 5  # parts of a run whose mean validation losses are compared
 CHANGE = 0.1  # share of the total fall of the validation loss that counts as a change
 NO_END = {"max_steps": -1, "min_steps": None, "min_epochs": None, "fast_dev_run": False}  # of Lightning's trainer
@@ -343,9 +345,14 @@ def closing_message(
     return f"{seen}. Next: {next_step}."
 
 
-def stage_seed() -> int:
-    """Return scvi-tools' seed, or else a random one."""
-    return int(torch.randint(2**31, (1,)) if settings.seed is None else settings.seed)
+def stage_seed(stage: str) -> int:
+    """Return the seed of a stage's random numbers, by scvi-tools' seed or else a random one; stages share none."""
+    return int(torch.randint(2**31, (1,)) if settings.seed is None else settings.seed) + FURTHER_SEEDS.get(stage, 0)
+
+
+def seed_of_user(plan: StagePlan) -> int | None:
+    """Return scvi-tools' seed if a trained stage has used it; None for a random one, or one of another session."""
+    return None if settings.seed is None or plan.seed != stage_seed(plan.name) else int(settings.seed)
 
 
 def split_cells(
