@@ -279,6 +279,17 @@ def test_the_number_of_cells_is_not_part_of_the_request(given):
     assert RequestedCodes(600, 3, given).digest == RequestedCodes(500, 3, given).digest
 
 
+@pytest.mark.parametrize("n_cells", [6, 7, 11, 600])
+def test_runs_are_the_consecutive_cells_of_equal_codes(n_cells):
+    given = [(slice(0, 1), np.arange(4)[:, None]), (slice(1, 3), np.arange(12).reshape(6, 2))]
+    request = RequestedCodes(n_cells, 4, given)
+
+    codes, sizes = request.runs()
+
+    assert np.array_equal(np.repeat(codes, sizes, axis=0), request.all())
+    assert (codes[1:] != codes[:-1]).any(1).all()
+
+
 def test_requests_that_differ_have_digests_that_differ():
     digests = [RequestedCodes(600, 3, given).digest for given in GIVEN.values()]
 

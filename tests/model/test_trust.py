@@ -288,6 +288,7 @@ def test_generated_cells_of_new_combinations_have_a_verdict(model, tmp_path):
 
     verdict = found.uns["scgen_diffusion"]["verdict"]
     assert verdict["combination"].tolist() == ["cell_type='type 6', drug='yes'"]
+    assert verdict[["cell_type", "drug", "n_cells"]].to_numpy().tolist() == [["type 6", "yes", 10]]
     assert found.uns["scgen_diffusion"]["outside_training"] == ["cell_type='type 6', drug='yes'"]
     assert anndata.read_h5ad(path).uns["scgen_diffusion"]["verdict"].astype(str).equals(verdict.astype(str))
     assert "verdict" not in model.generate(10, new | {"drug": "no"}).uns["scgen_diffusion"]
@@ -309,6 +310,7 @@ def test_a_treated_class_that_came_with_fine_tuning_is_extrapolated_at_most(mode
         with pytest.warns(UserWarning, match="cell_type='new', drug='yes' is extrapolated.* `predict_perturbation`"):
             verdict = found.generate(4, request, seed=0).uns["scgen_diffusion"]["verdict"]
         assert verdict["verdict"].tolist() == ["supported", "extrapolated"]
+        assert verdict["n_cells"].tolist() == [2, 2]
         assert "were trained without cells of cell_type='new'" in verdict["reason"][1]
     again = model.generate(4, {"cell_type": LEFT_OUT, **TREATED}, seed=0)
     assert again.uns["scgen_diffusion"]["verdict"]["verdict"].tolist() == ["supported"]

@@ -67,10 +67,11 @@ class RequestedCodes:
         """Return the codes of all cells."""
         return self[np.arange(self.n_cells)]
 
-    def distinct(self) -> np.ndarray:
-        """Return every combination at least once, in order of first occurrence."""
+    def runs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the codes of consecutive cells that share them, and their numbers ``(runs,)``."""
         first = [-(-np.arange(len(values)) * self.n_cells // len(values)) for _, values in self.given]
-        return self[np.unique(np.concatenate([np.zeros(1, int), *first]))]
+        starts = np.unique(np.concatenate([np.zeros(1, int), *first]))
+        return self[starts], np.diff(starts, append=self.n_cells)
 
     @property
     def is_uniform(self) -> bool:

@@ -150,7 +150,7 @@ class CellGenerator:
         """Check and resolve a user's request; warn about conditions outside the training cells."""
         condition = self.conditions.as_table(condition)
         codes = self.conditions.request(condition, n_cells)
-        distinct = codes.distinct()
+        distinct, _ = codes.runs()
         self._check_is_whole(distinct)
         sizes = self.totals(library_size, len(codes), output)
         options = self.sampling(sampler, n_steps, guidance, output)
@@ -167,16 +167,16 @@ class CellGenerator:
         identity = identity_of(self.module, self.conditions, codes, options, sizes, provenance)
         return CellRequest(codes, options, sizes, seed, identity, provenance)
 
-    def verdicts(self, request: CellRequest) -> dict[str, list[str]] | None:
+    def verdicts(self, request: CellRequest) -> dict[str, Any] | None:
         """Judge the combinations that the transport makes of generated control cells, from some of these, if any."""
-        codes, options, seed = request.codes.distinct(), request.options, request.seed
+        (codes, sizes), options, seed = request.codes.runs(), request.options, request.seed
         starts = self._starts(codes)
         if starts is None:
             return None
         self.module.eval()
         is_new = (starts != codes).any(1)
-        codes, rows = np.unique(codes[is_new], axis=0, return_index=True)
-        codes = first_combinations(codes)
+        codes, rows, which = np.unique(codes[is_new], axis=0, return_index=True, return_inverse=True)
+        codes, n_cells = first_combinations(codes), np.bincount(which.ravel(), sizes[is_new]).astype(int)
         firsts, number = np.unique(starts[is_new][rows[: len(codes)]], axis=0, return_inverse=True)
 
         def generate(start: np.ndarray) -> Tensor:
@@ -189,8 +189,8 @@ class CellGenerator:
         with torch.inference_mode():
             states = [generate(start) for start in firsts]
         cells = [states[n] for n in number.ravel()]
-        names = [self.conditions.describe(combination) for combination in codes]
-        return describe_verdicts(names, judge(self.module, self.conditions, cells, codes, learned=self.learned))
+        verdicts = judge(self.module, self.conditions, cells, codes, learned=self.learned)
+        return describe_verdicts(self.conditions, codes, n_cells[: len(codes)], verdicts)
 
     def warn_outside_training(
         self, codes: np.ndarray, *, draws_totals: bool, judged: np.ndarray | None = None

@@ -266,8 +266,15 @@ def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
     return SUPPORTED, f"the perturbation, or what it consists of, was seen {where}", ""
 
 
-def describe_verdicts(names: Sequence[str], verdicts: Sequence[Verdict]) -> dict[str, list[str]]:
-    """Return the columns of a table with a row per combination, and warn unless all are supported."""
+def describe_verdicts(
+    conditions: Conditions, codes: np.ndarray, n_cells: np.ndarray, verdicts: Sequence[Verdict]
+) -> dict[str, Any]:
+    """Return the columns of a table with a row per combination, and warn unless all are supported.
+
+    ``codes (n, columns)`` are the conditions of the combinations, which are columns too, unless some leave them open;
+    ``n_cells (n,)`` are their numbers of cells.
+    """
+    names = [conditions.describe(combination) for combination in codes]
     if doubtful := [(name, found) for name, found in zip(names, verdicts, strict=True) if found.label != SUPPORTED]:
         name, found = min(doubtful, key=lambda one: one[1].label == EXTRAPOLATED)
         more = f" {len(doubtful) - 1} more combinations are not supported either." if len(doubtful) > 1 else ""
@@ -275,8 +282,12 @@ def describe_verdicts(names: Sequence[str], verdicts: Sequence[Verdict]) -> dict
             f"The effect on {name} is {found.label}: {found.reason}. {found.advice}{more} See "
             "`uns['scgen_diffusion']['verdict']`, and the user guide, \"Can I trust this prediction?\"."
         )
+    is_whole = (codes != OPEN).all(0)
+    given = [k for k in conditions.by_key if k.source == "obs" and is_whole[conditions.columns(k.name)].all()]
     return {
-        "combination": list(names),
+        "combination": names,
+        **{key.name: key.decode(codes[:, conditions.columns(key.name)]) for key in given},
+        "n_cells": n_cells,
         "verdict": [found.label for found in verdicts],
         "reason": [found.reason for found in verdicts],
     }
@@ -336,14 +347,9 @@ class PerturbedGroups:
         return [self.conditions.describe(codes) for codes in self.codes]
 
     @property
-    def columns(self) -> dict[str, Any]:
-        """The new conditions of each group, by column of ``obs``, and ``n_cells``; no columns that groups may mix."""
-        columns: dict[str, Any] = {}
-        for key in self.conditions.by_key:
-            codes = self.codes[:, self.conditions.columns(key.name)]
-            if key.source == "obs" and not (codes == OPEN).any():
-                columns[key.name] = key.decode(codes)
-        return {**columns, "n_cells": np.bincount(self.group[self.group >= 0], minlength=len(self.codes))}
+    def n_cells(self) -> np.ndarray:
+        """Number of cells of each group, ``(groups,)``."""
+        return np.bincount(self.group[self.group >= 0], minlength=len(self.codes))
 
     @torch.inference_mode()
     def verdicts(self, read: Callable[[np.ndarray], Tensor]) -> list[Verdict]:

@@ -845,7 +845,8 @@ class DiffusionModel(BaseModelClass):
             You can ask for combinations that training never saw if you give every key. If a perturbation is new for
             such cells, but their controls are not, an SCLDM with a transport generates control cells and moves them, as
             :meth:`predict_perturbation` does. The table ``uns["scgen_diffusion"]["verdict"]`` then says how far these
-            cells can be trusted, and a warning if they cannot.
+            cells can be trusted, and a warning if they cannot. It has the columns of :meth:`predict_perturbation`,
+            without ``strength``.
         guidance_scale
             1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number, a
             mapping from keys or tuples of keys to numbers, or a :class:`~scgen_diffusion.diffusion.Guidance` with more
@@ -1359,7 +1360,7 @@ class DiffusionModel(BaseModelClass):
             self._check_result(values, prediction.request.sampling.output)
         return goal
 
-    def _verdict_table(self, columns: Mapping[str, Sequence[str]], stages: Sequence[str]) -> pd.DataFrame:
+    def _verdict_table(self, columns: Mapping[str, Any], stages: Sequence[str]) -> pd.DataFrame:
         """Return verdicts as a table; warn, and add to each reason, if the training of one of the stages was short."""
         table = pd.DataFrame(columns)
         if short := self._describe_short(stages):

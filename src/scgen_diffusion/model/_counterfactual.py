@@ -240,9 +240,8 @@ class Prediction:
             batches = self.model._read(self.cells.source, self.cells.rows[positions], len(positions))
             return torch.cat([tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in batches])
 
-        verdicts = self.groups.verdicts(read)
-        described = describe_verdicts(self.groups.names, verdicts)
-        columns = {"combination": self.groups.names, **self.groups.columns, **described}
+        groups, verdicts = self.groups, self.groups.verdicts(read)
+        columns = describe_verdicts(self.model.conditions, groups.codes, groups.n_cells, verdicts)
         table = self.model._verdict_table(columns, ("autoencoder", "transport"))
         return replace(self, verdicts=verdicts, provenance={**self.provenance, "verdict": table})
 
