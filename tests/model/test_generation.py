@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from decimal import Decimal
 from importlib.metadata import version
@@ -13,6 +14,7 @@ import pytest
 import scvi
 
 from scgen_diffusion.diffusion import FixedStepSampler, Guidance
+from scgen_diffusion.model import SCLDM
 
 SAMPLERS = ["euler", "midpoint", "heun", "dopri5"]
 
@@ -580,6 +582,21 @@ def test_combinations_of_few_training_cells_are_named_in_one_warning(trained):
         warnings.filterwarnings("error", message="Few training cells")
         trained.generate(5, seed=0)
         assert trained.generate(5, {"cell_type": "NK"}, seed=0).uns["scgen_diffusion"]["few_training_cells"] == []
+
+
+def test_of_a_class_of_few_cells_the_one_who_trains_is_warned_once(make_cells, make_model, quick, tmp_path):
+    model = make_model(make_cells(), condition_keys=["cell_type"])
+    with pytest.warns(UserWarning, match="Too few training cells .* 'rare'"):
+        model.train(1, **quick)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Few training cells")
+        cells = model.generate(5, {"cell_type": "rare"}, seed=0)
+
+    (named,) = cells.uns["scgen_diffusion"]["few_training_cells"]
+    model.save(tmp_path / "model")
+    with pytest.warns(UserWarning, match=r"Few training cells \(under 10\) have " + re.escape(named)):
+        SCLDM.load(tmp_path / "model").generate(5, {"cell_type": "rare"}, seed=0)
 
 
 def test_lists_of_different_lengths_are_refused(trained):

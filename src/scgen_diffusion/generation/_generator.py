@@ -124,6 +124,8 @@ class CellGenerator:
     learned
         Codes of the combinations that the autoencoder was trained on, ``(combinations, columns)``: those of
         ``conditions``, unless fine-tuning kept it.
+    has_warned
+        Whether training has warned of all conditions of few training cells, which requests then only record.
     """
 
     module: SCLDMModule | GeneSpaceModule
@@ -132,6 +134,7 @@ class CellGenerator:
     name: str
     default_sampler: str
     learned: np.ndarray
+    has_warned: bool = False
 
     # --- requests --------------------------------------------------------------------------------------------------
 
@@ -223,7 +226,8 @@ class CellGenerator:
 
     def _warn_of_few_cells(self, codes: np.ndarray) -> list[str]:
         """Warn about conditions ``(n, columns)`` that few training cells have, and describe them for the provenance."""
-        if found := self.conditions.rare(codes, FEWEST_CELLS):
+        found = self.conditions.rare(codes, FEWEST_CELLS)
+        if found and not self.has_warned:
             more = f"; and {len(found) - N_NAMED} more" if len(found) > N_NAMED else ""
             warn_user(
                 f"Few training cells (under {FEWEST_CELLS}) have {'; '.join(found[:N_NAMED])}{more}. Cells generated "

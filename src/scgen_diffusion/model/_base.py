@@ -186,6 +186,7 @@ class DiffusionModel(BaseModelClass):
     cut_short_: Mapping[str, str] = MappingProxyType({})  # how stages ended that were stopped or far too short
     _stream_suffixes: ClassVar[Sequence[str]] = SUFFIXES
     _files_class: ClassVar[type[CellFiles]] = CellFiles
+    _has_warned_of_rare = False  # classes; not saved, so that who loads the model is warned too
     _file_cells: TrainingCells | None = None  # the `datamodule` given to `train`
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
     _advice: ClassVar[Mapping[str, str]] = ADVICE
@@ -679,6 +680,7 @@ class DiffusionModel(BaseModelClass):
             raise ValueError(msg)
         if self.reference_ is None and not self.trained_stages_:
             warn_of_rare_labels(self._condition_keys, self._registered_codes, self.train_indices_)
+            self._has_warned_of_rare = True
         warn_of_short_training([job for job in jobs if job.is_new], n_cells)
         return jobs
 
@@ -1418,7 +1420,9 @@ class DiffusionModel(BaseModelClass):
     def _engine(self) -> CellGenerator:
         """The object that turns requests into cells; it needs no AnnData."""
         name, learned = type(self).__name__, self._combinations_of_autoencoder
-        return CellGenerator(self.module, self.conditions, self._library_sizes, name, self.default_sampler, learned)
+        has_warned = self._has_warned_of_rare and len(self.conditions.keys) == 1  # of combinations it has not
+        sizes, sampler = self._library_sizes, self.default_sampler
+        return CellGenerator(self.module, self.conditions, sizes, name, sampler, learned, has_warned)
 
     @property
     def _library_sizes(self) -> LibrarySizes:
