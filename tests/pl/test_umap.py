@@ -298,6 +298,21 @@ def test_errors_say_what_is_wrong(options, error, message):
         sgd.pl.umap(make_cells(), make_cells(seed=1), **options)
 
 
+def test_several_colors_have_a_row_of_panels_each():
+    real, synthetic = make_cells(), make_cells(seed=1)
+
+    axes = sgd.pl.umap(real, synthetic, color=["cell_type", "gene_3"], show=False)
+
+    alone = [sgd.pl.umap(real, synthetic, color=color, show=False) for color in ("cell_type", "gene_3")]
+    for ax, expected in zip(axes, [*alone[0], *alone[1]], strict=True):
+        for found, wanted in zip(drawn_points(ax), drawn_points(expected), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(ValueError, match="one axis per panel, 6, but found 3"):
+        sgd.pl.umap(real, synthetic, color=["cell_type", "gene_3"], axs=alone[0], show=False)
+    with pytest.raises(TypeError, match="`color` must name a column of `obs` or a gene, or list several, but found 3"):
+        sgd.pl.umap(real, synthetic, color=3)
+
+
 def test_cells_that_cannot_be_compared_are_refused():
     with pytest.raises(TypeError, match="`palette` must map labels to colours, or list colours, but found 'tab20'"):
         sgd.pl.umap(make_cells(), make_cells(seed=1), color="cell_type", palette="tab20")

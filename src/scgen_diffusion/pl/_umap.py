@@ -45,7 +45,7 @@ def umap(
     real: AnnData,
     synthetic: AnnData,
     *,
-    color: str | None = None,
+    color: str | Sequence[str] | None = None,
     train: AnnData | None = None,
     fit: Literal["real", "both"] = "real",
     layer: str | None = None,
@@ -74,7 +74,8 @@ def umap(
     real, synthetic
         Cells with the same genes: counts, or `log1p` values with ``uns["log1p"]`` set. They are not changed.
     color
-        Column of `obs`, or a gene. Default: none. Missing labels and numbers are grey.
+        Column of `obs`, or a gene; or several, each with a row of panels. Default: none. Missing labels and numbers are
+        grey.
     train
         Real cells to fit UMAP and principal components to, such as the training cells. Default: `real`.
     fit
@@ -92,7 +93,7 @@ def umap(
     seed
         Seed of the subsampling and of UMAP.
     axs
-        Three axes to draw on.
+        Axes to draw on, three for each colour.
     show
         Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
@@ -101,7 +102,7 @@ def umap(
     Returns
     -------
     list of matplotlib.axes.Axes or None
-        The axes of real, synthetic and both, or None if the figure is shown.
+        The axes of real, synthetic and both, of each colour in turn, or None if the figure is shown.
 
     Raises
     ------
@@ -119,14 +120,13 @@ def umap(
     """
     choose("fit", fit, ["real", "both"])
     sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
-    colors, legend, scale = list(SOURCES.values()), {}, None
-    if color is not None:
-        colors, legend, scale = colors_of(sides, color, palette)
+    names = list(color) if isinstance(color, list | tuple) else [color]
+    looks = [colors_of(sides, name, palette) for name in names]
     reference = sides["real"].expression
     if train is not None:
         train = align_genes(subsample(train, "train", max_cells, seed), real.var_names, name="train")
         reference = expression_of(train, layer=layer if layer in train.layers else None, name="train")
-    axes = panels(3, axs, size=(3.6, 3.4))
+    axes = panels(3 * len(names), axs, size=(3.6, 3.4), n_columns=3)
 
     space = ComparisonSpace.fit(reference, seed=seed)
     values = [space.project(side.expression) for side in sides.values()]
@@ -143,24 +143,26 @@ def umap(
 
     both = np.concatenate(points)
     size = float(np.clip(16_000 / len(both), 2, 18)) if size is None else size
-    mixed_scatter(axes[0], points[:1], colors[:1], size=size)
-    mixed_scatter(axes[1], points[1:], colors[1:], size=size)
-    mixed_scatter(axes[2], points, list(SOURCES.values()), size=size)
     low, high = limits_around(both)
     counts = {"real": len(points[0]), "synthetic": len(points[1]), "both": len(both)}
-    for ax, (title, count) in zip(axes, counts.items(), strict=True):
-        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
-        ax.set(xlabel="UMAP 1", title=f"{title} ({count:,} cells)")
-    axes[0].set_ylabel("UMAP 2")
-    explain_colors(axes[2], {color: legend, "both": SOURCES} if legend else {"": SOURCES})
-    if scale is not None:
-        axes[1].figure.colorbar(scale, ax=axes[1], label=color, shrink=0.7)
+    rows = [axes[start : start + 3] for start in range(0, len(axes), 3)]
+    for row, name, (colors, legend, scale) in zip(rows, names, looks, strict=True):
+        mixed_scatter(row[0], points[:1], colors[:1], size=size)
+        mixed_scatter(row[1], points[1:], colors[1:], size=size)
+        mixed_scatter(row[2], points, list(SOURCES.values()), size=size)
+        for ax, (title, count) in zip(row, counts.items(), strict=True):
+            ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
+            ax.set(xlabel="UMAP 1", title=f"{title} ({count:,} cells)")
+        row[0].set_ylabel("UMAP 2")
+        explain_colors(row[2], {name: legend, "both": SOURCES} if legend else {"": SOURCES})
+        if scale is not None:
+            row[1].figure.colorbar(scale, ax=row[1], label=name, shrink=0.7)
     return finish(axes, show, save)
 
 
 def colors_of(
-    sides: Mapping[str, Side], color: str, palette: Mapping[str, str] | Sequence[str] | None
-) -> tuple[list[NDArray], dict[str, str], ScalarMappable | None]:
+    sides: Mapping[str, Side], color: str | None, palette: Mapping[str, str] | Sequence[str] | None
+) -> tuple[Sequence[str | NDArray], dict[str, str], ScalarMappable | None]:
     """Return the colours of both sets, each ``(cells, 4)``, with a legend, and a scale of numbers if they are numbers.
 
     Raises
@@ -168,8 +170,10 @@ def colors_of(
     KeyError
         If `color` is neither a column of both `obs` nor a gene.
     """
+    if color is None:
+        return list(SOURCES.values()), {}, None
     if not isinstance(color, str):
-        msg = f"`color` must name one column of `obs` or one gene, but found {color!r}."
+        msg = f"`color` must name a column of `obs` or a gene, or list several, but found {color!r}."
         raise TypeError(msg)
     lacking = [name for name, side in sides.items() if color not in side.cells.obs]
     genes = sides["real"].cells.var_names
