@@ -8,7 +8,7 @@ scanpy, ``show=False`` returns the axes, ``save`` names a file, and label colour
 
 from ._correlations import gene_correlation, modality_correlation
 from ._genes import library_size, marker_dotplot, mean_variance, zero_fraction
-from ._perturbations import mean_change, perturbation_scores
+from ._perturbations import mean_change, perturbation_scores, perturbation_strengths
 from ._sampling_path import animate_sampling_path, sampling_path
 from ._scores import quality_curve, scores
 from ._training import training_history
@@ -33,6 +33,7 @@ __all__ = [
     "modality_correlation",
     "patch_attention",
     "perturbation_scores",
+    "perturbation_strengths",
     "quality_curve",
     "sampling_path",
     "scores",

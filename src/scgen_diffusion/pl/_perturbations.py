@@ -1,4 +1,4 @@
-"""Plots of perturbations: the predicted and real change of every gene, and how well methods predict the changes."""
+"""Plots of perturbations: changes of genes, predicted and real; strengths in a screen; and how well methods predict."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from scgen_diffusion._arguments import check_count, known_names
-from scgen_diffusion.data import NO_LABEL
+from scgen_diffusion.data import NO_LABEL, join_labels
 from scgen_diffusion.metrics import correlation, gene_changes
 
 from ._cells import check_is_anndata, label_order, labels_of
@@ -27,6 +27,8 @@ from ._figures import (
     first_column,
     ink,
     legend_beside,
+    name_both_axes,
+    one_axis,
     panels,
     without_frame,
 )
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
+EXTRAPOLATED, UNKNOWN = "extrapolated", "unknown"  # verdicts, with their marks in a plot and in its title
+MARKS = {EXTRAPOLATED: ("o", "○"), UNKNOWN: ("x", "×")}
+MOST_NAMED = 60  # perturbations or groups
+LETTER = 0.08  # inches
 TOP_COLOR = COLORS[1]  # for the genes that change most
 MARGIN = 0.06  # around the points, as a share of the range
 NAME_MARGIN = 0.34  # for the column of names, as a share of the range
@@ -184,6 +190,105 @@ def spread_out(heights: NDArray, gap: float, low: float, high: float) -> NDArray
     heights = np.maximum.accumulate(heights - steps) + steps
     ceiling = high - gap / 2 - steps[::-1]
     return np.maximum(np.minimum(heights, ceiling), low + gap / 2 + steps)
+
+
+def perturbation_strengths(
+    verdicts: pd.DataFrame,
+    *,
+    perturbation_key: str | Sequence[str],
+    groupby: str | Sequence[str] | None = None,
+    n_top: int = 50,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> Axes | None:
+    """Plot how much each perturbation of a screen changes the cells of each group, as a heat map.
+
+    The perturbations that change cells most come first, by their mean over groups. Extrapolated predictions have a dot.
+    Unknown ones have a cross instead of a colour, and do not count, because their strengths mean nothing. What was not
+    predicted is empty.
+
+    Parameters
+    ----------
+    verdicts
+        The table ``uns["scgen_diffusion"]["verdict"]`` that a transport leaves in the cells of
+        :meth:`~scgen_diffusion.model.SCLDM.predict_perturbation`, or those of several predictions, concatenated.
+    perturbation_key
+        Column of the table with the perturbations, or several, such as drug and dose.
+    groupby
+        Column of the table with the groups, such as cell types, or several. Default: one group of all cells.
+    n_top
+        Largest number of perturbations to show.
+    ax
+        Axis to draw on.
+    show
+        Whether to show the figure instead of returning the axis. Default: scanpy's ``settings.autoshow``.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    matplotlib.axes.Axes or None
+        The axis, or None if the figure is shown.
+
+    Raises
+    ------
+    KeyError
+        If a column is missing.
+    ValueError
+        If the table is another one, or has several predictions of a perturbation in a group.
+
+    Examples
+    --------
+    >>> import pandas as pd, scgen_diffusion as scgd
+    >>> table = pd.DataFrame(
+    ...     {
+    ...         "drug": ["a", "b"],
+    ...         "strength": [0.2, 0.4],
+    ...         "verdict": ["supported", "unknown"],
+    ...     }
+    ... )
+    >>> ax = scgd.pl.perturbation_strengths(table, perturbation_key="drug", show=False)
+    """
+    if not isinstance(verdicts, pd.DataFrame) or not {"strength", "verdict"} <= set(verdicts):
+        msg = (
+            "`verdicts` must be the table `uns['scgen_diffusion']['verdict']` of cells that `predict_perturbation` "
+            "drew by its transport, with the columns 'strength' and 'verdict'."
+        )
+        raise ValueError(msg)
+    check_count("n_top", n_top)
+    keys = [perturbation_key] if isinstance(perturbation_key, str) else list(perturbation_key)
+    group_keys = [groupby] if isinstance(groupby, str) else list(groupby or [])
+    for key in (*keys, *group_keys):
+        if key not in verdicts:
+            msg = f"`verdicts` has no column {key!r}. {known_names(key, list(verdicts))}"
+            raise KeyError(msg)
+    verdicts = verdicts.sort_values(group_keys, kind="stable") if group_keys else verdicts
+    rows = pd.Series(join_labels(verdicts, keys), verdicts.index)
+    columns = pd.Series(join_labels(verdicts, group_keys) if group_keys else "", verdicts.index)
+    fields = verdicts[["strength", "verdict"]].set_index([rows, columns])
+    if (repeated := fields.index.duplicated()).any():
+        which = ", ".join(filter(None, fields.index[repeated][0]))
+        msg = f"`verdicts` has several predictions of {which}; name the columns that tell them apart in `groupby`."
+        raise ValueError(msg)
+    fields["strength"] = fields["strength"].where(fields["verdict"] != UNKNOWN)
+    means = fields.groupby(level=0, sort=False)["strength"].mean()
+    shown = means.sort_values(ascending=False, kind="stable").index[:n_top]
+    strengths, states = (fields[name].unstack().reindex(shown, columns=columns.unique()) for name in fields)
+    names = LETTER * max(map(len, strengths.columns))  # below the map
+    ax = one_axis(ax, size=(2.4 + 0.28 * strengths.shape[1], 1 + 0.22 * len(shown) + names))
+    image = ax.imshow(strengths, cmap="viridis", vmin=0, aspect="auto", interpolation="nearest")
+    ax.figure.colorbar(image, ax=ax, label="strength")
+    marks = {name: np.nonzero((states == name).to_numpy()) for name in MARKS}
+    for name, (row, column) in marks.items():
+        look = {"color": "white", "edgecolors": "black"} if name == EXTRAPOLATED else {"color": ink(0.5)}
+        ax.scatter(column, row, s=14, marker=MARKS[name][0], linewidths=0.8, **look)
+    explained = [f"{MARKS[name][1]} {name}" for name, (row, _) in marks.items() if len(row)]
+    ax.set_title("   ".join(explained), fontsize="small")
+    name_both_axes(ax, list(shown), list(strengths.columns), most=MOST_NAMED, fontsize="small")
+    some = f" ({len(shown)} of {len(means)})" if len(shown) < len(means) else ""
+    ax.set(xlabel=", ".join(group_keys), ylabel=", ".join(keys) + some)
+    return finish(ax, show, save)
 
 
 def perturbation_scores(
