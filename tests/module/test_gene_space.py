@@ -28,7 +28,6 @@ SIZES = {
     "n_layers": 1,
     "n_heads": 2,
     "n_global_tokens": 1,
-    "unet_width": 4,
     "path": "vp_linear",
     "target": "v",
     "head": "regression",
@@ -38,8 +37,8 @@ SIZES = {
     "gene_order": "given",
 }
 PARTS = [
-    *itertools.product(["dit", "unet", "white_box"], ["vp_linear", "vp_cosine"], ["noise", "data", "v"]),
-    *itertools.product(["dit", "unet", "white_box"], ["flow_matching"], ["velocity"]),
+    *itertools.product(["dit", "white_box"], ["vp_linear", "vp_cosine"], ["noise", "data", "v"]),
+    *itertools.product(["dit", "white_box"], ["flow_matching"], ["velocity"]),
 ]
 CHOICES = [(*parts, "regression") for parts in PARTS] + [(*p, "spike_and_slab") for p in PARTS if p[2] == "data"]
 
@@ -238,7 +237,7 @@ def test_a_network_that_knows_the_data_samples_it(profiles, path, sampler):
     torch.testing.assert_close(sampled, profiles[:1].expand(5, -1), atol=1e-2, rtol=1e-3)
 
 
-@pytest.mark.parametrize("backbone", ["dit", "white_box", "unet"])
+@pytest.mark.parametrize("backbone", ["dit", "white_box"])
 def test_the_order_of_genes_is_set_for_both_networks(backbone):
     module = build(backbone=backbone)
     order = torch.randperm(N_GENES, generator=torch.Generator().manual_seed(0))
@@ -252,9 +251,8 @@ def test_the_order_of_genes_is_set_for_both_networks(backbone):
 
 
 @pytest.mark.parametrize("n_genes", [1, 3, 4, 5, 8, 23])
-@pytest.mark.parametrize("backbone", ["dit", "unet"])
-def test_any_number_of_genes_fits(backbone, n_genes):
-    module = build(n_genes=n_genes, patch_size=min(4, n_genes), backbone=backbone)
+def test_any_number_of_genes_fits(n_genes):
+    module = build(n_genes=n_genes, patch_size=min(4, n_genes))
 
     profile = module.sample_cells(
         torch.zeros(2, 0).long(),
