@@ -142,7 +142,6 @@ TINY_GENE_SPACE = {
     "zero_value": None,
     "clamp": True,
     "scaling": "global",
-    "gene_order": "given",
     "library_size": "latent",
 }
 GENE_SPACE_MODELS = {"SCRDIT": SCRDIT, "WBDIT": WBDIT}

@@ -1,7 +1,7 @@
 """Design choices of the gene-space models on real data: target, gene order, one model or many, network, zero value.
 
     python -m benchmarks.studies.gene_space --threads 1 --steps 1500
-    python -m benchmarks.studies.gene_space --experiments targets gene_order --seeds 0
+    python -m benchmarks.studies.gene_space --experiments targets backbones --seeds 0
     python -m benchmarks.studies.gene_space --experiments                  # only the table
 
 Each configuration changes ``SCRDIT(path="vp_linear")`` as its name says. It is stored in ``results/gene_space.csv`` as
@@ -80,7 +80,6 @@ EXPERIMENTS: dict[str, dict[str, Configuration]] = {
         f"{path}, {target}": Configuration({"path": path, "head": "regression", "target": target})
         for path, target in [*TARGETS, ("flow_matching", "velocity")]
     },
-    "gene_order": {order: Configuration({"gene_order": order}) for order in ("given", "correlation", "random")},
     "one_model": {"one conditional model": Configuration(shared="no")}
     | {
         f"one model per type, steps shared {shared}": Configuration(shared=shared)
@@ -102,7 +101,6 @@ TITLES = {
     "backbones": "Which network?",
     "samplers": "Which sampler, and how many network evaluations?",
     "one_model": "One conditional model, or one model per type?",
-    "gene_order": "Does it matter which genes share a patch?",
     "targets": "Which path, and what should the network predict?",
 }
 #: Columns of the tables; the first one comes from the metrics of older rows.
@@ -141,8 +139,6 @@ COSTS = ("n_parameters", "steps", "train_seconds", "generation_seconds")
 def measure(split: Split, configuration: Configuration, steps: int, seed: int) -> pd.DataFrame:
     """Train, draw and judge. Return a row per figure, with its floor."""
     model, labels = dict(configuration.model), split.train_labels
-    if model.get("gene_order") == "random":
-        model["gene_order"] = np.random.default_rng(seed).permutation(split.train.var_names).tolist()
     sizes = {label: (labels == label).sum() for label in np.unique(labels)}
     if configuration.shared in (None, "no"):
         sizes = {None: split.train.n_obs}  # one model for all

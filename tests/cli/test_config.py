@@ -19,7 +19,7 @@ seed = 7
 
 [train.architecture]
 n_layers = 2
-gene_order = "correlation"
+scaling = "global"
 
 [train.recipe]
 betas = [0.9, 0.95]
@@ -57,7 +57,7 @@ def test_a_file_says_what_options_say(call, config, cells_file, tmp_path):
         "-e",
         "3",
     ]
-    written += ["--early-stopping", "--seed", "7", "--set", "n_layers=2", "--set", "gene_order=correlation"]
+    written += ["--early-stopping", "--seed", "7", "--set", "n_layers=2", "--set", "scaling=global"]
     written += ["--recipe", "betas=[0.9, 0.95]"]
     assert resolved(call, "train", "--config", config) == resolved(call, *written)
 

@@ -74,8 +74,8 @@ def test_models_train_save_load_and_generate(cls, cells, options, quick, tmp_pat
 
 def test_statistics_of_files_are_those_of_the_same_cells_in_memory(adata, cells, options, quick):
     models = (
-        of_files(SCRDIT, cells, options, gene_order="correlation"),
-        of_memory(SCRDIT, adata.copy(), options, gene_order="correlation"),
+        of_files(SCRDIT, cells, options),
+        of_memory(SCRDIT, adata.copy(), options),
     )
     for model, source in zip(models, (cells, None), strict=True):
         model.train(1, datamodule=source, limit_train_batches=1, plan_kwargs={"learning_rate": 1e-12}, **quick)

@@ -55,11 +55,6 @@ def test_unregistered_cells_are_refused(make_cells, gene_space_class, tiny_gene_
         ({"backbone": "resnet"}, ValueError, "`backbone` must be one of .*'resnet'"),
         ({"width": 0}, ValueError, "`width` must be a whole number of at least 1, but found 0"),
         ({"width": 8, "n_heads": 3}, ValueError, "multiple.*found width 8 and 3 heads"),
-        (
-            {"gene_order": "corelation"},
-            ValueError,
-            "`gene_order` must be 'given', 'correlation' or a list.*'corelation'",
-        ),
     ],
     ids=str,
 )
@@ -74,27 +69,6 @@ def test_the_default_sizes_fit_any_number_of_genes(make_cells, gene_space_class,
     gene_space_class.setup_anndata(adata)
 
     assert gene_space_class(adata).architecture.patch_size <= n_genes
-
-
-GENES = [f"gene_{number}" for number in range(12)]
-
-
-@pytest.mark.parametrize(
-    ("order", "words"),
-    [
-        (GENES[:-1], "1 of 12 genes are missing, 0 names are unknown, and 0 are repeated"),
-        ([*GENES[:-1], "CD4"], "1 of 12 genes are missing, 1 names are unknown, and 0 are repeated"),
-        ([*GENES, "gene_3"], "0 of 12 genes are missing, 0 names are unknown, and 1 are repeated"),
-        ([*GENES[:-1], "gene_3"], "1 of 12 genes are missing, 0 names are unknown, and 1 are repeated"),
-        ([], "12 of 12 genes are missing"),
-        (list(range(12)), "12 of 12 genes are missing, 12 names are unknown"),
-        (np.arange(12), "12 of 12 genes are missing, 12 names are unknown"),
-    ],
-    ids=["short", "unknown", "too long", "repeated", "empty", "numbers", "array of numbers"],
-)
-def test_a_list_that_is_no_order_of_the_genes_is_refused(make_gene_space, order, words):
-    with pytest.raises(ValueError, match=f"`gene_order` must list every gene once, but {words}"):
-        make_gene_space(gene_order=order)
 
 
 @pytest.mark.parametrize(

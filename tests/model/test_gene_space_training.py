@@ -36,11 +36,6 @@ def differing(one, other):
     return [name for name in one if not torch.equal(one[name], other[name])]
 
 
-def gene_order(model):
-    [order] = [t for name, t in weights(model).items() if name.startswith("network") and name.endswith("gene_order")]
-    return order.tolist()
-
-
 # --- what is learned --------------------------------------------------------------------------------------------------
 
 
@@ -341,7 +336,7 @@ def test_an_interrupted_model_generates_and_can_be_saved(make_gene_space, gene_s
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"head": "spike_and_slab", "target": "data", "scaling": "gene", "gene_order": "correlation"}],
+    [{}, {"head": "spike_and_slab", "target": "data", "scaling": "gene"}],
     ids=["regression", "spike_and_slab"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(make_gene_space, gene_space_class, quick, tmp_path, options):
@@ -360,7 +355,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_gene_space, gene_space_c
     for name, frame in whole.history.items():
         pd.testing.assert_frame_equal(resumed.history[name], frame)
     assert differing(weights(whole), weights(resumed)) == []
-    assert gene_order(resumed) == gene_order(whole)
     assert resumed.generate(5, seed=0, counts=True).n_obs == 5
 
 
@@ -385,73 +379,6 @@ def test_a_checkpoint_of_other_cells_or_another_model_is_refused(make_gene_space
     for model in (make_gene_space(adata=others), make_gene_space(zero_value=-1.0)):
         with pytest.raises(ValueError, match="another `checkpoint_dir`"):
             model.train(1, checkpoint_dir=tmp_path, **quick)
-
-
-# --- the order of genes -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("backbone", ["dit", "white_box"])
-def test_training_in_an_order_is_training_permuted_cells(make_gene_space, quick, backbone):
-    """The same network, trained on the same cells, noise apart."""
-    adata = two_types(64)
-    order = list(np.random.default_rng(1).permutation(adata.var_names))
-    options = {"condition_keys": ["kind"], "backbone": backbone, "n_global_tokens": 0}  # these see genes as they come
-    model = make_gene_space(adata=adata, gene_order=order, **options)
-    model.train(1, **quick)
-    assert gene_order(model) == adata.var_names.get_indexer(order).tolist()
-
-    scvi.settings.seed = 0
-    permuted = make_gene_space(adata=adata[:, order].copy(), **options)
-    permuted.train(1, **quick)
-    wanted = {name: t for name, t in weights(model).items() if name.startswith("network") and "gene_order" not in name}
-    permuted.module.load_state_dict(wanted, strict=False)
-
-    x = torch.randn(3, 12)
-    t, condition = torch.full((3,), 500.0), torch.zeros(3, 1).long()
-    index = torch.tensor(gene_order(model))
-    with torch.no_grad():
-        ours, theirs = model.module.network(x, t, condition), permuted.module.network(x[:, index], t, condition)
-    torch.testing.assert_close(ours[:, index], theirs)
-
-
-def test_the_order_does_not_change_which_column_is_which_gene(make_gene_space, gene_space_class, quick, tmp_path):
-    adata = two_types()
-    order = list(adata.var_names[::-1])
-    options = {"condition_keys": ["kind"], "patch_size": 4, "width": 16, "gene_order": order, "ema_decay": 0.9}
-    model = make_gene_space(gene_space_class, adata, **options)
-    model.train(15, plan_kwargs={"learning_rate": 1e-2}, **quick)
-    model.save(tmp_path / "m")
-    loaded = gene_space_class.load(tmp_path / "m")
-
-    cells = loaded.generate(100, {"kind": "a"}, seed=0)
-
-    assert list(cells.var_names) == list(adata.var_names)
-    assert share_of_first_half(cells).mean() > 0.7
-    assert gene_order(loaded) == gene_order(model) == list(range(11, -1, -1))
-    assert loaded.architecture.gene_order == tuple(order)
-    assert (loaded.generate(5, seed=1).X != model.generate(5, seed=1).X).nnz == 0
-
-
-def test_genes_that_vary_together_are_neighbours(make_gene_space, quick, tmp_path):
-    """Genes of one type alternate with those of the other."""
-    adata = two_types()[:, [0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]].copy()
-    model = make_gene_space(adata=adata, condition_keys=["kind"], gene_order="correlation")
-    model.train(1, **quick)
-
-    is_first = [number % 2 == 0 for number in gene_order(model)]
-    assert is_first[:6] in ([True] * 6, [False] * 6)
-    assert sum(is_first) == 6
-    model.save(tmp_path / "m")
-    assert gene_order(type(model).load(tmp_path / "m")) == gene_order(model)
-
-
-@pytest.mark.parametrize("container", [list, tuple, np.array, pd.Index])
-def test_an_order_may_be_any_sequence_and_survives_a_file(make_gene_space, make_cells, container, tmp_path):
-    adata = make_cells()
-    model = make_gene_space(adata=adata, gene_order=container(list(adata.var_names[::-1])))
-    model.save(tmp_path / "m")
-
-    assert SCRDIT.load(tmp_path / "m").architecture.gene_order == tuple(adata.var_names[::-1])
 
 
 def test_a_checkpoint_of_other_values_or_settings_is_refused(make_cells, make_gene_space, quick, tmp_path):

@@ -34,7 +34,6 @@ SIZES = {
     "zero_value": None,
     "clamp": True,
     "scaling": "none",
-    "gene_order": "given",
 }
 PARTS = [
     *itertools.product(["dit", "white_box"], ["vp_linear", "vp_cosine"], ["noise", "data", "v"]),
@@ -235,19 +234,6 @@ def test_a_network_that_knows_the_data_samples_it(profiles, path, sampler):
 
     assert torch.equal(sampled == 0, (profiles[:1] == 0).expand(5, -1))
     torch.testing.assert_close(sampled, profiles[:1].expand(5, -1), atol=1e-2, rtol=1e-3)
-
-
-@pytest.mark.parametrize("backbone", ["dit", "white_box"])
-def test_the_order_of_genes_is_set_for_both_networks(backbone):
-    module = build(backbone=backbone)
-    order = torch.randperm(N_GENES, generator=torch.Generator().manual_seed(0))
-
-    module.set_gene_order(order.numpy())
-
-    for name in ("network", "averaged_network"):
-        kept = [t for key, t in module.state_dict().items() if key.startswith(name) and key.endswith("gene_order")]
-        assert len(kept) == 1
-        assert torch.equal(kept[0], order)
 
 
 @pytest.mark.parametrize("n_genes", [1, 3, 4, 5, 8, 23])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -36,7 +35,7 @@ def test_the_published_sizes_are_those_of_the_papers(model, backbone, zero_value
     assert n_parameters / 1e6 == pytest.approx(millions, abs=0.05)
     assert (a.backbone, a.path, a.target, a.head) == (backbone, "vp_linear", "noise", "regression")
     assert (a.patch_size, a.width, a.n_layers, a.n_heads, a.n_global_tokens) == (10, 768, 3, 8, 0)
-    assert (a.zero_value, a.scaling, a.gene_order, a.ema_decay) == (zero_value, "none", "given", 0.0)
+    assert (a.zero_value, a.scaling, a.ema_decay) == (zero_value, "none", 0.0)
 
 
 def test_the_white_box_model_is_white_by_default():
@@ -47,9 +46,8 @@ def test_the_white_box_model_is_white_by_default():
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("size", ["default", "published"])
 def test_an_architecture_is_rebuilt_from_its_own_options(model, size):
-    a = build_gene_space_architecture(model, size, gene_order=["b", "a"])
+    a = build_gene_space_architecture(model, size)
 
-    assert a.gene_order == ("b", "a")
     assert build_gene_space_architecture(model, "default", **asdict(a)) == a
 
 
@@ -106,24 +104,11 @@ def test_the_spike_and_slab_predicts_the_data(target):
 
 
 @pytest.mark.parametrize(
-    "name", ["backbone", "path", "target", "head", "scaling", "condition_strategy", "library_size", "gene_order"]
+    "name", ["backbone", "path", "target", "head", "scaling", "condition_strategy", "library_size"]
 )
 def test_an_unknown_choice_is_refused_with_those_there_are(name):
     with pytest.raises(ValueError, match=f"`{name}` must be .*but found 'other'"):
         replace(published("SCRDIT"), **{name: "other"})
-
-
-@pytest.mark.parametrize("order", [5, None, 1.5, True])
-def test_an_invalid_gene_order_raises(order):
-    with pytest.raises((ValueError, TypeError), match="`gene_order` must be 'given', 'correlation' or a list"):
-        build_gene_space_architecture("SCRDIT", "default", gene_order=order)
-
-
-@pytest.mark.parametrize("container", [list, tuple, np.array])
-def test_an_order_of_genes_may_be_any_sequence(container):
-    a = build_gene_space_architecture("SCRDIT", "default", gene_order=container(["b", "a"]))
-
-    assert a.gene_order == ("b", "a")
 
 
 @given(st.sampled_from(WHOLE), st.one_of(st.integers(max_value=0), st.floats(), st.booleans(), st.text(), st.none()))

@@ -59,17 +59,6 @@ def test_without_conditions_the_network_is_that_of_the_padded_patches():
     assert torch.equal(network(x_t, t, condition), expected)
 
 
-def test_an_order_of_genes_is_that_of_the_data():
-    order = torch.randperm(N_GENES, generator=torch.Generator().manual_seed(3))
-    plain, ordered, (x_t, t, condition) = build(), build(gene_order=order), build_inputs()
-    assert torch.equal(ordered(x_t, t, condition)[:, order], plain(x_t[:, order], t, condition))
-
-
-def test_the_genes_of_each_patch_are_known():
-    order = [10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
-    assert build(gene_order=order).genes_of_patches.tolist() == [[10, 9, 8, 7], [6, 5, 4, 3], [2, 1, 0, -1]]
-
-
 def test_integer_times_are_as_good_as_floats():
     network, (x_t, t, condition) = build(), build_inputs()
     assert torch.equal(network(x_t, t.long(), condition), network(x_t, t, condition))
@@ -152,7 +141,6 @@ def test_half_precision_gives_nearly_the_same(block):
         ({"n_heads": 3}, "width 8 and 3 heads"),
         ({"n_heads": 3, "block": "white_box"}, "width 8 and 3 heads"),
         ({"width": 6}, "multiple of 4, but found 6"),
-        ({"gene_order": [0, 1]}, "permutation of 0 to 10"),
         ({"block": "crate"}, "one of transformer, white_box, but found 'crate'"),
         ({"block": "white_box", "hidden": 3}, "found `hidden` 3; leave it out"),
     ],

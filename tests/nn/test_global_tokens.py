@@ -29,15 +29,6 @@ def test_several_outputs_come_side_by_side(n_global_tokens, block):
     assert network(torch.randn(5, 12), *INPUTS).shape == (5, 3, 12)
 
 
-def test_each_output_keeps_the_order_of_the_genes():
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    plain, ordered = stir(build(n_outputs=2)), build(n_outputs=2, gene_order=order)
-    ordered.network.load_state_dict(plain.network.state_dict())
-    x = torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
-
-    torch.testing.assert_close(ordered(x, *INPUTS)[..., order], plain(x[:, order], *INPUTS))
-
-
 def test_what_global_tokens_read_and_write_does_not_depend_on_patches():
     network = build(n_global_tokens=1)
     stir(network.read_all_genes), stir(network.write_all_genes), stir(network.network.blocks)

@@ -68,15 +68,12 @@ def patches(model: WBDIT) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Genes in the network's order, with the name of their ``patch``, such as ``P0``, and their ``position`` in it.
+        For each gene the name of its ``patch``, such as ``P0``, and its ``position`` there.
     """
     network = opened_network(model)
-    tokens = network.genes_of_patches.cpu().numpy()
-    patch, position = np.nonzero(tokens >= 0)
-    genes = model.var_.index[tokens[patch, position]]
-    names = token_names(network)
-    labels = pd.Categorical.from_codes(patch, categories=names[: len(tokens)])
-    return pd.DataFrame({"patch": labels, "position": position}, index=genes)
+    patch, position = np.divmod(np.arange(network.n_genes), network.patch_size)
+    labels = pd.Categorical.from_codes(patch, categories=token_names(network)[: network.n_patches])
+    return pd.DataFrame({"patch": labels, "position": position}, index=model.var_.index)
 
 
 def head_loadings(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self
 
-import numpy as np
 import torch
 
 from scgen_diffusion.diffusion import DDIMSampler
@@ -139,7 +138,7 @@ class GeneSpaceModel(DiffusionModel):
         module, cells, has_counts = self.module, self._cells, self._input_values == "counts"
         is_first = not self.is_trained_
         if is_first:
-            start_gene_space(module, cells, self.train_indices_, self._gene_order())
+            start_gene_space(module, cells, self.train_indices_)
         if has_counts:
             describe_totals(module, cells)
         if compile:
@@ -155,14 +154,6 @@ class GeneSpaceModel(DiffusionModel):
             warn_of_early_plateau(self.history_ or {}, self.architecture.head)
         return result
 
-    def _gene_order(self) -> np.ndarray | None:
-        """Return the indices of the genes in the order of the patches; None for the order by correlation."""
-        order = self.architecture.gene_order
-        if order == "correlation":
-            return None
-        n_genes = self.summary_stats.n_vars
-        return np.arange(n_genes) if order == "given" else self._registered_genes.get_indexer(list(order))
-
     def _recipe(self, stage: str) -> Recipe:
         if self.architecture.path == "masking":
             recipe = self._recipes["mlp" if self.architecture.backbone == "mlp" else "transformer"]
@@ -170,20 +161,13 @@ class GeneSpaceModel(DiffusionModel):
         return self._recipes["published" if self._recipe_name == "published" else "profiles"]
 
     def _check_fits_data(self) -> None:
-        """Raise if the path, patches or a list of genes do not fit the registered values and genes."""
-        a, genes = self.architecture, self._registered_genes
+        """Raise if the path or the patches do not fit the registered values and genes."""
+        a, n_genes = self.architecture, self.summary_stats.n_vars
         if a.path == "masking" and self._input_values != "counts":
             msg = "`path='masking'` needs counts, but the registered values are log-normalised; register counts."
             raise ValueError(msg)
-        if a.backbone in ("dit", "white_box") and a.patch_size > len(genes):
-            msg = f"`patch_size` is {a.patch_size}, but there are only {len(genes)} genes."
-            raise ValueError(msg)
-        if isinstance(a.gene_order, tuple) and sorted(a.gene_order) != sorted(genes):
-            missing, unknown = genes.difference(list(a.gene_order)), set(a.gene_order) - set(genes)
-            msg = (
-                f"`gene_order` must list every gene once, but {len(missing)} of {len(genes)} genes are missing, "
-                f"{len(unknown)} names are unknown, and {len(a.gene_order) - len(set(a.gene_order))} are repeated."
-            )
+        if a.backbone in ("dit", "white_box") and a.patch_size > n_genes:
+            msg = f"`patch_size` is {a.patch_size}, but there are only {n_genes} genes."
             raise ValueError(msg)
 
     def _check_ready_to_generate(self) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 
 from ._reference import read_weights, stand_in_registry
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    import torch
     from torch import Tensor
 
     from ._gene_space import GeneSpaceModel
@@ -60,7 +60,6 @@ def load_gene_space_reference(
         registry = stand_in_registry(cls, var_names, {}, values="log1p")
         model = cls(registry=registry, size="published", **options)
         renamed = rename(weights, backbone)
-        renamed["layout.gene_order"] = torch.arange(len(var_names))
         for network in (model.module.network, model.module.averaged_network.module):
             network.backbone.load_state_dict(_with_condition_tables(renamed, network.backbone))
     except (KeyError, RuntimeError) as error:

@@ -205,12 +205,6 @@ class GeneSpaceModule(ConditionedModule):
     def _both_networks(self) -> tuple[RegressionNetwork, RegressionNetwork]:
         return self.network, self.averaged_network.module
 
-    def set_gene_order(self, order: np.ndarray) -> None:
-        """Set the order in which the networks see the genes, as indices ``(genes,)``."""
-        for network in self._both_networks:
-            if not isinstance(network.backbone, GeneMLP):  # which sees all genes at once
-                network.backbone.layout.gene_order.copy_(torch.from_numpy(order))
-
     # --- training, as scvi-tools calls it -----------------------------------------------------------------------------
 
     def _get_inference_input(self, tensors: Mapping[str, Tensor], **_: Any) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
     from ._expression import InputValues
 
 Backbone = Literal["dit", "white_box", "mlp"]
-GeneOrder = Literal["given", "correlation"]
 
 N_PATCHES = 10
 LARGEST_PATCH = 200
@@ -77,9 +75,6 @@ class GeneSpaceArchitecture:
         Width and blocks of the residual network; 256 by default.
     n_global_tokens
         Number of tokens in the transformers that read all genes at once, and write to all (published: none).
-    gene_order
-        Which genes are neighbours: ``"given"``, as in the data; ``"correlation"``, as in a hierarchical clustering of
-        the genes in training cells; or a list of all genes.
     condition_strategy
         Which keys training shows together: ``"joint"``, all or none; ``"mutually_exclusive"``, one or none;
         ``"additive"``, every subset, which allows guidance by single keys (user guide, "Guidance").
@@ -105,7 +100,6 @@ class GeneSpaceArchitecture:
     n_layers: int = 3
     n_heads: int = 4
     n_global_tokens: int = 2
-    gene_order: GeneOrder | tuple[str, ...] = "given"
     condition_strategy: Literal["joint", "mutually_exclusive", "additive"] = "joint"
     dropped_together: tuple[tuple[str, ...], ...] = ()
     ema_decay: float = 0.999
@@ -113,12 +107,9 @@ class GeneSpaceArchitecture:
 
     def __post_init__(self) -> None:
         """Check all options."""
-        check_options(self, except_for=("zero_value", "gene_order", "dropped_together"))
+        check_options(self, except_for=("zero_value", "dropped_together"))
         check_key_groups(self.dropped_together, self.condition_strategy)
         _check_zero_value(self.zero_value)
-        if not isinstance(self.gene_order, tuple) and self.gene_order not in ("given", "correlation"):
-            msg = f"`gene_order` must be 'given', 'correlation' or a list of all genes, but found {self.gene_order!r}."
-            raise ValueError(msg)
         if self.target not in TARGETS_OF_PATH[self.path]:
             allowed = list(TARGETS_OF_PATH[self.path])
             msg = f"`target` must be one of {allowed} on the path {self.path!r}, but found {self.target!r}."
@@ -215,8 +206,6 @@ def build_gene_space_architecture(
         If there is no such option.
     """
     architectures = {"SCRDIT": SCRDIT_ARCHITECTURES, "WBDIT": WBDIT_ARCHITECTURES}[model]
-    if isinstance(order := changes.get("gene_order"), Iterable) and not isinstance(order, str):
-        changes = {**changes, "gene_order": tuple(str(gene) for gene in order)}
     if size == "default" and values == "counts":
         changes = {"path": "masking"} | changes
     if changes.get("path") == "masking":

@@ -29,7 +29,6 @@ from ._dit import DiT
 from ._embeddings import TimeEmbedding, patch_position_embedding, position_embedding
 from ._feed_forward import MLP, SwiGLU
 from ._gene_dit import GeneDiT
-from ._gene_layout import GeneLayout
 from ._gene_mlp import GeneMLP
 from ._pooling import AttentionPooling, FactorPooling, GeneSet, expressed_genes
 from ._set_decoder import GeneFactorDecoder, GeneQueryDecoder
@@ -52,7 +51,6 @@ __all__ = [
     "FactorPooling",
     "GeneDiT",
     "GeneFactorDecoder",
-    "GeneLayout",
     "GeneMLP",
     "GeneQueryDecoder",
     "GeneSet",

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import nn
-from torch.nn.functional import silu
+from torch.nn.functional import pad, silu
 
 from ._attention import SelfAttention
 from ._dit import DiT
 from ._embeddings import patch_position_embedding
 from ._feed_forward import MLP
-from ._gene_layout import GeneLayout
 from ._parts import parts_of
 from ._white_box import SparseCoding, SubspaceAttention
 
@@ -60,14 +59,11 @@ class GeneDiT(nn.Module):
     n_global_tokens
         Number of extra tokens that read all genes at once. They, the time and the condition also write to all genes.
         With them, even few layers see the whole cell. Published: none.
-    gene_order
-        Order in which genes are put into patches, a permutation. Default: the order of the input. Related genes may
-        share a patch.
 
     Raises
     ------
     ValueError
-        If sizes do not fit each other, the order is not a permutation, or the block is unknown.
+        If sizes do not fit each other, or the block is unknown.
 
     References
     ----------
@@ -99,15 +95,13 @@ class GeneDiT(nn.Module):
         block: Block = "transformer",
         n_outputs: int = 1,
         n_global_tokens: int = 0,
-        gene_order: Sequence[int] | Tensor | None = None,
     ) -> None:
         super().__init__()
         check_patch_size(patch_size, n_genes)
         attention, feed_forward = block_factories(block, width, n_heads, hidden)
-        self.n_outputs, self.n_global_tokens = n_outputs, n_global_tokens
-        self.n_patches = -(-n_genes // patch_size)
+        self.n_genes, self.n_outputs, self.n_global_tokens = n_genes, n_outputs, n_global_tokens
+        self.patch_size, self.n_patches = patch_size, -(-n_genes // patch_size)
         self._numbers_per_cell = (self.n_patches + n_global_tokens) * max(hidden or 4 * width, 3 * width)
-        self.layout = GeneLayout(n_genes, patch_size, gene_order)
         positions = patch_position_embedding(self.n_patches, width)
         self.network = DiT(
             self.n_patches + n_global_tokens,
@@ -142,7 +136,7 @@ class GeneDiT(nn.Module):
         context = self.network.embed_context(t, condition)
         tokens = self.network.transform(self._embed(x_t), context)
         per_patch = self.network.project_out(tokens[:, : self.n_patches])
-        prediction = self.layout.undo(per_patch.unflatten(-1, (self.n_outputs, -1)).transpose(1, 2).flatten(2))
+        prediction = per_patch.unflatten(-1, (self.n_outputs, -1)).transpose(1, 2).flatten(2)[..., : self.n_genes]
         if self.n_global_tokens:
             seen = torch.cat([tokens[:, self.n_patches :].flatten(1), silu(context)], dim=1)
             prediction = prediction + self.write_all_genes(seen).unflatten(-1, (self.n_outputs, -1))
@@ -160,11 +154,6 @@ class GeneDiT(nn.Module):
     def gene_weights(self) -> list[Tensor]:
         """The matrices with which global tokens read and write genes."""
         return [self.read_all_genes.weight, self.write_all_genes.weight] if self.n_global_tokens else []
-
-    @property
-    def genes_of_patches(self) -> Tensor:
-        """The genes of each patch, -1 for padding, ``(patches, patch_size)``."""
-        return self.layout.genes.unflatten(0, (self.n_patches, -1))
 
     def trace(self, x_t: Tensor, t: Tensor, condition: Tensor) -> list[BlockTrace]:
         """Return every block's intermediate values, for the arguments of :meth:`forward`; global tokens come last."""
@@ -186,7 +175,8 @@ class GeneDiT(nn.Module):
 
     def _embed(self, x_t: Tensor) -> Tensor:
         """Turn cells ``(cells, genes)`` into tokens ``(cells, patches + global tokens, width)``."""
-        patches = self.network.project_in(self.layout(x_t).unflatten(1, (self.n_patches, -1)))
+        padded = pad(x_t, (0, self.n_patches * self.patch_size - self.n_genes))
+        patches = self.network.project_in(padded.unflatten(1, (self.n_patches, -1)))
         if not self.n_global_tokens:
             return patches
         return torch.cat([patches, self.read_all_genes(x_t).unflatten(1, (self.n_global_tokens, -1))], dim=1)

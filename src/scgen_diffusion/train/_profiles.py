@@ -1,4 +1,4 @@
-"""Initialisation of a gene-space model from the training cells: scale, order of genes, axes and library sizes."""
+"""Initialisation of a gene-space model from the training cells: scale, axes and library sizes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.spatial.distance import squareform
 from scvi import REGISTRY_KEYS
 from sklearn.decomposition import PCA
 
@@ -17,9 +15,8 @@ from ._cells import ROWS_AT_A_TIME
 from ._latents import gather
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from scgen_diffusion.module import GeneSpaceModule
@@ -31,14 +28,9 @@ MAX_CELLS_FOR_AXES = 5000
 
 
 @torch.no_grad()
-def start_gene_space(
-    module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray, gene_order: np.ndarray | None
-) -> None:
-    """Initialise scale, axes of global tokens and (unless given) order of genes from the cells ``indices``."""
+def start_gene_space(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray) -> None:
+    """Initialise the scale, and the axes of global tokens, from the cells ``indices``."""
     module.start_from(module.summarise(_expression(module, cells, indices)))
-    if gene_order is None:
-        gene_order = order_by_correlation(profile.cpu().numpy() for profile in _profiles(module, cells, indices))
-    module.set_gene_order(gene_order)
     if module.architecture.n_global_tokens and module.architecture.backbone in ("dit", "white_box"):
         module.start_reading(torch.from_numpy(_principal_axes(module, cells, indices)).to(module.device))
 
@@ -79,38 +71,3 @@ def _principal_axes(module: GeneSpaceModule, cells: TrainingCells, indices: np.n
     axes = PCA(n_axes, svd_solver="randomized", random_state=0).fit(data).components_
     torch.set_num_threads(torch.get_num_threads())  # scikit-learn resets OpenMP's number of threads
     return axes.astype(np.float32)
-
-
-def order_by_correlation(batches: Iterable[NDArray]) -> NDArray[np.intp]:
-    """Order genes by hierarchical clustering (average linkage) of their correlations, so that neighbours vary together.
-
-    Parameters
-    ----------
-    batches
-        Profiles ``(cells, genes)``, read once. Memory grows with the square of the number of genes (two matrices of
-        3.2 GB for 20 000 genes), not with the number of cells.
-    """
-    distance = correlations(batches)
-    if len(distance) < 2:
-        return np.arange(len(distance))
-    np.subtract(1, distance, out=distance).clip(min=0, out=distance)
-    np.fill_diagonal(distance, 0)
-    return leaves_list(linkage(squareform(distance, checks=False), "average"))
-
-
-def correlations(batches: Iterable[NDArray]) -> NDArray:
-    """Return the correlations of genes, ``(genes, genes)``; zero for constant genes. All is done in one matrix."""
-    n_cells, sums, matrix = 0, 0.0, np.zeros(())
-    for x in batches:
-        products = x.T.astype(float) @ x
-        n_cells, sums = n_cells + len(x), sums + x.sum(0, dtype=float)
-        matrix = np.add(matrix, products, out=products)  # of both, the one with all axes
-    mean = sums / n_cells
-    matrix /= n_cells
-    for row, own in zip(matrix, mean, strict=True):
-        row -= own * mean
-    std = np.sqrt(matrix.diagonal().clip(min=0))
-    spread = np.where(std > 0, std, np.inf)
-    matrix /= spread[:, None]
-    matrix /= spread
-    return matrix
