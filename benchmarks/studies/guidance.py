@@ -1,4 +1,4 @@
-"""What does guidance do to precision and recall? Scales, intervals, rescaling, and compositions of two keys.
+"""What does guidance do to precision and recall? Scales, intervals, rescaling, and two keys.
 
     python -m benchmarks.studies.guidance --threads 1
     python -m benchmarks.studies.guidance --datasets pbmc3k --seeds 0 1 2
@@ -44,7 +44,6 @@ SCALES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
 LARGE_SCALES = (2.0, 3.0)
 INTERVALS = ((0.0, 0.5), (0.2, 0.8), (0.5, 1.0))
 SHARES = (0.5, 1.0)
-COMPOSITIONS = ("joint", "mutually_exclusive", "additive")
 
 
 def ways_of(dataset: str) -> dict[tuple[str, str], dict[str, Any]]:
@@ -63,9 +62,7 @@ def ways_of(dataset: str) -> dict[tuple[str, str], dict[str, Any]]:
         scales: dict[str, Any] = {f"{scale:g}": scale for scale in (1.0, *LARGE_SCALES)}
         scales |= {f"{scale:g} for {key}": {key: scale} for scale in (0.0, *LARGE_SCALES)}
         for name, scale in scales.items():
-            for composition in COMPOSITIONS:
-                how = {"guidance_scale": Guidance(scale, composition)}
-                ways["additive", f"{composition}, scale {name}"] = how
+            ways["additive", f"additive, scale {name}"] = {"guidance_scale": scale}
             ways["mutually_exclusive", f"scale {name}"] = {"guidance_scale": scale}
     return ways
 

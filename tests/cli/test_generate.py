@@ -92,7 +92,7 @@ def test_options_of_generate_reach_their_arguments(call, saved_model, asked, tmp
         "-g",
         "cell_type=2",
         "-g",
-        "cell_type, dose=1.5",
+        "dose=1.5",
         "--library-size",
         "normal",
         "--n-steps",
@@ -101,7 +101,7 @@ def test_options_of_generate_reach_their_arguments(call, saved_model, asked, tmp
     options += ["--guidance-interval", "0.1", "0.9", "--sampler", "heun", "--rank", "1", "--n-ranks", "3"]
     code, _, err = call("generate", saved_model, tmp_path / "new.zarr", *options)
     assert code == 0, err
-    scale = {("cell_type",): 2, ("cell_type", "dose"): 1.5}
+    scale = {"cell_type": 2, "dose": 1.5}
     assert asked["guidance_scale"] == Guidance(scale, interval=(0.1, 0.9))
     assert (asked["library_size"], asked["sampler"], asked["n_steps"]) == ("normal", "heun", 4)
     assert (asked["seed"], asked["rank"], asked["n_ranks"]) == (0, 1, 3)

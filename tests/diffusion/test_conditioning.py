@@ -13,7 +13,6 @@ from scgen_diffusion.diffusion import (
     Joint,
     MutuallyExclusive,
     condition_strategy,
-    terms_of_subsets,
 )
 
 N_CLASSES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
@@ -276,11 +275,6 @@ def test_additive_with_scale_one_everywhere_is_the_conditional_prediction(n_keys
 def test_sums_of_scales_that_are_zero_but_for_rounding_make_no_prediction():
     assert set(weights(MutuallyExclusive().terms([0.1, 0.2, 0.7]))) == {(0,), (1,), (2,)}
     assert set(weights(Additive().terms([0.3, 0.7]))) == {(1,), (0,)}
-
-
-def test_scales_of_equal_subsets_add_up():
-    terms = terms_of_subsets([((0, 1), 2.0), ((1, 0), 0.5), ((1,), -1.0)])
-    assert weights(terms) == {(): -0.5, (0, 1): 2.5, (1,): -1.0}
 
 
 def test_a_strategy_is_found_by_name_and_only_additive_has_groups():

@@ -1,14 +1,12 @@
-"""Guidance as users ask for it: scales, compositions, intervals and rescaling."""
+"""Guidance as users ask for it: scales, intervals and rescaling."""
 
 from __future__ import annotations
 
 import anndata
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from scgen_diffusion.diffusion import CONDITION_STRATEGIES, Additive, Guidance, GuidanceTerm, ResolvedGuidance
+from scgen_diffusion.diffusion import CONDITION_STRATEGIES, Additive, Guidance
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
 
 KEYS = ["cell_type", "dose", "treated"]
@@ -39,71 +37,11 @@ def joint(make_trained):
 # --- resolved requests ------------------------------------------------------------------------------------------------
 
 
-@given(scale=st.one_of(st.floats(-2, 5), st.dictionaries(st.sampled_from(KEYS), st.floats(-2, 5))), data=st.data())
-@settings(max_examples=50, deadline=None)
-def test_a_composition_is_that_of_the_strategy_of_its_name(scale, data):
-    composition = data.draw(st.sampled_from([None, *CONDITION_STRATEGIES]))
-    scales = [scale.get(key, 1.0) for key in KEYS] if isinstance(scale, dict) else [scale] * 3
-    asked = Guidance(scale, composition).resolve(Additive(), KEYS)
-    assert asked == ResolvedGuidance.of(CONDITION_STRATEGIES[composition or "additive"], scales)
-
-
-def test_scales_of_subsets_add_up_what_each_changes_in_the_unconditional_prediction():
-    scale = {("dose", "cell_type"): 2.0, ("treated",): 0.5}
-    terms = resolve("additive", scale=scale).terms
-    assert terms == (GuidanceTerm((), -1.5), GuidanceTerm((0, 1), 2.0), GuidanceTerm((2,), 0.5))
-
-
-def test_the_own_groups_of_an_additive_model_are_kept_together():
-    grouped = Guidance({"dose": 3.0, "treated": 3.0}, "additive").resolve(Additive(((1, 2),)), KEYS)
-    assert grouped.terms == (GuidanceTerm((0, 1, 2), 3.0), GuidanceTerm((0,), -2.0))
-
-
-@pytest.mark.parametrize(
-    ("trained", "options", "given"),
-    [
-        ("joint", {"composition": "additive", "scale": {"dose": 2.0}}, "only 'cell_type', 'treated'"),
-        ("joint", {"composition": "mutually_exclusive"}, "only 'cell_type'"),
-        ("joint", {"scale": {("dose",): 2.0}}, "only 'dose'"),
-        ("mutually_exclusive", {"composition": "joint"}, "only 'cell_type', 'dose', 'treated'"),
-        ("mutually_exclusive", {"scale": {("dose", "treated"): 1.0}}, "only 'dose', 'treated'"),
-        ("mutually_exclusive", {"composition": "additive"}, "only 'cell_type', 'dose', 'treated'"),
-    ],
-)
-def test_subsets_that_training_never_showed_are_refused(trained, options, given):
-    words = f"{given}, but the model was trained with `condition_strategy='{trained}'`, which shows .*'additive'"
-    with pytest.raises(ValueError, match=words):
-        resolve(trained, **options)
-
-
-def test_a_part_of_a_group_is_refused():
-    with pytest.raises(ValueError, match="only 'dose'.*of `dropped_together` only together"):
-        Guidance({("dose",): 2.0}).resolve(Additive(((1, 2),)), KEYS)
-
-
-def test_the_conditional_prediction_must_be_known_too_where_it_is_needed():
-    """Scale 0 is the unconditional prediction, which every model knows; outside of an interval it is not enough."""
-    options = {"scale": 0.0, "composition": "joint"}
-    assert resolve("mutually_exclusive", **options).terms == (GuidanceTerm((), 1.0),)
-    for extra in ({"interval": (0.2, 0.8)}, {"rescale": 0.5}):
-        with pytest.raises(ValueError, match="`Guidance\\(composition='joint'\\)` needs"):
-            resolve("mutually_exclusive", **options, **extra)
-
-
-def test_predictions_of_weight_zero_need_not_be_known():
-    assert resolve("joint", composition="additive", scale=1.0).terms == (GuidanceTerm((0, 1, 2), 1.0),)
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"composition": "addtive"}, "`Guidance\\(composition='addtive'\\)` is not known.*closest first: 'additive'"),
-        ({"scale": {("dose",): 1.0}, "composition": "additive"}, "`composition` has no effect"),
-        ({"scale": {("dose",): 1.0, "treated": 1.0}}, "tuples of different keys, but found 'treated'"),
-        ({"scale": {(): 1.0}}, r"tuples of different keys, but found \(\)"),
-        ({"scale": {("dose", "dose"): 1.0}}, r"tuples of different keys, but found \('dose', 'dose'\)"),
-        ({"scale": {("doses",): 1.0}}, "unknown key 'doses'.*closest first: 'dose'"),
-        ({"scale": {("dose",): np.nan}}, "`guidance_scale` must be a finite number"),
+        ({"scale": {"doses": 1.0}}, "unknown key 'doses'.*closest first: 'dose'"),
+        ({"scale": {"dose": np.nan}}, "`guidance_scale` must be a finite number"),
         ({"scale": "2"}, "`guidance_scale` must be a finite number.*but found '2'"),
         ({"interval": (0.8, 0.2)}, r"`Guidance\(interval=...\)` must be"),
         ({"rescale": 2}, r"`Guidance\(rescale=...\)` must be"),
@@ -123,22 +61,6 @@ def test_groups_are_numbered_in_the_order_of_the_keys_of_the_model(make_model):
 
 
 # --- in models --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", ["generate", "get_sampling_path"])
-def test_subsets_never_shown_are_refused_before_any_work(joint, monkeypatch, method):
-    monkeypatch.setattr(joint.module, "draw_noise", lambda *_: pytest.fail("work was done"))
-    with pytest.raises(ValueError, match=r"`Guidance\(composition='additive'\)` needs predictions"):
-        getattr(joint, method)(**REQUEST, guidance_scale=Guidance({"dose": 2.0}, composition="additive"))
-
-
-def test_every_composition_makes_cells_of_its_own(additive):
-    scale = {"dose": 8.0, "treated": 0.0}
-    default = additive.generate(**REQUEST, guidance_scale=scale)
-    others = [
-        additive.generate(**REQUEST, guidance_scale=Guidance(scale, composition=name)) for name in CONDITION_STRATEGIES
-    ]
-    assert [same_cells(default, other) for other in others] == [name == "additive" for name in CONDITION_STRATEGIES]
 
 
 def test_scale_zero_of_a_key_takes_away_its_influence_alone(additive):
@@ -162,11 +84,6 @@ def test_scale_zero_takes_away_the_influence_of_a_number_too(make_trained):
     assert same_cells(cells(1, {"dose": 0.0}), cells(100, {"dose": 0.0}))
     assert not same_cells(cells(1, {"dose": 4.0}), cells(100, {"dose": 4.0}))
     assert np.isfinite(cells(100, {"dose": 4.0}).X.toarray()).all()
-
-
-def test_a_subset_of_all_keys_is_joint_guidance(joint):
-    subset = joint.generate(**REQUEST, guidance_scale={tuple(KEYS): 3.0})
-    assert same_cells(subset, joint.generate(**REQUEST, guidance_scale=3.0))
 
 
 @pytest.mark.parametrize("scale", [3.0, 1.0])
@@ -208,15 +125,11 @@ def test_a_sampling_path_ends_in_the_cells_of_the_same_guidance(make_trained_gen
     [
         ({}, {"guidance_scale": 1.0, "composition": "additive", "guidance_interval": [0, 1], "guidance_rescale": 0}),
         (
-            {"guidance_scale": {("cell_type", "dose"): 2.0, ("treated",): 1.0}},
-            {"guidance_scale": {"cell_type, dose": 2.0, "treated": 1.0}, "composition": "subsets"},
-        ),
-        (
-            {"guidance_scale": Guidance(1.0, "joint", interval=(0.2, 0.8), rescale=0.7)},
-            {"composition": "joint", "guidance_interval": [0.2, 0.8], "guidance_rescale": 0.7},
+            {"guidance_scale": Guidance({"dose": 2.0}, interval=(0.2, 0.8), rescale=0.7)},
+            {"guidance_scale": {"dose": 2.0}, "guidance_interval": [0.2, 0.8], "guidance_rescale": 0.7},
         ),
     ],
-    ids=["default", "subsets", "composition"],
+    ids=["default", "per key"],
 )
 def test_provenance_records_guidance_and_can_be_written(additive, tmp_path, how, told):
     cells = additive.generate(**REQUEST, **how)

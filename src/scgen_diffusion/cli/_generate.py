@@ -27,7 +27,6 @@ PASSED_ON = (
 )  # fmt: skip
 GUIDANCE = {
     "guidance_scale": "scale",
-    "composition": "composition",
     "guidance_interval": "interval",
     "guidance_rescale": "rescale",
 }
@@ -58,10 +57,9 @@ COUNTS = flag("--counts", "Return integer counts, also from SCRDIT and WBDIT.")
 SAMPLING = [
     option(
         "--guidance-scale -g",
-        "Strength of the condition (default: 1): a number, or one per key or set of keys (KEY,KEY=2).",
+        "Strength of the condition (default: 1): a number, or one per key.",
         Keyed("[KEY=]NUMBER", number),
     ),
-    option("--composition", "Composition of guidance: joint, mutually_exclusive or additive.", metavar="NAME"),
     option("--guidance-interval", "Times between which guidance is used.", float, "FROM TO", nargs=2),
     option("--guidance-rescale", "How far to restore the spread of predictions.", float, "SHARE"),
     option("--sampler", "Sampler: euler, midpoint, heun, dopri5, ddim, dpm_solver ...", metavar="NAME"),
@@ -220,9 +218,6 @@ def read_guidance(options: Mapping[str, Any]) -> dict[str, Any]:
     from scgen_diffusion.diffusion import Guidance
 
     guidance = {GUIDANCE[name]: value for name, value in given(options, *GUIDANCE).items()}
-    scale = guidance.get("scale")
-    if isinstance(scale, dict) and any("," in key for key in scale):  # scales of sets of keys
-        guidance["scale"] = {tuple(part.strip() for part in key.split(",")): value for key, value in scale.items()}
     return {"guidance_scale": Guidance(**guidance)} if guidance else {}
 
 

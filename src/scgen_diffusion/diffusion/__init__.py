@@ -9,7 +9,6 @@ from ._conditioning import (
     Joint,
     MutuallyExclusive,
     condition_strategy,
-    terms_of_subsets,
 )
 from ._count_draws import draw_negative_binomial, draw_poisson, finite_mask, keep_molecules, keep_where
 from ._coupling import optimal_pairs
@@ -24,7 +23,7 @@ from ._diffusion_samplers import (
     samplers_for,
 )
 from ._diffusion_walk import DiffusionSampler
-from ._guidance import WHOLE_PATH, Composition, Guidance, GuidanceScale, GuidedField, ResolvedGuidance
+from ._guidance import WHOLE_PATH, Guidance, GuidanceScale, GuidedField, ResolvedGuidance
 from ._inversion import FlowInversion, Inversion, NoiseInversion, UnmaskingInversion
 from ._losses import Network, diffusion_loss
 from ._masking import Masking, UnmaskingSampler, with_masked
@@ -46,7 +45,6 @@ __all__ = [
     "TARGETS",
     "WHOLE_PATH",
     "Additive",
-    "Composition",
     "ConditionColumns",
     "ConditionStrategy",
     "DDIMSampler",
@@ -102,6 +100,5 @@ __all__ = [
     "sample_seed",
     "samplers_for",
     "spike_and_slab_mean",
-    "terms_of_subsets",
     "with_masked",
 ]

@@ -146,7 +146,7 @@ class Joint:
 
     def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
         """Weigh the prediction given all keys against the one given none."""
-        return terms_of_subsets([(range(len(scales)), mean(scales))] if scales else [])
+        return _of_subsets([(range(len(scales)), mean(scales))] if scales else [])
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class MutuallyExclusive:
 
     def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
         """Weigh the predictions given one key each against the one given none."""
-        return terms_of_subsets([((key,), scale) for key, scale in enumerate(scales)])
+        return _of_subsets([((key,), scale) for key, scale in enumerate(scales)])
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def condition_strategy(name: str, groups: tuple[tuple[int, ...], ...] = ()) -> C
     return Additive(groups) if name == Additive.name else CONDITION_STRATEGIES[name]
 
 
-def terms_of_subsets(scales: Iterable[tuple[Iterable[int], float]]) -> tuple[GuidanceTerm, ...]:
+def _of_subsets(scales: Iterable[tuple[Iterable[int], float]]) -> tuple[GuidanceTerm, ...]:
     r"""Turn the scales of subsets into weights, :math:`v = v_\varnothing + \sum_j s_j\,(v_{K_j} - v_\varnothing)`."""
     scales = list(scales)
     return _merge([((), 1 - sum(scale for _, scale in scales)), *scales])

@@ -7,26 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean as mean
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 
 from scgen_diffusion._arguments import is_number, known_names, warn_user
 
-from ._conditioning import CONDITION_STRATEGIES, GuidanceTerm, terms_of_subsets
+from ._conditioning import GuidanceTerm
 from ._paths import expand_like
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from torch import Tensor
 
     from ._conditioning import ConditionColumns, ConditionStrategy
     from ._losses import Network
     from ._paths import Path
 
-Composition = Literal["joint", "mutually_exclusive", "additive"]
-GuidanceScale = float | Mapping[str, float] | Mapping[tuple[str, ...], float]
+GuidanceScale = float | Mapping[str, float]
 WHOLE_PATH = (0.0, 1.0)
 TIME_ROUNDING = 1e-6  # error of times converted to the network's time and back, in single precision
 WEIGHT_ROUNDING = 1e-9
@@ -34,19 +31,14 @@ WEIGHT_ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance: how strong, composed in which way, and where on the path.
+    """Classifier-free guidance: how strong, and where on the path.
 
     Parameters
     ----------
     scale
         1: conditional; 0: unconditional; larger: more typical of the condition and less diverse, and far above 5 unlike
-        real cells; negative: away from the condition. One number; a mapping from condition keys to numbers (1 for
-        missing keys); or a mapping from tuples of keys to numbers, which adds up what each of these subsets changes in
-        the unconditional prediction.
-    composition
-        How the scales of several keys are combined: ``"joint"``, ``"mutually_exclusive"`` or ``"additive"`` (each key's
-        influence given all others). Default: as in training. Others work only if training showed the model what they
-        need.
+        real cells; negative: away from the condition. One number, or a mapping from condition keys to numbers (1 for
+        missing keys), which are combined as the model's ``condition_strategy`` says.
     interval
         Path times, from 0 (noise) to 1 (data), between which the scale applies; elsewhere it is 1.
     rescale
@@ -68,7 +60,6 @@ class Guidance:
     """
 
     scale: GuidanceScale = 1.0
-    composition: Composition | None = None
     interval: tuple[float, float] = WHOLE_PATH
     rescale: float = 0.0
 
@@ -76,18 +67,8 @@ class Guidance:
         """Check everything that can be checked without a model."""
         for scale in self.scale.values() if isinstance(self.scale, Mapping) else [self.scale]:
             if not is_number(scale) or not math.isfinite(scale):
-                msg = (
-                    "`guidance_scale` must be a finite number, one per key, "
-                    f"or one per subset of keys, but found {scale!r}."
-                )
+                msg = f"`guidance_scale` must be a finite number, or one per key, but found {scale!r}."
                 raise ValueError(msg)
-        if self.composition is not None and self.composition not in list(CONDITION_STRATEGIES):
-            known = known_names(self.composition, list(CONDITION_STRATEGIES))
-            msg = f"`Guidance(composition={self.composition!r})` is not known. {known}"
-            raise ValueError(msg)
-        if self.composition is not None and self.has_subsets:
-            msg = "`composition` has no effect if the guidance scale has subsets of keys; leave it out."
-            raise ValueError(msg)
         _check_interval(self.interval)
         _check_rescale(self.rescale)
 
@@ -96,80 +77,44 @@ class Guidance:
         """Return a scale as a guidance; a guidance stays as it is."""
         return guidance_scale if isinstance(guidance_scale, cls) else cls(guidance_scale)
 
-    @property
-    def has_subsets(self) -> bool:
-        """Whether the scales belong to subsets of keys."""
-        return isinstance(self.scale, Mapping) and any(isinstance(key, tuple) for key in self.scale)
-
     def resolve(self, trained: ConditionStrategy, keys: Sequence[str]) -> ResolvedGuidance:
         """Return the predictions to combine, for a model with these condition keys and this training strategy.
 
         Raises
         ------
         ValueError
-            If a key is unknown, or the model has not learned a prediction that is needed.
+            If a key is unknown, or there are no conditions to guide by.
 
         Warns
         -----
         UserWarning
             If keys that training shows together have different scales: their mean applies.
         """
-        composed_by = self._composed_by(trained)
-        if self.has_subsets:
-            terms = terms_of_subsets(self._subsets(keys))
-        else:
-            scales = self._scales(keys)
-            terms = composed_by.terms(scales)
-            _warn_of_shared_scales(dict(zip(keys, scales, strict=True)), composed_by)
-        plain = composed_by.terms([1.0] * len(keys))
-        resolved = ResolvedGuidance(terms, plain, self.interval, self.rescale)
-        for subset in resolved.subsets:
-            if not trained.has_shown(subset, len(keys)):
-                raise ValueError(self._never_shown([keys[key] for key in subset], trained))
-        return resolved
+        scales = self._scales(keys)
+        _warn_of_shared_scales(dict(zip(keys, scales, strict=True)), trained)
+        return ResolvedGuidance.of(trained, scales, interval=self.interval, rescale=self.rescale)
 
     def describe(self, trained: ConditionStrategy) -> dict[str, Any]:
         """Return the values that ``uns`` records, in a form that a file can store."""
-        scale: Any = self.scale
-        if isinstance(scale, Mapping):
-            scale = {", ".join(key) if isinstance(key, tuple) else key: float(value) for key, value in scale.items()}
+        is_per_key = isinstance(self.scale, Mapping)
         return {
-            "guidance_scale": scale if isinstance(scale, dict) else float(scale),
-            "composition": "subsets" if self.has_subsets else self._composed_by(trained).name,
+            "guidance_scale": {k: float(v) for k, v in self.scale.items()} if is_per_key else float(self.scale),
+            "composition": trained.name,
             "guidance_interval": [float(end) for end in self.interval],
             "guidance_rescale": float(self.rescale),
         }
 
-    def _composed_by(self, trained: ConditionStrategy) -> ConditionStrategy:
-        is_trained = self.composition is None or self.composition == trained.name  # which may group keys
-        return trained if is_trained else CONDITION_STRATEGIES[str(self.composition)]
-
     def _scales(self, keys: Sequence[str]) -> list[float]:
         if isinstance(self.scale, Mapping):
-            _check_keys(self.scale, keys)
+            for key in self.scale:
+                if key not in keys:
+                    msg = f"`guidance_scale` has the unknown key {key!r}. {known_names(key, list(keys))}"
+                    raise ValueError(msg)
             return [float(self.scale.get(key, 1.0)) for key in keys]
         if not keys and self.scale != 1:
             msg = f"`guidance_scale` is {self.scale}, but the model has no conditions to guide by."
             raise ValueError(msg)
         return [float(self.scale)] * len(keys)
-
-    def _subsets(self, keys: Sequence[str]) -> list[tuple[list[int], float]]:
-        for subset in self.scale:
-            if not isinstance(subset, tuple) or not subset or len(set(subset)) < len(subset):
-                msg = f"`guidance_scale` must have keys, or tuples of different keys, but found {subset!r} among them."
-                raise ValueError(msg)
-            _check_keys(subset, keys)
-        return [([keys.index(key) for key in subset], float(scale)) for subset, scale in self.scale.items()]
-
-    def _never_shown(self, subset: Sequence[str], trained: ConditionStrategy) -> str:
-        source = "`guidance_scale`" if self.has_subsets else f"`Guidance(composition={self.composition!r})`"
-        given = f"only {', '.join(map(repr, subset))}" if subset else "no condition"
-        groups = " and without `dropped_together`" if trained.name == "additive" else ""
-        return (
-            f"{source} needs predictions that are given {given}, but the model was trained with "
-            f"`condition_strategy={trained.name!r}`, which shows {trained.shows}. Leave `composition` out and pass one "
-            f"scale per key, or train a model with `condition_strategy='additive'`{groups}."
-        )
 
 
 def _warn_of_shared_scales(scales: Mapping[str, float], strategy: ConditionStrategy) -> None:
@@ -226,10 +171,6 @@ class ResolvedGuidance:
     interval: tuple[float, float] = WHOLE_PATH
     rescale: float = 0.0
 
-    def __post_init__(self) -> None:
-        _check_interval(self.interval)
-        _check_rescale(self.rescale)
-
     @classmethod
     def of(
         cls,
@@ -265,12 +206,6 @@ class ResolvedGuidance:
     def is_rescaled(self) -> bool:
         """Whether the plain prediction is needed as well as the guided one."""
         return self.rescale > 0 and self.terms != self.plain
-
-    @property
-    def subsets(self) -> list[tuple[int, ...]]:
-        """The subsets of keys whose predictions are needed anywhere on the path."""
-        needs_plain = self.is_rescaled or not self.covers_path
-        return _distinct(self.terms, *([self.plain] if needs_plain else []))
 
 
 @dataclass(frozen=True, eq=False)
@@ -349,7 +284,7 @@ class _Mixtures(NamedTuple):
     @classmethod
     def of(cls, condition: Tensor, columns: ConditionColumns, *mixtures: Sequence[GuidanceTerm]) -> Self:
         """Prepare mixtures for samples with the condition ``(n, columns)``."""
-        subsets = _distinct(*mixtures)
+        subsets = list(dict.fromkeys(term.keys for terms in mixtures for term in terms))
         weights_of = [{term.keys: term.weight for term in terms} for terms in mixtures]
         conditions = torch.cat([columns.keep(condition, keys) for keys in subsets])
         return cls(conditions, [[weights.get(keys, 0.0) for keys in subsets] for weights in weights_of])
@@ -364,10 +299,6 @@ def rescale_to(guided: Tensor, plain: Tensor, share: float) -> Tensor:
 
 def _weighted_sum(weights: Sequence[float], predictions: Sequence[Tensor]) -> Tensor:
     return sum(weight * v for weight, v in zip(weights, predictions, strict=True) if weight != 0)  # type: ignore[return-value]
-
-
-def _distinct(*mixtures: Sequence[GuidanceTerm]) -> list[tuple[int, ...]]:
-    return list(dict.fromkeys(term.keys for terms in mixtures for term in terms))
 
 
 def _check_interval(interval: object) -> None:
@@ -385,10 +316,3 @@ def _check_rescale(rescale: object) -> None:
     if not is_number(rescale) or not 0 <= rescale <= 1:
         msg = f"`Guidance(rescale=...)` must be a number from 0 to 1, but found {rescale!r}."
         raise ValueError(msg)
-
-
-def _check_keys(given: Iterable[Any], keys: Sequence[str]) -> None:
-    for key in given:
-        if key not in keys:
-            msg = f"`guidance_scale` has the unknown key {key!r}. {known_names(key, list(keys))}"
-            raise ValueError(msg)

@@ -39,7 +39,6 @@ OTHER_NAMES = {
     **{
         name: f"Use `guidance_scale=scgen_diffusion.diffusion.Guidance(scale, {option}=...)`."
         for name, option in {
-            "composition": "composition",
             "guidance_interval": "interval",
             "guidance_rescale": "rescale",
         }.items()

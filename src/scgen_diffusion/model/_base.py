@@ -851,8 +851,8 @@ class DiffusionModel(BaseModelClass):
             without ``strength``.
         guidance_scale
             1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number, a
-            mapping from keys or tuples of keys to numbers, or a :class:`~scgen_diffusion.diffusion.Guidance` with more
-            options. See the user guide, "Guidance".
+            mapping from keys to numbers, or a :class:`~scgen_diffusion.diffusion.Guidance` with more options. See the
+            user guide, "Guidance".
         sampler
             Name of a sampler, or a sampler object of :mod:`scgen_diffusion.diffusion`. Flow matching (SCLDM) has
             ``"midpoint"``, ``"euler"``, ``"heun"`` and ``"dopri5"``. Masked molecules (SCRDIT and WBDIT from counts)
