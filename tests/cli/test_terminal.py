@@ -98,8 +98,8 @@ def test_a_key_error_of_ours_is_shown_without_its_quotation_marks(call_function,
     assert err.startswith("scgen-diffusion: error: `layer` 'x' is not in adata.layers. There are none.")
 
 
-def test_a_threshold_has_an_exit_code_of_its_own(call_function):
-    code, _, err = call_function(raising(Stop("Not good enough.", ExitCode.BELOW_THRESHOLD)))
+def test_cells_that_are_not_good_enough_have_an_exit_code_of_their_own(call_function):
+    code, _, err = call_function(raising(Stop("Not good enough.", ExitCode.NOT_GOOD_ENOUGH)))
     assert (code, err) == (3, "scgen-diffusion: Not good enough.\n")
 
 

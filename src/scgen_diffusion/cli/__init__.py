@@ -29,7 +29,7 @@ Exit codes:
   0    done
   1    failed; --verbose shows where
   2    wrong options, files, names or values
-  3    evaluate: the cells are worse than the thresholds
+  3    evaluate --fail-on: the cells are not good enough
   130  interrupted by Ctrl-C (143: by SIGTERM); run the same command again to resume
 
 Results go to files and stdout, messages to stderr."""
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    The exit code: 0 done, 1 failed, 2 wrong request, 3 cells below a threshold, 130 and 143 stopped by a signal.
+    The exit code: 0 done, 1 failed, 2 wrong request, 3 cells not good enough, 130 and 143 stopped by a signal.
     """
     try:
         cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else PROGRAM
-        word = "" if error.exit_code >= ExitCode.BELOW_THRESHOLD else "error: "
+        word = "" if error.exit_code >= ExitCode.NOT_GOOD_ENOUGH else "error: "
         click.echo(f"{where}: {word}{error.format_message()}", err=True)
         if isinstance(error, click.UsageError):
             click.echo(f"Try '{where} --help'.", err=True)

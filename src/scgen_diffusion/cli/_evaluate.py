@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from scgen_diffusion._arguments import known_names, list_first
+from scgen_diffusion._arguments import list_first
 from scgen_diffusion._files import write_atomically
 
-from ._command import Keyed, Model, columns, command, existing, flag, given, new, number, option
+from ._command import Keyed, Model, columns, command, existing, flag, given, new, option
 from ._files import MUDATA, N_NAMED, check_place, read_cells, read_table
 from ._terminal import ExitCode, Stop, Terminal
 
@@ -22,14 +21,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scgen_diffusion.data import CellFiles
-    from scgen_diffusion.metrics import Metric
 
 COUNTS = "counts"  # layer that `evaluate` reads by default
-NEEDED = {"train": "train", "mean_response": "train", "groups": "groupby"}  # options, by what a metric needs
 LEVELS = {"warning": ("warning",), "note": ("warning", "note")}
 COLOURS = {"warning": "red", "note": "yellow", "ok": "green"}
 
-CELLS, JUDGING, THRESHOLDS, OUTPUT = "Cells", "Judging", "Thresholds (exit code 3)", "Output"
+CELLS, JUDGING, OUTPUT = "Cells", "Judging", "Output"
 ARGUMENTS = [click.Argument(["real"], type=existing()), click.Argument(["synthetic"], type=existing())]
 TRAIN = option(
     "--train -t",
@@ -47,10 +44,6 @@ OF_JUDGING = [
     option("--n-floor", "Repeats for the score of real cells; 0 for none.", int),
     SEED,
 ]
-OF_THRESHOLDS = [
-    option("--max", "Fail if the metric is larger.", Keyed("METRIC=NUMBER", number)),
-    option("--min", "Fail if the metric is smaller.", Keyed("METRIC=NUMBER", number)),
-]
 OF_OUTPUT = [option("--out -o", "File for the table; default: stdout.", new(dir_okay=False), "FILE.csv"), OVERWRITE]
 
 
@@ -64,10 +57,11 @@ OF_OUTPUT = [option("--out -o", "File for the table; default: stdout.", new(dir_
             option("--layer -l", "Layer with the counts of the real cells.", Keyed("[MODALITY=]NAME")),
             BACKED,
         ],
-        JUDGING: [METRIC, *OF_JUDGING, option("--n-bootstrap", "Half-samples for intervals; 0 for none.", int)],
-        THRESHOLDS: [
-            option("--fail-on", "Fail on warnings, or on warnings and notes.", click.Choice(list(LEVELS))),
-            *OF_THRESHOLDS,
+        JUDGING: [
+            METRIC,
+            *OF_JUDGING,
+            option("--n-bootstrap", "Half-samples for intervals; 0 for none.", int),
+            option("--fail-on", "Exit code 3 on warnings, or on warnings and notes.", click.Choice(list(LEVELS))),
         ],
         OUTPUT: OF_OUTPUT,
     },
@@ -96,7 +90,10 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
     failed = [f"the verdict has {level}s" for level in fatal if level in levels]
     if fatal and not levels:
         failed.append("no figure can be judged")
-    _write_and_judge(terminal, table, table[table["group"] == "all"], options, failed)
+    _write(terminal, table, options)
+    if failed:
+        msg = f"Not good enough: {'; '.join(failed)}."
+        raise Stop(msg, ExitCode.NOT_GOOD_ENOUGH)
 
 
 @command(
@@ -114,15 +111,12 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
             option("--layer -l", "Layer with the counts.", metavar="NAME"),
         ],
         JUDGING: [METRIC, *OF_JUDGING],
-        THRESHOLDS: OF_THRESHOLDS,
         OUTPUT: OF_OUTPUT,
     },
     short_help="Evaluate predicted perturbations.",
 )
 def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
     """Compare predicted perturbed cells with real ones, simple baselines and other methods.
-
-    Thresholds apply to the mean over perturbations.
 
     scgen-diffusion evaluate-perturbation real.h5ad predicted.h5ad --control control.h5ad -p perturbation -o table.csv
     """
@@ -137,7 +131,7 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
         terminal.say(f"For some perturbations there are no figures of {', '.join(partial)}: their means skip these.")
     if absent := [name for name in options.get("other", {}) if name not in shown]:
         terminal.say(f"There are no figures of {', '.join(absent)}: no perturbation has two or more of its cells.")
-    _write_and_judge(terminal, table, means, options, [])
+    _write(terminal, table, options)
 
 
 @command(
@@ -201,7 +195,6 @@ def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.
         msg = "--layer takes MODALITY=NAME for .h5mu files, and NAME for other files."
         raise click.UsageError(msg)
     package = terminal.libraries()
-    _check_thresholds(options, package.metrics.CATALOGUE, is_mudata=True in has_modalities)
     cells = _read(terminal, files, options)
     if others:
         cells["others"] = _read(terminal, others, options)
@@ -214,27 +207,6 @@ def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.
     }
     table = package.metrics.evaluate(cells.pop("real"), cells.pop("synthetic"), **cells, **arguments)
     return package, table
-
-
-def _check_thresholds(options: Mapping[str, Any], catalogue: Mapping[str, Metric], *, is_mudata: bool) -> None:
-    """Raise, before minutes of work, if a threshold is for a metric that the table will not have."""
-    scopes = {"perturbation"} if "control" in options else {"all", "joint", "pair"}
-    for metric in [*options.get("max", {}), *options.get("min", {})]:
-        msg = ""
-        if metric not in catalogue:
-            msg = f"There is no metric {metric!r}. {known_names(metric, list(catalogue))}"
-        elif "metric" in options and metric not in options["metric"]:
-            msg = f"There is a threshold for {metric!r}, but --metric leaves it out; add --metric {metric}."
-        elif not scopes & set(catalogue[metric].scopes):
-            other = "evaluate" if "control" in options else "evaluate-perturbation"
-            msg = f"The metric {metric!r} belongs to `{other}`."
-        elif "pair" in catalogue[metric].scopes and not is_mudata:
-            msg = f"The metric {metric!r} compares modalities, so it needs {MUDATA} files."
-        else:
-            missing = [need for need in catalogue[metric].needs if need in NEEDED and NEEDED[need] not in options]
-            msg = f"The metric {metric!r} needs --{NEEDED[missing[0]]}." if missing else ""
-        if msg:
-            raise click.UsageError(msg)
 
 
 def _check_output(options: Mapping[str, Any], inputs: Sequence[Path], suffix: str) -> None:
@@ -279,18 +251,8 @@ def _open_together(paths: Sequence[Path], options: Mapping[str, Any]) -> CellFil
     return CellFiles(paths, layer=layer, values="log1p" if is_logged else "counts")
 
 
-def _write_and_judge(
-    terminal: Terminal, table: pd.DataFrame, judged: pd.DataFrame, options: Mapping[str, Any], failed: list[str]
-) -> None:
-    """Write a table, and raise if a metric is NaN or beyond its limit, or anything else ``failed``.
-
-    Raises
-    ------
-    Stop
-        If a check failed, with its own exit code.
-    click.UsageError
-        For a metric that the table does not have.
-    """
+def _write(terminal: Terminal, table: pd.DataFrame, options: Mapping[str, Any]) -> None:
+    """Write a table to a file if one is named, else to stdout."""
     if "out" in options:
         with write_atomically(options["out"]) as beside:
             table.to_csv(beside, index=False)
@@ -298,17 +260,3 @@ def _write_and_judge(
         terminal.result(options["out"])
     else:
         terminal.result(table.to_csv(index=False).rstrip("\n"))
-    for name, word, is_beyond in (("max", "above", float.__gt__), ("min", "below", float.__lt__)):
-        for metric, limit in options.get(name, {}).items():
-            rows = judged[judged["metric"] == metric]
-            if rows.empty:
-                known = known_names(metric, list(judged["metric"].unique()))
-                msg = f"There is no metric {metric!r} in the table. {known}"
-                raise click.UsageError(msg)
-            judged_as = [f"{metric} of {part}" for part in rows["modality"]] if "modality" in rows else [metric]
-            for figure, value in zip(judged_as, rows["value"].astype(float), strict=True):
-                if math.isnan(value) or is_beyond(value, float(limit)):
-                    failed.append(f"{figure} is {value:.4g}, {word} {limit:g}")
-    if failed:
-        msg = f"Not good enough: {'; '.join(failed)}."
-        raise Stop(msg, ExitCode.BELOW_THRESHOLD)

@@ -77,7 +77,7 @@ class ExitCode(IntEnum):
     DONE = 0
     FAILED = 1
     WRONG_REQUEST = 2
-    BELOW_THRESHOLD = 3
+    NOT_GOOD_ENOUGH = 3
     INTERRUPTED = 130
     TERMINATED = 143
 
