@@ -5,7 +5,6 @@ from ._generator import Block, CellGenerator, Cells, Frames
 from ._library_sizes import LibrarySizes
 from ._request import (
     DIGEST,
-    OTHER_NAMES,
     CellRequest,
     SamplingOptions,
     check_batch_size,
@@ -18,7 +17,6 @@ from ._verdict import MeanChange, PerturbedGroups, ProfileSums, Verdict, add_sum
 
 __all__ = [
     "DIGEST",
-    "OTHER_NAMES",
     "Block",
     "CellGenerator",
     "CellRequest",

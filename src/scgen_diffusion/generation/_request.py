@@ -24,27 +24,6 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import InputValues
 
 DEFAULT_BATCH_SIZE = 2048
-OTHER_NAMES = {
-    **dict.fromkeys(("n", "n_samples", "num_samples", "num_cells", "n_obs", "size"), "n_cells"),
-    **dict.fromkeys(("conditions", "cond", "labels", "labels_key", "y", "cell_type"), "condition"),
-    **dict.fromkeys(("scale", "guidance", "cfg_scale", "guidance_strength", "w"), "guidance_scale"),
-    **dict.fromkeys(("steps", "num_steps", "num_inference_steps"), "n_steps"),
-    **dict.fromkeys(("random_state", "random_seed", "rng", "generator"), "seed"),
-    **dict.fromkeys(("method", "solver", "scheduler"), "sampler"),
-    **dict.fromkeys(("library_sizes", "total_counts", "size_factor"), "library_size"),
-    **dict.fromkeys(("filename", "file", "out", "output"), "path"),
-    **dict.fromkeys(("adata", "control", "control_cells"), "adata_control"),
-    **dict.fromkeys(("progress", "progress_bar", "verbose"), "show_progress"),
-    "frames": "n_frames",
-    **{
-        name: f"Use `guidance_scale=scgen_diffusion.diffusion.Guidance(scale, {option}=...)`."
-        for name, option in {
-            "guidance_interval": "interval",
-            "guidance_rescale": "rescale",
-        }.items()
-    },
-}
-"""Names of other packages for the arguments of methods that generate."""
 N_NAMED = 1000  # largest length of a list in provenance
 DIGEST = "sha256:"
 """Prefix of digests, whose values messages do not show."""

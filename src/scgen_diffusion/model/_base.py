@@ -29,7 +29,7 @@ from scvi.data.fields import LayerField
 from scvi.model.base import BaseModelClass
 from tqdm.auto import tqdm
 
-from scgen_diffusion._arguments import check_count, known_names, suggests_arguments, warn_user
+from scgen_diffusion._arguments import check_count, known_names, warn_user
 from scgen_diffusion._compat import (
     forget_cells,
     parse_device_args,
@@ -68,7 +68,6 @@ from scgen_diffusion.data import (
 from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.generation import (
     DIGEST,
-    OTHER_NAMES,
     CellGenerator,
     LibrarySizes,
     ProfileSums,
@@ -811,7 +810,6 @@ class DiffusionModel(BaseModelClass):
 
     # --- generating ---------------------------------------------------------------------------------------------------
 
-    @suggests_arguments(OTHER_NAMES)
     def generate(
         self,
         n_cells: int | None = None,
@@ -909,7 +907,6 @@ class DiffusionModel(BaseModelClass):
             rows, options = range(request.n_cells), {"batch_size": batch_size, "progress": progress}
             return self._make_cells(request, rows, assemble=self._assemble, **options)
 
-    @suggests_arguments(OTHER_NAMES)
     def generate_to(
         self,
         path: str | os.PathLike[str],
@@ -1004,7 +1001,6 @@ class DiffusionModel(BaseModelClass):
         rows = [range(start, min(start + shard_size, n_cells)) for start in range(0, n_cells, shard_size)]
         return rows, {"n_cells": n_cells, "seed": None if seed is None else int(seed), "shard_size": shard_size}
 
-    @suggests_arguments(OTHER_NAMES)
     def get_sampling_path(
         self,
         n_cells: int | None = None,
@@ -1094,7 +1090,6 @@ class DiffusionModel(BaseModelClass):
         obsm = self.conditions.to_obsm(np.tile(codes, (len(times), 1)), obs.index)
         return self._assemble(np.concatenate(states), obs, provenance, is_log1p=True, layers=layers, obsm=obsm)
 
-    @suggests_arguments(OTHER_NAMES)
     def predict_perturbation(
         self,
         adata_control: AnnData | CellFiles | None = None,
@@ -1245,7 +1240,6 @@ class DiffusionModel(BaseModelClass):
             x, sums = prediction.predict(rows, batch_size, progress)
         return prediction.assemble(rows, x, self._assemble, **prediction.mean_change(sums))
 
-    @suggests_arguments(OTHER_NAMES)
     def predict_perturbation_to(
         self,
         path: str | os.PathLike[str],
