@@ -12,7 +12,6 @@ from scgen_diffusion.diffusion import (
     GuidanceTerm,
     Joint,
     MutuallyExclusive,
-    condition_strategy,
 )
 
 N_CLASSES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
@@ -59,11 +58,10 @@ def test_keeping_keys_nulls_all_columns_of_exactly_the_others(n_columns, is_numb
     [
         (Joint(), [[0, 1, 5, 6], [3, 9, 6, 5], [3, 9, 6, 5]]),
         (Additive(), [[0, 1, 5, 6], [1, 9, 0, 5], [2, 2, 6, 5]]),
-        (Additive(((0, 2),)), [[0, 1, 5, 6], [1, 9, 0, 5], [3, 2, 6, 5]]),
     ],
-    ids=["joint", "additive", "dropped together"],
+    ids=["joint", "additive"],
 )
-def test_dropping_completes_the_groups_of_which_a_key_is_not_given(strategy, expected):
+def test_only_joint_drops_all_keys_of_a_sample_that_lacks_one(strategy, expected):
     columns = ConditionColumns(null=torch.tensor([3, 9, 6, 5]), key=torch.tensor([0, 1, 2, 2]))
     condition = torch.tensor([[0, 1, 5, 6], [1, 9, 0, 5], [2, 2, 6, 5]])
 
@@ -124,10 +122,8 @@ def test_share_of_dropped_samples_is_the_asked_probability(strategy, probability
 @pytest.mark.parametrize("probability", [0.1, 0.5])
 def test_additive_drops_every_subset_as_often_as_its_coins_say(probability):
     n, p = 40_000, probability
-    condition, columns = draw_classes(n, (3, 2, 4))
-    groups = ((0, 2),)
-    dropped = Additive(groups).drop(condition, columns, p, torch.Generator().manual_seed(0)) == columns.null
-    assert torch.equal(dropped[:, 0], dropped[:, 2])
+    condition, columns = draw_classes(n, (3, 2))
+    dropped = Additive().drop(condition, columns, p, torch.Generator().manual_seed(0)) == columns.null
     for first, second in itertools.product([False, True], repeat=2):
         share = ((dropped[:, 0] == first) & (dropped[:, 1] == second)).double().mean()
         by_coins = (p if first else 1 - p) * (p if second else 1 - p)
@@ -135,11 +131,10 @@ def test_additive_drops_every_subset_as_often_as_its_coins_say(probability):
         assert abs(share - expected) < 4 * (expected * (1 - expected) / n) ** 0.5
 
 
-@pytest.mark.parametrize(("n_keys", "groups"), [(1, ()), (2, ((0, 1),))])
-def test_one_group_alone_is_dropped_as_often_as_by_joint(n_keys, groups):
+def test_one_key_alone_is_dropped_as_often_as_by_joint():
     n, probability = 20_000, 0.3
-    condition, columns = draw_classes(n, [3] * n_keys)
-    dropped = Additive(groups).drop(condition, columns, probability, torch.Generator().manual_seed(0))
+    condition, columns = draw_classes(n, [3])
+    dropped = Additive().drop(condition, columns, probability, torch.Generator().manual_seed(0))
     assert torch.equal(dropped, drop("joint", condition, columns, probability))
 
 
@@ -153,17 +148,6 @@ def test_what_is_dropped_is_what_the_strategy_says_that_it_shows(strategy):
         seen |= {tuple(row.nonzero()[:, 0].tolist()) for row in given.unique(dim=0)}
     subsets = itertools.chain.from_iterable(itertools.combinations(range(3), size) for size in range(4))
     assert seen == {subset for subset in subsets if CONDITION_STRATEGIES[strategy].has_shown(subset, 3)}
-
-
-def test_a_group_is_shown_whole_or_not_at_all():
-    strategy = Additive(((0, 2),))
-    shown = [
-        subset
-        for size in range(4)
-        for subset in itertools.combinations(range(3), size)
-        if strategy.has_shown(subset, 3)
-    ]
-    assert shown == [(), (1,), (0, 2), (0, 1, 2)]
 
 
 @pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
@@ -229,18 +213,6 @@ def test_additive_weighs_what_every_key_adds_to_the_others():
     assert weights(Additive().terms([2.0, 1.0, 4.0])) == {(0, 1, 2): 5.0, (1, 2): -1.0, (0, 1): -3.0}
 
 
-def test_keys_that_are_dropped_together_share_the_mean_of_their_scales():
-    assert weights(Additive(((0, 2),)).terms([2.0, 1.0, 4.0])) == {(0, 1, 2): 3.0, (1,): -2.0}
-
-
-@given(scales=SCALES)
-@settings(max_examples=50, deadline=None)
-def test_a_group_of_all_keys_is_joint(scales):
-    everything = Additive((tuple(range(len(scales))),)).terms(scales)
-    joint = weights(Joint().terms(scales))
-    assert weights(everything) == pytest.approx(joint, abs=1e-9)
-
-
 @given(scales=SCALES)
 @settings(max_examples=50, deadline=None)
 def test_weights_sum_to_one_and_subsets_are_unique_and_needed(scales):
@@ -275,8 +247,3 @@ def test_additive_with_scale_one_everywhere_is_the_conditional_prediction(n_keys
 def test_sums_of_scales_that_are_zero_but_for_rounding_make_no_prediction():
     assert set(weights(MutuallyExclusive().terms([0.1, 0.2, 0.7]))) == {(0,), (1,), (2,)}
     assert set(weights(Additive().terms([0.3, 0.7]))) == {(1,), (0,)}
-
-
-def test_a_strategy_is_found_by_name_and_only_additive_has_groups():
-    assert condition_strategy("joint") == Joint()
-    assert condition_strategy("additive", ((0, 1),)) == Additive(((0, 1),))

@@ -207,13 +207,12 @@ def test_an_invalid_interval_raises(interval):
 # --- per key ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", [Joint(), Additive(((0, 1),))])
-def test_keys_that_are_dropped_together_share_the_mean_of_their_scales_and_a_warning_says_so(strategy):
+def test_keys_that_are_dropped_together_share_the_mean_of_their_scales_and_a_warning_says_so():
     with pytest.warns(UserWarning, match="'a', 'b' share the guidance scale 2, the mean of 3, 1, because"):
-        shared = Guidance({"a": 3.0}).resolve(strategy, ["a", "b"])
+        shared = Guidance({"a": 3.0}).resolve(Joint(), ["a", "b"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert shared == Guidance({"a": 2.0, "b": 2.0}).resolve(strategy, ["a", "b"])
+        assert shared == Guidance({"a": 2.0, "b": 2.0}).resolve(Joint(), ["a", "b"])
         Guidance({"a": 3.0}).resolve(Additive(), ["a", "b"])
         Guidance({"a": 3.0}).resolve(MutuallyExclusive(), ["a", "b"])
 
@@ -350,17 +349,3 @@ def test_additive_guidance_of_two_dependent_keys_raises_the_likelihood_of_one_gi
         (score,) = torch.autograd.grad(guided_log_density(x, a, b), x)
         velocity = x / t + (1 - t) / t * score  # of the straight path, from its score
         torch.testing.assert_close(guided[i], velocity.detach(), rtol=1e-9, atol=1e-9)
-
-
-def test_a_group_counts_as_one_key():
-    x_t, t, condition, columns = build_inputs([3, 4, 2])
-    grouped = GuidedField(
-        RecordingNetwork(),
-        condition,
-        columns,
-        LinearInterpolant(),
-        ResolvedGuidance.of(Additive(((0, 1),)), [3.0, 3.0, 1.0]),
-    )
-    v_all = RecordingNetwork()(x_t, t, condition)
-    v_last = RecordingNetwork()(x_t, t, columns.keep(condition, [2]))
-    torch.testing.assert_close(grouped(x_t, t), v_all + 2 * (v_all - v_last), rtol=1e-10, atol=1e-10)

@@ -206,11 +206,7 @@ def test_an_array_is_one_key_for_guidance_and_dropping(cells, tiny, model):
         for scale in ({"spatial": 3.0}, 1.0)
     )
     assert (one.X != other.X).nnz
-    grouped = set_up(
-        SCLDM, cells.copy(), condition_strategy="additive", dropped_together=[("cell_type", "spatial")], **tiny
-    )
-    assert grouped.module.key_groups == ((0, 1),)
-    assert grouped.module.key_of_column.tolist() == [0, 1, 1, 2, 2]
+    assert model.module.key_of_column.tolist() == [0, 1, 1, 2, 2]
 
 
 def test_gene_space_models_take_arrays(make_cells, cells, tiny_gene_space, quick):

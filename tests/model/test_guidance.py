@@ -6,8 +6,8 @@ import anndata
 import numpy as np
 import pytest
 
-from scgen_diffusion.diffusion import CONDITION_STRATEGIES, Additive, Guidance
-from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
+from scgen_diffusion.diffusion import CONDITION_STRATEGIES, Guidance
+from scgen_diffusion.model import SCRDIT, WBDIT
 
 KEYS = ["cell_type", "dose", "treated"]
 REQUEST = {"n_cells": 12, "condition": {"cell_type": "NK", "dose": 10, "treated": True}, "seed": 0}
@@ -51,13 +51,6 @@ def joint(make_trained):
 def test_a_bad_request_is_refused_by_name(options, words):
     with pytest.raises(ValueError, match=words):
         resolve("additive", **options)
-
-
-def test_groups_are_numbered_in_the_order_of_the_keys_of_the_model(make_model):
-    options = {"condition_keys": KEYS, "condition_strategy": "additive"}
-    assert make_model(**options, dropped_together=[("treated", "cell_type")]).module.key_groups == ((2, 0),)
-    with pytest.raises(ValueError, match="`dropped_together` has the unknown key 'doses'.*closest first: 'dose'"):
-        make_model(**options, dropped_together=[("doses", "treated")])
 
 
 # --- in models --------------------------------------------------------------------------------------------------------
@@ -139,19 +132,3 @@ def test_provenance_records_guidance_and_can_be_written(additive, tmp_path, how,
         for name, value in told.items():
             found = provenance[name]
             assert (found.tolist() if isinstance(found, np.ndarray) else found) == value
-
-
-def test_keys_dropped_together_survive_a_file(make_trained, tmp_path):
-    groups = [["treated", "dose"]]
-    model = make_trained(condition_keys=KEYS, condition_strategy="additive", dropped_together=groups)
-    model.save(tmp_path / "model")
-    loaded = SCLDM.load(tmp_path / "model", adata=False)
-    assert loaded.module.strategy == model.module.strategy == Additive(((2, 1),))
-    scale = {"dose": 4.0, "treated": 2.0}
-    assert same_cells(loaded.generate(**REQUEST, guidance_scale=scale), model.generate(**REQUEST, guidance_scale=scale))
-
-
-@pytest.mark.parametrize("name", ["make_model", "make_gene_space"])
-def test_unknown_keys_dropped_together_are_refused_when_the_model_is_built(request, name):
-    with pytest.raises(ValueError, match="`dropped_together` has the unknown key 'doses'"):
-        request.getfixturevalue(name)(condition_strategy="additive", dropped_together=[("cell_type", "doses")])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from functools import partial
 
 import pytest
 
@@ -12,7 +11,6 @@ from scgen_diffusion.module import (
     SCLDMArchitecture,
     SCLDMModule,
     build_architecture,
-    build_gene_space_architecture,
 )
 
 
@@ -102,28 +100,3 @@ def test_heads_must_divide_the_width(tiny, changes):
 def test_an_architecture_cannot_be_changed_after_it_was_checked():
     with pytest.raises(AttributeError):
         ARCHITECTURES["default"].width = 3
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"dropped_together": "ab"}, "must list groups of at least two"),
-        ({"dropped_together": ["ab"]}, "must list groups of at least two"),
-        ({"dropped_together": [["a"]]}, "must list groups of at least two"),
-        ({"dropped_together": None}, "must list groups of at least two"),
-        ({"dropped_together": [["a", "b"], ["c", "a"]]}, "has the key 'a' more than once"),
-        ({"dropped_together": [["a", "b"]], "condition_strategy": "joint"}, "needs .*'additive'.*'joint'"),
-    ],
-    ids=str,
-)
-def test_keys_that_cannot_be_dropped_together_are_refused(changes, words):
-    changes = {"condition_strategy": "additive"} | changes
-    for build in (build_architecture, partial(build_gene_space_architecture, "SCRDIT")):
-        with pytest.raises(ValueError, match=f"`dropped_together` {words}"):
-            build("default", **changes)
-
-
-def test_lists_of_keys_dropped_together_become_tuples():
-    changes = {"condition_strategy": "additive", "dropped_together": [["a", "b"]]}
-    for build in (build_architecture, partial(build_gene_space_architecture, "WBDIT")):
-        assert build("default", **changes).dropped_together == (("a", "b"),)

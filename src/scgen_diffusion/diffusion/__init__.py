@@ -8,7 +8,6 @@ from ._conditioning import (
     GuidanceTerm,
     Joint,
     MutuallyExclusive,
-    condition_strategy,
 )
 from ._count_draws import draw_negative_binomial, draw_poisson, finite_mask, keep_molecules, keep_where
 from ._coupling import optimal_pairs
@@ -85,7 +84,6 @@ __all__ = [
     "Walk",
     "block_size",
     "check_sampler",
-    "condition_strategy",
     "counterfactual_counts",
     "diffusion_loss",
     "draw_negative_binomial",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import fmean as mean
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -60,19 +60,11 @@ class ConditionColumns:
         given[:, torch.as_tensor(keys, dtype=torch.long, device=condition.device)] = True
         return self.keep_where(condition, given)
 
-    def complete(self, condition: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
-        """Null all keys of a group in the samples of ``condition (n, columns)`` that lack one of them."""
-        groups = [list(group) for group in groups if len(group) > 1]
-        if not groups:
-            return condition
+    def complete(self, condition: Tensor) -> Tensor:
+        """Null all keys in the samples of ``condition (n, columns)`` that lack one of them."""
         of_key = self.key[:, None] == torch.arange(self.n_keys, device=condition.device)
         given = ((condition != self.null)[:, :, None] & of_key).any(1)  # (n, keys)
-        for group in groups:  # indexing by a list would copy it to the GPU, which waits
-            columns = [given[:, key] for key in group]
-            all_given = torch.stack(columns).all(0)
-            for column in columns:
-                column.copy_(all_given)
-        return self.keep_where(condition, given)
+        return torch.where(given.all(1, keepdim=True), condition, self.null)
 
     def keep_where(self, condition: Tensor, given: Tensor) -> Tensor:
         """Null the keys of ``condition (n, columns)`` where ``given (n or 1, keys)`` is false."""
@@ -85,38 +77,6 @@ class GuidanceTerm:
 
     keys: tuple[int, ...]
     weight: float
-
-
-class ConditionStrategy(Protocol):
-    """How a model handles several conditions: what training drops, and how guidance composes them."""
-
-    @property
-    def name(self) -> str:
-        """Its name in :data:`CONDITION_STRATEGIES`."""
-        ...
-
-    @property
-    def shows(self) -> str:
-        """Which subsets of keys are seen in training, in words."""
-        ...
-
-    def drop(
-        self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
-    ) -> Tensor:
-        """Null keys of ``condition (n, columns)`` at random, for classifier-free guidance."""
-        ...
-
-    def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
-        """Return whether training shows exactly these of all keys."""
-        ...
-
-    def groups_of(self, n_keys: int) -> list[tuple[int, ...]]:
-        """List all groups of ``n_keys`` keys that share one scale, the mean of theirs, including those of one key."""
-        ...
-
-    def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
-        """Turn one scale per key into weights of predictions that sum to 1."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -133,16 +93,11 @@ class Joint:
         self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
     ) -> Tensor:
         """Drop all keys of a sample together, with one coin per sample, and where one is not given."""
-        condition = columns.complete(condition, self.groups_of(columns.n_keys))
-        return _drop_samples(condition, columns, probability, generator)
+        return _drop_samples(columns.complete(condition), columns, probability, generator)
 
     def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
-        """Return whether these are all keys, or none."""
+        """Return whether training shows exactly these keys: all, or none."""
         return len(keys) in (0, n_keys)
-
-    def groups_of(self, n_keys: int) -> list[tuple[int, ...]]:
-        """List the one group of all keys."""
-        return [tuple(range(n_keys))]
 
     def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
         """Weigh the prediction given all keys against the one given none."""
@@ -169,12 +124,8 @@ class MutuallyExclusive:
         return _drop_samples(columns.keep(condition, kept), columns, probability, generator)
 
     def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
-        """Return whether this is at most one key."""
+        """Return whether training shows exactly these keys: at most one."""
         return len(keys) <= 1
-
-    def groups_of(self, n_keys: int) -> list[tuple[int, ...]]:
-        """List every key by itself."""
-        return [(key,) for key in range(n_keys)]
 
     def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
         """Weigh the predictions given one key each against the one given none."""
@@ -189,12 +140,6 @@ class Additive:
     is ordinary guidance. Training drops every key with its own coin, and all keys with one more. So the model learns
     every subset, and sees the empty one often enough.
 
-    Parameters
-    ----------
-    groups
-        Numbers of keys that are dropped together, such as a drug and its dose. In the formula, a group counts as one
-        key with the mean of its scales. A key in no group forms its own.
-
     References
     ----------
     Brooks et al. (2023), *InstructPix2Pix*, drop two conditions in this way. For scores, the difference is the gradient
@@ -207,56 +152,35 @@ class Additive:
     (GuidanceTerm(keys=(0, 1), weight=3.0), GuidanceTerm(keys=(0,), weight=-2.0))
     """
 
-    groups: tuple[tuple[int, ...], ...] = ()
     name: ClassVar[str] = "additive"
-
-    @property
-    def shows(self) -> str:
-        """Which subsets of keys are seen in training, in words."""
-        return "every subset of keys" + (", those of `dropped_together` only together" if self.groups else "")
+    shows: ClassVar[str] = "every subset of keys"
 
     def drop(
         self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
     ) -> Tensor:
-        """Drop each group of keys of a sample with its own coin, and all of them with one more.
-
-        A group is also dropped where one of its keys is not given.
-        """
+        """Drop each key of a sample with its own coin, and all of them with one more."""
         if columns.n_keys == 0:
             return condition
-        groups = self.groups_of(columns.n_keys)
-        condition = columns.complete(condition, groups)
-        n_coins = len(groups) + (len(groups) > 1)  # a single group needs no extra coin
+        n_coins = columns.n_keys + (columns.n_keys > 1)  # a single key needs no extra coin
         kept = torch.rand(len(condition), n_coins, generator=generator, device=condition.device) >= probability
-        group_of_key = [number for key in range(columns.n_keys) for number, keys in enumerate(groups) if key in keys]
-        of_keys = torch.stack([kept[:, number] for number in group_of_key], dim=1)  # a list as index makes a GPU wait
-        return columns.keep_where(condition, of_keys & kept[:, -1:])
+        return columns.keep_where(condition, kept[:, : columns.n_keys] & kept[:, -1:])
 
     def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
-        """Return whether no group is given in part."""
-        return all(len(set(group) & set(keys)) in (0, len(group)) for group in self.groups)
+        """Return whether training shows exactly these keys: always."""
+        return True
 
     def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
-        """Weigh the prediction given all keys against those that lack one group each."""
+        """Weigh the prediction given all keys against those that lack one key each."""
         every = range(len(scales))
-        excess = {group: mean(scales[key] for key in group) - 1 for group in self.groups_of(len(scales))}
-        lacking = [([key for key in every if key not in group], -extra) for group, extra in excess.items()]
-        return _merge([(every, 1 + sum(excess.values())), *lacking])
-
-    def groups_of(self, n_keys: int) -> list[tuple[int, ...]]:
-        """List all groups of ``n_keys`` keys, including those of one key."""
-        grouped = {key for group in self.groups for key in group}
-        return [*self.groups, *((key,) for key in range(n_keys) if key not in grouped)]
+        lacking = [([other for other in every if other != key], 1 - scale) for key, scale in enumerate(scales)]
+        return _merge([(every, 1 + sum(scale - 1 for scale in scales)), *lacking])
 
 
+ConditionStrategy = Joint | MutuallyExclusive | Additive
+"""How a model handles several conditions: what training drops, and how guidance composes them."""
 CONDITION_STRATEGIES: dict[str, ConditionStrategy] = {
     strategy.name: strategy for strategy in (Joint(), MutuallyExclusive(), Additive())
 }
-
-
-def condition_strategy(name: str, groups: tuple[tuple[int, ...], ...] = ()) -> ConditionStrategy:
-    """Return a strategy by name. The additive one drops the keys of each group together."""
-    return Additive(groups) if name == Additive.name else CONDITION_STRATEGIES[name]
 
 
 def _of_subsets(scales: Iterable[tuple[Iterable[int], float]]) -> tuple[GuidanceTerm, ...]:

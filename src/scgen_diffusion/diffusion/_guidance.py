@@ -13,7 +13,7 @@ import torch
 
 from scgen_diffusion._arguments import is_number, known_names, warn_user
 
-from ._conditioning import GuidanceTerm
+from ._conditioning import GuidanceTerm, Joint
 from ._paths import expand_like
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ class Guidance:
             If keys that training shows together have different scales: their mean applies.
         """
         scales = self._scales(keys)
-        _warn_of_shared_scales(dict(zip(keys, scales, strict=True)), trained)
+        if isinstance(trained, Joint):
+            _warn_of_shared_scales(dict(zip(keys, scales, strict=True)))
         return ResolvedGuidance.of(trained, scales, interval=self.interval, rescale=self.rescale)
 
     def describe(self, trained: ConditionStrategy) -> dict[str, Any]:
@@ -117,17 +118,13 @@ class Guidance:
         return [float(self.scale)] * len(keys)
 
 
-def _warn_of_shared_scales(scales: Mapping[str, float], strategy: ConditionStrategy) -> None:
-    keys = list(scales)
-    for group in strategy.groups_of(len(keys)):
-        named = {keys[key]: scales[keys[key]] for key in group}
-        if len(set(named.values())) > 1:
-            warn_user(
-                f"{', '.join(map(repr, named))} share the guidance scale {mean(named.values()):g}, the mean of "
-                f"{', '.join(f'{scale:g}' for scale in named.values())}, because the model learned them together only. "
-                "For a scale per key, train with `condition_strategy='additive'`"
-                f"{' and without `dropped_together`' if strategy.name == 'additive' else ''}."
-            )
+def _warn_of_shared_scales(scales: Mapping[str, float]) -> None:
+    if len(set(scales.values())) > 1:
+        warn_user(
+            f"{', '.join(map(repr, scales))} share the guidance scale {mean(scales.values()):g}, the mean of "
+            f"{', '.join(f'{scale:g}' for scale in scales.values())}, because the model learned them together only. "
+            "For a scale per key, train with `condition_strategy='additive'`."
+        )
 
 
 @dataclass(frozen=True)

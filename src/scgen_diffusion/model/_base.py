@@ -450,17 +450,6 @@ class DiffusionModel(BaseModelClass):
         return [spec_of(key, tables.get(key.name)) for key in self._condition_keys]
 
     @property
-    def _key_groups(self) -> list[list[int]]:
-        """Positions of the keys that training drops together."""
-        keys = [key.name for key in self._condition_keys]
-        for group in self.architecture.dropped_together:
-            for key in group:
-                if key not in keys:
-                    msg = f"`dropped_together` has the unknown key {key!r}. {known_names(key, keys)}"
-                    raise ValueError(msg)
-        return [[keys.index(key) for key in group] for group in self.architecture.dropped_together]
-
-    @property
     def _registered_codes(self) -> np.ndarray:
         """Condition codes of the model's cells, ``(cells, columns)``; no rows if it has no cells."""
         if not self._has_cells:

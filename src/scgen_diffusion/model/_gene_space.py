@@ -92,7 +92,6 @@ class GeneSpaceModel(DiffusionModel):
             self._condition_specs,
             input_values=self._input_values,
             architecture=self.architecture,
-            key_groups=self._key_groups,
         )
         self._describe_cells(adata)
         self.default_sampler = default_sampler(self.architecture)

@@ -371,8 +371,7 @@ class MULTISCLDM(SCLDM):
 
     def _build_module(self) -> MultimodalModule:
         panels = [ModalityPanel(len(m.features), m.likelihood) for m in self.modalities.values()]
-        options: dict[str, Any] = {"architecture": self.architecture, "key_groups": self._key_groups}
-        return MultimodalModule(panels, self._condition_specs, **options)
+        return MultimodalModule(panels, self._condition_specs, architecture=self.architecture)
 
     def _describe_cells(self, adata: MuData | None) -> None:
         super()._describe_cells(None)

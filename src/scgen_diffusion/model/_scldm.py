@@ -564,7 +564,6 @@ class SCLDM(AutoencoderModel):
             self._condition_specs,
             input_values=self._input_values,
             architecture=self.architecture,
-            key_groups=self._key_groups,
         )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ._options import MANY_CELLS, change_options, check_key_groups, check_options, freeze_key_groups
+from ._options import MANY_CELLS, change_options, check_options
 
 Size = Literal["default", "published"]
 
@@ -59,8 +59,6 @@ class SCLDMArchitecture:
     condition_strategy
         Which keys training shows together: ``"joint"``, all or none; ``"mutually_exclusive"``, one or none;
         ``"additive"``, every subset, which allows guidance by single keys (user guide, "Guidance").
-    dropped_together
-        With ``"additive"``: groups of keys that training shows together or not at all, such as ``[("drug", "dose")]``.
     ema_decay
         Decay of the averaged weights of the prior, which generate the cells.
     library_size
@@ -95,14 +93,12 @@ class SCLDMArchitecture:
     prior_n_heads: int = 4
     prior_feed_forward_width: int | None = None
     condition_strategy: Literal["joint", "mutually_exclusive", "additive"] = "joint"
-    dropped_together: tuple[tuple[str, ...], ...] = ()
     ema_decay: float = 0.999
     library_size: Literal["empirical", "normal", "latent"] = "latent"
 
     def __post_init__(self) -> None:
         """Check all options."""
-        check_options(self, except_for=("dropped_together",))
-        check_key_groups(self.dropped_together, self.condition_strategy)
+        check_options(self)
 
     @property
     def uses_attention(self) -> bool:
@@ -173,4 +169,4 @@ def build_architecture(size: str, *, n_cells: int = 2000, **changes: Any) -> SCL
     """
     if size == "default" and n_cells >= MANY_CELLS:
         changes = FOR_MANY_CELLS | changes
-    return change_options(ARCHITECTURES, size, freeze_key_groups(changes), owner="SCLDM")
+    return change_options(ARCHITECTURES, size, changes, owner="SCLDM")

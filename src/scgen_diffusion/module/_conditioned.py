@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scvi.module.base import BaseModuleClass
 
-from scgen_diffusion.diffusion import ConditionColumns, condition_strategy, expand_like
+from scgen_diffusion.diffusion import CONDITION_STRATEGIES, ConditionColumns, expand_like
 from scgen_diffusion.nn import keys_of_columns, null_condition
 
 from ._expression import total_counts
@@ -45,9 +45,8 @@ class ConditionedModule(BaseModuleClass):
         super().__init__()
         self.transport: LatentTransport | None = None  # for modules that learn one
 
-    def _register_conditions(self, conditions: Sequence[ConditionSpec], key_groups: Sequence[Sequence[int]]) -> None:
+    def _register_conditions(self, conditions: Sequence[ConditionSpec]) -> None:
         self.n_keys = len(conditions)
-        self.key_groups = tuple(tuple(group) for group in key_groups)
         self.register_buffer("null_condition", null_condition(conditions))
         self.register_buffer("key_of_column", keys_of_columns(conditions), persistent=False)
 
@@ -69,7 +68,7 @@ class ConditionedModule(BaseModuleClass):
     @property
     def strategy(self) -> ConditionStrategy:
         """How training drops conditions and guidance composes them."""
-        return condition_strategy(self.architecture.condition_strategy, self.key_groups)
+        return CONDITION_STRATEGIES[self.architecture.condition_strategy]
 
     def condition_of(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the conditions of a batch, ``(cells, columns)``."""

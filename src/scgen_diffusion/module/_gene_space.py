@@ -68,8 +68,6 @@ class GeneSpaceModule(ConditionedModule):
         ``"counts"``, or ``"log1p"`` for log-normalised values.
     architecture
         Sizes and parts.
-    key_groups
-        Indices of the keys in each group of ``architecture.dropped_together``.
 
     References
     ----------
@@ -89,7 +87,6 @@ class GeneSpaceModule(ConditionedModule):
         *,
         input_values: InputValues = "counts",
         architecture: GeneSpaceArchitecture,
-        key_groups: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__()
         a = self.architecture = architecture
@@ -98,7 +95,7 @@ class GeneSpaceModule(ConditionedModule):
         self.network = build_network(n_input, conditions, a, self.target)
         self.averaged_network = averaged_copy(self.network, a.ema_decay)
         self.library_size = LibrarySizeModel(conditions, 2 * n_input if self.predicts_totals else 1)
-        self._register_conditions(conditions, key_groups)
+        self._register_conditions(conditions)
         self.register_buffer("shift", torch.zeros(n_input))
         self.register_buffer("scale", torch.ones(n_input))
         self.register_buffer("training_zeros", torch.tensor(float("nan")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._options import MANY_CELLS, change_options, check_key_groups, check_options, freeze_key_groups
+from ._options import MANY_CELLS, change_options, check_options
 
 if TYPE_CHECKING:
     from ._expression import InputValues
@@ -78,8 +78,6 @@ class GeneSpaceArchitecture:
     condition_strategy
         Which keys training shows together: ``"joint"``, all or none; ``"mutually_exclusive"``, one or none;
         ``"additive"``, every subset, which allows guidance by single keys (user guide, "Guidance").
-    dropped_together
-        With ``"additive"``: groups of keys that training shows together or not at all, such as ``[("drug", "dose")]``.
     ema_decay
         Decay of the averaged weights, which generate the cells; 0 keeps the last weights (published).
     library_size
@@ -101,14 +99,12 @@ class GeneSpaceArchitecture:
     n_heads: int = 4
     n_global_tokens: int = 2
     condition_strategy: Literal["joint", "mutually_exclusive", "additive"] = "joint"
-    dropped_together: tuple[tuple[str, ...], ...] = ()
     ema_decay: float = 0.999
     library_size: Literal["empirical", "normal", "latent"] = "latent"
 
     def __post_init__(self) -> None:
         """Check all options."""
-        check_options(self, except_for=("zero_value", "dropped_together"))
-        check_key_groups(self.dropped_together, self.condition_strategy)
+        check_options(self, except_for=("zero_value",))
         _check_zero_value(self.zero_value)
         if self.target not in TARGETS_OF_PATH[self.path]:
             allowed = list(TARGETS_OF_PATH[self.path])
@@ -212,7 +208,7 @@ def build_gene_space_architecture(
         changes = MASKING | ({"backbone": "mlp"} if model == "SCRDIT" else {}) | changes
     if size == "default":
         changes = default_sizes(n_genes, n_cells, changes.get("backbone"), on_gpu=on_gpu) | changes
-    return change_options(architectures, size, freeze_key_groups(changes), owner=model)
+    return change_options(architectures, size, changes, owner=model)
 
 
 def default_sizes(n_genes: int, n_cells: int, backbone: str | None = None, *, on_gpu: bool) -> dict[str, int]:

@@ -123,7 +123,7 @@ class MultimodalModule(SCLDMModule):
         Number of features and likelihood of each modality.
     conditions
         Kind of each condition key.
-    architecture, key_groups
+    architecture
         As in :class:`SCLDMModule`.
 
     Raises
@@ -141,11 +141,10 @@ class MultimodalModule(SCLDMModule):
         conditions: Sequence[ConditionSpec] = (),
         *,
         architecture: SCLDMArchitecture | None = None,
-        key_groups: Sequence[Sequence[int]] = (),
     ) -> None:
         self.modalities = tuple(modalities)  # super().__init__ needs them to build the parts
         self.n_features = [modality.n_features for modality in self.modalities]
-        super().__init__(sum(self.n_features), conditions, architecture=architecture, key_groups=key_groups)
+        super().__init__(sum(self.n_features), conditions, architecture=architecture)
 
     def _build_autoencoder(self, n_input: int, architecture: SCLDMArchitecture) -> None:
         _check(architecture)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -43,31 +42,6 @@ def change_options(
             msg = f"{owner} has no option {name!r}. {known_names(name, known)}"
             raise TypeError(msg)
     return replace(architectures[size], **changes)  # type: ignore[type-var]
-
-
-def freeze_key_groups(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn lists of names under ``dropped_together`` into tuples, which a frozen dataclass can hold."""
-    groups = changes.get("dropped_together")
-    if not isinstance(groups, Iterable) or isinstance(groups, str):
-        return dict(changes)
-    return {**changes, "dropped_together": tuple(g if isinstance(g, str) else tuple(g) for g in groups)}
-
-
-def check_key_groups(groups: object, condition_strategy: str) -> None:
-    """Raise unless groups of keys are tuples of unique names, and the strategy is ``"additive"``."""
-    if not isinstance(groups, tuple) or not all(isinstance(group, tuple) and len(group) > 1 for group in groups):
-        msg = (
-            "`dropped_together` must list groups of at least two condition keys, such as [('drug', 'dose')], "
-            f"but found {groups!r}."
-        )
-        raise ValueError(msg)
-    keys = [key for group in groups for key in group]
-    if repeated := sorted({str(key) for key in keys if keys.count(key) > 1}):
-        msg = f"`dropped_together` has the key {repeated[0]!r} more than once."
-        raise ValueError(msg)
-    if groups and condition_strategy != "additive":
-        msg = f"`dropped_together` needs `condition_strategy='additive'`, but found {condition_strategy!r}."
-        raise ValueError(msg)
 
 
 def _check(name: str, value: object, hint: object) -> None:

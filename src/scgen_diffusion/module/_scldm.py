@@ -73,8 +73,6 @@ class SCLDMModule(ConditionedModule):
         ``"counts"``, or ``"log1p"`` for log-normalised values.
     architecture
         Sizes and parts.
-    key_groups
-        Indices of the keys in each group of ``architecture.dropped_together``.
 
     References
     ----------
@@ -91,7 +89,6 @@ class SCLDMModule(ConditionedModule):
         *,
         input_values: InputValues = "counts",
         architecture: SCLDMArchitecture | None = None,
-        key_groups: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__()
         a = self.architecture = architecture or SCLDMArchitecture()
@@ -111,7 +108,7 @@ class SCLDMModule(ConditionedModule):
         self.condition_effects = self._build_condition_effects(n_input, conditions)
         self.library_size = self._build_library_size(conditions, a.n_latent_tokens * a.n_latent)
         self.conditions = tuple(conditions)
-        self._register_conditions(conditions, key_groups)
+        self._register_conditions(conditions)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
 
