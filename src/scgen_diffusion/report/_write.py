@@ -124,22 +124,7 @@ def write(
     ...     cells[:200], cells[200:400], "report.html", train=cells[400:]
     ... )  # doctest: +SKIP
     """
-    if not isinstance(path, str | os.PathLike):
-        msg = (
-            f"`path` must be the name of a file, but is {type(path).__name__}. "
-            "The order is write(real_test, synthetic, path), such as write(held_out, synthetic, 'report.html')."
-        )
-        raise TypeError(msg)
-    path = Path(path)
-    if path.suffix.lower() != SUFFIX:
-        msg = f"`path` must end in {SUFFIX!r}, but found {str(path)!r}."
-        raise ValueError(msg)
-    if path.is_dir():
-        msg = f"`path` {str(path)!r} is a folder; name the file to write."
-        raise IsADirectoryError(msg)
-    if not path.parent.is_dir():
-        msg = f"There is no folder {str(path.parent)!r} for the report; make it first."
-        raise FileNotFoundError(msg)
+    path = _checked_path(path)
     for name, cells in {"real_test": real_test, "synthetic": synthetic}.items():
         if not isinstance(cells, AnnData):
             msg = (
@@ -158,12 +143,8 @@ def write(
         table = table.copy()
         table.attrs["n_cells"] = labels
     judged = verdict(table)
-    if keys and (other := {*table["group"].dropna().astype(str)} - {"all", *labels, *join_labels(synthetic.obs, keys)}):
-        msg = (
-            f"`table` is of other cells or of another `groupby`: it has figures of the label {min(other)!r}, but the "
-            f"labels of {' and '.join(keys)} are {list_first(list(labels), N_NAMED)}."
-        )
-        raise ValueError(msg)
+    if keys:
+        _check_labels(table, {*labels, *join_labels(synthetic.obs, keys)}, list(labels), keys)
     label = JOIN.join(keys) or None
     rng = np.random.default_rng(seed)
     real, drawn = (_for_plots(cells, keys, max_cells, rng) for cells in (real_test, synthetic))
@@ -209,6 +190,37 @@ def write(
     with write_atomically(path) as beside:
         beside.write_text(page, encoding="utf-8")
     return path
+
+
+def _checked_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a report; raise unless a file can be written there."""
+    if not isinstance(path, str | os.PathLike):
+        msg = (
+            f"`path` must be the name of a file, but is {type(path).__name__}. "
+            "The order is write(real_test, synthetic, path), such as write(held_out, synthetic, 'report.html')."
+        )
+        raise TypeError(msg)
+    path = Path(path)
+    if path.suffix.lower() != SUFFIX:
+        msg = f"`path` must end in {SUFFIX!r}, but found {str(path)!r}."
+        raise ValueError(msg)
+    if path.is_dir():
+        msg = f"`path` {str(path)!r} is a folder; name the file to write."
+        raise IsADirectoryError(msg)
+    if not path.parent.is_dir():
+        msg = f"There is no folder {str(path.parent)!r} for the report; make it first."
+        raise FileNotFoundError(msg)
+    return path
+
+
+def _check_labels(table: pd.DataFrame, known: set[str], real: list[str], keys: Sequence[str]) -> None:
+    """Raise if a table has figures of a label that no cell has."""
+    if other := {*table["group"].dropna().astype(str)} - {"all", *known}:
+        msg = (
+            f"`table` is of other cells or of another `groupby`: it has figures of the label {min(other)!r}, but the "
+            f"labels of {' and '.join(keys)} are {list_first(real, N_NAMED)}."
+        )
+        raise ValueError(msg)
 
 
 def _as_text(value: Any) -> str:
