@@ -140,13 +140,6 @@ def test_mistakes_in_a_file_are_named(call, cells_file, tmp_path, content, messa
     assert err.count("\n") == 2
 
 
-def test_two_that_exclude_each_other_in_one_place_are_an_error(call, cells_file, tmp_path):
-    path = tmp_path / "run.toml"
-    path.write_text('[train]\ncheckpoint_dir = "x"\nno_checkpoints = true')
-    code, _, err = call("train", cells_file, "-o", tmp_path / "m", "--config", path)
-    assert (code, "--no-checkpoints and --checkpoint-dir exclude each other" in err) == (2, True)
-
-
 def test_every_option_except_the_architecture_has_its_name_in_config_files():
     from scgen_diffusion.cli import cli
 

@@ -101,7 +101,7 @@ def test_options_reach_their_arguments(call, cells_file, told, tmp_path, monkeyp
         "--early-stopping",
     ]
     options += ["--prior", "learning_rate=1e-4", "--precision", "32-true", "--trainer", "log_every_n_steps=2"]
-    code, _, err = call("train", cells_file, "-o", tmp_path / "model", "--no-checkpoints", *options)
+    code, _, err = call("train", cells_file, "-o", tmp_path / "model", *options)
     assert code == 0, err
     setup, training = told["setup_anndata"], told["train"]
     assert setup["condition_keys"] == ["cell_type"]
@@ -110,7 +110,7 @@ def test_options_reach_their_arguments(call, cells_file, told, tmp_path, monkeyp
     assert setup["condition_embeddings"]["cell_type"].shape == (4, 4)
     assert training["max_epochs"] == {"autoencoder": 3, "prior": 4}
     assert training["plan_kwargs"] == {"prior": {"learning_rate": 1e-4}}
-    assert training["checkpoint_dir"] is None
+    assert training["checkpoint_dir"] == tmp_path / ".model.checkpoints"
     assert (training["devices"], training["early_stopping"]) == (1, True)
     assert (training["precision"], training["log_every_n_steps"]) == ("32-true", 2)
 
@@ -261,21 +261,6 @@ def test_a_signal_stops_training_and_the_same_command_resumes(
     assert len(sgd.model.load(out).history_[f"{stage}_loss_train"]) == 3
 
 
-def test_training_stopped_without_checkpoints_says_in_words_of_the_command_line_that_nothing_is_kept(
-    call, cells_file, small, tmp_path, monkeypatch
-):
-    out = tmp_path / "model"
-    command = ["train", cells_file, "-o", out, "--no-checkpoints", *small]
-    command[command.index("--max-epochs") + 1] = "3"
-    send_while_training(monkeypatch, Sender(signal.SIGINT, "prior", 0))
-    code, printed, err = call(*command)
-    assert (code, printed, out.exists()) == (130, "", False)
-    assert "Interrupted: training stops after this step. Press again to abort." in err
-    assert "\nYou stopped the prior in epoch 2 of 3.\n" in err
-    assert err.endswith("Interrupted. Nothing was saved, because there is no checkpoint.\n")
-    assert "model.train" not in err
-
-
 def test_checkpoints_of_cells_that_have_changed_since_are_refused(
     call, cells_file, make_cells, small, tmp_path, monkeypatch
 ):
@@ -327,7 +312,6 @@ def test_restart_forgets_the_checkpoints_once_there_is_a_model(call, cells_file,
         (["--backed", "--save-cells"], "--save-cells needs cells in memory"),
         (["--backed", "--layer", "rna=raw"], "need an .h5mu file"),
         (["-e", "3", "--trainer", "max_epochs=4"], "Use --max-epochs instead of --trainer max_epochs"),
-        (["--no-checkpoints", "--checkpoint-dir", "x"], "--no-checkpoints and --checkpoint-dir exclude each other"),
         (["--condition-embedding", "cell_type=nowhere.xlsx", "-c", "cell_type"], "nowhere.xlsx"),
     ],
 )

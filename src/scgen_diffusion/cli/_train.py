@@ -45,8 +45,8 @@ OF_REFERENCE = (  # what a fine-tuned model has from its reference
 LARGEST_SEED = 2**32 - 1
 SETTING = Keyed("KEY=VALUE", toml_value)
 TRAIN_OPTIONS = (
-    "max_epochs", "batch_size", "train_size", "validation_size", "early_stopping", "early_stopping_patience",
-    "check_val_every_n_epoch", "compile", "accelerator", "num_nodes", "strategy", "precision",
+    "max_epochs", "batch_size", "train_size", "validation_size", "early_stopping", "compile", "accelerator",
+    "num_nodes", "strategy", "precision",
 )  # fmt: skip
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # those of `train`, which is slow to import
 
@@ -111,8 +111,6 @@ SECTIONS = {
         option("--train-size", "Share of cells to train on.", float, "SHARE"),
         option("--validation-size", "Share of cells to validate on.", float, "SHARE"),
         flag("--early-stopping", "Stop a stage when its validation loss no longer falls."),
-        option("--early-stopping-patience", "Validations without a lower loss before stopping.", int),
-        option("--check-val-every-n-epoch", "Epochs between validations.", int),
         option("--seed", "Seed of the split and all random draws.", click.IntRange(0, LARGEST_SEED), "N", default=0),
         flag("--compile", "Compile the networks (torch.compile)."),
         option("--accelerator", "Accelerator of Lightning: auto, cpu, gpu ...", metavar="NAME"),
@@ -123,7 +121,7 @@ SECTIONS = {
         option("--autoencoder", "Training option of the autoencoder (SCLDM), such as learning_rate=1e-3.", SETTING),
         option("--prior", "Training option of the prior (SCLDM).", SETTING),
         option("--recipe", "Training option (SCRDIT, WBDIT).", SETTING),
-        option("--trainer", "Option of Lightning's trainer.", SETTING),
+        option("--trainer", "Option of `train` in Python without a name here: early_stopping_patience=5.", SETTING),
     ],
     "Output": [
         option("--out -o", "Folder of the model.", new(file_okay=False), required=True),
@@ -134,7 +132,6 @@ SECTIONS = {
             "Folder for checkpoints. Default: a hidden folder, removed at the end.",
             new(file_okay=False),
         ),
-        flag("--no-checkpoints", "Write no checkpoints."),
         flag("--restart", "Start again and ignore checkpoints."),
     ],
 }
@@ -161,9 +158,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     inputs = [*paths, *given(options, "checkpoint_dir", "reference").values()]
     check_place(out, overwrite=options.get("overwrite", False), inputs=inputs)
     check_replaced(out)
-    checkpoints = None
-    if not options.get("no_checkpoints"):
-        checkpoints = options.get("checkpoint_dir", out.absolute().with_name(f".{out.name}.checkpoints"))
+    checkpoints = options.get("checkpoint_dir", out.absolute().with_name(f".{out.name}.checkpoints"))
 
     package = terminal.libraries()
 
@@ -186,17 +181,16 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
         arguments["plan_kwargs"] = plan
     if "devices" in options:
         arguments["devices"] = read_devices(options["devices"])
-    if checkpoints is not None:
-        for stage in STAGES if options.get("restart") else ():  # the user's folder may hold other checkpoints too
-            (checkpoints / f"{stage}.ckpt").unlink(missing_ok=True)
-        terminal.on_interrupt = f"The checkpoints are in {checkpoints}; run the same command again to resume."
+    for stage in STAGES if options.get("restart") else ():  # the user's folder may hold other checkpoints too
+        (checkpoints / f"{stage}.ckpt").unlink(missing_ok=True)
+    terminal.on_interrupt = f"The checkpoints are in {checkpoints}; run the same command again to resume."
     arguments = {"enable_progress_bar": not terminal.quiet, **arguments, **data}
     try:
         model.train(**arguments, checkpoint_dir=checkpoints)
     finally:
-        if checkpoints is not None and checkpoints.is_dir() and not any(checkpoints.iterdir()):
+        if checkpoints.is_dir() and not any(checkpoints.iterdir()):
             checkpoints.rmdir()
-        if checkpoints is None or not any(checkpoints.glob("*.ckpt")):
+        if not any(checkpoints.glob("*.ckpt")):
             terminal.on_interrupt = "Nothing was saved, because there is no checkpoint."
     callbacks = model.trainer.callbacks
     if any(isinstance(callback, Interruption) and callback.requested for callback in callbacks):  # stopped cleanly
@@ -208,7 +202,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     with write_atomically(out) as beside:
         model.save(beside, save_anndata=options.get("save_cells", False))
         (beside / COMMAND_FILE).write_text(train.as_toml(options), encoding="utf-8")
-    if checkpoints is not None and "checkpoint_dir" not in options:
+    if "checkpoint_dir" not in options:
         remove(checkpoints)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     terminal.say(f"Trained in {minutes} min {seconds} s. Written:")
@@ -287,8 +281,6 @@ def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modal
         msg = "MULTISCLDM reads .h5mu files; use SCLDM for one modality."
     elif has_modalities and "values" in options:
         msg = "--values is for .h5ad and .zarr files; modalities of .h5mu must hold counts."
-    elif options.get("no_checkpoints") and "checkpoint_dir" in options:
-        msg = "--no-checkpoints and --checkpoint-dir exclude each other."
     elif twice := [name for name in options.get("trainer", {}) if name in of_trainer]:
         msg = f"Use {of_trainer[twice[0]]} instead of --trainer {twice[0]}."
     if msg:
