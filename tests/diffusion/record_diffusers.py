@@ -66,19 +66,7 @@ def record():
         vectors[f"ddim_{ours}"] = run(scheduler, x)
     solver = diffusers.DPMSolverMultistepScheduler(solver_type="midpoint", **ORDER_2_OPTIONS)
     vectors["dpm_solver"] = run(solver, x)
-    heun = diffusers.HeunDiscreteScheduler(beta_start=1e-4, beta_end=0.02, **ORDER_2_OPTIONS)
-    vectors["heun"] = run_heun(heun, x)
     return vectors
-
-
-def run_heun(scheduler, x):
-    """Run in the scheduler's own variable, x / alpha: it evaluates at twice the steps."""
-    scheduler.set_timesteps(N_STEPS)
-    scheduler.sigmas = scheduler.sigmas.double()
-    x = x * (scheduler.sigmas[0] ** 2 + 1).sqrt()
-    for k in scheduler.timesteps:
-        x = scheduler.step(predict(scheduler.scale_model_input(x, k), k), k, x).prev_sample
-    return x
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from scgen_diffusion.diffusion import (
     Denoiser,
     DPMSolverSampler,
     Generators,
-    HeunSampler,
     VariancePreserving,
 )
 
@@ -68,8 +67,5 @@ def test_ddim_is_that_of_diffusers_for_every_target(target):
     torch.testing.assert_close(sample(DDIMSampler(), target), VECTORS[f"ddim_{target}"], rtol=0, atol=5e-6)
 
 
-@pytest.mark.parametrize(
-    ("name", "sampler"), [("dpm_solver", DPMSolverSampler(spacing="time")), ("heun", HeunSampler(spacing="time"))]
-)
-def test_solvers_of_second_order_are_those_of_diffusers(name, sampler):
-    torch.testing.assert_close(sample(sampler), VECTORS[name], rtol=0, atol=5e-6)
+def test_the_solver_of_second_order_is_that_of_diffusers():
+    torch.testing.assert_close(sample(DPMSolverSampler()), VECTORS["dpm_solver"], rtol=0, atol=5e-6)

@@ -24,7 +24,6 @@ from scgen_diffusion.diffusion import (
     DPMSolverSampler,
     Estimate,
     Generators,
-    HeunSampler,
     LinearInterpolant,
     Masking,
     StepGrid,
@@ -40,7 +39,7 @@ MEAN = torch.tensor([1.0, -2.0], dtype=torch.float64)
 COVARIANCE = torch.tensor([[2.0, 0.9], [0.9, 0.6]], dtype=torch.float64)
 EYE = torch.eye(2, dtype=torch.float64)
 PATH = PATHS["vp_linear"]
-SOLVERS = {"ddim": DDIMSampler, "dpm_solver": DPMSolverSampler, "heun": HeunSampler}
+SOLVERS = {"ddim": DDIMSampler, "dpm_solver": DPMSolverSampler}
 EVERY_SAMPLER = {
     **DIFFUSION_SAMPLERS,
     "ddpm_lower": DDPMSampler(variance="lower"),
@@ -123,7 +122,6 @@ STEPS_AND_ERROR = {
     "ddim_one": (300, 0.1),
     "dpm_solver": (40, 0.04),
     "dpm_solver_3m": (40, 0.06),
-    "heun": (40, 0.16),
 }
 
 
@@ -144,7 +142,7 @@ def solver_error(solver, path, n_steps, spacing):
     return (ends - exact).abs().max().item()
 
 
-ORDERS = {"ddim": 1, "dpm_solver": 2, "heun": 2}
+ORDERS = {"ddim": 1, "dpm_solver": 2}
 
 
 @pytest.mark.parametrize("path", ["vp_linear", "vp_cosine"])
@@ -158,7 +156,7 @@ def test_error_falls_with_the_order_of_the_solver(name, order, path):
     )  # measured: 0.97 to 0.99, 1.94 to 2.00, 2.02 to 2.07; 2.00 and 2.01 at 640 steps
 
 
-@pytest.mark.parametrize(("name", "atol"), {"ddim": 2e-2, "dpm_solver": 5e-4, "heun": 5e-4}.items())
+@pytest.mark.parametrize(("name", "atol"), {"ddim": 2e-2, "dpm_solver": 5e-4}.items())
 def test_explicit_timesteps_end_at_the_exact_solution_of_the_last(name, atol):
     timesteps = tuple(range(999, 99, -5))
     x, times = start(), (0.0, 1 - (timesteps[-1] + 1) / 1000)
@@ -237,13 +235,13 @@ def test_one_step_returns_the_estimated_data(name):
 def test_n_steps_is_honoured(name, n_steps):
     counts = []
     EVERY_SAMPLER[name](build_denoiser(counts=counts), start(), n_steps=n_steps, generators=Generators(0, range(5)))
-    assert len(counts) == (2 * n_steps - 1 if name == "heun" else n_steps)
+    assert len(counts) == n_steps
     assert counts == sorted(counts, reverse=True)
     assert counts[0] == 999
 
 
 @pytest.mark.parametrize(
-    ("name", "n_evaluations"), {"ddpm": 1000, "ddim": 100, "dpm_solver": 20, "dpm_solver_3m": 12, "heun": 35}.items()
+    ("name", "n_evaluations"), {"ddpm": 1000, "ddim": 100, "dpm_solver": 20, "dpm_solver_3m": 12}.items()
 )
 def test_without_n_steps_the_default_is_taken(name, n_evaluations):
     counts = []
@@ -353,7 +351,7 @@ def test_objects_of_its_own_samplers_only(path):
     ("sampler", "path", "n_steps", "words"),
     [
         (FLOW_SAMPLERS["dopri5"], LinearInterpolant(), 5, "'dopri5' chooses its own steps"),
-        (HeunSampler(), PATH, 1001, "`n_steps` must be between 1 and the path's 1000"),
+        (DPMSolverSampler(), PATH, 1001, "`n_steps` must be between 1 and the path's 1000"),
         (DDIMSampler(timesteps=(900, 0)), PATH, 1, "explicit `timesteps`; leave `n_steps` out"),
         (DDIMSampler(timesteps=(1000, 0)), PATH, None, "`timesteps` must lie below"),
     ],
@@ -382,7 +380,7 @@ def test_n_steps_out_of_range_are_refused(name, n_steps):
         DIFFUSION_SAMPLERS[name](build_denoiser(), start(), n_steps=n_steps, generators=Generators(0, range(5)))
 
 
-@pytest.mark.parametrize("sampler_class", [DDPMSampler, DDIMSampler, DPMSolverSampler, HeunSampler])
+@pytest.mark.parametrize("sampler_class", [DDPMSampler, DDIMSampler, DPMSolverSampler])
 def test_what_no_sampler_can_do_is_refused_at_construction(sampler_class):
     with pytest.raises(ValueError, match=r"`spacing` must be one of .*found 'even'"):
         sampler_class(spacing="even")

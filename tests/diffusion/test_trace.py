@@ -14,8 +14,8 @@ from scgen_diffusion.diffusion import (
     DDPMSampler,
     Denoiser,
     DormandPrinceSampler,
+    DPMSolverSampler,
     Generators,
-    HeunSampler,
     LinearInterpolant,
     TracingSampler,
 )
@@ -118,7 +118,7 @@ def test_one_frame_is_no_trace(sampler, path):
         )
 
 
-@pytest.mark.parametrize("sampler", [DDPMSampler(), HeunSampler()])
+@pytest.mark.parametrize("sampler", [DDPMSampler(), DPMSolverSampler()])
 def test_more_frames_than_steps_are_refused_before_anything_is_computed(sampler):
     counts = []
 

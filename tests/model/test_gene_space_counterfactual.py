@@ -133,7 +133,7 @@ def test_a_model_of_log_values_needs_totals_to_give_counts(make_trained_gene_spa
         model.predict_perturbation(make_cells(), CONDITION)
 
 
-@pytest.mark.parametrize("sampler", ["dpm_solver", "heun"])
+@pytest.mark.parametrize("sampler", ["dpm_solver", "dpm_solver_3m"])
 def test_samplers_that_cannot_be_led_are_refused(trained_gene_space, sampler):
     assert not isinstance(samplers_for(trained_gene_space.module.path)[sampler], FixedStepSampler)
     with pytest.raises(ValueError, match=r"cannot be inverted; choose one of \['ddpm', 'ddim'\]"):

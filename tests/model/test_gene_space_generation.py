@@ -20,7 +20,6 @@ TARGET_OF_PATH = {"vp_linear": "v", "vp_cosine": "v", "flow_matching": "velocity
 DIFFUSION_SAMPLERS = [
     "dpm_solver_3m",
     "dpm_solver",
-    "heun",
     "ddim",
     "ddpm",
     DDIMSampler(eta=1.0),

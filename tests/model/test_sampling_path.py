@@ -24,7 +24,6 @@ from scgen_diffusion.model import SCRDIT
 DIFFUSION_SAMPLERS = [
     "dpm_solver_3m",
     "dpm_solver",
-    "heun",
     "ddim",
     "ddpm",
     DDIMSampler(timesteps=published_timesteps(stride=250)),

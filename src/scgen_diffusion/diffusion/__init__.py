@@ -17,7 +17,6 @@ from ._diffusion_samplers import (
     DDIMSampler,
     DDPMSampler,
     DPMSolverSampler,
-    HeunSampler,
     check_sampler,
     samplers_for,
 )
@@ -61,7 +60,6 @@ __all__ = [
     "GuidanceScale",
     "GuidanceTerm",
     "GuidedField",
-    "HeunSampler",
     "Inversion",
     "Joint",
     "Kinds",

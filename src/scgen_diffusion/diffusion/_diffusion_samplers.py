@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ._diffusion_walk import Level
     from ._paths import Path
     from ._samplers import Sampler
-    from ._step_grid import Spacing
 
 Variance = Literal["upper", "lower"]
 
@@ -220,59 +219,11 @@ class DPMSolverSampler(DiffusionSampler):
             yield x
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeunSampler(DiffusionSampler):
-    r"""Heun's method of order 2 on ``x / alpha``, with two evaluations per step.
-
-    In the variable :math:`\varsigma = \sigma / \alpha` the probability-flow ODE is
-    :math:`d(x / \alpha) / d\varsigma = \text{noise}`. A step to :math:`\varsigma = 0` is an Euler step. On the cosine
-    schedule, equal steps in ``t`` would make the first step in :math:`\varsigma` far too long, so the default is equal
-    steps of the log SNR.
-
-    Parameters
-    ----------
-    spacing, timesteps, default_n_steps
-        See :class:`StepGrid`.
-
-    References
-    ----------
-    Karras et al. (2022), *Elucidating the design space of diffusion-based generative models*, algorithm 1.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser
-    >>> denoiser = Denoiser(
-    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"]
-    ... )
-    >>> HeunSampler()(denoiser, torch.zeros(1, 2), n_steps=10)
-    tensor([[2., 2.]])
-    """
-
-    spacing: Spacing = "log_snr"
-    default_n_steps: int = 18
-
-    def _states(
-        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None
-    ) -> Iterator[Tensor]:
-        yield x
-        for now, following in pairwise(levels):
-            first = denoiser.estimate(x, now.t)
-            proposal = following.mix(first)  # Euler's step
-            x = proposal
-            if following.sigma > 0:
-                second = denoiser.estimate(proposal, following.t)
-                change = following.sigma - now.sigma / now.alpha * following.alpha
-                x = proposal + change / 2 * (second.noise - first.noise)
-            yield x
-
-
 DIFFUSION_SAMPLERS: dict[str, Sampler] = {
     "ddpm": DDPMSampler(),
     "ddim": DDIMSampler(),
     "dpm_solver": DPMSolverSampler(),
     "dpm_solver_3m": DPMSolverSampler(order=3, spacing="slowing", default_n_steps=12),
-    "heun": HeunSampler(),
 }
 
 
@@ -283,7 +234,7 @@ def samplers_for(path: Path) -> dict[str, Sampler]:
     --------
     >>> from scgen_diffusion.diffusion import PATHS
     >>> list(samplers_for(PATHS["vp_linear"]))
-    ['ddpm', 'ddim', 'dpm_solver', 'dpm_solver_3m', 'heun']
+    ['ddpm', 'ddim', 'dpm_solver', 'dpm_solver_3m']
     """
     if isinstance(path, Masking):
         return MASKING_SAMPLERS

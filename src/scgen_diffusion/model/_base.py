@@ -844,7 +844,7 @@ class DiffusionModel(BaseModelClass):
             Name of a sampler, or a sampler object of :mod:`scgen_diffusion.diffusion`. Flow matching (SCLDM) has
             ``"midpoint"``, ``"euler"``, ``"heun"`` and ``"dopri5"``. Masked molecules (SCRDIT and WBDIT from counts)
             have only ``"unmasking"``; the other paths have ``"dpm_solver_3m"``, ``"dpm_solver"`` (the default with
-            ``head="regression"``), ``"heun"``, ``"ddim"`` and ``"ddpm"``. Default: the first of these.
+            ``head="regression"``), ``"ddim"`` and ``"ddpm"``. Default: the first of these.
         n_steps
             Steps of the sampler. Default: its own, such as 10 of ``"midpoint"``, 64 of ``"unmasking"`` and 12 of
             ``"dpm_solver_3m"``. The adaptive ``"dopri5"`` chooses them itself.
