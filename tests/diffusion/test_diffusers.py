@@ -45,10 +45,11 @@ def test_schedules_are_those_of_diffusers(schedule):
     torch.testing.assert_close(path.alpha_bar().float(), VECTORS[f"alpha_bar_{schedule}"], rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("variance", ["upper", "lower"])
-def test_ddpm_with_either_variance_is_that_of_diffusers(variance):
-    ends = sample(DDPMSampler(variance=variance))
-    torch.testing.assert_close(ends, VECTORS[f"ddpm_{variance}"], rtol=0, atol=5e-6)
+@pytest.mark.parametrize(
+    ("variance", "sampler"), {"upper": DDPMSampler(), "lower": DDIMSampler(eta=1.0)}.items(), ids=["upper", "lower"]
+)
+def test_ancestral_sampling_with_either_variance_is_that_of_diffusers(variance, sampler):
+    torch.testing.assert_close(sample(sampler), VECTORS[f"ddpm_{variance}"], rtol=0, atol=5e-6)
 
 
 def test_ddpm_with_bounds_is_that_of_diffusers_with_clipping():

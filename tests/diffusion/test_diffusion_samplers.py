@@ -42,7 +42,6 @@ PATH = PATHS["vp_linear"]
 SOLVERS = {"ddim": DDIMSampler, "dpm_solver": DPMSolverSampler}
 EVERY_SAMPLER = {
     **DIFFUSION_SAMPLERS,
-    "ddpm_lower": DDPMSampler(variance="lower"),
     "ddim_half": DDIMSampler(eta=0.5),
     "ddim_one": DDIMSampler(eta=1.0),
 }
@@ -116,7 +115,6 @@ def mean_and_covariance(sampler, denoiser, n_steps):
 # start: noise of mean 0 instead of alpha m, where alpha is 0.0064 for the linear schedule.
 STEPS_AND_ERROR = {
     "ddpm": (300, 0.05),
-    "ddpm_lower": (300, 0.1),
     "ddim": (200, 0.06),
     "ddim_half": (200, 0.08),
     "ddim_one": (300, 0.1),
@@ -295,12 +293,6 @@ def test_ddim_on_the_published_timesteps_is_the_published_recursion(eta):
     torch.testing.assert_close(ends, x, rtol=1e-9, atol=1e-9)
 
 
-def test_ddim_of_eta_one_is_ddpm_with_the_lower_variance():
-    ddim = sample_cells(DDIMSampler(eta=1.0), range(3), n_steps=9)
-    ddpm = sample_cells(DDPMSampler(variance="lower"), range(3), n_steps=9)
-    torch.testing.assert_close(ddim, ddpm, rtol=1e-12, atol=1e-12)
-
-
 def test_ddim_of_eta_zero_needs_no_generators_and_ignores_them():
     x = start()
     assert torch.equal(
@@ -392,11 +384,6 @@ def test_what_no_sampler_can_do_is_refused_at_construction(sampler_class):
 def test_eta_out_of_range_is_refused(eta):
     with pytest.raises(ValueError, match="`eta` must be between 0 and 1, but found"):
         DDIMSampler(eta=eta)
-
-
-def test_an_unknown_variance_is_refused():
-    with pytest.raises(ValueError, match=r"`variance` must be one of \('upper', 'lower'\), but found 'learned'"):
-        DDPMSampler(variance="learned")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import scanpy as sc
 import scipy.sparse as sp
 import torch
 
-from scgen_diffusion.diffusion import DDIMSampler, DDPMSampler, DormandPrinceSampler, _random
+from scgen_diffusion.diffusion import DDIMSampler, DormandPrinceSampler, _random
 from scgen_diffusion.model import SCRDIT, WBDIT
 
 N_GENES = 12
@@ -23,7 +23,6 @@ DIFFUSION_SAMPLERS = [
     "ddim",
     "ddpm",
     DDIMSampler(eta=1.0),
-    DDPMSampler(variance="lower"),
 ]
 FLOW_SAMPLERS = ["euler", "midpoint", "heun", DormandPrinceSampler(rtol=1e-3, atol=1e-3)]
 

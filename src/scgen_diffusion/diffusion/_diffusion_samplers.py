@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ._diffusion_walk import Level
     from ._paths import Path
     from ._samplers import Sampler
-
-Variance = Literal["upper", "lower"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +56,14 @@ class DDPMSampler(_RandomWalk):
 
     A step from ``t`` to the cleaner ``s``, with :math:`r = \tfrac{\alpha_t \sigma_s}{\alpha_s \sigma_t}`, draws from
 
-    .. math:: N(\alpha_s\,\text{data} + r \sigma_s\,\text{noise},\ \text{variance})
+    .. math:: N(\alpha_s\,\text{data} + r \sigma_s\,\text{noise},\ 1 - \alpha_t^2 / \alpha_s^2)
 
-    The last step returns the mean. For the published steps of scRDiT, use ``timesteps=published_timesteps()``.
+    The variance is the step's :math:`\beta`, as published; for that of the posterior, use :class:`DDIMSampler` with
+    ``eta=1``. The last step returns the mean. For the published steps of scRDiT, use
+    ``timesteps=published_timesteps()``.
 
     Parameters
     ----------
-    variance
-        ``"upper"``: the step's :math:`\beta = 1 - \alpha_t^2 / \alpha_s^2`, as published. ``"lower"``: that of the
-        posterior, :math:`\beta \sigma_s^2 / \sigma_t^2 = \sigma_s^2 (1 - r^2)`.
     spacing, timesteps, default_n_steps
         See :class:`StepGrid`; the published number of steps is 1 000.
 
@@ -87,14 +84,7 @@ class DDPMSampler(_RandomWalk):
     tensor([[2., 2.]])
     """
 
-    variance: Variance = "upper"
     default_n_steps: int = 1000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.variance not in get_args(Variance):
-            msg = f"`variance` must be one of {get_args(Variance)}, but found {self.variance!r}."
-            raise ValueError(msg)
 
     @property
     def is_stochastic(self) -> bool:
@@ -103,9 +93,7 @@ class DDPMSampler(_RandomWalk):
 
     def weights(self, now: Level, following: Level) -> tuple[float, float]:
         """Return the weights of the estimated noise and of the fresh noise."""
-        kept = _kept_noise(now, following)
-        upper, lower = 1 - (now.alpha / following.alpha) ** 2, following.sigma**2 * (1 - kept**2)
-        return following.sigma * kept, math.sqrt(upper if self.variance == "upper" else lower)
+        return following.sigma * _kept_noise(now, following), math.sqrt(1 - (now.alpha / following.alpha) ** 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +109,8 @@ class DDIMSampler(_RandomWalk):
     Parameters
     ----------
     eta
-        Amount of randomness: 0 follows the probability-flow ODE (order 1), 1 is :class:`DDPMSampler` with ``"lower"``
-        variance.
+        Amount of randomness: 0 follows the probability-flow ODE (order 1), 1 is ancestral
+        sampling with the variance of the posterior.
     spacing, timesteps, default_n_steps
         See :class:`StepGrid`.
 
