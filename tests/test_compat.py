@@ -43,7 +43,6 @@ USES = {
     "scvi-tools: _per_instance_manager_store": lambda: BaseModelClass._per_instance_manager_store,
     "scvi-tools: _setup_adata_manager_store": lambda: SCLDM._setup_adata_manager_store,
     "scvi-tools: _SCVI_UUID_KEY": lambda: _compat.separate_copy(set_up_model(), cells()),
-    "anndata: _init_as_actual": lambda: _compat.replace_contents(cells(), cells(5)),
     "torch: _load_from_state_dict": lambda: torch.nn.Module._load_from_state_dict,
     "scvi-tools: _get_init_params": lambda: BaseModelClass._get_init_params,
     "scvi-tools: _get_setup_method_args": lambda: BaseModelClass._get_setup_method_args,
@@ -73,12 +72,6 @@ def test_a_private_name_that_the_package_uses_is_still_there(use):
             "scgen_diffusion/_compat.py."
         )
         pytest.fail(f"{message} ({error})")
-
-
-def test_cells_take_over_the_contents_of_others():
-    adata, other = cells(), cells(5)
-    _compat.replace_contents(adata, other)
-    assert adata.var_names.equals(other.var_names)
 
 
 def test_private_names_of_other_libraries_are_in_one_file():

@@ -9,15 +9,11 @@ import inspect
 import re
 import warnings
 from difflib import SequenceMatcher
-from functools import wraps
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-P = ParamSpec("P")
-R = TypeVar("R")
+    from collections.abc import Iterable, Mapping, Sequence
 
 N_KNOWN = 20  # listed names
 MISSING = ("None", "nan", "<NA>", "NaT")
@@ -101,25 +97,6 @@ def check_argument_names(
         answers.append(f"`{function}` has no argument {name!r}. {advice}")
     if answers:
         raise TypeError(" ".join(answers))
-
-
-def suggests_arguments(
-    other_names: Mapping[str, str], passed_on: Iterable[str] = ()
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a method reject unknown arguments, except those it passes on, as :func:`check_argument_names` does."""
-
-    def decorate(method: Callable[P, R]) -> Callable[P, R]:
-        own = list(inspect.signature(method).parameters.values())[1:]
-        known = [*(parameter.name for parameter in own if parameter.kind is not parameter.VAR_KEYWORD), *passed_on]
-
-        @wraps(method)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            check_argument_names(method.__name__, kwargs, known, other_names)
-            return method(*args, **kwargs)
-
-        return call
-
-    return decorate
 
 
 def warn_user(message: str) -> None:

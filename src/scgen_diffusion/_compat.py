@@ -87,8 +87,3 @@ def without_notes() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def replace_contents(adata: AnnData, other: AnnData) -> None:
-    """Replace the contents of ``adata``, including its genes, with those of ``other``."""
-    adata._init_as_actual(other)

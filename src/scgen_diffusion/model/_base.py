@@ -33,7 +33,6 @@ from scgen_diffusion._arguments import check_count, known_names, warn_user
 from scgen_diffusion._compat import (
     forget_cells,
     parse_device_args,
-    replace_contents,
     respect_thread_limit,
     separate_copy,
     without_notes,
@@ -1874,9 +1873,7 @@ class DiffusionModel(BaseModelClass):
         return model
 
     @classmethod
-    def prepare_query_anndata(
-        cls, adata: AnnData, reference_model: Self | str | os.PathLike[str], *, inplace: bool = False
-    ) -> AnnData | None:
+    def prepare_query_anndata(cls, adata: AnnData, reference_model: Self | str | os.PathLike[str]) -> AnnData:
         """Give new cells the genes of a model, for :meth:`load_query_data`.
 
         Genes are sorted as in the model. Missing genes are filled with zeros in every layer; unknown genes are dropped.
@@ -1888,8 +1885,6 @@ class DiffusionModel(BaseModelClass):
             New cells.
         reference_model
             A model of this class, its folder, or the name of a pretrained model.
-        inplace
-            Whether to change ``adata`` itself and return None.
 
         Returns
         -------
@@ -1906,11 +1901,7 @@ class DiffusionModel(BaseModelClass):
         UserWarning
             If the cells have less than 80 % of the model's genes.
         """
-        padded = pad_genes(adata, cls._reference(reference_model).var_)
-        if not inplace:
-            return padded
-        replace_contents(adata, padded)
-        return None
+        return pad_genes(adata, cls._reference(reference_model).var_)
 
     def _check_query_cells(self, adata: AnnData) -> None:
         check_query_cells(adata, self.var_.index)

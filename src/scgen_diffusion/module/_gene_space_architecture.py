@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from scgen_diffusion._arguments import is_number
+
 from ._options import MANY_CELLS, change_options, check_options
 
 if TYPE_CHECKING:
@@ -124,8 +126,7 @@ class GeneSpaceArchitecture:
 
 
 def _check_zero_value(value: object) -> None:
-    is_number = isinstance(value, float | int) and not isinstance(value, bool)
-    if value is not None and not (is_number and -1000 <= value < 0):
+    if value is not None and not (is_number(value) and -1000 <= value < 0):
         msg = f"`zero_value` must be None or a number below 0 (and at least -1000), but found {value!r}."
         raise ValueError(msg)
 

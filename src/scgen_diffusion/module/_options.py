@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
 
-from scgen_diffusion._arguments import is_whole_number, known_names
+from scgen_diffusion._arguments import is_number, is_whole_number, known_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +53,7 @@ def _check(name: str, value: object, hint: object) -> None:
     elif hint is float:
         largest = 1 if name == "ema_decay" else 80
         allowed = f"a number from 0 to {largest}"
-        fits = isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value <= largest
+        fits = is_number(value) and 0 <= value <= largest
     else:
         smallest = 0 if name.endswith(("n_layers", "n_global_tokens")) else 1
         optional = value is None and hint is not int
