@@ -24,7 +24,7 @@ HEADS = [
 ]
 CHOICES = list(
     itertools.product(
-        ["variational", "deterministic"], ["attention", "factors", "both"], ["gene_queries", "factors", "both"], HEADS
+        ["variational", "deterministic"], ["attention", "factors", "both"], ["gene_queries", "factors"], HEADS
     )
 )
 

@@ -69,7 +69,7 @@ def cells_of(n_genes, module):
     [
         ("default", {}),
         ("published", {}),
-        ("default", {"dispersion": "gene-cell", "decoder": "both"}),
+        ("default", {"dispersion": "gene-cell", "decoder": "gene_queries"}),
         ("default", {"likelihood": "gaussian"}),
     ],
 )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ._denoiser import Denoiser, Estimate
+    from ._denoiser import Denoiser
     from ._paths import Path
     from ._random import Generators
     from ._samplers import Field
@@ -39,10 +39,6 @@ class Level:
     def log_snr(self) -> float:
         r"""Return :math:`\log(\alpha_t / \sigma_t)`."""
         return math.log(self.alpha / self.sigma) if self.sigma > 0 else math.inf
-
-    def mix(self, estimate: Estimate) -> Tensor:
-        """Mix estimated data and noise at this level."""
-        return self.alpha * estimate.data + self.sigma * estimate.noise
 
 
 def levels_at(path: Path, times: Tensor, x: Tensor) -> list[Level]:

@@ -24,7 +24,7 @@ class SCLDMArchitecture:
     pooling
         How the encoder pools a cell's genes: ``"attention"`` (published), ``"factors"`` or ``"both"``.
     decoder
-        How the decoder computes a gene's parameters: ``"gene_queries"`` (published), ``"factors"`` or ``"both"``.
+        How the decoder computes a gene's parameters: ``"gene_queries"`` (published) or ``"factors"``.
     likelihood
         ``"negative_binomial"`` for counts, or ``"gaussian"`` for log-normalised values.
     dispersion
@@ -69,7 +69,7 @@ class SCLDMArchitecture:
     n_latent_tokens: int = 4
     n_latent: int = 8
     pooling: Literal["attention", "factors", "both"] = "both"
-    decoder: Literal["gene_queries", "factors", "both"] = "factors"
+    decoder: Literal["gene_queries", "factors"] = "factors"
     likelihood: Literal["negative_binomial", "gaussian"] = "negative_binomial"
     dispersion: Literal["gene", "gene-cell"] = "gene"
     initial_log_theta: float = 2.0
@@ -99,26 +99,6 @@ class SCLDMArchitecture:
     def __post_init__(self) -> None:
         """Check all options."""
         check_options(self)
-
-    @property
-    def uses_attention(self) -> bool:
-        """Whether the encoder has attention pooling."""
-        return self.pooling in ("attention", "both")
-
-    @property
-    def uses_factor_pooling(self) -> bool:
-        """Whether the encoder has factor pooling."""
-        return self.pooling in ("factors", "both")
-
-    @property
-    def uses_gene_queries(self) -> bool:
-        """Whether the decoder has gene queries."""
-        return self.decoder in ("gene_queries", "both")
-
-    @property
-    def uses_factor_decoder(self) -> bool:
-        """Whether the decoder has gene factors."""
-        return self.decoder in ("factors", "both")
 
 
 PUBLISHED = SCLDMArchitecture(

@@ -59,8 +59,8 @@ class Encoder(nn.Module):
         self.network = SetEncoder(
             architecture.n_latent_tokens,
             2 * n_latent if self.is_variational else n_latent,
-            attention=_attention_pooling(n_genes, architecture) if architecture.uses_attention else None,
-            factors=FactorPooling(n_genes, architecture.pooling_width) if architecture.uses_factor_pooling else None,
+            attention=None if architecture.pooling == "factors" else _attention_pooling(n_genes, architecture),
+            factors=None if architecture.pooling == "attention" else FactorPooling(n_genes, architecture.pooling_width),
             attention_width=architecture.width,
             factor_width=architecture.pooling_width,
             padded_length=architecture.padded_length,
@@ -77,7 +77,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Maps latents to the outputs that the likelihood needs: the sum of the architecture's decoders.
+    """Maps latents to the outputs that the likelihood needs, by gene queries or gene factors.
 
     Parameters
     ----------
@@ -92,22 +92,18 @@ class Decoder(nn.Module):
     def __init__(self, n_genes: int, n_outputs: int, architecture: SCLDMArchitecture) -> None:
         super().__init__()
         a = architecture
-        self.gene_queries = _gene_query_decoder(n_genes, n_outputs, a) if a.uses_gene_queries else None
-        self.factors = (
-            GeneFactorDecoder(
-                n_genes,
-                a.n_latent_tokens * a.n_latent,
-                width=a.decoder_width,
-                n_factors=a.n_factors,
-                n_outputs=n_outputs,
-            )
-            if a.uses_factor_decoder
-            else None
-        )
+        self.gene_queries: GeneQueryDecoder | None = None
+        self.factors: GeneFactorDecoder | None = None
+        if a.decoder == "gene_queries":
+            self.gene_queries = _gene_query_decoder(n_genes, n_outputs, a)
+        else:
+            n_latent = a.n_latent_tokens * a.n_latent
+            sizes = {"width": a.decoder_width, "n_factors": a.n_factors, "n_outputs": n_outputs}
+            self.factors = GeneFactorDecoder(n_genes, n_latent, **sizes)
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode latents ``(cells, tokens, n_latent)`` into ``(cells, genes, n_outputs)``."""
-        return sum(decoder(z) for decoder in (self.gene_queries, self.factors) if decoder is not None)
+        return self.factors(z) if self.gene_queries is None else self.gene_queries(z)
 
 
 def build_likelihood(n_genes: int, architecture: SCLDMArchitecture) -> NegativeBinomialLikelihood | GaussianLikelihood:
