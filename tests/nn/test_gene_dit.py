@@ -82,11 +82,6 @@ def test_blocks_are_made_of_their_halves():
             assert (type(one.attention), type(one.feed_forward)) == halves
 
 
-def test_a_transformer_has_the_requested_inner_width():
-    inner = [build(hidden=hidden).network.blocks[0].feed_forward.project_in.out_features for hidden in (None, 5)]
-    assert inner == [32, 5]
-
-
 def test_default_sizes_have_the_published_number_of_parameters():
     # 34.0 and 18.1 million, counted with the fixed positions.
     for block, millions in [("transformer", 34.0), ("white_box", 18.1)]:
@@ -98,7 +93,7 @@ def test_default_sizes_have_the_published_number_of_parameters():
 
 @per_block
 def test_weights_start_as_published(block):
-    network = build(block, started=False, width=64, hidden=None).network
+    network = build(block, started=False, width=64).network
     first = network.blocks[0]
     out = first.attention.project_out.weight
     assert 0.9 * (6 / 128) ** 0.5 < out.abs().max() <= (6 / 128) ** 0.5
@@ -142,7 +137,6 @@ def test_half_precision_gives_nearly_the_same(block):
         ({"n_heads": 3, "block": "white_box"}, "width 8 and 3 heads"),
         ({"width": 6}, "multiple of 4, but found 6"),
         ({"block": "crate"}, "one of transformer, white_box, but found 'crate'"),
-        ({"block": "white_box", "hidden": 3}, "found `hidden` 3; leave it out"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(options, message):

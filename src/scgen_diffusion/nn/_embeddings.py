@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+N_FREQUENCIES = 128  # of times
 
-def sinusoids(x: Tensor, n_frequencies: int, max_period: float = 10_000.0) -> Tensor:
-    r"""Compute the angles :math:`x\,\omega_i`, :math:`\omega_i = P^{-i/n}`, of shape ``(len(x), n_frequencies)``."""
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(n_frequencies, device=x.device) / n_frequencies)
+
+def sinusoids(x: Tensor, n_frequencies: int) -> Tensor:
+    r"""Compute the angles :math:`x\,\omega_i`, :math:`\omega_i = 10000^{-i/n}`, ``(n, n_frequencies)``."""
+    frequencies = torch.exp(-math.log(10_000.0) * torch.arange(n_frequencies, device=x.device) / n_frequencies)
     return x[:, None].float() * frequencies
 
 
@@ -43,16 +45,13 @@ class TimeEmbedding(nn.Module):
     ----------
     width
         Width of the embedding.
-    n_frequencies
-        Number of frequencies; the first layer has twice as many inputs.
     """
 
-    def __init__(self, width: int, n_frequencies: int = 128) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.n_frequencies = n_frequencies
-        self.network = nn.Sequential(nn.Linear(2 * n_frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.network = nn.Sequential(nn.Linear(2 * N_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed times ``(n,)`` as ``(n, width)``."""
-        angles = sinusoids(t, self.n_frequencies)
+        angles = sinusoids(t, N_FREQUENCIES)
         return self.network(torch.cat([angles.cos(), angles.sin()], dim=1))

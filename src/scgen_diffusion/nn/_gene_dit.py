@@ -50,8 +50,6 @@ class GeneDiT(nn.Module):
         Token width, a multiple of ``n_heads`` and of 4. Published: 768.
     n_layers, n_heads
         Number of blocks, and of heads per block. Published: 3 and 8.
-    hidden
-        Inner width of the MLP, by default ``4 * width``; not for white-box blocks.
     block
         Type of the blocks.
     n_outputs
@@ -91,17 +89,16 @@ class GeneDiT(nn.Module):
         width: int = 768,
         n_layers: int = 3,
         n_heads: int = 8,
-        hidden: int | None = None,
         block: Block = "transformer",
         n_outputs: int = 1,
         n_global_tokens: int = 0,
     ) -> None:
         super().__init__()
         check_patch_size(patch_size, n_genes)
-        attention, feed_forward = block_factories(block, width, n_heads, hidden)
+        attention, feed_forward = block_factories(block, width, n_heads)
         self.n_genes, self.n_outputs, self.n_global_tokens = n_genes, n_outputs, n_global_tokens
         self.patch_size, self.n_patches = patch_size, -(-n_genes // patch_size)
-        self._numbers_per_cell = (self.n_patches + n_global_tokens) * max(hidden or 4 * width, 3 * width)
+        self._numbers_per_cell = (self.n_patches + n_global_tokens) * 4 * width
         positions = patch_position_embedding(self.n_patches, width)
         self.network = DiT(
             self.n_patches + n_global_tokens,
@@ -182,16 +179,13 @@ class GeneDiT(nn.Module):
         return torch.cat([patches, self.read_all_genes(x_t).unflatten(1, (self.n_global_tokens, -1))], dim=1)
 
 
-def block_factories(block: Block, width: int, n_heads: int, hidden: int | None) -> tuple[Factory, Factory]:
+def block_factories(block: Block, width: int, n_heads: int) -> tuple[Factory, Factory]:
     """Return the functions that build the two halves of a block."""
     if block not in get_args(Block):
         msg = f"`block` must be one of {', '.join(get_args(Block))}, but found {block!r}."
         raise ValueError(msg)
     if block == "transformer":
-        return (lambda: SelfAttention(width, n_heads, bias=True)), (lambda: MLP(width, hidden))
-    if hidden is not None:
-        msg = f"White-box blocks have no inner width, but found `hidden` {hidden}; leave it out."
-        raise ValueError(msg)
+        return (lambda: SelfAttention(width, n_heads, bias=True)), (lambda: MLP(width))
     return (lambda: SubspaceAttention(width, n_heads)), (lambda: SparseCoding(width))
 
 
