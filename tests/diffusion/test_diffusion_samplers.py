@@ -263,7 +263,7 @@ def test_explicit_timesteps_are_evaluated_but_for_the_last():
 
 
 def test_ddpm_on_the_published_timesteps_is_the_published_recursion():
-    path = VariancePreserving("linear", n_timesteps=50, beta_end=0.2)
+    path = VariancePreserving("linear", n_timesteps=50)
     denoiser = build_denoiser(path, "noise")
     ends = DDPMSampler(timesteps=published_timesteps(n_timesteps=50))(
         denoiser, start(), generators=Generators(0, range(5))

@@ -31,8 +31,8 @@ def test_noising_is_the_published_one(model):
 
 
 def test_linear_betas_rise_in_equal_steps():
-    betas = VariancePreserving("linear", n_timesteps=5, beta_start=0.1, beta_end=0.5).betas()
-    torch.testing.assert_close(betas, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64))
+    betas = VariancePreserving("linear", n_timesteps=3).betas()
+    torch.testing.assert_close(betas, torch.tensor([1e-4, 0.01005, 0.02], dtype=torch.float64))
 
 
 def test_cosine_schedule_follows_the_squared_cosine_but_for_the_cap():
@@ -142,9 +142,6 @@ def test_a_path_that_was_used_in_inference_mode_can_be_trained_on():
     [
         ({"schedule": "sigmoid"}, r"`schedule` must be one of \('linear', 'cosine'\), but found 'sigmoid'"),
         ({"n_timesteps": 0}, "`n_timesteps` must be at least 1, but found 0"),
-        ({"beta_start": 0.0}, "`beta_start` and `beta_end` must satisfy .* but found 0.0 and 0.02"),
-        ({"beta_end": 1.0}, "must satisfy .* but found 0.0001 and 1.0"),
-        ({"beta_start": 0.03}, "must satisfy .* but found 0.03 and 0.02"),
     ],
 )
 def test_schedules_that_make_no_sense_are_refused(options, message):

@@ -29,13 +29,11 @@ class VariancePreserving(Path):
     Parameters
     ----------
     schedule
-        ``"linear"``: :math:`\beta_k` increases in equal steps. ``"cosine"``: :math:`\bar\alpha` follows
-        :math:`\cos^2(\frac{\pi}{2}\,\frac{s + 0.008}{1.008})`, with :math:`\beta_k \le 0.999`.
+        ``"linear"``: :math:`\beta_k` increases in equal steps from 1e-4 to 0.02, as published. ``"cosine"``:
+        :math:`\bar\alpha` follows :math:`\cos^2(\frac{\pi}{2}\,\frac{s + 0.008}{1.008})`, with
+        :math:`\beta_k \le 0.999`.
     n_timesteps
         Number of timesteps; the published value is 1 000.
-    beta_start, beta_end
-        First and last :math:`\beta` of the linear schedule; the published values are 1e-4 and 0.02. The cosine schedule
-        does not use them.
 
     References
     ----------
@@ -52,8 +50,6 @@ class VariancePreserving(Path):
 
     schedule: Schedule = "linear"
     n_timesteps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(Schedule):
@@ -62,18 +58,12 @@ class VariancePreserving(Path):
         if self.n_timesteps < 1:
             msg = f"`n_timesteps` must be at least 1, but found {self.n_timesteps}."
             raise ValueError(msg)
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            msg = (
-                "`beta_start` and `beta_end` must satisfy 0 < beta_start <= beta_end < 1, "
-                f"but found {self.beta_start} and {self.beta_end}."
-            )
-            raise ValueError(msg)
 
     def betas(self) -> Tensor:
         r"""Return :math:`\beta_k`, ``(n_timesteps,)``, in double precision."""
         if self.schedule == "cosine":
             return _cosine_betas(self.n_timesteps)
-        return torch.linspace(self.beta_start, self.beta_end, self.n_timesteps, dtype=torch.float64)
+        return torch.linspace(1e-4, 0.02, self.n_timesteps, dtype=torch.float64)
 
     def alpha_bar(self) -> Tensor:
         r"""Return :math:`\bar\alpha_k`, ``(n_timesteps,)``, in double precision."""

@@ -47,7 +47,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Cross-attention from queries to tokens.
+    """Cross-attention from queries to tokens, without biases.
 
     Parameters
     ----------
@@ -55,17 +55,15 @@ class CrossAttention(nn.Module):
         Width of queries and tokens, a multiple of ``n_heads``.
     n_heads
         Number of heads.
-    bias
-        Whether the projections have a bias.
     """
 
-    def __init__(self, width: int, n_heads: int, *, bias: bool = False) -> None:
+    def __init__(self, width: int, n_heads: int) -> None:
         super().__init__()
         check_heads(width, n_heads)
         self.n_heads = n_heads
-        self.project_query = nn.Linear(width, width, bias=bias)
-        self.project_kv = nn.Linear(width, 2 * width, bias=bias)
-        self.project_out = nn.Linear(width, width, bias=bias)
+        self.project_query = nn.Linear(width, width, bias=False)
+        self.project_kv = nn.Linear(width, 2 * width, bias=False)
+        self.project_out = nn.Linear(width, width, bias=False)
 
     def forward(self, queries: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend from queries ``(cells or 1, queries, width)`` to tokens ``(cells, tokens, width)``.
