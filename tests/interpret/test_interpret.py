@@ -432,43 +432,6 @@ def test_shuffled_weights_are_the_same_numbers_elsewhere_and_leave_the_model_alo
     assert one.generate(3, seed=0).shape == (3, 12)
 
 
-def test_what_is_written_into_the_cells_is_what_the_methods_return(opened):
-    cells = opened.adata.copy()
-
-    interpret.write(opened, cells, groupby="cell_type", times=[0, 500], seed=0)
-
-    pd.testing.assert_frame_equal(cells.varm["WBDIT_loadings"], interpret.head_loadings(opened, seed=0))
-    pd.testing.assert_frame_equal(
-        cells.varm["WBDIT_specificity"], interpret.head_loadings(opened, seed=0, relative=True)
-    )
-    pd.testing.assert_frame_equal(cells.obsm["WBDIT_coding_rates"], interpret.head_coding_rates(opened, seed=0))
-    assert cells.var["WBDIT_patch"].tolist() == interpret.patches(opened).loc[cells.var_names, "patch"].tolist()
-    statistics = interpret.layer_statistics(opened, groupby="cell_type", times=[0, 500], seed=0)
-    pd.testing.assert_frame_equal(cells.uns["WBDIT"]["statistics"], statistics)
-    attention = interpret.patch_attention(opened, groupby="cell_type", seed=0)
-    third = cells.uns["WBDIT"]["groups"][2], cells.uns["WBDIT"]["heads"][3]
-    np.testing.assert_allclose(cells.uns["WBDIT"]["patch_attention"][2, 3], attention.loc[third])
-    assert cells.uns["WBDIT"]["params"]["time"] == 500
-
-
-@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
-def test_cells_with_all_of_it_can_be_written_and_read(opened, tmp_path, kind):
-    cells = opened.adata.copy()
-    cells.obs["sorted_as"] = ["CD4+/CD25", "CD8+"] * 48  # a slash means a folder in these files
-    interpret.write(opened, cells, groupby="sorted_as", seed=0, key="wb")
-
-    getattr(cells, f"write_{kind}")(tmp_path / "cells")
-    read = getattr(anndata, f"read_{kind}")(tmp_path / "cells")
-
-    pd.testing.assert_frame_equal(read.varm["wb_loadings"], cells.varm["wb_loadings"])
-    pd.testing.assert_frame_equal(read.obsm["wb_coding_rates"], cells.obsm["wb_coding_rates"])
-    found, written = read.uns["wb"], cells.uns["wb"]
-    np.testing.assert_array_equal(found["patch_attention"], written["patch_attention"])
-    assert list(found["groups"]) == ["CD4+/CD25", "CD8+"]
-    np.testing.assert_allclose(found["statistics"]["value"], written["statistics"]["value"])
-    assert found["params"]["seed"] == 0
-
-
 def test_a_loaded_model_shows_the_same(opened, tmp_path):
     opened.save(tmp_path / "model")
     loaded = WBDIT.load(tmp_path / "model", opened.adata.copy(), accelerator="cpu")
@@ -508,7 +471,6 @@ def test_an_untrained_model_has_nothing_to_show(make_cells):
         interpret.patch_attention,
         interpret.head_effects,
         interpret.patches,
-        interpret.write,
         interpret.shuffle_weights,
     ]
     for method in methods:
@@ -532,16 +494,6 @@ def test_every_function_says_that_models_with_a_latent_have_no_white_box(trained
         getattr(interpret, name)(trained)
 
 
-def test_some_cells_are_written_as_the_tables_of_these_rows(opened):
-    few = opened.adata[:30].copy()
-
-    interpret.write(opened, few, seed=0)
-
-    rates = interpret.head_coding_rates(opened, indices=range(30), seed=0)
-    pd.testing.assert_frame_equal(few.obsm["WBDIT_coding_rates"], rates)
-    assert (few.uns["WBDIT"]["statistics"]["n_cells"] == 30).all()
-
-
 @pytest.mark.parametrize("time", [-1, 1000, "late", True, float("nan")])
 def test_times_beyond_the_path_are_refused(opened, time):
     with pytest.raises(ValueError, match=r"a timestep between 0 \(data\) and 999 \(noise\), but found"):
@@ -550,7 +502,7 @@ def test_times_beyond_the_path_are_refused(opened, time):
         interpret.head_loadings(opened, time=time)
 
 
-@pytest.mark.parametrize("method", ["head_loadings", "head_effects", "patch_attention", "head_coding_rates", "write"])
+@pytest.mark.parametrize("method", ["head_loadings", "head_effects", "patch_attention", "head_coding_rates"])
 def test_only_statistics_take_several_times(opened, method):
     with pytest.raises(ValueError, match=r"`time` must be one number, but found \[0, 500\]"):
         getattr(interpret, method)(opened, time=[0, 500])

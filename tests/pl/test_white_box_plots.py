@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from itertools import product
 
-import anndata
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -50,19 +49,6 @@ def make_attention():
     index = pd.MultiIndex.from_product([["B/plasma", "T"], HEADS, TOKENS], names=["group", "head", "token"])
     values = np.random.default_rng(0).dirichlet(np.ones(3), len(index))
     return pd.DataFrame(values, index=index, columns=TOKENS)
-
-
-def make_adata():
-    adata = anndata.AnnData(np.zeros((2, 30)), var=pd.DataFrame(index=GENES))
-    adata.varm["WBDIT_specificity"] = make_loadings(relative=True)
-    adata.uns["WBDIT"] = {
-        "statistics": make_statistics(),
-        "patch_attention": make_attention().to_numpy().reshape(2, 3, 3, 3),
-        "groups": np.array(["B/plasma", "T"], dtype=object),
-        "heads": np.array(HEADS, dtype=object),
-        "tokens": np.array(TOKENS, dtype=object),
-    }
-    return adata
 
 
 def test_there_is_a_panel_per_layer_and_a_line_per_group():
@@ -193,20 +179,6 @@ def test_the_only_group_need_not_be_named():
     np.testing.assert_allclose(ax.images[0].get_array(), table.loc["T", "L0H1"])
 
 
-def test_an_anndata_gives_the_same_plot():
-    adata = make_adata()
-
-    pairs = [
-        (sgd.pl.patch_attention(data, "L1H0", group="B/plasma", show=False) for data in (make_attention(), adata)),
-        (sgd.pl.head_loadings(data, show=False) for data in (make_loadings(relative=True), adata)),
-    ]
-    for table, stored in pairs:
-        np.testing.assert_array_equal(table.images[0].get_array(), stored.images[0].get_array())
-    lines = [sgd.pl.coding_rate(data, show=False)[1].lines for data in (make_statistics(), adata)]
-    for a, b in zip(*lines, strict=True):
-        np.testing.assert_array_equal(a.get_xydata(), b.get_xydata())
-
-
 def test_figures_are_saved_and_shown(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(plt, "show", lambda: shown.append(True))
@@ -248,20 +220,8 @@ def test_figures_are_saved_and_shown(tmp_path, monkeypatch):
             lambda: sgd.pl.patch_attention(make_attention(), "L0H0"),
             "several groups.*choose one by `group`: 'B/plasma', 'T'",
         ),
-        (
-            lambda: sgd.pl.patch_attention(make_adata(), "L0H0"),
-            "several groups.*choose one by `group`: 'B/plasma', 'T'",
-        ),
     ],
 )
 def test_plots_say_what_is_wrong(plot, message):
     with pytest.raises(ValueError, match=message):
         plot()
-
-
-@pytest.mark.parametrize(
-    "plot", [sgd.pl.coding_rate, sgd.pl.head_loadings, lambda adata: sgd.pl.patch_attention(adata, "L0H0")]
-)
-def test_cells_that_nothing_was_written_into_say_what_to_call(plot):
-    with pytest.raises(KeyError, match="call interpret.write"):
-        plot(anndata.AnnData(np.zeros((2, 30))))

@@ -1,11 +1,10 @@
 """Interpret a white-box model: what the layers and heads of a trained :class:`~scgen_diffusion.model.WBDIT` do.
 
-Results are tables, and :func:`write` stores them in an AnnData.
+Results are tables, which :mod:`scgen_diffusion.pl` plots.
 """
 
 from ._heads import head_effects, head_loadings, head_specificity, patch_attention, patches, shuffle_weights, top_genes
 from ._layers import head_coding_rates, layer_statistics
-from ._write import write
 
 __all__ = [
     "head_coding_rates",
@@ -17,5 +16,4 @@ __all__ = [
     "patches",
     "shuffle_weights",
     "top_genes",
-    "write",
 ]

@@ -2,8 +2,8 @@
 
 Plots of cells take two AnnData objects with the same genes, from any tool, and do not change them. Plots of figures
 take the tables from :mod:`~scgen_diffusion.metrics`. Plots of the white-box model take the tables from
-:mod:`~scgen_diffusion.interpret`, or an AnnData that :func:`~scgen_diffusion.interpret.write` wrote them to. As in
-scanpy, ``show=False`` returns the axes, ``save`` names a file, and label colours come from ``uns``.
+:mod:`~scgen_diffusion.interpret`. As in scanpy, ``show=False`` returns the axes, ``save`` names a file, and label
+colours come from ``uns``.
 """
 
 from ._correlations import gene_correlation, modality_correlation

@@ -7,8 +7,6 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
-from anndata import AnnData
 from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.lines import Line2D
 
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
+    import pandas as pd
     from matplotlib.axes import Axes
 
 N_NAMED = 20  # groups listed in a message
@@ -57,7 +56,7 @@ LABELS = {
 
 
 def layer_statistics(
-    data: pd.DataFrame | AnnData,
+    table: pd.DataFrame,
     statistics: str | Sequence[str] = "subspace_coding_rate_before",
     *,
     x: Literal["time", "noise_level"] = "time",
@@ -66,7 +65,6 @@ def layer_statistics(
     groups: Sequence[str] | None = None,
     palette: Mapping[str, str] | None = None,
     ylabel: str | None = None,
-    key: str = "WBDIT",
     axs: Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
@@ -75,8 +73,8 @@ def layer_statistics(
 
     Parameters
     ----------
-    data
-        Table of :func:`~scgen_diffusion.interpret.layer_statistics`, or the AnnData with it.
+    table
+        What :func:`~scgen_diffusion.interpret.layer_statistics` returned.
     statistics
         Statistics to plot, with one line style each.
     x
@@ -89,8 +87,6 @@ def layer_statistics(
         Colour of each group. Default: scanpy's colours, in the order of the table.
     ylabel
         Label of the y axis.
-    key
-        Name in ``uns``, for AnnData.
     axs
         Axes to draw on, one per layer.
     show
@@ -107,10 +103,7 @@ def layer_statistics(
     ------
     ValueError
         If a statistic, layer, group or column is not in the table, or the palette lacks a group.
-    KeyError
-        If the AnnData has no such table.
     """
-    table = written(data, key, "uns", key)["statistics"] if isinstance(data, AnnData) else data
     (head,) = choose("head", head or "all", table["head"].unique())
     table = table[table["head"] == head]
     of_head = "" if head == "all" else f"` of `head={head!r}"  # some statistics are of all heads together
@@ -155,13 +148,13 @@ def layer_statistics(
     return finish(axes, show, save)
 
 
-def coding_rate(data: pd.DataFrame | AnnData, *, subspaces: bool = True, **kwargs: object) -> list[Axes] | None:
+def coding_rate(table: pd.DataFrame, *, subspaces: bool = True, **kwargs: object) -> list[Axes] | None:
     """Plot the coding rate of the tokens before (solid) and after (dashed) the attention of each layer.
 
     Parameters
     ----------
-    data
-        See :func:`layer_statistics`.
+    table
+        What :func:`~scgen_diffusion.interpret.layer_statistics` returned.
     subspaces
         Whether to plot the rate within the subspaces of the heads, :math:`R^c`, which attention is designed to lower,
         or that of the tokens as a whole, :math:`R`.
@@ -174,15 +167,14 @@ def coding_rate(data: pd.DataFrame | AnnData, *, subspaces: bool = True, **kwarg
         The axes, or None if the figure is shown.
     """
     name = "subspace_coding_rate" if subspaces else "coding_rate"
-    return layer_statistics(data, [f"{name}_before", f"{name}_after"], **kwargs)
+    return layer_statistics(table, [f"{name}_before", f"{name}_after"], **kwargs)
 
 
 def head_loadings(
-    data: pd.DataFrame | AnnData,
+    table: pd.DataFrame,
     *,
     n_genes: int = 5,
     heads: Sequence[str] | None = None,
-    key: str = "WBDIT",
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
@@ -191,15 +183,13 @@ def head_loadings(
 
     Parameters
     ----------
-    data
-        Genes by heads, from :func:`~scgen_diffusion.interpret.head_loadings`, or the AnnData, whose specificities are
-        then shown. Relative loadings get a diverging colour map.
+    table
+        Genes by heads, from :func:`~scgen_diffusion.interpret.head_loadings`. Relative loadings get a diverging colour
+        map.
     n_genes
         Genes per head. A gene that is at the top of several heads is shown once, with the first of them.
     heads
         Heads to show. Default: all.
-    key
-        Name in ``varm``, for AnnData.
     ax
         Axis to draw on.
     show
@@ -216,10 +206,7 @@ def head_loadings(
     ------
     ValueError
         If a head is unknown.
-    KeyError
-        If the AnnData has no loadings.
     """
-    table = written(data, key, "varm", f"{key}_specificity") if isinstance(data, AnnData) else data
     check_count("n_genes", n_genes)
     table = table[choose("heads", heads, table)]
     genes = list(dict.fromkeys(gene for head in table for gene in table[head].nlargest(n_genes).index))
@@ -237,12 +224,11 @@ def head_loadings(
 
 
 def patch_attention(
-    data: pd.DataFrame | AnnData,
+    table: pd.DataFrame,
     head: str,
     *,
     group: str | int | None = None,
     relative: bool = True,
-    key: str = "WBDIT",
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
@@ -251,16 +237,14 @@ def patch_attention(
 
     Parameters
     ----------
-    data
-        Table of :func:`~scgen_diffusion.interpret.patch_attention`, or the AnnData with it.
+    table
+        What :func:`~scgen_diffusion.interpret.patch_attention` returned.
     head
         Name of the head, such as ``"L0H2"``.
     group
         Group of cells. Default: the only one, such as ``"all"``, if the table was made without ``groupby``.
     relative
         Whether to show the log2 ratio to even attention, or the attention itself.
-    key
-        Name in ``uns``, for AnnData.
     ax
         Axis to draw on.
     show
@@ -277,15 +261,7 @@ def patch_attention(
     ------
     ValueError
         If the head or group is unknown, or there are several groups and ``group`` is not given.
-    KeyError
-        If the AnnData has no attention.
     """
-    table = data
-    if isinstance(data, AnnData):
-        stored = written(data, key, "uns", key)
-        levels = [list(stored[name]) for name in ("groups", "heads", "tokens")]
-        index = pd.MultiIndex.from_product(levels, names=["group", "head", "token"])
-        table = pd.DataFrame(stored["patch_attention"].reshape(len(index), -1), index=index, columns=levels[-1])
     choose("head", head, table.index.unique("head"))
     groups = list(table.index.unique("group"))
     if group is None and len(groups) > 1:
@@ -314,21 +290,3 @@ def draw_matrix(
     norm = CenteredNorm() if is_relative else Normalize(0, values.max())
     image = ax.imshow(values, aspect=aspect, cmap="RdBu_r" if is_relative else "viridis", norm=norm)
     ax.figure.colorbar(image, ax=ax, label=label, shrink=shrink)
-
-
-def written(adata: AnnData, key: str, where: str, name: str) -> object:
-    """Return what :func:`scgen_diffusion.interpret.write` wrote.
-
-    Raises
-    ------
-    KeyError
-        If there is no such entry.
-    """
-    mapping = getattr(adata, where)
-    if name not in mapping:
-        msg = (
-            f"`adata.{where}` has no {name!r}. With a trained WBDIT, "
-            f"call interpret.write(model, adata, key={key!r}) first."
-        )
-        raise KeyError(msg)
-    return mapping[name]
