@@ -135,6 +135,7 @@ TINY_GENE_SPACE = {
     "width": 8,
     "n_layers": 1,
     "n_heads": 2,
+    "unet_width": 4,
     "path": "vp_linear",
     "target": "v",
     "head": "regression",

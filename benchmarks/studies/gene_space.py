@@ -72,6 +72,7 @@ def _zero_values(**model: Any) -> dict[str, Configuration]:
 NETWORKS = {
     "DiT": {"backbone": "dit"},
     "white-box DiT": {"backbone": "white_box"},
+    "U-Net (width 8)": {"backbone": "unet", "unet_width": 8},
 }
 TARGETS = [(path, target) for target in ("noise", "data", "v") for path in ("vp_linear", "vp_cosine")]
 EXPERIMENTS: dict[str, dict[str, Configuration]] = {

@@ -115,6 +115,7 @@ def test_generated_cells_concatenate_with_real_ones(trained_gene_space, cells):
         ("white_box", "vp_cosine", "v", "regression"),
         ("white_box", "vp_linear", "data", "spike_and_slab"),
         ("white_box", "flow_matching", "velocity", "regression"),
+        ("unet", "vp_cosine", "data", "spike_and_slab"),
     ],
 )
 def test_every_backbone_generates_on_every_path(make_trained_gene_space, backbone, path, target, head):

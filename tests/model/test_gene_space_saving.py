@@ -87,7 +87,7 @@ def test_one_class_does_not_load_another(trained_gene_space, saved):
 @pytest.mark.parametrize(
     "options",
     [
-        {"backbone": "dit", "path": "flow_matching", "target": "velocity", "zero_value": -3, "scaling": "none"},
+        {"backbone": "unet", "path": "flow_matching", "target": "velocity", "zero_value": -3, "scaling": "none"},
         {"backbone": "dit", "head": "spike_and_slab", "target": "data", "scaling": "gene"},
         {"condition_keys": [], "clamp": False, "ema_decay": np.float64(0.5), "library_size": "normal"},
         {"condition_keys": ["treated"], "condition_strategy": "mutually_exclusive", "zero_value": np.float64(-2.0)},

@@ -71,6 +71,10 @@ def test_the_default_sizes_fit_any_number_of_genes(make_cells, gene_space_class,
     assert gene_space_class(adata).architecture.patch_size <= n_genes
 
 
+def test_the_unet_has_no_patches_to_fit(make_gene_space):
+    assert make_gene_space(backbone="unet", patch_size=1000).architecture.backbone == "unet"
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

@@ -9,7 +9,7 @@ from scgen_diffusion.diffusion import Guidance, UnmaskingSampler
 from scgen_diffusion.model import SCRDIT, WBDIT
 from scgen_diffusion.train import DIFFUSION_RECIPES
 
-SIZES = {"patch_size": 5, "width": 8, "n_layers": 1, "n_heads": 2, "n_global_tokens": 1}
+SIZES = {"patch_size": 5, "width": 8, "n_layers": 1, "n_heads": 2, "unet_width": 4, "n_global_tokens": 1}
 KEYS = ["cell_type", "dose"]
 
 
@@ -123,7 +123,7 @@ def test_a_fresh_process_generates_the_same_cells(model, run_apart, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "cells.npy"), expected)
 
 
-@pytest.mark.parametrize("backbone", ["mlp", "dit", "white_box"])
+@pytest.mark.parametrize("backbone", ["mlp", "dit", "unet", "white_box"])
 def test_every_backbone_trains_and_generates(make_cells, quick, backbone):
     model = build(make_cells, backbone=backbone)
     model.train(2, **quick)

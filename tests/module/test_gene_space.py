@@ -28,6 +28,7 @@ SIZES = {
     "n_layers": 1,
     "n_heads": 2,
     "n_global_tokens": 1,
+    "unet_width": 4,
     "path": "vp_linear",
     "target": "v",
     "head": "regression",
@@ -36,8 +37,8 @@ SIZES = {
     "scaling": "none",
 }
 PARTS = [
-    *itertools.product(["dit", "white_box"], ["vp_linear", "vp_cosine"], ["noise", "data", "v"]),
-    *itertools.product(["dit", "white_box"], ["flow_matching"], ["velocity"]),
+    *itertools.product(["dit", "unet", "white_box"], ["vp_linear", "vp_cosine"], ["noise", "data", "v"]),
+    *itertools.product(["dit", "unet", "white_box"], ["flow_matching"], ["velocity"]),
 ]
 CHOICES = [(*parts, "regression") for parts in PARTS] + [(*p, "spike_and_slab") for p in PARTS if p[2] == "data"]
 
@@ -237,8 +238,9 @@ def test_a_network_that_knows_the_data_samples_it(profiles, path, sampler):
 
 
 @pytest.mark.parametrize("n_genes", [1, 3, 4, 5, 8, 23])
-def test_any_number_of_genes_fits(n_genes):
-    module = build(n_genes=n_genes, patch_size=min(4, n_genes))
+@pytest.mark.parametrize("backbone", ["dit", "unet"])
+def test_any_number_of_genes_fits(backbone, n_genes):
+    module = build(n_genes=n_genes, patch_size=min(4, n_genes), backbone=backbone)
 
     profile = module.sample_cells(
         torch.zeros(2, 0).long(),

@@ -13,7 +13,7 @@ from scgen_diffusion.module import GeneSpaceArchitecture, GeneSpaceModule, build
 
 MODELS = ["SCRDIT", "WBDIT"]
 NAMES = [field.name for field in fields(GeneSpaceArchitecture)]
-WHOLE = ["patch_size", "width", "n_heads"]
+WHOLE = ["patch_size", "width", "n_heads", "unet_width"]
 
 
 def published(model):
@@ -121,7 +121,7 @@ def test_sizes_are_whole_numbers_of_at_least_one(name, value):
     st.fixed_dictionaries(
         {},
         optional={
-            "backbone": st.sampled_from(["dit", "white_box"]),
+            "backbone": st.sampled_from(["dit", "unet", "white_box"]),
             "scaling": st.sampled_from(["none", "global", "gene"]),
             "patch_size": st.integers(1, 10_000),
             "n_layers": st.integers(1, 100),

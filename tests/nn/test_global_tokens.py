@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scgen_diffusion.nn import GeneDiT
+from scgen_diffusion.nn import GeneDiT, GeneUNet
 
 INPUTS = (torch.zeros(5, dtype=torch.long) + 500.0, torch.zeros(5, 1, dtype=torch.long))
 
@@ -27,6 +27,10 @@ def test_several_outputs_come_side_by_side(n_global_tokens, block):
     network = stir(build(n_outputs=3, n_global_tokens=n_global_tokens, block=block))
 
     assert network(torch.randn(5, 12), *INPUTS).shape == (5, 3, 12)
+
+
+def test_a_unet_has_several_outputs_too():
+    assert GeneUNet(12, (3,), width=4, n_outputs=3)(torch.randn(5, 12), *INPUTS).shape == (5, 3, 12)
 
 
 def test_what_global_tokens_read_and_write_does_not_depend_on_patches():

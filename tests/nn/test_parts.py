@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from scgen_diffusion.nn import GeneDiT, _parts
+from scgen_diffusion.nn import GeneDiT, GeneUNet, _parts
 
 N_CELLS, N_GENES = 7, 19
 NETWORKS = {
     "transformer": lambda: GeneDiT(N_GENES, (3,), patch_size=4, width=8, n_layers=1, n_heads=2),
     "white box": lambda: GeneDiT(N_GENES, (3,), patch_size=4, width=8, n_layers=1, n_heads=2, block="white_box"),
+    "U-Net": lambda: GeneUNet(N_GENES, (3,), width=4),
 }
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from scgen_diffusion.diffusion import DDIMSampler, Denoiser, GuidedField, published_timesteps
 from scgen_diffusion.model import SCRDIT, WBDIT
+from scgen_diffusion.nn import GeneUNet
 
 FOLDER = Path(os.environ.get("PARITY_DIR") or Path(__file__).parent)
 SIZES = json.loads((FOLDER / "config.json").read_text())["ddpm_config"]
@@ -112,3 +113,41 @@ def test_a_state_dict_that_torch_saved_is_read_too(tmp_path):
     torch.save(load_file(weights_path("scrdit")), tmp_path / "weights.pt")
 
     assert read("scrdit", tmp_path / "weights.pt").is_trained_
+
+
+def published_unet_name(ours):
+    """Give a weight of our U-Net its published name."""
+    level, _, rest = ours.partition(".")
+    number, _, inner = rest.partition(".")
+    attention = {
+        "attend.attention.project_qkv.": "mha.in_proj_",
+        "attend.attention.project_out.": "mha.out_proj.",
+        "attend.norm.": "ln.",
+        "attend.feed_forward.": "ff_self.",
+    }
+    if level == "convolve_in":
+        return ours.replace("convolve_in.network.", "inc.double_conv.")
+    if level == "project_out":
+        return ours.replace("project_out.", "outc.")
+    if level == "bottom":
+        return f"bot{int(number) + 1}.{inner.replace('network.', 'double_conv.')}"
+    for mine, theirs in attention.items():
+        if inner.startswith(mine):
+            return f"sa{int(number) + (1 if level == 'down' else 4)}.{theirs}{inner.removeprefix(mine)}"
+    if inner.startswith("embed_context."):
+        return f"{level}{int(number) + 1}.{inner.replace('embed_context.', 'emb_layer.')}"
+    _, half, _, name = inner.split(".", 3)
+    halves = f"maxpool_conv.{int(half) + 1}" if level == "down" else f"conv.{half}"
+    return f"{level}{int(number) + 1}.{halves}.double_conv.{name}"
+
+
+def test_every_weight_of_the_published_unet_has_its_place(tmp_path):
+    torch.manual_seed(0)
+    network = GeneUNet(20, width=4)
+    weights = {name: w for name, w in network.state_dict().items() if "layout" not in name}
+    save_file({published_unet_name(name): w.contiguous() for name, w in weights.items()}, tmp_path / "unet.safetensors")
+
+    model = read("scrdit", tmp_path / "unet.safetensors", var_names=GENES[:20])
+
+    x, t, condition = torch.randn(2, 20), torch.tensor([3.0, 700.0]), torch.zeros(2, 0, dtype=torch.long)
+    torch.testing.assert_close(model.module.averaged_network(x, t, condition), network(x, t, condition))

@@ -12,7 +12,7 @@ from ._options import MANY_CELLS, change_options, check_options
 if TYPE_CHECKING:
     from ._expression import InputValues
 
-Backbone = Literal["dit", "white_box", "mlp"]
+Backbone = Literal["dit", "unet", "white_box", "mlp"]
 
 N_PATCHES = 10
 LARGEST_PATCH = 200
@@ -45,9 +45,9 @@ class GeneSpaceArchitecture:
     Parameters
     ----------
     backbone
-        Network: ``"dit"``, a transformer over patches of genes (published); ``"white_box"``, the transformer with CRATE
-        blocks (WBDIT's); or ``"mlp"``, a residual network that reads all genes at once (SCRDIT's for masking: as good
-        as the transformer, in less than half of the time).
+        Network: ``"dit"``, a transformer over patches of genes (published); ``"unet"``, a one-dimensional U-Net
+        (published); ``"white_box"``, the transformer with CRATE blocks (WBDIT's); or ``"mlp"``, a residual network that
+        reads all genes at once (SCRDIT's for masking: as good as the transformer, in less than half of the time).
     path
         How data becomes noise. ``"masking"``, the default for counts: the molecules of a cell are masked at random.
         Otherwise its profile becomes noisy: variance-preserving with a linear (``"vp_linear"``, published, the default
@@ -77,6 +77,8 @@ class GeneSpaceArchitecture:
         Width and blocks of the residual network; 256 by default.
     n_global_tokens
         Number of tokens in the transformers that read all genes at once, and write to all (published: none).
+    unet_width
+        Channels of the U-Net's first level; the others have two, four and four times as many.
     condition_strategy
         Which keys training shows together: ``"joint"``, all or none; ``"mutually_exclusive"``, one or none;
         ``"additive"``, every subset, which allows guidance by single keys (user guide, "Guidance").
@@ -100,6 +102,7 @@ class GeneSpaceArchitecture:
     n_layers: int = 3
     n_heads: int = 4
     n_global_tokens: int = 2
+    unet_width: int = 16
     condition_strategy: Literal["joint", "mutually_exclusive", "additive"] = "joint"
     ema_decay: float = 0.999
     library_size: Literal["empirical", "normal", "latent"] = "latent"
@@ -119,6 +122,9 @@ class GeneSpaceArchitecture:
         _check_masking(self)
         if self.n_layers < 1:
             msg = "`n_layers` must be at least 1, but found 0."
+            raise ValueError(msg)
+        if self.unet_width % 4:
+            msg = f"`unet_width` must be a multiple of 4, the number of attention heads, but found {self.unet_width}."
             raise ValueError(msg)
         if self.head == "spike_and_slab" and self.target != "data":
             msg = f"`head='spike_and_slab'` predicts the data and needs `target='data'`, but found {self.target!r}."
@@ -157,6 +163,7 @@ PUBLISHED_SCRDIT = GeneSpaceArchitecture(
     width=768,
     n_heads=8,
     n_global_tokens=0,
+    unet_width=64,
     ema_decay=0.0,
 )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scgen_diffusion.diffusion import PATHS, diffusion_loss, expand_time, spike_and_slab_mean
-from scgen_diffusion.nn import GeneDiT, GeneMLP, Number
+from scgen_diffusion.nn import GeneDiT, GeneMLP, GeneUNet, Number
 
 from ._molecule_network import MoleculeNetwork
 
@@ -124,6 +124,8 @@ def build_backbone(
     """Build the backbone that an architecture names."""
     if a.backbone == "mlp":
         return GeneMLP(n_genes, conditions, width=a.width, n_layers=a.n_layers, n_outputs=n_outputs)
+    if a.backbone == "unet":
+        return GeneUNet(n_genes, conditions, width=a.unet_width, n_outputs=n_outputs)
     return GeneDiT(
         n_genes,
         conditions,

@@ -33,6 +33,7 @@ from ._gene_mlp import GeneMLP
 from ._pooling import AttentionPooling, FactorPooling, GeneSet, expressed_genes
 from ._set_decoder import GeneFactorDecoder, GeneQueryDecoder
 from ._set_encoder import SetEncoder
+from ._unet import GeneUNet
 from ._white_box import SparseCoding, SubspaceAttention
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "GeneMLP",
     "GeneQueryDecoder",
     "GeneSet",
+    "GeneUNet",
     "HalfTrace",
     "Members",
     "ModulatedBlock",

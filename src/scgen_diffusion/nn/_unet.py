@@ -1,0 +1,229 @@
+"""The one-dimensional U-Net over genes that scRDiT publishes as an alternative to its transformer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn.functional import gelu, interpolate, pad
+
+from ._attention import SelfAttention
+from ._conditions import ConditionEmbedding, ConditionSpec
+from ._embeddings import sinusoids
+from ._parts import parts_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+CONTEXT_WIDTH = 256  # width of the embedding of time and conditions, as published
+N_HEADS = 4
+N_LEVELS = 3
+
+
+class GeneUNet(nn.Module):
+    """A one-dimensional U-Net over genes, with self-attention after each level.
+
+    While the genes are halved three times, the channels grow from ``width`` to ``2 * width``, ``4 * width`` and ``4 *
+    width``, with ``8 * width`` at the bottom. The genes are padded with zeros to a multiple of 8. Every level adds a
+    linear map of the embedded time (sines, then cosines, without a network) to its channels. Conditions, which the
+    published network lacks, are added to the embedded time.
+
+    Parameters
+    ----------
+    n_genes
+        Size of the panel.
+    conditions
+        Number of classes of each condition key.
+    width
+        Channels of the first level, a multiple of 4. Published: 64.
+    n_outputs
+        Numbers predicted per gene. Published: 1.
+
+    Raises
+    ------
+    ValueError
+        If the width is not a multiple of the four heads.
+
+    References
+    ----------
+    Dong et al. (2024), *scRDiT: generating single-cell RNA-seq data by diffusion transformers and accelerating
+    sampling*.
+
+    Examples
+    --------
+    >>> import torch
+    >>> network = GeneUNet(25, conditions=(3,), width=4)
+    >>> network(
+    ...     torch.randn(5, 25), torch.full((5,), 500.0), torch.zeros(5, 1, dtype=torch.long)
+    ... ).shape
+    torch.Size([5, 25])
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        conditions: Sequence[ConditionSpec] = (),
+        *,
+        width: int = 64,
+        n_outputs: int = 1,
+    ) -> None:
+        super().__init__()
+        self.n_genes, self.n_outputs = n_genes, n_outputs
+        self.n_padding = -n_genes % 2**N_LEVELS
+        self._numbers_per_cell = 3 * width * (n_genes + self.n_padding)  # queries, keys and values of the last level
+        self.embed_condition = ConditionEmbedding(conditions, CONTEXT_WIDTH)
+        self.convolve_in = DoubleConvolution(1, width)
+        self.down = nn.ModuleList(
+            [DownLevel(width, 2 * width), DownLevel(2 * width, 4 * width), DownLevel(4 * width, 4 * width)]
+        )
+        self.bottom = nn.Sequential(
+            DoubleConvolution(4 * width, 8 * width),
+            DoubleConvolution(8 * width, 8 * width),
+            DoubleConvolution(8 * width, 4 * width),
+        )
+        self.up = nn.ModuleList([UpLevel(8 * width, 2 * width), UpLevel(4 * width, width), UpLevel(2 * width, width)])
+        self.project_out = nn.Conv1d(width, n_outputs, kernel_size=1)
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Predict from cells ``(cells, genes)``, times ``(cells,)`` and class indices ``(cells, keys)``.
+
+        In the published model, a time is the number of the diffusion step, from 0 to 999. The prediction is
+        ``(cells, genes)``, or ``(cells, n_outputs, genes)`` if there are several outputs.
+        """
+        return torch.cat([self._predict(*part) for part in parts_of(self._numbers_per_cell, x_t, t, condition)])
+
+    def _predict(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        context = time_features(t) + self.embed_condition(condition)
+        levels = [self.convolve_in(pad(x_t, (0, self.n_padding))[:, None])]
+        for down in self.down:
+            levels.append(down(levels[-1], context))
+        x = self.bottom(levels.pop())
+        for up in self.up:
+            x = up(x, levels.pop(), context)
+        prediction = self.project_out(x)[..., : self.n_genes]
+        return prediction if self.n_outputs > 1 else prediction[:, 0]
+
+
+class DoubleConvolution(nn.Module):
+    r"""Two convolutions, :math:`\operatorname{GN}(C_2 \operatorname{gelu}(\operatorname{GN}(C_1 x)))`.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Channels of input and output.
+    n_middle
+        Channels between the convolutions. Default: ``n_out``.
+    residual
+        Whether to return ``gelu(x + ...)`` instead.
+    """
+
+    def __init__(self, n_in: int, n_out: int, n_middle: int | None = None, *, residual: bool = False) -> None:
+        super().__init__()
+        n_middle = n_middle or n_out
+        self.residual = residual
+        self.network = nn.Sequential(
+            nn.Conv1d(n_in, n_middle, kernel_size=3, padding=1, bias=False),
+            nn.GroupNorm(1, n_middle),
+            nn.GELU(),
+            nn.Conv1d(n_middle, n_out, kernel_size=3, padding=1, bias=False),
+            nn.GroupNorm(1, n_out),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(cells, n_in, genes)`` to ``(cells, n_out, genes)``."""
+        return gelu(x + self.network(x)) if self.residual else self.network(x)
+
+
+class ChannelAttention(nn.Module):
+    """Pre-norm self-attention among positions, and a feed-forward network, each with a residual.
+
+    Parameters
+    ----------
+    n_channels
+        Channels of a position.
+    """
+
+    def __init__(self, n_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(n_channels)
+        self.attention = SelfAttention(n_channels, N_HEADS, bias=True)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(n_channels), nn.Linear(n_channels, n_channels), nn.GELU(), nn.Linear(n_channels, n_channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(cells, channels, positions)`` to the same shape."""
+        tokens = x.transpose(1, 2)
+        tokens = tokens + self.attention(self.norm(tokens))
+        return (tokens + self.feed_forward(tokens)).transpose(1, 2)
+
+
+class Level(nn.Module):
+    """What all levels do: convolve, add the context, and attend.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Channels of input and output.
+    n_middle
+        Channels between the last two convolutions.
+    """
+
+    def __init__(self, n_in: int, n_out: int, n_middle: int | None = None) -> None:
+        super().__init__()
+        self.convolve = nn.Sequential(
+            DoubleConvolution(n_in, n_in, residual=True), DoubleConvolution(n_in, n_out, n_middle)
+        )
+        self.embed_context = nn.Sequential(nn.SiLU(), nn.Linear(CONTEXT_WIDTH, n_out))
+        self.attend = ChannelAttention(n_out)
+
+    def update(self, x: Tensor, context: Tensor) -> Tensor:
+        """Map ``(cells, n_in, positions)`` under ``context (cells, context)`` to ``(cells, n_out, positions)``."""
+        return self.attend(self.convolve(x) + self.embed_context(context)[:, :, None])
+
+
+class DownLevel(Level):
+    """Halve the positions by max pooling.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Channels of input and output.
+    """
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__(n_in, n_out)
+        self.pool = nn.MaxPool1d(2)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Map ``(cells, n_in, positions)`` to ``(cells, n_out, positions / 2)``."""
+        return self.update(self.pool(x), context)
+
+
+class UpLevel(Level):
+    """Double the positions by interpolation, and concatenate the level of the same length from the way down.
+
+    Parameters
+    ----------
+    n_in
+        Channels of both together.
+    n_out
+        Channels of the output.
+    """
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__(n_in, n_out, n_in // 2)
+
+    def forward(self, x: Tensor, skip: Tensor, context: Tensor) -> Tensor:
+        """Map ``(cells, channels, positions)`` and ``(cells, channels, 2 * positions)`` to the latter's positions."""
+        x = interpolate(x, scale_factor=2, mode="linear", align_corners=True)
+        return self.update(torch.cat([skip, x], dim=1), context)
+
+
+def time_features(t: Tensor) -> Tensor:
+    """Embed times ``(cells,)`` as sines, then cosines, ``(cells, context)``, without learned parameters."""
+    angles = sinusoids(t, CONTEXT_WIDTH // 2)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
