@@ -309,10 +309,10 @@ def pytest_collection_finish(session):
     """
     gc.freeze()
     if any("start_apart" in getattr(item, "fixturenames", ()) for item in session.items):
-        before, os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS"), "1"
-        forkserver.ensure_running()
-        os.environ.pop("OMP_NUM_THREADS")
-        os.environ |= {} if before is None else {"OMP_NUM_THREADS": before}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OMP_NUM_THREADS", "1")
+            patch.setenv("NUMBA_NUM_THREADS", "2")  # of which one test sees what they do to the limit
+            forkserver.ensure_running()
 
 
 @pytest.fixture

@@ -93,10 +93,8 @@ def test_apples_mps_is_refused_before_any_work(monkeypatch):
         _compat.parse_device_args("mps", "auto", return_device="torch")
 
 
-def test_numba_does_not_undo_the_limit_of_threads(run_python):
+def test_numba_does_not_undo_the_limit_of_threads(run_apart):
     script = """
-import os
-os.environ["NUMBA_NUM_THREADS"] = "2"
 import numba, numpy as np, torch
 from anndata import AnnData
 from scgen_diffusion.model import SCRDIT
@@ -117,4 +115,4 @@ torch.set_num_threads(3)
 model.generate(2)
 print(after_numba, trained, torch.get_num_threads())
 """
-    assert run_python(script).split() == ["2", "1", "3"]
+    assert run_apart(script)[0].split() == ["2", "1", "3"]
