@@ -10,7 +10,7 @@ CONFIG = """\
 cells = ["cells.h5ad"]
 out = "model"
 condition = ["cell_type"]
-max_epochs = {{ autoencoder = 60, prior = 1 }}
+max_epochs = {{ autoencoder = 30, prior = 1 }}
 batch_size = 32
 accelerator = "cpu"
 

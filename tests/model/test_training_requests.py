@@ -444,9 +444,11 @@ def test_a_training_that_is_far_too_short_is_named(make_gene_space, quick):
 
 
 def test_a_training_that_an_option_ends_is_judged_by_the_epochs_it_had(make_gene_space, quick):
-    (model := make_gene_space()).train(max_steps=1, **quick)
+    usual = {"plan_kwargs": {"reference_steps": 120}, **quick}  # 20 epochs
+    (model := make_gene_space()).train(max_steps=1, **usual)
     assert model.cut_short_ == {"diffusion": TOO_SHORT}
-    model.train(**quick)
+    model.train(**usual)
+    assert model.trainer.current_epoch == 20
     assert model.cut_short_ == {}
 
 

@@ -15,7 +15,7 @@ from scgen_diffusion.train import _plans as plans
 from scgen_diffusion.train import _runner as runner
 from scgen_diffusion.train import learning_rate_factor
 
-PER_ROUND = 2  # epochs
+PER_ROUND = 2  # epochs, of 3 steps
 ALWAYS, NEVER = -math.inf, math.inf  # least gain for another round
 
 
@@ -27,7 +27,7 @@ def train(make_model, make_cells, monkeypatch):
         monkeypatch.setattr(plans, "LEAST_GAIN", least_gain)
         torch.manual_seed(0)
         model = make_model(make_cells(n_cells=96))
-        options = {"batch_size": 16, "accelerator": "cpu", "enable_progress_bar": False, **options}
+        options = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False, **options}
         before, scvi.settings._seed = scvi.settings.seed, 0
         try:
             model.train_autoencoder(max_epochs, plan_kwargs={"n_epochs": PER_ROUND, **(recipe or {})}, **options)
@@ -86,7 +86,7 @@ def test_the_gain_is_that_of_the_best_round(train):
 
 OTHER_ENDS = [
     {"early_stopping": True},
-    {"max_steps": 10},
+    {"max_steps": 5},
     {"min_epochs": 2},
     {"min_steps": 20},
     {"callbacks": [EarlyStopping("autoencoder_loss_validation")]},
@@ -137,7 +137,7 @@ def test_rounds_can_have_a_chosen_length(train):
     assert len(losses(train(max_epochs=1, recipe={"max_rounds": 2}))) == 2
 
 
-@pytest.mark.parametrize(("least_gain", "step"), [(ALWAYS, 13), (ALWAYS, 25), (NEVER, 20)])  # a round has 12 steps
+@pytest.mark.parametrize(("least_gain", "step"), [(ALWAYS, 7), (ALWAYS, 13), (NEVER, 11)])
 def test_an_interrupted_run_resumes_to_identical_weights(train, tmp_path, least_gain, step):
     killed = {"callbacks": [Press(step, RuntimeError("killed"))], "checkpoint_minutes": 0.0}
     with pytest.raises(RuntimeError, match="killed"):
@@ -167,14 +167,14 @@ def test_a_run_killed_before_its_last_mark_does_not_train_on(train, tmp_path):
 def test_a_run_is_not_resumed_with_other_judges_or_rounds_of_another_length(train, tmp_path, option, found):
     options = {"checkpoint_dir": tmp_path, "recipe": {"max_rounds": 2}, "train_size": 0.7}
     with pytest.raises(RuntimeError, match="killed"):
-        train(callbacks=[Press(13, RuntimeError("killed"))], checkpoint_minutes=0.0, **options)
+        train(callbacks=[Press(7, RuntimeError("killed"))], checkpoint_minutes=0.0, **options)
 
     with pytest.raises(ValueError, match="checkpoint of the autoencoder"):
         train(**options, **{option: found})
 
 
 def test_ctrl_c_in_a_later_round_keeps_the_weights_of_the_best_one(train, capsys):
-    stopped = train(callbacks=[Press(15)], enable_progress_bar=True)
+    stopped = train(callbacks=[Press(8)], enable_progress_bar=True)
 
     last = capsys.readouterr().err.splitlines()[-1]
     assert "in epoch 1 of 2 of round 2; the weights of round 1, the best so far, are kept. Next: " in last
@@ -186,7 +186,7 @@ class End(Callback):
     """End training in a step, with Lightning's own flag."""
 
     def on_train_batch_end(self, trainer, *_):
-        trainer.should_stop |= trainer.global_step == 15
+        trainer.should_stop |= trainer.global_step == 8
 
 
 def test_whatever_ends_a_later_round_the_weights_are_those_of_the_best_one(train, tmp_path):
@@ -209,7 +209,7 @@ class Spoil(Callback):
 
 def test_a_later_round_that_diverges_is_undone(train):
     with pytest.warns(UserWarning, match=r"loss is nan in epoch 2 of 2 of round 2\. .* the weights of round 1"):
-        model = train(callbacks=[Spoil(18)])
+        model = train(callbacks=[Spoil(9)])
 
     assert model.trained_stages_ == ["autoencoder"]
     assert_same_weights(train(recipe={"max_rounds": 1}), model)
@@ -268,8 +268,8 @@ def test_the_kl_weight_rises_in_the_first_round_alone(train):
 
     train(callbacks=[Watch()])
 
-    assert [number for number, _ in seen] == [0] * 12 + [1] * 12 + [2] * 12
-    assert [share for _, share in seen] == pytest.approx([step / 12 for step in range(12)] * 3)
+    assert [number for number, _ in seen] == [0] * 6 + [1] * 6 + [2] * 6
+    assert [share for _, share in seen] == pytest.approx([step / 6 for step in range(6)] * 3)
 
 
 def train_on(model, **options):
@@ -346,10 +346,10 @@ def test_rounds_of_the_prior_leave_a_later_transport_alone(make_model, make_cell
     monkeypatch.setattr(plans, "LEAST_GAIN", NEVER)
     model = make_model(make_cells(n_cells=96), setup={"control_values": {"dose": 1}})
     quiet = {"accelerator": "cpu", "enable_progress_bar": False}
-    options = {"checkpoint_dir": tmp_path, "plan_kwargs": {"max_rounds": 2, "n_epochs": 2, "batch_size": 16}, **quiet}
+    options = {"checkpoint_dir": tmp_path, "plan_kwargs": {"max_rounds": 2, "n_epochs": 2, "batch_size": 32}, **quiet}
     model.train_autoencoder(1, **quiet)
     with pytest.raises(RuntimeError, match="killed"):
-        model.train_prior(callbacks=[Press(13, RuntimeError("killed"))], checkpoint_minutes=0.0, **options)
+        model.train_prior(callbacks=[Press(7, RuntimeError("killed"))], checkpoint_minutes=0.0, **options)
     model.train_transport(1, **quiet)
     before = [value.clone() for value in model.module.transport.state_dict().values()]
 

@@ -81,11 +81,11 @@ def emulation(monkeypatch):
     monkeypatch.setattr(Emulated, "made", [])
 
 
-def fit(model, **options):
+def fit(model, max_epochs=2, **options):
     """Train a model with a fixed seed."""
     before, scvi.settings._seed = scvi.settings.seed, 0
     try:
-        model.train(3, batch_size=16, accelerator="cpu", enable_progress_bar=False, **options)
+        model.train(max_epochs, batch_size=16, accelerator="cpu", enable_progress_bar=False, **options)
     finally:
         scvi.settings._seed = before
     return model
@@ -114,7 +114,7 @@ def test_a_replayed_training_is_the_same(train, monkeypatch):
     expected = state_of(train())
 
     assert made
-    assert all(graph.n_replays > 10 for graph in made)
+    assert all(graph.n_replays > 5 for graph in made)
     assert replayed.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(replayed[name], value, msg=name, equal_nan=True)
@@ -149,7 +149,7 @@ def test_a_step_that_waits_for_the_gpu_is_not_replayed(train, monkeypatch, caplo
 
     monkeypatch.setattr(graphs.StepGraph, "__init__", waiting)
     with caplog.at_level("INFO", logger=graphs.__name__):
-        model = train()
+        model = train(max_epochs=1)
 
     assert "not replayed as a CUDA graph: operation not permitted" in caplog.text
     assert all(graph.n_replays == 0 for graph in Emulated.made)
@@ -173,12 +173,12 @@ def test_a_replay_that_differs_is_not_used(train, monkeypatch, caplog):
     "options", [{"precision": "bf16-mixed"}, {"accumulate_grad_batches": 2}], ids=lambda options: next(iter(options))
 )
 def test_other_ways_to_take_steps_are_not_replayed(train, options):
-    train(**options)
+    train(max_epochs=1, **options)
 
     assert not Emulated.made
 
 
 def test_gradients_are_given_back_after_training(train):
-    model = train()
+    model = train(max_epochs=1)
 
     assert all(parameter.grad is None for parameter in model.module.parameters())
