@@ -16,8 +16,9 @@ import torch
 
 from scgen_diffusion.data import CellFiles, MuDataFiles, RegisteredCells
 from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT, WBDIT, load
+from scgen_diffusion.model._scldm import RECIPES
 from scgen_diffusion.module import ModalityPanel, MultimodalModule, Posterior
-from scgen_diffusion.train import RECIPES, counts_per_gene
+from scgen_diffusion.train import counts_per_gene
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:var_names are not unique"),

@@ -13,9 +13,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.model import SCLDM
-from scgen_diffusion.train import RECIPES, correct_effects, start_autoencoder
+from scgen_diffusion.model._scldm import RECIPES
 from scgen_diffusion.train import _cells as train_cells
 from scgen_diffusion.train import _latents as train_latents
+from scgen_diffusion.train import correct_effects, start_autoencoder
 
 METRICS = {f"{stage}_loss_{subset}" for stage in ("autoencoder", "prior") for subset in ("train", "validation")}
 

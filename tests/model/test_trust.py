@@ -14,6 +14,7 @@ from scgen_diffusion.module._expected_shift import ExpectedShift
 from scgen_diffusion.report._write import _as_text
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
+TRANSPORT = {"reference_steps": 300, "smallest_epoch": 10, "batch_size": 512}  # as users train it
 SIZES = {"n_latent_tokens": 2, "n_latent": 4, "width": 16, "n_layers": 1, "n_heads": 2, "n_heads_cross": 2}
 N_TYPES, N_CELLS, N_GENES = 7, 120, 60
 LEFT_OUT = "type 6"
@@ -58,7 +59,7 @@ def model(all_cells):
     torch.manual_seed(0)
     model = made(all_cells[~is_out])
     model.train_autoencoder(12, batch_size=128, **QUICK)
-    model.train_transport(5, **QUICK)
+    model.train_transport(5, plan_kwargs=TRANSPORT, **QUICK)
     return model
 
 
@@ -119,7 +120,7 @@ def test_a_model_of_logarithms_knows_its_cells_and_not_those_with_shuffled_genes
     torch.manual_seed(0)
     model = SCLDM(cells, **SIZES, likelihood="gaussian")
     model.train_autoencoder(12, batch_size=128, **QUICK)
-    model.train_transport(5, **QUICK)
+    model.train_transport(5, plan_kwargs=TRANSPORT, **QUICK)
     known = controls(model)
     shuffled = known.copy()
     shuffled.X = known.X[:, np.random.default_rng(0).permutation(N_GENES)]

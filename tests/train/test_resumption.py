@@ -22,8 +22,8 @@ from scgen_diffusion.train import _cells as cells_module
 from scgen_diffusion.train._runner import check_later_checkpoints
 
 STAGES = ["autoencoder", "prior", "transport"]
-N_EPOCHS = {"autoencoder": 2, "prior": 2, "transport": 2}  # of 6, 10 and 10 steps
-MIDDLE = {"autoencoder": 9, "prior": 13, "transport": 13}  # of the second epoch
+N_EPOCHS = dict.fromkeys(STAGES, 2)  # of 3 steps
+MIDDLE = 5  # a step of the second epoch
 EVERY_EPOCH = {"checkpoint_minutes": 0.0}
 
 
@@ -49,7 +49,7 @@ def train(make_model, make_cells):
     def run(folder, max_epochs=N_EPOCHS, *, n_cells=96, seed=0, **options):
         torch.manual_seed(0)
         model = make_model(make_cells(n_cells=n_cells), setup={"control_values": {"dose": 1}})
-        options = {"batch_size": 16, "accelerator": "cpu", "enable_progress_bar": False, **options}
+        options = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False, **options}
         before, scvi.settings._seed = scvi.settings.seed, seed
         try:
             model.train(max_epochs, checkpoint_dir=folder, **options)
@@ -110,7 +110,7 @@ def assert_same_model(one, other):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_killed_stage_resumes_to_identical_weights(train, whole, tmp_path, stage):
-    work = signal_at(signal.SIGKILL, stage, MIDDLE[stage])
+    work = signal_at(signal.SIGKILL, stage, MIDDLE)
 
     assert run_until_killed(lambda: train(tmp_path, **EVERY_EPOCH, **work)) == signal.SIGKILL
     assert read(tmp_path / f"{stage}.ckpt")["n_epochs_done"] == 1
@@ -123,15 +123,15 @@ def test_a_killed_gene_space_model_resumes_to_identical_weights(make_gene_space,
         torch.manual_seed(0)
         model = make_gene_space(SCRDIT, make_cells())
         before, scvi.settings._seed = scvi.settings.seed, None  # the checkpoint has the one that was drawn
-        options = {"batch_size": 16, "accelerator": "cpu", "enable_progress_bar": False, **options}
+        options = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False, **options}
         try:
-            model.train(4, checkpoint_dir=folder, **options)
+            model.train(3, checkpoint_dir=folder, **options)
         finally:
             scvi.settings._seed = before
         return model
 
     uninterrupted = run(None)
-    work = signal_at(signal.SIGKILL, "diffusion", 9)
+    work = signal_at(signal.SIGKILL, "diffusion", MIDDLE)
     assert run_until_killed(lambda: run(tmp_path, **EVERY_EPOCH, **work)) == signal.SIGKILL
     torch.rand(1)
 
@@ -153,13 +153,13 @@ def test_kills_at_random_moments_leave_no_trace(train, whole, tmp_path):
     assert_same_model(whole, train(tmp_path))
 
 
-@pytest.mark.parametrize("step", [MIDDLE["autoencoder"], 12], ids=["in the middle", "in the last step"])
+@pytest.mark.parametrize("step", [MIDDLE, 6], ids=["in the middle", "in the last step"])
 def test_sigterm_ends_the_process_after_the_step_with_the_code_of_a_terminated_one(train, whole, tmp_path, step):
     with pytest.raises(SystemExit) as end:
         train(tmp_path, **EVERY_EPOCH, **signal_at(signal.SIGTERM, "autoencoder", step))
 
     assert end.value.code == 143
-    assert read(tmp_path / "autoencoder.ckpt")["n_epochs_done"] == step // 6
+    assert read(tmp_path / "autoencoder.ckpt")["n_epochs_done"] == step // 3
     assert not (tmp_path / "prior.ckpt").exists()
     assert_same_model(whole[0], train(tmp_path))
 
@@ -169,7 +169,7 @@ def test_sigterm_ends_the_process_after_the_step_with_the_code_of_a_terminated_o
 
 @pytest.mark.parametrize(
     ("stage", "step", "n_whole"),
-    [("autoencoder", 2, 0), ("autoencoder", 12, 2), ("prior", 13, 1), ("transport", 13, 1)],
+    [("autoencoder", 2, 0), ("autoencoder", 6, 2), ("prior", MIDDLE, 1), ("transport", MIDDLE, 1)],
 )
 def test_ctrl_c_keeps_the_weights_and_the_same_call_ends_as_if_it_had_not_been(
     train, whole, tmp_path, stage, step, n_whole
@@ -190,7 +190,7 @@ def test_a_second_ctrl_c_aborts(train):
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train(None, callbacks=[At("autoencoder", 3, press_twice)])
+        train(None, callbacks=[At("autoencoder", 2, press_twice)])
 
 
 def test_training_in_another_thread_leaves_signals_alone(train):
@@ -206,7 +206,7 @@ def test_a_limit_of_time_stops_the_call_which_resumes(train, whole, tmp_path):
     def expire(plan):
         next(each for each in plan.trainer.callbacks if isinstance(each, Interruption)).deadline = time.monotonic()
 
-    work = {"callbacks": [At("autoencoder", 9, expire)], "max_time": {"hours": 1}, **EVERY_EPOCH}
+    work = {"callbacks": [At("autoencoder", MIDDLE, expire)], "max_time": {"hours": 1}, **EVERY_EPOCH}
     stopped = train(tmp_path, **work)
 
     assert stopped.trained_stages_ == ["autoencoder"]
@@ -234,7 +234,7 @@ def test_a_run_that_diverges_leaves_its_last_good_checkpoint(train, tmp_path):
     def spoil(plan):
         next(plan.module.decoder.parameters()).data.fill_(torch.nan)
 
-    for step in (9, 12):  # in the middle, and in the last step, whose loss is still a number
+    for step in (MIDDLE, 6):  # in the middle, and in the last step, whose loss is still a number
         with pytest.raises(FloatingPointError, match="lower learning rate.*another `checkpoint_dir`"):
             train(tmp_path / str(step), 3, callbacks=[At("autoencoder", step, spoil)], **EVERY_EPOCH)
 
@@ -260,8 +260,8 @@ def test_another_split_recipe_or_length_is_refused(train, whole, tmp_path):
     for epochs in (longer, N_EPOCHS):  # of a finished stage, too
         with pytest.raises(ValueError, match="`learning_rate` of 0.004, not 0.1.*another `checkpoint_dir`"):
             train(tmp_path, epochs, plan_kwargs={"autoencoder": {"learning_rate": 0.1}})
-    with pytest.raises(ValueError, match="`batch_size` of 16, not 8"):
-        train(tmp_path, longer, batch_size=8)
+    with pytest.raises(ValueError, match="`batch_size` of 32, not 16"):
+        train(tmp_path, longer, batch_size=16)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_a_stage_that_early_stopping_ended_is_refused_without_it(make_gene_space
 
 
 def test_the_training_loss_of_an_epoch_that_ends_early_is_its_own(train):
-    losses = train(None, N_EPOCHS, max_steps=7).history_["autoencoder_loss_train"]["autoencoder_loss_train"]
+    losses = train(None, N_EPOCHS, max_steps=4).history_["autoencoder_loss_train"]["autoencoder_loss_train"]
 
     assert losses.index.tolist() == [0, 1]
     assert losses[0] != losses[1]
@@ -305,19 +305,20 @@ def test_a_first_stage_killed_after_its_last_epoch_but_before_its_mark_is_done(t
 def test_a_stage_can_be_made_longer(train, tmp_path):
     model = train(tmp_path, ONE_EPOCH)
 
-    model.train_prior(3, batch_size=16, checkpoint_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
+    model.train_prior(3, batch_size=32, checkpoint_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
 
     assert model.history_["prior_loss_train"].index.tolist() == [0, 1, 2]
 
 
 def test_a_pass_over_many_cells_is_cut_into_epochs_and_resumes_between_them(train, tmp_path, monkeypatch):
     monkeypatch.setattr(cells_module, "LONGEST_EPOCH", 2)
-    uninterrupted = train(None, {"autoencoder": 2, "prior": 1, "transport": 1})
+    passes = {**ONE_EPOCH, "autoencoder": 2}
+    uninterrupted = train(None, passes, batch_size=16)
     work = signal_at(signal.SIGKILL, "autoencoder", 5)  # in the third of three epochs of the first pass
 
-    killed = run_until_killed(lambda: train(tmp_path, {**ONE_EPOCH, "autoencoder": 2}, **EVERY_EPOCH, **work))
+    killed = run_until_killed(lambda: train(tmp_path, passes, batch_size=16, **EVERY_EPOCH, **work))
 
     assert killed == signal.SIGKILL
     assert read(tmp_path / "autoencoder.ckpt")["n_epochs_done"] == 2
-    assert_same_model(uninterrupted, train(tmp_path, {**ONE_EPOCH, "autoencoder": 2}))
+    assert_same_model(uninterrupted, train(tmp_path, passes, batch_size=16))
     assert len(uninterrupted.history_["autoencoder_loss_train"]) == 6
