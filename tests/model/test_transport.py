@@ -6,6 +6,7 @@ import signal
 import anndata
 import numpy as np
 import pytest
+import scvi
 import torch
 from lightning.pytorch import Callback
 
@@ -81,6 +82,20 @@ def test_changes_that_the_decoder_misses_are_added(make_cells, make_trained):
     assert whole == pytest.approx(real, rel=0.3)
     assert 0.2 * real < half < 0.8 * whole
     assert without < 0.3 * real
+
+
+def test_groups_that_are_moved_together_are_moved_as_if_alone(make_trained, monkeypatch):
+    model, learned = make_trained(), []
+    monkeypatch.setattr(scvi.settings, "_seed", 0)
+    for n_together in (1, 4):
+        monkeypatch.setattr("scgen_diffusion.train._transport.MOVED_TOGETHER", n_together)
+        model.train_transport(1, control_values={"dose": 1}, plan_kwargs={"learning_rate": 0.1}, **QUICK)
+        learned.append(model.module.transport.missed.state_dict())
+
+    alone, together = learned
+    assert len(model.module.transport.shift.perturbations) > 4
+    for name, values in alone.items():
+        torch.testing.assert_close(together[name], values)
 
 
 def test_of_groups_of_one_cell_hardly_anything_is_learned(make_cells, make_trained):

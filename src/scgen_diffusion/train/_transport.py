@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MOST_CELLS = 200  # of a group that choose the settings of the expected shift, or are predicted from other groups
 MOST_MEASURED = 100  # groups that are predicted from all others
 MOST_LEARNED = 500  # groups of which missed changes are learned
+MOVED_TOGETHER = 5  # groups, or a thousand cells
 MOST_DECODED = 2000  # cells from which latents are related to expression
 DECODED_TOGETHER = 128
 RIDGE = 1e-3  # relative to the variance of standardised latents
@@ -189,16 +190,20 @@ def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group
     transport, shift = module.transport, module.transport.shift
     chosen = evenly(np.arange(len(groups)), MOST_LEARNED)
     errors, squares, numbers, depths = [], [], [], []
-    for number in chosen:
-        x, real = (_read(module, cells, rows) for rows in (groups[number].control, groups[number].perturbed))
-        condition = shift.perturbations[number].expand(len(x), -1)
-        move = partial(transport.move, condition=condition, sampler=FLOW_SAMPLERS["midpoint"])
-        _, predicted = _predict(module, x, move)
-        before, after, observed = (module.profiles(values, "counts").double() for values in (x, predicted, real))
-        errors.append(observed.mean(0) - after.mean(0))
-        squares.append(sum((values - values.mean(0)).square().sum(0) for values in (observed, before)))
-        numbers.append((len(real), len(x)))
-        depths.append(float(real.sum(1).mean()))
+    move = partial(transport.move, sampler=FLOW_SAMPLERS["midpoint"])
+    for some in np.array_split(chosen, -(-len(chosen) // MOVED_TOGETHER)):  # a flow takes many small steps
+        controls = [_read(module, cells, groups[number].control) for number in some]
+        sizes = [len(x) for x in controls]
+        condition = shift.perturbations[some].repeat_interleave(torch.tensor(sizes, device=module.device), 0)
+        draws = np.concatenate([np.arange(size) for size in sizes])  # of each group, as if it were alone
+        _, predicted = _predict(module, torch.cat(controls), partial(move, condition=condition), draws)
+        for number, x, moved in zip(some, controls, predicted.split(sizes), strict=True):
+            real = _read(module, cells, groups[number].perturbed)
+            before, after, observed = (module.profiles(values, "counts").double() for values in (x, moved, real))
+            errors.append(observed.mean(0) - after.mean(0))
+            squares.append(sum((values - values.mean(0)).square().sum(0) for values in (observed, before)))
+            numbers.append((len(real), len(x)))
+            depths.append(float(real.sum(1).mean()))
     n_perturbed, n_control = torch.tensor(numbers, dtype=torch.double, device=module.device).T
     numbers_of_sets = shift.control_sets[chosen]
     noise = (1 / n_perturbed).diag() + (numbers_of_sets[:, None] == numbers_of_sets) / n_control
@@ -216,9 +221,14 @@ def _read(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> Tensor
     return batch[REGISTRY_KEYS.X_KEY].to(module.device)
 
 
-def _predict(module: SCLDMModule, x: Tensor, move: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Draw the latents of control cells ``x (cells, genes)``, move them, and draw the cells anew; return both."""
-    generators = Generators(0, range(len(x)), module.device)
+def _predict(
+    module: SCLDMModule, x: Tensor, move: Callable[[Tensor], Tensor], draws: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw the latents of control cells ``x (cells, genes)``, move them, and draw the cells anew; return both.
+
+    ``draws`` are the numbers of the cells' random draws, by default their places.
+    """
+    generators = Generators(0, range(len(x)) if draws is None else draws, module.device)
     z = module.inference(x)["posterior"].draw(generators.normal(*module.latent_shape))
     moved = module.unstandardise(move(module.standardise(z)))
     decoded = module.generative(moved, module.decoding_totals(x, moved, generators).reshape(len(x), -1))
