@@ -74,6 +74,12 @@ def mean_of(cells):
 
 
 @pytest.fixture(scope="module")
+def generating(model):
+    model.train_prior(2, batch_size=128, **QUICK)
+    return model
+
+
+@pytest.fixture(scope="module")
 def predicted(model):
     return model.predict_perturbation(controls(model), TREATED, seed=0)
 
@@ -278,9 +284,8 @@ def test_a_verdict_reads_cells_from_all_of_a_group(model, monkeypatch):
     assert (len(read[0]), read[0][0], read[0][-1]) == (10, 0, cells.n_obs - 1)
 
 
-def test_generated_cells_of_new_combinations_have_a_verdict(model, tmp_path):
-    model.train_prior(2, batch_size=128, **QUICK)
-    new = {"cell_type": LEFT_OUT, **TREATED}
+def test_generated_cells_of_new_combinations_have_a_verdict(generating, tmp_path):
+    model, new = generating, {"cell_type": LEFT_OUT, **TREATED}
 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".* not occur in the training cells")  # the verdict says more
@@ -295,11 +300,9 @@ def test_generated_cells_of_new_combinations_have_a_verdict(model, tmp_path):
     assert "verdict" not in model.generate(10, new | {"drug": "no"}).uns["scgen_diffusion"]
 
 
-def test_a_treated_class_that_came_with_fine_tuning_is_extrapolated_at_most(model, tmp_path):
+def test_a_treated_class_that_came_with_fine_tuning_is_extrapolated_at_most(generating, tmp_path):
     """Control cells that the model makes itself do not tell whether its autoencoder knows such cells."""
-    if not model.is_trained:
-        model.train_prior(2, batch_size=128, **QUICK)
-    new = controls(model, "type 5")
+    model, new = generating, controls(generating, "type 5")
     new.obs["cell_type"] = pd.Categorical(["new"] * new.n_obs)
     query = SCLDM.load_query_data(new, model, accelerator="cpu")
     query.train(1, batch_size=128, **QUICK)
@@ -317,9 +320,9 @@ def test_a_treated_class_that_came_with_fine_tuning_is_extrapolated_at_most(mode
     assert again.uns["scgen_diffusion"]["verdict"]["verdict"].tolist() == ["supported"]
 
 
-def test_without_a_verdict_you_are_warned_that_a_combination_is_new(model):
+def test_without_a_verdict_you_are_warned_that_a_combination_is_new(generating):
     with pytest.warns(UserWarning, match=r"drug='yes' does not occur in the training cells\.$"):
-        found = model.predict_perturbation(controls(model)[:5], TREATED, method="inversion", seed=0)
+        found = generating.predict_perturbation(controls(generating)[:5], TREATED, method="inversion", seed=0)
 
     assert "verdict" not in found.uns["scgen_diffusion"]
 
