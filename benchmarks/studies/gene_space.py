@@ -1,4 +1,4 @@
-"""Design choices of the gene-space models on real data: target, gene order, one model or many, network, zero value.
+"""Design choices of the gene-space models on real data: target, one model or many, network, zero value.
 
     python -m benchmarks.studies.gene_space --threads 1 --steps 1500
     python -m benchmarks.studies.gene_space --experiments targets backbones --seeds 0
@@ -44,7 +44,7 @@ class Configuration:
     Parameters
     ----------
     model
-        Changes to the architecture of ``SCRDIT(path="vp_linear")``; the gene order may also be ``"random"``.
+        Changes to the architecture of ``SCRDIT(path="vp_linear")``.
     n_genes
         Number of most variable genes to keep.
     as_long_as
@@ -95,13 +95,14 @@ EXPERIMENTS: dict[str, dict[str, Configuration]] = {
     "zero_value_regression": _zero_values(head="regression", target="v", scaling="global"),
     "zero_value_published": _zero_values(head="regression", target="noise", scaling="none"),
 }
-TITLES = {
+TITLES = {  # "samplers" and "gene_order" have stored figures only
     "zero_value": "Which value should stand for zero? (default architecture)",
     "zero_value_regression": "Which value should stand for zero? (one scale for all values, the network predicts v)",
     "zero_value_published": "Which value should stand for zero? (published: no scaling, the network predicts noise)",
     "backbones": "Which network?",
     "samplers": "Which sampler, and how many network evaluations?",
     "one_model": "One conditional model, or one model per type?",
+    "gene_order": "Does it matter which genes share a patch?",
     "targets": "Which path, and what should the network predict?",
 }
 #: Columns of the tables; the first one comes from the metrics of older rows.
