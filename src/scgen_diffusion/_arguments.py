@@ -39,6 +39,11 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
     return int(value)
 
 
+def as_list(names: str | Iterable[str] | None) -> list[str]:
+    """Return one name, several or none as a list."""
+    return [] if names is None else [names] if isinstance(names, str) else list(names)
+
+
 def known_names(name: object, known: Sequence[object]) -> str:
     """List the known names in a sentence, closest to ``name`` first, whatever the case; without one, in this order."""
     by_text = {str(k): k.item() if hasattr(k, "item") else k for k in known}  # numpy's numbers as Python's own

@@ -14,7 +14,7 @@ from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from numpy.typing import ArrayLike, NDArray
 
-from scgen_diffusion._arguments import known_names, warn_user
+from scgen_diffusion._arguments import as_list, known_names, warn_user
 from scgen_diffusion.data import (
     LARGEST_LOG1P,
     CellFiles,
@@ -320,8 +320,7 @@ class Source:
         names = pd.Index(chain.from_iterable(file.all_names() for file in cells.files))
         labels = None
         if groupby is not None:
-            keys = [groupby] if isinstance(groupby, str) else groupby
-            obs = read_columns(cells.files, keys, kind="groupby")
+            obs = read_columns(cells.files, as_list(groupby), kind="groupby")
             labels = labels_of(AnnData(obs=obs.set_axis(names)), groupby, name=name)
         columns = None if found.equals(genes) else found.get_indexer(genes)
         log_base = np.e if cells.values == "log1p" else None
@@ -432,7 +431,7 @@ def labels_of(adata: AnnData, groupby: str | Sequence[str], *, name: str = "adat
     if not isinstance(groupby, str | Collection):
         msg = f"`groupby` must name one or more columns of `obs`, but is {groupby!r}."
         raise TypeError(msg)
-    keys = [groupby] if isinstance(groupby, str) else list(groupby)
+    keys = as_list(groupby)
     if not keys:
         msg = "`groupby` is empty; name one or more columns of `obs`."
         raise ValueError(msg)

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
-from scgen_diffusion._arguments import known_names, warn_user
+from scgen_diffusion._arguments import as_list, known_names, warn_user
 from scgen_diffusion.data import CellFiles, MuDataFiles, check_names
 
 from ._catalogue import CATALOGUE
@@ -325,7 +325,7 @@ def _evaluate_modalities(
     draws: Draws,
 ) -> pd.DataFrame:
     """Return the table of each modality, of all together, and of each pair."""
-    keys = [] if groupby is None else [groupby] if isinstance(groupby, str) else list(groupby)
+    keys = as_list(groupby)
     modalities = common_modalities(sets)
     layers = dict.fromkeys(modalities, layer) if isinstance(layer, str) else dict(layer or {})
     cells = {

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
-from scgen_diffusion._arguments import known_names
+from scgen_diffusion._arguments import as_list, known_names
 from scgen_diffusion.data import layer_names
 
 from ._catalogue import CATALOGUE
@@ -238,7 +238,7 @@ def cross_modality_correlation(
     if len(names) != 2:
         msg = f"`modalities` must name two modalities, but found {names}."
         raise ValueError(msg)
-    keys = [] if groupby is None else [groupby] if isinstance(groupby, str) else list(groupby)
+    keys = as_list(groupby)
     layers = dict(layers or {})
     features = {name: real.mod[name].var_names for name in names}
     if pairs is None:

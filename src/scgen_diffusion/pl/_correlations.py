@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from scgen_diffusion._arguments import check_count
+from scgen_diffusion._arguments import as_list, check_count
 from scgen_diffusion.metrics import correlation, cross_modality_correlation, gene_correlations, gene_statistics
 
 from ._cells import labels_of, sides_of
@@ -208,7 +208,7 @@ def modality_correlation(
     ax.set_ylim(-0.6, len(table) - 0.4)
     ax.tick_params(axis="y", length=0)
     first, second = modalities or real.mod
-    keys = [groupby] if isinstance(groupby, str) else groupby or []
+    keys = as_list(groupby)
     ax.set_xlabel(f"correlation of {first} and {second}" + (f"\nwithin {', '.join(keys)}" if keys else ""))
     figures = found.summary.loc["cross_correlation_similarity"]
     title = f"all features: similarity {figures['value']:.2f}\n(real against real cells: {figures['floor']:.2f})"

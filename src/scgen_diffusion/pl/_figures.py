@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgba, to_rgba_array
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from scgen_diffusion._arguments import known_names
+from scgen_diffusion._arguments import as_list, known_names
 
 if TYPE_CHECKING:
     import os
@@ -109,7 +109,7 @@ def choose(name: str, wanted: str | Iterable | None, known: Iterable) -> list:
     known = list(known)
     if wanted is None:
         return known
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+    wanted = as_list(wanted)
     for value in wanted:
         if value not in known:
             msg = f"`{name}` has the unknown value {value!r}. {known_names(value, known)}"

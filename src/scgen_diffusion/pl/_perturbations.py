@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from scgen_diffusion._arguments import check_count, known_names
+from scgen_diffusion._arguments import as_list, check_count, known_names
 from scgen_diffusion.data import NO_LABEL, join_labels
 from scgen_diffusion.metrics import correlation, gene_changes
 
@@ -257,8 +257,7 @@ def perturbation_strengths(
         )
         raise ValueError(msg)
     check_count("n_top", n_top)
-    keys = [perturbation_key] if isinstance(perturbation_key, str) else list(perturbation_key)
-    group_keys = [groupby] if isinstance(groupby, str) else list(groupby or [])
+    keys, group_keys = as_list(perturbation_key), as_list(groupby)
     for key in (*keys, *group_keys):
         if key not in verdicts:
             msg = f"`verdicts` has no column {key!r}. {known_names(key, list(verdicts))}"

@@ -17,7 +17,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scgen_diffusion import pl
-from scgen_diffusion._arguments import list_first
+from scgen_diffusion._arguments import as_list, list_first
 from scgen_diffusion._files import write_atomically
 from scgen_diffusion._version import VERSION
 from scgen_diffusion.data import JOIN, PROVENANCE_KEY, CellFiles, join_labels
@@ -136,7 +136,7 @@ def write(
         table = evaluate(
             real_test, synthetic, train=train, groupby=groupby, layer=layer, max_cells=max_cells, seed=seed
         )
-    keys = [] if groupby is None else [groupby] if isinstance(groupby, str) else list(groupby)
+    keys = as_list(groupby)
     labels = dict.fromkeys(join_labels(real_test.obs, keys).tolist(), 0) if keys else {}
     if keys and isinstance(table, pd.DataFrame) and "n_cells" not in table.attrs:
         # a table from a file does not know the labels that have too few cells to be compared
