@@ -37,6 +37,7 @@ SAMPLE = "--seconds 1 --threads 2 --stages generate generate_ddim"
 #: What a run without ``--systems`` measures; the last line, with one thread, gives CPU time.
 EVERYTHING = (
     "--systems published package --threads 2 --seconds 2",
+    "--systems package-published-sizes --threads 2 --seconds 2 --stages autoencoder_step prior_step generate",
     "--systems package --threads 2 --seconds 1 --batch 256 --stages prior_step",
     "--systems package --threads 2 --seconds 1 --batch 512 --stages transport_step",
     f"--systems published-scrdit SCRDIT-published-size {TRAIN} 16",

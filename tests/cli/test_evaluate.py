@@ -235,6 +235,8 @@ def test_predictions_of_perturbations_are_judged_beside_baselines_and_others(cal
 def test_another_method_without_a_figure_is_named(call, perturbed):
     """Its file has control cells only."""
     files = [perturbed / f"{name}.h5ad" for name in ("real", "predicted")]
+    code, _, err = call("evaluate-perturbation", *files, "--control", files[0], "-p", "gene", "--other", "lazy=no.h5ad")
+    assert (code, "--other: there is no file no.h5ad" in err, "Reading" in err) == (2, True, False)
     options = ["--control", perturbed / "control.h5ad", "-p", "gene", "--other", f"lazy={perturbed / 'control.h5ad'}"]
     options += ["--metric", "energy_distance", "--n-floor", "1"]
     code, _, err = call("evaluate-perturbation", *files, *options)

@@ -305,6 +305,8 @@ COLUMNS = {
     "steps": pd.Series(pd.Categorical(["low", "high", "low"], ["low", "high"])),
     "other grades": pd.Series(pd.Categorical(["low", "high", "low"], ["high", "low"], ordered=True)),
     "other text": pd.Series(["c", "b", "c"], dtype=object),
+    "nothing": pd.Series([np.nan] * 3),
+    "no class": pd.Series(pd.Categorical([None] * 3, ["z"])),
 }
 
 
@@ -359,6 +361,14 @@ def test_classes_of_one_kind_are_the_same_however_files_store_them(columns_in_fi
 def test_classes_of_different_kinds_are_refused_with_the_kind_in_each_file(columns_in_files, kinds, found):
     with pytest.raises(ValueError, match=f"'key' holds values of different kinds: {found}"):
         CellFiles(columns_in_files(*kinds), condition_keys=["key"])
+
+
+@pytest.mark.parametrize("unlabeled", ["nothing", "no class"])
+@pytest.mark.parametrize(("kind", "classes"), [("text", ["a", "b"]), ("whole", [1, 2]), ("steps", ["low", "high"])])
+def test_a_file_without_labels_goes_with_labels_of_any_kind(columns_in_files, kind, classes, unlabeled):
+    paths = columns_in_files(unlabeled, kind)
+    (key,) = CellFiles(paths, condition_keys=["key"], unlabeled_category="?").by_key
+    assert list(key.values) == classes
 
 
 def test_numbers_may_be_whole_in_one_file_only(columns_in_files):

@@ -211,6 +211,8 @@ def test_measures_do_not_depend_on_the_batch_size_or_on_other_cells(opened):
     np.testing.assert_allclose(loadings[0], loadings[1], **CLOSE)
     maps = [interpret.patch_attention(opened, seed=0, batch_size=size) for size in (None, 7)]
     np.testing.assert_allclose(maps[0], maps[1], **CLOSE)
+    batches = noised_cells(opened, opened.adata, np.arange(20), conditional=True, seed=0, batch_size=7)
+    assert [len(batch.rows) for batch in batches] == [7, 7, 6]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import kstest
 
 from scgen_diffusion.metrics import (
+    _distribution,
     classifier_auc,
     frechet_distance,
     ilisi,
@@ -64,6 +65,11 @@ def test_sliced_w2_of_a_translation_is_its_length_over_the_root_of_the_dimension
     values = gaussian(100, seed=0)
     # exact, for lines come in orthonormal sets of five
     assert sliced_wasserstein_2(values, values + SHIFT, n_projections=50) == pytest.approx(5 / np.sqrt(5))
+
+
+def test_directions_in_many_dimensions_are_orthonormal_and_no_more_than_needed():
+    directions = _distribution._orthonormal_directions(3_000, 10, np.random.default_rng(0))
+    np.testing.assert_allclose(directions.T @ directions, np.eye(10), atol=1e-12)
 
 
 def test_sliced_w2_never_exceeds_w2():

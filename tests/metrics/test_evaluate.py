@@ -1,5 +1,7 @@
 """The table of all metrics: its content, its baselines, and its errors."""
 
+import weakref
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from scgen_diffusion.data import CellFiles
-from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, evaluate
+from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, _evaluate, evaluate
 from scgen_diffusion.metrics._comparison import interval
 from scgen_diffusion.metrics._evaluate import choose_metrics
 from scgen_diffusion.report import verdict
@@ -194,6 +196,22 @@ def test_groups_with_few_real_cells_have_no_rows():
     found = table(cells(100, seed=1, labels="abcd"), train=cells(400, seed=3, labels="abcd"), groupby="type")
     assert set(found["group"]) == {"all"}
     assert found.attrs["n_cells"] == {"all": 100, "a": 0, "b": 0, "c": 0, "d": 0}
+
+
+def test_copies_of_the_cells_of_one_group_at_a_time_are_in_memory(monkeypatch):
+    alive, make = [], _evaluate.make_context
+
+    def counted(pools, group, draws):
+        assert sum(context() is not None for context in alive) <= 2  # of all cells, and of the group before
+        context = make(pools, group, draws)
+        alive.append(weakref.ref(context))
+        return context
+
+    monkeypatch.setattr(_evaluate, "make_context", counted)
+    sets = [cells(200, seed=seed, labels="abcde") for seed in (1, 2)]
+    found = table(*sets, train=cells(400, seed=3, labels="abcde"), groupby="type", metrics=["w2"])
+    assert found["group"].tolist() == ["all", *"abcde"]
+    assert len(alive) == 6
 
 
 def test_several_columns_are_joined_and_values_with_the_joining_sign_stay_apart():

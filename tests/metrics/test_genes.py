@@ -24,6 +24,7 @@ from scgen_diffusion.metrics import (
     marker_genes,
     mean_variance_error,
 )
+from scgen_diffusion.metrics._genes import group_differences
 
 
 def cells_of(counts, genes=None):
@@ -324,6 +325,17 @@ def test_cells_of_one_label_have_no_markers():
     found = marker_genes(make_cells(labels=("a",), names=("a",)), "cell_type")
     assert len(found) == 0
     assert "gene" in found
+
+
+def test_labels_of_few_cells_take_no_memory_and_count_among_the_others():
+    rng = np.random.default_rng(0)
+    expression = expression_of(rng.poisson(3.0, (60, 8)).astype(float))
+    labels = np.repeat(["a", "b", "c"], [30, 25, 5])
+    found = group_differences(expression, labels)
+    assert found.n_cells.to_dict() == {"a": 30, "b": 25, "c": 5}
+    assert list(found.scores.index) == list(found.changes.index) == ["a", "b"]
+    every = group_differences(expression, labels, min_cells=2)
+    pd.testing.assert_frame_equal(found.scores, every.scores.loc[["a", "b"]])
 
 
 def test_real_cells_agree_with_themselves_in_any_order():

@@ -507,6 +507,32 @@ def test_a_perturbation_that_was_not_predicted_is_named():
         judge(cells("A", "B", seed=1), cells("A", seed=2))
 
 
+def test_what_is_missing_is_named_before_anything_is_compared(monkeypatch):
+    monkeypatch.setattr(_perturbation_contexts.Profiles, "predictions", lambda *_: pytest.fail("compared too early"))
+    with pytest.raises(ValueError, match=r"for perturbation 'A\+C', but has 0\. In all, there are 2 such cases"):
+        judge(cells("A", "B", "C", "A+C", seed=1), cells("A", "B", seed=2))
+    few = cells("A", "B", seed=1)[:121]
+    with pytest.raises(ValueError, match="`real_test` must have at least 2 cells for perturbation 'B', but has 1"):
+        judge(few, cells("A", "B", seed=2))
+
+
+def test_control_cells_are_summarised_once_for_all_perturbations_of_a_group(monkeypatch):
+    asked, matched = [], _perturbation_contexts.Profiles.matched
+
+    def counted(self, name, *arguments):
+        asked.append(name)
+        return matched(self, name, *arguments)
+
+    monkeypatch.setattr(_perturbation_contexts.Profiles, "matched", counted)
+    groups = {"group": np.tile(["x", "y"], 180)}
+    sets = [cells("A", "B", "C", seed=seed, **groups) for seed in (1, 2)]
+    control = cells("ctrl", n_cells=360, seed=9, **groups)
+    table = judge(*sets, control=control, groupby="group", metrics=["energy_distance"])
+    assert asked.count("control") == 2
+    assert table["perturbation"].tolist() == ["A", "A", "B", "B", "C", "C"]
+    assert table["group"].tolist() == ["x", "y"] * 3
+
+
 def test_an_absent_column_is_named():
     with pytest.raises(KeyError, match="`synthetic.obs` has no column 'gene'"):
         judge(cells("A"), cells("A", key="drug"))

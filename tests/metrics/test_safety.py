@@ -70,6 +70,14 @@ def test_held_out_cells_that_are_copies_leave_the_ratio_undefined():
     assert np.isnan(memorisation(points(seed=1), train, train)["nearest_train_ratio"])
 
 
+def test_a_few_copies_among_held_out_cells_leave_the_share_undefined():
+    rng = np.random.default_rng(0)
+    train, held_out = rng.normal(size=(200, 5)), rng.normal(size=(200, 5))
+    held_out[:4] = train[:4] + 1e-9  # equal but for rounding
+    assert np.isnan(memorisation(train, held_out, train)["nearer_than_held_out"])
+    assert memorisation(train, held_out[4:], train)["nearer_than_held_out"] == 1
+
+
 def test_annotated_cells_are_compared_in_the_named_embedding():
     train, held_out, synthetic = (points(100, seed=seed) for seed in range(3))
     cells = [AnnData(np.zeros((100, 1)), obsm={"X_scldm": x}) for x in (synthetic, held_out, train)]

@@ -996,3 +996,4 @@ def test_the_whole_model_is_fine_tuned_on_cells_without_a_modality(multimodal, q
     cells = model.generate(6, {"cell_type": "plasma"}, seed=0)
     assert list(cells.mod) == ["rna", "prot", "atac"]
     assert cells["prot"].X.sum() > 0
+    assert cells["prot"].var["symbol"].tolist() == ["s"] * 4  # as the reference knows them

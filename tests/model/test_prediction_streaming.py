@@ -17,6 +17,7 @@ from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
 N_CELLS = 300  # three blocks on a CPU, the last one not full
 SHARD = 128
+files_names = CellFiles.names
 REQUEST = {"condition": {"dose": 10}, "seed": 5}
 READ = {".zarr": anndata.read_zarr, ".h5ad": anndata.read_h5ad}
 
@@ -188,6 +189,31 @@ def test_other_control_cells_are_another_request(model, control, tmp_path):
         model.predict_perturbation_to(goal, other, **REQUEST)
     with pytest.raises(FileExistsError, match="What differs: the strength"):
         model.predict_perturbation_to(goal, control.copy(), **REQUEST, strength=0.5)
+
+
+@pytest.mark.parametrize("column", ["cell_type", "treated"])
+def test_control_cells_with_other_labels_are_another_request(model, control, tmp_path, column):
+    goal = tmp_path / "cells.h5ad"
+    model.predict_perturbation_to(goal, control.copy(), **REQUEST)
+    other = control.copy()
+    other.obs[column] = other.obs[column].to_numpy()[::-1]
+
+    with pytest.raises(FileExistsError, match="What differs: the control cells"):
+        model.predict_perturbation_to(goal, other, **REQUEST)
+
+
+def test_names_of_cells_in_files_are_read_only_for_the_cells_that_are_written(model, h5ad, tmp_path, monkeypatch):
+    files, asked = CellFiles.like(model.registry, h5ad), []
+    monkeypatch.setattr(CellFiles, "names", lambda self, rows: asked.append(len(rows)) or files_names(self, rows))
+    model.predict_perturbation_to(tmp_path / "cells.h5ad", files, **REQUEST, shard_size=SHARD)
+    assert max(asked) == SHARD
+
+
+def test_cells_that_files_were_not_opened_for_are_refused(model, h5ad, tmp_path):
+    files = CellFiles.like(model.registry, h5ad, indices=np.arange(10))
+    with pytest.raises(ValueError, match=r"opened with `indices`, and 290 of the 300 cells to predict are not among"):
+        model.predict_perturbation(files, **REQUEST)
+    assert model.predict_perturbation(files, **REQUEST, indices=np.arange(5)).n_obs == 5
 
 
 def test_the_inversion_streams_without_tables(model, control, tmp_path):

@@ -178,6 +178,17 @@ def test_the_same_cells_can_be_set_up_for_a_second_model(make_cells, make_model,
         assert sorted(n_cells) == sorted(adata.obs[key].value_counts().loc[lambda n: n > 0])
 
 
+def test_a_model_knows_its_cells_after_they_were_set_up_for_another(make_cells, make_model, tiny):
+    adata = make_cells()
+    first = make_model(adata, condition_keys=["cell_type", "treated"])
+    before = str(first)
+    SCLDM.setup_anndata(adata, condition_keys=["dose"])
+    assert str(first) == before
+    SCRDIT.setup_anndata(adata, condition_keys=["treated"])
+    other = SCLDM(adata, **tiny)
+    assert sorted(other.conditions.n_cells) == sorted(adata.obs["dose"].value_counts())
+
+
 def test_cells_given_to_a_method_can_be_deregistered(trained, make_cells):
     cells = make_cells(seed=1)
     before = trained.predict_perturbation(cells, {"dose": 10}, seed=0).X

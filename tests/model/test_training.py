@@ -353,6 +353,21 @@ def test_training_again_keeps_the_validation_cells(make_model, quick):
     assert set(model.validation_indices_) == validation
 
 
+def test_a_model_that_is_trained_on_in_another_session_keeps_its_split_unless_asked(make_trained, quick, tmp_path):
+    make_trained().save(tmp_path / "model", save_anndata=True)
+    model = SCLDM.load(tmp_path / "model", accelerator="cpu")
+    validation = set(model.validation_indices_)
+    scvi.settings._seed = 7
+
+    model.train(1, **quick)
+    kept = set(model.validation_indices_)
+    model.train(1, train_size=0.5, **quick)
+    scvi.settings._seed = None
+
+    assert kept == validation
+    assert len(model.validation_indices_) == 48
+
+
 def test_one_cell_in_the_last_batch_is_no_trouble(make_trained, make_cells):
     make_trained(make_cells(n_cells=37))  # 33 training cells in batches of 32
 

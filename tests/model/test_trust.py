@@ -227,6 +227,21 @@ def test_combinations_have_columns_as_obs_has_them(model):
     assert (joined.groupby("combination").size() == table.set_index("combination")["n_cells"]).all()
 
 
+def test_conditions_named_like_other_columns_are_in_the_combination_only(all_cells):
+    cells = all_cells.copy()
+    cells.obs = cells.obs.rename(columns={"drug": "strength", "cell_type": "combination"})
+    keys = {"condition_keys": ["combination", "strength"], "control_values": {"strength": "no"}}
+    SCLDM.setup_anndata(cells, **keys)
+    model = SCLDM(cells, **SIZES, prior_width=8, prior_n_layers=1, prior_n_heads=2)
+    model.train({"autoencoder": 1, "prior": 1, "transport": 1}, **QUICK)
+    rows = np.flatnonzero((cells.obs["strength"] == "no").to_numpy())[:20]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = model.predict_perturbation(condition={"strength": "yes"}, indices=rows, seed=0).uns["scgen_diffusion"]
+    assert list(found["verdict"]) == ["combination", "n_cells", "strength", "verdict", "reason"]
+    assert set(found["mean_change"]["combination"]) == set(found["verdict"]["combination"])
+
+
 def test_the_strength_is_that_of_the_mean_change_without_the_noise_of_few_cells(model, predicted):
     def strengths(cells, seed):
         record = model.predict_perturbation(cells, TREATED, seed=seed).uns["scgen_diffusion"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -90,6 +91,20 @@ def test_shares_and_probabilities_lie_between_0_and_1(option):
             with pytest.raises(ValueError, match=f"`{option}` must be a number from 0 to 1, but found {value!r}"):
                 replace(usual, **{option: value})
     assert stages
+
+
+def test_numbers_of_numpy_become_plain_as_checkpoints_need_them(recipe):
+    given = {"learning_rate": np.float64(1e-3), "n_epochs": np.int64(3), "bfloat16": np.bool_(True)}
+    found = replace(recipe, **given, betas=np.array([0.9, 0.95]))
+    values = [found.learning_rate, found.n_epochs, found.bfloat16, *found.betas]
+    assert [type(value) for value in values] == [float, int, bool, float, float]
+    assert values == [1e-3, 3, True, 0.9, 0.95]
+
+
+@pytest.mark.parametrize("betas", [0.9, (0.9,), (0.9, 1.0), ("a", 0.9)])
+def test_betas_that_the_optimiser_would_refuse_late_are_refused(recipe, betas):
+    with pytest.raises(ValueError, match="`betas` must be two numbers from 0 to below 1"):
+        replace(recipe, betas=betas)
 
 
 def test_recipes_cannot_be_changed(recipe):

@@ -187,6 +187,9 @@ def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.
     """Return the package, and the table of ``metrics.evaluate``."""
     files, others = given(options, "real", "synthetic", "train", "control"), options.get("other", {})
     _check_output(options, [*others.values(), *_paths(files)], ".csv")
+    if missing := [path for path in others.values() if not path.exists()]:
+        msg = f"--other: there is no file {missing[0]}."
+        raise click.UsageError(msg)
     has_modalities = {path.suffix == MUDATA for path in _paths(files)}
     if len(has_modalities) > 1:
         msg = "Either all files must be .h5mu, or none."

@@ -500,6 +500,7 @@ def read_columns(
         if len(parts) == 1:
             columns[name] = parts[0].array
             continue
+        parts = [part.astype(object) if part.isna().all() else part for part in parts]  # NaN is of any kind
         kinds = [infer_dtype(part.cat.categories if _has_classes(part) else part, skipna=True) for part in parts]
         found = [KINDS.get(kind, kind) for kind in kinds]
         distinct = set(found) - {KINDS["empty"]}
@@ -569,7 +570,9 @@ def _as_classes(part: pd.Series) -> pd.Categorical:
 
 
 def _union(parts: Sequence[pd.Categorical]) -> pd.Categorical:
-    """Join classes, in their order if it is the same in all parts, or else sorted."""
+    """Join classes, in their order if it is the same in all parts, or else sorted. A part without any gets others."""
+    known = next((part.dtype for part in parts if len(part.categories)), parts[0].dtype)
+    parts = [part if len(part.categories) else pd.Categorical.from_codes(part.codes, dtype=known) for part in parts]
     is_same = all(part.categories.equals(parts[0].categories) for part in parts)
     if is_same and all(part.ordered for part in parts):
         return union_categoricals(parts)

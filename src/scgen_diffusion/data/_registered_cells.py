@@ -65,6 +65,7 @@ class RegisteredCells:
         """The registered condition codes, ``(cells, columns)``."""
         if not self.by_key:
             return np.zeros((self.n_cells, 0))
+        self.manager.validate()  # registers the cells again if they were set up for another model in the meantime
         return np.asarray(self.manager.get_from_registry(CONDITIONS), dtype=float)
 
     @property

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import InputValues, SCLDMModule
 
 SUPPORTED, EXTRAPOLATED, UNKNOWN = "supported", "extrapolated", "unknown"
+COLUMNS = ("combination", "n_cells", "strength", "verdict", "reason")  # of the table, beside the conditions
 COVERAGE = 0.9  # of intervals
 FEWEST_CELLS = 5  # that are judged by their mean expression
 FEW_CELLS = 20  # a number that a verdict on strange cells names
@@ -271,8 +272,8 @@ def describe_verdicts(
 ) -> dict[str, Any]:
     """Return the columns of a table with a row per combination, and warn unless all are supported.
 
-    ``codes (n, columns)`` are the conditions of the combinations, which are columns too, unless some leave them open;
-    ``n_cells (n,)`` are their numbers of cells.
+    ``codes (n, columns)`` are the conditions of the combinations; ``n_cells (n,)`` are their numbers of cells.
+    Conditions are columns too, unless some combinations leave them open, or the table has another column of this name.
     """
     names = [conditions.describe(combination) for combination in codes]
     if doubtful := [(name, found) for name, found in zip(names, verdicts, strict=True) if found.label != SUPPORTED]:
@@ -283,7 +284,8 @@ def describe_verdicts(
             "`uns['scgen_diffusion']['verdict']`, and the user guide, \"Can I trust this prediction?\"."
         )
     is_whole = (codes != OPEN).all(0)
-    given = [k for k in conditions.by_key if k.source == "obs" and is_whole[conditions.columns(k.name)].all()]
+    shown = [key for key in conditions.by_key if key.source == "obs" and key.name not in COLUMNS]
+    given = [key for key in shown if is_whole[conditions.columns(key.name)].all()]
     return {
         "combination": names,
         **{key.name: key.decode(codes[:, conditions.columns(key.name)]) for key in given},

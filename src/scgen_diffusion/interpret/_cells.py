@@ -238,8 +238,7 @@ def noised_cells(
     if batch_size is None:
         batch_size = max(1, TOKENS_AT_A_TIME // len(opened_network(model).network.positions))
     model._check_ready_to_generate()
-    batch_size = model._engine.round_to_blocks(check_batch_size(batch_size))
-    for tensors, batch in model._read_given(source, rows, batch_size, with_labels=conditional):
+    for tensors, batch in model._read_given(source, rows, check_batch_size(batch_size), with_labels=conditional):
         data = module.inference(tensors[REGISTRY_KEYS.X_KEY])["data"]
         generators = Generators(seed, batch, data.device)
         noise = module.draw_noise(generators)

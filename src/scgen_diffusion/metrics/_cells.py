@@ -27,7 +27,7 @@ from scgen_diffusion.data import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ._space import Scale
 
@@ -68,6 +68,14 @@ class Expression:
         """Return some of the cells, by position or mask."""
         sizes = None if self.library_sizes is None else self.library_sizes[rows]
         return Expression(self.values[rows], sizes)
+
+
+def stacked(parts: Iterable[Expression]) -> Expression:
+    """Put the cells of several parts together."""
+    parts = list(parts)
+    sizes = [part.library_sizes for part in parts]
+    values = sp.vstack([part.values for part in parts], format="csr")
+    return Expression(values, None if any(size is None for size in sizes) else np.concatenate(sizes))
 
 
 def expression_of(
@@ -291,6 +299,10 @@ class Source:
         labels = None if groupby is None else labels_of(cells, groupby, name=name)
         # read once, because a view of an AnnData copies its values on every access
         matrix, log_base = matrix_of(cells, layer if name in REAL else layer_of(cells, layer), name)
+        if isinstance(matrix, CSCDataset):  # to read some rows of columns in a file, all of it must be read
+            matrix = matrix.to_memory()
+        if sp.issparse(matrix):
+            matrix = matrix.tocsr()
         columns = None if cells.var_names.equals(genes) else cells.var_names.get_indexer(genes)
 
         def values(rows: NDArray) -> sp.csr_matrix:
@@ -343,7 +355,7 @@ class Source:
 
     def chunks(self, rows: NDArray) -> Iterator[Expression]:
         """Read cells in chunks, which bounds the memory needed."""
-        for start in range(0, len(rows), CHUNK):
+        for start in range(0, max(len(rows), 1), CHUNK):  # reading no cells raises
             yield self.read(rows[start : start + CHUNK])
 
 

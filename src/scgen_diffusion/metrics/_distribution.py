@@ -353,7 +353,8 @@ def squared_distances(x: NDArray, y: NDArray) -> NDArray[np.float64]:
 def _orthonormal_directions(n_features: int, n_directions: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Draw unit vectors `(features, directions)`; each run of `n_features` of them is orthonormal."""
     n_sets = -(-n_directions // n_features)
-    rotations = np.linalg.qr(rng.standard_normal((n_sets, n_features, n_features)))[0]
+    n_in_set = min(n_directions, n_features)
+    rotations = np.linalg.qr(rng.standard_normal((n_sets, n_features, n_in_set)))[0]
     return np.concatenate(list(rotations), axis=1)[:, :n_directions]
 
 

@@ -304,7 +304,9 @@ def evaluate(
         options |= {"layer": layer, "space": space, "match_keys": check_names(match_keys, "match_keys")}
         options["with_panels"] = any("perturbations" in metric.needs for metric in wanted)
         contexts = perturbation_contexts({**sets, **(others or {})}, draws=draws, **options)
-        return _table([context.row(metric) for context in contexts for metric in wanted], leading, figures)
+        rows = [context.row(metric) for context in contexts for metric in wanted]
+        rows.sort(key=lambda row: (row["perturbation"], row["group"]))
+        return _table(rows, leading, figures)
     sources = read_sources(sets, groupby, layer)
     rows, n_cells = compare_cells(sources, names, draws, space=space, n_features=real_test.shape[1])
     table = _table(rows, ("metric", "group"), FIGURES)
@@ -527,24 +529,24 @@ def compare_cells(
     warn_of_copies(share, sum(usual))
     n_sides = 2 if pools.floor is None else 1  # in the first case, one half of the real cells plays the synthetic ones
     groups = pools.real.frequent_labels(n_sides * MIN_CELLS_PER_GROUP)
-    contexts = {group: make_context(pools, group, draws) for group in groups}
     groups_of_either = {*groups, *pools.synthetic.frequent_labels(MIN_CELLS_PER_GROUP)}
     rows = []
     for metric in wanted:
         rows.append(of_all.row(metric))
         if metric.by_group is not None:
             rows += [of_all.row(metric, group) for group in groups_of_either]
-        elif "group" in metric.scopes:
-            unknown = {"metric": metric.name, "better": metric.better}
-            rows += [
-                {**unknown, "group": group} if context is None else context.row(metric)
-                for group, context in contexts.items()
-            ]
-    place = {metric.name: position for position, metric in enumerate(wanted)}
-    # all cells first, then group by group, metrics in the order of the catalogue
-    rows.sort(key=lambda row: (row["group"] != ALL, row["group"], place[row["metric"]]))
     n_cells = {ALL: pools.n_cells} | dict.fromkeys(
         np.unique(sources["real_test"].labels).tolist() if has_groups else (), 0
     )
-    n_cells |= {group: len(context.players["value"][0].real) for group, context in contexts.items() if context}
+    of_groups = [metric for metric in wanted if metric.by_group is None and "group" in metric.scopes]
+    for group in groups:
+        context = make_context(pools, group, draws)  # one at a time: it has many copies of the group's cells
+        if context is not None:
+            n_cells[group] = len(context.players["value"][0].real)
+            rows += [context.row(metric) for metric in of_groups]
+        else:
+            rows += [{"group": group, "metric": metric.name, "better": metric.better} for metric in of_groups]
+    place = {metric.name: position for position, metric in enumerate(wanted)}
+    # all cells first, then group by group, metrics in the order of the catalogue
+    rows.sort(key=lambda row: (row["group"] != ALL, row["group"], place[row["metric"]]))
     return rows, n_cells

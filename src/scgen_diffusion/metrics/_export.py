@@ -82,11 +82,11 @@ def write_cell_eval(
     sets, split_name = read_perturbed(given, key=perturbation_key, separator=separator, groupby=groupby, layer=layer)
     names = {split_name(name): name for name in map(as_label, real_test.obs[perturbation_key].unique())}
     wanted = sets["real_test"].rows
-    groups = {group: parts for parts, group in wanted}  # each with a perturbation that needs its control cells
-    untreated = [(sets["control"].enough_of((), group, parts), NON_TARGETING, group) for group, parts in groups.items()]
+    groups = dict.fromkeys(group for _, group in wanted)
+    untreated = [(sets["control"].of((), group), NON_TARGETING, group) for group in groups]
     files = {}
     for file, name in (("real.h5ad", "real_test"), ("predicted.h5ad", "synthetic")):
-        treated = [(sets[name].enough_of(parts, group, parts), names[parts], group) for parts, group in wanted]
+        treated = [(sets[name].of(parts, group), names[parts], group) for parts, group in wanted]
         cells, targets, labels = zip(*treated, *untreated, strict=True)
         n_cells = [len(own) for own in cells]
         obs = {TARGET: np.repeat(targets, n_cells)} | ({} if groupby is None else {groupby: np.repeat(labels, n_cells)})

@@ -324,8 +324,7 @@ class GroupDifferences:
     n_cells
         Number of cells of each label.
     scores
-        Welch's t, with labels in rows and genes in columns; NaN for labels with fewer than two cells, or fewer than two
-        others.
+        Welch's t, with labels in rows and genes in columns, for labels with enough cells; NaN if fewer than two others.
     changes
         Log2 fold changes, in the same layout.
     """
@@ -376,7 +375,7 @@ def marker_genes(cells: AnnData, groupby: str, *, n_genes: int = 50, layer: str 
     marker_agreement : compare the markers of real and synthetic cells.
     """
     labels = labels_of(cells, groupby, name="cells")
-    differences = group_differences(expression_of(cells, layer=layer), labels)
+    differences = group_differences(expression_of(cells, layer=layer), labels, min_cells=2)
     tables = [pd.DataFrame(columns=["label", "rank", "gene", "score", "log_fold_change"])]
     for label in filter(differences.has_scores, differences.scores.index):
         top = differences.top(label, n_genes)
@@ -453,27 +452,27 @@ def compare_markers(real: GroupDifferences, synthetic: GroupDifferences, *, n_ge
     return pd.DataFrame(list(rows.values()), index=index, columns=columns)
 
 
-def group_differences(expression: Expression, labels: NDArray) -> GroupDifferences:
-    """Return how every label's cells differ from all others. Constant genes have score 0."""
+def group_differences(expression: Expression, labels: NDArray, *, min_cells: int = MIN_CELLS) -> GroupDifferences:
+    """Return how the cells of every label with `min_cells` differ from all others. Constant genes have score 0."""
     names, codes, n_cells = np.unique(labels, return_inverse=True, return_counts=True)
+    wanted = n_cells >= min_cells
     members = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(len(names), len(codes)))
-    values = expression.values.astype(np.float64)
-    n_a, n_b = n_cells[:, None], len(codes) - n_cells[:, None]
+    members, values = members[wanted], expression.values.astype(np.float64)
+    n_a, n_b = n_cells[wanted, None], len(codes) - n_cells[wanted, None]
 
     def means(values: sp.csr_matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the means over the cells of every label and over all others, each `(labels, genes)`."""
+        """Return the means over the cells of every wanted label and over all others, each `(labels, genes)`."""
         inside = (members @ values).toarray()
-        outside = np.maximum(inside.sum(axis=0) - inside, 0)  # rounding can give values below zero
+        outside = np.maximum(np.asarray(values.sum(axis=0)) - inside, 0)  # rounding can give values below zero
         return inside / n_a, outside / np.maximum(n_b, 1)
 
     (mean_a, mean_b), squares = means(values), means(values.multiply(values).tocsr())
     variances = [np.maximum(square - mean**2, 0) for square, mean in zip(squares, (mean_a, mean_b), strict=True)]
-    error = variances[0] / np.maximum(n_a - 1, 1) + variances[1] / np.maximum(n_b - 1, 1)
+    error = variances[0] / (n_a - 1) + variances[1] / np.maximum(n_b - 1, 1)
     scores = np.where(error > ROUNDING_ERROR, (mean_a - mean_b) / np.sqrt(np.maximum(error, ROUNDING_ERROR)), 0.0)
-    scores[((n_a < 2) | (n_b < 2)).ravel()] = np.nan
+    scores[(n_b < 2).ravel()] = np.nan
     profile_a, profile_b = means(values.expm1())
     changes = np.log2(1 + profile_a) - np.log2(1 + profile_b)
     index = pd.Index(names, dtype=object)
-    return GroupDifferences(
-        pd.Series(n_cells, index=index), pd.DataFrame(scores, index=index), pd.DataFrame(changes, index=index)
-    )
+    tables = (pd.DataFrame(values, index=index[wanted]) for values in (scores, changes))
+    return GroupDifferences(pd.Series(n_cells, index=index), *tables)

@@ -6,7 +6,7 @@ Cells are read by perturbation, group and match. The baselines are predicted fro
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeAlias
 
@@ -16,7 +16,7 @@ from anndata import AnnData
 from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import as_label
 
-from ._cells import REAL, Source, check_for_empty_cells, check_for_training_cells, labels_of, means
+from ._cells import REAL, Source, check_for_empty_cells, check_for_training_cells, labels_of, means, stacked
 from ._comparison import ALL, Comparison, Context
 from ._perturbation import GeneMoments, control_share_of, rank_score, unit_vectors
 from ._safety import copied_cells, warn_of_copies
@@ -130,22 +130,16 @@ class Perturbed:
         for place, row in enumerate(kept):
             group = ALL if source.labels is None else str(source.labels[row])
             rows.setdefault((parts[row], group), []).append(place)
-        return cls(source.name, source.read(kept), dict(sorted(rows.items())), matches[kept])
+        return cls(source.name, stacked(source.chunks(kept)), dict(sorted(rows.items())), matches[kept])
+
+    def rows_of(self, parts: Parts, group: str, match: str | None = None) -> NDArray[np.intp]:
+        """Return the positions of the cells of one perturbation (empty for control) in one group, or of one match."""
+        rows = np.array(self.rows.get((parts, group), []), dtype=np.intp)
+        return rows if match is None else rows[self.matches[rows] == match]
 
     def of(self, parts: Parts, group: str, match: str | None = None) -> Expression:
         """Return the cells of one perturbation (empty for control) in one group, or only those of one match."""
-        rows = np.array(self.rows.get((parts, group), []), dtype=np.intp)
-        return self.expression[rows if match is None else rows[self.matches[rows] == match]]
-
-    def enough_of(self, parts: Parts, group: str, wanted: Parts, match: str | None = None) -> Expression:
-        """Return the same cells. If there are fewer than two, raise and name the perturbation that needs them."""
-        found = self.of(parts, group, match)
-        if len(found) < MIN_CELLS:
-            where = f"perturbation {SEPARATOR.join(wanted)!r}" + ("" if group == ALL else f" in group {group!r}")
-            where += f" with the match {match!r}" if match else ""
-            msg = f"`{self.name}` must have at least {MIN_CELLS} cells for {where}, but has {len(found)}."
-            raise ValueError(msg)
-        return found
+        return self.expression[self.rows_of(parts, group, match)]
 
     def with_matches(self, known: Collection[tuple[str, str]]) -> Self:
         """Leave out cells whose group and match are not known."""
@@ -217,7 +211,32 @@ def read_perturbed(
             perturbed[name] = sources[name][np.flatnonzero(is_perturbed)]
         check_for_training_cells(perturbed)
     sets = {name: Perturbed.read(given[name], source, key, split_name, match_keys) for name, source in sources.items()}
+    _check_numbers_of_cells(sets)
     return sets, split_name
+
+
+def _check_numbers_of_cells(sets: Mapping[str, Perturbed]) -> None:
+    """Raise unless every perturbation has real, predicted and control cells of its group, with each of its matches.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two.
+    """
+    real, faults = sets["real_test"], []
+    for parts, group in real.rows:
+        needed: list[tuple[str, Parts, str | None]] = [("real_test", parts, None)]
+        for match in real.shares(parts, group):
+            needed += [("synthetic", parts, match), ("control", (), match)]
+        for name, which, match in needed:
+            if (n_cells := len(sets[name].rows_of(which, group, match))) < MIN_CELLS:
+                where = f"perturbation {SEPARATOR.join(parts)!r}" + ("" if group == ALL else f" in group {group!r}")
+                where += f" with the match {match!r}" if match else ""
+                faults.append(f"`{name}` must have at least {MIN_CELLS} cells for {where}, but has {n_cells}.")
+    if faults:
+        others = f" In all, there are {len(faults)} such cases." if len(faults) > 1 else ""
+        msg = f"{faults[0]}{others} Leave such perturbations out of `real_test`, or give more cells."
+        raise ValueError(msg)
 
 
 @dataclass(frozen=True)
@@ -323,6 +342,7 @@ class Profiles:
     control_shares: Mapping[str, float]
     space: ComparisonSpace | None
     draws: Draws
+    _last_control: dict[tuple[object, ...], Profile] = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, cells: Expression, control_share: float = 0.0) -> Profile:
         """Compute the moments of all cells, and draw some cells for distances."""
@@ -332,11 +352,10 @@ class Profiles:
         moments = replace(GeneMoments.of(cells), control_share=control_share)
         return Profile(moments, drawn.values.toarray() if self.space is None else self.space.project(drawn))
 
-    def matched(self, name: str, parts: Parts, group: str, shares: Mapping[str, float], wanted: Parts) -> Profile:
+    def matched(self, name: str, parts: Parts, group: str, shares: Mapping[str, float]) -> Profile:
         """Compute the moments of cells with these shares of matches, and draw such cells for distances."""
         control_share = self.control_shares[name]
-        cells = {match: self.sets[name].enough_of(parts, group, wanted, match) for match in shares}
-        found = {match: self.of(own, control_share) for match, own in cells.items()}
+        found = {match: self.of(self.sets[name].of(parts, group, match), control_share) for match in shares}
         if len(found) == 1:
             return next(iter(found.values()))
         n_drawn = mixed_rows({match: len(own.pcs) for match, own in found.items()}, shares, self.draws.max_cells)
@@ -344,6 +363,14 @@ class Profiles:
         pcs = [own.pcs[np.sort(rng.permutation(len(own.pcs))[: n_drawn[match]])] for match, own in found.items()]
         moments = mix({match: own.moments for match, own in found.items()}, shares)
         return Profile(replace(moments, control_share=control_share), np.concatenate(pcs))
+
+    def matched_control(self, group: str, shares: Mapping[str, float]) -> Profile:
+        """Return such control cells. The next perturbation often needs the same: the last ones are kept."""
+        place = (group, *shares.items())
+        if place not in self._last_control:
+            self._last_control.clear()
+            self._last_control[place] = self.matched("control", (), group, shares)
+        return self._last_control[place]
 
     def moved(self, cells: Profile, group: str, shares: Mapping[str, float], shift: Shift) -> Profile:
         """Shift all cells by a change of the genes. The projection is linear."""
@@ -353,8 +380,8 @@ class Profiles:
     def predictions(self, parts: Parts, group: str, mean_response: Shift | None) -> dict[str, Profile]:
         """Compute all predictions of a perturbation in a group, by the names of their columns in the table."""
         shares = self.sets["real_test"].shares(parts, group)
-        found = {"value": self.matched("synthetic", parts, group, shares, parts)}
-        found["no_change"] = control = self.matched("control", (), group, shares, parts)
+        found = {"value": self.matched("synthetic", parts, group, shares)}
+        found["no_change"] = control = self.matched_control(group, shares)
         if mean_response is not None:
             found["mean_shift"] = self.moved(control, group, shares, mean_response)
         single = {(part,): self.trained.get(((part,), group)) for part in parts}
@@ -363,8 +390,8 @@ class Profiles:
             found["additive"] = self.moved(control, group, shares, changes)
         for name, cells in self.sets.items():
             is_other = name not in ("real_test", "synthetic", "control", "train")
-            if is_other and all(len(cells.of(parts, group, match)) >= MIN_CELLS for match in shares):
-                found[name] = self.matched(name, parts, group, shares, parts)
+            if is_other and all(len(cells.rows_of(parts, group, match)) >= MIN_CELLS for match in shares):
+                found[name] = self.matched(name, parts, group, shares)
         return found
 
 
@@ -420,8 +447,8 @@ def perturbation_contexts(
     panels = {}
     if with_panels:
         panels = _panels(real, controls, halves, draws.n_floor, ~given["real_test"].var_names.isin(perturbed))
-    for parts, group in real.rows:
-        cells = real.enough_of(parts, group, parts)
+    for parts, group in sorted(real.rows, key=lambda place: place[1]):  # those with the same control cells together
+        cells = real.of(parts, group)
         predictions = profiles.predictions(parts, group, mean_response)
         of_real = replace(profiles.of(cells), moments=real.moments(parts, group))
         compare = partial(Comparison, control=predictions["no_change"], mean_response=predictions.get("mean_shift"))
@@ -453,11 +480,10 @@ def _panels(
     """Return the panel of each perturbation in its group, and those of the first halves in every split."""
     panels: dict[tuple[Parts, str], list[Panel]] = {}
     for group in {group for _, group in real.rows}:
-        shares = {parts: real.shares(parts, group) for parts, own in real.rows if own == group}
-        known = [parts for parts, own in shares.items() if all((group, match) in controls for match in own)]
-        directions = np.empty((1 + n_splits, len(known), np.count_nonzero(genes)), dtype=np.float32)
-        for row, parts in enumerate(known):  # others raise later
-            control = np.sum([share * controls[group, match].mean for match, share in shares[parts].items()], axis=0)
+        shares = {parts: real.shares(parts, group) for parts, place in real.rows if place == group}
+        directions = np.empty((1 + n_splits, len(shares), np.count_nonzero(genes)), dtype=np.float32)
+        for row, (parts, own) in enumerate(shares.items()):
+            control = np.sum([share * controls[group, match].mean for match, share in own.items()], axis=0)
             cells = real.of(parts, group)
             firsts = [cells[first] for first, _ in halves[parts, group]] or [cells] * n_splits
             changes = np.array([(means(one.values) - control)[genes] for one in (cells, *firsts)])

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from ._cells import Expression
+from ._cells import Expression, stacked
 from ._comparison import ALL, Comparison, Context, Fingerprints, Half, Sample, Training
 from ._distribution import median_squared_distance
 from ._safety import fingerprints_of
@@ -106,7 +106,7 @@ def draw_pools(
     rest = rng.permutation(len(source))
     if space is None:  # fit it to cells that are compared with nothing
         fitted, rest = np.split(rest, [len(rest) // (3 if train is None else 2)])
-        space = ComparisonSpace.fit(_stacked([*source.chunks(fitted[:FIT_CELLS])]), seed=draws.seed)
+        space = ComparisonSpace.fit(stacked(source.chunks(fitted[:FIT_CELLS])), seed=draws.seed)
     real_rows = rest if train is None else np.arange(len(real))
     available = [len(real_rows) // 2] if train is None else [len(real_rows), len(rest)]
     n_cells = min(*available, len(synthetic), draws.max_cells)
@@ -139,7 +139,7 @@ def _draw(
     for chunk in source.chunks(rows[drawn]):
         chunks.append(chunk)
         pcs.append(space.project(chunk))
-    return Pool(Sample(_stacked(chunks), np.concatenate(pcs), labels), n_of_all)
+    return Pool(Sample(stacked(chunks), np.concatenate(pcs), labels), n_of_all)
 
 
 def _training(train: Source, space: ComparisonSpace, not_fitted: NDArray) -> Training:
@@ -163,12 +163,6 @@ def read_fingerprints(sources: Mapping[str, Source], training: Training | None) 
     )
     kinds = {source.are_counts for source in sources.values()}
     return Fingerprints(real, synthetic, None if training is None else training.fingerprints, len(kinds) == 1)
-
-
-def _stacked(parts: list[Expression]) -> Expression:
-    sizes = [part.library_sizes for part in parts]
-    values = sp.vstack([part.values for part in parts], format="csr")
-    return Expression(values, None if any(size is None for size in sizes) else np.concatenate(sizes))
 
 
 def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | None:
@@ -202,7 +196,8 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
     value = compare(first, pools.synthetic.sample[synthetic[:n_cells]], released=pools.released)
     draw_floor = split_real if pools.floor is None else lambda: compare(first, draw_others())
     floors = [draw_floor() for _ in range(draws.n_floor if has_others else 0)]
-    held_out_floors = [split_real() for _ in range(draws.n_floor if pools.training is not None else 0)]
+    is_judged_by_training = pools.training is not None and group is None
+    held_out_floors = [split_real() for _ in range(draws.n_floor if is_judged_by_training else 0)]
     shuffled = [compare(first, shuffle_genes(draw_others(), pools.space.project, rng))] if has_others else []
     return Context(
         {"group": ALL if group is None else group},

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ._cells import Cells, Expression
 
 NEAREST_SHARE = 0.01  # a synthetic cell is "near" if it is nearer than this share of the held-out cells
+SAME = 1e-5  # of a typical distance: what rounding leaves between equal cells
 N_CANDIDATES = 3  # extra neighbours to look up, whose distances are computed again
 EMPTY = 0  # fingerprint of a cell without counts
 MANY_COPIES = 0.2  # a larger share of held-out cells among synthetic ones is no accident
@@ -102,7 +103,8 @@ def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep:
 
     Returns
     -------
-    `nearest_train_ratio` (NaN if most held-out cells are copies of training cells) and `nearer_than_held_out`.
+    `nearest_train_ratio` (NaN if most held-out cells are copies of training cells) and `nearer_than_held_out` (NaN if
+    about 1 % are, as in very sparse data: no cell can be nearer than these).
 
     References
     ----------
@@ -120,8 +122,13 @@ def nearest_ratio(of_held_out: NDArray, of_synthetic: NDArray) -> float:
 
 
 def share_of_nearer(of_held_out: NDArray, of_synthetic: NDArray) -> float:
-    """Return the share of synthetic cells nearer to training cells than nearly all held-out ones."""
-    return float((of_synthetic < np.quantile(of_held_out, NEAREST_SHARE)).mean())
+    """Return the share of synthetic cells nearer to training cells than nearly all held-out ones.
+
+    NaN if so many held-out cells are copies that no cell can be nearer.
+    """
+    near = np.quantile(of_held_out, NEAREST_SHARE)
+    is_known = near > SAME * np.median(of_held_out)
+    return float((of_synthetic < near).mean()) if is_known else float("nan")
 
 
 def copied_cells(synthetic: Cells | Expression, train: Cells | Expression, *, layer: str | None = None) -> float:

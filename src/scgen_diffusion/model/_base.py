@@ -523,7 +523,7 @@ class DiffusionModel(BaseModelClass):
             Where to train; passed to Lightning.
         train_size
             Share of cells to train on. Default: what ``validation_size`` leaves, or else 90 % (all but 2 000 cells in
-            larger data).
+            larger data). A model that is trained on keeps its split, unless you give a share.
         validation_size
             Share of cells to validate on. Default: all cells that are not trained on.
         batch_size
@@ -599,6 +599,7 @@ class DiffusionModel(BaseModelClass):
             check_trainer_options(**trainer_kwargs)
             self._take_cells(datamodule)
             self._cells.check()
+            keep_split |= bool(self.trained_stages_) and train_size is None and validation_size is None
             if not (keep_split and self._split_fits):
                 parts = split_cells(self._cells.n_cells, train_size, validation_size)
                 self.train_indices_, self.validation_indices_, self.test_indices_ = parts
@@ -1179,8 +1180,9 @@ class DiffusionModel(BaseModelClass):
 
             - ``"verdict"``: one row per combination of conditions, at most 1 000. ``verdict`` is ``"supported"``,
               ``"extrapolated"`` or ``"unknown"``; ``reason`` says why. See the user guide, "Can I trust this
-              prediction?". The conditions are columns, as in `obs`, and ``n_cells`` counts the cells. ``strength`` is
-              the root mean square of the mean changes, without sampling noise, if there are mean changes.
+              prediction?". The conditions are columns, as in `obs`, unless they are named like another column, and
+              ``n_cells`` counts the cells. ``strength`` is the root mean square of the mean changes, without sampling
+              noise, if there are mean changes.
             - ``"mean_change"``: one row per ``combination`` and ``gene``. ``change`` is the mean of the predicted minus
               that of the given cells, in log-normalised expression. Of as many measured cells, 90 % of the genes should
               lie between ``lower`` and ``upper``, which are NaN for a single cell, and if training had fewer than two
@@ -1312,12 +1314,15 @@ class DiffusionModel(BaseModelClass):
             sample=sample,
             seed=seed,
         )
-        cells = prediction.cells
+        cells, of_obs = prediction.cells, ""
         if not isinstance(cells.source, CellFiles):  # whose conditions alone are written
-            check_writable(cells.obs(self.conditions))
+            obs = cells.obs(self.conditions)
+            check_writable(obs)
+            of_obs = digest_of(list(obs), pd.util.hash_pandas_object(obs, index=False).to_numpy())
         rows, arguments = self._shards(len(cells.rows), shard_size, seed)
         given = cells.source if isinstance(cells.source, CellFiles) else self._registered(cells.source)
-        identity = {**prediction.identity, **arguments, "control cells": DIGEST + digest_of(given.digest, cells.rows)}
+        of_cells = digest_of(given.digest, cells.rows, cells.own, of_obs)
+        identity = {**prediction.identity, **arguments, "control cells": DIGEST + of_cells}
         stream = Stream(goal, identity, len(rows))
         begun = stream.start(prediction.request.seed, overwrite=overwrite, n_ranks=n_ranks)
         if begun is None:

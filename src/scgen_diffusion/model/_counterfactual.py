@@ -160,7 +160,7 @@ class Prediction:
         sampling = engine.sampling(sampler, n_steps, guidance, output)
         cells = control_cells(model, adata_control, indices, condition)
         for sizes in library_size.values() if isinstance(library_size, Mapping) else [library_size]:
-            check_order("`library_size`", sizes, cells.names)
+            check_order("`library_size`", sizes, cells)
         chosen = {"method": method, "residuals": residuals, "sample": sample}
         residuals_of_cells = model._check_counterfactual_options(chosen)
         chosen_method = model._counterfactual_method(cells, method)
@@ -308,6 +308,12 @@ def control_cells(
         check_same_registry(files.registry, model.registry_)
         source, rows = files, check_rows(indices, files.n_cells)
         own = files.codes[rows]
+        if n_open := int((own == OPEN).any(1).sum()):
+            msg = (
+                f"The files were opened with `indices`, and {n_open:,} of the {len(rows):,} cells to predict are not "
+                "among these. Give the same `indices` here."
+            )
+            raise ValueError(msg)
     else:
         given = model._given(adata, "adata_control")
         rows = check_rows(indices, given.n_obs)
@@ -335,7 +341,7 @@ def control_cells(
         raise ValueError(msg)
     cells = ControlCells(source, rows, own, own, {} if isinstance(source, CellFiles) else _unwritable_texts(source.obs))
     if isinstance(condition, Mapping | pd.DataFrame):
-        _check_one_per_cell(conditions, condition, cells.names)
+        _check_one_per_cell(conditions, condition, cells)
     requested = conditions.encode(condition, len(rows))
     return replace(cells, codes=np.where(requested == OPEN, own, requested))
 
@@ -362,7 +368,7 @@ def _check_learned(model: DiffusionModel, codes: np.ndarray, method: str) -> Non
         key.check_learned(codes[:, columns], model.conditions.combinations[:, columns])
 
 
-def _check_one_per_cell(conditions: Conditions, condition: ConditionRequest, names: pd.Index) -> None:
+def _check_one_per_cell(conditions: Conditions, condition: ConditionRequest, cells: ControlCells) -> None:
     """Raise unless a request gives one value for all cells, or one per cell in their order."""
     given: list[tuple[str, str, int]] = []
     if isinstance(condition, pd.DataFrame):
@@ -371,21 +377,24 @@ def _check_one_per_cell(conditions: Conditions, condition: ConditionRequest, nam
         lengths = conditions.lengths(conditions.named(condition))
         given = [(f"`condition[{key!r}]`", "values", length) for key, length in lengths.items()]
     for what, unit, found in given:
-        if found != len(names):
-            msg = f"{what} has {found} {unit} for {len(names)} cells; give one value for all cells, or one per cell."
+        if found != len(cells.rows):
+            msg = (
+                f"{what} has {found} {unit} for {len(cells.rows)} cells; give one value for all cells, or one per cell."
+            )
             raise ValueError(msg)
     if isinstance(condition, pd.DataFrame):
-        check_order("the `condition` table", condition, names)
+        check_order("the `condition` table", condition, cells)
     elif isinstance(condition, Mapping):
         for key, values in condition.items():
-            check_order(f"`condition[{key!r}]`", values, names)
+            check_order(f"`condition[{key!r}]`", values, cells)
 
 
-def check_order(what: str, given: Any, names: pd.Index) -> None:
+def check_order(what: str, given: Any, cells: ControlCells) -> None:
     """Raise if a table or column of pandas has the cells' names in another order."""
-    if not isinstance(given, pd.Series | pd.DataFrame) or given.index.equals(names):
-        return
-    if names.is_unique and set(given.index) == set(names):
+    if not isinstance(given, pd.Series | pd.DataFrame):
+        return  # names of cells in files are read only if needed
+    names = cells.names
+    if not given.index.equals(names) and names.is_unique and set(given.index) == set(names):
         msg = f"The rows of {what} are the cells in another order; use .loc[adata_control.obs_names]."
         raise ValueError(msg)
 

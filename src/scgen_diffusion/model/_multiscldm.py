@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import numpy as np
 import pandas as pd
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.generation import LibrarySizes
+    from scgen_diffusion.module import Trainable
     from scgen_diffusion.train import AutoencoderRecipe, Recipe, TrainingCells
 
 KL_WEIGHT_WITH_PANEL = 0.3  # the many counts of a protein tell much about a cell
@@ -386,6 +387,10 @@ class MULTISCLDM(SCLDM):
         super()._take_cells(datamodule)
         if isinstance(datamodule, MuDataFiles):
             self.modality_vars_ = {name: plain_columns(var) for name, var in datamodule.modality_vars.items()}
+
+    def _copy_reference(self, reference: Self, trainable: Trainable) -> None:
+        super()._copy_reference(reference, trainable)
+        self.modality_vars_ = dict(reference.modality_vars_)  # the new cells may lack modalities
 
     @classmethod
     def _register_like(cls, adata: MuData, registry: Mapping[str, Any], genes: pd.Index, **options: Any) -> None:

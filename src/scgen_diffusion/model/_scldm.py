@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
     from ._counterfactual import ControlCells
 
+MOST_GROUPS = 10_000  # of the transport, whose memory and time grow with their square and cube: 4 GB and minutes
 LATENTS_IN_MEMORY = 2 << 30  # bytes
 LATENTS_IN_MEMORY_WITH_FILES = 64 << 20  # cells are in files to save memory
 N_NAMED = 3
@@ -371,6 +372,8 @@ class SCLDM(AutoencoderModel):
         if not groups:
             msg = f"No perturbed training cells have control cells ({control}) with {where}."
             raise ValueError(msg)
+        if len(groups) > MOST_GROUPS:
+            raise ValueError(_too_many(groups))
         perturbed = self._labeled_indices[~self._are_control(control)]
         unpaired = np.setdiff1d(perturbed, np.concatenate([group.perturbed for group in groups]))
         if len(unpaired):
@@ -424,6 +427,9 @@ class SCLDM(AutoencoderModel):
                 f"know {new}. It forgets the other perturbations: predict them with the reference, or train a new "
                 "model on all cells together. `train_prior` keeps the reference's transport."
             )
+        if len(groups) > MOST_GROUPS:
+            warn_user(f"The transport is not trained. {_too_many(groups)}")
+            return stages
         if groups:
             return [*stages, "transport"]
         others = ", ".join(self._names_of_groups(control))
@@ -618,3 +624,10 @@ class SCLDM(AutoencoderModel):
         control = np.where(are_same.any(0), exact, control)
         start = f"The transport starts from unperturbed cells ({self.conditions.describe(control)})"
         return f"{start} and changes no other key, but {' and '.join(faults)}."
+
+
+def _too_many(groups: Sequence[Any]) -> str:
+    return (
+        f"There are {len(groups):,} groups of perturbed cells, such as a perturbation in a cell type, and the "
+        f"transport learns from {MOST_GROUPS:,} at most. Train a model of fewer perturbations, or condition on fewer keys."
+    )

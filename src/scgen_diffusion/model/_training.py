@@ -117,10 +117,11 @@ def other_ends(options: Mapping[str, Any]) -> list[str]:
 def check_watched(options: Mapping[str, Any], stages: Sequence[str]) -> None:
     """Raise ValueError if a callback watches a loss that only one of several stages has, so that another would fail."""
     for callback in options.get("callbacks") or ():
-        if len(stages) > 1 and isinstance(callback, EarlyStopping) and callback.strict:
+        watched = getattr(callback, "monitor", None)
+        if len(stages) > 1 and watched is not None and getattr(callback, "strict", True):
             msg = (
-                f"`callbacks` has an EarlyStopping that watches {callback.monitor!r}, but the stages {list(stages)} "
-                "have losses of their own. Pass `early_stopping=True` for all stages, or train each by itself: "
+                f"`callbacks` has a {type(callback).__name__} that watches {watched!r}, but the stages {list(stages)} "
+                "have losses of their own. Pass `early_stopping=True` to stop all stages, or train each by itself: "
                 f"model.train_{stages[0]}(callbacks=...)."
             )
             raise ValueError(msg)

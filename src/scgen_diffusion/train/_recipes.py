@@ -8,6 +8,8 @@ from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Literal, get_args
 
+import numpy as np
+
 from scgen_diffusion._arguments import check_count, is_number
 
 if TYPE_CHECKING:
@@ -87,6 +89,9 @@ class Recipe:
             raise ValueError(msg)
         for field in fields(self):
             value = getattr(self, field.name)
+            if isinstance(value, np.generic):
+                value = value.item()
+                object.__setattr__(self, field.name, value)  # checkpoints and Lightning take no numbers of numpy
             if field.name in SHARES and not (is_number(value) and 0 <= value <= 1):
                 msg = f"`{field.name}` must be a number from 0 to 1, but found {value!r}."
                 raise ValueError(msg)
@@ -95,7 +100,12 @@ class Recipe:
                 raise ValueError(msg)
         for name in ("max_rounds", "n_epochs", "most_cells"):
             if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, check_count(name, value))  # Lightning takes no numbers of numpy
+                check_count(name, value)
+        betas = np.asarray(self.betas)
+        if betas.shape != (2,) or not all(is_number(beta) and 0 <= beta < 1 for beta in betas.tolist()):
+            msg = f"`betas` must be two numbers from 0 to below 1, but found {self.betas!r}."
+            raise ValueError(msg)
+        object.__setattr__(self, "betas", tuple(betas.tolist()))
 
     def max_epochs(self, n_cells: int) -> int:
         """Return the number of epochs of a round for ``n_cells`` training cells."""
