@@ -48,7 +48,7 @@ def test_a_checkpoint_of_another_model_costs_no_trained_stage(own, foreign_check
 )
 def test_an_option_that_is_refused_late_costs_no_trained_stage(own, options):
     before = cells_of(own)
-    with pytest.raises(ValueError, match="max_rounds|strategy"):
+    with pytest.raises(ValueError, match="check_val_every_n_epoch|strategy"):
         own.train(5, **QUICK, **options)
     assert np.array_equal(cells_of(own), before)
 

@@ -629,5 +629,6 @@ class SCLDM(AutoencoderModel):
 def _too_many(groups: Sequence[Any]) -> str:
     return (
         f"There are {len(groups):,} groups of perturbed cells, such as a perturbation in a cell type, and the "
-        f"transport learns from {MOST_GROUPS:,} at most. Train a model of fewer perturbations, or condition on fewer keys."
+        f"transport learns from {MOST_GROUPS:,} at most. Train a model of fewer perturbations, or condition on fewer "
+        "keys."
     )
