@@ -1,6 +1,6 @@
 """How fast, in how much memory? Steps and calls of the package and of the published systems, on simulated cells.
 
-    python -m benchmarks.speed                                  # everything on this processor; 15 minutes on two cores
+    python -m benchmarks.speed                                  # everything on this processor; 20 minutes on two cores
     python -m benchmarks.speed --write-only                     # only write the tables from the stored results
     python -m benchmarks.speed --systems package SCRDIT --threads 1
     python -m benchmarks.speed --systems published-scrdit SCRDIT-published-size SCRDIT --batch 16 128
@@ -36,8 +36,7 @@ TRAIN = "--seconds 1 --threads 2 --stages training_step --batch"
 SAMPLE = "--seconds 1 --threads 2 --stages generate generate_ddim"
 #: What a run without ``--systems`` measures; the last line, with one thread, gives CPU time.
 EVERYTHING = (
-    "--systems published package --threads 2 --seconds 2",
-    "--systems package-published-sizes --threads 2 --seconds 2 --stages autoencoder_step prior_step generate",
+    "--systems published package-published-sizes package --threads 2 --seconds 2",
     "--systems package --threads 2 --seconds 1 --batch 256 --stages prior_step",
     "--systems package --threads 2 --seconds 1 --batch 512 --stages transport_step",
     f"--systems published-scrdit SCRDIT-published-size {TRAIN} 16",

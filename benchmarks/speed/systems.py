@@ -373,7 +373,12 @@ class PackageSystem(System):
 class PackagePublishedSizes(PackageSystem):
     """SCLDM with the published architecture, computed as in the package."""
 
+    stages = ("autoencoder_step", "prior_step", "generate")
     size = "published"
+    counted = (
+        "autoencoder_step",
+        "prior_step",
+    )  # torch's counter fails where gene queries are decoded without gradients
 
 
 # --- gene space ------------------------------------------------------------------------------------------------
