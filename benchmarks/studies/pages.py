@@ -304,7 +304,7 @@ def doses(table: pd.DataFrame) -> Blocks:
     }
     means = table.groupby("method")[list(columns.values())].agg(mean_with_interval)
     order = table.groupby("method")["error"].mean().sort_values().index
-    text = _table(means, {name: name for name in order}, columns, corner="way to tell a curve", write="{}")
+    text = _table(means, {name: name for name in order}, columns, corner="method", write="{}")
     return {("docs/user_guide/numbers.md", "doses"): text}
 
 

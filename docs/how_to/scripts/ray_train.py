@@ -26,7 +26,8 @@ def train(asked: dict[str, Any]) -> None:
 
     scvi.settings.seed = 0
     adata = anndata.read_h5ad(asked["cells"]) if asked["cells"] else scgd.datasets.pbmc68k_reduced()
-    scgd.model.SCLDM.setup_anndata(adata, layer="counts", condition_keys=asked["condition_keys"])
+    layer = None if asked["layer"] == "X" else asked["layer"]
+    scgd.model.SCLDM.setup_anndata(adata, layer=layer, condition_keys=asked["condition_keys"])
     model = scgd.model.SCLDM(adata)
     model.train(
         asked["max_epochs"],
@@ -47,6 +48,7 @@ def train(asked: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", help="an .h5ad file that all workers see; without one: 700 blood cells")
+    parser.add_argument("--layer", default="counts", help="where the counts are; 'X' for adata.X")
     parser.add_argument("--condition-keys", nargs="*", default=["cell_type"])
     parser.add_argument("--output", default="model", help="folder that all workers see")
     parser.add_argument("--max-epochs", type=int)
