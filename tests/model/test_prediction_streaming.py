@@ -202,6 +202,14 @@ def test_control_cells_with_other_labels_are_another_request(model, control, tmp
         model.predict_perturbation_to(goal, other, **REQUEST)
 
 
+def test_cells_without_any_columns_are_written_too(make_trained, make_cells, tmp_path):
+    cells = make_cells()
+    cells.obs = cells.obs[[]]
+    model = make_trained(cells, condition_keys=[])
+    path = model.predict_perturbation_to(tmp_path / "cells.h5ad", residuals="new", seed=0)
+    assert anndata.read_h5ad(path).n_obs == cells.n_obs
+
+
 def test_names_of_cells_in_files_are_read_only_for_the_cells_that_are_written(model, h5ad, tmp_path, monkeypatch):
     files, asked = CellFiles.like(model.registry, h5ad), []
     monkeypatch.setattr(CellFiles, "names", lambda self, rows: asked.append(len(rows)) or files_names(self, rows))

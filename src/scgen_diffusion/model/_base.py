@@ -1318,7 +1318,8 @@ class DiffusionModel(BaseModelClass):
         if not isinstance(cells.source, CellFiles):  # whose conditions alone are written
             obs = cells.obs(self.conditions)
             check_writable(obs)
-            of_obs = digest_of(list(obs), pd.util.hash_pandas_object(obs, index=False).to_numpy())
+            columns = (pd.util.hash_pandas_object(column, index=False).to_numpy() for _, column in obs.items())
+            of_obs = digest_of(list(obs), *columns)
         rows, arguments = self._shards(len(cells.rows), shard_size, seed)
         given = cells.source if isinstance(cells.source, CellFiles) else self._registered(cells.source)
         of_cells = digest_of(given.digest, cells.rows, cells.own, of_obs)
