@@ -375,10 +375,8 @@ class PackagePublishedSizes(PackageSystem):
 
     stages = ("autoencoder_step", "prior_step", "generate")
     size = "published"
-    counted = (
-        "autoencoder_step",
-        "prior_step",
-    )  # torch's counter fails where gene queries are decoded without gradients
+    # torch's counter fails where gene queries are decoded without gradients
+    counted = ("autoencoder_step", "prior_step")
 
 
 # --- gene space ------------------------------------------------------------------------------------------------

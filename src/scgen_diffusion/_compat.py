@@ -57,6 +57,13 @@ def registered_manager(model_class: type[BaseModelClass], adata: AnnData) -> Ann
     return model_class._get_most_recent_anndata_manager(adata, required=True)
 
 
+def was_set_up_last(manager: AnnDataManager) -> bool:
+    """Return whether what is registered in a manager's cells is its own, not that of a later ``setup_anndata``."""
+    from scvi.data import _constants
+
+    return manager.adata.uns.get(_constants._MANAGER_UUID_KEY) == manager.id
+
+
 def forget_cells(model: BaseModelClass, manager: AnnDataManager) -> None:
     """Remove cells from what a model, and the setup of its class, have registered."""
     for registered in (model._per_instance_manager_store[model.id], model._setup_adata_manager_store):

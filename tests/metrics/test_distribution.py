@@ -68,8 +68,11 @@ def test_sliced_w2_of_a_translation_is_its_length_over_the_root_of_the_dimension
 
 
 def test_directions_in_many_dimensions_are_orthonormal_and_no_more_than_needed():
-    directions = _distribution._orthonormal_directions(3_000, 10, np.random.default_rng(0))
+    rng, other = np.random.default_rng(0), np.random.default_rng(0)
+    directions = _distribution._orthonormal_directions(3_000, 10, rng)
     np.testing.assert_allclose(directions.T @ directions, np.eye(10), atol=1e-12)
+    other.standard_normal((3_000, 10))
+    assert rng.bit_generator.state == other.bit_generator.state
 
 
 def test_sliced_w2_never_exceeds_w2():

@@ -189,6 +189,19 @@ def test_a_model_knows_its_cells_after_they_were_set_up_for_another(make_cells, 
     assert sorted(other.conditions.n_cells) == sorted(adata.obs["dose"].value_counts())
 
 
+def test_a_look_at_a_model_whose_cells_changed_leaves_the_model_as_it_was(make_trained, make_cells, tmp_path):
+    adata = make_cells()
+    model = make_trained(adata, condition_keys=["cell_type"])
+    before = str(model)
+    adata.obs = adata.obs.rename(columns={"cell_type": "type"})
+    SCLDM.setup_anndata(adata, condition_keys=["type"])
+    assert str(model) == before
+    with pytest.raises(KeyError, match="cell_type"):
+        model._registered_codes  # noqa: B018
+    assert model.generate(3, {"cell_type": "NK"}, seed=0).n_obs == 3
+    model.save(tmp_path / "model")
+
+
 def test_cells_given_to_a_method_can_be_deregistered(trained, make_cells):
     cells = make_cells(seed=1)
     before = trained.predict_perturbation(cells, {"dose": 10}, seed=0).X

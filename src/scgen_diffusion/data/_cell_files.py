@@ -570,7 +570,7 @@ def _as_classes(part: pd.Series) -> pd.Categorical:
 
 
 def _union(parts: Sequence[pd.Categorical]) -> pd.Categorical:
-    """Join classes, in their order if it is the same in all parts, or else sorted. A part without any gets others."""
+    """Join classes, in their order if it is the same in all parts, or else sorted; a part may have none."""
     known = next((part.dtype for part in parts if len(part.categories)), parts[0].dtype)
     parts = [part if len(part.categories) else pd.Categorical.from_codes(part.codes, dtype=known) for part in parts]
     is_same = all(part.categories.equals(parts[0].categories) for part in parts)

@@ -13,6 +13,8 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.dataloaders import AnnDataLoader
 from torch.utils.data import DataLoader
 
+from scgen_diffusion._compat import was_set_up_last
+
 from ._anndata_file import FileMatrix, Rows, dense
 from ._checks import check_not_empty, check_same_genes, check_values, row_sums
 from ._condition_setup import CONDITIONS, check_conditions, encode_cells, keys_of_state, names_and_arrays
@@ -65,7 +67,8 @@ class RegisteredCells:
         """The registered condition codes, ``(cells, columns)``."""
         if not self.by_key:
             return np.zeros((self.n_cells, 0))
-        self.manager.validate()  # registers the cells again if they were set up for another model in the meantime
+        if not was_set_up_last(self.manager):
+            return encode_cells(self.manager.adata, self.by_key)
         return np.asarray(self.manager.get_from_registry(CONDITIONS), dtype=float)
 
     @property

@@ -335,7 +335,7 @@ class GroupDifferences:
 
     def has_scores(self, label: str) -> bool:
         """Return whether there are enough cells with the label and without it."""
-        return bool(np.isfinite(self.scores.loc[label]).all())
+        return label in self.scores.index and bool(np.isfinite(self.scores.loc[label]).all())
 
     def top(self, label: str, n_genes: int) -> NDArray[np.intp]:
         """Return the positions of a label's top marker genes, best first."""
@@ -439,7 +439,7 @@ def compare_markers(real: GroupDifferences, synthetic: GroupDifferences, *, n_ge
     for label, n_real in real.n_cells[real.n_cells >= MIN_CELLS].items():
         n_synthetic = synthetic.n_cells.get(label, 0)
         rows[label] = [n_real, n_synthetic, *[float("nan")] * 3]
-        if n_synthetic < MIN_CELLS or not (real.has_scores(label) and synthetic.has_scores(label)):
+        if not (real.has_scores(label) and synthetic.has_scores(label)):
             continue
         markers, synthetic_markers = real.top(label, n_genes), synthetic.top(label, n_genes)
         union = np.union1d(markers, synthetic_markers)

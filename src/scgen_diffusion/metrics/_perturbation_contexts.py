@@ -342,7 +342,9 @@ class Profiles:
     control_shares: Mapping[str, float]
     space: ComparisonSpace | None
     draws: Draws
-    _last_control: dict[tuple[object, ...], Profile] = field(default_factory=dict, repr=False, compare=False)
+    _last_control: dict[tuple[object, ...], Profile] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def of(self, cells: Expression, control_share: float = 0.0) -> Profile:
         """Compute the moments of all cells, and draw some cells for distances."""

@@ -104,7 +104,7 @@ def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep:
     Returns
     -------
     `nearest_train_ratio` (NaN if most held-out cells are copies of training cells) and `nearer_than_held_out` (NaN if
-    about 1 % are, as in very sparse data: no cell can be nearer than these).
+    more than about 1 % are, as in very sparse data: no cell can be nearer than these).
 
     References
     ----------

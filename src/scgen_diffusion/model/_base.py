@@ -523,7 +523,7 @@ class DiffusionModel(BaseModelClass):
             Where to train; passed to Lightning.
         train_size
             Share of cells to train on. Default: what ``validation_size`` leaves, or else 90 % (all but 2 000 cells in
-            larger data). A model that is trained on keeps its split, unless you give a share.
+            larger data). If you train a model again, it keeps its split, unless you give a share.
         validation_size
             Share of cells to validate on. Default: all cells that are not trained on.
         batch_size

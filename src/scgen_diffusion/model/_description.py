@@ -92,7 +92,10 @@ def _new_labels(model: DiffusionModel) -> list[list[str]]:
 
 def _n_unlabeled(model: DiffusionModel) -> list[int]:
     """Count, per key, the model's cells without a label."""
-    keys, codes = model._condition_keys, model._registered_codes
+    keys = model._condition_keys
+    if not any(key.may_be_lacking for key in keys):  # then the columns of the cells, which may be gone, do not matter
+        return [0] * len(keys)
+    codes = model._registered_codes
     pairs = zip(keys, columns_of(keys), strict=True)
     return [int((~have_labels([key], codes[:, columns])).sum()) for key, columns in pairs]
 

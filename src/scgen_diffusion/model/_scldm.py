@@ -421,15 +421,15 @@ class SCLDM(AutoencoderModel):
         new = self._name_new_perturbations(groups) if self._keeps_transport else ""
         if self._keeps_transport and not new and (groups or self._are_control(control).all()):
             return stages
+        if len(groups) > MOST_GROUPS:
+            warn_user(f"The transport is not trained. {_too_many(groups)}")
+            return stages
         if new:
             warn_user(
                 "The transport is trained again, on the new cells alone, because the reference's transport does not "
                 f"know {new}. It forgets the other perturbations: predict them with the reference, or train a new "
                 "model on all cells together. `train_prior` keeps the reference's transport."
             )
-        if len(groups) > MOST_GROUPS:
-            warn_user(f"The transport is not trained. {_too_many(groups)}")
-            return stages
         if groups:
             return [*stages, "transport"]
         others = ", ".join(self._names_of_groups(control))
@@ -629,6 +629,6 @@ class SCLDM(AutoencoderModel):
 def _too_many(groups: Sequence[Any]) -> str:
     return (
         f"There are {len(groups):,} groups of perturbed cells, such as a perturbation in a cell type, and the "
-        f"transport learns from {MOST_GROUPS:,} at most. Train a model of fewer perturbations, or condition on fewer "
+        f"transport learns from {MOST_GROUPS:,} at most. Train a model on fewer perturbations, or condition on fewer "
         "keys."
     )

@@ -118,7 +118,7 @@ def check_watched(options: Mapping[str, Any], stages: Sequence[str]) -> None:
     """Raise ValueError if a callback watches a loss that only one of several stages has, so that another would fail."""
     for callback in options.get("callbacks") or ():
         watched = getattr(callback, "monitor", None)
-        if len(stages) > 1 and watched is not None and getattr(callback, "strict", True):
+        if len(stages) > 1 and watched not in (None, "epoch", "step") and getattr(callback, "strict", True):
             msg = (
                 f"`callbacks` has a {type(callback).__name__} that watches {watched!r}, but the stages {list(stages)} "
                 "have losses of their own. Pass `early_stopping=True` to stop all stages, or train each by itself: "

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 EXTRAPOLATED, UNKNOWN = "extrapolated", "unknown"  # verdicts, with their marks in a plot and in its title
 MARKS = {EXTRAPOLATED: ("o", "○"), UNKNOWN: ("x", "×")}
+FIGURES = ("n_cells", "strength", "verdict", "reason")  # columns of verdicts that are no conditions
 MOST_NAMED = 60  # perturbations or groups
 LETTER = 0.08  # inches
 TOP_COLOR = COLORS[1]  # for the genes that change most
@@ -262,6 +263,9 @@ def perturbation_strengths(
         if key not in verdicts:
             msg = f"`verdicts` has no column {key!r}. {known_names(key, list(verdicts))}"
             raise KeyError(msg)
+        if key in FIGURES:
+            msg = f"The column {key!r} of `verdicts` is no condition. Use 'combination', or rename the condition."
+            raise ValueError(msg)
     verdicts = verdicts.sort_values(group_keys, kind="stable") if group_keys else verdicts
     rows = pd.Series(join_labels(verdicts, keys), verdicts.index)
     columns = pd.Series(join_labels(verdicts, group_keys) if group_keys else "", verdicts.index)

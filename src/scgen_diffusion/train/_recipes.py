@@ -83,7 +83,7 @@ class Recipe:
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
-        """Check the schedule, the signs, the shares and the number of rounds."""
+        """Check the options, and turn numbers of numpy into plain ones."""
         if self.schedule not in get_args(Schedule):
             msg = f"`schedule` must be one of {get_args(Schedule)}, but found {self.schedule!r}."
             raise ValueError(msg)
