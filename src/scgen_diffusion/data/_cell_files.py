@@ -500,7 +500,8 @@ def read_columns(
         if len(parts) == 1:
             columns[name] = parts[0].array
             continue
-        parts = [part.astype(object) if part.isna().all() else part for part in parts]  # NaN is of any kind
+        if name not in numbers:  # a file without classes goes with classes of any kind
+            parts = [part.astype(object) if part.isna().all() else part for part in parts]
         kinds = [infer_dtype(part.cat.categories if _has_classes(part) else part, skipna=True) for part in parts]
         found = [KINDS.get(kind, kind) for kind in kinds]
         distinct = set(found) - {KINDS["empty"]}
