@@ -68,7 +68,7 @@ def _has_word(text: str, beginning: str) -> bool:
     return re.search(rf"(?<![^\W_]){re.escape(beginning)}", text) is not None
 
 
-def list_first(things: Sequence[object], most: int) -> str:
+def list_first(things: Sequence[object], most: int = 5) -> str:
     """List the first ``most`` things as text, and the number of the others."""
     more = f" and {len(things) - most} more" if len(things) > most else ""
     return ", ".join(map(str, things[:most])) + more

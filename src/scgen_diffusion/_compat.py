@@ -6,15 +6,11 @@ intends for subclasses to override or call, such as scvi-tools' ``_validate_annd
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from anndata import AnnData
     from mudata import MuData
     from scvi.data import AnnDataManager
@@ -64,12 +60,6 @@ def was_set_up_last(manager: AnnDataManager) -> bool:
     return manager.adata.uns.get(_constants._MANAGER_UUID_KEY) == manager.id
 
 
-def forget_cells(model: BaseModelClass, manager: AnnDataManager) -> None:
-    """Remove cells from what a model, and the setup of its class, have registered."""
-    for registered in (model._per_instance_manager_store[model.id], model._setup_adata_manager_store):
-        registered.pop(manager.adata_uuid, None)
-
-
 def separate_copy(model: BaseModelClass, adata: AnnData | MuData) -> None:
     """Let a copy of registered cells count as cells of its own, in place.
 
@@ -82,15 +72,3 @@ def separate_copy(model: BaseModelClass, adata: AnnData | MuData) -> None:
         manager = registered.get(adata.uns.get(_constants._SCVI_UUID_KEY))
         if manager is not None and manager.adata is not adata:
             del adata.uns[_constants._SCVI_UUID_KEY]
-
-
-@contextmanager
-def without_notes() -> Iterator[None]:
-    """Keep scvi-tools from noting that it registers given cells, which it does for every call."""
-    logger = logging.getLogger("scvi")
-    level = logger.level
-    logger.setLevel(max(level, logging.WARNING))
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -20,14 +20,6 @@ def cells(world):
     return world.cells(EACH, np.random.default_rng(1))
 
 
-def test_the_world_is_that_of_the_issue():
-    sizes = known_world.N_TRAIN
-    assert sum(sizes.values()) == 1415
-    assert sizes["A", "treated"] == 73
-    assert sorted(sizes.values())[:4] == [5, 10, 20, 30]
-    assert all(50 <= n <= 500 for name, n in sizes.items() if not name[0].startswith("rare"))
-
-
 def test_a_condition_multiplies_20_genes_by_e(world):
     ratio = world.means[COMBINATIONS.index(("A", "treated"))] / world.means[COMBINATIONS.index(("A", "control"))]
     assert sorted(ratio.round(6)) == [1.0] * 80 + [round(np.e, 6)] * 20

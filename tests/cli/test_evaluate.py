@@ -275,3 +275,38 @@ def test_other_tables_and_several_modalities_get_no_report_and_no_cells_are_read
     ):
         code, _, err = call("report", files / cells, files / "synthetic.h5ad", *options, *out)
         assert (code, message in err, "Reading" in err) == (2, True, False), err
+
+
+@pytest.mark.parametrize(("level", "code"), [("note", 3), ("warning", 0)])
+def test_notes_fail_only_if_asked(judge, monkeypatch, level, code):
+    found = sgd.report.Verdict("One note.", (sgd.report.Finding("note", "realism", "so so"),))
+    monkeypatch.setattr(sgd.report, "verdict", lambda table: found)
+    assert judge("--fail-on", level)[0] == code
+
+
+def test_the_options_of_evaluate_perturbation_reach_python(call, perturbed, monkeypatch):
+    given = {}
+    table = pd.DataFrame({"metric": ["w2"], "value": [1.0]})
+    monkeypatch.setattr(sgd.metrics, "evaluate", lambda *cells, **options: given.update(options) or table)
+    files = [perturbed / f"{name}.h5ad" for name in ("real", "predicted")]
+    options = ["--control", perturbed / "control.h5ad", "-p", "gene", "--separator", "_", "--seed", "4", "-l", "raw"]
+    options += ["-g", "cell_type", "--match", "donor", "--max-cells", "50", "--n-floor", "2"]
+    assert call("evaluate-perturbation", *files, *options)[0] == 0
+    del given["control"]
+    assert given == {
+        "perturbation_key": "gene",
+        "separator": "_",
+        "seed": 4,
+        "layer": "raw",
+        "groupby": "cell_type",
+        "match_keys": ["donor"],
+        "max_cells": 50,
+        "n_floor": 2,
+    }
+
+
+def test_a_report_of_a_table_names_a_wrong_column(call, files, judge, tmp_path):
+    judge("-g", "cell_type", "--out", tmp_path / "table.csv")
+    options = ["--table", tmp_path / "table.csv", "--groupby", "typo", "--out", tmp_path / "report.html"]
+    code, _, err = call("report", files / "real.h5ad", files / "synthetic.h5ad", *options)
+    assert (code, "`real_test.obs` has no column 'typo'" in err) == (2, True), err

@@ -99,10 +99,12 @@ def test_options_of_generate_reach_their_arguments(call, saved_model, asked, tmp
         "4",
     ]
     options += ["--guidance-interval", "0.1", "0.9", "--sampler", "heun", "--rank", "1", "--n-ranks", "3"]
+    options += ["--counts", "--batch-size", "7", "--guidance-rescale", "0.5"]
     code, _, err = call("generate", saved_model, tmp_path / "new.zarr", *options)
     assert code == 0, err
     scale = {"cell_type": 2, "dose": 1.5}
-    assert asked["guidance_scale"] == Guidance(scale, interval=(0.1, 0.9))
+    assert asked["guidance_scale"] == Guidance(scale, interval=(0.1, 0.9), rescale=0.5)
+    assert (asked["counts"], asked["batch_size"]) == (True, 7)
     assert (asked["library_size"], asked["sampler"], asked["n_steps"]) == ("normal", "heun", 4)
     assert (asked["seed"], asked["rank"], asked["n_ranks"]) == (0, 1, 3)
 
@@ -299,3 +301,19 @@ def test_a_model_of_an_unknown_class_is_refused(make_model, tmp_path, monkeypatc
         ValueError, match="holds a model of the unknown class 'SCLDM'. Known, closest first: 'MULTISCLDM'"
     ):
         sgd.model.load(tmp_path / "model")
+
+
+def test_the_model_is_loaded_onto_the_requested_device(call, saved_model, trained, asked, tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(sgd.model, "load", lambda *_, **how: given.update(how) or trained)
+    options = ["-n", "2", "--accelerator", "gpu", "--device", "1"]
+    assert call("generate", saved_model, tmp_path / "new.zarr", *options)[0] == 0
+    assert given == {"adata": False, "accelerator": "gpu", "device": 1}
+
+
+def test_a_condition_can_be_the_column_of_totals_as_well(call, saved_model, asked, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("cell_type,dose\nNK,10\nNK,100\n")
+    options = ["--condition-table", table, "--library-size-column", "dose"]
+    assert call("generate", saved_model, tmp_path / "new.zarr", *options)[0] == 0
+    assert (list(asked["condition"]), asked["library_size"]) == (["cell_type", "dose"], [10, 100])

@@ -1,13 +1,11 @@
 """``predict``: the cells of ``predict_perturbation``, in a file."""
 
-from types import SimpleNamespace
-
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
 
-from scgen_diffusion.cli._predict import _set_aside
+from scgen_diffusion.cli._predict import _rows
 from scgen_diffusion.model import SCLDM
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -133,6 +131,7 @@ def test_options_of_predict_reach_their_arguments(call, folder, asked, cells, tm
     options = ["-c", "dose=10", "-w", "cell_type=NK", "-w", "cell_type=T cell", "-w", "dose=1"]
     options += ["--method", "inversion", "--residuals", "new", "--strength", "0.5", "--expected", "-g", "2"]
     options += ["--given-key", "dose", "--n-steps", "4", "--sampler", "heun", "--library-size", "500", "--quiet"]
+    options += ["--counts", "--batch-size", "7", "--shard-size", "64"]
     code, _, err = call("predict", folder / "model", folder / "cells.h5ad", tmp_path / "new.zarr", *options)
     assert code == 0, err
     is_chosen = cells.obs["cell_type"].isin(["NK", "T cell"]) & (cells.obs["dose"] == 1)
@@ -151,6 +150,9 @@ def test_options_of_predict_reach_their_arguments(call, folder, asked, cells, tm
         "library_size": 500,
         "seed": 0,
         "show_progress": False,
+        "counts": True,
+        "batch_size": 7,
+        "shard_size": 64,
     }
 
 
@@ -170,17 +172,8 @@ def test_of_the_other_cells_no_label_is_needed(call, folder, cells, expected, tm
     assert len(found.obs.columns) == (len(expected.obs.columns) if not options else 4)  # of files, conditions only
     asked = ["--where", "dose=100", "-c", "dose=10", *options]  # these two among others
     code, _, err = call("predict", folder / "model", tmp_path / "bad.h5ad", tmp_path / "other.h5ad", *asked)
-    n_cells = (cells.obs["dose"] == 100).sum() - 1 if options else 240  # one has another dose now
+    n_cells = (cells.obs["dose"] == 100).sum() - 1  # one has another dose now
     assert (code, f"has no label for 1 of {n_cells} cells" in err, "indices" in err) == (2, True, False)
-
-
-@pytest.mark.parametrize("kind", [np.asarray, pd.DataFrame])
-def test_of_the_other_cells_no_numbers_of_arrays_are_needed(make_cells, kind):
-    cells = make_cells(4)
-    places = np.array([[np.nan, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, np.nan]])
-    cells.obsm["spatial"] = kind(places) if kind is np.asarray else kind(places, index=cells.obs_names)
-    _set_aside(cells, np.array([1, 2]), [SimpleNamespace(source="obsm", name="spatial")])
-    assert np.asarray(cells.obsm["spatial"]).tolist() == [[2, 3], [2, 3], [4, 5], [2, 3]]
 
 
 def test_cells_are_chosen_in_files_by_columns_with_gaps(call, folder, cells, asked, tmp_path):
@@ -298,3 +291,16 @@ def test_a_file_of_conditions_in_another_order_of_cells_is_refused(call, folder,
     code, _, err = call("predict", *options, tmp_path / "asked.h5ad")
 
     assert (code, "are the cells in another order" in err) == (2, True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "category"])
+def test_cells_are_chosen_by_numbers_of_single_precision(dtype):
+    obs = pd.DataFrame({"dose": pd.Series([0.1, 1, 10, 0.1], dtype="float32").astype(dtype)})
+    np.testing.assert_array_equal(_rows(obs, {"dose": ["0.1", "1"]}), [0, 1, 3])
+
+
+def test_flags_that_a_file_sets_to_false_are_as_if_not_given(call, folder, tmp_path):
+    (tmp_path / "run.toml").write_text("[predict]\nexpected = false")
+    command = ["predict", folder / "model", folder / "cells.h5ad", tmp_path / "new.zarr"]
+    code, _, err = call(*command, "--config", tmp_path / "run.toml")
+    assert (code, "Nothing is predicted without a new condition" in err) == (2, True)

@@ -12,6 +12,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
+import scvi
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from mudata import MuData
@@ -437,3 +438,28 @@ def test_an_existing_model_is_replaced_whole_and_only_at_the_end(call, cells_fil
     assert sorted(path.name for path in out.iterdir()) == ["adata.h5ad", "model.pt", "train.toml"]
     assert anndata.read_h5ad(out / "adata.h5ad").n_obs == 96
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_other_options_of_train_reach_their_arguments(call, make_cells, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(SCLDM, "save", lambda self, folder, **_: folder.mkdir())
+    cells = make_cells()
+    cells.obs["drugs"] = np.resize(["A", "A;B", "none"], len(cells))
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    options = ["--set-condition", "drugs=;", "--seed", "5", "--batch-size", "8", "--compile", "--accelerator", "cpu"]
+    options += ["--train-size", "0.5", "--validation-size", "0.25", "--num-nodes", "2", "--strategy", "ddp"]
+    options += ["--autoencoder", "learning_rate=1e-4"]
+    code, _, err = call("train", tmp_path / "cells.h5ad", "-o", tmp_path / "model", *options)
+    assert code == 0, err
+    assert scvi.settings.seed == 5
+    assert told["setup_anndata"]["set_condition_keys"] == {"drugs": ";"}
+    given = {name: told["train"][name] for name in told["train"].keys() - {"checkpoint_dir", "enable_progress_bar"}}
+    assert given == {
+        "batch_size": 8,
+        "compile": True,
+        "accelerator": "cpu",
+        "train_size": 0.5,
+        "validation_size": 0.25,
+        "num_nodes": 2,
+        "strategy": "ddp",
+        "plan_kwargs": {"autoencoder": {"learning_rate": 1e-4}},
+    }

@@ -15,7 +15,7 @@ from scgen_diffusion.data import (
     Conditions,
     ContinuousKey,
     SetKey,
-    occurring,
+    mark_occurring,
     recode,
     to_plain,
 )
@@ -450,14 +450,14 @@ def test_placeholders_for_any_value_still_work():
 def test_the_values_of_each_key_are_listed():
     codes = np.array([[1.0, 0.5, 0.0, 2.0], [1.0, 0.0, 2.0, 2.0]])
 
-    assert [are.tolist() for are in occurring([TYPES, TIME, DRUGS], codes)] == [[False, True], [], [True, False]]
+    assert [are.tolist() for are in mark_occurring([TYPES, TIME, DRUGS], codes)] == [[False, True], [], [True, False]]
 
 
 def test_no_keys_are_no_trouble():
     codes = np.zeros((3, 0))
 
     assert recode(codes, [], []).shape == (3, 0)
-    assert occurring([], codes) == []
+    assert mark_occurring([], codes) == []
 
 
 def test_numbers_that_are_none_are_refused():

@@ -84,7 +84,8 @@ def test_the_cells_can_be_written_and_say_what_was_planted(cells, tmp_path):
     expected = TRUTH.reindex(GENES, fill_value=0.0)
     pd.testing.assert_frame_equal(read.varm["log2_fold_changes"], expected, check_names=False)
     pd.testing.assert_frame_equal(read.obs.astype(str), given.obs)
-    assert read.uns == {"scgen_diffusion": {"seed": 1}}
+    assert read.uns["scgen_diffusion"] == {"seed": 1}
+    assert list(read.uns) == ["log2_fold_changes", "scgen_diffusion"]
     assert planted.uns["scgen_diffusion"] is not given.uns["scgen_diffusion"]
     assert not read.layers
     assert not read.obsm
@@ -167,3 +168,11 @@ def test_wrong_cells_are_explained(cells):
     some.X = some.X * 0.5
     with pytest.raises(ValueError, match="not whole numbers.*removing molecules"):
         plant_fold_changes(some, TRUTH, "group")
+
+
+def test_groups_of_two_columns_may_not_share_names(cells):
+    planted = plant_fold_changes(cells, TRUTH, "group", seed=0)
+    planted.obs["other"] = planted.obs["group"].to_numpy()[::-1]
+    with pytest.raises(ValueError, match="is a group of adata.obs\\['group'\\] as well"):
+        plant_fold_changes(planted, TRUTH, "other", seed=0)
+    assert plant_fold_changes(planted, TRUTH, "group", seed=0).uns["log2_fold_changes"]["groupby"] == ["group"]

@@ -173,3 +173,14 @@ def test_the_path_has_its_own_sampler():
 def test_errors_name_what_is_missing(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_no_item_of_deep_samples_is_lost_on_the_way_back():
+    """In single precision, the last step would leave 0.04 of the items masked, so one run in 25 would lose one."""
+    path = Masking(resolution=3_000.0)
+    denoiser = Denoiser(lambda x, t: SHARES.log().expand(len(x), -1), path, Kinds())
+    x = with_masked(torch.full((400, len(SHARES)), 9_000.0), torch.zeros(400))
+
+    moved = UnmaskingInversion()(denoiser, denoiser, x, n_steps=64, generators=generators(400))
+
+    assert torch.equal(moved[:, :-1], x[:, :-1])

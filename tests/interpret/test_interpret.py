@@ -458,6 +458,30 @@ def test_a_model_without_conditions_can_be_opened_too(make_cells, quick):
     assert set(interpret.layer_statistics(model, times=[0], groupby="dose", seed=0)["group"]) == {"1", "10", "100"}
 
 
+def test_a_cell_without_one_of_its_labels_has_no_conditions_as_in_training(make_cells, quick):
+    cells = make_cells()
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str)
+    cells.obs.iloc[0, cells.obs.columns.get_loc("cell_type")] = "Unknown"
+    WBDIT.setup_anndata(cells, condition_keys=["cell_type", "dose"], unlabeled_category="Unknown")
+    model = WBDIT(cells, **SIZES)
+    model.train(1, **quick)
+    stir(model.module)
+
+    of_cell = [
+        interpret.layer_statistics(model, indices=[0], times=[0.5], seed=0, conditional=conditional)
+        for conditional in (True, False)
+    ]
+
+    pd.testing.assert_frame_equal(*of_cell)
+
+
+def test_conditions_that_training_never_showed_together_are_refused(make_opened):
+    model = make_opened(condition_strategy="mutually_exclusive")
+    with pytest.raises(ValueError, match="shows one key at a time, or none. Give `conditional=False`"):
+        interpret.layer_statistics(model, times=[0.5], seed=0)
+    assert len(interpret.layer_statistics(model, times=[0.5], seed=0, conditional=False))
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import kstest
+from scipy.stats import entropy, kstest
 
 from scgen_diffusion.metrics import (
     _distribution,
@@ -270,3 +270,16 @@ def test_ilisi_is_the_inverse_simpson_index_of_equally_distant_neighbours():
 def test_ilisi_needs_three_times_the_perplexity():
     with pytest.raises(ValueError, match="`perplexity` is 30, which needs more than 90 cells, but there are 80"):
         ilisi(gaussian(40, seed=0), gaussian(40, seed=1))
+
+
+def test_neighbours_have_gaussian_weights_of_the_perplexity():
+    squared = np.sort(np.random.default_rng(0).random((5, 30)), axis=1)
+    weights = _distribution._weights_of_perplexity(squared, 10)
+    np.testing.assert_allclose(np.exp(entropy(weights, axis=1)), 10, rtol=1e-6)
+    slope = np.log(weights[:, 1:] / weights[:, :1]) / (squared[:, 1:] - squared[:, :1])
+    np.testing.assert_allclose(slope, slope[:, :1].repeat(29, axis=1), rtol=1e-6)
+
+
+def test_the_tested_value_is_that_of_squared_mmd_for_any_numbers_of_cells():
+    real, synthetic = gaussian(20, seed=0), gaussian(35, seed=1, shift=1)
+    assert mmd_test(real, synthetic, n_permutations=1).value == pytest.approx(squared_mmd(real, synthetic))

@@ -673,3 +673,31 @@ def test_arrays_with_different_numbers_of_genes_raise():
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="`real_test` has 20 genes and `synthetic` 30"):
         evaluate(rng.poisson(2.0, (160, 20)), rng.poisson(2.0, (60, 30)))
+
+
+def test_correlations_are_those_of_the_hundred_most_expressed_genes():
+    def linked(n_cells, seed):
+        adata, rng = cells(n_cells, seed=seed, n_genes=200), np.random.default_rng(seed)
+        factor = rng.normal(size=(n_cells, 1)) * np.resize([0.5, -0.5], 100)
+        values = np.hstack([rng.poisson(30 * np.exp(factor)), rng.poisson(1.0, (n_cells, 100))])
+        adata.X = sp.csr_matrix(values, dtype="f4")
+        return adata
+
+    found = table(linked(120, 1), linked(120, 2), train=linked(240, 3), metrics="within_label_correlation")
+    assert figure(found, "within_label_correlation") > 0.8
+
+
+def test_files_of_which_some_conditions_were_read_are_refused_as_training_cells(tmp_path):
+    cells(240, seed=3).write_h5ad(tmp_path / "train.h5ad")
+    files = CellFiles(tmp_path / "train.h5ad", condition_keys=["type"])
+    some = CellFiles.like(files.registry, tmp_path / "train.h5ad", indices=[1, 2])
+    with pytest.raises(ValueError, match="opened with `indices`"):
+        table(train=some)
+
+
+def test_numbers_of_single_precision_are_the_labels_that_they_look_like():
+    real, synthetic, train = cells(120, seed=1), cells(120, seed=2), cells(240, seed=3)
+    for adata, dtype in ((real, "float32"), (synthetic, "float64"), (train, "float32")):
+        adata.obs["dose"] = np.resize([0.1, 1.0], adata.n_obs).astype(dtype)
+    found = table(real, synthetic, train=train, metrics=["group_share_difference"], groupby="dose")
+    assert sorted(found["group"].unique()) == ["0.1", "1", "all"]

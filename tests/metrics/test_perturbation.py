@@ -22,6 +22,7 @@ from scgen_diffusion.metrics import (
     gene_changes,
     mean_change_correlation,
     mean_change_debiased_error,
+    mean_change_error,
     mean_change_slope,
     perturbation_discrimination,
     variance_error,
@@ -409,3 +410,7 @@ def test_genes_of_changes_are_aligned_by_name():
     shares = de_overlap, de_jaccard, de_direction, direction_reach
     for metric in (*shares, mean_change_slope, mean_change_correlation, mean_change_debiased_error, variance_error):
         assert metric(*straight) == pytest.approx(metric(*turned), nan_ok=True)
+
+
+def test_the_error_is_the_mean_absolute_difference_of_changes():
+    assert mean_change_error(*effects_of({0: 1.0}, {0: 0.5, 1: 1.5})) == pytest.approx((0.5 + 1.5) / N_GENES)

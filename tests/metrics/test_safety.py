@@ -205,3 +205,9 @@ def test_both_sides_have_equal_numbers_drawn_by_seed():
     first, again, other = (membership_inference(synthetic, held_out, train, seed=seed) for seed in (0, 0, 1))
     assert first == again
     assert first != other
+    assert membership_inference(synthetic, held_out, train, k=20) != first
+
+
+def test_the_same_shares_of_another_total_are_no_copy():
+    assert copied_cells(2 * some_counts(), some_counts()) == 0
+    assert duplicate_share(np.vstack([some_counts(5), 2 * some_counts(5)])) == 0

@@ -8,7 +8,8 @@ from anndata import AnnData
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
-from scgen_diffusion.metrics import expression_of, log_normalise
+from scgen_diffusion.metrics import ComparisonSpace, expression_of, log_normalise
+from scgen_diffusion.metrics._cells import Expression
 from scgen_diffusion.metrics._space import choose_scales, log1p_of_counts, make_scale, tf_idf
 
 
@@ -63,3 +64,8 @@ def test_logarithms_stay_as_they_are_on_the_scale_of_proteins():
     found = expression_of(AnnData(values, uns={"log1p": {}}), scale=log1p_of_counts)
     np.testing.assert_allclose(found.values.toarray(), values, rtol=1e-6)
     assert found.library_sizes is None
+
+
+def test_a_space_is_of_the_genes_that_vary_most():
+    x = np.random.default_rng(0).random((50, 6)) * [1, 5, 2, 9, 3, 0.1]
+    assert ComparisonSpace.fit(Expression(sp.csr_matrix(x), None), n_genes=3).genes.tolist() == [1, 3, 4]

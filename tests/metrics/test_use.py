@@ -5,8 +5,11 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 
-from scgen_diffusion.metrics import augmentation_gain, label_fidelity, transfer_f1
+from scgen_diffusion.metrics import CATALOGUE, augmentation_gain, label_fidelity, transfer_f1
+from scgen_diffusion.metrics._cells import Expression
+from scgen_diffusion.metrics._comparison import Comparison, Sample
 
 LABELS = np.array(["a", "b", "c"])
 CENTRES = np.array([[8.0, 0], [0, 8.0], [0, 0]])
@@ -156,3 +159,15 @@ def test_copies_of_the_training_cells_gain_next_to_nothing():
     train = clear_cells(40)
     found = augmentation_gain(*train, *train, *clear_cells(seed=1))
     assert (found["gain"].abs() < 0.02).all()  # only the penalty weighs less
+
+
+def sample(values, labels):
+    return Sample(Expression(sp.csr_matrix(values.shape), None), values.astype(np.float32), labels)
+
+
+def test_the_table_teaches_by_synthetic_cells_and_checks_them_by_real_ones():
+    (values, labels), (others, asked) = clear_cells(), clear_cells(seed=1)
+    kept, asked = asked != "c", np.where(np.arange(180) < 15, "b", asked)  # 15 cells of a were asked for as b
+    both = Comparison(sample(values, labels), sample(others[kept], asked[kept]))
+    assert CATALOGUE["transfer_f1"].measure(both) < 2 / 3  # c is never learned
+    assert CATALOGUE["label_fidelity"].measure(both) == pytest.approx((1 + 60 / 75) / 2, abs=0.01)

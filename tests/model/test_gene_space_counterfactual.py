@@ -170,3 +170,12 @@ def test_requests_of_one_seed_share_their_noise(trained_gene_space):
         return np.corrcoef((one - one.mean(0)).ravel(), (cells - cells.mean(0)).ravel())[0, 1]
 
     assert correlation_with_one(other) > correlation_with_one(unpaired) + 0.3
+
+
+@pytest.mark.parametrize(("sampler", "eta"), [(None, 1.0), ("ddpm", 1.0), ("ddim", 0.0)])
+def test_samplers_given_by_name_take_the_steps_that_are_documented(trained_gene_space, sampler, eta):
+    cells = trained_gene_space.predict_perturbation(condition=CONDITION, indices=[0], sampler=sampler, seed=0)
+    same = trained_gene_space.predict_perturbation(
+        condition=CONDITION, indices=[0], sampler=DDIMSampler(eta=eta), n_steps=50, seed=0
+    )
+    assert (cells.X != same.X).nnz == 0

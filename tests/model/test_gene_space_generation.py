@@ -278,8 +278,14 @@ def test_guidance_of_zero_is_unconditional_and_of_one_is_not(trained_gene_space)
     assert not same_values(free[0], bound[0])
 
 
-@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive", "additive"])
-@pytest.mark.parametrize("keys", [[], ["treated"], ["cell_type", "dose", "treated"]], ids=len)
+@pytest.mark.parametrize(
+    ("keys", "strategy"),
+    [
+        ([], "joint"),
+        (["treated"], "joint"),
+        *((["cell_type", "dose", "treated"], strategy) for strategy in ("joint", "mutually_exclusive", "additive")),
+    ],
+)
 def test_any_number_of_keys_works(make_trained_gene_space, keys, strategy):
     model = make_trained_gene_space(WBDIT, condition_keys=keys, condition_strategy=strategy)
 

@@ -333,8 +333,14 @@ def test_guidance_of_zero_is_unconditional(trained):
     assert (one.X != other.X).nnz == 0
 
 
-@pytest.mark.parametrize("keys", [[], ["treated"], ["cell_type", "dose", "treated"]], ids=len)
-@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive", "additive"])
+@pytest.mark.parametrize(
+    ("keys", "strategy"),
+    [
+        ([], "joint"),
+        (["treated"], "joint"),
+        *((["cell_type", "dose", "treated"], strategy) for strategy in ("joint", "mutually_exclusive", "additive")),
+    ],
+)
 def test_any_number_of_keys_works(make_trained, keys, strategy):
     model = make_trained(condition_keys=keys, condition_strategy=strategy)
 

@@ -992,8 +992,15 @@ def test_the_whole_model_is_fine_tuned_on_cells_without_a_modality(multimodal, q
     alone = mudata.MuData({"rna": query["rna"].copy()})
     alone.obs["cell_type"] = query.obs["cell_type"]
     model = MULTISCLDM.load_query_data(alone, multimodal, trainable="all", accelerator="cpu")
+    parts = [[p.clone() for p in model.module.decoder.parts[number].parameters()] for number in (0, 1)]
     model.train(1, **quick)
     cells = model.generate(6, {"cell_type": "plasma"}, seed=0)
+    is_same = [
+        [torch.equal(*pair) for pair in zip(before, model.module.decoder.parts[number].parameters(), strict=True)]
+        for number, before in enumerate(parts)
+    ]
+    assert not all(is_same[0])
+    assert all(is_same[1])  # proteins, which no new cell has: not even weight decay changes them
     assert list(cells.mod) == ["rna", "prot", "atac"]
     assert cells["prot"].X.sum() > 0
     assert cells["prot"].var["symbol"].tolist() == ["s"] * 4  # as the reference knows them

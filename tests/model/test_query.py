@@ -700,3 +700,9 @@ def test_few_genes_give_a_warning_and_none_or_duplicates_raise(scldm, make_cells
     cells.var_names = ["gene_0"] * 12
     with pytest.raises(ValueError, match="more than once, for example 'gene_0'"):
         SCLDM.prepare_query_anndata(cells, scldm)
+
+
+def test_a_reference_without_conditions_has_none_to_train(make_trained, make_cells):
+    reference = make_trained(condition_keys=[], setup={"continuous_condition_keys": []})
+    with pytest.raises(ValueError, match="no conditions to train; set `trainable` to one of .'network', 'all'."):
+        SCLDM.load_query_data(make_cells(), reference, trainable="conditions", accelerator="cpu")

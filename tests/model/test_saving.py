@@ -129,7 +129,6 @@ def test_copies_of_cells_that_a_model_has_read_are_cells_like_others(trained, sa
         for others in (cells[rows].copy(), cells[rows], cells[rows].copy()[:].copy()):
             np.testing.assert_allclose(read(loaded, others), expected[rows], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(read(loaded, cells), expected)
-    loaded.deregister_manager(cells.copy())
 
 
 def test_a_copy_of_cells_that_a_model_has_read_can_become_its_own(trained, saved_model):

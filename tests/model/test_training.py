@@ -193,16 +193,6 @@ def test_a_stage_without_a_known_seed_has_none(make_model, quick, monkeypatch, t
     assert {options["seed"] for options in model.recipes_.values()} == {None}
 
 
-def test_a_seed_makes_training_reproducible(make_model, quick):
-    models = []
-    for _ in range(2):
-        scvi.settings.seed = 3
-        models.append(make_model())
-        models[-1].train(2, **quick)
-
-    assert differing(weights(models[0]), weights(models[1])) == []
-
-
 def test_the_number_of_epochs_follows_from_the_number_of_cells(make_model, quick, monkeypatch):
     asked = []
     monkeypatch.setattr(

@@ -378,3 +378,15 @@ def test_sets_and_numbers_survive_being_saved(of_sets):
     other = LibrarySizeModel((Members(3, largest=2),), 6)
     other.load_state_dict(of_sets.state_dict())
     assert torch.equal(draw(other, "empirical", [0, 2]), draw(of_sets, "empirical", [0, 2]))
+
+
+def test_totals_of_cells_without_labels_count_if_no_other_cell_has_the_modality():
+    model = LibrarySizeModel((3,), 6)
+    totals, unlabeled = torch.linspace(6, 8, 50), torch.full((50, 1), 3)
+
+    model.fit(totals, unlabeled)
+    model.fit_predicted(totals, unlabeled)
+
+    assert model.is_fitted
+    median = model.draw("empirical", torch.zeros(1, 1, dtype=torch.long), Z, torch.tensor([0.5]))
+    assert median.log().item() == pytest.approx(7, abs=0.05)

@@ -217,6 +217,7 @@ def test_latents_are_sampled_on_their_own_scale(build, monkeypatch):
     )
 
     assert z.mean().item() == pytest.approx(5, abs=0.3)  # an untrained prior moves noise little
+    assert z.std().item() == pytest.approx(0.1, rel=0.3)
 
 
 def test_latents_without_spread_do_not_divide_by_zero(build):

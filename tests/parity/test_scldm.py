@@ -310,7 +310,10 @@ def test_keys_may_be_given_in_any_order(modules):
 
 
 def test_the_model_generates():
-    cells = read(weights_path(STRATEGY)).generate(6, library_size=50, n_steps=2, sampler="euler", seed=0)
+    model = read(weights_path(STRATEGY))
+    cells = model.generate(6, library_size=50, n_steps=2, sampler="euler", seed=0)
+    assert len(cells.uns["scgen_diffusion"]["few_training_cells"]) == 0
+    assert str(model).startswith("SCLDM with published weights")
     assert cells.shape == (6, CONFIG["G"])
     assert cells.var_names.tolist() == gene_names()
     assert set(cells.obs) >= set(KEYS)

@@ -134,6 +134,9 @@ def test_every_gene_is_drawn_at_its_mean_and_variance():
     for cells, color in ((real, GREY), (synthetic, VERMILION)):
         expected = sorted_rows(gene_statistics(cells)[["mean", "variance"]])
         np.testing.assert_allclose(points_of(ax.collections[0], color), expected)
+    for cells, line in zip((real, synthetic), ax.lines[1::2], strict=True):  # as many bins as genes
+        expected = gene_statistics(cells)[["mean", "variance"]].sort_values("mean")
+        np.testing.assert_allclose(line.get_xydata(), expected)
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert legend_texts(ax) == ["real\n(20 genes)", "synthetic\n(20 genes)"]
 

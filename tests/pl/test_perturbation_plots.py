@@ -12,6 +12,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 
 import scgen_diffusion as sgd
@@ -166,6 +167,9 @@ def test_every_method_has_the_mean_of_its_seeds_in_every_case(table):
     (ax,) = sgd.pl.perturbation_scores(table, metrics=["energy_distance"], show=False)
     means = table[table["metric"] == "energy_distance"].groupby("group")[["value", "arithmetic", "no_change"]].mean()
     np.testing.assert_allclose(points_in(ax)[:, 0], means.loc[["B", "T"]].to_numpy().ravel())
+    lines = [c.get_segments()[0][0, 0] for c in ax.collections if isinstance(c, LineCollection)]
+    floors = table[table["metric"] == "energy_distance"].groupby("group")["floor"].mean()
+    np.testing.assert_allclose(lines, floors.loc[["B", "T"]])
     assert [label.get_text() for label in ax.get_yticklabels()] == ["B", "T"]
     assert [text.get_text() for text in ax.get_legend().get_texts()][:3] == ["predicted", "arithmetic", "no change"]
     assert ax.get_title() == "energy_distance ↓"

@@ -135,6 +135,11 @@ def test_genes_and_numbers_are_coloured_on_one_scale(first_components):
     bars = [axes[0].figure.axes[3] for axes in (of_gene, of_number)]
     assert [bar.get_ylabel() for bar in bars] == ["gene_3", "age"]
     np.testing.assert_allclose(bars[1].get_ylim(), (0, 159))
+    values = [sgd.metrics.expression_of(cells).values[:, [3]].toarray().ravel() for cells in (real, synthetic)]
+    norm = plt.Normalize(min(map(min, values)), max(map(max, values)))
+    for ax, own in zip(of_gene[:2], values, strict=True):
+        expected = plt.get_cmap("viridis")(norm(own))[:, :3]
+        np.testing.assert_allclose(np.sort(drawn_points(ax)[1], axis=0), np.sort(expected, axis=0), atol=1e-6)
     assert drawn_points(of_number[0])[1].max(axis=0)[0] < 0.3  # viridis begins dark: the real ones are the smaller
 
 

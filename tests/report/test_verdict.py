@@ -460,3 +460,7 @@ def test_half_the_counts_are_found():
         return synthetic
 
     assert {"zeros", "library size"} <= {finding.topic for finding in judge_pbmc68k(thinned).warnings}
+
+
+def test_the_directions_here_are_those_of_the_table():
+    assert {name: figures[3] for name, figures in GOOD.items()} == {name: CATALOGUE[name].better for name in GOOD}

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from scgen_diffusion.train import LatentCache, LatentData, counts_per_gene
+from scgen_diffusion.train._latents import standardise_latents
 
 N = 25
 SHAPES = {"mean": (2, 3), "condition": (2,), "log_total": ()}
@@ -151,3 +152,17 @@ def test_counts_per_gene_are_those_of_the_training_cells(n_training_cells):
 
     expected = float(counts[indices].sum(0).mean())
     assert found == pytest.approx(expected, rel=0.03 if n_training_cells > 1024 else 1e-6)
+
+
+def test_the_scale_of_the_prior_is_that_of_draws_from_the_posteriors(memory_limit):
+    generator, found = torch.Generator().manual_seed(0), []
+    mean, std = 3 + 2 * torch.randn(N, 2, 3, generator=generator), 0.5 + torch.rand(N, 2, 3, generator=generator)
+    cache = LatentCache(N, {"mean": (2, 3), "std": (2, 3)}, memory_limit=memory_limit).fill(
+        [{"mean": mean, "std": std}]
+    )
+
+    standardise_latents(SimpleNamespace(standardise_latents=lambda *moments: found.extend(moments)), cache)
+
+    torch.testing.assert_close(found[0], mean.mean(0))
+    # the variance of a mixture: that of its means, and the mean variance
+    torch.testing.assert_close(found[1], (mean.var(0, correction=0) + std.square().mean(0)).sqrt())

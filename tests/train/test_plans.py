@@ -141,8 +141,27 @@ def test_validation_sees_whole_cells_and_the_same_random_numbers_each_time(modul
     plan.validation_step(batch, 0)
     plan.validation_step(batch, 0)
     plan.validation_step(batch, 1)
+    whole = attached(AutoencoderPlan(module, AutoencoderRecipe(keep_at_least=1.0), seed=0))
+    monkeypatch.setattr(whole, "_add", lambda subset, losses, batch: logged.append(losses["loss"].item()))
+    whole.validation_step(batch, 0)
 
-    assert logged[0] == logged[1] != logged[2]
+    assert logged[0] == logged[1] == logged[3] != logged[2]
+
+
+def test_the_prior_is_validated_with_the_averaged_weights_and_all_conditions(module):
+    plan, mean = PriorPlan(module, PriorRecipe(drop_probability=1.0), seed=0), torch.randn(4, *module.latent_shape)
+    for parameter in module.averaged_prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+
+    def loss(condition):
+        batch = {"mean": mean, "std": torch.ones_like(mean), "log_total": torch.zeros(4)}
+        batch["condition"] = torch.full((4, 1), condition)
+        return plan.compute_losses(batch, torch.Generator().manual_seed(0), training=False)["velocity_loss"].item()
+
+    before = loss(0.0)
+    for parameter in module.prior.parameters():
+        torch.nn.init.normal_(parameter)
+    assert loss(0.0) == before != loss(1.0)
 
 
 @pytest.mark.parametrize("input_values", ["counts", "log1p"])

@@ -242,7 +242,7 @@ class Command(click.Command):
         def work() -> None:
             terminal = Terminal(quiet=bool(ctx.params["quiet"]), verbose=bool(ctx.params["verbose"]))
             with terminal.at_work():
-                self.function(terminal, options)
+                self.function(terminal, {name: value for name, value in options.items() if value is not False})
 
         ctx.invoke(work)
 

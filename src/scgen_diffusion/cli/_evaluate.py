@@ -12,7 +12,7 @@ from scgen_diffusion._arguments import list_first
 from scgen_diffusion._files import write_atomically
 
 from ._command import Keyed, Model, columns, command, existing, flag, given, new, option
-from ._files import MUDATA, N_NAMED, check_place, read_cells, read_table
+from ._files import MUDATA, check_place, read_cells, read_table
 from ._terminal import ExitCode, Stop, Terminal
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _read(
     terminal: Terminal, files: Mapping[str, Path | tuple[Path, ...]], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Read each set of cells; those in several files stay there."""
-    terminal.say(f"Reading {list_first(_paths(files), N_NAMED)}")
+    terminal.say(f"Reading {list_first(_paths(files))}")
     is_backed, cells = options.get("backed", False), {}
     for name, path in files.items():
         paths = path if isinstance(path, tuple) else (path,)
@@ -246,12 +246,12 @@ def _open_together(paths: Sequence[Path], options: Mapping[str, Any]) -> CellFil
     from scgen_diffusion.data import CellFiles, are_whole_numbers, open_anndata_files
 
     if any(path.suffix == MUDATA for path in paths):
-        msg = f"There can be only one .h5mu file of each set of cells, but found {list_first(paths, N_NAMED)}."
+        msg = f"There can be only one .h5mu file of each set of cells, but found {list_first(paths)}."
         raise click.UsageError(msg)
     first = open_anndata_files(paths[0])[0]
     layer = options.get("layer", COUNTS if COUNTS in first.layers else None)
     is_logged = layer is None and first.unstructured("log1p") is not None and not are_whole_numbers(first.matrix(None))
-    return CellFiles(paths, layer=layer, values="log1p" if is_logged else "counts")
+    return CellFiles(paths, layer=layer, values="log1p" if is_logged else "counts", genes="shared")
 
 
 def _write(terminal: Terminal, table: pd.DataFrame, options: Mapping[str, Any]) -> None:

@@ -22,7 +22,6 @@ TABLES = {".csv": ",", ".tsv": "\t"}
 UNNAMED = "Unnamed: 0"  # pandas' name of a first column without one
 COMMAND_FILE = "train.toml"
 FILES_OF_MODEL = {"model.pt", "adata.h5ad", "mdata.h5mu", COMMAND_FILE}
-N_NAMED = 5  # files listed in a message
 
 
 def read_cells(path: Path, *, backed: bool = False) -> AnnData | MuData:
@@ -130,7 +129,7 @@ def check_replaced(folder: Path) -> None:
     """
     names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
     if names and not {COMMAND_FILE} <= names <= FILES_OF_MODEL:
-        listed = list_first(sorted(names), N_NAMED)
+        listed = list_first(sorted(names))
         msg = (
             f"{folder} contains other files than a model that `train` wrote ({listed}), and --overwrite never replaces "
             "them. Choose another name, or move the folder away."

@@ -195,10 +195,12 @@ def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
                 msg = f"--library-size-column {column!r} is not a column of the table, which has {list(table)}."
                 raise click.UsageError(msg)
             try:
-                found["library_size"] = [number(value) for value in table.pop(column)]
+                found["library_size"] = [number(value) for value in table[column]]
             except ValueError as error:
                 msg = f"--library-size-column {column!r} needs a number in every row: {error}."
                 raise click.UsageError(msg) from error
+            if column not in {*keys, *of_arrays}:
+                del table[column]
         if not are_cells:  # these have values as they are, not text
             columns = {name: [read(name, value) for value in table[name]] for name in table}
             table = type(table)(columns, dtype=object)

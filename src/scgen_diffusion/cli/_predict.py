@@ -10,18 +10,16 @@ from scgen_diffusion._arguments import known_names, list_first
 from scgen_diffusion._files import write_atomically
 
 from ._command import Keyed, Model, columns, command, existing, flag, given, new, number_or_text, option
-from ._files import N_NAMED, check_place, read_cells
+from ._files import check_place, read_cells
 from ._generate import COUNTS, LIBRARY_SIZE, OUTPUT, SAMPLING, TABLE, finish, load_for, read_conditions, read_guidance
 from ._terminal import in_shell
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy as np
     import pandas as pd
-
-    from scgen_diffusion.data import ConditionKey
 
     from ._terminal import Terminal
 
@@ -92,7 +90,7 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
         check_place(options["changes"], overwrite=may_exist, suffixes=[".csv"], inputs=inputs)
     model = load_for(terminal, options, paths)
     _check_request(model, options)
-    terminal.say(f"Reading {list_first(paths, N_NAMED)}")
+    terminal.say(f"Reading {list_first(paths)}")
     cells, rows = _open(model, options)
     arguments = given(options, *PASSED_ON) | read_conditions(model, options) | read_guidance(options)
     if rows is not None:
@@ -146,8 +144,6 @@ def _open(model: Any, options: Mapping[str, Any]) -> tuple[Any, np.ndarray | Non
     if len(paths) == 1 and not options.get("backed"):
         cells = _read(model, paths[0], options.get("layer"))
         rows = None if where is None else _rows(cells.obs, where)
-        if rows is not None:
-            _set_aside(cells, rows, model.conditions.by_key)
         return cells, rows
     if "layer" in options:
         msg = "--layer needs cells in memory, but several files, or --backed, leave them in their files."
@@ -204,6 +200,8 @@ def _rows(obs: pd.DataFrame, where: Mapping[str, Any]) -> np.ndarray:
     import numpy as np
     import pandas as pd
 
+    from scgen_diffusion.data import widen
+
     is_chosen = np.ones(len(obs), dtype=bool)
     for name, value in where.items():
         if name not in obs:
@@ -211,7 +209,9 @@ def _rows(obs: pd.DataFrame, where: Mapping[str, Any]) -> np.ndarray:
             raise click.UsageError(msg)
         labels = obs[name]
         if isinstance(labels.dtype, pd.CategoricalDtype):
-            labels = labels.astype(object).infer_objects()  # classes may be numbers
+            classes, codes = pd.Series(labels.cat.categories), labels.cat.codes  # classes may be numbers
+            labels = classes.reindex(codes).set_axis(labels.index)
+        labels = widen(labels)
         has_numbers = pd.api.types.is_numeric_dtype(labels) and not pd.api.types.is_bool_dtype(labels)
         labels = labels if has_numbers else labels.astype(str)
         wanted = [
@@ -226,21 +226,6 @@ def _rows(obs: pd.DataFrame, where: Mapping[str, Any]) -> np.ndarray:
         msg = f"--where: no cell has all of {dict(where)}."
         raise click.UsageError(msg)
     return np.flatnonzero(is_chosen)
-
-
-def _set_aside(cells: Any, rows: np.ndarray, by_key: Sequence[ConditionKey]) -> None:
-    """Give all cells but the chosen ones the conditions of a chosen one: theirs do not matter, and may be missing."""
-    import numpy as np
-
-    labels = cells.obs.iloc[rows][[key.name for key in by_key if key.name in cells.obs]]
-    source = np.full(cells.n_obs, rows[labels.notna().all(axis=1).to_numpy().argmax()])  # one that has all labels
-    source[rows] = rows
-    cells.obs = cells.obs.iloc[source].set_axis(cells.obs_names)
-    for key in by_key:
-        if key.source == "obsm" and key.name in cells.obsm:
-            array = cells.obsm[key.name]
-            is_table = hasattr(array, "iloc")
-            cells.obsm[key.name] = array.iloc[source].set_axis(cells.obs_names) if is_table else array[source]
 
 
 def _describe(terminal: Terminal, record: Mapping[str, Any], options: Mapping[str, Any]) -> None:

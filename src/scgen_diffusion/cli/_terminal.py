@@ -38,7 +38,6 @@ SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to
     r"\(`values='log1p'`\)": "(--values log1p)",
     r"`likelihood='gaussian'`": "--set likelihood=gaussian",
     r"(has no (label|number) for .*) Remove these cells": r"\1 Remove these cells (`train` can: --drop-unlabelled)",
-    r" Cells outside of `indices` count, too; to leave them out, give `adata\[indices\]\.copy\(\)`\.": "",
     r"as `layer=\.\.\.`": "by --layer",
     r"with `layer=\.\.\.`": "with --layer",
     r"method='inversion'": "--method inversion",

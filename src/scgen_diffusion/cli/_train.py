@@ -26,7 +26,7 @@ from ._command import (
     toml_value,
     whole_number,
 )
-from ._files import COMMAND_FILE, MUDATA, N_NAMED, TABLES, check_place, check_replaced, read_cells, read_table
+from ._files import COMMAND_FILE, MUDATA, TABLES, check_place, check_replaced, read_cells, read_table
 from ._terminal import ExitCode
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     from scgen_diffusion.train import Interruption
 
     settings.seed = options["seed"]
-    terminal.say(f"Reading {list_first(paths, N_NAMED)}")
+    terminal.say(f"Reading {list_first(paths)}")
     data: dict[str, Any] = {}
     if "reference" in options:
         model = _fine_tuned(package, options, stay_in_files=stay_in_files)

@@ -6,10 +6,12 @@ from ._anndata import (
     PROVENANCE_KEY,
     ValueSummary,
     as_label,
+    as_labels,
     build_anndata,
     join_labels,
     mark_synthetic,
     pad_genes,
+    widen,
 )
 from ._anndata_file import Rows, open_anndata_files, stack_rows
 from ._cell_files import CellFiles, Paths, check_same_registry, read_columns
@@ -18,6 +20,7 @@ from ._checks import (
     are_whole_numbers,
     check_expression,
     check_layer,
+    check_natural_logarithms,
     check_not_empty,
     check_rows,
     check_same_genes,
@@ -36,7 +39,7 @@ from ._condition_keys import (
     SetKey,
     columns_of,
     have_labels,
-    occurring,
+    mark_occurring,
     recode,
 )
 from ._condition_setup import (
@@ -58,6 +61,7 @@ from ._mudata import (
     ModalityLikelihood,
     build_mudata,
     check_is_mudata,
+    check_modalities,
     check_same_features,
     join_expression,
     modalities_of,
@@ -66,7 +70,7 @@ from ._mudata import (
 )
 from ._mudata_files import MuDataFiles
 from ._plain import savable_columns, to_array, to_plain, to_table
-from ._registered_cells import RegisteredCells, evenly
+from ._registered_cells import GivenCells, RegisteredCells, evenly
 from ._streaming import check_cells_writable, check_writable, is_generated, join_parts, part_of, read_record
 
 __all__ = [
@@ -85,6 +89,7 @@ __all__ = [
     "ConditionSetup",
     "Conditions",
     "ContinuousKey",
+    "GivenCells",
     "ModalitiesField",
     "Modality",
     "ModalityLikelihood",
@@ -97,6 +102,7 @@ __all__ = [
     "ValueSummary",
     "are_whole_numbers",
     "as_label",
+    "as_labels",
     "build_anndata",
     "build_mudata",
     "check_cells_writable",
@@ -104,7 +110,9 @@ __all__ = [
     "check_expression",
     "check_is_mudata",
     "check_layer",
+    "check_modalities",
     "check_names",
+    "check_natural_logarithms",
     "check_not_empty",
     "check_rows",
     "check_same_features",
@@ -123,12 +131,12 @@ __all__ = [
     "join_parts",
     "keys_of_state",
     "layer_names",
+    "mark_occurring",
     "mark_synthetic",
     "modalities_of",
     "mudata_of",
     "names_and_arrays",
     "obs_column",
-    "occurring",
     "open_anndata_files",
     "pad_genes",
     "part_of",
@@ -144,4 +152,5 @@ __all__ = [
     "to_array",
     "to_plain",
     "to_table",
+    "widen",
 ]

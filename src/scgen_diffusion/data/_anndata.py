@@ -59,13 +59,29 @@ def as_label(value: Any) -> str:
     return str(int(value)) if is_number(value) and float(value).is_integer() else str(value)
 
 
+def as_labels(column: pd.Series) -> pd.Series:
+    """Return a column of `obs` as text (:func:`as_label`)."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        texts = np.array([*as_labels(pd.Series(column.cat.categories)), NO_LABEL], dtype=object)
+        return pd.Series(texts[column.cat.codes], column.index)
+    return widen(column).astype(object).map(as_label)
+
+
+def widen(column: pd.Series) -> pd.Series:
+    """Return numbers of less than double precision as those that look the same: 0.1, not 0.10000000149011612."""
+    if not pd.api.types.is_float_dtype(column.dtype) or column.dtype.itemsize >= 8:
+        return column
+    numbers = column.to_numpy(f"f{column.dtype.itemsize}", na_value=np.nan)
+    return pd.Series(numbers.astype(str).astype(float), column.index)
+
+
 def join_labels(obs: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
     r"""Return one label per cell, `(cells,)`: the values of several columns (:func:`as_label`), joined by ``|``.
 
     With several columns, a ``|`` or ``\`` within a value is escaped by a ``\``, so that different values give different
     labels.
     """
-    columns = [obs[key].astype(object).map(as_label) for key in keys]
+    columns = [as_labels(obs[key]) for key in keys]
     if len(columns) > 1:
         columns = [column.str.replace(r"([|\\])", r"\\\1", regex=True) for column in columns]
     return np.array([JOIN.join(values) for values in zip(*columns, strict=True)], dtype=str)

@@ -54,9 +54,14 @@ class ConditionKey(ABC):
         return 1
 
     @property
+    def labels(self) -> Sequence[Any]:
+        """Classes or members; none for numbers."""
+        return ()
+
+    @property
     def n_values(self) -> int:
         """Number of classes or members; 0 for numbers."""
-        return 0
+        return len(self.labels)
 
     @property
     def may_be_lacking(self) -> bool:
@@ -93,9 +98,11 @@ class ConditionKey(ABC):
     def decode(self, codes: np.ndarray) -> pd.Categorical | np.ndarray:
         """Turn columns ``(n, n_columns)`` into a column of ``obs`` or an array of ``obsm``."""
 
-    @abstractmethod
-    def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
-        """Raise if columns ``(n, n_columns)`` hold a value that the model could not learn from those ``occurring``."""
+    def check_learned(self, codes: np.ndarray, seen: np.ndarray) -> None:  # noqa: B027 - numbers need no check
+        """Raise if columns ``(n, n_columns)`` hold a class or member that is not among those ``seen`` in training.
+
+        Every number is allowed: the model inter- or extrapolates.
+        """
 
     @abstractmethod
     def extended(self, column: Any, table: pd.DataFrame | None = None) -> Self:
@@ -149,8 +156,8 @@ class CategoricalKey(ConditionKey):
         column = labeled_part(column, unlabeled_category)
         categorical = column.astype("category").cat
         classes = _plain(categorical.categories)
-        if control is not None and control not in (occurring := _plain(column.unique())):
-            raise ValueError(_no_control(name, control, [value for value in classes if value in occurring]))
+        if control is not None and control not in (found := _plain(column.unique())):
+            raise ValueError(_no_control(name, control, [value for value in classes if value in found]))
         if table is None:
             return cls(name, classes, ordered=bool(categorical.ordered), unlabeled_category=unlabeled_category)
         values = _with_vectors(name, _plain(column.unique()), table)
@@ -175,9 +182,9 @@ class CategoricalKey(ConditionKey):
         return replace(self, values=values, ordered=self.ordered and not new)
 
     @property
-    def n_values(self) -> int:
-        """Number of classes."""
-        return len(self.values)
+    def labels(self) -> Sequence[Any]:
+        """The classes."""
+        return self.values
 
     @property
     def may_be_lacking(self) -> bool:
@@ -222,9 +229,9 @@ class CategoricalKey(ConditionKey):
         numbers = np.where(codes[:, 0] == self.n_values, -1, codes[:, 0]).astype(int)
         return pd.Categorical.from_codes(numbers, categories=self._index, ordered=self.ordered)
 
-    def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
+    def check_learned(self, codes: np.ndarray, seen: np.ndarray) -> None:
         """Raise for a class without training cells and without a known embedding."""
-        missing = np.setdiff1d(codes, occurring)
+        missing = np.setdiff1d(codes, seen)
         if len(missing) and not self.has_vectors:
             raise ValueError(_not_learned(self.name, self.values[int(missing[0])], "category"))
 
@@ -314,9 +321,6 @@ class ContinuousKey(ConditionKey):
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Return numbers on their original scale, with the fewest digits that give these codes."""
         return _numbers_of(codes[:, 0], self.mean, self.std)
-
-    def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
-        """Do nothing: the model inter- or extrapolates every number."""
 
     def is_outside(self, codes: np.ndarray) -> np.ndarray:
         """Return which values ``(n, 1)`` lie outside the range of the training cells, ``(n,)``."""
@@ -442,9 +446,6 @@ class ArrayKey(ConditionKey):
         """Return one row as text; different codes have different texts."""
         return self._listed(self.decode(codes[None])[0], n_digits=9)
 
-    def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
-        """Do nothing: the model inter- or extrapolates every number."""
-
     def _listed(self, row: Iterable[float], n_digits: int = 6) -> str:
         return f"[{', '.join(f'{number:.{n_digits}g}' for number in row)}]"
 
@@ -543,9 +544,9 @@ class SetKey(ConditionKey):
         return self.largest
 
     @property
-    def n_values(self) -> int:
-        """Number of members."""
-        return len(self.members)
+    def labels(self) -> Sequence[str]:
+        """The members."""
+        return self.members
 
     @cached_property
     def _number(self) -> dict[str, int]:
@@ -591,9 +592,9 @@ class SetKey(ConditionKey):
         categories = dict.fromkeys([*self._spelling.values(), *texts])
         return pd.Categorical(texts, categories=sorted(categories))
 
-    def check_learned(self, codes: np.ndarray, occurring: np.ndarray) -> None:
+    def check_learned(self, codes: np.ndarray, seen: np.ndarray) -> None:
         """Raise for a member without training cells and without a known embedding."""
-        missing = np.setdiff1d(codes[codes < len(self.members)], occurring)
+        missing = np.setdiff1d(codes[codes < len(self.members)], seen)
         if len(missing) and not self.has_vectors:
             raise ValueError(_not_learned(self.name, self.members[int(missing[0])], "member"))
 
@@ -668,7 +669,7 @@ def recode(codes: np.ndarray, before: Sequence[ConditionKey], after: Sequence[Co
     return written
 
 
-def occurring(by_key: Sequence[ConditionKey], codes: np.ndarray) -> list[np.ndarray]:
+def mark_occurring(by_key: Sequence[ConditionKey], codes: np.ndarray) -> list[np.ndarray]:
     """Mark, for each key, the classes or members that occur in codes ``(n, columns)``; empty for numbers."""
     return [
         np.isin(np.arange(key.n_values), codes[:, columns])
@@ -781,6 +782,7 @@ def _no_control(name: str, control: Any, values: Sequence[Any]) -> str:
 
 def _not_learned(name: str, value: Any, what: str) -> str:
     return (
-        f"The model has not learned {value!r} of {name!r}, a {what} without any training cell. Train with cells of it "
+        f"The model has not learned {value!r} of {name!r}, a {what} without any training cell that has all labels. "
+        "Train with cells of it "
         "(after `load_query_data`, call `train`), or give its embedding in `condition_embeddings` of setup_anndata."
     )

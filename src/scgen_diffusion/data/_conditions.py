@@ -145,8 +145,7 @@ class Conditions:
     @property
     def categories(self) -> dict[str, list[Any]]:
         """Classes of each categorical key, and members of each set key."""
-        discrete = [(key.name, getattr(key, "values", None) or getattr(key, "members", None)) for key in self.by_key]
-        return {name: list(values) for name, values in discrete if values is not None}
+        return {key.name: list(key.labels) for key in self.by_key if not key.is_numeric}
 
     def columns(self, name: str) -> slice:
         """Return the columns of a key."""

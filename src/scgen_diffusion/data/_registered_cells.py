@@ -1,8 +1,9 @@
-"""Cells of a registered AnnData or MuData, for training."""
+"""Cells of an AnnData or MuData: registered ones, for training, and given ones, to be read."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -24,6 +25,8 @@ from ._windows import WindowLoader, choose_block_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from anndata import AnnData
+    from mudata import MuData
     from scvi.data import AnnDataManager
     from torch import Tensor
 
@@ -31,6 +34,55 @@ if TYPE_CHECKING:
 
 NAMES_AT_A_TIME = 65_536
 N_RUNS, LENGTH_OF_RUN = 32, 8  # runs of neighbouring cells whose values enter the digest
+
+
+@dataclass(frozen=True)
+class GivenCells:
+    """Cells of an AnnData, which may be backed by its file, or of MuData, to be read in any order.
+
+    Attributes
+    ----------
+    cells
+        The AnnData or MuData.
+    matrix
+        The values that the model reads, ``(cells, genes)``.
+    codes
+        Condition codes, ``(cells, columns)``.
+    """
+
+    cells: AnnData | MuData
+    matrix: Any
+    codes: np.ndarray
+
+    @property
+    def digest(self) -> str:
+        """Digest of the cells' names and values."""
+        names, sampled = self.cells.obs_names, self.read(sampled_rows(self.cells.n_obs))
+        parts = (names[i : i + NAMES_AT_A_TIME] for i in range(0, len(names), NAMES_AT_A_TIME))
+        return digest_of_cells(parts, [row_sums(self.matrix)], sampled)
+
+    def names(self, rows: np.ndarray) -> pd.Index:
+        """Return the names of cells, in the order of their row numbers."""
+        return self.cells.obs_names[rows]
+
+    def read(self, rows: np.ndarray) -> Rows:
+        """Read the values of cells with ascending row numbers."""
+        matrix = in_file(self.matrix)
+        return self.matrix[rows] if matrix is None else matrix.read(rows)
+
+    def loader(self, rows: np.ndarray, batch_size: int, batches: Batches | None = None) -> WindowLoader:
+        """Return a loader of these cells, in the order of ``batches`` or ``rows``; it reads files by windows."""
+        if (matrix := in_file(self.matrix)) is not None:
+            block_size = choose_block_size(matrix.rows_per_chunk)
+            return WindowLoader(matrix, self.codes, rows, batch_size, batches, block_size=block_size)
+        return WindowLoader(self, self.codes, rows, batch_size, block_size=1, window_size=batch_size)
+
+
+def in_file(matrix: Any) -> FileMatrix | None:
+    """Return a reader of the matrix if it is backed by a file."""
+    if isinstance(matrix, h5py.Dataset):
+        return FileMatrix(matrix)
+    return FileMatrix(matrix.group) if isinstance(matrix, CSRDataset) else None
 
 
 class RegisteredCells:
@@ -74,9 +126,7 @@ class RegisteredCells:
     @property
     def digest(self) -> str:
         """Digest of the cells' names and values."""
-        names = self.manager.adata.obs_names
-        parts = (names[i : i + NAMES_AT_A_TIME] for i in range(0, len(names), NAMES_AT_A_TIME))
-        return digest_of_cells(parts, [row_sums(self._matrix)], self.read(sampled_rows(self.n_cells)))
+        return self._to_read().digest
 
     def check(self) -> None:
         """Raise if the cells changed; register them again if they were set up for another model in the meantime.
@@ -116,8 +166,9 @@ class RegisteredCells:
         try:
             if not is_joined:
                 check_same_genes(adata.var_names, pd.Index([str(name) for name in self._state["column_names"]]))
-            is_in_file = self._backing_file() is not None
-            values = self.read(sampled_rows(self.n_cells)) if is_in_file else self._matrix
+            matrix = self._matrix
+            is_in_file = in_file(matrix) is not None
+            values = self.read(sampled_rows(self.n_cells)) if is_in_file else matrix
             totals = check_values(values, where, arguments.get("values", "counts"))
             if not is_in_file:
                 check_not_empty(totals, adata.obs_names, where)
@@ -140,20 +191,16 @@ class RegisteredCells:
 
     def read(self, rows: np.ndarray) -> Rows:
         """Read the values of cells with ascending row numbers."""
-        matrix = self._backing_file()
-        return self._matrix[rows] if matrix is None else matrix.read(rows)
+        return self._to_read().read(rows)
 
     def loader(
         self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None
     ) -> Iterable[Mapping[str, Tensor]]:
         """Return a loader of the registered data, in the order of ``batches`` or ``indices``; from files by windows."""
         chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
-        if (matrix := self._backing_file()) is not None:
-            block_size = choose_block_size(matrix.rows_per_chunk)
-            return WindowLoader(matrix, self.codes, chosen, batch_size, batches, block_size=block_size)
-        if batches is None and self.manager.adata.isbacked:
-            # values are not in windows of a file, such as those of a layer; scvi-tools' loader would sort each batch
-            return WindowLoader(self, self.codes, chosen, batch_size, block_size=1, window_size=batch_size)
+        # if only a layer of backed cells is in memory, scvi-tools' loader would sort each batch
+        if in_file(self._matrix) is not None or (batches is None and self.manager.adata.isbacked):
+            return self._to_read(self.codes).loader(chosen, batch_size, batches)
         if batches is None:
             return AnnDataLoader(self.manager, indices=indices, batch_size=batch_size)
         # scvi-tools' own loader shuffles and distributes cells differently
@@ -165,12 +212,8 @@ class RegisteredCells:
             persistent_workers=settings.dl_persistent_workers,
         )
 
-    def _backing_file(self) -> FileMatrix | None:
-        """Return the matrix if it is backed by a file."""
-        matrix = self._matrix
-        if isinstance(matrix, h5py.Dataset):
-            return FileMatrix(matrix)
-        return FileMatrix(matrix.group) if isinstance(matrix, CSRDataset) else None
+    def _to_read(self, codes: np.ndarray | None = None) -> GivenCells:
+        return GivenCells(self.manager.adata, self._matrix, np.zeros((self.n_cells, 0)) if codes is None else codes)
 
 
 def sampled_rows(n_cells: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from scgen_diffusion._arguments import list_first, warn_user
-from scgen_diffusion.data import OPEN, SetKey, evenly, occurring
+from scgen_diffusion.data import OPEN, SetKey, evenly, mark_occurring
 from scgen_diffusion.diffusion import Generators
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def judge(
 def _learned_later(conditions: Conditions, learned: np.ndarray, codes: np.ndarray) -> list[str]:
     """Name the classes and members in each of some codes ``(n, columns)`` that no ``learned`` codes have."""
     named: list[list[str]] = [[] for _ in codes]
-    for key, known in zip(conditions.by_key, occurring(conditions.by_key, learned), strict=True):
+    for key, known in zip(conditions.by_key, mark_occurring(conditions.by_key, learned), strict=True):
         own = codes[:, conditions.columns(key.name)]
         are_new = np.isin(own, np.flatnonzero(~known))  # neither open nor empty
         for number in np.flatnonzero(are_new.any(1)):

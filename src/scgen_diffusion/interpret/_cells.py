@@ -12,8 +12,8 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from scgen_diffusion._arguments import is_number
-from scgen_diffusion.data import as_label, check_rows, obs_column, resolve_seed
-from scgen_diffusion.diffusion import Generators, LinearInterpolant, Masking, VariancePreserving
+from scgen_diffusion.data import as_labels, check_rows, obs_column, resolve_seed
+from scgen_diffusion.diffusion import Generators, Joint, LinearInterpolant, Masking, VariancePreserving
 from scgen_diffusion.generation import check_batch_size
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def group_cells(adata: AnnData, rows: np.ndarray, groupby: str | None) -> tuple[
     if n_missing := int((codes[rows] < 0).sum()):
         msg = f"{n_missing} cells have no value of {groupby!r}; exclude them with `indices`."
         raise ValueError(msg)
-    return list(map(as_label, column.categories)), codes
+    return list(as_labels(pd.Series(column.categories))), codes
 
 
 @dataclass(frozen=True)
@@ -235,13 +235,23 @@ def noised_cells(
     Given cells need conditions only if ``conditional``.
     """
     seed, module = resolve_seed(seed), model.module
+    keys = range(len(model.conditions.keys))
+    if conditional and not module.strategy.has_shown(keys, len(keys)):
+        msg = (
+            f"The network never saw all conditions of a cell together: `condition_strategy={module.strategy.name!r}` "
+            f"shows {module.strategy.shows}. Give `conditional=False`."
+        )
+        raise ValueError(msg)
     if batch_size is None:
         batch_size = max(1, TOKENS_AT_A_TIME // len(opened_network(model).network.positions))
     model._check_ready_to_generate()
-    for tensors, batch in model._read_given(source, rows, check_batch_size(batch_size), with_labels=conditional):
+    cells = model._to_read(source, rows, with_labels=conditional)
+    for tensors, batch in model._read(cells, rows, check_batch_size(batch_size)):
         data = module.inference(tensors[REGISTRY_KEYS.X_KEY])["data"]
         generators = Generators(seed, batch, data.device)
         noise = module.draw_noise(generators)
         own = module.condition_of(tensors)
+        if isinstance(module.strategy, Joint):
+            own = module.condition_columns.complete(own)  # training shows all conditions of a cell or none
         condition = own if conditional else module.condition_columns.keep(own, ())
         yield CellBatch(batch, data, noise, condition, generators)

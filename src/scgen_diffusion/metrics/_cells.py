@@ -19,7 +19,7 @@ from scgen_diffusion.data import (
     LARGEST_LOG1P,
     CellFiles,
     are_whole_numbers,
-    as_label,
+    as_labels,
     join_labels,
     layer_names,
     obs_column,
@@ -327,6 +327,7 @@ class Source:
         scale: Scale | None = None,
     ) -> Source:
         """Check genes and labels, and prepare to read these genes. Memory holds names and labels of all cells."""
+        cells.check()
         found = cells.var.index
         check_genes(found, genes, name)
         names = pd.Index(chain.from_iterable(file.all_names() for file in cells.files))
@@ -462,14 +463,14 @@ def check_labels(labels: ArrayLike, n_cells: int, name: str) -> NDArray[np.str_]
     ValueError
         If there is not exactly one label per cell.
     """
-    labels = np.asarray(labels, dtype=object)  # as text, a missing value would become "nan"
+    given, labels = labels, np.asarray(labels, dtype=object)  # as text, a missing value would become "nan"
     if labels.shape != (n_cells,):
         msg = f"`{name}` must have one label for each of {n_cells} cells, but its shape is {labels.shape}."
         raise ValueError(msg)
     if (missing := pd.isna(labels)).any():
         msg = f"`{name}` has no label for {missing.sum()} of {n_cells} cells; remove these cells."
         raise ValueError(msg)
-    return np.array([as_label(label) for label in labels], dtype=str)
+    return np.array(as_labels(pd.Series(given)), dtype=str)
 
 
 #: Points `(cells, features)`, or an AnnData with points in `obsm`.

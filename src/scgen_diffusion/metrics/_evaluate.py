@@ -109,8 +109,9 @@ def evaluate(
     groupby
         Column of `obs`, or several (joined by ``|``; a ``|`` inside a value becomes ``\|``), in all sets: the label
         that each synthetic cell was generated for. Adds metrics of labels, and rows for every label with 30 or more
-        real cells. With ``control``, changes are taken against control cells of the same label. The mean shift then
-        averages all training perturbations in all labels; the additive baseline adds parts in the same label.
+        real cells (about 90 without ``train``). With ``control``, changes are taken against control cells of the same
+        label. The mean shift then averages all training perturbations in all labels; the additive baseline adds parts
+        in the same label.
     control
         Real unperturbed cells, with ``groupby`` those of all labels: changes of training cells, from which the
         baselines come, are taken against them as well. Metrics of perturbations then judge every perturbation in
@@ -426,7 +427,8 @@ def choose_metrics(
         return [metric for metric in metrics if set(metric.needs) <= set(available)]
     metrics = [metric for name, metric in CATALOGUE.items() if name in names]
     for metric in metrics:
-        if missing := [need for need in metric.needs if need not in available]:
+        missing = [need for need in metric.needs if need not in available]
+        if missing and not (scope == "perturbation" and scope not in metric.scopes):
             msg = f"`metrics` asks for {metric.name!r}, which needs {_NEEDS[missing[0]]}."
             raise ValueError(msg)
         if scope not in metric.scopes:

@@ -270,7 +270,7 @@ def cross_modality_correlation(
     summary = pd.DataFrame(rows).set_index("metric")[["value", "floor", "shuffled", "better"]]
 
     named_features = [[pair[side] for pair in pairs] for side in (0, 1)]
-    places = [known.get_indexer(own) for known, own in zip(features.values(), named_features, strict=True)]
+    places = [known.get_indexer_for(own) for known, own in zip(features.values(), named_features, strict=True)]
     of_real, of_synthetic = of_real.of(*places), of_synthetic.of(*places)
     splits = _pair_context(of_real, of_synthetic, n_floor, seed).players  # the same splits
     columns = [*named_features, of_real.pair_correlations(), of_synthetic.pair_correlations()]

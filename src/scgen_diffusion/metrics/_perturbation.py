@@ -39,7 +39,6 @@ FDR = 0.05
 PURITY = 0.9  # share of right directions that counts as reliable, as in vcc2026
 N_ERRORS = 2  # standard errors by which a squared change must exceed 0 for a slope
 N_NAMES_CHECKED = 20
-N_NAMED = 5  # rows in an error message
 
 
 @dataclass(frozen=True)
@@ -500,7 +499,7 @@ def perturbation_discrimination(
     for name, changes in {"real": real, "predicted": predicted}.items():
         if len(bad := np.flatnonzero(~np.isfinite(changes).all(axis=1))):
             rows = given[name].index[bad] if isinstance(given[name], pd.DataFrame) else bad
-            listed = list_first([repr(row) for row in rows.tolist()], N_NAMED)
+            listed = list_first([repr(row) for row in rows.tolist()])
             msg = f"`{name}` must not hold infinite or missing values, but the rows {listed} do."
             raise ValueError(msg)
     directions = unit_vectors(real)

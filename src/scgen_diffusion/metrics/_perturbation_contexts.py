@@ -35,7 +35,6 @@ Parts: TypeAlias = tuple[str, ...]
 
 SEPARATOR = "+"
 MIN_CELLS = 2
-N_NAMED = 5  # names in a message
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class Perturbed:
                 names = sorted({repr(as_label(name)) for name in cells.obs[key].unique()})
                 msg = (
                     f"`{source.name}` must have perturbed cells, but `control` has cells of all its names, too "
-                    f"({list_first(names, N_NAMED)}). Give only unperturbed cells as `control`."
+                    f"({list_first(names)}). Give only unperturbed cells as `control`."
                 )
                 raise ValueError(msg)
         rows: dict[tuple[Parts, str], list[int]] = {}
@@ -196,7 +195,7 @@ def read_perturbed(
     controls = set(map(as_label, untreated[key].unique())) if key in untreated else set()
     if len(controls) > 1:
         warn_user(
-            f"`control` has cells of {len(controls)} perturbations ({list_first(sorted(map(repr, controls)), N_NAMED)})"
+            f"`control` has cells of {len(controls)} perturbations ({list_first(sorted(map(repr, controls)))})"
             ", and all are taken as unperturbed. Leave out those that are not."
         )
     split_name = partial(parts_of, separator=separator, ignored=controls)

@@ -426,7 +426,8 @@ class AutoencoderModel(DiffusionModel):
             yield from self._read(files, check_rows(indices, files.n_cells), batch_size)
             return
         given = self._given(adata, "adata")
-        yield from self._read_given(given, check_rows(indices, given.n_obs), batch_size, with_labels=False)
+        rows = check_rows(indices, given.n_obs)
+        yield from self._read(self._to_read(given, rows, with_labels=False), rows, batch_size)
 
     def _check_can_read_cells(self) -> None:
         if "autoencoder" not in self.trained_stages_:
@@ -477,12 +478,15 @@ class AutoencoderModel(DiffusionModel):
         for x, rows in self._expression(adata, indices, batch_size):
             posterior = module.inference(x)["posterior"]
             generators = Generators(seed, rows.tolist(), x.device)
-            drawn = []
+            samples, total = [], torch.zeros(())  # the mean needs no memory for all samples
             for _ in range(n_samples):
                 z = posterior.draw(generators.normal(*module.latent_shape))
-                drawn.append(torch.cat(list(decode(x, z)), dim=1))
-            samples = torch.stack(drawn)
-            parts.append((samples if keeps_samples else samples.mean(0)).cpu().numpy())
+                values = torch.cat(list(decode(x, z)), dim=1)
+                if keeps_samples:
+                    samples.append(values.cpu())
+                else:
+                    total = total.to(values) + values
+            parts.append((torch.stack(samples) if keeps_samples else total / n_samples).cpu().numpy())
         ends = np.cumsum([len(panel) for panel in panels])
         values = np.split(np.concatenate(parts, axis=-2), ends[:-1], axis=-1)
         if source is None:

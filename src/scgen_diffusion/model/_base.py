@@ -31,11 +31,9 @@ from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count, known_names, warn_user
 from scgen_diffusion._compat import (
-    forget_cells,
     parse_device_args,
     respect_thread_limit,
     separate_copy,
-    without_notes,
 )
 from scgen_diffusion._pretrained import model_folder
 from scgen_diffusion.data import (
@@ -45,19 +43,24 @@ from scgen_diffusion.data import (
     ConditionKey,
     Conditions,
     ConditionSetup,
+    GivenCells,
     RegisteredCells,
     ValueSummary,
     build_anndata,
     check_cells_writable,
+    check_conditions,
     check_expression,
     check_layer,
+    check_natural_logarithms,
     check_not_empty,
     check_same_genes,
     check_same_registry,
     check_values,
     check_writable,
+    encode_cells,
     extend_tables,
     keys_of_state,
+    names_and_arrays,
     pad_genes,
     recode,
     resolve_seed,
@@ -160,6 +163,7 @@ ADVICE = {
     "update_setup_method_args": "call `setup_anndata` again and build a new model",
 }
 """Methods of scvi-tools that the models lack, and what to use instead."""
+CHECKED_AT_A_TIME = 8_192  # cells
 ADVICE_ON_COUNTS = "The model was set up with counts there; give cells with counts in {where}."
 
 
@@ -398,12 +402,6 @@ class DiffusionModel(BaseModelClass):
         self._check_is_anndata(adata)
         check_same_genes(adata.var_names, self.var_.index)
 
-    def _check_expression(self, adata: AnnData) -> None:
-        """Raise unless all cells hold the registered kind of values."""
-        setup = self.registry_["setup_args"]
-        advice = ADVICE_ON_COUNTS.format(where=check_layer(adata, setup["layer"]))
-        check_expression(adata, setup["layer"], setup["values"], advice)
-
     def _assemble(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> AnnData:
         """Build what ``generate`` returns; arguments are those of :func:`~scgen_diffusion.data.build_anndata`."""
         return self._assemble_part(x, obs, *args, **options)
@@ -436,7 +434,7 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def _input_values(self) -> InputValues:
-        return self.registry_["setup_args"]["values"]
+        return self.registry_["setup_args"].get("values", "counts")  # of MuData, only counts
 
     @property
     def _condition_keys(self) -> list[ConditionKey]:
@@ -1133,9 +1131,8 @@ class DiffusionModel(BaseModelClass):
             ``"new"``: draw all counts anew.
         indices
             Rows of the cells to use, each once; default: all. Random numbers belong to rows, so a few rows scattered
-            over very many cells take long; give a copy of these cells instead. Do so, too, if the other cells have
-            conditions that the model does not know: all cells are checked, but for those of files that were opened with
-            ``CellFiles.like(model.registry, paths, indices=...)``.
+            over very many cells take long; give a copy of these cells instead. Conditions of other cells need not be
+            known; those of files, if you open them with ``CellFiles.like(model.registry, paths, indices=...)``.
         given_keys
             Condition keys that the model conditions on, in both directions; default: all. You can leave out keys that
             stay the same, such as the cell type. Their information then stays in the noise, which helps for a
@@ -1315,14 +1312,13 @@ class DiffusionModel(BaseModelClass):
             seed=seed,
         )
         cells, of_obs = prediction.cells, ""
-        if not isinstance(cells.source, CellFiles):  # whose conditions alone are written
+        if isinstance(cells.source, GivenCells):  # whose conditions alone are written
             obs = cells.obs(self.conditions)
             check_writable(obs)
             columns = (pd.util.hash_pandas_object(column, index=False).to_numpy() for _, column in obs.items())
             of_obs = digest_of(list(obs), *columns)
         rows, arguments = self._shards(len(cells.rows), shard_size, seed)
-        given = cells.source if isinstance(cells.source, CellFiles) else self._registered(cells.source)
-        of_cells = digest_of(given.digest, cells.rows, cells.own, of_obs)
+        of_cells = digest_of(cells.source.digest, cells.rows, cells.own, of_obs)
         identity = {**prediction.identity, **arguments, "control cells": DIGEST + of_cells}
         stream = Stream(goal, identity, len(rows))
         begun = stream.start(prediction.request.seed, overwrite=overwrite, n_ranks=n_ranks)
@@ -1441,10 +1437,9 @@ class DiffusionModel(BaseModelClass):
         """Raise or warn if generated values cannot be right."""
         check_summary_finite(values)
 
-    @property
-    def _counterfactual_sampler(self) -> str | Sampler:
-        """Default sampler of ``predict_perturbation``."""
-        return self.default_sampler
+    def _counterfactual_sampler(self, sampler: str | Sampler | None) -> str | Sampler:
+        """Return the sampler of ``predict_perturbation``, or its default."""
+        return self.default_sampler if sampler is None else sampler
 
     def _counterfactual_method(self, cells: ControlCells, method: str | None) -> str:
         """Return the method to use; raise unless the stages it needs are trained."""
@@ -1462,52 +1457,6 @@ class DiffusionModel(BaseModelClass):
 
     # --- reading given cells ------------------------------------------------------------------------------------------
 
-    def _read(
-        self, source: AnnData | CellFiles, rows: np.ndarray, batch_size: int
-    ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
-        """Yield the registered tensors of some rows of checked cells, with their row numbers."""
-        respect_thread_limit()
-        if isinstance(source, CellFiles):
-            yield from self._on_device(source.loader(rows, batch_size), rows)
-            return
-        loader: Iterable[Mapping[str, Tensor]]
-        if source.isbacked:
-            loader = self._registered(source).loader(rows, batch_size)
-        else:
-            own = torch.Generator()  # otherwise the loader draws a number from the global generator
-            loader = self._make_data_loader(adata=source, indices=rows, batch_size=batch_size, generator=own)
-
-        def checked() -> Iterator[Mapping[str, Tensor]]:
-            start = 0
-            for tensors in loader:
-                batch = rows[start : start + len(tensors[REGISTRY_KEYS.X_KEY])]
-                start += len(batch)
-                self._check_values(tensors[REGISTRY_KEYS.X_KEY], batch, source)
-                yield tensors
-
-        yield from self._on_device(checked(), rows)
-
-    def _on_device(
-        self, loader: Iterable[Mapping[str, Tensor]], rows: np.ndarray
-    ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
-        self.module.eval()
-        start = 0
-        for tensors in loader:
-            stop = start + len(tensors[REGISTRY_KEYS.X_KEY])
-            yield {name: tensor.to(self.device) for name, tensor in tensors.items()}, rows[start:stop]
-            start = stop
-
-    def _check_values(self, x: Tensor, rows: np.ndarray, source: AnnData) -> None:
-        """Raise unless ``x (cells, genes)`` has the registered kind of values; ``X`` may have changed since."""
-        setup = self.registry_["setup_args"]
-        where = check_layer(source, setup["layer"])
-        advice = ADVICE_ON_COUNTS.format(where=where)
-        check_not_empty(check_values(np.asanyarray(x), where, setup["values"], advice), source.obs_names[rows], where)
-
-    def _registered(self, source: AnnData) -> RegisteredCells:
-        """Return validated cells as the data loaders of training see them."""
-        return RegisteredCells(self.get_anndata_manager(source, required=True))
-
     def _given(self, adata: AnnData | None, argument: str) -> AnnData:
         """Return the cells given, or else those of the model; raise if there are none in memory, or for other genes."""
         if isinstance(adata, Mapping):
@@ -1523,54 +1472,59 @@ class DiffusionModel(BaseModelClass):
         self._check_same_features(cells)
         return cells
 
-    def _validated(self, adata: AnnData | None) -> AnnData:
-        """Register given cells, or else those of the model, for reading."""
-        check_layer(self._given(adata, "adata"), self.registry_["setup_args"].get("layer"))
-        own, manager = self.adata, self.adata_manager
-        with without_notes():
-            cells = self._validate_anndata(adata)
-        # scvi-tools makes the first cells given to a model without cells its own
-        self._adata, self._adata_manager = own, manager
-        return cells
+    def _to_read(self, cells: AnnData, rows: np.ndarray, *, with_labels: bool) -> GivenCells:
+        """Return cells of an AnnData for :meth:`_read`. None of them need conditions, or ``with_labels`` these rows."""
+        codes = np.tile(self.combinations_[:1], (cells.n_obs, 1))  # any that the model knows
+        if with_labels:
+            chosen = cells[rows]
+            check_conditions(chosen, *names_and_arrays(self._condition_keys))
+            codes[rows] = encode_cells(chosen, self._condition_keys)
+        return GivenCells(cells, self._values_of(cells), codes)
+
+    def _values_of(self, cells: AnnData) -> Any:
+        """Return the matrix that the model reads, ``(cells, genes)``."""
+        layer = self.registry_["setup_args"]["layer"]
+        where, values = check_layer(cells, layer), cells.X if layer is None else cells.layers[layer]
+        if values is None:
+            msg = f"{where} is empty; the model reads {self._input_values} there."
+            raise ValueError(msg)
+        if self._input_values == "log1p":
+            check_natural_logarithms(cells.uns.get("log1p"), where)
+        return values.copy() if cells.is_view else values
+
+    def _check_values(self, x: Any, rows: np.ndarray, cells: AnnData) -> None:
+        """Raise unless the values ``(rows, genes)`` of some cells are of the registered kind."""
+        setup = self.registry_["setup_args"]
+        where = check_layer(cells, setup["layer"])
+        advice = ADVICE_ON_COUNTS.format(where=where)
+        check_not_empty(check_values(x, where, setup["values"], advice), cells.obs_names[rows], where)
+
+    def _check_all_values(self, source: GivenCells, rows: np.ndarray) -> None:
+        """Raise unless the values of all these rows are of the registered kind."""
+        rows = np.sort(rows)
+        for start in range(0, len(rows), CHECKED_AT_A_TIME):
+            part = rows[start : start + CHECKED_AT_A_TIME]
+            self._check_values(source.read(part), part, source.cells)
+
+    def _read(
+        self, source: GivenCells | TrainingCells, rows: np.ndarray, batch_size: int
+    ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
+        """Yield expression and conditions of some rows, on the model's device, with the row numbers."""
+        respect_thread_limit()
+        self.module.eval()
+        start = 0
+        for tensors in source.loader(rows, batch_size):
+            x = tensors[REGISTRY_KEYS.X_KEY]
+            batch = rows[start : start + len(x)]
+            start += len(x)
+            if isinstance(source, GivenCells):  # files were checked when they were opened
+                self._check_values(x.numpy(), batch, source.cells)
+            yield {name: tensor.to(self.device) for name, tensor in tensors.items()}, batch
 
     def _validate_anndata(self, adata: AnnData | MuData | None = None, copy_if_view: bool = True) -> AnnData:
         if adata is not None and not adata.is_view:  # scvi-tools makes a view cells of its own
             separate_copy(self, adata)
         return super()._validate_anndata(adata, copy_if_view)
-
-    def _read_given(
-        self, given: AnnData, rows: np.ndarray, batch_size: int, *, with_labels: bool
-    ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
-        """Read cells in memory as :meth:`_read` does. Unless ``with_labels``, those of a user need no conditions."""
-        cells = given if with_labels or given is self.adata else self._relabelled(given)
-        source = self._validated(cells)
-        try:
-            yield from self._read(source, rows, batch_size)
-        finally:
-            if cells is not given:
-                self.deregister_manager(source)
-
-    def _relabelled(self, adata: AnnData) -> AnnData:
-        """Return cells in memory with conditions that the model knows, in place of any of their own."""
-        if adata.isbacked:
-            return adata
-        layer = self.registry_["setup_args"]["layer"]
-        check_layer(adata, layer)
-        x = adata.X if layer is None else adata.layers[layer]
-        x = x.copy() if adata.is_view else x  # scvi-tools cannot read anndata's views of arrays
-        obs, obsm = self._known_labels(adata.obs_names)
-        return AnnData(
-            x if layer is None else None,
-            obs=obs,
-            var=pd.DataFrame(index=adata.var_names),
-            layers={} if layer is None else {layer: x},
-            obsm=obsm,
-        )
-
-    def _known_labels(self, names: pd.Index) -> tuple[pd.DataFrame, dict[str, np.ndarray | pd.DataFrame]]:
-        """Return ``obs`` and ``obsm`` with the same conditions for all cells, any that the model knows."""
-        codes = np.repeat(self.conditions.combinations[:1], len(names), axis=0)
-        return self.conditions.to_obs(codes, names), self.conditions.to_obsm(codes, names)
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
@@ -1962,7 +1916,10 @@ class DiffusionModel(BaseModelClass):
         states = reference.cut_short_.items()
         self.cut_short_ = {stage: TOO_SHORT if stage == "transport" else state for stage, state in states}
         self.recipes_ = dict(reference.recipes_)
-        if trainable == "new_conditions" and not trained_masks(self.module, trainable, self._new_values()):
+        if not trained_masks(self.module, trainable, self._new_values()):
+            if trainable == "conditions":
+                msg = f"The reference has no conditions to train; set `trainable` to one of {TRAINABLE[2:]}."
+                raise ValueError(msg)
             msg = (
                 "There is nothing to train: the reference knows all classes and members of the new cells, or has their "
                 "embeddings. To learn from new combinations, numbers or cells, set `trainable` to one of "
@@ -2023,25 +1980,15 @@ class DiffusionModel(BaseModelClass):
     def deregister_manager(self, adata: AnnData | None = None) -> None:
         """Deregister an AnnData; default: all but the model's own.
 
-        Parameters
-        ----------
-        adata
-            Cells given to a method of this model before. Methods for latents and reconstructions keep none.
-
         Raises
         ------
         ValueError
             If the model has no AnnData.
         """
-        if adata is not None:  # scvi-tools looks among the cells that were set up, and not among those given to methods
-            separate_copy(self, adata)
-            if (manager := self.get_anndata_manager(adata)) is not None:
-                forget_cells(self, manager)
-            return
-        if self.adata is None:
+        if adata is None and self.adata is None:
             msg = "The model has no AnnData, so there is nothing to deregister."
             raise ValueError(msg)
-        super().deregister_manager()
+        super().deregister_manager(adata)
 
     def _refuse(self, name: str) -> NoReturn:
         msg = f"{type(self).__name__} has no `{name}`: {self._advice[name]}."

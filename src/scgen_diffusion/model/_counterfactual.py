@@ -17,11 +17,10 @@ from scgen_diffusion._arguments import is_number, known_names, list_first, warn_
 from scgen_diffusion.data import (
     OPEN,
     CellFiles,
+    GivenCells,
     ValueSummary,
-    check_conditions,
     check_rows,
     check_same_registry,
-    encode_cells,
     have_labels,
     names_and_arrays,
     resolve_seed,
@@ -53,7 +52,6 @@ if TYPE_CHECKING:
     from ._base import DiffusionModel
 
 SUFFIX = "_of_control"
-N_NAMED = 5  # rows in an error message
 
 
 @dataclass(frozen=True)
@@ -73,11 +71,10 @@ class ControlCells:
         not write them otherwise.
     """
 
-    source: AnnData | MuData | CellFiles
+    source: GivenCells | CellFiles
     rows: np.ndarray
     own: np.ndarray
     codes: np.ndarray
-
     categories: Mapping[str, pd.Series]
 
     def part(self, rows: range) -> ControlCells:
@@ -88,13 +85,13 @@ class ControlCells:
     @property
     def names(self) -> pd.Index:
         """Their names."""
-        return self.source.names(self.rows) if isinstance(self.source, CellFiles) else self.source.obs_names[self.rows]
+        return self.source.names(self.rows)
 
     def obs(self, conditions: Conditions) -> pd.DataFrame:
         """Return their ``obs``; of cells in files only the conditions."""
         if isinstance(self.source, CellFiles):
             return conditions.to_obs(self.own, self.names)
-        return self.source.obs.iloc[self.rows].assign(
+        return self.source.cells.obs.iloc[self.rows].assign(
             **{name: c.iloc[self.rows] for name, c in self.categories.items()}
         )
 
@@ -155,7 +152,7 @@ class Prediction:
     ) -> Prediction:
         """Check and resolve the arguments of ``predict_perturbation``."""
         engine, output, guidance = model._engine, model._output(counts), Guidance.of(guidance_scale)
-        sampler = model._counterfactual_sampler if sampler is None else sampler
+        sampler = model._counterfactual_sampler(sampler)
         condition = model.conditions.as_table(condition)
         sampling = engine.sampling(sampler, n_steps, guidance, output)
         cells = control_cells(model, adata_control, indices, condition)
@@ -304,6 +301,7 @@ def control_cells(
 ) -> ControlCells:
     """Check given cells and encode their new conditions."""
     conditions, files = model.conditions, model._file_cells if adata is None else adata
+    source: GivenCells | CellFiles
     if isinstance(files, CellFiles):
         check_same_registry(files.registry, model.registry_)
         source, rows = files, check_rows(indices, files.n_cells)
@@ -317,19 +315,12 @@ def control_cells(
     else:
         given = model._given(adata, "adata_control")
         rows = check_rows(indices, given.n_obs)
-        try:
-            if adata is not None:
-                model._check_expression(adata)
-            check_conditions(given, *names_and_arrays(conditions.by_key))
-            own = encode_cells(given, conditions.by_key)[rows]
-        except ValueError as error:
-            if indices is None:
-                raise
-            msg = f"{error} Cells outside of `indices` count, too; to leave them out, give `adata[indices].copy()`."
-            raise ValueError(msg) from error
-        source = model._validated(adata)
+        in_memory = model._to_read(given, rows, with_labels=True)
+        source, own = in_memory, in_memory.codes[rows]
+        if adata is not None:
+            model._check_all_values(in_memory, rows)
     if len(repeated := rows[pd.Index(rows).duplicated()]):
-        listed = list_first(np.unique(repeated).tolist(), N_NAMED)
+        listed = list_first(np.unique(repeated).tolist())
         msg = f"`indices` has rows more than once ({listed}); their predictions would share names. Give each row once."
         raise ValueError(msg)
     if n_unlabeled := int((~have_labels(conditions.by_key, own)).sum()):
@@ -339,7 +330,8 @@ def control_cells(
             "they were measured. Label them, or leave them out (`indices`)."
         )
         raise ValueError(msg)
-    cells = ControlCells(source, rows, own, own, {} if isinstance(source, CellFiles) else _unwritable_texts(source.obs))
+    texts: dict[str, pd.Series] = _unwritable_texts(source.cells.obs) if isinstance(source, GivenCells) else {}
+    cells = ControlCells(source, rows, own, own, texts)
     if isinstance(condition, Mapping | pd.DataFrame):
         _check_one_per_cell(conditions, condition, cells)
     requested = conditions.encode(condition, len(rows))

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from ._base import DiffusionModel
 
-N_NAMED = 6
 N_RANGES = 3
 
 
@@ -25,7 +24,7 @@ def describe(model: DiffusionModel) -> str:
     conditions = [_condition(key, controls.get(key.name), new, n_unlabeled) for key, new, n_unlabeled in keys]
     lines = {
         "features" if model.modalities else "genes": _genes(model),
-        "conditions": list_first(conditions, N_NAMED) or "none",
+        "conditions": list_first(conditions) or "none",
         "trained": _trained(model),
         "next": next_step(model),
     }
@@ -49,6 +48,8 @@ def _is_untrained_query(model: DiffusionModel) -> bool:
 
 
 def _cells(model: DiffusionModel) -> str:
+    if model.trained_stages_ and not model.recipes_ and not model._has_cells:
+        return "with published weights"
     if not model._has_cells:
         verb = "trained on" if model.trained_stages_ and not _is_untrained_query(model) else "of"
         return f"{verb} {model.summary_stats.n_cells:,} cells (cells not in memory)"
@@ -67,7 +68,7 @@ def _genes(model: DiffusionModel) -> str:
 def _condition(key: ConditionKey, control: Any, new: list[str], n_unlabeled: int) -> str:
     control = "" if control is None else f"; control: {control!r}"
     unlabeled = f"; {n_unlabeled:,} cells without a label" if n_unlabeled else ""
-    added = f"; new: {list_first(new, N_NAMED)}" if new else ""
+    added = f"; new: {list_first(new)}" if new else ""
     match key:
         case CategoricalKey():
             return f"{key.name} ({len(key.values)} classes{control}{added}{unlabeled})"
@@ -85,7 +86,7 @@ def _new_labels(model: DiffusionModel) -> list[list[str]]:
     """Return, per key, the classes or members that a query has and its reference lacked."""
     if model.reference_ is None or not model._has_cells:
         return [[] for _ in model._condition_keys]
-    labels = [getattr(key, "values", None) or getattr(key, "members", []) for key in model._condition_keys]
+    labels = [key.labels for key in model._condition_keys]
     found = model._new_values()
     return [[repr(x) for x, is_new in zip(*pair, strict=False) if is_new] for pair in zip(labels, found, strict=True)]
 

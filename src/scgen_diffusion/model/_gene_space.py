@@ -178,9 +178,12 @@ class GeneSpaceModel(DiffusionModel):
     def _outputs(self) -> tuple[InputValues, ...]:
         return ("log1p", "counts")
 
-    @property
-    def _counterfactual_sampler(self) -> str | Sampler:
-        return "unmasking" if self.architecture.path == "masking" else DDIMSampler(eta=1.0, default_n_steps=50)
+    def _counterfactual_sampler(self, sampler: str | Sampler | None) -> str | Sampler:
+        if self.architecture.path == "masking":
+            return super()._counterfactual_sampler(sampler)
+        if sampler not in (None, "ddpm", "ddim"):
+            return sampler
+        return DDIMSampler(eta=0.0 if sampler == "ddim" else 1.0, default_n_steps=50)
 
     def _check_result(self, values: ValueSummary, output: InputValues) -> None:
         module, a = self.module, self.architecture

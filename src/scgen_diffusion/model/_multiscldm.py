@@ -12,6 +12,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
 
 from scgen_diffusion._arguments import known_names, warn_user
+from scgen_diffusion._compat import was_set_up_last
 from scgen_diffusion.data import (
     JOINED,
     ConditionField,
@@ -22,13 +23,13 @@ from scgen_diffusion.data import (
     MuDataFiles,
     build_mudata,
     check_is_mudata,
+    check_modalities,
     check_same_features,
     join_expression,
     modalities_of,
-    mudata_of,
     resolve_modalities,
 )
-from scgen_diffusion.module import CONDITIONS, InputValues, ModalityPanel, MultimodalModule
+from scgen_diffusion.module import CONDITIONS, ModalityPanel, MultimodalModule
 
 from ._autoencoder import check_scale, gene_columns
 from ._registration import check_is_no_view, check_setup_arguments, plain_columns
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.train import AutoencoderRecipe, Recipe, TrainingCells
 
 KL_WEIGHT_WITH_PANEL = 0.3  # the many counts of a protein tell much about a cell
+CELLS_AT_A_TIME = 1_024
 N_COMPARED = 1_000  # cells whose counts are compared with the model's copy
 
 
@@ -363,10 +365,6 @@ class MULTISCLDM(SCLDM):
         return {name: np.array(modality.features) for name, modality in self.modalities.items()}
 
     @property
-    def _input_values(self) -> InputValues:
-        return "counts"
-
-    @property
     def _expression_state(self) -> Mapping[str, Any]:
         return self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
 
@@ -398,19 +396,26 @@ class MULTISCLDM(SCLDM):
 
     def _check_same_features(self, adata: MuData) -> None:
         check_same_features(adata, self.modalities)
+        check_is_mudata(adata)  # in memory
 
     _check_query_cells = _check_same_features
 
-    def _check_expression(self, adata: MuData) -> None:
-        """Do nothing: registering the cells checks their values."""
+    def _values_of(self, cells: MuData) -> sp.csr_matrix:
+        """Join the values of given cells; of its own, the model reads the copy made when they were set up."""
+        layers = self.registry_["setup_args"]["layers"]
+        if cells is self.adata and was_set_up_last(self.adata_manager):
+            self._warn_of_other_values(cells, layers)
+            return cells.obsm[JOINED]
+        cells = cells.copy() if cells.is_view else cells
+        check_modalities(cells, {n: m.likelihood for n, m in self.modalities.items() if n in cells.mod}, layers)
+        return join_expression(cells, self.modalities, layers)
 
-    def _validated(self, adata: MuData | None) -> MuData:
-        """Register the cells, and warn if some have other counts than the copy that the model reads."""
-        cells, layers = super()._validated(adata), self.registry_["setup_args"]["layers"]
+    def _warn_of_other_values(self, cells: MuData, layers: Mapping[str, str | None]) -> None:
+        """Warn if some of the model's cells have other counts than the copy that the model reads."""
         if any(
             layer not in cells[name].layers for name, layer in layers.items() if layer is not None and name in cells.mod
         ):
-            return cells  # the copy is all there is
+            return  # the copy is all there is
         rows = np.unique(np.linspace(0, cells.n_obs - 1, N_COMPARED).astype(int))
         present, copied = join_expression(cells[rows], self.modalities, layers), cells.obsm[JOINED][rows]
         if present.shape != copied.shape or (present != copied).nnz:
@@ -419,21 +424,24 @@ class MULTISCLDM(SCLDM):
                 f"in mdata.obsm[{JOINED!r}]. If you normalised in place, nothing is wrong; if you corrected the "
                 f"counts, call {type(self).__name__}.setup_mudata again."
             )
-        return cells
 
-    def _check_values(self, x: Tensor, rows: np.ndarray, source: MuData) -> None:
-        """Do nothing: the model reads the copy made when the counts were checked."""
+    def _check_values(self, x: Any, rows: np.ndarray, cells: MuData) -> None:
+        """Do nothing: joining the modalities checks their values."""
 
-    def _relabelled(self, adata: MuData) -> MuData:
-        if adata.isbacked:
-            return adata
-        own = adata.copy() if adata.is_view else adata
-        cells = mudata_of(own.mod)
-        if not cells.obs_names.equals(own.obs_names):
-            cells = cells[own.obs_names].copy()
-        cells.obs, obsm = self._known_labels(cells.obs_names)
-        cells.obsm.update(obsm)
-        return cells
+    def _trained_rows(self) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
+        """Leave out what belongs to modalities that no training cell has: weight decay alone would change it."""
+        trained, module = super()._trained_rows(), self.module
+        if trained is None or self._keeps_autoencoder:
+            return trained
+        loader = self._cells.loader(self.train_indices_, CELLS_AT_A_TIME)
+        has = sum(module.has(batch[REGISTRY_KEYS.X_KEY]).sum(0) for batch in loader) > 0  # (modalities,)
+        for parts in (module.encoder.parts, module.decoder.parts, module.likelihood.parts):
+            absent = {p for part, is_there in zip(parts, has, strict=True) if not is_there for p in part.parameters()}
+            trained = {parameter: rows for parameter, rows in trained.items() if parameter not in absent}
+        if module.condition_effects is None or has.all():
+            return trained
+        of_features = module.spread(has[None]).T.repeat_interleave(2, dim=0)
+        return {**trained, module.condition_effects.loadings.weight: of_features}
 
     def _columns_by_modality(self, modality: str | None, gene_list: Sequence[str] | None) -> dict[str, np.ndarray]:
         """Return the columns of the wanted features within each modality; None means all modalities."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from anndata import AnnData
 
-from scgen_diffusion.data import check_same_genes, occurring
+from scgen_diffusion.data import check_same_genes, mark_occurring
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,12 +40,12 @@ def check_query_cells(adata: object, genes: pd.Index) -> None:
 
 def learned_values(keys: Sequence[ConditionKey], combinations: np.ndarray) -> list[Tensor]:
     """Mark, per key, the classes and members that the reference's cells have."""
-    return [torch.from_numpy(are) for are in occurring(keys, combinations)]
+    return [torch.from_numpy(are) for are in mark_occurring(keys, combinations)]
 
 
 def new_values(keys: Sequence[ConditionKey], codes: np.ndarray, combinations: np.ndarray) -> list[Tensor]:
     """Mark, per key, the classes and members in these codes that the reference's cells lack."""
-    found = occurring(keys, codes)
+    found = mark_occurring(keys, codes)
     return [
         torch.from_numpy(here) & ~before for here, before in zip(found, learned_values(keys, combinations), strict=True)
     ]

@@ -60,7 +60,6 @@ if TYPE_CHECKING:
 MOST_GROUPS = 10_000  # of the transport, whose memory and time grow with their square and cube: 4 GB and minutes
 LATENTS_IN_MEMORY = 2 << 30  # bytes
 LATENTS_IN_MEMORY_WITH_FILES = 64 << 20  # cells are in files to save memory
-N_NAMED = 3
 AUTOENCODER_STAYS = "The reference's autoencoder is kept; load_query_data(..., trainable='all') trains it too."
 
 
@@ -364,7 +363,10 @@ class SCLDM(AutoencoderModel):
                 "{'condition': 'control'}. Give them here or to setup_anndata."
             )
             raise ValueError(msg)
-        code = self.conditions.encode(control, 1)
+        try:
+            code = self.conditions.encode(control, 1)
+        except (TypeError, ValueError) as error:
+            raise type(error)(str(error).replace("`condition`", "`control_values`")) from error
         labels = self._match_labels(match_keys, control)
         matched = np.column_stack([pd.factorize(labels[name])[0] for name in labels] or [np.zeros(len(labels), int)])
         groups = self._perturbation_groups(control, matched)
@@ -528,7 +530,7 @@ class SCLDM(AutoencoderModel):
         are_new = transport.shift.are_new(self.module.condition_tensor(codes), transport.control, transport.perturbs)
         perturbs = transport.perturbs.cpu().numpy()
         found = np.unique(np.where(perturbs, codes, OPEN)[are_new.cpu().numpy()], axis=0)
-        return list_first([self.conditions.describe(row) for row in found], N_NAMED)
+        return list_first([self.conditions.describe(row) for row in found])
 
     def _names_of_groups(self, control: Mapping[str, Any]) -> list[str]:
         discrete = [key.name for key in self.conditions.by_key if not key.is_numeric]
@@ -540,7 +542,7 @@ class SCLDM(AutoencoderModel):
         table = obs[self._names_of_groups(control)]
         table = table.assign(**{name: labels[name].to_numpy()[rows] for name in labels if name not in table})
         values = table.drop_duplicates().astype(str).to_dict("records")
-        return list_first(values, N_NAMED)
+        return list_first(values)
 
     def _are_control(self, control: Mapping[str, Any]) -> np.ndarray:
         """Mark the unperturbed ones of the labelled training cells, ``(cells,)``."""

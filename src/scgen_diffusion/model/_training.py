@@ -29,7 +29,6 @@ MAX_VALIDATION_CELLS = 2000
 FEWEST_CELLS = 10  # labels with fewer cells give a warning
 SHORTEST = 0.1  # share of the default number of epochs below which there is a warning
 STOPPED, STOPPED_EARLY, TOO_SHORT = "stopped", "stopped far too early", "far too short"  # of a stage, in saved models
-N_NAMED = 6
 FURTHER_SEEDS = {"prior": 1, "transport": 2}  # added to scvi-tools' seed
 N_PARTS = 5  # parts of a run whose mean validation losses are compared
 CHANGE = 0.1  # share of the total fall of the validation loss that counts as a change
@@ -222,7 +221,7 @@ def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_r
     """
     rare: list[str] = []
     for key, columns in zip(keys, columns_of(keys), strict=True):
-        values = getattr(key, "values", None) or getattr(key, "members", [])
+        values = list(key.labels)
         if not getattr(key, "has_vectors", False):
             all_cells, training = (
                 _count_labels(cells[:, columns], len(values)) for cells in (codes, codes[train_rows])
@@ -230,7 +229,7 @@ def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_r
             few = [
                 f"{values[i]!r} ({training[i]})" for i in np.flatnonzero((all_cells > 0) & (training < FEWEST_CELLS))
             ]
-            rare += [f"{key.name} {list_first(few, N_NAMED)}"] if few else []
+            rare += [f"{key.name} {list_first(few)}"] if few else []
     if rare:
         warn_user(
             f"Too few training cells (under {FEWEST_CELLS}) of {'; '.join(rare)}: cells generated for these labels may "

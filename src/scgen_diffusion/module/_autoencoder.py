@@ -151,6 +151,8 @@ def initialise_decoder(
         bias = factors.loadings.bias.view(len(start), -1)
         bias[:, 0] = start
         bias[:, 1:] = initial_log_theta
+    else:
+        decoder.gene_queries.readout.bias[1:] = initial_log_theta
 
 
 def _attention_pooling(n_genes: int, architecture: SCLDMArchitecture) -> AttentionPooling:

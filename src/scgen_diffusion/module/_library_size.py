@@ -84,7 +84,7 @@ class LibrarySizeModel(nn.Module):
     def fit(self, log_totals: Tensor, condition: Tensor) -> None:
         """Summarise log totals ``(cells,)`` by groups of conditions ``(cells, columns)``; a reference's groups stay.
 
-        Cells without a label are left out: generated cells have all, drawn from the cells that do.
+        Cells without a label are left out, if others have one: generated cells have all, drawn from the cells that do.
         """
         log_totals, condition = self._labeled(log_totals, condition)
         if not len(log_totals):  # no cell has this modality
@@ -117,6 +117,8 @@ class LibrarySizeModel(nn.Module):
 
     def _labeled(self, log_totals: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         given = classes_are_given(condition, self.conditions)
+        if not given.any():  # only cells without labels have this modality
+            given = torch.ones_like(given)
         return (log_totals, condition) if given.all() else (log_totals[given.to(log_totals.device)], condition[given])
 
     def set_groups(self, codes: Tensor, *, means: Tensor, stds: Tensor, quantiles: Tensor | None = None) -> None:

@@ -72,7 +72,7 @@ def _extended(table: nn.Module, reference: nn.Module, learned: Tensor) -> dict[s
 
 def _extended_rows(rows: Tensor, learned: Tensor) -> Tensor:
     learned = learned.to(rows.device)
-    kept = learned.nonzero()[:, 0]
+    kept = learned.nonzero()[:, 0] if learned.any() else torch.arange(len(rows), device=rows.device)
     extended = rows[kept].mean(0).repeat(len(learned), 1)
     extended[kept] = rows[kept]
     return extended

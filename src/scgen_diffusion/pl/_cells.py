@@ -15,7 +15,7 @@ from matplotlib.pyplot import get_cmap
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from scgen_diffusion._arguments import check_count, known_names
-from scgen_diffusion.data import NO_LABEL, as_label, obs_column
+from scgen_diffusion.data import NO_LABEL, as_label, as_labels, obs_column
 from scgen_diffusion.metrics import Expression, align_genes, expression_of
 
 from ._figures import scanpy_colors
@@ -91,13 +91,13 @@ def labels_of(cells: AnnData, key: str, name: str) -> pd.Series:
     if not isinstance(key, str):
         msg = f"Plots group cells by one column of `obs`, but found {key!r}. Combine several columns into one first."
         raise TypeError(msg)
-    return obs_column(cells, key, name).astype(object).map(as_label)
+    return as_labels(obs_column(cells, key, name))
 
 
 def categories_of(cells: AnnData, key: str) -> list[str]:
     """Return the categories of a column of `obs` as text; an empty list if it is not categorical."""
     column = cells.obs[key]
-    return list(map(as_label, column.cat.categories)) if isinstance(column.dtype, pd.CategoricalDtype) else []
+    return list(as_labels(pd.Series(column.cat.categories))) if isinstance(column.dtype, pd.CategoricalDtype) else []
 
 
 def label_order(real: AnnData, key: str, *labels: pd.Series) -> list[str]:

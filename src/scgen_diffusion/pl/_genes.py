@@ -388,14 +388,16 @@ def marker_dotplot(
         is_labelled = (labels["real"] != NO_LABEL).to_numpy()
         known = labels["real"][is_labelled].to_numpy()
         of_label = specific_genes(sides["real"].expression.values[is_labelled], known, n_genes)
-        genes = [real.var_names[place] for label in order for place in of_label.get(label, [])]
+        is_repeated = real.var_names.duplicated(keep=False)  # such a name could mean another gene
+        places = [place for label in order for place in of_label.get(label, []) if not is_repeated[place]]
+        genes = list(real.var_names[places])
         if not genes:
             msg = f"There are no marker genes of {groupby!r}: two labels with at least two cells each are needed."
             raise ValueError(msg)
     genes = list(dict.fromkeys(choose("genes", genes, real.var_names)))
     means, shares = {}, {}  # labels in rows, genes in columns
     for name, side in sides.items():
-        places = side.cells.var_names.get_indexer(genes)
+        places = side.cells.var_names.get_indexer_for(genes)
         values = pd.DataFrame(side.expression.values[:, places].toarray(), columns=genes)
         groups = labels[name].to_numpy()
         means[name], shares[name] = values.groupby(groups).mean(), (values > 0).groupby(groups).mean()

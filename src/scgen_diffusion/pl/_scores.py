@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from pandas.api.types import is_numeric_dtype
 
-from scgen_diffusion.data import as_label
+from scgen_diffusion.data import as_labels
 from scgen_diffusion.metrics import IDEALS, MIN_CELLS_PER_GROUP
 
 from ._figures import (
@@ -248,7 +248,7 @@ def quality_curve(
     check_one_modality(table[table["metric"].isin(metrics)])
     lines = {"synthetic cells": table}
     if hue is not None:
-        lines = dict(list(table.groupby(table[hue].astype(object).map(as_label), sort=False)))
+        lines = dict(list(table.groupby(as_labels(table[hue]), sort=False)))
     if len(lines) > MOST_LINES:
         msg = f"`hue` can have at most {MOST_LINES} values, but {hue!r} has {len(lines)}."
         raise ValueError(msg)

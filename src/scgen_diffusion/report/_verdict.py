@@ -223,7 +223,6 @@ MIN_STRUCTURE = 0.10
 MANY_COPIES = 0.5
 #: From which AUC of a classifier on other cells are not from where the held-out cells are.
 UNLIKE = 0.60
-N_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -302,7 +301,7 @@ def _missing_groups(rows: Rows) -> list[Finding]:
     missing = [share.group for share in shares if share.is_clear and is_empty(share.group)]
     if missing:
         message = (
-            f"Hardly any or no synthetic cells for {list_first(missing, N_NAMED)}, which the real cells have. If they "
+            f"Hardly any or no synthetic cells for {list_first(missing)}, which the real cells have. If they "
             "were asked for, the model has dropped these cells; else ask for them by their condition."
         )
         return [Finding("warning", "missing groups", message)]
@@ -326,7 +325,7 @@ def _group_shares(rows: Rows) -> list[Finding]:
     )
     shares = known(rows, ["group_share_difference"], groups_of(rows))
     off = sorted((f for f in shares if f.level(SHARE_OF_GROUP) != "ok"), key=lambda f: -f.value)
-    most = f"Most of it is {list_first([f.group for f in off], N_NAMED)}. " if off else ""
+    most = f"Most of it is {list_first([f.group for f in off])}. " if off else ""
     advice = (
         "Fine if these shares were asked for; else draw conditions from the training data. Figures of all cells suffer "
         "from it."
@@ -347,16 +346,16 @@ def _weak_groups(rows: Rows, labels: set[str]) -> list[Finding]:
         levels += [f.level(IN_A_GROUP) for f in figures]
         if off := sorted((f for f in figures if f.level(IN_A_GROUP) != "ok"), key=lambda f: -f.excess):
             figures_of = [f"{f.group} ({f.value:.2f}; real {f.floor:.2f})" for f in off]
-            sentences.append(f"Synthetic cells {meaning}: {metric} of {list_first(figures_of, N_NAMED)}.")
+            sentences.append(f"Synthetic cells {meaning}: {metric} of {list_first(figures_of)}.")
     groups = labels or set(groups_of(rows))
     if not groups or not (judged or known(rows, list(OF_GROUPS))):
         return []
     measured = {f.group for f in rows.values() if f.metric in OF_GROUPS and f.group != ALL and np.isfinite(f.value)}
     unjudged = {
-        f"fewer than {MIN_CELLS_PER_GROUP} real or synthetic cells": sorted(groups - measured),
+        f"fewer than {MIN_CELLS_PER_GROUP} real or synthetic cells to compare": sorted(groups - measured),
         f"no floor, which needs {MIN_CELLS_PER_GROUP} cells in half of `train`": sorted(measured - judged),
     }
-    whys = [f"{list_first(names, N_NAMED)} ({reason})" for reason, names in unjudged.items() if names]
+    whys = [f"{list_first(names)} ({reason})" for reason, names in unjudged.items() if names]
     count = f"Judged: {len(judged)} of {len(groups)} groups."
     if whys:
         count += f" Not judged: {'; '.join(whys)}. Hold out and generate more cells of these groups."
@@ -768,7 +767,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
     if not findings:
         with_floor = [f.metric for f in rows.values() if np.isfinite([f.value, f.floor]).all()]
         if with_floor:  # such as metrics of a pair of modalities
-            names = list_first(list(dict.fromkeys(with_floor)), N_NAMED)
+            names = list_first(list(dict.fromkeys(with_floor)))
             return Verdict(
                 f"The verdict says nothing about {names} of these cells; compare each value with its floor.", ()
             )

@@ -20,7 +20,7 @@ from scgen_diffusion import pl
 from scgen_diffusion._arguments import as_list, list_first
 from scgen_diffusion._files import write_atomically
 from scgen_diffusion._version import VERSION
-from scgen_diffusion.data import JOIN, PROVENANCE_KEY, CellFiles, join_labels
+from scgen_diffusion.data import JOIN, PROVENANCE_KEY, CellFiles, join_labels, obs_column
 from scgen_diffusion.metrics import DESCRIPTIONS, MIN_CELLS_PER_GROUP, evaluate, expression_of
 
 from ._verdict import verdict
@@ -39,7 +39,6 @@ NONE = "–"
 OTHER_TOPIC = "Other metrics"  # those that the table has of its own
 MOST_LABELS = 40  # in a picture; with hundreds, as of perturbations, it would have a hundred million pixels
 MIN_GENES_CORRELATED = 3
-N_NAMED = 6  # labels in an error
 SECTIONS = {
     "Cells": (
         "Each dot is a cell. Good synthetic cells fill the regions of real cells, all of them, and nothing between "
@@ -137,11 +136,15 @@ def write(
             real_test, synthetic, train=train, groupby=groupby, layer=layer, max_cells=max_cells, seed=seed
         )
     keys = as_list(groupby)
+    for name, cells in {"real_test": real_test, "synthetic": synthetic}.items():
+        for key in keys:
+            obs_column(cells, key, name)  # raises if there is none
     labels = dict.fromkeys(join_labels(real_test.obs, keys).tolist(), 0) if keys else {}
     if keys and isinstance(table, pd.DataFrame) and "n_cells" not in table.attrs:
         # a table from a file does not know the labels that have too few cells to be compared
         table = table.copy()
-        table.attrs["n_cells"] = labels
+        modalities = table["modality"].unique() if "modality" in table else ()
+        table.attrs["n_cells"] = dict.fromkeys(modalities, labels) or labels
     judged = verdict(table)
     if keys:
         _check_labels(table, {*labels, *join_labels(synthetic.obs, keys)}, list(labels), keys)
@@ -218,7 +221,7 @@ def _check_labels(table: pd.DataFrame, known: set[str], real: list[str], keys: S
     if other := {*table["group"].dropna().astype(str)} - {"all", *known}:
         msg = (
             f"`table` is of other cells or of another `groupby`: it has figures of the label {min(other)!r}, but the "
-            f"labels of {' and '.join(keys)} are {list_first(real, N_NAMED)}."
+            f"labels of {' and '.join(keys)} are {list_first(real)}."
         )
         raise ValueError(msg)
 
