@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import importlib
 import inspect
 import json
-import operator
 import pickle
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _model_file, load
 
@@ -207,77 +201,7 @@ def test_the_methods_that_read_files_are_known():
     assert own | {"from_reference_checkpoint"} <= {name for _, name in READERS}
 
 
-# --- a changed file gives one error -----------------------------------------------------------------------------------
-
-
-def leaves(value, path=()):
-    """Yield the paths to all that a file holds; of long lists and of weights some."""
-    if path:
-        yield path
-    if isinstance(value, dict):
-        for key in list(value)[:: max(len(value) // 25, 1)]:
-            yield from leaves(value[key], (*path, key))
-    elif isinstance(value, list) and value:
-        yield from leaves(value[-1], (*path, len(value) - 1))
-
-
-def nested(value):
-    for _ in range(200):
-        value = [value]
-    return value
-
-
-def containing_itself(value):
-    value = [value]
-    value.append(value)
-    return value
-
-
-CHANGES = {
-    "None": lambda _: None,
-    "a number": lambda _: 5,
-    "a large number": lambda _: 10**9,
-    "a negative number": lambda _: -1,
-    "a fraction": lambda _: 0.5,
-    "infinity": lambda _: float("inf"),
-    "text": lambda _: "text",
-    "an empty list": lambda _: [],
-    "an empty mapping": lambda _: {},
-    "a tensor": lambda _: torch.ones(3),
-    "a huge tensor": lambda _: torch.ones(1).expand(10**12),
-    "a huge empty tensor": lambda _: torch.ones(0, 10**9),
-    "in a list": lambda value: [value],
-    "in a mapping": lambda value: {"x": value},
-    "with an odd key": lambda value: {3: value},
-    "twice": lambda value: [value, value],
-    "in 200 lists": nested,
-    "in itself": containing_itself,
-}
-
-
-def changed(content, path, change):
-    content = copy.deepcopy(content)
-    target = functools.reduce(operator.getitem, path[:-1], content)
-    if change == "dropped":
-        del target[path[-1]]
-    else:
-        target[path[-1]] = CHANGES[change](target[path[-1]])
-    return content
-
-
-@settings(max_examples=30)
-@given(data=st.data())
-def test_a_changed_file_loads_or_gives_one_error_that_names_it(folder, tmp_path_factory, data):
-    content = contents(folder)
-    path = data.draw(st.sampled_from(list(leaves(content))))
-    change = data.draw(st.sampled_from([*CHANGES, "dropped"]))
-    where = tmp_path_factory.mktemp("changed")
-    torch.save(changed(content, path, change), where / "model.pt")
-    for read in (load, SCLDM.load_registry):
-        try:
-            read(where)
-        except ValueError as error:
-            assert "model.pt" in str(error) or "holds a model of" in str(error), (path, change)  # noqa: PT017
+# --- a changed file ---------------------------------------------------------------------------------------------------
 
 
 def test_a_file_is_read_once(folder, monkeypatch):
@@ -289,33 +213,10 @@ def test_a_file_is_read_once(folder, monkeypatch):
     assert len(paths) == 1
 
 
-def test_a_latent_of_a_billion_dimensions_takes_no_memory(folder, tmp_path):
-    content = contents(folder)
-    for options in ({"n_latent": 10**9, "width": 2**30}, {"n_layers": 10**9}, {"prior_n_layers": 10**9}):
-        known = content["attr_dict"]["init_params_"]["kwargs"]["architecture"]
-        altered = copy.deepcopy(content)
-        altered["attr_dict"]["init_params_"]["kwargs"]["architecture"] = known | options
-        torch.save(altered, tmp_path / "model.pt")
-        with pytest.raises(ValueError, match=r"model\.pt is damaged, or was changed"):
-            load(tmp_path)
-
-
 def test_attributes_that_no_model_has_are_refused(folder, tmp_path):
     content = contents(folder)
     content["attr_dict"]["train"] = "not a method"
     torch.save(content, tmp_path / "model.pt")
 
     with pytest.raises(ValueError, match=r"model\.pt .*unknown attribute 'train'"):
-        load(tmp_path)
-
-
-def test_a_compressed_archive_is_refused_before_it_is_read(folder, tmp_path):
-    with (
-        zipfile.ZipFile(folder / "model.pt") as stored,
-        zipfile.ZipFile(tmp_path / "model.pt", "w", zipfile.ZIP_DEFLATED) as deflated,
-    ):
-        for name in stored.namelist():
-            deflated.writestr(name, stored.read(name))
-
-    with pytest.raises(ValueError, match=r"model\.pt is damaged.*compressed"):
         load(tmp_path)

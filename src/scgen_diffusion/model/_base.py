@@ -97,7 +97,6 @@ from ._model_file import (
     MODEL_FILE,
     MUDATA_FILE,
     ModelFile,
-    check_fits_class,
     find_cells,
     init_options,
     model_content,
@@ -1646,15 +1645,14 @@ class DiffusionModel(BaseModelClass):
     ) -> Self:
         """Build a model from the content of its file."""
         _, _, device = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
-        with name_damaged_file(path):
-            check_fits_class(saved, cls)
         cells = find_cells(adata, path.parent, path.name.removesuffix(MODEL_FILE))
         if cells is not None:
             cls._register_like(cells, saved.registry, saved.attributes["var_"].index)
-        model = cls(cells, registry=saved.registry, **saved.options)
-        for name, value in saved.attributes.items():
-            setattr(model, name, value)
-        model.module.load_state_dict(saved.weights)
+        with name_damaged_file(path):
+            model = cls(cells, registry=saved.registry, **saved.options)
+            for name, value in saved.attributes.items():
+                setattr(model, name, value)
+            model.module.load_state_dict(saved.weights)
         model.to_device(device)
         model.module.eval()
         return model

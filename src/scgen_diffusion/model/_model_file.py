@@ -1,8 +1,7 @@
-"""The file of a saved model: plain values and tensors in scvi-tools' layout. Reading checks it and executes nothing."""
+"""The file of a saved model: plain values and tensors in scvi-tools' layout. Reading it executes nothing."""
 
 from __future__ import annotations
 
-import inspect
 import pickle
 import warnings
 import zipfile
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anndata
 import mudata
-import pandas as pd
 import torch
 from anndata import AnnData
 from mudata import MuData
@@ -20,22 +18,16 @@ from scvi import REGISTRY_KEYS
 from scgen_diffusion._files import explain_failed_write, sync, write_atomically
 from scgen_diffusion.data import (
     JOINED,
-    CategoricalKey,
-    Conditions,
-    SetKey,
-    keys_of_state,
     to_array,
     to_plain,
     to_table,
 )
-from scgen_diffusion.module import CONDITIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    import numpy as np
-    from scvi.model.base import BaseModelClass
+    import pandas as pd
     from torch import Tensor
 
 MODEL_FILE = "model.pt"
@@ -45,18 +37,10 @@ FORMAT = "scgen_diffusion-2"
 DAMAGE = (RuntimeError, OSError, EOFError, zipfile.BadZipFile, LookupError, ValueError)
 ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"  # of what torch writes, since 2020 and before
 UNKNOWN_CONTENT = "its content is not what torch writes"
-MAX_DEPTH = 12  # of nested containers
-SCALARS = (bool, int, float, str, type(None))
 
 
-def _one_of(*types: type) -> Callable[[Any], Any]:
-    def read(plain: Any) -> Any:
-        if type(plain) not in types:
-            msg = f"found a {type(plain).__name__} in place of a {types[0].__name__}"
-            raise TypeError(msg)
-        return plain
-
-    return read
+def _as_it_is(plain: Any) -> Any:
+    return plain
 
 
 def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -67,48 +51,31 @@ def _tables(plain: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     return {name: to_table(table) for name, table in plain.items()}
 
 
-def _options_of_stages(plain: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    def read(value: Any) -> Any:
-        return [_one_of(*SCALARS)(part) for part in value] if isinstance(value, list) else _one_of(*SCALARS)(value)
-
-    return {stage: {name: read(value) for name, value in options.items()} for stage, options in plain.items()}
-
-
-def _row_numbers(plain: Any) -> np.ndarray:
-    numbers = to_array(plain)
-    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
-        msg = "row numbers are not a list of whole numbers"
-        raise ValueError(msg)
-    return numbers
-
-
 def _reference(plain: Mapping[str, Any]) -> dict[str, Any]:
     names = ("combinations", "combination_sizes", "of_autoencoder")
-    texts = {name: _one_of(str)(plain.get(name, "")) for name in ("trainable", "digest")}
-    return {**texts, **{name: to_array(plain[name]) for name in names}}
+    return {**plain, **{name: to_array(plain[name]) for name in names}}
 
 
 # Attributes that are saved beside weights, registry and options, and how each is read. Loading sets no others.
 ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
-    "trained_stages_": lambda plain: [_one_of(str)(stage) for stage in plain],
-    "library_head_is_trained_": _one_of(bool),
-    "is_trained_": _one_of(bool),
+    "trained_stages_": _as_it_is,
+    "library_head_is_trained_": _as_it_is,
+    "is_trained_": _as_it_is,
     "history_": _optional(_tables),
-    "recipes_": _options_of_stages,
-    "cut_short_": lambda plain: {stage: _one_of(str)(how) for stage, how in plain.items()},
-    "train_indices_": _optional(_row_numbers),
-    "validation_indices_": _optional(_row_numbers),
-    "test_indices_": _optional(_row_numbers),
+    "recipes_": _as_it_is,
+    "cut_short_": _as_it_is,
+    "train_indices_": _optional(to_array),
+    "validation_indices_": _optional(to_array),
+    "test_indices_": _optional(to_array),
     "var_": to_table,
     "modality_vars_": _tables,
     "combinations_": to_array,
     "combination_sizes_": to_array,
     "reference_": _optional(_reference),
-    "run_name_": _one_of(*SCALARS),
-    "run_id_": _one_of(*SCALARS),
-    "get_normalized_function_name_": _one_of(*SCALARS),
+    "run_name_": _as_it_is,  # these are not in every version of scvi-tools
+    "run_id_": _as_it_is,
+    "get_normalized_function_name_": _as_it_is,
 }
-NOT_IN_EVERY_SCVI_TOOLS = ("run_name_", "run_id_", "get_normalized_function_name_")
 
 
 class ModelFile(NamedTuple):
@@ -157,7 +124,6 @@ def read_model_file(path: Path) -> ModelFile:
         msg = f"{path} was not written by scgen-diffusion (format {FORMAT!r})."
         raise ValueError(msg)
     with name_damaged_file(path):
-        _check_plain(content, largest=2 * path.stat().st_size)  # shared weights have two names, but are stored once
         return _read(content)
 
 
@@ -175,26 +141,6 @@ def name_damaged_file(path: Path) -> Iterator[None]:
         raise ValueError(msg) from error
 
 
-def check_fits_class(saved: ModelFile, cls: type[BaseModelClass]) -> None:
-    """Raise unless the weights fit the model that registry and options describe; this allocates no second model."""
-    layers = [value for name, value in saved.options.items() if name.endswith("n_layers")]
-    if any(number > len(saved.weights) for number in layers):
-        msg = f"there are {max(layers)} layers, but {len(saved.weights)} tensors"
-        raise ValueError(msg)
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = cls(registry=saved.registry, **saved.options)
-        model.module.load_state_dict(saved.weights)
-    needed = [name for name in ATTRIBUTES if name in vars(model) and name not in NOT_IN_EVERY_SCVI_TOOLS]
-    if missing := [name for name in needed if name not in saved.attributes]:
-        msg = f"there is no {missing[0]!r}"
-        raise ValueError(msg)
-    setup = inspect.signature(getattr(cls, saved.registry["setup_method_name"])).parameters
-    if unknown := [name for name in saved.registry["setup_args"] if name not in setup]:
-        msg = f"there is the unknown argument {unknown[0]!r}"
-        raise ValueError(msg)
-
-
 def init_options(init_params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that a model was constructed with."""
     grouped = init_params["kwargs"].values()
@@ -210,7 +156,7 @@ def load_plain(path: Path, what: str, advice: str = "") -> Any:
         If the file would execute code, or is damaged. ``what`` names the expected file, ``advice`` says what to do.
     """
     try:
-        _check_archive(path)
+        _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if damage := _damage(path):
@@ -238,115 +184,26 @@ def _damage(path: Path) -> str:
     return "" if start.startswith((ZIP_START, PICKLE_START)) else UNKNOWN_CONTENT
 
 
-def _check_archive(path: Path) -> None:
-    """Raise if torch's zip archive is compressed, has overlapping parts or a wrong checksum; torch does not check."""
+def _check_sums(path: Path) -> None:
+    """Raise if a part of torch's zip archive has a wrong checksum; torch does not check."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            parts = archive.infolist()
-            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-                msg = "it is compressed, but torch never compresses"
-                raise zipfile.BadZipFile(msg)
-            if sum(part.file_size for part in parts) > path.stat().st_size:
-                msg = "its parts overlap"
-                raise zipfile.BadZipFile(msg)
             if damaged := archive.testzip():
                 msg = f"the checksum of its part {damaged} is wrong"
                 raise zipfile.BadZipFile(msg)
 
 
-def _check_plain(content: Any, largest: int) -> None:
-    """Raise unless all are plain values and tensors, dicts and lists occur once, and tensors fit into the file."""
-    waiting, seen, size = [(content, 0)], set(), 0
-    while waiting:
-        value, depth = waiting.pop()
-        if isinstance(value, torch.Tensor):
-            size += value.numel() * value.element_size()
-            if value.layout != torch.strided or value.device.type != "cpu" or size > largest:
-                msg = "its tensors are larger than the file"
-                raise ValueError(msg)
-        elif isinstance(value, dict | list):
-            if id(value) in seen or depth > MAX_DEPTH:
-                msg = "lists or mappings are shared or nested too deeply"
-                raise ValueError(msg)
-            seen.add(id(value))
-            if isinstance(value, dict) and not all(type(key) is str for key in value):
-                msg = "a key is not a string"
-                raise TypeError(msg)
-            waiting += [(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value)]
-        else:
-            _one_of(*SCALARS)(value)
-
-
 def _read(content: Mapping[str, Any]) -> ModelFile:
-    weights = content["model_state_dict"]
-    if not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
-        msg = "not all weights are tensors"
-        raise TypeError(msg)
     plain = dict(content["attr_dict"])
-    registry = _registry(plain.pop("registry_"), _tables(plain.pop("condition_embeddings_")))
-    options = init_options(plain.pop("init_params_"))
+    registry, options = plain.pop("registry_"), init_options(plain.pop("init_params_"))
+    registry["setup_args"]["condition_embeddings"] = _tables(plain.pop("condition_embeddings_"))
+    expression = registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
+    expression["column_names"] = to_array(expression["column_names"])
     if unknown := [name for name in plain if name not in ATTRIBUTES]:
         msg = f"there is the unknown attribute {unknown[0]!r}"
         raise ValueError(msg)
     attributes = {name: ATTRIBUTES[name](value) for name, value in plain.items()}
-    _check_conditions(registry, attributes, n_columns=len(weights["null_condition"]))
-    _check_genes(content["var_names"], registry, attributes["var_"])
-    return ModelFile(registry, options, weights, attributes)
-
-
-def _registry(plain: dict[str, Any], tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Return scvi-tools' registry; raise unless the arguments of the setup agree with the registered fields."""
-    arguments, fields = plain["setup_args"], plain["field_registries"]
-    by_key = keys_of_state(fields[CONDITIONS]["state_registry"])
-    expected = {
-        "condition_keys": [key.name for key in by_key if isinstance(key, CategoricalKey)],
-        "continuous_condition_keys": [key.name for key in by_key if key.is_numeric],
-        "set_condition_keys": {key.name: key.separator for key in by_key if isinstance(key, SetKey)},
-        "condition_embeddings": list(tables),
-    }
-    wrong = [name for name, value in expected.items() if arguments[name] != value]
-    if {key.name for key in by_key if getattr(key, "has_vectors", False)} != set(tables):
-        wrong.append("condition_embeddings")
-    if arguments.get("values", "counts") not in ("counts", "log1p"):
-        wrong.append("values")
-    if wrong:
-        msg = f"{wrong[0]!r} is not what the model was set up with"
-        raise ValueError(msg)
-    for name in ("model_name", "setup_method_name", "scvi_version"):
-        _one_of(str)(plain[name])
-    _one_of(str, type(None))(arguments.get("layer"))
-    _one_of(str, type(None))(arguments.get("unlabeled_category"))
-    dict(arguments["control_values"])
-    expression = fields[REGISTRY_KEYS.X_KEY]["state_registry"]
-    expression["column_names"] = to_array(expression["column_names"])
-    arguments["condition_embeddings"] = tables
-    return plain
-
-
-def _check_conditions(registry: Mapping[str, Any], attributes: Mapping[str, Any], n_columns: int) -> None:
-    by_key = keys_of_state(registry["field_registries"][CONDITIONS]["state_registry"])
-    combinations, n_cells = attributes["combinations_"], attributes["combination_sizes_"]
-    if combinations.shape != (len(n_cells), n_columns) or sum(key.n_columns for key in by_key) != n_columns:
-        msg = f"combinations of shape {combinations.shape} do not fit {n_columns} condition columns"
-        raise ValueError(msg)
-    if n_cells.ndim != 1 or n_cells.dtype.kind not in "iu" or (n_cells < 0).any():
-        msg = "the numbers of cells of the combinations are not counts"
-        raise ValueError(msg)
-    conditions, index = Conditions(by_key, combinations, n_cells), pd.RangeIndex(len(n_cells))
-    conditions.to_obs(combinations, index)
-    conditions.to_obsm(combinations, index)
-
-
-def _check_genes(names: Any, registry: Mapping[str, Any], var: pd.DataFrame) -> None:
-    known = registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"].tolist()
-    listed = (
-        [f"{name}:{feature}" for name, features in names.items() for feature in features]
-        if isinstance(names, dict)
-        else names
-    )
-    if not listed == known == var.index.tolist():
-        msg = "the genes in `var_names`, `var_` and the registry differ"
-        raise ValueError(msg)
+    return ModelFile(registry, options, content["model_state_dict"], attributes)
 
 
 # --- files of the folder ----------------------------------------------------------------------------------------------
