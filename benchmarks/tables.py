@@ -69,6 +69,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
+def short_number(value: float) -> str:
+    """Write a number for a table, with three digits after the point if it is small; "" if it is missing."""
+    return "" if pd.isna(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
 def mean_with_interval(values: pd.Series) -> str:
     """Write a mean and the interval that holds 90 % of its bootstrap samples; nothing if no value was measured."""
     if values.isna().all():

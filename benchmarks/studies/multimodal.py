@@ -28,7 +28,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.quality.splits import log_normalise, split_cells, to_dense
-from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
+from benchmarks.tables import (
+    describe_source,
+    markdown_table,
+    read_table,
+    short_number,
+    store_rows,
+    stored_keys,
+    write_text,
+)
 from scgen_diffusion import datasets, metrics
 from scgen_diffusion.model import MULTISCLDM, SCLDM
 
@@ -160,15 +168,11 @@ def summarise(table: pd.DataFrame) -> str:
             of_part = rows[rows["part"] == part]
             values = of_part.pivot_table(index="metric", columns="method", values="value", sort=False)
             shown = [method for method in METHODS if method in values]
-            body = [[metric, *(_number(row[method]) for method in shown)] for metric, row in values.iterrows()]
+            body = [[metric, *(short_number(row[method]) for method in shown)] for metric, row in values.iterrows()]
             lines += [f"### {TITLES[part]}", "", markdown_table(["figure", *shown], body), ""]
     sources = ("versions", "machine", "date")
     lines.append(f"Measured with {'; '.join(', '.join(map(str, table[name].unique())) for name in sources)}.")
     return "\n".join(lines) + "\n"
-
-
-def _number(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -39,6 +39,7 @@ from benchmarks.tables import (
     describe_source,
     markdown_table,
     read_table,
+    short_number,
     store_rows,
     stored_keys,
     write_text,
@@ -541,7 +542,7 @@ def _table_of_metrics(means: pd.DataFrame, better: pd.Series) -> str:
             complete.loc[metric, methods] == n_types
         )  # means over other types are not comparable
         lines.append(
-            [f"`{metric}`", better[metric], _number(row[FLOOR]), *_with_best(values, better[metric], row[FLOOR])]
+            [f"`{metric}`", better[metric], short_number(row[FLOOR]), *_with_best(values, better[metric], row[FLOOR])]
         )
     return markdown_table(["figure", "better", FLOOR, *(NAMES[name] for name in methods)], lines)
 
@@ -551,7 +552,7 @@ def _table_of_types(means: pd.DataFrame, better: str) -> str:
     lines = [
         [
             name + (" (tuned)" if name in TUNED else ""),
-            _number(row[FLOOR]),
+            short_number(row[FLOOR]),
             *_with_best(row[methods], better, row[FLOOR]),
         ]
         for name, row in means.sort_index().iterrows()
@@ -592,12 +593,8 @@ def _loss(values: pd.Series, better: str, floor: float | pd.Series) -> pd.Series
 
 def _with_best(values: pd.Series, better: str, floor: float) -> list[str]:
     losses = _loss(values, better, floor).dropna()
-    best = _number(values[losses.idxmin()]) if len(losses) else ""
-    return [f"**{text}**" if text == best else text for text in map(_number, values)]
-
-
-def _number(value: float) -> str:
-    return "" if pd.isna(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    best = short_number(values[losses.idxmin()]) if len(losses) else ""
+    return [f"**{text}**" if text == best else text for text in map(short_number, values)]
 
 
 def draw_scores(table: pd.DataFrame, path: Path) -> None:

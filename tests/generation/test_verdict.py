@@ -10,7 +10,7 @@ import torch
 
 from scgen_diffusion.data import OPEN, Conditions
 from scgen_diffusion.data._condition_keys import CategoricalKey, SetKey
-from scgen_diffusion.generation._verdict import _Known, _Request, _rule, _variance, describe_verdicts, judge
+from scgen_diffusion.generation._verdict import _Known, _Request, _rule, _variance, judge, verdict_columns
 from scgen_diffusion.module._transport import LatentTransport
 from scgen_diffusion.nn import Classes, Members
 
@@ -194,7 +194,7 @@ def test_the_most_doubtful_combination_is_the_one_of_the_warning():
     with pytest.warns(
         UserWarning, match=r"effect on .*drug='new' is unknown: the perturbation, .* Train with .* 1 more combination"
     ):
-        table = describe_verdicts(CONDITIONS, np.array([KNOWN, KNOWN, NEW], float), np.array([1, 2, 3]), verdicts)
+        table = verdict_columns(CONDITIONS, np.array([KNOWN, KNOWN, NEW], float), np.array([1, 2, 3]), verdicts)
 
     assert table["verdict"] == ["supported", "extrapolated", "unknown"]
     assert list(table["drug"]) == ["known", "known", "new"]
@@ -202,7 +202,7 @@ def test_the_most_doubtful_combination_is_the_one_of_the_warning():
 
 @pytest.mark.filterwarnings("error")
 def test_supported_effects_give_no_warning():
-    table = describe_verdicts(CONDITIONS, np.array([[OPEN, 1]]), np.array([1]), [verdict_on(KNOWN)])
+    table = verdict_columns(CONDITIONS, np.array([[OPEN, 1]]), np.array([1]), [verdict_on(KNOWN)])
 
     assert list(table) == ["combination", "drug", "n_cells", "verdict", "reason"]  # no type was given
     assert table["combination"] == ["drug='known'"]

@@ -179,7 +179,7 @@ def test_masking_is_the_default_for_counts_only(make_cells, cls, backbone):
 )
 @pytest.mark.parametrize("many", [45, 10_000])
 def test_each_path_and_network_has_its_recipe(make_cells, quick, monkeypatch, name, options, many):
-    monkeypatch.setattr("scgen_diffusion.train._recipes.MANY_CELLS", many)
+    monkeypatch.setattr("scgen_diffusion.train._recipes.FADES_FROM", many)
     SCRDIT.setup_anndata(counts := make_cells())
     model = SCRDIT(counts, **options, patch_size=5)
 

@@ -248,7 +248,7 @@ def test_few_genes_with_many_counts_have_a_recipe_of_their_own(make_cells, make_
 
 
 def test_many_cells_train_with_less_regularisation(make_model, quick, monkeypatch, capsys):
-    monkeypatch.setattr("scgen_diffusion.train._recipes.MANY_CELLS", 45)
+    monkeypatch.setattr("scgen_diffusion.train._recipes.FADES_FROM", 45)
     model = make_model()
 
     model.train(1, **{**quick, "enable_progress_bar": True})

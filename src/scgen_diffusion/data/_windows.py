@@ -36,13 +36,13 @@ class Batches(Protocol):
     """Order of the cells of a training stage, and the share of this process."""
 
     seed: int | None
-    epoch: int
+    pass_number: int
     first_batch: int
     rank: int
     n_processes: int
 
     def __len__(self) -> int:
-        """Return the number of batches to read, from ``first_batch`` of the pass ``epoch`` on."""
+        """Return the number of batches to read, from ``first_batch`` of the pass on."""
 
 
 class Window(NamedTuple):
@@ -130,7 +130,7 @@ class WindowLoader:
             fills_epoch = len(self) <= -(-share // self.batch_size)
             size = share if fills_epoch else len(self) * self.batch_size  # few cells are read again, in other orders
             if self.sampler.seed is not None:
-                rng = np.random.default_rng([self.sampler.seed, self.sampler.epoch])
+                rng = np.random.default_rng([self.sampler.seed, self.sampler.pass_number])
                 # blocks begin at fixed rows, whichever cells are chosen, so that they fit the chunks of a file
                 limits = np.searchsorted(order, np.arange(self.block_size, order[-1] + 1, self.block_size))
                 blocks = [block for block in np.split(order, limits) if len(block)]

@@ -13,7 +13,7 @@ from ._request import (
     name_of,
 )
 from ._rows import check_finite, rows_of
-from ._verdict import MeanChange, PerturbedGroups, ProfileSums, Verdict, add_sums, describe_verdicts
+from ._verdict import MeanChange, PerturbedGroups, ProfileSums, Verdict, add_sums, verdict_columns
 
 __all__ = [
     "DIGEST",
@@ -32,9 +32,9 @@ __all__ = [
     "add_sums",
     "check_batch_size",
     "check_finite",
-    "describe_verdicts",
     "differences",
     "identity_of",
     "name_of",
     "rows_of",
+    "verdict_columns",
 ]

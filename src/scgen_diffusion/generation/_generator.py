@@ -35,7 +35,7 @@ from ._request import (
     identity_of,
 )
 from ._rows import check_finite, rows_of
-from ._verdict import describe_verdicts, first_combinations, judge
+from ._verdict import judge, limit_combinations, verdict_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -179,7 +179,7 @@ class CellGenerator:
         self.module.eval()
         is_new = (starts != codes).any(1)
         codes, rows, which = np.unique(codes[is_new], axis=0, return_index=True, return_inverse=True)
-        codes, n_cells = first_combinations(codes), np.bincount(which.ravel(), sizes[is_new]).astype(int)
+        codes, n_cells = limit_combinations(codes), np.bincount(which.ravel(), sizes[is_new]).astype(int)
         firsts, number = np.unique(starts[is_new][rows[: len(codes)]], axis=0, return_inverse=True)
 
         def generate(start: np.ndarray) -> Tensor:
@@ -193,7 +193,7 @@ class CellGenerator:
             states = [generate(start) for start in firsts]
         cells = [states[n] for n in number.ravel()]
         verdicts = judge(self.module, self.conditions, cells, codes, learned=self.learned)
-        return describe_verdicts(self.conditions, codes, n_cells[: len(codes)], verdicts)
+        return verdict_columns(self.conditions, codes, n_cells[: len(codes)], verdicts)
 
     def warn_outside_training(
         self, codes: np.ndarray, *, draws_totals: bool, judged: np.ndarray | None = None

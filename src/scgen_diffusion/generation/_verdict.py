@@ -267,7 +267,7 @@ def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
     return SUPPORTED, f"the perturbation, or what it consists of, was seen {where}", ""
 
 
-def describe_verdicts(
+def verdict_columns(
     conditions: Conditions, codes: np.ndarray, n_cells: np.ndarray, verdicts: Sequence[Verdict]
 ) -> dict[str, Any]:
     """Return the columns of a table with a row per combination, and warn unless all are supported.
@@ -303,7 +303,7 @@ def _context_columns(conditions: Conditions, perturbs: np.ndarray) -> np.ndarray
     return is_context
 
 
-def first_combinations(codes: np.ndarray) -> np.ndarray:
+def limit_combinations(codes: np.ndarray) -> np.ndarray:
     """Return the first ``MOST_COMBINATIONS`` of ``codes (combinations, columns)``, and warn if there are more."""
     if n_more := max(len(codes) - MOST_COMBINATIONS, 0):
         warn_user(
@@ -338,7 +338,7 @@ class PerturbedGroups:
         shown = np.where(perturbs | _context_columns(conditions, perturbs), new, OPEN)
         changed = (own != new).any(1)
         codes, number = np.unique(shown[changed], axis=0, return_inverse=True)
-        self.codes = first_combinations(codes)
+        self.codes = limit_combinations(codes)
         self.group = np.full(len(new), -1)
         self.group[changed] = np.where(number.ravel() < len(self.codes), number.ravel(), -1)
         self._states: list[Tensor] = []  # of each group, once there are verdicts

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ._cells import Expression
     from ._distribution import Scores
+    from ._modalities import Paired
     from ._perturbation_contexts import Panel, Profile
 
 T = TypeVar("T")
@@ -137,13 +138,13 @@ class Comparison:
         Seed for metrics that draw random numbers.
     """
 
-    real: Sample
-    synthetic: Sample
+    real: Sample | Profile | Paired
+    synthetic: Sample | Profile | Paired
     genes: NDArray[np.intp] | None = None
     squared_scale: float = UNKNOWN
     training: Training | None = None
     released: NDArray[np.float32] | None = None
-    control: Sample | None = None
+    control: Profile | None = None
     mean_response: Profile | None = None
     panel: Panel | None = None
     seed: int = 0

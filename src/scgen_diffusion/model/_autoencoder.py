@@ -109,9 +109,9 @@ class AutoencoderModel(DiffusionModel):
             \log p(x \mid z, l) - \mathrm{KL}\bigl(q(z \mid x) \,\|\, \mathcal{N}(0, I)\bigr), \qquad z \sim q(z \mid x)
 
         with one draw of ``z`` per cell, and the cell's own total ``l``. The divergence always has weight 1. In training
-        its weight is ``kl_weight`` (0.6), so ``autoencoder_loss_validation`` in ``history`` differs. The bound assumes
-        standard normal latents; it ignores the diffusion prior, from which :meth:`generate` draws. With a Gaussian
-        head, :math:`\log p` is minus the squared error, a log-density up to a constant.
+        its weight is ``kl_weight`` of ``recipes_["autoencoder"]``, so ``autoencoder_loss_validation`` in ``history``
+        differs. The bound assumes standard normal latents; it ignores the diffusion prior, from which :meth:`generate`
+        draws. With a Gaussian head, :math:`\log p` is minus the squared error, a log-density up to a constant.
 
         Parameters
         ----------

@@ -591,7 +591,7 @@ class DiffusionModel(BaseModelClass):
         """Check all arguments, then train the stages (None: those that are due) until the user stops one."""
         respect_thread_limit()
         early_stopping = trainer_kwargs.pop("early_stopping", False)
-        with self._kept_until_a_step() as first_step:
+        with self._restored_if_no_step_was_taken() as first_step:
             deadline = deadline_after(trainer_kwargs.pop("max_time", None))
             check_trainer_options(**trainer_kwargs)
             self._take_cells(datamodule)
@@ -619,7 +619,7 @@ class DiffusionModel(BaseModelClass):
             for job in jobs:
                 options = {**trainer_kwargs, "early_stopping": early_stopping and job.is_validated}
                 options |= {"max_epochs": job.n_epochs, "checkpoint_dir": folder, "deadline": deadline}
-                options["goes_on"] = not job.is_new and job.name not in self.cut_short_
+                options["must_beat_former"] = not job.is_new and job.name not in self.cut_short_
                 train_stage = getattr(self, f"_train_{job.name}")
                 results.append(train_stage(job.recipe, partial(self._run, first_step, **options), **of_stage))
                 self._record_end(job, results[-1])
@@ -676,7 +676,7 @@ class DiffusionModel(BaseModelClass):
         self.cut_short_ = {stage: how for stage, how in ends.items() if how}
 
     @contextmanager
-    def _kept_until_a_step(self) -> Iterator[FirstStep]:
+    def _restored_if_no_step_was_taken(self) -> Iterator[FirstStep]:
         """Keep the model as it was, with its cells, if the body raises an error before any step of training."""
         attributes, first_step = dict(self.__dict__), FirstStep()
         if self.trained_stages_:
@@ -694,21 +694,21 @@ class DiffusionModel(BaseModelClass):
         first_step: FirstStep,
         plan: StagePlan,
         data: StageData,
-        *made_with: object,
+        *depends_on: object,
         max_epochs: int,
         checkpoint_dir: Path | None,
-        goes_on: bool,
+        must_beat_former: bool,
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
         callbacks: Sequence[Callback] | None = None,
         **options: Any,
     ) -> StageResult:
-        """Run a stage. It resumes a checkpoint of the same cells, the same split and the same ``made_with``."""
+        """Run a stage. It resumes a checkpoint of the same cells, the same split and the same ``depends_on``."""
         plan.trained_rows = self._trained_rows()
-        plan.goes_on = goes_on and plan.recipe.max_rounds > 1
+        plan.must_beat_former = must_beat_former and plan.recipe.max_rounds > 1
         if checkpoint_dir is not None:
             judges = [self.validation_indices_] if plan.recipe.max_rounds > 1 else []  # they choose the weights
-            plan.fingerprint = digest_of(self._fingerprint, self.train_indices_, *judges, *made_with)
+            plan.fingerprint = digest_of(self._fingerprint, self.train_indices_, *judges, *depends_on)
         accelerator, devices, device = parse_device_args(accelerator, devices, return_device="torch")
         result = run_stage(
             plan,

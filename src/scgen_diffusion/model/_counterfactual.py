@@ -32,9 +32,9 @@ from scgen_diffusion.generation import (
     MeanChange,
     PerturbedGroups,
     add_sums,
-    describe_verdicts,
     identity_of,
     name_of,
+    verdict_columns,
 )
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class Prediction:
             return torch.cat([tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in batches])
 
         groups, verdicts = self.groups, self.groups.verdicts(read)
-        columns = describe_verdicts(self.model.conditions, groups.codes, groups.n_cells, verdicts)
+        columns = verdict_columns(self.model.conditions, groups.codes, groups.n_cells, verdicts)
         table = self.model._verdict_table(columns, ("autoencoder", "transport"))
         return replace(self, verdicts=verdicts, provenance={**self.provenance, "verdict": table})
 

@@ -114,7 +114,7 @@ def read_model_file(path: Path) -> ModelFile:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is damaged, was changed, was not written by this package, or would execute code.
+        If it is damaged, was not written by this package, or would execute code.
     """
     if not path.is_file():
         msg = f"There is no saved model at {path.absolute().parent}: {path.name} is missing."

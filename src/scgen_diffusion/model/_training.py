@@ -48,7 +48,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 Run: TypeAlias = Callable[..., StageResult]
-"""Runs a stage: ``run(plan, data, *made_with)``; it resumes a checkpoint with the same ``made_with``."""
+"""Runs a stage: ``run(plan, data, *depends_on)``; it resumes a checkpoint with the same ``depends_on``."""
 
 
 def suggests_training_arguments(method: Callable[P, R]) -> Callable[P, R]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ._options import MANY_CELLS, change_options, check_options
+from ._options import WIDER_FROM, change_options, check_options
 
 Size = Literal["default", "published"]
 
@@ -147,6 +147,6 @@ def build_architecture(size: str, *, n_cells: int = 2000, **changes: Any) -> SCL
     TypeError
         If there is no such option.
     """
-    if size == "default" and n_cells >= MANY_CELLS:
+    if size == "default" and n_cells >= WIDER_FROM:
         changes = FOR_MANY_CELLS | changes
     return change_options(ARCHITECTURES, size, changes, owner="SCLDM")

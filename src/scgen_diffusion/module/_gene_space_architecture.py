@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scgen_diffusion._arguments import is_number
 
-from ._options import MANY_CELLS, change_options, check_options
+from ._options import WIDER_FROM, change_options, check_options
 
 if TYPE_CHECKING:
     from ._expression import InputValues
@@ -221,5 +221,5 @@ def build_gene_space_architecture(
 
 def default_sizes(n_genes: int, n_cells: int, backbone: str | None = None, *, on_gpu: bool) -> dict[str, int]:
     """Choose sizes that a laptop trains in minutes; a GPU with many cells gets a wider network."""
-    is_large = backbone == "mlp" or (on_gpu and n_cells >= MANY_CELLS)
+    is_large = backbone == "mlp" or (on_gpu and n_cells >= WIDER_FROM)
     return {"patch_size": min(LARGEST_PATCH, -(-n_genes // N_PATCHES)), "width": 256 if is_large else 128}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 OptionsT = TypeVar("OptionsT")
-MANY_CELLS = 20_000  # have wider networks by default, where that pays
+WIDER_FROM = 20_000  # have wider networks by default, where that pays
 
 
 def check_options(options: object, *, except_for: tuple[str, ...] = ()) -> None:

@@ -724,12 +724,12 @@ def verdict(table: pd.DataFrame) -> Verdict:
 
     Every figure is judged by how much worse it is than what real cells score (the floor). A note or a warning needs an
     excess of more than three standard deviations of the value (from the table's interval), *and* one that is large
-    enough to matter; both limits are constants of the module ``_verdict``, calibrated so that unseen real cells get no
-    warning. ``marker_slope`` and ``within_label_slope``, whose floors are noisy, are judged by how much farther they
-    are from 1 than the floor. Topics whose metrics the table lacks are left out. If a classifier tells the training
-    cells, which give the floors, from the held-out ones (say, other donors), the verdict says so, and leaves out
-    memorisation and what passes. Groups that were not judged, such as those of few cells, are named in a note. A
-    verdict cannot see what no metric sees: look at the cells as well.
+    enough to matter. Both limits are chosen so that unseen real cells get no warning. ``marker_slope`` and
+    ``within_label_slope``, whose floors are noisy, are judged by how much farther they are from 1 than the floor.
+    Topics whose metrics the table lacks are left out. If a classifier tells the training cells, which give the floors,
+    from the held-out ones (say, other donors), the verdict says so, and leaves out memorisation and what passes. Groups
+    that were not judged, such as those of few cells, are named in a note. A verdict cannot see what no metric sees:
+    look at the cells as well.
 
     Parameters
     ----------

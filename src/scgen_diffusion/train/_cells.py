@@ -120,11 +120,11 @@ class EpochBatches(Sampler[np.ndarray]):
         self.rank, self.n_processes = rank, n_processes
         self.n_draws = max(-(-n_rows // n_processes), smallest_epoch * self.batch_size if seed is not None else 0)
         self.epochs_per_pass = 1 if seed is None else epochs_per_pass(n_rows, batch_size)
-        self.epoch = self.first_batch = 0
+        self.pass_number = self.first_batch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; Lightning calls this before each one."""
-        self.epoch, part = divmod(epoch, self.epochs_per_pass)
+        self.pass_number, part = divmod(epoch, self.epochs_per_pass)
         self.first_batch = part * len(self)
 
     def __len__(self) -> int:
@@ -140,7 +140,7 @@ class EpochBatches(Sampler[np.ndarray]):
         n_draws = self.n_draws * self.n_processes
         if self.seed is None:
             return np.resize(np.arange(self.n_rows), n_draws)
-        rng = np.random.default_rng([self.seed, self.epoch])
+        rng = np.random.default_rng([self.seed, self.pass_number])
         rounds = -(-n_draws // self.n_rows)
         return np.concatenate([rng.permutation(self.n_rows) for _ in range(rounds)])[:n_draws]
 

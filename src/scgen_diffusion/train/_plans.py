@@ -82,7 +82,7 @@ class StagePlan(pl.LightningModule):
         Whether the stage has run to its end.
     round
         Number of the round, from 0.
-    goes_on
+    must_beat_former
         Whether the stage was finished before, so that its former weights count as a round that the others must beat.
     best_round
         Validation loss, by which share it lowered that of the round before, finished epochs and, until training ends,
@@ -109,7 +109,7 @@ class StagePlan(pl.LightningModule):
         self._losses: dict[str, dict[int, float]] = {}
         self._has_validated = False
         self.round = 0
-        self.goes_on = False
+        self.must_beat_former = False
         self.best_round: dict[str, Any] = {}
         self._frozen: list[nn.Parameter] = []
         self._masks: list[RemovableHandle] = []
@@ -315,7 +315,7 @@ class StagePlan(pl.LightningModule):
 
     def on_validation_end(self) -> None:
         """Remember the weights with which a stage goes on, before its first epoch."""
-        if self.trainer.sanity_checking and self.goes_on:
+        if self.trainer.sanity_checking and self.must_beat_former:
             self._remember(float(self.trainer.callback_metrics[self.key_loss("validation")]), math.inf)
 
     def on_train_epoch_end(self) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Schedule = Literal["cosine", "warm_up_hold_decay", "constant"]
 MANY_GENES = 2000  # fewer may have a recipe of their own
-MANY_CELLS = 10_000  # more need less regularisation
+FADES_FROM = 10_000  # more need less regularisation
 FEW_COUNTS = 600  # of a gene in all training cells; with fewer, the usual recipe overfits least
 LEAST_KL_WEIGHT = 0.1
 MOST_STEPS = 4  # of the autoencoder, times those for a whole panel
@@ -349,7 +349,7 @@ def fading(n_cells: int) -> float:
     It keeps few cells from being learned by heart. Of many, it only keeps weak gene programmes from being learned.
     Beyond 10,000 cells it falls in proportion, so loadings remember the same number of passes through the cells.
     """
-    return MANY_CELLS / max(n_cells, MANY_CELLS)
+    return FADES_FROM / max(n_cells, FADES_FROM)
 
 
 def two_digits(value: float) -> float:

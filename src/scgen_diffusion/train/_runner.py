@@ -154,7 +154,8 @@ def run_stage(
     if enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks.append(StageProgress())
     defaults = {"benchmark": True, "num_sanity_val_steps": 0, "enable_model_summary": False, "logger": False}
-    first = {"num_sanity_val_steps": -1} if plan.goes_on else {}  # all validation cells, before the first epoch
+    # all validation cells, before the first epoch
+    first = {"num_sanity_val_steps": -1} if plan.must_beat_former else {}
     every = check_val_every_n_epoch or (1 if early_stopping else max(per_round // N_VALIDATIONS, 1))
     if plan.recipe.max_rounds > 1 and per_round % every:  # each round is judged after its last epoch
         if check_val_every_n_epoch:
