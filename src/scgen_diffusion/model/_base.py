@@ -37,7 +37,6 @@ from scgen_diffusion._compat import (
 )
 from scgen_diffusion._pretrained import model_folder
 from scgen_diffusion.data import (
-    PROVENANCE_KEY,
     CellFiles,
     ConditionField,
     ConditionKey,
@@ -56,24 +55,17 @@ from scgen_diffusion.data import (
     check_same_genes,
     check_same_registry,
     check_values,
-    check_writable,
     encode_cells,
     extend_tables,
     keys_of_state,
     names_and_arrays,
     pad_genes,
     recode,
-    resolve_seed,
-    stack_rows,
     to_plain,
 )
-from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.generation import (
-    DIGEST,
     CellGenerator,
     LibrarySizes,
-    ProfileSums,
-    add_sums,
     check_batch_size,
 )
 from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, copy_reference, trained_masks, transport_fits
@@ -87,11 +79,10 @@ from scgen_diffusion.train import (
     show,
 )
 
-from ._counterfactual import (
-    Prediction,
-)
+from ._counterfactual import Prediction
 from ._description import describe, next_step
 from ._diagnostics import check_summary_finite
+from ._generation import Generation
 from ._model_file import (
     ADATA_FILE,
     MODEL_FILE,
@@ -118,6 +109,7 @@ from ._registration import (
 from ._streaming import CELLS_PER_PART, SUFFIXES, VALUES_PER_PART, Stream, check_goal, check_rank
 from ._training import (
     TOO_SHORT,
+    TRAIN_ON,
     StageJob,
     check_watched,
     closing_message,
@@ -140,15 +132,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest, Modality, Paths
-    from scgen_diffusion.diffusion import GuidanceScale, Sampler
-    from scgen_diffusion.generation import CellRequest
+    from scgen_diffusion.diffusion import Guidance, GuidanceScale, Sampler
     from scgen_diffusion.module import InputValues, LibrarySizeKind
     from scgen_diffusion.nn import ConditionSpec
     from scgen_diffusion.train import Recipe, StageData, StagePlan, StageResult, TrainingCells
 
     from ._counterfactual import ControlCells
 
-TRAIN_ON = "Train on, or train again without `max_epochs`."
 FRAME_COLUMNS = ("cell", "frame", "time", "noise_level")  # columns of a sampling path's `obs`
 ADVICE = {
     "differential_abundance": "compare the labels' shares between samples, for example with pertpy",
@@ -878,20 +868,21 @@ class DiffusionModel(BaseModelClass):
         FloatingPointError
             If sampling diverges to values that are not finite.
         """
-        request = self._request(
+        batch_size = check_batch_size(batch_size)
+        generation = Generation.of(
+            self,
             n_cells,
             condition,
-            guidance=Guidance.of(guidance_scale),
+            guidance_scale=guidance_scale,
             sampler=sampler,
             n_steps=n_steps,
             library_size=library_size,
             seed=seed,
             output=self._output(counts),
         )
-        request = self._with_verdict(request)
-        with tqdm(total=request.n_cells, desc="Generating", unit="cell", disable=not show_progress) as progress:
-            rows, options = range(request.n_cells), {"batch_size": batch_size, "progress": progress}
-            return self._make_cells(request, rows, assemble=self._assemble, **options)
+        generation = generation.judged()
+        with tqdm(total=generation.n_cells, desc=generation.task, unit="cell", disable=not show_progress) as progress:
+            return generation.make(range(generation.n_cells), batch_size, progress, self._assemble)
 
     def generate_to(
         self,
@@ -954,38 +945,59 @@ class DiffusionModel(BaseModelClass):
         goal = check_goal(path, self._stream_suffixes)
         check_rank(rank, n_ranks)
         batch_size = check_batch_size(batch_size)
-        request = self._request(
+        generation = Generation.of(
+            self,
             n_cells,
             condition,
-            guidance=Guidance.of(guidance_scale),
+            guidance_scale=guidance_scale,
             sampler=sampler,
             n_steps=n_steps,
             library_size=library_size,
             seed=seed,
             output=self._output(counts),
         )
-        rows, arguments = self._shards(request.n_cells, shard_size, seed)
-        stream = Stream(goal, {**request.identity, **arguments}, len(rows))
-        begun = stream.start(request.seed, overwrite=overwrite, n_ranks=n_ranks)
-        if begun is not None:
-            request = self._with_verdict(request.with_seed(begun))
-            make = partial(self._make_cells, request, batch_size=batch_size, assemble=self._assemble_part)
-            bar, join = {"desc": "Generating", "disable": not show_progress}, self._join_options
-            values = stream.complete(rows, make, bar, rank=rank, n_ranks=n_ranks, overwrite=overwrite, **join)
-            if values is not None:
-                self._check_result(values, request.output)
-        return goal
+        return self._write(
+            goal,
+            generation,
+            shard_size=shard_size,
+            batch_size=batch_size,
+            seed=seed,
+            show_progress=show_progress,
+            rank=rank,
+            n_ranks=n_ranks,
+            overwrite=overwrite,
+        )
 
-    def _shards(
-        self, n_cells: int, shard_size: int | None, seed: int | None
-    ) -> tuple[list[range], dict[str, int | None]]:
-        """Return the rows of each shard, and the arguments that identify a streamed request beside its cells."""
+    def _write(
+        self,
+        goal: Path,
+        job: Generation | Prediction,
+        *,
+        shard_size: int | None,
+        batch_size: int,
+        seed: int | None,
+        show_progress: bool,
+        rank: int,
+        n_ranks: int,
+        overwrite: bool,
+    ) -> Path:
+        """Make the cells of a job shard by shard, write them to a file, and return its path."""
         if shard_size is None:
             shard_size = min(max(VALUES_PER_PART // len(self.var_), 1), CELLS_PER_PART)
-        shard_size = self._engine.round_to_blocks(check_count("shard_size", shard_size))
+        size, n_cells = self._engine.round_to_blocks(check_count("shard_size", shard_size)), job.n_cells
+        rows = [range(start, min(start + size, n_cells)) for start in range(0, n_cells, size)]
         seed = settings.seed if seed is None else seed
-        rows = [range(start, min(start + shard_size, n_cells)) for start in range(0, n_cells, shard_size)]
-        return rows, {"n_cells": n_cells, "seed": None if seed is None else int(seed), "shard_size": shard_size}
+        identity = {**job.identify(), "n_cells": n_cells, "seed": None if seed is None else int(seed)}
+        stream = Stream(goal, {**identity, "shard_size": size}, len(rows))
+        begun = stream.start(job.request.seed, overwrite=overwrite, n_ranks=n_ranks)
+        if begun is not None:
+            job = job.with_seed(begun).judged()
+            make = partial(job.make_part, batch_size=batch_size)
+            bar, join = {"desc": job.task, "disable": not show_progress}, {"merge": job.merge, **self._join_options}
+            values = stream.complete(rows, make, bar, rank=rank, n_ranks=n_ranks, overwrite=overwrite, **join)
+            if values is not None:
+                self._check_result(values, job.output)
+        return goal
 
     def get_sampling_path(
         self,
@@ -1039,17 +1051,18 @@ class DiffusionModel(BaseModelClass):
                 "condition key of the model."
             )
             raise ValueError(msg)
-        request = self._request(
+        generation = Generation.of(
+            self,
             n_cells,
             condition,
-            guidance=Guidance.of(guidance_scale),
+            guidance_scale=guidance_scale,
             sampler=sampler,
             n_steps=n_steps,
             library_size=None,
             seed=seed,
             output="log1p",
         )
-        request, parts = self._with_verdict(request), []
+        request, parts = generation.judged().request, []
         with tqdm(total=request.n_cells, desc="Generating", unit="cell", disable=not show_progress) as progress:
             for frames in self._engine.frames(request, n_frames):
                 parts.append(frames)
@@ -1310,40 +1323,17 @@ class DiffusionModel(BaseModelClass):
             sample=sample,
             seed=seed,
         )
-        cells, of_obs = prediction.cells, ""
-        if isinstance(cells.source, GivenCells):  # whose conditions alone are written
-            obs = cells.obs(self.conditions)
-            check_writable(obs)
-            columns = (pd.util.hash_pandas_object(column, index=False).to_numpy() for _, column in obs.items())
-            of_obs = digest_of(list(obs), *columns)
-        rows, arguments = self._shards(len(cells.rows), shard_size, seed)
-        of_cells = digest_of(cells.source.digest, cells.rows, cells.own, of_obs)
-        identity = {**prediction.identity, **arguments, "control cells": DIGEST + of_cells}
-        stream = Stream(goal, identity, len(rows))
-        begun = stream.start(prediction.request.seed, overwrite=overwrite, n_ranks=n_ranks)
-        if begun is None:
-            return goal
-        prediction = prediction.with_seed(begun).judged()
-
-        def make(rows: range, progress: tqdm) -> AnnData:
-            x, sums = prediction.predict(rows, batch_size, progress)
-            part = prediction.assemble(rows, x, self._assemble_part)
-            part.uns["sums"] = {"numbers": sums.numbers, "values": sums.values}
-            return part
-
-        def merge(parts: Iterator[dict[str, Any]]) -> Mapping[str, Any]:
-            uns, total = {}, None
-            for uns in parts:
-                found = ProfileSums(**uns.pop("sums"))
-                total = found if total is None else add_sums([total, found])
-            uns[PROVENANCE_KEY] |= {} if total is None else prediction.mean_change(total)
-            return uns
-
-        bar, join = {"desc": "Predicting", "disable": not show_progress}, {"merge": merge, **self._join_options}
-        values = stream.complete(rows, make, bar, rank=rank, n_ranks=n_ranks, overwrite=overwrite, **join)
-        if values is not None:
-            self._check_result(values, prediction.request.sampling.output)
-        return goal
+        return self._write(
+            goal,
+            prediction,
+            shard_size=shard_size,
+            batch_size=batch_size,
+            seed=seed,
+            show_progress=show_progress,
+            rank=rank,
+            n_ranks=n_ranks,
+            overwrite=overwrite,
+        )
 
     def _verdict_table(self, columns: Mapping[str, Any], stages: Sequence[str]) -> pd.DataFrame:
         """Return verdicts as a table; warn, and add to each reason, if the training of one of the stages was short."""
@@ -1357,47 +1347,6 @@ class DiffusionModel(BaseModelClass):
         """Say which of the stages were stopped or far too short; empty if none."""
         found = [f"of the {name} was {self.cut_short_[name]}" for name in stages if name in self.cut_short_]
         return f"the training {' and that '.join(found)}" if found else ""
-
-    def _request(
-        self, n_cells: int | None, condition: ConditionRequest, *, seed: int | None, **options: Any
-    ) -> CellRequest:
-        """Check and resolve the arguments of a request; ``options`` are those of :meth:`CellGenerator.request`."""
-        self._check_ready_to_generate()
-        respect_thread_limit()
-        return self._engine.request(n_cells, condition, seed=resolve_seed(seed), **options)
-
-    def _with_verdict(self, request: CellRequest) -> CellRequest:
-        """Record how far combinations that training never saw can be trusted; warn unless all are supported.
-
-        Warn, too, if the training of a stage was short.
-        """
-        verdicts = self._engine.verdicts(request)
-        if verdicts is None:
-            if short := self._describe_short(sorted(self._stages_to_generate)):
-                warn_user(f"Too few epochs: {short}. The cells may be unlike real ones. {TRAIN_ON}")
-            return request
-        table = self._verdict_table(verdicts, self._stages)
-        return replace(request, provenance={**request.provenance, "verdict": table})
-
-    def _make_cells(
-        self,
-        request: CellRequest,
-        rows: range,
-        *,
-        batch_size: int | None,
-        progress: tqdm,
-        assemble: Callable[..., Any],
-    ) -> Any:
-        """Make the cells of some rows, and build them by ``assemble``; the first row must begin a block."""
-        parts = []
-        for cells in self._engine.cells(request, rows.start, rows.stop, batch_size=check_batch_size(batch_size)):
-            parts.append(cells)
-            progress.update(len(cells.codes))
-        x, codes = stack_rows([part.x for part in parts]), np.concatenate([part.codes for part in parts])
-        self._check_result(ValueSummary.of(x), request.output)
-        obs = self.conditions.to_obs(codes, request.names(rows.start, rows.stop))
-        obsm = self.conditions.to_obsm(codes, obs.index)
-        return assemble(x, obs, request.provenance, is_log1p=request.output == "log1p", obsm=obsm)
 
     @property
     def _engine(self) -> CellGenerator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import compress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,11 +16,13 @@ from scvi import REGISTRY_KEYS
 from scgen_diffusion._arguments import is_number, known_names, list_first, warn_user
 from scgen_diffusion.data import (
     OPEN,
+    PROVENANCE_KEY,
     CellFiles,
     GivenCells,
     ValueSummary,
     check_rows,
     check_same_registry,
+    check_writable,
     have_labels,
     names_and_arrays,
     resolve_seed,
@@ -28,14 +30,18 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.diffusion import Guidance, check_sampler
 from scgen_diffusion.generation import (
+    DIGEST,
     Counterfactual,
     MeanChange,
     PerturbedGroups,
+    ProfileSums,
     add_sums,
     identity_of,
     name_of,
     verdict_columns,
 )
+
+from ._training import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,7 +53,8 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ConditionRequest, Conditions, Rows
     from scgen_diffusion.diffusion import ConditionStrategy, GuidanceScale, Sampler
-    from scgen_diffusion.generation import ProfileSums, Verdict
+    from scgen_diffusion.generation import Verdict
+    from scgen_diffusion.module import InputValues
 
     from ._base import DiffusionModel
 
@@ -120,6 +127,7 @@ class Prediction:
         How far the effect on each group can be trusted, once it is judged.
     """
 
+    task: ClassVar[str] = "Predicting"
     model: DiffusionModel
     cells: ControlCells
     request: Counterfactual
@@ -241,6 +249,49 @@ class Prediction:
         columns = verdict_columns(self.model.conditions, groups.codes, groups.n_cells, verdicts)
         table = self.model._verdict_table(columns, ("autoencoder", "transport"))
         return replace(self, verdicts=verdicts, provenance={**self.provenance, "verdict": table})
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.cells.rows)
+
+    @property
+    def output(self) -> InputValues:
+        """Kind of values of the cells."""
+        return self.request.sampling.output
+
+    def identify(self) -> Mapping[str, Any]:
+        """Return what the cells depend on, the given cells included, but for their number and the seed.
+
+        Raises
+        ------
+        ValueError
+            For columns of ``obs`` that a file of the predictions cannot have.
+        """
+        cells, of_obs = self.cells, ""
+        if isinstance(cells.source, GivenCells):  # of files, only the conditions are written
+            obs = cells.obs(self.model.conditions)
+            check_writable(obs)
+            columns = (pd.util.hash_pandas_object(column, index=False).to_numpy() for _, column in obs.items())
+            of_obs = digest_of(list(obs), *columns)
+        of_cells = digest_of(cells.source.digest, cells.rows, cells.own, of_obs)
+        return {**self.identity, "control cells": DIGEST + of_cells}
+
+    def make_part(self, rows: range, batch_size: int, progress: tqdm) -> AnnData:
+        """Predict a part of a stream; its ``uns`` has the sums of its profiles."""
+        x, sums = self.predict(rows, batch_size, progress)
+        part = self.assemble(rows, x, self.model._assemble_part)
+        part.uns["sums"] = {"numbers": sums.numbers, "values": sums.values}
+        return part
+
+    def merge(self, parts: Iterator[dict[str, Any]]) -> Mapping[str, Any]:
+        """Return the ``uns`` of the file: that of any part, with the mean changes of all."""
+        uns, total = {}, None
+        for uns in parts:
+            found = ProfileSums(**uns.pop("sums"))
+            total = found if total is None else add_sums([total, found])
+        uns[PROVENANCE_KEY] |= {} if total is None else self.mean_change(total)
+        return uns
 
     def predict(self, rows: range, batch_size: int, progress: tqdm) -> tuple[Rows, ProfileSums]:
         """Predict some of the cells, from a block's first on; return their values and the sums of their profiles."""

@@ -29,6 +29,7 @@ MAX_VALIDATION_CELLS = 2000
 FEWEST_CELLS = 10  # labels with fewer cells give a warning
 SHORTEST = 0.1  # share of the default number of epochs below which there is a warning
 STOPPED, STOPPED_EARLY, TOO_SHORT = "stopped", "stopped far too early", "far too short"  # of a stage, in saved models
+TRAIN_ON = "Train on, or train again without `max_epochs`."
 FURTHER_SEEDS = {"prior": 1, "transport": 2}  # added to scvi-tools' seed
 N_PARTS = 5  # parts of a run whose mean validation losses are compared
 CHANGE = 0.1  # share of the total fall of the validation loss that counts as a change

@@ -1,0 +1,117 @@
+"""Requests of ``generate``: checking them, judging them, and making their cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from scgen_diffusion._arguments import warn_user
+from scgen_diffusion._compat import respect_thread_limit
+from scgen_diffusion.data import ValueSummary, resolve_seed, stack_rows
+from scgen_diffusion.diffusion import Guidance
+
+from ._training import TRAIN_ON
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from anndata import AnnData
+    from tqdm import tqdm
+
+    from scgen_diffusion.data import ConditionRequest
+    from scgen_diffusion.diffusion import GuidanceScale
+    from scgen_diffusion.generation import CellRequest
+    from scgen_diffusion.module import InputValues
+
+    from ._base import DiffusionModel
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A checked request of ``generate``.
+
+    Parameters
+    ----------
+    model
+        The model that generates.
+    request
+        The request for the engine.
+    """
+
+    task: ClassVar[str] = "Generating"
+    model: DiffusionModel
+    request: CellRequest
+
+    @classmethod
+    def of(
+        cls,
+        model: DiffusionModel,
+        n_cells: int | None,
+        condition: ConditionRequest,
+        *,
+        guidance_scale: GuidanceScale | Guidance,
+        output: InputValues,
+        seed: int | None,
+        **options: Any,
+    ) -> Generation:
+        """Check and resolve the arguments of ``generate``; ``options`` are those of :meth:`CellGenerator.request`."""
+        options |= {"guidance": Guidance.of(guidance_scale), "output": output}
+        model._check_ready_to_generate()
+        respect_thread_limit()
+        return cls(model, model._engine.request(n_cells, condition, seed=resolve_seed(seed), **options))
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return self.request.n_cells
+
+    @property
+    def output(self) -> InputValues:
+        """Kind of values of the cells."""
+        return self.request.output
+
+    def identify(self) -> Mapping[str, Any]:
+        """Return what the cells depend on, but for their number and the seed."""
+        return self.request.identity
+
+    def with_seed(self, seed: int) -> Generation:
+        """Return the same request with another seed."""
+        return replace(self, request=self.request.with_seed(seed))
+
+    def judged(self) -> Generation:
+        """Record how far combinations that training never saw can be trusted.
+
+        Warns
+        -----
+        UserWarning
+            Unless all are supported, and if the training of a stage was short.
+        """
+        model, verdicts = self.model, self.model._engine.verdicts(self.request)
+        if verdicts is None:
+            if short := model._describe_short(sorted(model._stages_to_generate)):
+                warn_user(f"Too few epochs: {short}. The cells may be unlike real ones. {TRAIN_ON}")
+            return self
+        table = model._verdict_table(verdicts, model._stages)
+        return replace(self, request=replace(self.request, provenance={**self.request.provenance, "verdict": table}))
+
+    def make(self, rows: range, batch_size: int, progress: tqdm, assemble: Callable[..., Any]) -> Any:
+        """Make the cells of some rows, and build them by ``assemble``; the first row must begin a block."""
+        model, request, parts = self.model, self.request, []
+        for cells in model._engine.cells(request, rows.start, rows.stop, batch_size=batch_size):
+            parts.append(cells)
+            progress.update(len(cells.codes))
+        x, codes = stack_rows([part.x for part in parts]), np.concatenate([part.codes for part in parts])
+        model._check_result(ValueSummary.of(x), request.output)
+        obs = model.conditions.to_obs(codes, request.names(rows.start, rows.stop))
+        obsm = model.conditions.to_obsm(codes, obs.index)
+        return assemble(x, obs, request.provenance, is_log1p=request.output == "log1p", obsm=obsm)
+
+    def make_part(self, rows: range, batch_size: int, progress: tqdm) -> AnnData:
+        """Make a part of a stream."""
+        return self.make(rows, batch_size, progress, self.model._assemble_part)
+
+    def merge(self, parts: Iterator[dict[str, Any]]) -> Mapping[str, Any]:
+        """Return the ``uns`` of the file: that of any part."""
+        return next(parts)
