@@ -46,7 +46,6 @@ USES = {
     "torch: _load_from_state_dict": lambda: torch.nn.Module._load_from_state_dict,
     "scvi-tools: _get_init_params": lambda: BaseModelClass._get_init_params,
     "scvi-tools: _get_setup_method_args": lambda: BaseModelClass._get_setup_method_args,
-    "scvi-tools: _make_data_loader": lambda: BaseModelClass._make_data_loader,
     "scvi-tools: _validate_anndata": lambda: BaseModelClass._validate_anndata,
     "scvi-tools: _get_inference_input": lambda: BaseModuleClass._get_inference_input,
     "scvi-tools: _get_generative_input": lambda: BaseModuleClass._get_generative_input,
@@ -55,7 +54,6 @@ USES = {
 HOOKS = {
     "_get_init_params",
     "_get_setup_method_args",
-    "_make_data_loader",
     "_validate_anndata",
     "_load_from_state_dict",
 }

@@ -9,12 +9,15 @@ import inspect
 import re
 import warnings
 from difflib import SequenceMatcher
+from functools import wraps
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+P = ParamSpec("P")
+R = TypeVar("R")
 N_KNOWN = 20  # listed names
 MISSING = ("None", "nan", "<NA>", "NaT")
 
@@ -72,6 +75,35 @@ def list_first(things: Sequence[object], most: int = 5) -> str:
     """List the first ``most`` things as text, and the number of the others."""
     more = f" and {len(things) - most} more" if len(things) > most else ""
     return ", ".join(map(str, things[:most])) + more
+
+
+OTHER_NAMES = {  # of arguments in other packages
+    "adata": "adata_control",
+    **dict.fromkeys(("conditions", "labels", "cond"), "condition"),
+    **dict.fromkeys(("n_samples", "num_samples", "n_obs"), "n_cells"),
+    **dict.fromkeys(("guidance", "guidance_weight", "cfg_scale"), "guidance_scale"),
+    **dict.fromkeys(("num_steps", "steps", "n_timesteps"), "n_steps"),
+    **dict.fromkeys(("random_state", "random_seed"), "seed"),
+    **dict.fromkeys(("label_key", "labels_key", "cell_type_key", "celltype_key", "group_key"), "groupby"),
+    **dict.fromkeys(("real", "adata_real", "reference"), "real_test"),
+    **dict.fromkeys(("generated", "predicted", "adata_pred"), "synthetic"),
+    "unfrozen": "trainable",
+}
+
+
+def suggests_arguments(
+    function: Callable[P, R], other_names: Mapping[str, str] = OTHER_NAMES, passed_on: Sequence[str] = ()
+) -> Callable[P, R]:
+    """Make a function reject arguments that it neither has nor passes on, and say what to use instead."""
+    own = inspect.signature(function).parameters.values()
+    known = [one.name for one in own if one.name not in ("self", "cls") and one.kind is not one.VAR_KEYWORD]
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        check_argument_names(function.__name__, kwargs, [*known, *passed_on], other_names)
+        return function(*args, **kwargs)
+
+    return call
 
 
 def check_argument_names(

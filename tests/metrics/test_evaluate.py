@@ -701,3 +701,17 @@ def test_numbers_of_single_precision_are_the_labels_that_they_look_like():
         adata.obs["dose"] = np.resize([0.1, 1.0], adata.n_obs).astype(dtype)
     found = table(real, synthetic, train=train, metrics=["group_share_difference"], groupby="dose")
     assert sorted(found["group"].unique()) == ["0.1", "1", "all"]
+
+
+def test_generated_cells_in_the_place_of_real_ones_are_refused():
+    real, synthetic = cells(120, seed=1), cells(120, seed=2)
+    synthetic.uns["scgen_diffusion"] = {"model": "SCLDM"}
+    with pytest.raises(ValueError, match="`real_test` holds generated cells, and `synthetic` does not"):
+        table(synthetic, real)
+
+
+def test_names_of_functions_and_of_other_packages_are_known():
+    with pytest.raises(ValueError, match="unknown name 'wasserstein_2'. In the table, it is 'w2'"):
+        table(metrics=["wasserstein_2"])
+    with pytest.raises(TypeError, match="`evaluate` has no argument 'label_key'. Use `groupby`"):
+        evaluate(cells(120, seed=1), cells(120, seed=2), label_key="type")

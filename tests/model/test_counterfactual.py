@@ -420,3 +420,8 @@ def test_an_ordinary_request_gives_no_warning(trained):
         warnings.simplefilter("error", UserWarning)
         treated = np.flatnonzero(trained.adata.obs["dose"] == 10)
         trained.predict_perturbation(condition={"dose": 1}, indices=treated[:2], seed=0)
+
+
+def test_without_a_transport_a_combination_that_training_never_saw_says_how_to_get_one(trained):
+    with pytest.warns(UserWarning, match="Predicted by inversion.*no transport.*control_values"):
+        trained.predict_perturbation(condition={"cell_type": "rare", "dose": 10}, seed=0)

@@ -11,6 +11,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import scvi
 
 from scgen_diffusion.diffusion import FixedStepSampler, Guidance
@@ -40,12 +41,21 @@ def test_the_genes_are_those_of_training_with_their_columns(trained):
     pd.testing.assert_frame_equal(trained.generate(2, seed=0).var, trained.adata.var, check_dtype=False)
 
 
-def test_conditions_are_categorical_with_the_training_categories(trained):
+def test_conditions_are_categorical_with_the_categories_that_occur_in_training_order(trained):
     obs = trained.generate(20, seed=0).obs
+    known = trained.adata.obs["cell_type"].cat.categories
 
     assert list(obs) == ["cell_type", "dose", "synthetic"]
-    assert obs["cell_type"].cat.categories.tolist() == trained.adata.obs["cell_type"].cat.categories.tolist()
-    assert obs["dose"].cat.categories.tolist() == [1, 10, 100]
+    assert obs["cell_type"].cat.categories.tolist() == [name for name in known if name in set(obs["cell_type"])]
+    assert trained.generate(5, {"dose": [10, 1]}, seed=0).obs["dose"].cat.categories.tolist() == [1, 10]
+
+
+def test_markers_of_some_generated_labels_can_be_ranked(trained):
+    cells = trained.generate(40, {"cell_type": ["NK", "B cell"], "dose": 10}, seed=0)
+    sc.pp.normalize_total(cells)
+    sc.pp.log1p(cells)
+    sc.tl.rank_genes_groups(cells, "cell_type")
+    assert cells.uns["rank_genes_groups"]["names"].dtype.names == ("B cell", "NK")
 
 
 def test_without_a_request_labels_follow_the_training_cells(trained):
@@ -462,7 +472,9 @@ def test_a_bad_request_is_refused_by_name(trained, request_, words):
         ({"library_size": {"rna": 500}}, "`library_size` must be one number.*'rna'"),
         ({"library_size": ["many"] * 3}, "`library_size` must be one number"),
         ({"library_size": True}, "`library_size` must be one number.*True"),
-        ({"n": 3}, "unexpected keyword argument 'n'"),
+        ({"n": 3}, "`generate` has no argument 'n'"),
+        ({"conditions": {"cell_type": "NK"}}, "no argument 'conditions'. Use `condition`"),
+        ({"n_cells": {"cell_type": "NK"}}, "found a dict. A condition needs its name: `condition=...`"),
     ],
     ids=str,
 )

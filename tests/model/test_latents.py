@@ -147,19 +147,23 @@ def test_cells_need_no_conditions(make_trained, make_cells, capsys, name):
     assert "Input AnnData not setup" not in capsys.readouterr().out
 
 
-def test_what_other_cells_lack_is_named(make_trained, make_cells, tmp_path):
+def test_other_cells_need_the_layer_and_no_conditions(make_trained, make_cells, tmp_path):
     cells = in_layer(make_cells)
     model = make_trained(cells, setup={"layer": "counts"})
-    in_file = cells.copy()
-    del in_file.obs["dose"]
-    in_file.write_h5ad(tmp_path / "cells.h5ad")
+    bare = cells.copy()
+    del bare.obs["dose"]
+    bare.write_h5ad(tmp_path / "cells.h5ad")
+    expected = model.get_latent_representation()
 
-    for other, error, message in (
-        (make_cells(), KeyError, "`layer` 'counts' is not in adata.layers"),
-        (anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r"), KeyError, "'dose' is not a column of adata.obs"),
-    ):
-        with pytest.raises(error, match=message):
-            model.get_latent_representation(other)
+    for other in (bare, anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")):
+        np.testing.assert_array_equal(model.get_latent_representation(other), expected)
+    with pytest.raises(KeyError, match="`layer` 'counts' is not in adata.layers"):
+        model.get_latent_representation(make_cells())
+
+
+def test_generated_cells_are_read_by_a_model_of_a_layer(make_trained, make_cells):
+    model = make_trained(in_layer(make_cells), setup={"layer": "counts"})
+    assert model.get_latent_representation(model.generate(5, seed=0)).shape[0] == 5
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,10 @@ def test_models_of_masked_molecules_are_fine_tuned_too(make_cells):
     copied, own = (part[-1].state_dict() for part in tables)
     assert all(torch.equal(copied[name], own[name]) for name in own)
     assert len(tables[0][0].weight) == len(tables[1][0].weight) + 1
-    assert model._trained_rows()[tables[0][0].weight][:, 0].tolist() == [False] * 5 + [True, False]  # of the new class
+    assert model._trained_rows("diffusion")[tables[0][0].weight][:, 0].tolist() == [False] * 5 + [
+        True,
+        False,
+    ]  # of the new class
 
 
 def test_a_frozen_autoencoder_cannot_be_trained_by_mistake(scldm, make_cells, quick):

@@ -468,3 +468,9 @@ def test_one_label_has_no_markers():
         sgd.pl.marker_dotplot(cells, cells, groupby=["one"])
     with pytest.raises(KeyError, match="`real.obs` has no column 'type'"):
         sgd.pl.marker_dotplot(cells, cells, groupby="type")
+
+
+@pytest.mark.parametrize("save", [True, ".pdf", "figure"])
+def test_a_figure_is_saved_to_a_whole_path(save):
+    with pytest.raises(ValueError, match="`save` must be a whole path, unlike in scanpy, such as 'umap.pdf'"):
+        sgd.pl.mean_variance(make_cells(), make_cells(seed=1), show=False, save=save)

@@ -266,8 +266,8 @@ def test_groups_that_were_not_judged_are_named_in_a_note():
     assert "No check failed; worth a look: groups." in result.summary
     assert message_of(result, "groups") == (
         "No judged group is far worse than real cells of that group. Judged: 2 of 5 groups. Not judged: rare, rarer "
-        "(fewer than 30 real or synthetic cells); T (no floor, which needs 30 cells in half of `train`). Hold out and "
-        "generate more cells of these groups."
+        "(fewer than 30 real or synthetic cells to compare); T (no floor, which needs 30 cells in half of `train`). "
+        "Hold out and generate more cells of these groups."
     )
     # a label with few real and many synthetic cells has rows of some metrics
     rows.loc[len(rows)] = ["group_share_difference", "rare", 0.3, 0.0, 0.0, 0.28, 0.32, "lower"]
@@ -464,3 +464,8 @@ def test_half_the_counts_are_found():
 
 def test_the_directions_here_are_those_of_the_table():
     assert {name: figures[3] for name, figures in GOOD.items()} == {name: CATALOGUE[name].better for name in GOOD}
+
+
+def test_a_notebook_shows_a_verdict_as_it_is_printed():
+    found = verdict(table())
+    assert repr(found) == str(found)

@@ -8,13 +8,14 @@ from ._anndata import (
     as_label,
     as_labels,
     build_anndata,
+    drop_unused_categories,
     join_labels,
     mark_synthetic,
     pad_genes,
     widen,
 )
 from ._anndata_file import Rows, open_anndata_files, stack_rows
-from ._cell_files import CellFiles, Paths, check_same_registry, read_columns
+from ._cell_files import CellFiles, Paths, ReadTables, check_same_registry, read_columns
 from ._checks import (
     LARGEST_LOG1P,
     are_whole_numbers,
@@ -22,6 +23,7 @@ from ._checks import (
     check_layer,
     check_natural_logarithms,
     check_not_empty,
+    check_not_masked,
     check_rows,
     check_same_genes,
     check_values,
@@ -51,6 +53,7 @@ from ._condition_setup import (
     extend_tables,
     keys_of_state,
     names_and_arrays,
+    owner_of,
 )
 from ._conditions import ConditionRequest, Conditions, RequestedCodes
 from ._fold_changes import plant_fold_changes
@@ -95,6 +98,7 @@ __all__ = [
     "ModalityLikelihood",
     "MuDataFiles",
     "Paths",
+    "ReadTables",
     "RegisteredCells",
     "RequestedCodes",
     "Rows",
@@ -114,6 +118,7 @@ __all__ = [
     "check_names",
     "check_natural_logarithms",
     "check_not_empty",
+    "check_not_masked",
     "check_rows",
     "check_same_features",
     "check_same_genes",
@@ -121,6 +126,7 @@ __all__ = [
     "check_values",
     "check_writable",
     "columns_of",
+    "drop_unused_categories",
     "encode_cells",
     "evenly",
     "extend_tables",
@@ -138,6 +144,7 @@ __all__ = [
     "names_and_arrays",
     "obs_column",
     "open_anndata_files",
+    "owner_of",
     "pad_genes",
     "part_of",
     "plant_fold_changes",

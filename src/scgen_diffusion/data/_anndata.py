@@ -50,6 +50,15 @@ def mark_synthetic(obs: pd.DataFrame, provenance: Mapping[str, Any]) -> pd.DataF
     return obs.assign(**{SYNTHETIC: pd.Categorical.from_codes(np.zeros(len(obs), dtype=int), categories=[maker])})
 
 
+def drop_unused_categories(obs: pd.DataFrame) -> pd.DataFrame:
+    """Return `obs` without categories that no cell has, which scanpy would take for empty groups.
+
+    Ordered ones stay: if they differ, anndata cannot join cells.
+    """
+    are_unordered = [isinstance(dtype, pd.CategoricalDtype) and not dtype.ordered for dtype in obs.dtypes]
+    return obs.assign(**{name: obs[name].cat.remove_unused_categories() for name in obs.columns[are_unordered]})
+
+
 def as_label(value: Any) -> str:
     """Return a value of `obs` as text: 1 for 1.0, since a missing value makes floats of integers, and "no label"."""
     if isinstance(value, str):  # most are; the other checks take ten times as long
@@ -69,7 +78,7 @@ def as_labels(column: pd.Series) -> pd.Series:
 
 def widen(column: pd.Series) -> pd.Series:
     """Return numbers of less than double precision as those that look the same: 0.1, not 0.10000000149011612."""
-    if not pd.api.types.is_float_dtype(column.dtype) or column.dtype.itemsize >= 8:
+    if not pd.api.types.is_float_dtype(column.dtype) or getattr(column.dtype, "itemsize", 8) >= 8:
         return column
     numbers = column.to_numpy(f"f{column.dtype.itemsize}", na_value=np.nan)
     return pd.Series(numbers.astype(str).astype(float), column.index)

@@ -392,6 +392,8 @@ def dense(rows: Rows) -> np.ndarray:
     """Return rows as an array of float32."""
     if isinstance(rows, np.ndarray):
         return rows.astype(np.float32, copy=False)
+    if not sp.issparse(rows):  # such as an array of dask
+        return np.asarray(rows, dtype=np.float32)
     return rows.astype(np.float32, copy=False).toarray()
 
 

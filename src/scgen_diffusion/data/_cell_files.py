@@ -392,16 +392,17 @@ NUMBERS = {"whole numbers", "decimal numbers"}
 
 @dataclass(frozen=True)
 class ReadTables:
-    """Columns, arrays and embedding tables that were read from files, under the attributes of an AnnData."""
+    """Columns, arrays and embedding tables of cells, such as those in files, under the attributes of an AnnData."""
 
     obs: pd.DataFrame
     obsm: Mapping[str, Any]
     uns: Mapping[str, Any]
+    owner: str = "adata"
 
     def part(self, rows: np.ndarray) -> ReadTables:
         """Return some cells."""
         arrays = {name: getattr(array, "iloc", array)[rows] for name, array in self.obsm.items()}
-        return ReadTables(self.obs.iloc[rows], arrays, self.uns)
+        return ReadTables(self.obs.iloc[rows], arrays, self.uns, self.owner)
 
 
 def columns_of_genes(

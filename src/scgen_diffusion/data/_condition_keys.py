@@ -711,8 +711,8 @@ def check_array(name: str, array: Any) -> np.ndarray:
     are_bad = ~np.isfinite(numbers).all(1)
     if are_bad.any():
         msg = (
-            f"{where} has missing or infinite numbers in {are_bad.sum()} of {len(numbers)} cells, the first in row "
-            f"{int(np.argmax(are_bad))}. Remove these cells, or fill them in."
+            f"{where} has missing or infinite numbers in {are_bad.sum()} of {len(numbers)} cells. Remove these cells, "
+            "or fill them in."
         )
         raise ValueError(msg)
     return numbers

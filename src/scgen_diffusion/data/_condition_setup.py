@@ -344,7 +344,7 @@ def encode_cells(cells: AnnData | MuData, by_key: Sequence[ConditionKey]) -> np.
 
 def owner_of(cells: AnnData | MuData) -> str:
     """Return the usual name of such cells, for messages."""
-    return "mdata" if hasattr(cells, "mod") else "adata"
+    return getattr(cells, "owner", "mdata" if hasattr(cells, "mod") else "adata")
 
 
 def values_of(cells: AnnData | MuData, key: ConditionKey) -> Any:

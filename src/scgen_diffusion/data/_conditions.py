@@ -587,6 +587,10 @@ def _nearest(values: np.ndarray, requested: np.ndarray) -> np.ndarray:
 
 
 def _resolve_length(lengths: Mapping[str, int], n_cells: int | None, *, exact: bool) -> int:
+    if isinstance(n_cells, Mapping | pd.DataFrame | AnnData):
+        what = type(n_cells).__name__
+        msg = f"`n_cells` must be a number, but found a {what}. A condition needs its name: `condition=...`."
+        raise TypeError(msg)
     if n_cells is None:
         if not lengths:
             msg = "`n_cells` is needed unless `condition` is a DataFrame or has a list of values."

@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from scgen_diffusion._arguments import known_names, warn_user
 
-from ._anndata import PROVENANCE_KEY, as_label, as_labels
+from ._anndata import PROVENANCE_KEY, as_labels
 from ._checks import check_expression, list_some, obs_column, resolve_seed
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _check_changes(changes: pd.DataFrame, groups: Sequence[str], genes: pd.Index
             f"{type(changes).__name__}. Turn a Series into one: `.to_frame('treated')`, with the name of the group."
         )
         raise TypeError(msg)
-    changes = changes.set_axis([as_label(group) for group in changes.columns], axis=1)
+    changes = changes.set_axis(list(as_labels(pd.Series(changes.columns))), axis=1)
     for names, known, what in ((changes.index, genes, "gene"), (changes.columns, groups, "group")):
         if not names.is_unique:
             msg = f"`log2_fold_changes` names a {what} twice: {list_some(names[names.duplicated()].unique())}."

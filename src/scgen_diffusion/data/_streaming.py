@@ -106,6 +106,7 @@ def join_parts(
     """
     n_stored, summaries = 0, []
     categories: dict[str, pd.Index] = {}
+    used: dict[str, set[Any]] = {}  # without order, others are left out, as by `drop_unused_categories`
     for part in parts:
         with h5py.File(part, "r") as file:
             n_stored += file["X"]["data"].size if isinstance(file["X"], h5py.Group) else 0
@@ -113,6 +114,8 @@ def join_parts(
                 if "categories" in file["obs"][name]:
                     found = pd.Index(read_elem(file["obs"][name]["categories"]))
                     categories[name] = categories.get(name, found).union(found)
+                    codes = np.unique(file["obs"][name]["codes"][:])
+                    used[name] = used.get(name, set()) | {*found[codes[codes >= 0]]}
     with _new_file(path) as (root, check):
         for number, part in enumerate(parts):
             with h5py.File(part, "r") as file:
@@ -122,7 +125,8 @@ def join_parts(
                     uns, places = merge(map(_read_uns, parts)), _places(modalities, read_elem(file["var"]))
             obs.index = obs.index.astype(object)  # the string type of pandas cannot be appended to
             for name, of_all in categories.items():
-                obs[name] = obs[name].cat.set_categories(of_all)
+                is_kept = obs[name].cat.ordered | of_all.isin(used[name])
+                obs[name] = obs[name].cat.set_categories(of_all[is_kept])
             for name, array in obsm.items():
                 if isinstance(array, pd.DataFrame):
                     obsm[name] = array.set_axis(obs.index)

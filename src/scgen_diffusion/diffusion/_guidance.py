@@ -295,7 +295,10 @@ def rescale_to(guided: Tensor, plain: Tensor, share: float) -> Tensor:
 
 
 def _weighted_sum(weights: Sequence[float], predictions: Sequence[Tensor]) -> Tensor:
-    return sum(weight * v for weight, v in zip(weights, predictions, strict=True) if weight != 0)  # type: ignore[return-value]
+    weighted = [(weight, v) for weight, v in zip(weights, predictions, strict=True) if weight != 0]
+    if [weight for weight, _ in weighted] == [1]:
+        return weighted[0][1]
+    return sum(weight * v for weight, v in weighted)  # type: ignore[return-value]
 
 
 def _check_interval(interval: object) -> None:

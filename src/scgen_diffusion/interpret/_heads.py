@@ -117,7 +117,9 @@ def head_loadings(
         Whether to return what is specific to a head, see :func:`head_specificity`. Raw loadings are similar in all
         heads.
     conditional
-        Whether to give the network each cell's conditions, or none; then given cells in memory need none.
+        Whether to give the network each cell's conditions, or none; then given cells in memory need none. Of a cell
+        without one of its labels, a network trained with ``condition_strategy="joint"`` gets none. With
+        ``"mutually_exclusive"`` and several keys, it must be False: training never showed all of them.
     n_probes
         Number of random directions per cell that estimate the norm. The relative standard error of a loading is at most
         about ``(2 * cells * n_probes) ** -0.5``.

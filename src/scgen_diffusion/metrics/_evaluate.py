@@ -14,8 +14,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
-from scgen_diffusion._arguments import as_list, known_names, warn_user
-from scgen_diffusion.data import CellFiles, MuDataFiles, check_names
+from scgen_diffusion._arguments import as_list, known_names, suggests_arguments, warn_user
+from scgen_diffusion.data import PROVENANCE_KEY, CellFiles, MuDataFiles, check_names
 
 from ._catalogue import CATALOGUE
 from ._cells import (
@@ -27,6 +27,7 @@ from ._cells import (
     check_same_number_of_genes,
 )
 from ._comparison import ALL, Draws, Metric
+from ._descriptions import DESCRIPTIONS
 from ._modalities import (
     MIN_PAIRED_CELLS,
     common_modalities,
@@ -58,6 +59,7 @@ N_CELLS_CHECKED = 20
 N_LABELS_NAMED = 5
 
 
+@suggests_arguments
 def evaluate(
     real_test: Cells | MuData,
     synthetic: Cells | MuData,
@@ -249,6 +251,10 @@ def evaluate(
     """
     given = {"real_test": real_test, "synthetic": synthetic, "control": control, "train": train}
     sets = {name: cells for name, cells in given.items() if cells is not None}
+    is_generated = [PROVENANCE_KEY in getattr(cells, "uns", ()) for cells in (real_test, synthetic)]
+    if is_generated == [True, False]:
+        msg = "`real_test` holds generated cells, and `synthetic` does not; the real cells come first."
+        raise ValueError(msg)
     draws = Draws(max_cells, n_floor, n_bootstrap, seed)
     draws.check(MIN_CELLS if control is None else MIN_CELLS_PER_PERTURBATION)
     if not isinstance(metrics, Collection | None):
@@ -257,7 +263,9 @@ def evaluate(
     names = [metrics] if isinstance(metrics, str) else None if metrics is None else list(metrics)
     for name in names or []:
         if name not in CATALOGUE:
-            msg = f"`metrics` has the unknown name {name!r}. {known_names(name, list(CATALOGUE))}"
+            of_function = [metric for metric, text in DESCRIPTIONS.items() if text.function == name]
+            in_table = f"In the table, it is {of_function[0]!r}." if of_function else ""
+            msg = f"`metrics` has the unknown name {name!r}. {in_table or known_names(name, list(CATALOGUE))}"
             raise ValueError(msg)
     if not isinstance(space, ComparisonSpace | None):
         msg = f"`space` must be a ComparisonSpace, but is {space!r}."

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scgen_diffusion._files import write_atomically
-from scgen_diffusion.data import as_label
+from scgen_diffusion.data import as_labels
 
 from ._perturbation_contexts import SEPARATOR, read_perturbed
 
@@ -80,7 +80,7 @@ def write_cell_eval(
     """
     given = {"real_test": real_test, "synthetic": synthetic, "control": control}
     sets, split_name = read_perturbed(given, key=perturbation_key, separator=separator, groupby=groupby, layer=layer)
-    names = {split_name(name): name for name in map(as_label, real_test.obs[perturbation_key].unique())}
+    names = {split_name(name): name for name in as_labels(real_test.obs[perturbation_key]).unique()}
     wanted = sets["real_test"].rows
     groups = dict.fromkeys(group for _, group in wanted)
     untreated = [(sets["control"].of((), group), NON_TARGETING, group) for group in groups]

@@ -14,7 +14,7 @@ import numpy as np
 from anndata import AnnData
 
 from scgen_diffusion._arguments import list_first, warn_user
-from scgen_diffusion.data import as_label
+from scgen_diffusion.data import as_labels
 
 from ._cells import REAL, Source, check_for_empty_cells, check_for_training_cells, labels_of, means, stacked
 from ._comparison import ALL, Comparison, Context
@@ -119,7 +119,7 @@ class Perturbed:
         if source.name in ("real_test", "train"):
             kept = np.array([row for row in kept if parts[row]], dtype=np.intp)
             if not len(kept):
-                names = sorted({repr(as_label(name)) for name in cells.obs[key].unique()})
+                names = sorted({repr(name) for name in as_labels(cells.obs[key]).unique()})
                 msg = (
                     f"`{source.name}` must have perturbed cells, but `control` has cells of all its names, too "
                     f"({list_first(names)}). Give only unperturbed cells as `control`."
@@ -192,7 +192,7 @@ def read_perturbed(
             msg = f"`{name}` must be an AnnData, but is {type(cells).__name__}."
             raise TypeError(msg)
     genes, untreated = given["real_test"].var_names, given["control"].obs
-    controls = set(map(as_label, untreated[key].unique())) if key in untreated else set()
+    controls = set(as_labels(untreated[key])) if key in untreated else set()
     if len(controls) > 1:
         warn_user(
             f"`control` has cells of {len(controls)} perturbations ({list_first(sorted(map(repr, controls)))})"

@@ -29,7 +29,7 @@ from scvi.data.fields import LayerField
 from scvi.model.base import BaseModelClass
 from tqdm.auto import tqdm
 
-from scgen_diffusion._arguments import check_count, known_names, warn_user
+from scgen_diffusion._arguments import check_count, known_names, suggests_arguments, warn_user
 from scgen_diffusion._compat import (
     parse_device_args,
     respect_thread_limit,
@@ -37,12 +37,14 @@ from scgen_diffusion._compat import (
 )
 from scgen_diffusion._pretrained import model_folder
 from scgen_diffusion.data import (
+    PROVENANCE_KEY,
     CellFiles,
     ConditionField,
     ConditionKey,
     Conditions,
     ConditionSetup,
     GivenCells,
+    ReadTables,
     RegisteredCells,
     ValueSummary,
     build_anndata,
@@ -52,13 +54,16 @@ from scgen_diffusion.data import (
     check_layer,
     check_natural_logarithms,
     check_not_empty,
+    check_not_masked,
     check_same_genes,
     check_same_registry,
     check_values,
+    drop_unused_categories,
     encode_cells,
     extend_tables,
     keys_of_state,
     names_and_arrays,
+    owner_of,
     pad_genes,
     recode,
     to_plain,
@@ -393,7 +398,7 @@ class DiffusionModel(BaseModelClass):
 
     def _assemble(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> AnnData:
         """Build what ``generate`` returns; arguments are those of :func:`~scgen_diffusion.data.build_anndata`."""
-        return self._assemble_part(x, obs, *args, **options)
+        return self._assemble_part(x, drop_unused_categories(obs), *args, **options)
 
     def _assemble_part(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> AnnData:
         """Build a part of a stream: an AnnData, in which several modalities are side by side."""
@@ -694,7 +699,7 @@ class DiffusionModel(BaseModelClass):
         **options: Any,
     ) -> StageResult:
         """Run a stage. It resumes a checkpoint of the same cells, the same split and the same ``depends_on``."""
-        plan.trained_rows = self._trained_rows()
+        plan.trained_rows = self._trained_rows(plan.name)
         plan.must_beat_former = must_beat_former and plan.recipe.max_rounds > 1
         if checkpoint_dir is not None:
             judges = [self.validation_indices_] if plan.recipe.max_rounds > 1 else []  # they choose the weights
@@ -786,6 +791,7 @@ class DiffusionModel(BaseModelClass):
 
     # --- generating ---------------------------------------------------------------------------------------------------
 
+    @suggests_arguments
     def generate(
         self,
         n_cells: int | None = None,
@@ -854,8 +860,8 @@ class DiffusionModel(BaseModelClass):
         Returns
         -------
         AnnData
-            Values in ``X`` (CSR counts, or log-normalised values with ``uns["log1p"]`` set), conditions in ``obs`` and
-            arrays in ``obsm``, ``var`` as in training. ``uns["scgen_diffusion"]`` records how the cells were made.
+            Values in ``X`` (CSR counts, or log-normalised values with ``uns["log1p"]`` set), conditions in ``obs`` (with
+            the categories that occur, or all if they are ordered) and arrays in ``obsm``, ``var`` as in training. ``uns["scgen_diffusion"]`` records how the cells were made.
             ``obs["synthetic"]`` and the cell names contain the model's name; two different requests share no cell
             names. MULTISCLDM returns MuData in which each cell has all modalities.
 
@@ -884,6 +890,7 @@ class DiffusionModel(BaseModelClass):
         with tqdm(total=generation.n_cells, desc=generation.task, unit="cell", disable=not show_progress) as progress:
             return generation.make(range(generation.n_cells), batch_size, progress, self._assemble)
 
+    @suggests_arguments
     def generate_to(
         self,
         path: str | os.PathLike[str],
@@ -1089,6 +1096,7 @@ class DiffusionModel(BaseModelClass):
         obsm = self.conditions.to_obsm(np.tile(codes, (len(times), 1)), obs.index)
         return self._assemble(np.concatenate(states), obs, provenance, is_log1p=True, layers=layers, obsm=obsm)
 
+    @suggests_arguments
     def predict_perturbation(
         self,
         adata_control: AnnData | CellFiles | None = None,
@@ -1192,11 +1200,12 @@ class DiffusionModel(BaseModelClass):
               prediction?". The conditions are columns, as in `obs`, unless they are named like another column, and
               ``n_cells`` counts the cells. ``strength`` is the root mean square of the mean changes, without sampling
               noise, if there are mean changes.
-            - ``"mean_change"``: one row per ``combination`` and ``gene``. ``change`` is the mean of the predicted minus
-              that of the given cells, in log-normalised expression. Of as many measured cells, 90 % of the genes should
-              lie between ``lower`` and ``upper``, which are NaN for a single cell, and if training had fewer than two
-              groups of cells to learn the errors from. The table needs ``sample=True`` and ``strength=1``. Of several
-              modalities, ``gene`` is such as ``"prot:CD4"``, and means are over the cells that have the modality.
+            - ``"mean_change"``: one row per ``combination`` and ``gene``; the conditions are columns, too. ``change``
+              is the mean of the predicted minus that of the given cells, in log-normalised expression. Of as many
+              measured cells, 90 % of the genes should lie between ``lower`` and ``upper``, which are NaN for a single
+              cell, and if training had fewer than two groups of cells to learn the errors from. The table needs
+              ``sample=True`` and ``strength=1``. Of several modalities, ``gene`` is such as ``"prot:CD4"``, and means
+              are over the cells that have the modality.
 
             MULTISCLDM returns MuData with all modalities.
 
@@ -1239,6 +1248,7 @@ class DiffusionModel(BaseModelClass):
             x, sums = prediction.predict(rows, batch_size, progress)
         return prediction.assemble(rows, x, self._assemble, **prediction.mean_change(sums))
 
+    @suggests_arguments
     def predict_perturbation_to(
         self,
         path: str | os.PathLike[str],
@@ -1352,7 +1362,8 @@ class DiffusionModel(BaseModelClass):
     def _engine(self) -> CellGenerator:
         """The object that turns requests into cells; it needs no AnnData."""
         name, learned = type(self).__name__, self._combinations_of_autoencoder
-        has_warned = self._has_warned_of_rare and len(self.conditions.keys) == 1  # of combinations it has not
+        # of combinations it has not; of published weights, the numbers of cells are not known
+        has_warned = not self.recipes_ or (self._has_warned_of_rare and len(self.conditions.keys) == 1)
         sizes, sampler = self._library_sizes, self.default_sampler
         return CellGenerator(self.module, self.conditions, sizes, name, sampler, learned, has_warned)
 
@@ -1424,28 +1435,34 @@ class DiffusionModel(BaseModelClass):
         """Return cells of an AnnData for :meth:`_read`. None of them need conditions, or ``with_labels`` these rows."""
         codes = np.tile(self.combinations_[:1], (cells.n_obs, 1))  # any that the model knows
         if with_labels:
-            chosen = cells[rows]
+            arrays = {key.name: cells.obsm[key.name] for key in self._condition_keys if key.name in cells.obsm}
+            chosen = ReadTables(cells.obs, arrays, {}, owner_of(cells)).part(rows)  # a view would copy `raw`
             check_conditions(chosen, *names_and_arrays(self._condition_keys))
             codes[rows] = encode_cells(chosen, self._condition_keys)
         return GivenCells(cells, self._values_of(cells), codes)
 
     def _values_of(self, cells: AnnData) -> Any:
         """Return the matrix that the model reads, ``(cells, genes)``."""
-        layer = self.registry_["setup_args"]["layer"]
+        layer = self._layer_of(cells)
         where, values = check_layer(cells, layer), cells.X if layer is None else cells.layers[layer]
         if values is None:
             msg = f"{where} is empty; the model reads {self._input_values} there."
             raise ValueError(msg)
+        check_not_masked(values, where)
         if self._input_values == "log1p":
             check_natural_logarithms(cells.uns.get("log1p"), where)
         return values.copy() if cells.is_view else values
 
     def _check_values(self, x: Any, rows: np.ndarray, cells: AnnData) -> None:
         """Raise unless the values ``(rows, genes)`` of some cells are of the registered kind."""
-        setup = self.registry_["setup_args"]
-        where = check_layer(cells, setup["layer"])
+        where = check_layer(cells, self._layer_of(cells))
         advice = ADVICE_ON_COUNTS.format(where=where)
-        check_not_empty(check_values(x, where, setup["values"], advice), cells.obs_names[rows], where)
+        check_not_empty(check_values(x, where, self._input_values, advice), cells.obs_names[rows], where)
+
+    def _layer_of(self, cells: AnnData) -> str | None:
+        """Return the layer that the model reads; None for ``X``, where generated cells have their values."""
+        layer = self.registry_["setup_args"]["layer"]
+        return None if layer not in cells.layers and PROVENANCE_KEY in cells.uns else layer
 
     def _check_all_values(self, source: GivenCells, rows: np.ndarray) -> None:
         """Raise unless the values of all these rows are of the registered kind."""
@@ -1597,8 +1614,8 @@ class DiffusionModel(BaseModelClass):
         cells = find_cells(adata, path.parent, path.name.removesuffix(MODEL_FILE))
         if cells is not None:
             cls._register_like(cells, saved.registry, saved.attributes["var_"].index)
+        model = cls(cells, registry=saved.registry, **saved.options)
         with name_damaged_file(path):
-            model = cls(cells, registry=saved.registry, **saved.options)
             for name, value in saved.attributes.items():
                 setattr(model, name, value)
             model.module.load_state_dict(saved.weights)
@@ -1666,6 +1683,7 @@ class DiffusionModel(BaseModelClass):
     # --- fine-tuning --------------------------------------------------------------------------------------------------
 
     @classmethod
+    @suggests_arguments
     def load_query_data(
         cls,
         adata: AnnData | Paths,
@@ -1884,8 +1902,8 @@ class DiffusionModel(BaseModelClass):
         """Whether this is a query, not yet trained, whose cells have classes or members that the reference lacked."""
         return self.reference_ is not None and not self.history_ and any(new.any() for new in self._new_values())
 
-    def _trained_rows(self) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
-        """Return the parameters that fine-tuning trains; None means all."""
+    def _trained_rows(self, stage: str) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
+        """Return the parameters that fine-tuning trains in a stage; None means all."""
         if self.reference_ is None:
             return None
         masks = trained_masks(self.module, self.reference_["trainable"], self._new_values())
@@ -1925,12 +1943,17 @@ class DiffusionModel(BaseModelClass):
         self._refuse("update_setup_method_args")
 
     def deregister_manager(self, adata: AnnData | None = None) -> None:
-        """Deregister an AnnData; default: all but the model's own.
+        """Deregister an AnnData that was set up; default: all but the model's own.
+
+        Parameters
+        ----------
+        adata
+            Cells that were set up. Cells given to methods were not.
 
         Raises
         ------
         ValueError
-            If the model has no AnnData.
+            If the cells were not set up, or the model has no AnnData.
         """
         if adata is None and self.adata is None:
             msg = "The model has no AnnData, so there is nothing to deregister."

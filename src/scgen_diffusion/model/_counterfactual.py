@@ -23,6 +23,7 @@ from scgen_diffusion.data import (
     check_rows,
     check_same_registry,
     check_writable,
+    drop_unused_categories,
     have_labels,
     names_and_arrays,
     resolve_seed,
@@ -324,8 +325,10 @@ class Prediction:
             **columns,
         }
         verdict = self.provenance["verdict"].copy()
+        given = [key for key in self.model.conditions.keys if key in verdict and key not in table]
+        table |= {key: verdict[key].array.take(number) for key in given}
         verdict.insert(verdict.columns.get_loc("n_cells") + 1, "strength", self.groups.strengths(sums.values))
-        return {"verdict": verdict, "mean_change": pd.DataFrame(table)}
+        return {"verdict": verdict, "mean_change": drop_unused_categories(pd.DataFrame(table))}
 
     def assemble(self, rows: range, x: Rows, assemble: Callable[..., Any], **effects: pd.DataFrame) -> Any:
         """Build some of the predicted cells by ``assemble``; ``effects`` are further entries of ``uns``."""
@@ -356,6 +359,7 @@ def control_cells(
     if isinstance(files, CellFiles):
         check_same_registry(files.registry, model.registry_)
         source, rows = files, check_rows(indices, files.n_cells)
+        _check_each_once(rows)
         own = files.codes[rows]
         if n_open := int((own == OPEN).any(1).sum()):
             msg = (
@@ -366,14 +370,11 @@ def control_cells(
     else:
         given = model._given(adata, "adata_control")
         rows = check_rows(indices, given.n_obs)
+        _check_each_once(rows)
         in_memory = model._to_read(given, rows, with_labels=True)
         source, own = in_memory, in_memory.codes[rows]
         if adata is not None:
             model._check_all_values(in_memory, rows)
-    if len(repeated := rows[pd.Index(rows).duplicated()]):
-        listed = list_first(np.unique(repeated).tolist())
-        msg = f"`indices` has rows more than once ({listed}); their predictions would share names. Give each row once."
-        raise ValueError(msg)
     if n_unlabeled := int((~have_labels(conditions.by_key, own)).sum()):
         *_, may_lack = names_and_arrays(conditions.by_key)
         msg = (
@@ -387,6 +388,13 @@ def control_cells(
         _check_one_per_cell(conditions, condition, cells)
     requested = conditions.encode(condition, len(rows))
     return replace(cells, codes=np.where(requested == OPEN, own, requested))
+
+
+def _check_each_once(rows: np.ndarray) -> None:
+    if len(repeated := rows[pd.Index(rows).duplicated()]):
+        listed = list_first(np.unique(repeated).tolist())
+        msg = f"`indices` has rows more than once ({listed}); their predictions would share names. Give each row once."
+        raise ValueError(msg)
 
 
 def _unwritable_texts(obs: pd.DataFrame) -> dict[str, pd.Series]:
@@ -422,7 +430,8 @@ def _check_one_per_cell(conditions: Conditions, condition: ConditionRequest, cel
     for what, unit, found in given:
         if found != len(cells.rows):
             msg = (
-                f"{what} has {found} {unit} for {len(cells.rows)} cells; give one value for all cells, or one per cell."
+                f"{what} has {found} {unit} for {len(cells.rows)} cells; give one value for all cells, or one per "
+                "cell. A set of members is one value, such as 'A+B'; predict other perturbations in other calls."
             )
             raise ValueError(msg)
     if isinstance(condition, pd.DataFrame):

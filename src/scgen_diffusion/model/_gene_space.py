@@ -141,7 +141,7 @@ class GeneSpaceModel(DiffusionModel):
         if has_counts:
             describe_totals(module, cells)
         if compile:
-            module.network.backbone.compile()
+            module.network.compile()
         start = [tensor.cpu().numpy() for tensor in (module.shift, module.scale, module.training_zeros)]
         plan = DiffusionPlan(module, recipe, seed=stage_seed("diffusion"))
         result = run(plan, self._cell_data(recipe), recipe, *start)

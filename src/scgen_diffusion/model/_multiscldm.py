@@ -15,6 +15,7 @@ from scgen_diffusion._arguments import known_names, warn_user
 from scgen_diffusion._compat import was_set_up_last
 from scgen_diffusion.data import (
     JOINED,
+    PROVENANCE_KEY,
     ConditionField,
     ConditionSetup,
     ModalitiesField,
@@ -25,6 +26,7 @@ from scgen_diffusion.data import (
     check_is_mudata,
     check_modalities,
     check_same_features,
+    drop_unused_categories,
     join_expression,
     modalities_of,
     resolve_modalities,
@@ -407,6 +409,9 @@ class MULTISCLDM(SCLDM):
             self._warn_of_other_values(cells, layers)
             return cells.obsm[JOINED]
         cells = cells.copy() if cells.is_view else cells
+        if PROVENANCE_KEY in cells.uns:  # generated cells have their values in X
+            there = {name for name, layer in layers.items() if name in cells.mod and layer in cells[name].layers}
+            layers = {name: layer if name in there else None for name, layer in layers.items()}
         check_modalities(cells, {n: m.likelihood for n, m in self.modalities.items() if n in cells.mod}, layers)
         return join_expression(cells, self.modalities, layers)
 
@@ -428,20 +433,17 @@ class MULTISCLDM(SCLDM):
     def _check_values(self, x: Any, rows: np.ndarray, cells: MuData) -> None:
         """Do nothing: joining the modalities checks their values."""
 
-    def _trained_rows(self) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
+    def _trained_rows(self, stage: str) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
         """Leave out what belongs to modalities that no training cell has: weight decay alone would change it."""
-        trained, module = super()._trained_rows(), self.module
-        if trained is None or self._keeps_autoencoder:
+        trained, module = super()._trained_rows(stage), self.module
+        if trained is None or stage != "autoencoder":
             return trained
         loader = self._cells.loader(self.train_indices_, CELLS_AT_A_TIME)
         has = sum(module.has(batch[REGISTRY_KEYS.X_KEY]).sum(0) for batch in loader) > 0  # (modalities,)
         for parts in (module.encoder.parts, module.decoder.parts, module.likelihood.parts):
             absent = {p for part, is_there in zip(parts, has, strict=True) if not is_there for p in part.parameters()}
             trained = {parameter: rows for parameter, rows in trained.items() if parameter not in absent}
-        if module.condition_effects is None or has.all():
-            return trained
-        of_features = module.spread(has[None]).T.repeat_interleave(2, dim=0)
-        return {**trained, module.condition_effects.loadings.weight: of_features}
+        return trained
 
     def _columns_by_modality(self, modality: str | None, gene_list: Sequence[str] | None) -> dict[str, np.ndarray]:
         """Return the columns of the wanted features within each modality; None means all modalities."""
@@ -458,7 +460,7 @@ class MULTISCLDM(SCLDM):
         }
 
     def _assemble(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> MuData:
-        return build_mudata(x, obs, self.modality_vars_, *args, **options)
+        return build_mudata(x, drop_unused_categories(obs), self.modality_vars_, *args, **options)
 
     @property
     def _join_options(self) -> dict[str, Any]:

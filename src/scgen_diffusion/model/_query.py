@@ -34,7 +34,10 @@ def check_query_cells(adata: object, genes: pd.Index) -> None:
     try:
         check_same_genes(adata.var_names, genes)
     except ValueError as error:
-        msg = f"{error} Call `prepare_query_anndata` to give the cells the reference's genes."
+        msg = (
+            f"{error} Call `prepare_query_anndata` to give the cells the reference's genes: it returns new cells, and "
+            "does not change yours."
+        )
         raise ValueError(msg) from error
 
 

@@ -58,7 +58,6 @@ PRIOR = {
     "final_layer.linear.": "project_out.",
     "final_layer.adaln_modulation.": "modulation_out.",
 }
-UNKNOWN_SIZE = 1_000  # training cells of each combination: equal shares, and no warning of few
 
 
 def load_reference(
@@ -94,7 +93,7 @@ def load_reference(
         raise ValueError(msg) from error
     combinations = list(product(*(range(len(values)) for values in categories.values())))  # one, without keys
     codes = np.array(combinations, dtype=int)
-    model.combinations_, model.combination_sizes_ = codes, np.full(len(codes), UNKNOWN_SIZE)
+    model.combinations_, model.combination_sizes_ = codes, np.ones(len(codes), dtype=int)
     if library_size is not None:
         _set_library_size(model, library_size, categories)
     model._record_trained("autoencoder", "prior")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import wraps
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
@@ -15,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from scvi import settings
 
-from scgen_diffusion._arguments import check_argument_names, check_count, known_names, list_first, warn_user
+from scgen_diffusion._arguments import check_count, known_names, list_first, suggests_arguments, warn_user
 from scgen_diffusion.data import columns_of
 from scgen_diffusion.train import Recipe, StageResult, trainer_options
 
@@ -54,15 +52,7 @@ Run: TypeAlias = Callable[..., StageResult]
 
 def suggests_training_arguments(method: Callable[P, R]) -> Callable[P, R]:
     """Make a method that trains reject arguments that neither it nor Lightning's trainer has, and say what to use."""
-    own = list(inspect.signature(method).parameters.values())[1:]
-    known = [*(parameter.name for parameter in own if parameter.kind is not parameter.VAR_KEYWORD), *trainer_options()]
-
-    @wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        check_argument_names(method.__name__, kwargs, known, OTHER_NAMES)
-        return method(*args, **kwargs)
-
-    return call
+    return suggests_arguments(method, OTHER_NAMES, trainer_options())
 
 
 def digest_of(*parts: object) -> str:

@@ -80,7 +80,7 @@ class GeneQueryDecoder(nn.Module):
 
     def _decode_again_in_backward(self, keys_values: Tensor, queries: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            return checkpoint(self._decode, keys_values, queries, use_reentrant=False)
+            return checkpoint(self._decode, keys_values, queries, use_reentrant=False, preserve_rng_state=False)
         return self._decode(keys_values, queries)
 
     def _decode(self, keys_values: Tensor, queries: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from matplotlib.pyplot import get_cmap
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from scgen_diffusion._arguments import check_count, known_names
-from scgen_diffusion.data import NO_LABEL, as_label, as_labels, obs_column
+from scgen_diffusion.data import NO_LABEL, as_labels, obs_column
 from scgen_diffusion.metrics import Expression, align_genes, expression_of
 
 from ._figures import scanpy_colors
@@ -166,4 +166,4 @@ def label_colors(
 
 def _by_label(colors: Mapping[object, str]) -> dict[str, str]:
     """Return colours of values by the text of the values."""
-    return {as_label(value): color for value, color in colors.items()}
+    return dict(zip(as_labels(pd.Series(list(colors))), colors.values(), strict=True))

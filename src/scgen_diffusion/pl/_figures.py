@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -89,6 +90,9 @@ def finish(axes: Axes | list[Axes], show: bool | None, save: str | os.PathLike[s
     """
     figure = (axes[0] if isinstance(axes, list) else axes).figure.figure  # also of the axes of a subfigure
     if save is not None:
+        if isinstance(save, bool) or not Path(save).suffix:
+            msg = f"`save` must be a whole path, unlike in scanpy, such as 'umap.pdf', but found {save!r}."
+            raise ValueError(msg)
         figure.savefig(save, bbox_inches="tight", dpi=150)
     if sc.settings.autoshow if show is None else show:
         plt.show()

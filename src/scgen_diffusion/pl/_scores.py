@@ -98,7 +98,8 @@ def scores(
         same metric and group.
     """
     if not isinstance(table, pd.DataFrame) or not COLUMNS <= set(table):
-        msg = f"`table` must come from `evaluate`, with the columns {sorted(COLUMNS)}."
+        other = " For one of perturbations, call `perturbation_scores`." if "perturbation" in table else ""
+        msg = f"`table` must come from `evaluate`, with the columns {sorted(COLUMNS)}.{other}"
         raise ValueError(msg)
     metrics = choose("metrics", metrics, table["metric"].unique())
     groups = choose("groups", groups, table["group"].unique())

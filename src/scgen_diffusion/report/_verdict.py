@@ -682,7 +682,7 @@ def _not_checked(rows: Rows, checked: Sequence[str]) -> list[str]:
     return [f"Not checked, as the table lacks the metrics: {_listed(unseen)}."] if unseen else []
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """What a table of figures says, in words.
 
@@ -717,6 +717,8 @@ class Verdict:
         """Return the summary and a line per finding."""
         lines = [f"[{finding.level}] {finding.topic}: {finding.message}" for finding in self.findings]
         return "\n".join([self.summary, *lines])
+
+    __repr__ = __str__  # what a notebook shows
 
 
 def verdict(table: pd.DataFrame) -> Verdict:
