@@ -860,10 +860,11 @@ class DiffusionModel(BaseModelClass):
         Returns
         -------
         AnnData
-            Values in ``X`` (CSR counts, or log-normalised values with ``uns["log1p"]`` set), conditions in ``obs`` (with
-            the categories that occur, or all if they are ordered) and arrays in ``obsm``, ``var`` as in training. ``uns["scgen_diffusion"]`` records how the cells were made.
-            ``obs["synthetic"]`` and the cell names contain the model's name; two different requests share no cell
-            names. MULTISCLDM returns MuData in which each cell has all modalities.
+            Values in ``X`` (CSR counts, or log-normalised values with ``uns["log1p"]`` set), conditions in ``obs``
+            (with the categories that occur, or all if they are ordered) and arrays in ``obsm``, ``var`` as in training.
+            ``uns["scgen_diffusion"]`` records how the cells were made. ``obs["synthetic"]`` and the cell names contain
+            the model's name; two different requests share no cell names. MULTISCLDM returns MuData in which each cell
+            has all modalities.
 
         Raises
         ------
