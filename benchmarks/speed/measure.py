@@ -99,11 +99,12 @@ def measure_system(
         release_memory()
         try:
             row = _row(name, stage, system, setting, system.measure(stage, seconds))
+            eager = _with_operators(system, stage, name) if show_profile or limit else system
             if limit:
-                row |= limits(system, stage, name)
+                row |= limits(eager, stage)
             if show_profile or (limit and stage in system.counted):
                 n_steps = 3 if row["seconds"] < LONG_STEP else 1
-                found = profile(getattr(system, stage), device=setting.device, n_steps=n_steps)
+                found = profile(getattr(eager, stage), device=setting.device, n_steps=n_steps)
                 row |= {"matrix_share": found.matrix_share}
                 if show_profile:
                     logger.info("%s", found)
@@ -129,16 +130,23 @@ def _measure_in_child(name: str, setting: Setting, stages: Sequence[str], option
 device_rate = cache(matrix_rate)
 
 
-def limits(system: System, stage: str, name: str) -> dict[str, object]:
+def _with_operators(system: System, stage: str, name: str) -> System:
+    """Return a system that runs the operators of a stage one by one: compiled and replayed ones cannot be counted."""
+    setting = system.setting
+    is_replayed = setting.device.startswith("cuda") and setting.replay
+    if stage not in system.counted or not (setting.compile or is_replayed):
+        return system
+    eager = SYSTEMS[name](replace(setting, compile=False, replay=False))
+    eager.prepare(stage)
+    return eager
+
+
+def limits(system: System, stage: str) -> dict[str, object]:
     """Return the device's matrix rate and, for counted stages, their FLOPs and the cells per second that they allow."""
     row: dict[str, object] = {"matrix_rate": device_rate(system.setting.device, system.precision(stage))}
     if stage not in system.counted:
         return row
-    counted = system
-    if system.setting.compile:  # operators of compiled code cannot be counted
-        counted = SYSTEMS[name](replace(system.setting, compile=False))
-        counted.prepare(stage)
-    flops_per_cell = count_flops(getattr(counted, stage)) / (system.n_cells(stage) * system.share(stage))
+    flops_per_cell = count_flops(getattr(system, stage)) / (system.n_cells(stage) * system.share(stage))
     if not flops_per_cell:  # other threads computed, as in generation on a GPU, and the counter does not see them
         return row
     return row | {"flops_per_cell": flops_per_cell, "limit": row["matrix_rate"] / flops_per_cell}

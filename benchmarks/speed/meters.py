@@ -62,7 +62,7 @@ class Measurement:
 class PeakMemory:
     """The peak memory inside a ``with`` block, beyond what was in use before the process had any tensors.
 
-    On a GPU, this is memory from torch's allocator. On a CPU, it is the resident memory of the process without pages of
+    On a GPU, this is what torch's allocator has reserved, which includes the memory of recorded steps. On a CPU, it is the resident memory of the process without pages of
     files, sampled every 5 ms.
     """
 
@@ -77,6 +77,7 @@ class PeakMemory:
     def __enter__(self) -> Self:
         """Start measuring."""
         if self.is_cuda:
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         else:
             self._thread.start()
@@ -85,7 +86,7 @@ class PeakMemory:
     def __exit__(self, *_: object) -> None:
         """Stop looking."""
         if self.is_cuda:
-            self.peak_bytes = torch.cuda.max_memory_allocated()
+            self.peak_bytes = torch.cuda.max_memory_reserved()
             return
         self._stop.set()
         self._thread.join()
