@@ -114,7 +114,7 @@ READERS = {
     "predictions": lambda model, cells: model.predict_perturbation(cells, NK, sample=False).X,
     "latents": lambda model, cells: model.get_latent_representation(cells),
     "reconstructions": lambda model, cells: model.get_reconstruction(cells, sample=False).X,
-    "conditions": lambda model, cells: model.generate(condition=cells, seed=0).obs["cell_type"].cat.codes.to_numpy(),
+    "conditions": lambda model, cells: model.conditions.encode(model.generate(condition=cells, seed=0), len(cells)),
 }
 
 

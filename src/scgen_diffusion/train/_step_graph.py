@@ -88,7 +88,7 @@ class StepGraph:
         try:
             return cls(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  training goes on, and an error of the step itself comes again
-            logger.warning("Steps are not replayed as a CUDA graph, so training is slower: %s", error)
+            logger.warning("Training is slower, because steps are not replayed as a CUDA graph: %s", error)
             return None
 
     def fits(self, batch: Mapping[str, Tensor]) -> bool:
