@@ -72,14 +72,14 @@ def page_blocks() -> dict[tuple[str, str], str]:
         (f"{GUIDE}/scldm_mathematics.md", "recipe"): recipe_table(
             {size: {stage: getattr(RECIPES[size], stage) for stage in ("autoencoder", "prior")} for size in RECIPES}
         ),
-        (f"{GUIDE}/scldm_mathematics.md", "samplers"): sampler_table("samplers.csv", "SCLDM", shown=SCLDM_SAMPLERS),
+        (f"{GUIDE}/scldm_mathematics.md", "samplers"): sampler_table("SCLDM", shown=SCLDM_SAMPLERS),
         (f"{GUIDE}/scrdit.md", "training length"): length_table(diffusion),
         (f"{GUIDE}/scrdit_mathematics.md", "architecture"): option_table(scrdit),
         (f"{GUIDE}/scrdit_mathematics.md", "recipe"): recipe_table(
             {name: {"diffusion": recipe} for name, recipe in zip(SCRDIT, recipes, strict=True)}
         ),
-        (f"{GUIDE}/scrdit_mathematics.md", "samplers"): sampler_table("gene_space_samplers.csv", "SCRDIT-profiles"),
-        (f"{GUIDE}/scrdit_mathematics.md", "unmasking"): sampler_table("samplers.csv", "SCRDIT"),
+        (f"{GUIDE}/scrdit_mathematics.md", "samplers"): sampler_table("SCRDIT-profiles"),
+        (f"{GUIDE}/scrdit_mathematics.md", "unmasking"): sampler_table("SCRDIT"),
         (f"{GUIDE}/wbdit_mathematics.md", "network size"): network_size_table(),
         **{(f"{GUIDE}/metrics.md", topic): metric_table(topic) for topic in TOPICS},
         (f"{GUIDE}/metrics.md", "faults"): fault_table(),
@@ -159,12 +159,12 @@ def fault_table() -> str:
     return _left(["fault", "metrics that see it best"], lines)
 
 
-def sampler_table(results: str, model: str, *, shown: Sequence[tuple[str, int]] = ()) -> str:
+def sampler_table(model: str, *, shown: Sequence[tuple[str, int]] = ()) -> str:
     """Write the quality and the cost of a model's cells by sampler, means of the drawings.
 
     If only some samplers and numbers of steps are shown, in this order, their error is shown as well.
     """
-    rows = read_table(STUDIES / results).rename(columns={"auc_pcs": "auc_boosting"})
+    rows = read_table(STUDIES / "samplers.csv")
     figures = ["auc_boosting", "auc_genes", "precision", "recall"]
     rows = rows[rows["model"].isin([model, "real cells"])]
     columns = [*figures, "cpu_seconds", *(["error"] if shown else [])]

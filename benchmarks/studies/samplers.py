@@ -5,7 +5,6 @@
 
 Adds to ``results/samplers.csv`` and ``results/samplers.md``. The error is the root mean square difference of
 log-normalised profiles to very many steps from the same noise; unmasking has none, because it draws.
-(``gene_space_samplers.*`` come from an older version.)
 """
 
 from __future__ import annotations
