@@ -352,3 +352,13 @@ def test_a_key_that_files_cannot_store_raises_with_advice(obs):
     obs = obs.rename(columns={"cell_type": "cell/type"})
     with pytest.raises(ValueError, match=r"'cell/type' has a '/'.*rename\(columns=\{'cell/type': 'cell_type'\}\)"):
         check_conditions(AnnData(obs=obs), ["donor", "cell/type"])
+
+
+def test_a_dose_without_a_control_value_is_named(adata):
+    adata.obs["drug"] = np.where(adata.obs["dose"] == 0, "none", "A")
+    with pytest.warns(UserWarning, match=r"obs\['dose'\] is 0.0 in all control cells.*'drug': 'none', 'dose': 0.0"):
+        setup(adata, ["drug"], ["dose"], controls={"drug": "none"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        setup(adata, ["drug"], ["dose"], controls={"drug": "none", "dose": 0.0})
+        setup(adata, ["type"], ["dose"], controls={"type": "x"})  # whose control cells have several doses

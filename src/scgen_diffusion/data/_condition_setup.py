@@ -143,7 +143,8 @@ class ConditionSetup:
         Warns
         -----
         UserWarning
-            If a column of classes looks like numbers or cell names, or a control value is one of very many numbers.
+            If a column of classes looks like numbers or cell names, a control value is one of very many numbers, or a
+            number looks like a part of the perturbation but has no control value.
         """
         continuous, controls, tables = self.continuous_condition_keys, self.control_values, self.condition_embeddings
         for key in self.names:
@@ -181,6 +182,7 @@ class ConditionSetup:
                     f"obs[{name!r}] has {n_numbers:,} distinct numbers and a control value. The transport learns "
                     "from the cells of each number as a group; round the numbers, so that many cells share one."
                 )
+        _warn_of_forgotten_numbers(adata.obs, controls, [name for name in continuous if name in adata.obs])
         labels = {key: labeled_part(adata.obs[key], self.unlabeled_category).unique() for key in tables}
         checked = {key: _table(adata, key, table, labels[key]) for key, table in tables.items()}
         return replace(self, condition_embeddings=checked)
@@ -477,6 +479,23 @@ def check_conditions(
                 f"{obs.index[missing].tolist()[0]!r}. Remove these cells{remedy}."
             )
             raise ValueError(msg)
+
+
+def _warn_of_forgotten_numbers(obs: pd.DataFrame, controls: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Warn if a number varies only among perturbed cells, as a dose does, but has no control value."""
+    if not controls:
+        return
+    is_control = np.all([obs[name].isin([value]) for name, value in controls.items()], axis=0)
+    for name in names:
+        own, others = {*obs[name][is_control]}, {*obs[name][~is_control]}
+        if name not in controls and len(own) == 1 and len(others - own) > 1:
+            value = float(next(iter(own)))
+            given = {**controls, name: value}
+            warn_user(
+                f"obs[{name!r}] is {value} in all control cells, and varies among the others. If it belongs to the "
+                f"perturbation, as a dose does, give its control value, too: `control_values={given}`. Otherwise the "
+                "transport learns the mean effect over these numbers."
+            )
 
 
 def _check_classes(name: str, column: pd.Series) -> None:

@@ -293,8 +293,8 @@ class DiffusionModel(BaseModelClass):
         -----
         UserWarning
             If a column in ``condition_keys`` looks like numbers or cell names instead of classes, a control value is
-            one of very many numbers, the columns of an array have very different spreads, or ``unlabeled_category`` is
-            given but all cells have labels.
+            one of very many numbers, a number varies only among perturbed cells but has no control value, the columns
+            of an array have very different spreads, or ``unlabeled_category`` is given but all cells have labels.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_setup_arguments(cls.setup_anndata, kwargs)
