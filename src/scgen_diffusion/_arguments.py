@@ -97,10 +97,11 @@ def suggests_arguments(
     """Make a function reject arguments that it neither has nor passes on, and say what to use instead."""
     own = inspect.signature(function).parameters.values()
     known = [one.name for one in own if one.name not in ("self", "cls") and one.kind is not one.VAR_KEYWORD]
+    known += passed_on
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        check_argument_names(function.__name__, kwargs, [*known, *passed_on], other_names)
+        check_argument_names(function.__name__, kwargs, known, other_names)
         return function(*args, **kwargs)
 
     return call

@@ -103,6 +103,11 @@ def obs_column(cells: AnnData, key: str, name: str) -> pd.Series:
     return column
 
 
+def layer_of(cells: AnnData, layer: str | None) -> str | None:
+    """Return the layer if the cells have it, else None: generated cells have their counts in ``X``."""
+    return layer if layer is not None and layer in cells.layers else None
+
+
 def layer_names(adata: AnnData) -> list[str]:
     """List the layers, without ``X``, which anndata 0.13 lists under the name None."""
     return [name for name in adata.layers if name is not None]

@@ -22,6 +22,7 @@ from scgen_diffusion.data import (
     as_labels,
     join_labels,
     layer_names,
+    layer_of,
     obs_column,
     read_columns,
 )
@@ -422,11 +423,6 @@ def _share_of_same_cells(first: Source, second: Source) -> float:
         values.append(source.read(source.obs_names.get_indexer(shared)).values)
     n_different = np.asarray((values[0] != values[1]).sum(axis=1)).ravel()
     return float((n_different == 0).mean())
-
-
-def layer_of(cells: AnnData, layer: str | None) -> str | None:
-    """Return the layer if the cells have it, else None: generated cells have their counts in `X`."""
-    return layer if layer is not None and layer in cells.layers else None
 
 
 def labels_of(adata: AnnData, groupby: str | Sequence[str], *, name: str = "adata") -> NDArray[np.str_]:

@@ -30,11 +30,7 @@ from scvi.model.base import BaseModelClass
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count, known_names, suggests_arguments, warn_user
-from scgen_diffusion._compat import (
-    parse_device_args,
-    respect_thread_limit,
-    separate_copy,
-)
+from scgen_diffusion._compat import parse_device_args, respect_thread_limit, separate_copy
 from scgen_diffusion._pretrained import model_folder
 from scgen_diffusion.data import (
     PROVENANCE_KEY,
@@ -62,17 +58,14 @@ from scgen_diffusion.data import (
     encode_cells,
     extend_tables,
     keys_of_state,
+    layer_of,
     names_and_arrays,
     owner_of,
     pad_genes,
     recode,
     to_plain,
 )
-from scgen_diffusion.generation import (
-    CellGenerator,
-    LibrarySizes,
-    check_batch_size,
-)
+from scgen_diffusion.generation import CellGenerator, LibrarySizes, check_batch_size
 from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, copy_reference, trained_masks, transport_fits
 from scgen_diffusion.train import (
     CellData,
@@ -1463,7 +1456,7 @@ class DiffusionModel(BaseModelClass):
     def _layer_of(self, cells: AnnData) -> str | None:
         """Return the layer that the model reads; None for ``X``, where generated cells have their values."""
         layer = self.registry_["setup_args"]["layer"]
-        return None if layer not in cells.layers and PROVENANCE_KEY in cells.uns else layer
+        return layer_of(cells, layer) if PROVENANCE_KEY in cells.uns else layer
 
     def _check_all_values(self, source: GivenCells, rows: np.ndarray) -> None:
         """Raise unless the values of all these rows are of the registered kind."""

@@ -28,6 +28,7 @@ from scgen_diffusion.data import (
     check_same_features,
     drop_unused_categories,
     join_expression,
+    layer_of,
     modalities_of,
     resolve_modalities,
 )
@@ -410,8 +411,7 @@ class MULTISCLDM(SCLDM):
             return cells.obsm[JOINED]
         cells = cells.copy() if cells.is_view else cells
         if PROVENANCE_KEY in cells.uns:  # generated cells have their values in X
-            there = {name for name, layer in layers.items() if name in cells.mod and layer in cells[name].layers}
-            layers = {name: layer if name in there else None for name, layer in layers.items()}
+            layers = {name: layer_of(cells[name], layers.get(name)) for name in cells.mod}
         check_modalities(cells, {n: m.likelihood for n, m in self.modalities.items() if n in cells.mod}, layers)
         return join_expression(cells, self.modalities, layers)
 
