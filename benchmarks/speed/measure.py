@@ -92,6 +92,7 @@ def measure_system(
         return []
     if threads:
         torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = setting.precision == "tf32"
     PeakMemory.baseline_resident = resident_bytes()
     system, rows = SYSTEMS[name](setting), []
     for stage in stages:

@@ -204,7 +204,7 @@ def _is_matrix_work(operator: str) -> bool:
 
 # --- arithmetic -----------------------------------------------------------------------------------------------
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 #: Size of the square matrices whose product is timed: well beyond the last cache.
 MATRIX_SIDES = {"cpu": 2048, "cuda": 8192}
 N_REPEATS = 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from benchmarks.tables import markdown_table, read_table, write_block, write_text
@@ -108,16 +109,17 @@ GPU_BATCH = 128
 def gpu_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
     """Return the table of a GPU for its page: ways of computing, and one core of a CPU."""
     rows = stored[(stored["batch"] == GPU_BATCH) | ~stored["stage"].str.endswith("step")]
-    is_published = rows["system"].str.endswith("published-size")
-    rows = rows[(rows["precision"] != "bf16") | is_published]
-    described = ["system", "stage", "device", "replay", "compile"]
+    usual = np.where(rows["system"].str.endswith("published-size"), "bf16", "float32")
+    rows = rows.assign(precision=rows["precision"].where(rows["precision"] != usual, "usual"))
+    described = ["system", "stage", "device", "replay", "compile", "precision"]
     rows = rows.drop_duplicates(described, keep="last")
     speed = rows.set_index(described)["cells_per_second"]
     ways = {
-        stored["processor"][stored["device"] == "cuda"].iloc[-1]: ("cuda", True, False),
-        "compiled": ("cuda", True, True),
-        "not replayed": ("cuda", False, False),
-        f"one core of {stored['processor'][stored['device'] == 'cpu'].iloc[-1]}": ("cpu", True, False),
+        stored["processor"][stored["device"] == "cuda"].iloc[-1]: ("cuda", True, False, "usual"),
+        "TF32": ("cuda", True, False, "tf32"),
+        "compiled": ("cuda", True, True, "usual"),
+        "not replayed": ("cuda", False, False, "usual"),
+        f"one core of {stored['processor'][stored['device'] == 'cpu'].iloc[-1]}": ("cpu", True, False, "usual"),
     }
     lines = []
     for key in GPU_ROWS:

@@ -62,7 +62,7 @@ class Setting:
     @property
     def trainer_precision(self) -> str:
         """The precision by its name in Lightning."""
-        return {"float32": "32-true", "bf16": "bf16-mixed"}[self.precision]
+        return "bf16-mixed" if self.precision == "bf16" else "32-true"
 
 
 @dataclass(frozen=True)

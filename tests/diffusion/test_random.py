@@ -135,6 +135,17 @@ def test_a_whole_block_is_drawn_at_once(monkeypatch):
     assert sizes == [(block_size("cpu"), 3)]
 
 
+def test_blocks_drawn_together_are_those_drawn_alone():
+    together = draw_everything(5, range(128, 512))
+    alone = [draw_everything(5, range(first, first + 128)) for first in (128, 256, 384)]
+    assert torch.equal(together, torch.cat(alone))
+    assert torch.equal(together.flip(0), draw_everything(5, range(511, 127, -1)))
+
+
+def test_no_samples_get_no_numbers():
+    assert Generators(0, []).normal(3).shape == (0, 3)
+
+
 def test_numbers_are_as_precise_as_asked():
     doubles = Generators(0, range(9)).uniform(9, dtype=torch.float64)
 

@@ -15,6 +15,7 @@ import scanpy as sc
 import scvi
 
 from scgen_diffusion.diffusion import FixedStepSampler, Guidance
+from scgen_diffusion.generation import _generator
 from scgen_diffusion.model import SCLDM
 
 SAMPLERS = ["euler", "midpoint", "heun", "dopri5"]
@@ -103,6 +104,17 @@ def test_cells_do_not_depend_on_batch_size_or_number_of_cells(trained, sampler):
     for n_cells in (1, 10, 129):
         few = trained.generate(n_cells, seed=5, sampler=sampler, n_steps=n_steps)
         assert same_cells(whole[:n_cells], few), n_cells
+
+
+@pytest.mark.parametrize(("most_cells", "size"), [(0, 128), (300, 256), (10**9, 1024)])
+def test_a_device_may_take_several_blocks_together(trained, monkeypatch, most_cells, size):
+    usual = trained.generate(300, seed=5)
+    monkeypatch.setitem(_generator.VALUES_AT_ONCE, "cpu", most_cells * trained.adata.n_vars)
+
+    assert trained._engine.block_size == size
+    together = trained.generate(300, seed=5)
+    assert (together.obs == usual.obs).all(axis=None)
+    assert (together.X != usual.X).mean() < 1e-3  # the last bits of a product depend on its shape
 
 
 def test_cells_do_not_depend_on_the_number_of_threads(gaussian):

@@ -53,7 +53,8 @@ class Generators:
         self._size = block_size(device)
         blocks, self._blocks = torch.unique(self.indices // self._size, return_inverse=True)
         self._rows = self.indices % self._size
-        self._is_one_block = len(blocks) == 1 and torch.equal(self._rows, torch.arange(self._size))
+        in_order = (blocks[:, None] * self._size + torch.arange(self._size)).flatten()
+        self._are_whole_blocks = len(blocks) > 0 and torch.equal(self.indices, in_order)
         self._generators = [
             torch.Generator(self.device).manual_seed(sample_seed(seed, block)) for block in blocks.tolist()
         ]
@@ -73,13 +74,14 @@ class Generators:
         """Return generators that draw the same numbers, but keep only those of the first ``n`` samples."""
         few = copy(self)
         few.indices, few._blocks, few._rows = self.indices[:n], self._blocks[:n], self._rows[:n]
-        few._is_one_block = self._is_one_block and n >= len(self)
+        few._are_whole_blocks = self._are_whole_blocks and n >= len(self)
         return few
 
     def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         options = {"dtype": dtype, "device": self.device}
-        if self._is_one_block:
-            return draw((self._size, *shape), generator=self._generators[0], **options)
+        if self._are_whole_blocks:
+            drawn = [draw((self._size, *shape), generator=generator, **options) for generator in self._generators]
+            return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
         numbers = torch.empty((len(self), *shape), **options)
         for block, generator in enumerate(self._generators):
             of_block = draw((self._size, *shape), generator=generator, **options)

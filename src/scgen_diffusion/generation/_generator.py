@@ -55,6 +55,9 @@ Result = TypeVar("Result")
 
 N_GPU_WORKERS = 2
 """The host assembles one block while the GPU computes the next."""
+VALUES_AT_ONCE = {"cuda": 1 << 24}
+"""Cells times genes for which a device needs no more of Python's time than of its own."""
+MOST_BLOCKS = 8  # of random numbers in a block of cells
 N_JUDGED = 64  # generated control cells that the verdict on a new combination looks at
 N_UNSEEN = 20  # combinations listed in provenance
 N_NAMED = 3  # combinations named in a warning
@@ -124,6 +127,8 @@ class CellGenerator:
     learned
         Codes of the combinations that the autoencoder was trained on, ``(combinations, columns)``: those of
         ``conditions``, unless fine-tuning kept it.
+    n_genes
+        Size of the panel.
     has_warned
         Whether training has warned of all conditions of few training cells, which requests then only record.
     """
@@ -134,6 +139,7 @@ class CellGenerator:
     name: str
     default_sampler: str
     learned: np.ndarray
+    n_genes: int
     has_warned: bool = False
 
     # --- requests --------------------------------------------------------------------------------------------------
@@ -293,8 +299,12 @@ class CellGenerator:
 
     @property
     def block_size(self) -> int:
-        """Number of cells that the network sees together."""
-        return block_size(self.module.device)
+        """Number of cells that the network sees together.
+
+        With few genes, a GPU takes several blocks of random numbers together.
+        """
+        size, device = block_size(self.module.device), self.module.device.type
+        return size * min(max(VALUES_AT_ONCE.get(device, 0) // (size * self.n_genes), 1), MOST_BLOCKS)
 
     def round_to_blocks(self, n_cells: int) -> int:
         """Round a number of cells up to whole blocks."""

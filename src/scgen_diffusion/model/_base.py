@@ -1358,8 +1358,8 @@ class DiffusionModel(BaseModelClass):
         name, learned = type(self).__name__, self._combinations_of_autoencoder
         # of combinations it has not; of published weights, the numbers of cells are not known
         has_warned = not self.recipes_ or (self._has_warned_of_rare and len(self.conditions.keys) == 1)
-        sizes, sampler = self._library_sizes, self.default_sampler
-        return CellGenerator(self.module, self.conditions, sizes, name, sampler, learned, has_warned)
+        sizes, sampler, n_genes = self._library_sizes, self.default_sampler, len(self.var_)
+        return CellGenerator(self.module, self.conditions, sizes, name, sampler, learned, n_genes, has_warned)
 
     @property
     def _library_sizes(self) -> LibrarySizes:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ._scaled_attention import attend_to_scaled_rows
+from ._scaled_attention import attend_to_scaled_rows, multiply_heads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +91,7 @@ class CrossAttention(nn.Module):
             split_heads(x[None] if x.ndim == 2 else x, self.n_heads)[0]
             for x in (self.project_query(queries), *table.chunk(2, dim=-1))
         )
-        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        scores = multiply_heads(query, key.mT) / query.shape[-1] ** 0.5
         return self.project_out(merge_heads(attend_to_scaled_rows(scales, scores, value)))
 
 

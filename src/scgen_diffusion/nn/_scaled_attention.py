@@ -46,6 +46,11 @@ def attend_to_scaled_rows(scales: Tensor, scores: Tensor, values: Tensor) -> Ten
         return _ScaledAttention.apply(scales, *(_precise(x) for x in (scores, values)))
 
 
+def multiply_heads(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply ``a (heads, n, rows)`` by ``b (heads, rows, p)`` head by head: a batched product takes a GPU longer."""
+    return torch.stack([one @ other for one, other in zip(a, b, strict=True)])
+
+
 def _full_precision(device_type: str) -> AbstractContextManager[None]:
     """Suspend autocast, which device "meta" does not have: sums over thousands of rows are taken in float32."""
     return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
@@ -64,7 +69,7 @@ class _ScaledAttention(torch.autograd.Function):
             largest = logits.amax(-1, keepdim=True).clamp_(min=LOWEST)
             weights = logits.sub_(largest).exp_()
             total = weights.sum(-1, keepdim=True).clamp_(min=torch.finfo(weights.dtype).tiny)
-            attended = _rows_of_heads(weights.mul_(part[None, :, None])) @ values
+            attended = multiply_heads(_rows_of_heads(weights.mul_(part[None, :, None])), values)
             outputs.append(attended.view(*total.shape[:-1], -1) / total)
             norms.append(largest + total.log())
         output, norm = torch.cat(outputs, dim=1), torch.cat(norms, dim=1)
