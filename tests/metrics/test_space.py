@@ -69,3 +69,10 @@ def test_logarithms_stay_as_they_are_on_the_scale_of_proteins():
 def test_a_space_is_of_the_genes_that_vary_most():
     x = np.random.default_rng(0).random((50, 6)) * [1, 5, 2, 9, 3, 0.1]
     assert ComparisonSpace.fit(Expression(sp.csr_matrix(x), None), n_genes=3).genes.tolist() == [1, 3, 4]
+
+
+def test_cells_of_another_panel_are_refused():
+    counts = np.random.default_rng(0).poisson(2.0, (50, 12))
+    space = ComparisonSpace.fit(counts[:, :8], n_components=3)
+    with pytest.raises(ValueError, match="12 genes, but the space was fitted to cells with 8"):
+        space.project(counts)

@@ -163,9 +163,32 @@ def test_the_table_of_evaluate_can_be_drawn(make_cells):
     assert np.isfinite(ax.images[0].get_array()).all()
 
 
-def test_several_evaluations_do_not_fit_into_one_heat_map():
-    with pytest.raises(ValueError, match="several rows of the metric 'w2' and the group 'all'.*quality_curve"):
-        sgd.pl.scores(pd.concat([make_table(), make_table()]))
+def test_several_evaluations_have_a_column_each():
+    other = make_table().assign(value=[10, 0.9, 12, 0.5])
+    tables = pd.concat({"SCLDM": make_table(), "copula": other}, names=["model"]).reset_index("model")
+
+    ax = sgd.pl.scores(tables, by="model", show=False)
+    assert tick_names(ax.xaxis) == ["SCLDM", "copula"]
+    assert [text.get_text() for text in ax.texts] == ["11.0", "10.0", "0.650", "0.900"]
+    np.testing.assert_allclose(ax.images[0].get_array().filled(np.nan), [[0.25, 0], [0.5, 0]])
+
+    ax = sgd.pl.scores(tables, by="model", groups="B", metrics="w2", show=False)
+    assert [text.get_text() for text in ax.texts] == ["14.0", "12.0"]
+
+
+def test_several_evaluations_without_their_names_do_not_fit_into_one_heat_map():
+    twice = pd.concat([make_table(), make_table()]).assign(model="SCLDM")
+    with pytest.raises(ValueError, match="several rows of the metric 'w2' and the group 'all'.*`by`.*quality_curve"):
+        sgd.pl.scores(twice)
+    with pytest.raises(ValueError, match="several rows of the metric 'w2' and the model 'SCLDM'"):
+        sgd.pl.scores(twice, by="model")
+    with pytest.raises(ValueError, match=r"shows one group, but `groups` has 2: \['all', 'B'\]"):
+        sgd.pl.scores(twice, by="model", groups=["all", "B"])
+    with pytest.raises(ValueError, match="`by` .*'value'.*model"):
+        sgd.pl.scores(twice, by="value")
+
+
+def test_what_is_not_in_the_table_is_named():
     with pytest.raises(ValueError, match="`metrics` .*'W2'.*w2"):
         sgd.pl.scores(make_table(), metrics=["W2"])
     with pytest.raises(ValueError, match="`groups` .*'T'"):

@@ -119,6 +119,8 @@ class ComparisonSpace:
         Positions of the most variable genes, ascending, `(genes,)`.
     pca
         Principal components of their log-normalised values.
+    panel_size
+        Number of genes of the cells; those that are projected must have the same genes in the same order.
 
     Examples
     --------
@@ -131,6 +133,7 @@ class ComparisonSpace:
 
     genes: NDArray[np.intp]
     pca: PCA
+    panel_size: int
 
     @classmethod
     def fit(
@@ -171,15 +174,16 @@ class ComparisonSpace:
         rows = np.sort(rng.permutation(len(expression))[:MAX_CELLS])
         values = expression.values[rows][:, genes].toarray()
         n_components = min(n_components, min(values.shape) - 1)
-        return cls(genes, PCA(n_components, svd_solver="randomized", random_state=seed).fit(values))
+        pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(values)
+        return cls(genes, pca, len(of_genes))
 
     def project(self, cells: Cells | Expression, *, layer: str | None = None) -> NDArray[np.float32]:
         """Return the principal components of the cells, `(cells, components)`."""
         expression = expression_of(cells, layer=layer)
-        if (n_genes := expression.values.shape[1]) <= self.genes.max():
+        if (n_genes := expression.values.shape[1]) != self.panel_size:
             msg = (
-                f"The cells have {n_genes} genes, but the space was fitted to more. "
-                "Cells must have the same genes in the same order."
+                f"The cells have {n_genes} genes, but the space was fitted to cells with {self.panel_size}. "
+                "They must have the same genes in the same order."
             )
             raise ValueError(msg)
         return self.pca.transform(expression.values[:, self.genes].toarray())

@@ -54,11 +54,12 @@ def scores(
     *,
     metrics: Sequence[str] | None = None,
     groups: Sequence[str] | None = None,
+    by: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> Axes | None:
-    r"""Plot all metrics of one evaluation as a heat map, metrics by groups, coloured by how bad they are.
+    r"""Plot all metrics of one evaluation, or of several, as a heat map that is coloured by how bad they are.
 
     The text is the value. The colour shows how far it is from its floor (real against real cells), on the way to cells
     with shuffled genes:
@@ -76,9 +77,12 @@ def scores(
     Parameters
     ----------
     table
-        Table from :func:`~scgen_diffusion.metrics.evaluate`.
+        Table from :func:`~scgen_diffusion.metrics.evaluate`, or several such tables, concatenated.
     metrics, groups
-        Metrics and groups to show, in this order. Default: all.
+        Metrics and groups to show, in this order. Default: all; with ``by``, the group ``"all"``.
+    by
+        Column that tells several evaluations apart, such as ``"model"``. The heat map then has a column for each of its
+        values, in the order of the table, and shows one group. Default: a column for each group.
     ax
         Axis to draw on.
     show
@@ -94,38 +98,61 @@ def scores(
     Raises
     ------
     ValueError
-        If a metric or group is unknown, nothing is left to show, or the table has several rows or modalities for the
-        same metric and group.
+        If a column, metric or group is unknown, nothing is left to show, several groups are asked for with ``by``, or
+        the table has several rows or modalities for the same metric and column of the heat map.
+
+    Examples
+    --------
+    >>> import pandas as pd, scgen_diffusion as scgd
+    >>> row = {
+    ...     "metric": "recall",
+    ...     "group": "all",
+    ...     "low": 0.6,
+    ...     "high": 0.8,
+    ...     "floor": 0.9,
+    ...     "shuffled": 0.2,
+    ...     "better": "higher",
+    ... }
+    >>> tables = {"SCLDM": pd.DataFrame([{**row, "value": 0.8}])}
+    >>> tables["scVI"] = pd.DataFrame([{**row, "value": 0.7}])
+    >>> table = pd.concat(tables, names=["model"]).reset_index("model")
+    >>> axis = scgd.pl.scores(table, by="model", show=False)
     """
     if not isinstance(table, pd.DataFrame) or not COLUMNS <= set(table):
         other = " For one of perturbations, call `perturbation_scores`." if "perturbation" in table else ""
         msg = f"`table` must come from `evaluate`, with the columns {sorted(COLUMNS)}.{other}"
         raise ValueError(msg)
+    choose("by", [] if by is None else [by], [name for name in table if name not in COLUMNS])
     metrics = choose("metrics", metrics, table["metric"].unique())
-    groups = choose("groups", groups, table["group"].unique())
+    groups = choose("groups", ["all"] if by and groups is None else groups, table["group"].unique())
+    if by and len(groups) > 1:
+        msg = f"With `by`, the heat map shows one group, but `groups` has {len(groups)}: {groups}."
+        raise ValueError(msg)
     if not metrics or not groups:
         msg = "There is nothing to plot: `table` has no rows, or `metrics` or `groups` is empty."
         raise ValueError(msg)
     check_one_modality(table)
-    repeated = table.duplicated(["metric", "group"])
+    table = table[table["group"].isin(groups)]
+    column, names = ("group", groups) if by is None else (by, list(table[by].unique()))
+    repeated = table.duplicated(["metric", column])
     if repeated.any():
         first = table[repeated].iloc[0]
         msg = (
-            f"`table` has several rows of the metric {first['metric']!r} and the group {first['group']!r}. "
-            "Plot one evaluation at a time, or compare several with `quality_curve`."
+            f"`table` has several rows of the metric {first['metric']!r} and the {column} {first[column]!r}. Name the "
+            "column that tells evaluations apart in `by`, or compare them with `quality_curve`."
         )
         raise ValueError(msg)
-    cells = table.assign(bad=badness(table)).pivot(index="metric", columns="group", values=["value", "bad"])
-    values, bad = (cells[name].reindex(metrics, columns=groups).to_numpy(float) for name in ("value", "bad"))
-    ax = one_axis(ax, size=(3.6 + 0.62 * len(groups), 2.0 + 0.26 * len(metrics)))
+    cells = table.assign(bad=badness(table)).pivot(index="metric", columns=column, values=["value", "bad"])
+    values, bad = (cells[name].reindex(metrics, columns=names).to_numpy(float) for name in ("value", "bad"))
+    ax = one_axis(ax, size=(3.6 + 0.62 * len(names), 2.0 + 0.26 * len(metrics)))
     image = ax.imshow(np.ma.masked_invalid(bad), cmap="YlOrBr", norm=Normalize(0, 1), aspect="auto")
     ax.set_facecolor("0.9")
-    for (row, column), value in np.ndenumerate(values):
-        color = "white" if bad[row, column] > DARK else "black"
-        ax.text(column, row, short(value), ha="center", va="center", fontsize=7, color=color)
+    for (row, place), value in np.ndenumerate(values):
+        color = "white" if bad[row, place] > DARK else "black"
+        ax.text(place, row, short(value), ha="center", va="center", fontsize=7, color=color)
     signs = table.drop_duplicates("metric").set_index("metric")["better"].map(SIGNS)
     ax.set_yticks(range(len(metrics)), [f"{metric} {signs[metric]}" for metric in metrics], fontsize="small")
-    ax.set_xticks(range(len(groups)), groups, rotation=45, ha="right", rotation_mode="anchor", fontsize="small")
+    ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize="small")
     ax.tick_params(length=0)
     ax.set_title("Synthetic cells against real ones", fontsize="medium")
     bar = ax.figure.colorbar(image, ax=ax, shrink=0.6, ticks=[0, 1], aspect=24)

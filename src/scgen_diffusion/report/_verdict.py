@@ -526,8 +526,8 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
     Check(
         "realism",
         {"precision": "{f.value:.0%} of the synthetic cells lie where real cells do (real cells: {f.floor:.0%})."},
-        "The others are like no real cell: train longer, take more steps of the sampler, and use less guidance if it "
-        "was above 1.",
+        "The others are like no real cell: take more steps of the sampler, and use less guidance if it was above 1. "
+        "Train longer, or, with few cells, SCRDIT and WBDIT for fewer epochs.",
     ),
     Check(
         "classifier",
