@@ -362,3 +362,5 @@ def test_a_dose_without_a_control_value_is_named(adata):
         warnings.simplefilter("error")
         setup(adata, ["drug"], ["dose"], controls={"drug": "none", "dose": 0.0})
         setup(adata, ["type"], ["dose"], controls={"type": "x"})  # whose control cells have several doses
+    adata.obs["dose"] = adata.obs["dose"].astype(str) + " uM"
+    setup(adata, ["drug"], ["dose"], controls={"drug": "none"})  # the key itself refuses text

@@ -55,6 +55,9 @@ def test_components_that_were_computed_apart_are_refused():
     labels = np.repeat(["a", "b"], 30)
     with pytest.raises(ValueError, match="of `train_values` and `synthetic_values` were computed apart"):
         augmentation_gain(real, labels, synthetic, labels, real, labels)
+    fewer = ad.AnnData(counts()[:, :15], obsm={"X_pca": np.ones((60, 2))}, varm={"PCs": np.eye(15, 2)})
+    with pytest.raises(ValueError, match="computed apart"):
+        wasserstein_2(real, fewer)
 
     assert wasserstein_2(real, with_components(np.eye(20, 2))) == 0
     ComparisonSpace.fit(counts(seed=3), n_components=4).write(synthetic)

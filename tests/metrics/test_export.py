@@ -84,6 +84,14 @@ def test_what_cell_eval_would_refuse_raises_before_a_file_is_written(tmp_path):
         write_cell_eval(tmp_path, real, predicted, control=of_x, perturbation_key="gene", groupby="line")
     with pytest.raises(KeyError, match="`real_test.obs` has no column 'drug'"):
         write_cell_eval(tmp_path, real, predicted, control=control, perturbation_key="drug")
+    for cells in (real, predicted, control):
+        cells.obs["target"] = cells.obs["line"]
+    with pytest.raises(ValueError, match="`groupby` is 'target'"):
+        write_cell_eval(tmp_path, real, predicted, control=control, perturbation_key="gene", groupby="target")
+    for cells in (real, predicted):
+        cells.obs["gene"] = cells.obs["gene"].astype(str).replace("A", "non-targeting")
+    with pytest.raises(ValueError, match="perturbed cells called 'non-targeting'"):
+        write_cell_eval(tmp_path, real, predicted, control=control, perturbation_key="gene")
     assert not list(tmp_path.iterdir())
 
 

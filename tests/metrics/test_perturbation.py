@@ -328,6 +328,10 @@ def test_discrimination_of_right_equal_absent_and_permuted_predictions():
     assert np.isnan(perturbation_discrimination(real[:1], real[:1])).all()
     with pytest.raises(ValueError, match=r"must have the same shape .* but have \(6, 20\) and \(5, 20\)"):
         perturbation_discrimination(real, real[:5])
+    named = pd.DataFrame(real, index=list("abcdef"))
+    assert perturbation_discrimination(named, named.iloc[::-1, ::-1]).tolist() == [1] * 6
+    with pytest.raises(ValueError, match="must have the same perturbations"):
+        perturbation_discrimination(named, named.rename(index={"a": "g"}))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

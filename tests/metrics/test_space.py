@@ -76,3 +76,11 @@ def test_cells_of_another_panel_are_refused():
     space = ComparisonSpace.fit(counts[:, :8], n_components=3)
     with pytest.raises(ValueError, match="12 genes, but the space was fitted to cells with 8"):
         space.project(counts)
+
+
+def test_genes_in_another_order_are_refused():
+    train = AnnData(np.random.default_rng(0).poisson(2.0, (50, 8)).astype(np.float32))
+    space = ComparisonSpace.fit(train, n_components=3)
+    assert space.project(train).shape == (50, 3)
+    with pytest.raises(ValueError, match="Gene 0 of the cells is '7', but '0' when the space was fitted"):
+        space.project(train[:, ::-1].copy())

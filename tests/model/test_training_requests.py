@@ -204,6 +204,23 @@ def test_sizes_split_the_cells_as_in_scvi_tools(make_model, quick):
     assert [len(model.train_indices), len(model.validation_indices), len(model.test_indices)] == [72, 24, 0]
 
 
+def test_test_cells_are_no_training_cells(make_model, quick, monkeypatch):
+    model, fitted = make_model(), []
+    library_size = type(model.module.library_size)
+    for name in ("fit", "fit_predicted"):
+        fit = getattr(library_size, name)
+        monkeypatch.setattr(
+            library_size, name, lambda self, totals, *rest, fit=fit: (fitted.append(totals), fit(self, totals, *rest))
+        )
+
+    model.train(1, train_size=0.5, validation_size=0.25, **quick)
+
+    assert model.combination_sizes_.sum() == 72
+    totals = np.log(np.asarray(model.adata.X.sum(1)).ravel())
+    np.testing.assert_allclose(fitted[0].ravel(), np.delete(totals, model.test_indices), rtol=1e-5)
+    assert len(fitted[1]) % 72 == 0
+
+
 @BOTH
 def test_training_leaves_history_and_trainer_and_returns_nothing(make, quick, request):
     model = request.getfixturevalue(make)()

@@ -123,7 +123,7 @@ def test_no_validation_cells_mean_no_validation_batches(cache):
 def test_parts_of_a_cache_are_all_its_rows_and_memory_is_given_back(cache, monkeypatch):
     monkeypatch.setattr("scgen_diffusion.train._latents.RELEASE_AFTER", 1)
 
-    means = torch.cat([part["mean"] for part in cache.parts(4)])
+    means = torch.cat([part["mean"] for part in cache.parts(np.arange(N), 4)])
 
     assert torch.equal(means, rows()["mean"])  # also after what was mapped was let go
     assert torch.equal(cache[[3, 1]]["mean"], rows()["mean"][[3, 1]])
@@ -161,7 +161,9 @@ def test_the_scale_of_the_prior_is_that_of_draws_from_the_posteriors(memory_limi
         [{"mean": mean, "std": std}]
     )
 
-    standardise_latents(SimpleNamespace(standardise_latents=lambda *moments: found.extend(moments)), cache)
+    standardise_latents(
+        SimpleNamespace(standardise_latents=lambda *moments: found.extend(moments)), cache, np.arange(N)
+    )
 
     torch.testing.assert_close(found[0], mean.mean(0))
     # the variance of a mixture: that of its means, and the mean variance

@@ -511,7 +511,7 @@ def read_columns(
             msg = f"The column {name!r} holds values of different kinds: {listed}. Use one kind in all files."
             raise ValueError(msg)
         if name in numbers:
-            plain = [part.astype(part.cat.categories.dtype) if _has_classes(part) else part for part in parts]
+            plain = [pd.to_numeric(part.astype(object)) if _has_classes(part) else part for part in parts]
             joined = pd.concat(plain, ignore_index=True).array
             columns[name] = pd.Categorical(joined) if any(map(_has_classes, parts)) else joined
         else:

@@ -304,7 +304,8 @@ class CellGenerator:
         With few genes, a GPU takes several blocks of random numbers together.
         """
         size, device = block_size(self.module.device), self.module.device.type
-        return size * min(max(VALUES_AT_ONCE.get(device, 0) // (size * self.n_genes), 1), MOST_BLOCKS)
+        row = max(self.n_genes, len(self.learned))  # a cell looks its combination up among all
+        return size * min(max(VALUES_AT_ONCE.get(device, 0) // (size * row), 1), MOST_BLOCKS)
 
     def round_to_blocks(self, n_cells: int) -> int:
         """Round a number of cells up to whole blocks."""
@@ -380,6 +381,8 @@ class CellGenerator:
         """Yield ``make(item)`` of every item, one block each; up to ``batch_size`` cells are made at a time."""
         self.module.eval()
         n_at_once = self.round_to_blocks(check_batch_size(batch_size)) // self.block_size
+        if batch_size is None:
+            n_at_once = max(n_at_once, N_GPU_WORKERS)
         return in_parallel(torch.inference_mode()(make), items, self.module.device, n_at_once)
 
     def block(self, request: CellRequest, first: int, stop: int) -> Block:

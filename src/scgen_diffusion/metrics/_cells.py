@@ -545,7 +545,7 @@ def _check_same_axes(given: Mapping[str, Points]) -> None:
     first = next(iter(with_axes), "")
     for name, cells in with_axes.items():
         known, axes = with_axes[first].varm["PCs"], cells.varm["PCs"]
-        if axes.shape == known.shape and not np.allclose(axes, known):
+        if axes.shape != known.shape or not np.allclose(axes, known):
             msg = (
                 f"The principal components of `{first}` and `{name}` were computed apart, so their axes differ. Write "
                 "common ones: `ComparisonSpace.fit(other_real_cells).write(real, synthetic)`."

@@ -82,6 +82,15 @@ def write_cell_eval(
     sets, split_name = read_perturbed(given, key=perturbation_key, separator=separator, groupby=groupby, layer=layer)
     names = {split_name(name): name for name in as_labels(real_test.obs[perturbation_key]).unique()}
     wanted = sets["real_test"].rows
+    if groupby == TARGET:
+        msg = f"`groupby` is {TARGET!r}, cell-eval's name of the column of perturbations; rename your column."
+        raise ValueError(msg)
+    if NON_TARGETING in {names[parts] for parts, _ in wanted}:
+        msg = (
+            f"`real_test` has perturbed cells called {NON_TARGETING!r}, cell-eval's name of control cells. Rename "
+            "them, or move them to `control`."
+        )
+        raise ValueError(msg)
     groups = dict.fromkeys(group for _, group in wanted)
     untreated = [(sets["control"].of((), group), NON_TARGETING, group) for group in groups]
     files = {}

@@ -489,6 +489,12 @@ def perturbation_discrimination(
     array([1.  , 0.25, 1.  ])
     """
     given = {"real": real, "predicted": predicted}
+    if isinstance(real, pd.DataFrame) and isinstance(predicted, pd.DataFrame) and real.shape == predicted.shape:
+        for what, own, other in zip(("perturbations", "genes"), real.axes, predicted.axes, strict=True):
+            if not (own.is_unique and own.isin(other).all()):
+                msg = f"`real` and `predicted` must have the same {what}, each once, as their names say."
+                raise ValueError(msg)
+        predicted = predicted.loc[real.index, real.columns]
     real, predicted = (np.asarray(changes, dtype=np.float64) for changes in (real, predicted))
     if real.shape != predicted.shape or real.ndim != 2:
         msg = (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import scipy.sparse as sp
+from anndata import AnnData
 from sklearn.decomposition import PCA
 
 from scgen_diffusion._arguments import known_names
@@ -26,7 +27,7 @@ from ._cells import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from anndata import AnnData
+    import pandas as pd
     from numpy.typing import NDArray
 
 #: Function that turns counts `(cells, features)` into the values to compare; zeros stay zeros.
@@ -121,6 +122,8 @@ class ComparisonSpace:
         Principal components of their log-normalised values.
     panel_size
         Number of genes of the cells; those that are projected must have the same genes in the same order.
+    names
+        Their names, if the cells were an AnnData.
 
     Examples
     --------
@@ -134,6 +137,7 @@ class ComparisonSpace:
     genes: NDArray[np.intp]
     pca: PCA
     panel_size: int
+    names: pd.Index | None = None
 
     @classmethod
     def fit(
@@ -175,7 +179,7 @@ class ComparisonSpace:
         values = expression.values[rows][:, genes].toarray()
         n_components = min(n_components, min(values.shape) - 1)
         pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(values)
-        return cls(genes, pca, len(of_genes))
+        return cls(genes, pca, len(of_genes), train.var_names if isinstance(train, AnnData) else None)
 
     def project(self, cells: Cells | Expression, *, layer: str | None = None) -> NDArray[np.float32]:
         """Return the principal components of the cells, `(cells, components)`."""
@@ -184,6 +188,13 @@ class ComparisonSpace:
             msg = (
                 f"The cells have {n_genes} genes, but the space was fitted to cells with {self.panel_size}. "
                 "They must have the same genes in the same order."
+            )
+            raise ValueError(msg)
+        if self.names is not None and isinstance(cells, AnnData) and not cells.var_names.equals(self.names):
+            place = int(np.flatnonzero(cells.var_names != self.names)[0])
+            msg = (
+                f"Gene {place} of the cells is {cells.var_names[place]!r}, but {self.names[place]!r} when the space "
+                "was fitted. They must have the same genes in the same order: `cells[:, train.var_names]`."
             )
             raise ValueError(msg)
         return self.pca.transform(expression.values[:, self.genes].toarray())

@@ -402,6 +402,11 @@ class DiffusionModel(BaseModelClass):
         """Options of :func:`~scgen_diffusion.data.join_parts`."""
         return {}
 
+    @property
+    def _seen_indices(self) -> np.ndarray:
+        """Rows of the training and validation cells, in order: all but test cells."""
+        return np.sort(np.concatenate([self.train_indices_, self.validation_indices_]))
+
     def _count_combinations(self, codes: np.ndarray) -> None:
         """Count the cells of each combination of conditions, including those of the reference."""
         conditions = Conditions.from_codes(self._condition_keys, codes)
@@ -589,7 +594,9 @@ class DiffusionModel(BaseModelClass):
                 parts = split_cells(self._cells.n_cells, train_size, validation_size)
                 self.train_indices_, self.validation_indices_, self.test_indices_ = parts
             if stages is None or self._stages_to_generate & {*stages}:  # else what the model can generate stays
-                self._count_combinations(self._registered_codes)
+                if self.reference_ is not None:
+                    self._check_learns_something()
+                self._count_combinations(self._registered_codes[self._seen_indices])
             stages = self._due_stages() if stages is None else stages
             check_watched(trainer_kwargs, stages)
             usual = {stage: self._recipe(stage) for stage in stages}
@@ -1875,16 +1882,23 @@ class DiffusionModel(BaseModelClass):
         states = reference.cut_short_.items()
         self.cut_short_ = {stage: TOO_SHORT if stage == "transport" else state for stage, state in states}
         self.recipes_ = dict(reference.recipes_)
-        if not trained_masks(self.module, trainable, self._new_values()):
-            if trainable == "conditions":
-                msg = f"The reference has no conditions to train; set `trainable` to one of {TRAINABLE[2:]}."
-                raise ValueError(msg)
-            msg = (
-                "There is nothing to train: the reference knows all classes and members of the new cells, or has their "
-                "embeddings. To learn from new combinations, numbers or cells, set `trainable` to one of "
-                f"{TRAINABLE[1:]}."
-            )
+        self._check_learns_something()
+
+    def _check_learns_something(self) -> None:
+        """Raise if fine-tuning has nothing to train on the model's cells."""
+        assert self.reference_ is not None
+        trainable = self.reference_["trainable"]
+        if trained_masks(self.module, trainable, self._new_values()):
+            return
+        if trainable == "conditions":
+            msg = f"The reference has no conditions to train; set `trainable` to one of {TRAINABLE[2:]}."
             raise ValueError(msg)
+        msg = (
+            "There is nothing to train: the reference knows all classes and members of the new cells, or has their "
+            "embeddings. To learn from new combinations, numbers or cells, set `trainable` to one of "
+            f"{TRAINABLE[1:]}."
+        )
+        raise ValueError(msg)
 
     def _new_values(self) -> list[Tensor]:
         """Mark, per key, the classes and members that the model's cells have and the reference's cells lacked."""

@@ -139,7 +139,7 @@ class GeneSpaceModel(DiffusionModel):
         if is_first:
             start_gene_space(module, cells, self.train_indices_)
         if has_counts:
-            describe_totals(module, cells)
+            describe_totals(module, cells, self._seen_indices)
         if compile:
             module.network.compile()
         start = [tensor.cpu().numpy() for tensor in (module.shift, module.scale, module.training_zeros)]
@@ -147,7 +147,7 @@ class GeneSpaceModel(DiffusionModel):
         result = run(plan, self._cell_data(recipe), recipe, *start)
         self._record_trained("diffusion")
         if module.predicts_totals:
-            describe_predicted_profile_totals(module, cells)
+            describe_predicted_profile_totals(module, cells, self._seen_indices)
             self.library_head_is_trained_ = True
         if is_first:  # further training starts at a loss that has fallen already
             warn_of_early_plateau(self.history_ or {}, self.architecture.head)

@@ -342,7 +342,7 @@ class SCLDM(AutoencoderModel):
             data = LatentData(cache, *split, recipe.batch_size, recipe.smallest_epoch)
             plan = PriorPlan(self.module, recipe, seed=stage_seed("prior"))
             result = run(plan, data, self._autoencoder_digest)
-            describe_predicted_totals(self.module, cache)
+            describe_predicted_totals(self.module, cache, self._seen_indices)
         self._record_trained(*self.trained_stages_, "prior")
         self.library_head_is_trained_ = True
         return result
@@ -418,6 +418,11 @@ class SCLDM(AutoencoderModel):
         control = self.registry_["setup_args"]["control_values"]
         stages = ["prior"] if self._keeps_autoencoder else ["autoencoder", "prior"]
         if not control:
+            if "transport" in self.trained_stages_ and "autoencoder" in stages:
+                warn_user(
+                    "The autoencoder is trained again, and the transport is discarded. Call `train_transport` again, "
+                    "or give `control_values` to `setup_anndata`: `train` then trains it, too."
+                )
             return stages
         groups = self._perturbation_groups(control)
         new = self._name_new_perturbations(groups) if self._keeps_transport else ""
@@ -492,10 +497,11 @@ class SCLDM(AutoencoderModel):
 
     def _describe_cells_of(self, cache: LatentCache) -> None:
         """Store library sizes and the scale of the latents, which ``generate`` needs."""
-        self.module.library_size.fit(cache.arrays["log_total"], cache.arrays["condition"])
+        rows = torch.from_numpy(self._seen_indices)
+        self.module.library_size.fit(cache.arrays["log_total"][rows], cache.arrays["condition"][rows])
         in_use = self.reference_ is not None or "transport" in self.trained_stages_  # they have learned in this scale
         if not in_use:
-            standardise_latents(self.module, cache)
+            standardise_latents(self.module, cache, self._seen_indices)
 
     def _match_labels(self, match_keys: Sequence[str] | None, control: Mapping[str, Any]) -> pd.DataFrame:
         """Return the columns of ``obs`` within which cells are paired; none by default."""

@@ -108,7 +108,7 @@ def choose(name: str, wanted: str | Iterable | None, known: Iterable) -> list:
     Raises
     ------
     ValueError
-        If a value is not known.
+        If a value is not known, or several have its name.
     """
     known = list(known)
     if wanted is None:
@@ -117,6 +117,9 @@ def choose(name: str, wanted: str | Iterable | None, known: Iterable) -> list:
     for value in wanted:
         if value not in known:
             msg = f"`{name}` has the unknown value {value!r}. {known_names(value, known)}"
+            raise ValueError(msg)
+        if (n_equal := known.count(value)) > 1:
+            msg = f"`{name}` has {value!r}, the name of {n_equal}. Make names unique: `adata.var_names_make_unique()`."
             raise ValueError(msg)
     return wanted
 

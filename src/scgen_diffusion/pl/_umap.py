@@ -178,6 +178,7 @@ def colors_of(
     lacking = [name for name, side in sides.items() if color not in side.cells.obs]
     genes = sides["real"].cells.var_names
     if len(lacking) == 2 and color in genes:
+        choose("color", color, genes)  # raises if several genes have this name
         gene = genes.get_loc(color)
         numbers = [side.expression.values[:, [gene]].toarray().ravel() for side in sides.values()]
     elif lacking:

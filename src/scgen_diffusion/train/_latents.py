@@ -100,11 +100,10 @@ class LatentCache(Dataset):
             raise ValueError(msg)
         return self
 
-    def parts(self, size: int) -> Iterator[dict[str, Tensor]]:
-        """Yield consecutive rows, ``size`` at a time; no more of a file is in memory."""
-        for start in range(0, len(self), size):
-            yield {name: array[start : start + size] for name, array in self.arrays.items()}
-            self._release_after(size)
+    def parts(self, rows: np.ndarray, size: int) -> Iterator[dict[str, Tensor]]:
+        """Yield rows, ``size`` at a time; no more of a file is in memory."""
+        for start in range(0, len(rows), size):
+            yield self[rows[start : start + size]]
 
     def _release_after(self, n_rows: int) -> None:
         """Release mapped memory after every so many rows; the content stays in the file."""
@@ -286,37 +285,36 @@ def encode_cells(module: SCLDMModule, cells: TrainingCells, memory_limit: int = 
     return cache.fill(latents())
 
 
-def standardise_latents(module: SCLDMModule, cache: LatentCache) -> None:
-    """Set the module's mean and standard deviation of latents, as drawn from their posteriors."""
-    n_cells = len(cache)
-    mean = sum(rows["mean"].double().sum(0) for rows in cache.parts(LATENTS_AT_A_TIME)) / n_cells
+def standardise_latents(module: SCLDMModule, cache: LatentCache, rows: np.ndarray) -> None:
+    """Set the module's mean and standard deviation of latents, as drawn from the posteriors of some cells."""
+    mean = sum(part["mean"].double().sum(0) for part in cache.parts(rows, LATENTS_AT_A_TIME)) / len(rows)
     squares = (
-        (rows["mean"] - mean).square() + rows["std"].double().square() for rows in cache.parts(LATENTS_AT_A_TIME)
+        (part["mean"] - mean).square() + part["std"].double().square() for part in cache.parts(rows, LATENTS_AT_A_TIME)
     )
-    variance = sum(part.sum(0) for part in squares) / n_cells
+    variance = sum(part.sum(0) for part in squares) / len(rows)
     module.standardise_latents(mean.float(), variance.sqrt().float())
 
 
 @torch.no_grad()
-def describe_predicted_totals(module: SCLDMModule, cache: LatentCache) -> None:
-    """Store in the module the distribution of totals that its library-size head draws for the cells.
+def describe_predicted_totals(module: SCLDMModule, cache: LatentCache, rows: np.ndarray) -> None:
+    """Store in the module the distribution of totals that its library-size head draws for some cells.
 
     In small data it draws several for each cell: with few draws, many later ones would lie outside their range.
     """
-    generator, n_draws = torch.Generator().manual_seed(0), max(N_TOTALS // len(cache), 1)
+    generator, n_draws = torch.Generator().manual_seed(0), max(N_TOTALS // len(rows), 1)
 
     def drawn() -> Iterator[Tensor]:
-        for rows in cache.parts(max(LATENTS_AT_A_TIME // n_draws, 1)):
+        for part in cache.parts(rows, max(LATENTS_AT_A_TIME // n_draws, 1)):
             mean, std, log_totals = (
-                rows[name].to(module.device).repeat_interleave(n_draws, 0) for name in ("mean", "std", "log_total")
+                part[name].to(module.device).repeat_interleave(n_draws, 0) for name in ("mean", "std", "log_total")
             )
             z = mean + std * torch.randn(mean.shape, generator=generator).to(module.device)
             mean, std = (values.cpu() for values in module.predict_log_totals(z, log_totals))
             totals = mean + std * torch.randn(mean.shape, generator=generator)
             yield totals.masked_fill(log_totals.cpu().isnan(), torch.nan)  # cells may lack a modality
 
-    condition = cache.arrays["condition"].cpu().repeat_interleave(n_draws, 0)
-    module.library_size.fit_predicted(gather(drawn(), n_draws * len(cache)), condition)
+    condition = cache.arrays["condition"].cpu()[rows].repeat_interleave(n_draws, 0)
+    module.library_size.fit_predicted(gather(drawn(), n_draws * len(rows)), condition)
 
 
 def gather(parts: Iterable[Tensor], n_cells: int) -> Tensor:

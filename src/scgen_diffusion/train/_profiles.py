@@ -35,19 +35,19 @@ def start_gene_space(module: GeneSpaceModule, cells: TrainingCells, indices: np.
         module.start_reading(torch.from_numpy(_principal_axes(module, cells, indices)).to(module.device))
 
 
-def describe_totals(module: GeneSpaceModule, cells: TrainingCells) -> None:
-    """Store in the module the distribution of the cells' total counts."""
-    totals = gather((total_counts(x)[:, 0] for x in _expression(module, cells, None)), cells.n_cells)
-    module.library_size.fit(totals.log(), module.condition_tensor(cells.codes).cpu())
+def describe_totals(module: GeneSpaceModule, cells: TrainingCells, rows: np.ndarray) -> None:
+    """Store in the module the distribution of the total counts of some cells."""
+    totals = gather((total_counts(x)[:, 0] for x in _expression(module, cells, rows)), len(rows))
+    module.library_size.fit(totals.log(), module.condition_tensor(cells.codes[rows]).cpu())
 
 
 @torch.no_grad()
-def describe_predicted_profile_totals(module: GeneSpaceModule, cells: TrainingCells) -> None:
-    """Store in the module the distribution of totals that its library-size head draws for the cells."""
+def describe_predicted_profile_totals(module: GeneSpaceModule, cells: TrainingCells, rows: np.ndarray) -> None:
+    """Store in the module the distribution of totals that its library-size head draws for some cells."""
     generator = torch.Generator().manual_seed(0)
-    predicted = (module.library_size.predict(library_features(profile)) for profile in _profiles(module, cells, None))
+    predicted = (module.library_size.predict(library_features(profile)) for profile in _profiles(module, cells, rows))
     drawn = (mean.cpu() + std.cpu() * torch.randn(len(mean), generator=generator) for mean, std in predicted)
-    module.library_size.fit_predicted(gather(drawn, cells.n_cells), module.condition_tensor(cells.codes).cpu())
+    module.library_size.fit_predicted(gather(drawn, len(rows)), module.condition_tensor(cells.codes[rows]).cpu())
 
 
 def _expression(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray | None) -> Iterator[Tensor]:

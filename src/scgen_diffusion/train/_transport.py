@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MOST_CELLS = 200  # of a group that choose the settings of the expected shift, or are predicted from other groups
 MOST_MEASURED = 100  # groups that are predicted from all others
 MOST_LEARNED = 500  # groups of which missed changes are learned
+MANY_ROWS = 10_000  # of which a few are drawn; otherwise all are shuffled
 MOVED_TOGETHER = 5  # groups, or a thousand cells
 MOST_DECODED = 2000  # cells from which latents are related to expression
 DECODED_TOGETHER = 128
@@ -292,12 +293,14 @@ class GroupBatches(Sampler[np.ndarray]):
 
     def _draw(self, group: Group, rng: np.random.Generator) -> np.ndarray:
         """Draw rows of both kinds; rows repeat only after all were drawn."""
-        return np.stack(
-            [
-                np.concatenate([rng.permutation(rows) for _ in range(-(-self.n_paired // len(rows)))])[: self.n_paired]
-                for rows in (group.control, group.perturbed)
-            ]
-        )
+
+        def draw(rows: np.ndarray) -> np.ndarray:
+            if len(rows) > MANY_ROWS:
+                return rng.choice(rows, self.n_paired, replace=False)
+            shuffled = [rng.permutation(rows) for _ in range(-(-self.n_paired // len(rows)))]
+            return np.concatenate(shuffled)[: self.n_paired]
+
+        return np.stack([draw(group.control), draw(group.perturbed)])
 
 
 class PairData(StageData):
