@@ -34,8 +34,7 @@ def module_with(n_groups=6, *, error=0.0, variance=1e-2):
     centres, shifts = torch.randn(n_groups, SIZE), 1 + 0.1 * torch.randn(n_groups, SIZE)
     perturbations = torch.stack([torch.arange(n_groups), torch.ones(n_groups)], 1).float()
     cells, variances = [centre[None] for centre in centres], torch.full((n_groups,), variance)
-    given = transport.control, transport.perturbs
-    transport.add_shift(n_groups).fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations, *given)
+    transport.add_shift(n_groups).fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations)
     transport.add_error(n_groups, 5).misfit.fill_(error)
     return SimpleNamespace(transport=transport, condition_tensor=lambda codes: torch.from_numpy(codes).float())
 
@@ -92,10 +91,10 @@ def pair_of_genes(pair, seen):
     transport = LatentTransport((1, SIZE), (Members(key.n_values, key.largest),), width=8)
     transport.start_from(torch.from_numpy(key.encode(["none"])[0]).float())
     perturbations = torch.from_numpy(key.encode(seen)).float()
-    n, given = len(seen), (transport.control, transport.perturbs)
+    n = len(seen)
     cells, shifts = [torch.zeros(1, SIZE)] * n, torch.linspace(1, 2, n)[:, None].expand(n, SIZE)
     fitted = torch.zeros(n, SIZE), shifts, torch.full((n,), 1e-3), torch.eye(SIZE), perturbations
-    transport.add_shift(n).fit(cells, *fitted, *given)
+    transport.add_shift(n).fit(cells, *fitted)
     transport.shift.left_out[:2] = torch.tensor([1e-9, 1.0])  # two groups that the others explain well
     transport.add_error(n, 5)
     module = SimpleNamespace(transport=transport, condition_tensor=lambda codes: torch.from_numpy(codes).float())
@@ -155,8 +154,8 @@ def new_gene_by_embedding(effects, genes=(0.0, 0.1, 3.0, 3.1), wanted=0.05):
     transport.start_from(torch.tensor([0.0]))
     centres, perturbations = torch.zeros(n, SIZE), torch.arange(1, n + 1).float()[:, None]
     shifts = torch.tensor(effects)[:, None].expand(n, SIZE)
-    cells, given = [centre[None] for centre in centres], (transport.control, transport.perturbs)
-    transport.add_shift(n).fit(cells, centres, shifts, torch.full((n,), 1e-3), torch.eye(SIZE), perturbations, *given)
+    cells = [centre[None] for centre in centres]
+    transport.add_shift(n).fit(cells, centres, shifts, torch.full((n,), 1e-3), torch.eye(SIZE), perturbations)
     transport.add_error(n, 5)
     module = SimpleNamespace(transport=transport, condition_tensor=lambda codes: torch.from_numpy(codes).float())
     return judge(module, conditions, [NEAR], np.array([[n + 1.0]]))[0]

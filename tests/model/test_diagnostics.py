@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from scgen_diffusion.data import ValueSummary
-from scgen_diffusion.model._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
+from scgen_diffusion.model._diagnostics import warn_of_divergence, warn_of_early_plateau, warn_of_missing_zeros
 
 
 @pytest.fixture
@@ -195,10 +195,7 @@ def test_half_of_the_training_cells_zeros_are_enough(kind, n_zeros, warns):
 @pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix])
 def test_values_are_judged_dense_or_sparse(kind):
     x = np.zeros((3, 4), dtype=np.float32)
-    check_not_diverged(ValueSummary.of(kind(x)), 1.0)
+    warn_of_divergence(ValueSummary.of(kind(x)), 1.0)
     x[1, 2] = 1.6
     with pytest.warns(UserWarning, match=r"1\.6"):
-        check_not_diverged(ValueSummary.of(kind(x)), 1.0)
-    x[2, 3] = -np.inf
-    with pytest.raises(FloatingPointError, match="not finite"):
-        check_not_diverged(ValueSummary.of(kind(x)), 1.0)
+        warn_of_divergence(ValueSummary.of(kind(x)), 1.0)

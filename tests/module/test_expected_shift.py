@@ -15,14 +15,14 @@ def fitted(conditions, perturbations, centres, shifts, *, control, variance=1e-3
     """Learn from groups; the shifts of all others are asked of the returned function."""
     centres, shifts = torch.as_tensor(centres).float(), torch.as_tensor(shifts).float()
     perturbations = torch.as_tensor(perturbations).float()
-    shift = ExpectedShift(conditions, SIZE, len(centres), len(control))
+    shift = ExpectedShift(conditions, SIZE, len(centres), control, perturbs)
     variances = torch.as_tensor(variance).expand(len(centres)).float()
     controls = [centre[None] for centre in centres]
-    shift.fit(controls, centres, shifts, variances, torch.eye(SIZE), perturbations, control, perturbs)
+    shift.fit(controls, centres, shifts, variances, torch.eye(SIZE), perturbations)
 
     def ask(x, condition):
         x, condition = torch.as_tensor(x).float(), torch.tensor([condition]).float()
-        return shift(x.view(1, 1, SIZE), condition, control, perturbs)[0, 0]
+        return shift(x.view(1, 1, SIZE), condition)[0, 0]
 
     return ask
 
@@ -43,18 +43,11 @@ def test_it_finds_out_how_alike_cells_respond_that_differ(length):
     centres = 8 * torch.rand(100, SIZE)
     alike = (-torch.cdist(centres, centres).square() / (2 * length**2)).exp()
     shifts = torch.linalg.cholesky(1 + alike + 1e-3 * torch.eye(100)) @ torch.randn(100, SIZE)
-    shift = ExpectedShift((100, 2), SIZE, 100, 2)
+    shift = ExpectedShift((100, 2), SIZE, 100, torch.tensor([100.0, 0.0]), PERTURBS)
     perturbations = torch.stack([torch.arange(100), torch.ones(100)], 1)
-    arguments = (
-        [centre[None] for centre in centres],
-        centres,
-        shifts,
-        torch.full((100,), 1e-3),
-        torch.eye(SIZE),
-        perturbations,
-    )
+    cells, variances = [centre[None] for centre in centres], torch.full((100,), 1e-3)
 
-    shift.fit(*arguments, torch.tensor([100.0, 0.0]), PERTURBS)
+    shift.fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations)
 
     assert length / 1.5 < shift.options[2] < 1.5 * length
 
@@ -75,10 +68,10 @@ def test_cells_are_as_alike_as_their_images_along_the_axes():
     for ignored, expected in ((0, -1.0), (1, 1.0)):  # the latent that does not count
         axes = torch.eye(SIZE)
         axes[ignored] = 0
-        shift = ExpectedShift((2, 2), SIZE, 2, 2)
+        shift = ExpectedShift((2, 2), SIZE, 2, control, PERTURBS)
         controls = [centre[None] for centre in centres]
-        shift.fit(controls, centres, shifts, torch.full((2,), 1e-3), axes, perturbations, control, PERTURBS)
-        found = shift(asked, torch.tensor([[2.0, 1.0]]), control, PERTURBS)
+        shift.fit(controls, centres, shifts, torch.full((2,), 1e-3), axes, perturbations)
+        found = shift(asked, torch.tensor([[2.0, 1.0]]))
         assert (found.sign() == expected).all()
 
 
@@ -123,10 +116,10 @@ def test_groups_at_the_dose_of_control_cells_are_not_predictions_to_learn_from()
     control, perturbs = torch.tensor([1.0, -0.5]), torch.tensor([True, True])
 
     def learn(of):
-        shift = ExpectedShift((1, Number()), SIZE, len(of), 2)
+        shift = ExpectedShift((1, Number()), SIZE, len(of), control, perturbs)
         variances, cells = torch.full((len(of),), 1e-2), [centre[None] for centre in centres[of]]
         doses = torch.cat([none, some])[of]
-        shift.fit(cells, centres[of], shifts[of], variances, torch.eye(SIZE), doses, control, perturbs)
+        shift.fit(cells, centres[of], shifts[of], variances, torch.eye(SIZE), doses)
         return shift
 
     with_none, without = learn(torch.arange(10)), learn(torch.arange(4, 10))
@@ -178,10 +171,10 @@ def groups_of_cells(n=5):
 
 
 def fitted_shift(centres, shifts, perturbations, variance=1e-2):
-    shift = ExpectedShift((10, 2), SIZE, len(centres), 2)
+    shift = ExpectedShift((10, 2), SIZE, len(centres), CONTROL, PERTURBS)
     variances = torch.full((len(centres),), variance)
     cells = [centre[None] for centre in centres]
-    shift.fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations, CONTROL, PERTURBS)
+    shift.fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations)
     return shift
 
 
@@ -191,7 +184,7 @@ def test_of_one_group_the_variance_is_that_of_two_gaussian_numbers():
     a, b, length = shift.options.double()
     covariance = a + b * (-(x - centres).double().square().sum() / (2 * length**2)).exp()
 
-    variance, prior = shift.uncertainty([x], torch.tensor([[5.0, 1.0]]), CONTROL, PERTURBS)[0]
+    variance, prior = shift.uncertainty([x], torch.tensor([[5.0, 1.0]]))[0]
 
     torch.testing.assert_close(prior, a + b)
     torch.testing.assert_close(variance, a + b - covariance**2 / (a + b + shift.variances[0].double()))
@@ -201,20 +194,20 @@ def test_a_group_left_out_is_a_group_never_seen():
     centres, shifts, perturbations = groups_of_cells()
     shift = fitted_shift(centres, shifts, perturbations)
     others = torch.tensor([0, 1, 3, 4])
-    without = ExpectedShift((10, 2), SIZE, 4, 2)
+    without = ExpectedShift((10, 2), SIZE, 4, CONTROL, PERTURBS)
     state = shift.state_dict()
     for name in ("centres", "perturbations", "variances", "control_variances", "control_sets", "left_out"):
         state[name] = state[name][others]
-    covariance = shift._covariance(slice(None), CONTROL, PERTURBS)[others][:, others]
+    covariance = shift._covariance(slice(None))[others][:, others]
     state["weights"] = torch.linalg.solve(covariance, shifts[others].double())
     without.load_state_dict(state)
 
-    (weights,) = shift.weights_without([2], CONTROL, PERTURBS)
+    (weights,) = shift.weights_without([2])
     x = centres[2].view(1, 1, SIZE)
-    expected = without(x, perturbations[[2]], CONTROL, PERTURBS)
-    uncertainty = without.uncertainty([centres[[2]]], perturbations[[2]], CONTROL, PERTURBS)[0]
+    expected = without(x, perturbations[[2]])
+    uncertainty = without.uncertainty([centres[[2]]], perturbations[[2]])[0]
 
-    found = shift(x, perturbations[[2]], CONTROL, PERTURBS, weights)
+    found = shift(x, perturbations[[2]], weights)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(shift.left_out[2].double(), uncertainty, atol=1e-5, rtol=1e-4)
 
@@ -222,12 +215,12 @@ def test_a_group_left_out_is_a_group_never_seen():
 def test_it_is_less_sure_of_cells_that_are_far_and_knows_nothing_of_other_perturbations():
     centres, shifts, _ = groups_of_cells()
     perturbations = torch.stack([torch.arange(5), torch.ones(5)], 1)
-    shift = ExpectedShift((10, 3), SIZE, 5, 2)
+    shift = ExpectedShift((10, 3), SIZE, 5, CONTROL, PERTURBS)
     cells, variances = [centre[None] for centre in centres], torch.full((5,), 1e-2)
-    shift.fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations, CONTROL, PERTURBS)
+    shift.fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations)
     near, far = torch.zeros(1, SIZE), torch.full((1, SIZE), FAR)
 
-    found = shift.uncertainty([near, far, near], torch.tensor([[5.0, 1], [5, 1], [5, 2]]), CONTROL, PERTURBS)
+    found = shift.uncertainty([near, far, near], torch.tensor([[5.0, 1], [5, 1], [5, 2]]))
 
     assert found[0, 0] < 0.5 * found[1, 0] < found[1, 1]
     torch.testing.assert_close(found[2, 0], found[2, 1])
@@ -244,8 +237,8 @@ def test_the_expected_shift_is_the_weighted_mean_of_the_groups():
     shift, x = fitted_shift(centres, shifts, perturbations), torch.randn(3, SIZE)
     condition = torch.tensor([5.0, 1.0])
 
-    weights = shift.weights_of(torch.arange(5), x, condition, CONTROL, PERTURBS)
-    expected = shift(x[:, None], condition.expand(3, -1), CONTROL, PERTURBS).mean(0)
+    weights = shift.weights_of(torch.arange(5), x, condition)
+    expected = shift(x[:, None], condition.expand(3, -1)).mean(0)
 
     torch.testing.assert_close((weights @ shifts.double()).float()[None], expected, atol=1e-4, rtol=1e-4)
 
@@ -255,13 +248,13 @@ def test_the_expected_shift_is_the_weighted_mean_of_the_groups():
 
 def test_a_set_is_new_if_one_of_its_members_is():
     empty = 3.0
-    shift = ExpectedShift((Members(3, largest=2),), SIZE, 2, 2)
-    shift.perturbations.copy_(torch.tensor([[0, empty], [0, 1]]))
     control, perturbs = torch.tensor([empty, empty]), torch.tensor([True, True])
+    shift = ExpectedShift((Members(3, largest=2),), SIZE, 2, control, perturbs)
+    shift.perturbations.copy_(torch.tensor([[0, empty], [0, 1]]))
 
     asked = torch.tensor([[1, empty], [1, 0], [2, empty], [0, 2], [empty, empty]])
 
-    assert shift.are_new(asked, control, perturbs).tolist() == [False, False, True, True, False]
+    assert shift.are_new(asked).tolist() == [False, False, True, True, False]
 
 
 def test_the_share_explained_by_others_is_that_of_refits_without_each_class():
@@ -269,21 +262,21 @@ def test_the_share_explained_by_others_is_that_of_refits_without_each_class():
     vectors, n = torch.randn(5, 2), 8
     centres, shifts = torch.randn(n, SIZE), torch.randn(n, SIZE)
     perturbations = torch.stack([torch.zeros(n), torch.tensor([1.0, 1, 2, 2, 3, 3, 4, 4])], 1)
-    shift = ExpectedShift((10, Classes(5, vectors)), SIZE, n, 2)
+    shift = ExpectedShift((10, Classes(5, vectors)), SIZE, n, CONTROL, PERTURBS)
     variances, cells = torch.full((n,), 0.1), [centre[None] for centre in centres]
-    shift.fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations, CONTROL, PERTURBS)
+    shift.fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations)
 
     noise, errors = 0.1 * n * SIZE, 0.0
     for name in range(1, 5):
         is_out = perturbations[:, 1] == name
         weights = torch.zeros(n, SIZE, dtype=torch.double)
-        kept = shift._covariance(~is_out, CONTROL, PERTURBS)
+        kept = shift._covariance(~is_out)
         weights[~is_out] = torch.linalg.solve(kept, shifts[~is_out].double())
-        found = shift(centres[is_out], perturbations[is_out], CONTROL, PERTURBS, weights)
+        found = shift(centres[is_out], perturbations[is_out], weights)
         errors += (found - shifts[is_out]).square().sum().item()
 
     expected = 1 - (errors - noise) / (shifts.square().sum().item() - noise)
-    assert shift.explained_by_others(CONTROL, PERTURBS) == pytest.approx(expected, rel=1e-3)
+    assert shift.explained_by_others() == pytest.approx(expected, rel=1e-3)
 
 
 def test_groups_without_a_class_explain_nothing_of_others():
@@ -292,12 +285,11 @@ def test_groups_without_a_class_explain_nothing_of_others():
     perturbations = torch.stack([torch.arange(n) % 20 + 1.0, torch.ones(n)], 1)
     perturbations[20:, 0] = 0  # only the dose is that of treated cells
     centres, shifts = torch.randn(n, SIZE), torch.randn(n, SIZE)
-    shift = ExpectedShift((21, Number()), SIZE, n, 2)
+    shift = ExpectedShift((21, Number()), SIZE, n, control, torch.tensor([True, True]))
     variances, cells = torch.full((n,), 1e-3), [centre[None] for centre in centres]
-    given = control, torch.tensor([True, True])
-    shift.fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations, *given)
+    shift.fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations)
 
-    assert abs(shift.explained_by_others(*given)) < 0.1
+    assert abs(shift.explained_by_others()) < 0.1
 
 
 @pytest.mark.parametrize("distance", [0.05, 0.01, 0.001])
@@ -305,11 +297,11 @@ def test_a_number_near_the_controls_is_related_to_itself(distance):
     """Of doses on a plain scale, the smallest hardly differ from no dose; groups with them still tell about them."""
     doses = torch.tensor([[0.0, distance - 0.65], [0.0, -0.4], [0.0, 1.5]]).repeat(2, 1)
     control, perturbs = torch.tensor([0.0, -0.65]), torch.tensor([False, True])
-    shift, centres = ExpectedShift((2, Number(1)), SIZE, 6, 2), torch.randn(6, SIZE)
+    shift, centres = ExpectedShift((2, Number(1)), SIZE, 6, control, perturbs), torch.randn(6, SIZE)
     variances = torch.full((6,), 1e-3)
-    shift.fit([c[None] for c in centres], centres, centres, variances, torch.eye(SIZE), doses, control, perturbs)
+    shift.fit([c[None] for c in centres], centres, centres, variances, torch.eye(SIZE), doses)
 
-    related = shift.related(doses[:3], control, perturbs)
+    related = shift.related(doses[:3])
 
     assert related[:, :3].diagonal().all()
-    assert not shift.related(control[None], control, perturbs).any()
+    assert not shift.related(control[None]).any()

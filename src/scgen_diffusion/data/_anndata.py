@@ -104,7 +104,7 @@ class ValueSummary(NamedTuple):
     n_values, n_nonzero
         Number of values, and of those that are not zero.
     largest
-        The largest value, NaN if any is not finite.
+        The largest value.
     """
 
     n_values: int
@@ -116,8 +116,7 @@ class ValueSummary(NamedTuple):
         """Summarise values ``(cells, genes)``."""
         stored = x if isinstance(x, np.ndarray) else x.data
         largest = max(float(stored.max(initial=-np.inf)), 0.0 if stored.size < np.prod(x.shape) else -np.inf)
-        is_finite = bool(np.isfinite(stored).all())
-        return cls(int(np.prod(x.shape)), int(np.count_nonzero(stored)), largest if is_finite else np.nan)
+        return cls(int(np.prod(x.shape)), int(np.count_nonzero(stored)), largest)
 
     @property
     def zeros(self) -> float:
@@ -129,7 +128,7 @@ class ValueSummary(NamedTuple):
         return ValueSummary(
             self.n_values + other.n_values,
             self.n_nonzero + other.n_nonzero,
-            float(np.maximum(self.largest, other.largest)),
+            max(self.largest, other.largest),
         )
 
 

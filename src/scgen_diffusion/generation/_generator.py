@@ -466,7 +466,9 @@ class CellGenerator:
         def read(frames: Iterable[Tensor]) -> np.ndarray:
             return torch.stack([module.profiles_of(x, shown)[: block.n_wanted].float().cpu() for x in frames]).numpy()
 
-        return Frames(times, read(states), read(estimates), block.codes[: block.n_wanted])
+        frames = Frames(times, read(states), read(estimates), block.codes[: block.n_wanted])
+        check_finite(frames.states[-1])
+        return frames
 
 
 def in_parallel(

@@ -75,17 +75,17 @@ def judge(
         explains the cells that it generates, but they may be unlike real ones if it never learned their class.
     """
     transport: Any = module.transport
-    shift, given = transport.shift, (transport.control, transport.perturbs)
+    shift = transport.shift
     condition = module.condition_tensor(codes)
-    related = shift.related(condition, *given).cpu().numpy()
-    are_new = shift.are_new(condition, *given).tolist()
-    have_groups = shift.have_groups(condition, transport.perturbs).tolist()
+    related = shift.related(condition).cpu().numpy()
+    are_new = shift.are_new(condition).tolist()
+    have_groups = shift.have_groups(condition).tolist()
     explained = shift.left_out[shift.left_out[:, 0] <= (1 - LEAST_EXPLAINED) * shift.left_out[:, 1], 0]
     perturbs = transport.perturbs.cpu().numpy()
     known = _Known(
         usual_misfit=float(transport.error.misfit),
         explained=explained.tolist(),
-        from_embeddings=shift.explained_by_others(*given) if any(are_new) else 0.0,
+        from_embeddings=shift.explained_by_others() if any(are_new) else 0.0,
         has_numbers=any(key.is_numeric and perturbs[conditions.columns(key.name)].any() for key in conditions.by_key),
     )
     is_context = _context_columns(conditions, perturbs)
@@ -99,7 +99,7 @@ def judge(
         later = _learned_later(conditions, np.concatenate([learned, perturbed]), wanted_contexts)
     never_alone = _never_alone(conditions, np.where(perturbs, perturbed, OPEN), np.where(perturbs, codes, OPEN))
     verdicts = []
-    for number, (variance, prior) in enumerate(shift.uncertainty(cells, condition, *given).tolist()):
+    for number, (variance, prior) in enumerate(shift.uncertainty(cells, condition).tolist()):
         seen, wanted = np.unique(contexts[related[number]], axis=0), wanted_contexts[number]
         request = _Request(
             n_cells=len(cells[number]),
@@ -396,8 +396,7 @@ class PerturbedGroups:
     def _half_width(self, number: int, variance: float, change: Tensor, noise: Tensor) -> Tensor:
         transport: Any = self.module.transport
         states, condition = self._states[number], self.module.condition_tensor(self.codes[number])
-        given = states, condition, transport.control, transport.perturbs
-        weights = transport.shift.weights_of(transport.error.groups, *given)
+        weights = transport.shift.weights_of(transport.error.groups, states, condition)
         return transport.error.half_width(variance, change, weights, noise, COVERAGE)
 
 

@@ -333,7 +333,7 @@ class Prediction:
     def assemble(self, rows: range, x: Rows, assemble: Callable[..., Any], **effects: pd.DataFrame) -> Any:
         """Build some of the predicted cells by ``assemble``; ``effects`` are further entries of ``uns``."""
         output, cells, conditions = self.request.sampling.output, self.cells.part(rows), self.model.conditions
-        self.model._check_result(ValueSummary.of(x), output)
+        self.model._warn_of_odd_values(ValueSummary.of(x), output)
         obs, obsm = counterfactual_conditions(conditions, cells, self.requested, self._names(cells))
         return assemble(x, obs, {**self.provenance, **effects}, is_log1p=output == "log1p", obsm=obsm)
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from scgen_diffusion._arguments import warn_user
-from scgen_diffusion.generation import check_finite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,26 +49,8 @@ def warn_of_missing_zeros(values: ValueSummary, training_zeros: float, *, needs_
         warn_user(msg)
 
 
-def check_summary_finite(values: ValueSummary) -> None:
-    """Raise if any of the summarised values is not finite.
-
-    Raises
-    ------
-    FloatingPointError
-        For values that are NaN or infinite.
-    """
-    check_finite(np.array(values.largest))
-
-
-def check_not_diverged(values: ValueSummary, largest_training_value: float) -> None:
-    """Raise if generated values are not finite; warn if they are far larger than any training value.
-
-    Raises
-    ------
-    FloatingPointError
-        For values that are NaN or infinite.
-    """
-    check_summary_finite(values)
+def warn_of_divergence(values: ValueSummary, largest_training_value: float) -> None:
+    """Warn if generated values are far larger than any training value."""
     advice = "Try more steps, another sampler or less guidance, or train longer."
     if values.largest > LARGEST_VALUE * largest_training_value:
         msg = (

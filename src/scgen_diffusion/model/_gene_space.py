@@ -23,7 +23,7 @@ from scgen_diffusion.train import (
 )
 
 from ._base import ADVICE, DiffusionModel
-from ._diagnostics import check_not_diverged, warn_of_early_plateau, warn_of_missing_zeros
+from ._diagnostics import warn_of_divergence, warn_of_early_plateau, warn_of_missing_zeros
 from ._gene_space_reference import load_gene_space_reference
 from ._training import Run, stage_seed
 
@@ -185,9 +185,9 @@ class GeneSpaceModel(DiffusionModel):
             return sampler
         return DDIMSampler(eta=0.0 if sampler == "ddim" else 1.0, default_n_steps=50)
 
-    def _check_result(self, values: ValueSummary, output: InputValues) -> None:
+    def _warn_of_odd_values(self, values: ValueSummary, output: InputValues) -> None:
         module, a = self.module, self.architecture
-        check_not_diverged(values, module.largest_value.item() if output == "log1p" else float("inf"))
+        warn_of_divergence(values, module.largest_value.item() if output == "log1p" else float("inf"))
         if a.clamp and output == "log1p":
             needs_negation = a.head == "regression" and a.zero_value is None
             warn_of_missing_zeros(values, module.training_zeros.item(), needs_negation=needs_negation)

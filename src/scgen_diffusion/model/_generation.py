@@ -103,7 +103,7 @@ class Generation:
             parts.append(cells)
             progress.update(len(cells.codes))
         x, codes = stack_rows([part.x for part in parts]), np.concatenate([part.codes for part in parts])
-        model._check_result(ValueSummary.of(x), request.output)
+        model._warn_of_odd_values(ValueSummary.of(x), request.output)
         obs = model.conditions.to_obs(codes, request.names(rows.start, rows.stop))
         obsm = model.conditions.to_obsm(codes, obs.index)
         return assemble(x, obs, request.provenance, is_log1p=request.output == "log1p", obsm=obsm)

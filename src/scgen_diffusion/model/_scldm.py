@@ -533,7 +533,7 @@ class SCLDM(AutoencoderModel):
         """Name the perturbations of groups that have a class or member whose effect the transport never saw."""
         transport: Any = self.module.transport
         codes = self._registered_codes[[group.perturbed[0] for group in groups]]
-        are_new = transport.shift.are_new(self.module.condition_tensor(codes), transport.control, transport.perturbs)
+        are_new = transport.shift.are_new(self.module.condition_tensor(codes))
         perturbs = transport.perturbs.cpu().numpy()
         found = np.unique(np.where(perturbs, codes, OPEN)[are_new.cpu().numpy()], axis=0)
         return list_first([self.conditions.describe(row) for row in found])

@@ -59,15 +59,19 @@ class ExpectedShift(nn.Module):
         Number of latents of a cell.
     n_groups
         Number of groups to learn from.
-    n_columns
-        Number of condition columns.
+    control, perturbs
+        Codes of unperturbed cells, and which columns perturb, ``(columns,)``; saved by the transport alone.
     """
 
-    def __init__(self, conditions: Sequence[ConditionSpec], size: int, n_groups: int, n_columns: int) -> None:
+    def __init__(
+        self, conditions: Sequence[ConditionSpec], size: int, n_groups: int, control: Tensor, perturbs: Tensor
+    ) -> None:
         super().__init__()
         self.encodings = encodings_of(conditions)
+        self.register_buffer("control", control, persistent=False)
+        self.register_buffer("perturbs", perturbs, persistent=False)
         self.register_buffer("centres", torch.zeros(n_groups, size))
-        self.register_buffer("perturbations", torch.zeros(n_groups, n_columns))
+        self.register_buffer("perturbations", torch.zeros(n_groups, len(control)))
         self.register_buffer("weights", torch.zeros(n_groups, size))
         self.register_buffer("variances", torch.zeros(n_groups))
         self.register_buffer("control_variances", torch.zeros(n_groups))  # their part from control cells
@@ -78,11 +82,8 @@ class ExpectedShift(nn.Module):
         self.register_buffer("farthest", torch.tensor(torch.inf))  # square distance from it, along the axes
         self.register_buffer("options", torch.zeros(3))  # a, b, length
         self.register_buffer("inverse", None, persistent=False)  # of the covariance of the measured shifts, once used
-        self.register_load_state_dict_post_hook(_forget_inverse)
 
-    def forward(
-        self, x: Tensor, condition: Tensor, control: Tensor, perturbs: Tensor, weights: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the expected shift of control latents.
 
         Parameters
@@ -91,13 +92,11 @@ class ExpectedShift(nn.Module):
             Standardised latents, ``(n, tokens, n_latent)``.
         condition
             Conditions after the perturbation, ``(n, columns)``.
-        control, perturbs
-            Codes of unperturbed cells, and which columns perturb, ``(columns,)``.
         weights
             Weights of the groups, such as those of :meth:`weights_without`; default: those of all groups.
         """
         weights = self.weights if weights is None else weights
-        return (self.covariance_with_groups(x, condition, control, perturbs) @ weights.double()).to(x.dtype).view_as(x)
+        return (self.covariance_with_groups(x, condition) @ weights.double()).to(x.dtype).view_as(x)
 
     def place(self, x: Tensor) -> Tensor:
         """Return where latents ``(n, size)`` are along the axes, from the middle of the groups: ``(n, axes)``.
@@ -108,29 +107,21 @@ class ExpectedShift(nn.Module):
         place = (x - self.middle) @ self.axes
         return place / (1 + place.square().sum(1, keepdim=True) / self.farthest).sqrt()
 
-    def covariance_with_groups(self, x: Tensor, condition: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
+    def covariance_with_groups(self, x: Tensor, condition: Tensor) -> Tensor:
         """Return the covariance of cells with all groups, ``(n, groups)``; arguments as in :meth:`forward`."""
         distinct, which = condition.unique(dim=0, return_inverse=True)
-        of_perturbations = self._similarity(distinct, self.perturbations, control, perturbs)[which]
+        of_perturbations = self._similarity(distinct, self.perturbations)[which]
         a, b, length = self.options.double()
         return of_perturbations * (a + b * self._alikeness(x.flatten(1).double(), self.centres.double(), length))
 
-    def covariance_of(self, groups: Tensor | slice, control: Tensor, perturbs: Tensor) -> Tensor:
+    def covariance_of(self, groups: Tensor | slice) -> Tensor:
         """Return the covariance of the shifts of some groups, without sampling noise, ``(n, n)``."""
         a, b, length = self.options.double()
         centres, perturbations = self.centres[groups].double(), self.perturbations[groups]
-        similarity = self._similarity(perturbations, perturbations, control, perturbs)
-        return similarity * (a + b * self._alikeness(centres, centres, length))
+        return self._similarity(perturbations, perturbations) * (a + b * self._alikeness(centres, centres, length))
 
     @torch.no_grad()
-    def uncertainty(
-        self,
-        cells: Sequence[Tensor],
-        conditions: Tensor,
-        control: Tensor,
-        perturbs: Tensor,
-        without: Sequence[int] | None = None,
-    ) -> Tensor:
+    def uncertainty(self, cells: Sequence[Tensor], conditions: Tensor, without: Sequence[int] | None = None) -> Tensor:
         """Return the variance of the mean shift of sets of cells, and that before any group was seen, ``(sets, 2)``.
 
         Parameters
@@ -139,18 +130,16 @@ class ExpectedShift(nn.Module):
             Standardised latents of control cells of each set, ``(cells, size)``.
         conditions
             Conditions of each set after the perturbation, ``(sets, columns)``.
-        control, perturbs
-            As in :meth:`forward`.
         without
             For each set, the number of a group not to learn from.
         """
         a, b, length = self.options.double()
-        centres, inverse = self.centres.double(), self._inverse(control, perturbs)
-        to_groups = self._similarity(conditions, self.perturbations, control, perturbs)
+        centres, inverse = self.centres.double(), self._inverse()
+        to_groups = self._similarity(conditions, self.perturbations)
         found = []
         for number, x in enumerate(cells):
             x, condition = x.double(), conditions[number][None]
-            own = self._similarity(condition, condition, control, perturbs)[0, 0]
+            own = self._similarity(condition, condition)[0, 0]
             prior = own * (a + b * self._alikeness(x, x, length).mean())
             weights = to_groups[number] * (a + b * self._alikeness(x, centres, length).mean(0))
             if without is None:
@@ -162,52 +151,52 @@ class ExpectedShift(nn.Module):
             found.append(torch.stack([(prior - known).clamp(min=0), prior]))
         return torch.stack(found)
 
-    def weights_without(self, groups: Iterable[int], control: Tensor, perturbs: Tensor) -> Iterator[Tensor]:
+    def weights_without(self, groups: Iterable[int]) -> Iterator[Tensor]:
         """Yield the weights of the groups as if one of them was never seen, ``(groups, size)``, for each of these."""
-        inverse, weights = self._inverse(control, perturbs), self.weights.double()
+        inverse, weights = self._inverse(), self.weights.double()
         for group in groups:
             left = weights - inverse[:, [group]] * weights[group] / inverse[group, group]
             left[group] = 0
             yield left
 
-    def weights_of(self, groups: Tensor, x: Tensor, condition: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
+    def weights_of(self, groups: Tensor, x: Tensor, condition: Tensor) -> Tensor:
         """Return the weights of some groups in the mean shift of cells ``x (cells, size)``, without all others.
 
         ``condition (columns,)`` is that of the cells after the perturbation.
         """
         a, b, length = self.options.double()
-        to_groups = self._similarity(condition[None], self.perturbations[groups], control, perturbs)[0]
+        to_groups = self._similarity(condition[None], self.perturbations[groups])[0]
         to_groups = to_groups * (a + b * self._alikeness(x.double(), self.centres[groups].double(), length).mean(0))
-        return torch.linalg.solve(self._covariance(groups, control, perturbs), to_groups)
+        return torch.linalg.solve(self._covariance(groups), to_groups)
 
-    def related(self, conditions: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
+    def related(self, conditions: Tensor) -> Tensor:
         """Return which groups tell something about the effects of perturbations ``(n, columns)``, ``(n, groups)``."""
-        similarity = self._similarity(conditions, self.perturbations, control, perturbs)
-        own, of_groups = (self._own_similarity(codes, control, perturbs) for codes in (conditions, self.perturbations))
+        similarity = self._similarity(conditions, self.perturbations)
+        own, of_groups = (self._own_similarity(codes) for codes in (conditions, self.perturbations))
         return (similarity > 0) & (similarity > RELATED * (own[:, None] * of_groups).sqrt())
 
-    def are_new(self, conditions: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
+    def are_new(self, conditions: Tensor) -> Tensor:
         """Return which perturbations ``(n, columns)`` have a class or member that no group has, ``(n,)``."""
         new = torch.zeros(len(conditions), dtype=torch.bool, device=conditions.device)
-        for (codes, are_named), (known, are_known) in self._named(control, perturbs, conditions, self.perturbations):
+        for (codes, are_named), (known, are_known) in self._named(conditions, self.perturbations):
             new |= (are_named & ~torch.isin(codes, known[are_known])).any(1)
         return new
 
-    def have_groups(self, conditions: Tensor, perturbs: Tensor) -> Tensor:
+    def have_groups(self, conditions: Tensor) -> Tensor:
         """Return which perturbations ``(n, columns)`` are those of a group, ``(n,)``."""
-        return (conditions[:, None, perturbs] == self.perturbations[:, perturbs]).all(-1).any(1)
+        return (conditions[:, None, self.perturbs] == self.perturbations[:, self.perturbs]).all(-1).any(1)
 
-    def explained_by_others(self, control: Tensor, perturbs: Tensor) -> float:
+    def explained_by_others(self) -> float:
         """Return which share of the squared shifts is predicted by groups without any of the same classes and members.
 
         Groups without any, such as doses alone, do not count. At most 1, and negative if these predictions are worse
         than none. Sampling noise is subtracted.
         """
-        named = [own for (own,) in self._named(control, perturbs, self.perturbations)]
+        named = [own for (own,) in self._named(self.perturbations)]
         if not named:
             return 0.0
-        of_shifts = self.covariance_of(slice(None), control, perturbs)
-        inverse, weights = self._inverse(control, perturbs), self.weights.double()
+        of_shifts = self.covariance_of(slice(None))
+        inverse, weights = self._inverse(), self.weights.double()
         noise = self.variances.double()[:, None]
         shifts = (of_shifts + self._noise(slice(None))) @ weights
         codes, are_named = (torch.cat(parts, dim=1) for parts in zip(*named, strict=True))
@@ -223,25 +212,25 @@ class ExpectedShift(nn.Module):
         size, missed = ((values.square() - noise)[is_named].sum() for values in (shifts, errors))
         return min(float(1 - missed / size), 1.0) if size > 0 else 0.0
 
-    def _named(self, control: Tensor, perturbs: Tensor, *codes: Tensor) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    def _named(self, *codes: Tensor) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Yield, for each key with classes or members that perturbs, its columns of perturbations ``(n, columns)``.
 
         With them comes which of these name a class or member that is not the control's.
         """
-        for encoding, perturb, none, *own in self._by_key(perturbs, control, *codes):
-            if perturb.any() and isinstance(encoding, Classes | Members):
+        for encoding, none, *own in self._by_key(*codes):
+            if isinstance(encoding, Classes | Members):
                 yield [(values, (values < encoding.n) & ~torch.isin(values, none)) for values in own]
 
-    def _inverse(self, control: Tensor, perturbs: Tensor) -> Tensor:
+    def _inverse(self) -> Tensor:
         """Return the inverse of the covariance of the measured shifts of all groups, ``(groups, groups)``."""
         if self.inverse is None:
-            covariance = self._covariance(slice(None), control, perturbs)
+            covariance = self._covariance(slice(None))
             self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
         return self.inverse
 
-    def _covariance(self, groups: Tensor | slice, control: Tensor, perturbs: Tensor) -> Tensor:
+    def _covariance(self, groups: Tensor | slice) -> Tensor:
         """Return the covariance of the measured shifts of some groups, ``(n, n)``."""
-        return self.covariance_of(groups, control, perturbs) + self._noise(groups)
+        return self.covariance_of(groups) + self._noise(groups)
 
     def _noise(self, groups: Tensor | slice) -> Tensor:
         """Return the sampling covariance of the measured shifts of some groups, ``(n, n)``."""
@@ -258,8 +247,6 @@ class ExpectedShift(nn.Module):
         variances: Tensor,
         axes: Tensor,
         perturbations: Tensor,
-        control: Tensor,
-        perturbs: Tensor,
         *,
         control_variances: Tensor | float = 0.0,
         control_sets: Tensor | None = None,
@@ -278,8 +265,6 @@ class ExpectedShift(nn.Module):
             Axes along which latents differ, ``(size, axes)``. Cells of one kind have a mean square of 1 along them.
         perturbations
             Conditions of the perturbed cells, ``(groups, columns)``.
-        control, perturbs
-            As in :meth:`forward`.
         control_variances, control_sets
             The part of ``variances`` from control cells, and numbers that are equal for groups with the same control
             cells, ``(groups,)``. Default: no two groups have the same ones.
@@ -292,12 +277,12 @@ class ExpectedShift(nn.Module):
         self.variances.copy_(variances)
         self.control_variances.copy_(torch.as_tensor(control_variances))
         self.control_sets.copy_(torch.arange(len(shifts)) if control_sets is None else control_sets)
-        perturbed = self._own_similarity(perturbations, control, perturbs) > 0  # unlike a drug at the controls' dose
+        perturbed = self._own_similarity(perturbations) > 0  # unlike a drug at the controls' dose
         perturbed = perturbed | ~perturbed.any()
         squares = shifts[perturbed].square().mean()
         size = (squares - variances[perturbed].mean()).clamp(min=0.01 * squares + SMALLEST)
         some = torch.linspace(0, len(shifts) - 1, min(len(shifts), MOST_GROUPS), device=shifts.device).long()
-        alike_perturbations = size * self._similarity(perturbations[some], perturbations[some], control, perturbs)
+        alike_perturbations = size * self._similarity(perturbations[some], perturbations[some])
 
         def log_likelihood(options: tuple[float, float]) -> float:
             length, b = options
@@ -311,14 +296,14 @@ class ExpectedShift(nn.Module):
         self.centres.copy_(centres)
         self.perturbations.copy_(perturbations)
         self.options.copy_(torch.tensor((SHARED * float(size), b * float(size), length)))
-        root = torch.linalg.cholesky(self._covariance(slice(None), control, perturbs))
+        root = torch.linalg.cholesky(self._covariance(slice(None)))
         self.weights.copy_(torch.cholesky_solve(shifts, root))
         self.inverse = torch.cholesky_inverse(root)
         self.left_out.copy_(torch.tensor([torch.inf, 0.0]))  # not predicted from others
         clear = [g for g in some.tolist() if perturbed[g] and variances[g] < CLEAR * size]
         if clear:
             cells, conditions = [controls[g] for g in clear], perturbations[clear]
-            self.left_out[clear] = self.uncertainty(cells, conditions, control, perturbs, clear).to(self.left_out)
+            self.left_out[clear] = self.uncertainty(cells, conditions, clear).to(self.left_out)
 
     def _alikeness(self, x: Tensor, other: Tensor, length: Tensor | float) -> Tensor:
         """Return how alike latents ``(n, size)`` and ``(m, size)`` are, from 0 to 1, ``(n, m)``."""
@@ -326,19 +311,20 @@ class ExpectedShift(nn.Module):
         return (-torch.cdist(x @ axes, other @ axes).square() / (2 * length**2)).exp()
 
     def _by_key(self, *codes: Tensor) -> Iterator[tuple[Any, ...]]:
-        """Yield the encoding of each key, and its columns of the codes ``(..., columns)``."""
+        """Yield the encoding of each key that perturbs, and its columns of the control and codes ``(n, columns)``."""
         widths = [len(encoding.null) for encoding in self.encodings]
-        return zip(self.encodings, *(values.split(widths, -1) for values in codes), strict=True)
+        columns = (values.split(widths, -1) for values in (self.perturbs, self.control, *codes))
+        for encoding, perturb, *own in zip(self.encodings, *columns, strict=True):
+            if perturb.any():
+                yield encoding, *own
 
-    def _similarity(self, condition: Tensor, other: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
+    def _similarity(self, condition: Tensor, other: Tensor) -> Tensor:
         """Return how alike the effects of perturbations ``(n, columns)`` and ``(m, columns)`` are, ``(n, m)``.
 
         It is zero for unperturbed cells. Classes and sets of several keys add up; numbers multiply, such as a dose.
         """
         discrete, numbers = None, []
-        for encoding, p, q, c, own in self._by_key(condition, other, control, perturbs):
-            if not own.any():
-                continue
+        for encoding, c, p, q in self._by_key(condition, other):
             if isinstance(encoding, Classes):
                 alike = (p == q.T) if encoding.vectors is None else _alike_vectors(encoding.vectors, p, q)
                 alike = alike.double() * (p != c) * (q != c).T
@@ -354,14 +340,10 @@ class ExpectedShift(nn.Module):
         of_numbers = _brownian(p - c, q - c)
         return of_numbers if discrete is None else discrete * of_numbers
 
-    def _own_similarity(self, codes: Tensor, control: Tensor, perturbs: Tensor) -> Tensor:
+    def _own_similarity(self, codes: Tensor) -> Tensor:
         """Return how alike the effect of each perturbation and itself are, ``(n,)``."""
         parts = codes.split(AT_ONCE)  # the similarities of all with all may not fit in memory
-        return torch.cat([self._similarity(part, part, control, perturbs).diagonal() for part in parts])
-
-
-def _forget_inverse(shift: ExpectedShift, keys: object) -> None:
-    shift.inverse = None
+        return torch.cat([self._similarity(part, part).diagonal() for part in parts])
 
 
 def _brownian(p: Tensor, q: Tensor) -> Tensor:

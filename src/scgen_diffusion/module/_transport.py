@@ -94,11 +94,13 @@ class LatentTransport(nn.Module):
         self.register_buffer("null_condition", null_condition(conditions), persistent=False)
         self.register_buffer("control", self.null_condition.clone())
         self.register_buffer("perturbs", torch.zeros(len(self.null_condition), dtype=torch.bool))
+        self.register_load_state_dict_post_hook(_renew_shift)
 
     def start_from(self, control: Tensor) -> None:
         """Set the codes of unperturbed cells, ``(columns,)``; infinite in columns that do not perturb."""
         self.perturbs.copy_(control.isfinite())
         self.control.copy_(torch.where(self.perturbs, control, self.null_condition))
+        _renew_shift(self)
 
     @property
     def perturbing_keys(self) -> list[bool]:
@@ -108,8 +110,8 @@ class LatentTransport(nn.Module):
 
     def add_shift(self, n_groups: int) -> ExpectedShift:
         """Add or replace the expected shift, to be learned from so many groups of cells."""
-        shift = ExpectedShift(self.conditions, self.size, n_groups, len(self.control))
-        self.shift = shift.to(self.control.device)
+        self.shift = ExpectedShift(self.conditions, self.size, n_groups, self.control, self.perturbs)
+        self.shift.to(self.control.device)
         return self.shift
 
     def add_error(self, n_groups: int, n_genes: int) -> ChangeError:
@@ -122,7 +124,7 @@ class LatentTransport(nn.Module):
 
         ``start (n, tokens, n_latent)`` are the latents of control cells, and conditions as in :meth:`move`.
         """
-        return self.missed(self.shift.covariance_with_groups(start, condition, self.control, self.perturbs), means)
+        return self.missed(self.shift.covariance_with_groups(start, condition), means)
 
     def unfit(self, own: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
         """Return which cells are perturbed already, and which would change in other keys too, each ``(n,)``.
@@ -180,5 +182,11 @@ class LatentTransport(nn.Module):
         along = torch.stack([self.along_axes(displacement) for displacement in moved])
         variance, allowed = along.var(0).sum(1), DOUBTFUL * along.mean(0).square().sum(1)
         share = (allowed / (allowed + variance).clamp(min=SMALLEST)).view(-1, 1, 1)  # of the flows
-        expected = strength * self.shift(start, condition, self.control, self.perturbs)
+        expected = strength * self.shift(start, condition)
         return start + share * mean + (1 - share) * expected
+
+
+def _renew_shift(transport: LatentTransport, keys: object = None) -> None:
+    """Give the expected shift the new control, of which it may have a copy, and forget the old inverse."""
+    if (shift := transport.shift) is not None:
+        shift.control, shift.perturbs, shift.inverse = transport.control, transport.perturbs, None

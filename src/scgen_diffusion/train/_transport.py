@@ -95,8 +95,6 @@ def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[Group]) 
         within / n_control + within / n_perturbed,
         axes_of_expression(module, list(drawn.values())),
         torch.stack([cache[group.perturbed[:1]]["condition"][0] for group in groups]).to(squares.device),
-        transport.control,
-        transport.perturbs,
         control_variances=within / n_control,
         control_sets=torch.tensor(of_group),
     )
@@ -149,18 +147,17 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[G
     The expected shift predicts them alone, since the flow learns from all groups at once.
     """
     transport, shift = module.transport, module.transport.shift
-    seen = transport.control, transport.perturbs
     clear = shift.left_out[:, 0].isfinite().tolist()
     several = [min(len(group.control), len(group.perturbed)) > 1 for group in groups]
     measured = evenly(np.flatnonzero(np.logical_and(clear, several)), MOST_MEASURED)
     chosen = measured if len(measured) else evenly(np.arange(len(groups)), MOST_MEASURED)
     errors, changes, noise, misfits, totals = [], [], [], [], []
-    for number, weights in zip(chosen, shift.weights_without(chosen, *seen), strict=True):
+    for number, weights in zip(chosen, shift.weights_without(chosen), strict=True):
         x, real = (_read(module, cells, rows) for rows in (groups[number].control, groups[number].perturbed))
         condition = shift.perturbations[number].expand(len(x), -1)
 
         def move(states: Tensor, condition: Tensor = condition, weights: Tensor = weights) -> Tensor:
-            return states + shift(states, condition, *seen, weights)
+            return states + shift(states, condition, weights)
 
         z, predicted = _predict(module, x, move)
         before, after, observed = (
@@ -209,7 +206,7 @@ def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group
     numbers_of_sets = shift.control_sets[chosen]
     noise = (1 / n_perturbed).diag() + (numbers_of_sets[:, None] == numbers_of_sets) / n_control
     variances = torch.stack(squares).sum(0) / (n_perturbed + n_control - 2).sum().clamp(min=1)
-    covariance = shift.covariance_of(torch.from_numpy(chosen), transport.control, transport.perturbs)
+    covariance = shift.covariance_of(torch.from_numpy(chosen))
     learned = MissedChanges.learn(
         torch.from_numpy(chosen), torch.stack(errors), variances, covariance, noise, float(np.mean(depths))
     )
