@@ -40,10 +40,10 @@ from ._condition_keys import (
     ConditionKey,
     ContinuousKey,
     SetKey,
-    columns_of,
     have_labels,
     mark_occurring,
     recode,
+    with_columns,
 )
 from ._condition_setup import (
     ConditionField,
@@ -126,7 +126,6 @@ __all__ = [
     "check_same_registry",
     "check_values",
     "check_writable",
-    "columns_of",
     "drop_unused_categories",
     "encode_cells",
     "evenly",
@@ -162,4 +161,5 @@ __all__ = [
     "to_plain",
     "to_table",
     "widen",
+    "with_columns",
 ]

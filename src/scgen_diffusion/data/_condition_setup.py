@@ -30,9 +30,9 @@ from ._condition_keys import (
     SetKey,
     are_unlabeled,
     check_array,
-    columns_of,
     key_from_state,
     labeled_part,
+    with_columns,
 )
 
 if TYPE_CHECKING:
@@ -333,7 +333,7 @@ def names_and_arrays(by_key: Sequence[ConditionKey]) -> tuple[list[str], list[st
 def encode_cells(cells: AnnData | MuData, by_key: Sequence[ConditionKey]) -> np.ndarray:
     """Return the codes of all keys, ``(cells, columns)``; done part by part, because values become objects."""
     codes = np.zeros((len(cells.obs), sum(key.n_columns for key in by_key)))
-    for key, columns in zip(by_key, columns_of(by_key), strict=True):
+    for key, columns in with_columns(by_key):
         values, source = values_of(cells, key), f"{owner_of(cells)}.{key.source}"
         if isinstance(key, ArrayKey):
             codes[:, columns] = key.encode(values, source)

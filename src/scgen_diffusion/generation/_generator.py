@@ -406,8 +406,8 @@ class CellGenerator:
         is_part = is_given.any(1) & ~is_given.all(1) & ((codes != control)[:, perturbs] & is_given).any(1)
         is_part &= self.conditions.are_unseen(codes) & ~self.conditions.are_unseen(np.where(perturbs, control, codes))
         for row in codes[is_part]:
-            columns = self.conditions.columns
-            left_out = [k for k in self.conditions.keys if perturbs[columns(k)].any() and row[columns(k)][0] == OPEN]
+            parts = self.conditions.parts
+            left_out = [key.name for key, own in parts if perturbs[own].any() and row[own.start] == OPEN]
             msg = (
                 f"`condition` asks for {self.conditions.describe(row)}, which no training cell has. Also give "
                 f"{left_out}: these keys perturb too, and without them no control cells can be moved there."

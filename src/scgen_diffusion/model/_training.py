@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from scvi import settings
 
 from scgen_diffusion._arguments import check_count, known_names, list_first, suggests_arguments, warn_user
-from scgen_diffusion.data import columns_of
+from scgen_diffusion.data import with_columns
 from scgen_diffusion.train import Recipe, StageResult, trainer_options
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_r
     rare type?"). Pseudobulk analyses also leave out groups with fewer than ten cells.
     """
     rare: list[str] = []
-    for key, columns in zip(keys, columns_of(keys), strict=True):
+    for key, columns in with_columns(keys):
         values = list(key.labels)
         if not getattr(key, "has_vectors", False):
             all_cells, training = (
