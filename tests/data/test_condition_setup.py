@@ -10,7 +10,8 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scgen_diffusion.data import ConditionField, ConditionSetup, check_conditions, encode_cells, keys_of_state
+from scgen_diffusion.data import ConditionField, ConditionSetup, check_conditions, encode_cells
+from scgen_diffusion.data._condition_setup import keys_of_state
 
 N = 12
 TABLE = pd.DataFrame(np.eye(4, 3), index=["A", "B", "C", "NEW"])

@@ -52,7 +52,6 @@ from ._condition_setup import (
     check_names,
     encode_cells,
     extend_tables,
-    keys_of_state,
     names_and_arrays,
     owner_of,
 )
@@ -75,6 +74,7 @@ from ._mudata import (
 from ._mudata_files import MuDataFiles
 from ._plain import savable_columns, to_array, to_plain, to_table
 from ._registered_cells import GivenCells, RegisteredCells, evenly
+from ._registry import expression_state, registered_genes, registered_keys
 from ._streaming import check_cells_writable, check_writable, is_generated, join_parts, part_of, read_record
 
 __all__ = [
@@ -129,13 +129,13 @@ __all__ = [
     "drop_unused_categories",
     "encode_cells",
     "evenly",
+    "expression_state",
     "extend_tables",
     "have_labels",
     "is_generated",
     "join_expression",
     "join_labels",
     "join_parts",
-    "keys_of_state",
     "layer_names",
     "layer_of",
     "mark_occurring",
@@ -152,6 +152,8 @@ __all__ = [
     "read_columns",
     "read_record",
     "recode",
+    "registered_genes",
+    "registered_keys",
     "resolve_modalities",
     "resolve_seed",
     "row_numbers",

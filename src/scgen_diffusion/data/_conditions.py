@@ -355,8 +355,7 @@ class Conditions:
         """
         named = []
         for key, columns in self.parts:
-            values = codes[:, columns]
-            values = values[values[:, 0] != OPEN]
+            values = codes[codes[:, columns.start] != OPEN, columns]
             if isinstance(key, ContinuousKey):
                 outside = values[key.is_outside(values)]
                 named += [
@@ -410,10 +409,8 @@ class Conditions:
         snapped = np.where(self._are_arrays & (codes != OPEN), 0, codes)
         for key, columns in self.parts:
             if isinstance(key, ContinuousKey) and len(self.combinations):
-                requested = codes[:, columns.start]
-                snapped[:, columns.start] = np.where(
-                    requested == OPEN, OPEN, _nearest(self.combinations[:, columns], requested)
-                )
+                nearest = _nearest(self.combinations[:, columns], codes[:, columns])
+                snapped[:, columns] = np.where(codes[:, columns] == OPEN, OPEN, nearest)
         return snapped
 
     def _matching(self, pattern: np.ndarray) -> _Matches:

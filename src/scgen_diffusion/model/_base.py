@@ -57,12 +57,13 @@ from scgen_diffusion.data import (
     drop_unused_categories,
     encode_cells,
     extend_tables,
-    keys_of_state,
     layer_of,
     names_and_arrays,
     owner_of,
     pad_genes,
     recode,
+    registered_genes,
+    registered_keys,
     to_plain,
 )
 from scgen_diffusion.generation import CellGenerator, LibrarySizes, check_batch_size
@@ -360,7 +361,7 @@ class DiffusionModel(BaseModelClass):
 
     def _describe_cells(self, adata: AnnData | None) -> None:
         """Keep the columns of ``var``, and count the cells of each combination of conditions."""
-        self.var_ = plain_columns(adata.var) if adata is not None else pd.DataFrame(index=self._registered_genes)
+        self.var_ = pd.DataFrame(index=registered_genes(self.registry_)) if adata is None else plain_columns(adata.var)
         self._count_combinations(self._registered_codes)
 
     def _take_cells(self, datamodule: TrainingCells | None) -> None:
@@ -425,7 +426,7 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def _condition_keys(self) -> list[ConditionKey]:
-        return keys_of_state(self.registry_["field_registries"][CONDITIONS]["state_registry"])
+        return registered_keys(self.registry_)
 
     @property
     def _condition_specs(self) -> list[ConditionSpec]:
@@ -454,11 +455,6 @@ class DiffusionModel(BaseModelClass):
             )
             raise ValueError(msg)
         return self._file_cells or RegisteredCells(self.adata_manager)
-
-    @property
-    def _registered_genes(self) -> pd.Index:
-        state = self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
-        return pd.Index([str(name) for name in state["column_names"]])
 
     # --- training -----------------------------------------------------------------------------------------------------
 
