@@ -50,12 +50,12 @@ from ._condition_setup import (
     ConditionSetup,
     check_conditions,
     check_names,
-    encode_cells,
+    encode_conditions,
     extend_tables,
     names_and_arrays,
     owner_of,
 )
-from ._conditions import ConditionRequest, Conditions, RequestedCodes
+from ._conditions import FEWEST_TRAINING_CELLS, ConditionRequest, Conditions, RequestedCodes
 from ._fold_changes import plant_fold_changes
 from ._mudata import (
     JOINED,
@@ -78,6 +78,7 @@ from ._registry import expression_state, registered_genes, registered_keys
 from ._streaming import check_cells_writable, check_writable, is_generated, join_parts, part_of, read_record
 
 __all__ = [
+    "FEWEST_TRAINING_CELLS",
     "JOIN",
     "JOINED",
     "LARGEST_LOG1P",
@@ -127,7 +128,7 @@ __all__ = [
     "check_values",
     "check_writable",
     "drop_unused_categories",
-    "encode_cells",
+    "encode_conditions",
     "evenly",
     "expression_state",
     "extend_tables",

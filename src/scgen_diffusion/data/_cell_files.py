@@ -36,7 +36,7 @@ from ._condition_setup import (
     ConditionField,
     ConditionSetup,
     check_conditions,
-    encode_cells,
+    encode_conditions,
     extend_tables,
     names_and_arrays,
     values_of,
@@ -247,7 +247,7 @@ class CellFiles:
 
     def _encode(self, setup: ConditionSetup, by_key: Sequence[ConditionKey], cells: ReadTables) -> None:
         self.by_key = list(by_key)
-        self.codes = encode_cells(cells, by_key)
+        self.codes = encode_conditions(cells, by_key)
         """Conditions of the cells, ``(cells, columns)``."""
         self.registry = self._register(setup)
         """Registry to build a model from, in place of cells in memory."""

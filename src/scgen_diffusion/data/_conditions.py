@@ -31,6 +31,7 @@ from ._condition_keys import (
 )
 
 N_VALUES = 256  # distinct values kept of a number
+FEWEST_TRAINING_CELLS = 10  # labels and combinations with fewer give a warning
 N_NEIGHBOURS = 15  # training cells around numbers, or a row of an array, from which open values are drawn
 
 ConditionRequest: TypeAlias = Mapping[str, Any] | pd.DataFrame | AnnData | MuData | None

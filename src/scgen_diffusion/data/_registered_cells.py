@@ -18,7 +18,7 @@ from scgen_diffusion._compat import was_set_up_last
 
 from ._anndata_file import FileMatrix, Rows, dense
 from ._checks import check_not_empty, check_same_genes, check_values, row_sums
-from ._condition_setup import CONDITIONS, check_conditions, encode_cells, names_and_arrays
+from ._condition_setup import CONDITIONS, check_conditions, encode_conditions, names_and_arrays
 from ._mudata import JOINED
 from ._registry import registered_genes, registered_keys
 from ._windows import WindowLoader, choose_block_size
@@ -121,7 +121,7 @@ class RegisteredCells:
         if not self.by_key:
             return np.zeros((self.n_cells, 0))
         if not was_set_up_last(self.manager):
-            return encode_cells(self.manager.adata, self.by_key)
+            return encode_conditions(self.manager.adata, self.by_key)
         return np.asarray(self.manager.get_from_registry(CONDITIONS), dtype=float)
 
     @property
@@ -144,7 +144,7 @@ class RegisteredCells:
         self._check_values()
         cells = self.manager.adata
         check_conditions(cells, *names_and_arrays(self.by_key))
-        codes = encode_cells(cells, self.by_key)
+        codes = encode_conditions(cells, self.by_key)
         self.manager.validate()
         if not np.array_equal(self.codes, codes):
             msg = (

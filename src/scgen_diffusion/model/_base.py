@@ -55,7 +55,7 @@ from scgen_diffusion.data import (
     check_same_registry,
     check_values,
     drop_unused_categories,
-    encode_cells,
+    encode_conditions,
     extend_tables,
     layer_of,
     names_and_arrays,
@@ -1351,11 +1351,17 @@ class DiffusionModel(BaseModelClass):
     @property
     def _engine(self) -> CellGenerator:
         """The object that turns requests into cells; it needs no AnnData."""
-        name, learned = type(self).__name__, self._combinations_of_autoencoder
-        # of combinations it has not; of published weights, the numbers of cells are not known
-        has_warned = not self.recipes_ or (self._has_warned_of_rare and len(self.conditions.keys) == 1)
-        sizes, sampler, n_genes = self._library_sizes, self.default_sampler, len(self.var_)
-        return CellGenerator(self.module, self.conditions, sizes, name, sampler, learned, n_genes, has_warned)
+        return CellGenerator(
+            module=self.module,
+            conditions=self.conditions,
+            library_sizes=self._library_sizes,
+            name=type(self).__name__,
+            default_sampler=self.default_sampler,
+            learned=self._combinations_of_autoencoder,
+            n_genes=len(self.var_),
+            # of combinations it has not; of published weights, the numbers of cells are not known
+            has_warned=not self.recipes_ or (self._has_warned_of_rare and len(self.conditions.keys) == 1),
+        )
 
     @property
     def _library_sizes(self) -> LibrarySizes:
@@ -1428,7 +1434,7 @@ class DiffusionModel(BaseModelClass):
             arrays = {key.name: cells.obsm[key.name] for key in self._condition_keys if key.name in cells.obsm}
             chosen = ReadTables(cells.obs, arrays, {}, owner_of(cells)).part(rows)  # a view would copy `raw`
             check_conditions(chosen, *names_and_arrays(self._condition_keys))
-            codes[rows] = encode_cells(chosen, self._condition_keys)
+            codes[rows] = encode_conditions(chosen, self._condition_keys)
         return GivenCells(cells, self._values_of(cells), codes)
 
     def _values_of(self, cells: AnnData) -> Any:
