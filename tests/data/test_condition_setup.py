@@ -10,7 +10,8 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scgen_diffusion.data import ConditionField, ConditionSetup, check_conditions, encode_cells, keys_of_state
+from scgen_diffusion.data import ConditionField, ConditionSetup, check_conditions, encode_conditions
+from scgen_diffusion.data._condition_setup import keys_of_state
 
 N = 12
 TABLE = pd.DataFrame(np.eye(4, 3), index=["A", "B", "C", "NEW"])
@@ -217,7 +218,7 @@ def test_the_field_writes_what_its_keys_encode_and_knows_them_again(adata):
     state = field.register_field(adata)
     keys = keys_of_state(state)
 
-    np.testing.assert_array_equal(adata.obsm[field.attr_key], encode_cells(adata, keys))
+    np.testing.assert_array_equal(adata.obsm[field.attr_key], encode_conditions(adata, keys))
     other = adata[:3].copy()
     del other.obsm[field.attr_key]
     field.transfer_field(state, other)

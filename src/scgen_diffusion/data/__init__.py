@@ -40,23 +40,22 @@ from ._condition_keys import (
     ConditionKey,
     ContinuousKey,
     SetKey,
-    columns_of,
     have_labels,
     mark_occurring,
     recode,
+    with_columns,
 )
 from ._condition_setup import (
     ConditionField,
     ConditionSetup,
     check_conditions,
     check_names,
-    encode_cells,
+    encode_conditions,
     extend_tables,
-    keys_of_state,
     names_and_arrays,
     owner_of,
 )
-from ._conditions import ConditionRequest, Conditions, RequestedCodes
+from ._conditions import FEWEST_TRAINING_CELLS, ConditionRequest, Conditions, RequestedCodes
 from ._fold_changes import plant_fold_changes
 from ._mudata import (
     JOINED,
@@ -75,9 +74,11 @@ from ._mudata import (
 from ._mudata_files import MuDataFiles
 from ._plain import savable_columns, to_array, to_plain, to_table
 from ._registered_cells import GivenCells, RegisteredCells, evenly
+from ._registry import expression_state, registered_genes, registered_keys
 from ._streaming import check_cells_writable, check_writable, is_generated, join_parts, part_of, read_record
 
 __all__ = [
+    "FEWEST_TRAINING_CELLS",
     "JOIN",
     "JOINED",
     "LARGEST_LOG1P",
@@ -126,17 +127,16 @@ __all__ = [
     "check_same_registry",
     "check_values",
     "check_writable",
-    "columns_of",
     "drop_unused_categories",
-    "encode_cells",
+    "encode_conditions",
     "evenly",
+    "expression_state",
     "extend_tables",
     "have_labels",
     "is_generated",
     "join_expression",
     "join_labels",
     "join_parts",
-    "keys_of_state",
     "layer_names",
     "layer_of",
     "mark_occurring",
@@ -153,6 +153,8 @@ __all__ = [
     "read_columns",
     "read_record",
     "recode",
+    "registered_genes",
+    "registered_keys",
     "resolve_modalities",
     "resolve_seed",
     "row_numbers",
@@ -162,4 +164,5 @@ __all__ = [
     "to_plain",
     "to_table",
     "widen",
+    "with_columns",
 ]

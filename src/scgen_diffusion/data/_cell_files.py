@@ -36,14 +36,14 @@ from ._condition_setup import (
     ConditionField,
     ConditionSetup,
     check_conditions,
-    encode_cells,
+    encode_conditions,
     extend_tables,
-    keys_of_state,
     names_and_arrays,
     values_of,
 )
 from ._conditions import Conditions
 from ._registered_cells import digest_of_cells, sampled_rows
+from ._registry import registered_genes, registered_keys
 from ._windows import WINDOW_SIZE, Batches, WindowLoader, choose_block_size
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class CellFiles:
         paths, window_size, block_size
             As in :class:`CellFiles`.
         """
-        arguments, by_key = registry["setup_args"], _keys(registry)
+        arguments, by_key = registry["setup_args"], registered_keys(registry)
         cells, opened_as = cls.__new__(cls), cls._opened_as(registry)
         cells.files = []
         with closing_if_refused(cells.close):
@@ -201,7 +201,7 @@ class CellFiles:
                 "`MuDataFiles.like(model.registry, paths)`."
             )
             raise ValueError(msg)
-        return {"layer": arguments["layer"], "genes": _genes(registry), "values": arguments["values"]}
+        return {"layer": arguments["layer"], "genes": list(registered_genes(registry)), "values": arguments["values"]}
 
     def _open(
         self,
@@ -247,7 +247,7 @@ class CellFiles:
 
     def _encode(self, setup: ConditionSetup, by_key: Sequence[ConditionKey], cells: ReadTables) -> None:
         self.by_key = list(by_key)
-        self.codes = encode_cells(cells, by_key)
+        self.codes = encode_conditions(cells, by_key)
         """Conditions of the cells, ``(cells, columns)``."""
         self.registry = self._register(setup)
         """Registry to build a model from, in place of cells in memory."""
@@ -637,8 +637,14 @@ def registry_of_many(
 
 def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raise ValueError unless cells were registered with the genes, conditions and kind of values of a model."""
-    for what, part in {"genes": _genes, "conditions": _keys, "values": _values}.items():
-        if part(found) != part(expected):
+
+    def parts(registry: Mapping[str, Any]) -> dict[str, Any]:
+        values = [registry["setup_args"].get(name) for name in ("values", "modalities")]
+        return {"genes": list(registered_genes(registry)), "conditions": registered_keys(registry), "values": values}
+
+    wanted = parts(expected)
+    for what, part in parts(found).items():
+        if part != wanted[what]:
             files = "MuDataFiles" if "modalities" in expected["setup_args"] else "CellFiles"
             msg = (
                 f"The cells were not set up like the model's: their {what} differ. Build the model with "
@@ -646,16 +652,3 @@ def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -
                 f"`{files}.like(model.registry, paths)`."
             )
             raise ValueError(msg)
-
-
-def _genes(registry: Mapping[str, Any]) -> list[str]:
-    return [str(name) for name in registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]]
-
-
-def _keys(registry: Mapping[str, Any]) -> list[ConditionKey]:
-    return keys_of_state(registry["field_registries"][CONDITIONS]["state_registry"])
-
-
-def _values(registry: Mapping[str, Any]) -> Any:
-    """Return the kind of values, or the likelihood of each modality."""
-    return registry["setup_args"].get("values", registry["setup_args"].get("modalities"))

@@ -623,10 +623,10 @@ def key_from_state(state: Mapping[str, Any]) -> ConditionKey:
     return KINDS[state["kind"]](**{name: value for name, value in state.items() if name != "kind"})
 
 
-def columns_of(by_key: Sequence[ConditionKey]) -> list[slice]:
-    """Return the columns of each key among those of all keys."""
+def with_columns(by_key: Sequence[ConditionKey]) -> list[tuple[ConditionKey, slice]]:
+    """Return each key with its columns among those of all keys."""
     ends = [0, *accumulate(key.n_columns for key in by_key)]
-    return [slice(start, stop) for start, stop in pairwise(ends)]
+    return [(key, slice(*part)) for key, part in zip(by_key, pairwise(ends), strict=True)]
 
 
 def are_unlabeled(column: pd.Series, unlabeled_category: str | None) -> np.ndarray:
@@ -647,7 +647,7 @@ def labeled_part(column: pd.Series, unlabeled_category: str | None) -> pd.Series
 def have_labels(by_key: Sequence[ConditionKey], codes: np.ndarray) -> np.ndarray:
     """Mark the codes ``(cells, columns)`` that have a label for every categorical key, ``(cells,)``."""
     have = np.ones(len(codes), dtype=bool)
-    for key, columns in zip(by_key, columns_of(by_key), strict=True):
+    for key, columns in with_columns(by_key):
         if isinstance(key, CategoricalKey):
             have &= codes[:, columns.start] != key.n_values
     return have
@@ -659,7 +659,7 @@ def recode(codes: np.ndarray, before: Sequence[ConditionKey], after: Sequence[Co
     Only sets change: their empty slots hold the new number of members, and there may be more slots.
     """
     written = np.zeros((len(codes), sum(key.n_columns for key in after)), dtype=codes.dtype)
-    for old, new, source, goal in zip(before, after, columns_of(before), columns_of(after), strict=True):
+    for (old, source), (new, goal) in zip(with_columns(before), with_columns(after), strict=True):
         block = codes[:, source]
         if isinstance(old, SetKey):
             block = np.where(block == old.n_values, new.n_values, block)
@@ -671,10 +671,7 @@ def recode(codes: np.ndarray, before: Sequence[ConditionKey], after: Sequence[Co
 
 def mark_occurring(by_key: Sequence[ConditionKey], codes: np.ndarray) -> list[np.ndarray]:
     """Mark, for each key, the classes or members that occur in codes ``(n, columns)``; empty for numbers."""
-    return [
-        np.isin(np.arange(key.n_values), codes[:, columns])
-        for key, columns in zip(by_key, columns_of(by_key), strict=True)
-    ]
+    return [np.isin(np.arange(key.n_values), codes[:, columns]) for key, columns in with_columns(by_key)]
 
 
 def _with_vectors(name: str, needed: Iterable[Any], table: pd.DataFrame) -> list[Any]:

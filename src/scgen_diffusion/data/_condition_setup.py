@@ -30,9 +30,9 @@ from ._condition_keys import (
     SetKey,
     are_unlabeled,
     check_array,
-    columns_of,
     key_from_state,
     labeled_part,
+    with_columns,
 )
 
 if TYPE_CHECKING:
@@ -304,7 +304,7 @@ class ConditionField(BaseAnnDataField):
 
     def _write(self, adata: AnnData | MuData, by_key: Sequence[ConditionKey]) -> dict[str, Any]:
         """Write codes, and return keys by number: scvi-tools cannot show mappings in lists or names with dots."""
-        adata.obsm[OBSM_KEY] = encode_cells(adata, by_key)
+        adata.obsm[OBSM_KEY] = encode_conditions(adata, by_key)
         return {"keys": {str(number): key.state() for number, key in enumerate(by_key)}}
 
     def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
@@ -330,10 +330,10 @@ def names_and_arrays(by_key: Sequence[ConditionKey]) -> tuple[list[str], list[st
     return [key.name for key in by_key], [key.name for key in by_key if key.source == "obsm"], may_lack
 
 
-def encode_cells(cells: AnnData | MuData, by_key: Sequence[ConditionKey]) -> np.ndarray:
+def encode_conditions(cells: AnnData | MuData, by_key: Sequence[ConditionKey]) -> np.ndarray:
     """Return the codes of all keys, ``(cells, columns)``; done part by part, because values become objects."""
     codes = np.zeros((len(cells.obs), sum(key.n_columns for key in by_key)))
-    for key, columns in zip(by_key, columns_of(by_key), strict=True):
+    for key, columns in with_columns(by_key):
         values, source = values_of(cells, key), f"{owner_of(cells)}.{key.source}"
         if isinstance(key, ArrayKey):
             codes[:, columns] = key.encode(values, source)

@@ -25,12 +25,13 @@ from ._condition_keys import (
     ConditionKey,
     ContinuousKey,
     SetKey,
-    columns_of,
     have_labels,
     reach_of,
+    with_columns,
 )
 
 N_VALUES = 256  # distinct values kept of a number
+FEWEST_TRAINING_CELLS = 10  # labels and combinations with fewer give a warning
 N_NEIGHBOURS = 15  # training cells around numbers, or a row of an array, from which open values are drawn
 
 ConditionRequest: TypeAlias = Mapping[str, Any] | pd.DataFrame | AnnData | MuData | None
@@ -115,7 +116,7 @@ class Conditions:
     def from_codes(cls, by_key: Sequence[ConditionKey], codes: np.ndarray) -> Conditions:
         """Count the combinations among codes ``(cells, columns)``, of the cells that have all labels."""
         codes = codes[have_labels(by_key, codes)].astype(float)
-        for key, columns in zip(by_key, columns_of(by_key), strict=True):
+        for key, columns in with_columns(by_key):
             if isinstance(key, ContinuousKey) and len(codes):
                 codes[:, columns] = _round_to_quantiles(codes[:, columns])
         n_cells = np.ones(len(codes), dtype=int)
@@ -149,7 +150,12 @@ class Conditions:
 
     def columns(self, name: str) -> slice:
         """Return the columns of a key."""
-        return self._columns[self.keys.index(name)]
+        return self.parts[self.keys.index(name)][1]
+
+    @cached_property
+    def parts(self) -> list[tuple[ConditionKey, slice]]:
+        """Each key with its columns."""
+        return with_columns(self.by_key)
 
     def as_table(self, request: ConditionRequest) -> Mapping[str, Any] | pd.DataFrame | None:
         """Turn cells into a table of their conditions; other requests stay as they are.
@@ -240,7 +246,7 @@ class Conditions:
         n_cells = _resolve_length(self.lengths(requested), n_cells, exact=isinstance(request, pd.DataFrame))
         given = []
         for name, values in requested.items():
-            key, columns = self.by_key[self.keys.index(name)], self.columns(name)
+            key, columns = self.parts[self.keys.index(name)]
             if isinstance(key, SetKey) and isinstance(values, tuple):
                 msg = (
                     f"`condition[{name!r}]` is a tuple; give a set of members, {set(values)!r}, or a list with one set "
@@ -278,23 +284,21 @@ class Conditions:
 
     def to_obs(self, codes: np.ndarray, index: pd.Index) -> pd.DataFrame:
         """Return codes ``(n, columns)`` as a table, with classes and sets as categories."""
-        keys = [key for key in self.by_key if key.source == "obs"]
-        columns = {key.name: key.decode(codes[:, self.columns(key.name)]) for key in keys}
-        return pd.DataFrame(columns, index=index)
+        values = {key.name: key.decode(codes[:, columns]) for key, columns in self.parts if key.source == "obs"}
+        return pd.DataFrame(values, index=index)
 
     def to_obsm(self, codes: np.ndarray, index: pd.Index) -> dict[str, np.ndarray | pd.DataFrame]:
         """Return the arrays among codes ``(n, columns)``, as tables where they were tables in training."""
         obsm: dict[str, np.ndarray | pd.DataFrame] = {}
-        for key in self.by_key:
+        for key, columns in self.parts:
             if isinstance(key, ArrayKey):
-                array = key.decode(codes[:, self.columns(key.name)])
-                columns = None if key.columns is None else list(key.columns)
-                obsm[key.name] = array if columns is None else pd.DataFrame(array, index=index, columns=columns)
+                array, names = key.decode(codes[:, columns]), key.columns
+                obsm[key.name] = array if names is None else pd.DataFrame(array, index=index, columns=list(names))
         return obsm
 
     def describe(self, codes: np.ndarray) -> str:
         """Return one combination ``(columns,)`` as text, without open values."""
-        given = [(key, codes[self.columns(key.name)]) for key in self.by_key]
+        given = [(key, codes[columns]) for key, columns in self.parts]
         return ", ".join(f"{key.name}={key.describe(values)}" for key, values in given if values[0] != OPEN)
 
     def unseen(self, codes: np.ndarray) -> np.ndarray:
@@ -306,10 +310,10 @@ class Conditions:
         """Mark the codes ``(n, columns)`` that no training cell has, or none near their arrays, ``(n,)``."""
         found = np.zeros(len(codes), dtype=bool)
         known = codes.copy()
-        for key in self.by_key if len(self.combinations) else ():
-            rows = np.flatnonzero(codes[:, self.columns(key.name).start] != OPEN)
+        for key, columns in self.parts if len(self.combinations) else ():
+            rows = np.flatnonzero(codes[:, columns.start] != OPEN)
             if isinstance(key, ArrayKey) and len(rows):
-                known[rows, self.columns(key.name)] = self._by_place(key).nearest(codes[rows])
+                known[rows, columns] = self._by_place(key).nearest(codes[rows])
         for pattern, rows in self._patterns(codes):
             matches = self._matching(pattern)
             if not matches.are_near:
@@ -351,9 +355,8 @@ class Conditions:
         far from 0, 2, 4 and 8. The same holds for arrays.
         """
         named = []
-        for key in self.by_key:
-            values = codes[:, self.columns(key.name)]
-            values = values[values[:, 0] != OPEN]
+        for key, columns in self.parts:
+            values = codes[codes[:, columns.start] != OPEN, columns]
             if isinstance(key, ContinuousKey):
                 outside = values[key.is_outside(values)]
                 named += [
@@ -382,10 +385,6 @@ class Conditions:
         ]
 
     @cached_property
-    def _columns(self) -> list[slice]:
-        return columns_of(self.by_key)
-
-    @cached_property
     def _are_arrays(self) -> np.ndarray:
         return _columns_where(self.by_key, lambda key: isinstance(key, ArrayKey))
 
@@ -409,12 +408,10 @@ class Conditions:
     def _snapped(self, codes: np.ndarray) -> np.ndarray:
         """Replace numbers in codes ``(n, columns)`` by the nearest ones of the training cells, and arrays by zero."""
         snapped = np.where(self._are_arrays & (codes != OPEN), 0, codes)
-        for key, columns in zip(self.by_key, self._columns, strict=True):
+        for key, columns in self.parts:
             if isinstance(key, ContinuousKey) and len(self.combinations):
-                requested = codes[:, columns.start]
-                snapped[:, columns.start] = np.where(
-                    requested == OPEN, OPEN, _nearest(self.combinations[:, columns], requested)
-                )
+                nearest = _nearest(self.combinations[:, columns], codes[:, columns])
+                snapped[:, columns] = np.where(codes[:, columns] == OPEN, OPEN, nearest)
         return snapped
 
     def _matching(self, pattern: np.ndarray) -> _Matches:
@@ -474,9 +471,7 @@ class Conditions:
 
     def _reach(self, pattern: np.ndarray) -> float:
         """Return the distance within which the arrays of a pattern count as seen."""
-        reaches = [
-            key.reach for key in self.by_key if isinstance(key, ArrayKey) and pattern[self.columns(key.name)][0] == 0
-        ]
+        reaches = [key.reach for key, own in self.parts if isinstance(key, ArrayKey) and pattern[own.start] == 0]
         return float(np.linalg.norm(reaches))
 
 

@@ -300,12 +300,6 @@ def check_binary(name: str, matrix: Any, where: str) -> None:
         raise ValueError(msg)
 
 
-def features_of(registry: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the features of each modality in a registry."""
-    state = registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
-    return {name: list(modality.features) for name, modality in modalities_of(state).items()}
-
-
 def modalities_of(state_registry: Mapping[str, Any]) -> dict[str, Modality]:
     """Return the modalities that :class:`ModalitiesField` registered; none for AnnData."""
     return {name: Modality(**dict(state)) for name, state in state_registry.get("modalities", {}).items()}

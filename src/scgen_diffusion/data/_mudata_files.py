@@ -23,10 +23,11 @@ from ._mudata import (
     advice_on_counts,
     check_binary,
     choose_modalities,
-    features_of,
+    modalities_of,
     mudata_of,
     usual_likelihood,
 )
+from ._registry import expression_state
 from ._windows import WINDOW_SIZE
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class MuDataFiles(CellFiles):
             )
             raise ValueError(msg)
         known = {"modalities": dict(arguments["modalities"]), "layers": dict(arguments["layers"])}
-        return {**known, "features": features_of(registry)}
+        return {**known, "features": {n: m.features for n, m in modalities_of(expression_state(registry)).items()}}
 
     def _open(  # type: ignore[override]  # the files hold something else
         self,

@@ -18,8 +18,9 @@ from scgen_diffusion._compat import was_set_up_last
 
 from ._anndata_file import FileMatrix, Rows, dense
 from ._checks import check_not_empty, check_same_genes, check_values, row_sums
-from ._condition_setup import CONDITIONS, check_conditions, encode_cells, keys_of_state, names_and_arrays
+from ._condition_setup import CONDITIONS, check_conditions, encode_conditions, names_and_arrays
 from ._mudata import JOINED
+from ._registry import registered_genes, registered_keys
 from ._windows import WindowLoader, choose_block_size
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class RegisteredCells:
 
     def __init__(self, manager: AnnDataManager) -> None:
         self.manager = manager
-        self.by_key = keys_of_state(manager.registry["field_registries"][CONDITIONS]["state_registry"])
+        self.by_key = registered_keys(manager.registry)
 
     @property
     def registry(self) -> Mapping[str, Any]:
@@ -107,7 +108,7 @@ class RegisteredCells:
     def var(self) -> pd.DataFrame:
         """The table of genes; of MuData, a row for each registered feature of all modalities."""
         cells = self.manager.adata
-        return pd.DataFrame(index=self._state["column_names"]) if JOINED in cells.obsm else cells.var
+        return pd.DataFrame(index=registered_genes(self.registry)) if JOINED in cells.obsm else cells.var
 
     @property
     def n_cells(self) -> int:
@@ -120,7 +121,7 @@ class RegisteredCells:
         if not self.by_key:
             return np.zeros((self.n_cells, 0))
         if not was_set_up_last(self.manager):
-            return encode_cells(self.manager.adata, self.by_key)
+            return encode_conditions(self.manager.adata, self.by_key)
         return np.asarray(self.manager.get_from_registry(CONDITIONS), dtype=float)
 
     @property
@@ -143,7 +144,7 @@ class RegisteredCells:
         self._check_values()
         cells = self.manager.adata
         check_conditions(cells, *names_and_arrays(self.by_key))
-        codes = encode_cells(cells, self.by_key)
+        codes = encode_conditions(cells, self.by_key)
         self.manager.validate()
         if not np.array_equal(self.codes, codes):
             msg = (
@@ -165,7 +166,7 @@ class RegisteredCells:
         where = f"mdata.obsm[{JOINED!r}]" if is_joined else "adata.X" if layer is None else f"adata.layers[{layer!r}]"
         try:
             if not is_joined:
-                check_same_genes(adata.var_names, pd.Index([str(name) for name in self._state["column_names"]]))
+                check_same_genes(adata.var_names, registered_genes(self.registry))
             matrix = self._matrix
             is_in_file = in_file(matrix) is not None
             values = self.read(sampled_rows(self.n_cells)) if is_in_file else matrix
@@ -179,11 +180,6 @@ class RegisteredCells:
                 "again with `layer='counts'` and build a new model."
             )
             raise ValueError(msg) from error
-
-    @property
-    def _state(self) -> Mapping[str, Any]:
-        """What scvi-tools registered of the matrix."""
-        return self.registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
 
     @property
     def _matrix(self) -> Any:

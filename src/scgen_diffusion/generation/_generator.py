@@ -13,7 +13,7 @@ import torch
 
 from scgen_diffusion._arguments import check_count, known_names, warn_user
 from scgen_diffusion._version import VERSION
-from scgen_diffusion.data import OPEN
+from scgen_diffusion.data import FEWEST_TRAINING_CELLS, OPEN
 from scgen_diffusion.diffusion import (
     DIFFUSION_SAMPLERS,
     Generators,
@@ -61,7 +61,6 @@ MOST_BLOCKS = 8  # of random numbers in a block of cells
 N_JUDGED = 64  # generated control cells that the verdict on a new combination looks at
 N_UNSEEN = 20  # combinations listed in provenance
 N_NAMED = 3  # combinations named in a warning
-FEWEST_CELLS = 10  # combinations with fewer training cells give a warning
 
 
 class Cells(NamedTuple):
@@ -232,12 +231,13 @@ class CellGenerator:
 
     def _warn_of_few_cells(self, codes: np.ndarray) -> list[str]:
         """Warn about conditions ``(n, columns)`` that few training cells have, and describe them for the provenance."""
-        found = self.conditions.rare(codes, FEWEST_CELLS)
+        found = self.conditions.rare(codes, FEWEST_TRAINING_CELLS)
         if found and not self.has_warned:
             more = f"; and {len(found) - N_NAMED} more" if len(found) > N_NAMED else ""
             warn_user(
-                f"Few training cells (under {FEWEST_CELLS}) have {'; '.join(found[:N_NAMED])}{more}. Cells generated "
-                "for these conditions may look like others: do not rely on them, or train with more such cells."
+                f"Few training cells (under {FEWEST_TRAINING_CELLS}) have {'; '.join(found[:N_NAMED])}{more}. Cells "
+                "generated for these conditions may look like others: do not rely on them, or train with more such "
+                "cells."
             )
         return found[:N_UNSEEN]
 
@@ -409,8 +409,8 @@ class CellGenerator:
         is_part = is_given.any(1) & ~is_given.all(1) & ((codes != control)[:, perturbs] & is_given).any(1)
         is_part &= self.conditions.are_unseen(codes) & ~self.conditions.are_unseen(np.where(perturbs, control, codes))
         for row in codes[is_part]:
-            columns = self.conditions.columns
-            left_out = [k for k in self.conditions.keys if perturbs[columns(k)].any() and row[columns(k)][0] == OPEN]
+            parts = self.conditions.parts
+            left_out = [key.name for key, own in parts if perturbs[own].any() and row[own.start] == OPEN]
             msg = (
                 f"`condition` asks for {self.conditions.describe(row)}, which no training cell has. Also give "
                 f"{left_out}: these keys perturb too, and without them no control cells can be moved there."

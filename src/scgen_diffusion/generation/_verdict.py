@@ -86,7 +86,7 @@ def judge(
         usual_misfit=float(transport.error.misfit),
         explained=explained.tolist(),
         from_embeddings=shift.explained_by_others() if any(are_new) else 0.0,
-        has_numbers=any(key.is_numeric and perturbs[conditions.columns(key.name)].any() for key in conditions.by_key),
+        has_numbers=any(key.is_numeric and perturbs[columns].any() for key, columns in conditions.parts),
     )
     is_context = _context_columns(conditions, perturbs)
     perturbed = shift.perturbations.double().cpu().numpy()
@@ -123,8 +123,8 @@ def judge(
 def _learned_later(conditions: Conditions, learned: np.ndarray, codes: np.ndarray) -> list[str]:
     """Name the classes and members in each of some codes ``(n, columns)`` that no ``learned`` codes have."""
     named: list[list[str]] = [[] for _ in codes]
-    for key, known in zip(conditions.by_key, mark_occurring(conditions.by_key, learned), strict=True):
-        own = codes[:, conditions.columns(key.name)]
+    for (key, columns), known in zip(conditions.parts, mark_occurring(conditions.by_key, learned), strict=True):
+        own = codes[:, columns]
         are_new = np.isin(own, np.flatnonzero(~known))  # neither open nor empty
         for number in np.flatnonzero(are_new.any(1)):
             named[number].append(f"{key.name}={key.describe(own[number])}")
@@ -134,10 +134,10 @@ def _learned_later(conditions: Conditions, learned: np.ndarray, codes: np.ndarra
 def _never_alone(conditions: Conditions, perturbed: np.ndarray, codes: np.ndarray) -> list[str]:
     """Say which members in each of some codes ``(n, columns)`` the ``perturbed`` groups have in larger sets only."""
     said: list[list[str]] = [[] for _ in codes]
-    for key in conditions.by_key:
+    for key, columns in conditions.parts:
         if not isinstance(key, SetKey):
             continue
-        own, groups = (of[:, conditions.columns(key.name)] for of in (codes, perturbed))
+        own, groups = codes[:, columns], perturbed[:, columns]
         are_members = (groups >= 0) & (groups < key.n_values)
         alone = groups[are_members.sum(1) == 1]
         for member in np.unique(own[(own >= 0) & (own < key.n_values)]).astype(int).tolist():
@@ -284,11 +284,10 @@ def verdict_columns(
             "`uns['scgen_diffusion']['verdict']`, and the user guide, \"Can I trust this prediction?\"."
         )
     is_whole = (codes != OPEN).all(0)
-    shown = [key for key in conditions.by_key if key.source == "obs" and key.name not in COLUMNS]
-    given = [key for key in shown if is_whole[conditions.columns(key.name)].all()]
+    shown = [part for part in conditions.parts if part[0].source == "obs" and part[0].name not in COLUMNS]
     return {
         "combination": names,
-        **{key.name: key.decode(codes[:, conditions.columns(key.name)]) for key in given},
+        **{key.name: key.decode(codes[:, columns]) for key, columns in shown if is_whole[columns].all()},
         "n_cells": n_cells,
         "verdict": [found.label for found in verdicts],
         "reason": [found.reason for found in verdicts],
@@ -298,8 +297,8 @@ def verdict_columns(
 def _context_columns(conditions: Conditions, perturbs: np.ndarray) -> np.ndarray:
     """Mark columns of classes and sets that do not perturb, ``(columns,)``; nearly all cells differ in numbers."""
     is_context = ~perturbs
-    for key in conditions.by_key:
-        is_context[conditions.columns(key.name)] &= not key.is_numeric
+    for key, columns in conditions.parts:
+        is_context[columns] &= not key.is_numeric
     return is_context
 
 

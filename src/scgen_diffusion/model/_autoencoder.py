@@ -14,6 +14,7 @@ from scgen_diffusion.data import (
     CellFiles,
     check_rows,
     check_same_registry,
+    registered_genes,
     resolve_seed,
     row_numbers,
     stack_rows,
@@ -316,7 +317,8 @@ class AutoencoderModel(DiffusionModel):
         """
         self._check_gives_expression("get_normalized_expression")
         module, scale = self.module, check_scale(library_size)
-        columns = gene_columns(gene_list, self._registered_genes)
+        genes = registered_genes(self.registry_)
+        columns = gene_columns(gene_list, genes)
 
         def decode(x: Tensor, z: Tensor) -> list[Tensor]:
             if scale is None:
@@ -327,7 +329,7 @@ class AutoencoderModel(DiffusionModel):
 
         (values,) = self._decode_draws(
             decode,
-            [self._registered_genes[columns]],
+            [genes[columns]],
             adata,
             indices,
             n_samples=n_samples,
@@ -383,7 +385,7 @@ class AutoencoderModel(DiffusionModel):
             As :meth:`get_latent_representation`, and for unknown genes.
         """
         self._check_gives_expression("posterior_predictive_sample")
-        columns = gene_columns(gene_list, self._registered_genes)
+        columns = gene_columns(gene_list, registered_genes(self.registry_))
         (samples,) = self._sample_counts([columns], adata, indices, n_samples, batch_size, seed)
         return samples
 

@@ -55,14 +55,15 @@ from scgen_diffusion.data import (
     check_same_registry,
     check_values,
     drop_unused_categories,
-    encode_cells,
+    encode_conditions,
     extend_tables,
-    keys_of_state,
     layer_of,
     names_and_arrays,
     owner_of,
     pad_genes,
     recode,
+    registered_genes,
+    registered_keys,
     to_plain,
 )
 from scgen_diffusion.generation import CellGenerator, LibrarySizes, check_batch_size
@@ -359,7 +360,7 @@ class DiffusionModel(BaseModelClass):
 
     def _describe_cells(self, adata: AnnData | None) -> None:
         """Keep the columns of ``var``, and count the cells of each combination of conditions."""
-        self.var_ = plain_columns(adata.var) if adata is not None else pd.DataFrame(index=self._registered_genes)
+        self.var_ = pd.DataFrame(index=registered_genes(self.registry_)) if adata is None else plain_columns(adata.var)
         self._count_combinations(self._registered_codes)
 
     def _take_cells(self, datamodule: TrainingCells | None) -> None:
@@ -429,7 +430,7 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def _condition_keys(self) -> list[ConditionKey]:
-        return keys_of_state(self.registry_["field_registries"][CONDITIONS]["state_registry"])
+        return registered_keys(self.registry_)
 
     @property
     def _condition_specs(self) -> list[ConditionSpec]:
@@ -458,11 +459,6 @@ class DiffusionModel(BaseModelClass):
             )
             raise ValueError(msg)
         return self._file_cells or RegisteredCells(self.adata_manager)
-
-    @property
-    def _registered_genes(self) -> pd.Index:
-        state = self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
-        return pd.Index([str(name) for name in state["column_names"]])
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -1361,11 +1357,17 @@ class DiffusionModel(BaseModelClass):
     @property
     def _engine(self) -> CellGenerator:
         """The object that turns requests into cells; it needs no AnnData."""
-        name, learned = type(self).__name__, self._combinations_of_autoencoder
-        # of combinations it has not; of published weights, the numbers of cells are not known
-        has_warned = not self.recipes_ or (self._has_warned_of_rare and len(self.conditions.keys) == 1)
-        sizes, sampler, n_genes = self._library_sizes, self.default_sampler, len(self.var_)
-        return CellGenerator(self.module, self.conditions, sizes, name, sampler, learned, n_genes, has_warned)
+        return CellGenerator(
+            module=self.module,
+            conditions=self.conditions,
+            library_sizes=self._library_sizes,
+            name=type(self).__name__,
+            default_sampler=self.default_sampler,
+            learned=self._combinations_of_autoencoder,
+            n_genes=len(self.var_),
+            # of combinations it has not; of published weights, the numbers of cells are not known
+            has_warned=not self.recipes_ or (self._has_warned_of_rare and len(self.conditions.keys) == 1),
+        )
 
     @property
     def _library_sizes(self) -> LibrarySizes:
@@ -1437,7 +1439,7 @@ class DiffusionModel(BaseModelClass):
             arrays = {key.name: cells.obsm[key.name] for key in self._condition_keys if key.name in cells.obsm}
             chosen = ReadTables(cells.obs, arrays, {}, owner_of(cells)).part(rows)  # a view would copy `raw`
             check_conditions(chosen, *names_and_arrays(self._condition_keys))
-            codes[rows] = encode_cells(chosen, self._condition_keys)
+            codes[rows] = encode_conditions(chosen, self._condition_keys)
         return GivenCells(cells, self._values_of(cells), codes)
 
     def _values_of(self, cells: AnnData) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import compress
+from itertools import compress, repeat
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -412,11 +412,10 @@ def _check_learned(model: DiffusionModel, codes: np.ndarray, method: str) -> Non
 
     The transport sees only the keys that perturb, so it takes control cells of new types or donors.
     """
-    keys = model.conditions.by_key
-    perturbing = model.module.transport.perturbing_keys if method == "transport" else [True] * len(keys)
-    for key in compress(keys, perturbing):
-        columns = model.conditions.columns(key.name)
-        key.check_learned(codes[:, columns], model.conditions.combinations[:, columns])
+    conditions = model.conditions
+    perturbing = model.module.transport.perturbing_keys if method == "transport" else repeat(True)
+    for key, columns in compress(conditions.parts, perturbing):
+        key.check_learned(codes[:, columns], conditions.combinations[:, columns])
 
 
 def _check_one_per_cell(conditions: Conditions, condition: ConditionRequest, cells: ControlCells) -> None:

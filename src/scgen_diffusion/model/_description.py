@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scgen_diffusion._arguments import list_first
-from scgen_diffusion.data import ArrayKey, CategoricalKey, ContinuousKey, SetKey, columns_of, have_labels
+from scgen_diffusion.data import ArrayKey, CategoricalKey, ContinuousKey, SetKey, have_labels, with_columns
 
 from ._training import STOPPED, STOPPED_EARLY, TOO_SHORT
 
@@ -97,8 +97,7 @@ def _n_unlabeled(model: DiffusionModel) -> list[int]:
     if not any(key.may_be_lacking for key in keys):  # then the columns of the cells, which may be gone, do not matter
         return [0] * len(keys)
     codes = model._registered_codes
-    pairs = zip(keys, columns_of(keys), strict=True)
-    return [int((~have_labels([key], codes[:, columns])).sum()) for key, columns in pairs]
+    return [int((~have_labels([key], codes[:, columns])).sum()) for key, columns in with_columns(keys)]
 
 
 def _predict(model: DiffusionModel) -> str:

@@ -13,15 +13,9 @@ import mudata
 import torch
 from anndata import AnnData
 from mudata import MuData
-from scvi import REGISTRY_KEYS
 
 from scgen_diffusion._files import explain_failed_write, sync, write_atomically
-from scgen_diffusion.data import (
-    JOINED,
-    to_array,
-    to_plain,
-    to_table,
-)
+from scgen_diffusion.data import JOINED, expression_state, to_array, to_plain, to_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -197,7 +191,7 @@ def _read(content: Mapping[str, Any]) -> ModelFile:
     plain = dict(content["attr_dict"])
     registry, options = plain.pop("registry_"), init_options(plain.pop("init_params_"))
     registry["setup_args"]["condition_embeddings"] = _tables(plain.pop("condition_embeddings_"))
-    expression = registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
+    expression = expression_state(registry)
     expression["column_names"] = to_array(expression["column_names"])
     if unknown := [name for name in plain if name not in ATTRIBUTES]:
         msg = f"there is the unknown attribute {unknown[0]!r}"

@@ -27,6 +27,7 @@ from scgen_diffusion.data import (
     check_modalities,
     check_same_features,
     drop_unused_categories,
+    expression_state,
     join_expression,
     layer_of,
     modalities_of,
@@ -359,17 +360,13 @@ class MULTISCLDM(SCLDM):
     @property
     def modalities(self) -> dict[str, Modality]:
         """Features and likelihood of each modality."""
-        return modalities_of(self._expression_state)
+        return modalities_of(expression_state(self.registry_))
 
     def get_var_names(self, legacy_mudata_format: bool = False) -> Any:
         """Return a dictionary from modality to the names of its features."""
         if legacy_mudata_format:
-            return self._expression_state["column_names"]
+            return expression_state(self.registry_)["column_names"]
         return {name: np.array(modality.features) for name, modality in self.modalities.items()}
-
-    @property
-    def _expression_state(self) -> Mapping[str, Any]:
-        return self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
 
     def _build_module(self) -> MultimodalModule:
         panels = [ModalityPanel(len(m.features), m.likelihood) for m in self.modalities.values()]

@@ -22,10 +22,10 @@ from scgen_diffusion.train import (
     PairData,
     PriorPlan,
     TransportPlan,
+    cache_latents,
     correct_effects,
     counts_per_gene,
     describe_predicted_totals,
-    encode_cells,
     fit_missed,
     fit_shift,
     measure_errors,
@@ -334,7 +334,7 @@ class SCLDM(AutoencoderModel):
         return result
 
     def _train_prior(self, recipe: PriorRecipe, run: Run, *, compile: bool) -> StageResult:
-        with self._encode_cells() as cache:
+        with self._cache_latents() as cache:
             self._describe_cells_of(cache)
             if compile:
                 self.module.prior.compile()
@@ -387,7 +387,7 @@ class SCLDM(AutoencoderModel):
             )
             warn_user(msg)
         seed = stage_seed("transport")
-        with self._encode_cells() as cache, self._transport_kept_if_interrupted():
+        with self._cache_latents() as cache, self._transport_kept_if_interrupted():
             if "prior" not in self.trained_stages_:
                 self._describe_cells_of(cache)
             with torch.random.fork_rng(devices=[]):  # a resumed run has drawn fewer global random numbers so far
@@ -490,10 +490,9 @@ class SCLDM(AutoencoderModel):
             "anything."
         )
 
-    def _encode_cells(self) -> LatentCache:
-        in_files = self._file_cells is not None
-        limit = LATENTS_IN_MEMORY_WITH_FILES if in_files else LATENTS_IN_MEMORY
-        return encode_cells(self.module, self._cells, limit)
+    def _cache_latents(self) -> LatentCache:
+        limit = LATENTS_IN_MEMORY if self._file_cells is None else LATENTS_IN_MEMORY_WITH_FILES
+        return cache_latents(self.module, self._cells, limit)
 
     def _describe_cells_of(self, cache: LatentCache) -> None:
         """Store library sizes and the scale of the latents, which ``generate`` needs."""

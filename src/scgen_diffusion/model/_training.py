@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from scvi import settings
 
 from scgen_diffusion._arguments import check_count, known_names, list_first, suggests_arguments, warn_user
-from scgen_diffusion.data import columns_of
+from scgen_diffusion.data import FEWEST_TRAINING_CELLS, with_columns
 from scgen_diffusion.train import Recipe, StageResult, trainer_options
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from scgen_diffusion.train import StagePlan
 
 MAX_VALIDATION_CELLS = 2000
-FEWEST_CELLS = 10  # labels with fewer cells give a warning
 SHORTEST = 0.1  # share of the default number of epochs below which there is a warning
 STOPPED, STOPPED_EARLY, TOO_SHORT = "stopped", "stopped far too early", "far too short"  # of a stage, in saved models
 TRAIN_ON = "Train on, or train again without `max_epochs`."
@@ -129,7 +128,7 @@ class StageJob:
         Its training options.
     n_epochs
         Epochs of a round.
-    default
+    default_epochs
         What ``n_epochs`` is by default.
     is_validated
         Whether there are cells to validate on.
@@ -140,7 +139,7 @@ class StageJob:
     name: str
     recipe: Recipe
     n_epochs: int
-    default: int
+    default_epochs: int
     is_validated: bool
     is_new: bool
 
@@ -163,7 +162,7 @@ class StageJob:
         return TOO_SHORT if is_short else ""
 
     def _is_short(self, n_epochs: float) -> bool:
-        return n_epochs < SHORTEST * self.default
+        return n_epochs < SHORTEST * self.default_epochs
 
 
 def plan_stage(
@@ -211,20 +210,18 @@ def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_r
     rare type?"). Pseudobulk analyses also leave out groups with fewer than ten cells.
     """
     rare: list[str] = []
-    for key, columns in zip(keys, columns_of(keys), strict=True):
+    for key, columns in with_columns(keys):
         values = list(key.labels)
         if not getattr(key, "has_vectors", False):
-            all_cells, training = (
-                _count_labels(cells[:, columns], len(values)) for cells in (codes, codes[train_rows])
-            )
-            few = [
-                f"{values[i]!r} ({training[i]})" for i in np.flatnonzero((all_cells > 0) & (training < FEWEST_CELLS))
-            ]
+            own = codes[:, columns]
+            all_cells, training = (_count_labels(cells, len(values)) for cells in (own, own[train_rows]))
+            are_few = (all_cells > 0) & (training < FEWEST_TRAINING_CELLS)
+            few = [f"{values[i]!r} ({training[i]})" for i in np.flatnonzero(are_few)]
             rare += [f"{key.name} {list_first(few)}"] if few else []
     if rare:
         warn_user(
-            f"Too few training cells (under {FEWEST_CELLS}) of {'; '.join(rare)}: cells generated for these labels may "
-            "look like others. Add cells, merge the labels, or do not rely on them."
+            f"Too few training cells (under {FEWEST_TRAINING_CELLS}) of {'; '.join(rare)}: cells generated for these "
+            "labels may look like others. Add cells, merge the labels, or do not rely on them."
         )
 
 
@@ -235,7 +232,7 @@ def _count_labels(codes: np.ndarray, n_labels: int) -> np.ndarray:
 
 def warn_of_short_training(jobs: Sequence[StageJob], n_cells: int) -> None:
     """Warn about stages that are far shorter than their default."""
-    if short := [f"{job.n_epochs} of the {job.name} (default {job.default})" for job in jobs if job.is_short]:
+    if short := [f"{job.n_epochs} of the {job.name} (default {job.default_epochs})" for job in jobs if job.is_short]:
         warn_user(
             f"Too few epochs for {n_cells:,} training cells: {' and '.join(short)}. Leave `max_epochs` out unless this "
             "is a test."
@@ -319,7 +316,7 @@ def closing_message(
             f"for fewer epochs, max_epochs={best}, or on more cells."
         )
     if fell := [name for name, trend in trends.items() if trend == "fell"]:
-        longer = {job.name: max(2 * job.n_epochs, job.default) for job in jobs if job.name in fell}
+        longer = {job.name: max(2 * job.n_epochs, job.default_epochs) for job in jobs if job.name in fell}
         which = " and ".join(f"the {name}" for name in fell)
         again = f"build the model again and train it with max_epochs={longer}"
         if fell == ["prior"] and not is_resumable:

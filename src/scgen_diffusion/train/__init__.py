@@ -4,10 +4,10 @@ from ._cells import CellData, EpochBatches, StageData, TrainingCells
 from ._latents import (
     LatentCache,
     LatentData,
+    cache_latents,
     correct_effects,
     counts_per_gene,
     describe_predicted_totals,
-    encode_cells,
     standardise_latents,
     start_autoencoder,
 )
@@ -64,6 +64,7 @@ __all__ = [
     "TrainingRecipe",
     "TransportPlan",
     "TransportRecipe",
+    "cache_latents",
     "check_later_checkpoints",
     "check_trainer_options",
     "correct_effects",
@@ -72,7 +73,6 @@ __all__ = [
     "describe_predicted_profile_totals",
     "describe_predicted_totals",
     "describe_totals",
-    "encode_cells",
     "fit_missed",
     "fit_shift",
     "learning_rate_factor",

@@ -263,7 +263,7 @@ def counts_per_gene(cells: TrainingCells, indices: np.ndarray) -> float:
 
 
 @torch.inference_mode()
-def encode_cells(module: SCLDMModule, cells: TrainingCells, memory_limit: int = MEMORY_LIMIT) -> LatentCache:
+def cache_latents(module: SCLDMModule, cells: TrainingCells, memory_limit: int = MEMORY_LIMIT) -> LatentCache:
     """Encode all cells once; in a distributed run, each process encodes all."""
     module.eval()
     condition, shape = module.null_condition, module.latent_shape
