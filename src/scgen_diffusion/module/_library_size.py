@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LibrarySizeKind = Literal["empirical", "normal", "latent"]
 LIBRARY_SIZE_KINDS: tuple[str, ...] = get_args(LibrarySizeKind)
 N_QUANTILES = 257
+AT_ONCE = 1024  # rows that are compared with all groups
 MARGIN = 1.4  # of log totals beyond the observed ones, a factor of four
 TABLES = ("codes", "quantiles", "means", "stds")  # one row per group
 
@@ -184,7 +185,8 @@ class LibrarySizeModel(nn.Module):
         codes = self.groups.discretise(condition, self.centres.to(condition.device))
         groups = self.groups.split(codes)
         of_groups = torch.stack([group.codes for group in groups])
-        is_new = ~(of_groups[:, None] == self.codes[: self.n_kept].to(of_groups.device)).all(2).any(1)
+        of_reference = {tuple(codes) for codes in self.codes[: self.n_kept].tolist()}
+        is_new = torch.tensor([tuple(codes) not in of_reference for codes in of_groups.tolist()], device=codes.device)
         if len(kept):
             is_new &= torch.tensor([group.kind != "baseline" for group in groups], device=is_new.device)
         new = [group for group, is_one in zip(groups, is_new.tolist(), strict=True) if is_one]
@@ -235,9 +237,15 @@ class LibrarySizeModel(nn.Module):
 
         The table may end before the last group.
         """
-        matches = (codes[:, None] == self.codes[: len(table)]).all(2)
-        rows = table[matches.int().argmax(1)]
-        return rows, expand_like(matches.any(1), rows)
+        known = self.codes[: len(table)]
+
+        def find(some: Tensor) -> tuple[Tensor, Tensor]:
+            matches = (some[:, None] == known).all(2)
+            return matches.int().argmax(1), matches.any(1)
+
+        places, occurs = (torch.cat(parts) for parts in zip(*map(find, codes.split(AT_ONCE)), strict=True))
+        rows = table[places]
+        return rows, expand_like(occurs, rows)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # The number of groups is known only from the file.
