@@ -206,6 +206,12 @@ def test_what_is_unknown_is_named(table, arguments, name):
         sgd.pl.perturbation_scores(table, show=False, **arguments)
 
 
+def test_a_whole_screen_is_no_figure(table):
+    many = pd.concat([table.assign(perturbation=f"P{n}") for n in range(201)])
+    with pytest.raises(ValueError, match="room for 200 cases, but there are .* `perturbation_strengths`"):
+        sgd.pl.perturbation_scores(many, show=False)
+
+
 def test_more_methods_than_colours_raise(table):
     many = table.assign(**{f"method_{n}": 1.0 for n in range(6)})
     with pytest.raises(ValueError, match="At most 7 `methods`"):

@@ -45,6 +45,7 @@ EXTRAPOLATED, UNKNOWN = "extrapolated", "unknown"  # verdicts, with their marks 
 MARKS = {EXTRAPOLATED: ("o", "○"), UNKNOWN: ("x", "×")}
 FIGURES = ("n_cells", "strength", "verdict", "reason")  # columns of verdicts that are no conditions
 MOST_NAMED = 60  # perturbations or groups
+MOST_CASES = 200  # rows of a figure, which is then 7 feet high
 LETTER = 0.08  # inches
 TOP_COLOR = COLORS[1]  # for the genes that change most
 MARGIN = 0.06  # around the points, as a share of the range
@@ -319,7 +320,7 @@ def perturbation_scores(
         differential genes, if the table has them.
     cases
         Cases to show, from the top: groups, perturbations (whichever differ), or ``"perturbation, group"`` if both
-        differ. Default: all.
+        differ. At most 200. Default: all.
     methods
         Columns of the table, or a mapping from columns to names in the plot. Default: all, with ``"predicted"`` as the
         name of ``"value"``.
@@ -338,7 +339,8 @@ def perturbation_scores(
     Raises
     ------
     ValueError
-        If a metric, case or method is unknown, there are more methods than colours, or the table is another one.
+        If a metric, case or method is unknown, there are too many cases, or more methods than colours, or the table is
+        another one.
 
     Examples
     --------
@@ -356,6 +358,12 @@ def perturbation_scores(
     case_keys = [key for key in ("perturbation", "group") if table[key].nunique() > 1] or ["perturbation"]
     labels = table[case_keys].astype(str).agg(", ".join, axis=1)
     cases = choose("cases", cases, labels.unique())
+    if len(cases) > MOST_CASES:
+        msg = (
+            f"A figure has room for {MOST_CASES} cases, but there are {len(cases)}. Name some in `cases`; "
+            "`perturbation_strengths` shows whole screens."
+        )
+        raise ValueError(msg)
     names = method_names(table, methods)
     own = [column for column in names if column not in GREYS]
     if len(own) > len(COLORS):
