@@ -709,3 +709,14 @@ def test_a_reference_without_conditions_has_none_to_train(make_trained, make_cel
     reference = make_trained(condition_keys=[], setup={"continuous_condition_keys": []})
     with pytest.raises(ValueError, match="no conditions to train; set `trainable` to one of .'network', 'all'."):
         SCLDM.load_query_data(make_cells(), reference, trainable="conditions", accelerator="cpu")
+
+
+def test_training_on_without_any_new_class_raises_before_cells_are_encoded(scldm, make_cells, quick, monkeypatch):
+    cells = query_cells(make_cells)
+    model = SCLDM.load_query_data(cells, scldm, accelerator="cpu")
+    model.train(1, **quick)
+    model.adata = cells[cells.obs["cell_type"] != NEW_TYPE].copy()
+
+    monkeypatch.setattr(model, "_cache_latents", None)
+    with pytest.raises(ValueError, match="nothing to train"):
+        model.train(1, **quick)

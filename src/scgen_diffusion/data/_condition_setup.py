@@ -487,7 +487,7 @@ def _warn_of_forgotten_numbers(obs: pd.DataFrame, controls: Mapping[str, Any], n
         return
     is_control = np.all([obs[name].isin([value]) for name, value in controls.items()], axis=0)
     for name in names:
-        if obs[name].dtype.kind not in "iuf":  # an error tells so
+        if obs[name].dtype.kind not in "iuf":  # refused later, with an error
             continue
         own, others = {*obs[name][is_control].unique()}, {*obs[name][~is_control].unique()}
         if name not in controls and len(own) == 1 and len(others - own) > 1:

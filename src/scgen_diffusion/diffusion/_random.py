@@ -15,7 +15,7 @@ _MASK = (1 << 64) - 1
 _MASK_32 = (1 << 32) - 1
 
 BLOCK_SIZES = {"cpu": 128, "cuda": 1024}
-"""Samples per block, by kind of device: the batch of one network evaluation and of one random generator."""
+"""Samples per block, by kind of device: the batch of one random generator."""
 
 
 def block_size(device: torch.device | str) -> int:

@@ -190,10 +190,11 @@ class ComparisonSpace:
                 "They must have the same genes in the same order."
             )
             raise ValueError(msg)
-        if self.names is not None and isinstance(cells, AnnData) and not cells.var_names.equals(self.names):
-            place = int(np.flatnonzero(cells.var_names != self.names)[0])
+        names = np.asarray(cells.var_names if isinstance(cells, AnnData) else self.names)
+        if self.names is not None and len(differing := np.flatnonzero(names != np.asarray(self.names))):
+            place = int(differing[0])
             msg = (
-                f"Gene {place} of the cells is {cells.var_names[place]!r}, but {self.names[place]!r} when the space "
+                f"Gene {place} of the cells is {names[place]!r}, but {self.names[place]!r} when the space "
                 "was fitted. They must have the same genes in the same order: `cells[:, train.var_names]`."
             )
             raise ValueError(msg)

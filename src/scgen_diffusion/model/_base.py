@@ -416,7 +416,7 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def conditions(self) -> Conditions:
-        """Condition keys, their classes, and the number of training cells of each combination."""
+        """Condition keys, their classes, and the number of training and validation cells of each combination."""
         return Conditions(self._condition_keys, self.combinations_, self.combination_sizes_)
 
     @property
@@ -697,8 +697,8 @@ class DiffusionModel(BaseModelClass):
         plan.trained_rows = self._trained_rows(plan.name)
         plan.must_beat_former = must_beat_former and plan.recipe.max_rounds > 1
         if checkpoint_dir is not None:
-            judges = [self.validation_indices_] if plan.recipe.max_rounds > 1 else []  # they choose the weights
-            plan.fingerprint = digest_of(self._fingerprint, self.train_indices_, *judges, *depends_on)
+            split = self.train_indices_, self.validation_indices_  # total counts come from both
+            plan.fingerprint = digest_of(self._fingerprint, *split, *depends_on)
         accelerator, devices, device = parse_device_args(accelerator, devices, return_device="torch")
         result = run_stage(
             plan,
@@ -844,8 +844,8 @@ class DiffusionModel(BaseModelClass):
             model's), one number, or one number per cell. For several modalities, a mapping from modality to numbers,
             ``{"prot": 3_000}``; totals of the other modalities are drawn.
         batch_size
-            Largest number of cells made at a time, rounded up to whole blocks (128 cells on a CPU). It does not change
-            the cells.
+            Largest number of cells made at a time, rounded up to whole blocks (128 cells on a CPU, up to 8,192 on a
+            GPU). It does not change the cells.
         seed
             Same seed, same cells. Default: ``scvi.settings.seed``, or else random. ``uns`` records it. Requests with
             the same seed start from the same noise, so their cells differ only by condition.
@@ -1175,7 +1175,8 @@ class DiffusionModel(BaseModelClass):
             SCLDM and MULTISCLDM only. True: draw the latent from the cell's posterior, and draw counts. False: use the
             posterior mean, and return expected counts.
         batch_size
-            Cells read at a time, rounded up to whole blocks (128 cells on a CPU). It does not change the result.
+            Cells read at a time, rounded up to whole blocks (128 cells on a CPU, up to 8,192 on a GPU). It does not
+            change the result.
         seed
             Seed of the draws. Default: ``scvi.settings.seed``, or else random. A cell's draws depend only on the seed
             and its row number.
@@ -1895,8 +1896,8 @@ class DiffusionModel(BaseModelClass):
             raise ValueError(msg)
         msg = (
             "There is nothing to train: the reference knows all classes and members of the new cells, or has their "
-            "embeddings. To learn from new combinations, numbers or cells, set `trainable` to one of "
-            f"{TRAINABLE[1:]}."
+            "embeddings. To learn from new combinations, numbers or cells, call `load_query_data` with `trainable` set "
+            f"to one of {TRAINABLE[1:]}."
         )
         raise ValueError(msg)
 

@@ -187,6 +187,6 @@ class LatentTransport(nn.Module):
 
 
 def _renew_shift(transport: LatentTransport, keys: object = None) -> None:
-    """Give the expected shift the new control, of which it may have a copy, and forget the old inverse."""
+    """Give the expected shift the new control, as its own may be a copy, and forget the old inverse."""
     if (shift := transport.shift) is not None:
         shift.control, shift.perturbs, shift.inverse = transport.control, transport.perturbs, None

@@ -132,6 +132,7 @@ def scores(
         msg = "There is nothing to plot: `table` has no rows, or `metrics` or `groups` is empty."
         raise ValueError(msg)
     check_one_modality(table)
+    signs = table.drop_duplicates("metric").set_index("metric")["better"].map(SIGNS)
     table = table[table["group"].isin(groups)]
     column, names = ("group", groups) if by is None else (by, list(table[by].unique()))
     repeated = table.duplicated(["metric", column])
@@ -150,7 +151,6 @@ def scores(
     for (row, place), value in np.ndenumerate(values):
         color = "white" if bad[row, place] > DARK else "black"
         ax.text(place, row, short(value), ha="center", va="center", fontsize=7, color=color)
-    signs = table.drop_duplicates("metric").set_index("metric")["better"].map(SIGNS)
     ax.set_yticks(range(len(metrics)), [f"{metric} {signs[metric]}" for metric in metrics], fontsize="small")
     ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize="small")
     ax.tick_params(length=0)

@@ -527,7 +527,7 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
         "realism",
         {"precision": "{f.value:.0%} of the synthetic cells lie where real cells do (real cells: {f.floor:.0%})."},
         "The others are like no real cell: take more steps of the sampler, and use less guidance if it was above 1. "
-        "Train longer, or, with few cells, SCRDIT and WBDIT for fewer epochs.",
+        "Train longer; SCRDIT and WBDIT on few cells: fewer epochs.",
     ),
     Check(
         "classifier",

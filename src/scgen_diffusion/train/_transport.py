@@ -292,7 +292,7 @@ class GroupBatches(Sampler[np.ndarray]):
         """Draw rows of both kinds; rows repeat only after all were drawn."""
 
         def draw(rows: np.ndarray) -> np.ndarray:
-            if len(rows) > MANY_ROWS:
+            if len(rows) > max(MANY_ROWS, self.n_paired):
                 return rng.choice(rows, self.n_paired, replace=False)
             shuffled = [rng.permutation(rows) for _ in range(-(-self.n_paired // len(rows)))]
             return np.concatenate(shuffled)[: self.n_paired]
