@@ -62,8 +62,8 @@ class Measurement:
 class PeakMemory:
     """The peak memory inside a ``with`` block, beyond what was in use before the process had any tensors.
 
-    On a GPU, this is what torch's allocator has reserved, which includes the memory of recorded steps. On a CPU, it is the resident memory of the process without pages of
-    files, sampled every 5 ms.
+    On a GPU, this is what torch's allocator has reserved, which includes the memory of recorded steps. On a CPU, it is
+    the resident memory of the process without pages of files, sampled every 5 ms.
     """
 
     baseline_resident = 0

@@ -78,13 +78,13 @@ def write_cell_eval(
     ...     perturbation_key="condition",
     ... )
     """
+    if groupby == TARGET:
+        msg = f"`groupby` is {TARGET!r}, cell-eval's name of the column of perturbations; rename your column."
+        raise ValueError(msg)
     given = {"real_test": real_test, "synthetic": synthetic, "control": control}
     sets, split_name = read_perturbed(given, key=perturbation_key, separator=separator, groupby=groupby, layer=layer)
     names = {split_name(name): name for name in as_labels(real_test.obs[perturbation_key]).unique()}
     wanted = sets["real_test"].rows
-    if groupby == TARGET:
-        msg = f"`groupby` is {TARGET!r}, cell-eval's name of the column of perturbations; rename your column."
-        raise ValueError(msg)
     if NON_TARGETING in {names[parts] for parts, _ in wanted}:
         msg = (
             f"`real_test` has perturbed cells called {NON_TARGETING!r}, cell-eval's name of control cells. Rename "

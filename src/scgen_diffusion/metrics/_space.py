@@ -27,7 +27,6 @@ from ._cells import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import pandas as pd
     from numpy.typing import NDArray
 
 #: Function that turns counts `(cells, features)` into the values to compare; zeros stay zeros.
@@ -137,7 +136,7 @@ class ComparisonSpace:
     genes: NDArray[np.intp]
     pca: PCA
     panel_size: int
-    names: pd.Index | None = None
+    names: NDArray[np.str_] | None = None
 
     @classmethod
     def fit(
@@ -179,7 +178,7 @@ class ComparisonSpace:
         values = expression.values[rows][:, genes].toarray()
         n_components = min(n_components, min(values.shape) - 1)
         pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(values)
-        return cls(genes, pca, len(of_genes), train.var_names if isinstance(train, AnnData) else None)
+        return cls(genes, pca, len(of_genes), np.asarray(train.var_names) if isinstance(train, AnnData) else None)
 
     def project(self, cells: Cells | Expression, *, layer: str | None = None) -> NDArray[np.float32]:
         """Return the principal components of the cells, `(cells, components)`."""
@@ -190,14 +189,15 @@ class ComparisonSpace:
                 "They must have the same genes in the same order."
             )
             raise ValueError(msg)
-        names = np.asarray(cells.var_names if isinstance(cells, AnnData) else self.names)
-        if self.names is not None and len(differing := np.flatnonzero(names != np.asarray(self.names))):
-            place = int(differing[0])
-            msg = (
-                f"Gene {place} of the cells is {names[place]!r}, but {self.names[place]!r} when the space "
-                "was fitted. They must have the same genes in the same order: `cells[:, train.var_names]`."
-            )
-            raise ValueError(msg)
+        if self.names is not None and isinstance(cells, AnnData):
+            differing = np.flatnonzero(np.asarray(cells.var_names) != self.names)
+            if len(differing):
+                place = differing[0]
+                msg = (
+                    f"Gene {place} of the cells is {cells.var_names[place]!r}, but {self.names[place]!r} when the "
+                    "space was fitted. They must have the same genes in the same order: `cells[:, train.var_names]`."
+                )
+                raise ValueError(msg)
         return self.pca.transform(expression.values[:, self.genes].toarray())
 
     def write(self, *adatas: AnnData, key: str = USE_REP, layer: str | None = None) -> None:

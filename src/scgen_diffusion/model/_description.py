@@ -115,7 +115,7 @@ def _next_training(model: DiffusionModel, is_query: bool) -> str:
         return "model.train_prior()"
     if "transport" in model.trained_stages_:
         return f"{predict}, or model.train_prior() to generate"
-    if not model._has_cells or not model._split_fits or not model._perturbation_groups(control):
+    if not (model._has_cells and model._split_fits and model._perturbation_groups(control)):
         return "model.train_prior()"
     return "model.train_transport() to predict perturbations, or model.train_prior() to generate"
 
