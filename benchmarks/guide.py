@@ -27,7 +27,7 @@ N_TRAINING_CELLS = (500, 2_000, 10_000, 100_000, 1_000_000)
 #: For the table of network sizes.
 N_GENES, N_CLASSES = 2_000, 8
 #: Values that depend on the data, in words.
-DEPENDS_ON_DATA = {"patch_size": "genes / 10, at most 200", "width": "128; 256 for 20 000 cells or more on a GPU"}
+DEPENDS_ON_DATA = {"patch_size": "genes / 10, at most 200", "width": "128; 256 for 20,000 cells or more on a GPU"}
 #: Columns of SCRDIT's tables, and rows of that of network sizes.
 PROFILES = 'default, `path="vp_linear"`'
 SCRDIT = {

@@ -231,7 +231,7 @@ VARIANTS = {
         "SCLDM": "SCLDM of these genes",
         "SCLDM-whole-panel": "SCLDM of the whole panel",
     },
-    ("docs/user_guide/how_many_cells.md", "rounds"): {
+    ("docs/developer/departures.md", "rounds"): {
         "SCLDM": "SCLDM",
         "SCLDM-one-round": "one round of the autoencoder",
     },

@@ -69,7 +69,7 @@ SENTENCES = [
     ),
     (
         "scldm.md",
-        r"fewer than ([\d ]+) genes and on average more than (\d+) counts[\s\S]*up to (\d+) times as many steps",
+        r"fewer than ([\d,]+) genes and on average more than (\d+) counts[\s\S]*up to (\d+) times as many steps",
         [MANY_GENES, FEW_COUNTS, MOST_STEPS],
     ),
     (
@@ -89,10 +89,10 @@ SENTENCES = [
     ("scrdit_mathematics.md", r"So (\d+) steps are enough", [PROFILE_OPTIONS["n_steps"]]),
     ("scrdit_mathematics.md", r"DPM-Solver\+\+ in (\d+) \|", [PROFILE_OPTIONS["n_steps"]]),
     ("speed.md", r"gene-space models generate in (\d+) steps", [SCRDIT_OPTIONS["n_steps"]]),
-    ("metrics.md", r"at most ([\d ]+) \(`max_cells`\)", [defaults_of(evaluate)["max_cells"]]),
+    ("metrics.md", r"at most ([\d,]+) \(`max_cells`\)", [defaults_of(evaluate)["max_cells"]]),
     (
         "metrics.md",
-        r"use (\d+) principal components of the\s+([\d ]+) most variable genes",
+        r"use (\d+) principal components of the\s+([\d,]+) most variable genes",
         [defaults_of(ComparisonSpace.fit)[name] for name in ("n_components", "n_genes")],
     ),
 ]
@@ -124,7 +124,7 @@ def test_numbers_in_sentences_are_the_defaults(page, pattern, numbers):
     found = re.findall(pattern, text_of(page))
     assert len(found) == 1, f"{page} has {len(found)} sentences like {pattern!r}."
     shown = [found[0]] if isinstance(found[0], str) else list(found[0])
-    assert [float(number.replace(" ", "")) for number in shown] == numbers
+    assert [float(number.replace(",", "")) for number in shown] == numbers
 
 
 def test_table_of_samplers_names_their_steps():

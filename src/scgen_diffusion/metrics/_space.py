@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import scipy.sparse as sp
@@ -136,7 +136,7 @@ class ComparisonSpace:
     genes: NDArray[np.intp]
     pca: PCA
     panel_size: int
-    names: NDArray[np.str_] | None = None
+    names: NDArray[Any] | None = None
 
     @classmethod
     def fit(

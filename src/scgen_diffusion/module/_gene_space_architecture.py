@@ -73,7 +73,7 @@ class GeneSpaceArchitecture:
     patch_size
         Number of neighbouring genes in a patch of the transformers. Default: a tenth of the genes, at most 200.
     width, n_layers, n_heads
-        Token width, blocks and heads of the transformers. Default width: 128, or 256 for 20 000 cells or more on a GPU.
+        Token width, blocks and heads of the transformers. Default width: 128, or 256 for 20,000 cells or more on a GPU.
         Width and blocks of the residual network; 256 by default.
     n_global_tokens
         Number of tokens in the transformers that read all genes at once, and write to all (published: none).
