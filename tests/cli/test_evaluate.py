@@ -127,9 +127,12 @@ def test_empty_synthetic_cells_are_an_error(judge, files, tmp_path, options):
     assert (code, "`synthetic` has 35 of 70 cells without any count" in err) == (2, True), err
 
 
+FAIL_ON_WARNINGS = ["--n-bootstrap", "10", "--fail-on", "warning"]
+
+
 def test_cells_that_are_not_good_enough_have_an_exit_code_of_their_own(judge, tmp_path):
     path = tmp_path / "table.csv"
-    code, out, err = judge("--out", path, "--fail-on", "warning")
+    code, out, err = judge("--out", path, *FAIL_ON_WARNINGS)
     assert (code, out, path.exists()) == (3, f"{path}\n", True)
     assert "Not good enough: the verdict has warnings" in err
 
@@ -144,13 +147,15 @@ def test_wrong_options_are_named(judge, files):
 
 
 def test_cells_of_which_nothing_can_be_judged_are_not_good_enough(judge, monkeypatch):
-    code, _, err = judge("--fail-on", "warning", "--n-floor", "0")
-    assert (code, "--fail-on needs the scores of real cells" in err) == (2, True)
+    code, _, err = judge(*FAIL_ON_WARNINGS, "--n-floor", "0")
+    assert (code, "--fail-on needs the scores of real cells; give --n-floor 1 or more" in err) == (2, True)
+    code, _, err = judge(*FAIL_ON_WARNINGS, "--n-bootstrap", "0")
+    assert (code, "--fail-on needs intervals; give --n-bootstrap 2 or more" in err) == (2, True)
     evaluate = sgd.metrics.evaluate
     monkeypatch.setattr(
         sgd.metrics, "evaluate", lambda *cells, **options: evaluate(*cells, **options).assign(floor=np.nan)
     )
-    code, _, err = judge("--fail-on", "warning")
+    code, _, err = judge(*FAIL_ON_WARNINGS)
     assert (code, "Not good enough: no figure can be judged" in err) == (3, True), err
 
 
@@ -281,7 +286,7 @@ def test_other_tables_and_several_modalities_get_no_report_and_no_cells_are_read
 def test_notes_fail_only_if_asked(judge, monkeypatch, level, code):
     found = sgd.report.Verdict("One note.", (sgd.report.Finding("note", "realism", "so so"),))
     monkeypatch.setattr(sgd.report, "verdict", lambda table: found)
-    assert judge("--fail-on", level)[0] == code
+    assert judge("--n-bootstrap", "2", "--fail-on", level)[0] == code
 
 
 def test_the_options_of_evaluate_perturbation_reach_python(call, perturbed, monkeypatch):

@@ -72,9 +72,11 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
 
     scgen-diffusion evaluate held_out.h5ad synthetic.h5ad --train train.h5ad --groupby cell_type --out table.csv
     """
-    if "fail_on" in options and options.get("n_floor") == 0:
-        msg = "--fail-on needs the scores of real cells; give --n-floor 1 or more."
-        raise click.UsageError(msg)
+    needed = {"n_floor": "the scores of real cells; give --n-floor 1", "n_bootstrap": "intervals; give --n-bootstrap 2"}
+    for name, what in needed.items() if "fail_on" in options else ():
+        if options.get(name) == 0:
+            msg = f"--fail-on needs {what} or more."
+            raise click.UsageError(msg)
     package, table = _evaluated(terminal, options)
     levels = set()
     parts = {"": table} if "modality" not in table else {f"{name}: ": part for name, part in table.groupby("modality")}
