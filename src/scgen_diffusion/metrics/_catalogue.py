@@ -419,6 +419,33 @@ _ENTRIES = (
 #: Values of perfect cells, for metrics whose floor is often far off by chance. They are judged by their distance to
 #: this value, less that of the floor.
 IDEALS = {"marker_slope": 1.0, "within_label_slope": 1.0}
+#: AUC of a classifier that guesses. A floor below it is chance.
+GUESSING = 0.5
+_AUCS = {metric.name for metric in _ENTRIES if metric.summary is auc_of_scores}
+
+
+def excess_over_floor(metric: str, better: Better, value: float, floor: float) -> float:
+    """Return by how much a figure of the table is worse than its floor; negative if it is better.
+
+    Parameters
+    ----------
+    metric, better, value, floor
+        From a row of the table of :func:`evaluate`. A floor of an AUC below 0.5 counts as 0.5, which is guessing.
+        Slopes, whose floors are noisy, are worse the farther they are from 1 than their floor.
+
+    Examples
+    --------
+    >>> round(excess_over_floor("recall", "higher", 0.7, 0.9), 2)
+    0.2
+    """
+    if metric in IDEALS:
+        return abs(value - IDEALS[metric]) - abs(floor - IDEALS[metric])
+    if better == "floor":
+        return abs(value - floor)
+    if metric in _AUCS:
+        floor = max(floor, GUESSING)  # NaN stays NaN
+    return value - floor if better == "lower" else floor - value
+
 
 #: All metrics by name, in the order of the table.
 CATALOGUE: dict[str, Metric] = {metric.name: metric for metric in _ENTRIES}

@@ -10,7 +10,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from scgen_diffusion._arguments import list_first
-from scgen_diffusion.metrics import CATALOGUE, IDEALS, MIN_CELLS_PER_GROUP
+from scgen_diffusion.metrics import CATALOGUE, GUESSING, IDEALS, MIN_CELLS_PER_GROUP, excess_over_floor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 ALL = "all"
 FIGURES = ["value", "floor", "shuffled", "low", "high"]
 COLUMNS = ["metric", "group", *FIGURES, "better"]
-GUESSING = 0.5  # AUC of a classifier
 QUANTILE = 1.959964  # of the normal distribution, for the intervals of 95 %
 
 Level: TypeAlias = Literal["ok", "note", "warning"]
@@ -78,13 +77,7 @@ class Figure:
     @property
     def excess(self) -> float:
         """By how much it is worse than the floor; negative if it is better."""
-        if (ideal := IDEALS.get(self.metric)) is not None:
-            return abs(self.value - ideal) - abs(self.floor - ideal)
-        if self.better == "floor":
-            return abs(self.value - self.floor)
-        if self.metric in (*_CLASSIFIERS, "membership_auc"):  # a floor below guessing is chance
-            return self.value - max(self.floor, GUESSING)
-        return self.value - self.floor if self.better == "lower" else self.floor - self.value
+        return excess_over_floor(self.metric, self.better, self.value, self.floor)
 
     @property
     def percent(self) -> str:
