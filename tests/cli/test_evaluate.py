@@ -173,6 +173,25 @@ def test_training_cells_in_several_files_may_be_logarithms(call, files, tmp_path
     assert one[1] == several[1]
 
 
+def test_training_cells_in_several_files_are_as_free_as_those_in_one(call, files, tmp_path):
+    """Cells without counts, and logarithms to another base, which no model would train on."""
+    sets = ["evaluate", files / "real.h5ad", files / "synthetic.h5ad", "--metric", "gene_mean_error", *QUICK]
+    sets += ["--metric", "nearest_train_ratio"]
+    train = anndata.read_h5ad(files / "train.h5ad")
+    train.X[[2, 50]] = 0
+    binary = train.copy()
+    binary.X, binary.uns["log1p"] = np.log2(1 + train.X), {"base": 2}
+    for number, cells in enumerate([train, binary]):
+        one, first, second = (tmp_path / f"{name}{number}.h5ad" for name in ("one", "first", "second"))
+        for path, rows in ((one, slice(None)), (first, slice(30)), (second, slice(30, None))):
+            cells[rows].write_h5ad(path)
+        expected, found = call(*sets, "--train", one), call(*sets, "--train", first, "--train", second)
+        assert expected[0] == found[0] == 0, found[2]
+        assert expected[1] == found[1]
+    code, _, err = call(*sets, "--train", tmp_path / "first0.h5ad", "--train", tmp_path / "second1.h5ad")
+    assert (code, "first0.h5ad holds counts, and second1.h5ad logarithms to the base 2" in err) == (2, True), err
+
+
 def test_several_modalities_are_judged_each_and_together(call, tmp_path):
     for seed, name in enumerate(["real", "synthetic"]):
         cells = _cells(seed, 150)

@@ -238,22 +238,21 @@ def _read(
 
 
 def _open_together(paths: Sequence[Path], options: Mapping[str, Any]) -> CellFiles:
-    """Open several files with the layer that ``evaluate`` reads; without one, `X` may hold logarithms.
+    """Open several files with the layer that ``evaluate`` reads.
 
     Raises
     ------
     click.UsageError
         For several modalities.
     """
-    from scgen_diffusion.data import CellFiles, are_whole_numbers, open_anndata_files
+    from scgen_diffusion.data import ComparedFiles, open_anndata_files
 
     if any(path.suffix == MUDATA for path in paths):
         msg = f"There can be only one .h5mu file of each set of cells, but found {list_first(paths)}."
         raise click.UsageError(msg)
     first = open_anndata_files(paths[0])[0]
     layer = options.get("layer", COUNTS if COUNTS in first.layers else None)
-    is_logged = layer is None and first.unstructured("log1p") is not None and not are_whole_numbers(first.matrix(None))
-    return CellFiles(paths, layer=layer, values="log1p" if is_logged else "counts", genes="shared")
+    return ComparedFiles(paths, layer=layer, genes="shared")
 
 
 def _write(terminal: Terminal, table: pd.DataFrame, options: Mapping[str, Any]) -> None:
