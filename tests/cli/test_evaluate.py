@@ -127,9 +127,12 @@ def test_empty_synthetic_cells_are_an_error(judge, files, tmp_path, options):
     assert (code, "`synthetic` has 35 of 70 cells without any count" in err) == (2, True), err
 
 
+FAIL_ON_WARNINGS = ["--n-bootstrap", "10", "--fail-on", "warning"]
+
+
 def test_cells_that_are_not_good_enough_have_an_exit_code_of_their_own(judge, tmp_path):
     path = tmp_path / "table.csv"
-    code, out, err = judge("--out", path, "--fail-on", "warning")
+    code, out, err = judge("--out", path, *FAIL_ON_WARNINGS)
     assert (code, out, path.exists()) == (3, f"{path}\n", True)
     assert "Not good enough: the verdict has warnings" in err
 
@@ -144,13 +147,15 @@ def test_wrong_options_are_named(judge, files):
 
 
 def test_cells_of_which_nothing_can_be_judged_are_not_good_enough(judge, monkeypatch):
-    code, _, err = judge("--fail-on", "warning", "--n-floor", "0")
-    assert (code, "--fail-on needs the scores of real cells" in err) == (2, True)
+    code, _, err = judge(*FAIL_ON_WARNINGS, "--n-floor", "0")
+    assert (code, "--fail-on needs the scores of real cells; give --n-floor 1 or more" in err) == (2, True)
+    code, _, err = judge(*FAIL_ON_WARNINGS, "--n-bootstrap", "0")
+    assert (code, "--fail-on needs intervals; give --n-bootstrap 2 or more" in err) == (2, True)
     evaluate = sgd.metrics.evaluate
     monkeypatch.setattr(
         sgd.metrics, "evaluate", lambda *cells, **options: evaluate(*cells, **options).assign(floor=np.nan)
     )
-    code, _, err = judge("--fail-on", "warning")
+    code, _, err = judge(*FAIL_ON_WARNINGS)
     assert (code, "Not good enough: no figure can be judged" in err) == (3, True), err
 
 
@@ -166,6 +171,25 @@ def test_training_cells_in_several_files_may_be_logarithms(call, files, tmp_path
     several = call(*sets, "--train", tmp_path / "first.h5ad", "--train", tmp_path / "second.h5ad")
     assert one[0] == several[0] == 0, several[2]
     assert one[1] == several[1]
+
+
+def test_training_cells_in_several_files_are_as_free_as_those_in_one(call, files, tmp_path):
+    """Cells without counts, and logarithms to another base, which no model would train on."""
+    sets = ["evaluate", files / "real.h5ad", files / "synthetic.h5ad", "--metric", "gene_mean_error", *QUICK]
+    sets += ["--metric", "nearest_train_ratio"]
+    train = anndata.read_h5ad(files / "train.h5ad")
+    train.X[[2, 50]] = 0
+    binary = train.copy()
+    binary.X, binary.uns["log1p"] = np.log2(1 + train.X), {"base": 2}
+    for number, cells in enumerate([train, binary]):
+        one, first, second = (tmp_path / f"{name}{number}.h5ad" for name in ("one", "first", "second"))
+        for path, rows in ((one, slice(None)), (first, slice(30)), (second, slice(30, None))):
+            cells[rows].write_h5ad(path)
+        expected, found = call(*sets, "--train", one), call(*sets, "--train", first, "--train", second)
+        assert expected[0] == found[0] == 0, found[2]
+        assert expected[1] == found[1]
+    code, _, err = call(*sets, "--train", tmp_path / "first0.h5ad", "--train", tmp_path / "second1.h5ad")
+    assert (code, "first0.h5ad holds counts, and second1.h5ad logarithms to the base 2" in err) == (2, True), err
 
 
 def test_several_modalities_are_judged_each_and_together(call, tmp_path):
@@ -281,7 +305,7 @@ def test_other_tables_and_several_modalities_get_no_report_and_no_cells_are_read
 def test_notes_fail_only_if_asked(judge, monkeypatch, level, code):
     found = sgd.report.Verdict("One note.", (sgd.report.Finding("note", "realism", "so so"),))
     monkeypatch.setattr(sgd.report, "verdict", lambda table: found)
-    assert judge("--fail-on", level)[0] == code
+    assert judge("--n-bootstrap", "2", "--fail-on", level)[0] == code
 
 
 def test_the_options_of_evaluate_perturbation_reach_python(call, perturbed, monkeypatch):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
+from scipy.stats import multinomial
 
 from scgen_diffusion.metrics import (
     ComparisonSpace,
@@ -14,7 +15,7 @@ from scgen_diffusion.metrics import (
     memorisation,
     nearest_distances,
 )
-from scgen_diffusion.metrics._safety import expected_share_of_twins, share_of_twins
+from scgen_diffusion.metrics._safety import chance_of_equal, expected_share_of_twins, share_of_twins
 
 
 def points(n_cells=300, n_features=5, *, seed=0):
@@ -165,6 +166,17 @@ def test_the_expected_share_of_twins_grows_beyond_the_known_cells():
     # twins of 10 000 cells, from 1 000 of them: about ten pairs, so a standard error of a quarter or so
     assert expected_share_of_twins(many[:2_000], 10_000) == pytest.approx(share_of_twins(many), rel=0.5)
     assert expected_share_of_twins(np.ones(10, dtype=np.uint64), 1_000) == 1
+
+
+def test_no_shares_of_genes_make_an_equal_cell_likelier_than_its_limit():
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(rng.integers(1, 40, 200), rng.dirichlet(np.full(8, 0.5)))
+    counts = np.vstack([counts, [3, 1, 0, 0, 0, 0, 0, 0], [1] * 8])
+    likeliest = multinomial.pmf(counts, counts.sum(1), counts / counts.sum(1, keepdims=True))
+    limits = chance_of_equal(expression_of(counts))
+    assert (limits >= likeliest * (1 - 1e-9)).all()
+    np.testing.assert_allclose(limits[-2:], likeliest[-2:])  # all counts but one per gene are of one gene
+    assert chance_of_equal(expression_of(np.full((1, 50), 4)))[0] < 1e-20
 
 
 def test_copies_of_the_training_cells_give_all_of_them_away():

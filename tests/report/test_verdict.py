@@ -452,6 +452,30 @@ def test_copies_of_training_cells_are_found():
     assert {"copies", "memorisation"} <= topics
 
 
+COPIES = ["copied_cells", "duplicate_share", "copied_test_cells"]
+
+
+def judge_sparse_panel(seed, share_copied=0.0):
+    """Judge fresh cells of a panel of 60 genes and about 20 counts per cell, where a few cells are equal by chance."""
+    rng = np.random.default_rng(seed)
+    profile = rng.dirichlet(np.full(60, 0.15))
+    real, train, synthetic = (
+        rng.multinomial(rng.negative_binomial(4, 1 / 6, n_cells) + 1, profile) for n_cells in (100, 600, 600)
+    )
+    n_copied = round(share_copied * len(synthetic))
+    synthetic[:n_copied] = train[rng.choice(len(train), n_copied, replace=False)]
+    options = {"metrics": COPIES, "max_cells": 50, "n_floor": 1, "n_bootstrap": 2}
+    return {finding.topic for finding in verdict(evaluate(real, synthetic, train=train, **options)).warnings}
+
+
+def test_chance_explains_equal_cells_of_a_sparse_panel_and_copying_is_still_found():
+    """Of 40 perfect generators, as many as the confidence level of 95 % allows are warned of."""
+    warned = [judge_sparse_panel(seed) for seed in range(40)]
+    assert max(sum(topic in topics for topics in warned) for topic in ("copies", "duplicates", "held-out copies")) <= 2
+    found = [judge_sparse_panel(seed, share_copied=0.05) for seed in range(10)]
+    assert sum("copies" in topics for topics in found) >= 9
+
+
 def test_half_the_counts_are_found():
     def thinned(synthetic, train):
         counts = synthetic.layers["counts"].copy()

@@ -72,9 +72,11 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
 
     scgen-diffusion evaluate held_out.h5ad synthetic.h5ad --train train.h5ad --groupby cell_type --out table.csv
     """
-    if "fail_on" in options and options.get("n_floor") == 0:
-        msg = "--fail-on needs the scores of real cells; give --n-floor 1 or more."
-        raise click.UsageError(msg)
+    needed = {"n_floor": "the scores of real cells; give --n-floor 1", "n_bootstrap": "intervals; give --n-bootstrap 2"}
+    for name, what in needed.items() if "fail_on" in options else ():
+        if options.get(name) == 0:
+            msg = f"--fail-on needs {what} or more."
+            raise click.UsageError(msg)
     package, table = _evaluated(terminal, options)
     levels = set()
     parts = {"": table} if "modality" not in table else {f"{name}: ": part for name, part in table.groupby("modality")}
@@ -236,22 +238,21 @@ def _read(
 
 
 def _open_together(paths: Sequence[Path], options: Mapping[str, Any]) -> CellFiles:
-    """Open several files with the layer that ``evaluate`` reads; without one, `X` may hold logarithms.
+    """Open several files with the layer that ``evaluate`` reads.
 
     Raises
     ------
     click.UsageError
         For several modalities.
     """
-    from scgen_diffusion.data import CellFiles, are_whole_numbers, open_anndata_files
+    from scgen_diffusion.data import ComparedFiles, open_anndata_files
 
     if any(path.suffix == MUDATA for path in paths):
         msg = f"There can be only one .h5mu file of each set of cells, but found {list_first(paths)}."
         raise click.UsageError(msg)
     first = open_anndata_files(paths[0])[0]
     layer = options.get("layer", COUNTS if COUNTS in first.layers else None)
-    is_logged = layer is None and first.unstructured("log1p") is not None and not are_whole_numbers(first.matrix(None))
-    return CellFiles(paths, layer=layer, values="log1p" if is_logged else "counts", genes="shared")
+    return ComparedFiles(paths, layer=layer, genes="shared")
 
 
 def _write(terminal: Terminal, table: pd.DataFrame, options: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from ._anndata import (
     widen,
 )
 from ._anndata_file import Rows, open_anndata_files, stack_rows
-from ._cell_files import CellFiles, Paths, ReadTables, check_same_registry, read_columns
+from ._cell_files import CellFiles, ComparedFiles, Paths, ReadTables, check_same_registry, read_columns
 from ._checks import (
     LARGEST_LOG1P,
     are_whole_numbers,
@@ -88,6 +88,7 @@ __all__ = [
     "ArrayKey",
     "CategoricalKey",
     "CellFiles",
+    "ComparedFiles",
     "ConditionField",
     "ConditionKey",
     "ConditionRequest",

@@ -213,21 +213,26 @@ class CellFiles:
         genes: Sequence[str] | str | None,
         values: Literal["counts", "log1p"],
     ) -> None:
-        """Open the files, and check all values, part by part."""
+        """Open the files, and check their values."""
         self.layer, self.values = layer, values
         for path in list_paths(paths):
             self.files += open_anndata_files(path)
         self.var, columns = columns_of_genes(self.files, genes)
         matrices = [file.matrix(layer, places) for file, places in zip(self.files, columns, strict=True)]
         self._read_from(matrices, window_size, block_size)
-        self._totals = []
+        self._totals = self._check_cells(matrices)
+
+    def _check_cells(self, matrices: Sequence[FileMatrix]) -> list[np.ndarray]:
+        """Check all values, part by part, and return the row sums of each file."""
+        found = []
         for file, matrix in zip(self.files, matrices, strict=True):
-            totals = check_file_values(file, layer, matrix, values)
-            if values == "log1p":
-                check_natural_logarithms(file.unstructured("log1p"), file.where(layer))
+            totals = check_file_values(file, self.layer, matrix, self.values)
+            if self.values == "log1p":
+                check_natural_logarithms(file.unstructured("log1p"), file.where(self.layer))
             if not totals.all():
-                check_not_empty(totals, file.all_names(), file.where(layer))
-            self._totals.append(totals)
+                check_not_empty(totals, file.all_names(), file.where(self.layer))
+            found.append(totals)
+        return found
 
     def _read_from(self, matrices: Sequence[Matrix], window_size: int, block_size: int | None) -> None:
         """Read from one matrix per file, in windows of blocks."""
@@ -341,6 +346,16 @@ class CellFiles:
             f"{type(self).__name__} of {self.n_cells} cells and {len(self.var)} genes in {names}; conditions: "
             f"{conditions}"
         )
+
+
+class ComparedFiles(CellFiles):
+    """Cells in files that ``evaluate`` compares but no model trains on.
+
+    Values are checked as they are read, so that cells without counts, and logarithms, are allowed as in one file.
+    """
+
+    def _check_cells(self, matrices: Sequence[FileMatrix]) -> list[np.ndarray]:
+        return []
 
 
 def list_paths(paths: Paths) -> list[Path]:

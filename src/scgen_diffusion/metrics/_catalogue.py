@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ._comparison import Metric
+from ._comparison import Metric, Share
 from ._distribution import (
     Classifier,
     Scores,
@@ -52,6 +52,7 @@ from ._safety import (
     duplicate_share,
     expected_share_of_twins,
     fingerprints_of,
+    have_twins,
     nearest_distances,
     nearest_ratio,
     nearness,
@@ -84,6 +85,8 @@ FEW_FEATURES = 100
 N_TOP = (20, 100)
 #: Real cells that a label needs for its MMD: smaller labels would make the mean uncertain.
 MIN_CELLS_PER_LABEL = 20
+#: With fewer equal cells to expect, chance does not explain one.
+UNLIKELY = 0.01
 
 
 # --- measures that do not fit into a lambda ---------------------------------------------------------------------------
@@ -190,23 +193,45 @@ def _copied_cells(comparison: Comparison) -> float:
     return share_of_copies(fingerprints_of(comparison.synthetic.expression), comparison.training.fingerprints)
 
 
-def _copied_of_all(cells: Fingerprints) -> tuple[float, float]:
-    return share_of_copies(cells.synthetic, cells.train), share_of_copies(cells.real, cells.train)
+def _copies(cells: NDArray[np.uint64], known: NDArray[np.uint64]) -> Share:
+    return Share(share_of_copies(cells, known), np.count_nonzero(cells != EMPTY))
 
 
-def _twins_of_all(cells: Fingerprints) -> tuple[float, float]:
-    others = cells.real if cells.train is None else cells.train
-    return share_of_twins(cells.synthetic), expected_share_of_twins(others, len(cells.synthetic))
+def _twins(cells: NDArray[np.uint64]) -> Share:
+    # an equal pair counts twice, so that the share is as certain as one of half the cells
+    return Share(share_of_twins(cells), len(cells) / 2)
 
 
-def _copied_test_of_all(cells: Fingerprints) -> tuple[float, float]:
+def _explained(cells: Fingerprints, is_equal: NDArray[np.bool_], n_others: int) -> Share:
+    """Return which share of equal synthetic cells chance can explain at most: cells of few counts."""
+    expected = cells.chance * len(cells.synthetic) * n_others
+    return Share(float((is_equal & (expected > UNLIKELY)).mean()), np.inf)
+
+
+def _copied_of_all(cells: Fingerprints) -> tuple[Share, list[Share]]:
+    # where few cells are held out, the training cells themselves tell how seldom two real cells are equal
+    usual = [_copies(cells.real, cells.train), _twins(cells.train[cells.train != EMPTY])]
+    usual.append(_explained(cells, np.isin(cells.synthetic, cells.train), len(cells.train)))
+    return _copies(cells.synthetic, cells.train), usual
+
+
+def _twins_of_all(cells: Fingerprints) -> tuple[Share, list[Share]]:
+    others, n_cells = cells.real if cells.train is None else cells.train, len(cells.synthetic)
+    # twins grow with the number of cells, which makes the share of few real cells less certain
+    floor = Share(expected_share_of_twins(others, n_cells), len(others) ** 2 / (2 * n_cells))
+    more = max(n_cells / len(others), 1.0)
+    equal_to_real = Share(min(more * float(np.isin(cells.synthetic, others).mean()), 1.0), n_cells / more)
+    explained = _explained(cells, have_twins(cells.synthetic), n_cells)
+    return _twins(cells.synthetic), [floor, equal_to_real, explained]
+
+
+def _copied_test_of_all(cells: Fingerprints) -> tuple[Share, list[Share]]:
     if not cells.are_comparable:
-        return float("nan"), float("nan")
-    if cells.train is None:  # each real cell against all other ones
-        usual = share_of_twins(cells.real[cells.real != EMPTY])
-    else:
-        usual = share_of_copies(cells.train, cells.real)
-    return share_of_copies(cells.synthetic, cells.real), usual
+        return Share(np.nan, 1), [Share(np.nan, 1)]
+    # without training cells, each real cell against all other ones
+    usual = _twins(cells.real[cells.real != EMPTY]) if cells.train is None else _copies(cells.train, cells.real)
+    explained = _explained(cells, np.isin(cells.synthetic, cells.real), len(cells.real))
+    return _copies(cells.synthetic, cells.real), [usual, explained]
 
 
 def _nearness(comparison: Comparison) -> Scores:
@@ -394,6 +419,33 @@ _ENTRIES = (
 #: Values of perfect cells, for metrics whose floor is often far off by chance. They are judged by their distance to
 #: this value, less that of the floor.
 IDEALS = {"marker_slope": 1.0, "within_label_slope": 1.0}
+#: AUC of a classifier that guesses. A floor below it is chance.
+GUESSING = 0.5
+_AUCS = {metric.name for metric in _ENTRIES if metric.summary is auc_of_scores}
+
+
+def excess_over_floor(metric: str, better: Better, value: float, floor: float) -> float:
+    """Return by how much a figure of the table is worse than its floor; negative if it is better.
+
+    Parameters
+    ----------
+    metric, better, value, floor
+        From a row of the table of :func:`evaluate`. A floor of an AUC below 0.5 counts as 0.5, which is guessing.
+        Slopes, whose floors are noisy, are worse the farther they are from 1 than their floor.
+
+    Examples
+    --------
+    >>> round(excess_over_floor("recall", "higher", 0.7, 0.9), 2)
+    0.2
+    """
+    if metric in IDEALS:
+        return abs(value - IDEALS[metric]) - abs(floor - IDEALS[metric])
+    if better == "floor":
+        return abs(value - floor)
+    if metric in _AUCS:
+        floor = max(floor, GUESSING)  # NaN stays NaN
+    return value - floor if better == "lower" else floor - value
+
 
 #: All metrics by name, in the order of the table.
 CATALOGUE: dict[str, Metric] = {metric.name: metric for metric in _ENTRIES}

@@ -209,21 +209,18 @@ def matrix_of(cells: Cells, layer: str | None, name: str) -> tuple[sp.spmatrix |
             f"Set `layer` to the layer with counts: one of {layer_names(cells)}."
         )
         raise ValueError(msg)
-    return cells.X, _log_base(cells, name)
+    return cells.X, _log_base(cells.uns["log1p"], cells.X, name) if "log1p" in cells.uns else None
 
 
-def _log_base(cells: AnnData, name: str) -> float | None:
-    """Return the base of the logarithms in `X`; None for counts. Whole numbers are counts, whatever ``uns`` says."""
-    if "log1p" not in cells.uns:
-        return None
-    if are_whole_numbers(cells.X):
+def _log_base(entry: object, matrix: object, name: str) -> float | None:
+    """Return the base of the logarithms in `X` by ``uns["log1p"]``; None for whole numbers, which are counts."""
+    if are_whole_numbers(matrix):
         msg = (
             f"`{name}.uns['log1p']` says that `X` holds logarithms, but `X` holds whole numbers. "
             "They are read as counts; if that is right, delete `uns['log1p']`."
         )
         warn_user(msg)
         return None
-    entry = cells.uns["log1p"]
     base = entry.get("base") if isinstance(entry, Mapping) else None
     if base is None:
         return np.e
@@ -255,6 +252,33 @@ def _check_values(matrix: sp.csr_matrix, log_base: float | None, name: str) -> N
             f"Set `layer` to the layer with counts, or, if `X` holds log1p values, set uns['log1p'] = {{}}."
         )
         raise ValueError(msg)
+
+
+def _log_base_of_files(cells: CellFiles, name: str) -> float | None:
+    """Return the base of the logarithms; None for counts.
+
+    Raises
+    ------
+    ValueError
+        If the files differ in it.
+    """
+    bases = []
+    for file in cells.files:
+        entry = file.unstructured("log1p") if cells.layer is None else None
+        if entry is not None:
+            bases.append(_log_base(entry, file.matrix(None), name))
+        else:
+            bases.append(np.e if cells.values == "log1p" else None)
+        if bases[-1] != bases[0]:
+            first, other = (
+                "counts" if base is None else f"logarithms to the base {base:.4g}" for base in (bases[0], bases[-1])
+            )
+            msg = (
+                f"All files of `{name}` must hold counts, or logarithms to one base, but {cells.files[0].name} holds "
+                f"{first}, and {file.name} {other}."
+            )
+            raise ValueError(msg)
+    return bases[0]
 
 
 @dataclass(frozen=True)
@@ -337,7 +361,7 @@ class Source:
             obs = read_columns(cells.files, as_list(groupby), kind="groupby")
             labels = labels_of(AnnData(obs=obs.set_axis(names)), groupby, name=name)
         columns = None if found.equals(genes) else found.get_indexer(genes)
-        log_base = np.e if cells.values == "log1p" else None
+        log_base = _log_base_of_files(cells, name)
 
         def values(rows: NDArray) -> sp.csr_matrix:
             found = sp.csr_matrix(cells.read_values(rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from scipy.special import stdtrit
@@ -100,6 +100,8 @@ class Fingerprints:
     ----------
     real, synthetic, train
         The sets, `(cells,)`; `train` is None if it was not given.
+    chance
+        Upper limits of the probability that a fresh cell equals a synthetic one, `(cells,)`; tiny but for few counts.
     are_comparable
         Whether all sets hold counts, or all hold logarithms. Otherwise, no cells of two sets can be equal.
     """
@@ -107,7 +109,23 @@ class Fingerprints:
     real: NDArray[np.uint64]
     synthetic: NDArray[np.uint64]
     train: NDArray[np.uint64] | None
+    chance: NDArray[np.float64]
     are_comparable: bool
+
+
+class Share(NamedTuple):
+    """A share of cells that equal others, and the number of independent cells whose share is as certain."""
+
+    value: float
+    n_cells: float
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Wilson's interval of 95 %, which is not empty for a share of 0 or 1."""
+        spread = QUANTILE**2 / self.n_cells
+        middle = (self.value + spread / 2) / (1 + spread)
+        reach = np.sqrt(spread * (self.value * (1 - self.value) + spread / 4)) / (1 + spread)
+        return float(np.clip(middle - reach, 0, self.value)), float(np.clip(middle + reach, self.value, 1))
 
 
 @dataclass(frozen=True)
@@ -200,8 +218,8 @@ class Metric:
         For a figure that summarises one number per cell: the function that returns these numbers, and the one that
         summarises them. The interval then resamples the numbers, and nothing is fitted again.
     of_all
-        For a share of cells that equal others: function that returns value and floor from the fingerprints of all
-        cells. The interval is Wilson's then. `measure` is for drawn cells.
+        For a share of cells that equal others: function that returns, from the fingerprints of all cells, the share of
+        synthetic cells, then the floor and other shares that chance does not exceed. `measure` is for drawn cells.
     bounds
         Smallest and largest possible value.
     min_features
@@ -223,7 +241,7 @@ class Metric:
     absent: float = UNKNOWN
     scores: Callable[[Comparison], Scores] | None = None
     summary: Callable[[NDArray, NDArray], float] | None = None
-    of_all: Callable[[Fingerprints], tuple[float, float]] | None = None
+    of_all: Callable[[Fingerprints], tuple[Share, Sequence[Share]]] | None = None
     bounds: tuple[float, float] = (0.0, np.inf)
     min_features: int = 0
     has_interval: bool = True
@@ -281,8 +299,9 @@ class Context:
         }
         counted = metric.of_all is not None and self.fingerprints is not None
         if counted:
-            figures["value"], floor = metric.of_all(self.fingerprints)
-            figures["floor"] = floor if players["floor"] else UNKNOWN
+            share, usual = metric.of_all(self.fingerprints)
+            usual = usual if players["floor"] else ()
+            figures |= {"value": share.value, "floor": usual[0].value if usual else UNKNOWN}
         if not metric.has_interval or metric.of_all is not None:
             halves = []
         elif metric.scores is None:
@@ -292,7 +311,7 @@ class Context:
             halves = [metric.summary(scores.real[h.real_rows], scores.synthetic[h.synthetic_rows]) for h in self.halves]
         low, high = interval(figures["value"], halves, metric.bounds)
         if counted and self.halves:
-            low, high = share_interval(figures["value"], len(self.fingerprints.synthetic))
+            low, high = share_interval(share, usual)
         names = self.names if group is None else {**self.names, "group": group}
         return {**names, "metric": metric.name, **figures, "low": low, "high": high, "better": metric.better}
 
@@ -310,12 +329,17 @@ def interval(value: float, halves: Sequence[float], bounds: tuple[float, float])
     return float(max(value - reach, bounds[0])), float(min(value + reach, bounds[1]))
 
 
-def share_interval(share: float, n_cells: int) -> tuple[float, float]:
-    """Return Wilson's interval of a share, which is not empty for a share of 0 or 1."""
-    spread = QUANTILE**2 / n_cells
-    middle = (share + spread / 2) / (1 + spread)
-    reach = np.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    return float(np.clip(middle - reach, 0, share)), float(np.clip(middle + reach, share, 1))
+def share_interval(share: Share, usual: Sequence[Share]) -> tuple[float, float]:
+    """Return Wilson's interval of a share, whose lower limit allows for the uncertainty of the floor, if there is one.
+
+    This is Newcombe's lower limit of the difference from the floor, which comes first in ``usual``. The floor can be as
+    high as the lowest of the upper limits of ``usual``.
+    """
+    low, high = share.limits
+    if usual:
+        floor, highest = usual[0].value, min(known.limits[1] for known in usual)
+        low = max(share.value - float(np.hypot(share.value - low, max(highest - floor, 0))), 0.0)
+    return low, high
 
 
 def _mean(values: Sequence[float]) -> float:

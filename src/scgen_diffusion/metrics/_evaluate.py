@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 FIGURES = ("value", "floor", "shuffled", "low", "high")
 FIGURES_OF_PERTURBATIONS = ("value", "floor", "no_change", "mean_shift", "additive")  # and one per entry of `others`
+SETS = ("real_test", "synthetic", "control", "train")
 JOIN = "+"
 MIN_CELLS = 50
 MIN_CELLS_PER_PERTURBATION = 2
@@ -175,7 +176,8 @@ def evaluate(
       total counts, no correlation. A model near this has learned nothing beyond single genes.
     - `low`, `high`: 95 % interval of the value for another draw of equal size, from the same model and the same tissue.
       Copies and duplicates are counted in all cells and have Wilson's interval of a share, so its upper limit is above
-      0 even if none was found.
+      0 even if none was found. Their lower limit also allows for the uncertainty of the floor (Newcombe), so far as
+      the equal cells have so few counts that chance can explain them.
     - `better`: ``"lower"``, ``"higher"``, or ``"floor"`` if the best value is the floor itself.
 
     ``attrs["n_cells"]`` maps every label of ``real_test`` to the number of cells compared on either side; 0 if a side
@@ -234,7 +236,7 @@ def evaluate(
     References
     ----------
     Stuart et al. 2021, Single-cell chromatin state analysis with Signac. Escofier and Pagès 1994, Multiple factor
-    analysis (AFMULT package).
+    analysis (AFMULT package). Newcombe 1998, Interval estimation for the difference between independent proportions.
 
     Examples
     --------
@@ -257,16 +259,7 @@ def evaluate(
         raise ValueError(msg)
     draws = Draws(max_cells, n_floor, n_bootstrap, seed)
     draws.check(MIN_CELLS if control is None else MIN_CELLS_PER_PERTURBATION)
-    if not isinstance(metrics, Collection | None):
-        msg = f"`metrics` must be a list of names, but is {metrics!r}."
-        raise TypeError(msg)
-    names = [metrics] if isinstance(metrics, str) else None if metrics is None else list(metrics)
-    for name in names or []:
-        if name not in CATALOGUE:
-            of_function = [metric for metric, text in DESCRIPTIONS.items() if text.function == name]
-            in_table = f"In the table, it is {of_function[0]!r}." if of_function else ""
-            msg = f"`metrics` has the unknown name {name!r}. {in_table or known_names(name, list(CATALOGUE))}"
-            raise ValueError(msg)
+    names = _known_metrics(metrics)
     if not isinstance(space, ComparisonSpace | None):
         msg = f"`space` must be a ComparisonSpace, but is {space!r}."
         raise TypeError(msg)
@@ -290,37 +283,46 @@ def evaluate(
     if is_multimodal:
         return _evaluate_modalities(sets, names, groupby, scales, layer, draws)
     if control is not None:
-        if isinstance(train, CellFiles):
-            msg = (
-                "With `control`, `train` must be an AnnData, but is CellFiles; read the cells with `train.read(rows)`."
-            )
-            raise TypeError(msg)
-        if not isinstance(others, Mapping | None):
-            msg = f"`others` must be a dict from method names to AnnData, but is {type(others).__name__}."
-            raise TypeError(msg)
-        leading, figures = ("metric", "perturbation", "group"), (*FIGURES_OF_PERTURBATIONS, *(others or {}))
-        for name in others or {}:
-            if name in {*leading, *FIGURES_OF_PERTURBATIONS, *given, "better"}:
-                msg = f"`others` has the name {name!r}, which the table already uses; choose another name."
-                raise ValueError(msg)
-        perturbations, controls = (
-            set(getattr(cells, "obs", {}).get(perturbation_key, ())) for cells in (real_test, control)
-        )
-        available: set[Need] = {"control"} if train is None else {"control", "mean_response"}
-        available |= {"perturbations"} if len(perturbations - controls) > 1 else set()
-        wanted = choose_metrics(names, "perturbation", available, getattr(real_test, "n_vars", np.inf))
-        options = {"key": perturbation_key, "separator": separator, "groupby": groupby}
-        options |= {"layer": layer, "space": space, "match_keys": check_names(match_keys, "match_keys")}
-        options["with_panels"] = any("perturbations" in metric.needs for metric in wanted)
-        contexts = perturbation_contexts({**sets, **(others or {})}, draws=draws, **options)
-        rows = [context.row(metric) for context in contexts for metric in wanted]
-        rows.sort(key=lambda row: (row["perturbation"], row["group"]))
-        return _table(rows, leading, figures)
+        options = {"key": perturbation_key, "separator": separator, "groupby": groupby, "layer": layer, "space": space}
+        return _evaluate_perturbations(sets, names, others, draws, match_keys=match_keys, **options)
     sources = read_sources(sets, groupby, layer)
     rows, n_cells = compare_cells(sources, names, draws, space=space, n_features=real_test.shape[1])
     table = _table(rows, ("metric", "group"), FIGURES)
     table.attrs["n_cells"] = n_cells
     return table
+
+
+def _evaluate_perturbations(
+    sets: Mapping[str, AnnData],
+    names: Collection[str] | None,
+    others: Mapping[str, AnnData] | None,
+    draws: Draws,
+    **options: object,
+) -> pd.DataFrame:
+    """Return the table of every perturbation; ``options`` are those of :func:`perturbation_contexts`."""
+    if isinstance(sets.get("train"), CellFiles):
+        msg = "With `control`, `train` must be an AnnData, but is CellFiles; read the cells with `train.read(rows)`."
+        raise TypeError(msg)
+    if not isinstance(others, Mapping | None):
+        msg = f"`others` must be a dict from method names to AnnData, but is {type(others).__name__}."
+        raise TypeError(msg)
+    leading, figures = ("metric", "perturbation", "group"), (*FIGURES_OF_PERTURBATIONS, *(others or {}))
+    for name in others or {}:
+        if name in {*leading, *FIGURES_OF_PERTURBATIONS, *SETS, "better"}:
+            msg = f"`others` has the name {name!r}, which the table already uses; choose another name."
+            raise ValueError(msg)
+    perturbations, controls = (
+        set(getattr(sets[name], "obs", {}).get(options["key"], ())) for name in ("real_test", "control")
+    )
+    available: set[Need] = {"control"} | ({"mean_response"} if "train" in sets else set())
+    available |= {"perturbations"} if len(perturbations - controls) > 1 else set()
+    wanted = choose_metrics(names, "perturbation", available, getattr(sets["real_test"], "n_vars", np.inf))
+    options["match_keys"] = check_names(options["match_keys"], "match_keys")
+    options["with_panels"] = any("perturbations" in metric.needs for metric in wanted)
+    contexts = perturbation_contexts({**sets, **(others or {})}, draws=draws, **options)
+    rows = [context.row(metric) for context in contexts for metric in wanted]
+    rows.sort(key=lambda row: (row["perturbation"], row["group"]))
+    return _table(rows, leading, figures)
 
 
 def _table(rows: Sequence[Row], leading: Sequence[str], figures: Sequence[str]) -> pd.DataFrame:
@@ -416,6 +418,23 @@ _NEEDS = {
     "perturbations": "two or more perturbations in `real_test`",
     "modalities": "MuData with several modalities",
 }
+
+
+def _known_metrics(metrics: str | Sequence[str] | None) -> list[str] | None:
+    """Return the requested names; raise unless all are those of metrics."""
+    if not isinstance(metrics, Collection | None):
+        msg = f"`metrics` must be a list of names, but is {metrics!r}."
+        raise TypeError(msg)
+    if metrics is None:
+        return None
+    names = as_list(metrics)
+    for name in names:
+        if name not in CATALOGUE:
+            of_function = [metric for metric, text in DESCRIPTIONS.items() if text.function == name]
+            in_table = f"In the table, it is {of_function[0]!r}." if of_function else ""
+            msg = f"`metrics` has the unknown name {name!r}. {in_table or known_names(name, list(CATALOGUE))}"
+            raise ValueError(msg)
+    return names
 
 
 def choose_metrics(

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from ._cells import Expression, stacked
 from ._comparison import ALL, Comparison, Context, Fingerprints, Half, Sample, Training
 from ._distribution import median_squared_distance
-from ._safety import fingerprints_of
+from ._safety import chance_of_equal, fingerprints_of
 from ._space import ComparisonSpace
 
 if TYPE_CHECKING:
@@ -156,13 +156,14 @@ def _all_pcs(source: Source, space: ComparisonSpace) -> NDArray[np.float32]:
 
 
 def read_fingerprints(sources: Mapping[str, Source], training: Training | None) -> Fingerprints:
-    """Read all real and synthetic cells in chunks, and keep 8 bytes of each."""
-    real, synthetic = (
-        np.concatenate([fingerprints_of(chunk) for chunk in sources[name].chunks(np.arange(len(sources[name])))])
-        for name in ("real_test", "synthetic")
-    )
+    """Read all real and synthetic cells in chunks, and keep a few bytes of each."""
+    chunks = {name: sources[name].chunks(np.arange(len(sources[name]))) for name in ("real_test", "synthetic")}
+    real = np.concatenate([fingerprints_of(chunk) for chunk in chunks["real_test"]])
+    synthetic = [(fingerprints_of(chunk), chance_of_equal(chunk)) for chunk in chunks["synthetic"]]
+    train = None if training is None else training.fingerprints
     kinds = {source.are_counts for source in sources.values()}
-    return Fingerprints(real, synthetic, None if training is None else training.fingerprints, len(kinds) == 1)
+    hashes, chance = (np.concatenate(parts) for parts in zip(*synthetic, strict=True))
+    return Fingerprints(real, hashes, train, chance, len(kinds) == 1)
 
 
 def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | None:

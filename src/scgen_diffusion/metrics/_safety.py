@@ -6,6 +6,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from scipy.special import gammaln, xlogy
 from scipy.stats import hypergeom
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
@@ -285,10 +286,30 @@ def share_of_copies(fingerprints: NDArray[np.uint64], known: NDArray[np.uint64])
     return float(np.isin(fingerprints, known).mean()) if len(fingerprints) else float("nan")
 
 
+def have_twins(fingerprints: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return which cells have the fingerprint of another one, `(cells,)`."""
+    _, places, n_equal = np.unique(fingerprints, return_inverse=True, return_counts=True)
+    return n_equal[places] > 1
+
+
 def share_of_twins(fingerprints: NDArray[np.uint64]) -> float:
     """Return the share of cells that have the fingerprint of another one; NaN without cells."""
-    _, n_equal = np.unique(fingerprints, return_counts=True)
-    return float(n_equal[n_equal > 1].sum() / len(fingerprints)) if len(fingerprints) else float("nan")
+    return float(have_twins(fingerprints).mean()) if len(fingerprints) else float("nan")
+
+
+def chance_of_equal(expression: Expression) -> NDArray[np.float64]:
+    r"""Return an upper limit of the probability that a fresh cell has the same counts as a given one, `(cells,)`.
+
+    Sequencing draws the :math:`T` counts of a cell from its molecules. Of all ways to draw counts of :math:`k` genes,
+    the likeliest is one count of :math:`k - 1` genes and :math:`r = T - k + 1` of the last, at these shares:
+    :math:`T! \, r^r / (r! \, T^T)`. It is 1 for cells without total counts.
+    """
+    if expression.library_sizes is None:
+        return np.ones(len(expression))
+    total = expression.library_sizes.astype(np.float64)
+    n_genes = np.asarray((expression.values != 0).sum(axis=1)).ravel()
+    rest = np.maximum(total - n_genes + 1, 1)
+    return np.exp(gammaln(total + 1) - gammaln(rest + 1) + xlogy(rest, rest) - xlogy(total, total))
 
 
 def expected_share_of_twins(fingerprints: NDArray[np.uint64], n_cells: int) -> float:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from pandas.api.types import is_numeric_dtype
 
 from scgen_diffusion.data import as_labels
-from scgen_diffusion.metrics import IDEALS, MIN_CELLS_PER_GROUP
+from scgen_diffusion.metrics import MIN_CELLS_PER_GROUP, excess_over_floor
 
 from ._figures import (
     COLORS,
@@ -69,8 +69,8 @@ def scores(
         \text{worse}(x) = \max(0, \pm (x - \text{floor}))
 
     with the sign in which the metric gets worse, or both signs if the best value is the floor. Slopes are worse the
-    farther they are from 1 than their floor. Badness is 0 for values
-    better than their floor. For some metrics, such as total counts, shuffling does no clear harm (less than two
+    farther they are from 1 than their floor, and AUCs than guessing (0.5) if their floor is below it. Badness is 0 for
+    values better than their floor. For some metrics, such as total counts, shuffling does no clear harm (less than two
     half-widths of the value's interval). Twice the floor then replaces the shuffled value, as always for ``density``,
     which shuffling changes little. P-values have no colour: they do not say how large a difference is.
 
@@ -178,15 +178,12 @@ def badness(table: pd.DataFrame) -> pd.Series:
 
     It is NaN without value or floor, and for p-values.
     """
-    ideal = table["metric"].map(IDEALS)
 
-    def worse_than_floor(values: pd.Series) -> pd.Series:
-        beyond = values - table["floor"]
-        worse = beyond.where(table["better"] == "lower", -beyond).where(table["better"] != "floor", beyond.abs())
-        further = (values - ideal).abs() - (table["floor"] - ideal).abs()
-        return worse.where(ideal.isna(), further).clip(lower=0)
+    def worse_than_floor(column: str) -> pd.Series:
+        rows = table[["metric", "better", column, "floor"]].itertuples(index=False, name=None)
+        return pd.Series([excess_over_floor(*row) for row in rows], table.index, dtype=float).clip(lower=0)
 
-    worse, of_shuffled = worse_than_floor(table["value"]), worse_than_floor(table["shuffled"])
+    worse, of_shuffled = worse_than_floor("value"), worse_than_floor("shuffled")
     noise = (table["high"] - table["low"]).fillna(0) / 2
     is_clear = (of_shuffled > CLEAR * noise) & ~table["metric"].isin(OF_FLOOR)
     scale = of_shuffled.where(is_clear, np.maximum(table["floor"].abs(), CLEAR * noise))

@@ -10,7 +10,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from scgen_diffusion._arguments import list_first
-from scgen_diffusion.metrics import CATALOGUE, IDEALS, MIN_CELLS_PER_GROUP
+from scgen_diffusion.metrics import CATALOGUE, GUESSING, IDEALS, MIN_CELLS_PER_GROUP, excess_over_floor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 ALL = "all"
 FIGURES = ["value", "floor", "shuffled", "low", "high"]
 COLUMNS = ["metric", "group", *FIGURES, "better"]
-GUESSING = 0.5  # AUC of a classifier
 QUANTILE = 1.959964  # of the normal distribution, for the intervals of 95 %
 
 Level: TypeAlias = Literal["ok", "note", "warning"]
@@ -78,13 +77,7 @@ class Figure:
     @property
     def excess(self) -> float:
         """By how much it is worse than the floor; negative if it is better."""
-        if (ideal := IDEALS.get(self.metric)) is not None:
-            return abs(self.value - ideal) - abs(self.floor - ideal)
-        if self.better == "floor":
-            return abs(self.value - self.floor)
-        if self.metric in (*_CLASSIFIERS, "membership_auc"):  # a floor below guessing is chance
-            return self.value - max(self.floor, GUESSING)
-        return self.value - self.floor if self.better == "lower" else self.floor - self.value
+        return excess_over_floor(self.metric, self.better, self.value, self.floor)
 
     @property
     def percent(self) -> str:
@@ -93,12 +86,11 @@ class Figure:
 
     @property
     def is_clear(self) -> bool:
-        """Whether it is worse than the floor by more than chance.
-
-        Where real cells score exactly 0 (copies), chance gives none.
-        """
+        """Whether it is worse than the floor by more than chance; without an interval, whether it is worse at all."""
+        if CATALOGUE[self.metric].of_all is not None:  # whose lower limit allows for the uncertainty of the floor
+            return self.excess > 0 and not self.low <= self.floor
         n_deviations = N_DEVIATIONS_OF_SHARES if self.metric == "group_share_difference" else N_DEVIATIONS
-        return self.excess > (0 if self.floor == 0 else n_deviations * self.deviation)
+        return self.excess > n_deviations * self.deviation
 
     @property
     def structure(self) -> float:
@@ -205,7 +197,7 @@ LIMITS = {
     "nearer_than_held_out": Limits(0.02, 0.05),
     "nearest_train_ratio": Limits(0.10, 0.25),
     "membership_auc": Limits(0.03, 0.08),
-    # Any copy of a training cell counts, beyond those that unseen real cells are by chance (in very sparse data).
+    # Any copies of training cells count, if they are more than unseen real cells are by chance (in very sparse data).
     "copied_cells": Limits(0.0, 0.0),
     # No model has seen the held-out cells: copies of these are a mistake in the files.
     "copied_test_cells": Limits(0.001, 0.01),
@@ -726,12 +718,13 @@ def verdict(table: pd.DataFrame) -> Verdict:
 
     Every figure is judged by how much worse it is than what real cells score (the floor). A note or a warning needs an
     excess of more than three standard deviations of the value (from the table's interval), *and* one that is large
-    enough to matter. Both limits are chosen so that unseen real cells get no warning. ``marker_slope`` and
-    ``within_label_slope``, whose floors are noisy, are judged by how much farther they are from 1 than the floor.
-    Topics whose metrics the table lacks are left out. If a classifier tells the training cells, which give the floors,
-    from the held-out ones (say, other donors), the verdict says so, and leaves out memorisation and what passes. Groups
-    that were not judged, such as those of few cells, are named in a note. A verdict cannot see what no metric sees:
-    look at the cells as well.
+    enough to matter. Both limits are chosen so that unseen real cells get no warning. Copies and duplicates need a
+    lower limit of the interval above the floor. A table without intervals (``n_bootstrap=0``) cannot tell chance: then
+    any excess that is large enough counts. ``marker_slope`` and ``within_label_slope``, whose floors are noisy, are
+    judged by how much farther they are from 1 than the floor. Topics whose metrics the table lacks are left out. If a
+    classifier tells the training cells, which give the floors, from the held-out ones (say, other donors), the verdict
+    says so, and leaves out memorisation and what passes. Groups that were not judged, such as those of few cells, are
+    named in a note. A verdict cannot see what no metric sees: look at the cells as well.
 
     Parameters
     ----------
