@@ -485,7 +485,8 @@ class DiffusionModel(BaseModelClass):
         ``control_values`` and some perturbed cells have controls with the same values of the other keys. SCRDIT and
         WBDIT have one stage, ``"diffusion"``. Afterwards ``trained_stages_`` lists the trained stages, ``history``
         holds the losses of each epoch, ``recipes_`` the training options of each stage and ``scvi.settings.seed``
-        (None if there was none), and ``trainer`` is the trainer of the last stage.
+        (None if there was none), with the transport's control values and match keys, and ``trainer`` is the trainer of
+        the last stage.
 
         Press Ctrl-C to stop after the current step and keep the weights (in a later round, those of the best one);
         press it again to abort. ``cut_short_`` lists the stages that were stopped or far too short, also in a saved
@@ -661,7 +662,8 @@ class DiffusionModel(BaseModelClass):
 
     def _record_end(self, job: StageJob, result: StageResult) -> None:
         """Record the training options of a stage that has ended, its seed, and whether it was cut short."""
-        self.recipes_ = {**self.recipes_, job.name: {**to_plain(asdict(job.recipe)), "seed": seed_of_user(result.plan)}}
+        options = {**asdict(job.recipe), **result.arguments, "seed": seed_of_user(result.plan)}
+        self.recipes_ = {**self.recipes_, job.name: to_plain(options)}
         ends = {**self.cut_short_, job.name: job.cut_short(result, self.cut_short_.get(job.name, ""))}
         self.cut_short_ = {stage: how for stage, how in ends.items() if how}
 
