@@ -50,9 +50,9 @@ from scgen_diffusion.data import (
     check_layer,
     check_natural_logarithms,
     check_not_empty,
-    check_not_masked,
     check_same_genes,
     check_same_registry,
+    check_storage,
     check_values,
     drop_unused_categories,
     encode_conditions,
@@ -1452,7 +1452,7 @@ class DiffusionModel(BaseModelClass):
         if values is None:
             msg = f"{where} is empty; the model reads {self._input_values} there."
             raise ValueError(msg)
-        check_not_masked(values, where)
+        check_storage(values, where)
         if self._input_values == "log1p":
             check_natural_logarithms(cells.uns.get("log1p"), where)
         return values.copy() if cells.is_view else values
