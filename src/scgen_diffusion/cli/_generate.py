@@ -235,9 +235,7 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
     MODEL is a folder, or the name of a pretrained model: pbmc3k, kang_ifnb or pbmc10k_citeseq.
     """
     model = terminal.libraries().model.load(options["model"], adata=False, accelerator="cpu")
-    from scgen_diffusion.model._description import control_values
-
-    conditions, controls = {}, control_values(model)
+    conditions, controls = {}, model.control_values_
     for key in model.conditions.by_key:
         names = ("kind", "values", "members", "columns", "low", "high", "separator")
         parts = {name: getattr(key, name, None) for name in names} | {"control": controls.get(key.name)}

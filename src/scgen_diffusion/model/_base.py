@@ -757,6 +757,12 @@ class DiffusionModel(BaseModelClass):
         return describe(self)
 
     @property
+    def control_values_(self) -> Mapping[str, Any]:
+        """Values of the unperturbed cells that the transport learned from, or else those of ``setup_anndata``."""
+        transport = self.recipes_.get("transport", {}) if "transport" in self.trained_stages_ else {}
+        return transport.get("control_values", self.registry_["setup_args"]["control_values"])
+
+    @property
     def summary_string(self) -> str:
         """What ``print(model)`` shows."""
         return describe(self)

@@ -10,8 +10,6 @@ from scgen_diffusion.data import ArrayKey, CategoricalKey, ContinuousKey, SetKey
 from ._training import STOPPED, STOPPED_EARLY, TOO_SHORT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from scgen_diffusion.data import ConditionKey
 
     from ._base import DiffusionModel
@@ -22,7 +20,7 @@ N_RANGES = 3
 def describe(model: DiffusionModel) -> str:
     """Describe a model in five lines: cells, genes, conditions, trained stages, and the next step."""
     keys = zip(model._condition_keys, _new_labels(model), _n_unlabeled(model), strict=True)
-    controls = control_values(model)
+    controls = model.control_values_
     conditions = [_condition(key, controls.get(key.name), new, n_unlabeled) for key, new, n_unlabeled in keys]
     lines = {
         "features" if model.modalities else "genes": _genes(model),
@@ -33,14 +31,8 @@ def describe(model: DiffusionModel) -> str:
     return "\n".join([f"{type(model).__name__} {_cells(model)}", *(f"  {n + ':':<12}{v}" for n, v in lines.items())])
 
 
-def control_values(model: DiffusionModel) -> Mapping[str, Any]:
-    """Return the values of unperturbed cells that the transport learned from, or else those of ``setup_anndata``."""
-    transport = model.recipes_.get("transport", {}) if "transport" in model.trained_stages_ else {}
-    return transport.get("control_values", model.registry_["setup_args"]["control_values"])
-
-
 def _trained(model: DiffusionModel) -> str:
-    has_control = bool(control_values(model))
+    has_control = bool(model.control_values_)
     missing = [s for s in model._stages if s not in model.trained_stages_ and (s != "transport" or has_control)]
     how = model.cut_short_
     trained = ", ".join(f"{name} ({how[name]})" if name in how else name for name in model.trained_stages_)
@@ -109,12 +101,12 @@ def _n_unlabeled(model: DiffusionModel) -> list[int]:
 
 
 def _predict(model: DiffusionModel) -> str:
-    changed = ", ".join(f"{key!r}: ..." for key in control_values(model))
+    changed = ", ".join(f"{key!r}: ..." for key in model.control_values_)
     return f"model.predict_perturbation(control_cells, {{{changed}}})"
 
 
 def _next_training(model: DiffusionModel, is_query: bool) -> str:
-    control = control_values(model)
+    control = model.control_values_
     predict = _predict(model)
     if "autoencoder" not in model.trained_stages_ or is_query:
         can_predict = bool(control) and "transport" in model.trained_stages_
