@@ -85,11 +85,8 @@ def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep:
         \qquad \text{nearer than held-out} = \bigl|\{d_{\text{synthetic}} < q_{0.01}(d_{\text{held-out}})\}\bigr| / n
 
     The ratio is 0 for copies and 1 for new real cells; above 1, cells are off. The share is between 0 and 1; new real
-    cells have 0.01 on average, and more means memorisation. The closer to 1 and to 0.01, the better.
-
-    Where :math:`q_{0.01}` lies between two of the :math:`m` held-out cells, the shares of cells nearer than either are
-    interpolated, because that of new real cells is known: :math:`k / (m + 1)` for the :math:`k`-th nearest one. With
-    fewer than 99 held-out cells, the share of copies is therefore below 1: :math:`(m + 1) / 100`.
+    cells have 0.01 (0.02 with 100 held-out cells), and more means memorisation. The closer to 1 and to 0.01, the
+    better.
 
     *Catches* a model that repeats training cells, exactly or with little noise: the ratio if most cells are repeated,
     the share even if a few per cent are. *Misses* leaks that distances do not show, single cells among many, and
@@ -107,7 +104,7 @@ def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep:
     Returns
     -------
     `nearest_train_ratio` (NaN if most held-out cells are copies of training cells) and `nearer_than_held_out` (NaN if
-    about 1 % or more are, as in very sparse data: no cell can be nearer than these).
+    more than about 1 % are, as in very sparse data: no cell can be nearer than these).
 
     References
     ----------
@@ -129,14 +126,9 @@ def share_of_nearer(of_held_out: NDArray, of_synthetic: NDArray) -> float:
 
     NaN if so many held-out cells are copies that no cell can be nearer.
     """
-    rank = NEAREST_SHARE * (len(of_held_out) + 1)
-    k = int(rank)
-    nearest = np.sort(of_held_out)
-    if nearest[max(k, 1) - 1] <= SAME * np.median(of_held_out):
-        return float("nan")
-    # Of new real cells, k / (n + 1) are nearer than the k-th held-out cell, whatever the distribution of distances.
-    below = [(of_synthetic < nearest[i - 1]).mean() if i else 0.0 for i in (k, k + 1)]
-    return float(below[0] + (rank - k) * (below[1] - below[0]))
+    near = np.quantile(of_held_out, NEAREST_SHARE)
+    is_known = near > SAME * np.median(of_held_out)
+    return float((of_synthetic < near).mean()) if is_known else float("nan")
 
 
 def copied_cells(synthetic: Cells | Expression, train: Cells | Expression, *, layer: str | None = None) -> float:
