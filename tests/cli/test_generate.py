@@ -1,6 +1,7 @@
 """``generate`` and ``info``: the cells of Python's interface, in a file."""
 
 import json
+import re
 
 import anndata
 import numpy as np
@@ -280,6 +281,19 @@ def test_info_shows_architecture_training_and_how_to_predict_a_perturbation(call
         "--condition condition=stimulated\n"
     )
     assert json.loads(call("info", "kang_ifnb", "--json")[1])["conditions"]["condition"]["control"] == "control"
+
+
+def test_info_shows_how_the_transport_was_trained(call, make_trained, tmp_path):
+    model = make_trained()
+    model.adata.obs["donor"] = "d1"
+    quick = {"accelerator": "cpu", "enable_progress_bar": False}
+    model.train_transport(1, control_values={"dose": 1}, match_keys=["donor"], **quick)
+    model.save(tmp_path / "model")
+
+    out = call("info", tmp_path / "model")[1]
+
+    assert re.search(r"transport 1 epochs \(train loss [^;]*pairs within donor\)", out)
+    assert out.endswith("--where dose=1 --condition dose=10\n")
 
 
 def test_the_current_folder_is_named_if_it_holds_no_model(call, tmp_path, monkeypatch):

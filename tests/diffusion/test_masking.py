@@ -99,7 +99,7 @@ def test_a_trace_shows_more_and_more_items():
         always(SHARES), all_masked(5, 500), n_frames=5, n_steps=16, generators=generators(5)
     )
 
-    seen = states[..., :-1].sum(2)
+    seen = torch.stack([*states])[..., :-1].sum(2)
     assert times.tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert (seen[0] == 0).all()
     assert (seen.diff(dim=0) >= 0).all()

@@ -42,6 +42,12 @@ def start(n=4):
     return torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
 
 
+def traced(sampler, *arguments, **options):
+    """Return times, and states ``(frames, n, ...)``."""
+    times, states = sampler.trace(*arguments, **options)
+    return times, torch.stack([*states])
+
+
 def steps_of(sampler):
     return {} if isinstance(sampler, DormandPrinceSampler) or getattr(sampler, "timesteps", None) else {"n_steps": 4}
 
@@ -50,14 +56,14 @@ def steps_of(sampler):
 def test_a_trace_starts_with_the_noise_and_ends_with_exactly_the_samples(sampler, path):
     ends = sampler(build_denoiser(path), start(), generators=Generators(0, range(4)), **steps_of(sampler))
 
-    trace = sampler.trace(
-        build_denoiser(path), start(), n_frames=3, generators=Generators(0, range(4)), **steps_of(sampler)
+    times, states = traced(
+        sampler, build_denoiser(path), start(), n_frames=3, generators=Generators(0, range(4)), **steps_of(sampler)
     )
 
-    assert trace.states.shape == (3, 4, 2)
-    assert torch.equal(trace.states[0], start())
-    assert torch.equal(trace.states[-1], ends)
-    assert (trace.times.diff() > 0).all()
+    assert states.shape == (3, 4, 2)
+    assert torch.equal(states[0], start())
+    assert torch.equal(states[-1], ends)
+    assert (times.diff() > 0).all()
 
 
 @every_sampler
@@ -66,48 +72,54 @@ def test_looking_costs_no_evaluations(sampler, path):
     generators = Generators(0, range(4))
 
     sampler(build_denoiser(path, unseen), start(), generators=generators, **steps_of(sampler))
-    sampler.trace(build_denoiser(path, seen), start(), n_frames=5, generators=generators, **steps_of(sampler))
+    traced(sampler, build_denoiser(path, seen), start(), n_frames=5, generators=generators, **steps_of(sampler))
 
     assert seen == unseen
+
+
+def test_states_are_computed_one_by_one():
+    seen = []
+    _, states = FLOW_SAMPLERS["euler"].trace(build_denoiser(LinearInterpolant(), seen), start(), n_frames=3, n_steps=4)
+
+    assert [len(seen) for _ in states] == [0, 2, 4]
 
 
 def test_the_states_between_are_those_of_the_steps():
     denoiser = Denoiser(lambda x, t: torch.full_like(x, 3.0), LinearInterpolant(), TARGETS["velocity"])
 
-    trace = FLOW_SAMPLERS["euler"].trace(denoiser, torch.zeros(1, 1), n_frames=5, n_steps=4)
+    times, states = traced(FLOW_SAMPLERS["euler"], denoiser, torch.zeros(1, 1), n_frames=5, n_steps=4)
 
-    torch.testing.assert_close(trace.times, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
-    torch.testing.assert_close(trace.states.flatten(), 3 * trace.times)
+    torch.testing.assert_close(times, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+    torch.testing.assert_close(states.flatten(), 3 * times)
 
 
 def test_frames_are_chosen_evenly_from_the_steps():
     denoiser = build_denoiser(LinearInterpolant())
 
-    few, all_of_them = (FLOW_SAMPLERS["heun"].trace(denoiser, start(), n_frames=n, n_steps=10) for n in (4, 11))
+    few, all_of_them = (traced(FLOW_SAMPLERS["heun"], denoiser, start(), n_frames=n, n_steps=10) for n in (4, 11))
 
     kept = [0, 3, 7, 10]
-    assert torch.equal(few.states, all_of_them.states[kept])
-    assert torch.equal(few.times, all_of_them.times[kept])
+    assert all(torch.equal(some, every[kept]) for some, every in zip(few, all_of_them, strict=True))
 
 
 def test_the_states_of_diffusion_hold_as_much_noise_as_their_times_say():
     path = PATHS["vp_linear"]
     denoiser = Denoiser(lambda x, k: torch.zeros_like(x), path, TARGETS["data"])  # data are zero: x_t = sigma_t noise
 
-    trace = DDIMSampler().trace(denoiser, start(), n_frames=6, n_steps=50)
+    times, states = traced(DDIMSampler(), denoiser, start(), n_frames=6, n_steps=50)
 
-    expected = path.sigma(trace.times)[:, None, None] / path.sigma(trace.times[0]) * start()
-    torch.testing.assert_close(trace.states, expected, rtol=1e-4, atol=1e-5)
+    expected = path.sigma(times)[:, None, None] / path.sigma(times[0]) * start()
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_adaptive_sampler_is_seen_at_equally_spaced_times_on_its_curve():
     denoiser = Denoiser(lambda x, t: x, LinearInterpolant(), TARGETS["velocity"])  # x_t = exp(t) x_0
 
-    trace = DormandPrinceSampler().trace(denoiser, torch.ones(1, 1), n_frames=9)
+    times, states = traced(DormandPrinceSampler(), denoiser, torch.ones(1, 1), n_frames=9)
 
-    torch.testing.assert_close(trace.times, torch.linspace(0, 1, 9))
+    torch.testing.assert_close(times, torch.linspace(0, 1, 9))
     # The method's interpolation is of order 4, less exact than its steps (tolerance 1e-5).
-    torch.testing.assert_close(trace.states.flatten(), trace.times.exp(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(states.flatten(), times.exp(), rtol=1e-4, atol=0)
 
 
 @every_sampler

@@ -213,9 +213,9 @@ def test_latents_of_files_go_to_a_file_early(cells, options, quick, monkeypatch)
     assert models[0].generate(8, seed=0).X.sum() == models[1].generate(8, seed=0).X.sum()
 
 
-@pytest.fixture(params=["csr", "dense", "csc", "layer"])
+@pytest.fixture(params=["csr", "dense", "layer"])
 def backed(request, adata, tmp_path):
-    x = {"dense": adata.X.toarray, "csc": adata.X.tocsc}.get(request.param, adata.X.copy)()
+    x = adata.X.toarray() if request.param == "dense" else adata.X.copy()
     cells = anndata.AnnData(x, obs=adata.obs, var=adata.var)
     if request.param == "layer":
         cells.layers["counts"], cells.X = x, x * 0  # anndata reads layers into memory
@@ -236,6 +236,17 @@ def test_a_backed_anndata_is_read_in_the_requested_order(adata, backed):
     assert np.array_equal(in_order, adata.X[rows].toarray())
     assert np.array_equal(np.unique(shuffled, axis=0), np.unique(adata.X.toarray(), axis=0))
     assert not np.array_equal(shuffled, adata.X.toarray())
+
+
+def test_a_backed_file_of_columns_is_refused_with_what_to_do(adata, make_trained, tmp_path):
+    in_memory = anndata.AnnData(adata.X.tocsc(), obs=adata.obs, var=adata.var)
+    model = make_trained(in_memory)
+    in_memory.write_h5ad(tmp_path / "cells.h5ad")
+    cells = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+
+    for use in (lambda: SCLDM.setup_anndata(cells, **KEYS), lambda: model.get_latent_representation(cells)):
+        with pytest.raises(ValueError, match=r"adata.X is backed by .* columns.*to_memory\(\).*adata.X.tocsr\(\)"):
+            use()
 
 
 def test_a_view_of_a_backed_file_is_refused_with_what_to_do(backed):

@@ -484,6 +484,26 @@ def test_donors_are_read_from_files(with_donors, tmp_path):
     with_donors.train_transport(1, control_values={"dose": 1}, match_keys=["donor"], datamodule=cells, **QUICK)
 
 
+def test_a_saved_model_tells_how_its_transport_was_trained(make_cells, make_trained, tmp_path):
+    cells = make_cells()
+    cells.obs["donor"] = np.resize(["d1", "d2", "d2"], cells.n_obs)
+    cells.obs["drug"] = np.resize(["B+A", "A"], cells.n_obs)
+    model = make_trained(cells, condition_keys=["dose"], setup={"set_condition_keys": ["drug"]})
+
+    model.train_transport(1, control_values={"drug": {"A", "B"}, "dose": [1]}, match_keys=["donor"], **QUICK)
+    model.cut_short_ = {}  # as if trained long enough
+    model.save(tmp_path / "model")
+
+    saved = SCLDM.load(tmp_path / "model", adata=False, accelerator="cpu")
+    recorded = saved.recipes_["transport"]
+    assert recorded["control_values"] == {"dose": 1, "drug": "B+A"}
+    assert recorded["match_keys"] == ["donor"]
+    assert "dose (3 classes; control: 1), drug (combinations of 2 members; control: 'B+A')" in str(saved)
+    assert "model.predict_perturbation(control_cells, {'dose': ..., 'drug': ...})" in str(saved)
+    model.train_autoencoder(1, **QUICK)  # discards the transport
+    assert "control" not in str(model)
+
+
 def test_a_checkpoint_of_other_pairs_is_not_resumed(with_donors, tmp_path):
     quick = QUICK | {"control_values": {"dose": 1}, "checkpoint_dir": tmp_path}
     with_donors.train_transport(1, **quick)

@@ -235,7 +235,7 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
     MODEL is a folder, or the name of a pretrained model: pbmc3k, kang_ifnb or pbmc10k_citeseq.
     """
     model = terminal.libraries().model.load(options["model"], adata=False, accelerator="cpu")
-    conditions, controls = {}, model.registry_["setup_args"]["control_values"]
+    conditions, controls = {}, model.control_values_
     for key in model.conditions.by_key:
         names = ("kind", "values", "members", "columns", "low", "high", "separator")
         parts = {name: getattr(key, name, None) for name in names} | {"control": controls.get(key.name)}
@@ -286,13 +286,15 @@ def _architecture(model: Any) -> str:
 
 
 def _training(model: Any) -> str:
-    """Return the epochs, the last loss and the seed of each stage."""
+    """Return the epochs, the last loss and the seed of each stage, and what the transport paired cells within."""
     history, parts = model.history_ or {}, []
     for stage in model.trained_stages_:
         losses = {kind: history.get(f"{stage}_loss_{kind}") for kind in ("train", "validation")}
         found = [f"{kind} loss {table.iloc[-1, 0]:.4g}" for kind, table in losses.items() if table is not None]
         if (seed := model.recipes_.get(stage, {}).get("seed")) is not None:
             found.append(f"seed {seed}")
+        if keys := model.recipes_.get(stage, {}).get("match_keys"):
+            found.append(f"pairs within {', '.join(keys)}")
         if losses["train"] is not None:
             parts.append(f"{stage} {len(losses['train'])} epochs ({', '.join(found)})")
     return "; ".join(parts)

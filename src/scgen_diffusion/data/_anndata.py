@@ -13,7 +13,7 @@ from anndata import AnnData
 from scgen_diffusion._arguments import is_number, warn_user
 from scgen_diffusion._version import VERSION
 
-from ._checks import check_not_masked, layer_names
+from ._checks import check_storage, layer_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -165,7 +165,7 @@ def pad_genes(adata: AnnData, var: pd.DataFrame) -> AnnData:
     selection = sp.csr_matrix(ones, shape=(adata.n_vars, len(wanted)))
 
     def select(matrix: Any) -> Any:
-        check_not_masked(matrix, "A matrix of adata")
+        check_storage(matrix, "A matrix of adata")
         if sp.issparse(matrix):
             return sp.csr_matrix(matrix @ selection.astype(matrix.dtype))
         chosen = np.zeros((adata.n_obs, len(wanted)), dtype=matrix.dtype)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
+from anndata.abc import CSCDataset
 from scvi import settings
 
 from scgen_diffusion._arguments import check_count, known_names
@@ -123,7 +124,7 @@ def check_values(
     if values not in ("counts", "log1p"):
         msg = f"`values` must be 'counts' or 'log1p', but found {values!r}."
         raise ValueError(msg)
-    check_not_masked(matrix, where)
+    check_storage(matrix, where)
     totals, all_whole = [], True
     for chunk in _chunks(matrix):
         stored = np.asarray(chunk.data if sp.issparse(chunk) else chunk)
@@ -168,10 +169,20 @@ def check_values(
     return np.concatenate(totals)
 
 
-def check_not_masked(matrix: Any, where: str) -> None:
-    """Raise for a masked array of numpy, whose mask the models would ignore."""
+def check_storage(matrix: Any, where: str) -> None:
+    """Raise for a masked array of numpy, whose mask the models would ignore, and for columns in a file.
+
+    To read one row of the latter, all of it must be read.
+    """
     if isinstance(matrix, np.ma.MaskedArray):
         msg = f"{where} is a masked array, but every value is needed. Fill in those that are masked: `.filled(0)`."
+        raise ValueError(msg)
+    if isinstance(matrix, CSCDataset):
+        msg = (
+            f"{where} is backed by a file that stores it by columns (CSC), from which single cells cannot be read. "
+            "Read it into memory: `adata = adata.to_memory()`. To leave it in a file, write it by rows then: `adata.X "
+            "= adata.X.tocsr()`, and `adata.write_h5ad(...)`."
+        )
         raise ValueError(msg)
 
 

@@ -32,7 +32,7 @@ from ._samplers import FLOW_SAMPLERS, DormandPrinceSampler, Field, FixedStepSamp
 from ._spike_and_slab import spike_and_slab_mean
 from ._step_grid import StepGrid, published_timesteps
 from ._targets import TARGETS, Kinds, Target
-from ._trace import SteppingSampler, Trace, TracingSampler, Walk
+from ._trace import SteppingSampler, TracingSampler, Walk
 from ._variance_preserving import PATHS, VariancePreserving
 
 __all__ = [
@@ -74,7 +74,6 @@ __all__ = [
     "StepGrid",
     "SteppingSampler",
     "Target",
-    "Trace",
     "TracingSampler",
     "UnmaskingInversion",
     "UnmaskingSampler",

@@ -12,7 +12,7 @@ import torch
 
 from scgen_diffusion._arguments import check_count, is_number
 
-from ._trace import SteppingSampler, Trace, Walk
+from ._trace import SteppingSampler, Walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,7 +117,8 @@ class DormandPrinceSampler:
         self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
     ) -> Tensor:
         """Integrate ``field`` from noise ``x (n, ...)``, with adaptive steps and without random numbers."""
-        return self.trace(field, x, n_frames=2, n_steps=n_steps, generators=generators).states[-1]
+        _, end = self.trace(field, x, n_frames=2, n_steps=n_steps, generators=generators).states
+        return end
 
     def trace(
         self,
@@ -127,7 +128,7 @@ class DormandPrinceSampler:
         n_frames: int,
         n_steps: int | None = None,
         generators: Generators | None = None,
-    ) -> Trace:
+    ) -> Walk:
         """Integrate, and interpolate at ``n_frames`` equally spaced times. The steps stay the same."""
         self.check_n_steps(n_steps)
         if n_frames < 2:
@@ -145,7 +146,7 @@ class DormandPrinceSampler:
                 "the model has diverged: train it again with a lower learning rate."
             )
             raise FloatingPointError(msg) from error
-        return Trace(times, states)
+        return Walk(times, iter(states))
 
     def check_n_steps(self, n_steps: int | None) -> None:
         """Raise if a number of steps is given."""

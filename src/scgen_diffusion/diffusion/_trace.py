@@ -6,8 +6,6 @@ from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
-import torch
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -17,15 +15,8 @@ if TYPE_CHECKING:
     from ._samplers import Field
 
 
-class Trace(NamedTuple):
-    """States between noise and data: times ``(frames,)``, and states ``(frames, n, ...)``."""
-
-    times: Tensor
-    states: Tensor
-
-
 class Walk(NamedTuple):
-    """A lazy trajectory: its times ``(n_steps + 1,)``, and an iterator that computes the state ``(n, ...)`` at each."""
+    """A lazy trajectory: its times ``(states,)``, and an iterator that computes the state ``(n, ...)`` at each."""
 
     times: Tensor
     states: Iterator[Tensor]
@@ -43,8 +34,8 @@ class TracingSampler(Protocol):
         n_frames: int,
         n_steps: int | None = None,
         generators: Generators | None = None,
-    ) -> Trace:
-        """Carry noise ``x (n, ...)`` to data, and return ``n_frames`` states, from noise to data."""
+    ) -> Walk:
+        """Carry noise ``x (n, ...)`` to data, and show ``n_frames`` states, from noise to data."""
         ...
 
 
@@ -65,8 +56,8 @@ class SteppingSampler(ABC):
         n_frames: int,
         n_steps: int | None = None,
         generators: Generators | None = None,
-    ) -> Trace:
-        """Sample, and keep the states at ``n_frames`` of the ``n_steps + 1`` times, evenly spaced, with both ends.
+    ) -> Walk:
+        """Sample, and show the states at ``n_frames`` of the ``n_steps + 1`` times, evenly spaced, with both ends.
 
         Raises
         ------
@@ -75,8 +66,7 @@ class SteppingSampler(ABC):
         """
         times, states = self.walk(field, x, n_steps=n_steps, generators=generators)
         kept = frame_numbers(len(times), n_frames)
-        frames = [state for number, state in enumerate(states) if number in kept]
-        return Trace(times[kept], torch.stack(frames))
+        return Walk(times[kept], (state for number, state in enumerate(states) if number in kept))
 
     @abstractmethod
     def walk(self, field: Field, x: Tensor, *, n_steps: int | None, generators: Generators | None) -> Walk:

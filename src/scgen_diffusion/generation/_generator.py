@@ -455,18 +455,23 @@ class CellGenerator:
         denoiser = module.denoiser(condition, request.options.guidance)
         noise = module.initial_states(condition, block.generators)
         options: dict[str, Any] = {"n_steps": request.options.n_steps, "generators": block.generators}
-        times, states = sampler.trace(denoiser, noise, n_frames=n_frames, **options)
-        estimates = [denoiser.estimate(x, t).data for t, x in zip(times[:-1], states[:-1], strict=True)]
-        if start is not None:
-            states[-1] = module.transported(states[-1], start, block.condition, request.options.sampler, **options)
-        estimates.append(states[-1])  # the finished cell is its own estimate
-
         shown = module.shown_conditions(block.condition, request.options.guidance)
 
-        def read(frames: Iterable[Tensor]) -> np.ndarray:
-            return torch.stack([module.profiles_of(x, shown)[: block.n_wanted].float().cpu() for x in frames]).numpy()
+        def read(x: Tensor) -> np.ndarray:
+            return module.profiles_of(x, shown)[: block.n_wanted].float().cpu().numpy()
 
-        frames = Frames(times, read(states), read(estimates), block.codes[: block.n_wanted])
+        times, walk = sampler.trace(denoiser, noise, n_frames=n_frames, **options)
+        states, estimates = [], []  # read at once, because a block holds more cells than are wanted
+        for number, (t, x) in enumerate(zip(times, walk, strict=True), start=1):
+            if number < n_frames:
+                estimate = denoiser.estimate(x, t).data
+            else:  # the finished cell is its own estimate
+                if start is not None:
+                    x = module.transported(x, start, block.condition, request.options.sampler, **options)
+                estimate = x
+            states.append(read(x))
+            estimates.append(read(estimate))
+        frames = Frames(times, np.stack(states), np.stack(estimates), block.codes[: block.n_wanted])
         check_finite(frames.states[-1])
         return frames
 

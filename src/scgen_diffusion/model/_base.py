@@ -50,9 +50,9 @@ from scgen_diffusion.data import (
     check_layer,
     check_natural_logarithms,
     check_not_empty,
-    check_not_masked,
     check_same_genes,
     check_same_registry,
+    check_storage,
     check_values,
     drop_unused_categories,
     encode_conditions,
@@ -485,7 +485,8 @@ class DiffusionModel(BaseModelClass):
         ``control_values`` and some perturbed cells have controls with the same values of the other keys. SCRDIT and
         WBDIT have one stage, ``"diffusion"``. Afterwards ``trained_stages_`` lists the trained stages, ``history``
         holds the losses of each epoch, ``recipes_`` the training options of each stage and ``scvi.settings.seed``
-        (None if there was none), and ``trainer`` is the trainer of the last stage.
+        (None if there was none), with the transport's control values and match keys, and ``trainer`` is the trainer of
+        the last stage.
 
         Press Ctrl-C to stop after the current step and keep the weights (in a later round, those of the best one);
         press it again to abort. ``cut_short_`` lists the stages that were stopped or far too short, also in a saved
@@ -661,7 +662,8 @@ class DiffusionModel(BaseModelClass):
 
     def _record_end(self, job: StageJob, result: StageResult) -> None:
         """Record the training options of a stage that has ended, its seed, and whether it was cut short."""
-        self.recipes_ = {**self.recipes_, job.name: {**to_plain(asdict(job.recipe)), "seed": seed_of_user(result.plan)}}
+        options = {**asdict(job.recipe), **result.arguments, "seed": seed_of_user(result.plan)}
+        self.recipes_ = {**self.recipes_, job.name: to_plain(options)}
         ends = {**self.cut_short_, job.name: job.cut_short(result, self.cut_short_.get(job.name, ""))}
         self.cut_short_ = {stage: how for stage, how in ends.items() if how}
 
@@ -753,6 +755,12 @@ class DiffusionModel(BaseModelClass):
 
     def __repr__(self) -> str:
         return describe(self)
+
+    @property
+    def control_values_(self) -> Mapping[str, Any]:
+        """Values of the unperturbed cells that the transport learned from, or else those of ``setup_anndata``."""
+        transport = self.recipes_.get("transport", {}) if "transport" in self.trained_stages_ else {}
+        return transport.get("control_values", self.registry_["setup_args"]["control_values"])
 
     @property
     def summary_string(self) -> str:
@@ -1450,7 +1458,7 @@ class DiffusionModel(BaseModelClass):
         if values is None:
             msg = f"{where} is empty; the model reads {self._input_values} there."
             raise ValueError(msg)
-        check_not_masked(values, where)
+        check_storage(values, where)
         if self._input_values == "log1p":
             check_natural_logarithms(cells.uns.get("log1p"), where)
         return values.copy() if cells.is_view else values

@@ -20,7 +20,7 @@ N_RANGES = 3
 def describe(model: DiffusionModel) -> str:
     """Describe a model in five lines: cells, genes, conditions, trained stages, and the next step."""
     keys = zip(model._condition_keys, _new_labels(model), _n_unlabeled(model), strict=True)
-    controls = model.registry_["setup_args"]["control_values"]
+    controls = model.control_values_
     conditions = [_condition(key, controls.get(key.name), new, n_unlabeled) for key, new, n_unlabeled in keys]
     lines = {
         "features" if model.modalities else "genes": _genes(model),
@@ -32,7 +32,7 @@ def describe(model: DiffusionModel) -> str:
 
 
 def _trained(model: DiffusionModel) -> str:
-    has_control = bool(model.registry_["setup_args"]["control_values"])
+    has_control = bool(model.control_values_)
     missing = [s for s in model._stages if s not in model.trained_stages_ and (s != "transport" or has_control)]
     how = model.cut_short_
     trained = ", ".join(f"{name} ({how[name]})" if name in how else name for name in model.trained_stages_)
@@ -101,12 +101,12 @@ def _n_unlabeled(model: DiffusionModel) -> list[int]:
 
 
 def _predict(model: DiffusionModel) -> str:
-    changed = ", ".join(f"{key!r}: ..." for key in model.registry_["setup_args"]["control_values"])
+    changed = ", ".join(f"{key!r}: ..." for key in model.control_values_)
     return f"model.predict_perturbation(control_cells, {{{changed}}})"
 
 
 def _next_training(model: DiffusionModel, is_query: bool) -> str:
-    control = model.registry_["setup_args"]["control_values"]
+    control = model.control_values_
     predict = _predict(model)
     if "autoencoder" not in model.trained_stages_ or is_query:
         can_predict = bool(control) and "transport" in model.trained_stages_

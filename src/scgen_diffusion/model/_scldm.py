@@ -402,7 +402,8 @@ class SCLDM(AutoencoderModel):
             result = run(plan, data, self._autoencoder_digest, sorted(control.items()), *matches)
             fit_missed(self.module, self._cells, groups)
         self._record_trained(*self.trained_stages_, "transport")
-        return result
+        values = {key.name: key.decode(code[:, own])[0] for key, own in self.conditions.parts if key.name in control}
+        return replace(result, arguments={"control_values": values, "match_keys": list(labels)})
 
     @contextmanager
     def _transport_kept_if_interrupted(self) -> Iterator[None]:

@@ -71,9 +71,7 @@ class GeneDiT(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> network = GeneDiT(
-    ...     25, conditions=(3,), patch_size=10, width=16, n_layers=1, n_heads=2
-    ... )
+    >>> network = GeneDiT(25, conditions=(3,), width=16, n_layers=1, n_heads=2)
     >>> network(
     ...     torch.randn(5, 25), torch.full((5,), 500.0), torch.zeros(5, 1, dtype=torch.long)
     ... ).shape

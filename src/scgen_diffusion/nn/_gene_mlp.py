@@ -40,7 +40,7 @@ class GeneMLP(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> network = GeneMLP(25, conditions=(3,), width=16, n_layers=2, n_outputs=2)
+    >>> network = GeneMLP(25, conditions=(3,), width=16, n_outputs=2)
     >>> network(
     ...     torch.randn(5, 25), torch.full((5,), 500.0), torch.zeros(5, 1, dtype=torch.long)
     ... ).shape

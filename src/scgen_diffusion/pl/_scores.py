@@ -104,18 +104,9 @@ def scores(
     Examples
     --------
     >>> import pandas as pd, scgen_diffusion as scgd
-    >>> row = {
-    ...     "metric": "recall",
-    ...     "group": "all",
-    ...     "low": 0.6,
-    ...     "high": 0.8,
-    ...     "floor": 0.9,
-    ...     "shuffled": 0.2,
-    ...     "better": "higher",
-    ... }
-    >>> tables = {"SCLDM": pd.DataFrame([{**row, "value": 0.8}])}
-    >>> tables["scVI"] = pd.DataFrame([{**row, "value": 0.7}])
-    >>> table = pd.concat(tables, names=["model"]).reset_index("model")
+    >>> table = pd.DataFrame({"model": ["SCLDM", "scVI"], "value": [0.8, 0.7]})
+    >>> table = table.assign(metric="recall", group="all", better="higher")
+    >>> table = table.assign(low=0.6, high=0.9, floor=0.9, shuffled=0.2)
     >>> axis = scgd.pl.scores(table, by="model", show=False)
     """
     if not isinstance(table, pd.DataFrame) or not COLUMNS <= set(table):
@@ -252,14 +243,9 @@ def quality_curve(
     Examples
     --------
     >>> import pandas as pd, scgen_diffusion as scgd
-    >>> row = {
-    ...     "metric": "recall",
-    ...     "group": "all",
-    ...     "floor": 0.9,
-    ...     "shuffled": 0.2,
-    ...     "better": "higher",
-    ... }
-    >>> table = pd.DataFrame([{**row, "n_steps": 5, "value": 0.7, "low": 0.6, "high": 0.8}])
+    >>> table = pd.DataFrame({"n_steps": [5, 10], "value": [0.7, 0.8]})
+    >>> table = table.assign(metric="recall", group="all", better="higher")
+    >>> table = table.assign(low=0.6, high=0.9, floor=0.9)
     >>> axes = scgd.pl.quality_curve(table, x="n_steps", show=False)
     """
     for name, column in {"x": x, "hue": hue}.items():

@@ -12,7 +12,7 @@ import time
 import warnings
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from scgen_diffusion._compat import parse_device_args
 from scgen_diffusion._files import explain_failed_write, sync
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
     from types import FrameType
 
@@ -69,6 +69,8 @@ class StageResult:
     """Device of this process; None if the stage was finished before."""
     stopped_by: str = ""
     """What stopped it between two steps; "" if nothing did."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What it was trained with besides its options."""
 
 
 def run_stage(
