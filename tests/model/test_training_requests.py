@@ -21,7 +21,8 @@ from mudata import MuData
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import MULTISCLDM, SCLDM
-from scgen_diffusion.model._training import TOO_SHORT, StageJob, closing_message, validation_trend
+from scgen_diffusion.model._end_of_training import TOO_SHORT, closing_message, validation_trend
+from scgen_diffusion.model._training import StageJob
 from scgen_diffusion.train import RECIPES, PriorPlan, _initialise
 
 BOTH = pytest.mark.parametrize("make", ["make_model", "make_gene_space"])

@@ -80,6 +80,7 @@ from scgen_diffusion.train import (
 
 from ._counterfactual import Prediction
 from ._description import describe, next_step
+from ._end_of_training import TOO_SHORT, closing_message, how_cut_short
 from ._generation import Generation
 from ._model_file import (
     ADATA_FILE,
@@ -106,11 +107,8 @@ from ._registration import (
 )
 from ._streaming import CELLS_PER_PART, SUFFIXES, VALUES_PER_PART, Stream, check_goal, check_rank
 from ._training import (
-    TOO_SHORT,
-    TRAIN_ON,
     StageJob,
     check_watched,
-    closing_message,
     digest_of,
     other_ends,
     plan_stage,
@@ -122,8 +120,6 @@ from ._training import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import lightning.pytorch as pl
     import scipy.sparse as sp
     from lightning.pytorch.callbacks import Callback
@@ -662,7 +658,7 @@ class DiffusionModel(BaseModelClass):
     def _record_end(self, job: StageJob, result: StageResult) -> None:
         """Record the training options of a stage that has ended, its seed, and whether it was cut short."""
         self.recipes_ = {**self.recipes_, job.name: {**to_plain(asdict(job.recipe)), "seed": seed_of_user(result.plan)}}
-        ends = {**self.cut_short_, job.name: job.cut_short(result, self.cut_short_.get(job.name, ""))}
+        ends = {**self.cut_short_, job.name: how_cut_short(job, result, self.cut_short_.get(job.name, ""))}
         self.cut_short_ = {stage: how for stage, how in ends.items() if how}
 
     @contextmanager
@@ -1341,19 +1337,6 @@ class DiffusionModel(BaseModelClass):
             n_ranks=n_ranks,
             overwrite=overwrite,
         )
-
-    def _verdict_table(self, columns: Mapping[str, Any], stages: Sequence[str]) -> pd.DataFrame:
-        """Return verdicts as a table; warn, and add to each reason, if the training of one of the stages was short."""
-        table = pd.DataFrame(columns)
-        if short := self._describe_short(stages):
-            table["reason"] += f"; but {short}"
-            warn_user(f"Too few epochs: {short}. Do not trust the effects, whatever their verdict. {TRAIN_ON}")
-        return table
-
-    def _describe_short(self, stages: Iterable[str]) -> str:
-        """Say which of the stages were stopped or far too short; empty if none."""
-        found = [f"of the {name} was {self.cut_short_[name]}" for name in stages if name in self.cut_short_]
-        return f"the training {' and that '.join(found)}" if found else ""
 
     @property
     def _engine(self) -> CellGenerator:

@@ -42,6 +42,7 @@ from scgen_diffusion.generation import (
     verdict_columns,
 )
 
+from ._end_of_training import verdict_table
 from ._training import digest_of
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ class Prediction:
 
         groups, verdicts = self.groups, self.groups.verdicts(read)
         columns = verdict_columns(self.model.conditions, groups.codes, groups.n_cells, verdicts)
-        table = self.model._verdict_table(columns, ("autoencoder", "transport"))
+        table = verdict_table(self.model, columns, ("autoencoder", "transport"))
         return replace(self, verdicts=verdicts, provenance={**self.provenance, "verdict": table})
 
     @property

@@ -12,7 +12,7 @@ from scgen_diffusion._compat import respect_thread_limit
 from scgen_diffusion.data import ValueSummary, resolve_seed, stack_rows
 from scgen_diffusion.diffusion import Guidance
 
-from ._training import TRAIN_ON
+from ._end_of_training import TRAIN_ON, describe_short, verdict_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -90,10 +90,10 @@ class Generation:
         """
         model, verdicts = self.model, self.model._engine.verdicts(self.request)
         if verdicts is None:
-            if short := model._describe_short(sorted(model._stages_to_generate)):
+            if short := describe_short(model, sorted(model._stages_to_generate)):
                 warn_user(f"Too few epochs: {short}. The cells may be unlike real ones. {TRAIN_ON}")
             return self
-        table = model._verdict_table(verdicts, model._stages)
+        table = verdict_table(model, verdicts, model._stages)
         return replace(self, request=replace(self.request, provenance={**self.request.provenance, "verdict": table}))
 
     def make(self, rows: range, batch_size: int, progress: tqdm, assemble: Callable[..., Any]) -> Any:

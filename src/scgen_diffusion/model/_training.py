@@ -1,4 +1,4 @@
-"""Arguments of ``train``, its warnings, and its closing message."""
+"""Arguments of ``train``, and its warnings before the first step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 
 MAX_VALIDATION_CELLS = 2000
 SHORTEST = 0.1  # share of the default number of epochs below which there is a warning
-STOPPED, STOPPED_EARLY, TOO_SHORT = "stopped", "stopped far too early", "far too short"  # of a stage, in saved models
-TRAIN_ON = "Train on, or train again without `max_epochs`."
 FURTHER_SEEDS = {"prior": 1, "transport": 2}  # added to scvi-tools' seed
-N_PARTS = 5  # parts of a run whose mean validation losses are compared
-CHANGE = 0.1  # share of the total fall of the validation loss that counts as a change
 NO_END = {"max_steps": -1, "min_steps": None, "min_epochs": None, "fast_dev_run": False}  # of Lightning's trainer
 LEARNING_RATE = "learning_rate"
 OTHER_NAMES = {
@@ -146,22 +142,10 @@ class StageJob:
     @property
     def is_short(self) -> bool:
         """Whether the stage is far shorter than its default."""
-        return self._is_short(self.n_epochs)
+        return self.are_few(self.n_epochs)
 
-    def cut_short(self, result: StageResult, before: str) -> str:
-        """Say how training was cut short, or "" if it was not; ``before`` says the same of former training.
-
-        A stage is short if it ended far before its default, unless validation losses ended it, or it goes on from
-        long training.
-        """
-        plan, watched = result.plan, result.trainer.early_stopping_callbacks
-        n_epochs = self.n_epochs if watched else self.n_epochs * plan.n_epochs_done / plan.n_epochs
-        is_short = (self.is_new or before in (STOPPED_EARLY, TOO_SHORT)) and self._is_short(n_epochs)
-        if result.stopped_by:
-            return STOPPED_EARLY if is_short else STOPPED
-        return TOO_SHORT if is_short else ""
-
-    def _is_short(self, n_epochs: float) -> bool:
+    def are_few(self, n_epochs: float) -> bool:
+        """Whether so many epochs are far fewer than the default."""
         return n_epochs < SHORTEST * self.default_epochs
 
 
@@ -237,116 +221,6 @@ def warn_of_short_training(jobs: Sequence[StageJob], n_cells: int) -> None:
             f"Too few epochs for {n_cells:,} training cells: {' and '.join(short)}. Leave `max_epochs` out unless this "
             "is a test."
         )
-
-
-def validation_trend(losses: np.ndarray) -> Literal["fell", "settled", "rose", "unknown"]:
-    """Return how the validation losses of a run ended.
-
-    The run is cut into fifths. The loss rose if the last fifth is worse than the best one. It still fell if the last
-    fifth is better than the third. In both cases the change must exceed a tenth of the total fall and twice the
-    fluctuation between two validations. The comparison is with the middle because the cosine schedule flattens every
-    loss at the end.
-    """
-    if len(losses) < N_PARTS:
-        return "unknown"
-    means = np.array([part.mean() for part in np.array_split(losses, N_PARTS)])
-    steps = np.diff(losses[len(losses) // 2 :])
-    fluctuation = (np.abs(steps).sum() - np.abs(steps.sum())) / len(steps)
-    least = max(CHANGE * (losses[0] - means.min()), 2 * fluctuation)
-    if means[-1] - means.min() > least:
-        return "rose"
-    return "fell" if means[N_PARTS // 2] - means[-1] > least else "settled"
-
-
-def closing_message(
-    results: Sequence[StageResult],
-    jobs: Sequence[StageJob],
-    *,
-    next_step: str,
-    is_resumable: bool,
-) -> str:
-    """Return two sentences: how the validation of the trained stages went, and what to do next.
-
-    Parameters
-    ----------
-    results
-        Results of the trained stages, in order.
-    jobs
-        All stages that were to be trained, in the same order.
-    next_step
-        What to do with a well-trained model.
-    is_resumable
-        Whether there are checkpoints.
-    """
-    plans, lengths = [result.plan for result in results], {job.name: job.n_epochs for job in jobs}
-    if who := results[-1].stopped_by:
-        last = plans[-1]
-        n_rounds, n_done = last.recipe.max_rounds, last.n_epochs_done
-        where = last.describe_epoch(n_done - 1 if last.has_settled else min(n_done, n_rounds * last.n_epochs - 1))
-        kept = f"{last.best_weights}, the best so far," if last.best_round else "its weights"
-        if last.name == "transport" and not is_resumable:
-            again = "model.train_transport() to train it from the start"
-        elif len(plans) > 1 and not is_resumable:
-            left = last.n_epochs - n_done % last.n_epochs
-            again = f"model.train_{last.name}({left}); the same call would train the {plans[0].name} again, too"
-        else:
-            end = "resume from the last checkpoint" if is_resumable else "continue training"
-            again = f"make the same call again to {end}"
-        return f"{who} stopped the {last.name} in {where}; {kept} are kept. Next: {again}."
-    if is_resumable and all(result.device is None for result in results):
-        return (
-            "Nothing was trained, because the checkpoints hold the finished training. To train again, use another "
-            f"`checkpoint_dir`. Next: {next_step}."
-        )
-    validated = [plan for plan in plans if plan.name != "transport"]
-    if early := [result for result in results if result.plan in validated and result.plan.is_within_round]:
-        ends = [f"the {r.plan.name} after {r.plan.describe_epoch(r.plan.n_epochs_done - 1)}" for r in early]
-        watched = all(result.trainer.early_stopping_callbacks for result in early)
-        return f"{'Early stopping' if watched else 'An option'} ended {' and '.join(ends)}. Next: {next_step}."
-    trends = {  # the rounds of a stage have their own sentence
-        plan.name: "settled" if plan.recipe.max_rounds > 1 else validation_trend(plan.validation_losses)
-        for plan in validated
-    }
-    if rose := [plan for plan in validated if trends[plan.name] == "rose" and plan.loss_judges_cells]:
-        shares = {plan.name: (plan.validation_losses.argmin() + 1) / len(plan.validation_losses) for plan in rose}
-        best = {name: max(round(share * lengths[name]), 1) for name, share in shares.items()}
-        where = " and ".join(f"epoch {epoch} of {lengths[name]} of the {name}" for name, epoch in best.items())
-        return (
-            f"The validation loss rose after {where}, which is overfitting. Next: build the model again and train it "
-            f"for fewer epochs, max_epochs={best}, or on more cells."
-        )
-    if fell := [name for name, trend in trends.items() if trend == "fell"]:
-        longer = {job.name: max(2 * job.n_epochs, job.default_epochs) for job in jobs if job.name in fell}
-        which = " and ".join(f"the {name}" for name in fell)
-        again = f"build the model again and train it with max_epochs={longer}"
-        if fell == ["prior"] and not is_resumable:
-            again = f"train on, model.train_prior({longer['prior'] - lengths['prior']}), or {again}"
-        return f"The validation loss of {which} was still falling at the end. Next: {again}."
-    if not trends:
-        seen = "Training is done; the transport has no validation"
-    elif not any(len(plan.validation_losses) for plan in validated):
-        seen = "Training is done, without validation cells to show how well it went"
-    elif not all(plan.loss_judges_cells for plan in validated):
-        seen = (
-            "Training is done. The validation loss does not show how good the cells are; "
-            "scgen_diffusion.metrics.evaluate does"
-        )
-    elif "unknown" in trends.values() or any(job.is_short for job in jobs):
-        seen = "Training is done, but was too short to show how well it went"
-    elif former := [plan.name for plan in validated if plan.best_round and not plan.n_rounds_done]:
-        seen = (
-            f"More training did not lower the validation loss of the {' and the '.join(former)}, so the weights from "
-            "before are kept"
-        )
-    elif falling := [plan for plan in validated if plan.recipe.max_rounds > 1 and not plan.has_settled]:
-        falls = [
-            f"round {p.n_rounds_done} still lowered the {p.name}'s validation loss by {p.best_round['gain']:.1%}"
-            for p in falling
-        ]
-        seen = f"Training is done; {' and '.join(falls)} (`max_rounds` allows more)"
-    else:
-        seen = "Training is done, and the validation loss has settled"
-    return f"{seen}. Next: {next_step}."
 
 
 def stage_seed(stage: str) -> int:
