@@ -8,6 +8,7 @@ from scgen_diffusion._arguments import list_first
 from scgen_diffusion.data import ArrayKey, CategoricalKey, ContinuousKey, SetKey, have_labels, with_columns
 
 from ._end_of_training import advise_to_train_on
+from ._query import new_values
 
 if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionKey
@@ -87,7 +88,7 @@ def _new_labels(model: DiffusionModel) -> list[list[str]]:
     if model.reference_ is None or not model._has_cells:
         return [[] for _ in model._condition_keys]
     labels = [key.labels for key in model._condition_keys]
-    found = model._new_values()
+    found = new_values(model)
     return [[repr(x) for x, is_new in zip(*pair, strict=False) if is_new] for pair in zip(labels, found, strict=True)]
 
 

@@ -81,19 +81,14 @@ def closing_message(
 ) -> str:
     """Return two sentences: how the validation of the trained stages went, and what to do next.
 
-    Parameters
-    ----------
-    results
-        Results of the trained stages, in order.
-    jobs
-        All stages that were to be trained, in the same order.
-    next_step
-        What to do with a well-trained model.
-    is_resumable
-        Whether there are checkpoints.
+    ``jobs`` are the stages that were to be trained, ``results`` those of the trained ones, in the same order.
+    ``next_step`` is what to do with a well-trained model; ``is_resumable`` says that there are checkpoints.
     """
     validated = [result.plan for result in results if result.plan.name != "transport"]
-    trends = {plan.name: _trend(plan) for plan in validated}
+    trends = {  # the rounds of a stage have their own sentence
+        plan.name: "settled" if plan.recipe.max_rounds > 1 else validation_trend(plan.validation_losses)
+        for plan in validated
+    }
     advice = next_step
     if results[-1].stopped_by:
         seen, advice = _describe_stop(results, is_resumable=is_resumable)
@@ -182,11 +177,6 @@ def _describe_finished(validated: Sequence[StagePlan], *, is_short: bool) -> str
     if falls:
         return f"Training is done; {' and '.join(falls)} (`max_rounds` allows more)"
     return "Training is done, and the validation loss has settled"
-
-
-def _trend(plan: StagePlan) -> str:
-    """Return the trend of a stage's validation losses; its rounds have their own sentence."""
-    return "settled" if plan.recipe.max_rounds > 1 else validation_trend(plan.validation_losses)
 
 
 def validation_trend(losses: np.ndarray) -> Literal["fell", "settled", "rose", "unknown"]:

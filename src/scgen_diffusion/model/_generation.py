@@ -1,4 +1,4 @@
-"""Requests of ``generate``: checking them, judging them, and making their cells."""
+"""Requests of ``generate`` and of sampling paths: checking them, judging them, and making their cells."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pandas as pd
 
 from scgen_diffusion._arguments import warn_user
 from scgen_diffusion._compat import respect_thread_limit
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import InputValues
 
     from ._base import DiffusionModel
+
+FRAME_COLUMNS = ("cell", "frame", "time", "noise_level")  # columns of a sampling path's `obs`
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,34 @@ class Generation:
         obs = model.conditions.to_obs(codes, request.names(rows.start, rows.stop))
         obsm = model.conditions.to_obsm(codes, obs.index)
         return assemble(x, obs, request.provenance, is_log1p=request.output == "log1p", obsm=obsm)
+
+    def make_path(self, n_frames: int, progress: tqdm) -> Any:
+        """Make the states of all cells on their way from noise, frame by frame."""
+        model, request, parts = self.model, self.request, []
+        for frames in model._engine.frames(request, n_frames):
+            parts.append(frames)
+            progress.update(len(frames.codes))
+        times, codes = parts[0].times, np.concatenate([part.codes for part in parts])
+        states = np.concatenate([part.states for part in parts], axis=1)
+        estimates = np.concatenate([part.estimates for part in parts], axis=1)
+        model._warn_of_odd_values(ValueSummary.of(states[-1]), "log1p")
+        identity = {**request.identity, "values": model._outputs[0]}
+        if model._outputs[0] == "counts":
+            identity["library_size"] = model.architecture.library_size
+        names = replace(request, identity=identity).names(0, request.n_cells)  # the same names as in `generate`
+        cells = model.conditions.to_obs(codes, names)
+        obs = pd.concat([cells] * len(times))
+        obs["cell"] = pd.Categorical(obs.index, categories=cells.index)
+        obs["frame"] = np.repeat(np.arange(len(times)), len(cells))
+        obs["time"] = np.repeat(times.float().cpu().numpy(), len(cells))
+        levels = model.module.path.sigma(times.double()).abs()  # no negative zero
+        obs["noise_level"] = np.repeat(levels.float().cpu().numpy(), len(cells))
+        obs.index = obs["cell"].astype(str) + "_frame_" + obs["frame"].astype(str)
+        layers = {"estimate": np.concatenate(estimates)}  # frame by frame
+        provenance = {**request.provenance, "n_frames": int(n_frames)}
+        obs = obs.rename_axis(None)
+        obsm = model.conditions.to_obsm(np.tile(codes, (len(times), 1)), obs.index)
+        return model._assemble(np.concatenate(states), obs, provenance, is_log1p=True, layers=layers, obsm=obsm)
 
     def make_part(self, rows: range, batch_size: int, progress: tqdm) -> AnnData:
         """Make a part of a stream."""

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from scgen_diffusion._arguments import list_first, warn_user
-from scgen_diffusion.data import OPEN, check_names, have_labels
+from scgen_diffusion.data import OPEN, check_names, digest_of, have_labels
 from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
 from scgen_diffusion.nn import Number
 from scgen_diffusion.train import (
@@ -37,7 +37,7 @@ from scgen_diffusion.train import (
 from ._autoencoder import AutoencoderModel
 from ._end_of_training import was_stopped
 from ._reference import load_reference
-from ._training import Run, digest_of, stage_seed, suggests_training_arguments
+from ._training import Run, stage_seed, suggests_training_arguments
 
 if TYPE_CHECKING:
     import os

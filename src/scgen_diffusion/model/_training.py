@@ -1,10 +1,11 @@
-"""Arguments of ``train``, and its warnings before the first step."""
+"""Steps of ``train``: its arguments, its warnings, and the run of a stage."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
@@ -14,14 +15,23 @@ from lightning.pytorch.callbacks import EarlyStopping
 from scvi import settings
 
 from scgen_diffusion._arguments import check_count, known_names, list_first, suggests_arguments, warn_user
-from scgen_diffusion.data import FEWEST_TRAINING_CELLS, with_columns
-from scgen_diffusion.train import Recipe, StageResult, trainer_options
+from scgen_diffusion._compat import parse_device_args
+from scgen_diffusion.data import FEWEST_TRAINING_CELLS, digest_of, to_plain, with_columns
+from scgen_diffusion.train import FirstStep, Recipe, StageResult, run_stage, trainer_options
+
+from ._end_of_training import how_cut_short
+from ._query import has_values_to_learn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from lightning.pytorch.callbacks import Callback
 
     from scgen_diffusion.data import ConditionKey
-    from scgen_diffusion.train import StagePlan
+    from scgen_diffusion.train import StageData, StagePlan
+
+    from ._base import DiffusionModel
 
 MAX_VALIDATION_CELLS = 2000
 SHORTEST = 0.1  # share of the default number of epochs below which there is a warning
@@ -48,14 +58,6 @@ Run: TypeAlias = Callable[..., StageResult]
 def suggests_training_arguments(method: Callable[P, R]) -> Callable[P, R]:
     """Make a method that trains reject arguments that neither it nor Lightning's trainer has, and say what to use."""
     return suggests_arguments(method, OTHER_NAMES, trainer_options())
-
-
-def digest_of(*parts: object) -> str:
-    """Return a digest of dataclasses, plain values and arrays."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
-    return digest.hexdigest()
 
 
 def change_recipe(
@@ -149,42 +151,76 @@ class StageJob:
         return n_epochs < SHORTEST * self.default_epochs
 
 
-def plan_stage(
-    name: str,
-    recipe: Recipe,
-    *,
-    max_epochs: int | None,
+def plan_jobs(
+    model: DiffusionModel,
+    recipes: Mapping[str, Recipe],
+    max_epochs: int | Mapping[str, int] | None,
     batch_size: int | None,
-    changes: Mapping[str, Any] | None,
-    n_cells: int,
-    is_validated: bool,
-    is_new: bool,
+    plan_kwargs: Mapping[str, Any] | None,
     ends: Sequence[str],
-) -> StageJob:
-    """Apply a user's choices to the default recipe of a stage with ``n_cells`` training cells.
+) -> list[StageJob]:
+    """Apply a user's choices to the default recipes of the stages, in order; warn of few cells and epochs.
 
     A length, another rule for the end (see :func:`other_ends`), or no validation mean one round, unless the user asks
     for several.
-
-    Raises
-    ------
-    ValueError
-        If several rounds do not fit the other choices.
     """
-    one_round = bool(ends) or max_epochs is not None or not is_validated
-    recipe = change_recipe(recipe, name, batch_size, changes, n_cells, one_round=one_round)
+    n_cells, stages = len(model.train_indices_), list(recipes)
+    epochs = _by_stage(model, "max_epochs", max_epochs, stages)
+    changes = _by_stage(model, "plan_kwargs", plan_kwargs, stages)
+    # fine-tuning goes on from the reference, unless it has classes to learn; the transport starts from nothing
+    known = stages if model.reference_ is not None else model.trained_stages_
+    begun = set() if has_values_to_learn(model) else {*known} - {"transport"}
+    jobs = []
+    for stage, usual in recipes.items():
+        is_validated = stage != "transport" and len(model.validation_indices_) > 0
+        size = None if stage == "transport" and len(stages) > 1 else batch_size
+        one_round = bool(ends) or epochs[stage] is not None or not is_validated
+        recipe = change_recipe(usual, stage, size, changes[stage], n_cells, one_round=one_round)
+        _check_rounds(stage, recipe, ends, is_validated=is_validated)
+        default = recipe.max_epochs(n_cells)
+        n_epochs = default if epochs[stage] is None else check_count("max_epochs", epochs[stage])
+        jobs.append(StageJob(stage, recipe, n_epochs, default, is_validated, is_new=stage not in begun))
+    if "early_stopping" in ends and not any(job.is_validated for job in jobs):
+        msg = (
+            "`early_stopping` watches the validation loss, but there are no validation cells. Set `train_size` below "
+            "1, or leave `early_stopping` out. The transport cannot be stopped early."
+        )
+        raise ValueError(msg)
+    if model.reference_ is None and not model.trained_stages_:
+        warn_of_rare_labels(model._condition_keys, model._registered_codes, model.train_indices_)
+        model._has_warned_of_rare = True
+    warn_of_short_training([job for job in jobs if job.is_new], n_cells)
+    return jobs
+
+
+def _by_stage(model: DiffusionModel, argument: str, given: Any, stages: Sequence[str]) -> dict[str, Any]:
+    """Return an argument's value for each stage: one value for all, or one per stage from a mapping."""
+    names_stages = isinstance(given, Mapping) and (
+        argument == "max_epochs" or any(name in model._stages or isinstance(given[name], Mapping) for name in given)
+    )
+    if not names_stages:
+        return dict.fromkeys(stages, given)
+    for name in given:
+        if name not in model._stages:
+            msg = f"`{argument}` names the unknown stage {name!r}. {known_names(name, model._stages)}"
+            raise ValueError(msg)
+        if name not in stages:
+            msg = f"`{argument}` names the stage {name!r}, which is not trained. {model._why_not_trained(name)}"
+            raise ValueError(msg)
+    return {stage: given.get(stage) for stage in stages}
+
+
+def _check_rounds(stage: str, recipe: Recipe, ends: Sequence[str], *, is_validated: bool) -> None:
+    """Raise for several rounds if they do not fit the other choices."""
     if recipe.max_rounds > 1 and ends:
         msg = (
-            f"`{ends[0]}` and rounds are two rules for the end of the {name}. Leave out `{ends[0]}`, or `max_rounds` "
+            f"`{ends[0]}` and rounds are two rules for the end of the {stage}. Leave out `{ends[0]}`, or `max_rounds` "
             "of `plan_kwargs`."
         )
         raise ValueError(msg)
     if recipe.max_rounds > 1 and not is_validated:
-        msg = f"`max_rounds` compares validation losses, but the {name} has no validation cells."
+        msg = f"`max_rounds` compares validation losses, but the {stage} has no validation cells."
         raise ValueError(msg)
-    default = recipe.max_epochs(n_cells)
-    n_epochs = default if max_epochs is None else check_count("max_epochs", max_epochs)
-    return StageJob(name, recipe, n_epochs, default, is_validated, is_new)
 
 
 def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_rows: np.ndarray) -> None:
@@ -258,3 +294,57 @@ def split_cells(
     share = 1 - train_size if validation_size is None else validation_size
     end = n_train + round(share * n_cells) if train_size + share < 1 - 1e-9 else n_cells  # rounding leaves no cell over
     return np.sort(order[:n_train]), np.sort(order[n_train:end]), np.sort(order[end:])
+
+
+# --- running a stage --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def restored_if_no_step_was_taken(model: DiffusionModel) -> Iterator[FirstStep]:
+    """Keep the model as it was, with its cells, if the body raises an error before any step of training."""
+    attributes, first_step = dict(model.__dict__), FirstStep()
+    if model.trained_stages_:
+        attributes["module"] = deepcopy(model.module)
+    try:
+        yield first_step
+    except BaseException:
+        if not first_step.is_taken:
+            model.__dict__.clear()
+            model.__dict__.update(attributes)
+        raise
+
+
+def run_plan(
+    model: DiffusionModel,
+    first_step: FirstStep,
+    plan: StagePlan,
+    data: StageData,
+    *depends_on: object,
+    checkpoint_dir: Path | None,
+    must_beat_former: bool,
+    accelerator: str = "auto",
+    devices: int | list[int] | str = "auto",
+    callbacks: Sequence[Callback] | None = None,
+    **options: Any,
+) -> StageResult:
+    """Run a stage. It resumes a checkpoint of the same cells, the same split and the same ``depends_on``."""
+    plan.trained_rows = model._trained_rows(plan.name)
+    plan.must_beat_former = must_beat_former and plan.recipe.max_rounds > 1
+    if checkpoint_dir is not None:
+        split = model.train_indices_, model.validation_indices_  # total counts come from both
+        plan.fingerprint = digest_of(model._fingerprint, *split, *depends_on)
+    accelerator, devices, device = parse_device_args(accelerator, devices, return_device="torch")
+    options |= {"accelerator": accelerator, "devices": devices, "callbacks": [first_step, *(callbacks or [])]}
+    result = run_stage(plan, data, checkpoint_dir=checkpoint_dir, **options)
+    model.to_device(result.device or device)  # like scvi-tools' models, it stays where it was trained
+    model.trainer = result.trainer
+    model.history_ = {**(model.history_ or {}), **result.plan.history}
+    return result
+
+
+def record_end(model: DiffusionModel, job: StageJob, result: StageResult) -> None:
+    """Record the training options of a stage that has ended, its seed, and whether it was cut short."""
+    recipe = {**to_plain(asdict(job.recipe)), "seed": seed_of_user(result.plan)}
+    model.recipes_ = {**model.recipes_, job.name: recipe}
+    ends = {**model.cut_short_, job.name: how_cut_short(job, result, model.cut_short_.get(job.name, ""))}
+    model.cut_short_ = {stage: how for stage, how in ends.items() if how}
