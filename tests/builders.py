@@ -28,7 +28,7 @@ from numba.core.dispatcher import Dispatcher
 from scvi.data import AnnDataManager
 
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _scldm
-from scgen_diffusion.train import RECIPES, PriorRecipe, TrainingRecipe, TransportRecipe, _latents
+from scgen_diffusion.train import RECIPES, PriorRecipe, TrainingRecipe, TransportRecipe, _initialise
 
 settings.register_profile("busy", deadline=None)  # how long an example takes says how busy the machine is
 settings.load_profile("busy")
@@ -57,7 +57,7 @@ async def _at_once(work, /, *arguments, **options):
 
 asyncio.to_thread = _at_once  # zarr does so for each of many small files, which takes two fifths of the time to write
 
-_latents.N_TOTALS = 2_000  # enough for small models; drawing a hundred thousand takes a quarter of a tiny training
+_initialise.N_TOTALS = 2_000  # enough for small models; drawing a hundred thousand takes a quarter of a tiny training
 
 # As many epochs as usual, of 3 steps instead of 10: the prior's and the transport's take half of a tiny training.
 QUICK_RECIPE = TrainingRecipe(
@@ -349,9 +349,9 @@ def start_apart(tmp_path_factory):
             "(name[-3:] == 'err'))\n"
         )
         same = (
-            "from scgen_diffusion.model import _scldm\nfrom scgen_diffusion.train import _latents\n"
+            "from scgen_diffusion.model import _scldm\nfrom scgen_diffusion.train import _initialise\n"
             "from scgen_diffusion.train import AutoencoderRecipe, PriorRecipe, TrainingRecipe, TransportRecipe\n"
-            f"_latents.N_TOTALS = {_latents.N_TOTALS}\n_scldm.RECIPES['default'] = {QUICK_RECIPE}\n"
+            f"_initialise.N_TOTALS = {_initialise.N_TOTALS}\n_scldm.RECIPES['default'] = {QUICK_RECIPE}\n"
         )
         path.write_text(f"import os, sys\nsys.argv = {['-c', *map(str, arguments)]}\n{redirect}{same}{script}")
         processes.append(APART.Process(target=runpy.run_path, args=(str(path),), kwargs={"run_name": "__main__"}))

@@ -16,7 +16,7 @@ from scgen_diffusion.module._gene_space import SMALLEST_SCALE
 from scgen_diffusion.module._multimodal import LARGE_PANEL
 from scgen_diffusion.module._profile_networks import LARGEST_WEIGHT
 from scgen_diffusion.train import MANY_GENES, RECIPES
-from scgen_diffusion.train._profiles import N_AXES
+from scgen_diffusion.train._initialise import N_AXES
 from scgen_diffusion.train._recipes import FEW_COUNTS, LEAST_KL_WEIGHT, MOST_STEPS
 
 

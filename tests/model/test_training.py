@@ -15,8 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from scgen_diffusion.model import SCLDM
 from scgen_diffusion.model._scldm import RECIPES
 from scgen_diffusion.train import _cells as train_cells
-from scgen_diffusion.train import _latents as train_latents
-from scgen_diffusion.train import correct_effects, start_autoencoder
+from scgen_diffusion.train import _initialise, correct_effects, start_autoencoder
 
 METRICS = {f"{stage}_loss_{subset}" for stage in ("autoencoder", "prior") for subset in ("train", "validation")}
 
@@ -78,7 +77,7 @@ def test_effects_start_at_mean_profiles_unless_there_are_too_many_combinations(
     """Numbers make no combinations."""
     cells = make_cells()
     cells.obs["time"] = np.linspace(0, 1, len(cells))
-    monkeypatch.setattr(train_latents, "MOST_COMBINATIONS", most)
+    monkeypatch.setattr(_initialise, "MOST_COMBINATIONS", most)
     model = make_model(cells, setup={"continuous_condition_keys": list(numbers)})
 
     start_autoencoder(model.module, model._cells, np.arange(90))
@@ -88,9 +87,9 @@ def test_effects_start_at_mean_profiles_unless_there_are_too_many_combinations(
 
 @pytest.mark.parametrize(("rare", "most"), [(1000, 1000), (10, 1000), (1000, 1)])
 def test_effects_of_rare_combinations_are_corrected_unless_there_are_too_many(make_model, monkeypatch, rare, most):
-    monkeypatch.setattr(train_latents, "FEW_CELLS", rare)
-    monkeypatch.setattr(train_latents, "ENCODED_AT_A_TIME", 20)
-    monkeypatch.setattr(train_latents, "MOST_COMBINATIONS", most)
+    monkeypatch.setattr(_initialise, "FEW_CELLS", rare)
+    monkeypatch.setattr(_initialise, "ENCODED_AT_A_TIME", 20)
+    monkeypatch.setattr(_initialise, "MOST_COMBINATIONS", most)
     model, given = make_model(), {}
 
     def note(condition, cells, n_cells):
@@ -114,7 +113,7 @@ def test_effects_of_rare_combinations_are_corrected_unless_there_are_too_many(ma
 
 def test_combinations_of_many_cells_are_corrected_too_if_they_are_rare_by_some_of_their_cells(make_model, monkeypatch):
     for name, value in {"FEW_CELLS": 1, "RARE_SHARE": 0.3, "MOST_CHECKED": 7, "ENCODED_AT_A_TIME": 10}.items():
-        monkeypatch.setattr(train_latents, name, value)
+        monkeypatch.setattr(_initialise, name, value)
     model, given = make_model(condition_keys=["cell_type"]), {}
 
     def note(condition, cells, n_cells):

@@ -21,8 +21,9 @@ from mudata import MuData
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import MULTISCLDM, SCLDM
-from scgen_diffusion.model._training import TOO_SHORT, StageJob, closing_message, validation_trend
-from scgen_diffusion.train import RECIPES, PriorPlan, _latents
+from scgen_diffusion.model._end_of_training import TOO_SHORT, closing_message, validation_trend
+from scgen_diffusion.model._training import StageJob
+from scgen_diffusion.train import RECIPES, PriorPlan, _initialise
 
 BOTH = pytest.mark.parametrize("make", ["make_model", "make_gene_space"])
 
@@ -212,7 +213,7 @@ def test_test_cells_are_no_training_cells(make_model, quick, monkeypatch):
         monkeypatch.setattr(
             library_size, name, lambda self, totals, *rest, fit=fit: (fitted.append(totals), fit(self, totals, *rest))
         )
-    monkeypatch.setattr(_latents, "N_TOTALS", 1)
+    monkeypatch.setattr(_initialise, "N_TOTALS", 1)
 
     model.train(1, train_size=0.5, validation_size=0.25, **quick)
 

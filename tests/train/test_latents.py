@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scgen_diffusion.train import LatentCache, LatentData, counts_per_gene
-from scgen_diffusion.train._latents import standardise_latents
+from scgen_diffusion.train._initialise import standardise_latents
 
 N = 25
 SHAPES = {"mean": (2, 3), "condition": (2,), "log_total": ()}

@@ -16,7 +16,7 @@ import scvi
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from scgen_diffusion.model import SCRDIT, _base
+from scgen_diffusion.model import SCRDIT, _training
 from scgen_diffusion.train import Interruption, run_stage
 from scgen_diffusion.train import _cells as cells_module
 from scgen_diffusion.train._runner import check_later_checkpoints
@@ -218,7 +218,7 @@ def test_a_limit_of_time_stops_the_call_which_resumes(train, whole, tmp_path):
 def test_the_time_is_that_of_all_stages(train, monkeypatch):
     ends = []
     monkeypatch.setattr(
-        _base, "run_stage", lambda *args, deadline, **kw: ends.append(deadline) or run_stage(*args, **kw)
+        _training, "run_stage", lambda *args, deadline, **kw: ends.append(deadline) or run_stage(*args, **kw)
     )
 
     train(None, ONE_EPOCH, max_time="00:01:00:00")

@@ -72,7 +72,7 @@ from ._mudata import (
     resolve_modalities,
 )
 from ._mudata_files import MuDataFiles
-from ._plain import savable_columns, to_array, to_plain, to_table
+from ._plain import digest_of, savable_columns, to_array, to_plain, to_table
 from ._registered_cells import GivenCells, RegisteredCells, evenly
 from ._registry import expression_state, registered_genes, registered_keys
 from ._streaming import check_cells_writable, check_writable, is_generated, join_parts, part_of, read_record
@@ -128,6 +128,7 @@ __all__ = [
     "check_storage",
     "check_values",
     "check_writable",
+    "digest_of",
     "drop_unused_categories",
     "encode_conditions",
     "evenly",

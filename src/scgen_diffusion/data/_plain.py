@@ -1,7 +1,8 @@
-"""Arrays and tables as dicts, lists, tensors and scalars, which can be read from a file without executing code."""
+"""Arrays and tables as plain values, which can be read from a file without executing code, and as digests."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -105,3 +106,11 @@ def _read_column(plain: Any) -> Any:
     # "str" is the default string type of pandas 3; pandas 2 needs it spelled out
     dtype = pd.StringDtype(na_value=np.nan) if plain["dtype"] == "str" else plain["dtype"]
     return pd.array(plain["values"], dtype=dtype)
+
+
+def digest_of(*parts: object) -> str:
+    """Return a digest of dataclasses, plain values and arrays."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+    return digest.hexdigest()

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -18,18 +15,16 @@ import pandas as pd
 import rich
 import rich.pretty  # scvi-tools 1.4 uses it without importing it
 import rich.table
-import torch
-from anndata import AnnData
 from lightning.pytorch.utilities import rank_zero_only
 from mudata import MuData
 from rich.markup import escape
-from scvi import REGISTRY_KEYS, settings
+from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 from scvi.model.base import BaseModelClass
 from tqdm.auto import tqdm
 
-from scgen_diffusion._arguments import check_count, known_names, suggests_arguments, warn_user
+from scgen_diffusion._arguments import known_names, suggests_arguments
 from scgen_diffusion._compat import parse_device_args, respect_thread_limit, separate_copy
 from scgen_diffusion._pretrained import model_folder
 from scgen_diffusion.data import (
@@ -44,7 +39,6 @@ from scgen_diffusion.data import (
     RegisteredCells,
     ValueSummary,
     build_anndata,
-    check_cells_writable,
     check_conditions,
     check_expression,
     check_layer,
@@ -54,6 +48,7 @@ from scgen_diffusion.data import (
     check_same_registry,
     check_storage,
     check_values,
+    digest_of,
     drop_unused_categories,
     encode_conditions,
     extend_tables,
@@ -61,31 +56,23 @@ from scgen_diffusion.data import (
     names_and_arrays,
     owner_of,
     pad_genes,
-    recode,
     registered_genes,
     registered_keys,
-    to_plain,
 )
 from scgen_diffusion.generation import CellGenerator, LibrarySizes, check_batch_size
-from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable, copy_reference, trained_masks, transport_fits
-from scgen_diffusion.train import (
-    CellData,
-    FirstStep,
-    check_later_checkpoints,
-    check_trainer_options,
-    deadline_after,
-    run_stage,
-    show,
-)
+from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable
+from scgen_diffusion.train import CellData, check_later_checkpoints, check_trainer_options, deadline_after, show
 
 from ._counterfactual import Prediction
 from ._description import describe, next_step
-from ._generation import Generation
+from ._end_of_training import closing_message
+from ._generation import FRAME_COLUMNS, Generation
 from ._model_file import (
     ADATA_FILE,
     MODEL_FILE,
     MUDATA_FILE,
     ModelFile,
+    check_can_save,
     find_cells,
     init_options,
     model_content,
@@ -95,49 +82,44 @@ from ._model_file import (
     write_model,
     write_together,
 )
-from ._query import are_paths, check_query_cells, learned_values, new_values
+from ._query import are_paths, check_learns_something, check_query_cells, start_from, trained_rows
 from ._registration import (
-    check_is_no_part_of_file,
+    check_datamodule,
+    check_is_anndata,
     check_is_no_view,
     check_is_set_up,
+    check_registry,
     check_setup_arguments,
     plain_columns,
     spec_of,
 )
-from ._streaming import CELLS_PER_PART, SUFFIXES, VALUES_PER_PART, Stream, check_goal, check_rank
+from ._streaming import SUFFIXES, check_goal, check_rank, write_stream
 from ._training import (
-    TOO_SHORT,
-    TRAIN_ON,
-    StageJob,
     check_watched,
-    closing_message,
-    digest_of,
     other_ends,
-    plan_stage,
-    seed_of_user,
+    plan_jobs,
+    record_end,
+    restored_if_no_step_was_taken,
+    run_plan,
     split_cells,
     suggests_training_arguments,
-    warn_of_rare_labels,
-    warn_of_short_training,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import lightning.pytorch as pl
     import scipy.sparse as sp
-    from lightning.pytorch.callbacks import Callback
+    import torch
+    from anndata import AnnData
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest, Modality, Paths
     from scgen_diffusion.diffusion import Guidance, GuidanceScale, Sampler
     from scgen_diffusion.module import InputValues, LibrarySizeKind
     from scgen_diffusion.nn import ConditionSpec
-    from scgen_diffusion.train import Recipe, StageData, StagePlan, StageResult, TrainingCells
+    from scgen_diffusion.train import Recipe, StageResult, TrainingCells
 
     from ._counterfactual import ControlCells
 
-FRAME_COLUMNS = ("cell", "frame", "time", "noise_level")  # columns of a sampling path's `obs`
 ADVICE = {
     "differential_abundance": "compare the labels' shares between samples, for example with pertpy",
     "differential_expression": "sum the counts of measured cells per donor (scanpy.get.aggregate), and test with "
@@ -191,7 +173,7 @@ class DiffusionModel(BaseModelClass):
         if adata is not None:
             check_is_set_up(adata)
         elif registry is not None:
-            self._check_registry(registry)
+            check_registry(registry, type(self))
             registry = {**registry, "model_name": type(self).__name__}  # the registry of CellFiles names no model
         super().__init__(adata, registry)
 
@@ -291,7 +273,7 @@ class DiffusionModel(BaseModelClass):
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_setup_arguments(cls.setup_anndata, kwargs)
-        cls._check_is_anndata(adata)
+        check_is_anndata(adata)
         check_is_no_view(adata, "adata")
         setup = ConditionSetup.of(
             condition_keys,
@@ -324,40 +306,6 @@ class DiffusionModel(BaseModelClass):
         )
         raise NotImplementedError(msg)
 
-    @classmethod
-    def _check_is_anndata(cls, adata: object) -> None:
-        if isinstance(adata, AnnData):
-            check_is_no_part_of_file(adata)
-            return
-        if isinstance(adata, CellFiles):
-            msg = (
-                "`adata` must be an AnnData, but found CellFiles. Read cells into memory first: `cells.read(indices)`."
-            )
-            raise TypeError(msg)
-        msg = f"Cells must be an AnnData, but found {type(adata).__name__}."
-        if isinstance(adata, MuData):
-            msg += " Give one modality, for example mdata['rna'], or use MULTISCLDM.setup_mudata."
-        raise TypeError(msg)
-
-    @classmethod
-    def _check_registry(cls, registry: object) -> None:
-        """Raise unless a model of this class can be built from the registry."""
-        given = registry if isinstance(registry, Mapping) else {}
-        fields = given.get("field_registries", {})
-        if not {REGISTRY_KEYS.X_KEY, CONDITIONS} <= set(fields) or "setup_args" not in given:
-            owner = f"that of {given['model_name']!r}" if "model_name" in given else type(registry).__name__
-            msg = (
-                "`registry` must come from a model of this package (`model.registry`) or `CellFiles(...).registry`, "
-                f"but found {owner}."
-            )
-            raise ValueError(msg)
-        method = given.get("setup_method_name", "setup_anndata")
-        reads_several = hasattr(cls, "setup_mudata")
-        if (method == "setup_mudata") != reads_several:
-            number = "several modalities" if reads_several else "one modality"
-            msg = f"`registry` was made by `{method}`, but {cls.__name__} reads cells with {number}."
-            raise ValueError(msg)
-
     def _describe_cells(self, adata: AnnData | None) -> None:
         """Keep the columns of ``var``, and count the cells of each combination of conditions."""
         self.var_ = pd.DataFrame(index=registered_genes(self.registry_)) if adata is None else plain_columns(adata.var)
@@ -367,13 +315,7 @@ class DiffusionModel(BaseModelClass):
         """Let these cells replace the model's cells; None keeps them."""
         if datamodule is None:
             return
-        if not all(hasattr(datamodule, name) for name in ("loader", "codes", "digest", "registry")):
-            msg = (
-                f"`datamodule` must be scgen_diffusion.data.CellFiles or work like it, but found "
-                f"{type(datamodule).__name__}. Data modules of scvi-tools do not support conditions; open their files "
-                "with CellFiles."
-            )
-            raise TypeError(msg)
+        check_datamodule(datamodule)
         check_same_registry(datamodule.registry, self.registry_)
         self._file_cells, self._adata = datamodule, None
         self.var_ = plain_columns(datamodule.var)
@@ -381,12 +323,12 @@ class DiffusionModel(BaseModelClass):
     @classmethod
     def _register_like(cls, adata: AnnData, registry: Mapping[str, Any], genes: pd.Index, **options: Any) -> None:
         """Register cells as those of a registry were, with other ``options`` of the setup."""
-        cls._check_is_anndata(adata)
+        check_is_anndata(adata)
         check_same_genes(adata.var_names, genes)
         cls.setup_anndata(adata, source_registry=registry, **{**registry["setup_args"], **options})
 
     def _check_same_features(self, adata: AnnData) -> None:
-        self._check_is_anndata(adata)
+        check_is_anndata(adata)
         check_same_genes(adata.var_names, self.var_.index)
 
     def _assemble(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> AnnData:
@@ -580,7 +522,7 @@ class DiffusionModel(BaseModelClass):
         """Check all arguments, then train the stages (None: those that are due) until the user stops one."""
         respect_thread_limit()
         early_stopping = trainer_kwargs.pop("early_stopping", False)
-        with self._restored_if_no_step_was_taken() as first_step:
+        with restored_if_no_step_was_taken(self) as first_step:
             deadline = deadline_after(trainer_kwargs.pop("max_time", None))
             check_trainer_options(**trainer_kwargs)
             self._take_cells(datamodule)
@@ -591,13 +533,13 @@ class DiffusionModel(BaseModelClass):
                 self.train_indices_, self.validation_indices_, self.test_indices_ = parts
             if stages is None or self._stages_to_generate & {*stages}:  # else what the model can generate stays
                 if self.reference_ is not None:
-                    self._check_learns_something()
+                    check_learns_something(self)
                 self._count_combinations(self._registered_codes[self._seen_indices])
             stages = self._due_stages() if stages is None else stages
             check_watched(trainer_kwargs, stages)
             usual = {stage: self._recipe(stage) for stage in stages}
             ends = (["early_stopping"] if early_stopping else []) + other_ends(trainer_kwargs)
-            jobs = self._plan_jobs(usual, max_epochs, batch_size, plan_kwargs, ends)
+            jobs = plan_jobs(self, usual, max_epochs, batch_size, plan_kwargs, ends)
             folder = None if checkpoint_dir is None else Path(checkpoint_dir)
             if folder is not None and stages[0] == self._stages[0]:
                 first = jobs[0].recipe
@@ -612,110 +554,12 @@ class DiffusionModel(BaseModelClass):
                 options |= {"max_epochs": job.n_epochs, "checkpoint_dir": folder, "deadline": deadline}
                 options["must_beat_former"] = not job.is_new and job.name not in self.cut_short_
                 train_stage = getattr(self, f"_train_{job.name}")
-                results.append(train_stage(job.recipe, partial(self._run, first_step, **options), **of_stage))
-                self._record_end(job, results[-1])
+                results.append(train_stage(job.recipe, partial(run_plan, self, first_step, **options), **of_stage))
+                record_end(self, job, results[-1])
                 if results[-1].stopped_by:
                     break
             if not is_quiet and self.trainer.is_global_zero:
                 show(closing_message(results, jobs, next_step=next_step(self), is_resumable=folder is not None))
-
-    def _plan_jobs(
-        self,
-        recipes: Mapping[str, Recipe],
-        max_epochs: int | Mapping[str, int] | None,
-        batch_size: int | None,
-        plan_kwargs: Mapping[str, Any] | None,
-        ends: Sequence[str],
-    ) -> list[StageJob]:
-        """Apply a user's choices to the default recipes of the stages, in order; warn of few cells and epochs."""
-        n_cells, stages = len(self.train_indices_), list(recipes)
-        epochs = self._by_stage("max_epochs", max_epochs, stages)
-        changes = self._by_stage("plan_kwargs", plan_kwargs, stages)
-        # fine-tuning goes on from the reference, unless it has classes to learn; the transport starts from nothing
-        known = stages if self.reference_ is not None else self.trained_stages_
-        begun = set() if self._has_values_to_learn else {*known} - {"transport"}
-        jobs = [
-            plan_stage(
-                stage,
-                recipe,
-                max_epochs=epochs[stage],
-                batch_size=None if stage == "transport" and len(stages) > 1 else batch_size,
-                changes=changes[stage],
-                n_cells=n_cells,
-                is_validated=stage != "transport" and len(self.validation_indices_) > 0,
-                is_new=stage not in begun,
-                ends=ends,
-            )
-            for stage, recipe in recipes.items()
-        ]
-        if "early_stopping" in ends and not any(job.is_validated for job in jobs):
-            msg = (
-                "`early_stopping` watches the validation loss, but there are no validation cells. Set `train_size` "
-                "below 1, or leave `early_stopping` out. The transport cannot be stopped early."
-            )
-            raise ValueError(msg)
-        if self.reference_ is None and not self.trained_stages_:
-            warn_of_rare_labels(self._condition_keys, self._registered_codes, self.train_indices_)
-            self._has_warned_of_rare = True
-        warn_of_short_training([job for job in jobs if job.is_new], n_cells)
-        return jobs
-
-    def _record_end(self, job: StageJob, result: StageResult) -> None:
-        """Record the training options of a stage that has ended, its seed, and whether it was cut short."""
-        options = {**asdict(job.recipe), **result.arguments, "seed": seed_of_user(result.plan)}
-        self.recipes_ = {**self.recipes_, job.name: to_plain(options)}
-        ends = {**self.cut_short_, job.name: job.cut_short(result, self.cut_short_.get(job.name, ""))}
-        self.cut_short_ = {stage: how for stage, how in ends.items() if how}
-
-    @contextmanager
-    def _restored_if_no_step_was_taken(self) -> Iterator[FirstStep]:
-        """Keep the model as it was, with its cells, if the body raises an error before any step of training."""
-        attributes, first_step = dict(self.__dict__), FirstStep()
-        if self.trained_stages_:
-            attributes["module"] = deepcopy(self.module)
-        try:
-            yield first_step
-        except BaseException:
-            if not first_step.is_taken:
-                self.__dict__.clear()
-                self.__dict__.update(attributes)
-            raise
-
-    def _run(
-        self,
-        first_step: FirstStep,
-        plan: StagePlan,
-        data: StageData,
-        *depends_on: object,
-        max_epochs: int,
-        checkpoint_dir: Path | None,
-        must_beat_former: bool,
-        accelerator: str = "auto",
-        devices: int | list[int] | str = "auto",
-        callbacks: Sequence[Callback] | None = None,
-        **options: Any,
-    ) -> StageResult:
-        """Run a stage. It resumes a checkpoint of the same cells, the same split and the same ``depends_on``."""
-        plan.trained_rows = self._trained_rows(plan.name)
-        plan.must_beat_former = must_beat_former and plan.recipe.max_rounds > 1
-        if checkpoint_dir is not None:
-            split = self.train_indices_, self.validation_indices_  # total counts come from both
-            plan.fingerprint = digest_of(self._fingerprint, *split, *depends_on)
-        accelerator, devices, device = parse_device_args(accelerator, devices, return_device="torch")
-        result = run_stage(
-            plan,
-            data,
-            max_epochs=max_epochs,
-            checkpoint_dir=checkpoint_dir,
-            accelerator=accelerator,
-            devices=devices,
-            callbacks=[first_step, *(callbacks or [])],
-            **options,
-        )
-        self.to_device(result.device or device)  # like scvi-tools' models, it stays where it was trained
-        self.trainer = result.trainer
-        self.history_ = {**(self.history_ or {}), **result.plan.history}
-        return result
 
     def _due_stages(self) -> Sequence[str]:
         """Stages that ``train`` trains."""
@@ -728,22 +572,6 @@ class DiffusionModel(BaseModelClass):
     def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
         """Say what the default recipes of the stages owe to the data, beside the number of cells; "" for nothing."""
         return ""
-
-    def _by_stage(self, argument: str, given: Any, stages: Sequence[str]) -> dict[str, Any]:
-        """Return an argument's value for each stage: one value for all, or one per stage from a mapping."""
-        names_stages = isinstance(given, Mapping) and (
-            argument == "max_epochs" or any(name in self._stages or isinstance(given[name], Mapping) for name in given)
-        )
-        if not names_stages:
-            return dict.fromkeys(stages, given)
-        for name in given:
-            if name not in self._stages:
-                msg = f"`{argument}` names the unknown stage {name!r}. {known_names(name, self._stages)}"
-                raise ValueError(msg)
-            if name not in stages:
-                msg = f"`{argument}` names the stage {name!r}, which is not trained. {self._why_not_trained(name)}"
-                raise ValueError(msg)
-        return {stage: given.get(stage) for stage in stages}
 
     def _why_not_trained(self, stage: str) -> str:
         return f"`train_{stage}` trains it."
@@ -967,7 +795,7 @@ class DiffusionModel(BaseModelClass):
             seed=seed,
             output=self._output(counts),
         )
-        return self._write(
+        return write_stream(
             goal,
             generation,
             shard_size=shard_size,
@@ -978,37 +806,6 @@ class DiffusionModel(BaseModelClass):
             n_ranks=n_ranks,
             overwrite=overwrite,
         )
-
-    def _write(
-        self,
-        goal: Path,
-        job: Generation | Prediction,
-        *,
-        shard_size: int | None,
-        batch_size: int,
-        seed: int | None,
-        show_progress: bool,
-        rank: int,
-        n_ranks: int,
-        overwrite: bool,
-    ) -> Path:
-        """Make the cells of a job shard by shard, write them to a file, and return its path."""
-        if shard_size is None:
-            shard_size = min(max(VALUES_PER_PART // len(self.var_), 1), CELLS_PER_PART)
-        size, n_cells = self._engine.round_to_blocks(check_count("shard_size", shard_size)), job.n_cells
-        rows = [range(start, min(start + size, n_cells)) for start in range(0, n_cells, size)]
-        seed = settings.seed if seed is None else seed
-        identity = {**job.identify(), "n_cells": n_cells, "seed": None if seed is None else int(seed)}
-        stream = Stream(goal, {**identity, "shard_size": size}, len(rows))
-        begun = stream.start(job.request.seed, overwrite=overwrite, n_ranks=n_ranks)
-        if begun is not None:
-            job = job.with_seed(begun).judged()
-            make = partial(job.make_part, batch_size=batch_size)
-            bar, join = {"desc": job.task, "disable": not show_progress}, {"merge": job.merge, **self._join_options}
-            values = stream.complete(rows, make, bar, rank=rank, n_ranks=n_ranks, overwrite=overwrite, **join)
-            if values is not None:
-                self._warn_of_odd_values(values, job.output)
-        return goal
 
     def get_sampling_path(
         self,
@@ -1073,32 +870,9 @@ class DiffusionModel(BaseModelClass):
             seed=seed,
             output="log1p",
         )
-        request, parts = generation.judged().request, []
-        with tqdm(total=request.n_cells, desc="Generating", unit="cell", disable=not show_progress) as progress:
-            for frames in self._engine.frames(request, n_frames):
-                parts.append(frames)
-                progress.update(len(frames.codes))
-        times, codes = parts[0].times, np.concatenate([part.codes for part in parts])
-        states = np.concatenate([part.states for part in parts], axis=1)
-        estimates = np.concatenate([part.estimates for part in parts], axis=1)
-        self._warn_of_odd_values(ValueSummary.of(states[-1]), "log1p")
-        identity = {**request.identity, "values": self._outputs[0]}
-        if self._outputs[0] == "counts":
-            identity["library_size"] = self.architecture.library_size
-        names = replace(request, identity=identity).names(0, request.n_cells)  # the same names as in `generate`
-        cells = self.conditions.to_obs(codes, names)
-        obs = pd.concat([cells] * len(times))
-        obs["cell"] = pd.Categorical(obs.index, categories=cells.index)
-        obs["frame"] = np.repeat(np.arange(len(times)), len(cells))
-        obs["time"] = np.repeat(times.float().cpu().numpy(), len(cells))
-        levels = self.module.path.sigma(times.double()).abs()  # no negative zero
-        obs["noise_level"] = np.repeat(levels.float().cpu().numpy(), len(cells))
-        obs.index = obs["cell"].astype(str) + "_frame_" + obs["frame"].astype(str)
-        layers = {"estimate": np.concatenate(estimates)}  # frame by frame
-        provenance = {**request.provenance, "n_frames": int(n_frames)}
-        obs = obs.rename_axis(None)
-        obsm = self.conditions.to_obsm(np.tile(codes, (len(times), 1)), obs.index)
-        return self._assemble(np.concatenate(states), obs, provenance, is_log1p=True, layers=layers, obsm=obsm)
+        generation = generation.judged()
+        with tqdm(total=generation.n_cells, desc=generation.task, unit="cell", disable=not show_progress) as progress:
+            return generation.make_path(n_frames, progress)
 
     @suggests_arguments
     def predict_perturbation(
@@ -1338,7 +1112,7 @@ class DiffusionModel(BaseModelClass):
             sample=sample,
             seed=seed,
         )
-        return self._write(
+        return write_stream(
             goal,
             prediction,
             shard_size=shard_size,
@@ -1349,19 +1123,6 @@ class DiffusionModel(BaseModelClass):
             n_ranks=n_ranks,
             overwrite=overwrite,
         )
-
-    def _verdict_table(self, columns: Mapping[str, Any], stages: Sequence[str]) -> pd.DataFrame:
-        """Return verdicts as a table; warn, and add to each reason, if the training of one of the stages was short."""
-        table = pd.DataFrame(columns)
-        if short := self._describe_short(stages):
-            table["reason"] += f"; but {short}"
-            warn_user(f"Too few epochs: {short}. Do not trust the effects, whatever their verdict. {TRAIN_ON}")
-        return table
-
-    def _describe_short(self, stages: Iterable[str]) -> str:
-        """Say which of the stages were stopped or far too short; empty if none."""
-        found = [f"of the {name} was {self.cut_short_[name]}" for name in stages if name in self.cut_short_]
-        return f"the training {' and that '.join(found)}" if found else ""
 
     @property
     def _engine(self) -> CellGenerator:
@@ -1414,15 +1175,6 @@ class DiffusionModel(BaseModelClass):
         """Return the method to use; raise unless the stages it needs are trained."""
         self._check_ready_to_generate()
         return "inversion"
-
-    def _check_counterfactual_options(self, chosen: Mapping[str, Any]) -> str:
-        """Raise for options that the model does not support; return how to treat residuals."""
-        for name, value in chosen.items():
-            known = self._counterfactual_options[name]
-            if value is not None and value not in known:
-                msg = f"{type(self).__name__} does not support `{name}` {value!r}. {known_names(value, known)}"
-                raise ValueError(msg)
-        return chosen["residuals"] or self._counterfactual_options["residuals"][0]
 
     # --- reading given cells ------------------------------------------------------------------------------------------
 
@@ -1542,32 +1294,14 @@ class DiffusionModel(BaseModelClass):
             If ``dir_path`` is a file, or the files cannot be written. Files from before stay as they were.
         """
         folder, prefix = Path(dir_path), prefix or ""
-        if folder.is_file():
-            msg = f"{folder} is a file. `dir_path` must be a folder."
-            raise NotADirectoryError(msg)
-        if folder.exists() and not overwrite:
-            msg = f"{folder} already exists. Choose another folder or set overwrite=True."
-            raise ValueError(msg)
-        if save_anndata and self.adata is None:
-            msg = "`save_anndata` is True, but the model has no cells in memory; leave it out, or set model.adata."
-            raise ValueError(msg)
-        if save_anndata:
-            check_cells_writable(self.adata)
-        cells = [f"{prefix}{name}" for name in (ADATA_FILE, MUDATA_FILE)]
-        others = [name for name in cells if (folder / name).exists()]
-        if others and not (folder / f"{prefix}{MODEL_FILE}").exists():
-            msg = (
-                f"{folder / others[0]} was not saved with a model, so it is not replaced; but `load` would take its "
-                "cells for those of the model. Choose another folder or `prefix`, or move it away."
-            )
-            raise ValueError(msg)
+        replaced = check_can_save(self, folder, prefix, overwrite=overwrite, with_cells=save_anndata)
         writers: dict[str, Callable[[Path], None]] = {
             f"{prefix}{MODEL_FILE}": partial(write_model, model_content(self))
         }
         if save_anndata:
             name = MUDATA_FILE if isinstance(self.adata, MuData) else ADATA_FILE
             writers[f"{prefix}{name}"] = partial(write_cells, self.adata, anndata_write_kwargs)
-        write_together(folder, writers, removed=cells)
+        write_together(folder, writers, removed=replaced)
 
     @classmethod
     def load(
@@ -1802,7 +1536,7 @@ class DiffusionModel(BaseModelClass):
             extended = {"extend_categories": True, "condition_embeddings": tables}
             cls._register_like(adata, registry, reference.var_.index, **extended)
             model = cls(adata, **options)
-        model._copy_reference(reference, trainable)
+        start_from(model, reference, trainable)
         model.to_device(device)
         model.module.eval()
         return model
@@ -1856,79 +1590,13 @@ class DiffusionModel(BaseModelClass):
             raise ValueError(msg)
         return reference_model
 
-    def _copy_reference(self, reference: Self, trainable: Trainable) -> None:
-        """Copy weights, conditions and trained stages of a reference."""
-        before, after = reference._condition_keys, self._condition_keys
-        self.combinations_ = recode(reference.combinations_, before, after)
-        self.combination_sizes_ = reference.combination_sizes_
-        self.reference_ = {
-            "trainable": trainable,
-            "digest": digest_of(*(tensor.cpu().numpy() for tensor in reference.module.state_dict().values())),
-            "combinations": self.combinations_,
-            "combination_sizes": self.combination_sizes_,
-            "of_autoencoder": recode(reference._combinations_of_autoencoder, before, after),
-        }
-        keeps_transport = trainable != "all" and transport_fits(self.module, reference.module)
-        copy_reference(
-            self.module,
-            reference.module,
-            learned_values(after, self.reference_["combinations"]),
-            lambda codes: torch.from_numpy(recode(codes.cpu().numpy(), before, after)),
-            with_transport=keeps_transport,
-        )
+    def _copy_features(self, reference: Self) -> None:
+        """Take what is known of the genes from a reference."""
         self.var_ = reference.var_.copy()
-        stages = {*reference.trained_stages_}
-        if "transport" in stages and not keeps_transport:
-            stages.remove("transport")
-            warn_user(
-                "The new model leaves out the reference's transport, which does not fit a new autoencoder or more "
-                "known embeddings of perturbations. `train` trains another, on the control and perturbed cells among "
-                "the new ones alone."
-            )
-        self._record_trained(*stages)
-        self.library_head_is_trained_ = reference.library_head_is_trained_
-        # a stopped transport is one that this model began; `train` resumes it
-        states = reference.cut_short_.items()
-        self.cut_short_ = {stage: TOO_SHORT if stage == "transport" else state for stage, state in states}
-        self.recipes_ = dict(reference.recipes_)
-        self._check_learns_something()
-
-    def _check_learns_something(self) -> None:
-        """Raise if fine-tuning has nothing to train on the model's cells."""
-        assert self.reference_ is not None
-        trainable = self.reference_["trainable"]
-        if trained_masks(self.module, trainable, self._new_values()):
-            return
-        if trainable == "conditions":
-            msg = f"The reference has no conditions to train; set `trainable` to one of {TRAINABLE[2:]}."
-            raise ValueError(msg)
-        msg = (
-            "There is nothing to train: the reference knows all classes and members of the new cells, or has their "
-            "embeddings. To learn from new combinations, numbers or cells, call `load_query_data` with `trainable` set "
-            f"to one of {TRAINABLE[1:]}."
-        )
-        raise ValueError(msg)
-
-    def _new_values(self) -> list[Tensor]:
-        """Mark, per key, the classes and members that the model's cells have and the reference's cells lacked."""
-        assert self.reference_ is not None
-        return new_values(self._condition_keys, self._registered_codes, self.reference_["combinations"])
-
-    @property
-    def _has_values_to_learn(self) -> bool:
-        """Whether this is a query, not yet trained, whose cells have classes or members that the reference lacked."""
-        return self.reference_ is not None and not self.history_ and any(new.any() for new in self._new_values())
 
     def _trained_rows(self, stage: str) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
         """Return the parameters that fine-tuning trains in a stage; None means all."""
-        if self.reference_ is None:
-            return None
-        masks = trained_masks(self.module, self.reference_["trainable"], self._new_values())
-        if not self.library_head_is_trained_:  # published weights lack this head
-            masks |= dict.fromkeys(self.module.library_size.parameters())
-        if (transport := self.module.transport) is not None:
-            masks |= dict.fromkeys(transport.parameters())
-        return masks
+        return None if self.reference_ is None else trained_rows(self)
 
     @property
     def _keeps_autoencoder(self) -> bool:

@@ -23,6 +23,7 @@ from scgen_diffusion.data import (
     check_rows,
     check_same_registry,
     check_writable,
+    digest_of,
     drop_unused_categories,
     have_labels,
     names_and_arrays,
@@ -42,7 +43,7 @@ from scgen_diffusion.generation import (
     verdict_columns,
 )
 
-from ._training import digest_of
+from ._end_of_training import verdict_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -168,7 +169,7 @@ class Prediction:
         for sizes in library_size.values() if isinstance(library_size, Mapping) else [library_size]:
             check_order("`library_size`", sizes, cells)
         chosen = {"method": method, "residuals": residuals, "sample": sample}
-        residuals_of_cells = model._check_counterfactual_options(chosen)
+        residuals_of_cells = _check_options(model, chosen)
         chosen_method = model._counterfactual_method(cells, method)
         _check_learned(model, cells.own, chosen_method)
         is_same = (cells.own == cells.codes).all(1)
@@ -248,7 +249,7 @@ class Prediction:
 
         groups, verdicts = self.groups, self.groups.verdicts(read)
         columns = verdict_columns(self.model.conditions, groups.codes, groups.n_cells, verdicts)
-        table = self.model._verdict_table(columns, ("autoencoder", "transport"))
+        table = verdict_table(self.model, columns, ("autoencoder", "transport"))
         return replace(self, verdicts=verdicts, provenance={**self.provenance, "verdict": table})
 
     @property
@@ -405,6 +406,16 @@ def _unwritable_texts(obs: pd.DataFrame) -> dict[str, pd.Series]:
         for name, text in texts.items()
         if infer_dtype(text) == "string" and (text.dtype != object or text.isna().any())
     }
+
+
+def _check_options(model: DiffusionModel, chosen: Mapping[str, Any]) -> str:
+    """Raise for options that the model does not support; return how to treat residuals."""
+    for name, value in chosen.items():
+        known = model._counterfactual_options[name]
+        if value is not None and value not in known:
+            msg = f"{type(model).__name__} does not support `{name}` {value!r}. {known_names(value, known)}"
+            raise ValueError(msg)
+    return chosen["residuals"] or model._counterfactual_options["residuals"][0]
 
 
 def _check_learned(model: DiffusionModel, codes: np.ndarray, method: str) -> None:

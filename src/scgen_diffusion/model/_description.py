@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from scgen_diffusion._arguments import list_first
 from scgen_diffusion.data import ArrayKey, CategoricalKey, ContinuousKey, SetKey, have_labels, with_columns
 
-from ._training import STOPPED, STOPPED_EARLY, TOO_SHORT
+from ._end_of_training import advise_to_train_on
+from ._query import new_values
 
 if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionKey
@@ -87,7 +88,7 @@ def _new_labels(model: DiffusionModel) -> list[list[str]]:
     if model.reference_ is None or not model._has_cells:
         return [[] for _ in model._condition_keys]
     labels = [key.labels for key in model._condition_keys]
-    found = model._new_values()
+    found = new_values(model)
     return [[repr(x) for x, is_new in zip(*pair, strict=False) if is_new] for pair in zip(labels, found, strict=True)]
 
 
@@ -123,23 +124,10 @@ def _next_training(model: DiffusionModel, is_query: bool) -> str:
 def next_step(model: DiffusionModel) -> str:
     """Return what to call next."""
     is_query = _is_untrained_query(model)
-    stopped = [stage for stage in model.trained_stages_ if model.cut_short_.get(stage) in (STOPPED, STOPPED_EARLY)]
-    if stopped and not is_query:
-        again = "make the same call again, which trains on"
-        again = again if model._has_cells else f"set model.adata to cells, then {again}"
-        return again if stopped[0] == model._stages[0] else f"{again}; without checkpoints, model.train_{stopped[0]}()"
-    fixed = {"autoencoder", "transport"} if model._keeps_autoencoder else set()  # those of the reference
-    short = [s for s in model.trained_stages_ if model.cut_short_.get(s) == TOO_SHORT and s not in fixed]
-    if short and not is_query:
-        calls = ["train()"] if short[0] == model._stages[0] else [f"train_{stage}()" for stage in short]
-        again = f"{' and '.join(f'model.{call}' for call in calls)}, as the training so far was far too short"
-        return again if model._has_cells else f"set model.adata to cells, then {again}"
-    return _after_training(model, is_query)
-
-
-def _after_training(model: DiffusionModel, is_query: bool) -> str:
-    if not model.is_trained_ or is_query:
+    train = "" if is_query else advise_to_train_on(model)
+    if not train and (is_query or not model.is_trained_):
         train = _next_training(model, is_query)
+    if train:
         return train if model._has_cells else f"set model.adata to cells, then {train}"
     condition = ""
     match model._condition_keys[:1]:

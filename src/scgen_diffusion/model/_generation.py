@@ -1,4 +1,4 @@
-"""Requests of ``generate``: checking them, judging them, and making their cells."""
+"""Requests of ``generate`` and of sampling paths: checking them, judging them, and making their cells."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pandas as pd
 
 from scgen_diffusion._arguments import warn_user
 from scgen_diffusion._compat import respect_thread_limit
 from scgen_diffusion.data import ValueSummary, resolve_seed, stack_rows
 from scgen_diffusion.diffusion import Guidance
 
-from ._training import TRAIN_ON
+from ._end_of_training import TRAIN_ON, describe_short, verdict_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import InputValues
 
     from ._base import DiffusionModel
+
+FRAME_COLUMNS = ("cell", "frame", "time", "noise_level")  # columns of a sampling path's `obs`
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,10 @@ class Generation:
         """
         model, verdicts = self.model, self.model._engine.verdicts(self.request)
         if verdicts is None:
-            if short := model._describe_short(sorted(model._stages_to_generate)):
+            if short := describe_short(model, sorted(model._stages_to_generate)):
                 warn_user(f"Too few epochs: {short}. The cells may be unlike real ones. {TRAIN_ON}")
             return self
-        table = model._verdict_table(verdicts, model._stages)
+        table = verdict_table(model, verdicts, model._stages)
         return replace(self, request=replace(self.request, provenance={**self.request.provenance, "verdict": table}))
 
     def make(self, rows: range, batch_size: int, progress: tqdm, assemble: Callable[..., Any]) -> Any:
@@ -107,6 +110,34 @@ class Generation:
         obs = model.conditions.to_obs(codes, request.names(rows.start, rows.stop))
         obsm = model.conditions.to_obsm(codes, obs.index)
         return assemble(x, obs, request.provenance, is_log1p=request.output == "log1p", obsm=obsm)
+
+    def make_path(self, n_frames: int, progress: tqdm) -> Any:
+        """Make the states of all cells on their way from noise, frame by frame."""
+        model, request, parts = self.model, self.request, []
+        for frames in model._engine.frames(request, n_frames):
+            parts.append(frames)
+            progress.update(len(frames.codes))
+        times, codes = parts[0].times, np.concatenate([part.codes for part in parts])
+        states = np.concatenate([part.states for part in parts], axis=1)
+        estimates = np.concatenate([part.estimates for part in parts], axis=1)
+        model._warn_of_odd_values(ValueSummary.of(states[-1]), "log1p")
+        identity = {**request.identity, "values": model._outputs[0]}
+        if model._outputs[0] == "counts":
+            identity["library_size"] = model.architecture.library_size
+        names = replace(request, identity=identity).names(0, request.n_cells)  # the same names as in `generate`
+        cells = model.conditions.to_obs(codes, names)
+        obs = pd.concat([cells] * len(times))
+        obs["cell"] = pd.Categorical(obs.index, categories=cells.index)
+        obs["frame"] = np.repeat(np.arange(len(times)), len(cells))
+        obs["time"] = np.repeat(times.float().cpu().numpy(), len(cells))
+        levels = model.module.path.sigma(times.double()).abs()  # no negative zero
+        obs["noise_level"] = np.repeat(levels.float().cpu().numpy(), len(cells))
+        obs.index = obs["cell"].astype(str) + "_frame_" + obs["frame"].astype(str)
+        layers = {"estimate": np.concatenate(estimates)}  # frame by frame
+        provenance = {**request.provenance, "n_frames": int(n_frames)}
+        obs = obs.rename_axis(None)
+        obsm = model.conditions.to_obsm(np.tile(codes, (len(times), 1)), obs.index)
+        return model._assemble(np.concatenate(states), obs, provenance, is_log1p=True, layers=layers, obsm=obsm)
 
     def make_part(self, rows: range, batch_size: int, progress: tqdm) -> AnnData:
         """Make a part of a stream."""

@@ -15,7 +15,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from scgen_diffusion._files import explain_failed_write, sync, write_atomically
-from scgen_diffusion.data import JOINED, expression_state, to_array, to_plain, to_table
+from scgen_diffusion.data import JOINED, check_cells_writable, expression_state, to_array, to_plain, to_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from torch import Tensor
+
+    from ._base import DiffusionModel
 
 MODEL_FILE = "model.pt"
 ADATA_FILE = "adata.h5ad"
@@ -201,6 +203,30 @@ def _read(content: Mapping[str, Any]) -> ModelFile:
 
 
 # --- files of the folder ----------------------------------------------------------------------------------------------
+
+
+def check_can_save(model: DiffusionModel, folder: Path, prefix: str, *, overwrite: bool, with_cells: bool) -> list[str]:
+    """Raise unless the model can be saved to a folder; return the names of files with cells that saving replaces."""
+    if folder.is_file():
+        msg = f"{folder} is a file. `dir_path` must be a folder."
+        raise NotADirectoryError(msg)
+    if folder.exists() and not overwrite:
+        msg = f"{folder} already exists. Choose another folder or set overwrite=True."
+        raise ValueError(msg)
+    if with_cells and model.adata is None:
+        msg = "`save_anndata` is True, but the model has no cells in memory; leave it out, or set model.adata."
+        raise ValueError(msg)
+    if with_cells:
+        check_cells_writable(model.adata)
+    cells = [f"{prefix}{name}" for name in (ADATA_FILE, MUDATA_FILE)]
+    others = [name for name in cells if (folder / name).exists()]
+    if others and not (folder / f"{prefix}{MODEL_FILE}").exists():
+        msg = (
+            f"{folder / others[0]} was not saved with a model, so it is not replaced; but `load` would take its cells "
+            "for those of the model. Choose another folder or `prefix`, or move it away."
+        )
+        raise ValueError(msg)
+    return cells
 
 
 def write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]], removed: list[str]) -> None:

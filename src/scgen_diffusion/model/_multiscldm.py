@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.generation import LibrarySizes
-    from scgen_diffusion.module import Trainable
     from scgen_diffusion.train import AutoencoderRecipe, Recipe, TrainingCells
 
 KL_WEIGHT_WITH_PANEL = 0.3  # the many counts of a protein tell much about a cell
@@ -386,8 +385,8 @@ class MULTISCLDM(SCLDM):
         if isinstance(datamodule, MuDataFiles):
             self.modality_vars_ = {name: plain_columns(var) for name, var in datamodule.modality_vars.items()}
 
-    def _copy_reference(self, reference: Self, trainable: Trainable) -> None:
-        super()._copy_reference(reference, trainable)
+    def _copy_features(self, reference: Self) -> None:
+        super()._copy_features(reference)
         self.modality_vars_ = dict(reference.modality_vars_)  # the new cells may lack modalities
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Fine-tuning: checks of the new cells, and which conditions are new in them."""
+"""Fine-tuning: checks of the new cells, the copy of the reference, and what is new and trained."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from anndata import AnnData
 
-from scgen_diffusion.data import check_same_genes, mark_occurring
+from scgen_diffusion._arguments import warn_user
+from scgen_diffusion.data import check_same_genes, digest_of, mark_occurring, recode
+from scgen_diffusion.module import TRAINABLE, copy_reference, trained_masks, transport_fits
+
+from ._end_of_training import TOO_SHORT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionKey, Paths
+    from scgen_diffusion.module import Trainable
+
+    from ._base import DiffusionModel
 
 
 def are_paths(cells: object) -> TypeGuard[Paths]:
@@ -41,14 +48,84 @@ def check_query_cells(adata: object, genes: pd.Index) -> None:
         raise ValueError(msg) from error
 
 
-def learned_values(keys: Sequence[ConditionKey], combinations: np.ndarray) -> list[Tensor]:
-    """Mark, per key, the classes and members that the reference's cells have."""
-    return [torch.from_numpy(are) for are in mark_occurring(keys, combinations)]
+def start_from(model: DiffusionModel, reference: DiffusionModel, trainable: Trainable) -> None:
+    """Copy weights, conditions and trained stages of a reference."""
+    before, after = reference._condition_keys, model._condition_keys
+    model.combinations_ = recode(reference.combinations_, before, after)
+    model.combination_sizes_ = reference.combination_sizes_
+    model.reference_ = {
+        "trainable": trainable,
+        "digest": digest_of(*(tensor.cpu().numpy() for tensor in reference.module.state_dict().values())),
+        "combinations": model.combinations_,
+        "combination_sizes": model.combination_sizes_,
+        "of_autoencoder": recode(reference._combinations_of_autoencoder, before, after),
+    }
+    keeps_transport = trainable != "all" and transport_fits(model.module, reference.module)
+    copy_reference(
+        model.module,
+        reference.module,
+        _mark_occurring(after, model.combinations_),
+        lambda codes: torch.from_numpy(recode(codes.cpu().numpy(), before, after)),
+        with_transport=keeps_transport,
+    )
+    model._copy_features(reference)
+    stages = {*reference.trained_stages_}
+    if "transport" in stages and not keeps_transport:
+        stages.remove("transport")
+        warn_user(
+            "The new model leaves out the reference's transport, which does not fit a new autoencoder or more known "
+            "embeddings of perturbations. `train` trains another, on the control and perturbed cells among the new "
+            "ones alone."
+        )
+    model._record_trained(*stages)
+    model.library_head_is_trained_ = reference.library_head_is_trained_
+    # a stopped transport is one that this model began; `train` resumes it
+    states = reference.cut_short_.items()
+    model.cut_short_ = {stage: TOO_SHORT if stage == "transport" else state for stage, state in states}
+    model.recipes_ = dict(reference.recipes_)
+    check_learns_something(model)
 
 
-def new_values(keys: Sequence[ConditionKey], codes: np.ndarray, combinations: np.ndarray) -> list[Tensor]:
-    """Mark, per key, the classes and members in these codes that the reference's cells lack."""
-    found = mark_occurring(keys, codes)
-    return [
-        torch.from_numpy(here) & ~before for here, before in zip(found, learned_values(keys, combinations), strict=True)
-    ]
+def check_learns_something(model: DiffusionModel) -> None:
+    """Raise if fine-tuning has nothing to train on the model's cells."""
+    assert model.reference_ is not None
+    trainable = model.reference_["trainable"]
+    if trained_masks(model.module, trainable, new_values(model)):
+        return
+    if trainable == "conditions":
+        msg = f"The reference has no conditions to train; set `trainable` to one of {TRAINABLE[2:]}."
+        raise ValueError(msg)
+    msg = (
+        "There is nothing to train: the reference knows all classes and members of the new cells, or has their "
+        "embeddings. To learn from new combinations, numbers or cells, call `load_query_data` with `trainable` set "
+        f"to one of {TRAINABLE[1:]}."
+    )
+    raise ValueError(msg)
+
+
+def new_values(model: DiffusionModel) -> list[Tensor]:
+    """Mark, per key, the classes and members that the model's cells have and the reference's cells lacked."""
+    assert model.reference_ is not None
+    codes = model._registered_codes, model.reference_["combinations"]
+    here, before = (_mark_occurring(model._condition_keys, of) for of in codes)
+    return [own & ~known for own, known in zip(here, before, strict=True)]
+
+
+def _mark_occurring(keys: Sequence[ConditionKey], codes: np.ndarray) -> list[Tensor]:
+    return [torch.from_numpy(are) for are in mark_occurring(keys, codes)]
+
+
+def has_values_to_learn(model: DiffusionModel) -> bool:
+    """Return whether a query is not yet trained, and its cells have classes or members that the reference lacked."""
+    return model.reference_ is not None and not model.history_ and any(new.any() for new in new_values(model))
+
+
+def trained_rows(model: DiffusionModel) -> dict[torch.nn.Parameter, Tensor | None]:
+    """Return the parameters that fine-tuning trains."""
+    assert model.reference_ is not None
+    masks = trained_masks(model.module, model.reference_["trainable"], new_values(model))
+    if not model.library_head_is_trained_:  # published weights lack this head
+        masks |= dict.fromkeys(model.module.library_size.parameters())
+    if (transport := model.module.transport) is not None:
+        masks |= dict.fromkeys(transport.parameters())
+    return masks

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from anndata import AnnData
 from mudata import MuData
+from scvi import REGISTRY_KEYS
 
 from scgen_diffusion._arguments import check_argument_names
 from scgen_diffusion.data import (
@@ -20,10 +22,11 @@ from scgen_diffusion.data import (
     SetKey,
     savable_columns,
 )
+from scgen_diffusion.module import CONDITIONS
 from scgen_diffusion.nn import Classes, ConditionSpec, Members, Number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     import pandas as pd
 
@@ -65,13 +68,52 @@ def check_is_set_up(adata: object) -> None:
         raise TypeError(msg)
 
 
-def check_is_no_part_of_file(adata: AnnData) -> None:
+def check_is_anndata(adata: object) -> None:
+    """Raise unless cells are an AnnData from which batches can be read."""
+    if isinstance(adata, CellFiles):
+        msg = "`adata` must be an AnnData, but found CellFiles. Read cells into memory first: `cells.read(indices)`."
+        raise TypeError(msg)
+    if not isinstance(adata, AnnData):
+        msg = f"Cells must be an AnnData, but found {type(adata).__name__}."
+        if isinstance(adata, MuData):
+            msg += " Give one modality, for example mdata['rna'], or use MULTISCLDM.setup_mudata."
+        raise TypeError(msg)
     if adata.is_view and adata.isbacked:
         msg = (
             "`adata` is a view of a file, from which batches cannot be read. Write the part to its own file, "
             "`adata.copy('part.h5ad')`, or read it into memory, `adata.to_memory()`."
         )
         raise ValueError(msg)
+
+
+def check_registry(registry: object, model_class: type) -> None:
+    """Raise unless a model of a class can be built from the registry."""
+    given = registry if isinstance(registry, Mapping) else {}
+    fields = given.get("field_registries", {})
+    if not {REGISTRY_KEYS.X_KEY, CONDITIONS} <= set(fields) or "setup_args" not in given:
+        owner = f"that of {given['model_name']!r}" if "model_name" in given else type(registry).__name__
+        msg = (
+            "`registry` must come from a model of this package (`model.registry`) or `CellFiles(...).registry`, but "
+            f"found {owner}."
+        )
+        raise ValueError(msg)
+    method = given.get("setup_method_name", "setup_anndata")
+    reads_several = hasattr(model_class, "setup_mudata")
+    if (method == "setup_mudata") != reads_several:
+        number = "several modalities" if reads_several else "one modality"
+        msg = f"`registry` was made by `{method}`, but {model_class.__name__} reads cells with {number}."
+        raise ValueError(msg)
+
+
+def check_datamodule(datamodule: object) -> None:
+    """Raise unless cells for ``train`` work like ``CellFiles``."""
+    if not all(hasattr(datamodule, name) for name in ("loader", "codes", "digest", "registry")):
+        msg = (
+            f"`datamodule` must be scgen_diffusion.data.CellFiles or work like it, but found "
+            f"{type(datamodule).__name__}. Data modules of scvi-tools do not support conditions; open their files with "
+            "CellFiles."
+        )
+        raise TypeError(msg)
 
 
 def spec_of(key: ConditionKey, table: pd.DataFrame | None) -> ConditionSpec:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from scgen_diffusion._arguments import list_first, warn_user
-from scgen_diffusion.data import OPEN, check_names, have_labels
+from scgen_diffusion.data import OPEN, check_names, digest_of, have_labels
 from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
 from scgen_diffusion.nn import Number
 from scgen_diffusion.train import (
@@ -35,8 +35,9 @@ from scgen_diffusion.train import (
 )
 
 from ._autoencoder import AutoencoderModel
+from ._end_of_training import was_stopped
 from ._reference import load_reference
-from ._training import STOPPED, STOPPED_EARLY, Run, digest_of, stage_seed, suggests_training_arguments
+from ._training import Run, stage_seed, suggests_training_arguments
 
 if TYPE_CHECKING:
     import os
@@ -526,7 +527,7 @@ class SCLDM(AutoencoderModel):
     @property
     def _keeps_transport(self) -> bool:
         """Whether `train` leaves a trained transport as it is, unless the cells have new perturbations."""
-        is_begun = self.cut_short_.get("transport") in (STOPPED, STOPPED_EARLY)  # by this model
+        is_begun = was_stopped(self, "transport")  # by this model
         return self._keeps_autoencoder and "transport" in self.trained_stages_ and not is_begun
 
     def _name_new_perturbations(self, groups: Sequence[Any]) -> str:

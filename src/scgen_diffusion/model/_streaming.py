@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scvi import settings
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scgen_diffusion.data import ValueSummary
+
+    from ._counterfactual import Prediction
+    from ._generation import Generation
 
 logger = logging.getLogger(__name__)
 
@@ -274,6 +278,38 @@ class Stream:
     def _away(self) -> Path:
         """Return a new name for the folder, where nobody looks for parts."""
         return self.folder.with_name(f"{self.folder.name}-{_token()}")
+
+
+def write_stream(
+    goal: Path,
+    job: Generation | Prediction,
+    *,
+    shard_size: int | None,
+    batch_size: int,
+    seed: int | None,
+    show_progress: bool,
+    rank: int,
+    n_ranks: int,
+    overwrite: bool,
+) -> Path:
+    """Make the cells of a job shard by shard, write them to a file, and return its path."""
+    model, n_cells = job.model, job.n_cells
+    if shard_size is None:
+        shard_size = min(max(VALUES_PER_PART // len(model.var_), 1), CELLS_PER_PART)
+    size = model._engine.round_to_blocks(check_count(SHARD_SIZE, shard_size))
+    rows = [range(start, min(start + size, n_cells)) for start in range(0, n_cells, size)]
+    seed = settings.seed if seed is None else seed
+    identity = {**job.identify(), "n_cells": n_cells, "seed": None if seed is None else int(seed)}
+    stream = Stream(goal, {**identity, SHARD_SIZE: size}, len(rows))
+    begun = stream.start(job.request.seed, overwrite=overwrite, n_ranks=n_ranks)
+    if begun is not None:
+        job = job.with_seed(begun).judged()
+        make = partial(job.make_part, batch_size=batch_size)
+        bar, join = {"desc": job.task, "disable": not show_progress}, {"merge": job.merge, **model._join_options}
+        values = stream.complete(rows, make, bar, rank=rank, n_ranks=n_ranks, overwrite=overwrite, **join)
+        if values is not None:
+            model._warn_of_odd_values(values, job.output)
+    return goal
 
 
 def _token() -> str:

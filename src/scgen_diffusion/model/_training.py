@@ -1,12 +1,13 @@
-"""Arguments of ``train``, its warnings, and its closing message."""
+"""Steps of ``train``: its arguments, its warnings, and the run of a stage."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -14,22 +15,27 @@ from lightning.pytorch.callbacks import EarlyStopping
 from scvi import settings
 
 from scgen_diffusion._arguments import check_count, known_names, list_first, suggests_arguments, warn_user
-from scgen_diffusion.data import FEWEST_TRAINING_CELLS, with_columns
-from scgen_diffusion.train import Recipe, StageResult, trainer_options
+from scgen_diffusion._compat import parse_device_args
+from scgen_diffusion.data import FEWEST_TRAINING_CELLS, digest_of, to_plain, with_columns
+from scgen_diffusion.train import FirstStep, Recipe, StageResult, run_stage, trainer_options
+
+from ._end_of_training import how_cut_short
+from ._query import has_values_to_learn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from lightning.pytorch.callbacks import Callback
 
     from scgen_diffusion.data import ConditionKey
-    from scgen_diffusion.train import StagePlan
+    from scgen_diffusion.train import StageData, StagePlan
+
+    from ._base import DiffusionModel
 
 MAX_VALIDATION_CELLS = 2000
 SHORTEST = 0.1  # share of the default number of epochs below which there is a warning
-STOPPED, STOPPED_EARLY, TOO_SHORT = "stopped", "stopped far too early", "far too short"  # of a stage, in saved models
-TRAIN_ON = "Train on, or train again without `max_epochs`."
 FURTHER_SEEDS = {"prior": 1, "transport": 2}  # added to scvi-tools' seed
-N_PARTS = 5  # parts of a run whose mean validation losses are compared
-CHANGE = 0.1  # share of the total fall of the validation loss that counts as a change
 NO_END = {"max_steps": -1, "min_steps": None, "min_epochs": None, "fast_dev_run": False}  # of Lightning's trainer
 LEARNING_RATE = "learning_rate"
 OTHER_NAMES = {
@@ -52,14 +58,6 @@ Run: TypeAlias = Callable[..., StageResult]
 def suggests_training_arguments(method: Callable[P, R]) -> Callable[P, R]:
     """Make a method that trains reject arguments that neither it nor Lightning's trainer has, and say what to use."""
     return suggests_arguments(method, OTHER_NAMES, trainer_options())
-
-
-def digest_of(*parts: object) -> str:
-    """Return a digest of dataclasses, plain values and arrays."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
-    return digest.hexdigest()
 
 
 def change_recipe(
@@ -146,61 +144,83 @@ class StageJob:
     @property
     def is_short(self) -> bool:
         """Whether the stage is far shorter than its default."""
-        return self._is_short(self.n_epochs)
+        return self.are_few(self.n_epochs)
 
-    def cut_short(self, result: StageResult, before: str) -> str:
-        """Say how training was cut short, or "" if it was not; ``before`` says the same of former training.
-
-        A stage is short if it ended far before its default, unless validation losses ended it, or it goes on from
-        long training.
-        """
-        plan, watched = result.plan, result.trainer.early_stopping_callbacks
-        n_epochs = self.n_epochs if watched else self.n_epochs * plan.n_epochs_done / plan.n_epochs
-        is_short = (self.is_new or before in (STOPPED_EARLY, TOO_SHORT)) and self._is_short(n_epochs)
-        if result.stopped_by:
-            return STOPPED_EARLY if is_short else STOPPED
-        return TOO_SHORT if is_short else ""
-
-    def _is_short(self, n_epochs: float) -> bool:
+    def are_few(self, n_epochs: float) -> bool:
+        """Whether so many epochs are far fewer than the default."""
         return n_epochs < SHORTEST * self.default_epochs
 
 
-def plan_stage(
-    name: str,
-    recipe: Recipe,
-    *,
-    max_epochs: int | None,
+def plan_jobs(
+    model: DiffusionModel,
+    recipes: Mapping[str, Recipe],
+    max_epochs: int | Mapping[str, int] | None,
     batch_size: int | None,
-    changes: Mapping[str, Any] | None,
-    n_cells: int,
-    is_validated: bool,
-    is_new: bool,
+    plan_kwargs: Mapping[str, Any] | None,
     ends: Sequence[str],
-) -> StageJob:
-    """Apply a user's choices to the default recipe of a stage with ``n_cells`` training cells.
+) -> list[StageJob]:
+    """Apply a user's choices to the default recipes of the stages, in order; warn of few cells and epochs.
 
     A length, another rule for the end (see :func:`other_ends`), or no validation mean one round, unless the user asks
     for several.
-
-    Raises
-    ------
-    ValueError
-        If several rounds do not fit the other choices.
     """
-    one_round = bool(ends) or max_epochs is not None or not is_validated
-    recipe = change_recipe(recipe, name, batch_size, changes, n_cells, one_round=one_round)
+    n_cells, stages = len(model.train_indices_), list(recipes)
+    epochs = _by_stage(model, "max_epochs", max_epochs, stages)
+    changes = _by_stage(model, "plan_kwargs", plan_kwargs, stages)
+    # fine-tuning goes on from the reference, unless it has classes to learn; the transport starts from nothing
+    known = stages if model.reference_ is not None else model.trained_stages_
+    begun = set() if has_values_to_learn(model) else {*known} - {"transport"}
+    jobs = []
+    for stage, usual in recipes.items():
+        is_validated = stage != "transport" and len(model.validation_indices_) > 0
+        size = None if stage == "transport" and len(stages) > 1 else batch_size
+        one_round = bool(ends) or epochs[stage] is not None or not is_validated
+        recipe = change_recipe(usual, stage, size, changes[stage], n_cells, one_round=one_round)
+        _check_rounds(stage, recipe, ends, is_validated=is_validated)
+        default = recipe.max_epochs(n_cells)
+        n_epochs = default if epochs[stage] is None else check_count("max_epochs", epochs[stage])
+        jobs.append(StageJob(stage, recipe, n_epochs, default, is_validated, is_new=stage not in begun))
+    if "early_stopping" in ends and not any(job.is_validated for job in jobs):
+        msg = (
+            "`early_stopping` watches the validation loss, but there are no validation cells. Set `train_size` below "
+            "1, or leave `early_stopping` out. The transport cannot be stopped early."
+        )
+        raise ValueError(msg)
+    if model.reference_ is None and not model.trained_stages_:
+        warn_of_rare_labels(model._condition_keys, model._registered_codes, model.train_indices_)
+        model._has_warned_of_rare = True
+    warn_of_short_training([job for job in jobs if job.is_new], n_cells)
+    return jobs
+
+
+def _by_stage(model: DiffusionModel, argument: str, given: Any, stages: Sequence[str]) -> dict[str, Any]:
+    """Return an argument's value for each stage: one value for all, or one per stage from a mapping."""
+    names_stages = isinstance(given, Mapping) and (
+        argument == "max_epochs" or any(name in model._stages or isinstance(given[name], Mapping) for name in given)
+    )
+    if not names_stages:
+        return dict.fromkeys(stages, given)
+    for name in given:
+        if name not in model._stages:
+            msg = f"`{argument}` names the unknown stage {name!r}. {known_names(name, model._stages)}"
+            raise ValueError(msg)
+        if name not in stages:
+            msg = f"`{argument}` names the stage {name!r}, which is not trained. {model._why_not_trained(name)}"
+            raise ValueError(msg)
+    return {stage: given.get(stage) for stage in stages}
+
+
+def _check_rounds(stage: str, recipe: Recipe, ends: Sequence[str], *, is_validated: bool) -> None:
+    """Raise for several rounds if they do not fit the other choices."""
     if recipe.max_rounds > 1 and ends:
         msg = (
-            f"`{ends[0]}` and rounds are two rules for the end of the {name}. Leave out `{ends[0]}`, or `max_rounds` "
+            f"`{ends[0]}` and rounds are two rules for the end of the {stage}. Leave out `{ends[0]}`, or `max_rounds` "
             "of `plan_kwargs`."
         )
         raise ValueError(msg)
     if recipe.max_rounds > 1 and not is_validated:
-        msg = f"`max_rounds` compares validation losses, but the {name} has no validation cells."
+        msg = f"`max_rounds` compares validation losses, but the {stage} has no validation cells."
         raise ValueError(msg)
-    default = recipe.max_epochs(n_cells)
-    n_epochs = default if max_epochs is None else check_count("max_epochs", max_epochs)
-    return StageJob(name, recipe, n_epochs, default, is_validated, is_new)
 
 
 def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_rows: np.ndarray) -> None:
@@ -239,116 +259,6 @@ def warn_of_short_training(jobs: Sequence[StageJob], n_cells: int) -> None:
         )
 
 
-def validation_trend(losses: np.ndarray) -> Literal["fell", "settled", "rose", "unknown"]:
-    """Return how the validation losses of a run ended.
-
-    The run is cut into fifths. The loss rose if the last fifth is worse than the best one. It still fell if the last
-    fifth is better than the third. In both cases the change must exceed a tenth of the total fall and twice the
-    fluctuation between two validations. The comparison is with the middle because the cosine schedule flattens every
-    loss at the end.
-    """
-    if len(losses) < N_PARTS:
-        return "unknown"
-    means = np.array([part.mean() for part in np.array_split(losses, N_PARTS)])
-    steps = np.diff(losses[len(losses) // 2 :])
-    fluctuation = (np.abs(steps).sum() - np.abs(steps.sum())) / len(steps)
-    least = max(CHANGE * (losses[0] - means.min()), 2 * fluctuation)
-    if means[-1] - means.min() > least:
-        return "rose"
-    return "fell" if means[N_PARTS // 2] - means[-1] > least else "settled"
-
-
-def closing_message(
-    results: Sequence[StageResult],
-    jobs: Sequence[StageJob],
-    *,
-    next_step: str,
-    is_resumable: bool,
-) -> str:
-    """Return two sentences: how the validation of the trained stages went, and what to do next.
-
-    Parameters
-    ----------
-    results
-        Results of the trained stages, in order.
-    jobs
-        All stages that were to be trained, in the same order.
-    next_step
-        What to do with a well-trained model.
-    is_resumable
-        Whether there are checkpoints.
-    """
-    plans, lengths = [result.plan for result in results], {job.name: job.n_epochs for job in jobs}
-    if who := results[-1].stopped_by:
-        last = plans[-1]
-        n_rounds, n_done = last.recipe.max_rounds, last.n_epochs_done
-        where = last.describe_epoch(n_done - 1 if last.has_settled else min(n_done, n_rounds * last.n_epochs - 1))
-        kept = f"{last.best_weights}, the best so far," if last.best_round else "its weights"
-        if last.name == "transport" and not is_resumable:
-            again = "model.train_transport() to train it from the start"
-        elif len(plans) > 1 and not is_resumable:
-            left = last.n_epochs - n_done % last.n_epochs
-            again = f"model.train_{last.name}({left}); the same call would train the {plans[0].name} again, too"
-        else:
-            end = "resume from the last checkpoint" if is_resumable else "continue training"
-            again = f"make the same call again to {end}"
-        return f"{who} stopped the {last.name} in {where}; {kept} are kept. Next: {again}."
-    if is_resumable and all(result.device is None for result in results):
-        return (
-            "Nothing was trained, because the checkpoints hold the finished training. To train again, use another "
-            f"`checkpoint_dir`. Next: {next_step}."
-        )
-    validated = [plan for plan in plans if plan.name != "transport"]
-    if early := [result for result in results if result.plan in validated and result.plan.is_within_round]:
-        ends = [f"the {r.plan.name} after {r.plan.describe_epoch(r.plan.n_epochs_done - 1)}" for r in early]
-        watched = all(result.trainer.early_stopping_callbacks for result in early)
-        return f"{'Early stopping' if watched else 'An option'} ended {' and '.join(ends)}. Next: {next_step}."
-    trends = {  # the rounds of a stage have their own sentence
-        plan.name: "settled" if plan.recipe.max_rounds > 1 else validation_trend(plan.validation_losses)
-        for plan in validated
-    }
-    if rose := [plan for plan in validated if trends[plan.name] == "rose" and plan.loss_judges_cells]:
-        shares = {plan.name: (plan.validation_losses.argmin() + 1) / len(plan.validation_losses) for plan in rose}
-        best = {name: max(round(share * lengths[name]), 1) for name, share in shares.items()}
-        where = " and ".join(f"epoch {epoch} of {lengths[name]} of the {name}" for name, epoch in best.items())
-        return (
-            f"The validation loss rose after {where}, which is overfitting. Next: build the model again and train it "
-            f"for fewer epochs, max_epochs={best}, or on more cells."
-        )
-    if fell := [name for name, trend in trends.items() if trend == "fell"]:
-        longer = {job.name: max(2 * job.n_epochs, job.default_epochs) for job in jobs if job.name in fell}
-        which = " and ".join(f"the {name}" for name in fell)
-        again = f"build the model again and train it with max_epochs={longer}"
-        if fell == ["prior"] and not is_resumable:
-            again = f"train on, model.train_prior({longer['prior'] - lengths['prior']}), or {again}"
-        return f"The validation loss of {which} was still falling at the end. Next: {again}."
-    if not trends:
-        seen = "Training is done; the transport has no validation"
-    elif not any(len(plan.validation_losses) for plan in validated):
-        seen = "Training is done, without validation cells to show how well it went"
-    elif not all(plan.loss_judges_cells for plan in validated):
-        seen = (
-            "Training is done. The validation loss does not show how good the cells are; "
-            "scgen_diffusion.metrics.evaluate does"
-        )
-    elif "unknown" in trends.values() or any(job.is_short for job in jobs):
-        seen = "Training is done, but was too short to show how well it went"
-    elif former := [plan.name for plan in validated if plan.best_round and not plan.n_rounds_done]:
-        seen = (
-            f"More training did not lower the validation loss of the {' and the '.join(former)}, so the weights from "
-            "before are kept"
-        )
-    elif falling := [plan for plan in validated if plan.recipe.max_rounds > 1 and not plan.has_settled]:
-        falls = [
-            f"round {p.n_rounds_done} still lowered the {p.name}'s validation loss by {p.best_round['gain']:.1%}"
-            for p in falling
-        ]
-        seen = f"Training is done; {' and '.join(falls)} (`max_rounds` allows more)"
-    else:
-        seen = "Training is done, and the validation loss has settled"
-    return f"{seen}. Next: {next_step}."
-
-
 def stage_seed(stage: str) -> int:
     """Return the seed of a stage's random numbers, by scvi-tools' seed or else a random one; stages share none."""
     return int(torch.randint(2**31, (1,)) if settings.seed is None else settings.seed) + FURTHER_SEEDS.get(stage, 0)
@@ -384,3 +294,57 @@ def split_cells(
     share = 1 - train_size if validation_size is None else validation_size
     end = n_train + round(share * n_cells) if train_size + share < 1 - 1e-9 else n_cells  # rounding leaves no cell over
     return np.sort(order[:n_train]), np.sort(order[n_train:end]), np.sort(order[end:])
+
+
+# --- running a stage --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def restored_if_no_step_was_taken(model: DiffusionModel) -> Iterator[FirstStep]:
+    """Keep the model as it was, with its cells, if the body raises an error before any step of training."""
+    attributes, first_step = dict(model.__dict__), FirstStep()
+    if model.trained_stages_:
+        attributes["module"] = deepcopy(model.module)
+    try:
+        yield first_step
+    except BaseException:
+        if not first_step.is_taken:
+            model.__dict__.clear()
+            model.__dict__.update(attributes)
+        raise
+
+
+def run_plan(
+    model: DiffusionModel,
+    first_step: FirstStep,
+    plan: StagePlan,
+    data: StageData,
+    *depends_on: object,
+    checkpoint_dir: Path | None,
+    must_beat_former: bool,
+    accelerator: str = "auto",
+    devices: int | list[int] | str = "auto",
+    callbacks: Sequence[Callback] | None = None,
+    **options: Any,
+) -> StageResult:
+    """Run a stage. It resumes a checkpoint of the same cells, the same split and the same ``depends_on``."""
+    plan.trained_rows = model._trained_rows(plan.name)
+    plan.must_beat_former = must_beat_former and plan.recipe.max_rounds > 1
+    if checkpoint_dir is not None:
+        split = model.train_indices_, model.validation_indices_  # total counts come from both
+        plan.fingerprint = digest_of(model._fingerprint, *split, *depends_on)
+    accelerator, devices, device = parse_device_args(accelerator, devices, return_device="torch")
+    options |= {"accelerator": accelerator, "devices": devices, "callbacks": [first_step, *(callbacks or [])]}
+    result = run_stage(plan, data, checkpoint_dir=checkpoint_dir, **options)
+    model.to_device(result.device or device)  # like scvi-tools' models, it stays where it was trained
+    model.trainer = result.trainer
+    model.history_ = {**(model.history_ or {}), **result.plan.history}
+    return result
+
+
+def record_end(model: DiffusionModel, job: StageJob, result: StageResult) -> None:
+    """Record the training options of a stage that has ended, its seed, and whether it was cut short."""
+    options = {**asdict(job.recipe), **result.arguments, "seed": seed_of_user(result.plan)}
+    model.recipes_ = {**model.recipes_, job.name: to_plain(options)}
+    ends = {**model.cut_short_, job.name: how_cut_short(job, result, model.cut_short_.get(job.name, ""))}
+    model.cut_short_ = {stage: how for stage, how in ends.items() if how}

@@ -1,18 +1,18 @@
 """Training: recipes, one Lightning module per stage, and the runner of a stage."""
 
 from ._cells import CellData, EpochBatches, StageData, TrainingCells
-from ._latents import (
-    LatentCache,
-    LatentData,
-    cache_latents,
+from ._initialise import (
     correct_effects,
     counts_per_gene,
+    describe_predicted_profile_totals,
     describe_predicted_totals,
+    describe_totals,
     standardise_latents,
     start_autoencoder,
+    start_gene_space,
 )
+from ._latents import LatentCache, LatentData, cache_latents
 from ._plans import AutoencoderPlan, DiffusionPlan, PriorPlan, StagePlan, TransportPlan
-from ._profiles import describe_predicted_profile_totals, describe_totals, start_gene_space
 from ._recipes import (
     DIFFUSION_RECIPES,
     MANY_GENES,

@@ -133,21 +133,10 @@ def run_stage(
     """
     per_round = max_epochs * data.epochs_per_pass
     n_epochs = per_round * plan.recipe.max_rounds
+    path = None if checkpoint_dir is None else checkpoint_dir / f"{plan.name}.ckpt"
+    _check_loss_judges_cells(plan, early_stopping=early_stopping)
     interruption = Interruption(deadline)
     callbacks = [interruption, *(callbacks or [])]
-    path = None if checkpoint_dir is None else checkpoint_dir / f"{plan.name}.ckpt"
-    if early_stopping and not plan.loss_judges_cells:
-        msg = (
-            f"`early_stopping` watches the validation loss, but that of the {plan.name} may rise while the generated "
-            "cells get better. Leave `early_stopping` out."
-        )
-        raise ValueError(msg)
-    if plan.recipe.max_rounds > 1 and not plan.loss_judges_cells:
-        msg = (
-            f"`max_rounds` compares validation losses, but that of the {plan.name} may rise while the generated cells "
-            "get better. Leave `max_rounds` out."
-        )
-        raise ValueError(msg)
     if early_stopping:
         rule = {"patience": early_stopping_patience, "min_delta": early_stopping_min_delta}
         callbacks.append(EarlyStopping(monitor=plan.key_loss("validation"), **rule))
@@ -158,15 +147,7 @@ def run_stage(
     defaults = {"benchmark": True, "num_sanity_val_steps": 0, "enable_model_summary": False, "logger": False}
     # all validation cells, before the first epoch
     first = {"num_sanity_val_steps": -1} if plan.must_beat_former else {}
-    every = check_val_every_n_epoch or (1 if early_stopping else max(per_round // N_VALIDATIONS, 1))
-    if plan.recipe.max_rounds > 1 and per_round % every:  # each round is judged after its last epoch
-        if check_val_every_n_epoch:
-            msg = (
-                f"A round of the {plan.name} has {per_round} epochs, and its last one must be validated: "
-                f"`check_val_every_n_epoch` must divide {per_round}, but found {check_val_every_n_epoch}."
-            )
-            raise ValueError(msg)
-        every = next(n for n in range(every, 0, -1) if per_round % n == 0)
+    usual = 1 if early_stopping else max(per_round // N_VALIDATIONS, 1)
     with _quiet():
         trainer = pl.Trainer(
             max_epochs=n_epochs,
@@ -174,7 +155,7 @@ def run_stage(
             devices=devices,
             precision=precision or _default_precision(plan.recipe, accelerator),
             gradient_clip_val=plan.recipe.gradient_clip,
-            check_val_every_n_epoch=every,
+            check_val_every_n_epoch=_validation_interval(plan, per_round, check_val_every_n_epoch, usual),
             callbacks=callbacks,
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=enable_progress_bar,
@@ -190,20 +171,53 @@ def run_stage(
             plan.module.eval()
             return StageResult(plan, trainer)
         plan.module.train()
-        try:
-            with interruption.listening(trainer):
-                trainer.fit(plan, data, ckpt_path=None if checkpoint is None else path, weights_only=True)
-        except StoppedError:
-            plan.return_to_best_round()
-        except SIGTERMException as end:  # a shell would take it for success
-            raise SystemExit(EXIT_CODE_OF_SIGTERM) from end
-        finally:  # Lightning skips this after an exception
-            plan.teardown("fit")
-            data.teardown("fit")
-        if trainer.received_sigterm:  # some versions do not check after the last step
-            raise SystemExit(EXIT_CODE_OF_SIGTERM)
+        with _orderly_end(plan, data, trainer), interruption.listening(trainer):
+            trainer.fit(plan, data, ckpt_path=None if checkpoint is None else path, weights_only=True)
     plan.module.eval()
     return StageResult(plan, trainer, trainer.strategy.root_device, interruption.source)
+
+
+def _check_loss_judges_cells(plan: StagePlan, *, early_stopping: bool) -> None:
+    """Raise for an end of training that validation losses decide, unless they show how good the cells are."""
+    rules = {"early_stopping": "watches the validation loss", "max_rounds": "compares validation losses"}
+    chosen = {"early_stopping": early_stopping, "max_rounds": plan.recipe.max_rounds > 1}
+    for name, does in rules.items():
+        if chosen[name] and not plan.loss_judges_cells:
+            msg = (
+                f"`{name}` {does}, but that of the {plan.name} may rise while the generated cells get better. Leave "
+                f"`{name}` out."
+            )
+            raise ValueError(msg)
+
+
+def _validation_interval(plan: StagePlan, per_round: int, given: int | None, usual: int) -> int:
+    """Return the epochs between validations: those given, or about the usual ones; a round ends with a validation."""
+    every = given or usual
+    if plan.recipe.max_rounds == 1 or per_round % every == 0:
+        return every
+    if given:
+        msg = (
+            f"A round of the {plan.name} has {per_round} epochs, and its last one must be validated: "
+            f"`check_val_every_n_epoch` must divide {per_round}, but found {given}."
+        )
+        raise ValueError(msg)
+    return next(n for n in range(every, 0, -1) if per_round % n == 0)
+
+
+@contextmanager
+def _orderly_end(plan: StagePlan, data: StageData, trainer: pl.Trainer) -> Iterator[None]:
+    """Keep the best weights if stopped, exit after SIGTERM, and clean up, which Lightning skips after an exception."""
+    try:
+        yield
+    except StoppedError:
+        plan.return_to_best_round()
+    except SIGTERMException as end:  # a shell would take it for success
+        raise SystemExit(EXIT_CODE_OF_SIGTERM) from end
+    finally:
+        plan.teardown("fit")
+        data.teardown("fit")
+    if trainer.received_sigterm:  # some versions do not check after the last step
+        raise SystemExit(EXIT_CODE_OF_SIGTERM)
 
 
 def check_trainer_options(

@@ -1,0 +1,213 @@
+"""What modules take from the training cells other than by gradients: starting values, scales, library sizes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
+from sklearn.decomposition import PCA
+
+from scgen_diffusion.data import evenly
+from scgen_diffusion.module import FEW_CELLS, library_features, log_profile, total_counts
+from scgen_diffusion.nn import classes_are_given
+
+from ._cells import ROWS_AT_A_TIME
+from ._latents import ENCODED_AT_A_TIME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from scgen_diffusion.module import GeneSpaceModule, SCLDMModule
+
+    from ._cells import TrainingCells
+    from ._latents import LatentCache
+
+N_TOTALS = 100_000  # drawn to describe the distribution of totals
+LATENTS_AT_A_TIME = 1 << 14
+MOST_COMBINATIONS = 1000  # of conditions whose mean profiles the effects start from
+RARE_SHARE = 0.01  # of all cells, below which a combination is rare; up to `FEW_CELLS` always are
+MOST_CHECKED = 1000  # cells of a combination
+N_AXES = 64
+MAX_CELLS_FOR_AXES = 5000
+
+
+# --- SCLDM ------------------------------------------------------------------------------------------------------------
+
+
+def start_autoencoder(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray) -> None:
+    """Initialise an autoencoder at the mean expression of ``indices``, and its effects at those of conditions.
+
+    Raises
+    ------
+    ValueError
+        If none of these cells has a modality.
+    """
+    target, pooled, n_cells, n_read = torch.zeros(1).double(), torch.zeros(1).double(), 0, 0
+    combinations = _combinations(module, cells, indices)
+    if combinations is not None:
+        codes, which, sizes = combinations
+        counts = torch.zeros(len(codes), len(cells.var), dtype=torch.double)
+    for batch in cells.loader(indices, ROWS_AT_A_TIME):
+        x = batch[REGISTRY_KEYS.X_KEY]
+        target, pooled = target + module.target(x).sum(0), pooled + module.pooled_profile(x).sum(0)
+        n_cells = n_cells + module.measured(x).sum(0)
+        if combinations is not None:
+            counts.index_add_(0, torch.from_numpy(which[n_read : n_read + len(x)]), x.double())
+            n_read += len(x)
+    if len(missing := cells.var.index[(n_cells == 0).cpu().numpy()]):
+        msg = (
+            f"No training cell has the modality of {missing[0]!r}, so the model cannot learn it. Train on more cells "
+            "(`train_size`), or leave the modality out."
+        )
+        raise ValueError(msg)
+    module.start_from_means(*((total / n_cells).float().to(module.device) for total in (target, pooled)))
+    if combinations is not None:
+        condition = module.condition_tensor(codes)
+        module.start_effects(condition, counts.to(module.device), torch.from_numpy(sizes).to(module.device))
+
+
+def _combinations(
+    module: SCLDMModule, cells: TrainingCells, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return the distinct classes and sets of the cells ``indices``, which of them each cell has, and how many have it.
+
+    None without condition effects, or if there are more than ``MOST_COMBINATIONS``.
+    """
+    if module.condition_effects is None:
+        return None
+    discrete = module.condition_effects.without_numbers(module.condition_tensor(cells.codes[indices]))
+    codes, which, sizes = np.unique(discrete.cpu().numpy(), axis=0, return_inverse=True, return_counts=True)
+    return (codes, which.ravel(), sizes) if len(codes) <= MOST_COMBINATIONS else None
+
+
+def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray) -> None:
+    """Correct the condition effects of a trained autoencoder on genes that rare combinations of conditions have.
+
+    Other combinations have learned them, and cells without a label are no combination.
+    """
+    combinations = _combinations(module, cells, indices)
+    if combinations is None:
+        return
+    codes, which, sizes = combinations
+    condition = module.condition_tensor(codes)
+    given = classes_are_given(condition, module.conditions).cpu().numpy()
+    rare = np.flatnonzero(given & ((sizes <= FEW_CELLS) | (sizes <= RARE_SHARE * len(indices))))
+    of_each = np.split(np.argsort(which, kind="stable"), np.cumsum(sizes)[:-1])
+    checked = [evenly(of_each[number], MOST_CHECKED) for number in rare]
+    parts = np.cumsum([len(rows) for rows in checked]) // ENCODED_AT_A_TIME
+
+    def cells_of_rare() -> Iterator[tuple[np.ndarray, Sequence[Tensor]]]:
+        for part in np.unique(parts):
+            rows = [checked[i] for i in np.flatnonzero(parts == part)]
+            chosen = indices[np.concatenate(rows)]
+            batch = next(iter(cells.loader(chosen, len(chosen))))
+            x = batch[REGISTRY_KEYS.X_KEY].to(module.device)
+            yield rare[parts == part], x.split([len(own) for own in rows])
+
+    module.correct_effects(condition, cells_of_rare(), torch.from_numpy(sizes).to(module.device))
+
+
+def counts_per_gene(cells: TrainingCells, indices: np.ndarray) -> float:
+    """Estimate how many counts a gene has in the cells ``indices``, on average, from a sample of them."""
+    rows = evenly(indices, ROWS_AT_A_TIME)
+    sums = sum(batch[REGISTRY_KEYS.X_KEY].double().sum(0) for batch in cells.loader(rows, ROWS_AT_A_TIME))
+    return float(sums.mean()) * len(indices) / len(rows)
+
+
+def standardise_latents(module: SCLDMModule, cache: LatentCache, rows: np.ndarray) -> None:
+    """Set the module's mean and standard deviation of latents, as drawn from the posteriors of some cells."""
+    mean = sum(part["mean"].double().sum(0) for part in cache.parts(rows, LATENTS_AT_A_TIME)) / len(rows)
+    squares = (
+        (part["mean"] - mean).square() + part["std"].double().square() for part in cache.parts(rows, LATENTS_AT_A_TIME)
+    )
+    variance = sum(part.sum(0) for part in squares) / len(rows)
+    module.standardise_latents(mean.float(), variance.sqrt().float())
+
+
+@torch.no_grad()
+def describe_predicted_totals(module: SCLDMModule, cache: LatentCache, rows: np.ndarray) -> None:
+    """Store in the module the distribution of totals that its library-size head draws for some cells.
+
+    In small data it draws several for each cell: with few draws, many later ones would lie outside their range.
+    """
+    generator, n_draws = torch.Generator().manual_seed(0), max(N_TOTALS // len(rows), 1)
+
+    def drawn() -> Iterator[Tensor]:
+        for part in cache.parts(rows, max(LATENTS_AT_A_TIME // n_draws, 1)):
+            mean, std, log_totals = (
+                part[name].to(module.device).repeat_interleave(n_draws, 0) for name in ("mean", "std", "log_total")
+            )
+            z = mean + std * torch.randn(mean.shape, generator=generator).to(module.device)
+            mean, std = (values.cpu() for values in module.predict_log_totals(z, log_totals))
+            totals = mean + std * torch.randn(mean.shape, generator=generator)
+            yield totals.masked_fill(log_totals.cpu().isnan(), torch.nan)  # cells may lack a modality
+
+    condition = cache.arrays["condition"].cpu()[rows].repeat_interleave(n_draws, 0)
+    module.library_size.fit_predicted(_gather(drawn(), n_draws * len(rows)), condition)
+
+
+# --- SCRDIT and WBDIT -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def start_gene_space(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray) -> None:
+    """Initialise the scale, and the axes of global tokens, from the cells ``indices``."""
+    module.start_from(module.summarise(_expression(module, cells, indices)))
+    if module.architecture.n_global_tokens and module.architecture.backbone in ("dit", "white_box"):
+        module.start_reading(torch.from_numpy(_principal_axes(module, cells, indices)).to(module.device))
+
+
+def describe_totals(module: GeneSpaceModule, cells: TrainingCells, rows: np.ndarray) -> None:
+    """Store in the module the distribution of the total counts of some cells."""
+    totals = _gather((total_counts(x)[:, 0] for x in _expression(module, cells, rows)), len(rows))
+    module.library_size.fit(totals.log(), module.condition_tensor(cells.codes[rows]).cpu())
+
+
+@torch.no_grad()
+def describe_predicted_profile_totals(module: GeneSpaceModule, cells: TrainingCells, rows: np.ndarray) -> None:
+    """Store in the module the distribution of totals that its library-size head draws for some cells."""
+    generator = torch.Generator().manual_seed(0)
+    predicted = (module.library_size.predict(library_features(profile)) for profile in _profiles(module, cells, rows))
+    drawn = (mean.cpu() + std.cpu() * torch.randn(len(mean), generator=generator) for mean, std in predicted)
+    module.library_size.fit_predicted(_gather(drawn, len(rows)), module.condition_tensor(cells.codes[rows]).cpu())
+
+
+def _expression(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray | None) -> Iterator[Tensor]:
+    """Yield expression ``(cells, genes)`` on the module's device."""
+    for batch in cells.loader(indices, ROWS_AT_A_TIME):
+        yield batch[REGISTRY_KEYS.X_KEY].to(module.device)
+
+
+def _profiles(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray | None) -> Iterator[Tensor]:
+    """Yield profiles ``(cells, genes)`` on the module's device."""
+    return (log_profile(x, module.input_values) for x in _expression(module, cells, indices))
+
+
+def _principal_axes(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray) -> np.ndarray:
+    """Return the first principal axes of encoded cells, ``(axes, genes)``, from a sample of at most 5 000 cells."""
+    sample = np.sort(np.random.default_rng(0).permutation(indices)[:MAX_CELLS_FOR_AXES])
+    data = np.concatenate([module.encode(profile).cpu().numpy() for profile in _profiles(module, cells, sample)])
+    n_axes = min(N_AXES, *(size - 1 for size in data.shape))
+    if n_axes < 1:
+        return np.zeros((0, data.shape[1]), dtype=np.float32)
+    axes = PCA(n_axes, svd_solver="randomized", random_state=0).fit(data).components_
+    torch.set_num_threads(torch.get_num_threads())  # scikit-learn resets OpenMP's number of threads
+    return axes.astype(np.float32)
+
+
+def _gather(parts: Iterable[Tensor], n_cells: int) -> Tensor:
+    """Copy consecutive parts of a tensor ``(cells, ...)`` to one that is allocated first.
+
+    A list of small parts, made between large batches, would fragment memory: 3 KB per cell.
+    """
+    whole, start = torch.zeros(0), 0
+    for part in parts:
+        if start == 0:
+            whole = part.new_empty((n_cells, *part.shape[1:]))
+        whole[start : start + len(part)] = part
+        start += len(part)
+    return whole
