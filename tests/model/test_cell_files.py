@@ -7,21 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-import scvi
 import torch
 
 from scgen_diffusion.data import CellFiles, RegisteredCells
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
 from scgen_diffusion.train import EpochBatches, start_autoencoder
 
+pytestmark = pytest.mark.usefixtures("seed_0")
+
 KEYS = {"condition_keys": ["cell_type", "dose"]}
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    before, scvi.settings._seed = scvi.settings.seed, 0
-    yield
-    scvi.settings._seed = before
 
 
 @pytest.fixture(scope="module")

@@ -32,11 +32,10 @@ EVERY_KIND = {
 }
 
 
-@pytest.fixture(scope="module", params=["SCLDM", "SCRDIT"])
-def folder(request, cells, make_model, make_gene_space, tmp_path_factory):
+@pytest.fixture(scope="module")
+def folder(either_class, cells, make_model, tmp_path_factory):
     """Save a model of each kind with its cells."""
-    build = {"SCLDM": make_model, "SCRDIT": make_gene_space}[request.param]
-    model = build(adata=cells.copy(), condition_keys=["cell_type"], setup=EVERY_KIND)
+    model = make_model(cells.copy(), cls=either_class, condition_keys=["cell_type"], setup=EVERY_KIND)
     where = tmp_path_factory.mktemp("saved") / "model"
     model.save(where, save_anndata=True)
     return where

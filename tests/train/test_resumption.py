@@ -16,7 +16,7 @@ import scvi
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from scgen_diffusion.model import SCRDIT, _base
+from scgen_diffusion.model import SCRDIT, WBDIT, _base
 from scgen_diffusion.train import Interruption, run_stage
 from scgen_diffusion.train import _cells as cells_module
 from scgen_diffusion.train._runner import check_later_checkpoints
@@ -118,10 +118,13 @@ def test_a_killed_stage_resumes_to_identical_weights(train, whole, tmp_path, sta
     assert_same_model(whole[0], train(tmp_path))
 
 
-def test_a_killed_gene_space_model_resumes_to_identical_weights(make_gene_space, make_cells, tmp_path):
+@pytest.mark.parametrize(
+    ("cls", "parts"), [(SCRDIT, {}), (WBDIT, {"head": "spike_and_slab", "target": "data", "scaling": "gene"})]
+)
+def test_a_killed_gene_space_model_resumes_to_identical_weights(make_model, tmp_path, cls, parts):
     def run(folder, **options):
         torch.manual_seed(0)
-        model = make_gene_space(SCRDIT, make_cells())
+        model = make_model(cls=cls, **parts)
         before, scvi.settings._seed = scvi.settings.seed, None  # the checkpoint has the one that was drawn
         options = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False, **options}
         try:
@@ -134,8 +137,10 @@ def test_a_killed_gene_space_model_resumes_to_identical_weights(make_gene_space,
     work = signal_at(signal.SIGKILL, "diffusion", MIDDLE)
     assert run_until_killed(lambda: run(tmp_path, **EVERY_EPOCH, **work)) == signal.SIGKILL
     torch.rand(1)
+    resumed = run(tmp_path)
 
-    assert_same_model(uninterrupted, run(tmp_path))
+    assert_same_model(uninterrupted, resumed)
+    assert resumed.generate(5, seed=0, counts=True).n_obs == 5
 
 
 def test_kills_at_random_moments_leave_no_trace(train, whole, tmp_path):
@@ -275,15 +280,15 @@ def test_a_stage_of_other_steps_is_refused_also_if_it_is_finished(train, tmp_pat
     assert train(tmp_path, ONE_EPOCH, **{option: value}).is_trained_
 
 
-def test_a_stage_that_early_stopping_ended_is_refused_without_it(make_gene_space, make_cells, tmp_path):
+def test_a_stage_that_early_stopping_ended_is_refused_without_it(make_model, tmp_path):
     options = {"batch_size": 16, "accelerator": "cpu", "enable_progress_bar": False, "checkpoint_dir": tmp_path}
-    model = make_gene_space(SCRDIT, make_cells())
+    model = make_model(cls=SCRDIT)
     rule = {"early_stopping": True, "early_stopping_patience": 1, "early_stopping_min_delta": 1e9}
     model.train(4, **options, **rule)
     assert model.trainer.current_epoch < 4
 
     with pytest.raises(ValueError, match="was made with `early_stopping` of '1 validations', not 'False'"):
-        make_gene_space(SCRDIT, make_cells()).train(4, **options)
+        make_model(cls=SCRDIT).train(4, **options)
 
 
 def test_the_training_loss_of_an_epoch_that_ends_early_is_its_own(train):
