@@ -256,7 +256,7 @@ def test_the_same_seed_draws_the_same_cells_and_another_one_others(trained_any):
     one, same, other = (trained_any.predict_perturbation(condition={"dose": 1}, seed=s, n_steps=3) for s in (1, 1, 2))
 
     assert same_cells(one, same)
-    assert not same_cells(one, other)
+    assert (one.X != other.X).nnz > 0
 
 
 def test_a_saved_model_predicts_the_same_for_cells_passed_again_also_in_a_file(trained_any, tmp_path):

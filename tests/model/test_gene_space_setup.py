@@ -36,29 +36,6 @@ def test_the_unet_has_no_patches_to_fit(make_model):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (lambda a: a.X.__setitem__((3, 1), -1), "negative.*scanpy.pp.scale"),
-        (lambda a: a.X.__setitem__((3, 1), 21), "up to 21, too large for logarithms"),
-        (lambda a: a.X.__setitem__(3, 0), "without any count.*cell_3"),
-        (lambda a: setattr(a, "X", np.ceil(a.X)), "whole numbers only"),
-    ],
-    ids=["negative", "large", "empty cell", "counts"],
-)
-def test_cells_that_are_not_log_normalised_are_refused(make_cells, gene_space_class, spoil, words):
-    adata = make_cells(values="log1p")
-    spoil(adata)
-
-    with pytest.raises(ValueError, match=words):
-        gene_space_class.setup_anndata(adata, values="log1p")
-
-
-def test_fractions_as_counts_are_refused_with_the_way_out(make_cells, gene_space_class):
-    with pytest.raises(ValueError, match="values='log1p'.*SCRDIT, WBDIT"):
-        gene_space_class.setup_anndata(make_cells(values="log1p"))
-
-
-@pytest.mark.parametrize(
     "options",
     [
         {"backbone": "unet", "path": "flow_matching", "target": "velocity", "zero_value": -3, "scaling": "none"},

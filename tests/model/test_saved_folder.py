@@ -6,12 +6,12 @@ import importlib
 import inspect
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from builders import Canary
 
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _model_file, load
 
@@ -139,16 +139,6 @@ def test_all_that_a_model_remembers_comes_back(trained, make_cells, tmp_path, wh
 
 
 # --- nothing is executed ----------------------------------------------------------------------------------------------
-
-
-class Canary:
-    """Writes a file where pickle runs it."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 READERS = [

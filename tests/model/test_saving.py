@@ -10,7 +10,6 @@ import resource
 import weakref
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
 
 import anndata
 import numpy as np
@@ -18,7 +17,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
-from builders import same_cells
+from builders import Canary, same_cells
 
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, load
 from scgen_diffusion.module import SCLDMArchitecture
@@ -428,16 +427,6 @@ def test_a_damaged_file_is_refused_or_says_what_is_wrong(saved_model, tmp_path):
             continue
         for name, tensor in loaded.module.state_dict().items():
             assert torch.equal(tensor, reference[name]), f"damage at byte {start} went unnoticed in {name}"
-
-
-class Canary:
-    """Writes a file where pickle runs it."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize(

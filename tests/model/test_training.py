@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scvi
 import torch
-from builders import same_cells
+from builders import Canary, same_cells
 from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
@@ -483,13 +483,7 @@ def test_without_a_checkpoint_folder_nothing_is_written(make_model, quick, tmp_p
 
 
 def test_a_checkpoint_with_code_is_refused(make_model, quick, tmp_path):
-    from pathlib import Path
-
-    class Canary:
-        def __reduce__(self):
-            return Path.touch, (tmp_path / "canary",)
-
-    torch.save({"state_dict": Canary()}, tmp_path / "autoencoder.ckpt")
+    torch.save({"state_dict": Canary(tmp_path / "canary")}, tmp_path / "autoencoder.ckpt")
 
     with pytest.raises(Exception, match="damaged, or is none of this package; remove it"):
         make_model().train(1, checkpoint_dir=tmp_path, **quick)
