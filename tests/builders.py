@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import traceback
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from hypothesis import settings
 from numba.core.dispatcher import Dispatcher
 from scvi.data import AnnDataManager
 
+from scgen_diffusion.diffusion import _random
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _scldm
 from scgen_diffusion.train import RECIPES, PriorRecipe, TrainingRecipe, TransportRecipe, _latents
 
@@ -140,6 +142,16 @@ def _make_model(adata=None, *, cls=SCLDM, condition_keys=("cell_type", "dose"), 
     return cls(adata, **{**SIZES[cls], **options})
 
 
+@contextmanager
+def seeded(seed):
+    """Set scvi-tools' seed for a while; the setter would say so on every call."""
+    before, scvi.settings._seed = scvi.settings.seed, seed
+    try:
+        yield
+    finally:
+        scvi.settings._seed = before
+
+
 QUICK = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
 
 
@@ -147,9 +159,8 @@ def _make_trained(adata=None, *, max_epochs=1, **options):
     """Train a model, and then stir its network: after so few steps, it would ignore time and conditions."""
     torch.manual_seed(0)
     model = _make_model(adata, **options)
-    before, scvi.settings._seed = scvi.settings.seed, 0  # the setter would say so on every call
-    model.train(max_epochs, **QUICK)
-    scvi.settings._seed = before
+    with seeded(0):
+        model.train(max_epochs, **QUICK)
     generator = torch.Generator().manual_seed(0)
     _, averaged = model.module.network_and_average
     for parameter in averaged.parameters():
@@ -195,6 +206,14 @@ def seed_0():
     before, scvi.settings.seed = scvi.settings.seed, 0
     yield
     scvi.settings._seed = before
+
+
+@pytest.fixture(scope="module")
+def small_blocks():
+    """Let few cells make several blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_random.BLOCK_SIZES, "cpu", 16)
+        yield
 
 
 @pytest.fixture(scope="session")

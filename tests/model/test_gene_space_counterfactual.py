@@ -6,19 +6,13 @@ import numpy as np
 import pytest
 from builders import same_cells
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, DDIMSampler, FixedStepSampler, _random, samplers_for
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, DDIMSampler, FixedStepSampler, samplers_for
 from scgen_diffusion.model import SCRDIT, WBDIT
+
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 SPIKE_AND_SLAB = {"path": "vp_cosine", "target": "data", "head": "spike_and_slab", "scaling": "gene"}
 CONDITION = {"dose": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_blocks():
-    """Let few cells make several blocks."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(_random.BLOCK_SIZES, "cpu", 16)
-        yield
 
 
 def profiles(adata):

@@ -9,8 +9,10 @@ import pytest
 import scanpy as sc
 from builders import same_cells
 
-from scgen_diffusion.diffusion import DDIMSampler, DormandPrinceSampler, _random
+from scgen_diffusion.diffusion import DDIMSampler, DormandPrinceSampler
 from scgen_diffusion.model import SCRDIT, WBDIT
+
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 N_GENES = 12
 TARGET_OF_PATH = {"vp_linear": "v", "vp_cosine": "v", "flow_matching": "velocity"}
@@ -22,14 +24,6 @@ DIFFUSION_SAMPLERS = [
     DDIMSampler(eta=1.0),
 ]
 FLOW_SAMPLERS = ["euler", "midpoint", "heun", DormandPrinceSampler(rtol=1e-3, atol=1e-3)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_blocks():
-    """Let few cells make several blocks."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(_random.BLOCK_SIZES, "cpu", 16)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from scgen_diffusion.diffusion import (
     DormandPrinceSampler,
     Generators,
     ResolvedGuidance,
-    _random,
     published_timesteps,
     samplers_for,
 )
@@ -32,17 +31,10 @@ FLOW_SAMPLERS = ["euler", "midpoint", "heun", DormandPrinceSampler(rtol=1e-3, at
 B_CELLS = {"cell_type": "B cell"}
 
 # Models this small, with few steps, leave the range of the training values.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Sampling seems to have diverged", "ignore:.* of the generated values are zeros"
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_blocks():
-    """Let few cells make several blocks."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(_random.BLOCK_SIZES, "cpu", 16)
-        yield
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Sampling seems to have diverged", "ignore:.* of the generated values are zeros"),
+    pytest.mark.usefixtures("small_blocks"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 import pytest
-import scvi
 import torch
+from builders import seeded
 from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.train import Interruption
@@ -19,9 +19,8 @@ TOGETHER = {"devices": 2, "strategy": "ddp", "accelerator": "cpu", "enable_progr
 
 @pytest.fixture(autouse=True)
 def _seed():
-    before, scvi.settings._seed = scvi.settings.seed, None  # the first process's holds for all
-    yield
-    scvi.settings._seed = before
+    with seeded(None):  # the first process's holds for all
+        yield
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-import scvi
 import torch
+from builders import seeded
 from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.model import SCRDIT, WBDIT, _base
@@ -50,11 +50,8 @@ def train(make_model, make_cells):
         torch.manual_seed(0)
         model = make_model(make_cells(n_cells=n_cells), setup={"control_values": {"dose": 1}})
         options = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False, **options}
-        before, scvi.settings._seed = scvi.settings.seed, seed
-        try:
+        with seeded(seed):
             model.train(max_epochs, checkpoint_dir=folder, **options)
-        finally:
-            scvi.settings._seed = before
         return model
 
     return run
@@ -66,14 +63,6 @@ def whole(train):
     started = time.process_time()
     model = train(None)
     return model, time.process_time() - started
-
-
-@pytest.fixture(autouse=True)
-def python_listens_to_ctrl_c():
-    """A process that a shell has put into the background ignores it from the start."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def run_until_killed(work):
@@ -125,12 +114,9 @@ def test_a_killed_gene_space_model_resumes_to_identical_weights(make_model, tmp_
     def run(folder, **options):
         torch.manual_seed(0)
         model = make_model(cls=cls, **parts)
-        before, scvi.settings._seed = scvi.settings.seed, None  # the checkpoint has the one that was drawn
         options = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False, **options}
-        try:
+        with seeded(None):  # the checkpoint has the one that was drawn
             model.train(3, checkpoint_dir=folder, **options)
-        finally:
-            scvi.settings._seed = before
         return model
 
     uninterrupted = run(None)

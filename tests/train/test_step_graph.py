@@ -10,8 +10,8 @@ from __future__ import annotations
 from contextlib import contextmanager, nullcontext
 
 import pytest
-import scvi
 import torch
+from builders import seeded
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -82,11 +82,8 @@ def emulation(monkeypatch):
 
 def fit(model, max_epochs=2, **options):
     """Train a model with a fixed seed."""
-    before, scvi.settings._seed = scvi.settings.seed, 0
-    try:
+    with seeded(0):
         model.train(max_epochs, batch_size=16, accelerator="cpu", enable_progress_bar=False, **options)
-    finally:
-        scvi.settings._seed = before
     return model
 
 
