@@ -13,7 +13,9 @@ import socket
 import subprocess
 import sys
 import traceback
+from contextlib import contextmanager
 from multiprocessing import forkserver
+from pathlib import Path
 
 import anndata
 import lightning.fabric.utilities.registry
@@ -27,6 +29,7 @@ from hypothesis import settings
 from numba.core.dispatcher import Dispatcher
 from scvi.data import AnnDataManager
 
+from scgen_diffusion.diffusion import _random
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _scldm
 from scgen_diffusion.train import RECIPES, PriorRecipe, TrainingRecipe, TransportRecipe, _initialise
 
@@ -115,30 +118,8 @@ TINY = {
 }
 
 
-def _make_model(adata=None, *, condition_keys=("cell_type", "dose"), setup=None, **options):
-    adata = _make_cells() if adata is None else adata
-    SCLDM.setup_anndata(adata, condition_keys=list(condition_keys), **(setup or {}))
-    return SCLDM(adata, **{**TINY, **options})
-
-
-QUICK = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
-
-
-def _make_trained(adata=None, *, max_epochs=1, **options):
-    """Train a model, and then stir its prior: after so few steps, it would ignore time and conditions."""
-    torch.manual_seed(0)
-    model = _make_model(adata, **options)
-    before, scvi.settings._seed = scvi.settings.seed, 0  # the setter would say so on every call
-    model.train(max_epochs, **QUICK)
-    scvi.settings._seed = before
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.module.averaged_prior.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.device), alpha=0.2)
-    return model
-
-
 TINY_GENE_SPACE = {
-    "patch_size": 5,
+    "patch_size": 5,  # of 12 genes, so that the last patch is padded
     "width": 8,
     "n_layers": 1,
     "n_heads": 2,
@@ -152,33 +133,87 @@ TINY_GENE_SPACE = {
     "scaling": "global",
     "library_size": "latent",
 }
-GENE_SPACE_MODELS = {"SCRDIT": SCRDIT, "WBDIT": WBDIT}
+SIZES = {SCLDM: TINY, SCRDIT: TINY_GENE_SPACE, WBDIT: TINY_GENE_SPACE}
 
 
-def _make_gene_space(cls=SCRDIT, adata=None, *, condition_keys=("cell_type", "dose"), setup=None, **options):
-    """Build a small gene-space model of 12 genes in patches of 5, of which the last one is padded."""
+def _make_model(adata=None, *, cls=SCLDM, condition_keys=("cell_type", "dose"), setup=None, **options):
     adata = _make_cells() if adata is None else adata
     cls.setup_anndata(adata, condition_keys=list(condition_keys), **(setup or {}))
-    return cls(adata, **{**TINY_GENE_SPACE, **options})
+    return cls(adata, **{**SIZES[cls], **options})
 
 
-def _make_trained_gene_space(cls=SCRDIT, adata=None, *, max_epochs=1, **options):
-    """Train a gene-space model, and then stir its network: after so few steps, it would ignore time and conditions."""
+@contextmanager
+def seeded(seed):
+    """Set scvi-tools' seed for a while; the setter would say so on every call."""
+    before, scvi.settings._seed = scvi.settings.seed, seed
+    try:
+        yield
+    finally:
+        scvi.settings._seed = before
+
+
+QUICK = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
+
+
+def _make_trained(adata=None, *, max_epochs=1, **options):
+    """Train a model, and then stir its network: after so few steps, it would ignore time and conditions."""
     torch.manual_seed(0)
-    model = _make_gene_space(cls, adata, **options)
-    before, scvi.settings._seed = scvi.settings.seed, 0
-    model.train(max_epochs, **QUICK)
-    scvi.settings._seed = before
+    model = _make_model(adata, **options)
+    with seeded(0):
+        model.train(max_epochs, **QUICK)
     generator = torch.Generator().manual_seed(0)
-    for parameter in model.module.averaged_network.parameters():
+    _, averaged = model.module.network_and_average
+    for parameter in averaged.parameters():
         parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.device), alpha=0.2)
     return model
+
+
+def same_cells(one, other):
+    """Return whether cells have the same values and the same conditions."""
+    is_same = (one.X != other.X).nnz == 0 if sp.issparse(one.X) else np.array_equal(one.X, other.X)
+    return is_same and one.obs.astype(str).equals(other.obs.astype(str))
+
+
+class Canary:
+    """Makes a file where pickle runs what it holds."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@functools.cache
+def _trained_once(cls):
+    return _make_trained(cls=cls, max_epochs=3)
+
+
+def _by_name(*classes):
+    """Return arguments of a fixture that is each of these classes in turn."""
+    return {"params": classes, "ids": [cls.__name__ for cls in classes]}
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Go back to one thread: what scikit-learn does (a PCA, say) leaves OpenMP with all, though torch would say one."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def seed_0():
+    """Set scvi-tools' seed, from which models start and train."""
+    before, scvi.settings.seed = scvi.settings.seed, 0
+    yield
+    scvi.settings._seed = before
+
+
+@pytest.fixture(scope="module")
+def small_blocks():
+    """Let few cells make several blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_random.BLOCK_SIZES, "cpu", 16)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -201,50 +236,56 @@ def quick():
 
 @pytest.fixture(scope="session")
 def make_model():
-    """Build a small untrained model."""
+    """Build a small untrained model, of SCLDM or of the class ``cls``."""
     return _make_model
 
 
 @pytest.fixture(scope="session")
 def make_trained():
-    """Build a small model whose both stages were trained for an epoch, with a prior that is not inert."""
+    """Build a small model whose stages were trained for an epoch, with a network that is not inert."""
     return _make_trained
 
 
-@pytest.fixture(scope="session")
-def trained():
-    """Train one model with two keys for all tests; they must not change it."""
-    return _make_trained(max_epochs=3)
+@pytest.fixture(scope="session", **_by_name(SCLDM, SCRDIT, WBDIT))
+def any_class(request):
+    """Return each model of one modality in turn."""
+    return request.param
 
 
-@pytest.fixture(scope="session")
-def tiny_gene_space():
-    """Return sizes of gene-space models that train in an instant."""
-    return dict(TINY_GENE_SPACE)
+@pytest.fixture(scope="session", **_by_name(SCLDM, SCRDIT))
+def either_class(request):
+    """Return a model of latents and one of gene space in turn."""
+    return request.param
 
 
-@pytest.fixture(scope="session")
-def make_gene_space():
-    """Build a small untrained gene-space model."""
-    return _make_gene_space
-
-
-@pytest.fixture(scope="session")
-def make_trained_gene_space():
-    """Build a small gene-space model that was trained for an epoch, with a network that is not inert."""
-    return _make_trained_gene_space
-
-
-@pytest.fixture(scope="session", params=GENE_SPACE_MODELS.values(), ids=GENE_SPACE_MODELS)
+@pytest.fixture(scope="session", **_by_name(SCRDIT, WBDIT))
 def gene_space_class(request):
     """Return each gene-space model in turn."""
     return request.param
 
 
 @pytest.fixture(scope="session")
+def trained():
+    """Return an SCLDM with two keys that is trained once for all tests; they must not change it."""
+    return _trained_once(SCLDM)
+
+
+@pytest.fixture(scope="session")
 def trained_gene_space(gene_space_class):
-    """Train one gene-space model of each class with two keys for all tests; they must not change it."""
-    return _make_trained_gene_space(gene_space_class, max_epochs=3)
+    """Return such a model of each class in gene space."""
+    return _trained_once(gene_space_class)
+
+
+@pytest.fixture(scope="session")
+def trained_any(any_class):
+    """Return such a model of each class."""
+    return _trained_once(any_class)
+
+
+@pytest.fixture(scope="session")
+def tiny_gene_space():
+    """Return sizes of gene-space models that train in an instant."""
+    return dict(TINY_GENE_SPACE)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-import scvi
 import torch
 
 from scgen_diffusion.data import CellFiles, RegisteredCells
@@ -16,14 +15,9 @@ from scgen_diffusion.model import SCLDM
 from scgen_diffusion.module import CONDITIONS
 from scgen_diffusion.train import EpochBatches
 
+pytestmark = pytest.mark.usefixtures("seed_0")
+
 KEYS = {"condition_keys": ["cell_type"], "continuous_condition_keys": ["dose"]}
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    before, scvi.settings._seed = scvi.settings.seed, 0
-    yield
-    scvi.settings._seed = before
 
 
 @pytest.fixture

@@ -95,28 +95,20 @@ def test_additive_guidance_follows_its_formula(scales):
     torch.testing.assert_close(guided, by_hand, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive"])
-def test_scale_zero_is_the_unconditional_prediction_at_the_cost_of_one(strategy):
+@pytest.mark.parametrize(
+    ("strategy", "scales", "expected"),
+    [
+        ("joint", [0.0, 0.0], lambda null, joint, single: null),
+        ("mutually_exclusive", [0.0, 0.0], lambda null, joint, single: null),
+        ("joint", [1.0, 1.0], lambda null, joint, single: joint),
+        ("mutually_exclusive", [0.0, 1.0], lambda null, joint, single: single[1]),
+    ],
+)
+def test_guidance_that_is_one_prediction_costs_no_other(strategy, scales, expected):
     x_t, t, condition, columns = build_inputs([3, 4])
     network = RecordingNetwork()
-    guided = build_field(network, condition, columns, strategy, [0.0, 0.0])(x_t, t)
-    torch.testing.assert_close(guided, predictions(x_t, t, condition, columns)[0], rtol=0, atol=0)
-    assert network.rows == [len(x_t)]
-
-
-def test_joint_scale_one_is_the_conditional_prediction_and_does_not_evaluate_the_null():
-    x_t, t, condition, columns = build_inputs([3, 4])
-    network = RecordingNetwork()
-    guided = build_field(network, condition, columns, "joint", [1.0, 1.0])(x_t, t)
-    torch.testing.assert_close(guided, predictions(x_t, t, condition, columns)[1], rtol=0, atol=0)
-    assert network.rows == [len(x_t)]
-
-
-def test_mutually_exclusive_scale_on_one_key_does_not_evaluate_the_others():
-    x_t, t, condition, columns = build_inputs([3, 4])
-    network = RecordingNetwork()
-    guided = build_field(network, condition, columns, "mutually_exclusive", [0.0, 1.0])(x_t, t)
-    torch.testing.assert_close(guided, predictions(x_t, t, condition, columns)[2][1], rtol=0, atol=0)
+    guided = build_field(network, condition, columns, strategy, scales)(x_t, t)
+    torch.testing.assert_close(guided, expected(*predictions(x_t, t, condition, columns)), rtol=0, atol=0)
     assert network.rows == [len(x_t)]
 
 

@@ -7,21 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-import scvi
 import torch
+from builders import SIZES
 
 from scgen_diffusion.data import CellFiles, RegisteredCells
-from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
+from scgen_diffusion.model import SCLDM, SCRDIT
 from scgen_diffusion.train import EpochBatches, start_autoencoder
 
+pytestmark = pytest.mark.usefixtures("seed_0")
+
 KEYS = {"condition_keys": ["cell_type", "dose"]}
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    before, scvi.settings._seed = scvi.settings.seed, 0
-    yield
-    scvi.settings._seed = before
 
 
 @pytest.fixture(scope="module")
@@ -41,29 +36,23 @@ def cells(adata, tmp_path_factory):
     return CellFiles([folder / "a.h5ad", folder / "b.zarr"], **KEYS, window_size=32, block_size=4)
 
 
-@pytest.fixture
-def options(tiny, tiny_gene_space):
-    return lambda cls: tiny if cls is SCLDM else tiny_gene_space
-
-
-def of_files(cls, cells, options, **changes):
+def of_files(cells, cls=SCLDM):
     torch.manual_seed(0)
-    return cls(registry=cells.registry, **{**options(cls), **changes})
+    return cls(registry=cells.registry, **SIZES[cls])
 
 
-def of_memory(cls, adata, options, **changes):
+def of_memory(adata, cls=SCLDM):
     torch.manual_seed(0)
     cls.setup_anndata(adata, **KEYS)
-    return cls(adata, **{**options(cls), **changes})
+    return cls(adata, **SIZES[cls])
 
 
-@pytest.mark.parametrize("cls", [SCLDM, SCRDIT, WBDIT])
-def test_models_train_save_load_and_generate(cls, cells, options, quick, tmp_path):
-    model = of_files(cls, cells, options)
+def test_models_train_save_load_and_generate(any_class, cells, quick, tmp_path):
+    model = of_files(cells, any_class)
 
     model.train(1, datamodule=cells, **quick)
     model.save(tmp_path / "model")
-    loaded = cls.load(tmp_path / "model")
+    loaded = any_class.load(tmp_path / "model")
 
     one, other = model.generate(6, {"cell_type": "NK"}, seed=0), loaded.generate(6, {"cell_type": "NK"}, seed=0)
     assert np.array_equal(one.X.toarray(), other.X.toarray())
@@ -72,11 +61,8 @@ def test_models_train_save_load_and_generate(cls, cells, options, quick, tmp_pat
     assert model.combination_sizes_.sum() == cells.n_cells
 
 
-def test_statistics_of_files_are_those_of_the_same_cells_in_memory(adata, cells, options, quick):
-    models = (
-        of_files(SCRDIT, cells, options),
-        of_memory(SCRDIT, adata.copy(), options),
-    )
+def test_statistics_of_files_are_those_of_the_same_cells_in_memory(adata, cells, quick):
+    models = of_files(cells, SCRDIT), of_memory(adata.copy(), SCRDIT)
     for model, source in zip(models, (cells, None), strict=True):
         model.train(1, datamodule=source, limit_train_batches=1, plan_kwargs={"learning_rate": 1e-12}, **quick)
 
@@ -89,8 +75,8 @@ def test_statistics_of_files_are_those_of_the_same_cells_in_memory(adata, cells,
     assert np.array_equal(models[0].combinations_, models[1].combinations_)
 
 
-def test_scldm_starts_from_the_same_means(adata, cells, options):
-    models = of_files(SCLDM, cells, options), of_memory(SCLDM, adata.copy(), options)
+def test_scldm_starts_from_the_same_means(adata, cells):
+    models = of_files(cells), of_memory(adata.copy())
     models[0]._take_cells(cells)
     for model in models:
         start_autoencoder(model.module, model._cells, np.arange(3, 90))
@@ -99,8 +85,8 @@ def test_scldm_starts_from_the_same_means(adata, cells, options):
     assert all(torch.allclose(states[0][name].double(), states[1][name].double(), atol=1e-6) for name in states[0])
 
 
-def test_a_model_reads_its_own_files_and_others(adata, cells, options, quick):
-    model = of_files(SCLDM, cells, options)
+def test_a_model_reads_its_own_files_and_others(adata, cells, quick):
+    model = of_files(cells)
     model.train(1, datamodule=cells, **quick)
 
     own = model.get_latent_representation()
@@ -121,8 +107,8 @@ def test_a_model_reads_its_own_files_and_others(adata, cells, options, quick):
         model.get_reconstruction(cells)
 
 
-def test_cells_in_files_replace_those_in_memory(adata, cells, options, quick, tmp_path):
-    model = of_memory(SCLDM, adata[::-1].copy(), options)
+def test_cells_in_files_replace_those_in_memory(adata, cells, quick, tmp_path):
+    model = of_memory(adata[::-1].copy())
 
     model.train_autoencoder(1, datamodule=cells, **quick)
 
@@ -131,8 +117,8 @@ def test_cells_in_files_replace_those_in_memory(adata, cells, options, quick, tm
         model.save(tmp_path / "model", save_anndata=True)
 
 
-def test_stages_can_be_trained_one_by_one_and_a_loaded_model_trains_on(cells, options, quick, tmp_path):
-    model = of_files(SCLDM, cells, options)
+def test_stages_can_be_trained_one_by_one_and_a_loaded_model_trains_on(cells, quick, tmp_path):
+    model = of_files(cells)
     model.train_autoencoder(1, datamodule=cells, **quick)
     model.train_prior(1, **quick)
     model.save(tmp_path / "model")
@@ -146,8 +132,8 @@ def test_stages_can_be_trained_one_by_one_and_a_loaded_model_trains_on(cells, op
 
 
 @pytest.mark.parametrize("built_from", [of_files, of_memory])
-def test_cells_set_after_training_on_files_take_their_place(built_from, adata, cells, options, quick):
-    model = built_from(SCLDM, cells if built_from is of_files else adata.copy(), options)
+def test_cells_set_after_training_on_files_take_their_place(built_from, adata, cells, quick):
+    model = built_from(cells if built_from is of_files else adata.copy())
     model.train_autoencoder(1, datamodule=cells, **quick)
     model.train_prior(1, **quick)
     assert model._cells is cells  # without `datamodule`, those of last time
@@ -173,11 +159,11 @@ NUMBERS = {"condition_keys": ["cell_type"], "continuous_condition_keys": ["dose"
     ids=["class", "number"],
 )
 def test_the_transport_is_trained_on_files_and_predicts_their_cells(
-    adata, options, quick, tmp_path, keys, unperturbed, condition
+    adata, quick, tmp_path, keys, unperturbed, condition
 ):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     cells = CellFiles(tmp_path / "cells.h5ad", **keys, control_values=unperturbed)
-    model = of_files(SCLDM, cells, options)
+    model = of_files(cells)
 
     model.train({"autoencoder": 1, "prior": 1, "transport": 1}, datamodule=cells, **quick)
 
@@ -189,8 +175,8 @@ def test_the_transport_is_trained_on_files_and_predicts_their_cells(
     assert predicted.obs_names.str.split("-").str[-1].tolist() == adata.obs_names[control].tolist()
 
 
-def test_cells_that_were_set_up_otherwise_are_refused(adata, cells, options, quick, tmp_path):
-    model = of_files(SCLDM, cells, options)
+def test_cells_that_were_set_up_otherwise_are_refused(adata, cells, quick, tmp_path):
+    model = of_files(cells)
     adata.write_h5ad(tmp_path / "cells.h5ad")
 
     for other, what in (
@@ -203,9 +189,9 @@ def test_cells_that_were_set_up_otherwise_are_refused(adata, cells, options, qui
         model.train(1, datamodule={}, **quick)
 
 
-def test_latents_of_files_go_to_a_file_early(cells, options, quick, monkeypatch):
+def test_latents_of_files_go_to_a_file_early(cells, quick, monkeypatch):
     monkeypatch.setattr("scgen_diffusion.model._scldm.LATENTS_IN_MEMORY_WITH_FILES", 0)
-    models = [of_files(SCLDM, cells, options) for _ in range(2)]
+    models = [of_files(cells) for _ in range(2)]
     models[0].train(1, datamodule=cells, **quick)
     monkeypatch.undo()
     models[1].train(1, datamodule=cells, **quick)

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from scgen_diffusion.data import ValueSummary
+from scgen_diffusion.model import SCRDIT
 from scgen_diffusion.model._diagnostics import warn_of_divergence, warn_of_early_plateau, warn_of_missing_zeros
 
 
@@ -68,8 +69,8 @@ def history(*losses):
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_hardly_falls_gives_a_warning_at_the_users_line(make_gene_space, gene_space_class, quick):
-    model = make_gene_space(gene_space_class)
+def test_a_loss_that_hardly_falls_gives_a_warning_at_the_users_line(make_model, gene_space_class, quick):
+    model = make_model(cls=gene_space_class)
 
     with pytest.warns(UserWarning, match=r"loss hardly fell, from .* to .*`plan_kwargs`") as caught:
         model.train(10, plan_kwargs={"learning_rate": 1e-9}, **quick)
@@ -143,8 +144,8 @@ ADVICE = {
 
 
 @pytest.mark.parametrize(("options", "advice"), ADVICE.values(), ids=ADVICE)
-def test_missing_zeros_give_a_warning_at_the_users_line(make_trained_gene_space, monkeypatch, options, advice):
-    model = make_trained_gene_space(**options)
+def test_missing_zeros_give_a_warning_at_the_users_line(make_trained, monkeypatch, options, advice):
+    model = make_trained(cls=SCRDIT, **options)
     monkeypatch.setattr(model.module, "decode", lambda *_, **__: torch.ones(128, 12))
 
     with pytest.warns(UserWarning, match=f"0% of the generated values are zeros, but [0-9]+%.*{advice}") as caught:
@@ -158,8 +159,8 @@ def test_counts_may_have_fewer_zeros_since_their_totals_may_be_larger(plant_prof
     plant_profiles(np.ones(12)).generate(5, seed=0, counts=True, library_size=10_000)
 
 
-def test_without_clamping_zeros_are_not_expected(make_trained_gene_space, monkeypatch):
-    model = make_trained_gene_space(clamp=False)
+def test_without_clamping_zeros_are_not_expected(make_trained, monkeypatch):
+    model = make_trained(cls=SCRDIT, clamp=False)
     monkeypatch.setattr(model.module, "decode", lambda *_, **__: torch.ones(128, 12))
 
     with warnings.catch_warnings():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import warnings
 
 import anndata
@@ -18,22 +16,9 @@ from scgen_diffusion.model import SCRDIT, WBDIT
 from scgen_diffusion.model._training import split_cells
 from scgen_diffusion.module import library_features, log_profile
 
+pytestmark = pytest.mark.usefixtures("seed_0")
+
 METRICS = {"diffusion_loss", "diffusion_denoising_loss", "diffusion_library_size_loss"}
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    before, scvi.settings.seed = scvi.settings.seed, 0
-    yield
-    scvi.settings._seed = before
-
-
-def weights(model):
-    return {name: t.clone() for name, t in model.module.state_dict().items()}
-
-
-def differing(one, other):
-    return [name for name in one if not torch.equal(one[name], other[name])]
 
 
 # --- what is learned --------------------------------------------------------------------------------------------------
@@ -61,14 +46,13 @@ LEARNERS = {
 
 
 @pytest.fixture(scope="module", params=LEARNERS.values(), ids=LEARNERS)
-def learned(request, make_gene_space, quick):
+def learned(request, make_model, quick):
     """Train a model until it knows both types, and return it and the warnings of training."""
     cls, head, path = request.param
     before, scvi.settings.seed = scvi.settings.seed, 2
     adata = two_types(1024)
-    model = make_gene_space(
-        cls, adata, condition_keys=["kind"], path=path, width=32, patch_size=4, ema_decay=0.98, **LEARNING[head]
-    )
+    options = {"path": path, "width": 32, "patch_size": 4, "ema_decay": 0.98, **LEARNING[head]}
+    model = make_model(adata, cls=cls, condition_keys=["kind"], **options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.train(12, plan_kwargs={"learning_rate": 5e-3}, **{**quick, "batch_size": 64})
@@ -149,35 +133,7 @@ def test_every_loss_is_recorded_and_falls(learned):
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_seed_makes_training_reproducible(make_gene_space, gene_space_class, quick):
-    models = []
-    for seed in (3, 3, 4):
-        scvi.settings.seed = seed
-        models.append(make_gene_space(gene_space_class))
-        models[-1].train(1, **quick)
-
-    assert differing(weights(models[0]), weights(models[1])) == []
-    assert differing(weights(models[0]), weights(models[2]))
-
-
-def test_the_number_of_epochs_and_the_recipe_follow_from_the_model(
-    make_gene_space, gene_space_class, quick, monkeypatch
-):
-    asked = []
-    monkeypatch.setattr(
-        "scgen_diffusion.train.Recipe.max_epochs", lambda self, n: asked.append((n, self.batch_size)) or 1
-    )
-    model = make_gene_space(gene_space_class)
-
-    model.train(**quick)
-
-    assert asked == [(len(model.train_indices_), 32)]
-    assert 80 < len(model.train_indices_) < 96
-
-
-def test_the_published_size_is_trained_by_the_published_recipe(
-    make_gene_space, gene_space_class, tiny_gene_space, quick
-):
+def test_the_published_size_is_trained_by_the_published_recipe(gene_space_class, tiny_gene_space, quick):
     plans = []
 
     class Watch(Callback):
@@ -196,39 +152,8 @@ def test_the_published_size_is_trained_by_the_published_recipe(
         assert published.generate(2, seed=0, n_steps=5).n_obs == 2
 
 
-@pytest.mark.parametrize("max_epochs", [0, -1, 1.5])
-def test_an_invalid_number_of_epochs_raises(make_gene_space, quick, max_epochs):
-    with pytest.raises(ValueError, match="max_epochs"):
-        make_gene_space().train(max_epochs, **quick)
-
-
-def test_an_unknown_part_of_the_recipe_is_refused_before_training(make_gene_space, quick):
-    model = make_gene_space()
-
-    with pytest.raises(TypeError, match="'learnig_rate'.*learning_rate"):
-        model.train(1, plan_kwargs={"learnig_rate": 1.0}, **quick)
-    assert not model.is_trained_
-
-
-def test_all_cells_may_be_trained_on(make_gene_space, quick):
-    model = make_gene_space()
-
-    model.train(1, train_size=1.0, **quick)
-
-    assert "diffusion_loss_validation" not in model.history
-    assert model.generate(2, seed=0).n_obs == 2
-
-
-def test_early_stopping_ends_a_run_that_no_longer_improves(make_gene_space, quick):
-    model = make_gene_space()
-
-    model.train(60, early_stopping=True, early_stopping_patience=2, plan_kwargs={"learning_rate": 1e-12}, **quick)
-
-    assert 2 <= len(model.history["diffusion_loss_validation"]) < 60
-
-
-def test_a_loss_that_is_no_number_stops_at_once(make_gene_space, quick):
-    model = make_gene_space()
+def test_a_loss_that_is_no_number_stops_at_once(make_model, quick):
+    model = make_model(cls=SCRDIT)
     torch.nn.init.constant_(next(iter(model.module.network.parameters())), float("nan"))
 
     with pytest.raises(FloatingPointError, match="diffusion's loss is nan in epoch 1 of 3; try a lower"):
@@ -236,10 +161,10 @@ def test_a_loss_that_is_no_number_stops_at_once(make_gene_space, quick):
     assert not model.is_trained_
 
 
-def test_compiling_is_asked_of_the_network_that_is_trained(make_gene_space, quick, monkeypatch):
+def test_compiling_is_asked_of_the_network_that_is_trained(make_model, quick, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *_, **__: compiled.append(self))
-    model = make_gene_space()
+    model = make_model(cls=SCRDIT)
 
     model.train(1, compile=True, **quick)
 
@@ -247,18 +172,10 @@ def test_compiling_is_asked_of_the_network_that_is_trained(make_gene_space, quic
     assert any(compiled[0] is part for part in model.module.network.modules())
 
 
-def test_without_a_checkpoint_folder_nothing_is_written(make_gene_space, quick, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    make_gene_space().train(1, **quick)
-
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_only_training_cells_set_the_scale(make_gene_space, quick):
+def test_only_training_cells_set_the_scale(make_model, quick):
     """A gene that only validation cells express stays at zero."""
     adata = two_types(96)
-    model = make_gene_space(adata=adata, condition_keys=["kind"], scaling="gene")
+    model = make_model(adata, cls=SCRDIT, condition_keys=["kind"], scaling="gene")
     train, validation, _ = split_cells(96, None, None)
     adata.X[train, 3] = 0
     adata.X[validation, 3] = 50
@@ -269,128 +186,32 @@ def test_only_training_cells_set_the_scale(make_gene_space, quick):
     assert (model.module.shift[:3] > 0).all()
 
 
-def test_shares_that_add_up_to_all_leave_no_cell_over():
-    assert [len(part) for part in split_cells(301, 0.5, 0.5)] == [150, 151, 0]
-    assert [len(part) for part in split_cells(100, 0.5, 0.3)] == [50, 30, 20]
+def test_a_checkpoint_of_another_architecture_or_recipe_is_refused(make_model, quick, tmp_path):
+    make_model(cls=SCRDIT).train(1, checkpoint_dir=tmp_path, **quick)
+
+    for architecture, recipe in (({"clamp": False}, {}), ({}, {"learning_rate": 0.1})):
+        with pytest.raises(ValueError, match="another split or other settings.*another `checkpoint_dir`"):
+            make_model(cls=SCRDIT, **architecture).train(1, checkpoint_dir=tmp_path, plan_kwargs=recipe, **quick)
 
 
 @pytest.mark.parametrize("values", ["counts", "log1p"])
-def test_training_continues_where_it_ended(make_trained_gene_space, make_cells, quick, values):
-    model = make_trained_gene_space(adata=make_cells(values=values), setup={"values": values})
-    before = weights(model)
+def test_training_continues_where_it_ended(make_trained, make_cells, quick, values):
+    model = make_trained(make_cells(values=values), cls=SCRDIT, setup={"values": values})
+    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
 
     model.train(1, plan_kwargs={"learning_rate": 0.0}, **quick)
 
-    changed = differing(before, weights(model))
+    changed = [name for name, tensor in model.module.state_dict().items() if not torch.equal(tensor, before[name])]
     assert all(name.startswith(("averaged_network", "library_size.predicted")) for name in changed)
 
 
-def test_training_on_does_not_warn_that_little_was_learned(make_trained_gene_space, quick):
+def test_training_on_does_not_warn_that_little_was_learned(make_trained, quick):
     """What there is to learn was learned before."""
-    model = make_trained_gene_space()
+    model = make_trained(cls=SCRDIT)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "The loss hardly fell")
         model.train(10, plan_kwargs={"learning_rate": 1e-9}, **quick)
-
-
-# --- interruption and resumption --------------------------------------------------------------------------------------
-
-
-class InterruptAt(Callback):
-    """Press Ctrl-C at the second step of an epoch."""
-
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    def on_train_batch_start(self, trainer, plan, batch, batch_idx):
-        if (trainer.current_epoch, batch_idx) == (self.epoch, 1):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-class KillAt(Callback):
-    """Die without a word at the start of an epoch."""
-
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    def on_train_epoch_start(self, trainer, plan):
-        if trainer.current_epoch == self.epoch:
-            raise MemoryError("killed")
-
-
-def test_an_interrupted_model_generates_and_can_be_saved(make_gene_space, gene_space_class, quick, tmp_path):
-    model = make_gene_space(gene_space_class)
-    handler = signal.getsignal(signal.SIGINT)
-    before = weights(model)
-
-    model.train(50, callbacks=[InterruptAt(1)], **quick)
-
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert 1 <= len(model.history["diffusion_loss_train"]) <= 2
-    assert differing(before, weights(model))
-    cells = model.generate(5, seed=0, counts=True)
-    model.save(tmp_path / "m")
-    assert (gene_space_class.load(tmp_path / "m").generate(5, seed=0, counts=True).X != cells.X).nnz == 0
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"head": "spike_and_slab", "target": "data", "scaling": "gene"}],
-    ids=["regression", "spike_and_slab"],
-)
-def test_a_resumed_run_equals_an_uninterrupted_one(make_gene_space, gene_space_class, quick, tmp_path, options):
-    scvi.settings.seed = 0
-    whole = make_gene_space(gene_space_class, **options)
-    whole.train(5, **quick)
-    scvi.settings.seed = 0
-    killed = make_gene_space(gene_space_class, **options)
-    with pytest.raises(MemoryError):
-        killed.train(5, checkpoint_dir=tmp_path, callbacks=[KillAt(3)], **quick)
-
-    torch.manual_seed(99)  # a new process would have other weights, and another state
-    resumed = make_gene_space(gene_space_class, **options)
-    resumed.train(5, checkpoint_dir=tmp_path, **quick)
-
-    for name, frame in whole.history.items():
-        pd.testing.assert_frame_equal(resumed.history[name], frame)
-    assert differing(weights(whole), weights(resumed)) == []
-    assert resumed.generate(5, seed=0, counts=True).n_obs == 5
-
-
-def test_the_same_call_after_a_finished_run_changes_nothing(make_gene_space, gene_space_class, quick, tmp_path):
-    model = make_gene_space(gene_space_class)
-    model.train(2, checkpoint_dir=tmp_path, **quick)
-
-    torch.manual_seed(99)
-    again = make_gene_space(gene_space_class)
-    again.train(2, checkpoint_dir=tmp_path, **quick)
-
-    assert differing(weights(model), weights(again)) == []
-    for name, frame in model.history.items():
-        pd.testing.assert_frame_equal(again.history[name], frame)
-
-
-def test_a_checkpoint_of_other_cells_or_another_model_is_refused(make_gene_space, make_cells, quick, tmp_path):
-    make_gene_space().train(1, checkpoint_dir=tmp_path, **quick)
-    others = make_cells()
-    others.obs_names = [f"other_{name}" for name in others.obs_names]
-
-    for model in (make_gene_space(adata=others), make_gene_space(zero_value=-1.0)):
-        with pytest.raises(ValueError, match="another `checkpoint_dir`"):
-            model.train(1, checkpoint_dir=tmp_path, **quick)
-
-
-def test_a_checkpoint_of_other_values_or_settings_is_refused(make_cells, make_gene_space, quick, tmp_path):
-    def train(adata, **arguments):
-        scvi.settings._seed = 0
-        make_gene_space(SCRDIT, adata).train(1, checkpoint_dir=tmp_path, **quick, **arguments)
-
-    train(make_cells())
-    with pytest.raises(ValueError, match="of other cells, another split or other settings"):
-        train(make_cells(seed=1))
-    with pytest.raises(ValueError, match="of other cells, another split or other settings"):
-        train(make_cells(), plan_kwargs={"learning_rate": 0.1})
 
 
 def test_a_subclass_trains_like_its_parent(make_cells, tiny_gene_space, quick):

@@ -12,17 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+import scipy.sparse as sp
 import scvi
+import torch
+from builders import same_cells
 
 from scgen_diffusion.diffusion import FixedStepSampler, Guidance
 from scgen_diffusion.generation import _generator
 from scgen_diffusion.model import SCLDM
 
 SAMPLERS = ["euler", "midpoint", "heun", "dopri5"]
-
-
-def same_cells(one, other):
-    return (one.X != other.X).nnz == 0 and one.obs.astype(str).equals(other.obs.astype(str))
 
 
 def test_counts_come_back_sparse_whole_and_named(trained):
@@ -118,8 +117,6 @@ def test_a_device_may_take_several_blocks_together(trained, monkeypatch, most_ce
 
 
 def test_cells_do_not_depend_on_the_number_of_threads(gaussian):
-    import torch
-
     before = torch.get_num_threads()
     made = []
     for n_threads in (1, 3):
@@ -156,31 +153,22 @@ def test_cells_of_a_table_do_not_depend_on_other_rows(gaussian, sampler):
     np.testing.assert_array_equal(whole.X[:10], few.X)
 
 
-def test_the_same_seed_gives_the_same_cells_and_another_one_others(trained):
-    one, same, other = (trained.generate(20, seed=seed) for seed in (1, 1, 2))
+def test_the_same_seed_gives_the_same_cells_and_another_one_others(trained_any):
+    one, same, other = (trained_any.generate(20, seed=seed) for seed in (1, 1, 2))
 
     assert same_cells(one, same)
-    assert not same_cells(one, other)
+    assert (one.X != other.X).nnz > 0
 
 
-def test_cells_do_not_depend_on_the_global_random_state(trained):
-    import torch
-
+def test_generating_leaves_the_global_random_state_alone_and_does_not_depend_on_it(trained_any):
     torch.manual_seed(1)
-    one = trained.generate(5, seed=3)
-    torch.manual_seed(2)
-    np.random.seed(2)
-
-    assert same_cells(one, trained.generate(5, seed=3))
-
-
-def test_generating_leaves_the_global_random_state_alone(trained):
-    import torch
-
     before = torch.get_rng_state()
-    trained.generate(5, seed=3)
+    one = trained_any.generate(5, seed=3, counts=True)
 
     assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    np.random.seed(2)
+    assert same_cells(one, trained_any.generate(5, seed=3, counts=True))
 
 
 def test_a_fresh_seed_is_recorded_and_reproduces_the_cells(trained, monkeypatch):
@@ -335,7 +323,7 @@ def test_guidance_of_one_scale_is_that_of_the_same_scale_for_every_key(make_trai
     per_key = model.generate(**request, guidance_scale={"cell_type": 2.5, "dose": 2.5})
 
     assert same_cells(one, per_key)
-    assert not same_cells(one, model.generate(**request, guidance_scale=40.0))
+    assert (one.X != model.generate(**request, guidance_scale=40.0).X).nnz > 0
 
 
 def test_keys_without_a_scale_have_the_scale_one(trained):
@@ -346,13 +334,16 @@ def test_keys_without_a_scale_have_the_scale_one(trained):
     assert same_cells(partly, trained.generate(**request, guidance_scale={"dose": 3.0, "cell_type": 1.0}))
 
 
-def test_guidance_of_zero_is_unconditional(trained):
-    request = {"n_cells": 20, "seed": 0, "guidance_scale": 0, "library_size": 100}
+def test_guidance_of_zero_is_unconditional_and_of_one_is_not(trained_any):
+    request = {"n_cells": 20, "seed": 0, "counts": True, "library_size": 100}
+    conditions = [{"cell_type": "NK", "dose": 10}, {"cell_type": "B cell", "dose": 1}]
 
-    one = trained.generate(condition={"cell_type": "NK", "dose": 10}, **request)
-    other = trained.generate(condition={"cell_type": "B cell", "dose": 1}, **request)
+    free, other = (trained_any.generate(condition=c, guidance_scale=0, **request).X for c in conditions)
+    bound, other_bound = (trained_any.generate(condition=c, guidance_scale=1, **request).X for c in conditions)
 
-    assert (one.X != other.X).nnz == 0
+    assert (free != other).nnz == 0
+    assert (bound != other_bound).nnz > 0
+    assert (bound != free).nnz > 0
 
 
 @pytest.mark.parametrize(
@@ -363,10 +354,10 @@ def test_guidance_of_zero_is_unconditional(trained):
         *((["cell_type", "dose", "treated"], strategy) for strategy in ("joint", "mutually_exclusive", "additive")),
     ],
 )
-def test_any_number_of_keys_works(make_trained, keys, strategy):
-    model = make_trained(condition_keys=keys, condition_strategy=strategy)
+def test_any_number_of_keys_works(make_trained, either_class, keys, strategy):
+    model = make_trained(cls=either_class, condition_keys=keys, condition_strategy=strategy)
 
-    cells = model.generate(5, seed=0, n_steps=4, guidance_scale=2.0 if keys else 1.0)
+    cells = model.generate(5, seed=0, n_steps=4, guidance_scale=2.0 if keys else 1.0, counts=True)
 
     assert list(cells.obs) == [*keys, "synthetic"]
     assert cells.X.sum() > 0
@@ -400,13 +391,15 @@ def test_a_seen_combination_does_not_warn(trained):
 
 
 @pytest.mark.parametrize("kind", ["empirical", "normal", "latent"])
-def test_totals_of_every_kind_resemble_those_of_training(trained, kind):
-    real = np.median(trained.adata.X.sum(1))
+def test_totals_of_every_kind_resemble_those_of_training(trained_any, kind):
+    real = trained_any.adata.X.sum(1)
 
-    cells = trained.generate(500, seed=0, library_size=kind, sampler="euler", n_steps=2)
+    cells = trained_any.generate(500, seed=0, library_size=kind, n_steps=2, counts=True)
 
+    found = cells.X.sum(1).A1
     assert cells.uns["scgen_diffusion"]["library_size"] == kind
-    assert real / 2 < np.median(np.asarray(cells.X.sum(1))) < 2 * real
+    assert np.median(found) == pytest.approx(np.median(real), rel=0.3)
+    assert np.quantile(found, 0.9) / np.quantile(found, 0.1) > 1.5  # and they differ between cells
 
 
 def test_totals_can_be_given(trained):
@@ -417,25 +410,20 @@ def test_totals_can_be_given(trained):
     assert per_cell[25:].mean() / per_cell[:25].mean() == pytest.approx(100, rel=0.3)
 
 
-def test_the_number_of_steps_is_honoured(trained):
-    one, two, one_again = (trained.generate(50, seed=0, sampler="euler", n_steps=n) for n in (1, 7, 1))
+def test_the_number_of_steps_is_honoured(trained_any):
+    one, two, one_again = (trained_any.generate(50, seed=0, n_steps=n) for n in (2, 7, 2))
 
     assert same_cells(one, one_again)
-    assert not same_cells(one, two)
+    assert (one.X != two.X).nnz > 0
 
 
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
         ({"n_cells": 0}, "`n_cells` must be a whole number of at least 1.*0"),
-        ({"n_cells": -2}, "`n_cells`"),
-        ({"n_cells": 2.5}, "`n_cells`"),
-        ({"n_cells": None}, "`n_cells` is needed"),
-        ({"condition": {"celltype": "NK"}}, "unknown key 'celltype'.*closest first: 'cell_type'"),
         ({"condition": {"cell_type": "NKT"}}, "unknown value 'NKT'.*closest first: 'NK'"),
         ({"sampler": "heuns"}, "`sampler` 'heuns'.*closest first: 'heun'"),
         ({"n_steps": 0}, "`n_steps`.*0"),
-        ({"n_steps": 2.0}, "`n_steps`"),
         ({"sampler": "dopri5", "n_steps": 5}, "'dopri5' chooses its own steps"),
         ({"guidance_scale": {"celltype": 2}}, "`guidance_scale`.*'celltype'.*closest first: 'cell_type'"),
         ({"guidance_scale": np.nan}, "`guidance_scale` must be a finite number"),
@@ -449,13 +437,8 @@ def test_the_number_of_steps_is_honoured(trained):
         ({"library_size": 1e300}, "`library_size` must be at least 1 and at most"),
         ({"library_size": np.inf}, "`library_size` must be at least 1 and at most"),
         ({"library_size": []}, r"one per cell \(3\).*\(0,\)"),
-        ({"n_steps": "many"}, "`n_steps`.*'many'"),
         ({"guidance_scale": "2"}, "`guidance_scale` must be a finite number.*'2'"),
         ({"guidance_scale": True}, "`guidance_scale` must be a finite number.*True"),
-        ({"n_cells": True}, "`n_cells`.*True"),
-        ({"n_cells": None, "condition": {"dose": []}}, "`condition` has no rows"),
-        ({"condition": {"dose": []}}, "has 0 values for 3 cells"),
-        ({"condition": pd.DataFrame({"dose": []})}, "`condition`"),
         ({"condition": pd.DataFrame([[1, 1]] * 3, columns=["dose", "dose"])}, "two columns named 'dose'"),
         ({"seed": 2**64}, "`seed` must be a whole number from 0 to"),
         ({"seed": True}, "`seed`.*True"),
@@ -501,16 +484,11 @@ def test_every_seed_that_files_can_hold_makes_cells_of_its_own(trained, seed, tm
 
     cells.write_h5ad(tmp_path / "cells.h5ad")
     assert int(anndata.read_h5ad(tmp_path / "cells.h5ad").uns["scgen_diffusion"]["seed"]) == seed
-    assert not same_cells(cells, trained.generate(3, seed=seed + 1 if seed < 2**40 else 1))
+    assert (cells.X != trained.generate(3, seed=seed + 1 if seed < 2**40 else 1).X).nnz > 0
 
 
 def test_steps_may_be_a_numpy_integer(trained):
     assert same_cells(trained.generate(3, seed=0, n_steps=np.int64(4)), trained.generate(3, seed=0, n_steps=4))
-
-
-def test_an_untrained_model_says_what_to_call(make_model):
-    with pytest.raises(RuntimeError, match=r"call train\(\) first"):
-        make_model().generate(3)
 
 
 def test_an_autoencoder_alone_says_what_to_call(make_model, quick):
@@ -546,16 +524,11 @@ def test_a_gaussian_head_on_counts_generates_log_values(make_trained):
     assert np.isfinite(cells.X).all()
 
 
-def test_sparse_training_cells_give_the_same_model(make_trained, make_cells, monkeypatch):
-    import scipy.sparse as sp
+def test_sparse_training_cells_give_the_same_model(make_trained, make_cells, either_class):
+    one, other = (make_trained(make_cells(matrix=m), cls=either_class) for m in (np.asarray, sp.csr_matrix))
 
-    monkeypatch.setattr(scvi.settings, "_seed", 0)
-    cells = []
-    for matrix in (np.asarray, sp.csr_matrix):
-        scvi.settings.seed = 0
-        cells.append(make_trained(make_cells(matrix=matrix)).generate(10, seed=1))
-
-    assert same_cells(*cells)
+    for name, tensor in one.module.state_dict().items():
+        torch.testing.assert_close(tensor, other.module.state_dict()[name], msg=name)  # sums in another order
 
 
 def test_guidance_without_conditions_is_refused(make_trained):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scgen_diffusion.diffusion import CONDITION_STRATEGIES, Guidance
-from scgen_diffusion.model import SCRDIT, WBDIT
+from scgen_diffusion.model import SCRDIT
 
 KEYS = ["cell_type", "dose", "treated"]
 REQUEST = {"n_cells": 12, "condition": {"cell_type": "NK", "dose": 10, "treated": True}, "seed": 0}
@@ -16,12 +16,12 @@ REQUEST = {"n_cells": 12, "condition": {"cell_type": "NK", "dose": 10, "treated"
 pytestmark = pytest.mark.filterwarnings("ignore:Sampling seems to have diverged")
 
 
-def resolve(trained, keys=KEYS, **options):
-    return Guidance(**options).resolve(CONDITION_STRATEGIES[trained], keys)
-
-
 def same_cells(one, other):
     return (one.X != other.X).nnz == 0
+
+
+def resolve(trained, keys=KEYS, **options):
+    return Guidance(**options).resolve(CONDITION_STRATEGIES[trained], keys)
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +90,8 @@ def test_an_interval_and_rescaling_change_cells_only_where_they_should(joint, sc
         assert same_cells(plain, cells(**how)) == (scale == 1.0)
 
 
-@pytest.mark.parametrize("cls", [SCRDIT, WBDIT])
-def test_guidance_of_gene_space_models_knows_their_path(make_trained_gene_space, monkeypatch, cls):
-    model = make_trained_gene_space(cls, condition_keys=["cell_type"])
+def test_guidance_of_gene_space_models_knows_their_path(make_trained, monkeypatch, gene_space_class):
+    model = make_trained(cls=gene_space_class, condition_keys=["cell_type"])
     rows = []
     forward = type(model.module.averaged_network).forward
     monkeypatch.setattr(
@@ -105,8 +104,8 @@ def test_guidance_of_gene_space_models_knows_their_path(make_trained_gene_space,
     assert [n // rows[0] for n in rows] == [1, 1, 1, 2, 2, 2, 2, 1, 1, 1]
 
 
-def test_a_sampling_path_ends_in_the_cells_of_the_same_guidance(make_trained_gene_space):
-    model = make_trained_gene_space(condition_keys=KEYS, condition_strategy="additive")
+def test_a_sampling_path_ends_in_the_cells_of_the_same_guidance(make_trained):
+    model = make_trained(cls=SCRDIT, condition_keys=KEYS, condition_strategy="additive")
     how = {"guidance_scale": Guidance({"dose": 3.0}, interval=(0.1, 0.8), rescale=0.5), "n_steps": 5}
     path = model.get_sampling_path(**REQUEST, **how, n_frames=2)
     np.testing.assert_array_equal(path.X[-12:], model.generate(**REQUEST, **how).X.toarray())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import anndata
 import numpy as np
 import pandas as pd
@@ -12,7 +10,6 @@ import scipy.sparse as sp
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.generation import CellGenerator
-from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
 N_CELLS = 300  # three blocks on a CPU, the last one not full
@@ -274,11 +271,3 @@ def test_bad_arguments_are_refused(model, control, tmp_path, arguments, error, m
 def test_files_of_another_setup_are_refused(model, control, h5ad, tmp_path):
     with pytest.raises(ValueError, match="their conditions differ"):
         model.predict_perturbation_to(tmp_path / "cells.h5ad", CellFiles(h5ad, condition_keys=["dose"]), **REQUEST)
-
-
-@pytest.mark.parametrize("model_class", [SCLDM, SCRDIT, WBDIT])
-def test_all_that_predict_perturbation_takes_the_stream_takes_too(model_class):
-    streamed = inspect.signature(model_class.predict_perturbation_to).parameters
-    for name, parameter in inspect.signature(model_class.predict_perturbation).parameters.items():
-        assert streamed[name].default == parameter.default
-        assert streamed[name].annotation == parameter.annotation

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.data import CellFiles
-from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
+from scgen_diffusion.model import SCLDM, SCRDIT
 
 NEW_TYPE = "plasma"
 
@@ -28,12 +28,10 @@ def query_cells(make_cells, *, new=(NEW_TYPE,), n_cells=48, **options):
     return cells
 
 
-@pytest.fixture(params=[SCLDM, SCRDIT, WBDIT], ids=lambda cls: cls.__name__)
-def reference(request, make_trained, make_trained_gene_space):
-    """Train each model in turn."""
-    if request.param is SCLDM:
-        return make_trained(library_size="latent")
-    return make_trained_gene_space(request.param)
+@pytest.fixture(scope="module")
+def reference(any_class, make_trained):
+    """Train each model in turn; tests must not change it."""
+    return make_trained(cls=any_class, library_size="latent")
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +202,8 @@ def test_only_what_was_asked_is_trained(scldm, make_cells, quick, trainable, fir
 
 
 @pytest.mark.parametrize("trainable", ["conditions", "network", "all"])
-def test_gene_space_models_train_what_was_asked(make_trained_gene_space, make_cells, quick, trainable):
-    reference = make_trained_gene_space(SCRDIT)
+def test_gene_space_models_train_what_was_asked(make_trained, make_cells, quick, trainable):
+    reference = make_trained(cls=SCRDIT)
     model = SCRDIT.load_query_data(query_cells(make_cells), reference, trainable=trainable, accelerator="cpu")
 
     changed = changed_parts(model, quick)
@@ -584,7 +582,7 @@ def test_classes_with_known_embeddings_take_new_rows(make_trained, make_cells, q
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
-def test_mistakes_are_named(scldm, make_cells, make_model, make_trained_gene_space, tmp_path):
+def test_mistakes_are_named(scldm, make_cells, make_model, make_trained, tmp_path):
     cells = query_cells(make_cells)
     without = cells.copy()
     del without.obs["dose"]
@@ -597,7 +595,7 @@ def test_mistakes_are_named(scldm, make_cells, make_model, make_trained_gene_spa
     with pytest.raises(RuntimeError, match=r"`reference_model` must be trained.*call train\(\) first"):
         load(reference=make_model())
     with pytest.raises(ValueError, match="class 'SCRDIT', but SCLDM"):
-        load(reference=make_trained_gene_space(SCRDIT))
+        load(reference=make_trained(cls=SCRDIT))
     with pytest.raises(FileNotFoundError, match="no saved model"):
         load(reference=tmp_path)
     with pytest.raises(ValueError, match="0 cells"):
@@ -636,8 +634,8 @@ def test_swapped_arguments_are_told_from_a_wrong_folder(scldm, make_cells):
         SCLDM.load_query_data(scldm, query_cells(make_cells))
 
 
-def test_counts_are_refused_by_a_model_of_logarithms(make_trained_gene_space, make_cells):
-    reference = make_trained_gene_space(SCRDIT, make_cells(values="log1p"), setup={"values": "log1p"})
+def test_counts_are_refused_by_a_model_of_logarithms(make_trained, make_cells):
+    reference = make_trained(make_cells(values="log1p"), cls=SCRDIT, setup={"values": "log1p"})
 
     with pytest.raises(ValueError, match="Did you mean `values=.counts.`"):
         SCRDIT.load_query_data(query_cells(make_cells), reference, accelerator="cpu")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
-from scgen_diffusion.model import SCLDM, _scldm
+from scgen_diffusion.model import SCLDM, SCRDIT, _scldm
 
 QUICK = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
 
@@ -112,13 +112,13 @@ def test_a_stage_that_was_stopped_and_trained_on_is_still_far_too_short(make_mod
     assert model.cut_short_ == dict.fromkeys(model.trained_stages_, "far too short")
 
 
-def test_a_stage_that_was_stopped_late_and_trained_on_is_not_too_short(make_gene_space):
+def test_a_stage_that_was_stopped_late_and_trained_on_is_not_too_short(make_model):
     class Stop(Callback):
         def on_train_epoch_start(self, trainer, plan):
             if trainer.current_epoch == 15:  # of 133 by default
                 os.kill(os.getpid(), signal.SIGINT)
 
-    (model := make_gene_space()).train(20, callbacks=[Stop()], **QUICK)
+    (model := make_model(cls=SCRDIT)).train(20, callbacks=[Stop()], **QUICK)
     assert model.cut_short_ == {"diffusion": "stopped"}
     model.train(1, **QUICK)
     assert model.cut_short_ == {}

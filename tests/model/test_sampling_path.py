@@ -15,7 +15,6 @@ from scgen_diffusion.diffusion import (
     DormandPrinceSampler,
     Generators,
     ResolvedGuidance,
-    _random,
     published_timesteps,
     samplers_for,
 )
@@ -32,28 +31,15 @@ FLOW_SAMPLERS = ["euler", "midpoint", "heun", DormandPrinceSampler(rtol=1e-3, at
 B_CELLS = {"cell_type": "B cell"}
 
 # Models this small, with few steps, leave the range of the training values.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Sampling seems to have diverged", "ignore:.* of the generated values are zeros"
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_blocks():
-    """Let few cells make several blocks."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(_random.BLOCK_SIZES, "cpu", 16)
-        yield
-
-
-@pytest.fixture(scope="module", params=["SCLDM", "SCRDIT"])
-def either(request, trained, make_trained_gene_space):
-    """Return a latent and a gene-space model in turn."""
-    return trained if request.param == "SCLDM" else make_trained_gene_space(SCRDIT)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Sampling seems to have diverged", "ignore:.* of the generated values are zeros"),
+    pytest.mark.usefixtures("small_blocks"),
+]
 
 
 @pytest.fixture(scope="module")
-def flow(make_trained_gene_space):
-    return make_trained_gene_space(SCRDIT, path="flow_matching", target="velocity")
+def flow(make_trained):
+    return make_trained(cls=SCRDIT, path="flow_matching", target="velocity")
 
 
 def steps_of(sampler):
@@ -140,8 +126,8 @@ def test_a_gaussian_head_is_read_as_it_is(make_trained, make_cells):
 # --- the way ----------------------------------------------------------------------------------------------------------
 
 
-def test_frames_go_from_noise_to_cells(either):
-    path = either.get_sampling_path(7, n_frames=5, n_steps=8, seed=0)
+def test_frames_go_from_noise_to_cells(trained_any):
+    path = trained_any.get_sampling_path(7, n_frames=5, n_steps=8, seed=0)
 
     assert path.shape == (35, 12)
     assert path.obs["frame"].tolist() == np.repeat(range(5), 7).tolist()
@@ -164,8 +150,8 @@ def test_the_first_frame_of_gene_space_is_the_noise_read_as_a_profile(trained_ge
     np.testing.assert_array_equal(first.X, noise.numpy())
 
 
-def test_the_estimate_of_a_finished_cell_is_the_cell(either):
-    path = either.get_sampling_path(5, n_frames=3, n_steps=8, seed=0)
+def test_the_estimate_of_a_finished_cell_is_the_cell(trained_any):
+    path = trained_any.get_sampling_path(5, n_frames=3, n_steps=8, seed=0)
 
     states, estimates = path.X.reshape(3, 5, -1), path.layers["estimate"].reshape(3, 5, -1)
     assert np.array_equal(states[-1], estimates[-1])
@@ -179,11 +165,11 @@ def test_the_estimate_is_the_mean_that_the_denoiser_expects(flow):
     np.testing.assert_allclose(frame(path, 0).layers["estimate"], frame(path, 1).X, rtol=1e-4, atol=1e-5)
 
 
-def test_the_way_of_a_cell_depends_on_neither_frames_nor_other_cells(either):
-    whole = either.get_sampling_path(40, n_frames=5, n_steps=4, seed=1)
+def test_the_way_of_a_cell_depends_on_neither_frames_nor_other_cells(trained_any):
+    whole = trained_any.get_sampling_path(40, n_frames=5, n_steps=4, seed=1)
 
-    few_frames = either.get_sampling_path(40, n_frames=3, n_steps=4, seed=1)
-    few_cells = either.get_sampling_path(17, n_frames=5, n_steps=4, seed=1)
+    few_frames = trained_any.get_sampling_path(40, n_frames=3, n_steps=4, seed=1)
+    few_cells = trained_any.get_sampling_path(17, n_frames=5, n_steps=4, seed=1)
 
     for kept, number in enumerate((0, 2, 4)):
         assert np.array_equal(frame(few_frames, kept).X, frame(whole, number).X)
@@ -191,12 +177,12 @@ def test_the_way_of_a_cell_depends_on_neither_frames_nor_other_cells(either):
         assert np.array_equal(frame(few_cells, number).X, frame(whole, number).X[:17])
 
 
-def test_provenance_is_recorded(either, tmp_path):
-    path = either.get_sampling_path(4, B_CELLS, n_frames=3, n_steps=5, guidance_scale=2.0, seed=7)
+def test_provenance_is_recorded(trained_any, tmp_path):
+    path = trained_any.get_sampling_path(4, B_CELLS, n_frames=3, n_steps=5, guidance_scale=2.0, seed=7)
 
     told = path.uns["scgen_diffusion"]
     assert told == {
-        **either.generate(4, B_CELLS, n_steps=5, guidance_scale=2.0, seed=7).uns["scgen_diffusion"],
+        **trained_any.generate(4, B_CELLS, n_steps=5, guidance_scale=2.0, seed=7).uns["scgen_diffusion"],
         "n_frames": 3,
         "values": "log1p",
         "library_size": "none",
@@ -206,14 +192,14 @@ def test_provenance_is_recorded(either, tmp_path):
     assert "log1p" in path.uns
 
 
-def test_watching_leaves_the_model_and_the_global_random_state_alone(either):
-    before = {name: value.clone() for name, value in either.module.state_dict().items()}
+def test_watching_leaves_the_model_and_the_global_random_state_alone(trained_any):
+    before = {name: value.clone() for name, value in trained_any.module.state_dict().items()}
     state = torch.get_rng_state()
 
-    either.get_sampling_path(3, n_frames=2, n_steps=3, seed=0)
+    trained_any.get_sampling_path(3, n_frames=2, n_steps=3, seed=0)
 
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(value, before[name]) for name, value in either.module.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in trained_any.module.state_dict().items())
 
 
 def test_by_default_there_are_eleven_frames_and_a_model_without_conditions_works(make_trained):
@@ -232,15 +218,14 @@ def test_fewer_than_two_frames_are_refused(trained, n_frames):
         trained.get_sampling_path(3, n_frames=n_frames)
 
 
-def test_more_frames_than_steps_are_refused(either):
+def test_more_frames_than_steps_are_refused(trained_any):
     with pytest.raises(ValueError, match="`n_frames` must be between 2 and 5.*found 6"):
-        either.get_sampling_path(3, n_frames=6, n_steps=4)
+        trained_any.get_sampling_path(3, n_frames=6, n_steps=4)
 
 
-def test_an_untrained_model_says_what_to_call(make_model, make_gene_space):
-    for model in (make_model(), make_gene_space()):
-        with pytest.raises(RuntimeError, match=r"call train\(\) first"):
-            model.get_sampling_path(3)
+def test_an_untrained_model_says_what_to_call(make_model, any_class):
+    with pytest.raises(RuntimeError, match=r"call train\(\) first"):
+        make_model(cls=any_class).get_sampling_path(3)
 
 
 def test_what_generate_rejects_raises(trained):

@@ -6,12 +6,12 @@ import importlib
 import inspect
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from builders import Canary
 
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _model_file, load
 
@@ -32,11 +32,10 @@ EVERY_KIND = {
 }
 
 
-@pytest.fixture(scope="module", params=["SCLDM", "SCRDIT"])
-def folder(request, cells, make_model, make_gene_space, tmp_path_factory):
+@pytest.fixture(scope="module")
+def folder(either_class, cells, make_model, tmp_path_factory):
     """Save a model of each kind with its cells."""
-    build = {"SCLDM": make_model, "SCRDIT": make_gene_space}[request.param]
-    model = build(adata=cells.copy(), condition_keys=["cell_type"], setup=EVERY_KIND)
+    model = make_model(cells.copy(), cls=either_class, condition_keys=["cell_type"], setup=EVERY_KIND)
     where = tmp_path_factory.mktemp("saved") / "model"
     model.save(where, save_anndata=True)
     return where
@@ -140,16 +139,6 @@ def test_all_that_a_model_remembers_comes_back(trained, make_cells, tmp_path, wh
 
 
 # --- nothing is executed ----------------------------------------------------------------------------------------------
-
-
-class Canary:
-    """Writes a file where pickle runs it."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 READERS = [

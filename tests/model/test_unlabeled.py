@@ -220,9 +220,9 @@ def test_the_transport_pairs_labeled_cells_only(make_cells, make_model, quick):
         model.predict_perturbation(adata, {"treated": True})
 
 
-def test_gene_space_models_learn_from_unlabeled_cells(make_cells, make_trained_gene_space, gene_space_class):
+def test_gene_space_models_learn_from_unlabeled_cells(make_cells, make_trained, gene_space_class):
     adata, _ = hide(make_cells())
-    model = make_trained_gene_space(gene_space_class, adata, condition_keys=["cell_type"], setup=UNKNOWN)
+    model = make_trained(adata, cls=gene_space_class, condition_keys=["cell_type"], setup=UNKNOWN)
 
     assert "Unknown" not in model.generate(50).obs["cell_type"].to_list()
 

@@ -20,12 +20,6 @@ LABELS = ["T", "B", "NK"]
 GREY, VERMILION = to_rgb("#6e6e6e"), to_rgb("#D55E00")
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
 def make_cells(n_cells=90, *, seed=0, n_genes=20, scale=1.0):
     """Build cells whose label decides which five genes they express."""
     rng = np.random.default_rng(seed)

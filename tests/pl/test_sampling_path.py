@@ -21,12 +21,6 @@ TIMES = [0.0, 0.25, 0.5, 1.0]
 N_CELLS = 30
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
 def profiles(seed, n=N_CELLS):
     """Return positive profiles of two types that differ in the first genes, and the types."""
     rng = np.random.default_rng(seed)

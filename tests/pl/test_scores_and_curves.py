@@ -17,12 +17,6 @@ import scgen_diffusion as sgd
 from scgen_diffusion.pl._scores import badness, short
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
 def make_row(value, *, metric="recall", group="all", floor=0.9, shuffled=0.4, better="higher", half=0.01):
     return {
         "metric": metric,

@@ -19,12 +19,6 @@ LABELS = ["T", "B", "NK"]
 COLORS = ["#ff0000", "#00ff00", "#0000ff"]
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture
 def first_components(monkeypatch):
     """Put the first two principal components in the place of UMAP, which takes seconds."""

@@ -21,12 +21,6 @@ GENES = [f"gene_{g}" for g in range(30)]
 TOKENS = ["P0", "P1", "G0"]
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
 def make_statistics(*, noise_first=False):
     names = ["coding_rate_before", "subspace_coding_rate_before", "subspace_coding_rate_after", "sparsity"]
     rows = []

@@ -8,11 +8,10 @@ import time
 
 import numpy as np
 import pytest
-import scvi
 import torch
+from builders import seeded
 from lightning.pytorch.callbacks import Callback
 
-from scgen_diffusion.model import SCRDIT, WBDIT
 from scgen_diffusion.train import Interruption
 
 TOGETHER = {"devices": 2, "strategy": "ddp", "accelerator": "cpu", "enable_progress_bar": False}
@@ -20,9 +19,8 @@ TOGETHER = {"devices": 2, "strategy": "ddp", "accelerator": "cpu", "enable_progr
 
 @pytest.fixture(autouse=True)
 def _seed():
-    before, scvi.settings._seed = scvi.settings.seed, None  # the first process's holds for all
-    yield
-    scvi.settings._seed = before
+    with seeded(None):  # the first process's holds for all
+        yield
 
 
 @pytest.fixture
@@ -67,9 +65,8 @@ def test_two_processes_train_all_stages_of_scldm(train_scldm, run_together):
     assert np.isfinite(history["prior_loss_validation"]).all()
 
 
-@pytest.mark.parametrize("cls", [SCRDIT, WBDIT])
 def test_two_processes_train_a_gene_space_model_on_a_share_of_the_cells_each(
-    make_gene_space, make_cells, run_together, cls
+    make_model, make_cells, run_together, gene_space_class
 ):
     class Count(Callback):
         """Note the cells of this process's batches."""
@@ -83,7 +80,7 @@ def test_two_processes_train_a_gene_space_model_on_a_share_of_the_cells_each(
     def work(rank):
         torch.manual_seed(rank)
         count = Count()
-        model = make_gene_space(cls, make_cells(n_cells=97))
+        model = make_model(make_cells(n_cells=97), cls=gene_space_class)
         model.train(1, batch_size=16, callbacks=[count], **TOGETHER)
         return *described(model), count.seen
 

@@ -12,11 +12,11 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-import scvi
 import torch
+from builders import seeded
 from lightning.pytorch.callbacks import Callback
 
-from scgen_diffusion.model import SCRDIT, _training
+from scgen_diffusion.model import SCRDIT, WBDIT, _training
 from scgen_diffusion.train import Interruption, run_stage
 from scgen_diffusion.train import _cells as cells_module
 from scgen_diffusion.train._runner import check_later_checkpoints
@@ -50,11 +50,8 @@ def train(make_model, make_cells):
         torch.manual_seed(0)
         model = make_model(make_cells(n_cells=n_cells), setup={"control_values": {"dose": 1}})
         options = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False, **options}
-        before, scvi.settings._seed = scvi.settings.seed, seed
-        try:
+        with seeded(seed):
             model.train(max_epochs, checkpoint_dir=folder, **options)
-        finally:
-            scvi.settings._seed = before
         return model
 
     return run
@@ -66,14 +63,6 @@ def whole(train):
     started = time.process_time()
     model = train(None)
     return model, time.process_time() - started
-
-
-@pytest.fixture(autouse=True)
-def python_listens_to_ctrl_c():
-    """A process that a shell has put into the background ignores it from the start."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def run_until_killed(work):
@@ -118,24 +107,26 @@ def test_a_killed_stage_resumes_to_identical_weights(train, whole, tmp_path, sta
     assert_same_model(whole[0], train(tmp_path))
 
 
-def test_a_killed_gene_space_model_resumes_to_identical_weights(make_gene_space, make_cells, tmp_path):
+@pytest.mark.parametrize(
+    ("cls", "parts"), [(SCRDIT, {}), (WBDIT, {"head": "spike_and_slab", "target": "data", "scaling": "gene"})]
+)
+def test_a_killed_gene_space_model_resumes_to_identical_weights(make_model, tmp_path, cls, parts):
     def run(folder, **options):
         torch.manual_seed(0)
-        model = make_gene_space(SCRDIT, make_cells())
-        before, scvi.settings._seed = scvi.settings.seed, None  # the checkpoint has the one that was drawn
+        model = make_model(cls=cls, **parts)
         options = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False, **options}
-        try:
+        with seeded(None):  # the checkpoint has the one that was drawn
             model.train(3, checkpoint_dir=folder, **options)
-        finally:
-            scvi.settings._seed = before
         return model
 
     uninterrupted = run(None)
     work = signal_at(signal.SIGKILL, "diffusion", MIDDLE)
     assert run_until_killed(lambda: run(tmp_path, **EVERY_EPOCH, **work)) == signal.SIGKILL
     torch.rand(1)
+    resumed = run(tmp_path)
 
-    assert_same_model(uninterrupted, run(tmp_path))
+    assert_same_model(uninterrupted, resumed)
+    assert resumed.generate(5, seed=0, counts=True).n_obs == 5
 
 
 def test_kills_at_random_moments_leave_no_trace(train, whole, tmp_path):
@@ -275,15 +266,15 @@ def test_a_stage_of_other_steps_is_refused_also_if_it_is_finished(train, tmp_pat
     assert train(tmp_path, ONE_EPOCH, **{option: value}).is_trained_
 
 
-def test_a_stage_that_early_stopping_ended_is_refused_without_it(make_gene_space, make_cells, tmp_path):
+def test_a_stage_that_early_stopping_ended_is_refused_without_it(make_model, tmp_path):
     options = {"batch_size": 16, "accelerator": "cpu", "enable_progress_bar": False, "checkpoint_dir": tmp_path}
-    model = make_gene_space(SCRDIT, make_cells())
+    model = make_model(cls=SCRDIT)
     rule = {"early_stopping": True, "early_stopping_patience": 1, "early_stopping_min_delta": 1e9}
     model.train(4, **options, **rule)
     assert model.trainer.current_epoch < 4
 
     with pytest.raises(ValueError, match="was made with `early_stopping` of '1 validations', not 'False'"):
-        make_gene_space(SCRDIT, make_cells()).train(4, **options)
+        make_model(cls=SCRDIT).train(4, **options)
 
 
 def test_the_training_loss_of_an_epoch_that_ends_early_is_its_own(train):

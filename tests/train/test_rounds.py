@@ -7,8 +7,8 @@ import os
 import signal
 
 import pytest
-import scvi
 import torch
+from builders import seeded
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from scgen_diffusion.train import _plans as plans
@@ -28,11 +28,8 @@ def train(make_model, make_cells, monkeypatch):
         torch.manual_seed(0)
         model = make_model(make_cells(n_cells=96))
         options = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False, **options}
-        before, scvi.settings._seed = scvi.settings.seed, 0
-        try:
+        with seeded(0):
             model.train_autoencoder(max_epochs, plan_kwargs={"n_epochs": PER_ROUND, **(recipe or {})}, **options)
-        finally:
-            scvi.settings._seed = before
         return model
 
     return run

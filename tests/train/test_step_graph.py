@@ -10,12 +10,11 @@ from __future__ import annotations
 from contextlib import contextmanager, nullcontext
 
 import pytest
-import scvi
 import torch
+from builders import seeded
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-import scgen_diffusion
 from scgen_diffusion.model import SCLDM
 from scgen_diffusion.module import _negative_binomial as likelihoods
 from scgen_diffusion.nn import _set_encoder as encoders
@@ -83,22 +82,18 @@ def emulation(monkeypatch):
 
 def fit(model, max_epochs=2, **options):
     """Train a model with a fixed seed."""
-    before, scvi.settings._seed = scvi.settings.seed, 0
-    try:
+    with seeded(0):
         model.train(max_epochs, batch_size=16, accelerator="cpu", enable_progress_bar=False, **options)
-    finally:
-        scvi.settings._seed = before
     return model
 
 
-@pytest.fixture(params=["SCLDM", "SCRDIT", "WBDIT"])
-def train(request, make_model, make_cells, make_gene_space):
+@pytest.fixture
+def train(any_class, make_model, make_cells):
     """Train a small model, the same way every time; the last batch of a pass has another size than the others."""
 
     def run(**options):
         torch.manual_seed(0)
-        cells, cls = make_cells(n_cells=100), getattr(scgen_diffusion.model, request.param)
-        return fit(make_model(cells) if cls is SCLDM else make_gene_space(cls, cells), **options)
+        return fit(make_model(make_cells(n_cells=100), cls=any_class), **options)
 
     return run
 
