@@ -410,6 +410,19 @@ def test_totals_can_be_given(trained):
     assert per_cell[25:].mean() / per_cell[:25].mean() == pytest.approx(100, rel=0.3)
 
 
+def test_totals_in_another_order_than_the_requested_cells_are_refused(trained):
+    design = pd.DataFrame({"cell_type": ["B cell", "NK"]}, index=["b", "nk"])
+    totals = pd.Series([5000, 10], index=["nk", "b"])
+
+    with pytest.raises(
+        ValueError, match=r"rows of `library_size` are the cells in another order; use .loc"
+    ):
+        trained.generate(condition=design, library_size=totals)
+    with pytest.raises(ValueError, match=r"use .loc\[condition.obs_names\]"):
+        trained.generate(condition=anndata.AnnData(obs=design), library_size=totals)
+    assert trained.generate(condition=design, library_size=totals.loc[design.index]).n_obs == 2
+
+
 def test_the_number_of_steps_is_honoured(trained_any):
     one, two, one_again = (trained_any.generate(50, seed=0, n_steps=n) for n in (2, 7, 2))
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
 
 from scgen_diffusion._arguments import check_count, known_names, warn_user
@@ -29,6 +30,7 @@ from ._request import (
     CellRequest,
     SamplingOptions,
     check_batch_size,
+    check_order,
     default_steps,
     describe_condition,
     describe_library_size,
@@ -156,8 +158,11 @@ class CellGenerator:
         output: InputValues,
     ) -> CellRequest:
         """Check and resolve a user's request; warn about conditions outside the training cells."""
+        names = "condition.index" if isinstance(condition, pd.DataFrame) else "condition.obs_names"
         condition = self.conditions.as_table(condition)
         codes = self.conditions.request(condition, n_cells)
+        if isinstance(condition, pd.DataFrame):
+            check_order({"`library_size`": library_size}, lambda: condition.index, names)
         distinct, _ = codes.runs()
         self._check_is_whole(distinct)
         sizes = self.totals(library_size, len(codes), output)

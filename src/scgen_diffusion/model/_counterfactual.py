@@ -38,6 +38,7 @@ from scgen_diffusion.generation import (
     PerturbedGroups,
     ProfileSums,
     add_sums,
+    check_order,
     identity_of,
     name_of,
     verdict_columns,
@@ -95,6 +96,10 @@ class ControlCells:
     def names(self) -> pd.Index:
         """Their names."""
         return self.source.names(self.rows)
+
+    def check_order(self, given: Mapping[str, Any]) -> None:
+        """Raise if tables or columns of pandas have the cells' names in another order."""
+        check_order(given, lambda: self.names, "adata_control.obs_names")
 
     def obs(self, conditions: Conditions) -> pd.DataFrame:
         """Return their ``obs``; of cells in files only the conditions."""
@@ -166,8 +171,7 @@ class Prediction:
         condition = model.conditions.as_table(condition)
         sampling = engine.sampling(sampler, n_steps, guidance, output)
         cells = control_cells(model, adata_control, indices, condition)
-        for sizes in library_size.values() if isinstance(library_size, Mapping) else [library_size]:
-            check_order("`library_size`", sizes, cells)
+        cells.check_order({"`library_size`": library_size})
         chosen = {"method": method, "residuals": residuals, "sample": sample}
         residuals_of_cells = _check_options(model, chosen)
         chosen_method = model._counterfactual_method(cells, method)
@@ -445,20 +449,9 @@ def _check_one_per_cell(conditions: Conditions, condition: ConditionRequest, cel
             )
             raise ValueError(msg)
     if isinstance(condition, pd.DataFrame):
-        check_order("the `condition` table", condition, cells)
+        cells.check_order({"the `condition` table": condition})
     elif isinstance(condition, Mapping):
-        for key, values in condition.items():
-            check_order(f"`condition[{key!r}]`", values, cells)
-
-
-def check_order(what: str, given: Any, cells: ControlCells) -> None:
-    """Raise if a table or column of pandas has the cells' names in another order."""
-    if not isinstance(given, pd.Series | pd.DataFrame):
-        return  # names of cells in files are read only if needed
-    names = cells.names
-    if not given.index.equals(names) and names.is_unique and set(given.index) == set(names):
-        msg = f"The rows of {what} are the cells in another order; use .loc[adata_control.obs_names]."
-        raise ValueError(msg)
+        cells.check_order({f"`condition[{key!r}]`": values for key, values in condition.items()})
 
 
 def check_given_keys(

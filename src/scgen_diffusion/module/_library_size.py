@@ -205,7 +205,7 @@ class LibrarySizeModel(nn.Module):
         """Look up rows of a table ``(groups, ...)``: exact if the combination occurs, else additive."""
         codes = self.groups.discretise(condition, self.centres)
         exact, occurs = self._rows_of(table, codes)
-        return torch.where(occurs, exact, self._additive(table, codes))
+        return exact if occurs.all() else torch.where(occurs, exact, self._additive(table, codes))
 
     def _additive(self, table: Tensor, codes: Tensor) -> Tensor:
         """Add up the effects of all keys, at most ``MARGIN`` beyond what was observed: sets would grow without end."""
