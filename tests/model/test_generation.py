@@ -414,9 +414,7 @@ def test_totals_in_another_order_than_the_requested_cells_are_refused(trained):
     design = pd.DataFrame({"cell_type": ["B cell", "NK"]}, index=["b", "nk"])
     totals = pd.Series([5000, 10], index=["nk", "b"])
 
-    with pytest.raises(
-        ValueError, match=r"rows of `library_size` are the cells in another order; use .loc"
-    ):
+    with pytest.raises(ValueError, match=r"rows of `library_size` are the cells in another order; use .loc"):
         trained.generate(condition=design, library_size=totals)
     with pytest.raises(ValueError, match=r"use .loc\[condition.obs_names\]"):
         trained.generate(condition=anndata.AnnData(obs=design), library_size=totals)
