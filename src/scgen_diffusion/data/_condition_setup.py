@@ -20,7 +20,7 @@ from scvi.data.fields import BaseAnnDataField
 
 from scgen_diffusion._arguments import known_names, warn_user
 
-from ._anndata import SYNTHETIC
+from ._anndata import SYNTHETIC, widen
 from ._checks import check_distinct_columns
 from ._condition_keys import (
     ArrayKey,
@@ -485,11 +485,12 @@ def _warn_of_forgotten_numbers(obs: pd.DataFrame, controls: Mapping[str, Any], n
     """Warn if a number varies only among perturbed cells, as a dose does, but has no control value."""
     if not controls:
         return
-    is_control = np.all([obs[name].isin([value]) for name, value in controls.items()], axis=0)
+    is_control = np.all([widen(obs[name]).isin([value]) for name, value in controls.items()], axis=0)
     for name in names:
         if obs[name].dtype.kind not in "iuf":  # refused later, with an error
             continue
-        own, others = {*obs[name][is_control].unique()}, {*obs[name][~is_control].unique()}
+        column = widen(obs[name])
+        own, others = {*column[is_control].unique()}, {*column[~is_control].unique()}
         if name not in controls and len(own) == 1 and len(others - own) > 1:
             value = float(next(iter(own)))
             given = {**controls, name: value}
@@ -571,7 +572,7 @@ def _table(adata: AnnData, name: str, table: pd.DataFrame | str, labels: Iterabl
             f"but found {found}."
         )
         raise TypeError(msg)
-    table = table.set_axis(_typed_like(table.index, labels))
+    table = table.set_axis(_typed_like(pd.Index(widen(table.index.to_series())), labels))
     if not table.index.is_unique:
         msg = f"The embedding of {name!r} has more than one row for {table.index[table.index.duplicated()][0]!r}."
         raise ValueError(msg)
