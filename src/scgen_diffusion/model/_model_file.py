@@ -63,6 +63,7 @@ ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
     "train_indices_": _optional(to_array),
     "validation_indices_": _optional(to_array),
     "test_indices_": _optional(to_array),
+    "split_digest_": _as_it_is,
     "var_": to_table,
     "modality_vars_": _tables,
     "combinations_": to_array,
