@@ -564,7 +564,8 @@ def test_columns_of_var_survive_a_file(make_cells, make_trained, tmp_path):
     adata.var["alias"] = pd.array(["text", None] * 6, dtype="string")
     adata.var["note"] = ["text", None] * 6
     adata.var.index.name = "gene"
-    expected = adata.var.copy()
+    gaps = ["alias", "note"]  # become categories, which any anndata writes
+    expected = adata.var.astype(dict.fromkeys(gaps, object)).astype(dict.fromkeys(gaps, "category"))
     adata.var["found"] = pd.to_datetime(["2024-01-01"] * 12)  # cannot be kept
     model = make_trained(adata)
     model.save(tmp_path / "m")
@@ -573,8 +574,7 @@ def test_columns_of_var_survive_a_file(make_cells, make_trained, tmp_path):
 
     pd.testing.assert_frame_equal(cells.var, expected)
     pd.testing.assert_frame_equal(model.generate(2, seed=0).var, expected)
-    with anndata.settings.override(allow_write_nullable_strings=True):
-        cells.write_h5ad(tmp_path / "cells.h5ad")
+    cells.write_h5ad(tmp_path / "cells.h5ad")
 
 
 def test_all_options_are_saved_so_that_later_defaults_change_no_model(trained, tmp_path):

@@ -34,6 +34,7 @@ from ._condition_keys import (
     labeled_part,
     with_columns,
 )
+from ._plain import NAME_OF_INDEX
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -105,12 +106,10 @@ class ConditionSetup:
         sets = set_condition_keys
         listed_sets = check_names(list(sets) if isinstance(sets, Mapping) else sets, "set_condition_keys")
         listed = [*categorical, *continuous, *listed_sets]
-        if SYNTHETIC in listed:
-            msg = (
-                f"{SYNTHETIC!r} cannot be a condition key, because generated cells have a column of this name. Rename "
-                f"obs[{SYNTHETIC!r}]."
-            )
-            raise ValueError(msg)
+        for name, why in {SYNTHETIC: "generated cells have", NAME_OF_INDEX: "anndata's files may not have"}.items():
+            if name in listed:
+                msg = f"{name!r} cannot be a condition key, because {why} a column of this name. Rename obs[{name!r}]."
+                raise ValueError(msg)
         if repeated := [name for name in listed if listed.count(name) > 1]:
             msg = f"The condition key {repeated[0]!r} is listed more than once; list it once."
             raise ValueError(msg)
