@@ -25,6 +25,7 @@ from ._plain import to_plain
 
 OPEN = -np.inf  # code of a condition that is still to be drawn
 REQUEST = "`condition`"
+NUMBERS = "numbers"
 FEWEST_DIGITS, MOST_DIGITS = 10, 17  # digits that a number may need to survive standardising and back
 LARGEST_DISTANCE = 0.25  # standard deviations within which a number counts as seen in training
 LARGEST_NUMBER = 1e6  # standard deviations from the mean; no training cell can be that far
@@ -180,6 +181,12 @@ class CategoricalKey(ConditionKey):
                 )
                 raise ValueError(msg)
         values = [*self.values, *new]
+        if new and len(kinds := kinds_of(values)) > 1:
+            msg = (
+                f"With the reference's classes, such as {self.values[0]!r}, obs[{self.name!r}] mixes "
+                f"{' and '.join(sorted(kinds))}, such as {new[0]!r}; use the reference's type for all cells."
+            )
+            raise ValueError(msg)
         values = values if table is None else _with_vectors(self.name, values, table)
         return replace(self, values=values, ordered=self.ordered and not new)
 
@@ -673,6 +680,11 @@ def labeled_part(column: pd.Series, unlabeled_category: str | None) -> pd.Series
     if isinstance(column.dtype, pd.CategoricalDtype):
         return column.cat.set_categories([value for value in column.cat.categories if value != unlabeled_category])
     return column
+
+
+def kinds_of(values: Iterable[Any]) -> set[str]:
+    """Return whether classes are text, booleans, numbers, or several of these."""
+    return {"text" if isinstance(v, str) else "booleans" if isinstance(v, bool | np.bool_) else NUMBERS for v in values}
 
 
 def have_labels(by_key: Sequence[ConditionKey], codes: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from scgen_diffusion._arguments import known_names, warn_user
 from ._anndata import SYNTHETIC, widen
 from ._checks import check_distinct_columns
 from ._condition_keys import (
+    NUMBERS,
     ArrayKey,
     CategoricalKey,
     ConditionKey,
@@ -31,6 +32,7 @@ from ._condition_keys import (
     are_unlabeled,
     check_array,
     key_from_state,
+    kinds_of,
     labeled_part,
     with_columns,
 )
@@ -44,7 +46,6 @@ OBSM_KEY = "_scgen_conditions"
 CONDITIONS = "conditions"
 """Name of the cells' conditions in the registry and in batches; the same as in the modules."""
 SEPARATOR = "+"
-NUMBERS = "numbers"
 MANY_NUMBERS = 256  # more distinct numbers than this are probably amounts
 MANY_FRACTIONS = 20  # the same for numbers that are not all whole
 MANY_CLASSES = 50  # more classes than this, and than half of the cells, are probably not classes
@@ -504,9 +505,7 @@ def _check_classes(name: str, column: pd.Series) -> None:
     """Raise unless a column can hold classes, and warn if it looks like something else."""
     types = (str, int, float, np.integer, np.floating, np.bool_)
     values = _check_types(name, column, types, "text, numbers or booleans")
-    kinds = {
-        "text" if isinstance(v, str) else "booleans" if isinstance(v, bool | np.bool_) else NUMBERS for v in values
-    }
+    kinds = kinds_of(values)
     if len(kinds) > 1:
         msg = f"obs[{name!r}] mixes {' and '.join(sorted(kinds))}; use one type for all cells."
         raise ValueError(msg)
