@@ -91,6 +91,54 @@ def test_common_doses_come_back_exactly():
     assert key.decode(key.encode(values)).tolist() == values
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_numbers_of_the_training_cells_come_back_to_the_last_digit(seed):
+    values = np.log10(np.random.default_rng(seed).choice([0.1, 0.3, 1, 3, 10, 30, 100, 300], 500))
+    key = ContinuousKey.of("d", pd.Series(values))
+    key = key.extended(pd.Series(np.log10([5.0, 7.0, 0.1])))
+
+    asked = [*np.unique(values), *np.log10([5.0, 7.0])]
+    assert key_from_state(key.state()).decode(key.encode(asked)).tolist() == asked
+
+
+def test_numbers_of_a_model_that_did_not_keep_them_come_back_but_for_rounding():
+    key = ContinuousKey.of("d", pd.Series(np.log10([0.1, 3.0, 30.0])))
+    state = {name: value for name, value in key.state().items() if name != "numbers"}
+    np.testing.assert_allclose(key_from_state(state).decode(key.encode(key.numbers)), key.numbers, rtol=1e-15)
+
+
+SINGLE = pd.Series(np.float32([0.1, 0.3, 1.0, 0.1]))
+
+
+@pytest.mark.parametrize("column", [SINGLE, SINGLE.astype("category"), SINGLE.astype("Float32")], ids=str)
+def test_classes_of_single_precision_are_the_numbers_that_they_look_like(column):
+    key = CategoricalKey.of("c", column, 0.1, None)
+
+    assert key.values == [0.1, 0.3, 1.0]
+    for values in ([0.1, 0.3, 1.0, 0.1], column.tolist(), SINGLE.to_list()):
+        assert key.encode(values).ravel().tolist() == [0, 1, 2, 0]
+    assert key.encode_cells(column, "obs").ravel().tolist() == [0, 1, 2, 0]
+    with pytest.raises(ValueError, match="unknown value 0.1001"):
+        key.encode([0.1001])
+
+
+def test_a_model_that_learned_classes_of_single_precision_as_they_are_knows_them_still():
+    key = CategoricalKey("c", [float(np.float32(0.1)), 1.0])
+
+    assert key.encode([0.1, np.float32(0.1), float(np.float32(0.1))]).ravel().tolist() == [0, 0, 0]
+    assert key.extended(SINGLE).values == [float(np.float32(0.1)), 1.0, 0.3]
+
+
+@pytest.mark.parametrize("column", [SINGLE, SINGLE.astype("Float32")], ids=str)
+def test_numbers_of_single_precision_are_those_that_they_look_like(column):
+    key = ContinuousKey.of("d", column)
+
+    assert (key.low, key.numbers) == (0.1, [0.1, 0.3, 1.0])
+    for values in (column, column.to_numpy(), pd.Series([0.1, 0.3, 1.0, 0.1])):
+        assert key.decode(key.encode(key.listed(values))).tolist() == [0.1, 0.3, 1.0, 0.1]
+        assert key.encode_cells(pd.Series(values), "obs").tolist() == key.encode([0.1, 0.3, 1.0, 0.1]).tolist()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "much", None, True, np.False_])
 def test_infinite_and_missing_numbers_and_booleans_raise(value):
     with pytest.raises(ValueError, match="a finite number is needed"):

@@ -316,10 +316,11 @@ def test_classes_that_could_not_be_saved_are_refused(adata):
 
 
 @pytest.mark.parametrize("kind", ["categorical", "continuous", "sets"])
-def test_the_name_of_the_column_of_synthetic_cells_is_taken(adata, kind):
-    adata.obs["synthetic"] = adata.obs["dose" if kind == "continuous" else "gene"]
-    with pytest.raises(ValueError, match="'synthetic' cannot be a condition key"):
-        setup(adata, **{kind: ["synthetic"]})
+@pytest.mark.parametrize("name", ["synthetic", "_index"])
+def test_names_of_columns_that_files_of_synthetic_cells_need_are_taken(adata, kind, name):
+    adata.obs[name] = adata.obs["dose" if kind == "continuous" else "gene"]
+    with pytest.raises(ValueError, match=f"'{name}' cannot be a condition key, because"):
+        setup(adata, **{kind: [name]})
 
 
 # --- every cell has a value -------------------------------------------------------------------------------------------

@@ -629,6 +629,15 @@ def test_classes_of_another_type_are_not_taken_for_new_ones(scldm, make_cells):
         SCLDM.load_query_data(cells, scldm, accelerator="cpu")
 
 
+@pytest.mark.parametrize(("values", "kinds"), [([10, 11], "numbers and text"), ([True, False], "booleans and text")])
+def test_new_classes_of_another_kind_are_refused(scldm, make_cells, values, kinds):
+    cells = query_cells(make_cells)
+    cells.obs["cell_type"] = np.resize(values, cells.n_obs)
+
+    with pytest.raises(ValueError, match=rf"obs\['cell_type'\] mixes {kinds}, such as .*; use the reference's type"):
+        SCLDM.load_query_data(cells, scldm, accelerator="cpu")
+
+
 def test_swapped_arguments_are_told_from_a_wrong_folder(scldm, make_cells):
     with pytest.raises(TypeError, match=r"trained SCLDM or its folder, but found AnnData\. The new cells come first"):
         SCLDM.load_query_data(scldm, query_cells(make_cells))

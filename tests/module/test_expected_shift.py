@@ -305,3 +305,11 @@ def test_a_number_near_the_controls_is_related_to_itself(distance):
 
     assert related[:, :3].diagonal().all()
     assert not shift.related(control[None]).any()
+
+
+def test_a_dose_is_that_of_a_group_but_for_rounding():
+    shift = ExpectedShift((2, Number()), SIZE, 2, torch.tensor([0.0, -1.0]), torch.tensor([True, True]))
+    shift.perturbations.copy_(torch.tensor([[1.0, 0.1], [1.0, 2.5]]))
+
+    asked = torch.tensor([[1.0, 0.1], [1.0, 0.1000001], [1.0, 0.11], [0.0, 0.1]])
+    assert shift.have_groups(asked).tolist() == [True, True, False, False]

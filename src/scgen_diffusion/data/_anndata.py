@@ -78,6 +78,10 @@ def as_labels(column: pd.Series) -> pd.Series:
 
 def widen(column: pd.Series) -> pd.Series:
     """Return numbers of less than double precision as those that look the same: 0.1, not 0.10000000149011612."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        found = pd.Series(column.cat.categories)
+        wide = widen(found)
+        return column if wide is found else column.cat.rename_categories(wide.to_numpy())
     if not pd.api.types.is_float_dtype(column.dtype) or getattr(column.dtype, "itemsize", 8) >= 8:
         return column
     numbers = column.to_numpy(f"f{column.dtype.itemsize}", na_value=np.nan)

@@ -20,14 +20,17 @@ from sklearn.neighbors import NearestNeighbors
 
 from scgen_diffusion._arguments import is_number, known_names, warn_user
 
+from ._anndata import widen
 from ._plain import to_plain
 
 OPEN = -np.inf  # code of a condition that is still to be drawn
 REQUEST = "`condition`"
+NUMBERS = "numbers"
 FEWEST_DIGITS, MOST_DIGITS = 10, 17  # digits that a number may need to survive standardising and back
 LARGEST_DISTANCE = 0.25  # standard deviations within which a number counts as seen in training
 LARGEST_NUMBER = 1e6  # standard deviations from the mean; no training cell can be that far
 FLOAT32_ROUNDING = 1e-6  # relative; text shows numbers of float32 as others than they are
+N_VALUES = 256  # distinct values kept of a number
 MOST_COLUMNS = 50  # of an array
 UNLIKE = 20  # times the spread of another column; more than this are columns of different kinds
 WIDEST_RATIO = 50  # of distances from the control, such as doses
@@ -77,7 +80,7 @@ class ConditionKey(ABC):
     def listed(self, values: Any) -> Sequence[Any]:
         """Return one or several values as a list."""
         if not self.is_single(values):
-            return list(values)
+            return list(widen(values) if isinstance(values, pd.Series) else values)
         return [values.item() if isinstance(values, np.ndarray) else values]  # an array may have no axes
 
     @abstractmethod
@@ -155,19 +158,19 @@ class CategoricalKey(ConditionKey):
         """Learn the classes from training cells, or take them from an embedding table."""
         column = labeled_part(column, unlabeled_category)
         categorical = column.astype("category").cat
-        classes = _plain(categorical.categories)
-        if control is not None and control not in (found := _plain(column.unique())):
+        classes, found = _plain(categorical.categories), _plain(column.unique())
+        if control is not None and _in_single_precision(control) not in map(_in_single_precision, found):
             raise ValueError(_no_control(name, control, [value for value in classes if value in found]))
         if table is None:
             return cls(name, classes, ordered=bool(categorical.ordered), unlabeled_category=unlabeled_category)
-        values = _with_vectors(name, _plain(column.unique()), table)
+        values = _with_vectors(name, found, table)
         return cls(name, values, has_vectors=True, unlabeled_category=unlabeled_category)
 
     def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> CategoricalKey:
         """Add classes after the known ones, then in no order; raise if they differ from these only by type."""
         column = labeled_part(column, self.unlabeled_category)
         found = _plain(column.astype("category").cat.remove_unused_categories().cat.categories)
-        new = [value for value in found if value not in set(self.values)]
+        new = [value for value, code in zip(found, self._find(found), strict=True) if code < 0]
         as_text = {str(value): value for value in self.values}
         for value in new:
             if str(value) in as_text:
@@ -178,6 +181,12 @@ class CategoricalKey(ConditionKey):
                 )
                 raise ValueError(msg)
         values = [*self.values, *new]
+        if new and len(kinds := kinds_of(values)) > 1:
+            msg = (
+                f"With the reference's classes, such as {self.values[0]!r}, obs[{self.name!r}] mixes "
+                f"{' and '.join(sorted(kinds))}, such as {new[0]!r}; use the reference's type for all cells."
+            )
+            raise ValueError(msg)
         values = values if table is None else _with_vectors(self.name, values, table)
         return replace(self, values=values, ordered=self.ordered and not new)
 
@@ -195,10 +204,26 @@ class CategoricalKey(ConditionKey):
     def _index(self) -> pd.Index:
         return pd.Index(self.values)
 
+    @cached_property
+    def _single_index(self) -> pd.Index:
+        return pd.Index([_in_single_precision(value) for value in self.values])
+
+    def _find(self, values: Sequence[Any]) -> np.ndarray:
+        """Return the numbers of classes, ``(n,)``; -1 for unknown ones.
+
+        Numbers of single precision are found, too: cells may have 0.1 as 0.10000000149011612.
+        """
+        asked = pd.Index(np.asarray(values, dtype=object))
+        codes = self._index.get_indexer(asked)
+        if (codes < 0).any() and self._single_index.is_unique:
+            single = pd.Index([_in_single_precision(value) for value in asked[codes < 0]], dtype=object)
+            codes[codes < 0] = self._single_index.get_indexer(single)
+        return codes
+
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
         """Look up classes."""
         try:
-            codes = self._index.get_indexer(pd.Index(np.asarray(values, dtype=object)))
+            codes = self._find(values)
         except (TypeError, ValueError) as error:
             value = next(value for value in values if not np.isscalar(value))
             msg = (
@@ -248,6 +273,9 @@ class ContinuousKey(ConditionKey):
         Mean and standard deviation of the training cells, which standardise values.
     low, high
         Range of the training cells.
+    numbers
+        The distinct numbers of the training cells, in order, unless they are more than 256: as a standardised number
+        may be that of several, they come back as they were.
     """
 
     kind = "continuous"
@@ -257,6 +285,7 @@ class ContinuousKey(ConditionKey):
     std: float
     low: float
     high: float
+    numbers: Sequence[float] = field(default=(), compare=False, repr=False)
 
     @classmethod
     def of(cls, name: str, column: pd.Series, control: Any = None) -> ContinuousKey:
@@ -267,20 +296,21 @@ class ContinuousKey(ConditionKey):
                 "it: `.astype(float)`."
             )
             raise ValueError(msg)
-        values = column.to_numpy(dtype=float)
+        values = widen(column).to_numpy(dtype=float) + 0.0  # no negative zero
         if not np.isfinite(values).all():
             msg = f"obs[{name!r}] holds infinite numbers; every value must be finite."
             raise ValueError(msg)
         if values.min() == values.max():
             msg = f"obs[{name!r}] is {values[0]:g} in every cell; a condition must vary. Leave it out."
             raise ValueError(msg)
-        key = cls(name, float(values.mean()), float(values.std()), float(values.min()), float(values.max()))
+        numbers = np.unique(values)
+        kept = numbers.tolist() if len(numbers) <= N_VALUES else ()
+        key = cls(name, float(values.mean()), float(values.std()), float(values.min()), float(values.max()), kept)
         if control is None:
             return key
         if not is_number(control):
             msg = f"The control value of {name!r} must be a number, as in obs, but found {control!r}."
             raise ValueError(msg)
-        numbers = np.unique(values)
         is_control = np.isclose(key.encode(numbers.tolist()), key.encode([control], "`control_values`")).ravel()
         if not is_control.any():
             nearest = float(values[np.abs(values - control).argmin()])
@@ -298,12 +328,15 @@ class ContinuousKey(ConditionKey):
 
     def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> ContinuousKey:
         """Widen the range and keep the scale."""
-        numbers = self.decode(self.encode(column.to_numpy(), source="obs"))
-        return replace(self, low=float(min(self.low, *numbers)), high=float(max(self.high, *numbers)))
+        self.encode(column.to_numpy(), source="obs")
+        new = np.unique(as_numbers(column.to_numpy()))
+        numbers = np.union1d(self.numbers, new).tolist()
+        numbers = numbers if len(numbers) <= N_VALUES else self.numbers
+        return replace(self, low=min(self.low, float(new[0])), high=max(self.high, float(new[-1])), numbers=numbers)
 
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
         """Standardise numbers."""
-        numbers = np.array([_as_number(value) for value in values])
+        numbers = as_numbers(values)
         if not np.isfinite(numbers).all():
             value = list(values)[int(np.argmin(np.isfinite(numbers)))]
             msg = f"{source} has the value {value!r} for {self.name!r}; a finite number is needed."
@@ -319,8 +352,13 @@ class ContinuousKey(ConditionKey):
         return codes[:, None]
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Return numbers on their original scale, with the fewest digits that give these codes."""
-        return _numbers_of(codes[:, 0], self.mean, self.std)
+        """Return numbers on their original scale: those of the training cells, or those with the fewest digits."""
+        numbers = _numbers_of(codes[:, 0], self.mean, self.std)
+        if not self.numbers:
+            return numbers
+        known = self.encode(self.numbers)[:, 0]
+        place = np.searchsorted(known, codes[:, 0]).clip(max=len(known) - 1)
+        return np.where(known[place] == codes[:, 0], np.asarray(self.numbers)[place], numbers)
 
     def is_outside(self, codes: np.ndarray) -> np.ndarray:
         """Return which values ``(n, 1)`` lie outside the range of the training cells, ``(n,)``."""
@@ -638,10 +676,15 @@ def are_unlabeled(column: pd.Series, unlabeled_category: str | None) -> np.ndarr
 
 def labeled_part(column: pd.Series, unlabeled_category: str | None) -> pd.Series:
     """Return the values of cells with a label; of categories, only the value for "no label" is gone."""
-    column = column[~are_unlabeled(column, unlabeled_category)]
+    column = widen(column[~are_unlabeled(column, unlabeled_category)])
     if isinstance(column.dtype, pd.CategoricalDtype):
         return column.cat.set_categories([value for value in column.cat.categories if value != unlabeled_category])
     return column
+
+
+def kinds_of(values: Iterable[Any]) -> set[str]:
+    """Return whether classes are text, booleans, numbers, or several of these."""
+    return {"text" if isinstance(v, str) else "booleans" if isinstance(v, bool | np.bool_) else NUMBERS for v in values}
 
 
 def have_labels(by_key: Sequence[ConditionKey], codes: np.ndarray) -> np.ndarray:
@@ -739,13 +782,25 @@ def _numbers_of(codes: np.ndarray, mean: float, std: float) -> np.ndarray:
     return numbers[which] + 0.0  # no negative zero
 
 
+def as_numbers(values: Iterable[Any]) -> np.ndarray:
+    """Return values as numbers ``(n,)``; NaN for what is none."""
+    return np.array([_as_number(value) for value in values]) + 0.0  # no negative zero
+
+
 def _as_number(value: Any) -> float:
     if isinstance(value, bool | np.bool_):  # which float() would take for 0 or 1
         return float("nan")
     try:
-        return float(value)
+        return float(str(value) if isinstance(value, np.float32 | np.float16) else value)  # as `widen`
     except (TypeError, ValueError):
         return float("nan")
+
+
+def _in_single_precision(value: Any) -> Any:
+    """Return a fraction in single precision, and others as they are."""
+    if not isinstance(value, float | np.floating) or abs(float(value)) > np.finfo(np.float32).max:
+        return value
+    return float(np.float32(value))
 
 
 def _hashable(value: Any) -> Any:

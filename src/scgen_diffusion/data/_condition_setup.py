@@ -20,9 +20,10 @@ from scvi.data.fields import BaseAnnDataField
 
 from scgen_diffusion._arguments import known_names, warn_user
 
-from ._anndata import SYNTHETIC
+from ._anndata import SYNTHETIC, widen
 from ._checks import check_distinct_columns
 from ._condition_keys import (
+    NUMBERS,
     ArrayKey,
     CategoricalKey,
     ConditionKey,
@@ -31,9 +32,11 @@ from ._condition_keys import (
     are_unlabeled,
     check_array,
     key_from_state,
+    kinds_of,
     labeled_part,
     with_columns,
 )
+from ._plain import NAME_OF_INDEX
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,7 +46,6 @@ OBSM_KEY = "_scgen_conditions"
 CONDITIONS = "conditions"
 """Name of the cells' conditions in the registry and in batches; the same as in the modules."""
 SEPARATOR = "+"
-NUMBERS = "numbers"
 MANY_NUMBERS = 256  # more distinct numbers than this are probably amounts
 MANY_FRACTIONS = 20  # the same for numbers that are not all whole
 MANY_CLASSES = 50  # more classes than this, and than half of the cells, are probably not classes
@@ -105,12 +107,10 @@ class ConditionSetup:
         sets = set_condition_keys
         listed_sets = check_names(list(sets) if isinstance(sets, Mapping) else sets, "set_condition_keys")
         listed = [*categorical, *continuous, *listed_sets]
-        if SYNTHETIC in listed:
-            msg = (
-                f"{SYNTHETIC!r} cannot be a condition key, because generated cells have a column of this name. Rename "
-                f"obs[{SYNTHETIC!r}]."
-            )
-            raise ValueError(msg)
+        for name, why in {SYNTHETIC: "generated cells have", NAME_OF_INDEX: "anndata's files may not have"}.items():
+            if name in listed:
+                msg = f"{name!r} cannot be a condition key, because {why} a column of this name. Rename obs[{name!r}]."
+                raise ValueError(msg)
         if repeated := [name for name in listed if listed.count(name) > 1]:
             msg = f"The condition key {repeated[0]!r} is listed more than once; list it once."
             raise ValueError(msg)
@@ -485,11 +485,12 @@ def _warn_of_forgotten_numbers(obs: pd.DataFrame, controls: Mapping[str, Any], n
     """Warn if a number varies only among perturbed cells, as a dose does, but has no control value."""
     if not controls:
         return
-    is_control = np.all([obs[name].isin([value]) for name, value in controls.items()], axis=0)
+    is_control = np.all([widen(obs[name]).isin([value]) for name, value in controls.items()], axis=0)
     for name in names:
         if obs[name].dtype.kind not in "iuf":  # refused later, with an error
             continue
-        own, others = {*obs[name][is_control].unique()}, {*obs[name][~is_control].unique()}
+        column = widen(obs[name])
+        own, others = {*column[is_control].unique()}, {*column[~is_control].unique()}
         if name not in controls and len(own) == 1 and len(others - own) > 1:
             value = float(next(iter(own)))
             given = {**controls, name: value}
@@ -504,9 +505,7 @@ def _check_classes(name: str, column: pd.Series) -> None:
     """Raise unless a column can hold classes, and warn if it looks like something else."""
     types = (str, int, float, np.integer, np.floating, np.bool_)
     values = _check_types(name, column, types, "text, numbers or booleans")
-    kinds = {
-        "text" if isinstance(v, str) else "booleans" if isinstance(v, bool | np.bool_) else NUMBERS for v in values
-    }
+    kinds = kinds_of(values)
     if len(kinds) > 1:
         msg = f"obs[{name!r}] mixes {' and '.join(sorted(kinds))}; use one type for all cells."
         raise ValueError(msg)
@@ -571,7 +570,7 @@ def _table(adata: AnnData, name: str, table: pd.DataFrame | str, labels: Iterabl
             f"but found {found}."
         )
         raise TypeError(msg)
-    table = table.set_axis(_typed_like(table.index, labels))
+    table = table.set_axis(_typed_like(pd.Index(widen(table.index.to_series())), labels))
     if not table.index.is_unique:
         msg = f"The embedding of {name!r} has more than one row for {table.index[table.index.duplicated()][0]!r}."
         raise ValueError(msg)

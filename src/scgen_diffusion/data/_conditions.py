@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -20,17 +20,18 @@ from ._checks import obs_column
 from ._condition_keys import (
     LARGEST_DISTANCE,
     N_PLACES,
+    N_VALUES,
     OPEN,
     ArrayKey,
     ConditionKey,
     ContinuousKey,
     SetKey,
+    as_numbers,
     have_labels,
     reach_of,
     with_columns,
 )
 
-N_VALUES = 256  # distinct values kept of a number
 FEWEST_TRAINING_CELLS = 10  # labels and combinations with fewer give a warning
 N_NEIGHBOURS = 15  # training cells around numbers, or a row of an array, from which open values are drawn
 
@@ -48,11 +49,15 @@ class RequestedCodes:
     given
         Columns of each requested key, and its values ``(values, columns of the key)``. Each value belongs to an equal
         share of consecutive cells.
+    numbers
+        Likewise the values ``(values,)`` of each requested number, as given: codes are standardised, so that they do
+        not always tell the last digit.
     """
 
     n_cells: int
     n_columns: int
     given: Sequence[tuple[slice, np.ndarray]]
+    numbers: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.n_cells
@@ -63,6 +68,10 @@ class RequestedCodes:
         for columns, values in self.given:
             codes[:, columns] = values[rows * len(values) // self.n_cells]
         return codes
+
+    def numbers_of(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the requested numbers of some cells, ``(rows,)`` of each key."""
+        return {name: values[rows * len(values) // self.n_cells] for name, values in self.numbers.items()}
 
     def all(self) -> np.ndarray:
         """Return the codes of all cells."""
@@ -244,7 +253,7 @@ class Conditions:
         request = self.as_table(request)
         requested = self.named(request)
         n_cells = _resolve_length(self.lengths(requested), n_cells, exact=isinstance(request, pd.DataFrame))
-        given = []
+        given, numbers = [], {}
         for name, values in requested.items():
             key, columns = self.parts[self.keys.index(name)]
             if isinstance(key, SetKey) and isinstance(values, tuple):
@@ -260,7 +269,9 @@ class Conditions:
             codes = key.encode(listed)
             key.check_learned(codes, self.combinations[:, columns])
             given.append((columns, codes))
-        return RequestedCodes(n_cells, self.n_columns, given)
+            if isinstance(key, ContinuousKey):
+                numbers[name] = as_numbers(listed)
+        return RequestedCodes(n_cells, self.n_columns, given, numbers)
 
     def fill(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Draw open values from the training distribution, given the others.
@@ -282,10 +293,15 @@ class Conditions:
                 drawn[rows] = self.combinations[self._matching(pattern).draw(codes[rows], uniform[rows])]
         return np.where(codes == OPEN, drawn, codes)
 
-    def to_obs(self, codes: np.ndarray, index: pd.Index) -> pd.DataFrame:
-        """Return codes ``(n, columns)`` as a table, with classes and sets as categories."""
+    def to_obs(
+        self, codes: np.ndarray, index: pd.Index, numbers: Mapping[str, np.ndarray] | None = None
+    ) -> pd.DataFrame:
+        """Return codes ``(n, columns)`` as a table, with classes and sets as categories.
+
+        ``numbers`` are those of :meth:`RequestedCodes.numbers_of`, which the table takes as they are.
+        """
         values = {key.name: key.decode(codes[:, columns]) for key, columns in self.parts if key.source == "obs"}
-        return pd.DataFrame(values, index=index)
+        return pd.DataFrame({**values, **(numbers or {})}, index=index)
 
     def to_obsm(self, codes: np.ndarray, index: pd.Index) -> dict[str, np.ndarray | pd.DataFrame]:
         """Return the arrays among codes ``(n, columns)``, as tables where they were tables in training."""

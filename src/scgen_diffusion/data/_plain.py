@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+NAME_OF_INDEX = "_index"  # in files of anndata, which takes it for no column
 MASKED = (pd.arrays.BooleanArray, pd.arrays.IntegerArray, pd.arrays.FloatingArray)
 
 
@@ -64,12 +65,15 @@ def to_table(plain: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def savable_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Keep only columns of text, numbers, booleans and categories of these, without a "/" in their name.
+    """Keep only columns of text, numbers, booleans and categories of these, in types that every anndata writes.
 
-    ``.zarr`` files, and ``.h5ad`` files since anndata 0.13, take no such names: generated cells could not be written.
+    ``.zarr`` files, and ``.h5ad`` files since anndata 0.13, take no names with a "/", and anndata reserves a name for
+    itself: generated cells could not be written.
     """
-    names = [name for name in table if isinstance(name, str) and "/" not in name]
-    return table[[name for name in names if _is_savable(table[name])]].copy()
+    names = [name for name in table if isinstance(name, str) and "/" not in name and name != NAME_OF_INDEX]
+    kept = table[[name for name in names if _is_savable(table[name])]]
+    kept = kept.assign(**{name: _as_writable(kept[name]) for name in kept})
+    return kept.rename_axis(None) if kept.index.name in kept else kept  # which anndata would take for the same
 
 
 def _is_savable(column: pd.Series | pd.Index) -> bool:
@@ -82,6 +86,17 @@ def _is_savable(column: pd.Series | pd.Index) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _as_writable(column: pd.Series) -> pd.Series:
+    """Return text with gaps as categories, and pandas' own text and fractions as NumPy's."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.cat.rename_categories(_as_writable(column.dtype.categories.to_series()).to_numpy())
+    if column.dtype == object or isinstance(column.dtype, pd.StringDtype):
+        return column.astype(object).astype("category" if column.isna().any() else object)
+    if isinstance(column.array, pd.arrays.FloatingArray):
+        return pd.Series(column.to_numpy(column.dtype.numpy_dtype, na_value=np.nan), column.index)
+    return column
 
 
 def _column(values: pd.Series | pd.Index) -> Any:

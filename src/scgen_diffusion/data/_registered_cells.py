@@ -129,6 +129,10 @@ class RegisteredCells:
         """Digest of the cells' names and values."""
         return self._to_read().digest
 
+    def names(self, rows: np.ndarray) -> pd.Index:
+        """Return the names of cells, in the order of their row numbers."""
+        return self.manager.adata.obs_names[rows]
+
     def check(self) -> None:
         """Raise if the cells changed; register them again if they were set up for another model in the meantime.
 

@@ -24,7 +24,7 @@ from scvi.data.fields import LayerField
 from scvi.model.base import BaseModelClass
 from tqdm.auto import tqdm
 
-from scgen_diffusion._arguments import known_names, suggests_arguments
+from scgen_diffusion._arguments import known_names, suggests_arguments, warn_user
 from scgen_diffusion._compat import parse_device_args, respect_thread_limit, separate_copy
 from scgen_diffusion._pretrained import model_folder
 from scgen_diffusion.data import (
@@ -159,6 +159,7 @@ class DiffusionModel(BaseModelClass):
     _files_class: ClassVar[type[CellFiles]] = CellFiles
     _has_warned_of_rare = False  # classes; not saved, so that who loads the model is warned too
     _file_cells: TrainingCells | None = None  # the `datamodule` given to `train`
+    split_digest_: str | None = None  # of the names of the cells that were split into training and validation cells
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
     _advice: ClassVar[Mapping[str, str]] = ADVICE
     _counterfactual_options: ClassVar[Mapping[str, tuple[Any, ...]]]
@@ -193,6 +194,7 @@ class DiffusionModel(BaseModelClass):
         # scvi-tools drops the name of the setup method, without which a saved model cannot be loaded
         self.registry_ = {**registry, "field_registries": self.registry_["field_registries"]}
         self._file_cells = None
+        self._drop_split_of_others()
 
     @classmethod
     def setup_anndata(
@@ -319,6 +321,22 @@ class DiffusionModel(BaseModelClass):
         check_same_registry(datamodule.registry, self.registry_)
         self._file_cells, self._adata = datamodule, None
         self.var_ = plain_columns(datamodule.var)
+        self._drop_split_of_others()
+
+    def _drop_split_of_others(self) -> None:
+        """Drop the split into training and validation cells, which are row numbers, unless it is that of the cells."""
+        if self.split_digest_ is None or self.split_digest_ == self._digest_of_names():
+            return
+        for name in ("train_indices_", "validation_indices_", "test_indices_", "split_digest_"):
+            setattr(self, name, None)
+        warn_user(
+            "These are other cells than those that the model was trained on, or in another order, so their split is "
+            "gone: `train_indices_` and `validation_indices_` are None, and `train` would draw new ones. To keep the "
+            "split, load the model again with the cells of its training in the same order."
+        )
+
+    def _digest_of_names(self) -> str:
+        return digest_of("\n".join(map(str, self._cells.names(np.arange(self._cells.n_cells)))))
 
     @classmethod
     def _register_like(cls, adata: AnnData, registry: Mapping[str, Any], genes: pd.Index, **options: Any) -> None:
@@ -531,6 +549,7 @@ class DiffusionModel(BaseModelClass):
             if not (keep_split and self._split_fits):
                 parts = split_cells(self._cells.n_cells, train_size, validation_size)
                 self.train_indices_, self.validation_indices_, self.test_indices_ = parts
+                self.split_digest_ = self._digest_of_names()
             if stages is None or self._stages_to_generate & {*stages}:  # else what the model can generate stays
                 if self.reference_ is not None:
                     check_learns_something(self)
@@ -1363,6 +1382,8 @@ class DiffusionModel(BaseModelClass):
             for name, value in saved.attributes.items():
                 setattr(model, name, value)
             model.module.load_state_dict(saved.weights)
+        if cells is not None:
+            model._drop_split_of_others()
         model.to_device(device)
         model.module.eval()
         return model

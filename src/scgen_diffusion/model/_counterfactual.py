@@ -76,6 +76,8 @@ class ControlCells:
         Their row numbers, ``(cells,)``.
     own, codes
         Codes of their own and of their new conditions, ``(cells, columns)``.
+    numbers
+        The requested numbers as given, ``(cells,)`` of each key.
     categories
         Columns of text with gaps, or of pandas' type of text, as categories of all cells of ``source``: anndata does
         not write them otherwise.
@@ -85,12 +87,14 @@ class ControlCells:
     rows: np.ndarray
     own: np.ndarray
     codes: np.ndarray
+    numbers: Mapping[str, np.ndarray]
     categories: Mapping[str, pd.Series]
 
     def part(self, rows: range) -> ControlCells:
         """Return some consecutive cells."""
         cut = slice(rows.start, rows.stop)
-        return replace(self, rows=self.rows[cut], own=self.own[cut], codes=self.codes[cut])
+        numbers = {name: values[cut] for name, values in self.numbers.items()}
+        return replace(self, rows=self.rows[cut], own=self.own[cut], codes=self.codes[cut], numbers=numbers)
 
     @property
     def names(self) -> pd.Index:
@@ -388,11 +392,12 @@ def control_cells(
         )
         raise ValueError(msg)
     texts: dict[str, pd.Series] = _unwritable_texts(source.cells.obs) if isinstance(source, GivenCells) else {}
-    cells = ControlCells(source, rows, own, own, texts)
+    cells = ControlCells(source, rows, own, own, {}, texts)
     if isinstance(condition, Mapping | pd.DataFrame):
         _check_one_per_cell(conditions, condition, cells)
-    requested = conditions.encode(condition, len(rows))
-    return replace(cells, codes=np.where(requested == OPEN, own, requested))
+    requested = conditions.request(condition, len(rows))
+    codes, numbers = requested.all(), requested.numbers_of(np.arange(len(rows)))
+    return replace(cells, codes=np.where(codes == OPEN, own, codes), numbers=numbers)
 
 
 def _check_each_once(rows: np.ndarray) -> None:
@@ -506,7 +511,7 @@ def counterfactual_conditions(
     """Return the cells' ``obs`` and arrays with the new values of the requested keys, and the old ones beside them."""
     obs = cells.obs(conditions).set_axis(names)
     new, arrays, old = (
-        conditions.to_obs(cells.codes, names),
+        conditions.to_obs(cells.codes, names, cells.numbers),
         *(conditions.to_obsm(codes, names) for codes in (cells.codes, cells.own)),
     )
     columns = [key for key in requested if key in new]

@@ -107,7 +107,8 @@ class Generation:
             progress.update(len(cells.codes))
         x, codes = stack_rows([part.x for part in parts]), np.concatenate([part.codes for part in parts])
         model._warn_of_odd_values(ValueSummary.of(x), request.output)
-        obs = model.conditions.to_obs(codes, request.names(rows.start, rows.stop))
+        numbers = request.codes.numbers_of(np.arange(rows.start, rows.stop))
+        obs = model.conditions.to_obs(codes, request.names(rows.start, rows.stop), numbers)
         obsm = model.conditions.to_obsm(codes, obs.index)
         return assemble(x, obs, request.provenance, is_log1p=request.output == "log1p", obsm=obsm)
 
@@ -125,7 +126,7 @@ class Generation:
         if model._outputs[0] == "counts":
             identity["library_size"] = model.architecture.library_size
         names = replace(request, identity=identity).names(0, request.n_cells)  # the same names as in `generate`
-        cells = model.conditions.to_obs(codes, names)
+        cells = model.conditions.to_obs(codes, names, request.codes.numbers_of(np.arange(request.n_cells)))
         obs = pd.concat([cells] * len(times))
         obs["cell"] = pd.Categorical(obs.index, categories=cells.index)
         obs["frame"] = np.repeat(np.arange(len(times)), len(cells))

@@ -15,7 +15,15 @@ from anndata import AnnData
 from mudata import MuData
 
 from scgen_diffusion._files import explain_failed_write, sync, write_atomically
-from scgen_diffusion.data import JOINED, check_cells_writable, expression_state, to_array, to_plain, to_table
+from scgen_diffusion.data import (
+    JOINED,
+    check_cells_writable,
+    expression_state,
+    savable_columns,
+    to_array,
+    to_plain,
+    to_table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +51,10 @@ def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda plain: None if plain is None else read(plain)
 
 
+def _features(plain: Mapping[str, Any]) -> pd.DataFrame:
+    return savable_columns(to_table(plain))  # models of before have columns that cannot be written
+
+
 def _tables(plain: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     return {name: to_table(table) for name, table in plain.items()}
 
@@ -63,8 +75,9 @@ ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
     "train_indices_": _optional(to_array),
     "validation_indices_": _optional(to_array),
     "test_indices_": _optional(to_array),
-    "var_": to_table,
-    "modality_vars_": _tables,
+    "split_digest_": _as_it_is,
+    "var_": _features,
+    "modality_vars_": lambda plain: {name: _features(table) for name, table in plain.items()},
     "combinations_": to_array,
     "combination_sizes_": to_array,
     "reference_": _optional(_reference),

@@ -107,7 +107,7 @@ def check_registry(registry: object, model_class: type) -> None:
 
 def check_datamodule(datamodule: object) -> None:
     """Raise unless cells for ``train`` work like ``CellFiles``."""
-    if not all(hasattr(datamodule, name) for name in ("loader", "codes", "digest", "registry")):
+    if not all(hasattr(datamodule, name) for name in ("loader", "codes", "digest", "names", "registry")):
         msg = (
             f"`datamodule` must be scgen_diffusion.data.CellFiles or work like it, but found "
             f"{type(datamodule).__name__}. Data modules of scvi-tools do not support conditions; open their files with "

@@ -24,6 +24,7 @@ CLEAR = 0.25  # of the mean square of shifts: sampling variance of groups with e
 RELATED = 0.1  # similarity of perturbations that tell something about each other
 FARTHEST = 2.0  # square distance from the middle that a network sees, relative to the mean one of control cells
 SMALLEST = 1e-6  # variance, of standardised latents
+ROUNDING = {"rtol": 1e-6, "atol": 1e-4}  # of standardised numbers of float32; classes are whole numbers
 AT_ONCE = 256  # perturbations compared with each other
 
 
@@ -183,8 +184,9 @@ class ExpectedShift(nn.Module):
         return new
 
     def have_groups(self, conditions: Tensor) -> Tensor:
-        """Return which perturbations ``(n, columns)`` are those of a group, ``(n,)``."""
-        return (conditions[:, None, self.perturbs] == self.perturbations[:, self.perturbs]).all(-1).any(1)
+        """Return which perturbations ``(n, columns)`` are those of a group but for rounding of numbers, ``(n,)``."""
+        asked, known = conditions[:, None, self.perturbs], self.perturbations[:, self.perturbs]
+        return asked.to(known).isclose(known, **ROUNDING).all(-1).any(1)
 
     def explained_by_others(self) -> float:
         """Return which share of the squared shifts is predicted by groups without any of the same classes and members.

@@ -45,6 +45,9 @@ class TrainingCells(Protocol):
     def digest(self) -> str:
         """Digest of the cells; checkpoints are resumed only with the same digest."""
 
+    def names(self, rows: np.ndarray) -> pd.Index:
+        """Return the names of cells, in the order of their row numbers."""
+
     def check(self) -> None:
         """Raise if the cells changed since they were registered."""
 
