@@ -563,6 +563,11 @@ def test_intervals_do_not_leave_the_bounds():
             "The cells have 40 genes, but the space",
         ),
         (
+            {"space": ComparisonSpace.fit(cells(60, seed=9)[:, ::-1].copy())},
+            ValueError,
+            "Gene 0 of the cells is 'g0', but 'g39' when the space was fitted",
+        ),
+        (
             {"synthetic": pd.DataFrame(np.ones((60, N_GENES)))},
             TypeError,
             "`synthetic` must be an AnnData or counts .* but is DataFrame",

@@ -147,8 +147,8 @@ def evaluate(
         - ``"tf_idf"``: term frequency, inverse document frequency (Signac), with the frequencies of the training cells,
           or of ``real_test`` without them. Default for values of 0 and 1 (open chromatin).
     space
-        Genes and components to use, fitted to cells of none of the sets. All of ``train`` then plays the synthetic
-        cells.
+        Genes and components to use, fitted to cells of none of the sets, with the genes of ``real_test`` in the same
+        order. All of ``train`` then plays the synthetic cells.
     max_cells
         Largest number of cells to compare on each side. Time and memory grow with its square, the time of optimal
         transport with its cube. Groups draw up to 500 cells of their own, so rare labels keep their cells. Metrics of
@@ -280,6 +280,8 @@ def evaluate(
         msg = "Perturbations need both `control` and `perturbation_key`; `others` and `match_keys` need these two."
         raise ValueError(msg)
 
+    if space is not None and isinstance(real_test, AnnData):  # the other sets are read in its order of genes
+        space.check_genes(real_test.n_vars, real_test.var_names)
     if is_multimodal:
         return _evaluate_modalities(sets, names, groupby, scales, layer, draws)
     if control is not None:
