@@ -224,6 +224,16 @@ def test_several_columns_are_joined_and_values_with_the_joining_sign_stay_apart(
     assert set(table(*sets[:2], train=sets[2], groupby="one", metrics=["w2"])["group"]) == {"all", "x|y", "x"}
 
 
+def test_numbers_of_single_and_double_precision_are_the_same_groups():
+    real, synthetic, train = cells(120, seed=1), cells(120, seed=2), cells(240, seed=3)
+    for adata, kind in ((real, np.float64), (synthetic, np.float32), (train, np.float32)):
+        adata.obs["dose"] = np.where(adata.obs["type"] == "a", 0.1, 2.5).astype(kind)
+    train.obs["dose"] = train.obs["dose"].astype(np.float64)
+    n_cells = table(real, synthetic, train=train, groupby="dose").attrs["n_cells"]
+    assert set(n_cells) == {"all", "0.1", "2.5"}
+    assert min(n_cells.values()) > 50
+
+
 def test_cells_with_each_others_labels_are_visible_within_labels_alone():
     synthetic = cells(120, seed=2)
     synthetic.obs["type"] = synthetic.obs["type"].map({"a": "b", "b": "a"})

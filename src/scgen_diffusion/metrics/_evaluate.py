@@ -15,7 +15,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from scgen_diffusion._arguments import as_list, known_names, suggests_arguments, warn_user
-from scgen_diffusion.data import PROVENANCE_KEY, CellFiles, MuDataFiles, check_names
+from scgen_diffusion.data import PROVENANCE_KEY, CellFiles, MuDataFiles, as_labels, check_names
 
 from ._catalogue import CATALOGUE
 from ._cells import (
@@ -314,7 +314,8 @@ def _evaluate_perturbations(
             msg = f"`others` has the name {name!r}, which the table already uses; choose another name."
             raise ValueError(msg)
     perturbations, controls = (
-        set(getattr(sets[name], "obs", {}).get(options["key"], ())) for name in ("real_test", "control")
+        set(as_labels(pd.Series(getattr(sets[name], "obs", {}).get(options["key"], ()), dtype=object)))
+        for name in ("real_test", "control")
     )
     available: set[Need] = {"control"} | ({"mean_response"} if "train" in sets else set())
     available |= {"perturbations"} if len(perturbations - controls) > 1 else set()
