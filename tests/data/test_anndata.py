@@ -51,3 +51,11 @@ def test_labels_that_are_numbers_are_whole_where_they_can_be():
         "4.0",
     ]
     assert join_labels(pd.DataFrame({"one": pd.Categorical([1.0, 2.0])}), ["one"]).tolist() == ["1", "2"]
+
+
+def test_numbers_that_differ_by_rounding_have_one_label():
+    doses, expected = np.array([0.1, 1 / 3, 1.0, 1e-7, np.nan]), ["0.1", "0.33333334", "1", "1e-07", "no label"]
+    for values in (doses, doses.astype(np.float32), doses.astype(np.float32).astype(float), doses * (1 + 2**-50)):
+        for column in (pd.Series(values), pd.Series(pd.Categorical(values)), pd.Series(values, dtype=object)):
+            assert join_labels(pd.DataFrame({"dose": column}), ["dose"]).tolist() == expected
+    assert len(set(join_labels(pd.DataFrame({"x": [0.1, 0.1000001, 2.0**40, 2.0**40 + 1]}), ["x"]))) == 4

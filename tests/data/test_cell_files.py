@@ -216,6 +216,14 @@ def test_a_description_says_what_is_there(adata, write):
     )
 
 
+def test_logarithms_that_were_read_are_marked_as_such(adata, write):
+    counts = CellFiles(write(adata), **KEYS).read([0])
+    adata.X = np.log1p(adata.X)
+    logarithms = CellFiles(write(adata, "b.h5ad"), **KEYS, values="log1p").read([0])
+    assert dict(logarithms.uns) == {"log1p": {}}
+    assert dict(counts.uns) == {}
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 

@@ -366,3 +366,16 @@ def test_a_dose_without_a_control_value_is_named(adata):
         setup(adata, ["type"], ["dose"], controls={"type": "x"})  # whose control cells have several doses
     adata.obs["dose"] = adata.obs["dose"].astype(str) + " uM"
     setup(adata, ["drug"], ["dose"], controls={"drug": "none"})  # the key itself refuses text
+
+
+def test_a_set_with_two_spellings_is_named_once_with_what_to_do(adata):
+    adata.obs["gene"] = ["A", "B", "A+B", "B + A", "C+B", "B+C"] * 2
+    with pytest.warns(UserWarning, match=r"obs\['gene'\] has 'A\+B' and 'B \+ A', which are one set") as caught:
+        setup(adata, sets=["gene"])
+    assert len(caught) == 1
+    _, advice = str(caught[0].message).removesuffix(".").split("write both the same: ")
+    exec(advice, {"adata": adata})  # the advice works as it is written
+    assert set(adata.obs["gene"]) == {"A", "B", "A+B", "B+C"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        setup(adata, sets=["gene"])

@@ -224,6 +224,16 @@ def test_several_columns_are_joined_and_values_with_the_joining_sign_stay_apart(
     assert set(table(*sets[:2], train=sets[2], groupby="one", metrics=["w2"])["group"]) == {"all", "x|y", "x"}
 
 
+def test_numbers_of_single_and_double_precision_are_the_same_groups():
+    real, synthetic, train = cells(120, seed=1), cells(120, seed=2), cells(240, seed=3)
+    for adata, kind in ((real, np.float64), (synthetic, np.float32), (train, np.float32)):
+        adata.obs["dose"] = np.where(adata.obs["type"] == "a", 0.1, 2.5).astype(kind)
+    train.obs["dose"] = train.obs["dose"].astype(np.float64)
+    n_cells = table(real, synthetic, train=train, groupby="dose").attrs["n_cells"]
+    assert set(n_cells) == {"all", "0.1", "2.5"}
+    assert min(n_cells.values()) > 50
+
+
 def test_cells_with_each_others_labels_are_visible_within_labels_alone():
     synthetic = cells(120, seed=2)
     synthetic.obs["type"] = synthetic.obs["type"].map({"a": "b", "b": "a"})
@@ -337,11 +347,13 @@ def test_many_empty_synthetic_cells_raise_before_the_comparison():
 
 
 def test_a_layer_that_concat_filled_with_zeros_is_noticed():
-    real, synthetic = cells(120, seed=1), cells(120, seed=2)
+    real, synthetic = cells(150, seed=1), cells(120, seed=2)
     real.layers["counts"] = real.X.copy()
     both = ad.concat([real, synthetic], join="outer")
     with pytest.raises(ValueError, match="Did `anndata.concat` make them.* fills a layer that generated cells lack"):
-        table(both[:120].copy(), both[120:].copy())
+        table(both[:150].copy(), both[150:].copy(), train=None, layer="counts")
+    with pytest.raises(ValueError, match="`synthetic` has values in `X` that do not come from its layers"):
+        table(both[:150].copy(), both[150:].copy())
 
 
 def test_a_few_empty_synthetic_cells_give_a_warning_and_are_duplicates():
@@ -561,6 +573,11 @@ def test_intervals_do_not_leave_the_bounds():
             {"space": ComparisonSpace.fit(cells(60, seed=9, n_genes=50))},
             ValueError,
             "The cells have 40 genes, but the space",
+        ),
+        (
+            {"space": ComparisonSpace.fit(cells(60, seed=9)[:, ::-1].copy())},
+            ValueError,
+            "Gene 0 of the cells is 'g0', but 'g39' when the space was fitted",
         ),
         (
             {"synthetic": pd.DataFrame(np.ones((60, N_GENES)))},

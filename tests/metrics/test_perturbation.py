@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from anndata import AnnData
 from hypothesis import given, settings
 from scipy.stats import false_discovery_control, norm, ttest_ind
@@ -418,3 +419,19 @@ def test_genes_of_changes_are_aligned_by_name():
 
 def test_the_error_is_the_mean_absolute_difference_of_changes():
     assert mean_change_error(*effects_of({0: 1.0}, {0: 0.5, 1: 1.5})) == pytest.approx((0.5 + 1.5) / N_GENES)
+
+
+@pytest.mark.parametrize("processed", ["counts", "logarithms", "scaled"])
+def test_the_counts_of_processed_predictions_are_read_from_their_layer(processed):
+    real, predicted, control = (poisson_cells(np.linspace(0.2, 3, 20), seed) for seed in (1, 2, 3))
+    expected = gene_changes(real, predicted, control)
+    predicted.layers["counts"] = predicted.X.copy()
+    if processed != "counts":
+        sc.pp.normalize_total(predicted)
+        sc.pp.log1p(predicted)
+    if processed == "scaled":
+        sc.pp.scale(predicted)
+    pd.testing.assert_frame_equal(gene_changes(real, predicted, control), expected)
+    predicted.layers["counts"] = control.X
+    with pytest.raises(ValueError, match="`predicted` has values in `X` that do not come from its layers"):
+        gene_changes(real, predicted, control)

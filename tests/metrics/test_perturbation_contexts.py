@@ -11,6 +11,7 @@ import pytest
 from scgen_diffusion import datasets
 from scgen_diffusion.datasets import _originals as originals
 from scgen_diffusion.metrics import (
+    ComparisonSpace,
     _perturbation_contexts,
     de_direction,
     de_jaccard,
@@ -100,6 +101,26 @@ def test_logarithms_to_another_base_give_the_same_table():
     sets = cells("A", seed=1), cells("A", seed=2), cells("ctrl", seed=9)
     found = judge(*map(logarithms, sets[:2]), control=logarithms(sets[2]))
     pd.testing.assert_frame_equal(found, judge(*sets[:2], control=sets[2]), rtol=1e-3)  # single precision
+
+
+@pytest.mark.parametrize("name", ["synthetic", "other"])
+def test_counts_of_other_cells_beside_a_prediction_are_refused(name):
+    real, control = cells("A", seed=1), cells("ctrl", seed=9, rates=list(BASE / 60))  # one count per gene
+    stale = control.copy()
+    stale.obs["gene"], stale.layers["counts"], stale.X = "A", control.X, real.X
+    sets = {"synthetic": cells("A", seed=2), name: stale}
+    predicted, others = sets.pop("synthetic"), sets
+    message = f"`{name}` has values in `X` .* `del {name}.layers\\['counts'\\]`; if the layer is, pass `layer='counts'`"
+    with pytest.raises(ValueError, match=message):
+        judge(real, predicted, control=control, others=others)
+    del stale.layers["counts"]
+    assert judge(real, predicted, control=control, others=others)["value"].notna().any()
+
+
+def test_a_space_of_other_genes_is_refused():
+    space = ComparisonSpace.fit(cells("A", "B", seed=3)[:, ::-1].copy())
+    with pytest.raises(ValueError, match="Gene 0 of the cells is '0', but '39' when the space was fitted"):
+        judge(cells("A", seed=1), cells("A", seed=2), space=space)
 
 
 def test_counts_may_lie_in_a_layer_that_predicted_cells_lack():

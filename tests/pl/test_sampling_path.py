@@ -132,6 +132,16 @@ def test_counts_of_real_cells_are_normalised_as_models_do():
     up_to_signs(np.asarray(axes[0].collections[0].get_offsets()), components(values, values))
 
 
+def test_logarithms_of_real_cells_to_another_base_are_made_natural():
+    reference = make_reference()
+    values = reference.X.toarray()
+    reference.X, reference.uns["log1p"] = reference.X / np.log(2), {"base": 2}
+
+    axes = sgd.pl.sampling_path(make_path(), reference=reference, show=False, n_panels=2)
+
+    up_to_signs(np.asarray(axes[0].collections[0].get_offsets()), components(values, values))
+
+
 def test_genes_of_the_reference_are_put_in_the_order_of_the_path():
     reference = make_reference()
 

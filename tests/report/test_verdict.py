@@ -480,7 +480,7 @@ def test_half_the_counts_are_found():
     def thinned(synthetic, train):
         counts = synthetic.layers["counts"].copy()
         counts.data = np.random.default_rng(0).binomial(counts.data.astype(int), 0.5).astype(np.float32)
-        synthetic.layers["counts"] = counts
+        synthetic.X = synthetic.layers["counts"] = counts
         return synthetic
 
     assert {"zeros", "library size"} <= {finding.topic for finding in judge_pbmc68k(thinned).warnings}

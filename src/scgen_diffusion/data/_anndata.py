@@ -60,20 +60,30 @@ def drop_unused_categories(obs: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_label(value: Any) -> str:
-    """Return a value of `obs` as text: 1 for 1.0, since a missing value makes floats of integers, and "no label"."""
+    """Return a value of `obs` as text: 1 for 1.0, since a missing value makes floats of integers, and "no label".
+
+    Numbers that are equal in single precision have one text, since a file or a model may keep 0.1 as 0.10000000149.
+    """
     if isinstance(value, str):  # most are; the other checks take ten times as long
         return str(value)
     if pd.isna(value):
         return NO_LABEL
-    return str(int(value)) if is_number(value) and float(value).is_integer() else str(value)
+    if not is_number(value):
+        return str(value)
+    if float(value).is_integer():
+        return str(int(value))
+    single = np.float32(value)
+    return str(int(single) if single.is_integer() else single)
 
 
 def as_labels(column: pd.Series) -> pd.Series:
     """Return a column of `obs` as text (:func:`as_label`)."""
+    if pd.api.types.is_float_dtype(column.dtype):
+        column = widen(column).astype("category")  # to write each number once
     if isinstance(column.dtype, pd.CategoricalDtype):
-        texts = np.array([*as_labels(pd.Series(column.cat.categories)), NO_LABEL], dtype=object)
+        texts = np.array([*map(as_label, column.cat.categories), NO_LABEL], dtype=object)
         return pd.Series(texts[column.cat.codes], column.index)
-    return widen(column).astype(object).map(as_label)
+    return column.astype(object).map(as_label)
 
 
 def widen(column: pd.Series) -> pd.Series:

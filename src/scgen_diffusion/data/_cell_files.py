@@ -322,7 +322,8 @@ class CellFiles:
         conditions = Conditions.from_codes(self.by_key, self.codes[:0])
         obs, obsm = conditions.to_obs(self.codes[rows], names), conditions.to_obsm(self.codes[rows], names)
         layers = {} if self.layer is None else {self.layer: values.copy()}  # X may be normalised in place
-        return anndata.AnnData(values, obs=obs, var=self.var.copy(), layers=layers, obsm=obsm)
+        uns: dict[str, Any] = {"log1p": {}} if self.values == "log1p" else {}
+        return anndata.AnnData(values, obs=obs, var=self.var.copy(), uns=uns, layers=layers, obsm=obsm)
 
     def read_values(self, rows: np.ndarray) -> Rows:
         """Read expression ``(cells, genes)``, sparse or dense as stored, in the order of the row numbers."""

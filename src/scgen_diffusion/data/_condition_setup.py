@@ -143,8 +143,8 @@ class ConditionSetup:
         Warns
         -----
         UserWarning
-            If a column of classes looks like numbers or cell names, a control value is one of very many numbers, or a
-            number looks like a part of the perturbation but has no control value.
+            If a column of classes looks like numbers or cell names, a set has two spellings, a control value is one of
+            very many numbers, or a number looks like a part of the perturbation but has no control value.
         """
         continuous, controls, tables = self.continuous_condition_keys, self.control_values, self.condition_embeddings
         for key in self.names:
@@ -546,7 +546,7 @@ def _check_types(name: str, column: pd.Series, types: tuple[type, ...], allowed:
 
 
 def _check_sets(name: str, column: pd.Series, separator: str, control: Any) -> None:
-    """Raise unless a column holds text, and the separator is not part of the control value."""
+    """Raise unless a column holds text, and the separator is not part of the control value. Warn of two orders."""
     if not isinstance(separator, str) or not separator.strip():
         msg = f"The separator of {name!r} in `set_condition_keys` must be text such as '+', but found {separator!r}."
         raise ValueError(msg)
@@ -554,6 +554,16 @@ def _check_sets(name: str, column: pd.Series, separator: str, control: Any) -> N
         msg = f"The control value of {name!r} must be text without the separator {separator!r}, but found {control!r}."
         raise ValueError(msg)
     _check_types(name, column, (str,), f"text such as 'A{separator}B'")
+    known: dict[frozenset[str], str] = {}
+    for text in sorted(column.unique()):
+        first = known.setdefault(frozenset(part.strip() for part in text.split(separator)), text)
+        if first != text:
+            warn_user(
+                f"obs[{name!r}] has {first!r} and {text!r}, which are one set. Generated cells have only the first, so "
+                f"write both the same: adata.obs[{name!r}] = [{separator!r}.join(sorted({{part.strip() for part in "
+                f"text.split({separator!r})}})) for text in adata.obs[{name!r}]]."
+            )
+            return
 
 
 def _table(adata: AnnData, name: str, table: pd.DataFrame | str, labels: Iterable[Any]) -> pd.DataFrame:

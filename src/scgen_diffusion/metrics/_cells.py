@@ -45,6 +45,7 @@ MANY_EMPTY = 0.05  # share of empty cells above which generated cells are not wh
 CHUNK = 2_000
 N_CELLS_AT_ONCE = 8_192
 N_SHARED_CHECKED = 500
+N_LAYER_CHECKED = 100
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,13 @@ def expression_of(
     KeyError
         If the layer does not exist.
     ValueError
-        If there are no cells or genes, or if values are negative, not finite, or neither integers nor marked as
-        logarithms.
+        If there are no cells or genes, if values are negative, not finite, or neither integers nor marked as
+        logarithms, or if `X` of generated cells does not come from the counts that are read.
     """
     if isinstance(cells, Expression):
         return cells
+    if name in GENERATED:
+        _check_counts_of_generated(cells, layer, name)
     matrix, log_base = matrix_of(cells, layer, name)
     if isinstance(matrix, (CSRDataset, CSCDataset)):  # from an AnnData in backed mode
         matrix = matrix.to_memory()
@@ -210,6 +213,24 @@ def matrix_of(cells: Cells, layer: str | None, name: str) -> tuple[sp.spmatrix |
         )
         raise ValueError(msg)
     return cells.X, _log_base(cells.uns["log1p"], cells.X, name) if "log1p" in cells.uns else None
+
+
+def _check_counts_of_generated(cells: Cells, layer: str | None, name: str) -> None:
+    """Raise if predictions were written to `X` of a copy of other cells, whose counts would be read from the layer.
+
+    Where counts are zero, `X` is positive neither as counts or logarithms nor after scaling.
+    """
+    if layer is not None or not isinstance(cells, AnnData) or COUNTS_LAYER not in cells.layers or cells.X is None:
+        return
+    x, counts = (sp.csr_matrix(matrix[:N_LAYER_CHECKED]) for matrix in (cells.X, cells.layers[COUNTS_LAYER]))
+    are_positive = x > 0
+    if are_positive.multiply(counts != 0).count_nonzero() < are_positive.count_nonzero():
+        msg = (
+            f"`{name}` has values in `X` that do not come from its layers[{COUNTS_LAYER!r}]: some are positive where "
+            f"the counts are zero. If `X` is right, `del {name}.layers[{COUNTS_LAYER!r}]`; if the layer is, pass "
+            f"`layer={COUNTS_LAYER!r}`."
+        )
+        raise ValueError(msg)
 
 
 def _log_base(entry: object, matrix: object, name: str) -> float | None:
@@ -322,8 +343,11 @@ class Source:
         """Check genes and labels, and prepare to read these genes. Real cells must have the layer."""
         check_genes(cells.var_names, genes, name)
         labels = None if groupby is None else labels_of(cells, groupby, name=name)
+        if name not in REAL:
+            layer = layer_of(cells, layer)
+            _check_counts_of_generated(cells, layer, name)
         # read once, because a view of an AnnData copies its values on every access
-        matrix, log_base = matrix_of(cells, layer if name in REAL else layer_of(cells, layer), name)
+        matrix, log_base = matrix_of(cells, layer, name)
         if isinstance(matrix, CSCDataset):  # to read some rows of columns in a file, all of it must be read
             matrix = matrix.to_memory()
         if sp.issparse(matrix):

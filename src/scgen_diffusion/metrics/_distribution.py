@@ -10,10 +10,12 @@ from scipy.stats import entropy
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import pairwise_distances, roc_auc_score
+from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.extmath import row_norms
 from threadpoolctl import threadpool_limits
 
 from ._cells import USE_REP, Points, representation, representations
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 
 #: Squared kernel widths, as multiples of the median squared distance.
 BANDWIDTH_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+#: Squared distances below this share of the squared lengths are computed from differences; others keep 12 digits.
+SMALL_SHARE = 1e-4
+PAIRS_AT_ONCE = 500
 
 
 class MMDTest(NamedTuple):
@@ -143,7 +149,7 @@ def median_squared_distance(values: Points, *, use_rep: str = USE_REP) -> float:
     If more than half of the distances are zero, only the others count; 1 if all are.
     """
     values = representation(values, use_rep, "values")
-    squared = pairwise_distances(values.astype(np.float64), metric="sqeuclidean")
+    squared = squared_distances(values, values)
     squared = squared[np.triu_indices(len(values), 1)]
     return float(np.median(squared) or (np.median(squared[squared > 0]) if squared.any() else 1.0))
 
@@ -346,8 +352,15 @@ def precision_recall_density_coverage(
 
 
 def squared_distances(x: NDArray, y: NDArray) -> NDArray[np.float64]:
-    """Return the squared Euclidean distances, `(cells of x, cells of y)`."""
-    return pairwise_distances(x.astype(np.float64), y.astype(np.float64), "sqeuclidean")
+    """Return the squared Euclidean distances, `(cells of x, cells of y)`: exactly 0 for copies."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    squared = euclidean_distances(x, y, squared=True)  # from inner products, which is fast but subtracts large numbers
+    are_near = squared <= SMALL_SHARE * np.add.outer(row_norms(x, squared=True), row_norms(y, squared=True))
+    pairs = np.argwhere(are_near)
+    for start in range(0, len(pairs), PAIRS_AT_ONCE):
+        of_x, of_y = pairs[start : start + PAIRS_AT_ONCE].T
+        squared[of_x, of_y] = row_norms(x[of_x] - y[of_y], squared=True)
+    return squared
 
 
 def _orthonormal_directions(n_features: int, n_directions: int, rng: np.random.Generator) -> NDArray[np.float64]:

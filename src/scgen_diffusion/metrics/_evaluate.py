@@ -15,7 +15,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from scgen_diffusion._arguments import as_list, known_names, suggests_arguments, warn_user
-from scgen_diffusion.data import PROVENANCE_KEY, CellFiles, MuDataFiles, check_names
+from scgen_diffusion.data import PROVENANCE_KEY, CellFiles, MuDataFiles, as_labels, check_names
 
 from ._catalogue import CATALOGUE
 from ._cells import (
@@ -147,8 +147,8 @@ def evaluate(
         - ``"tf_idf"``: term frequency, inverse document frequency (Signac), with the frequencies of the training cells,
           or of ``real_test`` without them. Default for values of 0 and 1 (open chromatin).
     space
-        Genes and components to use, fitted to cells of none of the sets. All of ``train`` then plays the synthetic
-        cells.
+        Genes and components to use, fitted to cells of none of the sets, with the genes of ``real_test`` in the same
+        order. All of ``train`` then plays the synthetic cells.
     max_cells
         Largest number of cells to compare on each side. Time and memory grow with its square, the time of optimal
         transport with its cube. Groups draw up to 500 cells of their own, so rare labels keep their cells. Metrics of
@@ -280,6 +280,8 @@ def evaluate(
         msg = "Perturbations need both `control` and `perturbation_key`; `others` and `match_keys` need these two."
         raise ValueError(msg)
 
+    if space is not None and isinstance(real_test, AnnData):  # the other sets are read in its order of genes
+        space.check_genes(real_test.n_vars, real_test.var_names)
     if is_multimodal:
         return _evaluate_modalities(sets, names, groupby, scales, layer, draws)
     if control is not None:
@@ -312,7 +314,8 @@ def _evaluate_perturbations(
             msg = f"`others` has the name {name!r}, which the table already uses; choose another name."
             raise ValueError(msg)
     perturbations, controls = (
-        set(getattr(sets[name], "obs", {}).get(options["key"], ())) for name in ("real_test", "control")
+        set(as_labels(pd.Series(getattr(sets[name], "obs", {}).get(options["key"], ()), dtype=object)))
+        for name in ("real_test", "control")
     )
     available: set[Need] = {"control"} | ({"mean_response"} if "train" in sets else set())
     available |= {"perturbations"} if len(perturbations - controls) > 1 else set()

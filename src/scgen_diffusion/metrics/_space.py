@@ -27,6 +27,7 @@ from ._cells import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import pandas as pd
     from numpy.typing import NDArray
 
 #: Function that turns counts `(cells, features)` into the values to compare; zeros stay zeros.
@@ -183,22 +184,27 @@ class ComparisonSpace:
     def project(self, cells: Cells | Expression, *, layer: str | None = None) -> NDArray[np.float32]:
         """Return the principal components of the cells, `(cells, components)`."""
         expression = expression_of(cells, layer=layer)
-        if (n_genes := expression.values.shape[1]) != self.panel_size:
+        self.check_genes(expression.values.shape[1], cells.var_names if isinstance(cells, AnnData) else None)
+        return self.pca.transform(expression.values[:, self.genes].toarray())
+
+    def check_genes(self, n_genes: int, names: pd.Index | None = None) -> None:
+        """Raise unless cells with so many genes, and with these names if they have names, can be projected."""
+        if n_genes != self.panel_size:
             msg = (
                 f"The cells have {n_genes} genes, but the space was fitted to cells with {self.panel_size}. "
                 "They must have the same genes in the same order."
             )
             raise ValueError(msg)
-        if self.names is not None and isinstance(cells, AnnData):
-            differing = np.flatnonzero(np.asarray(cells.var_names) != self.names)
-            if len(differing):
-                place = differing[0]
-                msg = (
-                    f"Gene {place} of the cells is {cells.var_names[place]!r}, but {self.names[place]!r} when the "
-                    "space was fitted. They must have the same genes in the same order: `cells[:, train.var_names]`."
-                )
-                raise ValueError(msg)
-        return self.pca.transform(expression.values[:, self.genes].toarray())
+        if self.names is None or names is None:
+            return
+        differing = np.flatnonzero(np.asarray(names) != self.names)
+        if len(differing):
+            place = differing[0]
+            msg = (
+                f"Gene {place} of the cells is {names[place]!r}, but {self.names[place]!r} when the "
+                "space was fitted. They must have the same genes in the same order: `cells[:, train.var_names]`."
+            )
+            raise ValueError(msg)
 
     def write(self, *adatas: AnnData, key: str = USE_REP, layer: str | None = None) -> None:
         """Write principal components to the `obsm` of every AnnData, where the metrics of points look for them.

@@ -256,11 +256,13 @@ def film_of(
         if len(missing):
             msg = f"`reference` lacks {len(missing)} of the {path.n_vars} genes of `path`, such as {list(missing[:3])}."
             raise ValueError(msg)
-        # Normalise over the genes of the path, as models do; keep logarithms as they are.
         real = subsample(reference, "reference", MAX_REFERENCE_CELLS, 0)
         real = (real.to_memory() if real.isbacked and real.is_view else real)[:, path.var_names]
+        # Normalise counts over the genes of the path, as models do. Logarithms were normalised over all genes.
         expression = expression_of(real, layer=layer, name="reference")
-        fitted = real.X if expression.library_sizes is None else expression.values
+        if expression.library_sizes is None:
+            expression = expression_of(real, layer=layer, name="reference", scale=sp.csr_matrix.log1p)
+        fitted = expression.values
     if min(fitted.shape) < 3:
         msg = (
             "Principal components need at least 3 cells and 3 genes, "
