@@ -55,7 +55,14 @@ from ._condition_setup import (
     names_and_arrays,
     owner_of,
 )
-from ._conditions import FEWEST_TRAINING_CELLS, ConditionRequest, Conditions, RequestedCodes
+from ._conditions import (
+    FEWEST_TRAINING_CELLS,
+    ConditionRequest,
+    Conditions,
+    RequestedCodes,
+    check_order,
+    check_order_of_totals,
+)
 from ._fold_changes import plant_fold_changes
 from ._mudata import (
     JOINED,
@@ -121,6 +128,8 @@ __all__ = [
     "check_names",
     "check_natural_logarithms",
     "check_not_empty",
+    "check_order",
+    "check_order_of_totals",
     "check_rows",
     "check_same_features",
     "check_same_genes",

@@ -622,3 +622,32 @@ def _resolve_length(lengths: Mapping[str, int], n_cells: int | None, *, exact: b
         msg = f"`n_cells` is {n_cells}, but the `condition` table has {found} rows; leave `n_cells` out."
         raise ValueError(msg)
     return n_cells
+
+
+def check_order(given: Mapping[str, Any], names: Callable[[], pd.Index], source: str) -> None:
+    """Raise if a table or column of pandas has the cells' names in another order.
+
+    Parameters
+    ----------
+    given
+        What was given, by its name in the message; a mapping is checked part by part.
+    names
+        Returns the names of the cells, which are read from files only if needed.
+    source
+        How the user gets them.
+    """
+    for what, value in given.items():
+        if isinstance(value, Mapping):
+            check_order({f"{what}[{key!r}]": part for key, part in value.items()}, names, source)
+        elif isinstance(value, pd.Series | pd.DataFrame):
+            cells = names()
+            if not value.index.equals(cells) and cells.is_unique and set(value.index) == set(cells):
+                msg = f"The rows of {what} are the cells in another order; use .loc[{source}]."
+                raise ValueError(msg)
+
+
+def check_order_of_totals(request: ConditionRequest, library_size: Any) -> None:
+    """Raise if total counts have the names of the requested cells in another order."""
+    if isinstance(request, pd.DataFrame | AnnData | MuData):
+        source = "index" if isinstance(request, pd.DataFrame) else "obs_names"
+        check_order({"`library_size`": library_size}, lambda: getattr(request, source), f"condition.{source}")

@@ -9,12 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-import pandas as pd
 import torch
 
 from scgen_diffusion._arguments import check_count, known_names, warn_user
 from scgen_diffusion._version import VERSION
-from scgen_diffusion.data import FEWEST_TRAINING_CELLS, OPEN
+from scgen_diffusion.data import FEWEST_TRAINING_CELLS, OPEN, check_order_of_totals
 from scgen_diffusion.diffusion import (
     DIFFUSION_SAMPLERS,
     Generators,
@@ -30,7 +29,6 @@ from ._request import (
     CellRequest,
     SamplingOptions,
     check_batch_size,
-    check_order,
     default_steps,
     describe_condition,
     describe_library_size,
@@ -158,11 +156,9 @@ class CellGenerator:
         output: InputValues,
     ) -> CellRequest:
         """Check and resolve a user's request; warn about conditions outside the training cells."""
-        names = "condition.index" if isinstance(condition, pd.DataFrame) else "condition.obs_names"
+        check_order_of_totals(condition, library_size)
         condition = self.conditions.as_table(condition)
         codes = self.conditions.request(condition, n_cells)
-        if isinstance(condition, pd.DataFrame):
-            check_order({"`library_size`": library_size}, lambda: condition.index, names)
         distinct, _ = codes.runs()
         self._check_is_whole(distinct)
         sizes = self.totals(library_size, len(codes), output)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from scgen_diffusion._arguments import check_count
@@ -107,28 +106,6 @@ class CellRequest:
     def with_seed(self, seed: int) -> CellRequest:
         """Return the same request with another seed."""
         return replace(self, seed=seed, provenance={**self.provenance, "seed": seed})
-
-
-def check_order(given: Mapping[str, Any], names: Callable[[], pd.Index], source: str) -> None:
-    """Raise if a table or column of pandas has the cells' names in another order.
-
-    Parameters
-    ----------
-    given
-        What was given, by its name in the message; a mapping is checked part by part.
-    names
-        Returns the names of the cells, which are read from files only if needed.
-    source
-        How the user gets them.
-    """
-    for what, value in given.items():
-        if isinstance(value, Mapping):
-            check_order({f"{what}[{key!r}]": part for key, part in value.items()}, names, source)
-        elif isinstance(value, pd.Series | pd.DataFrame):
-            cells = names()
-            if not value.index.equals(cells) and cells.is_unique and set(value.index) == set(cells):
-                msg = f"The rows of {what} are the cells in another order; use .loc[{source}]."
-                raise ValueError(msg)
 
 
 def check_batch_size(batch_size: int | None) -> int:
