@@ -75,16 +75,6 @@ class GeneMoments:
         n_cells = len(cells)
         return cls(means(cells.values), variances(cells.values) * n_cells / max(n_cells - 1, 1), n_cells)
 
-    @property
-    def squared_error(self) -> NDArray[np.float64]:
-        """Squared standard error of the mean, `(genes,)`.
-
-        It is at least that of a gene expressed in one cell, with a value of 1. Cells that are shifted as a whole, or
-        predicted without spread, have genes with no variance, and their slightest change would be infinitely many
-        standard errors.
-        """
-        return np.maximum(self.variance, 1 / self.n_cells) / self.n_cells
-
 
 @dataclass(frozen=True)
 class Effect:
@@ -105,21 +95,32 @@ class Effect:
         return self.cells.mean - self.control.mean
 
     @cached_property
-    def squared_error(self) -> NDArray[np.float64]:
-        """Squared standard error of the difference, `(genes,)`."""
-        return self.cells.squared_error + self.control.squared_error
+    def _errors(self) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+        """Squared standard errors of both means, and their degrees of freedom, each `(genes,)`.
+
+        A gene that few cells express may have no count in a small set, whose variance is then too small by far. So the
+        smaller set has at least the variance of the larger one, and its degrees of freedom. The variance is also at
+        least that of a gene expressed in one cell, with a value of 1: cells that are shifted as a whole, or predicted
+        without spread, would change by infinitely many standard errors.
+        """
+        squared, freedom = [], []
+        for side, other in ((self.cells, self.control), (self.control, self.cells)):
+            variance = np.maximum(side.variance, 1 / side.n_cells)
+            is_borrowed = (other.variance > variance) & (other.n_cells > side.n_cells)
+            squared.append(np.where(is_borrowed, other.variance, variance) / side.n_cells)
+            freedom.append(np.maximum(np.where(is_borrowed, other.n_cells, side.n_cells) - 1, 1))
+        return squared, freedom
 
     @cached_property
     def welch_t(self) -> NDArray[np.float64]:
-        """Welch's *t* of every gene, `(genes,)`."""
-        return self.change / np.sqrt(self.squared_error)
+        """Welch's *t* of every gene, `(genes,)`; the smaller set has at least the variance of the larger one."""
+        return self.change / np.sqrt(sum(self._errors[0]))
 
     @cached_property
     def is_significant(self) -> NDArray[np.bool_]:
         """Whether each gene is differential, `(genes,)`: two-sided Welch test, Benjamini-Hochberg FDR of 5 %."""
-        # Welch-Satterthwaite degrees of freedom
-        parts = [side.squared_error**2 / max(side.n_cells - 1, 1) for side in (self.cells, self.control)]
-        p_values = 2 * stdtr(self.squared_error**2 / sum(parts), -np.abs(self.welch_t))
+        parts = [squared**2 / freedom for squared, freedom in zip(*self._errors, strict=True)]  # Welch-Satterthwaite
+        p_values = 2 * stdtr(sum(self._errors[0]) ** 2 / sum(parts), -np.abs(self.welch_t))
         return false_discovery_control(p_values) <= FDR
 
     def top_genes(self, n_top: int) -> NDArray[np.intp]:
@@ -133,7 +134,9 @@ class Effect:
 def effects(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> tuple[Effect, Effect]:
     """Return the effect of a perturbation in real and in predicted cells, against the same control.
 
-    All metrics of changes compare these two. Predicted cells are tested as if there were as many as real ones.
+    All metrics of changes compare these two. Predicted cells are tested as if there were as many as real ones. In the
+    tests, the smaller of two sets has at least the variance of the larger one: with few cells against many, Welch's own
+    test calls genes that happen to have no count in the few cells.
 
     Parameters
     ----------
@@ -641,7 +644,7 @@ def de_overlap(real: Effect, predicted: Effect, *, n_top: int = 100) -> float:
     list. If both lists are equally long, as in nearly all data, precision equals recall, and the Jaccard index of the
     lists is :math:`o / (2 - o)`.
 
-    *Catches* effects in the wrong genes, and effects hidden by wrong variances. *Misses* direction
+    *Catches* effects in the wrong genes, and effects hidden by too much spread. *Misses* direction
     (:func:`de_direction`) and size. The weakest gene of the real list counts as much as the strongest. If hardly any
     gene changes, the real list is noise: read the overlap next to the floor.
 
@@ -683,7 +686,7 @@ def de_jaccard(real: Effect, predicted: Effect) -> float:
     at a false discovery rate of 5 %. From 0 to 1; higher is better.
 
     *Catches* wrong numbers of differential genes, which :func:`de_overlap` does not see: too few if effects are too
-    small or too noisy, far too many if cells lack spread. *Misses* direction and size. It falls with the number of
+    small or too noisy, too many if they are exaggerated. *Misses* direction and size. It falls with the number of
     cells even for real cells, as statistical power does, so compare it only with the floor.
 
     Parameters
