@@ -536,8 +536,8 @@ def scaled_scores(table: pd.DataFrame) -> pd.DataFrame:
 
     with the mean :math:`u` of a method over all perturbations and groups, that of the baseline ``mean_shift``,
     :math:`b`, and that of the floor, :math:`r`. Higher is better, whatever the metric. Negative scores are worse than
-    the mean response. Scores above 1 are possible, because the floor has only half of the real cells. Metrics that are
-    best at the floor itself have :math:`s = 1 - |u - r| / |b - r|`.
+    the mean response. Scores above 1 are possible, because the floor has only half of the real cells. For metrics
+    that are best at the floor itself, distances to the floor take the place of the values, so that :math:`r = 0`.
 
     A scale hides whether the two ends differ much; look at the table too.
 
@@ -586,9 +586,9 @@ def scaled_scores(table: pd.DataFrame) -> pd.DataFrame:
         better = rows["better"].iloc[0]
         for method in methods:
             known = rows[[method, "mean_shift", "floor"]].dropna()
-            value, low, high = known.mean() if len(known) else [UNKNOWN] * 3
             if better == "floor":
-                value, low, high = -abs(value - high), -abs(low - high), 0.0
+                known = -known.sub(known["floor"], axis=0).abs()  # before the mean: opposite errors must not cancel
+            value, low, high = known.mean() if len(known) else [UNKNOWN] * 3
             sign = -1 if better == "lower" else 1
             is_scale = sign * (high - low) > 0
             scores.setdefault(metric, {})[method] = (value - low) / (high - low) if is_scale else UNKNOWN
