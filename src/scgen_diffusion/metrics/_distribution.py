@@ -236,7 +236,8 @@ def energy_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) 
         - \frac{1}{n (n - 1)} \sum_{i \ne j} \lVert y_i - y_j \rVert
 
     Lower is better, in the unit of the values. Its expectation is 0 exactly when both sets come from the same
-    distribution, so it can be slightly negative then. Identical sets give a negative value.
+    distribution, so it can be slightly negative then. Identical sets give a negative value. The `edist` of scPerturb
+    uses squared Euclidean distances by default, so its figures cannot be compared with these.
 
     *Catches* differences of mean, spread and shape. In many dimensions, a difference of the means dominates.
 

@@ -355,8 +355,10 @@ def mean_change_slope(real: Effect, predicted: Effect) -> float:
 
     Noise in the real changes makes a plain regression too flat, and the noise of control cells, which both sides
     subtract, makes it too steep. Subtracting the variances corrects both (errors in variables), as the mean over all
-    split halves would, so the slope does not depend on the numbers of cells. Cells predicted from the control cells
-    share their noise, and then it cancels. Cells count as such if their names contain those of control cells, as
+    split halves would, so the slope of a clear effect does not depend on the numbers of cells. Of effects near the
+    noise, only those that noise happens to increase have a slope: where many perturbations have no value, perfect
+    predictions of the others score 0.4 to 0.8. Cells predicted from the control cells share their noise, and then it
+    cancels. Cells count as such if their names contain those of control cells, as
     :meth:`~scgen_diffusion.model.SCLDM.predict_perturbation` names them; plain numbers are no names. This matters if
     control cells are few.
 
