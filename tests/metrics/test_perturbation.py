@@ -118,7 +118,7 @@ def test_only_the_top_genes_count_when_asked():
 
 def test_one_gene_has_no_correlation():
     cells = [poisson_cells(np.full(5, 6.0), seed) for seed in range(3)]
-    with pytest.raises(ValueError, match="`n_top` must be at least 2 genes"):
+    with pytest.raises(ValueError, match="`n_top` must be a whole number of at least 2, but found 1"):
         mean_change_correlation(*effects(*cells), n_top=1)
 
 

@@ -24,7 +24,7 @@ from anndata import AnnData
 from scipy.special import stdtr
 from scipy.stats import false_discovery_control
 
-from scgen_diffusion._arguments import list_first
+from scgen_diffusion._arguments import check_count, list_first
 
 from ._cells import means, pair_of_expressions, variances
 from ._comparison import UNKNOWN
@@ -125,10 +125,7 @@ class Effect:
 
     def top_genes(self, n_top: int) -> NDArray[np.intp]:
         """Return the positions of the genes with the largest absolute Welch *t*, largest first, `(n_top,)`."""
-        if n_top < 2:
-            msg = f"`n_top` must be at least 2 genes, but is {n_top}."
-            raise ValueError(msg)
-        return np.argsort(-np.abs(self.welch_t), kind="stable")[:n_top]
+        return np.argsort(-np.abs(self.welch_t), kind="stable")[: check_count("n_top", n_top, least=2)]
 
 
 def effects(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> tuple[Effect, Effect]:
