@@ -119,7 +119,7 @@ def test_only_the_top_genes_count_when_asked():
 
 def test_one_gene_has_no_correlation():
     cells = [poisson_cells(np.full(5, 6.0), seed) for seed in range(3)]
-    with pytest.raises(ValueError, match="`n_top` must be at least 2 genes"):
+    with pytest.raises(ValueError, match="`n_top` must be a whole number of at least 2, but found 1"):
         mean_change_correlation(*effects(*cells), n_top=1)
 
 
@@ -136,7 +136,7 @@ def expression(rate, seed, n_cells=60, n_genes=30):
 
 def test_statistics_and_calls_are_those_of_scipy():
     rate = np.where(np.arange(30) < 6, 3.0, 2.0)
-    cells, control = expression(rate, 1), expression(2.0, 2, n_cells=90)
+    cells, control = expression(rate, 1), expression(2.0, 2)
     effect = Effect(GeneMoments.of(cells), GeneMoments.of(control))
     expected = ttest_ind(cells.values.toarray(), control.values.toarray(), equal_var=False)
     np.testing.assert_allclose(effect.welch_t, expected.statistic, atol=1e-4)  # values are stored in float32
@@ -150,6 +150,22 @@ def test_cells_of_one_kind_have_hardly_any_differential_gene():
         for i in range(200)
     ]
     assert np.mean(n_found) < 0.11  # 0.05 is expected; this is four standard errors of 200 trials above it
+
+
+@pytest.mark.parametrize(("n_cells", "n_control"), [(10, 200), (200, 10), (30, 500), (100, 1000)])
+def test_unseen_genes_of_few_cells_are_no_differential_genes(n_cells, n_control):
+    rate = rng().gamma(0.3, 4.0, 200) + 0.02  # most genes are in few cells
+    changed = np.where(np.arange(200) < 5, rate + 8, rate)
+    n_found = []
+    for i in range(50):
+        control = expression(rate, [2, i], n_control, 200)
+        null, shifted = (
+            Effect(*map(GeneMoments.of, (expression(r, [1, i], n_cells, 200), control))) for r in (rate, changed)
+        )
+        n_found.append([null.is_significant.any(), shifted.is_significant[:5].sum()])
+    share_of_runs, n_true = np.mean(n_found, axis=0)
+    assert share_of_runs < 0.17  # 0.05 is expected; this is four standard errors of 50 runs above it
+    assert n_true > 3.5
 
 
 def test_a_gene_without_variance_is_not_ranked_by_rounding():

@@ -328,6 +328,8 @@ def test_the_scale_runs_from_the_mean_response_to_a_repeated_experiment():
     assert scaled_scores(table).loc["w2", "additive"] == pytest.approx(expected)
     slope = {"metric": "mean_change_slope", "better": "floor", "floor": 1.0, "mean_shift": 0.6, "value": 1.2}
     assert scaled_scores(pd.DataFrame([slope])).loc["mean_change_slope", "value"] == pytest.approx(0.5)
+    opposite = pd.DataFrame([{**slope, "value": 1.3}, {**slope, "value": 0.7}])
+    assert scaled_scores(opposite).loc["mean_change_slope", "value"] == pytest.approx(0.25)
 
 
 def test_a_scale_without_its_ends_is_refused_or_unknown():

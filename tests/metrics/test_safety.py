@@ -38,7 +38,7 @@ def test_distances_of_copies_are_exactly_zero_far_from_the_origin():
 
 
 def test_the_number_of_neighbours_is_checked():
-    with pytest.raises(ValueError, match="between 1 and the number of cells in `reference`, 3, but is 4"):
+    with pytest.raises(ValueError, match="from 1 to the number of cells in `reference`, 3, but found 4"):
         nearest_distances(points(), points(3), k=4)
 
 

@@ -18,6 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.extmath import row_norms
 from threadpoolctl import threadpool_limits
 
+from scgen_diffusion._arguments import check_count, is_number
+
 from ._cells import USE_REP, Points, representation, representations
 
 if TYPE_CHECKING:
@@ -105,6 +107,7 @@ def wasserstein_2(
     >>> wasserstein_2([[0.0, 0.0], [1.0, 0.0]], [[4.0, 4.0], [3.0, 4.0]])
     5.0
     """
+    check_count("max_cells", max_cells)
     rng = np.random.default_rng(seed)
     x, y = (
         values if len(values) <= max_cells else values[np.sort(rng.choice(len(values), max_cells, replace=False))]
@@ -138,7 +141,9 @@ def sliced_wasserstein_2(
         Entry of `obsm` to use, for AnnData.
     """
     x, y = representations(use_rep, real=real, synthetic=synthetic)
-    directions = _orthonormal_directions(x.shape[1], n_projections, np.random.default_rng(seed))
+    directions = _orthonormal_directions(
+        x.shape[1], check_count("n_projections", n_projections), np.random.default_rng(seed)
+    )
     x, y = x.astype(np.float64), y.astype(np.float64)
     return float(ot.sliced_wasserstein_distance(x, y, projections=directions, p=2))
 
@@ -183,7 +188,7 @@ def squared_mmd(
     """
     x, y = representations(use_rep, real=real, synthetic=synthetic)
     _check_at_least(2, real=x, synthetic=y)
-    scale = median_squared_distance(x) if squared_scale is None else squared_scale
+    scale = _check_scale(median_squared_distance(x) if squared_scale is None else squared_scale)
     within_x, within_y = (_mean_off_diagonal(_kernel(values, values, scale)) for values in (x, y))
     return float(within_x + within_y - 2 * _kernel(x, y, scale).mean())
 
@@ -222,12 +227,13 @@ def mmd_test(
     """
     x, y = representations(use_rep, real=real, synthetic=synthetic)
     _check_at_least(2, real=x, synthetic=y)
-    scale = median_squared_distance(x) if squared_scale is None else squared_scale
+    scale = _check_scale(median_squared_distance(x) if squared_scale is None else squared_scale)
     pooled = np.concatenate([x, y])
     kernel = _kernel(pooled, pooled, scale)
     np.fill_diagonal(kernel, 0)
     rng = np.random.default_rng(seed)
     is_real = np.repeat([1.0, 0.0], [len(x), len(y)])
+    check_count("n_permutations", n_permutations)
     assignments = np.stack([is_real, *(rng.permutation(is_real) for _ in range(n_permutations))], axis=1)
     values = _mmd_of_assignments(kernel, assignments)
     n_as_large = int((values[1:] >= values[0]).sum())
@@ -242,7 +248,8 @@ def energy_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) 
         - \frac{1}{n (n - 1)} \sum_{i \ne j} \lVert y_i - y_j \rVert
 
     Lower is better, in the unit of the values. Its expectation is 0 exactly when both sets come from the same
-    distribution, so it can be slightly negative then. Identical sets give a negative value.
+    distribution, so it can be slightly negative then. Identical sets give a negative value. The `edist` of scPerturb
+    uses squared Euclidean distances by default, so its figures cannot be compared with these.
 
     *Catches* differences of mean, spread and shape. In many dimensions, a difference of the means dominates.
 
@@ -339,7 +346,7 @@ def precision_recall_density_coverage(
     Neighbourhoods(precision=1.0, recall=0.6, density=2.0, coverage=0.6)
     """
     x, y = representations(use_rep, real=real, synthetic=synthetic)
-    _check_at_least(k + 1, real=x, synthetic=y)
+    _check_at_least(check_count("k", k) + 1, real=x, synthetic=y)
     between = pairwise_distances(x, y)
     in_real_ball = between <= _ball_radius(x, k)[:, None]
     in_synthetic_ball = between <= _ball_radius(y, k)[None, :]
@@ -369,6 +376,13 @@ def _orthonormal_directions(n_features: int, n_directions: int, rng: np.random.G
     n_in_set = min(n_directions, n_features)
     rotations = np.linalg.qr(rng.standard_normal((n_sets, n_features, n_in_set)))[0]
     return np.concatenate(list(rotations), axis=1)[:, :n_directions]
+
+
+def _check_scale(squared_scale: float) -> float:
+    if not (is_number(squared_scale) and 0 < squared_scale < np.inf):
+        msg = f"`squared_scale` must be a finite number above 0, but found {squared_scale!r}."
+        raise ValueError(msg)
+    return squared_scale
 
 
 def _kernel(x: NDArray, y: NDArray, squared_scale: float) -> NDArray[np.float64]:
@@ -519,6 +533,9 @@ def ilisi(real: Points, synthetic: Points, *, perplexity: float = 30, use_rep: s
     Korsunsky et al. 2019, Fast, sensitive and accurate integration of single-cell data with Harmony.
     """
     x, y = representations(use_rep, real=real, synthetic=synthetic)
+    if not (is_number(perplexity) and 1 <= perplexity < np.inf):
+        msg = f"`perplexity` must be a finite number of at least 1, but found {perplexity!r}."
+        raise ValueError(msg)
     n_neighbours = int(3 * perplexity)
     if n_neighbours >= len(x) + len(y):
         msg = (

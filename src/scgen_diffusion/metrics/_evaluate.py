@@ -184,12 +184,12 @@ def evaluate(
     has fewer than 30.
 
     With ``control``, there is one row per metric, `perturbation` and group. `floor` uses one half of the perturbation's
-    real cells as the prediction of the other, averaged over splits (NaN below four cells). A half has more sampling
-    noise than all predicted cells, so a very good prediction can score slightly better. Instead of `shuffled` and the
-    interval there are baselines: `no_change`, the control cells; `mean_shift`, control cells moved by the mean change
-    of all training perturbations; `additive`, control cells moved by the sum of the changes of the parts (NaN if
-    ``train`` lacks a part); and ``others`` (NaN if a method has fewer than two cells of a perturbation). A model has
-    predicted an effect only if it beats every baseline.
+    real cells as the prediction of the other, averaged over splits (NaN below four cells). Halves have more sampling
+    noise than all cells, so a perfect prediction of full size scores better than this floor, and with few cells even a
+    mediocre one can. Instead of `shuffled` and the interval there are baselines: `no_change`, the control cells;
+    `mean_shift`, control cells moved by the mean change of all training perturbations; `additive`, control cells moved
+    by the sum of the changes of the parts (NaN if ``train`` lacks a part); and ``others`` (NaN if a method has fewer
+    than two cells of a perturbation). A model has predicted an effect only if it beats every baseline.
 
     For MuData, the first column is `modality`: ``table[table["modality"] == "rna"]`` is a table for
     :func:`~scgen_diffusion.report.verdict` and :func:`~scgen_diffusion.pl.scores`. Joint rows, such as ``"rna+prot"``,
@@ -229,9 +229,10 @@ def evaluate(
     With ``control``, ``specific_change_correlation`` needs ``train``, and ``perturbation_discrimination`` two or more
     perturbations; otherwise they have no rows.
 
-    In cell-eval, ``mean_change_correlation`` is ``pearson_delta``, ``mean_change_error`` is ``mae_delta``,
-    ``de_overlap`` is ``overlap_at_N`` and ``de_direction`` is ``de_direction_match``. :func:`write_cell_eval` writes
-    files for it.
+    In cell-eval, ``mean_change_correlation`` is ``pearson_delta``, ``mean_change_error`` is ``mae_delta`` and
+    ``de_direction`` is ``de_direction_match``. ``de_overlap_top_100`` resembles ``overlap_at_100``, with other genes
+    and another order: there, only significant genes count, ordered by their absolute fold change.
+    :func:`write_cell_eval` writes files for it.
 
     References
     ----------

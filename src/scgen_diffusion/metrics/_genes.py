@@ -12,6 +12,8 @@ from anndata import AnnData
 from scipy.ndimage import median_filter
 from scipy.stats import ks_2samp
 
+from scgen_diffusion._arguments import check_count
+
 from ._cells import (
     Cells,
     Expression,
@@ -25,6 +27,8 @@ from ._cells import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import ArrayLike, NDArray
 
 MIN_VARIANCE = 1e-8  # treated as no variance: less than one count in a million cells
@@ -199,8 +203,7 @@ def gene_correlation_similarity(
     -------
     The similarity; 0 if one side has no correlations at all.
     """
-    _check_both_labels(real_labels, synthetic_labels)
-    check_same_number_of_genes(np.shape(real_values)[1], np.shape(synthetic_values)[1])
+    _check_sides({"real": real_values, "synthetic": synthetic_values}, real_labels, synthetic_labels)
     return correlation(
         gene_correlations(real_values, real_labels), gene_correlations(synthetic_values, synthetic_labels)
     )
@@ -235,8 +238,7 @@ def gene_correlation_slope(
     -------
     The slope; NaN if the real cells are too few, or too sparse, to have clear correlations in common.
     """
-    _check_both_labels(real_labels, synthetic_labels)
-    check_same_number_of_genes(np.shape(real_values)[1], np.shape(synthetic_values)[1])
+    _check_sides({"real": real_values, "synthetic": synthetic_values}, real_labels, synthetic_labels)
     n_cells = len(real_values)
     labels = np.zeros(n_cells, int) if real_labels is None else check_labels(real_labels, n_cells, "real_labels")
     in_common = [_shared_correlation(real_values, labels, seed) for seed in range(N_DIVISIONS)]
@@ -254,7 +256,15 @@ def _shared_correlation(values: NDArray, labels: NDArray, seed: int) -> float:
     return float(first @ second)
 
 
-def _check_both_labels(real_labels: ArrayLike | None, synthetic_labels: ArrayLike | None) -> None:
+def _check_sides(
+    values: Mapping[str, NDArray], real_labels: ArrayLike | None, synthetic_labels: ArrayLike | None
+) -> None:
+    for side, of_side in values.items():
+        if sp.issparse(of_side) or np.ndim(of_side) != 2 or np.shape(of_side)[1] < 2:
+            found = f"a {type(of_side).__name__} of shape {np.shape(of_side)}"
+            msg = f"`{side}_values` must be a dense array `(cells, genes)` with two or more genes, but is {found}."
+            raise ValueError(msg)
+    check_same_number_of_genes(*(np.shape(of_side)[1] for of_side in values.values()))
     if (real_labels is None) != (synthetic_labels is None):
         msg = "Pass both `real_labels` and `synthetic_labels`, or neither; found only one of them."
         raise ValueError(msg)
@@ -339,7 +349,7 @@ class GroupDifferences:
 
     def top(self, label: str, n_genes: int) -> NDArray[np.intp]:
         """Return the positions of a label's top marker genes, best first."""
-        return np.argsort(-self.scores.loc[label].to_numpy(), kind="stable")[:n_genes]
+        return np.argsort(-self.scores.loc[label].to_numpy(), kind="stable")[: check_count("n_genes", n_genes)]
 
 
 def marker_genes(cells: AnnData, groupby: str, *, n_genes: int = 50, layer: str | None = None) -> pd.DataFrame:

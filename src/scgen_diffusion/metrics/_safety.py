@@ -11,7 +11,7 @@ from scipy.stats import hypergeom
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 
-from scgen_diffusion._arguments import warn_user
+from scgen_diffusion._arguments import is_whole_number, warn_user
 
 from ._cells import USE_REP, Points, expression_of, pair_of_expressions, representations
 
@@ -65,8 +65,9 @@ def nearest_distances(values: Points, reference: Points, *, k: int = 1, use_rep:
     """
     values, reference = representations(use_rep, values=values, reference=reference)
     values, reference = values.astype(np.float64), reference.astype(np.float64)
-    if not 1 <= k <= len(reference):
-        msg = f"`k` must lie between 1 and the number of cells in `reference`, {len(reference)}, but is {k}."
+    if not (is_whole_number(k) and 1 <= k <= len(reference)):
+        most = f"the number of cells in `reference`, {len(reference)}"
+        msg = f"`k` must be a whole number from 1 to {most}, but found {k!r}."
         raise ValueError(msg)
     # Matrix products are fast but lose small distances, and copies matter here: compute the nearest few again.
     n_candidates = min(k + N_CANDIDATES, len(reference))

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from sklearn.decomposition import PCA
 
-from scgen_diffusion._arguments import known_names
+from scgen_diffusion._arguments import check_count, known_names
 
 from ._cells import (
     TARGET_SUM,
@@ -164,6 +164,8 @@ class ComparisonSpace:
         seed
             Seed of the randomised decomposition, and of the 10 000 cells that it uses if there are more.
         """
+        check_count("n_genes", n_genes, least=2)
+        check_count("n_components", n_components)
         expression = expression_of(train, layer=layer, name="train")
         of_genes = variances(expression.values)
         if len(expression) < 2 or len(of_genes) < 2 or not of_genes.any():
