@@ -239,6 +239,30 @@ def test_other_shares_of_groups_are_a_note_since_they_may_be_wanted():
     assert "Most of it is T" in message_of(result, "group shares")
 
 
+def test_figures_that_pool_labels_are_not_judged_if_labels_have_other_shares():
+    pooled = {
+        "nearest_train_ratio": 0.6,
+        "nearer_than_held_out": 0.13,
+        "within_label_correlation": 0.2,
+        "within_label_slope": 0.34,
+        "marker_overlap": 0.4,
+        "marker_slope": 0.5,
+    }
+    assert len(verdict(table(**pooled)).warnings) == 3  # memorisation, gene-gene structure, markers
+
+    result = verdict(table(**pooled, group_share_difference=0.4))
+
+    assert not result.warnings
+    assert {"copies", "memorisation"} <= {finding.topic for finding in result.findings}
+    assert all(metric in message_of(result, "group shares") for metric in pooled)
+    assert "model.generate(condition=held_out)" in message_of(result, "group shares")
+
+
+def test_leaks_are_found_whatever_the_shares_of_labels():
+    result = verdict(table(group_share_difference=0.4, copied_cells=0.01, membership_auc=0.65))
+    assert {finding.topic for finding in result.warnings} == {"copies", "memorisation"}
+
+
 def test_a_group_five_times_as_frequent_as_in_real_cells_is_a_note_in_a_hundred_cells():
     # 25% instead of 5%, with the interval of 100 cells on either side
     other = table(group_share_difference=0.2)

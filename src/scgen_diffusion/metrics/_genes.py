@@ -186,7 +186,8 @@ def gene_correlation_similarity(
 
     *Catches* genes that are shuffled or drawn independently, and lost or invented gene programmes. *Misses* the
     strength of the correlations (all halved still scores 1; :func:`gene_correlation_slope` sees it), and everything
-    about single genes: means, variances, zeros.
+    about single genes: means, variances, zeros. Types vary in different genes, so other shares of labels lower it:
+    compare cells with equal shares.
 
     Parameters
     ----------
@@ -222,7 +223,8 @@ def gene_correlation_slope(
     over pairs is averaged over five divisions into halves.
 
     *Catches* cells that share too little, because a model takes for noise what genes have in common. *Misses* which
-    genes vary together (:func:`gene_correlation_similarity` sees it), and everything about single genes.
+    genes vary together (:func:`gene_correlation_similarity` sees it), and everything about single genes. Other
+    shares of labels change it, too.
 
     Parameters
     ----------
@@ -404,7 +406,8 @@ def marker_agreement(
 
     *Catches* labels that are ignored or swapped, and labels that differ in the wrong genes or too little. *Misses* how
     cells of one label differ from each other, correlations, zeros, and memorisation. The overlap of weak markers is
-    noisy: read it next to its floor.
+    noisy: read it next to its floor. A label's markers depend on the cells that it is compared with, so other shares of
+    labels change them: compare cells with equal shares.
 
     Parameters
     ----------

@@ -213,6 +213,16 @@ OF_GROUPS = {"precision": "do not look like real cells of that group", "recall":
 MIN_STRUCTURE = 0.10
 #: Of held-out cells that are training cells, count by count.
 MANY_COPIES = 0.5
+#: Metrics that even perfect cells fail if their labels have other shares: they pool the labels of each side, which
+#: differ in density, in their correlations, or in what all other cells are.
+MIXED = (
+    "nearest_train_ratio",
+    "nearer_than_held_out",
+    "within_label_correlation",
+    "within_label_slope",
+    "marker_overlap",
+    "marker_slope",
+)
 #: From which AUC of a classifier on other cells are not from where the held-out cells are.
 UNLIKE = 0.60
 
@@ -318,11 +328,20 @@ def _group_shares(rows: Rows) -> list[Finding]:
     shares = known(rows, ["group_share_difference"], groups_of(rows))
     off = sorted((f for f in shares if f.level(SHARE_OF_GROUP) != "ok"), key=lambda f: -f.value)
     most = f"Most of it is {list_first([f.group for f in off])}. " if off else ""
+    left_out = [figure.metric for figure in known(rows, MIXED)]
+    not_judged = f" Not judged, as other shares alone change them: {_listed(left_out)}." if left_out else ""
     advice = (
-        "Fine if these shares were asked for; else draw conditions from the training data. Figures of all cells suffer "
-        "from it."
+        f"Fine if these shares were asked for. Figures of all cells suffer from it.{not_judged} To get them judged, "
+        "generate with the labels of the held-out cells: `model.generate(condition=held_out)`."
     )
     return [finding(total.level(), "group shares", seen, f"{most}{advice}")]
+
+
+def _with_comparable_shares(rows: Rows) -> Rows:
+    """Return the rows, without those that pool the labels of each side if the labels have other shares."""
+    if all(total.level() == "ok" for total in known(rows, ["group_share_difference"])):
+        return rows
+    return {(metric, group): f for (metric, group), f in rows.items() if metric not in MIXED or group != ALL}
 
 
 def _weak_groups(rows: Rows, labels: set[str]) -> list[Finding]:
@@ -615,7 +634,6 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
         "mixed up.",
     ),
     _markers,
-    _group_shares,
 )
 
 
@@ -723,8 +741,10 @@ def verdict(table: pd.DataFrame) -> Verdict:
     any excess that is large enough counts. ``marker_slope`` and ``within_label_slope``, whose floors are noisy, are
     judged by how much farther they are from 1 than the floor. Topics whose metrics the table lacks are left out. If a
     classifier tells the training cells, which give the floors, from the held-out ones (say, other donors), the verdict
-    says so, and leaves out memorisation and what passes. Groups that were not judged, such as those of few cells, are
-    named in a note. A verdict cannot see what no metric sees: look at the cells as well.
+    says so, and leaves out memorisation and what passes. If labels have clearly other shares than in the held-out
+    cells, as in cells for rare types, it leaves out what pools labels: nearness to training cells (not copies and the
+    membership attack), correlations within labels, and markers. Groups that were not judged, such as those of few
+    cells, are named in a note. A verdict cannot see what no metric sees: look at the cells as well.
 
     Parameters
     ----------
@@ -753,7 +773,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
     rows = read_rows(table)
     unlike = _unlike_floor(rows)
     judged = _without_floor(rows) if unlike else rows
-    found = [finding for check in CHECKS for finding in check(judged)]
+    comparable = _with_comparable_shares(judged)
+    found = [finding for check in CHECKS for finding in check(comparable)] + _group_shares(judged)
     found += _weak_groups(judged, labels_of_real_cells(table))
     checked = [finding.topic for finding in found]
     if unlike:  # what passes beside such floors may still be bad
