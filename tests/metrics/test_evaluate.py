@@ -529,6 +529,19 @@ def test_intervals_of_few_half_samples_hold_the_true_value_as_often():
     assert ((found[:, 0] < 0) & (found[:, 1] > 0)).mean() == pytest.approx(0.95, abs=0.012)
 
 
+def test_intervals_of_a_classifier_are_as_wide_as_its_auc_varies_between_draws_of_cells():
+    options = {"metrics": ["auc_logistic"], "n_floor": 0, "n_bootstrap": 10}
+    space = ComparisonSpace.fit(cells(240, seed=3))
+    found = [
+        table(cells(120, seed=100 + seed), cells(120, seed=200 + seed), space=space, **options).iloc[0]
+        for seed in range(60)
+    ]
+    reach = np.mean([row["high"] - row["low"] for row in found]) / 2
+    spread = np.std([row["value"] for row in found], ddof=1)
+    # 2.26 is the quantile of Student's t for ten half-samples; 60 draws know their deviation to 10 %
+    assert reach / 2.26 == pytest.approx(spread, rel=0.25)
+
+
 def test_intervals_do_not_leave_the_bounds():
     assert interval(0.95, [0.5, 0.9], (0, 1))[1] == 1
     assert interval(0.05, [0.5, 0.9], (0, 1))[0] == 0
