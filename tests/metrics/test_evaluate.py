@@ -183,6 +183,20 @@ def test_a_group_that_was_dropped_is_visible():
     assert found.attrs["n_cells"]["c"] == 0
 
 
+def test_means_over_labels_do_not_pass_over_a_label_that_was_dropped():
+    sets = {name: cells(240, seed=seed, labels="abc") for seed, name in enumerate(["real", "synthetic", "train"], 1)}
+    names = ["marker_overlap", "marker_slope", "mmd_per_label"]
+    complete = table(**sets, groupby="type", metrics=names)
+    sets["synthetic"] = cells(240, seed=2, labels="ab")
+    dropped = table(**sets, groupby="type", metrics=names)
+
+    assert complete[BOUNDS_COLUMNS].notna().all(axis=None)
+    assert figure(complete, "marker_overlap") > 0.9
+    assert figure(dropped, "marker_overlap") < 0.7  # two of three labels
+    assert figure(dropped, "marker_overlap", group="c") == 0
+    assert np.isnan([figure(dropped, metric) for metric in ("marker_slope", "mmd_per_label")]).all()
+
+
 def test_a_group_that_was_invented_is_visible_in_the_shares_alone():
     real, synthetic, train = cells(120, seed=1), cells(120, seed=2, labels="abc"), cells(240, seed=3)
     found = table(real, synthetic, train=train, groupby="type", metrics=[*QUICK, "group_share_difference"])

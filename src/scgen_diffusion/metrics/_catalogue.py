@@ -157,6 +157,12 @@ def _marker_table(comparison: Comparison) -> pd.DataFrame:
     return compare_markers(*(group_differences(side.expression, side.labels) for side in sides))
 
 
+def _mean_over_labels(table: pd.DataFrame, column: str) -> float:
+    """Return the mean over labels; NaN if it is unknown for a label that is missing: the rest would look perfect."""
+    is_unknown = table.loc[table["n_synthetic"] == 0, column].isna().any()
+    return float("nan") if is_unknown else float(table[column].mean())
+
+
 def _share_differences(comparison: Comparison) -> Mapping[str, float]:
     sides = comparison.real.labels, comparison.synthetic.labels
     real, synthetic = (pd.Series(labels).value_counts(normalize=True) for labels in sides)
@@ -184,8 +190,9 @@ def _mmd_per_label(comparison: Comparison) -> float:
         (real.pcs[real.labels == name], synthetic.pcs[synthetic.labels == name])
         for name in names[sizes >= MIN_CELLS_PER_LABEL]
     ]
-    values = [squared_mmd(*sides) for sides in pairs if len(sides[1]) > 1]
-    return float(np.mean(values)) if values else float("nan")
+    if not pairs or any(len(synthetic_pcs) < 2 for _, synthetic_pcs in pairs):  # a mean of the rest would look perfect
+        return float("nan")
+    return float(np.mean([squared_mmd(*sides) for sides in pairs]))
 
 
 def _distances_to_training(comparison: Comparison) -> Scores:
@@ -291,7 +298,7 @@ def _gene_metric(name: str, bounds: tuple[float, float] = POSITIVE) -> Metric:
 
 
 def _marker_metric(name: str, column: str, better: Better, **options: object) -> Metric:
-    measure = lambda comparison: float(comparison.once(_marker_table)[column].mean())
+    measure = lambda comparison: _mean_over_labels(comparison.once(_marker_table), column)
     by_group = lambda comparison: comparison.once(_marker_table)[column].to_dict()
     return Metric(name, better, measure, ("groups",), by_group=by_group, **options)
 

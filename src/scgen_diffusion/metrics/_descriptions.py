@@ -182,7 +182,7 @@ _LABELS = {
     ),
     "mmd_per_label": (
         "MMD² within labels",
-        "The MMD² between the cells of a label, averaged over labels with 20 or more real cells.",
+        "The MMD² between the cells of a label, averaged over labels of 20 or more real cells; NaN if one is missing.",
         "which label it is",
         "squared_mmd",
     ),

@@ -423,7 +423,8 @@ def marker_agreement(
     Returns
     -------
     A row per label with at least 10 real cells: `n_real`, `n_synthetic`, `overlap`, `slope`, `correlation`. The last
-    three are NaN if fewer than 10 synthetic cells, or all cells of a side, have the label.
+    three are NaN if fewer than 10 synthetic cells, or all cells of a side, have the label; the overlap is 0 if no
+    synthetic cell has it.
 
     References
     ----------
@@ -442,6 +443,8 @@ def compare_markers(real: GroupDifferences, synthetic: GroupDifferences, *, n_ge
     for label, n_real in real.n_cells[real.n_cells >= MIN_CELLS].items():
         n_synthetic = synthetic.n_cells.get(label, 0)
         rows[label] = [n_real, n_synthetic, *[float("nan")] * 3]
+        if n_synthetic == 0 and real.has_scores(label):
+            rows[label][2] = 0.0  # its markers are lost
         if not (real.has_scores(label) and synthetic.has_scores(label)):
             continue
         markers, synthetic_markers = real.top(label, n_genes), synthetic.top(label, n_genes)
