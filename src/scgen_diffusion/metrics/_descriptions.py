@@ -194,7 +194,7 @@ _LABELS = {
     ),
     "label_fidelity": (
         "label fidelity",
-        "How often a classifier trained on real cells finds the requested label.",
+        "How often a classifier trained on real cells finds the requested label, averaged over labels.",
         "diversity: a perfect cell, repeated, scores 1",
         "label_fidelity",
     ),
