@@ -309,9 +309,8 @@ def _missing_groups(rows: Rows, shares_of: Mapping[str, tuple[float, float]]) ->
     of_empty = {group: shares_of.get(group, (1.0, 0.0)) for group in empty}
     missing = [group for group, (real, synthetic) in of_empty.items() if synthetic < MISSING * real]
     if missing:
-        named = [
-            f"{g} ({of_empty[g][1]:.1%}; real cells: {of_empty[g][0]:.1%})" if g in shares_of else g for g in missing
-        ]
+        shown = {g: f"{g} ({synthetic:.1%}; real cells: {real:.1%})" for g, (real, synthetic) in shares_of.items()}
+        named = [shown.get(group, group) for group in missing]
         message = (
             f"Too few synthetic cells, or none, for {list_first(named)}. If more were asked for, the model has dropped "
             "these cells; else ask for them by their condition."
