@@ -181,6 +181,21 @@ def test_a_group_that_was_dropped_is_visible():
     assert figure(found, "group_share_difference") == pytest.approx(1 / 3, abs=0.01)
     assert figure(found, "group_share_difference", "floor") < 0.1
     assert found.attrs["n_cells"]["c"] == 0
+    assert found.attrs["shares"]["c"] == (pytest.approx(1 / 3), 0)
+
+
+def test_means_over_labels_do_not_pass_over_a_label_that_was_dropped():
+    sets = {name: cells(240, seed=seed, labels="abc") for seed, name in enumerate(["real", "synthetic", "train"], 1)}
+    names = ["marker_overlap", "marker_slope", "mmd_per_label"]
+    complete = table(**sets, groupby="type", metrics=names)
+    sets["synthetic"] = cells(240, seed=2, labels="ab")
+    dropped = table(**sets, groupby="type", metrics=names)
+
+    assert complete[BOUNDS_COLUMNS].notna().all(axis=None)
+    assert figure(complete, "marker_overlap") > 0.9
+    assert figure(dropped, "marker_overlap") < 0.7  # two of three labels
+    assert figure(dropped, "marker_overlap", group="c") == 0
+    assert np.isnan([figure(dropped, metric) for metric in ("marker_slope", "mmd_per_label")]).all()
 
 
 def test_a_group_that_was_invented_is_visible_in_the_shares_alone():
@@ -539,6 +554,19 @@ def test_intervals_of_few_half_samples_hold_the_true_value_as_often():
 
     # chance has a standard deviation of 0.0034; the normal quantile would give 0.92
     assert ((found[:, 0] < 0) & (found[:, 1] > 0)).mean() == pytest.approx(0.95, abs=0.012)
+
+
+def test_intervals_of_a_classifier_are_as_wide_as_its_auc_varies_between_draws_of_cells():
+    options = {"metrics": ["auc_logistic"], "n_floor": 0, "n_bootstrap": 10}
+    space = ComparisonSpace.fit(cells(240, seed=3))
+    found = [
+        table(cells(120, seed=100 + seed), cells(120, seed=200 + seed), space=space, **options).iloc[0]
+        for seed in range(60)
+    ]
+    reach = np.mean([row["high"] - row["low"] for row in found]) / 2
+    spread = np.std([row["value"] for row in found], ddof=1)
+    # 2.26 is the quantile of Student's t for ten half-samples; 60 draws know their deviation to 10 %
+    assert reach / 2.26 == pytest.approx(spread, rel=0.25)
 
 
 def test_intervals_do_not_leave_the_bounds():

@@ -198,8 +198,7 @@ def test_a_group_without_synthetic_cells_is_missing():
     dropped.loc[in_b & (dropped["metric"] == "group_share_difference"), ["value", "low", "high"]] = [0.3, 0.28, 0.32]
     result = verdict(dropped)
     assert level_of(result, "missing groups") == "warning"
-    assert "B" in message_of(result, "missing groups")
-    assert "T" not in message_of(result, "missing groups").split(",")[0]
+    assert "or none, for B." in message_of(result, "missing groups")
 
 
 def test_a_group_with_too_few_cells_on_both_sides_is_not_missing():
@@ -207,6 +206,26 @@ def test_a_group_with_too_few_cells_on_both_sides_is_not_missing():
     in_b = (small["group"] == "B") & (small["metric"] != "group_share_difference")
     small.loc[in_b, ["value", "floor", "low", "high"]] = np.nan
     assert level_of(verdict(small), "missing groups") == "ok"
+
+
+@pytest.mark.parametrize(("share", "level"), [(0.0, "warning"), (0.04, "warning"), (0.1, "note")])
+def test_a_group_with_a_smaller_share_is_missing_only_below_a_quarter_of_the_real_one(share, level):
+    rows = table()
+    in_b, is_share = rows["group"] == "B", rows["metric"] == "group_share_difference"
+    rows.loc[in_b & ~is_share, ["value", "floor", "low", "high"]] = np.nan
+    rows.loc[in_b & is_share, ["value", "low", "high"]] = [0.2 - share, 0.18 - share, 0.22 - share]
+    rows.attrs["shares"] = {"B": (0.2, share), "T": (0.8, 1 - share)}
+
+    result = verdict(rows)
+
+    assert level_of(result, "missing groups") == level
+    words = f"B ({share:.1%}; real cells: 20.0%)" if level == "warning" else "Too few cells to judge B"
+    assert words in message_of(result, "missing groups")
+    assert ("dropped" in message_of(result, "missing groups")) is (level == "warning")
+
+
+def test_label_fidelity_is_said_to_be_a_mean_over_labels():
+    assert "of the synthetic cells, averaged over labels" in message_of(verdict(table(label_fidelity=0.3)), "labels")
 
 
 def test_a_group_that_only_synthetic_cells_have_is_not_missing():
@@ -237,6 +256,30 @@ def test_other_shares_of_groups_are_a_note_since_they_may_be_wanted():
     result = verdict(other)
     assert level_of(result, "group shares") == "note"
     assert "Most of it is T" in message_of(result, "group shares")
+
+
+def test_figures_that_pool_labels_are_not_judged_if_labels_have_other_shares():
+    pooled = {
+        "nearest_train_ratio": 0.6,
+        "nearer_than_held_out": 0.13,
+        "within_label_correlation": 0.2,
+        "within_label_slope": 0.34,
+        "marker_overlap": 0.4,
+        "marker_slope": 0.5,
+    }
+    assert len(verdict(table(**pooled)).warnings) == 3  # memorisation, gene-gene structure, markers
+
+    result = verdict(table(**pooled, group_share_difference=0.4))
+
+    assert not result.warnings
+    assert {"copies", "memorisation"} <= {finding.topic for finding in result.findings}
+    assert all(metric in message_of(result, "group shares") for metric in pooled)
+    assert "model.generate(condition=held_out)" in message_of(result, "group shares")
+
+
+def test_leaks_are_found_whatever_the_shares_of_labels():
+    result = verdict(table(group_share_difference=0.4, copied_cells=0.01, membership_auc=0.65))
+    assert {finding.topic for finding in result.warnings} == {"copies", "memorisation"}
 
 
 def test_a_group_five_times_as_frequent_as_in_real_cells_is_a_note_in_a_hundred_cells():

@@ -217,6 +217,8 @@ class Metric:
     scores, summary
         For a figure that summarises one number per cell: the function that returns these numbers, and the one that
         summarises them. The interval then resamples the numbers, and nothing is fitted again.
+    widening
+        By how much the standard deviation of the half-samples is too small.
     of_all
         For a share of cells that equal others: function that returns, from the fingerprints of all cells, the share of
         synthetic cells, then the floor and other shares that chance does not exceed. `measure` is for drawn cells.
@@ -241,6 +243,7 @@ class Metric:
     absent: float = UNKNOWN
     scores: Callable[[Comparison], Scores] | None = None
     summary: Callable[[NDArray, NDArray], float] | None = None
+    widening: float = 1.0
     of_all: Callable[[Fingerprints], tuple[Share, Sequence[Share]]] | None = None
     bounds: tuple[float, float] = (0.0, np.inf)
     min_features: int = 0
@@ -309,23 +312,26 @@ class Context:
         else:
             scores = self.players["value"][0].once(metric.scores)
             halves = [metric.summary(scores.real[h.real_rows], scores.synthetic[h.synthetic_rows]) for h in self.halves]
-        low, high = interval(figures["value"], halves, metric.bounds)
+        low, high = interval(figures["value"], halves, metric.bounds, metric.widening)
         if counted and self.halves:
             low, high = share_interval(share, usual)
         names = self.names if group is None else {**self.names, "group": group}
         return {**names, "metric": metric.name, **figures, "low": low, "high": high, "better": metric.better}
 
 
-def interval(value: float, halves: Sequence[float], bounds: tuple[float, float]) -> tuple[float, float]:
+def interval(
+    value: float, halves: Sequence[float], bounds: tuple[float, float], widening: float = 1.0
+) -> tuple[float, float]:
     """Return an interval of 95 % from the standard deviation of the half-samples, cut at the bounds.
 
+    ``widening`` corrects a standard deviation that is too small (see :class:`Metric`).
     Few half-samples know their standard deviation badly, so its multiple is the quantile of Student's *t*.
     """
     known = np.asarray(halves, dtype=float)
     known = known[np.isfinite(known)]
     if len(known) < 2 or not np.isfinite(value):
         return UNKNOWN, UNKNOWN
-    reach = stdtrit(len(known) - 1, 0.975) * known.std(ddof=1)
+    reach = stdtrit(len(known) - 1, 0.975) * widening * known.std(ddof=1)
     return float(max(value - reach, bounds[0])), float(min(value + reach, bounds[1]))
 
 

@@ -182,7 +182,7 @@ _LABELS = {
     ),
     "mmd_per_label": (
         "MMD² within labels",
-        "The MMD² between the cells of a label, averaged over labels with 20 or more real cells.",
+        "The MMD² between the cells of a label, averaged over labels of 20 or more real cells; NaN if one is missing.",
         "which label it is",
         "squared_mmd",
     ),
@@ -194,7 +194,7 @@ _LABELS = {
     ),
     "label_fidelity": (
         "label fidelity",
-        "How often a classifier trained on real cells finds the requested label.",
+        "How often a classifier trained on real cells finds the requested label, averaged over labels.",
         "diversity: a perfect cell, repeated, scores 1",
         "label_fidelity",
     ),

@@ -181,7 +181,7 @@ def evaluate(
     - `better`: ``"lower"``, ``"higher"``, or ``"floor"`` if the best value is the floor itself.
 
     ``attrs["n_cells"]`` maps every label of ``real_test`` to the number of cells compared on either side; 0 if a side
-    has fewer than 30.
+    has fewer than 30. ``attrs["shares"]`` maps it to its shares of all cells of ``real_test`` and ``synthetic``.
 
     With ``control``, there is one row per metric, `perturbation` and group. `floor` uses one half of the perturbation's
     real cells as the prediction of the other, averaged over splits (NaN below four cells). Halves have more sampling
@@ -196,8 +196,8 @@ def evaluate(
     show whether the modalities belong together. They have the metrics in component space, with each modality divided by
     the standard deviation of its first component so that none dominates (multiple factor analysis). Rows of pairs have
     ``cross_correlation_similarity`` and ``cross_correlation_error`` (:func:`cross_modality_correlation`), whose
-    `shuffled` gives each real cell the second modality of another cell. ``attrs["scales"]`` and ``attrs["n_cells"]``
-    are by modality.
+    `shuffled` gives each real cell the second modality of another cell. ``attrs["scales"]``,
+    ``attrs["n_cells"]`` and ``attrs["shares"]`` are by modality.
 
     Raises
     ------
@@ -289,9 +289,9 @@ def evaluate(
         options = {"key": perturbation_key, "separator": separator, "groupby": groupby, "layer": layer, "space": space}
         return _evaluate_perturbations(sets, names, others, draws, match_keys=match_keys, **options)
     sources = read_sources(sets, groupby, layer)
-    rows, n_cells = compare_cells(sources, names, draws, space=space, n_features=real_test.shape[1])
+    rows, n_cells, shares = compare_cells(sources, names, draws, space=space, n_features=real_test.shape[1])
     table = _table(rows, ("metric", "group"), FIGURES)
-    table.attrs["n_cells"] = n_cells
+    table.attrs.update(n_cells=n_cells, shares=shares)
     return table
 
 
@@ -361,11 +361,13 @@ def _evaluate_modalities(
         choose_metrics([n for n in names if "pair" not in CATALOGUE[n].scopes], "all", {"train", "groups", "counts"})
         wanted = {scope: [name for name in names if scope in CATALOGUE[name].scopes] for scope in wanted}
     rows: list[Row] = []
-    n_cells = {}
+    n_cells, shares = {}, {}
 
     def judge(modality: str, read: Callable[[], dict[str, Source]], scope: Scope, **options: object) -> None:
         try:
-            own_rows, n_cells[modality] = compare_cells(read(), wanted[scope], draws, scope=scope, **options)
+            own_rows, n_cells[modality], shares[modality] = compare_cells(
+                read(), wanted[scope], draws, scope=scope, **options
+            )
         except ValueError as error:
             msg = f"Modality {modality!r}: {error}"
             raise ValueError(msg) from error
@@ -407,7 +409,7 @@ def _evaluate_modalities(
         found = found if wanted["pair"] is None else found[found["metric"].isin(wanted["pair"])]
         rows.extend(found.assign(modality=JOIN.join(pair), group=ALL).to_dict("records"))
     table = _table(rows, ("modality", "metric", "group"), FIGURES)
-    table.attrs.update(scales=scale_names, n_cells=n_cells)
+    table.attrs.update(scales=scale_names, n_cells=n_cells, shares=shares)
     return table
 
 
@@ -539,8 +541,8 @@ def compare_cells(
     scope: Scope = "all",
     space: ComparisonSpace | None = None,
     n_features: float = np.inf,
-) -> tuple[list[Row], dict[str, int]]:
-    """Return the rows of all cells and of each group, and the number of cells on either side of each."""
+) -> tuple[list[Row], dict[str, int], dict[str, tuple[float, float]]]:
+    """Return the rows of all cells and of each group, the number of cells on either side of each, and its shares."""
     _check_sources(sources)
     has_groups, has_train = sources["real_test"].labels is not None, "train" in sources
     available = {"groups"} if has_groups else set()
@@ -568,9 +570,8 @@ def compare_cells(
         rows.append(of_all.row(metric))
         if metric.by_group is not None:
             rows += [of_all.row(metric, group) for group in groups_of_either]
-    n_cells = {ALL: pools.n_cells} | dict.fromkeys(
-        np.unique(sources["real_test"].labels).tolist() if has_groups else (), 0
-    )
+    shares = _shares_of_labels(sources) if has_groups else {}
+    n_cells = {ALL: pools.n_cells} | dict.fromkeys(shares, 0)
     of_groups = [metric for metric in wanted if metric.by_group is None and "group" in metric.scopes]
     for group in groups:
         context = make_context(pools, group, draws)  # one at a time: it has many copies of the group's cells
@@ -582,4 +583,11 @@ def compare_cells(
     place = {metric.name: position for position, metric in enumerate(wanted)}
     # all cells first, then group by group, metrics in the order of the catalogue
     rows.sort(key=lambda row: (row["group"] != ALL, row["group"], place[row["metric"]]))
-    return rows, n_cells
+    return rows, n_cells, shares
+
+
+def _shares_of_labels(sources: Mapping[str, Source]) -> dict[str, tuple[float, float]]:
+    real, synthetic = sources["real_test"].labels, sources["synthetic"].labels
+    return {
+        label: (float(np.mean(real == label)), float(np.mean(synthetic == label))) for label in np.unique(real).tolist()
+    }

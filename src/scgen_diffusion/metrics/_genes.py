@@ -190,7 +190,8 @@ def gene_correlation_similarity(
 
     *Catches* genes that are shuffled or drawn independently, and lost or invented gene programmes. *Misses* the
     strength of the correlations (all halved still scores 1; :func:`gene_correlation_slope` sees it), and everything
-    about single genes: means, variances, zeros.
+    about single genes: means, variances, zeros. Types vary in different genes, so other shares of labels lower it:
+    compare cells with equal shares.
 
     Parameters
     ----------
@@ -225,7 +226,8 @@ def gene_correlation_slope(
     over pairs is averaged over five divisions into halves.
 
     *Catches* cells that share too little, because a model takes for noise what genes have in common. *Misses* which
-    genes vary together (:func:`gene_correlation_similarity` sees it), and everything about single genes.
+    genes vary together (:func:`gene_correlation_similarity` sees it), and everything about single genes. Other
+    shares of labels change it, too.
 
     Parameters
     ----------
@@ -414,7 +416,8 @@ def marker_agreement(
 
     *Catches* labels that are ignored or swapped, and labels that differ in the wrong genes or too little. *Misses* how
     cells of one label differ from each other, correlations, zeros, and memorisation. The overlap of weak markers is
-    noisy: read it next to its floor.
+    noisy: read it next to its floor. A label's markers depend on the cells that it is compared with, so other shares of
+    labels change them: compare cells with equal shares.
 
     Parameters
     ----------
@@ -430,7 +433,8 @@ def marker_agreement(
     Returns
     -------
     A row per label with at least 10 real cells: `n_real`, `n_synthetic`, `overlap`, `slope`, `correlation`. The last
-    three are NaN if fewer than 10 synthetic cells, or all cells of a side, have the label.
+    three are NaN if fewer than 10 synthetic cells, or all cells of a side, have the label; the overlap is 0 if no
+    synthetic cell has it.
 
     References
     ----------
@@ -449,6 +453,8 @@ def compare_markers(real: GroupDifferences, synthetic: GroupDifferences, *, n_ge
     for label, n_real in real.n_cells[real.n_cells >= MIN_CELLS].items():
         n_synthetic = synthetic.n_cells.get(label, 0)
         rows[label] = [n_real, n_synthetic, *[float("nan")] * 3]
+        if n_synthetic == 0 and real.has_scores(label):
+            rows[label][2] = 0.0  # its markers are lost
         if not (real.has_scores(label) and synthetic.has_scores(label)):
             continue
         markers, synthetic_markers = real.top(label, n_genes), synthetic.top(label, n_genes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -147,12 +147,12 @@ def read_rows(table: pd.DataFrame) -> Rows:
     return {(row["metric"], row["group"]): Figure(**row) for row in table[COLUMNS].to_dict("records")}
 
 
-def labels_of_real_cells(table: pd.DataFrame) -> set[str]:
-    """Return the labels that `evaluate` noted, also those with too few cells; none for a table from a file."""
-    n_cells = table.attrs.get("n_cells", {})
+def noted_by_label(table: pd.DataFrame, name: str) -> dict[str, Any]:
+    """Return what `evaluate` noted of all labels of the real cells; nothing for a table from a file."""
+    noted = table.attrs.get(name, {})
     if "modality" in table and len(table):
-        n_cells = n_cells.get(table["modality"].iloc[0], {})
-    return set(n_cells) - {ALL}
+        noted = noted.get(table["modality"].iloc[0], {})
+    return {label: value for label, value in noted.items() if label != ALL}
 
 
 def known(rows: Rows, metrics: Sequence[str], groups: Sequence[str] = (ALL,)) -> list[Figure]:
@@ -211,8 +211,20 @@ IN_A_GROUP = Limits(0.25, 0.50)
 OF_GROUPS = {"precision": "do not look like real cells of that group", "recall": "cover only a part of that group"}
 #: With less between real and shuffled cells there is no structure to judge.
 MIN_STRUCTURE = 0.10
+#: A group whose share is below this part of the real one is missing.
+MISSING = 0.25
 #: Of held-out cells that are training cells, count by count.
 MANY_COPIES = 0.5
+#: Metrics that even perfect cells fail if their labels have other shares: they pool the labels of each side, which
+#: differ in density, in their correlations, or in what all other cells are.
+MIXED = (
+    "nearest_train_ratio",
+    "nearer_than_held_out",
+    "within_label_correlation",
+    "within_label_slope",
+    "marker_overlap",
+    "marker_slope",
+)
 #: From which AUC of a classifier on other cells are not from where the held-out cells are.
 UNLIKE = 0.60
 
@@ -280,8 +292,11 @@ def finding(level: Level, topic: str, seen: str, advice: str) -> Finding:
     return Finding(level, topic, seen if level == "ok" else f"{seen} {advice}")
 
 
-def _missing_groups(rows: Rows) -> list[Finding]:
-    """Name groups with a share in real cells and too few synthetic ones to compare, which have rows without a value."""
+def _missing_groups(rows: Rows, shares_of: Mapping[str, tuple[float, float]]) -> list[Finding]:
+    """Name groups with a share in real cells and too few synthetic ones to compare, which have rows without a value.
+
+    ``shares_of`` are the shares of real and synthetic cells by group, if they are known.
+    """
     shares = known(rows, ["group_share_difference"], groups_of(rows))
     compared = [metric for metric in ("precision", "recall", "w2") if (metric, ALL) in rows]
 
@@ -290,13 +305,23 @@ def _missing_groups(rows: Rows) -> list[Finding]:
 
     if not compared or not groups_of(rows) or ("group_share_difference", ALL) not in rows:
         return []
-    missing = [share.group for share in shares if share.is_clear and is_empty(share.group)]
+    empty = [share.group for share in shares if share.is_clear and is_empty(share.group)]
+    of_empty = {group: shares_of.get(group, (1.0, 0.0)) for group in empty}
+    missing = [group for group, (real, synthetic) in of_empty.items() if synthetic < MISSING * real]
     if missing:
+        shown = {g: f"{g} ({synthetic:.1%}; real cells: {real:.1%})" for g, (real, synthetic) in shares_of.items()}
+        named = [shown.get(group, group) for group in missing]
         message = (
-            f"Hardly any or no synthetic cells for {list_first(missing)}, which the real cells have. If they "
-            "were asked for, the model has dropped these cells; else ask for them by their condition."
+            f"Too few synthetic cells, or none, for {list_first(named)}. If more were asked for, the model has dropped "
+            "these cells; else ask for them by their condition."
         )
         return [Finding("warning", "missing groups", message)]
+    if empty:
+        message = (
+            f"Too few cells to judge {list_first(empty)}: fewer than {MIN_CELLS_PER_GROUP} synthetic cells, and a "
+            "smaller share than in the real cells. Generate more cells."
+        )
+        return [Finding("note", "missing groups", message)]
     if not any((metric, group) in rows for metric in compared for group in groups_of(rows)):
         message = (
             "No group of the real cells is large enough to tell whether it is missing; at least "
@@ -318,11 +343,20 @@ def _group_shares(rows: Rows) -> list[Finding]:
     shares = known(rows, ["group_share_difference"], groups_of(rows))
     off = sorted((f for f in shares if f.level(SHARE_OF_GROUP) != "ok"), key=lambda f: -f.value)
     most = f"Most of it is {list_first([f.group for f in off])}. " if off else ""
+    left_out = [figure.metric for figure in known(rows, MIXED)]
+    not_judged = f" Not judged, as other shares alone change them: {_listed(left_out)}." if left_out else ""
     advice = (
-        "Fine if these shares were asked for; else draw conditions from the training data. Figures of all cells suffer "
-        "from it."
+        f"Fine if these shares were asked for. Figures of all cells suffer from it.{not_judged} To get them judged, "
+        "generate with the labels of the held-out cells: `model.generate(condition=held_out)`."
     )
     return [finding(total.level(), "group shares", seen, f"{most}{advice}")]
+
+
+def _with_comparable_shares(rows: Rows) -> Rows:
+    """Return the rows, without those that pool the labels of each side if the labels have other shares."""
+    if all(total.level() == "ok" for total in known(rows, ["group_share_difference"])):
+        return rows
+    return {(metric, group): f for (metric, group), f in rows.items() if metric not in MIXED or group != ALL}
 
 
 def _weak_groups(rows: Rows, labels: set[str]) -> list[Finding]:
@@ -504,7 +538,6 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
         "A seed was used twice, or the model knows few cells only: draw each batch with another seed, and look at "
         "diversity.",
     ),
-    _missing_groups,
     Check(
         "diversity",
         {
@@ -604,7 +637,7 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
         {
             "label_fidelity": (
                 "A classifier trained on real cells finds the label that was asked for in {f.value:.0%} of the "
-                "synthetic cells (real cells: {f.floor:.0%})."
+                "synthetic cells, averaged over labels (real cells: {f.floor:.0%})."
             ),
             "transfer_f1": (
                 "A classifier trained on synthetic cells labels real ones with an F1 of {f.value:.2f} (trained on real "
@@ -615,7 +648,6 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
         "mixed up.",
     ),
     _markers,
-    _group_shares,
 )
 
 
@@ -723,8 +755,10 @@ def verdict(table: pd.DataFrame) -> Verdict:
     any excess that is large enough counts. ``marker_slope`` and ``within_label_slope``, whose floors are noisy, are
     judged by how much farther they are from 1 than the floor. Topics whose metrics the table lacks are left out. If a
     classifier tells the training cells, which give the floors, from the held-out ones (say, other donors), the verdict
-    says so, and leaves out memorisation and what passes. Groups that were not judged, such as those of few cells, are
-    named in a note. A verdict cannot see what no metric sees: look at the cells as well.
+    says so, and leaves out memorisation and what passes. If labels have clearly other shares than in the held-out
+    cells, as in cells for rare types, it leaves out what pools labels: nearness to training cells (not copies and the
+    membership attack), correlations within labels, and markers. Groups that were not judged, such as those of few
+    cells, are named in a note. A verdict cannot see what no metric sees: look at the cells as well.
 
     Parameters
     ----------
@@ -753,8 +787,10 @@ def verdict(table: pd.DataFrame) -> Verdict:
     rows = read_rows(table)
     unlike = _unlike_floor(rows)
     judged = _without_floor(rows) if unlike else rows
-    found = [finding for check in CHECKS for finding in check(judged)]
-    found += _weak_groups(judged, labels_of_real_cells(table))
+    comparable = _with_comparable_shares(judged)
+    found = [finding for check in CHECKS for finding in check(comparable)] + _group_shares(judged)
+    found += _missing_groups(judged, noted_by_label(table, "shares"))
+    found += _weak_groups(judged, set(noted_by_label(table, "n_cells")))
     checked = [finding.topic for finding in found]
     if unlike:  # what passes beside such floors may still be bad
         found = unlike + [finding for finding in found if finding.level != "ok"]
