@@ -82,7 +82,6 @@ PERTURBATION_METRICS = {
     "mean_change_correlation": "correlation",
     "mean_change_slope": "slope",
     "mean_change_debiased_error": "squared error",
-    "de_jaccard": "DE genes",
     "variance_error": "variances",
 }
 
