@@ -8,7 +8,7 @@ import json
 import pickle
 import resource
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 
 import anndata
@@ -200,7 +200,8 @@ def test_only_the_same_cells_in_the_same_order_keep_the_split(trained, saved_mod
         return model
 
     same = attached(trained.adata.copy())
-    with pytest.warns(UserWarning, match="or in another order, so their split is gone"):
+    is_training = attach is train_on_files  # which draws a new split anyway
+    with nullcontext() if is_training else pytest.warns(UserWarning, match="in another order, so their split is gone"):
         reordered = attached(trained.adata[::-1].copy())
 
     assert same._split_fits

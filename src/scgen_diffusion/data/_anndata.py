@@ -62,7 +62,7 @@ def drop_unused_categories(obs: pd.DataFrame) -> pd.DataFrame:
 def as_label(value: Any) -> str:
     """Return a value of `obs` as text: 1 for 1.0, since a missing value makes floats of integers, and "no label".
 
-    Numbers that are equal in single precision have one text, since a file or a model may keep 0.1 as 0.10000000149.
+    Numbers of single precision have their shortest text, since a file or a model may keep 0.1 as 0.10000000149.
     """
     if isinstance(value, str):  # most are; the other checks take ten times as long
         return str(value)
@@ -72,8 +72,9 @@ def as_label(value: Any) -> str:
         return str(value)
     if float(value).is_integer():
         return str(int(value))
-    single = np.float32(value)
-    return str(int(single) if single.is_integer() else single)
+    with np.errstate(over="ignore"):
+        single = np.float32(value)
+    return str(single) if float(single) == value else str(value)
 
 
 def as_labels(column: pd.Series) -> pd.Series:

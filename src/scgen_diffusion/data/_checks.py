@@ -170,18 +170,15 @@ def check_values(
 
 
 def check_storage(matrix: Any, where: str) -> None:
-    """Raise for a masked array of numpy, whose mask the models would ignore, and for columns in a file.
-
-    To read one row of the latter, all of it must be read.
-    """
+    """Raise for a masked array, whose mask the models would ignore, and for a file of columns, slow to read by rows."""
     if isinstance(matrix, np.ma.MaskedArray):
         msg = f"{where} is a masked array, but every value is needed. Fill in those that are masked: `.filled(0)`."
         raise ValueError(msg)
     if isinstance(matrix, CSCDataset):
         msg = (
             f"{where} is backed by a file that stores it by columns (CSC), from which single cells cannot be read. "
-            "Read it into memory: `adata = adata.to_memory()`. To leave it in a file, write it by rows then: `adata.X "
-            "= adata.X.tocsr()`, and `adata.write_h5ad(...)`."
+            f"Read it into memory: `adata = adata.to_memory()`. To leave it in a file, write it by rows then: `{where} "
+            f"= {where}.tocsr()`, and `adata.write_h5ad(...)`."
         )
         raise ValueError(msg)
 

@@ -71,8 +71,8 @@ def savable_columns(table: pd.DataFrame) -> pd.DataFrame:
     itself: generated cells could not be written.
     """
     names = [name for name in table if isinstance(name, str) and "/" not in name and name != NAME_OF_INDEX]
-    kept = table[[name for name in names if _is_savable(table[name])]]
-    kept = kept.assign(**{name: _as_writable(kept[name]) for name in kept})
+    columns = {name: _as_writable(table[name]) for name in names if _is_savable(table[name])}
+    kept = pd.DataFrame(columns, index=table.index)
     return kept.rename_axis(None) if kept.index.name in kept else kept  # which anndata would take for the same
 
 

@@ -216,7 +216,7 @@ def matrix_of(cells: Cells, layer: str | None, name: str) -> tuple[sp.spmatrix |
 
 
 def _check_counts_of_generated(cells: Cells, layer: str | None, name: str) -> None:
-    """Raise if predictions were written to `X` of a copy of other cells, whose counts would be read from the layer.
+    """Warn if predictions were written to `X` of a copy of other cells, whose counts would be read from the layer.
 
     Where counts are zero, `X` is positive neither as counts or logarithms nor after scaling.
     """
@@ -227,10 +227,10 @@ def _check_counts_of_generated(cells: Cells, layer: str | None, name: str) -> No
     if are_positive.multiply(counts != 0).count_nonzero() < are_positive.count_nonzero():
         msg = (
             f"`{name}` has values in `X` that do not come from its layers[{COUNTS_LAYER!r}]: some are positive where "
-            f"the counts are zero. If `X` is right, `del {name}.layers[{COUNTS_LAYER!r}]`; if the layer is, pass "
-            f"`layer={COUNTS_LAYER!r}`."
+            f"the counts are zero. The layer is compared. If `X` is right, `del {name}.layers[{COUNTS_LAYER!r}]`; if "
+            f"the layer is, `{name}.X = {name}.layers[{COUNTS_LAYER!r}]` ends this warning."
         )
-        raise ValueError(msg)
+        warn_user(msg)
 
 
 def _log_base(entry: object, matrix: object, name: str) -> float | None:

@@ -121,7 +121,9 @@ class Share(NamedTuple):
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Wilson's interval of 95 %, which is not empty for a share of 0 or 1."""
+        """Wilson's interval of 95 %, which is not empty for a share of 0 or 1; NaN without cells."""
+        if not self.n_cells:
+            return np.nan, np.nan
         spread = QUANTILE**2 / self.n_cells
         middle = (self.value + spread / 2) / (1 + spread)
         reach = np.sqrt(spread * (self.value * (1 - self.value) + spread / 4)) / (1 + spread)

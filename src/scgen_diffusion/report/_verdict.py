@@ -344,7 +344,7 @@ def _group_shares(rows: Rows) -> list[Finding]:
     off = sorted((f for f in shares if f.level(SHARE_OF_GROUP) != "ok"), key=lambda f: -f.value)
     most = f"Most of it is {list_first([f.group for f in off])}. " if off else ""
     left_out = [figure.metric for figure in known(rows, MIXED)]
-    not_judged = f" Not judged, as other shares alone change them: {_listed(left_out)}." if left_out else ""
+    not_judged = f" Not judged, because different shares alone change them: {_listed(left_out)}." if left_out else ""
     advice = (
         f"Fine if these shares were asked for. Figures of all cells suffer from it.{not_judged} To get them judged, "
         "generate with the labels of the held-out cells: `model.generate(condition=held_out)`."
@@ -755,8 +755,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
     any excess that is large enough counts. ``marker_slope`` and ``within_label_slope``, whose floors are noisy, are
     judged by how much farther they are from 1 than the floor. Topics whose metrics the table lacks are left out. If a
     classifier tells the training cells, which give the floors, from the held-out ones (say, other donors), the verdict
-    says so, and leaves out memorisation and what passes. If labels have clearly other shares than in the held-out
-    cells, as in cells for rare types, it leaves out what pools labels: nearness to training cells (not copies and the
+    says so, and leaves out memorisation and what passes. If shares of labels clearly differ from the held-out ones, as
+    in cells for rare types, it leaves out what pools labels: nearness to training cells (not copies and the
     membership attack), correlations within labels, and markers. Groups that were not judged, such as those of few
     cells, are named in a note. A verdict cannot see what no metric sees: look at the cells as well.
 
