@@ -275,7 +275,8 @@ class ContinuousKey(ConditionKey):
         Range of the training cells.
     numbers
         The distinct numbers of the training cells, in order, unless they are more than 256: as a standardised number
-        may be that of several, they come back as they were.
+        may be that of several, they come back as they were. After fine-tuning, those of the new cells alone if the
+        reference kept none.
     """
 
     kind = "continuous"
@@ -351,12 +352,16 @@ class ContinuousKey(ConditionKey):
             raise ValueError(msg)
         return codes[:, None]
 
+    @cached_property
+    def _codes_of_numbers(self) -> np.ndarray:
+        return self.encode(self.numbers)[:, 0]
+
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Return numbers on their original scale: those of the training cells, or those with the fewest digits."""
         numbers = _numbers_of(codes[:, 0], self.mean, self.std)
         if not self.numbers:
             return numbers
-        known = self.encode(self.numbers)[:, 0]
+        known = self._codes_of_numbers
         place = np.searchsorted(known, codes[:, 0]).clip(max=len(known) - 1)
         return np.where(known[place] == codes[:, 0], np.asarray(self.numbers)[place], numbers)
 

@@ -104,8 +104,8 @@ def expression_of(
     KeyError
         If the layer does not exist.
     ValueError
-        If there are no cells or genes, if values are negative, not finite, or neither integers nor marked as
-        logarithms, or if `X` of generated cells does not come from the counts that are read.
+        If there are no cells or genes, or if values are negative, not finite, or neither integers nor marked as
+        logarithms.
     """
     if isinstance(cells, Expression):
         return cells

@@ -176,8 +176,8 @@ def evaluate(
       total counts, no correlation. A model near this has learned nothing beyond single genes.
     - `low`, `high`: 95 % interval of the value for another draw of equal size, from the same model and the same tissue.
       Copies and duplicates are counted in all cells and have Wilson's interval of a share, so its upper limit is above
-      0 even if none was found. Their lower limit also allows for the uncertainty of the floor (Newcombe), so far as
-      the equal cells have so few counts that chance can explain them.
+      0 even if none was found. Their lower limit also allows for the uncertainty of the floor (Newcombe), but for
+      no more equal cells than chance can explain.
     - `better`: ``"lower"``, ``"higher"``, or ``"floor"`` if the best value is the floor itself.
 
     ``attrs["n_cells"]`` maps every label of ``real_test`` to the number of cells compared on either side; 0 if a side
