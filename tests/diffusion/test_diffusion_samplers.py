@@ -309,15 +309,6 @@ def test_dpm_solver_of_two_steps_is_ddim():
     torch.testing.assert_close(solved, implicit, rtol=1e-12, atol=1e-12)
 
 
-def test_bounds_hold_for_the_samples():
-    low, high = torch.tensor([0.0, -3.0]).double(), torch.tensor([2.0, 0.0]).double()
-    denoiser = build_denoiser()
-    bounded = Denoiser(denoiser.field, PATH, denoiser.target, (low, high))
-    for sampler in EVERY_SAMPLER.values():
-        ends = sampler(bounded, start(20), n_steps=15, generators=Generators(0, range(20)))
-        assert ((ends >= low) & (ends <= high)).all()
-
-
 def test_flow_samplers_take_a_denoiser_as_it_is():
     # The velocity is infinite at t = 1, so a method that does not evaluate there.
     ends = FLOW_SAMPLERS["midpoint"](build_denoiser(), start(), n_steps=200)
