@@ -33,7 +33,7 @@ DIFFUSION = [("dpm_solver_3m", 12), ("dpm_solver", 20), ("dpm_solver", 100)]
 GENE_SPACE = ("SCRDIT-profiles", "WBDIT-profiles")
 EXACT = {"SCLDM": ("heun", 200), **dict.fromkeys(GENE_SPACE, ("dpm_solver", 200))}
 WAYS = {
-    "SCLDM": [*FLOW, ("dopri5", None)],
+    "SCLDM": FLOW,
     "SCRDIT": [("unmasking", n) for n in (8, 16, 32, 64, 128)],
     **dict.fromkeys(GENE_SPACE, DIFFUSION),
 }

@@ -333,12 +333,12 @@ def test_objects_of_its_own_samplers_only(path):
 @pytest.mark.parametrize(
     ("sampler", "path", "n_steps", "words"),
     [
-        (FLOW_SAMPLERS["dopri5"], LinearInterpolant(), 5, "'dopri5' chooses its own steps"),
+        (FLOW_SAMPLERS["euler"], LinearInterpolant(), 0, "`n_steps` must be at least 1, but found 0"),
         (DPMSolverSampler(), PATH, 1001, "`n_steps` must be between 1 and the path's 1000"),
         (DDIMSampler(timesteps=(900, 0)), PATH, 1, "explicit `timesteps`; leave `n_steps` out"),
         (DDIMSampler(timesteps=(1000, 0)), PATH, None, "`timesteps` must lie below"),
     ],
-    ids=["dopri5", "too many steps", "steps and timesteps", "other timesteps"],
+    ids=["no steps", "too many steps", "steps and timesteps", "other timesteps"],
 )
 def test_steps_are_checked_without_sampling(sampler, path, n_steps, words):
     with pytest.raises(ValueError, match=words):

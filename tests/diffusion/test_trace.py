@@ -13,7 +13,6 @@ from scgen_diffusion.diffusion import (
     DDIMSampler,
     DDPMSampler,
     Denoiser,
-    DormandPrinceSampler,
     DPMSolverSampler,
     Generators,
     LinearInterpolant,
@@ -49,7 +48,7 @@ def traced(sampler, *arguments, **options):
 
 
 def steps_of(sampler):
-    return {} if isinstance(sampler, DormandPrinceSampler) or getattr(sampler, "timesteps", None) else {"n_steps": 4}
+    return {} if getattr(sampler, "timesteps", None) else {"n_steps": 4}
 
 
 @every_sampler
@@ -110,16 +109,6 @@ def test_the_states_of_diffusion_hold_as_much_noise_as_their_times_say():
 
     expected = path.sigma(times)[:, None, None] / path.sigma(times[0]) * start()
     torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_an_adaptive_sampler_is_seen_at_equally_spaced_times_on_its_curve():
-    denoiser = Denoiser(lambda x, t: x, LinearInterpolant(), TARGETS["velocity"])  # x_t = exp(t) x_0
-
-    times, states = traced(DormandPrinceSampler(), denoiser, torch.ones(1, 1), n_frames=9)
-
-    torch.testing.assert_close(times, torch.linspace(0, 1, 9))
-    # The method's interpolation is of order 4, less exact than its steps (tolerance 1e-5).
-    torch.testing.assert_close(states.flatten(), times.exp(), rtol=1e-4, atol=0)
 
 
 @every_sampler

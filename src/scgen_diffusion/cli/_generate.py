@@ -62,7 +62,7 @@ SAMPLING = [
     ),
     option("--guidance-interval", "Times between which guidance is used.", float, "FROM TO", nargs=2),
     option("--guidance-rescale", "How far to restore the spread of predictions.", float, "SHARE"),
-    option("--sampler", "Sampler: euler, midpoint, heun, dopri5, ddim, dpm_solver ...", metavar="NAME"),
+    option("--sampler", "Sampler: euler, midpoint, heun, ddim, dpm_solver ...", metavar="NAME"),
     option("--n-steps", "Steps of the sampler.", int),
     option("--batch-size", "Cells at a time. It does not change the cells.", int),
     option("--seed", "Same seed, same cells.", int, default=0),

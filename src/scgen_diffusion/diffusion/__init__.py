@@ -28,7 +28,7 @@ from ._masking import Masking, UnmaskingSampler, with_masked
 from ._paths import LinearInterpolant, Path, expand_like, expand_time
 from ._random import Generators, block_size, sample_seed
 from ._residuals import counterfactual_counts
-from ._samplers import FLOW_SAMPLERS, DormandPrinceSampler, Field, FixedStepSampler, Sampler
+from ._samplers import FLOW_SAMPLERS, Field, FixedStepSampler, Sampler
 from ._spike_and_slab import spike_and_slab_mean
 from ._step_grid import StepGrid, published_timesteps
 from ._targets import TARGETS, Kinds, Target
@@ -50,7 +50,6 @@ __all__ = [
     "DPMSolverSampler",
     "Denoiser",
     "DiffusionSampler",
-    "DormandPrinceSampler",
     "Estimate",
     "Field",
     "FixedStepSampler",

@@ -15,7 +15,7 @@ from ._denoiser import Denoiser
 from ._diffusion_walk import DiffusionSampler
 from ._masking import MASKING_SAMPLERS, Masking, UnmaskingSampler
 from ._random import Generators
-from ._samplers import FLOW_SAMPLERS, DormandPrinceSampler, FixedStepSampler
+from ._samplers import FLOW_SAMPLERS, FixedStepSampler
 from ._targets import TARGETS
 from ._variance_preserving import VariancePreserving
 
@@ -234,7 +234,7 @@ def check_sampler(sampler: Sampler, path: Path, n_steps: int | None = None) -> N
 
     Samplers of classes outside of this package are not checked.
     """
-    known, classes = samplers_for(path), (FixedStepSampler, DormandPrinceSampler, DiffusionSampler, UnmaskingSampler)
+    known, classes = samplers_for(path), (FixedStepSampler, DiffusionSampler, UnmaskingSampler)
     fitting = tuple(one for one in classes if any(isinstance(each, one) for each in known.values()))
     if isinstance(sampler, classes) and not isinstance(sampler, fitting):
         msg = (
@@ -242,9 +242,7 @@ def check_sampler(sampler: Sampler, path: Path, n_steps: int | None = None) -> N
             f"{', '.join(map(repr, known))}, or an object of class {' or '.join(one.__name__ for one in fitting)}."
         )
         raise ValueError(msg)
-    if isinstance(sampler, DormandPrinceSampler):
-        sampler.check_n_steps(n_steps)
-    elif isinstance(sampler, classes):
+    if isinstance(sampler, classes):
         unused = Denoiser(lambda x, _: x, path, TARGETS["data"])
         sampler.walk(unused, torch.zeros(0, 1), n_steps=n_steps, generators=Generators(0, []))
 

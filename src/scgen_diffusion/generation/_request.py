@@ -117,7 +117,7 @@ def default_steps(sampler: Sampler) -> int | str:
     """Return a sampler's default number of steps."""
     if timesteps := getattr(sampler, "timesteps", None):
         return len(timesteps) - 1
-    return getattr(sampler, "default_n_steps", "adaptive")
+    return getattr(sampler, "default_n_steps", "unknown")
 
 
 def describe_library_size(library_size: Any, output: InputValues) -> str:
