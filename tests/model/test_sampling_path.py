@@ -14,7 +14,6 @@ from scgen_diffusion.diffusion import (
     DDIMSampler,
     Generators,
     ResolvedGuidance,
-    published_timesteps,
     samplers_for,
 )
 from scgen_diffusion.model import SCRDIT
@@ -24,7 +23,7 @@ DIFFUSION_SAMPLERS = [
     "dpm_solver",
     "ddim",
     "ddpm",
-    DDIMSampler(timesteps=published_timesteps(stride=250)),
+    DDIMSampler(eta=0.5),
 ]
 FLOW_SAMPLERS = ["euler", "midpoint", "heun"]
 B_CELLS = {"cell_type": "B cell"}
