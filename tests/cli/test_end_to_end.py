@@ -5,28 +5,6 @@ import time
 
 import anndata
 
-CONFIG = """\
-[train]
-cells = ["cells.h5ad"]
-out = "model"
-condition = ["cell_type"]
-max_epochs = {{ autoencoder = 30, prior = 1 }}
-batch_size = 32
-accelerator = "cpu"
-
-[train.architecture]
-{architecture}
-
-[generate]
-model = "model"
-out = "new.h5ad"
-n_cells = 160
-
-[generate.condition]
-cell_type = "NK"
-"""
-
-
 COMMAND = """\
 import os
 from scgen_diffusion.cli import run
@@ -44,9 +22,10 @@ def wait_for(path, process, err):
 
 def test_the_same_command_resumes_a_killed_run(call, start_apart, make_cells, tiny, tmp_path, monkeypatch):
     make_cells(160).write_h5ad(tmp_path / "cells.h5ad")
-    architecture = "\n".join(f"{name} = {value}" for name, value in tiny.items())
-    (tmp_path / "run.toml").write_text(CONFIG.format(architecture=architecture))
-    train = ("train", "--config", "run.toml")
+    epochs = ["--max-epochs", "autoencoder=30", "--max-epochs", "prior=1"]
+    sizes = [part for name, value in tiny.items() for part in ("--set", f"{name}={value}")]
+    train = ["train", "cells.h5ad", "-o", "model", "-c", "cell_type", *epochs, "--batch-size", "32", *sizes]
+    train += ["--accelerator", "cpu"]
 
     process, _, err = start_apart(COMMAND, tmp_path, *train)
     wait_for(tmp_path / ".model.checkpoints" / "autoencoder.ckpt", process, err)
@@ -60,11 +39,11 @@ def test_the_same_command_resumes_a_killed_run(call, start_apart, make_cells, ti
     assert (process.exitcode, out.read_text()) == (0, "model\n"), err.read_text()
     assert "Resuming the autoencoder after epoch" in err.read_text()
     assert "Next: train again, as the training so far was far too short.\n" in err.read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "model", "run.toml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "model"]
 
     monkeypatch.chdir(tmp_path)
     assert call(*train)[0] == 2  # it is there
-    code, out, err = call("generate", "--config", "run.toml")
+    code, out, err = call("generate", "model", "new.h5ad", "-n", "160", "-c", "cell_type=NK")
     assert (code, out) == (0, "new.h5ad\n"), err
     assert set(anndata.read_h5ad("new.h5ad").obs["cell_type"]) == {"NK"}
     make_cells(160, seed=5).write_h5ad("held_out.h5ad")

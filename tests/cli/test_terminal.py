@@ -158,8 +158,8 @@ def test_our_log_and_our_warnings_are_shown_and_those_of_others_are_not(call_fun
         ("Give the text 'it\\'s'.", "Give the text 'it\\'s'."),
         (
             "'a' is not a column. Known, closest first: 'b', 'a=1'.",
-            "'a' is not a column. Known, closest first: 'b', 'a=1'. In KEY=VALUE, the key ends at the first '='; give "
-            "a key that has one in a file (--config).",
+            "'a' is not a column. Known, closest first: 'b', 'a=1'. In KEY=VALUE, the key ends at the first '='; "
+            "rename a column that has one.",
         ),
         (
             "the unknown value 'NK' for 'type'. Known, closest first: 'NK=1'.",

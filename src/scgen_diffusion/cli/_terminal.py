@@ -29,7 +29,7 @@ FOLDER = str(Path(__file__).parents[1])
 TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "mudata", "anndata", "fontTools")
 OF_REQUESTS = (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError)
 OF_SYSTEM = (OSError, MemoryError, RuntimeError)  # device errors of PyTorch are RuntimeErrors
-FIRST_EQUALS = "In KEY=VALUE, the key ends at the first '='; give a key that has one in a file (--config)."
+FIRST_EQUALS = "In KEY=VALUE, the key ends at the first '='; rename a column that has one."
 
 SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to do on the command line
     r"set overwrite=True": "give --overwrite",

@@ -26,7 +26,7 @@ from ._command import (
     toml_value,
     whole_number,
 )
-from ._files import COMMAND_FILE, MUDATA, TABLES, check_place, check_replaced, read_cells, read_table
+from ._files import MUDATA, TABLES, check_place, check_replaced, read_cells, read_table
 from ._terminal import ExitCode
 
 if TYPE_CHECKING:
@@ -51,13 +51,12 @@ TRAIN_OPTIONS = (
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # those of `train`, which is slow to import
 
 
-def read_devices(value: Any) -> int | list[int] | str:
+def read_devices(value: str) -> int | list[int] | str:
     """Read a number of devices, a list of their indices, or a name."""
-    written = str(value)
-    if written.lstrip("-").isdecimal():
-        return int(written)
-    parts = [part.strip() for part in written.strip("[] ").split(",") if part.strip()]
-    return [int(part) for part in parts] if parts and all(part.isdecimal() for part in parts) else written
+    if value.lstrip("-").isdecimal():
+        return int(value)
+    parts = [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
+    return [int(part) for part in parts] if parts and all(part.isdecimal() for part in parts) else value
 
 
 SECTIONS = {
@@ -201,7 +200,6 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     check_replaced(out)  # again, hours later
     with write_atomically(out) as beside:
         model.save(beside, save_anndata=options.get("save_cells", False))
-        (beside / COMMAND_FILE).write_text(train.as_toml(options), encoding="utf-8")
     if "checkpoint_dir" not in options:
         remove(checkpoints)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
