@@ -57,20 +57,16 @@ def test_a_model_is_trained_and_saved(call, cells_file, small, tmp_path):
     assert model.architecture.prior_width == 8
 
 
-def test_cells_without_a_label_are_left_out_when_asked(call, make_cells, small, tmp_path):
+def test_cells_without_a_label_train_too_when_asked(call, make_cells, small, tmp_path):
     cells = make_cells()
     cells.obs["cell_type"] = cells.obs["cell_type"].where(np.arange(cells.n_obs) > 1)
     cells.write_h5ad(tmp_path / "cells.h5ad")
     command = ["train", tmp_path / "cells.h5ad", "-o", tmp_path / "model", "--condition", "cell_type", *small]
     code, _, err = call(*command)
-    assert (code, "has no label for 2 of" in err, "--drop-unlabelled" in err) == (2, True, True), err
-    code, _, err = call(*command, "--drop-unlabelled")
-    assert (code, f"Left out 2 of {cells.n_obs} cells" in err) == (0, True), err
-    code, _, err = call(*command, "--unlabeled-category", "Unknown", "--overwrite")
+    assert (code, "has no label for 2 of" in err, "--unlabeled-category='Unknown'" in err) == (2, True, True), err
+    code, _, err = call(*command, "--unlabeled-category", "Unknown")
     n_classes = len(cells.obs["cell_type"].cat.categories)
     assert (code, f"cell_type ({n_classes} classes; 2 cells without a label)" in err) == (0, True), err
-    code, _, err = call(*command, "--drop-unlabelled", "--backed", "--overwrite")
-    assert (code, "--drop-unlabelled needs cells in memory" in err) == (2, True), err
 
 
 def test_what_is_not_given_is_left_to_python(call, cells_file, told, tmp_path, monkeypatch):

@@ -37,7 +37,6 @@ SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to
     r"set `values='log1p'`": "give --values log1p",
     r"\(`values='log1p'`\)": "(--values log1p)",
     r"`likelihood='gaussian'`": "--set likelihood=gaussian",
-    r"(has no (label|number) for .*) Remove these cells": r"\1 Remove these cells (`train` can: --drop-unlabelled)",
     r"as `layer=\.\.\.`": "by --layer",
     r"with `layer=\.\.\.`": "with --layer",
     r"method='inversion'": "--method inversion",
