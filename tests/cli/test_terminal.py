@@ -210,9 +210,10 @@ def test_a_library_that_exits_by_itself_may():
         raise SystemExit(5)
 
 
-def test_only_the_first_process_of_a_distributed_run_prints(capsys, monkeypatch):
+@pytest.mark.parametrize("variable", ["RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_only_the_first_process_of_a_distributed_run_prints(capsys, monkeypatch, variable):
     for rank in ("0", "1"):
-        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv(variable, rank)
         Terminal().say(f"rank {rank}")
     assert capsys.readouterr().err == "rank 0\n"
 

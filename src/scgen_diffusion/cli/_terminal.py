@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Spelling: TypeAlias = "str | Callable[[re.Match[str]], str]"
 
 PROGRAM = "scgen-diffusion"
+RANKS = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID")  # of torchrun, Lightning and srun
 PACKAGE = __name__.partition(".")[0]
 FOLDER = str(Path(__file__).parents[1])
 TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "mudata", "anndata", "fontTools")
@@ -115,6 +116,8 @@ class Stop(click.ClickException):
 class Terminal:
     """Writes the messages and results of a command.
 
+    If several processes run it, all but the first are quiet.
+
     Parameters
     ----------
     quiet
@@ -132,12 +135,13 @@ class Terminal:
         if quiet and verbose:
             msg = "--quiet and --verbose exclude each other."
             raise click.UsageError(msg)
-        self.quiet, self.verbose = quiet, verbose
+        self.quiet = quiet or any(os.environ.get(name, "0") != "0" for name in RANKS)
+        self.verbose = verbose
         self.on_interrupt = ""
 
     def say(self, message: str) -> None:
-        """Write a message, only once if Lightning starts the command for each device."""
-        if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0":
+        """Write a message."""
+        if not self.quiet:
             click.echo(message, err=True)
 
     def result(self, line: str | Path) -> None:
