@@ -61,7 +61,7 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.generation import CellGenerator, LibrarySizes, check_batch_size
 from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable
-from scgen_diffusion.train import CellData, check_later_checkpoints, check_trainer_options, deadline_after, show
+from scgen_diffusion.train import CellData, check_trainer_options, deadline_after, show
 
 from ._counterfactual import Prediction
 from ._description import describe, next_step
@@ -561,10 +561,6 @@ class DiffusionModel(BaseModelClass):
             ends = (["early_stopping"] if early_stopping else []) + other_ends(trainer_kwargs)
             jobs = plan_jobs(self, usual, max_epochs, batch_size, plan_kwargs, ends)
             folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-            if folder is not None and stages[0] == self._stages[0]:
-                first = jobs[0].recipe
-                n_epochs = jobs[0].n_epochs * first.max_rounds * self._cell_data(first).epochs_per_pass
-                check_later_checkpoints(folder, stages, n_epochs)
             is_quiet = not trainer_kwargs.get("enable_progress_bar", True)
             if (choice := self._choice_of_recipe(usual)) and not is_quiet:
                 rank_zero_only(show)(choice)

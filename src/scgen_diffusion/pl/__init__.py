@@ -17,7 +17,6 @@ from ._white_box import (
     coding_rate,
     head_loadings,
     layer_statistics,
-    patch_attention,
 )
 
 __all__ = [
@@ -31,7 +30,6 @@ __all__ = [
     "mean_change",
     "mean_variance",
     "modality_correlation",
-    "patch_attention",
     "perturbation_scores",
     "perturbation_strengths",
     "quality_curve",
