@@ -1,4 +1,4 @@
-"""What studies of held-out conditions share: halves of the held-out cells, the table of means and the command line."""
+"""What studies of held-out conditions share: halves of the held-out cells and the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.tables import describe_source, markdown_table, store_rows
+from benchmarks.tables import describe_source, store_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -30,13 +30,6 @@ def random_halves(n_cells: int, n_halves: int, seed: int) -> list[list[NDArray[n
     return [np.array_split(rng.permutation(n_cells), 2) for _ in range(n_halves)]
 
 
-def table_of_means(table: pd.DataFrame, ways: Iterable[str], columns: Mapping[str, str]) -> str:
-    """Return the Markdown table of the means over seeds, one row per way, real cells first."""
-    means = table.groupby("method", sort=False)[list(columns)].mean()
-    rows = [[way, *(f"{value:.3f}" for value in means.loc[way])] for way in (REAL, *ways) if way in means.index]
-    return markdown_table(["", *columns.values()], rows)
-
-
 def store_figures(path: Path, case: Mapping[str, object], figures: Mapping[str, float], *packages: str) -> None:
     """Add the figures of one case to a table whose key the case is."""
     figures = {name: round(value, 6) for name, value in figures.items()}
@@ -50,7 +43,7 @@ def study_parser(description: str, name: str, *, rivals: Iterable[str] = ()) -> 
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    parser.add_argument("--results", type=Path, default=RESULTS, help=f"folder of {name}.csv and {name}.md")
+    parser.add_argument("--results", type=Path, default=RESULTS, help=f"folder of {name}.csv")
     if rivals:
         parser.add_argument("--rival", choices=rivals, help="measure a rival instead of SCLDM")
         parser.add_argument("--python", help="Python of an environment that has the rival")

@@ -10,8 +10,7 @@ donor are left out, and predicted from the donor's control cells by the transpor
 within donors (`match_keys`). The mean shift is that of the same type in the other donors, against control cells of the
 same donors. ``true effect`` applies the effect itself to the control cells, and ``mean strength`` the effect at the
 mean strength of the other donors: no prediction can be better. Rivals know type and donor of each cell; the change that
-they decode is added to each control cell. Figures go to ``results/left_out_donors.csv`` and
-``.md``.
+they decode is added to each control cell. Figures go to ``results/left_out_donors.csv``.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from benchmarks.quality.splits import load, log_normalise
 from benchmarks.rivals.exchange import as_log_cells, ask_for_profiles
 from benchmarks.studies.held_out import read_options, study_parser
 from benchmarks.studies.matched_donors import CELL_TYPE, DATASET, DONOR, KEY, METRICS, MIN_CELLS, treat
-from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
+from benchmarks.tables import describe_source, store_rows, stored_keys
 from scgen_diffusion.metrics import evaluate
 
 if TYPE_CHECKING:
@@ -47,13 +46,6 @@ SPREAD = 1.0  # of log factors
 STRENGTHS = (0.7, 1.3)
 MAX_CELLS = 80  # of a type of each donor, for training
 TRUTH, EXPECTED = "true effect", "mean strength"
-PLAYERS = {
-    "floor": "real cells",
-    TRUTH: TRUTH,
-    EXPECTED: EXPECTED,
-    "mean_shift": "mean shift",
-    "no_change": "no change",
-}
 
 
 def simulate(cells: ad.AnnData, left_out: str, seed: int) -> tuple[ad.AnnData, ad.AnnData, dict[str, ad.AnnData]]:
@@ -160,43 +152,8 @@ def measure(cells: ad.AnnData, donor: str, seed: int, rival: str | None, python:
     return pd.concat(tables).drop(columns=["perturbation", "group"]).assign(donor=donor, seed=seed, model=rival or OURS)
 
 
-def summarise(table: pd.DataFrame) -> str:
-    """Write one row per metric, means over donors, types and seeds; and the energy distance of each donor."""
-
-    ours, models = table[table["model"] == OURS], [*table["model"].unique()]
-
-    def means(by: str, rows: pd.DataFrame) -> str:
-        found = rows[rows["model"] == OURS].groupby(by, sort=False)[list(PLAYERS)].mean()
-        found[models] = rows.groupby([by, "model"])["value"].mean().unstack("model")[models]
-        lines = [
-            [f"`{name}`", *(f"{value:.3f}" for value in row)]
-            for name, row in zip(found.index, found.to_numpy(), strict=True)
-        ]
-        return markdown_table(["", *PLAYERS.values(), *models], lines)
-
-    verdicts = ours.drop_duplicates([*KEYS, "cell_type"])["verdict"].value_counts()
-    source = ours.iloc[-1]
-    return "\n".join(
-        [
-            f"The treated cells of one donor of `{DATASET}` are left out; the effect is known. Means over "
-            f"{table['cell_type'].nunique()} cell types of {len(ours[[*KEYS]].drop_duplicates())} trainings, each without "
-            f"one donor. SCLDM's verdicts: {', '.join(f'{n} {name}' for name, n in verdicts.items())}. "
-            "Written by `python -m benchmarks.studies.left_out_donors`.",
-            "",
-            means("metric", table),
-            "",
-            "**`energy_distance` by donor** (lower is better)",
-            "",
-            means("donor", table[table["metric"] == "energy_distance"]),
-            "",
-            f"Measured with {source['versions']}, on {source['machine']}.",
-            "",
-        ]
-    )
-
-
 def run(options: argparse.Namespace) -> None:
-    """Measure what is missing, and write the summary."""
+    """Measure what is missing."""
     cells = load(DATASET)
     cells.layers.clear()
     cells.obs = cells.obs[[CELL_TYPE, DONOR]].astype(str)
@@ -208,7 +165,6 @@ def run(options: argparse.Namespace) -> None:
             table = measure(cells, donor, seed, options.rival, options.python).round(6)
             store_rows(path, table.assign(**describe_source("torch", "scvi-tools", "scgen-diffusion")), KEYS)
             logger.info("%s, seed %s: done", donor, seed)
-    write_text(options.results / "left_out_donors.md", summarise(read_table(path)))
 
 
 def main() -> None:
