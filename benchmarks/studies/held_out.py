@@ -1,11 +1,11 @@
-"""What studies of held-out conditions share: halves of the held-out cells and the command line."""
+"""What studies of held-out conditions share: halves of the held-out cells, trainings and the command line."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,14 +14,18 @@ import torch
 from benchmarks.tables import describe_source, store_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
+    import anndata as ad
     from numpy.typing import NDArray
+
+    from scgen_diffusion.model import SCLDM
 
 logger = logging.getLogger("benchmarks.held_out")
 
 RESULTS = Path(__file__).parent / "results"
 REAL = "real cells"
+CPU = {"accelerator": "cpu", "enable_progress_bar": False}
 
 
 def random_halves(n_cells: int, n_halves: int, seed: int) -> list[list[NDArray[np.intp]]]:
@@ -36,6 +40,21 @@ def store_figures(path: Path, case: Mapping[str, object], figures: Mapping[str, 
     row = {**case, **figures, **describe_source("torch", "scvi-tools", *packages, "scgen-diffusion")}
     store_rows(path, pd.DataFrame([row]), tuple(case))
     logger.info("%s: %s", ", ".join(map(str, case.values())), figures)
+
+
+def train_transport(train: ad.AnnData, seed: int, *, match_keys: Sequence[str] | None = None, **columns: Any) -> SCLDM:
+    """Return SCLDM with an autoencoder and a transport, trained on cells whose `columns` ``setup_anndata`` gets."""
+    import scvi
+
+    from scgen_diffusion.model import SCLDM
+
+    scvi.settings.seed = seed
+    train = train.copy()
+    SCLDM.setup_anndata(train, **columns)
+    model = SCLDM(train)
+    model.train_autoencoder(**CPU)
+    model.train_transport(match_keys=match_keys, **CPU)
+    return model
 
 
 def study_parser(description: str, name: str, *, rivals: Iterable[str] = ()) -> argparse.ArgumentParser:

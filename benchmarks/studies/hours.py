@@ -24,7 +24,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from benchmarks.quality.splits import log_normalise
-from benchmarks.rivals.exchange import as_log_cells, ask_for_profiles
+from benchmarks.rivals.exchange import as_log_cells, ask_for_predictions
 from benchmarks.studies.held_out import read_options, study_parser
 from benchmarks.tables import describe_source, store_rows, stored_keys
 from scgen_diffusion import metrics
@@ -75,11 +75,9 @@ def predict_by_rival(rival: str, train: ad.AnnData, hour: float, seed: int, pyth
     """Train a rival with the hours as doses, and add what it changes to the control cells."""
     control = train[train.obs[HOURS] == 0].copy()
     given = ad.AnnData(train.X, obs=train.obs.rename(columns={HOURS: "dose"}), var=train.var)
-    asked = [{"shift": TREATED, "dose": hour}]
-    before, [after], costs = ask_for_profiles(rival, given, control, asked, seed, python=python)
-    logger.info("%s: %.1f CPU minutes of training", rival, costs["train_minutes"])
-    profiles = as_log_cells(after, as_treated(control, hour), control.var)
-    return {rival: shift(control, after - before, hour), f"{rival}, profiles": profiles}
+    asked, obs = [{"shift": TREATED, "dose": hour}], [as_treated(control, hour)]
+    [changed], [profiles] = ask_for_predictions(rival, given, control, asked, obs, seed, python=python)
+    return {rival: changed, f"{rival}, profiles": profiles}
 
 
 def predict(train: ad.AnnData, hour: float, seed: int) -> dict[str, ad.AnnData]:

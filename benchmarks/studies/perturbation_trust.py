@@ -28,7 +28,7 @@ import scipy.sparse as sp
 from benchmarks.quality.splits import load, log_normalise
 from benchmarks.studies import perturbation as kang
 from benchmarks.studies import perturbation_combinations as norman
-from benchmarks.studies.held_out import read_options, study_parser
+from benchmarks.studies.held_out import read_options, study_parser, train_transport
 from benchmarks.tables import ROOT, describe_source, store_rows, stored_keys
 from scgen_diffusion import datasets
 
@@ -49,7 +49,6 @@ LEFT_OUT, PAIRS, NO_EFFECT, ONE_CONTEXT, SHUFFLED, ELSEWHERE = (
     "control cells of another experiment",
 )
 N_TOP = 100  # genes that change most in the prediction
-OPTIONS = {"accelerator": "cpu", "enable_progress_bar": False}
 #: Types of `pbmc3k` by those of `kang_ifnb`.
 ELSEWHERE_TYPES = {
     "B": "B",
@@ -145,17 +144,9 @@ def kang_with_one_context(case: kang.Case) -> kang.Case:
 
 def measure_pairs(seed: int) -> pd.DataFrame:
     """Return the figures of all left-out pairs of genes."""
-    import scvi
-
-    from scgen_diffusion.model import SCLDM
-
     adata = datasets.norman_mcfaline_devel()
     train, real = norman.split_combinations(adata[adata.obs[norman.CELL_TYPE] == norman.LINE])
-    scvi.settings.seed = seed
-    SCLDM.setup_anndata(train, set_condition_keys=[norman.KEY], control_values={norman.KEY: norman.CONTROL})
-    model = SCLDM(train)
-    model.train_autoencoder(**OPTIONS)
-    model.train_transport(**OPTIONS)
+    model = train_transport(train, seed, **norman.COLUMNS)
     control = train[train.obs[norman.KEY] == norman.CONTROL].copy()
     rows = [
         {"case": PAIRS, "name": pair, "seed": seed}
