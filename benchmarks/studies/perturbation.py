@@ -34,6 +34,7 @@ from benchmarks.quality.splits import load, log_normalise, most_variable
 from benchmarks.rivals import scgen
 from benchmarks.rivals.exchange import as_log_cells, ask_for_predictions
 from benchmarks.rivals.worker import COSTS
+from benchmarks.studies.held_out import OLD_TEST
 from benchmarks.tables import (
     ROOT,
     describe_source,
@@ -454,7 +455,7 @@ def summarise(table: pd.DataFrame) -> str:
     is_time = table["metric"] == TRAIN_MINUTES
     minutes = table[is_time].groupby("method", sort=False)["value"].mean()
     timed = ", ".join(f"{NAMES[name]} {value:.1f}" for name, value in minutes.items())
-    table = table[~is_time]
+    table = table[~is_time & ~table["metric"].str.match(OLD_TEST)]
     better = table.groupby("metric")["better"].first()
     means = means_over_seeds(table)
     types = list(dict.fromkeys(means.index.get_level_values("cell_type")))

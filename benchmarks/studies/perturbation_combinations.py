@@ -25,7 +25,7 @@ import scipy.sparse as sp
 
 from benchmarks.quality.splits import log_normalise
 from benchmarks.rivals.exchange import ask_for_predictions
-from benchmarks.studies.held_out import read_options, study_parser, train_transport
+from benchmarks.studies.held_out import OLD_TEST, read_options, study_parser, train_transport
 from benchmarks.tables import (
     describe_source,
     markdown_table,
@@ -177,6 +177,7 @@ def summarise_by_control_cells(table: pd.DataFrame) -> str:
 
 def summarise(table: pd.DataFrame) -> str:
     """Write one row per metric: means over combinations and seeds, and how often SCLDM beats adding."""
+    table = table[~table["metric"].str.match(OLD_TEST)]
     means = table.groupby(["metric", "better", "perturbation", "method"], sort=False)["value"].mean().unstack("method")
     lines = []
     for (metric, better), rows in means.groupby(level=["metric", "better"], sort=False):
