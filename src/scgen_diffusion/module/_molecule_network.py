@@ -47,16 +47,19 @@ class MoleculeSummary:
     @classmethod
     def of(cls, batches: Iterable[Tensor]) -> MoleculeSummary:
         """Summarise batches of counts ``(cells, genes)``, read once."""
-        molecules, log_totals, n_zeros, n_values, largest = torch.zeros(1).double(), [], 0, 0, torch.tensor(0.0)
+        molecules, n_zeros, n_values, largest = torch.zeros(1).double(), 0, 0, torch.tensor(0.0)
+        n_cells, logs, squares = 0, *torch.zeros(2).double()  # no list of small tensors, which would fragment memory
         for batch in batches:
             x = batch.cpu()
             molecules = molecules + x.sum(0, dtype=torch.float64)
-            log_totals.append(total_counts(x)[:, 0].log())
+            log_totals = total_counts(x)[:, 0].double().log()
+            n_cells, logs, squares = n_cells + len(x), logs + log_totals.sum(), squares + log_totals.square().sum()
             n_zeros, n_values = n_zeros + int((x == 0).sum()), n_values + x.numel()
             largest = torch.maximum(largest, log_profile(x, "counts").max())
-        logs = torch.cat(log_totals)
+        mean = logs / n_cells
+        std = (squares / n_cells - mean.square()).clamp(min=0).sqrt()
         share = (molecules + 0.5) / (molecules.sum() + 0.5 * len(molecules))  # finite logarithms for unseen genes
-        return cls(share.float(), logs.mean(), logs.std(correction=0), torch.tensor(n_zeros / n_values), largest)
+        return cls(share.float(), mean.float(), std.float(), torch.tensor(n_zeros / n_values), largest)
 
 
 class MoleculeNetwork(nn.Module):
