@@ -42,6 +42,7 @@ OURS = "SCLDM transport"
 RIVALS = ("CPA", "CellFlow")
 DONORS = ("donor1015", "donor1256", "donor1488", "donor1244")  # with the most cells
 TREATED, CONTROL = "drug", "none"
+FROM = f"{KEY}_of_control"  # says that cells are made from control cells, as `predict_perturbation` does
 N_SHARED, N_OWN = 100, 50  # changed genes, among the half that has most counts
 SPREAD = 1.0  # of log factors
 STRENGTHS = (0.7, 1.3)
@@ -84,6 +85,8 @@ def simulate(cells: ad.AnnData, left_out: str, seed: int) -> tuple[ad.AnnData, a
         TRUTH: ad.concat([affect(control, name, left_out, strengths[left_out]) for name in of_type]),
         EXPECTED: ad.concat([affect(control, name, left_out, expected) for name in of_type]),
     }
+    for moved in ideal.values():
+        moved.obs[FROM] = CONTROL
     return control, treated, ideal
 
 
@@ -110,7 +113,7 @@ def predict_by_rival(rival: str, train: ad.AnnData, control: ad.AnnData, seed: i
     before, [after], costs = ask_for_profiles(rival, train, control, [{"shift": TREATED}], seed, python=python)
     logger.info("%s: %.1f CPU minutes of training", rival, costs["train_minutes"])
     moved = log_normalise(control.X) + after - before
-    return as_log_cells(moved, control.obs.assign(**{KEY: TREATED}), control.var)
+    return as_log_cells(moved, control.obs.assign(**{FROM: CONTROL, KEY: TREATED}), control.var)
 
 
 def measure(cells: ad.AnnData, donor: str, seed: int, rival: str | None, python: str | None) -> pd.DataFrame:

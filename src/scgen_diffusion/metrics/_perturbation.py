@@ -25,6 +25,7 @@ from scipy.special import stdtr
 from scipy.stats import false_discovery_control
 
 from scgen_diffusion._arguments import check_count, list_first
+from scgen_diffusion.data import OF_CONTROL
 
 from ._cells import means, pair_of_expressions, variances
 from ._comparison import UNKNOWN
@@ -173,16 +174,18 @@ def effects(real: Cells, predicted: Cells, control: Cells, *, layer: str | None 
 
 
 def control_share_of(predicted: Cells, control: Cells) -> float:
-    """Return 1 if predicted cells are the control cells, or have their names, alone or joined to other words by ``-``.
+    """Return 1 if predicted cells are the control cells, or say that they were predicted from them; otherwise 0.
 
-    Otherwise return 0. Numbers are no names, joined by ``-`` neither: anndata numbers the cells of every set that has
-    none.
+    They say so by a column ``"<key>_of_control"`` of ``obs`` or ``obsm``, and by names that contain those of control
+    cells, alone or joined to other words by ``-``. Names alone say nothing: different sets may have the same ones.
     """
     if predicted is control:
         return 1.0
     if not (isinstance(predicted, AnnData) and isinstance(control, AnnData)):
         return 0.0
-    known = {name for name in control.obs_names if not name.replace("-", "").isdigit()}
+    if not any(key.endswith(OF_CONTROL) for key in (*predicted.obs, *predicted.obsm)):
+        return 0.0
+    known = set(control.obs_names)
 
     def has_known_name(name: str) -> bool:
         words = name.split("-")
@@ -355,9 +358,10 @@ def mean_change_slope(real: Effect, predicted: Effect) -> float:
     split halves would, so the slope of a clear effect does not depend on the numbers of cells. Of effects near the
     noise, only those that noise happens to increase have a slope: where many perturbations have no value, perfect
     predictions of the others score 0.4 to 0.8. Cells predicted from the control cells share their noise, and then it
-    cancels. Cells count as such if their names contain those of control cells, as
-    :meth:`~scgen_diffusion.model.SCLDM.predict_perturbation` names them; plain numbers are no names. This matters if
-    control cells are few.
+    cancels. Cells count as such if they are the control cells, or if ``obs`` has a column ``"<key>_of_control"`` and
+    their names contain those of control cells, as :meth:`~scgen_diffusion.model.SCLDM.predict_perturbation` writes
+    both. All others are taken as drawn independently; add the column to cells that another method predicts from
+    control cells. This matters if control cells are few.
 
     *Catches* effects of the wrong size. *Misses* changes in genes that do not change really, and everything but means:
     read it beside :func:`mean_change_correlation`.
