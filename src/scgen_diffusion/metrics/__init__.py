@@ -36,7 +36,6 @@ from ._genes import (
     marker_genes,
     mean_variance_error,
 )
-from ._modalities import CrossModalityCorrelation, cross_modality_correlation
 from ._perturbation import (
     Effect,
     de_direction,
@@ -72,7 +71,6 @@ __all__ = [
     "IDEALS",
     "MIN_CELLS_PER_GROUP",
     "ComparisonSpace",
-    "CrossModalityCorrelation",
     "Effect",
     "Expression",
     "MMDTest",
@@ -84,7 +82,6 @@ __all__ = [
     "classifier_auc",
     "copied_cells",
     "correlation",
-    "cross_modality_correlation",
     "de_direction",
     "de_jaccard",
     "de_overlap",

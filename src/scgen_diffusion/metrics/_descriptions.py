@@ -319,13 +319,11 @@ _MODALITIES = {
         "correlations across modalities",
         "How similar the correlations between features of two modalities are.",
         "strength of the correlations",
-        "cross_modality_correlation",
     ),
     "cross_correlation_error": (
         "error of correlations across modalities",
         "Difference of these correlations, averaged over pairs of features.",
         "relations within a modality",
-        "cross_modality_correlation",
     ),
 }
 

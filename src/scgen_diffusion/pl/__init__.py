@@ -6,7 +6,7 @@ take the tables from :mod:`~scgen_diffusion.metrics`. Plots of the white-box mod
 colours come from ``uns``.
 """
 
-from ._correlations import gene_correlation, modality_correlation
+from ._correlations import gene_correlation
 from ._genes import library_size, marker_dotplot, mean_variance, zero_fraction
 from ._perturbations import mean_change, perturbation_scores, perturbation_strengths
 from ._sampling_path import animate_sampling_path, sampling_path
@@ -30,7 +30,6 @@ __all__ = [
     "marker_dotplot",
     "mean_change",
     "mean_variance",
-    "modality_correlation",
     "patch_attention",
     "perturbation_scores",
     "perturbation_strengths",
