@@ -23,7 +23,6 @@ from ._distribution import (
     wasserstein_2,
 )
 from ._evaluate import evaluate
-from ._export import write_cell_eval
 from ._genes import (
     correlation,
     gene_correlation_similarity,
@@ -124,5 +123,4 @@ __all__ = [
     "transfer_f1",
     "variance_error",
     "wasserstein_2",
-    "write_cell_eval",
 ]

@@ -231,7 +231,6 @@ def evaluate(
     In cell-eval, ``mean_change_correlation`` is ``pearson_delta``, ``mean_change_error`` is ``mae_delta`` and
     ``de_direction`` is ``de_direction_match``. ``de_overlap_top_100`` resembles ``overlap_at_100``, with other genes
     and another order: there, only significant genes count, ordered by their absolute fold change.
-    :func:`write_cell_eval` writes files for it.
 
     References
     ----------
