@@ -15,11 +15,8 @@ from ._distribution import (
     auc_of_scores,
     classifier_scores,
     energy_distance,
-    frechet_distance,
     ilisi,
-    mmd_test,
     precision_recall_density_coverage,
-    sliced_wasserstein_2,
     squared_mmd,
     wasserstein_2,
 )
@@ -116,11 +113,6 @@ def _part(function: Callable[[Comparison], object], name: str) -> Callable[[Comp
 
 def _neighbourhoods(comparison: Comparison) -> object:
     return precision_recall_density_coverage(comparison.real.pcs, comparison.synthetic.pcs)
-
-
-def _mmd_p_value(comparison: Comparison) -> float:
-    scale, seed = comparison.squared_scale, comparison.seed
-    return mmd_test(comparison.real.pcs, comparison.synthetic.pcs, squared_scale=scale, seed=seed).p_value
 
 
 def _ilisi(comparison: Comparison) -> float:
@@ -322,7 +314,6 @@ _ENTRIES = (
     # distribution
     Metric("energy_distance", "lower", _on_pcs(energy_distance), ("control",), scopes=("perturbation",), bounds=REAL),
     Metric("w2", "lower", _on_pcs(wasserstein_2), scopes=(*GROUPS_JOINT, "perturbation"), equal_cells=True),
-    Metric("sliced_w2", "lower", _on_pcs(sliced_wasserstein_2), scopes=GROUPS),
     Metric(
         "mmd2",
         "lower",
@@ -330,8 +321,6 @@ _ENTRIES = (
         scopes=GROUPS_JOINT,
         bounds=REAL,
     ),
-    Metric("mmd_p_value", "higher", _mmd_p_value, scopes=GROUPS, bounds=SHARE, has_interval=False),
-    Metric("frechet", "lower", _on_pcs(frechet_distance), scopes=GROUPS),
     _neighbourhood_metric("precision", "higher"),
     _neighbourhood_metric("recall", "higher"),
     _neighbourhood_metric("density", "floor", POSITIVE),

@@ -228,8 +228,6 @@ class Metric:
         Smallest and largest possible value.
     min_features
         With fewer features the metric has no meaning. It is then left out of the table, unless requested.
-    has_interval
-        Whether an interval makes sense.
     slow
         Whether the floor comes from one draw instead of several.
     equal_cells
@@ -249,7 +247,6 @@ class Metric:
     of_all: Callable[[Fingerprints], tuple[Share, Sequence[Share]]] | None = None
     bounds: tuple[float, float] = (0.0, np.inf)
     min_features: int = 0
-    has_interval: bool = True
     slow: bool = False
     equal_cells: bool = False
 
@@ -307,7 +304,7 @@ class Context:
             share, usual = metric.of_all(self.fingerprints)
             usual = usual if players["floor"] else ()
             figures |= {"value": share.value, "floor": usual[0].value if usual else UNKNOWN}
-        if not metric.has_interval or metric.of_all is not None:
+        if metric.of_all is not None:
             halves = []
         elif metric.scores is None:
             halves = [measure(half.comparison) for half in self.halves]

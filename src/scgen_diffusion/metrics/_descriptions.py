@@ -39,29 +39,11 @@ _DISTRIBUTION = {
         "cells that are too smooth",
         "wasserstein_2",
     ),
-    "sliced_w2": (
-        "sliced Wasserstein-2 distance",
-        "The same, averaged over random lines.",
-        "differences in few of many directions",
-        "sliced_wasserstein_2",
-    ),
     "mmd2": (
         "maximum mean discrepancy (MMD²)",
         "How much the densities of cells differ, smoothed by Gaussian kernels.",
         "small populations",
         "squared_mmd",
-    ),
-    "mmd_p_value": (
-        "p-value of the MMD",
-        "Whether the sets differ at all.",
-        "how large the difference is",
-        "mmd_test",
-    ),
-    "frechet": (
-        "Fréchet distance",
-        "How much means and covariances differ.",
-        "filled gaps between types",
-        "frechet_distance",
     ),
     "precision": (
         "precision",
