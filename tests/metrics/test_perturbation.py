@@ -16,7 +16,6 @@ from scgen_diffusion.metrics import (
     de_direction,
     de_jaccard,
     de_overlap,
-    direction_reach,
     effects,
     energy_distance,
     expression_of,
@@ -225,28 +224,6 @@ def test_shares_are_those_that_one_counts(predicted, overlap, jaccard, direction
     assert de_direction(*pair) == direction
 
 
-@pytest.mark.parametrize(
-    ("predicted", "reach"),
-    [
-        (TRUTH, 1),
-        ({gene: change / 10 for gene, change in TRUTH.items()}, 1),
-        ({0: 0.4, 1: 0.3, 2: 0.2, 3: -0.1}, 0.5),  # wrong in third place
-        ({0: 0.3, 1: 0.2, 2: 0.4, 3: -0.1}, 0),  # wrong in first place
-        ({0: UP, 1: UP}, 0.5),
-        ({}, 0),
-    ],
-)
-def test_the_reach_is_that_of_the_predicted_order(predicted, reach):
-    assert direction_reach(*effects_of(TRUTH, predicted)) == reach
-
-
-def test_one_wrong_direction_in_ten_is_forgiven():
-    truth = dict.fromkeys(range(12), UP)
-    wrong_first = {gene: UP * (1 - gene / 20) for gene in range(12)} | {0: -UP}
-    assert direction_reach(*effects_of(truth, wrong_first)) == 1
-    assert direction_reach(*effects_of(truth, wrong_first | {10: -UP / 4})) == 11 / 12  # in last place
-
-
 def draws(mean, seed, n_cells, n_genes=60):
     """Return Gaussian cells whose genes differ in variance."""
     return mean + np.linspace(0.5, 1.5, n_genes) * rng(seed).normal(size=(n_cells, n_genes))
@@ -366,7 +343,6 @@ def test_changes_that_are_not_finite_are_no_rank_but_an_error(bad):
 
 def test_without_an_effect_in_real_cells_nothing_can_be_said():
     pair = effects_of({}, TRUTH)
-    assert np.isnan(direction_reach(*pair))
     assert np.isnan([de_overlap(*pair, n_top=4), de_jaccard(*pair), de_direction(*pair)]).all()
 
 
@@ -431,7 +407,7 @@ def test_genes_of_changes_are_aligned_by_name():
     rng = np.random.default_rng(0)
     real, predicted, control = (AnnData(rng.poisson(rate, (50, 9)).astype(np.float32)) for rate in (2.0, 3.0, 1.0))
     straight, turned = (effects(real, cells, control) for cells in (predicted, predicted[:, ::-1].copy()))
-    shares = de_overlap, de_jaccard, de_direction, direction_reach
+    shares = de_overlap, de_jaccard, de_direction
     for metric in (*shares, mean_change_slope, mean_change_correlation, mean_change_debiased_error, variance_error):
         assert metric(*straight) == pytest.approx(metric(*turned), nan_ok=True)
 

@@ -178,22 +178,24 @@ def test_every_method_has_the_mean_of_its_seeds_in_every_case(table):
 def test_metrics_cases_and_methods_can_be_chosen_and_called(table):
     axes = sgd.pl.perturbation_scores(
         table,
-        metrics=["w2", "de_direction"],
+        metrics=["mean_change_error", "de_direction"],
         cases=["T"],
         methods={"value": "SCLDM", "no_change": "control"},
         show=False,
     )
-    assert [ax.get_title() for ax in axes] == ["w2 ↓", "de_direction ↑"]
+    assert [ax.get_title() for ax in axes] == ["mean_change_error ↓", "de_direction ↑"]
     assert len(points_in(axes[0])) == 2
     assert [text.get_text() for text in axes[1].get_legend().get_texts()][:2] == ["SCLDM", "control"]
 
 
 def test_cases_are_named_by_the_columns_that_differ(table):
     other = table.assign(perturbation="other")
-    (ax,) = sgd.pl.perturbation_scores(pd.concat([table, other], ignore_index=True), metrics=["w2"], show=False)
+    (ax,) = sgd.pl.perturbation_scores(
+        pd.concat([table, other], ignore_index=True), metrics=["mean_change_error"], show=False
+    )
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert names == ["drug, B", "drug, T", "other, B", "other, T"]
-    (ax,) = sgd.pl.perturbation_scores(table[table["group"] == "B"], metrics=["w2"], show=False)
+    (ax,) = sgd.pl.perturbation_scores(table[table["group"] == "B"], metrics=["mean_change_error"], show=False)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["drug"]
 
 
@@ -221,7 +223,7 @@ def test_more_methods_than_colours_raise(table):
 def test_given_axes_all_have_the_first_case_on_top(table):
     _, axs = plt.subplots(1, 2)
 
-    sgd.pl.perturbation_scores(table, metrics=["w2", "de_direction"], axs=axs, show=False)
+    sgd.pl.perturbation_scores(table, metrics=["mean_change_error", "de_direction"], axs=axs, show=False)
 
     assert [ax.get_ylim() for ax in axs] == [(1.5, -0.5)] * 2
     assert [[label.get_text() for label in ax.get_yticklabels() if label.get_visible()] for ax in axs] == [
@@ -230,7 +232,9 @@ def test_given_axes_all_have_the_first_case_on_top(table):
     ]
 
 
-@pytest.mark.parametrize("other", [[1], pd.DataFrame({"metric": ["w2"], "group": ["all"], "floor": [1.0]})])
+@pytest.mark.parametrize(
+    "other", [[1], pd.DataFrame({"metric": ["energy_distance"], "group": ["all"], "floor": [1.0]})]
+)
 def test_other_tables_are_refused(other):
     with pytest.raises(ValueError, match="`table` must come from `evaluate` with `control`"):
         sgd.pl.perturbation_scores(other, show=False)

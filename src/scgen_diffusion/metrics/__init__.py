@@ -36,7 +36,6 @@ from ._perturbation import (
     de_direction,
     de_jaccard,
     de_overlap,
-    direction_reach,
     effects,
     gene_changes,
     mean_change_correlation,
@@ -44,7 +43,6 @@ from ._perturbation import (
     mean_change_error,
     mean_change_slope,
     perturbation_discrimination,
-    scaled_scores,
     variance_error,
 )
 from ._pools import MIN_CELLS_PER_GROUP
@@ -79,7 +77,6 @@ __all__ = [
     "de_direction",
     "de_jaccard",
     "de_overlap",
-    "direction_reach",
     "duplicate_share",
     "effects",
     "energy_distance",
@@ -110,7 +107,6 @@ __all__ = [
     "perturbation_discrimination",
     "precision_recall_density_coverage",
     "representation",
-    "scaled_scores",
     "squared_mmd",
     "transfer_f1",
     "variance_error",

@@ -35,7 +35,6 @@ from ._perturbation import (
     de_direction,
     de_jaccard,
     de_overlap,
-    direction_reach,
     mean_change_correlation,
     mean_change_debiased_error,
     mean_change_error,
@@ -313,7 +312,7 @@ TRAIN: tuple[Need, ...] = ("train",)
 _ENTRIES = (
     # distribution
     Metric("energy_distance", "lower", _on_pcs(energy_distance), ("control",), scopes=("perturbation",), bounds=REAL),
-    Metric("w2", "lower", _on_pcs(wasserstein_2), scopes=(*GROUPS_JOINT, "perturbation"), equal_cells=True),
+    Metric("w2", "lower", _on_pcs(wasserstein_2), scopes=GROUPS_JOINT),
     Metric(
         "mmd2",
         "lower",
@@ -412,7 +411,6 @@ _ENTRIES = (
     *(_effect_metric("de_overlap", "higher", de_overlap, n) for n in N_TOP),
     _effect_metric("de_jaccard", "higher", de_jaccard),
     _effect_metric("de_direction", "higher", de_direction),
-    _effect_metric("direction_reach", "higher", direction_reach),
     _effect_metric("variance_error", "lower", variance_error),
     *(_effect_metric("variance_error", "lower", variance_error, n) for n in N_TOP),
     # across modalities

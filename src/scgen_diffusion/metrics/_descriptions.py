@@ -283,12 +283,6 @@ _PERTURBATIONS = {
         "size of the effect",
         "de_direction",
     ),
-    "direction_reach": (
-        "reach of right directions",
-        "Share of differential genes, from the most confident prediction down, with 90 % of directions right.",
-        "size of the effect",
-        "direction_reach",
-    ),
     "variance_error": (
         "error of variances under the perturbation",
         "Difference of a gene's predicted and real variance, averaged over genes.",
