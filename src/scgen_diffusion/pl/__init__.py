@@ -9,7 +9,7 @@ colours come from ``uns``.
 from ._correlations import gene_correlation
 from ._genes import library_size, marker_dotplot, mean_variance, zero_fraction
 from ._perturbations import mean_change, perturbation_scores, perturbation_strengths
-from ._sampling_path import animate_sampling_path, sampling_path
+from ._sampling_path import sampling_path
 from ._scores import quality_curve, scores
 from ._training import training_history
 from ._umap import umap
@@ -21,7 +21,6 @@ from ._white_box import (
 )
 
 __all__ = [
-    "animate_sampling_path",
     "coding_rate",
     "gene_correlation",
     "head_loadings",
