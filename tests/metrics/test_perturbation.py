@@ -403,6 +403,11 @@ def test_the_table_of_genes_has_the_values_behind_the_figures():
     assert correlation == pytest.approx(mean_change_correlation(*pair))
 
 
+def test_a_single_gene_has_a_change():
+    table = gene_changes(*(rng(seed).poisson(mean, (50, 1)) for seed, mean in enumerate((9.0, 9.0, 3.0))))
+    assert table.shape == (1, 6)
+
+
 def test_genes_of_changes_are_aligned_by_name():
     rng = np.random.default_rng(0)
     real, predicted, control = (AnnData(rng.poisson(rate, (50, 9)).astype(np.float32)) for rate in (2.0, 3.0, 1.0))

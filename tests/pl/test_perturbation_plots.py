@@ -126,6 +126,11 @@ def test_a_group_that_was_not_predicted_is_named():
         sgd.pl.mean_change(REAL, PREDICTED, CONTROL, groupby="cell_type", groups=["NK"], show=False)
 
 
+def test_groups_without_their_column_are_refused():
+    with pytest.raises(ValueError, match=r"`groups` needs `groupby`.*found only `groups=\['T'\]`"):
+        sgd.pl.mean_change(REAL, PREDICTED, CONTROL, groups=["T"], show=False)
+
+
 def test_groups_have_the_order_of_their_categories_and_cells_without_one_are_left_out():
     sets = [adata.copy() for adata in (REAL, PREDICTED, CONTROL)]
     sets[0].obs["cell_type"] = pd.Categorical(sets[0].obs["cell_type"], categories=["T", "B"])

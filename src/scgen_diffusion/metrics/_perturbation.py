@@ -516,7 +516,7 @@ def gene_changes(real: Cells, predicted: Cells, control: Cells, *, layer: str | 
     columns |= {f"{name}_t": effect.welch_t for name, effect in sides.items()}
     columns |= {f"{name}_is_differential": effect.is_significant for name, effect in sides.items()}
     names = real.var_names if isinstance(real, AnnData) else pd.RangeIndex(len(columns["real"]))
-    return pd.DataFrame(columns, index=names).iloc[sides["real"].top_genes(len(names))]
+    return pd.DataFrame(columns, index=names).iloc[np.argsort(-np.abs(sides["real"].welch_t), kind="stable")]
 
 
 def de_overlap(real: Effect, predicted: Effect, *, n_top: int = 100) -> float:

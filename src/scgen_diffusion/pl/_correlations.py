@@ -91,7 +91,7 @@ def gene_correlation(
         variances = gene_statistics(sides["real"].expression)["variance"].to_numpy()
         places = np.argsort(-variances, kind="stable")[:n_genes]
     else:
-        places = real.var_names.get_indexer(list(dict.fromkeys(choose("genes", genes, real.var_names))))
+        places = real.var_names.get_indexer_for(list(dict.fromkeys(choose("genes", genes, real.var_names))))
     if len(places) < 3:
         msg = f"Correlations need at least 3 genes, but found {len(places)}."
         raise ValueError(msg)

@@ -112,7 +112,8 @@ def mean_change(
     KeyError
         If `groupby` is not a column of all three `obs`.
     ValueError
-        If a group is unknown, or has no predicted or control cells, or `n_top` is below 1.
+        If a group is unknown, or has no predicted or control cells, `groups` comes without `groupby`, or `n_top` is
+        below 1.
 
     See Also
     --------
@@ -120,6 +121,9 @@ def mean_change(
     scgen_diffusion.metrics.mean_change_correlation : The correlations.
     """
     check_count("n_top", n_top)
+    if groups is not None and groupby is None:
+        msg = f"`groups` needs `groupby`, the column of the groups; found only `groups={groups!r}`."
+        raise ValueError(msg)
     sets = {"real": real, "predicted": predicted, "control": control}
     for name, cells in sets.items():
         check_is_anndata(cells, name)
