@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest docs check-docs tutorials lint pretrained benchmark-quality benchmark-sensitivity benchmark-speed benchmark-gpu clean
+.PHONY: help demo test test-newest docs tutorials lint pretrained benchmark-quality benchmark-sensitivity benchmark-speed benchmark-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,10 +23,6 @@ test-newest: ## run the tests with the newest libraries, in .venv-newest; with a
 
 docs: $(VENV)/.doc ## build the site into docs/_build/html; warnings are errors
 	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
-
-check-docs: $(VENV)/.doc ## look at every page of the built site in Chromium, on a wide and a narrow screen; needs Chromium
-	$(INSTALL) playwright
-	$(PY) docs/check_pages.py
 
 tutorials: $(VENV)/.doc ## run every notebook in place, two at a time on two cores, then build the site; downloads the data sets
 	$(PY) docs/run_tutorials.py

@@ -36,7 +36,7 @@ SCRDIT = {
     "published": {"size": "published"},
 }
 #: Rows of the samplers' tables.
-SCLDM_SAMPLERS = [("euler", 10), ("euler", 50), ("midpoint", 5), ("midpoint", 10), ("heun", 10), ("dopri5", 0)]
+SCLDM_SAMPLERS = [("euler", 10), ("euler", 50), ("midpoint", 5), ("midpoint", 10), ("heun", 10)]
 #: Faults of the study of sensitivity, in words.
 FAULTS = {
     "dropout 10 %": "10 % of the values set to zero",
@@ -178,11 +178,7 @@ def sampler_table(model: str, *, shown: Sequence[tuple[str, int]] = ()) -> str:
     lines = []
     for row in means.to_dict("records"):
         is_floor = row["sampler"] == "floor"
-        name = (
-            ["real cells", "", ""]
-            if is_floor
-            else [f"`{row['sampler']}`", f"{row['n_steps']:.0f}" if row["n_steps"] else "adaptive", ""]
-        )
+        name = ["real cells", "", ""] if is_floor else [f"`{row['sampler']}`", f"{row['n_steps']:.0f}", ""]
         name[2] = "" if is_floor else f"{row['cpu_seconds'] / fewest:.1f}"
         error = ([""] if is_floor else [f"{row['error']:.2g}"]) if shown else []
         lines.append([*name, *error, *_two(row, *figures)])

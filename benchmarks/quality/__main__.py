@@ -3,7 +3,7 @@
     python -m benchmarks.quality                                # everything that is missing
     python -m benchmarks.quality --datasets pbmc3k --seeds 0    # a part of it
     python -m benchmarks.quality --methods SCLDM 'wide={"class": "WBDIT", "width": 256}'    # other arguments of a model
-    python -m benchmarks.quality --datasets pbmc3k:300 pbmc3k:100umi    # 300 training cells; about 100 counts per cell
+    python -m benchmarks.quality --datasets pbmc3k:300          # 300 training cells
     python -m benchmarks.quality --steps draw --cells FOLDER    # draw now, judge later with `--steps judge`
 
 Every method trains and draws in its own process with one torch thread, so its time and peak memory are its own. Its
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     ValueError
         If a method or a data set is unknown.
     """
-    for name, *_ in map(parse_dataset, arguments.datasets):
+    for name, _ in map(parse_dataset, arguments.datasets):
         if "draw" in arguments.steps and not KNOWN[name].loader:
             file_of(name)  # missing files are noticed now, not hours later
     variants = VARIANTS | dict(parse_variant(text) for text in arguments.methods if "=" in text)
@@ -108,7 +108,7 @@ def main() -> None:
     """Run from the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = f"{', '.join(KNOWN)}; with `:300`, 300 training cells, with `:100umi`, about 100 counts per cell"
+    known = f"{', '.join(KNOWN)}; with `:300`, 300 training cells"
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), help=known)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     known = ", ".join([*VARIANTS, *BASELINES, *RIVALS])

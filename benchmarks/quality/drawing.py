@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 MODELS = ("SCLDM", "SCRDIT", "WBDIT")
 COSTS_KEY = "costs"
 PARTS = ("class", "train", "generate", "draw", "genes", "trainings")
-RECONSTRUCTION, IDEAL_PRIOR = "reconstruction", "ideal-prior"
+IDEAL_PRIOR = "ideal-prior"
 
 #: Class and arguments of a model: ``{"class": ..., "model": {...}, "train": {...}, "generate": {...}, "draw": ...,
-#: "genes": ..., "trainings": ...}``. ``"draw"`` may be ``"reconstruction"`` (held-out cells, encoded and decoded) or
-#: ``"ideal-prior"`` (decoded latents of training cells). With ``"genes": "all"``, the model learns and draws the whole
-#: panel; the split's genes are judged. Of several trainings, each draws an equal share of the cells.
+#: "genes": ..., "trainings": ...}``. ``"draw"`` may be ``"ideal-prior"`` (decoded latents of training cells). With
+#: ``"genes": "all"``, the model learns and draws the whole panel; the split's genes are judged. Of several trainings,
+#: each draws an equal share of the cells.
 Variant = dict[str, Any]
 
 VARIANTS: dict[str, Variant] = {name: {"class": name} for name in MODELS}
 VARIANTS |= {f"{name}-profiles": {"class": name, "model": {"path": "vp_linear"}} for name in ("SCRDIT", "WBDIT")}
-VARIANTS |= {f"SCLDM-{part}": {"class": "SCLDM", "draw": part} for part in (RECONSTRUCTION, IDEAL_PRIOR)}
+VARIANTS[f"SCLDM-{IDEAL_PRIOR}"] = {"class": "SCLDM", "draw": IDEAL_PRIOR}
 VARIANTS["SCLDM-whole-panel"] = {"class": "SCLDM", "genes": "all"}
 VARIANTS["SCLDM-one-round"] = {"class": "SCLDM", "train": {"plan_kwargs": {"autoencoder": {"max_rounds": 1}}}}
 VARIANTS["SCLDM-three-trainings"] = {"class": "SCLDM", "trainings": 3}
@@ -112,11 +112,8 @@ def draw_matching(labels: np.ndarray, requested: np.ndarray, rng: np.random.Gene
 
 
 def draw_counts(model: Any, split: Split, variant: Variant, seed: int) -> np.ndarray | sp.csr_matrix:
-    """Draw a cell per held-out cell, or decode held-out or training cells."""
-    part = variant.get("draw")
-    if part == RECONSTRUCTION:
-        return model.get_reconstruction(split.held_out, seed=seed).X
-    if part == IDEAL_PRIOR:  # a perfect prior would return the latents of training cells
+    """Draw a cell per held-out cell, or decode training cells."""
+    if variant.get("draw") == IDEAL_PRIOR:  # a perfect prior would return the latents of training cells
         rows = draw_matching(split.train_labels, split.held_out_labels, np.random.default_rng(seed))
         cells = split.train[rows].copy()
         cells.obs_names_make_unique()

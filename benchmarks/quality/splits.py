@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,8 +78,6 @@ DATASETS = {
 }
 CONDITION_KEYS = {name: dataset.condition_keys for name, dataset in DATASETS.items()}
 
-#: A data set, and how small to make it: ``pbmc3k``, ``pbmc3k:300``, ``pbmc3k:100umi``, ``pbmc3k:300:100umi``.
-DATASET_NAME = re.compile(r"(?P<name>\w+)(:(?P<n_train>\d+))?(:(?P<n_counts>\d+)umi)?")
 
 #: Environment variable with the folder of the sets without a loader.
 FOLDER_VARIABLE = "BENCHMARK_DATA_DIR"
@@ -152,22 +149,19 @@ def most_variable(
     return np.sort(np.argsort(-variance)[:n_genes])
 
 
-def parse_dataset(text: str) -> tuple[str, int | None, int | None]:
-    """Return the name of a data set, its number of training cells, and its counts per cell (None: as they are).
+def parse_dataset(text: str) -> tuple[str, int | None]:
+    """Return the name of a data set, and its number of training cells (None: all).
 
     Raises
     ------
     ValueError
-        If the text is not the name of a data set, with or without sizes.
+        If the text is not the name of a data set, with or without a size.
     """
-    found = DATASET_NAME.fullmatch(text)
-    if not found or found["name"] not in DATASETS:
-        msg = (
-            f"Unknown data set {text!r}. Known: {list(DATASETS)}; add `:300` for 300 training cells, "
-            "`:100umi` for about 100 counts per cell."
-        )
+    name, colon, size = text.partition(":")
+    if name not in DATASETS or (colon and not size.isdecimal()):
+        msg = f"Unknown data set {text!r}. Known: {list(DATASETS)}; add `:300` for 300 training cells."
         raise ValueError(msg)
-    return found["name"], *(found[size] and int(found[size]) for size in ("n_train", "n_counts"))
+    return name, int(size) if size else None
 
 
 def heading(dataset: str) -> str:
@@ -213,30 +207,9 @@ def file_of(dataset: str) -> Path:
 
 
 def load_split(dataset: str, seed: int, *, n_genes: int | None = N_GENES) -> Split:
-    """Return the split of a data set, which may be made small, such as ``pbmc3k:300:100umi``."""
-    name, n_train, n_counts = parse_dataset(dataset)
-    adata = load(name) if n_counts is None else thin(load(name), n_counts, seed)
-    return split_cells(adata, CONDITION_KEYS[name], seed=seed, n_train=n_train, n_genes=n_genes)
-
-
-def thin(adata: ad.AnnData, n_counts: int, seed: int) -> ad.AnnData:
-    """Keep a random share of all counts: the median cell has about ``n_counts``; drop cells that have none left.
-
-    Raises
-    ------
-    ValueError
-        If the median cell has fewer counts.
-    """
-    counts = sp.csr_matrix(adata.layers["counts"])
-    share = n_counts / np.median(np.asarray(counts.sum(axis=1)))
-    if share > 1:
-        msg = f"The median cell has {n_counts / share:.0f} counts, which cannot be thinned to {n_counts}."
-        raise ValueError(msg)
-    kept = np.random.default_rng(seed).binomial(counts.data.astype(np.int64), share)
-    thinned = sp.csr_matrix((kept.astype(np.float32), counts.indices, counts.indptr), counts.shape)
-    thinned.eliminate_zeros()
-    found = ad.AnnData(thinned, obs=adata.obs, var=adata.var[[]], layers={"counts": thinned.copy()})
-    return found[thinned.getnnz(axis=1) > 0]
+    """Return the split of a data set, which may be made small, such as ``pbmc3k:300``."""
+    name, n_train = parse_dataset(dataset)
+    return split_cells(load(name), CONDITION_KEYS[name], seed=seed, n_train=n_train, n_genes=n_genes)
 
 
 def split_cells(

@@ -2,12 +2,11 @@
 
     python -m benchmarks.studies.end_to_end FOLDER                     # 200 000 cells; hours
     python -m benchmarks.studies.end_to_end FOLDER --cells 1000000 --processes 2
-    python -m benchmarks.studies.end_to_end --report                   # only write the table
 
 ``benchmarks.studies.world`` writes the cells. Then ``scgen-diffusion`` trains SCLDM on the files, generates as many
 cells, compares them with fresh ones and writes a report. Training and generation are stopped on the way, by the signal
 that schedulers send, and the same command is run again. The study itself resumes in the same way. Every process has one
-thread. Adds to ``results/end_to_end.csv`` and writes ``results/end_to_end.md``.
+thread. Adds to ``results/end_to_end.csv``.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from benchmarks.quality.drawing import write_cells
 from benchmarks.quality.report import IN_SHORT
 from benchmarks.studies.held_out import REAL
 from benchmarks.studies.world import HELD_OUT, N_GENES, World
-from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, write_text
+from benchmarks.tables import describe_source, markdown_table, store_rows, write_text
 
 logger = logging.getLogger("benchmarks.end_to_end")
 
@@ -150,25 +149,6 @@ def measure(folder: Path, n_cells: int, n_genes: int, n_processes: int) -> None:
     store(GENERATED, table["value"].to_dict())
 
 
-def write_report() -> None:
-    """Write the tables of all runs."""
-    table = read_table(RESULTS / "end_to_end.csv")
-    text = ["# From files to a report", "", "Written by `python -m benchmarks.studies.end_to_end --report`.", ""]
-    for (cells, genes, processes), rows in table.groupby(["cells", "genes", "processes"]):
-        words = "one process" if processes == 1 else f"{processes} processes"
-        text += [
-            f"## {cells:,} cells, {genes:,} genes, training in {words}",
-            "",
-            costs_of(rows),
-            "",
-            quality_of(rows),
-            "",
-        ]
-        source = rows.iloc[-1]
-        text += [f"{source['machine']}; {source['versions']}; {source['date']}", ""]
-    write_text(RESULTS / "end_to_end.md", "\n".join(text))
-
-
 def costs_of(rows: pd.DataFrame) -> str:
     """Write what the steps of one run cost."""
     costs = rows.set_index("step").loc[list(STEPS), [*COSTS, "n_stopped"]]
@@ -191,16 +171,13 @@ def main() -> None:
     """Run from the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", help="for the files; 1 GB per 100 000 cells")
+    parser.add_argument("folder", type=Path, help="for the files; 1 GB per 100 000 cells")
     parser.add_argument("--cells", type=int, default=200_000)
     parser.add_argument("--genes", type=int, default=N_GENES)
     parser.add_argument("--processes", type=int, default=1, help="of training")
-    parser.add_argument("--report", action="store_true", help="only write the table")
     arguments = parser.parse_args()
-    if not arguments.report:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the running command, too
-        measure(arguments.folder, arguments.cells, arguments.genes, arguments.processes)
-    write_report()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the running command, too
+    measure(arguments.folder, arguments.cells, arguments.genes, arguments.processes)
 
 
 if __name__ == "__main__":

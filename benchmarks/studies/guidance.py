@@ -4,8 +4,7 @@
     python -m benchmarks.studies.guidance --datasets pbmc3k --seeds 0 1 2
 
 Each guidance setting is stored in ``results/guidance.csv`` as soon as it is measured, and skipped the next time.
-``results/guidance.md`` has the means over seeds next to the floor. A model is trained for each ``condition_strategy``
-with missing results.
+A model is trained for each ``condition_strategy`` with missing results.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from sklearn.decomposition import PCA
 
 from benchmarks.quality.drawing import generate, train_model
 from benchmarks.quality.splits import CONDITION_KEYS, Split, judge, load, log_normalise, split_cells
-from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
+from benchmarks.tables import describe_source, store_rows, stored_keys
 from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.metrics import transfer_f1
 
@@ -129,23 +128,6 @@ def run(path: Path, dataset: str, seed: int) -> None:
                 store_rows(path, table.assign(settings=settings, **source), KEYS)
 
 
-def summarise(table: pd.DataFrame) -> str:
-    """Write one table per data set: means over seeds, the floor first."""
-    parts = [f"Means over seeds. Machine: {', '.join(table['machine'].unique())}.", ""]
-    for dataset, rows in table.groupby("dataset", sort=False):
-        figures = rows[rows["metric"] != "seconds"]  # only older rows have it
-        means = figures.pivot_table(index=["training", "guidance"], columns="metric", values="value", sort=False)
-        lines = [[training, guidance, *map(_number, row)] for (training, guidance), row in means.iterrows()]
-        seeds = sorted(rows["seed"].unique())
-        parts += [f"**{dataset}**, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}", ""]
-        parts += [markdown_table(["training", "guidance", *means.columns], lines), ""]
-    return "\n".join(parts)
-
-
-def _number(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:.3g}" if abs(value) >= 1 else f"{value:.3f}"
-
-
 def main() -> None:
     """Run from the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -153,13 +135,11 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", choices=CONDITION_KEYS, default=list(DATASETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of guidance.csv and guidance.md")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of guidance.csv")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    path = arguments.results / "guidance.csv"
     for dataset, seed in product(arguments.datasets, arguments.seeds):
-        run(path, dataset, seed)
-    write_text(path.with_suffix(".md"), summarise(read_table(path)))
+        run(arguments.results / "guidance.csv", dataset, seed)
 
 
 if __name__ == "__main__":

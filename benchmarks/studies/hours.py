@@ -6,7 +6,7 @@
 A549 cells without dexamethasone and after 1 and 3 hours of it (`a549_scicar.h5mu`, RNA); the hours are a number. The
 cells of one of the two hours are left out. So 1 hour lies between what is known, and 3 hours beyond. Simple ways take
 the mean change at the other hour, as it is or in proportion to the hours. Figures are those of
-``scgen_diffusion.metrics.evaluate``. They go to ``results/hours.csv`` and ``results/hours.md``.
+``scgen_diffusion.metrics.evaluate``. They go to ``results/hours.csv``.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import pandas as pd
 import scipy.sparse as sp
 
 from benchmarks.quality.splits import log_normalise
-from benchmarks.rivals.exchange import as_log_cells, ask_for_profiles
+from benchmarks.rivals.exchange import as_log_cells, ask_for_predictions
 from benchmarks.studies.held_out import read_options, study_parser
-from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
+from benchmarks.tables import describe_source, store_rows, stored_keys
 from scgen_diffusion import metrics
 from scgen_diffusion.model import SCLDM
 
@@ -42,16 +42,6 @@ RIVALS = ("CPA", "CellFlow")
 TRANSPORT, GENERATE = "SCLDM transport", "SCLDM generate"
 OTHER_HOUR, PROPORTIONAL = "change at the other hour", "change in proportion to the hours"
 REFERENCES = {"floor": "real cells", "no_change": "no change", "mean_shift": OTHER_HOUR}
-METHODS = (
-    *REFERENCES.values(),
-    PROPORTIONAL,
-    "CPA",
-    "CPA, profiles",
-    "CellFlow",
-    "CellFlow, profiles",
-    TRANSPORT,
-    GENERATE,
-)
 METRICS = ("energy_distance", "mean_change_debiased_error", "mean_change_correlation", "mean_change_slope")
 
 
@@ -85,11 +75,9 @@ def predict_by_rival(rival: str, train: ad.AnnData, hour: float, seed: int, pyth
     """Train a rival with the hours as doses, and add what it changes to the control cells."""
     control = train[train.obs[HOURS] == 0].copy()
     given = ad.AnnData(train.X, obs=train.obs.rename(columns={HOURS: "dose"}), var=train.var)
-    asked = [{"shift": TREATED, "dose": hour}]
-    before, [after], costs = ask_for_profiles(rival, given, control, asked, seed, python=python)
-    logger.info("%s: %.1f CPU minutes of training", rival, costs["train_minutes"])
-    profiles = as_log_cells(after, as_treated(control, hour), control.var)
-    return {rival: shift(control, after - before, hour), f"{rival}, profiles": profiles}
+    asked, obs = [{"shift": TREATED, "dose": hour}], [as_treated(control, hour)]
+    [changed], [profiles] = ask_for_predictions(rival, given, control, asked, obs, seed, python=python)
+    return {rival: changed, f"{rival}, profiles": profiles}
 
 
 def predict(train: ad.AnnData, hour: float, seed: int) -> dict[str, ad.AnnData]:
@@ -128,23 +116,8 @@ def judge(train: ad.AnnData, real: ad.AnnData, predicted: dict[str, ad.AnnData],
     return found.round(6).rename_axis("method").reset_index()
 
 
-def summarise(table: pd.DataFrame) -> str:
-    """Write one table for each hour, means over seeds."""
-    parts = [
-        "RNA of A549 cells after an hour of dexamethasone that was left out, predicted from control cells and the other "
-        f"hour; means over {table['seed'].nunique()} seeds. Written by `python -m benchmarks.studies.hours`.",
-        "",
-    ]
-    for hour, rows in table.groupby("left_out"):
-        means = rows.groupby("method")[list(METRICS)].mean()
-        lines = [[name, *(f"{value:.3f}" for value in means.loc[name])] for name in METHODS if name in means.index]
-        where = "between the known ones" if hour == min(KNOWN) else "beyond the known ones"
-        parts += [f"**{hour:g} h**, {where}", "", markdown_table(["", *(f"`{m}`" for m in METRICS)], lines), ""]
-    return "\n".join(parts)
-
-
 def run(options: argparse.Namespace) -> None:
-    """Measure what is missing, and write the summary."""
+    """Measure what is missing."""
     cells, path = load(options.folder), options.results / "hours.csv"
     for hour, seed in product(KNOWN, options.seeds):
         if (hour, seed, options.rival or TRANSPORT) in stored_keys(path, KEYS):
@@ -158,7 +131,6 @@ def run(options: argparse.Namespace) -> None:
         rows = judge(train, real, predicted, seed).assign(left_out=hour, seed=seed)
         store_rows(path, rows.assign(**describe_source("torch", "scvi-tools", "scgen-diffusion")), KEYS)
         logger.info("%g h, seed %d: done", hour, seed)
-    write_text(options.results / "hours.md", summarise(read_table(path)))
 
 
 def main() -> None:

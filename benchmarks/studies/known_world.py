@@ -1,8 +1,8 @@
 """Do generated cells have the conditions that they were asked to have? Asked of a simulated world, where this is known.
 
     python -m benchmarks.studies.known_world
-    python -m benchmarks.studies.known_world --models SCLDM SCRDIT NB-copula 'low={"train": {"max_epochs": 50}}' --seeds
-    0 1 2
+    python -m benchmarks.studies.known_world --models SCLDM NB-copula --seeds 0 1 2
+    python -m benchmarks.studies.known_world --models 'low={"train": {"max_epochs": 50}}'
 
 Cells have a type and a condition. Their counts are negative binomial; a condition multiplies 20 genes by e, and goes
 along with some types. The classifier knows the world: it finds the type and condition under which a cell is most

@@ -10,8 +10,7 @@ donor are left out, and predicted from the donor's control cells by the transpor
 within donors (`match_keys`). The mean shift is that of the same type in the other donors, against control cells of the
 same donors. ``true effect`` applies the effect itself to the control cells, and ``mean strength`` the effect at the
 mean strength of the other donors: no prediction can be better. Rivals know type and donor of each cell; the change that
-they decode is added to each control cell. Figures go to ``results/left_out_donors.csv`` and
-``.md``.
+they decode is added to each control cell. Figures go to ``results/left_out_donors.csv``.
 """
 
 from __future__ import annotations
@@ -25,11 +24,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from benchmarks.quality.splits import load, log_normalise
-from benchmarks.rivals.exchange import as_log_cells, ask_for_profiles
-from benchmarks.studies.held_out import read_options, study_parser
-from benchmarks.studies.matched_donors import CELL_TYPE, DATASET, DONOR, KEY, METRICS, MIN_CELLS, treat
-from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
+from benchmarks.rivals.exchange import ask_for_predictions
+from benchmarks.studies.held_out import read_options, study_parser, train_transport
+from benchmarks.studies.matched_donors import CELL_TYPE, DONOR, KEY, METRICS, load_donors, treat
+from benchmarks.tables import describe_source, store_rows, stored_keys
 from scgen_diffusion.metrics import evaluate
 
 if TYPE_CHECKING:
@@ -48,13 +46,6 @@ SPREAD = 1.0  # of log factors
 STRENGTHS = (0.7, 1.3)
 MAX_CELLS = 80  # of a type of each donor, for training
 TRUTH, EXPECTED = "true effect", "mean strength"
-PLAYERS = {
-    "floor": "real cells",
-    TRUTH: TRUTH,
-    EXPECTED: EXPECTED,
-    "mean_shift": "mean shift",
-    "no_change": "no change",
-}
 
 
 def simulate(cells: ad.AnnData, left_out: str, seed: int) -> tuple[ad.AnnData, ad.AnnData, dict[str, ad.AnnData]]:
@@ -92,16 +83,8 @@ def simulate(cells: ad.AnnData, left_out: str, seed: int) -> tuple[ad.AnnData, a
 
 def predict(train: ad.AnnData, control: ad.AnnData, seed: int) -> ad.AnnData:
     """Train on all cells, and predict the control cells under treatment."""
-    import scvi
-
-    from scgen_diffusion.model import SCLDM
-
-    scvi.settings.seed = seed
-    SCLDM.setup_anndata(train, condition_keys=[CELL_TYPE, KEY], control_values={KEY: CONTROL})
-    model = SCLDM(train)
-    options = {"accelerator": "cpu", "enable_progress_bar": False}
-    model.train_autoencoder(**options)
-    model.train_transport(match_keys=[DONOR], **options)
+    columns = {"condition_keys": [CELL_TYPE, KEY], "control_values": {KEY: CONTROL}}
+    model = train_transport(train, seed, match_keys=[DONOR], **columns)
     with warnings.catch_warnings(action="ignore"):
         return model.predict_perturbation(control, {KEY: TREATED}, seed=seed, method="transport")
 
@@ -110,10 +93,9 @@ def predict_by_rival(rival: str, train: ad.AnnData, control: ad.AnnData, seed: i
     """Train a rival on all cells, and add what it changes to the control cells."""
     train = train.copy()
     train.obs = train.obs.astype(str).replace({KEY: {CONTROL: "control"}})
-    before, [after], costs = ask_for_profiles(rival, train, control, [{"shift": TREATED}], seed, python=python)
-    logger.info("%s: %.1f CPU minutes of training", rival, costs["train_minutes"])
-    moved = log_normalise(control.X) + after - before
-    return as_log_cells(moved, control.obs.assign(**{FROM: CONTROL, KEY: TREATED}), control.var)
+    obs = control.obs.assign(**{FROM: CONTROL, KEY: TREATED})
+    [changed], _ = ask_for_predictions(rival, train, control, [{"shift": TREATED}], [obs], seed, python=python)
+    return changed
 
 
 def measure(cells: ad.AnnData, donor: str, seed: int, rival: str | None, python: str | None) -> pd.DataFrame:
@@ -163,55 +145,15 @@ def measure(cells: ad.AnnData, donor: str, seed: int, rival: str | None, python:
     return pd.concat(tables).drop(columns=["perturbation", "group"]).assign(donor=donor, seed=seed, model=rival or OURS)
 
 
-def summarise(table: pd.DataFrame) -> str:
-    """Write one row per metric, means over donors, types and seeds; and the energy distance of each donor."""
-
-    ours, models = table[table["model"] == OURS], [*table["model"].unique()]
-
-    def means(by: str, rows: pd.DataFrame) -> str:
-        found = rows[rows["model"] == OURS].groupby(by, sort=False)[list(PLAYERS)].mean()
-        found[models] = rows.groupby([by, "model"])["value"].mean().unstack("model")[models]
-        lines = [
-            [f"`{name}`", *(f"{value:.3f}" for value in row)]
-            for name, row in zip(found.index, found.to_numpy(), strict=True)
-        ]
-        return markdown_table(["", *PLAYERS.values(), *models], lines)
-
-    verdicts = ours.drop_duplicates([*KEYS, "cell_type"])["verdict"].value_counts()
-    source = ours.iloc[-1]
-    return "\n".join(
-        [
-            f"The treated cells of one donor of `{DATASET}` are left out; the effect is known. Means over "
-            f"{table['cell_type'].nunique()} cell types of {len(ours[[*KEYS]].drop_duplicates())} trainings, each without "
-            f"one donor. SCLDM's verdicts: {', '.join(f'{n} {name}' for name, n in verdicts.items())}. "
-            "Written by `python -m benchmarks.studies.left_out_donors`.",
-            "",
-            means("metric", table),
-            "",
-            "**`energy_distance` by donor** (lower is better)",
-            "",
-            means("donor", table[table["metric"] == "energy_distance"]),
-            "",
-            f"Measured with {source['versions']}, on {source['machine']}.",
-            "",
-        ]
-    )
-
-
 def run(options: argparse.Namespace) -> None:
-    """Measure what is missing, and write the summary."""
-    cells = load(DATASET)
-    cells.layers.clear()
-    cells.obs = cells.obs[[CELL_TYPE, DONOR]].astype(str)
-    n_cells = cells.obs[CELL_TYPE].value_counts()
-    cells = cells[cells.obs[CELL_TYPE].isin(n_cells.index[n_cells >= MIN_CELLS])].copy()
+    """Measure what is missing."""
+    cells = load_donors()
     path = options.results / "left_out_donors.csv"
     for seed, donor in product(options.seeds, options.donors):
         if (donor, seed, options.rival or OURS) not in stored_keys(path, KEYS):
             table = measure(cells, donor, seed, options.rival, options.python).round(6)
             store_rows(path, table.assign(**describe_source("torch", "scvi-tools", "scgen-diffusion")), KEYS)
             logger.info("%s, seed %s: done", donor, seed)
-    write_text(options.results / "left_out_donors.md", summarise(read_table(path)))
 
 
 def main() -> None:

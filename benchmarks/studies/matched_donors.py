@@ -37,6 +37,15 @@ METRICS = (
 MATCHES = {"all control cells": None, "own donor": [DONOR]}
 
 
+def load_donors() -> ad.AnnData:
+    """Return the cells of all donors, of types with many cells."""
+    cells = load(DATASET)
+    cells.layers.clear()
+    cells.obs = cells.obs[[CELL_TYPE, DONOR]].astype(str)
+    n_cells = cells.obs[CELL_TYPE].value_counts()
+    return cells[cells.obs[CELL_TYPE].isin(n_cells.index[n_cells >= MIN_CELLS])].copy()
+
+
 def treat(cells: ad.AnnData, factors: np.ndarray, rng: np.random.Generator) -> ad.AnnData:
     """Multiply the expected counts of every gene by its factor."""
     counts = cells.X.toarray().astype(np.int64)
@@ -104,11 +113,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
-    cells = load(DATASET)
-    cells.layers.clear()
-    cells.obs = cells.obs[[CELL_TYPE, DONOR]].astype(str)
-    n_cells = cells.obs[CELL_TYPE].value_counts()
-    cells = cells[cells.obs[CELL_TYPE].isin(n_cells.index[n_cells >= MIN_CELLS])].copy()
+    cells = load_donors()
     table = pd.concat([measure(cells, seed) for seed in arguments.seeds])
     write_text(arguments.results / "matched_donors.md", summarise(table))
 

@@ -31,10 +31,7 @@ from benchmarks.rivals.worker import peak_memory_gib
 from benchmarks.tables import (
     ROOT,
     describe_source,
-    markdown_table,
-    read_table,
     store_rows,
-    write_text,
 )
 
 if TYPE_CHECKING:
@@ -157,7 +154,6 @@ def run(arguments: argparse.Namespace) -> None:
                 write_cells(source, path, n_cells)
             for system in arguments.systems:
                 store(_in_own_process(system, kind, path), arguments.results)
-    report(arguments.results)
 
 
 def pbmc3k() -> anndata.AnnData:
@@ -184,37 +180,6 @@ def store(rows: list[dict[str, Any]], folder: Path) -> None:
     """Add rows to the table, and replace older ones of the same measurement."""
     where = describe_source("scgen-diffusion", "torch", "scvi-tools", "anndata")
     store_rows(folder / "memory.csv", pd.DataFrame([row | where for row in rows]), KEYS)
-
-
-def report(folder: Path) -> None:
-    """Write the readable table: one row per system, stage and source, one column per number of cells."""
-    table = read_table(folder / "memory.csv")
-    sizes = sorted(table["cells"].unique())
-    parts = [_HEAD, f"Measured {table['date'].max()} on {table['machine'].iloc[-1]}; {table['versions'].iloc[-1]}."]
-    for title, column, cut in (
-        ("Peak of resident memory, MiB", "peak_mib", None),
-        ("Seconds of processor time", "cpu_seconds", None),
-        (
-            "Cells per second of processor time",
-            "cells_per_cpu_second",
-            ["read batches", "read batches of random rows", "generate"],
-        ),
-    ):
-        shown = table if cut is None else table[table["stage"].isin(cut)]
-        wide = shown.pivot_table(index=["system", "stage", "source"], columns="cells", values=column, sort=False)
-        rows = [
-            [", ".join(name), *("" if pd.isna(value) else f"{value:,.0f}" for value in values)]
-            for name, values in zip(wide.index, wide[sizes].to_numpy(), strict=True)
-        ]
-        parts.append(f"## {title}\n\n" + markdown_table(["", *(f"{size:,} cells" for size in sizes)], rows))
-    write_text(folder / "memory.md", "\n\n".join(parts) + "\n")
-
-
-_HEAD = f"""# Memory and the number of cells
-
-`python -m benchmarks.studies.memory`. pbmc3k repeated, 2 000 genes; conditions: cell type and sample. Each measurement has its own process, and each stage its own peak.
-"autoencoder", "prior" and "train" are {N_STEPS} training steps, and everything that is read from *all* cells before and after them: means, latents, library sizes. "memory" is
-an AnnData in memory, "backed" one that was opened with `backed="r"`. SCLDM uses `pooling="factors"`, which encodes faster and does not affect what grows with the cells."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

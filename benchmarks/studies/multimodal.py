@@ -3,8 +3,7 @@
     python -m benchmarks.studies.multimodal --folder ../shared/data           # everything that is missing
     python -m benchmarks.studies.multimodal --datasets pbmc10k_citeseq        # the data set that the package loads
 
-Figures are added to ``results/multimodal.csv`` one (data set, seed, method) at a time; stored ones are skipped. The
-summary goes to ``results/multimodal.md``.
+Figures are added to ``results/multimodal.csv`` one (data set, seed, method) at a time; stored ones are skipped.
 """
 
 from __future__ import annotations
@@ -30,12 +29,8 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.quality.splits import log_normalise, split_cells, to_dense
 from benchmarks.tables import (
     describe_source,
-    markdown_table,
-    read_table,
-    short_number,
     store_rows,
     stored_keys,
-    write_text,
 )
 from scgen_diffusion import datasets, metrics
 from scgen_diffusion.model import MULTISCLDM, SCLDM
@@ -147,36 +142,8 @@ def imputation(split: PairedSplit, predicted: NDArray) -> pd.DataFrame:
     return pd.DataFrame({"part": "imputation", "metric": list(values), "value": list(values.values())})
 
 
-TITLES = {
-    "rna": "RNA",
-    "prot": "Surface proteins",
-    "atac": "Open chromatin",
-    "rna+prot": "RNA and proteins together",
-    "rna+atac": "RNA and chromatin together",
-    "pair": "Correlation of a gene with its protein",
-    "imputation": "Other modality predicted from RNA alone, correlation with the measured one over held-out cells",
-    "cost": "Cost",
-}
-
-
-def summarise(table: pd.DataFrame) -> str:
-    """Write one table per data set and part, with means over seeds and a column for every method that has figures."""
-    lines = ["# Several modalities", "", "Means over seeds. Written by `python -m benchmarks.studies.multimodal`.", ""]
-    for dataset, rows in table.groupby("dataset", sort=False):
-        lines += [f"## {dataset}", "", f"{rows['seed'].nunique()} seed(s).", ""]
-        for part in (name for name in TITLES if name in set(rows["part"])):
-            of_part = rows[rows["part"] == part]
-            values = of_part.pivot_table(index="metric", columns="method", values="value", sort=False)
-            shown = [method for method in METHODS if method in values]
-            body = [[metric, *(short_number(row[method]) for method in shown)] for metric, row in values.iterrows()]
-            lines += [f"### {TITLES[part]}", "", markdown_table(["figure", *shown], body), ""]
-    sources = ("versions", "machine", "date")
-    lines.append(f"Measured with {'; '.join(', '.join(map(str, table[name].unique())) for name in sources)}.")
-    return "\n".join(lines) + "\n"
-
-
 def run(arguments: argparse.Namespace) -> None:
-    """Measure what is not stored, then write the summary."""
+    """Measure what is not stored."""
     path = arguments.results / "multimodal.csv"
     for dataset, seed in product(arguments.datasets, arguments.seeds):
         done = stored_keys(path, KEYS)
@@ -190,7 +157,6 @@ def run(arguments: argparse.Namespace) -> None:
                 floor = table.dropna(subset="floor").assign(value=table["floor"], method=FLOOR)
                 store_rows(path, floor.drop(columns="floor").assign(**where), KEYS)
             store_rows(path, table.filter(["part", "metric", "value"]).assign(method=method, **where), KEYS)
-    write_text(path.with_suffix(".md"), summarise(read_table(path)))
 
 
 def main() -> None:

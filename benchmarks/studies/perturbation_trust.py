@@ -8,8 +8,8 @@ On `kang_ifnb`, the stimulated cells of one type at a time are left out and pred
 and stimulated cells of each type are mixed. Three requests are absurd on purpose: a transport that saw one other type
 perturbed, control cells whose genes are shuffled (and the stimulated cells, alike), and control cells of another
 experiment, of which only the verdict is known. On K562 cells, the pairs of genes of
-`benchmarks.studies.perturbation_combinations` are predicted. Figures go to ``results/perturbation_trust.csv`` and
-``.md``. Twenty minutes of CPU time, and a minute per autoencoder.
+`benchmarks.studies.perturbation_combinations` are predicted. Figures go to ``results/perturbation_trust.csv``. Twenty
+minutes of CPU time, and a minute per autoencoder.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import scipy.sparse as sp
 from benchmarks.quality.splits import load, log_normalise
 from benchmarks.studies import perturbation as kang
 from benchmarks.studies import perturbation_combinations as norman
-from benchmarks.studies.held_out import read_options, study_parser
-from benchmarks.tables import ROOT, describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
+from benchmarks.studies.held_out import read_options, study_parser, train_transport
+from benchmarks.tables import ROOT, describe_source, store_rows, stored_keys
 from scgen_diffusion import datasets
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("benchmarks.perturbation_trust")
 
 KEYS = ("case", "name", "seed")
-LEFT_OUT, PAIRS, NO_EFFECT, ONE_CONTEXT, SHUFFLED, ELSEWHERE = CASES = (
+LEFT_OUT, PAIRS, NO_EFFECT, ONE_CONTEXT, SHUFFLED, ELSEWHERE = (
     "type left out",
     "pair of genes left out",
     "no effect",
@@ -49,7 +49,6 @@ LEFT_OUT, PAIRS, NO_EFFECT, ONE_CONTEXT, SHUFFLED, ELSEWHERE = CASES = (
     "control cells of another experiment",
 )
 N_TOP = 100  # genes that change most in the prediction
-OPTIONS = {"accelerator": "cpu", "enable_progress_bar": False}
 #: Types of `pbmc3k` by those of `kang_ifnb`.
 ELSEWHERE_TYPES = {
     "B": "B",
@@ -145,17 +144,9 @@ def kang_with_one_context(case: kang.Case) -> kang.Case:
 
 def measure_pairs(seed: int) -> pd.DataFrame:
     """Return the figures of all left-out pairs of genes."""
-    import scvi
-
-    from scgen_diffusion.model import SCLDM
-
     adata = datasets.norman_mcfaline_devel()
     train, real = norman.split_combinations(adata[adata.obs[norman.CELL_TYPE] == norman.LINE])
-    scvi.settings.seed = seed
-    SCLDM.setup_anndata(train, set_condition_keys=[norman.KEY], control_values={norman.KEY: norman.CONTROL})
-    model = SCLDM(train)
-    model.train_autoencoder(**OPTIONS)
-    model.train_transport(**OPTIONS)
+    model = train_transport(train, seed, **norman.COLUMNS)
     control = train[train.obs[norman.KEY] == norman.CONTROL].copy()
     rows = [
         {"case": PAIRS, "name": pair, "seed": seed}
@@ -165,49 +156,8 @@ def measure_pairs(seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# --- report -----------------------------------------------------------------------------------------------------------
-
-
-def summarise(table: pd.DataFrame) -> str:
-    """Write means by case and verdict, and all figures of the left-out types and pairs."""
-    number = "{:.2f}".format
-    lines = []
-    for case in CASES:
-        for verdict, rows in table[table["case"] == case].groupby("verdict"):
-            means = [number(rows[column].mean()) for column in ("coverage", "coverage_top", "error")]
-            means += [f"{rows[column].mean():.0f}" for column in ("found", "found_rightly")]
-            lines.append([case, str(verdict), str(len(rows)), *("" if text == "nan" else text for text in means)])
-    columns = ["coverage", "coverage_top", "half_width_top", "change_top", "error"]
-    seen = table[table["case"].isin((LEFT_OUT, PAIRS))].sort_values(
-        ["case", "name", "seed"], ascending=[False, True, True]
-    )
-    each = [
-        [row["name"], str(row["seed"]), row["verdict"], *(number(row[column]) for column in columns)]
-        for _, row in seen.iterrows()
-    ]
-    head = [f"coverage, {N_TOP} genes", "error"]
-    return "\n".join(
-        [
-            "Coverage of intervals of 90 %: share of genes whose measured mean change lies inside, of all genes and of "
-            f"the {N_TOP} genes that change most in the prediction. Error: squared error of mean changes relative to "
-            "the squared effect, both without sampling noise (1: as bad as no change). Found: mean number of genes whose "
-            "interval excludes zero, and of those that change with the predicted sign. Written by "
-            "`python -m benchmarks.studies.perturbation_trust`.",
-            "",
-            markdown_table(["case", "verdict", "predictions", "coverage", *head, "found", "rightly"], lines),
-            "",
-            "**Left-out types and pairs.** Half width and change: means over the same genes.",
-            "",
-            markdown_table(["left out", "seed", "verdict", "coverage", head[0], "half width", "change", "error"], each),
-            "",
-            f"Measured with {'; '.join(table['versions'].unique())}, on {'; '.join(table['machine'].unique())}.",
-            "",
-        ]
-    )
-
-
 def run(arguments: argparse.Namespace) -> None:
-    """Measure what is not stored, then write the summary."""
+    """Measure what is not stored."""
     path = arguments.results / "perturbation_trust.csv"
     done = stored_keys(path, KEYS)
     source = describe_source("torch", "scvi-tools", "scgen-diffusion")
@@ -220,7 +170,6 @@ def run(arguments: argparse.Namespace) -> None:
         if not any(case == PAIRS and number == seed for case, _, number in done):
             logger.info("pairs, seed %d", seed)
             store_rows(path, measure_pairs(seed).assign(**source), KEYS)
-    write_text(arguments.results / "perturbation_trust.md", summarise(read_table(path)))
 
 
 def main() -> None:

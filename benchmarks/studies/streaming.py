@@ -6,7 +6,7 @@
 Trains a small model on simulated counts. Fresh processes then generate with one Euler step. The network takes almost no
 time, so the measurement covers the streaming. ``predictions`` streams control cells from a file to their treated
 counterparts in another, with verdicts and mean changes. Peak memory is that of the whole process. Rows go to
-``results/streaming.csv``, and the table to ``results/streaming.md``; ``--report`` only writes the table.
+``results/streaming.csv``.
 """
 
 from __future__ import annotations
@@ -110,50 +110,28 @@ def measure_apart(folder: Path, n_cells: int, way: str) -> dict[str, object]:
         return pool.apply(measure, (folder, n_cells, way))
 
 
-def report(rows: pd.DataFrame) -> str:
-    """Write the table."""
-    lines = [
-        "# Streaming",
-        "",
-        "`OMP_NUM_THREADS=1 python -m benchmarks.studies.streaming`: peak memory of a fresh process (before: package "
-        f"and model loaded, one block generated), in parts of {SHARD_SIZE} cells. The network is tiny, so streaming "
-        "takes most of the time. `in memory` is `generate`, which writes no file. `predictions` is "
-        "`predict_perturbation_to` from an .h5ad to a .zarr.",
-        "",
-        "| cells | genes | way | peak before, MiB | peak, MiB | processor s | wall s | size, MiB |",
-        "|---:|---:|---|---:|---:|---:|---:|---:|",
-    ]
-    columns = ["cells", "genes", "way", "peak_before_mib", "peak_mib", "cpu_seconds", "wall_seconds", "size_mib"]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows.sort_values(["way", "cells"])[columns].to_numpy()]
-    how = rows[["machine", "versions", "date"]].drop_duplicates().to_numpy()
-    return "\n".join([*lines, "", *["; ".join(map(str, row)) for row in how], ""])
-
-
 def main() -> None:
-    """Measure, store the rows, and write the table."""
+    """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, nargs="+", default=CELLS)
     parser.add_argument("--genes", type=int, default=1_000)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--folder", type=Path, help="folder for the cells; default: a temporary folder")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--report", action="store_true", help="only write the table")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     path = arguments.results / "streaming.csv"
-    if not arguments.report:
-        with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-            folder = Path(name)
-            for name in {"predictions" if way == "predictions" else "model" for way in arguments.ways}:
-                train_small_model(folder / name, arguments.genes)
-            for n_cells in arguments.cells:
-                for way in arguments.ways:
-                    if way == "in memory" and n_cells > IN_MEMORY_UP_TO:
-                        continue
-                    row = measure_apart(folder, n_cells, way)
-                    logger.info("%s", row)
-                    store_rows(path, pd.DataFrame([row]), KEYS)
-    path.with_suffix(".md").write_text(report(pd.read_csv(path)))
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        for name in {"predictions" if way == "predictions" else "model" for way in arguments.ways}:
+            train_small_model(folder / name, arguments.genes)
+        for n_cells in arguments.cells:
+            for way in arguments.ways:
+                if way == "in memory" and n_cells > IN_MEMORY_UP_TO:
+                    continue
+                row = measure_apart(folder, n_cells, way)
+                logger.info("%s", row)
+                store_rows(path, pd.DataFrame([row]), KEYS)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 Two windows of the embryo time of `worm_embryo` are held out: one inside, and the last one, which asks for
 extrapolation. Every way learns from the remaining cells and draws one cell for each held-out one, at its time. Half of
 the drawn cells are compared with the real cells of the other half. The floor compares real cells of both halves. Adds
-to ``results/time_course.csv`` and writes ``results/time_course.md``.
+to ``results/time_course.csv``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from benchmarks.studies.held_out import (
     read_options,
     store_figures,
     study_parser,
-    table_of_means,
 )
-from benchmarks.tables import read_table, stored_keys, write_text
+from benchmarks.tables import stored_keys
 from scgen_diffusion.metrics import classifier_auc, energy_distance
 from scgen_diffusion.model import SCLDM
 
@@ -235,31 +234,6 @@ def _root_mean_square(values: NDArray) -> float:
 
 # --- study ------------------------------------------------------------------------------------------------------------
 
-COLUMNS = {
-    "energy_distance": "energy distance",
-    "auc": "AUC",
-    "marker_error": f"error of {N_MARKERS} markers",
-    "type_error": "error of type shares",
-}
-
-
-def summarise(table: pd.DataFrame) -> str:
-    """Write one table per window: means over seeds."""
-    parts = [
-        f"Cells of held-out times of `{DATASET}`, means over {table['seed'].nunique()} seeds. "
-        "Written by `python -m benchmarks.studies.time_course`.",
-        "",
-    ]
-    for name, (low, high) in WINDOWS.items():
-        until = f"to {high - 1} minutes" if np.isfinite(high) else "minutes and later"
-        parts += [
-            f"**{name}**, {low} {until}",
-            "",
-            table_of_means(table[table["window"] == name], (OURS, *WAYS), COLUMNS),
-            "",
-        ]
-    return "\n".join(parts)
-
 
 def main() -> None:
     """Run from the command line."""
@@ -280,7 +254,6 @@ def main() -> None:
                 judge = Judge(window, seed)
                 for way, counts in found.items():
                     store_figures(path, {"method": way, "window": name, "seed": seed}, judge.figures(counts), "POT")
-    write_text(path.with_suffix(".md"), summarise(read_table(path)))
 
 
 if __name__ == "__main__":

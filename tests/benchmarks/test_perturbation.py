@@ -33,7 +33,7 @@ def asked(monkeypatch):
         values[levels > 1, 0] = -2
         return ad.AnnData(values, uns={"costs": COSTS})
 
-    monkeypatch.setattr(perturbation, "ask", ask)
+    monkeypatch.setattr("benchmarks.rivals.exchange.ask", ask)
     return calls
 
 
@@ -48,7 +48,6 @@ def test_scgen_sees_no_left_out_cell_and_is_trained_once(case, asked, tmp_path):
     np.testing.assert_array_equal(splits.to_dense(train.X), splits.to_dense(case.train.layers["counts"]))
     assert set(train.obs) == {"cell_type", "condition"}
     assert list(requested.index) == list(case.control.obs_names) * 3
-    assert set(requested["condition"]) == {"control"}
 
 
 def test_control_cells_change_as_what_scgen_decodes_of_them_does(case, asked, tmp_path):

@@ -129,7 +129,7 @@ def test_what_is_not_one_cell_of_counts_per_request_is_an_error(command, spoil):
         command(spoilt)
 
 
-def test_a_rival_decodes_control_cells_as_they_are_and_for_each_request(monkeypatch, make_cells):
+def test_control_cells_change_as_what_a_rival_decodes_of_them_does_for_each_request(monkeypatch, make_cells):
     exchange = pytest.importorskip("benchmarks.rivals.exchange")
     train = make_cells(30, 4)
     control = train[:10].copy()
@@ -140,15 +140,18 @@ def test_a_rival_decodes_control_cells_as_they_are_and_for_each_request(monkeypa
         doses = requested["dose"].to_numpy(float)
         assert list(requested["shift"]) == 10 * ["none"] + 20 * ["drug"]
         assert list(requested.index) == 3 * list(control.obs_names)
-        values = np.repeat(np.nan_to_num(doses)[:, None], 4, axis=1)
+        values = np.repeat(np.nan_to_num(doses, nan=0.5)[:, None], 4, axis=1)
         return ad.AnnData(values, uns={worker.COSTS: {"train_minutes": 2.0}})
 
     monkeypatch.setattr(exchange, "ask", ask)
-    asked = [{"shift": "drug", "dose": dose} for dose in (1.0, 3.0)]
-    before, after, costs = exchange.ask_for_profiles("CPA", train, control, asked, 3, python="python")
-    assert costs["train_minutes"] == 2.0
-    assert (before == 0).all()
-    assert [np.unique(values).tolist() for values in after] == [[1.0], [3.0]]
+    asked, obs = [{"shift": "drug", "dose": dose} for dose in (1.0, 3.0)], 2 * [control.obs.assign(drug="yes")]
+    changed, profiles = exchange.ask_for_predictions("CPA", train, control, asked, obs, 3, python="python")
+    before = splits.log_normalise(control.X)
+    for cells, decoded, dose in zip(changed, profiles, (1.0, 3.0), strict=True):
+        np.testing.assert_allclose(splits.to_dense(cells.X), before + dose - 0.5, rtol=1e-6)
+        assert np.unique(splits.to_dense(decoded.X)).tolist() == [dose]
+        assert cells.uns[worker.COSTS]["train_minutes"] == 2.0
+        assert set(cells.obs["drug"]) == {"yes"}
 
 
 def test_profiles_become_cells_without_negative_values(make_cells):

@@ -1,31 +1,14 @@
-"""A run as on a cluster: processes of their own, one of them killed."""
+"""Runs as on a cluster: processes of their own, one of them killed, and two that share the work."""
 
 import signal
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 
 import anndata
 
-CONFIG = """\
-[train]
-cells = ["cells.h5ad"]
-out = "model"
-condition = ["cell_type"]
-max_epochs = {{ autoencoder = 30, prior = 1 }}
-batch_size = 32
-accelerator = "cpu"
-
-[train.architecture]
-{architecture}
-
-[generate]
-model = "model"
-out = "new.h5ad"
-n_cells = 160
-
-[generate.condition]
-cell_type = "NK"
-"""
-
+from scgen_diffusion.cli import main
+from scgen_diffusion.model import SCLDM
 
 COMMAND = """\
 import os
@@ -44,9 +27,10 @@ def wait_for(path, process, err):
 
 def test_the_same_command_resumes_a_killed_run(call, start_apart, make_cells, tiny, tmp_path, monkeypatch):
     make_cells(160).write_h5ad(tmp_path / "cells.h5ad")
-    architecture = "\n".join(f"{name} = {value}" for name, value in tiny.items())
-    (tmp_path / "run.toml").write_text(CONFIG.format(architecture=architecture))
-    train = ("train", "--config", "run.toml")
+    epochs = ["--max-epochs", "autoencoder=30", "--max-epochs", "prior=1"]
+    sizes = [part for name, value in tiny.items() for part in ("--set", f"{name}={value}")]
+    train = ["train", "cells.h5ad", "-o", "model", "-c", "cell_type", *epochs, "--batch-size", "32", *sizes]
+    train += ["--accelerator", "cpu"]
 
     process, _, err = start_apart(COMMAND, tmp_path, *train)
     wait_for(tmp_path / ".model.checkpoints" / "autoencoder.ckpt", process, err)
@@ -60,11 +44,11 @@ def test_the_same_command_resumes_a_killed_run(call, start_apart, make_cells, ti
     assert (process.exitcode, out.read_text()) == (0, "model\n"), err.read_text()
     assert "Resuming the autoencoder after epoch" in err.read_text()
     assert "Next: train again, as the training so far was far too short.\n" in err.read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "model", "run.toml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "model"]
 
     monkeypatch.chdir(tmp_path)
     assert call(*train)[0] == 2  # it is there
-    code, out, err = call("generate", "--config", "run.toml")
+    code, out, err = call("generate", "model", "new.h5ad", "-n", "160", "-c", "cell_type=NK")
     assert (code, out) == (0, "new.h5ad\n"), err
     assert set(anndata.read_h5ad("new.h5ad").obs["cell_type"]) == {"NK"}
     make_cells(160, seed=5).write_h5ad("held_out.h5ad")
@@ -73,3 +57,27 @@ def test_the_same_command_resumes_a_killed_run(call, start_apart, make_cells, ti
     monkeypatch.setattr("scgen_diffusion.report._write.draw", lambda *_, **__: ({}, []))  # has tests of its own
     code, out, err = call("report", "held_out.h5ad", "new.h5ad", "--table", "table.csv", "-o", "report.html")
     assert (code, out) == (0, "report.html\n"), err
+
+
+def test_two_processes_train_and_generate_together_and_the_first_one_tells(
+    run_together, make_cells, small, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    make_cells().write_h5ad("cells.h5ad")
+
+    def run(*arguments):
+        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+            return main(arguments), out.getvalue(), err.getvalue()
+
+    train = ["train", "cells.h5ad", "-o", "model", "-c", "cell_type", *small, "--devices", "2", "--strategy", "ddp"]
+    first, second = run_together(lambda rank: run(*train))
+    assert first[:2] == (0, "model\n"), first
+    assert "Prior (generates cells): 100%, epoch 1 of 1" in first[2]
+    assert second == (0, "", "")
+
+    share = ["generate", "model", "new.zarr", "-n", "130", "--shard-size", "64", "--n-ranks", "2", "--rank"]
+    first, second = run_together(lambda rank: run(*share, str(rank)))
+    assert (first[0], second[0], first[1] + second[1], second[2]) == (0, 0, "new.zarr\n", "")
+    found, expected = anndata.read_zarr("new.zarr"), SCLDM.load("model", adata=False).generate(130, seed=0)
+    assert (found.X != expected.X).nnz == 0
+    assert found.obs["cell_type"].tolist() == expected.obs["cell_type"].tolist()

@@ -43,40 +43,20 @@ def expected(model, cells):
 
 
 def test_the_file_holds_the_cells_of_predict_perturbation(call, folder, expected, tmp_path):
-    out, table = tmp_path / "new.h5ad", tmp_path / "changes.csv"
-    options = [*ASKED, "--seed", "3", "--changes", table]
-    code, printed, err = call("predict", folder / "model", folder / "cells.h5ad", out, *options)
-    assert (code, printed) == (0, f"{out}\n{table}\n"), err
+    out = tmp_path / "new.h5ad"
+    command = ["predict", folder / "model", folder / "cells.h5ad", out, *ASKED, "--seed"]
+    code, printed, err = call(*command, "3")
+    assert (code, printed) == (0, f"{out}\n"), err
     found = anndata.read_h5ad(out)
     assert (found.X != expected.X).nnz == 0
     assert found.obs.equals(expected.obs)
-    changes = expected.uns["scgen_diffusion"]["mean_change"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(pd.read_csv(table), changes, check_dtype=False, check_categorical=False, rtol=1e-6)
-    code, _, err = call("predict", folder / "model", folder / "cells.h5ad", out, *options, "--seed", "4")
-    assert (code, f"{out} already exists" in err) == (2, True)
-    code, _, err = call("predict", folder / "model", folder / "cells.h5ad", out, *ASKED, "--seed", "4")
-    assert (code, "give --overwrite" in err) == (2, True)
-
-
-def test_a_finished_command_succeeds_again_and_never_replaces_another_table(call, folder, tmp_path):
-    out, table = tmp_path / "new.h5ad", tmp_path / "changes.csv"
-    command = ["predict", folder / "model", folder / "cells.h5ad", out, *ASKED, "--changes", table]
-    table.write_text("of a user")
-    code, _, err = call(*command)
-    assert (code, f"{table} already exists" in err, out.exists()) == (2, True, False)  # before any work
-    table.unlink()
-    assert call(*command)[0] == 0
-    times = [path.stat().st_mtime_ns for path in (out, table)]
-    code, printed, err = call(*command)
-    assert (code, printed) == (0, f"{out}\n{table}\n"), err
-    assert [path.stat().st_mtime_ns for path in (out, table)] == times
-    content = table.read_bytes()
-    table.write_text("of a user")
-    code, _, err = call(*command)
-    assert (code, f"{table} already exists and holds something else" in err) == (2, True)
-    assert table.read_text() == "of a user"
-    assert call(*command, "--overwrite")[0] == 0
-    assert table.read_bytes() == content
+    found, wanted = (cells.uns["scgen_diffusion"]["mean_change"].reset_index(drop=True) for cells in (found, expected))
+    pd.testing.assert_frame_equal(found, wanted, check_dtype=False, check_categorical=False)
+    time = out.stat().st_mtime_ns
+    assert call(*command, "3")[0] == 0  # it is finished
+    assert out.stat().st_mtime_ns == time
+    code, _, err = call(*command, "4")
+    assert (code, f"{out} already exists" in err, "give --overwrite" in err) == (2, True, True)
 
 
 @pytest.mark.parametrize("files", [["cells.h5ad", "--backed"], ["first.h5ad", "second.h5ad"]])
@@ -206,19 +186,9 @@ def test_how_far_predictions_can_be_trusted_is_said(call, folder, model, tmp_pat
         (["-c", "dose=10", "-w", "cell_type=NKT"], "no cell has 'NKT' in 'cell_type'. Known, closest first: 'NK'"),
         (["-c", "dose=10", "-w", "dose=2"], "no cell has 2 in 'dose'. Known, closest first: 10, 1, 100"),
         ([], "Nothing is predicted without a new condition: give --condition KEY=VALUE or --condition-table"),
-        (
-            ["-c", "dose=10", "--changes", "table.csv", "--expected"],
-            "no mean changes (--changes): --expected draws no cells.",
-        ),
-        (["-c", "dose=10", "--changes", "table.csv", "--strength", "0.5"], "(--changes): --strength is not 1."),
-        (
-            ["-c", "dose=10", "--changes", "table.csv", "--method", "inversion"],
-            "(--changes): --method inversion does not use",
-        ),
         (["-c", "dose=2"], "unknown value '2' for 'dose'"),
         (["-c", "dose=10", "--strength", "2"], "`strength` must be a number above 0 and at most 1"),
         (["-c", "dose=10", "-c", "dose=100"], "has 'dose' more than once"),
-        (["-c", "dose=10", "--changes", "table.txt"], "the name must end in .csv"),
     ],
 )
 def test_wrong_options_of_predict_are_named(call, folder, tmp_path, monkeypatch, options, message):
@@ -229,19 +199,14 @@ def test_wrong_options_of_predict_are_named(call, folder, tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_column_with_an_equals_sign_can_be_named_in_a_configuration_only(call, folder, cells, asked, tmp_path):
+def test_a_column_with_an_equals_sign_is_to_be_renamed(call, folder, cells, tmp_path):
     odd = cells.copy()
     odd.obs["a=b"] = "x"
     odd.write_h5ad(tmp_path / "odd.h5ad")
     command = ["predict", folder / "model", tmp_path / "odd.h5ad", tmp_path / "new.zarr", "-c", "dose=10"]
     for backed in ([], ["--backed"]):
         code, _, err = call(*command, "-w", "a=b=x", *backed)
-        assert (code, "key ends at the first '='; give a key that has one in a file (--config)." in err) == (2, True)
-    config = tmp_path / "run.toml"
-    config.write_text('[predict.where]\n"a=b" = "x"\n')
-    code, _, err = call(*command, "--config", config)
-    assert code == 0, err
-    assert len(asked["indices"]) == len(cells)
+        assert (code, "key ends at the first '='; rename a column that has one." in err) == (2, True)
 
 
 def test_cells_are_chosen_by_classes_that_are_numbers(call, folder, tmp_path):
@@ -262,22 +227,11 @@ def test_values_that_no_cell_has_together_are_named(call, folder, tmp_path):
     assert (code, "no cell has all of" in err) == (2, True)
 
 
-def test_what_needs_the_transport_is_refused_without_it_before_any_work(call, saved_model, folder, tmp_path):
-    for options, message in (
-        (["--changes", tmp_path / "changes.csv"], "There are no mean changes"),
-        (["--method", "transport"], "--method transport: the model has none"),
-    ):
-        command = ["predict", saved_model, folder / "cells.h5ad", tmp_path / "new.zarr", "-c", "dose=10", *options]
-        code, out, err = call(*command)
-        assert (code, out, "Reading" in err) == (2, "", False)
-        assert message in err
-
-
-def test_a_request_that_the_transport_does_not_fit_has_no_changes_to_write(call, folder, tmp_path):
-    options = ["-c", "cell_type=NK", "--changes", tmp_path / "changes.csv", "--n-steps", "2"]
-    code, out, err = call("predict", folder / "model", folder / "cells.h5ad", tmp_path / "new.zarr", *options)
-    assert (code, out) == (2, f"{tmp_path / 'new.zarr'}\n")
-    assert "There are no mean changes" in err
+def test_the_transport_is_refused_without_one_before_any_work(call, saved_model, folder, tmp_path):
+    command = ["predict", saved_model, folder / "cells.h5ad", tmp_path / "new.zarr", "-c", "dose=10"]
+    code, out, err = call(*command, "--method", "transport")
+    assert (code, out, "Reading" in err) == (2, "", False)
+    assert "--method transport: the model has none" in err
 
 
 def test_a_file_of_conditions_in_another_order_of_cells_is_refused(call, folder, cells, tmp_path):
@@ -297,10 +251,3 @@ def test_a_file_of_conditions_in_another_order_of_cells_is_refused(call, folder,
 def test_cells_are_chosen_by_numbers_of_single_precision(dtype):
     obs = pd.DataFrame({"dose": pd.Series([0.1, 1, 10, 0.1], dtype="float32").astype(dtype)})
     np.testing.assert_array_equal(_rows(obs, {"dose": ["0.1", "1"]}), [0, 1, 3])
-
-
-def test_flags_that_a_file_sets_to_false_are_as_if_not_given(call, folder, tmp_path):
-    (tmp_path / "run.toml").write_text("[predict]\nexpected = false")
-    command = ["predict", folder / "model", folder / "cells.h5ad", tmp_path / "new.zarr"]
-    code, _, err = call(*command, "--config", tmp_path / "run.toml")
-    assert (code, "Nothing is predicted without a new condition" in err) == (2, True)

@@ -158,8 +158,8 @@ def test_our_log_and_our_warnings_are_shown_and_those_of_others_are_not(call_fun
         ("Give the text 'it\\'s'.", "Give the text 'it\\'s'."),
         (
             "'a' is not a column. Known, closest first: 'b', 'a=1'.",
-            "'a' is not a column. Known, closest first: 'b', 'a=1'. In KEY=VALUE, the key ends at the first '='; give "
-            "a key that has one in a file (--config).",
+            "'a' is not a column. Known, closest first: 'b', 'a=1'. In KEY=VALUE, the key ends at the first '='; "
+            "rename a column that has one.",
         ),
         (
             "the unknown value 'NK' for 'type'. Known, closest first: 'NK=1'.",
@@ -210,9 +210,10 @@ def test_a_library_that_exits_by_itself_may():
         raise SystemExit(5)
 
 
-def test_only_the_first_process_of_a_distributed_run_prints(capsys, monkeypatch):
+@pytest.mark.parametrize("variable", ["RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_only_the_first_process_of_a_distributed_run_prints(capsys, monkeypatch, variable):
     for rank in ("0", "1"):
-        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv(variable, rank)
         Terminal().say(f"rank {rank}")
     assert capsys.readouterr().err == "rank 0\n"
 

@@ -43,36 +43,30 @@ def told(monkeypatch):
     return record
 
 
-def test_a_model_is_trained_and_saved_with_the_command_that_made_it(call, cells_file, small, tmp_path):
+def test_a_model_is_trained_and_saved(call, cells_file, small, tmp_path):
     out = tmp_path / "model"
     code, printed, err = call("train", cells_file, "-c", "cell_type", "--layer", "raw", "-o", out, *small)
     assert (code, printed) == (0, f"{out}\n"), err
     assert "SCLDM of 96 cells" in err
     assert "cell_type (5 classes)" in err
     assert "Prior (generates cells): 100%, epoch 1 of 1, validation loss" in err
-    assert sorted(path.name for path in out.iterdir()) == ["model.pt", "train.toml"]
+    assert [path.name for path in out.iterdir()] == ["model.pt"]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     model = sgd.model.load(out)
     assert model.conditions.keys == ["cell_type"]
     assert model.architecture.prior_width == 8
-    again = call("train", "--config", out / "train.toml", "-o", tmp_path / "again", "--print-config")
-    assert again[1].replace("again", "model") == (out / "train.toml").read_text()
 
 
-def test_cells_without_a_label_are_left_out_when_asked(call, make_cells, small, tmp_path):
+def test_cells_without_a_label_train_too_when_asked(call, make_cells, small, tmp_path):
     cells = make_cells()
     cells.obs["cell_type"] = cells.obs["cell_type"].where(np.arange(cells.n_obs) > 1)
     cells.write_h5ad(tmp_path / "cells.h5ad")
     command = ["train", tmp_path / "cells.h5ad", "-o", tmp_path / "model", "--condition", "cell_type", *small]
     code, _, err = call(*command)
-    assert (code, "has no label for 2 of" in err, "--drop-unlabelled" in err) == (2, True, True), err
-    code, _, err = call(*command, "--drop-unlabelled")
-    assert (code, f"Left out 2 of {cells.n_obs} cells" in err) == (0, True), err
-    code, _, err = call(*command, "--unlabeled-category", "Unknown", "--overwrite")
+    assert (code, "has no label for 2 of" in err, "--unlabeled-category='Unknown'" in err) == (2, True, True), err
+    code, _, err = call(*command, "--unlabeled-category", "Unknown")
     n_classes = len(cells.obs["cell_type"].cat.categories)
     assert (code, f"cell_type ({n_classes} classes; 2 cells without a label)" in err) == (0, True), err
-    code, _, err = call(*command, "--drop-unlabelled", "--backed", "--overwrite")
-    assert (code, "--drop-unlabelled needs cells in memory" in err) == (2, True), err
 
 
 def test_what_is_not_given_is_left_to_python(call, cells_file, told, tmp_path, monkeypatch):
@@ -374,17 +368,16 @@ def contents(folder):
 def test_no_folder_but_a_model_is_replaced(call, make_cells, saved_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(SCLDM, "setup_anndata", None)  # refused before any work
-    for folder in ("pj/data", "notes", "names"):
+    for folder in ("pj/data", "notes", "cells"):
         (tmp_path / folder).mkdir(parents=True)
     files = Path("pj/data/cells.h5ad"), Path("pj/data/cells.zarr")
     make_cells().write_h5ad(files[0])
     make_cells().write_zarr(files[1])
     (tmp_path / "link").symlink_to("pj")
     (tmp_path / "notes" / "notes.txt").write_text("mine")
-    (tmp_path / "names" / "model.pt").write_text("of another program")
+    (tmp_path / "cells" / "adata.h5ad").write_text("mine")
     shutil.copytree(saved_model, "beside")
-    for name in ("train.toml", "figure.png"):
-        (tmp_path / "beside" / name).write_text("mine")
+    (tmp_path / "beside" / "figure.png").write_text("mine")
     before = contents(tmp_path)
     for out, message in {
         "pj": "is or contains pj/data/cells.h5ad",
@@ -392,7 +385,7 @@ def test_no_folder_but_a_model_is_replaced(call, make_cells, saved_model, tmp_pa
         "link": "is or contains pj/data/cells.h5ad",
         "pj/data/cells.h5ad": "is a file",
         "notes": "contains other files than a model",
-        "names": "contains other files than a model",
+        "cells": "contains other files than a model",
         "beside": "contains other files than a model",
         ".": "is or contains the current folder",
         "..": "is or contains the current folder",
@@ -429,13 +422,12 @@ def test_checkpoints_do_not_lie_where_the_model_will(call, cells_file, tmp_path)
 def test_an_existing_model_is_replaced_whole_and_only_at_the_end(call, cells_file, small, saved_model, tmp_path):
     out = tmp_path / "model"
     shutil.copytree(saved_model, out)
-    (out / "train.toml").write_text("[train]")
     before = contents(out)
     assert call("train", cells_file, "-o", out, "--overwrite", "--set", "width=0")[0] == 2
     assert contents(out) == before
     code, _, err = call("train", cells_file, "-o", out, "--overwrite", "--save-cells", *small)
     assert code == 0, err
-    assert sorted(path.name for path in out.iterdir()) == ["adata.h5ad", "model.pt", "train.toml"]
+    assert sorted(path.name for path in out.iterdir()) == ["adata.h5ad", "model.pt"]
     assert anndata.read_h5ad(out / "adata.h5ad").n_obs == 96
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 

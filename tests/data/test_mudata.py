@@ -38,8 +38,8 @@ def mdata():
     return mudata.MuData({"rna": rna, "prot": prot})
 
 
-LIKELIHOODS = {"rna": "negative_binomial", "prot": "poisson"}
-MODALITIES = {"rna": Modality(["CD4", "ACTB"], "negative_binomial"), "prot": Modality(["CD4"], "poisson")}
+LIKELIHOODS = {"rna": "negative_binomial", "prot": "negative_binomial"}
+MODALITIES = {"rna": Modality(["CD4", "ACTB"], "negative_binomial"), "prot": Modality(["CD4"], "negative_binomial")}
 
 
 def test_modalities_are_concatenated_in_the_order_of_the_cells(mdata):
@@ -103,8 +103,8 @@ def test_names_may_be_left_out_listed_or_given_likelihoods(mdata):
     negative_binomial = "negative_binomial"
     assert resolve_modalities(mdata, None, None)[0] == {"rna": negative_binomial, "prot": negative_binomial}
     assert resolve_modalities(mdata, ["prot"], None)[0] == {"prot": negative_binomial}
-    given = {"prot": "poisson", "rna": None}
-    assert resolve_modalities(mdata, given, None)[0] == {"prot": "poisson", "rna": negative_binomial}
+    given = {"prot": "bernoulli", "rna": None}
+    assert resolve_modalities(mdata, given, None)[0] == {"prot": "bernoulli", "rna": negative_binomial}
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,6 @@ def record():
     for ours, theirs in {"upper": "fixed_large", "lower": "fixed_small"}.items():
         scheduler = diffusers.DDPMScheduler(variance_type=theirs, **NOISE_OPTIONS)
         vectors[f"ddpm_{ours}"] = run_with_noise(scheduler, x)
-    clipping = diffusers.DDPMScheduler(variance_type="fixed_large", timestep_spacing="trailing", clip_sample_range=1.5)
-    vectors["ddpm_clipped"] = run_with_noise(clipping, x)
     for eta in (0.0, 0.5, 1.0):
         scheduler = diffusers.DDIMScheduler(beta_start=1e-4, beta_end=0.02, **NOISE_OPTIONS)
         vectors[f"ddim_{eta}"] = run_with_noise(scheduler, x, eta=eta)

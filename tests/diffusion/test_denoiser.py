@@ -13,9 +13,9 @@ def draw(shape=(5, 3), seed=0):
     return data, noise, 0.05 + 0.9 * torch.rand(shape[0], generator=generator, dtype=torch.float64)
 
 
-def build_oracle(path, target, data, noise, t, bounds=None):
+def build_oracle(path, target, data, noise, t):
     """Return a denoiser that knows what the sample is made of."""
-    return Denoiser(lambda x_t, times: target.of(path, data, noise, t), path, target, bounds)
+    return Denoiser(lambda x_t, times: target.of(path, data, noise, t), path, target)
 
 
 @every_path
@@ -63,41 +63,11 @@ def test_one_time_means_the_same_time_for_every_sample(path, target):
 
 
 @every_path
-@every_target
-def test_bounds_clip_the_data_and_leave_the_rest_to_the_noise(path, target):
-    data, noise, t = draw()
-    low, high = torch.tensor([-0.5, -1.0, 0.0]).double(), torch.tensor([0.5, 0.0, 0.1]).double()
-    x_t = path.interpolate(data, noise, t)
-    estimate = build_oracle(path, target, data, noise, t, (low, high)).estimate(x_t, t)
-    torch.testing.assert_close(estimate.data, data.clamp(low, high), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(path.interpolate(*estimate, t), x_t, rtol=1e-9, atol=1e-9)
-
-
-@every_path
-def test_bounds_hold_for_a_predicted_velocity_too(path):
-    data, noise, t = draw()
-    bound, x_t = torch.tensor(0.1).double(), path.interpolate(data, noise, t)
-    denoiser = build_oracle(path, TARGETS["velocity"], data, noise, t, (-bound, bound))
-    velocity = TARGETS["velocity"].of(path, *denoiser.estimate(x_t, t), t)
-    torch.testing.assert_close(denoiser(x_t, t), velocity, rtol=1e-12, atol=0)
-    assert not torch.allclose(denoiser(x_t, t), TARGETS["velocity"].of(path, data, noise, t))
-
-
-@every_path
-def test_at_clean_data_bounds_leave_the_noise_as_it_was_estimated(path):
-    data, noise, _ = draw()
-    one, bound = torch.tensor(1.0).double(), torch.tensor(0.1).double()
-    estimate = build_oracle(path, TARGETS["v"], data, noise, one, (-bound, bound)).estimate(data, one)
-    torch.testing.assert_close(tuple(estimate), (data.clamp(-0.1, 0.1), noise))
-
-
-@every_path
 def test_precision_is_that_of_the_sample(path):
     t = torch.tensor(0.3, dtype=torch.float64)
-    bound = torch.tensor(1.0)
     for dtype in (torch.float32, torch.bfloat16):
         x_t = torch.ones(2, 3, dtype=dtype)
-        denoiser = Denoiser(lambda x, times: x, path, TARGETS["v"], (-bound.to(dtype), bound.to(dtype)))
+        denoiser = Denoiser(lambda x, times: x, path, TARGETS["v"])
         assert denoiser(x_t, t).dtype == dtype
         assert denoiser.estimate(x_t, t).noise.dtype == dtype
 

@@ -31,8 +31,8 @@ def predict(x_t, k):
     return x_t * (1 - (-10 * u**2).exp()).sqrt() + 0.2 * (1 - u) * (3 * u).cos() * x_t.sin()
 
 
-def sample(sampler, target="noise", bounds=None):
-    denoiser = Denoiser(predict, PATHS["vp_linear"], TARGETS[target], bounds)
+def sample(sampler, target="noise"):
+    denoiser = Denoiser(predict, PATHS["vp_linear"], TARGETS[target])
     x = VECTORS["x"]
     return sampler(denoiser, x, n_steps=N_STEPS, generators=Generators(SEED, range(len(x))))
 
@@ -50,12 +50,6 @@ def test_schedules_are_those_of_diffusers(schedule):
 )
 def test_ancestral_sampling_with_either_variance_is_that_of_diffusers(variance, sampler):
     torch.testing.assert_close(sample(sampler), VECTORS[f"ddpm_{variance}"], rtol=0, atol=5e-6)
-
-
-def test_ddpm_with_bounds_is_that_of_diffusers_with_clipping():
-    bound = torch.tensor(1.5, dtype=torch.float64)
-    ends = sample(DDPMSampler(), bounds=(-bound, bound))
-    torch.testing.assert_close(ends, VECTORS["ddpm_clipped"], rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])

@@ -7,7 +7,6 @@ left to chance.
 """
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,20 +25,18 @@ from scgen_diffusion.diffusion import (
     Generators,
     LinearInterpolant,
     Masking,
-    StepGrid,
     UnmaskingSampler,
     VariancePreserving,
     check_sampler,
-    published_timesteps,
     samplers_for,
 )
 from scgen_diffusion.diffusion._diffusion_samplers import _integral
+from scgen_diffusion.diffusion._diffusion_walk import levels_at
 
 MEAN = torch.tensor([1.0, -2.0], dtype=torch.float64)
 COVARIANCE = torch.tensor([[2.0, 0.9], [0.9, 0.6]], dtype=torch.float64)
 EYE = torch.eye(2, dtype=torch.float64)
 PATH = PATHS["vp_linear"]
-SOLVERS = {"ddim": DDIMSampler, "dpm_solver": DPMSolverSampler}
 EVERY_SAMPLER = {
     **DIFFUSION_SAMPLERS,
     "ddim_half": DDIMSampler(eta=0.5),
@@ -69,7 +66,7 @@ def build_denoiser(path=PATH, target="v", counts=None):
     def network(x_t, k):
         if counts is not None:
             counts.append(float(k))
-        t = path.timestep_to_time(k)
+        t = path.time(k)
         return TARGETS[target].of(path, *best_estimate(path, x_t.double(), t), t).to(x_t.dtype)
 
     return Denoiser(network, path, TARGETS[target])
@@ -132,11 +129,17 @@ def test_samples_have_the_mean_and_covariance_of_gaussian_data(name, path):
     torch.testing.assert_close(covariance, COVARIANCE, rtol=0, atol=atol)
 
 
-def solver_error(solver, path, n_steps, spacing):
-    """Return the largest distance to the exact solution, but for the last step, which returns the estimated data."""
-    x, times = start(), (0.0, 1 - 1 / path.n_timesteps)
-    exact = best_estimate(path, exact_end(path, x, times), torch.tensor(times[1], dtype=torch.float64)).data
-    ends = solver(spacing=spacing)(build_denoiser(path), x, n_steps=n_steps)
+def solver_error(solver, path, n_steps):
+    """Return the largest distance to the exact solution after equal steps of the log SNR, and one to the data.
+
+    The last step returns the estimated data, which are compared with those of the exact solution at timestep 0.
+    """
+    x, t = start(), torch.linspace(0, 1 - 1 / path.n_timesteps, 100_001, dtype=torch.float64)
+    log_snr = (path.alpha(t) / path.sigma(t)).log()
+    times = torch.from_numpy(np.interp(np.linspace(log_snr[0], log_snr[-1], n_steps + 1), log_snr, t))
+    exact = best_estimate(path, exact_end(path, x, (0.0, t[-1])), t[-1]).data
+    levels = levels_at(path, torch.cat([times, torch.ones(1)]), x)
+    *_, ends = solver._states(build_denoiser(path), x, levels, None)
     return (ends - exact).abs().max().item()
 
 
@@ -146,20 +149,11 @@ ORDERS = {"ddim": 1, "dpm_solver": 2}
 @pytest.mark.parametrize("path", ["vp_linear", "vp_cosine"])
 @pytest.mark.parametrize(("name", "order"), ORDERS.items())
 def test_error_falls_with_the_order_of_the_solver(name, order, path):
-    # 40, 80 and 160 equal steps of the log SNR, and one to t = 1.
-    errors = [solver_error(SOLVERS[name], PATHS[path], n + 1, "log_snr") for n in (40, 80, 160)]
+    errors = [solver_error(DIFFUSION_SAMPLERS[name], PATHS[path], n) for n in (40, 80, 160)]
     slopes = [math.log2(coarse / fine) for coarse, fine in zip(errors[:-1], errors[1:], strict=True)]
     assert slopes == pytest.approx(
         [order] * 2, abs=0.1
     )  # measured: 0.97 to 0.99, 1.94 to 2.00, 2.02 to 2.07; 2.00 and 2.01 at 640 steps
-
-
-@pytest.mark.parametrize(("name", "atol"), {"ddim": 2e-2, "dpm_solver": 5e-4}.items())
-def test_explicit_timesteps_end_at_the_exact_solution_of_the_last(name, atol):
-    timesteps = tuple(range(999, 99, -5))
-    x, times = start(), (0.0, 1 - (timesteps[-1] + 1) / 1000)
-    ends = SOLVERS[name](timesteps=timesteps)(build_denoiser(), x)
-    torch.testing.assert_close(ends, exact_end(PATH, x, times), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -255,44 +249,6 @@ def test_the_default_is_at_most_the_timesteps_of_the_path():
     assert counts == list(range(29, -1, -1))
 
 
-def test_explicit_timesteps_are_evaluated_but_for_the_last():
-    counts = []
-    sampler = DDIMSampler(eta=1.0, timesteps=published_timesteps(stride=10))
-    sampler(build_denoiser(counts=counts), start(), generators=Generators(0, range(5)))
-    assert counts == [*range(990, 0, -10), 1]
-
-
-def test_ddpm_on_the_published_timesteps_is_the_published_recursion():
-    path = VariancePreserving("linear", n_timesteps=50)
-    denoiser = build_denoiser(path, "noise")
-    ends = DDPMSampler(timesteps=published_timesteps(n_timesteps=50))(
-        denoiser, start(), generators=Generators(0, range(5))
-    )
-    x, generators = start(), Generators(0, range(5))
-    betas, alpha_bar = path.betas(), path.alpha_bar()
-    for k in range(49, 0, -1):
-        noise = denoiser.predict(x, path.timestep_to_time(torch.tensor(float(k), dtype=torch.float64)))
-        x = (x - betas[k] / (1 - alpha_bar[k]).sqrt() * noise) / (1 - betas[k]).sqrt()
-        x = x + betas[k].sqrt() * generators.normal(2).double() if k > 1 else x
-    torch.testing.assert_close(ends, x, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_ddim_on_the_published_timesteps_is_the_published_recursion(eta):
-    denoiser, timesteps, alpha_bar = build_denoiser(target="noise"), published_timesteps(stride=100), PATH.alpha_bar()
-    sampler = DDIMSampler(eta=eta, timesteps=timesteps)
-    ends = sampler(denoiser, start(), generators=Generators(0, range(5)))
-    x, generators = start(), Generators(0, range(5))
-    for k, following in pairwise(timesteps):
-        noise = denoiser.field(x, torch.tensor(float(k), dtype=torch.float64))
-        now, clean = alpha_bar[k], alpha_bar[following]
-        std = eta * ((1 - clean) / (1 - now) * (1 - now / clean)).sqrt()
-        data = (x - (1 - now).sqrt() * noise) / now.sqrt()
-        x = clean.sqrt() * data + (1 - clean - std**2).sqrt() * noise
-        x = x + std * generators.normal(2).double() if k > 1 else x
-    torch.testing.assert_close(ends, x, rtol=1e-9, atol=1e-9)
-
-
 def test_ddim_of_eta_zero_needs_no_generators_and_ignores_them():
     x = start()
     assert torch.equal(
@@ -307,15 +263,6 @@ def test_dpm_solver_of_two_steps_is_ddim():
         sampler(build_denoiser(), start(), n_steps=2) for sampler in (DPMSolverSampler(), DDIMSampler())
     )
     torch.testing.assert_close(solved, implicit, rtol=1e-12, atol=1e-12)
-
-
-def test_bounds_hold_for_the_samples():
-    low, high = torch.tensor([0.0, -3.0]).double(), torch.tensor([2.0, 0.0]).double()
-    denoiser = build_denoiser()
-    bounded = Denoiser(denoiser.field, PATH, denoiser.target, (low, high))
-    for sampler in EVERY_SAMPLER.values():
-        ends = sampler(bounded, start(20), n_steps=15, generators=Generators(0, range(20)))
-        assert ((ends >= low) & (ends <= high)).all()
 
 
 def test_flow_samplers_take_a_denoiser_as_it_is():
@@ -342,12 +289,10 @@ def test_objects_of_its_own_samplers_only(path):
 @pytest.mark.parametrize(
     ("sampler", "path", "n_steps", "words"),
     [
-        (FLOW_SAMPLERS["dopri5"], LinearInterpolant(), 5, "'dopri5' chooses its own steps"),
+        (FLOW_SAMPLERS["euler"], LinearInterpolant(), 0, "`n_steps` must be at least 1, but found 0"),
         (DPMSolverSampler(), PATH, 1001, "`n_steps` must be between 1 and the path's 1000"),
-        (DDIMSampler(timesteps=(900, 0)), PATH, 1, "explicit `timesteps`; leave `n_steps` out"),
-        (DDIMSampler(timesteps=(1000, 0)), PATH, None, "`timesteps` must lie below"),
     ],
-    ids=["dopri5", "too many steps", "steps and timesteps", "other timesteps"],
+    ids=["no steps", "too many steps"],
 )
 def test_steps_are_checked_without_sampling(sampler, path, n_steps, words):
     with pytest.raises(ValueError, match=words):
@@ -372,12 +317,9 @@ def test_n_steps_out_of_range_are_refused(name, n_steps):
         DIFFUSION_SAMPLERS[name](build_denoiser(), start(), n_steps=n_steps, generators=Generators(0, range(5)))
 
 
-@pytest.mark.parametrize("sampler_class", [DDPMSampler, DDIMSampler, DPMSolverSampler])
-def test_what_no_sampler_can_do_is_refused_at_construction(sampler_class):
-    with pytest.raises(ValueError, match=r"`spacing` must be one of .*found 'even'"):
-        sampler_class(spacing="even")
-    with pytest.raises(ValueError, match=r"`timesteps` must be at least two"):
-        sampler_class(timesteps=(0, 1))
+def test_an_unknown_spacing_is_refused():
+    with pytest.raises(ValueError, match=r"`spacing` must be one of \('time', 'slowing'\), but found 'even'"):
+        DPMSolverSampler(spacing="even")
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
@@ -420,7 +362,7 @@ def test_data_on_a_parabola_of_the_log_snr_are_half_corrected_by_a_third_predict
 
 
 def test_slowing_steps_grow_shorter():
-    times = StepGrid("slowing").times(PATHS["vp_linear"], 12)
+    times = DPMSolverSampler(spacing="slowing").walk(build_denoiser(), start(), n_steps=12).times
 
     assert times[0] == 0
     assert times[-1] == 1

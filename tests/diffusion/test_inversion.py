@@ -14,7 +14,6 @@ from scgen_diffusion.diffusion import (
     Generators,
     LinearInterpolant,
     NoiseInversion,
-    StepGrid,
 )
 
 PATH = LinearInterpolant()
@@ -200,24 +199,6 @@ def test_the_noise_of_a_datum_is_its_own():
     few = NoiseInversion()(own, new, x[7:9], generators=Generators(0, [7, 8]))
 
     assert torch.equal(whole[7:9], few)
-
-
-@pytest.mark.parametrize(
-    ("grid", "strength", "n_steps", "k"),
-    [
-        (StepGrid(timesteps=(900, 500, 100, 0)), 1.0, None, [900, 500, 100, 0]),
-        (StepGrid(timesteps=(900, 500, 100, 0)), 0.4, None, [399, 100, 0]),
-        (StepGrid("slowing"), 1.0, 2, [999, 419.448]),  # 1000 * 0.5 ** 1.25 - 1
-    ],
-)
-def test_the_steps_are_those_of_a_grid_and_end_at_the_data(grid, strength, n_steps, k):
-    path, x, seen = PATHS["vp_linear"], normal_data(), []
-    own = Denoiser(lambda x, k: seen.append(float(k.ravel()[0])) or 0 * x, path, TARGETS["noise"])
-
-    found = NoiseInversion(0.0, grid=grid)(own, own, x, strength=strength, n_steps=n_steps, generators=generators())
-
-    assert torch.equal(found, x)
-    assert seen[::2] == pytest.approx(k, abs=0.01)
 
 
 def test_generators_are_needed():

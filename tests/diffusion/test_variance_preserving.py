@@ -26,7 +26,7 @@ def test_linear_schedule_is_the_published_one(model):
 @pytest.mark.parametrize("model", ["scrdit", "wbdit"])
 def test_noising_is_the_published_one(model):
     recorded, path = load_file(PARITY / f"{model}_vectors.safetensors"), VariancePreserving()
-    noised = path.interpolate(recorded["x"], recorded["noise"], path.timestep_to_time(recorded["t"]))
+    noised = path.interpolate(recorded["x"], recorded["noise"], path.time(recorded["t"]))
     torch.testing.assert_close(noised, recorded["noised"], rtol=1e-5, atol=1e-6)  # single precision
 
 
@@ -55,7 +55,7 @@ def test_variance_is_preserved(path, t):
 @given(path=PATHS_OF_ANY_SIZE)
 @settings(max_examples=25, deadline=None)
 def test_timesteps_carry_their_alpha_bar(path):
-    t = path.timestep_to_time(torch.arange(path.n_timesteps, dtype=torch.float64))
+    t = path.time(torch.arange(path.n_timesteps, dtype=torch.float64))
     torch.testing.assert_close(path.alpha(t) ** 2, path.alpha_bar(), rtol=1e-9, atol=0)
 
 
@@ -72,7 +72,7 @@ def test_clean_data_sit_at_time_one_and_the_last_timestep_at_time_zero(schedule)
 def test_log_alpha_bar_is_linear_between_timesteps(schedule):
     path = VariancePreserving(schedule)
     log_alpha_bar = path.alpha_bar().log()
-    t = path.timestep_to_time(torch.arange(999, dtype=torch.float64) + 0.25)
+    t = path.time(torch.arange(999, dtype=torch.float64) + 0.25)
     expected = 0.75 * log_alpha_bar[:-1] + 0.25 * log_alpha_bar[1:]
     torch.testing.assert_close(2 * path.alpha(t).log(), expected, rtol=1e-9, atol=1e-12)
 
@@ -81,7 +81,7 @@ def test_log_alpha_bar_is_linear_between_timesteps(schedule):
 @pytest.mark.parametrize("n_timesteps", [7, 50, 1000, 4000])
 def test_the_network_sees_whole_timesteps_exactly(n_timesteps, dtype):
     path, k = VariancePreserving(n_timesteps=n_timesteps), torch.arange(n_timesteps)
-    assert torch.equal(path.network_time(path.timestep_to_time(k.to(dtype))), k.to(dtype))
+    assert torch.equal(path.network_time(path.time(k.to(dtype))), k.to(dtype))
 
 
 def test_the_network_sees_times_between_timesteps_as_they_are():
@@ -97,33 +97,18 @@ def test_training_times_are_the_timesteps_in_equal_shares():
     assert ((shares - 0.1).abs() < 4 * (0.1 * 0.9 / n) ** 0.5).all()
 
 
-@given(path=PATHS_OF_ANY_SIZE, t=TIMES)
-@settings(max_examples=50, deadline=None)
-def test_the_log_snr_finds_its_time_again(path, t):
-    torch.testing.assert_close(path.log_snr_to_time(path.log_snr(t)), t, rtol=0, atol=1e-7)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_log_snr_is_that_of_alpha_and_sigma_and_increases(schedule):
-    path, t = VariancePreserving(schedule), torch.linspace(0, 1, 2001, dtype=torch.float64)
-    log_snr = path.log_snr(t)
-    torch.testing.assert_close(log_snr[:-1], (path.alpha(t) / path.sigma(t)).log()[:-1], rtol=1e-9, atol=1e-9)
-    assert (log_snr.diff() > 0).all()
-    assert log_snr[-1] == math.inf
-
-
 def test_precision_and_shape_are_those_of_the_times():
     path = VariancePreserving()
     for dtype in (torch.float32, torch.float64):
         for shape in [(), (4,), (2, 3)]:
             t = torch.full(shape, 0.3, dtype=dtype)
-            for of in (path.alpha, path.sigma, path.alpha_rate, path.sigma_rate, path.network_time, path.log_snr):
+            for of in (path.alpha, path.sigma, path.alpha_rate, path.sigma_rate, path.network_time):
                 assert of(t).shape == shape
                 assert of(t).dtype == dtype
 
 
 def test_single_precision_keeps_small_noise():
-    t = VariancePreserving().timestep_to_time(torch.tensor([0, 1]))
+    t = VariancePreserving().time(torch.tensor([0, 1]))
     assert t.dtype == torch.float32
     torch.testing.assert_close(VariancePreserving().sigma(t)[0].item(), 0.01, rtol=1e-6, atol=0)
 

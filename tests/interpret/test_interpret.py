@@ -209,15 +209,13 @@ def test_measures_do_not_depend_on_the_batch_size_or_on_other_cells(opened):
     np.testing.assert_allclose(tables[0]["value"], tables[1]["value"], **CLOSE)
     loadings = [interpret.head_loadings(opened, seed=0, batch_size=size) for size in (None, 7)]
     np.testing.assert_allclose(loadings[0], loadings[1], **CLOSE)
-    maps = [interpret.patch_attention(opened, seed=0, batch_size=size) for size in (None, 7)]
-    np.testing.assert_allclose(maps[0], maps[1], **CLOSE)
     batches = noised_cells(opened, opened.adata, np.arange(20), conditional=True, seed=0, batch_size=7)
     assert [len(batch.rows) for batch in batches] == [7, 7, 6]
 
 
 @pytest.mark.parametrize(
     "method",
-    ["layer_statistics", "head_coding_rates", "head_loadings", "patch_attention", "head_effects"],
+    ["layer_statistics", "head_coding_rates", "head_loadings", "head_effects"],
 )
 def test_the_seed_alone_decides(opened, method):
     one, same, other = (getattr(interpret, method)(opened, seed=seed) for seed in (1, 1, 2))
@@ -274,11 +272,10 @@ def test_loadings_name_the_only_gene_that_the_network_looks_at(make_opened):
     network = model.module.averaged_network.module.backbone
     with torch.no_grad():
         network.network.project_in.weight[:, [0, 2]] = 0  # of each patch, the network sees the middle gene
-    patches = interpret.patches(model)
 
     loadings = interpret.head_loadings(model, seed=0)
 
-    seen = patches.index[patches["position"] == 1]
+    seen = model.var_.index[1::3]
     assert (loadings.loc[seen] > 0).all(axis=None)
     assert (loadings.drop(seen) == 0).all(axis=None)
 
@@ -288,11 +285,10 @@ def test_loadings_follow_the_scale_of_a_gene(make_opened):
     network = model.module.averaged_network.module.backbone.network
     with torch.no_grad():
         network.project_in.weight[:, 0] *= 10
-    patches = interpret.patches(model)
 
     best = interpret.top_genes(interpret.head_loadings(model, seed=0), n_genes=N_PATCHES)
 
-    assert (patches.loc[best["gene"], "position"] == 0).all()
+    assert best["gene"].isin(model.var_.index[::3]).all()
     assert best.groupby("head")["rank"].apply(list).map(lambda ranks: ranks == [1, 2, 3, 4]).all()
 
 
@@ -372,48 +368,20 @@ def test_effects_are_on_the_predicted_cell_whatever_the_target(make_opened, targ
     )
 
 
-def test_attention_is_a_distribution_over_patches_for_every_group(opened):
-    table = interpret.patch_attention(opened, groupby="cell_type", seed=0)
-
-    assert table.index.names == ["group", "head", "token"]
-    assert table.shape == (4 * 4 * N_PATCHES, N_PATCHES)
-    assert (table >= 0).all(axis=None)
-    np.testing.assert_allclose(table.sum(axis=1), 1, rtol=1e-5)
-
-
-def test_attention_of_all_cells_is_the_mean_of_the_groups(opened):
-    overall = interpret.patch_attention(opened, seed=0).loc["all"]
-    grouped = interpret.patch_attention(opened, groupby="cell_type", seed=0)
-
-    sizes = opened.adata.obs["cell_type"].value_counts()
-    groups = grouped.index.unique("group")
-    np.testing.assert_allclose(sum(grouped.loc[g] * sizes[g] for g in groups) / 96, overall, rtol=1e-6)
-
-
-def test_patches_of_nothing_but_equal_tokens_attend_evenly(emptied):
-    model, _, set_token = emptied
-    set_token(np.ones(8))
-
-    np.testing.assert_allclose(interpret.patch_attention(model, seed=0), 1 / N_PATCHES, rtol=1e-6)
-
-
-def test_global_tokens_read_all_genes_and_attend_like_patches(make_opened):
+def test_global_tokens_read_all_genes(make_opened):
     model = make_opened(n_global_tokens=2)
     backbone = model.module.averaged_network.module.backbone
     with torch.no_grad():
         backbone.network.project_in.weight.zero_()  # the patches are blind
         backbone.read_all_genes.weight[:, torch.arange(12) != 5] = 0  # and the global tokens see one gene
 
-    loadings, attention = interpret.head_loadings(model, seed=0), interpret.patch_attention(model, seed=0)
+    loadings = interpret.head_loadings(model, seed=0)
     of_patches = interpret.head_loadings(model, tokens="patches", seed=0)
 
     assert (loadings.loc["gene_5"] > 0).all()
     assert (loadings.drop("gene_5") == 0).all(axis=None)
     assert (of_patches[["L0H0", "L0H1"]] == 0).all(axis=None)
     assert (of_patches.loc["gene_5", ["L1H0", "L1H1"]] > 0).all()  # by attention of the first layer
-    assert list(attention) == ["P0", "P1", "P2", "P3", "G0", "G1"]
-    assert attention.loc["all", "L1H0"].shape == (6, 6)
-    assert interpret.patches(model)["patch"].nunique() == N_PATCHES
 
 
 # --- control, AnnData, files ------------------------------------------------------------------------------------------
@@ -443,7 +411,6 @@ def test_a_loaded_model_shows_the_same(opened, tmp_path):
         interpret.layer_statistics(loaded, times=[5], seed=0), interpret.layer_statistics(opened, times=[5], seed=0)
     )
     without = WBDIT.load(tmp_path / "model", adata=False, accelerator="cpu")
-    pd.testing.assert_frame_equal(interpret.patches(without), interpret.patches(opened))
     with pytest.raises(ValueError, match="loaded without cells; give `adata`"):
         interpret.head_loadings(without)
 
@@ -494,9 +461,7 @@ def test_an_untrained_model_has_nothing_to_show(make_cells):
         interpret.layer_statistics,
         interpret.head_coding_rates,
         interpret.head_loadings,
-        interpret.patch_attention,
         interpret.head_effects,
-        interpret.patches,
         interpret.shuffle_weights,
     ]
     for method in methods:
@@ -528,7 +493,7 @@ def test_times_beyond_the_path_are_refused(opened, time):
         interpret.head_loadings(opened, time=time)
 
 
-@pytest.mark.parametrize("method", ["head_loadings", "head_effects", "patch_attention", "head_coding_rates"])
+@pytest.mark.parametrize("method", ["head_loadings", "head_effects", "head_coding_rates"])
 def test_only_statistics_take_several_times(opened, method):
     with pytest.raises(ValueError, match=r"`time` must be one number, but found \[0, 500\]"):
         getattr(interpret, method)(opened, time=[0, 500])
@@ -566,8 +531,8 @@ def test_cells_without_a_group_are_counted(opened):
     cells.obs["donor"] = ["a"] * 90 + [None] * 6
 
     with pytest.raises(ValueError, match="6 cells have no value of 'donor'"):
-        interpret.patch_attention(opened, cells, groupby="donor")
-    assert set(interpret.patch_attention(opened, cells, range(90), groupby="donor").index.unique("group")) == {"a"}
+        interpret.head_effects(opened, cells, groupby="donor")
+    assert set(interpret.head_effects(opened, cells, range(90), groupby="donor").index.unique("group")) == {"a"}
 
 
 def test_genes_and_groups_say_what_is_wrong(opened):

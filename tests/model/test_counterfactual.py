@@ -318,7 +318,7 @@ BAD_REQUESTS = {
         "has the key 'dose', but `given_keys` does not",
     ),
     "not learned alone": ({"given_keys": ["dose"]}, "has not learned these keys without.*condition_strategy='joint'"),
-    "adaptive sampler": ({"sampler": "dopri5"}, "cannot be run backwards"),
+    "sampler of one's own": ({"sampler": lambda field, x, **_: x}, "cannot be run backwards"),
     "unknown sampler": ({"sampler": "eulr"}, "not known.*'euler'"),
     "no cells": ({"indices": []}, "`indices` selects no cells"),
     "rows beyond": ({"indices": [96]}, "must lie within the 96 cells"),

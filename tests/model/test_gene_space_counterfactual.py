@@ -99,15 +99,6 @@ def test_samplers_that_cannot_be_led_are_refused(trained_gene_space, sampler):
         trained_gene_space.predict_perturbation(condition=CONDITION, sampler=sampler)
 
 
-def test_explicit_timesteps_are_those_of_the_inversion(trained_gene_space):
-    sampler, request = DDIMSampler(timesteps=(900, 0)), {"condition": CONDITION, "indices": [0, 1], "seed": 0}
-
-    assert trained_gene_space.module.inversion_by(sampler).grid.timesteps == (900, 0)
-    assert trained_gene_space.predict_perturbation(sampler=sampler, **request).n_obs == 2
-    with pytest.raises(ValueError, match="`n_steps` was 3, but the sampler has explicit `timesteps`"):
-        trained_gene_space.predict_perturbation(sampler=sampler, n_steps=3, **request)
-
-
 def test_samplers_of_flows_are_refused_on_another_path(trained_gene_space):
     with pytest.raises(ValueError, match=r"FixedStepSampler.* cannot be inverted; choose one of \['ddpm', 'ddim'\]"):
         trained_gene_space.predict_perturbation(condition=CONDITION, sampler=FLOW_SAMPLERS["heun"])

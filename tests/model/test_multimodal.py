@@ -416,7 +416,7 @@ def test_modalities_of_many_features_have_the_usual_recipe():
     panels = [ModalityPanel(2_000, "negative_binomial"), ModalityPanel(n_peaks := 500, "bernoulli")]
 
     assert not MultimodalModule(panels).has_small_panel
-    assert MultimodalModule([*panels, ModalityPanel(n_peaks - 1, "poisson")]).has_small_panel
+    assert MultimodalModule([*panels, ModalityPanel(n_peaks - 1, "bernoulli")]).has_small_panel
 
 
 def test_training_may_stop_early(tiny, quick):
@@ -562,11 +562,13 @@ def test_likelihoods_and_layers_can_be_chosen(tiny):
     mdata["rna"].layers["counts"] = mdata["rna"].X.copy()
     mdata["rna"].X = mdata["rna"].X.log1p()
 
-    model = make_model(tiny, mdata, {"modalities": {"rna": None, "atac": "poisson"}, "layers": {"rna": "counts"}})
+    model = make_model(
+        tiny, mdata, {"modalities": {"rna": None, "atac": "negative_binomial"}, "layers": {"rna": "counts"}}
+    )
 
     assert {name: m.likelihood for name, m in model.modalities.items()} == {
         "rna": "negative_binomial",
-        "atac": "poisson",
+        "atac": "negative_binomial",  # by default "bernoulli"
     }
     assert model.adata.obsm["_scgen_expression"].max() == mdata["rna"].layers["counts"].max()
 

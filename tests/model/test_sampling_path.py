@@ -12,10 +12,8 @@ import torch
 
 from scgen_diffusion.diffusion import (
     DDIMSampler,
-    DormandPrinceSampler,
     Generators,
     ResolvedGuidance,
-    published_timesteps,
     samplers_for,
 )
 from scgen_diffusion.model import SCRDIT
@@ -25,9 +23,9 @@ DIFFUSION_SAMPLERS = [
     "dpm_solver",
     "ddim",
     "ddpm",
-    DDIMSampler(timesteps=published_timesteps(stride=250)),
+    DDIMSampler(eta=0.5),
 ]
-FLOW_SAMPLERS = ["euler", "midpoint", "heun", DormandPrinceSampler(rtol=1e-3, atol=1e-3)]
+FLOW_SAMPLERS = ["euler", "midpoint", "heun"]
 B_CELLS = {"cell_type": "B cell"}
 
 # Models this small, with few steps, leave the range of the training values.
@@ -233,8 +231,6 @@ def test_what_generate_rejects_raises(trained):
         trained.get_sampling_path(3, sampler="eulr")
     with pytest.raises(ValueError, match="unknown value 'B sell'"):
         trained.get_sampling_path(3, {"cell_type": "B sell"})
-    with pytest.raises(ValueError, match="`n_steps` was 4, but the sampler 'dopri5'"):
-        trained.get_sampling_path(3, sampler="dopri5", n_steps=4, n_frames=2)
 
 
 def test_a_sampler_that_shows_nothing_is_refused(trained):

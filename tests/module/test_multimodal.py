@@ -10,7 +10,7 @@ from scgen_diffusion.module._multimodal import pooled_profile
 from scgen_diffusion.module._multimodal_library_size import MultimodalLibrarySize
 from scgen_diffusion.nn import Classes
 
-PANELS = [ModalityPanel(6, "negative_binomial"), ModalityPanel(4, "bernoulli"), ModalityPanel(3, "poisson")]
+PANELS = [ModalityPanel(6, "negative_binomial"), ModalityPanel(4, "bernoulli"), ModalityPanel(3, "negative_binomial")]
 
 
 @pytest.fixture

@@ -78,15 +78,6 @@ def test_masked_tokens_get_no_gradient():
     assert (tokens.grad[:, :4] != 0).all()
 
 
-def test_attention_weights_are_those_that_average_the_values():
-    attention, tokens = build(SelfAttention, bias=True), draw(2, 5, WIDTH)
-    weights = attention.attention_weights(tokens)
-    values = attention.project_qkv(tokens)[..., -WIDTH:].unflatten(-1, (N_HEADS, -1))
-    attended = torch.einsum("chij,cjhp->cihp", weights, values).flatten(2)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, N_HEADS, 5, dtype=torch.float64))
-    torch.testing.assert_close(attention(tokens), attention.project_out(attended), rtol=1e-10, atol=1e-10)
-
-
 @pytest.mark.parametrize("kind", [SelfAttention, CrossAttention])
 @pytest.mark.parametrize(("width", "n_heads"), [(10, 3), (4, 8)])
 def test_heads_that_do_not_share_out_the_width_are_refused(kind, width, n_heads):

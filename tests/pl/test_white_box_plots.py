@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from itertools import product
 
 import matplotlib as mpl
@@ -18,7 +17,6 @@ import scgen_diffusion as sgd
 
 HEADS = ["L0H0", "L0H1", "L1H0"]
 GENES = [f"gene_{g}" for g in range(30)]
-TOKENS = ["P0", "P1", "G0"]
 
 
 def make_statistics(*, noise_first=False):
@@ -37,12 +35,6 @@ def make_loadings(*, relative=False):
     values[[3, 7], 0] = [9, 8]
     values[[7, 11], 1] = [9, 8]
     return pd.DataFrame(values - 1 if relative else values, index=GENES, columns=HEADS)
-
-
-def make_attention():
-    index = pd.MultiIndex.from_product([["B/plasma", "T"], HEADS, TOKENS], names=["group", "head", "token"])
-    values = np.random.default_rng(0).dirichlet(np.ones(3), len(index))
-    return pd.DataFrame(values, index=index, columns=TOKENS)
 
 
 def test_there_is_a_panel_per_layer_and_a_line_per_group():
@@ -127,16 +119,6 @@ def test_many_groups_and_layers_leave_the_panels_their_room():
     assert [ax.get_legend() is not None for ax in wrapped] == [False, False, False, True, False, False]
 
 
-def test_a_group_of_numbers_may_be_given_as_a_number():
-    table = make_attention().rename(index={"T": "10"}, level="group")
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the groups are in no alphabetical order
-        ax = sgd.pl.patch_attention(table, "L0H1", group=10.0, show=False)
-
-    assert ax.get_title() == "L0H1, 10"
-
-
 def test_loadings_show_the_top_genes_of_every_head_once():
     ax = sgd.pl.head_loadings(make_loadings(), n_genes=2, heads=["L0H0", "L0H1"], show=False)
 
@@ -151,26 +133,6 @@ def test_relative_loadings_are_centred_at_zero():
 
     low, high = ax.images[0].get_clim()
     assert low == -high
-
-
-def test_attention_is_relative_to_even_attention():
-    table = make_attention()
-
-    ax = sgd.pl.patch_attention(table, "L0H1", group="T", show=False)
-    raw = sgd.pl.patch_attention(table, "L0H1", group="T", relative=False, show=False)
-
-    np.testing.assert_allclose(ax.images[0].get_array(), np.log2(3 * table.loc["T", "L0H1"]))
-    np.testing.assert_allclose(raw.images[0].get_array(), table.loc["T", "L0H1"])
-    assert ax.get_title() == "L0H1, T"
-    assert [label.get_text() for label in ax.get_xticklabels()] == TOKENS
-
-
-def test_the_only_group_need_not_be_named():
-    table = make_attention().loc[["T"]]
-
-    ax = sgd.pl.patch_attention(table, "L0H1", relative=False, show=False)
-
-    np.testing.assert_allclose(ax.images[0].get_array(), table.loc["T", "L0H1"])
 
 
 def test_figures_are_saved_and_shown(tmp_path, monkeypatch):
@@ -208,12 +170,6 @@ def test_figures_are_saved_and_shown(tmp_path, monkeypatch):
         (lambda: sgd.pl.layer_statistics(make_statistics(), "sparsity", axs=[]), "one axis per panel, 2, but found 0"),
         (lambda: sgd.pl.layer_statistics(make_statistics(), ["sparsity"] * 5), "At most 4 `statistics`"),
         (lambda: sgd.pl.head_loadings(make_loadings(), heads=["L7H0"]), "`heads` .*'L7H0'"),
-        (lambda: sgd.pl.patch_attention(make_attention(), "L7H0"), "`head` .*'L7H0'"),
-        (lambda: sgd.pl.patch_attention(make_attention(), "L0H0", group="NK"), "`group` .*'NK'.*'T'"),
-        (
-            lambda: sgd.pl.patch_attention(make_attention(), "L0H0"),
-            "several groups.*choose one by `group`: 'B/plasma', 'T'",
-        ),
     ],
 )
 def test_plots_say_what_is_wrong(plot, message):

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 ANNDATA, MUDATA = (".h5ad", ".zarr"), ".h5mu"
 TABLES = {".csv": ",", ".tsv": "\t"}
 UNNAMED = "Unnamed: 0"  # pandas' name of a first column without one
-COMMAND_FILE = "train.toml"
-FILES_OF_MODEL = {"model.pt", "adata.h5ad", "mdata.h5mu", COMMAND_FILE}
+FILES_OF_MODEL = {"model.pt", "adata.h5ad", "mdata.h5mu"}
 
 
 def read_cells(path: Path, *, backed: bool = False) -> AnnData | MuData:
@@ -120,7 +119,7 @@ def check_place(
 
 
 def check_replaced(folder: Path) -> None:
-    """Raise unless a folder is missing, is empty, or contains only a model that ``train`` wrote.
+    """Raise unless a folder is missing, is empty, or contains only a model.
 
     Raises
     ------
@@ -128,10 +127,10 @@ def check_replaced(folder: Path) -> None:
         If the folder contains anything else.
     """
     names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
-    if names and not {COMMAND_FILE} <= names <= FILES_OF_MODEL:
+    if names and not {"model.pt"} <= names <= FILES_OF_MODEL:
         listed = list_first(sorted(names))
         msg = (
-            f"{folder} contains other files than a model that `train` wrote ({listed}), and --overwrite never replaces "
+            f"{folder} contains other files than a model ({listed}), and --overwrite never replaces "
             "them. Choose another name, or move the folder away."
         )
         raise click.UsageError(msg)

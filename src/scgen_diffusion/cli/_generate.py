@@ -62,7 +62,7 @@ SAMPLING = [
     ),
     option("--guidance-interval", "Times between which guidance is used.", float, "FROM TO", nargs=2),
     option("--guidance-rescale", "How far to restore the spread of predictions.", float, "SHARE"),
-    option("--sampler", "Sampler: euler, midpoint, heun, dopri5, ddim, dpm_solver ...", metavar="NAME"),
+    option("--sampler", "Sampler: euler, midpoint, heun, ddim, dpm_solver ...", metavar="NAME"),
     option("--n-steps", "Steps of the sampler.", int),
     option("--batch-size", "Cells at a time. It does not change the cells.", int),
     option("--seed", "Same seed, same cells.", int, default=0),
@@ -174,10 +174,10 @@ def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         """Read a value of a condition: numbers, or a class with this text; the model refuses others."""
         key = keys.get(name)
         if getattr(key, "kind", None) == "array":
-            return [number_or_text(part) for part in str(written).strip("[] ").split(",")]
+            return [number_or_text(part) for part in written.strip("[] ").split(",")]
         if getattr(key, "kind", None) == "continuous" or name in of_arrays:
             return number_or_text(written)
-        return by_text.get(name, {}).get(str(written), written)
+        return by_text.get(name, {}).get(written, written)
 
     found: dict[str, Any] = {}
     if "condition_table" in options:
@@ -195,7 +195,7 @@ def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
                 msg = f"--library-size-column {column!r} is not a column of the table, which has {list(table)}."
                 raise click.UsageError(msg)
             try:
-                found["library_size"] = [number(value) for value in table[column]]
+                found["library_size"] = [number(str(value)) for value in table[column]]
             except ValueError as error:
                 msg = f"--library-size-column {column!r} needs a number in every row: {error}."
                 raise click.UsageError(msg) from error
@@ -206,12 +206,10 @@ def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
             table = type(table)(columns, dtype=object)
         found["condition"] = table
     elif "condition" in options:
-        found["condition"] = {}
-        for name, value in options["condition"].items():
-            values = [read(name, each) for each in value] if isinstance(value, list) else read(name, value)
-            if isinstance(value, list) and all(isinstance(each, list) and len(each) == 1 for each in values):
-                values = [each for (each,) in values]  # a row of an array, from a file
-            found["condition"][name] = values
+        found["condition"] = {
+            name: [read(name, each) for each in value] if isinstance(value, list) else read(name, value)
+            for name, value in options["condition"].items()
+        }
     return found
 
 

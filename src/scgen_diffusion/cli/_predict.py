@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scgen_diffusion._arguments import known_names, list_first
-from scgen_diffusion._files import write_atomically
 
 from ._command import Keyed, Model, columns, command, existing, flag, given, new, number_or_text, option
-from ._files import check_place, read_cells
+from ._files import read_cells
 from ._generate import COUNTS, LIBRARY_SIZE, OUTPUT, SAMPLING, TABLE, finish, load_for, read_conditions, read_guidance
 from ._terminal import in_shell
 
@@ -52,15 +51,7 @@ SECTIONS = {
         flag("--expected", "Return expected counts of the latent's mean, without draws (SCLDM, MULTISCLDM)."),
     ],
     "Sampling": SAMPLING,
-    "Output": [
-        option(
-            "--changes",
-            "Also write the mean change of each gene, with its interval, to a table.",
-            new(dir_okay=False),
-            "FILE.csv",
-        ),
-        *OUTPUT,
-    ],
+    "Output": OUTPUT,
 }  # fmt: skip
 
 
@@ -84,10 +75,6 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
     scgen-diffusion predict my_model cells.h5ad predicted.h5ad --where condition=control -c condition=stimulated
     """
     out, paths = options["out"], options["cells"]
-    if "changes" in options:
-        inputs = [*paths, *given(options, "model", "condition_table").values()]
-        may_exist = options.get("overwrite", False) or out.exists()  # then they may be finished, with the same table
-        check_place(options["changes"], overwrite=may_exist, suffixes=[".csv"], inputs=inputs)
     model = load_for(terminal, options, paths)
     _check_request(model, options)
     terminal.say(f"Reading {list_first(paths)}")
@@ -104,28 +91,19 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
     if finish(terminal, out):
         from scgen_diffusion.data import PROVENANCE_KEY, open_anndata_files
 
-        _describe(terminal, open_anndata_files(out)[0].unstructured(PROVENANCE_KEY), options)
+        verdicts = open_anndata_files(out)[0].unstructured(PROVENANCE_KEY).get("verdict")
+        if verdicts is not None and (verdicts["verdict"] == SUPPORTED).all():  # of others, there was a warning
+            terminal.say(f"{SUPPORTED.capitalize()}: {verdicts['reason'].iloc[0]}")
 
 
 def _check_request(model: Any, options: Mapping[str, Any]) -> None:
-    """Raise, before the cells are read, if nothing changes, or a transport is needed that is not there or not used."""
+    """Raise, before the cells are read, if nothing changes, or a transport is needed that is not there."""
     if not (model.modalities or CHANGES & {*options}):
         msg = "Nothing is predicted without a new condition: give --condition KEY=VALUE or --condition-table."
         raise click.UsageError(msg)
-    has_transport, method = "transport" in getattr(model, "trained_stages_", ()), options.get("method")
-    if method == "transport" and not has_transport:
+    if options.get("method") == "transport" and "transport" not in getattr(model, "trained_stages_", ()):
         msg = "--method transport: the model has none; `train --control` makes one. Choose --method inversion."
         raise click.UsageError(msg)
-    if "changes" in options:
-        reasons = {
-            "the model has no transport": not has_transport,
-            "--method inversion does not use the transport": method == "inversion",
-            "--expected draws no cells": options.get("expected", False),
-            "--strength is not 1": options.get("strength", 1) != 1,
-        }
-        if found := [reason for reason, holds in reasons.items() if holds]:
-            msg = f"There are no mean changes (--changes): {' and '.join(found)}."
-            raise click.UsageError(msg)
 
 
 def _open(model: Any, options: Mapping[str, Any]) -> tuple[Any, np.ndarray | None]:
@@ -226,37 +204,3 @@ def _rows(obs: pd.DataFrame, where: Mapping[str, Any]) -> np.ndarray:
         msg = f"--where: no cell has all of {dict(where)}."
         raise click.UsageError(msg)
     return np.flatnonzero(is_chosen)
-
-
-def _describe(terminal: Terminal, record: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Say how far the predictions can be trusted, and write the mean changes."""
-    verdicts: pd.DataFrame | None = record.get("verdict")
-    if verdicts is not None and (verdicts["verdict"] == SUPPORTED).all():  # of others, there was a warning
-        terminal.say(f"{SUPPORTED.capitalize()}: {verdicts['reason'].iloc[0]}")
-    if "changes" not in options:
-        return
-    changes: pd.DataFrame | None = record.get("mean_change")
-    if changes is None:
-        msg = "There are no mean changes, as the transport did not predict the cells. They are written."
-        raise click.UsageError(msg)
-    _write_table(changes, options["changes"], overwrite=options.get("overwrite", False))
-    terminal.say("Mean changes:")
-    terminal.result(options["changes"])
-
-
-def _write_table(table: pd.DataFrame, path: Path, *, overwrite: bool) -> None:
-    """Write a table unless the file holds it already, as after the same command.
-
-    Raises
-    ------
-    click.UsageError
-        If the file holds anything else, unless ``overwrite``.
-    """
-    content = table.to_csv(index=False).encode()
-    if path.exists() and path.read_bytes() == content:
-        return
-    if path.exists() and not overwrite:
-        msg = f"{path} already exists and holds something else; choose another name, or give --overwrite."
-        raise click.UsageError(msg)
-    with write_atomically(path) as beside:
-        beside.write_bytes(content)

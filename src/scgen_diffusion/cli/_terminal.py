@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 Spelling: TypeAlias = "str | Callable[[re.Match[str]], str]"
 
 PROGRAM = "scgen-diffusion"
+RANKS = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID")  # of torchrun, Lightning and srun
 PACKAGE = __name__.partition(".")[0]
 FOLDER = str(Path(__file__).parents[1])
 TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "mudata", "anndata", "fontTools")
 OF_REQUESTS = (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError)
 OF_SYSTEM = (OSError, MemoryError, RuntimeError)  # device errors of PyTorch are RuntimeErrors
-FIRST_EQUALS = "In KEY=VALUE, the key ends at the first '='; give a key that has one in a file (--config)."
+FIRST_EQUALS = "In KEY=VALUE, the key ends at the first '='; rename a column that has one."
 
 SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to do on the command line
     r"set overwrite=True": "give --overwrite",
@@ -37,7 +38,6 @@ SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to
     r"set `values='log1p'`": "give --values log1p",
     r"\(`values='log1p'`\)": "(--values log1p)",
     r"`likelihood='gaussian'`": "--set likelihood=gaussian",
-    r"(has no (label|number) for .*) Remove these cells": r"\1 Remove these cells (`train` can: --drop-unlabelled)",
     r"as `layer=\.\.\.`": "by --layer",
     r"with `layer=\.\.\.`": "with --layer",
     r"method='inversion'": "--method inversion",
@@ -116,6 +116,8 @@ class Stop(click.ClickException):
 class Terminal:
     """Writes the messages and results of a command.
 
+    If several processes run it, all but the first are quiet.
+
     Parameters
     ----------
     quiet
@@ -133,12 +135,13 @@ class Terminal:
         if quiet and verbose:
             msg = "--quiet and --verbose exclude each other."
             raise click.UsageError(msg)
-        self.quiet, self.verbose = quiet, verbose
+        self.quiet = quiet or any(os.environ.get(name, "0") != "0" for name in RANKS)
+        self.verbose = verbose
         self.on_interrupt = ""
 
     def say(self, message: str) -> None:
-        """Write a message, only once if Lightning starts the command for each device."""
-        if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0":
+        """Write a message."""
+        if not self.quiet:
             click.echo(message, err=True)
 
     def result(self, line: str | Path) -> None:

@@ -26,7 +26,7 @@ from ._command import (
     toml_value,
     whole_number,
 )
-from ._files import COMMAND_FILE, MUDATA, TABLES, check_place, check_replaced, read_cells, read_table
+from ._files import MUDATA, TABLES, check_place, check_replaced, read_cells, read_table
 from ._terminal import ExitCode
 
 if TYPE_CHECKING:
@@ -51,13 +51,12 @@ TRAIN_OPTIONS = (
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # those of `train`, which is slow to import
 
 
-def read_devices(value: Any) -> int | list[int] | str:
+def read_devices(value: str) -> int | list[int] | str:
     """Read a number of devices, a list of their indices, or a name."""
-    written = str(value)
-    if written.lstrip("-").isdecimal():
-        return int(written)
-    parts = [part.strip() for part in written.strip("[] ").split(",") if part.strip()]
-    return [int(part) for part in parts] if parts and all(part.isdecimal() for part in parts) else written
+    if value.lstrip("-").isdecimal():
+        return int(value)
+    parts = [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
+    return [int(part) for part in parts] if parts and all(part.isdecimal() for part in parts) else value
 
 
 SECTIONS = {
@@ -86,7 +85,6 @@ SECTIONS = {
         ),
         option("--values", "Kind of values in the layer; default: counts.", click.Choice(["counts", "log1p"])),
         option("--modality", "Modality of .h5mu and its likelihood; default: all.", Keyed("NAME[=LIKELIHOOD]")),
-        flag("--drop-unlabelled", "Leave out cells without a value in a column of the conditions."),
         flag("--backed", "Read cells from the file during training, if they do not fit into memory."),
         flag("--shared-genes", "Use the genes that all files have."),
         option("--window-size", "Cells in memory at a time, if they are read from files.", int),
@@ -173,7 +171,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     if "reference" in options:
         model = _fine_tuned(package, options, stay_in_files=stay_in_files)
     else:
-        model, data = _new(terminal, package, options, stay_in_files=stay_in_files, has_modalities=has_modalities)
+        model, data = _new(package, options, stay_in_files=stay_in_files, has_modalities=has_modalities)
     terminal.say(str(model).partition("\n  trained:")[0])  # the rest says what to do in Python
 
     arguments = given(options, *TRAIN_OPTIONS) | options.get("trainer", {})
@@ -201,7 +199,6 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     check_replaced(out)  # again, hours later
     with write_atomically(out) as beside:
         model.save(beside, save_anndata=options.get("save_cells", False))
-        (beside / COMMAND_FILE).write_text(train.as_toml(options), encoding="utf-8")
     if "checkpoint_dir" not in options:
         remove(checkpoints)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
@@ -214,7 +211,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
 
 
 def _new(
-    terminal: Terminal, package: Any, options: Mapping[str, Any], *, stay_in_files: bool, has_modalities: bool
+    package: Any, options: Mapping[str, Any], *, stay_in_files: bool, has_modalities: bool
 ) -> tuple[Any, dict[str, Any]]:
     """Return a new model, and the ``datamodule`` of cells that stay in files."""
     paths, name = options["cells"], options["model"]
@@ -223,21 +220,11 @@ def _new(
     setup = _setup_arguments(options, has_modalities)
     if not stay_in_files:
         cells = read_cells(paths[0])
-        if "drop_unlabelled" in options:
-            cells = _labelled(cells, options, terminal)
         (model_class.setup_mudata if has_modalities else model_class.setup_anndata)(cells, **setup)
         return model_class(cells, **architecture), {}
     setup |= given(options, "window_size", "block_size") | ({"genes": "shared"} if "shared_genes" in options else {})
     files = (package.data.MuDataFiles if has_modalities else package.data.CellFiles)(list(paths), **setup)
     return model_class(registry=files.registry, **architecture), {"datamodule": files}
-
-
-def _labelled(cells: Any, options: Mapping[str, Any], terminal: Terminal) -> Any:
-    """Leave out cells that lack a value of a condition."""
-    named = [name for kind in ("condition", "continuous_condition", "set_condition") for name in options.get(kind, ())]
-    has_all = cells.obs[[name for name in named if name in cells.obs]].notna().all(axis=1).to_numpy()
-    terminal.say(f"Left out {(~has_all).sum():,} of {len(has_all):,} cells, which lack a value of a condition.")
-    return cells[has_all].copy()
 
 
 def _fine_tuned(package: Any, options: Mapping[str, Any], *, stay_in_files: bool) -> Any:
@@ -270,9 +257,6 @@ def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modal
         msg = "--save-cells needs cells in memory, but several files, or --backed, leave them in their files."
     elif not stay_in_files and (unused := [name for name in WINDOW_OPTIONS if name in options]):
         msg = f"--{unused[0].replace('_', '-')} needs cells that stay in files: several files, or --backed."
-    elif "drop_unlabelled" in options and (stay_in_files or "reference" in options):
-        what = "cells in memory: one file, without --backed" if stay_in_files else "a new model, not --reference"
-        msg = f"--drop-unlabelled needs {what}."
     elif not has_modalities and ("modality" in options or isinstance(options.get("layer"), dict)):
         msg = "--modality, and --layer with a modality, need an .h5mu file."
     elif has_modalities and options["model"] in ("SCRDIT", "WBDIT"):

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import rich.table
 
 JOINED = "_scgen_expression"  # key in obsm
-ModalityLikelihood = Literal["negative_binomial", "poisson", "bernoulli"]
+ModalityLikelihood = Literal["negative_binomial", "bernoulli"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Modality:
     features
         Names of its features (genes, proteins, peaks), in the model's order.
     likelihood
-        Distribution of its values: ``"negative_binomial"``, ``"poisson"`` or ``"bernoulli"``.
+        Distribution of its values: ``"negative_binomial"`` or ``"bernoulli"``.
     """
 
     features: Sequence[str]

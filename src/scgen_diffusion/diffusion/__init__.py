@@ -28,9 +28,8 @@ from ._masking import Masking, UnmaskingSampler, with_masked
 from ._paths import LinearInterpolant, Path, expand_like, expand_time
 from ._random import Generators, block_size, sample_seed
 from ._residuals import counterfactual_counts
-from ._samplers import FLOW_SAMPLERS, DormandPrinceSampler, Field, FixedStepSampler, Sampler
+from ._samplers import FLOW_SAMPLERS, Field, FixedStepSampler, Sampler
 from ._spike_and_slab import spike_and_slab_mean
-from ._step_grid import StepGrid, published_timesteps
 from ._targets import TARGETS, Kinds, Target
 from ._trace import SteppingSampler, TracingSampler, Walk
 from ._variance_preserving import PATHS, VariancePreserving
@@ -50,7 +49,6 @@ __all__ = [
     "DPMSolverSampler",
     "Denoiser",
     "DiffusionSampler",
-    "DormandPrinceSampler",
     "Estimate",
     "Field",
     "FixedStepSampler",
@@ -71,7 +69,6 @@ __all__ = [
     "Path",
     "ResolvedGuidance",
     "Sampler",
-    "StepGrid",
     "SteppingSampler",
     "Target",
     "TracingSampler",
@@ -91,7 +88,6 @@ __all__ = [
     "keep_molecules",
     "keep_where",
     "optimal_pairs",
-    "published_timesteps",
     "sample_seed",
     "samplers_for",
     "spike_and_slab_mean",

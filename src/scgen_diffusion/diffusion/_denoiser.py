@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-import torch
-
-from ._paths import Path, expand_time
+from ._paths import Path
 from ._targets import TARGETS
 
 if TYPE_CHECKING:
@@ -41,8 +39,6 @@ class Denoiser:
         Path between noise and data.
     target
         What ``field`` predicts.
-    bounds
-        Lowest and highest value of the data, tensors that broadcast against ``x_t``. Estimates are clipped to them.
 
     Examples
     --------
@@ -58,11 +54,10 @@ class Denoiser:
     field: Field
     path: Path
     target: Target | Kinds
-    bounds: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the velocity at ``x_t (n, ...)``, for one time or times ``(n,)``."""
-        if self.bounds is None and self.target == TARGETS["velocity"]:
+        if self.target == TARGETS["velocity"]:
             return self.predict(x_t, t)
         return TARGETS["velocity"].of(self.path, *self.estimate(x_t, t), t)
 
@@ -72,14 +67,7 @@ class Denoiser:
 
     def estimate(self, x_t: Tensor, t: Tensor) -> Estimate:
         """Estimate the data and noise in ``x_t (n, ...)``, for one time or times ``(n,)``."""
-        estimate = Estimate(*self.target.to_data_and_noise(self.path, self.predict(x_t, t), x_t, t))
-        return estimate if self.bounds is None else self._clip(estimate, self.bounds, x_t, t)
-
-    def _clip(self, estimate: Estimate, bounds: tuple[Tensor, Tensor], x_t: Tensor, t: Tensor) -> Estimate:
-        r"""Clip the data, and recompute the noise from ``x_t``, except at :math:`\sigma_t = 0`."""
-        alpha, sigma = expand_time(self.path.alpha(t), x_t), expand_time(self.path.sigma(t), x_t)
-        data = estimate.data.clamp(*bounds)
-        return Estimate(data, torch.where(sigma > 0, (x_t - alpha * data) / sigma, estimate.noise))
+        return Estimate(*self.target.to_data_and_noise(self.path, self.predict(x_t, t), x_t, t))
 
 
 def as_denoiser(field: Field, kind: type[PathT]) -> tuple[Denoiser, PathT]:

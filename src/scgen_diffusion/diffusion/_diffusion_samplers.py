@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
@@ -15,7 +15,7 @@ from ._denoiser import Denoiser
 from ._diffusion_walk import DiffusionSampler
 from ._masking import MASKING_SAMPLERS, Masking, UnmaskingSampler
 from ._random import Generators
-from ._samplers import FLOW_SAMPLERS, DormandPrinceSampler, FixedStepSampler
+from ._samplers import FLOW_SAMPLERS, FixedStepSampler
 from ._targets import TARGETS
 from ._variance_preserving import VariancePreserving
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from ._diffusion_walk import Level
     from ._paths import Path
     from ._samplers import Sampler
+
+Spacing = Literal["time", "slowing"]
+SLOWING = 1.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +62,12 @@ class DDPMSampler(_RandomWalk):
     .. math:: N(\alpha_s\,\text{data} + r \sigma_s\,\text{noise},\ 1 - \alpha_t^2 / \alpha_s^2)
 
     The variance is the step's :math:`\beta`, as published; for that of the posterior, use :class:`DDIMSampler` with
-    ``eta=1``. The last step returns the mean. For the published steps of scRDiT, use
-    ``timesteps=published_timesteps()``.
+    ``eta=1``. The last step returns the mean.
 
     Parameters
     ----------
-    spacing, timesteps, default_n_steps
-        See :class:`StepGrid`; the published number of steps is 1 000.
+    default_n_steps
+        Number of steps by default, as published; at most the path's number of timesteps.
 
     References
     ----------
@@ -103,16 +105,15 @@ class DDIMSampler(_RandomWalk):
     .. math:: x_s = \alpha_s\,\text{data} + \sqrt{\sigma_s^2 - \tau^2}\,\text{noise} + \tau z, \qquad
         \tau = \eta\,\sigma_s \sqrt{1 - r^2}, \qquad r = \tfrac{\alpha_t \sigma_s}{\alpha_s \sigma_t}
 
-    The last step adds no ``z``. For the published steps of scRDiT, use ``eta=1.0,
-    timesteps=published_timesteps(stride=10)``.
+    The last step adds no ``z``.
 
     Parameters
     ----------
     eta
         Amount of randomness: 0 follows the probability-flow ODE (order 1), 1 is ancestral
         sampling with the variance of the posterior.
-    spacing, timesteps, default_n_steps
-        See :class:`StepGrid`.
+    default_n_steps
+        Number of steps by default; at most the path's number of timesteps.
 
     References
     ----------
@@ -167,8 +168,11 @@ class DPMSolverSampler(DiffusionSampler):
     ----------
     order
         Number of predictions that each step uses: 2 or 3.
-    spacing, timesteps, default_n_steps
-        See :class:`StepGrid`.
+    spacing
+        ``"time"``: equal steps in ``t``. ``"slowing"``: :math:`1 - t = (1 - u)^{1.25}` for equal steps of ``u``, whose
+        last steps are shorter, because what is decided last, such as whether a value is zero, needs to be exact.
+    default_n_steps
+        Number of steps by default; at most the path's number of timesteps.
 
     References
     ----------
@@ -186,6 +190,7 @@ class DPMSolverSampler(DiffusionSampler):
     """
 
     order: int = 2
+    spacing: Spacing = "time"
     default_n_steps: int = 20
 
     def __post_init__(self) -> None:
@@ -193,6 +198,13 @@ class DPMSolverSampler(DiffusionSampler):
         if self.order not in (2, 3):
             msg = f"`order` must be 2 or 3, but found {self.order!r}."
             raise ValueError(msg)
+        if self.spacing not in get_args(Spacing):
+            msg = f"`spacing` must be one of {get_args(Spacing)}, but found {self.spacing!r}."
+            raise ValueError(msg)
+
+    def _times(self, n_steps: int) -> Tensor:
+        times = super()._times(n_steps)
+        return 1 - (1 - times) ** SLOWING if self.spacing == "slowing" else times
 
     def _states(
         self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None
@@ -234,7 +246,7 @@ def check_sampler(sampler: Sampler, path: Path, n_steps: int | None = None) -> N
 
     Samplers of classes outside of this package are not checked.
     """
-    known, classes = samplers_for(path), (FixedStepSampler, DormandPrinceSampler, DiffusionSampler, UnmaskingSampler)
+    known, classes = samplers_for(path), (FixedStepSampler, DiffusionSampler, UnmaskingSampler)
     fitting = tuple(one for one in classes if any(isinstance(each, one) for each in known.values()))
     if isinstance(sampler, classes) and not isinstance(sampler, fitting):
         msg = (
@@ -242,9 +254,7 @@ def check_sampler(sampler: Sampler, path: Path, n_steps: int | None = None) -> N
             f"{', '.join(map(repr, known))}, or an object of class {' or '.join(one.__name__ for one in fitting)}."
         )
         raise ValueError(msg)
-    if isinstance(sampler, DormandPrinceSampler):
-        sampler.check_n_steps(n_steps)
-    elif isinstance(sampler, classes):
+    if isinstance(sampler, classes):
         unused = Denoiser(lambda x, _: x, path, TARGETS["data"])
         sampler.walk(unused, torch.zeros(0, 1), n_steps=n_steps, generators=Generators(0, []))
 

@@ -12,7 +12,6 @@ import torch
 from scgen_diffusion._arguments import check_count
 
 from ._denoiser import as_denoiser
-from ._step_grid import Spacing, StepGrid
 from ._trace import SteppingSampler, Walk
 from ._variance_preserving import VariancePreserving
 
@@ -54,24 +53,14 @@ class DiffusionSampler(SteppingSampler):
 
     Parameters
     ----------
-    spacing
-        ``"time"`` for equal steps in ``t``, ``"slowing"`` for steps that become shorter, ``"log_snr"`` for equal steps
-        in :math:`\log(\alpha / \sigma)`.
-    timesteps
-        Explicit, decreasing timestep indices instead of a spacing; a list or array becomes a tuple. Sampling ends at
-        the last one.
     default_n_steps
         Number of steps by default; at most the path's number of timesteps.
     """
 
-    spacing: Spacing = "time"
-    timesteps: tuple[int, ...] | None = None
     default_n_steps: int
 
     def __post_init__(self) -> None:
         check_count("default_n_steps", self.default_n_steps)
-        grid = StepGrid(self.spacing, self.timesteps)  # raises if they are not allowed
-        object.__setattr__(self, "timesteps", grid.timesteps)
 
     @property
     def is_stochastic(self) -> bool:
@@ -90,7 +79,7 @@ class DiffusionSampler(SteppingSampler):
         x
             Standard normal noise, ``(n, ...)``.
         n_steps
-            Number of steps, from 1 to the path's number of timesteps; not together with explicit timesteps.
+            Number of steps, from 1 to the path's number of timesteps.
         generators
             One generator per sample, for stochastic samplers.
         """
@@ -115,7 +104,13 @@ class DiffusionSampler(SteppingSampler):
             raise ValueError(msg)
 
     def _levels(self, path: VariancePreserving, x: Tensor, n_steps: int | None) -> list[Level]:
-        """Compute the grid once, in double precision."""
-        if n_steps is None and self.timesteps is None:
+        if n_steps is None:
             n_steps = min(self.default_n_steps, path.n_timesteps)
-        return levels_at(path, StepGrid(self.spacing, self.timesteps).times(path, n_steps), x)
+        if not 1 <= n_steps <= path.n_timesteps:
+            msg = f"`n_steps` must be between 1 and the path's {path.n_timesteps} timesteps, but found {n_steps}."
+            raise ValueError(msg)
+        return levels_at(path, self._times(n_steps), x)
+
+    def _times(self, n_steps: int) -> Tensor:
+        """Return the times of ``n_steps`` equal steps, in double precision."""
+        return torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from ._denoiser import Denoiser
     from ._random import Generators
-    from ._step_grid import StepGrid
 
 Advance = Callable[[Any, "Tensor", Any, Any], "Tensor"]  # (field, x_t, t, s) -> x_s
 
@@ -122,9 +121,6 @@ class NoiseInversion:
         Amount of randomness; 0 uses a single noise for the whole trajectory.
     default_n_steps
         Default number of steps.
-    grid
-        Times of the steps of a sampler on a variance-preserving path, followed by the data. With a ``strength`` below
-        1, only the last ones are taken. If None, steps are equal in `t`.
 
     References
     ----------
@@ -150,7 +146,6 @@ class NoiseInversion:
 
     eta: float = 1.0
     default_n_steps: int = 50
-    grid: StepGrid | None = None
 
     def __call__(
         self,
@@ -166,18 +161,9 @@ class NoiseInversion:
         if generators is None:
             msg = "`generators` must be given, because NoiseInversion draws the noise that leads to the data."
             raise ValueError(msg)
-        levels = levels_at(own.path, self._times(own.path, strength, n_steps), x)
+        times = _times(strength, self.default_n_steps if n_steps is None else n_steps)
+        levels = levels_at(own.path, times, x)
         return _replay(self._advance, own, new, self._states(x, levels, generators), levels)
-
-    def _times(self, path: Any, strength: float, n_steps: int | None) -> Tensor:
-        if self.grid is None:
-            return _times(strength, self.default_n_steps if n_steps is None else n_steps)
-        if n_steps is None and self.grid.timesteps is None:
-            n_steps = min(self.default_n_steps, path.n_timesteps)
-        start, data = _times(strength, 1)
-        times = self.grid.times(path, n_steps)
-        first = torch.maximum(start, times[0])
-        return torch.cat([first[None], times[(times > first) & (times < data)], data[None]])
 
     def _states(self, x: Tensor, levels: Sequence[Level], generators: Generators) -> Iterator[Tensor]:
         """Draw states from the diffusion that ends at ``x``."""

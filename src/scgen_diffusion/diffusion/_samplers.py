@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from scgen_diffusion._arguments import check_count, is_number
+from scgen_diffusion._arguments import check_count
 
 from ._trace import SteppingSampler, Walk
 
@@ -91,73 +90,8 @@ class FixedStepSampler(SteppingSampler):
             yield x
 
 
-@dataclass(frozen=True)
-class DormandPrinceSampler:
-    """Integrate adaptively with torchdiffeq's ``dopri5`` (order 5), as published for scLDM.
-
-    The step size depends on the error of all samples in the batch, so within the tolerance a sample depends on the
-    others.
-
-    Parameters
-    ----------
-    rtol, atol
-        Tolerances, above 0; the published value is 1e-5 for both.
-    """
-
-    rtol: float = 1e-5
-    atol: float = 1e-5
-
-    def __post_init__(self) -> None:
-        for name, tolerance in asdict(self).items():
-            if not (is_number(tolerance) and 0 < tolerance < math.inf):
-                msg = f"`{name}` must be a positive, finite number, but found {tolerance!r}."
-                raise ValueError(msg)
-
-    def __call__(
-        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
-    ) -> Tensor:
-        """Integrate ``field`` from noise ``x (n, ...)``, with adaptive steps and without random numbers."""
-        _, end = self.trace(field, x, n_frames=2, n_steps=n_steps, generators=generators).states
-        return end
-
-    def trace(
-        self,
-        field: Field,
-        x: Tensor,
-        *,
-        n_frames: int,
-        n_steps: int | None = None,
-        generators: Generators | None = None,
-    ) -> Walk:
-        """Integrate, and interpolate at ``n_frames`` equally spaced times. The steps stay the same."""
-        self.check_n_steps(n_steps)
-        if n_frames < 2:
-            msg = f"`n_frames` must be at least 2, noise and data, but found {n_frames}."
-            raise ValueError(msg)
-        from torchdiffeq import odeint
-
-        times = torch.linspace(0, 1, n_frames, device=x.device)
-        try:
-            states = odeint(lambda t, y: field(y, t), x, times, rtol=self.rtol, atol=self.atol, method="dopri5")
-        except AssertionError as error:  # raised by torchdiffeq for steps of length zero
-            msg = (
-                "The sampler 'dopri5' found no step that is short enough: the network's predictions are not finite, "
-                "or change too fast. Use a sampler with fixed steps, or less guidance. If that does not help, "
-                "the model has diverged: train it again with a lower learning rate."
-            )
-            raise FloatingPointError(msg) from error
-        return Walk(times, iter(states))
-
-    def check_n_steps(self, n_steps: int | None) -> None:
-        """Raise if a number of steps is given."""
-        if n_steps is not None:
-            msg = f"`n_steps` was {n_steps}, but the sampler 'dopri5' chooses its own steps; leave `n_steps` out."
-            raise ValueError(msg)
-
-
 FLOW_SAMPLERS: dict[str, Sampler] = {
     "euler": FixedStepSampler(euler_step, default_n_steps=50),
     "midpoint": FixedStepSampler(midpoint_step, default_n_steps=10),
     "heun": FixedStepSampler(heun_step, default_n_steps=10),
-    "dopri5": DormandPrinceSampler(),
 }

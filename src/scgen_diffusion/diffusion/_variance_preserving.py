@@ -86,23 +86,6 @@ class VariancePreserving(Path):
         r"""Return :math:`\dot\sigma_t = -\alpha_t \dot\alpha_t / \sigma_t`, which is ``-inf`` at ``t = 1``."""
         return -self.alpha(t) * self.alpha_rate(t) / self.sigma(t)
 
-    def log_snr(self, t: Tensor) -> Tensor:
-        r"""Return :math:`\lambda_t = \log(\alpha_t / \sigma_t)`, which is ``inf`` at ``t = 1``."""
-        log_alpha_bar = self._log_alpha_bar(t)
-        return (log_alpha_bar - (-log_alpha_bar.expm1()).log()) / 2
-
-    def log_snr_to_time(self, log_snr: Tensor) -> Tensor:
-        r"""Return the time of a log SNR :math:`\lambda` between those of ``t = 0`` and ``t = 1``."""
-        table = self._table(log_snr)
-        log_alpha_bar = torch.nn.functional.logsigmoid(2 * log_snr)
-        above = torch.searchsorted(-table, -log_alpha_bar).clamp(1, self.n_timesteps)
-        fraction = (log_alpha_bar - table[above - 1]) / (table[above] - table[above - 1])
-        return self.timestep_to_time(above - 2 + fraction)
-
-    def timestep_to_time(self, k: Tensor) -> Tensor:
-        """Return the time ``1 - (k + 1) / n_timesteps`` of a timestep index."""
-        return 1 - (k + 1) / self.n_timesteps
-
     def network_time(self, t: Tensor) -> Tensor:
         """Return the timestep index ``n_timesteps (1 - t) - 1``, without rounding errors if it is a whole number."""
         k = self.n_timesteps * (1 - t) - 1
@@ -110,12 +93,12 @@ class VariancePreserving(Path):
         return torch.where((k - whole).abs() < self.n_timesteps * torch.finfo(k.dtype).eps, whole, k)
 
     def time(self, network_time: Tensor) -> Tensor:
-        """Return the time of a timestep index."""
-        return self.timestep_to_time(network_time)
+        """Return the time ``1 - (k + 1) / n_timesteps`` of a timestep index."""
+        return 1 - (network_time + 1) / self.n_timesteps
 
     def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """Draw ``n`` timesteps uniformly, and return their times."""
-        return self.timestep_to_time(torch.randint(self.n_timesteps, (n,), generator=generator, device=device))
+        return self.time(torch.randint(self.n_timesteps, (n,), generator=generator, device=device))
 
     def _table(self, like: Tensor) -> Tensor:
         return _log_alpha_bar_table(self, like.device, like.dtype)

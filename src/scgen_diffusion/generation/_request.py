@@ -113,13 +113,6 @@ def check_batch_size(batch_size: int | None) -> int:
     return DEFAULT_BATCH_SIZE if batch_size is None else check_count("batch_size", batch_size)
 
 
-def default_steps(sampler: Sampler) -> int | str:
-    """Return a sampler's default number of steps."""
-    if timesteps := getattr(sampler, "timesteps", None):
-        return len(timesteps) - 1
-    return getattr(sampler, "default_n_steps", "adaptive")
-
-
 def describe_library_size(library_size: Any, output: InputValues) -> str:
     """Return the source of total counts in a word."""
     if output == "log1p":

@@ -3,7 +3,7 @@
 Results are tables, which :mod:`scgen_diffusion.pl` plots.
 """
 
-from ._heads import head_effects, head_loadings, head_specificity, patch_attention, patches, shuffle_weights, top_genes
+from ._heads import head_effects, head_loadings, head_specificity, shuffle_weights, top_genes
 from ._layers import head_coding_rates, layer_statistics
 
 __all__ = [
@@ -12,8 +12,6 @@ __all__ = [
     "head_loadings",
     "head_specificity",
     "layer_statistics",
-    "patch_attention",
-    "patches",
     "shuffle_weights",
     "top_genes",
 ]

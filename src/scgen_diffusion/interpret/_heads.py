@@ -1,4 +1,4 @@
-"""What the heads of a white-box network read, how they change predicted cells, and how patches attend to each other."""
+"""What the heads of a white-box network read, and how they change predicted cells."""
 
 from __future__ import annotations
 
@@ -55,25 +55,6 @@ def head_names(network: GeneDiT) -> list[str]:
     """Name all heads, layer by layer."""
     blocks = network.network.blocks
     return [head_name(layer, head) for layer, block in enumerate(blocks) for head in range(block.attention.n_heads)]
-
-
-def token_names(network: GeneDiT) -> list[str]:
-    """Name all tokens: patches of genes, ``P0`` and so on, followed by global tokens, ``G0`` and so on."""
-    return [f"P{patch}" for patch in range(network.n_patches)] + [f"G{n}" for n in range(network.n_global_tokens)]
-
-
-def patches(model: WBDIT) -> pd.DataFrame:
-    """Return the genes of each token of the network.
-
-    Returns
-    -------
-    pandas.DataFrame
-        For each gene the name of its ``patch``, such as ``P0``, and its ``position`` there.
-    """
-    network = opened_network(model)
-    patch, position = np.divmod(np.arange(network.n_genes), network.patch_size)
-    labels = pd.Categorical.from_codes(patch, categories=token_names(network)[: network.n_patches])
-    return pd.DataFrame({"patch": labels, "position": position}, index=model.var_.index)
 
 
 def head_loadings(
@@ -188,70 +169,6 @@ def head_loadings(
         loadings *= std.T
     table = pd.DataFrame(loadings, index=source.var_names, columns=head_names(network))
     return head_specificity(table) if relative else table
-
-
-@torch.no_grad()
-def patch_attention(
-    model: WBDIT,
-    adata: AnnData | None = None,
-    indices: Sequence[int] | None = None,
-    *,
-    time: float | None = None,
-    groupby: str | None = None,
-    conditional: bool = True,
-    batch_size: int | None = None,
-    seed: int | None = None,
-) -> pd.DataFrame:
-    r"""Return how much patches of genes attend to each other, averaged over cells.
-
-    .. math:: \operatorname{softmax}\bigl(Z U_k (Z U_k)^\top / \sqrt{p}\bigr)
-
-    with the tokens as the rows of ``Z``. Before the softmax it is symmetric, because one projection is both query and
-    key.
-
-    Parameters
-    ----------
-    model
-        A trained :class:`~scgen_diffusion.model.WBDIT`.
-    adata, indices, time, conditional
-        See :func:`head_loadings`.
-    groupby
-        Column of ``obs`` whose groups are averaged separately.
-    batch_size
-        Cells per batch. Default: about 4 000 tokens.
-    seed
-        Seed of the noise.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per ``(group, head, token)`` and one column per attended token; rows sum to one. Tokens are patches,
-        ``P0`` and so on, and global tokens, ``G0`` and so on, if the network has any. ``attention.loc["all", "L0H2"]``
-        is the matrix of a head, and :func:`patches` lists the genes of a patch.
-
-    Raises
-    ------
-    RuntimeError
-        If the model is not trained.
-    KeyError
-        If ``groupby`` is not a column of ``obs``.
-    ValueError
-        If a time or batch size is not allowed, or a cell has no label.
-    """
-    network = opened_network(model)
-    source, rows = cells_of(model, adata, indices)
-    moment = resolve_time(model.module.path, time)
-    groups, codes = group_cells(source, rows, groupby)
-    averages = Averages(groups)
-    blocks = network.network.blocks
-    for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
-        traces = zip(blocks, network.trace(*batch.inputs(model.module, moment)), strict=True)
-        maps = [block.attention.attention_weights(trace.attention.modulated) for block, trace in traces]
-        averages.add(torch.cat(maps, dim=1), codes[batch.rows])
-    names, _, means, _ = averages.results()
-    tokens = token_names(network)
-    index = pd.MultiIndex.from_product([names, head_names(network), tokens], names=["group", "head", "token"])
-    return pd.DataFrame(means.reshape(-1, len(tokens)), index=index, columns=pd.Index(tokens, name="attended"))
 
 
 @torch.no_grad()

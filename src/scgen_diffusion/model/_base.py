@@ -61,7 +61,7 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.generation import CellGenerator, LibrarySizes, check_batch_size
 from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable
-from scgen_diffusion.train import CellData, check_later_checkpoints, check_trainer_options, deadline_after, show
+from scgen_diffusion.train import CellData, check_trainer_options, deadline_after, show
 
 from ._counterfactual import Prediction
 from ._description import describe, next_step
@@ -561,10 +561,6 @@ class DiffusionModel(BaseModelClass):
             ends = (["early_stopping"] if early_stopping else []) + other_ends(trainer_kwargs)
             jobs = plan_jobs(self, usual, max_epochs, batch_size, plan_kwargs, ends)
             folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-            if folder is not None and stages[0] == self._stages[0]:
-                first = jobs[0].recipe
-                n_epochs = jobs[0].n_epochs * first.max_rounds * self._cell_data(first).epochs_per_pass
-                check_later_checkpoints(folder, stages, n_epochs)
             is_quiet = not trainer_kwargs.get("enable_progress_bar", True)
             if (choice := self._choice_of_recipe(usual)) and not is_quiet:
                 rank_zero_only(show)(choice)
@@ -686,12 +682,12 @@ class DiffusionModel(BaseModelClass):
             user guide, "Guidance".
         sampler
             Name of a sampler, or a sampler object of :mod:`scgen_diffusion.diffusion`. Flow matching (SCLDM, and
-            ``path="flow_matching"``) has ``"midpoint"``, ``"euler"``, ``"heun"`` and ``"dopri5"``. Masked molecules
-            (SCRDIT and WBDIT from counts) have only ``"unmasking"``; the other paths have ``"dpm_solver_3m"``,
-            ``"dpm_solver"`` (the default with ``head="regression"``), ``"ddim"`` and ``"ddpm"``. Default: the first.
+            ``path="flow_matching"``) has ``"midpoint"``, ``"euler"`` and ``"heun"``. Masked molecules (SCRDIT and WBDIT
+            from counts) have only ``"unmasking"``; the other paths have ``"dpm_solver_3m"``, ``"dpm_solver"`` (the
+            default with ``head="regression"``), ``"ddim"`` and ``"ddpm"``. Default: the first.
         n_steps
             Steps of the sampler. Default: its own, such as 10 of ``"midpoint"``, 64 of ``"unmasking"`` and 12 of
-            ``"dpm_solver_3m"``. The adaptive ``"dopri5"`` chooses them itself.
+            ``"dpm_solver_3m"``.
         counts
             True: integer counts. False: log-normalised values. Default: counts from SCLDM; log-normalised values from
             SCRDIT, WBDIT and SCLDM with a Gaussian head. SCLDM returns its default only.
@@ -849,8 +845,7 @@ class DiffusionModel(BaseModelClass):
             See :meth:`generate`.
         n_frames
             Number of frames, from noise to finished cells. At most one more than the sampler's steps, which the frames
-            sample evenly; an adaptive sampler allows any number, equally spaced in time. More frames need more
-            steps, for example ``n_steps=40, n_frames=41``.
+            sample evenly. More frames need more steps, for example ``n_steps=40, n_frames=41``.
 
         Returns
         -------
@@ -962,9 +957,9 @@ class DiffusionModel(BaseModelClass):
             Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back and the transport
             use none.
         sampler
-            SCLDM and MULTISCLDM: ``"euler"``, ``"midpoint"`` or ``"heun"``; with transport also ``"dopri5"``. SCRDIT
-            and WBDIT: ``"unmasking"``; with another path than ``"masking"`` ``"ddpm"`` (default; fresh noise at every
-            step), ``"ddim"`` (one noise for all steps) or ``DDIMSampler(eta=...)``.
+            SCLDM and MULTISCLDM: ``"euler"``, ``"midpoint"`` or ``"heun"``. SCRDIT and WBDIT: ``"unmasking"``; with
+            another path than ``"masking"`` ``"ddpm"`` (default; fresh noise at every step), ``"ddim"`` (one noise for
+            all steps) or ``DDIMSampler(eta=...)``.
         n_steps
             Steps of the sampler in each direction; default for SCRDIT and WBDIT: 64, with another path than
             ``"masking"`` 50.

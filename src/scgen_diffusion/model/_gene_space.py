@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 import torch
 
@@ -24,12 +24,10 @@ from scgen_diffusion.train import (
 
 from ._base import ADVICE, DiffusionModel
 from ._diagnostics import warn_of_divergence, warn_of_early_plateau, warn_of_missing_zeros
-from ._gene_space_reference import load_gene_space_reference
 from ._training import Run, stage_seed
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from anndata import AnnData
 
@@ -99,35 +97,6 @@ class GeneSpaceModel(DiffusionModel):
         self.library_head_is_trained_ = False
         architecture = asdict(self.architecture)  # save all values, so that later versions may change defaults
         self.init_params_ = self._get_init_params(locals())
-
-    @classmethod
-    def from_reference_checkpoint(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        var_names: Sequence[str],
-        n_heads: int = 8,
-        zero_value: float | None = None,
-    ) -> Self:
-        """Build an unconditional model from weights of the published code. Nothing in the file is executed.
-
-        Parameters
-        ----------
-        path
-            A state dict saved by torch (``.pt``) or a ``.safetensors`` file.
-        var_names
-            Genes in the order of the weights.
-        n_heads
-            Number of attention heads of a transformer; it cannot be read from the weights.
-        zero_value
-            Value that replaced zeros in the training data of the weights (published for scRDiT: -10).
-
-        Raises
-        ------
-        ValueError
-            If the file is damaged or unsafe, or the genes or the model do not fit the weights.
-        """
-        return load_gene_space_reference(cls, path, var_names=var_names, n_heads=n_heads, zero_value=zero_value)
 
     def get_normalized_expression(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise NotImplementedError with what to use instead."""

@@ -124,8 +124,7 @@ class MULTISCLDM(SCLDM):
         modalities
             Names of the modalities (default: all), or a mapping from name to the distribution of the values:
 
-            - ``"negative_binomial"``: counts, such as those of genes and proteins;
-            - ``"poisson"``: counts without overdispersion, such as fragments in peaks;
+            - ``"negative_binomial"``: counts, such as those of genes, proteins and fragments in peaks;
             - ``"bernoulli"``: 0 or 1;
             - None: ``"bernoulli"`` if all values are 0 or 1, else ``"negative_binomial"``. A list of names means this.
 

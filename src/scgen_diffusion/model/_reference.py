@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from scvi.model.base import BaseModelClass
 
-    from scgen_diffusion.module import InputValues
-
     from ._scldm import SCLDM
 
 ModelT = TypeVar("ModelT", bound="SCLDM")
@@ -172,20 +170,17 @@ def _check_sizes(weights: Weights, var_names: Sequence[str], categories: Mapping
 
 
 def stand_in_registry(
-    cls: type[BaseModelClass],
-    var_names: Sequence[str],
-    categories: Mapping[str, Sequence[str]],
-    values: InputValues = "counts",
+    cls: type[BaseModelClass], var_names: Sequence[str], categories: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
     """Register made-up cells, at least three of every class, and return their registry."""
     n_cells = 3 * max([1, *map(len, categories.values())])
-    codes = {key: np.arange(n_cells) % len(names) for key, names in categories.items()}
+    ones, rows = np.ones(n_cells, np.float32), np.arange(n_cells)
+    codes = {key: rows % len(names) for key, names in categories.items()}
     obs = {key: pd.Categorical.from_codes(codes[key], categories=list(names)) for key, names in categories.items()}
-    one_gene = np.full(n_cells, 1 if values == "counts" else 0.5, np.float32)
-    x = sp.csr_matrix((one_gene, (np.arange(n_cells), np.zeros(n_cells, int))), (n_cells, len(var_names)))
+    x = sp.csr_matrix((ones, (rows, 0 * rows)), (n_cells, len(var_names)))
     names = pd.Index([str(cell) for cell in range(n_cells)])
     cells = AnnData(x, obs=pd.DataFrame(obs, index=names), var=pd.DataFrame(index=pd.Index(list(var_names))))
-    cls.setup_anndata(cells, condition_keys=list(categories), values=values)
+    cls.setup_anndata(cells, condition_keys=list(categories))
     return registered_manager(cls, cells).registry
 
 

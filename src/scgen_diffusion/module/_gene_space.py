@@ -22,7 +22,6 @@ from scgen_diffusion.diffusion import (
     Path,
     ResolvedGuidance,
     Sampler,
-    StepGrid,
     Target,
     samplers_for,
 )
@@ -302,10 +301,7 @@ class GeneSpaceModule(ConditionedModule):
         if isinstance(sampler, FixedStepSampler):
             return FlowInversion(sampler.step, sampler.default_n_steps)
         eta = sampler.eta if isinstance(sampler, DDIMSampler) else 1.0
-        is_even = sampler.spacing == "time" and sampler.timesteps is None
-        return NoiseInversion(
-            eta, sampler.default_n_steps, None if is_even else StepGrid(sampler.spacing, sampler.timesteps)
-        )
+        return NoiseInversion(eta, sampler.default_n_steps)
 
     def predict_cells(
         self,

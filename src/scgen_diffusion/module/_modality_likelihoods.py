@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scgen_diffusion.diffusion import counterfactual_counts, draw_poisson, finite_mask, keep_where
+from scgen_diffusion.diffusion import finite_mask, keep_where
 
 from ._likelihoods import Likelihood, NegativeBinomialLikelihood
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 N_NEWTON_STEPS = 8
 SMALLEST_RATE = 1e-12  # below it log(1 - exp(-rate)) would be infinite in single precision
-NOT_DISPERSED = 1e12  # inverse dispersion of Poisson counts
 
 
 class ModalityPanel(NamedTuple):
@@ -29,44 +28,11 @@ class ModalityPanel(NamedTuple):
     n_features
         Number of features.
     likelihood
-        ``"negative_binomial"``, ``"poisson"`` or ``"bernoulli"``.
+        ``"negative_binomial"`` or ``"bernoulli"``.
     """
 
     n_features: int
     likelihood: str
-
-
-class PoissonLikelihood(nn.Module):
-    r"""Poisson counts with mean :math:`\mu_g = l\,\operatorname{softmax}(\ell)_g`."""
-
-    n_outputs = 1
-    outliers = None
-
-    def mean(self, outputs: Tensor, library_size: Tensor) -> Tensor:
-        """Return the expected counts, ``(cells, features)``."""
-        return outputs[..., 0].float().softmax(1) * library_size
-
-    def log_likelihood(self, target: Tensor, outputs: Tensor, library_size: Tensor) -> Tensor:
-        """Return each cell's log-likelihood of counts ``(cells, features)``."""
-        log_mean = outputs[..., 0].float().log_softmax(1) + library_size.log()
-        return (target * log_mean - log_mean.exp() - (target + 1).lgamma()).sum(1)
-
-    def parameters_per_cell(self, outputs: Tensor, library_size: Tensor) -> Tensor:
-        """Return the means, ``(cells, 1, features)``."""
-        return self.mean(outputs, library_size)[:, None]
-
-    def sample(self, parameters: Tensor, generators: Generators) -> Tensor:
-        """Draw counts ``(cells, features)``."""
-        mean = parameters[:, 0]
-        return draw_poisson(generators.uniform(mean.shape[1], dtype=torch.float64), mean)
-
-    def counterfactual(self, x: Tensor, before: Tensor, after: Tensor, generators: Generators) -> Tensor:
-        """Draw what counts ``x (cells, features)`` would be under other means."""
-        mean, new_mean = before[:, 0], after[:, 0]
-        valid = finite_mask(mean=mean, new_mean=new_mean)
-        mean, new_mean = (keep_where(valid, values, 1.0) for values in (mean, new_mean))
-        uniform, theta = generators.uniform(x.shape[1], dtype=torch.float64), torch.full_like(mean, NOT_DISPERSED)
-        return keep_where(valid, counterfactual_counts(uniform, x, mean, new_mean, theta), torch.nan)
 
 
 class BernoulliLikelihood(nn.Module):

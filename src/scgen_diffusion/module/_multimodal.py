@@ -23,7 +23,6 @@ from ._modality_likelihoods import (
     BernoulliLikelihood,
     ModalityPanel,
     MultimodalLikelihood,
-    PoissonLikelihood,
     has_counts,
 )
 from ._multimodal_library_size import MultimodalLibrarySize
@@ -361,9 +360,8 @@ def draw_shown(has: Tensor, generator: torch.Generator) -> Tensor:
 
 def build_modality_likelihood(modality: ModalityPanel, architecture: SCLDMArchitecture) -> Likelihood:
     """Build the likelihood of one modality."""
-    others: dict[str, Any] = {"poisson": PoissonLikelihood, "bernoulli": BernoulliLikelihood}
-    if modality.likelihood in others:
-        return others[modality.likelihood]()
+    if modality.likelihood == "bernoulli":
+        return BernoulliLikelihood()
     if modality.n_features < LARGE_PANEL:
         architecture = replace(architecture, outliers=False, dispersion="gene-cell")
     return build_likelihood(modality.n_features, architecture)

@@ -35,15 +35,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens ``(cells, tokens, width)`` to the same shape."""
-        return self.project_out(merge_heads(scaled_dot_product_attention(*self._queries_keys_values(tokens))))
-
-    def attention_weights(self, tokens: Tensor) -> Tensor:
-        """Return the attention weights between tokens, ``(cells, heads, tokens, tokens)``; rows sum to one."""
-        query, key, _ = self._queries_keys_values(tokens)
-        return attention_weights(query, key)
-
-    def _queries_keys_values(self, tokens: Tensor) -> list[Tensor]:
-        return [split_heads(x, self.n_heads) for x in self.project_qkv(tokens).chunk(3, dim=-1)]
+        heads = (split_heads(x, self.n_heads) for x in self.project_qkv(tokens).chunk(3, dim=-1))
+        return self.project_out(merge_heads(scaled_dot_product_attention(*heads)))
 
 
 class CrossAttention(nn.Module):
@@ -93,14 +86,6 @@ class CrossAttention(nn.Module):
         )
         scores = multiply_heads(query, key.mT) / query.shape[-1] ** 0.5
         return self.project_out(merge_heads(attend_to_scaled_rows(scales, scores, value)))
-
-
-def attention_weights(query: Tensor, key: Tensor) -> Tensor:
-    r"""Return :math:`\operatorname{softmax}(q k^\top / \sqrt{p})`, which fused kernels do not return.
-
-    Queries and keys are ``(cells, heads, tokens, p)``, the weights ``(cells, heads, tokens, tokens)``.
-    """
-    return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1)
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:

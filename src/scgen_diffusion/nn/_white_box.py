@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, relu, scaled_dot_product_attention
 
-from ._attention import attention_weights, check_heads, merge_heads, split_heads
+from ._attention import check_heads, merge_heads, split_heads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,11 +55,6 @@ class SubspaceAttention(nn.Module):
     def coordinates(self, tokens: Tensor) -> Tensor:
         r"""Return :math:`U_k^\top z` of each token, ``(cells, heads, tokens, width / heads)``."""
         return split_heads(self.project(tokens), self.n_heads)
-
-    def attention_weights(self, tokens: Tensor) -> Tensor:
-        """Return the attention weights between tokens, ``(cells, heads, tokens, tokens)``; rows sum to one."""
-        coordinates = self.coordinates(tokens)
-        return attention_weights(coordinates, coordinates)
 
 
 class SparseCoding(nn.Module):

@@ -17,7 +17,6 @@ from ._white_box import (
     coding_rate,
     head_loadings,
     layer_statistics,
-    patch_attention,
 )
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "marker_dotplot",
     "mean_change",
     "mean_variance",
-    "patch_attention",
     "perturbation_scores",
     "perturbation_strengths",
     "quality_curve",

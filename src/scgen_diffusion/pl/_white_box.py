@@ -1,4 +1,4 @@
-"""Plots of the white-box model: what layers do to tokens, which genes heads read, and which patches attend."""
+"""Plots of the white-box model: what layers do to tokens, and which genes heads read."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.lines import Line2D
 
-from scgen_diffusion._arguments import check_count, known_names, list_first
-from scgen_diffusion.data import as_label
+from scgen_diffusion._arguments import check_count, known_names
 
 from ._figures import (
     choose,
@@ -20,7 +19,6 @@ from ._figures import (
     first_column,
     ink,
     legend_beside,
-    name_both_axes,
     one_axis,
     panels,
     scanpy_colors,
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-N_NAMED = 20  # groups listed in a message
 LINE_STYLES = ["-", "--", ":", "-."]
 LABELS = {
     "coding_rate_before": "$R$ before attention (nats)",
@@ -220,66 +217,6 @@ def head_loadings(
     layers = [head.partition("H")[0] for head in table]
     for place in np.flatnonzero(np.array(layers[1:]) != np.array(layers[:-1])):
         ax.axvline(place + 0.5, color="white", linewidth=2)
-    return finish(ax, show, save)
-
-
-def patch_attention(
-    table: pd.DataFrame,
-    head: str,
-    *,
-    group: str | int | None = None,
-    relative: bool = True,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
-) -> Axes | None:
-    """Plot how much patches of genes attend to each other in one head.
-
-    Parameters
-    ----------
-    table
-        What :func:`~scgen_diffusion.interpret.patch_attention` returned.
-    head
-        Name of the head, such as ``"L0H2"``.
-    group
-        Group of cells. Default: the only one, such as ``"all"``, if the table was made without ``groupby``.
-    relative
-        Whether to show the log2 ratio to even attention, or the attention itself.
-    ax
-        Axis to draw on.
-    show
-        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
-
-    Returns
-    -------
-    matplotlib.axes.Axes or None
-        The axis, or None if the figure is shown.
-
-    Raises
-    ------
-    ValueError
-        If the head or group is unknown, or there are several groups and ``group`` is not given.
-    """
-    choose("head", head, table.index.unique("head"))
-    groups = list(table.index.unique("group"))
-    if group is None and len(groups) > 1:
-        msg = (
-            f"There are several groups of cells; choose one by `group`: "
-            f"{list_first([repr(name) for name in groups], N_NAMED)}."
-        )
-        raise ValueError(msg)
-    (group,) = choose("group", groups if group is None else as_label(group), groups)
-    weights = table.loc[group].loc[head]  # at once, pandas would warn if they are not in alphabetical order
-    values = weights.to_numpy()
-    if relative:
-        values = np.log2(np.maximum(values * len(values), 2.0**-10))
-    ax = one_axis(ax, size=(4.4, 3.6))
-    label = "attention over even ($\\log_2$)" if relative else "attention"
-    draw_matrix(ax, values, label, is_relative=relative, shrink=0.8)
-    name_both_axes(ax, weights.index, weights.columns, most=24, fontsize="x-small")
-    ax.set(xlabel="attended token", ylabel="attending token", title=head if group == "all" else f"{head}, {group}")
     return finish(ax, show, save)
 
 

@@ -26,7 +26,7 @@ from scgen_diffusion._compat import parse_device_args
 from scgen_diffusion._files import explain_failed_write, sync
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from types import FrameType
 
@@ -365,43 +365,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "line: `--restart`)."
         )
         raise ValueError(msg) from error
-
-
-def check_later_checkpoints(folder: Path, stages: Sequence[str], n_epochs: int) -> None:
-    """Raise before training if the first stage has epochs left, and a later stage has a checkpoint already.
-
-    Later stages build on the first, so their checkpoints would be refused once it has trained on.
-
-    Parameters
-    ----------
-    folder
-        Folder of the checkpoints.
-    stages
-        Stages to train, in order.
-    n_epochs
-        Lightning's epochs of the first stage.
-
-    Raises
-    ------
-    ValueError
-        As described, or if the first checkpoint is damaged.
-    """
-    first, *later = (folder / f"{name}.ckpt" for name in stages)
-    later = [path for path in later if path.exists()]
-    if not later:
-        return
-    checkpoint = read_checkpoint(first) if first.exists() else {"n_epochs_done": 0}
-    is_done = checkpoint.get("is_finished") and checkpoint.get("max_epochs") == n_epochs
-    # without its mark, a run may have ended after the last epoch; more epochs than asked for are that stage's error
-    if is_done or checkpoint["n_epochs_done"] >= n_epochs:
-        return
-    msg = (
-        f"This call trains the {stages[0]} for {n_epochs} epochs, of which the checkpoints have "
-        f"{checkpoint['n_epochs_done']}; the checkpoint of the {later[0].stem} would then be out of date. Make the "
-        f"same call as before to resume, or remove {' and '.join(map(str, later))}, or use another `checkpoint_dir` "
-        "(on the command line: `--restart`)."
-    )
-    raise ValueError(msg)
 
 
 # --- Ctrl-C and the time limit ----------------------------------------------------------------------------------------
