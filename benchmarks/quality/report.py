@@ -117,7 +117,7 @@ def summarise(table: pd.DataFrame, methods: Sequence[str]) -> str:
         "Means over seeds, for equal numbers of generated and held-out cells. The floor is what real cells score in "
         "place of synthetic ones: training cells that the PCA was not fitted to, or, for memorisation, halves of the "
         "held-out cells. *shuffled* are such cells with every gene shuffled among the cells of a label. **Bold**: "
-        "best, or not significantly different from the best (a p-value and the costs have no error); values better "
+        "best, or not significantly different from the best (costs have no error); values better "
         "than the floor count as the floor. Synthetic cells have exactly the labels of the held-out ones, floor cells "
         "random ones, which favours all methods slightly. `cpu_minutes` covers training and drawing on one core; "
         "`peak_memory_gib` is that of the process, including loading the data. Written by `python -m "

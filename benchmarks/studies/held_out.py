@@ -26,7 +26,7 @@ logger = logging.getLogger("benchmarks.held_out")
 RESULTS = Path(__file__).parent / "results"
 REAL = "real cells"
 #: Stored figures of a test for differential genes that called too many; tables leave them out.
-OLD_TEST = r"de_|direction_reach"
+OLD_TEST = r"de_"
 CPU = {"accelerator": "cpu", "enable_progress_bar": False}
 
 

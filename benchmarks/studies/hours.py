@@ -67,8 +67,8 @@ def shift(control: ad.AnnData, change: np.ndarray, hour: float) -> ad.AnnData:
 
 
 def as_treated(control: ad.AnnData, hour: float) -> pd.DataFrame:
-    """Return the table of the control cells, with another condition and hour."""
-    return control.obs.assign(**{CONDITION: TREATED, HOURS: hour})
+    """Return the table of the control cells, with another condition and hour, and the hour that they come from."""
+    return control.obs.assign(**{f"{HOURS}_of_control": control.obs[HOURS], CONDITION: TREATED, HOURS: hour})
 
 
 def predict_by_rival(rival: str, train: ad.AnnData, hour: float, seed: int, python: str) -> dict[str, ad.AnnData]:

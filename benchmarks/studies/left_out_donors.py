@@ -40,6 +40,7 @@ OURS = "SCLDM transport"
 RIVALS = ("CPA", "CellFlow")
 DONORS = ("donor1015", "donor1256", "donor1488", "donor1244")  # with the most cells
 TREATED, CONTROL = "drug", "none"
+FROM = f"{KEY}_of_control"  # says that cells are made from control cells, as `predict_perturbation` does
 N_SHARED, N_OWN = 100, 50  # changed genes, among the half that has most counts
 SPREAD = 1.0  # of log factors
 STRENGTHS = (0.7, 1.3)
@@ -75,6 +76,8 @@ def simulate(cells: ad.AnnData, left_out: str, seed: int) -> tuple[ad.AnnData, a
         TRUTH: ad.concat([affect(control, name, left_out, strengths[left_out]) for name in of_type]),
         EXPECTED: ad.concat([affect(control, name, left_out, expected) for name in of_type]),
     }
+    for moved in ideal.values():
+        moved.obs[FROM] = CONTROL
     return control, treated, ideal
 
 
@@ -90,7 +93,7 @@ def predict_by_rival(rival: str, train: ad.AnnData, control: ad.AnnData, seed: i
     """Train a rival on all cells, and add what it changes to the control cells."""
     train = train.copy()
     train.obs = train.obs.astype(str).replace({KEY: {CONTROL: "control"}})
-    obs = control.obs.assign(**{KEY: TREATED})
+    obs = control.obs.assign(**{FROM: CONTROL, KEY: TREATED})
     [changed], _ = ask_for_predictions(rival, train, control, [{"shift": TREATED}], [obs], seed, python=python)
     return changed
 

@@ -199,8 +199,8 @@ def as_profiles(case: Case, values: NDArray) -> ad.AnnData:
 
 
 def predicted_obs(case: Case) -> pd.DataFrame:
-    """Return the control cells' table, with the perturbation set."""
-    return case.control.obs.assign(**{CONDITION: PERTURBED})
+    """Return the control cells' table, with the perturbation set, and a column that says where the cells come from."""
+    return case.control.obs.assign(**{f"{CONDITION}_of_control": CONTROL, CONDITION: PERTURBED})
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------

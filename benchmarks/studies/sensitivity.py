@@ -54,12 +54,11 @@ N_HALVES = 8
 
 QUANTILE = 2.364624  # of Student's t with a degree of freedom less than halves, for 95 % intervals
 SEEN, STRONG = 3.0, 10.0  # standard deviations
-SIGNIFICANT = 0.01
 NOTHING, SEES, SEES_STRONGLY, FOOLED = "·", "sees", "**sees**", "*fooled*"
 
 FAMILIES = {
-    "Distribution": ["w2", "sliced_w2", "mmd2", "frechet", "precision", "recall", "density", "coverage"],
-    "Telling cells apart": ["auc_boosting", "auc_logistic", "auc_neighbours", "auc_genes", "ilisi", "mmd_p_value"],
+    "Distribution": ["w2", "mmd2", "precision", "recall", "density", "coverage"],
+    "Telling cells apart": ["auc_boosting", "auc_logistic", "auc_neighbours", "auc_genes", "ilisi"],
     "Genes": [
         *("gene_mean_error", "gene_variance_error", "gene_zero_error", "mean_variance_error"),
         *("within_label_correlation", "within_label_slope", "library_size_ks"),
@@ -107,7 +106,7 @@ def effects(rows: pd.DataFrame) -> pd.DataFrame:
 
     A run's effect is its value minus that of the unchanged cells of the same data set and seed, with positive sign for
     worse, divided by the standard deviation of the unchanged cells' value. For a metric that is always 0 for real
-    cells, such as copies, any change is strong. A p-value of 0.01 or less counts as detected.
+    cells, such as copies, any change is strong.
 
     Returns
     -------
@@ -125,8 +124,6 @@ def effects(rows: pd.DataFrame) -> pd.DataFrame:
     off, off_unchanged = ((pairs[name] - pairs["floor_unchanged"]).abs() for name in ("value", "value_unchanged"))
     worse = worse.where(better == "lower", -worse).where(better != "floor", off - off_unchanged)
     pairs["effect"] = np.where(worse.abs() < 1e-12, 0, worse / pairs["sd"].clip(lower=1e-9))
-    is_p = pairs["metric"] == "mmd_p_value"
-    pairs.loc[is_p, "effect"] = SEEN * (pairs.loc[is_p, "value"] <= SIGNIFICANT)
     return pairs.groupby(["corruption", "metric"])["effect"].median().unstack()
 
 
@@ -160,10 +157,9 @@ def _explanation(rows: pd.DataFrame) -> str:
         "variable genes) were corrupted in known ways and judged by `evaluate`. An entry shows by how many standard "
         f"deviations a corruption worsens a metric, in the median over data sets and splits: {NOTHING} is less than "
         f"{SEEN:.0f}, {SEES} is {SEEN:.0f} or more, {SEES_STRONGLY} is {STRONG:.0f} or more. {FOOLED} means that the "
-        f"metric calls the corrupted cells *better* than real ones by {SEEN:.0f} or more. A p-value counts as detected "
-        f"at {SIGNIFICANT} or less. With more cells, every metric detects smaller defects. The first row, unchanged "
-        "cells, has no entries by construction in the tables of metrics; in the table of the verdict it shows false "
-        "alarms."
+        f"metric calls the corrupted cells *better* than real ones by {SEEN:.0f} or more. With more cells, every metric "
+        "detects smaller defects. The first row, unchanged cells, has no entries by construction in the tables of "
+        "metrics; in the table of the verdict it shows false alarms."
     )
 
 

@@ -31,7 +31,6 @@ FULL_NAMES = {
     "Axes": "matplotlib.axes.Axes",
     "Callable": "collections.abc.Callable",
     "Figure": "matplotlib.figure.Figure",
-    "FuncAnimation": "matplotlib.animation.FuncAnimation",
     "Iterable": "collections.abc.Iterable",
     "Iterator": "collections.abc.Iterator",
     "Mapping": "collections.abc.Mapping",

@@ -7,7 +7,7 @@ import pytest
 from scgen_diffusion.metrics import (
     ComparisonSpace,
     augmentation_gain,
-    frechet_distance,
+    energy_distance,
     representation,
     wasserstein_2,
 )
@@ -67,7 +67,7 @@ def test_components_that_were_computed_apart_are_refused():
 def test_an_unknown_entry_is_named_with_the_known_ones():
     adata = ad.AnnData(counts(), obsm={"X_umap": np.ones((60, 2))})
     with pytest.raises(KeyError, match="'X_pca', which `real.obsm` lacks. Known, closest first: 'X_umap'"):
-        frechet_distance(adata, adata)
+        energy_distance(adata, adata)
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,14 @@
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
-from scipy.stats import entropy, kstest
+from scipy.stats import entropy
 
 from scgen_diffusion.metrics import (
     _distribution,
     classifier_auc,
-    frechet_distance,
     ilisi,
     median_squared_distance,
-    mmd_test,
     precision_recall_density_coverage,
-    sliced_wasserstein_2,
     squared_mmd,
     wasserstein_2,
 )
@@ -25,13 +22,6 @@ FACTORS = np.array([0.25, 0.5, 1, 2, 4])
 
 def gaussian(n_cells, n_features=5, *, seed, shift=0.0, scale=1.0):
     return np.random.default_rng(seed).standard_normal((n_cells, n_features)) * scale + shift
-
-
-def whitened(n_cells, n_features, *, seed):
-    """Draw points whose mean is 0 and whose covariance is the identity, exactly."""
-    values = gaussian(n_cells, n_features, seed=seed)
-    values -= values.mean(axis=0)
-    return values @ np.linalg.inv(np.linalg.cholesky(np.cov(values, rowvar=False))).T
 
 
 def test_squared_distances_keep_their_digits_and_are_zero_for_copies():
@@ -72,45 +62,6 @@ def test_w2_of_larger_sets_draws_cells_by_the_seed():
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_sliced_w2_of_a_translation_is_its_length_over_the_root_of_the_dimension():
-    values = gaussian(100, seed=0)
-    # exact, for lines come in orthonormal sets of five
-    assert sliced_wasserstein_2(values, values + SHIFT, n_projections=50) == pytest.approx(5 / np.sqrt(5))
-
-
-def test_directions_in_many_dimensions_are_orthonormal_and_no_more_than_needed():
-    rng, other = np.random.default_rng(0), np.random.default_rng(0)
-    directions = _distribution._orthonormal_directions(3_000, 10, rng)
-    np.testing.assert_allclose(directions.T @ directions, np.eye(10), atol=1e-12)
-    other.standard_normal((3_000, 10))
-    assert rng.bit_generator.state == other.bit_generator.state
-
-
-def test_sliced_w2_never_exceeds_w2():
-    real, synthetic = gaussian(100, seed=0), gaussian(100, seed=1, scale=2.0)
-    assert 0 < sliced_wasserstein_2(real, synthetic) < wasserstein_2(real, synthetic)
-
-
-def test_frechet_distance_of_gaussians_with_known_moments_is_exact():
-    # diagonal covariances commute: d^2 = |shift|^2 + sum (s_x - s_y)^2
-    x, y = whitened(200, 3, seed=0) * [1.0, 2.0, 3.0], whitened(150, 3, seed=1) * [2.0, 2.0, 1.0] + [0.0, 2.0, 0.0]
-    assert frechet_distance(x, y) == pytest.approx(np.sqrt(4 + 1 + 0 + 4))
-
-
-def test_frechet_distance_of_covariances_that_do_not_commute():
-    # in two dimensions tr (A B)^(1/2) = (tr AB + 2 sqrt(det AB))^(1/2)
-    a, b = np.array([[2.0, 1.0], [1.0, 3.0]]), np.array([[1.0, -0.5], [-0.5, 4.0]])
-    x, y = (whitened(100, 2, seed=s) @ np.linalg.cholesky(m).T for s, m in ((0, a), (1, b)))
-    cross = np.sqrt(np.trace(a @ b) + 2 * np.sqrt(np.linalg.det(a @ b)))
-    assert frechet_distance(x, y) == pytest.approx(np.sqrt(np.trace(a) + np.trace(b) - 2 * cross))
-
-
-def test_frechet_distance_misses_what_leaves_the_moments_alone():
-    x, y = whitened(100, 3, seed=0), whitened(100, 3, seed=1)
-    assert frechet_distance(x, y) == pytest.approx(0, abs=1e-6)
-    assert wasserstein_2(x, y) > 0.5
-
-
 # --- kernels ----------------------------------------------------------------------------------------------------------
 
 
@@ -148,17 +99,6 @@ def test_equal_points_leave_the_scale_to_the_others():
     assert median_squared_distance(apart) == 9
     assert median_squared_distance(np.zeros((5, 2))) == 1
     assert squared_mmd(np.zeros((5, 1)), np.full((5, 1), 100.0)) == pytest.approx(2)
-
-
-def test_p_values_are_uniform_for_equal_distributions():
-    p_values = [
-        mmd_test(gaussian(25, seed=s), gaussian(25, seed=500 + s), n_permutations=99).p_value for s in range(150)
-    ]
-    assert kstest(p_values, "uniform").pvalue > 0.01
-
-
-def test_the_p_value_of_sets_apart_is_the_smallest_there_is():
-    assert mmd_test(gaussian(30, seed=0), gaussian(30, seed=1, shift=5), n_permutations=99).p_value == 0.01
 
 
 def test_mmd_needs_two_cells():
@@ -289,8 +229,3 @@ def test_neighbours_have_gaussian_weights_of_the_perplexity():
     np.testing.assert_allclose(np.exp(entropy(weights, axis=1)), 10, rtol=1e-6)
     slope = np.log(weights[:, 1:] / weights[:, :1]) / (squared[:, 1:] - squared[:, :1])
     np.testing.assert_allclose(slope, slope[:, :1].repeat(29, axis=1), rtol=1e-6)
-
-
-def test_the_tested_value_is_that_of_squared_mmd_for_any_numbers_of_cells():
-    real, synthetic = gaussian(20, seed=0), gaussian(35, seed=1, shift=1)
-    assert mmd_test(real, synthetic, n_permutations=1).value == pytest.approx(squared_mmd(real, synthetic))

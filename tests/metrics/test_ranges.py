@@ -19,10 +19,7 @@ COUNTS = AnnData(
     ("function", "sets", "name", "values"),
     [
         (metrics.squared_mmd, 2 * [POINTS], "squared_scale", (-1, 0, np.nan, np.inf, "1")),
-        (metrics.mmd_test, 2 * [POINTS], "squared_scale", (-1, 0)),
-        (metrics.mmd_test, 2 * [POINTS], "n_permutations", (-1, 0)),
         (metrics.ilisi, 2 * [POINTS], "perplexity", (0.2, -1, np.nan, np.inf)),
-        (metrics.sliced_wasserstein_2, 2 * [POINTS], "n_projections", (0, 2.5)),
         (metrics.wasserstein_2, 2 * [POINTS], "max_cells", (0, 2.5)),
         (metrics.precision_recall_density_coverage, 2 * [POINTS], "k", (0, 2.5)),
         (metrics.nearest_distances, 2 * [POINTS], "k", (0, 2.5, 41)),

@@ -11,6 +11,7 @@ import pytest
 from builders import same_cells
 
 from scgen_diffusion.diffusion import Guidance
+from scgen_diffusion.metrics import effects
 from scgen_diffusion.model import SCLDM
 
 SAMPLERS = ["euler", "midpoint", "heun"]
@@ -109,6 +110,16 @@ def test_a_key_that_stays_the_same_can_be_left_out_if_the_model_learned_the_othe
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------
+
+
+def test_effects_know_that_predictions_have_the_noise_of_the_control_cells(trained):
+    given = trained.adata
+    predicted = trained.predict_perturbation(condition={"cell_type": "NK"}, seed=0)
+    drawn = trained.generate(given.n_obs, condition={"cell_type": "NK"}, seed=0)
+
+    shares = [effects(given, cells, given)[1].cells.control_share for cells in (predicted[::3], drawn)]
+
+    assert shares == [1, 0]
 
 
 def test_rows_names_and_obs_are_those_of_the_control_cells(trained):

@@ -328,6 +328,19 @@ def test_the_title_says_how_similar_the_correlations_are():
     assert sorted(names(same[0].yaxis)) == ["gene_1", "gene_2", "gene_6"]
 
 
+def test_genes_with_names_of_their_own_are_drawn_though_others_share_one():
+    real, synthetic = make_cells(), make_cells(seed=1)
+    genes = ["gene_1", "gene_6", "gene_2"]
+    expected = sgd.pl.gene_correlation(real, synthetic, genes=genes, show=False)
+    for cells in (real, synthetic):
+        cells.var_names = [{"gene_4": "gene_3"}.get(name, name) for name in cells.var_names]
+
+    axes = sgd.pl.gene_correlation(real, synthetic, genes=genes, show=False)
+
+    for ax, same in zip(axes, expected, strict=True):
+        np.testing.assert_array_equal(ax.images[0].get_array(), same.images[0].get_array())
+
+
 def test_a_gene_that_is_named_twice_is_drawn_once():
     axes = sgd.pl.gene_correlation(
         make_cells(), make_cells(seed=1), genes=["gene_1", "gene_6", "gene_2", "gene_6"], show=False

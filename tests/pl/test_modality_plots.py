@@ -1,4 +1,4 @@
-"""Plots of several modalities: correlations across them, and the plots of one modality on each."""
+"""The plots of one modality, on each of several."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 import scgen_diffusion as sgd
-from scgen_diffusion.metrics import cross_modality_correlation
 
 GENES, PROTEINS = ["CD4", "CD8A", "NCAM1", "ACTB"], ["CD4", "CD8a", "CD56"]
 
@@ -36,39 +35,6 @@ def cells(seed, n_cells=120):
             for name, (x, var) in parts.items()
         }
     )
-
-
-def points_of(ax):
-    """Return real and synthetic correlations, from the bottom upwards."""
-    return [np.asarray(collection.get_offsets()) for collection in ax.collections[-2:]]
-
-
-def test_every_pair_is_where_its_correlations_are_in_the_order_of_the_real_ones():
-    pairs = [("NCAM1", "CD56"), ("CD4", "CD4"), ("ACTB", "CD4")]
-    ax = sgd.pl.modality_correlation(cells(0), cells(1), pairs, show=False)
-    found = cross_modality_correlation(cells(0), cells(1), pairs)
-    expected = found.pairs.sort_values("real")
-    for points, name in zip(points_of(ax), ("real", "synthetic"), strict=True):
-        np.testing.assert_allclose(points[:, 0], expected[name])
-        np.testing.assert_array_equal(points[:, 1], [0, 1, 2])
-    labels = [label.get_text() for label in ax.get_yticklabels()]
-    assert labels[0] == "ACTB – CD4"
-    assert set(labels[1:]) == {"CD4", "NCAM1 – CD56"}
-    assert f"{found.summary['value'].iloc[0]:.2f}" in ax.get_title()
-    assert ax.get_xlabel() == "correlation of rna and prot"
-
-
-def test_features_of_the_same_name_are_drawn_by_default_within_groups_if_asked():
-    ax = sgd.pl.modality_correlation(cells(0), cells(1), groupby="kind", show=False)
-    assert {label.get_text() for label in ax.get_yticklabels()} == {"CD4", "CD8A"}
-    assert "within kind" in ax.get_xlabel()
-    ax = sgd.pl.modality_correlation(cells(0), cells(1), groupby=["kind"], show=False)
-    assert ax.get_xlabel().endswith("\nwithin kind")
-
-
-def test_without_a_pair_there_is_nothing_to_draw():
-    with pytest.raises(ValueError, match="`pairs` must have 1 to 60 pairs, but found 0"):
-        sgd.pl.modality_correlation(cells(0), cells(1), [], show=False)
 
 
 @pytest.mark.usefixtures("without_umap")

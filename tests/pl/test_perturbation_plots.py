@@ -126,6 +126,11 @@ def test_a_group_that_was_not_predicted_is_named():
         sgd.pl.mean_change(REAL, PREDICTED, CONTROL, groupby="cell_type", groups=["NK"], show=False)
 
 
+def test_groups_without_their_column_are_refused():
+    with pytest.raises(ValueError, match=r"`groups` needs `groupby`.*found only `groups=\['T'\]`"):
+        sgd.pl.mean_change(REAL, PREDICTED, CONTROL, groups=["T"], show=False)
+
+
 def test_groups_have_the_order_of_their_categories_and_cells_without_one_are_left_out():
     sets = [adata.copy() for adata in (REAL, PREDICTED, CONTROL)]
     sets[0].obs["cell_type"] = pd.Categorical(sets[0].obs["cell_type"], categories=["T", "B"])
@@ -178,22 +183,24 @@ def test_every_method_has_the_mean_of_its_seeds_in_every_case(table):
 def test_metrics_cases_and_methods_can_be_chosen_and_called(table):
     axes = sgd.pl.perturbation_scores(
         table,
-        metrics=["w2", "de_direction"],
+        metrics=["mean_change_error", "de_direction"],
         cases=["T"],
         methods={"value": "SCLDM", "no_change": "control"},
         show=False,
     )
-    assert [ax.get_title() for ax in axes] == ["w2 ↓", "de_direction ↑"]
+    assert [ax.get_title() for ax in axes] == ["mean_change_error ↓", "de_direction ↑"]
     assert len(points_in(axes[0])) == 2
     assert [text.get_text() for text in axes[1].get_legend().get_texts()][:2] == ["SCLDM", "control"]
 
 
 def test_cases_are_named_by_the_columns_that_differ(table):
     other = table.assign(perturbation="other")
-    (ax,) = sgd.pl.perturbation_scores(pd.concat([table, other], ignore_index=True), metrics=["w2"], show=False)
+    (ax,) = sgd.pl.perturbation_scores(
+        pd.concat([table, other], ignore_index=True), metrics=["mean_change_error"], show=False
+    )
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert names == ["drug, B", "drug, T", "other, B", "other, T"]
-    (ax,) = sgd.pl.perturbation_scores(table[table["group"] == "B"], metrics=["w2"], show=False)
+    (ax,) = sgd.pl.perturbation_scores(table[table["group"] == "B"], metrics=["mean_change_error"], show=False)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["drug"]
 
 
@@ -221,7 +228,7 @@ def test_more_methods_than_colours_raise(table):
 def test_given_axes_all_have_the_first_case_on_top(table):
     _, axs = plt.subplots(1, 2)
 
-    sgd.pl.perturbation_scores(table, metrics=["w2", "de_direction"], axs=axs, show=False)
+    sgd.pl.perturbation_scores(table, metrics=["mean_change_error", "de_direction"], axs=axs, show=False)
 
     assert [ax.get_ylim() for ax in axs] == [(1.5, -0.5)] * 2
     assert [[label.get_text() for label in ax.get_yticklabels() if label.get_visible()] for ax in axs] == [
@@ -230,7 +237,9 @@ def test_given_axes_all_have_the_first_case_on_top(table):
     ]
 
 
-@pytest.mark.parametrize("other", [[1], pd.DataFrame({"metric": ["w2"], "group": ["all"], "floor": [1.0]})])
+@pytest.mark.parametrize(
+    "other", [[1], pd.DataFrame({"metric": ["energy_distance"], "group": ["all"], "floor": [1.0]})]
+)
 def test_other_tables_are_refused(other):
     with pytest.raises(ValueError, match="`table` must come from `evaluate` with `control`"):
         sgd.pl.perturbation_scores(other, show=False)

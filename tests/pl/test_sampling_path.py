@@ -1,4 +1,4 @@
-"""Plots and films of sampling paths show the cells where they are, at their times, in the colours of their labels."""
+"""Plots of sampling paths show the cells where they are, at their times, in the colours of their labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import scipy.sparse as sp
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgba
-from PIL import Image
 
 import scgen_diffusion as sgd
 
@@ -85,18 +84,12 @@ def test_numbers_have_a_scale_instead_of_a_legend_of_every_number():
     path.obs["age"] = np.tile(np.linspace(10, 80, N_CELLS), len(TIMES))
 
     axes = sgd.pl.sampling_path(path, reference=make_reference(), color="age", n_panels=2, show=False)
-    film = sgd.pl.animate_sampling_path(path, color="age", seconds=0.1)
 
     assert [text.get_text() for text in axes[-1].get_legend().get_texts()] == ["real cells"]
     bar = axes[0].figure.axes[2]
     assert bar.get_xlabel() == "age"
     np.testing.assert_allclose(bar.get_xlim(), (10, 80))
     assert len(np.unique(axes[0].collections[-1].get_facecolors(), axis=0)) == N_CELLS
-    assert film._fig.axes[1].get_xlabel() == "age"
-    film._draw_was_started = True  # it is not meant to be shown
-
-
-# --- still ------------------------------------------------------------------------------------------------------------
 
 
 def test_panels_go_from_noise_to_cells_and_say_when():
@@ -220,66 +213,6 @@ def test_a_figure_can_be_saved_on_given_axes(tmp_path):
     assert (tmp_path / "path.png").stat().st_size > 1000
 
 
-# --- film -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_gif_has_all_pictures_and_is_small(tmp_path):
-    sgd.pl.animate_sampling_path(
-        make_path(), reference=make_reference(), color="cell_type", seconds=1, fps=5, dpi=50, save=tmp_path / "a.gif"
-    )
-
-    with Image.open(tmp_path / "a.gif") as film:
-        assert film.n_frames == 5
-        assert film.info["duration"] == 200
-        assert film.info["loop"] == 0
-        film.seek(4)
-        assert film.info["duration"] == 6 * 200  # equal pictures are one to Pillow
-    assert (tmp_path / "a.gif").stat().st_size < 10 * 20_000
-
-
-def test_the_film_starts_with_noise_passes_the_frames_and_stays_with_the_cells():
-    path = make_path()
-    stills = sgd.pl.sampling_path(path, n_panels=4, show=False)
-    film = sgd.pl.animate_sampling_path(path, seconds=7 / 5, fps=5)
-    (ax,) = film._fig.axes
-    titles = []
-
-    for number, moment in enumerate(film._iter_gen()):
-        film._func(moment)
-        titles.append(ax.get_title())
-        if number in (0, 2, 4, 6):
-            np.testing.assert_allclose(drawn_cells(ax), drawn_cells(stills[number // 2]), atol=1e-4)
-        if number == 1:
-            between = (drawn_cells(stills[0]) + drawn_cells(stills[1])) / 2
-            np.testing.assert_allclose(drawn_cells(ax), between, atol=1e-4)
-    film._draw_was_started = True  # or matplotlib warns that it was not
-
-    assert titles[:2] == ["noise, $t = 0.00$", "$t = 0.12$"]
-    assert titles[6:] == ["cells, $t = 1.00$"] * 6
-
-
-def test_nothing_moves_but_the_cells_and_the_legend_is_in_the_picture():
-    film = sgd.pl.animate_sampling_path(make_path(), reference=make_reference(), color="cell_type", seconds=1, fps=2)
-    (ax,) = film._fig.axes
-    places = []
-
-    for moment in film._iter_gen():
-        film._func(moment)
-        film._fig.draw_without_rendering()
-        places.append(ax.get_window_extent().extents)
-    film._draw_was_started = True
-
-    assert np.ptp(places, axis=0).max() == 0
-    assert ax.get_legend().get_window_extent().x1 <= film._fig.bbox.x1
-
-
-def test_no_figure_is_left_open():
-    film = sgd.pl.animate_sampling_path(make_path(), seconds=1, fps=2)
-    film._draw_was_started = True
-
-    assert plt.get_fignums() == []
-
-
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -310,14 +243,6 @@ def without(column):
             ValueError,
             "at least 3 cells",
         ),
-        (
-            lambda: sgd.pl.animate_sampling_path(make_path(), save="path.mp4"),
-            ValueError,
-            "`save` has the unknown value '.mp4'",
-        ),
-        (lambda: sgd.pl.animate_sampling_path(make_path(), fps=0), ValueError, "`fps` must be a whole number"),
-        (lambda: sgd.pl.animate_sampling_path(make_path(), fps=2.5), ValueError, "`fps` must be a whole.*found 2.5"),
-        (lambda: sgd.pl.animate_sampling_path(make_path(), seconds=0), ValueError, "`seconds` must be positive"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(call, error, words):

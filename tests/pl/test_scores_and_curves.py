@@ -94,7 +94,6 @@ def tick_names(axis):
         (make_row(0.7, floor=0.9, shuffled=0.5, better="floor") | {"metric": "within_label_slope"}, 0.5),
         (make_row(0.5, floor=0.4, shuffled=0.9, better="lower") | {"metric": "auc_logistic"}, 0),  # guessing
         (make_row(0.6, floor=1.0, shuffled=0.7, better="floor") | {"metric": "density"}, 0.4),  # shuffled: dense, too
-        (make_row(0.05, floor=0.5, shuffled=0.005, half=np.nan) | {"metric": "mmd_p_value"}, np.nan),
     ],
 )
 def test_badness_is_the_way_from_the_floor_to_shuffled_cells(row, expected):

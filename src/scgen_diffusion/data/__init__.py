@@ -3,6 +3,7 @@
 from ._anndata import (
     JOIN,
     NO_LABEL,
+    OF_CONTROL,
     PROVENANCE_KEY,
     ValueSummary,
     as_label,
@@ -90,6 +91,7 @@ __all__ = [
     "JOINED",
     "LARGEST_LOG1P",
     "NO_LABEL",
+    "OF_CONTROL",
     "OPEN",
     "PROVENANCE_KEY",
     "ArrayKey",

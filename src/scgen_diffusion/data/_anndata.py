@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 PROVENANCE_KEY = "scgen_diffusion"
 SYNTHETIC = "synthetic"
+OF_CONTROL = "_of_control"  # ends the names of columns with the old conditions of predicted cells
 JOIN = "|"
 NO_LABEL = "no label"
 SMALLEST_SHARE = 0.8  # of a model's genes, as in scvi-tools; fewer give a warning

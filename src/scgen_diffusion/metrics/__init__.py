@@ -9,21 +9,16 @@ from ._cells import Expression, align_genes, expression_of, log_normalise, repre
 from ._comparison import Metric
 from ._descriptions import DESCRIPTIONS
 from ._distribution import (
-    MMDTest,
     Neighbourhoods,
     classifier_auc,
     energy_distance,
-    frechet_distance,
     ilisi,
     median_squared_distance,
-    mmd_test,
     precision_recall_density_coverage,
-    sliced_wasserstein_2,
     squared_mmd,
     wasserstein_2,
 )
 from ._evaluate import evaluate
-from ._export import write_cell_eval
 from ._genes import (
     correlation,
     gene_correlation_similarity,
@@ -36,13 +31,11 @@ from ._genes import (
     marker_genes,
     mean_variance_error,
 )
-from ._modalities import CrossModalityCorrelation, cross_modality_correlation
 from ._perturbation import (
     Effect,
     de_direction,
     de_jaccard,
     de_overlap,
-    direction_reach,
     effects,
     gene_changes,
     mean_change_correlation,
@@ -50,7 +43,6 @@ from ._perturbation import (
     mean_change_error,
     mean_change_slope,
     perturbation_discrimination,
-    scaled_scores,
     variance_error,
 )
 from ._pools import MIN_CELLS_PER_GROUP
@@ -72,10 +64,8 @@ __all__ = [
     "IDEALS",
     "MIN_CELLS_PER_GROUP",
     "ComparisonSpace",
-    "CrossModalityCorrelation",
     "Effect",
     "Expression",
-    "MMDTest",
     "MembershipInference",
     "Metric",
     "Neighbourhoods",
@@ -84,18 +74,15 @@ __all__ = [
     "classifier_auc",
     "copied_cells",
     "correlation",
-    "cross_modality_correlation",
     "de_direction",
     "de_jaccard",
     "de_overlap",
-    "direction_reach",
     "duplicate_share",
     "effects",
     "energy_distance",
     "evaluate",
     "excess_over_floor",
     "expression_of",
-    "frechet_distance",
     "gene_changes",
     "gene_correlation_similarity",
     "gene_correlation_slope",
@@ -116,16 +103,12 @@ __all__ = [
     "median_squared_distance",
     "membership_inference",
     "memorisation",
-    "mmd_test",
     "nearest_distances",
     "perturbation_discrimination",
     "precision_recall_density_coverage",
     "representation",
-    "scaled_scores",
-    "sliced_wasserstein_2",
     "squared_mmd",
     "transfer_f1",
     "variance_error",
     "wasserstein_2",
-    "write_cell_eval",
 ]

@@ -15,11 +15,8 @@ from ._distribution import (
     auc_of_scores,
     classifier_scores,
     energy_distance,
-    frechet_distance,
     ilisi,
-    mmd_test,
     precision_recall_density_coverage,
-    sliced_wasserstein_2,
     squared_mmd,
     wasserstein_2,
 )
@@ -38,7 +35,6 @@ from ._perturbation import (
     de_direction,
     de_jaccard,
     de_overlap,
-    direction_reach,
     mean_change_correlation,
     mean_change_debiased_error,
     mean_change_error,
@@ -116,11 +112,6 @@ def _part(function: Callable[[Comparison], object], name: str) -> Callable[[Comp
 
 def _neighbourhoods(comparison: Comparison) -> object:
     return precision_recall_density_coverage(comparison.real.pcs, comparison.synthetic.pcs)
-
-
-def _mmd_p_value(comparison: Comparison) -> float:
-    scale, seed = comparison.squared_scale, comparison.seed
-    return mmd_test(comparison.real.pcs, comparison.synthetic.pcs, squared_scale=scale, seed=seed).p_value
 
 
 def _ilisi(comparison: Comparison) -> float:
@@ -321,8 +312,7 @@ TRAIN: tuple[Need, ...] = ("train",)
 _ENTRIES = (
     # distribution
     Metric("energy_distance", "lower", _on_pcs(energy_distance), ("control",), scopes=("perturbation",), bounds=REAL),
-    Metric("w2", "lower", _on_pcs(wasserstein_2), scopes=(*GROUPS_JOINT, "perturbation"), equal_cells=True),
-    Metric("sliced_w2", "lower", _on_pcs(sliced_wasserstein_2), scopes=GROUPS),
+    Metric("w2", "lower", _on_pcs(wasserstein_2), scopes=GROUPS_JOINT),
     Metric(
         "mmd2",
         "lower",
@@ -330,8 +320,6 @@ _ENTRIES = (
         scopes=GROUPS_JOINT,
         bounds=REAL,
     ),
-    Metric("mmd_p_value", "higher", _mmd_p_value, scopes=GROUPS, bounds=SHARE, has_interval=False),
-    Metric("frechet", "lower", _on_pcs(frechet_distance), scopes=GROUPS),
     _neighbourhood_metric("precision", "higher"),
     _neighbourhood_metric("recall", "higher"),
     _neighbourhood_metric("density", "floor", POSITIVE),
@@ -423,7 +411,6 @@ _ENTRIES = (
     *(_effect_metric("de_overlap", "higher", de_overlap, n) for n in N_TOP),
     _effect_metric("de_jaccard", "higher", de_jaccard),
     _effect_metric("de_direction", "higher", de_direction),
-    _effect_metric("direction_reach", "higher", direction_reach),
     _effect_metric("variance_error", "lower", variance_error),
     *(_effect_metric("variance_error", "lower", variance_error, n) for n in N_TOP),
     # across modalities

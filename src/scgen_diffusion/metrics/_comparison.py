@@ -228,12 +228,8 @@ class Metric:
         Smallest and largest possible value.
     min_features
         With fewer features the metric has no meaning. It is then left out of the table, unless requested.
-    has_interval
-        Whether an interval makes sense.
     slow
         Whether the floor comes from one draw instead of several.
-    equal_cells
-        Whether the metric depends on the number of cells, so that all players need the same number.
     """
 
     name: str
@@ -249,9 +245,7 @@ class Metric:
     of_all: Callable[[Fingerprints], tuple[Share, Sequence[Share]]] | None = None
     bounds: tuple[float, float] = (0.0, np.inf)
     min_features: int = 0
-    has_interval: bool = True
     slow: bool = False
-    equal_cells: bool = False
 
 
 @dataclass(frozen=True)
@@ -276,9 +270,6 @@ class Context:
         for other real cells in their place, and so on.
     held_out_floors
         Floors for the metrics of memorisation: both sides are held-out cells.
-    equal_players
-        Players with equal numbers of cells, for metrics that depend on that number; empty if all `players` have equal
-        numbers.
     halves
         Half-samples of ``value``, for the interval.
     fingerprints
@@ -288,13 +279,12 @@ class Context:
     names: Mapping[str, str]
     players: Mapping[str, Sequence[Comparison]]
     held_out_floors: Sequence[Comparison] = ()
-    equal_players: Mapping[str, Sequence[Comparison]] = field(default_factory=dict)
     halves: Sequence[Half] = ()
     fingerprints: Fingerprints | None = None
 
     def row(self, metric: Metric, group: str | None = None) -> dict[str, object]:
         """Return the row of a metric, or that of one group for a metric that measures each group among all others."""
-        players = self.equal_players if metric.equal_cells and self.equal_players else self.players
+        players = self.players
         if "train" in metric.needs:
             players = {**players, "floor": self.held_out_floors}
         measure = metric.measure if group is None else lambda c: c.once(metric.by_group).get(group, metric.absent)
@@ -307,7 +297,7 @@ class Context:
             share, usual = metric.of_all(self.fingerprints)
             usual = usual if players["floor"] else ()
             figures |= {"value": share.value, "floor": usual[0].value if usual else UNKNOWN}
-        if not metric.has_interval or metric.of_all is not None:
+        if metric.of_all is not None:
             halves = []
         elif metric.scores is None:
             halves = [measure(half.comparison) for half in self.halves]

@@ -39,29 +39,11 @@ _DISTRIBUTION = {
         "cells that are too smooth",
         "wasserstein_2",
     ),
-    "sliced_w2": (
-        "sliced Wasserstein-2 distance",
-        "The same, averaged over random lines.",
-        "differences in few of many directions",
-        "sliced_wasserstein_2",
-    ),
     "mmd2": (
         "maximum mean discrepancy (MMD²)",
         "How much the densities of cells differ, smoothed by Gaussian kernels.",
         "small populations",
         "squared_mmd",
-    ),
-    "mmd_p_value": (
-        "p-value of the MMD",
-        "Whether the sets differ at all.",
-        "how large the difference is",
-        "mmd_test",
-    ),
-    "frechet": (
-        "Fréchet distance",
-        "How much means and covariances differ.",
-        "filled gaps between types",
-        "frechet_distance",
     ),
     "precision": (
         "precision",
@@ -301,12 +283,6 @@ _PERTURBATIONS = {
         "size of the effect",
         "de_direction",
     ),
-    "direction_reach": (
-        "reach of right directions",
-        "Share of differential genes, from the most confident prediction down, with 90 % of directions right.",
-        "size of the effect",
-        "direction_reach",
-    ),
     "variance_error": (
         "error of variances under the perturbation",
         "Difference of a gene's predicted and real variance, averaged over genes.",
@@ -319,13 +295,11 @@ _MODALITIES = {
         "correlations across modalities",
         "How similar the correlations between features of two modalities are.",
         "strength of the correlations",
-        "cross_modality_correlation",
     ),
     "cross_correlation_error": (
         "error of correlations across modalities",
         "Difference of these correlations, averaged over pairs of features.",
         "relations within a modality",
-        "cross_modality_correlation",
     ),
 }
 

@@ -34,21 +34,6 @@ SMALL_SHARE = 1e-4
 PAIRS_AT_ONCE = 500
 
 
-class MMDTest(NamedTuple):
-    """A squared maximum mean discrepancy (MMD) and its permutation p-value.
-
-    Parameters
-    ----------
-    value
-        Unbiased estimate of the squared MMD; about 0 for equal distributions.
-    p_value
-        Share of permutations with a value at least as large. The observed assignment counts as one permutation.
-    """
-
-    value: float
-    p_value: float
-
-
 class Neighbourhoods(NamedTuple):
     """How well two sets of cells cover each other, measured by nearest-neighbour balls.
 
@@ -116,38 +101,6 @@ def wasserstein_2(
     return float(np.sqrt(ot.emd2([], [], squared_distances(x, y), numItermax=1_000_000)))
 
 
-def sliced_wasserstein_2(
-    real: Points, synthetic: Points, *, n_projections: int = 200, seed: int = 0, use_rep: str = USE_REP
-) -> float:
-    r"""Measure the distance between large sets of cells: the 2-Wasserstein distance averaged over random lines.
-
-    .. math:: SW_2 = \left( \frac{1}{L} \sum_{l=1}^{L} W_2^2(\theta_l^\top x, \theta_l^\top y) \right)^{1/2}, \quad
-        \lVert \theta_l \rVert = 1
-
-    From 0 (identical sets) upwards, in the unit of the values; lower is better. A shift by :math:`v` in :math:`d`
-    dimensions scores :math:`\lVert v \rVert / \sqrt d`. It takes `n log n` time and depends less on the number of cells
-    than :func:`wasserstein_2`. *Misses* differences in only a few of many directions. The lines are drawn in
-    orthonormal sets, which spreads them evenly.
-
-    Parameters
-    ----------
-    real, synthetic
-        Points `(cells, features)`, or AnnData.
-    n_projections
-        Number of lines.
-    seed
-        Seed of the lines.
-    use_rep
-        Entry of `obsm` to use, for AnnData.
-    """
-    x, y = representations(use_rep, real=real, synthetic=synthetic)
-    directions = _orthonormal_directions(
-        x.shape[1], check_count("n_projections", n_projections), np.random.default_rng(seed)
-    )
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    return float(ot.sliced_wasserstein_distance(x, y, projections=directions, p=2))
-
-
 def median_squared_distance(values: Points, *, use_rep: str = USE_REP) -> float:
     """Return the median squared distance between different points: the unit of kernel widths in :func:`squared_mmd`.
 
@@ -193,53 +146,6 @@ def squared_mmd(
     return float(within_x + within_y - 2 * _kernel(x, y, scale).mean())
 
 
-def mmd_test(
-    real: Points,
-    synthetic: Points,
-    *,
-    n_permutations: int = 200,
-    squared_scale: float | None = None,
-    seed: int = 0,
-    use_rep: str = USE_REP,
-) -> MMDTest:
-    """Test whether two sets of cells come from one distribution, by permuting which cells are synthetic.
-
-    The p-value is `(1 + number of permutations with a value at least as large) / (1 + n_permutations)`. For equal
-    distributions it is uniform. A small p-value says that there is a difference, not that it matters: it falls as the
-    number of cells grows.
-
-    Parameters
-    ----------
-    real, synthetic
-        Points `(cells, features)`, two or more, or AnnData. Memory grows with the square of their number.
-    n_permutations
-        Number of permutations.
-    squared_scale
-        As in :func:`squared_mmd`.
-    seed
-        Seed of the permutations.
-    use_rep
-        Entry of `obsm` to use, for AnnData.
-
-    Returns
-    -------
-    :func:`squared_mmd` and its p-value.
-    """
-    x, y = representations(use_rep, real=real, synthetic=synthetic)
-    _check_at_least(2, real=x, synthetic=y)
-    scale = _check_scale(median_squared_distance(x) if squared_scale is None else squared_scale)
-    pooled = np.concatenate([x, y])
-    kernel = _kernel(pooled, pooled, scale)
-    np.fill_diagonal(kernel, 0)
-    rng = np.random.default_rng(seed)
-    is_real = np.repeat([1.0, 0.0], [len(x), len(y)])
-    check_count("n_permutations", n_permutations)
-    assignments = np.stack([is_real, *(rng.permutation(is_real) for _ in range(n_permutations))], axis=1)
-    values = _mmd_of_assignments(kernel, assignments)
-    n_as_large = int((values[1:] >= values[0]).sum())
-    return MMDTest(float(values[0]), (1 + n_as_large) / (1 + n_permutations))
-
-
 def energy_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) -> float:
     r"""Measure how far two sets of cells are apart, from all distances between cells (unbiased energy distance).
 
@@ -276,40 +182,6 @@ def energy_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) 
     x, y = x.astype(np.float64), y.astype(np.float64)
     within_x, within_y = (_mean_off_diagonal(pairwise_distances(values)) for values in (x, y))
     return float(2 * pairwise_distances(x, y).mean() - within_x - within_y)
-
-
-def frechet_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) -> float:
-    r"""Compare the means and covariances of two sets of cells (the 2-Wasserstein distance between Gaussians).
-
-    .. math:: \left( \lVert \mu_x - \mu_y \rVert^2
-        + \operatorname{tr}\left( \Sigma_x + \Sigma_y
-        - 2 (\Sigma_x^{1/2} \Sigma_y \Sigma_x^{1/2})^{1/2} \right) \right)^{1/2}
-
-    From 0 (equal moments) upwards, in the unit of the values; lower is better. The Fréchet distance of images (FID) is
-    its square. Up to sampling noise it never exceeds :func:`wasserstein_2`.
-
-    *Catches* wrong means, spreads and correlations. *Misses* whatever leaves both moments unchanged, such as filled
-    gaps between clusters. It is overestimated when there are fewer cells than features.
-
-    Parameters
-    ----------
-    real, synthetic
-        Points `(cells, features)`, two or more, or AnnData.
-    use_rep
-        Entry of `obsm` to use, for AnnData.
-
-    References
-    ----------
-    Dowson and Landau 1982, The Fréchet distance between multivariate normal distributions.
-    """
-    x, y = representations(use_rep, real=real, synthetic=synthetic)
-    _check_at_least(2, real=x, synthetic=y)
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    covariance_x, covariance_y = (np.atleast_2d(np.cov(values, rowvar=False)) for values in (x, y))
-    root = _symmetric_root(covariance_x)
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariance_y @ root), 0)).sum()
-    shift = ((x.mean(axis=0) - y.mean(axis=0)) ** 2).sum()
-    return float(np.sqrt(max(shift + np.trace(covariance_x) + np.trace(covariance_y) - 2 * cross, 0)))
 
 
 def precision_recall_density_coverage(
@@ -370,14 +242,6 @@ def squared_distances(x: NDArray, y: NDArray) -> NDArray[np.float64]:
     return squared
 
 
-def _orthonormal_directions(n_features: int, n_directions: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw unit vectors `(features, directions)`; each run of `n_features` of them is orthonormal."""
-    n_sets = -(-n_directions // n_features)
-    n_in_set = min(n_directions, n_features)
-    rotations = np.linalg.qr(rng.standard_normal((n_sets, n_features, n_in_set)))[0]
-    return np.concatenate(list(rotations), axis=1)[:, :n_directions]
-
-
 def _check_scale(squared_scale: float) -> float:
     if not (is_number(squared_scale) and 0 < squared_scale < np.inf):
         msg = f"`squared_scale` must be a finite number above 0, but found {squared_scale!r}."
@@ -397,22 +261,6 @@ def _kernel(x: NDArray, y: NDArray, squared_scale: float) -> NDArray[np.float64]
 
 def _mean_off_diagonal(kernel: NDArray) -> float:
     return float((kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1)))
-
-
-def _mmd_of_assignments(kernel: NDArray, is_real: NDArray) -> NDArray[np.float64]:
-    """Return the squared MMD of each column of 0/1 assignments `(cells, assignments)`; the kernel's diagonal is 0."""
-    m = is_real[:, 0].sum()
-    n = len(is_real) - m
-    of_real = kernel @ is_real
-    within_real = (of_real * is_real).sum(axis=0)
-    between = of_real.sum(axis=0) - within_real
-    within_synthetic = kernel.sum() - within_real - 2 * between
-    return within_real / (m * (m - 1)) + within_synthetic / (n * (n - 1)) - 2 * between / (m * n)
-
-
-def _symmetric_root(matrix: NDArray) -> NDArray[np.float64]:
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
 def _ball_radius(values: NDArray, k: int) -> NDArray:

@@ -31,9 +31,9 @@ from ._descriptions import DESCRIPTIONS
 from ._modalities import (
     MIN_PAIRED_CELLS,
     common_modalities,
-    cross_modality_correlation,
     joint_sources,
     modality_cells,
+    pair_context,
     paired_cells,
     paired_names,
 )
@@ -195,9 +195,8 @@ def evaluate(
     :func:`~scgen_diffusion.report.verdict` and :func:`~scgen_diffusion.pl.scores`. Joint rows, such as ``"rna+prot"``,
     show whether the modalities belong together. They have the metrics in component space, with each modality divided by
     the standard deviation of its first component so that none dominates (multiple factor analysis). Rows of pairs have
-    ``cross_correlation_similarity`` and ``cross_correlation_error`` (:func:`cross_modality_correlation`), whose
-    `shuffled` gives each real cell the second modality of another cell. ``attrs["scales"]``,
-    ``attrs["n_cells"]`` and ``attrs["shares"]`` are by modality.
+    ``cross_correlation_similarity`` and ``cross_correlation_error``, whose `shuffled` gives each real cell the second
+    modality of another cell. ``attrs["scales"]``, ``attrs["n_cells"]`` and ``attrs["shares"]`` are by modality.
 
     Raises
     ------
@@ -232,7 +231,6 @@ def evaluate(
     In cell-eval, ``mean_change_correlation`` is ``pearson_delta``, ``mean_change_error`` is ``mae_delta`` and
     ``de_direction`` is ``de_direction_match``. ``de_overlap_top_100`` resembles ``overlap_at_100``, with other genes
     and another order: there, only significant genes count, ordered by their absolute fold change.
-    :func:`write_cell_eval` writes files for it.
 
     References
     ----------
@@ -385,29 +383,20 @@ def _evaluate_modalities(
                 return False
         return True
 
+    features = {modality: own.var_names for modality, own in real.items()}
     least = {name: least_cells(name, has_train="train" in sets) for name in sets}
     is_joint = len(modalities) > 1 and wanted["joint"] != []
     if is_joint and has_paired(least, modalities, "Modalities are not judged together"):
-        features = {modality: own.var_names for modality, own in real.items()}
         paired = {name: paired_cells(mdata, modalities, keys, name, features) for name, mdata in sets.items()}
         judge(JOIN.join(modalities), partial(joint_sources, paired, reference, fitted, layers, keys), "joint")
     least_of_pair = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
     for pair in combinations(modalities, 2) if wanted["pair"] != [] else ():
         if not has_paired(least_of_pair, pair, "Modalities are not compared as a pair"):
             continue
-        found = cross_modality_correlation(
-            sets["real_test"],
-            sets["synthetic"],
-            [],
-            modalities=pair,
-            groupby=keys or None,
-            scales={modality: scale_names[modality] for modality in pair},
-            layers={modality: own for modality, own in layers.items() if modality in pair},
-            n_floor=draws.n_floor,
-            seed=draws.seed,
-        ).summary.reset_index()
-        found = found if wanted["pair"] is None else found[found["metric"].isin(wanted["pair"])]
-        rows.extend(found.assign(modality=JOIN.join(pair), group=ALL).to_dict("records"))
+        paired = {name: paired_cells(sets[name], pair, keys, name, features) for name in least_of_pair}
+        context = pair_context(paired, fitted, layers, keys, n_splits=draws.n_floor, seed=draws.seed)
+        of_pair = choose_metrics(wanted["pair"], "pair", {"modalities"})
+        rows.extend({"modality": JOIN.join(pair), **context.row(metric)} for metric in of_pair)
     table = _table(rows, ("modality", "metric", "group"), FIGURES)
     table.attrs.update(scales=scale_names, n_cells=n_cells, shares=shares)
     return table

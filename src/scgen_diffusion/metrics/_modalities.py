@@ -12,28 +12,27 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
-from scgen_diffusion._arguments import as_list, known_names
+from scgen_diffusion._arguments import known_names
 from scgen_diffusion.data import layer_names
 
-from ._catalogue import CATALOGUE
 from ._cells import Expression, Source, align_genes, expression_of, labels_of, layer_of, variances
-from ._comparison import Comparison, Context
+from ._comparison import ALL, Comparison, Context
 from ._genes import unit_residuals
-from ._space import ComparisonSpace, choose_scales, make_scale
+from ._space import ComparisonSpace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from ._space import Scale, ScaleName
+    from ._space import Scale
 
-PAIR_COLUMNS = ("first", "second", "real", "synthetic", "difference", "floor")
 MIN_PAIRED_CELLS = 4
+N_CORRELATED = 100
 
 
-def common_modalities(sets: Mapping[str, MuData], wanted: Sequence[str] | None = None) -> list[str]:
-    """Return the names of the modalities that all sets must have: the given ones, or those of the first set.
+def common_modalities(sets: Mapping[str, MuData]) -> list[str]:
+    """Return the names of the modalities of the first set, which all sets must have.
 
     Raises
     ------
@@ -46,7 +45,7 @@ def common_modalities(sets: Mapping[str, MuData], wanted: Sequence[str] | None =
         if not isinstance(cells, MuData):
             msg = f"`{name}` must be a MuData, but is {type(cells).__name__}."
             raise TypeError(msg)
-    names = list(next(iter(sets.values())).mod if wanted is None else wanted)
+    names = list(next(iter(sets.values())).mod)
     for name, cells in sets.items():
         for modality in names:
             if modality not in cells.mod:
@@ -135,152 +134,6 @@ def scaled_values(
 
 
 @dataclass(frozen=True)
-class CrossModalityCorrelation:
-    """How similar the correlations between two modalities are in real and synthetic cells.
-
-    Attributes
-    ----------
-    summary
-        Two rows over all pairs of features: ``cross_correlation_similarity``, Pearson's correlation of the correlations
-        (higher is better), and ``cross_correlation_error``, their mean absolute difference (lower is better). `value`
-        compares synthetic with real cells, `floor` other real cells with real ones, and `shuffled` real cells that have
-        the second modality of another cell (of the same label).
-    pairs
-        A row per requested pair: the names `first` and `second`; their correlation in all `real` and all `synthetic`
-        cells; and `difference`, the absolute difference for equal numbers of real and synthetic cells, next to its
-        `floor` between real cells.
-    """
-
-    summary: pd.DataFrame
-    pairs: pd.DataFrame
-
-
-def cross_modality_correlation(
-    real: MuData,
-    synthetic: MuData,
-    pairs: Sequence[tuple[str, str]] | None = None,
-    *,
-    modalities: tuple[str, str] | None = None,
-    groupby: str | Sequence[str] | None = None,
-    n_features: int = 100,
-    scales: Mapping[str, ScaleName] | None = None,
-    layers: Mapping[str, str] | None = None,
-    n_floor: int = 5,
-    seed: int = 0,
-) -> CrossModalityCorrelation:
-    r"""Measure whether two modalities, such as proteins and transcripts, are linked as in real cells.
-
-    .. math:: r_{fg} = \operatorname{corr}_i (y_{if}, z_{ig}), \qquad
-        \text{similarity} = \operatorname{corr}_{f, g} (r_{fg}, r'_{fg}),
-        \qquad \text{error} = \frac{1}{FG} \sum_{fg} | r_{fg} - r'_{fg} |
-
-    over cells :math:`i` that have both modalities, on the scale of each (see :func:`evaluate`), in real (:math:`r`) and
-    synthetic cells (:math:`r'`). The similarity is between -1 and 1 (higher is better), the error between 0 and 2
-    (lower is better). Figures are means over splits of the real cells: one half is compared with as many synthetic
-    cells and, for the floor, with the other half.
-
-    *Catches* modalities generated independently, which metrics of one modality cannot see, and (only the error)
-    correlations that are too weak or too strong. *Misses* everything within a modality. Without `groupby`, differences
-    between cell types cause most of the correlations, and a model that only knows the cell's type scores well. With it,
-    what remains is how the modalities vary together within a type.
-
-    Parameters
-    ----------
-    real, synthetic
-        Cells with both modalities and the same features. Both should have similar shares of cell types, which affect
-        correlations.
-    pairs
-        Features to look at one by one, each a feature of the first and one of the second modality; by default those
-        with the same name, ignoring case.
-    modalities
-        Names of the first and second modality; by default the two in `real`.
-    groupby
-        Column of `obs`, or several, whose label means are subtracted first.
-    n_features
-        Number of features of each modality that `summary` uses: those that vary most in real cells.
-    scales, layers
-        As in :func:`evaluate`, with `layers` by modality.
-    n_floor
-        Number of splits.
-    seed
-        Seed of the splits.
-
-    Raises
-    ------
-    KeyError
-        If a modality, a feature or a column is missing.
-    ValueError
-        If it is unclear which two modalities are meant, or fewer than four cells have both.
-
-    Examples
-    --------
-    >>> import anndata as ad, mudata as md, numpy as np
-    >>> def cells(seed, *, linked=True):
-    ...     rng = np.random.default_rng(seed)
-    ...     rate = rng.gamma(2.0, 10.0, (1000, 6))
-    ...     of_protein = rate if linked else rng.permuted(rate, axis=0)
-    ...     counts = {"rna": rng.poisson(rate), "prot": rng.poisson(10 * of_protein)}
-    ...     return md.MuData(
-    ...         {name: ad.AnnData(x.astype(np.float32)) for name, x in counts.items()}
-    ...     )
-    >>> cross_modality_correlation(cells(0), cells(1)).summary["value"].round(1).tolist()
-    [1.0, 0.0]
-    >>> bool(
-    ...     cross_modality_correlation(cells(0), cells(1, linked=False))
-    ...     .summary["value"]
-    ...     .iloc[0]
-    ...     < 0.2
-    ... )
-    True
-    """
-    sets = {"real": real, "synthetic": synthetic}
-    names = common_modalities(sets, modalities)
-    if len(names) != 2:
-        msg = f"`modalities` must name two modalities, but found {names}."
-        raise ValueError(msg)
-    keys = as_list(groupby)
-    layers = dict(layers or {})
-    features = {name: real.mod[name].var_names for name in names}
-    if pairs is None:
-        by_name = {name.casefold(): name for name in features[names[1]]}
-        pairs = [(name, by_name[name.casefold()]) for name in features[names[0]] if name.casefold() in by_name]
-    for pair in pairs:
-        for feature, (modality, known) in zip(pair, features.items(), strict=True):
-            if feature not in known:
-                msg = (
-                    f"`pairs` names {feature!r}, which modality {modality!r} lacks. {known_names(feature, list(known))}"
-                )
-                raise KeyError(msg)
-    parts = {name: paired_cells(cells, names, keys, name, features) for name, cells in sets.items()}
-    named = choose_scales(parts["real"], scales, layers)
-    fitted = {name: make_scale(named[name], parts["real"][name], layers.get(name)) for name in names}
-    both = []
-    for name, own in parts.items():
-        first = own[names[0]]
-        if first.n_obs < MIN_PAIRED_CELLS:
-            msg = f"`{name}` must have at least {MIN_PAIRED_CELLS} cells with both of {names}, but has {first.n_obs}."
-            raise ValueError(msg)
-        labels = labels_of(first, keys, name=name) if keys else np.zeros(first.n_obs, int)
-        both.append(Paired(*scaled_values(own, fitted, layers, name), labels))
-    of_real, of_synthetic = both
-
-    most_variable = [np.argsort(-variances(v), kind="stable")[:n_features] for v in (of_real.first, of_real.second)]
-    context = _pair_context(of_real.of(*most_variable), of_synthetic.of(*most_variable), n_floor, seed)
-    rows = [context.row(metric) for metric in CATALOGUE.values() if "pair" in metric.scopes]
-    summary = pd.DataFrame(rows).set_index("metric")[["value", "floor", "shuffled", "better"]]
-
-    named_features = [[pair[side] for pair in pairs] for side in (0, 1)]
-    places = [known.get_indexer_for(own) for known, own in zip(features.values(), named_features, strict=True)]
-    of_real, of_synthetic = of_real.of(*places), of_synthetic.of(*places)
-    splits = _pair_context(of_real, of_synthetic, n_floor, seed).players  # the same splits
-    columns = [*named_features, of_real.pair_correlations(), of_synthetic.pair_correlations()]
-    for player in ("value", "floor"):
-        found = [np.abs(c.real.pair_correlations() - c.synthetic.pair_correlations()) for c in splits[player]]
-        columns.append(np.mean(found, axis=0))
-    return CrossModalityCorrelation(summary, pd.DataFrame(dict(zip(PAIR_COLUMNS, columns, strict=True))))
-
-
-@dataclass(frozen=True)
 class Paired:
     """Values of some features of two modalities of the same cells, `(cells, features)` each, and the cells' labels."""
 
@@ -294,10 +147,6 @@ class Paired:
     def __getitem__(self, rows: NDArray) -> Paired:
         return Paired(self.first[rows], self.second[rows], self.labels[rows])
 
-    def of(self, first: NDArray, second: NDArray) -> Paired:
-        """Return some of the features of each modality."""
-        return Paired(self.first[:, first], self.second[:, second], self.labels)
-
     def repaired(self, rng: np.random.Generator) -> Paired:
         """Give every cell the second modality of another cell of the same label."""
         order = np.arange(len(self))
@@ -306,23 +155,33 @@ class Paired:
             order[members] = rng.permutation(members)
         return Paired(self.first, self.second[order], self.labels)
 
-    def residuals(self) -> list[NDArray[np.float64]]:
-        """Return both modalities minus every label's mean, scaled to length 1 over cells."""
-        return [unit_residuals(values.toarray(), self.labels) for values in (self.first, self.second)]
-
     def correlations(self) -> NDArray[np.float64]:
-        """Return the correlations of all features of both modalities, `(first, second)`."""
-        first, second = self.residuals()
+        """Return the correlations of all features of both modalities, after subtracting every label's mean."""
+        first, second = (unit_residuals(values.toarray(), self.labels) for values in (self.first, self.second))
         return first.T @ second
 
-    def pair_correlations(self) -> NDArray[np.float64]:
-        """Return the correlation of each feature with its counterpart, `(pairs,)`."""
-        first, second = self.residuals()
-        return (first * second).sum(axis=0)
 
+def pair_context(
+    paired: Mapping[str, Mapping[str, AnnData]],
+    scales: Mapping[str, Scale],
+    layers: Mapping[str, str],
+    keys: Sequence[str],
+    *,
+    n_splits: int,
+    seed: int,
+) -> Context:
+    """Compare one half of the real cells with as many synthetic cells, the other half, and the other half re-paired.
 
-def _pair_context(real: Paired, synthetic: Paired, n_splits: int, seed: int) -> Context:
-    """Compare one half of the real cells with as many synthetic cells, the other half, and the other half re-paired."""
+    Of each modality of the pair, the features that vary most in real cells count.
+    """
+    values = {name: scaled_values(parts, scales, layers, name) for name, parts in paired.items()}
+    kept = [np.argsort(-variances(own), kind="stable")[:N_CORRELATED] for own in values["real_test"]]
+    sides = []
+    for name, parts in paired.items():
+        first = next(iter(parts.values()))
+        labels = labels_of(first, keys, name=name) if keys else np.zeros(first.n_obs, int)
+        sides.append(Paired(*(own[:, features] for own, features in zip(values[name], kept, strict=True)), labels))
+    real, synthetic = sides
     rng = np.random.default_rng(seed)
     n_cells = min(len(real) // 2, len(synthetic))
     players: dict[str, list[Comparison]] = {"value": [], "floor": [], "shuffled": []}
@@ -331,4 +190,4 @@ def _pair_context(real: Paired, synthetic: Paired, n_splits: int, seed: int) -> 
         first, other = real[order[:n_cells]], real[order[n_cells : 2 * n_cells]]
         for name, cells in zip(players, (synthetic[drawn], other, other.repaired(rng)), strict=True):
             players[name].append(Comparison(first, cells))
-    return Context({}, players)
+    return Context({"group": ALL}, players)

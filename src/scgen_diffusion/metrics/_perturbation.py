@@ -25,6 +25,7 @@ from scipy.special import stdtr
 from scipy.stats import false_discovery_control
 
 from scgen_diffusion._arguments import check_count, list_first
+from scgen_diffusion.data import OF_CONTROL
 
 from ._cells import means, pair_of_expressions, variances
 from ._comparison import UNKNOWN
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from ._cells import Cells, Expression
 
 FDR = 0.05
-PURITY = 0.9  # share of right directions that counts as reliable, as in vcc2026
 N_ERRORS = 2  # standard errors by which a squared change must exceed 0 for a slope
 N_NAMES_CHECKED = 20
 
@@ -173,16 +173,18 @@ def effects(real: Cells, predicted: Cells, control: Cells, *, layer: str | None 
 
 
 def control_share_of(predicted: Cells, control: Cells) -> float:
-    """Return 1 if predicted cells are the control cells, or have their names, alone or joined to other words by ``-``.
+    """Return 1 if predicted cells are the control cells, or say that they were predicted from them; otherwise 0.
 
-    Otherwise return 0. Numbers are no names, joined by ``-`` neither: anndata numbers the cells of every set that has
-    none.
+    They say so by a column ``"<key>_of_control"`` of ``obs`` or ``obsm``, and by names that contain those of control
+    cells, alone or joined to other words by ``-``. Names alone say nothing: different sets may have the same ones.
     """
     if predicted is control:
         return 1.0
     if not (isinstance(predicted, AnnData) and isinstance(control, AnnData)):
         return 0.0
-    known = {name for name in control.obs_names if not name.replace("-", "").isdigit()}
+    if not any(key.endswith(OF_CONTROL) for key in (*predicted.obs, *predicted.obsm)):
+        return 0.0
+    known = set(control.obs_names)
 
     def has_known_name(name: str) -> bool:
         words = name.split("-")
@@ -355,9 +357,10 @@ def mean_change_slope(real: Effect, predicted: Effect) -> float:
     split halves would, so the slope of a clear effect does not depend on the numbers of cells. Of effects near the
     noise, only those that noise happens to increase have a slope: where many perturbations have no value, perfect
     predictions of the others score 0.4 to 0.8. Cells predicted from the control cells share their noise, and then it
-    cancels. Cells count as such if their names contain those of control cells, as
-    :meth:`~scgen_diffusion.model.SCLDM.predict_perturbation` names them; plain numbers are no names. This matters if
-    control cells are few.
+    cancels. Cells count as such if they are the control cells, or if ``obs`` has a column ``"<key>_of_control"`` and
+    their names contain those of control cells, as :meth:`~scgen_diffusion.model.SCLDM.predict_perturbation` writes
+    both. All others are taken as drawn independently; add the column to cells that another method predicts from
+    control cells. This matters if control cells are few.
 
     *Catches* effects of the wrong size. *Misses* changes in genes that do not change really, and everything but means:
     read it beside :func:`mean_change_correlation`.
@@ -393,56 +396,6 @@ def mean_change_slope(real: Effect, predicted: Effect) -> float:
         return UNKNOWN
     shared = (1 - predicted.cells.control_share) * real.control.noise
     return float((real.change * predicted.change - shared).sum() / squared)
-
-
-def direction_reach(real: Effect, predicted: Effect) -> float:
-    r"""Measure how far down its own ranking a prediction gets the directions of changes right.
-
-    .. math:: \frac{1}{|D|} \max \left\{ k : \frac{1}{k} \sum_{j \le k} \left[ \operatorname{sign}(e_j) =
-        \operatorname{sign}(d_j) \right] \ge 0.9 \right\}
-
-    Genes :math:`D` that differ from control in real cells (Welch's test, false discovery rate 5 %) are ordered by how
-    clearly they change in the prediction (absolute Welch *t*, largest first). The reach is the longest beginning of
-    this list with at least 90 % of the directions right, as a share of the list. From 0 to 1; higher is better. Control
-    cells score 0.
-
-    *Catches* wrong directions, above all of the genes that the prediction is sure of. *Misses* size, and changes
-    predicted in genes that do not change. Unlike :func:`de_direction`, it asks whether a prediction knows where it is
-    right. A single wrong gene at the top costs a short list everything.
-
-    Parameters
-    ----------
-    real, predicted
-        The effect in real and in predicted cells, from :func:`effects`.
-
-    Returns
-    -------
-    The share; NaN if no gene differs in the real cells.
-
-    References
-    ----------
-    Arc Institute 2026, The vcc2026 metric suite (cell-eval2): ``de_wilcoxon_direction_reach_raw``, which uses Wilcoxon
-    tests.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> rng = np.random.default_rng(0)
-    >>> changed, one_wrong = np.full(40, 5.0), np.full(40, 5.0)
-    >>> changed[:2], changed[2:4], one_wrong[:2], one_wrong[2], one_wrong[3] = 9, 1, 9, 1, 6
-    >>> control, real, predicted = (
-    ...     rng.poisson(r, (300, 40)) for r in (np.full(40, 5.0), changed, one_wrong)
-    ... )
-    >>> direction_reach(*effects(real, predicted, control))
-    0.75
-    """
-    pool = np.flatnonzero(real.is_significant)
-    if not len(pool):
-        return UNKNOWN
-    ranked = pool[np.argsort(-np.abs(predicted.welch_t[pool]), kind="stable")]
-    agrees = np.sign(real.change[ranked]) == np.sign(predicted.change[ranked])
-    lengths = np.arange(1, len(ranked) + 1)
-    return float(lengths[np.cumsum(agrees) / lengths >= PURITY].max(initial=0) / len(ranked))
 
 
 def perturbation_discrimination(
@@ -528,72 +481,6 @@ def rank_score(similarities: NDArray, row: int) -> float:
     return float(1 - (above.sum() + (equal.sum() - 1) / 2) / (len(similarities) - 1))
 
 
-def scaled_scores(table: pd.DataFrame) -> pd.DataFrame:
-    r"""Put all metrics on one scale: 0 for the mean response to all perturbations, 1 for a repeated experiment.
-
-    .. math:: s = \frac{u - b}{r - b}
-
-    with the mean :math:`u` of a method over all perturbations and groups, that of the baseline ``mean_shift``,
-    :math:`b`, and that of the floor, :math:`r`. Higher is better, whatever the metric. Negative scores are worse than
-    the mean response. Scores above 1 are possible, because the floor has only half of the real cells. For metrics
-    that are best at the floor itself, distances to the floor take the place of the values, so that :math:`r = 0`.
-
-    A scale hides whether the two ends differ much; look at the table too.
-
-    Parameters
-    ----------
-    table
-        Table of :func:`evaluate` with ``control`` and ``train``, or some of its rows, such as those of one group, or
-        several tables concatenated. Every other column of floats is a method. Columns that you added, such as a whole
-        ``seed`` or a name, are left out; drop those of floats.
-
-    Returns
-    -------
-    One row per metric and one column per method: `value`, the other baselines, and ``others``. NaN where the floor is
-    not better than the mean response: too few cells to repeat the experiment, or no difference between perturbations.
-
-    Raises
-    ------
-    ValueError
-        If the table has no column ``floor`` or ``mean_shift``, or one is empty, or there is no method.
-
-    References
-    ----------
-    Arc Institute 2026, The vcc2026 metric suite (cell-eval2): baseline and replicate.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> row = {"metric": "w2", "perturbation": "A", "group": "all", "better": "lower"}
-    >>> table = pd.DataFrame([{**row, "value": 6.0, "floor": 5.0, "mean_shift": 9.0}])
-    >>> float(scaled_scores(table).loc["w2", "value"])
-    0.75
-    """
-    for name, needs in {"floor": "`n_floor` and four cells of a perturbation", "mean_shift": "`train`"}.items():
-        if name not in table or table[name].isna().all():
-            msg = f"`table` has no values in the column {name!r}; `evaluate` needs {needs} for it."
-            raise ValueError(msg)
-    names = ("metric", "perturbation", "group", "floor", "mean_shift", "better")
-    others = {column: table[column].dtype for column in table if column not in names}
-    methods = [column for column, dtype in others.items() if dtype.kind == "f"]
-    if not methods:
-        found = {column: str(dtype) for column, dtype in others.items()}
-        msg = f"`table` needs a column of floats with a method's scores, such as `value`, but found {found}."
-        raise ValueError(msg)
-    scores: dict[str, dict[str, float]] = {}
-    for metric, rows in table.groupby("metric", sort=False):
-        better = rows["better"].iloc[0]
-        for method in methods:
-            known = rows[[method, "mean_shift", "floor"]].dropna()
-            if better == "floor":
-                known = -known.sub(known["floor"], axis=0).abs()  # before the mean: opposite errors must not cancel
-            value, low, high = known.mean() if len(known) else [UNKNOWN] * 3
-            sign = -1 if better == "lower" else 1
-            is_scale = sign * (high - low) > 0
-            scores.setdefault(metric, {})[method] = (value - low) / (high - low) if is_scale else UNKNOWN
-    return pd.DataFrame.from_dict(scores, orient="index", columns=methods).rename_axis("metric")
-
-
 def gene_changes(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> pd.DataFrame:
     """Return every gene's change against control, in real and in predicted cells.
 
@@ -629,7 +516,7 @@ def gene_changes(real: Cells, predicted: Cells, control: Cells, *, layer: str | 
     columns |= {f"{name}_t": effect.welch_t for name, effect in sides.items()}
     columns |= {f"{name}_is_differential": effect.is_significant for name, effect in sides.items()}
     names = real.var_names if isinstance(real, AnnData) else pd.RangeIndex(len(columns["real"]))
-    return pd.DataFrame(columns, index=names).iloc[sides["real"].top_genes(len(names))]
+    return pd.DataFrame(columns, index=names).iloc[np.argsort(-np.abs(sides["real"].welch_t), kind="stable")]
 
 
 def de_overlap(real: Effect, predicted: Effect, *, n_top: int = 100) -> float:

@@ -458,9 +458,7 @@ def perturbation_contexts(
         pairs = [[profiles.of(cells[half]) for half in pair] for pair in halves[parts, group]]
         if pairs:
             players["floor"] = [compare(*pair, panel=panel) for pair, panel in zip(pairs, of_halves, strict=True)]
-        equal = _equal_players(of_real, predictions, n_splits=max(draws.n_floor, 1), seed=draws.seed)
-        equal = {name: comparisons for name, comparisons in equal.items() if name in players}
-        yield Context({"perturbation": names[parts], "group": group}, players, equal_players=equal)
+        yield Context({"perturbation": names[parts], "group": group}, players)
 
 
 def _halves_of(n_cells: int, draws: Draws) -> list[list[NDArray[np.intp]]]:
@@ -491,30 +489,6 @@ def _panels(
             directions[:, row] = unit_vectors(changes)
             panels[parts, group] = [Panel(of_split, row, genes) for of_split in directions]
     return panels
-
-
-def _equal_players(
-    real: Profile, predictions: Mapping[str, Profile], *, n_splits: int, seed: int
-) -> dict[str, list[Comparison]]:
-    """Compare one half of the real cells with every prediction and with the other half (`floor`), several times.
-
-    The distance between equal distributions falls with the number of cells, so only figures for equal numbers of cells
-    are comparable. All sides have as many cells as the smallest set allows.
-    """
-    n_cells = min(len(real.pcs) // 2, *(len(own.pcs) for own in predictions.values()))
-
-    def draw(profile: Profile, n_cells: int, seed: list[int]) -> Profile:
-        order = np.random.default_rng(seed).permutation(len(profile.pcs))
-        return replace(profile, pcs=profile.pcs[order[:n_cells]])
-
-    players: dict[str, list[Comparison]] = {name: [] for name in ("floor", *predictions)}
-    for split in range(n_splits):
-        both = draw(real, 2 * n_cells, [seed, split])
-        first, second = (replace(real, pcs=half) for half in np.split(both.pcs, 2))
-        players["floor"].append(Comparison(first, second))
-        for name, own in predictions.items():
-            players[name].append(Comparison(first, draw(own, n_cells, [seed, split, 1])))
-    return players
 
 
 def parts_of(perturbation: str, *, separator: str = SEPARATOR, ignored: Collection[str] = ()) -> Parts:

@@ -845,7 +845,7 @@ class DiffusionModel(BaseModelClass):
             See :meth:`generate`.
         n_frames
             Number of frames, from noise to finished cells. At most one more than the sampler's steps, which the frames
-            sample evenly. For an animation take more steps than usual, for example ``n_steps=40, n_frames=41``.
+            sample evenly. More frames need more steps, for example ``n_steps=40, n_frames=41``.
 
         Returns
         -------

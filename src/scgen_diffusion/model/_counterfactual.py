@@ -15,6 +15,7 @@ from scvi import REGISTRY_KEYS
 
 from scgen_diffusion._arguments import is_number, known_names, list_first, warn_user
 from scgen_diffusion.data import (
+    OF_CONTROL,
     OPEN,
     PROVENANCE_KEY,
     CellFiles,
@@ -60,8 +61,6 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import InputValues
 
     from ._base import DiffusionModel
-
-SUFFIX = "_of_control"
 
 
 @dataclass(frozen=True)
@@ -515,5 +514,5 @@ def counterfactual_conditions(
         *(conditions.to_obsm(codes, names) for codes in (cells.codes, cells.own)),
     )
     columns = [key for key in requested if key in new]
-    obs = obs.assign(**{f"{key}{SUFFIX}": obs[key] for key in columns}, **{key: new[key] for key in columns})
-    return obs, arrays | {f"{key}{SUFFIX}": old[key] for key in requested if key in old}
+    obs = obs.assign(**{f"{key}{OF_CONTROL}": obs[key] for key in columns}, **{key: new[key] for key in columns})
+    return obs, arrays | {f"{key}{OF_CONTROL}": old[key] for key in requested if key in old}

@@ -6,10 +6,10 @@ take the tables from :mod:`~scgen_diffusion.metrics`. Plots of the white-box mod
 colours come from ``uns``.
 """
 
-from ._correlations import gene_correlation, modality_correlation
+from ._correlations import gene_correlation
 from ._genes import library_size, marker_dotplot, mean_variance, zero_fraction
 from ._perturbations import mean_change, perturbation_scores, perturbation_strengths
-from ._sampling_path import animate_sampling_path, sampling_path
+from ._sampling_path import sampling_path
 from ._scores import quality_curve, scores
 from ._training import training_history
 from ._umap import umap
@@ -20,7 +20,6 @@ from ._white_box import (
 )
 
 __all__ = [
-    "animate_sampling_path",
     "coding_rate",
     "gene_correlation",
     "head_loadings",
@@ -29,7 +28,6 @@ __all__ = [
     "marker_dotplot",
     "mean_change",
     "mean_variance",
-    "modality_correlation",
     "perturbation_scores",
     "perturbation_strengths",
     "quality_curve",

@@ -1,4 +1,4 @@
-"""Correlations in real and synthetic cells: between genes, and between features of two modalities."""
+"""Correlations between genes in real and synthetic cells."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from matplotlib.colors import Normalize
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from scgen_diffusion._arguments import as_list, check_count
-from scgen_diffusion.metrics import correlation, cross_modality_correlation, gene_correlations, gene_statistics
+from scgen_diffusion._arguments import check_count
+from scgen_diffusion.metrics import correlation, gene_correlations, gene_statistics
 
 from ._cells import labels_of, sides_of
-from ._figures import SOURCES, choose, explain_colors, finish, name_both_axes, one_axis, panels, without_frame
+from ._figures import choose, finish, name_both_axes, panels
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
     from matplotlib.axes import Axes
-    from mudata import MuData
 
 MOST_NAMES = 60  # readable along one axis
 UNCLIPPED_SHARE = 0.99
@@ -92,7 +91,7 @@ def gene_correlation(
         variances = gene_statistics(sides["real"].expression)["variance"].to_numpy()
         places = np.argsort(-variances, kind="stable")[:n_genes]
     else:
-        places = real.var_names.get_indexer(list(dict.fromkeys(choose("genes", genes, real.var_names))))
+        places = real.var_names.get_indexer_for(list(dict.fromkeys(choose("genes", genes, real.var_names))))
     if len(places) < 3:
         msg = f"Correlations need at least 3 genes, but found {len(places)}."
         raise ValueError(msg)
@@ -119,100 +118,3 @@ def gene_correlation(
     what = "correlation of genes" if groupby is None else f"correlation of genes\nwithin {groupby}"
     axes[1].figure.colorbar(image, ax=axes, label=what, shrink=0.6, extend="both")
     return finish(axes, show, save)
-
-
-def modality_correlation(
-    real: MuData,
-    synthetic: MuData,
-    pairs: Sequence[tuple[str, str]] | None = None,
-    *,
-    modalities: tuple[str, str] | None = None,
-    groupby: str | Sequence[str] | None = None,
-    scales: Mapping[str, str] | None = None,
-    layers: Mapping[str, str] | None = None,
-    seed: int = 0,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
-) -> Axes | None:
-    """Plot the correlation of each pair of features, such as a transcript and its protein, in real and synthetic cells.
-
-    The grey bar around the real correlation shows how much two halves of the real cells differ on average. A synthetic
-    point inside it is as close as the data can show. The title gives the similarity of the correlations of all
-    features, and that between two sets of real cells.
-
-    Parameters
-    ----------
-    real, synthetic
-        Cells with both modalities and the same features. They are not changed.
-    pairs
-        Pairs of a feature of the first and one of the second modality, at most 60. Default: features with the same
-        name.
-    modalities
-        Names of the first and second modality. Default: the two in `real`.
-    groupby
-        Column of `obs`, or several. Correlations are then within groups, after subtracting each group's mean. Default:
-        among all cells, where differences between cell types cause most of the correlations.
-    scales
-        See :func:`~scgen_diffusion.metrics.evaluate`.
-    layers
-        Layers with the counts, by modality. Default: ``"counts"`` if it exists, else `X`.
-    seed
-        Seed of the halves.
-    ax
-        Axis to draw on.
-    show
-        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
-
-    Returns
-    -------
-    matplotlib.axes.Axes or None
-        The axis, or None if the figure is shown.
-
-    Raises
-    ------
-    KeyError
-        If a modality, a feature or a column is missing.
-    ValueError
-        If there are no pairs, or too many.
-
-    See Also
-    --------
-    scgen_diffusion.metrics.cross_modality_correlation : The numbers behind this plot.
-    """
-    found = cross_modality_correlation(
-        real, synthetic, pairs, modalities=modalities, groupby=groupby, scales=scales, layers=layers, seed=seed
-    )
-    if not 0 < len(found.pairs) <= MOST_NAMES:
-        msg = (
-            f"`pairs` must have 1 to {MOST_NAMES} pairs, but found {len(found.pairs)}. "
-            "By default, features with the same name are paired."
-        )
-        raise ValueError(msg)
-    table = found.pairs.sort_values("real", ignore_index=True)
-    ax = one_axis(ax, size=(3.7, 1.3 + 0.24 * len(table)))
-    rows = np.arange(len(table))
-    ax.axvline(0, color="0.8", linewidth=0.8, zorder=0)
-    ax.hlines(rows, table["real"], table["synthetic"], color="0.75", linewidth=1, zorder=1)
-    low, high = table["real"] - table["floor"], table["real"] + table["floor"]
-    ax.hlines(rows, low, high, color=SOURCES["real"], alpha=0.3, linewidth=7, zorder=1)
-    for name, color in SOURCES.items():
-        ax.scatter(table[name], rows, s=26, color=color, linewidths=0, zorder=3)
-    names = [
-        first if first.casefold() == second.casefold() else f"{first} – {second}"
-        for first, second in zip(table["first"], table["second"], strict=True)
-    ]
-    ax.set_yticks(rows, names, fontsize="small")
-    ax.set_ylim(-0.6, len(table) - 0.4)
-    ax.tick_params(axis="y", length=0)
-    first, second = modalities or real.mod
-    keys = as_list(groupby)
-    ax.set_xlabel(f"correlation of {first} and {second}" + (f"\nwithin {', '.join(keys)}" if keys else ""))
-    figures = found.summary.loc["cross_correlation_similarity"]
-    title = f"all features: similarity {figures['value']:.2f}\n(real against real cells: {figures['floor']:.2f})"
-    ax.set_title(title, fontsize="medium")
-    without_frame(ax)
-    explain_colors(ax, {"": SOURCES})
-    return finish(ax, show, save)

@@ -55,7 +55,7 @@ LINE_HEIGHT = 0.062  # between names, as a share of the range
 #: Columns of the table of scores that are not methods.
 NOT_METHODS = ("metric", "perturbation", "group", "floor", "better")
 GREYS = {"no_change": 0.85, "mean_shift": 0.55, "additive": 0.3}  # for the baselines, as shares of ink
-METRICS = ("energy_distance", "w2", "mean_change_correlation", "de_overlap_top_100")
+METRICS = ("energy_distance", "mean_change_correlation", "de_overlap_top_100")
 SPREAD = 0.7  # share of a row's height over which its methods are spread
 
 
@@ -112,7 +112,8 @@ def mean_change(
     KeyError
         If `groupby` is not a column of all three `obs`.
     ValueError
-        If a group is unknown, or has no predicted or control cells, or `n_top` is below 1.
+        If a group is unknown, or has no predicted or control cells, `groups` comes without `groupby`, or `n_top` is
+        below 1.
 
     See Also
     --------
@@ -120,6 +121,9 @@ def mean_change(
     scgen_diffusion.metrics.mean_change_correlation : The correlations.
     """
     check_count("n_top", n_top)
+    if groups is not None and groupby is None:
+        msg = f"`groups` needs `groupby`, the column of the groups; found only `groups={groups!r}`."
+        raise ValueError(msg)
     sets = {"real": real, "predicted": predicted, "control": control}
     for name, cells in sets.items():
         check_is_anndata(cells, name)
@@ -316,8 +320,8 @@ def perturbation_scores(
     table
         Table from :func:`~scgen_diffusion.metrics.evaluate` with ``control``, or several tables concatenated.
     metrics
-        Metrics to show. Default: energy distance, Wasserstein distance, correlation of mean changes, and overlap of
-        differential genes, if the table has them.
+        Metrics to show. Default: energy distance, correlation of mean changes, and overlap of differential genes,
+        if the table has them.
     cases
         Cases to show, from the top: groups, perturbations (whichever differ), or ``"perturbation, group"`` if both
         differ. At most 200. Default: all.
@@ -345,8 +349,13 @@ def perturbation_scores(
     Examples
     --------
     >>> import pandas as pd, scgen_diffusion as scgd
-    >>> row = {"metric": "w2", "perturbation": "IFNB", "group": "B", "better": "lower"}
-    >>> table = pd.DataFrame([{**row, "value": 8.5, "floor": 8.0, "no_change": 13.8}])
+    >>> row = {
+    ...     "metric": "energy_distance",
+    ...     "perturbation": "IFNB",
+    ...     "group": "B",
+    ...     "better": "lower",
+    ... }
+    >>> table = pd.DataFrame([{**row, "value": 0.5, "floor": 0.1, "no_change": 13.8}])
     >>> axes = scgd.pl.perturbation_scores(table, show=False)
     """
     if not isinstance(table, pd.DataFrame) or not set(NOT_METHODS) <= set(table):

@@ -39,11 +39,10 @@ COLUMNS = {"metric", "group", "value", "floor", "shuffled", "low", "high", "bett
 WORDS = {"lower": "lower is better", "higher": "higher is better", "floor": "best at the floor"}
 KEY = (
     "↓ lower is better   ↑ higher is better   = best at the floor\n"
-    f"grey: no value, no floor (fewer than {MIN_CELLS_PER_GROUP} cells of the label in half of `train`), or a p-value"
+    f"grey: no value, or no floor (fewer than {MIN_CELLS_PER_GROUP} cells of the label in half of `train`)"
 )
 DARK = 0.6  # badness above which the text is white
 CLEAR = 2.0  # shuffled cells set the scale only if they are worse than the floor by this many half-intervals
-P_VALUES = {"mmd_p_value"}  # not coloured: with enough cells, those of harmless differences are as small as any
 OF_FLOOR = {"density"}  # whose scale is the floor: shuffled cells are nearly as dense as real ones
 FLOOR = {"color": "0.35", "linestyle": "--", "linewidth": 1.2}
 MOST_LINES = 6  # that remain distinguishable
@@ -72,7 +71,7 @@ def scores(
     farther they are from 1 than their floor, and AUCs than guessing (0.5) if their floor is below it. Badness is 0 for
     values better than their floor. For some metrics, such as total counts, shuffling does no clear harm (less than two
     half-widths of the value's interval). Twice the floor then replaces the shuffled value, as always for ``density``,
-    which shuffling changes little. P-values have no colour: they do not say how large a difference is.
+    which shuffling changes little.
 
     Parameters
     ----------
@@ -165,10 +164,7 @@ def check_one_modality(table: pd.DataFrame) -> None:
 
 
 def badness(table: pd.DataFrame) -> pd.Series:
-    """Return how far each value is from its floor, relative to shuffled cells, from 0 to 1.
-
-    It is NaN without value or floor, and for p-values.
-    """
+    """Return how far each value is from its floor, relative to shuffled cells, from 0 to 1; NaN without either."""
 
     def worse_than_floor(column: str) -> pd.Series:
         rows = table[["metric", "better", column, "floor"]].itertuples(index=False, name=None)
@@ -179,7 +175,7 @@ def badness(table: pd.DataFrame) -> pd.Series:
     is_clear = (of_shuffled > CLEAR * noise) & ~table["metric"].isin(OF_FLOOR)
     scale = of_shuffled.where(is_clear, np.maximum(table["floor"].abs(), CLEAR * noise))
     share = (worse / scale).where(scale > 0, np.inf).where(worse > 0, 0.0)
-    return share.clip(upper=1).where(worse.notna() & ~table["metric"].isin(P_VALUES))
+    return share.clip(upper=1).where(worse.notna())
 
 
 def short(value: float) -> str:
