@@ -561,6 +561,7 @@ class SetKey(ConditionKey):
                 f"by `set_condition_keys={{{name!r}: '...'}}`, and use it in obs."
             )
             raise ValueError(msg)
+        control = None if control is None else control.strip()
         key = cls(name, [], separator, 0, control, [], has_vectors=table is not None).extended(column, table)
         if control is not None and all(key.parts(text) for text in key.spellings):
             raise ValueError(_no_control(name, control, key.spellings))
@@ -609,16 +610,16 @@ class SetKey(ConditionKey):
             If the text or a member is empty.
         """
         if isinstance(value, AbstractSet):
-            return frozenset(map(str, value)) - {self.control}
+            return frozenset(str(member).strip() for member in value) - {self.control}
         if not str(value).strip():
             control = "" if self.control is None else f", or {self.control!r} for none of them"
             msg = f"A value of {self.name!r} is empty; give members{control}."
             raise ValueError(msg)
-        members = frozenset(part.strip() for part in str(value).split(self.separator))
+        members = members_of(str(value), self.separator, self.control)
         if "" in members:
             msg = f"The set {value!r} of {self.name!r} has an empty member; {self.separator!r} separates members."
             raise ValueError(msg)
-        return members - {self.control}
+        return members
 
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
         """Look up members; sets may be text or Python sets."""
@@ -715,6 +716,11 @@ def recode(codes: np.ndarray, before: Sequence[ConditionKey], after: Sequence[Co
             block = np.concatenate([block, np.repeat(filling, new.n_columns - old.n_columns, axis=1)], axis=1)
         written[:, goal] = block
     return written
+
+
+def members_of(text: str, separator: str, control: str | None) -> frozenset[str]:
+    """Return the members of a set written as text, without the control; spaces around members do not count."""
+    return frozenset(part.strip() for part in text.split(separator)) - {control and control.strip()}
 
 
 def mark_occurring(by_key: Sequence[ConditionKey], codes: np.ndarray) -> list[np.ndarray]:

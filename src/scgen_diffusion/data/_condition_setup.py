@@ -34,6 +34,7 @@ from ._condition_keys import (
     key_from_state,
     kinds_of,
     labeled_part,
+    members_of,
     with_columns,
 )
 from ._plain import NAME_OF_INDEX
@@ -556,12 +557,15 @@ def _check_sets(name: str, column: pd.Series, separator: str, control: Any) -> N
     _check_types(name, column, (str,), f"text such as 'A{separator}B'")
     known: dict[frozenset[str], str] = {}
     for text in sorted(column.unique()):
-        first = known.setdefault(frozenset(part.strip() for part in text.split(separator)), text)
+        first = known.setdefault(members_of(text, separator, control), text)
         if first != text:
+            members = f"{{part.strip() for part in text.split({separator!r})}}"
+            members, empty = (members, "") if control is None else (f"{members} - {{{control.strip()!r}}}", control)
+            otherwise = f" or {empty!r}" if empty else ""
             warn_user(
                 f"obs[{name!r}] has {first!r} and {text!r}, which are one set. Generated cells have only the first, so "
-                f"write both the same: adata.obs[{name!r}] = [{separator!r}.join(sorted({{part.strip() for part in "
-                f"text.split({separator!r})}})) for text in adata.obs[{name!r}]]."
+                f"write both the same: adata.obs[{name!r}] = [{separator!r}.join(sorted({members})){otherwise} for "
+                f"text in adata.obs[{name!r}]]."
             )
             return
 
