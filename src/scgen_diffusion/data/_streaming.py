@@ -24,6 +24,7 @@ from anndata.io import read_elem, sparse_dataset, write_elem
 from scgen_diffusion._version import VERSION
 
 from ._anndata import PROVENANCE_KEY, SYNTHETIC, ValueSummary
+from ._anndata_file import open_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,7 +109,7 @@ def join_parts(
     categories: dict[str, pd.Index] = {}
     used: dict[str, set[Any]] = {}  # without order, others are left out, as by `drop_unused_categories`
     for part in parts:
-        with h5py.File(part, "r") as file:
+        with open_hdf5(part, ".h5ad") as file:
             n_stored += file["X"]["data"].size if isinstance(file["X"], h5py.Group) else 0
             for name in file["obs"].attrs["column-order"]:
                 if "categories" in file["obs"][name]:
@@ -118,7 +119,7 @@ def join_parts(
                     used[name] = used.get(name, set()) | {*found[codes[codes >= 0]]}
     with _new_file(path) as (root, check):
         for number, part in enumerate(parts):
-            with h5py.File(part, "r") as file:
+            with open_hdf5(part, ".h5ad") as file:
                 x, obs = read_elem(file["X"]), read_elem(file["obs"])
                 obsm = read_elem(file["obsm"]) if "obsm" in file else {}
                 if number == 0:
@@ -163,7 +164,7 @@ def _places(modalities: Mapping[str, pd.DataFrame] | None, var: pd.DataFrame) ->
 
 
 def _read_uns(part: Path) -> dict[str, Any]:
-    with h5py.File(part, "r") as file:
+    with open_hdf5(part, ".h5ad") as file:
         return read_elem(file["uns"])
 
 
