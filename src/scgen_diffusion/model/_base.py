@@ -784,8 +784,8 @@ class DiffusionModel(BaseModelClass):
             finish joins them. They need a common file system and no communication. You can resume with another
             ``n_ranks``.
         overwrite
-            Whether to replace a file of other generated cells, once the new one is finished. With one process it also
-            removes unfinished shards of another request. Other files at the path are never replaced.
+            Whether to replace a file that this method wrote for another request, once the new one is finished. With one
+            process it also removes unfinished shards of another request. Other files at the path are never replaced.
 
         Returns
         -------
