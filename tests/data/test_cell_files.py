@@ -449,30 +449,6 @@ def test_no_cells_cannot_be_read(adata, write, indices):
         CellFiles(write(adata)).read(indices)
 
 
-def test_columns_as_anndata_0_7_wrote_them_are_read(adata, write):
-    """Without a type, and with the names of classes in a group of their own."""
-    adata.obs["note"] = np.where(adata.obs["treated"], "yes", "no").astype(object)
-    path = write(adata)
-    expected = CellFiles(path, condition_keys=["cell_type", "note"], continuous_condition_keys=["dose"])
-    codes = expected.codes
-    expected.close()
-    classes, text = adata.obs["cell_type"].cat, h5py.string_dtype()
-    with h5py.File(path, "r+") as file:
-        obs = file["obs"]
-        for name in ("cell_type", "dose", "note"):
-            del obs[name]
-        obs.create_group("__categories").create_dataset("cell_type", data=list(classes.categories), dtype=text)
-        obs["cell_type"] = classes.codes.to_numpy()
-        obs["cell_type"].attrs["categories"] = obs["__categories/cell_type"].ref
-        obs["dose"] = adata.obs["dose"].to_numpy()
-        obs.create_dataset("note", data=list(adata.obs["note"]), dtype=text)
-
-    found = CellFiles(path, condition_keys=["cell_type", "note"], continuous_condition_keys=["dose"])
-
-    assert np.array_equal(found.codes, codes)
-    assert plain(found.registry) == plain(expected.registry)
-
-
 def test_the_same_file_is_not_taken_twice(adata, write, tmp_path, monkeypatch):
     path, other = write(adata, "one.h5ad"), write(adata, "other.h5ad")
     monkeypatch.chdir(tmp_path)
@@ -501,7 +477,14 @@ def empty(path):
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [cut, empty, without("X"), without("obs")])
+def old(path):
+    """Leave out what anndata 0.7 did not write."""
+    with h5py.File(path, "a") as file:
+        for name in ("_index", "cell_type"):
+            del file["obs"][name].attrs["encoding-type"]
+
+
+@pytest.mark.parametrize("damage", [cut, empty, old, without("X"), without("obs")])
 def test_a_damaged_file_is_named_with_what_is_wrong(adata, write, tmp_path, damage):
     whole = write(adata, "whole.h5ad")
     path = tmp_path / "damaged.h5ad"

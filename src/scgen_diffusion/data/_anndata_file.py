@@ -47,10 +47,11 @@ class AnnDataFile:
         self.root = root
         self.name = name
         for part in ("obs", "var"):
-            if part not in root or "_index" not in root[part].attrs:
+            is_table = part in root and "_index" in root[part].attrs
+            if not is_table or "encoding-type" not in _index_of(root[part]).attrs:
                 msg = (
-                    f"{name} is not an AnnData file of anndata 0.7 or later: it has no table {part!r}. If an older "
-                    "version wrote it, read it and write it again."
+                    f"{name} is not an AnnData file of anndata 0.8 or later: it has no such table {part!r}. If an "
+                    "older version wrote it, read it and write it again."
                 )
                 raise ValueError(msg)
 
@@ -74,15 +75,8 @@ class AnnDataFile:
     def column(self, name: str) -> pd.Series:
         """Read a column of ``obs``; text becomes categorical."""
         element = self.root["obs"][name]
-        is_old = "encoding-type" not in element.attrs  # anndata 0.7
-        if is_old and "categories" in element.attrs:
-            categories = self.root["obs"][element.attrs["categories"]][:]
-            texts = _decode(categories) if categories.dtype.kind in "OS" else categories
-            return pd.Series(pd.Categorical.from_codes(element[:], texts))
-        is_text = element.dtype.kind in "OS" if is_old else element.attrs["encoding-type"] == "string-array"
-        if is_text:
-            return pd.Series(_classes(element))
-        return pd.Series(element[:] if is_old else anndata.io.read_elem(element))
+        is_text = element.attrs["encoding-type"] == "string-array"
+        return pd.Series(_classes(element) if is_text else anndata.io.read_elem(element))
 
     @property
     def layers(self) -> list[str]:
