@@ -461,6 +461,16 @@ def test_the_same_file_is_not_taken_twice(adata, write, tmp_path, monkeypatch):
     assert CellFiles([path, other]).n_cells == 2 * adata.n_obs
 
 
+def test_files_may_store_numbers_in_single_and_in_double_precision(adata, write):
+    adata.obs["dose"] = np.resize([0.1, 0.3], adata.n_obs)
+    other = adata.copy()
+    other.obs["dose"] = adata.obs["dose"].astype("float32")
+
+    cells = CellFiles([write(adata, "double.h5ad"), write(other, "single.h5ad")], condition_keys=["dose"])
+
+    np.testing.assert_array_equal(cells.codes, np.resize([0, 1], 2 * adata.n_obs)[:, None])
+
+
 def without(name):
     def remove(path):
         with h5py.File(path, "a") as file:

@@ -17,6 +17,8 @@ import scipy.sparse as sp
 
 from scgen_diffusion._arguments import known_names
 
+from ._anndata import widen
+
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
@@ -76,7 +78,7 @@ class AnnDataFile:
         """Read a column of ``obs``; text becomes categorical."""
         element = self.root["obs"][name]
         is_text = element.attrs["encoding-type"] == "string-array"
-        return pd.Series(_classes(element) if is_text else anndata.io.read_elem(element))
+        return widen(pd.Series(_classes(element) if is_text else anndata.io.read_elem(element)))
 
     @property
     def layers(self) -> list[str]:

@@ -20,7 +20,7 @@ from scvi.data.fields import BaseAnnDataField
 
 from scgen_diffusion._arguments import known_names, warn_user
 
-from ._anndata import SYNTHETIC, widen
+from ._anndata import SYNTHETIC, widen, widen_number
 from ._checks import check_distinct_columns
 from ._condition_keys import (
     NUMBERS,
@@ -486,7 +486,9 @@ def _warn_of_forgotten_numbers(obs: pd.DataFrame, controls: Mapping[str, Any], n
     """Warn if a number varies only among perturbed cells, as a dose does, but has no control value."""
     if not controls:
         return
-    is_control = np.all([widen(obs[name]).isin([value]) for name, value in controls.items()], axis=0)
+    is_control = np.all(
+        [widen(obs[name]).isin([value, widen_number(value)]) for name, value in controls.items()], axis=0
+    )
     for name in names:
         if obs[name].dtype.kind not in "iuf":  # refused later, with an error
             continue
