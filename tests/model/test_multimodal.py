@@ -387,19 +387,6 @@ def test_the_way_from_noise_is_shown_by_modality(multimodal):
     np.testing.assert_allclose(np.expm1(path["rna"].X).sum(1), 1e4, rtol=1e-3)
 
 
-def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tiny, quick, tmp_path):
-    def weights(*epochs):
-        torch.manual_seed(0)
-        model = make_model(tiny)
-        for number in epochs:
-            model.train(number, checkpoint_dir=tmp_path / str(len(epochs)), **quick)
-        return model.module.state_dict()
-
-    whole, resumed = weights(2), weights(2, 2)  # the second call finds both stages finished
-
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-
-
 def test_a_small_panel_changes_the_kl_weight_only_and_training_says_so(tiny, capsys):
     mdata = make_mudata()
     mdata["rna"].X = mdata["rna"].X * 1000
