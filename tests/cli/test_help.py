@@ -91,7 +91,6 @@ RENAMED = {
     "reference_model": "reference",
     "device": "devices",
     "indices": "where",
-    "given_keys": "given_key",
     "sample": "expected",
     "mdata": "cells",
     "datamodule": "cells",

@@ -110,7 +110,7 @@ def asked(monkeypatch):
 def test_options_of_predict_reach_their_arguments(call, folder, asked, cells, tmp_path):
     options = ["-c", "dose=10", "-w", "cell_type=NK", "-w", "cell_type=T cell", "-w", "dose=1"]
     options += ["--method", "inversion", "--residuals", "new", "--strength", "0.5", "--expected", "-g", "2"]
-    options += ["--given-key", "dose", "--n-steps", "4", "--sampler", "heun", "--library-size", "500", "--quiet"]
+    options += ["--n-steps", "4", "--sampler", "heun", "--library-size", "500", "--quiet"]
     options += ["--counts", "--batch-size", "7", "--shard-size", "64"]
     code, _, err = call("predict", folder / "model", folder / "cells.h5ad", tmp_path / "new.zarr", *options)
     assert code == 0, err
@@ -124,7 +124,6 @@ def test_options_of_predict_reach_their_arguments(call, folder, asked, cells, tm
         "residuals": "new",
         "strength": 0.5,
         "sample": False,
-        "given_keys": ["dose"],
         "n_steps": 4,
         "sampler": "heun",
         "library_size": 500,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
@@ -368,14 +369,34 @@ def test_a_dose_without_a_control_value_is_named(adata):
     setup(adata, ["drug"], ["dose"], controls={"drug": "none"})  # the key itself refuses text
 
 
-def test_a_set_with_two_spellings_is_named_once_with_what_to_do(adata):
-    adata.obs["gene"] = ["A", "B", "A+B", "B + A", "C+B", "B+C"] * 2
-    with pytest.warns(UserWarning, match=r"obs\['gene'\] has 'A\+B' and 'B \+ A', which are one set") as caught:
-        setup(adata, sets=["gene"])
+@pytest.mark.parametrize(
+    ("values", "control", "both", "expected"),
+    [
+        (["A", "B", "A+B", "B + A", "C+B", "B+C"], None, ("A+B", "B + A"), {"A", "B", "A+B", "B+C"}),
+        (["A", "B", "A+ctrl", "ctrl"], "ctrl", ("A", "A+ctrl"), {"A", "B", "ctrl"}),
+        (["A", "B", "no drug ", "no drug"], "no drug ", ("no drug", "no drug "), {"A", "B", "no drug "}),
+    ],
+    ids=["order", "control as a member", "spaces of the control"],
+)
+def test_a_set_with_two_spellings_is_named_once_with_what_to_do(adata, values, control, both, expected):
+    adata.obs["gene"] = np.resize(values, N)
+    controls = {} if control is None else {"gene": control}
+    one, other = map(re.escape, both)
+    with pytest.warns(UserWarning, match=rf"obs\['gene'\] has '{one}' and '{other}', which are one set") as caught:
+        setup(adata, sets=["gene"], controls=controls)
     assert len(caught) == 1
     _, advice = str(caught[0].message).removesuffix(".").split("write both the same: ")
     exec(advice, {"adata": adata})  # the advice works as it is written
-    assert set(adata.obs["gene"]) == {"A", "B", "A+B", "B+C"}
+    assert set(adata.obs["gene"]) == expected
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        setup(adata, sets=["gene"])
+        setup(adata, sets=["gene"], controls=controls)
+
+
+def test_spaces_around_a_control_do_not_count(adata):
+    adata.obs["gene"] = np.resize(["A", "B", "no drug "], N)
+    (key,) = setup(adata, sets=["gene"], controls={"gene": "no drug "}).keys_of(adata)
+
+    assert key.members == ["A", "B"]
+    asked = ["no drug", "A + no drug ", frozenset(), frozenset({"no drug ", "B"})]
+    assert list(key.decode(key.encode(asked))) == ["no drug ", "A", "no drug ", "B"]

@@ -94,7 +94,6 @@ def test_a_model_reads_its_own_files_and_others(adata, cells, quick):
     assert own.shape[0] == cells.n_cells
     assert np.allclose(model.get_latent_representation(cells, indices=[60, 2]), own[[60, 2]], atol=1e-5)
     assert np.allclose(model.get_latent_representation(cells.read([60, 2])), own[[60, 2]], atol=1e-5)
-    assert np.allclose(model.get_likelihood(indices=[5]), model.get_likelihood(cells.read([5])), rtol=1e-4)
     assert model.get_reconstruction(cells.read([1, 2]), sample=False).n_obs == 2
     assert model.get_elbo(seed=0, batch_size=9) == pytest.approx(model.get_elbo(cells, seed=0), rel=1e-4)
     assert model.posterior_predictive_sample(indices=[60, 2], n_samples=2).shape == (2, 12, 2)

@@ -92,23 +92,6 @@ def test_the_weaker_the_less_cells_change(trained):
     assert changes == sorted(changes)
 
 
-@pytest.mark.parametrize("strategy", ["mutually_exclusive", "additive"])
-def test_a_key_that_stays_the_same_can_be_left_out_if_the_model_learned_the_others_alone(make_trained, strategy):
-    model = make_trained(condition_strategy=strategy)
-    expected = model.get_reconstruction(sample=False).X
-    request = {"condition": {"dose": 1}, "sample": False, "guidance_scale": 4.0}
-
-    same = model.predict_perturbation(given_keys=["dose"], sample=False)
-    other = model.predict_perturbation(**request, given_keys=["dose"])
-    told_of_both = model.predict_perturbation(**request)
-    as_if_nk = model.predict_perturbation(change_obs(model.adata, cell_type="NK"), **request, given_keys=["dose"])
-
-    np.testing.assert_allclose(same.X, expected, **CLOSE)
-    assert np.abs(other.X - told_of_both.X).max() > 0.01
-    np.testing.assert_allclose(as_if_nk.X, other.X, **CLOSE)  # the model does not get the type
-    assert other.uns["scgen_diffusion"]["given_keys"] == ["dose"]
-
-
 # --- what comes out ---------------------------------------------------------------------------------------------------
 
 
@@ -311,13 +294,6 @@ BAD_REQUESTS = {
     "short table": ({"condition": pd.DataFrame({"dose": [1, 10]})}, "table has 2 rows for 96 cells"),
     "no strength": ({"strength": 0}, "`strength` must be a number above 0"),
     "strength as text": ({"strength": "all"}, "`strength` must be a number above 0.*'all'"),
-    "keys as text": ({"given_keys": "dose"}, "`given_keys` must be a list of names"),
-    "unknown given key": ({"given_keys": ["dos"]}, "`given_keys` has the unknown key 'dos'.*'dose'"),
-    "asked but not given": (
-        {"condition": {"dose": 1}, "given_keys": ["cell_type"]},
-        "has the key 'dose', but `given_keys` does not",
-    ),
-    "not learned alone": ({"given_keys": ["dose"]}, "has not learned these keys without.*condition_strategy='joint'"),
     "sampler of one's own": ({"sampler": lambda field, x, **_: x}, "cannot be run backwards"),
     "unknown sampler": ({"sampler": "eulr"}, "not known.*'euler'"),
     "no cells": ({"indices": []}, "`indices` selects no cells"),
@@ -328,7 +304,6 @@ BAD_REQUESTS = {
     "fractional rows": ({"indices": [0.5]}, "`indices` must be a list of whole numbers.*float64"),
     "mask of other cells": ({"indices": [True] * 5}, "`indices` must be .* a mask of the 96 cells"),
     "one row": ({"indices": 3}, "`indices` must be a list of whole numbers"),
-    "number of keys": ({"given_keys": 3}, "`given_keys` must be a list of names.*3"),
     "no number": ({"strength": np.nan}, "`strength` must be a number above 0"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from decimal import Decimal
+from functools import partial
 from importlib.metadata import version
 
 import anndata
@@ -17,7 +18,8 @@ import scvi
 import torch
 from builders import same_cells
 
-from scgen_diffusion.diffusion import FixedStepSampler, Guidance
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, FixedStepSampler, Guidance
+from scgen_diffusion.diffusion._samplers import midpoint_step
 from scgen_diffusion.generation import _generator
 from scgen_diffusion.model import SCLDM
 
@@ -290,6 +292,50 @@ def test_other_requests_have_other_names(trained, other):
     request = {"n_cells": 3, "condition": {"cell_type": "NK"}, "seed": 0}
 
     assert not set(trained.generate(**request).obs_names) & set(trained.generate(**request | other).obs_names)
+
+
+def sampler_like(name):
+    """Return a sampler that looks like that of any other name."""
+
+    def sampler(field, x, *, n_steps=None, generators=None):
+        return FLOW_SAMPLERS[name](field, x, n_steps=2)
+
+    return sampler
+
+
+class Steps:
+    """A sampler whose text does not say what it does."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __call__(self, field, x, *, n_steps=None, generators=None):
+        return FLOW_SAMPLERS["euler"](field, x, n_steps=self.n)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (sampler_like("euler"), sampler_like("heun")),
+        (FixedStepSampler(lambda field, x, t, dt: x, 2), FixedStepSampler(lambda field, x, t, dt: x + dt, 2)),
+        (Steps(2), Steps(3)),
+    ],
+    ids=["closures", "lambdas in a dataclass", "objects without a text"],
+)
+def test_samplers_that_look_alike_are_other_requests(trained, tmp_path, one, other):
+    names = [trained.generate(3, seed=0, sampler=sampler).obs_names for sampler in (one, other)]
+    assert not set(names[0]) & set(names[1])
+
+    trained.generate_to(tmp_path / "cells.h5ad", 3, seed=0, sampler=one)
+    with pytest.raises(FileExistsError, match=r"What differs: `sampler` \("):
+        trained.generate_to(tmp_path / "cells.h5ad", 3, seed=0, sampler=other)
+
+
+@pytest.mark.parametrize("build", [partial(FixedStepSampler, midpoint_step, 2), partial(Steps, 2)])
+def test_samplers_that_are_equal_are_one_request(trained, build):
+    names = [trained.generate(3, seed=0, sampler=build()).obs_names for _ in range(2)]
+
+    assert names[0].equals(names[1])
 
 
 @pytest.mark.parametrize(

@@ -402,64 +402,6 @@ def test_a_model_that_was_interrupted_in_its_last_stage_generates(make_model, qu
     assert same_cells(cls.load(tmp_path / "m").generate(5, seed=0, counts=True), cells)
 
 
-class KillAt(Callback):
-    """Die without a word in a stage, at the start of an epoch."""
-
-    def __init__(self, stage, epoch):
-        self.stage, self.epoch = stage, epoch
-
-    def on_train_epoch_start(self, trainer, plan):
-        if (plan.name, trainer.current_epoch) == (self.stage, self.epoch):
-            raise MemoryError("killed")
-
-
-RESUME = """
-import sys
-import anndata, scvi, torch
-from scgen_diffusion.model import SCLDM
-torch.set_num_threads(1)
-scvi.settings.seed = 0
-adata = anndata.read_h5ad(sys.argv[1] + "/cells.h5ad")
-SCLDM.setup_anndata(adata, condition_keys=["cell_type", "dose"])
-model = SCLDM(adata, **eval(sys.argv[2]))
-model.train(6, checkpoint_dir=sys.argv[1] + "/checkpoints", batch_size=32, accelerator="cpu", enable_progress_bar=False)
-model.save(sys.argv[1] + "/model")
-"""
-
-
-def test_a_killed_run_resumes_in_a_fresh_process(make_cells, make_model, quick, tiny, run_apart, tmp_path):
-    adata = make_cells()
-    adata.write_h5ad(tmp_path / "cells.h5ad")
-    whole = make_model(adata)
-    whole.train(6, **quick)
-    scvi.settings.seed = 0
-    killed = make_model(adata)
-    with pytest.raises(MemoryError):
-        killed.train(6, checkpoint_dir=tmp_path / "checkpoints", callbacks=[KillAt("prior", 4)], **quick)
-
-    run_apart(RESUME, tmp_path, tiny)
-    resumed = SCLDM.load(tmp_path / "model")
-
-    assert differing(weights(whole), weights(resumed)) == []
-    for name, frame in whole.history.items():
-        pd.testing.assert_frame_equal(resumed.history[name], frame)
-    assert set(resumed.validation_indices_) == set(whole.validation_indices_)
-
-
-def test_a_finished_stage_is_not_trained_again(make_model, quick, tmp_path):
-    """With 41 epochs, not every epoch has a checkpoint."""
-    model = make_model()
-    with pytest.raises(MemoryError):
-        model.train(41, checkpoint_dir=tmp_path, callbacks=[KillAt("prior", 3)], **quick | {"batch_size": 96})
-    before = weights(model, of="encoder")
-
-    again = make_model()
-    with pytest.raises(MemoryError):
-        again.train(41, checkpoint_dir=tmp_path, callbacks=[KillAt("prior", 4)], **quick | {"batch_size": 96})
-
-    assert differing(before, weights(again, of="encoder")) == []
-
-
 def test_the_same_call_after_a_finished_run_changes_nothing(make_model, either_class, quick, tmp_path):
     model = make_model(cls=either_class)
     model.train(3, checkpoint_dir=tmp_path, **quick)

@@ -573,8 +573,8 @@ def test_the_transport_refuses_what_it_does_not_know(transported, tmp_path):
             tmp_path / "cells.h5ad", condition=PERTURBED, indices=rows, sampler="heun", n_steps=0
         )
     assert not list(tmp_path.iterdir())
-    for unknown in ({"guidance_scale": 3.0}, {"given_keys": ["dose"]}, {"guidance_scale": Guidance(rescale=0.5)}):
-        with pytest.raises(ValueError, match="The transport has neither guidance nor `given_keys`"):
+    for unknown in ({"guidance_scale": 3.0}, {"guidance_scale": Guidance(rescale=0.5)}):
+        with pytest.raises(ValueError, match="The transport has no guidance"):
             transported.predict_perturbation(condition=PERTURBED, indices=rows, **unknown)
     request = {"condition": PERTURBED, "indices": rows, "guidance_scale": {"dose": 1}, "sample": False}
     assert transported.predict_perturbation(**request).uns["scgen_diffusion"]["method"] == "transport"

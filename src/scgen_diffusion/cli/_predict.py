@@ -8,7 +8,7 @@ import click
 
 from scgen_diffusion._arguments import known_names, list_first
 
-from ._command import Keyed, Model, columns, command, existing, flag, given, new, number_or_text, option
+from ._command import Keyed, Model, command, existing, flag, given, new, number_or_text, option
 from ._files import read_cells
 from ._generate import COUNTS, LIBRARY_SIZE, OUTPUT, SAMPLING, TABLE, finish, load_for, read_conditions, read_guidance
 from ._terminal import in_shell
@@ -44,7 +44,6 @@ SECTIONS = {
         TABLE,
         option("--method", "Method: transport or inversion.", click.Choice(["transport", "inversion"])),
         option("--residuals", "What the latent does not explain: own (kept) or new.", click.Choice(["own", "new"])),
-        columns("--given-key", "Condition key that the model conditions on; default: all. Repeatable."),
         option("--strength", "How far to go, above 0 and at most 1.", float, "SHARE"),
         LIBRARY_SIZE,
         COUNTS,
@@ -82,8 +81,6 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
     arguments = given(options, *PASSED_ON) | read_conditions(model, options) | read_guidance(options)
     if rows is not None:
         arguments["indices"] = rows
-    if "given_key" in options:
-        arguments["given_keys"] = list(options["given_key"])
     if options.get("expected"):
         arguments["sample"] = False
     terminal.on_interrupt = "Run the same command again to resume."

@@ -83,7 +83,7 @@ from ._mudata_files import MuDataFiles
 from ._plain import digest_of, savable_columns, to_array, to_plain, to_table
 from ._registered_cells import GivenCells, RegisteredCells, evenly
 from ._registry import expression_state, registered_genes, registered_keys
-from ._streaming import check_cells_writable, check_writable, is_generated, join_parts, part_of, read_record
+from ._streaming import check_cells_writable, check_writable, join_parts, part_of, read_record
 
 __all__ = [
     "FEWEST_TRAINING_CELLS",
@@ -146,7 +146,6 @@ __all__ = [
     "expression_state",
     "extend_tables",
     "have_labels",
-    "is_generated",
     "join_expression",
     "join_labels",
     "join_parts",

@@ -63,7 +63,7 @@ def drop_unused_categories(obs: pd.DataFrame) -> pd.DataFrame:
 def as_label(value: Any) -> str:
     """Return a value of `obs` as text: 1 for 1.0, since a missing value makes floats of integers, and "no label".
 
-    Numbers of single precision have their shortest text, since a file or a model may keep 0.1 as 0.10000000149.
+    Numbers of single precision are those that they look like (:func:`widen_number`).
     """
     if isinstance(value, str):  # most are; the other checks take ten times as long
         return str(value)
@@ -73,9 +73,7 @@ def as_label(value: Any) -> str:
         return str(value)
     if float(value).is_integer():
         return str(int(value))
-    with np.errstate(over="ignore"):
-        single = np.float32(value)
-    return str(single) if float(single) == value else str(value)
+    return str(widen_number(value))
 
 
 def as_labels(column: pd.Series) -> pd.Series:
@@ -88,8 +86,17 @@ def as_labels(column: pd.Series) -> pd.Series:
     return column.astype(object).map(as_label)
 
 
+def widen_number(value: Any) -> Any:
+    """Return 0.1 for the 0.1 of single precision, also if it has become 0.10000000149011612; others as they are."""
+    if not isinstance(value, float | np.floating):
+        return value
+    with np.errstate(over="ignore"):
+        single = value if isinstance(value, np.float16) else np.float32(value)
+    return float(str(single)) if float(single) == float(value) else value
+
+
 def widen(column: pd.Series) -> pd.Series:
-    """Return numbers of less than double precision as those that look the same: 0.1, not 0.10000000149011612."""
+    """Return a column of less than double precision as the numbers that it looks like, as :func:`widen_number`."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         found = pd.Series(column.cat.categories)
         wide = widen(found)

@@ -17,6 +17,8 @@ import scipy.sparse as sp
 
 from scgen_diffusion._arguments import known_names
 
+from ._anndata import widen
+
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 Rows: TypeAlias = np.ndarray | sp.csr_matrix
 LARGEST_GAP = 16  # gaps of at most so many rows are read and dropped instead of skipped
 TEXTS_AT_A_TIME = 65_536
-DAMAGE = (OSError, RuntimeError, LookupError, TypeError, AttributeError)  # what h5py, zarr and anndata raise
 COLLECTION = "annbatch-preshuffled"  # encoding type of an annbatch collection
 
 
@@ -48,10 +49,11 @@ class AnnDataFile:
         self.root = root
         self.name = name
         for part in ("obs", "var"):
-            if part not in root or "_index" not in root[part].attrs:
+            is_table = part in root and "_index" in root[part].attrs
+            if not is_table or "encoding-type" not in _index_of(root[part]).attrs:
                 msg = (
-                    f"{name} is not an AnnData file of anndata 0.7 or later: it has no table {part!r}. If an older "
-                    "version wrote it, read it and write it again."
+                    f"{name} is not an AnnData file of anndata 0.8 or later: it has no such table {part!r}. If an "
+                    "older version wrote it, read it and write it again."
                 )
                 raise ValueError(msg)
 
@@ -63,30 +65,20 @@ class AnnDataFile:
     @property
     def var(self) -> pd.DataFrame:
         """The table of genes."""
-        with self.reading("var"):
-            var = anndata.io.read_elem(self.root["var"])
+        var = anndata.io.read_elem(self.root["var"])
         var.index = var.index.astype(str)
         return var
 
     @property
     def columns(self) -> list[str]:
         """Names of the columns of ``obs``."""
-        with self.reading("obs"):
-            return [str(name) for name in self.root["obs"].attrs["column-order"]]
+        return [str(name) for name in self.root["obs"].attrs["column-order"]]
 
     def column(self, name: str) -> pd.Series:
         """Read a column of ``obs``; text becomes categorical."""
-        with self.reading(f"obs[{name!r}]"):
-            element = self.root["obs"][name]
-            is_old = "encoding-type" not in element.attrs  # anndata 0.7
-            if is_old and "categories" in element.attrs:
-                categories = self.root["obs"][element.attrs["categories"]][:]
-                texts = _decode(categories) if categories.dtype.kind in "OS" else categories
-                return pd.Series(pd.Categorical.from_codes(element[:], texts))
-            is_text = element.dtype.kind in "OS" if is_old else element.attrs["encoding-type"] == "string-array"
-            if is_text:
-                return pd.Series(_classes(element))
-            return pd.Series(element[:] if is_old else anndata.io.read_elem(element))
+        element = self.root["obs"][name]
+        is_text = element.attrs["encoding-type"] == "string-array"
+        return widen(pd.Series(_classes(element) if is_text else anndata.io.read_elem(element)))
 
     @property
     def layers(self) -> list[str]:
@@ -100,13 +92,11 @@ class AnnDataFile:
 
     def array(self, name: str) -> Any:
         """Read an array of ``obsm``."""
-        with self.reading(f"obsm[{name!r}]"):
-            return anndata.io.read_elem(self.root["obsm"][name])
+        return anndata.io.read_elem(self.root["obsm"][name])
 
     def names(self) -> Iterator[list[str]]:
         """Yield the cell names, part by part."""
-        with self.reading("obs"):
-            yield from _texts(_index_of(self.root["obs"]))
+        yield from _texts(_index_of(self.root["obs"]))
 
     def all_names(self) -> pd.Index:
         """Return the cell names."""
@@ -114,13 +104,12 @@ class AnnDataFile:
 
     def names_of(self, rows: np.ndarray) -> list[str]:
         """Read the names of some cells with ascending row numbers."""
-        with self.reading("obs"):
-            array, names = _text_array(_index_of(self.root["obs"])), []
-            for own in np.split(rows, np.flatnonzero(np.diff(rows // TEXTS_AT_A_TIME)) + 1):
-                if len(own):
-                    texts = _decode(array[own[0] : own[-1] + 1])
-                    names += [texts[row] for row in own - own[0]]
-            return names
+        array, names = _text_array(_index_of(self.root["obs"])), []
+        for own in np.split(rows, np.flatnonzero(np.diff(rows // TEXTS_AT_A_TIME)) + 1):
+            if len(own):
+                texts = _decode(array[own[0] : own[-1] + 1])
+                names += [texts[row] for row in own - own[0]]
+        return names
 
     def matrix(self, layer: str | None, columns: np.ndarray | None = None) -> FileMatrix:
         """Return a layer, or X, whose rows are read on demand.
@@ -130,7 +119,7 @@ class AnnDataFile:
         KeyError
             If there is no such layer.
         ValueError
-            If it is stored by columns, damaged, or does not fit the tables of cells and genes.
+            If it is stored by columns.
         """
         if layer is not None and layer not in self.layers:
             msg = f"`layer` {layer!r} is not in the layers of {self.name}. {known_names(layer, self.layers)}"
@@ -139,31 +128,13 @@ class AnnDataFile:
             msg = f"{self.name} has no X; name a layer with `layer=...`. {known_names('X', self.layers)}"
             raise KeyError(msg)
         try:
-            with self.reading(matrix_name(layer)):
-                matrix = FileMatrix(self.root["X"] if layer is None else self.root["layers"][layer], columns)
+            return FileMatrix(self.root["X"] if layer is None else self.root["layers"][layer], columns)
         except ValueError as error:
             msg = f"{self.where(layer)}: {error}"
             raise ValueError(msg) from error
-        if matrix.stored_shape != (expected := (self.n_cells, self._n_rows("var"))):
-            msg = (
-                f"{self.where(layer)} has the shape {matrix.stored_shape}, but the file has {expected} cells and "
-                "genes; it is damaged."
-            )
-            raise ValueError(msg)
-        return matrix
-
-    @contextmanager
-    def reading(self, what: str) -> Iterator[None]:
-        """Name the file in errors of the libraries below."""
-        try:
-            yield
-        except DAMAGE as error:
-            msg = f"{what} of {self.name} cannot be read; the file is damaged, or was not written by anndata: {error}"
-            raise ValueError(msg) from error
 
     def _n_rows(self, table: str) -> int:
-        with self.reading(table):
-            return int(_text_array(_index_of(self.root[table])).shape[0])
+        return int(_text_array(_index_of(self.root[table])).shape[0])
 
     def where(self, layer: str | None) -> str:
         """Return the name of a matrix for messages."""
@@ -281,7 +252,7 @@ class FileMatrix:
     Raises
     ------
     ValueError
-        For a matrix that is stored by columns, or lacks a part.
+        For a matrix that is stored by columns.
     """
 
     def __init__(self, element: Any, columns: np.ndarray | None = None) -> None:
@@ -293,9 +264,6 @@ class FileMatrix:
                 f"the matrix is stored as {element.attrs['encoding-type']!r}, from which single cells cannot be read. "
                 "Write it by rows: `adata.X = adata.X.tocsr()`, and so with layers."
             )
-            raise ValueError(msg)
-        if self.is_sparse and (missing := {"data", "indices", "indptr"} - set(element)):
-            msg = f"the matrix has no {sorted(missing)[0]!r}; the file is damaged."
             raise ValueError(msg)
         stored = element.attrs["shape"] if self.is_sparse else element.shape
         self.stored_shape = (int(stored[0]), int(stored[1]))

@@ -20,7 +20,7 @@ from scvi.data.fields import LayerField
 
 from scgen_diffusion._arguments import check_count, known_names
 
-from ._anndata_file import JoinedMatrix, close_file, closing_if_refused, matrix_name, open_anndata_files
+from ._anndata_file import JoinedMatrix, close_file, closing_if_refused, open_anndata_files
 from ._checks import (
     COUNTS_ADVICE,
     check_natural_logarithms,
@@ -390,8 +390,7 @@ def check_file_values(
 ) -> np.ndarray:
     """Raise unless a file's matrix has cells, genes and values of the kind ``values``; return its row sums."""
     check_size(matrix.shape, file.where(layer))
-    with file.reading(matrix_name(layer)):
-        return check_values(matrix, file.where(layer), values, advice)
+    return check_values(matrix, file.where(layer), values, advice)
 
 
 # --- genes and columns of several files -------------------------------------------------------------------------------

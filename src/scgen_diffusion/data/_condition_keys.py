@@ -20,7 +20,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from scgen_diffusion._arguments import is_number, known_names, warn_user
 
-from ._anndata import widen
+from ._anndata import widen, widen_number
 from ._plain import to_plain
 
 OPEN = -np.inf  # code of a condition that is still to be drawn
@@ -29,7 +29,7 @@ NUMBERS = "numbers"
 FEWEST_DIGITS, MOST_DIGITS = 10, 17  # digits that a number may need to survive standardising and back
 LARGEST_DISTANCE = 0.25  # standard deviations within which a number counts as seen in training
 LARGEST_NUMBER = 1e6  # standard deviations from the mean; no training cell can be that far
-FLOAT32_ROUNDING = 1e-6  # relative; text shows numbers of float32 as others than they are
+ROUNDING = 1e-6  # relative; numbers that were computed may differ in their last digits
 N_VALUES = 256  # distinct values kept of a number
 MOST_COLUMNS = 50  # of an array
 UNLIKE = 20  # times the spread of another column; more than this are columns of different kinds
@@ -159,7 +159,7 @@ class CategoricalKey(ConditionKey):
         column = labeled_part(column, unlabeled_category)
         categorical = column.astype("category").cat
         classes, found = _plain(categorical.categories), _plain(column.unique())
-        if control is not None and _in_single_precision(control) not in map(_in_single_precision, found):
+        if control is not None and not any(value in found for value in (control, widen_number(control))):
             raise ValueError(_no_control(name, control, [value for value in classes if value in found]))
         if table is None:
             return cls(name, classes, ordered=bool(categorical.ordered), unlabeled_category=unlabeled_category)
@@ -204,20 +204,12 @@ class CategoricalKey(ConditionKey):
     def _index(self) -> pd.Index:
         return pd.Index(self.values)
 
-    @cached_property
-    def _single_index(self) -> pd.Index:
-        return pd.Index([_in_single_precision(value) for value in self.values])
-
     def _find(self, values: Sequence[Any]) -> np.ndarray:
-        """Return the numbers of classes, ``(n,)``; -1 for unknown ones.
-
-        Numbers of single precision are found, too: cells may have 0.1 as 0.10000000149011612.
-        """
+        """Return the numbers of classes, ``(n,)``; -1 for unknown ones."""
         asked = pd.Index(np.asarray(values, dtype=object))
         codes = self._index.get_indexer(asked)
-        if (codes < 0).any() and self._single_index.is_unique:
-            single = pd.Index([_in_single_precision(value) for value in asked[codes < 0]], dtype=object)
-            codes[codes < 0] = self._single_index.get_indexer(single)
+        if (codes < 0).any():
+            codes[codes < 0] = self._index.get_indexer([widen_number(value) for value in asked[codes < 0]])
         return codes
 
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
@@ -368,7 +360,7 @@ class ContinuousKey(ConditionKey):
     def is_outside(self, codes: np.ndarray) -> np.ndarray:
         """Return which values ``(n, 1)`` lie outside the range of the training cells, ``(n,)``."""
         low, high = self.encode([self.low, self.high])[:, 0]
-        rounding = FLOAT32_ROUNDING * max(abs(self.low), abs(self.high)) / self.std  # 0.1 of float32 is above 0.1
+        rounding = ROUNDING * max(abs(self.low), abs(self.high)) / self.std
         return (codes[:, 0] < low - rounding) | (codes[:, 0] > high + rounding)
 
 
@@ -561,6 +553,7 @@ class SetKey(ConditionKey):
                 f"by `set_condition_keys={{{name!r}: '...'}}`, and use it in obs."
             )
             raise ValueError(msg)
+        control = None if control is None else control.strip()
         key = cls(name, [], separator, 0, control, [], has_vectors=table is not None).extended(column, table)
         if control is not None and all(key.parts(text) for text in key.spellings):
             raise ValueError(_no_control(name, control, key.spellings))
@@ -609,16 +602,16 @@ class SetKey(ConditionKey):
             If the text or a member is empty.
         """
         if isinstance(value, AbstractSet):
-            return frozenset(map(str, value)) - {self.control}
+            return frozenset(str(member).strip() for member in value) - {self.control}
         if not str(value).strip():
             control = "" if self.control is None else f", or {self.control!r} for none of them"
             msg = f"A value of {self.name!r} is empty; give members{control}."
             raise ValueError(msg)
-        members = frozenset(part.strip() for part in str(value).split(self.separator))
+        members = members_of(str(value), self.separator, self.control)
         if "" in members:
             msg = f"The set {value!r} of {self.name!r} has an empty member; {self.separator!r} separates members."
             raise ValueError(msg)
-        return members - {self.control}
+        return members
 
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
         """Look up members; sets may be text or Python sets."""
@@ -717,6 +710,11 @@ def recode(codes: np.ndarray, before: Sequence[ConditionKey], after: Sequence[Co
     return written
 
 
+def members_of(text: str, separator: str, control: str | None) -> frozenset[str]:
+    """Return the members of a set written as text, without the control; spaces around members do not count."""
+    return frozenset(part.strip() for part in text.split(separator)) - {control and control.strip()}
+
+
 def mark_occurring(by_key: Sequence[ConditionKey], codes: np.ndarray) -> list[np.ndarray]:
     """Mark, for each key, the classes or members that occur in codes ``(n, columns)``; empty for numbers."""
     return [np.isin(np.arange(key.n_values), codes[:, columns]) for key, columns in with_columns(by_key)]
@@ -796,16 +794,9 @@ def _as_number(value: Any) -> float:
     if isinstance(value, bool | np.bool_):  # which float() would take for 0 or 1
         return float("nan")
     try:
-        return float(str(value) if isinstance(value, np.float32 | np.float16) else value)  # as `widen`
+        return float(value if isinstance(value, float) else widen_number(value))
     except (TypeError, ValueError):
         return float("nan")
-
-
-def _in_single_precision(value: Any) -> Any:
-    """Return a fraction in single precision, and others as they are."""
-    if not isinstance(value, float | np.floating) or abs(float(value)) > np.finfo(np.float32).max:
-        return value
-    return float(np.float32(value))
 
 
 def _hashable(value: Any) -> Any:

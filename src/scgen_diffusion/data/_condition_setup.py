@@ -20,7 +20,7 @@ from scvi.data.fields import BaseAnnDataField
 
 from scgen_diffusion._arguments import known_names, warn_user
 
-from ._anndata import SYNTHETIC, widen
+from ._anndata import SYNTHETIC, widen, widen_number
 from ._checks import check_distinct_columns
 from ._condition_keys import (
     NUMBERS,
@@ -34,6 +34,7 @@ from ._condition_keys import (
     key_from_state,
     kinds_of,
     labeled_part,
+    members_of,
     with_columns,
 )
 from ._plain import NAME_OF_INDEX
@@ -485,7 +486,9 @@ def _warn_of_forgotten_numbers(obs: pd.DataFrame, controls: Mapping[str, Any], n
     """Warn if a number varies only among perturbed cells, as a dose does, but has no control value."""
     if not controls:
         return
-    is_control = np.all([widen(obs[name]).isin([value]) for name, value in controls.items()], axis=0)
+    is_control = np.all(
+        [widen(obs[name]).isin([value, widen_number(value)]) for name, value in controls.items()], axis=0
+    )
     for name in names:
         if obs[name].dtype.kind not in "iuf":  # refused later, with an error
             continue
@@ -556,12 +559,15 @@ def _check_sets(name: str, column: pd.Series, separator: str, control: Any) -> N
     _check_types(name, column, (str,), f"text such as 'A{separator}B'")
     known: dict[frozenset[str], str] = {}
     for text in sorted(column.unique()):
-        first = known.setdefault(frozenset(part.strip() for part in text.split(separator)), text)
+        first = known.setdefault(members_of(text, separator, control), text)
         if first != text:
+            members = f"{{part.strip() for part in text.split({separator!r})}}"
+            members, empty = (members, "") if control is None else (f"{members} - {{{control.strip()!r}}}", control)
+            otherwise = f" or {empty!r}" if empty else ""
             warn_user(
                 f"obs[{name!r}] has {first!r} and {text!r}, which are one set. Generated cells have only the first, so "
-                f"write both the same: adata.obs[{name!r}] = [{separator!r}.join(sorted({{part.strip() for part in "
-                f"text.split({separator!r})}})) for text in adata.obs[{name!r}]]."
+                f"write both the same: adata.obs[{name!r}] = [{separator!r}.join(sorted({members})){otherwise} for "
+                f"text in adata.obs[{name!r}]]."
             )
             return
 

@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scgen_diffusion._arguments import known_names, warn_user
+from scgen_diffusion._arguments import known_names
 
 from ._anndata import PROVENANCE_KEY, as_labels
 from ._checks import check_expression, list_some, obs_column, resolve_seed
@@ -57,9 +57,8 @@ def plant_fold_changes(
     Returns
     -------
     New cells, with counts in `X`, `obs` and `var` as they were, and the fold changes of all genes in
-    ``varm["log2_fold_changes"]``, added to those of an earlier call. Other layers, embeddings and `uns` are left out,
-    because they describe the old counts; only the record of generated cells stays.
-    ``uns["log2_fold_changes"]["groupby"]`` names the columns of the groups.
+    ``varm["log2_fold_changes"]``. Other layers, embeddings and `uns` are left out, because they describe the old
+    counts; only the record of generated cells stays.
 
     Raises
     ------
@@ -68,13 +67,8 @@ def plant_fold_changes(
     TypeError
         If ``adata`` is no AnnData, or ``log2_fold_changes`` no DataFrame.
     ValueError
-        If the values are no counts, there are no two groups, fold changes are not finite or not unique, or an earlier
-        call changed groups of these names in another column.
-
-    Warns
-    -----
-    UserWarning
-        If the name of a group has a "/", with which files cannot keep ``varm["log2_fold_changes"]``.
+        If the values are no counts, there are no two groups, fold changes are not finite or not unique, or the cells
+        have fold changes from an earlier call.
 
     References
     ----------
@@ -97,6 +91,12 @@ def plant_fold_changes(
     if not isinstance(adata, AnnData):
         msg = f"`adata` must be an AnnData, but found {type(adata).__name__}."
         raise TypeError(msg)
+    if TRUTH in adata.varm:
+        msg = (
+            f"adata.varm[{TRUTH!r}] shows that these cells have fold changes from an earlier call. Give all in one "
+            f"call, with the cells as they were; for groups of another column, del adata.varm[{TRUTH!r}] first."
+        )
+        raise ValueError(msg)
     adata = adata.to_memory() if adata.isbacked else adata
     check_expression(adata, layer, "counts", ADVICE)
     column = obs_column(adata, groupby, "adata")
@@ -105,8 +105,6 @@ def plant_fold_changes(
         msg = f"Fold changes are differences between groups, but adata.obs[{groupby!r}] has {n_groups}."
         raise ValueError(msg)
     changes = _check_changes(log2_fold_changes, labels.dropna().unique(), adata.var_names)
-    columns = [name for name in adata.uns.get(TRUTH, {}).get("groupby", ()) if name != groupby]
-    _check_other_groups(adata, columns, changes.columns)
     counts = sp.csr_matrix(adata.X if layer is None else adata.layers[layer], copy=True)
     counts.sum_duplicates()  # sorts, so that results do not depend on how values are stored
     of_groups = changes.reindex(columns=labels.dropna().unique(), fill_value=0.0)
@@ -117,26 +115,7 @@ def plant_fold_changes(
     counts.data = rng.binomial(counts.data.astype(np.int64), keep[counts.indices, groups]).astype(counts.dtype)
     counts.eliminate_zeros()
     uns = {name: deepcopy(value) for name, value in adata.uns.items() if name == PROVENANCE_KEY}
-    if TRUTH in adata.varm:  # of an earlier call
-        changes = changes.add(adata.varm[TRUTH], fill_value=0.0)
-    uns[TRUTH] = {"groupby": [*columns, groupby]}
-    if unsavable := [group for group in changes if "/" in group]:
-        warn_user(
-            f"AnnData files cannot store varm[{TRUTH!r}], because the name of the group {unsavable[0]!r} has a '/'. "
-            f"Rename the group first, or delete varm[{TRUTH!r}] before you write the cells."
-        )
     return AnnData(counts, obs=adata.obs.copy(), var=adata.var.copy(), uns=uns, varm={TRUTH: changes})
-
-
-def _check_other_groups(adata: AnnData, columns: Sequence[str], groups: pd.Index) -> None:
-    """Raise if a group has the name of one of another column, whose fold changes would be added to its own."""
-    for name in columns:
-        if name in adata.obs and (shared := groups.intersection(as_labels(adata.obs[name]))).size:
-            msg = (
-                f"{shared[0]!r} is a group of adata.obs[{name!r}] as well, whose genes were changed before, and "
-                f"varm[{TRUTH!r}] has one column for each name. Rename the groups of one of them."
-            )
-            raise ValueError(msg)
 
 
 def _check_changes(changes: pd.DataFrame, groups: Sequence[str], genes: pd.Index) -> pd.DataFrame:

@@ -23,7 +23,8 @@ from anndata.io import read_elem, sparse_dataset, write_elem
 
 from scgen_diffusion._version import VERSION
 
-from ._anndata import PROVENANCE_KEY, SYNTHETIC, ValueSummary
+from ._anndata import ValueSummary
+from ._anndata_file import open_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
     from mudata import MuData
 
 RECORD = "scgen_diffusion_request"  # attribute of a finished file, with the request
-NAMES_IN_ZARR = {  # names that anndata writes, in zarr's formats 2 and 3
-    *("X", "layers", "obs", "obsm", "obsp", "raw", "uns", "var", "varm", "varp"),
-    *("zarr.json", ".zattrs", ".zgroup", ".zmetadata"),
-}
 CELLS_PER_CHUNK = 64  # minimum; random access, such as annbatch's, reads whole chunks
 VALUES_PER_CHUNK = 2**16  # minimum
 OBS_PER_CHUNK = 2**14
@@ -108,7 +105,7 @@ def join_parts(
     categories: dict[str, pd.Index] = {}
     used: dict[str, set[Any]] = {}  # without order, others are left out, as by `drop_unused_categories`
     for part in parts:
-        with h5py.File(part, "r") as file:
+        with open_hdf5(part, ".h5ad") as file:
             n_stored += file["X"]["data"].size if isinstance(file["X"], h5py.Group) else 0
             for name in file["obs"].attrs["column-order"]:
                 if "categories" in file["obs"][name]:
@@ -118,7 +115,7 @@ def join_parts(
                     used[name] = used.get(name, set()) | {*found[codes[codes >= 0]]}
     with _new_file(path) as (root, check):
         for number, part in enumerate(parts):
-            with h5py.File(part, "r") as file:
+            with open_hdf5(part, ".h5ad") as file:
                 x, obs = read_elem(file["X"]), read_elem(file["obs"])
                 obsm = read_elem(file["obsm"]) if "obsm" in file else {}
                 if number == 0:
@@ -163,7 +160,7 @@ def _places(modalities: Mapping[str, pd.DataFrame] | None, var: pd.DataFrame) ->
 
 
 def _read_uns(part: Path) -> dict[str, Any]:
-    with h5py.File(part, "r") as file:
+    with open_hdf5(part, ".h5ad") as file:
         return read_elem(file["uns"])
 
 
@@ -282,22 +279,6 @@ def read_record(path: Path) -> dict[str, Any] | None:
             return json.loads(root.attrs[RECORD])
     except (OSError, KeyError, ValueError):  # another format, or no valid attribute
         return None
-
-
-def is_generated(path: Path) -> bool:
-    """Return whether a file or folder holds only cells that the recorded model of this package generated."""
-    is_folder = path.suffix == ".zarr"
-    if is_folder != path.is_dir() or (is_folder and {entry.name for entry in path.iterdir()} - NAMES_IN_ZARR):
-        return False
-    try:
-        with _open_file(path) as root:
-            if RECORD in root.attrs:
-                return True
-            model = read_elem(root[f"uns/{PROVENANCE_KEY}/model"])
-            makers = pd.Series(read_elem(root[f"obs/{SYNTHETIC}"])).unique()
-            return all(str(maker).startswith(f"{model} ") for maker in makers)
-    except (OSError, KeyError, ValueError):  # another format, or real cells too
-        return False
 
 
 class _DeferredErrorFile(io.FileIO):

@@ -87,17 +87,12 @@ class Joint:
     """
 
     name: ClassVar[str] = "joint"
-    shows: ClassVar[str] = "all keys together, or none"
 
     def drop(
         self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
     ) -> Tensor:
         """Drop all keys of a sample together, with one coin per sample, and where one is not given."""
         return _drop_samples(columns.complete(condition), columns, probability, generator)
-
-    def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
-        """Return whether training shows exactly these keys: all, or none."""
-        return len(keys) in (0, n_keys)
 
     def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
         """Weigh the prediction given all keys against the one given none."""
@@ -112,7 +107,6 @@ class MutuallyExclusive:
     """
 
     name: ClassVar[str] = "mutually_exclusive"
-    shows: ClassVar[str] = "one key at a time, or none"
 
     def drop(
         self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
@@ -122,10 +116,6 @@ class MutuallyExclusive:
             return condition
         kept = torch.randint(columns.n_keys, (1,), generator=generator, device=condition.device)
         return _drop_samples(columns.keep(condition, kept), columns, probability, generator)
-
-    def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
-        """Return whether training shows exactly these keys: at most one."""
-        return len(keys) <= 1
 
     def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
         """Weigh the predictions given one key each against the one given none."""
@@ -153,7 +143,6 @@ class Additive:
     """
 
     name: ClassVar[str] = "additive"
-    shows: ClassVar[str] = "every subset of keys"
 
     def drop(
         self, condition: Tensor, columns: ConditionColumns, probability: float, generator: torch.Generator
@@ -164,10 +153,6 @@ class Additive:
         n_coins = columns.n_keys + (columns.n_keys > 1)  # a single key needs no extra coin
         kept = torch.rand(len(condition), n_coins, generator=generator, device=condition.device) >= probability
         return columns.keep_where(condition, kept[:, : columns.n_keys] & kept[:, -1:])
-
-    def has_shown(self, keys: Sequence[int], n_keys: int) -> bool:
-        """Return whether training shows exactly these keys: always."""
-        return True
 
     def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
         """Weigh the prediction given all keys against those that lack one key each."""

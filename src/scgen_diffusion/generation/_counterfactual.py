@@ -14,7 +14,7 @@ from ._rows import check_finite, rows_of
 from ._verdict import sum_profiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from torch import Tensor
 
@@ -39,8 +39,6 @@ class Counterfactual:
         Sampler, steps, and guidance on the way to the new condition.
     inversion
         The inversion; None to use the trained transport.
-    given
-        Indices of the condition keys that the model conditions on.
     strength
         Share of the way to go, from 0 to 1.
     sample
@@ -60,7 +58,6 @@ class Counterfactual:
     codes: np.ndarray
     sampling: SamplingOptions
     inversion: Inversion | None
-    given: Sequence[int]
     strength: float
     sample: bool
     residuals: str
@@ -113,10 +110,9 @@ def predict_block(module: Any, request: Counterfactual, block: ControlBlock) -> 
         options: dict[str, Any] = {"strength": request.strength, "n_steps": sampling.n_steps, "generators": generators}
         if request.inversion is None:  # the transport moves the cells that become perturbed
             return module.transported(states, own, new, sampling.sampler, **options)
-        given_own, given_new = (module.condition_columns.keep(condition, request.given) for condition in (own, new))
         return request.inversion(
-            module.denoiser(given_own, ResolvedGuidance(sampling.guidance.plain)),
-            module.denoiser(given_new, sampling.guidance),
+            module.denoiser(own, ResolvedGuidance(sampling.guidance.plain)),
+            module.denoiser(new, sampling.guidance),
             states,
             **options,
         )

@@ -31,6 +31,7 @@ from ._request import (
     check_batch_size,
     describe_condition,
     describe_library_size,
+    describe_sampler,
     identity_of,
 )
 from ._rows import check_finite, rows_of
@@ -268,7 +269,7 @@ class CellGenerator:
         if not callable(chosen) or isinstance(chosen, type):
             msg = f"`sampler` must be a name or a sampler of scgen_diffusion.diffusion, but found {chosen!r}. {known}"
             raise TypeError(msg)
-        return repr(chosen), chosen
+        return describe_sampler(chosen), chosen
 
     def totals(self, library_size: Any, n_cells: int, output: InputValues) -> str | np.ndarray:
         """Resolve a library size to the name of a distribution or totals ``(cells, ...)``; ones for log values."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import re
+import uuid
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +31,7 @@ DIGEST = "sha256:"
 """Prefix of digests, whose values messages do not show."""
 ARGUMENTS = ("n_cells", "seed", "shard_size", "sampler", "n_steps", "condition", "library_size", "guidance", "values")
 N_DIGITS = 10  # of names; among ten thousand requests, two share a name with probability 1 in 20 000
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # memory address of a function, which differs between processes
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in memory, which differs between processes
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,21 @@ def check_batch_size(batch_size: int | None) -> int:
     return DEFAULT_BATCH_SIZE if batch_size is None else check_count("batch_size", batch_size)
 
 
+def describe_sampler(sampler: Sampler) -> str:
+    """Return a text that no other sampler has, the same in every process; for closures and lambdas, new in every call.
+
+    Nothing tells a closure from others of its name, so its requests are never taken for one another.
+    """
+    text = repr(sampler)
+    if not ADDRESS.search(text):
+        return text
+    try:
+        state = pickle.dumps(sampler, protocol=5)  # functions by module and name
+    except (pickle.PicklingError, AttributeError, TypeError, RuntimeError):  # depends on what cannot be pickled
+        state = uuid.uuid4().bytes
+    return f"{ADDRESS.sub('', text)} {hashlib.sha256(state).hexdigest()[:N_DIGITS]}"
+
+
 def describe_library_size(library_size: Any, output: InputValues) -> str:
     """Return the source of total counts in a word."""
     if output == "log1p":
@@ -177,7 +194,7 @@ def identity_of(
         "version": provenance["version"],
         "torch": str(torch.__version__),
         "device": torch.device(module.device).type,
-        "sampler": ADDRESS.sub("", options.sampler_name),
+        "sampler": options.sampler_name,
         "n_steps": provenance["n_steps"],
         "condition": DIGEST + codes.digest,
         "library_size": DIGEST + _digest_of_array(library_size)

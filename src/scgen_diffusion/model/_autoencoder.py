@@ -162,8 +162,7 @@ class AutoencoderModel(DiffusionModel):
 
         This is :math:`-\log p(x \mid z, l) = -\sum_g \log p(x_g \mid z, l)` with one draw of :math:`z \sim q(z \mid x)`
         per cell, and the cell's own total ``l``. With several modalities, the sum is over those that the cell has. With
-        a Gaussian head it is the squared error of log-normalised values. :meth:`get_likelihood` has the opposite sign,
-        and uses the posterior mean instead of a draw.
+        a Gaussian head it is the squared error of log-normalised values.
 
         Parameters
         ----------
@@ -182,37 +181,6 @@ class AutoencoderModel(DiffusionModel):
         """
         error, _ = self._losses(adata, indices, batch_size, seed)
         return {"reconstruction_loss": _mean_or_all(error, return_mean=return_mean)}
-
-    @torch.inference_mode()
-    def get_likelihood(
-        self,
-        adata: AnnData | CellFiles | None = None,
-        indices: Sequence[int] | None = None,
-        *,
-        batch_size: int | None = None,
-    ) -> np.ndarray:
-        """Return the log-likelihood of each cell given its mean latent, summed over the genes of its modalities.
-
-        Parameters
-        ----------
-        adata
-            Cells, in memory or :class:`~scgen_diffusion.data.CellFiles`; default: the model's cells.
-        indices
-            Rows of the cells to use; default: all.
-        batch_size
-            Cells encoded at a time.
-
-        Returns
-        -------
-        numpy.ndarray
-            ``(cells,)``, in nats.
-        """
-        module = self.module
-        values = []
-        for x, _ in self._expression(adata, indices, batch_size):
-            decoded = module.generative(module.inference(x)["z"], module.totals(x))
-            values.append(module.likelihood.log_likelihood(module.target(x), **decoded).cpu())
-        return torch.cat(values).numpy()
 
     @torch.inference_mode()
     def get_reconstruction(

@@ -121,7 +121,6 @@ if TYPE_CHECKING:
     from ._counterfactual import ControlCells
 
 ADVICE = {
-    "differential_abundance": "compare the labels' shares between samples, for example with pertpy",
     "differential_expression": "sum the counts of measured cells per donor (scanpy.get.aggregate), and test with "
     "donors as replicates, for example with PyDESeq2; generated cells are not replicates",
     "get_feature_correlation_matrix": "correlate the genes of cells that `generate` returns",
@@ -129,7 +128,6 @@ ADVICE = {
     "get_likelihood_parameters": "`get_reconstruction(sample=False)` returns expected counts",
     "get_marginal_ll": "`get_elbo` returns a lower bound of it",
     "minify_adata": "keep the latents that `get_latent_representation` returns",
-    "update_setup_method_args": "call `setup_anndata` again and build a new model",
 }
 """Methods of scvi-tools that the models lack, and what to use instead."""
 CHECKED_AT_A_TIME = 8_192  # cells
@@ -780,8 +778,8 @@ class DiffusionModel(BaseModelClass):
             finish joins them. They need a common file system and no communication. You can resume with another
             ``n_ranks``.
         overwrite
-            Whether to replace a file of other generated cells, once the new one is finished. With one process it also
-            removes unfinished shards of another request. Other files at the path are never replaced.
+            Whether to replace a file that this method wrote for another request, once the new one is finished. With one
+            process it also removes unfinished shards of another request. Other files at the path are never replaced.
 
         Returns
         -------
@@ -898,7 +896,6 @@ class DiffusionModel(BaseModelClass):
         method: Literal["transport", "inversion"] | None = None,
         residuals: Literal["own", "new"] | None = None,
         indices: Sequence[int] | None = None,
-        given_keys: Sequence[str] | None = None,
         strength: float = 1.0,
         guidance_scale: GuidanceScale | Guidance = 1.0,
         sampler: str | Sampler | None = None,
@@ -946,11 +943,6 @@ class DiffusionModel(BaseModelClass):
             Rows of the cells to use, each once; default: all. Random numbers belong to rows, so a few rows scattered
             over very many cells take long; give a copy of these cells instead. Conditions of other cells need not be
             known; those of files, if you open them with ``CellFiles.like(model.registry, paths, indices=...)``.
-        given_keys
-            Condition keys that the model conditions on, in both directions; default: all. You can leave out keys that
-            stay the same, such as the cell type. Their information then stays in the noise, which helps for a
-            combination that training never saw. Needs a model that learned these keys without the others:
-            ``condition_strategy="additive"``, or ``"mutually_exclusive"`` for one key.
         strength
             How far to go, from just above 0 (cells hardly change) to 1: towards the perturbed cells, or back to noise.
         guidance_scale
@@ -1026,7 +1018,6 @@ class DiffusionModel(BaseModelClass):
             method=method,
             residuals=residuals,
             indices=indices,
-            given_keys=given_keys,
             strength=strength,
             guidance_scale=guidance_scale,
             sampler=sampler,
@@ -1052,7 +1043,6 @@ class DiffusionModel(BaseModelClass):
         method: Literal["transport", "inversion"] | None = None,
         residuals: Literal["own", "new"] | None = None,
         indices: Sequence[int] | None = None,
-        given_keys: Sequence[str] | None = None,
         strength: float = 1.0,
         guidance_scale: GuidanceScale | Guidance = 1.0,
         sampler: str | Sampler | None = None,
@@ -1082,7 +1072,7 @@ class DiffusionModel(BaseModelClass):
             :class:`~scgen_diffusion.data.CellFiles` that were opened with ``CellFiles.like(model.registry, paths)``;
             default: the model's cells. Memory holds their ``obs``, or for ``CellFiles`` their conditions, which are
             then the only columns of ``obs`` in the new file.
-        condition, method, residuals, indices, given_keys, strength, guidance_scale, sampler, n_steps, counts
+        condition, method, residuals, indices, strength, guidance_scale, sampler, n_steps, counts
             See :meth:`predict_perturbation`.
         library_size, sample, batch_size, seed
             See :meth:`predict_perturbation`. Without a seed, a resumed call keeps its first seed.
@@ -1117,7 +1107,6 @@ class DiffusionModel(BaseModelClass):
             method=method,
             residuals=residuals,
             indices=indices,
-            given_keys=given_keys,
             strength=strength,
             guidance_scale=guidance_scale,
             sampler=sampler,
@@ -1635,32 +1624,6 @@ class DiffusionModel(BaseModelClass):
             if name in self._advice:
                 msg = f"{type(self).__name__} has no `{name}`: {self._advice[name]}."
             raise AttributeError(msg, name=name, obj=self)
-
-    def differential_abundance(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise NotImplementedError with what to use instead."""
-        self._refuse("differential_abundance")
-
-    def update_setup_method_args(self, setup_method_args: Any) -> NoReturn:
-        """Raise NotImplementedError with what to use instead."""
-        self._refuse("update_setup_method_args")
-
-    def deregister_manager(self, adata: AnnData | None = None) -> None:
-        """Deregister an AnnData that was set up; default: all but the model's own.
-
-        Parameters
-        ----------
-        adata
-            Cells that were set up. Cells given to methods were not.
-
-        Raises
-        ------
-        ValueError
-            If the cells were not set up, or the model has no AnnData.
-        """
-        if adata is None and self.adata is None:
-            msg = "The model has no AnnData, so there is nothing to deregister."
-            raise ValueError(msg)
-        super().deregister_manager(adata)
 
     def _refuse(self, name: str) -> NoReturn:
         msg = f"{type(self).__name__} has no `{name}`: {self._advice[name]}."

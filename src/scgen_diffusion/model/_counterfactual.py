@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import compress, repeat
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from scgen_diffusion.data import ConditionRequest, Conditions, Rows
-    from scgen_diffusion.diffusion import ConditionStrategy, GuidanceScale, Sampler
+    from scgen_diffusion.diffusion import GuidanceScale, Sampler
     from scgen_diffusion.generation import Verdict
     from scgen_diffusion.module import InputValues
 
@@ -158,7 +158,6 @@ class Prediction:
         method: str | None,
         residuals: str | None,
         indices: Sequence[int] | None,
-        given_keys: Sequence[str] | None,
         strength: float,
         guidance_scale: GuidanceScale | Guidance,
         sampler: str | Sampler | None,
@@ -195,8 +194,8 @@ class Prediction:
         if inversion is None or getattr(inversion, "grid", None):  # others take any number of steps, on any path
             check_sampler(sampling.sampler, model.module.path, sampling.n_steps)
         is_guided = sampling.guidance != Guidance().resolve(model.module.strategy, model.conditions.keys)
-        if chosen_method == "transport" and (is_guided or given_keys is not None):
-            msg = "The transport has neither guidance nor `given_keys`; leave them out, or choose method='inversion'."
+        if chosen_method == "transport" and is_guided:
+            msg = "The transport has no guidance; leave `guidance_scale` out, or choose method='inversion'."
             raise ValueError(msg)
         if library_size is not None and model.module.keeps_totals:
             msg = "A model with `path='masking'` keeps the totals of the given cells; leave `library_size` out."
@@ -215,7 +214,6 @@ class Prediction:
             cells.codes,
             sampling,
             inversion=inversion,
-            given=check_given_keys(given_keys, named, model.conditions.keys, model.module.strategy),
             strength=check_strength(strength),
             sample=sample,
             residuals=residuals_of_cells,
@@ -227,11 +225,11 @@ class Prediction:
         judged = None if groups is None else np.tile(~is_same, 2)  # with the control cells, which the verdict looks at
         outside = engine.warn_outside_training(both, draws_totals=isinstance(request.library_size, str), judged=judged)
         provenance = engine.provenance(condition, sampling, library_size, request.seed)
-        record = describe_counterfactual(request, chosen_method, condition, model.conditions.keys)
+        record = describe_counterfactual(request, chosen_method, condition)
         provenance |= record | {"outside_training": outside}
         requested = model.conditions.request(condition, len(cells.rows))
         identity = identity_of(model.module, model.conditions, requested, sampling, request.library_size, provenance)
-        identity |= {name: record[name] for name in ("task", "method", "strength", "residuals", "given_keys")}
+        identity |= {name: record[name] for name in ("task", "method", "strength", "residuals")}
         return cls(model, cells, request, named, groups, identity, provenance, requested.is_uniform)
 
     def with_seed(self, seed: int) -> Prediction:
@@ -458,31 +456,6 @@ def _check_one_per_cell(conditions: Conditions, condition: ConditionRequest, cel
         cells.check_order({f"`condition[{key!r}]`": values for key, values in condition.items()})
 
 
-def check_given_keys(
-    given_keys: Sequence[str] | None, requested: Sequence[str], keys: Sequence[str], strategy: ConditionStrategy
-) -> list[int]:
-    """Return the positions of the given keys; raise unless the model has learned them without the others."""
-    if isinstance(given_keys, str) or not isinstance(given_keys, Iterable | None):
-        msg = f"`given_keys` must be a list of names, but found {given_keys!r}."
-        raise ValueError(msg)
-    given = list(keys if given_keys is None else given_keys)
-    for key in given:
-        if key not in keys:
-            msg = f"`given_keys` has the unknown key {key!r}. {known_names(key, keys)}"
-            raise ValueError(msg)
-    if missing := [key for key in requested if key not in given]:
-        msg = f"`condition` has the key {missing[0]!r}, but `given_keys` does not; add it there."
-        raise ValueError(msg)
-    numbers = [number for number, key in enumerate(keys) if key in given]
-    if len(numbers) < len(keys) and not strategy.has_shown(numbers, len(keys)):
-        msg = (
-            f"`given_keys` is {given}, but the model has not learned these keys without the others: "
-            f"`condition_strategy={strategy.name!r}` shows {strategy.shows}."
-        )
-        raise ValueError(msg)
-    return numbers
-
-
 def check_strength(strength: Any) -> float:
     """Raise unless the strength is a number above 0 and at most 1."""
     if not is_number(strength) or not 0 < strength <= 1:
@@ -491,9 +464,7 @@ def check_strength(strength: Any) -> float:
     return float(strength)
 
 
-def describe_counterfactual(
-    request: Counterfactual, method: str, condition: ConditionRequest, keys: Sequence[str]
-) -> dict[str, Any]:
+def describe_counterfactual(request: Counterfactual, method: str, condition: ConditionRequest) -> dict[str, Any]:
     """Return the entries of ``uns`` that only counterfactuals have."""
     record: dict[str, Any] = {"task": "predict_perturbation", "method": method, "strength": request.strength}
     record["residuals"] = request.residuals if request.sample else "none: expected values"
@@ -501,7 +472,7 @@ def describe_counterfactual(
         record["condition"] = "that of each control cell"
     if request.library_size is None and request.sampling.output == "counts":
         record["library_size"] = "that of each control cell"
-    return record | {"given_keys": [keys[key] for key in request.given]}
+    return record
 
 
 def counterfactual_conditions(

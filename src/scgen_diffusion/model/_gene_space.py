@@ -44,7 +44,6 @@ NO_RECONSTRUCTION = (
 ADVICE_IN_GENE_SPACE = ADVICE | {
     "get_elbo": NO_LIKELIHOOD,
     "get_latent_representation": NO_LATENT,
-    "get_likelihood": NO_LIKELIHOOD,
     "get_likelihood_parameters": NO_LIKELIHOOD,
     "get_marginal_ll": NO_LIKELIHOOD,
     "get_normalized_expression": NO_RECONSTRUCTION,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import warnings
-import zipfile
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,9 +37,7 @@ MODEL_FILE = "model.pt"
 ADATA_FILE = "adata.h5ad"
 MUDATA_FILE = "mdata.h5mu"
 FORMAT = "scgen_diffusion-2"
-DAMAGE = (RuntimeError, OSError, EOFError, zipfile.BadZipFile, LookupError, ValueError)
-ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"  # of what torch writes, since 2020 and before
-UNKNOWN_CONTENT = "its content is not what torch writes"
+DAMAGE = (RuntimeError, OSError, EOFError, LookupError, ValueError)
 
 
 def _as_it_is(plain: Any) -> Any:
@@ -165,41 +162,17 @@ def load_plain(path: Path, what: str, advice: str = "") -> Any:
         If the file would execute code, or is damaged. ``what`` names the expected file, ``advice`` says what to do.
     """
     try:
-        _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if damage := _damage(path):
-            msg = f"{path} is damaged or not a {what}: {damage}."
-        else:
-            msg = (
-                f"{path} holds Python objects, which could execute code when loaded, or is damaged; it was not loaded. "
-                f"{advice}({error})"
-            )
+        msg = (
+            f"{path} holds Python objects, which could execute code when loaded, or is damaged; it was not loaded. "
+            f"{advice}({error})"
+        )
         raise ValueError(msg) from error
     except (*DAMAGE, TypeError, AttributeError, MemoryError) as error:
-        reason = _damage(path) or next(iter(str(error).splitlines()), "") or UNKNOWN_CONTENT
-        msg = f"{path} is damaged or not a {what}: {reason.rstrip('.')}."
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        msg = f"{path} is damaged or not a {what}, so save or copy it again: {reason}"
         raise ValueError(msg) from error
-
-
-def _damage(path: Path) -> str:
-    """Say what is wrong with a file that torch cannot read; "" if its beginning and end do not tell."""
-    with path.open("rb") as file:
-        start = file.read(len(ZIP_START))
-    if not start:
-        return "it is empty. Save or copy it again"
-    if start == ZIP_START and not zipfile.is_zipfile(path):
-        return "its end is missing, as after an interrupted copy. Save or copy it again"
-    return "" if start.startswith((ZIP_START, PICKLE_START)) else UNKNOWN_CONTENT
-
-
-def _check_sums(path: Path) -> None:
-    """Raise if a part of torch's zip archive has a wrong checksum; torch does not check."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                msg = f"the checksum of its part {damaged} is wrong"
-                raise zipfile.BadZipFile(msg)
 
 
 def _read(content: Mapping[str, Any]) -> ModelFile:
