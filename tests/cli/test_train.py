@@ -143,17 +143,18 @@ def test_several_modalities_are_read_from_h5mu(call, make_cells, small, tmp_path
     rna, protein = make_cells(), make_cells(n_genes=5, seed=1)
     protein.var_names = [f"protein_{g}" for g in range(5)]
     protein.obs = protein.obs[[]]
+    protein.X = (protein.X > 0).astype(np.float32)
     mdata = MuData({"rna": rna, "prot": protein})
     mdata.obs["cell_type"] = rna.obs["cell_type"].astype(str).to_numpy()
     path, out, cells = tmp_path / "cells.h5mu", tmp_path / "model", tmp_path / "new.h5mu"
     mdata.write_h5mu(path)
-    options = ["-c", "cell_type", "--modality", "rna", "--modality", "prot=poisson"]
+    options = ["-c", "cell_type", "--modality", "rna", "--modality", "prot=bernoulli"]
     code, _, err = call("train", path, "--backed", *options, "-o", tmp_path / "from_file", *small)
     assert code == 0, err
-    assert "prot (5, poisson)" in call("info", tmp_path / "from_file")[1]
+    assert "prot (5, bernoulli)" in call("info", tmp_path / "from_file")[1]
     code, _, err = call("train", path, *options, "-o", out, *small)
     assert code == 0, err
-    assert "prot (5, poisson)" in call("info", out)[1]
+    assert "prot (5, bernoulli)" in call("info", out)[1]
     assert call("generate", out, cells, "-n", "4", "--n-steps", "1")[:2] == (0, f"{cells}\n")
     assert call("generate", out, cells, "-n", "4")[0] == 2
     assert call("generate", out, cells, "-n", "3", "--n-steps", "1", "--overwrite")[0] == 0

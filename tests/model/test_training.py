@@ -451,29 +451,6 @@ def test_a_checkpoint_of_the_prior_does_not_undo_a_later_autoencoder(make_model,
         model.train_prior(1, checkpoint_dir=tmp_path, **quick)
 
 
-def test_a_call_that_would_outdate_the_checkpoint_of_the_prior_does_not_begin(make_model, quick, tmp_path):
-    make_model().train({"autoencoder": 2, "prior": 1}, checkpoint_dir=tmp_path, **quick)
-    model, written = make_model(), (tmp_path / "autoencoder.ckpt").read_bytes()
-
-    with pytest.raises(ValueError, match=r"for 3 epochs, of which .* 2; .*of the prior .*remove .*prior\.ckpt"):
-        model.train({"autoencoder": 3, "prior": 1}, checkpoint_dir=tmp_path, **quick)
-
-    assert model.trained_stages_ == []
-    assert (tmp_path / "autoencoder.ckpt").read_bytes() == written
-
-    (tmp_path / "prior.ckpt").unlink()
-    model.train({"autoencoder": 3, "prior": 1}, checkpoint_dir=tmp_path, **quick)
-    assert len(model.history["autoencoder_loss_train"]) == 3
-
-
-def test_a_prior_without_the_checkpoint_of_its_autoencoder_is_not_resumed(make_model, quick, tmp_path):
-    make_model().train(1, checkpoint_dir=tmp_path, **quick)
-    (tmp_path / "autoencoder.ckpt").unlink()
-
-    with pytest.raises(ValueError, match="of which the checkpoints have 0"):
-        make_model().train(1, checkpoint_dir=tmp_path, **quick)
-
-
 def test_a_stage_that_stopped_early_is_not_trained_again(make_model, quick, tmp_path):
     model, again = make_model(), make_model()
     stop = {"early_stopping": True, "early_stopping_patience": 1, **quick, "batch_size": 96}
