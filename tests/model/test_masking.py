@@ -281,3 +281,14 @@ def test_the_number_of_steps_may_be_chosen(model):
 
     assert cells.uns["scgen_diffusion"]["n_steps"] == 5
     np.testing.assert_array_equal(dense(cells), dense(model.generate(3, seed=0, n_steps=5)))
+
+
+def test_the_residual_network_starts_at_principal_axes_of_unit_variance(make_cells, quick):
+    model = build(make_cells, width=32)
+    model.train(1, plan_kwargs={"learning_rate": 0.0}, **quick)
+    network = model.module.network
+    seen = torch.from_numpy(np.asarray(model.adata.X[model.train_indices_], dtype=np.float32))
+
+    coordinates = network.backbone.read_genes(network.features(seen)).detach().double()
+
+    torch.testing.assert_close(coordinates.T.cov(), torch.eye(4).double(), atol=1e-3, rtol=0)

@@ -9,10 +9,10 @@ T = torch.tensor([10.0, 500.0, 900.0])
 CONDITION = torch.tensor([[0.0, 0.5], [2.0, -1.0], [1.0, 3.0]])
 
 
-@pytest.fixture
-def network():
+@pytest.fixture(params=[None, 5], ids=["all directions", "five axes"])
+def network(request):
     torch.manual_seed(0)
-    network = GeneMLP(7, (3, Number()), width=16, n_layers=2, n_outputs=2)
+    network = GeneMLP(7, (3, Number()), width=16, n_layers=2, n_outputs=2, n_axes=request.param)
     for parameter in network.parameters():
         parameter.data.add_(0.2 * torch.randn(parameter.shape))
     return network
@@ -47,7 +47,19 @@ def test_cells_do_not_depend_on_each_other(network):
     torch.testing.assert_close(network(x, T, CONDITION)[:1], network(x[:1], T[:1], CONDITION[:1]))
 
 
+def test_it_sees_genes_along_its_axes_only():
+    network = GeneMLP(7, (3, Number()), width=16, n_axes=3)
+    torch.nn.init.normal_(network.project_out.weight)
+    axes = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(0))).Q
+
+    network.start_reading(axes[:3])
+
+    x, before = torch.randn(3, 7), network(torch.zeros(3, 7), T, CONDITION)
+    torch.testing.assert_close(network(x - x @ axes[:3].T @ axes[:3], T, CONDITION), before, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(network(x @ axes[:3].T @ axes[:3], T, CONDITION), before, atol=1e-3)
+
+
 def test_gene_weights_are_all_matrices_with_genes(network):
     assert {id(p) for p in network.gene_weights} == {
-        id(p) for p in network.parameters() if p.shape in {(16, 7), (14, 32)}
+        id(p) for p in network.parameters() if p.shape in {(16, 7), (5, 7), (14, 32)}
     }

@@ -173,9 +173,9 @@ class GeneSpaceModule(ConditionedModule):
             )
 
     def start_reading(self, directions: Tensor) -> None:
-        """Initialise global tokens as coordinates along ``directions (k, genes)`` of encoded data."""
+        """Initialise what reads all genes as coordinates along ``directions (k, genes)``."""
         for network in self._both_networks:
-            if isinstance(network.backbone, GeneDiT):
+            if isinstance(network.backbone, GeneDiT | GeneMLP):
                 network.backbone.start_reading(directions)
 
     def gene_loadings(self) -> list[Tensor]:

@@ -123,10 +123,13 @@ class MoleculeNetwork(nn.Module):
 
     def backbone_inputs(self, x_t: Tensor, network_time: Tensor, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the backbone's features ``(cells, genes)``, time ``(cells,)``, condition ``(cells, columns + 1)``."""
-        seen, n = x_t[:, :-1], x_t[:, :-1].sum(1, keepdim=True)
-        features = (seen * (FEATURE_SUM / (n + UNSEEN))).log1p() - self.centre
         log_total = (x_t.sum(1, keepdim=True).clamp(min=1).log() - self.log_total_mean) / self.log_total_std
-        return features, TIME_SCALE * network_time, torch.cat([condition.to(log_total.dtype), log_total], dim=1)
+        condition = torch.cat([condition.to(log_total.dtype), log_total], dim=1)
+        return self.features(x_t[:, :-1]), TIME_SCALE * network_time, condition
+
+    def features(self, seen: Tensor) -> Tensor:
+        """Return what the backbone sees of the molecules seen, both ``(cells, genes)``."""
+        return (seen * (FEATURE_SUM / (seen.sum(1, keepdim=True) + UNSEEN))).log1p() - self.centre
 
     def loss(self, data: Tensor, x_t: Tensor, t: Tensor, condition: Tensor, *, shown: Tensor | None = None) -> Tensor:
         r"""Return each cell's weighted cross-entropy per masked molecule, ``(cells,)``.

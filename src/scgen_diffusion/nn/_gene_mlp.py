@@ -25,6 +25,7 @@ class GeneMLP(nn.Module):
     """A residual network that reads and writes all genes at once, modulated by time and condition (adaLN-zero).
 
     It has neither patches nor attention, so it is several times as fast as :class:`GeneDiT`. Its outputs start at zero.
+    With ``n_axes`` it sees genes along so few axes only, for which :meth:`start_reading` has good starting points.
 
     Parameters
     ----------
@@ -36,6 +37,8 @@ class GeneMLP(nn.Module):
         Width of the residual stream, and number of blocks.
     n_outputs
         Numbers predicted per gene.
+    n_axes
+        Number of axes along which it reads genes; default: ``width``.
 
     Examples
     --------
@@ -55,12 +58,14 @@ class GeneMLP(nn.Module):
         width: int = 256,
         n_layers: int = 2,
         n_outputs: int = 1,
+        n_axes: int | None = None,
     ) -> None:
         super().__init__()
         self.n_outputs = n_outputs
         self.embed_time = TimeEmbedding(width)
         self.embed_condition = ConditionEmbedding(conditions, width)
-        self.project_in = nn.Linear(n_genes, width)
+        self.read_genes = nn.Linear(n_genes, n_axes or width)
+        self.project_in = nn.Linear(n_axes, width) if n_axes else nn.Identity()
         self.norms = nn.ModuleList([nn.LayerNorm(width, elementwise_affine=False) for _ in range(n_layers)])
         self.blocks = nn.ModuleList([MLP(width, 2 * width) for _ in range(n_layers)])
         self.modulations = nn.ModuleList([zero_modulation(width, 3) for _ in range(n_layers)])
@@ -78,13 +83,20 @@ class GeneMLP(nn.Module):
             ``(cells, genes)``, or ``(cells, n_outputs, genes)`` if there are several outputs.
         """
         context = self.embed_time(t) + self.embed_condition(condition)
-        h = self.project_in(x_t) + context
+        h = self.project_in(self.read_genes(x_t)) + context
         for norm, block, modulation in zip(self.norms, self.blocks, self.modulations, strict=True):
             h = gated_step(norm, block, h, modulation(context).chunk(3, dim=-1)).tokens_out
         prediction = self.project_out(torch.cat([self.norm_out(h), silu(context)], dim=1))
         return prediction.unflatten(1, (self.n_outputs, -1)) if self.n_outputs > 1 else prediction
 
+    @torch.no_grad()
+    def start_reading(self, directions: Tensor) -> None:
+        """Initialise the axes along which it reads genes as ``directions (k, genes)``."""
+        k = min(len(directions), len(self.read_genes.weight))
+        self.read_genes.weight[:k] = directions[:k]
+        self.read_genes.bias[:k] = 0
+
     @property
     def gene_weights(self) -> list[Tensor]:
         """The matrices that read and write genes."""
-        return [self.project_in.weight, self.project_out.weight]
+        return [self.read_genes.weight, self.project_out.weight]

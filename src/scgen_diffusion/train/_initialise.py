@@ -32,6 +32,7 @@ MOST_COMBINATIONS = 1000  # of conditions whose mean profiles the effects start 
 RARE_SHARE = 0.01  # of all cells, below which a combination is rare; up to `FEW_CELLS` always are
 MOST_CHECKED = 1000  # cells of a combination
 N_AXES = 64
+SMALLEST_STD = 1e-3  # along a principal axis
 MAX_CELLS_FOR_AXES = 5000
 
 
@@ -155,10 +156,16 @@ def describe_predicted_totals(module: SCLDMModule, cache: LatentCache, rows: np.
 
 @torch.no_grad()
 def start_gene_space(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray) -> None:
-    """Initialise the scale, and the axes of global tokens, from the cells ``indices``."""
+    """Initialise the scale, and the axes along which all genes are read, from the cells ``indices``."""
     module.start_from(module.summarise(_expression(module, cells, indices)))
-    if module.architecture.n_global_tokens and module.architecture.backbone in ("dit", "white_box"):
-        module.start_reading(torch.from_numpy(_principal_axes(module, cells, indices)).to(module.device))
+    architecture = module.architecture
+    sample = np.sort(np.random.default_rng(0).permutation(indices)[:MAX_CELLS_FOR_AXES])
+    if architecture.backbone == "mlp" and architecture.path == "masking":
+        seen = (module.network.features(x) for x in _expression(module, cells, sample))
+        module.start_reading(_principal_axes(seen, whiten=True).to(module.device))
+    elif architecture.n_global_tokens and architecture.backbone in ("dit", "white_box"):
+        encoded = (module.encode(profile) for profile in _profiles(module, cells, sample))
+        module.start_reading(_principal_axes(encoded).to(module.device))
 
 
 def describe_totals(module: GeneSpaceModule, cells: TrainingCells, rows: np.ndarray) -> None:
@@ -187,16 +194,20 @@ def _profiles(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray
     return (log_profile(x, module.input_values) for x in _expression(module, cells, indices))
 
 
-def _principal_axes(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray) -> np.ndarray:
-    """Return the first principal axes of encoded cells, ``(axes, genes)``, from a sample of at most 5 000 cells."""
-    sample = np.sort(np.random.default_rng(0).permutation(indices)[:MAX_CELLS_FOR_AXES])
-    data = np.concatenate([module.encode(profile).cpu().numpy() for profile in _profiles(module, cells, sample)])
+def _principal_axes(values: Iterable[Tensor], *, whiten: bool = False) -> Tensor:
+    """Return the first principal axes of batches of values ``(cells, genes)``, ``(axes, genes)``.
+
+    With ``whiten`` they are scaled, so that the coordinates have unit variance: a network then learns weak programmes
+    as easily as strong ones.
+    """
+    data = torch.cat([batch.cpu() for batch in values]).numpy()
     n_axes = min(N_AXES, *(size - 1 for size in data.shape))
     if n_axes < 1:
-        return np.zeros((0, data.shape[1]), dtype=np.float32)
-    axes = PCA(n_axes, svd_solver="randomized", random_state=0).fit(data).components_
+        return torch.zeros(0, data.shape[1])
+    pca = PCA(n_axes, svd_solver="randomized", random_state=0).fit(data)
     torch.set_num_threads(torch.get_num_threads())  # scikit-learn resets OpenMP's number of threads
-    return axes.astype(np.float32)
+    scale = np.sqrt(pca.explained_variance_).clip(min=SMALLEST_STD)[:, None] if whiten else 1.0
+    return torch.from_numpy((pca.components_ / scale).astype(np.float32))
 
 
 def _gather(parts: Iterable[Tensor], n_cells: int) -> Tensor:
