@@ -45,10 +45,10 @@ benchmark-quality: $(VENV)/.package ## compare all models and simple baselines b
 benchmark-sensitivity: $(VENV)/.package ## find out which metric detects which corruption of real cells
 	$(PY) -m benchmarks.studies.sensitivity
 
-benchmark-speed: $(VENV)/.package ## measure speed and memory on this processor, and write the tables of the guide; 15 minutes on two quiet cores
+benchmark-speed: $(VENV)/.test ## measure speed and memory on this processor, and write the tables of the guide; 15 minutes on two quiet cores
 	$(PY) -m benchmarks.speed
 
-benchmark-gpu: $(VENV)/.package ## measure speed and memory on a CUDA device, compared with goals and the CPU; 10 minutes
+benchmark-gpu: $(VENV)/.test ## measure speed and memory on a CUDA device, compared with goals and the CPU; 10 minutes
 	$(PY) -m benchmarks.speed.gpu
 
 clean: ## remove what the other targets made

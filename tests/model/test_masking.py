@@ -284,7 +284,7 @@ def test_the_number_of_steps_may_be_chosen(model):
 
 
 def test_the_residual_network_starts_at_principal_axes_of_unit_variance(make_cells, quick):
-    model = build(make_cells, width=32)
+    model = build(make_cells, n_axes=4)
     model.train(1, plan_kwargs={"learning_rate": 0.0}, **quick)
     network = model.module.network
     seen = torch.from_numpy(np.asarray(model.adata.X[model.train_indices_], dtype=np.float32))

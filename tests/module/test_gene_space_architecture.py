@@ -59,6 +59,14 @@ def test_the_default_sizes_fit_any_data(n_genes, n_cells, on_gpu):
     assert a.width % a.n_heads == 0
 
 
+def test_few_cells_have_few_axes_for_masked_molecules_alone():
+    def n_axes(n_cells, **options):
+        return build_gene_space_architecture("SCRDIT", "default", n_cells=n_cells, **options).n_axes
+
+    assert (n_axes(4999), n_axes(5000), n_axes(4999, n_axes=None)) == (32, None, None)
+    assert n_axes(10, path="vp_linear") is n_axes(10, backbone="dit") is None
+
+
 def test_custom_and_published_sizes_do_not_depend_on_the_data():
     few = {"n_genes": 5, "n_cells": 5, "on_gpu": False}
 

@@ -1,4 +1,4 @@
-"""Methods that need an autoencoder: latents, likelihoods and reconstructions of given cells."""
+"""Methods that need an autoencoder: latents, ELBO and reconstructions of given cells."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class AutoencoderModel(DiffusionModel):
-    """Base class of latent diffusion models, with scvi-tools' methods for latents and likelihoods."""
+    """Base class of latent diffusion models, with scvi-tools' methods for latents and the ELBO."""
 
     trained_stages_: list[str]
 

@@ -10,12 +10,16 @@ from scgen_diffusion._arguments import is_number
 from ._options import WIDER_FROM, change_options, check_options
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ._expression import InputValues
 
 Backbone = Literal["dit", "unet", "white_box", "mlp"]
 
 N_PATCHES = 10
 LARGEST_PATCH = 200
+N_AXES = 32
+ALL_AXES_FROM = 5000  # cells: more can learn what to read of all genes
 
 TARGETS_OF_PATH = {
     "vp_linear": ("noise", "data", "v"),
@@ -75,6 +79,9 @@ class GeneSpaceArchitecture:
     width, n_layers, n_heads
         Token width, blocks and heads of the transformers. Default width: 128, or 256 for 20,000 cells or more on a GPU.
         Width and blocks of the residual network; 256 by default.
+    n_axes
+        Number of axes along which the residual network sees genes; None: as many as its width. Default for masking with
+        fewer than 5,000 cells: 32, which start at principal axes, scaled to unit variance.
     n_global_tokens
         Number of tokens in the transformers that read all genes at once, and write to all (published: none).
     unet_width
@@ -101,6 +108,7 @@ class GeneSpaceArchitecture:
     width: int = 128
     n_layers: int = 3
     n_heads: int = 4
+    n_axes: int | None = None
     n_global_tokens: int = 2
     unet_width: int = 16
     condition_strategy: Literal["joint", "mutually_exclusive", "additive"] = "joint"
@@ -215,11 +223,15 @@ def build_gene_space_architecture(
     if changes.get("path") == "masking":
         changes = MASKING | ({"backbone": "mlp"} if model == "SCRDIT" else {}) | changes
     if size == "default":
-        changes = default_sizes(n_genes, n_cells, changes.get("backbone"), on_gpu=on_gpu) | changes
+        changes = default_sizes(n_genes, n_cells, changes, on_gpu=on_gpu) | changes
     return change_options(architectures, size, changes, owner=model)
 
 
-def default_sizes(n_genes: int, n_cells: int, backbone: str | None = None, *, on_gpu: bool) -> dict[str, int]:
+def default_sizes(n_genes: int, n_cells: int, choices: Mapping[str, Any], *, on_gpu: bool) -> dict[str, int]:
     """Choose sizes that a laptop trains in minutes; a GPU with many cells gets a wider network."""
-    is_large = backbone == "mlp" or (on_gpu and n_cells >= WIDER_FROM)
-    return {"patch_size": min(LARGEST_PATCH, -(-n_genes // N_PATCHES)), "width": 256 if is_large else 128}
+    is_mlp = choices.get("backbone") == "mlp"
+    is_large = is_mlp or (on_gpu and n_cells >= WIDER_FROM)
+    sizes = {"patch_size": min(LARGEST_PATCH, -(-n_genes // N_PATCHES)), "width": 256 if is_large else 128}
+    if is_mlp and choices.get("path") == "masking" and n_cells < ALL_AXES_FROM:
+        sizes["n_axes"] = N_AXES
+    return sizes

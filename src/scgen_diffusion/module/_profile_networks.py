@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ._gene_space_architecture import GeneSpaceArchitecture
 
 LARGEST_WEIGHT = 20.0
-WIDTH_PER_AXIS = 8  # of the residual network of masked molecules, which sees genes along a few axes only
 
 
 class RegressionNetwork(nn.Module):
@@ -110,9 +109,7 @@ def build_network(
 ) -> RegressionNetwork | MoleculeNetwork:
     """Build the network that an architecture names."""
     if a.head == "gamma_poisson":
-        backbone = build_backbone(
-            n_genes, [*conditions, Number()], a, MoleculeNetwork.n_outputs, n_axes=a.width // WIDTH_PER_AXIS
-        )
+        backbone = build_backbone(n_genes, [*conditions, Number()], a, MoleculeNetwork.n_outputs)
         return MoleculeNetwork(backbone, n_genes)
     n_outputs = SpikeAndSlabNetwork.n_outputs if a.head == "spike_and_slab" else RegressionNetwork.n_outputs
     backbone = build_backbone(n_genes, conditions, a, n_outputs)
@@ -122,16 +119,11 @@ def build_network(
 
 
 def build_backbone(
-    n_genes: int,
-    conditions: Sequence[ConditionSpec],
-    a: GeneSpaceArchitecture,
-    n_outputs: int,
-    *,
-    n_axes: int | None = None,
+    n_genes: int, conditions: Sequence[ConditionSpec], a: GeneSpaceArchitecture, n_outputs: int
 ) -> nn.Module:
-    """Build the backbone that an architecture names; a residual network reads genes along ``n_axes``."""
+    """Build the backbone that an architecture names."""
     if a.backbone == "mlp":
-        return GeneMLP(n_genes, conditions, width=a.width, n_layers=a.n_layers, n_outputs=n_outputs, n_axes=n_axes)
+        return GeneMLP(n_genes, conditions, width=a.width, n_layers=a.n_layers, n_outputs=n_outputs, n_axes=a.n_axes)
     if a.backbone == "unet":
         return GeneUNet(n_genes, conditions, width=a.unet_width, n_outputs=n_outputs)
     return GeneDiT(

@@ -160,7 +160,7 @@ def start_gene_space(module: GeneSpaceModule, cells: TrainingCells, indices: np.
     module.start_from(module.summarise(_expression(module, cells, indices)))
     architecture = module.architecture
     sample = np.sort(np.random.default_rng(0).permutation(indices)[:MAX_CELLS_FOR_AXES])
-    if architecture.backbone == "mlp" and architecture.path == "masking":
+    if architecture.backbone == "mlp" and architecture.path == "masking" and architecture.n_axes:
         seen = (module.network.features(x) for x in _expression(module, cells, sample))
         module.start_reading(_principal_axes(seen, whiten=True).to(module.device))
     elif architecture.n_global_tokens and architecture.backbone in ("dit", "white_box"):
