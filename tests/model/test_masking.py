@@ -292,3 +292,14 @@ def test_the_residual_network_starts_at_principal_axes_of_unit_variance(make_cel
     coordinates = network.backbone.read_genes(network.features(seen)).detach().double()
 
     torch.testing.assert_close(coordinates.T.cov(), torch.eye(4).double(), atol=1e-3, rtol=0)
+
+
+def test_directions_without_variance_are_not_scaled_up(make_cells, quick):
+    adata = make_cells()
+    adata.X[:, 5:] = 0  # no more than five axes vary
+    model = build(make_cells, adata=adata, n_axes=8)
+    model.train(1, plan_kwargs={"learning_rate": 0.0}, **quick)
+    network = model.module.network
+
+    x = torch.from_numpy(np.asarray(model.adata.X, dtype=np.float32))
+    assert network.backbone.read_genes(network.features(x)).abs().max() < 20

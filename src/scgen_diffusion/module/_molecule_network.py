@@ -48,7 +48,7 @@ class MoleculeSummary:
     def of(cls, batches: Iterable[Tensor]) -> MoleculeSummary:
         """Summarise batches of counts ``(cells, genes)``, read once."""
         molecules, n_zeros, n_values, largest = torch.zeros(1).double(), 0, 0, torch.tensor(0.0)
-        n_cells, logs, squares = 0, *torch.zeros(2).double()  # no list of small tensors, which would fragment memory
+        n_cells, (logs, squares) = 0, torch.zeros(2).double()  # a list of small tensors would fragment memory
         for batch in batches:
             x = batch.cpu()
             molecules = molecules + x.sum(0, dtype=torch.float64)

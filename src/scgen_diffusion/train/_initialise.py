@@ -32,7 +32,7 @@ MOST_COMBINATIONS = 1000  # of conditions whose mean profiles the effects start 
 RARE_SHARE = 0.01  # of all cells, below which a combination is rare; up to `FEW_CELLS` always are
 MOST_CHECKED = 1000  # cells of a combination
 N_AXES = 64
-SMALLEST_STD = 1e-3  # along a principal axis
+SMALLEST_STD = 1e-3  # along an axis that is scaled to unit variance
 MAX_CELLS_FOR_AXES = 5000
 
 
@@ -206,8 +206,11 @@ def _principal_axes(values: Iterable[Tensor], *, whiten: bool = False) -> Tensor
         return torch.zeros(0, data.shape[1])
     pca = PCA(n_axes, svd_solver="randomized", random_state=0).fit(data)
     torch.set_num_threads(torch.get_num_threads())  # scikit-learn resets OpenMP's number of threads
-    scale = np.sqrt(pca.explained_variance_).clip(min=SMALLEST_STD)[:, None] if whiten else 1.0
-    return torch.from_numpy((pca.components_ / scale).astype(np.float32))
+    axes = torch.from_numpy(pca.components_)
+    if whiten:
+        std = torch.from_numpy(pca.explained_variance_).sqrt()
+        axes = (axes / std[:, None])[std > SMALLEST_STD]
+    return axes.float()
 
 
 def _gather(parts: Iterable[Tensor], n_cells: int) -> Tensor:
