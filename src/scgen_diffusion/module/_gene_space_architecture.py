@@ -51,7 +51,7 @@ class GeneSpaceArchitecture:
     backbone
         Network: ``"dit"``, a transformer over patches of genes (published); ``"unet"``, a one-dimensional U-Net
         (published); ``"white_box"``, the transformer with CRATE blocks (WBDIT's); or ``"mlp"``, a residual network that
-        reads all genes at once (SCRDIT's for masking: as good as the transformer, in less than half of the time).
+        reads all genes at once (SCRDIT's for masking: no worse than the transformer, in less than half of the time).
     path
         How data becomes noise. ``"masking"``, the default for counts: the molecules of a cell are masked at random.
         Otherwise its profile becomes noisy: variance-preserving with a linear (``"vp_linear"``, published, the default
