@@ -210,14 +210,6 @@ def test_a_library_that_exits_by_itself_may():
         raise SystemExit(5)
 
 
-@pytest.mark.parametrize("variable", ["RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"])
-def test_only_the_first_process_of_a_distributed_run_prints(capsys, monkeypatch, variable):
-    for rank in ("0", "1"):
-        monkeypatch.setenv(variable, rank)
-        Terminal().say(f"rank {rank}")
-    assert capsys.readouterr().err == "rank 0\n"
-
-
 def test_a_process_heeds_sigterm_and_a_limit_of_threads_which_numba_would_lift(tmp_path):
     script = (
         "import os, signal\nfrom scgen_diffusion.cli import _train, run\n"

@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import scvi
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from mudata import MuData
 
 import scgen_diffusion as sgd
+from scgen_diffusion.cli._train import RANKS
 from scgen_diffusion.model import SCLDM
 
 
@@ -318,6 +320,14 @@ def test_wrong_options_of_train_are_named(call, cells_file, tmp_path, options, m
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("variable", RANKS)
+def test_only_the_first_process_of_a_distributed_run_prints(call, cells_file, tmp_path, monkeypatch, variable):
+    for rank, prints in (("0", True), ("1", False)):
+        monkeypatch.setenv(variable, rank)
+        _, _, err = call("train", cells_file, "-o", tmp_path / "model", "-c", "cell_typ")
+        assert ("Reading" in err, "The condition key 'cell_typ'" in err) == (prints, True)
+
+
 def test_wrong_files_are_named(call, cells_file, tmp_path):
     out = tmp_path / "model"
     assert "'nowhere.h5ad' does not exist" in call("train", "nowhere.h5ad", "-o", out)[2]
@@ -369,7 +379,7 @@ def contents(folder):
 def test_no_folder_but_a_model_is_replaced(call, make_cells, saved_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(SCLDM, "setup_anndata", None)  # refused before any work
-    for folder in ("pj/data", "notes", "cells"):
+    for folder in ("pj/data", "notes", "cells", "names", "scvi"):
         (tmp_path / folder).mkdir(parents=True)
     files = Path("pj/data/cells.h5ad"), Path("pj/data/cells.zarr")
     make_cells().write_h5ad(files[0])
@@ -377,6 +387,8 @@ def test_no_folder_but_a_model_is_replaced(call, make_cells, saved_model, tmp_pa
     (tmp_path / "link").symlink_to("pj")
     (tmp_path / "notes" / "notes.txt").write_text("mine")
     (tmp_path / "cells" / "adata.h5ad").write_text("mine")
+    (tmp_path / "names" / "model.pt").write_text("of another program")
+    torch.save({"model_state_dict": {}}, tmp_path / "scvi" / "model.pt")
     shutil.copytree(saved_model, "beside")
     (tmp_path / "beside" / "figure.png").write_text("mine")
     before = contents(tmp_path)
@@ -387,6 +399,8 @@ def test_no_folder_but_a_model_is_replaced(call, make_cells, saved_model, tmp_pa
         "pj/data/cells.h5ad": "is a file",
         "notes": "contains other files than a model",
         "cells": "contains other files than a model",
+        "names": "contains other files than a model",
+        "scvi": "contains other files than a model",
         "beside": "contains other files than a model",
         ".": "is or contains the current folder",
         "..": "is or contains the current folder",

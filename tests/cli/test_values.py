@@ -24,7 +24,9 @@ def test_values_of_the_architecture_are_read_as_toml_or_else_as_text(written, re
     assert toml_value(written) == read
 
 
-@pytest.mark.parametrize(("written", "read"), [("3", 3), (" -2", -2), ("2.5", 2.5), ("1e3", 1000.0)])
+@pytest.mark.parametrize(
+    ("written", "read"), [("3", 3), (" -2", -2), ("2.5", 2.5), ("1e3", 1000.0), ("1" * 400, int("1" * 400))]
+)
 def test_numbers_are_whole_if_they_are_written_so(written, read):
     assert number(written) == read
     assert type(number(written)) is type(read)

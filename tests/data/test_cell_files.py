@@ -494,7 +494,14 @@ def old(path):
             del file["obs"][name].attrs["encoding-type"]
 
 
-@pytest.mark.parametrize("damage", [cut, empty, old, without("X"), without("obs")])
+def longer(path):
+    with h5py.File(path, "a") as file:
+        del file["X"]
+        file["X"] = np.ones((len(file["obs/cell_type/codes"]) + 10, 20), "float32")
+        file["X"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+
+
+@pytest.mark.parametrize("damage", [cut, empty, old, longer, without("X"), without("obs")])
 def test_a_damaged_file_is_named_with_what_is_wrong(adata, write, tmp_path, damage):
     whole = write(adata, "whole.h5ad")
     path = tmp_path / "damaged.h5ad"

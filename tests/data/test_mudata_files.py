@@ -203,6 +203,8 @@ def test_files_that_cannot_be_used_are_refused(mdata, write, tmp_path):
         MuDataFiles(change(write(mdata), lambda root: root.attrs.update({"axis": 1})), **KEYS)
     with pytest.raises(ValueError, match=r"has other cells than obs of cells.h5mu.*mdata.update\(\)"):
         MuDataFiles(change(write(mdata), lambda root: root["obsmap"]["prot"].write_direct(np.zeros(60, "u4"))), **KEYS)
+    with pytest.raises(ValueError, match=r"cells.h5mu\['prot'\] has other cells than obs of cells.h5mu"):
+        MuDataFiles(change(write(mdata), lambda root: root["obsmap"].pop("prot")), **KEYS)
 
 
 def test_values_that_are_wrong_are_refused(mdata, write):

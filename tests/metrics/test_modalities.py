@@ -209,14 +209,14 @@ def test_training_cells_may_have_their_features_in_another_order(judge, cells):
 
 
 @pytest.fixture(scope="module")
-def pair_figures(cells):
+def pair_figures():
     """Return the figures of a pair of modalities."""
     names = ["cross_correlation_similarity", "cross_correlation_error"]
 
-    def pair_figures(real, synthetic, **options):
+    def figures(real, synthetic, **options):
         return evaluate(real, synthetic, metrics=names, **{"n_floor": 5, **options}).set_index("metric")
 
-    return pair_figures
+    return figures
 
 
 def test_linked_modalities_reach_the_floor_and_unlinked_ones_the_shuffled_cells(cells, pair_figures):

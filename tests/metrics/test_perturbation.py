@@ -303,7 +303,7 @@ def test_cells_that_say_so_share_the_noise_of_the_control_cells():
     elsewhere.obs_names = [f"run-AAB{i % 20}-1-{i}" for i in range(300)]
     made.obs_names = [f"run-AAA{i % 20}-1-{i}" for i in range(300)]
     for cells in (elsewhere, made):
-        cells.obs["drug_of_control"] = "none"
+        cells.obs["drug_of_control"], cells.obs[0] = "none", "a column whose name is no text"
     slopes = [mean_change_slope(*effects(real, cells, control)) for cells in (elsewhere, made)]
     shared = expression_of(control).values.toarray().var(axis=0, ddof=1).sum() / 20
     change = expression_of(real).values.mean(axis=0) - expression_of(control).values.mean(axis=0)

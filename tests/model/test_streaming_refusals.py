@@ -10,7 +10,7 @@ import anndata
 import pytest
 import torch
 
-from scgen_diffusion.diffusion import DDIMSampler
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, DDIMSampler
 from scgen_diffusion.generation import CellGenerator
 
 REQUEST = {"n_cells": 600, "seed": 5, "sampler": "euler", "n_steps": 1, "shard_size": 128}
@@ -95,6 +95,22 @@ def test_options_that_a_flow_does_not_have_leave_nothing_behind(trained, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"n_steps": 2000}, "`n_steps` must be between 1 and the path's 1000 timesteps, but found 2000"),
+        ({"sampler": FLOW_SAMPLERS["heun"]}, "`sampler` is a FixedStepSampler, which does not fit.*'ddpm', 'ddim'"),
+    ],
+    ids=["too many steps", "other family"],
+)
+def test_options_that_denoising_diffusion_does_not_have_leave_nothing_behind(
+    trained_gene_space, tmp_path, options, words
+):
+    with pytest.raises(ValueError, match=words):
+        trained_gene_space.generate_to(tmp_path / "cells.h5ad", n_cells=3, **options)
+    assert not list(tmp_path.iterdir())
+
+
 def other_cells(make_cells, path):
     """Write cells that no model made."""
     cells = make_cells()
@@ -140,6 +156,18 @@ def test_files_of_generate_to_alone_are_replaced_on_request(trained, tmp_path):
     trained.generate_to(goal, 3, seed=1)
     trained.generate_to(goal, **REQUEST, overwrite=True)
     assert anndata.read_h5ad(goal).n_obs == REQUEST["n_cells"]
+
+
+def test_cells_beside_other_files_are_not_replaced(trained, tmp_path):
+    goal = trained.generate_to(tmp_path / "cells.zarr", 3, seed=1)
+    (goal / "notes.txt").write_text("mine")
+
+    with pytest.raises(FileExistsError, match=r"other files too \(notes\.txt\); such a folder is never replaced"):
+        trained.generate_to(goal, **REQUEST, overwrite=True)
+
+    (goal / "notes.txt").unlink()
+    trained.generate_to(goal, **REQUEST, overwrite=True)
+    assert anndata.read_zarr(goal).n_obs == REQUEST["n_cells"]
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(trained, tmp_path, monkeypatch):

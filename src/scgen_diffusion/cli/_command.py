@@ -23,7 +23,7 @@ def number(value: str) -> int | float:
         found = int(value) if value.strip().lstrip("+-").isdecimal() else float(value)
     except ValueError:
         found = math.nan
-    if math.isnan(found):
+    if found != found:  # not `isnan`, for which a whole number can be too large
         msg = f"{value!r} is not a number"
         raise ValueError(msg)
     return found

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from scgen_diffusion._arguments import list_first
+
+from ._terminal import PROGRAM
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,7 +24,8 @@ if TYPE_CHECKING:
 ANNDATA, MUDATA = (".h5ad", ".zarr"), ".h5mu"
 TABLES = {".csv": ",", ".tsv": "\t"}
 UNNAMED = "Unnamed: 0"  # pandas' name of a first column without one
-FILES_OF_MODEL = {"model.pt", "adata.h5ad", "mdata.h5mu"}
+MODEL_FILE = "model.pt"
+FILES_OF_MODEL = {MODEL_FILE, "adata.h5ad", "mdata.h5mu"}
 
 
 def read_cells(path: Path, *, backed: bool = False) -> AnnData | MuData:
@@ -119,7 +124,7 @@ def check_place(
 
 
 def check_replaced(folder: Path) -> None:
-    """Raise unless a folder is missing, is empty, or contains only a model.
+    """Raise unless a folder is missing, is empty, or contains only a model of this package.
 
     Raises
     ------
@@ -127,10 +132,18 @@ def check_replaced(folder: Path) -> None:
         If the folder contains anything else.
     """
     names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
-    if names and not {"model.pt"} <= names <= FILES_OF_MODEL:
+    if names and not (names <= FILES_OF_MODEL and _is_ours(folder / MODEL_FILE)):
         listed = list_first(sorted(names))
         msg = (
-            f"{folder} contains other files than a model ({listed}), and --overwrite never replaces "
+            f"{folder} contains other files than a model of {PROGRAM} ({listed}), and --overwrite never replaces "
             "them. Choose another name, or move the folder away."
         )
         raise click.UsageError(msg)
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether this package wrote a model file, which begins with its format; torch is slow to import."""
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        pickled = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        return any(b"scgen_diffusion-" in archive.read(name)[:100] for name in pickled)
+    return False

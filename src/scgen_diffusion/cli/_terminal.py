@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 Spelling: TypeAlias = "str | Callable[[re.Match[str]], str]"
 
 PROGRAM = "scgen-diffusion"
-RANKS = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID")  # of torchrun, Lightning and srun
 PACKAGE = __name__.partition(".")[0]
 FOLDER = str(Path(__file__).parents[1])
 TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "mudata", "anndata", "fontTools")
@@ -116,8 +115,6 @@ class Stop(click.ClickException):
 class Terminal:
     """Writes the messages and results of a command.
 
-    If several processes run it, all but the first are quiet.
-
     Parameters
     ----------
     quiet
@@ -135,7 +132,7 @@ class Terminal:
         if quiet and verbose:
             msg = "--quiet and --verbose exclude each other."
             raise click.UsageError(msg)
-        self.quiet = quiet or any(os.environ.get(name, "0") != "0" for name in RANKS)
+        self.quiet = quiet
         self.verbose = verbose
         self.on_interrupt = ""
 

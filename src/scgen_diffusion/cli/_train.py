@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from pathlib import Path
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from ._terminal import Terminal
 
+RANKS = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID")  # of torchrun, Lightning and srun
 MODELS = ("SCLDM", "MULTISCLDM", "SCRDIT", "WBDIT")
 STAGES = ("autoencoder", "prior", "transport", "diffusion")
 WINDOW_OPTIONS = ("shared_genes", "window_size", "block_size")
@@ -158,6 +160,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     check_replaced(out)
     checkpoints = options.get("checkpoint_dir", out.absolute().with_name(f".{out.name}.checkpoints"))
 
+    terminal.quiet |= any(os.environ.get(name, "0") != "0" for name in RANKS)  # the first process tells
     package = terminal.libraries()
 
     from lightning.pytorch.utilities import rank_zero_only

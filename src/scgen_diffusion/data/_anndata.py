@@ -87,7 +87,10 @@ def as_labels(column: pd.Series) -> pd.Series:
 
 
 def widen_number(value: Any) -> Any:
-    """Return 0.1 for the 0.1 of single precision, also if it has become 0.10000000149011612; others as they are."""
+    """Return a number of single precision as the one that it looks like: 0.1, also for 0.10000000149011612.
+
+    Others stay as they are.
+    """
     if not isinstance(value, float | np.floating):
         return value
     with np.errstate(over="ignore"):

@@ -119,7 +119,7 @@ class AnnDataFile:
         KeyError
             If there is no such layer.
         ValueError
-            If it is stored by columns.
+            If it is stored by columns, or does not fit the tables of cells and genes.
         """
         if layer is not None and layer not in self.layers:
             msg = f"`layer` {layer!r} is not in the layers of {self.name}. {known_names(layer, self.layers)}"
@@ -128,10 +128,17 @@ class AnnDataFile:
             msg = f"{self.name} has no X; name a layer with `layer=...`. {known_names('X', self.layers)}"
             raise KeyError(msg)
         try:
-            return FileMatrix(self.root["X"] if layer is None else self.root["layers"][layer], columns)
+            matrix = FileMatrix(self.root["X"] if layer is None else self.root["layers"][layer], columns)
         except ValueError as error:
             msg = f"{self.where(layer)}: {error}"
             raise ValueError(msg) from error
+        if matrix.stored_shape != (expected := (self.n_cells, self._n_rows("var"))):
+            msg = (
+                f"{self.where(layer)} has the shape {matrix.stored_shape}, but the file has {expected} cells and "
+                "genes; it is damaged."
+            )
+            raise ValueError(msg)
+        return matrix
 
     def _n_rows(self, table: str) -> int:
         return int(_text_array(_index_of(self.root[table])).shape[0])

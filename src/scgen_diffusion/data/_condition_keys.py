@@ -712,7 +712,7 @@ def recode(codes: np.ndarray, before: Sequence[ConditionKey], after: Sequence[Co
 
 def members_of(text: str, separator: str, control: str | None) -> frozenset[str]:
     """Return the members of a set written as text, without the control; spaces around members do not count."""
-    return frozenset(part.strip() for part in text.split(separator)) - {control and control.strip()}
+    return frozenset(part.strip() for part in text.split(separator)) - (set() if control is None else {control.strip()})
 
 
 def mark_occurring(by_key: Sequence[ConditionKey], codes: np.ndarray) -> list[np.ndarray]:

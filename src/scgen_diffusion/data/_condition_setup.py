@@ -561,9 +561,9 @@ def _check_sets(name: str, column: pd.Series, separator: str, control: Any) -> N
     for text in sorted(column.unique()):
         first = known.setdefault(members_of(text, separator, control), text)
         if first != text:
-            members = f"{{part.strip() for part in text.split({separator!r})}}"
-            members, empty = (members, "") if control is None else (f"{members} - {{{control.strip()!r}}}", control)
-            otherwise = f" or {empty!r}" if empty else ""
+            members, otherwise = f"{{part.strip() for part in text.split({separator!r})}}", ""
+            if control is not None:
+                members, otherwise = f"{members} - {{{control.strip()!r}}}", f" or {control!r}"
             warn_user(
                 f"obs[{name!r}] has {first!r} and {text!r}, which are one set. Generated cells have only the first, so "
                 f"write both the same: adata.obs[{name!r}] = [{separator!r}.join(sorted({members})){otherwise} for "

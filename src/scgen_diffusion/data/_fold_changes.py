@@ -58,7 +58,8 @@ def plant_fold_changes(
     -------
     New cells, with counts in `X`, `obs` and `var` as they were, and the fold changes of all genes in
     ``varm["log2_fold_changes"]``. Other layers, embeddings and `uns` are left out, because they describe the old
-    counts; only the record of generated cells stays.
+    counts; only the record of generated cells stays. If the name of a group has a ``/``, as in ``CD4/CD8``, rename it
+    first: from version 0.13 on, anndata cannot write it.
 
     Raises
     ------

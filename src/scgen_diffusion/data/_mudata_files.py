@@ -286,7 +286,7 @@ class _MuDataFile:
 
     def _read_rows(self, root: Any, name: str) -> np.ndarray:
         part = self.modalities[name]
-        rows = np.asarray(root["obsmap"][name]).ravel().astype(np.int64) - 1  # 0 is "lacks it"
+        rows = np.asarray(root.get(f"obsmap/{name}", ())).ravel().astype(np.int64) - 1  # 0 is "lacks it"
         if not np.array_equal(np.sort(rows[rows >= 0]), np.arange(part.n_cells)) or len(rows) != self.cells.n_cells:
             msg = (
                 f"{part.name} has other cells than obs of {self.cells.name}. Read the file, call mdata.update(), and "

@@ -105,7 +105,7 @@ def join_parts(
     categories: dict[str, pd.Index] = {}
     used: dict[str, set[Any]] = {}  # without order, others are left out, as by `drop_unused_categories`
     for part in parts:
-        with open_hdf5(part, ".h5ad") as file:
+        with _open_part(part) as file:
             n_stored += file["X"]["data"].size if isinstance(file["X"], h5py.Group) else 0
             for name in file["obs"].attrs["column-order"]:
                 if "categories" in file["obs"][name]:
@@ -115,7 +115,7 @@ def join_parts(
                     used[name] = used.get(name, set()) | {*found[codes[codes >= 0]]}
     with _new_file(path) as (root, check):
         for number, part in enumerate(parts):
-            with open_hdf5(part, ".h5ad") as file:
+            with _open_part(part) as file:
                 x, obs = read_elem(file["X"]), read_elem(file["obs"])
                 obsm = read_elem(file["obsm"]) if "obsm" in file else {}
                 if number == 0:
@@ -159,8 +159,16 @@ def _places(modalities: Mapping[str, pd.DataFrame] | None, var: pd.DataFrame) ->
     return places
 
 
+def _open_part(part: Path) -> h5py.File:
+    try:
+        return open_hdf5(part, ".h5ad")
+    except ValueError as error:
+        msg = f"{error}. Remove it and run the same call again."
+        raise ValueError(msg) from error
+
+
 def _read_uns(part: Path) -> dict[str, Any]:
-    with open_hdf5(part, ".h5ad") as file:
+    with _open_part(part) as file:
         return read_elem(file["uns"])
 
 

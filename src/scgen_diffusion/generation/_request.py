@@ -116,18 +116,19 @@ def check_batch_size(batch_size: int | None) -> int:
 
 
 def describe_sampler(sampler: Sampler) -> str:
-    """Return a text that no other sampler has, the same in every process; for closures and lambdas, new in every call.
+    """Identify a sampler, the same in every process; functions by module and name.
 
-    Nothing tells a closure from others of its name, so its requests are never taken for one another.
+    What cannot be pickled, such as a closure, is new in every call: nothing tells it from others of its name.
     """
     text = repr(sampler)
     if not ADDRESS.search(text):
         return text
+    text = ADDRESS.sub("", text)
     try:
-        state = pickle.dumps(sampler, protocol=5)  # functions by module and name
+        state = pickle.dumps(sampler, protocol=5)
     except (pickle.PicklingError, AttributeError, TypeError, RuntimeError):  # depends on what cannot be pickled
-        state = uuid.uuid4().bytes
-    return f"{ADDRESS.sub('', text)} {hashlib.sha256(state).hexdigest()[:N_DIGITS]}"
+        return f"{text}, new in every call, {uuid.uuid4().hex[:N_DIGITS]}"
+    return f"{text} {hashlib.sha256(state).hexdigest()[:N_DIGITS]}"
 
 
 def describe_library_size(library_size: Any, output: InputValues) -> str:

@@ -182,7 +182,7 @@ def control_share_of(predicted: Cells, control: Cells) -> float:
         return 1.0
     if not (isinstance(predicted, AnnData) and isinstance(control, AnnData)):
         return 0.0
-    if not any(key.endswith(OF_CONTROL) for key in (*predicted.obs, *predicted.obsm)):
+    if not any(str(key).endswith(OF_CONTROL) for key in (*predicted.obs, *predicted.obsm)):
         return 0.0
     known = set(control.obs_names)
 

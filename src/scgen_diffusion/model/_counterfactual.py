@@ -191,7 +191,7 @@ class Prediction:
                 "some keys."
             )
         inversion = None if chosen_method == "transport" else model.module.inversion_by(sampling.sampler)
-        if inversion is None or getattr(inversion, "grid", None):  # others take any number of steps, on any path
+        if inversion is None:  # inversions take any number of steps, on any path
             check_sampler(sampling.sampler, model.module.path, sampling.n_steps)
         is_guided = sampling.guidance != Guidance().resolve(model.module.strategy, model.conditions.keys)
         if chosen_method == "transport" and is_guided:

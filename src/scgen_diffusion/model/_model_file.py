@@ -165,7 +165,7 @@ def load_plain(path: Path, what: str, advice: str = "") -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         msg = (
-            f"{path} holds Python objects, which could execute code when loaded, or is damaged; it was not loaded. "
+            f"{path} is damaged, not a {what}, or holds Python objects, which could execute code; it was not loaded. "
             f"{advice}({error})"
         )
         raise ValueError(msg) from error

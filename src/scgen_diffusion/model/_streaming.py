@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from scvi import settings
 from tqdm.auto import tqdm
 
-from scgen_diffusion._arguments import check_count
+from scgen_diffusion._arguments import check_count, list_first
 from scgen_diffusion._files import explain_failed_write, parts_folder, remove, sync
 from scgen_diffusion.data import join_parts, part_of, read_record
 from scgen_diffusion.generation import differences
@@ -50,6 +50,7 @@ SUFFIXES = (".zarr", ".h5ad")
 VALUES_PER_PART = 2**25  # entries of a part's matrix, zeros included: 128 MiB if it is dense
 CELLS_PER_PART = 2**16  # limit for few genes
 REQUEST = "request.json"
+NAMES_IN_ZARR = {"zarr.json", "X", "layers", "obs", "obsm", "obsp", "raw", "uns", "var", "varm", "varp"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Stream:
         Raises
         ------
         FileExistsError
-            If other cells are there and ``overwrite`` is False, or if anything else is there.
+            If other cells are there and ``overwrite`` is False, or anything else is there, also beside such cells.
         """
         if not self.goal.exists():
             return False
@@ -92,7 +93,15 @@ class Stream:
                 "file is never replaced. Choose another path, or move it away."
             )
             raise FileExistsError(msg)
-        differing = differences(record, {**self.identity, SHARD_SIZE: record.get(SHARD_SIZE)})  # which cells ignore
+        wanted = {**self.identity, SHARD_SIZE: record.get(SHARD_SIZE)}  # joined cells do not depend on it
+        differing = differences(record, wanted)
+        names = {entry.name for entry in self.goal.iterdir()} if differing and self.goal.is_dir() else set()
+        if others := names - NAMES_IN_ZARR:
+            msg = (
+                f"{self.goal} contains other files too ({list_first(sorted(others))}); such a folder is never "
+                "replaced. Choose another path, or move them away."
+            )
+            raise FileExistsError(msg)
         if differing and not overwrite:
             msg = (
                 f"{self.goal} already exists and holds cells of another request. What differs: {'; '.join(differing)}. "

@@ -25,7 +25,7 @@ class GeneMLP(nn.Module):
     """A residual network that reads and writes all genes at once, modulated by time and condition (adaLN-zero).
 
     It has neither patches nor attention, so it is several times as fast as :class:`GeneDiT`. Its outputs start at zero.
-    With ``n_axes`` it sees genes along so few axes only, for which :meth:`start_reading` has good starting points.
+    With ``n_axes`` it sees genes along so few axes only, which :meth:`start_reading` initialises.
 
     Parameters
     ----------

@@ -433,8 +433,8 @@ class StagePlan(pl.LightningModule):
         if checkpoint.get("fingerprint") != self.fingerprint:
             msg = (
                 f"The checkpoint of the {self.name} is of another model, of other cells, another split or other "
-                "settings, or older than the stage before it. Remove it or use another `checkpoint_dir` (on the "
-                "command line: `--restart`)."
+                f"settings, or older than the stage before it. Remove {self.name}.ckpt, or use another "
+                "`checkpoint_dir` (on the command line, `--restart` removes those of all stages)."
             )
             raise ValueError(msg)
         before, options = checkpoint["options"], self._options
