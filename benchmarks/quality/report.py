@@ -317,7 +317,7 @@ def summarise_nearness(table: pd.DataFrame) -> str:
     for dataset, of_dataset in means.groupby("dataset", sort=False):
         values = {REAL_CELLS: of_dataset["floor"].mean(), **of_dataset.set_index("method")["value"]}
         shown = (values.get(method) for method in (REAL_CELLS, *NEARNESS))
-        lines.append([dataset, *("" if value is None else f"{100 * value:.1f}" for value in shown)])
+        lines.append([dataset, *("" if pd.isna(value) else f"{100 * value:.1f}" for value in shown)])
     return markdown_table(["nearer than 99 % of held-out cells, %", REAL_CELLS, *NEARNESS.values()], lines)
 
 
