@@ -145,5 +145,5 @@ def _is_ours(path: Path) -> bool:
     """Return whether this package wrote a model file, which begins with its format; torch is slow to import."""
     with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         pickled = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        return any(b"scgen_diffusion-" in archive.read(name)[:100] for name in pickled)
+        return any(b"scgen_diffusion-" in archive.open(name).read(100) for name in pickled)
     return False

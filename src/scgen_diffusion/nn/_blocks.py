@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import nn
 
 from ._attention import CrossAttention, SelfAttention
@@ -175,3 +176,11 @@ def zero_modulation(width: int, n_chunks: int) -> nn.Sequential:
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     return nn.Sequential(nn.SiLU(), linear)
+
+
+@torch.no_grad()
+def set_first_rows(linear: nn.Linear, rows: Tensor) -> None:
+    """Let the first outputs of a layer be coordinates along ``rows (k, inputs)``; more than it has are cut."""
+    k = min(len(rows), linear.out_features)
+    linear.weight[:k] = rows[:k]
+    linear.bias[:k] = 0

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import pad, silu
 
 from ._attention import SelfAttention
+from ._blocks import set_first_rows
 from ._dit import DiT
 from ._embeddings import patch_position_embedding
 from ._feed_forward import MLP
@@ -137,13 +138,10 @@ class GeneDiT(nn.Module):
             prediction = prediction + self.write_all_genes(seen).unflatten(-1, (self.n_outputs, -1))
         return prediction if self.n_outputs > 1 else prediction[:, 0]
 
-    @torch.no_grad()
     def start_reading(self, directions: Tensor) -> None:
         """Initialise global tokens to read the cells' coordinates along ``directions (k, genes)``."""
         if self.n_global_tokens:
-            k = min(len(directions), len(self.read_all_genes.weight))
-            self.read_all_genes.weight[:k] = directions[:k]
-            self.read_all_genes.bias[:k] = 0
+            set_first_rows(self.read_all_genes, directions)
 
     @property
     def gene_weights(self) -> list[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import silu
 
-from ._blocks import gated_step, zero_modulation
+from ._blocks import gated_step, set_first_rows, zero_modulation
 from ._conditions import ConditionEmbedding
 from ._embeddings import TimeEmbedding
 from ._feed_forward import MLP
@@ -89,12 +89,9 @@ class GeneMLP(nn.Module):
         prediction = self.project_out(torch.cat([self.norm_out(h), silu(context)], dim=1))
         return prediction.unflatten(1, (self.n_outputs, -1)) if self.n_outputs > 1 else prediction
 
-    @torch.no_grad()
     def start_reading(self, directions: Tensor) -> None:
         """Initialise the axes along which it reads genes as ``directions (k, genes)``."""
-        k = min(len(directions), len(self.read_genes.weight))
-        self.read_genes.weight[:k] = directions[:k]
-        self.read_genes.bias[:k] = 0
+        set_first_rows(self.read_genes, directions)
 
     @property
     def gene_weights(self) -> list[Tensor]:

@@ -158,14 +158,16 @@ def describe_predicted_totals(module: SCLDMModule, cache: LatentCache, rows: np.
 def start_gene_space(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray) -> None:
     """Initialise the scale, and the axes along which all genes are read, from the cells ``indices``."""
     module.start_from(module.summarise(_expression(module, cells, indices)))
-    architecture = module.architecture
+    a = module.architecture
+    has_axes = a.backbone == "mlp" and a.path == "masking" and a.n_axes is not None
+    if not has_axes and not (a.n_global_tokens and a.backbone in ("dit", "white_box")):
+        return
     sample = np.sort(np.random.default_rng(0).permutation(indices)[:MAX_CELLS_FOR_AXES])
-    if architecture.backbone == "mlp" and architecture.path == "masking" and architecture.n_axes:
-        seen = (module.network.features(x) for x in _expression(module, cells, sample))
-        module.start_reading(_principal_axes(seen, whiten=True).to(module.device))
-    elif architecture.n_global_tokens and architecture.backbone in ("dit", "white_box"):
-        encoded = (module.encode(profile) for profile in _profiles(module, cells, sample))
-        module.start_reading(_principal_axes(encoded).to(module.device))
+    if has_axes:
+        values = (module.network.features(x) for x in _expression(module, cells, sample))
+    else:
+        values = (module.encode(profile) for profile in _profiles(module, cells, sample))
+    module.start_reading(_principal_axes(values, whiten=has_axes).to(module.device))
 
 
 def describe_totals(module: GeneSpaceModule, cells: TrainingCells, rows: np.ndarray) -> None:
@@ -194,7 +196,7 @@ def _profiles(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray
     return (log_profile(x, module.input_values) for x in _expression(module, cells, indices))
 
 
-def _principal_axes(values: Iterable[Tensor], *, whiten: bool = False) -> Tensor:
+def _principal_axes(values: Iterable[Tensor], *, whiten: bool) -> Tensor:
     """Return the first principal axes of batches of values ``(cells, genes)``, ``(axes, genes)``.
 
     With ``whiten`` they are scaled, so that the coordinates have unit variance: a network then learns weak programmes
