@@ -25,21 +25,6 @@ def rival_predictions(metric, method):
 #: Page, sentence with one group per figure, and for each: results, rows (their mean is taken), column and decimals.
 SENTENCES = [
     (
-        "README.md",
-        r"SCLDM's recall \(([\d.]+)\) is that of scVI and the copula \(([\d.]+)\), [^(]*"
-        r"\(precision ([\d.]+) and ([\d.]+); SCLDM ([\d.]+)\)",
-        [
-            quality(metric, method, "pbmc10k_citeseq")
-            for metric, methods in (("recall", ("SCLDM", "scVI")), ("precision", ("scVI", "NB-copula", "SCLDM")))
-            for method in methods
-        ],
-    ),
-    (
-        "README.md",
-        r"that of scVI and the copula \(([\d.]+)\)",
-        [quality("recall", "NB-copula", "pbmc10k_citeseq")],
-    ),
-    (
         "docs/how_to/gpu.md",
         r"took ([\d.]+) minutes on the GPU, and ([\d.]+) on the core",
         [(*quality("cpu_minutes", method, "kang_ifnb")[:3], 1) for method in ("SCLDM-cuda", "SCLDM")],
