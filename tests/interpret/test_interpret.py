@@ -373,7 +373,7 @@ def test_global_tokens_read_all_genes(make_opened):
     backbone = model.module.averaged_network.module.backbone
     with torch.no_grad():
         backbone.network.project_in.weight.zero_()  # the patches are blind
-        backbone.read_all_genes.axes.weight[:, torch.arange(12) != 5] = 0  # and the global tokens see one gene
+        backbone.read_all_genes.weight[:, torch.arange(12) != 5] = 0  # and the global tokens see one gene
 
     loadings = interpret.head_loadings(model, seed=0)
     of_patches = interpret.head_loadings(model, tokens="patches", seed=0)

@@ -283,16 +283,13 @@ def test_the_number_of_steps_may_be_chosen(model):
     np.testing.assert_array_equal(dense(cells), dense(model.generate(3, seed=0, n_steps=5)))
 
 
-@pytest.mark.parametrize("model_class", [SCRDIT, WBDIT])
-def test_networks_start_at_principal_axes_of_unit_variance(make_cells, quick, model_class):
-    model = build(make_cells, model_class, n_axes=4)
+def test_the_residual_network_starts_at_principal_axes_of_unit_variance(make_cells, quick):
+    model = build(make_cells, n_axes=4)
     model.train(1, plan_kwargs={"learning_rate": 0.0}, **quick)
     network = model.module.network
     seen = torch.from_numpy(np.asarray(model.adata.X[model.train_indices_], dtype=np.float32))
 
-    backbone = network.backbone
-    reader = backbone.read_genes if model_class is SCRDIT else backbone.read_all_genes
-    coordinates = reader.axes(network.features(seen)).detach().double()
+    coordinates = network.backbone.read_genes(network.features(seen)).detach().double()
 
     torch.testing.assert_close(coordinates.T.cov(), torch.eye(4).double(), atol=1e-3, rtol=0)
 
@@ -305,4 +302,4 @@ def test_directions_without_variance_are_not_scaled_up(make_cells, quick):
     network = model.module.network
 
     x = torch.from_numpy(np.asarray(model.adata.X, dtype=np.float32))
-    assert network.backbone.read_genes.axes(network.features(x)).abs().max() < 20
+    assert network.backbone.read_genes(network.features(x)).abs().max() < 20

@@ -60,12 +60,11 @@ def test_the_default_sizes_fit_any_data(n_genes, n_cells, on_gpu):
 
 
 def test_few_cells_have_few_axes_for_masked_molecules_alone():
-    def n_axes(model, n_cells, **options):
-        return build_gene_space_architecture(model, "default", n_cells=n_cells, **options).n_axes
+    def n_axes(n_cells, **options):
+        return build_gene_space_architecture("SCRDIT", "default", n_cells=n_cells, **options).n_axes
 
-    for model in ("SCRDIT", "WBDIT"):
-        assert (n_axes(model, 4999), n_axes(model, 5000), n_axes(model, 4999, n_axes=None)) == (32, None, None)
-        assert n_axes(model, 10, path="vp_linear") is None
+    assert (n_axes(4999), n_axes(5000), n_axes(4999, n_axes=None)) == (32, None, None)
+    assert n_axes(10, path="vp_linear") is n_axes(10, backbone="dit") is None
 
 
 def test_custom_and_published_sizes_do_not_depend_on_the_data():

@@ -64,24 +64,11 @@ def test_global_tokens_start_as_coordinates_along_given_directions():
     torch.testing.assert_close(network.read_all_genes(x)[:, :4], x @ directions.T)
 
 
-def test_global_tokens_see_genes_along_their_axes_only():
-    network = stir(build(n_global_tokens=2, n_axes=4))
-    directions = torch.linalg.qr(torch.randn(12, 4)).Q.T
-    network.start_reading(directions)
-    x = torch.randn(5, 12)
-
-    seen = network.read_all_genes(x)
-
-    torch.testing.assert_close(network.read_all_genes(x @ directions.T @ directions), seen)
-    assert not torch.allclose(network.read_all_genes(torch.zeros(5, 12)), seen)
-    assert network.gene_weights[0].shape == (4, 12)
-
-
 def test_more_directions_than_numbers_are_cut():
     network = build(n_global_tokens=1)
     network.start_reading(torch.ones(20, 12))
 
-    assert (network.read_all_genes.axes.weight == 1).all()
+    assert (network.read_all_genes.weight == 1).all()
 
 
 def test_without_global_tokens_there_is_nothing_to_start():

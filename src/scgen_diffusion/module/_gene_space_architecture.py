@@ -79,11 +79,11 @@ class GeneSpaceArchitecture:
     width, n_layers, n_heads
         Token width, blocks and heads of the transformers. Default width: 128, or 256 for 20,000 cells or more on a GPU.
         Width and blocks of the residual network; 256 by default.
+    n_axes
+        Number of axes along which the residual network sees genes; None: as many as its width. Default for masking with
+        fewer than 5,000 cells: 32, which start at principal axes, scaled to unit variance.
     n_global_tokens
         Number of tokens in the transformers that read all genes at once, and write to all (published: none).
-    n_axes
-        Number of axes along which the residual network and global tokens see genes; None: as many as they have numbers.
-        Default for masking with fewer than 5,000 cells: 32, which start at principal axes, scaled to unit variance.
     unet_width
         Channels of the U-Net's first level; the others have two, four and four times as many.
     condition_strategy
@@ -108,8 +108,8 @@ class GeneSpaceArchitecture:
     width: int = 128
     n_layers: int = 3
     n_heads: int = 4
-    n_global_tokens: int = 2
     n_axes: int | None = None
+    n_global_tokens: int = 2
     unet_width: int = 16
     condition_strategy: Literal["joint", "mutually_exclusive", "additive"] = "joint"
     ema_decay: float = 0.999
@@ -232,6 +232,6 @@ def default_sizes(n_genes: int, n_cells: int, choices: Mapping[str, Any], *, on_
     is_mlp = choices.get("backbone") == "mlp"
     is_large = is_mlp or (on_gpu and n_cells >= WIDER_FROM)
     sizes = {"patch_size": min(LARGEST_PATCH, -(-n_genes // N_PATCHES)), "width": 256 if is_large else 128}
-    if choices.get("path") == "masking" and n_cells < ALL_AXES_FROM:
+    if is_mlp and choices.get("path") == "masking" and n_cells < ALL_AXES_FROM:
         sizes["n_axes"] = N_AXES
     return sizes

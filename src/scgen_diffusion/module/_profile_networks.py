@@ -136,5 +136,4 @@ def build_backbone(
         block="white_box" if a.backbone == "white_box" else "transformer",
         n_outputs=n_outputs,
         n_global_tokens=a.n_global_tokens,
-        n_axes=a.n_axes,
     )

@@ -178,29 +178,9 @@ def zero_modulation(width: int, n_chunks: int) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), linear)
 
 
-class GeneReader(nn.Module):
-    """A linear layer that reads all genes.
-
-    Parameters
-    ----------
-    n_genes, width
-        Numbers of inputs and outputs.
-    n_axes
-        It sees genes along so many axes only; default: no limit.
-    """
-
-    def __init__(self, n_genes: int, width: int, n_axes: int | None = None) -> None:
-        super().__init__()
-        self.axes = nn.Linear(n_genes, n_axes or width)
-        self.project = nn.Linear(n_axes, width) if n_axes else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(..., genes)`` to ``(..., width)``."""
-        return self.project(self.axes(x))
-
-    @torch.no_grad()
-    def start(self, directions: Tensor) -> None:
-        """Initialise the first axes as ``directions (k, genes)``; more than there are axes are cut."""
-        k = min(len(directions), self.axes.out_features)
-        self.axes.weight[:k] = directions[:k]
-        self.axes.bias[:k] = 0
+@torch.no_grad()
+def set_first_rows(linear: nn.Linear, rows: Tensor) -> None:
+    """Let the first outputs of a layer be coordinates along ``rows (k, inputs)``; more than it has are cut."""
+    k = min(len(rows), linear.out_features)
+    linear.weight[:k] = rows[:k]
+    linear.bias[:k] = 0

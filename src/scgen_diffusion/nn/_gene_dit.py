@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import pad, silu
 
 from ._attention import SelfAttention
-from ._blocks import GeneReader
+from ._blocks import set_first_rows
 from ._dit import DiT
 from ._embeddings import patch_position_embedding
 from ._feed_forward import MLP
@@ -58,8 +58,6 @@ class GeneDiT(nn.Module):
     n_global_tokens
         Number of extra tokens that read all genes at once. They, the time and the condition also write to all genes.
         With them, even few layers see the whole cell. Published: none.
-    n_axes
-        Number of axes along which global tokens read genes; default: ``n_global_tokens * width``.
 
     Raises
     ------
@@ -93,7 +91,6 @@ class GeneDiT(nn.Module):
         block: Block = "transformer",
         n_outputs: int = 1,
         n_global_tokens: int = 0,
-        n_axes: int | None = None,
     ) -> None:
         super().__init__()
         check_patch_size(patch_size, n_genes)
@@ -115,7 +112,7 @@ class GeneDiT(nn.Module):
         )
         initialize_as_published(self.network)
         if n_global_tokens:
-            self.read_all_genes = GeneReader(n_genes, n_global_tokens * width, n_axes)
+            self.read_all_genes = nn.Linear(n_genes, n_global_tokens * width)
             self.write_all_genes = nn.Linear((n_global_tokens + 1) * width, n_outputs * n_genes, bias=False)
             nn.init.zeros_(self.write_all_genes.weight)
 
@@ -142,14 +139,14 @@ class GeneDiT(nn.Module):
         return prediction if self.n_outputs > 1 else prediction[:, 0]
 
     def start_reading(self, directions: Tensor) -> None:
-        """Initialise the axes along which global tokens read genes as ``directions (k, genes)``."""
+        """Initialise global tokens to read the cells' coordinates along ``directions (k, genes)``."""
         if self.n_global_tokens:
-            self.read_all_genes.start(directions)
+            set_first_rows(self.read_all_genes, directions)
 
     @property
     def gene_weights(self) -> list[Tensor]:
         """The matrices with which global tokens read and write genes."""
-        return [self.read_all_genes.axes.weight, self.write_all_genes.weight] if self.n_global_tokens else []
+        return [self.read_all_genes.weight, self.write_all_genes.weight] if self.n_global_tokens else []
 
     def trace(self, x_t: Tensor, t: Tensor, condition: Tensor) -> list[BlockTrace]:
         """Return every block's intermediate values, for the arguments of :meth:`forward`; global tokens come last."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import silu
 
-from ._blocks import GeneReader, gated_step, zero_modulation
+from ._blocks import gated_step, set_first_rows, zero_modulation
 from ._conditions import ConditionEmbedding
 from ._embeddings import TimeEmbedding
 from ._feed_forward import MLP
@@ -64,7 +64,8 @@ class GeneMLP(nn.Module):
         self.n_outputs = n_outputs
         self.embed_time = TimeEmbedding(width)
         self.embed_condition = ConditionEmbedding(conditions, width)
-        self.read_genes = GeneReader(n_genes, width, n_axes)
+        self.read_genes = nn.Linear(n_genes, n_axes or width)
+        self.project_in = nn.Linear(n_axes, width) if n_axes else nn.Identity()
         self.norms = nn.ModuleList([nn.LayerNorm(width, elementwise_affine=False) for _ in range(n_layers)])
         self.blocks = nn.ModuleList([MLP(width, 2 * width) for _ in range(n_layers)])
         self.modulations = nn.ModuleList([zero_modulation(width, 3) for _ in range(n_layers)])
@@ -82,7 +83,7 @@ class GeneMLP(nn.Module):
             ``(cells, genes)``, or ``(cells, n_outputs, genes)`` if there are several outputs.
         """
         context = self.embed_time(t) + self.embed_condition(condition)
-        h = self.read_genes(x_t) + context
+        h = self.project_in(self.read_genes(x_t)) + context
         for norm, block, modulation in zip(self.norms, self.blocks, self.modulations, strict=True):
             h = gated_step(norm, block, h, modulation(context).chunk(3, dim=-1)).tokens_out
         prediction = self.project_out(torch.cat([self.norm_out(h), silu(context)], dim=1))
@@ -90,9 +91,9 @@ class GeneMLP(nn.Module):
 
     def start_reading(self, directions: Tensor) -> None:
         """Initialise the axes along which it reads genes as ``directions (k, genes)``."""
-        self.read_genes.start(directions)
+        set_first_rows(self.read_genes, directions)
 
     @property
     def gene_weights(self) -> list[Tensor]:
         """The matrices that read and write genes."""
-        return [self.read_genes.axes.weight, self.project_out.weight]
+        return [self.read_genes.weight, self.project_out.weight]

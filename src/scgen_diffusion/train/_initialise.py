@@ -159,9 +159,8 @@ def start_gene_space(module: GeneSpaceModule, cells: TrainingCells, indices: np.
     """Initialise the scale, and the axes along which all genes are read, from the cells ``indices``."""
     module.start_from(module.summarise(_expression(module, cells, indices)))
     a = module.architecture
-    has_global_tokens = a.n_global_tokens > 0 and a.backbone in ("dit", "white_box")
-    has_axes = a.path == "masking" and a.n_axes is not None and (has_global_tokens or a.backbone == "mlp")
-    if not has_axes and not has_global_tokens:
+    has_axes = a.backbone == "mlp" and a.path == "masking" and a.n_axes is not None
+    if not has_axes and not (a.n_global_tokens and a.backbone in ("dit", "white_box")):
         return
     sample = np.sort(np.random.default_rng(0).permutation(indices)[:MAX_CELLS_FOR_AXES])
     if has_axes:
