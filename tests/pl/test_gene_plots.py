@@ -446,6 +446,16 @@ def test_subsampling_does_not_lose_a_rare_label(tmp_path):
         assert [round(y, 2) for y in np.unique(dots_of(ax)[0][0][:, 1])] == [-0.22, 1.78]
 
 
+def test_a_view_of_a_file_is_subsampled_as_in_memory(tmp_path):
+    real = make_cells(200)
+    real.write_h5ad(tmp_path / "real.h5ad")
+
+    views = real[20:], anndata.read_h5ad(tmp_path / "real.h5ad", backed="r")[20:]
+    axes = [sgd.pl.mean_variance(view, make_cells(seed=1), max_cells=100, show=False) for view in views]
+
+    np.testing.assert_array_equal(*(points_of(ax.collections[0], GREY) for ax in axes))
+
+
 def test_one_gene_may_be_named_without_a_list():
     ax = sgd.pl.marker_dotplot(make_cells(), make_cells(seed=1), groupby="cell_type", genes="gene_3", show=False)
 

@@ -114,6 +114,17 @@ def test_names_are_a_line_apart_and_within_the_axes(heights):
     assert spread[-1] <= 5
 
 
+def test_views_of_files_are_drawn(tmp_path):
+    sets = {"real": REAL, "predicted": PREDICTED, "control": CONTROL}
+    for name, adata in sets.items():
+        adata.write_h5ad(tmp_path / f"{name}.h5ad")
+    views = [ad.read_h5ad(tmp_path / f"{name}.h5ad", backed="r")[10:70] for name in sets]
+    axes = sgd.pl.mean_change(*views, groupby="cell_type", show=False)
+    expected = sgd.pl.mean_change(*(adata[10:70] for adata in sets.values()), groupby="cell_type", show=False)
+    for ax, other in zip(axes, expected, strict=True):
+        np.testing.assert_array_equal(ax.collections[0].get_offsets(), other.collections[0].get_offsets())
+
+
 def test_a_group_that_was_not_predicted_is_named():
     only_b = PREDICTED[PREDICTED.obs["cell_type"] == "B"]
     with pytest.raises(ValueError, match="`predicted` has no cells of the group 'T'"):
@@ -287,6 +298,7 @@ def test_a_screen_may_have_one_group_several_keys_and_more_perturbations_than_ar
         (SCREEN, {"groupby": "celltype"}, KeyError, "no column 'celltype'. Known, closest first: 'cell_type'"),
         (SCREEN, {}, ValueError, "several predictions of weak; name the columns that tell them apart in `groupby`"),
         (SCREEN.drop(columns="strength"), {}, ValueError, "with the columns 'strength' and 'verdict'"),
+        (SCREEN[:0], {"groupby": "cell_type"}, ValueError, "nothing to plot: `verdicts` has no rows"),
         (SCREEN, {"n_top": 0}, ValueError, "`n_top` must be a whole number of at least 1"),
     ],
 )

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from scgen_diffusion._arguments import as_list, check_count, known_names
-from scgen_diffusion.data import NO_LABEL, join_labels
+from scgen_diffusion.data import NO_LABEL, indexable, join_labels
 from scgen_diffusion.metrics import correlation, gene_changes
 
 from ._cells import check_is_anndata, label_order, labels_of
@@ -129,6 +129,7 @@ def mean_change(
         check_is_anndata(cells, name)
     sets_of_panels = {"": sets}
     if groupby is not None:
+        sets = {name: indexable(cells) for name, cells in sets.items()}
         labels = {name: labels_of(cells, groupby, name) for name, cells in sets.items()}
         known = label_order(real, groupby, labels["real"][labels["real"] != NO_LABEL])
         groups = choose("groups", groups, known)
@@ -242,7 +243,7 @@ def perturbation_strengths(
     KeyError
         If a column is missing.
     ValueError
-        If the table is another one, or has several predictions of a perturbation in a group.
+        If the table is another one or empty, or has several predictions of a perturbation in a group.
 
     Examples
     --------
@@ -261,6 +262,9 @@ def perturbation_strengths(
             "`verdicts` must be the table `uns['scgen_diffusion']['verdict']` of cells that `predict_perturbation` "
             "drew by its transport, with the columns 'strength' and 'verdict'."
         )
+        raise ValueError(msg)
+    if verdicts.empty:
+        msg = "There is nothing to plot: `verdicts` has no rows."
         raise ValueError(msg)
     check_count("n_top", n_top)
     keys, group_keys = as_list(perturbation_key), as_list(groupby)
