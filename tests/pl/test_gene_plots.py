@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import anndata
 import matplotlib as mpl
 import numpy as np
@@ -228,6 +230,17 @@ def test_boxes_of_a_label_are_quartiles_of_its_cells():
     sizes = real.X.sum(axis=1).A1[(real.obs["cell_type"] == "B").to_numpy()]
     box = boxes[0.81, GREY]
     np.testing.assert_allclose((box.get_x(), box.get_x() + box.get_width()), np.quantile(sizes, [0.25, 0.75]))
+
+
+def test_numbers_of_deep_sequencing_do_not_overlap():
+    ax = sgd.pl.library_size(make_cells(scale=4000), make_cells(seed=1, scale=4000), show=False)
+
+    ax.figure.draw_without_rendering()
+    low, high = ax.get_xlim()
+    shown = [label for label in ax.get_xticklabels() if low < label.get_position()[0] < high]
+    assert {"100k", "200k"} <= {label.get_text() for label in shown}
+    boxes = [label.get_window_extent() for label in shown]
+    assert not any(one.overlaps(other) for one, other in pairwise(boxes))
 
 
 def test_cells_without_counts_are_counted_in_the_legend():
