@@ -198,6 +198,15 @@ def test_means_over_labels_do_not_pass_over_a_label_that_was_dropped():
     assert np.isnan([figure(dropped, metric) for metric in ("marker_slope", "mmd_per_label")]).all()
 
 
+@pytest.mark.parametrize(("metric", "labels"), [("mmd_per_label", "abcdef"), ("marker_overlap", "abcdefghijkl")])
+def test_half_samples_keep_labels_that_have_just_enough_cells(metric, labels):
+    # 30 cells a label, of which an MMD needs 20, and 15, of which markers need 10
+    sets = [cells(n_cells, seed=seed, labels=labels, n_genes=120) for seed, n_cells in enumerate([180, 180, 400])]
+    found = table(*sets[:2], train=sets[2], groupby="type", metrics=metric, n_floor=0, n_bootstrap=10)
+    reach = (figure(found, metric, "high") - figure(found, metric, "low")) / 2
+    assert 0.005 < reach < 0.04  # 1.96 standard deviations between draws are 0.006 and 0.024
+
+
 def test_a_group_that_was_invented_is_visible_in_the_shares_alone():
     real, synthetic, train = cells(120, seed=1), cells(120, seed=2, labels="abc"), cells(240, seed=3)
     found = table(real, synthetic, train=train, groupby="type", metrics=[*QUICK, "group_share_difference"])

@@ -338,6 +338,15 @@ def test_labels_of_few_cells_take_no_memory_and_count_among_the_others():
     pd.testing.assert_frame_equal(found.scores, every.scores.loc[["a", "b"]])
 
 
+def test_a_half_sample_has_the_labels_of_all_cells_but_those_without_variance():
+    expression = expression_of(np.random.default_rng(0).poisson(3.0, (21, 8)).astype(float))
+    labels = np.repeat(["a", "b", "c"], [15, 5, 1])
+    sizes = pd.Series({"a": 30, "b": 10, "c": 10, "d": 10, "e": 3})
+    found = group_differences(expression, labels, sizes=sizes)
+    assert list(found.scores.index) == ["a", "b"]
+    assert found.n_cells is sizes
+
+
 def test_real_cells_agree_with_themselves_in_any_order():
     cells = make_cells()
     found = marker_agreement(cells, cells[::-1, ::-1].copy(), groupby="cell_type", n_genes=10)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import anndata
 import matplotlib as mpl
 import numpy as np
@@ -230,6 +232,17 @@ def test_boxes_of_a_label_are_quartiles_of_its_cells():
     np.testing.assert_allclose((box.get_x(), box.get_x() + box.get_width()), np.quantile(sizes, [0.25, 0.75]))
 
 
+def test_numbers_of_deep_sequencing_do_not_overlap():
+    ax = sgd.pl.library_size(make_cells(scale=4000), make_cells(seed=1, scale=4000), show=False)
+
+    ax.figure.draw_without_rendering()
+    low, high = ax.get_xlim()
+    shown = [label for label in ax.get_xticklabels() if low < label.get_position()[0] < high]
+    assert {"100k", "200k"} <= {label.get_text() for label in shown}
+    boxes = [label.get_window_extent() for label in shown]
+    assert not any(one.overlaps(other) for one, other in pairwise(boxes))
+
+
 def test_cells_without_counts_are_counted_in_the_legend():
     synthetic = make_cells(seed=1)
     synthetic.X = sp.csr_matrix(synthetic.X.toarray() * (np.arange(90) > 3)[:, None])
@@ -444,6 +457,16 @@ def test_subsampling_does_not_lose_a_rare_label(tmp_path):
     for cells in (real, anndata.read_h5ad(tmp_path / "real.h5ad", backed="r")):
         ax = sgd.pl.marker_dotplot(cells, synthetic, groupby="cell_type", max_cells=100, show=False)
         assert [round(y, 2) for y in np.unique(dots_of(ax)[0][0][:, 1])] == [-0.22, 1.78]
+
+
+def test_a_view_of_a_file_is_subsampled_as_in_memory(tmp_path):
+    real = make_cells(200)
+    real.write_h5ad(tmp_path / "real.h5ad")
+
+    views = real[20:], anndata.read_h5ad(tmp_path / "real.h5ad", backed="r")[20:]
+    axes = [sgd.pl.mean_variance(view, make_cells(seed=1), max_cells=100, show=False) for view in views]
+
+    np.testing.assert_array_equal(*(points_of(ax.collections[0], GREY) for ax in axes))
 
 
 def test_one_gene_may_be_named_without_a_list():

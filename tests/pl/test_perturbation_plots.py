@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import anndata as ad
 import matplotlib as mpl
 import numpy as np
@@ -106,12 +108,40 @@ def test_many_names_fit_into_the_panel_and_leave_the_correlations_free():
     assert not any(correlations.overlaps(text.get_bbox_patch().get_window_extent()) for text in names)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", ["ENSMUSG000000000{}.12", "gene_{}"])
+def test_names_of_any_length_hide_neither_points_nor_the_axis(sign, name):
+    sets = [cells(seed, effect=sign * effect) for seed, effect in ((1, 0.5), (2, 0.3), (0, 0.0))]
+    sets[0].X[:, :5] = np.random.default_rng(0).poisson(20 * np.exp(sign), (80, 5))  # these decide the side
+    for adata in sets:
+        adata.var_names = [name.format(number) for number in range(10, 40)]
+    (ax,) = sgd.pl.mean_change(*sets, show=False)
+
+    ax.figure.draw_without_rendering()
+    boxes = [text.get_bbox_patch().get_window_extent() for text in ax.texts[:-1]]
+    points = ax.transData.transform(ax.collections[0].get_offsets())
+    assert len(boxes) == 10
+    assert not any(box.contains(*point) for box in boxes for point in points)
+    assert min(box.x0 for box in boxes) > ax.get_window_extent().x0 + 1
+
+
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=10))
 def test_names_are_a_line_apart_and_within_the_axes(heights):
     spread = spread_out(np.sort(heights), 0.9, -5, 5)
     assert (np.diff(spread) >= 0.9 - 1e-9).all()
     assert spread[0] >= -5
     assert spread[-1] <= 5
+
+
+def test_views_of_files_are_drawn(tmp_path):
+    sets = {"real": REAL, "predicted": PREDICTED, "control": CONTROL}
+    for name, adata in sets.items():
+        adata.write_h5ad(tmp_path / f"{name}.h5ad")
+    views = [ad.read_h5ad(tmp_path / f"{name}.h5ad", backed="r")[10:70] for name in sets]
+    axes = sgd.pl.mean_change(*views, groupby="cell_type", show=False)
+    expected = sgd.pl.mean_change(*(adata[10:70] for adata in sets.values()), groupby="cell_type", show=False)
+    for ax, other in zip(axes, expected, strict=True):
+        np.testing.assert_array_equal(ax.collections[0].get_offsets(), other.collections[0].get_offsets())
 
 
 def test_a_group_that_was_not_predicted_is_named():
@@ -191,6 +221,22 @@ def test_metrics_cases_and_methods_can_be_chosen_and_called(table):
     assert [ax.get_title() for ax in axes] == ["mean_change_error ↓", "de_direction ↑"]
     assert len(points_in(axes[0])) == 2
     assert [text.get_text() for text in axes[1].get_legend().get_texts()][:2] == ["SCLDM", "control"]
+
+
+def test_long_names_of_cases_and_metrics_leave_the_panels_their_room(table):
+    long = table.replace({"group": {"B": "B, effector memory of a long name and another one"}})
+    long["metric"] = long["metric"].replace("energy_distance", "mean_change_correlation_top_100")
+    axes, expected = (
+        sgd.pl.perturbation_scores(one, metrics=list(one["metric"].unique()[:3]), show=False) for one in (long, table)
+    )
+
+    for figure in (axes[0].figure, expected[0].figure):
+        figure.draw_without_rendering()
+    widths = [[ax.get_window_extent().width for ax in own] for own in (axes, expected)]
+    assert min(widths[0]) > 0.8 * min(widths[1])
+    titles = [ax.title.get_window_extent() for ax in axes]
+    assert not any(one.overlaps(other) for one, other in pairwise(titles))
+    assert "mean_change_correlation\ntop_100" in "".join(ax.get_title() for ax in axes)
 
 
 def test_cases_are_named_by_the_columns_that_differ(table):
@@ -287,6 +333,7 @@ def test_a_screen_may_have_one_group_several_keys_and_more_perturbations_than_ar
         (SCREEN, {"groupby": "celltype"}, KeyError, "no column 'celltype'. Known, closest first: 'cell_type'"),
         (SCREEN, {}, ValueError, "several predictions of weak; name the columns that tell them apart in `groupby`"),
         (SCREEN.drop(columns="strength"), {}, ValueError, "with the columns 'strength' and 'verdict'"),
+        (SCREEN[:0], {"groupby": "cell_type"}, ValueError, "nothing to plot: `verdicts` has no rows"),
         (SCREEN, {"n_top": 0}, ValueError, "`n_top` must be a whole number of at least 1"),
     ],
 )

@@ -7,6 +7,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import scipy.sparse as sp
 
 mpl.use("Agg")
@@ -81,7 +82,8 @@ def up_to_signs(found, expected):
 
 def test_numbers_have_a_scale_instead_of_a_legend_of_every_number():
     path = make_path()
-    path.obs["age"] = np.tile(np.linspace(10, 80, N_CELLS), len(TIMES))
+    ages = np.append(np.linspace(10, 80, N_CELLS - 1), np.inf)  # the last one is drawn as missing
+    path.obs["age"] = np.tile(ages, len(TIMES))
 
     axes = sgd.pl.sampling_path(path, reference=make_reference(), color="age", n_panels=2, show=False)
 
@@ -172,6 +174,22 @@ def test_cells_have_the_colours_of_their_labels_in_all_panels():
     assert (on_the_right == is_t).all() or (on_the_right != is_t).all()
     texts = [text.get_text() for text in axes[-1].get_legend().get_texts()]
     assert texts == ["cell_type", "B", "T", "real cells"]
+
+
+def test_a_label_has_its_colour_in_an_embedding_though_the_reference_has_more_labels():
+    path, reference = make_path(), make_reference()
+    reference.obs["cell_type"] = np.where(np.arange(reference.n_obs) % 2, "A", reference.obs["cell_type"].astype(str))
+
+    ax = sgd.pl.sampling_path(path, reference=reference, color="cell_type", n_panels=2, show=False)[0]
+
+    _, second, third = sc.pl.palettes.default_20[:3]  # the first one is that of A
+    assert {tuple(color) for color in ax.collections[-1].get_facecolors()} == {to_rgba(second), to_rgba(third)}
+    assert [text.get_text() for text in ax.figure.axes[-1].get_legend().get_texts()] == [
+        "cell_type",
+        "B",
+        "T",
+        "real cells",
+    ]
 
 
 def test_labels_that_the_reference_does_not_have_are_coloured_all_the_same():

@@ -14,7 +14,8 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb
 
 import scgen_diffusion as sgd
-from scgen_diffusion.pl._scores import badness, short
+from scgen_diffusion.pl._figures import COLORS
+from scgen_diffusion.pl._scores import FLOOR, badness, short
 
 
 def make_row(value, *, metric="recall", group="all", floor=0.9, shuffled=0.4, better="higher", half=0.01):
@@ -309,6 +310,16 @@ def test_lines_of_a_hue_have_colours_of_their_own():
     assert len({to_rgb(line.get_color()) for line in ax.lines}) == 3
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
     assert texts == ["euler", "heun", "floor: real\nagainst real cells"]
+
+
+@pytest.mark.parametrize(("floors", "colors"), [((0.9, 0.55), COLORS[:2]), ((0.9, 0.9), [FLOOR["color"]])])
+def test_lines_of_other_data_have_floors_of_their_own(floors, colors):
+    table = pd.concat([make_curve(floor=floor).assign(data=name) for name, floor in zip("ab", floors, strict=True)])
+    (ax,) = sgd.pl.quality_curve(table, x="guidance_scale", hue="data", show=False)
+
+    dashed = [line for line in ax.lines if line.get_linestyle() == "--"]
+    assert [line.get_color() for line in dashed] == list(colors)
+    assert [line.get_ydata()[0] for line in dashed] == pytest.approx(floors[: len(colors)])
 
 
 def test_rows_without_a_hue_have_a_line_too():

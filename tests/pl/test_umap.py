@@ -137,14 +137,17 @@ def test_genes_and_numbers_are_coloured_on_one_scale(first_components):
     assert drawn_points(of_number[0])[1].max(axis=0)[0] < 0.3  # viridis begins dark: the real ones are the smaller
 
 
-def test_missing_numbers_are_grey_and_a_column_of_them_is_refused(first_components):
+def test_missing_and_infinite_numbers_are_grey_and_a_column_of_them_is_refused(first_components):
     real, synthetic = make_cells(), make_cells(seed=1)
     synthetic.obs["age"] = synthetic.obs["age"].astype("Int64")
     synthetic.obs.loc[synthetic.obs_names[:10], "age"] = pd.NA
+    real.obs.loc[real.obs_names[:2], "age"] = [np.inf, -np.inf]
 
     axes = sgd.pl.umap(real, synthetic, color="age", show=False)
 
-    assert (drawn_points(axes[1])[1] == to_rgb("lightgray")).all(axis=1).sum() == 10
+    greys = [(drawn_points(ax)[1] == to_rgb("lightgray")).all(axis=1).sum() for ax in axes[:2]]
+    assert greys == [2, 10]
+    assert len(np.unique(drawn_points(axes[0])[1], axis=0)) > 50
     assert legend_texts(axes[2]) == ["age", "no number", "both", "real", "synthetic"]
     real.obs["age"] = synthetic.obs["age"] = np.nan
     with pytest.raises(ValueError, match="`color` 'age' has no number"):

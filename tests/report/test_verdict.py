@@ -191,6 +191,18 @@ def test_the_best_classifier_decides():
     assert "a linear classifier" in message_of(result, "classifier")
 
 
+def test_a_classifier_beside_guessing_names_no_floor_that_the_table_lacks():
+    row_of_other_donors = ["auc_boosting", "all", 0.97, 0.90, 0.99, 0.95, 0.99, "lower"]
+    of_donors = pd.DataFrame([row_of_other_donors], columns=COLUMNS)
+    assert message_of(verdict(of_donors), "classifier").startswith(
+        "The best classifier, gradient boosting on principal components, tells synthetic from real cells with an AUC "
+        "of 0.97 (0.5 is guessing)."
+    )
+    assert "AUC of 0.90" in message_of(verdict(of_donors), "floors")
+    like_held_out = of_donors.assign(floor=0.55)
+    assert "(0.5 is guessing; real from real cells: 0.55)" in message_of(verdict(like_held_out), "classifier")
+
+
 def test_a_group_without_synthetic_cells_is_missing():
     dropped = table()
     in_b = dropped["group"] == "B"
@@ -201,27 +213,36 @@ def test_a_group_without_synthetic_cells_is_missing():
     assert "or none, for B." in message_of(result, "missing groups")
 
 
-def test_a_group_with_too_few_cells_on_both_sides_is_not_missing():
+def test_a_group_with_too_few_cells_on_both_sides_is_not_missing_but_not_called_present():
     small = table()
     in_b = (small["group"] == "B") & (small["metric"] != "group_share_difference")
     small.loc[in_b, ["value", "floor", "low", "high"]] = np.nan
-    assert level_of(verdict(small), "missing groups") == "ok"
+    assert level_of(verdict(small), "missing groups") == "note"
+    assert "to judge B: fewer than 30." in message_of(verdict(small), "missing groups")
 
 
-@pytest.mark.parametrize(("share", "level"), [(0.0, "warning"), (0.04, "warning"), (0.1, "note")])
-def test_a_group_with_a_smaller_share_is_missing_only_below_a_quarter_of_the_real_one(share, level):
+@pytest.mark.parametrize(
+    ("share", "n_cells", "level"),
+    [(0.0, 200, "warning"), (0.04, 200, "warning"), (0.1, 200, "note"), (0.0, 20, "note")],
+)
+@pytest.mark.parametrize("reach", [0.02, 0.4])
+@pytest.mark.parametrize("floor", [0.04, np.nan])
+def test_a_group_is_missing_if_its_share_of_all_cells_is_below_a_quarter_of_the_real_one(
+    share, n_cells, level, reach, floor
+):
+    # whatever the noisy share of the cells drawn, and with or without its floor; not if there may be none by chance
     rows = table()
     in_b, is_share = rows["group"] == "B", rows["metric"] == "group_share_difference"
     rows.loc[in_b & ~is_share, ["value", "floor", "low", "high"]] = np.nan
-    rows.loc[in_b & is_share, ["value", "low", "high"]] = [0.2 - share, 0.18 - share, 0.22 - share]
-    rows.attrs["shares"] = {"B": (0.2, share), "T": (0.8, 1 - share)}
+    off = 0.2 - share
+    rows.loc[in_b & is_share, ["value", "floor", "low", "high"]] = [off, floor, off - reach, off + reach]
+    rows.attrs = {"shares": {"B": (0.2, share), "T": (0.8, 1 - share)}, "n_cells": {"all": n_cells, "B": 0, "T": 60}}
 
     result = verdict(rows)
 
     assert level_of(result, "missing groups") == level
-    words = f"B ({share:.1%}; real cells: 20.0%)" if level == "warning" else "Too few cells to judge B"
-    assert words in message_of(result, "missing groups")
-    assert ("dropped" in message_of(result, "missing groups")) is (level == "warning")
+    words = "or none, for" if level == "warning" else "to judge"
+    assert f"{words} B ({share:.1%}; real cells: 20.0%)" in message_of(result, "missing groups")
 
 
 def test_label_fidelity_is_said_to_be_a_mean_over_labels():

@@ -7,6 +7,7 @@ from html import escape
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import anndata as ad
 import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
@@ -258,6 +259,15 @@ def test_several_label_columns_are_joined_and_the_cells_stay_as_they_are(tmp_pat
 
 
 @pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("without_rendering")
+def test_cells_may_be_views_of_files(tmp_path):
+    cells(1).write_h5ad(tmp_path / "real.h5ad")
+    cells(2).write_h5ad(tmp_path / "synthetic.h5ad")
+    real, synthetic = (ad.read_h5ad(tmp_path / f"{name}.h5ad", backed="r")[:100] for name in ("real", "synthetic"))
+    page = sgd.report.write(real, synthetic, tmp_path / "report.html", groupby="cell_type", table=TABLE).read_text()
+    assert "100 synthetic cells, 100 real cells held out" in page
+
+
 def test_a_failed_report_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")

@@ -84,6 +84,11 @@ def check_layer(adata: AnnData, layer: str | None, owner: str = "adata") -> str:
     return f"{owner}.layers[{layer!r}]"
 
 
+def indexable(cells: AnnData) -> AnnData:
+    """Return the cells, in memory if they are a view of a file: anndata makes no view of such a view."""
+    return cells.to_memory() if cells.isbacked and cells.is_view else cells
+
+
 def obs_column(cells: AnnData, key: str, name: str) -> pd.Series:
     """Return a column of ``obs``; ``name`` is the user's name for the cells.
 

@@ -23,6 +23,7 @@ from ._distribution import (
 from ._genes import (
     compare_markers,
     correlation,
+    count_labels,
     gene_correlation_similarity,
     gene_correlation_slope,
     gene_profile_errors,
@@ -143,9 +144,16 @@ def _on_correlated_genes(function: Callable[..., float]) -> Callable[[Comparison
     return measure
 
 
+def _sizes_of_labels(comparison: Comparison) -> tuple[pd.Series, pd.Series]:
+    """Return the number of cells of each label on both sides; for half-samples, of the whole comparison."""
+    whole = comparison.whole or comparison
+    real, synthetic = (count_labels(side.labels) for side in (whole.real, whole.synthetic))
+    return real, synthetic
+
+
 def _marker_table(comparison: Comparison) -> pd.DataFrame:
-    sides = comparison.real, comparison.synthetic
-    return compare_markers(*(group_differences(side.expression, side.labels) for side in sides))
+    sides = zip((comparison.real, comparison.synthetic), _sizes_of_labels(comparison), strict=True)
+    return compare_markers(*(group_differences(side.expression, side.labels, sizes=sizes) for side, sizes in sides))
 
 
 def _mean_over_labels(table: pd.DataFrame, column: str) -> float:
@@ -176,12 +184,12 @@ def _label_fidelity(comparison: Comparison) -> float:
 
 def _mmd_per_label(comparison: Comparison) -> float:
     real, synthetic = comparison.real, comparison.synthetic
-    names, sizes = np.unique(real.labels, return_counts=True)
+    sizes, _ = _sizes_of_labels(comparison)
     pairs = [
         (real.pcs[real.labels == name], synthetic.pcs[synthetic.labels == name])
-        for name in names[sizes >= MIN_CELLS_PER_LABEL]
+        for name in sizes.index[sizes >= MIN_CELLS_PER_LABEL]
     ]
-    if not pairs or any(len(synthetic_pcs) < 2 for _, synthetic_pcs in pairs):  # a mean of the rest would look perfect
+    if not pairs or min(len(side) for pair in pairs for side in pair) < 2:  # a mean of the rest would look perfect
         return float("nan")
     return float(np.mean([squared_mmd(*sides) for sides in pairs]))
 

@@ -20,6 +20,7 @@ from scgen_diffusion.data import (
     CellFiles,
     are_whole_numbers,
     as_labels,
+    indexable,
     join_labels,
     layer_names,
     layer_of,
@@ -163,9 +164,7 @@ def align_genes(synthetic: AnnData, genes: pd.Index, *, name: str = "synthetic")
     check_genes(synthetic.var_names, genes, name)
     if synthetic.var_names.equals(genes):
         return synthetic
-    if synthetic.isbacked and synthetic.is_view:  # anndata cannot make a view of this view
-        synthetic = synthetic.to_memory()
-    return synthetic[:, genes]
+    return indexable(synthetic)[:, genes]
 
 
 def check_genes(found: pd.Index, genes: pd.Index, name: str) -> None:

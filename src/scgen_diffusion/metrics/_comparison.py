@@ -156,6 +156,8 @@ class Comparison:
         The real changes of all perturbations.
     seed
         Seed for metrics that draw random numbers.
+    whole
+        For a half-sample, the comparison of all cells, which chooses the labels to compare.
     """
 
     real: Sample | Profile | Paired
@@ -168,6 +170,7 @@ class Comparison:
     mean_response: Profile | None = None
     panel: Panel | None = None
     seed: int = 0
+    whole: Comparison | None = None
     _results: dict[Callable, object] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, function: Callable[[Comparison], T]) -> T:
@@ -178,7 +181,8 @@ class Comparison:
 
     def at(self, real_rows: NDArray, synthetic_rows: NDArray) -> Comparison:
         """Return the comparison of some of the cells."""
-        return replace(self, real=self.real[real_rows], synthetic=self.synthetic[synthetic_rows], _results={})
+        sides = {"real": self.real[real_rows], "synthetic": self.synthetic[synthetic_rows]}
+        return replace(self, **sides, whole=self.whole or self, _results={})
 
     def gene_values(self, n_genes: int | None = None) -> list[NDArray[np.float32]]:
         """Return dense log-normalised values of both sides, of the space's genes or of the `n_genes` most expressed."""

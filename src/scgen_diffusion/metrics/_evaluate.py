@@ -226,7 +226,8 @@ def evaluate(
     Without ``groupby``, `within_label_correlation` and `within_label_slope` include differences between cell types.
 
     With ``control``, ``specific_change_correlation`` needs ``train``, and ``perturbation_discrimination`` two or more
-    perturbations; otherwise they have no rows.
+    perturbations; otherwise they have no rows. ``energy_distance`` is measured in 30 principal components of ``train``,
+    or in ``space``; without both, in all genes, where its values are others.
 
     In cell-eval, ``mean_change_correlation`` is ``pearson_delta``, ``mean_change_error`` is ``mae_delta`` and
     ``de_direction`` is ``de_direction_match``. ``de_overlap_top_100`` resembles ``overlap_at_100``, with other genes

@@ -334,7 +334,7 @@ class GroupDifferences:
     Attributes
     ----------
     n_cells
-        Number of cells of each label.
+        Number of cells of each label; for a half-sample, of all cells.
     scores
         Welch's t, with labels in rows and genes in columns, for labels with enough cells; NaN if fewer than two others.
     changes
@@ -468,10 +468,22 @@ def compare_markers(real: GroupDifferences, synthetic: GroupDifferences, *, n_ge
     return pd.DataFrame(list(rows.values()), index=index, columns=columns)
 
 
-def group_differences(expression: Expression, labels: NDArray, *, min_cells: int = MIN_CELLS) -> GroupDifferences:
-    """Return how the cells of every label with `min_cells` differ from all others. Constant genes have score 0."""
+def count_labels(labels: NDArray) -> pd.Series:
+    """Return the number of cells of each label."""
+    names, sizes = np.unique(labels, return_counts=True)
+    return pd.Series(sizes, index=pd.Index(names, dtype=object))
+
+
+def group_differences(
+    expression: Expression, labels: NDArray, *, min_cells: int = MIN_CELLS, sizes: pd.Series | None = None
+) -> GroupDifferences:
+    """Return how the cells of every label with `min_cells` differ from all others. Constant genes have score 0.
+
+    For a half-sample, ``sizes`` counts the labels of all cells, so that it has the same labels.
+    """
     names, codes, n_cells = np.unique(labels, return_inverse=True, return_counts=True)
-    wanted = n_cells >= min_cells
+    sizes = count_labels(labels) if sizes is None else sizes
+    wanted = (sizes[names] >= min_cells).to_numpy() & (n_cells > 1)
     members = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(len(names), len(codes)))
     members, values = members[wanted], expression.values.astype(np.float64)
     n_a, n_b = n_cells[wanted, None], len(codes) - n_cells[wanted, None]
@@ -491,4 +503,4 @@ def group_differences(expression: Expression, labels: NDArray, *, min_cells: int
     changes = np.log2(1 + profile_a) - np.log2(1 + profile_b)
     index = pd.Index(names, dtype=object)
     tables = (pd.DataFrame(values, index=index[wanted]) for values in (scores, changes))
-    return GroupDifferences(pd.Series(n_cells, index=index), *tables)
+    return GroupDifferences(sizes, *tables)

@@ -15,7 +15,7 @@ from matplotlib.pyplot import get_cmap
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from scgen_diffusion._arguments import check_count, known_names
-from scgen_diffusion.data import NO_LABEL, as_labels, obs_column
+from scgen_diffusion.data import NO_LABEL, as_labels, indexable, obs_column
 from scgen_diffusion.metrics import Expression, align_genes, expression_of
 
 from ._figures import scanpy_colors
@@ -69,6 +69,7 @@ def subsample(cells: AnnData, name: str, max_cells: int, seed: int, groupby: str
     check_is_anndata(cells, name)
     if cells.n_obs <= max_cells:
         return cells
+    cells = indexable(cells)
     rng = np.random.default_rng(seed)
     if groupby is None:
         return cells[np.sort(rng.choice(cells.n_obs, max_cells, replace=False))]
@@ -116,6 +117,12 @@ def label_order(real: AnnData, key: str, *labels: pd.Series) -> list[str]:
 def holds_numbers(column: pd.Series) -> bool:
     """Return whether a column of `obs` has numbers, which get a scale of colours, rather than labels."""
     return is_numeric_dtype(column) and not is_bool_dtype(column)
+
+
+def numbers_of(column: pd.Series) -> NDArray[np.float64]:
+    """Return a column of `obs` as numbers. Infinite ones count as missing: no scale holds them and all others."""
+    numbers = column.astype(float).to_numpy()
+    return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
 def number_scale(numbers: NDArray, color: str) -> ScalarMappable:

@@ -35,6 +35,7 @@ OURS = "scgen_diffusion"  # marks figures that were made here, which may be wide
 N_COLUMNS = 4
 SPAN_OF_LOG = 8  # numbers that span a larger factor get a logarithmic axis
 MOST_FOR_ONE_TWO_FIVE = 50  # if an axis spans a larger factor, its numbers would overlap
+FROM_WHERE_THOUSANDS = 100_000  # an axis that goes so far counts in thousands, as its numbers would overlap, too
 MOST_VECTORS = 2_000  # with more points, a vector graphic would be too large
 ROWS_PER_INCH = 7  # of a legend, beside an axis that has no room for title and labels yet
 
@@ -138,10 +139,16 @@ def spans_decades(values: NDArray, log: bool | None) -> bool:
 
 
 def plain_numbers(axis: Axis) -> None:
-    """Write 500 rather than a power of ten along a logarithmic axis."""
+    """Write 500 rather than a power of ten along a logarithmic axis; 200k where 200,000 would be too long."""
     low, high = axis.get_view_interval()
+
+    def written(value: float, _: int) -> str:
+        if value >= 1_000 and high >= FROM_WHERE_THOUSANDS:
+            return f"{value / 1_000:,g}k"
+        return f"{value:,.0f}" if value >= 100 else f"{value:g}"
+
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MOST_FOR_ONE_TWO_FIVE * low else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 100 else f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(written))
     axis.set_minor_formatter(NullFormatter())
 
 

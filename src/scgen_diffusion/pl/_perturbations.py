@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from scgen_diffusion._arguments import as_list, check_count, known_names
-from scgen_diffusion.data import NO_LABEL, join_labels
+from scgen_diffusion.data import NO_LABEL, indexable, join_labels
 from scgen_diffusion.metrics import correlation, gene_changes
 
 from ._cells import check_is_anndata, label_order, labels_of
@@ -19,6 +20,7 @@ from ._figures import (
     FLOOR_LABEL,
     MARKERS,
     MOST_VECTORS,
+    N_COLUMNS,
     SIGNS,
     SOURCES,
     choose,
@@ -46,10 +48,12 @@ MARKS = {EXTRAPOLATED: ("o", "○"), UNKNOWN: ("x", "×")}
 FIGURES = ("n_cells", "strength", "verdict", "reason")  # columns of verdicts that are no conditions
 MOST_NAMED = 60  # perturbations or groups
 MOST_CASES = 200  # rows of a figure, which is then 7 feet high
-LETTER = 0.08  # inches
+LETTER, NAME_LETTER = 0.08, 0.066  # inches, of labels and of names of genes
+TITLE_LENGTH = 24  # letters above which a title gets a second line
 TOP_COLOR = COLORS[1]  # for the genes that change most
 MARGIN = 0.06  # around the points, as a share of the range
-NAME_MARGIN = 0.34  # for the column of names, as a share of the range
+NAME_SHARES = (0.25, 0.6)  # least and largest share of the axis for the column of names
+NAME_OFFSET = 0.02  # between names and the edge of the axis, as a share of it
 LINE_HEIGHT = 0.062  # between names, as a share of the range
 
 #: Columns of the table of scores that are not methods.
@@ -129,6 +133,7 @@ def mean_change(
         check_is_anndata(cells, name)
     sets_of_panels = {"": sets}
     if groupby is not None:
+        sets = {name: indexable(cells) for name, cells in sets.items()}
         labels = {name: labels_of(cells, groupby, name) for name, cells in sets.items()}
         known = label_order(real, groupby, labels["real"][labels["real"] != NO_LABEL])
         groups = choose("groups", groups, known)
@@ -161,20 +166,24 @@ def draw_changes(ax: Axes, table: pd.DataFrame, n_top: int, n_names: int) -> Non
     low, high = changes.min(axis=0), changes.max(axis=0)
     spread = np.maximum(high - low, 1e-6)
     side = "right" if high[0] >= -low[0] else "left"
-    room = {"left": MARGIN, "right": MARGIN, side: NAME_MARGIN}
+    named = top.iloc[:n_names].sort_values("predicted")
+    letters = max(map(len, named.index.astype(str)), default=0)
+    inches = ax.get_window_extent().width / ax.figure.dpi
+    share = np.clip(NAME_LETTER * letters / inches + 3 * NAME_OFFSET, *NAME_SHARES)
+    room = {"left": MARGIN, "right": MARGIN, side: (1 + MARGIN) * share / (1 - share)}
     ax.set_xlim(low[0] - room["left"] * spread[0], high[0] + room["right"] * spread[0])
     ax.set_ylim(low[1] - MARGIN * spread[1], high[1] + 3 * MARGIN * spread[1])
 
     background = {"facecolor": ink(0), "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
     bottom, ceiling = ax.get_ylim()
-    named = top.iloc[:n_names].sort_values("predicted")
+    place = np.quantile(ax.get_xlim(), 1 - NAME_OFFSET if side == "right" else NAME_OFFSET)
     gap = min(LINE_HEIGHT, 1 / max(len(named), 1)) * (ceiling - bottom)
     heights = spread_out(named["predicted"].to_numpy(), gap, bottom, ceiling)
     for height, (name, gene) in zip(heights, named.iterrows(), strict=True):
         ax.annotate(
             name,
             (gene["real"], gene["predicted"]),
-            (ax.get_xlim()[side == "right"], height),
+            (place, height),
             ha=side,
             va="center",
             fontsize=7,
@@ -242,7 +251,7 @@ def perturbation_strengths(
     KeyError
         If a column is missing.
     ValueError
-        If the table is another one, or has several predictions of a perturbation in a group.
+        If the table is another one or empty, or has several predictions of a perturbation in a group.
 
     Examples
     --------
@@ -261,6 +270,9 @@ def perturbation_strengths(
             "`verdicts` must be the table `uns['scgen_diffusion']['verdict']` of cells that `predict_perturbation` "
             "drew by its transport, with the columns 'strength' and 'verdict'."
         )
+        raise ValueError(msg)
+    if verdicts.empty:
+        msg = "There is nothing to plot: `verdicts` has no rows."
         raise ValueError(msg)
     check_count("n_top", n_top)
     keys, group_keys = as_list(perturbation_key), as_list(groupby)
@@ -384,7 +396,9 @@ def perturbation_scores(
     colors = dict(zip(own, COLORS, strict=False)) | {name: ink(share) for name, share in GREYS.items()}
     styles = {column: (colors[column], marker) for column, marker in zip(names, MARKERS, strict=False)}
     offsets = (np.arange(len(names)) - (len(names) - 1) / 2) * SPREAD / max(len(names), 2)
-    axes = panels(len(metrics), axs, size=(2.7, 1.3 + 0.42 * len(cases)))
+    names_of_cases = LETTER * max(map(len, cases), default=0)  # beside the panels of a row
+    width = 2.5 + names_of_cases / max(min(len(metrics), N_COLUMNS), 1)
+    axes = panels(len(metrics), axs, size=(width, 1.3 + 0.42 * len(cases)))
     named = first_column(axes)
     for ax, metric in zip(axes, metrics, strict=True):
         is_metric = table["metric"] == metric
@@ -399,7 +413,8 @@ def perturbation_scores(
                     ax.scatter(values, np.full(len(values), place + offset), s=7, color=color, alpha=0.5, linewidths=0)
                 if len(values):
                     ax.scatter(values.mean(), place + offset, s=30, color=color, marker=marker, linewidths=0, zorder=3)
-        ax.set_title(f"{metric} {SIGNS[table['better'][is_metric].iloc[0]]}", fontsize="small")
+        title = fill(metric.replace("_", " "), TITLE_LENGTH).replace(" ", "_")
+        ax.set_title(f"{title} {SIGNS[table['better'][is_metric].iloc[0]]}", fontsize="small")
         ax.set_yticks(range(len(cases)), cases)
         ax.set_ylim(len(cases) - 0.5, -0.5)  # the first case at the top
         ax.tick_params(axis="y", length=0, labelleft=ax in named)

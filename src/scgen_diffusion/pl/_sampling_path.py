@@ -9,10 +9,10 @@ import scipy.sparse as sp
 from matplotlib.colors import to_rgba_array
 
 from scgen_diffusion._arguments import is_whole_number
-from scgen_diffusion.data import obs_column
+from scgen_diffusion.data import indexable, obs_column
 from scgen_diffusion.metrics import ComparisonSpace, Expression, expression_of
 
-from ._cells import holds_numbers, label_colors, label_order, labels_of, number_scale, subsample
+from ._cells import holds_numbers, label_colors, label_order, labels_of, number_scale, numbers_of, subsample
 from ._figures import MOST_VECTORS, SOURCES, choose, explain_colors, finish, limits_around, panels
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def project_frames(
             msg = f"`reference` lacks {len(missing)} of the {path.n_vars} genes of `path`, such as {list(missing[:3])}."
             raise ValueError(msg)
         real = subsample(reference, "reference", MAX_REFERENCE_CELLS, 0)
-        real = (real.to_memory() if real.isbacked and real.is_view else real)[:, path.var_names]
+        real = indexable(real)[:, path.var_names]
         # Normalise counts over the genes of the path, as models do. Logarithms were normalised over all genes.
         expression = expression_of(real, layer=layer, name="reference")
         if expression.library_sizes is None:
@@ -164,12 +164,16 @@ def colors_of(
         colors = np.broadcast_to(to_rgba_array(SOURCES["synthetic"]), (cells.n_obs, 4))
         return colors, {"synthetic": SOURCES["synthetic"]}, None
     if holds_numbers(obs_column(cells, color, "path")):
-        numbers = cells.obs[color].astype(float).to_numpy()
+        numbers = numbers_of(cells.obs[color])
         scale = number_scale(numbers, color)
         return scale.to_rgba(numbers), {}, scale
     labels = labels_of(cells, color, "path")
     owner = cells if reference is None or color not in reference.obs else reference
-    legend = label_colors(owner, color, label_order(owner, color, labels), palette)
+    order = known = label_order(owner, color, labels)
+    if owner is reference and palette is None:  # colours as in an embedding of the reference
+        known = label_order(owner, color, labels, labels_of(owner, color, "reference"))
+    found = label_colors(owner, color, known, palette)
+    legend = {label: found[label] for label in order}
     return to_rgba_array([legend[label] for label in labels]), legend, None
 
 

@@ -201,8 +201,9 @@ def quality_curve(
 ) -> list[Axes] | None:
     """Plot how metrics change with a number that differs between evaluations, one panel per metric.
 
-    Bands are the intervals from ``low`` to ``high``, dashed lines the floor (real against real cells). Several rows for
-    the same `x`, such as several seeds, are averaged, and so are their intervals and floors.
+    Bands are the intervals from ``low`` to ``high``, dashed lines the floor (real against real cells), one for each
+    value of ``hue`` if these differ, as those of other data do. Several rows for the same `x`, such as several seeds,
+    are averaged, and so are their intervals and floors.
 
     Parameters
     ----------
@@ -262,11 +263,20 @@ def quality_curve(
     axes = panels(len(metrics), axs, size=(3.2, 2.9), sharey=False)
     for ax, metric in zip(axes, metrics, strict=True):
         of_metric = table[table["metric"] == metric]
-        floor = of_metric.groupby(x)["floor"].mean().dropna()
-        if len(floor) == 1:
-            ax.axhline(floor.iloc[0], **FLOOR)
+        floors = pd.DataFrame(
+            {name: rows[rows["metric"] == metric].groupby(x)["floor"].mean() for name, rows in lines.items()}
+        )
+        if (floors.max(axis=1) - floors.min(axis=1) > 1e-9).any():
+            looks = [
+                (floors[name].dropna(), FLOOR | {"color": color}) for name, color in zip(lines, COLORS, strict=False)
+            ]
         else:
-            ax.plot(floor.index, floor, **FLOOR)
+            looks = [(floors.mean(axis=1).dropna(), FLOOR)]
+        for floor, look in looks:
+            if len(floor) == 1:
+                ax.axhline(floor.iloc[0], **look)
+            else:
+                ax.plot(floor.index, floor, **look)
         for rows, color, marker in zip(lines.values(), COLORS, MARKERS, strict=False):
             means = rows[rows["metric"] == metric].groupby(x)[["value", "low", "high"]].mean()
             ax.fill_between(means.index, means["low"], means["high"], color=color, alpha=0.18, linewidth=0)

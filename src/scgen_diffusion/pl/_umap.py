@@ -22,6 +22,7 @@ from ._cells import (
     label_order,
     labels_of,
     number_scale,
+    numbers_of,
     sides_of,
     subsample,
 )
@@ -192,7 +193,7 @@ def colors_of(
             real = sides["real"].cells
             legend = label_colors(real, color, label_order(real, color, *labels), palette)
             return [to_rgba_array([legend[label] for label in series]) for series in labels], legend, None
-        numbers = [column.astype(float).to_numpy() for column in columns]
+        numbers = [numbers_of(column) for column in columns]
     both = np.concatenate(numbers)
     scale = number_scale(both, color)
     legend = {"no number": MISSING_COLOR} if np.isnan(both).any() else {}

@@ -85,6 +85,11 @@ class Figure:
         return f"{100 * self.value:.1g}%" if 0 < self.value < 1e-4 else f"{self.value:.2%}"
 
     @property
+    def beside_floor(self) -> str:
+        """What a classifier scores between real cells; nothing where guessing replaced it (:func:`_without_floor`)."""
+        return "" if self.floor == GUESSING else f"; real from real cells: {self.floor:.2f}"
+
+    @property
     def is_clear(self) -> bool:
         """Whether it is worse than the floor by more than chance; without an interval, whether it is worse at all."""
         if CATALOGUE[self.metric].of_all is not None:  # whose lower limit allows for the uncertainty of the floor
@@ -148,11 +153,9 @@ def read_rows(table: pd.DataFrame) -> Rows:
 
 
 def noted_by_label(table: pd.DataFrame, name: str) -> dict[str, Any]:
-    """Return what `evaluate` noted of all labels of the real cells; nothing for a table from a file."""
+    """Return what `evaluate` noted of labels of the real cells and of all cells; nothing for a table from a file."""
     noted = table.attrs.get(name, {})
-    if "modality" in table and len(table):
-        noted = noted.get(table["modality"].iloc[0], {})
-    return {label: value for label, value in noted.items() if label != ALL}
+    return noted.get(table["modality"].iloc[0], {}) if "modality" in table and len(table) else noted
 
 
 def known(rows: Rows, metrics: Sequence[str], groups: Sequence[str] = (ALL,)) -> list[Figure]:
@@ -213,6 +216,8 @@ OF_GROUPS = {"precision": "do not look like real cells of that group", "recall":
 MIN_STRUCTURE = 0.10
 #: A group whose share is below this part of the real one is missing.
 MISSING = 0.25
+#: With fewer synthetic cells of a group to expect, there may be none by chance.
+EXPECTED = 5
 #: Of held-out cells that are training cells, count by count.
 MANY_COPIES = 0.5
 #: Metrics that even perfect cells fail if their labels have other shares: they pool the labels of each side, which
@@ -292,34 +297,39 @@ def finding(level: Level, topic: str, seen: str, advice: str) -> Finding:
     return Finding(level, topic, seen if level == "ok" else f"{seen} {advice}")
 
 
-def _missing_groups(rows: Rows, shares_of: Mapping[str, tuple[float, float]]) -> list[Finding]:
+def _missing_groups(rows: Rows, shares_of: Mapping[str, tuple[float, float]], n_cells: float) -> list[Finding]:
     """Name groups with a share in real cells and too few synthetic ones to compare, which have rows without a value.
 
-    ``shares_of`` are the shares of real and synthetic cells by group, if they are known.
+    ``shares_of`` are the shares of real and synthetic cells by group, if they are known; there are at least ``n_cells``
+    synthetic cells.
     """
     shares = known(rows, ["group_share_difference"], groups_of(rows))
+    have_other_shares = {share.group for share in shares if share.is_clear}
     compared = [metric for metric in ("precision", "recall", "w2") if (metric, ALL) in rows]
 
     def is_empty(group: str) -> bool:
         return all((metric, group) in rows and np.isnan(rows[metric, group].value) for metric in compared)
 
+    def is_missing(group: str) -> bool:
+        if group not in shares_of:
+            return group in have_other_shares
+        real, synthetic = shares_of[group]
+        return synthetic < MISSING * real and n_cells * real > EXPECTED
+
     if not compared or not groups_of(rows) or ("group_share_difference", ALL) not in rows:
         return []
-    empty = [share.group for share in shares if share.is_clear and is_empty(share.group)]
-    of_empty = {group: shares_of.get(group, (1.0, 0.0)) for group in empty}
-    missing = [group for group, (real, synthetic) in of_empty.items() if synthetic < MISSING * real]
-    if missing:
-        shown = {g: f"{g} ({synthetic:.1%}; real cells: {real:.1%})" for g, (real, synthetic) in shares_of.items()}
-        named = [shown.get(group, group) for group in missing]
+    empty = list(filter(is_empty, groups_of(rows)))
+    shown = {g: f"{g} ({synthetic:.1%}; real cells: {real:.1%})" for g, (real, synthetic) in shares_of.items()}
+    if missing := [shown.get(group, group) for group in empty if is_missing(group)]:
         message = (
-            f"Too few synthetic cells, or none, for {list_first(named)}. If more were asked for, the model has dropped "
-            "these cells; else ask for them by their condition."
+            f"Too few synthetic cells, or none, for {list_first(missing)}. If more were asked for, the model has "
+            "dropped these cells; else ask for them by their condition."
         )
         return [Finding("warning", "missing groups", message)]
     if empty:
         message = (
-            f"Too few cells to judge {list_first(empty)}: fewer than {MIN_CELLS_PER_GROUP} synthetic cells, and a "
-            "smaller share than in the real cells. Generate more cells."
+            f"Too few synthetic cells to judge {list_first([shown.get(group, group) for group in empty])}: fewer than "
+            f"{MIN_CELLS_PER_GROUP}. Generate more cells."
         )
         return [Finding("note", "missing groups", message)]
     if not any((metric, group) in rows for metric in compared for group in groups_of(rows)):
@@ -504,8 +514,8 @@ def _markers(rows: Rows) -> list[Finding]:
 
 
 _AUC = (
-    "The best classifier, {name}, tells synthetic from real cells with an AUC of {{f.value:.2f}} (0.5 is guessing; "
-    "real from real cells: {{f.floor:.2f}})."
+    "The best classifier, {name}, tells synthetic from real cells with an AUC of {{f.value:.2f}} (0.5 is guessing"
+    "{{f.beside_floor}})."
 )
 _CLASSIFIERS = {
     "auc_boosting": "gradient boosting on principal components",
@@ -789,8 +799,9 @@ def verdict(table: pd.DataFrame) -> Verdict:
     judged = _without_floor(rows) if unlike else rows
     comparable = _with_comparable_shares(judged)
     found = [finding for check in CHECKS for finding in check(comparable)] + _group_shares(judged)
-    found += _missing_groups(judged, noted_by_label(table, "shares"))
-    found += _weak_groups(judged, set(noted_by_label(table, "n_cells")))
+    n_cells = noted_by_label(table, "n_cells")
+    found += _missing_groups(judged, noted_by_label(table, "shares"), n_cells.get(ALL, np.inf))
+    found += _weak_groups(judged, set(n_cells) - {ALL})
     checked = [finding.topic for finding in found]
     if unlike:  # what passes beside such floors may still be bad
         found = unlike + [finding for finding in found if finding.level != "ok"]
