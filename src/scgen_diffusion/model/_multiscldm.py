@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from scgen_diffusion.generation import LibrarySizes
     from scgen_diffusion.train import AutoencoderRecipe, Recipe, TrainingCells
 
+    from ._training import StageJob
+
 KL_WEIGHT_WITH_PANEL = 0.3  # the many counts of a protein tell much about a cell
 CELLS_AT_A_TIME = 1_024
 N_COMPARED = 1_000  # cells whose counts are compared with the model's copy
@@ -467,8 +469,8 @@ class MULTISCLDM(SCLDM):
             return super()._for_these_cells(recipe)
         return replace(recipe, kl_weight=KL_WEIGHT_WITH_PANEL) if self.module.has_small_panel else recipe
 
-    def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
-        if not super()._choice_of_recipe(recipes):
+    def _choice_of_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
+        if not super()._choice_of_recipe(usual, jobs):
             return ""
         return (
             f"With a modality of few features, the autoencoder has by default a KL weight of {KL_WEIGHT_WITH_PANEL:g}. "

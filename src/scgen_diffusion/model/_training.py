@@ -17,7 +17,7 @@ from scvi import settings
 from scgen_diffusion._arguments import check_count, known_names, list_first, suggests_arguments, warn_user
 from scgen_diffusion._compat import parse_device_args
 from scgen_diffusion.data import FEWEST_TRAINING_CELLS, digest_of, to_plain, with_columns
-from scgen_diffusion.train import FirstStep, Recipe, StageResult, run_stage, trainer_options
+from scgen_diffusion.train import Recipe, StageResult, run_stage, trainer_options
 
 from ._end_of_training import how_cut_short
 from ._query import has_values_to_learn
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
     from scgen_diffusion.data import ConditionKey
-    from scgen_diffusion.train import StageData, StagePlan
+    from scgen_diffusion.train import FirstStep, StageData, StagePlan
 
     from ._base import DiffusionModel
 
@@ -299,16 +299,19 @@ def split_cells(
 # --- running a stage --------------------------------------------------------------------------------------------------
 
 
+def has_diverged(error: BaseException) -> bool:
+    """Return whether an error says that the loss or weights of a stage are not finite."""
+    return isinstance(error, FloatingPointError)
+
+
 @contextmanager
-def restored_if_no_step_was_taken(model: DiffusionModel) -> Iterator[FirstStep]:
-    """Keep the model as it was, with its cells, if the body raises an error before any step of training."""
-    attributes, first_step = dict(model.__dict__), FirstStep()
-    if model.trained_stages_:
-        attributes["module"] = deepcopy(model.module)
+def restored_if(model: DiffusionModel, is_lost: Callable[[BaseException], bool]) -> Iterator[None]:
+    """Keep the model as it was, with its cells, if the body raises an error by which training is lost."""
+    attributes = {**model.__dict__, "module": deepcopy(model.module)}
     try:
-        yield first_step
-    except BaseException:
-        if not first_step.is_taken:
+        yield
+    except BaseException as error:
+        if is_lost(error):
             model.__dict__.clear()
             model.__dict__.update(attributes)
         raise
