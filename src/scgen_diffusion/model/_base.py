@@ -97,6 +97,7 @@ from ._streaming import SUFFIXES, check_goal, check_rank, write_stream
 from ._training import (
     check_watched,
     has_diverged,
+    make_checkpoint_folder,
     other_ends,
     plan_jobs,
     record_end,
@@ -561,7 +562,7 @@ class DiffusionModel(BaseModelClass):
             usual = {stage: self._recipe(stage) for stage in stages}
             ends = (["early_stopping"] if early_stopping else []) + other_ends(trainer_kwargs)
             jobs = plan_jobs(self, usual, max_epochs, batch_size, plan_kwargs, ends)
-            folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+            folder = None if checkpoint_dir is None else make_checkpoint_folder(checkpoint_dir)
             is_quiet = not trainer_kwargs.get("enable_progress_bar", True)
             if (choice := self._choice_of_recipe(usual, jobs)) and not is_quiet:
                 rank_zero_only(show)(choice)
@@ -1223,6 +1224,11 @@ class DiffusionModel(BaseModelClass):
             check_natural_logarithms(cells.uns.get("log1p"), where)
         return values.copy() if cells.is_view else values
 
+    def _check_own_values(self) -> None:
+        """Raise unless the model's cells have values of the registered kind."""
+        where = check_layer(self.adata, layer := self.registry_["setup_args"]["layer"])
+        check_expression(self.adata, layer, self._input_values, ADVICE_ON_COUNTS.format(where=where))
+
     def _check_values(self, x: Any, rows: np.ndarray, cells: AnnData) -> None:
         """Raise unless the values ``(rows, genes)`` of some cells are of the registered kind."""
         where = check_layer(cells, self._layer_of(cells))
@@ -1294,14 +1300,21 @@ class DiffusionModel(BaseModelClass):
         Raises
         ------
         TypeError
-            If ``save_anndata`` is True, and anndata cannot write a column of ``obs``.
+            If ``save_anndata`` is True, and anndata cannot write a column of ``obs`` or ``var``, or it is False, and
+            there are ``anndata_write_kwargs``.
         ValueError
             If the folder exists and ``overwrite`` is False or it holds cells of these names without a model, or
-            ``save_anndata`` is True and there are no cells in memory.
+            ``save_anndata`` is True and there are no cells in memory, or their values have changed, as normalising in
+            place does.
         OSError
             If ``dir_path`` is a file, or the files cannot be written. Files from before stay as they were.
         """
-        folder, prefix = Path(dir_path), prefix or ""
+        if anndata_write_kwargs and not save_anndata:
+            name = next(iter(anndata_write_kwargs))
+            options = known_names(name, ["prefix", "overwrite", "save_anndata"])
+            msg = f"`save` got {name!r}, which only `save_anndata=True` could pass on. {options}"
+            raise TypeError(msg)
+        folder, prefix = Path(dir_path).expanduser(), prefix or ""
         replaced = check_can_save(self, folder, prefix, overwrite=overwrite, with_cells=save_anndata)
         writers: dict[str, Callable[[Path], None]] = {
             f"{prefix}{MODEL_FILE}": partial(write_model, model_content(self))

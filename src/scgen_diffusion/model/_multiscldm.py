@@ -412,6 +412,10 @@ class MULTISCLDM(SCLDM):
         check_modalities(cells, {n: m.likelihood for n, m in self.modalities.items() if n in cells.mod}, layers)
         return join_expression(cells, self.modalities, layers)
 
+    def _check_own_values(self) -> None:
+        likelihoods = {n: m.likelihood for n, m in self.modalities.items() if n in self.adata.mod}
+        check_modalities(self.adata, likelihoods, self.registry_["setup_args"]["layers"])
+
     def _warn_of_other_values(self, cells: MuData, layers: Mapping[str, str | None]) -> None:
         """Warn if some of the model's cells have other counts than the copy that the model reads."""
         if any(
@@ -423,8 +427,8 @@ class MULTISCLDM(SCLDM):
         if present.shape != copied.shape or (present != copied).nnz:
             warn_user(
                 f"The values of the modalities are not the counts that were registered. The model reads those, a copy "
-                f"in mdata.obsm[{JOINED!r}]. If you normalised in place, nothing is wrong; if you corrected the "
-                f"counts, call {type(self).__name__}.setup_mudata again."
+                f"in mdata.obsm[{JOINED!r}]. If you normalised in place, only `save_anndata` will not work; if you "
+                f"corrected the counts, call {type(self).__name__}.setup_mudata again."
             )
 
     def _check_values(self, x: Any, rows: np.ndarray, cells: MuData) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from scvi import settings
 
 from scgen_diffusion._arguments import check_count, known_names, list_first, suggests_arguments, warn_user
 from scgen_diffusion._compat import parse_device_args
+from scgen_diffusion._files import explain_failed_write
 from scgen_diffusion.data import FEWEST_TRAINING_CELLS, digest_of, to_plain, with_columns
 from scgen_diffusion.train import Recipe, StageResult, run_stage, trainer_options
 
@@ -23,8 +25,8 @@ from ._end_of_training import how_cut_short
 from ._query import has_values_to_learn
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from lightning.pytorch.callbacks import Callback
 
@@ -257,6 +259,18 @@ def warn_of_short_training(jobs: Sequence[StageJob], n_cells: int) -> None:
             f"Too few epochs for {n_cells:,} training cells: {' and '.join(short)}. Leave `max_epochs` out unless this "
             "is a test."
         )
+
+
+def make_checkpoint_folder(checkpoint_dir: str | os.PathLike[str]) -> Path:
+    """Make the folder of the checkpoints before anything is trained."""
+    folder = Path(checkpoint_dir).expanduser()
+    try:
+        with explain_failed_write("Making `checkpoint_dir`", folder.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        msg = f"`checkpoint_dir` must be a folder, but {error.filename} is, or is in, a file."
+        raise NotADirectoryError(msg) from error
+    return folder
 
 
 def stage_seed(stage: str) -> int:
