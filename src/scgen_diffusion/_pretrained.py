@@ -41,7 +41,7 @@ def model_folder(path: str | os.PathLike[str]) -> Path:
     FileNotFoundError
         If the path is a file, or a bare name is neither a path nor that of a pretrained model.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if folder.is_file():
         saved = f"give the folder {folder.parent}" if folder.suffix == ".pt" else "give the folder of a saved model"
         msg = f"{folder} is a file; {saved}."

@@ -25,6 +25,36 @@ def diverged(make_trained):
     return model
 
 
+DIVERGES = {"learning_rate": float("inf"), "gradient_clip": 0}
+QUICK = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
+
+
+@pytest.mark.parametrize("max_epochs", [1, 2])  # after its last step, only the weights are no numbers
+def test_a_new_model_can_be_trained_after_its_training_diverged(make_model, either_class, max_epochs):
+    model = make_model(cls=either_class)
+
+    with pytest.raises(FloatingPointError, match="try a lower learning rate"):
+        model.train(max_epochs, plan_kwargs=DIVERGES, **{**QUICK, "batch_size": 128 if max_epochs == 1 else 32})
+    assert model.trained_stages_ == []
+
+    model.train(1, **QUICK)
+    assert model.generate(3, seed=0).n_obs == 3
+
+
+def test_a_trained_model_whose_training_diverges_is_as_before_this_stage(make_trained):
+    model = make_trained()
+    before = model.generate(3, seed=0).X.toarray()
+
+    with pytest.raises(FloatingPointError, match="The model is as it was before the prior was trained"):
+        model.train_prior(1, plan_kwargs=DIVERGES, **QUICK)
+    assert np.array_equal(model.generate(3, seed=0).X.toarray(), before)
+
+    with pytest.raises(FloatingPointError, match="before the prior was trained"):
+        model.train(1, plan_kwargs={"prior": DIVERGES}, **QUICK)
+    assert model.trained_stages_ == ["autoencoder"]
+    assert all(weight.isfinite().all() for weight in model.module.parameters())
+
+
 @pytest.mark.parametrize("sampler", ["euler", "midpoint", "heun"])
 def test_generation_by_a_diverged_model_is_an_error(diverged, sampler):
     with pytest.raises(FloatingPointError, match="the model has diverged"):

@@ -189,8 +189,11 @@ def test_only_training_cells_set_the_scale(make_model, quick):
 def test_a_checkpoint_of_another_architecture_or_recipe_is_refused(make_model, quick, tmp_path):
     make_model(cls=SCRDIT).train(1, checkpoint_dir=tmp_path, **quick)
 
-    for architecture, recipe in (({"clamp": False}, {}), ({}, {"learning_rate": 0.1})):
-        with pytest.raises(ValueError, match="another split or other settings.*another `checkpoint_dir`"):
+    for architecture, recipe, found in (
+        ({"clamp": False}, {}, "is of another model"),
+        ({}, {"learning_rate": 0.1}, "was made with `learning_rate` of .*, not 0.1"),
+    ):
+        with pytest.raises(ValueError, match=f"{found}.*another `checkpoint_dir`"):
             make_model(cls=SCRDIT, **architecture).train(1, checkpoint_dir=tmp_path, plan_kwargs=recipe, **quick)
 
 

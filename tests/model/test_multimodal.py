@@ -507,6 +507,16 @@ def test_a_column_of_a_modality_that_cannot_be_saved_is_named(tiny, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_modalities_that_were_normalised_in_place_are_not_saved(tiny, tmp_path):
+    model = make_model(tiny)
+    model.adata["rna"].X = model.adata["rna"].X / 2
+
+    with pytest.raises(ValueError, match=r"`load` would refuse these cells: .* not whole numbers"):
+        model.save(tmp_path / "m", save_anndata=True)
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_wrong_with_the_conditions_of_mudata_is_said_of_the_mudata(multimodal):
     mdata = make_mudata()
     with pytest.raises(KeyError, match="The condition key 'type' is not a column of mdata.obs. Known, closest first"):

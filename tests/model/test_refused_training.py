@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from scgen_diffusion.model import SCLDM, SCRDIT, _scldm
@@ -37,6 +38,18 @@ def test_a_checkpoint_of_another_model_costs_no_trained_stage(own, foreign_check
         own.train(1, checkpoint_dir=foreign_checkpoints, **QUICK)
     assert own.trained_stages_ == stages
     assert np.array_equal(cells_of(own), before)
+
+
+def test_a_later_stage_that_is_refused_leaves_an_untrained_model_untrained(make_model, tmp_path):
+    make_model().train(1, checkpoint_dir=tmp_path, **QUICK)
+    model = make_model()
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+
+    with pytest.raises(ValueError, match="checkpoint of the prior was made with `learning_rate`"):
+        model.train(1, checkpoint_dir=tmp_path, plan_kwargs={"prior": {"learning_rate": 1e-3}}, **QUICK)
+
+    assert model.trained_stages_ == []
+    assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())
 
 
 @pytest.mark.parametrize(

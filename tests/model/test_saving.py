@@ -281,6 +281,16 @@ def test_a_checkpoint_that_cannot_be_written_is_named(make_model, quick, tmp_pat
         make_model().train(1, checkpoint_dir=tmp_path, **quick)
 
 
+@pytest.mark.parametrize("folder", ["file", "file/folder"])
+def test_a_file_in_the_way_of_checkpoints_is_named_before_training(make_model, quick, tmp_path, folder):
+    (tmp_path / "file").write_text("mine")
+    model = make_model()
+
+    with pytest.raises(NotADirectoryError, match=r"`checkpoint_dir` must be a folder, but .*file.* is, or is in, a fi"):
+        model.train(1, checkpoint_dir=tmp_path / folder, **quick)
+    assert model.trained_stages_ == []
+
+
 def test_backed_cells_stay_those_of_their_file(make_model, make_cells, tmp_path):
     make_cells(matrix=sp.csr_matrix).write_h5ad(tmp_path / "cells.h5ad")
     cells = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
@@ -374,6 +384,42 @@ def test_a_column_that_cannot_be_saved_is_named_before_anything_is_written(
     del cells.obs["note"]
     model.save(tmp_path / "m", save_anndata=True, overwrite=True)
     assert anndata.read_h5ad(tmp_path / "m" / "adata.h5ad").obs["site"].isna().sum() == 48
+
+
+def test_cells_that_were_normalised_in_place_are_not_saved(make_model, make_cells, tmp_path):
+    model = make_model(cells := make_cells())
+    cells.X = cells.X / 2
+
+    with pytest.raises(ValueError, match=r"`load` would refuse these cells: .* not whole numbers .*`save_anndata` out"):
+        model.save(tmp_path / "m", save_anndata=True)
+    assert list(tmp_path.iterdir()) == []
+    model.save(tmp_path / "m")
+
+
+def test_a_column_of_genes_that_cannot_be_saved_is_named(make_model, make_cells, tmp_path):
+    model = make_model(cells := make_cells())
+    cells.var["day"] = pd.Timestamp("2024-01-01")
+
+    with pytest.raises(TypeError, match=r"^var\['day'\] has the type datetime64.*`var\['day'\]\.astype"):
+        model.save(tmp_path / "m", save_anndata=True)
+
+
+def test_a_misspelt_argument_is_refused(trained, tmp_path):
+    with pytest.raises(TypeError, match=r"`save` got 'save_adata', .* closest first: 'save_anndata'"):
+        trained.save(tmp_path / "m", save_adata=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_may_begin_with_the_home_folder(make_model, quick, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    model = make_model()
+
+    model.train_autoencoder(1, checkpoint_dir="~/checkpoints", **quick)
+    model.save("~/model")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "model"]
+    assert SCLDM.load("~/model").trained_stages_ == ["autoencoder"]
 
 
 @pytest.mark.parametrize("load", [SCLDM.load, load])

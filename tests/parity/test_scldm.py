@@ -358,6 +358,19 @@ def test_library_statistics_are_those_of_the_table():
     np.testing.assert_allclose(drawn.log().numpy(), table["mean"], atol=0.05)  # totals are whole numbers, at least 20
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "found"),
+    [("mean", np.nan, "row 1 has nan and"), ("std", -1.0, "row 1 has .* and -1"), ("std", np.inf, "row 1 has .* inf")],
+)
+def test_library_statistics_that_are_no_distribution_are_refused(column, value, found):
+    table = library_table()
+    table.loc[1, column] = value
+    with pytest.raises(ValueError, match=rf"`library_size` needs rows with a finite 'mean', .* but {found}"):
+        read(weights_path(STRATEGY), library_size=table)
+    with pytest.raises(ValueError, match="but it has no row"):
+        read(weights_path(STRATEGY), library_size=table[:0])
+
+
 # --- the reader: what it refuses --------------------------------------------------------------------------------------
 
 

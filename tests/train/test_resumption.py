@@ -252,6 +252,15 @@ def test_another_split_recipe_or_length_is_refused(train, whole, tmp_path):
         train(tmp_path, longer, batch_size=16)
 
 
+def test_a_stage_of_another_seed_is_refused_although_all_cells_are_trained_on(train, tmp_path):
+    all_cells = {"max_epochs": ONE_EPOCH, "train_size": 1.0}
+    train(tmp_path, **all_cells)
+
+    with pytest.raises(ValueError, match=r"`scvi\.settings\.seed` of 0, not 7 \(None resumes any\); use the same"):
+        train(tmp_path, seed=7, **all_cells)
+    assert train(tmp_path, seed=None, **all_cells).is_trained_
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("limit_train_batches", 1), ("max_steps", 2), ("accumulate_grad_batches", 2)]
 )
@@ -263,7 +272,7 @@ def test_a_stage_of_other_steps_is_refused_also_if_it_is_finished(train, tmp_pat
     assert train(tmp_path, ONE_EPOCH, **{option: value}).is_trained_
 
 
-def test_a_stage_that_early_stopping_ended_is_refused_without_it(make_model, tmp_path):
+def test_a_stage_that_early_stopping_ended_is_refused_without_it_or_with_another_recipe(make_model, tmp_path):
     options = {"batch_size": 16, "accelerator": "cpu", "enable_progress_bar": False, "checkpoint_dir": tmp_path}
     model = make_model(cls=SCRDIT)
     rule = {"early_stopping": True, "early_stopping_patience": 1, "early_stopping_min_delta": 1e9}
@@ -272,6 +281,8 @@ def test_a_stage_that_early_stopping_ended_is_refused_without_it(make_model, tmp
 
     with pytest.raises(ValueError, match="was made with `early_stopping` of '1 validations', not 'False'"):
         make_model(cls=SCRDIT).train(4, **options)
+    with pytest.raises(ValueError, match="was made with `batch_size` of 16, not 8"):
+        make_model(cls=SCRDIT).train(4, **{**options, "batch_size": 8}, **rule)
 
 
 def test_the_training_loss_of_an_epoch_that_ends_early_is_its_own(train):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -301,6 +302,21 @@ def test_more_training_that_helps_keeps_its_best_round(train, monkeypatch):
     assert last["loss"] == pytest.approx(before, rel=1e-4)  # correcting the effects of rare classes changes no loss
     assert losses(model).min() < before
     assert len(losses(model)) > PER_ROUND
+
+
+def test_more_training_that_is_killed_must_still_beat_the_weights_from_before(train, monkeypatch, tmp_path):
+    monkeypatch.setattr(plans, "LEAST_GAIN", NEVER)
+    recipe, options = {"max_rounds": 2, "learning_rate": 1.0}, {"checkpoint_dir": tmp_path, "checkpoint_minutes": 0.0}
+    model = train(NEVER)
+    before = [value.clone() for value in model.module.encoder.state_dict().values()]
+    train_model = partial(train_on, recipe=recipe, **options)
+    with pytest.raises(RuntimeError, match="killed"):
+        train_model(model, callbacks=[Press(7, RuntimeError("killed"))])
+
+    train_model(model := train(NEVER))
+
+    assert losses(model).index.tolist() == list(range(PER_ROUND))
+    assert all(map(torch.equal, model.module.encoder.state_dict().values(), before))
 
 
 def test_training_of_chosen_length_keeps_its_last_weights(train):

@@ -43,27 +43,30 @@ HEADER_SIZE = 512  # of .h5mu: readers look for "MuData" there
 INT32_MAX = np.iinfo(np.int32).max
 
 
-def check_writable(obs: pd.DataFrame) -> None:
+def check_writable(table: pd.DataFrame, owner: str = "obs") -> None:
     """Raise TypeError for columns that anndata cannot write, before any cells are made."""
     with h5py.File(io.BytesIO(), "w") as root:
-        for name, column in obs.items():
+        for name, column in table.items():
             try:  # the type of Python objects depends on all of them
-                write_elem(root, "obs", column.to_frame() if column.dtype == object else column.iloc[:1].to_frame())
+                write_elem(root, owner, column.to_frame() if column.dtype == object else column.iloc[:1].to_frame())
             except Exception as error:
-                found, remedy = f"the type {column.dtype}", f"Convert it (`obs[{name!r}].astype(str)`)"
+                found, remedy = f"the type {column.dtype}", f"Convert it (`{owner}[{name!r}].astype(str)`)"
                 if "/" in str(name):
                     found, remedy = "a '/' in its name", "Rename it"
-                msg = f"obs[{name!r}] has {found}, which AnnData files cannot store. {remedy} or remove it. ({error})"
+                msg = (
+                    f"{owner}[{name!r}] has {found}, which AnnData files cannot store. {remedy} or remove it. ({error})"
+                )
                 raise TypeError(msg) from error
-            del root["obs"]
+            del root[owner]
 
 
 def check_cells_writable(cells: AnnData | MuData) -> None:
-    """Raise TypeError for columns of ``obs``, of all modalities too, that anndata cannot write."""
+    """Raise TypeError for columns of ``obs`` and ``var``, of all modalities too, that anndata cannot write."""
     for part in (cells, *getattr(cells, "mod", {}).values()):
-        as_written = AnnData(obs=part.obs.copy())
+        as_written = AnnData(obs=part.obs.copy(), var=part.var.copy())
         as_written.strings_to_categoricals()  # as anndata does before it writes a file
         check_writable(as_written.obs)
+        check_writable(as_written.var, "var")
 
 
 def part_of(cells: AnnData) -> memoryview:

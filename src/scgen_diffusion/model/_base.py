@@ -61,7 +61,7 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.generation import CellGenerator, LibrarySizes, check_batch_size
 from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable
-from scgen_diffusion.train import CellData, check_trainer_options, deadline_after, show
+from scgen_diffusion.train import CellData, FirstStep, StageResult, check_trainer_options, deadline_after, show
 
 from ._counterfactual import Prediction
 from ._description import describe, next_step
@@ -96,10 +96,12 @@ from ._registration import (
 from ._streaming import SUFFIXES, check_goal, check_rank, write_stream
 from ._training import (
     check_watched,
+    has_diverged,
+    make_checkpoint_folder,
     other_ends,
     plan_jobs,
     record_end,
-    restored_if_no_step_was_taken,
+    restored_if,
     run_plan,
     split_cells,
     suggests_training_arguments,
@@ -116,9 +118,10 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Guidance, GuidanceScale, Sampler
     from scgen_diffusion.module import InputValues, LibrarySizeKind
     from scgen_diffusion.nn import ConditionSpec
-    from scgen_diffusion.train import Recipe, StageResult, TrainingCells
+    from scgen_diffusion.train import Recipe, TrainingCells
 
     from ._counterfactual import ControlCells
+    from ._training import StageJob
 
 ADVICE = {
     "differential_expression": "sum the counts of measured cells per donor (scanpy.get.aggregate), and test with "
@@ -539,7 +542,8 @@ class DiffusionModel(BaseModelClass):
         """Check all arguments, then train the stages (None: those that are due) until the user stops one."""
         respect_thread_limit()
         early_stopping = trainer_kwargs.pop("early_stopping", False)
-        with restored_if_no_step_was_taken(self) as first_step:
+        first_step, results = FirstStep(), list[StageResult]()
+        with restored_if(self, lambda error: not (first_step.is_taken and (results or not has_diverged(error)))):
             deadline = deadline_after(trainer_kwargs.pop("max_time", None))
             check_trainer_options(**trainer_kwargs)
             self._take_cells(datamodule)
@@ -558,17 +562,17 @@ class DiffusionModel(BaseModelClass):
             usual = {stage: self._recipe(stage) for stage in stages}
             ends = (["early_stopping"] if early_stopping else []) + other_ends(trainer_kwargs)
             jobs = plan_jobs(self, usual, max_epochs, batch_size, plan_kwargs, ends)
-            folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+            folder = None if checkpoint_dir is None else make_checkpoint_folder(checkpoint_dir)
             is_quiet = not trainer_kwargs.get("enable_progress_bar", True)
-            if (choice := self._choice_of_recipe(usual)) and not is_quiet:
+            if (choice := self._choice_of_recipe(usual, jobs)) and not is_quiet:
                 rank_zero_only(show)(choice)
-            results: list[StageResult] = []
             for job in jobs:
                 options = {**trainer_kwargs, "early_stopping": early_stopping and job.is_validated}
                 options |= {"max_epochs": job.n_epochs, "checkpoint_dir": folder, "deadline": deadline}
                 options["must_beat_former"] = not job.is_new and job.name not in self.cut_short_
                 train_stage = getattr(self, f"_train_{job.name}")
-                results.append(train_stage(job.recipe, partial(run_plan, self, first_step, **options), **of_stage))
+                with restored_if(self, has_diverged):
+                    results.append(train_stage(job.recipe, partial(run_plan, self, first_step, **options), **of_stage))
                 record_end(self, job, results[-1])
                 if results[-1].stopped_by:
                     break
@@ -583,8 +587,8 @@ class DiffusionModel(BaseModelClass):
         """Return the default recipe of a stage."""
         raise NotImplementedError
 
-    def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
-        """Say what the default recipes of the stages owe to the data, beside the number of cells; "" for nothing."""
+    def _choice_of_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
+        """Say what stages owe to the data, beside the number of cells, by their default recipes; "" for nothing."""
         return ""
 
     def _why_not_trained(self, stage: str) -> str:
@@ -1220,6 +1224,11 @@ class DiffusionModel(BaseModelClass):
             check_natural_logarithms(cells.uns.get("log1p"), where)
         return values.copy() if cells.is_view else values
 
+    def _check_own_values(self) -> None:
+        """Raise unless the model's cells have values of the registered kind."""
+        where = check_layer(self.adata, layer := self.registry_["setup_args"]["layer"])
+        check_expression(self.adata, layer, self._input_values, ADVICE_ON_COUNTS.format(where=where))
+
     def _check_values(self, x: Any, rows: np.ndarray, cells: AnnData) -> None:
         """Raise unless the values ``(rows, genes)`` of some cells are of the registered kind."""
         where = check_layer(cells, self._layer_of(cells))
@@ -1291,14 +1300,21 @@ class DiffusionModel(BaseModelClass):
         Raises
         ------
         TypeError
-            If ``save_anndata`` is True, and anndata cannot write a column of ``obs``.
+            If ``save_anndata`` is True, and anndata cannot write a column of ``obs`` or ``var``, or it is False, and
+            there are ``anndata_write_kwargs``.
         ValueError
             If the folder exists and ``overwrite`` is False or it holds cells of these names without a model, or
-            ``save_anndata`` is True and there are no cells in memory.
+            ``save_anndata`` is True and there are no cells in memory, or their values have changed, as normalising in
+            place does.
         OSError
             If ``dir_path`` is a file, or the files cannot be written. Files from before stay as they were.
         """
-        folder, prefix = Path(dir_path), prefix or ""
+        if anndata_write_kwargs and not save_anndata:
+            name = next(iter(anndata_write_kwargs))
+            options = known_names(name, ["prefix", "overwrite", "save_anndata"])
+            msg = f"`save` got {name!r}, which only `save_anndata=True` could pass on. {options}"
+            raise TypeError(msg)
+        folder, prefix = Path(dir_path).expanduser(), prefix or ""
         replaced = check_can_save(self, folder, prefix, overwrite=overwrite, with_cells=save_anndata)
         writers: dict[str, Callable[[Path], None]] = {
             f"{prefix}{MODEL_FILE}": partial(write_model, model_content(self))

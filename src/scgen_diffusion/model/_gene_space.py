@@ -112,7 +112,7 @@ class GeneSpaceModel(DiffusionModel):
             module.network.compile()
         start = [tensor.cpu().numpy() for tensor in (module.shift, module.scale, module.training_zeros)]
         plan = DiffusionPlan(module, recipe, seed=stage_seed("diffusion"))
-        result = run(plan, self._cell_data(recipe), recipe, *start)
+        result = run(plan, self._cell_data(recipe), *start)
         self._record_trained("diffusion")
         if module.predicts_totals:
             describe_predicted_profile_totals(module, cells, self._seen_indices)

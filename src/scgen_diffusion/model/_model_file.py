@@ -204,6 +204,14 @@ def check_can_save(model: DiffusionModel, folder: Path, prefix: str, *, overwrit
         raise ValueError(msg)
     if with_cells:
         check_cells_writable(model.adata)
+        try:
+            model._check_own_values()
+        except (KeyError, ValueError) as error:
+            msg = (
+                f"`save_anndata` is True, but `load` would refuse these cells: {error.args[0]} Put the values back "
+                "that were there when the cells were set up, or leave `save_anndata` out."
+            )
+            raise ValueError(msg) from error
     cells = [f"{prefix}{name}" for name in (ADATA_FILE, MUDATA_FILE)]
     others = [name for name in cells if (folder / name).exists()]
     if others and not (folder / f"{prefix}{MODEL_FILE}").exists():

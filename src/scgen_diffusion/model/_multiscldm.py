@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from scgen_diffusion.generation import LibrarySizes
     from scgen_diffusion.train import AutoencoderRecipe, Recipe, TrainingCells
 
+    from ._training import StageJob
+
 KL_WEIGHT_WITH_PANEL = 0.3  # the many counts of a protein tell much about a cell
 CELLS_AT_A_TIME = 1_024
 N_COMPARED = 1_000  # cells whose counts are compared with the model's copy
@@ -410,6 +412,10 @@ class MULTISCLDM(SCLDM):
         check_modalities(cells, {n: m.likelihood for n, m in self.modalities.items() if n in cells.mod}, layers)
         return join_expression(cells, self.modalities, layers)
 
+    def _check_own_values(self) -> None:
+        likelihoods = {n: m.likelihood for n, m in self.modalities.items() if n in self.adata.mod}
+        check_modalities(self.adata, likelihoods, self.registry_["setup_args"]["layers"])
+
     def _warn_of_other_values(self, cells: MuData, layers: Mapping[str, str | None]) -> None:
         """Warn if some of the model's cells have other counts than the copy that the model reads."""
         if any(
@@ -421,8 +427,8 @@ class MULTISCLDM(SCLDM):
         if present.shape != copied.shape or (present != copied).nnz:
             warn_user(
                 f"The values of the modalities are not the counts that were registered. The model reads those, a copy "
-                f"in mdata.obsm[{JOINED!r}]. If you normalised in place, nothing is wrong; if you corrected the "
-                f"counts, call {type(self).__name__}.setup_mudata again."
+                f"in mdata.obsm[{JOINED!r}]. If you normalised in place, only `save_anndata` will not work; if you "
+                f"corrected the counts, call {type(self).__name__}.setup_mudata again."
             )
 
     def _check_values(self, x: Any, rows: np.ndarray, cells: MuData) -> None:
@@ -467,8 +473,8 @@ class MULTISCLDM(SCLDM):
             return super()._for_these_cells(recipe)
         return replace(recipe, kl_weight=KL_WEIGHT_WITH_PANEL) if self.module.has_small_panel else recipe
 
-    def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
-        if not super()._choice_of_recipe(recipes):
+    def _choice_of_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
+        if not super()._choice_of_recipe(usual, jobs):
             return ""
         return (
             f"With a modality of few features, the autoencoder has by default a KL weight of {KL_WEIGHT_WITH_PANEL:g}. "

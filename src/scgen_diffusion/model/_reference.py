@@ -280,6 +280,12 @@ def _set_library_size(model: SCLDM, table: pd.DataFrame, categories: Mapping[str
                 msg = f"`library_size` names classes of {key!r} that are not among its categories."
                 raise ValueError(msg)
     means, stds = table["mean"].to_numpy(float), table["std"].to_numpy(float)
+    good = np.isfinite(means) & np.isfinite(stds) & (stds >= 0)
+    if not (len(table) and good.all()):
+        bad = table.index[~good].tolist()
+        found = f"row {bad[0]!r} has {means[~good][0]:g} and {stds[~good][0]:g}" if bad else "it has no row"
+        msg = f"`library_size` needs rows with a finite 'mean', and a finite 'std' that is not negative, but {found}."
+        raise ValueError(msg)
     for_all = (codes == ANY).all(1)
     if not for_all.any():
         overall_std = np.sqrt((stds**2).mean() + means.var())

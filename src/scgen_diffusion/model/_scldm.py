@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     )
 
     from ._counterfactual import ControlCells
+    from ._training import StageJob
 
 MOST_GROUPS = 10_000  # of the transport, whose memory and time grow with their square and cube: 4 GB and minutes
 LATENTS_IN_MEMORY = 2 << 30  # bytes
@@ -481,15 +482,21 @@ class SCLDM(AutoencoderModel):
             return recipe
         return recipe.for_panel(n_genes, counts_per_gene(self._cells, self.train_indices_))
 
-    def _choice_of_recipe(self, recipes: Mapping[str, Recipe]) -> str:
-        usual = RECIPES[self._recipe_name].autoencoder
-        chosen = cast("AutoencoderRecipe", recipes.get("autoencoder", usual))
-        if chosen.kl_weight == usual.kl_weight or self.reference_ is not None:
+    def _choice_of_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
+        if "autoencoder" not in usual or self.reference_ is not None:
+            return ""
+        of_many, adapted = RECIPES[self._recipe_name].autoencoder, cast("AutoencoderRecipe", usual["autoencoder"])
+        job = next(job for job in jobs if job.name == "autoencoder")
+        choices = []
+        if job.n_epochs == job.default_epochs and job.recipe.reference_steps == adapted.reference_steps:
+            choices += ["more epochs"] if adapted.reference_steps > of_many.reference_steps else []
+        if cast("AutoencoderRecipe", job.recipe).kl_weight == adapted.kl_weight != of_many.kl_weight:
+            choices.append(f"a KL weight of {adapted.kl_weight:g} in place of {of_many.kl_weight:g}")
+        if not choices:
             return ""
         return (
-            f"The autoencoder's training is adapted to {self.summary_stats.n_vars:,} genes: more epochs, and a KL "
-            f"weight of {chosen.kl_weight:g} in place of {usual.kl_weight:g} (`model.recipes_`). You need not do "
-            "anything."
+            f"The autoencoder's training is adapted to {self.summary_stats.n_vars:,} genes: {', and '.join(choices)} "
+            "(`model.recipes_`). You need not do anything."
         )
 
     def _cache_latents(self) -> LatentCache:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
@@ -16,20 +17,21 @@ from scvi import settings
 
 from scgen_diffusion._arguments import check_count, known_names, list_first, suggests_arguments, warn_user
 from scgen_diffusion._compat import parse_device_args
+from scgen_diffusion._files import explain_failed_write
 from scgen_diffusion.data import FEWEST_TRAINING_CELLS, digest_of, to_plain, with_columns
-from scgen_diffusion.train import FirstStep, Recipe, StageResult, run_stage, trainer_options
+from scgen_diffusion.train import Recipe, StageResult, run_stage, trainer_options
 
 from ._end_of_training import how_cut_short
 from ._query import has_values_to_learn
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from lightning.pytorch.callbacks import Callback
 
     from scgen_diffusion.data import ConditionKey
-    from scgen_diffusion.train import StageData, StagePlan
+    from scgen_diffusion.train import FirstStep, StageData, StagePlan
 
     from ._base import DiffusionModel
 
@@ -259,6 +261,18 @@ def warn_of_short_training(jobs: Sequence[StageJob], n_cells: int) -> None:
         )
 
 
+def make_checkpoint_folder(checkpoint_dir: str | os.PathLike[str]) -> Path:
+    """Make the folder of the checkpoints before anything is trained."""
+    folder = Path(checkpoint_dir).expanduser()
+    try:
+        with explain_failed_write("Making `checkpoint_dir`", folder.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        msg = f"`checkpoint_dir` must be a folder, but {error.filename} is, or is in, a file."
+        raise NotADirectoryError(msg) from error
+    return folder
+
+
 def stage_seed(stage: str) -> int:
     """Return the seed of a stage's random numbers, by scvi-tools' seed or else a random one; stages share none."""
     return int(torch.randint(2**31, (1,)) if settings.seed is None else settings.seed) + FURTHER_SEEDS.get(stage, 0)
@@ -299,16 +313,19 @@ def split_cells(
 # --- running a stage --------------------------------------------------------------------------------------------------
 
 
+def has_diverged(error: BaseException) -> bool:
+    """Return whether an error says that the loss or weights of a stage are not finite."""
+    return isinstance(error, FloatingPointError)
+
+
 @contextmanager
-def restored_if_no_step_was_taken(model: DiffusionModel) -> Iterator[FirstStep]:
-    """Keep the model as it was, with its cells, if the body raises an error before any step of training."""
-    attributes, first_step = dict(model.__dict__), FirstStep()
-    if model.trained_stages_:
-        attributes["module"] = deepcopy(model.module)
+def restored_if(model: DiffusionModel, is_lost: Callable[[BaseException], bool]) -> Iterator[None]:
+    """Keep the model as it was, with its cells, if the body raises an error by which training is lost."""
+    attributes = {**model.__dict__, "module": deepcopy(model.module)}
     try:
-        yield first_step
-    except BaseException:
-        if not first_step.is_taken:
+        yield
+    except BaseException as error:
+        if is_lost(error):
             model.__dict__.clear()
             model.__dict__.update(attributes)
         raise

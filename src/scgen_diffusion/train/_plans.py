@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import torch
-from scvi import REGISTRY_KEYS
+from scvi import REGISTRY_KEYS, settings
 
 from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.diffusion import optimal_pairs, sample_seed
@@ -314,8 +314,8 @@ class StagePlan(pl.LightningModule):
         self._has_validated = not self.trainer.sanity_checking
 
     def on_validation_end(self) -> None:
-        """Remember the weights with which a stage goes on, before its first epoch."""
-        if self.trainer.sanity_checking and self.must_beat_former:
+        """Remember the weights with which a stage goes on, before its first epoch; a checkpoint has them."""
+        if self.trainer.sanity_checking and self.must_beat_former and not self.best_round:
             self._remember(float(self.trainer.callback_metrics[self.key_loss("validation")]), math.inf)
 
     def on_train_epoch_end(self) -> None:
@@ -338,11 +338,7 @@ class StagePlan(pl.LightningModule):
         if is_lost := not math.isfinite(loss):
             where = self.describe_epoch(self.current_epoch)
             if not self.best_round:
-                msg = (
-                    f"The {self.name}'s loss is {loss} in {where}; try a lower learning rate, or look for extreme "
-                    "cells. A `checkpoint_dir` still has the last good state, but only for the same learning rate; "
-                    "with a new rate, use another `checkpoint_dir`."
-                )
+                msg = f"The {self.name}'s loss is {loss} in {where}; {self.advice_on_divergence}"
                 raise FloatingPointError(msg)
             warn_user(
                 f"The {self.name}'s loss is {loss} in {where}. Training ends with {self.best_weights}, the best so far."
@@ -399,6 +395,15 @@ class StagePlan(pl.LightningModule):
         """Whether all trained weights are finite; synchronises with the device."""
         return all(bool(torch.isfinite(weight).all()) for weight in self.trained_parameters)
 
+    @property
+    def advice_on_divergence(self) -> str:
+        """What to do if the loss or the weights are not finite."""
+        return (
+            f"try a lower learning rate, or look for extreme cells. The model is as it was before the {self.name} was "
+            "trained. A `checkpoint_dir` still has the last good state, but only for the same learning rate; with a "
+            "new rate, use another `checkpoint_dir`."
+        )
+
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     @property
@@ -443,6 +448,9 @@ class StagePlan(pl.LightningModule):
             for name in options
             if before.get(name) != options[name]
         ]
+        if settings.seed is not None and checkpoint["seed"] != self.seed:
+            seed = checkpoint["seed"] - self.seed + settings.seed  # stages add their own numbers
+            differing.append(f"`scvi.settings.seed` of {seed}, not {settings.seed} (None resumes any)")
         if differing:
             msg = (
                 f"The checkpoint of the {self.name} was made with {', '.join(differing)}; use the same options, or "

@@ -173,6 +173,9 @@ def run_stage(
         plan.module.train()
         with _orderly_end(plan, data, trainer), interruption.listening(trainer):
             trainer.fit(plan, data, ckpt_path=None if checkpoint is None else path, weights_only=True)
+    if not plan.is_finite:  # the same in all processes
+        msg = f"The {plan.name} has weights that are NaN or infinite; {plan.advice_on_divergence}"
+        raise FloatingPointError(msg)
     plan.module.eval()
     return StageResult(plan, trainer, trainer.strategy.root_device, interruption.source)
 
@@ -290,7 +293,7 @@ def _quiet() -> Iterator[None]:
 
 
 class FirstStep(Callback):
-    """Notes that a step of training has begun: what an error leaves behind is then no longer the model from before."""
+    """Notes that a step of training has begun, before which an error leaves the model as it was."""
 
     is_taken = False
 

@@ -63,15 +63,13 @@ def perturbation_groups(
     """
     _, number, sizes = np.unique(np.hstack([others, perturbation]), axis=0, return_inverse=True, return_counts=True)
     of_each = np.split(np.argsort(number.ravel(), kind="stable"), np.cumsum(sizes)[:-1])
-    groups, controls = [], {}
-    for members in (of_each[n] for n in np.unique(number[~is_control])):
-        same = others[members[0]]
-        key = same.tobytes()
-        if key not in controls:  # groups share the array, which may be large
-            controls[key] = rows[is_control & (others == same).all(1)]
-        if len(controls[key]):
-            groups.append(Group(controls[key], rows[members]))
-    return groups
+    _, place = np.unique(others, axis=0, return_inverse=True)
+    place = place.ravel()
+    of_place = rows[is_control][np.argsort(place[is_control], kind="stable")]
+    ends = np.cumsum(np.bincount(place[is_control], minlength=place.max(initial=-1) + 1))
+    controls = np.split(of_place, ends[:-1])  # groups share the arrays, which may be large
+    perturbed = [of_each[n] for n in np.unique(number[~is_control])]
+    return [Group(same, rows[m]) for m in perturbed if len(same := controls[place[m[0]]])]
 
 
 @torch.no_grad()
