@@ -110,6 +110,11 @@ def test_numbers_of_a_model_that_did_not_keep_them_come_back_but_for_rounding():
 SINGLE = pd.Series(np.float32([0.1, 0.3, 1.0, 0.1]))
 
 
+def test_classes_of_half_precision_can_be_set_up_too():
+    column = SINGLE.astype("float16")
+    assert CategoricalKey.of("c", column, 0.1, None).encode_cells(column, "obs").ravel().tolist() == [0, 1, 2, 0]
+
+
 @pytest.mark.parametrize("column", [SINGLE, SINGLE.astype("category"), SINGLE.astype("Float32")], ids=str)
 def test_classes_of_single_precision_are_the_numbers_that_they_look_like(column):
     key = CategoricalKey.of("c", column, 0.1, None)
