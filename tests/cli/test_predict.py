@@ -250,3 +250,8 @@ def test_a_file_of_conditions_in_another_order_of_cells_is_refused(call, folder,
 def test_cells_are_chosen_by_numbers_of_single_precision(dtype):
     obs = pd.DataFrame({"dose": pd.Series([0.1, 1, 10, 0.1], dtype="float32").astype(dtype)})
     np.testing.assert_array_equal(_rows(obs, {"dose": ["0.1", "1"]}), [0, 1, 3])
+
+
+def test_cells_are_chosen_by_whole_numbers_with_gaps():
+    obs = pd.DataFrame({"dose": pd.array([1, None, 2], dtype="Int64")})
+    np.testing.assert_array_equal(_rows(obs, {"dose": ["2"]}), [2])

@@ -124,6 +124,37 @@ def test_columns_whose_names_no_file_can_hold_are_named_before_any_work(model, c
     assert not list(tmp_path.iterdir())
 
 
+def test_columns_with_names_that_are_no_text_are_kept_in_memory_and_named_before_a_file_is_written(
+    model, control, tmp_path
+):
+    cells, kinds = control.copy(), ["a", None] * (N_CELLS // 2)
+    cells.obs[0], cells.obs[1] = pd.Categorical(kinds), pd.array(kinds, dtype="string")
+
+    found = model.predict_perturbation(cells, **REQUEST).obs
+
+    for name in (0, 1):
+        assert found[name].isna().tolist() == [False, True] * (N_CELLS // 2)
+    with pytest.raises(TypeError, match=r"obs\[0\] has a name of type int.*Rename it"):
+        model.predict_perturbation_to(tmp_path / "cells.h5ad", cells, **REQUEST)
+
+
+def test_columns_of_one_name_are_refused_before_any_work(model, control, tmp_path, monkeypatch):
+    monkeypatch.setattr(CellGenerator, "predictions", lambda *_, **__: pytest.fail("cells were made"))
+    cells = control.copy()
+    cells.obs = pd.concat([cells.obs, pd.DataFrame(1, cells.obs_names, ["day", "day"])], axis=1)
+
+    with pytest.raises(ValueError, match=r"adata_control\.obs has several columns of the name 'day'"):
+        model.predict_perturbation(cells, **REQUEST)
+    with pytest.raises(ValueError, match=r"adata_control\.obs has several columns of the name 'day'"):
+        model.predict_perturbation_to(tmp_path / "cells.h5ad", cells, **REQUEST)
+
+
+def test_the_names_of_cells_may_be_named_like_a_column(model, control, expected, tmp_path):
+    cells = control.copy()
+    cells.obs.index.name = "dose"
+    assert_same(model.predict_perturbation_to(tmp_path / "cells.h5ad", cells, **REQUEST), expected)
+
+
 def test_cells_in_files_can_be_predicted_in_memory_too(model, control, h5ad, expected):
     found = model.predict_perturbation(CellFiles.like(model.registry, h5ad), **REQUEST)
 

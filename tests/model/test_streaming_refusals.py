@@ -158,6 +158,17 @@ def test_files_of_generate_to_alone_are_replaced_on_request(trained, tmp_path):
     assert anndata.read_h5ad(goal).n_obs == REQUEST["n_cells"]
 
 
+def test_a_link_is_followed(trained, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    goal, link = tmp_path / "elsewhere" / "cells.h5ad", tmp_path / "cells.h5ad"
+    link.symlink_to(goal)
+
+    assert trained.generate_to(link, 3, seed=1) == goal
+
+    assert link.is_symlink()
+    assert anndata.read_h5ad(goal).n_obs == 3
+
+
 def test_cells_beside_other_files_are_not_replaced(trained, tmp_path):
     goal = trained.generate_to(tmp_path / "cells.zarr", 3, seed=1)
     (goal / "notes.txt").write_text("mine")

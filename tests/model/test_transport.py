@@ -620,6 +620,20 @@ def test_the_next_step_names_all_keys_that_perturb(dosed):
     assert "predict_perturbation(control_cells, {'drug': ..., 'dose': ...})" in str(dosed)
 
 
+def test_tables_leave_out_keys_named_like_their_columns(make_cells, make_model):
+    cells = make_cells(120)
+    cells.obs = cells.obs.rename(columns={"cell_type": "n_cells", "dose": "reason"})
+    model = make_model(cells, condition_keys=["n_cells", "reason"])
+    model.train_autoencoder(1, **QUICK)
+    model.train_transport(1, control_values={"reason": 1}, **QUICK)
+
+    new = model.predict_perturbation(condition={"reason": 10}, indices=np.flatnonzero(cells.obs["reason"] == 1))
+
+    columns = ["combination", "gene", "change", "lower", "upper"]
+    assert list(new.uns["scgen_diffusion"]["mean_change"]) == columns
+    assert new.uns["scgen_diffusion"]["verdict"]["n_cells"].sum() == len(new)
+
+
 def test_cells_with_the_requested_conditions_give_a_warning(transported):
     treated = np.flatnonzero(transported.adata.obs["dose"] == 10)
 

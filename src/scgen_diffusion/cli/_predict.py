@@ -192,7 +192,7 @@ def _rows(obs: pd.DataFrame, where: Mapping[str, Any]) -> np.ndarray:
         wanted = [
             number_or_text(each) if has_numbers else each for each in (value if isinstance(value, list) else [value])
         ]
-        known = list(labels.unique())
+        known = list(labels.dropna().unique())
         if unknown := [each for each in wanted if each not in known]:
             msg = f"--where: no cell has {unknown[0]!r} in {name!r}. {known_names(unknown[0], known)}"
             raise click.UsageError(msg)

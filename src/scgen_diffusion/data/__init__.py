@@ -20,6 +20,7 @@ from ._cell_files import CellFiles, ComparedFiles, Paths, ReadTables, check_same
 from ._checks import (
     LARGEST_LOG1P,
     are_whole_numbers,
+    check_distinct_columns,
     check_expression,
     check_layer,
     check_natural_logarithms,
@@ -124,6 +125,7 @@ __all__ = [
     "build_mudata",
     "check_cells_writable",
     "check_conditions",
+    "check_distinct_columns",
     "check_expression",
     "check_is_mudata",
     "check_layer",

@@ -56,8 +56,11 @@ def drop_unused_categories(obs: pd.DataFrame) -> pd.DataFrame:
 
     Ordered ones stay: if they differ, anndata cannot join cells.
     """
-    are_unordered = [isinstance(dtype, pd.CategoricalDtype) and not dtype.ordered for dtype in obs.dtypes]
-    return obs.assign(**{name: obs[name].cat.remove_unused_categories() for name in obs.columns[are_unordered]})
+    obs = obs.copy()
+    for name, dtype in obs.dtypes.items():
+        if isinstance(dtype, pd.CategoricalDtype) and not dtype.ordered:
+            obs[name] = obs[name].cat.remove_unused_categories()
+    return obs
 
 
 def as_label(value: Any) -> str:

@@ -238,7 +238,7 @@ class CategoricalKey(ConditionKey):
         """Look up the classes of cells, some of which may have no label."""
         codes = np.full((len(column), 1), float(self.n_values))
         labeled = ~are_unlabeled(column, self.unlabeled_category)
-        codes[labeled] = self.encode(column[labeled].to_numpy(), source)
+        codes[labeled] = self.encode(widen(column[labeled]).to_numpy(), source)
         return codes
 
     def decode(self, codes: np.ndarray) -> pd.Categorical:

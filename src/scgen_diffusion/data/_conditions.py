@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
 from scgen_diffusion._arguments import check_count, known_names
@@ -33,6 +35,7 @@ from ._condition_keys import (
 )
 
 FEWEST_TRAINING_CELLS = 10  # labels and combinations with fewer give a warning
+FEW_DISTANCES = 10**6  # to compute one by one, which takes less time than to prepare a search
 N_NEIGHBOURS = 15  # training cells around numbers, or a row of an array, from which open values are drawn
 
 ConditionRequest: TypeAlias = Mapping[str, Any] | pd.DataFrame | AnnData | MuData | None
@@ -288,7 +291,7 @@ class Conditions:
             One random number in ``[0, 1)`` per cell.
         """
         drawn = codes.copy()
-        for pattern, rows in self._patterns(codes):
+        for pattern, rows in _distinct(self._snapped(codes)):
             if (pattern == OPEN).any():
                 drawn[rows] = self.combinations[self._matching(pattern).draw(codes[rows], uniform[rows])]
         return np.where(codes == OPEN, drawn, codes)
@@ -330,12 +333,19 @@ class Conditions:
             rows = np.flatnonzero(codes[:, columns.start] != OPEN)
             if isinstance(key, ArrayKey) and len(rows):
                 known[rows, columns] = self._by_place(key).nearest(codes[rows])
-        for pattern, rows in self._patterns(codes):
-            matches = self._matching(pattern)
-            if not matches.are_near:
-                found[rows] = True
-            elif (pattern[self._are_arrays] == 0).any():
-                found[rows] = matches.distances(known[rows]) > matches.reach
+        snapped = self._snapped(codes)
+        for classes, members in _distinct(np.where(self._are_numbers & (codes != OPEN), 0, snapped)):
+            rows, numbers, search = self._search(classes)
+            if not len(rows):
+                found[members] = True
+                continue
+            if search is not None:
+                distances, _ = search.query(snapped[np.ix_(members, numbers)], p=np.inf)
+                found[members] = distances > LARGEST_DISTANCE
+            if (classes[self._are_arrays] == 0).any():
+                near = members[~found[members]]
+                for pattern, own in _distinct(snapped[near]):
+                    found[near[own]] = self._matching(pattern).are_far(known[near[own]])
         return found
 
     def count_cells(self, codes: np.ndarray) -> np.ndarray:
@@ -412,15 +422,6 @@ class Conditions:
     def _known_matches(self) -> dict[bytes, _Matches]:
         return {}
 
-    def _patterns(self, codes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the distinct requests among codes ``(n, columns)`` but for their arrays, with their rows."""
-        if not len(codes):
-            return
-        patterns, members = np.unique(self._snapped(codes), axis=0, return_inverse=True)
-        order = np.argsort(members.ravel(), kind="stable")
-        ends = np.cumsum(np.bincount(members.ravel()))
-        yield from zip(patterns, np.split(order, ends[:-1]), strict=True)
-
     def _snapped(self, codes: np.ndarray) -> np.ndarray:
         """Replace numbers in codes ``(n, columns)`` by the nearest ones of the training cells, and arrays by zero."""
         snapped = np.where(self._are_arrays & (codes != OPEN), 0, codes)
@@ -434,46 +435,64 @@ class Conditions:
         """Return the combinations that have a pattern's classes and sets and, of these, the nearest numbers.
 
         If fewer than 15 cells have the nearest numbers, those of the 15 nearest cells that are near count, too. If no
-        cell has the classes and sets, all combinations count, but none is near.
+        cell has the classes and sets, all combinations count.
         """
         name = pattern.tobytes()
         if name not in self._known_matches:
-            rows, are_near = self._rows_like(pattern)
+            rows = self._rows_like(pattern)
             columns = np.flatnonzero((pattern != OPEN) & self._are_arrays)
             shared = name if len(rows) else columns.tobytes()  # large, and the same for all patterns without a match
             if shared not in self._known_matches:
                 rows = rows if len(rows) else np.arange(len(self.combinations))
                 places = self.combinations[rows][:, columns]
-                self._known_matches[shared] = _Matches(
-                    rows, are_near, columns, places, self.n_cells[rows], self._reach(pattern)
-                )
+                self._known_matches[shared] = _Matches(rows, columns, places, self.n_cells[rows], self._reach(pattern))
             self._known_matches[name] = self._known_matches[shared]
         return self._known_matches[name]
 
-    def _rows_like(self, pattern: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Return the combinations that :meth:`_matching` looks for, and whether they are near; empty for none."""
-        given, plain = pattern != OPEN, ~self._are_numbers & ~self._are_arrays
-        if given[plain].all():
-            rows = np.array(self._rows_of_classes.get(tuple(pattern[plain].tolist()), []), dtype=int)
-        else:
-            rows = np.flatnonzero((~given | (self.combinations == pattern))[:, plain].all(1))
-        numbers = np.flatnonzero(given & self._are_numbers)
-        if not len(rows) or not len(numbers):
-            return rows, len(rows) > 0
-        distance = np.abs(self.combinations[np.ix_(rows, numbers)] - pattern[numbers]).max(axis=1)
-        order = np.argsort(distance, kind="stable")
-        are_too_few = np.cumsum(self.n_cells[rows[order]])[:-1] < N_NEIGHBOURS
-        nearest, enough = distance[order[[0, are_too_few.sum()]]]
-        rows = rows[distance <= max(min(enough, LARGEST_DISTANCE), nearest)]
-        return rows, bool(nearest <= LARGEST_DISTANCE)
+    def _rows_like(self, pattern: np.ndarray) -> np.ndarray:
+        """Return the combinations that :meth:`_matching` looks for; empty for none."""
+        rows, numbers, search = self._search(pattern)
+        if search is None:
+            return rows
+        distances, first = search.query(pattern[numbers], np.arange(min(N_NEIGHBOURS, len(rows))) + 1, p=np.inf)
+        are_too_few = np.cumsum(self.n_cells[rows[first]])[:-1] < N_NEIGHBOURS
+        nearest, enough = distances[[0, are_too_few.sum()]]
+        radius = max(min(enough, LARGEST_DISTANCE), nearest)
+        return rows[search.query_ball_point(pattern[numbers], radius, p=np.inf, return_sorted=True)]
+
+    def _search(self, pattern: np.ndarray) -> tuple[np.ndarray, np.ndarray, cKDTree | None]:
+        """Return the combinations that have a pattern's classes and sets, and a search among their given numbers.
+
+        Returns
+        -------
+        tuple
+            The rows of the combinations, the columns of the numbers, and the search; None without rows or numbers.
+        """
+        are_numbers = (pattern != OPEN) & self._are_numbers
+        name = np.where(are_numbers, 0, pattern).tobytes()
+        if name not in self._known_searches:
+            rows, numbers = self._rows_with(pattern), np.flatnonzero(are_numbers)
+            search = cKDTree(self.combinations[np.ix_(rows, numbers)]) if len(rows) and len(numbers) else None
+            self._known_searches[name] = rows, numbers, search
+        return self._known_searches[name]
 
     @cached_property
-    def _rows_of_classes(self) -> dict[tuple[float, ...], list[int]]:
-        """Rows of the combinations by their classes and sets, so that not every request has to look at all."""
-        found: dict[tuple[float, ...], list[int]] = {}
-        for row, classes in enumerate(self.combinations[:, ~self._are_numbers & ~self._are_arrays].tolist()):
-            found.setdefault(tuple(classes), []).append(row)
-        return found
+    def _known_searches(self) -> dict[bytes, tuple[np.ndarray, np.ndarray, cKDTree | None]]:
+        return {}
+
+    def _rows_with(self, pattern: np.ndarray) -> np.ndarray:
+        """Return the combinations that have a pattern's classes and sets; empty for none."""
+        given = (pattern != OPEN) & ~self._are_numbers & ~self._are_arrays
+        name = given.tobytes()
+        if name not in self._known_rows:
+            classes = _distinct(self.combinations[:, given].astype(pattern.dtype))
+            self._known_rows[name] = {values.tobytes(): rows for values, rows in classes}
+        return self._known_rows[name].get(pattern[given].tobytes(), np.zeros(0, dtype=int))
+
+    @cached_property
+    def _known_rows(self) -> dict[bytes, dict[bytes, np.ndarray]]:
+        """Rows of the combinations by the keys that are given, and their classes and sets."""
+        return {}
 
     def _by_place(self, key: ArrayKey) -> _Matches:
         """Return all combinations, by the places of an array."""
@@ -498,8 +517,6 @@ class _Matches:
     ----------
     rows
         Their numbers, ``(n,)``.
-    are_near
-        Whether they have the classes, sets and numbers that were asked for.
     columns
         Columns of the arrays that were asked for.
     places
@@ -513,19 +530,22 @@ class _Matches:
     def __init__(
         self,
         rows: np.ndarray,
-        are_near: bool,
         columns: np.ndarray,
         places: np.ndarray,
         n_cells: np.ndarray,
         reach: float,
     ) -> None:
-        self.are_near, self.columns, self.reach = are_near, columns, reach
+        self.columns, self.reach = columns, reach
         self.places, place = np.unique(places, axis=0, return_inverse=True)
         order = np.argsort(place.ravel(), kind="stable")
         self.rows, self.ends = rows[order], np.cumsum(n_cells[order])
         self.n_cells = np.bincount(place.ravel(), weights=n_cells)
         self.starts = np.cumsum(self.n_cells) - self.n_cells
-        self.search = NearestNeighbors().fit(self.places) if len(self.places) > 1 else None
+
+    @cached_property
+    def search(self) -> NearestNeighbors | None:
+        """Search for the nearest places, if there are several."""
+        return NearestNeighbors().fit(self.places) if len(self.places) > 1 else None
 
     def draw(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Draw a combination for each of some codes ``(m, columns of all keys)``, from those around its place."""
@@ -546,6 +566,14 @@ class _Matches:
         """Return the distances from codes ``(m, columns of all keys)`` to the nearest place, ``(m,)``."""
         return self._neighbours(codes, 1)[0][:, 0]
 
+    def are_far(self, codes: np.ndarray) -> np.ndarray:
+        """Mark the codes ``(m, columns of all keys)`` that no place is near, ``(m,)``."""
+        if len(codes) * len(self.places) <= FEW_DISTANCES:
+            distances = cdist(codes[:, self.columns], self.places).min(1)
+            if not np.isclose(distances, self.reach).any():  # the search may round them otherwise, as those of a grid
+                return distances > self.reach
+        return self.distances(codes) > self.reach
+
     def nearest(self, codes: np.ndarray) -> np.ndarray:
         """Return the nearest place of each of some codes, ``(m, columns)``."""
         return self.places[self._neighbours(codes, 1)[1][:, 0]]
@@ -562,6 +590,16 @@ def _columns_where(by_key: Sequence[ConditionKey], holds: Callable[[ConditionKey
     """Mark the columns of the keys for which a condition holds."""
     marks = [np.full(key.n_columns, holds(key)) for key in by_key]
     return np.concatenate(marks) if marks else np.zeros(0, dtype=bool)
+
+
+def _distinct(codes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the distinct ones of codes ``(n, columns)``, with their rows."""
+    if not len(codes):
+        return
+    patterns, members = np.unique(codes, axis=0, return_inverse=True)
+    order = np.argsort(members.ravel(), kind="stable")
+    ends = np.cumsum(np.bincount(members.ravel()))
+    yield from zip(patterns, np.split(order, ends[:-1]), strict=True)
 
 
 def _thin_out(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -51,7 +51,9 @@ def check_writable(table: pd.DataFrame, owner: str = "obs") -> None:
                 write_elem(root, owner, column.to_frame() if column.dtype == object else column.iloc[:1].to_frame())
             except Exception as error:
                 found, remedy = f"the type {column.dtype}", f"Convert it (`{owner}[{name!r}].astype(str)`)"
-                if "/" in str(name):
+                if not isinstance(name, str):
+                    found, remedy = f"a name of type {type(name).__name__}", "Rename it"
+                elif "/" in name:
                     found, remedy = "a '/' in its name", "Rename it"
                 msg = (
                     f"{owner}[{name!r}] has {found}, which AnnData files cannot store. {remedy} or remove it. ({error})"

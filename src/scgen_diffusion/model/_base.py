@@ -769,7 +769,8 @@ class DiffusionModel(BaseModelClass):
         ----------
         path
             Path of the file: ``.zarr`` (version 3, sharded) or ``.h5ad``; for several modalities ``.h5mu``. Finished
-            shards wait in a hidden folder beside it, which needs about as much space as the file.
+            shards wait in a hidden folder beside it. They are not compressed, and need about five times the space of
+            the file.
         n_cells, condition, guidance_scale, sampler, n_steps, counts, library_size, batch_size, seed
             See :meth:`generate`. Without a seed, a resumed call keeps its first seed. A call whose ``sampler`` is a
             lambda or closure can neither be resumed nor shared by ranks.

@@ -21,6 +21,7 @@ from scgen_diffusion.data import (
     CellFiles,
     GivenCells,
     ValueSummary,
+    check_distinct_columns,
     check_order,
     check_rows,
     check_same_registry,
@@ -108,9 +109,10 @@ class ControlCells:
         """Return their ``obs``; of cells in files only the conditions."""
         if isinstance(self.source, CellFiles):
             return conditions.to_obs(self.own, self.names)
-        return self.source.cells.obs.iloc[self.rows].assign(
-            **{name: c.iloc[self.rows] for name, c in self.categories.items()}
-        )
+        obs = self.source.cells.obs.iloc[self.rows].copy()
+        for name, column in self.categories.items():
+            obs[name] = column.iloc[self.rows]
+        return obs
 
 
 @dataclass(frozen=True)
@@ -278,7 +280,7 @@ class Prediction:
         cells, of_obs = self.cells, ""
         if isinstance(cells.source, GivenCells):  # of files, only the conditions are written
             obs = cells.obs(self.model.conditions)
-            check_writable(obs)
+            check_writable(obs.rename_axis(None))  # the file has other names of cells
             columns = (pd.util.hash_pandas_object(column, index=False).to_numpy() for _, column in obs.items())
             of_obs = digest_of(list(obs), *columns)
         of_cells = digest_of(cells.source.digest, cells.rows, cells.own, of_obs)
@@ -331,9 +333,10 @@ class Prediction:
             **columns,
         }
         verdict = self.provenance["verdict"].copy()
-        given = [key for key in self.model.conditions.keys if key in verdict and key not in table]
+        end = verdict.columns.get_loc("n_cells")
+        given = [key for key in verdict.columns[1:end] if key not in table]
         table |= {key: verdict[key].array.take(number) for key in given}
-        verdict.insert(verdict.columns.get_loc("n_cells") + 1, "strength", self.groups.strengths(sums.values))
+        verdict.insert(end + 1, "strength", self.groups.strengths(sums.values))
         return {"verdict": verdict, "mean_change": drop_unused_categories(pd.DataFrame(table))}
 
     def assemble(self, rows: range, x: Rows, assemble: Callable[..., Any], **effects: pd.DataFrame) -> Any:
@@ -375,6 +378,7 @@ def control_cells(
             raise ValueError(msg)
     else:
         given = model._given(adata, "adata_control")
+        check_distinct_columns(given.obs.columns, "adata_control.obs")
         rows = check_rows(indices, given.n_obs)
         _check_each_once(rows)
         in_memory = model._to_read(given, rows, with_labels=True)
