@@ -53,6 +53,16 @@ def test_counts_come_back_from_every_architecture(make_trained, cls, options, sa
     assert (other.X != same.X).nnz > 0
 
 
+def test_single_counts_of_cells_deeper_than_training_cells_come_back(make_trained):
+    model = make_trained(cls=SCRDIT, **SPIKE_AND_SLAB)
+    deep = model.adata.copy()
+    deep.X[:, 0], deep.X[:, 1] = 1, 20 * deep.X.sum(1).max()  # far below the smallest logarithm of training
+
+    cells = model.predict_perturbation(deep, counts=True, n_steps=3, seed=0)
+
+    np.testing.assert_array_equal(cells.X.toarray(), deep.X)
+
+
 def test_zeros_may_become_values_and_values_zeros(trained_gene_space):
     before = trained_gene_space.adata.X == 0
 

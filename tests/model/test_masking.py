@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from scgen_diffusion import interpret
-from scgen_diffusion.diffusion import Guidance, UnmaskingSampler
+from scgen_diffusion.diffusion import Guidance, Joint, ResolvedGuidance, UnmaskingSampler, with_masked
 from scgen_diffusion.model import SCRDIT, WBDIT
+from scgen_diffusion.module import GeneSpaceModule
 from scgen_diffusion.train import DIFFUSION_RECIPES
 
 SIZES = {"patch_size": 5, "width": 8, "n_layers": 1, "n_heads": 2, "unet_width": 4, "n_global_tokens": 1}
@@ -81,6 +82,29 @@ def test_conditions_and_guidance_change_cells(model):
     assert (dense(guided) != plain).any()
     unconditional = [dense(model.generate(100, r, guidance_scale=0, **options)) for r in (request, {"dose": 1})]
     np.testing.assert_array_equal(*unconditional)
+
+
+def test_totals_that_a_condition_never_has_look_like_its_usual_ones(make_cells, quick):
+    adata = make_cells()
+    is_nk = np.asarray(adata.obs["cell_type"] == "NK")
+    adata.X[is_nk] *= 10  # so that a total tells the type
+    module = build(make_cells, adata=adata)
+    module.train(2, **quick)
+    module = train(module, quick, epochs=1).module
+    condition = module.condition_tensor(np.zeros((6, 2), int))
+    low, high = module.library_size.usual_range(condition)
+    guidance = ResolvedGuidance.of(Joint(), [1.0, 1.0])
+    predict = module.denoiser(condition, guidance).predict
+    plain = GeneSpaceModule.denoiser(module, condition, guidance).predict
+
+    def masked(totals):
+        return with_masked(torch.zeros(6, module.n_input), totals)
+
+    between, t = (low * high).sqrt().round(), torch.tensor(0.1)
+    torch.testing.assert_close(predict(masked(between), t), plain(masked(between), t))
+    for unusual, usual in [(high * 10, high), (low / 10, low)]:
+        torch.testing.assert_close(predict(masked(unusual), t), plain(masked(usual), t))
+        assert not torch.allclose(predict(masked(unusual), t), plain(masked(unusual), t))
 
 
 def test_a_sampling_path_shows_molecules_being_unmasked(model):

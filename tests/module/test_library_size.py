@@ -143,6 +143,24 @@ def test_a_class_that_never_occurs_changes_nothing(fitted):
     assert torch.equal(draw(fitted, "empirical", [0, 7]), draw(fitted, "empirical", [0, ANY]))
 
 
+def test_totals_of_later_modalities_follow_given_ones():
+    torch.manual_seed(0)
+    model = MultimodalLibrarySize(2, (3,), 6)
+    for part in model.parts:
+        part.set_groups(torch.tensor([[ANY]]), means=torch.tensor([6.0]), stds=torch.tensor([0.5]))
+    z, condition, uniform = torch.randn(50, 2, 3), torch.zeros(50, 1, dtype=torch.long), torch.rand(50, 2)
+    drawn = model.draw("latent", condition, z, uniform)
+
+    def with_first(totals):
+        given = torch.stack([totals, torch.full_like(totals, torch.nan)], dim=1)
+        return model.draw("latent", condition, z, uniform, given)
+
+    torch.testing.assert_close(with_first(drawn[:, 0]), drawn)
+    more = with_first(10 * drawn[:, 0])
+    torch.testing.assert_close(more[:, 0], 10 * drawn[:, 0])
+    assert (more[:, 1] != drawn[:, 1]).float().mean() > 0.9
+
+
 def test_draws_are_whole_numbers_of_at_least_one():
     model = LibrarySizeModel((), 6)
     model.fit(torch.tensor([0.0, 0.1, 0.7]), torch.zeros(3, 0, dtype=torch.long))

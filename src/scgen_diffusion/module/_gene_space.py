@@ -131,21 +131,23 @@ class GeneSpaceModule(ConditionedModule):
         """Turn expression ``(cells, genes)`` into diffusion data."""
         return self.encode(log_profile(x, self.input_values))
 
-    def decode(self, values: Tensor) -> Tensor:
+    def decode(self, values: Tensor, smallest: Tensor | None = None) -> Tensor:
         """Turn generated values ``(cells, genes)`` into profiles, with exact zeros if the architecture clamps.
 
-        With zero negation, values below 0 become zero. Without it, values below half of the smallest training value do.
+        With zero negation, values below 0 become zero. Without it, values below half of the smallest training value do,
+        or below half of ``smallest``, which is broadcastable.
         """
         profile = self.expected_profiles(values)
-        return self.cut_zeros(profile) if self.architecture.clamp else profile
+        return self.cut_zeros(profile, smallest) if self.architecture.clamp else profile
 
     def expected_profiles(self, values: Tensor) -> Tensor:
         """Turn estimated values ``(cells, genes)`` into profiles, without cutting zeros."""
         return values * self.scale + self.shift
 
-    def cut_zeros(self, profile: Tensor) -> Tensor:
+    def cut_zeros(self, profile: Tensor, smallest: Tensor | None = None) -> Tensor:
         """Make small values of profiles ``(cells, genes)`` exact zeros."""
-        cut = self.smallest_value / 2 if self.architecture.zero_value is None else 0.0
+        smallest = self.smallest_value if smallest is None else smallest
+        cut = smallest / 2 if self.architecture.zero_value is None else 0.0
         return torch.where(profile <= cut, 0.0, profile)  # NaN stays, to be detected later
 
     def negate_zeros(self, profile: Tensor) -> Tensor:
@@ -316,10 +318,13 @@ class GeneSpaceModule(ConditionedModule):
         n_wanted: int,
     ) -> Tensor:
         """Predict the profiles or counts of cells ``x (block, genes)`` under new conditions, ``(n_wanted, genes)``."""
-        profile = self.decode(move(self.inference(x)["data"]))
+        given = self.inference(x)
+        of_cells = given["profile"].masked_fill(given["profile"] <= 0, torch.inf).amin(1, keepdim=True)
+        smallest = torch.minimum(self.smallest_value, of_cells)  # single counts of deep cells are smaller
+        profile = self.decode(move(given["data"]), smallest)
         if output == "log1p":
             return profile[:n_wanted]
-        profile = self.cut_zeros(profile)
+        profile = self.cut_zeros(profile, smallest)
         return to_counts(profile, draw_totals(library_features(profile)))[:n_wanted]
 
     def profiles_of(self, states: Tensor, condition: Tensor | None = None) -> Tensor:

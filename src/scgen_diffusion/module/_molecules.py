@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from scgen_diffusion.diffusion import Generators, Inversion, ResolvedGuidance, Sampler
+    from scgen_diffusion.diffusion import Denoiser, Generators, Inversion, ResolvedGuidance, Sampler
 
     from ._gene_space_architecture import GeneSpaceArchitecture
     from ._library_size import LibrarySizeKind
@@ -92,6 +93,24 @@ class MoleculeModule(GeneSpaceModule):
         if training:
             drawn["shown"] = torch.rand(x.shape, generator=generator, device=x.device) >= HIDDEN_GENES
         return drawn
+
+    def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:
+        """Return the denoiser for ``condition (cells, columns)`` and guidance.
+
+        Totals that the condition hardly has look to the network like the nearest that it has. Otherwise it would
+        believe the total, and make cells of another condition.
+        """
+        denoiser = super().denoiser(condition, guidance)
+        if not self.library_size.is_fitted:
+            return denoiser
+        low, high = self.library_size.usual_range(self.shown_conditions(condition, guidance))
+
+        def field(x_t: Tensor, t: Tensor) -> Tensor:
+            seen = x_t[:, :-1]
+            masked = x_t.sum(1).clamp(low, high) - seen.sum(1)  # may be negative: only the sum counts
+            return denoiser.field(torch.cat([seen, masked[:, None]], dim=1), t)
+
+        return replace(denoiser, field=field)
 
     def initial_states(self, condition: Tensor, generators: Generators) -> Tensor:
         """Return cells with all molecules masked, with totals of the default distribution, ``(cells, genes + 1)``."""

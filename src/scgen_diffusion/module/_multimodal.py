@@ -222,9 +222,9 @@ class MultimodalModule(SCLDMModule):
         """Draw total counts ``(cells, modalities)``; given totals stay, except NaN."""
         if isinstance(library_size, str):
             return super().draw_totals(library_size, condition, features, generators)
-        drawn = super().draw_totals(self.architecture.library_size, condition, features, generators)
-        given = torch.from_numpy(library_size).to(features.device)
-        return torch.where(given.isnan(), drawn, given)
+        kind, uniform = self.architecture.library_size, generators.uniform(*self.library_size.shape)
+        given = torch.from_numpy(library_size).to(uniform)
+        return self.library_size.draw(kind, condition, features, uniform, given)
 
     def decoding_totals(self, x: Tensor, z: Tensor, generators: Generators | None) -> Tensor:
         """Return the totals for decoding latents ``z`` of cells ``x``; totals of missing modalities are predicted.

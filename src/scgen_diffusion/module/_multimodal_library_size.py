@@ -58,13 +58,20 @@ class MultimodalLibrarySize(nn.Module):
         for part, totals in zip(self.parts, drawn.unbind(1), strict=True):
             part.fit_predicted(totals[~totals.isnan()], condition[~totals.isnan()])
 
-    def draw(self, kind: LibrarySizeKind, condition: Tensor, z: Tensor, uniform: Tensor) -> Tensor:
-        """Draw totals ``(n, modalities)`` from ``uniform (n, modalities)``; see :meth:`LibrarySizeModel.draw`."""
-        log_totals = uniform.new_zeros(len(z), 0)
-        for part, level in zip(self.parts, uniform.unbind(1), strict=True):
-            drawn = part.draw(kind, condition, self._features(z, log_totals), level)
-            log_totals = torch.cat([log_totals, drawn.log()[:, None]], dim=1)
-        return log_totals.exp().round()
+    def draw(
+        self, kind: LibrarySizeKind, condition: Tensor, z: Tensor, uniform: Tensor, given: Tensor | None = None
+    ) -> Tensor:
+        """Draw totals ``(n, modalities)`` from ``uniform (n, modalities)``; see :meth:`LibrarySizeModel.draw`.
+
+        Totals that are ``given (n, modalities)`` stay, except NaN, and those of later modalities follow them.
+        """
+        totals = uniform.new_zeros(len(z), 0)
+        for number, (part, level) in enumerate(zip(self.parts, uniform.unbind(1), strict=True)):
+            total = part.draw(kind, condition, self._features(z, totals.clamp(min=1).log()), level)
+            if given is not None:
+                total = torch.where(given[:, number].isnan(), total, given[:, number])
+            totals = torch.cat([totals, total[:, None]], dim=1)
+        return totals
 
     def predict(self, z: Tensor, log_totals: Tensor) -> tuple[Tensor, Tensor]:
         """Predict mean and deviation of each log total from latents and earlier totals, ``(n, modalities)``."""
