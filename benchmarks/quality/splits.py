@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: What the set was used for, in the words of the tables.
 CHOSEN_ON = "some defaults were chosen on it"
 UNSEEN = "defaults were not chosen on it"
-HELD_BACK = "held back: no default was chosen on it"
+HELD_BACK = "held back: judged after defaults had been chosen"
 
 
 @dataclass(frozen=True)
