@@ -236,7 +236,7 @@ def test_long_names_of_cases_and_metrics_leave_the_panels_their_room(table):
     assert min(widths[0]) > 0.8 * min(widths[1])
     titles = [ax.title.get_window_extent() for ax in axes]
     assert not any(one.overlaps(other) for one, other in pairwise(titles))
-    assert "mean_change_correlation\ntop_100" in "".join(ax.get_title() for ax in axes)
+    assert "mean_change_correlation_\ntop_100" in "".join(ax.get_title() for ax in axes)
 
 
 def test_cases_are_named_by_the_columns_that_differ(table):

@@ -312,9 +312,11 @@ def test_lines_of_a_hue_have_colours_of_their_own():
     assert texts == ["euler", "heun", "floor: real\nagainst real cells"]
 
 
+@pytest.mark.parametrize("shift", [0, 100])
 @pytest.mark.parametrize(("floors", "colors"), [((0.9, 0.55), COLORS[:2]), ((0.9, 0.9), [FLOOR["color"]])])
-def test_lines_of_other_data_have_floors_of_their_own(floors, colors):
+def test_lines_of_other_data_have_floors_of_their_own(floors, colors, shift):
     table = pd.concat([make_curve(floor=floor).assign(data=name) for name, floor in zip("ab", floors, strict=True)])
+    table.loc[(table["data"] == "b").to_numpy(), "guidance_scale"] += shift
     (ax,) = sgd.pl.quality_curve(table, x="guidance_scale", hue="data", show=False)
 
     dashed = [line for line in ax.lines if line.get_linestyle() == "--"]

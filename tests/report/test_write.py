@@ -258,7 +258,6 @@ def test_several_label_columns_are_joined_and_the_cells_stay_as_they_are(tmp_pat
         assert (set(adata.uns), set(adata.obsm)) == (uns, obsm)
 
 
-@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.usefixtures("without_rendering")
 def test_cells_may_be_views_of_files(tmp_path):
     cells(1).write_h5ad(tmp_path / "real.h5ad")
@@ -268,6 +267,7 @@ def test_cells_may_be_views_of_files(tmp_path):
     assert "100 synthetic cells, 100 real cells held out" in page
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_failed_report_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")

@@ -256,7 +256,7 @@ def test_a_stage_of_another_seed_is_refused_although_all_cells_are_trained_on(tr
     all_cells = {"max_epochs": ONE_EPOCH, "train_size": 1.0}
     train(tmp_path, **all_cells)
 
-    with pytest.raises(ValueError, match=r"`scvi\.settings\.seed` of 0, not 7 \(None resumes any\); use the same"):
+    with pytest.raises(ValueError, match=r"other random numbers than those of `scvi\.settings\.seed` 7\. Set"):
         train(tmp_path, seed=7, **all_cells)
     assert train(tmp_path, seed=None, **all_cells).is_trained_
 

@@ -84,7 +84,7 @@ def check_layer(adata: AnnData, layer: str | None, owner: str = "adata") -> str:
     return f"{owner}.layers[{layer!r}]"
 
 
-def indexable(cells: AnnData) -> AnnData:
+def make_indexable(cells: AnnData) -> AnnData:
     """Return the cells, in memory if they are a view of a file: anndata makes no view of such a view."""
     return cells.to_memory() if cells.isbacked and cells.is_view else cells
 

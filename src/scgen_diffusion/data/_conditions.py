@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
@@ -340,8 +340,9 @@ class Conditions:
                 found[members] = True
                 continue
             if search is not None:
-                distances, _ = search.query(snapped[np.ix_(members, numbers)], p=np.inf)
-                found[members] = distances > LARGEST_DISTANCE
+                asked, place = np.unique(snapped[np.ix_(members, numbers)], axis=0, return_inverse=True)
+                distances, _ = search.query(asked, p=np.inf)
+                found[members] = (distances > LARGEST_DISTANCE)[place.ravel()]
             if (classes[self._are_arrays] == 0).any():
                 near = members[~found[members]]
                 for pattern, own in _distinct(snapped[near]):
@@ -460,7 +461,7 @@ class Conditions:
         radius = max(min(enough, LARGEST_DISTANCE), nearest)
         return rows[search.query_ball_point(pattern[numbers], radius, p=np.inf, return_sorted=True)]
 
-    def _search(self, pattern: np.ndarray) -> tuple[np.ndarray, np.ndarray, cKDTree | None]:
+    def _search(self, pattern: np.ndarray) -> tuple[np.ndarray, np.ndarray, KDTree | None]:
         """Return the combinations that have a pattern's classes and sets, and a search among their given numbers.
 
         Returns
@@ -472,12 +473,12 @@ class Conditions:
         name = np.where(are_numbers, 0, pattern).tobytes()
         if name not in self._known_searches:
             rows, numbers = self._rows_with(pattern), np.flatnonzero(are_numbers)
-            search = cKDTree(self.combinations[np.ix_(rows, numbers)]) if len(rows) and len(numbers) else None
+            search = KDTree(self.combinations[np.ix_(rows, numbers)]) if len(rows) and len(numbers) else None
             self._known_searches[name] = rows, numbers, search
         return self._known_searches[name]
 
     @cached_property
-    def _known_searches(self) -> dict[bytes, tuple[np.ndarray, np.ndarray, cKDTree | None]]:
+    def _known_searches(self) -> dict[bytes, tuple[np.ndarray, np.ndarray, KDTree | None]]:
         return {}
 
     def _rows_with(self, pattern: np.ndarray) -> np.ndarray:
@@ -570,7 +571,7 @@ class _Matches:
         """Mark the codes ``(m, columns of all keys)`` that no place is near, ``(m,)``."""
         if len(codes) * len(self.places) <= FEW_DISTANCES:
             distances = cdist(codes[:, self.columns], self.places).min(1)
-            if not np.isclose(distances, self.reach).any():  # the search may round them otherwise, as those of a grid
+            if not np.isclose(distances, self.reach).any():  # else rounding decides, which differs between searches
                 return distances > self.reach
         return self.distances(codes) > self.reach
 

@@ -65,7 +65,8 @@ def check_writable(table: pd.DataFrame, owner: str = "obs") -> None:
 def check_cells_writable(cells: AnnData | MuData) -> None:
     """Raise TypeError for columns of ``obs`` and ``var``, of all modalities too, that anndata cannot write."""
     for part in (cells, *getattr(cells, "mod", {}).values()):
-        as_written = AnnData(obs=part.obs.copy(), var=part.var.copy())
+        var = part.var.set_axis([str(number) for number in range(len(part.var))])  # modalities may share names
+        as_written = AnnData(obs=part.obs.copy(), var=var)
         as_written.strings_to_categoricals()  # as anndata does before it writes a file
         check_writable(as_written.obs)
         check_writable(as_written.var, "var")

@@ -20,10 +20,10 @@ from scgen_diffusion.data import (
     CellFiles,
     are_whole_numbers,
     as_labels,
-    indexable,
     join_labels,
     layer_names,
     layer_of,
+    make_indexable,
     obs_column,
     read_columns,
 )
@@ -164,7 +164,7 @@ def align_genes(synthetic: AnnData, genes: pd.Index, *, name: str = "synthetic")
     check_genes(synthetic.var_names, genes, name)
     if synthetic.var_names.equals(genes):
         return synthetic
-    return indexable(synthetic)[:, genes]
+    return make_indexable(synthetic)[:, genes]
 
 
 def check_genes(found: pd.Index, genes: pd.Index, name: str) -> None:

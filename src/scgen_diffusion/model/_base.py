@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -571,7 +572,7 @@ class DiffusionModel(BaseModelClass):
                 options |= {"max_epochs": job.n_epochs, "checkpoint_dir": folder, "deadline": deadline}
                 options["must_beat_former"] = not job.is_new and job.name not in self.cut_short_
                 train_stage = getattr(self, f"_train_{job.name}")
-                with restored_if(self, has_diverged):
+                with restored_if(self, has_diverged) if results else nullcontext():  # else the copy above serves
                     results.append(train_stage(job.recipe, partial(run_plan, self, first_step, **options), **of_stage))
                 record_end(self, job, results[-1])
                 if results[-1].stopped_by:

@@ -318,8 +318,8 @@ def check_rank(rank: int, n_ranks: int) -> None:
 
 def check_goal(path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFIXES) -> Path:
     """Return the path, or raise if no file of cells can be written there."""
-    goal = Path(path)
-    goal = goal.resolve() if goal.is_symlink() else goal  # renaming a file to a link would replace the link
+    goal = Path(path).expanduser()
+    goal = goal.resolve() if goal.is_symlink() else goal  # renaming a file onto a link would replace the link
     if goal.suffix not in suffixes:
         msg = f"`path` must end in {' or '.join(suffixes)}, but found {str(goal)!r}."
         raise ValueError(msg)

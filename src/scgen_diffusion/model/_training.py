@@ -268,7 +268,8 @@ def make_checkpoint_folder(checkpoint_dir: str | os.PathLike[str]) -> Path:
         with explain_failed_write("Making `checkpoint_dir`", folder.parent):
             folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        msg = f"`checkpoint_dir` must be a folder, but {error.filename} is, or is in, a file."
+        found = next((place for place in (folder, *folder.parents) if place.is_file()), folder)
+        msg = f"`checkpoint_dir` must be a folder, but {found} is a file."
         raise NotADirectoryError(msg) from error
     return folder
 

@@ -106,9 +106,9 @@ class MoleculeModule(GeneSpaceModule):
         low, high = self.library_size.usual_range(self.shown_conditions(condition, guidance))
 
         def field(x_t: Tensor, t: Tensor) -> Tensor:
-            seen = x_t[:, :-1]
-            masked = x_t.sum(1).clamp(low, high) - seen.sum(1)  # may be negative: only the sum counts
-            return denoiser.field(torch.cat([seen, masked[:, None]], dim=1), t)
+            total = x_t.sum(1)
+            masked = x_t[:, -1] + total.clamp(low, high) - total  # may be negative: the network reads only the sum
+            return denoiser.field(torch.cat([x_t[:, :-1], masked[:, None]], dim=1), t)
 
         return replace(denoiser, field=field)
 

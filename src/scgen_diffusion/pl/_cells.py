@@ -15,7 +15,7 @@ from matplotlib.pyplot import get_cmap
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from scgen_diffusion._arguments import check_count, known_names
-from scgen_diffusion.data import NO_LABEL, as_labels, indexable, obs_column
+from scgen_diffusion.data import NO_LABEL, as_labels, make_indexable, obs_column
 from scgen_diffusion.metrics import Expression, align_genes, expression_of
 
 from ._figures import scanpy_colors
@@ -69,7 +69,7 @@ def subsample(cells: AnnData, name: str, max_cells: int, seed: int, groupby: str
     check_is_anndata(cells, name)
     if cells.n_obs <= max_cells:
         return cells
-    cells = indexable(cells)
+    cells = make_indexable(cells)
     rng = np.random.default_rng(seed)
     if groupby is None:
         return cells[np.sort(rng.choice(cells.n_obs, max_cells, replace=False))]

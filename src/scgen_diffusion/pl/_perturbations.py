@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from scgen_diffusion._arguments import as_list, check_count, known_names
-from scgen_diffusion.data import NO_LABEL, indexable, join_labels
+from scgen_diffusion.data import NO_LABEL, join_labels, make_indexable
 from scgen_diffusion.metrics import correlation, gene_changes
 
 from ._cells import check_is_anndata, label_order, labels_of
@@ -49,7 +49,7 @@ FIGURES = ("n_cells", "strength", "verdict", "reason")  # columns of verdicts th
 MOST_NAMED = 60  # perturbations or groups
 MOST_CASES = 200  # rows of a figure, which is then 7 feet high
 LETTER, NAME_LETTER = 0.08, 0.066  # inches, of labels and of names of genes
-TITLE_LENGTH = 24  # letters above which a title gets a second line
+TITLE_LENGTH = 26  # letters, and gaps after underscores, above which a title gets a second line
 TOP_COLOR = COLORS[1]  # for the genes that change most
 MARGIN = 0.06  # around the points, as a share of the range
 NAME_SHARES = (0.25, 0.6)  # least and largest share of the axis for the column of names
@@ -133,7 +133,7 @@ def mean_change(
         check_is_anndata(cells, name)
     sets_of_panels = {"": sets}
     if groupby is not None:
-        sets = {name: indexable(cells) for name, cells in sets.items()}
+        sets = {name: make_indexable(cells) for name, cells in sets.items()}
         labels = {name: labels_of(cells, groupby, name) for name, cells in sets.items()}
         known = label_order(real, groupby, labels["real"][labels["real"] != NO_LABEL])
         groups = choose("groups", groups, known)
@@ -413,7 +413,7 @@ def perturbation_scores(
                     ax.scatter(values, np.full(len(values), place + offset), s=7, color=color, alpha=0.5, linewidths=0)
                 if len(values):
                     ax.scatter(values.mean(), place + offset, s=30, color=color, marker=marker, linewidths=0, zorder=3)
-        title = fill(metric.replace("_", " "), TITLE_LENGTH).replace(" ", "_")
+        title = fill(metric.replace("_", "_ "), TITLE_LENGTH).replace("_ ", "_")
         ax.set_title(f"{title} {SIGNS[table['better'][is_metric].iloc[0]]}", fontsize="small")
         ax.set_yticks(range(len(cases)), cases)
         ax.set_ylim(len(cases) - 0.5, -0.5)  # the first case at the top

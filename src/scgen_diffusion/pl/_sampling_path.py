@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from matplotlib.colors import to_rgba_array
 
 from scgen_diffusion._arguments import is_whole_number
-from scgen_diffusion.data import indexable, obs_column
+from scgen_diffusion.data import make_indexable, obs_column
 from scgen_diffusion.metrics import ComparisonSpace, Expression, expression_of
 
 from ._cells import holds_numbers, label_colors, label_order, labels_of, number_scale, numbers_of, subsample
@@ -132,7 +132,7 @@ def project_frames(
             msg = f"`reference` lacks {len(missing)} of the {path.n_vars} genes of `path`, such as {list(missing[:3])}."
             raise ValueError(msg)
         real = subsample(reference, "reference", MAX_REFERENCE_CELLS, 0)
-        real = indexable(real)[:, path.var_names]
+        real = make_indexable(real)[:, path.var_names]
         # Normalise counts over the genes of the path, as models do. Logarithms were normalised over all genes.
         expression = expression_of(real, layer=layer, name="reference")
         if expression.library_sizes is None:
@@ -169,10 +169,11 @@ def colors_of(
         return scale.to_rgba(numbers), {}, scale
     labels = labels_of(cells, color, "path")
     owner = cells if reference is None or color not in reference.obs else reference
-    order = known = label_order(owner, color, labels)
+    order = label_order(owner, color, labels)
+    colored = order
     if owner is reference and palette is None:  # colours as in an embedding of the reference
-        known = label_order(owner, color, labels, labels_of(owner, color, "reference"))
-    found = label_colors(owner, color, known, palette)
+        colored = label_order(owner, color, labels, labels_of(owner, color, "reference"))
+    found = label_colors(owner, color, colored, palette)
     legend = {label: found[label] for label in order}
     return to_rgba_array([legend[label] for label in labels]), legend, None
 

@@ -266,13 +266,14 @@ def quality_curve(
         floors = pd.DataFrame(
             {name: rows[rows["metric"] == metric].groupby(x)["floor"].mean() for name, rows in lines.items()}
         )
-        if (floors.max(axis=1) - floors.min(axis=1) > 1e-9).any():
-            looks = [
+        filled = floors.sort_index().ffill().bfill()  # lines may share no `x`
+        if (filled.max(axis=1) - filled.min(axis=1) > 1e-9).any():
+            floor_lines = [
                 (floors[name].dropna(), FLOOR | {"color": color}) for name, color in zip(lines, COLORS, strict=False)
             ]
         else:
-            looks = [(floors.mean(axis=1).dropna(), FLOOR)]
-        for floor, look in looks:
+            floor_lines = [(floors.mean(axis=1).dropna(), FLOOR)]
+        for floor, look in floor_lines:
             if len(floor) == 1:
                 ax.axhline(floor.iloc[0], **look)
             else:

@@ -217,7 +217,7 @@ MIN_STRUCTURE = 0.10
 #: A group whose share is below this part of the real one is missing.
 MISSING = 0.25
 #: With fewer synthetic cells of a group to expect, there may be none by chance.
-EXPECTED = 5
+FEWEST_EXPECTED = 5
 #: Of held-out cells that are training cells, count by count.
 MANY_COPIES = 0.5
 #: Metrics that even perfect cells fail if their labels have other shares: they pool the labels of each side, which
@@ -314,7 +314,7 @@ def _missing_groups(rows: Rows, shares_of: Mapping[str, tuple[float, float]], n_
         if group not in shares_of:
             return group in have_other_shares
         real, synthetic = shares_of[group]
-        return synthetic < MISSING * real and n_cells * real > EXPECTED
+        return synthetic < MISSING * real and n_cells * real > FEWEST_EXPECTED
 
     if not compared or not groups_of(rows) or ("group_share_difference", ALL) not in rows:
         return []

@@ -20,7 +20,7 @@ from scgen_diffusion import pl
 from scgen_diffusion._arguments import as_list, list_first
 from scgen_diffusion._files import write_atomically
 from scgen_diffusion._version import VERSION
-from scgen_diffusion.data import JOIN, PROVENANCE_KEY, CellFiles, indexable, join_labels, obs_column
+from scgen_diffusion.data import JOIN, PROVENANCE_KEY, CellFiles, join_labels, make_indexable, obs_column
 from scgen_diffusion.metrics import DESCRIPTIONS, MIN_CELLS_PER_GROUP, evaluate, expression_of
 
 from ._verdict import verdict
@@ -237,7 +237,7 @@ def _as_text(value: Any) -> str:
 
 def _for_plots(cells: AnnData, keys: Sequence[str], max_cells: int, rng: np.random.Generator) -> AnnData:
     """Return some of the cells, several labels joined to one."""
-    cells = indexable(cells)[np.sort(rng.permutation(cells.n_obs)[:max_cells])]
+    cells = make_indexable(cells)[np.sort(rng.permutation(cells.n_obs)[:max_cells])]
     cells = cells.to_memory() if cells.isbacked else cells.copy()
     if len(keys) > 1:
         cells.obs[JOIN.join(keys)] = pd.Categorical(join_labels(cells.obs, keys))

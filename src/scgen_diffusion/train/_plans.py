@@ -449,8 +449,12 @@ class StagePlan(pl.LightningModule):
             if before.get(name) != options[name]
         ]
         if settings.seed is not None and checkpoint["seed"] != self.seed:
-            seed = checkpoint["seed"] - self.seed + settings.seed  # stages add their own numbers
-            differing.append(f"`scvi.settings.seed` of {seed}, not {settings.seed} (None resumes any)")
+            msg = (
+                f"The checkpoint of the {self.name} was made with other random numbers than those of "
+                f"`scvi.settings.seed` {settings.seed}. Set `scvi.settings.seed = None` to resume it, or use another "
+                "`checkpoint_dir`."
+            )
+            raise ValueError(msg)
         if differing:
             msg = (
                 f"The checkpoint of the {self.name} was made with {', '.join(differing)}; use the same options, or "
