@@ -92,7 +92,7 @@ def test_totals_that_a_condition_never_has_look_like_its_usual_ones(make_cells, 
     module.train(2, **quick)
     module = train(module, quick, epochs=1).module
     condition = module.condition_tensor(np.zeros((6, 2), int))
-    low, high = module.library_size.usual_range(condition)
+    least, low, high, largest = module.library_size.bounds(condition)
     guidance = ResolvedGuidance.of(Joint(), [1.0, 1.0])
     predict = module.denoiser(condition, guidance).predict
     plain = GeneSpaceModule.denoiser(module, condition, guidance).predict
@@ -100,9 +100,10 @@ def test_totals_that_a_condition_never_has_look_like_its_usual_ones(make_cells, 
     def masked(totals):
         return with_masked(torch.zeros(6, module.n_input), totals)
 
-    between, t = (low * high).sqrt().round(), torch.tensor(0.1)
-    torch.testing.assert_close(predict(masked(between), t), plain(masked(between), t))
-    for unusual, usual in [(high * 10, high), (low / 10, low)]:
+    t = torch.tensor(0.1)
+    for known in (least, low, high, largest):
+        assert torch.equal(predict(masked(known), t), plain(masked(known), t))
+    for unusual, usual in [(largest * 3, high), ((least / 3).round(), low)]:
         torch.testing.assert_close(predict(masked(unusual), t), plain(masked(usual), t))
         assert not torch.allclose(predict(masked(unusual), t), plain(masked(unusual), t))
 

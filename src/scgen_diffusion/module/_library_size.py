@@ -22,7 +22,7 @@ LibrarySizeKind = Literal["empirical", "normal", "latent"]
 LIBRARY_SIZE_KINDS: tuple[str, ...] = get_args(LibrarySizeKind)
 N_QUANTILES = 257
 AT_ONCE = 1024  # rows that are compared with all groups
-USUAL_LEVELS = (0.025, 0.975)  # of the totals of a condition
+BOUNDS = (0.0, 0.025, 0.975, 1.0)  # levels of a condition's totals
 MARGIN = 1.4  # of log totals beyond the observed ones, a factor of four
 TABLES = ("codes", "quantiles", "means", "stds")  # one row per group
 
@@ -160,11 +160,10 @@ class LibrarySizeModel(nn.Module):
             log_total = _interpolate(self._look_up(self.quantiles, condition), levels)
         return log_total.exp().round().clamp(min=1)
 
-    def usual_range(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Return between which totals ``(n,)`` most cells with the conditions ``(n, columns)`` lie."""
+    def bounds(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """Return the least, a low, a high and the largest total ``(n,)`` of cells with conditions ``(n, columns)``."""
         table = self._look_up(self.quantiles, condition)
-        low, high = (_interpolate(table, table.new_full((len(table),), level)).exp() for level in USUAL_LEVELS)
-        return low, high
+        return tuple(_interpolate(table, table.new_full((len(table),), level)).exp().round() for level in BOUNDS)
 
     def _level(self, condition: Tensor, z: Tensor, noise: Tensor) -> Tensor:
         """Return the level of each latent's draw among the draws of its group, ``(n,)``."""

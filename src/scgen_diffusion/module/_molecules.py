@@ -97,17 +97,18 @@ class MoleculeModule(GeneSpaceModule):
     def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:
         """Return the denoiser for ``condition (cells, columns)`` and guidance.
 
-        Totals that the condition hardly has look to the network like the nearest that it has. Otherwise it would
-        believe the total, and make cells of another condition.
+        Totals that no training cell of the condition has look to the network like its usual low or high ones.
+        Otherwise it would believe the total, and make cells of another condition.
         """
         denoiser = super().denoiser(condition, guidance)
         if not self.library_size.is_fitted:
             return denoiser
-        low, high = self.library_size.usual_range(self.shown_conditions(condition, guidance))
+        least, low, high, largest = self.library_size.bounds(self.shown_conditions(condition, guidance))
 
         def field(x_t: Tensor, t: Tensor) -> Tensor:
             total = x_t.sum(1)
-            masked = x_t[:, -1] + total.clamp(low, high) - total  # may be negative: the network reads only the sum
+            shown = torch.where(total < least, low, torch.where(total > largest, high, total))
+            masked = x_t[:, -1] + shown - total  # may be negative: the network reads only the sum
             return denoiser.field(torch.cat([x_t[:, :-1], masked[:, None]], dim=1), t)
 
         return replace(denoiser, field=field)
