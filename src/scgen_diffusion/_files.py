@@ -66,6 +66,11 @@ def explain_failed_write(
         raise FailedWriteError(cause.errno, msg) from error
 
 
+def follow_link(path: Path) -> Path:
+    """Return what a link points to, as renaming a file onto a link would replace the link; other paths as they are."""
+    return path.resolve() if path.is_symlink() else path
+
+
 @contextmanager
 def write_atomically(destination: Path) -> Iterator[Path]:
     """Yield a temporary path, which gets the name ``destination`` at the end, or is removed after an error.
@@ -73,7 +78,7 @@ def write_atomically(destination: Path) -> Iterator[Path]:
     An existing file or folder is replaced at the end, and kept if anything goes wrong. Through a link, that is the file
     or folder that the link points to.
     """
-    destination = destination.resolve() if destination.is_symlink() else destination
+    destination = follow_link(destination)
     partial, old = (destination.with_name(f".{destination.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
     try:
         with explain_failed_write(f"Writing {destination.name}", destination.absolute().parent):

@@ -144,15 +144,14 @@ def _on_correlated_genes(function: Callable[..., float]) -> Callable[[Comparison
     return measure
 
 
-def _sizes_of_labels(comparison: Comparison) -> tuple[pd.Series, pd.Series]:
-    """Return the number of cells of each label on both sides; for half-samples, of the whole comparison."""
-    whole = comparison.whole or comparison
-    real, synthetic = (count_labels(side.labels) for side in (whole.real, whole.synthetic))
-    return real, synthetic
+def _label_sizes(comparison: Comparison) -> list[pd.Series]:
+    """Return the number of cells of each label on both sides."""
+    return [count_labels(side.labels) for side in (comparison.real, comparison.synthetic)]
 
 
 def _marker_table(comparison: Comparison) -> pd.DataFrame:
-    sides = zip((comparison.real, comparison.synthetic), _sizes_of_labels(comparison), strict=True)
+    sizes_of_sides = (comparison.whole or comparison).once(_label_sizes)
+    sides = zip((comparison.real, comparison.synthetic), sizes_of_sides, strict=True)
     return compare_markers(*(group_differences(side.expression, side.labels, sizes=sizes) for side, sizes in sides))
 
 
@@ -184,7 +183,7 @@ def _label_fidelity(comparison: Comparison) -> float:
 
 def _mmd_per_label(comparison: Comparison) -> float:
     real, synthetic = comparison.real, comparison.synthetic
-    sizes, _ = _sizes_of_labels(comparison)
+    sizes, _ = (comparison.whole or comparison).once(_label_sizes)
     pairs = [
         (real.pcs[real.labels == name], synthetic.pcs[synthetic.labels == name])
         for name in sizes.index[sizes >= MIN_CELLS_PER_LABEL]

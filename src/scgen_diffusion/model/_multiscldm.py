@@ -409,12 +409,15 @@ class MULTISCLDM(SCLDM):
         cells = cells.copy() if cells.is_view else cells
         if PROVENANCE_KEY in cells.uns:  # generated cells have their values in X
             layers = {name: layer_of(cells[name], layers.get(name)) for name in cells.mod}
-        check_modalities(cells, {n: m.likelihood for n, m in self.modalities.items() if n in cells.mod}, layers)
+        self._check_modalities(cells, layers)
         return join_expression(cells, self.modalities, layers)
 
     def _check_own_values(self) -> None:
-        likelihoods = {n: m.likelihood for n, m in self.modalities.items() if n in self.adata.mod}
-        check_modalities(self.adata, likelihoods, self.registry_["setup_args"]["layers"])
+        self._check_modalities(self.adata, self.registry_["setup_args"]["layers"])
+
+    def _check_modalities(self, cells: MuData, layers: Mapping[str, str | None]) -> None:
+        """Raise unless the modalities that cells have hold values of the registered kinds."""
+        check_modalities(cells, {n: m.likelihood for n, m in self.modalities.items() if n in cells.mod}, layers)
 
     def _warn_of_other_values(self, cells: MuData, layers: Mapping[str, str | None]) -> None:
         """Warn if some of the model's cells have other counts than the copy that the model reads."""

@@ -263,9 +263,11 @@ def quality_curve(
     axes = panels(len(metrics), axs, size=(3.2, 2.9), sharey=False)
     for ax, metric in zip(axes, metrics, strict=True):
         of_metric = table[table["metric"] == metric]
-        floors = pd.DataFrame(
-            {name: rows[rows["metric"] == metric].groupby(x)["floor"].mean() for name, rows in lines.items()}
-        )
+        means_of = {
+            name: rows[rows["metric"] == metric].groupby(x)[["value", "low", "high", "floor"]].mean()
+            for name, rows in lines.items()
+        }
+        floors = pd.DataFrame({name: means["floor"] for name, means in means_of.items()})
         filled = floors.sort_index().ffill().bfill()  # lines may share no `x`
         if (filled.max(axis=1) - filled.min(axis=1) > 1e-9).any():
             floor_lines = [
@@ -278,8 +280,7 @@ def quality_curve(
                 ax.axhline(floor.iloc[0], **look)
             else:
                 ax.plot(floor.index, floor, **look)
-        for rows, color, marker in zip(lines.values(), COLORS, MARKERS, strict=False):
-            means = rows[rows["metric"] == metric].groupby(x)[["value", "low", "high"]].mean()
+        for means, color, marker in zip(means_of.values(), COLORS, MARKERS, strict=False):
             ax.fill_between(means.index, means["low"], means["high"], color=color, alpha=0.18, linewidth=0)
             ax.plot(means.index, means["value"], color=color, marker=marker, markersize=4.5, linewidth=1.6)
         better = of_metric["better"].iloc[0]
