@@ -70,6 +70,16 @@ def test_empty_cells_are_named_in_every_storage(make_adata):
         check_expression(adata, layer, "counts")
 
 
+@pytest.mark.parametrize("value", [0.25, -1.5])
+def test_errors_about_scaled_values_say_where_counts_may_be(value):
+    adata = anndata.AnnData(with_value(value))
+    with pytest.raises(ValueError, match=r"`layer=...`.*`likelihood='gaussian'` accept\.$"):
+        check_expression(adata, None, "counts")
+    adata.raw = adata
+    with pytest.raises(ValueError, match=r"`layer=...`.*adata\.raw\.to_adata\(\)"):
+        check_expression(adata, None, "counts")
+
+
 def test_the_error_for_fractions_says_how_to_use_log_values():
     with pytest.raises(ValueError, match=r"values='log1p'.*likelihood='gaussian'"):
         check_expression(anndata.AnnData(with_value(0.25)), None, "counts")

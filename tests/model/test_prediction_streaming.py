@@ -149,9 +149,9 @@ def test_columns_of_one_name_are_refused_before_any_work(model, control, tmp_pat
         model.predict_perturbation_to(tmp_path / "cells.h5ad", cells, **REQUEST)
 
 
-def test_the_names_of_cells_may_be_named_like_a_column(model, control, expected, tmp_path):
+def test_the_names_of_cells_may_be_named_like_a_column_and_have_the_type_string(model, control, expected, tmp_path):
     cells = control.copy()
-    cells.obs.index.name = "dose"
+    cells.obs.index = cells.obs_names.astype("string").rename("dose")
     assert_same(model.predict_perturbation_to(tmp_path / "cells.h5ad", cells, **REQUEST), expected)
 
 

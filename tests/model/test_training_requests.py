@@ -117,6 +117,7 @@ def test_a_checkpoint_of_other_values_labels_names_or_layers_is_refused(
 MISTAKES = [
     ({"epochs": 3}, TypeError, "`train` has no argument 'epochs'. Use `max_epochs`"),
     ({"n_epochs": 3}, TypeError, "Use `max_epochs`"),
+    ({"use_gpu": True}, TypeError, "Use `accelerator`"),
     ({"lr": 1e-3}, TypeError, "plan_kwargs={'learning_rate': ...}"),
     ({"weight_decay": 0.1}, TypeError, "plan_kwargs={'weight_decay': ...}"),
     ({"gradient_clip_val": 1.0}, TypeError, "gradient_clip_val"),

@@ -206,7 +206,7 @@ def closing_if_refused(close: Callable[[], None]) -> Iterator[None]:
 
 
 def _open_zarr(path: Path) -> Any:
-    import zarr  # optional in anndata 0.11
+    import zarr
 
     try:
         return zarr.open_group(str(path), mode="r")

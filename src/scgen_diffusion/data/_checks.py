@@ -50,6 +50,8 @@ def check_expression(
     if matrix is None:
         msg = f"{where} is empty; give the layer with the {values} as `layer=...`."
         raise ValueError(msg)
+    if adata.raw is not None and layer is None:
+        advice += " If `adata.raw` has the counts: `adata = adata.raw.to_adata()`."
     totals = check_values(matrix, where, values, advice)
     if values == "log1p":
         check_natural_logarithms(adata.uns.get("log1p"), where)
@@ -140,7 +142,7 @@ def check_values(
             msg = f"{where} holds {bad.sum()} values that are NaN or infinite; every value must be finite."
             raise ValueError(msg)
         if (stored < 0).any():
-            reason = "counts cannot be negative."
+            reason = f"counts cannot be negative. {advice}"
             if values == "log1p":
                 reason = (
                     "log-normalised values cannot be negative. Give unscaled values (before scanpy.pp.scale), or their "

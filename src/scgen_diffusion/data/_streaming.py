@@ -46,11 +46,20 @@ INT32_MAX = np.iinfo(np.int32).max
 def check_writable(table: pd.DataFrame, owner: str = "obs") -> None:
     """Raise TypeError for columns that anndata cannot write, before any cells are made."""
     with h5py.File(io.BytesIO(), "w") as root:
+        try:
+            write_elem(root, "names", table.iloc[:1, :0])
+        except Exception as error:
+            msg = (
+                f"{owner}_names have the type {table.index.dtype}, which AnnData files cannot store. Convert them: "
+                f"`adata.{owner}_names = adata.{owner}_names.astype(object)`. ({error})"
+            )
+            raise TypeError(msg) from error
         for name, column in table.items():
             try:  # the type of Python objects depends on all of them
                 write_elem(root, owner, column.to_frame() if column.dtype == object else column.iloc[:1].to_frame())
             except Exception as error:
-                found, remedy = f"the type {column.dtype}", f"Convert it (`{owner}[{name!r}].astype(str)`)"
+                suitable = "float" if pd.api.types.is_numeric_dtype(column) else "str"
+                found, remedy = f"the type {column.dtype}", f"Convert it (`{owner}[{name!r}].astype({suitable})`)"
                 if not isinstance(name, str):
                     found, remedy = f"a name of type {type(name).__name__}", "Rename it"
                 elif "/" in name:

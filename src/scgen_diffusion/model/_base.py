@@ -442,7 +442,7 @@ class DiffusionModel(BaseModelClass):
         compile: bool = False,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train the model, stage by stage.
+        """Train the model, stage by stage; a trained model is trained on.
 
         SCLDM has the stages ``"autoencoder"`` and ``"prior"``. It adds ``"transport"`` if ``setup_anndata`` was given
         ``control_values`` and some perturbed cells have controls with the same values of the other keys. SCRDIT and
@@ -692,8 +692,9 @@ class DiffusionModel(BaseModelClass):
             Steps of the sampler. Default: its own, such as 10 of ``"midpoint"``, 64 of ``"unmasking"`` and 12 of
             ``"dpm_solver_3m"``.
         counts
-            True: integer counts. False: log-normalised values. Default: counts from SCLDM; log-normalised values from
-            SCRDIT, WBDIT and SCLDM with a Gaussian head. SCLDM returns its default only.
+            True: integer counts. False: log-normalised values, for which the counts of the model's genes are scaled to
+            10,000. Default: counts from SCLDM; log-normalised values from SCRDIT, WBDIT and SCLDM with a Gaussian head.
+            SCLDM returns its default only.
         library_size
             Total counts of the cells: a distribution (``"empirical"``, ``"normal"`` or ``"latent"``; default: the
             model's), one number, or one number per cell. For several modalities, a mapping from modality to numbers,

@@ -280,7 +280,8 @@ class Prediction:
         cells, of_obs = self.cells, ""
         if isinstance(cells.source, GivenCells):  # of files, only the conditions are written
             obs = cells.obs(self.model.conditions)
-            check_writable(obs.rename_axis(None))  # the file has other names of cells
+            obs = obs.set_axis(obs.index.astype(object).rename(None))  # the file has other names of cells
+            check_writable(obs)
             columns = (pd.util.hash_pandas_object(column, index=False).to_numpy() for _, column in obs.items())
             of_obs = digest_of(list(obs), *columns)
         of_cells = digest_of(cells.source.digest, cells.rows, cells.own, of_obs)

@@ -42,6 +42,8 @@ NO_END = {"max_steps": -1, "min_steps": None, "min_epochs": None, "fast_dev_run"
 LEARNING_RATE = "learning_rate"
 OTHER_NAMES = {
     **dict.fromkeys(("epochs", "n_epochs", "num_epochs"), "max_epochs"),
+    "use_gpu": "accelerator",
+    "n_epochs_kl_warmup": "The share of steps is an option of the plan: `plan_kwargs={'kl_warm_up': ...}`.",
     "overfit_batches": "Stages draw their own batches; to see few of them, use `limit_train_batches`.",
     **{
         name: f"It is an option of the training plan: `plan_kwargs={{{option!r}: ...}}`."
