@@ -100,9 +100,14 @@ def test_effects_know_that_predictions_have_the_noise_of_the_control_cells(train
     predicted = trained.predict_perturbation(condition={"cell_type": "NK"}, seed=0)
     drawn = trained.generate(given.n_obs, condition={"cell_type": "NK"}, seed=0)
 
+    others = given.copy()
     shares = [effects(given, cells, given)[1].cells.control_share for cells in (predicted[::3], drawn)]
+    others.obs_names = [*map(str, range(others.n_obs))]  # which are also rows of the given cells
+    shares.append(effects(given, predicted, others)[1].cells.control_share)
+    predicted.obs_names = [f"{name}-7" for name in given.obs_names]  # by another method
+    shares += [effects(given, predicted, control)[1].cells.control_share for control in (given, others)]
 
-    assert shares == [1, 0]
+    assert shares == [1, 0, 0, 1, 0]
 
 
 def test_rows_names_and_obs_are_those_of_the_control_cells(trained):

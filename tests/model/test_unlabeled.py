@@ -256,7 +256,7 @@ def test_several_modalities_learn_from_unlabeled_cells(make_cells, tiny, quick):
 def test_missing_labels_are_an_error_that_names_the_option(make_cells):
     adata, _ = hide(make_cells())
 
-    with pytest.raises(ValueError, match="no label for .*set up with `unlabeled_category='Unknown'`"):
+    with pytest.raises(ValueError, match="no label for .*its reference. with `unlabeled_category='Unknown'`"):
         SCLDM.setup_anndata(adata, condition_keys=["cell_type"])
 
 

@@ -472,8 +472,8 @@ def check_conditions(
             what, remedy = ("number", "") if key in arrays else ("label", ", or give them one")
             if what == "label" and kind == "condition":
                 remedy = (
-                    ", give them one, or set up with `unlabeled_category='Unknown'`: then cells without a label in "
-                    "`condition_keys` train the model, too"
+                    ", give them one, or set up the model (for fine-tuning, its reference) with "
+                    "`unlabeled_category='Unknown'`: then cells without a label in `condition_keys` train it, too"
                 )
             msg = (
                 f"{owner}.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells, such as "

@@ -276,7 +276,7 @@ class CellGenerator:
         if output == "counts":
             return self.library_sizes.check(library_size, n_cells)
         if library_size is not None:
-            msg = "`library_size` was given, but log-normalised values have none; set `counts=True`, or leave it out."
+            msg = "Log-normalised values have no `library_size`; leave it out, or set `counts=True` (SCRDIT and WBDIT)."
             raise ValueError(msg)
         return np.broadcast_to(np.float32(1), n_cells)
 

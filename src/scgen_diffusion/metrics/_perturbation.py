@@ -13,6 +13,7 @@ other, except in :func:`perturbation_discrimination`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 FDR = 0.05
 N_ERRORS = 2  # standard errors by which a squared change must exceed 0 for a slope
 N_NAMES_CHECKED = 20
+OWN_WORDS = re.compile(r"^\w+-[0-9a-f]{10}-\d+(-|$)")  # before the control cell's name in that of its prediction
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,8 @@ def control_share_of(predicted: Cells, control: Cells) -> float:
     """Return 1 if predicted cells are the control cells, or say that they were predicted from them; otherwise 0.
 
     They say so by a column ``"<key>_of_control"`` of ``obs`` or ``obsm``, and by names that contain those of control
-    cells, alone or joined to other words by ``-``. Names alone say nothing: different sets may have the same ones.
+    cells, alone or joined to other words by ``-``; names that this package gave start with its own words, such as a row
+    number, which do not count. Names alone say nothing: different sets may have the same ones.
     """
     if predicted is control:
         return 1.0
@@ -186,12 +189,14 @@ def control_share_of(predicted: Cells, control: Cells) -> float:
         return 0.0
     known = set(control.obs_names)
 
-    def has_known_name(name: str) -> bool:
-        words = name.split("-")
-        return any("-".join(words[a:b]) in known for a, b in combinations(range(len(words) + 1), 2))
+    def known_in(name: str) -> set[str]:
+        words, is_own = OWN_WORDS.sub("", name).split("-"), OWN_WORDS.match(name)
+        ranges = combinations(range(len(words) + 1), 2)
+        return known & {"-".join(words[a:b]) for a, b in ranges if not (is_own and a)}
 
-    sampled = predicted.obs_names[:: max(predicted.n_obs // N_NAMES_CHECKED, 1)]
-    return float(len(sampled) > 0 and all(map(has_known_name, sampled)))
+    rows = np.linspace(0, predicted.n_obs - 1, N_NAMES_CHECKED).astype(int)
+    found = [known_in(name) for name in predicted.obs_names[rows]]
+    return float(all(found) and len(set.union(*found)) >= min(2, predicted.n_obs, control.n_obs))
 
 
 def predicted_effect(predicted: GeneMoments, real: GeneMoments, control: GeneMoments) -> Effect:

@@ -96,9 +96,9 @@ def check_learns_something(model: DiffusionModel) -> None:
         msg = f"The reference has no conditions to train; set `trainable` to one of {TRAINABLE[2:]}."
         raise ValueError(msg)
     msg = (
-        "There is nothing to train: the reference knows all classes and members of the new cells, or has their "
-        "embeddings. To learn from new combinations, numbers or cells, call `load_query_data` with `trainable` set "
-        f"to one of {TRAINABLE[1:]}."
+        "There is nothing to train: the reference knows all classes and members of the new cells, or their embeddings "
+        "are known, so they have no vectors to train. To learn from new embeddings, combinations, numbers or cells, "
+        f"call `load_query_data` with `trainable` set to one of {TRAINABLE[1:]}."
     )
     raise ValueError(msg)
 

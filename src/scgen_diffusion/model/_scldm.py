@@ -427,9 +427,14 @@ class SCLDM(AutoencoderModel):
                     "or give `control_values` to `setup_anndata`: `train` then trains it, too."
                 )
             return stages
-        groups = self._perturbation_groups(control)
-        new = self._name_new_perturbations(groups) if self._keeps_transport else ""
-        if self._keeps_transport and not new and (groups or self._are_control(control).all()):
+        groups, keeps = self._perturbation_groups(control), self._keeps_transport
+        new = self._name_new_perturbations([group.perturbed[0] for group in groups]) if keeps else ""
+        if keeps and not new:
+            if alone := self._name_new_perturbations(self._labeled_indices[~self._are_control(control)]):
+                warn_user(
+                    f"The transport stays as it is, and does not know {alone}: these cells have no control cells "
+                    f"({control}) with the same values of the other keys."
+                )
             return stages
         if len(groups) > MOST_GROUPS:
             warn_user(f"The transport is not trained. {_too_many(groups)}")
@@ -537,14 +542,12 @@ class SCLDM(AutoencoderModel):
         is_begun = was_stopped(self, "transport")  # by this model
         return self._keeps_autoencoder and "transport" in self.trained_stages_ and not is_begun
 
-    def _name_new_perturbations(self, groups: Sequence[Any]) -> str:
-        """Name the perturbations of groups that have a class or member whose effect the transport never saw."""
+    def _name_new_perturbations(self, rows: Sequence[int] | np.ndarray) -> str:
+        """Name the perturbations of cells that have a class or member whose effect the transport never saw."""
         transport: Any = self.module.transport
-        codes = self._registered_codes[[group.perturbed[0] for group in groups]]
-        are_new = transport.shift.are_new(self.module.condition_tensor(codes))
-        perturbs = transport.perturbs.cpu().numpy()
-        found = np.unique(np.where(perturbs, codes, OPEN)[are_new.cpu().numpy()], axis=0)
-        return list_first([self.conditions.describe(row) for row in found])
+        codes = np.unique(np.where(transport.perturbs.cpu().numpy(), self._registered_codes[rows], OPEN), axis=0)
+        are_new = transport.shift.are_new(self.module.condition_tensor(codes)).cpu().numpy()
+        return list_first([self.conditions.describe(row) for row in codes[are_new]])
 
     def _names_of_groups(self, control: Mapping[str, Any]) -> list[str]:
         discrete = [key.name for key in self.conditions.by_key if not key.is_numeric]
