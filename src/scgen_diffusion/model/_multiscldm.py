@@ -384,7 +384,8 @@ class MULTISCLDM(SCLDM):
     def _take_cells(self, datamodule: TrainingCells | None) -> None:
         super()._take_cells(datamodule)
         if isinstance(datamodule, MuDataFiles):
-            self.modality_vars_ = {name: plain_columns(var) for name, var in datamodule.modality_vars.items()}
+            known = self.modality_vars_
+            self.modality_vars_ = {n: plain_columns(var, known[n]) for n, var in datamodule.modality_vars.items()}
 
     def _copy_features(self, reference: Self) -> None:
         super()._copy_features(reference)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from mudata import MuData
@@ -27,8 +28,6 @@ from scgen_diffusion.nn import Classes, ConditionSpec, Members, Number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import pandas as pd
 
 
 NOT_ASKED = {"adata", "mdata", "kwargs", "source_registry", "extend_categories"}  # the last two are scvi-tools' own
@@ -131,8 +130,8 @@ def spec_of(key: ConditionKey, table: pd.DataFrame | None) -> ConditionSpec:
     raise TypeError(msg)
 
 
-def plain_columns(var: pd.DataFrame) -> pd.DataFrame:
-    """Keep the columns that can be saved: text, numbers, booleans and categories."""
+def plain_columns(var: pd.DataFrame, known: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Keep what can be saved (text, numbers, booleans and categories), and the known columns that ``var`` lacks."""
     plain = savable_columns(var)
     plain.index = plain.index.astype(str)
-    return plain
+    return plain if known is None else pd.DataFrame({**known, **plain}, index=plain.index)
