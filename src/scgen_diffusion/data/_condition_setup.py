@@ -154,7 +154,7 @@ class ConditionSetup:
             if key not in adata.obs and owners:
                 msg = (
                     f"The condition key {key!r} is not a column of mdata.obs, but of mdata[{owners[0]!r}].obs. Copy "
-                    f"it: mdata.pull_obs([{key!r}]), or mdata.obs[{key!r}] = mdata[{owners[0]!r}].obs[{key!r}]."
+                    f"it: mdata.obs[{key!r}] = mdata[{owners[0]!r}].obs[{key!r}]."
                 )
                 raise KeyError(msg)
             owners = [name for name, part in modalities.items() if key in part.obsm]
