@@ -193,6 +193,18 @@ def test_new_files_can_be_opened_as_a_model_knows_its_own(adata, write):
     assert np.array_equal(cells.codes, first.codes[(adata.obs["cell_type"] == "NK").to_numpy()])
 
 
+@pytest.mark.parametrize("name", ["generated.h5ad", "generated.zarr"])
+def test_generated_cells_have_their_counts_in_x_whatever_the_layer(adata, write, name):
+    generated = adata.copy()
+    generated.uns["scgen_diffusion"] = {"model": "SCLDM"}
+    adata.layers["raw"], adata.X = adata.X, None
+    paths = [write(adata), write(generated, name)]
+
+    cells = CellFiles.like(CellFiles(paths[0], layer="raw", **KEYS).registry, paths)
+
+    assert torch.equal(*gathered(cells.loader(None, 200))["X"].chunk(2))
+
+
 def test_conditions_of_cells_that_are_not_used_may_be_missing_or_unknown(adata, write):
     first, others = CellFiles(write(adata), **KEYS), adata.copy()
     rows = np.flatnonzero(adata.obs["cell_type"] == "NK")
@@ -452,10 +464,11 @@ def test_no_cells_cannot_be_read(adata, write, indices):
 def test_the_same_file_is_not_taken_twice(adata, write, tmp_path, monkeypatch):
     path, other = write(adata, "one.h5ad"), write(adata, "other.h5ad")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "link.h5ad").symlink_to("one.h5ad")
     (tmp_path / "folder").mkdir()
 
-    for again in (path, "one.h5ad", "folder/../one.h5ad", "link.h5ad"):
+    for again in (path, "one.h5ad", "./one.h5ad", "~/one.h5ad", "folder/../one.h5ad", "link.h5ad"):
         with pytest.raises(ValueError, match=f"names the same file twice, as '.*one.h5ad' and as '{again}'"):
             CellFiles([path, other, again])
     assert CellFiles([path, other]).n_cells == 2 * adata.n_obs

@@ -74,7 +74,7 @@ class CellFiles:
         An ``.h5ad`` file, a ``.zarr`` store, an annbatch collection, or several of these, whose cells are joined.
         Matrices must be dense or CSR.
     layer
-        Layer with the counts; default ``X``.
+        Layer with the counts; default ``X``. Generated cells that lack it have them in ``X``.
     genes
         Names of the genes to use; ``"shared"`` for the genes that all files have. Default: the genes of the first file;
         the others must have the same genes in any order.
@@ -367,16 +367,16 @@ def list_paths(paths: Paths) -> list[Path]:
     ValueError
         If there are none, or if two existing ones lead to the same file.
     """
-    listed = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    listed = [Path(path).expanduser() for path in given]
     if not listed:
         msg = "`paths` is empty; name at least one file."
         raise ValueError(msg)
-    first: dict[tuple[int, int], Path] = {}
-    for path in filter(Path.exists, listed):
-        found = path.stat()
-        same = first.setdefault((found.st_dev, found.st_ino), path)
-        if same is not path:
-            msg = f"`paths` names the same file twice, as {str(same)!r} and as {str(path)!r}; name it once."
+    first: dict[tuple[int, int], int] = {}
+    for number, found in enumerate(path.stat() if path.exists() else None for path in listed):
+        if found and (same := first.setdefault((found.st_dev, found.st_ino), number)) != number:
+            one, other = (str(given[place]) for place in (same, number))
+            msg = f"`paths` names the same file twice, as {one!r} and as {other!r}; name it once."
             raise ValueError(msg)
     return listed
 
@@ -402,6 +402,7 @@ KINDS = {  # by the type that pandas infers
     "boolean": "booleans",
     "empty": "nothing",
 }
+GENES_REMEDY = "Use the genes of all files with `genes='shared'`, or choose some with `genes=[...]`."
 NUMBERS = {"whole numbers", "decimal numbers"}
 
 
@@ -421,9 +422,11 @@ class ReadTables:
 
 
 def columns_of_genes(
-    files: Sequence[AnnDataFile], genes: Sequence[str] | str | None
+    files: Sequence[AnnDataFile], genes: Sequence[str] | str | None, remedy: str = GENES_REMEDY
 ) -> tuple[pd.DataFrame, list[np.ndarray | None]]:
     """Return the table of the genes to use, and their columns in each file (None for all columns in order).
+
+    ``remedy`` says what to do if they differ.
 
     Raises
     ------
@@ -441,8 +444,7 @@ def columns_of_genes(
             if len(missing) or len(extra):
                 msg = (
                     f"The genes of {file.name} are not those of {files[0].name}: {list_some(missing)} missing, "
-                    f"{list_some(extra)} additional. Use the genes of all files with `genes='shared'`, or choose some "
-                    "with `genes=[...]`."
+                    f"{list_some(extra)} additional. {remedy}"
                 )
                 raise ValueError(msg)
     elif genes == "shared":

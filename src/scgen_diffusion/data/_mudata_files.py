@@ -176,7 +176,7 @@ class MuDataFiles(CellFiles):
         if not files:
             return pd.DataFrame(index=pd.Index(features)), []
         own = [file.modalities[name] for file in files]
-        var, columns = columns_of_genes(own, features)
+        var, columns = columns_of_genes(own, features, "Write files with the same features in each modality.")
         return var, [part.matrix(self.layers[name], places) for part, places in zip(own, columns, strict=True)]
 
     def _check_values(self, name: str, likelihood: str | None, file: AnnDataFile, matrix: FileMatrix) -> np.ndarray:
