@@ -910,6 +910,9 @@ def test_a_model_trains_on_files_and_generates_mudata(from_files, quick, tmp_pat
     assert generated["rna"].var["symbol"].eq("s").all()
     np.testing.assert_array_equal(values(generated), values(model.generate(7, condition={"cell_type": "T"}, seed=0)))
     assert {name.split("_")[0] for name in model.history} == {"autoencoder", "prior", "transport"}
+    for use in (model.get_reconstruction, lambda cells: load(tmp_path / "model", adata=cells)):
+        with pytest.raises(TypeError, match=r"found MuDataFiles. Read some with .*cells.read.*loaded without cells"):
+            use(cells)
 
 
 def test_methods_read_cells_in_files_as_those_in_memory(from_files, quick):

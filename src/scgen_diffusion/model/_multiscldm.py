@@ -36,7 +36,7 @@ from scgen_diffusion.data import (
 from scgen_diffusion.module import CONDITIONS, ModalityPanel, MultimodalModule
 
 from ._autoencoder import check_scale, gene_columns
-from ._registration import check_is_no_view, check_setup_arguments, plain_columns
+from ._registration import check_is_in_memory, check_is_no_view, check_setup_arguments, plain_columns
 from ._scldm import SCLDM
 
 if TYPE_CHECKING:
@@ -396,6 +396,7 @@ class MULTISCLDM(SCLDM):
         cls.setup_mudata(adata, source_registry=registry, **{**registry["setup_args"], **options})
 
     def _check_same_features(self, adata: MuData) -> None:
+        check_is_in_memory(adata)
         check_same_features(adata, self.modalities)
         check_is_mudata(adata)  # in memory
 

@@ -54,14 +54,20 @@ def check_is_no_view(cells: AnnData | MuData, name: str) -> None:
         raise ValueError(msg)
 
 
-def check_is_set_up(adata: object) -> None:
-    """Raise for objects that cannot be set up; scvi-tools checks whether the others were."""
+def check_is_in_memory(adata: object) -> None:
+    """Raise for cells in files."""
     if isinstance(adata, CellFiles):
         msg = (
-            "`adata` must be an AnnData, but found CellFiles. For cells in files, build the model with "
-            "`registry=cells.registry` and train it with `datamodule=cells`."
+            f"`adata` must be cells in memory, but found {type(adata).__name__}. Read some with `cells.read(indices)`. "
+            "To train on files, call `train(datamodule=cells)` of a model that was built with "
+            "`registry=cells.registry`, or loaded without cells."
         )
         raise TypeError(msg)
+
+
+def check_is_set_up(adata: object) -> None:
+    """Raise for objects that cannot be set up; scvi-tools checks whether the others were."""
+    check_is_in_memory(adata)
     if not isinstance(adata, AnnData | MuData):
         msg = f"`adata` must be an AnnData or MuData that was set up, but found {type(adata).__name__}."
         raise TypeError(msg)
@@ -69,9 +75,7 @@ def check_is_set_up(adata: object) -> None:
 
 def check_is_anndata(adata: object) -> None:
     """Raise unless cells are an AnnData from which batches can be read."""
-    if isinstance(adata, CellFiles):
-        msg = "`adata` must be an AnnData, but found CellFiles. Read cells into memory first: `cells.read(indices)`."
-        raise TypeError(msg)
+    check_is_in_memory(adata)
     if not isinstance(adata, AnnData):
         msg = f"Cells must be an AnnData, but found {type(adata).__name__}."
         if isinstance(adata, MuData):
