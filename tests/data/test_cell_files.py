@@ -211,8 +211,12 @@ def test_conditions_of_cells_that_are_not_used_may_be_missing_or_unknown(adata, 
     others.obs["cell_type"] = others.obs["cell_type"].astype(object).where(adata.obs["cell_type"] == "NK", "new")
     others.obs.loc[others.obs_names[np.flatnonzero(adata.obs["cell_type"] != "NK")[0]], "cell_type"] = np.nan
     path = write(others, "others.h5ad")
-    with pytest.raises(ValueError, match=r"has no label for 1 of 96 cells, such as 0\."):
+    with pytest.raises(ValueError, match=r"^files.obs\['cell_type'\] has no label for 1 of 96 cells, such as cell 0\."):
         CellFiles.like(first.registry, path)
+    with pytest.raises(
+        ValueError, match="^files.obs has the unknown value 'new' .* need a model from `load_query_data`"
+    ):
+        CellFiles.like(first.registry, path, indices=[np.flatnonzero(others.obs["cell_type"] == "new")[0]])
 
     cells = CellFiles.like(first.registry, path, indices=rows)
 

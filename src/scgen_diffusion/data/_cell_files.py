@@ -22,7 +22,6 @@ from scgen_diffusion._arguments import check_count, known_names
 
 from ._anndata_file import JoinedMatrix, close_file, closing_if_refused, open_anndata_files
 from ._checks import (
-    COUNTS_ADVICE,
     check_natural_logarithms,
     check_not_empty,
     check_rows,
@@ -226,11 +225,13 @@ class CellFiles:
         """Check all values, part by part, and return the row sums of each file."""
         found = []
         for file, matrix in zip(self.files, matrices, strict=True):
-            totals = check_file_values(file, self.layer, matrix, self.values)
+            where = file.where(self.layer)
+            check_size(matrix.shape, where)
+            totals = check_values(matrix, where, self.values)
             if self.values == "log1p":
-                check_natural_logarithms(file.unstructured("log1p"), file.where(self.layer))
+                check_natural_logarithms(file.unstructured("log1p"), where)
             if not totals.all():
-                check_not_empty(totals, file.all_names(), file.where(self.layer))
+                check_not_empty(totals, file.all_names(), where)
             found.append(totals)
         return found
 
@@ -381,18 +382,6 @@ def list_paths(paths: Paths) -> list[Path]:
     return listed
 
 
-def check_file_values(
-    file: AnnDataFile,
-    layer: str | None,
-    matrix: FileMatrix,
-    values: Literal["counts", "log1p"],
-    advice: str = COUNTS_ADVICE,
-) -> np.ndarray:
-    """Raise unless a file's matrix has cells, genes and values of the kind ``values``; return its row sums."""
-    check_size(matrix.shape, file.where(layer))
-    return check_values(matrix, file.where(layer), values, advice)
-
-
 # --- genes and columns of several files -------------------------------------------------------------------------------
 
 KINDS = {  # by the type that pandas infers
@@ -413,7 +402,7 @@ class ReadTables:
     obs: pd.DataFrame
     obsm: Mapping[str, Any]
     uns: Mapping[str, Any]
-    owner: str = "adata"
+    owner: str = "files"
 
     def part(self, rows: np.ndarray) -> ReadTables:
         """Return some cells."""
@@ -425,8 +414,6 @@ def columns_of_genes(
     files: Sequence[AnnDataFile], genes: Sequence[str] | str | None, remedy: str = GENES_REMEDY
 ) -> tuple[pd.DataFrame, list[np.ndarray | None]]:
     """Return the table of the genes to use, and their columns in each file (None for all columns in order).
-
-    ``remedy`` says what to do if they differ.
 
     Raises
     ------

@@ -476,7 +476,7 @@ def check_conditions(
                     "`condition_keys` train the model, too"
                 )
             msg = (
-                f"{owner}.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells, such as "
+                f"{owner}.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells, such as cell "
                 f"{obs.index[missing].tolist()[0]!r}. Remove these cells{remedy}."
             )
             raise ValueError(msg)

@@ -24,8 +24,6 @@ from scgen_diffusion.data import (
     to_table,
 )
 
-from ._registration import check_is_in_memory
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
@@ -273,7 +271,6 @@ def find_cells(cells: AnnData | MuData | bool | None, folder: Path, prefix: str)
         msg = "`adata` must be cells, None (cells saved with the model, if any) or False (no cells), but found True."
         raise TypeError(msg)
     if cells is not None:
-        check_is_in_memory(cells)
         return cells
     for name, read in ((ADATA_FILE, anndata.read_h5ad), (MUDATA_FILE, mudata.read_h5mu)):
         if (path := folder / f"{prefix}{name}").is_file():

@@ -170,8 +170,7 @@ class Stream:
                 beside.rename(self.folder)
             except OSError as error:
                 remove(beside)
-                was_cleaned = error.errno == errno.ENOENT
-                if not (was_cleaned or self.folder.exists()):
+                if error.errno != errno.ENOENT and not self.folder.exists():  # others may have cleaned, or made it
                     raise
 
     def complete(
