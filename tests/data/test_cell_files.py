@@ -193,14 +193,30 @@ def test_new_files_can_be_opened_as_a_model_knows_its_own(adata, write):
     assert np.array_equal(cells.codes, first.codes[(adata.obs["cell_type"] == "NK").to_numpy()])
 
 
+@pytest.mark.parametrize("name", ["generated.h5ad", "generated.zarr"])
+def test_generated_cells_have_their_counts_in_x_whatever_the_layer(adata, write, name):
+    generated = adata.copy()
+    generated.uns["scgen_diffusion"] = {"model": "SCLDM"}
+    adata.layers["raw"], adata.X = adata.X, None
+    paths = [write(adata), write(generated, name)]
+
+    cells = CellFiles.like(CellFiles(paths[0], layer="raw", **KEYS).registry, paths)
+
+    assert torch.equal(*gathered(cells.loader(None, 200))["X"].chunk(2))
+
+
 def test_conditions_of_cells_that_are_not_used_may_be_missing_or_unknown(adata, write):
     first, others = CellFiles(write(adata), **KEYS), adata.copy()
     rows = np.flatnonzero(adata.obs["cell_type"] == "NK")
     others.obs["cell_type"] = others.obs["cell_type"].astype(object).where(adata.obs["cell_type"] == "NK", "new")
     others.obs.loc[others.obs_names[np.flatnonzero(adata.obs["cell_type"] != "NK")[0]], "cell_type"] = np.nan
     path = write(others, "others.h5ad")
-    with pytest.raises(ValueError, match=r"has no label for 1 of 96 cells, such as 0\."):
+    with pytest.raises(ValueError, match=r"^files.obs\['cell_type'\] has no label for 1 of 96 cells, such as cell 0\."):
         CellFiles.like(first.registry, path)
+    with pytest.raises(
+        ValueError, match="^files.obs has the unknown value 'new' .* need a model from `load_query_data`"
+    ):
+        CellFiles.like(first.registry, path, indices=[np.flatnonzero(others.obs["cell_type"] == "new")[0]])
 
     cells = CellFiles.like(first.registry, path, indices=rows)
 
@@ -452,10 +468,11 @@ def test_no_cells_cannot_be_read(adata, write, indices):
 def test_the_same_file_is_not_taken_twice(adata, write, tmp_path, monkeypatch):
     path, other = write(adata, "one.h5ad"), write(adata, "other.h5ad")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "link.h5ad").symlink_to("one.h5ad")
     (tmp_path / "folder").mkdir()
 
-    for again in (path, "one.h5ad", "folder/../one.h5ad", "link.h5ad"):
+    for again in (path, "one.h5ad", "./one.h5ad", "~/one.h5ad", "folder/../one.h5ad", "link.h5ad"):
         with pytest.raises(ValueError, match=f"names the same file twice, as '.*one.h5ad' and as '{again}'"):
             CellFiles([path, other, again])
     assert CellFiles([path, other]).n_cells == 2 * adata.n_obs

@@ -347,7 +347,7 @@ def test_an_unknown_column_lists_the_known_ones_closest_first(obs):
 def test_cells_without_a_label_are_counted_and_named(obs, column):
     obs["cell_type"] = column
 
-    with pytest.raises(ValueError, match="'cell_type'.*1 of 3 cells, such as 'c2'"):
+    with pytest.raises(ValueError, match="'cell_type'.*1 of 3 cells, such as cell 'c2'"):
         check_conditions(AnnData(obs=obs), ["donor", "cell_type"])
 
 

@@ -145,8 +145,10 @@ def test_cells_of_one_name_in_several_files_stay_apart(mdata, write):
 
 
 def test_files_are_opened_for_a_model(mdata, write):
-    known = registered(mdata).registry
     fewer = mudata.MuData({"rna": mdata["rna"][:20].copy()})
+    fewer["rna"].uns["scgen_diffusion"] = {}  # generated cells have their counts in X
+    mdata["rna"].layers["raw"] = mdata["rna"].X
+    known = registered(mdata, layers={"rna": "raw"}).registry
     fewer.obs["cell_type"] = mdata.obs["cell_type"].iloc[:20]
 
     cells = MuDataFiles.like(known, write(fewer))
@@ -222,6 +224,12 @@ def test_values_that_are_wrong_are_refused(mdata, write):
         mdata[name].X = sp.csr_matrix(mdata[name].X.toarray() * (np.arange(N_CELLS) != 50)[:, None])
     with pytest.raises(ValueError, match=r"cells.h5mu has cells without any count: 1 \('c50'\)"):
         MuDataFiles(write(mdata), **KEYS)
+
+
+def test_features_must_be_the_same_in_all_files(mdata, write):
+    fewer = mudata.MuData({"rna": mdata["rna"][:, 1:].copy()})
+    with pytest.raises(ValueError, match=r"genes of b.h5mu\['rna'\] .* 1 \('f0'\) missing, none .* Write files"):
+        MuDataFiles([write(mdata, "a.h5mu"), write(fewer, "b.h5mu")], **KEYS)
 
 
 def test_modalities_must_share_cells(mdata, write):

@@ -107,11 +107,14 @@ def test_a_model_reads_its_own_files_and_others(adata, cells, quick):
 
 
 def test_cells_in_files_replace_those_in_memory(adata, cells, quick, tmp_path):
-    model = of_memory(adata[::-1].copy())
+    known = adata[::-1].copy()
+    known.var["chromosome"] = "1"  # which the files lack
+    model = of_memory(known)
 
     model.train_autoencoder(1, datamodule=cells, **quick)
 
     assert model.adata is None
+    assert {*model.var_} > {"symbol", "chromosome"}
     with pytest.raises(ValueError, match="no cells in memory"):
         model.save(tmp_path / "model", save_anndata=True)
 

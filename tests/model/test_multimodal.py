@@ -590,7 +590,7 @@ def test_conditions_must_be_global(tiny):
     mdata = make_mudata()
     mdata["rna"].obs["batch"] = "one"
 
-    with pytest.raises(KeyError, match="pull_obs"):
+    with pytest.raises(KeyError, match="Copy it"):
         MULTISCLDM.setup_mudata(mdata, condition_keys=["batch"])
     with pytest.raises(KeyError, match="'tissue' is not a column"):
         MULTISCLDM.setup_mudata(mdata, condition_keys=["tissue"])
@@ -910,6 +910,9 @@ def test_a_model_trains_on_files_and_generates_mudata(from_files, quick, tmp_pat
     assert generated["rna"].var["symbol"].eq("s").all()
     np.testing.assert_array_equal(values(generated), values(model.generate(7, condition={"cell_type": "T"}, seed=0)))
     assert {name.split("_")[0] for name in model.history} == {"autoencoder", "prior", "transport"}
+    for use in (model.get_reconstruction, lambda cells: load(tmp_path / "model", adata=cells)):
+        with pytest.raises(TypeError, match=r"found MuDataFiles. Read some with .*cells.read.*loaded without cells"):
+            use(cells)
 
 
 def test_methods_read_cells_in_files_as_those_in_memory(from_files, quick):
@@ -989,7 +992,7 @@ def test_new_cells_need_the_features_of_the_reference(multimodal):
         MULTISCLDM.prepare_query_anndata(query, multimodal)
 
 
-def test_the_whole_model_is_fine_tuned_on_cells_without_a_modality(multimodal, quick):
+def test_the_whole_model_is_fine_tuned_on_cells_without_a_modality(multimodal, quick, tmp_path):
     query = query_mudata()
     alone = mudata.MuData({"rna": query["rna"].copy()})
     alone.obs["cell_type"] = query.obs["cell_type"]
@@ -1006,3 +1009,6 @@ def test_the_whole_model_is_fine_tuned_on_cells_without_a_modality(multimodal, q
     assert list(cells.mod) == ["rna", "prot", "atac"]
     assert cells["prot"].X.sum() > 0
     assert cells["prot"].var["symbol"].tolist() == ["s"] * 4  # as the reference knows them
+    alone.write_h5mu(tmp_path / "alone.h5mu")
+    model._take_cells(MuDataFiles.like(model.registry, tmp_path / "alone.h5mu"))  # as `train` does
+    assert model.modality_vars_["prot"]["symbol"].tolist() == ["s"] * 4

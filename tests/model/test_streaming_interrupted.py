@@ -239,6 +239,16 @@ def test_files_of_other_arguments_can_be_discarded(trained, h5ad, expected):
     assert_whole(h5ad, expected)
 
 
+def test_a_finished_call_leaves_the_parts_of_another_alone(trained, h5ad):
+    trained.generate_to(h5ad, 3, seed=1)
+    trained.generate_to(h5ad, **REQUEST, rank=0, n_ranks=2, overwrite=True)
+    begun = parts_of(h5ad)
+
+    trained.generate_to(h5ad, 3, seed=1)
+
+    assert parts_of(h5ad) == begun != []
+
+
 def test_a_folder_without_a_request_can_be_used(trained, h5ad, expected):
     (folder_of(h5ad) / "whole-1.zarr").mkdir(parents=True)  # as of a process whose work was taken away while it wrote
 

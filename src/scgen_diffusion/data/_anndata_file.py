@@ -17,7 +17,7 @@ import scipy.sparse as sp
 
 from scgen_diffusion._arguments import known_names
 
-from ._anndata import widen
+from ._anndata import PROVENANCE_KEY, widen
 
 if TYPE_CHECKING:
     import os
@@ -112,7 +112,7 @@ class AnnDataFile:
         return names
 
     def matrix(self, layer: str | None, columns: np.ndarray | None = None) -> FileMatrix:
-        """Return a layer, or X, whose rows are read on demand.
+        """Return a layer, or X, whose rows are read on demand. Generated cells that lack the layer have it in X.
 
         Raises
         ------
@@ -121,7 +121,7 @@ class AnnDataFile:
         ValueError
             If it is stored by columns, or does not fit the tables of cells and genes.
         """
-        if layer is not None and layer not in self.layers:
+        if (layer := self._stored(layer)) is not None and layer not in self.layers:
             msg = f"`layer` {layer!r} is not in the layers of {self.name}. {known_names(layer, self.layers)}"
             raise KeyError(msg)
         if layer is None and "X" not in self.root:
@@ -145,7 +145,11 @@ class AnnDataFile:
 
     def where(self, layer: str | None) -> str:
         """Return the name of a matrix for messages."""
-        return f"{matrix_name(layer)} of {self.name}"
+        return f"{matrix_name(self._stored(layer))} of {self.name}"
+
+    def _stored(self, layer: str | None) -> str | None:
+        """Return where the values of a layer are: generated cells have them in X (None)."""
+        return None if layer not in self.layers and PROVENANCE_KEY in self.root.get("uns", ()) else layer
 
     def unstructured(self, name: str) -> Any:
         """Read an entry of ``uns``; None if there is none."""

@@ -22,7 +22,6 @@ from scgen_diffusion._arguments import check_count, known_names
 
 from ._anndata_file import JoinedMatrix, close_file, closing_if_refused, open_anndata_files
 from ._checks import (
-    COUNTS_ADVICE,
     check_natural_logarithms,
     check_not_empty,
     check_rows,
@@ -74,7 +73,7 @@ class CellFiles:
         An ``.h5ad`` file, a ``.zarr`` store, an annbatch collection, or several of these, whose cells are joined.
         Matrices must be dense or CSR.
     layer
-        Layer with the counts; default ``X``.
+        Layer with the counts; default ``X``. Generated cells that lack it have them in ``X``.
     genes
         Names of the genes to use; ``"shared"`` for the genes that all files have. Default: the genes of the first file;
         the others must have the same genes in any order.
@@ -226,11 +225,13 @@ class CellFiles:
         """Check all values, part by part, and return the row sums of each file."""
         found = []
         for file, matrix in zip(self.files, matrices, strict=True):
-            totals = check_file_values(file, self.layer, matrix, self.values)
+            where = file.where(self.layer)
+            check_size(matrix.shape, where)
+            totals = check_values(matrix, where, self.values)
             if self.values == "log1p":
-                check_natural_logarithms(file.unstructured("log1p"), file.where(self.layer))
+                check_natural_logarithms(file.unstructured("log1p"), where)
             if not totals.all():
-                check_not_empty(totals, file.all_names(), file.where(self.layer))
+                check_not_empty(totals, file.all_names(), where)
             found.append(totals)
         return found
 
@@ -367,30 +368,18 @@ def list_paths(paths: Paths) -> list[Path]:
     ValueError
         If there are none, or if two existing ones lead to the same file.
     """
-    listed = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    listed = [Path(path).expanduser() for path in given]
     if not listed:
         msg = "`paths` is empty; name at least one file."
         raise ValueError(msg)
-    first: dict[tuple[int, int], Path] = {}
-    for path in filter(Path.exists, listed):
-        found = path.stat()
-        same = first.setdefault((found.st_dev, found.st_ino), path)
-        if same is not path:
-            msg = f"`paths` names the same file twice, as {str(same)!r} and as {str(path)!r}; name it once."
+    first: dict[tuple[int, int], int] = {}
+    for number, found in enumerate(path.stat() if path.exists() else None for path in listed):
+        if found and (same := first.setdefault((found.st_dev, found.st_ino), number)) != number:
+            one, other = (str(given[place]) for place in (same, number))
+            msg = f"`paths` names the same file twice, as {one!r} and as {other!r}; name it once."
             raise ValueError(msg)
     return listed
-
-
-def check_file_values(
-    file: AnnDataFile,
-    layer: str | None,
-    matrix: FileMatrix,
-    values: Literal["counts", "log1p"],
-    advice: str = COUNTS_ADVICE,
-) -> np.ndarray:
-    """Raise unless a file's matrix has cells, genes and values of the kind ``values``; return its row sums."""
-    check_size(matrix.shape, file.where(layer))
-    return check_values(matrix, file.where(layer), values, advice)
 
 
 # --- genes and columns of several files -------------------------------------------------------------------------------
@@ -402,6 +391,7 @@ KINDS = {  # by the type that pandas infers
     "boolean": "booleans",
     "empty": "nothing",
 }
+GENES_REMEDY = "Use the genes of all files with `genes='shared'`, or choose some with `genes=[...]`."
 NUMBERS = {"whole numbers", "decimal numbers"}
 
 
@@ -412,7 +402,7 @@ class ReadTables:
     obs: pd.DataFrame
     obsm: Mapping[str, Any]
     uns: Mapping[str, Any]
-    owner: str = "adata"
+    owner: str = "files"
 
     def part(self, rows: np.ndarray) -> ReadTables:
         """Return some cells."""
@@ -421,7 +411,7 @@ class ReadTables:
 
 
 def columns_of_genes(
-    files: Sequence[AnnDataFile], genes: Sequence[str] | str | None
+    files: Sequence[AnnDataFile], genes: Sequence[str] | str | None, remedy: str = GENES_REMEDY
 ) -> tuple[pd.DataFrame, list[np.ndarray | None]]:
     """Return the table of the genes to use, and their columns in each file (None for all columns in order).
 
@@ -441,8 +431,7 @@ def columns_of_genes(
             if len(missing) or len(extra):
                 msg = (
                     f"The genes of {file.name} are not those of {files[0].name}: {list_some(missing)} missing, "
-                    f"{list_some(extra)} additional. Use the genes of all files with `genes='shared'`, or choose some "
-                    "with `genes=[...]`."
+                    f"{list_some(extra)} additional. {remedy}"
                 )
                 raise ValueError(msg)
     elif genes == "shared":

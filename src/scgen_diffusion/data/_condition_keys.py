@@ -806,7 +806,7 @@ def _hashable(value: Any) -> Any:
 def _unknown(source: str, name: str, value: Any, known: Sequence[Any], what: str = "value") -> str:
     shown = value.item() if isinstance(value, np.generic) else value
     advice = _of_same_text(shown, known) or known_names(value, known)
-    if source.startswith(("adata.", "mdata.")):
+    if source.startswith(("adata.", "mdata.", "files.")):
         advice += f" Cells with a new {what} need a model from `load_query_data`."
     return f"{source} has the unknown {what} {shown!r} for {name!r}. {advice}"
 

@@ -154,7 +154,7 @@ class ConditionSetup:
             if key not in adata.obs and owners:
                 msg = (
                     f"The condition key {key!r} is not a column of mdata.obs, but of mdata[{owners[0]!r}].obs. Copy "
-                    f"it: mdata.pull_obs([{key!r}]), or mdata.obs[{key!r}] = mdata[{owners[0]!r}].obs[{key!r}]."
+                    f"it: mdata.obs[{key!r}] = mdata[{owners[0]!r}].obs[{key!r}]."
                 )
                 raise KeyError(msg)
             owners = [name for name, part in modalities.items() if key in part.obsm]
@@ -476,7 +476,7 @@ def check_conditions(
                     "`unlabeled_category='Unknown'`: then cells without a label in `condition_keys` train it, too"
                 )
             msg = (
-                f"{owner}.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells, such as "
+                f"{owner}.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells, such as cell "
                 f"{obs.index[missing].tolist()[0]!r}. Remove these cells{remedy}."
             )
             raise ValueError(msg)

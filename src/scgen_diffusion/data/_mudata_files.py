@@ -14,8 +14,8 @@ from anndata.utils import make_index_unique
 from scgen_diffusion._arguments import warn_user
 
 from ._anndata_file import AnnDataFile, FileMatrix, Rows, close_file, closing_if_refused, open_hdf5
-from ._cell_files import CellFiles, check_file_values, columns_of_genes, list_paths, registry_of_many
-from ._checks import check_not_empty, check_rows
+from ._cell_files import CellFiles, columns_of_genes, list_paths, registry_of_many
+from ._checks import check_not_empty, check_rows, check_size, check_values
 from ._condition_setup import CONDITIONS, ConditionField, ConditionSetup
 from ._conditions import Conditions
 from ._mudata import (
@@ -176,15 +176,16 @@ class MuDataFiles(CellFiles):
         if not files:
             return pd.DataFrame(index=pd.Index(features)), []
         own = [file.modalities[name] for file in files]
-        var, columns = columns_of_genes(own, features)
+        var, columns = columns_of_genes(own, features, "Write files with the same features in each modality.")
         return var, [part.matrix(self.layers[name], places) for part, places in zip(own, columns, strict=True)]
 
     def _check_values(self, name: str, likelihood: str | None, file: AnnDataFile, matrix: FileMatrix) -> np.ndarray:
         """Raise unless the values are counts that fit the likelihood; return the row sums."""
-        layer = self.layers[name]
-        totals = check_file_values(file, layer, matrix, "counts", advice_on_counts(name))
+        where = file.where(self.layers[name])
+        check_size(matrix.shape, where)
+        totals = check_values(matrix, where, "counts", advice_on_counts(name))
         if likelihood == "bernoulli":
-            check_binary(name, matrix, file.where(layer))
+            check_binary(name, matrix, where)
         return totals
 
     def _register(self, setup: ConditionSetup) -> dict[str, Any]:

@@ -322,7 +322,7 @@ class DiffusionModel(BaseModelClass):
         check_datamodule(datamodule)
         check_same_registry(datamodule.registry, self.registry_)
         self._file_cells, self._adata = datamodule, None
-        self.var_ = plain_columns(datamodule.var)
+        self.var_ = plain_columns(datamodule.var, self.var_)
         self._drop_split_of_others(warn=False)  # training draws a new one
 
     def _drop_split_of_others(self, *, warn: bool = True) -> None:

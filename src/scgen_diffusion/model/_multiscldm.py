@@ -36,7 +36,7 @@ from scgen_diffusion.data import (
 from scgen_diffusion.module import CONDITIONS, ModalityPanel, MultimodalModule
 
 from ._autoencoder import check_scale, gene_columns
-from ._registration import check_is_no_view, check_setup_arguments, plain_columns
+from ._registration import check_is_in_memory, check_is_no_view, check_setup_arguments, plain_columns
 from ._scldm import SCLDM
 
 if TYPE_CHECKING:
@@ -384,7 +384,8 @@ class MULTISCLDM(SCLDM):
     def _take_cells(self, datamodule: TrainingCells | None) -> None:
         super()._take_cells(datamodule)
         if isinstance(datamodule, MuDataFiles):
-            self.modality_vars_ = {name: plain_columns(var) for name, var in datamodule.modality_vars.items()}
+            known = self.modality_vars_
+            self.modality_vars_ = {n: plain_columns(var, known[n]) for n, var in datamodule.modality_vars.items()}
 
     def _copy_features(self, reference: Self) -> None:
         super()._copy_features(reference)
@@ -392,9 +393,11 @@ class MULTISCLDM(SCLDM):
 
     @classmethod
     def _register_like(cls, adata: MuData, registry: Mapping[str, Any], genes: pd.Index, **options: Any) -> None:
+        check_is_in_memory(adata)
         cls.setup_mudata(adata, source_registry=registry, **{**registry["setup_args"], **options})
 
     def _check_same_features(self, adata: MuData) -> None:
+        check_is_in_memory(adata)
         check_same_features(adata, self.modalities)
         check_is_mudata(adata)  # in memory
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from mudata import MuData
@@ -27,8 +28,6 @@ from scgen_diffusion.nn import Classes, ConditionSpec, Members, Number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import pandas as pd
 
 
 NOT_ASKED = {"adata", "mdata", "kwargs", "source_registry", "extend_categories"}  # the last two are scvi-tools' own
@@ -55,14 +54,20 @@ def check_is_no_view(cells: AnnData | MuData, name: str) -> None:
         raise ValueError(msg)
 
 
-def check_is_set_up(adata: object) -> None:
-    """Raise for objects that cannot be set up; scvi-tools checks whether the others were."""
+def check_is_in_memory(adata: object) -> None:
+    """Raise for cells in files."""
     if isinstance(adata, CellFiles):
         msg = (
-            "`adata` must be an AnnData, but found CellFiles. For cells in files, build the model with "
-            "`registry=cells.registry` and train it with `datamodule=cells`."
+            f"`adata` must be cells in memory, but found {type(adata).__name__}. Read some with `cells.read(indices)`. "
+            "To train on files, call `train(datamodule=cells)` of a model that was built with "
+            "`registry=cells.registry`, or loaded without cells."
         )
         raise TypeError(msg)
+
+
+def check_is_set_up(adata: object) -> None:
+    """Raise for objects that cannot be set up; scvi-tools checks whether the others were."""
+    check_is_in_memory(adata)
     if not isinstance(adata, AnnData | MuData):
         msg = f"`adata` must be an AnnData or MuData that was set up, but found {type(adata).__name__}."
         raise TypeError(msg)
@@ -70,9 +75,7 @@ def check_is_set_up(adata: object) -> None:
 
 def check_is_anndata(adata: object) -> None:
     """Raise unless cells are an AnnData from which batches can be read."""
-    if isinstance(adata, CellFiles):
-        msg = "`adata` must be an AnnData, but found CellFiles. Read cells into memory first: `cells.read(indices)`."
-        raise TypeError(msg)
+    check_is_in_memory(adata)
     if not isinstance(adata, AnnData):
         msg = f"Cells must be an AnnData, but found {type(adata).__name__}."
         if isinstance(adata, MuData):
@@ -131,8 +134,8 @@ def spec_of(key: ConditionKey, table: pd.DataFrame | None) -> ConditionSpec:
     raise TypeError(msg)
 
 
-def plain_columns(var: pd.DataFrame) -> pd.DataFrame:
-    """Keep the columns that can be saved: text, numbers, booleans and categories."""
+def plain_columns(var: pd.DataFrame, known: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Keep what can be saved (text, numbers, booleans and categories), and the known columns that ``var`` lacks."""
     plain = savable_columns(var)
     plain.index = plain.index.astype(str)
-    return plain
+    return plain if known is None else pd.DataFrame({**known, **plain}, index=plain.index)

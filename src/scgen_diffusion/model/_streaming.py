@@ -93,8 +93,7 @@ class Stream:
                 "file is never replaced. Choose another path, or move it away."
             )
             raise FileExistsError(msg)
-        wanted = {**self.identity, SHARD_SIZE: record.get(SHARD_SIZE)}  # joined cells do not depend on it
-        differing = differences(record, wanted)
+        differing = self._differs_from(record)
         names = {entry.name for entry in self.goal.iterdir()} if differing and self.goal.is_dir() else set()
         if others := names - NAMES_IN_ZARR:
             msg = (
@@ -110,14 +109,24 @@ class Stream:
             raise FileExistsError(msg)
         return not differing
 
+    def is_done(self, *, overwrite: bool) -> bool:
+        """Return :meth:`is_joined`; if so, remove the parts, unless they are of another request."""
+        is_joined, begun = self.is_joined(overwrite=overwrite), self.identity
+        with suppress(FileNotFoundError):
+            begun = self._begun()["identity"]
+        if is_joined and not self._differs_from(begun):
+            self.clean()
+        return is_joined
+
+    def _differs_from(self, record: Mapping[str, Any]) -> list[str]:
+        """List how the joined cells differ, which do not depend on the size of parts."""
+        return differences(record, {**self.identity, SHARD_SIZE: record.get(SHARD_SIZE)})
+
     def start(self, seed: int, *, overwrite: bool, n_ranks: int) -> int | None:
         """Begin or resume, and return the seed to use; None if the file is finished."""
         if not self.is_joined(overwrite=overwrite):
             seed = self.begin(seed, discard_others=overwrite and n_ranks == 1)
-        if self.is_joined(overwrite=overwrite):  # another process may have joined the parts in the meantime
-            self.clean()
-            return None
-        return seed
+        return None if self.is_done(overwrite=overwrite) else seed  # another process may have joined the parts by now
 
     def begin(self, seed: int, *, discard_others: bool) -> int:
         """Make the folder for parts unless it exists; return the seed stored in it.
@@ -161,8 +170,7 @@ class Stream:
                 beside.rename(self.folder)
             except OSError as error:
                 remove(beside)
-                was_cleaned = error.errno == errno.ENOENT
-                if not (was_cleaned or self.folder.exists()):
+                if error.errno != errno.ENOENT and not self.folder.exists():  # others may have cleaned, or made it
                     raise
 
     def complete(
@@ -195,8 +203,7 @@ class Stream:
             except Exception:  # libraries raise anything if another process joined and removed the parts
                 if not self.is_joined(overwrite=True):
                     raise
-        if self.is_joined(overwrite=True):
-            self.clean()
+        self.is_done(overwrite=True)
         return values
 
     def clean(self) -> None:
