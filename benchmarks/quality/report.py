@@ -203,7 +203,8 @@ IN_SHORT = {
     "nearest_train_ratio": "distance",
     "cpu_minutes": "minutes",
 }
-#: Methods of the table of memorisation, and their names there.
+#: Methods of the tables of single metrics, and their names there.
+STRENGTHS = {"SCLDM": "SCLDM", "NB-copula": "NB copula per label"}
 NEARNESS = {
     "SCLDM": "SCLDM",
     "SCRDIT": "SCRDIT",
@@ -255,7 +256,8 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
         "panel": summarise_methods(table, [PANEL], OTHER_METHODS),
     }
     variants = {place: summarise_variant(table, names) for place, names in VARIANTS.items()}
-    strengths, nearness = summarise_strengths(table), summarise_nearness(table)
+    strengths = summarise_metric(table, "within_label_slope", STRENGTHS, "{:.2f}".format)
+    nearness = summarise_metric(table, "nearer_than_held_out", NEARNESS, lambda share: f"{100 * share:.1f} %")
     table = table[table["dataset"].isin(DATASETS_IN_SHORT) & table["method"].isin(METHODS_IN_SHORT)]
     return {
         **{("docs/comparison.md", mark): text for mark, text in others.items()},
@@ -298,27 +300,15 @@ def summarise_methods(
     return markdown_table([*header, "seeds"] if seeds_differ else header, lines)
 
 
-def summarise_strengths(table: pd.DataFrame) -> str:
-    """Write how strong correlations within labels are, relative to real cells: one row per whole data set."""
-    means = means_over_seeds(table[(table["metric"] == "within_label_slope") & table["dataset"].isin(DATASETS)])
+def summarise_metric(table: pd.DataFrame, metric: str, names: Mapping[str, str], form: Callable[[float], str]) -> str:
+    """Write one metric: a row per whole data set, and a column per method, by its name in the table."""
+    shown = table[(table["metric"] == metric) & table["dataset"].isin(DATASETS) & table["method"].isin(names)]
     lines = []
-    for dataset, rows in means.groupby("dataset", sort=False):
+    for dataset, rows in means_over_seeds(shown).groupby("dataset", sort=False):
         values = {REAL_CELLS: rows["floor"].mean(), **rows.set_index("method")["value"]}
-        shown = (values.get(method) for method in (REAL_CELLS, "SCLDM", "NB-copula"))
-        lines.append([dataset, *("" if value is None else f"{value:.2f}" for value in shown)])
-    return markdown_table(["", REAL_CELLS, "SCLDM", IN_WORDS["NB-copula"]], lines)
-
-
-def summarise_nearness(table: pd.DataFrame) -> str:
-    """Write the share of cells too near to training cells: one row per whole data set, one column per model."""
-    rows = table[(table["metric"] == "nearer_than_held_out") & table["dataset"].isin(DATASETS)]
-    means = means_over_seeds(rows[rows["method"].isin(NEARNESS)])
-    lines = []
-    for dataset, of_dataset in means.groupby("dataset", sort=False):
-        values = {REAL_CELLS: of_dataset["floor"].mean(), **of_dataset.set_index("method")["value"]}
-        shown = (values.get(method) for method in (REAL_CELLS, *NEARNESS))
-        lines.append([dataset, *("" if pd.isna(value) else f"{100 * value:.1f}" for value in shown)])
-    return markdown_table(["nearer than 99 % of held-out cells, %", REAL_CELLS, *NEARNESS.values()], lines)
+        numbers = (values.get(method, np.nan) for method in (REAL_CELLS, *names))
+        lines.append([dataset, *("" if np.isnan(number) else form(number) for number in numbers)])
+    return markdown_table(["", REAL_CELLS, *names.values()], lines)
 
 
 def _column(of_metric: pd.DataFrame) -> dict[str, str]:
