@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import pickle
 import signal
 import sys
 import threading
@@ -23,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm.auto import tqdm
 
 from scgen_diffusion._compat import parse_device_args
-from scgen_diffusion._files import explain_failed_write, sync
+from scgen_diffusion._files import explain_failed_write, read_torch, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -361,8 +360,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         If the file is damaged, or holds more than plain values.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError) as error:
+        return read_torch(path)
+    except Exception as error:
         msg = (
             f"The checkpoint {path} is damaged, or is none of this package; remove it to start again (on the command "
             "line: `--restart`)."
