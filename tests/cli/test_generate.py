@@ -205,9 +205,13 @@ def test_cells_without_any_condition_are_refused(call, make_cells, saved_model, 
         (["-n", "5", "-c", "NK"], "'NK' is not of the form KEY=VALUE"),
         (["-n", "5", "-g", "strong"], "'strong' is not a number"),
         (["-n", "5", "--library-size-column", "total"], "--library-size-column needs --condition-table"),
+        (["--condition-table", "{commas}"], "commas.csv cannot be read as a table: rows have more fields"),
     ],
 )
-def test_wrong_options_of_generate_are_named(call, saved_model, tmp_path, options, message):
+def test_wrong_options_of_generate_are_named(call, saved_model, tmp_path, tmp_path_factory, options, message):
+    commas = tmp_path_factory.mktemp("table") / "commas.csv"
+    commas.write_text("dose\n0,1\n1,0\n")
+    options = [part.format(commas=commas) for part in options]
     code, out, err = call("generate", saved_model, tmp_path / "new.zarr", *options)
     assert (code, out) == (2, "")
     assert message in err
