@@ -246,6 +246,9 @@ def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modal
     """Raise for options that exclude each other, before any long work."""
     of_trainer = {name: f"--{name.replace('_', '-')}" for name in (*TRAIN_OPTIONS, "devices", "checkpoint_dir")}
     of_trainer["plan_kwargs"] = "--recipe, or --autoencoder and --prior"
+    others, own = ["recipe"], "--autoencoder and --prior"
+    if options["model"] in ("SCRDIT", "WBDIT"):
+        others, own = ["autoencoder", "prior"], "--recipe"
     msg = ""
     if has_modalities and any(path.suffix != MUDATA for path in options["cells"]):
         msg = "Either all files must be .h5mu, or none."
@@ -266,6 +269,8 @@ def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modal
         msg = f"{options['model']} reads one modality, not .h5mu; use MULTISCLDM for several."
     elif not has_modalities and options["model"] == "MULTISCLDM":
         msg = "MULTISCLDM reads .h5mu files; use SCLDM for one modality."
+    elif "reference" not in options and (unused := [name for name in others if name in options]):
+        msg = f"--{unused[0]} is not for {options['model']}, which has {own}."
     elif has_modalities and "values" in options:
         msg = "--values is for .h5ad and .zarr files; modalities of .h5mu must hold counts."
     elif twice := [name for name in options.get("trainer", {}) if name in of_trainer]:

@@ -97,8 +97,8 @@ def check_learns_something(model: DiffusionModel) -> None:
         raise ValueError(msg)
     msg = (
         "There is nothing to train: the reference knows all classes and members of the new cells, or has their "
-        "embeddings. To learn from new combinations, numbers or cells, call `load_query_data` with `trainable` set "
-        f"to one of {TRAINABLE[1:]}."
+        "embeddings. To learn from new combinations, numbers or cells, set `trainable` to one of "
+        f"{TRAINABLE[1:]}."
     )
     raise ValueError(msg)
 

@@ -230,7 +230,11 @@ def check_trainer_options(
     **options: Any,
 ) -> None:
     """Raise for options that Lightning's trainer or scvi-tools refuse, before anything is changed."""
-    if any(isinstance(callback, Timer) for callback in options.get("callbacks") or ()):
+    callbacks = options.get("callbacks") or ()
+    if not isinstance(callbacks, list | tuple) or any(not isinstance(callback, Callback) for callback in callbacks):
+        msg = f"`callbacks` must be a list of Lightning's callbacks, but found {callbacks!r}."
+        raise TypeError(msg)
+    if any(isinstance(callback, Timer) for callback in callbacks):
         msg = "`callbacks` has a Timer, which all stages would share. Give `max_time` instead."
         raise ValueError(msg)
     accelerator, devices, _ = parse_device_args(accelerator, devices, return_device="torch")
