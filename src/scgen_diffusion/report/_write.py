@@ -244,10 +244,10 @@ def _for_plots(cells: AnnData, keys: Sequence[str], max_cells: int, rng: np.rand
     """Return some of the cells, several labels joined to one."""
     cells = make_indexable(cells)[np.sort(rng.permutation(cells.n_obs)[:max_cells])]
     cells = cells.to_memory() if cells.isbacked else cells.copy()
-    label = JOIN.join(keys)
-    if len(keys) > 1:
-        cells.obs[label] = pd.Categorical(join_labels(cells.obs, keys))
     if keys:
+        label = JOIN.join(keys)
+        if len(keys) > 1:
+            cells.obs[label] = pd.Categorical(join_labels(cells.obs, keys))
         cells.obs[_as_drawn(label)] = cells.obs[label].map(_as_drawn)
     cells.var_names = cells.var_names.map(_as_drawn)
     return cells
@@ -278,15 +278,11 @@ def draw(
     shown, only = list(sizes.index[:MOST_LABELS]), ""
     if len(sizes) > MOST_LABELS:
         only = f" Only the {MOST_LABELS} labels with most real cells are drawn; the table lists all."
-    add(
-        "Cells",
-        pl.umap(real, synthetic, color=None if only else label, **options),
-        "Real and synthetic cells in an embedding made from the real ones.",
-    )
+    axes = pl.umap(real, synthetic, color=None if only else label, **options)
+    add("Cells", axes, "Real and synthetic cells in an embedding made from the real ones.")
     # generated cells have their counts in `X` where they lack the layer of the real ones
-    layers = [layer if layer in cells.layers else None for cells in (real, synthetic)]
-    both = zip((real, synthetic), layers, strict=True)
-    if all(expression_of(cells, layer=own).library_sizes is not None for cells, own in both):
+    both = [expression_of(cells, layer=layer if layer in cells.layers else None) for cells in (real, synthetic)]
+    if all(expression.library_sizes is not None for expression in both):
         add("Cells", pl.library_size(real, synthetic, **options), "Total counts per cell.")
     else:
         skipped.append("total counts, because the cells are log-normalised")
