@@ -115,7 +115,7 @@ def test_training_cells_may_be_in_several_files(judge, call, files, tmp_path):
     )
     assert (code, "There can be only one .h5mu file of each set" in err) == (2, True)
     code, _, err = call("evaluate", files / "real.h5ad", files / "synthetic.h5ad", *parts, "--layer", "raw")
-    assert (code, "`layer` 'raw' is not in the layers of" in err) == (2, True)
+    assert (code, "--layer 'raw' is not in the layers of" in err) == (2, True)
 
 
 @pytest.mark.parametrize("options", [[], ["--backed"]])
@@ -294,7 +294,7 @@ def test_other_tables_and_several_modalities_get_no_report_and_no_cells_are_read
     paired.write_text("")
     out = ["--out", tmp_path / "report.html"]
     for cells, options, message in (
-        ("real.h5ad", ["--table", table], "`table` must be what `evaluate` returns"),
+        ("real.h5ad", ["--table", table], "--table must be what `evaluate` returns"),
         (paired, [], "A report is of one modality"),
     ):
         code, _, err = call("report", files / cells, files / "synthetic.h5ad", *options, *out)

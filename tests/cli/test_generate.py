@@ -198,16 +198,21 @@ def test_cells_without_any_condition_are_refused(call, make_cells, saved_model, 
     [
         (["-n", "5", "-c", "cell_type=NKT"], "unknown value 'NKT' for 'cell_type'. Known, closest first: 'NK'"),
         (["-n", "5", "-c", "type=NK"], "unknown key 'type'. Known, closest first: 'cell_type'"),
-        (["-n", "0"], "`n_cells` must be a whole number of at least 1"),
+        (["-n", "0"], "--n-cells must be a whole number of at least 1"),
         ([], "--n-cells is needed, unless there is a --condition-table with a row per cell."),
         (["-c", "cell_type=NK", "-c", "cell_type=B cell"], "--n-cells is needed"),
-        (["-n", "5", "--sampler", "eular"], "`sampler` 'eular' is not known. Known, closest first: 'euler'"),
+        (["-n", "5", "--sampler", "eular"], "--sampler 'eular' is not known. Known, closest first: 'euler'"),
+        (["-n", "5", "--accelerator", "foo"], "error: You selected an invalid accelerator name: --accelerator='foo'"),
         (["-n", "5", "-c", "NK"], "'NK' is not of the form KEY=VALUE"),
         (["-n", "5", "-g", "strong"], "'strong' is not a number"),
         (["-n", "5", "--library-size-column", "total"], "--library-size-column needs --condition-table"),
+        (["--condition-table", "{commas}"], "commas.csv cannot be read as a table: rows have more fields"),
     ],
 )
-def test_wrong_options_of_generate_are_named(call, saved_model, tmp_path, options, message):
+def test_wrong_options_of_generate_are_named(call, saved_model, tmp_path, tmp_path_factory, options, message):
+    commas = tmp_path_factory.mktemp("table") / "commas.csv"
+    commas.write_text("dose\n0,1\n1,0\n")
+    options = [part.format(commas=commas) for part in options]
     code, out, err = call("generate", saved_model, tmp_path / "new.zarr", *options)
     assert (code, out) == (2, "")
     assert message in err

@@ -186,7 +186,7 @@ def test_how_far_predictions_can_be_trusted_is_said(call, folder, model, tmp_pat
         (["-c", "dose=10", "-w", "dose=2"], "no cell has 2 in 'dose'. Known, closest first: 10, 1, 100"),
         ([], "Nothing is predicted without a new condition: give --condition KEY=VALUE or --condition-table"),
         (["-c", "dose=2"], "unknown value '2' for 'dose'"),
-        (["-c", "dose=10", "--strength", "2"], "`strength` must be a number above 0 and at most 1"),
+        (["-c", "dose=10", "--strength", "2"], "--strength must be a number above 0 and at most 1"),
         (["-c", "dose=10", "-c", "dose=100"], "has 'dose' more than once"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.cli import cli
-from scgen_diffusion.cli._command import command, flag
+from scgen_diffusion.cli._command import command, flag, option
 from scgen_diffusion.cli._terminal import ExitCode, Stop, Terminal
 from scgen_diffusion.data import check_same_genes
 
@@ -21,7 +21,8 @@ def call_function(call, monkeypatch):
     """Call the command line with a command that is a given function."""
 
     def call_function(function, *arguments):
-        made = command("work", [], {"Flags": [flag("--flag", "A flag.")]}, short_help="Work.")(function)
+        options = [option(name, "") for name in ("--max-epochs", "--control", "--unlabeled-category", "--condition")]
+        made = command("work", [], {"Flags": [flag("--flag", "A flag."), *options]}, short_help="Work.")(function)
         monkeypatch.setitem(cli.commands, "work", made)
         return call("work", *arguments)
 
@@ -155,6 +156,7 @@ def test_our_log_and_our_warnings_are_shown_and_those_of_others_are_not(call_fun
             "The model has none yet; run `scgen-diffusion train` first.",
         ),
         ("It needs `control_values` in `setup_anndata`.", "It needs --control."),
+        ("Give `condition_keys='a'`, `flag=True` or `x`.", "Give --condition='a', --flag or `x`."),
         ("Give the text 'it\\'s'.", "Give the text 'it\\'s'."),
         (
             "'a' is not a column. Known, closest first: 'b', 'a=1'.",

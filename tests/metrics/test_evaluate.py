@@ -595,6 +595,7 @@ def test_intervals_do_not_leave_the_bounds():
         ({"metrics": ["copied_cells"], "train": None, "real": cells(150, seed=1)}, ValueError, "which needs `train`"),
         ({"groupby": "typ"}, KeyError, "`real_test.obs` has no column 'typ'. Known, closest first: 'type'"),
         ({"groupby": []}, ValueError, "`groupby` is empty"),
+        ({"groupby": ["type"] * 2}, ValueError, "'type' is listed more than once"),
         ({"layer": "raw"}, KeyError, "`real_test` has no layer 'raw'"),
         ({"real": cells(49, seed=1)}, ValueError, "`real_test` has 49 cells; there must be 50 or more"),
         (

@@ -425,8 +425,13 @@ def test_without_a_checkpoint_folder_nothing_is_written(make_model, quick, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checkpoint_with_code_is_refused(make_model, quick, tmp_path):
-    torch.save({"state_dict": Canary(tmp_path / "canary")}, tmp_path / "autoencoder.ckpt")
+def test_a_checkpoint_with_code_or_with_changed_bytes_is_refused(make_model, quick, tmp_path):
+    path = tmp_path / "autoencoder.ckpt"
+    torch.save({"weights": torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes().replace(np.ones(16, np.float32).tobytes(), bytes(64), 1))
+    with pytest.raises(ValueError, match="damaged, or is none of this package; remove it"):
+        make_model().train(1, checkpoint_dir=tmp_path, **quick)
+    torch.save({"state_dict": Canary(tmp_path / "canary")}, path)
 
     with pytest.raises(Exception, match="damaged, or is none of this package; remove it"):
         make_model().train(1, checkpoint_dir=tmp_path, **quick)

@@ -29,11 +29,11 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 def cells(seed, n_cells=150, n_genes=60):
     """Three labels with markers of their own, negative-binomial counts."""
     rng = np.random.default_rng(seed)
-    labels = np.resize(["A & B", "T <helper>", "naïve"], n_cells)
+    labels = np.resize(["A & B", "T <$_$>", "naïve"], n_cells)
     profile = np.random.default_rng(0).gamma(0.5, 2.0, (3, n_genes))
     means = profile[pd.Categorical(labels).codes] * rng.gamma(10, 0.1, (n_cells, 1))
     obs = pd.DataFrame({"cell_type": pd.Categorical(labels)}, index=[f"cell-{seed}-{i}" for i in range(n_cells)])
-    var = pd.DataFrame(index=[f"gene-{i}" for i in range(n_genes)])
+    var = pd.DataFrame(index=[f"gene-$_$-{i}" for i in range(n_genes)])
     return AnnData(sparse.csr_matrix(rng.poisson(means).astype(np.float32)), obs=obs, var=var)
 
 
@@ -138,7 +138,7 @@ def test_every_label_is_shown_or_says_what_it_lacks(tmp_path):
     rows = re.findall(r"<tr><td>(.*?)</td><td>(\d+)</td><td>(\d+)</td>(.*?)</tr>", path.read_text(encoding="utf-8"))
     assert {row[0]: row[3] for row in rows} == {
         "A &amp; B": "<td>0.9</td><td>–</td>",
-        "T &lt;helper&gt;": '<td class="words" colspan="2">not measured</td>',
+        "T &lt;$_$&gt;": '<td class="words" colspan="2">not measured</td>',
         "naïve": '<td class="words" colspan="2">not measured</td>',
         "rare": '<td class="words" colspan="2">fewer than 30 real and synthetic cells</td>',
     }
@@ -163,14 +163,25 @@ def test_copied_training_cells_give_a_warning(tmp_path):
 
 
 @pytest.mark.usefixtures("without_rendering")
-def test_cells_without_labels_counts_or_training_get_a_report_that_says_what_it_lacks(tmp_path):
+def test_cells_without_labels_counts_or_training_get_a_report_that_says_what_it_lacks(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     logarithms = [cells(seed) for seed in (1, 2)]
+    logarithms[1].uns["scgen_diffusion"] = "its tool"
     for adata in logarithms:
         sc.pp.normalize_total(adata, target_sum=1e4)
         sc.pp.log1p(adata)
-    text = Parsed(sgd.report.write(*logarithms, tmp_path / "bare.html").read_text(encoding="utf-8")).text
-    for lacking in ("log-normalised", "`groupby` was not given", "`model` was not given", "training cells not given"):
-        assert lacking in text
+    text = Parsed(sgd.report.write(*logarithms, "~/bare.html").read_text(encoding="utf-8")).text
+    for shown in ("its tool", "log-normalised", "`groupby` was not", "`model` was not", "training cells not given"):
+        assert shown in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"max_cells": 0}, "`max_cells` must be a whole"), ({"groupby": ["cell_type"] * 2}, "is listed more than once")],
+)
+def test_arguments_are_checked_beside_a_table(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        sgd.report.write(cells(1), cells(2), tmp_path / "report.html", table=TABLE, **options)
 
 
 @pytest.mark.usefixtures("without_rendering")
@@ -222,7 +233,7 @@ def test_pictures_show_the_most_frequent_of_many_labels(monkeypatch):
     for name in ("umap", "library_size", "scores", "marker_dotplot", "mean_variance", "zero_fraction"):
         monkeypatch.setattr(f"scgen_diffusion.pl.{name}", note(name))
     real, synthetic = cells(1)[4:, :2].copy(), cells(2)[:, :2].copy()
-    table = pd.concat([TABLE, *(TABLE[1:].assign(group=group) for group in ("T <helper>", "naïve"))])
+    table = pd.concat([TABLE, *(TABLE[1:].assign(group=group) for group in ("T <$_$>", "naïve"))])
     model = SimpleNamespace(history={})
     pictures, skipped = draw(real, synthetic, table, label="cell_type", layer=None, model=model)
     frequent = set(real.obs["cell_type"].value_counts().index[:2])

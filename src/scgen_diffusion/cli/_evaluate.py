@@ -169,9 +169,7 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
         msg = "A report is of one modality, in .h5ad or .zarr files; `evaluate` takes .h5mu files."
         raise click.UsageError(msg)
     package = terminal.libraries()
-    arguments = given(options, "layer", "title", "max_cells", "seed")
-    if labels := options.get("groupby"):
-        arguments["groupby"] = labels[0] if len(labels) == 1 else list(labels)
+    arguments = given(options, "groupby", "layer", "title", "max_cells", "seed")
     if "table" in options:
         # labels such as "NA" are text; only what `evaluate` left empty is missing
         arguments["table"] = read_table(options["table"], keep_default_na=False, na_values=[""])
@@ -203,14 +201,11 @@ def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.
     cells = _read(terminal, files, options)
     if others:
         cells["others"] = _read(terminal, others, options)
-    for name in ("metric", "match"):
-        if name in options:
-            cells[{"metric": "metrics", "match": "match_keys"}[name]] = list(options[name])
     names = ("groupby", "layer", "perturbation_key", "separator", "max_cells", "n_floor", "n_bootstrap", "seed")
-    arguments = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in given(options, *names).items()
-    }
-    table = package.metrics.evaluate(cells.pop("real"), cells.pop("synthetic"), **cells, **arguments)
+    for name, value in given(options, *names, "metric", "match").items():
+        argument = {"metric": "metrics", "match": "match_keys"}.get(name, name)
+        cells[argument] = list(value) if isinstance(value, tuple) else value
+    table = package.metrics.evaluate(cells.pop("real"), cells.pop("synthetic"), **cells)
     return package, table
 
 

@@ -89,6 +89,9 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
         raise click.UsageError(msg)
     try:
         table = pd.read_csv(path, sep=TABLES[path.suffix], **options)
+        if "index_col" not in options and not isinstance(table.index, pd.RangeIndex):
+            msg = "rows have more fields than the header, as with decimal commas, or R's row names (row.names=FALSE)."
+            raise ValueError(msg)
     except (OSError, ValueError) as error:  # errors of pandas and Unicode are ValueErrors
         msg = f"{path} cannot be read as a table: {error}"
         raise click.UsageError(msg) from error

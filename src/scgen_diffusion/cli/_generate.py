@@ -25,24 +25,12 @@ PASSED_ON = (
     "n_cells", "sampler", "n_steps", "counts", "library_size", "batch_size", "seed",
     "shard_size", "rank", "n_ranks", "overwrite",
 )  # fmt: skip
-GUIDANCE = {
-    "guidance_scale": "scale",
-    "guidance_interval": "interval",
-    "guidance_rescale": "rescale",
-}
-
+GUIDANCE = ("guidance_scale", "guidance_interval", "guidance_rescale")
 EXCLUSIVE = [("condition", "condition_table"), ("library_size", "library_size_column")]
 N_NAMED = 20
 SIZES = (
-    "n_latent_tokens",
-    "n_latent",
-    "width",
-    "n_layers",
-    "n_heads",
-    "prior_width",
-    "prior_n_layers",
-    "prior_n_heads",
-)
+    "n_latent_tokens", "n_latent", "width", "n_layers", "n_heads", "prior_width", "prior_n_layers", "prior_n_heads",
+)  # fmt: skip
 
 TABLE = option(
     "--condition-table",
@@ -217,7 +205,7 @@ def read_guidance(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the given guidance as ``guidance_scale``."""
     from scgen_diffusion.diffusion import Guidance
 
-    guidance = {GUIDANCE[name]: value for name, value in given(options, *GUIDANCE).items()}
+    guidance = {name.removeprefix("guidance_"): value for name, value in given(options, *GUIDANCE).items()}
     return {"guidance_scale": Guidance(**guidance)} if guidance else {}
 
 

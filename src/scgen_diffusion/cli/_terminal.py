@@ -28,17 +28,15 @@ PACKAGE = __name__.partition(".")[0]
 FOLDER = str(Path(__file__).parents[1])
 TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "mudata", "anndata", "fontTools")
 OF_REQUESTS = (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError)
+OF_LIGHTNING = os.path.join("site-packages", "lightning", "")  # which checks options of training and devices
 OF_SYSTEM = (OSError, MemoryError, RuntimeError)  # device errors of PyTorch are RuntimeErrors
 FIRST_EQUALS = "In KEY=VALUE, the key ends at the first '='; rename a column that has one."
 
 SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to do on the command line
     r"set overwrite=True": "give --overwrite",
     r"with `genes='shared'`, or choose some with `genes=\[\.\.\.\]`": "with --shared-genes",
-    r"set `values='log1p'`": "give --values log1p",
-    r"\(`values='log1p'`\)": "(--values log1p)",
     r"`likelihood='gaussian'`": "--set likelihood=gaussian",
-    r"as `layer=\.\.\.`": "by --layer",
-    r"with `layer=\.\.\.`": "with --layer",
+    r"(as|with) `layer=\.\.\.`": "by --layer",
     r"method='inversion'": "--method inversion",
     r"Call `prepare_query_anndata` to": "Write a file with them first; `prepare_query_anndata` in Python can",
     r"(stopped the .*?); .* are kept\. Next: .*": r"\1.",  # a command keeps checkpoints at most, and says so itself
@@ -50,9 +48,7 @@ SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to
     r"max_epochs=\{.*?\}": lambda found: " ".join(
         f"--max-epochs {stage}={n}" for stage, n in re.findall(r"'(\w+)': (\d+)", found[0])
     ),
-    r"`max_epochs`": "--max-epochs",
-    r"`control_values`( in `setup_anndata`)?": "--control",
-    r"`unlabeled_category(='[^']*')?`": r"--unlabeled-category\1",
+    r" in `setup_anndata`": "",
     r"call (model\.)?train\w*\(\) first": "run `scgen-diffusion train` first",
     r"(control value .*) in obs\['([^']*)'\]\. Give the text '([^'\\]*)'": (
         r"""\1 in \2. Give text: --control '\2="\3"'"""
@@ -63,10 +59,18 @@ SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to
 
 
 def in_shell(message: str) -> str:
-    """Return a message of Python with advice for the command line."""
+    """Return a message of Python with advice for the command line, where arguments are options of the command."""
     for pattern, advice in SPELLINGS.items():
         message = re.sub(pattern, advice, message, flags=re.DOTALL)
-    return message
+    context = click.get_current_context(silent=True)
+    params = context.command.params if context is not None else ()
+    options = {param.name: param.opts[0] for param in params if isinstance(param, click.Option)}
+
+    def as_option(found: re.Match[str]) -> str:
+        names = (found[1], re.sub(r"(_key|_value)?s$", "", found[1]))
+        return next((f"{options[name]}{found[2]}" for name in names if name in options), found[0])
+
+    return re.sub(r"`(\w+)(?:=True)?((?:='[^']*')?)`", as_option, message)
 
 
 class ExitCode(IntEnum):
@@ -92,8 +96,9 @@ class Stop(click.ClickException):
     def of(cls, error: Exception) -> Stop:
         """Classify an error as a wrong request, a failure, or a bug in this package."""
         frames = traceback.extract_tb(error.__traceback__)
-        is_ours = bool(frames) and frames[-1].filename.startswith(FOLDER)
-        is_check = is_ours and (frames[-1].line or "raise").startswith("raise")  # a message for users
+        place = frames[-1].filename if frames else ""
+        is_ours = place.startswith(FOLDER)
+        is_check = (is_ours or OF_LIGHTNING in place) and (frames[-1].line or "raise").startswith("raise")  # for users
         code = ExitCode.WRONG_REQUEST if is_check and isinstance(error, OF_REQUESTS) else ExitCode.FAILED
         if isinstance(error, OSError) and error.strerror:
             where = "" if error.filename is None else f"{error.filename}: "

@@ -48,7 +48,7 @@ LARGEST_SEED = 2**32 - 1
 SETTING = Keyed("KEY=VALUE", toml_value)
 TRAIN_OPTIONS = (
     "max_epochs", "batch_size", "train_size", "validation_size", "early_stopping", "compile", "accelerator",
-    "num_nodes", "strategy", "precision",
+    "devices", "num_nodes", "strategy", "precision",
 )  # fmt: skip
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # those of `train`, which is slow to import
 
@@ -80,11 +80,7 @@ SECTIONS = {
             "Embedding of a column's values: a .csv or .tsv file, or an entry of uns.",
             Keyed("COLUMN=TABLE"),
         ),
-        option(
-            "--unlabeled-category",
-            "Value of cells without a label, which also train; so do NaN.",
-            metavar="VALUE",
-        ),
+        option("--unlabeled-category", "Value of cells without a label, which also train; so do NaN.", metavar="VALUE"),
         option("--values", "Kind of values in the layer; default: counts.", click.Choice(["counts", "log1p"])),
         option("--modality", "Modality of .h5mu and its likelihood; default: all.", Keyed("NAME[=LIKELIHOOD]")),
         flag("--backed", "Read cells from the file during training, if they do not fit into memory."),
@@ -114,7 +110,7 @@ SECTIONS = {
         option("--seed", "Seed of the split and all random draws.", click.IntRange(0, LARGEST_SEED), "N", default=0),
         flag("--compile", "Compile the networks (torch.compile)."),
         option("--accelerator", "Accelerator of Lightning: auto, cpu, gpu ...", metavar="NAME"),
-        option("--devices", "Number of devices, or their indices.", metavar="N|I,J"),
+        option("--devices", "Number of devices, or their indices.", read_devices, "N|I,J"),
         option("--num-nodes", "Number of machines of a distributed run.", int),
         option("--strategy", "Strategy of Lightning: ddp for several devices.", metavar="NAME"),
         option("--precision", "Precision: 32-true, bf16-mixed ...", click.Choice(PRECISIONS), "NAME"),
@@ -180,8 +176,6 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     arguments = given(options, *TRAIN_OPTIONS) | options.get("trainer", {})
     if plan := options.get("recipe", {}) | given(options, "autoencoder", "prior"):
         arguments["plan_kwargs"] = plan
-    if "devices" in options:
-        arguments["devices"] = read_devices(options["devices"])
     for stage in STAGES if options.get("restart") else ():  # the user's folder may hold other checkpoints too
         (checkpoints / f"{stage}.ckpt").unlink(missing_ok=True)
     terminal.on_interrupt = f"The checkpoints are in {checkpoints}; run the same command again to resume."
@@ -244,8 +238,11 @@ def _fine_tuned(package: Any, options: Mapping[str, Any], *, stay_in_files: bool
 
 def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modalities: bool) -> None:
     """Raise for options that exclude each other, before any long work."""
-    of_trainer = {name: f"--{name.replace('_', '-')}" for name in (*TRAIN_OPTIONS, "devices", "checkpoint_dir")}
+    of_trainer = {name: f"--{name.replace('_', '-')}" for name in (*TRAIN_OPTIONS, "checkpoint_dir")}
     of_trainer["plan_kwargs"] = "--recipe, or --autoencoder and --prior"
+    others, own = ["recipe"], "--autoencoder and --prior"
+    if options["model"] in ("SCRDIT", "WBDIT"):
+        others, own = ["autoencoder", "prior"], "--recipe"
     msg = ""
     if has_modalities and any(path.suffix != MUDATA for path in options["cells"]):
         msg = "Either all files must be .h5mu, or none."
@@ -266,6 +263,8 @@ def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modal
         msg = f"{options['model']} reads one modality, not .h5mu; use MULTISCLDM for several."
     elif not has_modalities and options["model"] == "MULTISCLDM":
         msg = "MULTISCLDM reads .h5mu files; use SCLDM for one modality."
+    elif "reference" not in options and (unused := [name for name in others if name in options]):
+        msg = f"--{unused[0]} is not for {options['model']}, which has {own}."
     elif has_modalities and "values" in options:
         msg = "--values is for .h5ad and .zarr files; modalities of .h5mu must hold counts."
     elif twice := [name for name in options.get("trainer", {}) if name in of_trainer]:
@@ -287,10 +286,8 @@ def _setup_arguments(options: Mapping[str, Any], has_modalities: bool) -> dict[s
         "condition_embedding": "condition_embeddings",
         "unlabeled_category": "unlabeled_category",
     }
-    arguments = {names[name]: value for name, value in given(options, *names).items()}
-    for name in ("condition_keys", "continuous_condition_keys"):
-        if name in arguments:
-            arguments[name] = list(arguments[name])
+    found = given(options, *names).items()
+    arguments: dict[str, Any] = {names[name]: list(v) if isinstance(v, tuple) else v for name, v in found}
     if "set_condition_keys" in arguments:
         arguments["set_condition_keys"] = {key: mark or "+" for key, mark in arguments["set_condition_keys"].items()}
     for key, table in arguments.get("condition_embeddings", {}).items():

@@ -119,6 +119,9 @@ def join_labels(obs: pd.DataFrame, keys: Sequence[str]) -> np.ndarray:
     With several columns, a ``|`` or ``\`` within a value is escaped by a ``\``, so that different values give different
     labels.
     """
+    if repeated := [key for key in keys if keys.count(key) > 1]:
+        msg = f"The column of labels {repeated[0]!r} is listed more than once; list it once."
+        raise ValueError(msg)
     columns = [as_labels(obs[key]) for key in keys]
     if len(columns) > 1:
         columns = [column.str.replace(r"([|\\])", r"\\\1", regex=True) for column in columns]

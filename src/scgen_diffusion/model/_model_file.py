@@ -13,7 +13,7 @@ import torch
 from anndata import AnnData
 from mudata import MuData
 
-from scgen_diffusion._files import explain_failed_write, sync, write_atomically
+from scgen_diffusion._files import explain_failed_write, read_torch, sync, write_atomically
 from scgen_diffusion.data import (
     JOINED,
     check_cells_writable,
@@ -37,7 +37,6 @@ MODEL_FILE = "model.pt"
 ADATA_FILE = "adata.h5ad"
 MUDATA_FILE = "mdata.h5mu"
 FORMAT = "scgen_diffusion-2"
-DAMAGE = (RuntimeError, OSError, EOFError, LookupError, ValueError)
 
 
 def _as_it_is(plain: Any) -> Any:
@@ -162,14 +161,14 @@ def load_plain(path: Path, what: str, advice: str = "") -> Any:
         If the file would execute code, or is damaged. ``what`` names the expected file, ``advice`` says what to do.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read_torch(path)
     except pickle.UnpicklingError as error:
         msg = (
             f"{path} is damaged, not a {what}, or holds Python objects, which could execute code; it was not loaded. "
             f"{advice}({error})"
         )
         raise ValueError(msg) from error
-    except (*DAMAGE, TypeError, AttributeError, MemoryError) as error:
+    except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         msg = f"{path} is damaged or not a {what}, so save or copy it again: {reason}"
         raise ValueError(msg) from error

@@ -98,7 +98,7 @@ def check_learns_something(model: DiffusionModel) -> None:
     msg = (
         "There is nothing to train: the reference knows all classes and members of the new cells, or their embeddings "
         "are known, so they have no vectors to train. To learn from new embeddings, combinations, numbers or cells, "
-        f"call `load_query_data` with `trainable` set to one of {TRAINABLE[1:]}."
+        f"set `trainable` to one of {TRAINABLE[1:]}."
     )
     raise ValueError(msg)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +18,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scgen_diffusion import pl
-from scgen_diffusion._arguments import as_list, list_first
+from scgen_diffusion._arguments import as_list, check_count, list_first
 from scgen_diffusion._files import write_atomically
 from scgen_diffusion._version import VERSION
 from scgen_diffusion.data import JOIN, PROVENANCE_KEY, CellFiles, join_labels, make_indexable, obs_column
@@ -135,6 +136,7 @@ def write(
         table = evaluate(
             real_test, synthetic, train=train, groupby=groupby, layer=layer, max_cells=max_cells, seed=seed
         )
+    check_count("max_cells", max_cells, MIN_CELLS_PER_GROUP)  # beside `table`, too
     keys = as_list(groupby)
     for name, cells in {"real_test": real_test, "synthetic": synthetic}.items():
         for key in keys:
@@ -151,13 +153,16 @@ def write(
     label = JOIN.join(keys) or None
     rng = np.random.default_rng(seed)
     real, drawn = (_for_plots(cells, keys, max_cells, rng) for cells in (real_test, synthetic))
-    pictures, skipped = draw(real, drawn, table, label=label, layer=layer, model=model)
+    shown = table.assign(group=table["group"].map(_as_drawn))
+    pictures, skipped = draw(real, drawn, shown, label=_as_drawn(label), layer=layer, model=model)
 
     found = {finding.level for finding in judged.findings}
     seen = "training cells not given"
     if train is not None:
         seen = f"{train.n_cells if isinstance(train, CellFiles) else train.n_obs:,} training cells"
-    made = {f"cells: {name}": _as_text(value) for name, value in synthetic.uns.get(PROVENANCE_KEY, {}).items()}
+    origin = synthetic.uns.get(PROVENANCE_KEY, {})
+    origin = origin if isinstance(origin, Mapping) else {"origin": origin}  # the cells may be from whatever tool
+    made = {f"cells: {name}": _as_text(value) for name, value in origin.items()}
     settings = made | {
         "judged by": f"scgen-diffusion {VERSION}",
         "labels": label or "none",
@@ -203,7 +208,7 @@ def _checked_path(path: str | os.PathLike[str]) -> Path:
             "The order is write(real_test, synthetic, path), such as write(held_out, synthetic, 'report.html')."
         )
         raise TypeError(msg)
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix.lower() != SUFFIX:
         msg = f"`path` must end in {SUFFIX!r}, but found {str(path)!r}."
         raise ValueError(msg)
@@ -239,9 +244,18 @@ def _for_plots(cells: AnnData, keys: Sequence[str], max_cells: int, rng: np.rand
     """Return some of the cells, several labels joined to one."""
     cells = make_indexable(cells)[np.sort(rng.permutation(cells.n_obs)[:max_cells])]
     cells = cells.to_memory() if cells.isbacked else cells.copy()
-    if len(keys) > 1:
-        cells.obs[JOIN.join(keys)] = pd.Categorical(join_labels(cells.obs, keys))
+    if keys:
+        label = JOIN.join(keys)
+        if len(keys) > 1:
+            cells.obs[label] = pd.Categorical(join_labels(cells.obs, keys))
+        cells.obs[_as_drawn(label)] = cells.obs[label].map(_as_drawn)
+    cells.var_names = cells.var_names.map(_as_drawn)
     return cells
+
+
+def _as_drawn(name: Any) -> Any:
+    """Return a name of the data as it is drawn: without this, text between two `$` would be a formula."""
+    return name.replace("$", r"\$") if isinstance(name, str) else name
 
 
 def draw(
@@ -264,15 +278,11 @@ def draw(
     shown, only = list(sizes.index[:MOST_LABELS]), ""
     if len(sizes) > MOST_LABELS:
         only = f" Only the {MOST_LABELS} labels with most real cells are drawn; the table lists all."
-    add(
-        "Cells",
-        pl.umap(real, synthetic, color=None if only else label, **options),
-        "Real and synthetic cells in an embedding made from the real ones.",
-    )
+    axes = pl.umap(real, synthetic, color=None if only else label, **options)
+    add("Cells", axes, "Real and synthetic cells in an embedding made from the real ones.")
     # generated cells have their counts in `X` where they lack the layer of the real ones
-    layers = [layer if layer in cells.layers else None for cells in (real, synthetic)]
-    both = zip((real, synthetic), layers, strict=True)
-    if all(expression_of(cells, layer=own).library_sizes is not None for cells, own in both):
+    both = [expression_of(cells, layer=layer if layer in cells.layers else None) for cells in (real, synthetic)]
+    if all(expression.library_sizes is not None for expression in both):
         add("Cells", pl.library_size(real, synthetic, **options), "Total counts per cell.")
     else:
         skipped.append("total counts, because the cells are log-normalised")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import pickle
 import signal
 import sys
 import threading
@@ -23,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm.auto import tqdm
 
 from scgen_diffusion._compat import parse_device_args
-from scgen_diffusion._files import explain_failed_write, sync
+from scgen_diffusion._files import explain_failed_write, read_torch, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -231,7 +230,11 @@ def check_trainer_options(
     **options: Any,
 ) -> None:
     """Raise for options that Lightning's trainer or scvi-tools refuse, before anything is changed."""
-    if any(isinstance(callback, Timer) for callback in options.get("callbacks") or ()):
+    callbacks = options.get("callbacks") or ()
+    if not isinstance(callbacks, list | tuple) or any(not isinstance(callback, Callback) for callback in callbacks):
+        msg = f"`callbacks` must be a list of Lightning's callbacks, but found {callbacks!r}."
+        raise TypeError(msg)
+    if any(isinstance(callback, Timer) for callback in callbacks):
         msg = "`callbacks` has a Timer, which all stages would share. Give `max_time` instead."
         raise ValueError(msg)
     accelerator, devices, _ = parse_device_args(accelerator, devices, return_device="torch")
@@ -361,8 +364,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         If the file is damaged, or holds more than plain values.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError) as error:
+        return read_torch(path)
+    except Exception as error:
         msg = (
             f"The checkpoint {path} is damaged, or is none of this package; remove it to start again (on the command "
             "line: `--restart`)."
