@@ -31,12 +31,12 @@ SHOWN = {
     "mmd2": "MMD²",
     "precision": "precision",
     "recall": "recall",
-    "auc_boosting": "told apart, PCs (AUC)",
-    "auc_genes": "told apart, genes (AUC)",
-    "within_label_correlation": "gene-gene correlation",
+    "auc_boosting": "AUC, PCs",
+    "auc_genes": "AUC, genes",
+    "within_label_correlation": "correlation",
     "library_size_ks": "library sizes (KS)",
-    "transfer_f1": "train on synthetic (F1)",
-    "nearest_train_ratio": "distance to training cells",
+    "transfer_f1": "F1",
+    "nearest_train_ratio": "distance",
 }
 
 
