@@ -38,7 +38,7 @@ KEYS = ("sweep", "value", "system", "stage", "commit", "threads", "processor")
 STEPS = {
     "package": ("autoencoder_step", "prior_step", "generate"),
     "SCRDIT": ("training_step", "generate"),
-    "WBDIT": ("training_step",),
+    "WBDIT": ("training_step", "generate"),
 }
 CALLS = {"calls-SCLDM": ("setup", "loading", "loading_backed", "latent_representation")}
 LABELS = {
@@ -48,6 +48,7 @@ LABELS = {
     ("SCRDIT", "training_step"): "SCRDIT, train",
     ("SCRDIT", "generate"): "SCRDIT, generate",
     ("WBDIT", "training_step"): "WBDIT, train",
+    ("WBDIT", "generate"): "WBDIT, generate",
     ("calls-SCLDM", "setup"): "setup_anndata",
     ("calls-SCLDM", "loading"): "read, memory",
     ("calls-SCLDM", "loading_backed"): "read, backed h5ad",
@@ -101,7 +102,7 @@ SWEEPS = {
         (2, 5, 10, 20, 40),
         lambda setting, n: replace(setting, n_steps=n),
         "steps of the sampler",
-        systems={"package": ("generate",), "SCRDIT": ("generate",)},
+        systems={"package": ("generate",), "SCRDIT": ("generate",), "WBDIT": ("generate",)},
     ),
     "cells": Sweep(
         (1_000, 4_000, 16_000, 48_000),

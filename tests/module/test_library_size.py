@@ -50,6 +50,17 @@ def test_empirical_draws_reproduce_the_distribution_of_the_group(fitted, cells, 
     assert distance < 0.01  # quantiles are kept at 257 levels, and totals are rounded to whole counts
 
 
+def test_thousands_of_combinations_have_their_own_totals():
+    condition = torch.cartesian_prod(torch.arange(60), torch.arange(80)).repeat(2, 1)  # two cells of each
+    low = 100 + torch.arange(60 * 80).float()
+    model = LibrarySizeModel((60, 80), 6)
+    model.fit(torch.cat([low, 2 * low]).log(), condition)
+
+    least, *_, largest = model.bounds(condition[: 60 * 80].flip(0))
+    torch.testing.assert_close(least, low.flip(0))
+    torch.testing.assert_close(largest, 2 * low.flip(0))
+
+
 def test_a_modality_that_no_new_cell_has_keeps_its_distribution(fitted):
     before = fitted.quantiles.clone()
 

@@ -622,6 +622,10 @@ class SetKey(ConditionKey):
         distinct = {value: self._columns(self.parts(value), source) for value in map(_hashable, values)}
         return np.array([distinct[_hashable(value)] for value in values], dtype=float).reshape(-1, self.largest)
 
+    def describe(self, codes: np.ndarray) -> str:
+        """Return one set as text, without the others that :meth:`decode` lists as categories."""
+        return repr(self._text(tuple(codes)))
+
     def decode(self, codes: np.ndarray) -> pd.Categorical:
         """Return sets with their text in training; unseen ones in the order of members."""
         texts = [self._text(tuple(row)) for row in codes]

@@ -360,19 +360,20 @@ class Conditions:
         known, asked = np.split(number, [len(self.combinations)])
         return np.bincount(known, weights=self.n_cells, minlength=len(both))[asked].astype(int)
 
-    def rare(self, codes: np.ndarray, fewest: int) -> list[str]:
-        """Describe the classes and sets among codes ``(n, columns)`` with 1 to ``fewest - 1`` training cells.
+    def rare(self, codes: np.ndarray, fewest: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the classes and sets among codes ``(n, columns)`` with 1 to ``fewest - 1`` training cells.
 
-        The rarest come first, each with its number of cells. Values with known embeddings learn from each other, so
-        their keys do not count.
+        The rarest come first; their numbers of cells are returned, too. Values with known embeddings learn from each
+        other, so their keys do not count.
         """
         left_out = _columns_where(self.by_key, lambda key: key.is_numeric or getattr(key, "has_vectors", False))
         codes = np.unique(np.where(left_out, OPEN, codes), axis=0)
         if (codes == OPEN).all():
-            return []
+            return codes[:0], np.zeros(0, dtype=int)
         n_cells = self.count_cells(codes)
         order = np.argsort(n_cells, kind="stable")
-        return [f"{self.describe(codes[n])} ({n_cells[n]})" for n in order if 0 < n_cells[n] < fewest]
+        found = order[(n_cells[order] > 0) & (n_cells[order] < fewest)]
+        return codes[found], n_cells[found]
 
     def extrapolated(self, codes: np.ndarray) -> list[str]:
         """Describe numbers among codes ``(n, columns)`` far from those of the training cells, one per key and reason.

@@ -232,15 +232,17 @@ class CellGenerator:
 
     def _warn_of_few_cells(self, codes: np.ndarray) -> list[str]:
         """Warn about conditions ``(n, columns)`` that few training cells have, and describe them for the provenance."""
-        found = self.conditions.rare(codes, FEWEST_TRAINING_CELLS)
-        if found and not self.has_warned:
+        found, n_cells = self.conditions.rare(codes, FEWEST_TRAINING_CELLS)
+        rarest = zip(found[:N_UNSEEN], n_cells, strict=False)
+        described = [f"{self.conditions.describe(combination)} ({n})" for combination, n in rarest]
+        if described and not self.has_warned:
             more = f"; and {len(found) - N_NAMED} more" if len(found) > N_NAMED else ""
             warn_user(
-                f"Few training cells (under {FEWEST_TRAINING_CELLS}) have {'; '.join(found[:N_NAMED])}{more}. Cells "
-                "generated for these conditions may look like others: do not rely on them, or train with more such "
-                "cells."
+                f"Few training cells (under {FEWEST_TRAINING_CELLS}) have {'; '.join(described[:N_NAMED])}{more}. "
+                "Cells generated for these conditions may look like others: do not rely on them, or train with more "
+                "such cells."
             )
-        return found[:N_UNSEEN]
+        return described
 
     def sampling(
         self, sampler: str | Sampler | None, n_steps: int | None, guidance: Guidance, output: InputValues

@@ -179,9 +179,15 @@ def energy_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) 
     """
     x, y = representations(use_rep, real=real, synthetic=synthetic)
     _check_at_least(2, real=x, synthetic=y)
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    within_x, within_y = (_mean_off_diagonal(pairwise_distances(values)) for values in (x, y))
-    return float(2 * pairwise_distances(x, y).mean() - within_x - within_y)
+    return 2 * mean_distance(x, y) - mean_distance(x) - mean_distance(y)
+
+
+def mean_distance(x: NDArray, y: NDArray | None = None) -> float:
+    """Return the mean distance between the points of two sets, or between different points of one."""
+    x = x.astype(np.float64)
+    if y is None:
+        return _mean_off_diagonal(pairwise_distances(x))
+    return float(pairwise_distances(x, y.astype(np.float64)).mean())
 
 
 def precision_recall_density_coverage(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
@@ -18,6 +18,7 @@ from scgen_diffusion.data import as_labels
 
 from ._cells import REAL, Source, check_for_empty_cells, check_for_training_cells, labels_of, means, stacked
 from ._comparison import ALL, Comparison, Context
+from ._distribution import mean_distance
 from ._perturbation import GeneMoments, control_share_of, rank_score, unit_vectors
 from ._safety import copied_cells, warn_of_copies
 from ._space import ComparisonSpace
@@ -47,10 +48,18 @@ class Profile:
         Mean and variance of all genes.
     pcs
         The cells in the space for distances, `(cells, dimensions)`.
+    moved_from
+        The cells that were all moved by one step, which does not change the distances between them.
     """
 
     moments: GeneMoments
     pcs: NDArray
+    moved_from: Profile | None = None
+
+    @cached_property
+    def spread(self) -> float:
+        """Mean distance between two of the cells."""
+        return mean_distance(self.pcs) if self.moved_from is None else self.moved_from.spread
 
 
 @dataclass(frozen=True)
@@ -376,7 +385,7 @@ class Profiles:
     def moved(self, cells: Profile, group: str, shares: Mapping[str, float], shift: Shift) -> Profile:
         """Shift all cells by a change of the genes. The projection is linear."""
         step = shift.change if self.space is None else self.space.pca.components_ @ shift.change[self.space.genes]
-        return Profile(shift.move(cells.moments, group, shares, self.controls), cells.pcs + step)
+        return Profile(shift.move(cells.moments, group, shares, self.controls), cells.pcs + step, cells)
 
     def predictions(self, parts: Parts, group: str, mean_response: Shift | None) -> dict[str, Profile]:
         """Compute all predictions of a perturbation in a group, by the names of their columns in the table."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 LibrarySizeKind = Literal["empirical", "normal", "latent"]
 LIBRARY_SIZE_KINDS: tuple[str, ...] = get_args(LibrarySizeKind)
 N_QUANTILES = 257
-AT_ONCE = 1024  # rows that are compared with all groups
+AT_ONCE = 4096  # groups that are summarised together
+HASH_BASE = -7046029254386353131  # an odd number whose 64 bits look random
 BOUNDS = (0.0, 0.025, 0.975, 1.0)  # levels of a condition's totals
 MARGIN = 1.4  # of log totals beyond the observed ones, a factor of four
 TABLES = ("codes", "quantiles", "means", "stds")  # one row per group
@@ -97,14 +99,8 @@ class LibrarySizeModel(nn.Module):
         kept = {name: getattr(self, name)[: self.n_kept].to(log_totals.device) for name in TABLES}
         predicted = self.predicted_quantiles[: self.n_kept]
         codes, totals = self._new_groups(log_totals, condition, kept["means"])
-        # one at a time, to save memory
-        summaries = [(values.mean(), values.std(correction=0), _quantiles(values)) for values in totals]
-        self.set_groups(
-            torch.cat([kept["codes"].to(codes), codes]),
-            means=torch.stack([*kept["means"].double(), *(each[0] for each in summaries)]),
-            stds=torch.stack([*kept["stds"].double(), *(each[1] for each in summaries)]),
-            quantiles=torch.stack([*kept["quantiles"].double(), *(each[2] for each in summaries)]),
-        )
+        means, stds, quantiles = _summarise(totals, kept["means"], kept["stds"], kept["quantiles"])
+        self.set_groups(torch.cat([kept["codes"].to(codes), codes]), means=means, stds=stds, quantiles=quantiles)
         self.predicted_quantiles = torch.cat([predicted, self.quantiles[self.n_kept :]])
 
     def fit_predicted(self, drawn: Tensor, condition: Tensor) -> None:
@@ -114,8 +110,8 @@ class LibrarySizeModel(nn.Module):
             return
         kept = self.predicted_quantiles[: self.n_kept].to(drawn.device)
         _, totals = self._new_groups(drawn, condition, kept.mean(1))
-        quantiles = torch.stack([*kept.double(), *(_quantiles(values) for values in totals)])
-        self.predicted_quantiles = quantiles.float().to(self.means.device)
+        *_, quantiles = _summarise(totals, kept[:, 0], kept[:, 0], kept)
+        self.predicted_quantiles = quantiles.to(self.means.device)
 
     def _labeled(self, log_totals: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         given = classes_are_given(condition, self.conditions)
@@ -244,12 +240,9 @@ class LibrarySizeModel(nn.Module):
         The table may end before the last group.
         """
         known = self.codes[: len(table)]
-
-        def find(some: Tensor) -> tuple[Tensor, Tensor]:
-            matches = (some[:, None] == known).all(2)
-            return matches.int().argmax(1), matches.any(1)
-
-        places, occurs = (torch.cat(parts) for parts in zip(*map(find, codes.split(AT_ONCE)), strict=True))
+        hashes, order = _hash(known).sort(stable=True)
+        places = order[torch.searchsorted(hashes, _hash(codes)).clamp(max=len(known) - 1)]
+        occurs = (known[places] == codes).all(1)
         rows = table[places]
         return rows, expand_like(occurs, rows)
 
@@ -261,10 +254,30 @@ class LibrarySizeModel(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _quantiles(values: Tensor) -> Tensor:
-    """Interpolate sorted values at equal levels (``torch.quantile`` is limited to 16 million)."""
-    levels = torch.linspace(0, 1, N_QUANTILES, dtype=values.dtype, device=values.device)
-    return _interpolate(values.sort().values[None], levels)
+def _hash(codes: Tensor) -> Tensor:
+    """Return a whole number for each of some codes ``(n, columns)``; different codes have different ones."""
+    factors = torch.full((codes.shape[1],), HASH_BASE, device=codes.device).cumprod(0)  # sums wrap around on purpose
+    return (codes * factors).sum(1)
+
+
+def _summarise(groups: Iterator[Tensor], means: Tensor, stds: Tensor, quantiles: Tensor) -> tuple[Tensor, ...]:
+    """Append the mean, standard deviation and quantiles ``(levels,)`` of each group of values."""
+    found = [(means, stds, quantiles)]
+    while some := list(islice(groups, AT_ONCE)):
+        sizes = torch.tensor([len(values) for values in some], device=some[0].device)
+        number = torch.arange(len(some), device=sizes.device).repeat_interleave(sizes)
+        values, order = torch.cat(some).sort(stable=True)
+        by_group = number[order].argsort(stable=True)
+        values, starts = values[by_group], (sizes.cumsum(0) - sizes)[:, None]
+        mean = values.new_zeros(len(some)).index_add_(0, number, values) / sizes
+        variance = values.new_zeros(len(some)).index_add_(0, number, (values - mean[number]).square()) / sizes
+        levels = torch.linspace(0, 1, N_QUANTILES, dtype=values.dtype, device=values.device)
+        last = (sizes - 1)[:, None]
+        position = levels * last
+        below = position.floor().long()
+        low, high = values[starts + below], values[starts + (below + 1).minimum(last)]
+        found.append((mean.float(), variance.sqrt().float(), (low + (position - below) * (high - low)).float()))
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
 def _interpolate(quantiles: Tensor, levels: Tensor) -> Tensor:

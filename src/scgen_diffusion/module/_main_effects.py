@@ -46,11 +46,12 @@ def remove_other_effects(
     baseline
         The mean :math:`\mu` that known effects add to; None to fit it.
     """
-    number = torch.empty(len(log_totals), dtype=torch.long, device=log_totals.device)
-    for n, combination in enumerate(combinations):
-        number[combination.cells] = n
-    means = torch.stack([log_totals[combination.cells].mean() for combination in combinations]).cpu()
     n_cells = torch.tensor([len(combination.cells) for combination in combinations])
+    number = torch.empty(len(log_totals), dtype=torch.long, device=log_totals.device)
+    number[torch.cat([combination.cells for combination in combinations])] = (
+        torch.arange(len(combinations)).repeat_interleave(n_cells).to(number)
+    )
+    means = log_totals.new_zeros(len(combinations)).index_add_(0, number, log_totals).cpu() / n_cells
     single = [group for group in groups if group.kind in ("value", "set", "member")]
     having = [number[group.cells].unique().cpu() for group in single]
     scales = [BASELINE_SCALE if baseline is None else 0.0, *(SET_SCALE if g.kind == "set" else 1.0 for g in single)]
