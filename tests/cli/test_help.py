@@ -48,6 +48,8 @@ def test_every_option_is_explained(call, command):
         if isinstance(param, click.Option):
             assert param.help, param.name
             assert param.opts[0] in out
+    examples = re.findall(r"^ +(scgen-diffusion .+)", cli.commands[command].function.__doc__, re.MULTILINE)
+    assert all(f"  {example}\n" in out for example in examples)
 
 
 def test_without_a_command_the_help_is_shown(call):
@@ -143,6 +145,15 @@ def test_no_default_of_the_python_interface_is_restated(command):
     stated = {name: value for name, value in defaults.items() if value in (0, "SCLDM") and value is not False}
     assert set(stated) <= {"seed", "model"}
     assert all(name in stated or not value or "unset" in repr(value).lower() for name, value in defaults.items())
+
+
+@pytest.mark.parametrize("command", ["evaluate", "evaluate-perturbation", "report"])
+def test_defaults_in_the_help_are_those_of_the_python_interface(command):
+    told = {p.name: re.search(r"default: (\d+)", getattr(p, "help", None) or "") for p in cli.commands[command].params}
+    stated = {name: int(found[1]) for name, found in told.items() if found}
+    defaults = inspect.signature(FUNCTIONS[command][0]).parameters
+    assert "max_cells" in stated
+    assert stated == {name: defaults[name].default for name in stated}
 
 
 def test_a_model_and_its_parts_are_found_though_the_package_imports_them_late(run_python):

@@ -353,7 +353,11 @@ def words_of(losses, n_epochs_done=100, *, loss_judges_cells=True, watched=(), s
 
 def test_the_last_sentences_say_how_validation_went_and_what_to_do():
     settled = [9.0, 5, 3, 2, 2, 2, 2, 2, 2, 2]
-    assert words_of(settled) == "Training is done, and the validation loss has settled. Next: model.generate(10)."
+    settles = "Training is done, and the validation loss has settled. Next: model.generate(10)."
+    assert words_of(settled, default=100) == settles
+    assert "was flat after 100 of the prior's usual 300 epochs; with more it may fall further. Next" in words_of(
+        settled
+    )
     assert "was too short to show how well it went" in words_of(settled, default=1001)
     falling = words_of(np.arange(10)[::-1])
     assert "falling at the end. Next: train on, model.train_prior(200), or build the model again" in falling

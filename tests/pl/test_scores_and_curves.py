@@ -98,13 +98,33 @@ def tick_names(axis):
     ],
 )
 def test_badness_is_the_way_from_the_floor_to_shuffled_cells(row, expected):
-    np.testing.assert_allclose(badness(pd.DataFrame([row])), [expected])
+    np.testing.assert_allclose(badness(pd.DataFrame([row]))["bad"], [expected])
 
 
 def test_a_difference_within_the_noise_is_not_bad():
     noisy = make_row(0.85, floor=0.9, shuffled=0.88, half=0.3)
 
-    assert badness(pd.DataFrame([noisy])).item() < 0.1
+    assert badness(pd.DataFrame([noisy]))["bad"].item() < 0.1
+
+
+@pytest.mark.parametrize("shuffled", [0.4, 0.8, 0.857, 0.95])
+@pytest.mark.parametrize("halves", [(0.04, 0.04, 0.12), (0.12, 0.04, 0.04), (0.01, 0.3, 0.01)])
+def test_a_worse_value_is_never_paler(shuffled, halves):
+    values = (0.87, 0.74, 0.52)
+    rows = [make_row(v, floor=0.957, shuffled=shuffled, half=h) for v, h in zip(values, halves, strict=True)]
+
+    bad = badness(pd.DataFrame(rows))["bad"]
+
+    assert bad.is_monotonic_increasing
+    assert bad.iloc[-1] > bad.iloc[0]
+
+
+def test_metrics_that_shuffling_does_not_harm_have_a_star():
+    rows = [make_row(0.2, metric="library_size_ks", floor=0.1, shuffled=0.1, better="lower"), make_row(0.7)]
+
+    ax = sgd.pl.scores(pd.DataFrame(rows), show=False)
+
+    assert tick_names(ax.yaxis) == ["library_size_ks ↓*", "recall ↑"]
 
 
 def test_colours_are_badness_and_texts_are_values():
@@ -154,7 +174,7 @@ def test_the_table_of_evaluate_can_be_drawn(make_cells):
     )
     ax = sgd.pl.scores(table, show=False)
 
-    assert tick_names(ax.yaxis) == ["gene_mean_error ↓", "library_size_ks ↓"]
+    assert tick_names(ax.yaxis) == ["gene_mean_error ↓*", "library_size_ks ↓"]
     assert np.isfinite(ax.images[0].get_array()).all()
 
 

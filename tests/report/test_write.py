@@ -18,6 +18,7 @@ from anndata import AnnData
 from scipy import sparse
 
 import scgen_diffusion as sgd
+from scgen_diffusion.pl._figures import SOURCES
 from scgen_diffusion.report._write import draw
 from scgen_diffusion.report._write import written as in_words
 
@@ -120,6 +121,11 @@ def test_text_of_the_user_is_escaped(written):
     assert "A <title>" not in page
 
 
+def test_the_colours_of_the_page_are_those_of_the_plots(written):
+    page = written[0].read_text(encoding="utf-8")
+    assert all(f"--{name}: {color};" in page for name, color in SOURCES.items())
+
+
 def test_every_figure_of_the_table_is_shown(written):
     path, table = written
     text = Parsed(path.read_text(encoding="utf-8")).text
@@ -220,12 +226,12 @@ def test_figures_are_written_without_exponents():
 
 def test_pictures_show_the_most_frequent_of_many_labels(monkeypatch):
     monkeypatch.setattr("scgen_diffusion.report._write.MOST_LABELS", 2)
-    drawn, colored = {}, {}
+    drawn, looks = {}, {}
 
     def note(name):
         def picture(*arguments, **options):
             drawn[name] = arguments
-            colored[name] = options.get("color")
+            looks[name] = options
             return plt.figure().add_subplot()
 
         return picture
@@ -240,7 +246,7 @@ def test_pictures_show_the_most_frequent_of_many_labels(monkeypatch):
     assert set(drawn["scores"][0]["group"]) == {"all", *frequent}
     assert all(set(adata.obs["cell_type"]) == frequent for adata in drawn["marker_dotplot"])
     assert all("Only the 2 labels with most real cells are drawn" in each["caption"] for each in pictures["Labels"])
-    assert colored["umap"] is None
+    assert (looks["umap"]["color"], looks["umap"]["fit"]) == (None, "both")
     assert "correlations of genes, because there are fewer than three genes" in skipped
     assert "the losses of training, because `model` has no training history" in skipped
 

@@ -194,7 +194,9 @@ class Command(click.Command):
         self.function = function
         self.sections = {**sections, "General": general}
         params = [*arguments, *(param for options in self.sections.values() for param in options)]
-        super().__init__(name, params=params, help=(function.__doc__ or "").strip(), **kwargs)
+        example = "\n    scgen-diffusion "  # not wrapped, so that it can be copied
+        help = (function.__doc__ or "").strip().replace(example, f"\n    \b{example}")
+        super().__init__(name, params=params, help=help, **kwargs)
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""

@@ -40,8 +40,8 @@ SEED = option("--seed", "Seed of all random draws.", click.IntRange(min=0))
 OVERWRITE = flag("--overwrite", "Replace an existing file.")
 METRIC = option("--metric", "Compute only this metric. Repeatable.", metavar="NAME", multiple=True)
 OF_JUDGING = [
-    option("--max-cells", "Largest number of cells compared on each side.", int),
-    option("--n-floor", "Repeats for the score of real cells; 0 for none.", int),
+    option("--max-cells", "Largest number of cells compared on each side; default: 2000.", int),
+    option("--n-floor", "Repeats for the score of real cells; 0 for none; default: 5.", int),
     SEED,
 ]
 OF_OUTPUT = [option("--out -o", "File for the table; default: stdout.", new(dir_okay=False), "FILE.csv"), OVERWRITE]
@@ -60,7 +60,7 @@ OF_OUTPUT = [option("--out -o", "File for the table; default: stdout.", new(dir_
         JUDGING: [
             METRIC,
             *OF_JUDGING,
-            option("--n-bootstrap", "Half-samples for intervals; 0 for none.", int),
+            option("--n-bootstrap", "Half-samples for intervals; 0 for none; default: 10.", int),
             option("--fail-on", "Exit code 3 on warnings, or on warnings and notes.", click.Choice(list(LEVELS))),
         ],
         OUTPUT: OF_OUTPUT,
@@ -150,7 +150,7 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
             option("--table", "Table of evaluate for these cells, to save time.", existing(dir_okay=False)),
             option("--model", "The model, to show its training: a folder, or the name of a pretrained model.", Model()),
             option("--title", "Title of the page.", metavar="TEXT"),
-            option("--max-cells", "Largest number of cells compared and drawn on each side.", int),
+            option("--max-cells", "Most cells compared and drawn on each side; default: 2000.", int),
             SEED,
             option("--out -o", "File to write.", new(dir_okay=False), "FILE.html", required=True),
             OVERWRITE,

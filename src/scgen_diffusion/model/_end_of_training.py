@@ -105,7 +105,7 @@ def closing_message(
         seen, advice = _describe_unfinished(fell, is_resumable=is_resumable)
     else:
         is_short = "unknown" in trends.values() or any(job.is_short for job in jobs)
-        seen = _describe_finished(validated, is_short=is_short)
+        seen = _describe_finished(validated, jobs, is_short=is_short)
     return f"{seen}. Next: {advice}."
 
 
@@ -153,7 +153,7 @@ def _describe_unfinished(jobs: Sequence[StageJob], *, is_resumable: bool) -> tup
     return f"The validation loss of {which} was still falling at the end", again
 
 
-def _describe_finished(validated: Sequence[StagePlan], *, is_short: bool) -> str:
+def _describe_finished(validated: Sequence[StagePlan], jobs: Sequence[StageJob], *, is_short: bool) -> str:
     """Say what the validation losses show of stages that ran to their end and need no other training."""
     if not validated:
         return "Training is done; the transport has no validation"
@@ -176,6 +176,15 @@ def _describe_finished(validated: Sequence[StagePlan], *, is_short: bool) -> str
     ]
     if falls:
         return f"Training is done; {' and '.join(falls)} (`max_rounds` allows more)"
+    fewer = [
+        f"{job.n_epochs} of the {job.name}'s usual {job.default_epochs} epochs"
+        for job in jobs
+        if job.is_validated and job.is_new and job.n_epochs < job.default_epochs
+    ]
+    if fewer:  # the schedule flattens every loss at its end
+        return (
+            f"Training is done. The validation loss was flat after {' and '.join(fewer)}; with more it may fall further"
+        )
     return "Training is done, and the validation loss has settled"
 
 

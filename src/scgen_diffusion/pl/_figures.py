@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.collections import PathCollection
     from numpy.typing import NDArray
 
-#: Grey, which no label palette uses, and Okabe and Ito's vermilion: distinct for everybody, also in print.
+#: Grey, which no label palette uses, and Okabe and Ito's vermilion: distinct for everybody, but not in grey print.
 SOURCES = {"real": "#6e6e6e", "synthetic": "#D55E00"}
 #: Okabe and Ito's colours, ordered so that neighbours also differ in lightness.
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")

@@ -39,10 +39,11 @@ COLUMNS = {"metric", "group", "value", "floor", "shuffled", "low", "high", "bett
 WORDS = {"lower": "lower is better", "higher": "higher is better", "floor": "best at the floor"}
 KEY = (
     "↓ lower is better   ↑ higher is better   = best at the floor\n"
-    f"grey: no value, or no floor (fewer than {MIN_CELLS_PER_GROUP} cells of the label in half of `train`)"
+    f"grey: no value, or no floor (fewer than {MIN_CELLS_PER_GROUP} cells of the label in half of `train`)\n"
+    "* shuffling does no clear harm: darkest at twice the floor, or at 0"
 )
 DARK = 0.6  # badness above which the text is white
-CLEAR = 2.0  # shuffled cells set the scale only if they are worse than the floor by this many half-intervals
+CLEAR = 2.0  # half-intervals by which cells must be worse than the floor to be clearly worse
 OF_FLOOR = {"density"}  # whose scale is the floor: shuffled cells are nearly as dense as real ones
 FLOOR = {"color": "0.35", "linestyle": "--", "linewidth": 1.2}
 MOST_LINES = 6  # that remain distinguishable
@@ -69,9 +70,10 @@ def scores(
 
     with the sign in which the metric gets worse, or both signs if the best value is the floor. Slopes are worse the
     farther they are from 1 than their floor, and AUCs than guessing (0.5) if their floor is below it. Badness is 0 for
-    values better than their floor. For some metrics, such as total counts, shuffling does no clear harm (less than two
-    half-widths of the value's interval). Twice the floor then replaces the shuffled value, as always for ``density``,
-    which shuffling changes little.
+    values better than their floor. For the metrics with a star, such as total counts, shuffling does no clear harm
+    (less than two half-widths of the metric's typical interval). The floor then replaces :math:`\text{worse}(
+    \text{shuffled})`, as always for ``density``, which shuffling changes little. No scale is shorter than two
+    half-widths of the typical interval. Of two values beside the same floor, the worse one is never paler.
 
     Parameters
     ----------
@@ -133,7 +135,9 @@ def scores(
             "column that tells evaluations apart in `by`, or compare them with `quality_curve`."
         )
         raise ValueError(msg)
-    cells = table.assign(bad=badness(table)).pivot(index="metric", columns=column, values=["value", "bad"])
+    table = table.assign(**badness(table))
+    signs[table.loc[table["by_floor"], "metric"].unique()] += "*"
+    cells = table.pivot(index="metric", columns=column, values=["value", "bad"])
     values, bad = (cells[name].reindex(metrics, columns=names).to_numpy(float) for name in ("value", "bad"))
     ax = one_axis(ax, size=(3.6 + 0.62 * len(names), 2.0 + 0.26 * len(metrics)))
     image = ax.imshow(np.ma.masked_invalid(bad), cmap="YlOrBr", norm=Normalize(0, 1), aspect="auto")
@@ -146,7 +150,7 @@ def scores(
     ax.tick_params(length=0)
     ax.set_title("Synthetic cells against real ones", fontsize="medium")
     bar = ax.figure.colorbar(image, ax=ax, shrink=0.6, ticks=[0, 1], aspect=24)
-    bar.ax.set_yticklabels(["as real cells,\nor better", "as shuffled genes,\nor worse"], fontsize="small")
+    bar.ax.set_yticklabels(["as real cells,\nor better", "as shuffled genes*,\nor worse"], fontsize="small")
     ax.set_xlabel(KEY, fontsize="small", labelpad=10)
     return finish(ax, show, save)
 
@@ -163,19 +167,26 @@ def check_one_modality(table: pd.DataFrame) -> None:
             raise ValueError(msg)
 
 
-def badness(table: pd.DataFrame) -> pd.Series:
-    """Return how far each value is from its floor, relative to shuffled cells, from 0 to 1; NaN without either."""
+def badness(table: pd.DataFrame) -> pd.DataFrame:
+    """Return how bad each value is, from 0 to 1 or NaN, and whether its scale is the floor, not shuffled cells.
+
+    The scale must not depend on the interval of the value itself: worse values, with wider ones, would be paler.
+    """
 
     def worse_than_floor(column: str) -> pd.Series:
         rows = table[["metric", "better", column, "floor"]].itertuples(index=False, name=None)
         return pd.Series([excess_over_floor(*row) for row in rows], table.index, dtype=float).clip(lower=0)
 
+    def typical(numbers: pd.Series) -> pd.Series:
+        return numbers.groupby(table["metric"].to_numpy()).transform("median")
+
     worse, of_shuffled = worse_than_floor("value"), worse_than_floor("shuffled")
-    noise = (table["high"] - table["low"]).fillna(0) / 2
-    is_clear = (of_shuffled > CLEAR * noise) & ~table["metric"].isin(OF_FLOOR)
-    scale = of_shuffled.where(is_clear, np.maximum(table["floor"].abs(), CLEAR * noise))
+    clear = CLEAR * typical((table["high"] - table["low"]).fillna(0) / 2)
+    by_floor = ~(typical(of_shuffled) > clear) | of_shuffled.isna() | table["metric"].isin(OF_FLOOR)
+    scale = np.maximum(of_shuffled.where(~by_floor, table["floor"].abs()), clear)
     share = (worse / scale).where(scale > 0, np.inf).where(worse > 0, 0.0)
-    return share.clip(upper=1).where(worse.notna())
+    bad = share.clip(upper=1).where(worse.notna())
+    return pd.DataFrame({"bad": bad, "by_floor": by_floor & bad.notna()})
 
 
 def short(value: float) -> str:

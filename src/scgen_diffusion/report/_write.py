@@ -41,14 +41,11 @@ OTHER_TOPIC = "Other metrics"  # those that the table has of its own
 MOST_LABELS = 40  # in a picture; with hundreds, as of perturbations, it would have a hundred million pixels
 MIN_GENES_CORRELATED = 3
 SECTIONS = {
-    "Cells": (
-        "Each dot is a cell. Good synthetic cells fill the regions of real cells, all of them, and nothing between "
-        "them."
-    ),
+    "Cells": "Good synthetic cells fill the regions of real cells, all of them, and nothing between them.",
     "Labels": (
         "Whether each label is as good as the others. A rare label can be poor although all cells together look good."
     ),
-    "Genes": "Each dot is a gene. On the diagonal, synthetic cells have what real cells have.",
+    "Genes": "How genes vary, one by one and together.",
     "Training": (
         "Losses that still fall ask for more training; a validation loss that rises while the training loss falls is "
         "overfitting."
@@ -278,8 +275,9 @@ def draw(
     shown, only = list(sizes.index[:MOST_LABELS]), ""
     if len(sizes) > MOST_LABELS:
         only = f" Only the {MOST_LABELS} labels with most real cells are drawn; the table lists all."
-    axes = pl.umap(real, synthetic, color=None if only else label, **options)
-    add("Cells", axes, "Real and synthetic cells in an embedding made from the real ones.")
+    # fitted to real cells alone, it would place every cell among real ones
+    axes = pl.umap(real, synthetic, color=None if only else label, fit="both", **options)
+    add("Cells", axes, "One UMAP of real and synthetic cells. Cells unlike any real cell lie apart from the real ones.")
     # generated cells have their counts in `X` where they lack the layer of the real ones
     both = [expression_of(cells, layer=layer if layer in cells.layers else None) for cells in (real, synthetic)]
     if all(expression.library_sizes is not None for expression in both):
@@ -288,14 +286,14 @@ def draw(
         skipped.append("total counts, because the cells are log-normalised")
 
     if label is None:
-        skipped.append("figures of each label, because `groupby` was not given")
+        skipped.append("scores of each label, because `groupby` was not given")
     else:
         pictures["Labels"] = []
     of_labels = table[table["group"].isin(shown)] if only else table[table["group"] != "all"]
     if label is not None and len(of_labels):
         of_all = table[(table["group"] == "all") & table["metric"].isin(of_labels["metric"])]
         axes = pl.scores(pd.concat([of_all, of_labels]), show=False)
-        add("Labels", axes, f"Figures of all cells and of each label with enough cells.{only}")
+        add("Labels", axes, f"Scores of all cells, and of the labels that have any.{only}")
     drawn = [real, synthetic]
     if only:
         drawn = [cells[np.isin(join_labels(cells.obs, [label]), shown)] for cells in drawn]
@@ -308,13 +306,15 @@ def draw(
         skipped.append("marker genes, because there are no two labels to compare")
 
     axes = pl.mean_variance(real, synthetic, **options)
-    add("Genes", axes, "Variance against mean of log-normalised expression.")
-    add("Genes", pl.zero_fraction(real, synthetic, **options), "Share of cells in which a gene is not seen.")
+    add("Genes", axes, "Variance against mean of log-normalised expression. Each dot is a gene.")
+    caption = "Share of cells in which a gene is not seen. Each dot is a gene; on the diagonal, it is the same."
+    add("Genes", pl.zero_fraction(real, synthetic, **options), caption)
     if real.n_vars < MIN_GENES_CORRELATED:
         skipped.append("correlations of genes, because there are fewer than three genes")
     else:
         axes = pl.gene_correlation(real, synthetic, groupby=label, **options)
-        add("Genes", axes, "Correlations of the most variable genes, in the order of a clustering of the real ones.")
+        caption = "Correlations of the genes that vary most in real cells, in the order of a clustering of these. "
+        add("Genes", axes, f"{caption}Their scores above are of the most expressed genes instead.")
 
     if model is None:
         skipped.append("the losses of training, because `model` was not given")
