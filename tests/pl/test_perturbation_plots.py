@@ -211,7 +211,8 @@ def test_metrics_cases_and_methods_can_be_chosen_and_called(table):
     )
     assert [ax.get_title() for ax in axes] == ["mean_change_error ↓", "de_direction ↑"]
     assert len(points_in(axes[0])) == 2
-    assert [text.get_text() for text in axes[1].get_legend().get_texts()][:2] == ["SCLDM", "control"]
+    texts = [text.get_text() for text in axes[1].get_legend().get_texts()]
+    assert (texts[:2], texts[-2:]) == (["SCLDM", "control"], ["↓ lower is better", "↑ higher is better"])
 
 
 def test_long_names_of_cases_and_metrics_leave_the_panels_their_room(table):
@@ -237,8 +238,10 @@ def test_cases_are_named_by_the_columns_that_differ(table):
     )
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert names == ["drug, B", "drug, T", "other, B", "other, T"]
-    (ax,) = sgd.pl.perturbation_scores(table[table["group"] == "B"], metrics=["mean_change_error"], show=False)
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["drug"]
+    for group, name in (("B", "drug, B"), ("all", "drug")):
+        one = table[table["group"] == "B"].assign(group=group)
+        (ax,) = sgd.pl.perturbation_scores(one, metrics=["mean_change_error"], show=False)
+        assert [label.get_text() for label in ax.get_yticklabels()] == [name]
 
 
 @pytest.mark.parametrize(

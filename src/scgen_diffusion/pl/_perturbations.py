@@ -34,6 +34,7 @@ from ._figures import (
     panels,
     without_frame,
 )
+from ._scores import WORDS
 
 if TYPE_CHECKING:
     import os
@@ -57,7 +58,7 @@ LINE_HEIGHT = 0.055  # between names, as a share of the axis
 
 #: Columns of the table of scores that are not methods.
 NOT_METHODS = ("metric", "perturbation", "group", "floor", "better")
-GREYS = {"no_change": 0.85, "mean_shift": 0.55, "additive": 0.3}  # for the baselines, as shares of ink
+GREYS = {"no_change": 0.6, "mean_shift": 0.42, "additive": 0.24}  # for the baselines, as shares of ink
 METRICS = ("energy_distance", "mean_change_correlation", "de_overlap_top_100")
 SPREAD = 0.7  # share of a row's height over which its methods are spread
 
@@ -309,8 +310,8 @@ def perturbation_scores(
     """Plot how well methods predict perturbations, next to baselines and floor: one panel per metric, one row per case.
 
     A case is a perturbation in a group. Baselines are grey. The black line is the floor: real cells as a prediction of
-    each other. Several rows for one metric and case, such as several seeds, are small points next to their mean. An
-    arrow shows which direction is better.
+    each other. Several rows for one metric and case, such as several seeds, are small points next to their mean. The
+    sign behind a metric shows which direction is better.
 
     Parameters
     ----------
@@ -320,8 +321,8 @@ def perturbation_scores(
         Metrics to show. Default: energy distance, correlation of mean changes, and overlap of differential genes,
         if the table has them.
     cases
-        Cases to show, from the top: groups, perturbations (whichever differ), or ``"perturbation, group"`` if both
-        differ. At most 200. Default: all.
+        Cases to show, from the top: ``"perturbation, group"``; without the perturbation if the groups alone differ, and
+        without the group ``"all"``. At most 200. Default: all.
     methods
         Columns of the table, or a mapping from columns to names in the plot. Default: all, with ``"predicted"`` as the
         name of ``"value"``.
@@ -361,8 +362,9 @@ def perturbation_scores(
     known = list(table["metric"].unique())
     metrics = [name for name in METRICS if name in known] or known[:4] if metrics is None else metrics
     metrics = choose("metrics", metrics, known)
-    case_keys = [key for key in ("perturbation", "group") if table[key].nunique() > 1] or ["perturbation"]
-    labels = table[case_keys].astype(str).agg(", ".join, axis=1)
+    is_one = table["perturbation"].nunique() == 1 < table["group"].nunique()
+    case_keys = ["group"] if is_one else ["perturbation", "group"]
+    labels = table[case_keys].astype(str).agg(", ".join, axis=1).str.removesuffix(", all")
     cases = choose("cases", cases, labels.unique())
     if len(cases) > MOST_CASES:
         msg = (
@@ -385,6 +387,7 @@ def perturbation_scores(
     width = 2.5 + names_of_cases / max(min(len(metrics), N_COLUMNS), 1)
     axes = panels(len(metrics), axs, size=(width, 1.3 + 0.42 * len(cases)))
     named = first_column(axes)
+    better = table.drop_duplicates("metric").set_index("metric")["better"]
     for ax, metric in zip(axes, metrics, strict=True):
         is_metric = table["metric"] == metric
         for place, case in enumerate(cases):
@@ -399,7 +402,7 @@ def perturbation_scores(
                 if len(values):
                     ax.scatter(values.mean(), place + offset, s=30, color=color, marker=marker, linewidths=0, zorder=3)
         title = fill(metric.replace("_", "_ "), TITLE_LENGTH).replace("_ ", "_")
-        ax.set_title(f"{title} {SIGNS[table['better'][is_metric].iloc[0]]}", fontsize="small")
+        ax.set_title(f"{title} {SIGNS[better[metric]]}", fontsize="small")
         ax.set_yticks(range(len(cases)), cases)
         ax.set_ylim(len(cases) - 0.5, -0.5)  # the first case at the top
         ax.tick_params(axis="y", length=0, labelleft=ax in named)
@@ -411,7 +414,8 @@ def perturbation_scores(
         for column, (color, marker) in styles.items()
     ]
     floor = Line2D([], [], linestyle="", marker="|", markersize=12, markeredgewidth=1.2, color=ink(), label=FLOOR_LABEL)
-    legend_beside(end_of_first_row(axes), [*handles, floor])
+    signs = [Line2D([], [], linestyle="", label=f"{SIGNS[n]} {WORDS[n]}") for n in better[metrics].unique()]
+    legend_beside(end_of_first_row(axes), [*handles, floor, *signs])
     return finish(axes, show, save)
 
 
