@@ -593,6 +593,8 @@ def draw_changes(cases: Mapping[str, tuple[Case, Mapping[str, ad.AnnData]]], pat
         for (method, cells), ax in zip(predicted.items(), row, strict=True):
             pl.mean_change(case.real, cells, case.control, axs=[ax], show=False)
             ax.set_title(f"{cell_type}: {NAMES[method]}")
+    low, high = (extreme([ax.get_xlim() for ax in axes.flat]) for extreme in (np.min, np.max))
+    plt.setp(axes.flat, xlim=(low, high), ylim=(low, high))
     figure.savefig(path, dpi=90)
     plt.close(figure)
 

@@ -221,10 +221,13 @@ def test_bars_of_library_sizes_are_shares_of_cells_in_common_bins():
 def test_boxes_of_a_label_are_quartiles_of_its_cells():
     real, synthetic = make_cells(), make_cells(seed=1)
     synthetic = synthetic[synthetic.obs["cell_type"] != "B"]
+    real.obs.loc[real.obs_names[:4], "cell_type"] = pd.NA
+    synthetic.obs.loc[synthetic.obs_names[0], "cell_type"] = pd.NA
 
     ax = sgd.pl.library_size(real, synthetic, groupby="cell_type", show=False)
 
-    assert names(ax.yaxis) == LABELS
+    assert names(ax.yaxis) == [*LABELS, "no label"]
+    assert [text.get_text() for text in ax.texts] == ["4 cells", "no cells", "1 cell"]
     boxes = {(round(box.get_y() + box.get_height() / 2, 2), box.get_facecolor()[:3]): box for box in ax.patches}
     assert sorted(boxes) == sorted([(-0.19, GREY), (0.81, GREY), (1.81, GREY), (0.19, VERMILION), (2.19, VERMILION)])
     sizes = real.X.sum(axis=1).A1[(real.obs["cell_type"] == "B").to_numpy()]
@@ -447,11 +450,12 @@ def test_a_label_without_synthetic_cells_says_so():
 
     assert [round(y, 2) for _, y in dots_of(ax)[1][0]] == [0.22, 1.22]
     assert [text.get_text() for text in ax.texts].count("no cells") == 1
+    assert ax.get_title() == "Expression of genes"
 
 
 def test_subsampling_does_not_lose_a_rare_label(tmp_path):
     real, synthetic = make_cells(2_000), make_cells(seed=1)
-    real.obs["cell_type"] = pd.Categorical(np.where(np.arange(2_000) < 3, "NK", "T"), categories=LABELS)
+    real.obs["cell_type"] = pd.Categorical(np.where(np.arange(2_000) < 5, "NK", "T"), categories=LABELS)
     real.write_h5ad(tmp_path / "real.h5ad")
 
     for cells in (real, anndata.read_h5ad(tmp_path / "real.h5ad", backed="r")):

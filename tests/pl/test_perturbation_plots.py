@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 import scgen_diffusion as sgd
 from scgen_diffusion.metrics import effects, evaluate, gene_changes, mean_change_correlation
@@ -75,7 +76,8 @@ def test_predicted_cells_may_lack_the_layer_of_the_real_ones():
 def test_the_correlations_are_those_of_the_metric():
     (ax,) = sgd.pl.mean_change(REAL, PREDICTED, CONTROL, n_top=10, show=False)
     figures = [mean_change_correlation(*effects(REAL, PREDICTED, CONTROL), n_top=n) for n in (None, 10)]
-    assert ax.texts[-1].get_text() == f"r = {figures[0]:.2f} (all genes)\nr = {figures[1]:.2f} (top 10)"
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == [f"all genes: r = {figures[0]:.2f}", f"top 10 genes: r = {figures[1]:.2f}"]
 
 
 def test_there_is_a_panel_per_group_with_its_own_control():
@@ -85,44 +87,33 @@ def test_there_is_a_panel_per_group_with_its_own_control():
     np.testing.assert_allclose(axes[0].collections[0].get_offsets(), gene_changes(*of_t)[["real", "predicted"]])
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_names_are_placed_beside_the_points(sign):
-    falling = cells(3, effect=0.5)
-    falling.X[:, :10] = cells(3, effect=0.0).X[:, :10]
-    falling.X[:, :3] = np.random.default_rng(0).poisson(20 * np.exp(sign * 1.5), (80, 3))
-    (ax,) = sgd.pl.mean_change(falling, falling, CONTROL, n_names=3, show=False)
-    places = [text.get_position()[0] for text in ax.texts if text.get_text().startswith("gene_")]
-    assert len(places) == 3
-    points = ax.collections[0].get_offsets()[:, 0]
-    assert min(places) > points.max() if sign == 1 else max(places) < points.min()
+def test_all_panels_have_the_same_limits_and_a_diagonal_of_45_degrees():
+    stronger = REAL.copy()
+    stronger.X[:40, :3] *= 9
+    axes = sgd.pl.mean_change(stronger, PREDICTED, CONTROL, groupby="cell_type", show=False)
 
-
-def test_many_names_fit_into_the_panel_and_leave_the_correlations_free():
-    (ax,) = sgd.pl.mean_change(REAL, PREDICTED, CONTROL, n_names=30, show=False)
-
-    ax.figure.draw_without_rendering()
-    names = [text for text in ax.texts if text.get_text().startswith("gene_")]
-    low, high = ax.get_ylim()
-    assert all(low < text.get_position()[1] < high for text in names)
-    correlations = ax.texts[-1].get_window_extent()
-    assert not any(correlations.overlaps(text.get_bbox_patch().get_window_extent()) for text in names)
+    assert len({limits for ax in axes for limits in (ax.get_xlim(), ax.get_ylim())}) == 1
+    assert [ax.get_aspect() for ax in axes] == [1, 1]
+    assert [ax.get_ylabel() for ax in axes] == ["predicted mean change, ln(1 + CP10k)", ""]
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("name", ["ENSMUSG000000000{}.12", "gene_{}"])
-def test_names_of_any_length_hide_neither_points_nor_the_axis(sign, name):
+@pytest.mark.parametrize(("name", "n_names"), [("ENSMUSG000000000{}.12", 10), ("gene_{}", 30)])
+def test_names_of_any_number_and_length_are_beside_the_axis_in_the_figure(sign, name, n_names):
     sets = [cells(seed, effect=sign * effect) for seed, effect in ((1, 0.5), (2, 0.3), (0, 0.0))]
-    sets[0].X[:, :5] = np.random.default_rng(0).poisson(20 * np.exp(sign), (80, 5))  # these decide the side
     for adata in sets:
         adata.var_names = [name.format(number) for number in range(10, 40)]
-    (ax,) = sgd.pl.mean_change(*sets, show=False)
+    (ax,) = sgd.pl.mean_change(*sets, n_names=n_names, show=False)
 
     ax.figure.draw_without_rendering()
-    boxes = [text.get_bbox_patch().get_window_extent() for text in ax.texts[:-1]]
-    points = ax.transData.transform(ax.collections[0].get_offsets())
-    assert len(boxes) == 10
-    assert not any(box.contains(*point) for box in boxes for point in points)
-    assert min(box.x0 for box in boxes) > ax.get_window_extent().x0 + 1
+    names, axis = [Text.get_window_extent(text) for text in ax.texts], ax.get_window_extent()
+    assert len(names) == n_names
+    assert axis.width > 2.5 * ax.figure.dpi
+    assert min(box.x0 for box in names) > axis.x1
+    assert max(box.x1 for box in names) < ax.figure.bbox.x1
+    middles = [(box.y0 + box.y1) / 2 for box in names]
+    assert all(axis.y0 < middle < axis.y1 for middle in middles)
+    assert np.diff(sorted(middles)).min() > 0.03 * axis.height
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=10))
@@ -220,7 +211,8 @@ def test_metrics_cases_and_methods_can_be_chosen_and_called(table):
     )
     assert [ax.get_title() for ax in axes] == ["mean_change_error ↓", "de_direction ↑"]
     assert len(points_in(axes[0])) == 2
-    assert [text.get_text() for text in axes[1].get_legend().get_texts()][:2] == ["SCLDM", "control"]
+    texts = [text.get_text() for text in axes[1].get_legend().get_texts()]
+    assert (texts[:2], texts[-2:]) == (["SCLDM", "control"], ["↓ lower is better", "↑ higher is better"])
 
 
 def test_long_names_of_cases_and_metrics_leave_the_panels_their_room(table):
@@ -246,8 +238,10 @@ def test_cases_are_named_by_the_columns_that_differ(table):
     )
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert names == ["drug, B", "drug, T", "other, B", "other, T"]
-    (ax,) = sgd.pl.perturbation_scores(table[table["group"] == "B"], metrics=["mean_change_error"], show=False)
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["drug"]
+    for group, name in (("B", "drug, B"), ("all", "drug")):
+        one = table[table["group"] == "B"].assign(group=group)
+        (ax,) = sgd.pl.perturbation_scores(one, metrics=["mean_change_error"], show=False)
+        assert [label.get_text() for label in ax.get_yticklabels()] == [name]
 
 
 @pytest.mark.parametrize(

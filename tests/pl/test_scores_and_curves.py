@@ -226,14 +226,14 @@ def test_every_stage_has_a_panel_with_training_and_validation_losses(wrap):
     for ax, stage in zip(axes, ("autoencoder", "prior"), strict=True):
         for line, kind in zip(ax.lines, ("train", "validation"), strict=False):
             expected = history[f"{stage}_loss_{kind}"].iloc[:, 0]
-            np.testing.assert_allclose(line.get_xydata(), np.column_stack([expected.index, expected]))
+            np.testing.assert_allclose(line.get_xydata(), np.column_stack([expected.index + 1, expected]))
 
 
 def test_the_star_is_the_lowest_validation_loss():
     axes = sgd.pl.training_history(make_history(), losses="prior_loss", show=False)
 
-    np.testing.assert_allclose(axes[0].lines[2].get_xydata(), [(7, 1)])
-    assert axes[0].get_legend().get_texts()[-1].get_text() == "lowest: epoch 7"
+    np.testing.assert_allclose(axes[0].lines[2].get_xydata(), [(8, 1)])
+    assert axes[0].get_legend().get_texts()[-1].get_text() == "lowest: epoch 8"
 
 
 def test_the_axis_is_logarithmic_where_losses_span_more_than_tenfold():
@@ -260,7 +260,7 @@ def test_epochs_without_validation_are_left_out():
     ax = sgd.pl.training_history(history, losses=["prior_loss"], show=False)[0]
 
     assert len(ax.lines[0].get_xdata()) == 30
-    np.testing.assert_array_equal(ax.lines[1].get_xdata(), np.arange(0, 30, 2))
+    np.testing.assert_array_equal(ax.lines[1].get_xdata(), np.arange(1, 31, 2))
 
 
 def test_models_without_validation_and_of_scvi_tools_are_drawn():
@@ -329,7 +329,8 @@ def test_lines_of_a_hue_have_colours_of_their_own():
 
     assert len({to_rgb(line.get_color()) for line in ax.lines}) == 3
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert texts == ["euler", "heun", "floor: real\nagainst real cells"]
+    assert texts == ["euler", "heun", "floor: real\nagainst real cells", "95 % interval"]
+    assert ax.get_legend().get_title().get_text() == "sampler"
 
 
 @pytest.mark.parametrize("shift", [0, 100])

@@ -41,6 +41,7 @@ N_TREND_POINTS = 20
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LARGEST_DOT = 130.0  # area for a gene that every cell expresses, in points squared
 SHIFTS = (-0.22, 0.22)  # vertical shift of the rows of real and synthetic cells within a label
+LEAST_DRAWN = 5  # cells of a label
 
 
 def library_size(
@@ -58,8 +59,8 @@ def library_size(
     """Plot the distribution of total counts in real and synthetic cells, on a logarithmic axis.
 
     Without `groupby`, it draws histograms with lines at the medians. By group, it draws boxes from the first to the
-    third quartile, with a thick line at the median and whiskers from the 5th to the 95th percentile. Cells without
-    counts cannot be drawn; the legend gives their number.
+    third quartile, with a thick line at the median and whiskers from the 5th to the 95th percentile. Of fewer than 5
+    cells it gives only the number. Cells without counts cannot be drawn; the legend gives their number.
 
     Parameters
     ----------
@@ -149,13 +150,22 @@ def draw_histograms(ax: Axes, sizes: Mapping[str, NDArray]) -> None:
 
 
 def draw_boxes(ax: Axes, groups: Sequence[NDArray], shift: float, color: str) -> None:
-    """Draw a box for every group that has cells."""
-    places = [place + shift for place, group in enumerate(groups) if len(group)]
-    shares = np.array([np.quantile(group, QUANTILES) for group in groups if len(group)]).reshape(-1, 5).T
-    ax.hlines(places, shares[0], shares[4], color=ink(), linewidth=0.8, zorder=1)
+    """Draw a box for every group with enough cells."""
     box = {"height": 0.34, "facecolor": color, "edgecolor": ink(), "linewidth": 0.8}
-    ax.barh(places, shares[3] - shares[1], left=shares[1], zorder=2, **box)
-    ax.vlines(shares[2], np.subtract(places, 0.19), np.add(places, 0.19), color=ink(), linewidth=2.2, zorder=3)
+    for row, group in enumerate(groups):
+        if is_drawn(ax, row + shift, len(group)):
+            low, first, median, third, high = np.quantile(group, QUANTILES)
+            ax.hlines(row + shift, low, high, color=ink(), linewidth=0.8, zorder=1)
+            ax.barh(row + shift, third - first, left=first, zorder=2, **box)
+            ax.vlines(median, row + shift - 0.19, row + shift + 0.19, color=ink(), linewidth=2.2, zorder=3)
+
+
+def is_drawn(ax: Axes, row: float, n_cells: int) -> bool:
+    """Return whether a row has enough cells to be drawn; if not, write their number there."""
+    if n_cells < LEAST_DRAWN:
+        place = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center"}
+        ax.annotate("1 cell" if n_cells == 1 else f"{n_cells or 'no'} cells", (0, row), (4, 0), fontsize=7, **place)
+    return n_cells >= LEAST_DRAWN
 
 
 def mean_variance(
@@ -339,7 +349,7 @@ def marker_dotplot(
     Markers come from the real cells, label by label. Genes that are specific to a label come first: they are ranked by
     Welch's t (:func:`~scgen_diffusion.metrics.marker_genes`) times the share of the label's cells that express the gene
     minus that of all others. So genes that all cells express, such as those of ribosomes, are no markers. A gene that
-    marks several labels is drawn once, with the first of them.
+    marks several labels is drawn once, with the first of them. Labels with fewer than 5 cells have only their number.
 
     Parameters
     ----------
@@ -384,7 +394,9 @@ def marker_dotplot(
     sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed, groupby=groupby)
     labels = {name: labels_of(side.cells, groupby, name) for name, side in sides.items()}
     order = label_order(real, groupby, *labels.values())
+    title = "Expression of genes"
     if genes is None:
+        title = "Marker genes of real cells"
         is_labelled = (labels["real"] != NO_LABEL).to_numpy()
         known = labels["real"][is_labelled].to_numpy()
         of_label = specific_genes(sides["real"].expression.values[is_labelled], known, n_genes)
@@ -411,18 +423,16 @@ def marker_dotplot(
     options = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "fontsize": 7}
     for shift, (name, color) in zip(SHIFTS, SOURCES.items(), strict=True):
         rows = {label: place + shift for place, label in enumerate(order)}
-        for label, row in rows.items():
+        for row in rows.values():
             ax.annotate(name, (0, row), (-4, 0), ha="right", color=color, **options)
-            if label not in means[name].index:
-                ax.annotate("no cells", (0, row), (4, 0), **options)
-        there = [label for label in order if label in means[name].index]
+        there = [label for label, row in rows.items() if is_drawn(ax, row, (labels[name] == label).sum())]
         x, y = np.meshgrid(range(len(genes)), [rows[label] for label in there])
         areas = LARGEST_DOT * shares[name].loc[there].to_numpy()
         image = ax.scatter(x, y, s=areas, c=means[name].loc[there].to_numpy(), **look)
     ax.set_xticks(range(len(genes)), genes, rotation=90, fontsize="small")
     ax.set_yticks(range(len(order)), order)
     ax.tick_params(axis="y", length=0, pad=52)
-    ax.set(xlim=(-0.7, len(genes) - 0.3), ylim=(len(order) - 0.4, -0.6), title="Marker genes of real cells")
+    ax.set(xlim=(-0.7, len(genes) - 0.3), ylim=(len(order) - 0.4, -0.6), title=title)
     without_frame(ax)
     explain_dots(ax, image)
     return finish(ax, show, save)

@@ -34,6 +34,7 @@ from ._figures import (
     panels,
     without_frame,
 )
+from ._scores import WORDS
 
 if TYPE_CHECKING:
     import os
@@ -51,14 +52,13 @@ MOST_CASES = 200  # rows of a figure, which is then 7 feet high
 LETTER, NAME_LETTER = 0.08, 0.066  # inches, of labels and of names of genes
 TITLE_LENGTH = 26  # letters, and gaps after underscores, above which a title gets a second line
 TOP_COLOR = COLORS[1]  # for the genes that change most
+CHANGE = "mean change, ln(1 + CP10k)"
 MARGIN = 0.06  # around the points, as a share of the range
-NAME_SHARES = (0.25, 0.6)  # least and largest share of the axis for the column of names
-NAME_OFFSET = 0.02  # between names and the edge of the axis, as a share of it
-LINE_HEIGHT = 0.062  # between names, as a share of the range
+LINE_HEIGHT = 0.055  # between names, as a share of the axis
 
 #: Columns of the table of scores that are not methods.
 NOT_METHODS = ("metric", "perturbation", "group", "floor", "better")
-GREYS = {"no_change": 0.85, "mean_shift": 0.55, "additive": 0.3}  # for the baselines, as shares of ink
+GREYS = {"no_change": 0.6, "mean_shift": 0.42, "additive": 0.24}  # for the baselines, as shares of ink
 METRICS = ("energy_distance", "mean_change_correlation", "de_overlap_top_100")
 SPREAD = 0.7  # share of a row's height over which its methods are spread
 
@@ -81,7 +81,7 @@ def mean_change(
 
     Genes on the dashed diagonal change as much as in real cells. For genes that go up, points below it mean that the
     predicted effect is too small. Each panel shows Pearson's correlation over all genes and over the top genes, in
-    blue: those with the largest Welch *t* in real cells.
+    blue: those with the largest Welch *t* in real cells. Both axes of all panels have the same limits.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def mean_change(
     layer
         Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
     axs
-        Axes to draw on, one per group.
+        Axes to draw on, one per group, with room for names to the right of each.
     show
         Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
     save
@@ -145,56 +145,42 @@ def mean_change(
                 )
                 raise ValueError(msg)
         sets_of_panels = {group: {name: sets[name][labels[name] == group] for name in sets} for group in groups}
-    axes = panels(len(sets_of_panels), axs, size=(3.9, 3.7), sharey=False)
-    for ax, (title, cells) in zip(axes, sets_of_panels.items(), strict=True):
-        draw_changes(ax, gene_changes(**cells, layer=layer), n_top, n_names)
-        ax.set_title(title)
+    tables = [gene_changes(**cells, layer=layer) for cells in sets_of_panels.values()]
+    letters = max(len(str(name)) for table in tables for name in ["", *table.index[:n_names]])
+    axes = panels(len(tables), axs, size=(3.4 + NAME_LETTER * letters, 3.5))
+    changes = np.concatenate([table[["real", "predicted"]] for table in tables])
+    margin = MARGIN * max(np.ptp(changes), 1e-6)
+    limits = (changes.min() - margin, changes.max() + margin)
+    for ax, title, table in zip(axes, sets_of_panels, tables, strict=True):
+        ax.set(xlim=limits, ylim=limits, title=title, xlabel=f"real {CHANGE}")
+        ax.set(aspect="equal", anchor="E")  # on the right of its place, so that the layout leaves room for all names
+        draw_changes(ax, table, n_top, n_names)
+    for ax in first_column(axes):
+        ax.set_ylabel(f"predicted {CHANGE}")
     return finish(axes, show, save)
 
 
 def draw_changes(ax: Axes, table: pd.DataFrame, n_top: int, n_names: int) -> None:
-    """Draw the genes of one group, the top ones above all others, with their names on the side with more room."""
+    """Draw the genes of one group, the top ones above all others, with the names of some to the right of the axis."""
     top = table.iloc[:n_top]
     ax.axhline(0, color=ink(0.15), linewidth=0.8, zorder=0)
     ax.axvline(0, color=ink(0.15), linewidth=0.8, zorder=0)
     ax.axline((0, 0), slope=1, color=ink(), linewidth=0.8, linestyle="--", zorder=1)
-    look = {"linewidths": 0, "rasterized": len(table) > MOST_VECTORS}
-    ax.scatter(table["real"], table["predicted"], s=5, color=SOURCES["real"], alpha=0.4, **look)
-    ax.scatter(top["real"], top["predicted"], s=12, color=TOP_COLOR, linewidths=0)
-
-    changes = table[["real", "predicted"]].to_numpy()
-    low, high = changes.min(axis=0), changes.max(axis=0)
-    spread = np.maximum(high - low, 1e-6)
-    side = "right" if high[0] >= -low[0] else "left"
+    looks = {
+        "all genes": {"s": 5, "color": SOURCES["real"], "alpha": 0.4, "rasterized": len(table) > MOST_VECTORS},
+        f"top {len(top)} genes": {"s": 12, "color": TOP_COLOR},
+    }
+    for (name, look), part in zip(looks.items(), (table, top), strict=True):
+        r = correlation(part["real"].to_numpy(), part["predicted"].to_numpy())
+        ax.scatter(part["real"], part["predicted"], linewidths=0, label=f"{name}: r = {r:.2f}", **look)
     named = top.iloc[:n_names].sort_values("predicted")
-    letters = max(map(len, named.index.astype(str)), default=0)
-    inches = ax.get_window_extent().width / ax.figure.dpi
-    share = np.clip(NAME_LETTER * letters / inches + 3 * NAME_OFFSET, *NAME_SHARES)
-    room = {"left": MARGIN, "right": MARGIN, side: (1 + MARGIN) * share / (1 - share)}
-    ax.set_xlim(low[0] - room["left"] * spread[0], high[0] + room["right"] * spread[0])
-    ax.set_ylim(low[1] - MARGIN * spread[1], high[1] + 3 * MARGIN * spread[1])
-
-    background = {"facecolor": ink(0), "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
-    bottom, ceiling = ax.get_ylim()
-    place = np.quantile(ax.get_xlim(), 1 - NAME_OFFSET if side == "right" else NAME_OFFSET)
-    gap = min(LINE_HEIGHT, 1 / max(len(named), 1)) * (ceiling - bottom)
-    heights = spread_out(named["predicted"].to_numpy(), gap, bottom, ceiling)
+    places = ax.transAxes.inverted().transform(ax.transData.transform(named[["real", "predicted"]]))
+    heights = spread_out(places[:, 1], min(LINE_HEIGHT, 1 / max(len(named), 1)), 0, 1)
+    arrow = {"arrowstyle": "-", "color": ink(0.4), "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
+    options = {"textcoords": "axes fraction", "va": "center", "fontsize": 7, "arrowprops": arrow, "zorder": 1.5}
     for height, (name, gene) in zip(heights, named.iterrows(), strict=True):
-        ax.annotate(
-            name,
-            (gene["real"], gene["predicted"]),
-            (place, height),
-            ha=side,
-            va="center",
-            fontsize=7,
-            bbox=background,
-            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
-        )
-    of_all, of_top = (correlation(part["real"].to_numpy(), part["predicted"].to_numpy()) for part in (table, top))
-    text = f"r = {of_all:.2f} (all genes)\nr = {of_top:.2f} (top {len(top)})"
-    x, ha = (0.03, "left") if side == "right" else (0.97, "right")  # away from the names
-    ax.text(x, 0.97, text, transform=ax.transAxes, ha=ha, va="top", fontsize="small", bbox=background)
-    ax.set(xlabel="real mean change", ylabel="predicted mean change")
+        ax.annotate(name, (gene["real"], gene["predicted"]), (1.03, height), **options)
+    ax.legend(loc="upper left", fontsize="small", handletextpad=0.2, borderaxespad=0.2, edgecolor="none")
     without_frame(ax)
 
 
@@ -324,8 +310,8 @@ def perturbation_scores(
     """Plot how well methods predict perturbations, next to baselines and floor: one panel per metric, one row per case.
 
     A case is a perturbation in a group. Baselines are grey. The black line is the floor: real cells as a prediction of
-    each other. Several rows for one metric and case, such as several seeds, are small points next to their mean. An
-    arrow shows which direction is better.
+    each other. Several rows for one metric and case, such as several seeds, are small points next to their mean. The
+    sign behind a metric shows which direction is better.
 
     Parameters
     ----------
@@ -335,8 +321,8 @@ def perturbation_scores(
         Metrics to show. Default: energy distance, correlation of mean changes, and overlap of differential genes,
         if the table has them.
     cases
-        Cases to show, from the top: groups, perturbations (whichever differ), or ``"perturbation, group"`` if both
-        differ. At most 200. Default: all.
+        Cases to show, from the top: ``"perturbation, group"``; without the perturbation if the groups alone differ, and
+        without the group ``"all"``. At most 200. Default: all.
     methods
         Columns of the table, or a mapping from columns to names in the plot. Default: all, with ``"predicted"`` as the
         name of ``"value"``.
@@ -376,8 +362,9 @@ def perturbation_scores(
     known = list(table["metric"].unique())
     metrics = [name for name in METRICS if name in known] or known[:4] if metrics is None else metrics
     metrics = choose("metrics", metrics, known)
-    case_keys = [key for key in ("perturbation", "group") if table[key].nunique() > 1] or ["perturbation"]
-    labels = table[case_keys].astype(str).agg(", ".join, axis=1)
+    is_one = table["perturbation"].nunique() == 1 < table["group"].nunique()
+    case_keys = ["group"] if is_one else ["perturbation", "group"]
+    labels = table[case_keys].astype(str).agg(", ".join, axis=1).str.removesuffix(", all")
     cases = choose("cases", cases, labels.unique())
     if len(cases) > MOST_CASES:
         msg = (
@@ -400,6 +387,7 @@ def perturbation_scores(
     width = 2.5 + names_of_cases / max(min(len(metrics), N_COLUMNS), 1)
     axes = panels(len(metrics), axs, size=(width, 1.3 + 0.42 * len(cases)))
     named = first_column(axes)
+    better = table.drop_duplicates("metric").set_index("metric")["better"]
     for ax, metric in zip(axes, metrics, strict=True):
         is_metric = table["metric"] == metric
         for place, case in enumerate(cases):
@@ -414,7 +402,7 @@ def perturbation_scores(
                 if len(values):
                     ax.scatter(values.mean(), place + offset, s=30, color=color, marker=marker, linewidths=0, zorder=3)
         title = fill(metric.replace("_", "_ "), TITLE_LENGTH).replace("_ ", "_")
-        ax.set_title(f"{title} {SIGNS[table['better'][is_metric].iloc[0]]}", fontsize="small")
+        ax.set_title(f"{title} {SIGNS[better[metric]]}", fontsize="small")
         ax.set_yticks(range(len(cases)), cases)
         ax.set_ylim(len(cases) - 0.5, -0.5)  # the first case at the top
         ax.tick_params(axis="y", length=0, labelleft=ax in named)
@@ -426,7 +414,8 @@ def perturbation_scores(
         for column, (color, marker) in styles.items()
     ]
     floor = Line2D([], [], linestyle="", marker="|", markersize=12, markeredgewidth=1.2, color=ink(), label=FLOOR_LABEL)
-    legend_beside(end_of_first_row(axes), [*handles, floor])
+    signs = [Line2D([], [], linestyle="", label=f"{SIGNS[n]} {WORDS[n]}") for n in better[metrics].unique()]
+    legend_beside(end_of_first_row(axes), [*handles, floor, *signs])
     return finish(axes, show, save)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from pandas.api.types import is_numeric_dtype
 
 from scgen_diffusion.data import as_labels
@@ -212,7 +213,7 @@ def quality_curve(
 ) -> list[Axes] | None:
     """Plot how metrics change with a number that differs between evaluations, one panel per metric.
 
-    Bands are the intervals from ``low`` to ``high``, dashed lines the floor (real against real cells), one for each
+    Bands are the 95 % intervals (``low`` to ``high``), dashed lines the floor (real against real cells), one for each
     value of ``hue`` if these differ, as those of other data do. Several rows for the same `x`, such as several seeds,
     are averaged, and so are their intervals and floors.
 
@@ -292,7 +293,7 @@ def quality_curve(
             else:
                 ax.plot(floor.index, floor, **look)
         for means, color, marker in zip(means_of.values(), COLORS, MARKERS, strict=False):
-            ax.fill_between(means.index, means["low"], means["high"], color=color, alpha=0.18, linewidth=0)
+            ax.fill_between(means.index, means["low"], means["high"], **band(color))
             ax.plot(means.index, means["value"], color=color, marker=marker, markersize=4.5, linewidth=1.6)
         better = of_metric["better"].iloc[0]
         ax.set(title=metric, xlabel=x.replace("_", " "), ylabel=f"{SIGNS[better]} {WORDS[better]}")
@@ -304,5 +305,14 @@ def quality_curve(
         Line2D([], [], color=color, marker=marker, markersize=4.5, label=name)
         for name, color, marker in zip(lines, COLORS, MARKERS, strict=False)
     ]
-    legend_beside(end_of_first_row(axes), [*handles, Line2D([], [], label=FLOOR_LABEL, **FLOOR)])
+    handles.append(Line2D([], [], label=FLOOR_LABEL, **FLOOR))
+    if table["low"].notna().any():
+        handles.append(Patch(label="95 % interval", **band(FLOOR["color"])))
+    title = {"title": hue and hue.replace("_", " "), "title_fontsize": "small", "alignment": "left"}
+    legend_beside(end_of_first_row(axes), handles, **title)
     return finish(axes, show, save)
+
+
+def band(color: str) -> dict[str, object]:
+    """Return the look of an interval: edges tell apart bands that overlap."""
+    return {"facecolor": (color, 0.1), "edgecolor": (color, 0.5), "linewidth": 0.6}

@@ -63,6 +63,7 @@ def training_history(
     curves = {}
     for name, table in (getattr(model, "history", model) or {}).items():
         curve = pd.DataFrame(table).iloc[:, 0].astype(float).dropna()
+        curve.index += 1  # the first epoch is 1, as in progress bars
         if name.endswith((TRAIN, VALIDATION)) and len(curve):
             curves[name] = curve
     if not curves:
