@@ -473,6 +473,14 @@ def test_a_view_of_a_file_is_subsampled_as_in_memory(tmp_path):
     np.testing.assert_array_equal(*(points_of(ax.collections[0], GREY) for ax in axes))
 
 
+def test_more_labels_than_a_dot_plot_has_room_for_are_refused():
+    cells = make_cells(303)
+    cells.obs["clone"] = [f"clone {n % 101}" for n in range(303)]
+
+    with pytest.raises(ValueError, match="room for 100 labels and 300 genes, but there are 101 and 1"):
+        sgd.pl.marker_dotplot(cells, cells, groupby="clone", genes=["gene_0"])
+
+
 def test_one_gene_may_be_named_without_a_list():
     ax = sgd.pl.marker_dotplot(make_cells(), make_cells(seed=1), groupby="cell_type", genes="gene_3", show=False)
 

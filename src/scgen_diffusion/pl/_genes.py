@@ -42,6 +42,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LARGEST_DOT = 130.0  # area for a gene that every cell expresses, in points squared
 SHIFTS = (-0.22, 0.22)  # vertical shift of the rows of real and synthetic cells within a label
 LEAST_DRAWN = 5  # cells of a label
+MOST_LABELS = 100  # of a dot plot; pictures of more are unreadable and take gigabytes
 
 
 def library_size(
@@ -384,7 +385,7 @@ def marker_dotplot(
     KeyError
         If `groupby` is not a column of both `obs`.
     ValueError
-        If genes are unknown, or there are no markers.
+        If genes are unknown, there are no markers, or there are more than 100 labels or 300 genes.
 
     See Also
     --------
@@ -407,6 +408,12 @@ def marker_dotplot(
             msg = f"There are no marker genes of {groupby!r}: two labels with at least two cells each are needed."
             raise ValueError(msg)
     genes = list(dict.fromkeys(choose("genes", genes, real.var_names)))
+    if max(len(order), len(genes) / 3) > MOST_LABELS:
+        msg = (
+            f"A dot plot has room for {MOST_LABELS} labels and {3 * MOST_LABELS} genes, but there are {len(order)} and "
+            f"{len(genes)}. Give the cells of some labels, or choose `genes`."
+        )
+        raise ValueError(msg)
     means, shares = {}, {}  # labels in rows, genes in columns
     for name, side in sides.items():
         places = side.cells.var_names.get_indexer_for(genes)
