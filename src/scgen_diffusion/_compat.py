@@ -37,11 +37,15 @@ def parse_device_args(*args: Any, **kwargs: Any) -> Any:
     Raises
     ------
     ValueError
-        For Apple's MPS, which has no double precision.
+        For devices that Lightning does not know or find, and Apple's MPS, which has no double precision.
     """
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
     from scvi.model import _utils
 
-    accelerator, devices, device = _utils.parse_device_args(*args, **kwargs)
+    try:
+        accelerator, devices, device = _utils.parse_device_args(*args, **kwargs)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise ValueError(str(error)) from error
     if getattr(device, "type", device) == "mps":
         msg = "`accelerator` 'mps' does not work, because counts are drawn in double precision; use 'cpu'."
         raise ValueError(msg)

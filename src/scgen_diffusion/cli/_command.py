@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import tomllib
 from pathlib import Path
@@ -194,9 +195,9 @@ class Command(click.Command):
         self.function = function
         self.sections = {**sections, "General": general}
         params = [*arguments, *(param for options in self.sections.values() for param in options)]
-        example = "\n    scgen-diffusion "  # not wrapped, so that it can be copied
-        help = (function.__doc__ or "").strip().replace(example, f"\n    \b{example}")
-        super().__init__(name, params=params, help=help, **kwargs)
+        text = inspect.cleandoc(function.__doc__ or "")
+        text = text.replace("\nscgen-diffusion ", "\n\b\nscgen-diffusion ")  # not wrapped, so that it can be copied
+        super().__init__(name, params=params, help=text, **kwargs)
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the command."""

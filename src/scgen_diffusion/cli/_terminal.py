@@ -28,12 +28,12 @@ PACKAGE = __name__.partition(".")[0]
 FOLDER = str(Path(__file__).parents[1])
 TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "mudata", "anndata", "fontTools")
 OF_REQUESTS = (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError)
-OF_LIGHTNING = os.path.join("site-packages", "lightning", "")  # which checks options of training and devices
 OF_SYSTEM = (OSError, MemoryError, RuntimeError)  # device errors of PyTorch are RuntimeErrors
 FIRST_EQUALS = "In KEY=VALUE, the key ends at the first '='; rename a column that has one."
 
 SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to do on the command line
     r"set overwrite=True": "give --overwrite",
+    r"(If `adata\.raw` has the counts): `adata = (.*?)`": r"\1, write them to a file (`\2` in Python)",
     r"with `genes='shared'`, or choose some with `genes=\[\.\.\.\]`": "with --shared-genes",
     r"`likelihood='gaussian'`": "--set likelihood=gaussian",
     r"(as|with) `layer=\.\.\.`": "by --layer",
@@ -96,9 +96,8 @@ class Stop(click.ClickException):
     def of(cls, error: Exception) -> Stop:
         """Classify an error as a wrong request, a failure, or a bug in this package."""
         frames = traceback.extract_tb(error.__traceback__)
-        place = frames[-1].filename if frames else ""
-        is_ours = place.startswith(FOLDER)
-        is_check = (is_ours or OF_LIGHTNING in place) and (frames[-1].line or "raise").startswith("raise")  # for users
+        is_ours = bool(frames) and frames[-1].filename.startswith(FOLDER)
+        is_check = is_ours and (frames[-1].line or "raise").startswith("raise")  # a message for users
         code = ExitCode.WRONG_REQUEST if is_check and isinstance(error, OF_REQUESTS) else ExitCode.FAILED
         if isinstance(error, OSError) and error.strerror:
             where = "" if error.filename is None else f"{error.filename}: "

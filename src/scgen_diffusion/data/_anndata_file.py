@@ -121,7 +121,7 @@ class AnnDataFile:
         ValueError
             If it is stored by columns, or does not fit the tables of cells and genes.
         """
-        if (layer := self._stored(layer)) is not None and layer not in self.layers:
+        if (layer := self._layer_or_x(layer)) is not None and layer not in self.layers:
             msg = f"`layer` {layer!r} is not in the layers of {self.name}. {known_names(layer, self.layers)}"
             raise KeyError(msg)
         if layer is None and "X" not in self.root:
@@ -145,9 +145,9 @@ class AnnDataFile:
 
     def where(self, layer: str | None) -> str:
         """Return the name of a matrix for messages."""
-        return f"{matrix_name(self._stored(layer))} of {self.name}"
+        return f"{matrix_name(self._layer_or_x(layer))} of {self.name}"
 
-    def _stored(self, layer: str | None) -> str | None:
+    def _layer_or_x(self, layer: str | None) -> str | None:
         """Return where the values of a layer are: generated cells have them in X (None)."""
         return None if layer not in self.layers and PROVENANCE_KEY in self.root.get("uns", ()) else layer
 

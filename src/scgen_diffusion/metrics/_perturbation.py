@@ -189,13 +189,13 @@ def control_share_of(predicted: Cells, control: Cells) -> float:
         return 0.0
     known = set(control.obs_names)
 
-    def known_in(name: str) -> set[str]:
+    def find_known(name: str) -> set[str]:
         words, is_own = OWN_WORDS.sub("", name).split("-"), OWN_WORDS.match(name)
         ranges = combinations(range(len(words) + 1), 2)
         return known & {"-".join(words[a:b]) for a, b in ranges if not (is_own and a)}
 
     rows = np.linspace(0, predicted.n_obs - 1, N_NAMES_CHECKED).astype(int)
-    found = [known_in(name) for name in predicted.obs_names[rows]]
+    found = [find_known(name) for name in predicted.obs_names[rows]]
     return float(all(found) and len(set.union(*found)) >= min(2, predicted.n_obs, control.n_obs))
 
 

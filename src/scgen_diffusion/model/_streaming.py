@@ -93,7 +93,7 @@ class Stream:
                 "file is never replaced. Choose another path, or move it away."
             )
             raise FileExistsError(msg)
-        differing = self._differs_from(record)
+        differing = self._list_differences(record)
         names = {entry.name for entry in self.goal.iterdir()} if differing and self.goal.is_dir() else set()
         if others := names - NAMES_IN_ZARR:
             msg = (
@@ -114,11 +114,11 @@ class Stream:
         is_joined, begun = self.is_joined(overwrite=overwrite), self.identity
         with suppress(FileNotFoundError):
             begun = self._begun()["identity"]
-        if is_joined and not self._differs_from(begun):
+        if is_joined and not self._list_differences(begun):
             self.clean()
         return is_joined
 
-    def _differs_from(self, record: Mapping[str, Any]) -> list[str]:
+    def _list_differences(self, record: Mapping[str, Any]) -> list[str]:
         """List how the joined cells differ, which do not depend on the size of parts."""
         return differences(record, {**self.identity, SHARD_SIZE: record.get(SHARD_SIZE)})
 

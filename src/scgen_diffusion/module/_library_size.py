@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -15,14 +14,14 @@ from ._condition_groups import ANY, BASELINE, N_CENTRES, ConditionGroups
 from ._main_effects import remove_other_effects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from scgen_diffusion.nn import ConditionSpec
 
 LibrarySizeKind = Literal["empirical", "normal", "latent"]
 LIBRARY_SIZE_KINDS: tuple[str, ...] = get_args(LibrarySizeKind)
 N_QUANTILES = 257
-AT_ONCE = 4096  # groups that are summarised together
+AT_ONCE = 2**20  # values of groups that are summarised together
 HASH_BASE = -7046029254386353131  # an odd number whose 64 bits look random
 BOUNDS = (0.0, 0.025, 0.975, 1.0)  # levels of a condition's totals
 MARGIN = 1.4  # of log totals beyond the observed ones, a factor of four
@@ -99,8 +98,10 @@ class LibrarySizeModel(nn.Module):
         kept = {name: getattr(self, name)[: self.n_kept].to(log_totals.device) for name in TABLES}
         predicted = self.predicted_quantiles[: self.n_kept]
         codes, totals = self._new_groups(log_totals, condition, kept["means"])
-        means, stds, quantiles = _summarise(totals, kept["means"], kept["stds"], kept["quantiles"])
-        self.set_groups(torch.cat([kept["codes"].to(codes), codes]), means=means, stds=stds, quantiles=quantiles)
+        summaries = [_summarise(some) for some in _batches(totals)]
+        new = {name: [summary[name] for summary in summaries] for name in ("means", "stds", "quantiles")}
+        tables = {name: torch.cat([kept[name], *parts]) for name, parts in new.items()}
+        self.set_groups(torch.cat([kept["codes"].to(codes), codes]), **tables)
         self.predicted_quantiles = torch.cat([predicted, self.quantiles[self.n_kept :]])
 
     def fit_predicted(self, drawn: Tensor, condition: Tensor) -> None:
@@ -110,8 +111,8 @@ class LibrarySizeModel(nn.Module):
             return
         kept = self.predicted_quantiles[: self.n_kept].to(drawn.device)
         _, totals = self._new_groups(drawn, condition, kept.mean(1))
-        *_, quantiles = _summarise(totals, kept[:, 0], kept[:, 0], kept)
-        self.predicted_quantiles = quantiles.to(self.means.device)
+        new = [_summarise(some)["quantiles"] for some in _batches(totals)]
+        self.predicted_quantiles = torch.cat([kept, *new]).to(self.means.device)
 
     def _labeled(self, log_totals: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         given = classes_are_given(condition, self.conditions)
@@ -255,29 +256,37 @@ class LibrarySizeModel(nn.Module):
 
 
 def _hash(codes: Tensor) -> Tensor:
-    """Return a whole number for each of some codes ``(n, columns)``; different codes have different ones."""
+    """Return a whole number for each of some codes ``(n, columns)``; different ones hardly ever share it."""
     factors = torch.full((codes.shape[1],), HASH_BASE, device=codes.device).cumprod(0)  # sums wrap around on purpose
     return (codes * factors).sum(1)
 
 
-def _summarise(groups: Iterator[Tensor], means: Tensor, stds: Tensor, quantiles: Tensor) -> tuple[Tensor, ...]:
-    """Append the mean, standard deviation and quantiles ``(levels,)`` of each group of values."""
-    found = [(means, stds, quantiles)]
-    while some := list(islice(groups, AT_ONCE)):
-        sizes = torch.tensor([len(values) for values in some], device=some[0].device)
-        number = torch.arange(len(some), device=sizes.device).repeat_interleave(sizes)
-        values, order = torch.cat(some).sort(stable=True)
-        by_group = number[order].argsort(stable=True)
-        values, starts = values[by_group], (sizes.cumsum(0) - sizes)[:, None]
-        mean = values.new_zeros(len(some)).index_add_(0, number, values) / sizes
-        variance = values.new_zeros(len(some)).index_add_(0, number, (values - mean[number]).square()) / sizes
-        levels = torch.linspace(0, 1, N_QUANTILES, dtype=values.dtype, device=values.device)
-        last = (sizes - 1)[:, None]
-        position = levels * last
-        below = position.floor().long()
-        low, high = values[starts + below], values[starts + (below + 1).minimum(last)]
-        found.append((mean.float(), variance.sqrt().float(), (low + (position - below) * (high - low)).float()))
-    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+def _batches(groups: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield groups of values together that have about ``AT_ONCE`` values, or one that has more."""
+    some, n_values = list[Tensor](), 0
+    for values in groups:
+        some.append(values)
+        n_values += len(values)
+        if n_values >= AT_ONCE:
+            yield some
+            some, n_values = [], 0
+    if some:
+        yield some
+
+
+def _summarise(groups: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return mean, standard deviation and quantiles of each group of values, by the names of their tables."""
+    sizes = torch.tensor([len(values) for values in groups], device=groups[0].device)
+    number = torch.arange(len(groups), device=sizes.device).repeat_interleave(sizes)
+    values, starts = torch.cat([own.sort().values for own in groups]), (sizes.cumsum(0) - sizes)[:, None]
+    means = values.new_zeros(len(groups)).index_add_(0, number, values) / sizes
+    variances = values.new_zeros(len(groups)).index_add_(0, number, (values - means[number]).square()) / sizes
+    last = (sizes - 1)[:, None]
+    position = torch.linspace(0, 1, N_QUANTILES, dtype=values.dtype, device=values.device) * last
+    below = position.floor().long()
+    low, high = values[starts + below], values[starts + (below + 1).minimum(last)]
+    quantiles = low + (position - below) * (high - low)
+    return {"means": means.float(), "stds": variances.sqrt().float(), "quantiles": quantiles.float()}
 
 
 def _interpolate(quantiles: Tensor, levels: Tensor) -> Tensor:

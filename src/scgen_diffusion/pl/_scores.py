@@ -41,7 +41,7 @@ WORDS = {"lower": "lower is better", "higher": "higher is better", "floor": "bes
 KEY = (
     "↓ lower is better   ↑ higher is better   = best at the floor\n"
     f"grey: no value, or no floor (fewer than {MIN_CELLS_PER_GROUP} cells of the label in half of `train`)\n"
-    "* shuffling does no clear harm: darkest at twice the floor, or at 0"
+    "* shuffling does no clear harm: darkest at twice the floor, or well beyond the interval"
 )
 DARK = 0.6  # badness above which the text is white
 CLEAR = 2.0  # half-intervals by which cells must be worse than the floor to be clearly worse

@@ -129,11 +129,11 @@ def write(
                 "`mdata[modality]`."
             )
             raise TypeError(msg)
+    check_count("max_cells", max_cells, MIN_CELLS_PER_GROUP)  # `evaluate` does not see it if a table is given
     if table is None:
         table = evaluate(
             real_test, synthetic, train=train, groupby=groupby, layer=layer, max_cells=max_cells, seed=seed
         )
-    check_count("max_cells", max_cells, MIN_CELLS_PER_GROUP)  # beside `table`, too
     keys = as_list(groupby)
     for name, cells in {"real_test": real_test, "synthetic": synthetic}.items():
         for key in keys:
@@ -150,8 +150,8 @@ def write(
     label = JOIN.join(keys) or None
     rng = np.random.default_rng(seed)
     real, drawn = (_for_plots(cells, keys, max_cells, rng) for cells in (real_test, synthetic))
-    shown = table.assign(group=table["group"].map(_as_drawn))
-    pictures, skipped = draw(real, drawn, shown, label=_as_drawn(label), layer=layer, model=model)
+    shown = table.assign(group=table["group"].map(_escape_dollars))
+    pictures, skipped = draw(real, drawn, shown, label=_escape_dollars(label), layer=layer, model=model)
 
     found = {finding.level for finding in judged.findings}
     seen = "training cells not given"
@@ -245,12 +245,12 @@ def _for_plots(cells: AnnData, keys: Sequence[str], max_cells: int, rng: np.rand
         label = JOIN.join(keys)
         if len(keys) > 1:
             cells.obs[label] = pd.Categorical(join_labels(cells.obs, keys))
-        cells.obs[_as_drawn(label)] = cells.obs[label].map(_as_drawn)
-    cells.var_names = cells.var_names.map(_as_drawn)
+        cells.obs[_escape_dollars(label)] = cells.obs[label].map(_escape_dollars)
+    cells.var_names = cells.var_names.map(_escape_dollars)
     return cells
 
 
-def _as_drawn(name: Any) -> Any:
+def _escape_dollars(name: Any) -> Any:
     """Return a name of the data as it is drawn: without this, text between two `$` would be a formula."""
     return name.replace("$", r"\$") if isinstance(name, str) else name
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar, Timer
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from tqdm.auto import tqdm
 
 from scgen_diffusion._compat import parse_device_args
@@ -242,8 +242,11 @@ def check_trainer_options(
     chosen = {"accelerator": accelerator, "devices": devices, "strategy": deepcopy(strategy)}
     chosen |= {name: value for name, value in options.items() if name not in own}
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    with _quiet():
-        trainer = pl.Trainer(precision=precision or "32-true", **{**silent, **chosen})
+    try:
+        with _quiet():
+            trainer = pl.Trainer(precision=precision or "32-true", **{**silent, **chosen})
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise ValueError(str(error)) from error
     if trainer.precision not in PRECISIONS:
         msg = f"`precision` {precision!r} does not work: weights have single precision. Use one of {PRECISIONS}."
         raise ValueError(msg)
@@ -365,6 +368,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         return read_torch(path)
+    except (MemoryError, PermissionError):  # the file may be good
+        raise
     except Exception as error:
         msg = (
             f"The checkpoint {path} is damaged, or is none of this package; remove it to start again (on the command "
