@@ -54,7 +54,7 @@ LABELS = {
     ("calls-SCLDM", "loading_backed"): "read, backed h5ad",
     ("calls-SCLDM", "latent_representation"): "latents",
 }
-COLOURS = {key: f"C{number}" for number, key in enumerate(LABELS)}
+COLOURS = dict(zip(LABELS, [*(f"C{number}" for number in range(10)), "black"], strict=True))
 
 
 @dataclass(frozen=True)
