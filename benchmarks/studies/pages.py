@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from benchmarks.studies.end_to_end import costs_of, quality_of
@@ -12,7 +13,7 @@ from benchmarks.studies.held_out import REAL
 from benchmarks.studies.hours import GENERATE, OTHER_HOUR, PROPORTIONAL, RIVALS, TRANSPORT
 from benchmarks.studies.learning_curves import COSTS, DEFAULT, METHODS, columns_of
 from benchmarks.studies.world import N_GENES
-from benchmarks.tables import markdown_table, mean_with_interval
+from benchmarks.tables import ROOT, markdown_table, mean_with_interval, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -326,6 +327,22 @@ def _table(
 
 
 #: By the file of results.
+def label_limit(table: pd.DataFrame) -> Blocks:
+    """Write what copies would score in `mmd_per_label`, beside real cells and the models."""
+    scores = read_table(ROOT / "benchmarks" / "quality" / "results" / "compare.csv")
+    scores = scores[scores["metric"] == "mmd_per_label"]
+    limits = table.groupby("dataset", sort=False)["value"].mean()
+    lines = []
+    for dataset, limit in limits.items():
+        own = scores[scores["dataset"] == dataset]
+        values = own.groupby("method")["value"].mean()
+        floor = own["floor"].mean()
+        shown = [floor, floor + limit, *(values.get(name, np.nan) for name in ("SCLDM", "SCRDIT", "WBDIT"))]
+        lines.append([dataset, *("" if np.isnan(value) else f"{value:.4f}" for value in shown)])
+    header = ["", REAL, "copies, expected", "SCLDM", "SCRDIT", "WBDIT"]
+    return {("docs/user_guide/metrics.md", "label limit"): markdown_table(header, lines)}
+
+
 BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
     "guidance": guidance,
     "perturbation": perturbation,
@@ -340,4 +357,5 @@ BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
     "hours": hours,
     "perturbation_combinations": perturbation_combinations,
     "doses": doses,
+    "label_limit": label_limit,
 }
