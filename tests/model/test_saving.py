@@ -363,11 +363,11 @@ def test_cells_that_a_model_has_not_cannot_be_saved(saved_model, tmp_path):
     ("column", "found"),
     [
         (pd.date_range("2024", periods=96), "the type datetime64"),
-        (pd.array([0.5, None] * 48, dtype="Float64"), r"the type Float64(?=.*astype\(float\))"),
+        (pd.arrays.SparseArray([0.5, 0] * 48), r"the type Sparse(?=.*astype\(float\))"),
         ([1, "one"] * 48, "the type object"),
         ([{"a": 1}] * 96, "the type object"),
     ],
-    ids=["dates", "nullable numbers", "mixed", "mappings"],
+    ids=["dates", "sparse numbers", "mixed", "mappings"],
 )
 def test_a_column_that_cannot_be_saved_is_named_before_anything_is_written(
     make_model, make_cells, tmp_path, monkeypatch, column, found
@@ -408,11 +408,10 @@ def test_a_column_of_genes_that_cannot_be_saved_is_named(make_model, make_cells,
 def test_names_that_cannot_be_saved_are_named(make_model, make_cells, tmp_path):
     model = make_model(cells := make_cells())
     cells.obs.index = cells.obs_names.astype("string")
+    forbidden = anndata.settings.override(allow_write_nullable_strings=False)  # the default of anndata 0.12
 
-    with pytest.raises(TypeError, match="^obs_names have the type string.*`adata.obs_names = "):
+    with forbidden, pytest.raises(TypeError, match="^obs_names have the type str.*`adata.obs_names = "):
         model.save(tmp_path / "m", save_anndata=True)
-    cells.obs_names = cells.obs_names.astype(object)
-    model.save(tmp_path / "m", save_anndata=True)
 
 
 def test_a_misspelt_argument_is_refused(trained, tmp_path):
