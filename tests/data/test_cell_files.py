@@ -203,6 +203,8 @@ def test_generated_cells_have_their_counts_in_x_whatever_the_layer(adata, write,
     cells = CellFiles.like(CellFiles(paths[0], layer="raw", **KEYS).registry, paths)
 
     assert torch.equal(*gathered(cells.loader(None, 200))["X"].chunk(2))
+    with pytest.raises(KeyError, match="`layer` 'cuonts' is in none of the files.*leave it out"):
+        CellFiles(paths[1], layer="cuonts", condition_keys=["cell_type"])
 
 
 def test_conditions_of_cells_that_are_not_used_may_be_missing_or_unknown(adata, write):

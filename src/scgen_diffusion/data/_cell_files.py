@@ -126,6 +126,9 @@ class CellFiles:
         self.files: list[AnnDataFile] = []
         with closing_if_refused(self.close):
             self._open(paths, window_size, block_size, layer=layer, genes=genes, values=values)
+            if layer is not None and all(layer not in file.layers for file in self.files):
+                msg = f"`layer` {layer!r} is in none of the files, which hold generated cells; leave it out for X."
+                raise KeyError(msg)
             setup = ConditionSetup.of(
                 condition_keys,
                 continuous_condition_keys,
