@@ -16,19 +16,15 @@ from typing import TYPE_CHECKING
 import anndata as ad
 import numpy as np
 import pandas as pd
-from sklearn.gaussian_process.kernels import RBF
 
 from benchmarks.quality.splits import DATASETS, load_split
 from benchmarks.tables import describe_source, store_rows
-from scgen_diffusion.metrics import ComparisonSpace
+from scgen_diffusion.metrics import ComparisonSpace, median_squared_distance, squared_mmd
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from benchmarks.quality.splits import Split
 
 RESULTS = Path(__file__).parent / "results"
-WIDTHS = (0.25, 0.5, 1, 2, 4)  # of the kernels of `squared_mmd`, in units of the median squared distance
 FEWEST = 20  # held-out cells of a label, as in `mmd_per_label`
 
 
@@ -42,18 +38,10 @@ def expected_excess(split: Split, seed: int) -> float:
         real = held_out[split.held_out_labels == label]
         known = train[split.train_labels[others] == label]
         if len(real) >= FEWEST and len(known) > 1:
-            n = np.count_nonzero(split.train_labels == label)
-            excess.append((1 - mean_kernel(known, real)) / n)
+            # k cells beside themselves have an unbiased MMD² of -2 (1 - kappa) / k
+            of_themselves = squared_mmd(known, known, squared_scale=median_squared_distance(real))
+            excess.append(-of_themselves * len(known) / 2 / np.count_nonzero(split.train_labels == label))
     return float(np.mean(excess))
-
-
-def mean_kernel(cells: NDArray, real: NDArray) -> float:
-    """Return the mean kernel between two different cells; ``real`` ones give the width."""
-    pairs = np.triu_indices(len(real), 1)
-    scale = np.median(np.square(real[pairs[0]] - real[pairs[1]]).sum(1))
-    # RBF(l) is exp(-d² / (2 l²)), that of `squared_mmd` exp(-d² / (c s))
-    kernel = np.mean([RBF(np.sqrt(width * scale / 2))(cells) for width in WIDTHS], axis=0)
-    return kernel[~np.eye(len(cells), dtype=bool)].mean()
 
 
 def _counts(cells: ad.AnnData) -> ad.AnnData:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from benchmarks.studies.end_to_end import costs_of, quality_of
@@ -308,6 +307,19 @@ def doses(table: pd.DataFrame) -> Blocks:
     return {("docs/user_guide/numbers.md", "doses"): text}
 
 
+def label_limit(table: pd.DataFrame) -> Blocks:
+    """Write what copies would score in `mmd_per_label`, beside real cells and the models."""
+    scores = read_table(ROOT / "benchmarks" / "quality" / "results" / "compare.csv")
+    scores = scores[scores["metric"] == "mmd_per_label"]
+    limits = table.groupby("dataset", sort=False)["value"].mean()
+    means = scores.pivot_table(index="dataset", columns="method", values="value")
+    means["floor"] = scores.groupby("dataset")["floor"].mean()
+    means["copies"] = means["floor"] + limits
+    columns = {REAL: "floor", "copies, expected": "copies", **{name: name for name in ("SCLDM", "SCRDIT", "WBDIT")}}
+    text = _table(means, {name: name for name in limits.index}, columns, write="{:.4f}")
+    return {("docs/user_guide/metrics.md", "label limit"): text}
+
+
 def _table(
     values: pd.DataFrame,
     rows: Mapping[str, object],
@@ -327,22 +339,6 @@ def _table(
 
 
 #: By the file of results.
-def label_limit(table: pd.DataFrame) -> Blocks:
-    """Write what copies would score in `mmd_per_label`, beside real cells and the models."""
-    scores = read_table(ROOT / "benchmarks" / "quality" / "results" / "compare.csv")
-    scores = scores[scores["metric"] == "mmd_per_label"]
-    limits = table.groupby("dataset", sort=False)["value"].mean()
-    lines = []
-    for dataset, limit in limits.items():
-        own = scores[scores["dataset"] == dataset]
-        values = own.groupby("method")["value"].mean()
-        floor = own["floor"].mean()
-        shown = [floor, floor + limit, *(values.get(name, np.nan) for name in ("SCLDM", "SCRDIT", "WBDIT"))]
-        lines.append([dataset, *("" if np.isnan(value) else f"{value:.4f}" for value in shown)])
-    header = ["", REAL, "copies, expected", "SCLDM", "SCRDIT", "WBDIT"]
-    return {("docs/user_guide/metrics.md", "label limit"): markdown_table(header, lines)}
-
-
 BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
     "guidance": guidance,
     "perturbation": perturbation,

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from anndata import AnnData
     from mudata import MuData
     from scvi.data import AnnDataManager
@@ -31,6 +34,17 @@ def respect_thread_limit() -> None:
         torch.set_num_threads(int(limit))
 
 
+@contextmanager
+def refusing_as_value_error() -> Iterator[None]:
+    """Raise a ValueError for whatever Lightning raises to refuse its arguments."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    try:
+        yield
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise ValueError(str(error)) from error
+
+
 def parse_device_args(*args: Any, **kwargs: Any) -> Any:
     """Resolve ``accelerator`` and ``devices`` as scvi-tools' models do.
 
@@ -39,13 +53,10 @@ def parse_device_args(*args: Any, **kwargs: Any) -> Any:
     ValueError
         For devices that Lightning does not know or find, and Apple's MPS, which has no double precision.
     """
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
     from scvi.model import _utils
 
-    try:
+    with refusing_as_value_error():
         accelerator, devices, device = _utils.parse_device_args(*args, **kwargs)
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise ValueError(str(error)) from error
     if getattr(device, "type", device) == "mps":
         msg = "`accelerator` 'mps' does not work, because counts are drawn in double precision; use 'cpu'."
         raise ValueError(msg)

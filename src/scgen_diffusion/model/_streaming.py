@@ -109,14 +109,16 @@ class Stream:
             raise FileExistsError(msg)
         return not differing
 
-    def is_done(self, *, overwrite: bool) -> bool:
+    def clean_if_joined(self, *, overwrite: bool) -> bool:
         """Return :meth:`is_joined`; if so, remove the parts, unless they are of another request."""
-        is_joined, begun = self.is_joined(overwrite=overwrite), self.identity
+        if not self.is_joined(overwrite=overwrite):
+            return False
+        begun = self.identity
         with suppress(FileNotFoundError):
             begun = self._begun()["identity"]
-        if is_joined and not self._list_differences(begun):
+        if not self._list_differences(begun):
             self.clean()
-        return is_joined
+        return True
 
     def _list_differences(self, record: Mapping[str, Any]) -> list[str]:
         """List how the joined cells differ, which do not depend on the size of parts."""
@@ -126,7 +128,8 @@ class Stream:
         """Begin or resume, and return the seed to use; None if the file is finished."""
         if not self.is_joined(overwrite=overwrite):
             seed = self.begin(seed, discard_others=overwrite and n_ranks == 1)
-        return None if self.is_done(overwrite=overwrite) else seed  # another process may have joined the parts by now
+        # another process may have joined the parts by now
+        return None if self.clean_if_joined(overwrite=overwrite) else seed
 
     def begin(self, seed: int, *, discard_others: bool) -> int:
         """Make the folder for parts unless it exists; return the seed stored in it.
@@ -203,7 +206,7 @@ class Stream:
             except Exception:  # libraries raise anything if another process joined and removed the parts
                 if not self.is_joined(overwrite=True):
                     raise
-        self.is_done(overwrite=True)
+        self.clean_if_joined(overwrite=True)
         return values
 
     def clean(self) -> None:

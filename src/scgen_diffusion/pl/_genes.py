@@ -154,19 +154,19 @@ def draw_boxes(ax: Axes, groups: Sequence[NDArray], shift: float, color: str) ->
     """Draw a box for every group with enough cells."""
     box = {"height": 0.34, "facecolor": color, "edgecolor": ink(), "linewidth": 0.8}
     for row, group in enumerate(groups):
-        if is_drawn(ax, row + shift, len(group)):
+        if not write_if_few(ax, row + shift, len(group)):
             low, first, median, third, high = np.quantile(group, QUANTILES)
             ax.hlines(row + shift, low, high, color=ink(), linewidth=0.8, zorder=1)
             ax.barh(row + shift, third - first, left=first, zorder=2, **box)
             ax.vlines(median, row + shift - 0.19, row + shift + 0.19, color=ink(), linewidth=2.2, zorder=3)
 
 
-def is_drawn(ax: Axes, row: float, n_cells: int) -> bool:
-    """Return whether a row has enough cells to be drawn; if not, write their number there."""
+def write_if_few(ax: Axes, row: float, n_cells: int) -> bool:
+    """Write the number of cells into a row that has too few to be drawn, and return whether it has."""
     if n_cells < LEAST_DRAWN:
         place = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center"}
         ax.annotate("1 cell" if n_cells == 1 else f"{n_cells or 'no'} cells", (0, row), (4, 0), fontsize=7, **place)
-    return n_cells >= LEAST_DRAWN
+    return n_cells < LEAST_DRAWN
 
 
 def mean_variance(
@@ -432,7 +432,7 @@ def marker_dotplot(
         rows = {label: place + shift for place, label in enumerate(order)}
         for row in rows.values():
             ax.annotate(name, (0, row), (-4, 0), ha="right", color=color, **options)
-        there = [label for label, row in rows.items() if is_drawn(ax, row, (labels[name] == label).sum())]
+        there = [label for label, row in rows.items() if not write_if_few(ax, row, (labels[name] == label).sum())]
         x, y = np.meshgrid(range(len(genes)), [rows[label] for label in there])
         areas = LARGEST_DOT * shares[name].loc[there].to_numpy()
         image = ax.scatter(x, y, s=areas, c=means[name].loc[there].to_numpy(), **look)

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar, Timer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm.auto import tqdm
 
-from scgen_diffusion._compat import parse_device_args
+from scgen_diffusion._compat import parse_device_args, refusing_as_value_error
 from scgen_diffusion._files import explain_failed_write, read_torch, sync
 
 if TYPE_CHECKING:
@@ -242,11 +242,8 @@ def check_trainer_options(
     chosen = {"accelerator": accelerator, "devices": devices, "strategy": deepcopy(strategy)}
     chosen |= {name: value for name, value in options.items() if name not in own}
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    try:
-        with _quiet():
-            trainer = pl.Trainer(precision=precision or "32-true", **{**silent, **chosen})
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise ValueError(str(error)) from error
+    with refusing_as_value_error(), _quiet():
+        trainer = pl.Trainer(precision=precision or "32-true", **{**silent, **chosen})
     if trainer.precision not in PRECISIONS:
         msg = f"`precision` {precision!r} does not work: weights have single precision. Use one of {PRECISIONS}."
         raise ValueError(msg)
