@@ -163,6 +163,7 @@ class PlannedSteps:
         self.trainer = plan.trainer = StandInTrainer(setting.trainer_precision)
         self.optimizer = plan.configure_optimizers()["optimizer"]
         plan.can_replay = plan.can_replay and setting.replay
+        plan.on_fit_start()
         plan.on_train_start()
         is_bf16 = setting.precision == "bf16"
         self.autocast = torch.autocast(torch.device(setting.device).type, torch.bfloat16, enabled=is_bf16)
@@ -281,12 +282,9 @@ class PackageSystem(System):
         self.module = SCLDMModule(setting.n_genes, list(N_CLASSES.values()), architecture=architecture)
         self.module.to(setting.device)
         self.latents = self._start()
-        recipe = RECIPES[self.size]
-        self.autoencoder_steps = PlannedSteps(AutoencoderPlan(self.module, recipe.autoencoder, seed=0), setting)
-        self.prior_steps = PlannedSteps(PriorPlan(self.module, recipe.prior, seed=0), setting)
-        if setting.compile:
-            for network in (self.module.encoder, self.module.decoder, self.module.prior):
-                network.compile()
+        recipe, options = RECIPES[self.size], {"seed": 0, "compile": setting.compile}
+        self.autoencoder_steps = PlannedSteps(AutoencoderPlan(self.module, recipe.autoencoder, **options), setting)
+        self.prior_steps = PlannedSteps(PriorPlan(self.module, recipe.prior, **options), setting)
 
     def autoencoder_step(self) -> None:
         """Take one optimiser step of the autoencoder, as in training."""
@@ -517,10 +515,9 @@ class PackageScrdit(System):
         self.condition = torch.from_numpy(self.model.conditions.encode(self._obs(), None)).to(setting.device)
         self.module = self.model.module
         recipe = self.model._recipe("diffusion")
-        self.steps = PlannedSteps(DiffusionPlan(self.module, recipe, seed=0), setting)
+        self.steps = PlannedSteps(DiffusionPlan(self.module, recipe, seed=0, compile=setting.compile), setting)
         self.extrapolation = Extrapolation(setting.n_steps or self._sampler.default_n_steps)
-        if setting.compile:
-            self.module.network.compile()
+        if setting.compile:  # for generation, which the package does not compile
             self.module.averaged_network.compile()
 
     def training_step(self) -> None:

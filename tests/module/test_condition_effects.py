@@ -137,7 +137,7 @@ def test_effects_learn_shares_and_dispersions_that_the_latent_does_not_know(buil
     optimizer = torch.optim.Adam(module.condition_effects.parameters(), lr=0.05)
     for _ in range(150):
         optimizer.zero_grad()
-        loss = -module.likelihood.log_likelihood(x, **module.add_condition_effects(condition, **decoded)).mean()
+        loss = -module.likelihood(x, **module.add_condition_effects(condition, **decoded)).mean()
         loss.backward()
         optimizer.step()
     for label in (0, 1):

@@ -260,7 +260,7 @@ def test_the_gaussian_head_is_the_squared_error():
     target, outputs = torch.tensor([[0.0, 2.0], [1.0, -1.0]]), torch.tensor([[[1.0], [2.0]], [[0.0], [1.0]]])
     library_size = torch.ones(2, 1)
 
-    assert head.log_likelihood(target, outputs, library_size).tolist() == [-1.0, -5.0]
+    assert head(target, outputs, library_size).tolist() == [-1.0, -5.0]
     assert head.mean(outputs, library_size).tolist() == [[1, 2], [0, 1]]
 
 
@@ -269,4 +269,4 @@ def test_samples_of_the_gaussian_head_are_its_mean_which_is_not_negative():
     parameters = head.parameters_per_cell(outputs, torch.ones(2, 1))
 
     assert head.sample(parameters, Generators(0, [0, 1])).tolist() == [[1.5, 0], [0, 2]]
-    assert head.log_likelihood(torch.zeros(2, 2), outputs, torch.ones(2, 1)).tolist() == pytest.approx([-2.34, -4])
+    assert head(torch.zeros(2, 2), outputs, torch.ones(2, 1)).tolist() == pytest.approx([-2.34, -4])

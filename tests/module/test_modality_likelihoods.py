@@ -43,14 +43,14 @@ def test_a_bernoulli_likelihood_is_that_of_its_means(outputs):
 
     expected = torch.distributions.Bernoulli(mean).log_prob(target).sum(1)
 
-    torch.testing.assert_close(BernoulliLikelihood().log_likelihood(target, outputs, library), expected, **SINGLE)
+    torch.testing.assert_close(BernoulliLikelihood()(target, outputs, library), expected, **SINGLE)
 
 
 def test_impossible_features_have_finite_gradients():
     outputs = torch.tensor([[[0.0], [-200.0], [5.0]]], requires_grad=True)
     target = torch.tensor([[1.0, 1.0, 0.0]])
 
-    BernoulliLikelihood().log_likelihood(target, outputs, torch.full((1, 1), 2.0)).sum().backward()
+    BernoulliLikelihood()(target, outputs, torch.full((1, 1), 2.0)).sum().backward()
 
     assert outputs.grad.isfinite().all()
 
@@ -93,12 +93,12 @@ def test_modalities_of_a_cell_add_up_and_missing_ones_say_nothing():
     target[1, :3] = 0
 
     own = [
-        part.log_likelihood(x, o, size)
+        part(x, o, size)
         for part, x, o, size in zip(parts, target.split([3, 5], 1), outputs, sizes.split(1, 1), strict=True)
     ]
 
     expected = torch.stack([own[0][0], own[1][1], own[0][2] + own[1][2], own[0][3] + own[1][3]])
-    torch.testing.assert_close(together.log_likelihood(target, outputs, sizes), expected)
+    torch.testing.assert_close(together(target, outputs, sizes), expected)
 
 
 def test_a_cell_of_several_modalities_is_drawn_whole():

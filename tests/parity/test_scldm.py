@@ -130,7 +130,7 @@ def test_dispersions_are_the_recorded_ones(module):
 
 def test_likelihoods_are_the_recorded_ones(module):
     outputs = module.generative(VECTORS["z"], VECTORS["library_size"])
-    nll = -module.likelihood.log_likelihood(VECTORS["counts"], **outputs)
+    nll = -module.likelihood(VECTORS["counts"], **outputs)
     assert relative_error(nll, VECTORS["nll_per_cell"]) < TOLERANCE
 
 

@@ -46,10 +46,10 @@ def cache(memory_limit):
     return make_cache(memory_limit=memory_limit)
 
 
-def loaders(*arguments):
+def loaders(*arguments, device="cpu"):
     data = LatentData(*arguments)
-    stage = SimpleNamespace(seed=0, n_epochs_done=0)
-    data.trainer = SimpleNamespace(lightning_module=stage, global_rank=0, world_size=1)
+    stage, strategy = SimpleNamespace(seed=0, n_epochs_done=0), SimpleNamespace(root_device=torch.device(device))
+    data.trainer = SimpleNamespace(lightning_module=stage, strategy=strategy, global_rank=0, world_size=1)
     return data
 
 
@@ -114,6 +114,14 @@ def test_the_training_loader_shuffles_and_the_validation_loader_does_not(cache):
     assert not torch.equal(first, second)
     validation = next(iter(data.val_dataloader()))
     assert torch.equal(validation["mean"], rows()["mean"][[24, 21, 23]])
+
+
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", [2] * 9), ("cuda", [16, 2])])
+def test_a_gpu_validates_many_cells_at_once(cache, device, sizes):
+    batches = loaders(cache, np.arange(5), np.arange(5, 23), 2, device=device).validation_batches()
+
+    assert [len(batch) for batch in batches] == sizes
+    assert len(batches) == len(sizes)
 
 
 def test_no_validation_cells_mean_no_validation_batches(cache):

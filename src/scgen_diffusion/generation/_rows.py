@@ -35,7 +35,7 @@ def _to_host(values: Tensor) -> np.ndarray:
     pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     pinned.copy_(values, non_blocking=True)
     torch.cuda.current_stream(values.device).synchronize()
-    return np.array(pinned)  # so that pinned memory is used again
+    return pinned.numpy().copy()  # so that pinned memory is used again
 
 
 def csr_of(values: np.ndarray) -> sp.csr_matrix:

@@ -108,10 +108,8 @@ class GeneSpaceModel(DiffusionModel):
             start_gene_space(module, cells, self.train_indices_)
         if has_counts:
             describe_totals(module, cells, self._seen_indices)
-        if compile:
-            module.network.compile()
         start = [tensor.cpu().numpy() for tensor in (module.shift, module.scale, module.training_zeros)]
-        plan = DiffusionPlan(module, recipe, seed=stage_seed("diffusion"))
+        plan = DiffusionPlan(module, recipe, seed=stage_seed("diffusion"), compile=compile)
         result = run(plan, self._cell_data(recipe), *start)
         self._record_trained("diffusion")
         if module.predicts_totals:

@@ -131,8 +131,8 @@ class Generation:
         obs["cell"] = pd.Categorical(obs.index, categories=cells.index)
         obs["frame"] = np.repeat(np.arange(len(times)), len(cells))
         obs["time"] = np.repeat(times.float().cpu().numpy(), len(cells))
-        levels = model.module.path.sigma(times.double()).abs()  # no negative zero
-        obs["noise_level"] = np.repeat(levels.float().cpu().numpy(), len(cells))
+        levels = model.module.path.sigma(times.double().cpu()).abs()  # zero at the end, and not its negative
+        obs["noise_level"] = np.repeat(levels.float().numpy(), len(cells))
         obs.index = obs["cell"].astype(str) + "_frame_" + obs["frame"].astype(str)
         layers = {"estimate": np.concatenate(estimates)}  # frame by frame
         provenance = {**request.provenance, "n_frames": int(n_frames)}

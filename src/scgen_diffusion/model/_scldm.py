@@ -325,12 +325,10 @@ class SCLDM(AutoencoderModel):
     def _train_autoencoder(self, recipe: AutoencoderRecipe, run: Run, *, compile: bool) -> StageResult:
         if "autoencoder" not in self.trained_stages_:
             start_autoencoder(self.module, self._cells, self.train_indices_)
-        if compile:
-            self.module.encoder.compile()
-            self.module.decoder.compile()
         self._record_trained(*{"autoencoder"} & {*self.trained_stages_})  # the other stages need the old latents
         self.module.transport = None
-        result = run(AutoencoderPlan(self.module, recipe, seed=stage_seed("autoencoder")), self._cell_data(recipe))
+        plan = AutoencoderPlan(self.module, recipe, seed=stage_seed("autoencoder"), compile=compile)
+        result = run(plan, self._cell_data(recipe))
         correct_effects(self.module, self._cells, self.train_indices_)
         self._record_trained("autoencoder")
         return result
@@ -338,11 +336,9 @@ class SCLDM(AutoencoderModel):
     def _train_prior(self, recipe: PriorRecipe, run: Run, *, compile: bool) -> StageResult:
         with self._cache_latents() as cache:
             self._describe_cells_of(cache)
-            if compile:
-                self.module.prior.compile()
             split = self.train_indices_, self.validation_indices_
             data = LatentData(cache, *split, recipe.batch_size, recipe.smallest_epoch)
-            plan = PriorPlan(self.module, recipe, seed=stage_seed("prior"))
+            plan = PriorPlan(self.module, recipe, seed=stage_seed("prior"), compile=compile)
             result = run(plan, data, self._autoencoder_digest)
             describe_predicted_totals(self.module, cache, self._seen_indices)
         self._record_trained(*self.trained_stages_, "prior")

@@ -31,7 +31,7 @@ class Likelihood(Protocol):
         """Return the expected values, ``(cells, genes)``."""
         ...
 
-    def log_likelihood(self, target: Tensor, outputs: Tensor, library_size: Tensor) -> Tensor:
+    def __call__(self, target: Tensor, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return the log-likelihood of each cell, summed over genes, ``(cells,)``."""
         ...
 
@@ -105,7 +105,7 @@ class NegativeBinomialLikelihood(nn.Module):
         zero = torch.exp(-log_theta.exp() * softplus(log_mean - log_theta))
         return zero if self.outliers is None else zero * (1 - self.outliers.log_odds_at(log_mean).sigmoid())
 
-    def log_likelihood(self, target: Tensor, outputs: Tensor, library_size: Tensor) -> Tensor:
+    def forward(self, target: Tensor, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return each cell's log-likelihood of counts ``(cells, genes)``."""
         log_mean, log_theta = self.log_mean(outputs, library_size), self.log_dispersion(outputs)
         return negative_binomial_log_likelihood(target, log_mean, log_theta, self.outliers)
@@ -197,7 +197,7 @@ class GaussianLikelihood(nn.Module):
         """Return the expected log-normalised values, ``(cells, genes)``, which are never negative."""
         return outputs[..., 0].float().clamp(min=0)
 
-    def log_likelihood(self, target: Tensor, outputs: Tensor, library_size: Tensor) -> Tensor:
+    def forward(self, target: Tensor, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return each cell's negative squared error against log-normalised values ``(cells, genes)``."""
         return -(target - outputs[..., 0].float()).square().sum(1)
 

@@ -55,7 +55,7 @@ class BernoulliLikelihood(nn.Module):
         """Return the probabilities of a one, ``(cells, features)``."""
         return -torch.expm1(-self.rates(outputs, library_size))
 
-    def log_likelihood(self, target: Tensor, outputs: Tensor, library_size: Tensor) -> Tensor:
+    def forward(self, target: Tensor, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return each cell's log-likelihood of zeros and ones ``(cells, features)``."""
         rates = self.rates(outputs, library_size)
         return torch.where(target > 0, (-torch.expm1(-rates)).log(), -rates).sum(1)
@@ -136,12 +136,12 @@ class MultimodalLikelihood(nn.Module):
         """Return the expected values, ``(cells, features of all)``."""
         return torch.cat([part.mean(o, size) for part, o, size in self._each(outputs, library_size)], dim=1)
 
-    def log_likelihood(self, target: Tensor, outputs: Sequence[Tensor], library_size: Tensor) -> Tensor:
+    def forward(self, target: Tensor, outputs: Sequence[Tensor], library_size: Tensor) -> Tensor:
         """Return each cell's log-likelihood, summed over its modalities, ``(cells,)``."""
         total = torch.zeros(len(target), device=target.device)
         targets = target.split(self.n_features, dim=1)
         for values, (part, output, size) in zip(targets, self._each(outputs, library_size), strict=True):
-            total = total + torch.where(has_counts(values), part.log_likelihood(values, output, size), 0)
+            total = total + torch.where(has_counts(values), part(values, output, size), 0)
         return total
 
     def parameters_per_cell(self, outputs: Sequence[Tensor], library_size: Tensor) -> Tensor:

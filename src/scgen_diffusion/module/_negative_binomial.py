@@ -28,9 +28,9 @@ def negative_binomial_log_likelihood(
         \log(1 + \mu / \theta)
 
     With outliers, :math:`\log[(1 - \pi) \operatorname{NB}(x) + \pi \operatorname{Outlier}(x)]`. Zeros are cheap; on a
-    CPU the other terms are computed for non-zero counts only. On a GPU they are computed for all counts, since finding
-    the number of non-zero counts would stall it. The forward pass computes the gradient too, so only its two tensors
-    ``(cells, genes)`` are kept.
+    CPU the other terms are computed for non-zero counts only. On a GPU and in compiled code they are computed for all
+    counts, since finding the number of non-zero counts would stall a GPU. The forward pass computes the gradient too,
+    so only its two tensors ``(cells, genes)`` are kept.
 
     Parameters
     ----------
@@ -48,7 +48,8 @@ def negative_binomial_log_likelihood(
     Tensor
         ``(cells,)``.
     """
-    entries = Entries.of_nonzero(counts) if counts.device.type == "cpu" else Entries.of_all(counts)
+    lists_entries = counts.device.type == "cpu" and not torch.compiler.is_compiling()
+    entries = Entries.of_nonzero(counts) if lists_entries else Entries.of_all(counts)
     if outliers is None:
         return _LogLikelihood.apply(entries, log_mean, log_theta, None)
     log_odds = outliers.log_odds_at(log_mean)

@@ -203,12 +203,12 @@ class SCLDMModule(ConditionedModule):
         encoder and decoder learn; dispersions and outliers of genes learn from both.
         """
         target = self.target(tensors[REGISTRY_KEYS.X_KEY])
-        reconstruction_loss = -self.likelihood.log_likelihood(target, **generative_outputs)
+        reconstruction_loss = -self.likelihood(target, **generative_outputs)
         kl = inference_outputs["posterior"].kl_divergence()
         loss = (reconstruction_loss + kl_weight * kl).mean()
         if condition is not None and self.condition_effects is not None:
             given = {name: value.detach() for name, value in generative_outputs.items()}
-            with_effects = -self.likelihood.log_likelihood(target, **self.add_condition_effects(condition, **given))
+            with_effects = -self.likelihood(target, **self.add_condition_effects(condition, **given))
             loss = loss + (with_effects - with_effects.detach()).mean()
         return LossOutput(loss=loss, reconstruction_loss=reconstruction_loss, kl_local=kl)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MEMORY_LIMIT = 2 << 30  # bytes; more goes to a file
 RELEASE_AFTER = 1024  # rows; the system maps up to 64 KiB around each row that is read
 ENCODED_AT_A_TIME = 512
+BATCHES_TOGETHER = 8  # of validation latents, on a GPU
 
 
 class LatentCache(Dataset):
@@ -152,6 +153,13 @@ class LatentData(StageData):
     def setup(self, stage: str) -> None:
         """Move the cache to the training device."""
         self.cache.to(self.trainer.strategy.root_device)
+
+    def validation_batches(self) -> EpochBatches:
+        """Return this process's batches of validation cells, larger on a GPU, which would wait for Python."""
+        batches = super().validation_batches()
+        if self.trainer.strategy.root_device.type == "cuda":
+            batches.batch_size *= BATCHES_TOGETHER
+        return batches
 
     def _loader(self, indices: np.ndarray, batches: EpochBatches) -> DataLoader:
         return DataLoader(_Rows(self.cache, indices), sampler=batches, batch_size=None)
