@@ -164,6 +164,8 @@ def test_cells_are_chosen_in_files_by_columns_with_gaps(call, folder, cells, ask
         code, _, err = call("predict", *command, *options)
         assert code == 0, err
         np.testing.assert_array_equal(asked["indices"], np.arange(3, 240))
+        code, _, err = call("predict", *command[:-4], "-w", "plate=nan", "-c", "dose=10", *options)
+        assert (code, "no cell has 'nan' in 'plate'" in err) == (2, True)
     code, _, err = call("predict", *command[:-4], "-w", "plait=a", "-c", "dose=10", "--backed")
     assert (code, "The --where key 'plait' is not a column of obs in gappy.h5ad. Known, closest" in err) == (2, True)
 

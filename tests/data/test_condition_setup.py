@@ -215,7 +215,7 @@ def test_bad_sets_are_refused(adata, values):
 
 
 def test_the_field_writes_what_its_keys_encode_and_knows_them_again(adata):
-    field = ConditionField("conditions", setup(adata, ["type"], ["dose"], ["gene"], {"gene": "ctrl"}))
+    field = ConditionField(setup(adata, ["type"], ["dose"], ["gene"], {"gene": "ctrl"}))
     state = field.register_field(adata)
     keys = keys_of_state(state)
 
@@ -227,7 +227,7 @@ def test_the_field_writes_what_its_keys_encode_and_knows_them_again(adata):
 
 
 def test_cells_with_values_that_the_model_does_not_know_are_refused(adata):
-    field = ConditionField("conditions", setup(adata, ["type"], (), ["gene"], {"gene": "ctrl"}))
+    field = ConditionField(setup(adata, ["type"], (), ["gene"], {"gene": "ctrl"}))
     state = field.register_field(adata)
     other = adata.copy()
     other.obs["gene"] = "A+Z"
@@ -236,7 +236,7 @@ def test_cells_with_values_that_the_model_does_not_know_are_refused(adata):
 
 
 def test_a_field_without_keys_is_empty(adata):
-    assert ConditionField("conditions", setup(adata)).is_empty
+    assert ConditionField(setup(adata)).is_empty
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_names_of_arrays_are_checked(adata):
         make(continuous=["spatail"])(adata)
     with pytest.raises(ValueError, match=r"'a/b' has a '/'.*adata.obsm\['a_b'\] = adata.obsm.pop"):
         make(continuous=["a/b"])(adata)
-    field = ConditionField("conditions", setup(adata, continuous=["spatial"]))
+    field = ConditionField(setup(adata, continuous=["spatial"]))
     state = field.register_field(adata)
     other = adata.copy()
     other.obs["spatial"] = 1.0

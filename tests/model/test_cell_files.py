@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -187,8 +189,10 @@ def test_cells_that_were_set_up_otherwise_are_refused(adata, cells, quick, tmp_p
     ):
         with pytest.raises(ValueError, match=f"their {what} differ.*CellFiles.like"):
             model.train(1, datamodule=other, **quick)
-    with pytest.raises(TypeError, match="must be scgen_diffusion.data.CellFiles or work like it, but found dict"):
-        model.train(1, datamodule={}, **quick)
+    some = SimpleNamespace(**dict.fromkeys(("loader", "codes", "digest", "names", "registry")))
+    for unlike, name in (({}, "dict"), (some, "SimpleNamespace")):
+        with pytest.raises(TypeError, match=f"CellFiles or work like it, but found {name}"):
+            model.train(1, datamodule=unlike, **quick)
 
 
 def test_latents_of_files_go_to_a_file_early(cells, quick, monkeypatch):

@@ -229,6 +229,8 @@ def test_an_untrained_model_says_what_to_call(make_model, any_class):
 def test_what_generate_rejects_raises(trained):
     with pytest.raises(ValueError, match="`sampler` 'eulr' is not known"):
         trained.get_sampling_path(3, sampler="eulr")
+    with pytest.raises(TypeError, match="guidance_scale"):
+        trained.get_sampling_path(2, guidance=2.0)
     with pytest.raises(ValueError, match="unknown value 'B sell'"):
         trained.get_sampling_path(3, {"cell_type": "B sell"})
 

@@ -56,7 +56,7 @@ def loaders(*arguments, device="cpu"):
 def test_a_loader_that_drops_cells_is_refused():
     """Otherwise the last rows would hold whatever was in memory."""
     with pytest.raises(ValueError, match=f"all {N} cells gave only {N - 1} of them"):
-        LatentCache(N, SHAPES, {"condition": torch.long}).fill(
+        LatentCache(N, SHAPES, {"condition": torch.long}, memory_limit=0).fill(
             {name: array[: N - 1] for name, array in batch.items()} for batch in batches(N)
         )
 
@@ -165,7 +165,7 @@ def test_counts_per_gene_are_those_of_the_training_cells(n_training_cells):
 def test_the_scale_of_the_prior_is_that_of_draws_from_the_posteriors(memory_limit):
     generator, found = torch.Generator().manual_seed(0), []
     mean, std = 3 + 2 * torch.randn(N, 2, 3, generator=generator), 0.5 + torch.rand(N, 2, 3, generator=generator)
-    cache = LatentCache(N, {"mean": (2, 3), "std": (2, 3)}, memory_limit=memory_limit).fill(
+    cache = LatentCache(N, {"mean": (2, 3), "std": (2, 3)}, {}, memory_limit=memory_limit).fill(
         [{"mean": mean, "std": std}]
     )
 

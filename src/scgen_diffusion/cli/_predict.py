@@ -192,11 +192,11 @@ def _rows(obs: pd.DataFrame, where: Mapping[str, Any]) -> np.ndarray:
         wanted = [
             number_or_text(each) if has_numbers else each for each in (value if isinstance(value, list) else [value])
         ]
-        known = list(labels.dropna().unique())
+        known = list(labels[obs[name].notna()].unique())
         if unknown := [each for each in wanted if each not in known]:
             msg = f"--where: no cell has {unknown[0]!r} in {name!r}. {known_names(unknown[0], known)}"
             raise click.UsageError(msg)
-        is_chosen &= labels.isin(wanted).to_numpy()
+        is_chosen &= (labels.isin(wanted) & obs[name].notna()).to_numpy()
     if not is_chosen.any():
         msg = f"--where: no cell has all of {dict(where)}."
         raise click.UsageError(msg)

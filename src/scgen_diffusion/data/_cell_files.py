@@ -31,7 +31,6 @@ from ._checks import (
 )
 from ._condition_keys import OPEN, check_array
 from ._condition_setup import (
-    CONDITIONS,
     ConditionField,
     ConditionSetup,
     check_conditions,
@@ -614,7 +613,7 @@ def file_registry(
     one = np.ones((1, len(genes)), dtype=np.float32)
     adata = anndata.AnnData(one, var=pd.DataFrame(index=genes), layers={} if layer is None else {layer: one})
     arguments = {"layer": layer, **setup.arguments, "values": values}
-    fields = [LayerField(REGISTRY_KEYS.X_KEY, layer), ConditionField(CONDITIONS, setup, by_key)]
+    fields = [LayerField(REGISTRY_KEYS.X_KEY, layer), ConditionField(setup, by_key)]
     return registry_of_many(adata, n_cells, by_key, fields, method="setup_anndata", arguments=arguments)
 
 

@@ -325,9 +325,9 @@ def row_sums(matrix: Any) -> np.ndarray:
     return np.concatenate([_sums(chunk) for chunk in _chunks(matrix)])
 
 
-def has_above(matrix: Any, limit: float) -> bool:
-    """Return whether any value of a matrix is above a limit; it is read part by part until one is."""
-    return any(chunk.size and chunk.max() > limit for chunk in _chunks(matrix))
+def exceeds_one(matrix: Any) -> bool:
+    """Return whether any value of a matrix is above 1; it is read part by part until one is."""
+    return any(chunk.size and chunk.max() > 1 for chunk in _chunks(matrix))
 
 
 def _chunks(matrix: Any) -> Iterator[np.ndarray | sp.spmatrix]:

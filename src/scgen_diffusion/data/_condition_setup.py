@@ -255,22 +255,19 @@ class ConditionField(BaseAnnDataField):
 
     Parameters
     ----------
-    registry_key
-        Name in the registry and in batches.
     setup
         The columns and arrays that are conditions.
     by_key
         The keys, if known; default: learn them from the first registered cells.
     """
 
-    registry_key = ""
+    registry_key = CONDITIONS
     attr_name = "obsm"
     attr_key = OBSM_KEY
     is_empty = False
 
-    def __init__(self, registry_key: str, setup: ConditionSetup, by_key: Sequence[ConditionKey] | None = None) -> None:
+    def __init__(self, setup: ConditionSetup, by_key: Sequence[ConditionKey] | None = None) -> None:
         super().__init__()
-        self.registry_key = registry_key
         self.setup = setup
         self.by_key = by_key
         self.is_empty = not setup.names

@@ -26,7 +26,7 @@ from ._checks import (
     check_shape,
     check_unique_names,
     check_values,
-    has_above,
+    exceeds_one,
     list_some,
 )
 from ._condition_setup import check_names
@@ -285,7 +285,7 @@ def check_modalities(mdata: MuData, likelihoods: Mapping[str, str | None], layer
 
 def usual_likelihood(matrices: Iterable[Any]) -> str:
     """Return the default likelihood of a modality: Bernoulli if all values of its matrices are 0 or 1."""
-    return "negative_binomial" if any(has_above(matrix, 1) for matrix in matrices) else "bernoulli"
+    return "negative_binomial" if any(exceeds_one(matrix) for matrix in matrices) else "bernoulli"
 
 
 def advice_on_counts(name: str) -> str:
@@ -295,7 +295,7 @@ def advice_on_counts(name: str) -> str:
 
 def check_binary(name: str, matrix: Any, where: str) -> None:
     """Raise unless all counts of a modality are 0 or 1."""
-    if has_above(matrix, 1):
+    if exceeds_one(matrix):
         msg = f"{where} holds values above 1, but `modalities[{name!r}]='bernoulli'` allows only 0 and 1."
         raise ValueError(msg)
 

@@ -123,20 +123,8 @@ class WindowLoader:
 
     def windows(self) -> Iterator[Window]:
         """Yield the windows of the current pass, from its first batch on."""
-        order, first_batch, rng = self.indices, 0, None
-        if self.sampler is not None and len(order):
-            first_batch = self.sampler.first_batch
-            share = -(-len(order) // self.sampler.n_processes)
-            fills_epoch = len(self) <= -(-share // self.batch_size)
-            size = share if fills_epoch else len(self) * self.batch_size  # few cells are read again, in other orders
-            if self.sampler.seed is not None:
-                rng = np.random.default_rng([self.sampler.seed, self.sampler.pass_number])
-                # blocks begin at fixed rows, whichever cells are chosen, so that they fit the chunks of a file
-                limits = np.searchsorted(order, np.arange(self.block_size, order[-1] + 1, self.block_size))
-                blocks = [block for block in np.split(order, limits) if len(block)]
-                orders = [[blocks[number] for number in rng.permutation(len(blocks))] for _ in range(-(-size // share))]
-                order = np.concatenate([*chain.from_iterable(orders)])
-            order = np.resize(order, size * self.sampler.n_processes)[self.sampler.rank * size :][:size]
+        order, rng = self._order()
+        first_batch = 0 if self.sampler is None else self.sampler.first_batch
         for start in range(0, len(order), self.window_size):
             rows, positions = np.unique(order[start : start + self.window_size], return_inverse=True)
             positions = positions if rng is None else rng.permutation(positions)
@@ -144,6 +132,23 @@ class WindowLoader:
             left = batches[max(first_batch - start // self.batch_size, 0) :]
             if left:
                 yield Window(rows, left)
+
+    def _order(self) -> tuple[np.ndarray, np.random.Generator | None]:
+        """Return this process's rows of the pass, block by block, and what shuffles each window, if anything does."""
+        order, sampler, rng = self.indices, self.sampler, None
+        if sampler is None or not len(order):
+            return order, None
+        share = -(-len(order) // sampler.n_processes)
+        fills_epoch = len(self) <= -(-share // self.batch_size)
+        size = share if fills_epoch else len(self) * self.batch_size  # few cells are read again, in other orders
+        if sampler.seed is not None:
+            rng = np.random.default_rng([sampler.seed, sampler.pass_number])
+            # blocks begin at fixed rows, whichever cells are chosen, so that they fit the chunks of a file
+            limits = np.searchsorted(order, np.arange(self.block_size, order[-1] + 1, self.block_size))
+            blocks = [block for block in np.split(order, limits) if len(block)]
+            orders = [[blocks[number] for number in rng.permutation(len(blocks))] for _ in range(-(-size // share))]
+            order = np.concatenate([*chain.from_iterable(orders)])
+        return np.resize(order, size * sampler.n_processes)[sampler.rank * size :][:size], rng
 
 
 def choose_block_size(rows_per_chunk: float) -> int:

@@ -411,8 +411,8 @@ class CellGenerator:
         is_given = (codes != OPEN)[:, perturbs]
         is_part = is_given.any(1) & ~is_given.all(1) & ((codes != control)[:, perturbs] & is_given).any(1)
         is_part &= self.conditions.are_unseen(codes) & ~self.conditions.are_unseen(np.where(perturbs, control, codes))
-        for row in codes[is_part]:
-            parts = self.conditions.parts
+        if is_part.any():
+            row, parts = codes[is_part][0], self.conditions.parts
             left_out = [key.name for key, own in parts if perturbs[own].any() and row[own.start] == OPEN]
             msg = (
                 f"`condition` asks for {self.conditions.describe(row)}, which no training cell has. Also give "

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import InputValues
 
 DEFAULT_BATCH_SIZE = 2048
-N_NAMED = 1000  # largest length of a list in provenance
+LONGEST_LIST = 1000  # largest length of a list in provenance
 DIGEST = "sha256:"
 """Prefix of digests, whose values messages do not show."""
 ARGUMENTS = ("n_cells", "seed", "shard_size", "sampler", "n_steps", "condition", "library_size", "guidance", "values")
@@ -156,7 +156,7 @@ def _describe_values(values: Any) -> Any:
     if np.ndim(values) == 0:
         plain = values.item() if hasattr(values, "item") else values
         return plain if isinstance(plain, str | bool | int | float) else float(plain)  # such as a Decimal
-    if len(values) > N_NAMED:
+    if len(values) > LONGEST_LIST:
         return f"{len(values)} values"  # `obs` has them
     described = [_describe_values(value) for value in values]
     array = np.array(described)

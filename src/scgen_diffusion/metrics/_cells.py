@@ -130,12 +130,17 @@ def on_scale(
     return Expression(scale(matrix), np.asarray(matrix.sum(axis=1)).ravel())
 
 
-def log_normalise(values: sp.spmatrix | NDArray) -> sp.csr_matrix:
-    """Scale every cell to 10 000 and take `log1p` (CSR, float32); cells without counts stay zero."""
+def scale_to_target(values: sp.spmatrix | NDArray) -> sp.csr_matrix:
+    """Return a copy in which every cell sums to 10 000 (CSR, float64); cells without counts stay zero."""
     values = sp.csr_matrix(values, dtype=np.float64, copy=True)
     totals = np.asarray(values.sum(axis=1)).ravel()
     values.data *= np.repeat(TARGET_SUM / np.where(totals > 0, totals, 1), np.diff(values.indptr))
-    return values.log1p().astype(np.float32)
+    return values
+
+
+def log_normalise(values: sp.spmatrix | NDArray) -> sp.csr_matrix:
+    """Scale every cell to 10 000 and take `log1p` (CSR, float32); cells without counts stay zero."""
+    return scale_to_target(values).log1p().astype(np.float32)
 
 
 def means(values: sp.csr_matrix, *, power: int = 1) -> NDArray[np.float64]:

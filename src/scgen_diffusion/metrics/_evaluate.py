@@ -451,7 +451,7 @@ def choose_metrics(
     metrics = [metric for name, metric in CATALOGUE.items() if name in names]
     for metric in metrics:
         missing = [need for need in metric.needs if need not in available]
-        if scope not in metric.scopes and (scope == "perturbation" or not missing):
+        if scope == "perturbation" and scope not in metric.scopes:
             msg = f"`metrics` asks for {metric.name!r}, which does not apply to perturbations; leave `control` out."
             raise ValueError(msg)
         if missing:

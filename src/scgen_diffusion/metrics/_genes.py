@@ -488,18 +488,19 @@ def group_differences(
     members, values = members[wanted], expression.values.astype(np.float64)
     n_a, n_b = n_cells[wanted, None], len(codes) - n_cells[wanted, None]
 
-    def means(values: sp.csr_matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def inside_and_outside(values: sp.csr_matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the means over the cells of every wanted label and over all others, each `(labels, genes)`."""
         inside = (members @ values).toarray()
         outside = np.maximum(np.asarray(values.sum(axis=0)) - inside, 0)  # rounding can give values below zero
         return inside / n_a, outside / np.maximum(n_b, 1)
 
-    (mean_a, mean_b), squares = means(values), means(values.multiply(values).tocsr())
-    variances = [np.maximum(square - mean**2, 0) for square, mean in zip(squares, (mean_a, mean_b), strict=True)]
-    error = variances[0] / (n_a - 1) + variances[1] / np.maximum(n_b - 1, 1)
+    mean_a, mean_b = inside_and_outside(values)
+    square_a, square_b = inside_and_outside(values.multiply(values).tocsr())
+    variance_a, variance_b = (np.maximum(part, 0) for part in (square_a - mean_a**2, square_b - mean_b**2))
+    error = variance_a / (n_a - 1) + variance_b / np.maximum(n_b - 1, 1)
     scores = np.where(error > ROUNDING_ERROR, (mean_a - mean_b) / np.sqrt(np.maximum(error, ROUNDING_ERROR)), 0.0)
     scores[(n_b < 2).ravel()] = np.nan
-    profile_a, profile_b = means(values.expm1())
+    profile_a, profile_b = inside_and_outside(values.expm1())
     changes = np.log2(1 + profile_a) - np.log2(1 + profile_b)
     index = pd.Index(names, dtype=object)
     tables = (pd.DataFrame(values, index=index[wanted]) for values in (scores, changes))

@@ -104,7 +104,7 @@ class Perturbed:
 
     name: str
     expression: Expression
-    rows: dict[tuple[Parts, str], list[int]]
+    rows: dict[tuple[Parts, str], NDArray[np.intp]]
     matches: NDArray[np.str_]
 
     @classmethod
@@ -134,15 +134,16 @@ class Perturbed:
                     f"({list_first(names)}). Give only unperturbed cells as `control`."
                 )
                 raise ValueError(msg)
-        rows: dict[tuple[Parts, str], list[int]] = {}
+        places: dict[tuple[Parts, str], list[int]] = {}
         for place, row in enumerate(kept):
             group = ALL if source.labels is None else str(source.labels[row])
-            rows.setdefault((parts[row], group), []).append(place)
-        return cls(source.name, stacked(source.chunks(kept)), dict(sorted(rows.items())), matches[kept])
+            places.setdefault((parts[row], group), []).append(place)
+        rows = {key: np.array(own, dtype=np.intp) for key, own in sorted(places.items())}
+        return cls(source.name, stacked(source.chunks(kept)), rows, matches[kept])
 
     def rows_of(self, parts: Parts, group: str, match: str | None = None) -> NDArray[np.intp]:
         """Return the positions of the cells of one perturbation (empty for control) in one group, or of one match."""
-        rows = np.array(self.rows.get((parts, group), []), dtype=np.intp)
+        rows = self.rows.get((parts, group), np.zeros(0, dtype=np.intp))
         return rows if match is None else rows[self.matches[rows] == match]
 
     def of(self, parts: Parts, group: str, match: str | None = None) -> Expression:
@@ -152,10 +153,10 @@ class Perturbed:
     def with_matches(self, known: Collection[tuple[str, str]]) -> Self:
         """Leave out cells whose group and match are not known."""
         rows = {
-            (parts, group): [row for row in places if (group, str(self.matches[row])) in known]
+            (parts, group): places[[(group, str(match)) in known for match in self.matches[places]]]
             for (parts, group), places in self.rows.items()
         }
-        return replace(self, rows={place: kept for place, kept in rows.items() if kept})
+        return replace(self, rows={place: kept for place, kept in rows.items() if len(kept)})
 
     def moments(self, parts: Parts, group: str) -> GeneMoments:
         """Return the moments of a perturbation's cells. How many cells each match has is no sampling noise.

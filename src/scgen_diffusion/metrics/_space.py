@@ -13,7 +13,6 @@ from sklearn.decomposition import PCA
 from scgen_diffusion._arguments import check_count, known_names
 
 from ._cells import (
-    TARGET_SUM,
     USE_REP,
     Cells,
     Expression,
@@ -21,6 +20,7 @@ from ._cells import (
     layer_of,
     log_normalise,
     matrix_of,
+    scale_to_target,
     variances,
 )
 
@@ -55,9 +55,7 @@ def tf_idf(reference: sp.csr_matrix) -> Scale:
     inverse_frequencies = reference.shape[0] / np.maximum(n_found, 1)
 
     def scale(counts: sp.csr_matrix) -> sp.csr_matrix:
-        counts = sp.csr_matrix(counts, dtype=np.float64, copy=True)
-        totals = np.asarray(counts.sum(axis=1)).ravel()
-        counts.data *= np.repeat(TARGET_SUM / np.where(totals > 0, totals, 1), np.diff(counts.indptr))
+        counts = scale_to_target(counts)
         counts.data *= inverse_frequencies[counts.indices]
         return counts.log1p().astype(np.float32)
 

@@ -61,7 +61,7 @@ from scgen_diffusion.data import (
     registered_keys,
 )
 from scgen_diffusion.generation import CellGenerator, LibrarySizes, check_batch_size
-from scgen_diffusion.module import CONDITIONS, TRAINABLE, Trainable
+from scgen_diffusion.module import TRAINABLE, Trainable
 from scgen_diffusion.train import CellData, FirstStep, StageResult, check_trainer_options, deadline_after, show
 
 from ._counterfactual import Prediction
@@ -294,7 +294,7 @@ class DiffusionModel(BaseModelClass):
         fields = [
             # is_count_data=False: we check counts ourselves; scvi-tools refuses sparse arrays
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
-            ConditionField(CONDITIONS, setup),
+            ConditionField(setup),
         ]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
@@ -829,6 +829,7 @@ class DiffusionModel(BaseModelClass):
             overwrite=overwrite,
         )
 
+    @suggests_arguments
     def get_sampling_path(
         self,
         n_cells: int | None = None,

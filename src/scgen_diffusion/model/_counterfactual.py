@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from tqdm import tqdm
 
-    from scgen_diffusion.data import ConditionRequest, Conditions, Rows
+    from scgen_diffusion.data import ConditionRequest, Conditions, RequestedCodes, Rows
     from scgen_diffusion.diffusion import GuidanceScale, Sampler
     from scgen_diffusion.generation import Verdict
     from scgen_diffusion.module import InputValues
@@ -174,7 +174,7 @@ class Prediction:
         sampler = model._counterfactual_sampler(sampler)
         condition = model.conditions.as_table(condition)
         sampling = engine.sampling(sampler, n_steps, guidance, output)
-        cells = control_cells(model, adata_control, indices, condition)
+        cells, requested = control_cells(model, adata_control, indices, condition)
         cells.check_order({"`library_size`": library_size})
         chosen = {"method": method, "residuals": residuals, "sample": sample}
         residuals_of_cells = _check_options(model, chosen)
@@ -229,7 +229,6 @@ class Prediction:
         provenance = engine.provenance(condition, sampling, library_size, request.seed)
         record = describe_counterfactual(request, chosen_method, condition)
         provenance |= record | {"outside_training": outside}
-        requested = model.conditions.request(condition, len(cells.rows))
         identity = identity_of(model.module, model.conditions, requested, sampling, request.library_size, provenance)
         identity |= {name: record[name] for name in ("task", "method", "strength", "residuals")}
         return cls(model, cells, request, named, groups, identity, provenance, requested.is_uniform)
@@ -362,8 +361,8 @@ def control_cells(
     adata: AnnData | MuData | CellFiles | None,
     indices: Sequence[int] | np.ndarray | None,
     condition: ConditionRequest,
-) -> ControlCells:
-    """Check given cells and encode their new conditions."""
+) -> tuple[ControlCells, RequestedCodes]:
+    """Check given cells, and return them with their new conditions, and what was requested of these."""
     conditions, files = model.conditions, model._file_cells if adata is None else adata
     source: GivenCells | CellFiles
     if isinstance(files, CellFiles):
@@ -399,7 +398,7 @@ def control_cells(
         _check_one_per_cell(conditions, condition, cells)
     requested = conditions.request(condition, len(rows))
     codes, numbers = requested.all(), requested.numbers_of(np.arange(len(rows)))
-    return replace(cells, codes=np.where(codes == OPEN, own, codes), numbers=numbers)
+    return replace(cells, codes=np.where(codes == OPEN, own, codes), numbers=numbers), requested
 
 
 def _check_each_once(rows: np.ndarray) -> None:
@@ -440,14 +439,16 @@ def _check_learned(model: DiffusionModel, codes: np.ndarray, method: str) -> Non
         key.check_learned(codes[:, columns], conditions.combinations[:, columns])
 
 
-def _check_one_per_cell(conditions: Conditions, condition: ConditionRequest, cells: ControlCells) -> None:
+def _check_one_per_cell(
+    conditions: Conditions, condition: Mapping[str, Any] | pd.DataFrame, cells: ControlCells
+) -> None:
     """Raise unless a request gives one value for all cells, or one per cell in their order."""
-    given: list[tuple[str, str, int]] = []
     if isinstance(condition, pd.DataFrame):
-        given = [("The `condition` table", "rows", len(condition))]
-    elif isinstance(condition, Mapping):
+        given, ordered = [("The `condition` table", "rows", len(condition))], {"the `condition` table": condition}
+    else:
         lengths = conditions.lengths(conditions.named(condition))
         given = [(f"`condition[{key!r}]`", "values", length) for key, length in lengths.items()]
+        ordered = {f"`condition[{key!r}]`": values for key, values in condition.items()}
     for what, unit, found in given:
         if found != len(cells.rows):
             msg = (
@@ -455,10 +456,7 @@ def _check_one_per_cell(conditions: Conditions, condition: ConditionRequest, cel
                 "cell. A set of members is one value, such as 'A+B'; predict other perturbations in other calls."
             )
             raise ValueError(msg)
-    if isinstance(condition, pd.DataFrame):
-        cells.check_order({"the `condition` table": condition})
-    elif isinstance(condition, Mapping):
-        cells.check_order({f"`condition[{key!r}]`": values for key, values in condition.items()})
+    cells.check_order(ordered)
 
 
 def check_strength(strength: Any) -> float:

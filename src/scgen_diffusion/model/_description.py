@@ -8,7 +8,7 @@ from scgen_diffusion._arguments import list_first
 from scgen_diffusion.data import ArrayKey, CategoricalKey, ContinuousKey, SetKey, have_labels, with_columns
 
 from ._end_of_training import advise_to_train_on
-from ._query import new_values
+from ._query import is_untrained_query, new_values
 
 if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionKey
@@ -37,22 +37,18 @@ def _trained(model: DiffusionModel) -> str:
     missing = [s for s in model._stages if s not in model.trained_stages_ and (s != "transport" or has_control)]
     how = model.cut_short_
     trained = ", ".join(f"{name} ({how[name]})" if name in how else name for name in model.trained_stages_)
-    if _is_untrained_query(model):
+    if is_untrained_query(model):
         return f"{trained} (by the reference; not fine-tuned yet)"
     if not trained:
         return f"nothing yet (stages: {', '.join(missing)})"
     return f"{trained} (not yet: {', '.join(missing)})" if missing else trained
 
 
-def _is_untrained_query(model: DiffusionModel) -> bool:
-    return model.reference_ is not None and not model.history_
-
-
 def _cells(model: DiffusionModel) -> str:
     if model.trained_stages_ and not model.recipes_ and not model._has_cells:
         return "with published weights"
     if not model._has_cells:
-        verb = "trained on" if model.trained_stages_ and not _is_untrained_query(model) else "of"
+        verb = "trained on" if model.trained_stages_ and not is_untrained_query(model) else "of"
         return f"{verb} {model.summary_stats.n_cells:,} cells (cells not in memory)"
     where = " (in files)" if model._file_cells is not None else ""
     return f"of {model._cells.n_cells:,} cells{where}"
@@ -123,7 +119,7 @@ def _next_training(model: DiffusionModel, is_query: bool) -> str:
 
 def next_step(model: DiffusionModel) -> str:
     """Return what to call next."""
-    is_query = _is_untrained_query(model)
+    is_query = is_untrained_query(model)
     train = "" if is_query else advise_to_train_on(model)
     if not train and (is_query or not model.is_trained_):
         train = _next_training(model, is_query)

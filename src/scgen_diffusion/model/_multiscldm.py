@@ -33,7 +33,7 @@ from scgen_diffusion.data import (
     modalities_of,
     resolve_modalities,
 )
-from scgen_diffusion.module import CONDITIONS, ModalityPanel, MultimodalModule
+from scgen_diffusion.module import ModalityPanel, MultimodalModule
 
 from ._autoencoder import check_scale, gene_columns
 from ._registration import check_is_in_memory, check_is_no_view, check_setup_arguments, plain_columns
@@ -179,7 +179,7 @@ class MULTISCLDM(SCLDM):
             unlabeled_category,
         ).checked(mdata)
         setup_method_args["setup_args"] |= {"modalities": likelihoods, "layers": layers, **setup.arguments}
-        fields = [ModalitiesField(likelihoods, layers), ConditionField(CONDITIONS, setup)]
+        fields = [ModalitiesField(likelihoods, layers), ConditionField(setup)]
         manager = AnnDataManager(
             fields=fields,
             setup_method_args=setup_method_args,

@@ -115,9 +115,14 @@ def _mark_occurring(keys: Sequence[ConditionKey], codes: np.ndarray) -> list[Ten
     return [torch.from_numpy(are) for are in mark_occurring(keys, codes)]
 
 
+def is_untrained_query(model: DiffusionModel) -> bool:
+    """Return whether a model starts from a reference, and was not trained since."""
+    return model.reference_ is not None and not model.history_
+
+
 def has_values_to_learn(model: DiffusionModel) -> bool:
     """Return whether a query is not yet trained, and its cells have classes or members that the reference lacked."""
-    return model.reference_ is not None and not model.history_ and any(new.any() for new in new_values(model))
+    return is_untrained_query(model) and any(new.any() for new in new_values(model))
 
 
 def trained_rows(model: DiffusionModel) -> dict[torch.nn.Parameter, Tensor | None]:

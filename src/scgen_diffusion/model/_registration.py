@@ -110,7 +110,8 @@ def check_registry(registry: object, model_class: type) -> None:
 
 def check_datamodule(datamodule: object) -> None:
     """Raise unless cells for ``train`` work like ``CellFiles``."""
-    if not all(hasattr(datamodule, name) for name in ("loader", "codes", "digest", "names", "registry")):
+    members = ("check", "codes", "digest", "loader", "n_cells", "names", "registry", "var")
+    if not all(hasattr(datamodule, name) for name in members):
         msg = (
             f"`datamodule` must be scgen_diffusion.data.CellFiles or work like it, but found "
             f"{type(datamodule).__name__}. Data modules of scvi-tools do not support conditions; open their files with "

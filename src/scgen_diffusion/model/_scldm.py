@@ -335,7 +335,7 @@ class SCLDM(AutoencoderModel):
 
     def _train_prior(self, recipe: PriorRecipe, run: Run, *, compile: bool) -> StageResult:
         with self._cache_latents() as cache:
-            self._describe_cells_of(cache)
+            self._fit_to_latents(cache)
             split = self.train_indices_, self.validation_indices_
             data = LatentData(cache, *split, recipe.batch_size, recipe.smallest_epoch)
             plan = PriorPlan(self.module, recipe, seed=stage_seed("prior"), compile=compile)
@@ -374,7 +374,8 @@ class SCLDM(AutoencoderModel):
             raise ValueError(msg)
         if len(groups) > MOST_GROUPS:
             raise ValueError(_too_many(groups))
-        perturbed = self._labeled_indices[~self._are_control(control)]
+        rows, codes = self._labeled_cells
+        perturbed = rows[~self._are_control(control, codes)]
         unpaired = np.setdiff1d(perturbed, np.concatenate([group.perturbed for group in groups]))
         if len(unpaired):
             msg = (
@@ -387,7 +388,7 @@ class SCLDM(AutoencoderModel):
         seed = stage_seed("transport")
         with self._cache_latents() as cache, self._transport_kept_if_interrupted():
             if "prior" not in self.trained_stages_:
-                self._describe_cells_of(cache)
+                self._fit_to_latents(cache)
             with torch.random.fork_rng(devices=[]):  # a resumed run has drawn fewer global random numbers so far
                 torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
                 transport = self.module.add_transport()
@@ -426,7 +427,8 @@ class SCLDM(AutoencoderModel):
         groups, keeps = self._perturbation_groups(control), self._keeps_transport
         new = self._name_new_perturbations([group.perturbed[0] for group in groups]) if keeps else ""
         if keeps and not new:
-            if alone := self._name_new_perturbations(self._labeled_indices[~self._are_control(control)]):
+            rows, codes = self._labeled_cells
+            if alone := self._name_new_perturbations(rows[~self._are_control(control, codes)]):
                 warn_user(
                     f"The transport stays as it is, and does not know {alone}: these cells have no control cells "
                     f"({control}) with the same values of the other keys."
@@ -443,7 +445,7 @@ class SCLDM(AutoencoderModel):
             )
         if groups:
             return [*stages, "transport"]
-        others = ", ".join(self._names_of_groups(control))
+        others = ", ".join(self._context_keys(control))
         warn_user(
             f"The transport is not trained: no perturbed training cells have control cells ({control})"
             + (f" with the same values of the other keys ({others})" if others else "")
@@ -504,7 +506,7 @@ class SCLDM(AutoencoderModel):
         limit = LATENTS_IN_MEMORY if self._file_cells is None else LATENTS_IN_MEMORY_WITH_FILES
         return cache_latents(self.module, self._cells, limit)
 
-    def _describe_cells_of(self, cache: LatentCache) -> None:
+    def _fit_to_latents(self, cache: LatentCache) -> None:
         """Store library sizes and the scale of the latents, which ``generate`` needs."""
         rows = torch.from_numpy(self._seen_indices)
         self.module.library_size.fit(cache.arrays["log_total"][rows], cache.arrays["condition"][rows])
@@ -525,12 +527,11 @@ class SCLDM(AutoencoderModel):
 
         Numbers that do not perturb, such as age, are ignored, since hardly two cells share one.
         """
-        rows = self._labeled_indices
-        codes = self._registered_codes[rows]
-        others = codes[:, self._columns_of(self._names_of_groups(control))]
+        rows, codes = self._labeled_cells
+        others = codes[:, self._columns_of(self._context_keys(control))]
         if matched is not None:
             others = np.hstack([others, matched[rows]])
-        return perturbation_groups(rows, self._are_control(control), codes[:, self._columns_of(control)], others)
+        return perturbation_groups(rows, self._are_control(control, codes), codes[:, self._columns_of(control)], others)
 
     @property
     def _keeps_transport(self) -> bool:
@@ -545,29 +546,30 @@ class SCLDM(AutoencoderModel):
         are_new = transport.shift.are_new(self.module.condition_tensor(codes)).cpu().numpy()
         return list_first([self.conditions.describe(row) for row in codes[are_new]])
 
-    def _names_of_groups(self, control: Mapping[str, Any]) -> list[str]:
+    def _context_keys(self, control: Mapping[str, Any]) -> list[str]:
         discrete = [key.name for key in self.conditions.by_key if not key.is_numeric]
         return [name for name in discrete if name not in control]
 
     def _name_groups(self, rows: np.ndarray, control: Mapping[str, Any], labels: pd.DataFrame) -> str:
         """Name up to three groups of cells by their values of the keys that do not perturb."""
         obs = self.conditions.to_obs(self._registered_codes[rows], pd.RangeIndex(len(rows)))
-        table = obs[self._names_of_groups(control)]
+        table = obs[self._context_keys(control)]
         table = table.assign(**{name: labels[name].to_numpy()[rows] for name in labels if name not in table})
         values = table.drop_duplicates().astype(str).to_dict("records")
         return list_first(values)
 
-    def _are_control(self, control: Mapping[str, Any]) -> np.ndarray:
-        """Mark the unperturbed ones of the labelled training cells, ``(cells,)``."""
+    def _are_control(self, control: Mapping[str, Any], codes: np.ndarray) -> np.ndarray:
+        """Mark the codes ``(cells, columns)`` of unperturbed cells, ``(cells,)``."""
         columns = self._columns_of(control)
         expected = self.conditions.encode(control, 1)[:, columns]
-        return np.isclose(self._registered_codes[self._labeled_indices][:, columns], expected).all(1)
+        return np.isclose(codes[:, columns], expected).all(1)
 
     @property
-    def _labeled_indices(self) -> np.ndarray:
-        """Training cells that have all labels: without one, it is not known which cells are a pair."""
-        have = have_labels(self._condition_keys, self._registered_codes[self.train_indices_])
-        return self.train_indices_[have]
+    def _labeled_cells(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and codes of training cells with all labels: without one, it is not known which cells are a pair."""
+        codes = self._registered_codes[self.train_indices_]
+        have = have_labels(self._condition_keys, codes)
+        return self.train_indices_[have], codes[have]
 
     def _columns_of(self, names: Iterable[str]) -> list[int]:
         slices = (self.conditions.columns(name) for name in names)

@@ -24,7 +24,7 @@ from scgen_diffusion._version import VERSION
 from scgen_diffusion.data import JOIN, PROVENANCE_KEY, CellFiles, join_labels, make_indexable, obs_column
 from scgen_diffusion.metrics import DESCRIPTIONS, MIN_CELLS_PER_GROUP, evaluate, expression_of
 
-from ._verdict import verdict
+from ._verdict import verdict, worst
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 SUFFIX = ".html"
 DPI = 110
-LEVELS = ("warning", "note", "ok")  # gravest first
 BETTER = {"lower": "Lower is better.", "higher": "Higher is better.", "floor": "Best where real cells are."}
 WIDTH, MARGIN = 220.0, 8.0  # pixels of a row's picture
 NONE = "–"
@@ -153,7 +152,6 @@ def write(
     shown = table.assign(group=table["group"].map(_escape_dollars))
     pictures, skipped = draw(real, drawn, shown, label=_escape_dollars(label), layer=layer, model=model)
 
-    found = {finding.level for finding in judged.findings}
     seen = "training cells not given"
     if train is not None:
         seen = f"{train.n_cells if isinstance(train, CellFiles) else train.n_obs:,} training cells"
@@ -178,7 +176,7 @@ def write(
         ),
         version=VERSION,
         verdict=judged,
-        verdict_level=next((level for level in LEVELS if level in found), "ok"),
+        verdict_level=worst(["ok", *(finding.level for finding in judged.findings)]),
         headline=judged.headline,
         others=judged.summary.removeprefix(judged.headline).lstrip(),
         topics=_topics(table[table["group"] == "all"]),
@@ -327,13 +325,13 @@ def draw(
 
 def _labels(cells: dict[str, AnnData], keys: Sequence[str], table: pd.DataFrame) -> list[dict[str, object]]:
     """List every label with its cells, and with precision and recall or the reason why they are missing."""
-    sizes = {side: pd.Series(join_labels(adata.obs, keys)).value_counts() for side, adata in cells.items()}
+    labels = {side: join_labels(adata.obs, keys) for side, adata in cells.items()}
+    sizes = {side: pd.Series(own).value_counts() for side, own in labels.items()}
     values = table.set_index(["metric", "group"])["value"]
     columns = cells["real"].obs[list(keys)].astype("category")
     by_category = np.lexsort([columns[key].cat.codes for key in reversed(keys)])
-    of_real = join_labels(cells["real"].obs, keys)[by_category]
     rows = []
-    for label in dict.fromkeys([*of_real, *sorted(sizes["synthetic"].index)]):
+    for label in dict.fromkeys([*labels["real"][by_category], *sorted(sizes["synthetic"].index)]):
         n = {side: int(counts.get(label, 0)) for side, counts in sizes.items()}
         figures = {name: values.get((name, label), np.nan) for name in ("precision", "recall")}
         few = [side for side in n if n[side] < MIN_CELLS_PER_GROUP]

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from ._cells import EpochBatches, TrainingCells
 
-MEMORY_LIMIT = 2 << 30  # bytes; more goes to a file
 RELEASE_AFTER = 1024  # rows; the system maps up to 64 KiB around each row that is read
 ENCODED_AT_A_TIME = 512
 BATCHES_TOGETHER = 8  # of validation latents, on a GPU
@@ -42,7 +41,7 @@ class LatentCache(Dataset):
     shapes
         Shape of a row of each array.
     dtypes
-        Type of each array; default: float32.
+        Types of arrays that are not float32.
     memory_limit
         Largest size in bytes kept in memory.
     """
@@ -51,11 +50,11 @@ class LatentCache(Dataset):
         self,
         n_rows: int,
         shapes: Mapping[str, tuple[int, ...]],
-        dtypes: Mapping[str, torch.dtype] | None = None,
+        dtypes: Mapping[str, torch.dtype],
         *,
-        memory_limit: int = MEMORY_LIMIT,
+        memory_limit: float,
     ) -> None:
-        dtypes = {name: (dtypes or {}).get(name, torch.float32) for name in shapes}
+        dtypes = {name: dtypes.get(name, torch.float32) for name in shapes}
         sizes = {name: n_rows * int(np.prod(shape)) * dtypes[name].itemsize for name, shape in shapes.items()}
         self.n_bytes = sum(sizes.values())
         self._folder = tempfile.TemporaryDirectory() if self.n_bytes > memory_limit else None
@@ -179,7 +178,7 @@ class _Rows(Dataset):
 
 
 @torch.inference_mode()
-def cache_latents(module: SCLDMModule, cells: TrainingCells, memory_limit: int = MEMORY_LIMIT) -> LatentCache:
+def cache_latents(module: SCLDMModule, cells: TrainingCells, memory_limit: float) -> LatentCache:
     """Encode all cells once; in a distributed run, each process encodes all."""
     module.eval()
     condition, shape = module.null_condition, module.latent_shape
