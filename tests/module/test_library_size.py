@@ -56,9 +56,27 @@ def test_thousands_of_combinations_have_their_own_totals():
     model = LibrarySizeModel((60, 80), 6)
     model.fit(torch.cat([low, 2 * low]).log(), condition)
 
-    least, *_, largest = model.bounds(condition[: 60 * 80].flip(0))
+    least, *_, largest = model.bounds(condition[: 60 * 80].flip(0), torch.tensor([True, True]))
     torch.testing.assert_close(least, low.flip(0))
     torch.testing.assert_close(largest, 2 * low.flip(0))
+
+
+def test_bounds_of_some_keys_are_those_of_all_combinations_that_agree_in_them():
+    """Numbers too; a value that no combination has may be any cell's."""
+    condition = torch.tensor([[0, 1.5], [0, 9.0], [1, 1.5]]).repeat_interleave(2, 0)
+    totals = torch.tensor([10.0, 20.0, 100.0, 200.0, 3000.0, 4000.0])
+    model = LibrarySizeModel((3, Number()), 6)
+    model.fit(totals.log(), condition)
+
+    for is_shown, expected in (
+        ([True, False], [(10, 200), (10, 200), (3000, 4000), (10, 4000)]),
+        ([False, True], [(10, 4000), (100, 200), (10, 4000), (10, 4000)]),
+        ([False, False], [(10, 4000)] * 4),
+    ):
+        asked = torch.tensor([[0, 1.5], [0, 9.0], [1, 1.5], [2, 1.5]])
+        least, low, high, largest = model.bounds(asked, torch.tensor(is_shown))
+        assert list(zip(least.tolist(), largest.tolist(), strict=True)) == expected
+        assert ((least <= low) & (low < high) & (high <= largest)).all()
 
 
 def test_a_modality_that_no_new_cell_has_keeps_its_distribution(fitted):

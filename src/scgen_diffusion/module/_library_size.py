@@ -157,10 +157,24 @@ class LibrarySizeModel(nn.Module):
             log_total = _interpolate(self._look_up(self.quantiles, condition), levels)
         return log_total.exp().round().clamp(min=1)
 
-    def bounds(self, condition: Tensor) -> tuple[Tensor, ...]:
-        """Return the least, a low, a high and the largest total ``(n,)`` of cells with conditions ``(n, columns)``."""
-        table = self._look_up(self.quantiles, condition)
-        return tuple(_interpolate(table, table.new_full((len(table),), level)).exp().round() for level in BOUNDS)
+    def bounds(self, condition: Tensor, is_shown: Tensor) -> tuple[Tensor, ...]:
+        """Return the least, a low, a high and the largest total ``(n,)`` of cells with conditions ``(n, columns)``.
+
+        If only some columns are shown, they are those of all combinations that agree in these columns, or of all.
+        """
+        if is_shown.all():
+            return _totals_at_bounds(self._look_up(self.quantiles, condition))
+        whole = (self.codes >= 0).all(1)  # combinations, and not values without the effects of other keys
+        asked = _hash(self.groups.discretise(condition, self.centres)[:, is_shown])
+        hashes, group = _hash(self.codes[whole][:, is_shown]).unique(return_inverse=True)
+        place = torch.searchsorted(hashes, asked).clamp(max=len(hashes) - 1)
+        found = []
+        for totals, extreme in zip(
+            _totals_at_bounds(self.quantiles[whole]), ("amin", "amin", "amax", "amax"), strict=True
+        ):
+            of_groups = totals.new_zeros(len(hashes)).scatter_reduce(0, group, totals, extreme, include_self=False)
+            found.append(torch.where(hashes[place] == asked, of_groups[place], getattr(totals, extreme)()))
+        return tuple(found)
 
     def _level(self, condition: Tensor, z: Tensor, noise: Tensor) -> Tensor:
         """Return the level of each latent's draw among the draws of its group, ``(n,)``."""
@@ -287,6 +301,11 @@ def _summarise(groups: Sequence[Tensor]) -> dict[str, Tensor]:
     low, high = values[starts + below], values[starts + (below + 1).minimum(last)]
     quantiles = low + (position - below) * (high - low)
     return {"means": means.float(), "stds": variances.sqrt().float(), "quantiles": quantiles.float()}
+
+
+def _totals_at_bounds(quantiles: Tensor) -> tuple[Tensor, ...]:
+    """Evaluate quantile functions ``(n or 1, grid)`` of log totals at the levels of :data:`BOUNDS`, each ``(n,)``."""
+    return tuple(_interpolate(quantiles, quantiles.new_full((len(quantiles),), one)).exp().round() for one in BOUNDS)
 
 
 def _interpolate(quantiles: Tensor, levels: Tensor) -> Tensor:
