@@ -495,7 +495,7 @@ class DiffusionModel(BaseModelClass):
         checkpoint_dir
             Folder for checkpoints. After an interruption, make the same call again to resume, also in a new process.
         compile
-            Whether to compile the networks with ``torch.compile``.
+            Whether to compile the networks and, on a GPU, SCLDM's likelihood with ``torch.compile``.
         **trainer_kwargs
             Passed to Lightning's trainer: ``precision``, ``strategy``, ``callbacks``, ``enable_progress_bar`` ...
             ``max_time`` limits the whole call; then training stops as after Ctrl-C.
