@@ -109,12 +109,12 @@ def test_mmd_needs_two_cells():
 # --- nearest-neighbour balls ------------------------------------------------------------------------------------------
 
 
-def test_a_set_covers_itself():
-    values = gaussian(50, seed=0)
-    figures = precision_recall_density_coverage(values, values)
-    assert (figures.precision, figures.recall, figures.coverage) == (1.0, 1.0, 1.0)
-    # each ball holds its own centre and five neighbours, of which rounding may leave the last one just outside
-    assert 1.0 <= figures.density <= 1.2
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_equal", [1, 3, 6])
+def test_a_set_covers_itself(n_equal, dtype):
+    values = np.repeat(gaussian(48, 30, seed=0, scale=10).astype(dtype), n_equal, axis=0)
+    # each ball holds its own centre and five neighbours, hence the density
+    assert precision_recall_density_coverage(values, values.copy()) == (1.0, 1.0, 1.2, 1.0)
 
 
 def test_a_collapsed_set_has_precision_but_no_recall():
@@ -207,6 +207,11 @@ def test_ilisi_is_nearly_one_for_mixed_sets_and_zero_for_sets_apart():
 def test_every_point_beside_its_copy_mixes_perfectly():
     values = gaussian(100, seed=0)
     assert ilisi(np.repeat(values, 3, axis=0), np.repeat(values, 3, axis=0), perplexity=40) > 0.97
+
+
+def test_ilisi_takes_equally_near_cells_of_both_sets():
+    values = np.repeat(np.eye(3), 100, axis=0)
+    assert ilisi(values, values) > 0.9
 
 
 def test_ilisi_is_the_inverse_simpson_index_of_equally_distant_neighbours():

@@ -77,6 +77,13 @@ def test_metrics_of_top_genes_are_left_out_of_small_panels_unless_requested(full
     assert figure(requested, "marker_overlap") == 1  # all 40 genes are among the 50 top ones
 
 
+def test_a_row_does_not_depend_on_the_other_metrics(full):
+    sets = cells(80, seed=1), cells(80, seed=2)
+    alone = table(*sets, train=cells(180, seed=3), metrics=["recall", "ilisi"], groupby="type", n_bootstrap=2)
+    together = full[full["metric"].isin(["recall", "ilisi"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, together)
+
+
 def test_every_figure_of_all_cells_is_known(full):
     known = full[full["group"] == "all"].set_index("metric")
     assert known[["value", "floor", "shuffled"]].notna().all(axis=None)

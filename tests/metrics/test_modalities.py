@@ -252,6 +252,8 @@ def test_figures_of_a_pair_are_those_of_its_correlations(cells, pair_figures):
     pair = correlations(real, order), correlations(synthetic, drawn)
     expected = [np.corrcoef(*pair)[0, 1], np.abs(pair[0] - pair[1]).mean()]
     np.testing.assert_allclose(found["value"], expected, rtol=1e-4)
+    without_floor = pair_figures(real, synthetic, n_floor=0, groupby="kind")
+    pd.testing.assert_frame_equal(without_floor, found.assign(floor=np.nan))
 
 
 def test_within_labels_differences_between_labels_vanish(cells, pair_figures):

@@ -174,7 +174,7 @@ def test_the_table_of_evaluate_can_be_drawn(make_cells):
     )
     ax = sgd.pl.scores(table, show=False)
 
-    assert tick_names(ax.yaxis) == ["gene_mean_error ↓*", "library_size_ks ↓"]
+    assert tick_names(ax.yaxis) == ["gene_mean_error ↓*", "library_size_ks ↓*"]
     assert np.isfinite(ax.images[0].get_array()).all()
 
 

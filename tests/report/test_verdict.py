@@ -18,6 +18,7 @@ GOOD = {
     "coverage": (0.93, 0.8, 0.02, "higher"),
     "auc_boosting": (0.5, 0.9, 0.03, "lower"),
     "auc_logistic": (0.5, 0.9, 0.03, "lower"),
+    "auc_neighbours": (0.5, 0.9, 0.03, "lower"),
     "gene_mean_error": (0.035, 0.036, 0.002, "lower"),
     "gene_variance_error": (0.052, 0.055, 0.002, "lower"),
     "gene_zero_error": (0.016, 0.016, 0.001, "lower"),
@@ -73,8 +74,9 @@ def test_a_floor_below_guessing_is_chance():
     assert {finding.level for finding in verdict(found).findings} == {"ok"}
 
 
-def test_a_membership_that_guessing_would_reach_is_no_leak():
-    found = table(membership_auc=0.5)
+@pytest.mark.parametrize("value", [0.2, 0.5])
+def test_a_membership_that_guessing_would_reach_is_no_leak(value):
+    found = table(membership_auc=value)
     found.loc[found["metric"] == "membership_auc", "floor"] = 0.2
     assert level_of(verdict(found), "memorisation") == "ok"
 
@@ -104,6 +106,8 @@ def test_few_cells_have_floors_that_are_off_by_chance():
         ("copied_test_cells", 0.3, "held-out copies"),
         ("duplicate_share", 0.02, "duplicates"),
         ("membership_auc", 0.65, "memorisation"),
+        ("membership_auc", 0.35, "held-out cells"),
+        ("auc_neighbours", 0.35, "held-out cells"),
         ("nearer_than_held_out", 0.5, "memorisation"),
         ("nearest_train_ratio", 0.5, "memorisation"),
         ("recall", 0.6, "diversity"),
@@ -141,7 +145,7 @@ def test_a_small_defect_is_a_note(metric, value):
     assert "No check failed; worth a look:" in result.summary
 
 
-@pytest.mark.parametrize("metric", ["precision", "gene_zero_error", "auc_logistic", "membership_auc", "marker_slope"])
+@pytest.mark.parametrize("metric", ["precision", "gene_zero_error", "auc_logistic", "marker_slope"])
 def test_better_than_real_cells_is_no_defect(metric):
     floor, better = GOOD[metric][0], GOOD[metric][3]
     value = {"lower": 0.5 * floor, "higher": min(1.0, 1.3 * floor), "floor": floor}[better]
@@ -514,6 +518,17 @@ def test_copies_of_training_cells_are_found():
 
     topics = {finding.topic for finding in judge_pbmc68k(copies).warnings}
     assert {"copies", "memorisation"} <= topics
+
+
+def test_swapped_training_and_held_out_cells_are_found():
+    adata = datasets.pbmc68k_reduced()
+    train, real = (adata[rows] for rows in np.array_split(np.random.default_rng(0).permutation(adata.n_obs), 2))
+    synthetic = train.copy()
+    synthetic.layers["counts"].data[::50] += 1
+    synthetic.obs_names = [f"copy{i}" for i in range(synthetic.n_obs)]
+    found = verdict(evaluate(train, synthetic, train=real, metrics=["membership_auc"], n_floor=3))
+    assert [finding.topic for finding in found.warnings] == ["held-out cells"]
+    assert "`train` and `real_test` swapped" in found.warnings[0].message
 
 
 COPIES = ["copied_cells", "duplicate_share", "copied_test_cells"]

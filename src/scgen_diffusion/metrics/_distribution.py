@@ -31,7 +31,8 @@ BANDWIDTH_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 #: Squared distances below this share of the squared lengths are computed from differences; others keep 12 digits.
 SMALL_SHARE = 1e-4
-PAIRS_AT_ONCE = 500
+#: Balls are larger by this share, so that rounding leaves no cell just outside.
+ROUNDING = 1e-9
 
 
 class Neighbourhoods(NamedTuple):
@@ -225,9 +226,9 @@ def precision_recall_density_coverage(
     """
     x, y = representations(use_rep, real=real, synthetic=synthetic)
     _check_at_least(check_count("k", k) + 1, real=x, synthetic=y)
-    between = pairwise_distances(x, y)
-    in_real_ball = between <= _ball_radius(x, k)[:, None]
-    in_synthetic_ball = between <= _ball_radius(y, k)[None, :]
+    of_real, of_synthetic = (_squared_radii(values, k) for values in (x, y))
+    between = squared_distances(x, y)
+    in_real_ball, in_synthetic_ball = between <= of_real[:, None], between <= of_synthetic
     return Neighbourhoods(
         precision=float(in_real_ball.any(axis=0).mean()),
         recall=float(in_synthetic_ball.any(axis=1).mean()),
@@ -240,11 +241,10 @@ def squared_distances(x: NDArray, y: NDArray) -> NDArray[np.float64]:
     """Return the squared Euclidean distances, `(cells of x, cells of y)`: exactly 0 for copies."""
     x, y = x.astype(np.float64), y.astype(np.float64)
     squared = euclidean_distances(x, y, squared=True)  # from inner products, which is fast but subtracts large numbers
-    are_near = squared <= SMALL_SHARE * np.add.outer(row_norms(x, squared=True), row_norms(y, squared=True))
-    pairs = np.argwhere(are_near)
-    for start in range(0, len(pairs), PAIRS_AT_ONCE):
-        of_x, of_y = pairs[start : start + PAIRS_AT_ONCE].T
-        squared[of_x, of_y] = row_norms(x[of_x] - y[of_y], squared=True)
+    norms = row_norms(y, squared=True)
+    for row, cell, norm in zip(squared, x, row_norms(x, squared=True), strict=True):
+        near = np.flatnonzero(row <= SMALL_SHARE * (norm + norms))
+        row[near] = row_norms(cell - y[near], squared=True)
     return squared
 
 
@@ -269,9 +269,10 @@ def _mean_off_diagonal(kernel: NDArray) -> float:
     return float((kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1)))
 
 
-def _ball_radius(values: NDArray, k: int) -> NDArray:
-    distances, _ = NearestNeighbors(n_neighbors=k).fit(values).kneighbors()  # without the point itself
-    return distances[:, -1]
+def _squared_radii(values: NDArray, k: int) -> NDArray[np.float64]:
+    squared = squared_distances(values, values)
+    squared.partition(k, axis=1)  # the first is the cell itself
+    return squared[:, k] * (1 + ROUNDING)
 
 
 def _check_at_least(n_cells: int, **sets: NDArray) -> None:
@@ -397,9 +398,11 @@ def ilisi(real: Points, synthetic: Points, *, perplexity: float = 30, use_rep: s
             f"but there are {len(x) + len(y)}."
         )
         raise ValueError(msg)
-    distances, neighbours = NearestNeighbors(n_neighbors=n_neighbours).fit(np.concatenate([x, y])).kneighbors()
+    # of equally near cells, the search takes the first ones: put both sets in random order
+    order = np.random.default_rng(0).permutation(len(x) + len(y))
+    distances, neighbours = NearestNeighbors(n_neighbors=n_neighbours).fit(np.concatenate([x, y])[order]).kneighbors()
     weights = _weights_of_perplexity(distances.astype(np.float64) ** 2, perplexity)
-    share = (weights * (neighbours >= len(x))).sum(axis=1)
+    share = (weights * (order[neighbours] >= len(x))).sum(axis=1)
     return float(np.median(1 / (share**2 + (1 - share) ** 2) - 1))
 
 

@@ -190,4 +190,4 @@ def pair_context(
         first, other = real[order[:n_cells]], real[order[n_cells : 2 * n_cells]]
         for name, cells in zip(players, (synthetic[drawn], other, other.repaired(rng)), strict=True):
             players[name].append(Comparison(first, cells))
-    return Context({"group": ALL}, players)
+    return Context({"group": ALL}, players if n_splits else players | {"floor": []})

@@ -175,7 +175,8 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
     n_cells = min([n_real, len(synthetic), pools.n_cells] + [len(others)] * has_others)
     if n_cells < MIN_CELLS_PER_GROUP:
         return None
-    rng = np.random.default_rng([draws.seed, 1])
+    # one generator each, because how many floors are drawn depends on which metrics are asked for
+    rng, mixing, halving = (np.random.default_rng([draws.seed, purpose]) for purpose in (1, 2, 3))
     cells, other_cells = pools.real.sample, (pools.real if pools.floor is None else pools.floor).sample
     first = cells[real[:n_cells]]
     compare = partial(
@@ -186,7 +187,7 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
         seed=draws.seed,
     )
 
-    def draw_others() -> Sample:
+    def draw_others(rng: np.random.Generator = rng) -> Sample:
         return other_cells[rng.choice(others, n_cells, replace=False)]
 
     def split_real() -> Comparison:
@@ -199,12 +200,12 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
     floors = [draw_floor() for _ in range(draws.n_floor if has_others else 0)]
     is_judged_by_training = pools.training is not None and group is None
     held_out_floors = [split_real() for _ in range(draws.n_floor if is_judged_by_training else 0)]
-    shuffled = [compare(first, shuffle_genes(draw_others(), pools.space.project, rng))] if has_others else []
+    shuffled = [compare(first, shuffle_genes(draw_others(mixing), pools.space.project, mixing))] if has_others else []
     return Context(
         {"group": ALL if group is None else group},
         {"value": [value], "floor": floors, "shuffled": shuffled},
         held_out_floors=held_out_floors,
-        halves=[_half(value, rng) for _ in range(draws.n_bootstrap)],
+        halves=[_half(value, halving) for _ in range(draws.n_bootstrap)],
     )
 
 

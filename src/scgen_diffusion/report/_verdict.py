@@ -475,6 +475,9 @@ def _memorisation(rows: Rows) -> list[Finding]:
         return []
     is_far = lambda f: f.metric == "nearest_train_ratio" and f.value > f.floor
     levels = {f.metric: "ok" if is_far(f) else f.level() for f in figures}
+    level = worst([*levels.values()])
+    if level == "ok" and _held_out_copies(rows):  # which lie far from training cells
+        return []
     seen = " ".join(_NEARNESS[f.metric].format(f=f) for f in figures)
     advice = (
         "Training cells leak: do not publish these cells as private; train for fewer epochs, on more cells, or with a "
@@ -485,7 +488,20 @@ def _memorisation(rows: Rows) -> list[Finding]:
             "That is what memorised cells do, and cells that are too smooth, as averages are. If spread, zeros and "
             "diversity are fine, it is memorisation: train for fewer epochs, on more cells, or with a smaller model."
         )
-    return [finding(worst([*levels.values()]), "memorisation", seen, advice)]
+    return [finding(level, "memorisation", seen, advice)]
+
+
+def _held_out_copies(rows: Rows) -> list[Finding]:
+    """Say so if synthetic cells lie nearer to the held-out cells than chance allows, as copies of these do."""
+    for f in known(rows, ["membership_auc", "auc_neighbours"]):
+        below = min(GUESSING, f.floor) - f.value
+        if below > max(LIMITS["membership_auc"].warning, N_DEVIATIONS * f.deviation):
+            message = (
+                f"Synthetic cells lie nearer to the held-out cells than chance allows ({f.metric}: {f.value:.2f}, 0.50 "
+                "is guessing). Were `train` and `real_test` swapped, or was the model trained on the held-out cells?"
+            )
+            return [Finding("warning", "held-out cells", message)]
+    return []
 
 
 def _markers(rows: Rows) -> list[Finding]:
@@ -537,6 +553,7 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
         "The held-out cells themselves are judged here, not cells of a model: were files mixed up?",
     ),
     _copies,
+    _held_out_copies,
     _memorisation,
     Check(
         "duplicates",
