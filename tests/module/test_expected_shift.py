@@ -309,6 +309,14 @@ def test_groups_without_a_class_explain_nothing_of_others():
     assert abs(shift.explained_by_others()) < 0.1
 
 
+def test_a_drug_is_not_related_to_groups_without_any_however_near_their_embeddings():
+    drugs = Classes(3, torch.tensor([[0.0], [0.1], [9.0]]))
+    shift = ExpectedShift((drugs, 2), SIZE, 1, torch.zeros(2), torch.tensor([True, True]))
+    shift.perturbations.copy_(torch.tensor([[0.0, 1.0]]))
+
+    assert shift.related(torch.tensor([[1.0, 1.0], [1.0, 0.0]])).tolist() == [[True], [False]]
+
+
 def test_sets_that_share_one_of_four_members_are_related():
     sets = torch.tensor([[0.0, 1, 2, 3], [3, 4, 5, 6], [4, 5, 6, 7]])
     control, perturbs = torch.full((4,), 8.0), torch.ones(4, dtype=torch.bool)

@@ -240,8 +240,9 @@ def test_the_probability_of_zero_is_the_likelihood_of_zero(outliers):
     torch.testing.assert_close(probability.log().sum(1), head(torch.zeros(5, 2), outputs, library_size))
 
 
-def test_dispersions_without_bound_count_as_the_largest():
-    heads = [NegativeBinomialLikelihood(2, initial_log_theta=value) for value in (LARGEST_LOG_THETA, 40.0)]
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_dispersions_beyond_the_limit_count_as_the_limit(sign):
+    heads = [NegativeBinomialLikelihood(2, initial_log_theta=sign * size) for size in (LARGEST_LOG_THETA, 40.0)]
     given = torch.tensor([[3.0, 0.0]]), torch.zeros(1, 2, 1), torch.tensor([[4.0]])
 
     assert torch.equal(*(head(*given) for head in heads))
