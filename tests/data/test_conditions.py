@@ -12,7 +12,8 @@ from anndata import AnnData
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scgen_diffusion.data import OPEN, CategoricalKey, Conditions, ContinuousKey, RequestedCodes
+from scgen_diffusion.data import OPEN, ArrayKey, CategoricalKey, Conditions, ContinuousKey, RequestedCodes
+from scgen_diffusion.data import _conditions as conditions_module
 
 CATEGORIES = {"cell_type": ["B", "T", "NK", "empty"], "dose": [1, 10, 100], "treated": [False, True]}
 COMBINATIONS = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 0], [1, 2, 1], [2, 2, 0]])
@@ -342,6 +343,28 @@ def test_labels_given_two_numbers_are_those_of_cells_near_in_both():
     np.testing.assert_allclose(drawn_given(np.column_stack([times, doses]), (doses > 0).astype(int), 50, 10), [0, 1, 0])
 
 
+@pytest.mark.parametrize(("other", "n_cells"), [(0.0, 5), (9.9, 20)], ids=["others are far", "there are enough"])
+def test_labels_of_an_array_are_those_of_the_nearest_cells(other, n_cells):
+    places = np.concatenate([np.linspace(other, other + 0.01, 100), np.full(n_cells, 10.0), [0.0]])[:, None]
+    keys = [*categorical_keys({"label": [0, 1]}), ArrayKey.of("position", places)]
+    labels = np.repeat([0, 1, 0], [100, n_cells, 1])[:, None]
+    conditions = Conditions.from_codes(keys, np.hstack([labels, keys[1].encode(places, source="obsm")]))
+
+    drawn = conditions.fill(conditions.encode({"position": [10.0]}, 50), np.linspace(0, 0.999, 50))
+
+    assert (drawn[:, 0] == 1).all()
+
+
+def test_the_cells_kept_of_an_array_stand_for_all(monkeypatch):
+    monkeypatch.setattr(conditions_module, "N_PLACES", 64)
+    keys = [*categorical_keys({"label": [0, 1]}), ArrayKey.of("position", np.arange(1000.0)[:, None])]
+    labels = np.repeat([0, 1], [970, 30])[:, None]
+    conditions = Conditions.from_codes(keys, np.hstack([labels, np.arange(1000)[:, None] / 1000]))
+
+    assert 64 <= len(conditions.combinations) <= 65
+    assert np.bincount(conditions.combinations[:, 0].astype(int), conditions.n_cells).tolist() == [970, 30]
+
+
 def test_rare_combinations_of_classes_are_named_whatever_their_numbers():
     donors, types, ages = np.repeat([[0, 0], [0, 1], [1, 0], [1, 1]], [4, 20, 9, 30], axis=0).T.tolist() + [range(63)]
     age = ContinuousKey.of("age", pd.Series(ages))
@@ -349,13 +372,14 @@ def test_rare_combinations_of_classes_are_named_whatever_their_numbers():
     conditions = Conditions.from_codes(keys, np.column_stack([donors, types, age.encode(ages)]))
     table = pd.DataFrame({"donor": list("eeddd"), "type": list("BTBTB"), "age": [1, 2, 3, 4, 5]})
 
-    def rare(*request):
-        found, n_cells = conditions.rare(conditions.encode(*request), 10)
+    def rare(*request, fewest=10):
+        found, n_cells = conditions.rare(conditions.encode(*request), fewest)
         return {conditions.describe(one): n for one, n in zip(found, n_cells, strict=True)}
 
     all_rare = {"donor='d', type='B'": 4, "donor='e', type='B'": 9}
     assert list(rare(table, None).items()) == list(all_rare.items())  # the rarest first
     assert rare(table[["type", "donor"]], None) == all_rare
+    assert rare(table, None, fewest=9) == {"donor='d', type='B'": 4}
     assert rare({"type": "B"}, 2) == {}  # thirteen cells
     assert rare({"age": 3}, 2) == rare(None, 2) == {}
 

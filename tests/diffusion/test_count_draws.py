@@ -72,12 +72,13 @@ def test_certain_and_impossible_trials_are_what_they_are():
 
 
 def test_inversion_is_that_of_the_distribution_function():
-    u = torch.linspace(0, 1, 2001, dtype=torch.float64)[:-1]
     distribution = stats.nbinom(2.0, 2 / (2 + 3))
-
-    counts = draw_negative_binomial(u, torch.full((2000,), 3.0), torch.full((2000,), 2.0)).numpy()
-
     zero = distribution.pmf(0)  # numbers from 1 - p0 on mean zero, the others count up
+    tail = 1 - zero - torch.logspace(-5, -8, 4, dtype=torch.float64)
+    u = torch.cat([torch.linspace(0, 1, 2001, dtype=torch.float64)[:-1], tail])
+
+    counts = draw_negative_binomial(u, torch.full((2004,), 3.0), torch.full((2004,), 2.0)).numpy()
+
     expected = np.where(u >= 1 - zero, 0, distribution.ppf(np.clip(u.numpy() + zero, 0, 1 - 1e-12)))
     near_a_jump = np.abs(distribution.cdf(expected) - u.numpy() - zero) < 1e-9
     np.testing.assert_array_equal(counts[~near_a_jump], expected[~near_a_jump])

@@ -209,6 +209,10 @@ def test_keys_that_are_dropped_together_share_the_mean_of_their_scales_and_a_war
         Guidance({"a": 3.0}).resolve(MutuallyExclusive(), ["a", "b"])
 
 
+def test_a_key_of_scale_zero_does_not_count_beside_a_guided_one():
+    assert ResolvedGuidance.of(Additive(), [0.0, 2.0]).keys == (1,)
+
+
 # --- rescaled ---------------------------------------------------------------------------------------------------------
 
 

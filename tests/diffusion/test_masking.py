@@ -135,6 +135,18 @@ def test_items_of_one_distribution_become_those_of_the_other():
     assert stats.spearmanr(counts[:, 1] / counts[:, 2], moved[:, 1] / moved[:, 2]).statistic > 0.1  # residuals stay
 
 
+def test_items_seen_at_the_start_stay_and_a_prediction_sees_its_own_items():
+    x = with_masked(torch.tensor([[400.0, 0]]).repeat(200, 1), torch.full((200,), 400.0))
+    first, second = always(torch.tensor([1, 1e-9])), always(torch.tensor([1e-9, 1]))
+    loyal = Denoiser(lambda x, t: second.field(x, t) + 500 * x[:, :-1], PATH, Kinds())  # to the first kind it sees
+
+    partly = UnmaskingInversion()(first, second, x, strength=0.1, generators=generators(200))[:, 0]
+    wholly = UnmaskingInversion()(first, loyal, x, generators=generators(200))[:, 0]
+
+    torch.testing.assert_close(partly.mean(), 400 * PATH.alpha(torch.tensor(0.9)), rtol=0.05, atol=0)
+    assert wholly.max() == 0
+
+
 def test_the_path_has_its_own_sampler():
     assert samplers_for(PATH) == {"unmasking": UnmaskingSampler()}
 

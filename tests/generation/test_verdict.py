@@ -10,7 +10,16 @@ import torch
 
 from scgen_diffusion.data import OPEN, Conditions
 from scgen_diffusion.data._condition_keys import CategoricalKey, SetKey
-from scgen_diffusion.generation._verdict import _Known, _Request, _rule, _variance, judge, verdict_columns
+from scgen_diffusion.generation._verdict import (
+    PerturbedGroups,
+    Verdict,
+    _Known,
+    _Request,
+    _rule,
+    _variance,
+    judge,
+    verdict_columns,
+)
 from scgen_diffusion.module._transport import LatentTransport
 from scgen_diffusion.nn import Classes, Members
 
@@ -185,6 +194,17 @@ def test_no_prediction_is_surer_than_those_of_left_out_groups():
 
     assert verdict_on(SEEN).variance == pytest.approx(float(shift.left_out[:, 0].mean()), rel=1e-5)
     assert verdict_on(KNOWN, FAR).variance > 2 * float(shift.left_out[:, 0].mean())
+
+
+def test_an_interval_has_the_noise_of_these_and_of_as_many_measured_cells(monkeypatch):
+    groups = PerturbedGroups.__new__(PerturbedGroups)
+    monkeypatch.setattr(groups, "_half_width", lambda number, variance, change, noise: noise)
+    y = torch.rand(50, 3, generator=torch.Generator().manual_seed(0)).double()
+    n, total, squares = torch.full((3,), 50.0).double(), y.sum(0), y.square().sum(0)
+
+    (found,) = groups.changes(torch.stack([n, 0 * n, total, squares, squares])[None].numpy(), [Verdict("", "", "", 0)])
+
+    np.testing.assert_allclose(found.upper - found.change, 2 * _variance(n, total, squares) / n)
 
 
 def test_the_most_doubtful_combination_is_the_one_of_the_warning():

@@ -114,6 +114,14 @@ def test_genes_that_move_along_the_trend_have_no_mean_variance_error():
     assert mean_variance_error(cells_with_moments(means, variances), cells_with_moments(*moved)) < 1e-6
 
 
+def test_genes_keep_their_distance_from_the_trend_where_they_move_along_it():
+    means, variances = power_law(2001)
+    distance = 10 ** np.random.default_rng(0).normal(0, 0.2, 2001)
+    real = cells_with_moments(means, distance * variances)
+    moved = cells_with_moments(np.roll(means, 700), distance * np.roll(variances, 700))
+    assert mean_variance_error(real, moved) < 0.05  # the trend is the median of 101 genes; each is off by 0.2
+
+
 def test_mean_variance_error_sees_cells_that_are_all_alike():
     counts = some_counts()
     # no variance counts as 1e-8, far below any gene's
@@ -347,9 +355,10 @@ def test_a_half_sample_has_the_labels_of_all_cells_but_those_without_variance():
     assert found.n_cells is sizes
 
 
-def test_real_cells_agree_with_themselves_in_any_order():
+@pytest.mark.parametrize("n_genes", [10, 1000])  # more than there are
+def test_real_cells_agree_with_themselves_in_any_order(n_genes):
     cells = make_cells()
-    found = marker_agreement(cells, cells[::-1, ::-1].copy(), groupby="cell_type", n_genes=10)
+    found = marker_agreement(cells, cells[::-1, ::-1].copy(), groupby="cell_type", n_genes=n_genes)
     np.testing.assert_allclose(found[["overlap", "slope", "correlation"]], 1.0)
     assert list(found.index) == list(LABELS)
     assert (found["n_real"] == 150).all()

@@ -27,7 +27,7 @@ from scgen_diffusion.metrics import (
     perturbation_discrimination,
     variance_error,
 )
-from scgen_diffusion.metrics._perturbation import GeneMoments, predicted_effect
+from scgen_diffusion.metrics._perturbation import GeneMoments, control_share_of, predicted_effect
 
 
 def rng(seed=0):
@@ -310,9 +310,20 @@ def test_cells_that_say_so_share_the_noise_of_the_control_cells():
     assert slopes[1] - slopes[0] == pytest.approx(shared / np.square(change).sum(), rel=0.1)
 
 
+def test_a_word_in_all_names_that_names_one_control_cell_says_nothing():
+    control, predicted = AnnData(np.ones((9, 2))), AnnData(np.ones((9, 2)))
+    control.obs_names = ["run", *"abcdefgh"]
+    predicted.obs_names = [f"run-{i}" for i in range(9)]
+    predicted.obs["drug_of_control"] = "none"
+    assert control_share_of(predicted, control) == 0
+
+
 def test_without_a_clear_effect_there_is_no_slope():
-    cells = [poisson_cells(np.full(40, 6.0), seed) for seed in range(3)]
-    assert np.isnan(mean_change_slope(*effects(*cells)))
+    slopes = []
+    for i in range(100):
+        real, predicted, control = (moments_of(draws(3.0, [side, i], 20)) for side in range(3))
+        slopes.append(mean_change_slope(Effect(real, control), Effect(predicted, control)))
+    assert np.isnan(slopes).mean() > 0.9  # two standard errors leave 2.5 % of a normal distribution
 
 
 def test_discrimination_of_right_equal_absent_and_permuted_predictions():

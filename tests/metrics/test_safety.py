@@ -35,6 +35,8 @@ def test_distances_are_those_to_the_nearest_cells():
 def test_distances_of_copies_are_exactly_zero_far_from_the_origin():
     reference = (points() + 1e4).astype(np.float32)
     assert (nearest_distances(reference, reference) == 0).all()
+    near = 1e6 + np.array([[0.0], [1e-4], [2e-4], [3e-4]])  # matrix products cannot tell these apart
+    assert (nearest_distances(near, near) == 0).all()
 
 
 def test_the_number_of_neighbours_is_checked():

@@ -137,6 +137,7 @@ def test_a_class_never_seen_responds_like_classes_of_similar_embeddings():
 
     assert found[0] > 0.9
     assert found[1].abs() < 0.2
+    assert not ask(torch.zeros(SIZE), [0, 0]).any()  # an unperturbed cell
 
 
 def test_noisy_groups_shift_less():
@@ -243,6 +244,22 @@ def test_the_expected_shift_is_the_weighted_mean_of_the_groups():
     torch.testing.assert_close((weights @ shifts.double()).float()[None], expected, atol=1e-4, rtol=1e-4)
 
 
+def test_groups_with_the_same_control_cells_share_their_noise():
+    centres, shifts, _ = groups_of_cells(6)
+    sets, perturbations = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([[g // 2, 1.0] for g in range(6)])
+    shift = ExpectedShift((10, 2), SIZE, 6, CONTROL, PERTURBS)
+    given = centres[:, None], centres, shifts, torch.full((6,), 0.3), torch.eye(SIZE), perturbations
+    shift.fit(*given, control_variances=0.2, control_sets=sets)
+
+    covariance = shift.covariance_of(slice(None)) + 0.1 * torch.eye(6) + 0.2 * (sets[:, None] == sets)
+    some, asked = torch.tensor([0, 1, 4]), perturbations[0]
+    to_some = shift.covariance_with_groups(centres[:1], asked[None])[0, some]
+    of_some = torch.linalg.solve(covariance[some][:, some], to_some)
+    of_all = torch.linalg.solve(covariance, shifts.double())
+    torch.testing.assert_close(shift.weights.double(), of_all, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(shift.weights_of(some, centres[:1], asked), of_some, rtol=1e-4, atol=1e-4)
+
+
 # --- perturbations never seen -----------------------------------------------------------------------------------------
 
 
@@ -290,6 +307,23 @@ def test_groups_without_a_class_explain_nothing_of_others():
     shift.fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations)
 
     assert abs(shift.explained_by_others()) < 0.1
+
+
+def test_a_drug_is_not_related_to_groups_without_any_however_near_their_embeddings():
+    drugs = Classes(3, torch.tensor([[0.0], [0.1], [9.0]]))
+    shift = ExpectedShift((drugs, 2), SIZE, 1, torch.zeros(2), torch.tensor([True, True]))
+    shift.perturbations.copy_(torch.tensor([[0.0, 1.0]]))
+
+    assert shift.related(torch.tensor([[1.0, 1.0], [1.0, 0.0]])).tolist() == [[True], [False]]
+
+
+def test_sets_that_share_one_of_four_members_are_related():
+    sets = torch.tensor([[0.0, 1, 2, 3], [3, 4, 5, 6], [4, 5, 6, 7]])
+    control, perturbs = torch.full((4,), 8.0), torch.ones(4, dtype=torch.bool)
+    shift = ExpectedShift((Members(8, largest=4),), SIZE, 1, control, perturbs)
+    shift.perturbations.copy_(sets[:1])
+
+    assert shift.related(sets).tolist() == [[True], [True], [False]]
 
 
 @pytest.mark.parametrize("distance", [0.05, 0.01, 0.001])

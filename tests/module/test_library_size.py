@@ -79,6 +79,15 @@ def test_bounds_of_some_keys_are_those_of_all_combinations_that_agree_in_them():
         assert ((least <= low) & (low < high) & (high <= largest)).all()
 
 
+def test_a_low_and_a_high_total_enclose_95_percent_of_the_cells():
+    model, condition = LibrarySizeModel((2,), 6), torch.zeros(1001, 1, dtype=torch.long)
+    model.fit(torch.arange(1000.0, 2001).log(), condition)
+
+    bounds = torch.cat(model.bounds(condition[:1], torch.tensor([True])))
+
+    torch.testing.assert_close(bounds, torch.tensor([1000.0, 1025, 1975, 2000]), atol=1, rtol=0)
+
+
 def test_a_modality_that_no_new_cell_has_keeps_its_distribution(fitted):
     before = fitted.quantiles.clone()
 

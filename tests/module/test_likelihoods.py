@@ -11,6 +11,7 @@ from scipy import stats
 
 from scgen_diffusion.diffusion import Generators
 from scgen_diffusion.module._likelihoods import (
+    LARGEST_LOG_THETA,
     GaussianLikelihood,
     NegativeBinomialLikelihood,
     OutlierCounts,
@@ -227,6 +228,26 @@ def test_samples_with_outliers_follow_the_likelihood():
     np.testing.assert_allclose(shares, expected.detach(), atol=5 * np.sqrt(0.25 / N))  # five standard errors
 
 
+@pytest.mark.parametrize("outliers", [False, True])
+def test_the_probability_of_zero_is_the_likelihood_of_zero(outliers):
+    head = NegativeBinomialLikelihood(2, outliers=outliers)
+    if outliers:
+        head.outliers = outliers_of(2, **COMMON).float()
+    outputs, library_size = torch.randn(5, 2, 1), torch.full((5, 1), 3.0)
+
+    probability = head.probability_of_zero(outputs, library_size)
+
+    torch.testing.assert_close(probability.log().sum(1), head(torch.zeros(5, 2), outputs, library_size))
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_dispersions_beyond_the_limit_count_as_the_limit(sign):
+    heads = [NegativeBinomialLikelihood(2, initial_log_theta=sign * size) for size in (LARGEST_LOG_THETA, 40.0)]
+    given = torch.tensor([[3.0, 0.0]]), torch.zeros(1, 2, 1), torch.tensor([[4.0]])
+
+    assert torch.equal(*(head(*given) for head in heads))
+
+
 def test_large_counts_are_not_replaced_by_small_ones():
     outliers = outliers_of(1, log_odds=-3.0, slope=0.0, log_mean=np.log(15), log_theta=0.0).float()
     few, many = (torch.full((1, N), mean) for mean in (1.0, 400.0))
@@ -264,9 +285,11 @@ def test_the_gaussian_head_is_the_squared_error():
     assert head.mean(outputs, library_size).tolist() == [[1, 2], [0, 1]]
 
 
-def test_samples_of_the_gaussian_head_are_its_mean_which_is_not_negative():
+def test_the_gaussian_head_gives_means_without_noise_which_are_not_negative():
     head, outputs = GaussianLikelihood(), torch.tensor([[[1.5], [-0.3]], [[0.0], [2.0]]])
     parameters = head.parameters_per_cell(outputs, torch.ones(2, 1))
 
     assert head.sample(parameters, Generators(0, [0, 1])).tolist() == [[1.5, 0], [0, 2]]
+    changed = head.counterfactual(parameters, parameters, parameters - 1, Generators(0, [0, 1]))
+    assert changed.tolist() == [[0.5, 0], [0, 1]]
     assert head(torch.zeros(2, 2), outputs, torch.ones(2, 1)).tolist() == pytest.approx([-2.34, -4])

@@ -92,3 +92,11 @@ def test_factors_do_not_depend_on_the_total_counts():
     factors = missed(torch.ones(2, 1).double(), torch.cat([means, 10 * means]))
 
     torch.testing.assert_close(factors[0], factors[1])
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_what_was_missed_changes_no_mean_more_than_fourfold(sign):
+    missed = MissedChanges(1, 1)
+    missed.genes[:], missed.weights[:], missed.depth[...] = 0, 9.0 * sign, 2000.0
+
+    assert missed(torch.ones(1, 1).double(), torch.tensor([[1.0, 1999.0]])).tolist() == [[1.5 * sign, 0]]

@@ -1,11 +1,21 @@
-"""The network of masked molecules: Bayes' rule for genes that it knows nothing else about, and its training loss."""
+"""Masked molecules: Bayes' rule for genes that the network knows nothing else about, its training, and its cells."""
 
 import numpy as np
 import pytest
 import torch
 
-from scgen_diffusion.diffusion import Denoiser, Generators, Kinds, Masking, UnmaskingSampler, with_masked
+from scgen_diffusion.diffusion import (
+    Denoiser,
+    Generators,
+    Kinds,
+    Masking,
+    ResolvedGuidance,
+    UnmaskingSampler,
+    with_masked,
+)
+from scgen_diffusion.module import build_gene_space_architecture
 from scgen_diffusion.module._molecule_network import MoleculeNetwork, MoleculeSummary
+from scgen_diffusion.module._molecules import MoleculeModule
 
 PATH = Masking()
 SHARE = torch.tensor([0.02, 0.08, 0.2, 0.7])
@@ -141,3 +151,32 @@ def test_a_summary_of_batches_is_that_of_all_cells():
     torch.testing.assert_close(parts.largest, (x / x.sum(1, keepdim=True) * 1e4).log1p().max())
     for name in ("share", "log_total_mean", "log_total_std", "zeros", "largest"):
         torch.testing.assert_close(getattr(whole, name), getattr(parts, name))
+
+
+# --- the module -------------------------------------------------------------------------------------------------------
+
+
+def module_of(n_genes, **changes):
+    architecture = build_gene_space_architecture("SCRDIT", "default", n_genes=n_genes, **changes)
+    return MoleculeModule(n_genes, architecture=architecture)
+
+
+def test_a_tenth_of_the_genes_is_hidden_in_training_only():
+    module, x, generator = module_of(50), torch.ones(400, 50), torch.Generator().manual_seed(0)
+
+    shown = module.draw_for_training(x, generator, training=True)["shown"]
+
+    assert shown.float().mean().item() == pytest.approx(0.9, abs=0.01)
+    assert "shown" not in module.draw_for_training(x, generator, training=False)
+
+
+def test_profiles_are_those_of_cells_with_totals_of_the_default_distribution():
+    module, none = module_of(5, library_size="normal"), torch.zeros(50, 0)
+    module.library_size.fit(torch.tensor([0.0] * 9 + [9.0]), none[:10])
+    options = {"guidance": ResolvedGuidance(), "sampler": UnmaskingSampler(), "n_steps": 4, "n_wanted": 50}
+
+    with torch.no_grad():
+        counts = module.sample_cells(none, Generators(0, range(50)), library_size="normal", output="counts", **options)
+        profiles = module.sample_cells(none, Generators(0, range(50)), output="log1p", **options)
+
+    torch.testing.assert_close(profiles, module.profiles_of(module.encode_cells(counts)))

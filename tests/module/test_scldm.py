@@ -201,6 +201,12 @@ def test_the_decoder_starts_at_the_mean_cell(build):
     torch.testing.assert_close(bias.softmax(0), mean_counts / 16, atol=0.01, rtol=0)  # a little is added to rare genes
 
 
+def test_the_encoder_sees_a_share_of_the_counts_from_the_least_to_all(build):
+    keep = build().draw_keep(torch.ones(2000, 9), 0.3, torch.Generator().manual_seed(0))
+
+    assert [keep.min().item(), keep.mean().item(), keep.max().item()] == pytest.approx([0.3, 0.65, 1], abs=0.02)
+
+
 def test_latents_are_sampled_on_their_own_scale(build, monkeypatch):
     module = build()
     monkeypatch.setattr(module, "draw_cells", lambda z, *_: z)

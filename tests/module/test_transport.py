@@ -52,6 +52,18 @@ def test_what_does_not_perturb_is_not_known(trained_transport):
     torch.testing.assert_close(move(trained_transport, [0, 1]), move(trained_transport, [3, 1]), atol=0, rtol=0)
 
 
+def test_training_does_not_see_what_does_not_perturb():
+    transport, (start, end) = make_transport(), torch.randn(2, 5, 1, 2)
+    for network in transport.networks:
+        torch.nn.init.normal_(network.last.weight)
+
+    first, other = (
+        transport.loss(start, end, torch.tensor([[kind, 1]] * 5), torch.Generator().manual_seed(0)) for kind in (0, 3)
+    )
+
+    assert torch.equal(first, other)
+
+
 def test_latents_are_compared_as_far_as_they_change_the_expected_expression():
     transport = make_transport()
     x, other = torch.zeros(1, 1, 2), torch.tensor([[[0.0, 9.0]]])
@@ -122,6 +134,15 @@ def test_flows_count_as_far_as_they_agree(deviation, share):
 
 def test_half_the_strength_is_half_the_way(trained_transport):
     torch.testing.assert_close(move(trained_transport, [0, 1], 0.5), SHIFTS[1] / 2, atol=0.2, rtol=0)
+
+
+def test_half_the_strength_is_half_of_the_expected_shift_and_of_the_time(monkeypatch):
+    still, timed = make_transport(), make_transport()
+    fit_shift(still, torch.tensor([[-3.0, 5.0]]), torch.zeros(1, 2))
+    monkeypatch.setattr(timed, "velocity", lambda network, x, t, embedded: t.view(-1, 1, 1).expand_as(x))
+
+    torch.testing.assert_close(move(still, [0, 1], 0.5), torch.tensor([-1.5, 2.5]), atol=2e-3, rtol=0)
+    torch.testing.assert_close(move(timed, [0, 1], 0.5), torch.full((2,), 0.5**2 / 2))
 
 
 def test_it_starts_as_the_identity():

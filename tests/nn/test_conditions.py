@@ -9,7 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scgen_diffusion.nn import Classes, ConditionEmbedding, Members, Number, keys_of_columns, null_condition
+from scgen_diffusion.nn import (
+    Classes,
+    ConditionEmbedding,
+    Members,
+    Number,
+    classes_are_given,
+    keys_of_columns,
+    null_condition,
+)
 
 WIDTH = 6
 VECTORS = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
@@ -57,6 +65,13 @@ def test_another_number_of_keys_is_refused(n_keys):
 def test_null_and_keys_of_columns_lie_side_by_side():
     assert null_condition(MIXED).tolist() == [4, float("-inf"), 6, 5, 5, 5]
     assert keys_of_columns(MIXED).tolist() == [0, 1, 2, 2, 2, 3]
+
+
+def test_classes_and_sets_must_be_given_and_numbers_need_not():
+    values, null = torch.tensor([0, 0.5, 1, 5, 5, 2]), null_condition(MIXED)
+    is_left_out = keys_of_columns(MIXED) == torch.arange(4)[:, None]
+
+    assert classes_are_given(torch.where(is_left_out, null, values), MIXED).tolist() == [False, True, False, False]
 
 
 def test_conditions_are_whole_numbers_unless_a_key_is_a_number():

@@ -76,6 +76,17 @@ def test_random_numbers_follow_from_seed_and_epoch(make_plan):
     assert len({tuple(draw(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
 
 
+def test_the_prior_learns_from_draws_of_the_posteriors(module, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "prior_loss", lambda z, *_, **__: seen.append(z) or z.new_zeros(len(z)))
+    mean, none = torch.full((500, *module.latent_shape), 7.0), torch.zeros(500, 1)
+    batch = {"mean": mean, "std": torch.full_like(mean, 2.0), "condition": none, "log_total": none[:, 0]}
+
+    PriorPlan(module, PriorRecipe(), seed=0).compute_losses(batch, torch.Generator().manual_seed(0), training=True)
+
+    assert [seen[0].mean().item(), seen[0].std().item()] == pytest.approx([7, 2], abs=0.2)
+
+
 def trained_names(plan, module):
     ids = [id(p) for group in plan.parameter_groups() for p in group["params"]]
     assert len(ids) == len(set(ids)), "a parameter is in two groups"

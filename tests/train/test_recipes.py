@@ -172,6 +172,7 @@ def test_few_genes_with_many_counts_train_a_longer_autoencoder_of_smaller_kl_wei
 
     assert panel == replace(USUAL, kl_weight=0.1, reference_steps=2400, max_rounds=1)
     assert USUAL.for_panel(1_000, 20_000) == replace(USUAL, kl_weight=0.3, reference_steps=1200)
+    assert USUAL.for_panel(33, 900) == replace(USUAL, kl_weight=0.27, reference_steps=1350)
 
 
 @given(st.integers(1, 4_000), st.integers(1, 4_000), st.floats(0, 1e6), st.floats(0, 1e6))

@@ -258,16 +258,20 @@ def test_each_round_repeats_the_schedule_at_half_of_the_rate():
 
 
 def test_the_kl_weight_rises_in_the_first_round_alone(train):
-    seen = []
+    seen, weights = [], []
 
     class Watch(Callback):
         def on_train_batch_start(self, trainer, plan, *_):
             seen.append((plan.round, plan.progress))
 
-    train(callbacks=[Watch()])
+        def on_train_batch_end(self, trainer, plan, *_):
+            weights.append(plan.kl_weight.item() / plan.recipe.kl_weight)
+
+    train(callbacks=[Watch()], recipe={"kl_warm_up": 0.5})
 
     assert [number for number, _ in seen] == [0] * 6 + [1] * 6 + [2] * 6
     assert [share for _, share in seen] == pytest.approx([step / 6 for step in range(6)] * 3)
+    assert weights == pytest.approx([0, 1 / 3, 2 / 3, *[1] * 15])
 
 
 def train_on(model, **options):
