@@ -97,12 +97,11 @@ from ._registration import (
 from ._streaming import SUFFIXES, check_goal, check_rank, write_stream
 from ._training import (
     check_watched,
-    has_diverged,
     make_checkpoint_folder,
     other_ends,
     plan_jobs,
     record_end,
-    restored_if,
+    restored_unless,
     run_plan,
     split_cells,
     suggests_training_arguments,
@@ -447,13 +446,13 @@ class DiffusionModel(BaseModelClass):
         SCLDM has the stages ``"autoencoder"`` and ``"prior"``. It adds ``"transport"`` if ``setup_anndata`` was given
         ``control_values`` and some perturbed cells have controls with the same values of the other keys. SCRDIT and
         WBDIT have one stage, ``"diffusion"``. Afterwards ``trained_stages_`` lists the trained stages, ``history``
-        holds the losses of each epoch, ``recipes_`` the training options of each stage and ``scvi.settings.seed``
-        (None if there was none), with the transport's control values and match keys, and ``trainer`` is the trainer of
-        the last stage.
+        holds the losses of each epoch of a stage's last training, ``recipes_`` the training options of each stage and
+        ``scvi.settings.seed`` (None if there was none), with the transport's control values and match keys, and
+        ``trainer`` is the trainer of the last stage.
 
         Press Ctrl-C to stop after the current step and keep the weights (in a later round, those of the best one);
-        press it again to abort. ``cut_short_`` lists the stages that were stopped or far too short, also in a saved
-        model.
+        press it again to abort. After an error or an abort, the model is as it was before the stage. ``cut_short_``
+        lists the stages that were stopped or far too short, also in a saved model.
 
         Each stage, and each round of the autoencoder, shows a progress bar, or in a log file a line now and then. At
         the end, two sentences say how the validation loss went and what to do next. ``enable_progress_bar=False``
@@ -544,7 +543,7 @@ class DiffusionModel(BaseModelClass):
         respect_thread_limit()
         early_stopping = trainer_kwargs.pop("early_stopping", False)
         first_step, results = FirstStep(), list[StageResult]()
-        with restored_if(self, lambda error: not (first_step.is_taken and (results or not has_diverged(error)))):
+        with restored_unless(self, lambda: first_step.is_taken and results):
             deadline = deadline_after(trainer_kwargs.pop("max_time", None))
             check_trainer_options(**trainer_kwargs)
             self._take_cells(datamodule)
@@ -572,7 +571,7 @@ class DiffusionModel(BaseModelClass):
                 options |= {"max_epochs": job.n_epochs, "checkpoint_dir": folder, "deadline": deadline}
                 options["must_beat_former"] = not job.is_new and job.name not in self.cut_short_
                 train_stage = getattr(self, f"_train_{job.name}")
-                with restored_if(self, has_diverged) if results else nullcontext():  # else the copy above serves
+                with restored_unless(self, lambda: False) if results else nullcontext():  # else the copy above serves
                     results.append(train_stage(job.recipe, partial(run_plan, self, first_step, **options), **of_stage))
                 record_end(self, job, results[-1])
                 if results[-1].stopped_by:

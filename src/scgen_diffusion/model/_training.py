@@ -316,19 +316,14 @@ def split_cells(
 # --- running a stage --------------------------------------------------------------------------------------------------
 
 
-def has_diverged(error: BaseException) -> bool:
-    """Return whether an error says that the loss or weights of a stage are not finite."""
-    return isinstance(error, FloatingPointError)
-
-
 @contextmanager
-def restored_if(model: DiffusionModel, is_lost: Callable[[BaseException], bool]) -> Iterator[None]:
-    """Keep the model as it was, with its cells, if the body raises an error by which training is lost."""
+def restored_unless(model: DiffusionModel, is_kept: Callable[[], object]) -> Iterator[None]:
+    """Return the model to what it was, with its cells, if the body raises an error and its work is not to be kept."""
     attributes = {**model.__dict__, "module": deepcopy(model.module)}
     try:
         yield
-    except BaseException as error:
-        if is_lost(error):
+    except BaseException:
+        if not is_kept():
             model.__dict__.clear()
             model.__dict__.update(attributes)
         raise
