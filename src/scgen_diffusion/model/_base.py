@@ -1227,6 +1227,13 @@ class DiffusionModel(BaseModelClass):
             check_natural_logarithms(cells.uns.get("log1p"), where)
         return values.copy() if cells.is_view else values
 
+    def _check_loadable(self) -> None:
+        """Raise if `load` would refuse the model's cells, which may have changed since they were set up."""
+        self._check_same_features(self.adata)
+        check_conditions(self.adata, *names_and_arrays(self._condition_keys))
+        encode_conditions(self.adata, self._condition_keys)
+        self._check_own_values()
+
     def _check_own_values(self) -> None:
         """Raise unless the model's cells have values of the registered kind."""
         where = check_layer(self.adata, layer := self.registry_["setup_args"]["layer"])
@@ -1381,7 +1388,14 @@ class DiffusionModel(BaseModelClass):
         _, _, device = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
         cells = find_cells(adata, path.parent, path.name.removesuffix(MODEL_FILE))
         if cells is not None:
-            cls._register_like(cells, saved.registry, saved.attributes["var_"].index)
+            try:
+                cls._register_like(cells, saved.registry, saved.attributes["var_"].index)
+            except (KeyError, ValueError) as error:
+                if adata is None:
+                    error.args = (
+                        f"{error.args[0]} These cells were saved with the model; `adata=False` ignores them.",
+                    )
+                raise
         model = cls(cells, registry=saved.registry, **saved.options)
         with name_damaged_file(path):
             for name, value in saved.attributes.items():

@@ -204,11 +204,11 @@ def check_can_save(model: DiffusionModel, folder: Path, prefix: str, *, overwrit
     if with_cells:
         check_cells_writable(model.adata)
         try:
-            model._check_own_values()
+            model._check_loadable()
         except (KeyError, ValueError) as error:
             msg = (
-                f"`save_anndata` is True, but `load` would refuse these cells: {error.args[0]} Put the values back "
-                "that were there when the cells were set up, or leave `save_anndata` out."
+                f"`save_anndata` is True, but `load` would refuse these cells: {error.args[0]} Undo what was "
+                "changed since the cells were set up, or leave `save_anndata` out."
             )
             raise ValueError(msg) from error
     cells = [f"{prefix}{name}" for name in (ADATA_FILE, MUDATA_FILE)]
