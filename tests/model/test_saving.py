@@ -533,7 +533,7 @@ def test_code_in_a_file_is_refused_and_never_runs(tmp_path, save, wrap):
     canary = tmp_path / "canary"
     save(wrap(Canary(canary)), tmp_path / "model.pt")
 
-    with pytest.raises(ValueError, match="could execute code"):
+    with pytest.raises(ValueError, match=r"could execute code; it was not loaded\. It may be a model of scvi-tools"):
         SCLDM.load(tmp_path)
 
     assert not canary.exists()

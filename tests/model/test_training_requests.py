@@ -18,6 +18,7 @@ import scanpy as sc
 import torch
 from lightning.pytorch.callbacks import Callback, Timer
 from mudata import MuData
+from scvi.train import SaveCheckpoint
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT
@@ -149,6 +150,10 @@ MISTAKES = [
     ({"validation_size": 1.0}, ValueError, "cells to train on"),
     ({"train_size": 1.0, "early_stopping": True}, ValueError, "`early_stopping` watches the validation loss"),
     ({"precision": "64-true"}, ValueError, "`precision` '64-true' does not work"),
+    ({"accelerator": "tpu"}, ValueError, "xla"),
+    ({"check_val_every_n_epoch": 0}, ValueError, "`check_val_every_n_epoch` must be a whole number of at least 1"),
+    ({"callbacks": [Timer({"hours": 1})]}, ValueError, "`callbacks` has a Timer.* Give `max_time` instead"),
+    ({"callbacks": [SaveCheckpoint(monitor="loss")]}, ValueError, "has a SaveCheckpoint.* Give `checkpoint_dir`"),
 ]
 
 
@@ -483,11 +488,13 @@ def test_a_training_that_an_option_ends_is_judged_by_the_epochs_it_had(make_mode
     assert model.cut_short_ == {}
 
 
-def test_a_timer_which_would_leave_later_stages_untrained_is_refused(make_model, quick):
-    model = make_model()
-    with pytest.raises(ValueError, match="`callbacks` has a Timer.* Give `max_time` instead"):
-        model.train(callbacks=[Timer(duration={"hours": 1})], **quick)
-    assert model.trained_stages_ == []
+def test_a_deterministic_run_does_not_warn_of_a_default(make_model, quick):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*deterministic")
+        try:
+            make_model().train_autoencoder(1, deterministic=True, **quick)
+        finally:
+            torch.use_deterministic_algorithms(False)
 
 
 class Terminal(io.StringIO):

@@ -650,7 +650,7 @@ class DiffusionModel(BaseModelClass):
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
-        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
+        library_size: LibrarySizeKind | float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         seed: int | None = None,
         show_progress: bool = False,
@@ -752,7 +752,7 @@ class DiffusionModel(BaseModelClass):
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
-        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
+        library_size: LibrarySizeKind | float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         seed: int | None = None,
         show_progress: bool = False,
@@ -903,13 +903,13 @@ class DiffusionModel(BaseModelClass):
         *,
         method: Literal["transport", "inversion"] | None = None,
         residuals: Literal["own", "new"] | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         strength: float = 1.0,
         guidance_scale: GuidanceScale | Guidance = 1.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
-        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
+        library_size: LibrarySizeKind | float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
         sample: bool = True,
         batch_size: int | None = None,
         seed: int | None = None,
@@ -1050,13 +1050,13 @@ class DiffusionModel(BaseModelClass):
         *,
         method: Literal["transport", "inversion"] | None = None,
         residuals: Literal["own", "new"] | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         strength: float = 1.0,
         guidance_scale: GuidanceScale | Guidance = 1.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
-        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
+        library_size: LibrarySizeKind | float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
         sample: bool = True,
         batch_size: int | None = None,
         seed: int | None = None,
@@ -1314,8 +1314,8 @@ class DiffusionModel(BaseModelClass):
             there are ``anndata_write_kwargs``.
         ValueError
             If the folder exists and ``overwrite`` is False or it holds cells of these names without a model, or
-            ``save_anndata`` is True and there are no cells in memory, or their values have changed, as normalising in
-            place does.
+            ``save_anndata`` is True and there are no cells in memory, or their genes, labels or values have changed
+            since they were set up.
         OSError
             If ``dir_path`` is a file, or the files cannot be written. Files from before stay as they were.
         """
@@ -1335,6 +1335,7 @@ class DiffusionModel(BaseModelClass):
         write_together(folder, writers, removed=replaced)
 
     @classmethod
+    @suggests_arguments
     def load(
         cls,
         dir_path: str | os.PathLike[str],
@@ -1582,6 +1583,7 @@ class DiffusionModel(BaseModelClass):
         return model
 
     @classmethod
+    @suggests_arguments
     def prepare_query_anndata(cls, adata: AnnData, reference_model: Self | str | os.PathLike[str]) -> AnnData:
         """Give new cells the genes of a model, for :meth:`load_query_data`.
 
