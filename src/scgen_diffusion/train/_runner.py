@@ -237,13 +237,9 @@ def check_trainer_options(
     if not isinstance(callbacks, list | tuple) or any(not isinstance(callback, Callback) for callback in callbacks):
         msg = f"`callbacks` must be a list of Lightning's callbacks, but found {callbacks!r}."
         raise TypeError(msg)
-    refused = {
-        Timer: "all stages would share. Give `max_time`",
-        SaveCheckpoint: "needs scvi-tools' trainer. Give `checkpoint_dir`",
-    }
-    for kind, why in refused.items():
+    for kind, instead in {Timer: "max_time", SaveCheckpoint: "checkpoint_dir"}.items():
         if any(isinstance(callback, kind) for callback in callbacks):
-            msg = f"`callbacks` has a {kind.__name__}, which {why} instead."
+            msg = f"`callbacks` has a {kind.__name__}, which does not work with stages. Give `{instead}` instead."
             raise ValueError(msg)
     accelerator, devices, _ = parse_device_args(accelerator, devices, return_device="torch")
     own = inspect.signature(run_stage).parameters
