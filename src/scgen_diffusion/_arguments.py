@@ -88,6 +88,8 @@ OTHER_NAMES = {  # of arguments in other packages
     **dict.fromkeys(("real", "adata_real", "reference"), "real_test"),
     **dict.fromkeys(("generated", "predicted", "adata_pred"), "synthetic"),
     "unfrozen": "trainable",
+    "mdata": "adata",
+    "use_gpu": "accelerator",
 }
 
 

@@ -41,7 +41,7 @@ def refusing_as_value_error() -> Iterator[None]:
 
     try:
         yield
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
         raise ValueError(str(error)) from error
 
 

@@ -49,6 +49,21 @@ def test_scldm_says_what_to_call_instead(trained, name):
         getattr(trained, name)()
 
 
+@pytest.mark.parametrize(
+    ("name", "argument", "advice"),
+    [
+        ("get_normalized_expression", "transform_batch", "Known, closest first: 'batch_size'"),
+        ("get_latent_representation", "mc_samples", "Known, closest first: "),
+        ("prepare_query_anndata", "inplace", "Known, closest first: "),
+        ("load", "mdata", "Use `adata`"),
+        ("load", "use_gpu", "Use `accelerator`"),
+    ],
+)
+def test_an_argument_of_scvi_tools_is_answered_with_those_there_are(name, argument, advice):
+    with pytest.raises(TypeError, match=f"`{name}` has no argument '{argument}'. {advice}"):
+        getattr(SCLDM, name)(**{argument: None})
+
+
 def test_what_is_not_there_is_not_listed(trained, trained_gene_space):
     assert not hasattr(trained_gene_space, "posterior_predictive_sample")
     assert "get_elbo" not in dir(trained_gene_space)

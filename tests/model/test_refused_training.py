@@ -1,4 +1,4 @@
-"""Training that is refused before its first step changes nothing, and what it reports is what it did."""
+"""Training that is refused or fails changes nothing, and what it reports is what it did."""
 
 from __future__ import annotations
 
@@ -76,14 +76,18 @@ def test_refused_cells_leave_library_sizes_and_combinations(own, make_cells, for
     assert np.array_equal(cells_of(own), before)
 
 
-def test_an_error_after_steps_keeps_what_was_trained_so_far(own):
+@pytest.mark.parametrize("error", [OSError("the disk is full"), KeyboardInterrupt()])
+def test_after_an_error_in_the_first_stage_a_trained_model_is_as_before(make_trained, either_class, error):
     class Fail(Callback):
-        def on_train_epoch_end(self, *_):
-            raise OSError("the disk is full")
+        def on_train_batch_end(self, *_):
+            raise error
 
-    with pytest.raises(OSError, match="the disk is full"):
-        own.train_autoencoder(2, callbacks=[Fail()], **QUICK)
-    assert own.trained_stages_ == ["autoencoder"]  # the prior is of the old latents
+    model = make_trained(cls=either_class)
+    before, shown = cells_of(model), str(model)
+    with pytest.raises((type(error), SystemExit)):
+        model.train(2, callbacks=[Fail()], **QUICK)
+    assert str(model) == shown
+    assert np.array_equal(cells_of(model), before)
 
 
 def test_training_only_the_transport_leaves_what_can_be_generated(make_trained, make_cells):

@@ -387,14 +387,26 @@ def test_a_column_that_cannot_be_saved_is_named_before_anything_is_written(
     assert anndata.read_h5ad(tmp_path / "m" / "adata.h5ad").obs["site"].isna().sum() == 48
 
 
-def test_cells_that_were_normalised_in_place_are_not_saved(make_model, make_cells, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda cells: setattr(cells, "X", cells.X / 2), "not whole numbers"),
+        (lambda cells: cells.obs.pop("cell_type"), "key 'cell_type' is not a column"),
+        (lambda cells: setattr(cells.obs, "cell_type", cells.obs["cell_type"].cat.rename_categories(str.upper)), "NK"),
+        (lambda cells: cells._inplace_subset_var(cells.var_names != "gene_3"), "1 .'gene_3'. missing"),
+    ],
+)
+def test_cells_that_were_changed_in_place_are_not_saved(make_model, make_cells, tmp_path, change, message):
     model = make_model(cells := make_cells())
-    cells.X = cells.X / 2
+    change(cells)
 
-    with pytest.raises(ValueError, match=r"`load` would refuse these cells: .* not whole numbers .*`save_anndata` out"):
+    with pytest.raises(ValueError, match=rf"`load` would refuse these cells: .*{message}.*`save_anndata` out"):
         model.save(tmp_path / "m", save_anndata=True)
     assert list(tmp_path.iterdir()) == []
     model.save(tmp_path / "m")
+    cells.write_h5ad(tmp_path / "m" / "adata.h5ad")
+    with pytest.raises((KeyError, ValueError), match=rf"{message}.*`adata=False`"):
+        SCLDM.load(tmp_path / "m")
 
 
 def test_a_column_of_genes_that_cannot_be_saved_is_named(make_model, make_cells, tmp_path):
@@ -521,7 +533,7 @@ def test_code_in_a_file_is_refused_and_never_runs(tmp_path, save, wrap):
     canary = tmp_path / "canary"
     save(wrap(Canary(canary)), tmp_path / "model.pt")
 
-    with pytest.raises(ValueError, match="could execute code"):
+    with pytest.raises(ValueError, match=r"could execute code; it was not loaded\. It may be a model of scvi-tools"):
         SCLDM.load(tmp_path)
 
     assert not canary.exists()

@@ -18,6 +18,7 @@ import scanpy as sc
 import torch
 from lightning.pytorch.callbacks import Callback, Timer
 from mudata import MuData
+from scvi.train import SaveCheckpoint
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT
@@ -120,7 +121,14 @@ MISTAKES = [
     ({"use_gpu": True}, TypeError, "Use `accelerator`"),
     ({"lr": 1e-3}, TypeError, "plan_kwargs={'learning_rate': ...}"),
     ({"weight_decay": 0.1}, TypeError, "plan_kwargs={'weight_decay': ...}"),
-    ({"gradient_clip_val": 1.0}, TypeError, "gradient_clip_val"),
+    ({"gradient_clip_val": 1.0}, TypeError, "plan_kwargs={'gradient_clip': ...}"),
+    ({"drop_probability": 0.1}, TypeError, "plan_kwargs={'<stage>': {'drop_probability': ...}}"),
+    ({"n_epochs_kl_warmup": 1}, TypeError, "plan_kwargs={'<stage>': {'kl_warm_up': ...}}"),
+    ({"enable_checkpointing": True}, TypeError, "Use `checkpoint_dir`"),
+    ({"early_stopping_monitor": "loss"}, TypeError, "watches each stage's validation loss"),
+    ({"simple_progress_bar": True}, TypeError, "Leave it out"),
+    ({"datasplitter_kwargs": {"external_indexing": []}}, TypeError, "to hold out cells, leave them out of `adata`"),
+    ({"plan_kwargs": {"compile": True}}, TypeError, "Give `compile` to `train`"),
     ({"overfit_batches": 1}, TypeError, "'overfit_batches'.*use `limit_train_batches`"),
     ({"plan_kwargs": {"lr": 1e-3}}, TypeError, "Did you mean 'learning_rate'"),
     ({"plan_kwargs": {"learning_rate": "high"}}, TypeError, "'learning_rate' must be a number, but found 'high'"),
@@ -142,6 +150,10 @@ MISTAKES = [
     ({"validation_size": 1.0}, ValueError, "cells to train on"),
     ({"train_size": 1.0, "early_stopping": True}, ValueError, "`early_stopping` watches the validation loss"),
     ({"precision": "64-true"}, ValueError, "`precision` '64-true' does not work"),
+    ({"accelerator": "tpu"}, ValueError, "xla"),
+    ({"check_val_every_n_epoch": 0}, ValueError, "`check_val_every_n_epoch` must be a whole number of at least 1"),
+    ({"callbacks": [Timer({"hours": 1})]}, ValueError, "`callbacks` has a Timer.* Give `max_time` instead"),
+    ({"callbacks": [SaveCheckpoint(monitor="loss")]}, ValueError, "has a SaveCheckpoint.* Give `checkpoint_dir`"),
 ]
 
 
@@ -476,11 +488,13 @@ def test_a_training_that_an_option_ends_is_judged_by_the_epochs_it_had(make_mode
     assert model.cut_short_ == {}
 
 
-def test_a_timer_which_would_leave_later_stages_untrained_is_refused(make_model, quick):
-    model = make_model()
-    with pytest.raises(ValueError, match="`callbacks` has a Timer.* Give `max_time` instead"):
-        model.train(callbacks=[Timer(duration={"hours": 1})], **quick)
-    assert model.trained_stages_ == []
+def test_a_deterministic_run_does_not_warn_of_a_default(make_model, quick):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*deterministic")
+        try:
+            make_model().train_autoencoder(1, deterministic=True, **quick)
+        finally:
+            torch.use_deterministic_algorithms(False)
 
 
 class Terminal(io.StringIO):

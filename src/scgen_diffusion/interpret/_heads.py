@@ -60,7 +60,7 @@ def head_names(network: GeneDiT) -> list[str]:
 def head_loadings(
     model: WBDIT,
     adata: AnnData | None = None,
-    indices: Sequence[int] | None = None,
+    indices: Sequence[int] | np.ndarray | None = None,
     *,
     time: float | None = None,
     tokens: Tokens | None = None,
@@ -175,7 +175,7 @@ def head_loadings(
 def head_effects(
     model: WBDIT,
     adata: AnnData | None = None,
-    indices: Sequence[int] | None = None,
+    indices: Sequence[int] | np.ndarray | None = None,
     *,
     time: float | None = None,
     groupby: str | None = None,

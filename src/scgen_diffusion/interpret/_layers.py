@@ -27,6 +27,7 @@ from ._heads import head_name
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from anndata import AnnData
     from torch import Tensor
 
@@ -47,7 +48,7 @@ class Label(NamedTuple):
 def layer_statistics(
     model: WBDIT,
     adata: AnnData | None = None,
-    indices: Sequence[int] | None = None,
+    indices: Sequence[int] | np.ndarray | None = None,
     *,
     times: Sequence[float] | float | None = None,
     groupby: str | None = None,
@@ -169,7 +170,7 @@ def table_of(averages: Averages, labels: Sequence[Label], moment: Moment) -> pd.
 def head_coding_rates(
     model: WBDIT,
     adata: AnnData | None = None,
-    indices: Sequence[int] | None = None,
+    indices: Sequence[int] | np.ndarray | None = None,
     *,
     time: float | None = None,
     conditional: bool = True,

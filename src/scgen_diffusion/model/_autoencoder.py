@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS, settings
 
-from scgen_diffusion._arguments import check_count, is_number, known_names
+from scgen_diffusion._arguments import check_count, is_number, known_names, suggests_arguments
 from scgen_diffusion.data import (
     CellFiles,
     check_rows,
@@ -37,11 +37,12 @@ class AutoencoderModel(DiffusionModel):
 
     trained_stages_: list[str]
 
+    @suggests_arguments
     @torch.inference_mode()
     def get_latent_representation(
         self,
         adata: AnnData | CellFiles | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         *,
         give_mean: bool = True,
         return_dist: bool = False,
@@ -97,7 +98,7 @@ class AutoencoderModel(DiffusionModel):
     def get_elbo(
         self,
         adata: AnnData | CellFiles | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         *,
         return_mean: bool = True,
         batch_size: int | None = None,
@@ -152,7 +153,7 @@ class AutoencoderModel(DiffusionModel):
     def get_reconstruction_error(
         self,
         adata: AnnData | CellFiles | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         *,
         return_mean: bool = True,
         batch_size: int | None = None,
@@ -186,7 +187,7 @@ class AutoencoderModel(DiffusionModel):
     def get_reconstruction(
         self,
         adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         *,
         sample: bool = True,
         batch_size: int | None = None,
@@ -229,11 +230,12 @@ class AutoencoderModel(DiffusionModel):
         provenance = {"model": type(self).__name__, "reconstruction": "sampled" if sample else "mean", "seed": seed}
         return self._assemble(stacked, obs.copy(), provenance, is_log1p=self._outputs[0] == "log1p")
 
+    @suggests_arguments
     @torch.inference_mode()
     def get_normalized_expression(
         self,
         adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         *,
         gene_list: Sequence[str] | None = None,
         library_size: float | Literal["latent"] = 1,
@@ -312,7 +314,7 @@ class AutoencoderModel(DiffusionModel):
     def posterior_predictive_sample(
         self,
         adata: AnnData | CellFiles | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         *,
         n_samples: int = 1,
         gene_list: Sequence[str] | None = None,
@@ -321,9 +323,9 @@ class AutoencoderModel(DiffusionModel):
     ) -> GCXS:
         r"""Sample counts of given cells, as scvi-tools does.
 
-        :class:`scvi.criticism.PosteriorPredictiveCheck` uses this method. Each sample draws a latent from the cell's
-        posterior, and counts from the likelihood at the cell's own total. The first sample equals
-        :meth:`get_reconstruction` with the same seed.
+        :class:`scvi.criticism.PosteriorPredictiveCheck` uses this method (give it dense or integer counts). Each sample
+        draws a latent from the cell's posterior, and counts from the likelihood at the cell's own total. The first
+        sample equals :meth:`get_reconstruction` with the same seed.
 
         Parameters
         ----------
@@ -360,7 +362,7 @@ class AutoencoderModel(DiffusionModel):
     def _losses(
         self,
         adata: AnnData | CellFiles | None,
-        indices: Sequence[int] | None,
+        indices: Sequence[int] | np.ndarray | None,
         batch_size: int | None,
         seed: int | None,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -378,13 +380,13 @@ class AutoencoderModel(DiffusionModel):
         return Generators(seed, rows.tolist(), self.device).normal(*self.module.latent_shape)
 
     def _expression(
-        self, adata: AnnData | CellFiles | None, indices: Sequence[int] | None, batch_size: int | None
+        self, adata: AnnData | CellFiles | None, indices: Sequence[int] | np.ndarray | None, batch_size: int | None
     ) -> Iterator[tuple[Tensor, np.ndarray]]:
         """Yield expression on the model's device, and the cells' row numbers."""
         return ((tensors[REGISTRY_KEYS.X_KEY], rows) for tensors, rows in self._batches(adata, indices, batch_size))
 
     def _batches(
-        self, adata: AnnData | CellFiles | None, indices: Sequence[int] | None, batch_size: int | None
+        self, adata: AnnData | CellFiles | None, indices: Sequence[int] | np.ndarray | None, batch_size: int | None
     ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
         """Yield the tensors of cells, on the model's device, with their row numbers. Those in memory need no labels."""
         self._check_can_read_cells()
@@ -419,7 +421,7 @@ class AutoencoderModel(DiffusionModel):
         decode: Callable[[Tensor, Tensor], Sequence[Tensor]],
         panels: Sequence[pd.Index],
         adata: AnnData | CellFiles | None,
-        indices: Sequence[int] | None,
+        indices: Sequence[int] | np.ndarray | None,
         *,
         n_samples: int,
         return_mean: bool,
@@ -468,7 +470,7 @@ class AutoencoderModel(DiffusionModel):
         self,
         panels: Sequence[np.ndarray],
         adata: AnnData | CellFiles | None,
-        indices: Sequence[int] | None,
+        indices: Sequence[int] | np.ndarray | None,
         n_samples: int,
         batch_size: int | None,
         seed: int | None,

@@ -97,12 +97,11 @@ from ._registration import (
 from ._streaming import SUFFIXES, check_goal, check_rank, write_stream
 from ._training import (
     check_watched,
-    has_diverged,
     make_checkpoint_folder,
     other_ends,
     plan_jobs,
     record_end,
-    restored_if,
+    restored_unless,
     run_plan,
     split_cells,
     suggests_training_arguments,
@@ -447,13 +446,13 @@ class DiffusionModel(BaseModelClass):
         SCLDM has the stages ``"autoencoder"`` and ``"prior"``. It adds ``"transport"`` if ``setup_anndata`` was given
         ``control_values`` and some perturbed cells have controls with the same values of the other keys. SCRDIT and
         WBDIT have one stage, ``"diffusion"``. Afterwards ``trained_stages_`` lists the trained stages, ``history``
-        holds the losses of each epoch, ``recipes_`` the training options of each stage and ``scvi.settings.seed``
-        (None if there was none), with the transport's control values and match keys, and ``trainer`` is the trainer of
-        the last stage.
+        holds the losses of each epoch of a stage's last training, ``recipes_`` the training options of each stage and
+        ``scvi.settings.seed`` (None if there was none), with the transport's control values and match keys, and
+        ``trainer`` is the trainer of the last stage.
 
         Press Ctrl-C to stop after the current step and keep the weights (in a later round, those of the best one);
-        press it again to abort. ``cut_short_`` lists the stages that were stopped or far too short, also in a saved
-        model.
+        press it again to abort. After an error or an abort, the model is as it was before the stage. ``cut_short_``
+        lists the stages that were stopped or far too short, also in a saved model.
 
         Each stage, and each round of the autoencoder, shows a progress bar, or in a log file a line now and then. At
         the end, two sentences say how the validation loss went and what to do next. ``enable_progress_bar=False``
@@ -544,7 +543,7 @@ class DiffusionModel(BaseModelClass):
         respect_thread_limit()
         early_stopping = trainer_kwargs.pop("early_stopping", False)
         first_step, results = FirstStep(), list[StageResult]()
-        with restored_if(self, lambda error: not (first_step.is_taken and (results or not has_diverged(error)))):
+        with restored_unless(self, lambda: first_step.is_taken and results):
             deadline = deadline_after(trainer_kwargs.pop("max_time", None))
             check_trainer_options(**trainer_kwargs)
             self._take_cells(datamodule)
@@ -572,7 +571,7 @@ class DiffusionModel(BaseModelClass):
                 options |= {"max_epochs": job.n_epochs, "checkpoint_dir": folder, "deadline": deadline}
                 options["must_beat_former"] = not job.is_new and job.name not in self.cut_short_
                 train_stage = getattr(self, f"_train_{job.name}")
-                with restored_if(self, has_diverged) if results else nullcontext():  # else the copy above serves
+                with restored_unless(self, lambda: False) if results else nullcontext():  # else the copy above serves
                     results.append(train_stage(job.recipe, partial(run_plan, self, first_step, **options), **of_stage))
                 record_end(self, job, results[-1])
                 if results[-1].stopped_by:
@@ -651,7 +650,7 @@ class DiffusionModel(BaseModelClass):
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
-        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
+        library_size: LibrarySizeKind | float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         seed: int | None = None,
         show_progress: bool = False,
@@ -753,7 +752,7 @@ class DiffusionModel(BaseModelClass):
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
-        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
+        library_size: LibrarySizeKind | float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         seed: int | None = None,
         show_progress: bool = False,
@@ -904,13 +903,13 @@ class DiffusionModel(BaseModelClass):
         *,
         method: Literal["transport", "inversion"] | None = None,
         residuals: Literal["own", "new"] | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         strength: float = 1.0,
         guidance_scale: GuidanceScale | Guidance = 1.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
-        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
+        library_size: LibrarySizeKind | float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
         sample: bool = True,
         batch_size: int | None = None,
         seed: int | None = None,
@@ -1051,13 +1050,13 @@ class DiffusionModel(BaseModelClass):
         *,
         method: Literal["transport", "inversion"] | None = None,
         residuals: Literal["own", "new"] | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         strength: float = 1.0,
         guidance_scale: GuidanceScale | Guidance = 1.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
-        library_size: LibrarySizeKind | float | Sequence[float] | None = None,
+        library_size: LibrarySizeKind | float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
         sample: bool = True,
         batch_size: int | None = None,
         seed: int | None = None,
@@ -1228,6 +1227,13 @@ class DiffusionModel(BaseModelClass):
             check_natural_logarithms(cells.uns.get("log1p"), where)
         return values.copy() if cells.is_view else values
 
+    def _check_loadable(self) -> None:
+        """Raise if `load` would refuse the model's cells, which may have changed since they were set up."""
+        self._check_same_features(self.adata)
+        check_conditions(self.adata, *names_and_arrays(self._condition_keys))
+        encode_conditions(self.adata, self._condition_keys)
+        self._check_own_values()
+
     def _check_own_values(self) -> None:
         """Raise unless the model's cells have values of the registered kind."""
         where = check_layer(self.adata, layer := self.registry_["setup_args"]["layer"])
@@ -1308,8 +1314,8 @@ class DiffusionModel(BaseModelClass):
             there are ``anndata_write_kwargs``.
         ValueError
             If the folder exists and ``overwrite`` is False or it holds cells of these names without a model, or
-            ``save_anndata`` is True and there are no cells in memory, or their values have changed, as normalising in
-            place does.
+            ``save_anndata`` is True and there are no cells in memory, or their genes, labels or values have changed
+            since they were set up.
         OSError
             If ``dir_path`` is a file, or the files cannot be written. Files from before stay as they were.
         """
@@ -1329,6 +1335,7 @@ class DiffusionModel(BaseModelClass):
         write_together(folder, writers, removed=replaced)
 
     @classmethod
+    @suggests_arguments
     def load(
         cls,
         dir_path: str | os.PathLike[str],
@@ -1382,7 +1389,14 @@ class DiffusionModel(BaseModelClass):
         _, _, device = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
         cells = find_cells(adata, path.parent, path.name.removesuffix(MODEL_FILE))
         if cells is not None:
-            cls._register_like(cells, saved.registry, saved.attributes["var_"].index)
+            try:
+                cls._register_like(cells, saved.registry, saved.attributes["var_"].index)
+            except (KeyError, ValueError) as error:
+                if adata is None:
+                    error.args = (
+                        f"{error.args[0]} These cells were saved with the model; `adata=False` ignores them.",
+                    )
+                raise
         model = cls(cells, registry=saved.registry, **saved.options)
         with name_damaged_file(path):
             for name, value in saved.attributes.items():
@@ -1569,6 +1583,7 @@ class DiffusionModel(BaseModelClass):
         return model
 
     @classmethod
+    @suggests_arguments
     def prepare_query_anndata(cls, adata: AnnData, reference_model: Self | str | os.PathLike[str]) -> AnnData:
         """Give new cells the genes of a model, for :meth:`load_query_data`.
 

@@ -159,7 +159,7 @@ class Prediction:
         *,
         method: str | None,
         residuals: str | None,
-        indices: Sequence[int] | None,
+        indices: Sequence[int] | np.ndarray | None,
         strength: float,
         guidance_scale: GuidanceScale | Guidance,
         sampler: str | Sampler | None,

@@ -124,7 +124,7 @@ def read_model_file(path: Path) -> ModelFile:
     if not path.is_file():
         msg = f"There is no saved model at {path.absolute().parent}: {path.name} is missing."
         raise FileNotFoundError(msg)
-    content = load_plain(path, "model file")
+    content = load_plain(path, "model file", "It may be a model of scvi-tools or of another package.")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         msg = f"{path} was not written by scgen-diffusion (format {FORMAT!r})."
         raise ValueError(msg)
@@ -152,7 +152,7 @@ def init_options(init_params: Mapping[str, Any]) -> dict[str, Any]:
     return {**init_params["non_kwargs"], **{name: value for group in grouped for name, value in group.items()}}
 
 
-def load_plain(path: Path, what: str, advice: str = "") -> Any:
+def load_plain(path: Path, what: str, advice: str) -> Any:
     """Read what torch saved, as long as it is plain values and tensors.
 
     Raises
@@ -162,12 +162,12 @@ def load_plain(path: Path, what: str, advice: str = "") -> Any:
     """
     try:
         return read_torch(path)
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError:
         msg = (
             f"{path} is damaged, not a {what}, or holds Python objects, which could execute code; it was not loaded. "
-            f"{advice}({error})"
+            f"{advice}"
         )
-        raise ValueError(msg) from error
+        raise ValueError(msg) from None  # torch would advise to execute the code
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         msg = f"{path} is damaged or not a {what}, so save or copy it again: {reason}"
@@ -204,11 +204,11 @@ def check_can_save(model: DiffusionModel, folder: Path, prefix: str, *, overwrit
     if with_cells:
         check_cells_writable(model.adata)
         try:
-            model._check_own_values()
+            model._check_loadable()
         except (KeyError, ValueError) as error:
             msg = (
-                f"`save_anndata` is True, but `load` would refuse these cells: {error.args[0]} Put the values back "
-                "that were there when the cells were set up, or leave `save_anndata` out."
+                f"`save_anndata` is True, but `load` would refuse these cells: {error.args[0]} Undo what was "
+                "changed since the cells were set up, or leave `save_anndata` out."
             )
             raise ValueError(msg) from error
     cells = [f"{prefix}{name}" for name in (ADATA_FILE, MUDATA_FILE)]

@@ -11,7 +11,7 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
 
-from scgen_diffusion._arguments import known_names, warn_user
+from scgen_diffusion._arguments import known_names, suggests_arguments, warn_user
 from scgen_diffusion._compat import was_set_up_last
 from scgen_diffusion.data import (
     JOINED,
@@ -205,11 +205,12 @@ class MULTISCLDM(SCLDM):
         )
         raise NotImplementedError(msg)
 
+    @suggests_arguments
     @torch.inference_mode()
     def get_normalized_expression(
         self,
         adata: MuData | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         *,
         modality: str | None = None,
         gene_list: Sequence[str] | None = None,
@@ -303,7 +304,7 @@ class MULTISCLDM(SCLDM):
     def posterior_predictive_sample(
         self,
         adata: MuData | MuDataFiles | None = None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         *,
         modality: str | None = None,
         n_samples: int = 1,

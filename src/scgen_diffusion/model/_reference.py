@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ModelT = TypeVar("ModelT", bound="SCLDM")
 Weights = dict[str, Tensor]
 
-ADVICE = "Save its state dict alone, for example as .safetensors. "
+ADVICE = "Save its state dict alone, for example as .safetensors."
 
 SELF_ATTENTION = {
     "attn.c_attn.": "attention.project_qkv.",

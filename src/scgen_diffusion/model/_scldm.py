@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
@@ -41,7 +40,7 @@ from ._training import Run, stage_seed, suggests_training_arguments
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from anndata import AnnData
 
@@ -386,7 +385,7 @@ class SCLDM(AutoencoderModel):
             )
             warn_user(msg)
         seed = stage_seed("transport")
-        with self._cache_latents() as cache, self._transport_kept_if_interrupted():
+        with self._cache_latents() as cache:
             if "prior" not in self.trained_stages_:
                 self._fit_to_latents(cache)
             with torch.random.fork_rng(devices=[]):  # a resumed run has drawn fewer global random numbers so far
@@ -403,16 +402,6 @@ class SCLDM(AutoencoderModel):
         self._record_trained(*self.trained_stages_, "transport")
         values = {key.name: key.decode(code[:, own])[0] for key, own in self.conditions.parts if key.name in control}
         return replace(result, arguments={"control_values": values, "match_keys": list(labels)})
-
-    @contextmanager
-    def _transport_kept_if_interrupted(self) -> Iterator[None]:
-        """Keep the former transport, or none, if the body raises: ``generate`` would use one that is half trained."""
-        former = self.module.transport
-        try:
-            yield
-        except BaseException:
-            self.module.transport = None if former is None else former.to(self.device)
-            raise
 
     def _due_stages(self) -> Sequence[str]:
         control = self.registry_["setup_args"]["control_values"]

@@ -39,17 +39,36 @@ MAX_VALIDATION_CELLS = 2000
 SHORTEST = 0.1  # share of the default number of epochs below which there is a warning
 FURTHER_SEEDS = {"prior": 1, "transport": 2}  # added to scvi-tools' seed
 NO_END = {"max_steps": -1, "min_steps": None, "min_epochs": None, "fast_dev_run": False}  # of Lightning's trainer
-LEARNING_RATE = "learning_rate"
+NAMES_IN_PLAN = {
+    "lr": "learning_rate",
+    "gradient_clip_val": "gradient_clip",
+    **dict.fromkeys(("n_epochs_kl_warmup", "n_steps_kl_warmup"), "kl_warm_up"),
+}
+"""Names of scvi-tools and Lightning for options of ``plan_kwargs``."""
+
+
+def _in_plan(option: str) -> str:
+    given = f"{{{option!r}: ...}}"
+    if option not in [field.name for field in fields(Recipe)]:
+        given = f"{{'<stage>': {given}}}"
+    return f"It is an option of the training plan: `plan_kwargs={given}`."
+
+
 OTHER_NAMES = {
+    **{field.name: _in_plan(field.name) for recipe in Recipe.__subclasses__() for field in fields(recipe)},
+    **{name: _in_plan(option) for name, option in NAMES_IN_PLAN.items()},
     **dict.fromkeys(("epochs", "n_epochs", "num_epochs"), "max_epochs"),
     "use_gpu": "accelerator",
-    "n_epochs_kl_warmup": "The share of steps is an option of the plan: `plan_kwargs={'kl_warm_up': ...}`.",
+    "enable_checkpointing": "checkpoint_dir",
     "overfit_batches": "Stages draw their own batches; to see few of them, use `limit_train_batches`.",
-    **{
-        name: f"It is an option of the training plan: `plan_kwargs={{{option!r}: ...}}`."
-        for name, option in {"lr": LEARNING_RATE, **{field.name: field.name for field in fields(Recipe)}}.items()
-        if name not in ("batch_size", "n_epochs")
-    },
+    **dict.fromkeys(
+        ("early_stopping_monitor", "early_stopping_mode"), "`early_stopping` watches each stage's validation loss."
+    ),
+    **dict.fromkeys(("simple_progress_bar", "load_sparse_tensor"), "Leave it out; this package has no counterpart."),
+    **dict.fromkeys(
+        ("datasplitter_kwargs", "external_indexing", "shuffle_set_split"),
+        "The split is random, by `scvi.settings.seed`; to hold out cells, leave them out of `adata`.",
+    ),
 }
 """Names of other packages for the arguments of ``train``, and options that belong in ``plan_kwargs``."""
 P = ParamSpec("P")
@@ -85,7 +104,9 @@ def change_recipe(
     known = [field.name for field in fields(recipe)]
     for name, value in changes.items():
         if name not in known:
-            advice = f"Did you mean {LEARNING_RATE!r}?" if name == "lr" else known_names(name, known)
+            other, advice = NAMES_IN_PLAN.get(name), known_names(name, known)
+            if other in known or name == "compile":
+                advice = f"Did you mean {other!r}?" if other else "Give `compile` to `train`."
             msg = f"`plan_kwargs`: the {stage} has no option {name!r}. {advice}"
             raise TypeError(msg)
         if isinstance(getattr(recipe, name), Real) and not isinstance(value, Real):
@@ -316,19 +337,14 @@ def split_cells(
 # --- running a stage --------------------------------------------------------------------------------------------------
 
 
-def has_diverged(error: BaseException) -> bool:
-    """Return whether an error says that the loss or weights of a stage are not finite."""
-    return isinstance(error, FloatingPointError)
-
-
 @contextmanager
-def restored_if(model: DiffusionModel, is_lost: Callable[[BaseException], bool]) -> Iterator[None]:
-    """Keep the model as it was, with its cells, if the body raises an error by which training is lost."""
+def restored_unless(model: DiffusionModel, is_kept: Callable[[], object]) -> Iterator[None]:
+    """Return the model to what it was, with its cells, if the body raises an error and its work is not to be kept."""
     attributes = {**model.__dict__, "module": deepcopy(model.module)}
     try:
         yield
-    except BaseException as error:
-        if is_lost(error):
+    except BaseException:
+        if not is_kept():
             model.__dict__.clear()
             model.__dict__.update(attributes)
         raise

@@ -19,8 +19,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from scvi.train import SaveCheckpoint
 from tqdm.auto import tqdm
 
+from scgen_diffusion._arguments import check_count
 from scgen_diffusion._compat import parse_device_args, refusing_as_value_error
 from scgen_diffusion._files import explain_failed_write, read_torch, sync
 
@@ -143,7 +145,8 @@ def run_stage(
         callbacks.append(StageCheckpoint(path, max(per_round // N_CHECKPOINTS, 1), checkpoint_minutes))
     if enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks.append(StageProgress())
-    defaults = {"benchmark": True, "num_sanity_val_steps": 0, "enable_model_summary": False, "logger": False}
+    defaults = {"num_sanity_val_steps": 0, "enable_model_summary": False, "logger": False}
+    defaults["benchmark"] = not trainer_kwargs.get("deterministic")
     # all validation cells, before the first epoch
     first = {"num_sanity_val_steps": -1} if plan.must_beat_former else {}
     usual = 1 if early_stopping else max(per_round // N_VALIDATIONS, 1)
@@ -194,7 +197,7 @@ def _check_loss_judges_cells(plan: StagePlan, *, early_stopping: bool) -> None:
 
 def _validation_interval(plan: StagePlan, per_round: int, given: int | None, usual: int) -> int:
     """Return the epochs between validations: those given, or about the usual ones; a round ends with a validation."""
-    every = given or usual
+    every = usual if given is None else check_count("check_val_every_n_epoch", given)
     if plan.recipe.max_rounds == 1 or per_round % every == 0:
         return every
     if given:
@@ -234,9 +237,10 @@ def check_trainer_options(
     if not isinstance(callbacks, list | tuple) or any(not isinstance(callback, Callback) for callback in callbacks):
         msg = f"`callbacks` must be a list of Lightning's callbacks, but found {callbacks!r}."
         raise TypeError(msg)
-    if any(isinstance(callback, Timer) for callback in callbacks):
-        msg = "`callbacks` has a Timer, which all stages would share. Give `max_time` instead."
-        raise ValueError(msg)
+    for kind, instead in {Timer: "max_time", SaveCheckpoint: "checkpoint_dir"}.items():
+        if any(isinstance(callback, kind) for callback in callbacks):
+            msg = f"`callbacks` has a {kind.__name__}, which does not work with stages. Give `{instead}` instead."
+            raise ValueError(msg)
     accelerator, devices, _ = parse_device_args(accelerator, devices, return_device="torch")
     own = inspect.signature(run_stage).parameters
     chosen = {"accelerator": accelerator, "devices": devices, "strategy": deepcopy(strategy)}
