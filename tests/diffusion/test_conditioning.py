@@ -245,8 +245,9 @@ def test_additive_with_scale_zero_for_one_key_is_the_prediction_without_it(n_key
 
 
 @given(n_keys=st.integers(1, 5))
-def test_additive_with_scale_one_everywhere_is_the_conditional_prediction(n_keys):
+def test_additive_with_scale_one_everywhere_is_the_conditional_prediction_and_with_zero_the_unconditional(n_keys):
     assert weights(Additive().terms([1.0] * n_keys)) == {tuple(range(n_keys)): 1.0}
+    assert weights(Additive().terms([0.0] * n_keys)) == {(): 1.0}
 
 
 def test_sums_of_scales_that_are_zero_but_for_rounding_make_no_prediction():

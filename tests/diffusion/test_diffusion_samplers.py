@@ -289,7 +289,7 @@ def test_objects_of_its_own_samplers_only(path):
 @pytest.mark.parametrize(
     ("sampler", "path", "n_steps", "words"),
     [
-        (FLOW_SAMPLERS["euler"], LinearInterpolant(), 0, "`n_steps` must be at least 1, but found 0"),
+        (FLOW_SAMPLERS["euler"], LinearInterpolant(), 0, "`n_steps` must be a whole number of at least 1, but found 0"),
         (DPMSolverSampler(), PATH, 1001, "`n_steps` must be between 1 and the path's 1000"),
     ],
     ids=["no steps", "too many steps"],
@@ -301,7 +301,7 @@ def test_steps_are_checked_without_sampling(sampler, path, n_steps, words):
 
 @pytest.mark.parametrize("sampler", [DDPMSampler(), DDIMSampler(eta=0.1)])
 def test_stochastic_samplers_refuse_to_go_without_generators(sampler):
-    with pytest.raises(ValueError, match=rf"`generators` must be given, because {type(sampler).__name__} draws noise"):
+    with pytest.raises(ValueError, match=rf"`generators` must be given, because {type(sampler).__name__} draws"):
         sampler(build_denoiser(), start(), n_steps=2)
 
 

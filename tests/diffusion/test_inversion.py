@@ -141,7 +141,7 @@ def test_strengths_beyond_the_path_are_refused(inversion, strength):
 def test_a_step_is_needed(inversion):
     denoiser, x = denoiser_of(OWN, STD), normal_data()
 
-    with pytest.raises(ValueError, match="`n_steps` must be at least 1"):
+    with pytest.raises(ValueError, match="`n_steps` must be a whole number of at least 1"):
         inversion(denoiser, denoiser, x, n_steps=0, generators=generators())
 
 

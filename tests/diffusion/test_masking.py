@@ -154,14 +154,14 @@ def test_the_path_has_its_own_sampler():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: UnmaskingSampler()(always(SHARES), all_masked(2, 9)), "must be one per sample.*but found none"),
+        (lambda: UnmaskingSampler()(always(SHARES), all_masked(2, 9)), "`generators` must be given"),
         (
             lambda: UnmaskingSampler()(always(SHARES), all_masked(2, 9), generators=generators(3)),
             "but found 3 for 2 samples",
         ),
         (
             lambda: UnmaskingSampler()(always(SHARES), all_masked(2, 9), n_steps=0, generators=generators(2)),
-            "`n_steps` must be at least 1, but found 0",
+            "`n_steps` must be a whole number of at least 1, but found 0",
         ),
         (
             lambda: UnmaskingSampler()(

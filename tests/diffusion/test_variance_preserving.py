@@ -126,7 +126,7 @@ def test_a_path_that_was_used_in_inference_mode_can_be_trained_on():
     ("options", "message"),
     [
         ({"schedule": "sigmoid"}, r"`schedule` must be one of \('linear', 'cosine'\), but found 'sigmoid'"),
-        ({"n_timesteps": 0}, "`n_timesteps` must be at least 1, but found 0"),
+        ({"n_timesteps": 0}, "`n_timesteps` must be a whole number of at least 1, but found 0"),
     ],
 )
 def test_schedules_that_make_no_sense_are_refused(options, message):

@@ -196,6 +196,17 @@ def test_means_of_many_cells_are_corrected_as_far_as_they_are_not_noise(build, s
     assert not effects[1, :, 1].any()
 
 
+def test_effects_stay_finite_if_no_gene_has_a_count_expected(tiny):
+    """Of 201 cells with one count each, no gene is expected to have one: there is nothing to learn from."""
+    torch.manual_seed(0)
+    module = SCLDMModule(400, (2,), architecture=SCLDMArchitecture(**{**tiny, "outliers": False})).eval()
+    module.start_from_means(torch.ones(400), torch.zeros(400))
+
+    module.correct_effects(torch.tensor([[0], [1]]), [([1], [torch.eye(400)[:201]])], torch.tensor([100_000, 201]))
+
+    assert module.condition_effects(torch.tensor([[0], [1]])).isfinite().all()
+
+
 def test_combinations_are_corrected_together_as_one_by_one(build):
     few, many = (torch.poisson(torch.full((n, N_GENES), mean)) for n, mean in ((3, 40.0), (20, 0.5)))
     for x in (few, many):

@@ -74,7 +74,17 @@ def test_there_is_always_an_epoch(recipe, n_cells, batch_size):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("schedule", "cosin"), ("gradient_clip", -1), ("warm_up", float("nan")), ("max_rounds", 0), ("max_rounds", 1.5)],
+    [
+        ("schedule", "cosin"),
+        ("gradient_clip", -1),
+        ("warm_up", float("nan")),
+        ("max_rounds", 0),
+        ("max_rounds", 1.5),
+        ("reference_cells", 0),
+        ("reference_steps", 0),
+        ("batch_size", 2.5),
+        ("smallest_epoch", 1.5),
+    ],
 )
 def test_unknown_schedules_negative_numbers_and_parts_of_rounds_are_refused(recipe, option, value):
     """A negative limit of the gradient would turn it around."""

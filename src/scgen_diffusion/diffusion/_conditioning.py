@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-ROUNDING = 1e-9  # weights below this are rounding errors of sums of scales, and need no prediction
+WEIGHT_ROUNDING = 1e-9  # weights below this are rounding errors of sums of scales, and need no prediction
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,9 +126,10 @@ class MutuallyExclusive:
 class Additive:
     r"""Every condition separately: :math:`v = v_{all} + \sum_k (s_k - 1)\,(v_{all} - v_{all \setminus k})`.
 
-    Scale 1 everywhere is the conditional prediction; 0 for one key removes only that key's influence. With one key this
-    is ordinary guidance. Training drops every key with its own coin, and all keys with one more. So the model learns
-    every subset, and sees the empty one often enough.
+    Scale 1 everywhere is the conditional prediction; 0 for one key removes only that key's influence, and 0 everywhere
+    is the unconditional prediction, whatever the keys share. With one key this is ordinary guidance. Training drops
+    every key with its own coin, and all keys with one more. So the model learns every subset, and sees the empty one
+    often enough.
 
     References
     ----------
@@ -156,6 +157,8 @@ class Additive:
 
     def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
         """Weigh the prediction given all keys against those that lack one key each."""
+        if not any(scales):
+            return _of_subsets([])
         every = range(len(scales))
         lacking = [([other for other in every if other != key], 1 - scale) for key, scale in enumerate(scales)]
         return _merge([(every, 1 + sum(scale - 1 for scale in scales)), *lacking])
@@ -180,7 +183,7 @@ def _merge(weighted: Iterable[tuple[Iterable[int], float]]) -> tuple[GuidanceTer
     for keys, weight in weighted:
         subset = tuple(sorted(set(keys)))
         weights[subset] = weights.get(subset, 0.0) + weight
-    return tuple(GuidanceTerm(keys, weight) for keys, weight in weights.items() if abs(weight) > ROUNDING)
+    return tuple(GuidanceTerm(keys, weight) for keys, weight in weights.items() if abs(weight) > WEIGHT_ROUNDING)
 
 
 def _drop_samples(

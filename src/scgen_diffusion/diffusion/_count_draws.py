@@ -67,8 +67,7 @@ def draw_poisson(uniform: Tensor, mean: Tensor) -> Tensor:
     mean = keep_where(valid, mean, 0.0)
     is_large = mean > LONGEST_SEARCH
     counts = _in_parts(_search_poisson, uniform, mean, is_large)
-    counts = _fill(counts, is_large, lambda u, rate: _reject_poisson(Stream(u), rate), uniform, mean)
-    return keep_where(valid, counts, torch.nan)
+    return keep_where(valid, _fill(counts, is_large, _reject_poisson, uniform, mean), torch.nan)
 
 
 def draw_binomial(uniform: Tensor, n: Tensor, p: Tensor) -> Tensor:
@@ -76,7 +75,7 @@ def draw_binomial(uniform: Tensor, n: Tensor, p: Tensor) -> Tensor:
     rarer = torch.minimum(p, 1 - p)
     is_large = n * rarer > LONGEST_SEARCH
     counts = _fill(torch.zeros_like(n), ~is_large & (n * rarer > 0), _invert_binomial, uniform, n, rarer)
-    counts = _fill(counts, is_large, lambda u, n, p: _reject_binomial(Stream(u), n, p), uniform, n, rarer)
+    counts = _fill(counts, is_large, _reject_binomial, uniform, n, rarer)
     return torch.where(p > 0.5, n - counts, counts)
 
 
@@ -228,26 +227,22 @@ class Stream:
 def _mix_poisson(uniform: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
     """Draw Poisson counts with Gamma-distributed rates; rates are logarithms, since small ones underflow.
 
-    The rejection has its own streams: how much it draws depends on the slowest count of the block, and later draws from
-    the same streams would too.
+    Each rejection has its own streams: how much it draws depends on the slowest count of the block, and later draws
+    from the same streams would too.
     """
     stream = Stream(uniform)
     is_small = theta < 1  # a Gamma variable of shape theta + 1, times a power of a uniform number
-    log_gamma = _reject_gamma(Stream(stream.draw()), torch.where(is_small, theta + 1, theta)).log()
+    log_gamma = _reject_gamma(stream.draw(), torch.where(is_small, theta + 1, theta)).log()
     log_gamma = log_gamma + torch.where(is_small, stream.draw().log() / theta, 0)
-    return _poisson(stream, (log_gamma + mu.log() - theta.log()).exp())
-
-
-def _poisson(stream: Stream, rate: Tensor) -> Tensor:
-    """Draw Poisson counts of any rate."""
-    is_large, uniform = rate > LONGEST_SEARCH, stream.draw()
+    rate, uniform = (log_gamma + mu.log() - theta.log()).exp(), stream.draw()
+    is_large = rate > LONGEST_SEARCH
     counts = _fill(torch.zeros_like(rate), ~is_large, _invert_poisson, uniform, rate)
-    return _fill(counts, is_large, lambda u, large: _reject_poisson(Stream(u), large), uniform, rate)
+    return _fill(counts, is_large, _reject_poisson, uniform, rate)
 
 
-def _reject_gamma(stream: Stream, shape: Tensor) -> Tensor:
+def _reject_gamma(uniform: Tensor, shape: Tensor) -> Tensor:
     """Draw Gamma variables of ``shape`` 1 or more, by the rejection of Marsaglia and Tsang (2000)."""
-    d = shape - 1 / 3
+    stream, d = Stream(uniform), shape - 1 / 3
     c = (9 * d).rsqrt()
 
     def propose(chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,9 +254,9 @@ def _reject_gamma(stream: Stream, shape: Tensor) -> Tensor:
     return _repeat(propose, shape)
 
 
-def _reject_poisson(stream: Stream, rate: Tensor) -> Tensor:
+def _reject_poisson(uniform: Tensor, rate: Tensor) -> Tensor:
     """Draw Poisson counts of ``rate`` 10 or more; Hörmann (1993), *The transformed rejection method*, PTRS."""
-    b = 0.931 + 2.53 * rate.sqrt()
+    stream, b = Stream(uniform), 0.931 + 2.53 * rate.sqrt()
     a, log_rate = -0.059 + 0.02483 * b, rate.log()
     inverse_alpha = 1.1239 + 1.1328 / (b - 3.4)
 
@@ -277,9 +272,9 @@ def _reject_poisson(stream: Stream, rate: Tensor) -> Tensor:
     return _repeat(propose, rate)
 
 
-def _reject_binomial(stream: Stream, n: Tensor, p: Tensor) -> Tensor:
+def _reject_binomial(uniform: Tensor, n: Tensor, p: Tensor) -> Tensor:
     """Draw binomial counts of mean ``n p`` 10 or more, ``p`` at most 1/2; Hörmann (1993), algorithm BTRS."""
-    spread = (n * p * (1 - p)).sqrt()
+    stream, spread = Stream(uniform), (n * p * (1 - p)).sqrt()
     b = 1.15 + 2.53 * spread
     a, alpha = -0.0873 + 0.0248 * b + 0.01 * p, (2.83 + 5.1 / b) * spread
     mode, log_odds = ((n + 1) * p).floor(), (p / (1 - p)).log()

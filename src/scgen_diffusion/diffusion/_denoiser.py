@@ -62,7 +62,7 @@ class Denoiser:
         return TARGETS["velocity"].of(self.path, *self.estimate(x_t, t), t)
 
     def predict(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return the raw prediction. This is the only place where a time is converted to the network's time."""
+        """Return the raw prediction at path times ``t``, which samplers know, instead of the network's times."""
         return self.field(x_t, self.path.network_time(t))
 
     def estimate(self, x_t: Tensor, t: Tensor) -> Estimate:

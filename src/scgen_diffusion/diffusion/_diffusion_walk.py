@@ -12,6 +12,7 @@ import torch
 from scgen_diffusion._arguments import check_count
 
 from ._denoiser import as_denoiser
+from ._random import check_generators
 from ._trace import SteppingSampler, Walk
 from ._variance_preserving import VariancePreserving
 
@@ -85,7 +86,7 @@ class DiffusionSampler(SteppingSampler):
         """
         denoiser, path = as_denoiser(field, VariancePreserving)
         if self.is_stochastic:
-            self._check_generators(generators, len(x))
+            check_generators(generators, len(x), self)
         levels = self._levels(path, x, n_steps)
         return Walk(torch.stack([level.t for level in levels]), self._states(denoiser, x, levels, generators))
 
@@ -94,14 +95,6 @@ class DiffusionSampler(SteppingSampler):
         self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None
     ) -> Iterator[Tensor]:
         """Carry ``x`` from the first level to the last, and yield it at each."""
-
-    def _check_generators(self, generators: Generators | None, n: int) -> None:
-        if generators is None:
-            msg = f"`generators` must be given, because {type(self).__name__} draws noise while it samples."
-            raise ValueError(msg)
-        if len(generators) != n:
-            msg = f"`generators` must be one per sample, but found {len(generators)} for {n} samples."
-            raise ValueError(msg)
 
     def _levels(self, path: VariancePreserving, x: Tensor, n_steps: int | None) -> list[Level]:
         if n_steps is None:

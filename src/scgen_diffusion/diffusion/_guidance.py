@@ -13,7 +13,7 @@ import torch
 
 from scgen_diffusion._arguments import is_number, known_names, warn_user
 
-from ._conditioning import GuidanceTerm, Joint
+from ._conditioning import WEIGHT_ROUNDING, GuidanceTerm, Joint
 from ._paths import expand_like
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 GuidanceScale = float | Mapping[str, float]
 WHOLE_PATH = (0.0, 1.0)
 TIME_ROUNDING = 1e-6  # error of times converted to the network's time and back, in single precision
-WEIGHT_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -209,8 +208,8 @@ class ResolvedGuidance:
 class GuidedField:
     """A network with a fixed condition and guidance, as a function of ``(x_t, t)`` alone.
 
-    Predictions of weight zero are not evaluated, so at scale 1 the unconditional prediction costs nothing. All others
-    run as one batch.
+    Predictions of weight zero are not evaluated, so at scale 1 of one key the unconditional prediction costs nothing.
+    All others run as one batch.
 
     Parameters
     ----------
@@ -235,17 +234,20 @@ class GuidedField:
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Evaluate the guided prediction at ``x_t (n, ...)``, for a scalar time or times ``(n,)``."""
         t = t.expand(len(x_t))
-        mixtures, is_inside = [self._guided_mixture], None
-        if not self.guidance.covers_path and not (is_inside := self._is_inside(t)).all():
-            mixtures = [self._guided_mixture, self._plain_mixture] if is_inside.any() else [self._plain_mixture]
-        predictions = []
-        for conditions, weights in mixtures:
-            repeats = len(weights[0])
-            x = x_t.repeat(repeats, *[1] * (x_t.ndim - 1)) if repeats > 1 else x_t
-            stacked = self.network(x, t.repeat(repeats), conditions).chunk(repeats)
-            mixed, *plain = (_weighted_sum(each, stacked) for each in weights)
-            predictions.append(rescale_to(mixed, plain[0], self.guidance.rescale) if plain else mixed)
-        return predictions[0] if len(mixtures) == 1 else torch.where(expand_like(is_inside, x_t), *predictions)
+        if self.guidance.covers_path or (is_inside := self._is_inside(t)).all():
+            return self._mix(self._guided_mixture, x_t, t)
+        plain = self._mix(self._plain_mixture, x_t, t)
+        if not is_inside.any():
+            return plain
+        return torch.where(expand_like(is_inside, x_t), self._mix(self._guided_mixture, x_t, t), plain)
+
+    def _mix(self, mixture: _Mixtures, x_t: Tensor, t: Tensor) -> Tensor:
+        """Evaluate the predictions of a mixture as one batch, and add them up; a second mixture gives the spread."""
+        repeats = len(mixture.weights[0])
+        x = x_t.repeat(repeats, *[1] * (x_t.ndim - 1)) if repeats > 1 else x_t
+        predictions = self.network(x, t.repeat(repeats), mixture.conditions).chunk(repeats)
+        mixed, *plain = (_weighted_sum(weights, predictions) for weights in mixture.weights)
+        return rescale_to(mixed, plain[0], self.guidance.rescale) if plain else mixed
 
     def _is_inside(self, t: Tensor) -> Tensor:
         """Return which of the network's times ``(n,)`` are in the interval."""

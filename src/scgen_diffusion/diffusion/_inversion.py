@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from scgen_diffusion._arguments import check_count
+
 from ._count_draws import LARGEST_THETA, draw_binomial
 from ._diffusion_samplers import DDIMSampler
 from ._diffusion_walk import Level, levels_at
 from ._masking import DEFAULT_N_STEPS, expected_step, share_of_masked, with_masked
+from ._random import check_generators
 from ._residuals import counterfactual_counts
 from ._samplers import Field, Step, midpoint_step
 
@@ -158,9 +161,7 @@ class NoiseInversion:
         generators: Generators | None = None,
     ) -> Tensor:
         """Draw a trajectory from ``t = 1 - strength`` to data ``x (n, ...)``, and repeat it under ``new``."""
-        if generators is None:
-            msg = "`generators` must be given, because NoiseInversion draws the noise that leads to the data."
-            raise ValueError(msg)
+        generators = check_generators(generators, len(x), self)
         times = _times(strength, self.default_n_steps if n_steps is None else n_steps)
         levels = levels_at(own.path, times, x)
         return _replay(self._advance, own, new, self._states(x, levels, generators), levels)
@@ -211,9 +212,7 @@ class UnmaskingInversion:
         generators: Generators | None = None,
     ) -> Tensor:
         """Carry ``x (n, kinds + 1)`` to ``new`` from ``t = 1 - strength``; items seen by then stay."""
-        if generators is None:
-            msg = "`generators` must be given, because UnmaskingInversion draws the order of the items."
-            raise ValueError(msg)
+        generators = check_generators(generators, len(x), self)
         counts, totals, shape = x[:, :-1], x.sum(1), x.shape[1] - 1
         times = _times(strength, self.default_n_steps if n_steps is None else n_steps).to(x.device, x.dtype)
         state = own.path.interpolate(x, generators.uniform(shape, dtype=torch.float64), times[0])
@@ -246,7 +245,4 @@ def _times(strength: float, n_steps: int) -> Tensor:
     if not 0 < strength <= 1:
         msg = f"`strength` must be above 0 and at most 1, but found {strength}."
         raise ValueError(msg)
-    if n_steps < 1:
-        msg = f"`n_steps` must be at least 1, but found {n_steps}."
-        raise ValueError(msg)
-    return torch.linspace(1 - strength, 1, n_steps + 1, dtype=torch.float64)
+    return torch.linspace(1 - strength, 1, check_count("n_steps", n_steps) + 1, dtype=torch.float64)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from ._denoiser import Denoiser
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -46,6 +44,5 @@ def diffusion_loss(
     Tensor
         Mean squared error over all but the first dimension, ``(n,)``.
     """
-    denoiser = Denoiser(lambda x_t, network_time: network(x_t, network_time, condition), path, target)
-    error = denoiser.predict(path.interpolate(data, noise, t), t) - target.of(path, data, noise, t)
-    return error.square().flatten(1).mean(1)
+    prediction = network(path.interpolate(data, noise, t), path.network_time(t), condition)
+    return (prediction - target.of(path, data, noise, t)).square().flatten(1).mean(1)

@@ -26,6 +26,7 @@ from scgen_diffusion._arguments import check_count
 from ._count_draws import draw_binomial, draw_poisson
 from ._denoiser import as_denoiser
 from ._paths import Path, expand_time
+from ._random import check_generators
 from ._samplers import equal_times
 from ._trace import SteppingSampler, Walk
 
@@ -88,14 +89,6 @@ class Masking(Path):
         """
         offsets = torch.rand(n, generator=generator, device=device)
         return (torch.randperm(n, generator=generator, device=device) + offsets) / max(n, 1)
-
-    def network_time(self, t: Tensor) -> Tensor:
-        """Return ``t``."""
-        return t
-
-    def time(self, network_time: Tensor) -> Tensor:
-        """Return ``network_time``."""
-        return network_time
 
     def interpolate(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Mask items.
@@ -167,10 +160,7 @@ class UnmaskingSampler(SteppingSampler):
             One generator per sample.
         """
         denoiser, _ = as_denoiser(field, Masking)
-        if generators is None or len(generators) != len(x):
-            found = "none" if generators is None else f"{len(generators)} for {len(x)} samples"
-            msg = f"`generators` must be one per sample, because UnmaskingSampler draws items, but found {found}."
-            raise ValueError(msg)
+        generators = check_generators(generators, len(x), self)
         times = equal_times(self.default_n_steps if n_steps is None else n_steps, x.device)
         return Walk(times, self._states(denoiser, x, times, generators))
 

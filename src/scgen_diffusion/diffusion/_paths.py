@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 class Path(Protocol):
-    r"""A Gaussian path :math:`x_t = \alpha_t\,\text{data} + \sigma_t\,\text{noise}` from noise (``t = 0``) to data (1).
+    r"""A path :math:`x_t = \alpha_t\,\text{data} + \sigma_t\,\text{noise}` from noise (``t = 0``) to data (1).
 
-    Every function of time maps times of any shape to values of the same shape.
+    Every function of time maps times of any shape to values of the same shape. The network sees ``t`` itself unless a
+    path says otherwise. A path that does not add noise overrides :meth:`interpolate`.
     """
 
     @abstractmethod
@@ -38,13 +39,13 @@ class Path(Protocol):
     def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """Draw the times of ``n`` training samples, ``(n,)``. The generator must be on the same device."""
 
-    @abstractmethod
     def network_time(self, t: Tensor) -> Tensor:
         """Return the input of the network's time embedding at ``t``."""
+        return t
 
-    @abstractmethod
     def time(self, network_time: Tensor) -> Tensor:
         """Invert :meth:`network_time`."""
+        return network_time
 
     def interpolate(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Mix ``data`` and ``noise``, both ``(n, ...)``, at one time or times ``(n,)``."""
@@ -55,7 +56,7 @@ class Path(Protocol):
 class LinearInterpolant(Path):
     r"""The straight path of flow matching, :math:`\alpha_t = t`, :math:`\sigma_t = 1 - t`.
 
-    Training times are uniform in ``[0, 1)``, and the network sees ``t`` itself.
+    Training times are uniform in ``[0, 1)``.
 
     References
     ----------
@@ -89,14 +90,6 @@ class LinearInterpolant(Path):
     def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """Draw ``n`` times uniformly from ``[0, 1)``."""
         return torch.rand(n, generator=generator, device=device)
-
-    def network_time(self, t: Tensor) -> Tensor:
-        """Return ``t``."""
-        return t
-
-    def time(self, network_time: Tensor) -> Tensor:
-        """Return ``network_time``."""
-        return network_time
 
 
 def expand_time(values: Tensor, like: Tensor) -> Tensor:

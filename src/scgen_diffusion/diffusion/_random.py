@@ -49,12 +49,11 @@ class Generators:
 
     def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self.indices = torch.as_tensor(indices, dtype=torch.long)
-        self._size = block_size(device)
-        blocks, self._blocks = torch.unique(self.indices // self._size, return_inverse=True)
-        self._rows = self.indices % self._size
+        numbers, self._size = torch.as_tensor(indices, dtype=torch.long), block_size(device)
+        blocks, self._blocks = torch.unique(numbers // self._size, return_inverse=True)
+        self._rows = numbers % self._size
         in_order = (blocks[:, None] * self._size + torch.arange(self._size)).flatten()
-        self._are_whole_blocks = len(blocks) > 0 and torch.equal(self.indices, in_order)
+        self._are_whole_blocks = len(blocks) > 0 and torch.equal(numbers, in_order)
         self._generators = [
             torch.Generator(self.device).manual_seed(sample_seed(seed, block)) for block in blocks.tolist()
         ]
@@ -73,7 +72,7 @@ class Generators:
     def first(self, n: int) -> Generators:
         """Return generators that draw the same numbers, but keep only those of the first ``n`` samples."""
         few = copy(self)
-        few.indices, few._blocks, few._rows = self.indices[:n], self._blocks[:n], self._rows[:n]
+        few._blocks, few._rows = self._blocks[:n], self._rows[:n]
         few._are_whole_blocks = self._are_whole_blocks and n >= len(self)
         return few
 
@@ -88,6 +87,17 @@ class Generators:
             own = (self._blocks == block).nonzero()[:, 0]
             numbers[own.to(self.device)] = of_block[self._rows[own].to(self.device)]
         return numbers
+
+
+def check_generators(generators: Generators | None, n: int, user: object) -> Generators:
+    """Return the generators of ``user``; raise ValueError unless there is one for each of ``n`` samples."""
+    if generators is None:
+        msg = f"`generators` must be given, because {type(user).__name__} draws random numbers."
+        raise ValueError(msg)
+    if len(generators) != n:
+        msg = f"`generators` must be one per sample, but found {len(generators)} for {n} samples."
+        raise ValueError(msg)
+    return generators
 
 
 def sample_seed(seed: int, index: int) -> int:

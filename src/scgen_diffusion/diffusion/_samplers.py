@@ -52,10 +52,7 @@ def heun_step(field: Field, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
 
 def equal_times(n_steps: int, device: torch.device | str) -> Tensor:
     """Return the times of ``n_steps`` equal steps from 0 to 1; raise ValueError for fewer than one step."""
-    if n_steps < 1:
-        msg = f"`n_steps` must be at least 1, but found {n_steps}."
-        raise ValueError(msg)
-    return torch.linspace(0, 1, n_steps + 1, device=device)
+    return torch.linspace(0, 1, check_count("n_steps", n_steps) + 1, device=device)
 
 
 @dataclass(frozen=True)

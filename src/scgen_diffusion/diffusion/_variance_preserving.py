@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
+from scgen_diffusion._arguments import check_count
+
 from ._paths import LinearInterpolant, Path
 
 if TYPE_CHECKING:
@@ -55,9 +57,7 @@ class VariancePreserving(Path):
         if self.schedule not in get_args(Schedule):
             msg = f"`schedule` must be one of {get_args(Schedule)}, but found {self.schedule!r}."
             raise ValueError(msg)
-        if self.n_timesteps < 1:
-            msg = f"`n_timesteps` must be at least 1, but found {self.n_timesteps}."
-            raise ValueError(msg)
+        check_count("n_timesteps", self.n_timesteps)
 
     def betas(self) -> Tensor:
         r"""Return :math:`\beta_k`, ``(n_timesteps,)``, in double precision."""
@@ -100,12 +100,9 @@ class VariancePreserving(Path):
         """Draw ``n`` timesteps uniformly, and return their times."""
         return self.time(torch.randint(self.n_timesteps, (n,), generator=generator, device=device))
 
-    def _table(self, like: Tensor) -> Tensor:
-        return _log_alpha_bar_table(self, like.device, like.dtype)
-
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r"""Return where ``t`` lies between two timesteps, and their :math:`\log \bar\alpha`, the cleaner one first."""
-        table, position = self._table(t), self.network_time(t) + 1
+        table, position = _log_alpha_bar_table(self, t.device, t.dtype), self.network_time(t) + 1
         below = position.floor().long().clamp(0, self.n_timesteps - 1)
         return position - below, _look_up(table, below), _look_up(table, below + 1)
 

@@ -11,7 +11,7 @@ import torch
 
 from scgen_diffusion._arguments import check_count
 from scgen_diffusion.data import resolve_seed
-from scgen_diffusion.diffusion import Denoiser, Masking
+from scgen_diffusion.diffusion import Masking
 
 from ._cells import (
     ALL,
@@ -153,11 +153,11 @@ def head_loadings(
         x_t, t, condition = batch.inputs(model.module, moment)
         if not is_scaled:
             inputs.add(x_t, np.zeros(len(x_t), dtype=int))
+        with torch.enable_grad():
+            x_t = x_t.detach().clone().requires_grad_()
+            layers = network.head_coordinates(x_t, t, condition)
+            read = [head for layer in layers for head in layer[:, :, places].unbind(1)]  # (cells, tokens, p) each
         for _ in range(n_probes):
-            with torch.enable_grad():
-                x_t = x_t.detach().clone().requires_grad_()
-                layers = network.head_coordinates(x_t, t, condition)
-                read = [head for layer in layers for head in layer[:, :, places].unbind(1)]  # (cells, tokens, p) each
             # With random signs v, the mean of (J^T v)_g^2 is the squared norm of J's column g.
             signs = 1 - 2 * batch.generators.uniform(len(read), *read[0].shape[1:]).round()
             for head, (coordinates, sign) in enumerate(zip(read, signs.unbind(1), strict=True)):
@@ -258,9 +258,9 @@ def head_effects(
 def predicted_profiles(module: GeneSpaceModule, network: nn.Module, batch: CellBatch, moment: Moment) -> Tensor:
     """Return the clean profiles that a network predicts from noised cells, ``(cells, genes)``, before zeros are cut."""
     x_t, network_time, condition = batch.at(module.path, moment)
-    denoiser = Denoiser(lambda x, _: network(x, network_time, condition), module.path, module.target)
-    t = torch.full_like(network_time, moment.path_time)
-    return module.expected_profiles(denoiser.estimate(x_t, t).data)
+    prediction, t = network(x_t, network_time, condition), torch.full_like(network_time, moment.path_time)
+    data, _ = module.target.to_data_and_noise(module.path, prediction, x_t, t)
+    return module.expected_profiles(data)
 
 
 def head_specificity(loadings: pd.DataFrame) -> pd.DataFrame:

@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 from ._options import WIDER_FROM, change_options, check_options
 
-Size = Literal["default", "published"]
-
 
 @dataclass(frozen=True)
 class SCLDMArchitecture:

@@ -74,8 +74,7 @@ class ConditionedModule(BaseModuleClass):
         """Return the conditions of a batch, ``(cells, columns)``."""
         null = self.null_condition
         if CONDITIONS not in tensors:
-            n_cells = len(next(iter(tensors.values())))
-            return null.new_zeros(n_cells, 0)
+            return null.new_zeros(len(next(iter(tensors.values()))), 0)
         return tensors[CONDITIONS].to(null.dtype)
 
     def condition_tensor(self, codes: np.ndarray) -> Tensor:

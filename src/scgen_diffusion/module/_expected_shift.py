@@ -206,7 +206,8 @@ class ExpectedShift(nn.Module):
         errors, is_named = torch.zeros_like(weights), are_named.any(1)
         for number in which[is_named].unique():
             like = (which == number).nonzero()[:, 0]
-            sharing = [(torch.isin(own, own[like[0]][are[like[0]]]) & are).any(1) for own, are in named]
+            one = like[0]
+            sharing = [(names & torch.isin(own, own[one, names[one]])).any(1) for own, names in named]
             out = torch.stack(sharing).any(0).nonzero()[:, 0]
             left = weights - inverse[:, out] @ torch.linalg.solve(inverse[out][:, out], weights[out])
             left[out] = 0
@@ -353,16 +354,12 @@ def _brownian(p: Tensor, q: Tensor) -> Tensor:
     return (p.norm(dim=1)[:, None] + q.norm(dim=1) - torch.cdist(p, q)) / 2
 
 
-def _near(p: Tensor, q: Tensor) -> Tensor:
-    return (-torch.cdist(p, q).square() / 2).exp()
-
-
 def _alike_vectors(vectors: Tensor, p: Tensor, q: Tensor) -> Tensor:
     """Return how near the known embeddings of two lists of numbers are, from 0 to 1; 1 at equal ones."""
     known = vectors.double().to(p.device)
     known = known - known.mean(0)
     known = known / known.square().sum(1).mean().sqrt().clamp(min=SMALLEST)
-    return _near(known[p[:, 0].long()], known[q[:, 0].long()])
+    return (-torch.cdist(known[p[:, 0].long()], known[q[:, 0].long()]).square() / 2).exp()
 
 
 def _shared_members(encoding: Members, p: Tensor, q: Tensor, control: Tensor) -> Tensor:

@@ -127,10 +127,6 @@ class GeneSpaceModule(ConditionedModule):
         """Turn profiles ``(cells, genes)`` into diffusion data: negate zeros and scale values."""
         return (self.negate_zeros(profile) - self.shift) / self.scale
 
-    def encode_cells(self, x: Tensor) -> Tensor:
-        """Turn expression ``(cells, genes)`` into diffusion data."""
-        return self.encode(log_profile(x, self.input_values))
-
     def decode(self, values: Tensor, smallest: Tensor | None = None) -> Tensor:
         """Turn generated values ``(cells, genes)`` into profiles, with exact zeros if the architecture clamps.
 
@@ -216,7 +212,8 @@ class GeneSpaceModule(ConditionedModule):
     @auto_move_data
     def inference(self, x: Tensor) -> dict[str, Tensor]:
         """Return the profiles of expression ``(cells, genes)``, and the data that diffuse."""
-        return {"profile": log_profile(x, self.input_values), "data": self.encode_cells(x)}
+        profile = log_profile(x, self.input_values)
+        return {"profile": profile, "data": self.encode(profile)}
 
     @auto_move_data
     def generative(

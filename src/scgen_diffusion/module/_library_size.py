@@ -263,7 +263,7 @@ class LibrarySizeModel(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # The number of groups is known only from the file.
-        for name in ("codes", "centres", "quantiles", "predicted_quantiles", "means", "stds"):
+        for name in (*TABLES, "predicted_quantiles", "centres"):
             if (saved := state_dict.get(prefix + name)) is not None and saved.shape != getattr(self, name).shape:
                 setattr(self, name, torch.empty_like(saved, device=self.means.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -51,6 +51,8 @@ class Likelihood(Protocol):
 class NegativeBinomialLikelihood(nn.Module):
     r"""Counts with mean :math:`\mu_g = l\,\mathrm{softmax}(\ell)_g` and variance :math:`\mu_g + \mu_g^2 / \theta_g`.
 
+    With outliers, a learned factor on the library size :math:`l` leaves room for their counts.
+
     Parameters
     ----------
     n_genes
@@ -169,10 +171,10 @@ class OutlierCounts(nn.Module):
 
     def log_probability(self, counts: Tensor) -> Tensor:
         """Return the log probability of outlier counts, each at least 1."""
-        log_theta = self._log_dispersion()
+        x, log_theta = counts - 1, self._log_dispersion()
         theta, log_excess = log_theta.exp(), softplus(self.log_mean - log_theta)
         log_success = self.log_mean - log_theta - log_excess
-        return _above_zero(counts - 1, theta, log_success) - theta * log_excess
+        return (x + theta).lgamma() - theta.lgamma() - (x + 1).lgamma() + x * log_success - theta * log_excess
 
     def mix_into(self, mu: Tensor) -> Tensor:
         """Return the mean of the mixture for means ``mu (cells, genes)`` of the main component."""
@@ -189,7 +191,7 @@ class OutlierCounts(nn.Module):
 
 
 class GaussianLikelihood(nn.Module):
-    """Log-normalised values with unit variance, so that the loss is the squared error (published alternative head)."""
+    """Log-normalised values with variance 1/2, so that the loss is the squared error (published alternative head)."""
 
     n_outputs = 1
 
@@ -212,8 +214,3 @@ class GaussianLikelihood(nn.Module):
     def counterfactual(self, x: Tensor, before: Tensor, after: Tensor, generators: Generators) -> Tensor:
         """Shift log-normalised values ``x (cells, genes)`` as their means change, to 0 at least."""
         return (x + after - before).clamp(min=0)
-
-
-def _above_zero(counts: Tensor, theta: Tensor, log_success: Tensor) -> Tensor:
-    """Return the log ratio of a count's probability to that of zero."""
-    return (counts + theta).lgamma() - theta.lgamma() - (counts + 1).lgamma() + counts * log_success

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from scvi.module.base import auto_move_data
 from torch import Tensor
 
 from scgen_diffusion.diffusion import Kinds, UnmaskingInversion, UnmaskingSampler, keep_molecules, with_masked
@@ -47,9 +48,10 @@ class MoleculeModule(GeneSpaceModule):
 
     # --- from cells to the network's values and back ------------------------------------------------------------------
 
-    def encode_cells(self, x: Tensor) -> Tensor:
-        """Return states of counts ``(cells, genes)`` with all molecules seen."""
-        return with_masked(x, x.sum(1))
+    @auto_move_data
+    def inference(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the data that diffuse: the states of counts ``(cells, genes)`` with all molecules seen."""
+        return {"data": with_masked(x, x.sum(1))}
 
     def profiles_of(self, states: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the profiles of the molecules that are seen, ``(cells, genes)``."""
@@ -85,7 +87,7 @@ class MoleculeModule(GeneSpaceModule):
         if x.device.type == "cpu":
             noise = torch.rand(x.shape, generator=generator, dtype=torch.float64)
             t = self.path.draw_times(len(x), generator, x.device)
-            x_t = self.path.interpolate(self.encode_cells(x), noise, t)
+            x_t = self.path.interpolate(self.inference(x)["data"], noise, t)
         else:  # this draws all counts, so that the host does not wait for the number of those above zero
             t = self.path.draw_times(len(x), generator, x.device)
             x_t = with_masked(keep_molecules(x, self.path.alpha(t)[:, None], generator), x.sum(1))
@@ -164,7 +166,7 @@ class MoleculeModule(GeneSpaceModule):
         n_wanted: int,
     ) -> Tensor:
         """Predict the profiles or counts of cells ``x (block, genes)`` under new conditions, ``(n_wanted, genes)``."""
-        states = move(self.encode_cells(x))[:n_wanted]
+        states = move(self.inference(x)["data"])[:n_wanted]
         return self.profiles_of(states) if output == "log1p" else states[:, :-1]
 
     def has_zeros(self, output: InputValues) -> bool:

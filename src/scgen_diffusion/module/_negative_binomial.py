@@ -157,8 +157,8 @@ class _LogLikelihood(torch.autograd.Function):
         by_mean = torch.sigmoid(log_odds).mul_(-theta)
         by_theta = value - by_mean
 
+        rise, slope = entries.rising(theta)
         x, log_odds, theta = entries.x, entries.of(log_odds), entries.of(theta)
-        rise, slope = entries.rising(log_theta.exp())
         expected = x * torch.sigmoid(-log_odds)
         above = entries.of(value) + rise - entries.of_counts(_log_factorial) + x * logsigmoid(log_odds)
         above_by_mean = entries.of(by_mean) + expected

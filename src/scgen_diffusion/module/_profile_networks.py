@@ -43,7 +43,7 @@ class RegressionNetwork(nn.Module):
         self.backbone, self.path, self.target = backbone, path, target
 
     def forward(self, x_t: Tensor, network_time: Tensor, condition: Tensor) -> Tensor:
-        """Predict the target from ``x_t (cells, genes)``, times ``(cells,)`` and class indices ``(cells, keys)``."""
+        """Predict the target from ``x_t (cells, genes)``, times ``(cells,)`` and conditions ``(cells, columns)``."""
         return self.backbone(x_t, network_time, condition)
 
     def backbone_inputs(self, x_t: Tensor, network_time: Tensor, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,7 +87,7 @@ class SpikeAndSlabNetwork(RegressionNetwork):
         self.register_buffer("spike", torch.zeros(n_genes))
 
     def forward(self, x_t: Tensor, network_time: Tensor, condition: Tensor) -> Tensor:
-        """Predict the data from ``x_t (cells, genes)``, times ``(cells,)`` and class indices ``(cells, keys)``."""
+        """Predict the data from ``x_t (cells, genes)``, times ``(cells,)`` and conditions ``(cells, columns)``."""
         prior = self.backbone(x_t, network_time, condition) + self.gene_prior
         t = self.path.time(network_time)
         alpha, sigma = expand_time(self.path.alpha(t), x_t), expand_time(self.path.sigma(t), x_t)
@@ -111,10 +111,10 @@ def build_network(
     if a.head == "gamma_poisson":
         backbone = build_backbone(n_genes, [*conditions, Number()], a, MoleculeNetwork.n_outputs)
         return MoleculeNetwork(backbone, n_genes)
-    n_outputs = SpikeAndSlabNetwork.n_outputs if a.head == "spike_and_slab" else RegressionNetwork.n_outputs
-    backbone = build_backbone(n_genes, conditions, a, n_outputs)
     if a.head == "spike_and_slab":
+        backbone = build_backbone(n_genes, conditions, a, SpikeAndSlabNetwork.n_outputs)
         return SpikeAndSlabNetwork(backbone, PATHS[a.path], target, n_genes)
+    backbone = build_backbone(n_genes, conditions, a, RegressionNetwork.n_outputs)
     return RegressionNetwork(backbone, PATHS[a.path], target)
 
 

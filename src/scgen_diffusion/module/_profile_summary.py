@@ -43,7 +43,8 @@ class ProfileSummary:
             x = profile.cpu().double()
             sums = sums + torch.stack([(x > 0).sum(0), x.sum(0), x.square().sum(0)])
             n_cells += len(x)
-            smallest, largest = torch.minimum(smallest, x[x > 0].min()), torch.maximum(largest, x.max())
+            smallest = torch.minimum(smallest, x.where(x > 0, torch.inf).min())
+            largest = torch.maximum(largest, x.max())
         n_expressed, total, squares = sums
         mean = (total / n_expressed).where(n_expressed > 0, total.sum() / n_expressed.sum())
         variance = (squares / n_expressed - mean.square()).where(n_expressed > 0, 0.0)

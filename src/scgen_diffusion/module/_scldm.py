@@ -569,7 +569,7 @@ def _differing_means(x: Tensor, mean: Tensor, log_theta: Tensor) -> Tensor:
     log_ratio = ((x.sum(0) + 0.05) / (mean.sum(0) + 0.05)).log()
     noise = (mean + mean.square() / log_theta.exp()).sum(0) / (mean.sum(0) + 0.05).square()  # variance of the log ratio
     weight = (mean.sum(0) > 1) / (noise + LEAST_NOISE)
-    between = (((log_ratio.square() - noise) * weight).sum() / weight.sum()).clamp(min=0)
+    between = (((log_ratio.square() - noise) * weight).sum() / weight.sum().clamp(min=1e-12)).clamp(min=0)
     shrunk = log_ratio * between / (between + noise)
     return torch.stack([shrunk, torch.zeros_like(shrunk)], dim=1)
 

@@ -80,10 +80,8 @@ class CrossAttention(nn.Module):
         row that the cell does not have. The result equals :meth:`attend` to ``scales[..., None] * table`` where the
         factor is not 0.
         """
-        query, key, value = (
-            split_heads(x[None] if x.ndim == 2 else x, self.n_heads)[0]
-            for x in (self.project_query(queries), *table.chunk(2, dim=-1))
-        )
+        query = split_heads(self.project_query(queries), self.n_heads)[0]
+        key, value = (split_heads(x[None], self.n_heads)[0] for x in table.chunk(2, dim=-1))
         scores = multiply_heads(query, key.mT) / query.shape[-1] ** 0.5
         return self.project_out(merge_heads(attend_to_scaled_rows(scales, scores, value)))
 

@@ -32,7 +32,7 @@ def coding_rate(tokens: Tensor, eps: float = 0.5) -> Tensor:
     Returns
     -------
     Tensor
-        Nats, ``(...)``, in double precision if the device supports it.
+        Nats, ``(...)``, in double precision, which the device must support.
 
     Raises
     ------
@@ -61,13 +61,13 @@ def coding_rate(tokens: Tensor, eps: float = 0.5) -> Tensor:
 def subspace_coding_rate(tokens: Tensor, bases: Tensor, eps: float = 0.5) -> Tensor:
     r"""Compute the coding rate of tokens within each of several subspaces.
 
-    .. math:: R^c_k = \tfrac12 \log\det\Bigl(I + \frac{p}{n \epsilon^2} (U_k^\top Z)^\top (U_k^\top Z)\Bigr), \quad
+    .. math:: R^c_k = \tfrac12 \log\det\Bigl(I + \frac{p}{n \epsilon^2} Z U_k (Z U_k)^\top\Bigr), \quad
         R^c = \sum_k R^c_k
 
     Parameters
     ----------
     tokens
-        ``n`` tokens of width ``d``, ``(..., n, d)``.
+        ``Z``: ``n`` tokens of width ``d``, ``(..., n, d)``.
     bases
         ``U``: ``(heads, d, p)``, such as :attr:`SubspaceAttention.subspaces`.
     eps

@@ -61,8 +61,8 @@ def rows_of(embed: ConditionEmbedding, values: Sequence[Tensor]) -> dict[nn.Para
 def _extended(table: nn.Module, reference: nn.Module, learned: Tensor) -> dict[str, Tensor]:
     state = reference.state_dict()
     if isinstance(table, ClassTable):
-        *_, not_given = state["weight"].split(1)
-        state["weight"] = torch.cat([_extended_rows(state["weight"][:-1], learned), not_given])
+        classes, not_given = state["weight"][:-1], state["weight"][-1:]
+        state["weight"] = torch.cat([_extended_rows(classes, learned), not_given])
     elif "members.weight" in state:
         state["members.weight"] = _extended_rows(state["members.weight"], learned)
     for name in [name for name in state if name.endswith(VECTORS)]:

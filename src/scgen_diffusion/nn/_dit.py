@@ -30,7 +30,7 @@ class DiT(nn.Module):
     token_width
         Width of a token, of the input and of the prediction.
     conditions
-        Number of classes of each condition key.
+        Kind of each condition key, see :class:`ConditionEmbedding`.
     width
         Inner width. Published for scLDM: 256.
     n_layers
@@ -99,7 +99,7 @@ class DiT(nn.Module):
         nn.init.zeros_(self.project_out.bias)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Predict from tokens ``(n, tokens, token_width)``, times ``(n,)`` and class indices ``(n, keys)``."""
+        """Predict from tokens ``(n, tokens, token_width)``, times ``(n,)`` and conditions ``(n, columns)``."""
         return self.project_out(self.transform(self.project_in(x_t), self.embed_context(t, condition)))
 
     def transform(self, tokens: Tensor, context: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class DiT(nn.Module):
         return traces
 
     def embed_context(self, t: Tensor, condition: Tensor) -> Tensor:
-        """Embed times ``(n,)`` and class indices ``(n, keys)`` as one vector per sample, ``(n, width)``."""
+        """Embed times ``(n,)`` and conditions ``(n, columns)`` as one vector per sample, ``(n, width)``."""
         return self.embed_time(t) + self.embed_condition(condition)
 
 

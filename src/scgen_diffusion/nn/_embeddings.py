@@ -10,10 +10,14 @@ from torch import Tensor, nn
 N_FREQUENCIES = 128  # of times
 
 
-def sinusoids(x: Tensor, n_frequencies: int) -> Tensor:
-    r"""Compute the angles :math:`x\,\omega_i`, :math:`\omega_i = 10000^{-i/n}`, ``(n, n_frequencies)``."""
-    frequencies = torch.exp(-math.log(10_000.0) * torch.arange(n_frequencies, device=x.device) / n_frequencies)
-    return x[:, None].float() * frequencies
+def sines_and_cosines(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    r"""Return sines and cosines of :math:`x\,\omega_i` with ``n`` frequencies :math:`\omega_i = 10000^{-i/n}`.
+
+    Each is ``(len(x), n)``.
+    """
+    frequencies = torch.exp(-math.log(10_000.0) * torch.arange(n, device=x.device) / n)
+    angles = x[:, None].float() * frequencies
+    return angles.sin(), angles.cos()
 
 
 def position_embedding(n_positions: int, width: int) -> Tensor:
@@ -21,8 +25,7 @@ def position_embedding(n_positions: int, width: int) -> Tensor:
     if width % 2:
         msg = f"The width of a sine-cosine embedding must be even, but found {width}."
         raise ValueError(msg)
-    angles = sinusoids(torch.arange(n_positions), width // 2)
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.cat(sines_and_cosines(torch.arange(n_positions), width // 2), dim=1)
 
 
 def patch_position_embedding(n_patches: int, width: int) -> Tensor:
@@ -53,5 +56,5 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed times ``(n,)`` as ``(n, width)``."""
-        angles = sinusoids(t, N_FREQUENCIES)
-        return self.network(torch.cat([angles.cos(), angles.sin()], dim=1))
+        sines, cosines = sines_and_cosines(t, N_FREQUENCIES)
+        return self.network(torch.cat([cosines, sines], dim=1))

@@ -44,7 +44,7 @@ class GeneDiT(nn.Module):
     n_genes
         Size of the panel.
     conditions
-        Number of classes of each condition key.
+        Kind of each condition key, see :class:`ConditionEmbedding`.
     patch_size
         Genes per token. Published: 10.
     width
@@ -110,14 +110,14 @@ class GeneDiT(nn.Module):
             positions=torch.cat([positions, torch.zeros(n_global_tokens, width)]),
             output_width=n_outputs * patch_size,
         )
-        initialize_as_published(self.network)
+        initialise_as_published(self.network)
         if n_global_tokens:
             self.read_all_genes = nn.Linear(n_genes, n_global_tokens * width)
             self.write_all_genes = nn.Linear((n_global_tokens + 1) * width, n_outputs * n_genes, bias=False)
             nn.init.zeros_(self.write_all_genes.weight)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Predict from cells ``(cells, genes)``, times ``(cells,)`` and class indices ``(cells, keys)``.
+        """Predict from cells ``(cells, genes)``, times ``(cells,)`` and conditions ``(cells, columns)``.
 
         In the published models, a time is the number of the diffusion step, from 0 to 999.
 
@@ -193,7 +193,7 @@ def check_patch_size(patch_size: int, n_genes: int) -> None:
 
 
 @torch.no_grad()
-def initialize_as_published(network: DiT) -> None:
+def initialise_as_published(network: DiT) -> None:
     """Initialise projections with Glorot's uniform distribution, and time embeddings with small weights."""
     halves = [half for block in network.blocks for half in (block.attention, block.feed_forward)]
     for linear in _linears(network.project_in, *halves):

@@ -32,7 +32,7 @@ class GeneMLP(nn.Module):
     n_genes
         Size of the panel.
     conditions
-        Number of classes of each condition key.
+        Kind of each condition key, see :class:`ConditionEmbedding`.
     width, n_layers
         Width of the residual stream, and number of blocks.
     n_outputs
@@ -75,7 +75,7 @@ class GeneMLP(nn.Module):
         nn.init.zeros_(self.project_out.bias)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Predict from cells ``(cells, genes)``, times ``(cells,)`` and class indices ``(cells, keys)``.
+        """Predict from cells ``(cells, genes)``, times ``(cells,)`` and conditions ``(cells, columns)``.
 
         Returns
         -------

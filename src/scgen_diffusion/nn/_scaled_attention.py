@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
 CHUNK_ELEMENTS = {"cpu": 1 << 17}  # elements of (heads, cells, queries, rows) at a time: what a core's cache holds
@@ -95,11 +94,11 @@ class _ScaledAttention(torch.autograd.Function):
         return None, for_scores, for_values
 
 
-def _chunks(scales: Tensor, scores: Tensor) -> Iterator[Tensor]:
+def _chunks(scales: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
     if torch.compiler.is_compiling():  # the number of chunks would depend on the number of cells
-        return iter((scales,))
+        return (scales,)
     n_elements = CHUNK_ELEMENTS.get(scales.device.type, LARGE_CHUNK)
-    return iter(scales.split(max(n_elements // scores.numel(), 1)))
+    return scales.split(max(n_elements // scores.numel(), 1))
 
 
 def _logits(scales: Tensor, scores: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn.functional import gelu, interpolate, pad
 
 from ._attention import SelfAttention
 from ._conditions import ConditionEmbedding, ConditionSpec
-from ._embeddings import sinusoids
+from ._embeddings import sines_and_cosines
 from ._parts import parts_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class GeneUNet(nn.Module):
     n_genes
         Size of the panel.
     conditions
-        Number of classes of each condition key.
+        Kind of each condition key, see :class:`ConditionEmbedding`.
     width
         Channels of the first level, a multiple of 4. Published: 64.
     n_outputs
@@ -88,7 +88,7 @@ class GeneUNet(nn.Module):
         self.project_out = nn.Conv1d(width, n_outputs, kernel_size=1)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Predict from cells ``(cells, genes)``, times ``(cells,)`` and class indices ``(cells, keys)``.
+        """Predict from cells ``(cells, genes)``, times ``(cells,)`` and conditions ``(cells, columns)``.
 
         In the published model, a time is the number of the diffusion step, from 0 to 999. The prediction is
         ``(cells, genes)``, or ``(cells, n_outputs, genes)`` if there are several outputs.
@@ -96,7 +96,7 @@ class GeneUNet(nn.Module):
         return torch.cat([self._predict(*part) for part in parts_of(self._numbers_per_cell, x_t, t, condition)])
 
     def _predict(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        context = time_features(t) + self.embed_condition(condition)
+        context = torch.cat(sines_and_cosines(t, CONTEXT_WIDTH // 2), dim=1) + self.embed_condition(condition)
         levels = [self.convolve_in(pad(x_t, (0, self.n_padding))[:, None])]
         for down in self.down:
             levels.append(down(levels[-1], context))
@@ -221,9 +221,3 @@ class UpLevel(Level):
         """Map ``(cells, channels, positions)`` and ``(cells, channels, 2 * positions)`` to the latter's positions."""
         x = interpolate(x, scale_factor=2, mode="linear", align_corners=True)
         return self.update(torch.cat([skip, x], dim=1), context)
-
-
-def time_features(t: Tensor) -> Tensor:
-    """Embed times ``(cells,)`` as sines, then cosines, ``(cells, context)``, without learned parameters."""
-    angles = sinusoids(t, CONTEXT_WIDTH // 2)
-    return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -209,8 +209,12 @@ def head_loadings(
     genes = list(dict.fromkeys(gene for head in table for gene in table[head].nlargest(n_genes).index))
     is_relative = bool((table < 0).any(axis=None))
     ax = one_axis(ax, size=(1.6 + 0.32 * table.shape[1], 1.2 + 0.16 * len(genes)))
-    label = "loading, relative to\ngene and head ($\\log_2$)" if is_relative else "loading"
-    draw_matrix(ax, table.loc[genes].to_numpy(), label, is_relative=is_relative, shrink=0.6, aspect="auto")
+    values = table.loc[genes].to_numpy()
+    cmap, norm, label = "viridis", Normalize(0, values.max()), "loading"
+    if is_relative:
+        cmap, norm, label = "RdBu_r", CenteredNorm(), "loading, relative to\ngene and head ($\\log_2$)"
+    image = ax.imshow(values, aspect="auto", cmap=cmap, norm=norm)
+    ax.figure.colorbar(image, ax=ax, label=label, shrink=0.6)
     ax.set_xticks(range(table.shape[1]), list(table), rotation=90, fontsize="small")
     ax.set_yticks(range(len(genes)), genes, fontsize="x-small")
     ax.set_xlabel("head")
@@ -218,12 +222,3 @@ def head_loadings(
     for place in np.flatnonzero(np.array(layers[1:]) != np.array(layers[:-1])):
         ax.axvline(place + 0.5, color="white", linewidth=2)
     return finish(ax, show, save)
-
-
-def draw_matrix(
-    ax: Axes, values: np.ndarray, label: str, *, is_relative: bool, shrink: float, aspect: str | None = None
-) -> None:
-    """Draw a heat map with a scale that starts at zero, or is centred on it."""
-    norm = CenteredNorm() if is_relative else Normalize(0, values.max())
-    image = ax.imshow(values, aspect=aspect, cmap="RdBu_r" if is_relative else "viridis", norm=norm)
-    ax.figure.colorbar(image, ax=ax, label=label, shrink=shrink)

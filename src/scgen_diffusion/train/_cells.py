@@ -96,8 +96,8 @@ class EpochBatches(Sampler[np.ndarray]):
     ----------
     batch_size
         Cells per batch of this process, its share rounded up.
-    epoch
-        Number of the pass over the cells.
+    pass_number
+        Number of the pass over the cells, from 0.
     first_batch
         First batch of the epoch in its pass.
 

@@ -189,11 +189,10 @@ def cache_latents(module: SCLDMModule, cells: TrainingCells, memory_limit: float
         for batch in cells.loader(None, ENCODED_AT_A_TIME):
             x = batch[REGISTRY_KEYS.X_KEY].to(module.device)
             posterior = module.inference(x)["posterior"]
-            condition = module.condition_of(batch)
             yield {
                 "mean": posterior.mean,
                 "std": posterior.std,
-                "condition": condition,
+                "condition": module.condition_of(batch),
                 "log_total": module.log_totals(x),
             }
 

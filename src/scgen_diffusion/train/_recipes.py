@@ -98,9 +98,10 @@ class Recipe:
             if isinstance(value, Real) and not value >= 0:
                 msg = f"`{field.name}` must not be negative, but found {value!r}."
                 raise ValueError(msg)
-        for name in ("max_rounds", "n_epochs", "most_cells"):
+        for name in ("batch_size", "reference_steps", "reference_cells", "max_rounds", "n_epochs", "most_cells"):
             if (value := getattr(self, name)) is not None:
                 check_count(name, value)
+        check_count("smallest_epoch", self.smallest_epoch, least=0)
         betas = np.asarray(self.betas)
         if betas.shape != (2,) or not all(is_number(beta) and 0 <= beta < 1 for beta in betas.tolist()):
             msg = f"`betas` must be two numbers from 0 to below 1, but found {self.betas!r}."
