@@ -457,14 +457,15 @@ def test_other_options_of_train_reach_their_arguments(call, make_cells, told, tm
     monkeypatch.setattr(SCLDM, "save", lambda self, folder, **_: folder.mkdir())
     cells = make_cells()
     cells.obs["drugs"] = np.resize(["A", "A;B", "none"], len(cells))
+    cells.obs["genes"] = np.resize(["A", "A+B"], len(cells))
     cells.write_h5ad(tmp_path / "cells.h5ad")
     options = ["--set-condition", "drugs=;", "--seed", "5", "--batch-size", "8", "--compile", "--accelerator", "cpu"]
     options += ["--train-size", "0.5", "--validation-size", "0.25", "--num-nodes", "2", "--strategy", "ddp"]
-    options += ["--autoencoder", "learning_rate=1e-4"]
+    options += ["--autoencoder", "learning_rate=1e-4", "--set-condition", "genes"]
     code, _, err = call("train", tmp_path / "cells.h5ad", "-o", tmp_path / "model", *options)
     assert code == 0, err
     assert scvi.settings.seed == 5
-    assert told["setup_anndata"]["set_condition_keys"] == {"drugs": ";"}
+    assert told["setup_anndata"]["set_condition_keys"] == {"drugs": ";", "genes": "+"}
     given = {name: told["train"][name] for name in told["train"].keys() - {"checkpoint_dir", "enable_progress_bar"}}
     assert given == {
         "batch_size": 8,

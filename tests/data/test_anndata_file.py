@@ -95,6 +95,17 @@ def test_names_may_be_stored_as_categories(tmp_path, suffix):
     assert file.names_of(np.array([2, 3, 9])) == [names[2], names[3], names[9]]
 
 
+def test_the_parts_of_a_collection_are_in_the_order_of_their_numbers(tmp_path):
+    root = zarr.open_group(str(tmp_path / "cells.zarr"), mode="w")
+    root.attrs["encoding-type"] = "annbatch-preshuffled"
+    for number in range(11):
+        write_elem(root, f"dataset_{number}", anndata.AnnData(X[:1]))
+
+    names = [file.name for file in open_anndata_files(tmp_path / "cells.zarr")]
+
+    assert names == [f"cells.zarr/dataset_{number}" for number in range(11)]
+
+
 def test_rows_are_put_below_each_other():
     parts = [sp.csr_matrix(X[:3]), X[3:5], sp.csr_matrix(X[5:])]
 

@@ -151,19 +151,33 @@ def test_genes_can_be_chosen_by_name_or_be_those_that_all_files_share(adata, wri
     assert "symbol" in shared.var
     expected = adata[:, ["gene_5", "gene_0"]].X.toarray()
     assert np.array_equal(gathered(chosen.loader(None, 50))["X"], np.concatenate([expected, expected]))
+    first = CellFiles(paths[0], **KEYS, genes=["gene_0", "gene_1"])
+    assert np.array_equal(gathered(first.loader(None, 50))["X"], adata[:, :2].X.toarray())
+    of_three = CellFiles([*paths, write(adata, "c.h5ad")], **KEYS, genes="shared")
+    assert list(of_three.var.index) == list(shared.var.index)
 
 
 def test_text_and_embeddings_of_files_are_read(adata, write):
     table = pd.DataFrame(np.eye(5), index=list(adata.obs["cell_type"].cat.categories), columns=list("abcde"))
     adata.uns["vectors"] = table
-    path = write(adata, convert_strings_to_categoricals=False)
+    paths = [write(adata, convert_strings_to_categoricals=False)]
+    adata.uns["vectors"] = table + 1  # that of the first file is taken
+    paths.append(write(adata, "b.h5ad", convert_strings_to_categoricals=False))
     options = {"set_condition_keys": ["genes"], "control_values": {"genes": "ctrl"}}
 
-    cells = CellFiles(path, condition_keys=["cell_type"], condition_embeddings={"cell_type": "vectors"}, **options)
+    cells = CellFiles(paths, condition_keys=["cell_type"], condition_embeddings={"cell_type": "vectors"}, **options)
 
     arguments = cells.registry["setup_args"]
     assert np.array_equal(arguments["condition_embeddings"]["cell_type"], table)
     assert cells.by_key[1].members == ["A", "B"]
+
+
+def test_classes_of_text_are_in_the_order_that_they_have_in_memory(adata, write):
+    adata = adata[np.argsort(adata.obs["treated"])].copy()  # "ctrl" comes before "A+B"
+
+    found = CellFiles(write(adata, convert_strings_to_categoricals=False), condition_keys=["genes"])
+
+    assert found.by_key[0].values == ["A+B", "ctrl"]
 
 
 def test_cells_are_read_into_memory_on_request(adata, write):
@@ -220,7 +234,7 @@ def test_conditions_of_cells_that_are_not_used_may_be_missing_or_unknown(adata, 
     ):
         CellFiles.like(first.registry, path, indices=[np.flatnonzero(others.obs["cell_type"] == "new")[0]])
 
-    cells = CellFiles.like(first.registry, path, indices=rows)
+    cells = CellFiles.like(first.registry, path, indices=rows[::-1])
 
     assert np.array_equal(cells.codes[rows], first.codes[rows])
     assert list(cells.read(rows).obs["cell_type"]) == ["NK"] * len(rows)
@@ -307,6 +321,9 @@ def test_columns_that_a_file_lacks_or_writes_otherwise_name_the_file(adata, writ
         CellFiles(paths[0], condition_keys="cell_type")
     with pytest.raises(KeyError, match=r"`layer` 'raw' is not in the layers of cells.h5ad"):
         CellFiles(paths[0], layer="raw")
+    adata.obsm["dose"] = np.ones((96, 2))
+    with pytest.raises(ValueError, match="'dose' is a column of obs and an array of obsm in d.h5ad. Rename"):
+        CellFiles(write(adata, "d.h5ad"), **KEYS)
 
 
 WHOLE, DECIMAL, LETTERS = [1, 2, 2], [1.0, 2.5, 2.5], ["a", "b", "b"]

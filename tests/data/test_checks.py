@@ -119,6 +119,7 @@ def test_good_log_values_pass_in_every_storage(make_adata):
 
 def test_log_values_of_which_some_are_whole_pass():
     check_expression(anndata.AnnData(with_value(0.25)), None, "log1p")
+    check_expression(anndata.AnnData(with_value(0.25, row=0)), None, "log1p")  # in the rows that are looked at first
 
 
 def test_log_values_may_be_20_and_no_more():

@@ -184,6 +184,8 @@ def test_cells_without_a_label_have_a_code_of_their_own_that_is_no_class(dtype):
     assert pd.isna(key.decode(codes)).tolist() == [False, True, True, False]
     assert key_from_state(key.state()) == key
     assert Conditions.from_codes([key], codes).combinations[:, 0].tolist() == [0, 1]
+    with_vectors = CategoricalKey.of("c", column, None, pd.DataFrame([[0.5], [1.5]], index=["x", "y"]), "?")
+    assert np.array_equal(with_vectors.encode_cells(column, "adata.obs"), codes)
 
 
 def test_new_cells_without_a_label_add_no_class():
@@ -475,6 +477,16 @@ def test_numbers_keep_their_scale():
     extended = TIME.extended(pd.Series([1.0, 7.0]))
 
     assert (extended.mean, extended.std, extended.low, extended.high) == (1.0, 1.0, 0.0, 7.0)
+    assert TIME.extended(pd.Series([0.5, 1.0])).high == 2.0
+
+
+def test_arrays_keep_scale_and_reach_and_their_range_is_widened():
+    key = ArrayKey.of("spatial", np.array([[0.0, 0.0], [1000.0, 0.0], [0.0, 1000.0]]))
+
+    extended = key.extended(np.array([[500.0, 2000.0], [500.0, 2000.0]]))
+
+    assert (extended.mean, extended.std, extended.reach) == (key.mean, key.std, key.reach)
+    assert (extended.low, extended.high) == ([0, 0], [1000, 2000])
 
 
 def test_sets_mean_the_same_after_being_rewritten():
@@ -486,6 +498,7 @@ def test_sets_mean_the_same_after_being_rewritten():
     np.testing.assert_array_equal(written, extended.encode(texts))
     assert list(extended.decode(written)) == texts
     assert extended.decode(extended.encode(["A+C"]))[0] == "C + A"
+    assert make_set(largest=4).extended(pd.Series(["A"])).largest == 4  # there is room for the larger old sets
 
 
 def test_placeholders_for_any_value_still_work():

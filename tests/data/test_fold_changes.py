@@ -73,6 +73,13 @@ def test_a_seed_gives_the_same_counts_however_they_are_stored(cells, tmp_path):
     assert (first.X != other.X).nnz
 
 
+@pytest.mark.usefixtures("seed_0")
+def test_the_default_seed_is_that_of_scvi_tools(cells):
+    some = cells[:200].copy()
+
+    assert (plant_fold_changes(some, TRUTH, "group").X != plant_fold_changes(some, TRUTH, "group", seed=0).X).nnz == 0
+
+
 def test_the_cells_can_be_written_and_say_what_was_planted(cells, tmp_path):
     given = anndata.AnnData(np.log1p(cells.X[:50].toarray()), cells.obs[:50], cells.var, layers={"raw": cells.X[:50]})
     given.uns = {"log1p": {}, "neighbors": {}, "scgen_diffusion": {"seed": 1}}

@@ -48,6 +48,15 @@ def test_modalities_are_concatenated_in_the_order_of_the_cells(mdata):
     assert joined.to_numpy().tolist() == [[1, 0, 0], [2, 3, 7], [0, 4, 8], [0, 0, 9]]
 
 
+def test_modalities_may_have_the_same_cells_in_another_order():
+    parts = {"rna": modality([[1], [2], [3]], "abc", ["CD4"]), "prot": modality([[6], [4], [5]], "cab", ["CD4"])}
+    both = mudata.MuData(parts)
+
+    joined = join_expression(both, dict.fromkeys(parts, MODALITIES["prot"]), {}).toarray()
+
+    assert pd.DataFrame(joined, both.obs_names).loc[list("abc")].to_numpy().tolist() == [[1, 4], [2, 5], [3, 6]]
+
+
 def test_an_absent_modality_is_zero(mdata):
     alone = mudata.MuData({"rna": mdata["rna"].copy()})
 

@@ -91,6 +91,12 @@ def test_a_window_mixes_blocks_of_many_places():
     assert first.max() - first.min() > 300
 
 
+def test_the_cells_of_a_block_are_shuffled():
+    order = np.concatenate(order_of(make_loader(np.arange(64), block_size=64, window_size=64, seed=0)))
+
+    assert np.count_nonzero(np.diff(order) == 1) < 10  # one is expected
+
+
 @pytest.mark.parametrize("indices", [np.arange(100), np.arange(3, 100, 7)], ids=["all", "some"])
 def test_blocks_begin_at_the_same_rows_whichever_cells_are_chosen(indices):
     loader = make_loader(indices, block_size=10, batch_size=1, window_size=1, seed=0)

@@ -229,6 +229,14 @@ def test_groups_with_few_real_cells_have_no_rows():
     assert found.attrs["n_cells"] == {"all": 100, "a": 0, "b": 0, "c": 0, "d": 0}
 
 
+def test_rare_labels_keep_their_cells_where_few_cells_are_drawn():
+    real, synthetic, train = (cells(n, seed=n, labels="aaaaaaaab") for n in (400, 401, 802))
+
+    found = table(real, synthetic, train=train, groupby="type", max_cells=50, metrics=["gene_mean_error"])
+
+    assert found.attrs["n_cells"]["b"] > 30  # five or six of the cells drawn from all
+
+
 def test_copies_of_the_cells_of_one_group_at_a_time_are_in_memory(monkeypatch):
     alive, make = [], _evaluate.make_context
 

@@ -331,6 +331,8 @@ def test_the_changes_of_all_genes_are_kept_in_single_precision_and_only_if_a_met
     assert not built
     judge(*sets, metrics=["perturbation_discrimination"])
     assert {panel.directions.dtype for panels in built[0].values() for panel in panels} == {np.dtype(np.float32)}
+    of_a, of_b = built[0][("A",), "all"][0].directions
+    assert abs(of_a @ of_b) < 0.5  # the changes have no gene in common
 
 
 def test_metrics_that_the_cells_do_not_allow_are_left_out_or_named():
@@ -415,6 +417,20 @@ def test_changes_are_taken_within_donors():
     real, predicted, control, train = (part[part.obs["donor"] == "d1"] for part in (real, predicted, control, train))
     one_donor = [judge(real, predicted, control=control, train=train, match_keys=keys) for keys in (["donor"], None)]
     pd.testing.assert_frame_equal(*one_donor)
+
+
+def test_control_cells_have_the_shares_of_donors_of_each_perturbation():
+    def of_both(first, second):
+        return ad.concat([cells_of_donors("A", first, d1=80, d2=20), cells_of_donors("B", second, d1=20, d2=80)])
+
+    real, predicted, unperturbed = of_both(10, 20), of_both(30, 40), cells_of_donors("ctrl", 50, d2=60)
+    options = {"control": cells_of_donors("ctrl", 60, d1=50, d2=50), "match_keys": ["donor"]}
+    together = judge(ad.concat([unperturbed, real]), predicted, metrics=["mean_change_error"], **options)
+    real, predicted = (part[part.obs["gene"] == "B"] for part in (real, predicted))
+    alone = judge(real, predicted, metrics=["mean_change_error"], **options)
+
+    columns = ["perturbation", "value", "no_change"]
+    pd.testing.assert_frame_equal(together.loc[1:, columns].reset_index(drop=True), alone[columns])
 
 
 @pytest.mark.parametrize("sizes", [[1], [1, 2]])

@@ -67,6 +67,8 @@ def test_positions_are_kept_in_obsm_in_the_order_they_were_asked_for(model):
     assert (
         model.generate(6, {"spatial": asked}, seed=0, n_steps=1).obsm["spatial"].tolist() == asked.repeat(2, 0).tolist()
     )
+    path = model.get_sampling_path(3, {"spatial": asked}, n_frames=2, seed=0)
+    np.testing.assert_array_equal(path.obsm["spatial"], np.tile(asked, (2, 1)))  # frame by frame
 
 
 def test_positions_change_the_cells(model):

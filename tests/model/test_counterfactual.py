@@ -305,7 +305,7 @@ BAD_REQUESTS = {
     "rows beyond": ({"indices": [96]}, "must lie within the 96 cells"),
     "totals": ({"library_size": [1, 2]}, "one per cell .96."),
     "batch size": ({"batch_size": 0}, "`batch_size` must be"),
-    "repeated rows": ({"indices": [0, 3, 0, 95, -1, 1]}, r"`indices` has rows more than once \(0, 95\)"),
+    "repeated rows": ({"indices": [0, 3, -96, 95, -1, 1]}, r"`indices` has rows more than once \(0, 95\)"),
     "fractional rows": ({"indices": [0.5]}, "`indices` must be a list of whole numbers.*float64"),
     "mask of other cells": ({"indices": [True] * 5}, "`indices` must be .* a mask of the 96 cells"),
     "one row": ({"indices": 3}, "`indices` must be a list of whole numbers"),

@@ -230,6 +230,18 @@ def test_control_cells_with_other_labels_are_another_request(model, control, tmp
         model.predict_perturbation_to(goal, other, **REQUEST)
 
 
+def test_other_rows_or_labels_of_cells_in_files_are_another_request(model, control, h5ad, tmp_path):
+    files, goal = CellFiles.like(model.registry, h5ad), tmp_path / "cells.h5ad"
+    rows = np.flatnonzero(control.obs["cell_type"] == "NK")
+    model.predict_perturbation_to(goal, files, **REQUEST, indices=rows[:5])
+
+    with pytest.raises(FileExistsError, match="What differs: the control cells"):
+        model.predict_perturbation_to(goal, files, **REQUEST, indices=rows[5:10])
+    files.codes[rows[0], 0] = files.codes[np.flatnonzero(control.obs["cell_type"] == "B cell")[0], 0]
+    with pytest.raises(FileExistsError, match="What differs: the control cells"):
+        model.predict_perturbation_to(goal, files, **REQUEST, indices=rows[:5])
+
+
 def test_cells_without_any_columns_are_written_too(make_trained, make_cells, tmp_path):
     cells = make_cells()
     cells.obs = cells.obs[[]]
@@ -250,6 +262,8 @@ def test_cells_that_files_were_not_opened_for_are_refused(model, h5ad, tmp_path)
     with pytest.raises(ValueError, match=r"opened with `indices`, and 290 of the 300 cells to predict are not among"):
         model.predict_perturbation(files, **REQUEST)
     assert model.predict_perturbation(files, **REQUEST, indices=np.arange(5)).n_obs == 5
+    with pytest.raises(ValueError, match=r"`indices` has rows more than once \(3\)"):
+        model.predict_perturbation(files, **REQUEST, indices=[3, 1, 3])
 
 
 def test_the_inversion_streams_without_tables(model, control, tmp_path):

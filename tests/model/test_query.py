@@ -365,6 +365,14 @@ def test_a_stopped_transport_is_resumed(with_transport, make_cells, quick, tmp_p
     assert len(model.history["transport_loss_train"]) == 3
 
 
+def test_a_transport_that_the_reference_stopped_is_not_resumed(with_transport, make_cells, monkeypatch):
+    monkeypatch.setattr(with_transport, "cut_short_", {"transport": "stopped far too early"})
+
+    model = SCLDM.load_query_data(of_new_type(make_cells, ["ctrl", "A"]), with_transport, accelerator="cpu")
+
+    assert model.cut_short_ == {"transport": "far too short"}
+
+
 def test_advice_on_a_fine_tuned_model_can_be_followed(with_transport, make_cells, quick):
     model = SCLDM.load_query_data(of_new_type(make_cells, ["ctrl", "A"]), with_transport, accelerator="cpu")
     with pytest.raises(ValueError, match="'transport', which is not trained. The transport of the reference knows"):
@@ -396,9 +404,22 @@ def test_a_query_model_can_be_a_reference(scldm, make_cells, quick):
     second.train(1, **quick)
 
     assert second.conditions.categories["cell_type"][-2:] == [NEW_TYPE, "mast"]
+    assert np.array_equal(second.reference_["of_autoencoder"], scldm.combinations_)  # which neither has trained since
+    assert second.var_ is not first.var_
     assert same(old_cells(second), old_cells(scldm))
     # the open dose may be drawn again only if new cells had this type
     assert same(second.generate(20, {"cell_type": NEW_TYPE}, seed=1), known)
+
+
+def test_a_checkpoint_of_another_way_of_fine_tuning_is_refused(scldm, make_cells, quick, tmp_path):
+    one, other = (
+        SCLDM.load_query_data(query_cells(make_cells), scldm, trainable=trainable, accelerator="cpu")
+        for trainable in ("conditions", "network")
+    )
+    one.train(1, checkpoint_dir=tmp_path, **quick)
+
+    with pytest.raises(ValueError, match="of other cells.*another `checkpoint_dir`"):
+        other.train(1, checkpoint_dir=tmp_path, **quick)
 
 
 def test_classes_that_the_reference_declared_but_never_saw_are_new(scldm, make_cells, quick):

@@ -126,11 +126,20 @@ def test_numbers_and_sets_stream_with_the_categories_of_all_cells(make_cells, ma
     model = make_trained(cells, condition_keys=["cell_type"], setup=setup)
     drugs = [{"A"}] * 300 + [{"A", "B"}] * 100  # the second shard alone has no cell with one drug
 
+    request = {"condition": {"drugs": drugs, "age": np.linspace(30, 50, 400)}, "seed": 5}
     goal = tmp_path / "cells.h5ad"
-    model.generate_to(goal, condition={"drugs": drugs}, seed=5, n_steps=1, sampler="euler", shard_size=128)
+    model.generate_to(goal, **request, n_steps=1, sampler="euler", shard_size=128)
 
-    assert_same(goal, model.generate(condition={"drugs": drugs}, seed=5, n_steps=1, sampler="euler"))
+    assert_same(goal, model.generate(**request, n_steps=1, sampler="euler"))
     assert anndata.concat([cells, read(goal)]).obs["cell_type"].dtype == cells.obs["cell_type"].dtype  # and in order
+
+
+def test_more_than_ten_shards_stay_in_order(trained, tmp_path):
+    request = {"n_cells": 1_400, "seed": 5, "sampler": "euler", "n_steps": 1}
+
+    path = trained.generate_to(tmp_path / "cells.h5ad", **request, shard_size=128)
+
+    assert_same(path, trained.generate(**request))
 
 
 def test_a_zarr_is_cut_into_shards_of_chunks(trained, tmp_path):

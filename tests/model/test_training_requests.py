@@ -13,8 +13,10 @@ from types import SimpleNamespace
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
+import scvi
 import torch
 from lightning.pytorch.callbacks import Callback, Timer
 from mudata import MuData
@@ -110,6 +112,15 @@ def test_a_checkpoint_of_other_values_labels_names_or_layers_is_refused(
 
     with pytest.raises(ValueError, match="of other cells.*another `checkpoint_dir`"):
         build(adata=others, setup=setup).train(1, checkpoint_dir=tmp_path, **quick)
+
+
+def test_a_checkpoint_of_other_known_embeddings_is_refused(make_cells, make_model, quick, tmp_path):
+    table = pd.DataFrame(np.eye(5), make_cells().obs["cell_type"].cat.categories, list("abcde"))
+    setups = [{"condition_embeddings": {"cell_type": table * scale}} for scale in (1, 2)]
+    make_model(setup=setups[0]).train(1, checkpoint_dir=tmp_path, **quick)
+
+    with pytest.raises(ValueError, match="of other cells.*another `checkpoint_dir`"):
+        make_model(setup=setups[1]).train(1, checkpoint_dir=tmp_path, **quick)
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -217,6 +228,18 @@ def test_sizes_split_the_cells_as_in_scvi_tools(make_model, quick):
     assert len(model.test_indices) == 24
     model.train(1, validation_size=0.25, **quick)
     assert [len(model.train_indices), len(model.validation_indices), len(model.test_indices)] == [72, 24, 0]
+
+
+def test_the_seed_decides_the_split_whose_parts_are_in_order(make_model, quick):
+    splits = []
+    for seed in (0, 1):
+        scvi.settings.seed = seed
+        model = make_model()
+        model.train_autoencoder(1, train_size=0.5, validation_size=0.25, **quick)
+        splits.append([model.train_indices.tolist(), model.validation_indices.tolist(), model.test_indices.tolist()])
+
+    assert splits[0] != splits[1]
+    assert all(part == sorted(part) for split in splits for part in split)
 
 
 def test_test_cells_are_no_training_cells(make_model, quick, monkeypatch):

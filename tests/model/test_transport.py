@@ -512,6 +512,15 @@ def test_train_trains_it_where_the_setup_says_what_is_unperturbed(make_trained):
     assert len(with_it["transport_loss_train"]) == 1
 
 
+def test_the_transport_has_its_own_end_and_batch_size(make_model, quick):
+    model = make_model(setup={"control_values": {"dose": 1}})
+
+    model.train(2, early_stopping=True, **quick)
+
+    assert len(model.history_["transport_loss_train"]) == 2
+    assert model.recipes_["transport"]["batch_size"] > quick["batch_size"]
+
+
 def test_the_transport_is_too_small_to_be_compiled(make_model, quick, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *_, **__: compiled.append(self))

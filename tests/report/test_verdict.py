@@ -161,8 +161,9 @@ def test_messages_give_the_value_beside_that_of_real_cells_and_advice():
 
 def test_an_excess_within_chance_is_not_reported():
     wide = table(precision=0.7)
-    wide.loc[wide["metric"] == "precision", ["low", "high"]] = [0.4, 1.0]
-    assert level_of(verdict(wide), "realism") == "ok"
+    for high in (1.0, 0.75):  # a bound may cut one side
+        wide.loc[wide["metric"] == "precision", ["low", "high"]] = [0.4, high]
+        assert level_of(verdict(wide), "realism") == "ok"
 
 
 def test_without_intervals_the_size_alone_decides():
@@ -411,9 +412,10 @@ def test_data_without_structure_between_genes_is_not_judged_by_it():
 
 
 def test_structure_is_judged_also_where_nothing_was_shuffled():
-    low = table(within_label_correlation=0.1)
-    low.loc[low["metric"] == "within_label_correlation", "shuffled"] = np.nan
-    assert level_of(verdict(low), "gene-gene structure") == "warning"
+    for value, shuffled, level in ((0.1, np.nan, "warning"), (0.53, 0.4, "note")):  # real cells: 0.63
+        low = table(within_label_correlation=value)
+        low.loc[low["metric"] == "within_label_correlation", "shuffled"] = shuffled
+        assert level_of(verdict(low), "gene-gene structure") == level
 
 
 def test_missing_measurements_are_left_out_and_reported():
