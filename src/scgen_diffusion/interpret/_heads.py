@@ -223,6 +223,8 @@ def head_effects(
         If the model is not trained.
     KeyError
         If ``groupby`` is not a column of ``obs``.
+    TypeError
+        If ``groupby`` names several columns.
     ValueError
         If a time or batch size is not allowed, or a cell has no label.
 
@@ -278,6 +280,11 @@ def head_specificity(loadings: pd.DataFrame) -> pd.DataFrame:
     -------
     pandas.DataFrame
         Genes by heads.
+
+    Raises
+    ------
+    TypeError
+        If ``loadings`` is not a table.
     """
     check_table("loadings", loadings, "head_loadings")
     smallest = max(SMALLEST_SHARE * loadings.to_numpy().max(), np.finfo(float).tiny)
@@ -304,6 +311,8 @@ def top_genes(loadings: pd.DataFrame, n_genes: int = 20) -> pd.DataFrame:
 
     Raises
     ------
+    TypeError
+        If ``loadings`` is not a table.
     ValueError
         If there are fewer genes.
     """

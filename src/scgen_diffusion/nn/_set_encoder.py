@@ -24,8 +24,8 @@ class SetEncoder(nn.Module):
         Numbers per token.
     attention, factors
         The poolings; at least one.
-    factor_width
-        Output width of the factor pooling.
+    attention_width, factor_width
+        Output width of each pooling.
     padded_length
         Number of gene tokens of every cell. Default: as many as the batch needs.
     """

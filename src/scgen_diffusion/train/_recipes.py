@@ -122,7 +122,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class AutoencoderRecipe(Recipe):
-    """Training of the autoencoder.
+    """Training of the autoencoder. Its other options are those of :class:`Recipe`.
 
     Parameters
     ----------
@@ -198,7 +198,7 @@ class AutoencoderRecipe(Recipe):
 
 @dataclass(frozen=True)
 class PriorRecipe(Recipe):
-    """Training of the prior.
+    """Training of the prior. Its other options are those of :class:`Recipe`.
 
     Parameters
     ----------
@@ -223,7 +223,9 @@ class PriorRecipe(Recipe):
 
 @dataclass(frozen=True)
 class DiffusionRecipe(Recipe):
-    """Training of a gene-space model; the defaults are for masked molecules.
+    """Training of a gene-space model. Its other options are those of :class:`Recipe`.
+
+    The defaults are for masked molecules.
 
     Parameters
     ----------
@@ -253,7 +255,7 @@ class DiffusionRecipe(Recipe):
 
 @dataclass(frozen=True)
 class TransportRecipe(Recipe):
-    """Training of the transport from control to perturbed cells.
+    """Training of the transport from control to perturbed cells. Its other options are those of :class:`Recipe`.
 
     Parameters
     ----------
@@ -281,7 +283,13 @@ class TransportRecipe(Recipe):
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """All stages of SCLDM."""
+    """All stages of SCLDM.
+
+    Parameters
+    ----------
+    autoencoder, prior, transport
+        Options of each stage.
+    """
 
     autoencoder: AutoencoderRecipe = AutoencoderRecipe()
     prior: PriorRecipe = PriorRecipe()
