@@ -221,10 +221,8 @@ def head_effects(
     ------
     RuntimeError
         If the model is not trained.
-    KeyError
-        If ``groupby`` is not a column of ``obs``.
-    TypeError
-        If ``groupby`` names several columns.
+    KeyError, TypeError
+        If ``groupby`` is not one column of ``obs``.
     ValueError
         If a time or batch size is not allowed, or a cell has no label.
 
@@ -311,10 +309,8 @@ def top_genes(loadings: pd.DataFrame, n_genes: int = 20) -> pd.DataFrame:
 
     Raises
     ------
-    TypeError
-        If ``loadings`` is not a table.
-    ValueError
-        If there are fewer genes.
+    TypeError, ValueError
+        If ``loadings`` is not a table, or has fewer genes.
     """
     check_table("loadings", loadings, "head_loadings")
     check_count("n_genes", n_genes, most=len(loadings))

@@ -117,10 +117,8 @@ def layer_statistics(
     ------
     RuntimeError
         If the model is not trained.
-    KeyError
-        If ``groupby`` is not a column of ``obs``.
-    TypeError
-        If ``groupby`` names several columns.
+    KeyError, TypeError
+        If ``groupby`` is not one column of ``obs``.
     ValueError
         If a time or size is not allowed, or a cell has no label.
 

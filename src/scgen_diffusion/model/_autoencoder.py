@@ -79,10 +79,8 @@ class AutoencoderModel(DiffusionModel):
             If the cells lack the layer, or cells in files a condition.
         RuntimeError
             If the autoencoder is not trained.
-        TypeError
-            If ``adata`` is not cells.
-        ValueError
-            For other genes, another kind of values, and unknown conditions of cells in files.
+        TypeError, ValueError
+            For what is not cells, other genes, another kind of values, and unknown conditions of cells in files.
         """
         seed = resolve_seed(seed)
         parts = []

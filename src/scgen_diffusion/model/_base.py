@@ -728,10 +728,8 @@ class DiffusionModel(BaseModelClass):
         ------
         RuntimeError
             If the model is not trained.
-        TypeError
-            If ``condition``, ``sampler`` or ``library_size`` has the wrong type.
-        ValueError
-            For unknown keys, values or samplers, and numbers or lengths that do not fit.
+        TypeError, ValueError
+            For arguments of a wrong type, unknown keys, values or samplers, and numbers or lengths that do not fit.
         FloatingPointError
             If sampling diverges to values that are not finite.
         """
@@ -1026,11 +1024,9 @@ class DiffusionModel(BaseModelClass):
             If the model is not trained.
         KeyError
             If the cells lack a condition column or the layer.
-        TypeError
-            If ``adata_control`` is not cells, and as in :meth:`generate`.
-        ValueError
-            For unknown keys or values, missing labels, genes or values that differ from training, and lengths that do
-            not fit.
+        TypeError, ValueError
+            For arguments of a wrong type, unknown keys or values, missing labels, genes or values that differ from
+            training, and lengths that do not fit.
         """
         batch_size = check_batch_size(batch_size)
         prediction = Prediction.of(

@@ -223,9 +223,7 @@ class PriorRecipe(Recipe):
 
 @dataclass(frozen=True)
 class DiffusionRecipe(Recipe):
-    """Training of a gene-space model. Its other options are those of :class:`Recipe`.
-
-    The defaults are for masked molecules.
+    """Training of a gene-space model, by default of masked molecules. Its other options are those of :class:`Recipe`.
 
     Parameters
     ----------
