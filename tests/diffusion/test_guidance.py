@@ -197,6 +197,10 @@ def test_an_invalid_interval_raises(interval):
         Guidance(interval=interval)
 
 
+def test_an_interval_may_be_an_array_or_a_list():
+    assert Guidance(interval=np.array([0, 0.5])) == Guidance(interval=[0, 0.5]) == Guidance(interval=(0.0, 0.5))
+
+
 # --- per key ----------------------------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,11 @@ def test_every_scale_keeps_zeros_and_the_order_within_a_cell(counts):
     np.testing.assert_array_equal(tf_idf(counts)(counts).toarray() == 0, counts.toarray() == 0)
 
 
+def test_log_normalise_refuses_negative_values():
+    with pytest.raises(ValueError, match=r"`values` must not hold negative, infinite or missing values. Give counts."):
+        log_normalise(np.array([[-1.0, 3.0]]))
+
+
 def test_a_rise_of_one_protein_is_no_fall_of_others_on_the_scale_of_proteins():
     low, high = sp.csr_matrix([[10, 20, 30]]), sp.csr_matrix([[1_000, 20, 30]])
     assert (log1p_of_counts(low) != log1p_of_counts(high)).nnz == 1

@@ -92,6 +92,8 @@ class CellFiles:
         If there is no such file.
     KeyError
         For a layer, column, array or embedding that a file lacks.
+    TypeError
+        For a string in place of a list of names, and as in ``setup_anndata``.
     ValueError
         For files that are not AnnData or are stored by columns, for different genes, and as in ``setup_anndata``.
 

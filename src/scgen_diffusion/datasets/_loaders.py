@@ -72,7 +72,7 @@ def pbmc3k(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
     Parameters
     ----------
     data_dir
-        Folder of the downloaded files (3.1 MB).
+        Folder of the downloaded files (3.1 MB). Default: see :mod:`scgen_diffusion.datasets`.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def kang_ifnb(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
     Parameters
     ----------
     data_dir
-        Folder of the downloaded file (2.2 MB).
+        Folder of the downloaded file (2.2 MB). Default: see :mod:`scgen_diffusion.datasets`.
 
     Returns
     -------
@@ -131,7 +131,7 @@ def paul15(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
     Parameters
     ----------
     data_dir
-        Folder of the downloaded files (1.6 MB).
+        Folder of the downloaded files (1.6 MB). Default: see :mod:`scgen_diffusion.datasets`.
 
     Returns
     -------
@@ -161,7 +161,7 @@ def norman_mcfaline_devel(data_dir: str | os.PathLike[str] | None = None) -> Ann
     Parameters
     ----------
     data_dir
-        Folder of the downloaded file (1.1 MB).
+        Folder of the downloaded file (1.1 MB). Default: see :mod:`scgen_diffusion.datasets`.
 
     Returns
     -------
@@ -199,7 +199,7 @@ def pbmc10k_citeseq(data_dir: str | os.PathLike[str] | None = None) -> MuData:
     Parameters
     ----------
     data_dir
-        Folder of the downloaded files (5.4 MB).
+        Folder of the downloaded files (5.4 MB). Default: see :mod:`scgen_diffusion.datasets`.
 
     Returns
     -------
@@ -244,7 +244,7 @@ def osmfish_cortex(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
     Parameters
     ----------
     data_dir
-        Folder of the downloaded file (1.1 MB).
+        Folder of the downloaded file (1.1 MB). Default: see :mod:`scgen_diffusion.datasets`.
 
     Returns
     -------
@@ -281,7 +281,7 @@ def worm_embryo(data_dir: str | os.PathLike[str] | None = None) -> AnnData:
     Parameters
     ----------
     data_dir
-        Folder of the downloaded files (1.9 MB).
+        Folder of the downloaded files (1.9 MB). Default: see :mod:`scgen_diffusion.datasets`.
 
     Returns
     -------

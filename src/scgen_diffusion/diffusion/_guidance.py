@@ -9,6 +9,7 @@ from functools import cached_property
 from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+import numpy as np
 import torch
 
 from scgen_diffusion._arguments import is_number, known_names, warn_user
@@ -68,7 +69,7 @@ class Guidance:
             if not is_number(scale) or not math.isfinite(scale):
                 msg = f"`guidance_scale` must be a finite number, or one per key, but found {scale!r}."
                 raise ValueError(msg)
-        _check_interval(self.interval)
+        object.__setattr__(self, "interval", _as_interval(self.interval))
         _check_rescale(self.rescale)
 
     @classmethod
@@ -100,7 +101,7 @@ class Guidance:
         return {
             "guidance_scale": {k: float(v) for k, v in self.scale.items()} if is_per_key else float(self.scale),
             "composition": trained.name,
-            "guidance_interval": [float(end) for end in self.interval],
+            "guidance_interval": list(self.interval),
             "guidance_rescale": float(self.rescale),
         }
 
@@ -303,8 +304,9 @@ def _weighted_sum(weights: Sequence[float], predictions: Sequence[Tensor]) -> Te
     return sum(weight * v for weight, v in weighted)  # type: ignore[return-value]
 
 
-def _check_interval(interval: object) -> None:
-    ends = list(interval) if isinstance(interval, Sequence) else []
+def _as_interval(interval: object) -> tuple[float, float]:
+    """Return two times as plain numbers, from a tuple, a list or an array."""
+    ends = list(interval) if isinstance(interval, Sequence | np.ndarray) else []
     is_pair = len(ends) == 2 and all(is_number(end) for end in ends)
     if not is_pair or not 0 <= ends[0] < ends[1] <= 1:
         msg = (
@@ -312,6 +314,7 @@ def _check_interval(interval: object) -> None:
             f"but found {interval!r}."
         )
         raise ValueError(msg)
+    return float(ends[0]), float(ends[1])
 
 
 def _check_rescale(rescale: object) -> None:

@@ -55,6 +55,8 @@ class Target:
 
         Parameters
         ----------
+        path
+            The path that ``x_t`` lies on.
         prediction, x_t
             ``(n, ...)``.
         t

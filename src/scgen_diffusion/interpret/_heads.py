@@ -221,8 +221,8 @@ def head_effects(
     ------
     RuntimeError
         If the model is not trained.
-    KeyError
-        If ``groupby`` is not a column of ``obs``.
+    KeyError, TypeError
+        If ``groupby`` is not one column of ``obs``.
     ValueError
         If a time or batch size is not allowed, or a cell has no label.
 
@@ -278,6 +278,11 @@ def head_specificity(loadings: pd.DataFrame) -> pd.DataFrame:
     -------
     pandas.DataFrame
         Genes by heads.
+
+    Raises
+    ------
+    TypeError
+        If ``loadings`` is not a table.
     """
     check_table("loadings", loadings, "head_loadings")
     smallest = max(SMALLEST_SHARE * loadings.to_numpy().max(), np.finfo(float).tiny)
@@ -304,8 +309,8 @@ def top_genes(loadings: pd.DataFrame, n_genes: int = 20) -> pd.DataFrame:
 
     Raises
     ------
-    ValueError
-        If there are fewer genes.
+    TypeError, ValueError
+        If ``loadings`` is not a table, or has fewer genes.
     """
     check_table("loadings", loadings, "head_loadings")
     check_count("n_genes", n_genes, most=len(loadings))

@@ -117,8 +117,8 @@ def layer_statistics(
     ------
     RuntimeError
         If the model is not trained.
-    KeyError
-        If ``groupby`` is not a column of ``obs``.
+    KeyError, TypeError
+        If ``groupby`` is not one column of ``obs``.
     ValueError
         If a time or size is not allowed, or a cell has no label.
 
@@ -194,6 +194,11 @@ def head_coding_rates(
     -------
     pandas.DataFrame
         Cells by heads; ``L0H2`` is head 2 of layer 0.
+
+    Raises
+    ------
+    RuntimeError, ValueError
+        As :func:`layer_statistics`, and if there are several times.
     """
     network = opened_network(model)
     source, rows = cells_of(model, adata, indices)

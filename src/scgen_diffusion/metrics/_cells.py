@@ -139,7 +139,15 @@ def scale_to_target(values: sp.spmatrix | NDArray) -> sp.csr_matrix:
 
 
 def log_normalise(values: sp.spmatrix | NDArray) -> sp.csr_matrix:
-    """Scale every cell to 10 000 and take `log1p` (CSR, float32); cells without counts stay zero."""
+    """Scale every cell to 10 000 and take `log1p` (CSR, float32); cells without counts stay zero.
+
+    Raises
+    ------
+    ValueError
+        If values are negative, infinite or missing.
+    """
+    values = sp.csr_matrix(values)
+    _check_finite(values, "values", "Give counts.")
     return scale_to_target(values).log1p().astype(np.float32)
 
 
@@ -259,12 +267,7 @@ def _check_values(matrix: sp.csr_matrix, log_base: float | None, name: str) -> N
     if 0 in matrix.shape:
         msg = f"`{name}` must have cells and genes, but its shape is {matrix.shape}."
         raise ValueError(msg)
-    if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
-        msg = (
-            f"`{name}` must not hold negative, infinite or missing values. "
-            "If it was scaled (scanpy.pp.scale), set `layer` to the layer with counts."
-        )
-        raise ValueError(msg)
+    _check_finite(matrix, name, "If it was scaled (scanpy.pp.scale), set `layer` to the layer with counts.")
     if log_base is not None and (largest := matrix.data.max(initial=0)) * np.log(log_base) > LARGEST_LOG1P:
         msg = (
             f"`{name}.uns['log1p']` says that `X` holds logarithms, but it has values up to {largest:.4g}, "
@@ -276,6 +279,12 @@ def _check_values(matrix: sp.csr_matrix, log_base: float | None, name: str) -> N
             f"`{name}` must hold counts (integers), but has values such as {matrix.data[matrix.data % 1 > 0][0]:.4g}. "
             f"Set `layer` to the layer with counts, or, if `X` holds log1p values, set uns['log1p'] = {{}}."
         )
+        raise ValueError(msg)
+
+
+def _check_finite(matrix: sp.csr_matrix, name: str, advice: str) -> None:
+    if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
+        msg = f"`{name}` must not hold negative, infinite or missing values. {advice}"
         raise ValueError(msg)
 
 

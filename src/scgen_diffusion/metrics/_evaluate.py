@@ -94,21 +94,21 @@ def evaluate(
     Parameters
     ----------
     real_test
-        Real cells that the model was not trained on, 50 or more (150 without ``train``): counts in ``layers["counts"]``
-        or `X`, or log-normalised values in `X` with ``uns["log1p"]``. Whole numbers and arrays are read as counts. In
-        MuData, rows of a modality use the cells that have it, and joint rows the cells that have all; if these are too
-        few, you get a warning and no joint rows.
+        Real cells that the model was not trained on, 50 or more (150 without ``train``; with ``control``, two of each
+        perturbation): counts in ``layers["counts"]`` or `X`, or log-normalised values in `X` with ``uns["log1p"]``.
+        Whole numbers and arrays are read as counts. In MuData, rows of a modality use the cells that have it, and joint
+        rows the cells that have all; if these are too few, you get a warning and no joint rows.
     synthetic
-        Cells to judge, 50 or more, with the same genes in any order. If both come as arrays, the order must be the same
-        too. A few cells without counts, which a model of very sparse data may draw, give a warning and are judged like
-        the others; more than 5 % are an error.
+        Cells to judge, 50 or more (with ``control``, two of each perturbation), with the same genes in any order. If
+        both come as arrays, the order must be the same too. A few cells without counts, which a model of very sparse
+        data may draw, give a warning and are judged like the others; more than 5 % are an error.
     train
-        Cells that the model was trained on, 100 or more; needed for metrics of memorisation. These assume that
-        ``train`` and ``real_test`` come from one distribution, and so do floors. For held-out donors, batches or times
-        they measure the difference between donors, not a leak: leave ``train`` out then.
-        :class:`~scgen_diffusion.data.CellFiles` stay in their files and are read part by part. With ``control``, the
-        baselines ``mean_shift`` and ``additive`` and the principal components come from these cells, which must be an
-        AnnData then.
+        Cells that the model was trained on, 100 or more (with ``control``, any number); needed for metrics of
+        memorisation. These assume that ``train`` and ``real_test`` come from one distribution, and so do floors. For
+        held-out donors, batches or times they measure the difference between donors, not a leak: leave ``train`` out
+        then. :class:`~scgen_diffusion.data.CellFiles` stay in their files and are read part by part. With ``control``,
+        the baselines ``mean_shift`` and ``additive`` and the principal components come from these cells, which must be
+        an AnnData then.
     groupby
         Column of `obs`, or several (joined by ``|``; a ``|`` inside a value becomes ``\|``), in all sets: the label
         that each synthetic cell was generated for. Adds metrics of labels, and rows for every label with 30 or more

@@ -228,8 +228,8 @@ def mean_change_correlation(real: Effect, predicted: Effect, *, n_top: int | Non
     real, predicted
         The effect in real and in predicted cells, from :func:`effects`.
     n_top
-        Use only the genes with the largest absolute Welch *t* between real perturbed cells and control; all genes if
-        None.
+        Use only this many genes, at least 2, with the largest absolute Welch *t* between real perturbed cells and
+        control; all genes if None.
 
     References
     ----------
@@ -269,8 +269,8 @@ def variance_error(real: Effect, predicted: Effect, *, n_top: int | None = None)
     real, predicted
         The effect in real and in predicted cells, from :func:`effects`.
     n_top
-        Use only the genes with the largest absolute Welch *t* between real perturbed cells and control; all genes if
-        None.
+        Use only this many genes, at least 2, with the largest absolute Welch *t* between real perturbed cells and
+        control; all genes if None.
 
     Examples
     --------
@@ -544,7 +544,7 @@ def de_overlap(real: Effect, predicted: Effect, *, n_top: int = 100) -> float:
     real, predicted
         The effect in real and in predicted cells, from :func:`effects`.
     n_top
-        Largest length of the lists.
+        Largest length of the lists, at least 2.
 
     Returns
     -------

@@ -79,8 +79,8 @@ class AutoencoderModel(DiffusionModel):
             If the cells lack the layer, or cells in files a condition.
         RuntimeError
             If the autoencoder is not trained.
-        ValueError
-            For other genes, another kind of values, and unknown conditions of cells in files.
+        TypeError, ValueError
+            For what is not cells, other genes, another kind of values, and unknown conditions of cells in files.
         """
         seed = resolve_seed(seed)
         parts = []
@@ -137,7 +137,7 @@ class AutoencoderModel(DiffusionModel):
         ------
         NotImplementedError
             If the latent is deterministic: there is no bound then.
-        KeyError, RuntimeError, ValueError
+        KeyError, RuntimeError, TypeError, ValueError
             As :meth:`get_latent_representation`.
         """
         if self.module.architecture.latent == "deterministic":
@@ -177,7 +177,7 @@ class AutoencoderModel(DiffusionModel):
 
         Raises
         ------
-        KeyError, RuntimeError, ValueError
+        KeyError, RuntimeError, TypeError, ValueError
             As :meth:`get_latent_representation`.
         """
         error, _ = self._losses(adata, indices, batch_size, seed)
@@ -210,12 +210,17 @@ class AutoencoderModel(DiffusionModel):
         batch_size
             Cells at a time.
         seed
-            Seed of the draws.
+            Seed of the draws. Default: ``scvi.settings.seed``, or else random.
 
         Returns
         -------
         AnnData
             The cells with their ``obs``, in the same order; MuData from a MULTISCLDM.
+
+        Raises
+        ------
+        KeyError, RuntimeError, TypeError, ValueError
+            As :meth:`get_latent_representation`.
         """
         seed = resolve_seed(seed)
         keep_dense = not sample or self._outputs[0] == "log1p"
@@ -282,8 +287,8 @@ class AutoencoderModel(DiffusionModel):
         ------
         NotImplementedError
             For a Gaussian head.
-        KeyError, RuntimeError, ValueError
-            As :meth:`get_latent_representation`, and for unknown genes and sizes.
+        KeyError, RuntimeError, TypeError, ValueError
+            As :meth:`get_latent_representation`, and for unknown genes and sizes, or one string as genes.
         """
         self._check_gives_expression("get_normalized_expression")
         module, scale = self.module, check_scale(library_size)
@@ -351,7 +356,7 @@ class AutoencoderModel(DiffusionModel):
         ------
         NotImplementedError
             For a Gaussian head.
-        KeyError, RuntimeError, ValueError
+        KeyError, RuntimeError, TypeError, ValueError
             As :meth:`get_latent_representation`, and for unknown genes.
         """
         self._check_gives_expression("posterior_predictive_sample")

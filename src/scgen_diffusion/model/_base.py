@@ -501,6 +501,8 @@ class DiffusionModel(BaseModelClass):
 
         Raises
         ------
+        OSError
+            If ``checkpoint_dir`` is a file or cannot be written to.
         TypeError
             For an unknown argument or option.
         ValueError
@@ -668,7 +670,7 @@ class DiffusionModel(BaseModelClass):
             - A mapping from key to a value for all cells, or to a list. The list has one value per cell, or fewer: each
               value then goes to an equal share of consecutive cells. A value of an array is a row, so a position is
               ``{"spatial": [x, y]}``, and many are an array ``(cells, 2)``. Keys left out are drawn given the others;
-              given an array, from the 15 nearest training cells.
+              given a number or an array, from the nearest training cells, about 15 or all at the nearest number.
             - A table with one row per cell and keys as columns. The columns of an array have their own:
               ``"spatial_0"``, ``"spatial_1"`` (or the names that they have in training).
             - Cells (AnnData), for new cells under the same conditions. Keys that they lack are drawn.
@@ -716,12 +718,18 @@ class DiffusionModel(BaseModelClass):
             the model's name; two different requests share no cell names. MULTISCLDM returns MuData in which each cell
             has all modalities.
 
+        Warns
+        -----
+        UserWarning
+            For conditions that few or no training cells have, effects that are not supported, keys that must share a
+            guidance scale, training that was cut short, and values unlike those of training.
+
         Raises
         ------
         RuntimeError
             If the model is not trained.
-        ValueError
-            For unknown keys, values or samplers, and numbers or lengths that do not fit.
+        TypeError, ValueError
+            For arguments of a wrong type, unknown keys, values or samplers, and numbers or lengths that do not fit.
         FloatingPointError
             If sampling diverges to values that are not finite.
         """
@@ -954,8 +962,8 @@ class DiffusionModel(BaseModelClass):
         strength
             How far to go, from just above 0 (cells hardly change) to 1: towards the perturbed cells, or back to noise.
         guidance_scale
-            Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back and the transport
-            use none.
+            Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back uses none. The
+            transport has none: leave it out there.
         sampler
             SCLDM and MULTISCLDM: ``"euler"``, ``"midpoint"`` or ``"heun"``. SCRDIT and WBDIT: ``"unmasking"``; with
             another path than ``"masking"`` ``"ddpm"`` (default; fresh noise at every step), ``"ddim"`` (one noise for
@@ -1006,7 +1014,9 @@ class DiffusionModel(BaseModelClass):
         Warns
         -----
         UserWarning
-            If an effect is extrapolated or unknown; the warning says why, and what you can do.
+            If an effect is extrapolated or unknown; the warning says why, and what you can do. Also if some cells or
+            all keep their conditions, the inversion replaces the transport, training had no such conditions, or the
+            training behind a verdict was cut short.
 
         Raises
         ------
@@ -1014,9 +1024,9 @@ class DiffusionModel(BaseModelClass):
             If the model is not trained.
         KeyError
             If the cells lack a condition column or the layer.
-        ValueError
-            For unknown keys or values, missing labels, genes or values that differ from training, and lengths that do
-            not fit.
+        TypeError, ValueError
+            For arguments of a wrong type, unknown keys or values, missing labels, genes or values that differ from
+            training, and lengths that do not fit.
         """
         batch_size = check_batch_size(batch_size)
         prediction = Prediction.of(
@@ -1363,6 +1373,8 @@ class DiffusionModel(BaseModelClass):
         ------
         FileNotFoundError
             If there is no such model.
+        KeyError
+            If ``adata`` lacks the layer or a condition column.
         TypeError
             If ``adata`` is anything else.
         ValueError

@@ -45,7 +45,7 @@ def load(
     ------
     FileNotFoundError
         If there is no such model.
-    TypeError, ValueError
+    KeyError, TypeError, ValueError
         As :meth:`SCLDM.load`; and if the file is of a class that the package does not have.
 
     Examples

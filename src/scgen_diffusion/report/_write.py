@@ -104,6 +104,8 @@ def write(
 
     Raises
     ------
+    KeyError
+        If a layer or a column of ``groupby`` is missing.
     TypeError
         If ``real_test`` or ``synthetic`` is no AnnData, or ``path`` is no name.
     ValueError

@@ -123,7 +123,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class AutoencoderRecipe(Recipe):
-    """Training of the autoencoder.
+    """Training of the autoencoder. Its other options are those of :class:`Recipe`.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ class AutoencoderRecipe(Recipe):
 
 @dataclass(frozen=True)
 class PriorRecipe(Recipe):
-    """Training of the prior.
+    """Training of the prior. Its other options are those of :class:`Recipe`.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ class PriorRecipe(Recipe):
 
 @dataclass(frozen=True)
 class DiffusionRecipe(Recipe):
-    """Training of a gene-space model; the defaults are for masked molecules.
+    """Training of a gene-space model, by default of masked molecules. Its other options are those of :class:`Recipe`.
 
     Parameters
     ----------
@@ -254,7 +254,7 @@ class DiffusionRecipe(Recipe):
 
 @dataclass(frozen=True)
 class TransportRecipe(Recipe):
-    """Training of the transport from control to perturbed cells.
+    """Training of the transport from control to perturbed cells. Its other options are those of :class:`Recipe`.
 
     Parameters
     ----------
@@ -282,7 +282,13 @@ class TransportRecipe(Recipe):
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """All stages of SCLDM."""
+    """All stages of SCLDM.
+
+    Parameters
+    ----------
+    autoencoder, prior, transport
+        Options of each stage.
+    """
 
     autoencoder: AutoencoderRecipe = AutoencoderRecipe()
     prior: PriorRecipe = PriorRecipe()

@@ -111,7 +111,9 @@ def run_stage(
         Passed to Lightning. Default: bfloat16 autocast for large networks (:attr:`Recipe.bfloat16`) on CUDA GPUs that
         support it, otherwise float32.
     early_stopping
-        Whether to stop if the validation loss has not fallen for ``early_stopping_patience`` validations.
+        Whether to stop if the validation loss no longer falls.
+    early_stopping_patience
+        Number of validations without a fall after which to stop.
     early_stopping_min_delta
         Smallest change that counts as a fall.
     check_val_every_n_epoch
