@@ -693,9 +693,9 @@ def labelled(labels, **numbers):
             r"`synthetic` and `real_test` have no gene in common: \['ENSG0'",
         ),
         (
-            {"synthetic": changed(cells(60, seed=2), obs=lambda adata: adata.obs[["batch"]])},
+            {"synthetic": changed(cells(60, seed=2), obs=lambda adata: adata.obs[[]])},
             KeyError,
-            "`synthetic.obs` has no column 'type'",
+            r"`synthetic.obs` has no column 'type'.*mdata\[modality\].obs\['type'\] = mdata.obs\['type'\]",
         ),
         (
             {"real": labelled([None] * 3 + ["a"] * 57, seed=1)},

@@ -103,12 +103,26 @@ def obs_column(cells: AnnData, key: str, name: str) -> pd.Series:
     """
     if key not in cells.obs:
         msg = f"`{name}.obs` has no column {key!r}. {known_names(key, list(cells.obs.columns))}"
+        if cells.obs.columns.empty:  # as in a modality whose labels are in `mdata.obs`
+            msg += f" Of a modality, copy it first: mdata[modality].obs[{key!r}] = mdata.obs[{key!r}]."
         raise KeyError(msg)
     column = cells.obs[key]
     if column.ndim > 1:
         msg = f"`{name}.obs` has {column.shape[1]} columns {key!r}; rename all but one."
         raise ValueError(msg)
     return column
+
+
+def check_one_modality(table: pd.DataFrame) -> None:
+    """Raise if a metric has rows of several modalities, whose values and floors cannot be compared or averaged."""
+    for (metric, group), rows in table.groupby(["metric", "group"], sort=False) if "modality" in table else ():
+        modalities = list(rows["modality"].unique())
+        if len(modalities) > 1:
+            msg = (
+                f"`table` has several modalities of the metric {metric!r} and the group {group!r}: {modalities}. Take "
+                f"one modality at a time: table[table['modality'] == {modalities[0]!r}]."
+            )
+            raise ValueError(msg)
 
 
 def layer_of(cells: AnnData, layer: str | None) -> str | None:

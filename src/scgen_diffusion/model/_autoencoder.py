@@ -250,7 +250,7 @@ class AutoencoderModel(DiffusionModel):
         batch_size: int | None = None,
         seed: int | None = None,
     ) -> pd.DataFrame | np.ndarray:
-        r"""Return decoded expression without sampling noise, as scvi-tools does.
+        r"""Return expected expression, decoded from a draw of each cell's latent, as scvi-tools does.
 
         These are the decoder's frequencies :math:`\rho_g = \operatorname{softmax}(\ell(z))_g`, which add up to 1, times
         ``library_size``. Stray large counts (``outliers``) are left out. There is no ``transform_batch``, because the

@@ -221,7 +221,7 @@ class MULTISCLDM(SCLDM):
         batch_size: int | None = None,
         seed: int | None = None,
     ) -> pd.DataFrame | np.ndarray | dict[str, pd.DataFrame | np.ndarray]:
-        """Return decoded values of each modality without sampling noise, such as denoised proteins.
+        """Return expected values of each modality, decoded from a draw of the latent, such as denoised proteins.
 
         For counts, these are frequencies within the modality times ``library_size``, as
         :meth:`SCLDM.get_normalized_expression` returns them. The background of proteins is not removed.
@@ -229,7 +229,9 @@ class MULTISCLDM(SCLDM):
         For a ``"bernoulli"`` modality, such as chromatin, they are probabilities of a one (accessibility). By default
         they are those at each cell's own number of ones, higher in cells in which more peaks were found.
 
-        Modalities that a cell lacks, and their totals, are predicted from the others.
+        Modalities that a cell lacks, and their totals, are predicted from the others. Each call draws a latent, which
+        such predictions depend on most: average over ``n_samples``, such as 25, or use :meth:`get_reconstruction` with
+        ``sample=False``, which draws nothing.
 
         Parameters
         ----------
@@ -266,7 +268,7 @@ class MULTISCLDM(SCLDM):
         Examples
         --------
         >>> proteins = model.get_normalized_expression(
-        ...     modality="prot", library_size="latent"
+        ...     modality="prot", library_size="latent", n_samples=25, seed=0
         ... )  # doctest: +SKIP
         """
         columns, modalities = self._columns_by_modality(modality, gene_list), self.modalities

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from pandas.api.types import is_numeric_dtype
 
-from scgen_diffusion.data import as_labels
+from scgen_diffusion.data import as_labels, check_one_modality
 from scgen_diffusion.metrics import MIN_CELLS_PER_GROUP, excess_over_floor
 
 from ._figures import (
@@ -154,18 +154,6 @@ def scores(
     bar.ax.set_yticklabels(["as real cells,\nor better", "as shuffled genes*,\nor worse"], fontsize="small")
     ax.set_xlabel(KEY, fontsize="small", labelpad=10)
     return finish(ax, show, save)
-
-
-def check_one_modality(table: pd.DataFrame) -> None:
-    """Raise if a metric has rows of several modalities, whose values and floors cannot be compared or averaged."""
-    for (metric, group), rows in table.groupby(["metric", "group"], sort=False) if "modality" in table else ():
-        modalities = list(rows["modality"].unique())
-        if len(modalities) > 1:
-            msg = (
-                f"`table` has several modalities of the metric {metric!r} and the group {group!r}: {modalities}. Plot "
-                f"one modality at a time: table[table['modality'] == {modalities[0]!r}]."
-            )
-            raise ValueError(msg)
 
 
 def badness(table: pd.DataFrame) -> pd.DataFrame:

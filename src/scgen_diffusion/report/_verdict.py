@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -10,6 +11,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from scgen_diffusion._arguments import list_first
+from scgen_diffusion.data import check_one_modality
 from scgen_diffusion.metrics import CATALOGUE, GUESSING, IDEALS, MIN_CELLS_PER_GROUP, excess_over_floor
 
 if TYPE_CHECKING:
@@ -142,11 +144,12 @@ def read_rows(table: pd.DataFrame) -> Rows:
             "read the file with `keep_default_na=False, na_values=['']`."
         )
         raise ValueError(msg)
+    check_one_modality(table)
     if (repeated := table.duplicated(["metric", "group"])).any():
         first = table[repeated].iloc[0]
         msg = (
             f"`table` has several rows of the metric {first['metric']!r} and the group {first['group']!r}; judge one "
-            "evaluation at a time, of several modalities one: table[table['modality'] == ...]."
+            "evaluation at a time."
         )
         raise ValueError(msg)
     return {(row["metric"], row["group"]): Figure(**row) for row in table[COLUMNS].to_dict("records")}
@@ -822,6 +825,9 @@ def verdict(table: pd.DataFrame) -> Verdict:
     checked = [finding.topic for finding in found]
     if unlike:  # what passes beside such floors may still be bad
         found = unlike + [finding for finding in found if finding.level != "ok"]
+    if "modality" in table:  # whose features may be proteins or peaks
+        for word, feature in {"gene": "feature", "Gene": "Feature"}.items():
+            found = [replace(f, message=re.sub(rf"\b{word}(?=s?\b)", feature, f.message)) for f in found]
     findings = tuple(sorted(found, key=lambda finding: -LEVELS.index(finding.level)))
     if not findings:
         with_floor = [f.metric for f in rows.values() if np.isfinite([f.value, f.floor]).all()]
