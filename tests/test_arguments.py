@@ -29,7 +29,7 @@ def test_the_error_says_what_is_allowed():
 
 def test_names_need_not_be_text():
     assert known_names(11, [5, 10]).startswith("Known, closest first: 10")
-    assert known_names("x", []) == "There are none."
+    assert known_names("x", []) == "Known: none."
     assert known_names(11, np.array([5, 10])) == known_names(11, [5, 10])
 
 

@@ -51,7 +51,7 @@ def known_names(name: object, known: Sequence[object]) -> str:
     """List the known names in a sentence, closest to ``name`` first, whatever the case; without one, in this order."""
     by_text = {str(k): k.item() if hasattr(k, "item") else k for k in known}  # numpy's numbers as Python's own
     if not by_text:
-        return "There are none."
+        return "Known: none."
     if not isinstance(name, str) and str(name) in MISSING:
         return f"Known: {', '.join(repr(k) for k in [*by_text.values()][:N_KNOWN])}."
     asked = str(name).casefold()

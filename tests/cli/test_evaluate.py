@@ -127,6 +127,23 @@ def test_empty_synthetic_cells_are_an_error(judge, files, tmp_path, options):
     assert (code, "`synthetic` has 35 of 70 cells without any count" in err) == (2, True), err
 
 
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize("backed", [[], ["--backed"]])
+def test_the_genes_that_all_sets_have_are_compared_if_asked(judge, call, files, tmp_path, backed):
+    fewer, page = tmp_path / "fewer.h5ad", tmp_path / "report.html"
+    anndata.read_h5ad(files / "synthetic.h5ad")[:, :2:-1].write_h5ad(fewer)
+    anndata.read_h5ad(files / "train.h5ad")[:, :-1].write_h5ad(tmp_path / "train.h5ad")
+    train = ["--train", tmp_path / "train.h5ad", *backed]
+    code, _, err = judge(*train, synthetic=fewer)
+    assert (code, "lacks 3 of the 20 genes" in err, "common genes, give --shared-genes." in err) == (2, True, True), err
+    code, out, err = judge("--shared-genes", *backed, synthetic=fewer)
+    assert (code, "17 of the 20 genes of the real cells are in all sets" in err) == (0, True), err
+    assert judge("--shared-genes", *train, synthetic=fewer)[1] != out
+    command = ["report", files / "real.h5ad", fewer, *train, "--max-cells", "60", "--out", page]
+    code, _, err = call(*command, "--shared-genes")
+    assert (code, "16 of the 20 genes" in err) == (0, True), err
+
+
 FAIL_ON_WARNINGS = ["--n-bootstrap", "10", "--fail-on", "warning"]
 
 
@@ -207,6 +224,8 @@ def test_several_modalities_are_judged_each_and_together(call, tmp_path):
     real.with_suffix(".h5ad").write_text("")
     code, _, err = call("evaluate", real.with_suffix(".h5ad"), synthetic)
     assert (code, "Either all files must be .h5mu, or none" in err) == (2, True)
+    code, _, err = call("evaluate", real, synthetic, "--shared-genes")
+    assert (code, "--shared-genes is for .h5ad and .zarr files" in err) == (2, True)
 
 
 @pytest.fixture
@@ -250,8 +269,11 @@ def test_predictions_of_perturbations_are_judged_beside_baselines_and_others(cal
     assert set(table.index) == {"energy_distance", "mean_change_correlation"}
     shown = next(line.split() for line in err.splitlines() if line.split()[:2] == ["metric", "value"])
     assert {"floor", "no_change", "lazy"} < {*shown}
+    anndata.read_h5ad(perturbed / "other.h5ad")[:, 2:].write_h5ad(perturbed / "other.h5ad")
+    code, _, err = call("evaluate-perturbation", *files, *options, "--shared-genes")
+    assert (code, "18 of the 20 genes" in err) == (0, True), err
     code, _, err = call("evaluate-perturbation", *files, "--match", "donor")
-    assert (code, "`real_test.obs` has no column 'donor'" in err) == (2, True)
+    assert (code, "`REAL.obs` has no column 'donor'" in err) == (2, True)
     code, _, err = call("evaluate-perturbation", *files[:-1], "genes")
     assert (code, "genes" in err) == (2, True)
 
@@ -333,4 +355,4 @@ def test_a_report_of_a_table_names_a_wrong_column(call, files, judge, tmp_path):
     judge("-g", "cell_type", "--out", tmp_path / "table.csv")
     options = ["--table", tmp_path / "table.csv", "--groupby", "typo", "--out", tmp_path / "report.html"]
     code, _, err = call("report", files / "real.h5ad", files / "synthetic.h5ad", *options)
-    assert (code, "`real_test.obs` has no column 'typo'" in err) == (2, True), err
+    assert (code, "`REAL.obs` has no column 'typo'" in err) == (2, True), err

@@ -274,11 +274,13 @@ def test_info_shows_architecture_training_and_how_to_predict_a_perturbation(call
     assert "condition (2 classes; control: 'control')" in out
     assert "weights; n_latent_tokens=4, n_latent=8, width=16, " in out
     assert "training: autoencoder 117 epochs (train loss 1354, validation loss 1382); prior 389 epochs" in out
+    assert "(train loss 1.339, validation loss 1.278); transport" in out  # of the velocity, as `train` says
     assert out.endswith(
         "or: scgen-diffusion predict kang_ifnb control.h5ad predicted.h5ad --where condition=control "
         "--condition condition=stimulated\n"
     )
     assert json.loads(call("info", "kang_ifnb", "--json")[1])["conditions"]["condition"]["control"] == "control"
+    assert "generate pbmc10k_citeseq cells.h5mu --n-cells 1000" in call("info", "pbmc10k_citeseq")[1]
 
 
 def test_info_shows_how_the_transport_was_trained(call, make_trained, tmp_path):

@@ -176,8 +176,16 @@ def test_how_far_predictions_can_be_trusted_is_said(call, folder, model, tmp_pat
     verdict = anndata.read_zarr(tmp_path / "new.zarr").uns["scgen_diffusion"]["verdict"]
     found = "Supported: " if (verdict["verdict"] == "supported").all() else "warning: The effect on "
     assert found in err
-    reason, _, short = verdict["reason"].iloc[0].partition("; but ")
-    assert (reason in err, short) == (True, "the training of the autoencoder was far too short")
+    parts = verdict["reason"].str.partition("; but ")
+    assert set(parts[2]) == {"the training of the autoencoder was far too short"}
+    assert all(reason in err for reason in parts[0])
+
+
+def test_each_reason_to_trust_a_prediction_is_said_with_its_combinations(call, folder, monkeypatch, tmp_path):
+    found = {"combination": ["a", "b", "c"], "n_cells": 1, "verdict": "supported", "reason": ["seen", "like", "seen"]}
+    monkeypatch.setattr("scgen_diffusion.model._counterfactual.verdict_table", lambda *_: pd.DataFrame(found))
+    code, _, err = call("predict", folder / "model", folder / "cells.h5ad", tmp_path / "new.zarr", *ASKED)
+    assert (code, err.splitlines()[-2:]) == (0, ["Supported: seen: (a), (c)", "Supported: like: (b)"])
 
 
 @pytest.mark.parametrize(

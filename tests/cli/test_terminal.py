@@ -96,7 +96,7 @@ def test_a_key_error_of_ours_is_shown_without_its_quotation_marks(call_function,
 
     code, _, err = call_function(lambda terminal, options: SCLDM.setup_anndata(make_cells(), layer="x"))
     assert code == 2
-    assert err.startswith("scgen-diffusion: error: `layer` 'x' is not in adata.layers. There are none.")
+    assert err.startswith("scgen-diffusion: error: `layer` 'x' is not in adata.layers. Known: none.")
 
 
 def test_cells_that_are_not_good_enough_have_an_exit_code_of_their_own(call_function):

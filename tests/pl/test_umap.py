@@ -283,6 +283,7 @@ def test_given_axes_are_drawn_on(first_components):
     ("options", "error", "message"),
     [
         ({"color": "celltype"}, KeyError, "`color` 'celltype' is neither a column of `real.obs` nor a gene.*cell_type"),
+        ({"color": "Gene_3"}, KeyError, "nor a gene. Known, closest first: 'gene_3'"),
         ({"color": "cell_type", "palette": {"T": "red"}}, ValueError, "`palette` has no colour for 'B'"),
         (
             {"color": "cell_type", "palette": ["red"]},

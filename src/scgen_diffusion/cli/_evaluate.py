@@ -16,7 +16,7 @@ from ._files import MUDATA, check_place, read_cells, read_table
 from ._terminal import ExitCode, Stop, Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import pandas as pd
 
@@ -36,6 +36,7 @@ TRAIN = option(
 )
 GROUPBY = columns("--groupby -g", "Column of obs with the label; several are joined.")
 BACKED = flag("--backed", "Leave values in their files, and read them part by part (.h5ad, .zarr).")
+SHARED_GENES = flag("--shared-genes", "Compare the genes that all sets of cells have.")
 SEED = option("--seed", "Seed of all random draws.", click.IntRange(min=0))
 OVERWRITE = flag("--overwrite", "Replace an existing file.")
 METRIC = option("--metric", "Compute only this metric. Repeatable.", metavar="NAME", multiple=True)
@@ -56,6 +57,7 @@ OF_OUTPUT = [option("--out -o", "File for the table; default: stdout.", new(dir_
             GROUPBY,
             option("--layer -l", "Layer with the counts of the real cells.", Keyed("[MODALITY=]NAME")),
             BACKED,
+            SHARED_GENES,
         ],
         JUDGING: [
             METRIC,
@@ -111,6 +113,7 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
             columns("--match", "Column of obs, such as the donor, within which changes are taken. Repeatable."),
             option("--separator", "Separator between the parts of a combination.", metavar="TEXT"),
             option("--layer -l", "Layer with the counts.", metavar="NAME"),
+            SHARED_GENES,
         ],
         JUDGING: [METRIC, *OF_JUDGING],
         OUTPUT: OF_OUTPUT,
@@ -145,6 +148,7 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
             GROUPBY,
             option("--layer -l", "Layer with the counts of the real cells.", metavar="NAME"),
             BACKED,
+            SHARED_GENES,
         ],
         "Page": [
             option("--table", "Table of evaluate for these cells, to save time.", existing(dir_okay=False)),
@@ -177,6 +181,8 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
     if "model" in options:
         arguments["model"] = package.model.load(options["model"], adata=False)
     cells = _read(terminal, files, options)
+    if "shared_genes" in options:
+        _share_genes(terminal, cells)
     terminal.say("Comparing and plotting")
     terminal.result(
         package.report.write(cells.pop("real"), cells.pop("synthetic"), options["out"], **cells, **arguments)
@@ -194,13 +200,19 @@ def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.
     if len(has_modalities) > 1:
         msg = "Either all files must be .h5mu, or none."
         raise click.UsageError(msg)
+    if has_modalities == {True} and "shared_genes" in options:
+        msg = "--shared-genes is for .h5ad and .zarr files; all .h5mu files must have the same features."
+        raise click.UsageError(msg)
     if "layer" in options and isinstance(options["layer"], Mapping) is not (True in has_modalities):
         msg = "--layer takes MODALITY=NAME for .h5mu files, and NAME for other files."
         raise click.UsageError(msg)
     package = terminal.libraries()
     cells = _read(terminal, files, options)
+    read = _read(terminal, others, options) if others else {}
+    if "shared_genes" in options:
+        _share_genes(terminal, cells, read.values())
     if others:
-        cells["others"] = _read(terminal, others, options)
+        cells["others"] = read
     names = ("groupby", "layer", "perturbation_key", "separator", "max_cells", "n_floor", "n_bootstrap", "seed")
     for name, value in given(options, *names, "metric", "match").items():
         argument = {"metric": "metrics", "match": "match_keys"}.get(name, name)
@@ -230,6 +242,16 @@ def _read(
         paths = path if isinstance(path, tuple) else (path,)
         cells[name] = _open_together(paths, options) if len(paths) > 1 else read_cells(paths[0], backed=is_backed)
     return cells
+
+
+def _share_genes(terminal: Terminal, cells: dict[str, Any], more: Iterable[Any] = ()) -> None:
+    """Cut the real cells to the genes of all sets; of the others, ``evaluate`` takes the same genes."""
+    real, genes = cells["real"], cells["real"].var_names
+    for other in (*cells.values(), *more):
+        genes = genes[genes.isin(other.var.index)]
+    terminal.say(f"{len(genes)} of the {real.n_vars} genes of the real cells are in all sets of cells.")
+    if 0 < len(genes) < real.n_vars:  # without any, `evaluate` says how the names differ
+        cells["real"] = real[:, real.var_names.isin(genes)]
 
 
 def _open_together(paths: Sequence[Path], options: Mapping[str, Any]) -> CellFiles:

@@ -235,14 +235,15 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
         if training := _training(model):
             terminal.result(f"  training: {training}")
         model_name = shlex.quote(str(options["model"]))
-        terminal.result(f"  next: scgen-diffusion generate {model_name} cells.h5ad --n-cells 1000")
+        suffix = MUDATA if model.modalities else ".h5ad"
+        terminal.result(f"  next: scgen-diffusion generate {model_name} cells{suffix} --n-cells 1000")
         if "transport" in model.trained_stages_:
             before, after = (
                 " ".join(f"{option} {shlex.quote(f'{name}={value}')}" for name, value in values.items())
                 for option, values in {"--where": controls, "--condition": _perturbed(model, controls)}.items()
             )
-            out = "control.h5mu predicted.h5mu" if model.modalities else "control.h5ad predicted.h5ad"
-            terminal.result(f"    or: scgen-diffusion predict {model_name} {out} {before} {after}")
+            files = f"control{suffix} predicted{suffix}"
+            terminal.result(f"    or: scgen-diffusion predict {model_name} {files} {before} {after}")
         return
     histories = (model.history_ or {}).items()
     described = {
@@ -275,7 +276,9 @@ def _training(model: Any) -> str:
     """Return the epochs, the last loss and the seed of each stage, and what the transport paired cells within."""
     history, parts = model.history_ or {}, []
     for stage in model.trained_stages_:
-        losses = {kind: history.get(f"{stage}_loss_{kind}") for kind in ("train", "validation")}
+        parts_of_loss = ("velocity_loss", "denoising_loss", "loss")  # the loss of the stage's network, as in messages
+        key = next((part for part in parts_of_loss if f"{stage}_{part}_train" in history), "loss")
+        losses = {kind: history.get(f"{stage}_{key}_{kind}") for kind in ("train", "validation")}
         found = [f"{kind} loss {table.iloc[-1, 0]:.4g}" for kind, table in losses.items() if table is not None]
         if (seed := model.recipes_.get(stage, {}).get("seed")) is not None:
             found.append(f"seed {seed}")

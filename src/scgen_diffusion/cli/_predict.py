@@ -90,7 +90,9 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
 
         verdicts = open_anndata_files(out)[0].unstructured(PROVENANCE_KEY).get("verdict")
         if verdicts is not None and (verdicts["verdict"] == SUPPORTED).all():  # of others, there was a warning
-            terminal.say(f"{SUPPORTED.capitalize()}: {verdicts['reason'].iloc[0]}")
+            for reason, some in verdicts.groupby("reason", sort=False, observed=True):
+                names = list_first([f"({name})" for name in some["combination"]])
+                terminal.say(f"{SUPPORTED.capitalize()}: {reason}: {names}")
 
 
 def _check_request(model: Any, options: Mapping[str, Any]) -> None:

@@ -49,6 +49,8 @@ SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to
         f"--max-epochs {stage}={n}" for stage, n in re.findall(r"'(\w+)': (\d+)", found[0])
     ),
     r" in `setup_anndata`": "",
+    r"Compare the common genes: real\[.*?\], \w+\[.*?\]": "To compare the common genes, give --shared-genes",
+    r"`real_test\b": "`REAL",
     r"call (model\.)?train\w*\(\) first": "run `scgen-diffusion train` first",
     r"(control value .*) in obs\['([^']*)'\]\. Give the text '([^'\\]*)'": (
         r"""\1 in \2. Give text: --control '\2="\3"'"""

@@ -111,7 +111,7 @@ class AnnDataFile:
                 names += [texts[row] for row in own - own[0]]
         return names
 
-    def matrix(self, layer: str | None, columns: np.ndarray | None = None) -> FileMatrix:
+    def matrix(self, layer: str | None) -> FileMatrix:
         """Return a layer, or X, whose rows are read on demand. Generated cells that lack the layer have it in X.
 
         Raises
@@ -128,7 +128,7 @@ class AnnDataFile:
             msg = f"{self.name} has no X; name a layer with `layer=...`. {known_names('X', self.layers)}"
             raise KeyError(msg)
         try:
-            matrix = FileMatrix(self.root["X"] if layer is None else self.root["layers"][layer], columns)
+            matrix = FileMatrix(self.root["X"] if layer is None else self.root["layers"][layer])
         except ValueError as error:
             msg = f"{self.where(layer)}: {error}"
             raise ValueError(msg) from error

@@ -220,8 +220,7 @@ class CellFiles:
         self.layer, self.values = layer, values
         for path in list_paths(paths):
             self.files += open_anndata_files(path)
-        self.var, columns = columns_of_genes(self.files, genes)
-        matrices = [file.matrix(layer, places) for file, places in zip(self.files, columns, strict=True)]
+        self.var, matrices = matrices_of_genes(self.files, layer, genes)
         self._read_from(matrices, window_size, block_size)
         self._totals = self._check_cells(matrices)
 
@@ -414,16 +413,19 @@ class ReadTables:
         return ReadTables(self.obs.iloc[rows], arrays, self.uns, self.owner)
 
 
-def columns_of_genes(
-    files: Sequence[AnnDataFile], genes: Sequence[str] | str | None, remedy: str = GENES_REMEDY
-) -> tuple[pd.DataFrame, list[np.ndarray | None]]:
-    """Return the table of the genes to use, and their columns in each file (None for all columns in order).
+def matrices_of_genes(
+    files: Sequence[AnnDataFile], layer: str | None, genes: Sequence[str] | str | None, remedy: str = GENES_REMEDY
+) -> tuple[pd.DataFrame, list[FileMatrix]]:
+    """Return the table of the genes to use, and their values in a layer, or X, of each file.
 
     Raises
     ------
+    KeyError
+        For a file without the layer.
     ValueError
-        For genes that a file lacks or has twice.
+        For values that cannot be read, and for genes that a file lacks or has twice.
     """
+    matrices = [file.matrix(layer) for file in files]
     tables = [file.var for file in files]
     for file, table in zip(files, tables, strict=True):
         _check_unique(table.index, file.name)
@@ -452,8 +454,7 @@ def columns_of_genes(
     else:
         wanted = pd.Index([str(gene) for gene in genes])
         _check_unique(wanted, "`genes`")
-    places = []
-    for file, table in zip(files, tables, strict=True):
+    for file, table, matrix in zip(files, tables, matrices, strict=True):
         place = table.index.get_indexer(wanted)
         if (lacking := wanted[place < 0]).size:
             msg = (
@@ -461,8 +462,8 @@ def columns_of_genes(
                 f"{known_names(lacking[0], list(table.index))}"
             )
             raise ValueError(msg)
-        places.append(None if np.array_equal(place, np.arange(len(table))) else place)
-    return tables[0].loc[wanted], places
+        matrix.columns = None if np.array_equal(place, np.arange(len(table))) else place
+    return tables[0].loc[wanted], matrices
 
 
 def _check_unique(names: pd.Index, where: str) -> None:

@@ -14,7 +14,7 @@ from anndata.utils import make_index_unique
 from scgen_diffusion._arguments import warn_user
 
 from ._anndata_file import AnnDataFile, FileMatrix, Rows, close_file, closing_if_refused, open_hdf5
-from ._cell_files import CellFiles, columns_of_genes, list_paths, registry_of_many
+from ._cell_files import CellFiles, list_paths, matrices_of_genes, registry_of_many
 from ._checks import check_not_empty, check_rows, check_size, check_values
 from ._condition_setup import ConditionField, ConditionSetup
 from ._conditions import Conditions
@@ -176,8 +176,8 @@ class MuDataFiles(CellFiles):
         if not files:
             return pd.DataFrame(index=pd.Index(features)), []
         own = [file.modalities[name] for file in files]
-        var, columns = columns_of_genes(own, features, "Write files with the same features in each modality.")
-        return var, [part.matrix(self.layers[name], places) for part, places in zip(own, columns, strict=True)]
+        remedy = "Write files with the same features in each modality."
+        return matrices_of_genes(own, self.layers[name], features, remedy)
 
     def _check_values(self, name: str, likelihood: str | None, file: AnnDataFile, matrix: FileMatrix) -> np.ndarray:
         """Raise unless the values are counts that fit the likelihood; return the row sums."""

@@ -183,7 +183,7 @@ def colors_of(
         gene = genes.get_loc(color)
         numbers = [side.expression.values[:, [gene]].toarray().ravel() for side in sides.values()]
     elif lacking:
-        known = list(sides[lacking[0]].cells.obs.columns)
+        known = [*sides[lacking[0]].cells.obs, *genes]
         msg = f"`color` {color!r} is neither a column of `{lacking[0]}.obs` nor a gene. {known_names(color, known)}"
         raise KeyError(msg)
     else:
