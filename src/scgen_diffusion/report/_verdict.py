@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -825,9 +824,6 @@ def verdict(table: pd.DataFrame) -> Verdict:
     checked = [finding.topic for finding in found]
     if unlike:  # what passes beside such floors may still be bad
         found = unlike + [finding for finding in found if finding.level != "ok"]
-    if "modality" in table:  # whose features may be proteins or peaks
-        for word, feature in {"gene": "feature", "Gene": "Feature"}.items():
-            found = [replace(f, message=re.sub(rf"\b{word}(?=s?\b)", feature, f.message)) for f in found]
     findings = tuple(sorted(found, key=lambda finding: -LEVELS.index(finding.level)))
     if not findings:
         with_floor = [f.metric for f in rows.values() if np.isfinite([f.value, f.floor]).all()]
