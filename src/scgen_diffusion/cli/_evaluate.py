@@ -208,11 +208,11 @@ def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.
         raise click.UsageError(msg)
     package = terminal.libraries()
     cells = _read(terminal, files, options)
-    read = _read(terminal, others, options) if others else {}
+    other_cells = _read(terminal, others, options) if others else {}
     if "shared_genes" in options:
-        _share_genes(terminal, cells, read.values())
-    if others:
-        cells["others"] = read
+        _share_genes(terminal, cells, other_cells.values())
+    if other_cells:
+        cells["others"] = other_cells
     names = ("groupby", "layer", "perturbation_key", "separator", "max_cells", "n_floor", "n_bootstrap", "seed")
     for name, value in given(options, *names, "metric", "match").items():
         argument = {"metric": "metrics", "match": "match_keys"}.get(name, name)

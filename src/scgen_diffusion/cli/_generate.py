@@ -274,11 +274,12 @@ def _architecture(model: Any) -> str:
 
 def _training(model: Any) -> str:
     """Return the epochs, the last loss and the seed of each stage, and what the transport paired cells within."""
+    from scgen_diffusion.train import AutoencoderPlan, DiffusionPlan, PriorPlan, TransportPlan
+
+    key_parts = {plan.name: plan.key_part for plan in (AutoencoderPlan, PriorPlan, TransportPlan, DiffusionPlan)}
     history, parts = model.history_ or {}, []
     for stage in model.trained_stages_:
-        parts_of_loss = ("velocity_loss", "denoising_loss", "loss")  # the loss of the stage's network, as in messages
-        key = next((part for part in parts_of_loss if f"{stage}_{part}_train" in history), "loss")
-        losses = {kind: history.get(f"{stage}_{key}_{kind}") for kind in ("train", "validation")}
+        losses = {kind: history.get(f"{stage}_{key_parts[stage]}_{kind}") for kind in ("train", "validation")}
         found = [f"{kind} loss {table.iloc[-1, 0]:.4g}" for kind, table in losses.items() if table is not None]
         if (seed := model.recipes_.get(stage, {}).get("seed")) is not None:
             found.append(f"seed {seed}")

@@ -541,9 +541,8 @@ class AutoencoderPlan(StagePlan):
     @property
     def compiled_parts(self) -> Sequence[nn.Module]:
         """Encoder and decoder, and on a GPU the likelihood; on a CPU, it is faster for non-zero counts only."""
-        module = self.module
-        on_cpu = self.device.type == "cpu"
-        return (module.encoder, module.decoder) if on_cpu else (module.encoder, module.decoder, module.likelihood)
+        networks = self.module.encoder, self.module.decoder
+        return networks if self.device.type == "cpu" else (*networks, self.module.likelihood)
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Let the weight of the KL divergence rise in the first round; a replayed step reads it from the device."""
