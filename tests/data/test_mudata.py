@@ -240,15 +240,28 @@ def test_cells_that_were_added_to_a_modality_only_are_found(mdata):
         check_modalities(mdata, LIKELIHOODS, {})
 
 
-def test_a_condition_of_a_modality_is_brought_up(mdata):
-    mdata = mdata[mdata["rna"].obs_names].copy()
-    mdata["rna"].obs["cell_type"] = "B"
+def test_a_condition_of_a_modality_is_brought_up():
+    counts = np.ones((3, 2))
+    mdata = mudata.MuData({"rna": modality(counts, "abc", "xy"), "prot": modality(counts, "cab", "vw")})
+    mdata["prot"].obs["cell_type"] = list("CAB")
+    mdata["prot"].obsm["spatial"] = np.array([[3.0], [1], [2]])
 
-    setup = ConditionSetup.of(["cell_type"], None, None, None, None)
-    with pytest.raises(KeyError, match=r"Copy it: mdata.obs\['cell_type'\] = ") as error:
-        setup.checked(mdata)
-    exec(str(error.value.args[0]).split("Copy it: ")[1].removesuffix("."), {"mdata": mdata})
+    setup = ConditionSetup.of(["cell_type"], ["spatial"], None, None, None)
+    for place in (r"obs\['cell_type'\]", r"obsm\['spatial'\]"):
+        with pytest.raises(KeyError, match=rf"Copy it: mdata.{place} = ") as error:
+            setup.checked(mdata)
+        exec(str(error.value.args[0]).split("Copy it: ")[1].removesuffix("."), {"mdata": mdata})
     setup.checked(mdata)
+    assert list(mdata.obs_names) == list("abc")
+    assert list(mdata.obs["cell_type"]) == list("ABC")
+    assert mdata.obsm["spatial"].tolist() == [[1], [2], [3]]
+
+
+def test_an_array_of_all_modalities_may_have_the_name_of_a_column_of_one(mdata):
+    mdata["rna"].obs["spatial"] = "slide 1"
+    mdata.obsm["spatial"] = np.arange(8.0).reshape(4, 2)
+
+    ConditionSetup.of(None, ["spatial"], None, None, None).checked(mdata)
 
 
 # --- cells for a model that is there --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -149,21 +150,17 @@ class ConditionSetup:
         """
         continuous, controls, tables = self.continuous_condition_keys, self.control_values, self.condition_embeddings
         for key in self.names:
-            modalities = getattr(adata, "mod", {})
-            owners = [name for name, part in modalities.items() if key in part.obs]
-            if key not in adata.obs and owners:
-                msg = (
-                    f"The condition key {key!r} is not a column of mdata.obs, but of mdata[{owners[0]!r}].obs. Copy "
-                    f"it: mdata.obs[{key!r}] = mdata[{owners[0]!r}].obs[{key!r}]."
-                )
-                raise KeyError(msg)
-            owners = [name for name, part in modalities.items() if key in part.obsm]
-            if key in continuous and key not in adata.obsm and owners:
-                msg = (
-                    f"The condition key {key!r} is not an array of mdata.obsm, but of mdata[{owners[0]!r}].obsm. Copy "
-                    f"it to mdata.obsm[{key!r}], in the order of mdata.obs_names."
-                )
-                raise KeyError(msg)
+            places = {"obs": "a column", "obsm": "an array"} if key in continuous else {"obs": "a column"}
+            if any(key in getattr(adata, place) for place in places):
+                continue
+            for (place, what), name in product(places.items(), getattr(adata, "mod", ())):
+                if key in getattr(adata[name], place):
+                    in_order = "[mdata.obs_names]" if place == "obsm" else ""  # pandas aligns columns
+                    msg = (
+                        f"The condition key {key!r} is not {what} of mdata.{place}, but of mdata[{name!r}].{place}. "
+                        f"Copy it: mdata.{place}[{key!r}] = mdata[{name!r}]{in_order}.{place}[{key!r}]."
+                    )
+                    raise KeyError(msg)
         check_conditions(adata, self.names, continuous, self.may_lack)
         for name in self.condition_keys:
             _check_classes(name, labeled_part(adata.obs[name], self.unlabeled_category))
