@@ -194,7 +194,7 @@ def test_an_unknown_classifier_is_named():
 
 
 def test_classifiers_need_a_cell_for_each_fold():
-    with pytest.raises(ValueError, match="`real` has 10 cells and `synthetic` 4; there must be 5 or more"):
+    with pytest.raises(ValueError, match="`synthetic` has 4 cells; there must be 5 or more"):
         classifier_auc(gaussian(10, seed=0), gaussian(4, seed=1))
 
 

@@ -497,7 +497,7 @@ def test_training_cells_in_files_are_checked_like_others(tmp_path):
         some.obs["kind"] = some.obs["type"]
     with pytest.raises(KeyError, match="The groupby key 'kind' is not a column of obs in"):
         table(real, synthetic, train=fewer_genes, groupby="kind")
-    with pytest.raises(TypeError, match="`train` must be an AnnData, but is CellFiles"):
+    with pytest.raises(TypeError, match="`train` must be an AnnData, but found CellFiles. With `control`, read"):
         table(train=fewer_genes, control=cells(60, seed=4), perturbation_key="type")
     with pytest.raises(TypeError, match="`synthetic` must be an AnnData or counts"):
         table(synthetic=fewer_genes)

@@ -142,8 +142,8 @@ def test_groups_may_combine_several_columns():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"synthetic": np.ones((5, 40))}, TypeError, "`synthetic` must be an AnnData, but is ndarray"),
-        ({"train": "cells"}, TypeError, "`train` must be an AnnData, but is str"),
+        ({"synthetic": np.ones((5, 40))}, TypeError, "`synthetic` must be an AnnData, but found ndarray"),
+        ({"train": "cells"}, TypeError, "`train` must be an AnnData, but found str"),
         ({"groupby": "type"}, KeyError, "`real_test.obs` has no column 'type'"),
         ({"max_cells": None}, ValueError, "`max_cells` must be a whole number of at least 2"),
         ({"metrics": "recall"}, ValueError, "'recall', which does not apply to perturbations"),

@@ -730,7 +730,7 @@ def test_few_genes_give_a_warning_and_none_or_duplicates_raise(scldm, make_cells
     with pytest.raises(ValueError, match="None of the 12 genes.*'gene_0'.*'ENSG0'"):
         SCLDM.prepare_query_anndata(cells, scldm)
     cells.var_names = ["gene_0"] * 12
-    with pytest.raises(ValueError, match="more than once, for example 'gene_0'"):
+    with pytest.raises(ValueError, match="adata.var_names has duplicates: 1 .'gene_0'"):
         SCLDM.prepare_query_anndata(cells, scldm)
 
 

@@ -139,8 +139,9 @@ def test_a_group_that_was_not_predicted_is_named():
     only_b = PREDICTED[PREDICTED.obs["cell_type"] == "B"]
     with pytest.raises(ValueError, match="`predicted` has no cells of the group 'T'"):
         sgd.pl.mean_change(REAL, only_b, CONTROL, groupby="cell_type", show=False)
-    with pytest.raises(ValueError, match="`n_top` must be"):
-        sgd.pl.mean_change(REAL, PREDICTED, CONTROL, n_top=0)
+    for wrong in ({"n_top": 0}, {"n_names": -1}):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
+            sgd.pl.mean_change(REAL, PREDICTED, CONTROL, **wrong)
     with pytest.raises(KeyError, match="`real.obs` has no column 'type'"):
         sgd.pl.mean_change(REAL, PREDICTED, CONTROL, groupby="type", show=False)
     with pytest.raises(ValueError, match="`groups` has the unknown value 'NK'"):

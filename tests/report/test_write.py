@@ -301,7 +301,7 @@ def test_other_endings_are_refused_before_any_work(tmp_path):
 
 
 def test_arrays_are_refused_before_any_work(tmp_path):
-    with pytest.raises(TypeError, match="`synthetic` must be an AnnData, but is ndarray"):
+    with pytest.raises(TypeError, match="`synthetic` must be an AnnData, but found ndarray"):
         sgd.report.write(cells(1), cells(2).X.toarray(), tmp_path / "report.html")
 
 

@@ -13,7 +13,7 @@ from anndata import AnnData
 from scgen_diffusion._arguments import is_number, warn_user
 from scgen_diffusion._version import VERSION
 
-from ._checks import check_storage, layer_names
+from ._checks import check_storage, check_unique_names, layer_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -173,10 +173,7 @@ def pad_genes(adata: AnnData, var: pd.DataFrame) -> AnnData:
         If a gene name is not unique, or no gene is known.
     """
     found, wanted = adata.var_names, var.index
-    if not found.is_unique:
-        repeated = found[found.duplicated()][0]
-        msg = f"adata.var_names must be unique, but some genes occur more than once, for example {repeated!r}."
-        raise ValueError(msg)
+    check_unique_names(found, "adata.var_names")
     place = found.get_indexer(wanted)
     shared = place >= 0
     if not shared.any():

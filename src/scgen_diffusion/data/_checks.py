@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
+from anndata import AnnData
 from anndata.abc import CSCDataset
 from scvi import settings
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import pandas as pd
-    from anndata import AnnData
 
 CHUNK = 4096  # rows checked together, so that backed files are never read whole
 LARGEST_LOG1P = 20.0  # log1p of half a billion; no common normalisation gives more
@@ -84,6 +84,13 @@ def check_layer(adata: AnnData, layer: str | None, owner: str = "adata") -> str:
         msg = f"`layer` {layer!r} is not in {owner}.layers. {known} Leave it out for {owner}.X."
         raise KeyError(msg)
     return f"{owner}.layers[{layer!r}]"
+
+
+def check_is_anndata(cells: object, name: str, advice: str = "") -> None:
+    """Raise TypeError for anything but an AnnData; ``name`` is the user's name for the cells."""
+    if not isinstance(cells, AnnData):
+        msg = f"`{name}` must be an AnnData, but found {type(cells).__name__}.{advice}"
+        raise TypeError(msg)
 
 
 def make_indexable(cells: AnnData) -> AnnData:

@@ -13,7 +13,7 @@ from anndata import AnnData
 from scgen_diffusion._arguments import known_names
 
 from ._anndata import PROVENANCE_KEY, as_labels
-from ._checks import check_expression, list_some, obs_column, resolve_seed
+from ._checks import check_expression, check_is_anndata, list_some, obs_column, resolve_seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,9 +89,7 @@ def plant_fold_changes(
     ...     cells, truth, groupby="group", layer="counts", seed=0
     ... )
     """
-    if not isinstance(adata, AnnData):
-        msg = f"`adata` must be an AnnData, but found {type(adata).__name__}."
-        raise TypeError(msg)
+    check_is_anndata(adata, "adata")
     if TRUTH in adata.varm:
         msg = (
             f"adata.varm[{TRUTH!r}] shows that these cells have fold changes from an earlier call. Give all in one "

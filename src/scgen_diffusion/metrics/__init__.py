@@ -6,7 +6,7 @@ real training cells (:class:`ComparisonSpace`), so that you can compare the figu
 
 from ._catalogue import CATALOGUE, GUESSING, IDEALS, excess_over_floor
 from ._cells import Expression, align_genes, expression_of, log_normalise, representation
-from ._comparison import Metric
+from ._comparison import ALL, QUANTILE, Metric
 from ._descriptions import DESCRIPTIONS
 from ._distribution import (
     Neighbourhoods,
@@ -58,11 +58,13 @@ from ._space import ComparisonSpace
 from ._use import augmentation_gain, label_fidelity, transfer_f1
 
 __all__ = [
+    "ALL",
     "CATALOGUE",
     "DESCRIPTIONS",
     "GUESSING",
     "IDEALS",
     "MIN_CELLS_PER_GROUP",
+    "QUANTILE",
     "ComparisonSpace",
     "Effect",
     "Expression",

@@ -346,9 +346,7 @@ def classifier_scores(
     Arguments as in :func:`classifier_auc`.
     """
     x, y = representations(use_rep, real=real, synthetic=synthetic)
-    if min(len(x), len(y)) < N_FOLDS:
-        msg = f"`real` has {len(x)} cells and `synthetic` {len(y)}; there must be {N_FOLDS} or more of each."
-        raise ValueError(msg)
+    _check_at_least(N_FOLDS, real=x, synthetic=y)
     values, is_synthetic = np.concatenate([x, y]), np.repeat([0, 1], [len(x), len(y)])
     folds = StratifiedKFold(N_FOLDS, shuffle=True, random_state=seed)
     model = _classifier(classifier, n_cells=len(values), seed=seed)

@@ -15,7 +15,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from scgen_diffusion._arguments import as_list, known_names, suggests_arguments, warn_user
-from scgen_diffusion.data import PROVENANCE_KEY, CellFiles, MuDataFiles, as_labels, check_names
+from scgen_diffusion.data import PROVENANCE_KEY, CellFiles, MuDataFiles, as_labels, check_is_anndata, check_names
 
 from ._catalogue import CATALOGUE
 from ._cells import (
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 FIGURES = ("value", "floor", "shuffled", "low", "high")
 FIGURES_OF_PERTURBATIONS = ("value", "floor", "no_change", "mean_shift", "additive")  # and one per entry of `others`
 SETS = ("real_test", "synthetic", "control", "train")
-JOIN = "+"
 MIN_CELLS = 50
 MIN_CELLS_PER_PERTURBATION = 2
 N_CELLS_CHECKED = 20
@@ -302,9 +301,6 @@ def _evaluate_perturbations(
     **options: object,
 ) -> pd.DataFrame:
     """Return the table of every perturbation; ``options`` are those of :func:`perturbation_contexts`."""
-    if isinstance(sets.get("train"), CellFiles):
-        msg = "With `control`, `train` must be an AnnData, but is CellFiles; read the cells with `train.read(rows)`."
-        raise TypeError(msg)
     if not isinstance(others, Mapping | None):
         msg = f"`others` must be a dict from method names to AnnData, but is {type(others).__name__}."
         raise TypeError(msg)
@@ -313,16 +309,20 @@ def _evaluate_perturbations(
         if name in {*leading, *FIGURES_OF_PERTURBATIONS, *SETS, "better"}:
             msg = f"`others` has the name {name!r}, which the table already uses; choose another name."
             raise ValueError(msg)
+    sets = {**sets, **(others or {})}
+    for name, cells in sets.items():
+        advice = " With `control`, read its cells: `train.read(rows)`." if isinstance(cells, CellFiles) else ""
+        check_is_anndata(cells, name, advice)
     perturbations, controls = (
-        set(as_labels(pd.Series(getattr(sets[name], "obs", {}).get(options["key"], ()), dtype=object)))
+        set(as_labels(pd.Series(sets[name].obs.get(options["key"], ()), dtype=object)))
         for name in ("real_test", "control")
     )
     available: set[Need] = {"control"} | ({"mean_response"} if "train" in sets else set())
     available |= {"perturbations"} if len(perturbations - controls) > 1 else set()
-    wanted = choose_metrics(names, "perturbation", available, getattr(sets["real_test"], "n_vars", np.inf))
+    wanted = choose_metrics(names, "perturbation", available, sets["real_test"].n_vars)
     options["match_keys"] = check_names(options["match_keys"], "match_keys")
     options["with_panels"] = any("perturbations" in metric.needs for metric in wanted)
-    contexts = perturbation_contexts({**sets, **(others or {})}, draws=draws, **options)
+    contexts = perturbation_contexts(sets, draws=draws, **options)
     rows = [context.row(metric) for context in contexts for metric in wanted]
     rows.sort(key=lambda row: (row["perturbation"], row["group"]))
     return _table(rows, leading, figures)
@@ -389,7 +389,7 @@ def _evaluate_modalities(
     is_joint = len(modalities) > 1 and wanted["joint"] != []
     if is_joint and has_paired(least, modalities, "Modalities are not judged together"):
         paired = {name: paired_cells(mdata, modalities, keys, name, features) for name, mdata in sets.items()}
-        judge(JOIN.join(modalities), partial(joint_sources, paired, reference, fitted, layers, keys), "joint")
+        judge("+".join(modalities), partial(joint_sources, paired, reference, fitted, layers, keys), "joint")
     least_of_pair = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
     for pair in combinations(modalities, 2) if wanted["pair"] != [] else ():
         if not has_paired(least_of_pair, pair, "Modalities are not compared as a pair"):
@@ -397,7 +397,7 @@ def _evaluate_modalities(
         paired = {name: paired_cells(sets[name], pair, keys, name, features) for name in least_of_pair}
         context = pair_context(paired, fitted, layers, keys, n_splits=draws.n_floor, seed=draws.seed)
         of_pair = choose_metrics(wanted["pair"], "pair", {"modalities"})
-        rows.extend({"modality": JOIN.join(pair), **context.row(metric)} for metric in of_pair)
+        rows.extend({"modality": "+".join(pair), **context.row(metric)} for metric in of_pair)
     table = _table(rows, ("modality", "metric", "group"), FIGURES)
     table.attrs.update(scales=scale_names, n_cells=n_cells, shares=shares)
     return table

@@ -13,9 +13,9 @@ from anndata import AnnData
 from mudata import MuData
 
 from scgen_diffusion._arguments import known_names
-from scgen_diffusion.data import layer_names
+from scgen_diffusion.data import check_unique_names, layer_names, layer_of
 
-from ._cells import Expression, Source, align_genes, expression_of, labels_of, layer_of, variances
+from ._cells import Expression, Source, align_genes, expression_of, labels_of, variances
 from ._comparison import ALL, Comparison, Context
 from ._genes import unit_residuals
 from ._space import ComparisonSpace
@@ -57,9 +57,7 @@ def common_modalities(sets: Mapping[str, MuData]) -> list[str]:
 def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str) -> AnnData:
     """Return the cells of a modality, with these columns of `obs`; values are shared with the MuData."""
     adata = cells.mod[modality]
-    if not adata.obs_names.is_unique:
-        msg = f"Modality {modality!r} of `{name}` has duplicate cell names; call `obs_names_make_unique()`."
-        raise ValueError(msg)
+    check_unique_names(adata.obs_names, f"{name}[{modality!r}].obs_names")
     obs = pd.DataFrame({key: _column(cells, key, adata.obs_names, name) for key in keys}, index=adata.obs_names)
     return AnnData(
         adata.X,

@@ -11,10 +11,9 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
-from anndata import AnnData
 
 from scgen_diffusion._arguments import list_first, warn_user
-from scgen_diffusion.data import as_labels
+from scgen_diffusion.data import SEPARATOR, as_labels
 
 from ._cells import REAL, Source, check_for_empty_cells, check_for_training_cells, labels_of, means, stacked
 from ._comparison import ALL, Comparison, Context
@@ -26,6 +25,7 @@ from ._space import ComparisonSpace
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+    from anndata import AnnData
     from numpy.typing import NDArray
 
     from ._cells import Expression
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 #: The single perturbations of a cell, sorted; empty for unperturbed cells.
 Parts: TypeAlias = tuple[str, ...]
 
-SEPARATOR = "+"
 MIN_CELLS = 2
 
 
@@ -197,10 +196,6 @@ def read_perturbed(
     if not (isinstance(key, str) and separator and isinstance(separator, str)):
         msg = f"`perturbation_key` and `separator` must be non-empty strings, but are {key!r} and {separator!r}."
         raise TypeError(msg)
-    for name, cells in given.items():
-        if not isinstance(cells, AnnData):
-            msg = f"`{name}` must be an AnnData, but is {type(cells).__name__}."
-            raise TypeError(msg)
     genes, untreated = given["real_test"].var_names, given["control"].obs
     controls = set(as_labels(untreated[key])) if key in untreated else set()
     if len(controls) > 1:

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.pyplot import get_cmap
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from scgen_diffusion._arguments import check_count, known_names
-from scgen_diffusion.data import NO_LABEL, as_labels, make_indexable, obs_column
+from scgen_diffusion.data import NO_LABEL, as_labels, check_is_anndata, layer_of, make_indexable, obs_column
 from scgen_diffusion.metrics import Expression, align_genes, expression_of
 
 from ._figures import scanpy_colors
@@ -23,6 +22,7 @@ from ._figures import scanpy_colors
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from anndata import AnnData
     from numpy.typing import NDArray
 
 MISSING_COLOR = "lightgray"
@@ -47,18 +47,10 @@ def sides_of(
     check_count("max_cells", max_cells, least=2)
     real = subsample(real, "real", max_cells, seed, groupby)
     synthetic = align_genes(subsample(synthetic, "synthetic", max_cells, seed, groupby), real.var_names)
-    synthetic_layer = layer if layer in synthetic.layers else None
     return {
         "real": Side(real, expression_of(real, layer=layer, name="real")),
-        "synthetic": Side(synthetic, expression_of(synthetic, layer=synthetic_layer, name="synthetic")),
+        "synthetic": Side(synthetic, expression_of(synthetic, layer=layer_of(synthetic, layer), name="synthetic")),
     }
-
-
-def check_is_anndata(cells: object, name: str) -> None:
-    """Raise TypeError for anything but an AnnData."""
-    if not isinstance(cells, AnnData):
-        msg = f"`{name}` must be an AnnData, but found {type(cells).__name__}."
-        raise TypeError(msg)
 
 
 def subsample(cells: AnnData, name: str, max_cells: int, seed: int, groupby: str | None = None) -> AnnData:

@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from scgen_diffusion._arguments import as_list, check_count, known_names
-from scgen_diffusion.data import NO_LABEL, join_labels, make_indexable
+from scgen_diffusion.data import NO_LABEL, check_is_anndata, join_labels, make_indexable
 from scgen_diffusion.metrics import correlation, gene_changes
 
-from ._cells import check_is_anndata, label_order, labels_of
+from ._cells import label_order, labels_of
 from ._figures import (
     COLORS,
     FLOOR_LABEL,
@@ -116,8 +116,8 @@ def mean_change(
     KeyError
         If `groupby` is not a column of all three `obs`.
     ValueError
-        If a group is unknown, or has no predicted or control cells, `groups` comes without `groupby`, or `n_top` is
-        below 1.
+        If a group is unknown, or has no predicted or control cells, `groups` comes without `groupby`, `n_top` is
+        below 1, or `n_names` below 0.
 
     See Also
     --------
@@ -125,6 +125,7 @@ def mean_change(
     scgen_diffusion.metrics.mean_change_correlation : The correlations.
     """
     check_count("n_top", n_top)
+    check_count("n_names", n_names, least=0)
     if groups is not None and groupby is None:
         msg = f"`groups` needs `groupby`, the column of the groups; found only `groups={groups!r}`."
         raise ValueError(msg)

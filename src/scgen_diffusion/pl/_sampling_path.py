@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from matplotlib.colors import to_rgba_array
 
-from scgen_diffusion._arguments import is_whole_number
+from scgen_diffusion._arguments import check_count
 from scgen_diffusion.data import make_indexable, obs_column
 from scgen_diffusion.metrics import ComparisonSpace, Expression, expression_of
 
@@ -89,15 +89,11 @@ def sampling_path(
     """
     choose("values", [values], ["state", "estimate"])
     rows = rows_of_frames(path)
+    check_count("n_panels", n_panels, 2, len(rows))
     matrix = path.X if values == "state" else path.layers["estimate"]
     points, background = project_frames([matrix[frame] for frame in rows], path, reference, layer)
     cells = path[rows[0]]
     colors, legend, scale = colors_of(cells, reference, color, palette)
-    if not is_whole_number(n_panels) or not 2 <= n_panels <= len(rows):
-        msg = (
-            f"`n_panels` must be a whole number between 2 and the {len(rows)} frames of `path`, but found {n_panels!r}."
-        )
-        raise ValueError(msg)
     axes = panels(n_panels, axs, size=(2.6, 2.9), n_columns=n_panels)
     size = float(np.clip(4_000 / cells.n_obs, 4, 18)) if size is None else size
     (left, bottom), (right, top) = limits_around(np.concatenate([*points, background]))

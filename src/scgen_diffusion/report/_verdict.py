@@ -11,7 +11,7 @@ from pandas.api.types import is_numeric_dtype
 
 from scgen_diffusion._arguments import list_first
 from scgen_diffusion.data import check_one_modality
-from scgen_diffusion.metrics import CATALOGUE, GUESSING, IDEALS, MIN_CELLS_PER_GROUP, excess_over_floor
+from scgen_diffusion.metrics import ALL, CATALOGUE, GUESSING, IDEALS, MIN_CELLS_PER_GROUP, QUANTILE, excess_over_floor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     #: The rows of a table, by metric and group.
     Rows: TypeAlias = "dict[tuple[str, str], Figure]"
 
-ALL = "all"
 FIGURES = ["value", "floor", "shuffled", "low", "high"]
 COLUMNS = ["metric", "group", *FIGURES, "better"]
-QUANTILE = 1.959964  # of the normal distribution, for the intervals of 95 %
 
 Level: TypeAlias = Literal["ok", "note", "warning"]
 LEVELS: tuple[Level, ...] = ("ok", "note", "warning")
@@ -291,10 +289,10 @@ class Check:
         if self.speaks == "one":
             spoken = [max(spoken, key=lambda figure: figure.excess)]
         sentences = [self.seen[figure.metric].format(f=figure) for figure in spoken]
-        return [finding(level, self.topic, " ".join(sentences), self.advice)]
+        return [make_finding(level, self.topic, " ".join(sentences), self.advice)]
 
 
-def finding(level: Level, topic: str, seen: str, advice: str) -> Finding:
+def make_finding(level: Level, topic: str, seen: str, advice: str) -> Finding:
     """Say what was seen, and what to do about it where that is not well."""
     return Finding(level, topic, seen if level == "ok" else f"{seen} {advice}")
 
@@ -361,7 +359,7 @@ def _group_shares(rows: Rows) -> list[Finding]:
         f"Fine if these shares were asked for. Figures of all cells suffer from it.{not_judged} To get them judged, "
         "generate with the labels of the held-out cells: `model.generate(condition=held_out)`."
     )
-    return [finding(total.level(), "group shares", seen, f"{most}{advice}")]
+    return [make_finding(total.level(), "group shares", seen, f"{most}{advice}")]
 
 
 def _with_comparable_shares(rows: Rows) -> Rows:
@@ -446,12 +444,12 @@ def _copies(rows: Rows) -> list[Finding]:
             "The held-out cells are training cells, or have hardly any counts: figures of memorisation say nothing. "
             "Hold other cells out."
         )
-        return [finding("warning", "copies", seen, advice)]
+        return [make_finding("warning", "copies", seen, advice)]
     advice = (
         "The model repeats training cells: do not publish these cells as private; train for fewer epochs, on more "
         "cells, or with a smaller model."
     )
-    return [finding(share.level(), "copies", seen, advice)]
+    return [make_finding(share.level(), "copies", seen, advice)]
 
 
 _NEARNESS = {
@@ -490,7 +488,7 @@ def _memorisation(rows: Rows) -> list[Finding]:
             "That is what memorised cells do, and cells that are too smooth, as averages are. If spread, zeros and "
             "diversity are fine, it is memorisation: train for fewer epochs, on more cells, or with a smaller model."
         )
-    return [finding(level, "memorisation", seen, advice)]
+    return [make_finding(level, "memorisation", seen, advice)]
 
 
 def _held_out_copies(rows: Rows) -> list[Finding]:
@@ -528,7 +526,7 @@ def _markers(rows: Rows) -> list[Finding]:
         too_small = "Groups are too much like each other: train longer, or use more guidance."
         too_large = "Groups differ too much: if guidance was above 1, use less."
         advice.append(too_small if f.value < IDEALS[f.metric] else too_large)
-    return [finding(level, "markers", " ".join(sentences), " ".join(advice))]
+    return [make_finding(level, "markers", " ".join(sentences), " ".join(advice))]
 
 
 _AUC = (
@@ -694,14 +692,12 @@ def _telling(rows: Rows) -> list[str]:
     figures = known(rows, list(_CLASSIFIERS))
     if not figures:
         return []
-    best = max(figures, key=lambda figure: figure.excess)
     clear = [figure for figure in figures if figure.is_clear]
-    auc = "AUC {:.2f}, 0.50 is perfect"
-    if not clear:
-        return [f"A classifier cannot reliably tell the synthetic cells from real ones ({auc.format(best.value)})."]
-    best = max(clear, key=lambda figure: figure.excess)
-    how = next(words for excess, words in TELLING.items() if best.excess > excess)
-    return [f"A classifier {how} ({auc.format(best.value)})."]
+    best = max(clear or figures, key=lambda figure: figure.excess)
+    how = "cannot reliably tell the synthetic cells from real ones"
+    if clear:
+        how = next(words for excess, words in TELLING.items() if best.excess > excess)
+    return [f"A classifier {how} (AUC {best.value:.2f}, 0.50 is perfect)."]
 
 
 NOT_LOOKED_AT = {

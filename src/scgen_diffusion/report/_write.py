@@ -15,20 +15,29 @@ import jinja2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 
 from scgen_diffusion import pl
 from scgen_diffusion._arguments import as_list, check_count, list_first
 from scgen_diffusion._files import write_atomically
 from scgen_diffusion._version import VERSION
-from scgen_diffusion.data import JOIN, PROVENANCE_KEY, CellFiles, join_labels, make_indexable, obs_column
-from scgen_diffusion.metrics import DESCRIPTIONS, MIN_CELLS_PER_GROUP, evaluate, expression_of
+from scgen_diffusion.data import (
+    JOIN,
+    PROVENANCE_KEY,
+    CellFiles,
+    check_is_anndata,
+    join_labels,
+    layer_of,
+    make_indexable,
+    obs_column,
+)
+from scgen_diffusion.metrics import ALL, DESCRIPTIONS, MIN_CELLS_PER_GROUP, evaluate, expression_of
 
 from ._verdict import verdict, worst
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from anndata import AnnData
     from matplotlib.axes import Axes
 
 SUFFIX = ".html"
@@ -111,8 +120,8 @@ def write(
     ValueError
         If ``path`` does not end in ``.html``, ``table`` has labels that the cells lack, and what
         :func:`~scgen_diffusion.metrics.evaluate` raises.
-    FileNotFoundError
-        If there is no folder for the file.
+    FileNotFoundError, IsADirectoryError
+        If there is no folder for the file, or ``path`` is a folder.
 
     Examples
     --------
@@ -124,12 +133,7 @@ def write(
     """
     path = _checked_path(path)
     for name, cells in {"real_test": real_test, "synthetic": synthetic}.items():
-        if not isinstance(cells, AnnData):
-            msg = (
-                f"`{name}` must be an AnnData, but is {type(cells).__name__}; a report of one modality takes "
-                "`mdata[modality]`."
-            )
-            raise TypeError(msg)
+        check_is_anndata(cells, name, " A report of one modality takes `mdata[modality]`.")
     check_count("max_cells", max_cells, MIN_CELLS_PER_GROUP)  # `evaluate` does not see it if a table is given
     if table is None:
         table = evaluate(
@@ -181,7 +185,7 @@ def write(
         verdict_level=worst(["ok", *(finding.level for finding in judged.findings)]),
         headline=judged.headline,
         others=judged.summary.removeprefix(judged.headline).lstrip(),
-        topics=_topics(table[table["group"] == "all"]),
+        topics=_topics(table[table["group"] == ALL]),
         labels=[] if label is None else _labels({"real": real_test, "synthetic": synthetic}, keys, table),
         width=WIDTH,
         sections=[
@@ -220,7 +224,7 @@ def _checked_path(path: str | os.PathLike[str]) -> Path:
 
 def _check_labels(table: pd.DataFrame, known: set[str], real: list[str], keys: Sequence[str]) -> None:
     """Raise if a table has figures of a label that no cell has."""
-    if other := {*table["group"].dropna().astype(str)} - {"all", *known}:
+    if other := {*table["group"].dropna().astype(str)} - {ALL, *known}:
         msg = (
             f"`table` is of other cells or of another `groupby`: it has figures of the label {min(other)!r}, but the "
             f"labels of {' and '.join(keys)} are {list_first(real)}."
@@ -279,7 +283,7 @@ def draw(
     axes = pl.umap(real, synthetic, color=None if only else label, fit="both", **options)
     add("Cells", axes, "One UMAP of real and synthetic cells. Cells unlike any real cell lie apart from the real ones.")
     # generated cells have their counts in `X` where they lack the layer of the real ones
-    both = [expression_of(cells, layer=layer if layer in cells.layers else None) for cells in (real, synthetic)]
+    both = [expression_of(cells, layer=layer_of(cells, layer)) for cells in (real, synthetic)]
     if all(expression.library_sizes is not None for expression in both):
         add("Cells", pl.library_size(real, synthetic, **options), "Total counts per cell.")
     else:
@@ -289,9 +293,9 @@ def draw(
         skipped.append("scores of each label, because `groupby` was not given")
     else:
         pictures["Labels"] = []
-    of_labels = table[table["group"].isin(shown)] if only else table[table["group"] != "all"]
+    of_labels = table[table["group"].isin(shown)] if only else table[table["group"] != ALL]
     if label is not None and len(of_labels):
-        of_all = table[(table["group"] == "all") & table["metric"].isin(of_labels["metric"])]
+        of_all = table[(table["group"] == ALL) & table["metric"].isin(of_labels["metric"])]
         axes = pl.scores(pd.concat([of_all, of_labels]), show=False)
         add("Labels", axes, f"Scores of all cells, and of the labels that have any.{only}")
     drawn = [real, synthetic]
