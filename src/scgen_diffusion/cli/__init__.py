@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from scgen_diffusion._version import VERSION
+
 from ._evaluate import evaluate, evaluate_perturbation, report
 from ._generate import generate, info
 from ._predict import predict
@@ -35,14 +37,6 @@ Exit codes:
 Results go to files and stdout, messages to stderr."""
 
 
-def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        import scgen_diffusion
-
-        click.echo(f"{PROGRAM} {scgen_diffusion.__version__}")
-        ctx.exit()
-
-
 @click.group(
     PROGRAM,
     commands=[train, generate, predict, evaluate, evaluate_perturbation, report, info],
@@ -50,14 +44,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
     epilog=EPILOG,
     no_args_is_help=True,
 )
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_version,
-    help="Show the version and exit.",
-)
+@click.version_option(VERSION, message="%(prog)s %(version)s")
 def cli() -> None:
     """Conditional diffusion models of single cells: train on files, generate to files, and evaluate."""
 

@@ -197,18 +197,14 @@ class Command(click.Command):
         params = [*arguments, *(param for options in self.sections.values() for param in options)]
         text = inspect.cleandoc(function.__doc__ or "")
         text = text.replace("\nscgen-diffusion ", "\n\b\nscgen-diffusion ")  # not wrapped, so that it can be copied
-        super().__init__(name, params=params, help=text, **kwargs)
+        super().__init__(name, params=params, help=text, callback=self.run, **kwargs)
 
-    def invoke(self, ctx: click.Context) -> None:
-        """Run the command."""
-        options = {name: value for name, value in ctx.params.items() if value is not None and value != ()}
-
-        def work() -> None:
-            terminal = Terminal(quiet=options.pop("quiet", False), verbose=options.pop("verbose", False))
-            with terminal.at_work():
-                self.function(terminal, options)
-
-        ctx.invoke(work)
+    def run(self, **params: Any) -> None:
+        """Call the function with a terminal and the options that were given."""
+        options = {name: value for name, value in params.items() if value is not None and value != ()}
+        terminal = Terminal(quiet=options.pop("quiet", False), verbose=options.pop("verbose", False))
+        with terminal.at_work():
+            self.function(terminal, options)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under the headings of their sections."""

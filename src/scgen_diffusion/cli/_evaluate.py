@@ -211,14 +211,12 @@ def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.
     other_cells = _read(terminal, others, options) if others else {}
     if "shared_genes" in options:
         _share_genes(terminal, cells, other_cells.values())
-    if other_cells:
-        cells["others"] = other_cells
+    arguments = cells | ({"others": other_cells} if other_cells else {})
     names = ("groupby", "layer", "perturbation_key", "separator", "max_cells", "n_floor", "n_bootstrap", "seed")
     for name, value in given(options, *names, "metric", "match").items():
         argument = {"metric": "metrics", "match": "match_keys"}.get(name, name)
-        cells[argument] = list(value) if isinstance(value, tuple) else value
-    table = package.metrics.evaluate(cells.pop("real"), cells.pop("synthetic"), **cells)
-    return package, table
+        arguments[argument] = list(value) if isinstance(value, tuple) else value
+    return package, package.metrics.evaluate(arguments.pop("real"), arguments.pop("synthetic"), **arguments)
 
 
 def _check_output(options: Mapping[str, Any], inputs: Sequence[Path], suffix: str) -> None:

@@ -145,7 +145,9 @@ class AnnDataFile:
 
     def where(self, layer: str | None) -> str:
         """Return the name of a matrix for messages."""
-        return f"{matrix_name(self._layer_or_x(layer))} of {self.name}"
+        layer = self._layer_or_x(layer)
+        matrix = "X" if layer is None else f"layers[{layer!r}]"
+        return f"{matrix} of {self.name}"
 
     def _layer_or_x(self, layer: str | None) -> str | None:
         """Return where the values of a layer are: generated cells have them in X (None)."""
@@ -154,11 +156,6 @@ class AnnDataFile:
     def unstructured(self, name: str) -> Any:
         """Read an entry of ``uns``; None if there is none."""
         return anndata.io.read_elem(self.root["uns"][name]) if "uns" in self.root and name in self.root["uns"] else None
-
-
-def matrix_name(layer: str | None) -> str:
-    """Return the name of a matrix in an AnnData; None is ``X``."""
-    return "X" if layer is None else f"layers[{layer!r}]"
 
 
 def open_anndata_files(path: str | os.PathLike[str]) -> list[AnnDataFile]:
@@ -292,8 +289,8 @@ class FileMatrix:
 
     def read(self, rows: np.ndarray) -> Rows:
         """Read rows in ascending order."""
-        parts = [self._select(part) for part in split_at_gaps(rows)]
-        return stack_rows(parts)
+        parts = np.split(rows, np.flatnonzero(np.diff(rows) > LARGEST_GAP) + 1)
+        return stack_rows([self._select(part) for part in parts])
 
     @property
     def rows_per_chunk(self) -> float:
@@ -374,8 +371,3 @@ def dense(rows: Rows) -> np.ndarray:
     if not sp.issparse(rows):  # such as an array of dask
         return np.asarray(rows, dtype=np.float32)
     return rows.astype(np.float32, copy=False).toarray()
-
-
-def split_at_gaps(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Split ascending row numbers at gaps that are too long to read."""
-    yield from np.split(rows, np.flatnonzero(np.diff(rows) > LARGEST_GAP) + 1)

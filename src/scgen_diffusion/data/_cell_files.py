@@ -262,7 +262,13 @@ class CellFiles:
         """Registry to build a model from, in place of cells in memory."""
 
     def _register(self, setup: ConditionSetup) -> dict[str, Any]:
-        return file_registry(self.var.index, self.n_cells, setup, self.by_key, layer=self.layer, values=self.values)
+        """Return the registry that ``setup_anndata`` would make of the same cells in memory, without a model name."""
+        one = np.ones((1, len(self.var)), dtype=np.float32)
+        layers = {} if self.layer is None else {self.layer: one}
+        cell = anndata.AnnData(one, var=pd.DataFrame(index=self.var.index), layers=layers)
+        arguments = {"layer": self.layer, **setup.arguments, "values": self.values}
+        fields = [LayerField(REGISTRY_KEYS.X_KEY, self.layer), ConditionField(setup, self.by_key)]
+        return registry_of_many(cell, self.n_cells, self.by_key, fields, method="setup_anndata", arguments=arguments)
 
     @property
     def n_cells(self) -> int:
@@ -598,26 +604,6 @@ def look_up_tables(files: Sequence[AnnDataFile], tables: Mapping[str, Any] | Non
 
 
 # --- registry of cells in files ---------------------------------------------------------------------------------------
-
-
-def file_registry(
-    genes: pd.Index,
-    n_cells: int,
-    setup: ConditionSetup,
-    by_key: Sequence[ConditionKey],
-    *,
-    layer: str | None,
-    values: Literal["counts", "log1p"],
-) -> dict[str, Any]:
-    """Return the registry that ``setup_anndata`` would make of the same cells in memory, without a model name.
-
-    scvi-tools makes it from a single made-up cell.
-    """
-    one = np.ones((1, len(genes)), dtype=np.float32)
-    adata = anndata.AnnData(one, var=pd.DataFrame(index=genes), layers={} if layer is None else {layer: one})
-    arguments = {"layer": layer, **setup.arguments, "values": values}
-    fields = [LayerField(REGISTRY_KEYS.X_KEY, layer), ConditionField(setup, by_key)]
-    return registry_of_many(adata, n_cells, by_key, fields, method="setup_anndata", arguments=arguments)
 
 
 def registry_of_many(

@@ -123,6 +123,12 @@ class Conditions:
     by_key: Sequence[ConditionKey]
     combinations: np.ndarray
     n_cells: np.ndarray
+    # results of _matching, _search and _rows_with, by pattern
+    _known_matches: dict[bytes, _Matches] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _known_searches: dict[bytes, tuple] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _known_rows: dict[bytes, dict[bytes, np.ndarray]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def from_codes(cls, by_key: Sequence[ConditionKey], codes: np.ndarray) -> Conditions:
@@ -420,10 +426,6 @@ class Conditions:
     def _are_numbers(self) -> np.ndarray:
         return _columns_where(self.by_key, lambda key: isinstance(key, ContinuousKey))
 
-    @cached_property
-    def _known_matches(self) -> dict[bytes, _Matches]:
-        return {}
-
     def _snapped(self, codes: np.ndarray) -> np.ndarray:
         """Replace numbers in codes ``(n, columns)`` by the nearest ones of the training cells, and arrays by zero."""
         snapped = np.where(self._are_arrays & (codes != OPEN), 0, codes)
@@ -478,10 +480,6 @@ class Conditions:
             self._known_searches[name] = rows, numbers, search
         return self._known_searches[name]
 
-    @cached_property
-    def _known_searches(self) -> dict[bytes, tuple[np.ndarray, np.ndarray, KDTree | None]]:
-        return {}
-
     def _rows_with(self, pattern: np.ndarray) -> np.ndarray:
         """Return the combinations that have a pattern's classes and sets; empty for none."""
         given = (pattern != OPEN) & ~self._are_numbers & ~self._are_arrays
@@ -490,11 +488,6 @@ class Conditions:
             classes = _distinct(self.combinations[:, given].astype(pattern.dtype))
             self._known_rows[name] = {values.tobytes(): rows for values, rows in classes}
         return self._known_rows[name].get(pattern[given].tobytes(), np.zeros(0, dtype=int))
-
-    @cached_property
-    def _known_rows(self) -> dict[bytes, dict[bytes, np.ndarray]]:
-        """Rows of the combinations by the keys that are given, and their classes and sets."""
-        return {}
 
     def _by_place(self, key: ArrayKey) -> _Matches:
         """Return all combinations, by the places of an array."""

@@ -107,8 +107,8 @@ class RegisteredCells:
     @property
     def var(self) -> pd.DataFrame:
         """The table of genes; of MuData, a row for each registered feature of all modalities."""
-        cells = self.manager.adata
-        return pd.DataFrame(index=registered_genes(self.registry)) if JOINED in cells.obsm else cells.var
+        is_joined = "modalities" in self.registry["setup_args"]
+        return pd.DataFrame(index=registered_genes(self.registry)) if is_joined else self.manager.adata.var
 
     @property
     def n_cells(self) -> int:

@@ -298,7 +298,9 @@ def _append(array: Any, values: np.ndarray) -> None:
 def read_record(path: Path) -> dict[str, Any] | None:
     """Return the record that :func:`join_parts` wrote to a file, or None if it did not write the file."""
     try:
-        with _open_file(path) as root:
+        if path.is_dir():
+            return json.loads(zarr.open_group(path, mode="r").attrs[RECORD])
+        with h5py.File(path, "r") as root:
             return json.loads(root.attrs[RECORD])
     except (OSError, KeyError, ValueError):  # another format, or no valid attribute
         return None
@@ -351,15 +353,6 @@ class _DeferredErrorFile(io.FileIO):
         """Raise the first error of the file system."""
         if self.refusal is not None:
             raise self.refusal
-
-
-@contextmanager
-def _open_file(path: Path) -> Iterator[Any]:
-    if path.is_dir():
-        yield zarr.open_group(path, mode="r")
-        return
-    with h5py.File(path, "r") as file:
-        yield file
 
 
 @contextmanager

@@ -214,9 +214,9 @@ def pbmc10k_citeseq(data_dir: str | os.PathLike[str] | None = None) -> MuData:
     >>> mdata["prot"].n_vars  # doctest: +SKIP
     14
     """
-    rna = pd.read_csv(originals.fetch(originals.CITESEQ_RNA, data_dir), index_col=0).T  # (cells, genes)
     from scgen_diffusion.data import mudata_of  # takes seconds to import, and only this set needs it
 
+    rna = pd.read_csv(originals.fetch(originals.CITESEQ_RNA, data_dir), index_col=0).T  # (cells, genes)
     protein = pd.read_csv(originals.fetch(originals.CITESEQ_PROTEIN, data_dir), index_col=0).T
     protein.columns = protein.columns.str.removesuffix("_TotalSeqB")
     protein = protein[CITESEQ_PROTEINS]

@@ -129,19 +129,12 @@ class Averages:
         self.n_cells += np.bincount(groups, minlength=len(self.names))
 
     def results(self) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
-        """Return names, numbers of cells, means and standard deviations ``(groups, ...)`` of non-empty groups."""
+        """Return names, numbers of cells, means and standard deviations of non-empty groups, ``(groups, ...)``."""
         kept = np.flatnonzero(self.n_cells)
         n = self.n_cells[kept].reshape(-1, *[1] * (self.sums.ndim - 1))
         means = self.sums[kept] / n
-        names = [self.names[group] for group in kept]
-        return names, self.n_cells[kept], means, unbiased_std(n, means, self.squares[kept])
-
-
-def unbiased_std(n: np.ndarray, mean: np.ndarray, sum_of_squares: np.ndarray) -> np.ndarray:
-    """Return the standard deviation of ``n`` numbers from their mean and sum of squares; NaN for fewer than two."""
-    n = np.asarray(n, dtype=float)
-    variance = np.clip(sum_of_squares - n * mean**2, 0, None) / np.where(n > 1, n - 1, np.nan)
-    return np.sqrt(variance)
+        variances = np.clip(self.squares[kept] - n * means**2, 0, None) / np.where(n > 1, n - 1, np.nan)
+        return [self.names[group] for group in kept], self.n_cells[kept], means, np.sqrt(variances)
 
 
 def group_cells(adata: AnnData, rows: np.ndarray, groupby: str | None) -> tuple[list[str], np.ndarray]:
@@ -213,13 +206,6 @@ def opened_network(model: WBDIT) -> GeneDiT:
         msg = f"Only white-box networks can be interpreted, but `backbone` is {backbone!r}."
         raise ValueError(msg)
     return model.module.averaged_network.module.backbone
-
-
-def check_table(name: str, table: object, maker: str) -> None:
-    """Raise TypeError unless an argument is a table; ``maker`` names the functions that return it."""
-    if not isinstance(table, pd.DataFrame):
-        msg = f"`{name}` must be a table from {maker}, but found {type(table).__name__}."
-        raise TypeError(msg)
 
 
 def cells_of(model: WBDIT, adata: AnnData | None, indices: Sequence[int] | None) -> tuple[AnnData, np.ndarray]:

@@ -19,7 +19,6 @@ from ._cells import (
     CellBatch,
     Moment,
     cells_of,
-    check_table,
     group_cells,
     noised_cells,
     opened_network,
@@ -284,12 +283,19 @@ def head_specificity(loadings: pd.DataFrame) -> pd.DataFrame:
     TypeError
         If ``loadings`` is not a table.
     """
-    check_table("loadings", loadings, "head_loadings")
+    check_loadings(loadings)
     smallest = max(SMALLEST_SHARE * loadings.to_numpy().max(), np.finfo(float).tiny)
     logs = np.log2(loadings.clip(lower=smallest))
     layers = logs.T.groupby(layer_of_head, sort=False)
     centred = layers.transform(lambda of_heads: of_heads - of_heads.mean()).T
     return centred - centred.mean()
+
+
+def check_loadings(loadings: object) -> None:
+    """Raise TypeError unless loadings are a table."""
+    if not isinstance(loadings, pd.DataFrame):
+        msg = f"`loadings` must be a table from head_loadings, but found {type(loadings).__name__}."
+        raise TypeError(msg)
 
 
 def top_genes(loadings: pd.DataFrame, n_genes: int = 20) -> pd.DataFrame:
@@ -312,7 +318,7 @@ def top_genes(loadings: pd.DataFrame, n_genes: int = 20) -> pd.DataFrame:
     TypeError, ValueError
         If ``loadings`` is not a table, or has fewer genes.
     """
-    check_table("loadings", loadings, "head_loadings")
+    check_loadings(loadings)
     check_count("n_genes", n_genes, most=len(loadings))
     parts = []
     for head in loadings:

@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 
 SHARE = (0.0, 1.0)
 POSITIVE = (0.0, np.inf)
-REAL = (-np.inf, np.inf)
+SIGNED = (-np.inf, np.inf)
 CORRELATION = (-1.0, 1.0)
 
 GROUPS: tuple[Scope, ...] = ("all", "group")
@@ -107,18 +107,13 @@ def _on_expression(function: Callable[..., float]) -> Callable[[Comparison], flo
     return lambda comparison: float(function(comparison.real.expression, comparison.synthetic.expression))
 
 
-def _part(function: Callable[[Comparison], object], name: str) -> Callable[[Comparison], float]:
-    """Pick one figure from a function that returns several, in a dictionary or a named tuple."""
-
-    def measure(comparison: Comparison) -> float:
-        figures = comparison.once(function)
-        return float(figures[name] if isinstance(figures, dict) else getattr(figures, name))
-
-    return measure
+def _part(function: Callable[[Comparison], Mapping[str, float]], name: str) -> Callable[[Comparison], float]:
+    """Pick one figure from a function that returns several."""
+    return lambda comparison: comparison.once(function)[name]
 
 
-def _neighbourhoods(comparison: Comparison) -> object:
-    return precision_recall_density_coverage(comparison.real.pcs, comparison.synthetic.pcs)
+def _neighbourhoods(comparison: Comparison) -> Mapping[str, float]:
+    return precision_recall_density_coverage(comparison.real.pcs, comparison.synthetic.pcs)._asdict()
 
 
 def _ilisi(comparison: Comparison) -> float:
@@ -134,7 +129,7 @@ def _scores_in_genes(comparison: Comparison) -> Scores:
     return classifier_scores(*comparison.gene_values(), classifier="quick_boosting", seed=comparison.seed)
 
 
-def _profile_errors(comparison: Comparison) -> object:
+def _profile_errors(comparison: Comparison) -> Mapping[str, float]:
     return gene_profile_errors(comparison.real.expression, comparison.synthetic.expression)
 
 
@@ -324,14 +319,14 @@ TRAIN: tuple[Need, ...] = ("train",)
 
 _ENTRIES = (
     # distribution
-    Metric("energy_distance", "lower", _energy_distance, ("control",), scopes=("perturbation",), bounds=REAL),
+    Metric("energy_distance", "lower", _energy_distance, ("control",), scopes=("perturbation",), bounds=SIGNED),
     Metric("w2", "lower", _on_pcs(wasserstein_2), scopes=GROUPS_JOINT),
     Metric(
         "mmd2",
         "lower",
         lambda c: squared_mmd(c.real.pcs, c.synthetic.pcs, squared_scale=c.squared_scale),
         scopes=GROUPS_JOINT,
-        bounds=REAL,
+        bounds=SIGNED,
     ),
     _neighbourhood_metric("precision", "higher"),
     _neighbourhood_metric("recall", "higher"),
@@ -357,7 +352,7 @@ _ENTRIES = (
         scopes=GROUPS,
         bounds=CORRELATION,
     ),
-    Metric("within_label_slope", "floor", _on_correlated_genes(gene_correlation_slope), scopes=GROUPS, bounds=REAL),
+    Metric("within_label_slope", "floor", _on_correlated_genes(gene_correlation_slope), scopes=GROUPS, bounds=SIGNED),
     Metric("library_size_ks", "lower", _on_expression(library_size_ks), ("counts",), scopes=GROUPS, bounds=SHARE),
     # labels
     Metric(
@@ -367,8 +362,8 @@ _ENTRIES = (
         bounds=SHARE,
     ),
     _marker_metric("marker_overlap", "overlap", "higher", bounds=SHARE, min_features=FEW_FEATURES),
-    _marker_metric("marker_slope", "slope", "floor", bounds=REAL),
-    Metric("mmd_per_label", "lower", _mmd_per_label, ("groups",), scopes=JOINT, bounds=REAL),
+    _marker_metric("marker_slope", "slope", "floor", bounds=SIGNED),
+    Metric("mmd_per_label", "lower", _mmd_per_label, ("groups",), scopes=JOINT, bounds=SIGNED),
     Metric("transfer_f1", "higher", _transfer_f1, ("groups",), scopes=JOINT, bounds=SHARE),
     Metric("label_fidelity", "higher", _label_fidelity, ("groups",), scopes=JOINT, bounds=SHARE),
     # memorisation

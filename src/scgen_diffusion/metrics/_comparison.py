@@ -296,21 +296,18 @@ class Context:
             player: _mean([measure(comparison) for comparison in comparisons[: 1 if metric.slow else None]])
             for player, comparisons in players.items()
         }
-        counted = metric.of_all is not None and self.fingerprints is not None
-        if counted:
+        if metric.of_all is not None:
             share, usual = metric.of_all(self.fingerprints)
             usual = usual if players["floor"] else ()
             figures |= {"value": share.value, "floor": usual[0].value if usual else UNKNOWN}
-        if metric.of_all is not None:
-            halves = []
-        elif metric.scores is None:
-            halves = [measure(half.comparison) for half in self.halves]
+            low, high = share_interval(share, usual) if self.halves else (UNKNOWN, UNKNOWN)
         else:
-            scores = self.players["value"][0].once(metric.scores)
-            halves = [metric.summary(scores.real[h.real_rows], scores.synthetic[h.synthetic_rows]) for h in self.halves]
-        low, high = interval(figures["value"], halves, metric.bounds, metric.widening)
-        if counted and self.halves:
-            low, high = share_interval(share, usual)
+            if metric.scores is None:
+                halves = [measure(half.comparison) for half in self.halves]
+            else:
+                real, synthetic = self.players["value"][0].once(metric.scores)
+                halves = [metric.summary(real[h.real_rows], synthetic[h.synthetic_rows]) for h in self.halves]
+            low, high = interval(figures["value"], halves, metric.bounds, metric.widening)
         names = self.names if group is None else {**self.names, "group": group}
         return {**names, "metric": metric.name, **figures, "low": low, "high": high, "better": metric.better}
 

@@ -218,9 +218,8 @@ def mean_variance(
     tables = tables_of(real, synthetic, layer, max_cells, seed)
     ax = one_axis(ax, size=(3.4, 3.8))
     drawn = draw_genes(ax, tables, "variance", size)
-    for (name, table), width in zip(
-        drawn.items(), (4.5, 1.8), strict=True
-    ):  # the first line stays visible under the second
+    # the first line stays visible under the second
+    for (name, table), width in zip(drawn.items(), (4.5, 1.8), strict=True):
         medians = medians_along_mean(table)
         ax.plot(*medians, color=ink(0), linewidth=width + 1.5)
         ax.plot(*medians, color=SOURCES[name], linewidth=width)
