@@ -15,7 +15,6 @@ from ._distribution import (
     auc_of_scores,
     classifier_scores,
     ilisi,
-    mean_distance,
     precision_recall_density_coverage,
     squared_mmd,
     wasserstein_2,
@@ -100,7 +99,7 @@ def _on_pcs(function: Callable[..., float]) -> Callable[[Comparison], float]:
 def _energy_distance(comparison: Comparison) -> float:
     """Return :func:`energy_distance`; many comparisons share a side, whose spread is computed once."""
     real, synthetic = comparison.real, comparison.synthetic
-    return 2 * mean_distance(real.pcs, synthetic.pcs) - real.spread - synthetic.spread
+    return 2 * real.distance(synthetic) - real.spread - synthetic.spread
 
 
 def _on_expression(function: Callable[..., float]) -> Callable[[Comparison], float]:
