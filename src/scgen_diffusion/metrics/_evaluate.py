@@ -159,7 +159,7 @@ def evaluate(
     n_floor
         Number of draws that a floor averages (one for boosting, which is slow). 0 leaves the floor out.
     n_bootstrap
-        Number of half-samples for the interval. 0 leaves it out.
+        Number of half-samples for the interval, 5 or more. 0 leaves it out.
     seed
         Seed of every draw: the same seed gives the same table. Global random state is not touched.
 
