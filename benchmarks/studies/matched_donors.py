@@ -71,6 +71,7 @@ def measure(cells: ad.AnnData, seed: int) -> pd.DataFrame:
     for name in cells.obs[CELL_TYPE].unique():
         is_type = treated.obs[CELL_TYPE] == name
         predicted = treat(control[control.obs[CELL_TYPE] == name], factors, np.random.default_rng([seed, 1]))
+        predicted.obs[f"{KEY}_of_control"] = "none"
         for match, keys in MATCHES.items():
             table = evaluate(
                 treated[is_type].copy(),

@@ -127,7 +127,7 @@ def test_cells_drawn_for_labels_have_them_and_are_distinct_while_they_last():
 def run(monkeypatch, tmp_path, cells):
     """Run the very command on made-up cells, the drawing in this process."""
     monkeypatch.setattr(splits, "load", lambda _: cells)
-    quick = partial(splits.judge, metrics=["w2", "gene_zero_error"], n_floor=1, n_bootstrap=2)
+    quick = partial(splits.judge, metrics=["w2", "gene_zero_error"], n_floor=1, n_bootstrap=5)
     monkeypatch.setattr(quality, "judge", quick)
 
     def draw_here(command, **_):

@@ -78,7 +78,7 @@ def test_cells_of_a_rival_are_judged_with_their_costs(command, split, tmp_path, 
     assert list(cells.obs["condition"]) == list(split.held_out.obs["condition"])
     assert cells.var_names.equals(split.train.var_names)
 
-    quick = partial(splits.judge, metrics=["w2", "gene_zero_error"], n_floor=1, n_bootstrap=2)
+    quick = partial(splits.judge, metrics=["w2", "gene_zero_error"], n_floor=1, n_bootstrap=5)
     monkeypatch.setattr(quality, "judge", quick)
     where = ["--datasets", "kang_ifnb", "--seeds", "0", "--cells", str(tmp_path), "--results", str(tmp_path)]
     monkeypatch.setattr(

@@ -167,7 +167,7 @@ def test_cells_of_which_nothing_can_be_judged_are_not_good_enough(judge, monkeyp
     code, _, err = judge(*FAIL_ON_WARNINGS, "--n-floor", "0")
     assert (code, "--fail-on needs the scores of real cells; give --n-floor 1 or more" in err) == (2, True)
     code, _, err = judge(*FAIL_ON_WARNINGS, "--n-bootstrap", "0")
-    assert (code, "--fail-on needs intervals; give --n-bootstrap 2 or more" in err) == (2, True)
+    assert (code, "--fail-on needs intervals; give --n-bootstrap 5 or more" in err) == (2, True)
     evaluate = sgd.metrics.evaluate
     monkeypatch.setattr(
         sgd.metrics, "evaluate", lambda *cells, **options: evaluate(*cells, **options).assign(floor=np.nan)
@@ -327,7 +327,7 @@ def test_other_tables_and_several_modalities_get_no_report_and_no_cells_are_read
 def test_notes_fail_only_if_asked(judge, monkeypatch, level, code):
     found = sgd.report.Verdict("One note.", (sgd.report.Finding("note", "realism", "so so"),))
     monkeypatch.setattr(sgd.report, "verdict", lambda table: found)
-    assert judge("--n-bootstrap", "2", "--fail-on", level)[0] == code
+    assert judge("--n-bootstrap", "5", "--fail-on", level)[0] == code
 
 
 def test_the_options_of_evaluate_perturbation_reach_python(call, perturbed, monkeypatch):

@@ -39,7 +39,7 @@ def cells(n_cells, *, seed, labels="ab", n_genes=N_GENES, effect=0.5):
     return ad.AnnData(sp.csr_matrix(rng.poisson(rates).astype(np.float32)), obs=obs, var=var)
 
 
-def table(real=None, synthetic=None, *, train="own", metrics=QUICK, n_floor=2, n_bootstrap=3, **options):
+def table(real=None, synthetic=None, *, train="own", metrics=QUICK, n_floor=2, n_bootstrap=5, **options):
     real = cells(120, seed=1) if real is None else real
     synthetic = cells(120, seed=2) if synthetic is None else synthetic
     train = cells(240, seed=3) if isinstance(train, str) else train
@@ -54,7 +54,7 @@ def figure(found, metric, column="value", group="all"):
 def full():
     """Every metric on small cells, in groups."""
     return table(
-        cells(80, seed=1), cells(80, seed=2), train=cells(180, seed=3), metrics=None, groupby="type", n_bootstrap=2
+        cells(80, seed=1), cells(80, seed=2), train=cells(180, seed=3), metrics=None, groupby="type", n_bootstrap=5
     )
 
 
@@ -79,7 +79,7 @@ def test_metrics_of_top_genes_are_left_out_of_small_panels_unless_requested(full
 
 def test_a_row_does_not_depend_on_the_other_metrics(full):
     sets = cells(80, seed=1), cells(80, seed=2)
-    alone = table(*sets, train=cells(180, seed=3), metrics=["recall", "ilisi"], groupby="type", n_bootstrap=2)
+    alone = table(*sets, train=cells(180, seed=3), metrics=["recall", "ilisi"], groupby="type", n_bootstrap=5)
     together = full[full["metric"].isin(["recall", "ilisi"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(alone, together)
 
@@ -530,7 +530,7 @@ def test_only_drawn_cells_are_normalised(monkeypatch):
         lambda values, *args, **options: read.append(values.shape[0]) or on_scale(values, *args, **options),
     )
     big = [cells(3000, seed=seed) for seed in (1, 2)]
-    evaluate(*big, train=cells(400, seed=3), metrics=["gene_mean_error"], max_cells=60, n_floor=2, n_bootstrap=2)
+    evaluate(*big, train=cells(400, seed=3), metrics=["gene_mean_error"], max_cells=60, n_floor=2, n_bootstrap=5)
     # 200 fit the space, 60 are compared, twice as many real cells are kept for draws; 20 of each set are looked at
     # first
     assert sum(read) == 200 + 60 + 2 * 120 + 3 * 20
@@ -554,7 +554,7 @@ def test_sparse_cells_are_never_made_dense_as_a_whole(monkeypatch):
         metrics=["gene_mean_error", "auc_logistic", "within_label_correlation"],
         max_cells=50,
         n_floor=1,
-        n_bootstrap=2,
+        n_bootstrap=5,
     )
     assert max(largest) <= 100 * 2000  # drawn cells in the space's genes
 
@@ -639,7 +639,7 @@ def test_intervals_do_not_leave_the_bounds():
             "`synthetic` must be an AnnData or counts .* but is DataFrame",
         ),
         ({"seed": 2**32}, ValueError, "`seed` must be a whole number from 0 to 4294967295"),
-        ({"n_bootstrap": 1}, ValueError, "`n_bootstrap` is 1"),
+        ({"n_bootstrap": 4}, ValueError, "`n_bootstrap` is 4; it must be 0 .*, or 5 or more"),
         ({"n_floor": -1}, ValueError, "`n_floor` must be a whole number of at least 0"),
     ],
 )

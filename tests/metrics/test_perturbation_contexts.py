@@ -26,7 +26,7 @@ from scgen_diffusion.metrics import (
     variance_error,
 )
 from scgen_diffusion.metrics._perturbation import GeneMoments
-from scgen_diffusion.metrics._perturbation_contexts import Shift, Trained, _panels, mix, mixed_rows, parts_of
+from scgen_diffusion.metrics._perturbation_contexts import Shift, Trained, _panels, mix, parts_of
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 ORIGINALS = Path(os.environ.get(originals.DATA_DIR_VARIABLE, SHARED_DATA / "originals"))
@@ -445,26 +445,52 @@ def test_donors_with_a_single_cell_are_not_free_of_noise(sizes):
     found = []
     for seed in range(0, 1_000, 100):
         options = {"control": cells_of("ctrl", seed, [30]), "match_keys": ["donor"], "n_floor": 0}
-        options["metrics"] = ["mean_change_debiased_error", "mean_change_slope"]
+        options["metrics"] = ["mean_change_debiased_error", "energy_distance", "mean_change_slope"]
         table = judge(cells_of("A", seed + 20, sizes), cells_of("A", seed + 40, [30]), **options).set_index("metric")
-        error = table.loc["mean_change_debiased_error"]
-        found.append([error["value"] / error["no_change"], table.loc["mean_change_slope", "value"]])
+        shares = table["value"] / table["no_change"]
+        found.append([*shares[options["metrics"][:2]], table.loc["mean_change_slope", "value"]])
 
-    share, slope = np.mean(found, axis=0)
-    assert abs(share) < 0.1  # 0.4 without the noise of single cells
+    *shares, slope = np.mean(found, axis=0)
+    assert np.abs(shares).max() < 0.1  # 0.4 without the noise of single cells
     assert slope == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("max_cells", [2_000, 6])
+@pytest.mark.parametrize("n_real", [(30, 10), (3, 1), (1, 1)])
+def test_energy_distance_has_a_closed_form_if_cells_of_a_donor_are_equal(n_real, max_cells):
+    """The prediction is right in the first donor, and off in the second, whose pairs with real ones remain."""
+    first, second, off = np.eye(3) * 90 + 5
+
+    def of_donors(perturbation, scale, n_cells, *profiles):  # other totals make no other profiles, but no copies either
+        counts = np.repeat(np.array(profiles) * scale, n_cells, axis=0).astype(np.float32)
+        table = pd.DataFrame({"gene": perturbation, "donor": np.repeat(["d1", "d2"], n_cells)})
+        return ad.AnnData(counts, obs=table.set_index(f"{scale}_" + table.index.astype(str)))
+
+    sets = {
+        "control": of_donors("ctrl", 4, (20, 5), first, off),
+        "others": {"few": of_donors("A", 3, (2, 3), first, off)},
+    }
+    options = {"match_keys": ["donor"], "metrics": "energy_distance", "max_cells": max_cells, "n_floor": 0}
+    found = judge(of_donors("A", 1, n_real, first, second), of_donors("A", 2, (2, 7), first, second), **sets, **options)
+    apart = np.linalg.norm(np.log1p(100 * second) - np.log1p(100 * off))
+    share = n_real[1] / sum(n_real)
+    missing = 2 * share**2 * np.linalg.norm(np.log1p(100 * second) - np.log1p(100 * first)) if n_real == (1, 1) else 0
+    assert found["value"].item() == pytest.approx(-missing, abs=1e-3)
+    for name in ("few", "no_change"):
+        assert found[name].item() == pytest.approx(2 * share**2 * apart - missing, abs=1e-3)
 
 
 def test_unlike_donors_are_no_error_of_the_right_prediction():
     errors = []
     for seed in range(0, 1_500, 50):
-        real, predicted = cells_of_donors("A", seed, d1=30, d2=10), cells_of_donors("A", seed + 1_510, d1=15, d2=20)
+        real, predicted = cells_of_donors("A", seed, d1=30, d2=10), cells_of_donors("A", seed + 1_510, d1=4, d2=9)
         train, control = (
             cells_of_donors("A", seed + 3_020, d1=10, d2=30),
             cells_of_donors("ctrl", seed + 4_530, d1=15, d2=20),
         )
         options = {"train": train, "control": control, "match_keys": ["donor"], "n_floor": 1}
-        table = judge(real, predicted, metrics=["mean_change_debiased_error", "mean_change_slope"], **options)
+        metrics = ["mean_change_debiased_error", "mean_change_slope", "energy_distance"]
+        table = judge(real, predicted, metrics=metrics, **options)
         errors.append(table.set_index("metric")[["value", "additive", "no_change"]].stack())
     errors = pd.concat(errors, axis=1)
     expected, spread = errors.mean(axis=1), errors.std(axis=1) / np.sqrt(errors.shape[1])
@@ -473,6 +499,8 @@ def test_unlike_donors_are_no_error_of_the_right_prediction():
         assert abs(expected["mean_change_debiased_error", name]) < 4 * spread["mean_change_debiased_error", name]
         assert spread["mean_change_debiased_error", name] < 0.02 * effect
         assert abs(expected["mean_change_slope", name] - 1) < 4 * spread["mean_change_slope", name] < 0.1
+    energy = expected["energy_distance"] / expected["energy_distance", "no_change"]
+    assert abs(energy["value"]) < 0.01
 
 
 def test_donors_without_control_or_predicted_cells_are_named():
@@ -608,8 +636,6 @@ def test_cells_of_two_donors_mix_to_the_given_shares():
     noise = sum(share**2 * parts[name].var(axis=0, ddof=1) / len(parts[name]) for name, share in shares.items())
     np.testing.assert_allclose(both.noise, noise)
     assert both.n_cells == round(1 / (0.25**2 / 40_000 + 0.75**2 / 10_000))
-    assert mixed_rows({"d1": 40, "d2": 9}, shares, 1_000) == {"d1": 3, "d2": 9}
-    assert mixed_rows({"d1": 40, "d2": 9}, shares, 4) == {"d1": 1, "d2": 3}
 
 
 def test_parts_have_no_order_and_leave_the_control_out():

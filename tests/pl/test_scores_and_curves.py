@@ -170,7 +170,7 @@ def test_the_table_of_evaluate_can_be_drawn(make_cells):
     real, synthetic = make_cells(200), make_cells(200, seed=1)
 
     table = sgd.metrics.evaluate(
-        real, synthetic, metrics=["gene_mean_error", "library_size_ks"], n_floor=1, n_bootstrap=2
+        real, synthetic, metrics=["gene_mean_error", "library_size_ks"], n_floor=1, n_bootstrap=5
     )
     ax = sgd.pl.scores(table, show=False)
 

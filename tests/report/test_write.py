@@ -55,7 +55,7 @@ def written(without_umap, tmp_path_factory):
     """A report on three draws from one distribution, and the table that it shows."""
     real, synthetic, train = cells(1), cells(2), cells(3, 300)
     quick = [name for name, metric in sgd.metrics.CATALOGUE.items() if "all" in metric.scopes and not metric.slow]
-    options = {"groupby": "cell_type", "metrics": quick, "n_bootstrap": 2}
+    options = {"groupby": "cell_type", "metrics": quick, "n_bootstrap": 5}
     table = sgd.metrics.evaluate(real, synthetic, train=train, **options)
     path = tmp_path_factory.mktemp("report") / "report.html"
     assert (

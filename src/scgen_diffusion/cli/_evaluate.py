@@ -62,7 +62,7 @@ OF_OUTPUT = [option("--out -o", "File for the table; default: stdout.", new(dir_
         JUDGING: [
             METRIC,
             *OF_JUDGING,
-            option("--n-bootstrap", "Half-samples for intervals; 0 for none; default: 10.", int),
+            option("--n-bootstrap", "Half-samples for intervals, 5 or more; 0 for none; default: 10.", int),
             option("--fail-on", "Exit code 3 on warnings, or on warnings and notes.", click.Choice(list(LEVELS))),
         ],
         OUTPUT: OF_OUTPUT,
@@ -74,7 +74,7 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
 
     scgen-diffusion evaluate held_out.h5ad synthetic.h5ad --train train.h5ad --groupby cell_type --out table.csv
     """
-    needed = {"n_floor": "the scores of real cells; give --n-floor 1", "n_bootstrap": "intervals; give --n-bootstrap 2"}
+    needed = {"n_floor": "the scores of real cells; give --n-floor 1", "n_bootstrap": "intervals; give --n-bootstrap 5"}
     for name, what in needed.items() if "fail_on" in options else ():
         if options.get(name) == 0:
             msg = f"--fail-on needs {what} or more."

@@ -15,7 +15,6 @@ from ._distribution import (
     auc_of_scores,
     classifier_scores,
     ilisi,
-    mean_distance,
     precision_recall_density_coverage,
     squared_mmd,
     wasserstein_2,
@@ -100,7 +99,7 @@ def _on_pcs(function: Callable[..., float]) -> Callable[[Comparison], float]:
 def _energy_distance(comparison: Comparison) -> float:
     """Return :func:`energy_distance`; many comparisons share a side, whose spread is computed once."""
     real, synthetic = comparison.real, comparison.synthetic
-    return 2 * mean_distance(real.pcs, synthetic.pcs) - real.spread - synthetic.spread
+    return 2 * real.distance(synthetic) - real.spread - synthetic.spread
 
 
 def _on_expression(function: Callable[..., float]) -> Callable[[Comparison], float]:
@@ -428,7 +427,7 @@ _ENTRIES = (
 
 #: Values of perfect cells, for metrics whose floor is often far off by chance. They are judged by their distance to
 #: this value, less that of the floor.
-IDEALS = {"marker_slope": 1.0, "within_label_slope": 1.0}
+_IDEALS = {"within_label_slope": 1.0}
 #: AUC of a classifier that guesses. A floor below it is chance.
 GUESSING = 0.5
 _AUCS = {metric.name for metric in _ENTRIES if metric.summary is auc_of_scores}
@@ -441,15 +440,15 @@ def excess_over_floor(metric: str, better: Better, value: float, floor: float) -
     ----------
     metric, better, value, floor
         From a row of the table of :func:`evaluate`. A floor of an AUC below 0.5 counts as 0.5, which is guessing.
-        Slopes, whose floors are noisy, are worse the farther they are from 1 than their floor.
+        ``within_label_slope``, whose floor is noisy, is worse the farther it is from 1 than its floor.
 
     Examples
     --------
     >>> round(excess_over_floor("recall", "higher", 0.7, 0.9), 2)
     0.2
     """
-    if metric in IDEALS:
-        return abs(value - IDEALS[metric]) - abs(floor - IDEALS[metric])
+    if metric in _IDEALS:
+        return abs(value - _IDEALS[metric]) - abs(floor - _IDEALS[metric])
     if better == "floor":
         return abs(value - floor)
     if metric in _AUCS:

@@ -25,6 +25,7 @@ T = TypeVar("T")
 ALL = "all"
 UNKNOWN = float("nan")
 QUANTILE = 1.959964  # of the normal distribution, for a 95 % interval
+FEWEST_HALVES = 5  # half-samples that know their standard deviation; of two or three, intervals would hold everything
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Draws:
         check_count("max_cells", self.max_cells, least=min_cells)
         check_count("n_floor", self.n_floor, least=0)
         check_count("seed", self.seed, least=0, most=2**32 - 1)  # the range of scikit-learn's seeds
-        if check_count("n_bootstrap", self.n_bootstrap, least=0) == 1:
-            msg = "`n_bootstrap` is 1; it must be 0 (no interval), or 2 or more."
+        if 0 < check_count("n_bootstrap", self.n_bootstrap, least=0) < FEWEST_HALVES:
+            msg = f"`n_bootstrap` is {self.n_bootstrap}; it must be 0 (no interval), or {FEWEST_HALVES} or more."
             raise ValueError(msg)
 
 

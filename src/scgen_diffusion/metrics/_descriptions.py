@@ -158,7 +158,7 @@ _LABELS = {
     ),
     "marker_slope": (
         "strength of marker genes",
-        "Fold changes of markers relative to real ones; above 1 is exaggerated.",
+        "Fold changes of markers relative to real ones; above the floor is exaggerated.",
         "differences within a label",
         "marker_agreement",
     ),

@@ -127,7 +127,8 @@ def evaluate(
         With ``control``: columns of `obs` in all sets, such as ``["donor"]`` or ``["batch"]``, within which changes are
         taken. For each perturbation, control and predicted cells get the shares of donors of its real cells, and
         training changes are against control cells of the same donors. Otherwise, a difference between donors can look
-        like an effect.
+        like an effect. ``energy_distance`` needs the distance between two real cells of each donor; a donor with a
+        single one gets the mean of the other donors.
     others
         With ``control``: cells predicted by other methods, by name, such as ``{"latent_arithmetic": cells}``. Each
         method gets a column.
@@ -157,7 +158,7 @@ def evaluate(
     n_floor
         Number of draws that a floor averages (one for boosting, which is slow). 0 leaves the floor out.
     n_bootstrap
-        Number of half-samples for the interval. 0 leaves it out.
+        Number of half-samples for the interval, 5 or more. 0 leaves it out.
     seed
         Seed of every draw: the same seed gives the same table. Global random state is not touched.
 

@@ -415,9 +415,9 @@ def marker_agreement(
     (higher is better).
 
     *Catches* labels that are ignored or swapped, and labels that differ in the wrong genes or too little. *Misses* how
-    cells of one label differ from each other, correlations, zeros, and memorisation. The overlap of weak markers is
-    noisy: read it next to its floor. A label's markers depend on the cells that it is compared with, so other shares of
-    labels change them: compare cells with equal shares.
+    cells of one label differ from each other, correlations, zeros, and memorisation. Noise of the real changes lowers
+    the overlap and the slope, also of real cells: read them next to their floors. A label's markers depend on the cells
+    that it is compared with, so other shares of labels change them: compare cells with equal shares.
 
     Parameters
     ----------

@@ -11,13 +11,13 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
+from sklearn.metrics import pairwise_distances
 
 from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import SEPARATOR, as_labels
 
 from ._cells import REAL, Source, check_for_empty_cells, check_for_training_cells, labels_of, means, stacked
 from ._comparison import ALL, Comparison, Context
-from ._distribution import mean_distance
 from ._perturbation import GeneMoments, control_share_of, rank_score, unit_vectors
 from ._safety import copied_cells, warn_of_copies
 from ._space import ComparisonSpace
@@ -46,19 +46,41 @@ class Profile:
     moments
         Mean and variance of all genes.
     pcs
-        The cells in the space for distances, `(cells, dimensions)`.
+        The cells in the space for distances, those of a match together, `(cells, dimensions)`.
+    n_cells, shares
+        Number of these cells of each match, and its share, which need not be that of these cells, `(matches,)`.
     moved_from
         The cells that were all moved by one step, which does not change the distances between them.
     """
 
     moments: GeneMoments
     pcs: NDArray
+    n_cells: NDArray[np.intp]
+    shares: NDArray[np.float64]
     moved_from: Profile | None = None
 
     @cached_property
     def spread(self) -> float:
-        """Mean distance between two of the cells."""
-        return mean_distance(self.pcs) if self.moved_from is None else self.moved_from.spread
+        """Mean distance between two different cells."""
+        return self.distance(self) if self.moved_from is None else self.moved_from.spread
+
+    def distance(self, other: Profile) -> float:
+        """Return the mean distance to other cells, or between different cells of one set, with the shares of matches.
+
+        A match with a single cell has no two different ones; the mean of the other matches takes the place of theirs,
+        or that of all pairs, if every match has a single cell.
+        """
+        x = self.pcs.astype(np.float64)
+        y = x if other is self else other.pcs.astype(np.float64)
+        n_pairs = np.outer(self.n_cells, other.n_cells) - (np.diag(self.n_cells) if other is self else 0)
+        sums = np.add.reduceat(pairwise_distances(x, y), np.cumsum(self.n_cells) - self.n_cells)
+        sums = np.add.reduceat(sums, np.cumsum(other.n_cells) - other.n_cells, axis=1)
+        means, weights = sums / np.maximum(n_pairs, 1), np.outer(self.shares, other.shares)
+        if (lacks := n_pairs == 0).any():
+            within = np.eye(len(lacks), dtype=bool)
+            known = ~lacks if lacks[within].all() else within & ~lacks
+            means[lacks] = np.average(means[known], weights=weights[known])
+        return float((weights * means).sum())
 
 
 @dataclass(frozen=True)
@@ -316,12 +338,6 @@ def mix(parts: Mapping[str, GeneMoments], shares: Mapping[str, float]) -> GeneMo
     )
 
 
-def mixed_rows(n_cells: Mapping[str, int], shares: Mapping[str, float], n_most: int) -> dict[str, int]:
-    """Return how many cells of each match to draw, so that they have these shares and are as many as possible."""
-    total = min(n_most, *(n_cells[match] / share for match, share in shares.items()))
-    return {match: max(int(total * share + 1e-9), 1) for match, share in shares.items()}
-
-
 @dataclass(frozen=True)
 class Profiles:
     """Computes the profiles of measured cells and of predictions.
@@ -350,25 +366,22 @@ class Profiles:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def of(self, cells: Expression, control_share: float = 0.0) -> Profile:
-        """Compute the moments of all cells, and draw some cells for distances."""
-        drawn, n_most = cells, self.draws.max_cells
+    def of(self, cells: Expression, share: float = 1.0) -> Profile:
+        """Compute the moments of all cells, and draw some for distances: at most this share of ``max_cells``."""
+        drawn, n_most = cells, max(round(self.draws.max_cells * share), MIN_CELLS)
         if len(cells) > n_most:
             drawn = cells[np.sort(np.random.default_rng(self.draws.seed).permutation(len(cells))[:n_most])]
-        moments = replace(GeneMoments.of(cells), control_share=control_share)
-        return Profile(moments, drawn.values.toarray() if self.space is None else self.space.project(drawn))
+        pcs = drawn.values.toarray() if self.space is None else self.space.project(drawn)
+        return Profile(GeneMoments.of(cells), pcs, np.array([len(pcs)]), np.ones(1))
 
     def matched(self, name: str, parts: Parts, group: str, shares: Mapping[str, float]) -> Profile:
-        """Compute the moments of cells with these shares of matches, and draw such cells for distances."""
-        control_share = self.control_shares[name]
-        found = {match: self.of(self.sets[name].of(parts, group, match), control_share) for match in shares}
-        if len(found) == 1:
-            return next(iter(found.values()))
-        n_drawn = mixed_rows({match: len(own.pcs) for match, own in found.items()}, shares, self.draws.max_cells)
-        rng = np.random.default_rng(self.draws.seed)
-        pcs = [own.pcs[np.sort(rng.permutation(len(own.pcs))[: n_drawn[match]])] for match, own in found.items()]
+        """Compute the moments of cells with these shares of matches, and draw cells of each match for distances."""
+        found = {match: self.of(self.sets[name].of(parts, group, match), share) for match, share in shares.items()}
         moments = mix({match: own.moments for match, own in found.items()}, shares)
-        return Profile(replace(moments, control_share=control_share), np.concatenate(pcs))
+        pcs = [own.pcs for own in found.values()]
+        n_cells, of_matches = np.array([len(own) for own in pcs]), np.array(list(shares.values()))
+        moments = replace(moments, control_share=self.control_shares[name])
+        return Profile(moments, np.concatenate(pcs), n_cells, of_matches)
 
     def matched_control(self, group: str, shares: Mapping[str, float]) -> Profile:
         """Return such control cells. The next perturbation often needs the same: the last ones are kept."""
@@ -381,7 +394,8 @@ class Profiles:
     def moved(self, cells: Profile, group: str, shares: Mapping[str, float], shift: Shift) -> Profile:
         """Shift all cells by a change of the genes. The projection is linear."""
         step = shift.change if self.space is None else self.space.pca.components_ @ shift.change[self.space.genes]
-        return Profile(shift.move(cells.moments, group, shares, self.controls), cells.pcs + step, cells)
+        moments = shift.move(cells.moments, group, shares, self.controls)
+        return replace(cells, moments=moments, pcs=cells.pcs + step, moved_from=cells)
 
     def predictions(self, parts: Parts, group: str, mean_response: Shift | None) -> dict[str, Profile]:
         """Compute all predictions of a perturbation in a group, by the names of their columns in the table."""
@@ -456,7 +470,8 @@ def perturbation_contexts(
     for parts, group in sorted(real.rows, key=lambda place: place[1]):  # those with the same control cells together
         cells = real.of(parts, group)
         predictions = profiles.predictions(parts, group, mean_response)
-        of_real = replace(profiles.of(cells), moments=real.moments(parts, group))
+        of_real = profiles.matched("real_test", parts, group, real.shares(parts, group))
+        of_real = replace(of_real, moments=real.moments(parts, group))
         compare = partial(Comparison, control=predictions["no_change"], mean_response=predictions.get("mean_shift"))
         whole, *of_halves = panels.get((parts, group), [None] * (1 + draws.n_floor))
         players = {name: [compare(of_real, own, panel=whole)] for name, own in predictions.items()}

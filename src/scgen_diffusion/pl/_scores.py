@@ -69,12 +69,13 @@ def scores(
         \min\Bigl(1, \frac{\text{worse}(\text{value})}{\text{worse}(\text{shuffled})}\Bigr), \qquad
         \text{worse}(x) = \max(0, \pm (x - \text{floor}))
 
-    with the sign in which the metric gets worse, or both signs if the best value is the floor. Slopes are worse the
-    farther they are from 1 than their floor, and AUCs than guessing (0.5) if their floor is below it. Badness is 0 for
-    values better than their floor. For the metrics with a star, such as total counts, shuffling does no clear harm
-    (less than two half-widths of the metric's typical interval). The floor then replaces :math:`\text{worse}(
-    \text{shuffled})`, as always for ``density``, which shuffling changes little. No scale is shorter than two
-    half-widths of the typical interval. Of two values beside the same floor, the worse one is never paler.
+    with the sign in which the metric gets worse, or both signs if the best value is the floor. ``within_label_slope``
+    is worse the farther it is from 1 than its floor, and AUCs than guessing (0.5) if their floor is below it. Badness
+    is 0 for values better than their floor. For the metrics with a star, such as total counts, shuffling does no clear
+    harm (less than two half-widths of the metric's typical interval). The floor then replaces
+    :math:`\text{worse}(\text{shuffled})`, as always for ``density``, which shuffling changes little. No scale is
+    shorter than two half-widths of the typical interval. Of two values beside the same floor, the worse one is never
+    paler.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from pandas.api.types import is_numeric_dtype
 
 from scgen_diffusion._arguments import list_first
 from scgen_diffusion.data import check_one_modality
-from scgen_diffusion.metrics import ALL, CATALOGUE, GUESSING, IDEALS, MIN_CELLS_PER_GROUP, QUANTILE, excess_over_floor
+from scgen_diffusion.metrics import ALL, CATALOGUE, GUESSING, MIN_CELLS_PER_GROUP, QUANTILE, excess_over_floor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,9 +29,14 @@ LEVELS: tuple[Level, ...] = ("ok", "note", "warning")
 #: is two standard deviations of their difference; and what matters has to be large besides, so that 20 topics seldom
 #: raise a false alarm.
 N_DEVIATIONS = 3.0
-#: Shares of groups vary more than their floor does, and are worth a note at most. In simulations, real cells get one in
-#: 1% of evaluations, and a share of 25% instead of 5% of 100 cells gets one in 90% (with three deviations: 60%).
-N_DEVIATIONS_OF_SHARES = 2.0
+N_DEVIATIONS_OF = {
+    # These vary more than their floor does, and are worth a note at most. In simulations, real cells get one in 1% of
+    # evaluations, and a share of 25% instead of 5% of 100 cells gets one in 90% (with three deviations: 60%).
+    "group_share_difference": 2.0,
+    # Real cells of rare labels differ from their floor by more than intervals say: up to 1.3 and 1.9 times.
+    "transfer_f1": 4.0,
+    "marker_slope": 5.0,
+}
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,7 @@ class Figure:
         """Whether it is worse than the floor by more than chance; without an interval, whether it is worse at all."""
         if CATALOGUE[self.metric].of_all is not None:  # whose lower limit allows for the uncertainty of the floor
             return self.excess > 0 and not self.low <= self.floor
-        n_deviations = N_DEVIATIONS_OF_SHARES if self.metric == "group_share_difference" else N_DEVIATIONS
-        return self.excess > n_deviations * self.deviation
+        return self.excess > N_DEVIATIONS_OF.get(self.metric, N_DEVIATIONS) * self.deviation
 
     @property
     def structure(self) -> float:
@@ -181,11 +185,12 @@ LIMITS = {
     # Sampling of the cells alone gives the floor: a quarter more is visible, at 75 % more the model's own error is as
     # large.
     **dict.fromkeys(("gene_mean_error", "gene_variance_error", "gene_zero_error"), Limits(0.25, 0.75, of="floor")),
+    "cross_correlation_error": Limits(0.25, 0.75, of="floor"),
     # In powers of ten: the variance of a typical gene, which is a sparse one, is off by 7 % or by 15 % more than by
     # chance.
     "mean_variance_error": Limits(0.03, 0.06),
     # A quarter, or half, of what the correlations of real cells are above those of shuffled genes.
-    "within_label_correlation": Limits(0.25, 0.50, of="structure"),
+    **dict.fromkeys(("within_label_correlation", "cross_correlation_similarity"), Limits(0.25, 0.50, of="structure")),
     # Largest difference of the cumulative distributions: totals 5 % off give about 0.1 in homogeneous cells, a third
     # off 0.4.
     "library_size_ks": Limits(0.08, 0.20),
@@ -218,6 +223,8 @@ MIN_STRUCTURE = 0.10
 MISSING = 0.25
 #: With fewer synthetic cells of a group to expect, there may be none by chance.
 FEWEST_EXPECTED = 5
+#: The same for a group of few real cells, whose own share is uncertain: one in 1,000 has a quarter of it by chance.
+FEWEST_EXPECTED_OF_RARE = 15
 #: Of held-out cells that are training cells, count by count.
 MANY_COPIES = 0.5
 #: Metrics that even perfect cells fail if their labels have other shares: they pool the labels of each side, which
@@ -298,10 +305,10 @@ def make_finding(level: Level, topic: str, seen: str, advice: str) -> Finding:
 
 
 def _missing_groups(rows: Rows, shares_of: Mapping[str, tuple[float, float]], n_cells: float) -> list[Finding]:
-    """Name groups with a share in real cells and too few synthetic ones to compare, which have rows without a value.
+    """Name groups with a share in real cells and too few synthetic ones to compare: their rows have no value.
 
-    ``shares_of`` are the shares of real and synthetic cells by group, if they are known; there are at least ``n_cells``
-    synthetic cells.
+    ``shares_of`` are the shares of real and synthetic cells by group, if they are known, also of groups without rows;
+    there are at least ``n_cells`` real and synthetic cells.
     """
     shares = known(rows, ["group_share_difference"], groups_of(rows))
     have_other_shares = {share.group for share in shares if share.is_clear}
@@ -314,13 +321,15 @@ def _missing_groups(rows: Rows, shares_of: Mapping[str, tuple[float, float]], n_
         if group not in shares_of:
             return group in have_other_shares
         real, synthetic = shares_of[group]
-        return synthetic < MISSING * real and n_cells * real > FEWEST_EXPECTED
+        fewest = FEWEST_EXPECTED if group in empty else FEWEST_EXPECTED_OF_RARE
+        return synthetic < MISSING * real and n_cells * real > fewest
 
     if not compared or not groups_of(rows) or ("group_share_difference", ALL) not in rows:
         return []
     empty = list(filter(is_empty, groups_of(rows)))
+    without_rows = [group for group in shares_of if not any((metric, group) in rows for metric in compared)]
     shown = {g: f"{g} ({synthetic:.1%}; real cells: {real:.1%})" for g, (real, synthetic) in shares_of.items()}
-    if missing := [shown.get(group, group) for group in empty if is_missing(group)]:
+    if missing := [shown.get(group, group) for group in sorted([*empty, *without_rows]) if is_missing(group)]:
         message = (
             f"Too few synthetic cells, or none, for {list_first(missing)}. If more were asked for, the model has "
             "dropped these cells; else ask for them by their condition."
@@ -369,10 +378,10 @@ def _with_comparable_shares(rows: Rows) -> Rows:
     return {(metric, group): f for (metric, group), f in rows.items() if metric not in MIXED or group != ALL}
 
 
-def _weak_groups(rows: Rows, labels: set[str]) -> list[Finding]:
+def _weak_groups(rows: Rows, labels: set[str], shares_of: Mapping[str, tuple[float, float]]) -> list[Finding]:
     """Name groups whose cells are off, or do not cover the real ones, where all cells together may look fine.
 
-    ``labels`` are those of the real cells, of which those with few cells have no rows.
+    ``labels`` are those of the real cells, of which those with few cells have no rows; ``shares_of`` are their shares.
     """
     levels: list[Level] = ["ok"]
     sentences, judged = [], set()
@@ -387,19 +396,23 @@ def _weak_groups(rows: Rows, labels: set[str]) -> list[Finding]:
     if not groups or not (judged or known(rows, list(OF_GROUPS))):
         return []
     measured = {f.group for f in rows.values() if f.metric in OF_GROUPS and f.group != ALL and np.isfinite(f.value)}
+    absent = {group for group in groups - measured if not shares_of.get(group, (1, 1))[1]}
     unjudged = {
-        f"fewer than {MIN_CELLS_PER_GROUP} real or synthetic cells to compare": sorted(groups - measured),
+        f"fewer than {MIN_CELLS_PER_GROUP} real or synthetic cells to compare": sorted(groups - measured - absent),
         f"no floor, which needs {MIN_CELLS_PER_GROUP} cells in half of `train`": sorted(measured - judged),
     }
     whys = [f"{list_first(names)} ({reason})" for reason, names in unjudged.items() if names]
     count = f"Judged: {len(judged)} of {len(groups)} groups."
     if whys:
         count += f" Not judged: {'; '.join(whys)}. Hold out and generate more cells of these groups."
+    if absent:
+        count += f" No synthetic cells: {list_first(sorted(absent))}."
+    if whys or absent:
         levels.append("note")
     if not judged:
         return [Finding("note", "groups", count)]
     if not sentences:
-        which = "No judged group" if whys else "No group"
+        which = "No judged group" if whys or absent else "No group"
         return [Finding(worst(levels), "groups", f"{which} is far worse than real cells of that group. {count}")]
     advice = (
         "Check the labels of the training cells; give small groups more training, or more guidance towards the "
@@ -521,11 +534,11 @@ def _markers(rows: Rows) -> list[Finding]:
             advice.append("Other genes mark the groups: check that labels were not mixed up, and train longer.")
             continue
         sentences.append(
-            f"Differences between groups are {f.value:.2f} times the real ones (real cells: {f.floor:.2f}; 1 is right)."
+            f"Differences between groups are {f.value:.2f} times the real ones (real cells: {f.floor:.2f})."
         )
         too_small = "Groups are too much like each other: train longer, or use more guidance."
         too_large = "Groups differ too much: if guidance was above 1, use less."
-        advice.append(too_small if f.value < IDEALS[f.metric] else too_large)
+        advice.append(too_small if f.value < f.floor else too_large)
     return [make_finding(level, "markers", " ".join(sentences), " ".join(advice))]
 
 
@@ -660,6 +673,20 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
         "for networks of genes.",
     ),
     Check(
+        "modalities",
+        {
+            "cross_correlation_similarity": (
+                "Correlations between the modalities agree with the real ones to {f.value:.2f} (other real cells: "
+                "{f.floor:.2f}; modalities of other cells: {f.shuffled:.2f})."
+            ),
+            "cross_correlation_error": (
+                "A correlation between the modalities is off by {f.value:.3f} on average (real cells: {f.floor:.3f})."
+            ),
+        },
+        "Modalities do not belong together as in real cells: check that those of a cell are in the same row, and train "
+        "longer.",
+    ),
+    Check(
         "labels",
         {
             "label_fidelity": (
@@ -705,13 +732,13 @@ NOT_LOOKED_AT = {
     "labels": (("label_fidelity", "transfer_f1"), "give `groupby`"),
     "library size": (("library_size_ks",), "give counts in X, or name their `layer`"),
 }
-#: Metrics of all topics, but those of single groups.
+#: Metrics of all topics, but those of single groups and pairs of modalities, which few tables have.
 TOPICS = {
     "copies": ("copied_cells",),
     "memorisation": tuple(_NEARNESS),
     "markers": ("marker_overlap", "marker_slope"),
     "group shares": ("group_share_difference",),
-    **{check.topic: tuple(check.seen) for check in CHECKS if isinstance(check, Check)},
+    **{check.topic: tuple(check.seen) for check in CHECKS if isinstance(check, Check) and check.topic != "modalities"},
 }
 
 
@@ -774,16 +801,18 @@ def verdict(table: pd.DataFrame) -> Verdict:
     """Say in plain words what the table of :func:`~scgen_diffusion.metrics.evaluate` shows.
 
     Every figure is judged by how much worse it is than what real cells score (the floor). A note or a warning needs an
-    excess of more than three standard deviations of the value (from the table's interval), *and* one that is large
-    enough to matter. Both limits are chosen so that unseen real cells get no warning. Copies and duplicates need a
-    lower limit of the interval above the floor. A table without intervals (``n_bootstrap=0``) cannot tell chance: then
-    any excess that is large enough counts. ``marker_slope`` and ``within_label_slope``, whose floors are noisy, are
-    judged by how much farther they are from 1 than the floor. Topics whose metrics the table lacks are left out. If a
-    classifier tells the training cells, which give the floors, from the held-out ones (say, other donors), the verdict
-    says so, and leaves out memorisation and what passes. If shares of labels clearly differ from the held-out ones, as
-    in cells for rare types, it leaves out what pools labels: nearness to training cells (not copies and the
-    membership attack), correlations within labels, and markers. Groups that were not judged, such as those of few
-    cells, are named in a note. A verdict cannot see what no metric sees: look at the cells as well.
+    excess of more than three standard deviations of the value (from the table's interval; four for ``transfer_f1`` and
+    five for ``marker_slope``, which vary more where labels are rare), *and* one that is large enough to matter. Both
+    limits are chosen so that unseen real cells seldom get a warning. Copies and duplicates need a lower limit of the
+    interval above the floor. A table without intervals (``n_bootstrap=0``) cannot tell chance: then any excess that is
+    large enough counts. ``marker_slope`` is judged by its distance from the floor, on either side, and
+    ``within_label_slope``, whose floor is noisy, by how much farther it is from 1 than the floor. Topics whose metrics
+    the table lacks are left out. If a classifier tells the training cells, which give the floors, from the held-out
+    ones (say, other donors), the verdict says so, and leaves out memorisation and what passes. If shares of labels
+    clearly differ from the held-out ones, as in cells for rare types, it leaves out what pools labels: nearness to
+    training cells (not copies and the membership attack), correlations within labels, and markers. Groups that were not
+    judged, such as those of few cells, are named in a note. A verdict cannot see what no metric sees: look at the cells
+    as well.
 
     Parameters
     ----------
@@ -815,15 +844,16 @@ def verdict(table: pd.DataFrame) -> Verdict:
     comparable = _with_comparable_shares(judged)
     found = [finding for check in CHECKS for finding in check(comparable)] + _group_shares(judged)
     n_cells = noted_by_label(table, "n_cells")
-    found += _missing_groups(judged, noted_by_label(table, "shares"), n_cells.get(ALL, np.inf))
-    found += _weak_groups(judged, set(n_cells) - {ALL})
+    shares = noted_by_label(table, "shares")
+    found += _missing_groups(judged, shares, n_cells.get(ALL, np.inf))
+    found += _weak_groups(judged, set(n_cells) - {ALL}, shares)
     checked = [finding.topic for finding in found]
     if unlike:  # what passes beside such floors may still be bad
         found = unlike + [finding for finding in found if finding.level != "ok"]
     findings = tuple(sorted(found, key=lambda finding: -LEVELS.index(finding.level)))
     if not findings:
         with_floor = [f.metric for f in rows.values() if np.isfinite([f.value, f.floor]).all()]
-        if with_floor:  # such as metrics of a pair of modalities
+        if with_floor:  # such as `density`
             names = list_first(list(dict.fromkeys(with_floor)))
             return Verdict(
                 f"The verdict says nothing about {names} of these cells; compare each value with its floor.", ()
