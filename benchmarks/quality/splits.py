@@ -75,6 +75,24 @@ DATASETS = {
     "kang_control_8donors": DataSet(
         ("cell_type", "donor"), HELD_BACK, origin="Kang et al. 2018, GSE96583; github.com/HelenaLC/muscat"
     ),
+    "vangalen_aml": DataSet(
+        ("cell_type",),
+        HELD_BACK,
+        origin="van Galen et al. 2019, Cell 176:1265, GSE116256: the samples of day 0 without AML921A and BM4, genes in 10 "
+        "or more cells; github.com/zhaimaoer/GNBF6010, commit 2402e74",
+    ),
+    "papalexi_thp1": DataSet(
+        ("perturbation", "bio_rep"),
+        HELD_BACK,
+        origin="Papalexi et al. 2021, Nat Genet 53:322, GSE153056: `lowmoi_example_data`, `perturbation` is the target of "
+        "the guide with most counts; github.com/Katsevich-Lab/sceptredata, commit ec722d5",
+    ),
+    "gasperini_k562": DataSet(
+        ("batch",),
+        HELD_BACK,
+        origin="Gasperini et al. 2019, Cell 176:377, GSE120861: `response_matrix_highmoi` of commits 21f2388 and 80fcd0e, "
+        "the 264 genes of both, cells of both once; github.com/Katsevich-Lab/sceptre",
+    ),
 }
 CONDITION_KEYS = {name: dataset.condition_keys for name, dataset in DATASETS.items()}
 
