@@ -149,37 +149,30 @@ class LibrarySizeModel(nn.Module):
         Tensor
             Total counts, at least 1, ``(n,)``.
         """
-        noise = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
+        noise, codes = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)), self._discretise(condition)
         if kind == "normal":
-            log_total = self._look_up(self.means, condition) + self._look_up(self.stds, condition).clamp(min=0) * noise
+            log_total = self._look_up(self.means, codes) + self._look_up(self.stds, codes).clamp(min=0) * noise
         else:
-            levels = uniform if kind == "empirical" else self._level(condition, z, noise)
-            log_total = _interpolate(self._look_up(self.quantiles, condition), levels)
+            if kind == "latent":  # it tells what a condition lacks, so its place is among those of all cells
+                is_whole = classes_are_given(condition, self.conditions) & condition.isfinite().all(1)
+                codes = torch.where(is_whole[:, None], codes, ANY)
+            levels = uniform if kind == "empirical" else self._level(codes, z, noise)
+            log_total = _interpolate(self._look_up(self.quantiles, codes), levels)
         return log_total.exp().round().clamp(min=1)
 
-    def bounds(self, condition: Tensor, is_shown: Tensor) -> tuple[Tensor, ...]:
-        """Return the least, a low, a high and the largest total ``(n,)`` of cells with conditions ``(n, columns)``.
+    def bounds(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """Return the least, a low, a high and the largest total ``(n,)`` of cells with conditions ``(n, columns)``."""
+        quantiles = self._look_up(self.quantiles, self._discretise(condition))
+        levels = (quantiles.new_full((len(quantiles),), level) for level in BOUNDS)
+        return tuple(_interpolate(quantiles, level).exp().round() for level in levels)
 
-        If only some columns are shown, they are those of all combinations that agree in these columns, or of all.
-        """
-        if is_shown.all():
-            return _totals_at_bounds(self._look_up(self.quantiles, condition))
-        whole = (self.codes >= 0).all(1)  # combinations, and not values without the effects of other keys
-        asked = _hash(self.groups.discretise(condition, self.centres)[:, is_shown])
-        hashes, group = _hash(self.codes[whole][:, is_shown]).unique(return_inverse=True)
-        place = torch.searchsorted(hashes, asked).clamp(max=len(hashes) - 1)
-        found = []
-        for totals, extreme in zip(
-            _totals_at_bounds(self.quantiles[whole]), ("amin", "amin", "amax", "amax"), strict=True
-        ):
-            of_groups = totals.new_zeros(len(hashes)).scatter_reduce(0, group, totals, extreme, include_self=False)
-            found.append(torch.where(hashes[place] == asked, of_groups[place], getattr(totals, extreme)()))
-        return tuple(found)
+    def _discretise(self, condition: Tensor) -> Tensor:
+        return self.groups.discretise(condition, self.centres.to(condition.device))
 
-    def _level(self, condition: Tensor, z: Tensor, noise: Tensor) -> Tensor:
+    def _level(self, codes: Tensor, z: Tensor, noise: Tensor) -> Tensor:
         """Return the level of each latent's draw among the draws of its group, ``(n,)``."""
         mean, std = self.predict(z)
-        table = self._look_up(self.predicted_quantiles, condition).contiguous()
+        table = self._look_up(self.predicted_quantiles, codes).contiguous()
         drawn = (mean + std * noise)[:, None].contiguous()
         above = torch.searchsorted(table, drawn)[:, 0].clamp(1, N_QUANTILES - 1)
         low, high = table.gather(1, above[:, None] - 1)[:, 0], table.gather(1, above[:, None])[:, 0]
@@ -218,9 +211,8 @@ class LibrarySizeModel(nn.Module):
             known, baseline = torch.stack(effects, dim=1).cpu(), self._baseline(table).cpu()
         return of_groups[is_new], remove_other_effects(values, new, combinations, known, baseline)
 
-    def _look_up(self, table: Tensor, condition: Tensor) -> Tensor:
+    def _look_up(self, table: Tensor, codes: Tensor) -> Tensor:
         """Look up rows of a table ``(groups, ...)``: exact if the combination occurs, else additive."""
-        codes = self.groups.discretise(condition, self.centres)
         exact, occurs = self._rows_of(table, codes)
         return exact if occurs.all() else torch.where(occurs, exact, self._additive(table, codes))
 
@@ -301,11 +293,6 @@ def _summarise(groups: Sequence[Tensor]) -> dict[str, Tensor]:
     low, high = values[starts + below], values[starts + (below + 1).minimum(last)]
     quantiles = low + (position - below) * (high - low)
     return {"means": means.float(), "stds": variances.sqrt().float(), "quantiles": quantiles.float()}
-
-
-def _totals_at_bounds(quantiles: Tensor) -> tuple[Tensor, ...]:
-    """Evaluate quantile functions ``(n or 1, grid)`` of log totals at the levels of :data:`BOUNDS`, each ``(n,)``."""
-    return tuple(_interpolate(quantiles, quantiles.new_full((len(quantiles),), one)).exp().round() for one in BOUNDS)
 
 
 def _interpolate(quantiles: Tensor, levels: Tensor) -> Tensor:
