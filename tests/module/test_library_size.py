@@ -330,6 +330,30 @@ def test_groups_that_are_kept_stay_and_new_ones_are_added():
     assert draw(model, "empirical", [0, 0.0]).unique().tolist() == [round(math.e)]
 
 
+@pytest.mark.parametrize("by", [-1.4, 1.4])
+def test_groups_that_are_not_kept_are_those_of_new_cells_that_have_them(by):
+    model = LibrarySizeModel([2, 3], n_latent=3)
+    condition = torch.cartesian_prod(torch.arange(2), torch.arange(2))
+    log_totals = torch.tensor([5.0, 6.0, 6.5, 7.5])
+    model.fit(log_totals, condition)
+    model.fit_predicted(log_totals, condition)
+    model.n_kept.fill_(2)  # all cells, and the baseline
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+
+    new = torch.tensor([[0, 0], [0, 2]])
+    for _ in range(2):
+        model.fit(torch.tensor([5 + by, 8 + by]), new)
+        model.fit_predicted(torch.tensor([5 + by, 8 + by]), new)
+
+    assert len(model.codes) == len(model.predicted_quantiles) == len(before["codes"]) + 2  # [any, 2] and [0, 2]
+    for codes, wanted in zip([*condition, *new], [5 + by, 6, 6.5, 7.5, 5 + by, 8 + by], strict=True):
+        place = (model.codes == codes).all(1)
+        assert model.predicted_quantiles[place].unique().item() == pytest.approx(wanted)
+        assert draw(model, "empirical", codes.tolist()).unique().item() == round(math.exp(wanted))
+    for name in ("codes", "quantiles", "predicted_quantiles", "means", "stds"):
+        assert torch.equal(getattr(model, name)[:2], before[name][:2])
+
+
 def test_cells_of_kept_groups_only_add_nothing():
     model = LibrarySizeModel([2], n_latent=3)
     model.fit(torch.tensor([1.0, 2.0]), torch.tensor([[0], [1]]))

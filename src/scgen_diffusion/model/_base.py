@@ -1517,8 +1517,9 @@ class DiffusionModel(BaseModelClass):
             - ``"new_conditions"``: only the embeddings of new classes and members. The reference's conditions still
               give exactly the same cells.
             - ``"conditions"``: the embeddings of all conditions.
-            - ``"network"``: the whole diffusion network (for SCLDM, the prior). The autoencoder stays.
-            - ``"all"``: everything, including the autoencoder of SCLDM.
+            - ``"network"``: the whole diffusion network (for SCLDM, the prior), and the library sizes of conditions
+              that the new cells have. The autoencoder stays.
+            - ``"all"``: both, and the autoencoder of SCLDM.
 
             All but the first also change the reference's conditions, and partly forget those that the new cells lack.
         condition_embeddings

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.nn import ConditionSpec
 
+    from ._condition_groups import Group
+
 LibrarySizeKind = Literal["empirical", "normal", "latent"]
 LIBRARY_SIZE_KINDS: tuple[str, ...] = get_args(LibrarySizeKind)
 N_QUANTILES = 257
@@ -76,7 +78,7 @@ class LibrarySizeModel(nn.Module):
         self.register_buffer("predicted_quantiles", torch.zeros(0, N_QUANTILES))
         self.register_buffer("means", torch.zeros(0))
         self.register_buffer("stds", torch.zeros(0))
-        self.register_buffer("n_kept", torch.tensor(0))  # number of groups, the first, that come from a reference
+        self.register_buffer("n_kept", torch.tensor(0))  # number of groups of a reference, the first, that always stay
         self.head = nn.Sequential(nn.Linear(n_latent, width), nn.SiLU(), nn.Linear(width, 2))
 
     @property
@@ -85,8 +87,9 @@ class LibrarySizeModel(nn.Module):
         return len(self.codes) > 0
 
     def fit(self, log_totals: Tensor, condition: Tensor) -> None:
-        """Summarise log totals ``(cells,)`` by groups of conditions ``(cells, columns)``; a reference's groups stay.
+        """Summarise log totals ``(cells,)`` by groups of conditions ``(cells, columns)``.
 
+        Of a reference's groups, the first ``n_kept`` stay, and those that no cell has; none if ``n_kept`` is 0.
         Cells without a label are left out, if others have one: generated cells have all, drawn from the cells that do.
         """
         log_totals, condition = self._labeled(log_totals, condition)
@@ -95,22 +98,25 @@ class LibrarySizeModel(nn.Module):
         groups, kept_centres = self.groups, self.centres.to(condition.device)
         centres = groups.add_centres(kept_centres, condition) if self.n_kept else groups.find_centres(condition)
         self.centres = centres.to(self.means.device)
-        kept = {name: getattr(self, name)[: self.n_kept].to(log_totals.device) for name in TABLES}
-        predicted = self.predicted_quantiles[: self.n_kept]
-        codes, totals = self._new_groups(log_totals, condition, kept["means"])
+        found = groups.split(self._discretise(condition))
+        stay = self._staying(found)
+        kept = {name: getattr(self, name)[stay].to(log_totals.device) for name in TABLES}
+        predicted, self.codes = self.predicted_quantiles[stay], self.codes[stay]
+        codes, totals = self._new_groups(found, log_totals, kept["means"])
         summaries = [_summarise(some) for some in _batches(totals)]
         new = {name: [summary[name] for summary in summaries] for name in ("means", "stds", "quantiles")}
         tables = {name: torch.cat([kept[name], *parts]) for name, parts in new.items()}
         self.set_groups(torch.cat([kept["codes"].to(codes), codes]), **tables)
-        self.predicted_quantiles = torch.cat([predicted, self.quantiles[self.n_kept :]])
+        self.predicted_quantiles = torch.cat([predicted, self.quantiles[len(predicted) :]])
 
     def fit_predicted(self, drawn: Tensor, condition: Tensor) -> None:
         """Summarise log totals ``(cells,)`` drawn from :meth:`predict` for the training cells."""
         drawn, condition = self._labeled(drawn, condition)
         if not len(drawn):
             return
-        kept = self.predicted_quantiles[: self.n_kept].to(drawn.device)
-        _, totals = self._new_groups(drawn, condition, kept.mean(1))
+        found = self.groups.split(self._discretise(condition))
+        kept = self.predicted_quantiles[self._staying(found)].to(drawn.device)  # the first
+        _, totals = self._new_groups(found, drawn, kept.mean(1))
         new = [_summarise(some)["quantiles"] for some in _batches(totals)]
         self.predicted_quantiles = torch.cat([kept, *new]).to(self.means.device)
 
@@ -190,13 +196,17 @@ class LibrarySizeModel(nn.Module):
         mean, std = self.predict(z)
         return ((log_totals - mean) / std).square() / 2 + std.log()
 
-    def _new_groups(self, log_totals: Tensor, condition: Tensor, kept: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
+    def _staying(self, groups: Sequence[Group]) -> Tensor:
+        """Mark the stored groups that stay when cells with some groups are summarised."""
+        found, n_kept = {tuple(group.codes.tolist()) for group in groups}, int(self.n_kept)
+        stay = [n < n_kept or (n_kept > 0 and tuple(codes) not in found) for n, codes in enumerate(self.codes.tolist())]
+        return torch.tensor(stay, dtype=torch.bool, device=self.codes.device)
+
+    def _new_groups(self, groups: Sequence[Group], log_totals: Tensor, kept: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
         """Return codes and log totals of the groups that are not kept; ``kept`` are the means of the others."""
-        codes = self.groups.discretise(condition, self.centres.to(condition.device))
-        groups = self.groups.split(codes)
         of_groups = torch.stack([group.codes for group in groups])
-        of_reference = {tuple(codes) for codes in self.codes[: self.n_kept].tolist()}
-        is_new = torch.tensor([tuple(codes) not in of_reference for codes in of_groups.tolist()], device=codes.device)
+        of_kept = {tuple(codes) for codes in self.codes[: len(kept)].tolist()}
+        is_new = torch.tensor([tuple(codes) not in of_kept for codes in of_groups.tolist()], device=of_groups.device)
         if len(kept):
             is_new &= torch.tensor([group.kind != "baseline" for group in groups], device=is_new.device)
         new = [group for group, is_one in zip(groups, is_new.tolist(), strict=True) if is_one]
