@@ -1253,6 +1253,8 @@ class DiffusionModel(BaseModelClass):
         """Raise unless the values ``(rows, genes)`` of some cells are of the registered kind."""
         where = check_layer(cells, self._layer_of(cells))
         advice = ADVICE_ON_COUNTS.format(where=where)
+        if PROVENANCE_KEY in cells.uns:
+            advice += " Generated cells have counts with `generate(..., counts=True)`."
         check_not_empty(check_values(x, where, self._input_values, advice), cells.obs_names[rows], where)
 
     def _layer_of(self, cells: AnnData) -> str | None:
