@@ -216,6 +216,7 @@ def test_keys_that_are_dropped_together_share_the_mean_of_their_scales_and_a_war
 
 def test_a_key_of_scale_zero_does_not_count_beside_a_guided_one():
     assert ResolvedGuidance.of(Additive(), [0.0, 2.0]).keys == (1,)
+    assert ResolvedGuidance.of(Additive(), [0.0, 2.0], interval=(0.5, 1)).keys == (0, 1)  # at other times
 
 
 # --- rescaled ---------------------------------------------------------------------------------------------------------

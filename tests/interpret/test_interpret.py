@@ -262,6 +262,8 @@ def test_flow_matching_counts_time_from_noise_to_data(make_opened):
     assert levels.to_dict() == pytest.approx({0.0: 1.0, 0.25: 0.75, 0.5: 0.5, 0.75: 0.25, 0.9: 0.1, 1.0: 0.0})
     with pytest.raises(ValueError, match=r"between 0 \(noise, or all masked\) and 1 \(data\), but found 250"):
         interpret.head_loadings(model, time=250)
+    with pytest.raises(ValueError, match=r"not whole numbers.*`generate\(\.\.\., counts=True\)`"):
+        interpret.head_loadings(model, model.generate(5, seed=0), seed=0)
 
 
 # --- genes ------------------------------------------------------------------------------------------------------------

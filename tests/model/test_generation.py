@@ -379,8 +379,9 @@ def test_keys_without_a_scale_have_the_scale_one(trained):
     assert same_cells(partly, trained.generate(**request, guidance_scale={"dose": 3.0, "cell_type": 1.0}))
 
 
-def test_guidance_of_zero_is_unconditional_and_of_one_is_not(trained_any):
-    request = {"n_cells": 20, "seed": 0, "counts": True, "library_size": 100}
+@pytest.mark.parametrize("library_size", [100, "empirical", None])
+def test_guidance_of_zero_is_unconditional_and_of_one_is_not(trained_any, library_size):
+    request = {"n_cells": 20, "seed": 0, "counts": True, "library_size": library_size}
     conditions = [{"cell_type": "NK", "dose": 10}, {"cell_type": "B cell", "dose": 1}]
 
     free, other = (trained_any.generate(condition=c, guidance_scale=0, **request).X for c in conditions)

@@ -56,10 +56,11 @@ def test_a_bad_request_is_refused_by_name(options, words):
 # --- in models --------------------------------------------------------------------------------------------------------
 
 
-def test_scale_zero_of_a_key_takes_away_its_influence_alone(additive):
+@pytest.mark.parametrize("library_size", [200, "empirical", "latent"])
+def test_scale_zero_of_a_key_takes_away_its_influence_alone(additive, library_size):
     def cells(treated, dose, scale):
         condition = {"cell_type": "NK", "dose": dose, "treated": treated}
-        return additive.generate(12, condition, seed=0, guidance_scale=scale, library_size=200)
+        return additive.generate(12, condition, seed=0, guidance_scale=scale, library_size=library_size)
 
     assert same_cells(cells(True, 10, {"treated": 0.0}), cells(False, 10, {"treated": 0.0}))
     assert not same_cells(cells(True, 10, 1.0), cells(False, 10, 1.0))

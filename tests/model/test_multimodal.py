@@ -992,6 +992,26 @@ def test_new_cells_need_the_features_of_the_reference(multimodal):
         MULTISCLDM.prepare_query_anndata(query, multimodal)
 
 
+@pytest.mark.parametrize("by", [1, 16])
+def test_groups_of_new_cells_take_their_library_sizes_if_the_network_does(tiny, quick, by):
+    mdata, query = make_mudata(), query_mudata()
+    for cells, factor in ((mdata, 4), (query, by)):
+        for name in ("rna", "prot"):
+            cells[name].X = cells[name].X * factor
+    reference = make_model(tiny, mdata)
+    reference.train(1, **quick)
+    model = MULTISCLDM.load_query_data(query, reference, trainable="all", accelerator="cpu")
+
+    model.train(1, **quick)
+
+    for label, real in (("B", query), ("NK", mdata)):
+        generated, real = model.generate(200, {"cell_type": label}, seed=0), real[real.obs["cell_type"] == label]
+        for name in ("rna", "prot"):
+            totals, wanted = (np.ravel(some[name].X.sum(1)) for some in (generated, real))
+            assert abs(np.log(np.median(totals) / np.median(wanted[wanted > 0]))) < 0.35
+            assert len(np.unique(totals)) > 30
+
+
 def test_the_whole_model_is_fine_tuned_on_cells_without_a_modality(multimodal, quick, tmp_path):
     query = query_mudata()
     alone = mudata.MuData({"rna": query["rna"].copy()})

@@ -56,34 +56,16 @@ def test_thousands_of_combinations_have_their_own_totals():
     model = LibrarySizeModel((60, 80), 6)
     model.fit(torch.cat([low, 2 * low]).log(), condition)
 
-    least, *_, largest = model.bounds(condition[: 60 * 80].flip(0), torch.tensor([True, True]))
+    least, *_, largest = model.bounds(condition[: 60 * 80].flip(0))
     torch.testing.assert_close(least, low.flip(0))
     torch.testing.assert_close(largest, 2 * low.flip(0))
-
-
-def test_bounds_of_some_keys_are_those_of_all_combinations_that_agree_in_them():
-    """Numbers too; a value that no combination has may be any cell's."""
-    condition = torch.tensor([[0, 1.5], [0, 9.0], [1, 1.5]]).repeat_interleave(2, 0)
-    totals = torch.tensor([10.0, 20.0, 100.0, 200.0, 3000.0, 4000.0])
-    model = LibrarySizeModel((3, Number()), 6)
-    model.fit(totals.log(), condition)
-
-    for is_shown, expected in (
-        ([True, False], [(10, 200), (10, 200), (3000, 4000), (10, 4000)]),
-        ([False, True], [(10, 4000), (100, 200), (10, 4000), (10, 4000)]),
-        ([False, False], [(10, 4000)] * 4),
-    ):
-        asked = torch.tensor([[0, 1.5], [0, 9.0], [1, 1.5], [2, 1.5]])
-        least, low, high, largest = model.bounds(asked, torch.tensor(is_shown))
-        assert list(zip(least.tolist(), largest.tolist(), strict=True)) == expected
-        assert ((least <= low) & (low < high) & (high <= largest)).all()
 
 
 def test_a_low_and_a_high_total_enclose_95_percent_of_the_cells():
     model, condition = LibrarySizeModel((2,), 6), torch.zeros(1001, 1, dtype=torch.long)
     model.fit(torch.arange(1000.0, 2001).log(), condition)
 
-    bounds = torch.cat(model.bounds(condition[:1], torch.tensor([True])))
+    bounds = torch.cat(model.bounds(condition[:1]))
 
     torch.testing.assert_close(bounds, torch.tensor([1000.0, 1025, 1975, 2000]), atol=1, rtol=0)
 
@@ -301,6 +283,28 @@ def test_the_latent_decides_about_a_cells_place_among_its_groups_totals():
     )  # 20 000 draws
 
 
+def test_the_latent_tells_the_total_of_a_cell_without_a_condition():
+    """Its level among the cells of another condition would be the lowest or the highest."""
+    condition = torch.arange(2).repeat_interleave(500)[:, None]
+    totals, noise = 5 + 2.0 * condition[:, 0], torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    model = LibrarySizeModel((2, Number()), 1)
+    condition = torch.cat([condition.float(), noise[:, None]], dim=1)
+    model.fit(totals + 0.1 * noise, condition)
+    with torch.no_grad():
+        model.head[2].weight.zero_()
+        model.head[2].bias[:] = torch.tensor([0.0, -2.0])
+        mean, std = model.predict(torch.zeros(1000, 1, 1))
+        model.fit_predicted(totals - totals.mean() + mean + std * noise, condition)
+        model.predict = lambda z: (z.flatten() + mean, std)  # of latents that tell the condition
+        uniform = torch.rand(1000, generator=torch.Generator().manual_seed(1))
+        z = (totals - totals.mean())[:, None, None]
+        for hidden in ([0], [1], [0, 1]):
+            shown = condition.clone()
+            shown[:, hidden] = torch.tensor([2, -math.inf])[hidden]
+            drawn = model.draw("latent", shown, z, uniform).log()
+            torch.testing.assert_close(drawn, totals, rtol=0, atol=0.6)  # six deviations
+
+
 def test_groups_that_are_kept_stay_and_new_ones_are_added():
     model = LibrarySizeModel([2, Number()], n_latent=3)
     condition = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
@@ -324,6 +328,30 @@ def test_groups_that_are_kept_stay_and_new_ones_are_added():
     assert (model.means[1] + number_5 + has_value_1).item() == pytest.approx(9.0)
     assert model.centres[0, :3].tolist() == [0.0, 1.0, 5.0]
     assert draw(model, "empirical", [0, 0.0]).unique().tolist() == [round(math.e)]
+
+
+@pytest.mark.parametrize("by", [-1.4, 1.4])
+def test_groups_that_are_not_kept_are_those_of_new_cells_that_have_them(by):
+    model = LibrarySizeModel([2, 3], n_latent=3)
+    condition = torch.cartesian_prod(torch.arange(2), torch.arange(2))
+    log_totals = torch.tensor([5.0, 6.0, 6.5, 7.5])
+    model.fit(log_totals, condition)
+    model.fit_predicted(log_totals, condition)
+    model.n_kept.fill_(2)  # all cells, and the baseline
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+
+    new = torch.tensor([[0, 0], [0, 2]])
+    for _ in range(2):
+        model.fit(torch.tensor([5 + by, 8 + by]), new)
+        model.fit_predicted(torch.tensor([5 + by, 8 + by]), new)
+
+    assert len(model.codes) == len(model.predicted_quantiles) == len(before["codes"]) + 2  # [any, 2] and [0, 2]
+    for codes, wanted in zip([*condition, *new], [5 + by, 6, 6.5, 7.5, 5 + by, 8 + by], strict=True):
+        place = (model.codes == codes).all(1)
+        assert model.predicted_quantiles[place].unique().item() == pytest.approx(wanted)
+        assert draw(model, "empirical", codes.tolist()).unique().item() == round(math.exp(wanted))
+    for name in ("codes", "quantiles", "predicted_quantiles", "means", "stds"):
+        assert torch.equal(getattr(model, name)[:2], before[name][:2])
 
 
 def test_cells_of_kept_groups_only_add_nothing():

@@ -187,12 +187,11 @@ class ResolvedGuidance:
 
     @property
     def keys(self) -> tuple[int, ...]:
-        """Keys that count: those whose weights do not sum to zero, as they do at scale 0."""
-        weights: dict[int, float] = {}
-        for term in self.terms:
-            for key in term.keys:
-                weights[key] = weights.get(key, 0.0) + term.weight
-        return tuple(sorted(key for key, weight in weights.items() if abs(weight) > WEIGHT_ROUNDING))
+        """Keys that count somewhere on the path: those whose weights do not sum to zero, as they do at scale 0."""
+        mixtures = [self.terms] if self.covers_path else [self.terms, self.plain]
+        every = {key for terms in mixtures for term in terms for key in term.keys}
+        weights = {key: [sum(each.weight for each in terms if key in each.keys) for terms in mixtures] for key in every}
+        return tuple(sorted(key for key in every if max(map(abs, weights[key])) > WEIGHT_ROUNDING))
 
     @property
     def covers_path(self) -> bool:

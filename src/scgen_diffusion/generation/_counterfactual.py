@@ -14,7 +14,7 @@ from ._rows import check_finite, rows_of
 from ._verdict import sum_profiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor
 
@@ -100,11 +100,14 @@ def blocks_of(batches: Iterable[Tensor], size: int) -> Iterator[ControlBlock]:
         start += len(x)
 
 
-def predict_block(module: Any, request: Counterfactual, block: ControlBlock) -> Predictions:
-    """Predict the cells of a block."""
+def predict_block(
+    module: Any, request: Counterfactual, without_ignored: Callable[..., Tensor], block: ControlBlock
+) -> Predictions:
+    """Predict the cells of a block; ``without_ignored`` is :meth:`CellGenerator.without_ignored`."""
     positions, sampling = block.positions, request.sampling
-    own, new = (module.condition_tensor(codes[positions]) for codes in (request.own, request.codes))
     generators = Generators(request.seed, request.rows[positions].tolist(), module.device)
+    own = module.condition_tensor(request.own[positions])
+    new = without_ignored(request.codes[positions], sampling.guidance, request.library_size, generators)
 
     def move(states: Tensor) -> Tensor:
         options: dict[str, Any] = {"strength": request.strength, "n_steps": sampling.n_steps, "generators": generators}

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest, Conditions, Rows
-    from scgen_diffusion.diffusion import Guidance, Sampler
+    from scgen_diffusion.diffusion import Guidance, ResolvedGuidance, Sampler
     from scgen_diffusion.module import GeneSpaceModule, InputValues, SCLDMModule
 
     from ._counterfactual import Counterfactual, Predictions
@@ -92,7 +92,7 @@ class Block:
     codes
         Condition codes, ``(block, columns)``.
     condition
-        The codes as a tensor for the module.
+        The codes as a tensor for the module, other ones in keys that guidance ignores.
     start
         Conditions to generate under before the transport moves cells, as a tensor; None: the codes themselves.
     generators
@@ -376,7 +376,7 @@ class CellGenerator:
             Predicted cells of a block, in order.
         """
         blocks = blocks_of(batches, self.block_size)
-        return self.in_parallel(partial(predict_block, self.module, request), blocks, batch_size)
+        return self.in_parallel(partial(predict_block, self.module, request, self.without_ignored), blocks, batch_size)
 
     def in_parallel(
         self, make: Callable[[Item], Result], items: Iterable[Item], batch_size: int | None = None
@@ -397,10 +397,36 @@ class CellGenerator:
         starts = self._starts(asked)
         # what is left open is that of control cells, where these are moved: no cell has the combination itself
         drawn = self.conditions.fill(asked if starts is None else starts, generators.uniform().cpu().numpy())
-        codes = np.where(asked == OPEN, drawn, asked)
-        as_tensor = self.module.condition_tensor
-        start = None if starts is None else as_tensor(drawn)
-        return Block(rows, min(stop - first, len(cells)), codes, as_tensor(codes), start, generators)
+        codes, moved = np.where(asked == OPEN, drawn, asked), False if starts is None else starts != asked
+        guidance, sizes = request.options.guidance, request.library_size
+        condition = self.without_ignored(codes, guidance, sizes, generators, moved)
+        start = None
+        if starts is not None:
+            starts_elsewhere = torch.from_numpy(moved).to(condition.device)
+            start = torch.where(starts_elsewhere, self.module.condition_tensor(drawn), condition)
+        return Block(rows, min(stop - first, len(cells)), codes, condition, start, generators)
+
+    def without_ignored(
+        self,
+        codes: np.ndarray,
+        guidance: ResolvedGuidance,
+        library_size: Any,
+        generators: Generators,
+        moved: np.ndarray | bool = False,
+    ) -> Tensor:
+        """Turn codes ``(n, columns)`` into conditions that do not tell the keys without weight in guidance.
+
+        Networks do not see these keys, but totals would follow them. They are left out where the latent tells the
+        total, and else drawn anew, given the others. Codes that the transport changes, ``moved (n, columns)``, stay.
+        """
+        as_tensor, key_of_column = self.module.condition_tensor, self.module.key_of_column.cpu().numpy()
+        ignored = ~np.isin(key_of_column, guidance.keys) & ~np.broadcast_to(moved, codes.shape)
+        if not ignored.any():
+            return as_tensor(codes)
+        if (library_size if isinstance(library_size, str) else self.library_sizes.default) == "latent":
+            left_out = torch.from_numpy(ignored).to(generators.device)
+            return torch.where(left_out, self.module.null_condition, as_tensor(codes))
+        return as_tensor(self.conditions.fill(np.where(ignored, OPEN, codes), generators.uniform().cpu().numpy()))
 
     def _check_is_whole(self, codes: np.ndarray) -> None:
         """Raise if a perturbation is asked for in part, and no training cell of this kind can say the rest."""

@@ -81,7 +81,10 @@ class LibrarySizes:
             msg = f"`library_size` {kind!r} is not known. {known_names(kind, LIBRARY_SIZE_KINDS)}"
             raise ValueError(msg)
         if not self.is_fitted:
-            msg = "The model has no library-size statistics; give `library_size` as one number or one per cell."
+            msg = (
+                "The model has no library-size statistics; give `library_size` as one number or one per cell. Models "
+                "of log-normalised values, and some published weights, know no totals."
+            )
             raise ValueError(msg)
         if kind == "latent" and not self.head_is_trained:
             msg = (

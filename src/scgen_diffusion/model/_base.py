@@ -1253,6 +1253,8 @@ class DiffusionModel(BaseModelClass):
         """Raise unless the values ``(rows, genes)`` of some cells are of the registered kind."""
         where = check_layer(cells, self._layer_of(cells))
         advice = ADVICE_ON_COUNTS.format(where=where)
+        if PROVENANCE_KEY in cells.uns:
+            advice += " Generated cells have counts with `generate(..., counts=True)`."
         check_not_empty(check_values(x, where, self._input_values, advice), cells.obs_names[rows], where)
 
     def _layer_of(self, cells: AnnData) -> str | None:
@@ -1517,8 +1519,9 @@ class DiffusionModel(BaseModelClass):
             - ``"new_conditions"``: only the embeddings of new classes and members. The reference's conditions still
               give exactly the same cells.
             - ``"conditions"``: the embeddings of all conditions.
-            - ``"network"``: the whole diffusion network (for SCLDM, the prior). The autoencoder stays.
-            - ``"all"``: everything, including the autoencoder of SCLDM.
+            - ``"network"``: the whole diffusion network (for SCLDM, the prior), and the library sizes of conditions
+              that the new cells have. The autoencoder stays.
+            - ``"all"``: both, and the autoencoder of SCLDM.
 
             All but the first also change the reference's conditions, and partly forget those that the new cells lack.
         condition_embeddings

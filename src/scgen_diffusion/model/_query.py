@@ -66,6 +66,7 @@ def start_from(model: DiffusionModel, reference: DiffusionModel, trainable: Trai
         reference.module,
         _mark_occurring(after, model.combinations_),
         lambda codes: torch.from_numpy(recode(codes.cpu().numpy(), before, after)),
+        trainable=trainable,
         with_transport=keeps_transport,
     )
     model._copy_features(reference)

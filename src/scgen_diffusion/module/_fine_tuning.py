@@ -43,6 +43,7 @@ def copy_reference(
     learned: Sequence[Tensor],
     recode: Callable[[Tensor], Tensor],
     *,
+    trainable: Trainable,
     with_transport: bool,
 ) -> None:
     """Copy everything from a trained module with the same keys.
@@ -59,6 +60,8 @@ def copy_reference(
         Mask of the classes or members that the reference learned, ``(values of module,)`` for each key.
     recode
         Turns codes ``(n, columns)`` of the reference into codes of the module.
+    trainable
+        Part to train. The groups of library sizes stay whatever the new cells are if the network does.
     with_transport
         Whether to copy the transport, too.
     """
@@ -76,7 +79,10 @@ def copy_reference(
             state |= {f"{name}.{tensor}": value for tensor, value in extended.items()}
         elif isinstance(part, LibrarySizeModel):
             codes = recode(state[f"{name}.codes"])
-            state |= {f"{name}.codes": codes, f"{name}.n_kept": torch.tensor(len(codes))}
+            # without conditions there is only the group of all cells, which new cells make anew
+            of_all = (codes < 0).all(1) & (codes.shape[1] > 0)
+            n_kept = of_all.sum() if trainable in ("network", "all") else torch.tensor(len(codes))
+            state |= {f"{name}.codes": codes, f"{name}.n_kept": n_kept}
     if with_transport:
         state |= _recoded_transport(module, reference, recode)
     state["null_condition"] = module.null_condition
@@ -121,4 +127,7 @@ def trained_masks(
         return {weight: mask for embed in embeddings for weight, mask in rows_of(embed, new).items()}
     if trainable == "conditions":
         return dict.fromkeys(parameter for embed in embeddings for parameter in embed.parameters())
-    return dict.fromkeys(network.parameters() if trainable == "network" else module.parameters())
+    if trainable == "network":
+        return dict.fromkeys(network.parameters())
+    of_totals = {*module.library_size.parameters()}  # the groups that the new cells lack describe what these predict
+    return dict.fromkeys(parameter for parameter in module.parameters() if parameter not in of_totals)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.nn import ConditionSpec
 
+    from ._condition_groups import Group
+
 LibrarySizeKind = Literal["empirical", "normal", "latent"]
 LIBRARY_SIZE_KINDS: tuple[str, ...] = get_args(LibrarySizeKind)
 N_QUANTILES = 257
@@ -76,7 +78,7 @@ class LibrarySizeModel(nn.Module):
         self.register_buffer("predicted_quantiles", torch.zeros(0, N_QUANTILES))
         self.register_buffer("means", torch.zeros(0))
         self.register_buffer("stds", torch.zeros(0))
-        self.register_buffer("n_kept", torch.tensor(0))  # number of groups, the first, that come from a reference
+        self.register_buffer("n_kept", torch.tensor(0))  # number of groups of a reference, the first, that always stay
         self.head = nn.Sequential(nn.Linear(n_latent, width), nn.SiLU(), nn.Linear(width, 2))
 
     @property
@@ -85,8 +87,9 @@ class LibrarySizeModel(nn.Module):
         return len(self.codes) > 0
 
     def fit(self, log_totals: Tensor, condition: Tensor) -> None:
-        """Summarise log totals ``(cells,)`` by groups of conditions ``(cells, columns)``; a reference's groups stay.
+        """Summarise log totals ``(cells,)`` by groups of conditions ``(cells, columns)``.
 
+        Of a reference's groups, the first ``n_kept`` stay, and those that no cell has; none if ``n_kept`` is 0.
         Cells without a label are left out, if others have one: generated cells have all, drawn from the cells that do.
         """
         log_totals, condition = self._labeled(log_totals, condition)
@@ -95,22 +98,25 @@ class LibrarySizeModel(nn.Module):
         groups, kept_centres = self.groups, self.centres.to(condition.device)
         centres = groups.add_centres(kept_centres, condition) if self.n_kept else groups.find_centres(condition)
         self.centres = centres.to(self.means.device)
-        kept = {name: getattr(self, name)[: self.n_kept].to(log_totals.device) for name in TABLES}
-        predicted = self.predicted_quantiles[: self.n_kept]
-        codes, totals = self._new_groups(log_totals, condition, kept["means"])
+        found = groups.split(self._discretise(condition))
+        stay = self._staying(found)
+        kept = {name: getattr(self, name)[stay].to(log_totals.device) for name in TABLES}
+        predicted, self.codes = self.predicted_quantiles[stay], self.codes[stay]
+        codes, totals = self._new_groups(found, log_totals, kept["means"])
         summaries = [_summarise(some) for some in _batches(totals)]
         new = {name: [summary[name] for summary in summaries] for name in ("means", "stds", "quantiles")}
         tables = {name: torch.cat([kept[name], *parts]) for name, parts in new.items()}
         self.set_groups(torch.cat([kept["codes"].to(codes), codes]), **tables)
-        self.predicted_quantiles = torch.cat([predicted, self.quantiles[self.n_kept :]])
+        self.predicted_quantiles = torch.cat([predicted, self.quantiles[len(predicted) :]])
 
     def fit_predicted(self, drawn: Tensor, condition: Tensor) -> None:
         """Summarise log totals ``(cells,)`` drawn from :meth:`predict` for the training cells."""
         drawn, condition = self._labeled(drawn, condition)
         if not len(drawn):
             return
-        kept = self.predicted_quantiles[: self.n_kept].to(drawn.device)
-        _, totals = self._new_groups(drawn, condition, kept.mean(1))
+        found = self.groups.split(self._discretise(condition))
+        kept = self.predicted_quantiles[self._staying(found)].to(drawn.device)  # the first
+        _, totals = self._new_groups(found, drawn, kept.mean(1))
         new = [_summarise(some)["quantiles"] for some in _batches(totals)]
         self.predicted_quantiles = torch.cat([kept, *new]).to(self.means.device)
 
@@ -149,37 +155,30 @@ class LibrarySizeModel(nn.Module):
         Tensor
             Total counts, at least 1, ``(n,)``.
         """
-        noise = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
+        noise, codes = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)), self._discretise(condition)
         if kind == "normal":
-            log_total = self._look_up(self.means, condition) + self._look_up(self.stds, condition).clamp(min=0) * noise
+            log_total = self._look_up(self.means, codes) + self._look_up(self.stds, codes).clamp(min=0) * noise
         else:
-            levels = uniform if kind == "empirical" else self._level(condition, z, noise)
-            log_total = _interpolate(self._look_up(self.quantiles, condition), levels)
+            if kind == "latent":  # it tells what a condition lacks, so its place is among those of all cells
+                is_whole = classes_are_given(condition, self.conditions) & condition.isfinite().all(1)
+                codes = torch.where(is_whole[:, None], codes, ANY)
+            levels = uniform if kind == "empirical" else self._level(codes, z, noise)
+            log_total = _interpolate(self._look_up(self.quantiles, codes), levels)
         return log_total.exp().round().clamp(min=1)
 
-    def bounds(self, condition: Tensor, is_shown: Tensor) -> tuple[Tensor, ...]:
-        """Return the least, a low, a high and the largest total ``(n,)`` of cells with conditions ``(n, columns)``.
+    def bounds(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """Return the least, a low, a high and the largest total ``(n,)`` of cells with conditions ``(n, columns)``."""
+        quantiles = self._look_up(self.quantiles, self._discretise(condition))
+        levels = (quantiles.new_full((len(quantiles),), level) for level in BOUNDS)
+        return tuple(_interpolate(quantiles, level).exp().round() for level in levels)
 
-        If only some columns are shown, they are those of all combinations that agree in these columns, or of all.
-        """
-        if is_shown.all():
-            return _totals_at_bounds(self._look_up(self.quantiles, condition))
-        whole = (self.codes >= 0).all(1)  # combinations, and not values without the effects of other keys
-        asked = _hash(self.groups.discretise(condition, self.centres)[:, is_shown])
-        hashes, group = _hash(self.codes[whole][:, is_shown]).unique(return_inverse=True)
-        place = torch.searchsorted(hashes, asked).clamp(max=len(hashes) - 1)
-        found = []
-        for totals, extreme in zip(
-            _totals_at_bounds(self.quantiles[whole]), ("amin", "amin", "amax", "amax"), strict=True
-        ):
-            of_groups = totals.new_zeros(len(hashes)).scatter_reduce(0, group, totals, extreme, include_self=False)
-            found.append(torch.where(hashes[place] == asked, of_groups[place], getattr(totals, extreme)()))
-        return tuple(found)
+    def _discretise(self, condition: Tensor) -> Tensor:
+        return self.groups.discretise(condition, self.centres.to(condition.device))
 
-    def _level(self, condition: Tensor, z: Tensor, noise: Tensor) -> Tensor:
+    def _level(self, codes: Tensor, z: Tensor, noise: Tensor) -> Tensor:
         """Return the level of each latent's draw among the draws of its group, ``(n,)``."""
         mean, std = self.predict(z)
-        table = self._look_up(self.predicted_quantiles, condition).contiguous()
+        table = self._look_up(self.predicted_quantiles, codes).contiguous()
         drawn = (mean + std * noise)[:, None].contiguous()
         above = torch.searchsorted(table, drawn)[:, 0].clamp(1, N_QUANTILES - 1)
         low, high = table.gather(1, above[:, None] - 1)[:, 0], table.gather(1, above[:, None])[:, 0]
@@ -197,13 +196,17 @@ class LibrarySizeModel(nn.Module):
         mean, std = self.predict(z)
         return ((log_totals - mean) / std).square() / 2 + std.log()
 
-    def _new_groups(self, log_totals: Tensor, condition: Tensor, kept: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
+    def _staying(self, groups: Sequence[Group]) -> Tensor:
+        """Mark the stored groups that stay when cells with some groups are summarised."""
+        found, n_kept = {tuple(group.codes.tolist()) for group in groups}, int(self.n_kept)
+        stay = [n < n_kept or (n_kept > 0 and tuple(codes) not in found) for n, codes in enumerate(self.codes.tolist())]
+        return torch.tensor(stay, dtype=torch.bool, device=self.codes.device)
+
+    def _new_groups(self, groups: Sequence[Group], log_totals: Tensor, kept: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
         """Return codes and log totals of the groups that are not kept; ``kept`` are the means of the others."""
-        codes = self.groups.discretise(condition, self.centres.to(condition.device))
-        groups = self.groups.split(codes)
         of_groups = torch.stack([group.codes for group in groups])
-        of_reference = {tuple(codes) for codes in self.codes[: self.n_kept].tolist()}
-        is_new = torch.tensor([tuple(codes) not in of_reference for codes in of_groups.tolist()], device=codes.device)
+        of_kept = {tuple(codes) for codes in self.codes[: len(kept)].tolist()}
+        is_new = torch.tensor([tuple(codes) not in of_kept for codes in of_groups.tolist()], device=of_groups.device)
         if len(kept):
             is_new &= torch.tensor([group.kind != "baseline" for group in groups], device=is_new.device)
         new = [group for group, is_one in zip(groups, is_new.tolist(), strict=True) if is_one]
@@ -218,9 +221,8 @@ class LibrarySizeModel(nn.Module):
             known, baseline = torch.stack(effects, dim=1).cpu(), self._baseline(table).cpu()
         return of_groups[is_new], remove_other_effects(values, new, combinations, known, baseline)
 
-    def _look_up(self, table: Tensor, condition: Tensor) -> Tensor:
+    def _look_up(self, table: Tensor, codes: Tensor) -> Tensor:
         """Look up rows of a table ``(groups, ...)``: exact if the combination occurs, else additive."""
-        codes = self.groups.discretise(condition, self.centres)
         exact, occurs = self._rows_of(table, codes)
         return exact if occurs.all() else torch.where(occurs, exact, self._additive(table, codes))
 
@@ -301,11 +303,6 @@ def _summarise(groups: Sequence[Tensor]) -> dict[str, Tensor]:
     low, high = values[starts + below], values[starts + (below + 1).minimum(last)]
     quantiles = low + (position - below) * (high - low)
     return {"means": means.float(), "stds": variances.sqrt().float(), "quantiles": quantiles.float()}
-
-
-def _totals_at_bounds(quantiles: Tensor) -> tuple[Tensor, ...]:
-    """Evaluate quantile functions ``(n or 1, grid)`` of log totals at the levels of :data:`BOUNDS`, each ``(n,)``."""
-    return tuple(_interpolate(quantiles, quantiles.new_full((len(quantiles),), one)).exp().round() for one in BOUNDS)
 
 
 def _interpolate(quantiles: Tensor, levels: Tensor) -> Tensor:

@@ -99,14 +99,13 @@ class MoleculeModule(GeneSpaceModule):
     def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:
         """Return the denoiser for ``condition (cells, columns)`` and guidance.
 
-        Totals that no training cell of the condition, as far as guidance uses it, has look to the network like its
-        usual low or high ones. Otherwise it would believe the total, and make cells of another condition.
+        Totals that no training cell of the condition has look to the network like its usual low or high ones. Otherwise
+        it would believe the total, and make cells of another condition.
         """
         denoiser = super().denoiser(condition, guidance)
         if not self.library_size.is_fitted:
             return denoiser
-        is_shown = torch.isin(self.key_of_column, torch.tensor(guidance.keys, device=condition.device))
-        least, low, high, largest = self.library_size.bounds(condition, is_shown)
+        least, low, high, largest = self.library_size.bounds(condition)
 
         def field(x_t: Tensor, t: Tensor) -> Tensor:
             total = x_t.sum(1)
