@@ -62,9 +62,9 @@ class CellFiles:
     """Cells in one or several AnnData files, to train a model without reading them into memory.
 
     Pass ``registry=cells.registry`` to a model and ``datamodule=cells`` to its ``train``. Memory holds a few numbers
-    per cell: its conditions (8 bytes per column), its total and its place in the split (8 bytes each). Expression is
-    read in windows. A window mixes blocks of neighbouring cells from all files and shuffles its cells; the next window
-    is read in the background.
+    per cell: its conditions (8 bytes per column), its total and its places in the split and in a sparse matrix (8 bytes
+    each). Expression is read in windows. A window mixes blocks of neighbouring cells from all files and shuffles its
+    cells; the next window is read in the background.
 
     Parameters
     ----------

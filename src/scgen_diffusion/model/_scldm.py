@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import OPEN, check_names, digest_of, have_labels
@@ -393,12 +394,13 @@ class SCLDM(AutoencoderModel):
                 transport = self.module.add_transport()
             transport.start_from(torch.from_numpy(code[0]).to(self.device))
             fit_shift(self.module, cache, groups)
-            measure_errors(self.module, self._cells, groups)
+            bar = {"show_progress": run.keywords.get("enable_progress_bar", True) and not rank_zero_only.rank}
+            measure_errors(self.module, self._cells, groups, **bar)
             data = PairData(cache, groups, recipe, recipe.steps_per_epoch(len(self.train_indices_)))
             plan = TransportPlan(self.module, recipe, seed=seed)
             matches = [list(labels), matched] if len(labels.columns) else []
             result = run(plan, data, self._autoencoder_digest, sorted(control.items()), *matches)
-            fit_missed(self.module, self._cells, groups)
+            fit_missed(self.module, self._cells, groups, **bar)
         self._record_trained(*self.trained_stages_, "transport")
         values = {key.name: key.decode(code[:, own])[0] for key, own in self.conditions.parts if key.name in control}
         return replace(result, arguments={"control_values": values, "match_keys": list(labels)})

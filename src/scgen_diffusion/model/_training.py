@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
@@ -74,7 +75,7 @@ OTHER_NAMES = {
 P = ParamSpec("P")
 R = TypeVar("R")
 RecipeT = TypeVar("RecipeT", bound=Recipe)
-Run: TypeAlias = Callable[..., StageResult]
+Run: TypeAlias = partial[StageResult]
 """Runs a stage: ``run(plan, data, *depends_on)``; it resumes a checkpoint with the same ``depends_on``."""
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 from torch.utils.data import DataLoader, Sampler
+from tqdm.auto import tqdm
 
 from scgen_diffusion.data import evenly
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators
@@ -18,16 +19,17 @@ from scgen_diffusion.module import MissedChanges, NegativeBinomialLikelihood
 from ._cells import StageData
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import Tensor
 
-    from scgen_diffusion.module import SCLDMModule
+    from scgen_diffusion.module import Posterior, SCLDMModule
 
     from ._cells import TrainingCells
     from ._latents import LatentCache
     from ._recipes import TransportRecipe
 
+T = TypeVar("T")
 MOST_CELLS = 200  # of a group that choose the settings of the expected shift, or are predicted from other groups
 MOST_MEASURED = 100  # groups that are predicted from all others
 MOST_LEARNED = 500  # groups of which missed changes are learned
@@ -37,6 +39,7 @@ MOST_DECODED = 2000  # cells from which latents are related to expression
 DECODED_TOGETHER = 128
 RIDGE = 1e-3  # relative to the variance of standardised latents
 SMALLEST = 1e-6
+SECONDS_WITHOUT_BAR = 3
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,9 @@ def axes_of_expression(module: SCLDMModule, controls: Sequence[Tensor]) -> Tenso
 
 
 @torch.no_grad()
-def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group]) -> None:
+def measure_errors(
+    module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group], *, show_progress: bool = False
+) -> None:
     """Predict the mean changes of groups from all other groups, and store in the transport how wrong they are.
 
     The expected shift predicts them alone, since the flow learns from all groups at once.
@@ -150,14 +155,17 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[G
     measured = evenly(np.flatnonzero(np.logical_and(clear, several)), MOST_MEASURED)
     chosen = measured if len(measured) else evenly(np.arange(len(groups)), MOST_MEASURED)
     errors, changes, noise, misfits, totals = [], [], [], [], []
-    for number, weights in zip(chosen, shift.weights_without(chosen), strict=True):
-        x, real = (_read(module, cells, rows) for rows in (groups[number].control, groups[number].perturbed))
+    read_controls = _controls_of(module, cells, groups)
+    left_out = zip(chosen, shift.weights_without(chosen), strict=True)
+    for number, weights in _bar(left_out, len(chosen), "Measuring the errors", show_progress=show_progress):
+        (x,), posterior = read_controls(int(shift.control_sets[number]))
+        real = _read(module, cells, groups[number].perturbed)
         condition = shift.perturbations[number].expand(len(x), -1)
 
         def move(states: Tensor, condition: Tensor = condition, weights: Tensor = weights) -> Tensor:
             return states + shift(states, condition, weights)
 
-        z, predicted = _predict(module, x, move)
+        z, predicted = _predict(module, x, posterior, move)
         before, after, observed = (
             torch.where(module.measured(given), module.profiles(values, kind).double(), torch.nan)
             for given, values, kind in (
@@ -179,7 +187,9 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[G
 
 
 @torch.no_grad()
-def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group]) -> None:
+def fit_missed(
+    module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group], *, show_progress: bool = False
+) -> None:
     """Learn which mean changes of the groups the trained transport and the decoder miss. Counts only."""
     if not isinstance(module.likelihood, NegativeBinomialLikelihood):
         return
@@ -187,12 +197,15 @@ def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group
     chosen = evenly(np.arange(len(groups)), MOST_LEARNED)
     errors, squares, numbers, depths = [], [], [], []
     move = partial(transport.move, sampler=FLOW_SAMPLERS["midpoint"])
-    for some in np.array_split(chosen, -(-len(chosen) // MOVED_TOGETHER)):  # a flow takes many small steps
-        controls = [_read(module, cells, groups[number].control) for number in some]
+    read_controls = _controls_of(module, cells, groups)
+    parts = np.array_split(chosen, -(-len(chosen) // MOVED_TOGETHER))  # a flow takes many small steps
+    for some in _bar(parts, len(parts), "Learning what is missed", show_progress=show_progress):
+        controls, posterior = read_controls(*shift.control_sets[some].tolist())
         sizes = [len(x) for x in controls]
         condition = shift.perturbations[some].repeat_interleave(torch.tensor(sizes, device=module.device), 0)
         draws = np.concatenate([np.arange(size) for size in sizes])  # of each group, as if it were alone
-        _, predicted = _predict(module, torch.cat(controls), partial(move, condition=condition), draws)
+        x = torch.cat(controls)
+        _, predicted = _predict(module, x, posterior, partial(move, condition=condition), draws)
         for number, x, moved in zip(some, controls, predicted.split(sizes), strict=True):
             real = _read(module, cells, groups[number].perturbed)
             before, after, observed = (module.profiles(values, "counts").double() for values in (x, moved, real))
@@ -217,15 +230,43 @@ def _read(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> Tensor
     return batch[REGISTRY_KEYS.X_KEY].to(module.device)
 
 
+def _controls_of(
+    module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group]
+) -> Callable[..., tuple[list[Tensor], Posterior]]:
+    """Return a function that reads sets of control cells, and encodes them together.
+
+    It remembers the last ones, because groups with the same control cells follow each other.
+    """
+    control = {int(group.control[0]): group.control for group in groups}  # by the numbers of `control_sets`
+
+    @lru_cache(maxsize=1)
+    def read(*sets: int) -> tuple[list[Tensor], Posterior]:
+        x = {number: _read(module, cells, control[number]) for number in sets}
+        of_each = [x[number] for number in sets]
+        return of_each, module.inference(torch.cat(of_each))["posterior"]
+
+    return read
+
+
+def _bar(steps: Iterable[T], n_steps: int, title: str, *, show_progress: bool) -> Iterable[T]:
+    """Show the progress of what takes longer than a few seconds, in a terminal or a notebook."""
+    disable = None if show_progress else True
+    return tqdm(steps, title, n_steps, leave=False, delay=SECONDS_WITHOUT_BAR, disable=disable)
+
+
 def _predict(
-    module: SCLDMModule, x: Tensor, move: Callable[[Tensor], Tensor], draws: Sequence[int] | None = None
+    module: SCLDMModule,
+    x: Tensor,
+    posterior: Posterior,
+    move: Callable[[Tensor], Tensor],
+    draws: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw the latents of control cells ``x (cells, genes)``, move them, and draw the cells anew; return both.
 
     ``draws`` are the numbers of the cells' random draws, by default their places.
     """
     generators = Generators(0, range(len(x)) if draws is None else draws, module.device)
-    z = module.inference(x)["posterior"].draw(generators.normal(*module.latent_shape))
+    z = posterior.draw(generators.normal(*module.latent_shape))
     moved = module.unstandardise(move(module.standardise(z)))
     decoded = module.generative(moved, module.decoding_totals(x, moved, generators).reshape(len(x), -1))
     return z, module.counterfactual_cells(x, z, decoded, generators)
