@@ -13,7 +13,7 @@ import torch
 from builders import Canary, same_cells
 from lightning.pytorch.callbacks import Callback
 
-from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _scldm
 from scgen_diffusion.model._scldm import RECIPES
 from scgen_diffusion.model._training import split_cells
 from scgen_diffusion.train import _cells as train_cells
@@ -386,6 +386,31 @@ def test_an_interrupted_autoencoder_is_usable(make_model, quick):
         model.generate(2)
     model.train_prior(1, **quick)
     assert model.generate(2, seed=0).n_obs == 2
+
+
+@pytest.mark.parametrize(
+    ("rest", "stages", "closing"),
+    [
+        ("correct_effects", 1, "You stopped training after the autoencoder. Next: "),
+        ("fit_missed", 3, "Training is done"),
+    ],
+)
+def test_ctrl_c_after_the_last_step_lets_the_stage_finish(
+    make_model, quick, monkeypatch, capsys, rest, stages, closing
+):
+    def interrupted(*args, finish=getattr(_scldm, rest), **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        finish(*args, **options)
+
+    monkeypatch.setattr(_scldm, rest, interrupted)
+    model, handler = make_model(setup={"control_values": {"dose": 1}}), signal.getsignal(signal.SIGINT)
+
+    model.train(1, **{**quick, "enable_progress_bar": True})
+
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert len(model.trained_stages_) == stages
+    assert "stopped" not in model.cut_short_.values()
+    assert capsys.readouterr().err.splitlines()[-1].startswith(closing)
 
 
 @pytest.mark.parametrize(

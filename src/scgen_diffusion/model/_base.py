@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -62,7 +62,15 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.generation import CellGenerator, LibrarySizes, check_batch_size
 from scgen_diffusion.module import TRAINABLE, Trainable
-from scgen_diffusion.train import CellData, FirstStep, StageResult, check_trainer_options, deadline_after, show
+from scgen_diffusion.train import (
+    CellData,
+    FirstStep,
+    StageResult,
+    check_trainer_options,
+    deadline_after,
+    is_interrupted,
+    show,
+)
 
 from ._counterfactual import Prediction
 from ._description import describe, next_step
@@ -451,8 +459,9 @@ class DiffusionModel(BaseModelClass):
         ``trainer`` is the trainer of the last stage.
 
         Press Ctrl-C to stop after the current step and keep the weights (in a later round, those of the best one);
-        press it again to abort. After an error or an abort, the model is as it was before the stage. ``cut_short_``
-        lists the stages that were stopped or far too short, also in a saved model.
+        press it again to abort. After the last step of a stage, the stage is finished first. After an error or an
+        abort, the model is as it was before the stage. ``cut_short_`` lists the stages that were stopped or far too
+        short, also in a saved model.
 
         Each stage, and each round of the autoencoder, shows a progress bar, or in a log file a line now and then. At
         the end, two sentences say how the validation loss went and what to do next. ``enable_progress_bar=False``
@@ -573,10 +582,11 @@ class DiffusionModel(BaseModelClass):
                 options |= {"max_epochs": job.n_epochs, "checkpoint_dir": folder, "deadline": deadline}
                 options["must_beat_former"] = not job.is_new and job.name not in self.cut_short_
                 train_stage = getattr(self, f"_train_{job.name}")
-                with restored_unless(self, lambda: False) if results else nullcontext():  # else the copy above serves
+                copy = restored_unless(self, lambda: False) if results else nullcontext()  # else that above serves
+                with copy, ExitStack() as options["rest"]:
                     results.append(train_stage(job.recipe, partial(run_plan, self, first_step, **options), **of_stage))
                 record_end(self, job, results[-1])
-                if results[-1].stopped_by:
+                if is_interrupted(results[-1].trainer):
                     break
             if not is_quiet and self.trainer.is_global_zero:
                 show(closing_message(results, jobs, next_step=next_step(self), is_resumable=folder is not None))

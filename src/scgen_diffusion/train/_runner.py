@@ -28,6 +28,7 @@ from scgen_diffusion._files import explain_failed_write, read_torch, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from contextlib import ExitStack
     from pathlib import Path
     from types import FrameType
 
@@ -49,7 +50,7 @@ FIRST_WITH_BF16 = 8  # compute capability; older GPUs emulate bfloat16, slowly
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 OWN_OPTIONS = {  # the stage sets them
     "self", "trainer_kwargs", "plan", "data", "use_distributed_sampler", "gradient_clip_val", "enable_checkpointing",
-    "deadline", "overfit_batches",
+    "deadline", "rest", "overfit_batches",
 }  # fmt: skip
 NEEDLESS_WARNINGS = (
     ".*does not have many workers",
@@ -79,6 +80,7 @@ def run_stage(
     data: StageData,
     *,
     max_epochs: int,
+    rest: ExitStack,
     accelerator: str = "auto",
     devices: int | list[int] | str = "auto",
     precision: str | None = None,
@@ -105,6 +107,8 @@ def run_stage(
     max_epochs
         Number of passes over the training cells in a round. A pass over many cells is cut into several epochs of
         Lightning.
+    rest
+        Closed when what follows the last step of the stage is done, which one Ctrl-C lets finish.
     accelerator, devices
         Passed to Lightning.
     precision
@@ -175,7 +179,8 @@ def run_stage(
             plan.module.eval()
             return StageResult(plan, trainer)
         plan.module.train()
-        with _orderly_end(plan, data, trainer), interruption.listening(trainer):
+        rest.enter_context(interruption.listening(trainer))
+        with _orderly_end(plan, data, trainer):
             trainer.fit(plan, data, ckpt_path=None if checkpoint is None else path, weights_only=True)
     if not plan.is_finite:  # the same in all processes
         msg = f"The {plan.name} has weights that are NaN or infinite; {plan.advice_on_divergence}"
@@ -445,6 +450,11 @@ class Interruption(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Undo a round that something else has ended, before the last checkpoint is written."""
         pl_module.return_to_best_round()
+
+
+def is_interrupted(trainer: pl.Trainer) -> bool:
+    """Return whether Ctrl-C or the time limit ended training, or Ctrl-C came after the last step."""
+    return any(isinstance(callback, Interruption) and callback.requested for callback in trainer.callbacks)
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------
