@@ -181,15 +181,18 @@ def test_the_transport_is_trained_on_files_and_predicts_their_cells(
 
 def test_cells_that_were_set_up_otherwise_are_refused(adata, cells, quick, tmp_path):
     model = of_files(cells)
-    adata.write_h5ad(tmp_path / "cells.h5ad")
     logarithms = adata.copy()
     logarithms.X = np.log1p(logarithms.X)
     logarithms.write_h5ad(tmp_path / "logarithms.h5ad")
+    adata.layers["other"] = adata.X[:, ::-1].copy()
+    adata.write_h5ad(tmp_path / "cells.h5ad")
 
     for other, what in (
         (CellFiles(tmp_path / "logarithms.h5ad", **KEYS, values="log1p"), "values"),
         (CellFiles(tmp_path / "cells.h5ad", condition_keys=["cell_type"]), "conditions"),
         (CellFiles(tmp_path / "cells.h5ad", **KEYS, genes=["gene_0"]), "genes"),
+        (CellFiles(tmp_path / "cells.h5ad", **KEYS, layer="other"), "layers"),
+        (CellFiles(tmp_path / "cells.h5ad", **KEYS, control_values={"cell_type": "NK"}), "control values"),
     ):
         with pytest.raises(ValueError, match=f"their {what} differ.*CellFiles.like"):
             model.train(1, datamodule=other, **quick)

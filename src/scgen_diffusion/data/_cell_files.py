@@ -645,11 +645,17 @@ def registry_of_many(
 
 
 def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raise ValueError unless cells were registered with the genes, conditions and kind of values of a model."""
+    """Raise ValueError unless cells were registered with the genes, conditions and values of a model."""
 
     def parts(registry: Mapping[str, Any]) -> dict[str, Any]:
-        values = [registry["setup_args"].get(name) for name in ("values", "modalities")]
-        return {"genes": list(registered_genes(registry)), "conditions": registered_keys(registry), "values": values}
+        given = registry["setup_args"]
+        return {
+            "genes": list(registered_genes(registry)),
+            "conditions": registered_keys(registry),
+            "values": [given.get("values"), given.get("modalities")],
+            "layers": [given.get("layer"), given.get("layers")],
+            "control values": given["control_values"],
+        }
 
     wanted = parts(expected)
     for what, part in parts(found).items():
