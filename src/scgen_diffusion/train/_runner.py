@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count
 from scgen_diffusion._compat import parse_device_args, refusing_as_value_error
-from scgen_diffusion._files import explain_failed_write, read_torch, sync
+from scgen_diffusion._files import explain_failed_write, read_torch, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -354,16 +354,14 @@ class StageCheckpoint(Checkpoint):
         if not plan.is_finite:  # the same in all processes
             logger.warning("%s is not written: weights are NaN or infinite.", self.path)
             return
-        part = self.path.with_name(f"{self.path.name}.part")
         options = {
             "kept": "The former checkpoint is kept. " if self.path.exists() else "",
             "again": " and make the same call again to resume",
         }
-        with explain_failed_write(f"Writing the checkpoint {self.path.name}", self.path.parent, **options):
+        writing = write_atomically(self.path) if trainer.is_global_zero else nullcontext(self.path)
+        failing = explain_failed_write(f"Writing the checkpoint {self.path.name}", self.path.parent, **options)
+        with writing as part, failing:
             trainer.save_checkpoint(part)
-            if trainer.is_global_zero:
-                sync(part)
-                part.replace(self.path)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
