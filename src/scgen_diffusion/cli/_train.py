@@ -266,6 +266,8 @@ def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modal
         msg = f"--{unused[0]} is not for {options['model']}, which has {own}."
     elif has_modalities and "values" in options:
         msg = "--values is for .h5ad and .zarr files; modalities of .h5mu must hold counts."
+    elif "callbacks" in options.get("trainer", {}):
+        msg = "--trainer callbacks needs objects of Python, which the command line cannot give."
     elif twice := [name for name in options.get("trainer", {}) if name in of_trainer]:
         msg = f"Use {of_trainer[twice[0]]} instead of --trainer {twice[0]}."
     if msg:
