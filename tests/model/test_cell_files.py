@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from types import SimpleNamespace
 
 import anndata
@@ -131,8 +132,16 @@ def test_stages_can_be_trained_one_by_one_and_a_loaded_model_trains_on(cells, qu
     with pytest.raises(ValueError, match="no cells to train on.*datamodule=scgen_diffusion.data.CellFiles"):
         loaded.train_prior(1, **quick)
     files = [file.root.file.filename for file in cells.files[:1]]
-    loaded.train_prior(1, datamodule=CellFiles.like(loaded.registry, files), **quick)
+    opened = CellFiles.like(loaded.registry, files)
+    loaded.train_prior(1, datamodule=opened, **quick)
     assert loaded.is_trained
+
+    copied = deepcopy(loaded)
+    copied.train_prior(1, **quick)
+    opened.close()
+    for use in (loaded.get_latent_representation, copied.train):
+        with pytest.raises(ValueError, match="files were closed; open them again with `like"):
+            use()
 
 
 @pytest.mark.parametrize("built_from", [of_files, of_memory])

@@ -108,6 +108,8 @@ class CellFiles:
     >>> model.train(datamodule=cells)  # doctest: +SKIP
     """
 
+    _is_closed = False
+
     def __init__(
         self,
         paths: Paths,
@@ -277,8 +279,18 @@ class CellFiles:
 
     def close(self) -> None:
         """Close the files, so that they can be replaced. Their cells cannot be read afterwards."""
+        self._is_closed = True
         for file in self.files:
             close_file(file.root)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            msg = "The files were closed; open them again with `like(model.registry, paths)`, and give the model these."
+            raise ValueError(msg)
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        """Return the files themselves, which do not change, so that models can be copied."""
+        return self
 
     def check(self) -> None:
         """Raise ValueError if only some conditions were read; open files do not change."""
@@ -304,6 +316,7 @@ class CellFiles:
         batches
             Seed, epoch and process of a training stage; default: ``indices`` in order.
         """
+        self._check_open()
         chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
         sizes = {"block_size": self.block_size, "window_size": self.window_size}
         return WindowLoader(self.matrix, self.codes, chosen, batch_size, batches, **sizes)
@@ -331,11 +344,13 @@ class CellFiles:
 
     def read_values(self, rows: np.ndarray) -> Rows:
         """Read expression ``(cells, genes)``, sparse or dense as stored, in the order of the row numbers."""
+        self._check_open()
         distinct, positions = np.unique(rows, return_inverse=True)
         return self.matrix.read(distinct)[positions]
 
     def names(self, rows: np.ndarray) -> pd.Index:
         """Read the names of cells, in the order of their row numbers."""
+        self._check_open()
         distinct, positions = np.unique(rows, return_inverse=True)
         names, start = [], 0
         for file in self.files:
