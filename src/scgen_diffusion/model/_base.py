@@ -1333,9 +1333,9 @@ class DiffusionModel(BaseModelClass):
             If ``save_anndata`` is True, and anndata cannot write a column of ``obs`` or ``var``, or it is False, and
             there are ``anndata_write_kwargs``.
         ValueError
-            If the folder exists and ``overwrite`` is False or it holds cells of these names without a model, or
-            ``save_anndata`` is True and there are no cells in memory, or their genes, labels or values have changed
-            since they were set up.
+            If ``prefix`` has a "/", the folder exists and ``overwrite`` is False or it holds cells of these names
+            without a model, or ``save_anndata`` is True and there are no cells in memory, or their genes, labels or
+            values have changed since they were set up.
         OSError
             If ``dir_path`` is a file, or the files cannot be written. Files from before stay as they were.
         """
