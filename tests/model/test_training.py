@@ -505,6 +505,18 @@ def test_a_prior_can_be_trained_on_other_cells_than_the_autoencoder(trained, mak
         assert len(model.train_indices) + len(model.validation_indices) == n_cells
 
 
+def test_labels_that_a_trained_model_forgets_are_named(trained, make_cells, tmp_path, quick):
+    trained.save(tmp_path / "model")
+    cells = make_cells(n_cells=80)
+    model = type(trained).load(tmp_path / "model", adata=cells[cells.obs["cell_type"] != "NK"].copy())
+    model.generate(1, {"cell_type": "NK"})
+
+    with pytest.warns(UserWarning, match="cell has cell_type 'NK': the model will not generate"):
+        model.train_prior(1, **quick)
+    with pytest.raises(ValueError, match="does not know 'NK' of 'cell_type': its last training"):
+        model.generate(1, {"cell_type": "NK"})
+
+
 def test_shares_that_add_up_to_all_leave_no_cell_over():
     assert [len(part) for part in split_cells(301, 0.5, 0.5)] == [150, 151, 0]
     assert [len(part) for part in split_cells(100, 0.5, 0.3)] == [50, 30, 20]

@@ -113,6 +113,7 @@ from ._training import (
     run_plan,
     split_cells,
     suggests_training_arguments,
+    warn_of_lost_labels,
 )
 
 if TYPE_CHECKING:
@@ -520,7 +521,8 @@ class DiffusionModel(BaseModelClass):
         Warns
         -----
         UserWarning
-            For labels with fewer than 10 training cells, and for less than a tenth of the default epochs.
+            For labels with fewer than 10 training cells, for labels that a trained model has learned and these cells
+            lack, and for less than a tenth of the default epochs.
         """
         self._train(
             None,
@@ -567,7 +569,10 @@ class DiffusionModel(BaseModelClass):
             if stages is None or self._stages_to_generate & {*stages}:  # else what the model can generate stays
                 if self.reference_ is not None:
                     check_learns_something(self)
+                before = self.combinations_
                 self._count_combinations(self._registered_codes[self._seen_indices])
+                if self.trained_stages_:
+                    warn_of_lost_labels(self._condition_keys, before, self.combinations_)
             stages = self._due_stages() if stages is None else stages
             check_watched(trainer_kwargs, stages)
             usual = {stage: self._recipe(stage) for stage in stages}
