@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 from torch.utils.data import DataLoader, Sampler
-from tqdm.auto import tqdm
 
 from scgen_diffusion.data import evenly
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators
@@ -29,7 +28,8 @@ if TYPE_CHECKING:
     from ._latents import LatentCache
     from ._recipes import TransportRecipe
 
-T = TypeVar("T")
+Bar: TypeAlias = "Callable[..., Iterable[Any]]"
+"""Shows the progress of a loop, as :class:`tqdm.tqdm` does: its steps, what they do, and how many they are."""
 MOST_CELLS = 200  # of a group that choose the settings of the expected shift, or are predicted from other groups
 MOST_MEASURED = 100  # groups that are predicted from all others
 MOST_LEARNED = 500  # groups of which missed changes are learned
@@ -39,7 +39,6 @@ MOST_DECODED = 2000  # cells from which latents are related to expression
 DECODED_TOGETHER = 128
 RIDGE = 1e-3  # relative to the variance of standardised latents
 SMALLEST = 1e-6
-SECONDS_WITHOUT_BAR = 3
 
 
 @dataclass(frozen=True)
@@ -142,9 +141,7 @@ def axes_of_expression(module: SCLDMModule, controls: Sequence[Tensor]) -> Tenso
 
 
 @torch.no_grad()
-def measure_errors(
-    module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group], *, show_progress: bool = False
-) -> None:
+def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group], bar: Bar) -> None:
     """Predict the mean changes of groups from all other groups, and store in the transport how wrong they are.
 
     The expected shift predicts them alone, since the flow learns from all groups at once.
@@ -157,15 +154,16 @@ def measure_errors(
     errors, changes, noise, misfits, totals = [], [], [], [], []
     read_controls = _controls_of(module, cells, groups)
     left_out = zip(chosen, shift.weights_without(chosen), strict=True)
-    for number, weights in _bar(left_out, len(chosen), "Measuring the errors", show_progress=show_progress):
-        (x,), posterior = read_controls(int(shift.control_sets[number]))
+    for number, weights in bar(left_out, "Measuring the errors", len(chosen)):
+        controls, posterior = read_controls(int(shift.control_sets[number]))
+        x = controls[0]
         real = _read(module, cells, groups[number].perturbed)
         condition = shift.perturbations[number].expand(len(x), -1)
 
         def move(states: Tensor, condition: Tensor = condition, weights: Tensor = weights) -> Tensor:
             return states + shift(states, condition, weights)
 
-        z, predicted = _predict(module, x, posterior, move)
+        z, predicted = _predict(module, controls, posterior, move)
         before, after, observed = (
             torch.where(module.measured(given), module.profiles(values, kind).double(), torch.nan)
             for given, values, kind in (
@@ -187,9 +185,7 @@ def measure_errors(
 
 
 @torch.no_grad()
-def fit_missed(
-    module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group], *, show_progress: bool = False
-) -> None:
+def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group], bar: Bar) -> None:
     """Learn which mean changes of the groups the trained transport and the decoder miss. Counts only."""
     if not isinstance(module.likelihood, NegativeBinomialLikelihood):
         return
@@ -199,13 +195,11 @@ def fit_missed(
     move = partial(transport.move, sampler=FLOW_SAMPLERS["midpoint"])
     read_controls = _controls_of(module, cells, groups)
     parts = np.array_split(chosen, -(-len(chosen) // MOVED_TOGETHER))  # a flow takes many small steps
-    for some in _bar(parts, len(parts), "Learning what is missed", show_progress=show_progress):
+    for some in bar(parts, "Learning what is missed"):
         controls, posterior = read_controls(*shift.control_sets[some].tolist())
         sizes = [len(x) for x in controls]
         condition = shift.perturbations[some].repeat_interleave(torch.tensor(sizes, device=module.device), 0)
-        draws = np.concatenate([np.arange(size) for size in sizes])  # of each group, as if it were alone
-        x = torch.cat(controls)
-        _, predicted = _predict(module, x, posterior, partial(move, condition=condition), draws)
+        _, predicted = _predict(module, controls, posterior, partial(move, condition=condition))
         for number, x, moved in zip(some, controls, predicted.split(sizes), strict=True):
             real = _read(module, cells, groups[number].perturbed)
             before, after, observed = (module.profiles(values, "counts").double() for values in (x, moved, real))
@@ -242,30 +236,19 @@ def _controls_of(
     @lru_cache(maxsize=1)
     def read(*sets: int) -> tuple[list[Tensor], Posterior]:
         x = {number: _read(module, cells, control[number]) for number in sets}
-        of_each = [x[number] for number in sets]
-        return of_each, module.inference(torch.cat(of_each))["posterior"]
+        controls = [x[number] for number in sets]
+        return controls, module.inference(torch.cat(controls))["posterior"]
 
     return read
 
 
-def _bar(steps: Iterable[T], n_steps: int, title: str, *, show_progress: bool) -> Iterable[T]:
-    """Show the progress of what takes longer than a few seconds, in a terminal or a notebook."""
-    disable = None if show_progress else True
-    return tqdm(steps, title, n_steps, leave=False, delay=SECONDS_WITHOUT_BAR, disable=disable)
-
-
 def _predict(
-    module: SCLDMModule,
-    x: Tensor,
-    posterior: Posterior,
-    move: Callable[[Tensor], Tensor],
-    draws: Sequence[int] | None = None,
+    module: SCLDMModule, controls: Sequence[Tensor], posterior: Posterior, move: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Draw the latents of control cells ``x (cells, genes)``, move them, and draw the cells anew; return both.
-
-    ``draws`` are the numbers of the cells' random draws, by default their places.
-    """
-    generators = Generators(0, range(len(x)) if draws is None else draws, module.device)
+    """Draw the latents of sets of control cells ``(cells, genes)``, move them, and draw the cells anew; return both."""
+    x = torch.cat(list(controls))
+    draws = np.concatenate([np.arange(len(of_set)) for of_set in controls])  # of each set, as if it were alone
+    generators = Generators(0, draws, module.device)
     z = posterior.draw(generators.normal(*module.latent_shape))
     moved = module.unstandardise(move(module.standardise(z)))
     decoded = module.generative(moved, module.decoding_totals(x, moved, generators).reshape(len(x), -1))
