@@ -151,6 +151,8 @@ def test_our_log_and_our_warnings_are_shown_and_those_of_others_are_not(call_fun
             "Next: train again with --max-epochs prior=9.",
         ),
         ("Leave `max_epochs` out", "Leave --max-epochs out"),
+        ("Short. Train on, or train again without `max_epochs`.", "Short. Train again without --max-epochs."),
+        ("It is not trained. `train_transport` trains it alone.", "It is not trained."),
         (
             "The model has none yet; call train_transport() first.",
             "The model has none yet; run `scgen-diffusion train` first.",

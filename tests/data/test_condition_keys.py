@@ -396,7 +396,7 @@ def conditions_of(numbers):
 
 
 def test_members_without_training_cells_need_known_embeddings(conditions):
-    with pytest.raises(ValueError, match="'D' of 'p', a member without any training cell.*condition_embeddings"):
+    with pytest.raises(ValueError, match="'D' of 'p': its last training had no cell of this .*condition_embeddings"):
         conditions.encode({"p": "A+D"}, 1)
     known = Conditions([*KEYS[:2], make_set(has_vectors=True)], conditions.combinations, conditions.n_cells)
     assert known.encode({"p": "A+D"}, 1)[0, 2:].tolist() == [0, 3, 4]

@@ -110,7 +110,7 @@ def test_values_of_another_type_or_missing_ones_are_unknown(conditions, value):
 
 
 def test_a_category_without_cells_cannot_be_requested(conditions):
-    with pytest.raises(ValueError, match="'empty' of 'cell_type', a category without any training cell"):
+    with pytest.raises(ValueError, match="'empty' of 'cell_type': its last training had no cell of this category"):
         conditions.encode({"cell_type": "empty"}, 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from types import SimpleNamespace
 
 import anndata
@@ -131,8 +132,16 @@ def test_stages_can_be_trained_one_by_one_and_a_loaded_model_trains_on(cells, qu
     with pytest.raises(ValueError, match="no cells to train on.*datamodule=scgen_diffusion.data.CellFiles"):
         loaded.train_prior(1, **quick)
     files = [file.root.file.filename for file in cells.files[:1]]
-    loaded.train_prior(1, datamodule=CellFiles.like(loaded.registry, files), **quick)
+    opened = CellFiles.like(loaded.registry, files)
+    loaded.train_prior(1, datamodule=opened, **quick)
     assert loaded.is_trained
+
+    copied = deepcopy(loaded)
+    copied.train_prior(1, **quick)
+    opened.close()
+    for use in (loaded.get_latent_representation, copied.train):
+        with pytest.raises(ValueError, match="files were closed; open them again with `like"):
+            use()
 
 
 @pytest.mark.parametrize("built_from", [of_files, of_memory])
@@ -181,15 +190,18 @@ def test_the_transport_is_trained_on_files_and_predicts_their_cells(
 
 def test_cells_that_were_set_up_otherwise_are_refused(adata, cells, quick, tmp_path):
     model = of_files(cells)
-    adata.write_h5ad(tmp_path / "cells.h5ad")
     logarithms = adata.copy()
     logarithms.X = np.log1p(logarithms.X)
     logarithms.write_h5ad(tmp_path / "logarithms.h5ad")
+    adata.layers["other"] = adata.X[:, ::-1].copy()
+    adata.write_h5ad(tmp_path / "cells.h5ad")
 
     for other, what in (
         (CellFiles(tmp_path / "logarithms.h5ad", **KEYS, values="log1p"), "values"),
         (CellFiles(tmp_path / "cells.h5ad", condition_keys=["cell_type"]), "conditions"),
         (CellFiles(tmp_path / "cells.h5ad", **KEYS, genes=["gene_0"]), "genes"),
+        (CellFiles(tmp_path / "cells.h5ad", **KEYS, layer="other"), "layers"),
+        (CellFiles(tmp_path / "cells.h5ad", **KEYS, control_values={"cell_type": "NK"}), "control values"),
     ):
         with pytest.raises(ValueError, match=f"their {what} differ.*CellFiles.like"):
             model.train(1, datamodule=other, **quick)

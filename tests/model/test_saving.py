@@ -258,6 +258,8 @@ def test_an_existing_folder_is_not_overwritten_unless_asked(trained, tmp_path):
     trained.save(tmp_path / "m")
     before = (tmp_path / "m" / "model.pt").read_bytes()
 
+    with pytest.raises(ValueError, match="without '/', but found 'sub/x_'"):
+        trained.save(tmp_path / "other", prefix="sub/x_")
     with pytest.raises(ValueError, match="already exists.*overwrite=True"):
         trained.save(tmp_path / "m")
     assert (tmp_path / "m" / "model.pt").read_bytes() == before

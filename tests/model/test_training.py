@@ -13,7 +13,7 @@ import torch
 from builders import Canary, same_cells
 from lightning.pytorch.callbacks import Callback
 
-from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _scldm
 from scgen_diffusion.model._scldm import RECIPES
 from scgen_diffusion.model._training import split_cells
 from scgen_diffusion.train import _cells as train_cells
@@ -389,6 +389,31 @@ def test_an_interrupted_autoencoder_is_usable(make_model, quick):
 
 
 @pytest.mark.parametrize(
+    ("rest", "stages", "closing"),
+    [
+        ("correct_effects", 1, "You stopped training after the autoencoder. Next: "),
+        ("fit_missed", 3, "Training is done"),
+    ],
+)
+def test_ctrl_c_after_the_last_step_lets_the_stage_finish(
+    make_model, quick, monkeypatch, capsys, rest, stages, closing
+):
+    def interrupted(*args, finish=getattr(_scldm, rest), **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        finish(*args, **options)
+
+    monkeypatch.setattr(_scldm, rest, interrupted)
+    model, handler = make_model(setup={"control_values": {"dose": 1}}), signal.getsignal(signal.SIGINT)
+
+    model.train(1, **{**quick, "enable_progress_bar": True})
+
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert len(model.trained_stages_) == stages
+    assert "stopped" not in model.cut_short_.values()
+    assert capsys.readouterr().err.splitlines()[-1].startswith(closing)
+
+
+@pytest.mark.parametrize(
     ("cls", "max_epochs", "stage"),
     [(SCLDM, {"autoencoder": 1, "prior": 50}, "prior"), (SCRDIT, 50, "diffusion"), (WBDIT, 50, "diffusion")],
 )
@@ -478,6 +503,18 @@ def test_a_prior_can_be_trained_on_other_cells_than_the_autoencoder(trained, mak
         model = type(trained).load(tmp_path / "model", adata=make_cells(n_cells=n_cells))
         model.train_prior(1, **quick)
         assert len(model.train_indices) + len(model.validation_indices) == n_cells
+
+
+def test_labels_that_a_trained_model_forgets_are_named(trained, make_cells, tmp_path, quick):
+    trained.save(tmp_path / "model")
+    cells = make_cells(n_cells=80)
+    model = type(trained).load(tmp_path / "model", adata=cells[cells.obs["cell_type"] != "NK"].copy())
+    model.generate(1, {"cell_type": "NK"})
+
+    with pytest.warns(UserWarning, match="cell has cell_type 'NK': the model will not generate"):
+        model.train_prior(1, **quick)
+    with pytest.raises(ValueError, match="does not know 'NK' of 'cell_type': its last training"):
+        model.generate(1, {"cell_type": "NK"})
 
 
 def test_shares_that_add_up_to_all_leave_no_cell_over():

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import Counter
 
 import anndata
 import numpy as np
@@ -15,7 +16,7 @@ from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance
 from scgen_diffusion.generation import CellGenerator
 from scgen_diffusion.model import SCLDM
 from scgen_diffusion.module._transport import N_FLOWS
-from scgen_diffusion.train import PairData
+from scgen_diffusion.train import PairData, _transport
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
 PERTURBED = {"dose": 10}
@@ -85,14 +86,23 @@ def test_changes_that_the_decoder_misses_are_added(make_cells, make_trained):
 
 
 def test_groups_that_are_moved_together_are_moved_as_if_alone(make_trained, monkeypatch):
-    model, learned = make_trained(), []
+    """Control cells of several groups are read once for their errors, and once for what is missed."""
+    model, learned, n_read = make_trained(), [], Counter()
+
+    def read(module, cells, rows, read=_transport._read):
+        n_read[rows.tobytes()] += 1
+        return read(module, cells, rows)
+
     monkeypatch.setattr(scvi.settings, "_seed", 0)
-    for n_together in (1, 4):
-        monkeypatch.setattr("scgen_diffusion.train._transport.MOVED_TOGETHER", n_together)
+    for n_together in (4, 1):
+        n_read.clear()
+        monkeypatch.setattr(_transport, "_read", read)
+        monkeypatch.setattr(_transport, "MOVED_TOGETHER", n_together)
         model.train_transport(1, control_values={"dose": 1}, plan_kwargs={"learning_rate": 0.1}, **QUICK)
         learned.append(model.module.transport.missed.state_dict())
 
-    alone, together = learned
+    together, alone = learned
+    assert max(n_read.values()) == 2
     assert len(model.module.transport.shift.perturbations) > 4
     for name, values in alone.items():
         torch.testing.assert_close(together[name], values)

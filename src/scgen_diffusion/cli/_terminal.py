@@ -48,6 +48,8 @@ SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to
     r"max_epochs=\{.*?\}": lambda found: " ".join(
         f"--max-epochs {stage}={n}" for stage, n in re.findall(r"'(\w+)': (\d+)", found[0])
     ),
+    r"Train on, or train again without `max_epochs`": "Train again without --max-epochs",
+    r"; `train_\w+` trains another|(?<=\.) `train_\w+` trains it( alone)?\.": "",
     r" in `setup_anndata`": "",
     r"Compare the common genes: real\[.*?\], \w+\[.*?\]": "To compare the common genes, give --shared-genes",
     r"`real_test\b": "`REAL",

@@ -162,7 +162,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     from lightning.pytorch.utilities import rank_zero_only
     from scvi import settings
 
-    from scgen_diffusion.train import Interruption
+    from scgen_diffusion.train import is_interrupted
 
     settings.seed = options["seed"]
     terminal.say(f"Reading {list_first(paths)}")
@@ -187,8 +187,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
             checkpoints.rmdir()
         if not any(checkpoints.glob("*.ckpt")):
             terminal.on_interrupt = "Nothing was saved, because there is no checkpoint."
-    callbacks = model.trainer.callbacks
-    if any(isinstance(callback, Interruption) and callback.requested for callback in callbacks):  # stopped cleanly
+    if is_interrupted(model.trainer):  # and stopped cleanly
         raise terminal.stopped(ExitCode.INTERRUPTED)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return
@@ -267,6 +266,8 @@ def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modal
         msg = f"--{unused[0]} is not for {options['model']}, which has {own}."
     elif has_modalities and "values" in options:
         msg = "--values is for .h5ad and .zarr files; modalities of .h5mu must hold counts."
+    elif "callbacks" in options.get("trainer", {}):
+        msg = "--trainer callbacks needs objects of Python, which the command line cannot give."
     elif twice := [name for name in options.get("trainer", {}) if name in of_trainer]:
         msg = f"Use {of_trainer[twice[0]]} instead of --trainer {twice[0]}."
     if msg:

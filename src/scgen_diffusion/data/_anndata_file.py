@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -299,14 +299,21 @@ class FileMatrix:
         per_chunk = (getattr(array, "shards", None) or array.chunks or (0,))[0]
         return per_chunk * self.shape[0] / max(array.shape[0], 1)
 
+    @cached_property
+    def _arrays(self) -> tuple[Any, Any, np.ndarray]:
+        """Values and columns of a sparse matrix, opened once, and the ends of its rows in memory (8 bytes per row)."""
+        data, indices, ends = (self.element[name] for name in ("data", "indices", "indptr"))
+        return data, indices, np.asarray(ends).astype(np.int64)
+
     def _select(self, rows: np.ndarray) -> Rows:
         read = self[int(rows[0]) : int(rows[-1]) + 1]
         return read if read.shape[0] == len(rows) else read[rows - rows[0]]
 
     def _read_sparse(self, start: int, stop: int) -> sp.csr_matrix:
-        ends = np.asarray(self.element["indptr"][start : stop + 1]).astype(np.int64)
+        data, indices, ends = self._arrays
+        ends = ends[start : stop + 1]
         low, high = int(ends[0]), int(ends[-1])
-        data, indices = (np.asarray(self.element[name][low:high]) for name in ("data", "indices"))
+        data, indices = (np.asarray(array[low:high]) for array in (data, indices))
         return sp.csr_matrix((data, indices, ends - low), shape=(stop - start, self.stored_shape[1]))
 
 

@@ -62,9 +62,9 @@ class CellFiles:
     """Cells in one or several AnnData files, to train a model without reading them into memory.
 
     Pass ``registry=cells.registry`` to a model and ``datamodule=cells`` to its ``train``. Memory holds a few numbers
-    per cell: its conditions (8 bytes per column), its total and its place in the split (8 bytes each). Expression is
-    read in windows. A window mixes blocks of neighbouring cells from all files and shuffles its cells; the next window
-    is read in the background.
+    per cell: its conditions (8 bytes per column), its total and its places in the split and in a sparse matrix (8 bytes
+    each). Expression is read in windows. A window mixes blocks of neighbouring cells from all files and shuffles its
+    cells; the next window is read in the background.
 
     Parameters
     ----------
@@ -107,6 +107,8 @@ class CellFiles:
     >>> model = scgd.model.SCLDM(registry=cells.registry)
     >>> model.train(datamodule=cells)  # doctest: +SKIP
     """
+
+    _is_closed = False
 
     def __init__(
         self,
@@ -283,8 +285,18 @@ class CellFiles:
 
     def close(self) -> None:
         """Close the files, so that they can be replaced. Their cells cannot be read afterwards."""
+        self._is_closed = True
         for file in self.files:
             close_file(file.root)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            msg = "The files were closed; open them again with `like(model.registry, paths)`, and give the model these."
+            raise ValueError(msg)
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        """Return the files themselves, which do not change, so that models can be copied."""
+        return self
 
     def check(self) -> None:
         """Raise ValueError if only some conditions were read; open files do not change."""
@@ -310,6 +322,7 @@ class CellFiles:
         batches
             Seed, epoch and process of a training stage; default: ``indices`` in order.
         """
+        self._check_open()
         chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
         sizes = {"block_size": self.block_size, "window_size": self.window_size}
         return WindowLoader(self.matrix, self.codes, chosen, batch_size, batches, **sizes)
@@ -337,11 +350,13 @@ class CellFiles:
 
     def read_values(self, rows: np.ndarray) -> Rows:
         """Read expression ``(cells, genes)``, sparse or dense as stored, in the order of the row numbers."""
+        self._check_open()
         distinct, positions = np.unique(rows, return_inverse=True)
         return self.matrix.read(distinct)[positions]
 
     def names(self, rows: np.ndarray) -> pd.Index:
         """Read the names of cells, in the order of their row numbers."""
+        self._check_open()
         distinct, positions = np.unique(rows, return_inverse=True)
         names, start = [], 0
         for file in self.files:
@@ -631,11 +646,17 @@ def registry_of_many(
 
 
 def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raise ValueError unless cells were registered with the genes, conditions and kind of values of a model."""
+    """Raise ValueError unless cells were registered with the genes, conditions and values of a model."""
 
     def parts(registry: Mapping[str, Any]) -> dict[str, Any]:
-        values = [registry["setup_args"].get(name) for name in ("values", "modalities")]
-        return {"genes": list(registered_genes(registry)), "conditions": registered_keys(registry), "values": values}
+        given = registry["setup_args"]
+        return {
+            "genes": list(registered_genes(registry)),
+            "conditions": registered_keys(registry),
+            "values": [given.get("values"), given.get("modalities")],
+            "layers": [given.get("layer"), given.get("layers")],
+            "control values": given["control_values"],
+        }
 
     wanted = parts(expected)
     for what, part in parts(found).items():

@@ -834,7 +834,7 @@ def _no_control(name: str, control: Any, values: Sequence[Any]) -> str:
 
 def _not_learned(name: str, value: Any, what: str) -> str:
     return (
-        f"The model has not learned {value!r} of {name!r}, a {what} without any training cell that has all labels. "
-        "Train with cells of it (after `load_query_data`, call `train`), or give its embedding in "
+        f"The model does not know {value!r} of {name!r}: its last training had no cell of this {what} that has all "
+        "labels. Train with cells of it (after `load_query_data`, call `train`), or give its embedding in "
         "`condition_embeddings` of setup_anndata."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -62,7 +62,15 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.generation import CellGenerator, LibrarySizes, check_batch_size
 from scgen_diffusion.module import TRAINABLE, Trainable
-from scgen_diffusion.train import CellData, FirstStep, StageResult, check_trainer_options, deadline_after, show
+from scgen_diffusion.train import (
+    CellData,
+    FirstStep,
+    StageResult,
+    check_trainer_options,
+    deadline_after,
+    is_interrupted,
+    show,
+)
 
 from ._counterfactual import Prediction
 from ._description import describe, next_step
@@ -105,6 +113,7 @@ from ._training import (
     run_plan,
     split_cells,
     suggests_training_arguments,
+    warn_of_lost_labels,
 )
 
 if TYPE_CHECKING:
@@ -451,8 +460,9 @@ class DiffusionModel(BaseModelClass):
         ``trainer`` is the trainer of the last stage.
 
         Press Ctrl-C to stop after the current step and keep the weights (in a later round, those of the best one);
-        press it again to abort. After an error or an abort, the model is as it was before the stage. ``cut_short_``
-        lists the stages that were stopped or far too short, also in a saved model.
+        press it again to abort. After the last step of a stage, the stage is finished first. After an error or an
+        abort, the model is as it was before the stage. ``cut_short_`` lists the stages that were stopped or far too
+        short, also in a saved model.
 
         Each stage, and each round of the autoencoder, shows a progress bar, or in a log file a line now and then. At
         the end, two sentences say how the validation loss went and what to do next. ``enable_progress_bar=False``
@@ -511,7 +521,8 @@ class DiffusionModel(BaseModelClass):
         Warns
         -----
         UserWarning
-            For labels with fewer than 10 training cells, and for less than a tenth of the default epochs.
+            For labels with fewer than 10 training cells, for labels that a trained model has learned and these cells
+            lack, and for less than a tenth of the default epochs.
         """
         self._train(
             None,
@@ -558,7 +569,10 @@ class DiffusionModel(BaseModelClass):
             if stages is None or self._stages_to_generate & {*stages}:  # else what the model can generate stays
                 if self.reference_ is not None:
                     check_learns_something(self)
+                before = self.combinations_
                 self._count_combinations(self._registered_codes[self._seen_indices])
+                if self.trained_stages_:
+                    warn_of_lost_labels(self._condition_keys, before, self.combinations_)
             stages = self._due_stages() if stages is None else stages
             check_watched(trainer_kwargs, stages)
             usual = {stage: self._recipe(stage) for stage in stages}
@@ -573,10 +587,11 @@ class DiffusionModel(BaseModelClass):
                 options |= {"max_epochs": job.n_epochs, "checkpoint_dir": folder, "deadline": deadline}
                 options["must_beat_former"] = not job.is_new and job.name not in self.cut_short_
                 train_stage = getattr(self, f"_train_{job.name}")
-                with restored_unless(self, lambda: False) if results else nullcontext():  # else the copy above serves
+                copy = restored_unless(self, lambda: False) if results else nullcontext()  # else that above serves
+                with copy, ExitStack() as options["rest"]:
                     results.append(train_stage(job.recipe, partial(run_plan, self, first_step, **options), **of_stage))
                 record_end(self, job, results[-1])
-                if results[-1].stopped_by:
+                if is_interrupted(results[-1].trainer):
                     break
             if not is_quiet and self.trainer.is_global_zero:
                 show(closing_message(results, jobs, next_step=next_step(self), is_resumable=folder is not None))
@@ -1325,9 +1340,9 @@ class DiffusionModel(BaseModelClass):
             If ``save_anndata`` is True, and anndata cannot write a column of ``obs`` or ``var``, or it is False, and
             there are ``anndata_write_kwargs``.
         ValueError
-            If the folder exists and ``overwrite`` is False or it holds cells of these names without a model, or
-            ``save_anndata`` is True and there are no cells in memory, or their genes, labels or values have changed
-            since they were set up.
+            If ``prefix`` has a "/", the folder exists and ``overwrite`` is False or it holds cells of these names
+            without a model, or ``save_anndata`` is True and there are no cells in memory, or their genes, labels or
+            values have changed since they were set up.
         OSError
             If ``dir_path`` is a file, or the files cannot be written. Files from before stay as they were.
         """

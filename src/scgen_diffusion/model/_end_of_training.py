@@ -97,6 +97,8 @@ def closing_message(
             "Nothing was trained, because the checkpoints hold the finished training. To train again, use another "
             "`checkpoint_dir`"
         )
+    elif len(results) < len(jobs):
+        seen = f"You stopped training after the {results[-1].plan.name}"
     elif early := [result for result in results if result.plan in validated and result.plan.is_within_round]:
         seen = _describe_early_end(early)
     elif rose := [plan for plan in validated if trends[plan.name] == "rose" and plan.loss_judges_cells]:

@@ -195,6 +195,9 @@ def check_can_save(model: DiffusionModel, folder: Path, prefix: str, *, overwrit
     if folder.is_file():
         msg = f"{folder} is a file. `dir_path` must be a folder."
         raise NotADirectoryError(msg)
+    if (folder / f"{prefix}{MODEL_FILE}").parent != folder:
+        msg = f"`prefix` must be the beginning of file names in the folder, without '/', but found {prefix!r}."
+        raise ValueError(msg)
     if folder.exists() and not overwrite:
         msg = f"{folder} already exists. Choose another folder or set overwrite=True."
         raise ValueError(msg)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.utilities import rank_zero_only
+from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import OPEN, check_names, digest_of, have_labels
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
     from ._training import StageJob
 
 MOST_GROUPS = 10_000  # of the transport, whose memory and time grow with their square and cube: 4 GB and minutes
+SECONDS_WITHOUT_BAR = 3  # of what comes before and after the steps of the transport
 LATENTS_IN_MEMORY = 2 << 30  # bytes
 LATENTS_IN_MEMORY_WITH_FILES = 64 << 20  # cells are in files to save memory
 AUTOENCODER_STAYS = "The reference's autoencoder is kept; load_query_data(..., trainable='all') trains it too."
@@ -393,12 +397,14 @@ class SCLDM(AutoencoderModel):
                 transport = self.module.add_transport()
             transport.start_from(torch.from_numpy(code[0]).to(self.device))
             fit_shift(self.module, cache, groups)
-            measure_errors(self.module, self._cells, groups)
+            is_quiet = not run.keywords.get("enable_progress_bar", True) or rank_zero_only.rank
+            bar = partial(tqdm, leave=False, delay=SECONDS_WITHOUT_BAR, disable=True if is_quiet else None)
+            measure_errors(self.module, self._cells, groups, bar)
             data = PairData(cache, groups, recipe, recipe.steps_per_epoch(len(self.train_indices_)))
             plan = TransportPlan(self.module, recipe, seed=seed)
             matches = [list(labels), matched] if len(labels.columns) else []
             result = run(plan, data, self._autoencoder_digest, sorted(control.items()), *matches)
-            fit_missed(self.module, self._cells, groups)
+            fit_missed(self.module, self._cells, groups, bar)
         self._record_trained(*self.trained_stages_, "transport")
         values = {key.name: key.decode(code[:, own])[0] for key, own in self.conditions.parts if key.name in control}
         return replace(result, arguments={"control_values": values, "match_keys": list(labels)})

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
@@ -18,7 +19,7 @@ from scvi import settings
 from scgen_diffusion._arguments import check_count, known_names, list_first, suggests_arguments, warn_user
 from scgen_diffusion._compat import parse_device_args
 from scgen_diffusion._files import explain_failed_write
-from scgen_diffusion.data import FEWEST_TRAINING_CELLS, digest_of, to_plain, with_columns
+from scgen_diffusion.data import FEWEST_TRAINING_CELLS, digest_of, mark_occurring, to_plain, with_columns
 from scgen_diffusion.train import Recipe, StageResult, run_stage, trainer_options
 
 from ._end_of_training import how_cut_short
@@ -74,7 +75,7 @@ OTHER_NAMES = {
 P = ParamSpec("P")
 R = TypeVar("R")
 RecipeT = TypeVar("RecipeT", bound=Recipe)
-Run: TypeAlias = Callable[..., StageResult]
+Run: TypeAlias = partial[StageResult]
 """Runs a stage: ``run(plan, data, *depends_on)``; it resumes a checkpoint with the same ``depends_on``."""
 
 
@@ -267,6 +268,19 @@ def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_r
         warn_user(
             f"Too few training cells (under {FEWEST_TRAINING_CELLS}) of {'; '.join(rare)}: cells generated for these "
             "labels may look like others. Add cells, merge the labels, or do not rely on them."
+        )
+
+
+def warn_of_lost_labels(keys: Sequence[ConditionKey], before: np.ndarray, after: np.ndarray) -> None:
+    """Warn about labels in codes ``(n, columns)`` that the model could generate before, and cannot after training."""
+    lost = []
+    for key, was, stays in zip(keys, mark_occurring(keys, before), mark_occurring(keys, after), strict=True):
+        if (gone := np.flatnonzero(was & ~stays)).size and not getattr(key, "has_vectors", False):
+            lost.append(f"{key.name} {list_first([repr(key.labels[i]) for i in gone.tolist()])}")
+    if lost:
+        warn_user(
+            f"No training or validation cell has {'; '.join(lost)}: the model will not generate these labels any more. "
+            "To keep them, learn the new cells by `load_query_data`, or train on all cells together."
         )
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -24,10 +24,11 @@ from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count
 from scgen_diffusion._compat import parse_device_args, refusing_as_value_error
-from scgen_diffusion._files import explain_failed_write, read_torch, sync
+from scgen_diffusion._files import explain_failed_write, read_torch, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from contextlib import ExitStack
     from pathlib import Path
     from types import FrameType
 
@@ -49,7 +50,7 @@ FIRST_WITH_BF16 = 8  # compute capability; older GPUs emulate bfloat16, slowly
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 OWN_OPTIONS = {  # the stage sets them
     "self", "trainer_kwargs", "plan", "data", "use_distributed_sampler", "gradient_clip_val", "enable_checkpointing",
-    "deadline", "overfit_batches",
+    "deadline", "rest", "overfit_batches",
 }  # fmt: skip
 NEEDLESS_WARNINGS = (
     ".*does not have many workers",
@@ -79,6 +80,7 @@ def run_stage(
     data: StageData,
     *,
     max_epochs: int,
+    rest: ExitStack,
     accelerator: str = "auto",
     devices: int | list[int] | str = "auto",
     precision: str | None = None,
@@ -105,6 +107,8 @@ def run_stage(
     max_epochs
         Number of passes over the training cells in a round. A pass over many cells is cut into several epochs of
         Lightning.
+    rest
+        Closed when what follows the last step of the stage is done, which one Ctrl-C lets finish.
     accelerator, devices
         Passed to Lightning.
     precision
@@ -175,7 +179,8 @@ def run_stage(
             plan.module.eval()
             return StageResult(plan, trainer)
         plan.module.train()
-        with _orderly_end(plan, data, trainer), interruption.listening(trainer):
+        rest.enter_context(interruption.listening(trainer))
+        with _orderly_end(plan, data, trainer):
             trainer.fit(plan, data, ckpt_path=None if checkpoint is None else path, weights_only=True)
     if not plan.is_finite:  # the same in all processes
         msg = f"The {plan.name} has weights that are NaN or infinite; {plan.advice_on_divergence}"
@@ -349,16 +354,14 @@ class StageCheckpoint(Checkpoint):
         if not plan.is_finite:  # the same in all processes
             logger.warning("%s is not written: weights are NaN or infinite.", self.path)
             return
-        part = self.path.with_name(f"{self.path.name}.part")
         options = {
             "kept": "The former checkpoint is kept. " if self.path.exists() else "",
             "again": " and make the same call again to resume",
         }
-        with explain_failed_write(f"Writing the checkpoint {self.path.name}", self.path.parent, **options):
+        writing = write_atomically(self.path) if trainer.is_global_zero else nullcontext(self.path)
+        failing = explain_failed_write(f"Writing the checkpoint {self.path.name}", self.path.parent, **options)
+        with writing as part, failing:
             trainer.save_checkpoint(part)
-            if trainer.is_global_zero:
-                sync(part)
-                part.replace(self.path)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -445,6 +448,11 @@ class Interruption(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Undo a round that something else has ended, before the last checkpoint is written."""
         pl_module.return_to_best_round()
+
+
+def is_interrupted(trainer: pl.Trainer) -> bool:
+    """Return whether Ctrl-C or the time limit ended training, or Ctrl-C came after the last step."""
+    return any(isinstance(callback, Interruption) and callback.requested for callback in trainer.callbacks)
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------

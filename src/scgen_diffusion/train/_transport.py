@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,16 +18,18 @@ from scgen_diffusion.module import MissedChanges, NegativeBinomialLikelihood
 from ._cells import StageData
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import Tensor
 
-    from scgen_diffusion.module import SCLDMModule
+    from scgen_diffusion.module import Posterior, SCLDMModule
 
     from ._cells import TrainingCells
     from ._latents import LatentCache
     from ._recipes import TransportRecipe
 
+Bar: TypeAlias = "Callable[..., Iterable[Any]]"
+"""Shows the progress of a loop, as :class:`tqdm.tqdm` does: its steps, what they do, and how many they are."""
 MOST_CELLS = 200  # of a group that choose the settings of the expected shift, or are predicted from other groups
 MOST_MEASURED = 100  # groups that are predicted from all others
 MOST_LEARNED = 500  # groups of which missed changes are learned
@@ -139,7 +141,7 @@ def axes_of_expression(module: SCLDMModule, controls: Sequence[Tensor]) -> Tenso
 
 
 @torch.no_grad()
-def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group]) -> None:
+def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group], bar: Bar) -> None:
     """Predict the mean changes of groups from all other groups, and store in the transport how wrong they are.
 
     The expected shift predicts them alone, since the flow learns from all groups at once.
@@ -150,14 +152,18 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[G
     measured = evenly(np.flatnonzero(np.logical_and(clear, several)), MOST_MEASURED)
     chosen = measured if len(measured) else evenly(np.arange(len(groups)), MOST_MEASURED)
     errors, changes, noise, misfits, totals = [], [], [], [], []
-    for number, weights in zip(chosen, shift.weights_without(chosen), strict=True):
-        x, real = (_read(module, cells, rows) for rows in (groups[number].control, groups[number].perturbed))
+    read_controls = _controls_of(module, cells, groups)
+    left_out = zip(chosen, shift.weights_without(chosen), strict=True)
+    for number, weights in bar(left_out, "Measuring the errors", len(chosen)):
+        controls, posterior = read_controls(int(shift.control_sets[number]))
+        x = controls[0]
+        real = _read(module, cells, groups[number].perturbed)
         condition = shift.perturbations[number].expand(len(x), -1)
 
         def move(states: Tensor, condition: Tensor = condition, weights: Tensor = weights) -> Tensor:
             return states + shift(states, condition, weights)
 
-        z, predicted = _predict(module, x, move)
+        z, predicted = _predict(module, controls, posterior, move)
         before, after, observed = (
             torch.where(module.measured(given), module.profiles(values, kind).double(), torch.nan)
             for given, values, kind in (
@@ -179,7 +185,7 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[G
 
 
 @torch.no_grad()
-def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group]) -> None:
+def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group], bar: Bar) -> None:
     """Learn which mean changes of the groups the trained transport and the decoder miss. Counts only."""
     if not isinstance(module.likelihood, NegativeBinomialLikelihood):
         return
@@ -187,12 +193,13 @@ def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group
     chosen = evenly(np.arange(len(groups)), MOST_LEARNED)
     errors, squares, numbers, depths = [], [], [], []
     move = partial(transport.move, sampler=FLOW_SAMPLERS["midpoint"])
-    for some in np.array_split(chosen, -(-len(chosen) // MOVED_TOGETHER)):  # a flow takes many small steps
-        controls = [_read(module, cells, groups[number].control) for number in some]
+    read_controls = _controls_of(module, cells, groups)
+    parts = np.array_split(chosen, -(-len(chosen) // MOVED_TOGETHER))  # a flow takes many small steps
+    for some in bar(parts, "Learning what is missed"):
+        controls, posterior = read_controls(*shift.control_sets[some].tolist())
         sizes = [len(x) for x in controls]
         condition = shift.perturbations[some].repeat_interleave(torch.tensor(sizes, device=module.device), 0)
-        draws = np.concatenate([np.arange(size) for size in sizes])  # of each group, as if it were alone
-        _, predicted = _predict(module, torch.cat(controls), partial(move, condition=condition), draws)
+        _, predicted = _predict(module, controls, posterior, partial(move, condition=condition))
         for number, x, moved in zip(some, controls, predicted.split(sizes), strict=True):
             real = _read(module, cells, groups[number].perturbed)
             before, after, observed = (module.profiles(values, "counts").double() for values in (x, moved, real))
@@ -217,15 +224,32 @@ def _read(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> Tensor
     return batch[REGISTRY_KEYS.X_KEY].to(module.device)
 
 
-def _predict(
-    module: SCLDMModule, x: Tensor, move: Callable[[Tensor], Tensor], draws: Sequence[int] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Draw the latents of control cells ``x (cells, genes)``, move them, and draw the cells anew; return both.
+def _controls_of(
+    module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group]
+) -> Callable[..., tuple[list[Tensor], Posterior]]:
+    """Return a function that reads sets of control cells, and encodes them together.
 
-    ``draws`` are the numbers of the cells' random draws, by default their places.
+    It remembers the last ones, because groups with the same control cells follow each other.
     """
-    generators = Generators(0, range(len(x)) if draws is None else draws, module.device)
-    z = module.inference(x)["posterior"].draw(generators.normal(*module.latent_shape))
+    control = {int(group.control[0]): group.control for group in groups}  # by the numbers of `control_sets`
+
+    @lru_cache(maxsize=1)
+    def read(*sets: int) -> tuple[list[Tensor], Posterior]:
+        x = {number: _read(module, cells, control[number]) for number in sets}
+        controls = [x[number] for number in sets]
+        return controls, module.inference(torch.cat(controls))["posterior"]
+
+    return read
+
+
+def _predict(
+    module: SCLDMModule, controls: Sequence[Tensor], posterior: Posterior, move: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Draw the latents of sets of control cells ``(cells, genes)``, move them, and draw the cells anew; return both."""
+    x = torch.cat(list(controls))
+    draws = np.concatenate([np.arange(len(of_set)) for of_set in controls])  # of each set, as if it were alone
+    generators = Generators(0, draws, module.device)
+    z = posterior.draw(generators.normal(*module.latent_shape))
     moved = module.unstandardise(move(module.standardise(z)))
     decoded = module.generative(moved, module.decoding_totals(x, moved, generators).reshape(len(x), -1))
     return z, module.counterfactual_cells(x, z, decoded, generators)
