@@ -351,6 +351,20 @@ def test_generate_moves_control_cells_to_a_combination_never_seen(without_a_comb
     assert control.n_obs == 200
 
 
+@pytest.mark.filterwarnings("ignore:The (combination|effect)")
+def test_without_weight_of_the_perturbation_nothing_is_moved_and_other_scales_are_named(without_a_combination):
+    model, options = without_a_combination, {"seed": 0, "library_size": 500}
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    new, seen = (model.generate(9, NEW | {"cell_type": of}, guidance_scale=0, **options) for of in ("NK", "B cell"))
+
+    assert (new.X != seen.X).nnz == 0
+    assert not {"method", "verdict"} & {*new.uns["scgen_diffusion"]}
+    for scale in (2, Guidance(0, interval=(0.5, 1))):  # elsewhere the network would be asked for what it never saw
+        with pytest.warns(UserWarning, match="has no guidance: the scale of 'dose' changes only the control cells"):
+            moved = model.generate(9, NEW, guidance_scale=scale, **options)
+        assert "verdict" in moved.uns["scgen_diffusion"]
+
+
 @pytest.mark.filterwarnings("ignore:The combination")
 def test_new_combinations_use_the_sampler_as_requested(without_a_combination):
     model, seen = without_a_combination, []

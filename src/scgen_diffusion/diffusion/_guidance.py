@@ -38,7 +38,8 @@ class Guidance:
     scale
         1: conditional; 0: unconditional; larger: more typical of the condition and less diverse, and far above 5 unlike
         real cells; negative: away from the condition. One number, or a mapping from condition keys to numbers (1 for
-        missing keys), which are combined as the model's ``condition_strategy`` says.
+        missing keys), which are combined as the model's ``condition_strategy`` says. Total counts follow the condition
+        that was asked for, whatever the scale; give ``library_size`` to change them.
     interval
         Path times, from 0 (noise) to 1 (data), between which the scale applies; elsewhere it is 1.
     rescale
@@ -186,13 +187,16 @@ class ResolvedGuidance:
         return self.terms if self.conditional is None else self.conditional
 
     @property
+    def weights(self) -> dict[int, float]:
+        """The sum of each key's weights, which is its scale; keys of scale 0 are left out."""
+        keys = sorted({key for term in self.terms for key in term.keys})
+        weights = {key: sum(term.weight for term in self.terms if key in term.keys) for key in keys}
+        return {key: round(weight, 9) for key, weight in weights.items() if abs(weight) > WEIGHT_ROUNDING}
+
+    @property
     def keys(self) -> tuple[int, ...]:
-        """Keys that count: those whose weights do not sum to zero, as they do at scale 0."""
-        weights: dict[int, float] = {}
-        for term in self.terms:
-            for key in term.keys:
-                weights[key] = weights.get(key, 0.0) + term.weight
-        return tuple(sorted(key for key, weight in weights.items() if abs(weight) > WEIGHT_ROUNDING))
+        """Keys that count: those of another scale than 0."""
+        return tuple(self.weights)
 
     @property
     def covers_path(self) -> bool:
