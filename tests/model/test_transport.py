@@ -629,6 +629,16 @@ def dosed(make_cells, make_model):
     return model
 
 
+def test_a_small_dose_is_no_control_value(make_cells, make_model):
+    cells = make_cells(120)
+    cells.obs["dose"] = np.resize([0.0, 1.0, 1e6], 120)
+    model = make_model(
+        cells, setup={"continuous_condition_keys": ["dose"], "control_values": {"dose": 0}}, condition_keys=[]
+    )
+
+    assert np.array_equal(model._are_control({"dose": 0}, model._registered_codes), cells.obs["dose"] == 0)
+
+
 def test_an_error_names_control_doses_as_they_are_also_in_a_loaded_model(dosed, tmp_path):
     """The transport keeps numbers in float32, in which this dose of 0 would read as 5.96e-08."""
     treated = np.flatnonzero(dosed.adata.obs["dose"] == 1)
