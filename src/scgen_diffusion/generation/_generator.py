@@ -456,7 +456,7 @@ class CellGenerator:
         start = block.start
         condition = block.condition if start is None else start
         denoiser = module.denoiser(condition, request.options.guidance)
-        noise = module.initial_states(condition, block.generators)
+        noise = module.initial_states(condition, block.generators, None)
         options: dict[str, Any] = {"n_steps": request.options.n_steps, "generators": block.generators}
         shown = module.shown_conditions(block.condition, request.options.guidance)
 
