@@ -139,7 +139,7 @@ def predict_block(module: Any, request: Counterfactual, block: ControlBlock) -> 
         residuals=request.residuals,
         n_wanted=block.n_wanted,
         **by_transport,
-    )
+    )[: block.n_wanted]
     rows = rows_of(values, sparse=request.sample and module.has_zeros(sampling.output))
     check_finite(rows)
     if request.group is None:

@@ -18,7 +18,6 @@ from scgen_diffusion.diffusion import (
     DIFFUSION_SAMPLERS,
     Generators,
     Masking,
-    TracingSampler,
     block_size,
     check_sampler,
     samplers_for,
@@ -354,7 +353,7 @@ class CellGenerator:
         """
         check_count("n_frames", n_frames, least=2)  # noise and cells
         sampler = request.options.sampler
-        if not isinstance(sampler, TracingSampler):
+        if not hasattr(sampler, "trace"):
             msg = (
                 f"`sampler` {sampler!r} has no method `trace`, which a sampling path needs; derive it from "
                 "scgen_diffusion.diffusion.SteppingSampler."
@@ -463,12 +462,12 @@ class CellGenerator:
         check_finite(x)  # here, because the values are on the host now, and later blocks would be wasted
         return Cells(x, block.codes[: block.n_wanted])
 
-    def _frames_of_block(self, request: CellRequest, sampler: TracingSampler, n_frames: int, first: int) -> Frames:
+    def _frames_of_block(self, request: CellRequest, sampler: Any, n_frames: int, first: int) -> Frames:
         block, module = self.block(request, first, request.n_cells), self.module
         start = block.start
         condition = block.condition if start is None else start
         denoiser = module.denoiser(condition, request.options.guidance)
-        noise = module.initial_states(condition, block.generators)
+        noise = module.initial_states(condition, block.generators, None)
         options: dict[str, Any] = {"n_steps": request.options.n_steps, "generators": block.generators}
         shown = module.shown_conditions(block.condition, request.options.guidance)
 

@@ -278,14 +278,7 @@ class DiffusionModel(BaseModelClass):
         check_setup_arguments(cls.setup_anndata, kwargs)
         check_is_anndata(adata)
         check_is_no_view(adata, "adata")
-        setup = ConditionSetup.of(
-            condition_keys,
-            continuous_condition_keys,
-            set_condition_keys,
-            control_values,
-            condition_embeddings,
-            unlabeled_category,
-        ).checked(adata)
+        setup = ConditionSetup.picked_from(setup_method_args["setup_args"]).checked(adata)
         setup_method_args["setup_args"] |= setup.arguments
         like_a_model = "source_registry" in kwargs  # which has chosen the layer
         advice = {"advice": ADVICE_ON_COUNTS.format(where=check_layer(adata, layer))} if like_a_model else {}
