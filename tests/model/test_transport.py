@@ -365,6 +365,19 @@ def test_without_weight_of_the_perturbation_nothing_is_moved_and_other_scales_ar
         assert "verdict" in moved.uns["scgen_diffusion"]
 
 
+@pytest.mark.filterwarnings("ignore:The (combination|effect)")
+def test_totals_of_moved_cells_do_not_depend_on_how_far_they_come(without_a_combination, monkeypatch):
+    model, drawn = without_a_combination, []
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    module, draw = model.module, model.module.draw_totals
+    monkeypatch.setattr(module, "draw_totals", lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    for distance in (0, 9):
+        monkeypatch.setattr(module.transport, "move", lambda x, *_, by=distance, **__: x + by)
+        model.generate(9, NEW, library_size="latent", seed=0)
+
+    assert torch.equal(*drawn)
+
+
 @pytest.mark.filterwarnings("ignore:The combination")
 def test_new_combinations_use_the_sampler_as_requested(without_a_combination):
     model, seen = without_a_combination, []

@@ -44,6 +44,7 @@ class ConditionedModule(BaseModuleClass):
     null_condition: Tensor
     key_of_column: Tensor
     n_keys: int
+    unstandardise: Callable[[Tensor], Tensor]  # of modules with a transport
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,9 +161,11 @@ class ConditionedModule(BaseModuleClass):
         options: dict[str, Any] = {"n_steps": n_steps, "generators": generators}
         states = self.initial_states(given, generators, library_size if output == "counts" else None)
         states = sampler(self.denoiser(given, guidance), states, **options)
+        draw_totals: TensorMap = partial(self.draw_totals, library_size, condition, generators=generators)
         if start is not None:
+            before = self.unstandardise(states)
             states = self.transported(states, start, condition, sampler, **options)
-        draw_totals = partial(self.draw_totals, library_size, condition, generators=generators)
+            draw_totals = lambda _: self.draw_totals(library_size, condition, before, generators, start)
         shown = self.shown_conditions(condition, guidance)
         return self.cells_of(states, draw_totals, generators.first(n_wanted), shown, output)[:n_wanted]
 
@@ -238,13 +241,21 @@ class ConditionedModule(BaseModuleClass):
         """
 
     def draw_totals(
-        self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, features: Tensor, generators: Generators
+        self,
+        library_size: LibrarySizeKind | np.ndarray,
+        condition: Tensor,
+        features: Tensor,
+        generators: Generators,
+        start: Tensor | None = None,
     ) -> Tensor:
-        """Draw total counts ``(cells, ...)`` from conditions ``(cells, columns)`` and features; given totals stay."""
+        """Draw total counts ``(cells, ...)`` from conditions ``(cells, columns)`` and features; given totals stay.
+
+        Cells that the transport moves have the features that they had under the conditions ``start``.
+        """
         uniform = generators.uniform(*self.library_size.shape)
         if isinstance(library_size, np.ndarray):
             return torch.tensor(library_size, device=features.device)
-        return self.library_size.draw(library_size, condition, features, uniform)
+        return self.library_size.draw(library_size, condition, features, uniform, start=start)
 
     def decoding_totals(self, x: Tensor, z: Tensor, generators: Generators | None) -> Tensor:
         """Return the totals of cells ``x (cells, genes)``: their own, ``(cells, 1)``, also if predicted anew."""

@@ -130,7 +130,9 @@ class LibrarySizeModel(nn.Module):
         self.predicted_quantiles = self.quantiles
         self.means, self.stds = means.float().to(device), stds.float().to(device)
 
-    def draw(self, kind: LibrarySizeKind, condition: Tensor, z: Tensor, uniform: Tensor) -> Tensor:
+    def draw(
+        self, kind: LibrarySizeKind, condition: Tensor, z: Tensor, uniform: Tensor, start: Tensor | None = None
+    ) -> Tensor:
         """Draw totals.
 
         Parameters
@@ -143,6 +145,9 @@ class LibrarySizeModel(nn.Module):
             Latents, ``(n, tokens, width)``; only ``"latent"`` uses them.
         uniform
             Random numbers in ``[0, 1)``, ``(n,)``.
+        start
+            Conditions of the latents, ``(n, columns)``, if the transport moves the cells afterwards: they keep their
+            level, as moved latents that fall a little short would be among the least of their new group.
 
         Returns
         -------
@@ -153,7 +158,7 @@ class LibrarySizeModel(nn.Module):
         if kind == "normal":
             log_total = self._look_up(self.means, condition) + self._look_up(self.stds, condition).clamp(min=0) * noise
         else:
-            levels = uniform if kind == "empirical" else self._level(condition, z, noise)
+            levels = uniform if kind == "empirical" else self._level(condition if start is None else start, z, noise)
             log_total = _interpolate(self._look_up(self.quantiles, condition), levels)
         return log_total.exp().round().clamp(min=1)
 
