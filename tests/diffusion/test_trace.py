@@ -16,7 +16,6 @@ from scgen_diffusion.diffusion import (
     DPMSolverSampler,
     Generators,
     LinearInterpolant,
-    TracingSampler,
 )
 
 DATA = torch.tensor([1.0, -2.0])
@@ -126,8 +125,3 @@ def test_more_frames_than_steps_are_refused_before_anything_is_computed(sampler)
         )
 
     assert counts == []
-
-
-def test_every_sampler_of_the_package_can_be_watched():
-    assert all(isinstance(sampler, TracingSampler) for _, sampler, _ in SAMPLERS)
-    assert not isinstance(lambda field, x: x, TracingSampler)

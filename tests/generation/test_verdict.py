@@ -120,6 +120,23 @@ def test_a_new_set_names_its_part_that_was_never_seen_alone():
     assert alone.reason.endswith("from similar ones")
 
 
+def test_one_dose_per_cell_is_told_to_give_several_cells_the_same():
+    request = _Request(
+        n_cells=1,
+        misfit=0,
+        variance=0,
+        prior=1,
+        has_groups=True,
+        is_new=False,
+        n_contexts=6,
+        first_context="",
+        in_own_context=True,
+    )
+    advice = [_rule(request, _Known(0, [], 0, has_numbers))[2] for has_numbers in (True, False)]
+
+    assert ["several the same dose" in one for one in advice] == [True, False]
+
+
 def test_small_numbers_of_unlikely_cells_are_named_before_genes_and_species():
     few, many = Conditions.from_codes(CONDITIONS.by_key, np.array([[8.0, 0.0]] * 6)), CONDITIONS
     found = [

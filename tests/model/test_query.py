@@ -354,6 +354,33 @@ def test_new_cells_with_known_perturbations_keep_the_transport(with_transport, m
     assert not same(*(effects_on_old_cells(m, with_transport) for m in (with_transport, model)))
 
 
+def test_new_cells_of_known_values_do_not_teach_their_combination(make_trained, make_cells, quick, tmp_path):
+    """Only the vectors of new types change, so new cells of other combinations teach nothing."""
+    old, request = perturbed(make_cells, DRUGS), {"cell_type": "B cell", "drug": "A", "time": 1.0}
+    is_left_out = (old.obs[["cell_type", "drug"]] == ["B cell", "A"]).all(axis=1)
+    reference = drug_model(make_trained, old[~is_left_out].copy())
+    reference.train_transport(1, **quick)
+    new = of_new_type(make_cells, ["ctrl", "A"])
+    query = SCLDM.load_query_data(new, reference, accelerator="cpu")
+    query.train(1, **quick)
+    query.save(tmp_path / "query")
+    of_query = new.copy()
+    of_query.obs["cell_type"] = of_query.obs["cell_type"].cat.rename_categories({NEW_TYPE: "mast"})
+    again = SCLDM.load_query_data(of_query, tmp_path / "query", accelerator="cpu")
+    again.train(1, **quick)
+
+    expected, *found = (
+        model.generate(30, request, seed=0)
+        for model in (reference, query, SCLDM.load(tmp_path / "query", adata=False, accelerator="cpu"), again)
+    )
+
+    for cells in found:
+        assert same(cells, expected)
+        assert cells.uns["scgen_diffusion"]["outside_training"] == expected.uns["scgen_diffusion"]["outside_training"]
+        found, wanted = (one.uns["scgen_diffusion"]["verdict"] for one in (cells, expected))
+        assert found.astype(str).equals(wanted.astype(str))  # the categories of drugs differ
+
+
 def test_new_perturbations_keep_the_transport_until_it_is_trained_on_them(with_transport, make_cells, quick):
     cells = of_new_type(make_cells, ["ctrl", "A+C+B", "D"])  # larger sets and more members than those of the reference
     model = SCLDM.load_query_data(cells, with_transport, accelerator="cpu")
@@ -562,7 +589,8 @@ def test_sets_get_new_members_spellings_and_places(make_trained, make_cells, qui
     assert (time.mean, time.std, time.low, time.high) == (known.mean, known.std, 0.0, 5.0)
     made = model.generate(20, {"drug": ["A+C", "D"], "time": 5.0, "cell_type": "T cell"}, seed=0)
     assert made.obs["drug"].unique().tolist() == ["C+A", "D"]
-    assert model.combination_sizes_.sum() == reference.adata.n_obs + cells.n_obs
+    n_learned = (cells.obs["drug"] != "A+B").sum()  # whose members are known, but not together
+    assert model.combination_sizes_.sum() == reference.adata.n_obs + n_learned
 
 
 def test_members_with_known_embeddings_need_rows(make_trained, make_cells, quick):

@@ -361,6 +361,33 @@ def test_generate_moves_control_cells_to_a_combination_never_seen(without_a_comb
     assert control.n_obs == 200
 
 
+@pytest.mark.filterwarnings("ignore:The (combination|effect)")
+def test_without_weight_of_the_perturbation_nothing_is_moved_and_other_scales_are_named(without_a_combination):
+    model, options = without_a_combination, {"seed": 0, "library_size": 500}
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    new, seen = (model.generate(9, NEW | {"cell_type": of}, guidance_scale=0, **options) for of in ("NK", "B cell"))
+
+    assert (new.X != seen.X).nnz == 0
+    assert not {"method", "verdict"} & {*new.uns["scgen_diffusion"]}
+    for scale in (2, Guidance(0, interval=(0.5, 1))):  # elsewhere the network would be asked for what it never saw
+        with pytest.warns(UserWarning, match="has no guidance: the scale of 'dose' changes only the control cells"):
+            moved = model.generate(9, NEW, guidance_scale=scale, **options)
+        assert "verdict" in moved.uns["scgen_diffusion"]
+
+
+@pytest.mark.filterwarnings("ignore:The (combination|effect)")
+def test_totals_of_moved_cells_do_not_depend_on_how_far_they_come(without_a_combination, monkeypatch):
+    model, drawn = without_a_combination, []
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    module, draw = model.module, model.module.draw_totals
+    monkeypatch.setattr(module, "draw_totals", lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    for distance in (0, 9):
+        monkeypatch.setattr(module.transport, "move", lambda x, *_, by=distance, **__: x + by)
+        model.generate(9, NEW, library_size="latent", seed=0)
+
+    assert torch.equal(*drawn)
+
+
 @pytest.mark.filterwarnings("ignore:The combination")
 def test_new_combinations_use_the_sampler_as_requested(without_a_combination):
     model, seen = without_a_combination, []
@@ -623,6 +650,16 @@ def dosed(make_cells, make_model):
     model.train_transport(1, **QUICK)
     model.cut_short_ = {}
     return model
+
+
+def test_a_small_dose_is_no_control_value(make_cells, make_model):
+    cells = make_cells(120)
+    cells.obs["dose"] = np.resize([0.0, 1.0, 1e6], 120)
+    model = make_model(
+        cells, setup={"continuous_condition_keys": ["dose"], "control_values": {"dose": 0}}, condition_keys=[]
+    )
+
+    assert np.array_equal(model._are_control({"dose": 0}, model._registered_codes), cells.obs["dose"] == 0)
 
 
 def test_an_error_names_control_doses_as_they_are_also_in_a_loaded_model(dosed, tmp_path):

@@ -226,6 +226,7 @@ def test_sizes_of_a_cell_go_together(missing):
 
     with torch.no_grad():
         drawn = {kind: sizes.draw(kind, condition, z, uniform).log() for kind in ("latent", "empirical")}
+        assert torch.equal(sizes.draw("latent", condition, z, uniform, start=condition).log(), drawn["latent"])
 
     together, apart = (torch.corrcoef(drawn[kind].T)[0, 1] for kind in ("latent", "empirical"))
     assert together > 0.9

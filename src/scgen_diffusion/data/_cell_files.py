@@ -132,15 +132,7 @@ class CellFiles:
             if layer is not None and all(layer not in file.layers for file in self.files):
                 msg = f"`layer` {layer!r} is in none of the files, which hold generated cells; leave it out for X."
                 raise KeyError(msg)
-            setup = ConditionSetup.of(
-                condition_keys,
-                continuous_condition_keys,
-                set_condition_keys,
-                control_values,
-                condition_embeddings,
-                unlabeled_category,
-            )
-            self._read_conditions(setup)
+            self._read_conditions(ConditionSetup.picked_from(locals()))
 
     @classmethod
     def like(

@@ -304,7 +304,7 @@ class ContinuousKey(ConditionKey):
         if not is_number(control):
             msg = f"The control value of {name!r} must be a number, as in obs, but found {control!r}."
             raise ValueError(msg)
-        is_control = np.isclose(key.encode(numbers.tolist()), key.encode([control], "`control_values`")).ravel()
+        is_control = are_same_codes(key.encode(numbers.tolist()), key.encode([control], "`control_values`")).ravel()
         if not is_control.any():
             nearest = float(values[np.abs(values - control).argmin()])
             msg = f"No cell has the control value {control} in obs[{name!r}]; the nearest number is {nearest}."
@@ -712,6 +712,12 @@ def recode(codes: np.ndarray, before: Sequence[ConditionKey], after: Sequence[Co
             block = np.concatenate([block, np.repeat(filling, new.n_columns - old.n_columns, axis=1)], axis=1)
         written[:, goal] = block
     return written
+
+
+def are_same_codes(codes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return which codes single precision, in which columns may have been, cannot tell from others."""
+    rounding = float(np.finfo(np.float32).eps)
+    return np.isclose(codes, others, rtol=rounding, atol=rounding)
 
 
 def members_of(text: str, separator: str, control: str | None) -> frozenset[str]:

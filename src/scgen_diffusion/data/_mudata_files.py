@@ -103,15 +103,7 @@ class MuDataFiles(CellFiles):
         self.files = []
         with closing_if_refused(self.close):
             self._open(paths, window_size, block_size, modalities=modalities, layers=layers)
-            setup = ConditionSetup.of(
-                condition_keys,
-                continuous_condition_keys,
-                set_condition_keys,
-                control_values,
-                condition_embeddings,
-                unlabeled_category,
-            )
-            self._read_conditions(setup)
+            self._read_conditions(ConditionSetup.picked_from(locals()))
 
     @staticmethod
     def _opened_as(registry: Mapping[str, Any]) -> dict[str, Any]:

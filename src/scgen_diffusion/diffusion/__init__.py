@@ -16,11 +16,11 @@ from ._diffusion_samplers import (
     DIFFUSION_SAMPLERS,
     DDIMSampler,
     DDPMSampler,
+    DiffusionSampler,
     DPMSolverSampler,
     check_sampler,
     samplers_for,
 )
-from ._diffusion_walk import DiffusionSampler
 from ._guidance import WHOLE_PATH, Guidance, GuidanceScale, GuidedField, ResolvedGuidance
 from ._inversion import FlowInversion, Inversion, NoiseInversion, UnmaskingInversion
 from ._losses import Network, diffusion_loss
@@ -28,10 +28,9 @@ from ._masking import Masking, UnmaskingSampler, with_masked
 from ._paths import LinearInterpolant, Path, expand_like, expand_time
 from ._random import Generators, block_size, sample_seed
 from ._residuals import counterfactual_counts
-from ._samplers import FLOW_SAMPLERS, Field, FixedStepSampler, Sampler
+from ._samplers import FLOW_SAMPLERS, Field, FixedStepSampler, Sampler, SteppingSampler, Walk
 from ._spike_and_slab import spike_and_slab_mean
 from ._targets import TARGETS, Kinds, Target
-from ._trace import SteppingSampler, TracingSampler, Walk
 from ._variance_preserving import PATHS, VariancePreserving
 
 __all__ = [
@@ -71,7 +70,6 @@ __all__ = [
     "Sampler",
     "SteppingSampler",
     "Target",
-    "TracingSampler",
     "UnmaskingInversion",
     "UnmaskingSampler",
     "VariancePreserving",

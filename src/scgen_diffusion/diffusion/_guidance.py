@@ -38,7 +38,8 @@ class Guidance:
     scale
         1: conditional; 0: unconditional; larger: more typical of the condition and less diverse, and far above 5 unlike
         real cells; negative: away from the condition. One number, or a mapping from condition keys to numbers (1 for
-        missing keys), which are combined as the model's ``condition_strategy`` says.
+        missing keys), which are combined as the model's ``condition_strategy`` says. Total counts follow the condition
+        that was asked for, whatever the scale; give ``library_size`` to change them.
     interval
         Path times, from 0 (noise) to 1 (data), between which the scale applies; elsewhere it is 1.
     rescale
@@ -186,12 +187,15 @@ class ResolvedGuidance:
         return self.terms if self.conditional is None else self.conditional
 
     @property
+    def weights(self) -> dict[int, float]:
+        """The sum of each key's weights, which is its scale; keys of scale 0 are left out."""
+        return _sum_by_key(self.terms)
+
+    @property
     def keys(self) -> tuple[int, ...]:
-        """Keys that count somewhere on the path: those whose weights do not sum to zero, as they do at scale 0."""
-        mixtures = [self.terms] if self.covers_path else [self.terms, self.plain]
-        every = {key for terms in mixtures for term in terms for key in term.keys}
-        weights = {key: [sum(each.weight for each in terms if key in each.keys) for terms in mixtures] for key in every}
-        return tuple(sorted(key for key in every if max(map(abs, weights[key])) > WEIGHT_ROUNDING))
+        """Keys that count somewhere on the path: those of another scale than 0."""
+        outside = {} if self.covers_path else _sum_by_key(self.plain)
+        return tuple(sorted({*self.weights, *outside}))
 
     @property
     def covers_path(self) -> bool:
@@ -262,6 +266,12 @@ class GuidedField:
     @cached_property
     def _plain_mixture(self) -> _Mixtures:
         return _Mixtures.of(self.condition, self.columns, self.guidance.plain)
+
+
+def _sum_by_key(terms: Sequence[GuidanceTerm]) -> dict[int, float]:
+    keys = sorted({key for term in terms for key in term.keys})
+    weights = {key: sum(term.weight for term in terms if key in term.keys) for key in keys}
+    return {key: round(weight, 9) for key, weight in weights.items() if abs(weight) > WEIGHT_ROUNDING}
 
 
 class _Mixtures(NamedTuple):

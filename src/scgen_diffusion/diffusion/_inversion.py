@@ -11,15 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from scgen_diffusion._arguments import check_count
 
 from ._count_draws import LARGEST_THETA, draw_binomial
-from ._diffusion_samplers import DDIMSampler
-from ._diffusion_walk import Level, levels_at
+from ._diffusion_samplers import DDIMSampler, Level, levels_at
 from ._masking import DEFAULT_N_STEPS, expected_step, share_of_masked, with_masked
 from ._random import check_generators
 from ._residuals import counterfactual_counts
@@ -32,23 +31,6 @@ if TYPE_CHECKING:
     from ._random import Generators
 
 Advance = Callable[[Any, "Tensor", Any, Any], "Tensor"]  # (field, x_t, t, s) -> x_s
-
-
-class Inversion(Protocol):
-    """Anything that carries data from one field's distribution to another's by way of noise."""
-
-    def __call__(
-        self,
-        own: Denoiser,
-        new: Denoiser,
-        x: Tensor,
-        *,
-        strength: float = 1.0,
-        n_steps: int | None = None,
-        generators: Generators | None = None,
-    ) -> Tensor:
-        """Carry data ``x (n, ...)`` from the distribution of ``own`` to that of ``new``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -228,6 +210,10 @@ class UnmaskingInversion:
             state = with_masked((state[:, :-1] + step).to(x.dtype), totals)
             new_state = with_masked((new_state[:, :-1] + new_step).to(x.dtype), totals)
         return new_state
+
+
+Inversion = FlowInversion | NoiseInversion | UnmaskingInversion
+"""How data are carried from one field's distribution to another's by way of noise."""
 
 
 def _replay(advance: Advance, own: Any, new: Any, states: Iterable[Tensor], moments: Iterable[Any]) -> Tensor:

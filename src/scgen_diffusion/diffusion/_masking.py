@@ -27,8 +27,7 @@ from ._count_draws import draw_binomial, draw_poisson
 from ._denoiser import as_denoiser
 from ._paths import Path, expand_time
 from ._random import check_generators
-from ._samplers import equal_times
-from ._trace import SteppingSampler, Walk
+from ._samplers import SteppingSampler, Walk, equal_times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

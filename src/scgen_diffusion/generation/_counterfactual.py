@@ -142,7 +142,7 @@ def predict_block(
         residuals=request.residuals,
         n_wanted=block.n_wanted,
         **by_transport,
-    )
+    )[: block.n_wanted]
     rows = rows_of(values, sparse=request.sample and module.has_zeros(sampling.output))
     check_finite(rows)
     if request.group is None:

@@ -18,7 +18,6 @@ from scgen_diffusion.diffusion import (
     DIFFUSION_SAMPLERS,
     Generators,
     Masking,
-    TracingSampler,
     block_size,
     check_sampler,
     samplers_for,
@@ -160,12 +159,12 @@ class CellGenerator:
         condition = self.conditions.as_table(condition)
         codes = self.conditions.request(condition, n_cells)
         distinct, _ = codes.runs()
-        self._check_is_whole(distinct)
         sizes = self.totals(library_size, len(codes), output)
         options = self.sampling(sampler, n_steps, guidance, output)
+        self._check_is_whole(distinct, options.guidance)
         check_sampler(options.sampler, self.module.path, options.n_steps)
         draws_totals = isinstance(sizes, str) or bool(np.isnan(sizes[:1]).any())  # NaN for all cells or none
-        starts = self._starts(distinct)
+        starts = self._starts(distinct, options.guidance)
         judged = None if starts is None else (starts != distinct).any(1)
         outside = self.warn_outside_training(distinct, draws_totals=draws_totals, judged=judged)
         few = self._warn_of_few_cells(distinct if starts is None else starts)
@@ -173,13 +172,18 @@ class CellGenerator:
         provenance |= {"outside_training": outside, "few_training_cells": few}
         if starts is not None:
             provenance["method"] = "transport of generated control cells, where the combination is new"
+            if ignored := [key for key, scale in self._scales_of_perturbing(options.guidance).items() if scale != 1]:
+                warn_user(
+                    "The transport, which makes the combinations that training never saw, has no guidance: the scale "
+                    f"of {', '.join(map(repr, ignored))} changes only the control cells that it starts from."
+                )
         identity = identity_of(self.module, self.conditions, codes, options, sizes, provenance)
         return CellRequest(codes, options, sizes, seed, identity, provenance)
 
     def verdicts(self, request: CellRequest) -> dict[str, Any] | None:
         """Judge the combinations that the transport makes of generated control cells, from some of these, if any."""
         (codes, sizes), options, seed = request.codes.runs(), request.options, request.seed
-        starts = self._starts(codes)
+        starts = self._starts(codes, options.guidance)
         if starts is None:
             return None
         self.module.eval()
@@ -349,7 +353,7 @@ class CellGenerator:
         """
         check_count("n_frames", n_frames, least=2)  # noise and cells
         sampler = request.options.sampler
-        if not isinstance(sampler, TracingSampler):
+        if not hasattr(sampler, "trace"):
             msg = (
                 f"`sampler` {sampler!r} has no method `trace`, which a sampling path needs; derive it from "
                 "scgen_diffusion.diffusion.SteppingSampler."
@@ -394,7 +398,7 @@ class CellGenerator:
         generators = Generators(request.seed, range(first, first + len(cells)), self.module.device)
         rows = np.minimum(cells, request.n_cells - 1)
         asked = request.codes[rows]
-        starts = self._starts(asked)
+        starts = self._starts(asked, request.options.guidance)
         # what is left open is that of control cells, where these are moved: no cell has the combination itself
         drawn = self.conditions.fill(asked if starts is None else starts, generators.uniform().cpu().numpy())
         codes, moved = np.where(asked == OPEN, drawn, asked), False if starts is None else starts != asked
@@ -428,10 +432,17 @@ class CellGenerator:
             return torch.where(left_out, self.module.null_condition, as_tensor(codes))
         return as_tensor(self.conditions.fill(np.where(ignored, OPEN, codes), generators.uniform().cpu().numpy()))
 
-    def _check_is_whole(self, codes: np.ndarray) -> None:
+    def _scales_of_perturbing(self, guidance: ResolvedGuidance) -> dict[str, float]:
+        """Return the scales of the keys that perturb; empty without a transport, or if guidance ignores these keys."""
+        perturb = [] if self.module.transport is None else self.module.transport.perturbing_keys
+        numbered = enumerate(zip(self.conditions.keys, perturb, strict=False))
+        scales = {key: guidance.weights.get(number, 0.0) for number, (key, does) in numbered if does}
+        return scales if any(scales.values()) or not guidance.covers_path else {}
+
+    def _check_is_whole(self, codes: np.ndarray, guidance: ResolvedGuidance) -> None:
         """Raise if a perturbation is asked for in part, and no training cell of this kind can say the rest."""
         transport = self.module.transport
-        if transport is None:
+        if transport is None or not self._scales_of_perturbing(guidance):
             return
         perturbs, control = transport.perturbs.cpu().numpy(), transport.control.cpu().numpy()
         is_given = (codes != OPEN)[:, perturbs]
@@ -446,13 +457,13 @@ class CellGenerator:
             )
             raise ValueError(msg)
 
-    def _starts(self, codes: np.ndarray) -> np.ndarray | None:
+    def _starts(self, codes: np.ndarray, guidance: ResolvedGuidance) -> np.ndarray | None:
         """Return the conditions ``(n, columns)`` to generate before the transport moves cells; None: the given ones.
 
         Cells of perturbed combinations that training never saw start as control cells, if training saw these.
         """
         transport = self.module.transport
-        if transport is None:
+        if transport is None or not self._scales_of_perturbing(guidance):
             return None
         perturbs = transport.perturbs.cpu().numpy()
         controls = np.where(perturbs, transport.control.cpu().numpy(), codes)
@@ -477,12 +488,12 @@ class CellGenerator:
         check_finite(x)  # here, because the values are on the host now, and later blocks would be wasted
         return Cells(x, block.codes[: block.n_wanted])
 
-    def _frames_of_block(self, request: CellRequest, sampler: TracingSampler, n_frames: int, first: int) -> Frames:
+    def _frames_of_block(self, request: CellRequest, sampler: Any, n_frames: int, first: int) -> Frames:
         block, module = self.block(request, first, request.n_cells), self.module
         start = block.start
         condition = block.condition if start is None else start
         denoiser = module.denoiser(condition, request.options.guidance)
-        noise = module.initial_states(condition, block.generators)
+        noise = module.initial_states(condition, block.generators, None)
         options: dict[str, Any] = {"n_steps": request.options.n_steps, "generators": block.generators}
         shown = module.shown_conditions(block.condition, request.options.guidance)
 

@@ -194,7 +194,8 @@ def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
         return UNKNOWN, reason, "Give the values of all keys that perturb, such as a drug and its dose."
     if request.n_cells < FEWEST_OF_INTERVAL:
         reason = "the mean change of a single control cell has no interval"
-        return UNKNOWN, reason, "Predict more control cells together."
+        advice = ", and give several the same dose or other number that perturbs" if known.has_numbers else ""
+        return UNKNOWN, reason, f"Predict more control cells together{advice}."
     if excess > STRANGE and request.n_cells < FEWEST_CELLS:
         reason = f"{request.n_cells} control cells are too few to tell whether the model knows such cells"
         return UNKNOWN, reason, "Predict more control cells together."

@@ -91,7 +91,7 @@ from ._model_file import (
     write_model,
     write_together,
 )
-from ._query import are_paths, check_learns_something, check_query_cells, start_from, trained_rows
+from ._query import are_learned, are_paths, check_learns_something, check_query_cells, start_from, trained_rows
 from ._registration import (
     check_datamodule,
     check_is_anndata,
@@ -287,14 +287,7 @@ class DiffusionModel(BaseModelClass):
         check_setup_arguments(cls.setup_anndata, kwargs)
         check_is_anndata(adata)
         check_is_no_view(adata, "adata")
-        setup = ConditionSetup.of(
-            condition_keys,
-            continuous_condition_keys,
-            set_condition_keys,
-            control_values,
-            condition_embeddings,
-            unlabeled_category,
-        ).checked(adata)
+        setup = ConditionSetup.picked_from(setup_method_args["setup_args"]).checked(adata)
         setup_method_args["setup_args"] |= setup.arguments
         like_a_model = "source_registry" in kwargs  # which has chosen the layer
         advice = {"advice": ADVICE_ON_COUNTS.format(where=check_layer(adata, layer))} if like_a_model else {}
@@ -375,8 +368,9 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def _seen_indices(self) -> np.ndarray:
-        """Rows of the training and validation cells, in order: all but test cells."""
-        return np.sort(np.concatenate([self.train_indices_, self.validation_indices_]))
+        """Rows of the training and validation cells of which training learns the conditions, in order."""
+        rows = np.sort(np.concatenate([self.train_indices_, self.validation_indices_]))
+        return rows[are_learned(self, self._registered_codes[rows])]
 
     def _count_combinations(self, codes: np.ndarray) -> None:
         """Count the cells of each combination of conditions, including those of the reference."""
@@ -1513,7 +1507,7 @@ class DiffusionModel(BaseModelClass):
         New classes and set members are added to the condition keys. They start at the mean of the learned ones. A
         misspelt label is a new one, too: ``print(model)`` names them. Call :meth:`train` next. Afterwards, conditions
         you leave out are drawn from the reference's cells and the new ones together, and new combinations have the
-        library sizes of the new cells.
+        library sizes of the new cells. New cells that ``trainable`` learns nothing of do not count.
 
         SCLDM keeps the reference's transport: :meth:`predict_perturbation` predicts control cells of new types at once.
         :meth:`train` trains another one, on the new cells alone, only if they have a perturbation of a new class or
@@ -1532,7 +1526,7 @@ class DiffusionModel(BaseModelClass):
             What :meth:`train` changes:
 
             - ``"new_conditions"``: only the embeddings of new classes and members. The reference's conditions still
-              give exactly the same cells.
+              give exactly the same cells, also in combinations that only new cells have.
             - ``"conditions"``: the embeddings of all conditions.
             - ``"network"``: the whole diffusion network (for SCLDM, the prior), and the library sizes of conditions
               that the new cells have. The autoencoder stays.

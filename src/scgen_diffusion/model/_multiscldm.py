@@ -170,14 +170,7 @@ class MULTISCLDM(SCLDM):
             likelihoods, layers = (dict(known["setup_args"][name]) for name in ("modalities", "layers"))
         else:
             likelihoods, layers = resolve_modalities(mdata, modalities, layers)
-        setup = ConditionSetup.of(
-            condition_keys,
-            continuous_condition_keys,
-            set_condition_keys,
-            control_values,
-            condition_embeddings,
-            unlabeled_category,
-        ).checked(mdata)
+        setup = ConditionSetup.picked_from(setup_method_args["setup_args"]).checked(mdata)
         setup_method_args["setup_args"] |= {"modalities": likelihoods, "layers": layers, **setup.arguments}
         fields = [ModalitiesField(likelihoods, layers), ConditionField(setup)]
         manager = AnnDataManager(

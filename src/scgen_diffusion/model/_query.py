@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, TypeGuard
 
+import numpy as np
 import torch
 from anndata import AnnData
 
 from scgen_diffusion._arguments import warn_user
-from scgen_diffusion.data import check_same_genes, digest_of, mark_occurring, recode
+from scgen_diffusion.data import Conditions, check_same_genes, digest_of, mark_occurring, recode
 from scgen_diffusion.module import TRAINABLE, copy_reference, trained_masks, transport_fits
 
 from ._end_of_training import TOO_SHORT
@@ -17,7 +18,6 @@ from ._end_of_training import TOO_SHORT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     import pandas as pd
     from torch import Tensor
 
@@ -110,6 +110,17 @@ def new_values(model: DiffusionModel) -> list[Tensor]:
     codes = model._registered_codes, model.reference_["combinations"]
     here, before = (_mark_occurring(model._condition_keys, of) for of in codes)
     return [own & ~known for own, known in zip(here, before, strict=True)]
+
+
+def are_learned(model: DiffusionModel, codes: np.ndarray) -> np.ndarray:
+    """Mark the codes ``(n, columns)`` that training learns; new vectors alone learn no combination of known values."""
+    reference = model.reference_
+    if reference is None or reference["trainable"] != "new_conditions":
+        return np.ones(len(codes), dtype=bool)
+    before = Conditions(model._condition_keys, reference["combinations"], reference["combination_sizes"])
+    parts = zip(before.parts, new_values(model), strict=True)
+    have_new = [np.isin(codes[:, columns], np.flatnonzero(new)).any(1) for (_, columns), new in parts]
+    return np.any(have_new, axis=0) | ~before.are_unseen(codes)
 
 
 def _mark_occurring(keys: Sequence[ConditionKey], codes: np.ndarray) -> list[Tensor]:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import list_first, warn_user
-from scgen_diffusion.data import OPEN, check_names, digest_of, have_labels
+from scgen_diffusion.data import OPEN, are_same_codes, check_names, digest_of, have_labels
 from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
 from scgen_diffusion.nn import Number
 from scgen_diffusion.train import (
@@ -557,7 +557,7 @@ class SCLDM(AutoencoderModel):
         """Mark the codes ``(cells, columns)`` of unperturbed cells, ``(cells,)``."""
         columns = self._columns_of(control)
         expected = self.conditions.encode(control, 1)[:, columns]
-        return np.isclose(codes[:, columns], expected).all(1)
+        return np.all(are_same_codes(codes[:, columns], expected), axis=1)
 
     @property
     def _labeled_cells(self) -> tuple[np.ndarray, np.ndarray]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from scvi.module.base import BaseModuleClass
+from torch import Tensor
 
 from scgen_diffusion.diffusion import CONDITION_STRATEGIES, ConditionColumns, expand_like
 from scgen_diffusion.nn import keys_of_columns, null_condition
@@ -15,9 +18,9 @@ from scgen_diffusion.nn import keys_of_columns, null_condition
 from ._expression import total_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from torch import Tensor, nn
+    from torch import nn
     from torch.optim.swa_utils import AveragedModel
 
     from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Inversion, ResolvedGuidance, Sampler
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from ._library_size import LibrarySizeKind
     from ._transport import LatentTransport
 
+TensorMap = Callable[[Tensor], Tensor]
 CONDITIONS = "conditions"
 """Name of the cells' conditions in the registry and in batches."""
 
@@ -40,6 +44,7 @@ class ConditionedModule(BaseModuleClass):
     null_condition: Tensor
     key_of_column: Tensor
     n_keys: int
+    unstandardise: Callable[[Tensor], Tensor]  # of modules with a transport
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,29 +100,18 @@ class ConditionedModule(BaseModuleClass):
     def draw_noise(self, generators: Generators) -> Tensor:
         """Draw the noise at the end of the path, ``(cells, ...)``."""
 
-    def initial_states(self, condition: Tensor, generators: Generators) -> Tensor:
-        """Draw the states that generation starts from, ``(cells, ...)``: by default noise."""
+    def initial_states(
+        self, condition: Tensor, generators: Generators, library_size: LibrarySizeKind | np.ndarray | None
+    ) -> Tensor:
+        """Draw the states that generation starts from, ``(cells, ...)``: by default noise.
+
+        ``library_size`` as in :meth:`sample_cells`; None if no counts are wanted.
+        """
         return self.draw_noise(generators)
 
     @abstractmethod
     def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:
         """Return the denoiser for samplers, given ``condition (cells, columns)`` and guidance."""
-
-    def sample_states(
-        self,
-        noise: Tensor,
-        condition: Tensor,
-        generators: Generators,
-        guidance: ResolvedGuidance,
-        sampler: Sampler,
-        n_steps: int | None,
-        start: Tensor | None,
-    ) -> Tensor:
-        """Turn noise into the states of cells ``(cells, ...)``. Arguments as in :meth:`sample_cells`."""
-        denoiser = self.denoiser(condition if start is None else start, guidance)
-        options: dict[str, Any] = {"n_steps": n_steps, "generators": generators}
-        states = sampler(denoiser, noise, **options)
-        return states if start is None else self.transported(states, start, condition, sampler, **options)
 
     def transported(self, states: Tensor, own: Tensor, new: Tensor, sampler: Sampler, **options: Any) -> Tensor:
         """Move the states ``(cells, ...)`` of cells whose conditions ``own (cells, columns)`` become ``new``."""
@@ -125,7 +119,6 @@ class ConditionedModule(BaseModuleClass):
         moved = self.transport.move(states, new, sampler=sampler, **options)
         return torch.where(expand_like((own == new).all(1), states), states, moved)
 
-    @abstractmethod
     def sample_cells(
         self,
         condition: Tensor,
@@ -135,7 +128,7 @@ class ConditionedModule(BaseModuleClass):
         sampler: Sampler,
         n_steps: int | None = None,
         library_size: LibrarySizeKind | np.ndarray = "empirical",
-        output: InputValues,
+        output: InputValues = "log1p",
         n_wanted: int,
         start: Tensor | None = None,
     ) -> Tensor:
@@ -164,6 +157,37 @@ class ConditionedModule(BaseModuleClass):
         Tensor
             ``(n_wanted, genes)``.
         """
+        given = condition if start is None else start
+        options: dict[str, Any] = {"n_steps": n_steps, "generators": generators}
+        states = self.initial_states(given, generators, library_size if output == "counts" else None)
+        states = sampler(self.denoiser(given, guidance), states, **options)
+        draw_totals: TensorMap = partial(self.draw_totals, library_size, condition, generators=generators)
+        if start is not None:
+            before = self.unstandardise(states)
+            states = self.transported(states, start, condition, sampler, **options)
+            draw_totals = lambda _: self.draw_totals(library_size, condition, before, generators, start)
+        shown = self.shown_conditions(condition, guidance)
+        return self.cells_of(states, draw_totals, generators.first(n_wanted), shown, output)[:n_wanted]
+
+    @abstractmethod
+    def cells_of(
+        self, states: Tensor, draw_totals: TensorMap, wanted: Generators, shown: Tensor, output: InputValues
+    ) -> Tensor:
+        """Turn finished states ``(block, ...)`` into cells ``(block, genes)``; or only those that are wanted.
+
+        Parameters
+        ----------
+        states
+            States at the end of the path.
+        draw_totals
+            Maps latents or profiles to total counts ``(block, ...)``.
+        wanted
+            Random generators of the wanted cells, the first ones of the block.
+        shown
+            Conditions whose effects are added, ``(block, columns)``.
+        output
+            ``"counts"`` or ``"log1p"``.
+        """
 
     @abstractmethod
     def inversion_by(self, sampler: Sampler) -> Inversion:
@@ -179,14 +203,11 @@ class ConditionedModule(BaseModuleClass):
     def predict_cells(
         self,
         x: Tensor,
-        move: Callable[[Tensor], Tensor],
-        draw_totals: Callable[[Tensor], Tensor],
+        move: TensorMap,
+        draw_totals: TensorMap,
         generators: Generators,
-        *,
         output: InputValues,
-        sample: bool = True,
-        residuals: str = "new",
-        n_wanted: int,
+        **options: Any,
     ) -> Tensor:
         """Predict given cells under new conditions.
 
@@ -204,12 +225,12 @@ class ConditionedModule(BaseModuleClass):
             Counts or profiles; drawn or expected values; whether drawn cells keep their own residuals (``"own"``).
             Ignored by modules without the choice.
         n_wanted
-            Number of cells to return, from the start of the block.
+            Number of cells that are wanted, from the start of the block.
 
         Returns
         -------
         Tensor
-            ``(n_wanted, genes)``.
+            ``(block, genes)``, or only the wanted cells.
         """
 
     @abstractmethod
@@ -220,13 +241,21 @@ class ConditionedModule(BaseModuleClass):
         """
 
     def draw_totals(
-        self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, features: Tensor, generators: Generators
+        self,
+        library_size: LibrarySizeKind | np.ndarray,
+        condition: Tensor,
+        features: Tensor,
+        generators: Generators,
+        start: Tensor | None = None,
     ) -> Tensor:
-        """Draw total counts ``(cells, ...)`` from conditions ``(cells, columns)`` and features; given totals stay."""
+        """Draw total counts ``(cells, ...)`` from conditions ``(cells, columns)`` and features; given totals stay.
+
+        Cells that the transport moves have the features that they had under the conditions ``start``.
+        """
         uniform = generators.uniform(*self.library_size.shape)
         if isinstance(library_size, np.ndarray):
             return torch.tensor(library_size, device=features.device)
-        return self.library_size.draw(library_size, condition, features, uniform)
+        return self.library_size.draw(library_size, condition, features, uniform, start=start)
 
     def decoding_totals(self, x: Tensor, z: Tensor, generators: Generators | None) -> Tensor:
         """Return the totals of cells ``x (cells, genes)``: their own, ``(cells, 1)``, also if predicted anew."""

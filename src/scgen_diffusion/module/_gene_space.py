@@ -27,17 +27,16 @@ from scgen_diffusion.diffusion import (
 )
 from scgen_diffusion.nn import GeneDiT, GeneMLP
 
-from ._conditioned import ConditionedModule
+from ._conditioned import ConditionedModule, TensorMap
 from ._ema import averaged_copy
 from ._expression import InputValues, log_profile, total_counts
-from ._library_size import LibrarySizeKind, LibrarySizeModel
+from ._library_size import LibrarySizeModel
 from ._profile_networks import build_network
 from ._profile_summary import ProfileSummary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    import numpy as np
     from torch.optim.swa_utils import AveragedModel
 
     from scgen_diffusion.diffusion import Inversion, Kinds
@@ -269,27 +268,11 @@ class GeneSpaceModule(ConditionedModule):
         field = GuidedField(self.averaged_network, condition, self.condition_columns, self.path, guidance)
         return Denoiser(field, self.path, self.target)
 
-    def sample_cells(
-        self,
-        condition: Tensor,
-        generators: Generators,
-        *,
-        guidance: ResolvedGuidance,
-        sampler: Sampler,
-        n_steps: int | None = None,
-        library_size: LibrarySizeKind | np.ndarray = "empirical",
-        output: InputValues = "log1p",
-        n_wanted: int,
-        start: Tensor | None = None,
+    def cells_of(
+        self, states: Tensor, draw_totals: TensorMap, wanted: Generators, shown: Tensor, output: InputValues
     ) -> Tensor:
-        """Generate profiles or counts ``(n_wanted, genes)`` under ``condition (block, columns)``."""
-        noise = self.draw_noise(generators)
-        profile = self.decode(self.sample_states(noise, condition, generators, guidance, sampler, n_steps, start))
-        if output == "log1p":
-            return profile[:n_wanted]
-        profile = self.cut_zeros(profile)
-        totals = self.draw_totals(library_size, condition, library_features(profile), generators)
-        return to_counts(profile, totals)[:n_wanted]
+        """Turn generated values into profiles or counts ``(block, genes)``."""
+        return self._profiles_or_counts(states, draw_totals, output)
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the inversion that finds the noise that a sampler would have drawn."""
@@ -303,26 +286,22 @@ class GeneSpaceModule(ConditionedModule):
         return NoiseInversion(eta, sampler.default_n_steps)
 
     def predict_cells(
-        self,
-        x: Tensor,
-        move: Callable[[Tensor], Tensor],
-        draw_totals: Callable[[Tensor], Tensor],
-        generators: Generators,
-        *,
-        output: InputValues = "log1p",
-        sample: bool = True,
-        residuals: str = "new",
-        n_wanted: int,
+        self, x: Tensor, move: TensorMap, draw_totals: TensorMap, generators: Generators, output: InputValues, **_: Any
     ) -> Tensor:
-        """Predict the profiles or counts of cells ``x (block, genes)`` under new conditions, ``(n_wanted, genes)``."""
+        """Predict the profiles or counts of cells ``x (block, genes)`` under new conditions, ``(block, genes)``."""
         given = self.inference(x)
         of_cells = given["profile"].masked_fill(given["profile"] <= 0, torch.inf).amin(1, keepdim=True)
         smallest = torch.minimum(self.smallest_value, of_cells)  # single counts of deep cells are smaller
-        profile = self.decode(move(given["data"]), smallest)
+        return self._profiles_or_counts(move(given["data"]), draw_totals, output, smallest)
+
+    def _profiles_or_counts(
+        self, states: Tensor, draw_totals: TensorMap, output: InputValues, smallest: Tensor | None = None
+    ) -> Tensor:
+        profile = self.decode(states, smallest)
         if output == "log1p":
-            return profile[:n_wanted]
+            return profile
         profile = self.cut_zeros(profile, smallest)
-        return to_counts(profile, draw_totals(library_features(profile)))[:n_wanted]
+        return to_counts(profile, draw_totals(library_features(profile)))
 
     def profiles_of(self, states: Tensor, condition: Tensor | None = None) -> Tensor:
         """Convert states ``(cells, genes)`` to profiles."""

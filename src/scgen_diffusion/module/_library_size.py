@@ -136,7 +136,9 @@ class LibrarySizeModel(nn.Module):
         self.predicted_quantiles = self.quantiles
         self.means, self.stds = means.float().to(device), stds.float().to(device)
 
-    def draw(self, kind: LibrarySizeKind, condition: Tensor, z: Tensor, uniform: Tensor) -> Tensor:
+    def draw(
+        self, kind: LibrarySizeKind, condition: Tensor, z: Tensor, uniform: Tensor, start: Tensor | None = None
+    ) -> Tensor:
         """Draw totals.
 
         Parameters
@@ -149,6 +151,9 @@ class LibrarySizeModel(nn.Module):
             Latents, ``(n, tokens, width)``; only ``"latent"`` uses them.
         uniform
             Random numbers in ``[0, 1)``, ``(n,)``.
+        start
+            Conditions of the latents, ``(n, columns)``, if the transport moves the cells afterwards: they keep their
+            level, as moved latents that fall a little short would be among the least of their new group.
 
         Returns
         -------
@@ -159,10 +164,10 @@ class LibrarySizeModel(nn.Module):
         if kind == "normal":
             log_total = self._look_up(self.means, codes) + self._look_up(self.stds, codes).clamp(min=0) * noise
         else:
-            if kind == "latent":  # it tells what a condition lacks, so its place is among those of all cells
-                is_whole = classes_are_given(condition, self.conditions) & condition.isfinite().all(1)
-                codes = torch.where(is_whole[:, None], codes, ANY)
-            levels = uniform if kind == "empirical" else self._level(codes, z, noise)
+            levels = uniform
+            if kind == "latent":
+                codes, start_codes = (self._known_to(one) for one in (condition, condition if start is None else start))
+                levels = self._level(start_codes, z, noise)
             log_total = _interpolate(self._look_up(self.quantiles, codes), levels)
         return log_total.exp().round().clamp(min=1)
 
@@ -174,6 +179,11 @@ class LibrarySizeModel(nn.Module):
 
     def _discretise(self, condition: Tensor) -> Tensor:
         return self.groups.discretise(condition, self.centres.to(condition.device))
+
+    def _known_to(self, condition: Tensor) -> Tensor:
+        """Return codes for what a latent tells of totals: of all cells where a part of the condition is left out."""
+        is_whole = classes_are_given(condition, self.conditions) & condition.isfinite().all(1)
+        return torch.where(is_whole[:, None], self._discretise(condition), ANY)
 
     def _level(self, codes: Tensor, z: Tensor, noise: Tensor) -> Tensor:
         """Return the level of each latent's draw among the draws of its group, ``(n,)``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from scvi.module.base import auto_move_data
@@ -16,12 +16,13 @@ from ._gene_space import GeneSpaceModule
 from ._molecule_network import MoleculeSummary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     import numpy as np
 
     from scgen_diffusion.diffusion import Denoiser, Generators, Inversion, ResolvedGuidance, Sampler
 
+    from ._conditioned import TensorMap
     from ._gene_space_architecture import GeneSpaceArchitecture
     from ._library_size import LibrarySizeKind
 
@@ -115,34 +116,18 @@ class MoleculeModule(GeneSpaceModule):
 
         return replace(denoiser, field=field)
 
-    def initial_states(self, condition: Tensor, generators: Generators) -> Tensor:
-        """Return cells with all molecules masked, with totals of the default distribution, ``(cells, genes + 1)``."""
-        return self._all_masked(self.architecture.library_size, condition, generators)
-
-    def _all_masked(
-        self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, generators: Generators
+    def initial_states(
+        self, condition: Tensor, generators: Generators, library_size: LibrarySizeKind | np.ndarray | None
     ) -> Tensor:
-        totals = self.draw_totals(library_size, condition, condition, generators).round()
+        """Return cells with all molecules masked, ``(cells, genes + 1)``: a profile, too, is one of some molecules."""
+        kind = self.architecture.library_size if library_size is None else library_size
+        totals = self.draw_totals(kind, condition, condition, generators).round()
         return with_masked(totals.new_zeros(len(totals), self.n_input), totals)
 
-    def sample_cells(
-        self,
-        condition: Tensor,
-        generators: Generators,
-        *,
-        guidance: ResolvedGuidance,
-        sampler: Sampler,
-        n_steps: int | None = None,
-        library_size: LibrarySizeKind | np.ndarray = "empirical",
-        output: InputValues = "log1p",
-        n_wanted: int,
-        start: Tensor | None = None,
+    def cells_of(
+        self, states: Tensor, draw_totals: TensorMap, wanted: Generators, shown: Tensor, output: InputValues
     ) -> Tensor:
-        """Generate counts or profiles ``(n_wanted, genes)`` under ``condition (block, columns)``."""
-        if output == "log1p":  # requested without totals, but they decide how noisy a profile is
-            library_size = self.architecture.library_size
-        masked = self._all_masked(library_size, condition, generators)
-        states = self.sample_states(masked, condition, generators, guidance, sampler, n_steps, start)[:n_wanted]
+        """Return the molecules, or their profiles, of finished states, ``(block, genes)``."""
         return self.profiles_of(states) if output == "log1p" else states[:, :-1]
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
@@ -153,19 +138,10 @@ class MoleculeModule(GeneSpaceModule):
         return UnmaskingInversion(sampler.default_n_steps)
 
     def predict_cells(
-        self,
-        x: Tensor,
-        move: Callable[[Tensor], Tensor],
-        draw_totals: Callable[[Tensor], Tensor],
-        generators: Generators,
-        *,
-        output: InputValues = "log1p",
-        sample: bool = True,
-        residuals: str = "own",
-        n_wanted: int,
+        self, x: Tensor, move: TensorMap, draw_totals: TensorMap, generators: Generators, output: InputValues, **_: Any
     ) -> Tensor:
-        """Predict the profiles or counts of cells ``x (block, genes)`` under new conditions, ``(n_wanted, genes)``."""
-        states = move(self.inference(x)["data"])[:n_wanted]
+        """Predict the profiles or counts of cells ``x (block, genes)`` under new conditions, ``(block, genes)``."""
+        states = move(self.inference(x)["data"])
         return self.profiles_of(states) if output == "log1p" else states[:, :-1]
 
     def has_zeros(self, output: InputValues) -> bool:

@@ -217,14 +217,19 @@ class MultimodalModule(SCLDMModule):
         return self.library_size.predict(z, log_totals)
 
     def draw_totals(
-        self, library_size: LibrarySizeKind | np.ndarray, condition: Tensor, features: Tensor, generators: Generators
+        self,
+        library_size: LibrarySizeKind | np.ndarray,
+        condition: Tensor,
+        features: Tensor,
+        generators: Generators,
+        start: Tensor | None = None,
     ) -> Tensor:
         """Draw total counts ``(cells, modalities)``; given totals stay, except NaN."""
         if isinstance(library_size, str):
-            return super().draw_totals(library_size, condition, features, generators)
+            return super().draw_totals(library_size, condition, features, generators, start)
         kind, uniform = self.architecture.library_size, generators.uniform(*self.library_size.shape)
         given = torch.from_numpy(library_size).to(uniform)
-        return self.library_size.draw(kind, condition, features, uniform, given)
+        return self.library_size.draw(kind, condition, features, uniform, given, start)
 
     def decoding_totals(self, x: Tensor, z: Tensor, generators: Generators | None) -> Tensor:
         """Return the totals for decoding latents ``z`` of cells ``x``; totals of missing modalities are predicted.

@@ -59,19 +59,27 @@ class MultimodalLibrarySize(nn.Module):
             part.fit_predicted(totals[~totals.isnan()], condition[~totals.isnan()])
 
     def draw(
-        self, kind: LibrarySizeKind, condition: Tensor, z: Tensor, uniform: Tensor, given: Tensor | None = None
+        self,
+        kind: LibrarySizeKind,
+        condition: Tensor,
+        z: Tensor,
+        uniform: Tensor,
+        given: Tensor | None = None,
+        start: Tensor | None = None,
     ) -> Tensor:
         """Draw totals ``(n, modalities)`` from ``uniform (n, modalities)``; see :meth:`LibrarySizeModel.draw`.
 
         Totals that are ``given (n, modalities)`` stay, except NaN, and those of later modalities follow them.
         """
-        totals = uniform.new_zeros(len(z), 0)
+        conditions = [condition] if start is None else [condition, start]
+        totals = uniform.new_zeros(len(conditions), len(z), 0)  # of the cells, and of their starts, which levels need
         for number, (part, level) in enumerate(zip(self.parts, uniform.unbind(1), strict=True)):
-            total = part.draw(kind, condition, self._features(z, totals.clamp(min=1).log()), level)
+            features = self._features(z, totals[-1].clamp(min=1).log())
+            total = torch.stack([part.draw(kind, own, features, level, start) for own in conditions])
             if given is not None:
                 total = torch.where(given[:, number].isnan(), total, given[:, number])
-            totals = torch.cat([totals, total[:, None]], dim=1)
-        return totals
+            totals = torch.cat([totals, total[..., None]], dim=2)
+        return totals[0]
 
     def predict(self, z: Tensor, log_totals: Tensor) -> tuple[Tensor, Tensor]:
         """Predict mean and deviation of each log total from latents and earlier totals, ``(n, modalities)``."""

@@ -36,15 +36,15 @@ from ._autoencoder import (
     initialise_decoder,
     share_gene_embedding,
 )
-from ._conditioned import ConditionedModule
+from ._conditioned import ConditionedModule, TensorMap
 from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
-from ._library_size import LibrarySizeKind, LibrarySizeModel
+from ._library_size import LibrarySizeModel
 from ._missed_changes import MissedChanges
 from ._transport import LatentTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     from torch.optim.swa_utils import AveragedModel
@@ -339,25 +339,12 @@ class SCLDMModule(ConditionedModule):
         field = GuidedField(self.averaged_prior, condition, self.condition_columns, self.path, guidance)
         return Denoiser(field, self.path, TARGETS["velocity"])
 
-    def sample_cells(
-        self,
-        condition: Tensor,
-        generators: Generators,
-        *,
-        guidance: ResolvedGuidance,
-        sampler: Sampler,
-        n_steps: int | None = None,
-        library_size: LibrarySizeKind | np.ndarray = "empirical",
-        output: InputValues = "counts",
-        n_wanted: int,
-        start: Tensor | None = None,
+    def cells_of(
+        self, states: Tensor, draw_totals: TensorMap, wanted: Generators, shown: Tensor, output: InputValues
     ) -> Tensor:
-        """Generate cells ``(n_wanted, genes)`` under ``condition (block, columns)``."""
-        noise = self.draw_noise(generators)
-        states = self.sample_states(noise, condition, generators, guidance, sampler, n_steps, start)
+        """Decode standardised latents and draw cells ``(n_wanted, genes)``."""
         z = self.unstandardise(states)
-        totals = self.draw_totals(library_size, condition, z, generators)
-        return self.draw_cells(z, totals, generators.first(n_wanted), self.shown_conditions(condition, guidance))
+        return self.draw_cells(z, draw_totals(z), wanted, shown)
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the inversion by the probability flow, in the steps of a sampler."""
@@ -370,11 +357,11 @@ class SCLDMModule(ConditionedModule):
     def predict_cells(
         self,
         x: Tensor,
-        move: Callable[[Tensor], Tensor],
-        draw_totals: Callable[[Tensor], Tensor],
+        move: TensorMap,
+        draw_totals: TensorMap,
         generators: Generators,
-        *,
         output: InputValues = "counts",
+        *,
         sample: bool = True,
         residuals: str = "own",
         n_wanted: int,
