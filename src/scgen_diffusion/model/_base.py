@@ -62,7 +62,7 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.generation import CellGenerator, LibrarySizes, check_batch_size
 from scgen_diffusion.module import TRAINABLE, Trainable
-from scgen_diffusion.train import CellData, FirstStep, StageResult, check_trainer_options, deadline_after, show
+from scgen_diffusion.train import CellData, StageResult, check_trainer_options, deadline_after, show
 
 from ._counterfactual import Prediction
 from ._description import describe, next_step
@@ -537,8 +537,8 @@ class DiffusionModel(BaseModelClass):
         """Check all arguments, then train the stages (None: those that are due) until the user stops one."""
         respect_thread_limit()
         early_stopping = trainer_kwargs.pop("early_stopping", False)
-        first_step, results = FirstStep(), list[StageResult]()
-        with restored_unless(self, lambda: first_step.is_taken and results):
+        results = list[StageResult]()
+        with restored_unless(self, lambda: any(result.device for result in results)):
             deadline = deadline_after(trainer_kwargs.pop("max_time", None))
             check_trainer_options(**trainer_kwargs)
             self._take_cells(datamodule)
@@ -567,7 +567,7 @@ class DiffusionModel(BaseModelClass):
                 options["must_beat_former"] = not job.is_new and job.name not in self.cut_short_
                 train_stage = getattr(self, f"_train_{job.name}")
                 with restored_unless(self, lambda: False) if results else nullcontext():  # else the copy above serves
-                    results.append(train_stage(job.recipe, partial(run_plan, self, first_step, **options), **of_stage))
+                    results.append(train_stage(job.recipe, partial(run_plan, self, **options), **of_stage))
                 record_end(self, job, results[-1])
                 if results[-1].stopped_by:
                     break

@@ -26,7 +26,6 @@ from ._recipes import (
     learning_rate_factor,
 )
 from ._runner import (
-    FirstStep,
     Interruption,
     StageResult,
     check_trainer_options,
@@ -47,7 +46,6 @@ __all__ = [
     "DiffusionPlan",
     "DiffusionRecipe",
     "EpochBatches",
-    "FirstStep",
     "Group",
     "Interruption",
     "LatentCache",

@@ -301,16 +301,6 @@ def _quiet() -> Iterator[None]:
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-class FirstStep(Callback):
-    """Notes that a step of training has begun, before which an error leaves the model as it was."""
-
-    is_taken = False
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Note it."""
-        self.is_taken = True
-
-
 class StageCheckpoint(Checkpoint):
     """Writes one checkpoint after epochs, atomically, so that a kill never leaves half a file.
 
