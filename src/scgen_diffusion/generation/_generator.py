@@ -486,16 +486,12 @@ def in_parallel(
     On a CPU, as many as torch has threads. Results then do not depend on the number of threads, as sums split over
     threads would, and threads do not wait for each other.
     """
-    workers = {"cpu": torch.get_num_threads(), "cuda": N_GPU_WORKERS}.get(device.type, 1)
-    if workers == 1:
-        return map(make, items)
-    return _in_threads(make, items, workers, workers + 1 if n_at_once is None else min(n_at_once, workers + 1))
-
-
-def _in_threads(
-    make: Callable[[Item], Result], items: Iterable[Item], workers: int, n_at_once: int
-) -> Iterator[Result]:
     n_threads = torch.get_num_threads()
+    workers = {"cpu": n_threads, "cuda": N_GPU_WORKERS}.get(device.type, 1)
+    if workers == 1:
+        yield from map(make, items)
+        return
+    n_at_once = min(n_at_once or workers + 1, workers + 1)
     with ThreadPoolExecutor(workers, initializer=partial(torch.set_num_threads, 1)) as pool:
         pending: deque[Future[Result]] = deque()
         try:

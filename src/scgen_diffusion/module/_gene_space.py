@@ -172,8 +172,7 @@ class GeneSpaceModule(ConditionedModule):
     def start_reading(self, directions: Tensor) -> None:
         """Initialise what reads all genes as coordinates along ``directions (k, genes)``."""
         for network in self._both_networks:
-            if isinstance(network.backbone, GeneDiT | GeneMLP):
-                network.backbone.start_reading(directions)
+            network.backbone.start_reading(directions)
 
     def gene_loadings(self) -> list[Tensor]:
         """List the weight matrices with one row or column per gene."""
