@@ -357,7 +357,9 @@ class CellGenerator:
         firsts = range(0, request.n_cells, self.block_size)
         return self.in_parallel(partial(self._frames_of_block, request, sampler, n_frames), firsts)
 
-    def predictions(self, request: Counterfactual, batches: Iterable[Tensor], batch_size: int) -> Iterator[Predictions]:
+    def predictions(
+        self, request: Counterfactual, batches: Iterable[Tensor], batch_size: int | None
+    ) -> Iterator[Predictions]:
         """Predict given cells under other conditions.
 
         Parameters
@@ -365,9 +367,9 @@ class CellGenerator:
         request
             The request.
         batches
-            Their expression ``(batch_size, genes)`` in order; the last batch may be smaller.
+            Their expression ``(cells, genes)`` in order, in whole blocks; the last batch may be smaller.
         batch_size
-            A multiple of :attr:`block_size`.
+            As in :meth:`cells`.
 
         Yields
         ------
@@ -380,7 +382,10 @@ class CellGenerator:
     def in_parallel(
         self, make: Callable[[Item], Result], items: Iterable[Item], batch_size: int | None = None
     ) -> Iterator[Result]:
-        """Yield ``make(item)`` of every item, one block each; up to ``batch_size`` cells are made at a time."""
+        """Yield ``make(item)`` of every item, one block each; up to ``batch_size`` cells are made at a time.
+
+        By default, they are at least two blocks.
+        """
         self.module.eval()
         n_at_once = self.round_to_blocks(check_batch_size(batch_size)) // self.block_size
         if batch_size is None:

@@ -726,7 +726,7 @@ class DiffusionModel(BaseModelClass):
         FloatingPointError
             If sampling diverges to values that are not finite.
         """
-        batch_size = check_batch_size(batch_size)
+        check_batch_size(batch_size)
         generation = Generation.of(
             self,
             n_cells,
@@ -805,7 +805,7 @@ class DiffusionModel(BaseModelClass):
         """
         goal = check_goal(path, self._stream_suffixes)
         check_rank(rank, n_ranks)
-        batch_size = check_batch_size(batch_size)
+        check_batch_size(batch_size)
         generation = Generation.of(
             self,
             n_cells,
@@ -1021,7 +1021,7 @@ class DiffusionModel(BaseModelClass):
             For arguments of a wrong type, unknown keys or values, missing labels, genes or values that differ from
             training, and lengths that do not fit.
         """
-        batch_size = check_batch_size(batch_size)
+        check_batch_size(batch_size)
         prediction = Prediction.of(
             self,
             adata_control,
@@ -1109,7 +1109,8 @@ class DiffusionModel(BaseModelClass):
         OSError
             If the folder does not exist or cannot be written to, or the disk is full.
         """
-        goal, batch_size = check_goal(path, self._stream_suffixes), check_batch_size(batch_size)
+        goal = check_goal(path, self._stream_suffixes)
+        check_batch_size(batch_size)
         check_rank(rank, n_ranks)
         prediction = Prediction.of(
             self,
