@@ -34,7 +34,7 @@ from ._runner import (
     show,
     trainer_options,
 )
-from ._transport import Group, PairData, fit_missed, fit_shift, measure_errors, perturbation_groups
+from ._transport import PairData, PerturbationGroup, fit_missed, fit_shift, measure_errors, perturbation_groups
 
 __all__ = [
     "DIFFUSION_RECIPES",
@@ -46,11 +46,11 @@ __all__ = [
     "DiffusionPlan",
     "DiffusionRecipe",
     "EpochBatches",
-    "Group",
     "Interruption",
     "LatentCache",
     "LatentData",
     "PairData",
+    "PerturbationGroup",
     "PriorPlan",
     "PriorRecipe",
     "Recipe",
