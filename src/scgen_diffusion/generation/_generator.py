@@ -92,7 +92,7 @@ class Block:
         Condition codes, ``(block, columns)``.
     condition
         The codes as a tensor for the module.
-    start
+    start_condition
         Conditions to generate under before the transport moves cells, as a tensor; None: the codes themselves.
     generators
         One random generator per cell.
@@ -102,7 +102,7 @@ class Block:
     n_wanted: int
     codes: np.ndarray
     condition: Tensor
-    start: Tensor | None
+    start_condition: Tensor | None
     generators: Generators
 
 
@@ -164,7 +164,7 @@ class CellGenerator:
         options = self.sampling(sampler, n_steps, guidance, output)
         check_sampler(options.sampler, self.module.path, options.n_steps)
         draws_totals = isinstance(sizes, str) or bool(np.isnan(sizes[:1]).any())  # NaN for all cells or none
-        starts = self._starts(distinct)
+        starts = self._start_conditions(distinct)
         judged = None if starts is None else (starts != distinct).any(1)
         outside = self.warn_outside_training(distinct, draws_totals=draws_totals, judged=judged)
         few = self._warn_of_few_cells(distinct if starts is None else starts)
@@ -178,7 +178,7 @@ class CellGenerator:
     def verdicts(self, request: CellRequest) -> dict[str, Any] | None:
         """Judge the combinations that the transport makes of generated control cells, from some of these, if any."""
         (codes, sizes), options, seed = request.codes.runs(), request.options, request.seed
-        starts = self._starts(codes)
+        starts = self._start_conditions(codes)
         if starts is None:
             return None
         self.module.eval()
@@ -398,13 +398,13 @@ class CellGenerator:
         generators = Generators(request.seed, range(first, first + len(cells)), self.module.device)
         rows = np.minimum(cells, request.n_cells - 1)
         asked = request.codes[rows]
-        starts = self._starts(asked)
+        starts = self._start_conditions(asked)
         # what is left open is that of control cells, where these are moved: no cell has the combination itself
         drawn = self.conditions.fill(asked if starts is None else starts, generators.uniform().cpu().numpy())
         codes = np.where(asked == OPEN, drawn, asked)
         as_tensor = self.module.condition_tensor
-        start = None if starts is None else as_tensor(drawn)
-        return Block(rows, min(stop - first, len(cells)), codes, as_tensor(codes), start, generators)
+        start_condition = None if starts is None else as_tensor(drawn)
+        return Block(rows, min(stop - first, len(cells)), codes, as_tensor(codes), start_condition, generators)
 
     def _check_is_whole(self, codes: np.ndarray) -> None:
         """Raise if a perturbation is asked for in part, and no training cell of this kind can say the rest."""
@@ -424,7 +424,7 @@ class CellGenerator:
             )
             raise ValueError(msg)
 
-    def _starts(self, codes: np.ndarray) -> np.ndarray | None:
+    def _start_conditions(self, codes: np.ndarray) -> np.ndarray | None:
         """Return the conditions ``(n, columns)`` to generate before the transport moves cells; None: the given ones.
 
         Cells of perturbed combinations that training never saw start as control cells, if training saw these.
@@ -449,7 +449,7 @@ class CellGenerator:
             library_size=sizes[block.rows] if isinstance(sizes, np.ndarray) else sizes,
             output=options.output,
             n_wanted=block.n_wanted,
-            start=block.start,
+            start_condition=block.start_condition,
         )
         x = rows_of(values, sparse=self.module.has_zeros(options.output))
         check_finite(x)  # here, because the values are on the host now, and later blocks would be wasted
@@ -457,7 +457,7 @@ class CellGenerator:
 
     def _frames_of_block(self, request: CellRequest, sampler: Any, n_frames: int, first: int) -> Frames:
         block, module = self.block(request, first, request.n_cells), self.module
-        start = block.start
+        start = block.start_condition
         condition = block.condition if start is None else start
         denoiser = module.denoiser(condition, request.options.guidance)
         noise = module.initial_states(condition, block.generators, None)
