@@ -578,9 +578,9 @@ class DiffusionModel(BaseModelClass):
         """Stages that ``train`` trains."""
         return self._stages
 
+    @abstractmethod
     def _recipe(self, stage: str) -> Recipe:
         """Return the default recipe of a stage."""
-        raise NotImplementedError
 
     def _choice_of_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
         """Say what stages owe to the data, beside the number of cells, by their default recipes; "" for nothing."""
@@ -1151,7 +1151,8 @@ class DiffusionModel(BaseModelClass):
             default_sampler=self.default_sampler,
             learned=self._combinations_of_autoencoder,
             n_genes=len(self.var_),
-            # of combinations it has not; of published weights, the numbers of cells are not known
+            # training warns of single labels, so a model of one key has warned of all; published weights do not say how
+            # many cells a combination had
             has_warned=not self.recipes_ or (self._has_warned_of_rare and len(self.conditions.keys) == 1),
         )
 

@@ -254,7 +254,7 @@ class GeneSpaceModule(ConditionedModule):
     # --- generation ---------------------------------------------------------------------------------------------------
 
     def draw_noise(self, generators: Generators) -> Tensor:
-        """Draw the noise at the end of the path, ``(cells, genes)``."""
+        """Draw the noise that generation starts from, ``(cells, genes)``."""
         return generators.normal(self.n_input)
 
     def draw_for_training(self, x: Tensor, generator: torch.Generator, *, training: bool) -> dict[str, Tensor]:
