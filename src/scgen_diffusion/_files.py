@@ -107,6 +107,12 @@ def read_torch(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def is_of_system(error: Exception) -> bool:
+    """Return whether an error of reading a file tells of memory, rights or the disk, so that the file may be good."""
+    of_contents = (None, errno.EINVAL)  # torch seeks before the start of a file that was cut
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) not in of_contents
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or every file of a folder, is on disk."""
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]

@@ -75,7 +75,7 @@ def test_only_joint_drops_all_keys_of_a_sample_that_lacks_one(strategy, expected
 def test_keeping_keys_of_each_sample_is_keeping_them_sample_by_sample(n_columns, is_number):
     columns, condition = draw_columns(n_columns, is_number=is_number)
     given = torch.rand(7, columns.n_keys, generator=torch.Generator().manual_seed(1)) < 0.5
-    together = columns.keep_where(condition, given)
+    together = columns.null_unless(condition, given)
     for sample in range(7):
         alone = columns.keep(condition[[sample]], given[sample].nonzero()[:, 0])
         assert torch.equal(together[[sample]], alone)

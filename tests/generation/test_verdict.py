@@ -86,7 +86,7 @@ def test_every_rule(request_, label, reason):
 )
 def test_a_new_set_of_known_parts_is_not_blamed_on_the_control_cells(was_seen, in_own_context, reason):
     known = _Known(usual_misfit=0.0, explained=[0.1, 0.2], from_embeddings=0.0, has_numbers=False)
-    request = _Request(9, 0.0, 0.3, 1.0, was_seen, False, 2, "type='B'", in_own_context)
+    request = _Request(9, 0.0, 0.3, 1.0, was_seen, False, 2, "type='B'", in_own_context, "", "", 0, "")
 
     found, because, _ = _rule(request, known)
 

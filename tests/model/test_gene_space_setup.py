@@ -12,7 +12,7 @@ from scgen_diffusion.model import SCRDIT
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"patch_size": 13}, ValueError, "`patch_size` is 13, but there are only 12 genes"),
+        ({"patch_size": 13}, ValueError, "`patch_size` must be between 1 and .* found 13 for 12 genes"),
         ({"patch_sizes": 3}, TypeError, "has no option 'patch_sizes'.*closest first: .patch_size"),
         ({"width": 8, "n_heads": 3}, ValueError, "multiple.*found width 8 and 3 heads"),
     ],

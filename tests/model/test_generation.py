@@ -20,7 +20,7 @@ from builders import same_cells
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, FixedStepSampler, Guidance
 from scgen_diffusion.diffusion._samplers import midpoint_step
-from scgen_diffusion.generation import _generator
+from scgen_diffusion.generation import _generator, _request
 from scgen_diffusion.model import SCLDM
 
 SAMPLERS = ["euler", "midpoint", "heun"]
@@ -92,6 +92,27 @@ def test_a_rare_category_can_be_generated_and_an_empty_one_cannot(trained):
     assert set(trained.generate(3, {"cell_type": "rare"}, seed=0).obs["cell_type"]) == {"rare"}
     with pytest.raises(ValueError, match="'never seen' of 'cell_type': its last training had no cell of this category"):
         trained.generate(3, {"cell_type": "never seen"})
+
+
+def test_by_default_two_blocks_are_made_at_a_time(trained, tmp_path, monkeypatch):
+    """A block of a GPU may have more cells than a batch; the host assembles one while the GPU computes the next."""
+    seen = []
+
+    def watched(make, items, device, n_at_once):
+        seen.append(n_at_once)
+        return map(make, items)
+
+    monkeypatch.setattr(_request, "DEFAULT_BATCH_SIZE", 1)
+    monkeypatch.setattr(_generator, "in_parallel", watched)
+    for batch_size in (None, 1):
+        trained.generate(3, batch_size=batch_size)
+        trained.generate_to(tmp_path / f"generated_{batch_size}.h5ad", 3, batch_size=batch_size)
+        trained.predict_perturbation(indices=[0], residuals="new", batch_size=batch_size)
+        trained.predict_perturbation_to(
+            tmp_path / f"predicted_{batch_size}.h5ad", indices=[0], residuals="new", batch_size=batch_size
+        )
+
+    assert seen == [2] * 4 + [1] * 4
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

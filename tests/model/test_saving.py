@@ -20,7 +20,7 @@ import torch
 from builders import Canary, same_cells
 
 from scgen_diffusion.data import CellFiles
-from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, load
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _model_file, load
 from scgen_diffusion.module import SCLDMArchitecture
 
 FRESH = """
@@ -465,13 +465,14 @@ def test_cells_that_were_not_saved_with_a_model_are_kept(trained, make_cells, tm
 
 
 @pytest.mark.parametrize("error", [MemoryError(), PermissionError(13, "Permission denied")], ids=repr)
-def test_errors_of_the_system_are_not_taken_for_damage(trained, tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(("module", "name"), [(anndata, "read_h5ad"), (_model_file, "read_torch")])
+def test_errors_of_the_system_are_not_taken_for_damage(trained, tmp_path, monkeypatch, module, name, error):
     trained.save(tmp_path / "model", save_anndata=True)
 
     def read(path):
         raise error
 
-    monkeypatch.setattr(anndata, "read_h5ad", read)
+    monkeypatch.setattr(module, name, read)
     with pytest.raises(type(error)):
         type(trained).load(tmp_path / "model")
 

@@ -16,6 +16,10 @@ def draw(*shape, seed=1):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def attend(attention, queries, tokens, mask=None):
+    return attention(queries, attention.project_kv(tokens), mask)
+
+
 def reference(queries, tokens, weight, bias, project_out, mask=None):
     """Let torch's own multi-head attention, which wants tokens first, compute the same."""
     attended, _ = multi_head_attention_forward(
@@ -53,27 +57,28 @@ def test_cross_attention_is_multi_head_attention(masked):
     mask = torch.tensor([[True, False, True, True, False, True], [False] * 5 + [True]]) if masked else None
     weight = torch.cat([attention.project_query.weight, attention.project_kv.weight])
     expected = reference(queries, tokens, weight, None, attention.project_out, mask)
-    torch.testing.assert_close(attention(queries, tokens, mask), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(attend(attention, queries, tokens, mask), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_shared_queries_are_queries_repeated_for_every_cell():
     attention, queries, tokens = build(CrossAttention), draw(1, 4, WIDTH), draw(3, 6, WIDTH, seed=2)
-    shared = attention(queries, tokens)
-    torch.testing.assert_close(shared, attention(queries.repeat(3, 1, 1), tokens), rtol=1e-12, atol=1e-12)
+    shared = attend(attention, queries, tokens)
+    torch.testing.assert_close(shared, attend(attention, queries.repeat(3, 1, 1), tokens), rtol=1e-12, atol=1e-12)
 
 
 def test_masked_tokens_have_no_influence():
     attention, queries, tokens = build(CrossAttention), draw(1, 4, WIDTH), draw(2, 6, WIDTH, seed=2)
     mask = torch.tensor([[True] * 4 + [False] * 2] * 2)
     changed = torch.where(mask[..., None], tokens, 1e6)
-    torch.testing.assert_close(attention(queries, changed, mask), attention(queries, tokens, mask), rtol=0, atol=0)
-    torch.testing.assert_close(attention(queries, tokens, mask), attention(queries, tokens[:, :4]))
+    masked = attend(attention, queries, tokens, mask)
+    torch.testing.assert_close(attend(attention, queries, changed, mask), masked, rtol=0, atol=0)
+    torch.testing.assert_close(masked, attend(attention, queries, tokens[:, :4]))
 
 
 def test_masked_tokens_get_no_gradient():
     attention, tokens = build(CrossAttention), draw(2, 6, WIDTH, seed=2).requires_grad_()
     mask = torch.tensor([[True] * 4 + [False] * 2] * 2)
-    attention(draw(1, 4, WIDTH), tokens, mask).square().sum().backward()
+    attend(attention, draw(1, 4, WIDTH), tokens, mask).square().sum().backward()
     assert (tokens.grad[:, 4:] == 0).all()
     assert (tokens.grad[:, :4] != 0).all()
 

@@ -71,13 +71,8 @@ def test_more_directions_than_numbers_are_cut():
     assert (network.read_all_genes.weight == 1).all()
 
 
-def test_without_global_tokens_there_is_nothing_to_start():
-    network = build()
-    before = {name: w.clone() for name, w in network.state_dict().items()}
-    network.start_reading(torch.ones(2, 12))
-
-    assert network.gene_weights == []
-    assert all(torch.equal(w, before[name]) for name, w in network.state_dict().items())
+def test_without_global_tokens_no_weights_are_those_of_genes():
+    assert build().gene_weights == []
 
 
 def test_the_untrained_network_predicts_zero():

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from scgen_diffusion.nn import GeneFactorDecoder, GeneQueryDecoder
+from scgen_diffusion.nn._set_decoder import CHUNK_ELEMENTS
 
 N_GENES, N_TOKENS, LATENT_WIDTH, WIDTH = 11, 3, 4, 8
 KINDS = ("gene queries", "factors")
@@ -82,20 +83,21 @@ def gradients(decoder, z):
 
 
 @pytest.mark.parametrize("genes_per_chunk", [1, 3, 10])
-def test_decoding_in_chunks_of_genes_changes_neither_values_nor_gradients(genes_per_chunk):
-    z = draw_latents()
-    whole, expected = gradients(build("gene queries"), z)
-    chunked = build("gene queries", chunk_elements=genes_per_chunk * len(z) * WIDTH)
-    decoded, found = gradients(chunked, z)
+def test_decoding_in_chunks_of_genes_changes_neither_values_nor_gradients(genes_per_chunk, monkeypatch):
+    decoder, z = build("gene queries"), draw_latents()
+    whole, expected = gradients(decoder, z)
+    monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", genes_per_chunk * len(z) * WIDTH)
+    decoded, found = gradients(decoder, z)
     torch.testing.assert_close(decoded, whole, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     with torch.no_grad():
-        torch.testing.assert_close(chunked(z), whole, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(decoder(z), whole, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("chunk_elements", "largest"), [(3 * 5 * WIDTH, 3), (1, 1), (1 << 24, N_GENES)])
-def test_no_piece_is_larger_than_the_chunk(chunk_elements, largest):
-    decoder = build("gene queries", chunk_elements=chunk_elements)
+def test_no_piece_is_larger_than_the_chunk(chunk_elements, largest, monkeypatch):
+    monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", chunk_elements)
+    decoder = build("gene queries")
     seen = []
     decoder.unpool.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
     with torch.no_grad():

@@ -441,6 +441,16 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path):
         read(tmp_path / "nowhere.ckpt")
 
 
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(PermissionError):
+        read(tmp_path / "model.safetensors")
+
+
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 @pytest.mark.parametrize("kept", [0, 10, 0.5, -10], ids=["empty", "ten bytes", "half", "end missing"])
 def test_a_truncated_file_is_refused(tmp_path, weights, suffix, kept):

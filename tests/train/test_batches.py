@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scgen_diffusion.train import EpochBatches, Group, TransportRecipe, perturbation_groups
+from scgen_diffusion.train import EpochBatches, PerturbationGroup, TransportRecipe, perturbation_groups
 from scgen_diffusion.train import _cells as cells_module
 from scgen_diffusion.train._transport import GroupBatches
 
@@ -79,7 +79,10 @@ def test_groups_hold_perturbed_cells_beside_their_own_controls():
 
 
 def test_pairs_are_drawn_within_groups_by_seed_epoch_and_process():
-    groups = [Group(np.arange(3), np.arange(10, 12)), Group(np.arange(20, 25), np.arange(30, 39))]
+    groups = [
+        PerturbationGroup(np.arange(3), np.arange(10, 12)),
+        PerturbationGroup(np.arange(20, 25), np.arange(30, 39)),
+    ]
     recipe = TransportRecipe(batch_size=8, n_paired=4)
 
     drawn = {}

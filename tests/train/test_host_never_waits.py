@@ -55,7 +55,8 @@ def take_step(plan, batch):
     optimizer.step()
     if isinstance(plan, PriorPlan | DiffusionPlan):
         network, averaged = plan.module.network_and_average
-        plan._update_average = AverageUpdate(averaged, network, n_updates=1)
+        averaged.n_averaged = torch.tensor(1)  # its number is read before the first step
+        plan._update_average = AverageUpdate(averaged, network)
         plan.on_train_batch_end()
 
 

@@ -248,8 +248,8 @@ def test_each_round_has_its_line_and_the_last_sentence_speaks_of_no_early_end(tr
 
 
 def test_each_round_repeats_the_schedule_at_half_of_the_rate():
-    once = learning_rate_factor("cosine", n_steps=100, warm_up=0.1)
-    thrice = learning_rate_factor("cosine", n_steps=100, warm_up=0.1, max_rounds=3)
+    once = partial(learning_rate_factor, schedule="cosine", n_steps=100, warm_up=0.1)
+    thrice = partial(learning_rate_factor, schedule="cosine", n_steps=100, warm_up=0.1, max_rounds=3)
 
     steps = range(100)
     assert [thrice(step) for step in steps] == [once(step) for step in steps]

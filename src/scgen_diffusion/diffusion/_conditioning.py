@@ -58,7 +58,7 @@ class ConditionColumns:
         """Null every key of ``condition (n, columns)`` that is not listed."""
         given = torch.zeros(1, self.n_keys, dtype=torch.bool, device=condition.device)
         given[:, torch.as_tensor(keys, dtype=torch.long, device=condition.device)] = True
-        return self.keep_where(condition, given)
+        return self.null_unless(condition, given)
 
     def complete(self, condition: Tensor) -> Tensor:
         """Null all keys in the samples of ``condition (n, columns)`` that lack one of them."""
@@ -66,7 +66,7 @@ class ConditionColumns:
         given = ((condition != self.null)[:, :, None] & of_key).any(1)  # (n, keys)
         return torch.where(given.all(1, keepdim=True), condition, self.null)
 
-    def keep_where(self, condition: Tensor, given: Tensor) -> Tensor:
+    def null_unless(self, condition: Tensor, given: Tensor) -> Tensor:
         """Null the keys of ``condition (n, columns)`` where ``given (n or 1, keys)`` is false."""
         return torch.where(given[:, self.key], condition, self.null)
 
@@ -153,7 +153,7 @@ class Additive:
             return condition
         n_coins = columns.n_keys + (columns.n_keys > 1)  # a single key needs no extra coin
         kept = torch.rand(len(condition), n_coins, generator=generator, device=condition.device) >= probability
-        return columns.keep_where(condition, kept[:, : columns.n_keys] & kept[:, -1:])
+        return columns.null_unless(condition, kept[:, : columns.n_keys] & kept[:, -1:])
 
     def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
         """Weigh the prediction given all keys against those that lack one key each."""

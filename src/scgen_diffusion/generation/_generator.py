@@ -92,7 +92,7 @@ class Block:
         Condition codes, ``(block, columns)``.
     condition
         The codes as a tensor for the module, other ones in keys that guidance ignores.
-    start
+    start_condition
         Conditions to generate under before the transport moves cells, as a tensor; None: the codes themselves.
     generators
         One random generator per cell.
@@ -102,7 +102,7 @@ class Block:
     n_wanted: int
     codes: np.ndarray
     condition: Tensor
-    start: Tensor | None
+    start_condition: Tensor | None
     generators: Generators
 
 
@@ -164,7 +164,7 @@ class CellGenerator:
         self._check_is_whole(distinct, options.guidance)
         check_sampler(options.sampler, self.module.path, options.n_steps)
         draws_totals = isinstance(sizes, str) or bool(np.isnan(sizes[:1]).any())  # NaN for all cells or none
-        starts = self._starts(distinct, options.guidance)
+        starts = self._start_conditions(distinct, options.guidance)
         judged = None if starts is None else (starts != distinct).any(1)
         outside = self.warn_outside_training(distinct, draws_totals=draws_totals, judged=judged)
         few = self._warn_of_few_cells(distinct if starts is None else starts)
@@ -183,7 +183,7 @@ class CellGenerator:
     def verdicts(self, request: CellRequest) -> dict[str, Any] | None:
         """Judge the combinations that the transport makes of generated control cells, from some of these, if any."""
         (codes, sizes), options, seed = request.codes.runs(), request.options, request.seed
-        starts = self._starts(codes, options.guidance)
+        starts = self._start_conditions(codes, options.guidance)
         if starts is None:
             return None
         self.module.eval()
@@ -362,7 +362,9 @@ class CellGenerator:
         firsts = range(0, request.n_cells, self.block_size)
         return self.in_parallel(partial(self._frames_of_block, request, sampler, n_frames), firsts)
 
-    def predictions(self, request: Counterfactual, batches: Iterable[Tensor], batch_size: int) -> Iterator[Predictions]:
+    def predictions(
+        self, request: Counterfactual, batches: Iterable[Tensor], batch_size: int | None
+    ) -> Iterator[Predictions]:
         """Predict given cells under other conditions.
 
         Parameters
@@ -370,9 +372,9 @@ class CellGenerator:
         request
             The request.
         batches
-            Their expression ``(batch_size, genes)`` in order; the last batch may be smaller.
+            Their expression ``(cells, genes)`` in order, in whole blocks; the last batch may be smaller.
         batch_size
-            A multiple of :attr:`block_size`.
+            As in :meth:`cells`.
 
         Yields
         ------
@@ -385,7 +387,10 @@ class CellGenerator:
     def in_parallel(
         self, make: Callable[[Item], Result], items: Iterable[Item], batch_size: int | None = None
     ) -> Iterator[Result]:
-        """Yield ``make(item)`` of every item, one block each; up to ``batch_size`` cells are made at a time."""
+        """Yield ``make(item)`` of every item, one block each; up to ``batch_size`` cells are made at a time.
+
+        By default, they are at least two blocks.
+        """
         self.module.eval()
         n_at_once = self.round_to_blocks(check_batch_size(batch_size)) // self.block_size
         if batch_size is None:
@@ -398,17 +403,17 @@ class CellGenerator:
         generators = Generators(request.seed, range(first, first + len(cells)), self.module.device)
         rows = np.minimum(cells, request.n_cells - 1)
         asked = request.codes[rows]
-        starts = self._starts(asked, request.options.guidance)
+        starts = self._start_conditions(asked, request.options.guidance)
         # what is left open is that of control cells, where these are moved: no cell has the combination itself
         drawn = self.conditions.fill(asked if starts is None else starts, generators.uniform().cpu().numpy())
         codes, moved = np.where(asked == OPEN, drawn, asked), False if starts is None else starts != asked
         guidance, sizes = request.options.guidance, request.library_size
         condition = self.without_ignored(codes, guidance, sizes, generators, moved)
-        start = None
+        start_condition = None
         if starts is not None:
             starts_elsewhere = torch.from_numpy(moved).to(condition.device)
-            start = torch.where(starts_elsewhere, self.module.condition_tensor(drawn), condition)
-        return Block(rows, min(stop - first, len(cells)), codes, condition, start, generators)
+            start_condition = torch.where(starts_elsewhere, self.module.condition_tensor(drawn), condition)
+        return Block(rows, min(stop - first, len(cells)), codes, condition, start_condition, generators)
 
     def without_ignored(
         self,
@@ -457,7 +462,7 @@ class CellGenerator:
             )
             raise ValueError(msg)
 
-    def _starts(self, codes: np.ndarray, guidance: ResolvedGuidance) -> np.ndarray | None:
+    def _start_conditions(self, codes: np.ndarray, guidance: ResolvedGuidance) -> np.ndarray | None:
         """Return the conditions ``(n, columns)`` to generate before the transport moves cells; None: the given ones.
 
         Cells of perturbed combinations that training never saw start as control cells, if training saw these.
@@ -482,7 +487,7 @@ class CellGenerator:
             library_size=sizes[block.rows] if isinstance(sizes, np.ndarray) else sizes,
             output=options.output,
             n_wanted=block.n_wanted,
-            start=block.start,
+            start_condition=block.start_condition,
         )
         x = rows_of(values, sparse=self.module.has_zeros(options.output))
         check_finite(x)  # here, because the values are on the host now, and later blocks would be wasted
@@ -490,7 +495,7 @@ class CellGenerator:
 
     def _frames_of_block(self, request: CellRequest, sampler: Any, n_frames: int, first: int) -> Frames:
         block, module = self.block(request, first, request.n_cells), self.module
-        start = block.start
+        start = block.start_condition
         condition = block.condition if start is None else start
         denoiser = module.denoiser(condition, request.options.guidance)
         noise = module.initial_states(condition, block.generators, None)
@@ -524,16 +529,12 @@ def in_parallel(
     On a CPU, as many as torch has threads. Results then do not depend on the number of threads, as sums split over
     threads would, and threads do not wait for each other.
     """
-    workers = {"cpu": torch.get_num_threads(), "cuda": N_GPU_WORKERS}.get(device.type, 1)
-    if workers == 1:
-        return map(make, items)
-    return _in_threads(make, items, workers, workers + 1 if n_at_once is None else min(n_at_once, workers + 1))
-
-
-def _in_threads(
-    make: Callable[[Item], Result], items: Iterable[Item], workers: int, n_at_once: int
-) -> Iterator[Result]:
     n_threads = torch.get_num_threads()
+    workers = {"cpu": n_threads, "cuda": N_GPU_WORKERS}.get(device.type, 1)
+    if workers == 1:
+        yield from map(make, items)
+        return
+    n_at_once = min(n_at_once or workers + 1, workers + 1)
     with ThreadPoolExecutor(workers, initializer=partial(torch.set_num_threads, 1)) as pool:
         pending: deque[Future[Result]] = deque()
         try:

@@ -230,7 +230,7 @@ def _difference(name: str, one: Any, other: Any) -> str:
 
 
 def _digest_of_model(module: nn.Module, conditions: Conditions) -> str:
-    """Return a digest of weights, genes and conditions."""
+    """Return a digest of weights, conditions and architecture."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

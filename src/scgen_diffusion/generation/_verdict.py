@@ -170,10 +170,10 @@ class _Request(NamedTuple):
     n_contexts: int  # in which similar perturbations were seen
     first_context: str
     in_own_context: bool  # whether that of the request is one of them
-    learned_later: str = ""  # classes of generated control cells that the autoencoder and the transport never saw
-    never_alone: str = ""  # its members that training had in other sets only
-    n_trained: int = 0  # training cells of its context
-    context: str = ""
+    learned_later: str  # classes of generated control cells that the autoencoder and the transport never saw
+    never_alone: str  # its members that training had in other sets only
+    n_trained: int  # training cells of its context
+    context: str
 
     @property
     def few_cells(self) -> str:

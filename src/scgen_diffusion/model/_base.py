@@ -62,15 +62,7 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.generation import CellGenerator, LibrarySizes, check_batch_size
 from scgen_diffusion.module import TRAINABLE, Trainable
-from scgen_diffusion.train import (
-    CellData,
-    FirstStep,
-    StageResult,
-    check_trainer_options,
-    deadline_after,
-    is_interrupted,
-    show,
-)
+from scgen_diffusion.train import CellData, StageResult, check_trainer_options, deadline_after, is_interrupted, show
 
 from ._counterfactual import Prediction
 from ._description import describe, next_step
@@ -549,8 +541,8 @@ class DiffusionModel(BaseModelClass):
         """Check all arguments, then train the stages (None: those that are due) until the user stops one."""
         respect_thread_limit()
         early_stopping = trainer_kwargs.pop("early_stopping", False)
-        first_step, results = FirstStep(), list[StageResult]()
-        with restored_unless(self, lambda: first_step.is_taken and results):
+        results = list[StageResult]()
+        with restored_unless(self, lambda: any(result.device for result in results)):
             deadline = deadline_after(trainer_kwargs.pop("max_time", None))
             check_trainer_options(**trainer_kwargs)
             self._take_cells(datamodule)
@@ -583,7 +575,7 @@ class DiffusionModel(BaseModelClass):
                 train_stage = getattr(self, f"_train_{job.name}")
                 copy = restored_unless(self, lambda: False) if results else nullcontext()  # else that above serves
                 with copy, ExitStack() as options["rest"]:
-                    results.append(train_stage(job.recipe, partial(run_plan, self, first_step, **options), **of_stage))
+                    results.append(train_stage(job.recipe, partial(run_plan, self, **options), **of_stage))
                 record_end(self, job, results[-1])
                 if is_interrupted(results[-1].trainer):
                     break
@@ -594,9 +586,9 @@ class DiffusionModel(BaseModelClass):
         """Stages that ``train`` trains."""
         return self._stages
 
+    @abstractmethod
     def _recipe(self, stage: str) -> Recipe:
         """Return the default recipe of a stage."""
-        raise NotImplementedError
 
     def _choice_of_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
         """Say what stages owe to the data, beside the number of cells, by their default recipes; "" for nothing."""
@@ -742,7 +734,7 @@ class DiffusionModel(BaseModelClass):
         FloatingPointError
             If sampling diverges to values that are not finite.
         """
-        batch_size = check_batch_size(batch_size)
+        check_batch_size(batch_size)
         generation = Generation.of(
             self,
             n_cells,
@@ -821,7 +813,7 @@ class DiffusionModel(BaseModelClass):
         """
         goal = check_goal(path, self._stream_suffixes)
         check_rank(rank, n_ranks)
-        batch_size = check_batch_size(batch_size)
+        check_batch_size(batch_size)
         generation = Generation.of(
             self,
             n_cells,
@@ -1037,7 +1029,7 @@ class DiffusionModel(BaseModelClass):
             For arguments of a wrong type, unknown keys or values, missing labels, genes or values that differ from
             training, and lengths that do not fit.
         """
-        batch_size = check_batch_size(batch_size)
+        check_batch_size(batch_size)
         prediction = Prediction.of(
             self,
             adata_control,
@@ -1125,7 +1117,8 @@ class DiffusionModel(BaseModelClass):
         OSError
             If the folder does not exist or cannot be written to, or the disk is full.
         """
-        goal, batch_size = check_goal(path, self._stream_suffixes), check_batch_size(batch_size)
+        goal = check_goal(path, self._stream_suffixes)
+        check_batch_size(batch_size)
         check_rank(rank, n_ranks)
         prediction = Prediction.of(
             self,
@@ -1166,7 +1159,8 @@ class DiffusionModel(BaseModelClass):
             default_sampler=self.default_sampler,
             learned=self._combinations_of_autoencoder,
             n_genes=len(self.var_),
-            # of combinations it has not; of published weights, the numbers of cells are not known
+            # training warns of single labels, so a model of one key has warned of all; published weights do not say how
+            # many cells a combination had
             has_warned=not self.recipes_ or (self._has_warned_of_rare and len(self.conditions.keys) == 1),
         )
 

@@ -41,6 +41,7 @@ from scgen_diffusion.generation import (
     PerturbedGroups,
     ProfileSums,
     add_sums,
+    check_batch_size,
     identity_of,
     name_of,
     verdict_columns,
@@ -286,7 +287,7 @@ class Prediction:
         of_cells = digest_of(cells.source.digest, cells.rows, cells.own, of_obs)
         return {**self.identity, "control cells": DIGEST + of_cells}
 
-    def make_part(self, rows: range, batch_size: int, progress: tqdm) -> AnnData:
+    def make_part(self, rows: range, batch_size: int | None, progress: tqdm) -> AnnData:
         """Predict a part of a stream; its ``uns`` has the sums of its profiles."""
         x, sums = self.predict(rows, batch_size, progress)
         part = self.assemble(rows, x, self.model._assemble_part)
@@ -302,14 +303,14 @@ class Prediction:
         uns[PROVENANCE_KEY] |= {} if total is None else self.mean_change(total)
         return uns
 
-    def predict(self, rows: range, batch_size: int, progress: tqdm) -> tuple[Rows, ProfileSums]:
+    def predict(self, rows: range, batch_size: int | None, progress: tqdm) -> tuple[Rows, ProfileSums]:
         """Predict some of the cells, from a block's first on; return their values and the sums of their profiles."""
         engine, cells = self.model._engine, self.cells.part(rows)
-        chunk, parts = engine.round_to_blocks(batch_size), []
+        chunk, parts = engine.round_to_blocks(check_batch_size(batch_size)), []
         batches = (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self.model._read(cells.source, cells.rows, chunk))
 
         def sums() -> Iterator[ProfileSums]:
-            for block in engine.predictions(self.request.part(rows.start, rows.stop), batches, chunk):
+            for block in engine.predictions(self.request.part(rows.start, rows.stop), batches, batch_size):
                 parts.append(block.x)
                 progress.update(block.x.shape[0])
                 if block.sums is not None:

@@ -83,7 +83,9 @@ class GeneSpaceModel(DiffusionModel):
             on_gpu=torch.cuda.is_available(),
             **architecture,
         )
-        self._check_fits_data()
+        if self.architecture.path == "masking" and self._input_values != "counts":
+            msg = "`path='masking'` needs counts, but the registered values are log-normalised; register counts."
+            raise ValueError(msg)
         self.module = gene_space_module(self.architecture)(
             self.summary_stats.n_vars,
             self._condition_specs,
@@ -124,16 +126,6 @@ class GeneSpaceModel(DiffusionModel):
             recipe = self._recipes["mlp" if self.architecture.backbone == "mlp" else "transformer"]
             return recipe if self.reference_ is not None else recipe.for_many_cells(len(self.train_indices_))
         return self._recipes["published" if self._recipe_name == "published" else "profiles"]
-
-    def _check_fits_data(self) -> None:
-        """Raise if the path or the patches do not fit the registered values and genes."""
-        a, n_genes = self.architecture, self.summary_stats.n_vars
-        if a.path == "masking" and self._input_values != "counts":
-            msg = "`path='masking'` needs counts, but the registered values are log-normalised; register counts."
-            raise ValueError(msg)
-        if a.backbone in ("dit", "white_box") and a.patch_size > n_genes:
-            msg = f"`patch_size` is {a.patch_size}, but there are only {n_genes} genes."
-            raise ValueError(msg)
 
     def _check_ready_to_generate(self) -> None:
         if not self.is_trained_:

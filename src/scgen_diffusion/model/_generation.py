@@ -99,7 +99,7 @@ class Generation:
         table = verdict_table(model, verdicts, model._stages)
         return replace(self, request=replace(self.request, provenance={**self.request.provenance, "verdict": table}))
 
-    def make(self, rows: range, batch_size: int, progress: tqdm, assemble: Callable[..., Any]) -> Any:
+    def make(self, rows: range, batch_size: int | None, progress: tqdm, assemble: Callable[..., Any]) -> Any:
         """Make the cells of some rows, and build them by ``assemble``; the first row must begin a block."""
         model, request, parts = self.model, self.request, []
         for cells in model._engine.cells(request, rows.start, rows.stop, batch_size=batch_size):
@@ -140,7 +140,7 @@ class Generation:
         obsm = model.conditions.to_obsm(np.tile(codes, (len(times), 1)), obs.index)
         return model._assemble(np.concatenate(states), obs, provenance, is_log1p=True, layers=layers, obsm=obsm)
 
-    def make_part(self, rows: range, batch_size: int, progress: tqdm) -> AnnData:
+    def make_part(self, rows: range, batch_size: int | None, progress: tqdm) -> AnnData:
         """Make a part of a stream."""
         return self.make(rows, batch_size, progress, self.model._assemble_part)
 

@@ -13,7 +13,7 @@ import torch
 from anndata import AnnData
 from mudata import MuData
 
-from scgen_diffusion._files import explain_failed_write, read_torch, sync, write_atomically
+from scgen_diffusion._files import explain_failed_write, is_of_system, read_torch, sync, write_atomically
 from scgen_diffusion.data import (
     JOINED,
     check_cells_writable,
@@ -137,10 +137,8 @@ def name_damaged_file(path: Path) -> Iterator[None]:
     """Turn any error about the contents of a file into a ValueError with its path."""
     try:
         yield
-    except MemoryError:
-        raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the system, such as missing rights
+        if is_of_system(error):
             raise
         msg = f"{path} is damaged, or was changed after it was saved ({type(error).__name__}: {error})."
         raise ValueError(msg) from error
@@ -169,6 +167,8 @@ def load_plain(path: Path, what: str, advice: str) -> Any:
         )
         raise ValueError(msg) from None  # torch would advise to execute the code
     except Exception as error:
+        if is_of_system(error):
+            raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         msg = f"{path} is damaged or not a {what}, so save or copy it again: {reason}"
         raise ValueError(msg) from error

@@ -395,7 +395,7 @@ class MULTISCLDM(SCLDM):
     def _check_same_features(self, adata: MuData) -> None:
         check_is_in_memory(adata)
         check_same_features(adata, self.modalities)
-        check_is_mudata(adata)  # in memory
+        check_is_mudata(adata)  # not backed
 
     _check_query_cells = _check_same_features
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scgen_diffusion._compat import registered_manager
+from scgen_diffusion._files import is_of_system
 from scgen_diffusion.module import ANY
 
 from ._model_file import load_plain
@@ -123,8 +124,11 @@ def read_weights(path: Path) -> Weights:
 
 def _read_safetensors(path: Path) -> Weights:
     try:
+        path.open("rb").close()  # safetensors does not say why it cannot open a file
         return load_file(path)
     except Exception as error:
+        if is_of_system(error):
+            raise
         msg = f"{path} is damaged or not a file of weights: {error}"
         raise ValueError(msg) from error
 

@@ -290,7 +290,7 @@ def write_stream(
     job: Generation | Prediction,
     *,
     shard_size: int | None,
-    batch_size: int,
+    batch_size: int | None,
     seed: int | None,
     show_progress: bool,
     rank: int,

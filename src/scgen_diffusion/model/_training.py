@@ -29,10 +29,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
 
-    from lightning.pytorch.callbacks import Callback
-
     from scgen_diffusion.data import ConditionKey
-    from scgen_diffusion.train import FirstStep, StageData, StagePlan
+    from scgen_diffusion.train import StageData, StagePlan
 
     from ._base import DiffusionModel
 
@@ -366,7 +364,6 @@ def restored_unless(model: DiffusionModel, is_kept: Callable[[], object]) -> Ite
 
 def run_plan(
     model: DiffusionModel,
-    first_step: FirstStep,
     plan: StagePlan,
     data: StageData,
     *depends_on: object,
@@ -374,7 +371,6 @@ def run_plan(
     must_beat_former: bool,
     accelerator: str = "auto",
     devices: int | list[int] | str = "auto",
-    callbacks: Sequence[Callback] | None = None,
     **options: Any,
 ) -> StageResult:
     """Run a stage. It resumes a checkpoint of the same cells, the same split and the same ``depends_on``."""
@@ -384,8 +380,7 @@ def run_plan(
         split = model.train_indices_, model.validation_indices_  # total counts come from both
         plan.fingerprint = digest_of(model._fingerprint, *split, *depends_on)
     accelerator, devices, device = parse_device_args(accelerator, devices, return_device="torch")
-    options |= {"accelerator": accelerator, "devices": devices, "callbacks": [first_step, *(callbacks or [])]}
-    result = run_stage(plan, data, checkpoint_dir=checkpoint_dir, **options)
+    result = run_stage(plan, data, checkpoint_dir=checkpoint_dir, accelerator=accelerator, devices=devices, **options)
     model.to_device(result.device or device)  # like scvi-tools' models, it stays where it was trained
     model.trainer = result.trainer
     model.history_ = {**(model.history_ or {}), **result.plan.history}

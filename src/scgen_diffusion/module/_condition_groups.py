@@ -116,7 +116,9 @@ class ConditionGroups:
 
     def only(self, codes: Tensor, key: int) -> Tensor:
         """Set all keys of codes ``(n, columns)`` but one to :data:`ANY`."""
-        return _open_all_but(codes, self.keys[key])
+        opened = torch.full_like(codes, ANY)
+        opened[:, self.keys[key]] = codes[:, self.keys[key]]
+        return opened
 
     def each_member(self, codes: Tensor, key: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield, for each slot of a set, the codes of its member's group, and whether the slot is filled."""
@@ -126,7 +128,7 @@ class ConditionGroups:
     def _parts(self, codes: Tensor) -> Iterator[Group]:
         for key, columns in enumerate(self.keys):
             kind = "combination" if len(self.keys) == 1 else "set" if key in self.sets else "value"
-            for group, cells in _distinct(_open_all_but(codes, columns)):
+            for group, cells in _distinct(self.only(codes, key)):
                 yield Group(kind, group, cells, key)
             if key in self.sets:
                 places = codes[:, columns]
@@ -142,12 +144,6 @@ class ConditionGroups:
         codes = torch.full((len(member), self.n_columns), ANY, device=member.device)
         codes[:, self.keys[key].start] = member
         return codes
-
-
-def _open_all_but(codes: Tensor, columns: slice) -> Tensor:
-    opened = torch.full_like(codes, ANY)
-    opened[:, columns] = codes[:, columns]
-    return opened
 
 
 def _distinct(codes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -98,7 +98,7 @@ class ConditionedModule(BaseModuleClass):
 
     @abstractmethod
     def draw_noise(self, generators: Generators) -> Tensor:
-        """Draw the noise at the end of the path, ``(cells, ...)``."""
+        """Draw the noise that generation starts from, ``(cells, ...)``."""
 
     def initial_states(
         self, condition: Tensor, generators: Generators, library_size: LibrarySizeKind | np.ndarray | None
@@ -130,7 +130,7 @@ class ConditionedModule(BaseModuleClass):
         library_size: LibrarySizeKind | np.ndarray = "empirical",
         output: InputValues = "log1p",
         n_wanted: int,
-        start: Tensor | None = None,
+        start_condition: Tensor | None = None,
     ) -> Tensor:
         """Generate cells.
 
@@ -148,7 +148,7 @@ class ConditionedModule(BaseModuleClass):
             ``"counts"`` or ``"log1p"``; ignored by modules that return only one of them.
         n_wanted
             Number of cells to return, from the start of the block.
-        start
+        start_condition
             Conditions ``(block, columns)`` to generate under; the transport then moves the cells to ``condition``.
             None: ``condition`` itself.
 
@@ -157,15 +157,15 @@ class ConditionedModule(BaseModuleClass):
         Tensor
             ``(n_wanted, genes)``.
         """
-        given = condition if start is None else start
+        given = condition if start_condition is None else start_condition
         options: dict[str, Any] = {"n_steps": n_steps, "generators": generators}
         states = self.initial_states(given, generators, library_size if output == "counts" else None)
         states = sampler(self.denoiser(given, guidance), states, **options)
         draw_totals: TensorMap = partial(self.draw_totals, library_size, condition, generators=generators)
-        if start is not None:
+        if start_condition is not None:
             before = self.unstandardise(states)
-            states = self.transported(states, start, condition, sampler, **options)
-            draw_totals = lambda _: self.draw_totals(library_size, condition, before, generators, start)
+            states = self.transported(states, start_condition, condition, sampler, **options)
+            draw_totals = lambda _: self.draw_totals(library_size, condition, before, generators, start_condition)
         shown = self.shown_conditions(condition, guidance)
         return self.cells_of(states, draw_totals, generators.first(n_wanted), shown, output)[:n_wanted]
 
@@ -258,7 +258,10 @@ class ConditionedModule(BaseModuleClass):
         return self.library_size.draw(library_size, condition, features, uniform, start=start)
 
     def decoding_totals(self, x: Tensor, z: Tensor, generators: Generators | None) -> Tensor:
-        """Return the totals of cells ``x (cells, genes)``: their own, ``(cells, 1)``, also if predicted anew."""
+        """Return the totals of cells ``x (cells, genes)``: their own, ``(cells, 1)``, whatever ``z``.
+
+        Modules of several modalities predict those that a cell lacks.
+        """
         return total_counts(x)
 
     def has_zeros(self, output: InputValues) -> bool:

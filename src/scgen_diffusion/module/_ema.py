@@ -35,14 +35,12 @@ class AverageUpdate:
         The averaged copy.
     network
         The network.
-    n_updates
-        Number of updates so far. Default: read from the copy once.
     """
 
     @torch.no_grad()
-    def __init__(self, averaged: AveragedModel, network: nn.Module, n_updates: int | None = None) -> None:
+    def __init__(self, averaged: AveragedModel, network: nn.Module) -> None:
         self.averaged = averaged
-        self.n_updates = int(averaged.n_averaged) if n_updates is None else n_updates
+        self.n_updates = int(averaged.n_averaged)  # read once
         self._pairs = [x.detach() for x in averaged.module.parameters()], [x.detach() for x in network.parameters()]
         for copy, buffer in zip(averaged.module.buffers(), network.buffers(), strict=True):
             copy.copy_(buffer)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from scgen_diffusion.nn import ConditionEmbedding, encodings_of, extended_state, rows_of
+from scgen_diffusion.nn import ConditionEmbedding, encodings_of, extended_state, row_masks
 
 from ._library_size import LibrarySizeModel
 
@@ -124,7 +124,7 @@ def trained_masks(
     network, _ = module.network_and_average
     embeddings = [part for part in network.modules() if isinstance(part, ConditionEmbedding)]
     if trainable == "new_conditions":
-        return {weight: mask for embed in embeddings for weight, mask in rows_of(embed, new).items()}
+        return {weight: mask for embed in embeddings for weight, mask in row_masks(embed, new).items()}
     if trainable == "conditions":
         return dict.fromkeys(parameter for embed in embeddings for parameter in embed.parameters())
     if trainable == "network":

@@ -172,8 +172,7 @@ class GeneSpaceModule(ConditionedModule):
     def start_reading(self, directions: Tensor) -> None:
         """Initialise what reads all genes as coordinates along ``directions (k, genes)``."""
         for network in self._both_networks:
-            if isinstance(network.backbone, GeneDiT | GeneMLP):
-                network.backbone.start_reading(directions)
+            network.backbone.start_reading(directions)
 
     def gene_loadings(self) -> list[Tensor]:
         """List the weight matrices with one row or column per gene."""
@@ -255,7 +254,7 @@ class GeneSpaceModule(ConditionedModule):
     # --- generation ---------------------------------------------------------------------------------------------------
 
     def draw_noise(self, generators: Generators) -> Tensor:
-        """Draw the noise at the end of the path, ``(cells, genes)``."""
+        """Draw the noise that generation starts from, ``(cells, genes)``."""
         return generators.normal(self.n_input)
 
     def draw_for_training(self, x: Tensor, generator: torch.Generator, *, training: bool) -> dict[str, Tensor]:

@@ -439,9 +439,11 @@ class SCLDMModule(ConditionedModule):
         strength
             Share of the way that the cells went.
         """
-        if self.transport.missed is None:
+        transport = self.transport
+        if transport.missed is None:
             return decoded
-        factors = self.transport.missed_log_factors(start, new, self.likelihood.mean(**decoded))
+        covariance = transport.shift.covariance_with_groups(start, new)
+        factors = transport.missed(covariance, self.likelihood.mean(**decoded))
         outputs = decoded["outputs"].clone()
         outputs[..., 0] += strength * factors * (own != new).any(1, keepdim=True)
         return {**decoded, "outputs": outputs}

@@ -119,13 +119,6 @@ class LatentTransport(nn.Module):
         self.error = ChangeError(n_groups, n_genes).to(self.control.device)
         return self.error
 
-    def missed_log_factors(self, start: Tensor, condition: Tensor, means: Tensor) -> Tensor:
-        """Return log factors for the expected counts ``(n, genes)`` of moved cells, if missed changes were learned.
-
-        ``start (n, tokens, n_latent)`` are the latents of control cells, and conditions as in :meth:`move`.
-        """
-        return self.missed(self.shift.covariance_with_groups(start, condition), means)
-
     def unfit(self, own: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
         """Return which cells are perturbed already, and which would change in other keys too, each ``(n,)``.
 

@@ -12,7 +12,7 @@ from ._blocks import (
 )
 from ._coding_rate import coding_rate, sparsity, subspace_coding_rate
 from ._condition_effects import ConditionEffects
-from ._condition_transfer import extended_state, rows_of
+from ._condition_transfer import extended_state, row_masks
 from ._conditions import (
     Classes,
     ConditionEmbedding,
@@ -77,7 +77,7 @@ __all__ = [
     "null_condition",
     "patch_position_embedding",
     "position_embedding",
-    "rows_of",
+    "row_masks",
     "sparsity",
     "subspace_coding_rate",
 ]

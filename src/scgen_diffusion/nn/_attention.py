@@ -58,16 +58,12 @@ class CrossAttention(nn.Module):
         self.project_kv = nn.Linear(width, 2 * width, bias=False)
         self.project_out = nn.Linear(width, width, bias=False)
 
-    def forward(self, queries: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend from queries ``(cells or 1, queries, width)`` to tokens ``(cells, tokens, width)``.
+    def forward(self, queries: Tensor, keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend from queries ``(cells or 1, queries, width)`` to what :attr:`project_kv` makes of tokens.
 
-        ``mask (cells, tokens)`` is true for tokens that may be attended to. Queries shared by all cells are projected
-        once.
+        ``keys_values`` are ``(cells, tokens, 2 * width)``. ``mask (cells, tokens)`` is true for tokens that may be
+        attended to. Queries shared by all cells are projected once.
         """
-        return self.attend(queries, self.project_kv(tokens), mask)
-
-    def attend(self, queries: Tensor, keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend to keys and values that are already projected, ``(cells, tokens, 2 * width)``."""
         key, value = (split_heads(x, self.n_heads) for x in keys_values.chunk(2, dim=-1))
         query = split_heads(self.project_query(queries), self.n_heads).expand(len(keys_values), -1, -1, -1)
         attn_mask = None if mask is None else mask[:, None, None, :]

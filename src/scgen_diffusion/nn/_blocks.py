@@ -78,7 +78,7 @@ class CrossAttentionBlock(nn.Module):
 
     def forward(self, queries: Tensor, keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Update queries ``(cells or 1, queries, width)`` from each cell's tokens, as returned by :meth:`project`."""
-        return self._update(queries, self.attention.attend(self.norm_queries(queries), keys_values, mask))
+        return self._update(queries, self.attention(self.norm_queries(queries), keys_values, mask))
 
     def pool_scaled(self, queries: Tensor, table: Tensor, scales: Tensor) -> Tensor:
         """Update queries ``(1, queries, width)`` from each cell's multiples ``(cells, rows)`` of projected rows."""
@@ -142,19 +142,13 @@ class ModulatedBlock(nn.Module):
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
         """Map tokens ``(cells, tokens, width)`` under ``condition (cells, width)`` to the same shape."""
-        attention, feed_forward = self._modulations(condition)
-        tokens = gated_step(self.norm_attention, self.attention, tokens, attention).tokens_out
-        return gated_step(self.norm_feed_forward, self.feed_forward, tokens, feed_forward).tokens_out
+        return self.trace(tokens, condition).feed_forward.tokens_out
 
     def trace(self, tokens: Tensor, condition: Tensor) -> BlockTrace:
         """Do the same as :meth:`forward`, and return the intermediate values."""
-        attention, feed_forward = self._modulations(condition)
-        first = gated_step(self.norm_attention, self.attention, tokens, attention)
-        return BlockTrace(first, gated_step(self.norm_feed_forward, self.feed_forward, first.tokens_out, feed_forward))
-
-    def _modulations(self, condition: Tensor) -> tuple[Modulation, Modulation]:
         chunks = self.modulation(condition)[:, None].chunk(6, dim=-1)
-        return chunks[:3], chunks[3:]
+        first = gated_step(self.norm_attention, self.attention, tokens, chunks[:3])
+        return BlockTrace(first, gated_step(self.norm_feed_forward, self.feed_forward, first.tokens_out, chunks[3:]))
 
 
 def gated_step(norm: nn.Module, operator: nn.Module, tokens: Tensor, modulation: Modulation) -> HalfTrace:

@@ -39,7 +39,7 @@ def extended_state(
     return state
 
 
-def rows_of(embed: ConditionEmbedding, values: Sequence[Tensor]) -> dict[nn.Parameter, Tensor]:
+def row_masks(embed: ConditionEmbedding, values: Sequence[Tensor]) -> dict[nn.Parameter, Tensor]:
     """Return the learned rows of some classes and members, as masks ``(rows, 1)`` by table.
 
     Parameters

@@ -140,8 +140,7 @@ class GeneDiT(nn.Module):
 
     def start_reading(self, directions: Tensor) -> None:
         """Initialise global tokens to read the cells' coordinates along ``directions (k, genes)``."""
-        if self.n_global_tokens:
-            set_first_rows(self.read_all_genes, directions)
+        set_first_rows(self.read_all_genes, directions)
 
     @property
     def gene_weights(self) -> list[Tensor]:

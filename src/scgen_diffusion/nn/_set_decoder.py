@@ -14,7 +14,7 @@ from ._blocks import LAYER_NORM_EPS, CrossAttentionBlock, TransformerBlock
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 1 << 20}
+CHUNK_ELEMENTS = {"cpu": 1 << 20}  # what its cache holds
 LARGE_CHUNK = 1 << 24
 
 
@@ -22,7 +22,7 @@ class GeneQueryDecoder(nn.Module):
     """Query the latent tokens with every gene's embedding (MCAB), and read the gene's numbers from the result.
 
     The gene queries are projected once per step, not once per cell. If decoding all genes at once needs more than
-    ``chunk_elements`` numbers per tensor, they are decoded in chunks that are recomputed in the backward pass.
+    :data:`CHUNK_ELEMENTS` numbers per tensor, they are decoded in chunks that are recomputed in the backward pass.
 
     Parameters
     ----------
@@ -38,9 +38,6 @@ class GeneQueryDecoder(nn.Module):
         Heads of the gene queries.
     hidden
         Inner width of the feed-forward halves.
-    chunk_elements
-        Largest ``cells * genes * width`` to decode at once. Default: what a CPU's cache holds, or 16 times that on
-        other devices.
     """
 
     def __init__(
@@ -54,10 +51,8 @@ class GeneQueryDecoder(nn.Module):
         n_heads: int,
         n_heads_cross: int,
         hidden: int | None = None,
-        chunk_elements: int | None = None,
     ) -> None:
         super().__init__()
-        self.chunk_elements = chunk_elements
         self.norm_in = nn.LayerNorm(latent_width, eps=LAYER_NORM_EPS, elementwise_affine=False)
         self.project_in = nn.Linear(latent_width, width, bias=False)
         self.blocks = nn.ModuleList(TransformerBlock(width, n_heads, hidden) for _ in range(n_layers))
@@ -72,7 +67,7 @@ class GeneQueryDecoder(nn.Module):
             tokens = block(tokens)
         queries = self.embed_gene.weight[1:]  # row 0 is padding
         keys_values = self.unpool.project(tokens)
-        n_elements = self.chunk_elements or CHUNK_ELEMENTS.get(z.device.type, LARGE_CHUNK)
+        n_elements = CHUNK_ELEMENTS.get(z.device.type, LARGE_CHUNK)
         chunk = max(n_elements // (len(z) * queries.shape[1]), 1)
         if chunk >= len(queries):
             return self._decode(keys_values, queries)

@@ -26,7 +26,6 @@ from ._recipes import (
     learning_rate_factor,
 )
 from ._runner import (
-    FirstStep,
     Interruption,
     StageResult,
     check_trainer_options,
@@ -36,7 +35,7 @@ from ._runner import (
     show,
     trainer_options,
 )
-from ._transport import Group, PairData, fit_missed, fit_shift, measure_errors, perturbation_groups
+from ._transport import PairData, PerturbationGroup, fit_missed, fit_shift, measure_errors, perturbation_groups
 
 __all__ = [
     "DIFFUSION_RECIPES",
@@ -48,12 +47,11 @@ __all__ = [
     "DiffusionPlan",
     "DiffusionRecipe",
     "EpochBatches",
-    "FirstStep",
-    "Group",
     "Interruption",
     "LatentCache",
     "LatentData",
     "PairData",
+    "PerturbationGroup",
     "PriorPlan",
     "PriorRecipe",
     "Recipe",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning.pytorch as pl
@@ -187,9 +188,9 @@ class StageData(pl.LightningDataModule):
         has_any = len(self.validation_indices)
         return self._loader(self.validation_indices, self.validation_batches()) if has_any else []
 
+    @abstractmethod
     def _loader(self, indices: np.ndarray, batches: EpochBatches) -> Iterable[Mapping[str, Tensor]]:
         """Return the loader of some rows; ``batches`` are positions among them."""
-        raise NotImplementedError
 
     def train_batches(self) -> EpochBatches:
         """Return this process's batches of training cells, from the first epoch that is not done yet."""

@@ -185,13 +185,13 @@ def describe_predicted_profile_totals(module: GeneSpaceModule, cells: TrainingCe
     module.library_size.fit_predicted(_gather(drawn, len(rows)), module.condition_tensor(cells.codes[rows]).cpu())
 
 
-def _expression(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray | None) -> Iterator[Tensor]:
+def _expression(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray) -> Iterator[Tensor]:
     """Yield expression ``(cells, genes)`` on the module's device."""
     for batch in cells.loader(indices, ROWS_AT_A_TIME):
         yield batch[REGISTRY_KEYS.X_KEY].to(module.device)
 
 
-def _profiles(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray | None) -> Iterator[Tensor]:
+def _profiles(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray) -> Iterator[Tensor]:
     """Yield profiles ``(cells, genes)`` on the module's device."""
     return (log_profile(x, module.input_values) for x in _expression(module, cells, indices))
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ._cells import StageData, copy_to_device, memory_for_cells
 
@@ -161,20 +161,7 @@ class LatentData(StageData):
         return batches
 
     def _loader(self, indices: np.ndarray, batches: EpochBatches) -> DataLoader:
-        return DataLoader(_Rows(self.cache, indices), sampler=batches, batch_size=None)
-
-
-class _Rows(Dataset):
-    """Some rows of a cache."""
-
-    def __init__(self, cache: LatentCache, indices: np.ndarray) -> None:
-        self.cache, self.indices = cache, np.asarray(indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, rows: np.ndarray) -> dict[str, Tensor]:
-        return self.cache[self.indices[rows]]
+        return DataLoader(Subset(self.cache, indices), sampler=batches, batch_size=None)
 
 
 @torch.inference_mode()

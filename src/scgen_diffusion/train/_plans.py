@@ -241,9 +241,8 @@ class StagePlan(pl.LightningModule):
             # the gradient scaler of "16-mixed" needs separate steps
             fused=self.device.type in FUSED_ON and self.trainer.precision != "16-mixed",
         )
-        factor = learning_rate_factor(
-            recipe.schedule, n_steps=self.n_steps, warm_up=recipe.warm_up, max_rounds=recipe.max_rounds
-        )
+        options = {"n_steps": self.n_steps, "warm_up": recipe.warm_up, "max_rounds": recipe.max_rounds}
+        factor = partial(learning_rate_factor, schedule=recipe.schedule, **options)  # can be pickled
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from numbers import Real
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from scgen_diffusion._arguments import check_count, is_number
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 Schedule = Literal["cosine", "warm_up_hold_decay", "constant"]
 MANY_GENES = 2000  # fewer may have a recipe of their own
@@ -364,20 +360,12 @@ def two_digits(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def learning_rate_factor(
-    schedule: Schedule, *, n_steps: int, warm_up: float, max_rounds: int = 1
-) -> Callable[[int], float]:
-    """Return the factor of the learning rate at each step: a linear rise from 0.01, then the schedule.
+def learning_rate_factor(step: int, schedule: Schedule, *, n_steps: int, warm_up: float, max_rounds: int = 1) -> float:
+    """Return the factor of the learning rate at a step: a linear rise from 0.01, then the schedule.
 
     It starts again every ``n_steps`` steps, at half of the rate, until there were ``max_rounds`` rounds.
     """
     n_warm_up = max(round(warm_up * n_steps), 1)
-    return partial(  # can be pickled
-        _factor_at, schedule=schedule, n_steps=n_steps, n_warm_up=n_warm_up, max_rounds=max_rounds
-    )
-
-
-def _factor_at(step: int, schedule: Schedule, n_steps: int, n_warm_up: int, max_rounds: int) -> float:
     number = min(step // max(n_steps, 1), max_rounds - 1)
     step, scale = step - number * n_steps, RATE_OF_NEXT_ROUND**number
     if step < n_warm_up:

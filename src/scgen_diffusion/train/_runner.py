@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count
 from scgen_diffusion._compat import parse_device_args, refusing_as_value_error
-from scgen_diffusion._files import explain_failed_write, read_torch, write_atomically
+from scgen_diffusion._files import explain_failed_write, is_of_system, read_torch, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -306,16 +306,6 @@ def _quiet() -> Iterator[None]:
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-class FirstStep(Callback):
-    """Notes that a step of training has begun, before which an error leaves the model as it was."""
-
-    is_taken = False
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Note it."""
-        self.is_taken = True
-
-
 class StageCheckpoint(Checkpoint):
     """Writes one checkpoint after epochs, atomically, so that a kill never leaves half a file.
 
@@ -374,9 +364,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         return read_torch(path)
-    except (MemoryError, PermissionError):  # the file may be good
-        raise
     except Exception as error:
+        if is_of_system(error):
+            raise
         msg = (
             f"The checkpoint {path} is damaged, or is none of this package; remove it to start again (on the command "
             "line: `--restart`)."

@@ -42,7 +42,7 @@ SMALLEST = 1e-6
 
 
 @dataclass(frozen=True)
-class Group:
+class PerturbationGroup:
     """Row numbers of control and perturbed cells whose conditions differ only by the perturbation."""
 
     control: np.ndarray
@@ -51,7 +51,7 @@ class Group:
 
 def perturbation_groups(
     rows: np.ndarray, is_control: np.ndarray, perturbation: np.ndarray, others: np.ndarray
-) -> list[Group]:
+) -> list[PerturbationGroup]:
     """List the cells of each perturbation, with the control cells that have the same values of the other conditions.
 
     Parameters
@@ -71,11 +71,11 @@ def perturbation_groups(
     ends = np.cumsum(np.bincount(place[is_control], minlength=place.max(initial=-1) + 1))
     controls = np.split(of_place, ends[:-1])  # groups share the arrays, which may be large
     perturbed = [of_each[n] for n in np.unique(number[~is_control])]
-    return [Group(same, rows[m]) for m in perturbed if len(same := controls[place[m[0]]])]
+    return [PerturbationGroup(same, rows[m]) for m in perturbed if len(same := controls[place[m[0]]])]
 
 
 @torch.no_grad()
-def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[Group]) -> None:
+def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[PerturbationGroup]) -> None:
     """Fit the transport's expected shift to the latents of groups of cells."""
     transport, generator = module.transport, torch.Generator().manual_seed(0)
     of_group = [int(group.control[0]) for group in groups]
@@ -141,7 +141,7 @@ def axes_of_expression(module: SCLDMModule, controls: Sequence[Tensor]) -> Tenso
 
 
 @torch.no_grad()
-def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group], bar: Bar) -> None:
+def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[PerturbationGroup], bar: Bar) -> None:
     """Predict the mean changes of groups from all other groups, and store in the transport how wrong they are.
 
     The expected shift predicts them alone, since the flow learns from all groups at once.
@@ -185,7 +185,7 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[G
 
 
 @torch.no_grad()
-def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group], bar: Bar) -> None:
+def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[PerturbationGroup], bar: Bar) -> None:
     """Learn which mean changes of the groups the trained transport and the decoder miss. Counts only."""
     if not isinstance(module.likelihood, NegativeBinomialLikelihood):
         return
@@ -225,7 +225,7 @@ def _read(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> Tensor
 
 
 def _controls_of(
-    module: SCLDMModule, cells: TrainingCells, groups: Sequence[Group]
+    module: SCLDMModule, cells: TrainingCells, groups: Sequence[PerturbationGroup]
 ) -> Callable[..., tuple[list[Tensor], Posterior]]:
     """Return a function that reads sets of control cells, and encodes them together.
 
@@ -283,7 +283,7 @@ class GroupBatches(Sampler[np.ndarray]):
 
     def __init__(
         self,
-        groups: Sequence[Group],
+        groups: Sequence[PerturbationGroup],
         recipe: TransportRecipe,
         n_steps: int,
         *,
@@ -310,7 +310,7 @@ class GroupBatches(Sampler[np.ndarray]):
             chosen = rng.choice(len(self.groups), self.n_groups, p=self.probabilities)
             yield np.hstack([self._draw(self.groups[number], rng) for number in chosen])
 
-    def _draw(self, group: Group, rng: np.random.Generator) -> np.ndarray:
+    def _draw(self, group: PerturbationGroup, rng: np.random.Generator) -> np.ndarray:
         """Draw rows of both kinds; rows repeat only after all were drawn."""
 
         def draw(rows: np.ndarray) -> np.ndarray:
@@ -333,7 +333,9 @@ class PairData(StageData):
         See :class:`GroupBatches`.
     """
 
-    def __init__(self, cache: LatentCache, groups: Sequence[Group], recipe: TransportRecipe, n_steps: int) -> None:
+    def __init__(
+        self, cache: LatentCache, groups: Sequence[PerturbationGroup], recipe: TransportRecipe, n_steps: int
+    ) -> None:
         none = np.array([], dtype=int)
         super().__init__(none, none, recipe.batch_size)
         self.cache, self.groups, self.recipe, self.n_steps = cache, groups, recipe, n_steps
