@@ -121,17 +121,7 @@ def test_a_new_set_names_its_part_that_was_never_seen_alone():
 
 
 def test_one_dose_per_cell_is_told_to_give_several_cells_the_same():
-    request = _Request(
-        n_cells=1,
-        misfit=0,
-        variance=0,
-        prior=1,
-        has_groups=True,
-        is_new=False,
-        n_contexts=6,
-        first_context="",
-        in_own_context=True,
-    )
+    request = _Request(1, 0.0, 0.0, 1.0, True, False, 6, "", True, "", "", 0, "")
     advice = [_rule(request, _Known(0, [], 0, has_numbers))[2] for has_numbers in (True, False)]
 
     assert ["several the same dose" in one for one in advice] == [True, False]
