@@ -35,7 +35,15 @@ NEAR, FAR = torch.zeros(5, SIZE), torch.full((5, SIZE), 50.0)
 KNOWN, NEW, SEEN = [8, 1], [8, 2], [0, 1]
 
 
-def module_with(n_groups=6, *, error=0.0, variance=1e-2):
+def module_of(transport, profiles_of=lambda states: states.flatten(1)):
+    """A module with a transport, whose decoder shows every shift of the latents, or as little as asked for."""
+    as_tensor = lambda codes: torch.from_numpy(codes).float()
+    return SimpleNamespace(
+        transport=transport, condition_tensor=as_tensor, latent_shape=(1, SIZE), profiles_of=profiles_of
+    )
+
+
+def module_with(n_groups=6, *, error=0.0, variance=1e-2, **decoder):
     """Cells of some types, near zero, whose effects of a drug are known and alike."""
     torch.manual_seed(0)
     transport = LatentTransport((1, SIZE), (N_TYPES, 3), width=8)
@@ -45,7 +53,7 @@ def module_with(n_groups=6, *, error=0.0, variance=1e-2):
     cells, variances = [centre[None] for centre in centres], torch.full((n_groups,), variance)
     transport.add_shift(n_groups).fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations)
     transport.add_error(n_groups, 5).misfit.fill_(error)
-    return SimpleNamespace(transport=transport, condition_tensor=lambda codes: torch.from_numpy(codes).float())
+    return module_of(transport, **decoder)
 
 
 def verdict_on(codes, cells=NEAR, misfit=0.0, **options):
@@ -86,11 +94,21 @@ def test_every_rule(request_, label, reason):
 )
 def test_a_new_set_of_known_parts_is_not_blamed_on_the_control_cells(was_seen, in_own_context, reason):
     known = _Known(usual_misfit=0.0, explained=[0.1, 0.2], from_embeddings=0.0, has_numbers=False)
-    request = _Request(9, 0.0, 0.3, 1.0, was_seen, False, 2, "type='B'", in_own_context, "", "", 0, "")
+    request = _Request(9, 0.0, 0.3, 1.0, was_seen, False, 2, "type='B'", in_own_context, "", "", 0, "", 1.0)
 
     found, because, _ = _rule(request, known)
 
     assert (found, because.startswith(reason)) == ("extrapolated", True)
+
+
+@pytest.mark.parametrize(("shown", "label"), [(0.6, "supported"), (0.4, "extrapolated")])
+def test_a_decoder_that_hardly_shows_the_shift_of_such_cells_is_not_trusted(shown, label):
+    groups_are_shown = lambda states: states.flatten(1) * (1.0 if len(states) > 1 else shown)
+
+    found = verdict_on(KNOWN, profiles_of=groups_are_shown)
+
+    assert found.label == label
+    assert ("shows only 40% of the change" in found.reason) == (label == "extrapolated")
 
 
 def pair_of_genes(pair, seen):
@@ -106,8 +124,7 @@ def pair_of_genes(pair, seen):
     transport.add_shift(n).fit(cells, *fitted)
     transport.shift.left_out[:2] = torch.tensor([1e-9, 1.0])  # two groups that the others explain well
     transport.add_error(n, 5)
-    module = SimpleNamespace(transport=transport, condition_tensor=lambda codes: torch.from_numpy(codes).float())
-    return judge(module, conditions, [NEAR], key.encode([pair]))[0]
+    return judge(module_of(transport), conditions, [NEAR], key.encode([pair]))[0]
 
 
 def test_a_new_set_names_its_part_that_was_never_seen_alone():
@@ -121,7 +138,7 @@ def test_a_new_set_names_its_part_that_was_never_seen_alone():
 
 
 def test_one_dose_per_cell_is_told_to_give_several_cells_the_same():
-    request = _Request(1, 0.0, 0.0, 1.0, True, False, 6, "", True, "", "", 0, "")
+    request = _Request(1, 0.0, 0.0, 1.0, True, False, 6, "", True, "", "", 0, "", 1.0)
     advice = [_rule(request, _Known(0, [], 0, has_numbers))[2] for has_numbers in (True, False)]
 
     assert ["several the same dose" in one for one in advice] == [True, False]
@@ -173,8 +190,7 @@ def new_gene_by_embedding(effects, genes=(0.0, 0.1, 3.0, 3.1), wanted=0.05):
     cells = [centre[None] for centre in centres]
     transport.add_shift(n).fit(cells, centres, shifts, torch.full((n,), 1e-3), torch.eye(SIZE), perturbations)
     transport.add_error(n, 5)
-    module = SimpleNamespace(transport=transport, condition_tensor=lambda codes: torch.from_numpy(codes).float())
-    return judge(module, conditions, [NEAR], np.array([[n + 1.0]]))[0]
+    return judge(module_of(transport), conditions, [NEAR], np.array([[n + 1.0]]))[0]
 
 
 def test_a_gene_never_perturbed_is_extrapolated_if_embeddings_predict_those_that_were():

@@ -23,6 +23,7 @@ SUPPORTED, EXTRAPOLATED, UNKNOWN = "supported", "extrapolated", "unknown"
 COLUMNS = ("combination", "n_cells", "strength", "verdict", "reason")  # of the table, beside the conditions
 COVERAGE = 0.9  # of intervals
 FEWEST_CELLS = 5  # that are judged by their mean expression
+SMALLEST = 1e-9  # change
 FEW_CELLS = 20  # a number that a verdict on strange cells names
 FEWEST_OF_INTERVAL = 2  # cells, whose spread is known
 MOST_CELLS = 200  # of a combination that the verdict is about
@@ -31,6 +32,7 @@ MOST_COMBINATIONS = 1000  # of a request; more are not judged
 STRANGE, UNLIKE = 0.1, 0.5  # misfit of control cells beyond those of training, in nats per molecule
 LEAST_EXPLAINED = 0.5  # share of the variance of an effect that groups must explain to be of use
 LEAST_LEFT_OUT = 2  # groups that the others explain, to learn how wrong predictions are
+LEAST_ANSWER = 0.5  # share of the change that the groups suggest
 
 
 class Verdict(NamedTuple):
@@ -98,6 +100,7 @@ def judge(
     if learned is not None:
         later = _learned_later(conditions, np.concatenate([learned, perturbed]), wanted_contexts)
     never_alone = _never_alone(conditions, np.where(perturbs, perturbed, OPEN), np.where(perturbs, codes, OPEN))
+    answers = _answers(module, cells, condition)
     verdicts = []
     for number, (variance, prior) in enumerate(shift.uncertainty(cells, condition).tolist()):
         seen, wanted = np.unique(contexts[related[number]], axis=0), wanted_contexts[number]
@@ -115,9 +118,31 @@ def judge(
             never_alone=never_alone[number],
             n_trained=int(n_trained[number]),
             context=conditions.describe(wanted),
+            answer=answers[number],
         )
         verdicts.append(Verdict(*_rule(request, known), max(variance, least)))
     return verdicts
+
+
+def _answers(module: SCLDMModule, cells: Sequence[Tensor], condition: Tensor) -> list[float]:
+    """Return which share of the change that the groups suggest for each set of cells is decoded: the slope over genes.
+
+    The latent may be moved rightly, and the decoder, which never saw such cells perturbed, hardly show it.
+    """
+    transport: Any = module.transport
+    shift, groups = transport.shift, transport.error.groups
+
+    def decoded_change(x: Tensor, condition: Tensor) -> Tensor:
+        states = x.view(-1, *module.latent_shape)
+        return module.profiles_of(states + shift(states, condition)) - module.profiles_of(states)
+
+    of_groups = decoded_change(shift.centres[groups], shift.perturbations[groups]).double()
+    found = []
+    for x, wanted in zip(cells, condition, strict=True):
+        change = decoded_change(x.mean(0, keepdim=True), wanted[None])
+        suggested = shift.weights_of(groups, x, wanted) @ of_groups
+        found.append(float(change[0].double() @ suggested / suggested.square().sum().clamp(min=SMALLEST)))
+    return found
 
 
 def _learned_later(conditions: Conditions, learned: np.ndarray, codes: np.ndarray) -> list[str]:
@@ -174,6 +199,7 @@ class _Request(NamedTuple):
     never_alone: str  # its members that training had in other sets only
     n_trained: int  # training cells of its context
     context: str
+    answer: float  # share that is decoded of the change that the groups suggest
 
     @property
     def few_cells(self) -> str:
@@ -263,6 +289,12 @@ def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
         reason = f"{unlike} are less like the cells seen perturbed than these are like each other"
         advice = "Trust the direction of a change more than its size, or train with perturbed cells of a similar kind."
         return EXTRAPOLATED, reason, advice
+    if request.answer < LEAST_ANSWER:
+        reason = (
+            f"the decoder shows only {max(request.answer, 0):.0%} of the change that the cells seen perturbed suggest; "
+            "either such cells respond less, or it does not know how they look when they are perturbed"
+        )
+        return EXTRAPOLATED, reason, "Compare with the changes in other cells, or train with such perturbed cells."
     elsewhere = f"in {request.n_contexts} other contexts, and the control cells are like these"
     where = "in such cells" if request.in_own_context else elsewhere
     return SUPPORTED, f"the perturbation, or what it consists of, was seen {where}", ""
