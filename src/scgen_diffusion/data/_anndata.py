@@ -158,9 +158,7 @@ class ValueSummary(NamedTuple):
     def merge(self, other: ValueSummary) -> ValueSummary:
         """Return the joint summary of both."""
         return ValueSummary(
-            self.n_values + other.n_values,
-            self.n_nonzero + other.n_nonzero,
-            max(self.largest, other.largest),
+            self.n_values + other.n_values, self.n_nonzero + other.n_nonzero, max(self.largest, other.largest)
         )
 
 

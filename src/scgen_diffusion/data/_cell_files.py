@@ -21,14 +21,7 @@ from scvi.data.fields import LayerField
 from scgen_diffusion._arguments import check_count, known_names
 
 from ._anndata_file import JoinedMatrix, close_file, closing_if_refused, open_anndata_files
-from ._checks import (
-    check_natural_logarithms,
-    check_not_empty,
-    check_rows,
-    check_size,
-    check_values,
-    list_some,
-)
+from ._checks import check_natural_logarithms, check_not_empty, check_rows, check_size, check_values, list_some
 from ._condition_keys import OPEN, check_array
 from ._condition_setup import (
     ConditionField,

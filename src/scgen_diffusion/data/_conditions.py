@@ -523,12 +523,7 @@ class _Matches:
     """
 
     def __init__(
-        self,
-        rows: np.ndarray,
-        columns: np.ndarray,
-        places: np.ndarray,
-        n_cells: np.ndarray,
-        reach: float,
+        self, rows: np.ndarray, columns: np.ndarray, places: np.ndarray, n_cells: np.ndarray, reach: float
     ) -> None:
         self.columns, self.reach = columns, reach
         self.places, place = np.unique(places, axis=0, return_inverse=True)

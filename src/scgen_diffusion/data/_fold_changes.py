@@ -23,12 +23,7 @@ ADVICE = "Fold changes are planted by removing molecules. Give the layer with co
 
 
 def plant_fold_changes(
-    adata: AnnData,
-    log2_fold_changes: pd.DataFrame,
-    groupby: str,
-    *,
-    layer: str | None = None,
-    seed: int | None = None,
+    adata: AnnData, log2_fold_changes: pd.DataFrame, groupby: str, *, layer: str | None = None, seed: int | None = None
 ) -> AnnData:
     r"""Change the expression of chosen genes in groups of cells, real or generated, by known factors.
 

@@ -3,15 +3,7 @@
 from ._counterfactual import Counterfactual
 from ._generator import Block, CellGenerator, Cells, Frames
 from ._library_sizes import LibrarySizes
-from ._request import (
-    DIGEST,
-    CellRequest,
-    SamplingOptions,
-    check_batch_size,
-    differences,
-    identity_of,
-    name_of,
-)
+from ._request import DIGEST, CellRequest, SamplingOptions, check_batch_size, differences, identity_of, name_of
 from ._rows import check_finite, rows_of
 from ._verdict import MeanChange, PerturbedGroups, ProfileSums, Verdict, add_sums, verdict_columns
 

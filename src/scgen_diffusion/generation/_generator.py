@@ -14,14 +14,7 @@ import torch
 from scgen_diffusion._arguments import check_count, known_names, warn_user
 from scgen_diffusion._version import VERSION
 from scgen_diffusion.data import FEWEST_TRAINING_CELLS, OPEN, check_order_of_totals
-from scgen_diffusion.diffusion import (
-    DIFFUSION_SAMPLERS,
-    Generators,
-    Masking,
-    block_size,
-    check_sampler,
-    samplers_for,
-)
+from scgen_diffusion.diffusion import DIFFUSION_SAMPLERS, Generators, Masking, block_size, check_sampler, samplers_for
 
 from ._counterfactual import blocks_of, predict_block
 from ._request import (

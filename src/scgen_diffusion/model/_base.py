@@ -1394,13 +1394,7 @@ class DiffusionModel(BaseModelClass):
 
     @classmethod
     def _restore(
-        cls,
-        saved: ModelFile,
-        path: Path,
-        adata: AnnData | MuData | bool | None,
-        *,
-        accelerator: str,
-        device: int | str,
+        cls, saved: ModelFile, path: Path, adata: AnnData | MuData | bool | None, *, accelerator: str, device: int | str
     ) -> Self:
         """Build a model from the content of its file."""
         _, _, device = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)

@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 import torch
 
 from scgen_diffusion.diffusion import DDIMSampler
-from scgen_diffusion.module import (
-    GeneSpaceArchitecture,
-    InputValues,
-    build_gene_space_architecture,
-    gene_space_module,
-)
+from scgen_diffusion.module import GeneSpaceArchitecture, InputValues, build_gene_space_architecture, gene_space_module
 from scgen_diffusion.train import (
     DIFFUSION_RECIPES,
     DiffusionPlan,

@@ -21,11 +21,7 @@ BASELINE_SCALE, SET_SCALE = 10.0, 0.03  # prior standard deviations relative to 
 
 
 def remove_other_effects(
-    log_totals: Tensor,
-    groups: Sequence[Group],
-    combinations: Sequence[Group],
-    known: Tensor,
-    baseline: Tensor | None,
+    log_totals: Tensor, groups: Sequence[Group], combinations: Sequence[Group], known: Tensor, baseline: Tensor | None
 ) -> Iterator[Tensor]:
     r"""Yield the log totals of each group's cells, corrected for the effects of the cells' other conditions.
 

@@ -19,12 +19,7 @@ from ._autoencoder import (
     share_gene_embedding,
 )
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
-from ._modality_likelihoods import (
-    BernoulliLikelihood,
-    ModalityPanel,
-    MultimodalLikelihood,
-    has_counts,
-)
+from ._modality_likelihoods import BernoulliLikelihood, ModalityPanel, MultimodalLikelihood, has_counts
 from ._multimodal_library_size import MultimodalLibrarySize
 from ._scldm import SCLDMModule, log_share
 

@@ -63,12 +63,7 @@ class GeneUNet(nn.Module):
     """
 
     def __init__(
-        self,
-        n_genes: int,
-        conditions: Sequence[ConditionSpec] = (),
-        *,
-        width: int = 64,
-        n_outputs: int = 1,
+        self, n_genes: int, conditions: Sequence[ConditionSpec] = (), *, width: int = 64, n_outputs: int = 1
     ) -> None:
         super().__init__()
         self.n_genes, self.n_outputs = n_genes, n_outputs

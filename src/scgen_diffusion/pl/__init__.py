@@ -13,11 +13,7 @@ from ._sampling_path import sampling_path
 from ._scores import quality_curve, scores
 from ._training import training_history
 from ._umap import umap
-from ._white_box import (
-    coding_rate,
-    head_loadings,
-    layer_statistics,
-)
+from ._white_box import coding_rate, head_loadings, layer_statistics
 
 __all__ = [
     "coding_rate",

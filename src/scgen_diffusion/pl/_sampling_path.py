@@ -150,10 +150,7 @@ def project_frames(
 
 
 def colors_of(
-    cells: AnnData,
-    reference: AnnData | None,
-    color: str | None,
-    palette: Mapping[str, str] | Sequence[str] | None,
+    cells: AnnData, reference: AnnData | None, color: str | None, palette: Mapping[str, str] | Sequence[str] | None
 ) -> tuple[NDArray, dict[str, str], ScalarMappable | None]:
     """Return the colours of the cells ``(cells, 4)``, colours by label, and the scale if the colours show numbers."""
     if color is None:
