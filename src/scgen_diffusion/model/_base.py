@@ -86,9 +86,9 @@ from ._model_file import (
 from ._query import are_learned, are_paths, check_learns_something, check_query_cells, start_from, trained_rows
 from ._registration import (
     check_datamodule,
-    check_is_anndata,
     check_is_no_view,
     check_is_set_up,
+    check_readable,
     check_registry,
     check_setup_arguments,
     plain_columns,
@@ -277,7 +277,7 @@ class DiffusionModel(BaseModelClass):
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_setup_arguments(cls.setup_anndata, kwargs)
-        check_is_anndata(adata)
+        check_readable(adata)
         check_is_no_view(adata, "adata")
         setup = ConditionSetup.picked_from(setup_method_args["setup_args"]).checked(adata)
         setup_method_args["setup_args"] |= setup.arguments
@@ -337,12 +337,12 @@ class DiffusionModel(BaseModelClass):
     @classmethod
     def _register_like(cls, adata: AnnData, registry: Mapping[str, Any], genes: pd.Index, **options: Any) -> None:
         """Register cells as those of a registry were, with other ``options`` of the setup."""
-        check_is_anndata(adata)
+        check_readable(adata)
         check_same_genes(adata.var_names, genes)
         cls.setup_anndata(adata, source_registry=registry, **{**registry["setup_args"], **options})
 
     def _check_same_features(self, adata: AnnData) -> None:
-        check_is_anndata(adata)
+        check_readable(adata)
         check_same_genes(adata.var_names, self.var_.index)
 
     def _assemble(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> AnnData:

@@ -73,7 +73,7 @@ def check_is_set_up(adata: object) -> None:
         raise TypeError(msg)
 
 
-def check_is_anndata(adata: object) -> None:
+def check_readable(adata: object) -> None:
     """Raise unless cells are an AnnData from which batches can be read."""
     check_is_in_memory(adata)
     if not isinstance(adata, AnnData):
