@@ -395,13 +395,12 @@ class CellGenerator:
         cells = np.arange(first, first + self.block_size)
         generators = Generators(request.seed, range(first, first + len(cells)), self.module.device)
         rows = np.minimum(cells, request.n_cells - 1)
-        asked = request.codes[rows]
-        starts = self._start_conditions(asked, request.options.guidance)
+        asked, guidance = request.codes[rows], request.options.guidance
+        starts = self._start_conditions(asked, guidance)
         # what is left open is that of control cells, where these are moved: no cell has the combination itself
         drawn = self.conditions.fill(asked if starts is None else starts, generators.uniform().cpu().numpy())
         codes, moved = np.where(asked == OPEN, drawn, asked), False if starts is None else starts != asked
-        guidance, sizes = request.options.guidance, request.library_size
-        condition = self.without_ignored(codes, guidance, sizes, generators, moved)
+        condition = self.without_ignored(codes, guidance, request.library_size, generators, moved)
         start_condition = None
         if starts is not None:
             starts_elsewhere = torch.from_numpy(moved).to(condition.device)

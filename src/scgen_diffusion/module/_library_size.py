@@ -160,14 +160,14 @@ class LibrarySizeModel(nn.Module):
         Tensor
             Total counts, at least 1, ``(n,)``.
         """
-        noise, codes = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)), self._discretise(condition)
+        noise = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
+        codes = self._known_to(condition) if kind == "latent" else self._discretise(condition)
         if kind == "normal":
             log_total = self._look_up(self.means, codes) + self._look_up(self.stds, codes).clamp(min=0) * noise
         else:
             levels = uniform
             if kind == "latent":
-                codes, start_codes = (self._known_to(one) for one in (condition, condition if start is None else start))
-                levels = self._level(start_codes, z, noise)
+                levels = self._level(codes if start is None else self._known_to(start), z, noise)
             log_total = _interpolate(self._look_up(self.quantiles, codes), levels)
         return log_total.exp().round().clamp(min=1)
 

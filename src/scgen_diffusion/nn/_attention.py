@@ -73,7 +73,7 @@ class CrossAttention(nn.Module):
         """Attend from queries ``(1, queries, width)``, shared by all cells, to each cell's multiples of rows.
 
         ``table (rows, 2 * width)`` holds the keys and values of the rows, ``scales (cells, rows)`` the factors, 0 for a
-        row that the cell does not have. The result equals :meth:`attend` to ``scales[..., None] * table`` where the
+        row that the cell does not have. The result equals :meth:`forward` with ``scales[..., None] * table`` where the
         factor is not 0.
         """
         query = split_heads(self.project_query(queries), self.n_heads)[0]
