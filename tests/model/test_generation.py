@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from decimal import Decimal
 from functools import partial
@@ -658,19 +657,20 @@ def test_combinations_of_few_training_cells_are_named_in_one_warning(trained):
         assert trained.generate(5, {"cell_type": "NK"}, seed=0).uns["scgen_diffusion"]["few_training_cells"] == []
 
 
-def test_of_a_class_of_few_cells_the_one_who_trains_is_warned_once(make_cells, make_model, quick, tmp_path):
-    model = make_model(make_cells(), condition_keys=["cell_type"])
-    with pytest.warns(UserWarning, match="Too few training cells .* 'rare'"):
-        model.train(1, **quick)
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Few training cells")
-        cells = model.generate(5, {"cell_type": "rare"}, seed=0)
-
-    (named,) = cells.uns["scgen_diffusion"]["few_training_cells"]
+def test_a_request_for_a_class_or_set_of_few_cells_is_warned_of_by_the_trained_and_by_the_loaded_model(
+    make_cells, make_model, quick, tmp_path
+):
+    adata = make_cells()
+    adata.obs["given"] = np.where(np.arange(adata.n_obs) < 5, "A+B", np.where(adata.obs["treated"], "A", "B"))
+    model = make_model(adata, condition_keys=(), setup={"set_condition_keys": ["given"]})
+    model.train(1, **quick)
     model.save(tmp_path / "model")
-    with pytest.warns(UserWarning, match=r"Few training cells \(under 10\) have " + re.escape(named)):
-        SCLDM.load(tmp_path / "model").generate(5, {"cell_type": "rare"}, seed=0)
+
+    for one in (model, SCLDM.load(tmp_path / "model")):
+        with pytest.warns(UserWarning, match="Few training cells") as caught:
+            cells = one.generate(5, {"given": "A+B"}, seed=0)
+        assert cells.uns["scgen_diffusion"]["few_training_cells"] == ["given='A+B' (5)"]
+        assert sum("Few training cells" in str(warning.message) for warning in caught) == 1
 
 
 def test_lists_of_different_lengths_are_refused(trained):

@@ -8,6 +8,7 @@ cross-attention, S padded length, B cells, DH heads of the prior.
 import json
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -314,13 +315,20 @@ def test_keys_may_be_given_in_any_order(modules):
 def test_the_model_generates():
     model = read(weights_path(STRATEGY))
     cells = model.generate(6, library_size=50, n_steps=2, sampler="euler", seed=0)
-    assert len(cells.uns["scgen_diffusion"]["few_training_cells"]) == 0
     assert str(model).startswith("SCLDM with published weights")
     assert cells.shape == (6, CONFIG["G"])
     assert cells.var_names.tolist() == gene_names()
     assert set(cells.obs) >= set(KEYS)
     assert np.isfinite(cells.X.toarray()).all()
     assert cells.X.sum() > 0
+
+
+def test_no_class_is_called_rare_as_weights_do_not_tell_numbers_of_cells():
+    requested = {key: names[0] for key, names in class_names().items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Few training cells")
+        cells = read(weights_path(STRATEGY)).generate(2, requested, library_size=50, n_steps=1, seed=0)
+    assert len(cells.uns["scgen_diffusion"]["few_training_cells"]) == 0
 
 
 def test_weights_without_conditions_generate_too(tmp_path, weights):

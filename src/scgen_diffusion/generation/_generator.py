@@ -120,8 +120,8 @@ class CellGenerator:
         ``conditions``, unless fine-tuning kept it.
     n_genes
         Size of the panel.
-    has_warned
-        Whether training has warned of all conditions of few training cells, which requests then only record.
+    knows_n_cells
+        Whether the numbers of training cells of ``conditions`` are known.
     """
 
     module: SCLDMModule | GeneSpaceModule
@@ -131,7 +131,7 @@ class CellGenerator:
     default_sampler: str
     learned: np.ndarray
     n_genes: int
-    has_warned: bool = False
+    knows_n_cells: bool
 
     # --- requests --------------------------------------------------------------------------------------------------
 
@@ -229,10 +229,12 @@ class CellGenerator:
 
     def _warn_of_few_cells(self, codes: np.ndarray) -> list[str]:
         """Warn about conditions ``(n, columns)`` that few training cells have, and describe them for the provenance."""
+        if not self.knows_n_cells:
+            return []
         found, n_cells = self.conditions.rare(codes, FEWEST_TRAINING_CELLS)
         rarest = zip(found[:N_UNSEEN], n_cells, strict=False)
         described = [f"{self.conditions.describe(combination)} ({n})" for combination, n in rarest]
-        if described and not self.has_warned:
+        if described:
             more = f"; and {len(found) - N_NAMED} more" if len(found) > N_NAMED else ""
             warn_user(
                 f"Few training cells (under {FEWEST_TRAINING_CELLS}) have {'; '.join(described[:N_NAMED])}{more}. "

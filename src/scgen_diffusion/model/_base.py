@@ -159,7 +159,6 @@ class DiffusionModel(BaseModelClass):
     cut_short_: Mapping[str, str] = MappingProxyType({})  # how stages ended that were stopped or far too short
     _stream_suffixes: ClassVar[Sequence[str]] = SUFFIXES
     _files_class: ClassVar[type[CellFiles]] = CellFiles
-    _has_warned_of_rare = False  # classes; not saved, so that who loads the model is warned too
     _file_cells: TrainingCells | None = None  # the `datamodule` given to `train`
     split_digest_: str | None = None  # of the names of the cells that were split into training and validation cells
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
@@ -1159,9 +1158,7 @@ class DiffusionModel(BaseModelClass):
             default_sampler=self.default_sampler,
             learned=self._combinations_of_autoencoder,
             n_genes=len(self.var_),
-            # training warns of single labels, so a model of one key has warned of all; published weights do not say how
-            # many cells a combination had
-            has_warned=not self.recipes_ or (self._has_warned_of_rare and len(self.conditions.keys) == 1),
+            knows_n_cells=bool(self.recipes_),  # published weights do not say how many cells a combination had
         )
 
     @property

@@ -212,7 +212,6 @@ def plan_jobs(
         raise ValueError(msg)
     if model.reference_ is None and not model.trained_stages_:
         warn_of_rare_labels(model._condition_keys, model._registered_codes, model.train_indices_)
-        model._has_warned_of_rare = True
     warn_of_short_training([job for job in jobs if job.is_new], n_cells)
     return jobs
 
