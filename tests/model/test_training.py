@@ -142,6 +142,18 @@ def test_each_stage_can_be_trained_alone_and_the_prior_needs_the_autoencoder(mak
     assert model.generate(2, seed=0).n_obs == 2
 
 
+def test_how_stages_were_trained_is_known_until_they_need_to_be_trained_again(make_model, quick):
+    model = make_model()
+    for _ in range(2):
+        model.train(1, **quick)
+        assert [*model.recipes_] == model.trained_stages_ == ["autoencoder", "prior"]
+        assert model.cut_short_ == dict.fromkeys(model.trained_stages_, "far too short")
+
+    model.train_autoencoder(1, **quick)
+
+    assert [*model.recipes_] == [*model.cut_short_] == model.trained_stages_ == ["autoencoder"]
+
+
 def test_the_prior_stage_leaves_the_autoencoder_alone(make_model, quick):
     model = make_model()
     model.train_autoencoder(1, **quick)

@@ -570,7 +570,7 @@ class DiffusionModel(BaseModelClass):
             for job in jobs:
                 options = {**trainer_kwargs, "early_stopping": early_stopping and job.is_validated}
                 options |= {"max_epochs": job.n_epochs, "checkpoint_dir": folder, "deadline": deadline}
-                options["must_beat_former"] = not job.is_new and job.name not in self.cut_short_
+                options["must_beat_former"] = not job.is_new and not job.was_cut_short
                 train_stage = getattr(self, f"_train_{job.name}")
                 copy = restored_unless(self, lambda: False) if results else nullcontext()  # else that above serves
                 with copy, ExitStack() as options["rest"]:
@@ -597,8 +597,10 @@ class DiffusionModel(BaseModelClass):
         return f"`train_{stage}` trains it."
 
     def _record_trained(self, *stages: str) -> None:
-        """Record which stages are trained, and whether the model can generate."""
+        """Record which stages are trained, and whether the model can generate; forget how others were trained."""
         self.trained_stages_ = [stage for stage in self._stages if stage in stages]
+        self.recipes_ = {stage: options for stage, options in self.recipes_.items() if stage in stages}
+        self.cut_short_ = {stage: how for stage, how in self.cut_short_.items() if stage in stages}
         self.is_trained_ = self._stages_to_generate <= set(stages)
 
     def __repr__(self) -> str:

@@ -26,15 +26,15 @@ CHANGE = 0.1  # share of the total fall of the validation loss that counts as a 
 # --- what the model records -------------------------------------------------------------------------------------------
 
 
-def how_cut_short(job: StageJob, result: StageResult, before: str) -> str:
-    """Say how the training of a stage was cut short, or "" if it was not; ``before`` says the same of former training.
+def how_cut_short(job: StageJob, result: StageResult) -> str:
+    """Say how the training of a stage was cut short, or "" if it was not.
 
     A stage is short if it ended far before its default, unless validation losses ended it, or it goes on from long
     training.
     """
     plan, watched = result.plan, result.trainer.early_stopping_callbacks
     n_epochs = job.n_epochs if watched else job.n_epochs * plan.n_epochs_done / plan.n_epochs
-    is_short = (job.is_new or before in (STOPPED_EARLY, TOO_SHORT)) and job.are_few(n_epochs)
+    is_short = (job.is_new or job.was_cut_short in (STOPPED_EARLY, TOO_SHORT)) and job.are_few(n_epochs)
     if result.stopped_by:
         return STOPPED_EARLY if is_short else STOPPED
     return TOO_SHORT if is_short else ""

@@ -78,12 +78,12 @@ def start_from(model: DiffusionModel, reference: DiffusionModel, trainable: Trai
             "embeddings of perturbations. `train` trains another, on the control and perturbed cells among the new "
             "ones alone."
         )
-    model._record_trained(*stages)
     model.library_head_is_trained_ = reference.library_head_is_trained_
-    # a stopped transport is one that this model began; `train` resumes it
+    # TOO_SHORT instead: "stopped" would tell `train` that this model began the transport
     states = reference.cut_short_.items()
     model.cut_short_ = {stage: TOO_SHORT if stage == "transport" else state for stage, state in states}
     model.recipes_ = dict(reference.recipes_)
+    model._record_trained(*stages)
     check_learns_something(model)
 
 

@@ -156,6 +156,8 @@ class StageJob:
         Whether there are cells to validate on.
     is_new
         Whether the stage starts from nothing, instead of from what it has learned before.
+    was_cut_short
+        How its former training was cut short; "" if it was not.
     """
 
     name: str
@@ -164,6 +166,7 @@ class StageJob:
     default_epochs: int
     is_validated: bool
     is_new: bool
+    was_cut_short: str = ""
 
     @property
     def is_short(self) -> bool:
@@ -203,7 +206,8 @@ def plan_jobs(
         _check_rounds(stage, recipe, ends, is_validated=is_validated)
         default = recipe.max_epochs(n_cells)
         n_epochs = default if epochs[stage] is None else check_count("max_epochs", epochs[stage])
-        jobs.append(StageJob(stage, recipe, n_epochs, default, is_validated, is_new=stage not in begun))
+        former = model.cut_short_.get(stage, "")
+        jobs.append(StageJob(stage, recipe, n_epochs, default, is_validated, stage not in begun, former))
     if "early_stopping" in ends and not any(job.is_validated for job in jobs):
         msg = (
             "`early_stopping` watches the validation loss, but there are no validation cells. Set `train_size` below "
@@ -390,5 +394,5 @@ def record_end(model: DiffusionModel, job: StageJob, result: StageResult) -> Non
     """Record the training options of a stage that has ended, its seed, and whether it was cut short."""
     options = {**asdict(job.recipe), **result.arguments, "seed": seed_of_user(result.plan)}
     model.recipes_ = {**model.recipes_, job.name: to_plain(options)}
-    ends = {**model.cut_short_, job.name: how_cut_short(job, result, model.cut_short_.get(job.name, ""))}
+    ends = {**model.cut_short_, job.name: how_cut_short(job, result)}
     model.cut_short_ = {stage: how for stage, how in ends.items() if how}
