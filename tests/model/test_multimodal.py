@@ -223,8 +223,11 @@ def test_what_a_cell_lacks_is_imputed(multimodal):
     assert drawn.obs["cell_type"].tolist() == rna_of(multimodal.adata).obs["cell_type"].tolist()
 
 
-def test_before_the_prior_only_whole_cells_are_reconstructed(tiny, quick):
+@pytest.mark.parametrize("is_retrained", [False, True])
+def test_before_the_prior_only_whole_cells_are_reconstructed(tiny, quick, is_retrained):
     model = make_model(tiny)
+    if is_retrained:
+        model.train(1, **quick)
     model.train_autoencoder(1, **quick)
 
     assert model.get_reconstruction(indices=[0, 1])["prot"].X.sum() > 0

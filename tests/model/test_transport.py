@@ -41,6 +41,15 @@ def test_treated_cells_need_the_prior(transported, monkeypatch):
         transported.predict_perturbation(condition={"dose": 100}, indices=treated)
 
 
+def test_totals_are_not_predicted_by_a_head_of_former_latents(make_trained):
+    model = make_trained()
+    model.train_autoencoder(1, **QUICK)
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+
+    with pytest.raises(ValueError, match="needs totals that are predicted from cells"):
+        model.predict_perturbation(condition=PERTURBED, indices=controls(model), library_size="latent")
+
+
 def test_latents_move_and_the_cells_with_them(transported):
     rows = controls(transported)
 

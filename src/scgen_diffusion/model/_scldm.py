@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import OPEN, are_same_codes, check_names, digest_of, have_labels
-from scgen_diffusion.module import InputValues, SCLDMModule, build_architecture
+from scgen_diffusion.module import InputValues, LibrarySizeModel, SCLDMModule, build_architecture
 from scgen_diffusion.nn import Number
 from scgen_diffusion.train import (
     MANY_GENES,
@@ -330,6 +330,11 @@ class SCLDM(AutoencoderModel):
             start_autoencoder(self.module, self._cells, self.train_indices_)
         self._record_trained(*{"autoencoder"} & {*self.trained_stages_})  # the other stages need the old latents
         self.module.transport = None
+        if self.reference_ is None:  # fine-tuning keeps the head of the reference
+            self.library_head_is_trained_ = False
+            for part in self.module.library_size.modules():
+                if isinstance(part, LibrarySizeModel):  # of one modality
+                    part.predicted_quantiles = part.quantiles
         plan = AutoencoderPlan(self.module, recipe, seed=stage_seed("autoencoder"), compile=compile)
         result = run(plan, self._cell_data(recipe))
         correct_effects(self.module, self._cells, self.train_indices_)
