@@ -767,6 +767,18 @@ def test_totals_of_predictions_are_given_per_modality(treated):
     np.testing.assert_allclose(own["rna"].X.sum(1), rna, rtol=0.05)
 
 
+def test_totals_of_one_modality_can_be_given_before_the_prior_is_trained(tiny, quick):
+    mdata = make_treated()[:N_WITH_PROTEIN].copy()
+    MULTISCLDM.setup_mudata(mdata, condition_keys=["cell_type", "drug"], control_values={"drug": "no"})
+    model = MULTISCLDM(mdata, **tiny)
+    model.train_autoencoder(1, **quick)
+    model.train_transport(1, **quick)
+
+    given = model.predict_perturbation(untreated(model), DRUG, library_size={"prot": 5000}, sample=False)
+
+    np.testing.assert_allclose(given["prot"].X.sum(1), 5000, rtol=0.01)
+
+
 def test_other_features_and_other_objects_are_refused(treated):
     control = untreated(treated)
     fewer = mudata.MuData({"rna": control["rna"][:, :5].copy()})

@@ -54,7 +54,6 @@ class LibrarySizes:
                 f"to numbers, or the name of a distribution, but found {type(library_size).__name__}."
             )
             raise TypeError(msg)
-        self._check_kind(self.default)  # it gives the other totals
         totals = np.full((n_cells, len(self.largest)), np.nan, dtype=np.float32)
         for name, sizes in library_size.items():
             if name not in self.largest:
