@@ -215,7 +215,7 @@ def test_other_control_cells_are_another_request(model, control, tmp_path):
 
     with pytest.raises(FileExistsError, match="What differs: the control cells"):
         model.predict_perturbation_to(goal, other, **REQUEST)
-    with pytest.raises(FileExistsError, match="What differs: the strength"):
+    with pytest.raises(FileExistsError, match="What differs: `strength`"):
         model.predict_perturbation_to(goal, control.copy(), **REQUEST, strength=0.5)
 
 

@@ -36,7 +36,7 @@ CHANGES = {
     "sampler": {"sampler": "heun"},
     "n_steps": {"n_steps": 2},
     "library_size": {"library_size": 70},
-    "guidance": {"guidance_scale": 2.0},
+    "guidance_scale": {"guidance_scale": 2.0},
     "shard_size": {"shard_size": 256},
 }
 

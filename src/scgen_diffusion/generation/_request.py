@@ -29,7 +29,11 @@ DEFAULT_BATCH_SIZE = 2048
 LONGEST_LIST = 1000  # largest length of a list in provenance
 DIGEST = "sha256:"
 """Prefix of digests, whose values messages do not show."""
-ARGUMENTS = ("n_cells", "seed", "shard_size", "sampler", "n_steps", "condition", "library_size", "guidance", "values")
+ARGUMENTS = (
+    *("n_cells", "seed", "shard_size", "sampler", "n_steps", "condition", "library_size", "guidance_scale", "counts"),
+    *("method", "strength", "residuals"),
+)
+OF_OTHER_NAMES = {"guidance": "guidance_scale", "values": "counts"}  # arguments that set these entries of identities
 N_DIGITS = 10  # of names; among ten thousand requests, two share a name with probability 1 in 20 000
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in memory, which differs between processes
 
@@ -214,7 +218,7 @@ def name_of(identity: Mapping[str, Any], guidance: ResolvedGuidance, seed: int, 
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """List the differences between two requests."""
+    """List the differences between two identities: ``one`` is that of a file, ``other`` that of the call."""
     return [
         _difference(name, one.get(name), other.get(name))
         for name in dict.fromkeys([*one, *other])
@@ -223,6 +227,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def _difference(name: str, one: Any, other: Any) -> str:
+    name = OF_OTHER_NAMES.get(name, name)
     shown = f"`{name}`" if name in ARGUMENTS else f"the {name}"
     if any(str(value).startswith(DIGEST) for value in (one, other)):
         return shown
