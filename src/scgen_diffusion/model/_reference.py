@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -65,26 +65,18 @@ def load_reference(
     var_names: Sequence[str],
     categories: Mapping[str, Sequence[str]],
     library_size: pd.DataFrame | None,
-    condition_strategy: Literal["joint", "mutually_exclusive"],
-    n_heads: int,
-    n_heads_cross: int,
-    prior_n_heads: int,
     ema: bool,
-    padded_length: int | None,
+    **architecture: Any,
 ) -> ModelT:
-    """Build a model from published weights; see :meth:`SCLDM.from_reference_checkpoint`."""
+    """Build a model from published weights; see :meth:`SCLDM.from_reference_checkpoint`.
+
+    ``architecture`` is what cannot be read off the tensors.
+    """
     weights = read_weights(Path(path))
     _check_sizes(weights, var_names, categories)
-    chosen = {
-        "condition_strategy": condition_strategy,
-        "n_heads": n_heads,
-        "n_heads_cross": n_heads_cross,
-        "prior_n_heads": prior_n_heads,
-        "padded_length": padded_length,
-    }
     registry = stand_in_registry(cls, var_names, categories)
     try:
-        model = cls(registry=registry, size="published", **chosen, **_architecture_of(weights))
+        model = cls(registry=registry, size="published", **architecture, **_architecture_of(weights))
         _fill(model, weights, list(categories), ema=ema)
     except (KeyError, RuntimeError) as error:
         msg = f"The weights do not have the published layout: {error}"
