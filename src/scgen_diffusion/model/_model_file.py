@@ -18,7 +18,6 @@ from scgen_diffusion.data import (
     JOINED,
     check_cells_writable,
     expression_state,
-    savable_columns,
     to_array,
     to_plain,
     to_table,
@@ -47,10 +46,6 @@ def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda plain: None if plain is None else read(plain)
 
 
-def _features(plain: Mapping[str, Any]) -> pd.DataFrame:
-    return savable_columns(to_table(plain))  # models of before have columns that cannot be written
-
-
 def _tables(plain: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     return {name: to_table(table) for name, table in plain.items()}
 
@@ -72,8 +67,8 @@ ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
     "validation_indices_": _optional(to_array),
     "test_indices_": _optional(to_array),
     "split_digest_": _as_it_is,
-    "var_": _features,
-    "modality_vars_": lambda plain: {name: _features(table) for name, table in plain.items()},
+    "var_": to_table,
+    "modality_vars_": _tables,
     "combinations_": to_array,
     "combination_sizes_": to_array,
     "reference_": _optional(_reference),
@@ -191,7 +186,7 @@ def _read(content: Mapping[str, Any]) -> ModelFile:
 
 
 def check_can_save(model: DiffusionModel, folder: Path, prefix: str, *, overwrite: bool, with_cells: bool) -> list[str]:
-    """Raise unless the model can be saved to a folder; return the names of files with cells that saving replaces."""
+    """Raise unless the model can be saved to a folder; return the names that files of cells may have there."""
     if folder.is_file():
         msg = f"{folder} is a file. `dir_path` must be a folder."
         raise NotADirectoryError(msg)
