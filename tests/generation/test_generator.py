@@ -25,7 +25,7 @@ def test_results_come_in_order_and_from_threads_of_one_thread_each(two_threads):
     def make(number):
         return number, torch.get_num_threads(), threading.current_thread() is threading.main_thread()
 
-    made = list(in_parallel(make, range(7), CPU))
+    made = list(in_parallel(make, range(7), CPU, 3))
 
     assert made == [(number, 1, False) for number in range(7)]
     assert torch.get_num_threads() == 2
@@ -34,7 +34,7 @@ def test_results_come_in_order_and_from_threads_of_one_thread_each(two_threads):
 def test_one_thread_needs_no_others():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    main = list(in_parallel(lambda _: threading.current_thread() is threading.main_thread(), range(3), CPU))
+    main = list(in_parallel(lambda _: threading.current_thread() is threading.main_thread(), range(3), CPU, 3))
     torch.set_num_threads(before)
 
     assert main == [True] * 3
@@ -42,7 +42,7 @@ def test_one_thread_needs_no_others():
 
 def test_few_items_are_in_the_works_at_once(two_threads):
     started = []
-    blocks = in_parallel(started.append, range(100), CPU)
+    blocks = in_parallel(started.append, range(100), CPU, 100)
 
     next(blocks)
 
@@ -60,7 +60,7 @@ def test_an_error_in_a_thread_is_raised_and_threads_are_given_back(two_threads):
         return number
 
     with pytest.raises(RuntimeError, match="the third"):
-        list(in_parallel(make, range(9), CPU))
+        list(in_parallel(make, range(9), CPU, 3))
     assert torch.get_num_threads() == 2
 
 

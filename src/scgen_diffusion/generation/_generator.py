@@ -516,19 +516,19 @@ class CellGenerator:
 
 
 def in_parallel(
-    make: Callable[[Item], Result], items: Iterable[Item], device: torch.device, n_at_once: int | None = None
+    make: Callable[[Item], Result], items: Iterable[Item], device: torch.device, n_at_once: int
 ) -> Iterator[Result]:
-    """Yield ``make(item)`` of every item in order; several are made at a time, each with one torch thread.
+    """Yield ``make(item)`` of every item in order; up to ``n_at_once`` are made at a time, each with one torch thread.
 
-    On a CPU, as many as torch has threads. Results then do not depend on the number of threads, as sums split over
-    threads would, and threads do not wait for each other.
+    On a CPU, at most as many as torch has threads. Results then do not depend on the number of threads, as sums split
+    over threads would, and threads do not wait for each other.
     """
     n_threads = torch.get_num_threads()
     workers = {"cpu": n_threads, "cuda": N_GPU_WORKERS}.get(device.type, 1)
     if workers == 1:
         yield from map(make, items)
         return
-    n_at_once = min(n_at_once or workers + 1, workers + 1)
+    n_at_once = min(n_at_once, workers + 1)
     with ThreadPoolExecutor(workers, initializer=partial(torch.set_num_threads, 1)) as pool:
         pending: deque[Future[Result]] = deque()
         try:
