@@ -128,7 +128,7 @@ class Prediction:
         The given cells.
     request
         The request for the engine.
-    requested
+    keys
         Keys of ``condition``.
     groups
         Groups of cells that the transport perturbs; None for none.
@@ -144,7 +144,7 @@ class Prediction:
     model: DiffusionModel
     cells: ControlCells
     request: Counterfactual
-    requested: Sequence[str]
+    keys: Sequence[str]
     groups: PerturbedGroups | None
     identity: Mapping[str, Any]
     provenance: Mapping[str, Any]
@@ -206,7 +206,7 @@ class Prediction:
         if library_size is None and output == "counts" and model._input_values == "log1p":
             msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
             raise ValueError(msg)
-        named = list(model.conditions.named(condition))
+        keys = list(model.conditions.named(condition))
         groups = None
         if chosen_method == "transport":
             found = PerturbedGroups(model.module, model.conditions, cells.own, cells.codes)
@@ -232,7 +232,7 @@ class Prediction:
         provenance |= record | {"outside_training": outside}
         identity = identity_of(model.module, model.conditions, requested, sampling, request.library_size, provenance)
         identity |= {name: record[name] for name in ("task", "method", "strength", "residuals")}
-        return cls(model, cells, request, named, groups, identity, provenance, requested.is_uniform)
+        return cls(model, cells, request, keys, groups, identity, provenance, requested.is_uniform)
 
     def with_seed(self, seed: int) -> Prediction:
         """Return the same request with another seed."""
@@ -296,11 +296,10 @@ class Prediction:
 
     def merge(self, parts: Iterator[dict[str, Any]]) -> Mapping[str, Any]:
         """Return the ``uns`` of the file: that of any part, with the mean changes of all."""
-        uns, total = {}, None
+        uns, total = {}, add_sums(())
         for uns in parts:
-            found = ProfileSums(**uns.pop("sums"))
-            total = found if total is None else add_sums([total, found])
-        uns[PROVENANCE_KEY] |= {} if total is None else self.mean_change(total)
+            total = add_sums([total, ProfileSums(**uns.pop("sums"))])
+        uns[PROVENANCE_KEY] |= self.mean_change(total)
         return uns
 
     def predict(self, rows: range, batch_size: int | None, progress: tqdm) -> tuple[Rows, ProfileSums]:
@@ -342,17 +341,17 @@ class Prediction:
 
     def assemble(self, rows: range, x: Rows, assemble: Callable[..., Any], **effects: pd.DataFrame) -> Any:
         """Build some of the predicted cells by ``assemble``; ``effects`` are further entries of ``uns``."""
-        output, cells, conditions = self.request.sampling.output, self.cells.part(rows), self.model.conditions
-        self.model._warn_of_odd_values(ValueSummary.of(x), output)
-        obs, obsm = counterfactual_conditions(conditions, cells, self.requested, self._names(cells))
-        return assemble(x, obs, {**self.provenance, **effects}, is_log1p=output == "log1p", obsm=obsm)
+        cells = self.cells.part(rows)
+        self.model._warn_of_odd_values(ValueSummary.of(x), self.output)
+        obs, obsm = counterfactual_conditions(self.model.conditions, cells, self.keys, self._names(cells))
+        return assemble(x, obs, {**self.provenance, **effects}, is_log1p=self.output == "log1p", obsm=obsm)
 
     def _names(self, cells: ControlCells) -> pd.Index:
         """Name the predictions of some of the cells by the request, and by row and name of the cells.
 
         A cell that is given in another row draws other random numbers, so its prediction has another name.
         """
-        n_cells = None if self.is_uniform else len(self.cells.rows)
+        n_cells = None if self.is_uniform else self.n_cells
         name = name_of(self.identity, self.request.sampling.guidance, self.request.seed, n_cells)
         return pd.Index([f"{name}-{row}-{cell}" for row, cell in zip(cells.rows, cells.names, strict=True)])
 
@@ -480,14 +479,14 @@ def describe_counterfactual(request: Counterfactual, method: str, condition: Con
 
 
 def counterfactual_conditions(
-    conditions: Conditions, cells: ControlCells, requested: Sequence[str], names: pd.Index
+    conditions: Conditions, cells: ControlCells, keys: Sequence[str], names: pd.Index
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray | pd.DataFrame]]:
-    """Return the cells' ``obs`` and arrays with the new values of the requested keys, and the old ones beside them."""
+    """Return the cells' ``obs`` and arrays with the new values of some keys, and the old ones beside them."""
     obs = cells.obs(conditions).set_axis(names)
     new, arrays, old = (
         conditions.to_obs(cells.codes, names, cells.numbers),
         *(conditions.to_obsm(codes, names) for codes in (cells.codes, cells.own)),
     )
-    columns = [key for key in requested if key in new]
+    columns = [key for key in keys if key in new]
     obs = obs.assign(**{f"{key}{OF_CONTROL}": obs[key] for key in columns}, **{key: new[key] for key in columns})
-    return obs, arrays | {f"{key}{OF_CONTROL}": old[key] for key in requested if key in old}
+    return obs, arrays | {f"{key}{OF_CONTROL}": old[key] for key in keys if key in old}
