@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 class AutoencoderModel(DiffusionModel):
     """Base class of latent diffusion models, with scvi-tools' methods for latents and the ELBO."""
 
-    trained_stages_: list[str]
-
     @suggests_arguments
     @torch.inference_mode()
     def get_latent_representation(
@@ -394,7 +392,7 @@ class AutoencoderModel(DiffusionModel):
         self, adata: AnnData | CellFiles | None, indices: Sequence[int] | np.ndarray | None, batch_size: int | None
     ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
         """Yield the tensors of cells, on the model's device, with their row numbers. Those in memory need no labels."""
-        self._check_can_read_cells()
+        self._check_has_autoencoder()
         batch_size = check_batch_size(settings.batch_size if batch_size is None else batch_size)
         batch_size = self._engine.round_to_blocks(batch_size)  # a block's random numbers are drawn together
         files = self._file_cells if adata is None else adata if isinstance(adata, CellFiles) else None
@@ -406,7 +404,7 @@ class AutoencoderModel(DiffusionModel):
         rows = check_rows(indices, given.n_obs)
         yield from self._read(self._to_read(given, rows, with_labels=False), rows, batch_size)
 
-    def _check_can_read_cells(self) -> None:
+    def _check_has_autoencoder(self) -> None:
         if "autoencoder" not in self.trained_stages_:
             msg = "The autoencoder is not trained; call train() or train_autoencoder() first."
             raise RuntimeError(msg)

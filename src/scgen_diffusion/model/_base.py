@@ -178,6 +178,8 @@ class DiffusionModel(BaseModelClass):
             check_registry(registry, type(self))
             registry = {**registry, "model_name": type(self).__name__}  # the registry of CellFiles names no model
         super().__init__(adata, registry)
+        self.trained_stages_ = []
+        self.library_head_is_trained_ = False
 
     @property
     def adata(self) -> Any:
@@ -565,14 +567,15 @@ class DiffusionModel(BaseModelClass):
             jobs = plan_jobs(self, usual, max_epochs, batch_size, plan_kwargs, ends)
             folder = None if checkpoint_dir is None else make_checkpoint_folder(checkpoint_dir)
             is_quiet = not trainer_kwargs.get("enable_progress_bar", True)
-            if (choice := self._choice_of_recipe(usual, jobs)) and not is_quiet:
+            if (choice := self._describe_adapted_recipe(usual, jobs)) and not is_quiet:
                 rank_zero_only(show)(choice)
             for job in jobs:
                 options = {**trainer_kwargs, "early_stopping": early_stopping and job.is_validated}
                 options |= {"max_epochs": job.n_epochs, "checkpoint_dir": folder, "deadline": deadline}
                 options["must_beat_former"] = not job.is_new and not job.was_cut_short
                 train_stage = getattr(self, f"_train_{job.name}")
-                copy = restored_unless(self, lambda: False) if results else nullcontext()  # else that above serves
+                # the context above is for errors of the first stage
+                copy = restored_unless(self, lambda: False) if results else nullcontext()
                 with copy, ExitStack() as options["rest"]:
                     results.append(train_stage(job.recipe, partial(run_plan, self, **options), **of_stage))
                 record_end(self, job, results[-1])
@@ -589,8 +592,8 @@ class DiffusionModel(BaseModelClass):
     def _recipe(self, stage: str) -> Recipe:
         """Return the default recipe of a stage."""
 
-    def _choice_of_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
-        """Say what stages owe to the data, beside the number of cells, by their default recipes; "" for nothing."""
+    def _describe_adapted_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
+        """Say how the data changed the default recipes, apart from the number of cells; "" if they did not."""
         return ""
 
     def _why_not_trained(self, stage: str) -> str:
@@ -1048,8 +1051,8 @@ class DiffusionModel(BaseModelClass):
             seed=seed,
         )
         prediction = prediction.judged()
-        rows = range(len(prediction.cells.rows))
-        with tqdm(total=len(rows), desc="Predicting", unit="cell", disable=not show_progress) as progress:
+        rows = range(prediction.n_cells)
+        with tqdm(total=len(rows), desc=prediction.task, unit="cell", disable=not show_progress) as progress:
             x, sums = prediction.predict(rows, batch_size, progress)
         return prediction.assemble(rows, x, self._assemble, **prediction.mean_change(sums))
 
@@ -1184,9 +1187,13 @@ class DiffusionModel(BaseModelClass):
             raise ValueError(msg)
         return output
 
-    @abstractmethod
     def _check_ready_to_generate(self) -> None:
         """Raise unless the model can generate."""
+        if not self.is_trained_:
+            missing = next(s for s in self._stages if s in self._stages_to_generate and s not in self.trained_stages_)
+            call = "train()" if missing == self._stages[0] else f"train_{missing}()"
+            msg = f"The model cannot generate yet; call {call} first."
+            raise RuntimeError(msg)
 
     def _warn_of_odd_values(self, values: ValueSummary, output: InputValues) -> None:
         """Warn if generated values, all of them finite, cannot be right."""
@@ -1219,7 +1226,7 @@ class DiffusionModel(BaseModelClass):
 
     def _to_read(self, cells: AnnData, rows: np.ndarray, *, with_labels: bool) -> GivenCells:
         """Return cells of an AnnData for :meth:`_read`. None of them need conditions, or ``with_labels`` these rows."""
-        codes = np.tile(self.combinations_[:1], (cells.n_obs, 1))  # any that the model knows
+        codes = np.tile(self.combinations_[:1], (cells.n_obs, 1))  # placeholders: any known combination
         if with_labels:
             arrays = {key.name: cells.obsm[key.name] for key in self._condition_keys if key.name in cells.obsm}
             chosen = ReadTables(cells.obs, arrays, {}, owner_of(cells)).part(rows)  # a view would copy `raw`
@@ -1671,7 +1678,3 @@ class DiffusionModel(BaseModelClass):
             if name in self._advice:
                 msg = f"{type(self).__name__} has no `{name}`: {self._advice[name]}."
             raise AttributeError(msg, name=name, obj=self)
-
-    def _refuse(self, name: str) -> NoReturn:
-        msg = f"{type(self).__name__} has no `{name}`: {self._advice[name]}."
-        raise NotImplementedError(msg)

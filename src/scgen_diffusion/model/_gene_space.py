@@ -89,14 +89,13 @@ class GeneSpaceModel(DiffusionModel):
         )
         self._describe_cells(adata)
         self.default_sampler = default_sampler(self.architecture)
-        self.trained_stages_ = []
-        self.library_head_is_trained_ = False
         architecture = asdict(self.architecture)  # save all values, so that later versions may change defaults
         self.init_params_ = self._get_init_params(locals())
 
     def get_normalized_expression(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise NotImplementedError with what to use instead."""
-        self._refuse("get_normalized_expression")
+        msg = f"{type(self).__name__} has no `get_normalized_expression`: {NO_RECONSTRUCTION}."
+        raise NotImplementedError(msg)
 
     def _train_diffusion(self, recipe: DiffusionRecipe, run: Run, *, compile: bool) -> StageResult:
         module, cells, has_counts = self.module, self._cells, self._input_values == "counts"
@@ -121,11 +120,6 @@ class GeneSpaceModel(DiffusionModel):
             recipe = self._recipes["mlp" if self.architecture.backbone == "mlp" else "transformer"]
             return recipe if self.reference_ is not None else recipe.for_many_cells(len(self.train_indices_))
         return self._recipes["published" if self._recipe_name == "published" else "profiles"]
-
-    def _check_ready_to_generate(self) -> None:
-        if not self.is_trained_:
-            msg = "The model cannot generate yet; call train() first."
-            raise RuntimeError(msg)
 
     @property
     def _outputs(self) -> tuple[InputValues, ...]:

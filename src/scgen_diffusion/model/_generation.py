@@ -136,7 +136,6 @@ class Generation:
         obs.index = obs["cell"].astype(str) + "_frame_" + obs["frame"].astype(str)
         layers = {"estimate": np.concatenate(estimates)}  # frame by frame
         provenance = {**request.provenance, "n_frames": int(n_frames)}
-        obs = obs.rename_axis(None)
         obsm = model.conditions.to_obsm(np.tile(codes, (len(times), 1)), obs.index)
         return model._assemble(np.concatenate(states), obs, provenance, is_log1p=True, layers=layers, obsm=obsm)
 

@@ -27,6 +27,7 @@ from scgen_diffusion.data import (
     check_modalities,
     check_same_features,
     drop_unused_categories,
+    evenly,
     expression_state,
     join_expression,
     layer_of,
@@ -250,8 +251,8 @@ class MULTISCLDM(SCLDM):
 
         Raises
         ------
-        KeyError
-            As :meth:`get_latent_representation`.
+        KeyError, TypeError
+            As :meth:`get_latent_representation`, and for one string as ``gene_list``.
         RuntimeError
             If the autoencoder is not trained; and if a total must be predicted, but the prior is not trained.
         ValueError
@@ -339,8 +340,8 @@ class MULTISCLDM(SCLDM):
 
         Raises
         ------
-        KeyError
-            As :meth:`get_latent_representation`.
+        KeyError, TypeError
+            As :meth:`get_latent_representation`, and for one string as ``gene_list``.
         RuntimeError
             If the autoencoder is not trained; and if cells lack a modality, but the prior is not trained.
         ValueError
@@ -424,7 +425,7 @@ class MULTISCLDM(SCLDM):
             layer not in cells[name].layers for name, layer in layers.items() if layer is not None and name in cells.mod
         ):
             return  # the copy is all there is
-        rows = np.unique(np.linspace(0, cells.n_obs - 1, N_COMPARED).astype(int))
+        rows = evenly(np.arange(cells.n_obs), N_COMPARED)
         present, copied = join_expression(cells[rows], self.modalities, layers), cells.obsm[JOINED][rows]
         if present.shape != copied.shape or (present != copied).nnz:
             warn_user(
@@ -471,12 +472,10 @@ class MULTISCLDM(SCLDM):
 
     def _for_these_cells(self, recipe: AutoencoderRecipe) -> AutoencoderRecipe:
         """Give cells with proteins, or another small panel, a smaller KL weight; few features change nothing else."""
-        if self.reference_ is not None:
-            return super()._for_these_cells(recipe)
         return replace(recipe, kl_weight=KL_WEIGHT_WITH_PANEL) if self.module.has_small_panel else recipe
 
-    def _choice_of_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
-        if not super()._choice_of_recipe(usual, jobs):
+    def _describe_adapted_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
+        if not super()._describe_adapted_recipe(usual, jobs):
             return ""
         return (
             f"With a modality of few features, the autoencoder has by default a KL weight of {KL_WEIGHT_WITH_PANEL:g}. "

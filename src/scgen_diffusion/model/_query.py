@@ -113,7 +113,10 @@ def new_values(model: DiffusionModel) -> list[Tensor]:
 
 
 def are_learned(model: DiffusionModel, codes: np.ndarray) -> np.ndarray:
-    """Mark the codes ``(n, columns)`` that training learns; new vectors alone learn no combination of known values."""
+    """Mark the codes ``(n, columns)`` that count as training cells.
+
+    With ``"new_conditions"`` these are the reference's combinations, and those with a new class or member.
+    """
     reference = model.reference_
     if reference is None or reference["trainable"] != "new_conditions":
         return np.ones(len(codes), dtype=bool)

@@ -137,8 +137,6 @@ class SCLDM(AutoencoderModel):
             raise ValueError(msg)
         self.module = self._build_module()
         self._describe_cells(adata)
-        self.trained_stages_ = []
-        self.library_head_is_trained_ = False
         architecture = asdict(self.architecture)  # save all values, so that later versions may change defaults
         self.init_params_ = self._get_init_params(locals())
 
@@ -188,7 +186,7 @@ class SCLDM(AutoencoderModel):
         **trainer_kwargs: Any,
     ) -> None:
         """Train only the prior, with the autoencoder's split of the cells. Parameters as in :meth:`train`."""
-        self._check_can_read_cells()
+        self._check_has_autoencoder()
         self._train(
             ["prior"],
             trainer_kwargs,
@@ -242,7 +240,7 @@ class SCLDM(AutoencoderModel):
         Raises
         ------
         RuntimeError
-            If the autoencoder is not trained.
+            If the autoencoder is not trained, or cells of MULTISCLDM lack a modality and the prior is not trained.
         KeyError
             If a match key is not a column of ``obs``.
         ValueError
@@ -254,7 +252,7 @@ class SCLDM(AutoencoderModel):
         UserWarning
             If perturbed cells have no control cells to be paired with; it names their groups.
         """
-        self._check_can_read_cells()
+        self._check_has_autoencoder()
         self._train(
             ["transport"],
             trainer_kwargs,
@@ -462,30 +460,29 @@ class SCLDM(AutoencoderModel):
                 "It needs `control_values` in `setup_anndata`, and perturbed cells that have control cells with the "
                 "same values of the other keys. `train_transport` trains it alone."
             )
-        return (
-            AUTOENCODER_STAYS if stage == "autoencoder" and self._keeps_autoencoder else super()._why_not_trained(stage)
-        )
+        if stage == "autoencoder" and self._keeps_autoencoder:
+            return AUTOENCODER_STAYS
+        return super()._why_not_trained(stage)
 
     def _recipe(self, stage: str) -> Recipe:
         recipe = getattr(RECIPES[self._recipe_name], stage)
-        is_usual = self._recipe_name == "default" and self.reference_ is None
+        if self.reference_ is not None and stage == "autoencoder":  # keep its KL weight
+            return replace(recipe, kl_weight=self.recipes_.get("autoencoder", {}).get("kl_weight", recipe.kl_weight))
+        if self.reference_ is not None or self._recipe_name == "published":
+            return recipe
         if stage == "autoencoder":
-            return self._for_these_cells(recipe.for_many_cells(len(self.train_indices_)) if is_usual else recipe)
-        if stage == "prior" and is_usual:
-            are_numbers = [isinstance(spec, Number) and spec.n == 1 for spec in self._condition_specs]
-            return recipe.for_numbers() if are_numbers and all(are_numbers) else recipe
-        return recipe
+            return self._for_these_cells(recipe.for_many_cells(len(self.train_indices_)))
+        are_numbers = [isinstance(spec, Number) and spec.n == 1 for spec in self._condition_specs]
+        return recipe.for_numbers() if stage == "prior" and are_numbers and all(are_numbers) else recipe
 
     def _for_these_cells(self, recipe: AutoencoderRecipe) -> AutoencoderRecipe:
-        """Fit the default recipe to few genes; fine-tuning keeps the KL weight of the reference."""
+        """Fit the default recipe to few genes."""
         n_genes = self.summary_stats.n_vars
-        if self.reference_ is not None:
-            return replace(recipe, kl_weight=self.recipes_.get("autoencoder", {}).get("kl_weight", recipe.kl_weight))
-        if self._recipe_name != "default" or self._outputs != ("counts",) or n_genes >= MANY_GENES:
+        if self._outputs != ("counts",) or n_genes >= MANY_GENES:
             return recipe
         return recipe.for_panel(n_genes, counts_per_gene(self._cells, self.train_indices_))
 
-    def _choice_of_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
+    def _describe_adapted_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
         if "autoencoder" not in usual or self.reference_ is not None:
             return ""
         of_many, adapted = RECIPES[self._recipe_name].autoencoder, cast("AutoencoderRecipe", usual["autoencoder"])
@@ -592,12 +589,6 @@ class SCLDM(AutoencoderModel):
     @property
     def _outputs(self) -> tuple[InputValues, ...]:
         return (self.module.output_values,)
-
-    def _check_ready_to_generate(self) -> None:
-        if not self.is_trained_:
-            missing = "train_prior()" if "autoencoder" in self.trained_stages_ else "train()"
-            msg = f"The model cannot generate yet; call {missing} first."
-            raise RuntimeError(msg)
 
     def _counterfactual_method(self, cells: ControlCells, method: str | None) -> str:
         has_transport = "transport" in self.trained_stages_

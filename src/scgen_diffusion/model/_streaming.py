@@ -326,7 +326,7 @@ def check_rank(rank: int, n_ranks: int) -> None:
     check_count("rank", rank, least=0, most=check_count("n_ranks", n_ranks) - 1)
 
 
-def check_goal(path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFIXES) -> Path:
+def check_goal(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
     """Return the path, or raise if no file of cells can be written there."""
     goal = follow_link(Path(path).expanduser())
     if goal.suffix not in suffixes:
