@@ -54,6 +54,9 @@ def test_scldm_says_what_to_call_instead(trained, name):
     [
         ("get_normalized_expression", "transform_batch", "Known, closest first: 'batch_size'"),
         ("get_latent_representation", "mc_samples", "Known, closest first: "),
+        ("get_elbo", "dataloader", "Known, closest first: "),
+        ("get_reconstruction_error", "dataloader", "Known, closest first: "),
+        ("posterior_predictive_sample", "silent", "Known, closest first: "),
         ("prepare_query_anndata", "inplace", "Known, closest first: "),
         ("load", "mdata", "Use `adata`"),
         ("load", "use_gpu", "Use `accelerator`"),

@@ -92,6 +92,7 @@ class AutoencoderModel(DiffusionModel):
         latents = torch.cat(parts, dim=1).numpy()
         return (latents[0], latents[1]) if return_dist else latents[0]
 
+    @suggests_arguments
     @torch.inference_mode()
     def get_elbo(
         self,
@@ -147,6 +148,7 @@ class AutoencoderModel(DiffusionModel):
         error, kl = self._losses(adata, indices, batch_size, seed)
         return _mean_or_all(-(error + kl), return_mean=return_mean)
 
+    @suggests_arguments
     @torch.inference_mode()
     def get_reconstruction_error(
         self,
@@ -181,6 +183,7 @@ class AutoencoderModel(DiffusionModel):
         error, _ = self._losses(adata, indices, batch_size, seed)
         return {"reconstruction_loss": _mean_or_all(error, return_mean=return_mean)}
 
+    @suggests_arguments
     @torch.inference_mode()
     def get_reconstruction(
         self,
@@ -313,6 +316,7 @@ class AutoencoderModel(DiffusionModel):
         )
         return values
 
+    @suggests_arguments
     @torch.inference_mode()
     def posterior_predictive_sample(
         self,

@@ -296,6 +296,7 @@ class MULTISCLDM(SCLDM):
         )
         return dict(zip(columns, values, strict=True)) if modality is None else values[0]
 
+    @suggests_arguments
     @torch.inference_mode()
     def posterior_predictive_sample(
         self,
