@@ -175,8 +175,8 @@ class CellGenerator:
 
     def verdicts(self, request: CellRequest) -> dict[str, Any] | None:
         """Judge the combinations that the transport makes of generated control cells, from some of these, if any."""
-        (codes, sizes), options, seed = request.codes.runs(), request.options, request.seed
-        starts = self._start_conditions(codes, options.guidance)
+        (codes, sizes), sampling, seed = request.codes.runs(), request.sampling, request.seed
+        starts = self._start_conditions(codes, sampling.guidance)
         if starts is None:
             return None
         self.module.eval()
@@ -188,9 +188,9 @@ class CellGenerator:
         def generate(start: np.ndarray) -> Tensor:
             generators = Generators(seed, range(N_JUDGED), self.module.device)
             filled = self.conditions.fill(np.tile(start, (N_JUDGED, 1)), generators.uniform().cpu().numpy())
-            denoiser = self.module.denoiser(self.module.condition_tensor(filled), options.guidance)
+            denoiser = self.module.denoiser(self.module.condition_tensor(filled), sampling.guidance)
             noise = self.module.draw_noise(generators)
-            return options.sampler(denoiser, noise, n_steps=options.n_steps, generators=generators).flatten(1)
+            return sampling.sampler(denoiser, noise, n_steps=sampling.n_steps, generators=generators).flatten(1)
 
         with torch.inference_mode():
             states = [generate(start) for start in firsts]
@@ -347,7 +347,7 @@ class CellGenerator:
             For fewer than two frames.
         """
         check_count("n_frames", n_frames, least=2)  # noise and cells
-        sampler = request.options.sampler
+        sampler = request.sampling.sampler
         if not hasattr(sampler, "trace"):
             msg = (
                 f"`sampler` {sampler!r} has no method `trace`, which a sampling path needs; derive it from "
@@ -397,7 +397,7 @@ class CellGenerator:
         cells = np.arange(first, first + self.block_size)
         generators = Generators(request.seed, range(first, first + len(cells)), self.module.device)
         rows = np.minimum(cells, request.n_cells - 1)
-        asked, guidance = request.codes[rows], request.options.guidance
+        asked, guidance = request.codes[rows], request.sampling.guidance
         starts = self._start_conditions(asked, guidance)
         # what is left open is that of control cells, where these are moved: no cell has the combination itself
         drawn = self.conditions.fill(asked if starts is None else starts, generators.uniform().cpu().numpy())
@@ -471,19 +471,19 @@ class CellGenerator:
         return np.where(are_new[:, None], controls, codes) if are_new.any() else None
 
     def _cells_of_block(self, request: CellRequest, first: int, *, stop: int) -> Cells:
-        block, options, sizes = self.block(request, first, stop), request.options, request.library_size
+        block, sampling, sizes = self.block(request, first, stop), request.sampling, request.library_size
         values = self.module.sample_cells(
             block.condition,
             block.generators,
-            guidance=options.guidance,
-            sampler=options.sampler,
-            n_steps=options.n_steps,
+            guidance=sampling.guidance,
+            sampler=sampling.sampler,
+            n_steps=sampling.n_steps,
             library_size=sizes[block.rows] if isinstance(sizes, np.ndarray) else sizes,
-            output=options.output,
+            output=sampling.output,
             n_wanted=block.n_wanted,
             start_condition=block.start_condition,
         )
-        x = rows_of(values, sparse=self.module.has_zeros(options.output))
+        x = rows_of(values, sparse=self.module.has_zeros(sampling.output))
         check_finite(x)  # here, because the values are on the host now, and later blocks would be wasted
         return Cells(x, block.codes[: block.n_wanted])
 
@@ -491,10 +491,10 @@ class CellGenerator:
         block, module = self.block(request, first, request.n_cells), self.module
         start = block.start_condition
         condition = block.condition if start is None else start
-        denoiser = module.denoiser(condition, request.options.guidance)
+        denoiser = module.denoiser(condition, request.sampling.guidance)
         noise = module.initial_states(condition, block.generators, None)
-        options: dict[str, Any] = {"n_steps": request.options.n_steps, "generators": block.generators}
-        shown = module.shown_conditions(block.condition, request.options.guidance)
+        options: dict[str, Any] = {"n_steps": request.sampling.n_steps, "generators": block.generators}
+        shown = module.shown_conditions(block.condition, request.sampling.guidance)
 
         def read(x: Tensor) -> np.ndarray:
             return module.profiles_of(x, shown)[: block.n_wanted].float().cpu().numpy()
@@ -506,7 +506,7 @@ class CellGenerator:
                 estimate = denoiser.estimate(x, t).data
             else:  # the finished cell is its own estimate
                 if start is not None:
-                    x = module.transported(x, start, block.condition, request.options.sampler, **options)
+                    x = module.transported(x, start, block.condition, request.sampling.sampler, **options)
                 estimate = x
             states.append(read(x))
             estimates.append(read(estimate))

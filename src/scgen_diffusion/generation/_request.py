@@ -72,7 +72,7 @@ class CellRequest:
     ----------
     codes
         Condition codes ``(cells, columns)``, open for keys left out.
-    options
+    sampling
         Sampling options.
     library_size
         Name of a distribution, or totals ``(cells, ...)``.
@@ -85,7 +85,7 @@ class CellRequest:
     """
 
     codes: RequestedCodes
-    options: SamplingOptions
+    sampling: SamplingOptions
     library_size: Any
     seed: int
     identity: Mapping[str, Any]
@@ -99,14 +99,15 @@ class CellRequest:
     @property
     def output(self) -> InputValues:
         """Kind of values of the cells."""
-        return self.options.output
+        return self.sampling.output
 
     def names(self, start: int, stop: int) -> list[str]:
         """Name the cells of a range; names differ between requests.
 
         They do not depend on the number of cells if all have the same condition.
         """
-        name = name_of(self.identity, self.options.guidance, self.seed, None if self.codes.is_uniform else self.n_cells)
+        n_cells = None if self.codes.is_uniform else self.n_cells
+        name = name_of(self.identity, self.sampling.guidance, self.seed, n_cells)
         return [f"{name}-{number}" for number in range(start, stop)]
 
     def with_seed(self, seed: int) -> CellRequest:
