@@ -89,7 +89,7 @@ class LibrarySizeModel(nn.Module):
     def fit(self, log_totals: Tensor, condition: Tensor) -> None:
         """Summarise log totals ``(cells,)`` by groups of conditions ``(cells, columns)``.
 
-        Of a reference's groups, the first ``n_kept`` stay, and those that no cell has; none if ``n_kept`` is 0.
+        In fine-tuning (``n_kept`` above 0), the first ``n_kept`` groups stay, and so do those that no cell belongs to.
         Cells without a label are left out, if others have one: generated cells have all, drawn from the cells that do.
         """
         log_totals, condition = self._labeled(log_totals, condition)

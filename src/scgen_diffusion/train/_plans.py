@@ -83,7 +83,7 @@ class StagePlan(pl.LightningModule):
     n_epochs_done
         Finished epochs, including those before an interruption.
     is_finished
-        Whether the stage has run to its end.
+        Whether the next checkpoint is that of a finished stage.
     round
         Number of the round, from 0.
     must_beat_former
@@ -488,7 +488,7 @@ class StagePlan(pl.LightningModule):
         self.best_round = checkpoint["best_round"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Restore the parameters of this stage only; a transport belongs to its own stage."""
+        """Restore everything but the transport; in the stage of the transport, only the transport."""
 
         def is_own(name: str) -> bool:
             return name.startswith(TRANSPORT) == (self.name == "transport")
