@@ -497,7 +497,7 @@ class SCLDMModule(ConditionedModule):
         self.condition_effects.loadings.weight.zero_()
         effects = torch.stack([log_ratios, torch.zeros_like(log_ratios)], dim=-1)
         given = classes_are_given(condition, self.conditions)
-        self.condition_effects.add(*self._and_no_condition(condition[given], effects[given], n_cells[given]))
+        self.condition_effects.add(condition[given], effects[given], n_cells[given])
 
     @torch.no_grad()
     def correct_effects(
@@ -519,15 +519,10 @@ class SCLDMModule(ConditionedModule):
         """
         if self.condition_effects is None:
             return
-        lacking = torch.zeros_like(self.condition_effects(condition[:1])).repeat(len(condition), 1, 1)
+        lacking = torch.zeros_like(self.condition_effects(condition))
         for numbers, parts in cells:
             lacking[numbers] = self._lacking_effects(parts, condition[numbers])
-        self.condition_effects.add(*self._and_no_condition(condition, lacking, n_cells))
-
-    def _and_no_condition(self, condition: Tensor, effects: Tensor, n_cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Add a row that gives no condition, which has no effect, to arguments of ``ConditionEffects.add``."""
-        condition = torch.cat([condition, self.null_condition[None]])
-        return condition, pad(effects, (0, 0, 0, 0, 0, 1)), torch.cat([n_cells, n_cells.sum()[None]])
+        self.condition_effects.add(condition, lacking, n_cells)
 
     def _lacking_effects(self, parts: Sequence[Tensor], condition: Tensor) -> Tensor:
         """Return what effects of conditions on shares and dispersions of their cells lack, ``(n, genes, 2)``."""
