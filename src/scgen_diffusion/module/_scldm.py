@@ -107,7 +107,6 @@ class SCLDMModule(ConditionedModule):
         self.averaged_prior = averaged_copy(self.prior, a.ema_decay)
         self.condition_effects = self._build_condition_effects(n_input, conditions)
         self.library_size = self._build_library_size(conditions, a.n_latent_tokens * a.n_latent)
-        self.conditions = tuple(conditions)
         self._register_conditions(conditions)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
