@@ -201,7 +201,7 @@ class SCLDMModule(ConditionedModule):
         With ``condition (cells, columns)``, the condition effects learn as well. They change neither the value nor what
         encoder and decoder learn; dispersions and outliers of genes learn from both.
         """
-        target = self.target(tensors[REGISTRY_KEYS.X_KEY])
+        target = self.modelled_values(tensors[REGISTRY_KEYS.X_KEY])
         reconstruction_loss = -self.likelihood(target, **generative_outputs)
         kl = inference_outputs["posterior"].kl_divergence()
         loss = (reconstruction_loss + kl_weight * kl).mean()
@@ -224,9 +224,9 @@ class SCLDMModule(ConditionedModule):
         missing = effects.shape[-1] - outputs.shape[-1]
         return {"outputs": pad(outputs, (0, missing)) + effects, "library_size": library_size}
 
-    def target(self, x: Tensor) -> Tensor:
+    def modelled_values(self, x: Tensor) -> Tensor:
         """Return the values that the likelihood models: counts, or log-normalised values for the Gaussian head."""
-        return x if self.architecture.likelihood == "negative_binomial" else log_profile(x, self.input_values)
+        return x if self.output_values == "counts" else log_profile(x, self.input_values)
 
     @property
     def output_values(self) -> InputValues:
@@ -246,7 +246,7 @@ class SCLDMModule(ConditionedModule):
 
         Of log-normalised values, they are normalised counts.
         """
-        observed, expected = self.target(x), self.likelihood.mean(**self.generative(z, self.totals(x)))
+        observed, expected = self.modelled_values(x), self.likelihood.mean(**self.generative(z, self.totals(x)))
         if self.output_values == "log1p":
             observed, expected = observed.expm1(), expected.expm1().clamp(min=0)
         return observed.double().sum(0), expected.double().sum(0)
@@ -404,7 +404,7 @@ class SCLDMModule(ConditionedModule):
         """
         totals = torch.full((len(z), 1), TARGET_SUM, device=z.device)
         mean = self.likelihood.mean(**self.decode(z, totals, condition))
-        return log_profile(mean, "counts") if self.architecture.likelihood == "negative_binomial" else mean
+        return log_profile(mean, "counts") if self.output_values == "counts" else mean
 
     def frequencies(self, z: Tensor) -> Tensor:
         """Return each gene's share of a cell's counts, without outliers, ``(cells, genes)``."""
@@ -456,7 +456,7 @@ class SCLDMModule(ConditionedModule):
         """
         before = self.likelihood.parameters_per_cell(**self.generative(z, self.totals(x)))
         after = self.likelihood.parameters_per_cell(**decoded)
-        wanted = (values[: len(generators)] for values in (self.target(x), before, after))
+        wanted = (values[: len(generators)] for values in (self.modelled_values(x), before, after))
         return self.likelihood.counterfactual(*wanted, generators)
 
     def standardise_latents(self, mean: Tensor, std: Tensor) -> None:
@@ -469,7 +469,7 @@ class SCLDMModule(ConditionedModule):
     @torch.no_grad()
     def start_from_means(self, target: Tensor, pooled_profile: Tensor) -> None:
         """Initialise the decoder at the mean cell, and centre the factor pooling there; both means are ``(genes,)``."""
-        start = log_share(target) if self.architecture.likelihood == "negative_binomial" else target
+        start = log_share(target) if self.output_values == "counts" else target
         log_theta = self.architecture.initial_log_theta
         initialise_decoder(start, pooled_profile, self.encoder, self.decoder, self.likelihood, log_theta)
 

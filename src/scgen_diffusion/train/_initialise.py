@@ -54,7 +54,7 @@ def start_autoencoder(module: SCLDMModule, cells: TrainingCells, indices: np.nda
         counts = torch.zeros(len(codes), len(cells.var), dtype=torch.double)
     for batch in cells.loader(indices, ROWS_AT_A_TIME):
         x = batch[REGISTRY_KEYS.X_KEY]
-        target, pooled = target + module.target(x).sum(0), pooled + module.pooled_profile(x).sum(0)
+        target, pooled = target + module.modelled_values(x).sum(0), pooled + module.pooled_profile(x).sum(0)
         n_cells = n_cells + module.measured(x).sum(0)
         if combinations is not None:
             counts.index_add_(0, torch.from_numpy(which[n_read : n_read + len(x)]), x.double())

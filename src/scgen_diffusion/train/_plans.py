@@ -596,17 +596,13 @@ class PriorPlan(AveragingPlan):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters of the prior, and of the library-size head if there are counts."""
-        head = self.module.library_size.parameters() if self._has_counts else []
+        head = self.module.library_size.parameters() if self.module.output_values == "counts" else []
         return [{"params": [*self.module.prior.parameters(), *head]}]
 
     @property
     def compiled_parts(self) -> Sequence[nn.Module]:
         """The prior's network."""
         return (self.module.prior,)
-
-    @property
-    def _has_counts(self) -> bool:
-        return self.module.architecture.likelihood == "negative_binomial"
 
     def compute_losses(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, *, training: bool
@@ -618,7 +614,7 @@ class PriorPlan(AveragingPlan):
         velocity_loss = self.module.prior_loss(
             z, batch["condition"], drop_probability=drop_probability, generator=generator, averaged=not training
         ).mean()
-        if not self._has_counts:
+        if self.module.output_values != "counts":
             return {"loss": velocity_loss, "velocity_loss": velocity_loss}
         library_loss = self.module.library_size.loss(z, batch["log_total"]).mean()
         total = velocity_loss + library_loss
