@@ -297,8 +297,8 @@ class StagePlan(pl.LightningModule):
 
     def describe_epoch(self, number: int) -> str:
         """Describe an epoch by its number from 0: ``"epoch 3 of 40"``, or ``"epoch 3 of 40 of round 2"``."""
-        n_before, number = divmod(number, self.n_epochs)
-        return f"epoch {number + 1} of {self.n_epochs}" + (f" of round {n_before + 1}" if n_before else "")
+        round_number, epoch = divmod(number, self.n_epochs)
+        return f"epoch {epoch + 1} of {self.n_epochs}" + (f" of round {round_number + 1}" if round_number else "")
 
     # --- epochs and rounds -----------------------------------------------------------------------------------------
 
@@ -456,12 +456,6 @@ class StagePlan(pl.LightningModule):
                 "`checkpoint_dir` (on the command line, `--restart` removes those of all stages)."
             )
             raise ValueError(msg)
-        before, options = checkpoint["options"], self._options
-        differing = [
-            f"`{name}` of {before.get(name)!r}, not {options[name]!r}"
-            for name in options
-            if before.get(name) != options[name]
-        ]
         if settings.seed is not None and checkpoint["seed"] != self.seed:
             msg = (
                 f"The checkpoint of the {self.name} was made with other random numbers than those of "
@@ -469,18 +463,19 @@ class StagePlan(pl.LightningModule):
                 "`checkpoint_dir`."
             )
             raise ValueError(msg)
-        if differing:
+        saved, options = checkpoint["options"], self._options.items()
+        if differing := [f"`{k}` of {saved.get(k)!r}, not {now!r}" for k, now in options if saved.get(k) != now]:
             msg = (
                 f"The checkpoint of the {self.name} was made with {', '.join(differing)}; use the same options, or "
                 "another `checkpoint_dir`."
             )
             raise ValueError(msg)
-        done, before, most = checkpoint["n_epochs_done"], checkpoint["max_epochs"], self.trainer.max_epochs
-        rounds, has = self.recipe.max_rounds, ""
-        if rounds > 1 and before != most:
-            has = f"rounds of {before // rounds} epochs, and this run has rounds of {self.n_epochs}"
-        elif done > most:
-            has = f"{done} finished epochs, more than the {most} of this run"
+        n_done, n_saved, n_now = checkpoint["n_epochs_done"], checkpoint["max_epochs"], self.trainer.max_epochs
+        n_rounds, has = self.recipe.max_rounds, ""
+        if n_rounds > 1 and n_saved != n_now:
+            has = f"rounds of {n_saved // n_rounds} epochs, and this run has rounds of {self.n_epochs}"
+        elif n_done > n_now:
+            has = f"{n_done} finished epochs, more than the {n_now} of this run"
         if has:
             msg = f"The checkpoint of the {self.name} has {has}; remove it to start again."
             raise ValueError(msg)
