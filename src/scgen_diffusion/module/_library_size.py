@@ -221,7 +221,7 @@ class LibrarySizeModel(nn.Module):
             is_new &= torch.tensor([group.kind != "baseline" for group in groups], device=is_new.device)
         new = [group for group, is_one in zip(groups, is_new.tolist(), strict=True) if is_one]
         values = log_totals.double()
-        if not self.groups.add_up:
+        if not self.groups.can_combine:
             return of_groups[is_new], (values[group.cells] for group in new)
         combinations = [group for group in groups if group.kind == "combination"]
         known, baseline = torch.zeros(len(combinations), len(self.groups.keys), dtype=torch.double), None
