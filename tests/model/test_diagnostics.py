@@ -156,7 +156,7 @@ def test_missing_zeros_give_a_warning_at_the_users_line(make_trained, monkeypatc
 
 @pytest.mark.usefixtures("silence")
 def test_counts_may_have_fewer_zeros_since_their_totals_may_be_larger(plant_profiles):
-    plant_profiles(np.ones(12)).generate(5, seed=0, counts=True, library_size=10_000)
+    plant_profiles(np.full(12, 5.0)).generate(5, seed=0, counts=True, library_size=10_000)
 
 
 def test_without_clamping_zeros_are_not_expected(make_trained, monkeypatch):
