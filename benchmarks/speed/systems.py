@@ -351,7 +351,7 @@ class PackageSystem(System):
         from scgen_diffusion.module import total_counts
 
         x, condition, module = self.cells.counts, self.cells.condition, self.module
-        module.start_from_means(module.target(x).mean(0), module.pooled_profile(x).mean(0))
+        module.start_from_means(module.modelled_values(x).mean(0), module.pooled_profile(x).mean(0))
         posterior = module.inference(x)["posterior"]
         log_total = total_counts(x)[:, 0].log()
         module.library_size.fit(log_total, condition)

@@ -16,7 +16,7 @@ from scgen_diffusion.module._gene_space import SMALLEST_SCALE
 from scgen_diffusion.module._multimodal import LARGE_PANEL
 from scgen_diffusion.module._profile_networks import LARGEST_WEIGHT
 from scgen_diffusion.train import MANY_GENES, RECIPES
-from scgen_diffusion.train._initialise import N_AXES
+from scgen_diffusion.train._initialise import MOST_AXES
 from scgen_diffusion.train._recipes import FEW_COUNTS, LEAST_KL_WEIGHT, MOST_STEPS
 
 
@@ -84,7 +84,7 @@ SENTENCES = [
     ),
     ("scldm_mathematics.md", r"Panels of fewer than (\d+) features", [LARGE_PANEL]),
     ("scrdit_mathematics.md", r"\$d_g\$ is at least ([\d.]*\d)", [SMALLEST_SCALE]),
-    ("scrdit_mathematics.md", r"The first (\d+) rows of", [N_AXES]),
+    ("scrdit_mathematics.md", r"The first (\d+) rows of", [MOST_AXES]),
     ("scrdit_mathematics.md", r"\\min\(1 / \\sigma_t\^2,\\ (\d+)\)", [LARGEST_WEIGHT]),
     ("scrdit_mathematics.md", r"So (\d+) steps are enough", [PROFILE_OPTIONS["n_steps"]]),
     ("scrdit_mathematics.md", r"DPM-Solver\+\+ in (\d+) \|", [PROFILE_OPTIONS["n_steps"]]),

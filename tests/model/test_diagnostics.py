@@ -55,7 +55,7 @@ def plant_profiles(trained_gene_space, monkeypatch):
 
     def plant_(profile):
         profiles = torch.as_tensor(profile, dtype=torch.float32).expand(128, 12)
-        monkeypatch.setattr(trained_gene_space.module, "decode", lambda *_, **__: profiles.clone())
+        monkeypatch.setattr(trained_gene_space.module, "expected_profiles", lambda *_, **__: profiles.clone())
         return trained_gene_space
 
     return plant_
@@ -146,7 +146,7 @@ ADVICE = {
 @pytest.mark.parametrize(("options", "advice"), ADVICE.values(), ids=ADVICE)
 def test_missing_zeros_give_a_warning_at_the_users_line(make_trained, monkeypatch, options, advice):
     model = make_trained(cls=SCRDIT, **options)
-    monkeypatch.setattr(model.module, "decode", lambda *_, **__: torch.ones(128, 12))
+    monkeypatch.setattr(model.module, "expected_profiles", lambda *_, **__: torch.full((128, 12), 5.0))
 
     with pytest.warns(UserWarning, match=f"0% of the generated values are zeros, but [0-9]+%.*{advice}") as caught:
         model.generate(5, seed=0)
@@ -156,12 +156,12 @@ def test_missing_zeros_give_a_warning_at_the_users_line(make_trained, monkeypatc
 
 @pytest.mark.usefixtures("silence")
 def test_counts_may_have_fewer_zeros_since_their_totals_may_be_larger(plant_profiles):
-    plant_profiles(np.ones(12)).generate(5, seed=0, counts=True, library_size=10_000)
+    plant_profiles(np.full(12, 5.0)).generate(5, seed=0, counts=True, library_size=10_000)
 
 
 def test_without_clamping_zeros_are_not_expected(make_trained, monkeypatch):
     model = make_trained(cls=SCRDIT, clamp=False)
-    monkeypatch.setattr(model.module, "decode", lambda *_, **__: torch.ones(128, 12))
+    monkeypatch.setattr(model.module, "expected_profiles", lambda *_, **__: torch.ones(128, 12))
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")

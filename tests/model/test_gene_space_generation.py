@@ -274,7 +274,7 @@ def test_counts_from_log_values_need_totals(without_counts):
     [
         ({"sampler": "dpmsolver"}, "`sampler` 'dpmsolver' is not known.*closest first: 'dpm_solver'"),
         ({"sampler": "midpoint"}, "`sampler` 'midpoint' is not known.*'dpm_solver'"),
-        ({"n_steps": 1001}, "`n_steps` must be between 1 and the path's 1000 timesteps, but found 1001"),
+        ({"n_steps": 1001}, "`n_steps` must be a whole number from 1 to the path's 1000 timesteps, but found 1001"),
         ({"library_size": 1000}, "Log-normalised values have no `library_size`; leave it out, or set"),
     ],
     ids=str,

@@ -247,6 +247,7 @@ def test_training_learns_what_goes_with_what(make_cells, quick):
         ({"head": "spike_and_slab"}, "`path='masking'` and `head='gamma_poisson'` need each other"),
         ({"scaling": "gene"}, "`scaling` must be 'none' on the path 'masking', which models counts, but found 'gene'"),
         ({"zero_value": -10.0}, "`zero_value` must be None on the path 'masking'"),
+        ({"clamp": False}, "`clamp` must be True on the path 'masking', which models counts, but found False"),
         ({"library_size": "latent"}, "`library_size` must be 'empirical' on the path 'masking'"),
     ],
 )

@@ -144,7 +144,7 @@ def test_the_first_frame_of_gene_space_is_the_noise_read_as_a_profile(trained_ge
 
     generators = Generators(5, range(3))
     generators.uniform()  # conditions are drawn first
-    noise = trained_gene_space.module.decode(generators.normal(12))
+    noise = trained_gene_space.module.profiles_of(generators.normal(12))
     np.testing.assert_array_equal(first.X, noise.numpy())
 
 

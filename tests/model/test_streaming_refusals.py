@@ -98,7 +98,7 @@ def test_options_that_a_flow_does_not_have_leave_nothing_behind(trained, tmp_pat
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"n_steps": 2000}, "`n_steps` must be between 1 and the path's 1000 timesteps, but found 2000"),
+        ({"n_steps": 2000}, "`n_steps` must be a whole number from 1 to the path's 1000 timesteps, but found 2000"),
         ({"sampler": FLOW_SAMPLERS["heun"]}, "`sampler` is a FixedStepSampler, which does not fit.*'ddpm', 'ddim'"),
     ],
     ids=["too many steps", "other family"],

@@ -735,7 +735,7 @@ def test_every_stage_restores_its_own_part(make_model, tmp_path):
 
 def test_with_a_gaussian_head_a_cell_comes_back_as_its_logarithms(make_trained):
     model = make_trained(likelihood="gaussian")
-    profile = model.module.target(torch.tensor(np.asarray(model.adata.X, dtype=np.float32))).numpy()
+    profile = model.module.modelled_values(torch.tensor(np.asarray(model.adata.X, dtype=np.float32))).numpy()
 
     same = model.predict_perturbation(seed=0)
     other = model.predict_perturbation(condition={"dose": 100, "cell_type": "NK"}, seed=0)

@@ -80,7 +80,7 @@ def test_decoding_undoes_encoding_and_restores_exact_zeros(profile, zero_value, 
     module = build(n_genes=4, zero_value=zero_value, scaling=scaling)
     module.start_from(ProfileSummary.of([profile]))
 
-    restored = module.decode(module.encode(profile))
+    restored = module.profiles_of(module.encode(profile))
 
     assert torch.equal(restored == 0, profile == 0)
     tolerance = 1e-6 * max(10, abs(zero_value or 0))  # single precision at the largest value on the way
@@ -144,7 +144,7 @@ def test_the_summary_of_the_training_cells_is_kept(profiles):
 @pytest.mark.parametrize("zero_value", [None, -10.0])
 def test_values_that_are_no_numbers_are_not_decoded_as_zeros(zero_value):
     """They are what a diverged sampler is known by."""
-    decoded = build(zero_value=zero_value).decode(torch.full((2, N_GENES), torch.nan))
+    decoded = build(zero_value=zero_value).profiles_of(torch.full((2, N_GENES), torch.nan))
 
     assert decoded.isnan().all()
 
@@ -152,8 +152,8 @@ def test_values_that_are_no_numbers_are_not_decoded_as_zeros(zero_value):
 def test_without_clamping_negative_values_stay(profiles):
     values = torch.linspace(-3, 3, N_GENES)[None]
 
-    assert torch.equal(build(clamp=False).decode(values), values)
-    assert (build(clamp=True).decode(values) >= 0).all()
+    assert torch.equal(build(clamp=False).profiles_of(values), values)
+    assert (build(clamp=True).profiles_of(values) >= 0).all()
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------

@@ -16,8 +16,6 @@ def build(pooling, **options):
         N_OUTPUTS,
         attention=attention if pooling in ("attention", "both") else None,
         factors=FactorPooling(N_GENES, FACTOR_WIDTH) if pooling in ("factors", "both") else None,
-        attention_width=WIDTH,
-        factor_width=FACTOR_WIDTH,
         **options,
     )
     for parameter in encoder.parameters():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from scgen_diffusion._arguments import check_count
+from scgen_diffusion._arguments import check_count, is_whole_number
 
 from ._denoiser import Denoiser, as_denoiser
 from ._masking import MASKING_SAMPLERS, Masking, UnmaskingSampler
@@ -104,8 +104,9 @@ class DiffusionSampler(SteppingSampler):
     def _levels(self, path: VariancePreserving, x: Tensor, n_steps: int | None) -> list[Level]:
         if n_steps is None:
             n_steps = min(self.default_n_steps, path.n_timesteps)
-        if not 1 <= n_steps <= path.n_timesteps:
-            msg = f"`n_steps` must be between 1 and the path's {path.n_timesteps} timesteps, but found {n_steps}."
+        if not (is_whole_number(n_steps) and 1 <= n_steps <= path.n_timesteps):
+            allowed = f"from 1 to the path's {path.n_timesteps} timesteps"
+            msg = f"`n_steps` must be a whole number {allowed}, but found {n_steps!r}."
             raise ValueError(msg)
         return levels_at(path, self._times(n_steps), x)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean as mean
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -226,14 +226,14 @@ class GuidedField:
     path
         Path that converts the network's time, for guidance in an interval.
     guidance
-        Which predictions are combined, and where. Default: the unconditional field.
+        Which predictions are combined, and where.
     """
 
     network: Network
     condition: Tensor
     columns: ConditionColumns
     path: Path
-    guidance: ResolvedGuidance = field(default_factory=ResolvedGuidance)
+    guidance: ResolvedGuidance
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Evaluate the guided prediction at ``x_t (n, ...)``, for a scalar time or times ``(n,)``."""

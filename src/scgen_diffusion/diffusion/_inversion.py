@@ -195,17 +195,17 @@ class UnmaskingInversion:
     ) -> Tensor:
         """Carry ``x (n, kinds + 1)`` to ``new`` from ``t = 1 - strength``; items seen by then stay."""
         generators = check_generators(generators, len(x), self)
-        counts, totals, shape = x[:, :-1], x.sum(1), x.shape[1] - 1
+        counts, totals, n_kinds = x[:, :-1], x.sum(1), x.shape[1] - 1
         times = _times(strength, self.default_n_steps if n_steps is None else n_steps).to(x.device, x.dtype)
-        state = own.path.interpolate(x, generators.uniform(shape, dtype=torch.float64), times[0])
+        state = own.path.interpolate(x, generators.uniform(n_kinds, dtype=torch.float64), times[0])
         new_state = state
         for t, s in pairwise(times):
             hidden = (counts - state[:, :-1]).double()
             # in single precision, the last step would leave a few molecules masked
             share = share_of_masked(own.path, t.double(), s.double()).expand_as(hidden)
-            step = draw_binomial(generators.uniform(shape, dtype=torch.float64), hidden, share)
+            step = draw_binomial(generators.uniform(n_kinds, dtype=torch.float64), hidden, share)
             mean, new_mean = (expected_step(*of, t, s).double() for of in ((own, state), (new, new_state)))
-            uniform = generators.uniform(shape, dtype=torch.float64)
+            uniform = generators.uniform(n_kinds, dtype=torch.float64)
             new_step = counterfactual_counts(uniform, step, mean, new_mean, torch.full_like(mean, LARGEST_THETA))
             state = with_masked((state[:, :-1] + step).to(x.dtype), totals)
             new_state = with_masked((new_state[:, :-1] + new_step).to(x.dtype), totals)

@@ -106,9 +106,9 @@ def sample_seed(seed: int, index: int) -> int:
     torch's CPU generator uses only the low 32 bits. There, the seed permutes the numbers, so no two of 2**32 blocks of
     a request share a generator.
     """
-    key = _mix(int(seed) & _MASK)  # numpy's integers overflow
+    key = _split_mix(int(seed) & _MASK)  # numpy's integers overflow
     low = _permute((_permute((index ^ key) & _MASK_32) ^ (key >> 32)) & _MASK_32)
-    high = _mix((key + index) & _MASK) >> 33
+    high = _split_mix((key + index) & _MASK) >> 33
     return high << 32 | low
 
 
@@ -119,8 +119,8 @@ def _permute(x: int) -> int:
     return x ^ (x >> 16)
 
 
-def _mix(x: int) -> int:
-    """Mix 64 bits (the finaliser of SplitMix64)."""
+def _split_mix(x: int) -> int:
+    """Take a step of SplitMix64."""
     x = (x + 0x9E3779B97F4A7C15) & _MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK

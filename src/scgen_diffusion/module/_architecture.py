@@ -35,7 +35,8 @@ class SCLDMArchitecture:
         widen every gene's distribution.
     condition_effects
         Negative binomial only. Whether classes and sets change each gene's share and dispersion in generated cells,
-        beyond what the latent says about them. Numbers never do.
+        beyond what the latent says about them. Numbers never do, and :class:`~scgen_diffusion.model.MULTISCLDM` has no
+        such effects.
     width, n_layers, n_heads, n_heads_cross, feed_forward_width
         Transformer of the autoencoder: token width, self-attention blocks (in encoder and decoder each), their heads,
         heads of the cross-attention, hidden width of the feed-forward layers (None: 8/3 of the width).

@@ -61,8 +61,6 @@ class Encoder(nn.Module):
             2 * n_latent if self.is_variational else n_latent,
             attention=None if architecture.pooling == "factors" else _attention_pooling(n_genes, architecture),
             factors=None if architecture.pooling == "attention" else FactorPooling(n_genes, architecture.pooling_width),
-            attention_width=architecture.width,
-            factor_width=architecture.pooling_width,
             padded_length=architecture.padded_length,
         )
 

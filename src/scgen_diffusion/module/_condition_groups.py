@@ -101,7 +101,7 @@ class ConditionGroups:
         return [part.T for part in centres.split([columns.stop - columns.start for columns in self.numbers])]
 
     @property
-    def add_up(self) -> bool:
+    def can_combine(self) -> bool:
         """Whether known values can form unseen combinations."""
         return len(self.keys) > 1 or bool(self.sets)
 
@@ -110,7 +110,7 @@ class ConditionGroups:
         everyone = torch.arange(len(codes), device=codes.device)
         whole = codes.new_empty(self.n_columns)
         groups = [Group("all", torch.full_like(whole, ANY), everyone)]
-        if self.add_up:
+        if self.can_combine:
             groups.append(Group("baseline", torch.full_like(whole, BASELINE), everyone))
         return [*groups, *self._parts(codes)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -43,7 +42,7 @@ class ConditionedModule(BaseModuleClass):
     """Whether predictions under other conditions need the totals of the given cells."""
     null_condition: Tensor
     key_of_column: Tensor
-    n_keys: int
+    conditions: tuple[ConditionSpec, ...]
     unstandardise: Callable[[Tensor], Tensor]  # of modules with a transport
 
     def __init__(self) -> None:
@@ -51,7 +50,7 @@ class ConditionedModule(BaseModuleClass):
         self.transport: LatentTransport | None = None  # for modules that learn one
 
     def _register_conditions(self, conditions: Sequence[ConditionSpec]) -> None:
-        self.n_keys = len(conditions)
+        self.conditions = tuple(conditions)
         self.register_buffer("null_condition", null_condition(conditions))
         self.register_buffer("key_of_column", keys_of_columns(conditions), persistent=False)
 
@@ -68,7 +67,7 @@ class ConditionedModule(BaseModuleClass):
     @property
     def condition_columns(self) -> ConditionColumns:
         """Layout of the condition columns."""
-        return ConditionColumns(self.null_condition, self.key_of_column, self.n_keys)
+        return ConditionColumns(self.null_condition, self.key_of_column, len(self.conditions))
 
     @property
     def strategy(self) -> ConditionStrategy:
@@ -161,11 +160,15 @@ class ConditionedModule(BaseModuleClass):
         options: dict[str, Any] = {"n_steps": n_steps, "generators": generators}
         states = self.initial_states(given, generators, library_size if output == "counts" else None)
         states = sampler(self.denoiser(given, guidance), states, **options)
-        draw_totals: TensorMap = partial(self.draw_totals, library_size, condition, generators=generators)
+        before = None  # latents from which totals follow, if the transport moves the cells
         if start_condition is not None:
             before = self.unstandardise(states)
             states = self.transported(states, start_condition, condition, sampler, **options)
-            draw_totals = lambda _: self.draw_totals(library_size, condition, before, generators, start_condition)
+
+        def draw_totals(features: Tensor) -> Tensor:
+            known = features if before is None else before
+            return self.draw_totals(library_size, condition, known, generators, start_condition)
+
         shown = self.shown_conditions(condition, guidance)
         return self.cells_of(states, draw_totals, generators.first(n_wanted), shown, output)[:n_wanted]
 
@@ -252,7 +255,7 @@ class ConditionedModule(BaseModuleClass):
 
         Cells that the transport moves have the features that they had under the conditions ``start``.
         """
-        uniform = generators.uniform(*self.library_size.shape)
+        uniform = generators.uniform(*self.library_size.shape)  # drawn for given totals, too: later draws stay the same
         if isinstance(library_size, np.ndarray):
             return torch.tensor(library_size, device=features.device)
         return self.library_size.draw(library_size, condition, features, uniform, start=start)

@@ -57,9 +57,8 @@ class AverageUpdate:
         self.n_updates += 1
 
 
-@torch.no_grad()
 def _average_with_warm_up(
     decay: float, averaged: Sequence[Tensor], current: Sequence[Tensor], n_averaged: Tensor | int
 ) -> None:
     n = float(n_averaged)
-    get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(list(averaged), list(current), n)
+    get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, current, n)

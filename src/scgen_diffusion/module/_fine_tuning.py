@@ -27,7 +27,7 @@ def transport_fits(module: ConditionedModule, reference: ConditionedModule) -> b
     It sees only the keys that perturb. If they have known embeddings, it compares perturbations by all of them, so
     these must be the same.
     """
-    if reference.transport is None or reference.transport.shift is None:
+    if reference.transport is None:
         return False
     before, after = (
         [getattr(encoding, "vectors", None) for encoding in encodings_of(of.conditions)] for of in (reference, module)

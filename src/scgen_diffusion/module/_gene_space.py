@@ -124,31 +124,23 @@ class GeneSpaceModule(ConditionedModule):
 
     def encode(self, profile: Tensor) -> Tensor:
         """Turn profiles ``(cells, genes)`` into diffusion data: negate zeros and scale values."""
-        return (self.negate_zeros(profile) - self.shift) / self.scale
-
-    def decode(self, values: Tensor, smallest: Tensor | None = None) -> Tensor:
-        """Turn generated values ``(cells, genes)`` into profiles, with exact zeros if the architecture clamps.
-
-        With zero negation, values below 0 become zero. Without it, values below half of the smallest training value do,
-        or below half of ``smallest``, which is broadcastable.
-        """
-        profile = self.expected_profiles(values)
-        return self.cut_zeros(profile, smallest) if self.architecture.clamp else profile
+        if (zero := self.architecture.zero_value) is not None:
+            profile = torch.where(profile == 0, zero, profile)
+        return (profile - self.shift) / self.scale
 
     def expected_profiles(self, values: Tensor) -> Tensor:
         """Turn estimated values ``(cells, genes)`` into profiles, without cutting zeros."""
         return values * self.scale + self.shift
 
     def cut_zeros(self, profile: Tensor, smallest: Tensor | None = None) -> Tensor:
-        """Make small values of profiles ``(cells, genes)`` exact zeros."""
+        """Make small values of profiles ``(cells, genes)`` exact zeros.
+
+        With zero negation, these are values below 0. Without it, they are below half of the smallest training value, or
+        of ``smallest``, which is broadcastable.
+        """
         smallest = self.smallest_value if smallest is None else smallest
         cut = smallest / 2 if self.architecture.zero_value is None else 0.0
         return torch.where(profile <= cut, 0.0, profile)  # NaN stays, to be detected later
-
-    def negate_zeros(self, profile: Tensor) -> Tensor:
-        """Replace exact zeros by the architecture's ``zero_value``."""
-        zero = self.architecture.zero_value
-        return profile if zero is None else torch.where(profile == 0, zero, profile)
 
     def summarise(self, batches: Iterable[Tensor]) -> ProfileSummary:
         """Summarise batches of expression ``(cells, genes)``, read once."""
@@ -296,15 +288,15 @@ class GeneSpaceModule(ConditionedModule):
     def _profiles_or_counts(
         self, states: Tensor, draw_totals: TensorMap, output: InputValues, smallest: Tensor | None = None
     ) -> Tensor:
-        profile = self.decode(states, smallest)
-        if output == "log1p":
-            return profile
-        profile = self.cut_zeros(profile, smallest)
-        return to_counts(profile, draw_totals(library_features(profile)))
+        profile = self.expected_profiles(states)
+        if self.has_zeros(output):
+            profile = self.cut_zeros(profile, smallest)
+        return profile if output == "log1p" else to_counts(profile, draw_totals(library_features(profile)))
 
     def profiles_of(self, states: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Convert states ``(cells, genes)`` to profiles."""
-        return self.decode(states)
+        """Convert states ``(cells, genes)`` to profiles, with exact zeros if the architecture clamps."""
+        profile = self.expected_profiles(states)
+        return self.cut_zeros(profile) if self.architecture.clamp else profile
 
     def has_zeros(self, output: InputValues) -> bool:
         """Return whether generated cells have enough zeros to be stored sparse."""

@@ -32,6 +32,7 @@ MASKING: dict[str, Any] = {
     "target": "kinds",
     "head": "gamma_poisson",
     "zero_value": None,
+    "clamp": True,
     "scaling": "none",
     "library_size": "empirical",
 }
@@ -70,7 +71,7 @@ class GeneSpaceArchitecture:
         are.
     clamp
         Whether small generated values become exact zeros: values below 0 with zero negation, without it values below
-        half of the smallest training value.
+        half of the smallest training value. With masking, zeros are exact, and it must be True.
     scaling
         Scaling of profiles to unit variance: ``"gene"`` (one factor per gene), ``"global"`` (one for all genes) or
         ``"none"`` (published).
@@ -152,7 +153,7 @@ def _check_masking(a: GeneSpaceArchitecture) -> None:
             f"`path={a.path!r}` and `head={a.head!r}`.{OTHER_PATHS if a.path == 'masking' else ''}"
         )
         raise ValueError(msg)
-    for name in ("zero_value", "scaling", "library_size"):
+    for name in ("zero_value", "clamp", "scaling", "library_size"):
         value = getattr(a, name)
         if a.path == "masking" and value != MASKING[name] and (name, value) != ("library_size", "normal"):
             msg = (

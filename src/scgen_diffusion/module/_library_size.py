@@ -89,7 +89,7 @@ class LibrarySizeModel(nn.Module):
     def fit(self, log_totals: Tensor, condition: Tensor) -> None:
         """Summarise log totals ``(cells,)`` by groups of conditions ``(cells, columns)``.
 
-        Of a reference's groups, the first ``n_kept`` stay, and those that no cell has; none if ``n_kept`` is 0.
+        In fine-tuning (``n_kept`` above 0), the first ``n_kept`` groups stay, and so do those that no cell belongs to.
         Cells without a label are left out, if others have one: generated cells have all, drawn from the cells that do.
         """
         log_totals, condition = self._labeled(log_totals, condition)
@@ -221,7 +221,7 @@ class LibrarySizeModel(nn.Module):
             is_new &= torch.tensor([group.kind != "baseline" for group in groups], device=is_new.device)
         new = [group for group, is_one in zip(groups, is_new.tolist(), strict=True) if is_one]
         values = log_totals.double()
-        if not self.groups.add_up:
+        if not self.groups.can_combine:
             return of_groups[is_new], (values[group.cells] for group in new)
         combinations = [group for group in groups if group.kind == "combination"]
         known, baseline = torch.zeros(len(combinations), len(self.groups.keys), dtype=torch.double), None

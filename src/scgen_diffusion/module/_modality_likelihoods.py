@@ -44,7 +44,6 @@ class BernoulliLikelihood(nn.Module):
     """
 
     n_outputs = 1
-    outliers = None
 
     def rates(self, outputs: Tensor, library_size: Tensor) -> Tensor:
         """Return the Poisson rates, ``(cells, features)``."""

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from ._likelihoods import OutlierCounts
 
 N_TABULATED = 16  # most counts are smaller; their log-Gammas are short sums
-
 LARGE_THETA = 1e3  # above it a short series is more accurate than lgamma and digamma
 
 

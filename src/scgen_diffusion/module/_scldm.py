@@ -107,7 +107,6 @@ class SCLDMModule(ConditionedModule):
         self.averaged_prior = averaged_copy(self.prior, a.ema_decay)
         self.condition_effects = self._build_condition_effects(n_input, conditions)
         self.library_size = self._build_library_size(conditions, a.n_latent_tokens * a.n_latent)
-        self.conditions = tuple(conditions)
         self._register_conditions(conditions)
         self.register_buffer("latent_mean", torch.zeros(self.latent_shape))
         self.register_buffer("latent_std", torch.ones(self.latent_shape))
@@ -202,7 +201,7 @@ class SCLDMModule(ConditionedModule):
         With ``condition (cells, columns)``, the condition effects learn as well. They change neither the value nor what
         encoder and decoder learn; dispersions and outliers of genes learn from both.
         """
-        target = self.target(tensors[REGISTRY_KEYS.X_KEY])
+        target = self.modelled_values(tensors[REGISTRY_KEYS.X_KEY])
         reconstruction_loss = -self.likelihood(target, **generative_outputs)
         kl = inference_outputs["posterior"].kl_divergence()
         loss = (reconstruction_loss + kl_weight * kl).mean()
@@ -225,9 +224,9 @@ class SCLDMModule(ConditionedModule):
         missing = effects.shape[-1] - outputs.shape[-1]
         return {"outputs": pad(outputs, (0, missing)) + effects, "library_size": library_size}
 
-    def target(self, x: Tensor) -> Tensor:
+    def modelled_values(self, x: Tensor) -> Tensor:
         """Return the values that the likelihood models: counts, or log-normalised values for the Gaussian head."""
-        return x if self.architecture.likelihood == "negative_binomial" else log_profile(x, self.input_values)
+        return x if self.output_values == "counts" else log_profile(x, self.input_values)
 
     @property
     def output_values(self) -> InputValues:
@@ -247,7 +246,7 @@ class SCLDMModule(ConditionedModule):
 
         Of log-normalised values, they are normalised counts.
         """
-        observed, expected = self.target(x), self.likelihood.mean(**self.generative(z, self.totals(x)))
+        observed, expected = self.modelled_values(x), self.likelihood.mean(**self.generative(z, self.totals(x)))
         if self.output_values == "log1p":
             observed, expected = observed.expm1(), expected.expm1().clamp(min=0)
         return observed.double().sum(0), expected.double().sum(0)
@@ -405,7 +404,7 @@ class SCLDMModule(ConditionedModule):
         """
         totals = torch.full((len(z), 1), TARGET_SUM, device=z.device)
         mean = self.likelihood.mean(**self.decode(z, totals, condition))
-        return log_profile(mean, "counts") if self.architecture.likelihood == "negative_binomial" else mean
+        return log_profile(mean, "counts") if self.output_values == "counts" else mean
 
     def frequencies(self, z: Tensor) -> Tensor:
         """Return each gene's share of a cell's counts, without outliers, ``(cells, genes)``."""
@@ -457,7 +456,7 @@ class SCLDMModule(ConditionedModule):
         """
         before = self.likelihood.parameters_per_cell(**self.generative(z, self.totals(x)))
         after = self.likelihood.parameters_per_cell(**decoded)
-        wanted = (values[: len(generators)] for values in (self.target(x), before, after))
+        wanted = (values[: len(generators)] for values in (self.modelled_values(x), before, after))
         return self.likelihood.counterfactual(*wanted, generators)
 
     def standardise_latents(self, mean: Tensor, std: Tensor) -> None:
@@ -470,7 +469,7 @@ class SCLDMModule(ConditionedModule):
     @torch.no_grad()
     def start_from_means(self, target: Tensor, pooled_profile: Tensor) -> None:
         """Initialise the decoder at the mean cell, and centre the factor pooling there; both means are ``(genes,)``."""
-        start = log_share(target) if self.architecture.likelihood == "negative_binomial" else target
+        start = log_share(target) if self.output_values == "counts" else target
         log_theta = self.architecture.initial_log_theta
         initialise_decoder(start, pooled_profile, self.encoder, self.decoder, self.likelihood, log_theta)
 
@@ -497,7 +496,7 @@ class SCLDMModule(ConditionedModule):
         self.condition_effects.loadings.weight.zero_()
         effects = torch.stack([log_ratios, torch.zeros_like(log_ratios)], dim=-1)
         given = classes_are_given(condition, self.conditions)
-        self.condition_effects.add(*self._and_no_condition(condition[given], effects[given], n_cells[given]))
+        self.condition_effects.add(condition[given], effects[given], n_cells[given])
 
     @torch.no_grad()
     def correct_effects(
@@ -519,15 +518,10 @@ class SCLDMModule(ConditionedModule):
         """
         if self.condition_effects is None:
             return
-        lacking = torch.zeros_like(self.condition_effects(condition[:1])).repeat(len(condition), 1, 1)
+        lacking = torch.zeros_like(self.condition_effects(condition))
         for numbers, parts in cells:
             lacking[numbers] = self._lacking_effects(parts, condition[numbers])
-        self.condition_effects.add(*self._and_no_condition(condition, lacking, n_cells))
-
-    def _and_no_condition(self, condition: Tensor, effects: Tensor, n_cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Add a row that gives no condition, which has no effect, to arguments of ``ConditionEffects.add``."""
-        condition = torch.cat([condition, self.null_condition[None]])
-        return condition, pad(effects, (0, 0, 0, 0, 0, 1)), torch.cat([n_cells, n_cells.sum()[None]])
+        self.condition_effects.add(condition, lacking, n_cells)
 
     def _lacking_effects(self, parts: Sequence[Tensor], condition: Tensor) -> Tensor:
         """Return what effects of conditions on shares and dispersions of their cells lack, ``(n, genes, 2)``."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 
 from ._conditions import ConditionEmbedding, Number, encodings_of, keys_of_columns, null_condition
 
@@ -68,7 +69,7 @@ class ConditionEffects(nn.Module):
 
     @torch.no_grad()
     def add(self, condition: Tensor, effects: Tensor, n_cells: Tensor) -> None:
-        """Add to the effects, by ridge regression.
+        """Add to the effects, by ridge regression; a row without conditions, of the weight of all cells, has none.
 
         Parameters
         ----------
@@ -79,6 +80,8 @@ class ConditionEffects(nn.Module):
         n_cells
             Weight of each row, ``(n,)``.
         """
+        condition, n_cells = torch.cat([condition, self.null[None]]), torch.cat([n_cells, n_cells.sum()[None]])
+        effects = pad(effects, (0, 0, 0, 0, 0, 1))
         x, y, weights = self._embedded(condition).double(), effects.flatten(1).double(), n_cells.double()
         penalty = RIDGE * x.square().mean() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
         fitted = torch.linalg.solve((x.T * weights) @ x + penalty, (x.T * weights) @ y)

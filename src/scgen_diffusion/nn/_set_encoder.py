@@ -24,8 +24,6 @@ class SetEncoder(nn.Module):
         Numbers per token.
     attention, factors
         The poolings; at least one.
-    attention_width, factor_width
-        Output widths of the poolings.
     padded_length
         Number of gene tokens of every cell. Default: as many as the batch needs.
     """
@@ -37,8 +35,6 @@ class SetEncoder(nn.Module):
         *,
         attention: AttentionPooling | None,
         factors: FactorPooling | None,
-        attention_width: int,
-        factor_width: int,
         padded_length: int | None = None,
     ) -> None:
         super().__init__()
@@ -49,8 +45,8 @@ class SetEncoder(nn.Module):
         self.padded_length = padded_length
         self.attention = attention
         self.factors = factors
-        self.read_attention = nn.Linear(attention_width, n_outputs, bias=False) if attention else None
-        self.read_factors = nn.Linear(factor_width, n_tokens * n_outputs) if factors else None
+        self.read_attention = nn.Linear(attention.queries.shape[1], n_outputs, bias=False) if attention else None
+        self.read_factors = nn.Linear(factors.weight.out_features, n_tokens * n_outputs) if factors else None
 
     def forward(self, values: Tensor, profile: Tensor) -> Tensor:
         """Encode cells.

@@ -31,7 +31,7 @@ LATENTS_AT_A_TIME = 1 << 14
 MOST_COMBINATIONS = 1000  # of conditions whose mean profiles the effects start from
 RARE_SHARE = 0.01  # of all cells, below which a combination is rare; up to `FEW_CELLS` always are
 MOST_CHECKED = 1000  # cells of a combination
-N_AXES = 64
+MOST_AXES = 64
 SMALLEST_STD = 1e-3  # along an axis that is scaled to unit variance
 MAX_CELLS_FOR_AXES = 5000
 
@@ -54,7 +54,7 @@ def start_autoencoder(module: SCLDMModule, cells: TrainingCells, indices: np.nda
         counts = torch.zeros(len(codes), len(cells.var), dtype=torch.double)
     for batch in cells.loader(indices, ROWS_AT_A_TIME):
         x = batch[REGISTRY_KEYS.X_KEY]
-        target, pooled = target + module.target(x).sum(0), pooled + module.pooled_profile(x).sum(0)
+        target, pooled = target + module.modelled_values(x).sum(0), pooled + module.pooled_profile(x).sum(0)
         n_cells = n_cells + module.measured(x).sum(0)
         if combinations is not None:
             counts.index_add_(0, torch.from_numpy(which[n_read : n_read + len(x)]), x.double())
@@ -203,7 +203,7 @@ def _principal_axes(values: Iterable[Tensor], *, whiten: bool) -> Tensor:
     as easily as strong ones.
     """
     data = torch.cat([batch.cpu() for batch in values]).numpy()
-    n_axes = min(N_AXES, *(size - 1 for size in data.shape))
+    n_axes = min(MOST_AXES, *(size - 1 for size in data.shape))
     if n_axes < 1:
         return torch.zeros(0, data.shape[1])
     pca = PCA(n_axes, svd_solver="randomized", random_state=0).fit(data)

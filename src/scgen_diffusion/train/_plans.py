@@ -83,7 +83,7 @@ class StagePlan(pl.LightningModule):
     n_epochs_done
         Finished epochs, including those before an interruption.
     is_finished
-        Whether the stage has run to its end.
+        Whether the next checkpoint is that of a finished stage.
     round
         Number of the round, from 0.
     must_beat_former
@@ -297,8 +297,8 @@ class StagePlan(pl.LightningModule):
 
     def describe_epoch(self, number: int) -> str:
         """Describe an epoch by its number from 0: ``"epoch 3 of 40"``, or ``"epoch 3 of 40 of round 2"``."""
-        n_before, number = divmod(number, self.n_epochs)
-        return f"epoch {number + 1} of {self.n_epochs}" + (f" of round {n_before + 1}" if n_before else "")
+        round_number, epoch = divmod(number, self.n_epochs)
+        return f"epoch {epoch + 1} of {self.n_epochs}" + (f" of round {round_number + 1}" if round_number else "")
 
     # --- epochs and rounds -----------------------------------------------------------------------------------------
 
@@ -456,12 +456,6 @@ class StagePlan(pl.LightningModule):
                 "`checkpoint_dir` (on the command line, `--restart` removes those of all stages)."
             )
             raise ValueError(msg)
-        before, options = checkpoint["options"], self._options
-        differing = [
-            f"`{name}` of {before.get(name)!r}, not {options[name]!r}"
-            for name in options
-            if before.get(name) != options[name]
-        ]
         if settings.seed is not None and checkpoint["seed"] != self.seed:
             msg = (
                 f"The checkpoint of the {self.name} was made with other random numbers than those of "
@@ -469,18 +463,19 @@ class StagePlan(pl.LightningModule):
                 "`checkpoint_dir`."
             )
             raise ValueError(msg)
-        if differing:
+        saved, options = checkpoint["options"], self._options.items()
+        if differing := [f"`{k}` of {saved.get(k)!r}, not {now!r}" for k, now in options if saved.get(k) != now]:
             msg = (
                 f"The checkpoint of the {self.name} was made with {', '.join(differing)}; use the same options, or "
                 "another `checkpoint_dir`."
             )
             raise ValueError(msg)
-        done, before, most = checkpoint["n_epochs_done"], checkpoint["max_epochs"], self.trainer.max_epochs
-        rounds, has = self.recipe.max_rounds, ""
-        if rounds > 1 and before != most:
-            has = f"rounds of {before // rounds} epochs, and this run has rounds of {self.n_epochs}"
-        elif done > most:
-            has = f"{done} finished epochs, more than the {most} of this run"
+        n_done, n_saved, n_now = checkpoint["n_epochs_done"], checkpoint["max_epochs"], self.trainer.max_epochs
+        n_rounds, has = self.recipe.max_rounds, ""
+        if n_rounds > 1 and n_saved != n_now:
+            has = f"rounds of {n_saved // n_rounds} epochs, and this run has rounds of {self.n_epochs}"
+        elif n_done > n_now:
+            has = f"{n_done} finished epochs, more than the {n_now} of this run"
         if has:
             msg = f"The checkpoint of the {self.name} has {has}; remove it to start again."
             raise ValueError(msg)
@@ -488,7 +483,7 @@ class StagePlan(pl.LightningModule):
         self.best_round = checkpoint["best_round"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Restore the parameters of this stage only; a transport belongs to its own stage."""
+        """Restore everything but the transport; in the stage of the transport, only the transport."""
 
         def is_own(name: str) -> bool:
             return name.startswith(TRANSPORT) == (self.name == "transport")
@@ -596,17 +591,13 @@ class PriorPlan(AveragingPlan):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters of the prior, and of the library-size head if there are counts."""
-        head = self.module.library_size.parameters() if self._has_counts else []
+        head = self.module.library_size.parameters() if self.module.output_values == "counts" else []
         return [{"params": [*self.module.prior.parameters(), *head]}]
 
     @property
     def compiled_parts(self) -> Sequence[nn.Module]:
         """The prior's network."""
         return (self.module.prior,)
-
-    @property
-    def _has_counts(self) -> bool:
-        return self.module.architecture.likelihood == "negative_binomial"
 
     def compute_losses(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, *, training: bool
@@ -618,7 +609,7 @@ class PriorPlan(AveragingPlan):
         velocity_loss = self.module.prior_loss(
             z, batch["condition"], drop_probability=drop_probability, generator=generator, averaged=not training
         ).mean()
-        if not self._has_counts:
+        if self.module.output_values != "counts":
             return {"loss": velocity_loss, "velocity_loss": velocity_loss}
         library_loss = self.module.library_size.loss(z, batch["log_total"]).mean()
         total = velocity_loss + library_loss

@@ -482,16 +482,16 @@ class StageProgress(ProgressBar):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Start the bar of a round, after the steps of a checkpoint."""
-        number, n_before = divmod(trainer.current_epoch, pl_module.n_epochs)
+        round_number, epoch = divmod(trainer.current_epoch, pl_module.n_epochs)
         if self._bar is not None:
-            if n_before:
+            if epoch:
                 return
             self._close(pl_module)
         n_rounds = pl_module.recipe.max_rounds
-        which = f", round {number + 1} of at most {n_rounds}" if n_rounds > 1 else ""
+        which = f", round {round_number + 1} of at most {n_rounds}" if n_rounds > 1 else ""
         self._title = f"{pl_module.name.capitalize()} ({pl_module.purpose}){which}"
         self._is_live = sys.stderr.isatty() or in_notebook()
-        self._step = trainer.global_step - number * pl_module.n_steps
+        self._step = trainer.global_step - round_number * pl_module.n_steps
         self._bar = tqdm(
             desc=self._title,
             total=pl_module.n_steps,

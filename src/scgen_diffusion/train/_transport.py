@@ -1,4 +1,4 @@
-"""Pairs of cells for the transport: groups of control and perturbed cells, and their batches."""
+"""What the transport learns from control and perturbed cells: mean shifts, errors of predictions, batches of pairs."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[P
 
 @torch.no_grad()
 def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[PerturbationGroup], bar: Bar) -> None:
-    """Learn which mean changes of the groups the trained transport and the decoder miss. Counts only."""
+    """Learn which mean changes of groups the trained transport and decoder miss. Only for one modality of counts."""
     if not isinstance(module.likelihood, NegativeBinomialLikelihood):
         return
     transport, shift = module.transport, module.transport.shift
