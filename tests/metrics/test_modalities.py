@@ -200,6 +200,17 @@ def test_a_layer_of_an_unknown_modality_is_refused(judge, cells):
         judge(cells(1, 120), layer={"adt": "raw"})
 
 
+def test_real_cells_must_have_the_layer_also_where_only_pairs_are_compared(judge, cells):
+    arguments = {"metrics": "cross_correlation_error", "scales": {"rna": "log1p", "prot": "log1p"}}
+    with pytest.raises(KeyError, match="`real_test` has no layer 'typo'"):
+        judge(cells(1, 120), layer="typo", **arguments)
+    sets = [cells(seed, 120) for seed in (0, 1)]
+    expected = evaluate(*sets, **arguments, **QUICK)
+    for adata in sets[0].mod.values():
+        adata.layers["raw"], adata.X = adata.X, adata.X / 3
+    pd.testing.assert_frame_equal(evaluate(*sets, layer="raw", **arguments, **QUICK), expected)
+
+
 def test_training_cells_may_have_their_features_in_another_order(judge, cells):
     train = cells(2, 240)
     turned = md.MuData({name: train[name][:, ::-1].copy() for name in train.mod})

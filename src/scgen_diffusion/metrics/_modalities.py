@@ -13,7 +13,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from scgen_diffusion._arguments import known_names
-from scgen_diffusion.data import check_unique_names, layer_names, layer_of
+from scgen_diffusion.data import check_unique_names, layer_names
 
 from ._cells import Expression, Source, align_genes, expression_of, labels_of, variances
 from ._comparison import ALL, Comparison, Context
@@ -126,7 +126,7 @@ def scaled_values(
 ) -> list[sp.csr_matrix]:
     """Return the values of each modality on its scale."""
     return [
-        expression_of(part, layer=layer_of(part, layers.get(modality)), name=name, scale=scales[modality]).values
+        expression_of(part, layer=layers.get(modality), name=name, scale=scales[modality]).values
         for modality, part in parts.items()
     ]
 

@@ -11,13 +11,13 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 
 from scgen_diffusion._arguments import check_count, known_names
+from scgen_diffusion.data import layer_of
 
 from ._cells import (
     USE_REP,
     Cells,
     Expression,
     expression_of,
-    layer_of,
     log_normalise,
     matrix_of,
     scale_to_target,

@@ -12,7 +12,6 @@ from matplotlib.colors import to_rgba_array
 from sklearn.neighbors import NearestNeighbors
 
 from scgen_diffusion._arguments import known_names
-from scgen_diffusion.data import layer_of
 from scgen_diffusion.metrics import ComparisonSpace, align_genes, expression_of
 
 from ._cells import (
@@ -127,7 +126,7 @@ def umap(
     reference = sides["real"].expression
     if train is not None:
         train = align_genes(subsample(train, "train", max_cells, seed), real.var_names, name="train")
-        reference = expression_of(train, layer=layer_of(train, layer), name="train")
+        reference = expression_of(train, layer=layer, name="train")
     axes = panels(3 * len(names), axs, size=(3.6, 3.4), n_columns=3)
 
     space = ComparisonSpace.fit(reference, seed=seed)

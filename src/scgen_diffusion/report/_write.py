@@ -26,7 +26,6 @@ from scgen_diffusion.data import (
     CellFiles,
     check_is_anndata,
     join_labels,
-    layer_of,
     make_indexable,
     obs_column,
 )
@@ -282,8 +281,8 @@ def draw(
     # fitted to real cells alone, it would place every cell among real ones
     axes = pl.umap(real, synthetic, color=None if only else label, fit="both", **options)
     add("Cells", axes, "One UMAP of real and synthetic cells. Cells unlike any real cell lie apart from the real ones.")
-    # generated cells have their counts in `X` where they lack the layer of the real ones
-    both = [expression_of(cells, layer=layer_of(cells, layer)) for cells in (real, synthetic)]
+    sets = {"real_test": real, "synthetic": synthetic}
+    both = [expression_of(cells, layer=layer, name=name) for name, cells in sets.items()]
     if all(expression.library_sizes is not None for expression in both):
         add("Cells", pl.library_size(real, synthetic, **options), "Total counts per cell.")
     else:
