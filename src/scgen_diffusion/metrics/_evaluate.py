@@ -174,7 +174,8 @@ def evaluate(
       30 such cells: a label needs about 60 cells in ``train``, or 90 in ``real_test`` without it.
     - `shuffled`: real cells with every gene's values shuffled within the group (or among all cells): right margins and
       total counts, no correlation. A model near this has learned nothing beyond single genes.
-    - `low`, `high`: 95 % interval of the value for another draw of equal size, from the same model and the same tissue.
+    - `low`, `high`: 95 % confidence interval of the mean value over draws of this size from the same model and tissue.
+      About 90 % of such draws have a value in it.
       Copies and duplicates are counted in all cells and have Wilson's interval of a share, so its upper limit is above
       0 even if none was found. Their lower limit also allows for the uncertainty of the floor (Newcombe), but for
       no more equal cells than chance can explain.
