@@ -139,7 +139,7 @@ def test_cells_without_a_modality_are_left_out_of_what_is_judged_together(cells)
         # what is left after a third fits the space and the rest is halved is too little to compare
         (60, None, "not judged together: only 60 cells of `real_test` have all of .*; 150 are needed"),
         (100, 55, "not judged together: only 55 cells of `train` have all of .*; 100 are needed"),
-        (3, 100, "not compared as a pair: only 3 cells of `real_test` have all of .*; 4 are needed"),
+        (49, 100, "not compared as a pair: only 49 cells of `real_test` have all of .*; 50 are needed"),
     ],
 )
 def test_with_few_paired_cells_the_rows_of_each_modality_remain(cells, n_paired, n_paired_of_train, message):
@@ -152,7 +152,7 @@ def test_with_few_paired_cells_the_rows_of_each_modality_remain(cells, n_paired,
     with pytest.warns(UserWarning, match=message):
         found = evaluate(partly_paired(0, n_paired), partly_paired(1, n_paired), train=train, metrics=metrics, **QUICK)
     assert found.loc[found["metric"] == "w2", "modality"].tolist() == ["rna", "prot"]
-    assert ("rna+prot" in set(found["modality"])) == (n_paired > 3)
+    assert ("rna+prot" in set(found["modality"])) == (n_paired >= 50)
 
 
 def test_errors_say_what_is_wrong_with_the_arguments(judge, cells):

@@ -95,8 +95,9 @@ def evaluate(
     real_test
         Real cells that the model was not trained on, 50 or more (150 without ``train``; with ``control``, two of each
         perturbation): counts in ``layers["counts"]`` or `X`, or log-normalised values in `X` with ``uns["log1p"]``.
-        Whole numbers and arrays are read as counts. In MuData, rows of a modality use the cells that have it, and joint
-        rows the cells that have all; if these are too few, you get a warning and no joint rows.
+        Whole numbers and arrays are read as counts. In MuData, rows of a modality use the cells that have it, rows of a
+        pair the cells that have both (50 or more), and joint rows the cells that have all; if these are too few, you
+        get a warning and no such rows.
     synthetic
         Cells to judge, 50 or more (with ``control``, two of each perturbation), with the same genes in any order. If
         both come as arrays, the order must be the same too. A few cells without counts, which a model of very sparse

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ._space import Scale
 
-MIN_PAIRED_CELLS = 4
+MIN_PAIRED_CELLS = 50  # halves of fewer correlate by chance, and no interval tells
 N_CORRELATED = 100
 
 
