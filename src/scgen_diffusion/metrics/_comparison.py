@@ -296,6 +296,7 @@ class Context:
         figures = {
             player: _mean([measure(comparison) for comparison in comparisons[: 1 if metric.slow else None]])
             for player, comparisons in players.items()
+            if metric.of_all is None or player == "shuffled"  # the others are counted in all cells
         }
         if metric.of_all is not None:
             share, usual = metric.of_all(self.fingerprints)
