@@ -193,7 +193,7 @@ def check_genes(found: pd.Index, genes: pd.Index, name: str) -> None:
         )
         if len(missing) == len(genes):
             msg = (
-                f"`{name}` and `real_test` have no gene in common: {list(found[:3])} and {list(genes[:3])}. "
+                f"`{name}` and the real cells have no gene in common: {list(found[:3])} and {list(genes[:3])}. "
                 "Use the same kind of gene names in both `var_names`."
             )
         raise ValueError(msg)
