@@ -327,7 +327,7 @@ def classifier_auc(
         - ``"logistic"``: a linear boundary between standardised features. It is fast and sees only shifts.
         - ``"neighbours"``: 15 nearest neighbours, which see local differences in few dimensions.
     seed
-        Seed of the five folds.
+        Seed of the five folds and of boosting.
     use_rep
         Entry of `obsm` to use, for AnnData.
 

@@ -197,8 +197,9 @@ def evaluate(
     :func:`~scgen_diffusion.report.verdict` and :func:`~scgen_diffusion.pl.scores`. Joint rows, such as ``"rna+prot"``,
     show whether the modalities belong together. They have the metrics in component space, with each modality divided by
     the standard deviation of its first component so that none dominates (multiple factor analysis). Rows of pairs have
-    ``cross_correlation_similarity`` and ``cross_correlation_error``, whose `shuffled` gives each real cell the second
-    modality of another cell. ``attrs["scales"]``, ``attrs["n_cells"]`` and ``attrs["shares"]`` are by modality.
+    ``cross_correlation_similarity`` and ``cross_correlation_error``, whose `shuffled` shuffles the second modality
+    among the real cells of each label. ``attrs["scales"]``, ``attrs["n_cells"]`` and ``attrs["shares"]`` are by
+    modality.
 
     Raises
     ------

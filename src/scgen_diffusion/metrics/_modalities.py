@@ -146,7 +146,7 @@ class Paired:
         return Paired(self.first[rows], self.second[rows], self.labels[rows])
 
     def repaired(self, rng: np.random.Generator) -> Paired:
-        """Give every cell the second modality of another cell of the same label."""
+        """Shuffle the second modality among the cells of each label."""
         order = np.arange(len(self))
         for label in np.unique(self.labels):
             members = np.flatnonzero(self.labels == label)

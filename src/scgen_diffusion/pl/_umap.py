@@ -78,7 +78,8 @@ def umap(
         Column of `obs`, or a gene; or several, each with a row of panels. Default: none. Missing labels and numbers are
         grey.
     train
-        Real cells to fit UMAP and principal components to, such as the training cells. Default: `real`.
+        Real cells to fit UMAP and principal components to (with ``fit="both"``, only the components), such as the
+        training cells. Default: `real`.
     fit
         Fit the UMAP to ``"real"`` cells or to ``"both"`` sets.
     layer

@@ -804,15 +804,15 @@ def verdict(table: pd.DataFrame) -> Verdict:
     excess of more than three standard deviations of the value (from the table's interval; four for ``transfer_f1`` and
     five for ``marker_slope``, which vary more where labels are rare), *and* one that is large enough to matter. Both
     limits are chosen so that unseen real cells seldom get a warning. Copies and duplicates need a lower limit of the
-    interval above the floor. A table without intervals (``n_bootstrap=0``) cannot tell chance: then any excess that is
-    large enough counts. ``marker_slope`` is judged by its distance from the floor, on either side, and
-    ``within_label_slope``, whose floor is noisy, by how much farther it is from 1 than the floor. Topics whose metrics
-    the table lacks are left out. If a classifier tells the training cells, which give the floors, from the held-out
-    ones (say, other donors), the verdict says so, and leaves out memorisation and what passes. If shares of labels
-    clearly differ from the held-out ones, as in cells for rare types, it leaves out what pools labels: nearness to
-    training cells (not copies and the membership attack), correlations within labels, and markers. Groups that were not
-    judged, such as those of few cells, are named in a note. A verdict cannot see what no metric sees: look at the cells
-    as well.
+    interval above the floor. A figure without an interval (all of them with ``n_bootstrap=0``) cannot tell chance: then
+    any excess that is large enough counts. ``marker_slope`` is judged by its distance from the floor, on either side,
+    and ``within_label_slope``, whose floor is noisy, by how much farther it is from 1 than the floor. Topics whose
+    metrics the table lacks are left out. If a classifier tells the training cells, which give the floors, from the
+    held-out ones (say, other donors), the verdict says so, and leaves out memorisation and what passes. If shares of
+    labels clearly differ from the held-out ones, as in cells for rare types, it leaves out what pools labels: nearness
+    to training cells (not copies and the membership attack), correlations within labels, and markers. Groups that were
+    not judged, such as those of few cells, are named in a note. A verdict cannot see what no metric sees: look at the
+    cells as well.
 
     Parameters
     ----------
