@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ALL = "all"
+FIGURES = ("value", "floor", "shuffled", "low", "high")  # columns of the table with numbers
 UNKNOWN = float("nan")
 QUANTILE = 1.959964  # of the normal distribution, for a 95 % interval
 FEWEST_HALVES = 5  # half-samples that know their standard deviation; of two or three, intervals would hold everything

@@ -26,7 +26,7 @@ from ._cells import (
     check_for_training_cells,
     check_same_number_of_genes,
 )
-from ._comparison import ALL, Draws, Metric
+from ._comparison import ALL, FIGURES, Draws, Metric
 from ._descriptions import DESCRIPTIONS
 from ._modalities import (
     MIN_PAIRED_CELLS,
@@ -37,6 +37,7 @@ from ._modalities import (
     paired_cells,
     paired_names,
 )
+from ._perturbation_contexts import MIN_CELLS as MIN_CELLS_PER_PERTURBATION
 from ._perturbation_contexts import SEPARATOR, perturbation_contexts
 from ._pools import MIN_CELLS_PER_GROUP, draw_pools, make_context, read_fingerprints
 from ._safety import warn_of_copies
@@ -50,11 +51,9 @@ if TYPE_CHECKING:
 
     Row = dict[str, object]
 
-FIGURES = ("value", "floor", "shuffled", "low", "high")
 FIGURES_OF_PERTURBATIONS = ("value", "floor", "no_change", "mean_shift", "additive")  # and one per entry of `others`
 SETS = ("real_test", "synthetic", "control", "train")
 MIN_CELLS = 50
-MIN_CELLS_PER_PERTURBATION = 2
 N_CELLS_CHECKED = 20
 N_LABELS_NAMED = 5
 

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from pandas.api.types import is_numeric_dtype
 
 from scgen_diffusion.data import as_labels, check_one_modality
-from scgen_diffusion.metrics import MIN_CELLS_PER_GROUP, excess_over_floor
+from scgen_diffusion.metrics import FIGURES, MIN_CELLS_PER_GROUP, excess_over_floor
 
 from ._figures import (
     COLORS,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-COLUMNS = {"metric", "group", "value", "floor", "shuffled", "low", "high", "better"}
+COLUMNS = {"metric", "group", *FIGURES, "better"}
 WORDS = {"lower": "lower is better", "higher": "higher is better", "floor": "best at the floor"}
 KEY = (
     "↓ lower is better   ↑ higher is better   = best at the floor\n"

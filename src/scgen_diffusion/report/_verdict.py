@@ -11,7 +11,7 @@ from pandas.api.types import is_numeric_dtype
 
 from scgen_diffusion._arguments import list_first
 from scgen_diffusion.data import check_one_modality
-from scgen_diffusion.metrics import ALL, CATALOGUE, GUESSING, MIN_CELLS_PER_GROUP, QUANTILE, excess_over_floor
+from scgen_diffusion.metrics import ALL, CATALOGUE, FIGURES, GUESSING, MIN_CELLS_PER_GROUP, QUANTILE, excess_over_floor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     #: The rows of a table, by metric and group.
     Rows: TypeAlias = "dict[tuple[str, str], Figure]"
 
-FIGURES = ["value", "floor", "shuffled", "low", "high"]
 COLUMNS = ["metric", "group", *FIGURES, "better"]
 
 Level: TypeAlias = Literal["ok", "note", "warning"]
@@ -141,8 +140,8 @@ def read_rows(table: pd.DataFrame) -> Rows:
         raise ValueError(msg)
     if len(table) and not all(is_numeric_dtype(table[column]) for column in FIGURES) or table["group"].isna().any():
         msg = (
-            f"`table` must have numbers in {FIGURES}, and a group in each row. If a group is called 'NA' or 'nan', "
-            "read the file with `keep_default_na=False, na_values=['']`."
+            f"`table` must have numbers in {list(FIGURES)}, and a group in each row. If a group is called 'NA' or "
+            "'nan', read the file with `keep_default_na=False, na_values=['']`."
         )
         raise ValueError(msg)
     check_one_modality(table)

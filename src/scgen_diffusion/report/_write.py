@@ -29,7 +29,7 @@ from scgen_diffusion.data import (
     make_indexable,
     obs_column,
 )
-from scgen_diffusion.metrics import ALL, DESCRIPTIONS, MIN_CELLS_PER_GROUP, evaluate, expression_of
+from scgen_diffusion.metrics import ALL, DESCRIPTIONS, FIGURES, MIN_CELLS_PER_GROUP, evaluate, expression_of
 
 from ._verdict import verdict, worst
 
@@ -359,7 +359,7 @@ def _topics(table: pd.DataFrame) -> dict[str, list[dict[str, object]]]:
 
 def _row(row: pd.Series) -> dict[str, object]:
     """Write the figures of a metric, and place them on a common axis that just holds them; None if unknown."""
-    figures = row[["value", "floor", "shuffled", "low", "high"]].astype(float)
+    figures = row[list(FIGURES)].astype(float)
     finite = figures[np.isfinite(figures)]
     start, span = (finite.min(), np.ptp(finite)) if len(finite) else (0.0, 0.0)
     inner = WIDTH - 2 * MARGIN
