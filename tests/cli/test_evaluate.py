@@ -92,7 +92,11 @@ def test_training_cells_may_be_in_several_files(judge, call, files, tmp_path):
     train.layers["counts"], train.X = train.X, np.log1p(train.X)  # the layer is read, as from one file
     train[:30, ::-1].copy().write_h5ad(tmp_path / "first.h5ad")
     train[30:].copy().write_zarr(tmp_path / "second.zarr")
-    parts = ["--train", tmp_path / "first.h5ad", "--train", tmp_path / "second.zarr"]
+    no_cells = train[:0].copy()
+    no_cells.obs = no_cells.obs.astype(object)  # text, of which anndata makes categories only if there is some
+    no_cells.write_h5ad(tmp_path / "no_cells.h5ad")
+    parts = [*("--train", tmp_path / "first.h5ad"), *("--train", tmp_path / "second.zarr")]
+    parts += ["--train", tmp_path / "no_cells.h5ad"]
     options = [*parts, "--metric", "gene_mean_error", "--metric", "copied_cells", *QUICK, "-g", "cell_type"]
 
     code, out, err = call("evaluate", files / "real.h5ad", files / "synthetic.h5ad", *options)

@@ -690,7 +690,7 @@ def labelled(labels, **numbers):
         (
             {"synthetic": changed(cells(60, seed=2), var_names=lambda adata: [f"ENSG{n}" for n in range(N_GENES)])},
             ValueError,
-            r"`synthetic` and `real_test` have no gene in common: \['ENSG0'",
+            r"`synthetic` and the real cells have no gene in common: \['ENSG0'",
         ),
         (
             {"synthetic": changed(cells(60, seed=2), obs=lambda adata: adata.obs[[]])},

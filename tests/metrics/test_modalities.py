@@ -139,7 +139,7 @@ def test_cells_without_a_modality_are_left_out_of_what_is_judged_together(cells)
         # what is left after a third fits the space and the rest is halved is too little to compare
         (60, None, "not judged together: only 60 cells of `real_test` have all of .*; 150 are needed"),
         (100, 55, "not judged together: only 55 cells of `train` have all of .*; 100 are needed"),
-        (3, 100, "not compared as a pair: only 3 cells of `real_test` have all of .*; 4 are needed"),
+        (49, 100, "not compared as a pair: only 49 cells of `real_test` have all of .*; 50 are needed"),
     ],
 )
 def test_with_few_paired_cells_the_rows_of_each_modality_remain(cells, n_paired, n_paired_of_train, message):
@@ -152,7 +152,7 @@ def test_with_few_paired_cells_the_rows_of_each_modality_remain(cells, n_paired,
     with pytest.warns(UserWarning, match=message):
         found = evaluate(partly_paired(0, n_paired), partly_paired(1, n_paired), train=train, metrics=metrics, **QUICK)
     assert found.loc[found["metric"] == "w2", "modality"].tolist() == ["rna", "prot"]
-    assert ("rna+prot" in set(found["modality"])) == (n_paired > 3)
+    assert ("rna+prot" in set(found["modality"])) == (n_paired >= 50)
 
 
 def test_errors_say_what_is_wrong_with_the_arguments(judge, cells):
@@ -198,6 +198,17 @@ def test_three_modalities_are_compared_in_pairs(cells):
 def test_a_layer_of_an_unknown_modality_is_refused(judge, cells):
     with pytest.raises(KeyError, match="named by modality, but there is no modality 'adt'"):
         judge(cells(1, 120), layer={"adt": "raw"})
+
+
+def test_real_cells_must_have_the_layer_also_where_only_pairs_are_compared(judge, cells):
+    arguments = {"metrics": "cross_correlation_error", "scales": {"rna": "log1p", "prot": "log1p"}}
+    with pytest.raises(KeyError, match="`real_test` has no layer 'typo'"):
+        judge(cells(1, 120), layer="typo", **arguments)
+    sets = [cells(seed, 120) for seed in (0, 1)]
+    expected = evaluate(*sets, **arguments, **QUICK)
+    for adata in sets[0].mod.values():
+        adata.layers["raw"], adata.X = adata.X, adata.X / 3
+    pd.testing.assert_frame_equal(evaluate(*sets, layer="raw", **arguments, **QUICK), expected)
 
 
 def test_training_cells_may_have_their_features_in_another_order(judge, cells):

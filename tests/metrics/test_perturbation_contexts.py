@@ -11,6 +11,7 @@ import pytest
 from scgen_diffusion import datasets
 from scgen_diffusion.datasets import _originals as originals
 from scgen_diffusion.metrics import (
+    CATALOGUE,
     ComparisonSpace,
     _perturbation_contexts,
     de_direction,
@@ -70,6 +71,15 @@ def test_there_is_a_row_per_metric_and_perturbation():
     assert set(table["metric"]) > {"de_overlap_top_20", "variance_error_top_20", "mean_change_correlation_top_20"}
     assert not table["metric"].str.endswith("_top_100").any()  # of 40 genes
     assert table[["value", "floor", "no_change", "mean_shift", "additive"]].notna().all(axis=None)
+
+
+def test_effects_in_the_wrong_direction_have_values_within_their_bounds():
+    opposite = cells("A", "B", seed=2, rates=list(BASE**2 / rate("A")))
+    table = judge(cells("A", "B", seed=1), opposite, train=cells("A", "B", seed=3))
+    assert (table["value"] < -0.5).any()
+    for metric, rows in table.groupby("metric"):
+        low, high = CATALOGUE[metric].bounds
+        assert rows["value"].between(low, high).all(), metric
 
 
 def test_the_additive_baseline_is_as_good_as_real_cells_where_effects_add_up():

@@ -410,6 +410,15 @@ def test_plots_of_quality_say_what_is_wrong(options, message):
         sgd.pl.quality_curve(make_curve(tuple(range(8))), **{"x": "guidance_scale", **options})
 
 
+@pytest.mark.parametrize("lost", [["group"], ["low", "high"]])
+def test_a_curve_needs_the_columns_of_evaluate(lost):
+    table = make_curve().drop(columns=lost)
+    with pytest.raises(ValueError, match="`table` must come from `evaluate`, with the columns .*'group'"):
+        sgd.pl.quality_curve(table, x="guidance_scale")
+    with pytest.raises(ValueError, match="For one of perturbations, call `perturbation_scores`"):
+        sgd.pl.quality_curve(table.assign(perturbation="A"), x="guidance_scale")
+
+
 @pytest.mark.parametrize(
     "plot",
     [

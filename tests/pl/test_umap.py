@@ -301,6 +301,13 @@ def test_errors_say_what_is_wrong(options, error, message):
         sgd.pl.umap(make_cells(), make_cells(seed=1), **options)
 
 
+def test_training_cells_must_have_the_layer_that_generated_cells_may_lack():
+    real = make_cells()
+    real.layers["raw"] = real.X
+    with pytest.raises(KeyError, match="`train` has no layer 'raw'"):
+        sgd.pl.umap(real, make_cells(seed=1), train=make_cells(seed=2), layer="raw")
+
+
 def test_several_colors_have_a_row_of_panels_each():
     real, synthetic = make_cells(), make_cells(seed=1)
 

@@ -243,7 +243,7 @@ def _classes(element: Any) -> pd.Categorical:
     codes = [
         np.fromiter((number.setdefault(text, len(number)) for text in texts), np.int32) for texts in _texts(element)
     ]
-    found = pd.Categorical.from_codes(np.concatenate(codes), categories=list(number))
+    found = pd.Categorical.from_codes(np.concatenate([np.zeros(0, np.int32), *codes]), categories=list(number))
     return found.reorder_categories(sorted(number))
 
 

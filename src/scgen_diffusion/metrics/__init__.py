@@ -6,7 +6,7 @@ real training cells (:class:`ComparisonSpace`), so that you can compare the figu
 
 from ._catalogue import CATALOGUE, GUESSING, excess_over_floor
 from ._cells import Expression, align_genes, expression_of, log_normalise, representation
-from ._comparison import ALL, QUANTILE, Metric
+from ._comparison import ALL, FIGURES, QUANTILE, Metric
 from ._descriptions import DESCRIPTIONS
 from ._distribution import (
     Neighbourhoods,
@@ -61,6 +61,7 @@ __all__ = [
     "ALL",
     "CATALOGUE",
     "DESCRIPTIONS",
+    "FIGURES",
     "GUESSING",
     "MIN_CELLS_PER_GROUP",
     "QUANTILE",

@@ -301,17 +301,26 @@ def _marker_metric(name: str, column: str, better: Better, **options: object) ->
     return Metric(name, better, measure, ("groups",), by_group=by_group, **options)
 
 
-def _effect_metric(name: str, better: Better, function: Callable[..., float], n_top: int | None = None) -> Metric:
+def _effect_metric(
+    name: str,
+    better: Better,
+    function: Callable[..., float],
+    n_top: int | None = None,
+    bounds: tuple[float, float] = POSITIVE,
+) -> Metric:
     options = {} if n_top is None else {"n_top": n_top}
     measure = lambda comparison: function(*comparison.once(_effects), **options)
     name = name if n_top is None else f"{name}_top_{n_top}"
     # with fewer genes, the top ones are most of all genes, and overlap whatever the cells are
-    return Metric(name, better, measure, ("control",), scopes=("perturbation",), min_features=2 * (n_top or 0))
+    scopes: tuple[Scope, ...] = ("perturbation",)
+    return Metric(name, better, measure, ("control",), scopes, bounds=bounds, min_features=2 * (n_top or 0))
 
 
-def _cross_metric(name: str, better: Better, function: Callable[[NDArray, NDArray], float]) -> Metric:
+def _cross_metric(
+    name: str, better: Better, function: Callable[[NDArray, NDArray], float], bounds: tuple[float, float] = POSITIVE
+) -> Metric:
     measure = lambda comparison: function(*comparison.once(_cross_correlations))
-    return Metric(name, better, measure, ("modalities",), scopes=("pair",))
+    return Metric(name, better, measure, ("modalities",), scopes=("pair",), bounds=bounds)
 
 
 TRAIN: tuple[Need, ...] = ("train",)
@@ -395,10 +404,12 @@ _ENTRIES = (
     ),
     # perturbations
     _effect_metric("mean_change_error", "lower", mean_change_error),
-    _effect_metric("mean_change_debiased_error", "lower", mean_change_debiased_error),
-    _effect_metric("mean_change_slope", "floor", mean_change_slope),
-    _effect_metric("mean_change_correlation", "higher", mean_change_correlation),
-    *(_effect_metric("mean_change_correlation", "higher", mean_change_correlation, n) for n in N_TOP),
+    _effect_metric("mean_change_debiased_error", "lower", mean_change_debiased_error, bounds=SIGNED),
+    _effect_metric("mean_change_slope", "floor", mean_change_slope, bounds=SIGNED),
+    *(
+        _effect_metric("mean_change_correlation", "higher", mean_change_correlation, n, bounds=CORRELATION)
+        for n in (None, *N_TOP)
+    ),
     Metric(
         "specific_change_correlation",
         "higher",
@@ -415,13 +426,12 @@ _ENTRIES = (
         scopes=("perturbation",),
         bounds=SHARE,
     ),
-    *(_effect_metric("de_overlap", "higher", de_overlap, n) for n in N_TOP),
-    _effect_metric("de_jaccard", "higher", de_jaccard),
-    _effect_metric("de_direction", "higher", de_direction),
-    _effect_metric("variance_error", "lower", variance_error),
-    *(_effect_metric("variance_error", "lower", variance_error, n) for n in N_TOP),
+    *(_effect_metric("de_overlap", "higher", de_overlap, n, bounds=SHARE) for n in N_TOP),
+    _effect_metric("de_jaccard", "higher", de_jaccard, bounds=SHARE),
+    _effect_metric("de_direction", "higher", de_direction, bounds=SHARE),
+    *(_effect_metric("variance_error", "lower", variance_error, n) for n in (None, *N_TOP)),
     # across modalities
-    _cross_metric("cross_correlation_similarity", "higher", correlation),
+    _cross_metric("cross_correlation_similarity", "higher", correlation, CORRELATION),
     _cross_metric("cross_correlation_error", "lower", lambda real, other: float(np.abs(real - other).mean())),
 )
 

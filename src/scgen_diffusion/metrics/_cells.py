@@ -94,7 +94,7 @@ def expression_of(
         :class:`Expression` is returned as it is. Whole numbers in `X` are always read as counts, with a warning if
         ``uns["log1p"]`` is set.
     layer
-        Layer with the counts.
+        Layer with the counts; cells whose `name` is ``"synthetic"`` or ``"predicted"`` may have them in `X` instead.
     name
         Name of the cells in error messages.
     scale
@@ -110,7 +110,8 @@ def expression_of(
     """
     if isinstance(cells, Expression):
         return cells
-    if name in GENERATED:
+    if name in GENERATED and isinstance(cells, AnnData):
+        layer = layer_of(cells, layer)
         _check_counts_of_generated(cells, layer, name)
     matrix, log_base = matrix_of(cells, layer, name)
     if isinstance(matrix, (CSRDataset, CSCDataset)):  # from an AnnData in backed mode
@@ -192,7 +193,7 @@ def check_genes(found: pd.Index, genes: pd.Index, name: str) -> None:
         )
         if len(missing) == len(genes):
             msg = (
-                f"`{name}` and `real_test` have no gene in common: {list(found[:3])} and {list(genes[:3])}. "
+                f"`{name}` and the real cells have no gene in common: {list(found[:3])} and {list(genes[:3])}. "
                 "Use the same kind of gene names in both `var_names`."
             )
         raise ValueError(msg)
@@ -227,12 +228,12 @@ def matrix_of(cells: Cells, layer: str | None, name: str) -> tuple[sp.spmatrix |
     return cells.X, _log_base(cells.uns["log1p"], cells.X, name) if "log1p" in cells.uns else None
 
 
-def _check_counts_of_generated(cells: Cells, layer: str | None, name: str) -> None:
+def _check_counts_of_generated(cells: AnnData, layer: str | None, name: str) -> None:
     """Warn if predictions were written to `X` of a copy of other cells, whose counts would be read from the layer.
 
     Where counts are zero, `X` is positive neither as counts or logarithms nor after scaling.
     """
-    if layer is not None or not isinstance(cells, AnnData) or COUNTS_LAYER not in cells.layers or cells.X is None:
+    if layer is not None or COUNTS_LAYER not in cells.layers or cells.X is None:
         return
     x, counts = (sp.csr_matrix(matrix[:N_LAYER_CHECKED]) for matrix in (cells.X, cells.layers[COUNTS_LAYER]))
     are_positive = x > 0
@@ -629,10 +630,8 @@ def pair_of_expressions(
     """
     if isinstance(real, AnnData) and isinstance(synthetic, AnnData):
         synthetic = align_genes(synthetic, real.var_names, name=names[1])
-    # generated cells may lack the layer of the real ones
-    of_second = layer_of(synthetic, layer) if names[1] in GENERATED and isinstance(synthetic, AnnData) else layer
     first = expression_of(real, layer=layer, name=names[0])
-    second = expression_of(synthetic, layer=of_second, name=names[1])
+    second = expression_of(synthetic, layer=layer, name=names[1])
     check_same_number_of_genes(first.values.shape[1], second.values.shape[1], names)
     return first, second
 

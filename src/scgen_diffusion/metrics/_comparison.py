@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ALL = "all"
+FIGURES = ("value", "floor", "shuffled", "low", "high")  # columns of the table with numbers
 UNKNOWN = float("nan")
 QUANTILE = 1.959964  # of the normal distribution, for a 95 % interval
 FEWEST_HALVES = 5  # half-samples that know their standard deviation; of two or three, intervals would hold everything
@@ -296,6 +297,7 @@ class Context:
         figures = {
             player: _mean([measure(comparison) for comparison in comparisons[: 1 if metric.slow else None]])
             for player, comparisons in players.items()
+            if metric.of_all is None or player == "shuffled"  # the others are counted in all cells
         }
         if metric.of_all is not None:
             share, usual = metric.of_all(self.fingerprints)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import ot
-from scipy.stats import entropy
+from scipy.special import entr
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import pairwise_distances, roc_auc_score
@@ -327,7 +327,7 @@ def classifier_auc(
         - ``"logistic"``: a linear boundary between standardised features. It is fast and sees only shifts.
         - ``"neighbours"``: 15 nearest neighbours, which see local differences in few dimensions.
     seed
-        Seed of the five folds.
+        Seed of the five folds and of boosting.
     use_rep
         Entry of `obsm` to use, for AnnData.
 
@@ -433,6 +433,6 @@ def _weights_of_perplexity(squared: NDArray[np.float64], perplexity: float) -> N
     low, high = np.full((len(squared), 1), -20.0), np.full((len(squared), 1), 20.0)
     for _ in range(N_BISECTIONS):
         middle = (low + high) / 2
-        too_wide = entropy(weights(middle), axis=1, keepdims=True) > np.log(perplexity)
+        too_wide = entr(weights(middle)).sum(axis=1, keepdims=True) > np.log(perplexity)
         low, high = np.where(too_wide, middle, low), np.where(too_wide, high, middle)
     return weights(low)

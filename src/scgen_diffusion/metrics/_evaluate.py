@@ -26,7 +26,7 @@ from ._cells import (
     check_for_training_cells,
     check_same_number_of_genes,
 )
-from ._comparison import ALL, Draws, Metric
+from ._comparison import ALL, FIGURES, Draws, Metric
 from ._descriptions import DESCRIPTIONS
 from ._modalities import (
     MIN_PAIRED_CELLS,
@@ -37,6 +37,7 @@ from ._modalities import (
     paired_cells,
     paired_names,
 )
+from ._perturbation_contexts import MIN_CELLS as MIN_CELLS_PER_PERTURBATION
 from ._perturbation_contexts import SEPARATOR, perturbation_contexts
 from ._pools import MIN_CELLS_PER_GROUP, draw_pools, make_context, read_fingerprints
 from ._safety import warn_of_copies
@@ -50,11 +51,9 @@ if TYPE_CHECKING:
 
     Row = dict[str, object]
 
-FIGURES = ("value", "floor", "shuffled", "low", "high")
 FIGURES_OF_PERTURBATIONS = ("value", "floor", "no_change", "mean_shift", "additive")  # and one per entry of `others`
 SETS = ("real_test", "synthetic", "control", "train")
 MIN_CELLS = 50
-MIN_CELLS_PER_PERTURBATION = 2
 N_CELLS_CHECKED = 20
 N_LABELS_NAMED = 5
 
@@ -95,8 +94,9 @@ def evaluate(
     real_test
         Real cells that the model was not trained on, 50 or more (150 without ``train``; with ``control``, two of each
         perturbation): counts in ``layers["counts"]`` or `X`, or log-normalised values in `X` with ``uns["log1p"]``.
-        Whole numbers and arrays are read as counts. In MuData, rows of a modality use the cells that have it, and joint
-        rows the cells that have all; if these are too few, you get a warning and no joint rows.
+        Whole numbers and arrays are read as counts. In MuData, rows of a modality use the cells that have it, rows of a
+        pair the cells that have both (50 or more), and joint rows the cells that have all; if these are too few, you
+        get a warning and no such rows.
     synthetic
         Cells to judge, 50 or more (with ``control``, two of each perturbation), with the same genes in any order. If
         both come as arrays, the order must be the same too. A few cells without counts, which a model of very sparse
@@ -174,7 +174,8 @@ def evaluate(
       30 such cells: a label needs about 60 cells in ``train``, or 90 in ``real_test`` without it.
     - `shuffled`: real cells with every gene's values shuffled within the group (or among all cells): right margins and
       total counts, no correlation. A model near this has learned nothing beyond single genes.
-    - `low`, `high`: 95 % interval of the value for another draw of equal size, from the same model and the same tissue.
+    - `low`, `high`: 95 % confidence interval of the mean value over draws of this size from the same model and tissue.
+      About 90 % of such draws have a value in it.
       Copies and duplicates are counted in all cells and have Wilson's interval of a share, so its upper limit is above
       0 even if none was found. Their lower limit also allows for the uncertainty of the floor (Newcombe), but for
       no more equal cells than chance can explain.
@@ -195,8 +196,9 @@ def evaluate(
     :func:`~scgen_diffusion.report.verdict` and :func:`~scgen_diffusion.pl.scores`. Joint rows, such as ``"rna+prot"``,
     show whether the modalities belong together. They have the metrics in component space, with each modality divided by
     the standard deviation of its first component so that none dominates (multiple factor analysis). Rows of pairs have
-    ``cross_correlation_similarity`` and ``cross_correlation_error``, whose `shuffled` gives each real cell the second
-    modality of another cell. ``attrs["scales"]``, ``attrs["n_cells"]`` and ``attrs["shares"]`` are by modality.
+    ``cross_correlation_similarity`` and ``cross_correlation_error``, whose `shuffled` shuffles the second modality
+    among the real cells of each label. ``attrs["scales"]``, ``attrs["n_cells"]`` and ``attrs["shares"]`` are by
+    modality.
 
     Raises
     ------

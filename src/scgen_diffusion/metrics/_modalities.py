@@ -13,7 +13,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from scgen_diffusion._arguments import known_names
-from scgen_diffusion.data import check_unique_names, layer_names, layer_of
+from scgen_diffusion.data import check_unique_names, layer_names
 
 from ._cells import Expression, Source, align_genes, expression_of, labels_of, variances
 from ._comparison import ALL, Comparison, Context
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ._space import Scale
 
-MIN_PAIRED_CELLS = 4
+MIN_PAIRED_CELLS = 50  # halves of fewer correlate by chance, and no interval tells
 N_CORRELATED = 100
 
 
@@ -126,7 +126,7 @@ def scaled_values(
 ) -> list[sp.csr_matrix]:
     """Return the values of each modality on its scale."""
     return [
-        expression_of(part, layer=layer_of(part, layers.get(modality)), name=name, scale=scales[modality]).values
+        expression_of(part, layer=layers.get(modality), name=name, scale=scales[modality]).values
         for modality, part in parts.items()
     ]
 
@@ -146,7 +146,7 @@ class Paired:
         return Paired(self.first[rows], self.second[rows], self.labels[rows])
 
     def repaired(self, rng: np.random.Generator) -> Paired:
-        """Give every cell the second modality of another cell of the same label."""
+        """Shuffle the second modality among the cells of each label."""
         order = np.arange(len(self))
         for label in np.unique(self.labels):
             members = np.flatnonzero(self.labels == label)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ._cells import Cells, Expression
 
 FDR = 0.05
-N_ERRORS = 2  # standard errors by which a squared change must exceed 0 for a slope
+N_ERRORS = 2  # standard errors (of independent genes) by which a squared change must exceed 0 for a slope
 N_NAMES_CHECKED = 20
 OWN_WORDS = re.compile(r"^\w+-[0-9a-f]{10}-\d+(-|$)")  # before the control cell's name in that of its prediction
 
@@ -377,7 +377,8 @@ def mean_change_slope(real: Effect, predicted: Effect) -> float:
 
     Returns
     -------
-    The slope; NaN if the real change cannot be told from sampling noise.
+    The slope; NaN if the real change cannot be told from the sampling noise of independent genes. As real genes vary
+    together, about one in ten perturbations without any effect has a slope.
 
     References
     ----------
@@ -397,7 +398,7 @@ def mean_change_slope(real: Effect, predicted: Effect) -> float:
     """
     noise = real.cells.noise + real.control.noise
     squared = float((real.change**2 - noise).sum())
-    if squared <= N_ERRORS * np.sqrt(2 * (noise**2).sum()):  # the standard error of the sum without any effect
+    if squared <= N_ERRORS * np.sqrt(2 * (noise**2).sum()):  # standard error of the sum without any effect
         return UNKNOWN
     shared = (1 - predicted.cells.control_share) * real.control.noise
     return float((real.change * predicted.change - shared).sum() / squared)

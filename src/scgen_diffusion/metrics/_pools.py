@@ -18,7 +18,7 @@ from ._cells import Expression, stacked
 from ._comparison import ALL, Comparison, Context, Fingerprints, Half, Sample, Training
 from ._distribution import median_squared_distance
 from ._safety import chance_of_equal, fingerprints_of
-from ._space import ComparisonSpace
+from ._space import MAX_FITTED_CELLS, ComparisonSpace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MIN_CELLS_PER_GROUP = 30
-FIT_CELLS = 10_000
 CELLS_PER_GROUP = 500
 POOL_FACTOR = 2  # keep this many times as many real cells as a comparison needs, so that draws differ
 GENES_AT_ONCE = 1_000
@@ -106,7 +105,7 @@ def draw_pools(
     rest = rng.permutation(len(source))
     if space is None:  # fit it to cells that are compared with nothing
         fitted, rest = np.split(rest, [len(rest) // (3 if train is None else 2)])
-        space = ComparisonSpace.fit(stacked(source.chunks(fitted[:FIT_CELLS])), seed=draws.seed)
+        space = ComparisonSpace.fit(stacked(source.chunks(fitted[:MAX_FITTED_CELLS])), seed=draws.seed)
     real_rows = rest if train is None else np.arange(len(real))
     available = [len(real_rows) // 2] if train is None else [len(real_rows), len(rest)]
     n_cells = min(*available, len(synthetic), draws.max_cells)

@@ -189,7 +189,7 @@ def duplicate_share(synthetic: Cells | Expression, *, layer: str | None = None) 
     synthetic
         Counts, `(cells, genes)`; sparse ones stay sparse.
     layer
-        Layer with the counts.
+        Layer with the counts; generated cells may have them in `X` instead.
 
     Returns
     -------

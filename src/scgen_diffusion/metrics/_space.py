@@ -11,13 +11,13 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 
 from scgen_diffusion._arguments import check_count, known_names
+from scgen_diffusion.data import layer_of
 
 from ._cells import (
     USE_REP,
     Cells,
     Expression,
     expression_of,
-    layer_of,
     log_normalise,
     matrix_of,
     scale_to_target,
@@ -103,7 +103,7 @@ def make_scale(name: ScaleName, reference: AnnData, layer: str | None) -> Scale:
 
 N_GENES = 2_000
 N_COMPONENTS = 30
-MAX_CELLS = 10_000
+MAX_FITTED_CELLS = 10_000
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class ComparisonSpace:
             raise ValueError(msg)
         genes = np.sort(np.argsort(-of_genes, kind="stable")[:n_genes])
         rng = np.random.default_rng(seed)
-        rows = np.sort(rng.permutation(len(expression))[:MAX_CELLS])
+        rows = np.sort(rng.permutation(len(expression))[:MAX_FITTED_CELLS])
         values = expression.values[rows][:, genes].toarray()
         n_components = min(n_components, min(values.shape) - 1)
         pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(values)

@@ -14,7 +14,7 @@ from matplotlib.pyplot import get_cmap
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from scgen_diffusion._arguments import check_count, known_names
-from scgen_diffusion.data import NO_LABEL, as_labels, check_is_anndata, layer_of, make_indexable, obs_column
+from scgen_diffusion.data import NO_LABEL, as_labels, check_is_anndata, make_indexable, obs_column
 from scgen_diffusion.metrics import Expression, align_genes, expression_of
 
 from ._figures import scanpy_colors
@@ -40,16 +40,13 @@ class Side:
 def sides_of(
     real: AnnData, synthetic: AnnData, *, layer: str | None, max_cells: int, seed: int, groupby: str | None = None
 ) -> dict[str, Side]:
-    """Return ``real`` and ``synthetic`` cells with the same genes, each subsampled, with ``groupby`` label by label.
-
-    The layer is read from the synthetic cells only if they have it: generated cells have their counts in `X`.
-    """
+    """Return ``real`` and ``synthetic`` cells with the same genes, each subsampled, with ``groupby`` label by label."""
     check_count("max_cells", max_cells, least=2)
     real = subsample(real, "real", max_cells, seed, groupby)
     synthetic = align_genes(subsample(synthetic, "synthetic", max_cells, seed, groupby), real.var_names)
     return {
         "real": Side(real, expression_of(real, layer=layer, name="real")),
-        "synthetic": Side(synthetic, expression_of(synthetic, layer=layer_of(synthetic, layer), name="synthetic")),
+        "synthetic": Side(synthetic, expression_of(synthetic, layer=layer, name="synthetic")),
     }
 
 

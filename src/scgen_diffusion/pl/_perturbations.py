@@ -319,8 +319,8 @@ def perturbation_scores(
     table
         Table from :func:`~scgen_diffusion.metrics.evaluate` with ``control``, or several tables concatenated.
     metrics
-        Metrics to show. Default: energy distance, correlation of mean changes, and overlap of differential genes,
-        if the table has them.
+        Metrics to show. Default: energy distance, correlation of mean changes, and overlap of the 100 genes that change
+        most; the first metrics of the table if it has none of these.
     cases
         Cases to show, from the top: ``"perturbation, group"``; without the perturbation if the groups alone differ, and
         without the group ``"all"``. At most 200. Default: all.

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from pandas.api.types import is_numeric_dtype
 
 from scgen_diffusion.data import as_labels, check_one_modality
-from scgen_diffusion.metrics import MIN_CELLS_PER_GROUP, excess_over_floor
+from scgen_diffusion.metrics import FIGURES, MIN_CELLS_PER_GROUP, excess_over_floor
 
 from ._figures import (
     COLORS,
@@ -32,11 +32,11 @@ from ._figures import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Sequence, Set
 
     from matplotlib.axes import Axes
 
-COLUMNS = {"metric", "group", "value", "floor", "shuffled", "low", "high", "better"}
+COLUMNS = {"metric", "group", *FIGURES, "better"}
 WORDS = {"lower": "lower is better", "higher": "higher is better", "floor": "best at the floor"}
 KEY = (
     "↓ lower is better   ↑ higher is better   = best at the floor\n"
@@ -112,10 +112,7 @@ def scores(
     >>> table = table.assign(low=0.6, high=0.9, floor=0.9, shuffled=0.2)
     >>> axis = scgd.pl.scores(table, by="model", show=False)
     """
-    if not isinstance(table, pd.DataFrame) or not COLUMNS <= set(table):
-        other = " For one of perturbations, call `perturbation_scores`." if "perturbation" in table else ""
-        msg = f"`table` must come from `evaluate`, with the columns {sorted(COLUMNS)}.{other}"
-        raise ValueError(msg)
+    check_table(table, COLUMNS)
     choose("by", [] if by is None else [by], [name for name in table if name not in COLUMNS])
     metrics = choose("metrics", metrics, table["metric"].unique())
     groups = choose("groups", ["all"] if by and groups is None else groups, table["group"].unique())
@@ -155,6 +152,14 @@ def scores(
     bar.ax.set_yticklabels(["as real cells,\nor better", "as shuffled genes*,\nor worse"], fontsize="small")
     ax.set_xlabel(KEY, fontsize="small", labelpad=10)
     return finish(ax, show, save)
+
+
+def check_table(table: object, needed: Set[str]) -> None:
+    """Raise unless the table has the columns of an evaluation without ``control``."""
+    if not isinstance(table, pd.DataFrame) or not needed <= set(table):
+        other = " For one of perturbations, call `perturbation_scores`." if "perturbation" in table else ""
+        msg = f"`table` must come from `evaluate`, with the columns {sorted(needed)}.{other}"
+        raise ValueError(msg)
 
 
 def badness(table: pd.DataFrame) -> pd.DataFrame:
@@ -246,6 +251,7 @@ def quality_curve(
     >>> table = table.assign(low=0.6, high=0.9, floor=0.9)
     >>> axes = scgd.pl.quality_curve(table, x="n_steps", show=False)
     """
+    check_table(table, COLUMNS - {"shuffled"})
     for name, column in {"x": x, "hue": hue}.items():
         choose(name, [] if column is None else [column], table)
     if not is_numeric_dtype(table[x]):

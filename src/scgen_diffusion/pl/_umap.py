@@ -12,7 +12,6 @@ from matplotlib.colors import to_rgba_array
 from sklearn.neighbors import NearestNeighbors
 
 from scgen_diffusion._arguments import known_names
-from scgen_diffusion.data import layer_of
 from scgen_diffusion.metrics import ComparisonSpace, align_genes, expression_of
 
 from ._cells import (
@@ -79,7 +78,8 @@ def umap(
         Column of `obs`, or a gene; or several, each with a row of panels. Default: none. Missing labels and numbers are
         grey.
     train
-        Real cells to fit UMAP and principal components to, such as the training cells. Default: `real`.
+        Real cells to fit UMAP and principal components to (with ``fit="both"``, only the components), such as the
+        training cells. Default: `real`.
     fit
         Fit the UMAP to ``"real"`` cells or to ``"both"`` sets.
     layer
@@ -127,7 +127,7 @@ def umap(
     reference = sides["real"].expression
     if train is not None:
         train = align_genes(subsample(train, "train", max_cells, seed), real.var_names, name="train")
-        reference = expression_of(train, layer=layer_of(train, layer), name="train")
+        reference = expression_of(train, layer=layer, name="train")
     axes = panels(3 * len(names), axs, size=(3.6, 3.4), n_columns=3)
 
     space = ComparisonSpace.fit(reference, seed=seed)

@@ -11,7 +11,7 @@ from pandas.api.types import is_numeric_dtype
 
 from scgen_diffusion._arguments import list_first
 from scgen_diffusion.data import check_one_modality
-from scgen_diffusion.metrics import ALL, CATALOGUE, GUESSING, MIN_CELLS_PER_GROUP, QUANTILE, excess_over_floor
+from scgen_diffusion.metrics import ALL, CATALOGUE, FIGURES, GUESSING, MIN_CELLS_PER_GROUP, QUANTILE, excess_over_floor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     #: The rows of a table, by metric and group.
     Rows: TypeAlias = "dict[tuple[str, str], Figure]"
 
-FIGURES = ["value", "floor", "shuffled", "low", "high"]
 COLUMNS = ["metric", "group", *FIGURES, "better"]
 
 Level: TypeAlias = Literal["ok", "note", "warning"]
@@ -141,8 +140,8 @@ def read_rows(table: pd.DataFrame) -> Rows:
         raise ValueError(msg)
     if len(table) and not all(is_numeric_dtype(table[column]) for column in FIGURES) or table["group"].isna().any():
         msg = (
-            f"`table` must have numbers in {FIGURES}, and a group in each row. If a group is called 'NA' or 'nan', "
-            "read the file with `keep_default_na=False, na_values=['']`."
+            f"`table` must have numbers in {list(FIGURES)}, and a group in each row. If a group is called 'NA' or "
+            "'nan', read the file with `keep_default_na=False, na_values=['']`."
         )
         raise ValueError(msg)
     check_one_modality(table)
@@ -804,15 +803,15 @@ def verdict(table: pd.DataFrame) -> Verdict:
     excess of more than three standard deviations of the value (from the table's interval; four for ``transfer_f1`` and
     five for ``marker_slope``, which vary more where labels are rare), *and* one that is large enough to matter. Both
     limits are chosen so that unseen real cells seldom get a warning. Copies and duplicates need a lower limit of the
-    interval above the floor. A table without intervals (``n_bootstrap=0``) cannot tell chance: then any excess that is
-    large enough counts. ``marker_slope`` is judged by its distance from the floor, on either side, and
-    ``within_label_slope``, whose floor is noisy, by how much farther it is from 1 than the floor. Topics whose metrics
-    the table lacks are left out. If a classifier tells the training cells, which give the floors, from the held-out
-    ones (say, other donors), the verdict says so, and leaves out memorisation and what passes. If shares of labels
-    clearly differ from the held-out ones, as in cells for rare types, it leaves out what pools labels: nearness to
-    training cells (not copies and the membership attack), correlations within labels, and markers. Groups that were not
-    judged, such as those of few cells, are named in a note. A verdict cannot see what no metric sees: look at the cells
-    as well.
+    interval above the floor. A figure without an interval (all of them with ``n_bootstrap=0``) cannot tell chance: then
+    any excess that is large enough counts. ``marker_slope`` is judged by its distance from the floor, on either side,
+    and ``within_label_slope``, whose floor is noisy, by how much farther it is from 1 than the floor. Topics whose
+    metrics the table lacks are left out. If a classifier tells the training cells, which give the floors, from the
+    held-out ones (say, other donors), the verdict says so, and leaves out memorisation and what passes. If shares of
+    labels clearly differ from the held-out ones, as in cells for rare types, it leaves out what pools labels: nearness
+    to training cells (not copies and the membership attack), correlations within labels, and markers. Groups that were
+    not judged, such as those of few cells, are named in a note. A verdict cannot see what no metric sees: look at the
+    cells as well.
 
     Parameters
     ----------

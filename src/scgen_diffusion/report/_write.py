@@ -26,11 +26,10 @@ from scgen_diffusion.data import (
     CellFiles,
     check_is_anndata,
     join_labels,
-    layer_of,
     make_indexable,
     obs_column,
 )
-from scgen_diffusion.metrics import ALL, DESCRIPTIONS, MIN_CELLS_PER_GROUP, evaluate, expression_of
+from scgen_diffusion.metrics import ALL, DESCRIPTIONS, FIGURES, MIN_CELLS_PER_GROUP, evaluate, expression_of
 
 from ._verdict import verdict, worst
 
@@ -282,8 +281,8 @@ def draw(
     # fitted to real cells alone, it would place every cell among real ones
     axes = pl.umap(real, synthetic, color=None if only else label, fit="both", **options)
     add("Cells", axes, "One UMAP of real and synthetic cells. Cells unlike any real cell lie apart from the real ones.")
-    # generated cells have their counts in `X` where they lack the layer of the real ones
-    both = [expression_of(cells, layer=layer_of(cells, layer)) for cells in (real, synthetic)]
+    sets = {"real_test": real, "synthetic": synthetic}
+    both = [expression_of(cells, layer=layer, name=name) for name, cells in sets.items()]
     if all(expression.library_sizes is not None for expression in both):
         add("Cells", pl.library_size(real, synthetic, **options), "Total counts per cell.")
     else:
@@ -360,7 +359,7 @@ def _topics(table: pd.DataFrame) -> dict[str, list[dict[str, object]]]:
 
 def _row(row: pd.Series) -> dict[str, object]:
     """Write the figures of a metric, and place them on a common axis that just holds them; None if unknown."""
-    figures = row[["value", "floor", "shuffled", "low", "high"]].astype(float)
+    figures = row[list(FIGURES)].astype(float)
     finite = figures[np.isfinite(figures)]
     start, span = (finite.min(), np.ptp(finite)) if len(finite) else (0.0, 0.0)
     inner = WIDTH - 2 * MARGIN
