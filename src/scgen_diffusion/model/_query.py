@@ -113,14 +113,17 @@ def new_values(model: DiffusionModel) -> list[Tensor]:
 
 
 def are_learned(model: DiffusionModel, codes: np.ndarray) -> np.ndarray:
-    """Mark the codes ``(n, columns)`` that training learns; new vectors alone learn no combination of known values."""
+    """Mark the codes ``(n, columns)`` that training learns.
+
+    New vectors alone learn no combination of known classes and members, and no numbers or places far from known ones.
+    """
     reference = model.reference_
     if reference is None or reference["trainable"] != "new_conditions":
         return np.ones(len(codes), dtype=bool)
     before = Conditions(model._condition_keys, reference["combinations"], reference["combination_sizes"])
     parts = zip(before.parts, new_values(model), strict=True)
     have_new = [np.isin(codes[:, columns], np.flatnonzero(new)).any(1) for (_, columns), new in parts]
-    return np.any(have_new, axis=0) | ~before.are_unseen(codes)
+    return np.any(have_new, axis=0) | ~(before.are_unseen(codes) | before.are_far(codes))
 
 
 def _mark_occurring(keys: Sequence[ConditionKey], codes: np.ndarray) -> list[Tensor]:
