@@ -7,6 +7,7 @@ from collections import Counter
 import anndata
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import scvi
 import torch
 from lightning.pytorch import Callback
@@ -386,6 +387,35 @@ def test_totals_of_moved_cells_do_not_depend_on_how_far_they_come(without_a_comb
         model.generate(9, NEW, library_size="latent", seed=0)
 
     assert torch.equal(*drawn)
+
+
+def test_totals_of_given_cells_do_not_depend_on_how_far_they_come(transported, monkeypatch):
+    module, drawn = transported.module, []
+    draw = module.draw_totals
+    monkeypatch.setattr(module, "draw_totals", lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    for distance in (0, 9):
+        monkeypatch.setattr(module.transport, "move", lambda x, *_, by=distance, **__: x + by)
+        transported.predict_perturbation(
+            condition=PERTURBED, indices=controls(transported)[:9], method="transport", library_size="latent", seed=0
+        )
+
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.filterwarnings("ignore:The (combination|effect)")
+def test_totals_of_moved_cells_are_those_of_the_perturbation_if_guidance_ignores_another_key(make_cells, make_trained):
+    cells = make_cells()
+    cells.X = sp.diags_array(np.where(cells.obs["dose"] == 10, 8.0, 1.0)).dot(cells.X).astype("float32")
+    cells = cells[~((cells.obs["cell_type"] == "NK") & (cells.obs["dose"] != 1))].copy()
+    model = make_trained(cells, max_epochs=2, library_size="latent", condition_strategy="additive")
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+
+    moved, control = (
+        model.generate(60, NEW | dose, guidance_scale={"cell_type": 0}, seed=0).X.sum()
+        for dose in (PERTURBED, {"dose": 1})
+    )
+
+    assert moved > 1.5 * control
 
 
 @pytest.mark.filterwarnings("ignore:The combination")

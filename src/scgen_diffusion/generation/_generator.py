@@ -418,16 +418,19 @@ class CellGenerator:
         """Turn codes ``(n, columns)`` into conditions that do not tell the keys without weight in guidance.
 
         Networks do not see these keys, but totals would follow them. They are left out where the latent tells the
-        total, and else drawn anew, given the others. Codes that the transport changes, ``moved (n, columns)``, stay.
+        total, and else drawn anew, given the others: also of cells that the transport moves, whose latents tell their
+        totals from before. Codes that it changes, ``moved (n, columns)``, stay.
         """
-        as_tensor, key_of_column = self.module.condition_tensor, self.module.key_of_column.cpu().numpy()
-        ignored = ~np.isin(key_of_column, guidance.keys) & ~np.broadcast_to(moved, codes.shape)
-        if not ignored.any():
-            return as_tensor(codes)
-        if (library_size if isinstance(library_size, str) else self.library_sizes.default) == "latent":
-            left_out = torch.from_numpy(ignored).to(generators.device)
-            return torch.where(left_out, self.module.null_condition, as_tensor(codes))
-        return as_tensor(self.conditions.fill(np.where(ignored, OPEN, codes), generators.uniform().cpu().numpy()))
+        key_of_column = self.module.key_of_column.cpu().numpy()
+        moved = np.broadcast_to(moved, codes.shape)
+        ignored = ~np.isin(key_of_column, guidance.keys) & ~moved
+        is_latent = (library_size if isinstance(library_size, str) else self.library_sizes.default) == "latent"
+        left_out = ignored & ~moved.any(1, keepdims=True) & is_latent
+        if (ignored & ~left_out).any():
+            codes = np.where(ignored & ~left_out, OPEN, codes)
+            codes = self.conditions.fill(codes, generators.uniform().cpu().numpy())
+        condition = self.module.condition_tensor(codes)
+        return torch.where(torch.from_numpy(left_out).to(condition.device), self.module.null_condition, condition)
 
     def _scales_of_perturbing(self, guidance: ResolvedGuidance) -> dict[str, float]:
         """Return the scales of the keys that perturb; empty without a transport, or if guidance ignores these keys."""
