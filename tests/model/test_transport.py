@@ -12,7 +12,7 @@ import scvi
 import torch
 from lightning.pytorch import Callback
 
-from scgen_diffusion.data import CellFiles
+from scgen_diffusion.data import CellFiles, Conditions
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance
 from scgen_diffusion.generation import CellGenerator
 from scgen_diffusion.model import SCLDM
@@ -444,6 +444,25 @@ def test_a_finished_file_is_not_judged_again(without_a_combination, tmp_path, mo
     assert len(judged) == 1
     expected = model.generate(5, NEW, seed=0).uns["scgen_diffusion"]["verdict"]
     assert anndata.read_h5ad(path).uns["scgen_diffusion"]["verdict"].astype(str).equals(expected.astype(str))
+
+
+@pytest.mark.filterwarnings("ignore:The (combination|effect)")
+def test_generated_cells_at_many_places_have_one_verdict(make_cells, make_trained, monkeypatch):
+    cells = make_cells()
+    cells = cells[~((cells.obs["cell_type"] == "NK") & (cells.obs["dose"] != 1))].copy()
+    cells.obsm["spatial"] = np.random.default_rng(0).uniform(size=(cells.n_obs, 2))
+    model = make_trained(cells, max_epochs=2, setup={"continuous_condition_keys": ["spatial"]})
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    places = cells.obsm["spatial"][(cells.obs["cell_type"] == "NK").to_numpy()]
+    started, fill = [], Conditions.fill
+    monkeypatch.setattr(Conditions, "fill", lambda self, codes, *a: started.append(codes) or fill(self, codes, *a))
+
+    made = model.generate(len(places), NEW | {"spatial": places}, seed=0)
+
+    verdict = made.uns["scgen_diffusion"]["verdict"]
+    assert verdict["n_cells"].tolist() == [len(places)]
+    assert "spatial" not in verdict["combination"][0]
+    assert len(np.unique(started[0], axis=0)) == len(places)  # control cells of all places are judged
 
 
 @pytest.mark.filterwarnings("ignore:The combination")

@@ -27,7 +27,7 @@ from ._request import (
     identity_of,
 )
 from ._rows import check_finite, rows_of
-from ._verdict import judge, limit_combinations, verdict_columns
+from ._verdict import _context_columns, judge, limit_combinations, verdict_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -174,20 +174,29 @@ class CellGenerator:
         return CellRequest(codes, options, sizes, seed, identity, provenance)
 
     def verdicts(self, request: CellRequest) -> dict[str, Any] | None:
-        """Judge the combinations that the transport makes of generated control cells, from some of these, if any."""
+        """Judge the combinations that the transport makes of generated control cells, from some of these, if any.
+
+        Numbers that do not perturb, such as positions, are left out of a combination, as for given cells: its control
+        cells are spread over those that were asked for.
+        """
         (codes, sizes), options, seed = request.codes.runs(), request.options, request.seed
         starts = self._start_conditions(codes, options.guidance)
         if starts is None:
             return None
         self.module.eval()
         is_new = (starts != codes).any(1)
-        codes, rows, which = np.unique(codes[is_new], axis=0, return_index=True, return_inverse=True)
+        transport: Any = self.module.transport
+        starts, perturbs = starts[is_new], transport.perturbs.cpu().numpy()
+        shown = np.where(perturbs | _context_columns(self.conditions, perturbs), codes[is_new], OPEN)
+        codes, which = np.unique(shown, axis=0, return_inverse=True)
         codes, n_cells = limit_combinations(codes), np.bincount(which.ravel(), sizes[is_new]).astype(int)
-        firsts, number = np.unique(starts[is_new][rows[: len(codes)]], axis=0, return_inverse=True)
+        rows = [np.flatnonzero(which.ravel() == one) for one in range(len(codes))]
+        spread = [starts[own[np.arange(N_JUDGED) * len(own) // N_JUDGED]] for own in rows]
+        firsts, number = np.unique(spread, axis=0, return_inverse=True)
 
         def generate(start: np.ndarray) -> Tensor:
             generators = Generators(seed, range(N_JUDGED), self.module.device)
-            filled = self.conditions.fill(np.tile(start, (N_JUDGED, 1)), generators.uniform().cpu().numpy())
+            filled = self.conditions.fill(start, generators.uniform().cpu().numpy())
             denoiser = self.module.denoiser(self.module.condition_tensor(filled), options.guidance)
             noise = self.module.draw_noise(generators)
             return options.sampler(denoiser, noise, n_steps=options.n_steps, generators=generators).flatten(1)
