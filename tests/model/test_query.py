@@ -381,6 +381,33 @@ def test_new_cells_of_known_values_do_not_teach_their_combination(make_trained, 
         assert found.astype(str).equals(wanted.astype(str))  # the categories of drugs differ
 
 
+def test_new_cells_of_known_types_at_far_numbers_and_places_teach_nothing(make_trained, make_cells, quick):
+    def placed(cells, age, x):
+        rng = np.random.default_rng(0)
+        cells.obs["age"] = np.round(age + rng.uniform(0, 10, cells.n_obs), 1)
+        cells.obsm["spatial"] = np.c_[x + rng.uniform(0, 10, cells.n_obs), rng.uniform(0, 10, cells.n_obs)]
+        return cells
+
+    setup = {"continuous_condition_keys": ["age", "spatial"]}
+    reference = make_trained(placed(make_cells(96), 0, 0), condition_keys=["cell_type"], setup=setup)
+    new = query_cells(make_cells)
+    is_known = (new.obs["cell_type"] == "B cell").to_numpy()
+    model = SCLDM.load_query_data(placed(new, 50 * is_known, 100 * is_known), reference, accelerator="cpu")
+    asked = {"cell_type": "B cell", "age": 55.0, "spatial": [105.0, 5.0]}
+
+    model.train(1, **quick)
+
+    made, wanted = (some.generate(20, asked, seed=0) for some in (model, reference))
+    assert same(made, wanted)
+    for cells in (made, wanted):
+        outside = cells.uns["scgen_diffusion"]["outside_training"]
+        assert [text.split("=")[0] for text in outside[-2:]] == ["age", "spatial"]
+    drawn = model.generate(100, {"cell_type": "B cell"}, seed=0)
+    assert drawn.obs["age"].max() < 12
+    assert drawn.obsm["spatial"].max() < 12
+    assert model.combination_sizes_.sum() == reference.adata.n_obs + (~is_known).sum()
+
+
 def test_new_perturbations_keep_the_transport_until_it_is_trained_on_them(with_transport, make_cells, quick):
     cells = of_new_type(make_cells, ["ctrl", "A+C+B", "D"])  # larger sets and more members than those of the reference
     model = SCLDM.load_query_data(cells, with_transport, accelerator="cpu")
@@ -589,7 +616,9 @@ def test_sets_get_new_members_spellings_and_places(make_trained, make_cells, qui
     assert (time.mean, time.std, time.low, time.high) == (known.mean, known.std, 0.0, 5.0)
     made = model.generate(20, {"drug": ["A+C", "D"], "time": 5.0, "cell_type": "T cell"}, seed=0)
     assert made.obs["drug"].unique().tolist() == ["C+A", "D"]
-    n_learned = (cells.obs["drug"] != "A+B").sum()  # whose members are known, but not together
+    drug, time = cells.obs["drug"], cells.obs["time"]
+    # the members of "A+B" are known, but not together, and control cells are known, but at no time near 5
+    n_learned = (drug.isin(["C+A", "D"]) | ((drug == "ctrl") & (time == 1))).sum()
     assert model.combination_sizes_.sum() == reference.adata.n_obs + n_learned
 
 

@@ -7,11 +7,12 @@ from collections import Counter
 import anndata
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import scvi
 import torch
 from lightning.pytorch import Callback
 
-from scgen_diffusion.data import CellFiles
+from scgen_diffusion.data import CellFiles, Conditions
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance
 from scgen_diffusion.generation import CellGenerator
 from scgen_diffusion.model import SCLDM
@@ -397,6 +398,35 @@ def test_totals_of_moved_cells_do_not_depend_on_how_far_they_come(without_a_comb
     assert torch.equal(*drawn)
 
 
+def test_totals_of_given_cells_do_not_depend_on_how_far_they_come(transported, monkeypatch):
+    module, drawn = transported.module, []
+    draw = module.draw_totals
+    monkeypatch.setattr(module, "draw_totals", lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    for distance in (0, 9):
+        monkeypatch.setattr(module.transport, "move", lambda x, *_, by=distance, **__: x + by)
+        transported.predict_perturbation(
+            condition=PERTURBED, indices=controls(transported)[:9], method="transport", library_size="latent", seed=0
+        )
+
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.filterwarnings("ignore:The (combination|effect)")
+def test_totals_of_moved_cells_are_those_of_the_perturbation_if_guidance_ignores_another_key(make_cells, make_trained):
+    cells = make_cells()
+    cells.X = sp.diags_array(np.where(cells.obs["dose"] == 10, 8.0, 1.0)).dot(cells.X).astype("float32")
+    cells = cells[~((cells.obs["cell_type"] == "NK") & (cells.obs["dose"] != 1))].copy()
+    model = make_trained(cells, max_epochs=2, library_size="latent", condition_strategy="additive")
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+
+    moved, control = (
+        model.generate(60, NEW | dose, guidance_scale={"cell_type": 0}, seed=0).X.sum()
+        for dose in (PERTURBED, {"dose": 1})
+    )
+
+    assert moved > 1.5 * control
+
+
 @pytest.mark.filterwarnings("ignore:The combination")
 def test_new_combinations_use_the_sampler_as_requested(without_a_combination):
     model, seen = without_a_combination, []
@@ -423,6 +453,25 @@ def test_a_finished_file_is_not_judged_again(without_a_combination, tmp_path, mo
     assert len(judged) == 1
     expected = model.generate(5, NEW, seed=0).uns["scgen_diffusion"]["verdict"]
     assert anndata.read_h5ad(path).uns["scgen_diffusion"]["verdict"].astype(str).equals(expected.astype(str))
+
+
+@pytest.mark.filterwarnings("ignore:The (combination|effect)")
+def test_generated_cells_at_many_places_have_one_verdict(make_cells, make_trained, monkeypatch):
+    cells = make_cells()
+    cells = cells[~((cells.obs["cell_type"] == "NK") & (cells.obs["dose"] != 1))].copy()
+    cells.obsm["spatial"] = np.random.default_rng(0).uniform(size=(cells.n_obs, 2))
+    model = make_trained(cells, max_epochs=2, setup={"continuous_condition_keys": ["spatial"]})
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    places = cells.obsm["spatial"][(cells.obs["cell_type"] == "NK").to_numpy()]
+    started, fill = [], Conditions.fill
+    monkeypatch.setattr(Conditions, "fill", lambda self, codes, *a: started.append(codes) or fill(self, codes, *a))
+
+    made = model.generate(len(places), NEW | {"spatial": places}, seed=0)
+
+    verdict = made.uns["scgen_diffusion"]["verdict"]
+    assert verdict["n_cells"].tolist() == [len(places)]
+    assert "spatial" not in verdict["combination"][0]
+    assert len(np.unique(started[0], axis=0)) == len(places)  # control cells of all places are judged
 
 
 @pytest.mark.filterwarnings("ignore:The combination")

@@ -6,6 +6,7 @@ import warnings
 
 import mudata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -73,6 +74,26 @@ def test_generated_cells_are_never_unlabeled_and_come_from_labeled_combinations(
 def test_asking_for_cells_without_a_label_names_the_labels(half_labeled, value):
     with pytest.raises(ValueError, match="means that a cell has no label. Known.*'B cell'"):
         half_labeled[0].generate(3, condition={"cell_type": value})
+
+
+def test_an_embedding_of_the_value_makes_it_no_class(make_cells, make_trained, tmp_path):
+    def table(*labels):
+        return pd.DataFrame(np.random.default_rng(0).normal(size=(len(labels), 2)), list(labels), ["x", "y"])
+
+    adata, _ = hide(make_cells())
+    rows = {"cell_type": table("Unknown", "B cell", "NK", "T cell", "rare")}
+    model = make_trained(adata, condition_keys=["cell_type"], setup={**UNKNOWN, "condition_embeddings": rows})
+    new, _ = hide(make_cells(48, seed=1))
+    new.uns["rows"] = table("plasma", "Unknown")
+    new.write_h5ad(tmp_path / "new.h5ad")
+    options = {"condition_embeddings": {"cell_type": "rows"}, "trainable": "network"}
+    of_files, query = (SCLDM.load_query_data(cells, model, **options) for cells in (tmp_path / "new.h5ad", new))
+
+    assert model.conditions.categories["cell_type"] == ["B cell", "NK", "T cell", "rare"]
+    for some in (query, of_files):
+        assert some.conditions.categories["cell_type"] == ["B cell", "NK", "T cell", "rare", "plasma"]
+        with pytest.raises(ValueError, match="'Unknown' for 'cell_type', which means that a cell has no label"):
+            some.generate(3, {"cell_type": "Unknown"})
 
 
 def test_unlabeled_cells_are_no_rare_label(make_cells, make_model, quick):

@@ -171,7 +171,9 @@ class CellFiles:
                 found = found.part(rows)
             check_conditions(found, names, arrays, may_lack)
             if new_values:
-                tables = extend_tables(arguments["condition_embeddings"], condition_embeddings, found)
+                setup = ConditionSetup.from_arguments(arguments)
+                tables = extend_tables(setup.condition_embeddings, condition_embeddings, found)
+                tables = setup.without_unlabeled(tables)
                 arguments = {**arguments, "condition_embeddings": tables}
                 by_key = [key.extended(values_of(found, key), tables.get(key.name)) for key in by_key]
             cells._encode(ConditionSetup.from_arguments(arguments), by_key, found)

@@ -183,7 +183,14 @@ class ConditionSetup:
         _warn_of_forgotten_numbers(adata.obs, controls, [name for name in continuous if name in adata.obs])
         labels = {key: labeled_part(adata.obs[key], self.unlabeled_category).unique() for key in tables}
         checked = {key: _table(adata, key, table, labels[key]) for key, table in tables.items()}
-        return replace(self, condition_embeddings=checked)
+        return replace(self, condition_embeddings=self.without_unlabeled(checked))
+
+    def without_unlabeled(self, tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+        """Leave the row of cells without a label, which are no class, out of embedding tables."""
+        return {
+            name: table.drop(index=[self.unlabeled_category], errors="ignore") if name in self.condition_keys else table
+            for name, table in tables.items()
+        }
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> ConditionSetup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -392,16 +392,41 @@ class Conditions:
         for key, columns in self.parts:
             values = codes[codes[:, columns.start] != OPEN, columns]
             if isinstance(key, ContinuousKey):
-                outside = values[key.is_outside(values)]
+                trained = self._with_trained_range(key)
+                outside = values[trained.is_outside(values) & (key.is_outside(values) | self._are_far(key, values))]
                 named += [
-                    f"{key.name}={key.describe(row)} (trained on {key.low:g} to {key.high:g})" for row in outside[:1]
+                    f"{key.name}={key.describe(row)} (trained on {trained.low:g} to {trained.high:g})"
+                    for row in outside[:1]
                 ]
                 named += self._in_hole(key, values)
             elif isinstance(key, ArrayKey) and len(values):
-                outside = values[self._by_place(key).distances(self._alone(key, values)) > key.reach]
+                outside = values[self._are_far(key, values)]
                 count = f", one of {len(outside)}" if len(outside) > 1 else ""
                 named += [f"{key.name}={key.describe(row)} (no training cell is near{count})" for row in outside[:1]]
         return named
+
+    def are_far(self, codes: np.ndarray) -> np.ndarray:
+        """Mark the codes ``(n, columns)`` with a number or an array that no training cell is near, ``(n,)``."""
+        found = np.zeros(len(codes), dtype=bool)
+        for key, columns in self.parts:
+            if key.is_numeric:
+                found |= self._are_far(key, codes[:, columns])
+        return found
+
+    def _are_far(self, key: ConditionKey, values: np.ndarray) -> np.ndarray:
+        """Mark the numbers or arrays ``(n, columns of the key)`` that no training cell is near, ``(n,)``."""
+        if isinstance(key, ArrayKey):
+            return self._by_place(key).distances(self._alone(key, values)) > key.reach
+        known = np.unique(self.combinations[:, self.columns(key.name)])
+        return np.abs(values - _nearest(known, values))[:, 0] > reach_of(known[:, None])
+
+    def _with_trained_range(self, key: ContinuousKey) -> ContinuousKey:
+        """Return a key without the ends of its range of which training learned nothing, if combinations are exact."""
+        if not key.numbers:
+            return key
+        known = self.combinations[:, self.columns(key.name)]
+        low, high = key.decode(np.array([[known.min()], [known.max()]])).tolist()
+        return replace(key, low=low, high=high)
 
     def _in_hole(self, key: ContinuousKey, values: np.ndarray) -> list[str]:
         """Describe the first of some numbers ``(n, 1)`` that lies between training numbers, but near none."""

@@ -109,9 +109,13 @@ def predict_block(
     own = module.condition_tensor(request.own[positions])
     new = without_ignored(request.codes[positions], sampling.guidance, request.library_size, generators)
 
+    given: Tensor | None = None
+
     def move(states: Tensor) -> Tensor:
+        nonlocal given
         options: dict[str, Any] = {"strength": request.strength, "n_steps": sampling.n_steps, "generators": generators}
         if request.inversion is None:  # the transport moves the cells that become perturbed
+            given = module.unstandardise(states)
             return module.transported(states, own, new, sampling.sampler, **options)
         return request.inversion(
             module.denoiser(own, ResolvedGuidance(sampling.guidance.plain)),
@@ -122,14 +126,16 @@ def predict_block(
 
     def draw_totals(features: Tensor) -> Tensor:
         sizes = request.library_size
+        if isinstance(sizes, str) and given is not None:  # cells keep their level, as generated ones do
+            return module.draw_totals(sizes, new, given, generators, own)
         if isinstance(sizes, str):
             return module.draw_totals(sizes, new, features, generators)
-        own = module.decoding_totals(block.x, features, generators if request.sample else None)
-        own = own.view(len(own), *module.library_size.shape)
+        measured = module.decoding_totals(block.x, features, generators if request.sample else None)
+        measured = measured.view(len(measured), *module.library_size.shape)
         if sizes is None:
-            return own
-        given = torch.from_numpy(sizes[positions]).to(own)
-        return torch.where(given.isnan(), own, given)
+            return measured
+        wanted = torch.from_numpy(sizes[positions]).to(measured)
+        return torch.where(wanted.isnan(), measured, wanted)
 
     by_transport = {"perturbed": (own, new, request.strength)} if request.inversion is None else {}
     values = module.predict_cells(

@@ -27,7 +27,7 @@ from ._request import (
     identity_of,
 )
 from ._rows import check_finite, rows_of
-from ._verdict import judge, limit_combinations, verdict_columns
+from ._verdict import context_columns, judge, limit_combinations, verdict_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -174,20 +174,29 @@ class CellGenerator:
         return CellRequest(codes, options, sizes, seed, identity, provenance)
 
     def verdicts(self, request: CellRequest) -> dict[str, Any] | None:
-        """Judge the combinations that the transport makes of generated control cells, from some of these, if any."""
+        """Judge the combinations that the transport makes of generated control cells, from some of these, if any.
+
+        Numbers that do not perturb, such as positions, are left out of a combination, as for given cells: its control
+        cells are spread over those that were asked for.
+        """
         (codes, sizes), sampling, seed = request.codes.runs(), request.sampling, request.seed
         starts = self._start_conditions(codes, sampling.guidance)
         if starts is None:
             return None
         self.module.eval()
         is_new = (starts != codes).any(1)
-        codes, rows, which = np.unique(codes[is_new], axis=0, return_index=True, return_inverse=True)
+        transport: Any = self.module.transport
+        starts, perturbs = starts[is_new], transport.perturbs.cpu().numpy()
+        shown = np.where(perturbs | context_columns(self.conditions, perturbs), codes[is_new], OPEN)
+        codes, which = np.unique(shown, axis=0, return_inverse=True)
         codes, n_cells = limit_combinations(codes), np.bincount(which.ravel(), sizes[is_new]).astype(int)
-        firsts, number = np.unique(starts[is_new][rows[: len(codes)]], axis=0, return_inverse=True)
+        rows = [np.flatnonzero(which.ravel() == one) for one in range(len(codes))]
+        spread = [starts[own[np.arange(N_JUDGED) * len(own) // N_JUDGED]] for own in rows]
+        firsts, number = np.unique(spread, axis=0, return_inverse=True)
 
         def generate(start: np.ndarray) -> Tensor:
             generators = Generators(seed, range(N_JUDGED), self.module.device)
-            filled = self.conditions.fill(np.tile(start, (N_JUDGED, 1)), generators.uniform().cpu().numpy())
+            filled = self.conditions.fill(start, generators.uniform().cpu().numpy())
             denoiser = self.module.denoiser(self.module.condition_tensor(filled), sampling.guidance)
             noise = self.module.draw_noise(generators)
             return sampling.sampler(denoiser, noise, n_steps=sampling.n_steps, generators=generators).flatten(1)
@@ -420,16 +429,19 @@ class CellGenerator:
         """Turn codes ``(n, columns)`` into conditions that do not tell the keys without weight in guidance.
 
         Networks do not see these keys, but totals would follow them. They are left out where the latent tells the
-        total, and else drawn anew, given the others. Codes that the transport changes, ``moved (n, columns)``, stay.
+        total, and else drawn anew, given the others: also of cells that the transport moves, whose latents tell their
+        totals from before. Codes that it changes, ``moved (n, columns)``, stay.
         """
-        as_tensor, key_of_column = self.module.condition_tensor, self.module.key_of_column.cpu().numpy()
-        ignored = ~np.isin(key_of_column, guidance.keys) & ~np.broadcast_to(moved, codes.shape)
-        if not ignored.any():
-            return as_tensor(codes)
-        if (library_size if isinstance(library_size, str) else self.library_sizes.default) == "latent":
-            left_out = torch.from_numpy(ignored).to(generators.device)
-            return torch.where(left_out, self.module.null_condition, as_tensor(codes))
-        return as_tensor(self.conditions.fill(np.where(ignored, OPEN, codes), generators.uniform().cpu().numpy()))
+        key_of_column = self.module.key_of_column.cpu().numpy()
+        moved = np.broadcast_to(moved, codes.shape)
+        ignored = ~np.isin(key_of_column, guidance.keys) & ~moved
+        is_latent = (library_size if isinstance(library_size, str) else self.library_sizes.default) == "latent"
+        left_out = ignored & ~moved.any(1, keepdims=True) & is_latent
+        if (ignored & ~left_out).any():
+            codes = np.where(ignored & ~left_out, OPEN, codes)
+            codes = self.conditions.fill(codes, generators.uniform().cpu().numpy())
+        condition = self.module.condition_tensor(codes)
+        return torch.where(torch.from_numpy(left_out).to(condition.device), self.module.null_condition, condition)
 
     def _scales_of_perturbing(self, guidance: ResolvedGuidance) -> dict[str, float]:
         """Return the scales of the keys that perturb; empty without a transport, or if guidance ignores these keys."""

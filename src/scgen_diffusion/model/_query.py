@@ -115,7 +115,8 @@ def new_values(model: DiffusionModel) -> list[Tensor]:
 def are_learned(model: DiffusionModel, codes: np.ndarray) -> np.ndarray:
     """Mark the codes ``(n, columns)`` that count as training cells.
 
-    With ``"new_conditions"`` these are the reference's combinations, and those with a new class or member.
+    With ``"new_conditions"`` these are the reference's combinations, and those with a new class or member. Numbers and
+    places far from the reference's are none of its combinations.
     """
     reference = model.reference_
     if reference is None or reference["trainable"] != "new_conditions":
@@ -123,7 +124,7 @@ def are_learned(model: DiffusionModel, codes: np.ndarray) -> np.ndarray:
     before = Conditions(model._condition_keys, reference["combinations"], reference["combination_sizes"])
     parts = zip(before.parts, new_values(model), strict=True)
     have_new = [np.isin(codes[:, columns], np.flatnonzero(new)).any(1) for (_, columns), new in parts]
-    return np.any(have_new, axis=0) | ~before.are_unseen(codes)
+    return np.any(have_new, axis=0) | ~(before.are_unseen(codes) | before.are_far(codes))
 
 
 def _mark_occurring(keys: Sequence[ConditionKey], codes: np.ndarray) -> list[Tensor]:
