@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -317,6 +318,31 @@ def test_a_stage_on_top_of_another_autoencoder_is_refused(train, tmp_path):
         train(tmp_path, {**ONE_EPOCH, "autoencoder": 2})
 
     assert read(tmp_path / "autoencoder.ckpt")["n_epochs_done"] == 2
+
+
+@pytest.mark.parametrize("n_epochs", [1, 3], ids=["finished", "to be made longer"])
+def test_a_checkpoint_never_undoes_later_training(train, tmp_path, n_epochs):
+    options = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
+    model = train(tmp_path, ONE_EPOCH)
+    model.train_prior(1, **options)
+    former = deepcopy(model)
+
+    with pytest.raises(ValueError, match="The prior of this model was trained further since its checkpoint"):
+        model.train_prior(n_epochs, checkpoint_dir=tmp_path, **options)
+    assert_same_model(former, model)
+
+
+def test_training_on_that_was_killed_resumes_from_the_weights_before(train, tmp_path):
+    def train_on(folder, **options):
+        model = train(None, ONE_EPOCH)
+        with seeded(0):
+            model.train(N_EPOCHS, checkpoint_dir=folder, batch_size=32, enable_progress_bar=False, **options)
+        return model
+
+    uninterrupted = train_on(None)
+    work = signal_at(signal.SIGKILL, "prior", MIDDLE)
+    assert run_until_killed(lambda: train_on(tmp_path, **EVERY_EPOCH, **work)) == signal.SIGKILL
+    assert_same_model(uninterrupted, train_on(tmp_path))
 
 
 def test_a_stage_can_be_made_longer(train, tmp_path):
