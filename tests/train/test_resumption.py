@@ -291,15 +291,19 @@ def test_a_stage_of_other_steps_is_refused_also_if_it_is_finished(train, tmp_pat
     assert train(tmp_path, ONE_EPOCH, **{option: value}).is_trained_
 
 
-def test_a_stage_that_early_stopping_ended_is_refused_without_it_or_with_another_recipe(make_model, tmp_path):
+def test_a_stage_that_early_stopping_ended_is_refused_without_it_or_with_another_rule_or_recipe(make_model, tmp_path):
     options = {"batch_size": 16, "accelerator": "cpu", "enable_progress_bar": False, "checkpoint_dir": tmp_path}
     model = make_model(cls=SCRDIT)
     rule = {"early_stopping": True, "early_stopping_patience": 1, "early_stopping_min_delta": 1e9}
     model.train(4, **options, **rule)
     assert model.trainer.current_epoch < 4
 
-    with pytest.raises(ValueError, match="was made with `early_stopping` of '1 validations', not 'False'"):
+    with pytest.raises(ValueError, match="made with `early_stopping` of '1 validations, min_delta .*', not 'False'"):
         make_model(cls=SCRDIT).train(4, **options)
+    with pytest.raises(ValueError, match="`early_stopping` of .*, not '1 validations, min_delta 0.0'"):
+        make_model(cls=SCRDIT).train(4, **options, **{**rule, "early_stopping_min_delta": 0.0})
+    with pytest.raises(ValueError, match="`check_val_every_n_epoch` of '1', not '2'"):
+        make_model(cls=SCRDIT).train(4, **options, **rule, check_val_every_n_epoch=2)
     with pytest.raises(ValueError, match="was made with `batch_size` of 16, not 8"):
         make_model(cls=SCRDIT).train(4, **{**options, "batch_size": 8}, **rule)
 

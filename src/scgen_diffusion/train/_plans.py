@@ -427,9 +427,10 @@ class StagePlan(pl.LightningModule):
     @property
     def _options(self) -> dict[str, Any]:
         """Options of the recipe, and those of the trainer that change the steps."""
-        names = STEP_OPTIONS + (VALIDATION_OPTIONS if self.recipe.max_rounds > 1 else ())
+        watched = self.trainer.early_stopping_callbacks
+        names = STEP_OPTIONS + (VALIDATION_OPTIONS if watched or self.recipe.max_rounds > 1 else ())
         of_trainer = {name: str(getattr(self.trainer, name)) for name in names}  # 1 batch is not the share 1.0
-        rules = [f"{rule.patience} validations" for rule in self.trainer.early_stopping_callbacks]
+        rules = [f"{rule.patience} validations, min_delta {abs(rule.min_delta)}" for rule in watched]
         return asdict(self.recipe) | of_trainer | {"early_stopping": ", ".join(rules) or "False"}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
