@@ -64,6 +64,14 @@ def test_cells_that_are_about_to_be_replaced_are_not_the_result(call, saved_mode
     assert call("generate", saved_model, out, *ranks, 1)[:2] == (0, f"{out}\n")
 
 
+def test_a_finished_request_is_the_result_although_parts_of_another_lie_beside_it(call, saved_model, tmp_path):
+    out = tmp_path / "new.h5ad"
+    finished = ["generate", saved_model, out, "-n", "300", "--shard-size", "128"]
+    assert call(*finished)[0] == 0
+    assert call(*finished, "--seed", "1", "--overwrite", "--n-ranks", "2")[1] == ""  # and never goes on
+    assert call(*finished) == (0, f"{out}\n", "")
+
+
 def test_a_table_gives_every_cell_its_conditions_and_total(call, saved_model, asked, tmp_path):
     table = tmp_path / "table.tsv"
     rows = pd.DataFrame({"cell_type": ["NK", "rare"], "dose": [1, 100], "total": [50, 70]})

@@ -117,7 +117,7 @@ def test_finished_checkpoints_are_not_called_a_training(make_model, tmp_path, ca
     model.train(1, checkpoint_dir=tmp_path, **loud)
     capsys.readouterr()
     model.train(1, checkpoint_dir=tmp_path, **loud)
-    assert "Nothing was trained, because the checkpoints hold the finished training" in capsys.readouterr().err
+    assert "Nothing was trained: the model has the weights of the checkpoints" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("has_checkpoints", [True, False])

@@ -12,6 +12,7 @@ import torch
 from builders import seeded
 from lightning.pytorch.callbacks import Callback
 
+from scgen_diffusion.model import SCRDIT
 from scgen_diffusion.train import Interruption
 
 TOGETHER = {"devices": 2, "strategy": "ddp", "accelerator": "cpu", "enable_progress_bar": False}
@@ -149,3 +150,24 @@ def test_a_killed_process_ends_the_other_and_the_same_call_resumes(train_scldm, 
     first, second = run_together(lambda rank: described(train_scldm(epochs, **options)))
     assert_same(first, second)
     assert len(first[0]["prior_loss_train"]) == 3
+
+
+class Terminate(Callback):
+    """Send SIGTERM to this process in an epoch, where the other processes wait for its gradients or losses."""
+
+    def __init__(self, hook, epoch):
+        setattr(self, hook, lambda trainer, *_: trainer.current_epoch == epoch and os.kill(os.getpid(), signal.SIGTERM))
+
+
+@pytest.mark.parametrize("hook", ["on_before_backward", "on_validation_batch_end"])
+@pytest.mark.parametrize("ranks", [[0], [1], [0, 1]], ids=["the first", "the second", "both"])
+def test_sigterm_to_any_process_ends_all_after_the_same_step(make_model, run_together, tmp_path, ranks, hook):
+    options = {"checkpoint_dir": tmp_path, "checkpoint_minutes": 0.0, "batch_size": 32, **TOGETHER}
+    callbacks = [Terminate(hook, epoch=1)]
+
+    def work(rank):
+        make_model(cls=SCRDIT).train(2, callbacks=callbacks if rank in ranks else [], **options)
+
+    assert run_together(work, timeout=60) == [143, 143]
+    checkpoint = torch.load(tmp_path / "diffusion.ckpt", weights_only=True)
+    assert checkpoint["n_epochs_done"] == (1 if hook == "on_before_backward" else 2)  # after the last step, or before

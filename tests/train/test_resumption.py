@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -290,15 +291,19 @@ def test_a_stage_of_other_steps_is_refused_also_if_it_is_finished(train, tmp_pat
     assert train(tmp_path, ONE_EPOCH, **{option: value}).is_trained_
 
 
-def test_a_stage_that_early_stopping_ended_is_refused_without_it_or_with_another_recipe(make_model, tmp_path):
+def test_a_stage_that_early_stopping_ended_is_refused_without_it_or_with_another_rule_or_recipe(make_model, tmp_path):
     options = {"batch_size": 16, "accelerator": "cpu", "enable_progress_bar": False, "checkpoint_dir": tmp_path}
     model = make_model(cls=SCRDIT)
     rule = {"early_stopping": True, "early_stopping_patience": 1, "early_stopping_min_delta": 1e9}
     model.train(4, **options, **rule)
     assert model.trainer.current_epoch < 4
 
-    with pytest.raises(ValueError, match="was made with `early_stopping` of '1 validations', not 'False'"):
+    with pytest.raises(ValueError, match="made with `early_stopping` of '1 validations, min_delta .*', not 'False'"):
         make_model(cls=SCRDIT).train(4, **options)
+    with pytest.raises(ValueError, match="`early_stopping` of .*, not '1 validations, min_delta 0.0'"):
+        make_model(cls=SCRDIT).train(4, **options, **{**rule, "early_stopping_min_delta": 0.0})
+    with pytest.raises(ValueError, match="`check_val_every_n_epoch` of '1', not '2'"):
+        make_model(cls=SCRDIT).train(4, **options, **rule, check_val_every_n_epoch=2)
     with pytest.raises(ValueError, match="was made with `batch_size` of 16, not 8"):
         make_model(cls=SCRDIT).train(4, **{**options, "batch_size": 8}, **rule)
 
@@ -317,6 +322,31 @@ def test_a_stage_on_top_of_another_autoencoder_is_refused(train, tmp_path):
         train(tmp_path, {**ONE_EPOCH, "autoencoder": 2})
 
     assert read(tmp_path / "autoencoder.ckpt")["n_epochs_done"] == 2
+
+
+@pytest.mark.parametrize("n_epochs", [1, 3], ids=["finished", "to be made longer"])
+def test_a_checkpoint_never_undoes_later_training(train, tmp_path, n_epochs):
+    options = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
+    model = train(tmp_path, ONE_EPOCH)
+    model.train_prior(1, **options)
+    former = deepcopy(model)
+
+    with pytest.raises(ValueError, match="The prior of this model was trained further since its checkpoint"):
+        model.train_prior(n_epochs, checkpoint_dir=tmp_path, **options)
+    assert_same_model(former, model)
+
+
+def test_training_on_that_was_killed_resumes_from_the_weights_before(train, tmp_path):
+    def train_on(folder, **options):
+        model = train(None, ONE_EPOCH)
+        with seeded(0):
+            model.train(N_EPOCHS, checkpoint_dir=folder, batch_size=32, enable_progress_bar=False, **options)
+        return model
+
+    uninterrupted = train_on(None)
+    work = signal_at(signal.SIGKILL, "prior", MIDDLE)
+    assert run_until_killed(lambda: train_on(tmp_path, **EVERY_EPOCH, **work)) == signal.SIGKILL
+    assert_same_model(uninterrupted, train_on(tmp_path))
 
 
 def test_a_stage_can_be_made_longer(train, tmp_path):

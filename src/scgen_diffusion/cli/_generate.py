@@ -108,7 +108,7 @@ def generate(terminal: Terminal, options: dict[str, Any]) -> None:
     model = load_for(terminal, options)
     arguments = given(options, *PASSED_ON) | read_conditions(model, options) | read_guidance(options)
     terminal.on_interrupt = "Run the same command again to resume."
-    finish(terminal, model.generate_to(out, **arguments, show_progress=not terminal.quiet))
+    finish(terminal, model.generate_to(out, **arguments, show_progress=not terminal.quiet), options)
 
 
 def load_for(terminal: Terminal, options: Mapping[str, Any], inputs: Sequence[Path] = ()) -> Any:
@@ -136,9 +136,10 @@ def load_for(terminal: Terminal, options: Mapping[str, Any], inputs: Sequence[Pa
     return model
 
 
-def finish(terminal: Terminal, out: Path) -> bool:
+def finish(terminal: Terminal, out: Path, options: Mapping[str, Any]) -> bool:
     """Print the path of the cells, or say that other processes are still at work; return whether there are cells."""
-    is_whole = out.exists() and not parts_folder(out).exists()  # with --overwrite, former cells may still be there
+    # several processes: with --overwrite, former cells may still be there; one: parts are those of another request
+    is_whole = out.exists() and (options.get("n_ranks", 1) == 1 or not parts_folder(out).exists())
     if is_whole:
         terminal.result(out)
     else:

@@ -85,7 +85,7 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
         arguments["sample"] = False
     terminal.on_interrupt = "Run the same command again to resume."
     model.predict_perturbation_to(out, cells, **arguments, show_progress=not terminal.quiet)
-    if finish(terminal, out):
+    if finish(terminal, out, options):
         from scgen_diffusion.data import PROVENANCE_KEY, open_anndata_files
 
         verdicts = open_anndata_files(out)[0].unstructured(PROVENANCE_KEY).get("verdict")

@@ -94,8 +94,8 @@ def closing_message(
         seen, advice = _describe_stop(results, is_resumable=is_resumable)
     elif is_resumable and all(result.device is None for result in results):
         seen = (
-            "Nothing was trained, because the checkpoints hold the finished training. To train again, use another "
-            "`checkpoint_dir`"
+            "Nothing was trained: the model has the weights of the checkpoints, whose training is finished. To train "
+            "again, use another `checkpoint_dir`"
         )
     elif len(results) < len(jobs):
         seen = f"You stopped training after the {results[-1].plan.name}"

@@ -382,6 +382,9 @@ def run_plan(
     if checkpoint_dir is not None:
         split = model.train_indices_, model.validation_indices_  # total counts come from both
         plan.fingerprint = digest_of(model._fingerprint, *split, *depends_on)
+        history, name = model.history_ or {}, f"{plan.name}_loss_train"
+        if name in history:
+            plan.losses_before = history[name][name].to_dict()
     accelerator, devices, device = parse_device_args(accelerator, devices, return_device="torch")
     result = run_stage(plan, data, checkpoint_dir=checkpoint_dir, accelerator=accelerator, devices=devices, **options)
     model.to_device(result.device or device)  # like scvi-tools' models, it stays where it was trained

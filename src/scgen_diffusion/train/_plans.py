@@ -80,6 +80,9 @@ class StagePlan(pl.LightningModule):
         Parameters to train, each with a mask ``(rows, 1)`` or None for all rows; default: all parameters of the stage.
     fingerprint
         Digest of model and data; a checkpoint must have the same to be resumed.
+    losses_before
+        Training loss of each epoch that the model remembers of this stage. A checkpoint is resumed only if nothing is
+        lost: the model is as it was before that run, or at an epoch of it.
     n_epochs_done
         Finished epochs, including those before an interruption.
     is_finished
@@ -107,6 +110,7 @@ class StagePlan(pl.LightningModule):
         self.is_compiled = compile
         self.trained_rows: Mapping[nn.Parameter, Tensor | None] | None = None
         self.fingerprint = ""
+        self.losses_before: Mapping[int, float] = {}
         self.generator = torch.Generator()
         self.n_epochs_done = 0
         self.is_finished = False
@@ -423,15 +427,17 @@ class StagePlan(pl.LightningModule):
     @property
     def _options(self) -> dict[str, Any]:
         """Options of the recipe, and those of the trainer that change the steps."""
-        names = STEP_OPTIONS + (VALIDATION_OPTIONS if self.recipe.max_rounds > 1 else ())
+        watched = self.trainer.early_stopping_callbacks
+        names = STEP_OPTIONS + (VALIDATION_OPTIONS if watched or self.recipe.max_rounds > 1 else ())
         of_trainer = {name: str(getattr(self.trainer, name)) for name in names}  # 1 batch is not the share 1.0
-        rules = [f"{rule.patience} validations" for rule in self.trainer.early_stopping_callbacks]
+        rules = [f"{rule.patience} validations, min_delta {abs(rule.min_delta)}" for rule in watched]
         return asdict(self.recipe) | of_trainer | {"early_stopping": ", ".join(rules) or "False"}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add history, seed, options and fingerprint."""
         checkpoint |= {
             "fingerprint": self.fingerprint,
+            "losses_before": self.losses_before,
             "options": self._options,
             "seed": self.seed,
             "n_epochs_done": self.n_epochs_done,
@@ -447,7 +453,7 @@ class StagePlan(pl.LightningModule):
         Raises
         ------
         ValueError
-            If it belongs to another model, other cells or other settings.
+            If it belongs to another model, other cells or other settings, or the model was trained since.
         """
         if checkpoint.get("fingerprint") != self.fingerprint:
             msg = (
@@ -479,6 +485,15 @@ class StagePlan(pl.LightningModule):
         if has:
             msg = f"The checkpoint of the {self.name} has {has}; remove it to start again."
             raise ValueError(msg)
+        before, done = self.losses_before, checkpoint["history"].get(f"{self.name}_loss_train", {})
+        is_at_epoch = before.items() <= done.items() or done.items() <= before.items()
+        if not is_at_epoch and before != checkpoint["losses_before"]:
+            msg = (
+                f"The {self.name} of this model was trained further since its checkpoint, and would lose that. To "
+                "train on, use another `checkpoint_dir`; to return to the checkpoint, build the model again."
+            )
+            raise ValueError(msg)
+        self.losses_before = checkpoint["losses_before"]
         self.seed, self.n_epochs_done, self._losses = (checkpoint[k] for k in ("seed", "n_epochs_done", "history"))
         self.best_round = checkpoint["best_round"]
 

@@ -384,7 +384,9 @@ class StoppedError(Exception):
 class Interruption(Callback):
     """Ends training before the next step on Ctrl-C and keeps the weights; a second Ctrl-C aborts at once.
 
-    With several processes, which would have to agree on a step, Lightning handles Ctrl-C and ends the process at once.
+    With several processes, Lightning handles Ctrl-C and ends the process at once. SIGTERM to one of them ends all
+    before the same step. Lightning's handler would broadcast in the middle of a step, where the other processes expect
+    gradients or losses, and all would hang.
 
     Training ends in the same way, in all processes together, once ``deadline`` has passed. Lightning's own limit of
     time would count the stage as finished, and also count the time before a resumption.
@@ -394,6 +396,8 @@ class Interruption(Callback):
         self.deadline = deadline
         self.source = ""
         """What ended training, as the subject of a sentence; "" for nothing."""
+        self.is_terminated = False
+        """Whether this process, one of several, got SIGTERM."""
 
     @property
     def requested(self) -> bool:
@@ -402,9 +406,11 @@ class Interruption(Callback):
 
     @contextmanager
     def listening(self, trainer: pl.Trainer) -> Iterator[None]:
-        """Listen for Ctrl-C, which only Python's main thread receives."""
-        previous = signal.getsignal(signal.SIGINT)  # None: a handler that Python could not set again
-        if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread() or previous is None:
+        """Listen for Ctrl-C, or in one of several processes for SIGTERM; only Python's main thread receives them."""
+        is_alone = trainer.world_size == 1
+        number = signal.SIGINT if is_alone else signal.SIGTERM
+        previous = signal.getsignal(number)  # None: a handler that Python could not set again
+        if threading.current_thread() is not threading.main_thread() or previous is None:
             yield
             return
 
@@ -416,11 +422,23 @@ class Interruption(Callback):
             self.source = "You"
             signal.signal(signal.SIGINT, previous)
 
-        signal.signal(signal.SIGINT, stop)
+        if not is_alone:
+            trainer._signal_connector._sigterm_notifier_fn = self._note_sigterm
+        signal.signal(number, stop if is_alone else self._note_sigterm)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            signal.signal(number, previous)
+        if self.is_terminated:  # after the last step
+            raise SystemExit(EXIT_CODE_OF_SIGTERM)
+
+    def _note_sigterm(self, signal_number: int, frame: FrameType | None) -> None:
+        self.is_terminated = True
+
+    def _end_if_terminated(self, trainer: pl.Trainer) -> None:
+        """Raise SIGTERMException in all processes if one of them got SIGTERM."""
+        if trainer.strategy.reduce_boolean_decision(self.is_terminated, all=False):
+            raise SIGTERMException
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Stop if it is time; Lightning's ``should_stop`` would count the epoch as finished.
@@ -430,6 +448,7 @@ class Interruption(Callback):
         StoppedError
             If Ctrl-C was pressed, or the time is up.
         """
+        self._end_if_terminated(trainer)
         if self.deadline is not None and trainer.strategy.broadcast(time.monotonic() >= self.deadline):
             self.source = "`max_time`"
         if self.requested:
@@ -437,6 +456,7 @@ class Interruption(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Undo a round that something else has ended, before the last checkpoint is written."""
+        self._end_if_terminated(trainer)
         pl_module.return_to_best_round()
 
 
