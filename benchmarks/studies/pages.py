@@ -320,6 +320,15 @@ def label_limit(table: pd.DataFrame) -> Blocks:
     return {("docs/user_guide/metrics.md", "label limit"): text}
 
 
+def rare_types(table: pd.DataFrame) -> Blocks:
+    """Write what helps a classifier that has seen ten cells of a type."""
+    metrics = {"f1": "F1, linear", "f1_neighbours": "F1, neighbours", "average_precision": "average precision"}
+    means = table.pivot_table(index="remedy", columns="dataset", values=list(metrics))
+    columns = {f"{dataset}: {name}": (metric, dataset) for dataset in means["f1"] for metric, name in metrics.items()}
+    remedies = ["nothing", "class weights", "repeated", "midway", "generated", "reconstructed"]
+    return {("docs/how_to/rare_types.md", "rare types"): _table(means, {name: name for name in remedies}, columns)}
+
+
 def _table(
     values: pd.DataFrame,
     rows: Mapping[str, object],
@@ -354,4 +363,5 @@ BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
     "perturbation_combinations": perturbation_combinations,
     "doses": doses,
     "label_limit": label_limit,
+    "rare_types": rare_types,
 }

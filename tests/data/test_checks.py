@@ -76,7 +76,10 @@ def test_errors_about_scaled_values_say_where_counts_may_be(value):
     with pytest.raises(ValueError, match=r"`layer=...`.*`likelihood='gaussian'` accept\.$"):
         check_expression(adata, None, "counts")
     adata.raw = adata
-    with pytest.raises(ValueError, match=r"`layer=...`.*adata\.raw\.to_adata\(\)"):
+    with pytest.raises(ValueError, match=r"`layer=...`.*`adata = adata\.raw\.to_adata\(\)`\.$"):
+        check_expression(adata, None, "counts")
+    adata.uns["log1p"] = {"base": None}  # by scanpy; it would stay
+    with pytest.raises(ValueError, match=r"`adata = adata\.raw\.to_adata\(\); del adata\.uns\['log1p'\]`\.$"):
         check_expression(adata, None, "counts")
 
 

@@ -161,6 +161,26 @@ def test_copies_of_the_training_cells_gain_next_to_nothing():
     assert (found["gain"].abs() < 0.02).all()  # only the penalty weighs less
 
 
+def test_the_control_repeats_training_cells_of_a_label_as_often_as_synthetic_ones_are_added():
+    train, test = clear_cells(10, n_features=5), clear_cells(50, seed=1, n_features=5)
+    test = np.random.default_rng(0).normal(3, 3, (150, 5)), test[1]
+    is_a = train[1] == "a"
+    twice = np.concatenate([train[0][is_a]] * 2), np.concatenate([train[1][is_a]] * 2)
+    found = augmentation_gain(*train, *twice, *test)
+    np.testing.assert_allclose(found["f1_repeated"], found["f1_augmented"], rtol=1e-12)
+    assert (found["f1_repeated"] != found["f1_real"]).any()
+
+
+def test_a_label_without_training_cells_has_none_to_repeat():
+    found = augmentation_gain(*starved_cells(), *clear_cells(seed=1))
+    np.testing.assert_array_equal(found["f1_repeated"], found["f1_real"])
+
+
+def test_scores_come_first_in_the_table_of_gains():
+    found = augmentation_gain(*starved_cells(), *clear_cells(seed=1))
+    assert list(found)[:4] == ["f1_real", "f1_repeated", "f1_augmented", "gain"]
+
+
 def sample(values, labels):
     return Sample(Expression(sp.csr_matrix(values.shape), None), values.astype(np.float32), labels)
 

@@ -534,6 +534,7 @@ def test_a_bad_request_is_refused_by_name(trained, request_, words):
     [
         ({"condition": {"cell_type": {"NK"}}}, r"{'NK'} for 'cell_type'; give one value .*, or a list"),
         ({"condition": {"cell_type": {"NK": 0.5, "B cell": 0.5}}}, "for 'cell_type'; give one value .*equal share"),
+        ({"condition": "NK"}, r"found str\. Name the key of the value: \{'cell_type': 'NK'\}"),
         ({"condition": [("cell_type", "NK")]}, "`condition` must be a mapping, a DataFrame, an AnnData or None.*list"),
         ({"condition": pd.Series({"cell_type": "NK"})}, "`condition` must be a mapping.*Series"),
         ({"sampler": 3}, "`sampler` must be a name or a sampler.*3.*closest first"),

@@ -269,7 +269,7 @@ def test_log_values_need_the_gaussian_head(make_cells, tiny):
     adata = make_cells(values="log1p")
     SCLDM.setup_anndata(adata, values="log1p")
 
-    with pytest.raises(ValueError, match="need `likelihood='gaussian'`"):
+    with pytest.raises(ValueError, match="need `likelihood='gaussian'`.*SCRDIT"):
         SCLDM(adata, **tiny)
 
 

@@ -340,7 +340,7 @@ def test_the_title_says_how_similar_the_correlations_are():
 
     same = sgd.pl.gene_correlation(real, real, genes=["gene_1", "gene_6", "gene_2"], show=False)
 
-    assert same[1].get_title() == "synthetic (similarity 1.00)"
+    assert same[1].get_title() == "synthetic\n(similarity 1.00 in these 3 genes)"
     assert sorted(names(same[0].yaxis)) == ["gene_1", "gene_2", "gene_6"]
 
 
@@ -504,7 +504,7 @@ def test_one_label_has_no_markers():
     cells = make_cells()
     cells.obs["one"] = "x"
 
-    with pytest.raises(ValueError, match="no marker genes of 'one'"):
+    with pytest.raises(ValueError, match="no marker genes of 'one'.*Or name the genes in `genes`"):
         sgd.pl.marker_dotplot(cells, cells, groupby="one")
     with pytest.raises(TypeError, match="group cells by one column"):
         sgd.pl.marker_dotplot(cells, cells, groupby=["one"])

@@ -262,7 +262,7 @@ def test_a_label_without_rows_is_missing_if_chance_does_not_explain_it(real, syn
     result = verdict(rows)
     assert [finding.topic for finding in result.warnings] == ["missing groups"]
     assert f"or none, for rare ({synthetic:.1%}; real cells: {real:.1%})" in message_of(result, "missing groups")
-    advice = "No synthetic cells: rare." if not synthetic else "Hold out and generate more cells of these groups."
+    advice = "No synthetic cells: rare." if not synthetic else "to compare: hold out and generate more)."
     assert message_of(result, "groups").endswith(advice)
     rows.attrs["n_cells"]["all"] = 14 / real
     assert level_of(verdict(rows), "missing groups") == "ok"
@@ -353,8 +353,8 @@ def test_groups_that_were_not_judged_are_named_in_a_note():
     assert "No check failed; worth a look: groups." in result.summary
     assert message_of(result, "groups") == (
         "No judged group is far worse than real cells of that group. Judged: 2 of 5 groups. Not judged: rare, rarer "
-        "(fewer than 30 real or synthetic cells to compare); T (no floor, which needs 30 cells in half of `train`). "
-        "Hold out and generate more cells of these groups."
+        "(fewer than 30 real or synthetic cells to compare: hold out and generate more); T (no floor, which needs 30 "
+        "cells in half of `train`: read the table, or leave `train` out if 90 cells are held out)."
     )
     # a label with few real and many synthetic cells has rows of some metrics
     rows.loc[len(rows)] = ["group_share_difference", "rare", 0.3, 0.0, 0.0, 0.28, 0.32, "lower"]
@@ -363,6 +363,16 @@ def test_groups_that_were_not_judged_are_named_in_a_note():
     of_modality = rows.assign(modality="rna")
     of_modality.attrs["n_cells"] = {"rna": rows.attrs["n_cells"], "prot": {"all": 100}}
     assert message_of(verdict(of_modality), "groups") == message_of(result, "groups")
+
+
+@pytest.mark.parametrize(("auc", "is_told"), [(0.99, True), (0.6, False)])
+def test_cells_of_a_group_without_a_floor_that_are_easily_told_from_real_ones_are_named(auc, is_told):
+    rows = table()
+    rows.loc[rows["group"] == "T", "floor"] = np.nan
+    for metric, value in {"auc_logistic": auc, "auc_neighbours": auc - 0.05}.items():
+        rows.loc[len(rows)] = [metric, "T", value, np.nan, np.nan, value - 0.05, value + 0.05, "lower"]
+    told = "A classifier easily tells synthetic cells of T (AUC 0.99) from real ones."
+    assert (told in message_of(verdict(rows), "groups")) == is_told
 
 
 def test_of_many_groups_that_were_not_judged_a_few_are_named():
@@ -417,6 +427,11 @@ def test_nearness_without_a_leak_may_be_smoothness():
     smooth, leak = verdict(table(nearest_train_ratio=0.6)), verdict(table(nearest_train_ratio=0.6, membership_auc=0.8))
     assert "too smooth" in message_of(smooth, "memorisation")
     assert "leak" in message_of(leak, "memorisation")
+
+
+def test_cells_without_memorisation_are_not_called_anonymous():
+    assert message_of(verdict(table()), "memorisation").endswith("This does not make the cells anonymous.")
+    assert "anonymous" not in message_of(verdict(table(membership_auc=0.7)), "memorisation")
 
 
 def test_cells_farther_from_training_cells_than_real_ones_are_no_memorisation():
@@ -486,7 +501,7 @@ def test_a_table_of_another_kind_is_refused():
 
 def test_a_table_of_perturbations_is_refused_with_what_to_compare_instead():
     changes = table().drop(columns=["shuffled"]).assign(perturbation="STAT1")
-    with pytest.raises(ValueError, match="A table of perturbations has no verdict: compare .* with the floor"):
+    with pytest.raises(ValueError, match="^A table of perturbations has no verdict: compare .* with `floor`"):
         verdict(changes)
 
 

@@ -109,6 +109,18 @@ def test_a_killed_stage_resumes_to_identical_weights(train, whole, tmp_path, sta
     assert_same_model(whole[0], train(tmp_path))
 
 
+def test_a_resumed_call_says_which_stages_are_finished_and_where_it_resumes(train, tmp_path, capsys):
+    train(tmp_path, **EVERY_EPOCH, **signal_at(signal.SIGINT, "prior", MIDDLE))
+    capsys.readouterr()
+
+    train(tmp_path, enable_progress_bar=True)
+
+    shown = capsys.readouterr().err
+    finished = f"The autoencoder was finished before: its weights are from {tmp_path / 'autoencoder.ckpt'}."
+    assert 0 <= shown.find(finished) < shown.find("Resuming the prior after epoch 1 of 2.")
+    assert "Resuming the transport" not in shown
+
+
 @pytest.mark.parametrize(
     ("cls", "parts"), [(SCRDIT, {}), (WBDIT, {"head": "spike_and_slab", "target": "data", "scaling": "gene"})]
 )

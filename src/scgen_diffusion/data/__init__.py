@@ -5,6 +5,7 @@ from ._anndata import (
     NO_LABEL,
     OF_CONTROL,
     PROVENANCE_KEY,
+    SYNTHETIC,
     ValueSummary,
     as_label,
     as_labels,
@@ -18,6 +19,7 @@ from ._anndata_file import Rows, open_anndata_files, stack_rows
 from ._cell_files import CellFiles, ComparedFiles, Paths, ReadTables, check_same_registry, read_columns
 from ._checks import (
     LARGEST_LOG1P,
+    advice_on_raw,
     are_whole_numbers,
     check_distinct_columns,
     check_expression,
@@ -101,6 +103,7 @@ __all__ = [
     "OPEN",
     "PROVENANCE_KEY",
     "SEPARATOR",
+    "SYNTHETIC",
     "ArrayKey",
     "CategoricalKey",
     "CellFiles",
@@ -123,6 +126,7 @@ __all__ = [
     "Rows",
     "SetKey",
     "ValueSummary",
+    "advice_on_raw",
     "are_same_codes",
     "are_whole_numbers",
     "as_label",

@@ -50,12 +50,20 @@ def check_expression(
     if matrix is None:
         msg = f"{where} is empty; give the layer with the {values} as `layer=...`."
         raise ValueError(msg)
-    if adata.raw is not None and layer is None:
-        advice += " If `adata.raw` has the counts: `adata = adata.raw.to_adata()`."
+    if layer is None:
+        advice += advice_on_raw(adata)
     totals = check_values(matrix, where, values, advice)
     if values == "log1p":
         check_natural_logarithms(adata.uns.get("log1p"), where)
     check_not_empty(totals, adata.obs_names, where)
+
+
+def advice_on_raw(adata: AnnData) -> str:
+    """Say how to put counts of ``raw`` into ``X``, without scanpy's mark of logarithms; "" if there are none."""
+    if adata.raw is None:
+        return ""
+    unmark = "; del adata.uns['log1p']" if "log1p" in adata.uns else ""
+    return f" If `adata.raw` has the counts: `adata = adata.raw.to_adata(){unmark}`."
 
 
 def are_whole_numbers(matrix: Any) -> bool:

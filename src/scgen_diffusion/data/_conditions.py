@@ -210,6 +210,8 @@ class Conditions:
         """
         if not isinstance(request, Mapping | pd.DataFrame | None):
             msg = f"`condition` must be a mapping, a DataFrame, an AnnData or None, but found {type(request).__name__}."
+            if isinstance(request, str) and self.keys:
+                msg += f" Name the key of the value: {{{self.keys[0]!r}: {request!r}}}."
             raise TypeError(msg)
         if isinstance(request, pd.DataFrame) and not request.columns.is_unique:
             msg = f"`condition` has two columns named {request.columns[request.columns.duplicated()][0]!r}."

@@ -148,8 +148,8 @@ def augmentation_gain(
     training and generation; use several seeds for that.
 
     *Catches* whether synthetic cells of rare labels help or harm. *Misses* the quality of the cells if the real cells
-    already suffice: a gain near 0 is then no fault. Part of a gain may come from class balance alone; compare with real
-    cells of the label repeated as often.
+    already suffice: a gain near 0 is then no fault. More weight for a rare label raises its F1, too. So compare with
+    `f1_repeated`, the F1 of real cells repeated as often: what synthetic cells do beyond that is their merit.
 
     Parameters
     ----------
@@ -166,8 +166,9 @@ def augmentation_gain(
 
     Returns
     -------
-    A row per label of the test cells, and a last row `macro` with their mean: `n_train`, `n_synthetic`, `n_test`,
-    `f1_real`, `f1_augmented`, `gain`, and `low` and `high`, the 95 % interval of the gain.
+    A row per label of the test cells, and a last row `macro` with their mean: `f1_real`; `f1_repeated`, with as many
+    repetitions of a label's training cells in place of its synthetic cells (none if there are no training cells);
+    `f1_augmented`; `gain`, and its 95 % interval, `low` and `high`; `n_train`, `n_synthetic` and `n_test`.
 
     References
     ----------
@@ -181,22 +182,27 @@ def augmentation_gain(
     synthetic_labels = check_labels(synthetic_labels, len(synthetic_values), "synthetic_labels")
     test_labels = check_labels(test_labels, len(test_values), "test_labels")
     both = np.concatenate([train_values, synthetic_values]), np.concatenate([train_labels, synthetic_labels])
+    repeated = _repeat_as_often(train_labels, synthetic_labels)
     of_real = _predict(classifier, train_values, train_labels, test_values)
+    of_repeated = _predict(classifier, train_values[repeated], train_labels[repeated], test_values)
     of_both = _predict(classifier, *both, test_values)
 
     names = np.unique(test_labels)
     n_test = len(test_labels)
     draws = np.random.default_rng(seed).multinomial(n_test, np.full(n_test, 1 / n_test), N_RESAMPLES)
     weights = np.vstack([np.ones(n_test, int), draws])  # the cells as they are, then resampled
-    f1_real, f1_both = (_weighted_f1(test_labels, found, names, weights) for found in (of_real, of_both))
+    f1_real, f1_repeated, f1_both = (
+        _weighted_f1(test_labels, found, names, weights) for found in (of_real, of_repeated, of_both)
+    )
     low, high = np.nanquantile((f1_both - f1_real)[1:], INTERVAL, axis=0)
     sizes = {
         f"n_{side}": [*(np.sum(labels == name) for name in names), np.isin(labels, names).sum()]
         for side, labels in (("train", train_labels), ("synthetic", synthetic_labels), ("test", test_labels))
     }
-    scores = {"f1_real": f1_real[0], "f1_augmented": f1_both[0], "gain": f1_both[0] - f1_real[0]}
+    scores = {"f1_real": f1_real[0], "f1_repeated": f1_repeated[0], "f1_augmented": f1_both[0]}
+    scores |= {"gain": f1_both[0] - f1_real[0], "low": low, "high": high}
     index = pd.Index([*names, "macro"], name="label", dtype=object)
-    return pd.DataFrame({**sizes, **scores, "low": low, "high": high}, index=index)
+    return pd.DataFrame({**scores, **sizes}, index=index)
 
 
 def _doubles(**given: Points) -> list[NDArray[np.float64]]:
@@ -239,6 +245,14 @@ def _predict(classifier: LabelClassifier, values: NDArray, labels: NDArray, test
     if len(names := np.unique(labels)) < 2:
         return np.repeat(names, len(test_values))  # there is only one label
     return _fit(classifier, values, labels).predict(test_values)
+
+
+def _repeat_as_often(labels: NDArray, added: NDArray) -> NDArray[np.intp]:
+    """Return the rows of all cells, and again those of each ``added`` label, as often as it is added."""
+    rows = [np.arange(len(labels))]
+    for name, n in zip(*np.unique(added[np.isin(added, labels)], return_counts=True), strict=True):
+        rows.append(np.resize(np.flatnonzero(labels == name), n))
+    return np.concatenate(rows)
 
 
 def _weighted_f1(labels: NDArray, predicted: NDArray, names: NDArray, weights: NDArray) -> NDArray[np.float64]:

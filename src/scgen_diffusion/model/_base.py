@@ -39,6 +39,7 @@ from scgen_diffusion.data import (
     ReadTables,
     RegisteredCells,
     ValueSummary,
+    advice_on_raw,
     build_anndata,
     check_conditions,
     check_expression,
@@ -1260,8 +1261,10 @@ class DiffusionModel(BaseModelClass):
 
     def _check_values(self, x: Any, rows: np.ndarray, cells: AnnData) -> None:
         """Raise unless the values ``(rows, genes)`` of some cells are of the registered kind."""
-        where = check_layer(cells, self._layer_of(cells))
+        where = check_layer(cells, layer := self._layer_of(cells))
         advice = ADVICE_ON_COUNTS.format(where=where)
+        if layer is None:
+            advice += advice_on_raw(cells)
         if PROVENANCE_KEY in cells.uns:
             advice += " Generated cells have counts with `generate(..., counts=True)`."
         check_not_empty(check_values(x, where, self._input_values, advice), cells.obs_names[rows], where)

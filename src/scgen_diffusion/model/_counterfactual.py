@@ -18,6 +18,7 @@ from scgen_diffusion.data import (
     OF_CONTROL,
     OPEN,
     PROVENANCE_KEY,
+    SYNTHETIC,
     CellFiles,
     GivenCells,
     ValueSummary,
@@ -207,6 +208,7 @@ class Prediction:
             msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
             raise ValueError(msg)
         keys = list(model.conditions.named(condition))
+        _warn_of_lost_columns(cells, keys)
         groups = None
         if chosen_method == "transport":
             found = PerturbedGroups(model.module, model.conditions, cells.own, cells.codes)
@@ -437,6 +439,18 @@ def _check_learned(model: DiffusionModel, codes: np.ndarray, method: str) -> Non
     perturbing = model.module.transport.perturbing_keys if method == "transport" else repeat(True)
     for key, columns in compress(conditions.parts, perturbing):
         key.check_learned(codes[:, columns], conditions.combinations[:, columns])
+
+
+def _warn_of_lost_columns(cells: ControlCells, keys: Sequence[str]) -> None:
+    """Warn about columns of measured cells whose names predicted cells need for columns of their own."""
+    if isinstance(cells.source, CellFiles) or PROVENANCE_KEY in cells.source.cells.uns:
+        return
+    obs, own = cells.source.cells.obs, [SYNTHETIC, *(f"{key}{OF_CONTROL}" for key in keys)]
+    if lost := [name for name in own if name in obs and obs[name].iloc[cells.rows].notna().any()]:
+        warn_user(
+            f"Predicted cells have the columns {lost} of `obs` for themselves, so yours with these names are left out. "
+            "Rename them to keep them."
+        )
 
 
 def _check_one_per_cell(

@@ -132,7 +132,8 @@ class SCLDM(AutoencoderModel):
         self.architecture = build_architecture(size, n_cells=self.summary_stats.n_cells, **architecture)
         if self._input_values == "log1p" and self.architecture.likelihood != "gaussian":
             msg = (
-                "Log-normalised values (`values='log1p'`) need `likelihood='gaussian'`; other likelihoods need counts."
+                "Log-normalised values (`values='log1p'`) need `likelihood='gaussian'`; other likelihoods need counts. "
+                "SCRDIT and WBDIT take such values as they are."
             )
             raise ValueError(msg)
         self.module = self._build_module()

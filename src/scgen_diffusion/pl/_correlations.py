@@ -43,7 +43,9 @@ def gene_correlation(
     """Plot the correlations between genes, in real and synthetic cells, as two heat maps on one scale.
 
     Genes are ordered by average-linkage clustering of the real correlations. The title of the synthetic panel gives
-    their similarity, Pearson's correlation of the correlations. The strongest one per cent may exceed the colour scale.
+    their similarity, Pearson's correlation of the correlations. It differs from that of
+    :func:`~scgen_diffusion.metrics.evaluate`, which takes the most expressed genes. The strongest one per cent may
+    exceed the colour scale.
 
     Parameters
     ----------
@@ -114,7 +116,7 @@ def gene_correlation(
         name_both_axes(ax, names, names, most=MOST_NAMES, fontsize=6)
         ax.tick_params(length=0)
     axes[0].set_title("real")
-    axes[1].set_title(f"synthetic (similarity {correlation(*vectors):.2f})")
+    axes[1].set_title(f"synthetic\n(similarity {correlation(*vectors):.2f} in these {len(names)} genes)")
     what = "correlation of genes" if groupby is None else f"correlation of genes\nwithin {groupby}"
     axes[1].figure.colorbar(image, ax=axes, label=what, shrink=0.6, extend="both")
     return finish(axes, show, save)

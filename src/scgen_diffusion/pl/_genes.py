@@ -404,7 +404,10 @@ def marker_dotplot(
         places = [place for label in order for place in of_label.get(label, []) if not is_repeated[place]]
         genes = list(real.var_names[places])
         if not genes:
-            msg = f"There are no marker genes of {groupby!r}: two labels with at least two cells each are needed."
+            msg = (
+                f"There are no marker genes of {groupby!r}: two labels with at least two real cells each are needed. "
+                "Or name the genes in `genes`."
+            )
             raise ValueError(msg)
     genes = list(dict.fromkeys(choose("genes", genes, real.var_names)))
     if max(len(order), len(genes) / 3) > MOST_LABELS:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 N_PLACED_BY = 5
+JITTER = 0.005  # of the picture's width, so that cells with the same neighbours do not hide each other
 LEAST_CELLS = 4
 N_ITERATIONS = 50
 SMALLEST_SHARE = 1e-3  # distances below this share of the points' spread count as equal
@@ -63,12 +64,13 @@ def umap(
     """Plot real cells, synthetic cells, and both together, in one UMAP.
 
     The UMAP is fitted to real cells, in their principal components (:class:`~scgen_diffusion.metrics.ComparisonSpace`).
-    Every cell, real or synthetic, is then placed at the geometric median of the five nearest other real cells, so both
-    sets are treated alike. (UMAP's own ``transform`` draws rings around the fitted cells, even for held-out real
-    cells.)
+    Every cell, real or synthetic, is then placed at the geometric median of the five nearest other real cells, with a
+    little noise so that points do not hide each other. So both sets are treated alike. (UMAP's own ``transform`` draws
+    rings around the fitted cells, even for held-out real cells.)
 
     This means that even a cell unlike any real cell appears among real cells. With ``fit="both"``, such cells form
-    separate islands, but then the synthetic cells shape the picture too.
+    separate islands, but then the synthetic cells shape the picture too. Use it as well if there are fewer than a
+    hundred real cells, which leave few places.
 
     Parameters
     ----------
@@ -138,10 +140,10 @@ def umap(
     else:
         fitted = values[0] if train is None else space.project(reference)
         coordinates = umap_of(fitted, **how)
-        points = [
-            place(None if train is None else values[0], fitted, coordinates),
-            place(values[1], fitted, coordinates),
-        ]
+        to_place = None if train is None else values[0], values[1]
+        rng, scale = np.random.default_rng(seed), JITTER * np.ptp(coordinates, axis=0)
+        points = [place(side, fitted, coordinates) for side in to_place]
+        points = [placed + rng.normal(scale=scale, size=placed.shape) for placed in points]
 
     both = np.concatenate(points)
     size = float(np.clip(16_000 / len(both), 2, 18)) if size is None else size

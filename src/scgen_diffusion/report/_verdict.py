@@ -136,7 +136,10 @@ def read_rows(table: pd.DataFrame) -> Rows:
             f"{list(table.columns)}."
         )
         if "perturbation" in table:
-            msg += " A table of perturbations has no verdict: compare its columns with the floor and the baselines."
+            msg = (
+                "A table of perturbations has no verdict: compare `value` with `floor`, `no_change` and `mean_shift`, "
+                "or plot it by `pl.perturbation_scores`."
+            )
         raise ValueError(msg)
     if len(table) and not all(is_numeric_dtype(table[column]) for column in FIGURES) or table["group"].isna().any():
         msg = (
@@ -396,14 +399,21 @@ def _weak_groups(rows: Rows, labels: set[str], shares_of: Mapping[str, tuple[flo
         return []
     measured = {f.group for f in rows.values() if f.metric in OF_GROUPS and f.group != ALL and np.isfinite(f.value)}
     absent = {group for group in groups - measured if not shares_of.get(group, (1, 1))[1]}
-    unjudged = {
-        f"fewer than {MIN_CELLS_PER_GROUP} real or synthetic cells to compare": sorted(groups - measured - absent),
-        f"no floor, which needs {MIN_CELLS_PER_GROUP} cells in half of `train`": sorted(measured - judged),
-    }
+    too_few = f"fewer than {MIN_CELLS_PER_GROUP} real or synthetic cells to compare: hold out and generate more"
+    no_floor = (
+        f"no floor, which needs {MIN_CELLS_PER_GROUP} cells in half of `train`: read the table, or leave `train` out "
+        f"if {3 * MIN_CELLS_PER_GROUP} cells are held out"
+    )
+    unjudged = {too_few: sorted(groups - measured - absent), no_floor: sorted(measured - judged)}
     whys = [f"{list_first(names)} ({reason})" for reason, names in unjudged.items() if names]
     count = f"Judged: {len(judged)} of {len(groups)} groups."
     if whys:
-        count += f" Not judged: {'; '.join(whys)}. Hold out and generate more cells of these groups."
+        count += f" Not judged: {'; '.join(whys)}."
+    of_classifiers = [f for f in rows.values() if f.metric in _CLASSIFIERS and f.group in measured - judged]
+    told = [f for f in of_classifiers if replace(f, floor=GUESSING).level(IN_A_GROUP) != "ok"]
+    if told:
+        best = {f.group: f"{f.group} (AUC {f.value:.2f})" for f in sorted(told, key=lambda f: f.value)}
+        count += f" A classifier easily tells synthetic cells of {list_first(list(best.values()))} from real ones."
     if absent:
         count += f" No synthetic cells: {list_first(sorted(absent))}."
     if whys or absent:
@@ -491,6 +501,8 @@ def _memorisation(rows: Rows) -> list[Finding]:
     if level == "ok" and _held_out_copies(rows):  # which lie far from training cells
         return []
     seen = " ".join(_NEARNESS[f.metric].format(f=f) for f in figures)
+    if level == "ok":
+        seen += " This does not make the cells anonymous."
     advice = (
         "Training cells leak: do not publish these cells as private; train for fewer epochs, on more cells, or with a "
         "smaller model."

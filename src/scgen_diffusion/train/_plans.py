@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from abc import abstractmethod
 from dataclasses import asdict
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
     from ._recipes import AutoencoderRecipe, DiffusionRecipe, PriorRecipe, Recipe, TransportRecipe
 
-logger = logging.getLogger(__name__)
 
 FUSED_ON = ("cpu", "cuda")
 REPLAYED_ON = ("cuda",)
@@ -313,10 +311,8 @@ class StagePlan(pl.LightningModule):
                 part.compile()
 
     def on_train_start(self) -> None:
-        """Say what is resumed, and end a stage that was interrupted after its last round."""
+        """End a stage that was interrupted after its last round."""
         self.generator, self._has_recorded = torch.Generator(self.device), False
-        if self.n_epochs_done:
-            logger.info("Resuming the %s after %s.", self.name, self.describe_epoch(self.n_epochs_done - 1))
         if self.has_settled:
             self.trainer.should_stop = True
 

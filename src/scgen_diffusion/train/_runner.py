@@ -177,6 +177,8 @@ def run_stage(
             plan.on_load_checkpoint(checkpoint)
             plan.load_state_dict(checkpoint["state_dict"])
             plan.module.eval()
+            if enable_progress_bar and trainer.is_global_zero:
+                show(f"The {plan.name} was finished before: its weights are from {path}.")
             return StageResult(plan, trainer)
         plan.module.train()
         rest.enter_context(interruption.listening(trainer))
@@ -499,6 +501,11 @@ class StageProgress(ProgressBar):
     def disable(self) -> None:
         """Show nothing. Lightning calls this in all processes but the first."""
         self._is_enabled = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
+        """Say what is resumed."""
+        if self._is_enabled and pl_module.n_epochs_done:
+            show(f"Resuming the {pl_module.name} after {pl_module.describe_epoch(pl_module.n_epochs_done - 1)}.")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Start the bar of a round, after the steps of a checkpoint."""
