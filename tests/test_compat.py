@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from anndata import AnnData
+from lightning.pytorch import Trainer
 from scvi.model.base import BaseModelClass
 from scvi.module.base import BaseModuleClass
 
@@ -49,6 +50,7 @@ USES = {
     "scvi-tools: _validate_anndata": lambda: BaseModelClass._validate_anndata,
     "scvi-tools: _get_inference_input": lambda: BaseModuleClass._get_inference_input,
     "scvi-tools: _get_generative_input": lambda: BaseModuleClass._get_generative_input,
+    "lightning: _sigterm_notifier_fn": lambda: Trainer(logger=False)._signal_connector._sigterm_notifier_fn,
     "annbatch: _sample": lambda: annbatch_sampler()._sample,
 }
 HOOKS = {

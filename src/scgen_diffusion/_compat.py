@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from types import FrameType
 
+    import lightning.pytorch as pl
     from anndata import AnnData
     from mudata import MuData
     from scvi.data import AnnDataManager
@@ -43,6 +45,11 @@ def refusing_as_value_error() -> Iterator[None]:
         yield
     except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
         raise ValueError(str(error)) from error
+
+
+def handle_sigterm_by(trainer: pl.Trainer, handler: Callable[[int, FrameType | None], None]) -> None:
+    """Let a function handle SIGTERM while the trainer runs, in place of Lightning's own; no hook runs early enough."""
+    trainer._signal_connector._sigterm_notifier_fn = handler
 
 
 def parse_device_args(*args: Any, **kwargs: Any) -> Any:

@@ -23,7 +23,7 @@ from scvi.train import SaveCheckpoint
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count
-from scgen_diffusion._compat import parse_device_args, refusing_as_value_error
+from scgen_diffusion._compat import handle_sigterm_by, parse_device_args, refusing_as_value_error
 from scgen_diffusion._files import explain_failed_write, is_of_system, read_torch, write_atomically
 
 if TYPE_CHECKING:
@@ -425,7 +425,7 @@ class Interruption(Callback):
             signal.signal(signal.SIGINT, previous)
 
         if not is_alone:
-            trainer._signal_connector._sigterm_notifier_fn = self._note_sigterm
+            handle_sigterm_by(trainer, self._note_sigterm)
         signal.signal(number, stop if is_alone else self._note_sigterm)
         try:
             yield
