@@ -131,7 +131,7 @@ def test_a_cell_under_another_condition_changes_and_keeps_its_total(model):
     moved = cells[given.obs_names.map(lambda name: next(n for n in cells.obs_names if n.endswith(f"-{name}")))]
     assert (dense(moved) != np.asarray(given.X)).any(axis=1).mean() > 0.5
     np.testing.assert_allclose(dense(moved).sum(1), np.asarray(given.X).sum(1), rtol=0.35)
-    assert dense(moved).sum() == pytest.approx(np.asarray(given.X).sum(), rel=0.03)
+    assert dense(moved).sum() == pytest.approx(np.asarray(given.X).sum(), rel=0.05)  # each total is drawn
     profiles = model.predict_perturbation(condition={"dose": 10}, seed=0, n_steps=6)
     counts = dense(cells)
     np.testing.assert_allclose(dense(profiles), np.log1p(1e4 * counts / counts.sum(1, keepdims=True)), rtol=1e-5)
