@@ -11,6 +11,7 @@ import torch
 from scgen_diffusion.data import OPEN, Conditions
 from scgen_diffusion.data._condition_keys import CategoricalKey, SetKey
 from scgen_diffusion.generation._verdict import (
+    LackingChanges,
     PerturbedGroups,
     Verdict,
     _Known,
@@ -66,9 +67,9 @@ def verdict_on(codes, cells=NEAR, misfit=0.0, **options):
         ({"codes": KNOWN}, "supported", "in 6 other contexts"),
         ({"codes": SEEN}, "supported", "in such cells"),
         ({"codes": KNOWN, "cells": FAR}, "extrapolated", "less like the cells seen perturbed"),
-        ({"codes": KNOWN, "misfit": 0.2}, "extrapolated", r"error of 0\.20 nats per molecule, and that of training"),
+        ({"codes": KNOWN, "misfit": 0.2}, "extrapolated", r"error of their mean expression: 0\.20 nats"),
         ({"codes": KNOWN, "misfit": 0.2, "error": 0.15}, "supported", "in 6 other contexts"),
-        ({"codes": KNOWN, "misfit": 0.7}, "unknown", "unlike those that the model learned"),
+        ({"codes": KNOWN, "misfit": 0.7}, "unknown", "5 control cells, and the model does not explain them well"),
         ({"codes": KNOWN, "cells": NEAR[:1]}, "unknown", "a single control cell has no interval"),
         ({"codes": NEW}, "unknown", "unlike those seen in training"),
         ({"codes": SEEN, "variance": 1e3}, "unknown", "too few cells with the perturbation"),
@@ -153,11 +154,13 @@ def test_small_numbers_of_unlikely_cells_are_named_before_genes_and_species():
 
     assert {one.label for one in found} == {"unknown"}
     of_training = "training had only 6 cells of cell_type='type 8'"
-    assert found[0].reason.endswith(f"with 0.00); there are only 6 of them and {of_training}")
-    assert found[1].reason.endswith(f"with 0.00); {of_training}")
-    assert found[2].reason.endswith("with 0.00)")
-    assert [one.advice.startswith("The number may be the cause") for one in found] == [True, True, False]
-    assert all("genes, counts and species" in one.advice for one in found)
+    assert found[0].reason.startswith(
+        f"there are only 6 control cells and {of_training}, and the model does not explain"
+    )
+    assert found[1].reason.startswith(f"{of_training}, and")
+    assert found[2].reason.startswith("the control cells are unlike those that the model learned (error of their mean")
+    assert [one.advice.startswith("Train with more such cells") for one in found] == [True, True, False]
+    assert all("genes, counts and species" in one.advice.replace("Check", "check") for one in found)
 
 
 def test_few_cells_of_an_unlikely_kind_are_not_judged_by_their_mean_expression():
@@ -221,13 +224,27 @@ def test_no_prediction_is_surer_than_those_of_left_out_groups():
 
 def test_an_interval_has_the_noise_of_these_and_of_as_many_measured_cells(monkeypatch):
     groups = PerturbedGroups.__new__(PerturbedGroups)
-    monkeypatch.setattr(groups, "_half_width", lambda number, variance, change, noise: noise)
+    error = SimpleNamespace(changes=torch.zeros(1, 3), half_width=lambda variance, change, departure, noise, _: noise)
+    groups.module = SimpleNamespace(transport=SimpleNamespace(error=error))
+    verdict = Verdict("", "", "", 0, torch.ones(1).double(), None)
     y = torch.rand(50, 3, generator=torch.Generator().manual_seed(0)).double()
     n, total, squares = torch.full((3,), 50.0).double(), y.sum(0), y.square().sum(0)
 
-    (found,) = groups.changes(torch.stack([n, 0 * n, total, squares, squares])[None].numpy(), [Verdict("", "", "", 0)])
+    (found,) = groups.changes(torch.stack([n, 0 * n, total, squares, squares])[None].numpy(), [verdict])
 
     np.testing.assert_allclose(found.upper - found.change, 2 * _variance(n, total, squares) / n)
+
+
+def test_changes_that_the_decoder_lacks_go_to_the_cells_of_their_combination():
+    none, some, other = (Verdict("", "", "", 0, torch.ones(1), one) for one in (None, torch.ones(2), 2 * torch.ones(2)))
+    codes = np.array([[0, 1], [1, OPEN], [2, 1]])
+
+    found = LackingChanges.of_verdicts(codes, [none, some, other]).of(
+        np.array([[1, 5], [0, 1], [2, 1], [2, 0], [1, OPEN]])
+    )
+
+    assert found[:, 0].tolist() == [1, 0, 2, 0, 1]
+    assert LackingChanges.of_verdicts(codes[:1], [none]) is None
 
 
 def test_the_most_doubtful_combination_is_the_one_of_the_warning():

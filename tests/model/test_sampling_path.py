@@ -52,7 +52,7 @@ def expected_cells(model, monkeypatch, *args, **kwargs):
     """Generate, but return what a cell is expected to be in place of drawing its counts."""
     module = model.module
 
-    def expect(z, totals, generators, condition):
+    def expect(z, totals, generators, condition, lacking):
         return module.expected_profiles(z, condition)[: len(generators)]
 
     with monkeypatch.context() as patch:

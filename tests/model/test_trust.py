@@ -1,6 +1,7 @@
 """How far predictions can be trusted: intervals of mean changes, and verdicts, on a world whose truth is known."""
 
 import warnings
+from contextlib import contextmanager
 
 import anndata
 import numpy as np
@@ -101,6 +102,60 @@ def test_changes_are_those_of_the_predicted_cells(model, predicted):
     np.testing.assert_allclose(table["change"], mean_of(predicted) - mean_of(controls(model)), atol=1e-4)
     assert table["gene"].tolist() == predicted.var_names.tolist()
     assert table["combination"].unique().tolist() == ["cell_type='type 6', drug='yes'"]
+
+
+def of_others(all_cells):
+    """The mean change of the other types."""
+    kinds = [f"type {n}" for n in range(N_TYPES - 1)]
+    groups = [
+        [all_cells[(all_cells.obs["cell_type"] == kind) & (all_cells.obs["drug"] == drug)] for kind in kinds]
+        for drug in ("no", "yes")
+    ]
+    before, after = (np.mean([mean_of(cells) for cells in of_drug], axis=0) for of_drug in groups)
+    return after - before
+
+
+@contextmanager
+def believing(model, share):
+    """Let the decoder count more or less beside what groups suggest; infinitely more: it alone counts."""
+    departure = model.module.transport.error.departure
+    learned = departure.clone()
+    departure.mul_(share)
+    try:
+        yield
+    finally:
+        departure.copy_(learned)
+
+
+@pytest.mark.parametrize("makes", ["predict_perturbation", "generate"])
+def test_what_the_decoder_alone_shows_of_cells_never_seen_perturbed_gives_way(makes, generating, all_cells):
+    def cells(kind, drug, share):
+        with believing(generating, share):
+            if makes == "generate":
+                return generating.generate(200, {"cell_type": kind, "drug": drug}, seed=0)
+            return generating.predict_perturbation(controls(generating, kind), {"drug": drug}, seed=0)
+
+    def distance(share):
+        before = cells(LEFT_OUT, "no", 1) if makes == "generate" else controls(generating)
+        found = mean_of(cells(LEFT_OUT, "yes", share)) - mean_of(before)
+        return np.abs(found - of_others(all_cells))[:15].mean()  # of genes with effects
+
+    assert distance(0) < 0.95 * distance(torch.inf)
+    assert (cells("type 0", "yes", 0).X != cells("type 0", "yes", torch.inf).X).nnz == 0  # seen perturbed
+
+
+def test_changes_that_the_decoder_lacks_are_the_same_in_a_file_and_a_loaded_model(model, tmp_path):
+    assert model.module.transport.error.departure.isfinite().all()
+    cells = controls(model)
+    with believing(model, 0.01):
+        expected = model.predict_perturbation(cells, TREATED, seed=0)
+        model.save(tmp_path / "model", save_anndata=False)
+    loaded = SCLDM.load(tmp_path / "model", adata=False)
+    path = loaded.predict_perturbation_to(tmp_path / "cells.h5ad", cells, TREATED, seed=0, shard_size=32)
+
+    assert (anndata.read_h5ad(path).X != expected.X).nnz == 0
+    with believing(model, torch.inf):
+        assert (model.predict_perturbation(cells, TREATED, seed=0).X != expected.X).nnz > 0
 
 
 def test_a_type_like_others_is_supported(predicted):

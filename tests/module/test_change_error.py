@@ -45,7 +45,8 @@ def test_intervals_hold_nine_of_ten_changes(variance):
     error = learned(seen)
 
     found, _, noise = observe(variance)
-    inside = found.abs() <= error.half_width(variance, effects, EQUAL, noise, COVERAGE)
+    departure = effects - EQUAL @ error.changes.double()
+    inside = found.abs() <= error.half_width(variance, effects, departure, noise, COVERAGE)
 
     assert 0.87 < inside.double().mean() < 0.95
     assert 0.85 < inside[effects != 0].double().mean() <= 1
@@ -53,21 +54,20 @@ def test_intervals_hold_nine_of_ten_changes(variance):
 
 def test_genes_with_large_errors_have_wide_intervals():
     error, still = learned(world()[0]), torch.zeros(N_GENES).double()
-    error.changes.zero_()
-    widths = error.half_width(0.05, still, EQUAL, still, COVERAGE)
-    moved = error.half_width(0.05, still + 2, EQUAL, still, COVERAGE)
+    widths = error.half_width(0.05, still, still, still, COVERAGE)
+    moved = error.half_width(0.05, still + 2, still, still, COVERAGE)
 
     by_kind = widths.view(-1, 4).mean(0)
     assert (by_kind.diff() > 0).all()
     assert (moved > widths).all()
-    torch.testing.assert_close(error.half_width(0.2, still, EQUAL, still, COVERAGE), 2 * widths)
+    torch.testing.assert_close(error.half_width(0.2, still, still, still, COVERAGE), 2 * widths)
 
 
 def test_perfect_predictions_leave_sampling_noise():
     error, zeros = ChangeError(4, 3), torch.zeros(4, 3)
     error.fit(torch.arange(4), zeros, torch.ones(4, 3), zeros, torch.full((4,), 0.1))
 
-    widths = error.half_width(0.1, torch.ones(3).double(), torch.full((4,), 0.25).double(), 4 * torch.ones(3), COVERAGE)
+    widths = error.half_width(0.1, torch.ones(3).double(), torch.zeros(3), 4 * torch.ones(3), COVERAGE)
 
     torch.testing.assert_close(widths, torch.full((3,), 2 * 2.015).double(), atol=1e-2, rtol=0)  # t of 5 degrees
 
@@ -76,9 +76,7 @@ def test_the_variance_of_both_predictions_widens_the_interval():
     error, zeros = ChangeError(4, 3), torch.zeros(4, 3)
     error.fit(torch.arange(4), zeros, torch.ones(4, 3), zeros, torch.full((4,), 0.1))
 
-    widths = error.half_width(
-        0.1, torch.full((3,), 5.0).double(), torch.full((4,), 0.25).double(), torch.zeros(3), COVERAGE
-    )
+    widths = error.half_width(0.1, torch.full((3,), 5.0), torch.full((3,), 4.0).double(), torch.zeros(3), COVERAGE)
 
     torch.testing.assert_close(widths, torch.full((3,), 8**0.5 * 2.015).double(), atol=1e-2, rtol=0)
 
@@ -87,7 +85,24 @@ def test_one_group_is_too_few():
     error = ChangeError(1, 3)
     error.fit(torch.zeros(1), *(torch.ones(1, 3) for _ in range(3)), torch.ones(1))
 
-    assert error.half_width(1.0, torch.zeros(3), torch.ones(1), torch.ones(3), COVERAGE).isnan().all()
+    assert error.half_width(1.0, torch.zeros(3), torch.zeros(3), torch.ones(3), COVERAGE).isnan().all()
+
+
+@pytest.mark.parametrize("size", [0.5, 2.0])
+def test_a_decoder_is_believed_as_far_as_groups_depart_from_each_other(size):
+    """Each departs by the variance 0.3 from what the others suggest, with a sampling variance of 0.1 on both sides."""
+    generator = torch.Generator().manual_seed(0)
+    departures = (0.3 + 0.2) ** 0.5 * torch.randn(N_GROUPS, N_GENES, dtype=torch.double, generator=generator)
+    of_shift = torch.full((N_GROUPS,), 0.02).double()  # of which 0.008 is sampling
+    noise = torch.full((N_GROUPS, N_GENES), 0.1).double()
+    noise[0, 0] = torch.nan
+    error = ChangeError(N_GROUPS, N_GENES)
+
+    assert error.share(0.012, 0.008, departures[0]) == 1
+    error.fit_departure(departures, of_shift, torch.full((N_GROUPS,), 0.008).double(), noise, of_shift / 5)
+    found = error.share(0.012, 0.004, size * torch.ones(N_GENES))
+
+    assert found == pytest.approx(min((0.3 + 0.1) / size**2, 1), rel=0.02)
 
 
 def test_what_was_not_measured_teaches_nothing():

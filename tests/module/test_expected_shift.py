@@ -213,6 +213,23 @@ def test_a_group_left_out_is_a_group_never_seen():
     torch.testing.assert_close(shift.left_out[2].double(), uncertainty, atol=1e-5, rtol=1e-4)
 
 
+def test_departures_are_from_what_the_other_groups_suggest():
+    generator = torch.Generator().manual_seed(0)
+    centres, shifts, perturbations = groups_of_cells(6)
+    shift, changes = fitted_shift(centres, shifts, perturbations), torch.randn(4, 3, generator=generator).double()
+    groups = torch.tensor([0, 1, 3, 5])
+
+    departures, variances, sampling = shift.departures(groups, changes)
+
+    for number, group in enumerate(groups.tolist()):
+        others = torch.arange(4) != number
+        weights = shift.weights_of(groups[others], centres[[group]], perturbations[group])
+        torch.testing.assert_close(departures[number], changes[number] - weights @ changes[others])
+        own = shift.variances[group].double()
+        torch.testing.assert_close(sampling[number], own + shift.noise_of(groups[others], weights))
+        assert sampling[number] < variances[number]
+
+
 def test_it_is_less_sure_of_cells_that_are_far_and_knows_nothing_of_other_perturbations():
     centres, shifts, _ = groups_of_cells()
     perturbations = torch.stack([torch.arange(5), torch.ones(5)], 1)

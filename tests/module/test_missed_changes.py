@@ -72,7 +72,7 @@ def test_factors_change_the_mean_of_log_normalised_counts(mean, change):
     missed = MissedChanges(1, 1)
     missed.genes[:], missed.weights[:], missed.depth[...] = 0, change, 2000.0
     means = torch.tensor([[mean, 2000.0 - mean]])
-    factor = missed(torch.ones(1, 1).double(), means).exp()
+    factor = missed.log_factors(means, missed(torch.ones(1, 1).double(), 2)).exp()
 
     generator = torch.Generator().manual_seed(0)
     before, after = (
@@ -84,12 +84,24 @@ def test_factors_change_the_mean_of_log_normalised_counts(mean, change):
     assert float(found) == pytest.approx(change, abs=0.01)
 
 
+def test_expected_log_normalised_values_are_those_of_poisson_counts():
+    missed, generator = MissedChanges(1, 1), torch.Generator().manual_seed(0)
+    missed.depth[...] = 2000.0
+    means = torch.tensor([[0.05, 1.0, 30.0, 1968.95]])
+
+    counts = torch.poisson(means[:, :3].expand(200_000, -1), generator=generator)
+
+    torch.testing.assert_close(
+        missed.log_normalised(10 * means)[0, :3], (5 * counts).log1p().mean(0).double(), atol=0.01, rtol=0
+    )
+
+
 def test_factors_do_not_depend_on_the_total_counts():
     missed = MissedChanges(1, 1)
     missed.genes[:], missed.weights[:], missed.depth[...] = 0, 0.2, 2000.0
     means = torch.tensor([[1.0, 1999.0]])
 
-    factors = missed(torch.ones(2, 1).double(), torch.cat([means, 10 * means]))
+    factors = missed.log_factors(torch.cat([means, 10 * means]), missed(torch.ones(2, 1).double(), 2))
 
     torch.testing.assert_close(factors[0], factors[1])
 
@@ -99,4 +111,5 @@ def test_what_was_missed_changes_no_mean_more_than_fourfold(sign):
     missed = MissedChanges(1, 1)
     missed.genes[:], missed.weights[:], missed.depth[...] = 0, 9.0 * sign, 2000.0
 
-    assert missed(torch.ones(1, 1).double(), torch.tensor([[1.0, 1999.0]])).tolist() == [[1.5 * sign, 0]]
+    changes = missed(torch.ones(1, 1).double(), 2)
+    assert missed.log_factors(torch.tensor([[1.0, 1999.0]]), changes).tolist() == [[1.5 * sign, 0]]

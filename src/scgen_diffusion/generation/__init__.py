@@ -5,7 +5,7 @@ from ._generator import Block, CellGenerator, Cells, Frames
 from ._library_sizes import LibrarySizes
 from ._request import DIGEST, CellRequest, SamplingOptions, check_batch_size, differences, identity_of, name_of
 from ._rows import check_finite, rows_of
-from ._verdict import MeanChange, PerturbedGroups, ProfileSums, Verdict, add_sums, verdict_columns
+from ._verdict import LackingChanges, MeanChange, PerturbedGroups, ProfileSums, Verdict, add_sums, verdict_columns
 
 __all__ = [
     "DIGEST",
@@ -15,6 +15,7 @@ __all__ = [
     "Cells",
     "Counterfactual",
     "Frames",
+    "LackingChanges",
     "LibrarySizes",
     "MeanChange",
     "PerturbedGroups",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Inversion
 
     from ._request import SamplingOptions
-    from ._verdict import ProfileSums
+    from ._verdict import LackingChanges, ProfileSums
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class Counterfactual:
         Seed of all draws.
     group
         Number of the group of each cell whose mean changes are wanted, -1 for none, ``(cells,)``. None: no sums.
+    lacking
+        Changes that the decoder lacks; None: none.
     """
 
     rows: np.ndarray
@@ -64,6 +66,7 @@ class Counterfactual:
     library_size: Any
     seed: int
     group: np.ndarray | None = None
+    lacking: LackingChanges | None = None
 
     def part(self, start: int, stop: int) -> Counterfactual:
         """Return the request for some of the cells; the same cells come out if ``start`` begins a block."""
@@ -137,7 +140,10 @@ def predict_block(
         wanted = torch.from_numpy(sizes[positions]).to(measured)
         return torch.where(wanted.isnan(), measured, wanted)
 
-    by_transport = {"perturbed": (own, new, request.strength)} if request.inversion is None else {}
+    by_transport: dict[str, Any] = {}
+    if request.inversion is None:
+        lacking = None if request.lacking is None else request.lacking.of(request.codes[positions])
+        by_transport["perturbed"] = (own, new, request.strength, lacking)
     values = module.predict_cells(
         block.x,
         move,

@@ -27,7 +27,7 @@ from ._request import (
     identity_of,
 )
 from ._rows import check_finite, rows_of
-from ._verdict import context_columns, judge, limit_combinations, verdict_columns
+from ._verdict import LackingChanges, context_columns, judge, limit_combinations, verdict_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -87,6 +87,8 @@ class Block:
         The codes as a tensor for the module, other ones in keys that guidance ignores.
     start_condition
         Conditions to generate under before the transport moves cells, as a tensor; None: the codes themselves.
+    lacking
+        Changes that the decoder lacks, ``(block, genes)``; None: none.
     generators
         One random generator per cell.
     """
@@ -96,6 +98,7 @@ class Block:
     codes: np.ndarray
     condition: Tensor
     start_condition: Tensor | None
+    lacking: Tensor | None
     generators: Generators
 
 
@@ -173,11 +176,12 @@ class CellGenerator:
         identity = identity_of(self.module, self.conditions, codes, options, sizes, provenance)
         return CellRequest(codes, options, sizes, seed, identity, provenance)
 
-    def verdicts(self, request: CellRequest) -> dict[str, Any] | None:
+    def verdicts(self, request: CellRequest) -> tuple[dict[str, Any], LackingChanges | None] | None:
         """Judge the combinations that the transport makes of generated control cells, from some of these, if any.
 
-        Numbers that do not perturb, such as positions, are left out of a combination, as for given cells: its control
-        cells are spread over those that were asked for.
+        With the columns of a table come the changes that the decoder lacks. Numbers that do not perturb, such as
+        positions, are left out of a combination, as for given cells: its control cells are spread over those that were
+        asked for.
         """
         (codes, sizes), sampling, seed = request.codes.runs(), request.sampling, request.seed
         starts = self._start_conditions(codes, sampling.guidance)
@@ -194,18 +198,20 @@ class CellGenerator:
         spread = [starts[own[np.arange(N_JUDGED) * len(own) // N_JUDGED]] for own in rows]
         firsts, number = np.unique(spread, axis=0, return_inverse=True)
 
-        def generate(start: np.ndarray) -> Tensor:
+        def generate(start: np.ndarray) -> tuple[Tensor, Tensor]:
             generators = Generators(seed, range(N_JUDGED), self.module.device)
             filled = self.conditions.fill(start, generators.uniform().cpu().numpy())
-            denoiser = self.module.denoiser(self.module.condition_tensor(filled), sampling.guidance)
-            noise = self.module.draw_noise(generators)
-            return sampling.sampler(denoiser, noise, n_steps=sampling.n_steps, generators=generators).flatten(1)
+            condition, noise = self.module.condition_tensor(filled), self.module.draw_noise(generators)
+            denoiser = self.module.denoiser(condition, sampling.guidance)
+            states = sampling.sampler(denoiser, noise, n_steps=sampling.n_steps, generators=generators)
+            return states.flatten(1), condition
 
         with torch.inference_mode():
-            states = [generate(start) for start in firsts]
-        cells = [states[n] for n in number.ravel()]
-        verdicts = judge(self.module, self.conditions, cells, codes, learned=self.learned)
-        return verdict_columns(self.conditions, codes, n_cells[: len(codes)], verdicts)
+            made = [generate(start) for start in firsts]
+        cells, given = zip(*(made[n] for n in number.ravel()), strict=True)
+        verdicts = judge(self.module, self.conditions, cells, codes, starts=given, learned=self.learned)
+        columns = verdict_columns(self.conditions, codes, n_cells[: len(codes)], verdicts)
+        return columns, LackingChanges.of_verdicts(codes, verdicts)
 
     def warn_outside_training(
         self, codes: np.ndarray, *, draws_totals: bool, judged: np.ndarray | None = None
@@ -416,7 +422,8 @@ class CellGenerator:
         if starts is not None:
             starts_elsewhere = torch.from_numpy(moved).to(condition.device)
             start_condition = torch.where(starts_elsewhere, self.module.condition_tensor(drawn), condition)
-        return Block(rows, min(stop - first, len(cells)), codes, condition, start_condition, generators)
+        lacking = None if request.lacking is None else request.lacking.of(asked)
+        return Block(rows, min(stop - first, len(cells)), codes, condition, start_condition, lacking, generators)
 
     def without_ignored(
         self,
@@ -494,6 +501,7 @@ class CellGenerator:
             output=sampling.output,
             n_wanted=block.n_wanted,
             start_condition=block.start_condition,
+            lacking=block.lacking,
         )
         x = rows_of(values, sparse=self.module.has_zeros(sampling.output))
         check_finite(x)  # here, because the values are on the host now, and later blocks would be wasted
@@ -522,6 +530,9 @@ class CellGenerator:
                 estimate = x
             states.append(read(x))
             estimates.append(read(estimate))
+        if block.lacking is not None:  # the last frame is the finished cells
+            lacking = block.lacking[: block.n_wanted].float().cpu().numpy()
+            states[-1] = estimates[-1] = np.maximum(states[-1] + lacking, 0)
         frames = Frames(times, np.stack(states), np.stack(estimates), block.codes[: block.n_wanted])
         check_finite(frames.states[-1])
         return frames

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import ResolvedGuidance, Sampler
     from scgen_diffusion.module import InputValues
 
+    from ._verdict import LackingChanges
+
 DEFAULT_BATCH_SIZE = 2048
 LONGEST_LIST = 1000  # largest length of a list in provenance
 DIGEST = "sha256:"
@@ -82,6 +84,8 @@ class CellRequest:
         Everything that the cells depend on, see :func:`identity_of`.
     provenance
         Record of the request in ``uns``.
+    lacking
+        Changes that the decoder lacks where the transport moves cells; None: none.
     """
 
     codes: RequestedCodes
@@ -90,6 +94,7 @@ class CellRequest:
     seed: int
     identity: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    lacking: LackingChanges | None = None
 
     @property
     def n_cells(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import OPEN, SetKey, evenly, mark_occurring
-from scgen_diffusion.diffusion import Generators
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -33,15 +34,50 @@ STRANGE, UNLIKE = 0.1, 0.5  # misfit of control cells beyond those of training, 
 LEAST_EXPLAINED = 0.5  # share of the variance of an effect that groups must explain to be of use
 LEAST_LEFT_OUT = 2  # groups that the others explain, to learn how wrong predictions are
 LEAST_ANSWER = 0.5  # share of the change that the groups suggest
+DECODED_CELLS = 64  # of a combination, whose mean change is decoded
 
 
 class Verdict(NamedTuple):
-    """What is known about a combination: verdict, reason, what to do about it, and the variance of the shift."""
+    """What is known about a combination of conditions."""
 
     label: str
     reason: str
-    advice: str
-    variance: float
+    advice: str  # what to do about it
+    variance: float  # of the expected shift
+    weights: Tensor  # of the groups with known errors in the change that they suggest, ``(groups,)``
+    lacking: Tensor | None  # changes ``(genes,)`` to add to what the decoder shows; None: none
+
+
+@dataclass(frozen=True)
+class LackingChanges:
+    """Changes of log-normalised means that the decoder lacks, by combination.
+
+    Parameters
+    ----------
+    codes
+        Conditions of combinations, open where any value fits, ``(combinations, columns)``.
+    changes
+        Their changes, and last those of other cells, which are zero, ``(combinations + 1, genes)``.
+    """
+
+    codes: np.ndarray
+    changes: Tensor
+
+    @classmethod
+    def of_verdicts(cls, codes: np.ndarray, verdicts: Sequence[Verdict]) -> LackingChanges | None:
+        """Gather the changes of the combinations ``codes``; None if there are none."""
+        which = [number for number, verdict in enumerate(verdicts) if verdict.lacking is not None]
+        if not which:
+            return None
+        changes = torch.stack([verdicts[number].lacking for number in which]).float()
+        return cls(codes[which], torch.cat([changes, torch.zeros_like(changes[:1])]))
+
+    def of(self, codes: np.ndarray) -> Tensor:
+        """Return the changes of cells with conditions ``codes (cells, columns)``, ``(cells, genes)``."""
+        distinct, which = np.unique(codes, axis=0, return_inverse=True)
+        fits = ((distinct[:, None] == self.codes) | (self.codes == OPEN)).all(2)
+        rows = np.where(fits.any(1), fits.argmax(1), len(self.codes))
+        return self.changes[rows[which.ravel()]]
 
 
 class MeanChange(NamedTuple):
@@ -52,12 +88,14 @@ class MeanChange(NamedTuple):
     upper: np.ndarray
 
 
+@torch.no_grad()
 def judge(
     module: SCLDMModule,
     conditions: Conditions,
     cells: Sequence[Tensor],
     codes: np.ndarray,
     misfits: Sequence[float] | None = None,
+    starts: Sequence[Tensor] | None = None,
     learned: np.ndarray | None = None,
 ) -> list[Verdict]:
     """Return what is known about the effects of perturbations on sets of control cells.
@@ -72,6 +110,8 @@ def judge(
         Conditions of each set after the perturbation, ``(sets, columns)``.
     misfits
         How badly the model explains the mean expression of each set, in nats per molecule; 0 for generated cells.
+    starts
+        Conditions of the cells, ``(cells, columns)``, if they are generated: the decoder adds their effects.
     learned
         Combinations that the autoencoder was trained on, ``(combinations, columns)``. Needed without misfits: the model
         explains the cells that it generates, but they may be unlike real ones if it never learned their class.
@@ -100,10 +140,17 @@ def judge(
     if learned is not None:
         later = _learned_later(conditions, np.concatenate([learned, perturbed]), wanted_contexts)
     never_alone = _never_alone(conditions, np.where(perturbs, perturbed, OPEN), np.where(perturbs, codes, OPEN))
-    answers = _answers(module, cells, condition)
+    corrects = transport.missed is not None
+    weights = [shift.weights_of(transport.error.groups, x, wanted) for x, wanted in zip(cells, condition, strict=True)]
+    answers = [1.0] * len(codes) if corrects else _answers(module, cells, condition, weights)
+    were_seen = shift.have_groups(condition, torch.from_numpy(perturbs | is_context)).tolist()
     verdicts = []
     for number, (variance, prior) in enumerate(shift.uncertainty(cells, condition).tolist()):
         seen, wanted = np.unique(contexts[related[number]], axis=0), wanted_contexts[number]
+        lacking = None
+        if corrects and not were_seen[number]:
+            start = None if starts is None else starts[number]
+            lacking = _lacking(module, cells[number], start, condition[number], variance, weights[number])
         request = _Request(
             n_cells=len(cells[number]),
             misfit=0.0 if misfits is None else misfits[number],
@@ -120,11 +167,11 @@ def judge(
             context=conditions.describe(wanted),
             answer=answers[number],
         )
-        verdicts.append(Verdict(*_rule(request, known), max(variance, least)))
+        verdicts.append(Verdict(*_rule(request, known), max(variance, least), weights[number], lacking))
     return verdicts
 
 
-def _answers(module: SCLDMModule, cells: Sequence[Tensor], condition: Tensor) -> list[float]:
+def _answers(module: SCLDMModule, cells: Sequence[Tensor], condition: Tensor, weights: Sequence[Tensor]) -> list[float]:
     """Return which share of the change that the groups suggest for each set of cells is decoded: the slope over genes.
 
     The latent may be moved rightly, and the decoder, which never saw such cells perturbed, hardly show it.
@@ -138,11 +185,45 @@ def _answers(module: SCLDMModule, cells: Sequence[Tensor], condition: Tensor) ->
 
     of_groups = decoded_change(shift.centres[groups], shift.perturbations[groups]).double()
     found = []
-    for x, wanted in zip(cells, condition, strict=True):
+    for x, wanted, own in zip(cells, condition, weights, strict=True):
         change = decoded_change(x.mean(0, keepdim=True), wanted[None])
-        suggested = shift.weights_of(groups, x, wanted) @ of_groups
+        suggested = own @ of_groups
         found.append(float(change[0].double() @ suggested / suggested.square().sum().clamp(min=SMALLEST)))
     return found
+
+
+def _lacking(
+    module: SCLDMModule, x: Tensor, start: Tensor | None, condition: Tensor, variance: float, weights: Tensor
+) -> Tensor | None:
+    """Return changes ``(genes,)`` to add to what the decoder shows, see :meth:`ChangeError.share`; None: none.
+
+    The latent may be moved rightly, and a decoder that never saw such cells perturbed show something else than the
+    change that the groups suggest.
+    """
+    transport: Any = module.transport
+    missed, error = transport.missed, transport.error
+    chosen = evenly(np.arange(len(x)), DECODED_CELLS)
+    states = x[chosen].view(-1, *module.latent_shape)
+    wanted = condition.expand(len(states), -1)
+    moved = transport.move(states, wanted, sampler=FLOW_SAMPLERS["midpoint"])
+    totals = missed.depth.expand(len(states), 1)
+
+    before = after = None
+    if start is not None:  # generated cells show the effects of their conditions too
+        before = start[chosen]
+        after = torch.where(transport.perturbs, condition, before)
+
+    def decode(states: Tensor, shown: Tensor | None) -> Tensor:
+        decoded = module.decode(module.unstandardise(states), totals, shown)
+        return missed.log_normalised(module.likelihood.mean(**decoded)).mean(0)
+
+    change = decode(moved, after) - decode(states, before)
+    if start is None:
+        change = change + missed(transport.shift.covariance_with_groups(states, wanted), len(change)).mean(0)
+    suggested = weights @ error.changes.double()
+    sampling = float(transport.shift.noise_of(error.groups, weights))
+    share = error.share(max(variance - sampling, 0.0), sampling, change - suggested)
+    return (1 - share) * (suggested - change) if share < 1 else None
 
 
 def _learned_later(conditions: Conditions, learned: np.ndarray, codes: np.ndarray) -> list[str]:
@@ -203,17 +284,17 @@ class _Request(NamedTuple):
 
     @property
     def few_cells(self) -> str:
-        """Which numbers of cells are small, as the end of a reason."""
-        numbers = [f"there are only {self.n_cells} of them"] if self.n_cells < FEW_CELLS else []
+        """Which numbers of cells are small, in words."""
+        numbers = [f"there are only {self.n_cells} control cells"] if self.n_cells < FEW_CELLS else []
         if self.context and 0 < self.n_trained < FEW_CELLS:
             numbers.append(f"training had only {self.n_trained} cells of {self.context}")
-        return f"; {' and '.join(numbers)}" if numbers else ""
+        return " and ".join(numbers)
 
 
 def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
     """Return verdict, reason and advice: those of the first rule that holds."""
-    strange = f"the model explains their mean expression with an error of {request.misfit:.2f} nats per molecule, "
-    strange += f"and that of training cells with {known.usual_misfit:.2f}"
+    detail = f"error of their mean expression: {request.misfit:.2f} nats per molecule; of training cells: "
+    detail += f"{known.usual_misfit:.2f}"
     excess = request.misfit - known.usual_misfit
     if request.prior <= 0:  # such as a drug at the dose of control cells
         reason = "a part of the perturbation is still that of control cells"
@@ -225,15 +306,13 @@ def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
     if excess > STRANGE and request.n_cells < FEWEST_CELLS:
         reason = f"{request.n_cells} control cells are too few to tell whether the model knows such cells"
         return UNKNOWN, reason, "Predict more control cells together."
+    genes = "check that their genes, counts and species are those of training"
+    if excess > UNLIKE and request.few_cells:
+        reason = f"{request.few_cells}, and the model does not explain them well ({detail})"
+        return UNKNOWN, reason, f"Train with more such cells, and predict more together. If these are enough, {genes}."
     if excess > UNLIKE:
-        reason = f"the control cells are unlike those that the model learned ({strange}){request.few_cells}"
-        check = "check that their genes, counts and species are those of training"
-        advice = f"{check.capitalize()}, or train with more such cells."
-        if request.few_cells:
-            advice = (
-                f"The number may be the cause: train with more such cells, and predict more together. Else {check}."
-            )
-        return UNKNOWN, reason, advice
+        reason = f"the control cells are unlike those that the model learned ({detail})"
+        return UNKNOWN, reason, f"{genes.capitalize()}, or train with more such cells."
     if request.variance > (1 - LEAST_EXPLAINED) * request.prior and request.has_groups:
         reason = "too few cells with the perturbation were seen in training to tell its effect from sampling noise"
         return UNKNOWN, reason, "Train with more cells of this perturbation or of similar ones."
@@ -257,7 +336,8 @@ def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
         )
         return UNKNOWN, reason, "Train with perturbed and control cells of a second context."
     if excess > STRANGE:
-        reason = f"the control cells differ from the training cells ({strange}){request.few_cells}"
+        cells = f"{request.few_cells}, and they differ" if request.few_cells else "the control cells differ"
+        reason = f"{cells} from the training cells ({detail})"
         return EXTRAPOLATED, reason, "Train with such control cells; perturbed ones are not needed."
     if request.learned_later:
         reason = (
@@ -373,7 +453,6 @@ class PerturbedGroups:
         self.codes = limit_combinations(codes)
         self.group = np.full(len(new), -1)
         self.group[changed] = np.where(number.ravel() < len(self.codes), number.ravel(), -1)
-        self._states: list[Tensor] = []  # of each group, once there are verdicts
 
     @property
     def names(self) -> list[str]:
@@ -388,26 +467,28 @@ class PerturbedGroups:
     @torch.inference_mode()
     def verdicts(self, read: Callable[[np.ndarray], Tensor]) -> list[Verdict]:
         """Return the verdict of each group; ``read`` returns the expression of cells at some positions."""
-        module, misfits = self.module, []
-        self._states = []
+        module, cells, misfits = self.module, [], []
         for number in range(len(self.codes)):
             x = read(evenly(np.flatnonzero(self.group == number), MOST_CELLS))
             z = module.inference(x)["posterior"].draw(
                 Generators(0, range(len(x)), module.device).normal(*module.latent_shape)
             )
-            self._states.append(module.standardise(z).flatten(1))
+            cells.append(module.standardise(z).flatten(1))
             misfits.append(module.misfit(*module.observed_and_expected(x, z)))
-        return judge(module, self.conditions, self._states, self.codes, misfits)
+        return judge(module, self.conditions, cells, self.codes, misfits)
 
     @torch.inference_mode()
     def changes(self, sums: np.ndarray, verdicts: Sequence[Verdict]) -> list[MeanChange]:
         """Return the mean changes of each group from its sums ``(groups, 5, genes)`` of :func:`sum_profiles`."""
-        found = []
+        transport: Any = self.module.transport
+        error, found = transport.error, []
         for number, verdict in enumerate(verdicts):
             n, control, predicted, squares, _ = torch.from_numpy(sums[number])
             change = (predicted - control) / n
             noise = 2 * _variance(n, predicted, squares) / n  # of these cells, and of as many measured ones
-            half = self._half_width(number, verdict.variance, change, noise)
+            suggested = (verdict.weights @ error.changes.to(verdict.weights)).cpu()
+            shown = change if verdict.lacking is None else change - verdict.lacking.cpu()  # by the decoder alone
+            half = error.half_width(verdict.variance, change, shown - suggested, noise, COVERAGE)
             found.append(MeanChange(*(values.numpy() for values in (change, change - half, change + half))))
         return found
 
@@ -424,12 +505,6 @@ class PerturbedGroups:
         total = np.nansum(change**2 - noise, axis=1)
         n_genes = has_several.sum(1)
         return np.sqrt(np.clip(total / np.where(n_genes > 0, n_genes, np.nan), 0, None))
-
-    def _half_width(self, number: int, variance: float, change: Tensor, noise: Tensor) -> Tensor:
-        transport: Any = self.module.transport
-        states, condition = self._states[number], self.module.condition_tensor(self.codes[number])
-        weights = transport.shift.weights_of(transport.error.groups, states, condition)
-        return transport.error.half_width(variance, change, weights, noise, COVERAGE)
 
 
 def _variance(n: Tensor, total: Tensor, squares: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from scgen_diffusion.diffusion import Guidance, check_sampler
 from scgen_diffusion.generation import (
     DIGEST,
     Counterfactual,
+    LackingChanges,
     MeanChange,
     PerturbedGroups,
     ProfileSums,
@@ -259,7 +260,8 @@ class Prediction:
         groups, verdicts = self.groups, self.groups.verdicts(read)
         columns = verdict_columns(self.model.conditions, groups.codes, groups.n_cells, verdicts)
         table = verdict_table(self.model, columns, ("autoencoder", "transport"))
-        return replace(self, verdicts=verdicts, provenance={**self.provenance, "verdict": table})
+        request = replace(self.request, lacking=LackingChanges.of_verdicts(groups.codes, verdicts))
+        return replace(self, request=request, verdicts=verdicts, provenance={**self.provenance, "verdict": table})
 
     @property
     def n_cells(self) -> int:

@@ -91,13 +91,14 @@ class Generation:
         UserWarning
             Unless all are supported, and if the training of a stage was short.
         """
-        model, verdicts = self.model, self.model._engine.verdicts(self.request)
-        if verdicts is None:
+        model, judged = self.model, self.model._engine.verdicts(self.request)
+        if judged is None:
             if short := describe_short(model, sorted(model._stages_to_generate)):
                 warn_user(f"Too few epochs: {short}. The cells may be unlike real ones. {TRAIN_ON}")
             return self
-        table = verdict_table(model, verdicts, model._stages)
-        return replace(self, request=replace(self.request, provenance={**self.request.provenance, "verdict": table}))
+        verdicts, lacking = judged
+        provenance = {**self.request.provenance, "verdict": verdict_table(model, verdicts, model._stages)}
+        return replace(self, request=replace(self.request, provenance=provenance, lacking=lacking))
 
     def make(self, rows: range, batch_size: int | None, progress: tqdm, assemble: Callable[..., Any]) -> Any:
         """Make the cells of some rows, and build them by ``assemble``; the first row must begin a block."""

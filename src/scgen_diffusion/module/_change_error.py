@@ -31,6 +31,8 @@ class ChangeError(nn.Module):
       the groups. The decoder has seen the perturbed cells of all groups, but none of a new one, so the errors of the
       groups are too small. The variance of the two predictions makes up for it.
 
+    How far a true change may depart from the second prediction is learned from the groups as well, see :meth:`share`.
+
     Parameters
     ----------
     n_groups, n_genes
@@ -43,6 +45,7 @@ class ChangeError(nn.Module):
         self.register_buffer("relative", torch.zeros(()))
         self.register_buffer("groups", torch.zeros(n_groups, dtype=torch.long))  # numbers of the groups
         self.register_buffer("changes", torch.zeros(n_groups, n_genes))
+        self.register_buffer("departure", torch.full((2,), torch.inf))  # of all genes, squared, by variance of a shift
         self.register_buffer("misfit", torch.zeros(()))  # of control cells, see `SCLDMModule.misfit`
 
     @torch.no_grad()
@@ -75,7 +78,49 @@ class ChangeError(nn.Module):
         squares = (changes.square() - noise).gather(1, large) * variances[:, None]
         self.relative.copy_((excess.gather(1, large).sum() / squares.sum().clamp(min=SMALLEST)).clamp(min=0))
 
-    def half_width(self, variance: float, change: Tensor, weights: Tensor, noise: Tensor, coverage: float) -> Tensor:
+    @torch.no_grad()
+    def fit_departure(
+        self, departures: Tensor, variances: Tensor, sampling: Tensor, noise: Tensor, of_shifts: Tensor
+    ) -> None:
+        r"""Learn how far changes depart from what other groups suggest, :math:`\rho` and :math:`c` of :meth:`share`.
+
+        Parameters
+        ----------
+        departures, variances, sampling
+            What :meth:`ExpectedShift.departures` returns.
+        noise
+            As in :meth:`fit`.
+        of_shifts
+            Sampling variance of the shift of each group, ``(groups,)``.
+        """
+        if len(departures) < FEWEST_GROUPS:
+            return
+        scale = noise.nansum() / of_shifts.sum().clamp(min=SMALLEST)
+        excess = departures.square().sum() - scale * sampling.sum()
+        of_groups = excess.clamp(min=0) / (variances - sampling).sum().clamp(min=SMALLEST)
+        self.departure.copy_(torch.stack([of_groups, scale]))
+
+    def share(self, variance: float, sampling: float, departure: Tensor) -> float:
+        r"""Return which share of a departure from the second prediction to believe, from 0 to 1.
+
+        In squares added over genes, the second prediction misses :math:`\rho k + c v` on average, as groups predicted
+        from all others tell. A prediction :math:`\Delta` that departs farther from it, for cells that training never
+        had, has an error of its own. The decoder's share is then
+        :math:`(\rho k + c v) / \lVert\Delta - \bar\Delta\rVert^2`.
+
+        Parameters
+        ----------
+        variance, sampling
+            Variance :math:`k` of the expected shift without its part :math:`v` from sampling, and that part.
+        departure
+            :math:`\Delta - \bar\Delta`, ``(genes,)``.
+        """
+        if not self.departure.isfinite().all():
+            return 1.0
+        of_groups, scale = self.departure.tolist()
+        return min((of_groups * variance + scale * sampling) / max(float(departure.square().sum()), SMALLEST), 1.0)
+
+    def half_width(self, variance: float, change: Tensor, departure: Tensor, noise: Tensor, coverage: float) -> Tensor:
         """Return half the width of intervals of mean changes, ``(genes,)``; NaN if too few groups were predicted.
 
         Parameters
@@ -84,8 +129,8 @@ class ChangeError(nn.Module):
             Variance of the expected shift.
         change
             Predicted change, ``(genes,)``.
-        weights
-            Weights of the groups in the second prediction, ``(groups,)``.
+        departure
+            What transport and decoder alone predict, minus the second prediction, ``(genes,)``.
         noise
             Sampling variance of predicted and observed means together, ``(genes,)``.
         coverage
@@ -95,6 +140,5 @@ class ChangeError(nn.Module):
         if n_groups < FEWEST_GROUPS:
             return torch.full_like(change, torch.nan)
         per_gene, relative = self.per_gene.double().cpu(), float(self.relative)
-        difference = change - (weights @ self.changes.to(weights)).cpu()
-        squares = variance * (per_gene + relative * change.square()) + difference.square() / 2 + noise
+        squares = variance * (per_gene + relative * change.square()) + departure.square() / 2 + noise
         return float(stdtrit(n_groups + PSEUDO_GROUPS - 1, (1 + coverage) / 2)) * squares.sqrt()

@@ -130,6 +130,7 @@ class ConditionedModule(BaseModuleClass):
         output: InputValues = "log1p",
         n_wanted: int,
         start_condition: Tensor | None = None,
+        lacking: Tensor | None = None,
     ) -> Tensor:
         """Generate cells.
 
@@ -150,6 +151,8 @@ class ConditionedModule(BaseModuleClass):
         start_condition
             Conditions ``(block, columns)`` to generate under; the transport then moves the cells to ``condition``.
             None: ``condition`` itself.
+        lacking
+            Changes of log-normalised means ``(block, genes)`` that the decoder lacks.
 
         Returns
         -------
@@ -170,11 +173,17 @@ class ConditionedModule(BaseModuleClass):
             return self.draw_totals(library_size, condition, known, generators, start_condition)
 
         shown = self.shown_conditions(condition, guidance)
-        return self.cells_of(states, draw_totals, generators.first(n_wanted), shown, output)[:n_wanted]
+        return self.cells_of(states, draw_totals, generators.first(n_wanted), shown, output, lacking)[:n_wanted]
 
     @abstractmethod
     def cells_of(
-        self, states: Tensor, draw_totals: TensorMap, wanted: Generators, shown: Tensor, output: InputValues
+        self,
+        states: Tensor,
+        draw_totals: TensorMap,
+        wanted: Generators,
+        shown: Tensor,
+        output: InputValues,
+        lacking: Tensor | None = None,
     ) -> Tensor:
         """Turn finished states ``(block, ...)`` into cells ``(block, genes)``; or only those that are wanted.
 
@@ -190,6 +199,8 @@ class ConditionedModule(BaseModuleClass):
             Conditions whose effects are added, ``(block, columns)``.
         output
             ``"counts"`` or ``"log1p"``.
+        lacking
+            As in :meth:`sample_cells`.
         """
 
     @abstractmethod

@@ -111,15 +111,12 @@ class ExpectedShift(nn.Module):
     def covariance_with_groups(self, x: Tensor, condition: Tensor) -> Tensor:
         """Return the covariance of cells with all groups, ``(n, groups)``; arguments as in :meth:`forward`."""
         distinct, which = condition.unique(dim=0, return_inverse=True)
-        of_perturbations = self._similarity(distinct, self.perturbations)[which]
-        a, b, length = self.options.double()
-        return of_perturbations * (a + b * self._alikeness(x.flatten(1).double(), self.centres.double(), length))
+        return self._similarity(distinct, self.perturbations)[which] * self._over_cells(x.flatten(1), self.centres)
 
     def covariance_of(self, groups: Tensor | slice) -> Tensor:
         """Return the covariance of the shifts of some groups, without sampling noise, ``(n, n)``."""
-        a, b, length = self.options.double()
-        centres, perturbations = self.centres[groups].double(), self.perturbations[groups]
-        return self._similarity(perturbations, perturbations) * (a + b * self._alikeness(centres, centres, length))
+        centres, perturbations = self.centres[groups], self.perturbations[groups]
+        return self._similarity(perturbations, perturbations) * self._over_cells(centres, centres)
 
     @torch.no_grad()
     def uncertainty(self, cells: Sequence[Tensor], conditions: Tensor, without: Sequence[int] | None = None) -> Tensor:
@@ -134,15 +131,11 @@ class ExpectedShift(nn.Module):
         without
             For each set, the number of a group not to learn from.
         """
-        a, b, length = self.options.double()
-        centres, inverse = self.centres.double(), self._inverse()
-        to_groups = self._similarity(conditions, self.perturbations)
-        found = []
+        inverse, found = self._inverse(), []
+        to_groups, own = self._similarity(conditions, self.perturbations), self._own_similarity(conditions)
         for number, x in enumerate(cells):
-            x, condition = x.double(), conditions[number][None]
-            own = self._similarity(condition, condition)[0, 0]
-            prior = own * (a + b * self._alikeness(x, x, length).mean())
-            weights = to_groups[number] * (a + b * self._alikeness(x, centres, length).mean(0))
+            prior = own[number] * self._over_cells(x, x).mean()
+            weights = to_groups[number] * self._over_cells(x, self.centres).mean(0)
             if without is None:
                 known = weights @ inverse @ weights
             else:
@@ -165,10 +158,23 @@ class ExpectedShift(nn.Module):
 
         ``condition (columns,)`` is that of the cells after the perturbation.
         """
-        a, b, length = self.options.double()
         to_groups = self._similarity(condition[None], self.perturbations[groups])[0]
-        to_groups = to_groups * (a + b * self._alikeness(x.double(), self.centres[groups].double(), length).mean(0))
+        to_groups = to_groups * self._over_cells(x, self.centres[groups]).mean(0)
         return torch.linalg.solve(self._covariance(groups), to_groups)
+
+    def departures(self, groups: Tensor, changes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return how much changes of some groups differ from what the others of these suggest, both ``(n, genes)``.
+
+        With them come the variances of such a difference, as of the shift, and their parts from sampling, ``(n,)``.
+        """
+        inverse = torch.linalg.inv(self._covariance(groups))
+        own = inverse.diagonal()
+        contrasts = inverse / own[:, None]  # a group less its expected value given the others
+        return contrasts @ changes, 1 / own, self.noise_of(groups, contrasts)
+
+    def noise_of(self, groups: Tensor, weights: Tensor) -> Tensor:
+        """Return the sampling variance of sums of the measured shifts of some groups by ``weights (..., n)``."""
+        return ((weights @ self._noise(groups)) * weights).sum(-1)
 
     def related(self, conditions: Tensor) -> Tensor:
         """Return which groups tell something about the effects of perturbations ``(n, columns)``, ``(n, groups)``."""
@@ -183,9 +189,13 @@ class ExpectedShift(nn.Module):
             new |= (are_named & ~torch.isin(codes, known[are_known])).any(1)
         return new
 
-    def have_groups(self, conditions: Tensor) -> Tensor:
-        """Return which perturbations ``(n, columns)`` are those of a group but for rounding of numbers, ``(n,)``."""
-        asked, known = conditions[:, None, self.perturbs], self.perturbations[:, self.perturbs]
+    def have_groups(self, conditions: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Return which perturbations ``(n, columns)`` are those of a group but for rounding of numbers, ``(n,)``.
+
+        ``columns`` marks what is compared; default: the columns that perturb.
+        """
+        columns = self.perturbs if columns is None else columns
+        asked, known = conditions[:, None, columns], self.perturbations[:, columns]
         return asked.to(known).isclose(known, **ROUNDING).all(-1).any(1)
 
     def explained_by_others(self) -> float:
@@ -307,6 +317,11 @@ class ExpectedShift(nn.Module):
         if clear:
             cells, conditions = [controls[g] for g in clear], perturbations[clear]
             self.left_out[clear] = self.uncertainty(cells, conditions, clear).to(self.left_out)
+
+    def _over_cells(self, x: Tensor, other: Tensor) -> Tensor:
+        """Return the part of the covariance that depends on latents ``(n, size)`` and ``(m, size)``, ``(n, m)``."""
+        a, b, length = self.options.double()
+        return a + b * self._alikeness(x.double(), other.double(), length)
 
     def _alikeness(self, x: Tensor, other: Tensor, length: Tensor | float) -> Tensor:
         """Return how alike latents ``(n, size)`` and ``(m, size)`` are, from 0 to 1, ``(n, m)``."""

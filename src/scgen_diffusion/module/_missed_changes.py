@@ -87,26 +87,32 @@ class MissedChanges(nn.Module):
         )
         return learned
 
-    def forward(self, covariance: Tensor, means: Tensor) -> Tensor:
-        """Return log factors for expected counts, which add to log-normalised means what was missed.
+    def forward(self, covariance: Tensor, n_genes: int) -> Tensor:
+        """Return changes of log-normalised means that were missed, ``(cells, n_genes)``.
 
-        Parameters
-        ----------
-        covariance
-            Covariance of cells with all groups of the expected shift, ``(cells, groups)``.
-        means
-            Expected counts of the prediction, ``(cells, genes)``.
+        ``covariance (cells, groups)`` is that of cells with all groups of the expected shift.
         """
-        factors = torch.zeros_like(means)
-        if not len(self.genes):
-            return factors
-        changes = covariance[:, self.groups] @ self.weights.double()
-        log_means, values = self._table()
-        depth = self.depth.double() / means.sum(1, keepdim=True).double().clamp(min=SMALLEST)
-        before = (means[:, self.genes] * depth).log().clamp(*LOG_MEANS)
-        after = _interpolate(_interpolate(before, log_means, values) + changes, values, log_means)
-        factors[:, self.genes] = (after - before).clamp(-LARGEST_LOG_FACTOR, LARGEST_LOG_FACTOR).to(means.dtype)
+        changes = covariance.new_zeros(len(covariance), n_genes, dtype=torch.double)
+        changes[:, self.genes] = covariance[:, self.groups] @ self.weights.double()
+        return changes
+
+    def log_factors(self, means: Tensor, changes: Tensor) -> Tensor:
+        """Return log factors for expected counts that change log-normalised means so, all ``(cells, genes)``."""
+        genes = changes.any(0).nonzero()[:, 0]  # few, unless a combination lacks changes
+        factors, (log_means, values) = torch.zeros_like(means), self._table()
+        before = self._log_means(means, genes)
+        after = _interpolate(_interpolate(before, log_means, values) + changes[:, genes], values, log_means)
+        factors[:, genes] = (after - before).clamp(-LARGEST_LOG_FACTOR, LARGEST_LOG_FACTOR).to(means.dtype)
         return factors
+
+    def log_normalised(self, means: Tensor) -> Tensor:
+        """Return expected log-normalised values of expected counts, both ``(cells, genes)``."""
+        return _interpolate(self._log_means(means, slice(None)), *self._table())
+
+    def _log_means(self, means: Tensor, genes: Tensor | slice) -> Tensor:
+        """Return the logarithms of expected counts ``(cells, all genes)`` of genes, at the depth of the table."""
+        depth = self.depth.double() / means.sum(1, keepdim=True).double().clamp(min=SMALLEST)
+        return (means[:, genes] * depth).log().clamp(*LOG_MEANS)
 
     def _table(self) -> tuple[Tensor, Tensor]:
         """Tabulate the expected log-normalised value of Poisson counts by the logarithm of their mean."""

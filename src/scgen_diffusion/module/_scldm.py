@@ -339,11 +339,17 @@ class SCLDMModule(ConditionedModule):
         return Denoiser(field, self.path, TARGETS["velocity"])
 
     def cells_of(
-        self, states: Tensor, draw_totals: TensorMap, wanted: Generators, shown: Tensor, output: InputValues
+        self,
+        states: Tensor,
+        draw_totals: TensorMap,
+        wanted: Generators,
+        shown: Tensor,
+        output: InputValues,
+        lacking: Tensor | None = None,
     ) -> Tensor:
         """Decode standardised latents and draw cells ``(n_wanted, genes)``."""
         z = self.unstandardise(states)
-        return self.draw_cells(z, draw_totals(z), wanted, shown)
+        return self.draw_cells(z, draw_totals(z), wanted, shown, lacking)
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the inversion by the probability flow, in the steps of a sampler."""
@@ -364,12 +370,12 @@ class SCLDMModule(ConditionedModule):
         sample: bool = True,
         residuals: str = "own",
         n_wanted: int,
-        perturbed: tuple[Tensor, Tensor, float] | None = None,
+        perturbed: tuple[Tensor, Tensor, float, Tensor | None] | None = None,
     ) -> Tensor:
         """Move the latents of cells ``x (block, genes)`` to new conditions and decode them, ``(n_wanted, genes)``.
 
-        If the transport moves them, ``perturbed`` has their own and new conditions ``(block, columns)``, and the
-        strength.
+        If the transport moves them, ``perturbed`` has their own and new conditions ``(block, columns)``, the strength,
+        and further changes that the decoder lacks.
         """
         posterior = self.inference(x)["posterior"]
         z = posterior.draw(generators.normal(*self.latent_shape)) if sample else posterior.mean
@@ -410,18 +416,33 @@ class SCLDMModule(ConditionedModule):
         """Return each gene's share of a cell's counts, without outliers, ``(cells, genes)``."""
         return self.decoder(z)[..., 0].float().softmax(1)
 
-    def draw_cells(self, z: Tensor, totals: Tensor, generators: Generators, condition: Tensor | None = None) -> Tensor:
+    def draw_cells(
+        self,
+        z: Tensor,
+        totals: Tensor,
+        generators: Generators,
+        condition: Tensor | None = None,
+        lacking: Tensor | None = None,
+    ) -> Tensor:
         """Decode latents ``(cells, tokens, n_latent)`` with totals ``(cells, ...)``; draw a cell by each generator.
 
-        With conditions ``(cells, columns)`` their effects are added. With fewer generators than latents, only the first
-        latents give cells.
+        With conditions ``(cells, columns)`` their effects are added, and so are changes that the decoder lacks. With
+        fewer generators than latents, only the first latents give cells.
         """
-        decoded = self.decode(z, totals.reshape(len(z), -1), condition)
+        decoded: Mapping[str, Tensor] = self.decode(z, totals.reshape(len(z), -1), condition)
+        if lacking is not None:
+            decoded = self.add_changes(decoded, 1.0, lacking)
         parameters = self.likelihood.parameters_per_cell(**decoded)
         return self.likelihood.sample(parameters[: len(generators)], generators)
 
     def with_missed_changes(
-        self, decoded: Mapping[str, Tensor], start: Tensor, own: Tensor, new: Tensor, strength: float = 1.0
+        self,
+        decoded: Mapping[str, Tensor],
+        start: Tensor,
+        own: Tensor,
+        new: Tensor,
+        strength: float = 1.0,
+        lacking: Tensor | None = None,
     ) -> Mapping[str, Tensor]:
         """Add to decoded cells what the transport's predictions miss, see :class:`MissedChanges`.
 
@@ -437,14 +458,23 @@ class SCLDMModule(ConditionedModule):
             Conditions before and after it, ``(cells, columns)``.
         strength
             Share of the way that the cells went.
+        lacking
+            Further changes of log-normalised means that the decoder lacks, ``(cells, genes)``.
         """
         transport = self.transport
         if transport.missed is None:
             return decoded
         covariance = transport.shift.covariance_with_groups(start, new)
-        factors = transport.missed(covariance, self.likelihood.mean(**decoded))
+        changes = transport.missed(covariance, decoded["outputs"].shape[1])
+        changes = changes if lacking is None else changes + lacking
+        return self.add_changes(decoded, strength * (own != new).any(1, keepdim=True), changes)
+
+    def add_changes(
+        self, decoded: Mapping[str, Tensor], strength: Tensor | float, changes: Tensor
+    ) -> Mapping[str, Tensor]:
+        """Add changes of log-normalised means ``(cells, genes)`` to decoded cells, whose likelihood is of counts."""
         outputs = decoded["outputs"].clone()
-        outputs[..., 0] += strength * factors * (own != new).any(1, keepdim=True)
+        outputs[..., 0] += strength * self.transport.missed.log_factors(self.likelihood.mean(**decoded), changes)
         return {**decoded, "outputs": outputs}
 
     def counterfactual_cells(

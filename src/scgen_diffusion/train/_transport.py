@@ -15,7 +15,7 @@ from scgen_diffusion.data import evenly
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators
 from scgen_diffusion.module import MissedChanges, NegativeBinomialLikelihood
 
-from ._cells import StageData
+from ._latents import LatentData
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -180,8 +180,11 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[P
     error = transport.add_error(len(measured), len(cells.var))
     error.misfit.fill_(np.average(misfits, weights=totals))
     if len(measured):
-        found = (torch.stack(values) for values in (errors, changes, noise))
-        error.fit(torch.from_numpy(measured), *found, shift.left_out[measured, 0])
+        numbers = torch.from_numpy(measured)
+        of_errors, of_changes, of_noise = (torch.stack(values) for values in (errors, changes, noise))
+        error.fit(numbers, of_errors, of_changes, of_noise, shift.left_out[numbers, 0])
+        departures = shift.departures(numbers, of_changes.nan_to_num())
+        error.fit_departure(*departures, of_noise, shift.variances[numbers])
 
 
 @torch.no_grad()
@@ -322,8 +325,8 @@ class GroupBatches(Sampler[np.ndarray]):
         return np.stack([draw(group.control), draw(group.perturbed)])
 
 
-class PairData(StageData):
-    """Loader of latents of control and perturbed cells of the same groups.
+class PairData(LatentData):
+    """Loader of latents of control and perturbed cells of the same groups; there are too few groups for validation.
 
     Parameters
     ----------
@@ -337,12 +340,8 @@ class PairData(StageData):
         self, cache: LatentCache, groups: Sequence[PerturbationGroup], recipe: TransportRecipe, n_steps: int
     ) -> None:
         none = np.array([], dtype=int)
-        super().__init__(none, none, recipe.batch_size)
-        self.cache, self.groups, self.recipe, self.n_steps = cache, groups, recipe, n_steps
-
-    def setup(self, stage: str) -> None:
-        """Move the cache to the training device."""
-        self.cache.to(self.trainer.strategy.root_device)
+        super().__init__(cache, none, none, recipe.batch_size)
+        self.groups, self.recipe, self.n_steps = groups, recipe, n_steps
 
     def train_dataloader(self) -> DataLoader:
         """Return the loader of randomly drawn groups and cells."""
@@ -351,7 +350,3 @@ class PairData(StageData):
         batches = GroupBatches(self.groups, self.recipe, self.n_steps, seed=plan.seed, **process)
         batches.set_epoch(plan.n_epochs_done)
         return DataLoader(self.cache, sampler=batches, batch_size=None)
-
-    def val_dataloader(self) -> list:
-        """Return no loader: there are too few groups to spare one for validation."""
-        return []
