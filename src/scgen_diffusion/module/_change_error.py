@@ -9,6 +9,7 @@ from torch import Tensor, nn
 PSEUDO_GROUPS = 2.0  # weight of the mean over genes
 FEWEST_GROUPS = 2
 LARGE = 0.05  # share of genes whose changes are large
+NO_SURPRISE = 2.0  # times the expected square of a departure
 SMALLEST = 1e-9
 
 
@@ -104,9 +105,9 @@ class ChangeError(nn.Module):
         r"""Return which share of a departure from the second prediction to believe, from 0 to 1.
 
         In squares added over genes, the second prediction misses :math:`\rho k + c v` on average, as groups predicted
-        from all others tell. A prediction :math:`\Delta` that departs farther from it, for cells that training never
-        had, has an error of its own. The decoder's share is then
-        :math:`(\rho k + c v) / \lVert\Delta - \bar\Delta\rVert^2`.
+        from all others tell, and a departure of twice as much is no surprise. A prediction :math:`\Delta` that departs
+        farther, for cells that training never had, has an error of its own. The decoder's share is then
+        :math:`2 (\rho k + c v) / \lVert\Delta - \bar\Delta\rVert^2`.
 
         Parameters
         ----------
@@ -118,7 +119,8 @@ class ChangeError(nn.Module):
         if not self.departure.isfinite().all():
             return 1.0
         of_groups, scale = self.departure.tolist()
-        return min((of_groups * variance + scale * sampling) / max(float(departure.square().sum()), SMALLEST), 1.0)
+        allowed = NO_SURPRISE * (of_groups * variance + scale * sampling)
+        return min(allowed / max(float(departure.square().sum()), SMALLEST), 1.0)
 
     def half_width(self, variance: float, change: Tensor, departure: Tensor, noise: Tensor, coverage: float) -> Tensor:
         """Return half the width of intervals of mean changes, ``(genes,)``; NaN if too few groups were predicted.
