@@ -144,6 +144,42 @@ def test_what_the_decoder_alone_shows_of_cells_never_seen_perturbed_gives_way(ma
     assert (cells("type 0", "yes", 0).X != cells("type 0", "yes", torch.inf).X).nnz == 0  # seen perturbed
 
 
+def test_groups_that_suggest_nothing_take_nothing_off(model, monkeypatch):
+    """As those whose errors were measured, if none of them had the perturbation."""
+
+    def suggest(shift, groups, x, condition, suggest=ExpectedShift.suggest):
+        known = suggest(shift, groups, x, condition)
+        return known._replace(weights=0 * known.weights, variance=known.prior)
+
+    with believing(model, torch.inf):
+        expected = model.predict_perturbation(controls(model), TREATED, seed=0)
+    monkeypatch.setattr(ExpectedShift, "suggest", suggest)
+    with believing(model, 0):
+        found = model.predict_perturbation(controls(model), TREATED, seed=0)
+
+    assert (found.X != expected.X).nnz == 0
+
+
+def test_a_verdict_names_how_little_the_decoder_alone_counts(model):
+    with believing(model, 0):
+        found = model.predict_perturbation(controls(model), TREATED, seed=0).uns["scgen_diffusion"]["verdict"]
+
+    assert "what the decoder alone shows counts 0%" in found["reason"][0]
+
+
+def test_the_last_frame_has_the_changes_that_the_decoder_lacks(generating):
+    new = {"cell_type": LEFT_OUT, **TREATED}
+    frames = []
+    for share in (0, torch.inf):
+        with believing(generating, share):
+            path = generating.get_sampling_path(20, new, n_frames=2, seed=0)
+            cells = generating.generate(400, new, seed=0)
+        frames.append(path[path.obs["frame"] == 1].X.mean(0) - mean_of(cells))
+
+    assert np.abs(np.expm1(path.X).sum(1) / 1e4 - 1).max() < 1e-3
+    assert np.abs(frames[0] - frames[1]).mean() < 0.1
+
+
 def test_changes_that_the_decoder_lacks_are_the_same_in_a_file_and_a_loaded_model(model, tmp_path):
     assert model.module.transport.error.departure.isfinite().all()
     cells = controls(model)

@@ -223,7 +223,7 @@ def test_departures_are_from_what_the_other_groups_suggest():
 
     for number, group in enumerate(groups.tolist()):
         others = torch.arange(4) != number
-        weights = shift.weights_of(groups[others], centres[[group]], perturbations[group])
+        weights = shift.suggest(groups[others], centres[[group]], perturbations[group]).weights
         torch.testing.assert_close(departures[number], changes[number] - weights @ changes[others])
         own = shift.variances[group].double()
         torch.testing.assert_close(sampling[number], own + shift.noise_of(groups[others], weights))
@@ -255,7 +255,7 @@ def test_the_expected_shift_is_the_weighted_mean_of_the_groups():
     shift, x = fitted_shift(centres, shifts, perturbations), torch.randn(3, SIZE)
     condition = torch.tensor([5.0, 1.0])
 
-    weights = shift.weights_of(torch.arange(5), x, condition)
+    weights = shift.suggest(torch.arange(5), x, condition).weights
     expected = shift(x[:, None], condition.expand(3, -1)).mean(0)
 
     torch.testing.assert_close((weights @ shifts.double()).float()[None], expected, atol=1e-4, rtol=1e-4)
@@ -274,7 +274,7 @@ def test_groups_with_the_same_control_cells_share_their_noise():
     of_some = torch.linalg.solve(covariance[some][:, some], to_some)
     of_all = torch.linalg.solve(covariance, shifts.double())
     torch.testing.assert_close(shift.weights.double(), of_all, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(shift.weights_of(some, centres[:1], asked), of_some, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(shift.suggest(some, centres[:1], asked).weights, of_some, rtol=1e-4, atol=1e-4)
 
 
 # --- perturbations never seen -----------------------------------------------------------------------------------------

@@ -531,8 +531,8 @@ class CellGenerator:
             states.append(read(x))
             estimates.append(read(estimate))
         if block.lacking is not None:  # the last frame is the finished cells
-            lacking = block.lacking[: block.n_wanted].float().cpu().numpy()
-            states[-1] = estimates[-1] = np.maximum(states[-1] + lacking, 0)
+            finished = module.corrected_profiles(module.unstandardise(x), shown, block.lacking)
+            states[-1] = estimates[-1] = finished[: block.n_wanted].float().cpu().numpy()
         frames = Frames(times, np.stack(states), np.stack(estimates), block.codes[: block.n_wanted])
         check_finite(frames.states[-1])
         return frames

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.data import Conditions
-    from scgen_diffusion.module import InputValues, SCLDMModule
+    from scgen_diffusion.module import InputValues, SCLDMModule, Suggestion
 
 SUPPORTED, EXTRAPOLATED, UNKNOWN = "supported", "extrapolated", "unknown"
 COLUMNS = ("combination", "n_cells", "strength", "verdict", "reason")  # of the table, beside the conditions
@@ -35,6 +35,7 @@ LEAST_EXPLAINED = 0.5  # share of the variance of an effect that groups must exp
 LEAST_LEFT_OUT = 2  # groups that the others explain, to learn how wrong predictions are
 LEAST_ANSWER = 0.5  # share of the change that the groups suggest
 DECODED_CELLS = 64  # of a combination, whose mean change is decoded
+FEW_BELIEVED = 0.5  # share of what only the decoder shows that a reason names
 
 
 class Verdict(NamedTuple):
@@ -67,9 +68,10 @@ class LackingChanges:
     def of_verdicts(cls, codes: np.ndarray, verdicts: Sequence[Verdict]) -> LackingChanges | None:
         """Gather the changes of the combinations ``codes``; None if there are none."""
         which = [number for number, verdict in enumerate(verdicts) if verdict.lacking is not None]
+        which.sort(key=lambda number: (codes[number] == OPEN).sum())  # the first that fits a cell says most of it
         if not which:
             return None
-        changes = torch.stack([verdicts[number].lacking for number in which]).float()
+        changes = torch.stack([verdicts[number].lacking for number in which])
         return cls(codes[which], torch.cat([changes, torch.zeros_like(changes[:1])]))
 
     def of(self, codes: np.ndarray) -> Tensor:
@@ -141,16 +143,16 @@ def judge(
         later = _learned_later(conditions, np.concatenate([learned, perturbed]), wanted_contexts)
     never_alone = _never_alone(conditions, np.where(perturbs, perturbed, OPEN), np.where(perturbs, codes, OPEN))
     corrects = transport.missed is not None
-    weights = [shift.weights_of(transport.error.groups, x, wanted) for x, wanted in zip(cells, condition, strict=True)]
-    answers = [1.0] * len(codes) if corrects else _answers(module, cells, condition, weights)
+    told = [shift.suggest(transport.error.groups, x, wanted) for x, wanted in zip(cells, condition, strict=True)]
+    answers = [1.0] * len(codes) if corrects else _answers(module, cells, condition, told)
     were_seen = shift.have_groups(condition, torch.from_numpy(perturbs | is_context)).tolist()
     verdicts = []
     for number, (variance, prior) in enumerate(shift.uncertainty(cells, condition).tolist()):
         seen, wanted = np.unique(contexts[related[number]], axis=0), wanted_contexts[number]
-        lacking = None
+        share, lacking = 1.0, None
         if corrects and not were_seen[number]:
             start = None if starts is None else starts[number]
-            lacking = _lacking(module, cells[number], start, condition[number], variance, weights[number])
+            share, lacking = _lacking(module, cells[number], start, condition[number], told[number])
         request = _Request(
             n_cells=len(cells[number]),
             misfit=0.0 if misfits is None else misfits[number],
@@ -167,11 +169,16 @@ def judge(
             context=conditions.describe(wanted),
             answer=answers[number],
         )
-        verdicts.append(Verdict(*_rule(request, known), max(variance, least), weights[number], lacking))
+        label, reason, advice = _rule(request, known)
+        if share < FEW_BELIEVED:
+            reason += f"; beyond the change of these, what the decoder alone shows counts {share:.0%}"
+        verdicts.append(Verdict(label, reason, advice, max(variance, least), told[number].weights, lacking))
     return verdicts
 
 
-def _answers(module: SCLDMModule, cells: Sequence[Tensor], condition: Tensor, weights: Sequence[Tensor]) -> list[float]:
+def _answers(
+    module: SCLDMModule, cells: Sequence[Tensor], condition: Tensor, told: Sequence[Suggestion]
+) -> list[float]:
     """Return which share of the change that the groups suggest for each set of cells is decoded: the slope over genes.
 
     The latent may be moved rightly, and the decoder, which never saw such cells perturbed, hardly show it.
@@ -185,23 +192,25 @@ def _answers(module: SCLDMModule, cells: Sequence[Tensor], condition: Tensor, we
 
     of_groups = decoded_change(shift.centres[groups], shift.perturbations[groups]).double()
     found = []
-    for x, wanted, own in zip(cells, condition, weights, strict=True):
+    for x, wanted, own in zip(cells, condition, told, strict=True):
         change = decoded_change(x.mean(0, keepdim=True), wanted[None])
-        suggested = own @ of_groups
+        suggested = own.weights @ of_groups
         found.append(float(change[0].double() @ suggested / suggested.square().sum().clamp(min=SMALLEST)))
     return found
 
 
 def _lacking(
-    module: SCLDMModule, x: Tensor, start: Tensor | None, condition: Tensor, variance: float, weights: Tensor
-) -> Tensor | None:
-    """Return changes ``(genes,)`` to add to what the decoder shows, see :meth:`ChangeError.share`; None: none.
+    module: SCLDMModule, x: Tensor, start: Tensor | None, condition: Tensor, told: Suggestion
+) -> tuple[float, Tensor | None]:
+    """Return the decoder's share beside what the groups suggest, and changes ``(genes,)`` to add to what it shows.
 
     The latent may be moved rightly, and a decoder that never saw such cells perturbed show something else than the
-    change that the groups suggest.
+    change that the groups suggest. See :meth:`ChangeError.share`.
     """
     transport: Any = module.transport
     missed, error = transport.missed, transport.error
+    if told.variance > (1 - LEAST_EXPLAINED) * told.prior:  # the groups with known errors suggest nothing
+        return 1.0, None
     chosen = evenly(np.arange(len(x)), DECODED_CELLS)
     states = x[chosen].view(-1, *module.latent_shape)
     wanted = condition.expand(len(states), -1)
@@ -220,10 +229,10 @@ def _lacking(
     change = decode(moved, after) - decode(states, before)
     if start is None:
         change = change + missed(transport.shift.covariance_with_groups(states, wanted), len(change)).mean(0)
-    suggested = weights @ error.changes.double()
-    sampling = float(transport.shift.noise_of(error.groups, weights))
-    share = error.share(max(variance - sampling, 0.0), sampling, change - suggested)
-    return (1 - share) * (suggested - change) if share < 1 else None
+    suggested = told.weights @ error.changes.double()
+    sampling = float(transport.shift.noise_of(error.groups, told.weights))
+    share = error.share(max(told.variance - sampling, 0.0), sampling, change - suggested)
+    return share, ((1 - share) * (suggested - change)).float() if share < 1 else None
 
 
 def _learned_later(conditions: Conditions, learned: np.ndarray, codes: np.ndarray) -> list[str]:
@@ -420,7 +429,7 @@ def limit_combinations(codes: np.ndarray) -> np.ndarray:
     if n_more := max(len(codes) - MOST_COMBINATIONS, 0):
         warn_user(
             f"Only the first {MOST_COMBINATIONS:,} combinations are judged: {n_more:,} more have neither a verdict nor "
-            "mean changes. Ask for fewer at a time if you need them."
+            "mean changes, and are predicted by the decoder alone. Ask for fewer at a time if you need them."
         )
     return codes[:MOST_COMBINATIONS]
 

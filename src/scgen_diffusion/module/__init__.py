@@ -5,6 +5,7 @@ from ._autoencoder import Posterior
 from ._condition_groups import ANY
 from ._conditioned import CONDITIONS
 from ._ema import AverageUpdate
+from ._expected_shift import Suggestion
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._fine_tuning import TRAINABLE, Trainable, copy_reference, trained_masks, transport_fits
 from ._gene_space import GeneSpaceModule, library_features, to_counts
@@ -41,6 +42,7 @@ __all__ = [
     "ProfileSummary",
     "SCLDMArchitecture",
     "SCLDMModule",
+    "Suggestion",
     "Trainable",
     "build_architecture",
     "build_gene_space_architecture",

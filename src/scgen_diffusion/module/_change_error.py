@@ -92,7 +92,8 @@ class ChangeError(nn.Module):
         noise
             As in :meth:`fit`.
         of_shifts
-            Sampling variance of the shift of each group, ``(groups,)``.
+            Sampling variance of the shift of each group, ``(groups,)``, from all its cells, while ``noise`` is of some:
+            :math:`c` is their ratio on average.
         """
         if len(departures) < FEWEST_GROUPS:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,14 @@ FARTHEST = 2.0  # square distance from the middle that a network sees, relative 
 SMALLEST = 1e-6  # variance, of standardised latents
 ROUNDING = {"rtol": 1e-6, "atol": 1e-4}  # of standardised numbers of float32; classes are whole numbers
 AT_ONCE = 256  # perturbations compared with each other
+
+
+class Suggestion(NamedTuple):
+    """Weights of groups in a mean shift ``(groups,)``, its variance, and the variance before any group was seen."""
+
+    weights: Tensor
+    variance: float
+    prior: float
 
 
 class ExpectedShift(nn.Module):
@@ -153,14 +161,16 @@ class ExpectedShift(nn.Module):
             left[group] = 0
             yield left
 
-    def weights_of(self, groups: Tensor, x: Tensor, condition: Tensor) -> Tensor:
-        """Return the weights of some groups in the mean shift of cells ``x (cells, size)``, without all others.
+    def suggest(self, groups: Tensor, x: Tensor, condition: Tensor) -> Suggestion:
+        """Return what some groups, without all others, tell about the mean shift of cells ``x (cells, size)``.
 
         ``condition (columns,)`` is that of the cells after the perturbation.
         """
         to_groups = self._similarity(condition[None], self.perturbations[groups])[0]
         to_groups = to_groups * self._over_cells(x, self.centres[groups]).mean(0)
-        return torch.linalg.solve(self._covariance(groups), to_groups)
+        weights = torch.linalg.solve(self._covariance(groups), to_groups)
+        prior = float(self._own_similarity(condition[None])[0] * self._over_cells(x, x).mean())
+        return Suggestion(weights, max(prior - float(to_groups @ weights), 0.0), prior)
 
     def departures(self, groups: Tensor, changes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return how much changes of some groups differ from what the others of these suggest, both ``(n, genes)``.

@@ -412,6 +412,11 @@ class SCLDMModule(ConditionedModule):
         mean = self.likelihood.mean(**self.decode(z, totals, condition))
         return log_profile(mean, "counts") if self.output_values == "counts" else mean
 
+    def corrected_profiles(self, z: Tensor, condition: Tensor, lacking: Tensor) -> Tensor:
+        """Return expected profiles of counts with changes ``(cells, genes)`` that the decoder lacks."""
+        decoded = self.decode(z, torch.full((len(z), 1), TARGET_SUM, device=z.device), condition)
+        return log_profile(self.likelihood.mean(**self.add_changes(decoded, 1.0, lacking)), "counts")
+
     def frequencies(self, z: Tensor) -> Tensor:
         """Return each gene's share of a cell's counts, without outliers, ``(cells, genes)``."""
         return self.decoder(z)[..., 0].float().softmax(1)
@@ -472,7 +477,10 @@ class SCLDMModule(ConditionedModule):
     def add_changes(
         self, decoded: Mapping[str, Tensor], strength: Tensor | float, changes: Tensor
     ) -> Mapping[str, Tensor]:
-        """Add changes of log-normalised means ``(cells, genes)`` to decoded cells, whose likelihood is of counts."""
+        """Add changes of log-normalised means ``(cells, genes)`` to decoded cells, whose likelihood is of counts.
+
+        What all genes share is lost, since their shares of a cell's counts add up to one.
+        """
         outputs = decoded["outputs"].clone()
         outputs[..., 0] += strength * self.transport.missed.log_factors(self.likelihood.mean(**decoded), changes)
         return {**decoded, "outputs": outputs}

@@ -157,7 +157,7 @@ def scores(
 def check_table(table: object, needed: Set[str]) -> None:
     """Raise unless the table has the columns of an evaluation without ``control``."""
     if not isinstance(table, pd.DataFrame) or not needed <= set(table):
-        other = " For one of perturbations, call `perturbation_scores`." if "perturbation" in table else ""
+        other = " For one of perturbations, call `perturbation_scores`." if "perturbation" in getattr(table, "columns", ()) else ""
         msg = f"`table` must come from `evaluate`, with the columns {sorted(needed)}.{other}"
         raise ValueError(msg)
 
