@@ -157,7 +157,8 @@ def scores(
 def check_table(table: object, needed: Set[str]) -> None:
     """Raise unless the table has the columns of an evaluation without ``control``."""
     if not isinstance(table, pd.DataFrame) or not needed <= set(table):
-        other = " For one of perturbations, call `perturbation_scores`." if "perturbation" in getattr(table, "columns", ()) else ""
+        columns = getattr(table, "columns", ())
+        other = " For one of perturbations, call `perturbation_scores`." if "perturbation" in columns else ""
         msg = f"`table` must come from `evaluate`, with the columns {sorted(needed)}.{other}"
         raise ValueError(msg)
 
