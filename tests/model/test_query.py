@@ -408,6 +408,30 @@ def test_new_cells_of_known_types_at_far_numbers_and_places_teach_nothing(make_t
     assert model.combination_sizes_.sum() == reference.adata.n_obs + (~is_known).sum()
 
 
+def test_many_new_numbers_of_known_types_stay_far_too(make_trained, make_cells, quick):
+    def aged(cells, age):  # more distinct numbers than are kept
+        cells.obs["age"] = age + np.linspace(0, 10, cells.n_obs)
+        return cells
+
+    setup = {"continuous_condition_keys": ["age"]}
+    reference = make_trained(aged(make_cells(400), 0), condition_keys=["cell_type"], setup=setup)
+    new = query_cells(make_cells, n_cells=600)
+    is_known = (new.obs["cell_type"] == "B cell").to_numpy()
+    model = SCLDM.load_query_data(aged(new, 50 * is_known), reference, accelerator="cpu")
+
+    model.train(1, **quick)
+
+    def outside(age):
+        cells = model.generate(5, {"cell_type": "B cell", "age": age}, seed=0)
+        return [text for text in cells.uns["scgen_diffusion"]["outside_training"] if text.startswith("age")]
+
+    assert [outside(age) for age in (0.0, 0.01, 9.97, 10.0)] == [[]] * 4
+    assert [text.split(" to ")[0] for age in (12.0, 55.0) for text in outside(age)] == [
+        "age=12.0 (trained on 0",
+        "age=55.0 (trained on 0",
+    ]
+
+
 def test_new_perturbations_keep_the_transport_until_it_is_trained_on_them(with_transport, make_cells, quick):
     cells = of_new_type(make_cells, ["ctrl", "A+C+B", "D"])  # larger sets and more members than those of the reference
     model = SCLDM.load_query_data(cells, with_transport, accelerator="cpu")

@@ -185,6 +185,25 @@ def test_sigterm_ends_the_process_after_the_step_with_the_code_of_a_terminated_o
     assert_same_model(whole[0], train(tmp_path))
 
 
+def test_one_of_several_processes_calls_the_users_own_handler_of_sigterm_once_training_has_ended(monkeypatch):
+    happened = []
+    former = signal.signal(signal.SIGTERM, lambda *_: happened.append("handler"))
+
+    def train():
+        with Interruption().listening(SimpleNamespace(world_size=2, _signal_connector=SimpleNamespace())):
+            os.kill(os.getpid(), signal.SIGTERM)
+            happened.append("step")
+
+    try:
+        with pytest.raises(SystemExit) as end:
+            train()
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+    assert happened == ["step", "handler"]
+    assert end.value.code == 143
+
+
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 
@@ -310,6 +329,7 @@ def test_a_stage_that_early_stopping_ended_is_refused_without_it_or_with_another
     model.train(4, **options, **rule)
     assert model.trainer.current_epoch < 4
 
+    make_model(cls=SCRDIT).train(4, **options, **{**rule, "early_stopping_min_delta": 10**9})
     with pytest.raises(ValueError, match="made with `early_stopping` of '1 validations, min_delta .*', not 'False'"):
         make_model(cls=SCRDIT).train(4, **options)
     with pytest.raises(ValueError, match="`early_stopping` of .*, not '1 validations, min_delta 0.0'"):
@@ -343,9 +363,44 @@ def test_a_checkpoint_never_undoes_later_training(train, tmp_path, n_epochs):
     model.train_prior(1, **options)
     former = deepcopy(model)
 
-    with pytest.raises(ValueError, match="The prior of this model was trained further since its checkpoint"):
+    with pytest.raises(ValueError, match="The prior of this model has training that the checkpoint lacks"):
         model.train_prior(n_epochs, checkpoint_dir=tmp_path, **options)
     assert_same_model(former, model)
+
+
+def test_a_saved_model_resumes_its_run_a_second_time(make_model, tmp_path):
+    options = {"checkpoint_dir": tmp_path / "run", "batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
+    stopped = make_model(cls=SCRDIT)  # in epoch 6, after a checkpoint of epoch 4
+    stopped.train(41, **options, **signal_at(signal.SIGINT, "diffusion", 17))
+    stopped.save(tmp_path / "saved", save_anndata=True)
+
+    def resume(step):
+        model = SCRDIT.load(tmp_path / "saved", accelerator="cpu")
+        # more epochs, so other learning rates and losses
+        model.train(60, **options, **signal_at(signal.SIGINT, "diffusion", step))
+        return model.history_["diffusion_loss_train"]["diffusion_loss_train"]
+
+    assert read(tmp_path / "run" / "diffusion.ckpt")["n_epochs_done"] == 4
+    before = stopped.history_["diffusion_loss_train"]["diffusion_loss_train"]
+    assert resume(26)[4] != before[4]
+    assert len(resume(32)) == 10
+
+
+def test_a_stage_that_ended_with_a_nan_is_finished_for_the_same_call(make_model, tmp_path):
+    def spoil(plan):
+        with torch.no_grad():
+            plan.trained_parameters[0].fill_(torch.nan)
+
+    options = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False, "checkpoint_dir": tmp_path}
+    options |= {"plan_kwargs": {"autoencoder": {"max_rounds": 2}}}
+    model = make_model()
+    with pytest.warns(UserWarning, match="loss is nan"):
+        model.train(1, callbacks=[At("autoencoder", 4, spoil)], **options)
+    assert model.history_["autoencoder_loss_train"]["autoencoder_loss_train"].isna().tolist() == [False, True]
+
+    model.train(1, **options)
+
+    assert model.is_trained_
 
 
 def test_training_on_that_was_killed_resumes_from_the_weights_before(train, tmp_path):

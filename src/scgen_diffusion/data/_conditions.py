@@ -423,11 +423,10 @@ class Conditions:
         return np.abs(values - _nearest(known, values))[:, 0] > reach_of(known[:, None])
 
     def _with_trained_range(self, key: ContinuousKey) -> ContinuousKey:
-        """Return a key without the ends of its range of which training learned nothing, if combinations are exact."""
-        if not key.numbers:
-            return key
-        known = self.combinations[:, self.columns(key.name)]
-        low, high = key.decode(np.array([[known.min()], [known.max()]])).tolist()
+        """Return a key without the ends of its range that no training cell is near."""
+        known, ends = self.combinations[:, self.columns(key.name)], [key.low, key.high]
+        learned = key.decode(np.array([[known.min()], [known.max()]]))
+        low, high = np.where(self._are_far(key, key.encode(ends)), learned, ends).tolist()
         return replace(key, low=low, high=high)
 
     def _in_hole(self, key: ContinuousKey, values: np.ndarray) -> list[str]:

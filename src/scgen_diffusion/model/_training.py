@@ -384,7 +384,7 @@ def run_plan(
         plan.fingerprint = digest_of(model._fingerprint, *split, *depends_on)
         history, name = model.history_ or {}, f"{plan.name}_loss_train"
         if name in history:
-            plan.losses_before = history[name][name].to_dict()
+            plan.losses_before = [history[name][name].dropna().to_dict()]
     accelerator, devices, device = parse_device_args(accelerator, devices, return_device="torch")
     result = run_stage(plan, data, checkpoint_dir=checkpoint_dir, accelerator=accelerator, devices=devices, **options)
     model.to_device(result.device or device)  # like scvi-tools' models, it stays where it was trained

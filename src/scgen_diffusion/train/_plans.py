@@ -79,8 +79,9 @@ class StagePlan(pl.LightningModule):
     fingerprint
         Digest of model and data; a checkpoint must have the same to be resumed.
     losses_before
-        Training loss of each epoch that the model remembers of this stage. A checkpoint is resumed only if nothing is
-        lost: the model is as it was before that run, or at an epoch of it.
+        Training losses by epoch, without NaN, that models remembered of this stage when the run was started and
+        resumed; the last is of this model. A checkpoint is resumed only if nothing is lost: the model is as it was at
+        one of these times, or at an epoch of the run.
     n_epochs_done
         Finished epochs, including those before an interruption.
     is_finished
@@ -108,7 +109,7 @@ class StagePlan(pl.LightningModule):
         self.is_compiled = compile
         self.trained_rows: Mapping[nn.Parameter, Tensor | None] | None = None
         self.fingerprint = ""
-        self.losses_before: Mapping[int, float] = {}
+        self.losses_before: Sequence[Mapping[int, float]] = [{}]
         self.generator = torch.Generator()
         self.n_epochs_done = 0
         self.is_finished = False
@@ -426,7 +427,7 @@ class StagePlan(pl.LightningModule):
         watched = self.trainer.early_stopping_callbacks
         names = STEP_OPTIONS + (VALIDATION_OPTIONS if watched or self.recipe.max_rounds > 1 else ())
         of_trainer = {name: str(getattr(self.trainer, name)) for name in names}  # 1 batch is not the share 1.0
-        rules = [f"{rule.patience} validations, min_delta {abs(rule.min_delta)}" for rule in watched]
+        rules = [f"{rule.patience} validations, min_delta {float(abs(rule.min_delta))}" for rule in watched]
         return asdict(self.recipe) | of_trainer | {"early_stopping": ", ".join(rules) or "False"}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -481,15 +482,17 @@ class StagePlan(pl.LightningModule):
         if has:
             msg = f"The checkpoint of the {self.name} has {has}; remove it to start again."
             raise ValueError(msg)
-        before, done = self.losses_before, checkpoint["history"].get(f"{self.name}_loss_train", {})
+        losses = checkpoint["history"].get(f"{self.name}_loss_train", {})
+        done = {epoch: loss for epoch, loss in losses.items() if not math.isnan(loss)}
+        before, former = self.losses_before[-1], checkpoint["losses_before"]
         is_at_epoch = before.items() <= done.items() or done.items() <= before.items()
-        if not is_at_epoch and before != checkpoint["losses_before"]:
+        if not is_at_epoch and before not in former:
             msg = (
-                f"The {self.name} of this model was trained further since its checkpoint, and would lose that. To "
-                "train on, use another `checkpoint_dir`; to return to the checkpoint, build the model again."
+                f"The {self.name} of this model has training that the checkpoint lacks, and would lose it. To keep "
+                "it, use another `checkpoint_dir`; to return to the checkpoint, build the model again."
             )
             raise ValueError(msg)
-        self.losses_before = checkpoint["losses_before"]
+        self.losses_before = [*(each for each in former if each != before), before]
         self.seed, self.n_epochs_done, self._losses = (checkpoint[k] for k in ("seed", "n_epochs_done", "history"))
         self.best_round = checkpoint["best_round"]
 

@@ -387,8 +387,8 @@ class Interruption(Callback):
     """Ends training before the next step on Ctrl-C and keeps the weights; a second Ctrl-C aborts at once.
 
     With several processes, Lightning handles Ctrl-C and ends the process at once. SIGTERM to one of them ends all
-    before the same step. Lightning's handler would broadcast in the middle of a step, where the other processes expect
-    gradients or losses, and all would hang.
+    before the same step, and then the process calls the user's own handler. Lightning's handler would broadcast in the
+    middle of a step, where the other processes expect gradients or losses, and all would hang.
 
     Training ends in the same way, in all processes together, once ``deadline`` has passed. Lightning's own limit of
     time would count the stage as finished, and also count the time before a resumption.
@@ -431,6 +431,8 @@ class Interruption(Callback):
             yield
         finally:
             signal.signal(number, previous)
+            if self.is_terminated and callable(previous):  # it may exit, for which the others would wait in a step
+                previous(number, None)
         if self.is_terminated:  # after the last step
             raise SystemExit(EXIT_CODE_OF_SIGTERM)
 
