@@ -103,7 +103,7 @@ def summarise(table: pd.DataFrame) -> str:
         for (n, shared), row in means.iterrows()
     ]
     intro = (
-        "Errors of predicted mean changes, relative to the effect, in a simulated type never seen treated; means over "
+        "Squared errors of predicted mean changes, relative to the effect, in a simulated type never seen treated; means over "
         f"{table['seed'].nunique()} seeds. Written by `python -m benchmarks.studies.alike_types`."
     )
     return f"{intro}\n\n{markdown_table(header, rows)}\n"
