@@ -129,10 +129,9 @@ def predict_block(
 
     def draw_totals(features: Tensor) -> Tensor:
         sizes = request.library_size
-        if isinstance(sizes, str) and given is not None:  # cells keep their level, as generated ones do
-            return module.draw_totals(sizes, new, given, generators, own)
-        if isinstance(sizes, str):
-            return module.draw_totals(sizes, new, features, generators)
+        if isinstance(sizes, str):  # moved cells keep their level, as generated ones do
+            known, start = (features, None) if given is None else (given, own)
+            return module.draw_totals(sizes, new, known, generators, start)
         measured = module.decoding_totals(block.x, features, generators if request.sample else None)
         measured = measured.view(len(measured), *module.library_size.shape)
         if sizes is None:

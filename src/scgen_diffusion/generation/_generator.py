@@ -27,7 +27,7 @@ from ._request import (
     identity_of,
 )
 from ._rows import check_finite, rows_of
-from ._verdict import LackingChanges, context_columns, judge, limit_combinations, verdict_columns
+from ._verdict import LackingChanges, combination_codes, judge, limit_combinations, verdict_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -191,8 +191,8 @@ class CellGenerator:
         is_new = (starts != codes).any(1)
         transport: Any = self.module.transport
         starts, perturbs = starts[is_new], transport.perturbs.cpu().numpy()
-        shown = np.where(perturbs | context_columns(self.conditions, perturbs), codes[is_new], OPEN)
-        codes, which = np.unique(shown, axis=0, return_inverse=True)
+        combined = combination_codes(self.conditions, perturbs, codes[is_new])
+        codes, which = np.unique(combined, axis=0, return_inverse=True)
         codes, n_cells = limit_combinations(codes), np.bincount(which.ravel(), sizes[is_new]).astype(int)
         rows = [np.flatnonzero(which.ravel() == one) for one in range(len(codes))]
         spread = [starts[own[np.arange(N_JUDGED) * len(own) // N_JUDGED]] for own in rows]

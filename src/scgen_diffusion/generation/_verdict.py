@@ -132,7 +132,7 @@ def judge(
         from_embeddings=shift.explained_by_others() if any(are_new) else 0.0,
         has_numbers=any(key.is_numeric and perturbs[columns].any() for key, columns in conditions.parts),
     )
-    is_context = context_columns(conditions, perturbs)
+    is_context = _context_columns(conditions, perturbs)
     perturbed = shift.perturbations.double().cpu().numpy()
     contexts = np.where(is_context, perturbed, OPEN)
     least = float(explained.mean()) if len(explained) else 0.0  # no prediction is surer than these were on average
@@ -416,12 +416,17 @@ def verdict_columns(
     }
 
 
-def context_columns(conditions: Conditions, perturbs: np.ndarray) -> np.ndarray:
+def _context_columns(conditions: Conditions, perturbs: np.ndarray) -> np.ndarray:
     """Mark columns of classes and sets that do not perturb, ``(columns,)``; nearly all cells differ in numbers."""
     is_context = ~perturbs
     for key, columns in conditions.parts:
         is_context[columns] &= not key.is_numeric
     return is_context
+
+
+def combination_codes(conditions: Conditions, perturbs: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Leave open in ``codes (n, columns)`` what is no part of a combination: numbers that do not perturb."""
+    return np.where(perturbs | _context_columns(conditions, perturbs), codes, OPEN)
 
 
 def limit_combinations(codes: np.ndarray) -> np.ndarray:
@@ -456,7 +461,7 @@ class PerturbedGroups:
         self.module, self.conditions = module, conditions
         transport: Any = module.transport
         perturbs = transport.perturbs.cpu().numpy()
-        shown = np.where(perturbs | context_columns(conditions, perturbs), new, OPEN)
+        shown = combination_codes(conditions, perturbs, new)
         changed = (own != new).any(1)
         codes, number = np.unique(shown[changed], axis=0, return_inverse=True)
         self.codes = limit_combinations(codes)

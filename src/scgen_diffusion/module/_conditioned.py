@@ -173,7 +173,7 @@ class ConditionedModule(BaseModuleClass):
             return self.draw_totals(library_size, condition, known, generators, start_condition)
 
         shown = self.shown_conditions(condition, guidance)
-        return self.cells_of(states, draw_totals, generators.first(n_wanted), shown, output, lacking)[:n_wanted]
+        return self.cells_of(states, draw_totals, generators.first(n_wanted), shown, output, lacking=lacking)[:n_wanted]
 
     @abstractmethod
     def cells_of(
@@ -183,7 +183,7 @@ class ConditionedModule(BaseModuleClass):
         wanted: Generators,
         shown: Tensor,
         output: InputValues,
-        lacking: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         """Turn finished states ``(block, ...)`` into cells ``(block, genes)``; or only those that are wanted.
 
@@ -200,7 +200,7 @@ class ConditionedModule(BaseModuleClass):
         output
             ``"counts"`` or ``"log1p"``.
         lacking
-            As in :meth:`sample_cells`.
+            As in :meth:`sample_cells`; ignored by modules without a transport.
         """
 
     @abstractmethod

@@ -260,13 +260,7 @@ class GeneSpaceModule(ConditionedModule):
         return Denoiser(field, self.path, self.target)
 
     def cells_of(
-        self,
-        states: Tensor,
-        draw_totals: TensorMap,
-        wanted: Generators,
-        shown: Tensor,
-        output: InputValues,
-        lacking: Tensor | None = None,
+        self, states: Tensor, draw_totals: TensorMap, wanted: Generators, shown: Tensor, output: InputValues, **_: Any
     ) -> Tensor:
         """Turn generated values into profiles or counts ``(block, genes)``."""
         return self._profiles_or_counts(states, draw_totals, output)

@@ -125,13 +125,7 @@ class MoleculeModule(GeneSpaceModule):
         return with_masked(totals.new_zeros(len(totals), self.n_input), totals)
 
     def cells_of(
-        self,
-        states: Tensor,
-        draw_totals: TensorMap,
-        wanted: Generators,
-        shown: Tensor,
-        output: InputValues,
-        lacking: Tensor | None = None,
+        self, states: Tensor, draw_totals: TensorMap, wanted: Generators, shown: Tensor, output: InputValues, **_: Any
     ) -> Tensor:
         """Return the molecules, or their profiles, of finished states, ``(block, genes)``."""
         return self.profiles_of(states) if output == "log1p" else states[:, :-1]

@@ -211,10 +211,17 @@ class SCLDMModule(ConditionedModule):
             loss = loss + (with_effects - with_effects.detach()).mean()
         return LossOutput(loss=loss, reconstruction_loss=reconstruction_loss, kl_local=kl)
 
-    def decode(self, z: Tensor, totals: Tensor, condition: Tensor | None) -> dict[str, Tensor]:
-        """Decode latents ``(cells, tokens, n_latent)`` for totals, with effects of conditions ``(cells, columns)``."""
+    def decode(
+        self, z: Tensor, totals: Tensor, condition: Tensor | None, lacking: Tensor | None = None
+    ) -> Mapping[str, Tensor]:
+        """Decode latents ``(cells, tokens, n_latent)`` for totals, with effects of conditions ``(cells, columns)``.
+
+        Changes of log-normalised means ``(cells, genes)`` that the decoder lacks are added.
+        """
         decoded = self.generative(z, totals)
-        return decoded if condition is None else self.add_condition_effects(condition, **decoded)
+        if condition is not None:
+            decoded = self.add_condition_effects(condition, **decoded)
+        return decoded if lacking is None else self.add_changes(decoded, 1.0, lacking)
 
     def add_condition_effects(self, condition: Tensor, outputs: Tensor, library_size: Tensor) -> dict[str, Tensor]:
         """Add the effects of conditions ``(cells, columns)`` to decoded latents."""
@@ -345,6 +352,7 @@ class SCLDMModule(ConditionedModule):
         wanted: Generators,
         shown: Tensor,
         output: InputValues,
+        *,
         lacking: Tensor | None = None,
     ) -> Tensor:
         """Decode standardised latents and draw cells ``(n_wanted, genes)``."""
@@ -414,8 +422,8 @@ class SCLDMModule(ConditionedModule):
 
     def corrected_profiles(self, z: Tensor, condition: Tensor, lacking: Tensor) -> Tensor:
         """Return expected profiles of counts with changes ``(cells, genes)`` that the decoder lacks."""
-        decoded = self.decode(z, torch.full((len(z), 1), TARGET_SUM, device=z.device), condition)
-        return log_profile(self.likelihood.mean(**self.add_changes(decoded, 1.0, lacking)), "counts")
+        totals = torch.full((len(z), 1), TARGET_SUM, device=z.device)
+        return log_profile(self.likelihood.mean(**self.decode(z, totals, condition, lacking)), "counts")
 
     def frequencies(self, z: Tensor) -> Tensor:
         """Return each gene's share of a cell's counts, without outliers, ``(cells, genes)``."""
@@ -434,9 +442,7 @@ class SCLDMModule(ConditionedModule):
         With conditions ``(cells, columns)`` their effects are added, and so are changes that the decoder lacks. With
         fewer generators than latents, only the first latents give cells.
         """
-        decoded: Mapping[str, Tensor] = self.decode(z, totals.reshape(len(z), -1), condition)
-        if lacking is not None:
-            decoded = self.add_changes(decoded, 1.0, lacking)
+        decoded = self.decode(z, totals.reshape(len(z), -1), condition, lacking)
         parameters = self.likelihood.parameters_per_cell(**decoded)
         return self.likelihood.sample(parameters[: len(generators)], generators)
 
