@@ -29,6 +29,7 @@ from benchmarks.tables import (
     describe_processor,
     describe_versions,
     markdown_table,
+    read_table,
     store_rows,
     today,
     write_text,
@@ -285,10 +286,9 @@ def profiles(setting: Setting, systems: Sequence[str] | None = None) -> Iterator
             yield f"{stage}, {name}", str(profile(step, device=setting.device))
 
 
-def report(
-    rows: Sequence[dict[str, Any]], comparisons: Sequence[Comparison], profiled: dict[str, str], setting: Setting
-) -> str:
-    """Write all results as markdown."""
+def report(stored: pd.DataFrame, comparisons: Sequence[Comparison], profiled: dict[str, str], setting: Setting) -> str:
+    """Write all results of this processor as markdown."""
+    rows = stored[stored["processor"] == describe_processor(setting.device)]
     rates = {precision: device_rate(setting.device, precision) for precision in TOLERANCES}
     flops = ", ".join(f"{precision} {rate / 1e12:,.1f}" for precision, rate in rates.items())
     goals = [
@@ -298,10 +298,10 @@ def report(
             "" if pd.isna(row.goal) else f"{row.goal:,.0f}",
             f"{row.peak_gib:.2f}",
             "" if pd.isna(row.goal_gib) else f"{row.goal_gib:g}",
-            "" if row.met is None else "yes" if row.met else "**no**",
+            "" if pd.isna(row.met) else "yes" if row.met else "**no**",
             row.how,
         ]
-        for row in pd.DataFrame(rows).itertuples()
+        for row in rows.itertuples()
     ]
     compared = [
         [f"{each.name}, {each.precision}", f"{each.difference:.1e}", "yes" if each.passes else "**no**"]
@@ -310,7 +310,8 @@ def report(
     parts = [
         f"{describe_machine(setting.device)}; {describe_versions('torch', 'scvi-tools', 'anndata', 'scgen-diffusion')}; "
         f"{today()}. {setting.n_genes:,} genes, {setting.n_expressed:,} expressed. "
-        f"Matrix product, TFLOP/s: {flops}. Written by `python -m benchmarks.speed.gpu`.",
+        f"Matrix product, TFLOP/s: {flops}. Written by `python -m benchmarks.speed.gpu`; "
+        "`speed_gpu.csv` has the version of each row.",
         markdown_table(["", "cells/s", "goal", "GiB", "goal", "met", "how"], goals),
         "## Equivalence with the CPU",
         markdown_table(["", "relative difference", "within tolerance"], compared),
@@ -338,13 +339,12 @@ def run(arguments: argparse.Namespace) -> bool:
         small = replace(setting, n_genes=min(setting.n_genes, 2_000), n_expressed=min(setting.n_expressed, 720))
         comparisons += attempt("The comparison", lambda s=small, p=precision: compare_devices(s, p), [])
     profiled = attempt("The profile", lambda: dict(profiles(setting, arguments.systems)), {})
-    rows: list[dict[str, Any]] = []
+    stored = arguments.results / "speed_gpu.csv"
     for measured in measure_goals(setting, arguments, ends):
-        rows += measured
-        store_rows(arguments.results / "speed_gpu.csv", pd.DataFrame(measured), KEYS)
+        store_rows(stored, pd.DataFrame(measured), KEYS)
         # now, as the machine may be gone soon
-        write_text(arguments.results / "speed_gpu.md", report(rows, comparisons, profiled, setting))
-    logger.info("%s", report(rows, comparisons, profiled, setting))
+        write_text(arguments.results / "speed_gpu.md", report(read_table(stored), comparisons, profiled, setting))
+    logger.info("%s", report(read_table(stored), comparisons, profiled, setting))
     return bool(comparisons) and all(each.passes for each in comparisons)
 
 

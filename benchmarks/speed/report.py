@@ -107,19 +107,21 @@ GPU_BATCH = 128
 
 
 def gpu_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
-    """Return the table of a GPU for its page: ways of computing, and one core of a CPU."""
+    """Return the table of GPUs for its page: the one measured most in several ways, others, and one core of a CPU."""
     rows = stored[(stored["batch"] == GPU_BATCH) | ~stored["stage"].str.endswith("step")]
     usual = np.where(rows["system"].str.endswith("published-size"), "bf16", "float32")
     rows = rows.assign(precision=rows["precision"].where(rows["precision"] != usual, "usual"))
-    described = ["system", "stage", "device", "replay", "compile", "precision"]
-    rows = rows.drop_duplicates(described, keep="last")
-    speed = rows.set_index(described)["cells_per_second"]
+    described = ["system", "stage", "processor", "replay", "compile", "precision"]
+    speed = rows.drop_duplicates(described, keep="last").set_index(described)["cells_per_second"]
+    gpu, *others = stored.loc[stored["device"] == "cuda", "processor"].value_counts().index
+    cpu = stored.loc[stored["device"] == "cpu", "processor"].iloc[-1]
     ways = {
-        stored["processor"][stored["device"] == "cuda"].iloc[-1]: ("cuda", True, False, "usual"),
-        "TF32": ("cuda", True, False, "tf32"),
-        "compiled": ("cuda", True, True, "usual"),
-        "not replayed": ("cuda", False, False, "usual"),
-        f"one core of {stored['processor'][stored['device'] == 'cpu'].iloc[-1]}": ("cpu", True, False, "usual"),
+        gpu: (gpu, True, False, "usual"),
+        "TF32": (gpu, True, False, "tf32"),
+        "compiled": (gpu, True, True, "usual"),
+        "not replayed": (gpu, False, False, "usual"),
+        **{other: (other, True, False, "usual") for other in others},
+        f"one core of {cpu}": (cpu, True, False, "usual"),
     }
     lines = []
     for key in GPU_ROWS:

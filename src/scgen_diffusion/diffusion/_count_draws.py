@@ -11,6 +11,7 @@ random numbers of the next. A whole block is drawn at once. Draws are exact up t
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -101,7 +102,7 @@ def finite_mask(**parameters: Tensor) -> Tensor | None:
     """
     values = list(parameters.values())
     if values[0].device.type != "cpu":
-        return torch.stack([value.isfinite() for value in values]).all(0)
+        return reduce(torch.logical_and, (value.isfinite() for value in values))
     if bad := [f"`{name}`" for name, value in parameters.items() if not _all_finite(value)]:
         msg = (
             f"{' and '.join(bad)} of the decoder's distribution of counts must be finite, but found NaN or infinite "
@@ -113,7 +114,7 @@ def finite_mask(**parameters: Tensor) -> Tensor | None:
 
 def keep_where(mask: Tensor | None, values: Tensor, otherwise: float) -> Tensor:
     """Replace values where the mask is False; None keeps all."""
-    return values if mask is None else torch.where(mask, values, otherwise)
+    return values if mask is None else values.masked_fill(~mask, otherwise)
 
 
 def _all_finite(values: Tensor) -> bool:

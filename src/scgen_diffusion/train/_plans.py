@@ -18,6 +18,7 @@ from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.diffusion import optimal_pairs, sample_seed
 from scgen_diffusion.module import AverageUpdate
 
+from ._compilation import compile_for_training, undo_compilation
 from ._recipes import learning_rate_factor
 from ._step_graph import StepGraph
 
@@ -225,13 +226,15 @@ class StagePlan(pl.LightningModule):
                 self._masks.append(parameter.register_hook(partial(_mask_gradient, mask)))
 
     def teardown(self, stage: str) -> None:
-        """Unfreeze the frozen parameters, and forget the weights of the best round and the recorded step."""
+        """Unfreeze the frozen parameters, and forget the best round's weights, the recorded step and compiled ones."""
         for parameter in self._frozen:
             parameter.requires_grad_(requires_grad=True)
         for mask in self._masks:
             mask.remove()
         self._frozen, self._masks, self._graph = [], [], None
         self.best_round.pop("weights", None)
+        for part in self.compiled_parts:
+            undo_compilation(part)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build AdamW and its schedule."""
@@ -306,10 +309,10 @@ class StagePlan(pl.LightningModule):
     # --- epochs and rounds -----------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Compile the networks, which are on their device now."""
+        """Compile the networks, which are on their device now, until training ends."""
         if self.is_compiled:
             for part in self.compiled_parts:
-                part.compile()
+                compile_for_training(part)
 
     def on_train_start(self) -> None:
         """End a stage that was interrupted after its last round."""
