@@ -1,4 +1,4 @@
-"""Plots of figures: the table of an evaluation, training histories, and quality against what one turns."""
+"""Plots of figures: the table of an evaluation, and training histories."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import pytest
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.colors import to_rgb
 
 import scgen_diffusion as sgd
-from scgen_diffusion.pl._figures import COLORS
-from scgen_diffusion.pl._scores import FLOOR, badness, short
+from scgen_diffusion.pl._scores import badness, short
 
 
 def make_row(value, *, metric="recall", group="all", floor=0.9, shuffled=0.4, better="higher", half=0.01):
@@ -58,12 +56,6 @@ def make_history(*, validated=True, n_epochs=30):
         for name, curve in curves.items()
         if validated or name.endswith("_train")
     }
-
-
-def make_curve(scales=(0.5, 1, 2), **options):
-    return pd.concat(
-        [pd.DataFrame([make_row(0.9 - scale / 10, **options)]).assign(guidance_scale=scale) for scale in scales]
-    )
 
 
 def tick_names(axis):
@@ -194,7 +186,7 @@ def test_several_evaluations_have_a_column_each():
 
 def test_several_evaluations_without_their_names_do_not_fit_into_one_heat_map():
     twice = pd.concat([make_table(), make_table()]).assign(model="SCLDM")
-    with pytest.raises(ValueError, match="several rows of the metric 'w2' and the group 'all'.*`by`.*quality_curve"):
+    with pytest.raises(ValueError, match="several rows of the metric 'w2' and the group 'all'.*`by`"):
         sgd.pl.scores(twice)
     with pytest.raises(ValueError, match="several rows of the metric 'w2' and the model 'SCLDM'"):
         sgd.pl.scores(twice, by="model")
@@ -211,6 +203,34 @@ def test_what_is_not_in_the_table_is_named():
         sgd.pl.scores(make_table(), groups=["T"])
     with pytest.raises(ValueError, match="nothing to plot: `table` has no rows"):
         sgd.pl.scores(make_table()[:0])
+
+
+@pytest.mark.parametrize("lost", [["group"], ["low", "high"], ["shuffled"]])
+def test_scores_need_the_columns_of_evaluate(lost):
+    table = make_table().drop(columns=lost)
+    with pytest.raises(ValueError, match="`table` must come from `evaluate`, with the columns .*'group'"):
+        sgd.pl.scores(table)
+    with pytest.raises(ValueError, match="For one of perturbations, call `perturbation_scores`"):
+        sgd.pl.scores(table.assign(perturbation="A"))
+
+
+def test_modalities_share_no_heat_map():
+    """Their floors differ, too."""
+    table = pd.DataFrame([make_row(0.9), make_row(0.8)]).assign(modality=["rna", "prot"])
+    message = r"several modalities of the metric 'recall' and the group 'all'.*table\[table\['modality'\] == 'rna'\]"
+
+    with pytest.raises(ValueError, match=message):
+        sgd.pl.scores(table)
+    ax = sgd.pl.scores(table[table["modality"] == "prot"], show=False)
+    assert [text.get_text() for text in ax.texts] == ["0.800"]
+
+
+def test_metrics_of_one_modality_each_are_drawn():
+    rows = [make_row(0.9), make_row(0.8) | {"metric": "w2"}]
+
+    ax = sgd.pl.scores(pd.DataFrame(rows).assign(modality=["rna", "rna+prot"]), show=False)
+
+    assert [text.get_text() for text in ax.texts] == ["0.900", "0.800"]
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -280,102 +300,6 @@ def test_anything_without_a_history_raises():
         sgd.pl.training_history(make_history(), losses="prior")
 
 
-# --- quality ----------------------------------------------------------------------------------------------------------
-
-
-def test_values_intervals_and_floor_are_drawn_against_the_column():
-    ax = sgd.pl.quality_curve(make_curve(), x="guidance_scale", show=False)[0]
-
-    floor, values = (line.get_xydata() for line in ax.lines)
-    np.testing.assert_allclose(floor, [(0.5, 0.9), (1, 0.9), (2, 0.9)])
-    np.testing.assert_allclose(values, [(0.5, 0.85), (1, 0.8), (2, 0.7)])
-    band = ax.collections[0].get_paths()[0].vertices
-    np.testing.assert_allclose((band[:, 1].min(), band[:, 1].max()), (0.69, 0.86))
-    assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("recall", "guidance scale", "↑ higher is better")
-
-
-def test_every_metric_has_a_panel_with_a_scale_of_its_own():
-    table = pd.concat([make_curve(), make_curve(metric="w2", better="lower", floor=10.0)])
-
-    axes = sgd.pl.quality_curve(table, x="guidance_scale", metrics=["w2", "recall"], show=False)
-
-    assert [ax.get_title() for ax in axes] == ["w2", "recall"]
-    assert axes[0].get_ylim()[1] > 9 > axes[1].get_ylim()[1]
-
-
-def test_six_metrics_fill_two_rows():
-    table = pd.concat([make_curve(metric=name) for name in "abcdef"])
-
-    axes = sgd.pl.quality_curve(table, x="guidance_scale", show=False)
-
-    assert len({ax.get_subplotspec().rowspan.start for ax in axes}) == 2
-    assert len(axes[0].figure.axes) == 6
-
-
-def test_seeds_are_averaged_and_groups_are_separate():
-    table = pd.concat([make_curve(), make_curve().assign(value=0.5), make_curve(group="B").assign(value=0.1)])
-
-    ax = sgd.pl.quality_curve(table, x="guidance_scale", show=False)[0]
-    of_b = sgd.pl.quality_curve(table, x="guidance_scale", group="B", show=False)[0]
-
-    np.testing.assert_allclose(ax.lines[1].get_ydata(), [(0.85 + 0.5) / 2, (0.8 + 0.5) / 2, (0.7 + 0.5) / 2])
-    np.testing.assert_allclose(of_b.lines[1].get_ydata(), 0.1)
-
-
-def test_lines_of_a_hue_have_colours_of_their_own():
-    table = pd.concat([make_curve().assign(sampler=name) for name in ("euler", "heun")])
-
-    ax = sgd.pl.quality_curve(table, x="guidance_scale", hue="sampler", show=False)[0]
-
-    assert len({to_rgb(line.get_color()) for line in ax.lines}) == 3
-    texts = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert texts == ["euler", "heun", "floor: real\nagainst real cells", "95 % interval"]
-    assert ax.get_legend().get_title().get_text() == "sampler"
-
-
-@pytest.mark.parametrize("shift", [0, 100])
-@pytest.mark.parametrize(("floors", "colors"), [((0.9, 0.55), COLORS[:2]), ((0.9, 0.9), [FLOOR["color"]])])
-def test_lines_of_other_data_have_floors_of_their_own(floors, colors, shift):
-    table = pd.concat([make_curve(floor=floor).assign(data=name) for name, floor in zip("ab", floors, strict=True)])
-    table.loc[(table["data"] == "b").to_numpy(), "guidance_scale"] += shift
-    (ax,) = sgd.pl.quality_curve(table, x="guidance_scale", hue="data", show=False)
-
-    dashed = [line for line in ax.lines if line.get_linestyle() == "--"]
-    assert [line.get_color() for line in dashed] == list(colors)
-    assert [line.get_ydata()[0] for line in dashed] == pytest.approx(floors[: len(colors)])
-
-
-def test_rows_without_a_hue_have_a_line_too():
-    table = pd.concat([make_curve().assign(sampler=name) for name in ("heun", None)])
-
-    ax = sgd.pl.quality_curve(table, x="guidance_scale", hue="sampler", show=False)[0]
-
-    assert [text.get_text() for text in ax.get_legend().get_texts()][:2] == ["heun", "no label"]
-
-
-@pytest.mark.parametrize("hue", [None, "modality"])
-def test_modalities_are_not_averaged(hue):
-    """Floors differ between modalities, too, so they share no panel."""
-    table = pd.concat([make_curve().assign(modality=name) for name in ("rna", "prot")])
-    message = r"several modalities of the metric 'recall' and the group 'all'.*table\[table\['modality'\] == 'rna'\]"
-
-    with pytest.raises(ValueError, match=message):
-        sgd.pl.quality_curve(table, x="guidance_scale", hue=hue)
-    with pytest.raises(ValueError, match=message):
-        sgd.pl.scores(table.drop_duplicates("modality"))
-    (ax,) = sgd.pl.quality_curve(table[table["modality"] == "prot"], x="guidance_scale", show=False)
-    np.testing.assert_allclose(ax.lines[1].get_ydata(), [0.85, 0.8, 0.7])
-
-
-def test_metrics_of_one_modality_each_are_drawn():
-    own = make_curve(metric="w2").assign(modality="rna")
-    table = pd.concat([own, own.assign(modality="prot"), make_curve().assign(modality="rna+prot")])
-
-    (ax,) = sgd.pl.quality_curve(table, x="guidance_scale", metrics="recall", show=False)
-
-    assert ax.get_title() == "recall"
-
-
 def test_numbers_along_a_short_logarithmic_axis_differ():
     history = {"prior_loss_train": pd.DataFrame({"loss": np.linspace(1.9, 1.1, 30)})}
 
@@ -385,46 +309,11 @@ def test_numbers_along_a_short_logarithmic_axis_differ():
     assert len(set(written)) == len(written)
 
 
-def test_steps_have_a_logarithmic_axis():
-    wide = make_curve((1, 10, 100)).rename(columns={"guidance_scale": "n_steps"})
-
-    assert sgd.pl.quality_curve(wide, x="n_steps", show=False)[0].get_xscale() == "log"
-    assert sgd.pl.quality_curve(wide, x="n_steps", log=False, show=False)[0].get_xscale() == "linear"
-    assert sgd.pl.quality_curve(make_curve((0, 10)), x="guidance_scale", show=False)[0].get_xscale() == "linear"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"x": "n_steps"}, "`x` .*'n_steps'.*guidance_scale"),
-        ({"x": "metric"}, "`x` must name a column of numbers"),
-        ({"metrics": "Recall"}, "`metrics` .*'Recall'.*recall"),
-        ({"group": "B"}, "`group` .*'B'.*all"),
-        ({"hue": "sampler"}, "`hue` .*'sampler'"),
-        ({"hue": "value"}, "`hue` can have at most 6 values"),
-        ({"axs": []}, "one axis per panel, 1, but found 0"),
-    ],
-)
-def test_plots_of_quality_say_what_is_wrong(options, message):
-    with pytest.raises(ValueError, match=message):
-        sgd.pl.quality_curve(make_curve(tuple(range(8))), **{"x": "guidance_scale", **options})
-
-
-@pytest.mark.parametrize("lost", [["group"], ["low", "high"]])
-def test_a_curve_needs_the_columns_of_evaluate(lost):
-    table = make_curve().drop(columns=lost)
-    with pytest.raises(ValueError, match="`table` must come from `evaluate`, with the columns .*'group'"):
-        sgd.pl.quality_curve(table, x="guidance_scale")
-    with pytest.raises(ValueError, match="For one of perturbations, call `perturbation_scores`"):
-        sgd.pl.quality_curve(table.assign(perturbation="A"), x="guidance_scale")
-
-
 @pytest.mark.parametrize(
     "plot",
     [
         lambda **kwargs: sgd.pl.scores(make_table(), **kwargs),
         lambda **kwargs: sgd.pl.training_history(make_history(), **kwargs),
-        lambda **kwargs: sgd.pl.quality_curve(make_curve(), x="guidance_scale", **kwargs),
     ],
 )
 def test_figures_are_saved_and_shown(plot, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from ._correlations import gene_correlation
 from ._genes import library_size, marker_dotplot, mean_variance, zero_fraction
 from ._perturbations import mean_change, perturbation_scores, perturbation_strengths
 from ._sampling_path import sampling_path
-from ._scores import quality_curve, scores
+from ._scores import scores
 from ._training import training_history
 from ._umap import umap
 from ._white_box import coding_rate, head_loadings, layer_statistics
@@ -26,7 +26,6 @@ __all__ = [
     "mean_variance",
     "perturbation_scores",
     "perturbation_strengths",
-    "quality_curve",
     "sampling_path",
     "scores",
     "training_history",

@@ -34,7 +34,6 @@ from ._figures import (
     panels,
     without_frame,
 )
-from ._scores import WORDS
 
 if TYPE_CHECKING:
     import os
@@ -51,6 +50,7 @@ MOST_NAMED = 60  # perturbations or groups
 MOST_CASES = 200  # rows of a figure, which is then 7 feet high
 LETTER, NAME_LETTER = 0.08, 0.066  # inches, of labels and of names of genes
 TITLE_LENGTH = 26  # letters, and gaps after underscores, above which a title gets a second line
+WORDS = {"lower": "lower is better", "higher": "higher is better", "floor": "best at the floor"}
 TOP_COLOR = COLORS[1]  # for the genes that change most
 CHANGE = "mean change, ln(1 + CP10k)"
 MARGIN = 0.06  # around the points, as a share of the range

@@ -1,4 +1,4 @@
-"""Plots of metrics: all figures of one evaluation, or those of several evaluations against a varying number."""
+"""Plot of metrics: all figures of one evaluation, or of several side by side."""
 
 from __future__ import annotations
 
@@ -7,37 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from matplotlib.colors import Normalize
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from pandas.api.types import is_numeric_dtype
 
-from scgen_diffusion.data import as_labels, check_one_modality
+from scgen_diffusion.data import check_one_modality
 from scgen_diffusion.metrics import FIGURES, MIN_CELLS_PER_GROUP, excess_over_floor
 
-from ._figures import (
-    COLORS,
-    FLOOR_LABEL,
-    MARKERS,
-    SIGNS,
-    choose,
-    end_of_first_row,
-    finish,
-    legend_beside,
-    one_axis,
-    panels,
-    plain_numbers,
-    spans_decades,
-    without_frame,
-)
+from ._figures import SIGNS, choose, finish, one_axis
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence, Set
+    from collections.abc import Sequence
 
     from matplotlib.axes import Axes
 
 COLUMNS = {"metric", "group", *FIGURES, "better"}
-WORDS = {"lower": "lower is better", "higher": "higher is better", "floor": "best at the floor"}
 KEY = (
     "↓ lower is better   ↑ higher is better   = best at the floor\n"
     f"grey: no value, or no floor (fewer than {MIN_CELLS_PER_GROUP} cells of the label in half of `train`)\n"
@@ -46,8 +28,6 @@ KEY = (
 DARK = 0.6  # badness above which the text is white
 CLEAR = 2.0  # half-intervals by which cells must be worse than the floor to be clearly worse
 OF_FLOOR = {"density"}  # whose scale is the floor: shuffled cells are nearly as dense as real ones
-FLOOR = {"color": "0.35", "linestyle": "--", "linewidth": 1.2}
-MOST_LINES = 6  # that remain distinguishable
 
 
 def scores(
@@ -112,7 +92,7 @@ def scores(
     >>> table = table.assign(low=0.6, high=0.9, floor=0.9, shuffled=0.2)
     >>> axis = scgd.pl.scores(table, by="model", show=False)
     """
-    check_table(table, COLUMNS)
+    check_table(table)
     choose("by", [] if by is None else [by], [name for name in table if name not in COLUMNS])
     metrics = choose("metrics", metrics, table["metric"].unique())
     groups = choose("groups", ["all"] if by and groups is None else groups, table["group"].unique())
@@ -131,7 +111,7 @@ def scores(
         first = table[repeated].iloc[0]
         msg = (
             f"`table` has several rows of the metric {first['metric']!r} and the {column} {first[column]!r}. Name the "
-            "column that tells evaluations apart in `by`, or compare them with `quality_curve`."
+            "column that tells evaluations apart in `by`."
         )
         raise ValueError(msg)
     table = table.assign(**badness(table))
@@ -154,12 +134,12 @@ def scores(
     return finish(ax, show, save)
 
 
-def check_table(table: object, needed: Set[str]) -> None:
+def check_table(table: object) -> None:
     """Raise unless the table has the columns of an evaluation without ``control``."""
-    if not isinstance(table, pd.DataFrame) or not needed <= set(table):
+    if not isinstance(table, pd.DataFrame) or not set(table) >= COLUMNS:
         columns = getattr(table, "columns", ())
         other = " For one of perturbations, call `perturbation_scores`." if "perturbation" in columns else ""
-        msg = f"`table` must come from `evaluate`, with the columns {sorted(needed)}.{other}"
+        msg = f"`table` must come from `evaluate`, with the columns {sorted(COLUMNS)}.{other}"
         raise ValueError(msg)
 
 
@@ -192,123 +172,3 @@ def short(value: float) -> str:
     if 0 < abs(value) < 0.0005:
         return f"{value:.0e}".replace("e-0", "e-")
     return f"{value:.3f}" if abs(value) < 1 else f"{value:#.3g}".rstrip(".")
-
-
-def quality_curve(
-    table: pd.DataFrame,
-    x: str,
-    *,
-    metrics: str | Sequence[str] | None = None,
-    group: str = "all",
-    hue: str | None = None,
-    log: bool | None = None,
-    axs: Sequence[Axes] | None = None,
-    show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
-) -> list[Axes] | None:
-    """Plot how metrics change with a number that differs between evaluations, one panel per metric.
-
-    Bands are the 95 % intervals (``low`` to ``high``), dashed lines the floor (real against real cells), one for each
-    value of ``hue`` if these differ, as those of other data do. Several rows for the same `x`, such as several seeds,
-    are averaged, and so are their intervals and floors.
-
-    Parameters
-    ----------
-    table
-        Concatenated tables from :func:`~scgen_diffusion.metrics.evaluate`, with a column for `x`.
-    x
-        Column of numbers, such as ``"guidance_scale"`` or ``"n_steps"``.
-    metrics
-        Metrics to show. Default: all.
-    group
-        Group to show.
-    hue
-        Column that defines the lines, such as ``"sampler"``, with at most six values. Default: one line.
-    log
-        Whether `x` has a logarithmic axis. Default: if it is positive and spans more than a factor of eight.
-    axs
-        Axes to draw on, one per metric.
-    show
-        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
-
-    Returns
-    -------
-    list of matplotlib.axes.Axes or None
-        The axes, or None if the figure is shown.
-
-    Raises
-    ------
-    ValueError
-        If a column, metric or group is unknown, `x` does not hold numbers, a metric has several modalities, or there
-        are too many lines.
-
-    Examples
-    --------
-    >>> import pandas as pd, scgen_diffusion as scgd
-    >>> table = pd.DataFrame({"n_steps": [5, 10], "value": [0.7, 0.8]})
-    >>> table = table.assign(metric="recall", group="all", better="higher")
-    >>> table = table.assign(low=0.6, high=0.9, floor=0.9)
-    >>> axes = scgd.pl.quality_curve(table, x="n_steps", show=False)
-    """
-    check_table(table, COLUMNS - {"shuffled"})
-    for name, column in {"x": x, "hue": hue}.items():
-        choose(name, [] if column is None else [column], table)
-    if not is_numeric_dtype(table[x]):
-        msg = f"`x` must name a column of numbers, but {x!r} holds {table[x].dtype}."
-        raise ValueError(msg)
-    choose("group", [group], table["group"].unique())
-    table = table[table["group"] == group]
-    metrics = choose("metrics", metrics, table["metric"].unique())
-    check_one_modality(table[table["metric"].isin(metrics)])
-    lines = {"synthetic cells": table}
-    if hue is not None:
-        lines = dict(list(table.groupby(as_labels(table[hue]), sort=False)))
-    if len(lines) > MOST_LINES:
-        msg = f"`hue` can have at most {MOST_LINES} values, but {hue!r} has {len(lines)}."
-        raise ValueError(msg)
-    axes = panels(len(metrics), axs, size=(3.2, 2.9), sharey=False)
-    for ax, metric in zip(axes, metrics, strict=True):
-        of_metric = table[table["metric"] == metric]
-        means_of = {
-            name: rows[rows["metric"] == metric].groupby(x)[["value", "low", "high", "floor"]].mean()
-            for name, rows in lines.items()
-        }
-        floors = pd.DataFrame({name: means["floor"] for name, means in means_of.items()})
-        filled = floors.sort_index().ffill().bfill()  # lines may share no `x`
-        if (filled.max(axis=1) - filled.min(axis=1) > 1e-9).any():
-            floor_lines = [
-                (floors[name].dropna(), FLOOR | {"color": color}) for name, color in zip(lines, COLORS, strict=False)
-            ]
-        else:
-            floor_lines = [(floors.mean(axis=1).dropna(), FLOOR)]
-        for floor, look in floor_lines:
-            if len(floor) == 1:
-                ax.axhline(floor.iloc[0], **look)
-            else:
-                ax.plot(floor.index, floor, **look)
-        for means, color, marker in zip(means_of.values(), COLORS, MARKERS, strict=False):
-            ax.fill_between(means.index, means["low"], means["high"], **band(color))
-            ax.plot(means.index, means["value"], color=color, marker=marker, markersize=4.5, linewidth=1.6)
-        better = of_metric["better"].iloc[0]
-        ax.set(title=metric, xlabel=x.replace("_", " "), ylabel=f"{SIGNS[better]} {WORDS[better]}")
-        without_frame(ax)
-        if spans_decades(table[x], log):
-            ax.set_xscale("log")
-            plain_numbers(ax.xaxis)
-    handles = [
-        Line2D([], [], color=color, marker=marker, markersize=4.5, label=name)
-        for name, color, marker in zip(lines, COLORS, MARKERS, strict=False)
-    ]
-    handles.append(Line2D([], [], label=FLOOR_LABEL, **FLOOR))
-    if table["low"].notna().any():
-        handles.append(Patch(label="95 % interval", **band(FLOOR["color"])))
-    title = {"title": hue and hue.replace("_", " "), "title_fontsize": "small", "alignment": "left"}
-    legend_beside(end_of_first_row(axes), handles, **title)
-    return finish(axes, show, save)
-
-
-def band(color: str) -> dict[str, object]:
-    """Return the look of an interval: edges tell apart bands that overlap."""
-    return {"facecolor": (color, 0.1), "edgecolor": (color, 0.5), "linewidth": 0.6}
