@@ -125,12 +125,11 @@ TINY_GENE_SPACE = {
     "n_heads": 2,
     "unet_width": 4,
     "path": "vp_linear",
-    "target": "v",
+    "target": "data",
     "head": "regression",
     "n_global_tokens": 1,
     "zero_value": None,
-    "clamp": True,
-    "scaling": "global",
+    "scaling": "gene",
     "library_size": "latent",
 }
 SIZES = {SCLDM: TINY, SCRDIT: TINY_GENE_SPACE, WBDIT: TINY_GENE_SPACE}

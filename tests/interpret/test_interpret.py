@@ -253,14 +253,16 @@ def test_without_conditions_cells_need_none(opened):
         interpret.head_coding_rates(opened, bare, seed=0)
 
 
-def test_flow_matching_counts_time_from_noise_to_data(make_opened):
-    model = make_opened(path="flow_matching", target="velocity", head="regression")
+def test_masking_counts_time_from_masked_to_data(make_opened):
+    model = make_opened(path="masking")
 
     table = interpret.layer_statistics(model, seed=0)
 
     levels = table.groupby("time")["noise_level"].first()
-    assert levels.to_dict() == pytest.approx({0.0: 1.0, 0.25: 0.75, 0.5: 0.5, 0.75: 0.25, 0.9: 0.1, 1.0: 0.0})
-    with pytest.raises(ValueError, match=r"between 0 \(noise, or all masked\) and 1 \(data\), but found 250"):
+    assert list(levels.index) == [0.0, 0.25, 0.5, 0.75, 0.9, 1.0]
+    assert levels.is_monotonic_decreasing
+    assert (levels[0.0], levels[1.0]) == (1.0, 0.0)
+    with pytest.raises(ValueError, match=r"between 0 \(all masked\) and 1 \(data\), but found 250"):
         interpret.head_loadings(model, time=250)
     with pytest.raises(ValueError, match=r"not whole numbers.*`generate\(\.\.\., counts=True\)`"):
         interpret.head_loadings(model, model.generate(5, seed=0), seed=0)
@@ -356,7 +358,7 @@ def test_the_effect_of_the_only_head_of_the_last_layer_is_what_its_attention_add
     np.testing.assert_allclose(found.loc["all", "L0H0"], (difference.mean(0) * module.scale).numpy(), **CLOSE)
 
 
-@pytest.mark.parametrize("target", ["noise", "data", "v"])
+@pytest.mark.parametrize("target", ["noise", "data"])
 def test_effects_are_on_the_predicted_cell_whatever_the_target(make_opened, target):
     model = make_opened(head="regression", target=target)
 

@@ -159,15 +159,6 @@ def test_counts_may_have_fewer_zeros_since_their_totals_may_be_larger(plant_prof
     plant_profiles(np.full(12, 5.0)).generate(5, seed=0, counts=True, library_size=10_000)
 
 
-def test_without_clamping_zeros_are_not_expected(make_trained, monkeypatch):
-    model = make_trained(cls=SCRDIT, clamp=False)
-    monkeypatch.setattr(model.module, "expected_profiles", lambda *_, **__: torch.ones(128, 12))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        model.generate(5, seed=0)
-
-
 @pytest.mark.usefixtures("silence")
 def test_the_training_cells_themselves_show_no_signs(plant_profiles, trained_gene_space):
     from scgen_diffusion.module import log_profile

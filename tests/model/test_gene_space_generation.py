@@ -9,13 +9,12 @@ import pytest
 import scanpy as sc
 from builders import same_cells
 
-from scgen_diffusion.diffusion import DDIMSampler
-from scgen_diffusion.model import SCRDIT, WBDIT
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, DDIMSampler
+from scgen_diffusion.model import SCRDIT
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
 N_GENES = 12
-TARGET_OF_PATH = {"vp_linear": "v", "vp_cosine": "v", "flow_matching": "velocity"}
 DIFFUSION_SAMPLERS = [
     "dpm_solver_3m",
     "dpm_solver",
@@ -23,18 +22,11 @@ DIFFUSION_SAMPLERS = [
     "ddpm",
     DDIMSampler(eta=1.0),
 ]
-FLOW_SAMPLERS = ["euler", "midpoint", "heun"]
 
 
 @pytest.fixture(scope="module")
 def cells(trained_gene_space):
     return trained_gene_space.generate(60, seed=0)
-
-
-@pytest.fixture(scope="module")
-def flow(make_trained):
-    """Train a model on the path whose samplers are those of flows."""
-    return make_trained(cls=WBDIT, path="flow_matching", target="velocity")
 
 
 @pytest.fixture(scope="module")
@@ -64,20 +56,10 @@ def test_scanpy_knows_that_the_values_are_logarithms(cells):
         sc.pp.pca(cells.copy(), n_comps=2)
 
 
-@pytest.mark.parametrize(
-    ("backbone", "path", "target", "head"),
-    [
-        ("dit", "vp_linear", "v", "regression"),
-        ("dit", "vp_cosine", "data", "spike_and_slab"),
-        ("dit", "flow_matching", "velocity", "regression"),
-        ("white_box", "vp_cosine", "v", "regression"),
-        ("white_box", "vp_linear", "data", "spike_and_slab"),
-        ("white_box", "flow_matching", "velocity", "regression"),
-        ("unet", "vp_cosine", "data", "spike_and_slab"),
-    ],
-)
-def test_every_backbone_generates_on_every_path(make_trained, backbone, path, target, head):
-    model = make_trained(cls=SCRDIT, backbone=backbone, path=path, target=target, head=head)
+@pytest.mark.parametrize("head", ["regression", "spike_and_slab"])
+@pytest.mark.parametrize("backbone", ["dit", "white_box", "unet"])
+def test_every_backbone_generates_with_every_head(make_trained, backbone, head):
+    model = make_trained(cls=SCRDIT, backbone=backbone, head=head)
 
     one, other = (model.generate(20, {"cell_type": kind}, seed=0, n_steps=3).X for kind in ("NK", "B cell"))
 
@@ -86,12 +68,9 @@ def test_every_backbone_generates_on_every_path(make_trained, backbone, path, ta
     assert (one != other).nnz  # the network heeds its condition
 
 
-@pytest.mark.parametrize(
-    ("path", "target"),
-    [("vp_linear", "noise"), ("vp_linear", "data"), ("vp_cosine", "noise"), ("vp_cosine", "data")],
-)
-def test_every_target_generates(make_trained, path, target):
-    model = make_trained(cls=SCRDIT, path=path, target=target)
+@pytest.mark.parametrize("target", ["noise", "data"])
+def test_every_target_generates(make_trained, target):
+    model = make_trained(cls=SCRDIT, target=target)
 
     with warnings.catch_warnings():  # a stirred network's noise may be read as large data
         warnings.simplefilter("ignore", UserWarning)
@@ -100,31 +79,31 @@ def test_every_target_generates(make_trained, path, target):
     assert np.isfinite(cells.X.data).all()
 
 
-def test_without_clamping_values_are_dense_and_some_are_negative(make_trained, gene_space_class):
-    model = make_trained(cls=gene_space_class, clamp=False)
+@pytest.fixture
+def generate_with_small_values(monkeypatch):
+    """Return a function that generates profiles whose small and negative values stay."""
 
-    cells = model.generate(50, seed=0)
+    def generate(model):
+        with monkeypatch.context() as patch:
+            patch.setattr(model.module, "cut_zeros", lambda profile, smallest=None: profile)
+            return model.generate(50, seed=0).X.toarray()
 
-    assert isinstance(cells.X, np.ndarray)
-    assert cells.X.dtype == np.float32
-    assert (cells.X < 0).any()
-    assert "log1p" in cells.uns
+    return generate
 
 
-def test_clamping_turns_what_is_nearer_to_zero_than_to_any_value_into_zero(make_trained):
-    models = [make_trained(cls=SCRDIT, clamp=clamp) for clamp in (False, True)]
+def test_what_is_nearer_to_zero_than_to_any_value_becomes_zero(trained_gene_space, generate_with_small_values):
+    free, cells = generate_with_small_values(trained_gene_space), trained_gene_space.generate(50, seed=0)
 
-    free, clamped = (model.generate(50, seed=0).X for model in models)
-
-    cut = models[0].module.smallest_value.item() / 2
+    cut = trained_gene_space.module.smallest_value.item() / 2
     assert cut > 0
-    np.testing.assert_array_equal(clamped.toarray(), np.where(free > cut, free, 0))
+    assert (free < 0).any()
+    np.testing.assert_array_equal(cells.X.toarray(), np.where(free > cut, free, 0))
 
 
-def test_with_negated_zeros_every_positive_value_is_one(make_trained):
-    free, clamped = (make_trained(cls=SCRDIT, clamp=c, zero_value=-1.0).generate(50, seed=0).X for c in (False, True))
+def test_with_negated_zeros_every_positive_value_is_one(make_trained, generate_with_small_values):
+    model = make_trained(cls=SCRDIT, zero_value=-1.0)
 
-    np.testing.assert_array_equal(clamped.toarray(), free.clip(min=0))
+    np.testing.assert_array_equal(model.generate(50, seed=0).X.toarray(), generate_with_small_values(model).clip(min=0))
 
 
 # --- what cells depend on ---------------------------------------------------------------------------------------------
@@ -141,11 +120,6 @@ def check_independence(model, request):
 @pytest.mark.parametrize("sampler", DIFFUSION_SAMPLERS, ids=str)
 def test_cells_do_not_depend_on_batch_size_or_number_of_cells(trained_gene_space, sampler):
     check_independence(trained_gene_space, {"seed": 5, "sampler": sampler, "n_steps": 3})
-
-
-@pytest.mark.parametrize("sampler", FLOW_SAMPLERS, ids=str)
-def test_nor_do_cells_on_the_path_of_flows(flow, sampler):
-    check_independence(flow, {"seed": 5, "sampler": sampler, "n_steps": 2 if isinstance(sampler, str) else None})
 
 
 @pytest.mark.parametrize("library_size", ["empirical", "normal", "latent", 400])
@@ -168,9 +142,9 @@ def test_randomness_on_the_way_belongs_to_the_cell(trained_gene_space):
 # --- samplers ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", TARGET_OF_PATH)
-def test_the_default_sampler_is_one_that_the_path_admits(make_trained, path):
-    model = make_trained(cls=SCRDIT, path=path, target=TARGET_OF_PATH[path])
+@pytest.mark.parametrize("head", ["regression", "spike_and_slab"])
+def test_the_default_sampler_is_one_that_the_path_admits(make_trained, head):
+    model = make_trained(cls=SCRDIT, head=head)
 
     cells = model.generate(3, seed=0)
 
@@ -245,12 +219,9 @@ def test_log_values_in_are_log_values_out(without_counts):
     assert "diffusion_library_size_loss_train" not in without_counts.history
 
 
-def test_log_values_train_the_same_network_as_their_counts(make_trained, make_cells):
+def test_log_values_train_the_same_network_as_their_counts(make_trained, without_counts, generate_with_small_values):
     """A profile is what scanpy's normalisation to 10 000 counts gives."""
-    from_counts = make_trained(cls=SCRDIT, clamp=False)
-    from_logs = make_trained(make_cells(values="log1p"), cls=SCRDIT, setup={"values": "log1p"}, clamp=False)
-
-    ours, theirs = (model.generate(50, seed=0).X for model in (from_counts, from_logs))
+    ours, theirs = (generate_with_small_values(model) for model in (make_trained(cls=SCRDIT), without_counts))
     # The head's gradients count in the norm that is clipped, which hardly matters in so few steps.
     np.testing.assert_allclose(ours, theirs, atol=0.05 * ours.max())
 
@@ -284,12 +255,12 @@ def test_a_request_that_only_other_models_or_outputs_answer_is_refused(trained_g
         trained_gene_space.generate(**{"n_cells": 3, **request_})
 
 
-def test_samplers_of_another_path_are_refused(flow):
-    for name in ("dpm_solver", "ddim", "ddpm"):
-        with pytest.raises(ValueError, match=f"`sampler` '{name}' is not known.*'midpoint'"):
-            flow.generate(3, sampler=name)
-    with pytest.raises(ValueError, match="`sampler` is a DDIMSampler, which does not fit.*'euler', 'midpoint'"):
-        flow.generate(3, sampler=DDIMSampler())
+def test_samplers_of_another_path_are_refused(trained_gene_space):
+    for name, sampler in FLOW_SAMPLERS.items():
+        with pytest.raises(ValueError, match=f"`sampler` '{name}' is not known.*'dpm_solver'"):
+            trained_gene_space.generate(3, sampler=name)
+        with pytest.raises(ValueError, match="`sampler` is a FixedStepSampler, which does not fit.*'dpm_solver'"):
+            trained_gene_space.generate(3, sampler=sampler)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +268,6 @@ def test_samplers_of_another_path_are_refused(flow):
     [
         ({}, "dpm_solver_3m"),
         ({"head": "regression", "target": "noise"}, "dpm_solver"),
-        ({"head": "regression", "path": "flow_matching", "target": "velocity"}, "midpoint"),
     ],
 )
 def test_the_default_sampler_is_the_one_that_suits_the_prediction(options, expected):

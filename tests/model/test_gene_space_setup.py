@@ -38,12 +38,12 @@ def test_the_unet_has_no_patches_to_fit(make_model):
 @pytest.mark.parametrize(
     "options",
     [
-        {"backbone": "unet", "path": "flow_matching", "target": "velocity", "zero_value": -3, "scaling": "none"},
+        {"backbone": "unet", "target": "noise", "zero_value": -3, "scaling": "none"},
         {"backbone": "dit", "head": "spike_and_slab", "target": "data", "scaling": "gene"},
-        {"condition_keys": [], "clamp": False, "ema_decay": np.float64(0.5), "library_size": "normal"},
+        {"condition_keys": [], "ema_decay": np.float64(0.5), "library_size": "normal"},
         {"condition_keys": ["treated"], "condition_strategy": "mutually_exclusive", "zero_value": np.float64(-2.0)},
     ],
-    ids=["flow", "spike and slab", "unconditional", "mutually exclusive"],
+    ids=["noise", "spike and slab", "unconditional", "mutually exclusive"],
 )
 def test_every_part_survives_a_file(make_trained, gene_space_class, tmp_path, options):
     model = make_trained(cls=gene_space_class, **options)

@@ -35,23 +35,19 @@ def two_types(n_cells=256, n_genes=12, seed=0):
     return anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"gene_{gene}" for gene in range(n_genes)]))
 
 
-LEARNING = {
-    "regression": {"head": "regression", "target": "v", "scaling": "global"},
-    "spike_and_slab": {"head": "spike_and_slab", "target": "data", "scaling": "gene"},
-}
 LEARNERS = {
-    "SCRDIT-regression": (SCRDIT, "regression", "vp_linear"),
-    "WBDIT-spike_and_slab": (WBDIT, "spike_and_slab", "vp_cosine"),
+    "SCRDIT-regression": (SCRDIT, "regression"),
+    "WBDIT-spike_and_slab": (WBDIT, "spike_and_slab"),
 }
 
 
 @pytest.fixture(scope="module", params=LEARNERS.values(), ids=LEARNERS)
 def learned(request, make_model, quick):
     """Train a model until it knows both types, and return it and the warnings of training."""
-    cls, head, path = request.param
+    cls, head = request.param
     before, scvi.settings.seed = scvi.settings.seed, 2
     adata = two_types(1024)
-    options = {"path": path, "width": 32, "patch_size": 4, "ema_decay": 0.98, **LEARNING[head]}
+    options = {"head": head, "width": 32, "patch_size": 4, "ema_decay": 0.98}
     model = make_model(adata, cls=cls, condition_keys=["kind"], **options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -190,7 +186,7 @@ def test_a_checkpoint_of_another_architecture_or_recipe_is_refused(make_model, q
     make_model(cls=SCRDIT).train(1, checkpoint_dir=tmp_path, **quick)
 
     for architecture, recipe, found in (
-        ({"clamp": False}, {}, "is of another model"),
+        ({"zero_value": -1.0}, {}, "is of another model"),
         ({}, {"learning_rate": 0.1}, "was made with `learning_rate` of .*, not 0.1"),
     ):
         with pytest.raises(ValueError, match=f"{found}.*another `checkpoint_dir`"):

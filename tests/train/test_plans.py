@@ -26,7 +26,8 @@ def module(tiny):
 
 @pytest.fixture
 def gene_space_module(tiny_gene_space):
-    return GeneSpaceModule(9, (3,), architecture=GeneSpaceArchitecture(**tiny_gene_space))
+    """Build a module whose loss depends on the noise: an untrained network predicts zeros."""
+    return GeneSpaceModule(9, (3,), architecture=GeneSpaceArchitecture(**tiny_gene_space | {"target": "noise"}))
 
 
 PLANS = {

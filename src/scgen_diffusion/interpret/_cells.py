@@ -16,7 +16,6 @@ from scgen_diffusion.data import as_labels, check_rows, obs_column, resolve_seed
 from scgen_diffusion.diffusion import (
     Generators,
     Joint,
-    LinearInterpolant,
     Masking,
     MutuallyExclusive,
     VariancePreserving,
@@ -39,11 +38,11 @@ TOKENS_AT_A_TIME = 4096
 
 DEFAULT_TIMES = {
     VariancePreserving: (0, 100, 250, 500, 750, 999),
-    (LinearInterpolant, Masking): (1.0, 0.9, 0.75, 0.5, 0.25, 0.0),
+    Masking: (1.0, 0.9, 0.75, 0.5, 0.25, 0.0),
 }
 """Times from data to noise on each kind of path: timesteps, or times from 1 to 0."""
 
-DEFAULT_TIME = {VariancePreserving: 500, LinearInterpolant: 0.25, Masking: 0.75}
+DEFAULT_TIME = {VariancePreserving: 500, Masking: 0.75}
 """A time at which a gene's own value says little, so the network must infer it from other genes."""
 
 
@@ -81,9 +80,7 @@ def resolve_times(path: Path, times: Sequence[float] | float | None, *, default:
     for value in values:
         if not is_number(value) or not 0 <= value <= highest:
             ends = (
-                f"a timestep between 0 (data) and {highest} (noise)"
-                if is_vp
-                else "between 0 (noise, or all masked) and 1 (data)"
+                f"a timestep between 0 (data) and {highest} (noise)" if is_vp else "between 0 (all masked) and 1 (data)"
             )
             msg = f"A diffusion time of this model must be {ends}, but found {value!r}."
             raise ValueError(msg)

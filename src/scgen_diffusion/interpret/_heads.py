@@ -77,9 +77,9 @@ def head_loadings(
     indices
         Rows to use. Default: all.
     time
-        Diffusion time on the network's scale: a timestep from 0 (data) to 999 (noise) on variance-preserving paths, or
-        from 0 to 1 (data) on other paths. Default: 0.75 with masked molecules, timestep 500, or 0.25 for flow matching.
-        There, a gene's own value says little, so the network must infer it from other genes.
+        Diffusion time on the network's scale: from 0 to 1 (data) with masked molecules, or a timestep from 0 (data) to
+        999 (noise) with noisy profiles. Default: 0.75, or timestep 500. There, a gene's own value says little, so the
+        network must infer it from other genes.
     tokens
         ``"global"``: tokens that read all genes, each with its own weights. ``"patches"``: tokens of patches. Default:
         the global tokens if the network has any.

@@ -91,8 +91,8 @@ def layer_statistics(
     indices
         Rows to use. Default: all.
     times
-        Diffusion times on the network's scale: timesteps from 0 (data) to 999 (noise) on variance-preserving paths, or
-        from 0 (noise, or all molecules masked) to 1 (data) on other paths. Default: six times.
+        Diffusion times on the network's scale: from 0 (all masked) to 1 (data) with masked molecules, or timesteps from
+        0 (data) to 999 (noise) with noisy profiles. Default: six times.
     groupby
         Column of ``obs`` whose groups are averaged separately.
     conditional
@@ -187,8 +187,7 @@ def head_coding_rates(
     adata, indices, conditional, eps, batch_size, seed
         See :func:`layer_statistics`; these are its ``subspace_coding_rate_before`` for single cells.
     time
-        A time as there. Default: 0.75 with masked molecules, timestep 500, or 0.25 for flow matching, where a gene's
-        own value says little.
+        A time as there. Default: 0.75, or timestep 500 with noisy profiles, where a gene's own value says little.
 
     Returns
     -------

@@ -691,10 +691,10 @@ class DiffusionModel(BaseModelClass):
             mapping from keys to numbers, or a :class:`~scgen_diffusion.diffusion.Guidance` with more options. See the
             user guide, "Guidance".
         sampler
-            Name of a sampler, or a sampler object of :mod:`scgen_diffusion.diffusion`. Flow matching (SCLDM, and
-            ``path="flow_matching"``) has ``"midpoint"``, ``"euler"`` and ``"heun"``. Masked molecules (SCRDIT and WBDIT
-            from counts) have only ``"unmasking"``; the other paths have ``"dpm_solver_3m"``, ``"dpm_solver"`` (the
-            default with ``head="regression"``), ``"ddim"`` and ``"ddpm"``. Default: the first.
+            Name of a sampler, or a sampler object of :mod:`scgen_diffusion.diffusion`. SCLDM has ``"midpoint"``,
+            ``"euler"`` and ``"heun"``. Masked molecules (SCRDIT and WBDIT from counts) have only ``"unmasking"``; noisy
+            profiles have ``"dpm_solver_3m"``, ``"dpm_solver"`` (the default with ``head="regression"``), ``"ddim"`` and
+            ``"ddpm"``. Default: the first.
         n_steps
             Steps of the sampler. Default: its own, such as 10 of ``"midpoint"``, 64 of ``"unmasking"`` and 12 of
             ``"dpm_solver_3m"``.

@@ -135,7 +135,7 @@ class GeneSpaceModel(DiffusionModel):
     def _warn_of_odd_values(self, values: ValueSummary, output: InputValues) -> None:
         module, a = self.module, self.architecture
         warn_of_divergence(values, module.largest_value.item() if output == "log1p" else float("inf"))
-        if a.clamp and output == "log1p":
+        if output == "log1p":
             needs_negation = a.head == "regression" and a.zero_value is None
             warn_of_missing_zeros(values, module.training_zeros.item(), needs_negation=needs_negation)
 
@@ -234,6 +234,4 @@ def default_sampler(architecture: GeneSpaceArchitecture) -> str:
     """Name the sampler that needs the fewest evaluations; noise predictions need shorter steps."""
     if architecture.path == "masking":
         return "unmasking"
-    if architecture.path == "flow_matching":
-        return "midpoint"
     return "dpm_solver_3m" if architecture.head == "spike_and_slab" else "dpm_solver"

@@ -14,8 +14,6 @@ from scgen_diffusion.diffusion import (
     DDIMSampler,
     DDPMSampler,
     Denoiser,
-    FixedStepSampler,
-    FlowInversion,
     Generators,
     GuidedField,
     NoiseInversion,
@@ -23,7 +21,6 @@ from scgen_diffusion.diffusion import (
     ResolvedGuidance,
     Sampler,
     Target,
-    samplers_for,
 )
 from scgen_diffusion.nn import GeneDiT, GeneMLP
 
@@ -46,7 +43,6 @@ if TYPE_CHECKING:
     from ._profile_networks import RegressionNetwork
 
 LARGEST_PROFILE = 20.0  # limit of a gene's value; diverged cells have larger ones, whose exponential overflows
-INVERTIBLE = DDIMSampler | DDPMSampler | FixedStepSampler
 SMALLEST_SCALE = 0.05  # of a gene; genes that hardly vary are not scaled up further
 
 
@@ -149,7 +145,10 @@ class GeneSpaceModule(ConditionedModule):
     def start_from(self, summary: ProfileSummary) -> None:
         """Set scale, share of zeros and the distribution of each gene from the training cells."""
         summary, zero = summary.to(self.shift.device), self.architecture.zero_value or 0.0
-        self._set_scaling(*summary.moments(zero))
+        if self.architecture.scaling == "gene":
+            mean, std = summary.moments(zero)
+            self.shift.copy_(mean)
+            self.scale.copy_(std.clamp(min=SMALLEST_SCALE))
         self.training_zeros.copy_(1 - summary.frequency.mean())
         self.smallest_value.copy_(summary.smallest)
         self.largest_value.copy_(summary.largest)
@@ -174,16 +173,6 @@ class GeneSpaceModule(ConditionedModule):
     def dispersions(self) -> list[Tensor]:
         """List the parameters of the genes' dispersions: none."""
         return []
-
-    def _set_scaling(self, mean: Tensor, std: Tensor) -> None:
-        scaling = self.architecture.scaling
-        if scaling == "gene":
-            self.shift.copy_(mean)
-            self.scale.copy_(std.clamp(min=SMALLEST_SCALE))
-        elif scaling == "global":
-            overall = mean.mean()
-            self.shift.fill_(overall)
-            self.scale.fill_((std.square() + (mean - overall).square()).mean().sqrt().clamp(min=SMALLEST_SCALE))
 
     @property
     def _both_networks(self) -> tuple[RegressionNetwork, RegressionNetwork]:
@@ -267,12 +256,9 @@ class GeneSpaceModule(ConditionedModule):
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the inversion that finds the noise that a sampler would have drawn."""
-        known = {name: each for name, each in samplers_for(self.path).items() if isinstance(each, INVERTIBLE)}
-        if not isinstance(sampler, (DDIMSampler, DDPMSampler, *map(type, known.values()))):  # noise fits every path
-            msg = f"`sampler` {sampler!r} cannot be inverted; choose one of {list(known)}."
+        if not isinstance(sampler, DDIMSampler | DDPMSampler):
+            msg = f"`sampler` {sampler!r} cannot be inverted; choose one of ['ddpm', 'ddim']."
             raise ValueError(msg)
-        if isinstance(sampler, FixedStepSampler):
-            return FlowInversion(sampler.step, sampler.default_n_steps)
         eta = sampler.eta if isinstance(sampler, DDIMSampler) else 1.0
         return NoiseInversion(eta, sampler.default_n_steps)
 
@@ -288,19 +274,16 @@ class GeneSpaceModule(ConditionedModule):
     def _profiles_or_counts(
         self, states: Tensor, draw_totals: TensorMap, output: InputValues, smallest: Tensor | None = None
     ) -> Tensor:
-        profile = self.expected_profiles(states)
-        if self.has_zeros(output):
-            profile = self.cut_zeros(profile, smallest)
+        profile = self.cut_zeros(self.expected_profiles(states), smallest)
         return profile if output == "log1p" else to_counts(profile, draw_totals(library_features(profile)))
 
     def profiles_of(self, states: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Convert states ``(cells, genes)`` to profiles, with exact zeros if the architecture clamps."""
-        profile = self.expected_profiles(states)
-        return self.cut_zeros(profile) if self.architecture.clamp else profile
+        """Convert states ``(cells, genes)`` to profiles with exact zeros."""
+        return self.cut_zeros(self.expected_profiles(states))
 
     def has_zeros(self, output: InputValues) -> bool:
-        """Return whether generated cells have enough zeros to be stored sparse."""
-        return output == "counts" or self.architecture.clamp
+        """Return whether generated cells have enough zeros to be stored sparse: always."""
+        return True
 
 
 def to_counts(profile: Tensor, totals: Tensor) -> Tensor:

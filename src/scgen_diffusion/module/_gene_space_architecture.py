@@ -22,9 +22,7 @@ N_AXES = 32
 ALL_AXES_FROM = 5000  # cells: more can learn what to read of all genes
 
 TARGETS_OF_PATH = {
-    "vp_linear": ("noise", "data", "v"),
-    "vp_cosine": ("noise", "data", "v"),
-    "flow_matching": ("velocity",),
+    "vp_linear": ("noise", "data"),
     "masking": ("kinds",),
 }
 MASKING: dict[str, Any] = {
@@ -32,7 +30,6 @@ MASKING: dict[str, Any] = {
     "target": "kinds",
     "head": "gamma_poisson",
     "zero_value": None,
-    "clamp": True,
     "scaling": "none",
     "library_size": "empirical",
 }
@@ -55,26 +52,23 @@ class GeneSpaceArchitecture:
         reads all genes at once (SCRDIT's for masking: no worse than the transformer, in less than half of the time).
     path
         How data becomes noise. ``"masking"``, the default for counts: the molecules of a cell are masked at random.
-        Otherwise its profile becomes noisy: variance-preserving with a linear (``"vp_linear"``, published, the default
-        for log-normalised values) or cosine (``"vp_cosine"``) schedule, or ``"flow_matching"``, the linear interpolant.
-        Masking chooses ``target``, ``head``, ``scaling`` and ``library_size`` itself.
+        ``"vp_linear"``, published, the default for log-normalised values: its profile becomes noisy, on the
+        variance-preserving path with a linear schedule. Masking chooses ``target``, ``head``, ``scaling`` and
+        ``library_size`` itself.
     target
-        What the network predicts: ``"kinds"``, the genes of masked molecules; ``"data"``, the default for other paths,
-        ``"noise"`` (published) or ``"v"``; ``"velocity"`` for flow matching.
+        What the network predicts: ``"kinds"``, the genes of masked molecules; of noisy profiles ``"data"``, the
+        default, or ``"noise"`` (published).
     head
         ``"gamma_poisson"``: the network's outputs are each gene's share and dispersion, which Bayes' rule combines with
-        the gene's molecules that are seen; for masking alone. ``"spike_and_slab"``, the default for other paths: they
+        the gene's molecules that are seen; for masking alone. ``"spike_and_slab"``, the default for profiles: they
         are the distribution of each gene's value, exactly zero or normal, which Bayes' rule combines with the gene's
         noisy value; needs ``target="data"``. ``"regression"``: they are the prediction (published).
     zero_value
-        Negative value that replaces exact zeros (*zero negation*; published for scRDiT: -10); None leaves zeros as they
-        are.
-    clamp
-        Whether small generated values become exact zeros: values below 0 with zero negation, without it values below
-        half of the smallest training value. With masking, zeros are exact, and it must be True.
+        Negative value that replaces exact zeros (*zero negation*; published for scRDiT: -10). Generated values below 0
+        then become zeros. None leaves zeros as they are, and generated values below half of the smallest training value
+        become zeros.
     scaling
-        Scaling of profiles to unit variance: ``"gene"`` (one factor per gene), ``"global"`` (one for all genes) or
-        ``"none"`` (published).
+        Scaling of profiles: ``"gene"``, each gene to unit variance, or ``"none"`` (published).
     patch_size
         Number of neighbouring genes in a patch of the transformers. Default: a tenth of the genes, at most 200.
     width, n_layers, n_heads
@@ -99,12 +93,11 @@ class GeneSpaceArchitecture:
     """
 
     backbone: Backbone = "dit"
-    path: Literal["vp_linear", "vp_cosine", "flow_matching", "masking"] = "vp_linear"
-    target: Literal["noise", "data", "v", "velocity", "kinds"] = "data"
+    path: Literal["vp_linear", "masking"] = "vp_linear"
+    target: Literal["noise", "data", "kinds"] = "data"
     head: Literal["regression", "spike_and_slab", "gamma_poisson"] = "spike_and_slab"
     zero_value: float | None = None
-    clamp: bool = True
-    scaling: Literal["none", "global", "gene"] = "gene"
+    scaling: Literal["none", "gene"] = "gene"
     patch_size: int = 200
     width: int = 128
     n_layers: int = 3
@@ -123,8 +116,6 @@ class GeneSpaceArchitecture:
         if self.target not in TARGETS_OF_PATH[self.path]:
             allowed = list(TARGETS_OF_PATH[self.path])
             msg = f"`target` must be one of {allowed} on the path {self.path!r}, but found {self.target!r}."
-            if self.path == "flow_matching":
-                msg += " It also needs `head='regression'`."
             if self.path == "masking":
                 msg += OTHER_PATHS
             raise ValueError(msg)
@@ -153,7 +144,7 @@ def _check_masking(a: GeneSpaceArchitecture) -> None:
             f"`path={a.path!r}` and `head={a.head!r}`.{OTHER_PATHS if a.path == 'masking' else ''}"
         )
         raise ValueError(msg)
-    for name in ("zero_value", "clamp", "scaling", "library_size"):
+    for name in ("zero_value", "scaling", "library_size"):
         value = getattr(a, name)
         if a.path == "masking" and value != MASKING[name] and (name, value) != ("library_size", "normal"):
             msg = (
@@ -219,6 +210,8 @@ def build_gene_space_architecture(
         If there is no such option.
     """
     architectures = {"SCRDIT": SCRDIT_ARCHITECTURES, "WBDIT": WBDIT_ARCHITECTURES}[model]
+    if changes.get("clamp") is True:  # of models saved while it was an option
+        del changes["clamp"]
     if size == "default" and values == "counts":
         changes = {"path": "masking"} | changes
     if changes.get("path") == "masking":

@@ -144,10 +144,6 @@ class MoleculeModule(GeneSpaceModule):
         states = move(self.inference(x)["data"])
         return self.profiles_of(states) if output == "log1p" else states[:, :-1]
 
-    def has_zeros(self, output: InputValues) -> bool:
-        """Return whether generated cells have enough zeros to be stored sparse: always."""
-        return True
-
 
 def gene_space_module(architecture: GeneSpaceArchitecture) -> type[GeneSpaceModule]:
     """Return the class of the module that an architecture's path needs."""
