@@ -51,15 +51,6 @@ def test_an_architecture_is_rebuilt_from_its_own_options(model, size):
     assert build_gene_space_architecture(model, "default", **asdict(a)) == a
 
 
-@pytest.mark.parametrize("size", ["default", "published"])
-def test_saved_models_name_exact_zeros_as_an_option_which_they_no_longer_are(size):
-    a = build_gene_space_architecture("SCRDIT", size)
-
-    assert build_gene_space_architecture("SCRDIT", size, **asdict(a), clamp=True) == a
-    with pytest.raises(TypeError, match="SCRDIT has no option 'clamp'"):
-        build_gene_space_architecture("SCRDIT", size, **asdict(a), clamp=False)
-
-
 @given(st.integers(1, 60_000), st.integers(1, 10**7), st.booleans())
 def test_the_default_sizes_fit_any_data(n_genes, n_cells, on_gpu):
     a = build_gene_space_architecture("SCRDIT", "default", n_genes=n_genes, n_cells=n_cells, on_gpu=on_gpu)

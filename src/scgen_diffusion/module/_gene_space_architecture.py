@@ -210,8 +210,6 @@ def build_gene_space_architecture(
         If there is no such option.
     """
     architectures = {"SCRDIT": SCRDIT_ARCHITECTURES, "WBDIT": WBDIT_ARCHITECTURES}[model]
-    if changes.get("clamp") is True:  # of models saved while it was an option
-        del changes["clamp"]
     if size == "default" and values == "counts":
         changes = {"path": "masking"} | changes
     if changes.get("path") == "masking":
