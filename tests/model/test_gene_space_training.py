@@ -208,6 +208,21 @@ def test_training_continues_where_it_ended(make_trained, make_cells, quick, valu
     assert all(name.startswith(("averaged_network", "library_size.predicted")) for name in changed)
 
 
+def test_training_on_with_deeper_cells_does_not_make_their_small_values_zeros(make_trained, make_cells, quick):
+    model = make_trained(cls=SCRDIT)
+    largest = model.module.largest_value.clone()
+    deeper = make_cells()
+    deeper.X = deeper.X * 100 + 1
+    SCRDIT.setup_anndata(deeper, condition_keys=["cell_type", "dose"])
+    model.adata = deeper
+
+    model.train(1, **quick)
+
+    profiles = log_profile(torch.from_numpy(deeper.X[model.train_indices_]), "counts")
+    assert model.module.smallest_value == profiles.min() > 0
+    assert model.module.largest_value >= largest
+
+
 def test_training_on_does_not_warn_that_little_was_learned(make_trained, quick):
     """What there is to learn was learned before."""
     model = make_trained(cls=SCRDIT)

@@ -170,6 +170,12 @@ def start_gene_space(module: GeneSpaceModule, cells: TrainingCells, indices: np.
     module.start_reading(_principal_axes(values, whiten=has_axes).to(module.device))
 
 
+@torch.no_grad()
+def widen_limits(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray, *, cut: bool) -> None:
+    """Let the limits of values include those of the cells ``indices``; with ``cut``, also that of zeros."""
+    module.widen_limits(module.summarise(_expression(module, cells, indices)), cut=cut)
+
+
 def describe_totals(module: GeneSpaceModule, cells: TrainingCells, rows: np.ndarray) -> None:
     """Store in the module the distribution of the total counts of some cells."""
     totals = _gather((total_counts(x)[:, 0] for x in _expression(module, cells, rows)), len(rows))
