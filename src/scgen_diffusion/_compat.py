@@ -82,15 +82,17 @@ def was_set_up_last(manager: AnnDataManager) -> bool:
     return manager.adata.uns.get(_constants._MANAGER_UUID_KEY) == manager.id
 
 
-def separate_copy(model: BaseModelClass, adata: AnnData | MuData) -> None:
-    """Let a copy of registered cells count as cells of its own, in place.
+def separate_copy(model: BaseModelClass | type[BaseModelClass], adata: AnnData | MuData) -> None:
+    """Let a copy of cells that a model or its class has registered count as cells of its own, in place.
 
     scvi-tools knows cells by an id in ``uns``, which a copy shares. It would transfer the setup of the model's own
-    cells, which a model that was loaded without cells does not have.
+    cells, which a model that was loaded without cells does not have. The setup of a copy would replace that of the
+    cells.
     """
     from scvi.data import _constants
 
-    for registered in (model._per_instance_manager_store.get(model.id, {}), model._setup_adata_manager_store):
+    of_model = model._per_instance_manager_store.get(getattr(model, "id", ""), {})
+    for registered in (of_model, model._setup_adata_manager_store):
         manager = registered.get(adata.uns.get(_constants._SCVI_UUID_KEY))
         if manager is not None and manager.adata is not adata:
             del adata.uns[_constants._SCVI_UUID_KEY]

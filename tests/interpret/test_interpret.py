@@ -340,8 +340,8 @@ def test_a_head_whose_output_is_ignored_has_no_effect_and_others_have(make_opene
     assert (effects[["L0H0", "L0H1", "L1H1"]].abs().max() > 1e-4).all()
 
 
-def test_the_effect_of_the_only_head_of_the_last_layer_is_what_its_attention_adds(make_opened):
-    model = make_opened(n_layers=1, n_heads=1, head="regression", target="data", scaling="gene")
+def test_effects_are_what_the_heads_alone_and_all_of_them_together_add(make_opened):
+    model = make_opened(n_heads=1, head="regression", target="data", scaling="gene")
     module = model.module
     before = {name: weight.clone() for name, weight in module.averaged_network.named_parameters()}
     found = interpret.head_effects(model, indices=[3, 8], time=10, seed=0)
@@ -352,10 +352,10 @@ def test_the_effect_of_the_only_head_of_the_last_layer_is_what_its_attention_add
     inputs = module.path.interpolate(batch.data, batch.noise, t), module.path.network_time(t), batch.condition
     with torch.no_grad():
         whole = module.averaged_network(*inputs)
-        module.averaged_network.module.backbone.network.blocks[0].attention.project_out.weight.zero_()
-        difference = whole - module.averaged_network(*inputs)
-
-    np.testing.assert_allclose(found.loc["all", "L0H0"], (difference.mean(0) * module.scale).numpy(), **CLOSE)
+        for layer, column in [(1, "L1H0"), (0, "all")]:
+            module.averaged_network.module.backbone.network.blocks[layer].attention.project_out.weight.zero_()
+            difference = whole - module.averaged_network(*inputs)
+            np.testing.assert_allclose(found.loc["all", column], (difference.mean(0) * module.scale).numpy(), **CLOSE)
 
 
 @pytest.mark.parametrize("target", ["noise", "data"])

@@ -106,6 +106,23 @@ def test_totals_follow_the_requested_type(learned):
     assert of_b == pytest.approx(400, rel=0.25)
 
 
+def test_totals_of_small_groups_do_not_pile_up_at_the_least_and_largest_of_the_group(make_trained, make_cells):
+    cells = make_cells()
+    cells.X *= 20  # few totals are equal by rounding
+    model = make_trained(cells[cells.obs["cell_type"] != "rare"].copy(), cls=SCRDIT)
+    module, n_draws = model.module, 50
+    condition = module.condition_tensor(model._registered_codes).repeat_interleave(n_draws, 0)
+    profile = log_profile(torch.from_numpy(model.adata.X), "counts").repeat_interleave(n_draws, 0)
+    uniform = torch.rand(len(profile), generator=torch.Generator().manual_seed(1))
+
+    with torch.no_grad():
+        totals = module.library_size.draw("latent", condition, library_features(profile), uniform)
+
+    least, _, _, largest = module.library_size.bounds(condition)
+    at_an_end = (totals <= least) | (totals >= largest)
+    assert at_an_end.float().mean() < 0.05  # one draw per cell would give a fifth in groups of ten
+
+
 def test_a_model_that_learned_warns_of_nothing(learned):
     model, while_training = learned
 
@@ -202,6 +219,21 @@ def test_training_continues_where_it_ended(make_trained, make_cells, quick, valu
 
     changed = [name for name, tensor in model.module.state_dict().items() if not torch.equal(tensor, before[name])]
     assert all(name.startswith(("averaged_network", "library_size.predicted")) for name in changed)
+
+
+def test_training_on_with_deeper_cells_does_not_make_their_small_values_zeros(make_trained, make_cells, quick):
+    model = make_trained(cls=SCRDIT)
+    largest = model.module.largest_value.clone()
+    deeper = make_cells()
+    deeper.X = deeper.X * 100 + 1
+    SCRDIT.setup_anndata(deeper, condition_keys=["cell_type", "dose"])
+    model.adata = deeper
+
+    model.train(1, **quick)
+
+    profiles = log_profile(torch.from_numpy(deeper.X[model.train_indices_]), "counts")
+    assert model.module.smallest_value == profiles.min() > 0
+    assert model.module.largest_value >= largest
 
 
 def test_training_on_does_not_warn_that_little_was_learned(make_trained, quick):

@@ -483,6 +483,15 @@ def test_other_cells_must_fit_the_model(multimodal, tmp_path):
         MULTISCLDM.load(tmp_path / "model", adata=multimodal.adata["rna"].copy())
 
 
+def test_cells_keep_their_setup_if_a_model_is_loaded_with_a_copy(multimodal, tmp_path):
+    multimodal.save(tmp_path / "model")
+
+    loaded = MULTISCLDM.load(tmp_path / "model", multimodal.adata.copy())
+
+    assert MULTISCLDM(multimodal.adata).adata is multimodal.adata
+    np.testing.assert_array_equal(*(m.get_latent_representation() for m in (loaded, multimodal)))
+
+
 def test_arrays_are_conditions_of_all_modalities(tiny, quick):
     mdata = make_mudata()
     mdata["rna"].obsm["spatial"] = np.zeros((mdata["rna"].n_obs, 2))

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import SCLDM, SCRDIT
+from scgen_diffusion.module import log_profile
 
 NEW_TYPE = "plasma"
 
@@ -230,9 +231,29 @@ def test_gene_space_models_train_what_was_asked(make_trained, make_cells, quick,
     changed = changed_parts(model, quick)
 
     assert not any(name.startswith("library_size.head") for name in changed)
-    others = [name for name in changed if "embed_condition" not in name]
+    limits = {"training_zeros", "smallest_value", "largest_value"}
+    others = [name for name in changed - limits if "embed_condition" not in name]
     assert bool(others) == (trainable != "conditions")
-    assert not any(name in changed for name in ("shift", "scale", "training_zeros"))
+    assert not any(name in changed for name in ("shift", "scale"))
+
+
+@pytest.mark.parametrize("trainable", ["new_conditions", "conditions", "network", "all"])
+def test_small_values_of_deeper_cells_are_no_zeros_if_the_network_learns_them(
+    make_trained, make_cells, quick, trainable
+):
+    reference = make_trained(cls=SCRDIT)
+    cells = query_cells(make_cells)
+    cells.X = cells.X * 100 + 1
+    model = SCRDIT.load_query_data(cells, reference, trainable=trainable, accelerator="cpu")
+
+    model.train(1, **quick)
+
+    smallest = log_profile(torch.from_numpy(cells.X[model.train_indices_]), "counts").min()
+    known = reference.module.smallest_value
+    assert smallest < known / 2
+    expected = smallest if trainable in ("network", "all") else known  # what the reference knew stays
+    assert model.module.smallest_value == expected
+    assert model.module.training_zeros == 0
 
 
 def test_models_of_masked_molecules_are_fine_tuned_too(make_cells):

@@ -145,6 +145,25 @@ def test_cells_can_build_a_model_after_another_has_read_a_copy(saved_model, make
     assert SCLDM(cells, **tiny).adata is cells
 
 
+LOADERS = {
+    "load": SCLDM.load,
+    "query": lambda folder, cells: SCLDM.load_query_data(cells, folder, trainable="all", accelerator="cpu"),
+}
+
+
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
+def test_cells_can_build_a_model_after_another_was_loaded_with_a_copy(saved_model, make_cells, tiny, load):
+    cells = make_cells()
+    SCLDM.setup_anndata(cells, condition_keys=["cell_type"])  # not as the saved model was set up
+
+    loaded = load(saved_model, cells.copy())
+
+    model = SCLDM(cells, **tiny)
+    assert model.adata is cells
+    assert list(model.conditions.keys) == ["cell_type"]
+    assert loaded.get_latent_representation(cells).shape[0] == loaded.get_latent_representation().shape[0] == 96
+
+
 def test_a_model_without_cells_keeps_none_of_those_that_it_reads(trained, saved_model):
     loaded, given = SCLDM.load(saved_model), sp.csr_matrix(trained.adata.X)
     kept = weakref.ref(given)

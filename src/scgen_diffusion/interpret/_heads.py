@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -113,7 +114,9 @@ def head_loadings(
     Notes
     -----
     A loading has no sign, because a head computes the same in every rotated basis of its subspace. It shows what a head
-    can see, not what the model does with it (:func:`head_effects`).
+    can see, not what the model does with it (:func:`head_effects`). Global tokens start at principal axes, of which the
+    genes of a strong programme share one. So each of them may load less than a gene that varies alone; compare with a
+    model that was trained for one epoch.
 
     All patches share one embedding. So with ``tokens="patches"`` the loadings depend on a gene's position in its patch,
     whatever the gene. A network with shuffled weights (:func:`shuffle_weights`) shows what comes from the architecture
@@ -204,7 +207,8 @@ def head_effects(
     -------
     pandas.DataFrame
         One row per ``(group, gene)`` and one column per head, in units of log-normalised expression; positive if the
-        head raises the gene. ``effects.loc["all"]`` is genes by heads.
+        head raises the gene. The last column, ``"all"``, is the effect of all heads together. Without ``groupby``,
+        ``effects.loc["all"]`` is genes by heads.
 
     Raises
     ------
@@ -219,6 +223,9 @@ def head_effects(
     -----
     Effects are not additive: heads of later layers compensate for what is removed from earlier ones. Without a head,
     the network is in a state that never occurred in training.
+
+    Much may pass beside the heads: tokens, also the global ones, which read and write all genes, go on past the
+    attention. So an effect near zero does not mean that the network ignores a gene, not even one of all heads together.
     """
     network, module = opened_network(model), model.module
     source, rows = cells_of(model, adata, indices)
@@ -226,22 +233,24 @@ def head_effects(
     groups, codes = group_cells(source, rows, groupby)
     averages = Averages(groups)
     changed = copy.deepcopy(module.averaged_network.module)
+    attentions = [block.attention for block in changed.backbone.network.blocks]
+    weights = [of.project_out.weight.data.unflatten(1, (of.n_heads, -1)).unbind(1) for of in attentions]
+    heads = list(chain.from_iterable(weights))  # views
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
         whole = predicted_profiles(module, changed, batch, moment)
         effects = []
-        for block in changed.backbone.network.blocks:
-            attention = block.attention
-            weights = attention.project_out.weight.data.unflatten(1, (attention.n_heads, -1))  # a view
-            for head in range(attention.n_heads):
-                kept = weights[:, head].clone()
-                weights[:, head] = 0
-                effects.append(whole - predicted_profiles(module, changed, batch, moment))
-                weights[:, head] = kept
+        for removed in (*([head] for head in heads), heads):
+            kept = [head.clone() for head in removed]
+            for head in removed:
+                head.zero_()
+            effects.append(whole - predicted_profiles(module, changed, batch, moment))
+            for head, weight in zip(removed, kept, strict=True):
+                head.copy_(weight)
         averages.add(torch.stack(effects, dim=-1), codes[batch.rows])
     names, _, means, _ = averages.results()
-    heads = head_names(network)
+    columns = [*head_names(network), ALL]
     index = pd.MultiIndex.from_product([names, list(source.var_names)], names=["group", "gene"])
-    return pd.DataFrame(means.reshape(-1, len(heads)), index=index, columns=heads)
+    return pd.DataFrame(means.reshape(-1, len(columns)), index=index, columns=columns)
 
 
 def predicted_profiles(module: GeneSpaceModule, network: nn.Module, batch: CellBatch, moment: Moment) -> Tensor:

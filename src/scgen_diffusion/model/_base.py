@@ -341,6 +341,7 @@ class DiffusionModel(BaseModelClass):
         """Register cells as those of a registry were, with other ``options`` of the setup."""
         check_readable(adata)
         check_same_genes(adata.var_names, genes)
+        separate_copy(cls, adata)
         cls.setup_anndata(adata, source_registry=registry, **{**registry["setup_args"], **options})
 
     def _check_same_features(self, adata: AnnData) -> None:

@@ -18,7 +18,7 @@ LEAST_PROGRESS = {
     "spike_and_slab": 0.02,
     "gamma_poisson": 0.0,
 }  # the loss must fall by this share of its first value
-FEWEST_ZEROS = 0.5  # generated cells must have this share of the training cells' zeros
+FEWEST_ZEROS = 0.5  # times the zeros of the training cell with the fewest
 LARGEST_VALUE = 1.5  # times the largest training value
 
 
@@ -36,15 +36,17 @@ def warn_of_early_plateau(history: Mapping[str, pd.DataFrame], head: str) -> Non
 
 
 def warn_of_missing_zeros(values: ValueSummary, training_zeros: float, *, needs_negation: bool) -> None:
-    """Warn if generated cells have far fewer exact zeros than training cells (a share of ``training_zeros``).
+    """Warn if generated cells have far fewer exact zeros than every training cell (at least ``training_zeros``).
+
+    The mean over training cells would say little: deep cells have far fewer than others.
 
     ``needs_negation`` says that the model has no option that makes zeros exact.
     """
     if values.zeros < FEWEST_ZEROS * training_zeros:
         advice = "set `zero_value` (zero negation) or `head='spike_and_slab'`" if needs_negation else "train longer"
         msg = (
-            f"{values.zeros:.0%} of the generated values are zeros, but {training_zeros:.0%} of the training values. "
-            f"To get zeros, {advice}."
+            f"{values.zeros:.0%} of the generated values are zeros, but at least {training_zeros:.0%} of the values of "
+            f"every training cell. To get zeros, {advice}."
         )
         warn_user(msg)
 

@@ -15,6 +15,7 @@ from scgen_diffusion.train import (
     describe_predicted_profile_totals,
     describe_totals,
     start_gene_space,
+    widen_limits,
 )
 
 from ._base import ADVICE, DiffusionModel
@@ -102,9 +103,13 @@ class GeneSpaceModel(DiffusionModel):
         is_first = not self.is_trained_
         if is_first:
             start_gene_space(module, cells, self.train_indices_)
+        elif self.architecture.path != "masking":
+            keeps_cells = self.reference_ is not None and self.reference_["trainable"] not in ("network", "all")
+            widen_limits(module, cells, self.train_indices_, cut=not keeps_cells)
         if has_counts:
             describe_totals(module, cells, self._seen_indices)
-        start = [tensor.cpu().numpy() for tensor in (module.shift, module.scale, module.training_zeros)]
+        of_cells = (module.shift, module.scale, module.training_zeros, *module.network.buffers())
+        start = [tensor.cpu().numpy() for tensor in of_cells]
         plan = DiffusionPlan(module, recipe, seed=stage_seed("diffusion"), compile=compile)
         result = run(plan, self._cell_data(recipe), *start)
         self._record_trained("diffusion")

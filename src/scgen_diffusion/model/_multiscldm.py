@@ -12,7 +12,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
 
 from scgen_diffusion._arguments import known_names, suggests_arguments, warn_user
-from scgen_diffusion._compat import was_set_up_last
+from scgen_diffusion._compat import separate_copy, was_set_up_last
 from scgen_diffusion.data import (
     JOINED,
     PROVENANCE_KEY,
@@ -392,6 +392,7 @@ class MULTISCLDM(SCLDM):
     @classmethod
     def _register_like(cls, adata: MuData, registry: Mapping[str, Any], genes: pd.Index, **options: Any) -> None:
         check_is_in_memory(adata)
+        separate_copy(cls, adata)
         cls.setup_mudata(adata, source_registry=registry, **{**registry["setup_args"], **options})
 
     def _check_same_features(self, adata: MuData) -> None:

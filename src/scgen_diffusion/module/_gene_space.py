@@ -143,13 +143,13 @@ class GeneSpaceModule(ConditionedModule):
         return ProfileSummary.of(log_profile(x, self.input_values) for x in batches)
 
     def start_from(self, summary: ProfileSummary) -> None:
-        """Set scale, share of zeros and the distribution of each gene from the training cells."""
+        """Set scale, limits of values and the distribution of each gene from the training cells."""
         summary, zero = summary.to(self.shift.device), self.architecture.zero_value or 0.0
         if self.architecture.scaling == "gene":
             mean, std = summary.moments(zero)
             self.shift.copy_(mean)
             self.scale.copy_(std.clamp(min=SMALLEST_SCALE))
-        self.training_zeros.copy_(1 - summary.frequency.mean())
+        self.training_zeros.copy_(summary.fewest_zeros)
         self.smallest_value.copy_(summary.smallest)
         self.largest_value.copy_(summary.largest)
         for network in self._both_networks:
@@ -159,6 +159,14 @@ class GeneSpaceModule(ConditionedModule):
                 mean=(summary.expressed_mean - self.shift) / self.scale,
                 std=summary.expressed_std / self.scale,
             )
+
+    def widen_limits(self, summary: ProfileSummary, *, cut: bool) -> None:
+        """Let the limits of values include those of further training cells; with ``cut``, also that of zeros."""
+        summary = summary.to(self.shift.device)
+        self.training_zeros.clamp_(max=summary.fewest_zeros)
+        self.largest_value.clamp_(min=summary.largest)
+        if cut:
+            self.smallest_value.clamp_(max=summary.smallest)
 
     def start_reading(self, directions: Tensor) -> None:
         """Initialise what reads all genes as coordinates along ``directions (k, genes)``."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scgen_diffusion.diffusion import Masking
 
-from ._expression import log_profile, total_counts
+from ._expression import total_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,34 +32,26 @@ class MoleculeSummary:
         Each gene's share of all molecules, ``(genes,)``.
     log_total_mean, log_total_std
         Mean and standard deviation of the cells' log total counts.
-    zeros
-        Share of values that are zero.
-    largest
-        Largest value of a log-normalised profile.
     """
 
     share: Tensor
     log_total_mean: Tensor
     log_total_std: Tensor
-    zeros: Tensor
-    largest: Tensor
 
     @classmethod
     def of(cls, batches: Iterable[Tensor]) -> MoleculeSummary:
         """Summarise batches of counts ``(cells, genes)``, read once."""
-        molecules, n_zeros, n_values, largest = torch.zeros(1).double(), 0, 0, torch.tensor(0.0)
-        n_cells, (logs, squares) = 0, torch.zeros(2).double()  # a list of small tensors would fragment memory
+        molecules, n_cells = torch.zeros(1).double(), 0
+        logs, squares = torch.zeros(2).double()  # a list of small tensors would fragment memory
         for batch in batches:
             x = batch.cpu()
             molecules = molecules + x.sum(0, dtype=torch.float64)
             log_totals = total_counts(x)[:, 0].double().log()
             n_cells, logs, squares = n_cells + len(x), logs + log_totals.sum(), squares + log_totals.square().sum()
-            n_zeros, n_values = n_zeros + int((x == 0).sum()), n_values + x.numel()
-            largest = torch.maximum(largest, log_profile(x, "counts").max())
         mean = logs / n_cells
         std = (squares / n_cells - mean.square()).clamp(min=0).sqrt()
         share = (molecules + 0.5) / (molecules.sum() + 0.5 * len(molecules))  # finite logarithms for unseen genes
-        return cls(share.float(), mean.float(), std.float(), torch.tensor(n_zeros / n_values), largest)
+        return cls(share.float(), mean.float(), std.float())
 
 
 class MoleculeNetwork(nn.Module):

@@ -68,8 +68,6 @@ class MoleculeModule(GeneSpaceModule):
 
     def start_from(self, summary: MoleculeSummary) -> None:
         """Set shares of genes and totals from the training cells."""
-        self.training_zeros.copy_(summary.zeros)
-        self.largest_value.copy_(summary.largest)
         for network in self._both_networks:
             network.start_from(summary)
 

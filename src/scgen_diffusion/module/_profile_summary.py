@@ -26,6 +26,8 @@ class ProfileSummary:
         over all genes and 0.
     smallest, largest
         Extremes of all values above zero.
+    fewest_zeros
+        Smallest share of zeros of a cell.
     """
 
     frequency: Tensor
@@ -33,22 +35,24 @@ class ProfileSummary:
     expressed_std: Tensor
     smallest: Tensor
     largest: Tensor
+    fewest_zeros: Tensor
 
     @classmethod
     def of(cls, batches: Iterable[Tensor]) -> ProfileSummary:
         """Summarise batches of profiles ``(cells, genes)``, read once."""
         n_cells, sums = 0, torch.zeros(1)
-        smallest, largest = torch.tensor(torch.inf), torch.tensor(0.0)
+        smallest, largest, fewest_zeros = torch.tensor(torch.inf), torch.tensor(0.0), torch.tensor(1.0)
         for profile in batches:
             x = profile.cpu().double()
             sums = sums + torch.stack([(x > 0).sum(0), x.sum(0), x.square().sum(0)])
             n_cells += len(x)
             smallest = torch.minimum(smallest, x.where(x > 0, torch.inf).min())
             largest = torch.maximum(largest, x.max())
+            fewest_zeros = torch.minimum(fewest_zeros, (x == 0).double().mean(1).min())
         n_expressed, total, squares = sums
         mean = (total / n_expressed).where(n_expressed > 0, total.sum() / n_expressed.sum())
         variance = (squares / n_expressed - mean.square()).where(n_expressed > 0, 0.0)
-        parts = (n_expressed / n_cells, mean, variance.clamp(min=0).sqrt(), smallest, largest)
+        parts = (n_expressed / n_cells, mean, variance.clamp(min=0).sqrt(), smallest, largest, fewest_zeros)
         return cls(*(part.float() for part in parts))
 
     def to(self, device: torch.device | str) -> ProfileSummary:

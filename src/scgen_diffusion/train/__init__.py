@@ -10,6 +10,7 @@ from ._initialise import (
     standardise_latents,
     start_autoencoder,
     start_gene_space,
+    widen_limits,
 )
 from ._latents import LatentCache, LatentData, cache_latents
 from ._plans import AutoencoderPlan, DiffusionPlan, PriorPlan, StagePlan, TransportPlan
@@ -82,4 +83,5 @@ __all__ = [
     "start_autoencoder",
     "start_gene_space",
     "trainer_options",
+    "widen_limits",
 ]

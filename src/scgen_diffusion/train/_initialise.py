@@ -170,6 +170,12 @@ def start_gene_space(module: GeneSpaceModule, cells: TrainingCells, indices: np.
     module.start_reading(_principal_axes(values, whiten=has_axes).to(module.device))
 
 
+@torch.no_grad()
+def widen_limits(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray, *, cut: bool) -> None:
+    """Let the limits of values include those of the cells ``indices``; with ``cut``, also that of zeros."""
+    module.widen_limits(module.summarise(_expression(module, cells, indices)), cut=cut)
+
+
 def describe_totals(module: GeneSpaceModule, cells: TrainingCells, rows: np.ndarray) -> None:
     """Store in the module the distribution of the total counts of some cells."""
     totals = _gather((total_counts(x)[:, 0] for x in _expression(module, cells, rows)), len(rows))
@@ -178,11 +184,20 @@ def describe_totals(module: GeneSpaceModule, cells: TrainingCells, rows: np.ndar
 
 @torch.no_grad()
 def describe_predicted_profile_totals(module: GeneSpaceModule, cells: TrainingCells, rows: np.ndarray) -> None:
-    """Store in the module the distribution of totals that its library-size head draws for some cells."""
-    generator = torch.Generator().manual_seed(0)
-    predicted = (module.library_size.predict(library_features(profile)) for profile in _profiles(module, cells, rows))
-    drawn = (mean.cpu() + std.cpu() * torch.randn(len(mean), generator=generator) for mean, std in predicted)
-    module.library_size.fit_predicted(_gather(drawn, len(rows)), module.condition_tensor(cells.codes[rows]).cpu())
+    """Store in the module the distribution of totals that its library-size head draws for some cells.
+
+    In small data it draws several for each cell, as :func:`describe_predicted_totals` does.
+    """
+    generator, n_draws = torch.Generator().manual_seed(0), max(N_TOTALS // len(rows), 1)
+
+    def drawn() -> Iterator[Tensor]:
+        for profile in _profiles(module, cells, rows):
+            predicted = module.library_size.predict(library_features(profile))
+            mean, std = (values.cpu().repeat_interleave(n_draws) for values in predicted)
+            yield mean + std * torch.randn(len(mean), generator=generator)
+
+    condition = module.condition_tensor(cells.codes[rows]).cpu().repeat_interleave(n_draws, 0)
+    module.library_size.fit_predicted(_gather(drawn(), n_draws * len(rows)), condition)
 
 
 def _expression(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray) -> Iterator[Tensor]:
