@@ -376,6 +376,12 @@ def test_numbers_outside_the_training_range_are_named(conditions):
     assert conditions.extrapolated(conditions.encode(None, 3)) == []
 
 
+def test_of_many_numbers_outside_the_training_range_the_ends_are_named(conditions):
+    asked = conditions.encode({"d": [12, 9.5, -3, 11, 4]}, None)
+    found = ["d=-3.0 (trained on -1 to 9)", "d=9.5 to 12.0 (trained on -1 to 9)"]
+    assert conditions.extrapolated(asked) == found
+
+
 @pytest.mark.parametrize("numbers", [[0, 2, 4, 8], [0, 1, 3, 9], [0, 24, 48], [0, 10, 100, 1000], range(20, 90, 5)])
 def test_numbers_between_those_of_a_series_are_not_far_from_them(numbers):
     conditions, between = conditions_of(numbers), np.linspace(min(numbers), max(numbers), 50)

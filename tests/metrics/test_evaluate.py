@@ -273,6 +273,14 @@ def test_numbers_of_single_and_double_precision_are_the_same_groups():
     assert min(n_cells.values()) > 50
 
 
+def test_many_numbers_as_groups_give_a_warning():
+    sets = [cells(n, seed=seed) for n, seed in ((120, 1), (120, 2), (240, 3))]
+    for adata in sets:
+        adata.obs["minutes"] = np.arange(adata.n_obs) % 40
+    with pytest.warns(UserWarning, match=r"a group of each of 40 numbers in `obs\['minutes'\]`.*pd\.cut"):
+        table(*sets[:2], train=sets[2], groupby=["type", "minutes"], metrics=["marker_overlap"])
+
+
 def test_cells_with_each_others_labels_are_visible_within_labels_alone():
     synthetic = cells(120, seed=2)
     synthetic.obs["type"] = synthetic.obs["type"].map({"a": "b", "b": "a"})
@@ -517,6 +525,13 @@ def test_both_sides_have_as_many_cells_as_the_smallest_set():
     assert table(train=cells(110, seed=3)).attrs["n_cells"] == {"all": 55}
     assert table(train=None, real=cells(180, seed=1)).attrs["n_cells"] == {"all": 60}
     assert table(max_cells=50).attrs["n_cells"] == {"all": 50}
+
+
+def test_conditions_outside_of_training_are_noted_from_the_record_of_generated_cells():
+    synthetic = cells(120, seed=2)
+    assert table(synthetic=synthetic).attrs["outside_training"] == []
+    synthetic.uns["scgen_diffusion"] = {"outside_training": np.array(["age=90.0 (trained on 20 to 60)"], dtype=object)}
+    assert table(synthetic=synthetic).attrs["outside_training"] == ["age=90.0 (trained on 20 to 60)"]
 
 
 def test_only_drawn_cells_are_normalised(monkeypatch):

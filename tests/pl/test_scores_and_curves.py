@@ -99,6 +99,12 @@ def test_a_difference_within_the_noise_is_not_bad():
     assert badness(pd.DataFrame([noisy]))["bad"].item() < 0.1
 
 
+def test_a_value_whose_interval_holds_the_floor_is_half_as_dark():
+    noisy, clear = (make_row(0.7, group=group, half=half) for group, half in (("B", 0.3), ("T", 0.1)))
+    clear["floor"] = 0.9001  # of its own group
+    np.testing.assert_allclose(badness(pd.DataFrame([noisy, clear]))["bad"], [0.2, 0.4], atol=1e-3)
+
+
 @pytest.mark.parametrize("shuffled", [0.4, 0.8, 0.857, 0.95])
 @pytest.mark.parametrize("halves", [(0.04, 0.04, 0.12), (0.12, 0.04, 0.04), (0.01, 0.3, 0.01)])
 def test_a_worse_value_is_never_paler(shuffled, halves):

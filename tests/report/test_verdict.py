@@ -94,6 +94,27 @@ def test_floors_from_other_donors_or_times_pass_nothing():
     assert "memorisation" not in result.summary
 
 
+def test_where_training_saw_no_cells_like_the_held_out_ones_nobody_is_told_to_train_longer():
+    found = table(auc_boosting=0.93, label_fidelity=0.5, marker_slope=0.3, recall=0.5, gene_zero_error=0.04)
+    assert "train longer" in str(verdict(found))
+    assert "more guidance" in str(verdict(found))
+
+    found.loc[found["metric"] == "auc_boosting", "floor"] = 0.89
+    result = verdict(found)
+    assert {finding.topic for finding in result.warnings} >= {"floors", "classifier", "labels", "diversity"}
+    assert "train longer" not in str(result)
+    assert "more guidance" not in str(result)
+    assert "library size" in message_of(result, "zeros")  # other advice stays
+
+
+def test_conditions_outside_of_training_are_a_note():
+    found = table()
+    found.attrs["outside_training"] = ["age=90.0 (trained on 20 to 60)"]
+    result = verdict(found)
+    assert level_of(result, "conditions") == "note"
+    assert "age=90.0 (trained on 20 to 60)" in message_of(result, "conditions")
+
+
 def test_few_cells_have_floors_that_are_off_by_chance():
     found = pd.DataFrame([row(metric, reach=0.1 if "auc" in metric else None) for metric in GOOD], columns=COLUMNS)
     found.loc[found["metric"] == "auc_boosting", "floor"] = 0.62

@@ -384,7 +384,7 @@ class Conditions:
         return codes[found], n_cells[found]
 
     def extrapolated(self, codes: np.ndarray) -> list[str]:
-        """Describe numbers among codes ``(n, columns)`` far from those of the training cells, one per key and reason.
+        """Describe numbers among codes ``(n, columns)`` far from those of the training cells, by key and reason.
 
         A number is far if it lies outside the range, or in a hole: farther from the nearest number than a quarter of
         the standard deviation, and than nearly all numbers are from their neighbours (:func:`reach_of`). So 6 is not
@@ -396,10 +396,10 @@ class Conditions:
             if isinstance(key, ContinuousKey):
                 trained = self._with_trained_range(key)
                 outside = values[trained.is_outside(values) & (key.is_outside(values) | self._are_far(key, values))]
-                named += [
-                    f"{key.name}={key.describe(row)} (trained on {trained.low:g} to {trained.high:g})"
-                    for row in outside[:1]
-                ]
+                is_below = (outside < key.encode([trained.low]))[:, 0]
+                for side in filter(len, (outside[is_below], outside[~is_below])):
+                    ends = dict.fromkeys(key.describe(end) for end in (side.min(0), side.max(0)))
+                    named.append(f"{key.name}={' to '.join(ends)} (trained on {trained.low:g} to {trained.high:g})")
                 named += self._in_hole(key, values)
             elif isinstance(key, ArrayKey) and len(values):
                 outside = values[self._are_far(key, values)]

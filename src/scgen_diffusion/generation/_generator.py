@@ -252,9 +252,9 @@ class CellGenerator:
         if described:
             more = f"; and {len(found) - N_NAMED} more" if len(found) > N_NAMED else ""
             warn_user(
-                f"Few training cells (under {FEWEST_TRAINING_CELLS}) have {'; '.join(described[:N_NAMED])}{more}. "
-                "Cells generated for these conditions may look like others: do not rely on them, or train with more "
-                "such cells."
+                f"Few training cells (under {FEWEST_TRAINING_CELLS}, those of validation included) have "
+                f"{'; '.join(described[:N_NAMED])}{more}. Cells generated for these conditions may look like others: "
+                "do not rely on them, or train with more such cells."
             )
         return described
 

@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
+from pandas.api.types import is_numeric_dtype
 
 from scgen_diffusion._arguments import as_list, known_names, suggests_arguments, warn_user
 from scgen_diffusion.data import PROVENANCE_KEY, CellFiles, MuDataFiles, as_labels, check_is_anndata, check_names
@@ -56,6 +57,7 @@ SETS = ("real_test", "synthetic", "control", "train")
 MIN_CELLS = 50
 N_CELLS_CHECKED = 20
 N_LABELS_NAMED = 5
+MOST_NUMBERS = 20  # that may be groups without a warning
 
 
 @suggests_arguments
@@ -183,6 +185,7 @@ def evaluate(
 
     ``attrs["n_cells"]`` maps every label of ``real_test`` to the number of cells compared on either side; 0 if a side
     has fewer than 30. ``attrs["shares"]`` maps it to its shares of all cells of ``real_test`` and ``synthetic``.
+    ``attrs["outside_training"]`` is what cells of this package record of conditions outside of the training cells.
 
     With ``control``, there is one row per metric, `perturbation` and group. `floor` uses one half of the perturbation's
     real cells as the prediction of the other, averaged over splits (NaN below four cells). Halves have more sampling
@@ -290,9 +293,12 @@ def evaluate(
         options = {"key": perturbation_key, "separator": separator, "groupby": groupby, "layer": layer, "space": space}
         return _evaluate_perturbations(sets, names, others, draws, match_keys=match_keys, **options)
     sources = read_sources(sets, groupby, layer)
+    _warn_of_many_numbers(real_test, as_list(groupby))
     rows, n_cells, shares = compare_cells(sources, names, draws, space=space, n_features=real_test.shape[1])
     table = _table(rows, ("metric", "group"), FIGURES)
-    table.attrs.update(n_cells=n_cells, shares=shares)
+    record = getattr(synthetic, "uns", {}).get(PROVENANCE_KEY)
+    outside = record.get("outside_training", ()) if isinstance(record, Mapping) else ()
+    table.attrs.update(n_cells=n_cells, shares=shares, outside_training=[*map(str, outside)])
     return table
 
 
@@ -502,6 +508,19 @@ def read_sources(
         else:
             sources[name] = Source.of(cells, name, genes, groupby=groupby, layer=layer, scale=scale)
     return sources
+
+
+def _warn_of_many_numbers(real_test: Cells, keys: Sequence[str]) -> None:
+    """Warn if numbers, such as times, are groups of few cells."""
+    for key in keys if isinstance(real_test, AnnData) else ():
+        column = real_test.obs[key]
+        n_groups = column.nunique()
+        if is_numeric_dtype(column) and n_groups > max(MOST_NUMBERS, real_test.n_obs / MIN_CELLS_PER_GROUP):
+            warn_user(
+                f"`groupby` makes a group of each of {n_groups} numbers in `obs[{key!r}]`, most of them too small to "
+                "judge. Cut the numbers of all sets into the same intervals, such as "
+                f"pd.cut(obs[{key!r}], bins=[...]).astype(str), and name this column."
+            )
 
 
 def _check_sources(sources: Mapping[str, Source]) -> None:

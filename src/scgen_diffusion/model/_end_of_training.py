@@ -49,7 +49,9 @@ def advise_to_train_on(model: DiffusionModel) -> str:
     """Say which call makes up for training that was cut short; "" if none was."""
     if stopped := [stage for stage in model.trained_stages_ if was_stopped(model, stage)]:
         again = "make the same call again, which trains on"
-        return again if stopped[0] == model._stages[0] else f"{again}; without checkpoints, model.train_{stopped[0]}()"
+        if stopped[0] == model._stages[0]:
+            return again
+        return f"with `checkpoint_dir`, {again}; without, model.train_{stopped[0]}()"
     fixed = {"autoencoder", "transport"} if model._keeps_autoencoder else set()  # those of the reference
     short = [s for s in model.trained_stages_ if model.cut_short_.get(s) == TOO_SHORT and s not in fixed]
     if not short:

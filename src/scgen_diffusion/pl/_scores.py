@@ -23,7 +23,8 @@ COLUMNS = {"metric", "group", *FIGURES, "better"}
 KEY = (
     "↓ lower is better   ↑ higher is better   = best at the floor\n"
     f"grey: no value, or no floor (fewer than {MIN_CELLS_PER_GROUP} cells of the label in half of `train`)\n"
-    "* shuffling does no clear harm: darkest at twice the floor, or well beyond the interval"
+    "* shuffling does no clear harm: darkest at twice the floor, or well beyond the interval\n"
+    "half as dark: chance may explain the value (its interval holds the floor)"
 )
 DARK = 0.6  # badness above which the text is white
 CLEAR = 2.0  # half-intervals by which cells must be worse than the floor to be clearly worse
@@ -54,8 +55,9 @@ def scores(
     is 0 for values better than their floor. For the metrics with a star, such as total counts, shuffling does no clear
     harm (less than two half-widths of the metric's typical interval). The floor then replaces
     :math:`\text{worse}(\text{shuffled})`, as always for ``density``, which shuffling changes little. No scale is
-    shorter than two half-widths of the typical interval. Of two values beside the same floor, the worse one is never
-    paler.
+    shorter than two half-widths of the typical interval. Badness is halved where the interval holds the floor, unless a
+    value that is no worse beside the same floor has an interval that does not: of two values beside the same floor, the
+    worse one is never paler.
 
     Parameters
     ----------
@@ -162,6 +164,9 @@ def badness(table: pd.DataFrame) -> pd.DataFrame:
     scale = np.maximum(of_shuffled.where(~by_floor, table["floor"].abs()), clear)
     share = (worse / scale).where(scale > 0, np.inf).where(worse > 0, 0.0)
     bad = share.clip(upper=1).where(worse.notna())
+    is_clear = ~table["floor"].between(table["low"], table["high"])
+    least_clear = worse.where(is_clear).groupby([table["metric"], table["floor"]]).transform("min")
+    bad = bad.where(is_clear | (worse >= least_clear), bad / 2)
     return pd.DataFrame({"bad": bad, "by_floor": by_floor & bad.notna()})
 
 

@@ -241,6 +241,18 @@ MIXED = (
 )
 #: From which AUC of a classifier on other cells are not from where the held-out cells are.
 UNLIKE = 0.60
+#: Topics whose advice is to train longer or to use more guidance, which does not help where training saw no such cells.
+LEARNED = (
+    "diversity",
+    "realism",
+    "classifier",
+    "means",
+    "gene-gene structure",
+    "modalities",
+    "labels",
+    "markers",
+    "groups",
+)
 
 
 @dataclass(frozen=True)
@@ -253,13 +265,21 @@ class Finding:
         ``"ok"``, ``"note"`` (worth a look) or ``"warning"`` (deal with it before the cells are used).
     topic
         What it is about, in a word or two.
-    message
-        What was seen, beside what real cells score, and what to do about it.
+    seen
+        What was seen, beside what real cells score.
+    advice
+        What to do about it; "" for nothing.
     """
 
     level: Level
     topic: str
-    message: str
+    seen: str
+    advice: str = ""
+
+    @property
+    def message(self) -> str:
+        """What was seen, and what to do about it."""
+        return f"{self.seen} {self.advice}".rstrip()
 
 
 def worst(levels: Sequence[Level]) -> Level:
@@ -303,7 +323,7 @@ class Check:
 
 def make_finding(level: Level, topic: str, seen: str, advice: str) -> Finding:
     """Say what was seen, and what to do about it where that is not well."""
-    return Finding(level, topic, seen if level == "ok" else f"{seen} {advice}")
+    return Finding(level, topic, seen, "" if level == "ok" else advice)
 
 
 def _missing_groups(rows: Rows, shares_of: Mapping[str, tuple[float, float]], n_cells: float) -> list[Finding]:
@@ -427,7 +447,7 @@ def _weak_groups(rows: Rows, labels: set[str], shares_of: Mapping[str, tuple[flo
         "Check the labels of the training cells; give small groups more training, or more guidance towards the "
         "condition."
     )
-    return [Finding(worst(levels), "groups", " ".join([*sentences, count, advice]))]
+    return [Finding(worst(levels), "groups", " ".join([*sentences, count]), advice)]
 
 
 def _unlike_floor(rows: Rows) -> list[Finding]:
@@ -440,8 +460,9 @@ def _unlike_floor(rows: Rows) -> list[Finding]:
     message = (
         "The training cells, which give the floors, are not like the held-out ones: a classifier tells them apart with "
         f"an AUC of {auc:.2f}, as it may tell donors or times. So synthetic cells can be bad and still better than the "
-        "floors, and nearness to training cells says nothing about memorisation; what passes is left out here. Without "
-        "`train`, `evaluate` takes the floors from the held-out cells; for memorisation, hold out random cells."
+        "floors, and nearness to training cells says nothing about memorisation; what passes is left out here. If the "
+        "synthetic cells are off because training saw no such cells, training longer does not help. Without `train`, "
+        "`evaluate` takes the floors from the held-out cells; for memorisation, hold out random cells."
     )
     return [Finding("warning", "floors", message)]
 
@@ -819,11 +840,11 @@ def verdict(table: pd.DataFrame) -> Verdict:
     any excess that is large enough counts. ``marker_slope`` is judged by its distance from the floor, on either side,
     and ``within_label_slope``, whose floor is noisy, by how much farther it is from 1 than the floor. Topics whose
     metrics the table lacks are left out. If a classifier tells the training cells, which give the floors, from the
-    held-out ones (say, other donors), the verdict says so, and leaves out memorisation and what passes. If shares of
-    labels clearly differ from the held-out ones, as in cells for rare types, it leaves out what pools labels: nearness
-    to training cells (not copies and the membership attack), correlations within labels, and markers. Groups that were
-    not judged, such as those of few cells, are named in a note. A verdict cannot see what no metric sees: look at the
-    cells as well.
+    held-out ones (say, other donors), the verdict says so, and leaves out memorisation, what passes, and the advice to
+    train longer. If shares of labels clearly differ from the held-out ones, as in cells for rare types, it leaves out
+    what pools labels: nearness to training cells (not copies and the membership attack), correlations within labels,
+    and markers. Groups that were not judged, such as those of few cells, are named in a note, and so is what was asked
+    for outside of the training cells. A verdict cannot see what no metric sees: look at the cells as well.
 
     Parameters
     ----------
@@ -860,7 +881,14 @@ def verdict(table: pd.DataFrame) -> Verdict:
     found += _weak_groups(judged, set(n_cells) - {ALL}, shares)
     checked = [finding.topic for finding in found]
     if unlike:  # what passes beside such floors may still be bad
-        found = unlike + [finding for finding in found if finding.level != "ok"]
+        bad = [finding for finding in found if finding.level != "ok"]
+        found = unlike + [replace(finding, advice="") if finding.topic in LEARNED else finding for finding in bad]
+    if outside := table.attrs.get("outside_training"):
+        message = (
+            f"Cells were asked for outside of the training cells: {list_first(outside)}. Expect them to be worse than "
+            "others, which training longer does not mend."
+        )
+        found.append(Finding("note", "conditions", message))
     findings = tuple(sorted(found, key=lambda finding: -LEVELS.index(finding.level)))
     if not findings:
         with_floor = [f.metric for f in rows.values() if np.isfinite([f.value, f.floor]).all()]
