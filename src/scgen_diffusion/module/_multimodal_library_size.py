@@ -53,10 +53,10 @@ class MultimodalLibrarySize(nn.Module):
         for part, totals in zip(self.parts, log_totals.unbind(1), strict=True):
             part.fit(totals[~totals.isnan()], condition[~totals.isnan()])
 
-    def fit_predicted(self, drawn: Tensor, condition: Tensor) -> None:
-        """Summarise log totals ``(cells, modalities)`` drawn from :meth:`predict` for the training cells."""
+    def fit_predicted(self, drawn: Tensor, condition: Tensor, n_draws: int = 1) -> None:
+        """Summarise log totals ``(cells * n_draws, modalities)`` drawn from :meth:`predict` for the training cells."""
         for part, totals in zip(self.parts, drawn.unbind(1), strict=True):
-            part.fit_predicted(totals[~totals.isnan()], condition[~totals.isnan()])
+            part.fit_predicted(totals[~totals.isnan()], condition[~totals.isnan()], n_draws)
 
     def draw(
         self,
