@@ -198,6 +198,21 @@ def test_totals_of_later_modalities_follow_given_ones():
     assert (more[:, 1] != drawn[:, 1]).float().mean() > 0.9
 
 
+def test_given_totals_of_moved_cells_tell_as_much_of_later_modalities_as_usual_ones_of_their_starts():
+    torch.manual_seed(0)
+    model = MultimodalLibrarySize(2, (2,), 6)
+    for part in model.parts:  # condition 1 has threefold totals
+        part.set_groups(torch.tensor([[ANY], [0], [1]]), means=8 + torch.tensor([0, 0, 2]).log1p(), stds=torch.ones(3))
+    z, uniform = torch.randn(50, 2, 3), torch.rand(50, 2)
+    control = torch.zeros(50, 1, dtype=torch.long)
+    given = torch.stack([torch.linspace(1000, 9000, 50), torch.full((50,), torch.nan)], dim=1)
+
+    expected = 3 * model.draw("latent", control, z, uniform, given)
+    moved = model.draw("latent", control + 1, z, uniform, 3 * given, control)
+
+    torch.testing.assert_close(moved, expected, rtol=0.01, atol=1)  # whole counts
+
+
 def test_draws_are_whole_numbers_of_at_least_one():
     model = LibrarySizeModel((), 6)
     model.fit(torch.tensor([0.0, 0.1, 0.7]), torch.zeros(3, 0, dtype=torch.long))

@@ -181,6 +181,10 @@ class LibrarySizeModel(nn.Module):
         levels = (quantiles.new_full((len(quantiles),), level) for level in BOUNDS)
         return tuple(_interpolate(quantiles, level).exp().round() for level in levels)
 
+    def expected(self, condition: Tensor) -> Tensor:
+        """Return the mean log total ``(n,)`` of cells with conditions ``(n, columns)``, as far as these are given."""
+        return self._look_up(self.means, self._known_to(condition))
+
     def _discretise(self, condition: Tensor) -> Tensor:
         return self.groups.discretise(condition, self.centres.to(condition.device))
 

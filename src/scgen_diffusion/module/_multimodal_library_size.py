@@ -77,7 +77,9 @@ class MultimodalLibrarySize(nn.Module):
             features = self._features(z, totals[-1].clamp(min=1).log())
             total = torch.stack([part.draw(kind, own, features, level, start) for own in conditions])
             if given is not None:
-                total = torch.where(given[:, number].isnan(), total, given[:, number])
+                expected = torch.stack([part.expected(own) for own in conditions])
+                wanted = given[:, number] * (expected - expected[0]).exp()  # as far from what its start expects
+                total = torch.where(wanted.isnan(), total, wanted)
             totals = torch.cat([totals, total[..., None]], dim=2)
         return totals[0]
 
