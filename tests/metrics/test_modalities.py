@@ -106,7 +106,7 @@ def test_zeros_of_open_chromatin_are_frequencies(cells):
         mdata["prot"].X = rng.binomial(1, frequency, mdata["prot"].shape).astype(np.float32)
         return mdata
 
-    found = evaluate(chromatin(0, 0.2), chromatin(1, 0.5), train=chromatin(2, 0.2), metrics="gene_zero_error", **QUICK)
+    found = evaluate(chromatin(0, 0.6), chromatin(1, 0.9), train=chromatin(2, 0.6), metrics="gene_zero_error", **QUICK)
     assert found.attrs["scales"]["prot"] == "tf_idf"
     # the frequency of a peak in 60 cells has a standard error of 0.06
     assert figure(found, "prot", "gene_zero_error")["value"] == pytest.approx(0.3, abs=0.06)
@@ -131,6 +131,29 @@ def test_cells_without_a_modality_are_left_out_of_what_is_judged_together(cells)
     with pytest.warns(UserWarning, match="not judged together: only 20 cells of `train`"):
         found = evaluate(cells(0, 120), synthetic, train=train, metrics="w2", **QUICK)
     assert list(found["modality"].unique()) == ["rna", "prot"]
+
+
+def test_real_cells_without_a_count_in_a_modality_lack_it(cells):
+    """`MuDataFiles.read` returns such cells."""
+    lacking, padded = [], []
+    for whole in (cells(0, 240), cells(2, 400)):
+        lacking.append(md.MuData({"rna": whole["rna"], "prot": whole["prot"][::2].copy()}))
+        whole["prot"].X[1::2] = 0
+        padded.append(whole)
+    metrics = ["gene_mean_error", "w2", "cross_correlation_error"]
+
+    expected, found = (
+        evaluate(real, cells(1, 120), train=train, metrics=metrics, **QUICK) for real, train in (lacking, padded)
+    )
+
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_generated_cells_without_a_count_in_a_modality_are_a_fault(judge, cells):
+    synthetic = cells(1, 120)
+    synthetic["prot"].X[:60] = 0
+    with pytest.raises(ValueError, match="Modality 'prot': `synthetic` has 60 of 120 cells without any count"):
+        judge(synthetic, metrics="w2")
 
 
 @pytest.mark.parametrize(

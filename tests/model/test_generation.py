@@ -488,7 +488,7 @@ def test_totals_in_another_order_than_the_requested_cells_are_refused(trained):
 
 
 def test_the_number_of_steps_is_honoured(trained_any):
-    one, two, one_again = (trained_any.generate(50, seed=0, n_steps=n) for n in (2, 7, 2))
+    one, two, one_again = (trained_any.generate(500, seed=0, n_steps=n) for n in (2, 7, 2))
 
     assert same_cells(one, one_again)
     assert (one.X != two.X).nnz > 0

@@ -471,6 +471,49 @@ def test_a_loaded_model_reads_cells_that_lack_a_modality(multimodal, tmp_path):
     )
 
 
+def test_training_on_cells_that_lack_a_whole_modality_is_refused_before_it_starts(multimodal, quick, tmp_path):
+    multimodal.save(tmp_path / "model")
+    loaded = MULTISCLDM.load(tmp_path / "model", adata=rna_of(multimodal.adata, N_CELLS), accelerator="cpu")
+    before = values(loaded.generate(5, seed=0))
+
+    with pytest.raises(ValueError, match="No training cell has the modality 'prot'.*`load_query_data`"):
+        loaded.train(1, **quick)
+
+    np.testing.assert_array_equal(values(loaded.generate(5, seed=0)), before)
+    loaded.train_prior(1, **quick)  # leaves what belongs to the modality as it is
+    assert loaded.get_reconstruction(seed=0)["prot"].n_obs == N_CELLS
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_modalities_may_lack_all_cells_that_a_trained_model_reads(multimodal, quick, tmp_path, is_padded):
+    """A part of a MuData keeps modalities that its cells lack, and others pad them with zeros."""
+    part = multimodal.adata[[f"cell_{number}" for number in range(N_WITH_PROTEIN, N_CELLS)]].copy()
+    part.obsm.clear()
+    alone = mudata.MuData({name: part[name].copy() for name in ("rna", "atac")})
+    alone.obs["cell_type"] = part.obs["cell_type"]
+    if is_padded:
+        zeros = anndata.AnnData(np.zeros((part.n_obs, 4), np.float32), obs=pd.DataFrame(index=part.obs_names))
+        zeros.var_names = part["prot"].var_names
+        part = mudata.MuData({"rna": part["rna"], "prot": zeros, "atac": part["atac"]})
+        part.obs["cell_type"] = alone.obs["cell_type"]
+    assert part["prot"].n_obs == (part.n_obs if is_padded else 0)
+    part.write_h5mu(tmp_path / "part.h5mu")
+
+    expected = multimodal.get_latent_representation(alone)
+    for cells in (part, MuDataFiles.like(multimodal.registry, tmp_path / "part.h5mu")):
+        np.testing.assert_array_equal(multimodal.get_latent_representation(cells), expected)
+    model = MULTISCLDM.load_query_data(part, multimodal, trainable="network", accelerator="cpu")
+    model.train(1, **quick)
+    assert model.generate(5, seed=0)["prot"].X.sum() > 0
+
+
+def test_cells_that_a_trained_model_reads_need_no_link_between_modalities(multimodal):
+    whole = make_mudata()
+    apart = mudata.MuData({"rna": whole["rna"][:5].copy(), "prot": whole["prot"][:5].copy()})
+    assert not apart["rna"].obs_names.isin(apart["prot"].obs_names).any()
+    assert multimodal.get_latent_representation(apart).shape[0] == 10
+
+
 def test_other_cells_must_fit_the_model(multimodal, tmp_path):
     multimodal.save(tmp_path / "model")
     reversed_features = mudata.MuData({"rna": multimodal.adata["rna"][:, ::-1].copy()})

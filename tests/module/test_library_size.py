@@ -51,10 +51,10 @@ def test_empirical_draws_reproduce_the_distribution_of_the_group(fitted, cells, 
 
 
 def test_thousands_of_combinations_have_their_own_totals():
-    condition = torch.cartesian_prod(torch.arange(60), torch.arange(80)).repeat(2, 1)  # two cells of each
+    condition = torch.cartesian_prod(torch.arange(60), torch.arange(80)).repeat(30, 1)  # 30 cells of each
     low = 100 + torch.arange(60 * 80).float()
     model = LibrarySizeModel((60, 80), 6)
-    model.fit(torch.cat([low, 2 * low]).log(), condition)
+    model.fit(torch.cat([low, 2 * low]).log().repeat(15), condition)
 
     least, *_, largest = model.bounds(condition[: 60 * 80].flip(0))
     torch.testing.assert_close(least, low.flip(0))
@@ -105,6 +105,23 @@ def test_a_combination_that_never_occurs_has_the_effects_of_both_conditions(fitt
     drawn = draw(fitted, "normal", [1, 1]).log()
 
     assert drawn.mean().item() == pytest.approx(means[1] + means[2] - means[0], abs=5e-3)  # effects are shrunk a little
+
+
+@pytest.mark.parametrize("kind", ["empirical", "normal", "latent"])
+def test_a_combination_of_few_cells_has_the_totals_that_its_parts_tell(kind):
+    """Each combination of a class and two of 16 numbers has about six cells."""
+    condition = torch.cartesian_prod(torch.arange(2.0), evenly(40), evenly(40))
+    log_totals = 7 + condition[:, 0] + 0.3 * torch.randn(3200, generator=torch.Generator().manual_seed(0))
+    model = LibrarySizeModel((2, Number(), Number()), 6)
+    model.fit(log_totals, condition)
+    model.fit_predicted(log_totals.repeat_interleave(10), condition.repeat_interleave(10, 0), n_draws=10)
+    noise = 0.3 * torch.randn(2000, generator=torch.Generator().manual_seed(1))
+    model.predict = lambda z: (8 + noise, torch.tensor(1e-3))
+
+    drawn = draw(model, kind, [1.0, 0.55, 0.15]).log()
+
+    assert drawn.mean().item() == pytest.approx(8.0, abs=0.1)  # effects of numbers have 200 cells each
+    assert drawn.std().item() == pytest.approx(0.3, rel=0.2)
 
 
 @pytest.mark.parametrize("kind", ["empirical", "normal"])
@@ -179,6 +196,21 @@ def test_totals_of_later_modalities_follow_given_ones():
     more = with_first(10 * drawn[:, 0])
     torch.testing.assert_close(more[:, 0], 10 * drawn[:, 0])
     assert (more[:, 1] != drawn[:, 1]).float().mean() > 0.9
+
+
+def test_given_totals_of_moved_cells_tell_as_much_of_later_modalities_as_usual_ones_of_their_starts():
+    torch.manual_seed(0)
+    model = MultimodalLibrarySize(2, (2,), 6)
+    for part in model.parts:  # condition 1 has threefold totals
+        part.set_groups(torch.tensor([[ANY], [0], [1]]), means=8 + torch.tensor([0, 0, 2]).log1p(), stds=torch.ones(3))
+    z, uniform = torch.randn(50, 2, 3), torch.rand(50, 2)
+    control = torch.zeros(50, 1, dtype=torch.long)
+    given = torch.stack([torch.linspace(1000, 9000, 50), torch.full((50,), torch.nan)], dim=1)
+
+    expected = 3 * model.draw("latent", control, z, uniform, given)
+    moved = model.draw("latent", control + 1, z, uniform, 3 * given, control)
+
+    torch.testing.assert_close(moved, expected, rtol=0.01, atol=1)  # whole counts
 
 
 def test_draws_are_whole_numbers_of_at_least_one():
@@ -307,16 +339,16 @@ def test_the_latent_tells_the_total_of_a_cell_without_a_condition():
 
 def test_groups_that_are_kept_stay_and_new_ones_are_added():
     model = LibrarySizeModel([2, Number()], n_latent=3)
-    condition = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    model.fit(torch.tensor([1.0, 2.0, 3.0]), condition)
-    model.fit_predicted(torch.tensor([1.5, 2.5, 3.5]), condition)
+    condition = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]).repeat(30, 1)
+    model.fit(torch.tensor([1.0, 2.0, 3.0]).repeat(30), condition)
+    model.fit_predicted(torch.tensor([1.5, 2.5, 3.5]).repeat(30), condition)
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
     model.n_kept.fill_(len(model.codes))
 
-    further = torch.tensor([[0.0, 0.0], [1.0, 5.0]])
+    further = torch.tensor([[0.0, 0.0], [1.0, 5.0]]).repeat(30, 1)
     for _ in range(2):  # the same cells again change nothing
-        model.fit(torch.tensor([8.0, 9.0]), further)
-        model.fit_predicted(torch.tensor([8.5, 9.5]), further)
+        model.fit(torch.tensor([8.0, 9.0]).repeat(30), further)
+        model.fit_predicted(torch.tensor([8.5, 9.5]).repeat(30), further)
 
     for name in ("codes", "quantiles", "predicted_quantiles", "means", "stds"):
         assert torch.equal(getattr(model, name)[: len(before[name])], before[name])
@@ -334,16 +366,16 @@ def test_groups_that_are_kept_stay_and_new_ones_are_added():
 def test_groups_that_are_not_kept_are_those_of_new_cells_that_have_them(by):
     model = LibrarySizeModel([2, 3], n_latent=3)
     condition = torch.cartesian_prod(torch.arange(2), torch.arange(2))
-    log_totals = torch.tensor([5.0, 6.0, 6.5, 7.5])
-    model.fit(log_totals, condition)
-    model.fit_predicted(log_totals, condition)
+    log_totals = torch.tensor([5.0, 6.0, 6.5, 7.5]).repeat(30)
+    model.fit(log_totals, condition.repeat(30, 1))
+    model.fit_predicted(log_totals, condition.repeat(30, 1))
     model.n_kept.fill_(2)  # all cells, and the baseline
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
 
     new = torch.tensor([[0, 0], [0, 2]])
     for _ in range(2):
-        model.fit(torch.tensor([5 + by, 8 + by]), new)
-        model.fit_predicted(torch.tensor([5 + by, 8 + by]), new)
+        model.fit(torch.tensor([5 + by, 8 + by]).repeat(30), new.repeat(30, 1))
+        model.fit_predicted(torch.tensor([5 + by, 8 + by]).repeat(30), new.repeat(30, 1))
 
     assert len(model.codes) == len(model.predicted_quantiles) == len(before["codes"]) + 2  # [any, 2] and [0, 2]
     for codes, wanted in zip([*condition, *new], [5 + by, 6, 6.5, 7.5, 5 + by, 8 + by], strict=True):

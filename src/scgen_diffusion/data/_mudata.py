@@ -180,12 +180,13 @@ class ModalitiesField(BaseAnnDataField):
         self.likelihoods, self.layers = dict(likelihoods), dict(layers)
 
     def validate_field(self, mdata: MuData) -> None:
-        """Raise unless all present modalities have values that fit their likelihoods, and share cells."""
-        check_modalities(mdata, {name: k for name, k in self.likelihoods.items() if name in mdata.mod}, self.layers)
+        """Raise unless all present modalities have values that fit their likelihoods."""
+        present = {name: k for name, k in self.likelihoods.items() if name in mdata.mod}
+        check_modalities(mdata, present, self.layers, are_known=True)
 
     def register_field(self, mdata: MuData) -> dict[str, Any]:
         """Join the modalities' values and record their features."""
-        self.validate_field(mdata)
+        check_modalities(mdata, self.likelihoods, self.layers)
         return self._join(
             mdata, {n: Modality(list(mdata[n].var_names.astype(str)), k) for n, k in self.likelihoods.items()}
         )
@@ -234,10 +235,17 @@ def join_expression(
     return sp.hstack(blocks, format="csr", dtype=np.float32)
 
 
-def check_modalities(mdata: MuData, likelihoods: Mapping[str, str | None], layers: Mapping[str, str | None]) -> None:
+def check_modalities(
+    mdata: MuData,
+    likelihoods: Mapping[str, str | None],
+    layers: Mapping[str, str | None],
+    *,
+    are_known: bool = False,
+) -> None:
     """Raise unless modalities hold counts that fit their likelihoods, and share cells.
 
-    A modality may lack cells, but every cell needs a count in one of them.
+    A modality may lack cells, but every cell needs a count in one of them. For a model that knows the modalities, they
+    may lack all cells and share none.
 
     Raises
     ------
@@ -251,6 +259,8 @@ def check_modalities(mdata: MuData, likelihoods: Mapping[str, str | None], layer
     totals = pd.Series(0.0, index=mdata.obs_names)
     for name, likelihood in likelihoods.items():
         adata, owner, layer = mdata[name], f"mdata[{name!r}]", layers.get(name)
+        if are_known and mdata.n_obs and not adata.n_obs:  # a part of a MuData keeps modalities that its cells lack
+            continue
         where = check_layer(adata, layer, owner)
         check_shape(adata, where, owner)
         check_unique_names(adata.obs_names, f"{owner}.obs_names")
@@ -258,7 +268,7 @@ def check_modalities(mdata: MuData, likelihoods: Mapping[str, str | None], layer
             msg = f"{owner} has {unlisted} cells that mdata.obs does not list; call mdata.update() first."
             raise ValueError(msg)
         others = [mdata[other].obs_names for other in likelihoods if other != name]
-        if others and not any(adata.obs_names.isin(cells).any() for cells in others):
+        if others and not are_known and not any(adata.obs_names.isin(cells).any() for cells in others):
             msg = (
                 f"No cell of {owner} ({list_some(adata.obs_names)}) is in another modality ({list_some(others[0])}). A "
                 "cell must have the same name in every modality."
@@ -269,7 +279,7 @@ def check_modalities(mdata: MuData, likelihoods: Mapping[str, str | None], layer
             msg = f"{where} is empty; give the layer with the counts as `layers={{{name!r}: ...}}`."
             raise ValueError(msg)
         found = check_values(matrix, where, "counts", advice_on_counts(name))
-        if not found.any():
+        if not are_known and not found.any():
             msg = f"{where} holds no counts; leave the modality out, or give the layer with its counts."
             raise ValueError(msg)
         if likelihood == "bernoulli":

@@ -139,6 +139,8 @@ class MuDataFiles(CellFiles):
         blocks: list[list[_Block]] = [[] for _ in opened]
         for name, likelihood in likelihoods.items():
             having = [file for file in opened if name in file.modalities]
+            if features is not None:  # a part of a MuData keeps modalities that its cells lack
+                having = [file for file in having if file.modalities[name].n_cells or not file.cells.n_cells]
             var, matrices = self._matrices_of(name, having, None if features is None else features[name])
             of_file = dict(zip(having, matrices, strict=True))
             has_counts = False
@@ -149,11 +151,12 @@ class MuDataFiles(CellFiles):
                     found = self._check_values(name, likelihood, file.modalities[name], matrix)
                     totals[rows >= 0] += found[rows[rows >= 0]]
                     has_counts |= bool(found.any())
-            if having and not has_counts:
+            if features is None and not has_counts:
                 msg = f"The modality {name!r} holds no counts; leave it out, or give the layer with its counts."
                 raise ValueError(msg)
             self.modality_vars[name], self.likelihoods[name] = var, likelihood or usual_likelihood(matrices)
-        _check_overlap(opened, [name for name in likelihoods if any(name in file.modalities for file in opened)])
+        if features is None:
+            _check_overlap(opened, list(likelihoods))
         for cells, totals in zip(self.files, self._totals, strict=True):
             if not totals.all():
                 check_not_empty(totals, cells.all_names(), cells.name)

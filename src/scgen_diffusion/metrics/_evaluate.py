@@ -98,7 +98,7 @@ def evaluate(
         perturbation): counts in ``layers["counts"]`` or `X`, or log-normalised values in `X` with ``uns["log1p"]``.
         Whole numbers and arrays are read as counts. In MuData, rows of a modality use the cells that have it, rows of a
         pair the cells that have both (50 or more), and joint rows the cells that have all; if these are too few, you
-        get a warning and no such rows.
+        get a warning and no such rows. Real cells without any count in a modality lack it.
     synthetic
         Cells to judge, 50 or more (with ``control``, two of each perturbation), with the same genes in any order. If
         both come as arrays, the order must be the same too. A few cells without counts, which a model of very sparse
@@ -354,13 +354,13 @@ def _evaluate_modalities(
     modalities = common_modalities(sets)
     layers = dict.fromkeys(modalities, layer) if isinstance(layer, str) else dict(layer or {})
     cells = {
-        modality: {name: modality_cells(mdata, modality, keys, name) for name, mdata in sets.items()}
-        for modality in modalities
+        name: {modality: modality_cells(mdata, modality, keys, name, layers.get(modality)) for modality in modalities}
+        for name, mdata in sets.items()
     }
-    real = {modality: own["real_test"] for modality, own in cells.items()}
+    real = cells["real_test"]
     reference = {
-        modality: align_genes(own.get("train", own["real_test"]), real[modality].var_names, name="train")
-        for modality, own in cells.items()
+        modality: align_genes(own, real[modality].var_names, name="train")
+        for modality, own in cells.get("train", real).items()
     }
     scale_names = choose_scales(real, scales, layers)
     fitted = {name: make_scale(scale_names[name], reference[name], layers.get(name)) for name in modalities}
@@ -382,12 +382,13 @@ def _evaluate_modalities(
         rows.extend({"modality": modality, **row} for row in own_rows)
 
     for modality in modalities if wanted["all"] != [] else ():
-        read = partial(read_sources, cells[modality], keys or None, layers.get(modality), fitted[modality])
+        own = {name: by_modality[modality] for name, by_modality in cells.items()}
+        read = partial(read_sources, own, keys or None, layers.get(modality), fitted[modality])
         judge(modality, read, "all", n_features=reference[modality].n_vars)
 
     def has_paired(needed: Mapping[str, int], together: Sequence[str], what: str) -> bool:
         for name, fewest in needed.items():
-            if (n_paired := len(paired_names(sets[name], together))) < fewest:
+            if (n_paired := len(paired_names(cells[name], together))) < fewest:
                 msg = f"{what}: only {n_paired} cells of `{name}` have all of {list(together)}; {fewest} are needed."
                 warn_user(msg)
                 return False
@@ -397,13 +398,13 @@ def _evaluate_modalities(
     least = {name: least_cells(name, has_train="train" in sets) for name in sets}
     is_joint = len(modalities) > 1 and wanted["joint"] != []
     if is_joint and has_paired(least, modalities, "Modalities are not judged together"):
-        paired = {name: paired_cells(mdata, modalities, keys, name, features) for name, mdata in sets.items()}
+        paired = {name: paired_cells(own, modalities, name, features) for name, own in cells.items()}
         judge("+".join(modalities), partial(joint_sources, paired, reference, fitted, layers, keys), "joint")
     least_of_pair = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
     for pair in combinations(modalities, 2) if wanted["pair"] != [] else ():
         if not has_paired(least_of_pair, pair, "Modalities are not compared as a pair"):
             continue
-        paired = {name: paired_cells(sets[name], pair, keys, name, features) for name in least_of_pair}
+        paired = {name: paired_cells(cells[name], pair, name, features) for name in least_of_pair}
         context = pair_context(paired, fitted, layers, keys, n_splits=draws.n_floor, seed=draws.seed)
         of_pair = choose_metrics(wanted["pair"], "pair", {"modalities"})
         rows.extend({"modality": "+".join(pair), **context.row(metric)} for metric in of_pair)

@@ -15,7 +15,7 @@ from mudata import MuData
 from scgen_diffusion._arguments import known_names
 from scgen_diffusion.data import check_unique_names, layer_names
 
-from ._cells import Expression, Source, align_genes, expression_of, labels_of, variances
+from ._cells import GENERATED, Expression, Source, align_genes, expression_of, labels_of, matrix_of, variances
 from ._comparison import ALL, Comparison, Context
 from ._genes import unit_residuals
 from ._space import ComparisonSpace
@@ -54,34 +54,38 @@ def common_modalities(sets: Mapping[str, MuData]) -> list[str]:
     return names
 
 
-def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str) -> AnnData:
-    """Return the cells of a modality, with these columns of `obs`; values are shared with the MuData."""
+def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str, layer: str | None) -> AnnData:
+    """Return the cells of a modality, with these columns of `obs`; values are shared with the MuData.
+
+    Real cells without any count lack the modality, and are left out; such generated ones are a fault that is judged.
+    """
     adata = cells.mod[modality]
     check_unique_names(adata.obs_names, f"{name}[{modality!r}].obs_names")
     obs = pd.DataFrame({key: _column(cells, key, adata.obs_names, name) for key in keys}, index=adata.obs_names)
-    return AnnData(
+    found = AnnData(
         adata.X,
         obs=obs,
         var=pd.DataFrame(index=adata.var_names),
         layers={name: adata.layers[name] for name in layer_names(adata)},
         uns=adata.uns,
     )
+    if name in GENERATED:
+        return found
+    has_it = np.ravel(matrix_of(found, layer, name)[0].sum(axis=1)) != 0
+    return found if has_it.all() else found[has_it]
 
 
-def paired_names(cells: MuData, modalities: Sequence[str]) -> pd.Index:
+def paired_names(cells: Mapping[str, AnnData], modalities: Sequence[str]) -> pd.Index:
     """Return the names of the cells that have all of these modalities."""
-    return reduce(pd.Index.intersection, [cells.mod[modality].obs_names for modality in modalities])
+    return reduce(pd.Index.intersection, [cells[modality].obs_names for modality in modalities])
 
 
 def paired_cells(
-    cells: MuData, modalities: Sequence[str], keys: Sequence[str], name: str, genes: Mapping[str, pd.Index]
+    cells: Mapping[str, AnnData], modalities: Sequence[str], name: str, genes: Mapping[str, pd.Index]
 ) -> dict[str, AnnData]:
     """Return the cells that have all of these modalities, in one order, each modality with these features."""
     names = paired_names(cells, modalities)
-    return {
-        modality: align_genes(modality_cells(cells, modality, keys, name)[names], genes[modality], name=name)
-        for modality in modalities
-    }
+    return {modality: align_genes(cells[modality][names], genes[modality], name=name) for modality in modalities}
 
 
 def _column(cells: MuData, key: str, names: pd.Index, name: str) -> pd.Series:

@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.generation import LibrarySizes
-    from scgen_diffusion.train import AutoencoderRecipe, Recipe, TrainingCells
+    from scgen_diffusion.train import AutoencoderRecipe, Recipe, StageResult, TrainingCells
 
-    from ._training import StageJob
+    from ._training import Run, StageJob
 
 KL_WEIGHT_WITH_PANEL = 0.3  # the many counts of a protein tell much about a cell
 CELLS_AT_A_TIME = 1_024
@@ -419,7 +419,8 @@ class MULTISCLDM(SCLDM):
 
     def _check_modalities(self, cells: MuData, layers: Mapping[str, str | None]) -> None:
         """Raise unless the modalities that cells have hold values of the registered kinds."""
-        check_modalities(cells, {n: m.likelihood for n, m in self.modalities.items() if n in cells.mod}, layers)
+        present = {name: m.likelihood for name, m in self.modalities.items() if name in cells.mod}
+        check_modalities(cells, present, layers, are_known=True)
 
     def _warn_of_other_values(self, cells: MuData, layers: Mapping[str, str | None]) -> None:
         """Warn if some of the model's cells have other counts than the copy that the model reads."""
@@ -439,13 +440,28 @@ class MULTISCLDM(SCLDM):
     def _check_values(self, x: Any, rows: np.ndarray, cells: MuData) -> None:
         """Do nothing: joining the modalities checks their values."""
 
+    def _train_autoencoder(self, recipe: AutoencoderRecipe, run: Run, *, compile: bool) -> StageResult:
+        if self.reference_ is None and "autoencoder" in self.trained_stages_:
+            for name, is_there in zip(self.modalities, self._find_modalities(), strict=True):
+                if not is_there:
+                    msg = (
+                        f"No training cell has the modality {name!r}, which the model would unlearn. Train on cells "
+                        "that have it, or call `load_query_data`, which keeps what the model knows of it."
+                    )
+                    raise ValueError(msg)
+        return super()._train_autoencoder(recipe, run, compile=compile)
+
+    def _find_modalities(self) -> Tensor:
+        """Return which modalities any training cell has, ``(modalities,)``."""
+        loader = self._cells.loader(self.train_indices_, CELLS_AT_A_TIME)
+        return sum(self.module.has(batch[REGISTRY_KEYS.X_KEY]).sum(0) for batch in loader) > 0
+
     def _trained_rows(self, stage: str) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
         """Leave out what belongs to modalities that no training cell has: weight decay alone would change it."""
         trained, module = super()._trained_rows(stage), self.module
         if trained is None or stage != "autoencoder":
             return trained
-        loader = self._cells.loader(self.train_indices_, CELLS_AT_A_TIME)
-        has = sum(module.has(batch[REGISTRY_KEYS.X_KEY]).sum(0) for batch in loader) > 0  # (modalities,)
+        has = self._find_modalities()
         for parts in (module.encoder.parts, module.decoder.parts, module.likelihood.parts):
             absent = {p for part, is_there in zip(parts, has, strict=True) if not is_there for p in part.parameters()}
             trained = {parameter: rows for parameter, rows in trained.items() if parameter not in absent}

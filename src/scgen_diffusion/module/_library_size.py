@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LibrarySizeKind = Literal["empirical", "normal", "latent"]
 LIBRARY_SIZE_KINDS: tuple[str, ...] = get_args(LibrarySizeKind)
 N_QUANTILES = 257
+ENOUGH_CELLS = 30  # of a combination: fewer tell less of its totals than its parts do
 AT_ONCE = 2**20  # values of groups that are summarised together
 HASH_BASE = -7046029254386353131  # an odd number whose 64 bits look random
 BOUNDS = (0.0, 0.025, 0.975, 1.0)  # levels of a condition's totals
@@ -38,7 +39,8 @@ class LibrarySizeModel(nn.Module):
     by main effects, quantile by quantile: :math:`q = q_0 + \sum_k (q_k - q_0)`. Here :math:`q_k` belongs to all cells
     with the value of key :math:`k`, without the effects of their other keys, and :math:`q_0` to all cells without any
     effects. Effects are fitted jointly, so that correlated keys are not counted twice. The effect of an unseen set is
-    the sum over its members.
+    the sum over its members. With several keys, a combination of :math:`n < 30` cells lies between: its own quantiles
+    have weight :math:`n / 30`, and the rest is what main effects tell.
 
     There are three ways to draw:
 
@@ -102,23 +104,25 @@ class LibrarySizeModel(nn.Module):
         stay = self._staying(found)
         kept = {name: getattr(self, name)[stay].to(log_totals.device) for name in TABLES}
         predicted, self.codes = self.predicted_quantiles[stay], self.codes[stay]
-        codes, totals = self._new_groups(found, log_totals, kept["means"])
+        codes, n_cells, totals = self._new_groups(found, log_totals, kept["means"])
         summaries = [_summarise(some) for some in _batches(totals)]
         new = {name: [summary[name] for summary in summaries] for name in ("means", "stds", "quantiles")}
         tables = {name: torch.cat([kept[name], *parts]) for name, parts in new.items()}
         self.set_groups(torch.cat([kept["codes"].to(codes), codes]), **tables)
+        for name in new:
+            setattr(self, name, self._steady(getattr(self, name), n_cells))
         self.predicted_quantiles = torch.cat([predicted, self.quantiles[len(predicted) :]])
 
-    def fit_predicted(self, drawn: Tensor, condition: Tensor) -> None:
-        """Summarise log totals ``(cells,)`` drawn from :meth:`predict` for the training cells."""
+    def fit_predicted(self, drawn: Tensor, condition: Tensor, n_draws: int = 1) -> None:
+        """Summarise log totals ``(cells * n_draws,)`` drawn from :meth:`predict` for the training cells."""
         drawn, condition = self._labeled(drawn, condition)
         if not len(drawn):
             return
         found = self.groups.split(self._discretise(condition))
         kept = self.predicted_quantiles[self._staying(found)].to(drawn.device)  # the first
-        _, totals = self._new_groups(found, drawn, kept.mean(1))
+        _, n_drawn, totals = self._new_groups(found, drawn, kept.mean(1))
         new = [_summarise(some)["quantiles"] for some in _batches(totals)]
-        self.predicted_quantiles = torch.cat([kept, *new]).to(self.means.device)
+        self.predicted_quantiles = self._steady(torch.cat([kept, *new]).to(self.means.device), n_drawn / n_draws)
 
     def _labeled(self, log_totals: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         given = classes_are_given(condition, self.conditions)
@@ -177,6 +181,10 @@ class LibrarySizeModel(nn.Module):
         levels = (quantiles.new_full((len(quantiles),), level) for level in BOUNDS)
         return tuple(_interpolate(quantiles, level).exp().round() for level in levels)
 
+    def expected(self, condition: Tensor) -> Tensor:
+        """Return the mean log total ``(n,)`` of cells with conditions ``(n, columns)``, as far as these are given."""
+        return self._look_up(self.means, self._known_to(condition))
+
     def _discretise(self, condition: Tensor) -> Tensor:
         return self.groups.discretise(condition, self.centres.to(condition.device))
 
@@ -212,24 +220,37 @@ class LibrarySizeModel(nn.Module):
         stay = [n < n_kept or (n_kept > 0 and tuple(codes) not in found) for n, codes in enumerate(self.codes.tolist())]
         return torch.tensor(stay, dtype=torch.bool, device=self.codes.device)
 
-    def _new_groups(self, groups: Sequence[Group], log_totals: Tensor, kept: Tensor) -> tuple[Tensor, Iterator[Tensor]]:
-        """Return codes and log totals of the groups that are not kept; ``kept`` are the means of the others."""
+    def _new_groups(
+        self, groups: Sequence[Group], log_totals: Tensor, kept: Tensor
+    ) -> tuple[Tensor, Tensor, Iterator[Tensor]]:
+        """Return codes, sizes and log totals of the groups that are not kept; ``kept`` are the means of the others."""
         of_groups = torch.stack([group.codes for group in groups])
         of_kept = {tuple(codes) for codes in self.codes[: len(kept)].tolist()}
         is_new = torch.tensor([tuple(codes) not in of_kept for codes in of_groups.tolist()], device=of_groups.device)
         if len(kept):
             is_new &= torch.tensor([group.kind != "baseline" for group in groups], device=is_new.device)
         new = [group for group, is_one in zip(groups, is_new.tolist(), strict=True) if is_one]
-        values = log_totals.double()
+        values, sizes = log_totals.double(), torch.tensor([len(group.cells) for group in new])
         if not self.groups.can_combine:
-            return of_groups[is_new], (values[group.cells] for group in new)
+            return of_groups[is_new], sizes, (values[group.cells] for group in new)
         combinations = [group for group in groups if group.kind == "combination"]
         known, baseline = torch.zeros(len(combinations), len(self.groups.keys), dtype=torch.double), None
         if len(kept):
             table, requested = kept.to(self.codes.device).double(), torch.stack([group.codes for group in combinations])
             effects = [self._effect(table, requested.to(table.device), key) for key in range(len(self.groups.keys))]
             known, baseline = torch.stack(effects, dim=1).cpu(), self._baseline(table).cpu()
-        return of_groups[is_new], remove_other_effects(values, new, combinations, known, baseline)
+        return of_groups[is_new], sizes, remove_other_effects(values, new, combinations, known, baseline)
+
+    def _steady(self, table: Tensor, n_cells: Tensor) -> Tensor:
+        """Move combinations of few cells among the last groups, which have ``n_cells``, to what their parts tell."""
+        n_cells = torch.cat([n_cells.new_full((len(table) - len(n_cells),), ENOUGH_CELLS), n_cells]).to(table)
+        few = (self.codes >= 0).all(1) & (n_cells < ENOUGH_CELLS)
+        if len(self.groups.keys) == 1 or not few.any():
+            return table
+        additive, weights = self._additive(table, self.codes[few]), n_cells[few] / ENOUGH_CELLS
+        steady = table.clone()
+        steady[few] = additive.lerp(table[few], expand_like(weights, additive))
+        return steady
 
     def _look_up(self, table: Tensor, codes: Tensor) -> Tensor:
         """Look up rows of a table ``(groups, ...)``: exact if the combination occurs, else additive."""

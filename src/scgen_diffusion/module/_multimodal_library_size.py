@@ -53,10 +53,10 @@ class MultimodalLibrarySize(nn.Module):
         for part, totals in zip(self.parts, log_totals.unbind(1), strict=True):
             part.fit(totals[~totals.isnan()], condition[~totals.isnan()])
 
-    def fit_predicted(self, drawn: Tensor, condition: Tensor) -> None:
-        """Summarise log totals ``(cells, modalities)`` drawn from :meth:`predict` for the training cells."""
+    def fit_predicted(self, drawn: Tensor, condition: Tensor, n_draws: int = 1) -> None:
+        """Summarise log totals ``(cells * n_draws, modalities)`` drawn from :meth:`predict` for the training cells."""
         for part, totals in zip(self.parts, drawn.unbind(1), strict=True):
-            part.fit_predicted(totals[~totals.isnan()], condition[~totals.isnan()])
+            part.fit_predicted(totals[~totals.isnan()], condition[~totals.isnan()], n_draws)
 
     def draw(
         self,
@@ -77,7 +77,9 @@ class MultimodalLibrarySize(nn.Module):
             features = self._features(z, totals[-1].clamp(min=1).log())
             total = torch.stack([part.draw(kind, own, features, level, start) for own in conditions])
             if given is not None:
-                total = torch.where(given[:, number].isnan(), total, given[:, number])
+                expected = torch.stack([part.expected(own) for own in conditions])
+                wanted = given[:, number] * (expected - expected[0]).exp()  # as far from what its start expects
+                total = torch.where(wanted.isnan(), total, wanted)
             totals = torch.cat([totals, total[..., None]], dim=2)
         return totals[0]
 

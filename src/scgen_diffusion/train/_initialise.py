@@ -148,7 +148,7 @@ def describe_predicted_totals(module: SCLDMModule, cache: LatentCache, rows: np.
             yield totals.masked_fill(log_totals.cpu().isnan(), torch.nan)  # cells may lack a modality
 
     condition = cache.arrays["condition"].cpu()[rows].repeat_interleave(n_draws, 0)
-    module.library_size.fit_predicted(_gather(drawn(), n_draws * len(rows)), condition)
+    module.library_size.fit_predicted(_gather(drawn(), n_draws * len(rows)), condition, n_draws)
 
 
 # --- SCRDIT and WBDIT -------------------------------------------------------------------------------------------------
