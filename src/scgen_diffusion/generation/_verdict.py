@@ -327,9 +327,7 @@ def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
         return UNKNOWN, reason, "Train with more cells of this perturbation or of similar ones."
     if request.variance > (1 - LEAST_EXPLAINED) * request.prior:
         reason = "the perturbation, or a part of it, is unlike those seen in training"
-        advice = (
-            "Train with cells of this perturbation or of similar ones (after `load_query_data`: `train_transport`)."
-        )
+        advice = "Train with cells of this perturbation or similar ones (after `load_query_data`: `train_transport`)."
         return UNKNOWN, reason, advice
     if request.is_new and known.from_embeddings < LEAST_EXPLAINED:
         reason = (
