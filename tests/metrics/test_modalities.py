@@ -149,6 +149,17 @@ def test_real_cells_without_a_count_in_a_modality_lack_it(cells):
     pd.testing.assert_frame_equal(found, expected)
 
 
+def test_files_that_stay_on_disk_give_the_same_figures(cells, tmp_path):
+    sets, paths = (cells(0, 240), cells(1, 120)), (tmp_path / "real.h5mu", tmp_path / "synthetic.h5mu")
+    sets[1].uns["scgen_diffusion"] = {"outside_training": np.array(["age=90.0"], dtype=object)}
+    for mdata, path in zip(sets, paths, strict=True):
+        mdata.write(path)
+    expected = evaluate(*sets, metrics="w2", **QUICK)
+    found = evaluate(*(md.read_h5mu(path, backed=True) for path in paths), metrics="w2", **QUICK)
+    pd.testing.assert_frame_equal(found, expected)
+    assert found.attrs["outside_training"] == expected.attrs["outside_training"] == ["age=90.0"]
+
+
 def test_generated_cells_without_a_count_in_a_modality_are_a_fault(judge, cells):
     synthetic = cells(1, 120)
     synthetic["prot"].X[:60] = 0

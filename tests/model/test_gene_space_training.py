@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.model import SCRDIT, WBDIT
 from scgen_diffusion.model._training import split_cells
-from scgen_diffusion.module import library_features, log_profile
+from scgen_diffusion.module import LibrarySizeModel, library_features, log_profile
 
 pytestmark = pytest.mark.usefixtures("seed_0")
 
@@ -121,6 +121,17 @@ def test_totals_of_small_groups_do_not_pile_up_at_the_least_and_largest_of_the_g
     least, _, _, largest = module.library_size.bounds(condition)
     at_an_end = (totals <= least) | (totals >= largest)
     assert at_an_end.float().mean() < 0.05  # one draw per cell would give a fifth in groups of ten
+
+
+def test_several_draws_for_a_cell_do_not_count_as_several_cells(make_trained, monkeypatch):
+    """Totals of combinations of few cells are blended with what their parts tell, and so are the draws."""
+    counted = []
+    monkeypatch.setattr(LibrarySizeModel, "fit_predicted", lambda self, *args: counted.append(args))
+    make_trained(cls=SCRDIT)
+
+    (totals, condition, n_draws) = counted[-1]
+    assert len(totals) == len(condition) == 96 * n_draws
+    assert n_draws > 1
 
 
 def test_a_model_that_learned_warns_of_nothing(learned):

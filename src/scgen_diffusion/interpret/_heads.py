@@ -115,7 +115,7 @@ def head_loadings(
     -----
     A loading has no sign, because a head computes the same in every rotated basis of its subspace. It shows what a head
     can see, not what the model does with it (:func:`head_effects`). Global tokens start at principal axes, of which the
-    genes of a strong programme share one. So each of them may load less than a gene that varies alone; compare with a
+    genes of a strong programme share one. So each may load less than a gene that varies alone; compare with a
     model that was trained for one epoch.
 
     All patches share one embedding. So with ``tokens="patches"`` the loadings depend on a gene's position in its patch,

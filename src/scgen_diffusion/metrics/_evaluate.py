@@ -97,8 +97,8 @@ def evaluate(
         Real cells that the model was not trained on, 50 or more (150 without ``train``; with ``control``, two of each
         perturbation): counts in ``layers["counts"]`` or `X`, or log-normalised values in `X` with ``uns["log1p"]``.
         Whole numbers and arrays are read as counts. In MuData, rows of a modality use the cells that have it, rows of a
-        pair the cells that have both (50 or more), and joint rows the cells that have all; if these are too few, you
-        get a warning and no such rows. Real cells without any count in a modality lack it.
+        pair the cells that have both (50 or more), and joint rows the cells that have all; if too few have both or
+        all, you get a warning and no such rows. Real cells without any count in a modality lack it.
     synthetic
         Cells to judge, 50 or more (with ``control``, two of each perturbation), with the same genes in any order. If
         both come as arrays, the order must be the same too. A few cells without counts, which a model of very sparse
@@ -296,10 +296,14 @@ def evaluate(
     _warn_of_many_numbers(real_test, as_list(groupby))
     rows, n_cells, shares = compare_cells(sources, names, draws, space=space, n_features=real_test.shape[1])
     table = _table(rows, ("metric", "group"), FIGURES)
-    record = getattr(synthetic, "uns", {}).get(PROVENANCE_KEY)
-    outside = record.get("outside_training", ()) if isinstance(record, Mapping) else ()
-    table.attrs.update(n_cells=n_cells, shares=shares, outside_training=[*map(str, outside)])
+    table.attrs.update(n_cells=n_cells, shares=shares, outside_training=_asked_outside_training(synthetic))
     return table
+
+
+def _asked_outside_training(synthetic: Cells | MuData) -> list[str]:
+    """Return which conditions outside of the training cells generated ones were asked for, by their record."""
+    record = getattr(synthetic, "uns", {}).get(PROVENANCE_KEY)
+    return [*map(str, record.get("outside_training", ()))] if isinstance(record, Mapping) else []
 
 
 def _evaluate_perturbations(
@@ -377,7 +381,10 @@ def _evaluate_modalities(
                 read(), wanted[scope], draws, scope=scope, **options
             )
         except ValueError as error:
-            msg = f"Modality {modality!r}: {error}"
+            hint = ""
+            if any(own[modality].n_obs < sets[name][modality].n_obs for name, own in cells.items() if modality in own):
+                hint = " Real cells without any count in a modality lack it, and were left out."
+            msg = f"Modality {modality!r}: {error}{hint}"
             raise ValueError(msg) from error
         rows.extend({"modality": modality, **row} for row in own_rows)
 
@@ -409,7 +416,8 @@ def _evaluate_modalities(
         of_pair = choose_metrics(wanted["pair"], "pair", {"modalities"})
         rows.extend({"modality": "+".join(pair), **context.row(metric)} for metric in of_pair)
     table = _table(rows, ("modality", "metric", "group"), FIGURES)
-    table.attrs.update(scales=scale_names, n_cells=n_cells, shares=shares)
+    outside = _asked_outside_training(sets["synthetic"])
+    table.attrs.update(scales=scale_names, n_cells=n_cells, shares=shares, outside_training=outside)
     return table
 
 
@@ -518,9 +526,9 @@ def _warn_of_many_numbers(real_test: Cells, keys: Sequence[str]) -> None:
         n_groups = column.nunique()
         if is_numeric_dtype(column) and n_groups > max(MOST_NUMBERS, real_test.n_obs / MIN_CELLS_PER_GROUP):
             warn_user(
-                f"`groupby` makes a group of each of {n_groups} numbers in `obs[{key!r}]`, most of them too small to "
-                "judge. Cut the numbers of all sets into the same intervals, such as "
-                f"pd.cut(obs[{key!r}], bins=[...]).astype(str), and name this column."
+                f"`groupby` makes a group of each of {n_groups} numbers in `obs[{key!r}]`, with few cells each. If "
+                "they are names, such as of clusters, make them text. Otherwise, cut the numbers of all sets into the same "
+                f"intervals, such as pd.cut(obs[{key!r}], bins=[...]).astype(str), and name this column."
             )
 
 

@@ -71,7 +71,7 @@ def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str,
     )
     if name in GENERATED:
         return found
-    has_it = np.ravel(matrix_of(found, layer, name)[0].sum(axis=1)) != 0
+    has_it = np.ravel(matrix_of(found, layer, name)[0][:].sum(axis=1)) != 0  # of a backed file, too
     return found if has_it.all() else found[has_it]
 
 

@@ -108,8 +108,7 @@ class GeneSpaceModel(DiffusionModel):
             widen_limits(module, cells, self.train_indices_, cut=not keeps_cells)
         if has_counts:
             describe_totals(module, cells, self._seen_indices)
-        of_cells = (module.shift, module.scale, module.training_zeros, *module.network.buffers())
-        start = [tensor.cpu().numpy() for tensor in of_cells]
+        start = [tensor.cpu().numpy() for tensor in (module.shift, module.scale, module.training_zeros)]
         plan = DiffusionPlan(module, recipe, seed=stage_seed("diffusion"), compile=compile)
         result = run(plan, self._cell_data(recipe), *start)
         self._record_trained("diffusion")

@@ -453,8 +453,12 @@ class MULTISCLDM(SCLDM):
 
     def _find_modalities(self) -> Tensor:
         """Return which modalities any training cell has, ``(modalities,)``."""
-        loader = self._cells.loader(self.train_indices_, CELLS_AT_A_TIME)
-        return sum(self.module.has(batch[REGISTRY_KEYS.X_KEY]).sum(0) for batch in loader) > 0
+        found = torch.zeros(len(self.modalities), dtype=torch.bool)
+        for batch in self._cells.loader(self.train_indices_, CELLS_AT_A_TIME):
+            found |= self.module.has(batch[REGISTRY_KEYS.X_KEY]).any(0).cpu()
+            if found.all():
+                break
+        return found
 
     def _trained_rows(self, stage: str) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
         """Leave out what belongs to modalities that no training cell has: weight decay alone would change it."""

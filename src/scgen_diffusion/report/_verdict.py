@@ -241,18 +241,8 @@ MIXED = (
 )
 #: From which AUC of a classifier on other cells are not from where the held-out cells are.
 UNLIKE = 0.60
-#: Topics whose advice is to train longer or to use more guidance, which does not help where training saw no such cells.
-LEARNED = (
-    "diversity",
-    "realism",
-    "classifier",
-    "means",
-    "gene-gene structure",
-    "modalities",
-    "labels",
-    "markers",
-    "groups",
-)
+#: The end of some advice, which is left out where training saw no such cells.
+MORE = "If nothing else helps, train longer."
 
 
 @dataclass(frozen=True)
@@ -444,8 +434,7 @@ def _weak_groups(rows: Rows, labels: set[str], shares_of: Mapping[str, tuple[flo
         which = "No judged group" if whys or absent else "No group"
         return [Finding(worst(levels), "groups", f"{which} is far worse than real cells of that group. {count}")]
     advice = (
-        "Check the labels of the training cells; give small groups more training, or more guidance towards the "
-        "condition."
+        f"Check the labels of the training cells, and give small groups more guidance towards the condition. {MORE}"
     )
     return [Finding(worst(levels), "groups", " ".join([*sentences, count]), advice)]
 
@@ -563,12 +552,12 @@ def _markers(rows: Rows) -> list[Finding]:
             sentences.append(
                 f"{f.value:.0%} of the marker genes of the groups are found again (real cells: {f.floor:.0%})."
             )
-            advice.append("Other genes mark the groups: check that labels were not mixed up, and train longer.")
+            advice.append(f"Other genes mark the groups: check that labels were not mixed up. {MORE}")
             continue
         sentences.append(
             f"Differences between groups are {f.value:.2f} times the real ones (real cells: {f.floor:.2f})."
         )
-        too_small = "Groups are too much like each other: train longer, or use more guidance."
+        too_small = f"Groups are too much like each other: use more guidance. {MORE}"
         too_large = "Groups differ too much: if guidance was above 1, use less."
         advice.append(too_small if f.value < f.floor else too_large)
     return [make_finding(level, "markers", " ".join(sentences), " ".join(advice))]
@@ -616,21 +605,20 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
             "recall": "Synthetic cells reach {f.value:.0%} of the real cells (real cells: {f.floor:.0%}).",
             "coverage": "{f.value:.0%} of the real cells have a synthetic cell close by (real cells: {f.floor:.0%}).",
         },
-        "If few are reached, a part of them is missing: look at missing groups and shares, train longer, and use less "
-        "guidance if it was above 1. If they are reached, but few have a cell close by, cells are scattered: see "
-        "realism.",
+        "If few are reached, a part of them is missing: look at missing groups and shares, and use less guidance if it "
+        f"was above 1. If they are reached, but few have a cell close by, cells are scattered: see realism. {MORE}",
     ),
     Check(
         "realism",
         {"precision": "{f.value:.0%} of the synthetic cells lie where real cells do (real cells: {f.floor:.0%})."},
         "The others are like no real cell: take more steps of the sampler, and use less guidance if it was above 1. "
-        "Train longer; SCRDIT and WBDIT on few cells: fewer epochs.",
+        f"SCRDIT and WBDIT on few cells: fewer epochs. {MORE}",
     ),
     Check(
         "classifier",
         {metric: _AUC.format(name=name) for metric, name in _CLASSIFIERS.items()},
-        "Look in the other findings for what gives them away; if there is nothing, train longer or compare the genes "
-        "that differ most between real and synthetic cells.",
+        "Look in the other findings for what gives them away; if there is nothing, compare the genes that differ most "
+        f"between real and synthetic cells. {MORE}",
         speaks="one",
     ),
     Check(
@@ -652,7 +640,7 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
             )
         },
         "Check that synthetic and real cells have the same genes, the same mixture of types and the same kind of "
-        "counts; train longer.",
+        f"counts. {MORE}",
     ),
     Check(
         "spread",
@@ -701,8 +689,8 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
                 "1 is right)."
             ),
         },
-        "Genes do not vary together as in real cells: train longer or use a larger latent, and do not use these cells "
-        "for networks of genes.",
+        "Genes do not vary together as in real cells: use a larger latent, and do not use these cells for networks of "
+        f"genes. {MORE}",
     ),
     Check(
         "modalities",
@@ -715,8 +703,7 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
                 "A correlation between the modalities is off by {f.value:.3f} on average (real cells: {f.floor:.3f})."
             ),
         },
-        "Modalities do not belong together as in real cells: check that those of a cell are in the same row, and train "
-        "longer.",
+        f"Modalities do not belong together as in real cells: check that those of a cell are in the same row. {MORE}",
     ),
     Check(
         "labels",
@@ -730,8 +717,8 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
                 "cells: {f.floor:.2f})."
             ),
         },
-        "Cells do not follow their label well enough: use more guidance, train longer, and check that labels were not "
-        "mixed up.",
+        "Cells do not follow their label well enough: use more guidance, and check that labels were not mixed up. "
+        f"{MORE}",
     ),
     _markers,
 )
@@ -882,23 +869,24 @@ def verdict(table: pd.DataFrame) -> Verdict:
     checked = [finding.topic for finding in found]
     if unlike:  # what passes beside such floors may still be bad
         bad = [finding for finding in found if finding.level != "ok"]
-        found = unlike + [replace(finding, advice="") if finding.topic in LEARNED else finding for finding in bad]
+        found = unlike + [replace(finding, advice=finding.advice.replace(MORE, "").rstrip()) for finding in bad]
+    of_request = []
     if outside := table.attrs.get("outside_training"):
         message = (
             f"Cells were asked for outside of the training cells: {list_first(outside)}. Expect them to be worse than "
-            "others, which training longer does not mend."
+            "others; for them, training longer does not help."
         )
-        found.append(Finding("note", "conditions", message))
-    findings = tuple(sorted(found, key=lambda finding: -LEVELS.index(finding.level)))
-    if not findings:
+        of_request = [Finding("note", "conditions", message)]
+    findings = tuple(sorted([*found, *of_request], key=lambda finding: -LEVELS.index(finding.level)))
+    if not found:
         with_floor = [f.metric for f in rows.values() if np.isfinite([f.value, f.floor]).all()]
         if with_floor:  # such as `density`
             names = list_first(list(dict.fromkeys(with_floor)))
             return Verdict(
-                f"The verdict says nothing about {names} of these cells; compare each value with its floor.", ()
+                f"The verdict says nothing about {names} of these cells; compare each value with its floor.", findings
             )
         return Verdict(
-            "The table has no figure that can be judged: each needs a value and a floor (`n_floor` above 0).", ()
+            "The table has no figure that can be judged: each needs a value and a floor (`n_floor` above 0).", findings
         )
     warnings, notes = (
         [finding.topic for finding in findings if finding.level == level] for level in ("warning", "note")

@@ -197,7 +197,7 @@ def describe_predicted_profile_totals(module: GeneSpaceModule, cells: TrainingCe
             yield mean + std * torch.randn(len(mean), generator=generator)
 
     condition = module.condition_tensor(cells.codes[rows]).cpu().repeat_interleave(n_draws, 0)
-    module.library_size.fit_predicted(_gather(drawn(), n_draws * len(rows)), condition)
+    module.library_size.fit_predicted(_gather(drawn(), n_draws * len(rows)), condition, n_draws)
 
 
 def _expression(module: GeneSpaceModule, cells: TrainingCells, indices: np.ndarray) -> Iterator[Tensor]:

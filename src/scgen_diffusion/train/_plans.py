@@ -122,6 +122,7 @@ class StagePlan(pl.LightningModule):
         self.best_round: dict[str, Any] = {}
         self._frozen: list[nn.Parameter] = []
         self._masks: list[RemovableHandle] = []
+        self._compiled: list[nn.Module] = []
         self._graph: StepGraph | None = None
         self._has_recorded = self._is_replayed = False
 
@@ -233,8 +234,9 @@ class StagePlan(pl.LightningModule):
             mask.remove()
         self._frozen, self._masks, self._graph = [], [], None
         self.best_round.pop("weights", None)
-        for part in self.compiled_parts:
+        for part in self._compiled:  # not `compiled_parts`: Lightning has left the GPU, which decides them
             undo_compilation(part)
+        self._compiled = []
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build AdamW and its schedule."""
@@ -311,7 +313,8 @@ class StagePlan(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Compile the networks, which are on their device now, until training ends."""
         if self.is_compiled:
-            for part in self.compiled_parts:
+            self._compiled = list(self.compiled_parts)
+            for part in self._compiled:
                 compile_for_training(part)
 
     def on_train_start(self) -> None:
