@@ -527,8 +527,8 @@ def _warn_of_many_numbers(real_test: Cells, keys: Sequence[str]) -> None:
         if is_numeric_dtype(column) and n_groups > max(MOST_NUMBERS, real_test.n_obs / MIN_CELLS_PER_GROUP):
             warn_user(
                 f"`groupby` makes a group of each of {n_groups} numbers in `obs[{key!r}]`, with few cells each. If "
-                "they are names, such as of clusters, make them text. Otherwise, cut the numbers of all sets into the same "
-                f"intervals, such as pd.cut(obs[{key!r}], bins=[...]).astype(str), and name this column."
+                "they are names, such as of clusters, make them text. Otherwise, cut the numbers of all sets into the "
+                f"same intervals, such as pd.cut(obs[{key!r}], bins=[...]).astype(str), and name this column."
             )
 
 
