@@ -181,8 +181,7 @@ class ModalitiesField(BaseAnnDataField):
 
     def validate_field(self, mdata: MuData) -> None:
         """Raise unless all present modalities have values that fit their likelihoods."""
-        present = {name: k for name, k in self.likelihoods.items() if name in mdata.mod}
-        check_modalities(mdata, present, self.layers, are_known=True)
+        check_modalities(mdata, self.likelihoods, self.layers, are_known=True)
 
     def register_field(self, mdata: MuData) -> dict[str, Any]:
         """Join the modalities' values and record their features."""
@@ -245,7 +244,7 @@ def check_modalities(
     """Raise unless modalities hold counts that fit their likelihoods, and share cells.
 
     A modality may lack cells, but every cell needs a count in one of them. For a model that knows the modalities, they
-    may lack all cells and share none.
+    may be absent, lack all cells and share none.
 
     Raises
     ------
@@ -256,6 +255,8 @@ def check_modalities(
         values that are not counts (for a Bernoulli, 0 or 1), cells that the MuData does not list, and cells without any
         count.
     """
+    if are_known:
+        likelihoods = {name: kind for name, kind in likelihoods.items() if name in mdata.mod}
     totals = pd.Series(0.0, index=mdata.obs_names)
     for name, likelihood in likelihoods.items():
         adata, owner, layer = mdata[name], f"mdata[{name!r}]", layers.get(name)

@@ -419,8 +419,8 @@ class MULTISCLDM(SCLDM):
 
     def _check_modalities(self, cells: MuData, layers: Mapping[str, str | None]) -> None:
         """Raise unless the modalities that cells have hold values of the registered kinds."""
-        present = {name: m.likelihood for name, m in self.modalities.items() if name in cells.mod}
-        check_modalities(cells, present, layers, are_known=True)
+        likelihoods = {name: modality.likelihood for name, modality in self.modalities.items()}
+        check_modalities(cells, likelihoods, layers, are_known=True)
 
     def _warn_of_other_values(self, cells: MuData, layers: Mapping[str, str | None]) -> None:
         """Warn if some of the model's cells have other counts than the copy that the model reads."""
