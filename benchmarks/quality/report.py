@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from benchmarks.quality.splits import DATASETS, HELD_BACK, heading
+from benchmarks.quality.splits import CHOSEN_ON, DATASETS, HELD_BACK, heading
 from benchmarks.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -155,6 +155,7 @@ def summarise_goals(table: pd.DataFrame, methods: Sequence[str]) -> str:
         f"Means over seeds. **Bold**: the goal is met; {names} have goals of their own. "
         "Written by `python -m benchmarks.quality`.",
         "",
+        *_goals_of_untouched(means, goals),
     ]
     for dataset, rows in means.groupby("dataset", sort=False):
         values = rows.pivot_table(index="metric", columns="method", values="value").reindex(columns=methods)
@@ -172,6 +173,38 @@ def summarise_goals(table: pd.DataFrame, methods: Sequence[str]) -> str:
         header = ["figure", "floor", "goal", f"goal of {names}", *present]
         parts += [heading(dataset), "", markdown_table(header, lines), ""]
     return "\n".join(parts)
+
+
+def means_over_untouched(means: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return means over the data sets on which no default was chosen, for each method that has several of them.
+
+    One row per metric: the value, the floor of the same data sets, and their number.
+    """
+    rows = means[means["dataset"].isin(UNTOUCHED)]
+    by_method = {
+        method: of_method.groupby("metric").agg(
+            value=("value", "mean"), floor=("floor", "mean"), n_datasets=("dataset", "nunique")
+        )
+        for method, of_method in rows.groupby("method")
+    }
+    return {method: table for method, table in by_method.items() if table["n_datasets"].max() > 1}
+
+
+def _goals_of_untouched(means: pd.DataFrame, goals: Mapping[str, Mapping[str, Callable]]) -> list[str]:
+    by_method = means_over_untouched(means)
+    present = [method for method in goals if method in by_method]
+    if not present:
+        return []
+    lines = [["data sets", *(str(by_method[method]["n_datasets"].max()) for method in present)]]
+    for metric in GOALS:
+        numbers = []
+        for method in present:
+            value, floor = by_method[method].reindex([metric])[["value", "floor"]].iloc[0]
+            number = _number(value, bold=_meets(value, goals[method][metric](floor)))
+            numbers.append(number if np.isnan(floor) else f"{number} ({_number(floor)})")
+        lines.append([metric, *numbers])
+    title = "**Means over the data sets on which no default was chosen**, with the floor of the same sets in brackets"
+    return [title, "", markdown_table(["figure", *present], lines), ""]
 
 
 def in_gene_space(table: pd.DataFrame, method: str) -> bool:
@@ -225,6 +258,7 @@ DATASETS_IN_SHORT = ("pbmc3k", "pbmc10k_citeseq")
 OTHER_DATASETS = ("kang_ifnb", "paul15", "worm_embryo", "perturb_norman_mcfaline")
 OTHER_METHODS = ("SCLDM", "SCRDIT", "WBDIT", "scVI", "NB-copula", "scDesigner")
 HELD_BACK_DATASETS = tuple(name for name, dataset in DATASETS.items() if dataset.use == HELD_BACK)
+UNTOUCHED = tuple(name for name, dataset in DATASETS.items() if dataset.use != CHOSEN_ON)
 PANEL = "osmfish_cortex"
 #: Names of a model and a variant of it, by page and mark.
 VARIANTS = {
@@ -254,6 +288,7 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
         "others": summarise_methods(table, OTHER_DATASETS, OTHER_METHODS),
         "held back": summarise_methods(table, HELD_BACK_DATASETS, OTHER_METHODS),
         "panel": summarise_methods(table, [PANEL], OTHER_METHODS),
+        "untouched": summarise_untouched(table, METHODS_IN_README),
     }
     variants = {place: summarise_variant(table, names) for place, names in VARIANTS.items()}
     strengths = summarise_metric(table, "within_label_slope", STRENGTHS, "{:.2f}".format)
@@ -298,6 +333,19 @@ def summarise_methods(
             name = f"**{dataset}**: {REAL_CELLS}" if method == REAL_CELLS else names.get(method, method)
             lines.append([name, *(column.get(method, "") for column in columns)])
     return markdown_table([*header, "seeds"] if seeds_differ else header, lines)
+
+
+def summarise_untouched(table: pd.DataFrame, methods: Sequence[str]) -> str:
+    """Write means over the data sets on which no default was chosen: one row per method, and real cells in brackets."""
+    by_method, lines = means_over_untouched(means_over_seeds(table)), []
+    for method in filter(by_method.__contains__, methods):
+        rows = by_method[method].reindex(list(IN_SHORT))
+        numbers = [
+            f"{row.value:.1f}" if np.isnan(row.floor) else f"{row.value:.2f} ({row.floor:.2f})"
+            for row in rows.itertuples()
+        ]
+        lines.append([IN_WORDS.get(method, method), str(rows["n_datasets"].max()), *numbers])
+    return markdown_table(["", "data sets", *IN_SHORT.values()], lines)
 
 
 def summarise_metric(table: pd.DataFrame, metric: str, names: Mapping[str, str], form: Callable[[float], str]) -> str:

@@ -265,6 +265,17 @@ def test_goals_are_limits_on_means_beside_the_floor():
     assert "| goals met |  | 1 | 1 | 1 | 0 |" in text
 
 
+def test_goals_are_summed_up_over_the_sets_that_no_default_was_chosen_on():
+    values = {"pbmc3k": (9.0, 1.0), "mixology_celllines": (1.0, 1.0), "vangalen_aml": (2.0, 3.0)}
+    parts = [stored(a=value).assign(dataset=name, floor=floor) for name, (value, floor) in values.items()]
+    table = pd.concat([*parts, stored(b=1.0).assign(dataset="vangalen_aml")])
+    text = report.summarise_goals(table, ["a", "b"])
+    assert "| figure | a |\n" in text, "a method with one such set has no mean over sets"
+    assert "| data sets | 2 |" in text
+    assert "| w2 | **2** (2) |" in text, "(1.5 + 2.5) / 2 over seeds and sets; at most 1.05 times the floor"
+    assert "no default was chosen" not in report.summarise_goals(parts[0], ["a"])
+
+
 def test_gene_space_models_and_their_variants_have_goals_of_their_own():
     table = stored(SCLDM=0.08, WBDIT=0.08, wide=0.08).assign(metric="auc_genes", settings="")
     table.loc[table["method"] == "wide", "settings"] = '{"class": "WBDIT", "model": {"width": 256}}'
