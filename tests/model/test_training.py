@@ -341,6 +341,15 @@ def test_training_again_keeps_the_validation_cells(make_model, quick):
     assert set(model.validation_indices_) == validation
 
 
+@pytest.mark.parametrize("stage", ["train", "train_prior"])
+def test_cells_that_changed_in_place_get_a_new_split_with_a_warning(make_trained, quick, stage):
+    model = make_trained()
+    model.adata._inplace_subset_obs(np.arange(model.adata.n_obs)[::-1])
+
+    with pytest.warns(UserWarning, match="in another order, so their split is gone"):
+        getattr(model, stage)(1, **quick)
+
+
 def test_a_model_that_is_trained_on_in_another_session_keeps_its_split_unless_asked(make_trained, quick, tmp_path):
     make_trained().save(tmp_path / "model", save_anndata=True)
     model = SCLDM.load(tmp_path / "model", accelerator="cpu")

@@ -550,7 +550,9 @@ class DiffusionModel(BaseModelClass):
             check_trainer_options(**trainer_kwargs)
             self._take_cells(datamodule)
             self._cells.check()
-            keep_split |= bool(self.trained_stages_) and train_size is None and validation_size is None
+            if train_size is None and validation_size is None:
+                self._drop_split_of_others()
+                keep_split |= bool(self.trained_stages_)
             if not (keep_split and self._split_fits):
                 parts = split_cells(self._cells.n_cells, train_size, validation_size)
                 self.train_indices_, self.validation_indices_, self.test_indices_ = parts
