@@ -114,6 +114,13 @@ def test_the_ends_of_the_range_are_inside_however_precise_the_training_cells_are
     assert key.is_outside(key.encode([0.0999, 0.7001])).all()
 
 
+def test_the_ends_of_a_narrow_range_of_large_numbers_are_as_precise():
+    key = ContinuousKey.of("seconds", pd.Series([1.7e9, 1.7e9 + 1800, 1.7e9 + 3600]))
+    just_outside = key.encode([1.7e9 - 1, 1.7e9 + 3601])
+
+    assert key.is_outside(just_outside).all()
+
+
 def test_values_outside_training_give_a_warning_and_are_kept(model, tmp_path):
     with pytest.warns(UserWarning, match=r"far from those of the training cells.*dose=500.0 \(trained on 1 to 100\)"):
         synthetic = generate(model, gene="A", dose=500)

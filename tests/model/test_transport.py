@@ -149,7 +149,9 @@ def test_a_part_of_a_perturbation_is_not_enough_for_a_new_combination(make_cells
     cells.obs["treated"] = np.where(is_nk | (np.arange(120) % 2 == 0), "no", "yes")
     cells.obs["dose"] = np.where(cells.obs["treated"] == "no", 1, 10)
     keys, control = ["cell_type", "treated", "dose"], {"treated": "no", "dose": 1}
-    model = make_trained(cells, condition_keys=keys, setup={"control_values": control})
+    cells.obsm["spatial"] = np.where(cells.obs["treated"] == "no", 100, 0)[:, None] + np.arange(240).reshape(120, 2) / 9
+    setup = {"control_values": control, "continuous_condition_keys": ["spatial"]}
+    model = make_trained(cells, condition_keys=keys, setup=setup)
 
     with pytest.raises(
         ValueError,
@@ -158,6 +160,9 @@ def test_a_part_of_a_perturbation_is_not_enough_for_a_new_combination(make_cells
         model.generate(10, {"cell_type": "NK", "treated": "yes"})
 
     assert model.generate(10, {"cell_type": "T cell", "treated": "yes"}, seed=0).obs["dose"].eq(10).all()
+    with pytest.warns(UserWarning, match="The combination .*'yes', spatial=.* does not occur in the training cells"):
+        elsewhere = model.generate(10, {"cell_type": "T cell", "treated": "yes", "spatial": [110, 110]}, seed=0)
+    assert elsewhere.obs["dose"].eq(10).all()
     assert (
         "verdict"
         in model.generate(10, {"cell_type": "NK", "treated": "yes", "dose": 10}, seed=0).uns["scgen_diffusion"]
@@ -472,6 +477,29 @@ def test_generated_cells_at_many_places_have_one_verdict(make_cells, make_traine
     assert verdict["n_cells"].tolist() == [len(places)]
     assert "spatial" not in verdict["combination"][0]
     assert len(np.unique(started[0], axis=0)) == len(places)  # control cells of all places are judged
+
+
+@pytest.mark.filterwarnings("ignore:The effect on")
+def test_places_do_not_decide_which_cells_of_a_combination_are_moved(make_cells, make_trained):
+    """The NK cells, none of them treated, and the treated B cells are on the left."""
+    cells = make_cells()
+    is_nk, is_treated = cells.obs["cell_type"] == "NK", cells.obs["dose"] != 1
+    cells.obsm["spatial"] = np.random.default_rng(0).uniform(size=(cells.n_obs, 2))
+    is_left = is_nk | ((cells.obs["cell_type"] == "B cell") & is_treated)
+    cells.obsm["spatial"][~is_left, 0] += 10
+    cells = cells[~(is_nk & is_treated)].copy()
+    model = make_trained(cells, setup={"continuous_condition_keys": ["spatial"]})
+    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    places = {"spatial": [[0.5, 0.5]] * 3 + [[10.5, 0.5]] * 5}
+
+    with pytest.warns(UserWarning, match=r"cell_type='NK', dose=1, spatial=\[10\.5, 0\.5\] does not occur"):
+        new = model.generate(8, NEW | places, seed=0).uns["scgen_diffusion"]
+    with pytest.warns(UserWarning, match=r"cell_type='B cell', dose=10, spatial=\[10\.5, 0\.5\] does not occur"):
+        measured = model.generate(8, {"cell_type": "B cell", **PERTURBED, **places}, seed=0).uns["scgen_diffusion"]
+
+    assert new["verdict"]["n_cells"].tolist() == [8]
+    assert "verdict" not in measured
+    assert "method" not in measured
 
 
 @pytest.mark.filterwarnings("ignore:The combination")

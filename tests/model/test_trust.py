@@ -160,11 +160,11 @@ def test_groups_that_suggest_nothing_take_nothing_off(model, monkeypatch):
     assert (found.X != expected.X).nnz == 0
 
 
-def test_a_verdict_names_how_little_the_decoder_alone_counts(model):
+def test_a_verdict_names_how_little_the_decoder_counts(model):
     with believing(model, 0):
         found = model.predict_perturbation(controls(model), TREATED, seed=0).uns["scgen_diffusion"]["verdict"]
 
-    assert "what the decoder alone shows counts 0%" in found["reason"][0]
+    assert "departs from what cells seen perturbed suggest, it counts 0%" in found["reason"][0]
 
 
 def test_the_last_frame_has_the_changes_that_the_decoder_lacks(generating):

@@ -29,7 +29,7 @@ NUMBERS = "numbers"
 FEWEST_DIGITS, MOST_DIGITS = 10, 17  # digits that a number may need to survive standardising and back
 LARGEST_DISTANCE = 0.25  # standard deviations within which a number counts as seen in training
 LARGEST_NUMBER = 1e6  # standard deviations from the mean; no training cell can be that far
-ROUNDING = 1e-6  # relative; numbers that were computed may differ in their last digits
+ROUNDING = 1e-6  # relative to the range; numbers that were computed may differ in their last digits
 N_VALUES = 256  # distinct values kept of a number
 MOST_COLUMNS = 50  # of an array
 UNLIKE = 20  # times the spread of another column; more than this are columns of different kinds
@@ -360,7 +360,7 @@ class ContinuousKey(ConditionKey):
     def is_outside(self, codes: np.ndarray) -> np.ndarray:
         """Return which values ``(n, 1)`` lie outside the range of the training cells, ``(n,)``."""
         low, high = self.encode([self.low, self.high])[:, 0]
-        rounding = ROUNDING * max(abs(self.low), abs(self.high)) / self.std
+        rounding = ROUNDING * (high - low)
         return (codes[:, 0] < low - rounding) | (codes[:, 0] > high + rounding)
 
 

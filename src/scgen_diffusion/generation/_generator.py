@@ -161,8 +161,7 @@ class CellGenerator:
         check_sampler(options.sampler, self.module.path, options.n_steps)
         draws_totals = isinstance(sizes, str) or bool(np.isnan(sizes[:1]).any())  # NaN for all cells or none
         starts = self._start_conditions(distinct, options.guidance)
-        judged = None if starts is None else (starts != distinct).any(1)
-        outside = self.warn_outside_training(distinct, draws_totals=draws_totals, judged=judged)
+        outside = self.warn_outside_training(distinct, draws_totals=draws_totals, unjudged=starts)
         few = self._warn_of_few_cells(distinct if starts is None else starts)
         provenance = self.provenance(condition, options, sizes, seed)
         provenance |= {"outside_training": outside, "few_training_cells": few}
@@ -214,17 +213,17 @@ class CellGenerator:
         return columns, LackingChanges.of_verdicts(codes, verdicts)
 
     def warn_outside_training(
-        self, codes: np.ndarray, *, draws_totals: bool, judged: np.ndarray | None = None
+        self, codes: np.ndarray, *, draws_totals: bool, unjudged: np.ndarray | None = None
     ) -> list[str]:
         """Warn about conditions ``(n, columns)`` outside the training cells, and describe them for the provenance.
 
         They are those of a request, or those of given cells and of their predictions.
-        ``draws_totals`` says that cells get totals by their conditions. ``judged (n,)`` marks conditions that get a
-        verdict, which says more than a warning that training had no such cells.
+        ``draws_totals`` says that cells get totals by their conditions. ``unjudged (m, columns)`` are those without a
+        verdict, and the control cells that the model generates for one; the verdict says more than such a warning.
         """
         unseen, extrapolated = self.conditions.unseen(codes), self.conditions.extrapolated(codes)
         described = [self.conditions.describe(combination) for combination in unseen[:N_UNSEEN]]
-        warned = unseen if judged is None or not len(unseen) else self.conditions.unseen(codes[~judged])
+        warned = unseen if unjudged is None or not len(unseen) else self.conditions.unseen(unjudged)
         if len(warned):
             first = self.conditions.describe(warned[0])
             combinations = (
@@ -465,7 +464,7 @@ class CellGenerator:
         perturbs, control = transport.perturbs.cpu().numpy(), transport.control.cpu().numpy()
         is_given = (codes != OPEN)[:, perturbs]
         is_part = is_given.any(1) & ~is_given.all(1) & ((codes != control)[:, perturbs] & is_given).any(1)
-        is_part &= self.conditions.are_unseen(codes) & ~self.conditions.are_unseen(np.where(perturbs, control, codes))
+        is_part &= self._only_controls_are_seen(codes)
         if is_part.any():
             row, parts = codes[is_part][0], self.conditions.parts
             left_out = [key.name for key, own in parts if perturbs[own].any() and row[own.start] == OPEN]
@@ -485,9 +484,19 @@ class CellGenerator:
             return None
         perturbs = transport.perturbs.cpu().numpy()
         controls = np.where(perturbs, transport.control.cpu().numpy(), codes)
-        are_new = self.conditions.are_unseen(codes) & (codes != OPEN)[:, perturbs].all(1)
-        are_new &= ~self.conditions.are_unseen(controls)
+        are_new = self._only_controls_are_seen(codes) & (codes != OPEN)[:, perturbs].all(1)
         return np.where(are_new[:, None], controls, codes) if are_new.any() else None
+
+    def _only_controls_are_seen(self, codes: np.ndarray) -> np.ndarray:
+        """Mark combinations ``codes (n, columns)`` that training never saw, but whose control cells it saw, ``(n,)``.
+
+        Numbers that do not perturb, such as positions, are no part of a combination: else they would decide cell by
+        cell which of them the transport makes.
+        """
+        transport: Any = self.module.transport
+        perturbs, control = transport.perturbs.cpu().numpy(), transport.control.cpu().numpy()
+        codes = combination_codes(self.conditions, perturbs, codes)
+        return self.conditions.are_unseen(codes) & ~self.conditions.are_unseen(np.where(perturbs, control, codes))
 
     def _cells_of_block(self, request: CellRequest, first: int, *, stop: int) -> Cells:
         block, sampling, sizes = self.block(request, first, stop), request.sampling, request.library_size

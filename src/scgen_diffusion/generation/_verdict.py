@@ -171,7 +171,7 @@ def judge(
         )
         label, reason, advice = _rule(request, known)
         if share < FEW_BELIEVED:
-            reason += f"; beyond the change of these, what the decoder alone shows counts {share:.0%}"
+            reason += f"; where the decoder departs from what cells seen perturbed suggest, it counts {share:.0%}"
         verdicts.append(Verdict(label, reason, advice, max(variance, least), told[number].weights, lacking))
     return verdicts
 

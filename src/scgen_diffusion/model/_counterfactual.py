@@ -228,8 +228,9 @@ class Prediction:
             group=groups.group if groups is not None and sample and strength == 1 else None,
         )
         both = np.concatenate([cells.codes, cells.own])
-        judged = None if groups is None else np.tile(~is_same, 2)  # with the control cells, which the verdict looks at
-        outside = engine.warn_outside_training(both, draws_totals=isinstance(request.library_size, str), judged=judged)
+        draws_totals = isinstance(request.library_size, str)
+        unjudged = None if groups is None else both[np.tile(is_same, 2)]  # a verdict looks at the control cells too
+        outside = engine.warn_outside_training(both, draws_totals=draws_totals, unjudged=unjudged)
         provenance = engine.provenance(condition, sampling, library_size, request.seed)
         record = describe_counterfactual(request, chosen_method, condition)
         provenance |= record | {"outside_training": outside}
