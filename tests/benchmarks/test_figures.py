@@ -7,6 +7,8 @@ from statistics import mean
 import pandas as pd
 import pytest
 from benchmarks import pages
+from benchmarks.quality.report import METHODS_IN_SHORT, OTHER_METHODS, leaders, means_over_seeds
+from benchmarks.quality.splits import DATASETS
 from benchmarks.tables import ROOT, mean_with_interval
 
 from scgen_diffusion.metrics import CATALOGUE
@@ -148,6 +150,20 @@ def test_readme_counts_the_metrics_and_seeds_of_the_results():
     assert f"and {len(CATALOGUE) - n_of_all} more for perturbations and several modalities" in text
     assert len({row["seed"] for row in rows}) == 3
     assert "means of three seeds" in text
+
+
+def test_the_user_guide_counts_the_data_sets_of_the_comparison():
+    table = pd.read_csv(ROOT / "benchmarks" / QUALITY)
+    table = table[table["dataset"].isin(DATASETS) & table["method"].isin([*METHODS_IN_SHORT, *OTHER_METHODS])]
+    n_of = table.groupby("method")["dataset"].nunique()
+    counts = f"of SCLDM on {n_of['SCLDM']} data sets, of SCRDIT on {n_of['SCRDIT']} and of WBDIT on {n_of['WBDIT']},"
+    assert counts in words_of("docs/user_guide/index.md")
+    assert f"scores on {n_of['SCRDIT']} data sets" in words_of("docs/user_guide/scrdit.md")
+    assert f"Scores on {n_of['SCLDM']} data sets" in words_of("docs/user_guide/scldm.md")
+    assert f"On all {n_of['SCLDM']}, a classifier finds them the hardest" in words_of("docs/user_guide/scldm.md")
+    means = means_over_seeds(table[table["metric"].isin(["auc_boosting", "auc_genes"])])
+    for _, rows in means.groupby(["dataset", "metric"]):
+        assert leaders(rows)[rows["method"] == "SCLDM"].all()
 
 
 def test_readme_says_in_how_many_steps_gene_space_models_were_measured():
