@@ -130,7 +130,9 @@ def evaluate(
         taken. For each perturbation, control and predicted cells get the shares of donors of its real cells, and
         training changes are against control cells of the same donors. Otherwise, a difference between donors can look
         like an effect. ``energy_distance`` needs the distance between two real cells of each donor; a donor with a
-        single one gets the mean of the other donors.
+        single one gets the mean of the other donors. If each real cell of a perturbation has its own donor,
+        ``energy_distance``, ``mean_change_debiased_error`` and ``mean_change_slope`` are NaN: sampling noise cannot be
+        told from differences between donors.
     others
         With ``control``: cells predicted by other methods, by name, such as ``{"latent_arithmetic": cells}``. Each
         method gets a column.
