@@ -179,7 +179,8 @@ def evaluate(
     - `shuffled`: real cells with every gene's values shuffled within the group (or among all cells): right margins and
       total counts, no correlation. A model near this has learned nothing beyond single genes.
     - `low`, `high`: 95 % confidence interval of the mean value over draws of this size from the same model and tissue.
-      About 90 % of such draws have a value in it, as far as was measured.
+      About 90 % of such draws have a value in it, as far as was measured. It is too narrow, or has no width, for a
+      share near its best or worst value, such as a ``label_fidelity`` of 1.
       Copies and duplicates are counted in all cells and have Wilson's interval of a share, so its upper limit is above
       0 even if none was found. Their lower limit also allows for the uncertainty of the floor (Newcombe), but for
       no more equal cells than chance can explain.
