@@ -143,6 +143,19 @@ def test_logarithms_cannot_be_copies_of_counts():
     assert copied_cells(normalised, normalised) == 1
 
 
+def test_logarithms_of_another_precision_base_or_total_are_copies():
+    counts = np.random.default_rng(0).negative_binomial(1, 0.3, (60, 400))
+
+    def logarithms(total, base, dtype):
+        values = np.log1p(counts / counts.sum(axis=1, keepdims=True) * total) / np.log(base)
+        return AnnData(values.astype(dtype), uns={"log1p": {"base": base}})
+
+    train = logarithms(1e4, np.e, np.float32)
+    for synthetic in (logarithms(1e4, np.e, np.float64), logarithms(1e6, 2, np.float32)):
+        assert copied_cells(synthetic, train) > 0.9
+    assert copied_cells(train[:30].copy(), train[30:].copy()) == duplicate_share(train) == 0
+
+
 def test_every_cell_of_a_repeated_group_is_a_duplicate():
     cells = some_counts(10)
     assert duplicate_share(cells) == 0

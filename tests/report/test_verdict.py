@@ -127,6 +127,16 @@ def test_few_cells_have_floors_that_are_off_by_chance():
     assert "floors" not in {finding.topic for finding in verdict(found).findings}
 
 
+@pytest.mark.parametrize(("n_cells", "is_unlike"), [(60, False), (2_000, True)])
+def test_floors_that_are_off_by_chance_are_not_blamed_on_the_training_cells_where_synthetic_cells_are_bad(
+    n_cells, is_unlike
+):
+    found = table(groups=(), auc_boosting=0.99)  # beyond doubt
+    found.loc[found["metric"] == "auc_boosting", ["floor", "low", "high"]] = [0.66, 0.98, 1.0]
+    found.attrs["n_cells"] = {"all": n_cells}
+    assert ("floors" in {finding.topic for finding in verdict(found).findings}) == is_unlike
+
+
 @pytest.mark.parametrize(
     ("metric", "value", "topic"),
     [
@@ -291,8 +301,18 @@ def test_a_label_without_rows_is_missing_if_chance_does_not_explain_it(real, syn
     assert f"or none, for rare ({synthetic:.1%}; real cells: {real:.1%})" in message_of(result, "missing groups")
     advice = "No synthetic cells: rare." if not synthetic else "to compare: hold out and generate more)."
     assert message_of(result, "groups").endswith(advice)
-    rows.attrs["n_cells"]["all"] = 14 / real
+    rows.attrs["n_cells"]["all"] = 7 / real
     assert level_of(verdict(rows), "missing groups") == "ok"
+
+
+@pytest.mark.parametrize(("n_groups", "level"), [(3, "warning"), (30, "ok")])
+def test_among_many_groups_chance_may_leave_one_out(n_groups, level):
+    rows = table()
+    others = [f"rare {number}" for number in range(n_groups - 2)]
+    rows.attrs["n_cells"] = {"all": 300, "B": 100, "T": 100} | dict.fromkeys(others, 0)
+    shares = dict.fromkeys(others, (0.03, 0.03))
+    rows.attrs["shares"] = {"B": (0.5, 0.5), "T": (0.5, 0.5)} | shares | {"rare 0": (0.03, 0.0)}
+    assert level_of(verdict(rows), "missing groups") == level
 
 
 def test_label_fidelity_is_said_to_be_a_mean_over_labels():
@@ -348,6 +368,15 @@ def test_figures_that_pool_labels_are_not_judged_if_labels_have_other_shares():
     assert "model.generate(condition=held_out)" in message_of(result, "group shares")
 
 
+def test_nearness_to_training_cells_is_not_judged_if_labels_have_somewhat_other_shares():
+    near = {"nearest_train_ratio": 0.6, "nearer_than_held_out": 0.13}
+    result = verdict(table(**near, group_share_difference=0.1, within_label_correlation=0.2))
+    assert [finding.topic for finding in result.warnings] == ["gene-gene structure"]
+    assert level_of(result, "group shares") == "ok"
+    assert "alone change them: nearest_train_ratio and nearer_than_held_out." in message_of(result, "group shares")
+    assert level_of(verdict(table(**near, group_share_difference=0.06)), "memorisation") == "warning"
+
+
 def test_leaks_are_found_whatever_the_shares_of_labels():
     result = verdict(table(group_share_difference=0.4, copied_cells=0.01, membership_auc=0.65))
     assert {finding.topic for finding in result.warnings} == {"copies", "memorisation"}
@@ -400,6 +429,17 @@ def test_cells_of_a_group_without_a_floor_that_are_easily_told_from_real_ones_ar
         rows.loc[len(rows)] = [metric, "T", value, np.nan, np.nan, value - 0.05, value + 0.05, "lower"]
     told = "A classifier easily tells synthetic cells of T (AUC 0.99) from real ones."
     assert (told in message_of(verdict(rows), "groups")) == is_told
+
+
+@pytest.mark.parametrize("shown", [["all"], ["all", "T"]])
+def test_groups_that_a_part_of_the_table_leaves_out_are_not_called_small(shown):
+    rows = table()
+    rows.attrs["n_cells"] = {"all": 200, "B": 100, "T": 100}
+    rows.attrs["shares"] = {"B": (0.5, 0.5), "T": (0.5, 0.5)}
+    found = {finding.topic: finding.message for finding in verdict(rows[rows["group"].isin(shown)]).findings}
+    assert found.get("groups", "Judged: 1 of 1 groups.").endswith("Judged: 1 of 1 groups.")
+    found = verdict(rows[(rows["group"] == "all") | (rows["metric"] == "group_share_difference")]).findings
+    assert {"groups", "missing groups"}.isdisjoint(finding.topic for finding in found)
 
 
 def test_of_many_groups_that_were_not_judged_a_few_are_named():

@@ -130,7 +130,9 @@ def evaluate(
         taken. For each perturbation, control and predicted cells get the shares of donors of its real cells, and
         training changes are against control cells of the same donors. Otherwise, a difference between donors can look
         like an effect. ``energy_distance`` needs the distance between two real cells of each donor; a donor with a
-        single one gets the mean of the other donors.
+        single one gets the mean of the other donors. If each real cell of a perturbation has its own donor,
+        ``energy_distance``, ``mean_change_debiased_error`` and ``mean_change_slope`` are NaN: sampling noise cannot be
+        told from differences between donors.
     others
         With ``control``: cells predicted by other methods, by name, such as ``{"latent_arithmetic": cells}``. Each
         method gets a column.
@@ -177,7 +179,8 @@ def evaluate(
     - `shuffled`: real cells with every gene's values shuffled within the group (or among all cells): right margins and
       total counts, no correlation. A model near this has learned nothing beyond single genes.
     - `low`, `high`: 95 % confidence interval of the mean value over draws of this size from the same model and tissue.
-      About 90 % of such draws have a value in it, as far as was measured.
+      About 90 % of such draws have a value in it, as far as was measured. It is too narrow, or has no width, for a
+      share near its best or worst value, such as a ``label_fidelity`` of 1.
       Copies and duplicates are counted in all cells and have Wilson's interval of a share, so its upper limit is above
       0 even if none was found. Their lower limit also allows for the uncertainty of the floor (Newcombe), but for
       no more equal cells than chance can explain.

@@ -17,7 +17,7 @@ from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import SEPARATOR, as_labels
 
 from ._cells import REAL, Source, check_for_empty_cells, check_for_training_cells, labels_of, means, stacked
-from ._comparison import ALL, Comparison, Context
+from ._comparison import ALL, UNKNOWN, Comparison, Context
 from ._perturbation import GeneMoments, control_share_of, rank_score, unit_vectors
 from ._safety import copied_cells, warn_of_copies
 from ._space import ComparisonSpace
@@ -67,8 +67,8 @@ class Profile:
     def distance(self, other: Profile) -> float:
         """Return the mean distance to other cells, or between different cells of one set, with the shares of matches.
 
-        A match with a single cell has no two different ones; the mean of the other matches takes the place of theirs,
-        or that of all pairs, if every match has a single cell.
+        A match with a single cell has no two different ones; the mean of the other matches takes the place of theirs.
+        If every match has a single cell, it is unknown (NaN): cells of different donors may be farther apart.
         """
         x = self.pcs.astype(np.float64)
         y = x if other is self else other.pcs.astype(np.float64)
@@ -77,9 +77,8 @@ class Profile:
         sums = np.add.reduceat(sums, np.cumsum(other.n_cells) - other.n_cells, axis=1)
         means, weights = sums / np.maximum(n_pairs, 1), np.outer(self.shares, other.shares)
         if (lacks := n_pairs == 0).any():
-            within = np.eye(len(lacks), dtype=bool)
-            known = ~lacks if lacks[within].all() else within & ~lacks
-            means[lacks] = np.average(means[known], weights=weights[known])
+            known = np.eye(len(lacks), dtype=bool) & ~lacks
+            means[lacks] = np.average(means[known], weights=weights[known]) if known.any() else UNKNOWN
         return float((weights * means).sum())
 
 
@@ -183,14 +182,15 @@ class Perturbed:
         """Return the moments of a perturbation's cells. How many cells each match has is no sampling noise.
 
         The noise is that of the variance within matches, pooled, because a match may have a single cell. If all have,
-        it is that of all cells.
+        it is unknown (NaN): that of all cells has the differences between donors, too.
         """
         moments, shares = GeneMoments.of(self.of(parts, group)), self.shares(parts, group)
-        if len(shares) == 1 or len(shares) == moments.n_cells:
+        if len(shares) == 1:
             return moments
         within = [GeneMoments.of(self.of(parts, group, match)) for match in shares]
         squares = np.sum([(own.n_cells - 1) * own.variance for own in within], axis=0)
-        return replace(moments, noise=squares / (moments.n_cells - len(shares)) / moments.n_cells)
+        n_free = moments.n_cells - len(shares) or UNKNOWN
+        return replace(moments, noise=squares / n_free / moments.n_cells)
 
     def shares(self, parts: Parts, group: str) -> dict[str, float]:
         """Return which share of the cells of a perturbation in a group has each match."""
@@ -297,14 +297,15 @@ class Shift:
         perturbed: Mapping[tuple[Parts, str], Trained],
         controls: Mapping[tuple[str, str], GeneMoments],
         weight: float = 1.0,
+        add_noise: Callable[..., NDArray[np.float64]] = np.sum,
     ) -> Self:
-        """Add the changes of these perturbations in their groups, each with the same weight."""
+        """Add the changes of these perturbations in their groups, each with the same weight, and their noise."""
         weights: Counter[tuple[str, str]] = Counter()
         for (_, group), own in perturbed.items():
             weights.update({(group, match): weight * share for match, share in own.shares.items()})
         change = weight * np.sum([own.moments.mean for own in perturbed.values()], axis=0)
         change = change - np.sum([share * controls[name].mean for name, share in weights.items()], axis=0)
-        noise = weight**2 * np.sum([own.moments.noise for own in perturbed.values()], axis=0)
+        noise = weight**2 * add_noise([own.moments.noise for own in perturbed.values()], axis=0)
         return cls(change, noise, dict(weights))
 
     def move(
@@ -457,7 +458,9 @@ def perturbation_contexts(
                 "`control` has no cells of the groups whose perturbed cells are in `train`, so the baselines "
                 "`mean_shift` and `additive` are empty. Pass the control cells of all groups."
             )
-    mean_response = Shift.of(trained, controls, weight=1 / len(trained)) if trained else None
+    mean_response = None
+    if trained:  # of many perturbations, one of unknown noise adds little
+        mean_response = Shift.of(trained, controls, weight=1 / len(trained), add_noise=np.nansum)
     shares = {name: control_share_of(cells, given["control"]) for name, cells in given.items()}
     profiles = Profiles(sets, controls, trained, shares, space, draws)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NEAREST_SHARE = 0.01  # a synthetic cell is "near" if it is nearer than this share of the held-out cells
 SAME = 1e-5  # of a typical distance: what rounding leaves between equal cells
 N_CANDIDATES = 3  # extra neighbours to look up, whose distances are computed again
+N_DECIMALS = 2  # of logarithms: those of another precision differ in the sixth or seventh, and seldom round apart
 EMPTY = 0  # fingerprint of a cell without counts
 MANY_COPIES = 0.2  # a larger share of held-out cells among synthetic ones is no accident
 
@@ -263,6 +264,8 @@ def nearness(
 def fingerprints_of(expression: Expression) -> NDArray[np.uint64]:
     """Return a hash of every cell, `(cells,)`: equal hashes mean equal counts, and `EMPTY` is a cell without counts.
 
+    Logarithms are rounded, so that their precision, base and total do not matter.
+
     Of ten million synthetic and as many training cells, a pair has the same hash by chance with a probability of 5e-6.
     """
     values, sizes = expression.values, expression.library_sizes
@@ -275,7 +278,8 @@ def fingerprints_of(expression: Expression) -> NDArray[np.uint64]:
         if not (expressed := data != 0).any():
             continue
         content = blake2b(values.indices[start:end][expressed].astype(np.int64).tobytes(), digest_size=8)
-        content.update(data[expressed].astype(np.float32).tobytes())
+        shown = data[expressed] if sizes is not None else data[expressed].round(N_DECIMALS)
+        content.update(shown.astype(np.float32).tobytes())
         if sizes is not None:
             content.update(sizes[row].tobytes())
         found[row] = int.from_bytes(content.digest(), "little") or 1

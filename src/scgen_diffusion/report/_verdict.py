@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
+from scipy.stats import binom
 
 from scgen_diffusion._arguments import list_first
 from scgen_diffusion.data import check_one_modality
@@ -223,22 +224,20 @@ OF_GROUPS = {"precision": "do not look like real cells of that group", "recall":
 MIN_STRUCTURE = 0.10
 #: A group whose share is below this part of the real one is missing.
 MISSING = 0.25
-#: With fewer synthetic cells of a group to expect, there may be none by chance.
-FEWEST_EXPECTED = 5
-#: The same for a group of few real cells, whose own share is uncertain: one in 1,000 has a quarter of it by chance.
-FEWEST_EXPECTED_OF_RARE = 15
+#: In so many evaluations, at most, chance makes a group look missing.
+UNLIKELY = 0.01
 #: Of held-out cells that are training cells, count by count.
 MANY_COPIES = 0.5
-#: Metrics that even perfect cells fail if their labels have other shares: they pool the labels of each side, which
-#: differ in density, in their correlations, or in what all other cells are.
-MIXED = (
-    "nearest_train_ratio",
-    "nearer_than_held_out",
-    "within_label_correlation",
-    "within_label_slope",
-    "marker_overlap",
-    "marker_slope",
-)
+#: Metrics that even perfect cells fail if their labels have other shares, and from which difference of shares on: they
+#: pool the labels of each side, which differ in density, in their correlations, or in what all other cells are.
+MIXED = {
+    # Where a dense and a loose label have half of the cells each, the median distance jumps from one to the other.
+    **dict.fromkeys(("nearest_train_ratio", "nearer_than_held_out"), Limits(0.04, np.inf)),
+    **dict.fromkeys(
+        ("within_label_correlation", "within_label_slope", "marker_overlap", "marker_slope"),
+        LIMITS["group_share_difference"],
+    ),
+}
 #: From which AUC of a classifier on other cells are not from where the held-out cells are.
 UNLIKE = 0.60
 #: The end of some advice, which is left out where training saw no such cells.
@@ -316,11 +315,13 @@ def make_finding(level: Level, topic: str, seen: str, advice: str) -> Finding:
     return Finding(level, topic, seen, "" if level == "ok" else advice)
 
 
-def _missing_groups(rows: Rows, shares_of: Mapping[str, tuple[float, float]], n_cells: float) -> list[Finding]:
+def _missing_groups(
+    rows: Rows, shares_of: Mapping[str, tuple[float, float]], n_cells: Mapping[str, int]
+) -> list[Finding]:
     """Name groups with a share in real cells and too few synthetic ones to compare: their rows have no value.
 
     ``shares_of`` are the shares of real and synthetic cells by group, if they are known, also of groups without rows;
-    there are at least ``n_cells`` real and synthetic cells.
+    ``n_cells`` are the numbers of cells that were compared, of which there are at least as many on either side.
     """
     shares = known(rows, ["group_share_difference"], groups_of(rows))
     have_other_shares = {share.group for share in shares if share.is_clear}
@@ -333,8 +334,9 @@ def _missing_groups(rows: Rows, shares_of: Mapping[str, tuple[float, float]], n_
         if group not in shares_of:
             return group in have_other_shares
         real, synthetic = shares_of[group]
-        fewest = FEWEST_EXPECTED if group in empty else FEWEST_EXPECTED_OF_RARE
-        return synthetic < MISSING * real and n_cells * real > fewest
+        n_real, n_synthetic = (round(share * n_cells[ALL]) for share in (real, synthetic))
+        chance = binom.cdf(n_synthetic, n_real + n_synthetic, 0.5)  # as likely on either side if shares are equal
+        return synthetic < MISSING * real and chance < UNLIKELY / len(shares_of)
 
     if not compared or not groups_of(rows) or ("group_share_difference", ALL) not in rows:
         return []
@@ -354,6 +356,8 @@ def _missing_groups(rows: Rows, shares_of: Mapping[str, tuple[float, float]], n_
         )
         return [Finding("note", "missing groups", message)]
     if not any((metric, group) in rows for metric in compared for group in groups_of(rows)):
+        if any(n_cells[group] for group in n_cells if group != ALL):  # whose rows are not in this part of the table
+            return []
         message = (
             "No group of the real cells is large enough to tell whether it is missing; at least "
             f"{MIN_CELLS_PER_GROUP} held-out cells are needed."
@@ -371,29 +375,29 @@ def _group_shares(rows: Rows) -> list[Finding]:
         f"{total.value:.0%} of the cells would need another label for the groups to have the shares of the real cells "
         f"(real against real: {total.floor:.0%})."
     )
+    if left_out := [f.metric for f in known(rows, list(MIXED)) if total.level(MIXED[f.metric]) != "ok"]:
+        seen += (
+            f" Not judged, because different shares alone change them: {_listed(left_out)}. To get them judged, "
+            "generate with the labels of the held-out cells: `model.generate(condition=held_out)`."
+        )
     shares = known(rows, ["group_share_difference"], groups_of(rows))
     off = sorted((f for f in shares if f.level(SHARE_OF_GROUP) != "ok"), key=lambda f: -f.value)
     most = f"Most of it is {list_first([f.group for f in off])}. " if off else ""
-    left_out = [figure.metric for figure in known(rows, MIXED)]
-    not_judged = f" Not judged, because different shares alone change them: {_listed(left_out)}." if left_out else ""
-    advice = (
-        f"Fine if these shares were asked for. Figures of all cells suffer from it.{not_judged} To get them judged, "
-        "generate with the labels of the held-out cells: `model.generate(condition=held_out)`."
-    )
+    advice = "Fine if these shares were asked for. Figures of all cells suffer from it."
     return [make_finding(total.level(), "group shares", seen, f"{most}{advice}")]
 
 
 def _with_comparable_shares(rows: Rows) -> Rows:
     """Return the rows, without those that pool the labels of each side if the labels have other shares."""
-    if all(total.level() == "ok" for total in known(rows, ["group_share_difference"])):
-        return rows
-    return {(metric, group): f for (metric, group), f in rows.items() if metric not in MIXED or group != ALL}
+    totals = known(rows, ["group_share_difference"])
+    left_out = {(metric, ALL) for metric, limits in MIXED.items() for f in totals if f.level(limits) != "ok"}
+    return {key: figure for key, figure in rows.items() if key not in left_out}
 
 
-def _weak_groups(rows: Rows, labels: set[str], shares_of: Mapping[str, tuple[float, float]]) -> list[Finding]:
+def _weak_groups(rows: Rows, shares_of: Mapping[str, tuple[float, float]], n_cells: Mapping[str, int]) -> list[Finding]:
     """Name groups whose cells are off, or do not cover the real ones, where all cells together may look fine.
 
-    ``labels`` are those of the real cells, of which those with few cells have no rows; ``shares_of`` are their shares.
+    Labels of few real cells have no rows: their number in ``n_cells`` is 0; ``shares_of`` are their shares.
     """
     levels: list[Level] = ["ok"]
     sentences, judged = [], set()
@@ -404,7 +408,8 @@ def _weak_groups(rows: Rows, labels: set[str], shares_of: Mapping[str, tuple[flo
         if off := sorted((f for f in figures if f.level(IN_A_GROUP) != "ok"), key=lambda f: -f.excess):
             figures_of = [f"{f.group} ({f.value:.2f}; real {f.floor:.2f})" for f in off]
             sentences.append(f"Synthetic cells {meaning}: {metric} of {list_first(figures_of)}.")
-    groups = labels or set(groups_of(rows))
+    with_rows = {group for metric, group in rows if metric in OF_GROUPS} - {ALL}
+    groups = with_rows | {group for group, n in n_cells.items() if not n}
     if not groups or not (judged or known(rows, list(OF_GROUPS))):
         return []
     measured = {f.group for f in rows.values() if f.metric in OF_GROUPS and f.group != ALL and np.isfinite(f.value)}
@@ -439,10 +444,16 @@ def _weak_groups(rows: Rows, labels: set[str], shares_of: Mapping[str, tuple[flo
     return [Finding(worst(levels), "groups", " ".join([*sentences, count]), advice)]
 
 
-def _unlike_floor(rows: Rows) -> list[Finding]:
-    """Say so if the cells behind the floors are told from the held-out cells, as other donors or times are."""
+def _unlike_floor(rows: Rows, n_cells: float) -> list[Finding]:
+    """Say so if the cells behind the floors are told from the held-out cells, as other donors or times are.
+
+    The value of bad cells is near 1 and hardly varies, but the floor does: with ``n_cells`` cells on either side, the
+    AUC of guessing has a variance of about ``1 / (6 * n_cells)``.
+    """
+    of_guessing = 1 / np.sqrt(6 * n_cells)
+    deviation = lambda f: max(f.deviation, CATALOGUE[f.metric].widening * of_guessing)
     figures = known(rows, list(_CLASSIFIERS))
-    clear = [f for f in figures if f.floor > max(UNLIKE, GUESSING + N_DEVIATIONS * f.deviation)]
+    clear = [f for f in figures if f.floor > max(UNLIKE, GUESSING + N_DEVIATIONS * deviation(f))]
     if not clear:
         return []
     auc = max(f.floor for f in clear)
@@ -829,9 +840,10 @@ def verdict(table: pd.DataFrame) -> Verdict:
     metrics the table lacks are left out. If a classifier tells the training cells, which give the floors, from the
     held-out ones (say, other donors), the verdict says so, and leaves out memorisation, what passes, and the advice to
     train longer. If shares of labels clearly differ from the held-out ones, as in cells for rare types, it leaves out
-    what pools labels: nearness to training cells (not copies and the membership attack), correlations within labels,
-    and markers. Groups that were not judged, such as those of few cells, are named in a note, and so is what was asked
-    for outside of the training cells. A verdict cannot see what no metric sees: look at the cells as well.
+    what pools labels: nearness to training cells (not copies and the membership attack; from a small difference on),
+    correlations within labels, and markers. A group is called missing only if chance does not explain it, however many
+    groups there are. Groups that were not judged, such as those of few cells, are named in a note, and so is what was
+    asked for outside of the training cells. A verdict cannot see what no metric sees: look at the cells as well.
 
     Parameters
     ----------
@@ -858,14 +870,14 @@ def verdict(table: pd.DataFrame) -> Verdict:
     'copies'
     """
     rows = read_rows(table)
-    unlike = _unlike_floor(rows)
+    n_cells = noted_by_label(table, "n_cells")
+    shares = noted_by_label(table, "shares")
+    unlike = _unlike_floor(rows, n_cells.get(ALL, np.inf))
     judged = _without_floor(rows) if unlike else rows
     comparable = _with_comparable_shares(judged)
     found = [finding for check in CHECKS for finding in check(comparable)] + _group_shares(judged)
-    n_cells = noted_by_label(table, "n_cells")
-    shares = noted_by_label(table, "shares")
-    found += _missing_groups(judged, shares, n_cells.get(ALL, np.inf))
-    found += _weak_groups(judged, set(n_cells) - {ALL}, shares)
+    found += _missing_groups(judged, shares, n_cells)
+    found += _weak_groups(judged, shares, n_cells)
     checked = [finding.topic for finding in found]
     if unlike:  # what passes beside such floors may still be bad
         bad = [finding for finding in found if finding.level != "ok"]
