@@ -269,7 +269,7 @@ def test_a_group_with_too_few_cells_on_both_sides_is_not_missing_but_not_called_
 
 @pytest.mark.parametrize(
     ("share", "n_cells", "level"),
-    [(0.0, 200, "warning"), (0.04, 200, "warning"), (0.1, 200, "note"), (0.0, 20, "note")],
+    [(0.0, 200, "warning"), (0.04, 200, "warning"), (0.1, 200, "note"), (0.0, 35, "note")],
 )
 @pytest.mark.parametrize("reach", [0.02, 0.4])
 @pytest.mark.parametrize("floor", [0.04, np.nan])
