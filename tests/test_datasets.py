@@ -175,27 +175,35 @@ def test_perturbations_have_controls_in_every_cell_line(load):
 
 def test_osmfish_equals_the_converted_file(load):
     adata, expected = load("osmfish_cortex"), anndata.read_h5ad(converted_file("osmfish_cortex.h5ad"))
+    expected = expected[loaders.is_first_of_its_place(expected.obsm["spatial"])].copy()
     np.testing.assert_array_equal(adata.obsm["spatial"], expected.obsm["spatial"])
     expected.obs = expected.obs[["cell_type", "region", "size_um2"]]
     assert_same_cells(adata, expected)
 
 
-def test_osmfish_leaves_out_cells_that_are_not_valid_or_empty(tmp_path, monkeypatch):
+def test_the_second_of_two_cells_at_one_place_is_a_twin():
+    positions = np.array([[0.0, 0.0], [500.0, 0.0], [3.0, 4.0], [30.0, 0.0], [0.0, 0.5]])
+    assert loaders.is_first_of_its_place(positions).tolist() == [True, True, False, True, False]
+    assert loaders.is_first_of_its_place(positions[:2]).all()
+
+
+def test_osmfish_has_no_cells_that_are_not_valid_empty_or_there_twice(tmp_path, monkeypatch):
     with h5py.File(tmp_path / "section.loom", "w") as file:
-        file["matrix"] = [[1, 5, 0, 2], [3, 0, 0, 4]]  # (genes, cells)
+        file["matrix"] = [[1, 5, 0, 2, 1], [3, 0, 0, 4, 2]]  # (genes, cells)
         file["row_attrs/Gene"] = ["Gad2", "Vip"]
-        file["col_attrs/Valid"] = [1, 0, 1, 1]
-        file["col_attrs/CellID"] = np.array([b"7", b"8", b"9", b"10"])
-        file["col_attrs/ClusterName"] = np.array([b"Astrocyte", b"Microglia", b"Microglia", b"Ependymal"])
-        file["col_attrs/Region"] = np.array([b"Layer 4", b"Layer 4", b"Layer 4", b"Ventricle"])
-        file["col_attrs/size_um2"], file["col_attrs/X"] = [10.0, 20.0, 30.0, 40.0], [0.5, 1.5, 2.5, 3.5]
-        file["col_attrs/Y"] = [5.0, 6.0, 7.0, 8.0]
+        file["col_attrs/Valid"] = [1, 0, 1, 1, 1]
+        file["col_attrs/CellID"] = np.array([b"7", b"8", b"9", b"10", b"11"])
+        file["col_attrs/ClusterName"] = np.array([b"Astrocyte", b"Microglia", b"Microglia", b"Ependymal", b"Astrocyte"])
+        file["col_attrs/Region"] = np.array([b"Layer 4", b"Layer 4", b"Layer 4", b"Ventricle", b"Layer 4"])
+        file["col_attrs/size_um2"] = [10.0, 20.0, 30.0, 40.0, 11.0]
+        file["col_attrs/X"], file["col_attrs/Y"] = [0.5, 0.5, 0.5, 50.5, 6.5], [5.0, 5.0, 5.0, 8.0, 13.0]
     monkeypatch.setattr(originals, "fetch", lambda *_: tmp_path / "section.loom")
     adata = datasets.osmfish_cortex()
     assert list(adata.obs_names) == ["cell7", "cell10"]
     np.testing.assert_array_equal(adata.layers["counts"].toarray(), [[1, 3], [2, 4]])
-    np.testing.assert_array_equal(adata.obsm["spatial"], [[0.5, 5], [3.5, 8]])
+    np.testing.assert_array_equal(adata.obsm["spatial"], [[0.5, 5], [50.5, 8]])
     assert list(adata.obs["region"]) == ["Layer 4", "Ventricle"]
+    assert list(adata.obs["cell_type"].cat.categories) == ["Astrocyte", "Ependymal"]
 
 
 def test_genes_of_worms_have_symbols(load):

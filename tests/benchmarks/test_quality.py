@@ -102,6 +102,15 @@ def test_sets_without_a_loader_are_read_from_a_folder(cells, tmp_path, monkeypat
     np.testing.assert_array_equal(found.layers["counts"], found.X)
 
 
+def test_cells_of_a_section_that_a_file_holds_twice_are_read_once(cells, tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCHMARK_DATA_DIR", str(tmp_path))
+    cells.X = cells.layers.pop("counts")
+    cells.obsm["spatial"] = np.c_[100.0 * np.arange(cells.n_obs), np.zeros(cells.n_obs)]
+    cells.obsm["spatial"][-1] = cells.obsm["spatial"][0] + 0.5
+    cells.write_h5ad(tmp_path / "osmfish_cortex.h5ad")
+    assert list(splits.load("osmfish_cortex").obs_names) == list(cells.obs_names[:-1])
+
+
 def test_every_set_says_what_it_was_used_for_and_those_held_back_are_never_judged_by_default():
     from scgen_diffusion import datasets
 

@@ -121,6 +121,20 @@ def test_conditions_outside_of_training_are_a_note():
         assert [finding.topic for finding in result.findings] == ["conditions"]
 
 
+def test_where_held_out_cells_are_training_cells_nothing_good_is_said_about_memorisation():
+    found = table()
+    found.attrs["leaked"] = 0.14
+    result = verdict(found)
+    assert [finding.topic for finding in result.warnings] == ["split"]
+    assert message_of(result, "split").startswith("At least 14.0% of the held-out cells are training cells")
+    assert not {"copies", "memorisation"} & {finding.topic for finding in result.findings}
+
+    bad = table(copied_cells=0.3, membership_auc=0.9)
+    bad.attrs["leaked"] = {"rna": 0.14}
+    result = verdict(bad.assign(modality="rna"))
+    assert {"split", "copies", "memorisation"} <= {finding.topic for finding in result.warnings}
+
+
 def test_few_cells_have_floors_that_are_off_by_chance():
     found = pd.DataFrame([row(metric, reach=0.1 if "auc" in metric else None) for metric in GOOD], columns=COLUMNS)
     found.loc[found["metric"] == "auc_boosting", "floor"] = 0.62
@@ -657,6 +671,7 @@ def test_chance_explains_equal_cells_of_a_sparse_panel_and_copying_is_still_foun
     """Of 40 perfect generators, as many as the confidence level of 95 % allows are warned of."""
     warned = [judge_sparse_panel(seed) for seed in range(40)]
     assert max(sum(topic in topics for topics in warned) for topic in ("copies", "duplicates", "held-out copies")) <= 2
+    assert not any("split" in topics for topics in warned)
     found = [judge_sparse_panel(seed, share_copied=0.05) for seed in range(10)]
     assert sum("copies" in topics for topics in found) >= 9
 

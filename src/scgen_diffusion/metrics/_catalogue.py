@@ -87,6 +87,8 @@ MIN_CELLS_PER_LABEL = 20
 WIDENING_OF_CLASSIFIERS = 1.6
 #: With fewer equal cells to expect, chance does not explain one.
 UNLIKELY = 0.01
+#: So few held-out cells in `train` harm nobody: nearness is judged by the 1 % of them that lie nearest.
+FEW_LEAKED = 0.005
 
 
 # --- measures that do not fit into a lambda ---------------------------------------------------------------------------
@@ -215,6 +217,13 @@ def _explained(cells: Fingerprints, is_equal: NDArray[np.bool_], n_others: int) 
     """Return which share of equal synthetic cells chance can explain at most: cells of few counts."""
     expected = cells.chance * len(cells.synthetic) * n_others
     return Share(float((is_equal & (expected > UNLIKELY)).mean()), np.inf)
+
+
+def leaked_share(cells: Fingerprints) -> float:
+    """Return which share of the held-out cells equal training cells beyond what chance explains; 0 for few."""
+    expected = cells.chance_of_real * len(cells.real) * len(cells.train)
+    share = float((np.isin(cells.real, cells.train) & (expected <= UNLIKELY)).mean())
+    return share if share > FEW_LEAKED else 0.0
 
 
 def _copied_of_all(cells: Fingerprints) -> tuple[Share, list[Share]]:

@@ -102,8 +102,9 @@ class Fingerprints:
     ----------
     real, synthetic, train
         The sets, `(cells,)`; `train` is None if it was not given.
-    chance
-        Upper limits of the probability that a fresh cell equals a synthetic one, `(cells,)`; tiny but for few counts.
+    chance, chance_of_real
+        Upper limits of the probability that a fresh cell equals a synthetic, or a real, one, `(cells,)`; tiny but for
+        few counts.
     are_comparable
         Whether all sets hold counts, or all hold logarithms. Otherwise, no cells of two sets can be equal.
     """
@@ -112,6 +113,7 @@ class Fingerprints:
     synthetic: NDArray[np.uint64]
     train: NDArray[np.uint64] | None
     chance: NDArray[np.float64]
+    chance_of_real: NDArray[np.float64]
     are_comparable: bool
 
 

@@ -18,7 +18,7 @@ from pandas.api.types import is_numeric_dtype
 from scgen_diffusion._arguments import as_list, known_names, suggests_arguments, warn_user
 from scgen_diffusion.data import PROVENANCE_KEY, CellFiles, MuDataFiles, as_labels, check_is_anndata, check_names
 
-from ._catalogue import CATALOGUE
+from ._catalogue import CATALOGUE, leaked_share
 from ._cells import (
     Cells,
     Source,
@@ -41,7 +41,7 @@ from ._modalities import (
 from ._perturbation_contexts import MIN_CELLS as MIN_CELLS_PER_PERTURBATION
 from ._perturbation_contexts import SEPARATOR, perturbation_contexts
 from ._pools import MIN_CELLS_PER_GROUP, draw_pools, make_context, read_fingerprints
-from ._safety import warn_of_copies
+from ._safety import warn_of_copies, warn_of_leak
 from ._space import ComparisonSpace, choose_scales, make_scale
 
 if TYPE_CHECKING:
@@ -188,7 +188,9 @@ def evaluate(
 
     ``attrs["n_cells"]`` maps every label of ``real_test`` to the number of cells compared on either side; 0 if a side
     has fewer than 30. ``attrs["shares"]`` maps it to its shares of all cells of ``real_test`` and ``synthetic``.
-    ``attrs["outside_training"]`` is what cells of this package record of conditions outside of the training cells.
+    ``attrs["leaked"]`` is the share of ``real_test`` that is in ``train``, count by count, without what chance may
+    explain; 0 up to 0.5 %. Above, you get a warning, too. ``attrs["outside_training"]`` is what cells of this package
+    record of conditions outside of the training cells.
 
     With ``control``, there is one row per metric, `perturbation` and group. `floor` uses one half of the perturbation's
     real cells as the prediction of the other, averaged over splits (NaN below four cells). Halves have more sampling
@@ -203,8 +205,8 @@ def evaluate(
     show whether the modalities belong together. They have the metrics in component space, with each modality divided by
     the standard deviation of its first component so that none dominates (multiple factor analysis). Rows of pairs have
     ``cross_correlation_similarity`` and ``cross_correlation_error``, whose `shuffled` shuffles the second modality
-    among the real cells of each label. ``attrs["scales"]``, ``attrs["n_cells"]`` and ``attrs["shares"]`` are by
-    modality.
+    among the real cells of each label. ``attrs["scales"]``, ``attrs["n_cells"]``, ``attrs["shares"]`` and
+    ``attrs["leaked"]`` are by modality.
 
     Raises
     ------
@@ -297,9 +299,10 @@ def evaluate(
         return _evaluate_perturbations(sets, names, others, draws, match_keys=match_keys, **options)
     sources = read_sources(sets, groupby, layer)
     _warn_of_many_numbers(real_test, as_list(groupby))
-    rows, n_cells, shares = compare_cells(sources, names, draws, space=space, n_features=real_test.shape[1])
+    rows, n_cells, shares, leaked = compare_cells(sources, names, draws, space=space, n_features=real_test.shape[1])
     table = _table(rows, ("metric", "group"), FIGURES)
-    table.attrs.update(n_cells=n_cells, shares=shares, outside_training=_asked_outside_training(synthetic))
+    outside = _asked_outside_training(synthetic)
+    table.attrs.update(n_cells=n_cells, shares=shares, leaked=leaked, outside_training=outside)
     return table
 
 
@@ -376,11 +379,11 @@ def _evaluate_modalities(
         choose_metrics([n for n in names if "pair" not in CATALOGUE[n].scopes], "all", {"train", "groups", "counts"})
         wanted = {scope: [name for name in names if scope in CATALOGUE[name].scopes] for scope in wanted}
     rows: list[Row] = []
-    n_cells, shares = {}, {}
+    n_cells, shares, leaked = {}, {}, {}
 
     def judge(modality: str, read: Callable[[], dict[str, Source]], scope: Scope, **options: object) -> None:
         try:
-            own_rows, n_cells[modality], shares[modality] = compare_cells(
+            own_rows, n_cells[modality], shares[modality], leaked[modality] = compare_cells(
                 read(), wanted[scope], draws, scope=scope, **options
             )
         except ValueError as error:
@@ -420,7 +423,7 @@ def _evaluate_modalities(
         rows.extend({"modality": "+".join(pair), **context.row(metric)} for metric in of_pair)
     table = _table(rows, ("modality", "metric", "group"), FIGURES)
     outside = _asked_outside_training(sets["synthetic"])
-    table.attrs.update(scales=scale_names, n_cells=n_cells, shares=shares, outside_training=outside)
+    table.attrs.update(scales=scale_names, n_cells=n_cells, shares=shares, leaked=leaked, outside_training=outside)
     return table
 
 
@@ -565,8 +568,11 @@ def compare_cells(
     scope: Scope = "all",
     space: ComparisonSpace | None = None,
     n_features: float = np.inf,
-) -> tuple[list[Row], dict[str, int], dict[str, tuple[float, float]]]:
-    """Return the rows of all cells and of each group, the number of cells on either side of each, and its shares."""
+) -> tuple[list[Row], dict[str, int], dict[str, tuple[float, float]], float]:
+    """Return the rows of all cells and of each group, the number of cells on either side of each, and its shares.
+
+    Last, the share of ``real_test`` that is in ``train``.
+    """
     _check_sources(sources)
     has_groups, has_train = sources["real_test"].labels is not None, "train" in sources
     available = {"groups"} if has_groups else set()
@@ -586,6 +592,8 @@ def compare_cells(
     compared = [*of_all.players["value"], *of_all.players["floor"][:1]]
     share, *usual = (CATALOGUE["copied_test_cells"].measure(comparison) for comparison in compared)
     warn_of_copies(share, sum(usual))
+    leaked = leaked_share(of_all.fingerprints) if counts_copies and has_train else 0.0
+    warn_of_leak(leaked)
     n_sides = 2 if pools.floor is None else 1  # in the first case, one half of the real cells plays the synthetic ones
     groups = pools.real.frequent_labels(n_sides * MIN_CELLS_PER_GROUP)
     groups_of_either = {*groups, *pools.synthetic.frequent_labels(MIN_CELLS_PER_GROUP)}
@@ -607,7 +615,7 @@ def compare_cells(
     place = {metric.name: position for position, metric in enumerate(wanted)}
     # all cells first, then group by group, metrics in the order of the catalogue
     rows.sort(key=lambda row: (row["group"] != ALL, row["group"], place[row["metric"]]))
-    return rows, n_cells, shares
+    return rows, n_cells, shares, leaked
 
 
 def _shares_of_labels(sources: Mapping[str, Source]) -> dict[str, tuple[float, float]]:

@@ -21,7 +21,7 @@ from ._safety import chance_of_equal, fingerprints_of
 from ._space import MAX_FITTED_CELLS, ComparisonSpace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -156,13 +156,16 @@ def _all_pcs(source: Source, space: ComparisonSpace) -> NDArray[np.float32]:
 
 def read_fingerprints(sources: Mapping[str, Source], training: Training | None) -> Fingerprints:
     """Read all real and synthetic cells in chunks, and keep a few bytes of each."""
-    chunks = {name: sources[name].chunks(np.arange(len(sources[name]))) for name in ("real_test", "synthetic")}
-    real = np.concatenate([fingerprints_of(chunk) for chunk in chunks["real_test"]])
-    synthetic = [(fingerprints_of(chunk), chance_of_equal(chunk)) for chunk in chunks["synthetic"]]
+
+    def read(name: str) -> Iterator[NDArray]:
+        chunks = sources[name].chunks(np.arange(len(sources[name])))
+        parts = [(fingerprints_of(chunk), chance_of_equal(chunk)) for chunk in chunks]
+        return (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+    (real, chance_of_real), (synthetic, chance) = read("real_test"), read("synthetic")
     train = None if training is None else training.fingerprints
     kinds = {source.are_counts for source in sources.values()}
-    hashes, chance = (np.concatenate(parts) for parts in zip(*synthetic, strict=True))
-    return Fingerprints(real, hashes, train, chance, len(kinds) == 1)
+    return Fingerprints(real, synthetic, train, chance, chance_of_real, len(kinds) == 1)
 
 
 def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | None:

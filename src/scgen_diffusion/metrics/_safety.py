@@ -174,6 +174,16 @@ def warn_of_copies(share: float, usual: float) -> None:
         warn_user(msg)
 
 
+def warn_of_leak(share: float) -> None:
+    """Warn if a ``share`` of ``real_test`` is in ``train``."""
+    if share > 0:
+        msg = (
+            f"At least {share:.1%} of the cells in `real_test` are in `train`, too, count by count: the split leaks. "
+            "So figures and floors look too good, and memorisation is hidden. Keep each cell once, then split."
+        )
+        warn_user(msg)
+
+
 def duplicate_share(synthetic: Cells | Expression, *, layer: str | None = None) -> float:
     r"""Measure how often a model repeats itself: the share of synthetic cells that equal another synthetic cell.
 

@@ -495,6 +495,15 @@ def _copies(rows: Rows) -> list[Finding]:
     return [make_finding(share.level(), "copies", seen, advice)]
 
 
+def _leak(leaked: float) -> list[Finding]:
+    """Say so if a share of the held-out cells is in the training cells, as it is if data hold cells twice."""
+    message = (
+        f"At least {leaked:.1%} of the held-out cells are training cells, count by count: the split leaks. So figures "
+        "and floors look too good, and memorisation is hidden. Keep each cell once, then split."
+    )
+    return [Finding("warning", "split", message)] if leaked else []
+
+
 _NEARNESS = {
     "membership_auc": (
         "Whether a real cell was used in training can be told from the synthetic cells with an AUC of "
@@ -843,7 +852,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
     what pools labels: nearness to training cells (not copies and the membership attack; from a small difference on),
     correlations within labels, and markers. A group is called missing only if chance does not explain it, however many
     groups there are. Groups that were not judged, such as those of few cells, are named in a note, and so is what was
-    asked for outside of the training cells. A verdict cannot see what no metric sees: look at the cells as well.
+    asked for outside of the training cells. If held-out cells are training cells, it says so, and nothing good about
+    copies and memorisation. A verdict cannot see what no metric sees: look at the cells as well.
 
     Parameters
     ----------
@@ -882,6 +892,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
     if unlike:  # what passes beside such floors may still be bad
         bad = [finding for finding in found if finding.level != "ok"]
         found = unlike + [replace(finding, advice=finding.advice.replace(MORE, "").rstrip()) for finding in bad]
+    if leak := _leak(noted_by_label(table, "leaked") or 0.0):  # copies pass beside those in the floor
+        found = leak + [f for f in found if f.level != "ok" or f.topic not in ("copies", "memorisation")]
     of_request = []
     if outside := table.attrs.get("outside_training"):
         message = (
