@@ -259,6 +259,58 @@ def test_large_counts_are_not_replaced_by_small_ones():
     assert (drawn[1] < 100).float().mean().item() < 1e-3  # 4.7 % if as many were replaced
 
 
+@pytest.mark.parametrize("lists_entries", [True, False])
+def test_the_probability_of_an_outlier_is_that_of_bayes(case, monkeypatch, lists_entries):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: not lists_entries)
+    (counts, mu, theta), outliers = case, outliers_of(7, **COMMON)
+    mu[0, 0], mu[1, 1] = 0, 1e-300  # no count but an outlier is possible
+
+    found = outliers.probability_given(*(torch.from_numpy(values) for values in case)).detach()
+
+    others = nb_logpmf(counts, mu, theta) - outliers.log_odds_at(torch.from_numpy(mu).log()).detach().numpy()
+    b, theta_b = np.exp(COMMON["log_mean"]), np.exp(COMMON["log_theta"])
+    expected = np.where(counts > 0, 1 / (1 + np.exp(others - nb_logpmf(counts - 1, b, theta_b))), 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
+
+
+MIXED = {"log_odds": -1.0, "slope": 0.0, "log_mean": 2.0, "log_theta": 0.3}
+
+
+def head_with_outliers(**values):
+    head = NegativeBinomialLikelihood(N)
+    head.outliers = outliers_of(N, **{**MIXED, **values}).float()
+    return head.requires_grad_(False)
+
+
+def parameters_of(mean, theta):
+    return torch.tensor([mean, theta])[None, :, None].expand(1, 2, N)
+
+
+@pytest.mark.parametrize("new_mean", [0.5, 40.0])
+def test_counterfactual_counts_with_outliers_follow_the_mixture_of_the_new_mean(new_mean):
+    head, before, after = head_with_outliers(), parameters_of(5.0, 2.0), parameters_of(new_mean, 2.0)
+    x = head.sample(before, Generators(0, [0]))
+
+    drawn = head.counterfactual(x, before, after, Generators(1, [0]))[0]
+
+    probabilities = np.exp(mixture_logpmf(np.arange(12), new_mean, 2.0, outliers_of(1, **MIXED)))
+    shares = np.bincount(drawn.int(), minlength=12)[:12] / N
+    np.testing.assert_allclose(shares, probabilities, atol=5 * np.sqrt(0.25 / N))  # five standard errors
+    assert drawn.mean() == pytest.approx(float(head.outliers.mix_into(after[:, 0])[0, 0]), rel=0.02)
+    assert torch.equal(head.counterfactual(x, before, before, Generators(1, [0])), x)
+
+
+def test_a_count_that_only_an_outlier_explains_tells_nothing_about_the_count_at_a_larger_mean():
+    head, x = head_with_outliers(log_odds=-7.0, log_mean=1.5), torch.full((1, N), 28.0)
+    before, after, same = parameters_of(0.02, 0.7), parameters_of(80.0, 0.7), parameters_of(0.03, 0.7)
+
+    drawn = head.counterfactual(x, before, after, Generators(0, [0]))[0]
+
+    assert drawn.mean() == pytest.approx(80, rel=0.02)  # 3,216 by the rate of a negative binomial count
+    assert drawn.var() == pytest.approx(80 + 80**2 / 0.7, rel=0.05)
+    assert (head.counterfactual(x, before, same, Generators(0, [0])) == x).float().mean() > 0.999
+
+
 def test_samples_of_very_dispersed_genes_are_finite():
     head = NegativeBinomialLikelihood(3, outliers=False)
     parameters = torch.tensor([[1e-8, 5.0, 1e4], [1e-6, 1e-4, 1e8]])

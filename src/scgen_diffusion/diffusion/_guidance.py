@@ -39,7 +39,7 @@ class Guidance:
         1: conditional; 0: unconditional; larger: more typical of the condition and less diverse, and far above 5 unlike
         real cells; negative: away from the condition. One number, or a mapping from condition keys to numbers (1 for
         missing keys), which are combined as the model's ``condition_strategy`` says. Total counts follow the condition
-        without the keys at scale 0, and no scale makes them stronger.
+        without the keys at scale 0. Other scales than 1 shift totals that are drawn from the latent.
     interval
         Path times, from 0 (noise) to 1 (data), between which the scale applies; elsewhere it is 1.
     rescale

@@ -20,7 +20,9 @@ def counterfactual_counts(uniform: Tensor, counts: Tensor, mean: Tensor, new_mea
     :math:`\theta + \mu`. It is kept. If the mean falls, each molecule stays with probability :math:`\mu' / \mu`. If it
     rises, :math:`\operatorname{Poisson}((\mu' - \mu)\,\epsilon)` molecules are added, a negative binomial count of
     inverse dispersion :math:`\theta + x`. If ``x`` follows the negative binomial of mean :math:`\mu`, the result
-    follows that of mean :math:`\mu'`. If the mean does not change, neither does the count.
+    follows that of mean :math:`\mu'`. If the mean does not change, neither does the count. A count that the negative
+    binomial does not explain gets a rate without limit: give 0 with a mean of 0 for it, and the new count is drawn
+    afresh.
 
     Parameters
     ----------

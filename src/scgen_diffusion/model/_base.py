@@ -962,8 +962,8 @@ class DiffusionModel(BaseModelClass):
             Default: the transport if it is trained and fits the request, else the inversion.
         residuals
             What to do with the part of a cell's counts that the latent of SCLDM or MULTISCLDM does not explain.
-            ``"own"`` (default): keep it; molecules are removed or added as the means of the genes fall or rise.
-            ``"new"``: draw all counts anew.
+            ``"own"`` (default): keep it; molecules are removed or added as the means of the genes fall or rise. Counts
+            that only outliers explain stay, or are drawn anew. ``"new"``: draw all counts anew.
         indices
             Rows of the cells to use, each once; default: all. Random numbers belong to rows, so a few rows scattered
             over very many cells take long; give a copy of these cells instead. Conditions of other cells need not be
@@ -983,8 +983,8 @@ class DiffusionModel(BaseModelClass):
         counts
             Whether to return integer counts, as in :meth:`generate`.
         library_size
-            Total counts of the predicted cells, as in :meth:`generate`; default: every cell keeps its own, also in
-            modalities that a mapping leaves out.
+            Total counts to expect of the predicted cells, as in :meth:`generate`; default: every cell's own, also in
+            modalities that a mapping leaves out. With ``residuals="own"``, single cells can be far from them.
         sample
             SCLDM and MULTISCLDM only. True: draw the latent from the cell's posterior, and draw counts. False: use the
             posterior mean, and return expected counts.

@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 
 from scgen_diffusion.diffusion import counterfactual_counts, draw_negative_binomial, finite_mask, keep_where
 
-from ._negative_binomial import negative_binomial_log_likelihood
+from ._negative_binomial import Entries, negative_binomial_log_likelihood, negative_binomial_log_probability
 
 if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Generators
@@ -130,7 +130,11 @@ class NegativeBinomialLikelihood(nn.Module):
         valid = finite_mask(mean=mean, new_mean=new_mean, theta=theta)
         mean, new_mean, theta = (keep_where(valid, values, 1.0) for values in (mean, new_mean, theta))
         uniform = generators.uniform(x.shape[1], dtype=torch.float64)
-        return keep_where(valid, counterfactual_counts(uniform, x, mean, new_mean, theta), torch.nan)
+        if self.outliers is None:
+            drawn = counterfactual_counts(uniform, x, mean, new_mean, theta)
+        else:
+            drawn = self.outliers.counterfactual(uniform, x, mean, new_mean, theta, generators)
+        return keep_where(valid, drawn, torch.nan)
 
 
 class OutlierCounts(nn.Module):
@@ -171,10 +175,14 @@ class OutlierCounts(nn.Module):
 
     def log_probability(self, counts: Tensor) -> Tensor:
         """Return the log probability of outlier counts, each at least 1."""
-        x, log_theta = counts - 1, self._log_dispersion()
-        theta, log_excess = log_theta.exp(), softplus(self.log_mean - log_theta)
-        log_success = self.log_mean - log_theta - log_excess
-        return (x + theta).lgamma() - theta.lgamma() - (x + 1).lgamma() + x * log_success - theta * log_excess
+        return negative_binomial_log_probability(counts - 1, self.log_mean, self._log_dispersion())
+
+    def probability_given(self, counts: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
+        """Return the probability that counts ``(cells, genes)`` are outliers, given them."""
+        entries, log_mean = Entries.of_matrix(counts), mu.log()
+        by_others = negative_binomial_log_probability(entries.x, entries.of(log_mean), entries.of(theta).log())
+        by_outlier = entries.of(self.log_odds_at(log_mean)) + entries.of_counts(self.log_probability)
+        return entries.put((by_outlier - by_others).sigmoid(), torch.zeros_like(counts))
 
     def mix_into(self, mu: Tensor) -> Tensor:
         """Return the mean of the mixture for means ``mu (cells, genes)`` of the main component."""
@@ -188,6 +196,25 @@ class OutlierCounts(nn.Module):
         theta = torch.where(is_outlier, self._log_dispersion().exp(), theta)
         uniform = generators.uniform(mu.shape[1], dtype=torch.float64)
         return draw_negative_binomial(uniform, mu, theta) + is_outlier
+
+    def counterfactual(
+        self, uniform: Tensor, x: Tensor, mean: Tensor, new_mean: Tensor, theta: Tensor, generators: Generators
+    ) -> Tensor:
+        """Draw what counts ``x (cells, genes)`` of the mixture would be under new means of the main component.
+
+        An outlier says nothing about the count that it replaced. It stays unless outliers are rarer at the new mean;
+        then the other count is drawn. Where outliers are more frequent, some appear. If ``x`` follows the mixture of
+        the old means, the result follows that of the new ones.
+        """
+        probability, new_probability = (self.log_odds_at(mu.log()).sigmoid() for mu in (mean, new_mean))
+        given, level = self.probability_given(x, mean, theta), generators.uniform(x.shape[1])
+        was_outlier = level < given
+        stays = was_outlier & (level * probability <= given * new_probability)
+        appears = (1 - level) * (1 - probability) < (1 - given) * (new_probability - probability)
+        counts, mean = (torch.where(was_outlier | appears, 0, values) for values in (x, mean))
+        new_mean = torch.where(appears, self.log_mean.exp(), new_mean)
+        theta = torch.where(appears, self._log_dispersion().exp(), theta)
+        return torch.where(stays, x, counterfactual_counts(uniform, counts, mean, new_mean, theta) + appears)
 
 
 class GaussianLikelihood(nn.Module):

@@ -47,13 +47,20 @@ def negative_binomial_log_likelihood(
     Tensor
         ``(cells,)``.
     """
-    lists_entries = counts.device.type == "cpu" and not torch.compiler.is_compiling()
-    entries = Entries.of_nonzero(counts) if lists_entries else Entries.of_all(counts)
+    entries = Entries.of_matrix(counts)
     if outliers is None:
         return _LogLikelihood.apply(entries, log_mean, log_theta, None)
     log_odds = outliers.log_odds_at(log_mean)
     by_outlier = entries.of(log_odds) + entries.of_counts(outliers.log_probability)
     return _LogLikelihood.apply(entries, log_mean, log_theta, by_outlier) - softplus(log_odds).sum(1)
+
+
+def negative_binomial_log_probability(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
+    """Return the log probability of each count, of the shape that the arguments broadcast to."""
+    theta, log_excess = log_theta.exp(), softplus(log_mean - log_theta)
+    log_success = log_mean - log_theta - log_excess
+    rise = (counts + theta).lgamma() - theta.lgamma()
+    return rise - (counts + 1).lgamma() + counts * log_success - theta * log_excess
 
 
 class Entries(NamedTuple):
@@ -75,6 +82,12 @@ class Entries(NamedTuple):
     x: Tensor
     places: Tensor | None = None
     largest: int | None = None
+
+    @classmethod
+    def of_matrix(cls, counts: Tensor) -> Entries:
+        """List the counts that are not zero, or take all on a GPU and in compiled code."""
+        lists_entries = counts.device.type == "cpu" and not torch.compiler.is_compiling()
+        return cls.of_nonzero(counts) if lists_entries else cls.of_all(counts)
 
     @classmethod
     def of_nonzero(cls, counts: Tensor) -> Entries:
