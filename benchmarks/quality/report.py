@@ -339,12 +339,13 @@ def summarise_untouched(table: pd.DataFrame, methods: Sequence[str]) -> str:
     """Write means over the data sets on which no default was chosen: one row per method, and real cells in brackets."""
     by_method, lines = means_over_untouched(means_over_seeds(table)), []
     for method in filter(by_method.__contains__, methods):
+        n_datasets = by_method[method]["n_datasets"].max()
         rows = by_method[method].reindex(list(IN_SHORT))
         numbers = [
             f"{row.value:.1f}" if np.isnan(row.floor) else f"{row.value:.2f} ({row.floor:.2f})"
             for row in rows.itertuples()
         ]
-        lines.append([IN_WORDS.get(method, method), str(rows["n_datasets"].max()), *numbers])
+        lines.append([IN_WORDS.get(method, method), str(n_datasets), *numbers])
     return markdown_table(["", "data sets", *IN_SHORT.values()], lines)
 
 

@@ -13,6 +13,7 @@ import torch
 from builders import Canary, same_cells
 from lightning.pytorch.callbacks import Callback
 
+from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _scldm
 from scgen_diffusion.model._scldm import RECIPES
 from scgen_diffusion.model._training import split_cells
@@ -341,13 +342,24 @@ def test_training_again_keeps_the_validation_cells(make_model, quick):
     assert set(model.validation_indices_) == validation
 
 
-@pytest.mark.parametrize("stage", ["train", "train_prior"])
-def test_cells_that_changed_in_place_get_a_new_split_with_a_warning(make_trained, quick, stage):
-    model = make_trained()
+def reverse_in_place(model, folder):
     model.adata._inplace_subset_obs(np.arange(model.adata.n_obs)[::-1])
+    return {}
 
-    with pytest.warns(UserWarning, match="in another order, so their split is gone"):
-        getattr(model, stage)(1, **quick)
+
+def reverse_into_files(model, folder):
+    model.adata[::-1].copy().write_h5ad(folder / "reversed.h5ad")
+    return {"datamodule": CellFiles.like(model.registry, [folder / "reversed.h5ad"])}
+
+
+@pytest.mark.parametrize("change", [reverse_in_place, reverse_into_files])
+@pytest.mark.parametrize("stage", ["train", "train_prior"])
+def test_cells_in_another_order_get_a_new_split_with_a_warning(make_trained, quick, stage, change, tmp_path):
+    model = make_trained()
+    cells = change(model, tmp_path)
+
+    with pytest.warns(UserWarning, match="or another order, so their split is gone"):
+        getattr(model, stage)(1, **cells, **quick)
 
 
 def test_a_model_that_is_trained_on_in_another_session_keeps_its_split_unless_asked(make_trained, quick, tmp_path):

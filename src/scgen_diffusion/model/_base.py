@@ -318,20 +318,18 @@ class DiffusionModel(BaseModelClass):
         check_same_registry(datamodule.registry, self.registry_)
         self._file_cells, self._adata = datamodule, None
         self.var_ = plain_columns(datamodule.var, self.var_)
-        self._drop_split_of_others(warn=False)  # training draws a new one
 
-    def _drop_split_of_others(self, *, warn: bool = True) -> None:
+    def _drop_split_of_others(self) -> None:
         """Drop the split into training and validation cells, which are row numbers, unless it is that of the cells."""
         if self.split_digest_ is None or self.split_digest_ == self._digest_of_names():
             return
         for name in ("train_indices_", "validation_indices_", "test_indices_", "split_digest_"):
             setattr(self, name, None)
-        if warn:
-            warn_user(
-                "These are other cells than those that the model was trained on, or in another order, so their split "
-                "is gone: `train_indices_` and `validation_indices_` are None, and `train` would draw new ones. To "
-                "keep the split, load the model again with the cells of its training in the same order."
-            )
+        warn_user(
+            "These cells have other names than those that the model was trained on, or another order, so their split "
+            "is gone. Training draws a new one: cells that were validation cells may then be trained on. To keep the "
+            "split, load the model again with the cells of its training in the same order."
+        )
 
     def _digest_of_names(self) -> str:
         return digest_of("\n".join(map(str, self._cells.names(np.arange(self._cells.n_cells)))))
