@@ -366,7 +366,6 @@ def test_other_shares_of_groups_are_a_note_since_they_may_be_wanted():
 def test_figures_that_pool_labels_are_not_judged_if_labels_have_other_shares():
     pooled = {
         "nearest_train_ratio": 0.6,
-        "nearer_than_held_out": 0.13,
         "within_label_correlation": 0.2,
         "within_label_slope": 0.34,
         "marker_overlap": 0.4,
@@ -382,13 +381,26 @@ def test_figures_that_pool_labels_are_not_judged_if_labels_have_other_shares():
     assert "model.generate(condition=held_out)" in message_of(result, "group shares")
 
 
-def test_nearness_to_training_cells_is_not_judged_if_labels_have_somewhat_other_shares():
+def test_nearness_that_somewhat_other_shares_of_labels_explain_is_no_memorisation():
     near = {"nearest_train_ratio": 0.6, "nearer_than_held_out": 0.13}
     result = verdict(table(**near, group_share_difference=0.1, within_label_correlation=0.2))
     assert [finding.topic for finding in result.warnings] == ["gene-gene structure"]
-    assert level_of(result, "group shares") == "ok"
-    assert "alone change them: nearest_train_ratio and nearer_than_held_out." in message_of(result, "group shares")
+    assert "other shares of labels explain at most 10.0% more" in message_of(result, "memorisation")
+    assert "alone change them: nearest_train_ratio." in message_of(result, "group shares")
     assert level_of(verdict(table(**near, group_share_difference=0.06)), "memorisation") == "warning"
+
+
+@pytest.mark.parametrize("difference", [0.1, 0.4])
+def test_cells_nearer_to_training_cells_than_other_shares_of_labels_explain_are_memorised(difference):
+    """If cells are right within labels, at most as many more are near as would need another label."""
+    found = table(nearer_than_held_out=0.9, nearest_train_ratio=0.2, group_share_difference=difference)
+    assert level_of(verdict(found), "memorisation") == "warning"
+
+
+def test_where_a_figure_was_left_out_not_all_checks_passed():
+    result = verdict(table(group_share_difference=0.1))
+    assert level_of(result, "group shares") == "note"
+    assert "No check failed; worth a look: group shares." in result.summary
 
 
 def test_leaks_are_found_whatever_the_shares_of_labels():

@@ -58,7 +58,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Figure:
-    """A row of the table."""
+    """A row of the table, and how much of its excess other shares of labels may explain."""
 
     metric: str
     group: str
@@ -68,6 +68,7 @@ class Figure:
     low: float
     high: float
     better: str
+    explained: float = 0.0
 
     @property
     def deviation(self) -> float:
@@ -80,8 +81,8 @@ class Figure:
 
     @property
     def excess(self) -> float:
-        """By how much it is worse than the floor; negative if it is better."""
-        return excess_over_floor(self.metric, self.better, self.value, self.floor)
+        """By how much it is worse than the floor and what is explained; negative if it is better."""
+        return excess_over_floor(self.metric, self.better, self.value, self.floor) - self.explained
 
     @property
     def percent(self) -> str:
@@ -92,6 +93,11 @@ class Figure:
     def beside_floor(self) -> str:
         """What a classifier scores between real cells; nothing where guessing replaced it (:func:`_without_floor`)."""
         return "" if self.floor == GUESSING else f"; real from real cells: {self.floor:.2f}"
+
+    @property
+    def beside_explained(self) -> str:
+        """What other shares of labels may explain; nothing if they explain nothing."""
+        return f"; other shares of labels explain at most {self.explained:.1%} more" if self.explained else ""
 
     @property
     def is_clear(self) -> bool:
@@ -232,7 +238,7 @@ MANY_COPIES = 0.5
 #: pool the labels of each side, which differ in density, in their correlations, or in what all other cells are.
 MIXED = {
     # Where a dense and a loose label have half of the cells each, the median distance jumps from one to the other.
-    **dict.fromkeys(("nearest_train_ratio", "nearer_than_held_out"), Limits(0.04, np.inf)),
+    "nearest_train_ratio": Limits(0.04, np.inf),
     **dict.fromkeys(
         ("within_label_correlation", "within_label_slope", "marker_overlap", "marker_slope"),
         LIMITS["group_share_difference"],
@@ -384,14 +390,21 @@ def _group_shares(rows: Rows) -> list[Finding]:
     off = sorted((f for f in shares if f.level(SHARE_OF_GROUP) != "ok"), key=lambda f: -f.value)
     most = f"Most of it is {list_first([f.group for f in off])}. " if off else ""
     advice = "Fine if these shares were asked for. Figures of all cells suffer from it."
-    return [make_finding(total.level(), "group shares", seen, f"{most}{advice}")]
+    level = worst([total.level(), "note" if left_out else "ok"])
+    return [make_finding(level, "group shares", seen, f"{most}{advice}")]
 
 
 def _with_comparable_shares(rows: Rows) -> Rows:
-    """Return the rows, without those that pool the labels of each side if the labels have other shares."""
+    """Return the rows, without those that pool the labels of each side if the labels have other shares.
+
+    Of nearness to training cells, only what exceeds the difference of the shares remains to be judged.
+    """
     totals = known(rows, ["group_share_difference"])
     left_out = {(metric, ALL) for metric, limits in MIXED.items() for f in totals if f.level(limits) != "ok"}
-    return {key: figure for key, figure in rows.items() if key not in left_out}
+    kept = {key: figure for key, figure in rows.items() if key not in left_out}
+    # if cells are right within labels, the share that lies near differs by no more than the shares of labels do
+    explained = sum(f.value for f in totals if f.is_clear)
+    return kept | {(f.metric, ALL): replace(f, explained=explained) for f in known(rows, ["nearer_than_held_out"])}
 
 
 def _weak_groups(rows: Rows, shares_of: Mapping[str, tuple[float, float]], n_cells: Mapping[str, int]) -> list[Finding]:
@@ -511,7 +524,7 @@ _NEARNESS = {
     ),
     "nearer_than_held_out": (
         "{f.value:.1%} of the synthetic cells lie nearer to a training cell than nearly all unseen real cells do "
-        "(unseen real cells: {f.floor:.1%})."
+        "(unseen real cells: {f.floor:.1%}{f.beside_explained})."
     ),
     "nearest_train_ratio": "The nearest training cell is {f.value:.2f} times as far as from unseen real cells.",
 }
@@ -849,11 +862,12 @@ def verdict(table: pd.DataFrame) -> Verdict:
     metrics the table lacks are left out. If a classifier tells the training cells, which give the floors, from the
     held-out ones (say, other donors), the verdict says so, and leaves out memorisation, what passes, and the advice to
     train longer. If shares of labels clearly differ from the held-out ones, as in cells for rare types, it leaves out
-    what pools labels: nearness to training cells (not copies and the membership attack; from a small difference on),
-    correlations within labels, and markers. A group is called missing only if chance does not explain it, however many
-    groups there are. Groups that were not judged, such as those of few cells, are named in a note, and so is what was
-    asked for outside of the training cells. If held-out cells are training cells, it says so, and nothing good about
-    copies and memorisation. A verdict cannot see what no metric sees: look at the cells as well.
+    what pools labels, which is a note: ``nearest_train_ratio`` (from a small difference on), correlations within
+    labels, and markers. Of ``nearer_than_held_out``, it leaves out as much as the shares can explain. A group is called
+    missing only if chance does not explain it, however many groups there are. Groups that were not judged, such as
+    those of few cells, are named in a note, and so is what was asked for outside of the training cells. If held-out
+    cells are training cells, it says so, and nothing good about copies and memorisation. A verdict cannot see what no
+    metric sees: look at the cells as well.
 
     Parameters
     ----------
