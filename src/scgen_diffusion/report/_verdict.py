@@ -321,14 +321,14 @@ def make_finding(level: Level, topic: str, seen: str, advice: str) -> Finding:
     return Finding(level, topic, seen, "" if level == "ok" else advice)
 
 
-def _missing_groups(
-    rows: Rows, shares_of: Mapping[str, tuple[float, float]], n_cells: Mapping[str, int]
-) -> list[Finding]:
+def _missing_groups(rows: Rows, n_labelled: Mapping[str, tuple[int, int]], n_cells: Mapping[str, int]) -> list[Finding]:
     """Name groups with a share in real cells and too few synthetic ones to compare: their rows have no value.
 
-    ``shares_of`` are the shares of real and synthetic cells by group, if they are known, also of groups without rows;
-    ``n_cells`` are the numbers of cells that were compared, of which there are at least as many on either side.
+    ``n_labelled`` are the numbers of real and synthetic cells in all and by group, if they are known, also of groups
+    without rows; ``n_cells`` are the numbers of cells that were compared.
     """
+    n_real, n_synthetic = n_labelled.get(ALL, (1, 1))
+    counts_of = {group: numbers for group, numbers in n_labelled.items() if group != ALL}
     shares = known(rows, ["group_share_difference"], groups_of(rows))
     have_other_shares = {share.group for share in shares if share.is_clear}
     compared = [metric for metric in ("precision", "recall", "w2") if (metric, ALL) in rows]
@@ -337,18 +337,20 @@ def _missing_groups(
         return all((metric, group) in rows and np.isnan(rows[metric, group].value) for metric in compared)
 
     def is_missing(group: str) -> bool:
-        if group not in shares_of:
+        if group not in counts_of:
             return group in have_other_shares
-        real, synthetic = shares_of[group]
-        n_real, n_synthetic = (round(share * n_cells[ALL]) for share in (real, synthetic))
-        chance = binom.cdf(n_synthetic, n_real + n_synthetic, 0.5)  # as likely on either side if shares are equal
-        return synthetic < MISSING * real and chance < UNLIKELY / len(shares_of)
+        real, synthetic = counts_of[group]
+        chance = binom.cdf(synthetic, real + synthetic, n_synthetic / (n_real + n_synthetic))  # if shares are equal
+        return synthetic / n_synthetic < MISSING * real / n_real and chance < UNLIKELY / len(counts_of)
 
     if not compared or not groups_of(rows) or ("group_share_difference", ALL) not in rows:
         return []
     empty = list(filter(is_empty, groups_of(rows)))
-    without_rows = [group for group in shares_of if not any((metric, group) in rows for metric in compared)]
-    shown = {g: f"{g} ({synthetic:.1%}; real cells: {real:.1%})" for g, (real, synthetic) in shares_of.items()}
+    without_rows = [group for group in counts_of if not any((metric, group) in rows for metric in compared)]
+    shown = {
+        group: f"{group} ({synthetic / n_synthetic:.1%}; real cells: {real / n_real:.1%})"
+        for group, (real, synthetic) in counts_of.items()
+    }
     if missing := [shown.get(group, group) for group in sorted([*empty, *without_rows]) if is_missing(group)]:
         message = (
             f"Too few synthetic cells, or none, for {list_first(missing)}. If more were asked for, the model has "
@@ -407,10 +409,10 @@ def _with_comparable_shares(rows: Rows) -> Rows:
     return kept | {(f.metric, ALL): replace(f, explained=explained) for f in known(rows, ["nearer_than_held_out"])}
 
 
-def _weak_groups(rows: Rows, shares_of: Mapping[str, tuple[float, float]], n_cells: Mapping[str, int]) -> list[Finding]:
+def _weak_groups(rows: Rows, n_labelled: Mapping[str, tuple[int, int]], n_cells: Mapping[str, int]) -> list[Finding]:
     """Name groups whose cells are off, or do not cover the real ones, where all cells together may look fine.
 
-    Labels of few real cells have no rows: their number in ``n_cells`` is 0; ``shares_of`` are their shares.
+    Labels of few real cells have no rows: their number in ``n_cells`` is 0. ``n_labelled`` are as for missing groups.
     """
     levels: list[Level] = ["ok"]
     sentences, judged = [], set()
@@ -426,7 +428,7 @@ def _weak_groups(rows: Rows, shares_of: Mapping[str, tuple[float, float]], n_cel
     if not groups or not (judged or known(rows, list(OF_GROUPS))):
         return []
     measured = {f.group for f in rows.values() if f.metric in OF_GROUPS and f.group != ALL and np.isfinite(f.value)}
-    absent = {group for group in groups - measured if not shares_of.get(group, (1, 1))[1]}
+    absent = {group for group in groups - measured if not n_labelled.get(group, (1, 1))[1]}
     too_few = f"fewer than {MIN_CELLS_PER_GROUP} real or synthetic cells to compare: hold out and generate more"
     no_floor = (
         f"no floor, which needs {MIN_CELLS_PER_GROUP} cells in half of `train`: read the table, or leave `train` out "
@@ -895,13 +897,13 @@ def verdict(table: pd.DataFrame) -> Verdict:
     """
     rows = read_rows(table)
     n_cells = noted_by_label(table, "n_cells")
-    shares = noted_by_label(table, "shares")
+    n_labelled = noted_by_label(table, "n_labelled")
     unlike = _unlike_floor(rows, n_cells.get(ALL, np.inf))
     judged = _without_floor(rows) if unlike else rows
     comparable = _with_comparable_shares(judged)
     found = [finding for check in CHECKS for finding in check(comparable)] + _group_shares(judged)
-    found += _missing_groups(judged, shares, n_cells)
-    found += _weak_groups(judged, shares, n_cells)
+    found += _missing_groups(judged, n_labelled, n_cells)
+    found += _weak_groups(judged, n_labelled, n_cells)
     checked = [finding.topic for finding in found]
     if unlike:  # what passes beside such floors may still be bad
         bad = [finding for finding in found if finding.level != "ok"]
