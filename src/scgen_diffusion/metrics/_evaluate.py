@@ -132,7 +132,8 @@ def evaluate(
         like an effect. ``energy_distance`` needs the distance between two real cells of each donor; a donor with a
         single one gets the mean of the other donors. If each real cell of a perturbation has its own donor,
         ``energy_distance``, ``mean_change_debiased_error`` and ``mean_change_slope`` are NaN: sampling noise cannot be
-        told from differences between donors.
+        told from differences between donors. The last two of a baseline are NaN if this holds for all training
+        perturbations that it adds up, or each has one cell.
     others
         With ``control``: cells predicted by other methods, by name, such as ``{"latent_arithmetic": cells}``. Each
         method gets a column.
