@@ -188,7 +188,7 @@ def test_a_group_that_was_dropped_is_visible():
     assert figure(found, "group_share_difference") == pytest.approx(1 / 3, abs=0.01)
     assert figure(found, "group_share_difference", "floor") < 0.1
     assert found.attrs["n_cells"]["c"] == 0
-    assert found.attrs["shares"]["c"] == (pytest.approx(1 / 3), 0)
+    assert found.attrs["n_labelled"] == {"all": (240, 240), "a": (80, 120), "b": (80, 120), "c": (80, 0)}
 
 
 def test_means_over_labels_do_not_pass_over_a_label_that_was_dropped():

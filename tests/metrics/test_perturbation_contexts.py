@@ -478,9 +478,35 @@ def test_the_noise_of_real_cells_of_which_each_has_its_own_donor_is_unknown():
     assert found.loc["A"].drop("mean_change_error").isna().all(axis=None)
     assert slope[["value", "no_change"]].isna().all()
     assert found.drop(("A", name) for name in options["metrics"][:2]).notna().all(axis=None)
-    # training cells of unknown noise: the sum of effects has it, and the mean of many hardly
-    found = row(judge(cells_of_donors("A", 80, d1=9, d2=9), predicted, **options), "mean_change_debiased_error", "A")
-    assert found[["value", "mean_shift", "additive"]].isna().tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("n_unknown", [{"d1": 1}, {"d1": 1, "d2": 1}])
+@pytest.mark.parametrize("n_of_b", [{"d1": 9}, {"d1": 1}])
+def test_baselines_from_training_cells_of_unknown_noise_are_not_scored_as_if_they_had_none(n_unknown, n_of_b):
+    real, predicted = (cells_of_donors("A", seed, d1=9, d2=9) for seed in (10, 20))
+    train = ad.concat([cells_of_donors("A", 30, **n_unknown), cells_of_donors("B", 40, **n_of_b)])
+    options = {"control": cells_of_donors("ctrl", 50, d1=20, d2=20), "train": train, "match_keys": ["donor"]}
+    options["metrics"] = ["mean_change_debiased_error", "mean_change_error"]
+
+    found = judge(real, predicted, **options).set_index("metric")[["value", "mean_shift", "additive"]]
+
+    assert found.loc["mean_change_error"].notna().all()
+    is_unknown = found.loc["mean_change_debiased_error"].isna().tolist()
+    assert is_unknown == [False, n_of_b == {"d1": 1}, True]
+
+
+def test_training_cells_of_unknown_noise_vary_as_those_of_other_perturbations_do():
+    def trained(n_cells, noise):
+        return Trained(GeneMoments(np.zeros(1), np.ones(1), n_cells, np.array([noise])), {"": 1.0})
+
+    perturbed = {
+        (("A",), "all"): trained(4, 0.1),
+        (("B",), "all"): trained(2, np.nan),
+        (("C",), "all"): trained(2, 0.3),
+    }
+    control = {("all", ""): GeneMoments(np.zeros(1), np.ones(1), 9)}
+    found = Shift.of(perturbed, control, weight=1 / 3)
+    assert found.noise == pytest.approx((0.1 + 0.5 / 2 + 0.3) / 9)  # variances of 0.4 and 0.6
 
 
 @pytest.mark.parametrize("max_cells", [2_000, 6])

@@ -480,6 +480,31 @@ def test_generated_cells_at_many_places_have_one_verdict(make_cells, make_traine
 
 
 @pytest.mark.filterwarnings("ignore:The effect on")
+def test_control_cells_that_the_transport_starts_from_are_named_as_such_and_counted_once(make_cells, make_trained):
+    cells = make_cells()
+    is_nk, is_treated = cells.obs["cell_type"] == "NK", cells.obs["dose"] != 1
+    cells.obs["dose"] = np.where(is_treated, 1.3, 0.1)  # which single precision does not keep
+    cells.obsm["spatial"] = np.random.default_rng(0).uniform(size=(cells.n_obs, 2))
+    cells.obsm["spatial"][~is_nk, 0] += 10
+    cells = cells[~(is_nk & is_treated)].copy()
+    setup = {"continuous_condition_keys": ["dose", "spatial"]}
+    model = make_trained(cells, condition_keys=["cell_type"], setup=setup)
+    model.train_transport(1, control_values={"dose": 0.1}, **QUICK)
+    places = [[10.5, place] for place in (0.2, 0.5, 0.8)]
+
+    asked = {"cell_type": "NK", "dose": [0.1] * 3 + [1.3] * 3, "spatial": 2 * places}
+    with pytest.warns(UserWarning, match=r"^3 combinations, for example .* dose=0\.1, .* training cells\. Library"):
+        model.generate(6, asked, seed=0)
+    asked = {"cell_type": "NK", "dose": 1.3, "spatial": places}
+    with pytest.warns(UserWarning, match=r"dose=0\.1, .* training cells\. Some are control cells, from which the"):
+        made = model.generate(3, asked, seed=0).uns["scgen_diffusion"]
+
+    outside = [text for text in made["outside_training"] if text.endswith(" (control cells)")]
+    assert len(outside) == 3
+    assert all("dose=0.1, " in text for text in outside)
+
+
+@pytest.mark.filterwarnings("ignore:The effect on")
 def test_places_do_not_decide_which_cells_of_a_combination_are_moved(make_cells, make_trained):
     """The NK cells, none of them treated, and the treated B cells are on the left."""
     cells = make_cells()

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 
 from scgen_diffusion import datasets
 from scgen_diffusion.metrics import CATALOGUE, evaluate
@@ -54,6 +55,11 @@ def table(groups=("B", "T"), **values):
     for group in groups:
         rows += [row(metric, group=group) for metric in ("w2", "precision", "recall", "group_share_difference")]
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def count_cells(n_cells, **shares):
+    """Return the numbers of real and synthetic cells with these shares, for as many cells on either side."""
+    return {label: tuple(round(share * n_cells) for share in both) for label, both in {"all": (1, 1), **shares}.items()}
 
 
 def level_of(result, topic):
@@ -296,7 +302,8 @@ def test_a_group_is_missing_if_its_share_of_all_cells_is_below_a_quarter_of_the_
     rows.loc[in_b & ~is_share, ["value", "floor", "low", "high"]] = np.nan
     off = 0.2 - share
     rows.loc[in_b & is_share, ["value", "floor", "low", "high"]] = [off, floor, off - reach, off + reach]
-    rows.attrs = {"shares": {"B": (0.2, share), "T": (0.8, 1 - share)}, "n_cells": {"all": n_cells, "B": 0, "T": 60}}
+    n_labelled = count_cells(n_cells, B=(0.2, share), T=(0.8, 1 - share))
+    rows.attrs = {"n_labelled": n_labelled, "n_cells": {"all": n_cells, "B": 0, "T": 60}}
 
     result = verdict(rows)
 
@@ -309,13 +316,14 @@ def test_a_group_is_missing_if_its_share_of_all_cells_is_below_a_quarter_of_the_
 def test_a_label_without_rows_is_missing_if_chance_does_not_explain_it(real, synthetic, n_cells):
     rows = table()
     rows.attrs["n_cells"] = {"all": n_cells, "B": 50, "T": 50, "rare": 0}
-    rows.attrs["shares"] = {"B": (0.5, 0.5), "T": (0.5 - real, 0.5 - synthetic), "rare": (real, synthetic)}
+    shares = {"B": (0.5, 0.5), "T": (0.5 - real, 0.5 - synthetic), "rare": (real, synthetic)}
+    rows.attrs["n_labelled"] = count_cells(n_cells, **shares)
     result = verdict(rows)
     assert [finding.topic for finding in result.warnings] == ["missing groups"]
     assert f"or none, for rare ({synthetic:.1%}; real cells: {real:.1%})" in message_of(result, "missing groups")
     advice = "No synthetic cells: rare." if not synthetic else "to compare: hold out and generate more)."
     assert message_of(result, "groups").endswith(advice)
-    rows.attrs["n_cells"]["all"] = 7 / real
+    rows.attrs["n_labelled"] = count_cells(7 / real, **shares)
     assert level_of(verdict(rows), "missing groups") == "ok"
 
 
@@ -325,8 +333,21 @@ def test_among_many_groups_chance_may_leave_one_out(n_groups, level):
     others = [f"rare {number}" for number in range(n_groups - 2)]
     rows.attrs["n_cells"] = {"all": 300, "B": 100, "T": 100} | dict.fromkeys(others, 0)
     shares = dict.fromkeys(others, (0.03, 0.03))
-    rows.attrs["shares"] = {"B": (0.5, 0.5), "T": (0.5, 0.5)} | shares | {"rare 0": (0.03, 0.0)}
+    shares = {"B": (0.5, 0.5), "T": (0.5, 0.5)} | shares | {"rare 0": (0.03, 0.0)}
+    rows.attrs["n_labelled"] = count_cells(300, **shares)
     assert level_of(verdict(rows), "missing groups") == level
+
+
+@pytest.mark.parametrize(("n_synthetic", "level"), [(1500, "warning"), (150, "ok")])
+def test_whether_a_rare_label_is_missing_is_judged_from_all_cells_not_from_those_that_are_drawn(n_synthetic, level):
+    def cells(seed, n_cells, n_rare):
+        labels = np.where(np.arange(n_cells) < n_rare, "rare", np.where(np.arange(n_cells) % 2, "B", "T"))
+        counts = np.random.default_rng(seed).poisson(5.0, (n_cells, 20)).astype(np.float32)
+        return AnnData(counts, obs=pd.DataFrame({"type": labels}, index=[f"{seed}-{row}" for row in range(n_cells)]))
+
+    options = {"groupby": "type", "metrics": ["precision", "recall", "group_share_difference"], "n_bootstrap": 0}
+    found = evaluate(cells(1, 1500, n_rare=12), cells(2, n_synthetic, n_rare=0), max_cells=100, n_floor=1, **options)
+    assert level_of(verdict(found), "missing groups") == level
 
 
 def test_label_fidelity_is_said_to_be_a_mean_over_labels():
@@ -366,7 +387,6 @@ def test_other_shares_of_groups_are_a_note_since_they_may_be_wanted():
 def test_figures_that_pool_labels_are_not_judged_if_labels_have_other_shares():
     pooled = {
         "nearest_train_ratio": 0.6,
-        "nearer_than_held_out": 0.13,
         "within_label_correlation": 0.2,
         "within_label_slope": 0.34,
         "marker_overlap": 0.4,
@@ -382,13 +402,26 @@ def test_figures_that_pool_labels_are_not_judged_if_labels_have_other_shares():
     assert "model.generate(condition=held_out)" in message_of(result, "group shares")
 
 
-def test_nearness_to_training_cells_is_not_judged_if_labels_have_somewhat_other_shares():
+def test_nearness_that_somewhat_other_shares_of_labels_explain_is_no_memorisation():
     near = {"nearest_train_ratio": 0.6, "nearer_than_held_out": 0.13}
     result = verdict(table(**near, group_share_difference=0.1, within_label_correlation=0.2))
     assert [finding.topic for finding in result.warnings] == ["gene-gene structure"]
-    assert level_of(result, "group shares") == "ok"
-    assert "alone change them: nearest_train_ratio and nearer_than_held_out." in message_of(result, "group shares")
+    assert "other shares of labels explain at most 10.0% more" in message_of(result, "memorisation")
+    assert "alone change them: nearest_train_ratio." in message_of(result, "group shares")
     assert level_of(verdict(table(**near, group_share_difference=0.06)), "memorisation") == "warning"
+
+
+@pytest.mark.parametrize("difference", [0.1, 0.4])
+def test_cells_nearer_to_training_cells_than_other_shares_of_labels_explain_are_memorised(difference):
+    """If cells are right within labels, at most as many more are near as would need another label."""
+    found = table(nearer_than_held_out=0.9, nearest_train_ratio=0.2, group_share_difference=difference)
+    assert level_of(verdict(found), "memorisation") == "warning"
+
+
+def test_where_a_figure_was_left_out_not_all_checks_passed():
+    result = verdict(table(group_share_difference=0.1))
+    assert level_of(result, "group shares") == "note"
+    assert "No check failed; worth a look: group shares." in result.summary
 
 
 def test_leaks_are_found_whatever_the_shares_of_labels():
@@ -449,7 +482,7 @@ def test_cells_of_a_group_without_a_floor_that_are_easily_told_from_real_ones_ar
 def test_groups_that_a_part_of_the_table_leaves_out_are_not_called_small(shown):
     rows = table()
     rows.attrs["n_cells"] = {"all": 200, "B": 100, "T": 100}
-    rows.attrs["shares"] = {"B": (0.5, 0.5), "T": (0.5, 0.5)}
+    rows.attrs["n_labelled"] = count_cells(200, B=(0.5, 0.5), T=(0.5, 0.5))
     found = {finding.topic: finding.message for finding in verdict(rows[rows["group"].isin(shown)]).findings}
     assert found.get("groups", "Judged: 1 of 1 groups.").endswith("Judged: 1 of 1 groups.")
     found = verdict(rows[(rows["group"] == "all") | (rows["metric"] == "group_share_difference")]).findings

@@ -333,6 +333,11 @@ class Conditions:
         codes = np.unique(codes, axis=0)
         return codes[self.are_unseen(codes)]
 
+    def exact(self, codes: np.ndarray) -> np.ndarray:
+        """Return codes ``(columns,)`` that a network kept in single precision as the training cells have them."""
+        are_same = self.combinations.astype(np.float32) == codes
+        return np.where(are_same.any(0), self.combinations[are_same.argmax(0), np.arange(len(codes))], codes)
+
     def are_unseen(self, codes: np.ndarray) -> np.ndarray:
         """Mark the codes ``(n, columns)`` that no training cell has, or none near their arrays, ``(n,)``."""
         found = np.zeros(len(codes), dtype=bool)

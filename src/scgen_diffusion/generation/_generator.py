@@ -188,8 +188,7 @@ class CellGenerator:
             return None
         self.module.eval()
         is_new = (starts != codes).any(1)
-        transport: Any = self.module.transport
-        starts, perturbs = starts[is_new], transport.perturbs.cpu().numpy()
+        starts, (perturbs, _) = starts[is_new], self._perturbing()
         combined = combination_codes(self.conditions, perturbs, codes[is_new])
         codes, which = np.unique(combined, axis=0, return_inverse=True)
         codes, n_cells = limit_combinations(codes), np.bincount(which.ravel(), sizes[is_new]).astype(int)
@@ -217,13 +216,17 @@ class CellGenerator:
     ) -> list[str]:
         """Warn about conditions ``(n, columns)`` outside the training cells, and describe them for the provenance.
 
-        They are those of a request, or those of given cells and of their predictions.
+        They are those of a request, or those of given cells and of their predictions. Control cells that only the
+        transport needs are told from these.
         ``draws_totals`` says that cells get totals by their conditions. ``unjudged (m, columns)`` are those without a
         verdict, and the control cells that the model generates for one; the verdict says more than such a warning.
         """
         unseen, extrapolated = self.conditions.unseen(codes), self.conditions.extrapolated(codes)
         described = [self.conditions.describe(combination) for combination in unseen[:N_UNSEEN]]
         warned = unseen if unjudged is None or not len(unseen) else self.conditions.unseen(unjudged)
+        asked = {combination.tobytes() for combination in unseen}
+        starts = [combination for combination in warned if combination.tobytes() not in asked]
+        described += [f"{self.conditions.describe(combination)} (control cells)" for combination in starts[:N_UNSEEN]]
         if len(warned):
             first = self.conditions.describe(warned[0])
             combinations = (
@@ -232,6 +235,8 @@ class CellGenerator:
                 else f"{len(warned)} combinations, for example {first}, do"
             )
             message = f"{combinations} not occur in the training cells."
+            if starts:
+                message += " Some are control cells, from which the transport starts."
             if draws_totals:
                 message += " Library sizes are extrapolated from single conditions."
             if (codes == OPEN).any():
@@ -456,12 +461,16 @@ class CellGenerator:
         scales = {key: guidance.weights.get(number, 0.0) for number, (key, does) in numbered if does}
         return scales if any(scales.values()) or not guidance.covers_path else {}
 
+    def _perturbing(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return which columns perturb, and their codes of control cells, each ``(columns,)``."""
+        transport: Any = self.module.transport
+        return transport.perturbs.cpu().numpy(), self.conditions.exact(transport.control.cpu().numpy())
+
     def _check_is_whole(self, codes: np.ndarray, guidance: ResolvedGuidance) -> None:
         """Raise if a perturbation is asked for in part, and no training cell of this kind can say the rest."""
-        transport = self.module.transport
-        if transport is None or not self._scales_of_perturbing(guidance):
+        if self.module.transport is None or not self._scales_of_perturbing(guidance):
             return
-        perturbs, control = transport.perturbs.cpu().numpy(), transport.control.cpu().numpy()
+        perturbs, control = self._perturbing()
         is_given = (codes != OPEN)[:, perturbs]
         is_part = is_given.any(1) & ~is_given.all(1) & ((codes != control)[:, perturbs] & is_given).any(1)
         is_part &= self._only_controls_are_seen(codes)
@@ -479,11 +488,10 @@ class CellGenerator:
 
         Cells of perturbed combinations that training never saw start as control cells, if training saw these.
         """
-        transport = self.module.transport
-        if transport is None or not self._scales_of_perturbing(guidance):
+        if self.module.transport is None or not self._scales_of_perturbing(guidance):
             return None
-        perturbs = transport.perturbs.cpu().numpy()
-        controls = np.where(perturbs, transport.control.cpu().numpy(), codes)
+        perturbs, control = self._perturbing()
+        controls = np.where(perturbs, control, codes)
         are_new = self._only_controls_are_seen(codes) & (codes != OPEN)[:, perturbs].all(1)
         return np.where(are_new[:, None], controls, codes) if are_new.any() else None
 
@@ -493,8 +501,7 @@ class CellGenerator:
         Numbers that do not perturb, such as positions, are no part of a combination: else they would decide cell by
         cell which of them the transport makes.
         """
-        transport: Any = self.module.transport
-        perturbs, control = transport.perturbs.cpu().numpy(), transport.control.cpu().numpy()
+        perturbs, control = self._perturbing()
         codes = combination_codes(self.conditions, perturbs, codes)
         return self.conditions.are_unseen(codes) & ~self.conditions.are_unseen(np.where(perturbs, control, codes))
 

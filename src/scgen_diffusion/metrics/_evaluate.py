@@ -132,7 +132,8 @@ def evaluate(
         like an effect. ``energy_distance`` needs the distance between two real cells of each donor; a donor with a
         single one gets the mean of the other donors. If each real cell of a perturbation has its own donor,
         ``energy_distance``, ``mean_change_debiased_error`` and ``mean_change_slope`` are NaN: sampling noise cannot be
-        told from differences between donors.
+        told from differences between donors. The last two of a baseline are NaN if this holds for all training
+        perturbations that it adds up, or each has one cell.
     others
         With ``control``: cells predicted by other methods, by name, such as ``{"latent_arithmetic": cells}``. Each
         method gets a column.
@@ -187,7 +188,8 @@ def evaluate(
     - `better`: ``"lower"``, ``"higher"``, or ``"floor"`` if the best value is the floor itself.
 
     ``attrs["n_cells"]`` maps every label of ``real_test`` to the number of cells compared on either side; 0 if a side
-    has fewer than 30. ``attrs["shares"]`` maps it to its shares of all cells of ``real_test`` and ``synthetic``.
+    has fewer than 30. ``attrs["n_labelled"]`` maps it, and ``"all"``, to the numbers of such cells in ``real_test`` and
+    ``synthetic``.
     ``attrs["leaked"]`` is the share of ``real_test`` that is in ``train``, count by count, without what chance may
     explain; 0 up to 0.5 %. Above, you get a warning, too. ``attrs["outside_training"]`` is what cells of this package
     record of conditions outside of the training cells.
@@ -205,8 +207,8 @@ def evaluate(
     show whether the modalities belong together. They have the metrics in component space, with each modality divided by
     the standard deviation of its first component so that none dominates (multiple factor analysis). Rows of pairs have
     ``cross_correlation_similarity`` and ``cross_correlation_error``, whose `shuffled` shuffles the second modality
-    among the real cells of each label. ``attrs["scales"]``, ``attrs["n_cells"]``, ``attrs["shares"]`` and
-    ``attrs["leaked"]`` are by modality.
+    among the real cells of each label. ``attrs["scales"]``, ``attrs["n_cells"]``, ``attrs["n_labelled"]``
+    and ``attrs["leaked"]`` are by modality.
 
     Raises
     ------
@@ -299,10 +301,10 @@ def evaluate(
         return _evaluate_perturbations(sets, names, others, draws, match_keys=match_keys, **options)
     sources = read_sources(sets, groupby, layer)
     _warn_of_many_numbers(real_test, as_list(groupby))
-    rows, n_cells, shares, leaked = compare_cells(sources, names, draws, space=space, n_features=real_test.shape[1])
+    rows, n_cells, n_labelled, leaked = compare_cells(sources, names, draws, space=space, n_features=real_test.shape[1])
     table = _table(rows, ("metric", "group"), FIGURES)
     outside = _asked_outside_training(synthetic)
-    table.attrs.update(n_cells=n_cells, shares=shares, leaked=leaked, outside_training=outside)
+    table.attrs.update(n_cells=n_cells, n_labelled=n_labelled, leaked=leaked, outside_training=outside)
     return table
 
 
@@ -379,11 +381,11 @@ def _evaluate_modalities(
         choose_metrics([n for n in names if "pair" not in CATALOGUE[n].scopes], "all", {"train", "groups", "counts"})
         wanted = {scope: [name for name in names if scope in CATALOGUE[name].scopes] for scope in wanted}
     rows: list[Row] = []
-    n_cells, shares, leaked = {}, {}, {}
+    n_cells, n_labelled, leaked = {}, {}, {}
 
     def judge(modality: str, read: Callable[[], dict[str, Source]], scope: Scope, **options: object) -> None:
         try:
-            own_rows, n_cells[modality], shares[modality], leaked[modality] = compare_cells(
+            own_rows, n_cells[modality], n_labelled[modality], leaked[modality] = compare_cells(
                 read(), wanted[scope], draws, scope=scope, **options
             )
         except ValueError as error:
@@ -423,7 +425,8 @@ def _evaluate_modalities(
         rows.extend({"modality": "+".join(pair), **context.row(metric)} for metric in of_pair)
     table = _table(rows, ("modality", "metric", "group"), FIGURES)
     outside = _asked_outside_training(sets["synthetic"])
-    table.attrs.update(scales=scale_names, n_cells=n_cells, shares=shares, leaked=leaked, outside_training=outside)
+    noted = {"n_cells": n_cells, "n_labelled": n_labelled, "leaked": leaked}
+    table.attrs.update(noted, scales=scale_names, outside_training=outside)
     return table
 
 
@@ -568,8 +571,8 @@ def compare_cells(
     scope: Scope = "all",
     space: ComparisonSpace | None = None,
     n_features: float = np.inf,
-) -> tuple[list[Row], dict[str, int], dict[str, tuple[float, float]], float]:
-    """Return the rows of all cells and of each group, the number of cells on either side of each, and its shares.
+) -> tuple[list[Row], dict[str, int], dict[str, tuple[int, int]], float]:
+    """Return the rows of all cells and of each group, the numbers of cells that were compared, and of all cells.
 
     Last, the share of ``real_test`` that is in ``train``.
     """
@@ -602,8 +605,8 @@ def compare_cells(
         rows.append(of_all.row(metric))
         if metric.by_group is not None:
             rows += [of_all.row(metric, group) for group in groups_of_either]
-    shares = _shares_of_labels(sources) if has_groups else {}
-    n_cells = {ALL: pools.n_cells} | dict.fromkeys(shares, 0)
+    n_labelled = _count_labels(sources) if has_groups else {}
+    n_cells = dict.fromkeys(n_labelled, 0) | {ALL: pools.n_cells}
     of_groups = [metric for metric in wanted if metric.by_group is None and "group" in metric.scopes]
     for group in groups:
         context = make_context(pools, group, draws)  # one at a time: it has many copies of the group's cells
@@ -615,11 +618,11 @@ def compare_cells(
     place = {metric.name: position for position, metric in enumerate(wanted)}
     # all cells first, then group by group, metrics in the order of the catalogue
     rows.sort(key=lambda row: (row["group"] != ALL, row["group"], place[row["metric"]]))
-    return rows, n_cells, shares, leaked
+    return rows, n_cells, n_labelled, leaked
 
 
-def _shares_of_labels(sources: Mapping[str, Source]) -> dict[str, tuple[float, float]]:
-    real, synthetic = sources["real_test"].labels, sources["synthetic"].labels
-    return {
-        label: (float(np.mean(real == label)), float(np.mean(synthetic == label))) for label in np.unique(real).tolist()
-    }
+def _count_labels(sources: Mapping[str, Source]) -> dict[str, tuple[int, int]]:
+    """Return the numbers of real and synthetic cells in all, and of each label of the real ones."""
+    sets = [sources[name].labels for name in ("real_test", "synthetic")]
+    count = lambda label: tuple(np.count_nonzero(labels == label) for labels in sets)
+    return {ALL: tuple(map(len, sets))} | {label: count(label) for label in np.unique(sets[0]).tolist()}

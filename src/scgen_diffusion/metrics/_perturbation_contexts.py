@@ -182,12 +182,12 @@ class Perturbed:
         """Return the moments of a perturbation's cells. How many cells each match has is no sampling noise.
 
         The noise is that of the variance within matches, pooled, because a match may have a single cell. If all have,
-        it is unknown (NaN): that of all cells has the differences between donors, too.
+        it is unknown (NaN), as that of a single cell is: that of all cells has the differences between donors, too.
         """
         moments, shares = GeneMoments.of(self.of(parts, group)), self.shares(parts, group)
-        if len(shares) == 1:
-            return moments
-        within = [GeneMoments.of(self.of(parts, group, match)) for match in shares]
+        within = [moments]
+        if len(shares) > 1:
+            within = [GeneMoments.of(self.of(parts, group, match)) for match in shares]
         squares = np.sum([(own.n_cells - 1) * own.variance for own in within], axis=0)
         n_free = moments.n_cells - len(shares) or UNKNOWN
         return replace(moments, noise=squares / n_free / moments.n_cells)
@@ -297,16 +297,21 @@ class Shift:
         perturbed: Mapping[tuple[Parts, str], Trained],
         controls: Mapping[tuple[str, str], GeneMoments],
         weight: float = 1.0,
-        add_noise: Callable[..., NDArray[np.float64]] = np.sum,
     ) -> Self:
-        """Add the changes of these perturbations in their groups, each with the same weight, and their noise."""
+        """Add the changes of these perturbations in their groups, each with the same weight, and their noise.
+
+        Cells of unknown noise vary as much as those of the other perturbations do on average.
+        """
         weights: Counter[tuple[str, str]] = Counter()
         for (_, group), own in perturbed.items():
             weights.update({(group, match): weight * share for match, share in own.shares.items()})
         change = weight * np.sum([own.moments.mean for own in perturbed.values()], axis=0)
         change = change - np.sum([share * controls[name].mean for name, share in weights.items()], axis=0)
-        noise = weight**2 * add_noise([own.moments.noise for own in perturbed.values()], axis=0)
-        return cls(change, noise, dict(weights))
+        moments = [own.moments for own in perturbed.values()]
+        variances = [own.noise * own.n_cells for own in moments if np.isfinite(own.noise).all()]
+        variance = np.sum(variances, axis=0) / (len(variances) or UNKNOWN)
+        noise = np.sum([np.where(np.isnan(own.noise), variance / own.n_cells, own.noise) for own in moments], axis=0)
+        return cls(change, weight**2 * noise, dict(weights))
 
     def move(
         self,
@@ -458,9 +463,7 @@ def perturbation_contexts(
                 "`control` has no cells of the groups whose perturbed cells are in `train`, so the baselines "
                 "`mean_shift` and `additive` are empty. Pass the control cells of all groups."
             )
-    mean_response = None
-    if trained:  # of many perturbations, one of unknown noise adds little
-        mean_response = Shift.of(trained, controls, weight=1 / len(trained), add_noise=np.nansum)
+    mean_response = Shift.of(trained, controls, weight=1 / len(trained)) if trained else None
     shares = {name: control_share_of(cells, given["control"]) for name, cells in given.items()}
     profiles = Profiles(sets, controls, trained, shares, space, draws)
 

@@ -634,10 +634,9 @@ class SCLDM(AutoencoderModel):
         if not faults:
             return ""
         control = np.where(transport.perturbs.cpu().numpy(), transport.control.cpu().numpy(), OPEN)
-        are_same = self.combinations_.astype(np.float32) == control  # the transport keeps its numbers in float32
-        exact = self.combinations_[are_same.argmax(0), np.arange(len(control))]
-        control = np.where(are_same.any(0), exact, control)
-        start = f"The transport starts from unperturbed cells ({self.conditions.describe(control)})"
+        start = (
+            f"The transport starts from unperturbed cells ({self.conditions.describe(self.conditions.exact(control))})"
+        )
         return f"{start} and changes no other key, but {' and '.join(faults)}."
 
 

@@ -58,7 +58,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Figure:
-    """A row of the table."""
+    """A row of the table, and how much of its excess other shares of labels may explain."""
 
     metric: str
     group: str
@@ -68,6 +68,7 @@ class Figure:
     low: float
     high: float
     better: str
+    explained: float = 0.0
 
     @property
     def deviation(self) -> float:
@@ -80,8 +81,8 @@ class Figure:
 
     @property
     def excess(self) -> float:
-        """By how much it is worse than the floor; negative if it is better."""
-        return excess_over_floor(self.metric, self.better, self.value, self.floor)
+        """By how much it is worse than the floor and what is explained; negative if it is better."""
+        return excess_over_floor(self.metric, self.better, self.value, self.floor) - self.explained
 
     @property
     def percent(self) -> str:
@@ -92,6 +93,11 @@ class Figure:
     def beside_floor(self) -> str:
         """What a classifier scores between real cells; nothing where guessing replaced it (:func:`_without_floor`)."""
         return "" if self.floor == GUESSING else f"; real from real cells: {self.floor:.2f}"
+
+    @property
+    def beside_explained(self) -> str:
+        """What other shares of labels may explain; nothing if they explain nothing."""
+        return f"; other shares of labels explain at most {self.explained:.1%} more" if self.explained else ""
 
     @property
     def is_clear(self) -> bool:
@@ -232,7 +238,7 @@ MANY_COPIES = 0.5
 #: pool the labels of each side, which differ in density, in their correlations, or in what all other cells are.
 MIXED = {
     # Where a dense and a loose label have half of the cells each, the median distance jumps from one to the other.
-    **dict.fromkeys(("nearest_train_ratio", "nearer_than_held_out"), Limits(0.04, np.inf)),
+    "nearest_train_ratio": Limits(0.04, np.inf),
     **dict.fromkeys(
         ("within_label_correlation", "within_label_slope", "marker_overlap", "marker_slope"),
         LIMITS["group_share_difference"],
@@ -315,14 +321,14 @@ def make_finding(level: Level, topic: str, seen: str, advice: str) -> Finding:
     return Finding(level, topic, seen, "" if level == "ok" else advice)
 
 
-def _missing_groups(
-    rows: Rows, shares_of: Mapping[str, tuple[float, float]], n_cells: Mapping[str, int]
-) -> list[Finding]:
+def _missing_groups(rows: Rows, n_labelled: Mapping[str, tuple[int, int]], n_cells: Mapping[str, int]) -> list[Finding]:
     """Name groups with a share in real cells and too few synthetic ones to compare: their rows have no value.
 
-    ``shares_of`` are the shares of real and synthetic cells by group, if they are known, also of groups without rows;
-    ``n_cells`` are the numbers of cells that were compared, of which there are at least as many on either side.
+    ``n_labelled`` are the numbers of real and synthetic cells in all and by group, if they are known, also of groups
+    without rows; ``n_cells`` are the numbers of cells that were compared.
     """
+    n_real, n_synthetic = n_labelled.get(ALL, (1, 1))
+    counts_of = {group: numbers for group, numbers in n_labelled.items() if group != ALL}
     shares = known(rows, ["group_share_difference"], groups_of(rows))
     have_other_shares = {share.group for share in shares if share.is_clear}
     compared = [metric for metric in ("precision", "recall", "w2") if (metric, ALL) in rows]
@@ -331,18 +337,20 @@ def _missing_groups(
         return all((metric, group) in rows and np.isnan(rows[metric, group].value) for metric in compared)
 
     def is_missing(group: str) -> bool:
-        if group not in shares_of:
+        if group not in counts_of:
             return group in have_other_shares
-        real, synthetic = shares_of[group]
-        n_real, n_synthetic = (round(share * n_cells[ALL]) for share in (real, synthetic))
-        chance = binom.cdf(n_synthetic, n_real + n_synthetic, 0.5)  # as likely on either side if shares are equal
-        return synthetic < MISSING * real and chance < UNLIKELY / len(shares_of)
+        real, synthetic = counts_of[group]
+        chance = binom.cdf(synthetic, real + synthetic, n_synthetic / (n_real + n_synthetic))  # if shares are equal
+        return synthetic / n_synthetic < MISSING * real / n_real and chance < UNLIKELY / len(counts_of)
 
     if not compared or not groups_of(rows) or ("group_share_difference", ALL) not in rows:
         return []
     empty = list(filter(is_empty, groups_of(rows)))
-    without_rows = [group for group in shares_of if not any((metric, group) in rows for metric in compared)]
-    shown = {g: f"{g} ({synthetic:.1%}; real cells: {real:.1%})" for g, (real, synthetic) in shares_of.items()}
+    without_rows = [group for group in counts_of if not any((metric, group) in rows for metric in compared)]
+    shown = {
+        group: f"{group} ({synthetic / n_synthetic:.1%}; real cells: {real / n_real:.1%})"
+        for group, (real, synthetic) in counts_of.items()
+    }
     if missing := [shown.get(group, group) for group in sorted([*empty, *without_rows]) if is_missing(group)]:
         message = (
             f"Too few synthetic cells, or none, for {list_first(missing)}. If more were asked for, the model has "
@@ -384,20 +392,27 @@ def _group_shares(rows: Rows) -> list[Finding]:
     off = sorted((f for f in shares if f.level(SHARE_OF_GROUP) != "ok"), key=lambda f: -f.value)
     most = f"Most of it is {list_first([f.group for f in off])}. " if off else ""
     advice = "Fine if these shares were asked for. Figures of all cells suffer from it."
-    return [make_finding(total.level(), "group shares", seen, f"{most}{advice}")]
+    level = worst([total.level(), "note" if left_out else "ok"])
+    return [make_finding(level, "group shares", seen, f"{most}{advice}")]
 
 
 def _with_comparable_shares(rows: Rows) -> Rows:
-    """Return the rows, without those that pool the labels of each side if the labels have other shares."""
+    """Return the rows, without those that pool the labels of each side if the labels have other shares.
+
+    Of nearness to training cells, only what exceeds the difference of the shares remains to be judged.
+    """
     totals = known(rows, ["group_share_difference"])
     left_out = {(metric, ALL) for metric, limits in MIXED.items() for f in totals if f.level(limits) != "ok"}
-    return {key: figure for key, figure in rows.items() if key not in left_out}
+    kept = {key: figure for key, figure in rows.items() if key not in left_out}
+    # if cells are right within labels, the share that lies near differs by no more than the shares of labels do
+    explained = sum(f.value for f in totals if f.is_clear)
+    return kept | {(f.metric, ALL): replace(f, explained=explained) for f in known(rows, ["nearer_than_held_out"])}
 
 
-def _weak_groups(rows: Rows, shares_of: Mapping[str, tuple[float, float]], n_cells: Mapping[str, int]) -> list[Finding]:
+def _weak_groups(rows: Rows, n_labelled: Mapping[str, tuple[int, int]], n_cells: Mapping[str, int]) -> list[Finding]:
     """Name groups whose cells are off, or do not cover the real ones, where all cells together may look fine.
 
-    Labels of few real cells have no rows: their number in ``n_cells`` is 0; ``shares_of`` are their shares.
+    Labels of few real cells have no rows: their number in ``n_cells`` is 0. ``n_labelled`` are as for missing groups.
     """
     levels: list[Level] = ["ok"]
     sentences, judged = [], set()
@@ -413,7 +428,7 @@ def _weak_groups(rows: Rows, shares_of: Mapping[str, tuple[float, float]], n_cel
     if not groups or not (judged or known(rows, list(OF_GROUPS))):
         return []
     measured = {f.group for f in rows.values() if f.metric in OF_GROUPS and f.group != ALL and np.isfinite(f.value)}
-    absent = {group for group in groups - measured if not shares_of.get(group, (1, 1))[1]}
+    absent = {group for group in groups - measured if not n_labelled.get(group, (1, 1))[1]}
     too_few = f"fewer than {MIN_CELLS_PER_GROUP} real or synthetic cells to compare: hold out and generate more"
     no_floor = (
         f"no floor, which needs {MIN_CELLS_PER_GROUP} cells in half of `train`: read the table, or leave `train` out "
@@ -511,7 +526,7 @@ _NEARNESS = {
     ),
     "nearer_than_held_out": (
         "{f.value:.1%} of the synthetic cells lie nearer to a training cell than nearly all unseen real cells do "
-        "(unseen real cells: {f.floor:.1%})."
+        "(unseen real cells: {f.floor:.1%}{f.beside_explained})."
     ),
     "nearest_train_ratio": "The nearest training cell is {f.value:.2f} times as far as from unseen real cells.",
 }
@@ -849,11 +864,12 @@ def verdict(table: pd.DataFrame) -> Verdict:
     metrics the table lacks are left out. If a classifier tells the training cells, which give the floors, from the
     held-out ones (say, other donors), the verdict says so, and leaves out memorisation, what passes, and the advice to
     train longer. If shares of labels clearly differ from the held-out ones, as in cells for rare types, it leaves out
-    what pools labels: nearness to training cells (not copies and the membership attack; from a small difference on),
-    correlations within labels, and markers. A group is called missing only if chance does not explain it, however many
-    groups there are. Groups that were not judged, such as those of few cells, are named in a note, and so is what was
-    asked for outside of the training cells. If held-out cells are training cells, it says so, and nothing good about
-    copies and memorisation. A verdict cannot see what no metric sees: look at the cells as well.
+    what pools labels, which is a note: ``nearest_train_ratio`` (from a small difference on), correlations within
+    labels, and markers. Of ``nearer_than_held_out``, it leaves out as much as the shares can explain. A group is called
+    missing only if chance does not explain it, however many groups there are. Groups that were not judged, such as
+    those of few cells, are named in a note, and so is what was asked for outside of the training cells. If held-out
+    cells are training cells, it says so, and nothing good about copies and memorisation. A verdict cannot see what no
+    metric sees: look at the cells as well.
 
     Parameters
     ----------
@@ -881,13 +897,13 @@ def verdict(table: pd.DataFrame) -> Verdict:
     """
     rows = read_rows(table)
     n_cells = noted_by_label(table, "n_cells")
-    shares = noted_by_label(table, "shares")
+    n_labelled = noted_by_label(table, "n_labelled")
     unlike = _unlike_floor(rows, n_cells.get(ALL, np.inf))
     judged = _without_floor(rows) if unlike else rows
     comparable = _with_comparable_shares(judged)
     found = [finding for check in CHECKS for finding in check(comparable)] + _group_shares(judged)
-    found += _missing_groups(judged, shares, n_cells)
-    found += _weak_groups(judged, shares, n_cells)
+    found += _missing_groups(judged, n_labelled, n_cells)
+    found += _weak_groups(judged, n_labelled, n_cells)
     checked = [finding.topic for finding in found]
     if unlike:  # what passes beside such floors may still be bad
         bad = [finding for finding in found if finding.level != "ok"]
