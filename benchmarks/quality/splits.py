@@ -58,8 +58,8 @@ DATASETS = {
     "osmfish_cortex": DataSet(
         ("cell_type",),
         CHOSEN_ON,
-        origin="Codeluppi et al. 2018, Nat Methods 15:932; `scgen_diffusion.datasets.osmfish_cortex()`, where cells that "
-        "are there twice may still be",
+        origin="Codeluppi et al. 2018, Nat Methods 15:932; `scgen_diffusion.datasets.osmfish_cortex()`, or all 4,839 "
+        "published cells",
     ),
     "worm_embryo": DataSet(
         ("cell_type",),
@@ -193,7 +193,7 @@ def load(dataset: str) -> ad.AnnData:
     """Return the RNA of a data set.
 
     Sets of the package come from its loaders, offline if ``SCGEN_DIFFUSION_DATA_DIR`` has their files. The others are
-    read from a folder, see :func:`file_of`; positions tell which of their cells are there twice.
+    read from a folder, see :func:`file_of`; cells of osmFISH that are there twice are kept once.
     """
     from scgen_diffusion import datasets
     from scgen_diffusion.datasets._loaders import is_first_of_its_place
@@ -203,7 +203,7 @@ def load(dataset: str) -> ad.AnnData:
         cells = getattr(datasets, chosen.loader)()
         return cells if isinstance(cells, ad.AnnData) else cells["rna"]
     cells = ad.read_h5ad(file_of(dataset))
-    if "spatial" in cells.obsm:
+    if dataset == "osmfish_cortex":
         cells = cells[is_first_of_its_place(cells.obsm["spatial"])].copy()
     cells.layers["counts"] = cells.X.copy()
     return cells

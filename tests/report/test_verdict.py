@@ -140,6 +140,11 @@ def test_where_held_out_cells_are_training_cells_nothing_good_is_said_about_memo
     result = verdict(bad.assign(modality="rna"))
     assert {"split", "copies", "memorisation"} <= {finding.topic for finding in result.warnings}
 
+    unjudged = verdict(found[found["group"] == "all"].assign(floor=np.nan))
+    assert "no figure that can be judged" in unjudged.headline
+    assert [finding.topic for finding in unjudged.warnings] == ["split"]
+    assert "no figure that can be judged" in verdict(bad.assign(modality="rna")[:0]).headline
+
 
 def test_few_cells_have_floors_that_are_off_by_chance():
     found = pd.DataFrame([row(metric, reach=0.1 if "auc" in metric else None) for metric in GOOD], columns=COLUMNS)

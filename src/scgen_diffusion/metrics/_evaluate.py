@@ -189,10 +189,10 @@ def evaluate(
 
     ``attrs["n_cells"]`` maps every label of ``real_test`` to the number of cells compared on either side; 0 if a side
     has fewer than 30. ``attrs["n_labelled"]`` maps it, and ``"all"``, to the numbers of such cells in ``real_test`` and
-    ``synthetic``.
-    ``attrs["leaked"]`` is the share of ``real_test`` that is in ``train``, count by count, without what chance may
-    explain; 0 up to 0.5 %. Above, you get a warning, too. ``attrs["outside_training"]`` is what cells of this package
-    record of conditions outside of the training cells.
+    ``synthetic``. ``attrs["leaked"]`` is the share of ``real_test`` that is in ``train``, count by count, without what
+    chance may explain; above 0.5 %, you get a warning, too. It is 0 for less, and if no metric of copies was asked for,
+    or values are no counts. ``attrs["outside_training"]`` is what cells of this package record of conditions outside of
+    the training cells.
 
     With ``control``, there is one row per metric, `perturbation` and group. `floor` uses one half of the perturbation's
     real cells as the prediction of the other, averaged over splits (NaN below four cells). Halves have more sampling

@@ -168,7 +168,9 @@ def read_rows(table: pd.DataFrame) -> Rows:
 def noted_by_label(table: pd.DataFrame, name: str) -> dict[str, Any]:
     """Return what `evaluate` noted of labels of the real cells and of all cells; nothing for a table from a file."""
     noted = table.attrs.get(name, {})
-    return noted.get(table["modality"].iloc[0], {}) if "modality" in table and len(table) else noted
+    if "modality" not in table:
+        return noted
+    return noted.get(table["modality"].iloc[0], {}) if len(table) else {}
 
 
 def known(rows: Rows, metrics: Sequence[str], groups: Sequence[str] = (ALL,)) -> list[Figure]:
@@ -918,7 +920,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
         )
         of_request = [Finding("note", "conditions", message)]
     findings = tuple(sorted([*found, *of_request], key=lambda finding: -LEVELS.index(finding.level)))
-    if not found:
+    if not checked:
         with_floor = [f.metric for f in rows.values() if np.isfinite([f.value, f.floor]).all()]
         if with_floor:  # such as `density`
             names = list_first(list(dict.fromkeys(with_floor)))
