@@ -328,6 +328,8 @@ def test_a_label_without_rows_is_missing_if_chance_does_not_explain_it(real, syn
     assert f"or none, for rare ({synthetic:.1%}; real cells: {real:.1%})" in message_of(result, "missing groups")
     advice = "No synthetic cells: rare." if not synthetic else "to compare: hold out and generate more)."
     assert message_of(result, "groups").endswith(advice)
+    del rows.attrs["n_cells"]
+    assert level_of(verdict(rows), "missing groups") == "warning"
     rows.attrs["n_labelled"] = count_cells(7 / real, **shares)
     assert level_of(verdict(rows), "missing groups") == "ok"
 

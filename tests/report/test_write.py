@@ -316,6 +316,9 @@ def test_arguments_in_the_wrong_order_are_named(tmp_path):
 def test_a_table_from_a_file_says_how_many_of_all_labels_were_judged(tmp_path):
     path = sgd.report.write(cells(1), cells(2), tmp_path / "few.html", groupby="cell_type", table=TABLE)
     assert "Judged: 1 of 3 groups. Not judged: " in path.read_text(encoding="utf-8")
+    of_all = TABLE[TABLE["group"] == "all"]
+    path = sgd.report.write(cells(1), cells(2), tmp_path / "few.html", groupby="cell_type", table=of_all)
+    assert "Judged: " not in path.read_text(encoding="utf-8")
 
 
 def test_a_table_of_other_labels_is_refused(tmp_path):

@@ -272,11 +272,13 @@ def nearness(
 
 
 def fingerprints_of(expression: Expression) -> NDArray[np.uint64]:
-    """Return a hash of every cell, `(cells,)`: equal hashes mean equal counts, and `EMPTY` is a cell without counts.
+    """Return a hash of every cell, `(cells,)`: equal hashes mean equal counts; `EMPTY` is a cell without counts.
 
-    Logarithms are rounded, so that their precision, base and total do not matter.
+    Logarithms are rounded to two decimals, so that their precision, base and total do not matter. Then cells of a few
+    genes may have equal hashes with other counts.
 
-    Of ten million synthetic and as many training cells, a pair has the same hash by chance with a probability of 5e-6.
+    Of ten million synthetic and as many training cells, a pair with other counts, or other rounded logarithms, has the
+    same hash by chance with a probability of 5e-6.
     """
     values, sizes = expression.values, expression.library_sizes
     if not values.has_canonical_format:

@@ -876,7 +876,9 @@ def verdict(table: pd.DataFrame) -> Verdict:
     Parameters
     ----------
     table
-        What :func:`~scgen_diffusion.metrics.evaluate` returns; a part of it, or a copy read from a file, will do.
+        What :func:`~scgen_diffusion.metrics.evaluate` returns; a part of it will do. So will a copy read from a file,
+        without what ``attrs`` tell: what chance does to the floors and shares of few cells, labels without rows, cells
+        of ``real_test`` in ``train``, and conditions outside of the training cells.
 
     Returns
     -------

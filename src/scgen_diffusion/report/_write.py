@@ -143,8 +143,8 @@ def write(
         for key in keys:
             obs_column(cells, key, name)  # raises if there is none
     labels = dict.fromkeys(join_labels(real_test.obs, keys).tolist(), 0) if keys else {}
-    if keys and isinstance(table, pd.DataFrame) and "n_cells" not in table.attrs:
-        # a table from a file does not know the labels that have too few cells to be compared
+    if isinstance(table, pd.DataFrame) and "n_cells" not in table.attrs and labels.keys() & table.get("group", ()):
+        # a table from a file does not know the labels that have too few cells to be compared, but shows some others
         table = table.copy()
         modalities = table["modality"].unique() if "modality" in table else ()
         table.attrs["n_cells"] = dict.fromkeys(modalities, labels) or labels
