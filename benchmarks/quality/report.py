@@ -249,6 +249,7 @@ IN_WORDS = {
     "scVI": "scVI, from its prior",
     "NB-copula": "NB copula per label",
     "independent-NB": "independent NB per label",
+    "scDiffusion": "scDiffusion, 5 minutes",
 }
 #: Of the table in the README: no methods that only a closer look needs, and no figures in which most methods are alike.
 METHODS_IN_README = ("SCLDM", "SCRDIT", "WBDIT", "scVI", "NB-copula")
@@ -256,7 +257,7 @@ IN_README = {metric: name for metric, name in IN_SHORT.items() if name not in ("
 METHODS_IN_SHORT = ("SCLDM", "SCRDIT", "WBDIT", "scVI", "NB-copula", "independent-NB")
 DATASETS_IN_SHORT = ("pbmc3k", "pbmc10k_citeseq")
 OTHER_DATASETS = ("kang_ifnb", "paul15", "worm_embryo", "perturb_norman_mcfaline")
-OTHER_METHODS = ("SCLDM", "SCRDIT", "WBDIT", "scVI", "NB-copula", "scDesigner")
+OTHER_METHODS = ("SCLDM", "SCRDIT", "WBDIT", "scVI", "NB-copula", "scDesigner", "CFGen", "scDiffusion")
 HELD_BACK_DATASETS = tuple(name for name, dataset in DATASETS.items() if dataset.use == HELD_BACK)
 UNTOUCHED = tuple(name for name, dataset in DATASETS.items() if dataset.use != CHOSEN_ON)
 PANEL = "osmfish_cortex"
