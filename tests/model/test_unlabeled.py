@@ -330,7 +330,7 @@ def test_labelled_cells_of_a_model_that_knows_unlabeled_ones_give_no_warning(hal
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        warnings.filterwarnings("ignore", "These are other cells")
+        warnings.filterwarnings("ignore", "These cells have other names")
         assert model.get_latent_representation(new).shape == (20, 8)
         assert model.predict_perturbation(new, {"cell_type": "T cell"}, method="inversion").n_obs == 20
         model.adata, before = new, model.adata
