@@ -634,10 +634,11 @@ class SCLDM(AutoencoderModel):
         if not faults:
             return ""
         control = np.where(transport.perturbs.cpu().numpy(), transport.control.cpu().numpy(), OPEN)
-        start = (
-            f"The transport starts from unperturbed cells ({self.conditions.describe(self.conditions.exact(control))})"
+        start = self.conditions.describe(self.conditions.exact(control))
+        return (
+            f"The transport starts from unperturbed cells ({start}) and changes no other key, but "
+            f"{' and '.join(faults)}."
         )
-        return f"{start} and changes no other key, but {' and '.join(faults)}."
 
 
 def _too_many(groups: Sequence[Any]) -> str:
