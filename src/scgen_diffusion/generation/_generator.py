@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -188,7 +188,7 @@ class CellGenerator:
             return None
         self.module.eval()
         is_new = (starts != codes).any(1)
-        starts, (perturbs, _) = starts[is_new], self._perturbing()
+        starts, (perturbs, _) = starts[is_new], self._perturbing
         combined = combination_codes(self.conditions, perturbs, codes[is_new])
         codes, which = np.unique(combined, axis=0, return_inverse=True)
         codes, n_cells = limit_combinations(codes), np.bincount(which.ravel(), sizes[is_new]).astype(int)
@@ -461,8 +461,9 @@ class CellGenerator:
         scales = {key: guidance.weights.get(number, 0.0) for number, (key, does) in numbered if does}
         return scales if any(scales.values()) or not guidance.covers_path else {}
 
+    @cached_property
     def _perturbing(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return which columns perturb, and their codes of control cells, each ``(columns,)``."""
+        """Which columns perturb, and their codes of control cells, each ``(columns,)``; every block asks for them."""
         transport: Any = self.module.transport
         return transport.perturbs.cpu().numpy(), self.conditions.exact(transport.control.cpu().numpy())
 
@@ -470,7 +471,7 @@ class CellGenerator:
         """Raise if a perturbation is asked for in part, and no training cell of this kind can say the rest."""
         if self.module.transport is None or not self._scales_of_perturbing(guidance):
             return
-        perturbs, control = self._perturbing()
+        perturbs, control = self._perturbing
         is_given = (codes != OPEN)[:, perturbs]
         is_part = is_given.any(1) & ~is_given.all(1) & ((codes != control)[:, perturbs] & is_given).any(1)
         is_part &= self._only_controls_are_seen(codes)
@@ -490,7 +491,7 @@ class CellGenerator:
         """
         if self.module.transport is None or not self._scales_of_perturbing(guidance):
             return None
-        perturbs, control = self._perturbing()
+        perturbs, control = self._perturbing
         controls = np.where(perturbs, control, codes)
         are_new = self._only_controls_are_seen(codes) & (codes != OPEN)[:, perturbs].all(1)
         return np.where(are_new[:, None], controls, codes) if are_new.any() else None
@@ -501,7 +502,7 @@ class CellGenerator:
         Numbers that do not perturb, such as positions, are no part of a combination: else they would decide cell by
         cell which of them the transport makes.
         """
-        perturbs, control = self._perturbing()
+        perturbs, control = self._perturbing
         codes = combination_codes(self.conditions, perturbs, codes)
         return self.conditions.are_unseen(codes) & ~self.conditions.are_unseen(np.where(perturbs, control, codes))
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -301,10 +301,9 @@ def evaluate(
         return _evaluate_perturbations(sets, names, others, draws, match_keys=match_keys, **options)
     sources = read_sources(sets, groupby, layer)
     _warn_of_many_numbers(real_test, as_list(groupby))
-    rows, n_cells, n_labelled, leaked = compare_cells(sources, names, draws, space=space, n_features=real_test.shape[1])
+    rows, noted = compare_cells(sources, names, draws, space=space, n_features=real_test.shape[1])
     table = _table(rows, ("metric", "group"), FIGURES)
-    outside = _asked_outside_training(synthetic)
-    table.attrs.update(n_cells=n_cells, n_labelled=n_labelled, leaked=leaked, outside_training=outside)
+    table.attrs.update(noted._asdict(), outside_training=_asked_outside_training(synthetic))
     return table
 
 
@@ -381,13 +380,11 @@ def _evaluate_modalities(
         choose_metrics([n for n in names if "pair" not in CATALOGUE[n].scopes], "all", {"train", "groups", "counts"})
         wanted = {scope: [name for name in names if scope in CATALOGUE[name].scopes] for scope in wanted}
     rows: list[Row] = []
-    n_cells, n_labelled, leaked = {}, {}, {}
+    noted: dict[str, Noted] = {}
 
     def judge(modality: str, read: Callable[[], dict[str, Source]], scope: Scope, **options: object) -> None:
         try:
-            own_rows, n_cells[modality], n_labelled[modality], leaked[modality] = compare_cells(
-                read(), wanted[scope], draws, scope=scope, **options
-            )
+            own_rows, noted[modality] = compare_cells(read(), wanted[scope], draws, scope=scope, **options)
         except ValueError as error:
             hint = ""
             if any(own[modality].n_obs < sets[name][modality].n_obs for name, own in cells.items() if modality in own):
@@ -424,9 +421,9 @@ def _evaluate_modalities(
         of_pair = choose_metrics(wanted["pair"], "pair", {"modalities"})
         rows.extend({"modality": "+".join(pair), **context.row(metric)} for metric in of_pair)
     table = _table(rows, ("modality", "metric", "group"), FIGURES)
-    outside = _asked_outside_training(sets["synthetic"])
-    noted = {"n_cells": n_cells, "n_labelled": n_labelled, "leaked": leaked}
-    table.attrs.update(noted, scales=scale_names, outside_training=outside)
+    for what in Noted._fields:
+        table.attrs[what] = {modality: getattr(own, what) for modality, own in noted.items()}
+    table.attrs.update(scales=scale_names, outside_training=_asked_outside_training(sets["synthetic"]))
     return table
 
 
@@ -563,6 +560,14 @@ def _check_sources(sources: Mapping[str, Source]) -> None:
 # --- the rows of all cells and of each group --------------------------------------------------------------------------
 
 
+class Noted(NamedTuple):
+    """What ``attrs`` of a table tell of the cells that were compared."""
+
+    n_cells: dict[str, int]
+    n_labelled: dict[str, tuple[int, int]]
+    leaked: float
+
+
 def compare_cells(
     sources: Mapping[str, Source],
     names: Collection[str] | None,
@@ -571,11 +576,8 @@ def compare_cells(
     scope: Scope = "all",
     space: ComparisonSpace | None = None,
     n_features: float = np.inf,
-) -> tuple[list[Row], dict[str, int], dict[str, tuple[int, int]], float]:
-    """Return the rows of all cells and of each group, the numbers of cells that were compared, and of all cells.
-
-    Last, the share of ``real_test`` that is in ``train``.
-    """
+) -> tuple[list[Row], Noted]:
+    """Return the rows of all cells and of each group, and what to note beside them."""
     _check_sources(sources)
     has_groups, has_train = sources["real_test"].labels is not None, "train" in sources
     available = {"groups"} if has_groups else set()
@@ -618,7 +620,7 @@ def compare_cells(
     place = {metric.name: position for position, metric in enumerate(wanted)}
     # all cells first, then group by group, metrics in the order of the catalogue
     rows.sort(key=lambda row: (row["group"] != ALL, row["group"], place[row["metric"]]))
-    return rows, n_cells, n_labelled, leaked
+    return rows, Noted(n_cells, n_labelled, leaked)
 
 
 def _count_labels(sources: Mapping[str, Source]) -> dict[str, tuple[int, int]]:

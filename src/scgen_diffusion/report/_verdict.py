@@ -385,7 +385,7 @@ def _group_shares(rows: Rows) -> list[Finding]:
         f"{total.value:.0%} of the cells would need another label for the groups to have the shares of the real cells "
         f"(real against real: {total.floor:.0%})."
     )
-    if left_out := [f.metric for f in known(rows, list(MIXED)) if total.level(MIXED[f.metric]) != "ok"]:
+    if left_out := [f.metric for f in known(rows, _mixed(rows))]:
         seen += (
             f" Not judged, because different shares alone change them: {_listed(left_out)}. To get them judged, "
             "generate with the labels of the held-out cells: `model.generate(condition=held_out)`."
@@ -398,16 +398,21 @@ def _group_shares(rows: Rows) -> list[Finding]:
     return [make_finding(level, "group shares", seen, f"{most}{advice}")]
 
 
+def _mixed(rows: Rows) -> list[str]:
+    """Return the metrics that cannot be judged, because the labels have other shares."""
+    totals = known(rows, ["group_share_difference"])
+    return [metric for metric, limits in MIXED.items() if any(f.level(limits) != "ok" for f in totals)]
+
+
 def _with_comparable_shares(rows: Rows) -> Rows:
     """Return the rows, without those that pool the labels of each side if the labels have other shares.
 
     Of nearness to training cells, only what exceeds the difference of the shares remains to be judged.
     """
-    totals = known(rows, ["group_share_difference"])
-    left_out = {(metric, ALL) for metric, limits in MIXED.items() for f in totals if f.level(limits) != "ok"}
+    left_out = {(metric, ALL) for metric in _mixed(rows)}
     kept = {key: figure for key, figure in rows.items() if key not in left_out}
     # if cells are right within labels, the share that lies near differs by no more than the shares of labels do
-    explained = sum(f.value for f in totals if f.is_clear)
+    explained = sum(f.value for f in known(rows, ["group_share_difference"]) if f.is_clear)
     return kept | {(f.metric, ALL): replace(f, explained=explained) for f in known(rows, ["nearer_than_held_out"])}
 
 
