@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anndata
 import h5py
@@ -317,31 +317,16 @@ class FileMatrix:
         return sp.csr_matrix((data, indices, ends - low), shape=(stop - start, self.stored_shape[1]))
 
 
-class Matrix(Protocol):
-    """A matrix whose rows are read on demand."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of rows and columns."""
-
-    @property
-    def rows_per_chunk(self) -> float:
-        """Approximate number of rows in a chunk of the file; 0 if it is not chunked."""
-
-    def read(self, rows: np.ndarray) -> Rows:
-        """Read rows in ascending order."""
-
-
 class JoinedMatrix:
     """Several matrices, stacked by rows.
 
     Parameters
     ----------
     parts
-        Matrices with the same columns.
+        Matrices with the same columns: a :class:`FileMatrix` of each file, or its modalities side by side.
     """
 
-    def __init__(self, parts: Sequence[Matrix]) -> None:
+    def __init__(self, parts: Sequence[Any]) -> None:
         self.parts = list(parts)
         self.ends = np.cumsum([part.shape[0] for part in parts])
 
@@ -352,14 +337,13 @@ class JoinedMatrix:
 
     def read(self, rows: np.ndarray) -> Rows:
         """Read rows in ascending order."""
-        bounds = [0, *np.searchsorted(rows, self.ends)]
+        return stack_rows([part.read(own) for part, own in zip(self.parts, self.split(rows), strict=True) if len(own)])
+
+    def split(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Split ascending row numbers into those of each part, counted within it."""
         starts = [0, *self.ends[:-1]]
-        read = [
-            part.read(rows[low:high] - start)
-            for part, start, low, high in zip(self.parts, starts, bounds[:-1], bounds[1:], strict=True)
-            if high > low
-        ]
-        return stack_rows(read)
+        of_parts = np.split(rows, np.searchsorted(rows, self.ends[:-1]))
+        return [own - start for own, start in zip(of_parts, starts, strict=True)]
 
 
 def stack_rows(parts: Sequence[Rows]) -> Rows:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from scvi.data.fields import BaseAnnDataField
 
-    from ._anndata_file import AnnDataFile, FileMatrix, Matrix, Rows
+    from ._anndata_file import AnnDataFile, FileMatrix, Rows
     from ._condition_keys import ConditionKey
 
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -227,7 +227,7 @@ class CellFiles:
             found.append(totals)
         return found
 
-    def _read_from(self, matrices: Sequence[Matrix], window_size: int, block_size: int | None) -> None:
+    def _read_from(self, matrices: Sequence[Any], window_size: int, block_size: int | None) -> None:
         """Read from one matrix per file, in windows of blocks."""
         self.matrix = JoinedMatrix(matrices)
         largest = max(matrix.rows_per_chunk for matrix in matrices)
@@ -345,12 +345,8 @@ class CellFiles:
         """Read the names of cells, in the order of their row numbers."""
         self._check_open()
         distinct, positions = np.unique(rows, return_inverse=True)
-        names, start = [], 0
-        for file in self.files:
-            first, last = np.searchsorted(distinct, [start, start + file.n_cells])
-            names += file.names_of(distinct[first:last] - start)
-            start += file.n_cells
-        return pd.Index(names)[positions]
+        of_files = zip(self.files, self.matrix.split(distinct), strict=True)
+        return pd.Index(list(chain.from_iterable(file.names_of(own) for file, own in of_files)))[positions]
 
     def __repr__(self) -> str:
         names = ", ".join(file.name for file in self.files)

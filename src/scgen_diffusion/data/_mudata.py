@@ -225,13 +225,18 @@ def join_expression(
         if name not in mdata.mod:
             blocks.append(sp.csr_matrix((mdata.n_obs, len(modality.features)), dtype=np.float32))
             continue
-        values = sp.csr_matrix(_matrix(mdata[name], layers.get(name)), dtype=np.float32)
         rows = mdata[name].obs_names.get_indexer(mdata.obs_names)
-        if not np.array_equal(rows, np.arange(values.shape[0])):
-            zeros = sp.csr_matrix((1, values.shape[1]), dtype=np.float32)
-            values = sp.vstack([values, zeros], format="csr")[rows]  # row -1 is the row of zeros
-        blocks.append(values)
+        blocks.append(take_rows(_matrix(mdata[name], layers.get(name)), rows))
     return sp.hstack(blocks, format="csr", dtype=np.float32)
+
+
+def take_rows(matrix: Any, rows: np.ndarray) -> sp.csr_matrix:
+    """Return rows of a matrix as CSR of float32; row -1 is zero."""
+    values = sp.csr_matrix(matrix, dtype=np.float32)
+    if np.array_equal(rows, np.arange(values.shape[0])):
+        return values
+    zeros = sp.csr_matrix((1, values.shape[1]), dtype=np.float32)
+    return sp.vstack([values, zeros], format="csr")[rows]
 
 
 def check_modalities(

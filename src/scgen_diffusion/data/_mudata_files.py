@@ -25,6 +25,7 @@ from ._mudata import (
     choose_modalities,
     modalities_of,
     mudata_of,
+    take_rows,
     usual_likelihood,
 )
 from ._registry import expression_state
@@ -325,17 +326,11 @@ class _Block:
 
     def read(self, cells: np.ndarray) -> sp.csr_matrix:
         """Read cells in ascending order."""
-        lengths = np.zeros(len(cells), dtype=np.int64)
-        data, columns = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int32)
         rows = self.rows[cells]
-        has_it = rows >= 0
-        if self.matrix is not None and has_it.any():
-            distinct, positions = np.unique(rows[has_it], return_inverse=True)
-            values = sp.csr_matrix(self.matrix.read(distinct), dtype=np.float32)[positions]
-            lengths[has_it] = np.diff(values.indptr)
-            data, columns = values.data, values.indices
-        ends = np.concatenate([[0], lengths.cumsum()])
-        return sp.csr_matrix((data, columns, ends), shape=(len(cells), self.n_features))
+        distinct = np.unique(rows[rows >= 0])
+        if self.matrix is None or not len(distinct):
+            return sp.csr_matrix((len(cells), self.n_features), dtype=np.float32)
+        return take_rows(self.matrix.read(distinct), pd.Index(distinct).get_indexer(rows))
 
 
 class _SideBySide:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from itertools import chain
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -18,18 +18,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ._anndata_file import Rows
+    from ._anndata_file import FileMatrix, JoinedMatrix
+    from ._registered_cells import GivenCells
 
 WINDOW_SIZE = 16_384
 BLOCK_SIZE = 128
 LARGEST_BLOCK = WINDOW_SIZE // 32  # a window mixes at least 32 blocks
-
-
-class ReadsRows(Protocol):
-    """A matrix that can be read by ascending row numbers."""
-
-    def read(self, rows: np.ndarray) -> Rows:
-        """Read rows in ascending order."""
 
 
 class Batches(Protocol):
@@ -45,13 +39,6 @@ class Batches(Protocol):
         """Return the number of batches to read, from ``first_batch`` of the pass on."""
 
 
-class Window(NamedTuple):
-    """Cells in memory together: their ascending row numbers, and batches as positions among them."""
-
-    rows: np.ndarray
-    batches: list[np.ndarray]
-
-
 class WindowLoader:
     """Loader of batches of expression and conditions, by their names in the registry; a pass reads all cells.
 
@@ -62,7 +49,7 @@ class WindowLoader:
     Parameters
     ----------
     matrix
-        Source of expression.
+        Source of expression, whose ``read`` takes ascending row numbers.
     codes
         Conditions of all cells, ``(cells, columns)``.
     indices
@@ -81,7 +68,7 @@ class WindowLoader:
 
     def __init__(
         self,
-        matrix: ReadsRows,
+        matrix: FileMatrix | JoinedMatrix | GivenCells,
         codes: np.ndarray,
         indices: np.ndarray,
         batch_size: int,
@@ -100,38 +87,33 @@ class WindowLoader:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Yield batches; the next window is read in the background."""
-        n_left = len(self)
-        windows = self.windows()
         with ThreadPoolExecutor(1, thread_name_prefix="cells") as reader:
-
-            def start() -> tuple | None:
-                window = next(windows, None)
-                return None if window is None else (window, reader.submit(self.matrix.read, window.rows))
-
-            ahead = start() if n_left else None
-            while ahead is not None and n_left > 0:
-                window, reading = ahead
+            windows = ((rows, batches, reader.submit(self.matrix.read, rows)) for rows, batches in self.windows())
+            ahead = next(windows, None)
+            while ahead is not None:
+                rows, batches, reading = ahead
                 x = reading.result()
-                ahead = start() if n_left > len(window.batches) else None
-                for batch in islice(window.batches, n_left):
-                    n_left -= 1
+                ahead = next(windows, None)
+                for batch in batches:
                     tensors = {REGISTRY_KEYS.X_KEY: torch.from_numpy(dense(x[batch]))}
                     if self.codes.shape[1]:
-                        conditions = self.codes[window.rows[batch]].astype(np.float32)
-                        tensors[CONDITIONS] = torch.from_numpy(conditions)
+                        tensors[CONDITIONS] = torch.from_numpy(self.codes[rows[batch]].astype(np.float32))
                     yield tensors
 
-    def windows(self) -> Iterator[Window]:
-        """Yield the windows of the current pass, from its first batch on."""
+    def windows(self) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+        """Yield the ascending rows of each window of the epoch, and its batches as positions among them."""
         order, rng = self._order()
-        first_batch = 0 if self.sampler is None else self.sampler.first_batch
+        first_batch, n_left = 0 if self.sampler is None else self.sampler.first_batch, len(self)
         for start in range(0, len(order), self.window_size):
             rows, positions = np.unique(order[start : start + self.window_size], return_inverse=True)
             positions = positions if rng is None else rng.permutation(positions)
             batches = [positions[i : i + self.batch_size] for i in range(0, len(positions), self.batch_size)]
-            left = batches[max(first_batch - start // self.batch_size, 0) :]
-            if left:
-                yield Window(rows, left)
+            batches = batches[max(first_batch - start // self.batch_size, 0) :][:n_left]
+            n_left -= len(batches)
+            if batches:
+                yield rows, batches
+            if not n_left:
+                return
 
     def _order(self) -> tuple[np.ndarray, np.random.Generator | None]:
         """Return this process's rows of the pass, block by block, and what shuffles each window, if anything does."""
