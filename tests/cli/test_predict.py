@@ -193,7 +193,7 @@ def test_each_reason_to_trust_a_prediction_is_said_with_its_combinations(call, f
     [
         (["-c", "dose=10", "-w", "type=NK"], "obs has no column 'type'. Known, closest first: 'cell_type'"),
         (["-c", "dose=10", "-w", "cell_type=NKT"], "no cell has 'NKT' in 'cell_type'. Known, closest first: 'NK'"),
-        (["-c", "dose=10", "-w", "dose=2"], "no cell has 2 in 'dose'. Known, closest first: 10, 1, 100"),
+        (["-c", "dose=10", "-w", "dose=2"], "no cell has '2' in 'dose'. Known, closest first: '10', '1', '100'"),
         ([], "Nothing is predicted without a new condition: give --condition KEY=VALUE or --condition-table"),
         (["-c", "dose=2"], "unknown value '2' for 'dose'"),
         (["-c", "dose=10", "--strength", "2"], "--strength must be a number above 0 and at most 1"),

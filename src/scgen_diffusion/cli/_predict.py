@@ -175,30 +175,22 @@ def _rows(obs: pd.DataFrame, where: Mapping[str, Any]) -> np.ndarray:
         For a column that the cells lack, a value that no cell has in it, or values that no cell has together.
     """
     import numpy as np
-    import pandas as pd
 
-    from scgen_diffusion.data import widen
+    from scgen_diffusion.data import as_label, as_labels
 
     is_chosen = np.ones(len(obs), dtype=bool)
     for name, value in where.items():
         if name not in obs:
             msg = in_shell(f"--where: obs has no column {name!r}. {known_names(name, list(obs))}")
             raise click.UsageError(msg)
-        labels = obs[name]
-        if isinstance(labels.dtype, pd.CategoricalDtype):
-            classes, codes = pd.Series(labels.cat.categories), labels.cat.codes  # classes may be numbers
-            labels = classes.reindex(codes).set_axis(labels.index)
-        labels = widen(labels)
-        has_numbers = pd.api.types.is_numeric_dtype(labels) and not pd.api.types.is_bool_dtype(labels)
-        labels = labels if has_numbers else labels.astype(str)
-        wanted = [
-            number_or_text(each) if has_numbers else each for each in (value if isinstance(value, list) else [value])
-        ]
-        known = list(labels[obs[name].notna()].unique())
+        labels = as_labels(obs[name]).where(obs[name].notna())
+        known = list(labels.dropna().unique())
+        wanted = value if isinstance(value, list) else [value]
+        wanted = [each if each in known else as_label(number_or_text(each)) for each in wanted]  # 1 for 1.0
         if unknown := [each for each in wanted if each not in known]:
             msg = f"--where: no cell has {unknown[0]!r} in {name!r}. {known_names(unknown[0], known)}"
             raise click.UsageError(msg)
-        is_chosen &= (labels.isin(wanted) & obs[name].notna()).to_numpy()
+        is_chosen &= labels.isin(wanted).to_numpy()
     if not is_chosen.any():
         msg = f"--where: no cell has all of {dict(where)}."
         raise click.UsageError(msg)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -156,7 +156,7 @@ class CellFiles:
         paths, window_size, block_size
             As in :class:`CellFiles`.
         """
-        arguments, by_key = registry["setup_args"], registered_keys(registry)
+        setup, by_key = ConditionSetup.from_arguments(registry["setup_args"]), registered_keys(registry)
         cells, opened_as = cls.__new__(cls), cls._opened_as(registry)
         cells.files = []
         with closing_if_refused(cells.close):
@@ -171,12 +171,10 @@ class CellFiles:
                 found = found.part(rows)
             check_conditions(found, names, arrays, may_lack)
             if new_values:
-                setup = ConditionSetup.from_arguments(arguments)
                 tables = extend_tables(setup.condition_embeddings, condition_embeddings, found)
-                tables = setup.without_unlabeled(tables)
-                arguments = {**arguments, "condition_embeddings": tables}
+                setup = replace(setup, condition_embeddings=setup.without_unlabeled(tables))
                 by_key = [key.extended(values_of(found, key), tables.get(key.name)) for key in by_key]
-            cells._encode(ConditionSetup.from_arguments(arguments), by_key, found)
+            cells._encode(setup, by_key, found)
             if indices is not None:
                 codes = np.full((cells.n_cells, cells.codes.shape[1]), OPEN)
                 codes[rows] = cells.codes

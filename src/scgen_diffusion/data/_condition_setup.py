@@ -443,14 +443,10 @@ def check_conditions(
     for key in keys:
         is_array = key in arrays and key in cells.obsm
         if "/" in str(key):
-            name = str(key).replace("/", "_")
-            columns = {key: name}
-            renamed = f"{owner}.obs = {owner}.obs.rename(columns={columns})"
-            if is_array:
-                renamed = f"{owner}.obsm[{name!r}] = {owner}.obsm.pop({key!r})"
+            table, name = (f"{owner}.obsm" if is_array else f"{owner}.obs"), str(key).replace("/", "_")
             msg = (
                 f"The {kind} key {key!r} has a '/', which names in .h5ad and .zarr files cannot have. Rename it: "
-                f"{renamed}."
+                f"{table}[{name!r}] = {table}.pop({key!r})."
             )
             raise ValueError(msg)
         if is_array and key in obs:
