@@ -149,18 +149,6 @@ class ConditionSetup:
             very many numbers, or a number looks like a part of the perturbation but has no control value.
         """
         continuous, controls, tables = self.continuous_condition_keys, self.control_values, self.condition_embeddings
-        for key in self.names:
-            places = {"obs": "a column", "obsm": "an array"} if key in continuous else {"obs": "a column"}
-            if any(key in getattr(adata, place) for place in places):
-                continue
-            for (place, what), name in product(places.items(), getattr(adata, "mod", ())):
-                if key in getattr(adata[name], place):
-                    in_order = "[mdata.obs_names]" if place == "obsm" else ""  # pandas aligns columns
-                    msg = (
-                        f"The condition key {key!r} is not {what} of mdata.{place}, but of mdata[{name!r}].{place}. "
-                        f"Copy it: mdata.{place}[{key!r}] = mdata[{name!r}]{in_order}.{place}[{key!r}]."
-                    )
-                    raise KeyError(msg)
         check_conditions(adata, self.names, continuous, self.may_lack)
         for name in self.condition_keys:
             _check_classes(name, labeled_part(adata.obs[name], self.unlabeled_category))
@@ -459,15 +447,7 @@ def check_conditions(
             check_array(key, cells.obsm[key])
             continue
         if key not in obs:
-            known = [*obs.columns, *([name for name in cells.obsm if name != OBSM_KEY] if key in arrays else [])]
-            where = f"{owner}.obs or an array of {owner}.obsm" if key in arrays else f"{owner}.obs"
-            msg = f"The {kind} key {key!r} is not a column of {where}. {known_names(key, known)}"
-            if kind == "condition" and key not in arrays and key in cells.obsm:
-                msg = (
-                    f"The condition key {key!r} is not a column of {owner}.obs, but an array of {owner}.obsm. List it "
-                    "in `continuous_condition_keys`."
-                )
-            raise KeyError(msg)
+            raise KeyError(_absent(cells, key, kind, may_be_array=key in arrays))
         check_distinct_columns(obs[[key]].columns, f"{owner}.obs")
         missing = obs[key].isna()
         if missing.any() and key not in may_lack:
@@ -482,6 +462,26 @@ def check_conditions(
                 f"{obs.index[missing].tolist()[0]!r}. Remove these cells{remedy}."
             )
             raise ValueError(msg)
+
+
+def _absent(cells: AnnData | MuData, key: str, kind: str, *, may_be_array: bool) -> str:
+    """Say that cells lack a key, and where it is instead."""
+    owner, missing = owner_of(cells), f"The {kind} key {key!r} is not"
+    places = {"obs": "a column", "obsm": "an array"} if may_be_array else {"obs": "a column"}
+    for (place, what), name in product(places.items(), getattr(cells, "mod", ())):
+        if key in getattr(cells[name], place):
+            in_order = "[mdata.obs_names]" if place == "obsm" else ""  # pandas aligns columns
+            return (
+                f"{missing} {what} of mdata.{place}, but of mdata[{name!r}].{place}. Copy it: "
+                f"mdata.{place}[{key!r}] = mdata[{name!r}]{in_order}.{place}[{key!r}]."
+            )
+    if kind == "condition" and not may_be_array and key in cells.obsm:
+        return (
+            f"{missing} a column of {owner}.obs, but an array of {owner}.obsm. List it in `continuous_condition_keys`."
+        )
+    known = [*cells.obs.columns, *([name for name in cells.obsm if name != OBSM_KEY] if may_be_array else [])]
+    where = " or ".join(f"{what} of {owner}.{place}" for place, what in places.items())
+    return f"{missing} {where}. {known_names(key, known)}"
 
 
 def _warn_of_forgotten_numbers(obs: pd.DataFrame, controls: Mapping[str, Any], names: Sequence[str]) -> None:
