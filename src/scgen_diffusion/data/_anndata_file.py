@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from pandas.api.types import union_categoricals
 
 from scgen_diffusion._arguments import known_names
 
@@ -229,7 +230,7 @@ def _text_array(element: Any) -> Any:
 
 def _texts(element: Any) -> Iterator[list[str]]:
     array = _text_array(element)
-    for start in range(0, array.shape[0], TEXTS_AT_A_TIME):
+    for start in range(0, max(array.shape[0], 1), TEXTS_AT_A_TIME):
         yield _decode(array[start : start + TEXTS_AT_A_TIME])
 
 
@@ -239,12 +240,7 @@ def _decode(texts: np.ndarray) -> list[str]:
 
 def _classes(element: Any) -> pd.Categorical:
     """Read text part by part as categorical, which keeps one copy of each text."""
-    number: dict[str, int] = {}
-    codes = [
-        np.fromiter((number.setdefault(text, len(number)) for text in texts), np.int32) for texts in _texts(element)
-    ]
-    found = pd.Categorical.from_codes(np.concatenate([np.zeros(0, np.int32), *codes]), categories=list(number))
-    return found.reorder_categories(sorted(number))
+    return union_categoricals([pd.Categorical(texts) for texts in _texts(element)], sort_categories=True)
 
 
 class FileMatrix:

@@ -164,45 +164,44 @@ def check_values(
     totals, all_whole = [], True
     for chunk in _chunks(matrix):
         stored = np.asarray(chunk.data if sp.issparse(chunk) else chunk)
-        if stored.dtype.kind not in "biuf":
-            msg = f"{where} holds values of type {stored.dtype}, but numbers are needed."
+        if wrong := _wrong_values(stored, values, advice):
+            msg = f"{where} holds {wrong}"
             raise ValueError(msg)
-        if (bad := ~np.isfinite(stored)).any():
-            msg = f"{where} holds {bad.sum()} values that are NaN or infinite; every value must be finite."
-            raise ValueError(msg)
-        if (stored < 0).any():
-            reason = f"counts cannot be negative. {advice}"
-            if values == "log1p":
-                reason = (
-                    "log-normalised values cannot be negative. Give unscaled values (before scanpy.pp.scale), or their "
-                    "layer as `layer=...`."
-                )
-            msg = f"{where} holds negative values (smallest {stored.min():.4g}); {reason}"
-            raise ValueError(msg)
-        if values == "counts" or all_whole:
-            fractional = stored[stored != np.round(stored)]
-            all_whole = not fractional.size
-        if values == "counts" and not all_whole:
-            found = f"{fractional[0]:.4g}"
-            msg = f"{where} holds values that are not whole numbers (for example {found}), but needs counts. {advice}"
-            raise ValueError(msg)
-        if values == "counts" and float(stored.max(initial=0)) > LARGEST_COUNT:  # too large for float16
-            msg = (
-                f"{where} holds values up to {stored.max():.4g}; counts must be at most {LARGEST_COUNT:,}. Are they "
-                "counts?"
-            )
-            raise ValueError(msg)
-        if values == "log1p" and stored.max(initial=0) > LARGEST_LOG1P:
-            msg = (
-                f"{where} holds values up to {stored.max():.4g}, too large for logarithms. Did you mean "
-                "`values='counts'`?"
-            )
-            raise ValueError(msg)
+        all_whole = all_whole and (values == "counts" or not _fractions(stored).size)
         totals.append(_sums(chunk))
     if values == "log1p" and all_whole:
         msg = f"{where} holds whole numbers only, like counts, not log-normalised values. Set `values='counts'`."
         raise ValueError(msg)
     return np.concatenate(totals)
+
+
+def _wrong_values(stored: np.ndarray, values: str, advice: str) -> str:
+    """Say which of some values are wrong; "" if none."""
+    if stored.dtype.kind not in "biuf":
+        return f"values of type {stored.dtype}, but numbers are needed."
+    if (bad := ~np.isfinite(stored)).any():
+        return f"{bad.sum()} values that are NaN or infinite; every value must be finite."
+    least, most = float(stored.min(initial=0)), float(stored.max(initial=0))
+    if values == "log1p":
+        if least < 0:
+            return (
+                f"negative values (smallest {least:.4g}); log-normalised values cannot be negative. Give unscaled "
+                "values (before scanpy.pp.scale), or their layer as `layer=...`."
+            )
+        too_large = f"values up to {most:.4g}, too large for logarithms. Did you mean `values='counts'`?"
+        return too_large if most > LARGEST_LOG1P else ""
+    if least < 0:
+        return f"negative values (smallest {least:.4g}); counts cannot be negative. {advice}"
+    if (fractions := _fractions(stored)).size:
+        return f"values that are not whole numbers (for example {fractions[0]:.4g}), but needs counts. {advice}"
+    if most > LARGEST_COUNT:
+        return f"values up to {most:.4g}; counts must be at most {LARGEST_COUNT:,}. Are they counts?"
+    return ""
+
+
+def _fractions(stored: np.ndarray) -> np.ndarray:
+    """Return the values that are not whole numbers."""
+    return stored[stored != np.round(stored)]
 
 
 def check_storage(matrix: Any, where: str) -> None:
