@@ -16,7 +16,7 @@ from ._command import Keyed, Model, command, existing, flag, given, new, number,
 from ._files import ANNDATA, MUDATA, check_place, read_cells, read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Container, Mapping, Sequence
     from pathlib import Path
 
     from ._terminal import Terminal
@@ -151,55 +151,60 @@ def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the given ``condition``, and the ``library_size`` of a table or of cells."""
     from scgen_diffusion.data import as_label
 
-    keys = {key.name: key for key in model.conditions.by_key}
-    of_arrays = {column for key in keys.values() for column in getattr(key, "table_columns", ())}
+    by_key = model.conditions.by_key
+    kinds = {column: "continuous" for key in by_key for column in getattr(key, "table_columns", ())}
+    kinds |= {key.name: key.kind for key in by_key}
     # 1 means 1.0 too: a missing value makes floats of integers
     by_text = {
-        name: {as_text(value): value for as_text in (as_label, str) for value in getattr(key, "values", ())}
-        for name, key in keys.items()
+        key.name: {as_text(value): value for as_text in (as_label, str) for value in getattr(key, "values", ())}
+        for key in by_key
     }
 
     def read(name: str, written: str) -> Any:
         """Read a value of a condition: numbers, or a class with this text; the model refuses others."""
-        key = keys.get(name)
-        if getattr(key, "kind", None) == "array":
+        if kinds.get(name) == "array":
             return [number_or_text(part) for part in written.strip("[] ").split(",")]
-        if getattr(key, "kind", None) == "continuous" or name in of_arrays:
+        if kinds.get(name) == "continuous":
             return number_or_text(written)
         return by_text.get(name, {}).get(written, written)
 
-    found: dict[str, Any] = {}
     if "condition_table" in options:
-        path, column = options["condition_table"], options.get("library_size_column")
-        are_cells = path.suffix in (*ANNDATA, MUDATA)
-        if are_cells:
-            cells = read_cells(path, backed=True)
-            table = model.conditions.as_table(cells)
-            if column in cells.obs:
-                table[column] = cells.obs[column]
-        else:
-            table = read_table(path, dtype=str, keep_default_na=False)
-        if column is not None:
-            if column not in table:
-                msg = f"--library-size-column {column!r} is not a column of the table, which has {list(table)}."
-                raise click.UsageError(msg)
-            try:
-                found["library_size"] = [number(str(value)) for value in table[column]]
-            except ValueError as error:
-                msg = f"--library-size-column {column!r} needs a number in every row: {error}."
-                raise click.UsageError(msg) from error
-            if column not in {*keys, *of_arrays}:
-                del table[column]
-        if not are_cells:  # these have values as they are, not text
-            columns = {name: [read(name, value) for value in table[name]] for name in table}
-            table = type(table)(columns, dtype=object)
-        found["condition"] = table
-    elif "condition" in options:
-        found["condition"] = {
-            name: [read(name, each) for each in value] if isinstance(value, list) else read(name, value)
-            for name, value in options["condition"].items()
-        }
-    return found
+        return _read_table_of_conditions(model, options, kinds, read)
+    found = {
+        name: [read(name, each) for each in value] if isinstance(value, list) else read(name, value)
+        for name, value in options.get("condition", {}).items()
+    }
+    return {"condition": found} if found else {}
+
+
+def _read_table_of_conditions(
+    model: Any, options: Mapping[str, Any], known: Container[str], read: Callable[[str, str], Any]
+) -> dict[str, Any]:
+    """Return ``condition`` and ``library_size`` of a table, or of cells, whose columns of conditions are ``known``."""
+    path, column = options["condition_table"], options.get("library_size_column")
+    are_cells = path.suffix in (*ANNDATA, MUDATA)
+    if are_cells:
+        cells = read_cells(path, backed=True)
+        table = model.conditions.as_table(cells)
+        if column in cells.obs:
+            table[column] = cells.obs[column]
+    else:
+        table = read_table(path, dtype=str, keep_default_na=False)
+    found: dict[str, Any] = {}
+    if column is not None:
+        if column not in table:
+            msg = f"--library-size-column {column!r} is not a column of the table, which has {list(table)}."
+            raise click.UsageError(msg)
+        try:
+            found["library_size"] = [number(str(value)) for value in table[column]]
+        except ValueError as error:
+            msg = f"--library-size-column {column!r} needs a number in every row: {error}."
+            raise click.UsageError(msg) from error
+        if column not in known:
+            del table[column]
+    if not are_cells:  # these have values as they are, not text
+        table = type(table)({name: [read(name, value) for value in table[name]] for name in table}, dtype=object)
+    return found | {"condition": table}
 
 
 def read_guidance(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,25 +232,30 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
         names = ("kind", "values", "members", "columns", "low", "high", "separator")
         parts = {name: getattr(key, name, None) for name in names} | {"control": controls.get(key.name)}
         conditions[key.name] = {name: value for name, value in parts.items() if value is not None}
-    if not options.get("json"):
-        terminal.result(str(model).partition("\n  next:")[0])  # the rest says what to do in Python
-        for name, key in conditions.items():
-            if values := key.get("values") or key.get("members"):
-                terminal.result(f"  values of {name}: {list_first(values, N_NAMED)}")
-        terminal.result(f"  architecture: {_architecture(model)}")
-        if training := _training(model):
-            terminal.result(f"  training: {training}")
-        model_name = shlex.quote(str(options["model"]))
-        suffix = MUDATA if model.modalities else ".h5ad"
-        terminal.result(f"  next: scgen-diffusion generate {model_name} cells{suffix} --n-cells 1000")
-        if "transport" in model.trained_stages_:
-            before, after = (
-                " ".join(f"{option} {shlex.quote(f'{name}={value}')}" for name, value in values.items())
-                for option, values in {"--where": controls, "--condition": _perturbed(model, controls)}.items()
-            )
-            files = f"control{suffix} predicted{suffix}"
-            terminal.result(f"    or: scgen-diffusion predict {model_name} {files} {before} {after}")
+    if options.get("json"):
+        terminal.result(_as_json(model, conditions))
         return
+    terminal.result(str(model).partition("\n  next:")[0])  # the rest says what to do in Python
+    for name, key in conditions.items():
+        if values := key.get("values") or key.get("members"):
+            terminal.result(f"  values of {name}: {list_first(values, N_NAMED)}")
+    terminal.result(f"  architecture: {_architecture(model)}")
+    if training := _training(model):
+        terminal.result(f"  training: {training}")
+    model_name = shlex.quote(str(options["model"]))
+    suffix = MUDATA if model.modalities else ".h5ad"
+    terminal.result(f"  next: scgen-diffusion generate {model_name} cells{suffix} --n-cells 1000")
+    if "transport" in model.trained_stages_:
+        before, after = (
+            " ".join(f"{option} {shlex.quote(f'{name}={value}')}" for name, value in values.items())
+            for option, values in {"--where": controls, "--condition": _perturbed(model, controls)}.items()
+        )
+        files = f"control{suffix} predicted{suffix}"
+        terminal.result(f"    or: scgen-diffusion predict {model_name} {files} {before} {after}")
+
+
+def _as_json(model: Any, conditions: Mapping[str, Any]) -> str:
+    """Return everything about a model as JSON."""
     histories = (model.history_ or {}).items()
     described = {
         "class": type(model).__name__,
@@ -262,7 +272,7 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
             name: float(table.iloc[-1, 0]) for name, table in histories if name.split("_")[1:-1] == ["loss"]
         },
     }
-    terminal.result(json.dumps(described, indent=2, default=str))
+    return json.dumps(described, indent=2, default=str)
 
 
 def _architecture(model: Any) -> str:

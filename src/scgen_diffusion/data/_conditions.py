@@ -437,17 +437,13 @@ class Conditions:
     def _in_hole(self, key: ContinuousKey, values: np.ndarray) -> list[str]:
         """Describe the first of some numbers ``(n, 1)`` that lies between training numbers, but near none."""
         known = np.unique(self.combinations[:, self.columns(key.name)])
-        if len(known) < 2:
+        is_between = (known[0] < values[:, 0]) & (values[:, 0] < known[-1])
+        found = values[is_between & self._are_far(key, values)]
+        if not len(found):
             return []
-        above = np.searchsorted(known, values[:, 0]).clip(1, len(known) - 1)
-        between = known[np.stack([above - 1, above], axis=1)]
-        distances = np.minimum(values[:, 0] - between[:, 0], between[:, 1] - values[:, 0])  # negative at the ends
-        found = np.flatnonzero(distances > reach_of(known[:, None]))[:1]
-        return [
-            f"{key.name}={key.describe(values[n])} (hardly any training cell between "
-            f"{' and '.join(f'{number:g}' for number in key.decode(between[n][:, None]))})"
-            for n in found
-        ]
+        above = np.searchsorted(known, found[0, 0])
+        low, high = key.decode(known[[above - 1, above], None])
+        return [f"{key.name}={key.describe(found[0])} (hardly any training cell between {low:g} and {high:g})"]
 
     @cached_property
     def _are_arrays(self) -> np.ndarray:
@@ -474,14 +470,11 @@ class Conditions:
         """
         name = pattern.tobytes()
         if name not in self._known_matches:
-            rows = self._rows_like(pattern)
-            columns = np.flatnonzero((pattern != OPEN) & self._are_arrays)
-            shared = name if len(rows) else columns.tobytes()  # large, and the same for all patterns without a match
-            if shared not in self._known_matches:
-                rows = rows if len(rows) else np.arange(len(self.combinations))
-                places = self.combinations[rows][:, columns]
-                self._known_matches[shared] = _Matches(rows, columns, places, self.n_cells[rows], self._reach(pattern))
-            self._known_matches[name] = self._known_matches[shared]
+            rows, columns = self._rows_like(pattern), np.flatnonzero((pattern != OPEN) & self._are_arrays)
+            if not len(rows):
+                return self._matching(np.where(self._are_arrays, pattern, OPEN))
+            places = self.combinations[rows][:, columns]
+            self._known_matches[name] = _Matches(rows, columns, places, self.n_cells[rows], self._reach(pattern))
         return self._known_matches[name]
 
     def _rows_like(self, pattern: np.ndarray) -> np.ndarray:
