@@ -167,19 +167,10 @@ class CategoricalKey(ConditionKey):
         return cls(name, values, has_vectors=True, unlabeled_category=unlabeled_category)
 
     def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> CategoricalKey:
-        """Add classes after the known ones, then in no order; raise if they differ from these only by type."""
+        """Add classes after the known ones, then in no order; raise for another kind than theirs."""
         column = labeled_part(column, self.unlabeled_category)
         found = _plain(column.astype("category").cat.remove_unused_categories().cat.categories)
         new = [value for value, code in zip(found, self._find(found), strict=True) if code < 0]
-        as_text = {str(value): value for value in self.values}
-        for value in new:
-            if str(value) in as_text:
-                known = as_text[str(value)]
-                msg = (
-                    f"obs[{self.name!r}] holds {value!r} of type {type(value).__name__}, which the reference "
-                    f"knows as {known!r} of type {type(known).__name__}. Convert the column to that type."
-                )
-                raise ValueError(msg)
         values = [*self.values, *new]
         if new and len(kinds := kinds_of(values)) > 1:
             msg = (
