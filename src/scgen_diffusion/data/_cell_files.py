@@ -255,7 +255,23 @@ class CellFiles:
         cell = anndata.AnnData(one, var=pd.DataFrame(index=self.var.index), layers=layers)
         arguments = {"layer": self.layer, **setup.arguments, "values": self.values}
         fields = [LayerField(REGISTRY_KEYS.X_KEY, self.layer), ConditionField(setup, self.by_key)]
-        return registry_of_many(cell, self.n_cells, self.by_key, fields, method="setup_anndata", arguments=arguments)
+        return self._registry_of(cell, fields, "setup_anndata", arguments)
+
+    def _registry_of(
+        self, cell: AnnData | MuData, fields: Sequence[BaseAnnDataField], method: str, arguments: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the registry of all cells, made of a single made-up one, whose conditions are added here."""
+        codes = np.zeros((1, self.codes.shape[1]))
+        conditions = Conditions.from_codes(self.by_key, codes)
+        cell.obs = conditions.to_obs(codes, cell.obs_names)
+        cell.obsm.update(conditions.to_obsm(codes, cell.obs_names))
+        made_by = {"setup_method_name": method, "setup_args": dict(arguments)}
+        manager = AnnDataManager(fields=list(fields), setup_method_args=made_by)
+        manager.register_fields(cell)
+        registry = dict(manager.registry)
+        expression = registry["field_registries"][REGISTRY_KEYS.X_KEY]
+        expression["state_registry"]["n_obs"] = expression["summary_stats"]["n_cells"] = self.n_cells
+        return registry
 
     @property
     def n_cells(self) -> int:
@@ -597,33 +613,6 @@ def look_up_tables(files: Sequence[AnnDataFile], tables: Mapping[str, Any] | Non
     named = [table for table in tables.values() if isinstance(table, str)] if isinstance(tables, Mapping) else []
     found = {table: [entry for file in files if (entry := file.unstructured(table)) is not None] for table in named}
     return {table: entries[0] for table, entries in found.items() if entries}
-
-
-# --- registry of cells in files ---------------------------------------------------------------------------------------
-
-
-def registry_of_many(
-    cell: AnnData | MuData,
-    n_cells: int,
-    by_key: Sequence[ConditionKey],
-    fields: Sequence[BaseAnnDataField],
-    *,
-    method: str,
-    arguments: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the registry of so many cells, made of a single made-up one, whose conditions are added here."""
-    codes = np.zeros((1, sum(key.n_columns for key in by_key)))
-    conditions = Conditions.from_codes(by_key, codes)
-    cell.obs = conditions.to_obs(codes, cell.obs_names)
-    cell.obsm.update(conditions.to_obsm(codes, cell.obs_names))
-    manager = AnnDataManager(
-        fields=list(fields), setup_method_args={"setup_method_name": method, "setup_args": dict(arguments)}
-    )
-    manager.register_fields(cell)
-    registry = dict(manager.registry)
-    expression = registry["field_registries"][REGISTRY_KEYS.X_KEY]
-    expression["state_registry"]["n_obs"] = expression["summary_stats"]["n_cells"] = n_cells
-    return registry
 
 
 def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from anndata.utils import make_index_unique
 from scgen_diffusion._arguments import warn_user
 
 from ._anndata_file import AnnDataFile, FileMatrix, Rows, close_file, closing_if_refused, open_hdf5
-from ._cell_files import CellFiles, list_paths, matrices_of_genes, registry_of_many
+from ._cell_files import CellFiles, list_paths, matrices_of_genes
 from ._checks import check_not_empty, check_rows, check_size, check_values
 from ._condition_setup import ConditionField, ConditionSetup
 from ._conditions import Conditions
@@ -192,7 +192,7 @@ class MuDataFiles(CellFiles):
         cell = mudata_of({name: one(name, var) for name, var in self.modality_vars.items()})
         arguments = {"modalities": self.likelihoods, "layers": self.layers, **setup.arguments}
         fields = [ModalitiesField(self.likelihoods, self.layers), ConditionField(setup, self.by_key)]
-        return registry_of_many(cell, self.n_cells, self.by_key, fields, method="setup_mudata", arguments=arguments)
+        return self._registry_of(cell, fields, "setup_mudata", arguments)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> MuData:
         """Read some cells into memory: conditions in ``obs`` and ``obsm``, values in ``X`` and the layers.
