@@ -265,3 +265,18 @@ def test_cells_are_chosen_by_numbers_of_single_precision(dtype):
 def test_cells_are_chosen_by_whole_numbers_with_gaps():
     obs = pd.DataFrame({"dose": pd.array([1, None, 2], dtype="Int64")})
     np.testing.assert_array_equal(_rows(obs, {"dose": ["2"]}), [2])
+
+
+def test_cells_are_chosen_by_numbers_that_are_whole_in_one_file_only(call, make_trained, cells, asked, tmp_path):
+    setup = {"continuous_condition_keys": ["dose"]}
+    make_trained(cells.copy(), condition_keys=["cell_type"], setup=setup).save(tmp_path / "model")
+    cells[:100].write_h5ad(tmp_path / "whole.h5ad")
+    decimal = cells[100:].copy()
+    decimal.obs["dose"] = decimal.obs["dose"].astype(float)
+    decimal.write_h5ad(tmp_path / "decimal.h5ad")
+    files = [tmp_path / name for name in ("whole.h5ad", "decimal.h5ad", "new.zarr")]
+
+    code, _, err = call("predict", tmp_path / "model", *files, *ASKED)
+
+    assert code == 0, err
+    np.testing.assert_array_equal(asked["indices"], np.flatnonzero(cells.obs["dose"] == 1))

@@ -128,7 +128,8 @@ def _open(model: Any, options: Mapping[str, Any]) -> tuple[Any, np.ndarray | Non
     rows = None
     if where is not None:
         files = [file for path in paths for file in open_anndata_files(path)]
-        rows = _rows(read_columns(files, where, kind="--where"), where)
+        numbers = [key.name for key in model.conditions.by_key if key.is_numeric]
+        rows = _rows(read_columns(files, where, numbers, kind="--where"), where)
     return (MuDataFiles if model.modalities else CellFiles).like(model.registry, list(paths), indices=rows), rows
 
 
