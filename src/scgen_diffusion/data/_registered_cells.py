@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata.abc import CSRDataset
 from scvi import REGISTRY_KEYS, settings
+from scvi.dataloaders import AnnDataLoader
 from torch.utils.data import DataLoader
 
 from scgen_diffusion._compat import was_set_up_last
@@ -197,8 +198,11 @@ class RegisteredCells:
     ) -> Iterable[Mapping[str, Tensor]]:
         """Return a loader of the registered data, in the order of ``batches`` or ``indices``; from files by windows."""
         chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
-        if batches is None or in_file(self._matrix) is not None:
+        # if only a layer of backed cells is in memory, scvi-tools' loader would sort each batch
+        if in_file(self._matrix) is not None or (batches is None and self.manager.adata.isbacked):
             return self._to_read(self.codes).loader(chosen, batch_size, batches)
+        if batches is None:
+            return AnnDataLoader(self.manager, indices=indices, batch_size=batch_size)
         # scvi-tools' own loader shuffles and distributes cells differently
         return DataLoader(
             self.manager.create_torch_dataset(indices=indices),
