@@ -1,6 +1,7 @@
 """``predict``: the cells of ``predict_perturbation``, in a file."""
 
 import anndata
+import click
 import numpy as np
 import pandas as pd
 import pytest
@@ -260,6 +261,14 @@ def test_a_file_of_conditions_in_another_order_of_cells_is_refused(call, folder,
 def test_cells_are_chosen_by_numbers_of_single_precision(dtype):
     obs = pd.DataFrame({"dose": pd.Series([0.1, 1, 10, 0.1], dtype="float32").astype(dtype)})
     np.testing.assert_array_equal(_rows(obs, {"dose": ["0.1", "1"]}), [0, 1, 3])
+
+
+@pytest.mark.parametrize("dtype", [object, "category"])
+def test_text_is_taken_as_it_is_written(dtype):
+    obs = pd.DataFrame({"batch": pd.Series(["1", "2", "01"]).astype(dtype)})
+    np.testing.assert_array_equal(_rows(obs, {"batch": "01"}), [2])
+    with pytest.raises(click.UsageError, match=r"no cell has '1\.0' in 'batch'"):
+        _rows(obs, {"batch": "1.0"})
 
 
 def test_cells_are_chosen_by_whole_numbers_with_gaps():

@@ -186,8 +186,9 @@ def _rows(obs: pd.DataFrame, where: Mapping[str, Any]) -> np.ndarray:
             raise click.UsageError(msg)
         labels = as_labels(obs[name]).where(obs[name].notna())
         known = list(labels.dropna().unique())
+        are_text = any(isinstance(found, str) for found in obs[name].unique())
         wanted = value if isinstance(value, list) else [value]
-        wanted = [each if each in known else as_label(number_or_text(each)) for each in wanted]  # 1 for 1.0
+        wanted = wanted if are_text else [as_label(number_or_text(each)) for each in wanted]  # 1 for 1.0
         if unknown := [each for each in wanted if each not in known]:
             msg = f"--where: no cell has {unknown[0]!r} in {name!r}. {known_names(unknown[0], known)}"
             raise click.UsageError(msg)
