@@ -5,9 +5,9 @@ from ._conditioning import (
     Additive,
     ConditionColumns,
     ConditionStrategy,
-    GuidanceTerm,
     Joint,
     MutuallyExclusive,
+    Terms,
 )
 from ._count_draws import draw_negative_binomial, draw_poisson, finite_mask, keep_molecules, keep_where
 from ._coupling import optimal_pairs
@@ -55,7 +55,6 @@ __all__ = [
     "Generators",
     "Guidance",
     "GuidanceScale",
-    "GuidanceTerm",
     "GuidedField",
     "Inversion",
     "Joint",
@@ -70,6 +69,7 @@ __all__ = [
     "Sampler",
     "SteppingSampler",
     "Target",
+    "Terms",
     "UnmaskingInversion",
     "UnmaskingSampler",
     "VariancePreserving",

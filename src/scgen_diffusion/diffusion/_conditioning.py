@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import fmean as mean
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import torch
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+Terms: TypeAlias = dict[tuple[int, ...], float]
+"""Weights of the predictions in a guided mixture, by the keys that each is conditioned on, which ascend."""
 WEIGHT_ROUNDING = 1e-9  # weights below this are rounding errors of sums of scales, and need no prediction
 
 
@@ -72,14 +74,6 @@ class ConditionColumns:
 
 
 @dataclass(frozen=True)
-class GuidanceTerm:
-    """One prediction in a guided mixture: the keys that it is conditioned on, ascending, and its weight."""
-
-    keys: tuple[int, ...]
-    weight: float
-
-
-@dataclass(frozen=True)
 class Joint:
     r"""All conditions together or none: :math:`v = v_\varnothing + \bar{s}\,(v_{all} - v_\varnothing)`.
 
@@ -94,7 +88,7 @@ class Joint:
         """Drop all keys of a sample together, with one coin per sample, and where one is not given."""
         return _drop_samples(columns.complete(condition), columns, probability, generator)
 
-    def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
+    def terms(self, scales: Sequence[float]) -> Terms:
         """Weigh the prediction given all keys against the one given none."""
         return _of_subsets([(range(len(scales)), mean(scales))] if scales else [])
 
@@ -117,7 +111,7 @@ class MutuallyExclusive:
         kept = torch.randint(columns.n_keys, (1,), generator=generator, device=condition.device)
         return _drop_samples(columns.keep(condition, kept), columns, probability, generator)
 
-    def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
+    def terms(self, scales: Sequence[float]) -> Terms:
         """Weigh the predictions given one key each against the one given none."""
         return _of_subsets([((key,), scale) for key, scale in enumerate(scales)])
 
@@ -140,7 +134,7 @@ class Additive:
     --------
     >>> from scgen_diffusion.diffusion import Additive
     >>> Additive().terms([1.0, 3.0])
-    (GuidanceTerm(keys=(0, 1), weight=3.0), GuidanceTerm(keys=(0,), weight=-2.0))
+    {(0, 1): 3.0, (0,): -2.0}
     """
 
     name: ClassVar[str] = "additive"
@@ -155,13 +149,13 @@ class Additive:
         kept = torch.rand(len(condition), n_coins, generator=generator, device=condition.device) >= probability
         return columns.null_unless(condition, kept[:, : columns.n_keys] & kept[:, -1:])
 
-    def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
+    def terms(self, scales: Sequence[float]) -> Terms:
         """Weigh the prediction given all keys against those that lack one key each."""
         if not any(scales):
             return _of_subsets([])
         every = range(len(scales))
         lacking = [([other for other in every if other != key], 1 - scale) for key, scale in enumerate(scales)]
-        return _merge([(every, 1 + sum(scale - 1 for scale in scales)), *lacking])
+        return _add_up([(every, 1 + sum(scale - 1 for scale in scales)), *lacking])
 
 
 ConditionStrategy = Joint | MutuallyExclusive | Additive
@@ -171,19 +165,18 @@ CONDITION_STRATEGIES: dict[str, ConditionStrategy] = {
 }
 
 
-def _of_subsets(scales: Iterable[tuple[Iterable[int], float]]) -> tuple[GuidanceTerm, ...]:
+def _of_subsets(scales: Sequence[tuple[Iterable[int], float]]) -> Terms:
     r"""Turn the scales of subsets into weights, :math:`v = v_\varnothing + \sum_j s_j\,(v_{K_j} - v_\varnothing)`."""
-    scales = list(scales)
-    return _merge([((), 1 - sum(scale for _, scale in scales)), *scales])
+    return _add_up([((), 1 - sum(scale for _, scale in scales)), *scales])
 
 
-def _merge(weighted: Iterable[tuple[Iterable[int], float]]) -> tuple[GuidanceTerm, ...]:
+def _add_up(weighted: Iterable[tuple[Iterable[int], float]]) -> Terms:
     """Add the weights of equal subsets, and leave out subsets of weight zero."""
-    weights: dict[tuple[int, ...], float] = {}
+    weights: Terms = {}
     for keys, weight in weighted:
-        subset = tuple(sorted(set(keys)))
+        subset = tuple(keys)
         weights[subset] = weights.get(subset, 0.0) + weight
-    return tuple(GuidanceTerm(keys, weight) for keys, weight in weights.items() if abs(weight) > WEIGHT_ROUNDING)
+    return {keys: weight for keys, weight in weights.items() if abs(weight) > WEIGHT_ROUNDING}
 
 
 def _drop_samples(
