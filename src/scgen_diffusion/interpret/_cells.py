@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +65,7 @@ def resolve_times(path: Path, times: Sequence[float] | float | None, *, default:
     is_vp = isinstance(path, VariancePreserving)
     if times is None:
         times = default[type(path)]
-    values = list(times) if isinstance(times, Iterable) and not isinstance(times, str) else [times]
+    values = list(times) if np.ndim(times) else [times]
     if not values:
         msg = "`times` is empty; leave it out for the default, or pass at least one time."
         raise ValueError(msg)

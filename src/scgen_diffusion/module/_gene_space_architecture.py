@@ -112,7 +112,10 @@ class GeneSpaceArchitecture:
     def __post_init__(self) -> None:
         """Check all options."""
         check_options(self, except_for=("zero_value",))
-        _check_zero_value(self.zero_value)
+        zero = self.zero_value
+        if zero is not None and not (is_number(zero) and -1000 <= zero < 0):
+            msg = f"`zero_value` must be None or a number below 0 (and at least -1000), but found {zero!r}."
+            raise ValueError(msg)
         if self.target not in TARGETS_OF_PATH[self.path]:
             allowed = list(TARGETS_OF_PATH[self.path])
             msg = f"`target` must be one of {allowed} on the path {self.path!r}, but found {self.target!r}."
@@ -129,12 +132,6 @@ class GeneSpaceArchitecture:
         if self.head == "spike_and_slab" and self.target != "data":
             msg = f"`head='spike_and_slab'` predicts the data and needs `target='data'`, but found {self.target!r}."
             raise ValueError(msg)
-
-
-def _check_zero_value(value: object) -> None:
-    if value is not None and not (is_number(value) and -1000 <= value < 0):
-        msg = f"`zero_value` must be None or a number below 0 (and at least -1000), but found {value!r}."
-        raise ValueError(msg)
 
 
 def _check_masking(a: GeneSpaceArchitecture) -> None:
