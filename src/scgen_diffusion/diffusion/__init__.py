@@ -21,7 +21,7 @@ from ._diffusion_samplers import (
     check_sampler,
     samplers_for,
 )
-from ._guidance import WHOLE_PATH, Guidance, GuidanceScale, GuidedField, ResolvedGuidance
+from ._guidance import Guidance, GuidanceScale, GuidedField, ResolvedGuidance
 from ._inversion import FlowInversion, Inversion, NoiseInversion, UnmaskingInversion
 from ._losses import Network, diffusion_loss
 from ._masking import Masking, UnmaskingSampler, with_masked
@@ -39,7 +39,6 @@ __all__ = [
     "FLOW_SAMPLERS",
     "PATHS",
     "TARGETS",
-    "WHOLE_PATH",
     "Additive",
     "ConditionColumns",
     "ConditionStrategy",
