@@ -401,11 +401,6 @@ class Interruption(Callback):
         self.is_terminated = False
         """Whether this process, one of several, got SIGTERM."""
 
-    @property
-    def requested(self) -> bool:
-        """Whether training ends before its last step."""
-        return bool(self.source)
-
     @contextmanager
     def listening(self, trainer: pl.Trainer) -> Iterator[None]:
         """Listen for Ctrl-C, or in one of several processes for SIGTERM; only Python's main thread receives them."""
@@ -455,7 +450,7 @@ class Interruption(Callback):
         self._end_if_terminated(trainer)
         if self.deadline is not None and trainer.strategy.broadcast(time.monotonic() >= self.deadline):
             self.source = "`max_time`"
-        if self.requested:
+        if self.source:
             raise StoppedError
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
@@ -466,7 +461,7 @@ class Interruption(Callback):
 
 def is_interrupted(trainer: pl.Trainer) -> bool:
     """Return whether Ctrl-C or the time limit ended training, or Ctrl-C came after the last step."""
-    return any(isinstance(callback, Interruption) and callback.requested for callback in trainer.callbacks)
+    return any(isinstance(callback, Interruption) and callback.source for callback in trainer.callbacks)
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------
