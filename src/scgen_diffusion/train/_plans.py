@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ._recipes import AutoencoderRecipe, DiffusionRecipe, PriorRecipe, Recipe, TransportRecipe
 
 
+FUSED_ON = ("cpu", "cuda")
 REPLAYED_ON = ("cuda",)
 N_CELLS = "n_cells"  # key in the sums of losses
 LEAST_GAIN = 5e-4  # of the validation loss by a round, below which training ends
@@ -245,7 +246,8 @@ class StagePlan(pl.LightningModule):
             lr=recipe.learning_rate,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
-            fused=self.trainer.precision != "16-mixed",  # whose gradient scaler needs separate steps
+            # the gradient scaler of "16-mixed" needs separate steps
+            fused=self.device.type in FUSED_ON and self.trainer.precision != "16-mixed",
         )
         options = {"n_steps": self.n_steps, "warm_up": recipe.warm_up, "max_rounds": recipe.max_rounds}
         factor = partial(learning_rate_factor, schedule=recipe.schedule, **options)  # can be pickled
@@ -263,7 +265,7 @@ class StagePlan(pl.LightningModule):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val, foreach=True)
+            torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val, foreach=self.device.type in FUSED_ON)
 
     @property
     def n_steps(self) -> int:
