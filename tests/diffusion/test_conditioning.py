@@ -22,7 +22,9 @@ def draw_classes(n_samples, n_classes, seed=0):
     generator = torch.Generator().manual_seed(seed)
     columns = [torch.randint(n, (n_samples,), generator=generator) for n in n_classes]
     condition = torch.stack(columns, 1) if columns else torch.empty(n_samples, 0, dtype=torch.long)
-    return condition, ConditionColumns(torch.tensor(n_classes, dtype=torch.long), torch.arange(len(n_classes)))
+    return condition, ConditionColumns(
+        torch.tensor(n_classes, dtype=torch.long), torch.arange(len(n_classes)), len(n_classes)
+    )
 
 
 def draw_columns(n_columns, *, is_number):
@@ -33,7 +35,7 @@ def draw_columns(n_columns, *, is_number):
         null, condition = torch.full((len(key),), -torch.inf), torch.randn(7, len(key), generator=generator)
     else:
         null, condition = torch.full((len(key),), 9), torch.randint(9, (7, len(key)), generator=generator)
-    return ConditionColumns(null, key), condition
+    return ConditionColumns(null, key, len(n_columns)), condition
 
 
 def drop(strategy, condition, columns, probability, seed=0):
@@ -61,7 +63,7 @@ def test_keeping_keys_nulls_all_columns_of_exactly_the_others(n_columns, is_numb
     ids=["joint", "additive"],
 )
 def test_only_joint_drops_all_keys_of_a_sample_that_lacks_one(strategy, expected):
-    columns = ConditionColumns(null=torch.tensor([3, 9, 6, 5]), key=torch.tensor([0, 1, 2, 2]))
+    columns = ConditionColumns(null=torch.tensor([3, 9, 6, 5]), key=torch.tensor([0, 1, 2, 2]), n_keys=3)
     condition = torch.tensor([[0, 1, 5, 6], [1, 9, 0, 5], [2, 2, 6, 5]])
 
     dropped = strategy.drop(condition, columns, 0.0, torch.Generator())

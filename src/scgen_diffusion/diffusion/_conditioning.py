@@ -34,14 +34,14 @@ class ConditionColumns:
     key
         Number of the key that each column belongs to, ``(columns,)``, ascending from 0.
     n_keys
-        Number of keys. Default: derived from ``key``, which synchronises with the GPU if ``key`` is there.
+        Number of keys, which code on a GPU could not read from ``key`` without waiting for it.
 
     Examples
     --------
     >>> import torch
     >>> from scgen_diffusion.diffusion import ConditionColumns
     >>> columns = ConditionColumns(
-    ...     null=torch.tensor([3, 6, 5]), key=torch.tensor([0, 1, 1])
+    ...     null=torch.tensor([3, 6, 5]), key=torch.tensor([0, 1, 1]), n_keys=2
     ... )
     >>> columns.keep(torch.tensor([[2, 0, 4]]), keys=[0])
     tensor([[2, 6, 5]])
@@ -49,12 +49,7 @@ class ConditionColumns:
 
     null: Tensor
     key: Tensor
-    n_keys: int = -1
-
-    def __post_init__(self) -> None:
-        """Count the keys if their number is not given."""
-        if self.n_keys < 0:
-            object.__setattr__(self, "n_keys", int(self.key[-1]) + 1 if len(self.key) else 0)
+    n_keys: int
 
     def keep(self, condition: Tensor, keys: Sequence[int] | Tensor) -> Tensor:
         """Null every key of ``condition (n, columns)`` that is not listed."""
