@@ -80,7 +80,7 @@ def test_a_guided_field_is_a_field():
     def network(x_t, times, classes):
         return x_t * (classes + 1) + times[:, None]
 
-    columns = ConditionColumns(null=torch.tensor([2]), key=torch.tensor([0]))
+    columns = ConditionColumns(null=torch.tensor([2]), key=torch.tensor([0]), n_keys=1)
     field = GuidedField(network, condition, columns, path, ResolvedGuidance.of(Joint(), [2.0]))
     prediction = Denoiser(field, path, TARGETS["noise"]).predict(data, t)
     by_hand = 3 * data + 2.0 * (data - 3 * data) + path.network_time(t)[:, None]

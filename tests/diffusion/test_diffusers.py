@@ -31,7 +31,7 @@ def predict(x_t, k):
     return x_t * (1 - (-10 * u**2).exp()).sqrt() + 0.2 * (1 - u) * (3 * u).cos() * x_t.sin()
 
 
-def sample(sampler, target="noise"):
+def sample(sampler, target):
     denoiser = Denoiser(predict, PATHS["vp_linear"], TARGETS[target])
     x = VECTORS["x"]
     return sampler(denoiser, x, n_steps=N_STEPS, generators=Generators(SEED, range(len(x))))
@@ -46,21 +46,15 @@ def test_schedules_are_those_of_diffusers(schedule):
 
 
 @pytest.mark.parametrize(
-    ("variance", "sampler"), {"upper": DDPMSampler(), "lower": DDIMSampler(eta=1.0)}.items(), ids=["upper", "lower"]
+    ("recorded", "sampler", "target"),
+    [
+        ("ddpm_upper", DDPMSampler(), "noise"),
+        ("ddpm_lower", DDIMSampler(eta=1.0), "noise"),
+        *[(f"ddim_{eta}", DDIMSampler(eta=eta), "noise") for eta in (0.0, 0.5, 1.0)],
+        ("ddim_data", DDIMSampler(), "data"),
+        ("ddim_v", DDIMSampler(), "v"),
+        ("dpm_solver", DPMSolverSampler(), "noise"),
+    ],
 )
-def test_ancestral_sampling_with_either_variance_is_that_of_diffusers(variance, sampler):
-    torch.testing.assert_close(sample(sampler), VECTORS[f"ddpm_{variance}"], rtol=0, atol=5e-6)
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_ddim_is_that_of_diffusers_at_every_eta(eta):
-    torch.testing.assert_close(sample(DDIMSampler(eta=eta)), VECTORS[f"ddim_{eta}"], rtol=0, atol=5e-6)
-
-
-@pytest.mark.parametrize("target", ["data", "v"])
-def test_ddim_is_that_of_diffusers_for_every_target(target):
-    torch.testing.assert_close(sample(DDIMSampler(), target), VECTORS[f"ddim_{target}"], rtol=0, atol=5e-6)
-
-
-def test_the_solver_of_second_order_is_that_of_diffusers():
-    torch.testing.assert_close(sample(DPMSolverSampler()), VECTORS["dpm_solver"], rtol=0, atol=5e-6)
+def test_samples_are_those_of_diffusers(recorded, sampler, target):
+    torch.testing.assert_close(sample(sampler, target), VECTORS[recorded], rtol=0, atol=5e-6)

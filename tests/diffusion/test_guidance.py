@@ -39,7 +39,7 @@ class RecordingNetwork:
 
 def columns_of(n_classes):
     """Return what columns with this many classes each mean."""
-    return ConditionColumns(torch.tensor(n_classes, dtype=torch.long), torch.arange(len(n_classes)))
+    return ConditionColumns(torch.tensor(n_classes, dtype=torch.long), torch.arange(len(n_classes)), len(n_classes))
 
 
 def build_inputs(n_classes, n_samples=5):

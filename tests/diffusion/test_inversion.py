@@ -128,21 +128,19 @@ def test_data_are_carried_over_one_by_one():
     torch.testing.assert_close(FlowInversion()(*fields, x[7:9]), FlowInversion()(*fields, x)[7:9], atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("strength", [0.0, -0.5, 1.01])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *[({"strength": strength}, "`strength` must be above 0 and at most 1") for strength in (0.0, -0.5, 1.01)],
+        ({"n_steps": 0}, "`n_steps` must be a whole number of at least 1"),
+    ],
+)
 @pytest.mark.parametrize("inversion", [FlowInversion(), NoiseInversion()])
-def test_strengths_beyond_the_path_are_refused(inversion, strength):
+def test_strengths_beyond_the_path_and_no_steps_are_refused(inversion, options, message):
     denoiser, x = denoiser_of(OWN, STD), normal_data()
 
-    with pytest.raises(ValueError, match="`strength` must be above 0 and at most 1"):
-        inversion(denoiser, denoiser, x, strength=strength, generators=generators())
-
-
-@pytest.mark.parametrize("inversion", [FlowInversion(), NoiseInversion()])
-def test_a_step_is_needed(inversion):
-    denoiser, x = denoiser_of(OWN, STD), normal_data()
-
-    with pytest.raises(ValueError, match="`n_steps` must be a whole number of at least 1"):
-        inversion(denoiser, denoiser, x, n_steps=0, generators=generators())
+    with pytest.raises(ValueError, match=message):
+        inversion(denoiser, denoiser, x, generators=generators(), **options)
 
 
 # --- noise that leads to the data -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import anndata
 import numpy as np
@@ -489,11 +490,11 @@ def test_every_function_says_that_models_with_a_latent_have_no_white_box(trained
         getattr(interpret, name)(trained)
 
 
-@pytest.mark.parametrize("time", [-1, 1000, "late", True, float("nan")])
+@pytest.mark.parametrize("time", [-1, 1000, "late", True, float("nan"), np.array(500)])
 def test_times_beyond_the_path_are_refused(opened, time):
     with pytest.raises(ValueError, match=r"a timestep between 0 \(data\) and 999 \(noise\), but found"):
         interpret.layer_statistics(opened, times=[0, time])
-    with pytest.raises(ValueError, match=f"between 0 .* but found {time!r}"):
+    with pytest.raises(ValueError, match=re.escape(f"but found {time!r}")):
         interpret.head_loadings(opened, time=time)
 
 

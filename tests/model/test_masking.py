@@ -272,7 +272,7 @@ def test_log_values_are_refused(make_cells):
     ("options", "message"),
     [
         ({"early_stopping": True}, "`early_stopping` watches the validation loss, but that of the diffusion may rise"),
-        ({"plan_kwargs": {"max_rounds": 2}}, "`max_rounds` compares validation losses, but that of the diffusion may"),
+        ({"plan_kwargs": {"max_rounds": 2}}, "`max_rounds` watches the validation loss, but that of the diffusion may"),
     ],
 )
 def test_rules_that_trust_the_loss_are_refused_because_it_does_not_judge_the_cells(make_cells, quick, options, message):

@@ -164,6 +164,12 @@ def test_a_transport_of_too_many_groups_is_refused_before_the_other_stages_are_t
         model.train_transport(1, **QUICK)
 
 
+@pytest.mark.parametrize("max_time", ["1 hour", "90", {"minute": 90}, {"minutes": "90"}])
+def test_a_limit_of_time_that_lightning_cannot_read_is_refused_by_name(own, max_time):
+    with pytest.raises(ValueError, match=r"`max_time` must be text .* but found"):
+        own.train(1, max_time=max_time, **QUICK)
+
+
 @pytest.mark.parametrize("max_time", [3600, 1.5])
 def test_a_number_is_no_limit_of_time(own, max_time):
     with pytest.raises(TypeError, match=r"`max_time` must be text .* but found"):

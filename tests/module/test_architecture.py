@@ -60,16 +60,6 @@ def test_changes_leave_the_rest_of_the_named_architecture():
         ("n_latent_tokens", 2.0),
         ("n_heads", "4"),
         ("prior_n_layers", -1),
-    ],
-)
-def test_a_value_that_is_not_allowed_is_named(name, value):
-    with pytest.raises(ValueError, match=f"`{name}` must be.*{value!r}"):
-        build_architecture("default", **{name: value})
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
         ("ema_decay", 1.5),
         ("ema_decay", -0.1),
         ("ema_decay", "high"),
@@ -80,8 +70,8 @@ def test_a_value_that_is_not_allowed_is_named(name, value):
         ("n_latent", True),
     ],
 )
-def test_values_of_optional_real_and_truth_options_are_checked_too(name, value):
-    with pytest.raises(ValueError, match=f"`{name}`"):
+def test_a_value_that_is_not_allowed_is_named(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be.*{value!r}"):
         build_architecture("default", **{name: value})
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.diffusion import DDPMSampler, DPMSolverSampler, Generators, ResolvedGuidance
+from scgen_diffusion.diffusion import DDPMSampler, DPMSolverSampler, Generators, Joint, ResolvedGuidance
 from scgen_diffusion.module import (
     GeneSpaceArchitecture,
     GeneSpaceModule,
@@ -205,7 +205,7 @@ def test_a_network_that_knows_the_data_samples_it(profiles, sampler):
     sampled = module.sample_cells(
         torch.zeros(5, 0).long(),
         Generators(0, range(5)),
-        guidance=ResolvedGuidance(),
+        guidance=ResolvedGuidance.of(Joint(), []),
         sampler=sampler,
         n_steps=20,
         n_wanted=5,
@@ -223,7 +223,7 @@ def test_any_number_of_genes_fits(backbone, n_genes):
     profile = module.sample_cells(
         torch.zeros(2, 0).long(),
         Generators(0, range(2)),
-        guidance=ResolvedGuidance(),
+        guidance=ResolvedGuidance.of(Joint(), []),
         sampler=DPMSolverSampler(),
         n_steps=2,
         n_wanted=2,

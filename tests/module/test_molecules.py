@@ -7,6 +7,7 @@ import torch
 from scgen_diffusion.diffusion import (
     Denoiser,
     Generators,
+    Joint,
     Kinds,
     Masking,
     ResolvedGuidance,
@@ -169,7 +170,12 @@ def test_a_tenth_of_the_genes_is_hidden_in_training_only():
 def test_profiles_are_those_of_cells_with_totals_of_the_default_distribution():
     module, none = module_of(5, library_size="normal"), torch.zeros(50, 0)
     module.library_size.fit(torch.tensor([0.0] * 9 + [9.0]), none[:10])
-    options = {"guidance": ResolvedGuidance(), "sampler": UnmaskingSampler(), "n_steps": 4, "n_wanted": 50}
+    options = {
+        "guidance": ResolvedGuidance.of(Joint(), []),
+        "sampler": UnmaskingSampler(),
+        "n_steps": 4,
+        "n_wanted": 50,
+    }
 
     with torch.no_grad():
         counts = module.sample_cells(none, Generators(0, range(50)), library_size="normal", output="counts", **options)

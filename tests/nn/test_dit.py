@@ -119,11 +119,6 @@ def test_positions_can_be_others():
     assert torch.equal(build(positions=positions).positions, positions)
 
 
-def test_positions_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match=r"\(tokens, width\) = \(4, 8\), but found \(4, 6\)"):
-        build(positions=torch.ones(N_TOKENS, 6))
-
-
 def test_the_trace_leads_from_the_input_to_the_prediction():
     network, inputs = build(), build_inputs()
     traces, context = (

@@ -94,8 +94,3 @@ def test_cells_with_one_gene_or_none_have_finite_encodings_and_gradients(pooling
     assert encoded.isfinite().all()
     encoded.square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
-
-
-def test_an_encoder_without_pooling_is_refused():
-    with pytest.raises(ValueError, match="at least one pooling"):
-        build("none")

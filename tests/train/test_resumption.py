@@ -363,7 +363,7 @@ def test_a_checkpoint_never_undoes_later_training(train, tmp_path, n_epochs):
     model.train_prior(1, **options)
     former = deepcopy(model)
 
-    with pytest.raises(ValueError, match="The prior of this model has training that the checkpoint lacks"):
+    with pytest.raises(ValueError, match="The checkpoint of the prior lacks training that this model has"):
         model.train_prior(n_epochs, checkpoint_dir=tmp_path, **options)
     assert_same_model(former, model)
 

@@ -5,9 +5,9 @@ from ._conditioning import (
     Additive,
     ConditionColumns,
     ConditionStrategy,
-    GuidanceTerm,
     Joint,
     MutuallyExclusive,
+    Terms,
 )
 from ._count_draws import draw_negative_binomial, draw_poisson, finite_mask, keep_molecules, keep_where
 from ._coupling import optimal_pairs
@@ -21,7 +21,7 @@ from ._diffusion_samplers import (
     check_sampler,
     samplers_for,
 )
-from ._guidance import WHOLE_PATH, Guidance, GuidanceScale, GuidedField, ResolvedGuidance
+from ._guidance import Guidance, GuidanceScale, GuidedField, ResolvedGuidance
 from ._inversion import FlowInversion, Inversion, NoiseInversion, UnmaskingInversion
 from ._losses import Network, diffusion_loss
 from ._masking import Masking, UnmaskingSampler, with_masked
@@ -39,7 +39,6 @@ __all__ = [
     "FLOW_SAMPLERS",
     "PATHS",
     "TARGETS",
-    "WHOLE_PATH",
     "Additive",
     "ConditionColumns",
     "ConditionStrategy",
@@ -55,7 +54,6 @@ __all__ = [
     "Generators",
     "Guidance",
     "GuidanceScale",
-    "GuidanceTerm",
     "GuidedField",
     "Inversion",
     "Joint",
@@ -70,6 +68,7 @@ __all__ = [
     "Sampler",
     "SteppingSampler",
     "Target",
+    "Terms",
     "UnmaskingInversion",
     "UnmaskingSampler",
     "VariancePreserving",

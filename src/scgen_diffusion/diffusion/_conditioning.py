@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import fmean as mean
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import torch
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+Terms: TypeAlias = dict[tuple[int, ...], float]
+"""Weights of the predictions in a guided mixture, by the keys that each is conditioned on, which ascend."""
 WEIGHT_ROUNDING = 1e-9  # weights below this are rounding errors of sums of scales, and need no prediction
 
 
@@ -32,14 +34,14 @@ class ConditionColumns:
     key
         Number of the key that each column belongs to, ``(columns,)``, ascending from 0.
     n_keys
-        Number of keys. Default: derived from ``key``, which synchronises with the GPU if ``key`` is there.
+        Number of keys, which code on a GPU could not read from ``key`` without waiting for it.
 
     Examples
     --------
     >>> import torch
     >>> from scgen_diffusion.diffusion import ConditionColumns
     >>> columns = ConditionColumns(
-    ...     null=torch.tensor([3, 6, 5]), key=torch.tensor([0, 1, 1])
+    ...     null=torch.tensor([3, 6, 5]), key=torch.tensor([0, 1, 1]), n_keys=2
     ... )
     >>> columns.keep(torch.tensor([[2, 0, 4]]), keys=[0])
     tensor([[2, 6, 5]])
@@ -47,12 +49,7 @@ class ConditionColumns:
 
     null: Tensor
     key: Tensor
-    n_keys: int = -1
-
-    def __post_init__(self) -> None:
-        """Count the keys if their number is not given."""
-        if self.n_keys < 0:
-            object.__setattr__(self, "n_keys", int(self.key[-1]) + 1 if len(self.key) else 0)
+    n_keys: int
 
     def keep(self, condition: Tensor, keys: Sequence[int] | Tensor) -> Tensor:
         """Null every key of ``condition (n, columns)`` that is not listed."""
@@ -72,14 +69,6 @@ class ConditionColumns:
 
 
 @dataclass(frozen=True)
-class GuidanceTerm:
-    """One prediction in a guided mixture: the keys that it is conditioned on, ascending, and its weight."""
-
-    keys: tuple[int, ...]
-    weight: float
-
-
-@dataclass(frozen=True)
 class Joint:
     r"""All conditions together or none: :math:`v = v_\varnothing + \bar{s}\,(v_{all} - v_\varnothing)`.
 
@@ -94,7 +83,7 @@ class Joint:
         """Drop all keys of a sample together, with one coin per sample, and where one is not given."""
         return _drop_samples(columns.complete(condition), columns, probability, generator)
 
-    def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
+    def terms(self, scales: Sequence[float]) -> Terms:
         """Weigh the prediction given all keys against the one given none."""
         return _of_subsets([(range(len(scales)), mean(scales))] if scales else [])
 
@@ -117,7 +106,7 @@ class MutuallyExclusive:
         kept = torch.randint(columns.n_keys, (1,), generator=generator, device=condition.device)
         return _drop_samples(columns.keep(condition, kept), columns, probability, generator)
 
-    def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
+    def terms(self, scales: Sequence[float]) -> Terms:
         """Weigh the predictions given one key each against the one given none."""
         return _of_subsets([((key,), scale) for key, scale in enumerate(scales)])
 
@@ -140,7 +129,7 @@ class Additive:
     --------
     >>> from scgen_diffusion.diffusion import Additive
     >>> Additive().terms([1.0, 3.0])
-    (GuidanceTerm(keys=(0, 1), weight=3.0), GuidanceTerm(keys=(0,), weight=-2.0))
+    {(0, 1): 3.0, (0,): -2.0}
     """
 
     name: ClassVar[str] = "additive"
@@ -155,13 +144,13 @@ class Additive:
         kept = torch.rand(len(condition), n_coins, generator=generator, device=condition.device) >= probability
         return columns.null_unless(condition, kept[:, : columns.n_keys] & kept[:, -1:])
 
-    def terms(self, scales: Sequence[float]) -> tuple[GuidanceTerm, ...]:
+    def terms(self, scales: Sequence[float]) -> Terms:
         """Weigh the prediction given all keys against those that lack one key each."""
         if not any(scales):
             return _of_subsets([])
         every = range(len(scales))
         lacking = [([other for other in every if other != key], 1 - scale) for key, scale in enumerate(scales)]
-        return _merge([(every, 1 + sum(scale - 1 for scale in scales)), *lacking])
+        return _add_up([(every, 1 + sum(scale - 1 for scale in scales)), *lacking])
 
 
 ConditionStrategy = Joint | MutuallyExclusive | Additive
@@ -171,19 +160,18 @@ CONDITION_STRATEGIES: dict[str, ConditionStrategy] = {
 }
 
 
-def _of_subsets(scales: Iterable[tuple[Iterable[int], float]]) -> tuple[GuidanceTerm, ...]:
+def _of_subsets(scales: Sequence[tuple[Iterable[int], float]]) -> Terms:
     r"""Turn the scales of subsets into weights, :math:`v = v_\varnothing + \sum_j s_j\,(v_{K_j} - v_\varnothing)`."""
-    scales = list(scales)
-    return _merge([((), 1 - sum(scale for _, scale in scales)), *scales])
+    return _add_up([((), 1 - sum(scale for _, scale in scales)), *scales])
 
 
-def _merge(weighted: Iterable[tuple[Iterable[int], float]]) -> tuple[GuidanceTerm, ...]:
+def _add_up(weighted: Iterable[tuple[Iterable[int], float]]) -> Terms:
     """Add the weights of equal subsets, and leave out subsets of weight zero."""
-    weights: dict[tuple[int, ...], float] = {}
+    weights: Terms = {}
     for keys, weight in weighted:
-        subset = tuple(sorted(set(keys)))
+        subset = tuple(keys)
         weights[subset] = weights.get(subset, 0.0) + weight
-    return tuple(GuidanceTerm(keys, weight) for keys, weight in weights.items() if abs(weight) > WEIGHT_ROUNDING)
+    return {keys: weight for keys, weight in weights.items() if abs(weight) > WEIGHT_ROUNDING}
 
 
 def _drop_samples(

@@ -14,13 +14,13 @@ import torch
 
 from scgen_diffusion._arguments import is_number, known_names, warn_user
 
-from ._conditioning import WEIGHT_ROUNDING, GuidanceTerm, Joint
+from ._conditioning import WEIGHT_ROUNDING, Joint
 from ._paths import expand_like
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ._conditioning import ConditionColumns, ConditionStrategy
+    from ._conditioning import ConditionColumns, ConditionStrategy, Terms
     from ._losses import Network
     from ._paths import Path
 
@@ -71,7 +71,9 @@ class Guidance:
                 msg = f"`guidance_scale` must be a finite number, or one per key, but found {scale!r}."
                 raise ValueError(msg)
         object.__setattr__(self, "interval", _as_interval(self.interval))
-        _check_rescale(self.rescale)
+        if not is_number(self.rescale) or not 0 <= self.rescale <= 1:
+            msg = f"`Guidance(rescale=...)` must be a number from 0 to 1, but found {self.rescale!r}."
+            raise ValueError(msg)
 
     @classmethod
     def of(cls, guidance_scale: Any) -> Self:
@@ -142,10 +144,9 @@ class ResolvedGuidance:
     Parameters
     ----------
     terms
-        The weights :math:`w_j`, which sum to 1, and the subsets :math:`K_j` of keys. Default: the unconditional
-        prediction.
-    conditional
-        Terms of :math:`v_y`, the plain conditional prediction. Default: ``terms``.
+        The weights :math:`w_j`, which sum to 1, by the subsets :math:`K_j` of keys.
+    plain
+        Terms of :math:`v_y`, the plain conditional prediction.
     interval
         Path times, from 0 (noise) to 1 (data), between which guidance applies, ends included.
     rescale
@@ -161,11 +162,11 @@ class ResolvedGuidance:
     --------
     >>> from scgen_diffusion.diffusion import ResolvedGuidance, Joint
     >>> ResolvedGuidance.of(Joint(), [2.0]).terms
-    (GuidanceTerm(keys=(), weight=-1.0), GuidanceTerm(keys=(0,), weight=2.0))
+    {(): -1.0, (0,): 2.0}
     """
 
-    terms: tuple[GuidanceTerm, ...] = (GuidanceTerm((), 1.0),)
-    conditional: tuple[GuidanceTerm, ...] | None = None
+    terms: Terms
+    plain: Terms
     interval: tuple[float, float] = WHOLE_PATH
     rescale: float = 0.0
 
@@ -182,11 +183,6 @@ class ResolvedGuidance:
         return cls(strategy.terms(scales), strategy.terms([1.0] * len(scales)), interval, rescale)
 
     @property
-    def plain(self) -> tuple[GuidanceTerm, ...]:
-        """The terms of the plain conditional prediction."""
-        return self.terms if self.conditional is None else self.conditional
-
-    @property
     def weights(self) -> dict[int, float]:
         """The sum of each key's weights, which is its scale; keys of scale 0 are left out."""
         return _sum_by_key(self.terms)
@@ -200,7 +196,7 @@ class ResolvedGuidance:
     @property
     def covers_path(self) -> bool:
         """Whether the prediction is composed in the same way along the whole path."""
-        return self.terms == self.plain or tuple(self.interval) == WHOLE_PATH
+        return self.terms == self.plain or self.interval == WHOLE_PATH
 
     @property
     def is_rescaled(self) -> bool:
@@ -268,9 +264,9 @@ class GuidedField:
         return _Mixtures.of(self.condition, self.columns, self.guidance.plain)
 
 
-def _sum_by_key(terms: Sequence[GuidanceTerm]) -> dict[int, float]:
-    keys = sorted({key for term in terms for key in term.keys})
-    weights = {key: sum(term.weight for term in terms if key in term.keys) for key in keys}
+def _sum_by_key(terms: Terms) -> dict[int, float]:
+    keys = sorted({key for subset in terms for key in subset})
+    weights = {key: sum(weight for subset, weight in terms.items() if key in subset) for key in keys}
     return {key: round(weight, 9) for key, weight in weights.items() if abs(weight) > WEIGHT_ROUNDING}
 
 
@@ -291,12 +287,11 @@ class _Mixtures(NamedTuple):
     weights: list[list[float]]
 
     @classmethod
-    def of(cls, condition: Tensor, columns: ConditionColumns, *mixtures: Sequence[GuidanceTerm]) -> Self:
+    def of(cls, condition: Tensor, columns: ConditionColumns, *mixtures: Terms) -> Self:
         """Prepare mixtures for samples with the condition ``(n, columns)``."""
-        subsets = list(dict.fromkeys(term.keys for terms in mixtures for term in terms))
-        weights_of = [{term.keys: term.weight for term in terms} for terms in mixtures]
+        subsets = list(dict.fromkeys(keys for terms in mixtures for keys in terms))
         conditions = torch.cat([columns.keep(condition, keys) for keys in subsets])
-        return cls(conditions, [[weights.get(keys, 0.0) for keys in subsets] for weights in weights_of])
+        return cls(conditions, [[terms.get(keys, 0.0) for keys in subsets] for terms in mixtures])
 
 
 def rescale_to(guided: Tensor, plain: Tensor, share: float) -> Tensor:
@@ -324,9 +319,3 @@ def _as_interval(interval: object) -> tuple[float, float]:
         )
         raise ValueError(msg)
     return float(ends[0]), float(ends[1])
-
-
-def _check_rescale(rescale: object) -> None:
-    if not is_number(rescale) or not 0 <= rescale <= 1:
-        msg = f"`Guidance(rescale=...)` must be a number from 0 to 1, but found {rescale!r}."
-        raise ValueError(msg)

@@ -120,8 +120,9 @@ def predict_block(
         if request.inversion is None:  # the transport moves the cells that become perturbed
             given = module.unstandardise(states)
             return module.transported(states, own, new, sampling.sampler, **options)
+        plain = sampling.guidance.plain
         return request.inversion(
-            module.denoiser(own, ResolvedGuidance(sampling.guidance.plain)),
+            module.denoiser(own, ResolvedGuidance(plain, plain)),
             module.denoiser(new, sampling.guidance),
             states,
             **options,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +12,7 @@ from scvi import REGISTRY_KEYS
 
 from scgen_diffusion._arguments import is_number
 from scgen_diffusion.data import as_labels, check_rows, obs_column, resolve_seed
-from scgen_diffusion.diffusion import (
-    Generators,
-    Joint,
-    Masking,
-    MutuallyExclusive,
-    VariancePreserving,
-)
+from scgen_diffusion.diffusion import Generators, Joint, Masking, MutuallyExclusive, VariancePreserving
 from scgen_diffusion.generation import check_batch_size
 
 if TYPE_CHECKING:
@@ -71,8 +64,8 @@ def resolve_times(path: Path, times: Sequence[float] | float | None, *, default:
     """
     is_vp = isinstance(path, VariancePreserving)
     if times is None:
-        times = next(value for kind, value in default.items() if isinstance(path, kind))
-    values = list(times) if isinstance(times, Iterable) and not isinstance(times, str) else [times]
+        times = default[type(path)]
+    values = list(times) if np.ndim(times) else [times]
     if not values:
         msg = "`times` is empty; leave it out for the default, or pass at least one time."
         raise ValueError(msg)

@@ -126,24 +126,16 @@ def head_loadings(
     source, rows = cells_of(model, adata, indices)
     moment = resolve_time(model.module.path, time)
     check_count("n_probes", n_probes)
-    if tokens is None:
-        tokens = "global" if network.n_global_tokens else "patches"
-    if tokens not in ("patches", "global"):
-        msg = f"`tokens` must be 'patches' or 'global', but found {tokens!r}."
-        raise ValueError(msg)
-    if tokens == "global" and not network.n_global_tokens:
-        msg = "The network has no global tokens; construct the model with `n_global_tokens`, or use tokens='patches'."
-        raise ValueError(msg)
-    is_scaled = not isinstance(model.module.path, Masking)
-    if not is_scaled and len(rows) < 2:
+    places = places_of(network, tokens)
+    is_masked = isinstance(model.module.path, Masking)
+    if is_masked and len(rows) < 2:
         msg = "With masked molecules, loadings need at least two cells, over which genes vary, but found one."
         raise ValueError(msg)
-    places = slice(network.n_patches) if tokens == "patches" else slice(network.n_patches, None)
 
     total, inputs = np.zeros((len(head_names(network)), source.n_vars)), Averages([ALL])
     for batch in noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size):
         x_t, t, condition = batch.inputs(model.module, moment)
-        if not is_scaled:
+        if is_masked:
             inputs.add(x_t, np.zeros(len(x_t), dtype=int))
         with torch.enable_grad():
             x_t = x_t.detach().clone().requires_grad_()
@@ -156,11 +148,24 @@ def head_loadings(
                 (gradient,) = torch.autograd.grad(coordinates, x_t, sign, retain_graph=True)
                 total[head] += gradient.square().sum(0).cpu().double().numpy()
     loadings = np.sqrt(total.T / (len(rows) * n_probes))
-    if not is_scaled:
+    if is_masked:
         _, _, _, std = inputs.results()
         loadings *= std.T
     table = pd.DataFrame(loadings, index=source.var_names, columns=head_names(network))
     return head_specificity(table) if relative else table
+
+
+def places_of(network: GeneDiT, tokens: Tokens | None) -> slice:
+    """Return where tokens of a kind are among all; by default the global ones, if the network has any."""
+    if tokens is None:
+        tokens = "global" if network.n_global_tokens else "patches"
+    if tokens not in ("patches", "global"):
+        msg = f"`tokens` must be 'patches' or 'global', but found {tokens!r}."
+        raise ValueError(msg)
+    if tokens == "global" and not network.n_global_tokens:
+        msg = "The network has no global tokens; construct the model with `n_global_tokens`, or use tokens='patches'."
+        raise ValueError(msg)
+    return slice(network.n_patches) if tokens == "patches" else slice(network.n_patches, None)
 
 
 @torch.no_grad()

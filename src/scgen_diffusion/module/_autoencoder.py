@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,15 +53,18 @@ class Encoder(nn.Module):
 
     def __init__(self, n_genes: int, architecture: SCLDMArchitecture) -> None:
         super().__init__()
-        self.is_variational = architecture.latent == "variational"
-        n_latent = architecture.n_latent
-        self.norm = nn.LayerNorm(n_latent, eps=LAYER_NORM_EPS, elementwise_affine=False)
+        a = architecture
+        self.is_variational = a.latent == "variational"
+        self.norm = nn.LayerNorm(a.n_latent, eps=LAYER_NORM_EPS, elementwise_affine=False)
+        attention, factors = None, None
+        if a.pooling != "factors":
+            how = {"value_after_norm": a.value_after_norm, "mask_padding": a.mask_padding}
+            attention = AttentionPooling(n_genes, a.n_latent_tokens, **_transformer_sizes(a), **how)
+        if a.pooling != "attention":
+            factors = FactorPooling(n_genes, a.pooling_width)
+        n_outputs = 2 * a.n_latent if self.is_variational else a.n_latent
         self.network = SetEncoder(
-            architecture.n_latent_tokens,
-            2 * n_latent if self.is_variational else n_latent,
-            attention=None if architecture.pooling == "factors" else _attention_pooling(n_genes, architecture),
-            factors=None if architecture.pooling == "attention" else FactorPooling(n_genes, architecture.pooling_width),
-            padded_length=architecture.padded_length,
+            a.n_latent_tokens, n_outputs, attention=attention, factors=factors, padded_length=a.padded_length
         )
 
     def forward(self, values: Tensor, profile: Tensor) -> Posterior:
@@ -93,7 +96,7 @@ class Decoder(nn.Module):
         self.gene_queries: GeneQueryDecoder | None = None
         self.factors: GeneFactorDecoder | None = None
         if a.decoder == "gene_queries":
-            self.gene_queries = _gene_query_decoder(n_genes, n_outputs, a)
+            self.gene_queries = GeneQueryDecoder(n_genes, a.n_latent, n_outputs=n_outputs, **_transformer_sizes(a))
         else:
             n_latent = a.n_latent_tokens * a.n_latent
             sizes = {"width": a.decoder_width, "n_factors": a.n_factors, "n_outputs": n_outputs}
@@ -153,28 +156,7 @@ def initialise_decoder(
         decoder.gene_queries.readout.bias[1:] = initial_log_theta
 
 
-def _attention_pooling(n_genes: int, architecture: SCLDMArchitecture) -> AttentionPooling:
-    return AttentionPooling(
-        n_genes,
-        architecture.n_latent_tokens,
-        width=architecture.width,
-        n_layers=architecture.n_layers,
-        n_heads=architecture.n_heads,
-        n_heads_cross=architecture.n_heads_cross,
-        hidden=architecture.feed_forward_width,
-        value_after_norm=architecture.value_after_norm,
-        mask_padding=architecture.mask_padding,
-    )
-
-
-def _gene_query_decoder(n_genes: int, n_outputs: int, architecture: SCLDMArchitecture) -> GeneQueryDecoder:
-    return GeneQueryDecoder(
-        n_genes,
-        architecture.n_latent,
-        width=architecture.width,
-        n_outputs=n_outputs,
-        n_layers=architecture.n_layers,
-        n_heads=architecture.n_heads,
-        n_heads_cross=architecture.n_heads_cross,
-        hidden=architecture.feed_forward_width,
-    )
+def _transformer_sizes(a: SCLDMArchitecture) -> dict[str, Any]:
+    """Return what attention pooling and gene queries have in common."""
+    heads = {"n_heads": a.n_heads, "n_heads_cross": a.n_heads_cross}
+    return {"width": a.width, "n_layers": a.n_layers, **heads, "hidden": a.feed_forward_width}

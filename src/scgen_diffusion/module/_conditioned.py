@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass
 from torch import Tensor
 
@@ -73,6 +74,9 @@ class ConditionedModule(BaseModuleClass):
     def strategy(self) -> ConditionStrategy:
         """How training drops conditions and guidance composes them."""
         return CONDITION_STRATEGIES[self.architecture.condition_strategy]
+
+    def _get_inference_input(self, tensors: Mapping[str, Tensor], **_: Any) -> dict[str, Tensor]:
+        return {"x": tensors[REGISTRY_KEYS.X_KEY]}
 
     def condition_of(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the conditions of a batch, ``(cells, columns)``."""

@@ -305,17 +305,8 @@ class ExpectedShift(nn.Module):
         squares = shifts[perturbed].square().mean()
         size = (squares - variances[perturbed].mean()).clamp(min=0.01 * squares + SMALLEST)
         some = torch.linspace(0, len(shifts) - 1, min(len(shifts), MOST_GROUPS), device=shifts.device).long()
-        alike_perturbations = size * self._similarity(perturbations[some], perturbations[some])
-
-        def log_likelihood(options: tuple[float, float]) -> float:
-            length, b = options
-            alike = SHARED + b * self._alikeness(centres[some], centres[some], length)
-            root, seen = torch.linalg.cholesky(alike_perturbations * alike + self._noise(some)), shifts[some]
-            fit = (seen * torch.cholesky_solve(seen, root)).sum() / 2
-            return float(-fit - seen.shape[1] * root.diagonal().log().sum())
-
-        lengths = [factor * axes.shape[1] ** 0.5 for factor in LENGTHS]
-        length, b = max(product(lengths, SPECIFIC), key=log_likelihood)
+        similarity = size * self._similarity(perturbations[some], perturbations[some])
+        length, b = self._most_probable(shifts[some], centres[some], similarity, self._noise(some))
         self.centres.copy_(centres)
         self.perturbations.copy_(perturbations)
         self.options.copy_(torch.tensor((SHARED * float(size), b * float(size), length)))
@@ -327,6 +318,19 @@ class ExpectedShift(nn.Module):
         if clear:
             cells, conditions = [controls[g] for g in clear], perturbations[clear]
             self.left_out[clear] = self.uncertainty(cells, conditions, clear).to(self.left_out)
+
+    def _most_probable(self, shifts: Tensor, centres: Tensor, similarity: Tensor, noise: Tensor) -> tuple[float, float]:
+        """Return the length and the relative ``b`` under which the shifts ``(groups, size)`` are most probable."""
+
+        def log_likelihood(options: tuple[float, float]) -> float:
+            length, b = options
+            alike = SHARED + b * self._alikeness(centres, centres, length)
+            root = torch.linalg.cholesky(similarity * alike + noise)
+            fit = (shifts * torch.cholesky_solve(shifts, root)).sum() / 2
+            return float(-fit - shifts.shape[1] * root.diagonal().log().sum())
+
+        lengths = [factor * self.axes.shape[1] ** 0.5 for factor in LENGTHS]
+        return max(product(lengths, SPECIFIC), key=log_likelihood)
 
     def _over_cells(self, x: Tensor, other: Tensor) -> Tensor:
         """Return the part of the covariance that depends on latents ``(n, size)`` and ``(m, size)``, ``(n, m)``."""

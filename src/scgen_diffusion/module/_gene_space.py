@@ -86,7 +86,7 @@ class GeneSpaceModule(ConditionedModule):
         a = self.architecture = architecture
         self.n_input = n_input
         self.input_values = input_values
-        self.network = build_network(n_input, conditions, a, self.target)
+        self.network = build_network(n_input, conditions, a)
         self.averaged_network = averaged_copy(self.network, a.ema_decay)
         self.library_size = LibrarySizeModel(conditions, 2 * n_input if self.predicts_totals else 1)
         self._register_conditions(conditions)
@@ -187,9 +187,6 @@ class GeneSpaceModule(ConditionedModule):
         return self.network, self.averaged_network.module
 
     # --- training, as scvi-tools calls it -----------------------------------------------------------------------------
-
-    def _get_inference_input(self, tensors: Mapping[str, Tensor], **_: Any) -> dict[str, Tensor]:
-        return {"x": tensors[REGISTRY_KEYS.X_KEY]}
 
     def _get_generative_input(
         self, tensors: Mapping[str, Tensor], inference_outputs: Mapping[str, Tensor], **_: Any

@@ -21,10 +21,7 @@ LARGEST_PATCH = 200
 N_AXES = 32
 ALL_AXES_FROM = 5000  # cells: more can learn what to read of all genes
 
-TARGETS_OF_PATH = {
-    "vp_linear": ("noise", "data"),
-    "masking": ("kinds",),
-}
+TARGETS_OF_PATH = {"vp_linear": ["noise", "data"], "masking": ["kinds"]}
 MASKING: dict[str, Any] = {
     "path": "masking",
     "target": "kinds",
@@ -112,46 +109,34 @@ class GeneSpaceArchitecture:
     def __post_init__(self) -> None:
         """Check all options."""
         check_options(self, except_for=("zero_value",))
-        _check_zero_value(self.zero_value)
-        if self.target not in TARGETS_OF_PATH[self.path]:
-            allowed = list(TARGETS_OF_PATH[self.path])
-            msg = f"`target` must be one of {allowed} on the path {self.path!r}, but found {self.target!r}."
-            if self.path == "masking":
-                msg += OTHER_PATHS
-            raise ValueError(msg)
-        _check_masking(self)
-        if self.n_layers < 1:
-            msg = "`n_layers` must be at least 1, but found 0."
-            raise ValueError(msg)
-        if self.unet_width % 4:
-            msg = f"`unet_width` must be a multiple of 4, the number of attention heads, but found {self.unet_width}."
-            raise ValueError(msg)
-        if self.head == "spike_and_slab" and self.target != "data":
-            msg = f"`head='spike_and_slab'` predicts the data and needs `target='data'`, but found {self.target!r}."
-            raise ValueError(msg)
+        if why := self._why_refused():
+            raise ValueError(why)
 
-
-def _check_zero_value(value: object) -> None:
-    if value is not None and not (is_number(value) and -1000 <= value < 0):
-        msg = f"`zero_value` must be None or a number below 0 (and at least -1000), but found {value!r}."
-        raise ValueError(msg)
-
-
-def _check_masking(a: GeneSpaceArchitecture) -> None:
-    if (a.path == "masking") != (a.head == "gamma_poisson"):
-        msg = (
-            "`path='masking'` and `head='gamma_poisson'` need each other, but found "
-            f"`path={a.path!r}` and `head={a.head!r}`.{OTHER_PATHS if a.path == 'masking' else ''}"
-        )
-        raise ValueError(msg)
-    for name in ("zero_value", "scaling", "library_size"):
-        value = getattr(a, name)
-        if a.path == "masking" and value != MASKING[name] and (name, value) != ("library_size", "normal"):
-            msg = (
-                f"`{name}` must be {MASKING[name]!r} on the path 'masking', which models counts, but found {value!r}."
-                f"{OTHER_PATHS}"
+    def _why_refused(self) -> str:
+        """Say which option is not allowed, or does not fit another one; "" if all do."""
+        zero, is_masking = self.zero_value, self.path == "masking"
+        advice = OTHER_PATHS if is_masking else ""
+        if zero is not None and not (is_number(zero) and -1000 <= zero < 0):
+            return f"`zero_value` must be None or a number below 0 (and at least -1000), but found {zero!r}."
+        if self.target not in (targets := TARGETS_OF_PATH[self.path]):
+            return f"`target` must be one of {targets} on the path {self.path!r}, but found {self.target!r}.{advice}"
+        if is_masking != (self.head == "gamma_poisson"):
+            return (
+                "`path='masking'` and `head='gamma_poisson'` need each other, but found "
+                f"`path={self.path!r}` and `head={self.head!r}`.{advice}"
             )
-            raise ValueError(msg)
+        for name in ("zero_value", "scaling", "library_size") if is_masking else ():
+            value, needed = getattr(self, name), MASKING[name]
+            if value != needed and (name, value) != ("library_size", "normal"):
+                needs = f"`{name}` must be {needed!r} on the path 'masking', which models counts"
+                return f"{needs}, but found {value!r}.{advice}"
+        if self.n_layers < 1:
+            return "`n_layers` must be at least 1, but found 0."
+        if self.unet_width % 4:
+            return f"`unet_width` must be a multiple of 4, the number of attention heads, but found {self.unet_width}."
+        if self.head == "spike_and_slab" and self.target != "data":
+            return f"`head='spike_and_slab'` predicts the data and needs `target='data'`, but found {self.target!r}."
+        return ""
 
 
 PUBLISHED_SCRDIT = GeneSpaceArchitecture(

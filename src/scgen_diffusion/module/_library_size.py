@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LibrarySizeKind = Literal["empirical", "normal", "latent"]
 LIBRARY_SIZE_KINDS: tuple[str, ...] = get_args(LibrarySizeKind)
 N_QUANTILES = 257
+HEAD_WIDTH = 64  # of the network that reads the latent
 ENOUGH_CELLS = 30  # of a combination: fewer tell less of its totals than its parts do
 AT_ONCE = 2**20  # values of groups that are summarised together
 HASH_BASE = -7046029254386353131  # an odd number whose 64 bits look random
@@ -55,8 +56,6 @@ class LibrarySizeModel(nn.Module):
         Kind of each condition key.
     n_latent
         Number of latent dimensions over all tokens.
-    width
-        Width of the network that reads the latent.
     """
 
     shape: tuple[int, ...] = ()
@@ -70,7 +69,7 @@ class LibrarySizeModel(nn.Module):
     stds: Tensor
     n_kept: Tensor
 
-    def __init__(self, conditions: Sequence[ConditionSpec], n_latent: int, width: int = 64) -> None:
+    def __init__(self, conditions: Sequence[ConditionSpec], n_latent: int) -> None:
         super().__init__()
         self.conditions = tuple(conditions)
         self.groups = ConditionGroups(conditions)
@@ -81,7 +80,7 @@ class LibrarySizeModel(nn.Module):
         self.register_buffer("means", torch.zeros(0))
         self.register_buffer("stds", torch.zeros(0))
         self.register_buffer("n_kept", torch.tensor(0))  # number of groups of a reference, the first, that always stay
-        self.head = nn.Sequential(nn.Linear(n_latent, width), nn.SiLU(), nn.Linear(width, 2))
+        self.head = nn.Sequential(nn.Linear(n_latent, HEAD_WIDTH), nn.SiLU(), nn.Linear(HEAD_WIDTH, 2))
 
     @property
     def is_fitted(self) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from scgen_diffusion.diffusion import PATHS, diffusion_loss, expand_time, spike_and_slab_mean
+from scgen_diffusion.diffusion import PATHS, TARGETS, diffusion_loss, expand_time, spike_and_slab_mean
 from scgen_diffusion.nn import GeneDiT, GeneMLP, GeneUNet, Number
 
 from ._molecule_network import MoleculeNetwork
@@ -15,7 +15,7 @@ from ._molecule_network import MoleculeNetwork
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scgen_diffusion.diffusion import Kinds, Path, Target
+    from scgen_diffusion.diffusion import Path, Target
     from scgen_diffusion.nn import ConditionSpec
 
     from ._gene_space_architecture import GeneSpaceArchitecture
@@ -72,8 +72,6 @@ class SpikeAndSlabNetwork(RegressionNetwork):
         of expressed values, relative to those of the gene.
     path
         Path between noise and data.
-    target
-        The data.
     n_genes
         Number of genes.
     """
@@ -81,8 +79,8 @@ class SpikeAndSlabNetwork(RegressionNetwork):
     n_outputs = 3
     spike: Tensor
 
-    def __init__(self, backbone: nn.Module, path: Path, target: Target, n_genes: int) -> None:
-        super().__init__(backbone, path, target)
+    def __init__(self, backbone: nn.Module, path: Path, n_genes: int) -> None:
+        super().__init__(backbone, path, TARGETS["data"])
         self.gene_prior = nn.Parameter(torch.zeros(self.n_outputs, n_genes))
         self.register_buffer("spike", torch.zeros(n_genes))
 
@@ -105,7 +103,7 @@ class SpikeAndSlabNetwork(RegressionNetwork):
 
 
 def build_network(
-    n_genes: int, conditions: Sequence[ConditionSpec], a: GeneSpaceArchitecture, target: Target | Kinds
+    n_genes: int, conditions: Sequence[ConditionSpec], a: GeneSpaceArchitecture
 ) -> RegressionNetwork | MoleculeNetwork:
     """Build the network that an architecture names."""
     if a.head == "gamma_poisson":
@@ -113,9 +111,9 @@ def build_network(
         return MoleculeNetwork(backbone, n_genes)
     if a.head == "spike_and_slab":
         backbone = build_backbone(n_genes, conditions, a, SpikeAndSlabNetwork.n_outputs)
-        return SpikeAndSlabNetwork(backbone, PATHS[a.path], target, n_genes)
+        return SpikeAndSlabNetwork(backbone, PATHS[a.path], n_genes)
     backbone = build_backbone(n_genes, conditions, a, RegressionNetwork.n_outputs)
-    return RegressionNetwork(backbone, PATHS[a.path], target)
+    return RegressionNetwork(backbone, PATHS[a.path], TARGETS[a.target])
 
 
 def build_backbone(

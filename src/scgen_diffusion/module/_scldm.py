@@ -147,9 +147,6 @@ class SCLDMModule(ConditionedModule):
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
 
-    def _get_inference_input(self, tensors: Mapping[str, Tensor], **_: Any) -> dict[str, Tensor]:
-        return {"x": tensors[REGISTRY_KEYS.X_KEY]}
-
     def _get_generative_input(
         self, tensors: Mapping[str, Tensor], inference_outputs: Mapping[str, Any], **_: Any
     ) -> dict[str, Tensor]:
@@ -198,14 +195,14 @@ class SCLDMModule(ConditionedModule):
     ) -> LossOutput:
         """Return the negative log-likelihood plus ``kl_weight`` times the KL divergence, averaged over cells.
 
-        With ``condition (cells, columns)``, the condition effects learn as well. They change neither the value nor what
-        encoder and decoder learn; dispersions and outliers of genes learn from both.
+        With ``condition (cells, columns)``, the condition effects, which the module must have, learn as well. They
+        change neither the value nor what encoder and decoder learn; dispersions and outliers of genes learn from both.
         """
         target = self.modelled_values(tensors[REGISTRY_KEYS.X_KEY])
         reconstruction_loss = -self.likelihood(target, **generative_outputs)
         kl = inference_outputs["posterior"].kl_divergence()
         loss = (reconstruction_loss + kl_weight * kl).mean()
-        if condition is not None and self.condition_effects is not None:
+        if condition is not None:
             given = {name: value.detach() for name, value in generative_outputs.items()}
             with_effects = -self.likelihood(target, **self.add_condition_effects(condition, **given))
             loss = loss + (with_effects - with_effects.detach()).mean()
@@ -533,8 +530,6 @@ class SCLDMModule(ConditionedModule):
         n_cells
             Number of their cells, ``(n,)``.
         """
-        if self.condition_effects is None:
-            return
         expected = counts.sum(1, keepdim=True) * counts.sum(0) / counts.sum()
         log_ratios = ((counts + PSEUDO_COUNTS) / (expected + PSEUDO_COUNTS)).log()
         self.condition_effects.loadings.weight.zero_()
@@ -560,8 +555,6 @@ class SCLDMModule(ConditionedModule):
         n_cells
             Number of cells of all combinations, ``(n,)``.
         """
-        if self.condition_effects is None:
-            return
         lacking = torch.zeros_like(self.condition_effects(condition))
         for numbers, parts in cells:
             lacking[numbers] = self._lacking_effects(parts, condition[numbers])

@@ -49,7 +49,7 @@ class DiT(nn.Module):
     Raises
     ------
     ValueError
-        If the width is not a multiple of the number of heads, or ``positions`` has the wrong shape.
+        If the width is not a multiple of the number of heads.
 
     References
     ----------
@@ -86,7 +86,6 @@ class DiT(nn.Module):
         attention = attention or (lambda: SelfAttention(width, n_heads, bias=True))
         feed_forward = feed_forward or (lambda: SwiGLU(width, hidden))
         positions = position_embedding(n_tokens, width) if positions is None else positions
-        check_positions(positions, n_tokens, width)
         self.project_in = nn.Linear(token_width, width)
         self.register_buffer("positions", positions)
         self.embed_time = TimeEmbedding(width)
@@ -122,13 +121,3 @@ class DiT(nn.Module):
     def embed_context(self, t: Tensor, condition: Tensor) -> Tensor:
         """Embed times ``(n,)`` and conditions ``(n, columns)`` as one vector per sample, ``(n, width)``."""
         return self.embed_time(t) + self.embed_condition(condition)
-
-
-def check_positions(positions: Tensor, n_tokens: int, width: int) -> None:
-    """Raise unless there is one position of the right width per token."""
-    if positions.shape != (n_tokens, width):
-        msg = (
-            f"`positions` must have the shape (tokens, width) = {(n_tokens, width)}, "
-            f"but found {tuple(positions.shape)}."
-        )
-        raise ValueError(msg)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import embedding, pad
+from torch.nn.functional import embedding
 
 from ._blocks import CrossAttentionBlock, TransformerBlock
 
@@ -114,7 +114,10 @@ class AttentionPooling(nn.Module):
 
     def forward(self, gene_set: GeneSet) -> Tensor:
         """Pool each cell's genes into tokens ``(cells, n_tokens, width)``."""
-        mask = _with_one_token(gene_set.mask) if self.mask_padding else None
+        mask = None
+        if self.mask_padding:  # a cell without genes attends to one padded token, as softmax over nothing is NaN
+            mask = gene_set.mask
+            mask[:, :1] |= ~mask.any(1, keepdim=True)
         return self._exchange(self.pool(self.queries[None], self._keys_values(gene_set), mask))
 
     def pool_panel(self, values: Tensor) -> Tensor:
@@ -165,9 +168,3 @@ class FactorPooling(nn.Module):
     def forward(self, profile: Tensor) -> Tensor:
         """Pool profiles ``(cells, genes)`` into ``(cells, width)``."""
         return self.network(self.weight(profile - self.profile_mean))
-
-
-def _with_one_token(mask: Tensor) -> Tensor:
-    """Unmask one padded token, of value zero, for cells without expressed genes: softmax over nothing is NaN."""
-    empty = ~mask.any(1)
-    return mask | pad(empty[:, None], (0, mask.shape[1] - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,12 +72,10 @@ class GeneQueryDecoder(nn.Module):
         chunk = max(n_elements // (len(z) * queries.shape[1]), 1)
         if chunk >= len(queries):
             return self._decode(keys_values, queries)
-        return torch.cat([self._decode_again_in_backward(keys_values, genes) for genes in queries.split(chunk)], dim=1)
-
-    def _decode_again_in_backward(self, keys_values: Tensor, queries: Tensor) -> Tensor:
+        decode = self._decode
         if torch.is_grad_enabled():
-            return checkpoint(self._decode, keys_values, queries, use_reentrant=False, preserve_rng_state=False)
-        return self._decode(keys_values, queries)
+            decode = partial(checkpoint, self._decode, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([decode(keys_values, genes) for genes in queries.split(chunk)], dim=1)
 
     def _decode(self, keys_values: Tensor, queries: Tensor) -> Tensor:
         return self.readout(self.unpool(queries[None], keys_values))

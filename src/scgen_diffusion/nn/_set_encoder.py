@@ -38,9 +38,6 @@ class SetEncoder(nn.Module):
         padded_length: int | None = None,
     ) -> None:
         super().__init__()
-        if attention is None and factors is None:
-            msg = "The encoder needs at least one pooling: attention, factors or both."
-            raise ValueError(msg)
         self.shape = (n_tokens, n_outputs)
         self.padded_length = padded_length
         self.attention = attention

@@ -200,16 +200,19 @@ class StageData(pl.LightningDataModule):
             self.batch_size,
             seed=plan.seed,
             smallest_epoch=self.smallest_epoch,
-            rank=self.trainer.global_rank,
-            n_processes=self.trainer.world_size,
+            **self.process,
         )
         batches.set_epoch(plan.n_epochs_done)
         return batches
 
     def validation_batches(self) -> EpochBatches:
         """Return this process's batches of validation cells."""
-        process = {"rank": self.trainer.global_rank, "n_processes": self.trainer.world_size}
-        return EpochBatches(len(self.validation_indices), self.batch_size, **process)
+        return EpochBatches(len(self.validation_indices), self.batch_size, **self.process)
+
+    @property
+    def process(self) -> dict[str, int]:
+        """Index of this process, and number of processes."""
+        return {"rank": self.trainer.global_rank, "n_processes": self.trainer.world_size}
 
 
 class CellData(StageData):

@@ -458,49 +458,45 @@ class StagePlan(pl.LightningModule):
         ValueError
             If it belongs to another model, other cells or other settings, or the model was trained since.
         """
-        if checkpoint.get("fingerprint") != self.fingerprint:
-            msg = (
-                f"The checkpoint of the {self.name} is of another model, of other cells, another split or other "
-                f"settings, or older than the stage before it. Remove {self.name}.ckpt, or use another "
-                "`checkpoint_dir` (on the command line, `--restart` removes those of all stages)."
-            )
+        if why := self._why_refused(checkpoint):
+            msg = f"The checkpoint of the {self.name} {why}"
             raise ValueError(msg)
-        if settings.seed is not None and checkpoint["seed"] != self.seed:
-            msg = (
-                f"The checkpoint of the {self.name} was made with other random numbers than those of "
-                f"`scvi.settings.seed` {settings.seed}. Set `scvi.settings.seed = None` to resume it, or use another "
-                "`checkpoint_dir`."
-            )
-            raise ValueError(msg)
-        saved, options = checkpoint["options"], self._options.items()
-        if differing := [f"`{k}` of {saved.get(k)!r}, not {now!r}" for k, now in options if saved.get(k) != now]:
-            msg = (
-                f"The checkpoint of the {self.name} was made with {', '.join(differing)}; use the same options, or "
-                "another `checkpoint_dir`."
-            )
-            raise ValueError(msg)
-        n_done, n_saved, n_now = checkpoint["n_epochs_done"], checkpoint["max_epochs"], self.trainer.max_epochs
-        n_rounds, has = self.recipe.max_rounds, ""
-        if n_rounds > 1 and n_saved != n_now:
-            has = f"rounds of {n_saved // n_rounds} epochs, and this run has rounds of {self.n_epochs}"
-        elif n_done > n_now:
-            has = f"{n_done} finished epochs, more than the {n_now} of this run"
-        if has:
-            msg = f"The checkpoint of the {self.name} has {has}; remove it to start again."
-            raise ValueError(msg)
-        losses = checkpoint["history"].get(f"{self.name}_loss_train", {})
-        done = {epoch: loss for epoch, loss in losses.items() if not math.isnan(loss)}
         before, former = self.losses_before[-1], checkpoint["losses_before"]
-        is_at_epoch = before.items() <= done.items() or done.items() <= before.items()
-        if not is_at_epoch and before not in former:
-            msg = (
-                f"The {self.name} of this model has training that the checkpoint lacks, and would lose it. To keep "
-                "it, use another `checkpoint_dir`; to return to the checkpoint, build the model again."
-            )
-            raise ValueError(msg)
         self.losses_before = [*(each for each in former if each != before), before]
         self.seed, self.n_epochs_done, self._losses = (checkpoint[k] for k in ("seed", "n_epochs_done", "history"))
         self.best_round = checkpoint["best_round"]
+
+    def _why_refused(self, checkpoint: Mapping[str, Any]) -> str:
+        """Say why a checkpoint cannot be resumed, and what to do, after its name; "" if it can."""
+        if checkpoint.get("fingerprint") != self.fingerprint:
+            return (
+                "is of another model, of other cells, another split or other settings, or older than the stage before "
+                f"it. Remove {self.name}.ckpt, or use another `checkpoint_dir` (on the command line, `--restart` "
+                "removes those of all stages)."
+            )
+        if settings.seed is not None and checkpoint["seed"] != self.seed:
+            return (
+                f"was made with other random numbers than those of `scvi.settings.seed` {settings.seed}. Set "
+                "`scvi.settings.seed = None` to resume it, or use another `checkpoint_dir`."
+            )
+        saved, options = checkpoint["options"], self._options.items()
+        if differing := [f"`{k}` of {saved.get(k)!r}, not {now!r}" for k, now in options if saved.get(k) != now]:
+            return f"was made with {', '.join(differing)}; use the same options, or another `checkpoint_dir`."
+        n_done, n_saved, n_now = checkpoint["n_epochs_done"], checkpoint["max_epochs"], self.trainer.max_epochs
+        n_rounds, again = self.recipe.max_rounds, "remove it to start again."
+        if n_rounds > 1 and n_saved != n_now:
+            return f"has rounds of {n_saved // n_rounds} epochs, and this run has rounds of {self.n_epochs}; {again}"
+        if n_done > n_now:
+            return f"has {n_done} finished epochs, more than the {n_now} of this run; {again}"
+        losses = checkpoint["history"].get(f"{self.name}_loss_train", {})
+        done, before = {n: loss for n, loss in losses.items() if not math.isnan(loss)}, self.losses_before[-1]
+        is_at_epoch = before.items() <= done.items() or done.items() <= before.items()
+        if not is_at_epoch and before not in checkpoint["losses_before"]:
+            return (
+                "lacks training that this model has, and would lose. To keep it, use another `checkpoint_dir`; to "
+                "return to the checkpoint, build the model again."
+            )
+        return ""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Restore everything but the transport; in the stage of the transport, only the transport."""

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar, Timer
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from scvi.train import SaveCheckpoint
 from tqdm.auto import tqdm
 
@@ -193,15 +193,13 @@ def run_stage(
 
 def _check_loss_judges_cells(plan: StagePlan, *, early_stopping: bool) -> None:
     """Raise for an end of training that validation losses decide, unless they show how good the cells are."""
-    rules = {"early_stopping": "watches the validation loss", "max_rounds": "compares validation losses"}
-    chosen = {"early_stopping": early_stopping, "max_rounds": plan.recipe.max_rounds > 1}
-    for name, does in rules.items():
-        if chosen[name] and not plan.loss_judges_cells:
-            msg = (
-                f"`{name}` {does}, but that of the {plan.name} may rise while the generated cells get better. Leave "
-                f"`{name}` out."
-            )
-            raise ValueError(msg)
+    rule = "early_stopping" if early_stopping else "max_rounds" if plan.recipe.max_rounds > 1 else None
+    if rule and not plan.loss_judges_cells:
+        msg = (
+            f"`{rule}` watches the validation loss, but that of the {plan.name} may rise while the generated cells get "
+            f"better. Leave `{rule}` out."
+        )
+        raise ValueError(msg)
 
 
 def _validation_interval(plan: StagePlan, per_round: int, given: int | None, usual: int) -> int:
@@ -266,13 +264,15 @@ def deadline_after(max_time: str | timedelta | dict[str, int] | None) -> float |
     """Return when a time as Lightning's trainer takes it will have passed, on the clock of :func:`time.monotonic`."""
     if max_time is None:
         return None
-    if not isinstance(max_time, str | timedelta | dict):
-        msg = (
-            "`max_time` must be text (days:hours:minutes:seconds) such as '00:01:30:00', a `timedelta`, or a dict "
-            f"such as {{'minutes': 90}}, but found {max_time!r}."
-        )
-        raise TypeError(msg)
-    return time.monotonic() + Timer(max_time).time_remaining()
+    is_time = isinstance(max_time, str | timedelta | dict)
+    with suppress(MisconfigurationException, TypeError):
+        if is_time:
+            return time.monotonic() + Timer(max_time).time_remaining()
+    msg = (
+        "`max_time` must be text (days:hours:minutes:seconds) such as '00:01:30:00', a `timedelta`, or a dict such as "
+        f"{{'minutes': 90}}, but found {max_time!r}."
+    )
+    raise (ValueError if is_time else TypeError)(msg)
 
 
 def trainer_options() -> list[str]:
@@ -401,11 +401,6 @@ class Interruption(Callback):
         self.is_terminated = False
         """Whether this process, one of several, got SIGTERM."""
 
-    @property
-    def requested(self) -> bool:
-        """Whether training ends before its last step."""
-        return bool(self.source)
-
     @contextmanager
     def listening(self, trainer: pl.Trainer) -> Iterator[None]:
         """Listen for Ctrl-C, or in one of several processes for SIGTERM; only Python's main thread receives them."""
@@ -455,7 +450,7 @@ class Interruption(Callback):
         self._end_if_terminated(trainer)
         if self.deadline is not None and trainer.strategy.broadcast(time.monotonic() >= self.deadline):
             self.source = "`max_time`"
-        if self.requested:
+        if self.source:
             raise StoppedError
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
@@ -466,7 +461,7 @@ class Interruption(Callback):
 
 def is_interrupted(trainer: pl.Trainer) -> bool:
     """Return whether Ctrl-C or the time limit ended training, or Ctrl-C came after the last step."""
-    return any(isinstance(callback, Interruption) and callback.requested for callback in trainer.callbacks)
+    return any(isinstance(callback, Interruption) and callback.source for callback in trainer.callbacks)
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------

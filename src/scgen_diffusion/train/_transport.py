@@ -346,7 +346,6 @@ class PairData(LatentData):
     def train_dataloader(self) -> DataLoader:
         """Return the loader of randomly drawn groups and cells."""
         plan = self.trainer.lightning_module
-        process = {"rank": self.trainer.global_rank, "n_processes": self.trainer.world_size}
-        batches = GroupBatches(self.groups, self.recipe, self.n_steps, seed=plan.seed, **process)
+        batches = GroupBatches(self.groups, self.recipe, self.n_steps, seed=plan.seed, **self.process)
         batches.set_epoch(plan.n_epochs_done)
         return DataLoader(self.cache, sampler=batches, batch_size=None)
