@@ -522,8 +522,9 @@ def test_other_cells_must_fit_the_model(multimodal, tmp_path):
         multimodal.get_latent_representation(reversed_features)
     with pytest.raises(TypeError, match=r"reads MuData.*found AnnData"):
         multimodal.get_latent_representation(multimodal.adata["rna"].copy())
-    with pytest.raises(TypeError, match="takes MuData"):
-        MULTISCLDM.load(tmp_path / "model", adata=multimodal.adata["rna"].copy())
+    for cells, kind in ((multimodal.adata["rna"].copy(), "AnnData"), (str(tmp_path / "cells.h5mu"), "str")):
+        with pytest.raises(TypeError, match=f"takes MuData, but found {kind}"):
+            MULTISCLDM.load(tmp_path / "model", adata=cells)
 
 
 def test_cells_keep_their_setup_if_a_model_is_loaded_with_a_copy(multimodal, tmp_path):

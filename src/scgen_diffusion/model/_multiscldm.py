@@ -392,6 +392,7 @@ class MULTISCLDM(SCLDM):
     @classmethod
     def _register_like(cls, adata: MuData, registry: Mapping[str, Any], genes: pd.Index, **options: Any) -> None:
         check_is_in_memory(adata)
+        check_is_mudata(adata)
         separate_copy(cls, adata)
         cls.setup_mudata(adata, source_registry=registry, **{**registry["setup_args"], **options})
 
