@@ -101,11 +101,6 @@ class CellRequest:
         """Number of cells."""
         return len(self.codes)
 
-    @property
-    def output(self) -> InputValues:
-        """Kind of values of the cells."""
-        return self.sampling.output
-
     def names(self, start: int, stop: int) -> list[str]:
         """Name the cells of a range; names differ between requests.
 

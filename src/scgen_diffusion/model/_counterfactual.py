@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionRequest, Conditions, RequestedCodes, Rows
     from scgen_diffusion.diffusion import GuidanceScale, Sampler
     from scgen_diffusion.generation import Verdict
-    from scgen_diffusion.module import InputValues
 
     from ._base import DiffusionModel
 
@@ -269,11 +268,6 @@ class Prediction:
         """Number of cells."""
         return len(self.cells.rows)
 
-    @property
-    def output(self) -> InputValues:
-        """Kind of values of the cells."""
-        return self.request.sampling.output
-
     def identify(self) -> Mapping[str, Any]:
         """Return what the cells depend on, the given cells included, but for their number and the seed.
 
@@ -314,11 +308,11 @@ class Prediction:
         batches = (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self.model._read(cells.source, cells.rows, chunk))
 
         def sums() -> Iterator[ProfileSums]:
-            for block in engine.predictions(self.request.part(rows.start, rows.stop), batches, batch_size):
-                parts.append(block.x)
-                progress.update(block.x.shape[0])
-                if block.sums is not None:
-                    yield block.sums
+            for x, of_block in engine.predictions(self.request.part(rows.start, rows.stop), batches, batch_size):
+                parts.append(x)
+                progress.update(x.shape[0])
+                if of_block is not None:
+                    yield of_block
 
         total = add_sums(sums())
         return stack_rows(parts), total
@@ -346,10 +340,10 @@ class Prediction:
 
     def assemble(self, rows: range, x: Rows, assemble: Callable[..., Any], **effects: pd.DataFrame) -> Any:
         """Build some of the predicted cells by ``assemble``; ``effects`` are further entries of ``uns``."""
-        cells = self.cells.part(rows)
-        self.model._warn_of_odd_values(ValueSummary.of(x), self.output)
+        cells, output = self.cells.part(rows), self.request.sampling.output
+        self.model._warn_of_odd_values(ValueSummary.of(x), output)
         obs, obsm = counterfactual_conditions(self.model.conditions, cells, self.keys, self._names(cells))
-        return assemble(x, obs, {**self.provenance, **effects}, is_log1p=self.output == "log1p", obsm=obsm)
+        return assemble(x, obs, {**self.provenance, **effects}, is_log1p=output == "log1p", obsm=obsm)
 
     def _names(self, cells: ControlCells) -> pd.Index:
         """Name the predictions of some of the cells by the request, and by row and name of the cells.

@@ -313,7 +313,7 @@ def write_stream(
         bar, join = {"desc": job.task, "disable": not show_progress}, {"merge": job.merge, **model._join_options}
         values = stream.complete(rows, make, bar, rank=rank, n_ranks=n_ranks, overwrite=overwrite, **join)
         if values is not None:
-            model._warn_of_odd_values(values, job.output)
+            model._warn_of_odd_values(values, job.request.sampling.output)
     return goal
 
 
