@@ -402,7 +402,7 @@ def test_a_small_panel_changes_the_kl_weight_only_and_training_says_so(tiny, cap
         RECIPES["default"].prior,
     ]
     model.train_autoencoder(1, accelerator="cpu", batch_size=45)
-    assert "a modality of few features, the autoencoder has by default a KL weight of 0.3" in capsys.readouterr().err
+    assert "adapted to a modality of few features: a KL weight of 0.3 in place of 0.6" in capsys.readouterr().err
 
 
 def test_modalities_of_many_features_have_the_usual_recipe():

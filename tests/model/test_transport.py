@@ -16,6 +16,7 @@ from scgen_diffusion.data import CellFiles, Conditions
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance
 from scgen_diffusion.generation import CellGenerator
 from scgen_diffusion.model import SCLDM
+from scgen_diffusion.model._training_pairs import TrainingPairs
 from scgen_diffusion.module._transport import N_FLOWS
 from scgen_diffusion.train import PairData, _transport
 
@@ -770,7 +771,9 @@ def test_a_small_dose_is_no_control_value(make_cells, make_model):
         cells, setup={"continuous_condition_keys": ["dose"], "control_values": {"dose": 0}}, condition_keys=[]
     )
 
-    assert np.array_equal(model._are_control({"dose": 0}, model._registered_codes), cells.obs["dose"] == 0)
+    model.train_indices_ = np.arange(120)
+
+    assert np.array_equal(TrainingPairs(model, {"dose": 0}).perturbed, np.flatnonzero(cells.obs["dose"] > 0))
 
 
 def test_an_error_names_control_doses_as_they_are_also_in_a_loaded_model(dosed, tmp_path):
