@@ -327,6 +327,11 @@ def test_what_is_unperturbed_must_be_known(trained, control_values, match):
         trained.train_transport(1, control_values=control_values, **QUICK)
 
 
+def test_values_of_unperturbed_cells_need_the_names_of_their_keys(trained):
+    with pytest.raises(TypeError, match="`control_values` must be a mapping from condition keys, but found list"):
+        trained.train_transport(1, control_values=["control"], **QUICK)
+
+
 def test_groups_without_both_kinds_of_cells_are_refused(make_cells, make_trained):
     adata = make_cells()
     adata.obs["dose"] = (adata.obs["cell_type"] == "NK").astype(int).astype("category")

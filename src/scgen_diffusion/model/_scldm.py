@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
@@ -42,7 +43,7 @@ from ._training_pairs import TrainingPairs
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import pandas as pd
     from anndata import AnnData
@@ -239,6 +240,8 @@ class SCLDM(AutoencoderModel):
 
         Raises
         ------
+        TypeError
+            If ``control_values`` is no mapping.
         RuntimeError
             If the autoencoder is not trained, or cells of MULTISCLDM lack a modality and the prior is not trained.
         KeyError
@@ -360,7 +363,10 @@ class SCLDM(AutoencoderModel):
         match_keys: Sequence[str] | None = None,
         compile: bool = False,  # unused: the transport is too small to gain from it
     ) -> StageResult:
-        control = dict(self.registry_["setup_args"]["control_values"] if control_values is None else control_values)
+        control = self.registry_["setup_args"]["control_values"] if control_values is None else control_values
+        if not isinstance(control, Mapping):
+            msg = f"`control_values` must be a mapping from condition keys, but found {type(control).__name__}."
+            raise TypeError(msg)
         if not control:
             msg = (
                 "The transport needs `control_values`, the values of unperturbed cells, such as "
