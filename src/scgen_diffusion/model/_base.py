@@ -623,7 +623,7 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def _recipe_name(self) -> str:
-        return "published" if self.init_params_["non_kwargs"]["size"] == "published" else "default"
+        return self.init_params_["non_kwargs"]["size"]
 
     def _cell_data(self, recipe: Recipe) -> CellData:
         split = self.train_indices_, self.validation_indices_
@@ -750,8 +750,7 @@ class DiffusionModel(BaseModelClass):
             library_size=library_size,
             seed=seed,
             output=self._output(counts),
-        )
-        generation = generation.judged()
+        ).judged()
         with tqdm(total=generation.n_cells, desc=generation.task, unit="cell", disable=not show_progress) as progress:
             return generation.make(range(generation.n_cells), batch_size, progress, self._assemble)
 
@@ -904,8 +903,7 @@ class DiffusionModel(BaseModelClass):
             library_size=None,
             seed=seed,
             output="log1p",
-        )
-        generation = generation.judged()
+        ).judged()
         with tqdm(total=generation.n_cells, desc=generation.task, unit="cell", disable=not show_progress) as progress:
             return generation.make_path(n_frames, progress)
 
@@ -1050,8 +1048,7 @@ class DiffusionModel(BaseModelClass):
             library_size=library_size,
             sample=sample,
             seed=seed,
-        )
-        prediction = prediction.judged()
+        ).judged()
         rows = range(prediction.n_cells)
         with tqdm(total=len(rows), desc=prediction.task, unit="cell", disable=not show_progress) as progress:
             x, sums = prediction.predict(rows, batch_size, progress)

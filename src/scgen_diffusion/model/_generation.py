@@ -76,7 +76,8 @@ class Generation:
 
     def with_seed(self, seed: int) -> Generation:
         """Return the same request with another seed."""
-        return replace(self, request=self.request.with_seed(seed))
+        provenance = {**self.request.provenance, "seed": seed}
+        return replace(self, request=replace(self.request, seed=seed, provenance=provenance))
 
     def judged(self) -> Generation:
         """Record how far combinations that training never saw can be trusted.
