@@ -43,6 +43,7 @@ from scgen_diffusion.data import (
     build_anndata,
     check_conditions,
     check_expression,
+    check_is_anndata,
     check_layer,
     check_natural_logarithms,
     check_not_empty,
@@ -1621,6 +1622,8 @@ class DiffusionModel(BaseModelClass):
 
         Raises
         ------
+        TypeError
+            If ``adata`` is no AnnData, or the reference neither a model nor a folder.
         ValueError
             If no gene is known, or a gene name is not unique.
 
@@ -1629,7 +1632,9 @@ class DiffusionModel(BaseModelClass):
         UserWarning
             If the cells have less than 80 % of the model's genes.
         """
-        return pad_genes(adata, cls._reference(reference_model).var_)
+        reference = cls._reference(reference_model)
+        check_is_anndata(adata, "adata")
+        return pad_genes(adata, reference.var_)
 
     def _check_query_cells(self, adata: AnnData) -> None:
         """Raise unless new cells have the genes of the model."""
