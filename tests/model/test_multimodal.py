@@ -402,7 +402,7 @@ def test_a_small_panel_changes_the_kl_weight_only_and_training_says_so(tiny, cap
         RECIPES["default"].prior,
     ]
     model.train_autoencoder(1, accelerator="cpu", batch_size=45)
-    assert "a modality of few features, the autoencoder has by default a KL weight of 0.3" in capsys.readouterr().err
+    assert "adapted to a modality of few features: a KL weight of 0.3 in place of 0.6" in capsys.readouterr().err
 
 
 def test_modalities_of_many_features_have_the_usual_recipe():
@@ -522,8 +522,9 @@ def test_other_cells_must_fit_the_model(multimodal, tmp_path):
         multimodal.get_latent_representation(reversed_features)
     with pytest.raises(TypeError, match=r"reads MuData.*found AnnData"):
         multimodal.get_latent_representation(multimodal.adata["rna"].copy())
-    with pytest.raises(TypeError, match="takes MuData"):
-        MULTISCLDM.load(tmp_path / "model", adata=multimodal.adata["rna"].copy())
+    for cells, kind in ((multimodal.adata["rna"].copy(), "AnnData"), (str(tmp_path / "cells.h5mu"), "str")):
+        with pytest.raises(TypeError, match=f"takes MuData, but found {kind}"):
+            MULTISCLDM.load(tmp_path / "model", adata=cells)
 
 
 def test_cells_keep_their_setup_if_a_model_is_loaded_with_a_copy(multimodal, tmp_path):

@@ -614,6 +614,8 @@ def test_embeddings_of_new_values_are_read_from_files(make_trained, make_cells, 
 def test_new_cells_are_cells_or_paths(scldm, given):
     with pytest.raises(TypeError, match="must be an AnnData, or paths of files, but found"):
         SCLDM.load_query_data(given, scldm)
+    with pytest.raises(TypeError, match="`adata` must be an AnnData, but found"):
+        SCLDM.prepare_query_anndata(given, scldm)
 
 
 def test_files_without_the_genes_of_the_reference_raise(scldm, make_cells, tmp_path):

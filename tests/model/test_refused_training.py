@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
-from scgen_diffusion.model import SCLDM, SCRDIT, _scldm
+from scgen_diffusion.model import SCLDM, SCRDIT, _training_pairs
 
 QUICK = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
 
@@ -155,7 +155,7 @@ def test_a_checkpoint_that_watches_one_stage_is_refused_for_several(own):
 
 
 def test_a_transport_of_too_many_groups_is_refused_before_the_other_stages_are_trained(make_model, monkeypatch):
-    monkeypatch.setattr(_scldm, "MOST_GROUPS", 2)
+    monkeypatch.setattr(_training_pairs, "MOST_GROUPS", 2)
     model = make_model(setup={"control_values": {"dose": 1}})
     with pytest.warns(UserWarning, match=r"The transport is not trained\. There are \d groups .* from 2 at most"):
         model.train(1, **QUICK)

@@ -16,6 +16,7 @@ from scgen_diffusion.data import CellFiles, Conditions
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance
 from scgen_diffusion.generation import CellGenerator
 from scgen_diffusion.model import SCLDM
+from scgen_diffusion.model._training_pairs import TrainingPairs
 from scgen_diffusion.module._transport import N_FLOWS
 from scgen_diffusion.train import PairData, _transport
 
@@ -324,6 +325,11 @@ def test_unknown_options_are_refused(trained, options, match):
 def test_what_is_unperturbed_must_be_known(trained, control_values, match):
     with pytest.raises(ValueError, match=match):
         trained.train_transport(1, control_values=control_values, **QUICK)
+
+
+def test_values_of_unperturbed_cells_need_the_names_of_their_keys(trained):
+    with pytest.raises(TypeError, match="`control_values` must be a mapping from condition keys, but found list"):
+        trained.train_transport(1, control_values=["control"], **QUICK)
 
 
 def test_groups_without_both_kinds_of_cells_are_refused(make_cells, make_trained):
@@ -770,7 +776,9 @@ def test_a_small_dose_is_no_control_value(make_cells, make_model):
         cells, setup={"continuous_condition_keys": ["dose"], "control_values": {"dose": 0}}, condition_keys=[]
     )
 
-    assert np.array_equal(model._are_control({"dose": 0}, model._registered_codes), cells.obs["dose"] == 0)
+    model.train_indices_ = np.arange(120)
+
+    assert np.array_equal(TrainingPairs(model, {"dose": 0}).perturbed, np.flatnonzero(cells.obs["dose"] > 0))
 
 
 def test_an_error_names_control_doses_as_they_are_also_in_a_loaded_model(dosed, tmp_path):

@@ -12,6 +12,7 @@ import torch
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT, load
+from scgen_diffusion.model._training_pairs import TrainingPairs
 
 UNKNOWN = {"unlabeled_category": "Unknown"}
 
@@ -231,7 +232,7 @@ def test_the_transport_pairs_labeled_cells_only(make_cells, make_model, quick):
     )
     model.train({"autoencoder": 1, "prior": 1, "transport": 1}, **quick)
 
-    groups = model._perturbation_groups({"treated": False})
+    groups = TrainingPairs(model, {"treated": False}).groups
 
     assert groups
     assert not hidden[np.concatenate([rows for group in groups for rows in (group.control, group.perturbed)])].any()

@@ -444,9 +444,11 @@ def test_a_plain_pickle_is_refused_and_not_executed(tmp_path, suffix):
     assert not canary.exists()
 
 
-def test_a_missing_file_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        read(tmp_path / "nowhere.ckpt")
+def test_a_missing_file_is_an_error_that_names_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in (tmp_path / "nowhere.ckpt", "~/nowhere.ckpt"):
+        with pytest.raises(FileNotFoundError, match=f"no weights at {tmp_path}/nowhere"):
+            read(path)
 
 
 def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):

@@ -75,13 +75,6 @@ class Counterfactual:
         return replace(self, **cut)
 
 
-class Predictions(NamedTuple):
-    """Predicted cells of a block: values ``(cells, genes)``, and sums of profiles if they are wanted."""
-
-    x: Rows
-    sums: ProfileSums | None
-
-
 class ControlBlock(NamedTuple):
     """A block of given cells: expression ``(block, genes)``, positions in the request, and number of wanted cells.
 
@@ -105,8 +98,11 @@ def blocks_of(batches: Iterable[Tensor], size: int) -> Iterator[ControlBlock]:
 
 def predict_block(
     module: Any, request: Counterfactual, without_ignored: Callable[..., Tensor], block: ControlBlock
-) -> Predictions:
-    """Predict the cells of a block; ``without_ignored`` is :meth:`CellGenerator.without_ignored`."""
+) -> tuple[Rows, ProfileSums | None]:
+    """Return the cells of a block ``(cells, genes)``, and sums of their profiles if they are wanted.
+
+    ``without_ignored`` is :meth:`CellGenerator.without_ignored`.
+    """
     positions, sampling = block.positions, request.sampling
     generators = Generators(request.seed, request.rows[positions].tolist(), module.device)
     own = module.condition_tensor(request.own[positions])
@@ -158,6 +154,6 @@ def predict_block(
     rows = rows_of(values, sparse=request.sample and module.has_zeros(sampling.output))
     check_finite(rows)
     if request.group is None:
-        return Predictions(rows, None)
+        return rows, None
     wanted = request.group[positions[: block.n_wanted]]
-    return Predictions(rows, sum_profiles(module, wanted, block.x[: block.n_wanted], values, sampling.output))
+    return rows, sum_profiles(module, wanted, block.x[: block.n_wanted], values, sampling.output)

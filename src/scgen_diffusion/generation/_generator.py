@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Guidance, ResolvedGuidance, Sampler
     from scgen_diffusion.module import GeneSpaceModule, InputValues, SCLDMModule
 
-    from ._counterfactual import Counterfactual, Predictions
+    from ._counterfactual import Counterfactual
     from ._library_sizes import LibrarySizes
+    from ._verdict import ProfileSums
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,13 +54,6 @@ MOST_BLOCKS = 8  # of random numbers in a block of cells
 N_JUDGED = 64  # generated control cells that the verdict on a new combination looks at
 N_UNSEEN = 20  # combinations listed in provenance
 N_NAMED = 3  # combinations named in a warning
-
-
-class Cells(NamedTuple):
-    """Finished cells of a block: values ``(cells, genes)`` and condition codes ``(cells, columns)``."""
-
-    x: Rows
-    codes: np.ndarray
 
 
 class Frames(NamedTuple):
@@ -332,28 +326,25 @@ class CellGenerator:
         """Round a number of cells up to whole blocks."""
         return self.block_size * -(-n_cells // self.block_size)
 
-    def cells(
-        self, request: CellRequest, start: int = 0, stop: int | None = None, *, batch_size: int | None = None
-    ) -> Iterator[Cells]:
-        """Make the cells of a range that starts with a block.
+    def cells(self, request: CellRequest, rows: range, batch_size: int | None) -> Iterator[tuple[Rows, np.ndarray]]:
+        """Make the cells of some rows, of which the first begins a block.
 
         Parameters
         ----------
         request
             The request.
-        start, stop
-            First row, and the row after the last; default: all.
+        rows
+            Row numbers in the request.
         batch_size
             Largest number of cells made at a time, rounded up to whole blocks.
 
         Yields
         ------
-        Cells
-            Cells of a block, in order.
+        tuple
+            Values ``(cells, genes)`` and condition codes ``(cells, columns)`` of a block, in order.
         """
-        stop = request.n_cells if stop is None else stop
-        firsts = range(start, stop, self.block_size)
-        return self.in_parallel(partial(self._cells_of_block, request, stop=stop), firsts, batch_size)
+        firsts = rows[:: self.block_size]
+        return self.in_parallel(partial(self._cells_of_block, request, stop=rows.stop), firsts, batch_size)
 
     def frames(self, request: CellRequest, n_frames: int) -> Iterator[Frames]:
         """Make the same cells, and keep ``n_frames`` states of their sampling paths.
@@ -378,7 +369,7 @@ class CellGenerator:
 
     def predictions(
         self, request: Counterfactual, batches: Iterable[Tensor], batch_size: int | None
-    ) -> Iterator[Predictions]:
+    ) -> Iterator[tuple[Rows, ProfileSums | None]]:
         """Predict given cells under other conditions.
 
         Parameters
@@ -392,8 +383,8 @@ class CellGenerator:
 
         Yields
         ------
-        Predictions
-            Predicted cells of a block, in order.
+        tuple
+            Values ``(cells, genes)`` of a block, in order, and sums of profiles if they are wanted.
         """
         blocks = blocks_of(batches, self.block_size)
         return self.in_parallel(partial(predict_block, self.module, request, self.without_ignored), blocks, batch_size)
@@ -506,7 +497,7 @@ class CellGenerator:
         codes = combination_codes(self.conditions, perturbs, codes)
         return self.conditions.are_unseen(codes) & ~self.conditions.are_unseen(np.where(perturbs, control, codes))
 
-    def _cells_of_block(self, request: CellRequest, first: int, *, stop: int) -> Cells:
+    def _cells_of_block(self, request: CellRequest, first: int, *, stop: int) -> tuple[Rows, np.ndarray]:
         block, sampling, sizes = self.block(request, first, stop), request.sampling, request.library_size
         values = self.module.sample_cells(
             block.condition,
@@ -522,7 +513,7 @@ class CellGenerator:
         )
         x = rows_of(values, sparse=self.module.has_zeros(sampling.output))
         check_finite(x)  # here, because the values are on the host now, and later blocks would be wasted
-        return Cells(x, block.codes[: block.n_wanted])
+        return x, block.codes[: block.n_wanted]
 
     def _frames_of_block(self, request: CellRequest, sampler: Any, n_frames: int, first: int) -> Frames:
         block, module = self.block(request, first, request.n_cells), self.module

@@ -9,7 +9,7 @@ import re
 import uuid
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,11 +101,6 @@ class CellRequest:
         """Number of cells."""
         return len(self.codes)
 
-    @property
-    def output(self) -> InputValues:
-        """Kind of values of the cells."""
-        return self.sampling.output
-
     def names(self, start: int, stop: int) -> list[str]:
         """Name the cells of a range; names differ between requests.
 
@@ -114,10 +109,6 @@ class CellRequest:
         n_cells = None if self.codes.is_uniform else self.n_cells
         name = name_of(self.identity, self.sampling.guidance, self.seed, n_cells)
         return [f"{name}-{number}" for number in range(start, stop)]
-
-    def with_seed(self, seed: int) -> CellRequest:
-        """Return the same request with another seed."""
-        return replace(self, seed=seed, provenance={**self.provenance, "seed": seed})
 
 
 def check_batch_size(batch_size: int | None) -> int:

@@ -16,6 +16,7 @@ import pandas as pd
 import rich
 import rich.pretty  # scvi-tools 1.4 uses it without importing it
 import rich.table
+from anndata import AnnData
 from lightning.pytorch.utilities import rank_zero_only
 from mudata import MuData
 from rich.markup import escape
@@ -27,7 +28,6 @@ from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import known_names, suggests_arguments, warn_user
 from scgen_diffusion._compat import parse_device_args, respect_thread_limit, separate_copy
-from scgen_diffusion._pretrained import model_folder
 from scgen_diffusion.data import (
     PROVENANCE_KEY,
     CellFiles,
@@ -43,6 +43,7 @@ from scgen_diffusion.data import (
     build_anndata,
     check_conditions,
     check_expression,
+    check_is_anndata,
     check_layer,
     check_natural_logarithms,
     check_not_empty,
@@ -84,7 +85,7 @@ from ._model_file import (
     write_model,
     write_together,
 )
-from ._query import are_learned, are_paths, check_learns_something, check_query_cells, start_from, trained_rows
+from ._query import are_learned, are_paths, check_learns_something, start_from, trained_rows
 from ._registration import (
     check_datamodule,
     check_is_no_view,
@@ -113,7 +114,6 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     import scipy.sparse as sp
     import torch
-    from anndata import AnnData
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest, Modality, Paths
@@ -624,7 +624,7 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def _recipe_name(self) -> str:
-        return "published" if self.init_params_["non_kwargs"]["size"] == "published" else "default"
+        return self.init_params_["non_kwargs"]["size"]
 
     def _cell_data(self, recipe: Recipe) -> CellData:
         split = self.train_indices_, self.validation_indices_
@@ -751,8 +751,7 @@ class DiffusionModel(BaseModelClass):
             library_size=library_size,
             seed=seed,
             output=self._output(counts),
-        )
-        generation = generation.judged()
+        ).judged()
         with tqdm(total=generation.n_cells, desc=generation.task, unit="cell", disable=not show_progress) as progress:
             return generation.make(range(generation.n_cells), batch_size, progress, self._assemble)
 
@@ -905,8 +904,7 @@ class DiffusionModel(BaseModelClass):
             library_size=None,
             seed=seed,
             output="log1p",
-        )
-        generation = generation.judged()
+        ).judged()
         with tqdm(total=generation.n_cells, desc=generation.task, unit="cell", disable=not show_progress) as progress:
             return generation.make_path(n_frames, progress)
 
@@ -1051,8 +1049,7 @@ class DiffusionModel(BaseModelClass):
             library_size=library_size,
             sample=sample,
             seed=seed,
-        )
-        prediction = prediction.judged()
+        ).judged()
         rows = range(prediction.n_cells)
         with tqdm(total=len(rows), desc=prediction.task, unit="cell", disable=not show_progress) as progress:
             x, sums = prediction.predict(rows, batch_size, progress)
@@ -1395,20 +1392,19 @@ class DiffusionModel(BaseModelClass):
         ValueError
             If a file is damaged or unsafe or holds a model of another class, or if ``adata`` has other genes.
         """
-        path = model_folder(dir_path) / f"{prefix or ''}{MODEL_FILE}"
-        saved = read_model_file(path)
+        saved = read_model_file(dir_path, prefix)
         if (name := saved.registry["model_name"]) != cls.__name__:
-            msg = f"{path.parent} holds a model of class {name!r}, but {cls.__name__}.load was called."
+            msg = f"{saved.path.parent} holds a model of class {name!r}, but {cls.__name__}.load was called."
             raise ValueError(msg)
-        return cls._restore(saved, path, adata, accelerator=accelerator, device=device)
+        return cls._restore(saved, adata, accelerator=accelerator, device=device)
 
     @classmethod
     def _restore(
-        cls, saved: ModelFile, path: Path, adata: AnnData | MuData | bool | None, *, accelerator: str, device: int | str
+        cls, saved: ModelFile, adata: AnnData | MuData | bool | None, *, accelerator: str, device: int | str
     ) -> Self:
         """Build a model from the content of its file."""
         _, _, device = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
-        cells = find_cells(adata, path.parent, path.name.removesuffix(MODEL_FILE))
+        cells = find_cells(adata, saved.path)
         if cells is not None:
             try:
                 cls._register_like(cells, saved.registry, saved.attributes["var_"].index)
@@ -1419,7 +1415,7 @@ class DiffusionModel(BaseModelClass):
                     )
                 raise
         model = cls(cells, registry=saved.registry, **saved.options)
-        with name_damaged_file(path):
+        with name_damaged_file(saved.path):
             for name, value in saved.attributes.items():
                 setattr(model, name, value)
             model.module.load_state_dict(saved.weights)
@@ -1438,7 +1434,7 @@ class DiffusionModel(BaseModelClass):
         dir_path, prefix
             As in :meth:`load`.
         """
-        return read_model_file(model_folder(dir_path) / f"{prefix or ''}{MODEL_FILE}").registry
+        return read_model_file(dir_path, prefix).registry
 
     @staticmethod
     def view_setup_args(dir_path: str | os.PathLike[str], prefix: str | None = None) -> None:
@@ -1626,6 +1622,8 @@ class DiffusionModel(BaseModelClass):
 
         Raises
         ------
+        TypeError
+            If ``adata`` is no AnnData, or the reference neither a model nor a folder.
         ValueError
             If no gene is known, or a gene name is not unique.
 
@@ -1634,10 +1632,23 @@ class DiffusionModel(BaseModelClass):
         UserWarning
             If the cells have less than 80 % of the model's genes.
         """
-        return pad_genes(adata, cls._reference(reference_model).var_)
+        reference = cls._reference(reference_model)
+        check_is_anndata(adata, "adata")
+        return pad_genes(adata, reference.var_)
 
     def _check_query_cells(self, adata: AnnData) -> None:
-        check_query_cells(adata, self.var_.index)
+        """Raise unless new cells have the genes of the model."""
+        if not isinstance(adata, AnnData):
+            msg = f"`adata` must be an AnnData, or paths of files, but found {type(adata).__name__}."
+            raise TypeError(msg)
+        try:
+            check_same_genes(adata.var_names, self.var_.index)
+        except ValueError as error:
+            msg = (
+                f"{error} Call `prepare_query_anndata` to give the cells the reference's genes: it returns new cells, "
+                "and does not change yours."
+            )
+            raise ValueError(msg) from error
 
     @classmethod
     def _reference(cls, reference_model: Self | str | os.PathLike[str]) -> Self:

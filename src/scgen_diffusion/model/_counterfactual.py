@@ -61,8 +61,7 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ConditionRequest, Conditions, RequestedCodes, Rows
     from scgen_diffusion.diffusion import GuidanceScale, Sampler
-    from scgen_diffusion.generation import Verdict
-    from scgen_diffusion.module import InputValues
+    from scgen_diffusion.generation import SamplingOptions, Verdict
 
     from ._base import DiffusionModel
 
@@ -179,35 +178,16 @@ class Prediction:
         sampling = engine.sampling(sampler, n_steps, guidance, output)
         cells, requested = control_cells(model, adata_control, indices, condition)
         cells.check_order({"`library_size`": library_size})
-        chosen = {"method": method, "residuals": residuals, "sample": sample}
-        residuals_of_cells = _check_options(model, chosen)
+        residuals_of_cells = _check_options(model, {"method": method, "residuals": residuals, "sample": sample})
         chosen_method = model._counterfactual_method(cells, method)
         _check_learned(model, cells.own, chosen_method)
         is_same = (cells.own == cells.codes).all(1)
-        if condition is not None and is_same.any():
-            warn_user(
-                f"{is_same.sum():,} of {len(is_same):,} cells have the requested conditions already, so nothing is "
-                "predicted: they come back as they are, or as their reconstruction. Leave them out."
-            )
-        keeps_cells = residuals_of_cells == "own" and sample and library_size is None
-        if condition is None and keeps_cells and not model.modalities:  # which cells may lack
-            warn_user(
-                "No `condition` is given, so nothing is predicted: the cells come back as they are. Give new values of "
-                "some keys."
-            )
+        come_back = residuals_of_cells == "own" and sample and library_size is None and not model.modalities
+        _warn_of_nothing_to_predict(is_same, condition, come_back=come_back)
         inversion = None if chosen_method == "transport" else model.module.inversion_by(sampling.sampler)
         if inversion is None:  # inversions take any number of steps, on any path
             check_sampler(sampling.sampler, model.module.path, sampling.n_steps)
-        is_guided = sampling.guidance != Guidance().resolve(model.module.strategy, model.conditions.keys)
-        if chosen_method == "transport" and is_guided:
-            msg = "The transport has no guidance; leave `guidance_scale` out, or choose method='inversion'."
-            raise ValueError(msg)
-        if library_size is not None and model.module.keeps_totals:
-            msg = "A model with `path='masking'` keeps the totals of the given cells; leave `library_size` out."
-            raise ValueError(msg)
-        if library_size is None and output == "counts" and model._input_values == "log1p":
-            msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
-            raise ValueError(msg)
+        _check_guidance_and_totals(model, sampling, library_size, chosen_method)
         keys = list(model.conditions.named(condition))
         _warn_of_lost_columns(cells, keys)
         groups = None
@@ -269,11 +249,6 @@ class Prediction:
         """Number of cells."""
         return len(self.cells.rows)
 
-    @property
-    def output(self) -> InputValues:
-        """Kind of values of the cells."""
-        return self.request.sampling.output
-
     def identify(self) -> Mapping[str, Any]:
         """Return what the cells depend on, the given cells included, but for their number and the seed.
 
@@ -314,11 +289,11 @@ class Prediction:
         batches = (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self.model._read(cells.source, cells.rows, chunk))
 
         def sums() -> Iterator[ProfileSums]:
-            for block in engine.predictions(self.request.part(rows.start, rows.stop), batches, batch_size):
-                parts.append(block.x)
-                progress.update(block.x.shape[0])
-                if block.sums is not None:
-                    yield block.sums
+            for x, of_block in engine.predictions(self.request.part(rows.start, rows.stop), batches, batch_size):
+                parts.append(x)
+                progress.update(x.shape[0])
+                if of_block is not None:
+                    yield of_block
 
         total = add_sums(sums())
         return stack_rows(parts), total
@@ -346,10 +321,10 @@ class Prediction:
 
     def assemble(self, rows: range, x: Rows, assemble: Callable[..., Any], **effects: pd.DataFrame) -> Any:
         """Build some of the predicted cells by ``assemble``; ``effects`` are further entries of ``uns``."""
-        cells = self.cells.part(rows)
-        self.model._warn_of_odd_values(ValueSummary.of(x), self.output)
+        cells, output = self.cells.part(rows), self.request.sampling.output
+        self.model._warn_of_odd_values(ValueSummary.of(x), output)
         obs, obsm = counterfactual_conditions(self.model.conditions, cells, self.keys, self._names(cells))
-        return assemble(x, obs, {**self.provenance, **effects}, is_log1p=self.output == "log1p", obsm=obsm)
+        return assemble(x, obs, {**self.provenance, **effects}, is_log1p=output == "log1p", obsm=obsm)
 
     def _names(self, cells: ControlCells) -> pd.Index:
         """Name the predictions of some of the cells by the request, and by row and name of the cells.
@@ -372,8 +347,7 @@ def control_cells(
     source: GivenCells | CellFiles
     if isinstance(files, CellFiles):
         check_same_registry(files.registry, model.registry_)
-        source, rows = files, check_rows(indices, files.n_cells)
-        _check_each_once(rows)
+        source, rows = files, _rows_once(indices, files.n_cells)
         own = files.codes[rows]
         if n_open := int((own == OPEN).any(1).sum()):
             msg = (
@@ -384,8 +358,7 @@ def control_cells(
     else:
         given = model._given(adata, "adata_control")
         check_distinct_columns(given.obs.columns, "adata_control.obs")
-        rows = check_rows(indices, given.n_obs)
-        _check_each_once(rows)
+        rows = _rows_once(indices, given.n_obs)
         in_memory = model._to_read(given, rows, with_labels=True)
         source, own = in_memory, in_memory.codes[rows]
         if adata is not None:
@@ -406,11 +379,14 @@ def control_cells(
     return replace(cells, codes=np.where(codes == OPEN, own, codes), numbers=numbers), requested
 
 
-def _check_each_once(rows: np.ndarray) -> None:
+def _rows_once(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
+    """Return the selected row numbers; raise if there are none, or any is there twice."""
+    rows = check_rows(indices, n_cells)
     if len(repeated := rows[pd.Index(rows).duplicated()]):
         listed = list_first(np.unique(repeated).tolist())
         msg = f"`indices` has rows more than once ({listed}); their predictions would share names. Give each row once."
         raise ValueError(msg)
+    return rows
 
 
 def _unwritable_texts(obs: pd.DataFrame) -> dict[str, pd.Series]:
@@ -442,6 +418,36 @@ def _check_learned(model: DiffusionModel, codes: np.ndarray, method: str) -> Non
     perturbing = model.module.transport.perturbing_keys if method == "transport" else repeat(True)
     for key, columns in compress(conditions.parts, perturbing):
         key.check_learned(codes[:, columns], conditions.combinations[:, columns])
+
+
+def _warn_of_nothing_to_predict(is_same: np.ndarray, condition: ConditionRequest, *, come_back: bool) -> None:
+    """Warn if cells have the requested conditions already, or all keep their own and so ``come_back`` as they are."""
+    if condition is not None and is_same.any():
+        warn_user(
+            f"{is_same.sum():,} of {len(is_same):,} cells have the requested conditions already, so nothing is "
+            "predicted: they come back as they are, or as their reconstruction. Leave them out."
+        )
+    if condition is None and come_back:
+        warn_user(
+            "No `condition` is given, so nothing is predicted: the cells come back as they are. Give new values of "
+            "some keys."
+        )
+
+
+def _check_guidance_and_totals(
+    model: DiffusionModel, sampling: SamplingOptions, library_size: Any, method: str
+) -> None:
+    """Raise for guidance of the transport, and for totals that the model cannot set, or needs."""
+    is_guided = sampling.guidance != Guidance().resolve(model.module.strategy, model.conditions.keys)
+    if method == "transport" and is_guided:
+        msg = "The transport has no guidance; leave `guidance_scale` out, or choose method='inversion'."
+        raise ValueError(msg)
+    if library_size is not None and model.module.keeps_totals:
+        msg = "A model with `path='masking'` keeps the totals of the given cells; leave `library_size` out."
+        raise ValueError(msg)
+    if library_size is None and sampling.output == "counts" and model._input_values == "log1p":
+        msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
+        raise ValueError(msg)
 
 
 def _warn_of_lost_columns(cells: ControlCells, keys: Sequence[str]) -> None:

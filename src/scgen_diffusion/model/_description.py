@@ -9,6 +9,7 @@ from scgen_diffusion.data import ArrayKey, CategoricalKey, ContinuousKey, SetKey
 
 from ._end_of_training import advise_to_train_on
 from ._query import is_untrained_query, new_values
+from ._training_pairs import TrainingPairs
 
 if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionKey
@@ -112,7 +113,7 @@ def _next_training(model: DiffusionModel, is_query: bool) -> str:
         return "model.train_prior()"
     if "transport" in model.trained_stages_:
         return f"{predict}, or model.train_prior() to generate"
-    if not (model._has_cells and model._split_fits and model._perturbation_groups(control)):
+    if not (model._has_cells and model._split_fits and TrainingPairs(model, control).groups):
         return "model.train_prior()"
     return "model.train_transport() to predict perturbations, or model.train_prior() to generate"
 

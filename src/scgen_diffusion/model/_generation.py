@@ -70,18 +70,14 @@ class Generation:
         """Number of cells."""
         return self.request.n_cells
 
-    @property
-    def output(self) -> InputValues:
-        """Kind of values of the cells."""
-        return self.request.output
-
     def identify(self) -> Mapping[str, Any]:
         """Return what the cells depend on, but for their number and the seed."""
         return self.request.identity
 
     def with_seed(self, seed: int) -> Generation:
         """Return the same request with another seed."""
-        return replace(self, request=self.request.with_seed(seed))
+        provenance = {**self.request.provenance, "seed": seed}
+        return replace(self, request=replace(self.request, seed=seed, provenance=provenance))
 
     def judged(self) -> Generation:
         """Record how far combinations that training never saw can be trusted.
@@ -102,16 +98,16 @@ class Generation:
 
     def make(self, rows: range, batch_size: int | None, progress: tqdm, assemble: Callable[..., Any]) -> Any:
         """Make the cells of some rows, and build them by ``assemble``; the first row must begin a block."""
-        model, request, parts = self.model, self.request, []
-        for cells in model._engine.cells(request, rows.start, rows.stop, batch_size=batch_size):
-            parts.append(cells)
-            progress.update(len(cells.codes))
-        x, codes = stack_rows([part.x for part in parts]), np.concatenate([part.codes for part in parts])
-        model._warn_of_odd_values(ValueSummary.of(x), request.output)
+        model, request, output, parts = self.model, self.request, self.request.sampling.output, []
+        for x, codes in model._engine.cells(request, rows, batch_size):
+            parts.append((x, codes))
+            progress.update(len(codes))
+        x, codes = stack_rows([x for x, _ in parts]), np.concatenate([codes for _, codes in parts])
+        model._warn_of_odd_values(ValueSummary.of(x), output)
         numbers = request.codes.numbers_of(np.arange(rows.start, rows.stop))
         obs = model.conditions.to_obs(codes, request.names(rows.start, rows.stop), numbers)
         obsm = model.conditions.to_obsm(codes, obs.index)
-        return assemble(x, obs, request.provenance, is_log1p=request.output == "log1p", obsm=obsm)
+        return assemble(x, obs, request.provenance, is_log1p=output == "log1p", obsm=obsm)
 
     def make_path(self, n_frames: int, progress: tqdm) -> Any:
         """Make the states of all cells on their way from noise, frame by frame."""

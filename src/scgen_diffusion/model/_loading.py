@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scgen_diffusion._arguments import known_names
-from scgen_diffusion._pretrained import model_folder
 
 from ._gene_space import SCRDIT, WBDIT
-from ._model_file import MODEL_FILE, read_model_file
+from ._model_file import read_model_file
 from ._multiscldm import MULTISCLDM
 from ._scldm import SCLDM
 
@@ -56,10 +55,9 @@ def load(
     >>> b_cells.n_obs
     10
     """
-    path = model_folder(dir_path) / f"{prefix or ''}{MODEL_FILE}"
-    saved = read_model_file(path)
+    saved = read_model_file(dir_path, prefix)
     name = saved.registry["model_name"]
     if name not in MODELS:
         msg = f"{dir_path} holds a model of the unknown class {name!r}. {known_names(name, list(MODELS))}"
         raise ValueError(msg)
-    return MODELS[name]._restore(saved, path, adata, accelerator=accelerator, device=device)
+    return MODELS[name]._restore(saved, adata, accelerator=accelerator, device=device)

@@ -14,16 +14,11 @@ from anndata import AnnData
 from mudata import MuData
 
 from scgen_diffusion._files import explain_failed_write, is_of_system, read_torch, sync, write_atomically
-from scgen_diffusion.data import (
-    JOINED,
-    check_cells_writable,
-    expression_state,
-    to_array,
-    to_plain,
-    to_table,
-)
+from scgen_diffusion._pretrained import model_folder
+from scgen_diffusion.data import JOINED, check_cells_writable, expression_state, to_array, to_plain, to_table
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
@@ -38,14 +33,6 @@ MUDATA_FILE = "mdata.h5mu"
 FORMAT = "scgen_diffusion-2"
 
 
-def _as_it_is(plain: Any) -> Any:
-    return plain
-
-
-def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda plain: None if plain is None else read(plain)
-
-
 def _tables(plain: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     return {name: to_table(table) for name, table in plain.items()}
 
@@ -55,32 +42,34 @@ def _reference(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, **{name: to_array(plain[name]) for name in names}}
 
 
-# Attributes that are saved beside weights, registry and options, and how each is read. Loading sets no others.
-ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
-    "trained_stages_": _as_it_is,
-    "library_head_is_trained_": _as_it_is,
-    "is_trained_": _as_it_is,
-    "history_": _optional(_tables),
-    "recipes_": _as_it_is,
-    "cut_short_": _as_it_is,
-    "train_indices_": _optional(to_array),
-    "validation_indices_": _optional(to_array),
-    "test_indices_": _optional(to_array),
-    "split_digest_": _as_it_is,
+# Attributes that are saved beside weights, registry and options. Loading sets no others. A function reads what is no
+# plain value.
+ATTRIBUTES: dict[str, Callable[[Any], Any] | None] = {
+    "trained_stages_": None,
+    "library_head_is_trained_": None,
+    "is_trained_": None,
+    "history_": _tables,
+    "recipes_": None,
+    "cut_short_": None,
+    "train_indices_": to_array,
+    "validation_indices_": to_array,
+    "test_indices_": to_array,
+    "split_digest_": None,
     "var_": to_table,
     "modality_vars_": _tables,
     "combinations_": to_array,
     "combination_sizes_": to_array,
-    "reference_": _optional(_reference),
-    "run_name_": _as_it_is,  # these are not in every version of scvi-tools
-    "run_id_": _as_it_is,
-    "get_normalized_function_name_": _as_it_is,
+    "reference_": _reference,
+    "run_name_": None,  # these are not in every version of scvi-tools
+    "run_id_": None,
+    "get_normalized_function_name_": None,
 }
 
 
 class ModelFile(NamedTuple):
     """Content of a model file."""
 
+    path: Path
     registry: dict[str, Any]
     options: dict[str, Any]
     weights: dict[str, Tensor]
@@ -106,8 +95,8 @@ def model_content(model: Any) -> dict[str, Any]:
     }
 
 
-def read_model_file(path: Path) -> ModelFile:
-    """Read the file of a model.
+def read_model_file(dir_path: str | os.PathLike[str], prefix: str | None) -> ModelFile:
+    """Read the file of a model from its folder, or of a pretrained model.
 
     Raises
     ------
@@ -116,6 +105,7 @@ def read_model_file(path: Path) -> ModelFile:
     ValueError
         If it is damaged, was not written by this package, or would execute code.
     """
+    path = model_folder(dir_path) / f"{prefix or ''}{MODEL_FILE}"
     if not path.is_file():
         msg = f"There is no saved model at {path.absolute().parent}: {path.name} is missing."
         raise FileNotFoundError(msg)
@@ -124,7 +114,7 @@ def read_model_file(path: Path) -> ModelFile:
         msg = f"{path} was not written by scgen-diffusion (format {FORMAT!r})."
         raise ValueError(msg)
     with name_damaged_file(path):
-        return _read(content)
+        return _parse(path, content)
 
 
 @contextmanager
@@ -169,7 +159,7 @@ def load_plain(path: Path, what: str, advice: str) -> Any:
         raise ValueError(msg) from error
 
 
-def _read(content: Mapping[str, Any]) -> ModelFile:
+def _parse(path: Path, content: Mapping[str, Any]) -> ModelFile:
     plain = dict(content["attr_dict"])
     registry, options = plain.pop("registry_"), init_options(plain.pop("init_params_"))
     registry["setup_args"]["condition_embeddings"] = _tables(plain.pop("condition_embeddings_"))
@@ -178,8 +168,11 @@ def _read(content: Mapping[str, Any]) -> ModelFile:
     if unknown := [name for name in plain if name not in ATTRIBUTES]:
         msg = f"there is the unknown attribute {unknown[0]!r}"
         raise ValueError(msg)
-    attributes = {name: ATTRIBUTES[name](value) for name, value in plain.items()}
-    return ModelFile(registry, options, content["model_state_dict"], attributes)
+    attributes = {}
+    for name, value in plain.items():
+        read = None if value is None else ATTRIBUTES[name]
+        attributes[name] = value if read is None else read(value)
+    return ModelFile(path, registry, options, content["model_state_dict"], attributes)
 
 
 # --- files of the folder ----------------------------------------------------------------------------------------------
@@ -260,7 +253,7 @@ def write_cells(cells: AnnData | MuData, options: dict[str, Any], path: Path) ->
             cells.obsm[JOINED] = joined
 
 
-def find_cells(cells: AnnData | MuData | bool | None, folder: Path, prefix: str) -> AnnData | MuData | None:
+def find_cells(cells: AnnData | MuData | bool | None, model_file: Path) -> AnnData | MuData | None:
     """Return the cells given, or else those saved with the model; None if there are none, or the file has no rows."""
     if cells is False:
         return None
@@ -269,8 +262,9 @@ def find_cells(cells: AnnData | MuData | bool | None, folder: Path, prefix: str)
         raise TypeError(msg)
     if cells is not None:
         return cells
+    prefix = model_file.name.removesuffix(MODEL_FILE)
     for name, read in ((ADATA_FILE, anndata.read_h5ad), (MUDATA_FILE, mudata.read_h5mu)):
-        if (path := folder / f"{prefix}{name}").is_file():
+        if (path := model_file.with_name(f"{prefix}{name}")).is_file():
             with name_damaged_file(path), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module="mudata")  # it announces changes of its own
                 found = read(path)

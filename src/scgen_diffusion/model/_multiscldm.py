@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.generation import LibrarySizes
-    from scgen_diffusion.train import AutoencoderRecipe, Recipe, StageResult, TrainingCells
+    from scgen_diffusion.train import AutoencoderRecipe, StageResult, TrainingCells
 
-    from ._training import Run, StageJob
+    from ._training import Run
 
 KL_WEIGHT_WITH_PANEL = 0.3  # the many counts of a protein tell much about a cell
 CELLS_AT_A_TIME = 1_024
@@ -392,6 +392,7 @@ class MULTISCLDM(SCLDM):
     @classmethod
     def _register_like(cls, adata: MuData, registry: Mapping[str, Any], genes: pd.Index, **options: Any) -> None:
         check_is_in_memory(adata)
+        check_is_mudata(adata)
         separate_copy(cls, adata)
         cls.setup_mudata(adata, source_registry=registry, **{**registry["setup_args"], **options})
 
@@ -495,14 +496,6 @@ class MULTISCLDM(SCLDM):
     def _for_these_cells(self, recipe: AutoencoderRecipe) -> AutoencoderRecipe:
         """Give cells with proteins, or another small panel, a smaller KL weight; few features change nothing else."""
         return replace(recipe, kl_weight=KL_WEIGHT_WITH_PANEL) if self.module.has_small_panel else recipe
-
-    def _describe_adapted_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
-        if not super()._describe_adapted_recipe(usual, jobs):
-            return ""
-        return (
-            f"With a modality of few features, the autoencoder has by default a KL weight of {KL_WEIGHT_WITH_PANEL:g}. "
-            "`model.recipes_` has all options."
-        )
 
     @property
     def _library_sizes(self) -> LibrarySizes:

@@ -1,4 +1,4 @@
-"""Fine-tuning: checks of the new cells, the copy of the reference, and what is new and trained."""
+"""Fine-tuning: the copy of the reference, and what is new and trained."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 import torch
-from anndata import AnnData
 
 from scgen_diffusion._arguments import warn_user
-from scgen_diffusion.data import Conditions, check_same_genes, digest_of, mark_occurring, recode
+from scgen_diffusion.data import Conditions, digest_of, mark_occurring, recode
 from scgen_diffusion.module import TRAINABLE, copy_reference, trained_masks, transport_fits
 
 from ._end_of_training import TOO_SHORT
@@ -18,7 +17,6 @@ from ._end_of_training import TOO_SHORT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionKey, Paths
@@ -31,21 +29,6 @@ def are_paths(cells: object) -> TypeGuard[Paths]:
     """Return whether cells are given as one path of a file, or several."""
     paths = cells if isinstance(cells, list | tuple) else [cells]
     return bool(paths) and all(isinstance(path, str | os.PathLike) for path in paths)
-
-
-def check_query_cells(adata: object, genes: pd.Index) -> None:
-    """Raise unless cells have the genes of the reference."""
-    if not isinstance(adata, AnnData):
-        msg = f"`adata` must be an AnnData, or paths of files, but found {type(adata).__name__}."
-        raise TypeError(msg)
-    try:
-        check_same_genes(adata.var_names, genes)
-    except ValueError as error:
-        msg = (
-            f"{error} Call `prepare_query_anndata` to give the cells the reference's genes: it returns new cells, and "
-            "does not change yours."
-        )
-        raise ValueError(msg) from error
 
 
 def start_from(model: DiffusionModel, reference: DiffusionModel, trainable: Trainable) -> None:

@@ -72,7 +72,7 @@ def load_reference(
 
     ``architecture`` is what cannot be read off the tensors.
     """
-    weights = read_weights(Path(path))
+    weights = read_weights(Path(path).expanduser())
     _check_sizes(weights, var_names, categories)
     registry = stand_in_registry(cls, var_names, categories)
     try:

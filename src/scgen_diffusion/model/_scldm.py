@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
-import pandas as pd
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import list_first, warn_user
-from scgen_diffusion.data import OPEN, are_same_codes, check_names, digest_of, have_labels
+from scgen_diffusion.data import OPEN, digest_of
 from scgen_diffusion.module import InputValues, LibrarySizeModel, SCLDMModule, build_architecture
 from scgen_diffusion.nn import Number
 from scgen_diffusion.train import (
@@ -31,7 +31,6 @@ from scgen_diffusion.train import (
     fit_missed,
     fit_shift,
     measure_errors,
-    perturbation_groups,
     standardise_latents,
     start_autoencoder,
 )
@@ -40,11 +39,13 @@ from ._autoencoder import AutoencoderModel
 from ._end_of_training import was_stopped
 from ._reference import load_reference
 from ._training import Run, stage_seed, suggests_training_arguments
+from ._training_pairs import TrainingPairs
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
+    import pandas as pd
     from anndata import AnnData
 
     from scgen_diffusion.module import SCLDMArchitecture
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
     from ._counterfactual import ControlCells
     from ._training import StageJob
 
-MOST_GROUPS = 10_000  # of the transport, whose memory and time grow with their square and cube: 4 GB and minutes
 SECONDS_WITHOUT_BAR = 3  # of what comes before and after the steps of the transport
 LATENTS_IN_MEMORY = 2 << 30  # bytes
 LATENTS_IN_MEMORY_WITH_FILES = 64 << 20  # cells are in files to save memory
@@ -240,6 +240,8 @@ class SCLDM(AutoencoderModel):
 
         Raises
         ------
+        TypeError
+            If ``control_values`` is no mapping.
         RuntimeError
             If the autoencoder is not trained, or cells of MULTISCLDM lack a modality and the prior is not trained.
         KeyError
@@ -361,37 +363,18 @@ class SCLDM(AutoencoderModel):
         match_keys: Sequence[str] | None = None,
         compile: bool = False,  # unused: the transport is too small to gain from it
     ) -> StageResult:
-        control = dict(self.registry_["setup_args"]["control_values"] if control_values is None else control_values)
+        control = self.registry_["setup_args"]["control_values"] if control_values is None else control_values
+        if not isinstance(control, Mapping):
+            msg = f"`control_values` must be a mapping from condition keys, but found {type(control).__name__}."
+            raise TypeError(msg)
         if not control:
             msg = (
                 "The transport needs `control_values`, the values of unperturbed cells, such as "
                 "{'condition': 'control'}. Give them here or to setup_anndata."
             )
             raise ValueError(msg)
-        try:
-            code = self.conditions.encode(control, 1)
-        except (TypeError, ValueError) as error:
-            raise type(error)(str(error).replace("`condition`", "`control_values`")) from error
-        labels = self._match_labels(match_keys, control)
-        matched = np.column_stack([pd.factorize(labels[name])[0] for name in labels] or [np.zeros(len(labels), int)])
-        groups = self._perturbation_groups(control, matched)
-        where = " and ".join(["the same values of the other keys", *(f"the same {name!r}" for name in labels)])
-        if not groups:
-            msg = f"No perturbed training cells have control cells ({control}) with {where}."
-            raise ValueError(msg)
-        if len(groups) > MOST_GROUPS:
-            raise ValueError(_too_many(groups))
-        rows, codes = self._labeled_cells
-        perturbed = rows[~self._are_control(control, codes)]
-        unpaired = np.setdiff1d(perturbed, np.concatenate([group.perturbed for group in groups]))
-        if len(unpaired):
-            msg = (
-                f"{len(unpaired)} of {len(perturbed)} perturbed cells have no control cells with {where}; the "
-                f"transport does not learn from them. They are those of "
-                f"{self._name_groups(unpaired, control, labels)}. If a key such as the donor is confounded with the "
-                "perturbation, leave it out."
-            )
-            warn_user(msg)
+        pairs = TrainingPairs(self, control, match_keys)
+        pairs.check()
         seed = stage_seed("transport")
         with self._cache_latents() as cache:
             if "prior" not in self.trained_stages_:
@@ -399,19 +382,20 @@ class SCLDM(AutoencoderModel):
             with torch.random.fork_rng(devices=[]):  # a resumed run has drawn fewer global random numbers so far
                 torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
                 transport = self.module.add_transport()
-            transport.start_from(torch.from_numpy(code[0]).to(self.device))
-            fit_shift(self.module, cache, groups)
+            transport.start_from(torch.from_numpy(pairs.code).to(self.device))
+            fit_shift(self.module, cache, pairs.groups)
             is_quiet = not run.keywords.get("enable_progress_bar", True) or rank_zero_only.rank
             bar = partial(tqdm, leave=False, delay=SECONDS_WITHOUT_BAR, disable=True if is_quiet else None)
-            measure_errors(self.module, self._cells, groups, bar)
-            data = PairData(cache, groups, recipe, recipe.steps_per_epoch(len(self.train_indices_)))
+            measure_errors(self.module, self._cells, pairs.groups, bar)
+            data = PairData(cache, pairs.groups, recipe, recipe.steps_per_epoch(len(self.train_indices_)))
             plan = TransportPlan(self.module, recipe, seed=seed)
-            matches = [list(labels), matched] if len(labels.columns) else []
+            matches = [list(pairs.labels), pairs.matched] if len(pairs.labels.columns) else []
             result = run(plan, data, self._autoencoder_digest, sorted(control.items()), *matches)
-            fit_missed(self.module, self._cells, groups, bar)
+            fit_missed(self.module, self._cells, pairs.groups, bar)
         self._record_trained(*self.trained_stages_, "transport")
-        values = {key.name: key.decode(code[:, own])[0] for key, own in self.conditions.parts if key.name in control}
-        return replace(result, arguments={"control_values": values, "match_keys": list(labels)})
+        parts = [(key, pairs.code[None, own]) for key, own in self.conditions.parts if key.name in control]
+        values = {key.name: key.decode(code)[0] for key, code in parts}
+        return replace(result, arguments={"control_values": values, "match_keys": list(pairs.labels)})
 
     def _due_stages(self) -> Sequence[str]:
         control = self.registry_["setup_args"]["control_values"]
@@ -423,18 +407,17 @@ class SCLDM(AutoencoderModel):
                     "or give `control_values` to `setup_anndata`: `train` then trains it, too."
                 )
             return stages
-        groups, keeps = self._perturbation_groups(control), self._keeps_transport
-        new = self._name_new_perturbations([group.perturbed[0] for group in groups]) if keeps else ""
+        pairs, keeps = TrainingPairs(self, control), self._keeps_transport
+        new = self._name_new_perturbations([group.perturbed[0] for group in pairs.groups]) if keeps else ""
         if keeps and not new:
-            rows, codes = self._labeled_cells
-            if alone := self._name_new_perturbations(rows[~self._are_control(control, codes)]):
+            if alone := self._name_new_perturbations(pairs.perturbed):
                 warn_user(
                     f"The transport stays as it is, and does not know {alone}: these cells have no control cells "
                     f"({control}) with the same values of the other keys."
                 )
             return stages
-        if len(groups) > MOST_GROUPS:
-            warn_user(f"The transport is not trained. {_too_many(groups)}")
+        if pairs.excess:
+            warn_user(f"The transport is not trained. {pairs.excess}")
             return stages
         if new:
             warn_user(
@@ -442,9 +425,9 @@ class SCLDM(AutoencoderModel):
                 f"know {new}. It forgets the other perturbations: predict them with the reference, or train a new "
                 "model on all cells together. `train_prior` keeps the reference's transport."
             )
-        if groups:
+        if pairs.groups:
             return [*stages, "transport"]
-        others = ", ".join(self._context_keys(control))
+        others = ", ".join(pairs.context_keys)
         warn_user(
             f"The transport is not trained: no perturbed training cells have control cells ({control})"
             + (f" with the same values of the other keys ({others})" if others else "")
@@ -495,9 +478,10 @@ class SCLDM(AutoencoderModel):
             choices.append(f"a KL weight of {adapted.kl_weight:g} in place of {of_many.kl_weight:g}")
         if not choices:
             return ""
+        few = "a modality of few features" if self.modalities else f"{self.summary_stats.n_vars:,} genes"
         return (
-            f"The autoencoder's training is adapted to {self.summary_stats.n_vars:,} genes: {', and '.join(choices)} "
-            "(`model.recipes_`). You need not do anything."
+            f"The autoencoder's training is adapted to {few}: {', and '.join(choices)} (`model.recipes_`). You need "
+            "not do anything."
         )
 
     def _cache_latents(self) -> LatentCache:
@@ -512,25 +496,6 @@ class SCLDM(AutoencoderModel):
         if not in_use:
             standardise_latents(self.module, cache, self._seen_indices)
 
-    def _match_labels(self, match_keys: Sequence[str] | None, control: Mapping[str, Any]) -> pd.DataFrame:
-        """Return the columns of ``obs`` within which cells are paired; none by default."""
-        names = check_names(match_keys, "match_keys")
-        if perturbing := [name for name in names if name in control]:
-            msg = f"`match_keys` has {perturbing[0]!r}, but this key perturbs (`control_values`); leave it out."
-            raise ValueError(msg)
-        return self._cells.match_labels(names) if names else pd.DataFrame(index=range(self._cells.n_cells))
-
-    def _perturbation_groups(self, control: Mapping[str, Any], matched: np.ndarray | None = None) -> list[Any]:
-        """Group the training cells by perturbation, their classes and sets, and codes ``(cells, keys)`` to match.
-
-        Numbers that do not perturb, such as age, are ignored, since hardly two cells share one.
-        """
-        rows, codes = self._labeled_cells
-        others = codes[:, self._columns_of(self._context_keys(control))]
-        if matched is not None:
-            others = np.hstack([others, matched[rows]])
-        return perturbation_groups(rows, self._are_control(control, codes), codes[:, self._columns_of(control)], others)
-
     @property
     def _keeps_transport(self) -> bool:
         """Whether `train` leaves a trained transport as it is, unless the cells have new perturbations."""
@@ -543,35 +508,6 @@ class SCLDM(AutoencoderModel):
         codes = np.unique(np.where(transport.perturbs.cpu().numpy(), self._registered_codes[rows], OPEN), axis=0)
         are_new = transport.shift.are_new(self.module.condition_tensor(codes)).cpu().numpy()
         return list_first([self.conditions.describe(row) for row in codes[are_new]])
-
-    def _context_keys(self, control: Mapping[str, Any]) -> list[str]:
-        discrete = [key.name for key in self.conditions.by_key if not key.is_numeric]
-        return [name for name in discrete if name not in control]
-
-    def _name_groups(self, rows: np.ndarray, control: Mapping[str, Any], labels: pd.DataFrame) -> str:
-        """Name up to three groups of cells by their values of the keys that do not perturb."""
-        obs = self.conditions.to_obs(self._registered_codes[rows], pd.RangeIndex(len(rows)))
-        table = obs[self._context_keys(control)]
-        table = table.assign(**{name: labels[name].to_numpy()[rows] for name in labels if name not in table})
-        values = table.drop_duplicates().astype(str).to_dict("records")
-        return list_first(values)
-
-    def _are_control(self, control: Mapping[str, Any], codes: np.ndarray) -> np.ndarray:
-        """Mark the codes ``(cells, columns)`` of unperturbed cells, ``(cells,)``."""
-        columns = self._columns_of(control)
-        expected = self.conditions.encode(control, 1)[:, columns]
-        return np.all(are_same_codes(codes[:, columns], expected), axis=1)
-
-    @property
-    def _labeled_cells(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and codes of training cells with all labels: without one, it is not known which cells are a pair."""
-        codes = self._registered_codes[self.train_indices_]
-        have = have_labels(self._condition_keys, codes)
-        return self.train_indices_[have], codes[have]
-
-    def _columns_of(self, names: Iterable[str]) -> list[int]:
-        slices = (self.conditions.columns(name) for name in names)
-        return [column for found in slices for column in range(found.start, found.stop)]
 
     @property
     def _autoencoder_digest(self) -> str:
@@ -639,11 +575,3 @@ class SCLDM(AutoencoderModel):
             f"The transport starts from unperturbed cells ({start}) and changes no other key, but "
             f"{' and '.join(faults)}."
         )
-
-
-def _too_many(groups: Sequence[Any]) -> str:
-    return (
-        f"There are {len(groups):,} groups of perturbed cells, such as a perturbation in a cell type, and the "
-        f"transport learns from {MOST_GROUPS:,} at most. Train a model on fewer perturbations, or condition on fewer "
-        "keys."
-    )

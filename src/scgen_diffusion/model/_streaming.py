@@ -63,13 +63,13 @@ class Stream:
         Path of the file.
     identity
         Arguments that identify the request.
-    n_parts
-        Number of parts.
+    rows
+        Rows of each part.
     """
 
     goal: Path
     identity: Mapping[str, Any]
-    n_parts: int
+    rows: Sequence[range]
 
     @property
     def folder(self) -> Path:
@@ -178,7 +178,6 @@ class Stream:
 
     def complete(
         self,
-        rows: Sequence[range],
         make: Callable[..., AnnData],
         bar: Mapping[str, Any],
         *,
@@ -191,14 +190,14 @@ class Stream:
 
         ``make(rows, progress=progress)`` makes the cells of a part. ``bar`` are options of the progress bar.
         """
-        mine, done, values = range(rank, len(rows), n_ranks), self.parts, None
-        n_cells, n_done = (sum(len(rows[number]) for number in some) for some in (mine, {*mine} & {*done}))
+        mine, done, values = range(rank, len(self.rows), n_ranks), self.parts, None
+        n_cells, n_done = (sum(len(self.rows[number]) for number in some) for some in (mine, {*mine} & {*done}))
         with tqdm(total=n_cells, initial=n_done, unit="cell", **bar) as progress:
             try:
                 for number in mine:
                     if number not in done:
                         with warnings.catch_warnings(action="ignore"):  # a part may look odd; the caller checks all
-                            cells = make(rows[number], progress=progress)
+                            cells = make(self.rows[number], progress=progress)
                         self.write(number, cells)
                 with self.joining(wait=rank == 0) as is_mine:
                     if is_mine and not self.is_joined(overwrite=overwrite):
@@ -224,8 +223,8 @@ class Stream:
     def write(self, number: int, cells: AnnData) -> None:
         """Write a part atomically."""
         content, beside = part_of(cells), self.folder / f".part-{number}-{_token()}"
-        n_left = self.n_parts - number
-        what, n_bytes = f"Writing part {number + 1} of {self.n_parts}", len(content) * n_left
+        n_parts = len(self.rows)
+        what, n_bytes = f"Writing part {number + 1} of {n_parts}", len(content) * (n_parts - number)
         with explain_failed_part(what, self.goal.parent, n_bytes=n_bytes):
             try:
                 beside.write_bytes(content)
@@ -240,9 +239,8 @@ class Stream:
 
         The lock only saves work: without locks, several processes may join the same parts.
         """
-        n_missing = self.n_parts - len(self.parts)
-        if n_missing:
-            logger.info("%d of %d parts of %s are still missing.", n_missing, self.n_parts, self.goal)
+        if n_missing := len(self.rows) - len(self.parts):
+            logger.info("%d of %d parts of %s are still missing.", n_missing, len(self.rows), self.goal)
             yield False
             return
         with (self.folder / REQUEST).open() as file:
@@ -305,15 +303,15 @@ def write_stream(
     rows = [range(start, min(start + size, n_cells)) for start in range(0, n_cells, size)]
     seed = settings.seed if seed is None else seed
     identity = {**job.identify(), "n_cells": n_cells, "seed": None if seed is None else int(seed)}
-    stream = Stream(goal, {**identity, SHARD_SIZE: size}, len(rows))
+    stream = Stream(goal, {**identity, SHARD_SIZE: size}, rows)
     begun = stream.start(job.request.seed, overwrite=overwrite, n_ranks=n_ranks)
     if begun is not None:
         job = job.with_seed(begun).judged()
         make = partial(job.make_part, batch_size=batch_size)
         bar, join = {"desc": job.task, "disable": not show_progress}, {"merge": job.merge, **model._join_options}
-        values = stream.complete(rows, make, bar, rank=rank, n_ranks=n_ranks, overwrite=overwrite, **join)
+        values = stream.complete(make, bar, rank=rank, n_ranks=n_ranks, overwrite=overwrite, **join)
         if values is not None:
-            model._warn_of_odd_values(values, job.output)
+            model._warn_of_odd_values(values, job.request.sampling.output)
     return goal
 
 

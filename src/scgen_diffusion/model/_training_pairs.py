@@ -1,0 +1,117 @@
+"""Control and perturbed training cells, from which the transport learns."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgen_diffusion._arguments import list_first, warn_user
+from scgen_diffusion.data import are_same_codes, check_names, have_labels
+from scgen_diffusion.train import perturbation_groups
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from scgen_diffusion.train import PerturbationGroup
+
+    from ._base import DiffusionModel
+
+MOST_GROUPS = 10_000  # of the transport, whose memory and time grow with their square and cube: 4 GB and minutes
+
+
+class TrainingPairs:
+    """Training cells with all labels, in groups whose control and perturbed cells differ only by the perturbation.
+
+    Without a label, it is not known which cells are a pair. Numbers that do not perturb, such as age, are ignored,
+    since hardly two cells share one.
+
+    Parameters
+    ----------
+    model
+        The model that is trained.
+    control
+        Values of unperturbed cells, by the keys that perturb.
+    match_keys
+        Columns of ``obs`` within which cells are paired.
+
+    Attributes
+    ----------
+    code
+        Codes of ``control``, open in other keys, ``(columns,)``.
+    context_keys
+        Names of the classes and sets that do not perturb.
+    labels, matched
+        The columns to match, and their codes ``(cells, columns)``, of all cells of the model.
+    perturbed
+        Row numbers of the perturbed cells.
+    """
+
+    def __init__(
+        self, model: DiffusionModel, control: Mapping[str, Any], match_keys: Sequence[str] | None = None
+    ) -> None:
+        self.control, self.conditions, self.codes = control, model.conditions, model._registered_codes
+        try:
+            self.code = self.conditions.encode(control, 1)[0]
+        except (TypeError, ValueError) as error:
+            raise type(error)(str(error).replace("`condition`", "`control_values`")) from error
+        discrete = [key.name for key in self.conditions.by_key if not key.is_numeric]
+        self.context_keys = [name for name in discrete if name not in control]
+        names = check_names(match_keys, "match_keys")
+        if perturbing := [name for name in names if name in control]:
+            msg = f"`match_keys` has {perturbing[0]!r}, but this key perturbs (`control_values`); leave it out."
+            raise ValueError(msg)
+        n_cells = len(self.codes)
+        self.labels = model._cells.match_labels(names) if names else pd.DataFrame(index=range(n_cells))
+        matched = [pd.factorize(self.labels[name])[0] for name in self.labels]
+        self.matched = np.column_stack(matched or [np.zeros(n_cells, int)])
+        self.rows = model.train_indices_[have_labels(self.conditions.by_key, self.codes[model.train_indices_])]
+        perturbs = self._columns_of(control)
+        self._are_control = np.all(are_same_codes(self.codes[self.rows][:, perturbs], self.code[perturbs]), axis=1)
+        self.perturbed = self.rows[~self._are_control]
+
+    @cached_property
+    def groups(self) -> list[PerturbationGroup]:
+        """The groups that have both kinds of cells."""
+        codes = self.codes[self.rows]
+        others = np.hstack([codes[:, self._columns_of(self.context_keys)], self.matched[self.rows]])
+        return perturbation_groups(self.rows, self._are_control, codes[:, self._columns_of(self.control)], others)
+
+    @property
+    def excess(self) -> str:
+        """What to say if there are too many groups; empty if there are not."""
+        if len(self.groups) <= MOST_GROUPS:
+            return ""
+        return (
+            f"There are {len(self.groups):,} groups of perturbed cells, such as a perturbation in a cell type, and the "
+            f"transport learns from {MOST_GROUPS:,} at most. Train a model on fewer perturbations, or condition on "
+            "fewer keys."
+        )
+
+    def check(self) -> None:
+        """Raise unless the transport can learn from the groups; warn of perturbed cells that are in none."""
+        where = " and ".join(["the same values of the other keys", *(f"the same {name!r}" for name in self.labels)])
+        if not self.groups:
+            msg = f"No perturbed training cells have control cells ({self.control}) with {where}."
+            raise ValueError(msg)
+        if self.excess:
+            raise ValueError(self.excess)
+        unpaired = np.setdiff1d(self.perturbed, np.concatenate([group.perturbed for group in self.groups]))
+        if len(unpaired):
+            warn_user(
+                f"{len(unpaired)} of {len(self.perturbed)} perturbed cells have no control cells with {where}; the "
+                f"transport does not learn from them. They are those of {self._name_groups(unpaired)}. If a key such "
+                "as the donor is confounded with the perturbation, leave it out."
+            )
+
+    def _name_groups(self, rows: np.ndarray) -> str:
+        """Name the first groups of cells by their values of the keys that do not perturb."""
+        table = self.conditions.to_obs(self.codes[rows], pd.RangeIndex(len(rows)))[self.context_keys]
+        matched = {name: self.labels[name].to_numpy()[rows] for name in self.labels if name not in table}
+        return list_first(table.assign(**matched).drop_duplicates().astype(str).to_dict("records"))
+
+    def _columns_of(self, names: Iterable[str]) -> list[int]:
+        slices = (self.conditions.columns(name) for name in names)
+        return [column for found in slices for column in range(found.start, found.stop)]
