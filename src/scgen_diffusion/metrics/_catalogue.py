@@ -94,23 +94,10 @@ FEW_LEAKED = 0.005
 # --- measures that do not fit into a lambda ---------------------------------------------------------------------------
 
 
-def _on_pcs(function: Callable[..., float]) -> Callable[[Comparison], float]:
-    return lambda comparison: float(function(comparison.real.pcs, comparison.synthetic.pcs))
-
-
 def _energy_distance(comparison: Comparison) -> float:
     """Return :func:`energy_distance`; many comparisons share a side, whose spread is computed once."""
     real, synthetic = comparison.real, comparison.synthetic
     return 2 * real.distance(synthetic) - real.spread - synthetic.spread
-
-
-def _on_expression(function: Callable[..., float]) -> Callable[[Comparison], float]:
-    return lambda comparison: float(function(comparison.real.expression, comparison.synthetic.expression))
-
-
-def _part(function: Callable[[Comparison], Mapping[str, float]], name: str) -> Callable[[Comparison], float]:
-    """Pick one figure from a function that returns several."""
-    return lambda comparison: comparison.once(function)[name]
 
 
 def _neighbourhoods(comparison: Comparison) -> Mapping[str, float]:
@@ -278,7 +265,7 @@ def _cross_correlations(comparison: Comparison) -> list[NDArray[np.float64]]:
 
 
 def _neighbourhood_metric(name: str, better: Better, bounds: tuple[float, float] = SHARE) -> Metric:
-    return Metric(name, better, _part(_neighbourhoods, name), scopes=GROUPS_JOINT, bounds=bounds)
+    return Metric(name, better, lambda c: c.once(_neighbourhoods)[name], scopes=GROUPS_JOINT, bounds=bounds)
 
 
 def _score_metric(
@@ -288,8 +275,7 @@ def _score_metric(
     summary: Callable[[NDArray, NDArray], float],
     **options: object,
 ) -> Metric:
-    measure = lambda comparison: summary(*comparison.once(scores))
-    return Metric(name, better, measure, scores=scores, summary=summary, **options)
+    return Metric(name, better, lambda comparison: summary(*comparison.scores(scores)), **options)
 
 
 def _auc_metric(name: str, scores: Callable[[Comparison], Scores], **options: object) -> Metric:
@@ -301,7 +287,7 @@ def _classifier_metric(name: str, scores: Callable[[Comparison], Scores], **opti
 
 
 def _gene_metric(name: str, bounds: tuple[float, float] = POSITIVE) -> Metric:
-    return Metric(name, "lower", _part(_profile_errors, name), scopes=GROUPS, bounds=bounds)
+    return Metric(name, "lower", lambda c: c.once(_profile_errors)[name], scopes=GROUPS, bounds=bounds)
 
 
 def _marker_metric(name: str, column: str, better: Better, **options: object) -> Metric:
@@ -337,7 +323,7 @@ TRAIN: tuple[Need, ...] = ("train",)
 _ENTRIES = (
     # distribution
     Metric("energy_distance", "lower", _energy_distance, ("control",), scopes=("perturbation",), bounds=SIGNED),
-    Metric("w2", "lower", _on_pcs(wasserstein_2), scopes=GROUPS_JOINT),
+    Metric("w2", "lower", lambda c: wasserstein_2(c.real.pcs, c.synthetic.pcs), scopes=GROUPS_JOINT),
     Metric(
         "mmd2",
         "lower",
@@ -360,7 +346,11 @@ _ENTRIES = (
     _gene_metric("gene_variance_error"),
     _gene_metric("gene_zero_error", SHARE),
     Metric(
-        "mean_variance_error", "lower", _on_expression(mean_variance_error), scopes=GROUPS, min_features=FEW_FEATURES
+        "mean_variance_error",
+        "lower",
+        lambda c: mean_variance_error(c.real.expression, c.synthetic.expression),
+        scopes=GROUPS,
+        min_features=FEW_FEATURES,
     ),
     Metric(
         "within_label_correlation",
@@ -370,7 +360,14 @@ _ENTRIES = (
         bounds=CORRELATION,
     ),
     Metric("within_label_slope", "floor", _on_correlated_genes(gene_correlation_slope), scopes=GROUPS, bounds=SIGNED),
-    Metric("library_size_ks", "lower", _on_expression(library_size_ks), ("counts",), scopes=GROUPS, bounds=SHARE),
+    Metric(
+        "library_size_ks",
+        "lower",
+        lambda c: library_size_ks(c.real.expression, c.synthetic.expression),
+        ("counts",),
+        scopes=GROUPS,
+        bounds=SHARE,
+    ),
     # labels
     Metric(
         *("group_share_difference", "lower", _total_variation, ("groups",)),
@@ -449,7 +446,7 @@ _ENTRIES = (
 _IDEALS = {"within_label_slope": 1.0}
 #: AUC of a classifier that guesses. A floor below it is chance.
 GUESSING = 0.5
-_AUCS = {metric.name for metric in _ENTRIES if metric.summary is auc_of_scores}
+_AUCS = {metric.name for metric in _ENTRIES if "auc" in metric.name.split("_")}
 
 
 def excess_over_floor(metric: str, better: Better, value: float, floor: float) -> float:

@@ -15,7 +15,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ._cells import Expression, stacked
-from ._comparison import ALL, Comparison, Context, Fingerprints, Half, Sample, Training
+from ._comparison import ALL, Comparison, Context, Fingerprints, Sample, Training
 from ._distribution import median_squared_distance
 from ._safety import chance_of_equal, fingerprints_of
 from ._space import MAX_FITTED_CELLS, ComparisonSpace
@@ -207,15 +207,8 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
         {"group": ALL if group is None else group},
         {"value": [value], "floor": floors, "shuffled": shuffled},
         held_out_floors=held_out_floors,
-        halves=[_half(value, halving) for _ in range(draws.n_bootstrap)],
+        halves=[value.half(halving) for _ in range(draws.n_bootstrap)],
     )
-
-
-def _half(comparison: Comparison, rng: np.random.Generator) -> Half:
-    real_rows, synthetic_rows = (
-        np.sort(rng.permutation(len(side))[: len(side) // 2]) for side in (comparison.real, comparison.synthetic)
-    )
-    return Half(real_rows, synthetic_rows, comparison.at(real_rows, synthetic_rows))
 
 
 def shuffle_genes(sample: Sample, project: Callable[[Expression], NDArray], rng: np.random.Generator) -> Sample:
