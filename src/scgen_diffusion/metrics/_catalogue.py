@@ -100,6 +100,10 @@ def _energy_distance(comparison: Comparison) -> float:
     return 2 * real.distance(synthetic) - real.spread - synthetic.spread
 
 
+def _on_expression(function: Callable[..., float]) -> Callable[[Comparison], float]:
+    return lambda comparison: function(comparison.real.expression, comparison.synthetic.expression)
+
+
 def _neighbourhoods(comparison: Comparison) -> Mapping[str, float]:
     return precision_recall_density_coverage(comparison.real.pcs, comparison.synthetic.pcs)._asdict()
 
@@ -346,11 +350,7 @@ _ENTRIES = (
     _gene_metric("gene_variance_error"),
     _gene_metric("gene_zero_error", SHARE),
     Metric(
-        "mean_variance_error",
-        "lower",
-        lambda c: mean_variance_error(c.real.expression, c.synthetic.expression),
-        scopes=GROUPS,
-        min_features=FEW_FEATURES,
+        "mean_variance_error", "lower", _on_expression(mean_variance_error), scopes=GROUPS, min_features=FEW_FEATURES
     ),
     Metric(
         "within_label_correlation",
@@ -360,14 +360,7 @@ _ENTRIES = (
         bounds=CORRELATION,
     ),
     Metric("within_label_slope", "floor", _on_correlated_genes(gene_correlation_slope), scopes=GROUPS, bounds=SIGNED),
-    Metric(
-        "library_size_ks",
-        "lower",
-        lambda c: library_size_ks(c.real.expression, c.synthetic.expression),
-        ("counts",),
-        scopes=GROUPS,
-        bounds=SHARE,
-    ),
+    Metric("library_size_ks", "lower", _on_expression(library_size_ks), ("counts",), scopes=GROUPS, bounds=SHARE),
     # labels
     Metric(
         *("group_share_difference", "lower", _total_variation, ("groups",)),

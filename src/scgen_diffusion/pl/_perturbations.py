@@ -238,7 +238,8 @@ def perturbation_strengths(
     KeyError
         If a column is missing.
     ValueError
-        If the table is another one or empty, or has several predictions of a perturbation in a group.
+        If the table is another one or empty, or has several predictions of a perturbation in a group, or
+        `perturbation_key` is empty.
 
     Examples
     --------
@@ -263,6 +264,9 @@ def perturbation_strengths(
         raise ValueError(msg)
     check_count("n_top", n_top)
     keys, group_keys = as_list(perturbation_key), as_list(groupby)
+    if not keys:
+        msg = "`perturbation_key` is empty; name one or more columns of `verdicts`."
+        raise ValueError(msg)
     for key in (*keys, *group_keys):
         if key not in verdicts:
             msg = f"`verdicts` has no column {key!r}. {known_names(key, list(verdicts))}"
@@ -364,8 +368,9 @@ def perturbation_scores(
     metrics = [name for name in METRICS if name in known] or known[:4] if metrics is None else metrics
     metrics = choose("metrics", metrics, known)
     is_one = table["perturbation"].nunique() == 1 < table["group"].nunique()
-    case_keys = ["group"] if is_one else ["perturbation", "group"]
-    labels = table[case_keys].astype(str).agg(", ".join, axis=1).str.removesuffix(", all")
+    labels = table["group"].astype(str)
+    if not is_one:
+        labels = (table["perturbation"].astype(str) + ", " + labels).str.removesuffix(", all")
     cases = choose("cases", cases, labels.unique())
     if len(cases) > MOST_CASES:
         msg = (
