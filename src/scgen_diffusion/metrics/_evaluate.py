@@ -337,8 +337,9 @@ def _evaluate_perturbations(
         set(as_labels(pd.Series(sets[name].obs.get(options["key"], ()), dtype=object)))
         for name in ("real_test", "control")
     )
-    available: set[Need] = {"control"} | ({"mean_response"} if "train" in sets else set())
-    available |= {"perturbations"} if len(perturbations - controls) > 1 else set()
+    available: list[Need] = ["control"]
+    available += ["mean_response"] if "train" in sets else []
+    available += ["perturbations"] if len(perturbations - controls) > 1 else []
     wanted = choose_metrics(names, "perturbation", available, sets["real_test"].n_vars)
     options["match_keys"] = check_names(options["match_keys"], "match_keys")
     options["with_panels"] = any("perturbations" in metric.needs for metric in wanted)
@@ -544,13 +545,15 @@ def _check_sources(sources: Mapping[str, Source]) -> None:
     check_for_empty_cells(sources["synthetic"])
     for name, source in sources.items():
         source.read(np.arange(min(N_CELLS_CHECKED, len(source))))  # raises if the values are not allowed
-        if source.labels is not None and (source.labels == ALL).any():
+        if source.labels is None:
+            continue
+        if (source.labels == ALL).any():
             msg = (
                 f"`groupby` gives cells of `{name}` the label {ALL!r}, "
                 "the table's name for all cells; rename the label."
             )
             raise ValueError(msg)
-        if source.labels is not None and not np.isin(source.labels, real.labels).any():
+        if not np.isin(source.labels, real.labels).any():
             found, known = (np.unique(side.labels)[:N_LABELS_NAMED].tolist() for side in (source, real))
             msg = f"`{name}` and `real_test` have no label in common: {found} and {known}. Use the same labels in both."
             raise ValueError(msg)
@@ -580,10 +583,12 @@ def compare_cells(
     """Return the rows of all cells and of each group, and what to note beside them."""
     _check_sources(sources)
     has_groups, has_train = sources["real_test"].labels is not None, "train" in sources
-    available = {"groups"} if has_groups else set()
-    available |= {"train"} if has_train else set()
-    available |= {"counts"} if all(source.are_counts for source in sources.values()) else set()
-    wanted = choose_metrics(names, scope, available, n_features)
+    are_given = {
+        "train": has_train,
+        "groups": has_groups,
+        "counts": all(source.are_counts for source in sources.values()),
+    }
+    wanted = choose_metrics(names, scope, [need for need, is_given in are_given.items() if is_given], n_features)
     counts_copies = any(metric.of_all is not None for metric in wanted)
     with_training = counts_copies or any("train" in metric.needs for metric in wanted)
     pools = draw_pools(sources, space, draws, with_training=with_training)
