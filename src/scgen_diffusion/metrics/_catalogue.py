@@ -363,7 +363,10 @@ _ENTRIES = (
     Metric("library_size_ks", "lower", _on_expression(library_size_ks), ("counts",), scopes=GROUPS, bounds=SHARE),
     # labels
     Metric(
-        *("group_share_difference", "lower", _total_variation, ("groups",)),
+        "group_share_difference",
+        "lower",
+        _total_variation,
+        ("groups",),
         by_group=_share_differences,
         absent=0.0,
         bounds=SHARE,

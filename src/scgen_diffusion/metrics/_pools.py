@@ -167,7 +167,7 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
     others = real[len(real) // 2 :] if pools.floor is None else pools.floor.positions(group)
     has_others = len(others) >= MIN_CELLS_PER_GROUP
     n_real = len(real) - len(others) if pools.floor is None else len(real)
-    n_cells = min([n_real, len(synthetic), pools.n_cells] + [len(others)] * has_others)
+    n_cells = min(n_real, len(synthetic), pools.n_cells, *([len(others)] if has_others else []))
     if n_cells < MIN_CELLS_PER_GROUP:
         return None
     # one generator each, because how many floors are drawn depends on which metrics are asked for
