@@ -399,23 +399,15 @@ def _evaluate_modalities(
         read = partial(read_sources, own, keys or None, layers.get(modality), fitted[modality])
         judge(modality, read, "all", n_features=reference[modality].n_vars)
 
-    def has_paired(needed: Mapping[str, int], together: Sequence[str], what: str) -> bool:
-        for name, fewest in needed.items():
-            if (n_paired := len(paired_names(cells[name], together))) < fewest:
-                msg = f"{what}: only {n_paired} cells of `{name}` have all of {list(together)}; {fewest} are needed."
-                warn_user(msg)
-                return False
-        return True
-
     features = {modality: own.var_names for modality, own in real.items()}
     least = {name: least_cells(name, has_train="train" in sets) for name in sets}
     is_joint = len(modalities) > 1 and wanted["joint"] != []
-    if is_joint and has_paired(least, modalities, "Modalities are not judged together"):
+    if is_joint and _has_paired(cells, least, modalities, "Modalities are not judged together"):
         paired = {name: paired_cells(own, modalities, name, features) for name, own in cells.items()}
         judge("+".join(modalities), partial(joint_sources, paired, reference, fitted, layers, keys), "joint")
     least_of_pair = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
     for pair in combinations(modalities, 2) if wanted["pair"] != [] else ():
-        if not has_paired(least_of_pair, pair, "Modalities are not compared as a pair"):
+        if not _has_paired(cells, least_of_pair, pair, "Modalities are not compared as a pair"):
             continue
         paired = {name: paired_cells(cells[name], pair, name, features) for name in least_of_pair}
         context = pair_context(paired, fitted, layers, keys, n_splits=draws.n_floor, seed=draws.seed)
@@ -426,6 +418,17 @@ def _evaluate_modalities(
         table.attrs[what] = {modality: getattr(own, what) for modality, own in noted.items()}
     table.attrs.update(scales=scale_names, outside_training=_asked_outside_training(sets["synthetic"]))
     return table
+
+
+def _has_paired(
+    cells: Mapping[str, Mapping[str, AnnData]], needed: Mapping[str, int], together: Sequence[str], what: str
+) -> bool:
+    """Return whether the sets have as many cells with all of some modalities as needed, and warn if not."""
+    for name, fewest in needed.items():
+        if (n_paired := len(paired_names(cells[name], together))) < fewest:
+            warn_user(f"{what}: only {n_paired} cells of `{name}` have all of {list(together)}; {fewest} are needed.")
+            return False
+    return True
 
 
 # --- checks of the sets, before any long computation ------------------------------------------------------------------
