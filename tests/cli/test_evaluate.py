@@ -210,7 +210,7 @@ def test_training_cells_in_several_files_are_as_free_as_those_in_one(call, files
         assert expected[0] == found[0] == 0, found[2]
         assert expected[1] == found[1]
     code, _, err = call(*sets, "--train", tmp_path / "first0.h5ad", "--train", tmp_path / "second1.h5ad")
-    assert (code, "first0.h5ad holds counts, and second1.h5ad logarithms to the base 2" in err) == (2, True), err
+    assert (code, "first0.h5ad holds counts, and second1.h5ad holds logarithms to the base 2" in err) == (2, True), err
 
 
 def test_several_modalities_are_judged_each_and_together(call, tmp_path):

@@ -473,6 +473,11 @@ def test_a_view_of_a_file_is_subsampled_as_in_memory(tmp_path):
     np.testing.assert_array_equal(*(points_of(ax.collections[0], GREY) for ax in axes))
 
 
+def test_a_dot_plot_of_no_genes_is_refused():
+    with pytest.raises(ValueError, match="nothing to plot: no `genes`"):
+        sgd.pl.marker_dotplot(make_cells(), make_cells(), groupby="cell_type", genes=[], show=False)
+
+
 def test_more_labels_than_a_dot_plot_has_room_for_are_refused():
     cells = make_cells(303)
     cells.obs["clone"] = [f"clone {n % 101}" for n in range(303)]

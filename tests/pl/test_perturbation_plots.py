@@ -144,8 +144,9 @@ def test_a_group_that_was_not_predicted_is_named():
             sgd.pl.mean_change(REAL, PREDICTED, CONTROL, **wrong)
     with pytest.raises(KeyError, match="`real.obs` has no column 'type'"):
         sgd.pl.mean_change(REAL, PREDICTED, CONTROL, groupby="type", show=False)
-    with pytest.raises(ValueError, match="`groups` has the unknown value 'NK'"):
-        sgd.pl.mean_change(REAL, PREDICTED, CONTROL, groupby="cell_type", groups=["NK"], show=False)
+    for groups, words in ((["NK"], "`groups` has the unknown value 'NK'"), ([], "nothing to plot: no `groups`")):
+        with pytest.raises(ValueError, match=words):
+            sgd.pl.mean_change(REAL, PREDICTED, CONTROL, groupby="cell_type", groups=groups, show=False)
 
 
 def test_groups_without_their_column_are_refused():
@@ -254,6 +255,11 @@ def test_what_is_unknown_is_named(table, arguments, name):
         sgd.pl.perturbation_scores(table, show=False, **arguments)
 
 
+def test_a_table_without_rows_is_nothing_to_plot(table):
+    with pytest.raises(ValueError, match="nothing to plot: no `metrics`"):
+        sgd.pl.perturbation_scores(table[:0], show=False)
+
+
 def test_a_whole_screen_is_no_figure(table):
     many = pd.concat([table.assign(perturbation=f"P{n}") for n in range(201)])
     with pytest.raises(ValueError, match="room for 200 cases, but there are .* `perturbation_strengths`"):
@@ -329,9 +335,10 @@ def test_a_screen_may_have_one_group_several_keys_and_more_perturbations_than_ar
         (SCREEN, {}, ValueError, "several predictions of weak; name the columns that tell them apart in `groupby`"),
         (SCREEN.drop(columns="strength"), {}, ValueError, "with the columns 'strength' and 'verdict'"),
         (SCREEN[:0], {"groupby": "cell_type"}, ValueError, "nothing to plot: `verdicts` has no rows"),
+        (SCREEN, {"perturbation_key": []}, ValueError, "`perturbation_key` is empty"),
         (SCREEN, {"n_top": 0}, ValueError, "`n_top` must be a whole number of at least 1"),
     ],
 )
 def test_a_table_that_is_no_screen_is_refused(table, arguments, error, words):
     with pytest.raises(error, match=words):
-        sgd.pl.perturbation_strengths(table, perturbation_key="drug", show=False, **arguments)
+        sgd.pl.perturbation_strengths(table, **{"perturbation_key": "drug", "show": False, **arguments})

@@ -29,6 +29,9 @@ def make_row(value, *, metric="recall", group="all", floor=0.9, shuffled=0.4, be
     }
 
 
+CATEGORIES = dict.fromkeys(("metric", "group", "better"), "category")
+
+
 def make_table():
     of_w2 = {"metric": "w2", "better": "lower", "floor": 10.0, "shuffled": 14.0}
     return pd.DataFrame(
@@ -207,8 +210,17 @@ def test_what_is_not_in_the_table_is_named():
         sgd.pl.scores(make_table(), metrics=["W2"])
     with pytest.raises(ValueError, match="`groups` .*'T'"):
         sgd.pl.scores(make_table(), groups=["T"])
-    with pytest.raises(ValueError, match="nothing to plot: `table` has no rows"):
+    with pytest.raises(ValueError, match="nothing to plot: no `metrics`"):
         sgd.pl.scores(make_table()[:0])
+
+
+@pytest.mark.filterwarnings("error")
+def test_categories_are_drawn_like_text():
+    expected, ax = (sgd.pl.scores(table, show=False) for table in (make_table(), make_table().astype(CATEGORIES)))
+    for one, other in ((expected.yaxis, ax.yaxis), (expected.xaxis, ax.xaxis)):
+        assert [text.get_text() for text in one.get_ticklabels()] == [
+            text.get_text() for text in other.get_ticklabels()
+        ]
 
 
 @pytest.mark.parametrize("lost", [["group"], ["low", "high"], ["shuffled"]])

@@ -165,7 +165,11 @@ def test_figures_are_saved_and_shown(tmp_path, monkeypatch):
             lambda: sgd.pl.layer_statistics(make_statistics(), "sparsity", palette={"T": "red"}),
             "`palette` has no colour for the group 'B/plasma'",
         ),
-        (lambda: sgd.pl.layer_statistics(make_statistics(), "sparsity", layers=[]), "There is nothing to plot"),
+        (
+            lambda: sgd.pl.layer_statistics(make_statistics(), "sparsity", layers=[]),
+            "There is nothing to plot: no `layers`",
+        ),
+        (lambda: sgd.pl.head_loadings(make_loadings(), heads=[]), "There is nothing to plot: no `heads`"),
         (lambda: sgd.pl.head_loadings(make_loadings(), n_genes=0), "`n_genes` must be a whole number of at least 1"),
         (lambda: sgd.pl.layer_statistics(make_statistics(), "sparsity", axs=[]), "one axis per panel, 2, but found 0"),
         (lambda: sgd.pl.layer_statistics(make_statistics(), ["sparsity"] * 5), "At most 4 `statistics`"),

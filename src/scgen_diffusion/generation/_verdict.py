@@ -143,8 +143,8 @@ def judge(
         later = _learned_later(conditions, np.concatenate([learned, perturbed]), wanted_contexts)
     never_alone = _never_alone(conditions, np.where(perturbs, perturbed, OPEN), np.where(perturbs, codes, OPEN))
     corrects = transport.missed is not None
-    told = [shift.suggest(transport.error.groups, x, wanted) for x, wanted in zip(cells, condition, strict=True)]
-    answers = [1.0] * len(codes) if corrects else _answers(module, cells, condition, told)
+    suggestions = [shift.suggest(transport.error.groups, x, wanted) for x, wanted in zip(cells, condition, strict=True)]
+    answers = [1.0] * len(codes) if corrects else _answers(module, cells, condition, suggestions)
     were_seen = shift.have_groups(condition, torch.from_numpy(perturbs | is_context)).tolist()
     verdicts = []
     for number, (variance, prior) in enumerate(shift.uncertainty(cells, condition).tolist()):
@@ -152,7 +152,7 @@ def judge(
         share, lacking = 1.0, None
         if corrects and not were_seen[number]:
             start = None if starts is None else starts[number]
-            share, lacking = _lacking(module, cells[number], start, condition[number], told[number])
+            share, lacking = _lacking(module, cells[number], start, condition[number], suggestions[number])
         request = _Request(
             n_cells=len(cells[number]),
             misfit=0.0 if misfits is None else misfits[number],
@@ -172,12 +172,12 @@ def judge(
         label, reason, advice = _rule(request, known)
         if share < FEW_BELIEVED:
             reason += f"; where the decoder departs from what cells seen perturbed suggest, it counts {share:.0%}"
-        verdicts.append(Verdict(label, reason, advice, max(variance, least), told[number].weights, lacking))
+        verdicts.append(Verdict(label, reason, advice, max(variance, least), suggestions[number].weights, lacking))
     return verdicts
 
 
 def _answers(
-    module: SCLDMModule, cells: Sequence[Tensor], condition: Tensor, told: Sequence[Suggestion]
+    module: SCLDMModule, cells: Sequence[Tensor], condition: Tensor, suggestions: Sequence[Suggestion]
 ) -> list[float]:
     """Return which share of the change that the groups suggest for each set of cells is decoded: the slope over genes.
 
@@ -192,15 +192,15 @@ def _answers(
 
     of_groups = decoded_change(shift.centres[groups], shift.perturbations[groups]).double()
     found = []
-    for x, wanted, own in zip(cells, condition, told, strict=True):
+    for x, wanted, suggestion in zip(cells, condition, suggestions, strict=True):
         change = decoded_change(x.mean(0, keepdim=True), wanted[None])
-        suggested = own.weights @ of_groups
+        suggested = suggestion.weights @ of_groups
         found.append(float(change[0].double() @ suggested / suggested.square().sum().clamp(min=SMALLEST)))
     return found
 
 
 def _lacking(
-    module: SCLDMModule, x: Tensor, start: Tensor | None, condition: Tensor, told: Suggestion
+    module: SCLDMModule, x: Tensor, start: Tensor | None, condition: Tensor, suggestion: Suggestion
 ) -> tuple[float, Tensor | None]:
     """Return the decoder's share beside what the groups suggest, and changes ``(genes,)`` to add to what it shows.
 
@@ -209,7 +209,7 @@ def _lacking(
     """
     transport: Any = module.transport
     missed, error = transport.missed, transport.error
-    if told.variance > (1 - LEAST_EXPLAINED) * told.prior:  # the groups with known errors suggest nothing
+    if suggestion.variance > (1 - LEAST_EXPLAINED) * suggestion.prior:  # the groups with known errors suggest nothing
         return 1.0, None
     chosen = evenly(np.arange(len(x)), DECODED_CELLS)
     states = x[chosen].view(-1, *module.latent_shape)
@@ -229,9 +229,9 @@ def _lacking(
     change = decode(moved, after) - decode(states, before)
     if start is None:
         change = change + missed(transport.shift.covariance_with_groups(states, wanted), len(change)).mean(0)
-    suggested = told.weights @ error.changes.double()
-    sampling = float(transport.shift.noise_of(error.groups, told.weights))
-    share = error.share(max(told.variance - sampling, 0.0), sampling, change - suggested)
+    suggested = suggestion.weights @ error.changes.double()
+    sampling = float(transport.shift.noise_of(error.groups, suggestion.weights))
+    share = error.share(max(suggestion.variance - sampling, 0.0), sampling, change - suggested)
     return share, ((1 - share) * (suggested - change)).float() if share < 1 else None
 
 

@@ -94,10 +94,6 @@ FEW_LEAKED = 0.005
 # --- measures that do not fit into a lambda ---------------------------------------------------------------------------
 
 
-def _on_pcs(function: Callable[..., float]) -> Callable[[Comparison], float]:
-    return lambda comparison: float(function(comparison.real.pcs, comparison.synthetic.pcs))
-
-
 def _energy_distance(comparison: Comparison) -> float:
     """Return :func:`energy_distance`; many comparisons share a side, whose spread is computed once."""
     real, synthetic = comparison.real, comparison.synthetic
@@ -105,12 +101,7 @@ def _energy_distance(comparison: Comparison) -> float:
 
 
 def _on_expression(function: Callable[..., float]) -> Callable[[Comparison], float]:
-    return lambda comparison: float(function(comparison.real.expression, comparison.synthetic.expression))
-
-
-def _part(function: Callable[[Comparison], Mapping[str, float]], name: str) -> Callable[[Comparison], float]:
-    """Pick one figure from a function that returns several."""
-    return lambda comparison: comparison.once(function)[name]
+    return lambda comparison: function(comparison.real.expression, comparison.synthetic.expression)
 
 
 def _neighbourhoods(comparison: Comparison) -> Mapping[str, float]:
@@ -278,7 +269,7 @@ def _cross_correlations(comparison: Comparison) -> list[NDArray[np.float64]]:
 
 
 def _neighbourhood_metric(name: str, better: Better, bounds: tuple[float, float] = SHARE) -> Metric:
-    return Metric(name, better, _part(_neighbourhoods, name), scopes=GROUPS_JOINT, bounds=bounds)
+    return Metric(name, better, lambda c: c.once(_neighbourhoods)[name], scopes=GROUPS_JOINT, bounds=bounds)
 
 
 def _score_metric(
@@ -288,8 +279,7 @@ def _score_metric(
     summary: Callable[[NDArray, NDArray], float],
     **options: object,
 ) -> Metric:
-    measure = lambda comparison: summary(*comparison.once(scores))
-    return Metric(name, better, measure, scores=scores, summary=summary, **options)
+    return Metric(name, better, lambda comparison: summary(*comparison.scores(scores)), **options)
 
 
 def _auc_metric(name: str, scores: Callable[[Comparison], Scores], **options: object) -> Metric:
@@ -301,7 +291,7 @@ def _classifier_metric(name: str, scores: Callable[[Comparison], Scores], **opti
 
 
 def _gene_metric(name: str, bounds: tuple[float, float] = POSITIVE) -> Metric:
-    return Metric(name, "lower", _part(_profile_errors, name), scopes=GROUPS, bounds=bounds)
+    return Metric(name, "lower", lambda c: c.once(_profile_errors)[name], scopes=GROUPS, bounds=bounds)
 
 
 def _marker_metric(name: str, column: str, better: Better, **options: object) -> Metric:
@@ -337,7 +327,7 @@ TRAIN: tuple[Need, ...] = ("train",)
 _ENTRIES = (
     # distribution
     Metric("energy_distance", "lower", _energy_distance, ("control",), scopes=("perturbation",), bounds=SIGNED),
-    Metric("w2", "lower", _on_pcs(wasserstein_2), scopes=GROUPS_JOINT),
+    Metric("w2", "lower", lambda c: wasserstein_2(c.real.pcs, c.synthetic.pcs), scopes=GROUPS_JOINT),
     Metric(
         "mmd2",
         "lower",
@@ -373,7 +363,10 @@ _ENTRIES = (
     Metric("library_size_ks", "lower", _on_expression(library_size_ks), ("counts",), scopes=GROUPS, bounds=SHARE),
     # labels
     Metric(
-        *("group_share_difference", "lower", _total_variation, ("groups",)),
+        "group_share_difference",
+        "lower",
+        _total_variation,
+        ("groups",),
         by_group=_share_differences,
         absent=0.0,
         bounds=SHARE,
@@ -449,7 +442,7 @@ _ENTRIES = (
 _IDEALS = {"within_label_slope": 1.0}
 #: AUC of a classifier that guesses. A floor below it is chance.
 GUESSING = 0.5
-_AUCS = {metric.name for metric in _ENTRIES if metric.summary is auc_of_scores}
+_AUCS = {metric.name for metric in _ENTRIES if "auc" in metric.name.split("_")}
 
 
 def excess_over_floor(metric: str, better: Better, value: float, floor: float) -> float:

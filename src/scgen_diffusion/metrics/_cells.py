@@ -297,23 +297,17 @@ def _log_base_of_files(cells: CellFiles, name: str) -> float | None:
     ValueError
         If the files differ in it.
     """
-    bases = []
+    first_of: dict[float | None, str] = {}  # the first file of each base
     for file in cells.files:
         entry = file.unstructured("log1p") if cells.layer is None else None
-        if entry is not None:
-            bases.append(_log_base(entry, file.matrix(None), name))
-        else:
-            bases.append(np.e if cells.values == "log1p" else None)
-        if bases[-1] != bases[0]:
-            first, other = (
-                "counts" if base is None else f"logarithms to the base {base:.4g}" for base in (bases[0], bases[-1])
-            )
-            msg = (
-                f"All files of `{name}` must hold counts, or logarithms to one base, but {cells.files[0].name} holds "
-                f"{first}, and {file.name} {other}."
-            )
-            raise ValueError(msg)
-    return bases[0]
+        base = np.e if cells.values == "log1p" else None
+        first_of.setdefault(base if entry is None else _log_base(entry, file.matrix(None), name), file.name)
+    if len(first_of) > 1:
+        kinds = {base: "counts" if base is None else f"logarithms to the base {base:.4g}" for base in first_of}
+        found = ", and ".join(f"{first_of[base]} holds {kind}" for base, kind in kinds.items())
+        msg = f"All files of `{name}` must hold counts, or logarithms to one base, but {found}."
+        raise ValueError(msg)
+    return next(iter(first_of))
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from scipy.special import stdtrit
 
 from scgen_diffusion._arguments import check_count
 
+from ._distribution import Scores
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from ._cells import Expression
-    from ._distribution import Scores
     from ._modalities import Paired
     from ._perturbation_contexts import Panel, Profile
 
@@ -160,8 +161,9 @@ class Comparison:
         The real changes of all perturbations.
     seed
         Seed for metrics that draw random numbers.
-    whole
-        For a half-sample, the comparison of all cells, which chooses the labels to compare.
+    whole, rows
+        For a half-sample, the comparison of all cells, which chooses the labels to compare, and the positions of its
+        own cells there, of both sides.
     """
 
     real: Sample | Profile | Paired
@@ -175,6 +177,7 @@ class Comparison:
     panel: Panel | None = None
     seed: int = 0
     whole: Comparison | None = None
+    rows: tuple[NDArray[np.intp], NDArray[np.intp]] | None = None
     _results: dict[Callable, object] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, function: Callable[[Comparison], T]) -> T:
@@ -183,10 +186,17 @@ class Comparison:
             self._results[function] = function(self)
         return self._results[function]
 
-    def at(self, real_rows: NDArray, synthetic_rows: NDArray) -> Comparison:
-        """Return the comparison of some of the cells."""
-        sides = {"real": self.real[real_rows], "synthetic": self.synthetic[synthetic_rows]}
-        return replace(self, **sides, whole=self.whole or self, _results={})
+    def scores(self, function: Callable[[Comparison], Scores]) -> Scores:
+        """Return a number per cell. A half-sample takes those of all cells, so that nothing is fitted again."""
+        if self.whole is None:
+            return self.once(function)
+        return Scores(*(side[rows] for side, rows in zip(self.whole.once(function), self.rows, strict=True)))
+
+    def half(self, rng: np.random.Generator) -> Comparison:
+        """Draw one half of the cells of each side."""
+        rows = tuple(np.sort(rng.permutation(len(side))[: len(side) // 2]) for side in (self.real, self.synthetic))
+        sides = {"real": self.real[rows[0]], "synthetic": self.synthetic[rows[1]]}
+        return replace(self, **sides, whole=self, rows=rows, _results={})
 
     def gene_values(self, n_genes: int | None = None) -> list[NDArray[np.float32]]:
         """Return dense log-normalised values of both sides, of the space's genes or of the `n_genes` most expressed."""
@@ -224,9 +234,6 @@ class Metric:
         groups too.
     absent
         The figure of a group that `by_group` does not return, because neither side has it.
-    scores, summary
-        For a figure that summarises one number per cell: the function that returns these numbers, and the one that
-        summarises them. The interval then resamples the numbers, and nothing is fitted again.
     widening
         By how much the standard deviation of the half-samples is too small.
     of_all
@@ -247,22 +254,11 @@ class Metric:
     scopes: tuple[Scope, ...] = ("all",)
     by_group: Callable[[Comparison], Mapping[str, float]] | None = None
     absent: float = UNKNOWN
-    scores: Callable[[Comparison], Scores] | None = None
-    summary: Callable[[NDArray, NDArray], float] | None = None
     widening: float = 1.0
     of_all: Callable[[Fingerprints], tuple[Share, Sequence[Share]]] | None = None
     bounds: tuple[float, float] = (0.0, np.inf)
     min_features: int = 0
     slow: bool = False
-
-
-@dataclass(frozen=True)
-class Half:
-    """One half of the cells of both sides: their positions and their comparison."""
-
-    real_rows: NDArray[np.intp]
-    synthetic_rows: NDArray[np.intp]
-    comparison: Comparison
 
 
 @dataclass(frozen=True)
@@ -287,7 +283,7 @@ class Context:
     names: Mapping[str, str]
     players: Mapping[str, Sequence[Comparison]]
     held_out_floors: Sequence[Comparison] = ()
-    halves: Sequence[Half] = ()
+    halves: Sequence[Comparison] = ()
     fingerprints: Fingerprints | None = None
 
     def row(self, metric: Metric, group: str | None = None) -> dict[str, object]:
@@ -307,11 +303,7 @@ class Context:
             figures |= {"value": share.value, "floor": usual[0].value if usual else UNKNOWN}
             low, high = share_interval(share, usual) if self.halves else (UNKNOWN, UNKNOWN)
         else:
-            if metric.scores is None:
-                halves = [measure(half.comparison) for half in self.halves]
-            else:
-                real, synthetic = self.players["value"][0].once(metric.scores)
-                halves = [metric.summary(real[h.real_rows], synthetic[h.synthetic_rows]) for h in self.halves]
+            halves = [measure(half) for half in self.halves]
             low, high = interval(figures["value"], halves, metric.bounds, metric.widening)
         names = self.names if group is None else {**self.names, "group": group}
         return {**names, "metric": metric.name, **figures, "low": low, "high": high, "better": metric.better}

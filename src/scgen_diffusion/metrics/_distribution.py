@@ -142,7 +142,10 @@ def squared_mmd(
     """
     x, y = representations(use_rep, real=real, synthetic=synthetic)
     _check_at_least(2, real=x, synthetic=y)
-    scale = _check_scale(median_squared_distance(x) if squared_scale is None else squared_scale)
+    scale = median_squared_distance(x) if squared_scale is None else squared_scale
+    if not (is_number(scale) and 0 < scale < np.inf):
+        msg = f"`squared_scale` must be a finite number above 0, but found {scale!r}."
+        raise ValueError(msg)
     within_x, within_y = (_mean_off_diagonal(_kernel(values, values, scale)) for values in (x, y))
     return float(within_x + within_y - 2 * _kernel(x, y, scale).mean())
 
@@ -178,17 +181,10 @@ def energy_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) 
     >>> energy_distance(np.array([[0.0], [1.0]]), np.array([[2.0], [4.0]]))
     2.0
     """
-    x, y = representations(use_rep, real=real, synthetic=synthetic)
+    x, y = (values.astype(np.float64) for values in representations(use_rep, real=real, synthetic=synthetic))
     _check_at_least(2, real=x, synthetic=y)
-    return 2 * mean_distance(x, y) - mean_distance(x) - mean_distance(y)
-
-
-def mean_distance(x: NDArray, y: NDArray | None = None) -> float:
-    """Return the mean distance between the points of two sets, or between different points of one."""
-    x = x.astype(np.float64)
-    if y is None:
-        return _mean_off_diagonal(pairwise_distances(x))
-    return float(pairwise_distances(x, y.astype(np.float64)).mean())
+    within_x, within_y = (_mean_off_diagonal(pairwise_distances(values)) for values in (x, y))
+    return float(2 * pairwise_distances(x, y).mean() - within_x - within_y)
 
 
 def precision_recall_density_coverage(
@@ -248,13 +244,6 @@ def squared_distances(x: NDArray, y: NDArray) -> NDArray[np.float64]:
     return squared
 
 
-def _check_scale(squared_scale: float) -> float:
-    if not (is_number(squared_scale) and 0 < squared_scale < np.inf):
-        msg = f"`squared_scale` must be a finite number above 0, but found {squared_scale!r}."
-        raise ValueError(msg)
-    return squared_scale
-
-
 def _kernel(x: NDArray, y: NDArray, squared_scale: float) -> NDArray[np.float64]:
     """Return the mean over Gaussian kernels, each of which is the square of the next wider one."""
     kernel = np.exp(squared_distances(x, y) / (-max(BANDWIDTH_FACTORS) * squared_scale))
@@ -265,8 +254,8 @@ def _kernel(x: NDArray, y: NDArray, squared_scale: float) -> NDArray[np.float64]
     return total / len(BANDWIDTH_FACTORS)
 
 
-def _mean_off_diagonal(kernel: NDArray) -> float:
-    return float((kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1)))
+def _mean_off_diagonal(values: NDArray) -> float:
+    return float((values.sum() - np.trace(values)) / (len(values) * (len(values) - 1)))
 
 
 def _squared_radii(values: NDArray, k: int) -> NDArray[np.float64]:

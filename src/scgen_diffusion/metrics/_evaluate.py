@@ -337,8 +337,9 @@ def _evaluate_perturbations(
         set(as_labels(pd.Series(sets[name].obs.get(options["key"], ()), dtype=object)))
         for name in ("real_test", "control")
     )
-    available: set[Need] = {"control"} | ({"mean_response"} if "train" in sets else set())
-    available |= {"perturbations"} if len(perturbations - controls) > 1 else set()
+    available: list[Need] = ["control"]
+    available += ["mean_response"] if "train" in sets else []
+    available += ["perturbations"] if len(perturbations - controls) > 1 else []
     wanted = choose_metrics(names, "perturbation", available, sets["real_test"].n_vars)
     options["match_keys"] = check_names(options["match_keys"], "match_keys")
     options["with_panels"] = any("perturbations" in metric.needs for metric in wanted)
@@ -398,23 +399,15 @@ def _evaluate_modalities(
         read = partial(read_sources, own, keys or None, layers.get(modality), fitted[modality])
         judge(modality, read, "all", n_features=reference[modality].n_vars)
 
-    def has_paired(needed: Mapping[str, int], together: Sequence[str], what: str) -> bool:
-        for name, fewest in needed.items():
-            if (n_paired := len(paired_names(cells[name], together))) < fewest:
-                msg = f"{what}: only {n_paired} cells of `{name}` have all of {list(together)}; {fewest} are needed."
-                warn_user(msg)
-                return False
-        return True
-
     features = {modality: own.var_names for modality, own in real.items()}
     least = {name: least_cells(name, has_train="train" in sets) for name in sets}
     is_joint = len(modalities) > 1 and wanted["joint"] != []
-    if is_joint and has_paired(least, modalities, "Modalities are not judged together"):
+    if is_joint and _has_paired(cells, least, modalities, "Modalities are not judged together"):
         paired = {name: paired_cells(own, modalities, name, features) for name, own in cells.items()}
         judge("+".join(modalities), partial(joint_sources, paired, reference, fitted, layers, keys), "joint")
     least_of_pair = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
     for pair in combinations(modalities, 2) if wanted["pair"] != [] else ():
-        if not has_paired(least_of_pair, pair, "Modalities are not compared as a pair"):
+        if not _has_paired(cells, least_of_pair, pair, "Modalities are not compared as a pair"):
             continue
         paired = {name: paired_cells(cells[name], pair, name, features) for name in least_of_pair}
         context = pair_context(paired, fitted, layers, keys, n_splits=draws.n_floor, seed=draws.seed)
@@ -425,6 +418,17 @@ def _evaluate_modalities(
         table.attrs[what] = {modality: getattr(own, what) for modality, own in noted.items()}
     table.attrs.update(scales=scale_names, outside_training=_asked_outside_training(sets["synthetic"]))
     return table
+
+
+def _has_paired(
+    cells: Mapping[str, Mapping[str, AnnData]], needed: Mapping[str, int], together: Sequence[str], what: str
+) -> bool:
+    """Return whether the sets have as many cells with all of some modalities as needed, and warn if not."""
+    for name, fewest in needed.items():
+        if (n_paired := len(paired_names(cells[name], together))) < fewest:
+            warn_user(f"{what}: only {n_paired} cells of `{name}` have all of {list(together)}; {fewest} are needed.")
+            return False
+    return True
 
 
 # --- checks of the sets, before any long computation ------------------------------------------------------------------
@@ -544,13 +548,15 @@ def _check_sources(sources: Mapping[str, Source]) -> None:
     check_for_empty_cells(sources["synthetic"])
     for name, source in sources.items():
         source.read(np.arange(min(N_CELLS_CHECKED, len(source))))  # raises if the values are not allowed
-        if source.labels is not None and (source.labels == ALL).any():
+        if source.labels is None:
+            continue
+        if (source.labels == ALL).any():
             msg = (
                 f"`groupby` gives cells of `{name}` the label {ALL!r}, "
                 "the table's name for all cells; rename the label."
             )
             raise ValueError(msg)
-        if source.labels is not None and not np.isin(source.labels, real.labels).any():
+        if not np.isin(source.labels, real.labels).any():
             found, known = (np.unique(side.labels)[:N_LABELS_NAMED].tolist() for side in (source, real))
             msg = f"`{name}` and `real_test` have no label in common: {found} and {known}. Use the same labels in both."
             raise ValueError(msg)
@@ -580,10 +586,12 @@ def compare_cells(
     """Return the rows of all cells and of each group, and what to note beside them."""
     _check_sources(sources)
     has_groups, has_train = sources["real_test"].labels is not None, "train" in sources
-    available = {"groups"} if has_groups else set()
-    available |= {"train"} if has_train else set()
-    available |= {"counts"} if all(source.are_counts for source in sources.values()) else set()
-    wanted = choose_metrics(names, scope, available, n_features)
+    are_given = {
+        "train": has_train,
+        "groups": has_groups,
+        "counts": all(source.are_counts for source in sources.values()),
+    }
+    wanted = choose_metrics(names, scope, [need for need, is_given in are_given.items() if is_given], n_features)
     counts_copies = any(metric.of_all is not None for metric in wanted)
     with_training = counts_copies or any("train" in metric.needs for metric in wanted)
     pools = draw_pools(sources, space, draws, with_training=with_training)

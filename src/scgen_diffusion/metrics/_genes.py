@@ -388,14 +388,20 @@ def marker_genes(cells: AnnData, groupby: str, *, n_genes: int = 50, layer: str 
     """
     labels = labels_of(cells, groupby, name="cells")
     differences = group_differences(expression_of(cells, layer=layer), labels, min_cells=2)
-    tables = [pd.DataFrame(columns=["label", "rank", "gene", "score", "log_fold_change"])]
+    tables = []
     for label in filter(differences.has_scores, differences.scores.index):
         top = differences.top(label, n_genes)
-        columns = {"label": label, "rank": np.arange(1, len(top) + 1), "gene": cells.var_names[top]}
-        columns["score"] = differences.scores.loc[label].to_numpy()[top]
-        columns["log_fold_change"] = differences.changes.loc[label].to_numpy()[top]
+        columns = {
+            "label": label,
+            "rank": np.arange(1, len(top) + 1),
+            "gene": cells.var_names[top],
+            "score": differences.scores.loc[label].to_numpy()[top],
+            "log_fold_change": differences.changes.loc[label].to_numpy()[top],
+        }
         tables.append(pd.DataFrame(columns))
-    return pd.concat(tables[1:], ignore_index=True) if tables[1:] else tables[0]
+    if not tables:
+        return pd.DataFrame(columns=["label", "rank", "gene", "score", "log_fold_change"])
+    return pd.concat(tables, ignore_index=True)
 
 
 def marker_agreement(
@@ -448,24 +454,24 @@ def marker_agreement(
 
 def compare_markers(real: GroupDifferences, synthetic: GroupDifferences, *, n_genes: int = 50) -> pd.DataFrame:
     """Return the table of :func:`marker_agreement` from the differences on both sides."""
-    columns = ["n_real", "n_synthetic", "overlap", "slope", "correlation"]
-    rows = {}
+    rows: dict[str, dict[str, float]] = {}
     for label, n_real in real.n_cells[real.n_cells >= MIN_CELLS].items():
-        n_synthetic = synthetic.n_cells.get(label, 0)
-        rows[label] = [n_real, n_synthetic, *[float("nan")] * 3]
-        if n_synthetic == 0 and real.has_scores(label):
-            rows[label][2] = 0.0  # its markers are lost
-        if not (real.has_scores(label) and synthetic.has_scores(label)):
+        rows[label] = row = {"n_real": n_real, "n_synthetic": synthetic.n_cells.get(label, 0)}
+        if not real.has_scores(label):
+            continue
+        if row["n_synthetic"] == 0:
+            row["overlap"] = 0.0  # its markers are lost
+        if not synthetic.has_scores(label):
             continue
         markers, synthetic_markers = real.top(label, n_genes), synthetic.top(label, n_genes)
         union = np.union1d(markers, synthetic_markers)
         changes, synthetic_changes = (side.changes.loc[label].to_numpy()[union] for side in (real, synthetic))
-        overlap = len(np.intersect1d(markers, synthetic_markers)) / len(markers)
+        row["overlap"] = len(np.intersect1d(markers, synthetic_markers)) / len(markers)
         squared = changes @ changes
-        slope = changes @ synthetic_changes / squared if squared > 0 else float("nan")
-        rows[label][2:] = [overlap, slope, correlation(changes, synthetic_changes)]
-    index = pd.Index(list(rows), name="label", dtype=object)
-    return pd.DataFrame(list(rows.values()), index=index, columns=columns)
+        row["slope"] = changes @ synthetic_changes / squared if squared > 0 else float("nan")
+        row["correlation"] = correlation(changes, synthetic_changes)
+    columns = ["n_real", "n_synthetic", "overlap", "slope", "correlation"]
+    return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name="label", dtype=object), columns=columns)
 
 
 def count_labels(labels: NDArray) -> pd.Series:

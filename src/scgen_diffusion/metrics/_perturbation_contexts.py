@@ -6,8 +6,8 @@ Cells are read by perturbation, group and match. The baselines are predicted fro
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
@@ -368,9 +368,6 @@ class Profiles:
     control_shares: Mapping[str, float]
     space: ComparisonSpace | None
     draws: Draws
-    _last_control: dict[tuple[object, ...], Profile] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
 
     def of(self, cells: Expression, share: float = 1.0) -> Profile:
         """Compute the moments of all cells, and draw some for distances: at most this share of ``max_cells``."""
@@ -389,25 +386,17 @@ class Profiles:
         moments = replace(moments, control_share=self.control_shares[name])
         return Profile(moments, np.concatenate(pcs), n_cells, of_matches)
 
-    def matched_control(self, group: str, shares: Mapping[str, float]) -> Profile:
-        """Return such control cells. The next perturbation often needs the same: the last ones are kept."""
-        place = (group, *shares.items())
-        if place not in self._last_control:
-            self._last_control.clear()
-            self._last_control[place] = self.matched("control", (), group, shares)
-        return self._last_control[place]
-
     def moved(self, cells: Profile, group: str, shares: Mapping[str, float], shift: Shift) -> Profile:
         """Shift all cells by a change of the genes. The projection is linear."""
         step = shift.change if self.space is None else self.space.pca.components_ @ shift.change[self.space.genes]
         moments = shift.move(cells.moments, group, shares, self.controls)
         return replace(cells, moments=moments, pcs=cells.pcs + step, moved_from=cells)
 
-    def predictions(self, parts: Parts, group: str, mean_response: Shift | None) -> dict[str, Profile]:
+    def predictions(
+        self, parts: Parts, group: str, shares: Mapping[str, float], control: Profile, mean_response: Shift | None
+    ) -> dict[str, Profile]:
         """Compute all predictions of a perturbation in a group, by the names of their columns in the table."""
-        shares = self.sets["real_test"].shares(parts, group)
-        found = {"value": self.matched("synthetic", parts, group, shares)}
-        found["no_change"] = control = self.matched_control(group, shares)
+        found = {"value": self.matched("synthetic", parts, group, shares), "no_change": control}
         if mean_response is not None:
             found["mean_shift"] = self.moved(control, group, shares, mean_response)
         single = {(part,): self.trained.get(((part,), group)) for part in parts}
@@ -464,8 +453,12 @@ def perturbation_contexts(
                 "`mean_shift` and `additive` are empty. Pass the control cells of all groups."
             )
     mean_response = Shift.of(trained, controls, weight=1 / len(trained)) if trained else None
-    shares = {name: control_share_of(cells, given["control"]) for name, cells in given.items()}
-    profiles = Profiles(sets, controls, trained, shares, space, draws)
+    control_shares = {name: control_share_of(cells, given["control"]) for name, cells in given.items()}
+    profiles = Profiles(sets, controls, trained, control_shares, space, draws)
+
+    @lru_cache(maxsize=1)
+    def control_of(group: str, shares: tuple[tuple[str, float], ...]) -> Profile:
+        return profiles.matched("control", (), group, dict(shares))
 
     names = {split_name(name): name for name in np.unique(labels_of(given["real_test"], key)).tolist()}
     halves = {place: _halves_of(len(rows), draws) for place, rows in real.rows.items()}
@@ -473,12 +466,13 @@ def perturbation_contexts(
     panels = {}
     if with_panels:
         panels = _panels(real, controls, halves, draws.n_floor, ~given["real_test"].var_names.isin(perturbed))
-    for parts, group in sorted(real.rows, key=lambda place: place[1]):  # those with the same control cells together
-        cells = real.of(parts, group)
-        predictions = profiles.predictions(parts, group, mean_response)
-        of_real = profiles.matched("real_test", parts, group, real.shares(parts, group))
+    for parts, group in sorted(real.rows, key=lambda place: place[1]):  # in a group, many have the same control cells
+        cells, shares = real.of(parts, group), real.shares(parts, group)
+        control = control_of(group, tuple(shares.items()))
+        predictions = profiles.predictions(parts, group, shares, control, mean_response)
+        of_real = profiles.matched("real_test", parts, group, shares)
         of_real = replace(of_real, moments=real.moments(parts, group))
-        compare = partial(Comparison, control=predictions["no_change"], mean_response=predictions.get("mean_shift"))
+        compare = partial(Comparison, control=control, mean_response=predictions.get("mean_shift"))
         whole, *of_halves = panels.get((parts, group), [None] * (1 + draws.n_floor))
         players = {name: [compare(of_real, own, panel=whole)] for name, own in predictions.items()}
         pairs = [[profiles.of(cells[half]) for half in pair] for pair in halves[parts, group]]

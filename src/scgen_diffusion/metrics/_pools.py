@@ -15,13 +15,13 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ._cells import Expression, stacked
-from ._comparison import ALL, Comparison, Context, Fingerprints, Half, Sample, Training
+from ._comparison import ALL, Comparison, Context, Fingerprints, Sample, Training
 from ._distribution import median_squared_distance
 from ._safety import chance_of_equal, fingerprints_of
 from ._space import MAX_FITTED_CELLS, ComparisonSpace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -110,15 +110,19 @@ def draw_pools(
     available = [len(real_rows) // 2] if train is None else [len(real_rows), len(rest)]
     n_cells = min(*available, len(synthetic), draws.max_cells)
     logger.info("Comparing %d real with %d synthetic cells.", n_cells, n_cells)
-    with_training &= train is not None
+    training = released = None
+    if with_training and train is not None:
+        pcs, fingerprints = _of_all_cells(train, space.project, fingerprints_of)
+        training = Training(pcs, pcs[rest], fingerprints)
+        (released,) = _of_all_cells(synthetic, space.project)
     draw = lambda source, rows, factor: _draw(source, rows, space, n_cells * factor, factor * CELLS_PER_GROUP, rng)
     return Pools(
         real=draw(real, real_rows, POOL_FACTOR),
         synthetic=draw(synthetic, np.arange(len(synthetic)), 1),
         floor=None if train is None else draw(train, rest, POOL_FACTOR),
         space=space,
-        training=_training(train, space, rest) if with_training else None,
-        released=_all_pcs(synthetic, space) if with_training else None,
+        training=training,
+        released=released,
         n_cells=n_cells,
     )
 
@@ -141,28 +145,17 @@ def _draw(
     return Pool(Sample(stacked(chunks), np.concatenate(pcs), labels), n_of_all)
 
 
-def _training(train: Source, space: ComparisonSpace, not_fitted: NDArray) -> Training:
-    pcs, fingerprints = [], []
-    for chunk in train.chunks(np.arange(len(train))):
-        pcs.append(space.project(chunk))
-        fingerprints.append(fingerprints_of(chunk))
-    pcs = np.concatenate(pcs)
-    return Training(pcs, pcs[not_fitted], np.concatenate(fingerprints))
-
-
-def _all_pcs(source: Source, space: ComparisonSpace) -> NDArray[np.float32]:
-    return np.concatenate([space.project(chunk) for chunk in source.chunks(np.arange(len(source)))])
+def _of_all_cells(source: Source, *functions: Callable[[Expression], NDArray]) -> list[NDArray]:
+    """Return what each function says of all cells of a set, which are read once, in chunks."""
+    parts = [[function(chunk) for function in functions] for chunk in source.chunks(np.arange(len(source)))]
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
 def read_fingerprints(sources: Mapping[str, Source], training: Training | None) -> Fingerprints:
-    """Read all real and synthetic cells in chunks, and keep a few bytes of each."""
-
-    def read(name: str) -> Iterator[NDArray]:
-        chunks = sources[name].chunks(np.arange(len(sources[name])))
-        parts = [(fingerprints_of(chunk), chance_of_equal(chunk)) for chunk in chunks]
-        return (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-
-    (real, chance_of_real), (synthetic, chance) = read("real_test"), read("synthetic")
+    """Read all real and synthetic cells, and keep a few bytes of each."""
+    (real, chance_of_real), (synthetic, chance) = (
+        _of_all_cells(sources[name], fingerprints_of, chance_of_equal) for name in ("real_test", "synthetic")
+    )
     train = None if training is None else training.fingerprints
     kinds = {source.are_counts for source in sources.values()}
     return Fingerprints(real, synthetic, train, chance, chance_of_real, len(kinds) == 1)
@@ -174,7 +167,7 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
     others = real[len(real) // 2 :] if pools.floor is None else pools.floor.positions(group)
     has_others = len(others) >= MIN_CELLS_PER_GROUP
     n_real = len(real) - len(others) if pools.floor is None else len(real)
-    n_cells = min([n_real, len(synthetic), pools.n_cells] + [len(others)] * has_others)
+    n_cells = min(n_real, len(synthetic), pools.n_cells, *([len(others)] if has_others else []))
     if n_cells < MIN_CELLS_PER_GROUP:
         return None
     # one generator each, because how many floors are drawn depends on which metrics are asked for
@@ -207,15 +200,8 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
         {"group": ALL if group is None else group},
         {"value": [value], "floor": floors, "shuffled": shuffled},
         held_out_floors=held_out_floors,
-        halves=[_half(value, halving) for _ in range(draws.n_bootstrap)],
+        halves=[value.half(halving) for _ in range(draws.n_bootstrap)],
     )
-
-
-def _half(comparison: Comparison, rng: np.random.Generator) -> Half:
-    real_rows, synthetic_rows = (
-        np.sort(rng.permutation(len(side))[: len(side) // 2]) for side in (comparison.real, comparison.synthetic)
-    )
-    return Half(real_rows, synthetic_rows, comparison.at(real_rows, synthetic_rows))
 
 
 def shuffle_genes(sample: Sample, project: Callable[[Expression], NDArray], rng: np.random.Generator) -> Sample:

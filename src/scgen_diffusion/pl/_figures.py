@@ -109,12 +109,13 @@ def choose(name: str, wanted: str | Iterable | None, known: Iterable) -> list:
     Raises
     ------
     ValueError
-        If a value is not known, or several have its name.
+        If there is none, a value is not known, or several have its name.
     """
     known = list(known)
-    if wanted is None:
-        return known
-    wanted = as_list(wanted)
+    wanted = known if wanted is None else as_list(wanted)
+    if not wanted:
+        msg = f"There is nothing to plot: no `{name}`."
+        raise ValueError(msg)
     for value in wanted:
         if value not in known:
             msg = f"`{name}` has the unknown value {value!r}. {known_names(value, known)}"

@@ -220,9 +220,10 @@ def mean_variance(
     drawn = draw_genes(ax, tables, "variance", size)
     # the first line stays visible under the second
     for (name, table), width in zip(drawn.items(), (4.5, 1.8), strict=True):
-        medians = medians_along_mean(table)
-        ax.plot(*medians, color=ink(0), linewidth=width + 1.5)
-        ax.plot(*medians, color=SOURCES[name], linewidth=width)
+        bins = np.arange(len(table)) * min(N_TREND_POINTS, len(table)) // len(table)
+        medians = table.sort_values("mean").groupby(bins).median()
+        ax.plot(medians["mean"], medians["variance"], color=ink(0), linewidth=width + 1.5)
+        ax.plot(medians["mean"], medians["variance"], color=SOURCES[name], linewidth=width)
     ax.set(yscale="log", ylabel=VARIANCE, title="Mean and variance of genes")
     plain_numbers(ax.yaxis)
     return finish(ax, show, save)
@@ -314,14 +315,6 @@ def draw_genes(
     }
     explain_colors(ax, {"": {f"{name}\n({share})": SOURCES[name] for name, share in shares.items()}})
     return drawn
-
-
-def medians_along_mean(table: pd.DataFrame) -> tuple[list[float], list[float]]:
-    """Return the medians of mean and variance over bins with equal numbers of genes, sorted by mean."""
-    table = table.sort_values("mean")
-    bounds = np.linspace(0, len(table), min(N_TREND_POINTS, len(table)) + 1).astype(int)
-    parts = [table.iloc[low:high] for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
-    return [part["mean"].median() for part in parts], [part["variance"].median() for part in parts]
 
 
 def point_size(n_points: int) -> float:

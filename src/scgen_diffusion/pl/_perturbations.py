@@ -238,7 +238,8 @@ def perturbation_strengths(
     KeyError
         If a column is missing.
     ValueError
-        If the table is another one or empty, or has several predictions of a perturbation in a group.
+        If the table is another one or empty, or has several predictions of a perturbation in a group, or
+        `perturbation_key` is empty.
 
     Examples
     --------
@@ -263,6 +264,9 @@ def perturbation_strengths(
         raise ValueError(msg)
     check_count("n_top", n_top)
     keys, group_keys = as_list(perturbation_key), as_list(groupby)
+    if not keys:
+        msg = "`perturbation_key` is empty; name one or more columns of `verdicts`."
+        raise ValueError(msg)
     for key in (*keys, *group_keys):
         if key not in verdicts:
             msg = f"`verdicts` has no column {key!r}. {known_names(key, list(verdicts))}"
@@ -364,8 +368,9 @@ def perturbation_scores(
     metrics = [name for name in METRICS if name in known] or known[:4] if metrics is None else metrics
     metrics = choose("metrics", metrics, known)
     is_one = table["perturbation"].nunique() == 1 < table["group"].nunique()
-    case_keys = ["group"] if is_one else ["perturbation", "group"]
-    labels = table[case_keys].astype(str).agg(", ".join, axis=1).str.removesuffix(", all")
+    labels = table["group"].astype(str)
+    if not is_one:
+        labels = (table["perturbation"].astype(str) + ", " + labels).str.removesuffix(", all")
     cases = choose("cases", cases, labels.unique())
     if len(cases) > MOST_CASES:
         msg = (
@@ -383,7 +388,6 @@ def perturbation_scores(
         raise ValueError(msg)
     colors = dict(zip(own, COLORS, strict=False)) | {name: ink(share) for name, share in GREYS.items()}
     styles = {column: (colors[column], marker) for column, marker in zip(names, MARKERS, strict=False)}
-    offsets = (np.arange(len(names)) - (len(names) - 1) / 2) * SPREAD / max(len(names), 2)
     names_of_cases = LETTER * max(map(len, cases), default=0)  # beside the panels of a row
     width = 2.5 + names_of_cases / max(min(len(metrics), N_COLUMNS), 1)
     axes = panels(len(metrics), axs, size=(width, 1.3 + 0.42 * len(cases)))
@@ -391,25 +395,11 @@ def perturbation_scores(
     better = table.drop_duplicates("metric").set_index("metric")["better"]
     for ax, metric in zip(axes, metrics, strict=True):
         is_metric = table["metric"] == metric
-        for place, case in enumerate(cases):
-            rows = table[is_metric & (labels == case)]
-            if place % 2:
-                ax.axhspan(place - 0.5, place + 0.5, color=ink(0.04), linewidth=0, zorder=0)
-            ax.vlines(rows["floor"].mean(), place - 0.45, place + 0.45, zorder=1, color=ink(), linewidth=1.2)
-            for offset, (column, (color, marker)) in zip(offsets, styles.items(), strict=True):
-                values = rows[column].dropna()
-                if len(values) > 1:
-                    ax.scatter(values, np.full(len(values), place + offset), s=7, color=color, alpha=0.5, linewidths=0)
-                if len(values):
-                    ax.scatter(values.mean(), place + offset, s=30, color=color, marker=marker, linewidths=0, zorder=3)
+        draw_cases(ax, [table[is_metric & (labels == case)] for case in cases], styles)
         title = fill(metric.replace("_", "_ "), TITLE_LENGTH).replace("_ ", "_")
         ax.set_title(f"{title} {SIGNS[better[metric]]}", fontsize="small")
         ax.set_yticks(range(len(cases)), cases)
-        ax.set_ylim(len(cases) - 0.5, -0.5)  # the first case at the top
         ax.tick_params(axis="y", length=0, labelleft=ax in named)
-        ax.grid(axis="x", color=ink(0.1), linewidth=0.6)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right", "left"]].set_visible(False)
     handles = [
         Line2D([], [], linestyle="", color=color, marker=marker, markersize=5.5, label=names[column])
         for column, (color, marker) in styles.items()
@@ -418,6 +408,25 @@ def perturbation_scores(
     signs = [Line2D([], [], linestyle="", label=f"{SIGNS[n]} {WORDS[n]}") for n in better[metrics].unique()]
     legend_beside(end_of_first_row(axes), [*handles, floor, *signs])
     return finish(axes, show, save)
+
+
+def draw_cases(ax: Axes, tables: Sequence[pd.DataFrame], styles: Mapping[str, tuple[object, str]]) -> None:
+    """Draw a row for each table, the first on top: the floor as a line, and each method in its colour and marker."""
+    offsets = (np.arange(len(styles)) - (len(styles) - 1) / 2) * SPREAD / max(len(styles), 2)
+    for place, rows in enumerate(tables):
+        if place % 2:
+            ax.axhspan(place - 0.5, place + 0.5, color=ink(0.04), linewidth=0, zorder=0)
+        ax.vlines(rows["floor"].mean(), place - 0.45, place + 0.45, zorder=1, color=ink(), linewidth=1.2)
+        for offset, (column, (color, marker)) in zip(offsets, styles.items(), strict=True):
+            values = rows[column].dropna()
+            if len(values) > 1:
+                ax.scatter(values, np.full(len(values), place + offset), s=7, color=color, alpha=0.5, linewidths=0)
+            if len(values):
+                ax.scatter(values.mean(), place + offset, s=30, color=color, marker=marker, linewidths=0, zorder=3)
+    ax.set_ylim(len(tables) - 0.5, -0.5)
+    ax.grid(axis="x", color=ink(0.1), linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right", "left"]].set_visible(False)
 
 
 def method_names(table: pd.DataFrame, methods: Sequence[str] | Mapping[str, str] | None) -> dict[str, str]:

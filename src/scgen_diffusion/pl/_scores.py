@@ -94,15 +94,18 @@ def scores(
     >>> table = table.assign(low=0.6, high=0.9, floor=0.9, shuffled=0.2)
     >>> axis = scgd.pl.scores(table, by="model", show=False)
     """
-    check_table(table)
-    choose("by", [] if by is None else [by], [name for name in table if name not in COLUMNS])
+    if not isinstance(table, pd.DataFrame) or not set(table) >= COLUMNS:
+        columns = getattr(table, "columns", ())
+        other = " For one of perturbations, call `perturbation_scores`." if "perturbation" in columns else ""
+        msg = f"`table` must come from `evaluate`, with the columns {sorted(COLUMNS)}.{other}"
+        raise ValueError(msg)
+    if by is not None:
+        choose("by", by, [name for name in table if name not in COLUMNS])
+    table = table.astype({"metric": object, "better": object})  # categories cannot be joined to other text
     metrics = choose("metrics", metrics, table["metric"].unique())
     groups = choose("groups", ["all"] if by and groups is None else groups, table["group"].unique())
     if by and len(groups) > 1:
         msg = f"With `by`, the heat map shows one group, but `groups` has {len(groups)}: {groups}."
-        raise ValueError(msg)
-    if not metrics or not groups:
-        msg = "There is nothing to plot: `table` has no rows, or `metrics` or `groups` is empty."
         raise ValueError(msg)
     check_one_modality(table)
     signs = table.drop_duplicates("metric").set_index("metric")["better"].map(SIGNS)
@@ -134,15 +137,6 @@ def scores(
     bar.ax.set_yticklabels(["as real cells,\nor better", "as shuffled genes*,\nor worse"], fontsize="small")
     ax.set_xlabel(KEY, fontsize="small", labelpad=10)
     return finish(ax, show, save)
-
-
-def check_table(table: object) -> None:
-    """Raise unless the table has the columns of an evaluation without ``control``."""
-    if not isinstance(table, pd.DataFrame) or not set(table) >= COLUMNS:
-        columns = getattr(table, "columns", ())
-        other = " For one of perturbations, call `perturbation_scores`." if "perturbation" in columns else ""
-        msg = f"`table` must come from `evaluate`, with the columns {sorted(COLUMNS)}.{other}"
-        raise ValueError(msg)
 
 
 def badness(table: pd.DataFrame) -> pd.DataFrame:

@@ -329,14 +329,13 @@ def _missing_groups(rows: Rows, n_labelled: Mapping[str, tuple[int, int]], n_cel
     ``n_labelled`` are the numbers of real and synthetic cells in all and by group, if they are known, also of groups
     without rows; ``n_cells`` are the numbers of cells that were compared.
     """
+    compared = [metric for metric in ("precision", "recall", "w2") if (metric, ALL) in rows]
+    if not compared or not groups_of(rows) or ("group_share_difference", ALL) not in rows:
+        return []
     n_real, n_synthetic = n_labelled.get(ALL, (1, 1))
     counts_of = {group: numbers for group, numbers in n_labelled.items() if group != ALL}
     shares = known(rows, ["group_share_difference"], groups_of(rows))
     have_other_shares = {share.group for share in shares if share.is_clear}
-    compared = [metric for metric in ("precision", "recall", "w2") if (metric, ALL) in rows]
-
-    def is_empty(group: str) -> bool:
-        return all((metric, group) in rows and np.isnan(rows[metric, group].value) for metric in compared)
 
     def is_missing(group: str) -> bool:
         if group not in counts_of:
@@ -345,9 +344,8 @@ def _missing_groups(rows: Rows, n_labelled: Mapping[str, tuple[int, int]], n_cel
         chance = binom.cdf(synthetic, real + synthetic, n_synthetic / (n_real + n_synthetic))  # if shares are equal
         return synthetic / n_synthetic < MISSING * real / n_real and chance < UNLIKELY / len(counts_of)
 
-    if not compared or not groups_of(rows) or ("group_share_difference", ALL) not in rows:
-        return []
-    empty = list(filter(is_empty, groups_of(rows)))
+    are_empty = lambda group: all((m, group) in rows and np.isnan(rows[m, group].value) for m in compared)
+    empty = list(filter(are_empty, groups_of(rows)))
     without_rows = [group for group in counts_of if not any((metric, group) in rows for metric in compared)]
     shown = {
         group: f"{group} ({synthetic / n_synthetic:.1%}; real cells: {real / n_real:.1%})"
@@ -421,19 +419,36 @@ def _weak_groups(rows: Rows, n_labelled: Mapping[str, tuple[int, int]], n_cells:
 
     Labels of few real cells have no rows: their number in ``n_cells`` is 0. ``n_labelled`` are as for missing groups.
     """
-    levels: list[Level] = ["ok"]
-    sentences, judged = [], set()
-    for metric, meaning in OF_GROUPS.items():
-        figures = known(rows, [metric], groups_of(rows))
-        judged |= {f.group for f in figures}
-        levels += [f.level(IN_A_GROUP) for f in figures]
-        if off := sorted((f for f in figures if f.level(IN_A_GROUP) != "ok"), key=lambda f: -f.excess):
-            figures_of = [f"{f.group} ({f.value:.2f}; real {f.floor:.2f})" for f in off]
-            sentences.append(f"Synthetic cells {meaning}: {metric} of {list_first(figures_of)}.")
+    figures = known(rows, list(OF_GROUPS), groups_of(rows))
     with_rows = {group for metric, group in rows if metric in OF_GROUPS} - {ALL}
     groups = with_rows | {group for group, n in n_cells.items() if not n}
-    if not groups or not (judged or known(rows, list(OF_GROUPS))):
+    if not groups or not (figures or known(rows, list(OF_GROUPS))):
         return []
+    judged = {f.group for f in figures}
+    count, are_all_judged = _count_judged(rows, groups, judged, n_labelled)
+    if not judged:
+        return [Finding("note", "groups", count)]
+    sentences = []
+    for metric, meaning in OF_GROUPS.items():
+        off = [f for f in figures if f.metric == metric and f.level(IN_A_GROUP) != "ok"]
+        if off:
+            worst_first = sorted(off, key=lambda f: -f.excess)
+            listed = list_first([f"{f.group} ({f.value:.2f}; real {f.floor:.2f})" for f in worst_first])
+            sentences.append(f"Synthetic cells {meaning}: {metric} of {listed}.")
+    level = worst(["ok" if are_all_judged else "note", *(f.level(IN_A_GROUP) for f in figures)])
+    if not sentences:
+        which = "No group" if are_all_judged else "No judged group"
+        return [Finding(level, "groups", f"{which} is far worse than real cells of that group. {count}")]
+    advice = (
+        f"Check the labels of the training cells, and give small groups more guidance towards the condition. {MORE}"
+    )
+    return [Finding(level, "groups", " ".join([*sentences, count]), advice)]
+
+
+def _count_judged(
+    rows: Rows, groups: set[str], judged: set[str], n_labelled: Mapping[str, tuple[int, int]]
+) -> tuple[str, bool]:
+    """Say how many groups were judged, and why others were not; return also whether all were."""
     measured = {f.group for f in rows.values() if f.metric in OF_GROUPS and f.group != ALL and np.isfinite(f.value)}
     absent = {group for group in groups - measured if not n_labelled.get(group, (1, 1))[1]}
     too_few = f"fewer than {MIN_CELLS_PER_GROUP} real or synthetic cells to compare: hold out and generate more"
@@ -443,27 +458,18 @@ def _weak_groups(rows: Rows, n_labelled: Mapping[str, tuple[int, int]], n_cells:
     )
     unjudged = {too_few: sorted(groups - measured - absent), no_floor: sorted(measured - judged)}
     whys = [f"{list_first(names)} ({reason})" for reason, names in unjudged.items() if names]
-    count = f"Judged: {len(judged)} of {len(groups)} groups."
+    sentences = [f"Judged: {len(judged)} of {len(groups)} groups."]
     if whys:
-        count += f" Not judged: {'; '.join(whys)}."
-    of_classifiers = [f for f in rows.values() if f.metric in _CLASSIFIERS and f.group in measured - judged]
-    told = [f for f in of_classifiers if replace(f, floor=GUESSING).level(IN_A_GROUP) != "ok"]
+        sentences.append(f"Not judged: {'; '.join(whys)}.")
+    without_floor = [f for f in rows.values() if f.metric in _CLASSIFIERS and f.group in measured - judged]
+    told = [f for f in without_floor if replace(f, floor=GUESSING).level(IN_A_GROUP) != "ok"]
     if told:
         best = {f.group: f"{f.group} (AUC {f.value:.2f})" for f in sorted(told, key=lambda f: f.value)}
-        count += f" A classifier easily tells synthetic cells of {list_first(list(best.values()))} from real ones."
+        easily = list_first(list(best.values()))
+        sentences.append(f"A classifier easily tells synthetic cells of {easily} from real ones.")
     if absent:
-        count += f" No synthetic cells: {list_first(sorted(absent))}."
-    if whys or absent:
-        levels.append("note")
-    if not judged:
-        return [Finding("note", "groups", count)]
-    if not sentences:
-        which = "No judged group" if whys or absent else "No group"
-        return [Finding(worst(levels), "groups", f"{which} is far worse than real cells of that group. {count}")]
-    advice = (
-        f"Check the labels of the training cells, and give small groups more guidance towards the condition. {MORE}"
-    )
-    return [Finding(worst(levels), "groups", " ".join([*sentences, count]), advice)]
+        sentences.append(f"No synthetic cells: {list_first(sorted(absent))}.")
+    return " ".join(sentences), not (whys or absent)
 
 
 def _unlike_floor(rows: Rows, n_cells: float) -> list[Finding]:
@@ -788,10 +794,11 @@ def _telling(rows: Rows) -> list[str]:
     return [f"A classifier {how} (AUC {best.value:.2f}, 0.50 is perfect)."]
 
 
-NOT_LOOKED_AT = {
-    "memorisation": (tuple(_NEARNESS), "give `train`"),
-    "labels": (("label_fidelity", "transfer_f1"), "give `groupby`"),
-    "library size": (("library_size_ks",), "give counts in X, or name their `layer`"),
+#: What to give for topics that the whole table of an evaluation may lack.
+TO_GIVE = {
+    "memorisation": "give `train`",
+    "labels": "give `groupby`",
+    "library size": "give counts in X, or name their `layer`",
 }
 #: Metrics of all topics, but those of single groups and pairs of modalities, which few tables have.
 TOPICS = {
@@ -805,15 +812,11 @@ TOPICS = {
 
 def _not_checked(rows: Rows, checked: Sequence[str]) -> list[str]:
     """Say which topics have no metric, and what to give if none was left out by choice; of few topics, say these."""
-
-    def without_metric(topics: Mapping[str, Sequence[str]]) -> list[str]:
-        return [topic for topic, metrics in topics.items() if not any((metric, ALL) in rows for metric in metrics)]
-
+    unseen = [topic for topic, metrics in TOPICS.items() if not any((metric, ALL) in rows for metric in metrics)]
     always = [m for m in CATALOGUE.values() if "all" in m.scopes and not m.needs and not m.min_features]
     if all((metric.name, ALL) in rows for metric in always):
-        unseen = without_metric({topic: metrics for topic, (metrics, _) in NOT_LOOKED_AT.items()})
-        return [f"Not checked: {_listed([f'{name} ({NOT_LOOKED_AT[name][1]})' for name in unseen])}."] if unseen else []
-    unseen = without_metric(TOPICS)
+        lacking = [f"{topic} ({advice})" for topic, advice in TO_GIVE.items() if topic in unseen]
+        return [f"Not checked: {_listed(lacking)}."] if lacking else []
     if len(checked) <= len(unseen):
         return [f"Checked only: {_listed(list(checked))}."]
     return [f"Not checked, as the table lacks the metrics: {_listed(unseen)}."] if unseen else []

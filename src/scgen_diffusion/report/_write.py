@@ -142,15 +142,10 @@ def write(
     for name, cells in {"real_test": real_test, "synthetic": synthetic}.items():
         for key in keys:
             obs_column(cells, key, name)  # raises if there is none
-    labels = dict.fromkeys(join_labels(real_test.obs, keys).tolist(), 0) if keys else {}
-    if isinstance(table, pd.DataFrame) and "n_cells" not in table.attrs and labels.keys() & table.get("group", ()):
-        # a table from a file does not know the labels that have too few cells to be compared, but shows some others
-        table = table.copy()
-        modalities = table["modality"].unique() if "modality" in table else ()
-        table.attrs["n_cells"] = dict.fromkeys(modalities, labels) or labels
-    judged = verdict(table)
+    labels = list(dict.fromkeys(join_labels(real_test.obs, keys).tolist())) if keys else []
+    judged = verdict(_with_labels(table, labels))
     if keys:
-        _check_labels(table, {*labels, *join_labels(synthetic.obs, keys)}, list(labels), keys)
+        _check_labels(table, {*labels, *join_labels(synthetic.obs, keys)}, labels, keys)
     label = JOIN.join(keys) or None
     rng = np.random.default_rng(seed)
     real, drawn = (_for_plots(cells, keys, max_cells, rng) for cells in (real_test, synthetic))
@@ -160,10 +155,7 @@ def write(
     seen = "training cells not given"
     if train is not None:
         seen = f"{train.n_cells if isinstance(train, CellFiles) else train.n_obs:,} training cells"
-    origin = synthetic.uns.get(PROVENANCE_KEY, {})
-    origin = origin if isinstance(origin, Mapping) else {"origin": origin}  # the cells may be from whatever tool
-    made = {f"cells: {name}": _as_text(value) for name, value in origin.items()}
-    settings = made | {
+    settings = _record_of(synthetic) | {
         "judged by": f"scgen-diffusion {VERSION}",
         "labels": label or "none",
         "layer": layer or "counts, else X",
@@ -221,6 +213,15 @@ def _checked_path(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def _with_labels(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+    """Note the labels of real cells in a table from a file, which does not know those with too few cells to compare."""
+    if not isinstance(table, pd.DataFrame) or "n_cells" in table.attrs or not {*labels} & {*table.get("group", ())}:
+        return table
+    table, none = table.copy(), dict.fromkeys(labels, 0)
+    table.attrs["n_cells"] = dict.fromkeys(table["modality"], none) if "modality" in table else none
+    return table
+
+
 def _check_labels(table: pd.DataFrame, known: set[str], real: list[str], keys: Sequence[str]) -> None:
     """Raise if a table has figures of a label that no cell has."""
     if other := {*table["group"].dropna().astype(str)} - {ALL, *known}:
@@ -229,6 +230,13 @@ def _check_labels(table: pd.DataFrame, known: set[str], real: list[str], keys: S
             f"labels of {' and '.join(keys)} are {list_first(real)}."
         )
         raise ValueError(msg)
+
+
+def _record_of(synthetic: AnnData) -> dict[str, str]:
+    """Return what cells say of how they were made, as text; the cells may be from whatever tool."""
+    record = synthetic.uns.get(PROVENANCE_KEY, {})
+    record = record if isinstance(record, Mapping) else {"origin": record}
+    return {f"cells: {name}": _as_text(value) for name, value in record.items()}
 
 
 def _as_text(value: Any) -> str:
@@ -333,10 +341,9 @@ def _labels(cells: dict[str, AnnData], keys: Sequence[str], table: pd.DataFrame)
     labels = {side: join_labels(adata.obs, keys) for side, adata in cells.items()}
     sizes = {side: pd.Series(own).value_counts() for side, own in labels.items()}
     values = table.set_index(["metric", "group"])["value"]
-    columns = cells["real"].obs[list(keys)].astype("category")
-    by_category = np.lexsort([columns[key].cat.codes for key in reversed(keys)])
+    by_category = cells["real"].obs[list(keys)].astype("category").sort_values(list(keys))
     rows = []
-    for label in dict.fromkeys([*labels["real"][by_category], *sorted(sizes["synthetic"].index)]):
+    for label in dict.fromkeys([*join_labels(by_category, keys), *sorted(sizes["synthetic"].index)]):
         n = {side: int(counts.get(label, 0)) for side, counts in sizes.items()}
         figures = {name: values.get((name, label), np.nan) for name in ("precision", "recall")}
         few = [side for side in n if n[side] < MIN_CELLS_PER_GROUP]
