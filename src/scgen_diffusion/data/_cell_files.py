@@ -172,7 +172,8 @@ class CellFiles:
             check_conditions(found, names, arrays, may_lack)
             if new_values:
                 tables = extend_tables(setup.condition_embeddings, condition_embeddings, found)
-                setup = replace(setup, condition_embeddings=setup.without_unlabeled(tables))
+                tables = setup.without_unlabeled(tables)
+                setup = replace(setup, condition_embeddings=tables)
                 by_key = [key.extended(values_of(found, key), tables.get(key.name)) for key in by_key]
             cells._encode(setup, by_key, found)
             if indices is not None:
