@@ -119,6 +119,12 @@ def test_positions_can_be_others():
     assert torch.equal(build(positions=positions).positions, positions)
 
 
+@pytest.mark.parametrize("shape", [(4, 6), (1, 8), (8,)])
+def test_positions_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"\(tokens, width\) = \(4, 8\), but found"):
+        build(positions=torch.ones(shape))
+
+
 def test_the_trace_leads_from_the_input_to_the_prediction():
     network, inputs = build(), build_inputs()
     traces, context = (

@@ -212,6 +212,8 @@ def test_what_is_not_in_the_table_is_named():
         sgd.pl.scores(make_table(), groups=["T"])
     with pytest.raises(ValueError, match="nothing to plot: no `metrics`"):
         sgd.pl.scores(make_table()[:0])
+    with pytest.raises(ValueError, match=r"`by` has the unknown value \['model'\]"):
+        sgd.pl.scores(make_table().assign(model="SCLDM"), by=["model"])
 
 
 @pytest.mark.filterwarnings("error")

@@ -211,6 +211,7 @@ def test_labels_have_the_order_of_their_categories_and_own_metrics_their_names(t
     real, synthetic = cells(1), cells(2)
     for adata in (real, synthetic):
         adata.obs["cluster"] = np.resize([9, 10, 100], adata.n_obs)
+        adata.obs = adata.obs.set_index(adata.obs["cluster"].astype(str), drop=False)
     own = TABLE[:1].assign(metric="my_metric")
     path = sgd.report.write(
         real, synthetic, tmp_path / "own.html", groupby="cluster", table=pd.concat([TABLE[:1], own])

@@ -65,7 +65,10 @@ def resolve_times(path: Path, times: Sequence[float] | float | None, *, default:
     is_vp = isinstance(path, VariancePreserving)
     if times is None:
         times = default[type(path)]
-    values = list(times) if np.ndim(times) else [times]
+    try:
+        values = [times] if isinstance(times, str) else list(times)
+    except TypeError:  # one number, also as an array without dimensions
+        values = [times]
     if not values:
         msg = "`times` is empty; leave it out for the default, or pass at least one time."
         raise ValueError(msg)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from scgen_diffusion.data import are_whole_numbers
@@ -15,6 +17,8 @@ from scgen_diffusion.data import are_whole_numbers
 from ._cells import check_labels, representations
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import ArrayLike, NDArray
     from sklearn.base import ClassifierMixin
 
@@ -71,7 +75,8 @@ def transfer_f1(
     if len(np.unique(train_labels)) < 2:
         return float("nan")
     predicted = _fit(classifier, train_values, train_labels).predict(test_values)
-    return float(_weighted_f1(test_labels, predicted, np.unique(test_labels), np.ones((1, len(predicted))))[0, -1])
+    with _many_labels_allowed():
+        return float(f1_score(test_labels, predicted, labels=np.unique(test_labels), average="macro", zero_division=0))
 
 
 def label_fidelity(
@@ -224,9 +229,16 @@ def _fit(classifier: LabelClassifier, values: NDArray, labels: NDArray) -> Class
     else:
         msg = f"`classifier` must be 'logistic' or 'neighbours', but is {classifier!r}."
         raise ValueError(msg)
-    with warnings.catch_warnings():  # that labels of few cells each may be numbers: they are labels
-        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+    with _many_labels_allowed():
         return model.fit(values, labels)
+
+
+@contextmanager
+def _many_labels_allowed() -> Iterator[None]:
+    """Keep scikit-learn from warning that labels of few cells each may be numbers: they are labels."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+        yield
 
 
 def _predict(classifier: LabelClassifier, values: NDArray, labels: NDArray, test_values: NDArray) -> NDArray:

@@ -195,14 +195,14 @@ class SCLDMModule(ConditionedModule):
     ) -> LossOutput:
         """Return the negative log-likelihood plus ``kl_weight`` times the KL divergence, averaged over cells.
 
-        With ``condition (cells, columns)``, the condition effects, which the module must have, learn as well. They
-        change neither the value nor what encoder and decoder learn; dispersions and outliers of genes learn from both.
+        With ``condition (cells, columns)``, the condition effects learn as well. They change neither the value nor what
+        encoder and decoder learn; dispersions and outliers of genes learn from both.
         """
         target = self.modelled_values(tensors[REGISTRY_KEYS.X_KEY])
         reconstruction_loss = -self.likelihood(target, **generative_outputs)
         kl = inference_outputs["posterior"].kl_divergence()
         loss = (reconstruction_loss + kl_weight * kl).mean()
-        if condition is not None:
+        if condition is not None and self.condition_effects is not None:
             given = {name: value.detach() for name, value in generative_outputs.items()}
             with_effects = -self.likelihood(target, **self.add_condition_effects(condition, **given))
             loss = loss + (with_effects - with_effects.detach()).mean()

@@ -100,7 +100,7 @@ def scores(
         msg = f"`table` must come from `evaluate`, with the columns {sorted(COLUMNS)}.{other}"
         raise ValueError(msg)
     if by is not None:
-        choose("by", by, [name for name in table if name not in COLUMNS])
+        choose("by", [by], [name for name in table if name not in COLUMNS])
     table = table.astype({"metric": object, "better": object})  # categories cannot be joined to other text
     metrics = choose("metrics", metrics, table["metric"].unique())
     groups = choose("groups", ["all"] if by and groups is None else groups, table["group"].unique())

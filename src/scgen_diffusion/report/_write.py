@@ -217,7 +217,8 @@ def _with_labels(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
     """Note the labels of real cells in a table from a file, which does not know those with too few cells to compare."""
     if not isinstance(table, pd.DataFrame) or "n_cells" in table.attrs or not {*labels} & {*table.get("group", ())}:
         return table
-    table, none = table.copy(), dict.fromkeys(labels, 0)
+    table = table.copy()
+    none = dict.fromkeys(labels, 0)
     table.attrs["n_cells"] = dict.fromkeys(table["modality"], none) if "modality" in table else none
     return table
 
@@ -341,7 +342,8 @@ def _labels(cells: dict[str, AnnData], keys: Sequence[str], table: pd.DataFrame)
     labels = {side: join_labels(adata.obs, keys) for side, adata in cells.items()}
     sizes = {side: pd.Series(own).value_counts() for side, own in labels.items()}
     values = table.set_index(["metric", "group"])["value"]
-    by_category = cells["real"].obs[list(keys)].astype("category").sort_values(list(keys))
+    columns = cells["real"].obs[list(keys)].reset_index(drop=True)  # the index may have the name of a key
+    by_category = columns.astype("category").sort_values(list(keys))
     rows = []
     for label in dict.fromkeys([*join_labels(by_category, keys), *sorted(sizes["synthetic"].index)]):
         n = {side: int(counts.get(label, 0)) for side, counts in sizes.items()}

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -264,15 +264,16 @@ def deadline_after(max_time: str | timedelta | dict[str, int] | None) -> float |
     """Return when a time as Lightning's trainer takes it will have passed, on the clock of :func:`time.monotonic`."""
     if max_time is None:
         return None
-    is_time = isinstance(max_time, str | timedelta | dict)
-    with suppress(MisconfigurationException, TypeError):
-        if is_time:
-            return time.monotonic() + Timer(max_time).time_remaining()
     msg = (
         "`max_time` must be text (days:hours:minutes:seconds) such as '00:01:30:00', a `timedelta`, or a dict such as "
         f"{{'minutes': 90}}, but found {max_time!r}."
     )
-    raise (ValueError if is_time else TypeError)(msg)
+    if not isinstance(max_time, str | timedelta | dict):
+        raise TypeError(msg)
+    try:
+        return time.monotonic() + Timer(max_time).time_remaining()
+    except (MisconfigurationException, TypeError) as error:
+        raise ValueError(msg) from error
 
 
 def trainer_options() -> list[str]:
