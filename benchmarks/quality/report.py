@@ -271,6 +271,13 @@ VARIANTS = {
         "SCLDM": "SCLDM",
         "SCLDM-one-round": "one round of the autoencoder",
     },
+    ("docs/user_guide/scrdit.md", "published"): {
+        "SCRDIT": "default",
+        "SCRDIT-profiles": '`path="vp_linear"`',
+        "SCRDIT-published-30": "published size, 30 epochs",
+        "SCRDIT-published-90": "published size, 90 epochs",
+        "SCRDIT-published": "published size, 180 epochs",
+    },
     **{
         (f"docs/user_guide/{name.lower()}.md", "paths"): {
             name: f'{name}, `path="masking"`',

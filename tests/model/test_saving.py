@@ -506,6 +506,16 @@ def folder_with(tmp_path, content):
     return tmp_path
 
 
+@pytest.mark.parametrize("name", ["var_", "combinations_", "combination_sizes_"])
+def test_a_file_without_what_every_model_has_is_damaged(saved_model, tmp_path, name):
+    content = torch.load(saved_model / "model.pt", weights_only=True)
+    content["attr_dict"][name] = None
+    torch.save(content, tmp_path / "model.pt")
+
+    with pytest.raises(ValueError, match=r"model\.pt is damaged"):
+        SCLDM.load(tmp_path)
+
+
 @pytest.mark.parametrize("load", [SCLDM.load, SCLDM.load_registry, load])
 def test_the_file_of_a_model_instead_of_its_folder_says_which_folder(saved_model, load):
     with pytest.raises(FileNotFoundError, match=rf"model\.pt is a file; give the folder {saved_model}\.$"):

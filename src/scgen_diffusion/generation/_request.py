@@ -209,7 +209,9 @@ def identity_of(
 
 def name_of(identity: Mapping[str, Any], guidance: ResolvedGuidance, seed: int, n_cells: int | None) -> str:
     """Name a request by its model and a digest of all that its cells depend on (and of ``n_cells`` unless None)."""
-    depends_on = {**identity, "guidance": repr(guidance), "seed": seed, "n_cells": n_cells}
+    terms = [sorted(some.items()) for some in (guidance.terms, guidance.plain)]
+    resolved = [*terms, guidance.interval, guidance.rescale]  # scales that mean the same give the same cells
+    depends_on = {**identity, "guidance": resolved, "seed": seed, "n_cells": n_cells}
     text = json.dumps(depends_on, sort_keys=True, default=str)
     return f"{identity['model']}-{hashlib.sha256(text.encode()).hexdigest()[:N_DIGITS]}"
 

@@ -33,6 +33,10 @@ MUDATA_FILE = "mdata.h5mu"
 FORMAT = "scgen_diffusion-2"
 
 
+def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda plain: None if plain is None else read(plain)
+
+
 def _tables(plain: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     return {name: to_table(table) for name, table in plain.items()}
 
@@ -48,18 +52,18 @@ ATTRIBUTES: dict[str, Callable[[Any], Any] | None] = {
     "trained_stages_": None,
     "library_head_is_trained_": None,
     "is_trained_": None,
-    "history_": _tables,
+    "history_": _optional(_tables),
     "recipes_": None,
     "cut_short_": None,
-    "train_indices_": to_array,
-    "validation_indices_": to_array,
-    "test_indices_": to_array,
+    "train_indices_": _optional(to_array),
+    "validation_indices_": _optional(to_array),
+    "test_indices_": _optional(to_array),
     "split_digest_": None,
     "var_": to_table,
     "modality_vars_": _tables,
     "combinations_": to_array,
     "combination_sizes_": to_array,
-    "reference_": _reference,
+    "reference_": _optional(_reference),
     "run_name_": None,  # these are not in every version of scvi-tools
     "run_id_": None,
     "get_normalized_function_name_": None,
@@ -170,7 +174,7 @@ def _parse(path: Path, content: Mapping[str, Any]) -> ModelFile:
         raise ValueError(msg)
     attributes = {}
     for name, value in plain.items():
-        read = None if value is None else ATTRIBUTES[name]
+        read = ATTRIBUTES[name]
         attributes[name] = value if read is None else read(value)
     return ModelFile(path, registry, options, content["model_state_dict"], attributes)
 

@@ -1,0 +1,88 @@
+"""Are networks of the published size worth their time? SCRDIT and WBDIT, trained for longer and longer, on one panel.
+
+    python -m benchmarks.studies.published_size --models SCRDIT     # an hour of one core; WBDIT takes half of it
+
+The papers' networks, path, target and learning rate; batches of 64 cells, as those of 16 take twice the time. After
+each of `LENGTHS`, the model draws cells with the papers' sampler, 100 steps of DDIM with new noise. They are judged as
+all methods of `benchmarks.quality`, and added to its ``compare.csv`` as SCRDIT-published (the longest training) and
+SCRDIT-published-30 (30 epochs).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from pathlib import Path
+
+import anndata as ad
+import scipy.sparse as sp
+import scvi
+import torch
+
+from benchmarks.quality.__main__ import KEYS, figures
+from benchmarks.quality.drawing import COSTS_KEY, generate
+from benchmarks.quality.splits import load_split
+from benchmarks.rivals.worker import peak_memory_gib
+from benchmarks.tables import ROOT, describe_source, store_rows
+from scgen_diffusion import diffusion
+from scgen_diffusion import model as models
+
+logger = logging.getLogger("benchmarks.published_size")
+
+RESULTS = ROOT / "benchmarks" / "quality" / "results"
+DATASET = "osmfish_cortex"
+#: Epochs after which cells are drawn.
+LENGTHS = (30, 90, 180)
+TRAINING = {"batch_size": 64, "precision": "bf16-mixed", "accelerator": "cpu", "enable_progress_bar": False}
+
+
+def study(name: str, seed: int, folder: Path, results: Path) -> None:
+    """Train a model, and judge its cells after each length."""
+    split = load_split(DATASET, seed)
+    scvi.settings.seed = seed
+    chosen, adata = getattr(models, name), split.train.copy()
+    chosen.setup_anndata(adata, layer="counts", condition_keys=list(split.condition_keys))
+    model = chosen(adata, size="published")
+    started, started_cpu, trained = time.perf_counter(), time.process_time(), 0
+    for n_epochs in LENGTHS:
+        model.train(max_epochs=n_epochs - trained, **TRAINING)
+        trained = n_epochs
+        method = f"{name}-published" + (f"-{n_epochs}" if n_epochs < max(LENGTHS) else "")
+        model.save(folder / f"{DATASET}-{seed}-{method}", overwrite=True)
+        train_minutes = (time.process_time() - started_cpu) / 60
+        drawn = generate(model, split, seed, sampler=diffusion.DDIMSampler(eta=1.0), n_steps=100)
+        cells = ad.AnnData(sp.csr_matrix(drawn.X), obs=drawn.obs, var=split.train.var[[]].copy())
+        cells.uns[COSTS_KEY] = {
+            "wall_minutes": (time.perf_counter() - started) / 60,
+            "cpu_minutes": (time.process_time() - started_cpu) / 60,
+            "train_minutes": train_minutes,
+            "peak_memory_gib": peak_memory_gib(),
+            "settings": json.dumps({"epochs": n_epochs, **TRAINING}),
+            **describe_source("torch", "scvi-tools", "scgen-diffusion"),
+        }
+        cells.write_h5ad(folder / f"{DATASET}-{seed}-{method}.h5ad", compression="gzip")
+        table = figures(split, cells, seed).assign(dataset=DATASET, seed=seed, method=method)
+        store_rows(results / "compare.csv", table, KEYS)
+        logger.info("%s: %.0f minutes of training", method, train_minutes)
+
+
+def main() -> None:
+    """Run from the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=["SCRDIT", "WBDIT"], default=["SCRDIT", "WBDIT"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--cells", type=Path, default=ROOT / "benchmarks" / "cells", help="folder of models and cells")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of compare.csv")
+    arguments = parser.parse_args()
+    arguments.cells.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    for name in arguments.models:
+        for seed in arguments.seeds:
+            study(name, seed, arguments.cells, arguments.results)
+
+
+if __name__ == "__main__":
+    main()
