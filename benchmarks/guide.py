@@ -160,13 +160,14 @@ def fault_table() -> str:
 
 
 def sampler_table(model: str, *, shown: Sequence[tuple[str, int]] = ()) -> str:
-    """Write the quality and the cost of a model's cells by sampler, means of the drawings.
+    """Write the quality and the cost of a model's cells by sampler, means of its data sets and drawings.
 
     If only some samplers and numbers of steps are shown, in this order, their error is shown as well.
     """
     rows = read_table(STUDIES / "samplers.csv")
     figures = ["auc_boosting", "auc_genes", "precision", "recall"]
-    rows = rows[rows["model"].isin([model, "real cells"])]
+    of_model = rows["model"] == model
+    rows = rows[of_model | (rows["model"] == "real cells") & rows["dataset"].isin(rows.loc[of_model, "dataset"])]
     columns = [*figures, "cpu_seconds", *(["error"] if shown else [])]
     means = rows.groupby(["model", "sampler", "n_steps"], sort=False)[columns].mean().reset_index()
     ways = list(zip(means["sampler"], means["n_steps"], strict=True))

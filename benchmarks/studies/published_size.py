@@ -4,8 +4,7 @@
 
 The papers' networks, path, target and learning rate; batches of 64 cells, as those of 16 take twice the time. After
 each of `LENGTHS`, the model draws cells with the papers' sampler, 100 steps of DDIM with new noise. They are judged as
-all methods of `benchmarks.quality`, and added to its ``compare.csv`` as SCRDIT-published (the longest training) and
-SCRDIT-published-30 (30 epochs).
+all methods of `benchmarks.quality`, and added to its ``compare.csv`` as SCRDIT-published-30 (30 epochs) and so on.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def study(name: str, seed: int, folder: Path, results: Path) -> None:
     for n_epochs in LENGTHS:
         model.train(max_epochs=n_epochs - trained, **TRAINING)
         trained = n_epochs
-        method = f"{name}-published" + (f"-{n_epochs}" if n_epochs < max(LENGTHS) else "")
+        method = f"{name}-published-{n_epochs}"
         model.save(folder / f"{DATASET}-{seed}-{method}", overwrite=True)
         train_minutes = (time.process_time() - started_cpu) / 60
         drawn = generate(model, split, seed, sampler=diffusion.DDIMSampler(eta=1.0), n_steps=100)
