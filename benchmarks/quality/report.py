@@ -261,6 +261,7 @@ OTHER_METHODS = ("SCLDM", "SCRDIT", "WBDIT", "scVI", "NB-copula", "scDesigner", 
 HELD_BACK_DATASETS = tuple(name for name, dataset in DATASETS.items() if dataset.use == HELD_BACK)
 UNTOUCHED = tuple(name for name, dataset in DATASETS.items() if dataset.use != CHOSEN_ON)
 PANEL = "osmfish_cortex"
+FEW_CELLS = ("pbmc3k:300", "paul15:300")
 #: Names of a model and a variant of it, by page and mark.
 VARIANTS = {
     ("docs/user_guide/scldm.md", "genes"): {
@@ -297,6 +298,7 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
         "panel": summarise_methods(table, [PANEL], OTHER_METHODS),
         "untouched": summarise_untouched(table, METHODS_IN_README),
     }
+    few_cells = summarise_methods(table, FEW_CELLS, ("SCLDM", "NB-copula"))
     variants = {place: summarise_variant(table, names) for place, names in VARIANTS.items()}
     strengths = summarise_metric(table, "within_label_slope", STRENGTHS, "{:.2f}".format)
     nearness = summarise_metric(table, "nearer_than_held_out", NEARNESS, lambda share: f"{100 * share:.1f} %")
@@ -307,6 +309,7 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
         ("docs/comparison.md", "strengths"): strengths,
         ("README.md", "quality"): summarise_methods(table, DATASETS_IN_SHORT, METHODS_IN_README, figures=IN_README),
         ("docs/comparison.md", "quality"): in_short,
+        ("docs/user_guide/how_many_cells.md", "few cells"): few_cells,
         ("docs/user_guide/scrdit.md", "nearness"): nearness,
     }
 
