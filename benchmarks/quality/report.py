@@ -277,6 +277,7 @@ VARIANTS = {
         "SCRDIT-profiles": '`path="vp_linear"`',
         "SCRDIT-published-30": "published size, 30 epochs",
         "SCRDIT-published-90": "published size, 90 epochs",
+        "SCRDIT-published-180": "published size, 180 epochs",
     },
     **{
         (f"docs/user_guide/{name.lower()}.md", "paths"): {
