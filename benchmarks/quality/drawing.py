@@ -64,8 +64,8 @@ def parse_variant(text: str) -> tuple[str, Variant]:
     return name, variant | {"model": given.pop("model", {}) | given}
 
 
-def train_model(split: Split, variant: Variant, seed: int) -> Any:
-    """Return the model of a variant, trained on the split's training cells."""
+def build_model(split: Split, variant: Variant, seed: int) -> Any:
+    """Return the model of a variant for the split's training cells."""
     import scvi
 
     from scgen_diffusion import model as models
@@ -73,7 +73,12 @@ def train_model(split: Split, variant: Variant, seed: int) -> Any:
     scvi.settings.seed = seed
     chosen, adata = getattr(models, variant["class"]), split.train.copy()
     chosen.setup_anndata(adata, layer="counts", condition_keys=list(split.condition_keys))
-    model = chosen(adata, **variant.get("model", {}))
+    return chosen(adata, **variant.get("model", {}))
+
+
+def train_model(split: Split, variant: Variant, seed: int) -> Any:
+    """Return the model of a variant, trained on the split's training cells."""
+    model = build_model(split, variant, seed)
     model.train(**variant.get("train", {}))
     return model
 
@@ -130,7 +135,7 @@ def mix(draws: Sequence[np.ndarray | sp.csr_matrix], seed: int) -> sp.csr_matrix
 
 def draw(split: Split, seed: int, method: str, variant: Variant | None) -> ad.AnnData:
     """Train a method (a variant of a model, or a baseline), draw cells, and record the cost."""
-    started, started_cpu = time.perf_counter(), time.process_time()
+    started = time.perf_counter(), time.process_time()
     if variant is None:
         counts = BASELINES[method](split.train, split.train_labels, split.held_out_labels, seed)
         trained = time.process_time()
@@ -138,14 +143,25 @@ def draw(split: Split, seed: int, method: str, variant: Variant | None) -> ad.An
         models = [train_model(split, variant, seed + n) for n in range(variant.get("trainings", 1))]
         trained = time.process_time()
         counts = mix([draw_counts(model, split, variant, seed) for model in models], seed)
+    return as_drawn(split, counts, started, trained, json.dumps(variant) if variant else "")
+
+
+def as_drawn(
+    split: Split, counts: np.ndarray | sp.csr_matrix, started: tuple[float, float], trained: float, settings: str
+) -> ad.AnnData:
+    """Return the cells of a method with their cost; it began at two times, of the wall and of the CPU.
+
+    Training ended at the CPU time ``trained``.
+    """
     obs = held_out_conditions(split).assign(**{LABEL: split.held_out_labels})
     cells = ad.AnnData(sp.csr_matrix(counts), obs=obs, var=split.train.var[[]].copy())
+    wall, cpu = started
     cells.uns[COSTS_KEY] = {
-        "wall_minutes": (time.perf_counter() - started) / 60,
-        "cpu_minutes": (time.process_time() - started_cpu) / 60,
-        "train_minutes": (trained - started_cpu) / 60,
+        "wall_minutes": (time.perf_counter() - wall) / 60,
+        "cpu_minutes": (time.process_time() - cpu) / 60,
+        "train_minutes": (trained - cpu) / 60,
         "peak_memory_gib": peak_memory_gib(),
-        "settings": json.dumps(variant) if variant else "",
+        "settings": settings,
         **describe_source("torch", "scvi-tools", "scgen-diffusion"),
     }
     return cells

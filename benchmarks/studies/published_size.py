@@ -13,20 +13,16 @@ import argparse
 import json
 import logging
 import time
+from itertools import pairwise
 from pathlib import Path
 
-import anndata as ad
-import scipy.sparse as sp
-import scvi
 import torch
 
 from benchmarks.quality.__main__ import KEYS, figures
-from benchmarks.quality.drawing import COSTS_KEY, generate
+from benchmarks.quality.drawing import COSTS_KEY, as_drawn, build_model, generate, write_cells
 from benchmarks.quality.splits import load_split
-from benchmarks.rivals.worker import peak_memory_gib
-from benchmarks.tables import ROOT, describe_source, store_rows
+from benchmarks.tables import ROOT, store_rows
 from scgen_diffusion import diffusion
-from scgen_diffusion import model as models
 
 logger = logging.getLogger("benchmarks.published_size")
 
@@ -39,32 +35,19 @@ TRAINING = {"batch_size": 64, "precision": "bf16-mixed", "accelerator": "cpu", "
 
 def study(name: str, seed: int, folder: Path, results: Path) -> None:
     """Train a model, and judge its cells after each length."""
-    split = load_split(DATASET, seed)
-    scvi.settings.seed = seed
-    chosen, adata = getattr(models, name), split.train.copy()
-    chosen.setup_anndata(adata, layer="counts", condition_keys=list(split.condition_keys))
-    model = chosen(adata, size="published")
-    started, started_cpu, trained = time.perf_counter(), time.process_time(), 0
-    for n_epochs in LENGTHS:
-        model.train(max_epochs=n_epochs - trained, **TRAINING)
-        trained = n_epochs
-        method = f"{name}-published-{n_epochs}"
-        model.save(folder / f"{DATASET}-{seed}-{method}", overwrite=True)
-        train_minutes = (time.process_time() - started_cpu) / 60
+    started, split = (time.perf_counter(), time.process_time()), load_split(DATASET, seed)
+    model = build_model(split, {"class": name, "model": {"size": "published"}}, seed)
+    for n_before, n_epochs in pairwise((0, *LENGTHS)):
+        model.train(max_epochs=n_epochs - n_before, **TRAINING)
+        trained, method = time.process_time(), f"{name}-published-{n_epochs}"
+        path = folder / f"{DATASET}-{seed}-{method}.h5ad"
+        model.save(path.with_suffix(""), overwrite=True)
         drawn = generate(model, split, seed, sampler=diffusion.DDIMSampler(eta=1.0), n_steps=100)
-        cells = ad.AnnData(sp.csr_matrix(drawn.X), obs=drawn.obs, var=split.train.var[[]].copy())
-        cells.uns[COSTS_KEY] = {
-            "wall_minutes": (time.perf_counter() - started) / 60,
-            "cpu_minutes": (time.process_time() - started_cpu) / 60,
-            "train_minutes": train_minutes,
-            "peak_memory_gib": peak_memory_gib(),
-            "settings": json.dumps({"epochs": n_epochs, **TRAINING}),
-            **describe_source("torch", "scvi-tools", "scgen-diffusion"),
-        }
-        cells.write_h5ad(folder / f"{DATASET}-{seed}-{method}.h5ad", compression="gzip")
+        cells = as_drawn(split, drawn.X, started, trained, json.dumps({"epochs": n_epochs, **TRAINING}))
+        write_cells(cells, path)
         table = figures(split, cells, seed).assign(dataset=DATASET, seed=seed, method=method)
         store_rows(results / "compare.csv", table, KEYS)
-        logger.info("%s: %.0f minutes of training", method, train_minutes)
+        logger.info("%s: %.0f minutes of training", method, cells.uns[COSTS_KEY]["train_minutes"])
 
 
 def main() -> None:
@@ -76,7 +59,6 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, default=ROOT / "benchmarks" / "cells", help="folder of models and cells")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of compare.csv")
     arguments = parser.parse_args()
-    arguments.cells.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     for name in arguments.models:
         for seed in arguments.seeds:

@@ -337,9 +337,8 @@ def _evaluate_perturbations(
         set(as_labels(pd.Series(sets[name].obs.get(options["key"], ()), dtype=object)))
         for name in ("real_test", "control")
     )
-    available: list[Need] = ["control"]
-    available += ["mean_response"] if "train" in sets else []
-    available += ["perturbations"] if len(perturbations - controls) > 1 else []
+    available: set[Need] = {"control"} | ({"mean_response"} if "train" in sets else set())
+    available |= {"perturbations"} if len(perturbations - controls) > 1 else set()
     wanted = choose_metrics(names, "perturbation", available, sets["real_test"].n_vars)
     options["match_keys"] = check_names(options["match_keys"], "match_keys")
     options["with_panels"] = any("perturbations" in metric.needs for metric in wanted)
@@ -586,12 +585,10 @@ def compare_cells(
     """Return the rows of all cells and of each group, and what to note beside them."""
     _check_sources(sources)
     has_groups, has_train = sources["real_test"].labels is not None, "train" in sources
-    are_given = {
-        "train": has_train,
-        "groups": has_groups,
-        "counts": all(source.are_counts for source in sources.values()),
-    }
-    wanted = choose_metrics(names, scope, [need for need, is_given in are_given.items() if is_given], n_features)
+    available: set[Need] = {"groups"} if has_groups else set()
+    available |= {"train"} if has_train else set()
+    available |= {"counts"} if all(source.are_counts for source in sources.values()) else set()
+    wanted = choose_metrics(names, scope, available, n_features)
     counts_copies = any(metric.of_all is not None for metric in wanted)
     with_training = counts_copies or any("train" in metric.needs for metric in wanted)
     pools = draw_pools(sources, space, draws, with_training=with_training)

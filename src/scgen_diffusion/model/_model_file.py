@@ -33,6 +33,10 @@ MUDATA_FILE = "mdata.h5mu"
 FORMAT = "scgen_diffusion-2"
 
 
+def _as_it_is(plain: Any) -> Any:
+    return plain
+
+
 def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda plain: None if plain is None else read(plain)
 
@@ -46,27 +50,26 @@ def _reference(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, **{name: to_array(plain[name]) for name in names}}
 
 
-# Attributes that are saved beside weights, registry and options. Loading sets no others. A function reads what is no
-# plain value.
-ATTRIBUTES: dict[str, Callable[[Any], Any] | None] = {
-    "trained_stages_": None,
-    "library_head_is_trained_": None,
-    "is_trained_": None,
+# Attributes that are saved beside weights, registry and options, and how each is read. Loading sets no others.
+ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
+    "trained_stages_": _as_it_is,
+    "library_head_is_trained_": _as_it_is,
+    "is_trained_": _as_it_is,
     "history_": _optional(_tables),
-    "recipes_": None,
-    "cut_short_": None,
+    "recipes_": _as_it_is,
+    "cut_short_": _as_it_is,
     "train_indices_": _optional(to_array),
     "validation_indices_": _optional(to_array),
     "test_indices_": _optional(to_array),
-    "split_digest_": None,
+    "split_digest_": _as_it_is,
     "var_": to_table,
     "modality_vars_": _tables,
     "combinations_": to_array,
     "combination_sizes_": to_array,
     "reference_": _optional(_reference),
-    "run_name_": None,  # these are not in every version of scvi-tools
-    "run_id_": None,
-    "get_normalized_function_name_": None,
+    "run_name_": _as_it_is,  # these are not in every version of scvi-tools
+    "run_id_": _as_it_is,
+    "get_normalized_function_name_": _as_it_is,
 }
 
 
@@ -172,10 +175,7 @@ def _parse(path: Path, content: Mapping[str, Any]) -> ModelFile:
     if unknown := [name for name in plain if name not in ATTRIBUTES]:
         msg = f"there is the unknown attribute {unknown[0]!r}"
         raise ValueError(msg)
-    attributes = {}
-    for name, value in plain.items():
-        read = ATTRIBUTES[name]
-        attributes[name] = value if read is None else read(value)
+    attributes = {name: ATTRIBUTES[name](value) for name, value in plain.items()}
     return ModelFile(path, registry, options, content["model_state_dict"], attributes)
 
 

@@ -58,8 +58,13 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(a.n_latent, eps=LAYER_NORM_EPS, elementwise_affine=False)
         attention, factors = None, None
         if a.pooling != "factors":
-            how = {"value_after_norm": a.value_after_norm, "mask_padding": a.mask_padding}
-            attention = AttentionPooling(n_genes, a.n_latent_tokens, **_transformer_sizes(a), **how)
+            attention = AttentionPooling(
+                n_genes,
+                a.n_latent_tokens,
+                value_after_norm=a.value_after_norm,
+                mask_padding=a.mask_padding,
+                **_transformer_sizes(a),
+            )
         if a.pooling != "attention":
             factors = FactorPooling(n_genes, a.pooling_width)
         n_outputs = 2 * a.n_latent if self.is_variational else a.n_latent
@@ -158,5 +163,10 @@ def initialise_decoder(
 
 def _transformer_sizes(a: SCLDMArchitecture) -> dict[str, Any]:
     """Return what attention pooling and gene queries have in common."""
-    heads = {"n_heads": a.n_heads, "n_heads_cross": a.n_heads_cross}
-    return {"width": a.width, "n_layers": a.n_layers, **heads, "hidden": a.feed_forward_width}
+    return {
+        "width": a.width,
+        "n_layers": a.n_layers,
+        "n_heads": a.n_heads,
+        "n_heads_cross": a.n_heads_cross,
+        "hidden": a.feed_forward_width,
+    }

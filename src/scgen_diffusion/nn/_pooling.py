@@ -117,7 +117,7 @@ class AttentionPooling(nn.Module):
         mask = None
         if self.mask_padding:  # a cell without genes attends to one padded token, as softmax over nothing is NaN
             mask = gene_set.mask
-            mask[:, :1] |= ~mask.any(1, keepdim=True)
+            mask = torch.cat([mask[:, :1] | ~mask.any(1, keepdim=True), mask[:, 1:]], dim=1)
         return self._exchange(self.pool(self.queries[None], self._keys_values(gene_set), mask))
 
     def pool_panel(self, values: Tensor) -> Tensor:

@@ -343,9 +343,9 @@ def _labels(cells: dict[str, AnnData], keys: Sequence[str], table: pd.DataFrame)
     sizes = {side: pd.Series(own).value_counts() for side, own in labels.items()}
     values = table.set_index(["metric", "group"])["value"]
     columns = cells["real"].obs[list(keys)].reset_index(drop=True)  # the index may have the name of a key
-    by_category = columns.astype("category").sort_values(list(keys))
+    by_category = columns.astype("category").sort_values(list(keys)).index
     rows = []
-    for label in dict.fromkeys([*join_labels(by_category, keys), *sorted(sizes["synthetic"].index)]):
+    for label in dict.fromkeys([*labels["real"][by_category], *sorted(sizes["synthetic"].index)]):
         n = {side: int(counts.get(label, 0)) for side, counts in sizes.items()}
         figures = {name: values.get((name, label), np.nan) for name in ("precision", "recall")}
         few = [side for side in n if n[side] < MIN_CELLS_PER_GROUP]
