@@ -481,6 +481,19 @@ def test_arrays_are_counts():
     )
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ">f4", ">i4"])
+def test_dense_values_may_have_any_number_type(dtype):
+    real, synthetic = (cells(n, seed=n) for n in (120, 121))
+    found = table(*(ad.AnnData(s.X.toarray().astype(dtype), obs=s.obs, var=s.var) for s in (real, synthetic)))
+    pd.testing.assert_frame_equal(found, table(real, synthetic))
+
+
+@pytest.mark.parametrize("dtype", [object, np.complex64])
+def test_values_that_are_no_numbers_are_refused(dtype):
+    with pytest.raises(ValueError, match=f"values of type {np.dtype(dtype)}, but numbers are needed"):
+        evaluate(cells(160, seed=1), cells(160, seed=2).X.toarray().astype(dtype))
+
+
 def test_training_cells_in_files_give_the_same_table(tmp_path):
     train = cells(240, seed=3)
     train[:100, ::-1].copy().write_h5ad(tmp_path / "first.h5ad")

@@ -42,3 +42,5 @@ def test_numbers_out_of_range_are_refused(function, sets, name, values):
 def test_correlations_need_dense_values_of_two_genes(function, values):
     with pytest.raises(ValueError, match="`synthetic_values` must be a dense array .* but is a .* of shape"):
         function(POINTS, values)
+    with pytest.raises(ValueError, match="`values` must be a dense array .* but is a .* of shape"):
+        metrics.gene_correlations(values)

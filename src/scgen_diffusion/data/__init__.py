@@ -39,6 +39,7 @@ from ._checks import (
     obs_column,
     resolve_seed,
     row_numbers,
+    to_csr,
 )
 from ._condition_keys import (
     OPEN,
@@ -189,6 +190,7 @@ __all__ = [
     "savable_columns",
     "stack_rows",
     "to_array",
+    "to_csr",
     "to_plain",
     "to_table",
     "widen",

@@ -68,8 +68,24 @@ def advice_on_raw(adata: AnnData) -> str:
 
 def are_whole_numbers(matrix: Any) -> bool:
     """Return whether the values of the first rows are whole numbers: counts, whatever ``uns["log1p"]`` says."""
-    found = sp.csr_matrix(matrix[:N_CELLS_CHECKED]).data
+    found = to_csr(matrix[:N_CELLS_CHECKED]).data
     return len(found) > 0 and not (found % 1).any()
+
+
+def to_csr(expression: sp.spmatrix | sp.sparray | np.ndarray) -> sp.csr_matrix:
+    """Return expression as CSR, also of dense types that scipy lacks: half precision and other byte orders.
+
+    Raises
+    ------
+    ValueError
+        If the values are not numbers.
+    """
+    if (dtype := expression.dtype).kind not in "biuf":
+        msg = f"Expression holds values of type {dtype}, but numbers are needed."
+        raise ValueError(msg)
+    if dtype == np.float16 or not dtype.isnative:
+        expression = expression.astype(np.promote_types(dtype, np.float32))
+    return sp.csr_matrix(expression)
 
 
 def check_layer(adata: AnnData, layer: str | None, owner: str = "adata") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
@@ -233,8 +234,8 @@ def cell_statistics(
     tuple
         The labels, and one number per cell for each, ``(cells, labels)``.
     """
-    if not (is_number(eps) and eps > 0):
-        msg = f"`eps` must be positive, but found {eps!r}."
+    if not (is_number(eps) and 0 < eps < math.inf):
+        msg = f"`eps` must be positive and finite, but found {eps!r}."
         raise ValueError(msg)
     measured: dict[Label, Tensor] = {}
     dit = network.network

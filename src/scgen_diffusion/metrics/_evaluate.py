@@ -16,7 +16,15 @@ from mudata import MuData
 from pandas.api.types import is_numeric_dtype
 
 from scgen_diffusion._arguments import as_list, known_names, suggests_arguments, warn_user
-from scgen_diffusion.data import PROVENANCE_KEY, CellFiles, MuDataFiles, as_labels, check_is_anndata, check_names
+from scgen_diffusion.data import (
+    PROVENANCE_KEY,
+    CellFiles,
+    MuDataFiles,
+    as_labels,
+    check_is_anndata,
+    check_names,
+    to_csr,
+)
 
 from ._catalogue import CATALOGUE, leaked_share
 from ._cells import (
@@ -512,7 +520,7 @@ def read_sources(
                 msg = f"`{name}` must be {kinds} or counts of shape (cells, genes), but is {type(cells).__name__}."
                 raise TypeError(msg)
             check_same_number_of_genes(sets["real_test"].shape[1], cells.shape[1], ("real_test", name))
-            cells = AnnData(sp.csr_matrix(cells))
+            cells = AnnData(to_csr(cells))
         n_cells = cells.n_cells if isinstance(cells, CellFiles) else cells.n_obs
         least = least_cells(name, has_train="train" in sets)
         if n_cells < least:

@@ -160,7 +160,13 @@ def gene_correlations(values: NDArray, labels: ArrayLike | None = None) -> NDArr
     Returns
     -------
     Correlations from -1 to 1, `(genes * (genes - 1) / 2,)`, with the pairs in the order of :func:`numpy.triu_indices`.
+
+    Raises
+    ------
+    ValueError
+        If the values are sparse or have fewer than two genes, or the labels do not fit the cells.
     """
+    _check_dense("values", values)
     labels = np.zeros(len(values), int) if labels is None else check_labels(labels, len(values), "labels")
     residuals = unit_residuals(values, labels)
     return (residuals.T @ residuals)[np.triu_indices(residuals.shape[1], 1)]
@@ -258,14 +264,18 @@ def _shared_correlation(values: NDArray, labels: NDArray, seed: int) -> float:
     return float(first @ second)
 
 
+def _check_dense(name: str, values: NDArray) -> None:
+    if sp.issparse(values) or np.ndim(values) != 2 or np.shape(values)[1] < 2:
+        found = f"a {type(values).__name__} of shape {np.shape(values)}"
+        msg = f"`{name}` must be a dense array `(cells, genes)` with two or more genes, but is {found}."
+        raise ValueError(msg)
+
+
 def _check_sides(
     values: Mapping[str, NDArray], real_labels: ArrayLike | None, synthetic_labels: ArrayLike | None
 ) -> None:
     for side, of_side in values.items():
-        if sp.issparse(of_side) or np.ndim(of_side) != 2 or np.shape(of_side)[1] < 2:
-            found = f"a {type(of_side).__name__} of shape {np.shape(of_side)}"
-            msg = f"`{side}_values` must be a dense array `(cells, genes)` with two or more genes, but is {found}."
-            raise ValueError(msg)
+        _check_dense(f"{side}_values", of_side)
     check_same_number_of_genes(*(np.shape(of_side)[1] for of_side in values.values()))
     if (real_labels is None) != (synthetic_labels is None):
         msg = "Pass both `real_labels` and `synthetic_labels`, or neither; found only one of them."

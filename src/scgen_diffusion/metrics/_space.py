@@ -11,7 +11,7 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 
 from scgen_diffusion._arguments import check_count, known_names
-from scgen_diffusion.data import layer_of
+from scgen_diffusion.data import layer_of, to_csr
 
 from ._cells import (
     USE_REP,
@@ -82,7 +82,7 @@ def choose_scales(
     for modality, cells in real.items():
         if modality not in chosen:
             matrix, log_base = matrix_of(cells, layers.get(modality), modality)
-            values = sp.csr_matrix(matrix[:]).data
+            values = to_csr(matrix[:]).data
             is_binary = log_base is None and len(values) > 0 and values.max() <= 1
             few_or_many = "log1p" if cells.n_vars < FEW_FEATURES else "log_normalised"
             chosen[modality] = "tf_idf" if is_binary else few_or_many
@@ -96,7 +96,7 @@ def make_scale(name: ScaleName, reference: AnnData, layer: str | None) -> Scale:
     if name == "log1p":
         return log1p_of_counts
     if name == "tf_idf":
-        return tf_idf(sp.csr_matrix(matrix_of(reference, layer, "train")[0][:]))
+        return tf_idf(to_csr(matrix_of(reference, layer, "train")[0][:]))
     msg = f"`scales` has {name!r}; a scale must be one of {list(get_args(ScaleName))}."
     raise ValueError(msg)
 
