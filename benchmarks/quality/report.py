@@ -261,7 +261,7 @@ OTHER_METHODS = ("SCLDM", "SCRDIT", "WBDIT", "scVI", "NB-copula", "scDesigner", 
 HELD_BACK_DATASETS = tuple(name for name, dataset in DATASETS.items() if dataset.use == HELD_BACK)
 UNTOUCHED = tuple(name for name, dataset in DATASETS.items() if dataset.use != CHOSEN_ON)
 PANEL = "osmfish_cortex"
-FEW_CELLS = ("pbmc3k:300", "paul15:300")
+FEW_CELLS = ("pbmc3k:300", "paul15:300", "kang_ifnb:1000")
 #: Names of a model and a variant of it, by page and mark.
 VARIANTS = {
     ("docs/user_guide/scldm.md", "genes"): {
@@ -299,7 +299,7 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
         "panel": summarise_methods(table, [PANEL], OTHER_METHODS),
         "untouched": summarise_untouched(table, METHODS_IN_README),
     }
-    few_cells = summarise_methods(table, FEW_CELLS, ("SCLDM", "NB-copula"))
+    few_cells = summarise_methods(table, FEW_CELLS, ("SCLDM", "SCRDIT", "NB-copula"))
     variants = {place: summarise_variant(table, names) for place, names in VARIANTS.items()}
     strengths = summarise_metric(table, "within_label_slope", STRENGTHS, "{:.2f}".format)
     nearness = summarise_metric(table, "nearer_than_held_out", NEARNESS, lambda share: f"{100 * share:.1f} %")
