@@ -490,7 +490,7 @@ def test_dense_values_may_have_any_number_type(dtype):
 
 @pytest.mark.parametrize("dtype", [object, np.complex64])
 def test_values_that_are_no_numbers_are_refused(dtype):
-    with pytest.raises(ValueError, match=f"values of type {np.dtype(dtype)}, but numbers are needed"):
+    with pytest.raises(ValueError, match=f"`synthetic` holds values of type {np.dtype(dtype)}, but numbers are needed"):
         evaluate(cells(160, seed=1), cells(160, seed=2).X.toarray().astype(dtype))
 
 

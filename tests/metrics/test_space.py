@@ -2,6 +2,7 @@
 
 import hypothesis.strategies as st
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
@@ -30,6 +31,25 @@ def test_every_scale_keeps_zeros_and_the_order_within_a_cell(counts):
             np.argsort(values, 1, kind="stable"), np.argsort(counts.toarray(), 1, kind="stable")
         )
     np.testing.assert_array_equal(tf_idf(counts)(counts).toarray() == 0, counts.toarray() == 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scales_leave_the_users_counts_as_they_are(dtype):
+    unsorted = sp.csr_matrix((np.array([1, 2, 3, 4], dtype), [2, 0, 1, 0], [0, 2, 4]), shape=(2, 3))
+    data, indices = unsorted.data.copy(), unsorted.indices.copy()
+    for array in (unsorted.data, unsorted.indices):
+        array.flags.writeable = False  # as in memory that is shared
+
+    for scale in (log_normalise, log1p_of_counts):
+        np.testing.assert_allclose(scale(unsorted).toarray() > 0, [[True, False, True], [True, True, False]])
+    np.testing.assert_array_equal(unsorted.data, data)
+    np.testing.assert_array_equal(unsorted.indices, indices)
+
+
+def test_counts_may_be_lists_or_tables():
+    counts = np.array([[1.0, 0, 3], [2, 2, 0]])
+    for same in (counts.tolist(), pd.DataFrame(counts), counts.astype(">f2")):
+        np.testing.assert_array_equal(log_normalise(same).toarray(), log_normalise(counts).toarray())
 
 
 def test_log_normalise_refuses_negative_values():

@@ -64,7 +64,8 @@ def tf_idf(reference: sp.csr_matrix) -> Scale:
 
 def log1p_of_counts(counts: sp.csr_matrix) -> sp.csr_matrix:
     """Take `log1p` of the counts as they are (CSR, float32), the scale of a panel of proteins."""
-    return sp.csr_matrix(counts, dtype=np.float64).log1p().astype(np.float32)
+    copied = sp.csr_matrix(counts, dtype=np.float64, copy=True)  # log1p sorts the genes of each cell in place
+    return copied.log1p().astype(np.float32)
 
 
 def choose_scales(
