@@ -72,18 +72,18 @@ def are_whole_numbers(matrix: Any) -> bool:
     return len(found) > 0 and not (found % 1).any()
 
 
-def to_csr(expression: Any, where: str = "Expression") -> sp.csr_matrix:
+def to_csr(expression: Any, name: str = "X") -> sp.csr_matrix:
     """Return expression as CSR, also of types that scipy lacks: half precision becomes single, byte orders native.
 
     Raises
     ------
     ValueError
-        If the values are not numbers; ``where`` says whose they are.
+        If the values are not numbers.
     """
     if not isinstance(getattr(expression, "dtype", None), np.dtype):  # lists, tables and tensors
         expression = np.asarray(expression)
     if (dtype := expression.dtype).kind not in "biuf":
-        msg = f"{where} holds values of type {dtype}, but numbers are needed."
+        msg = f"`{name}` holds values of type {dtype}, but numbers are needed."
         raise ValueError(msg)
     native = np.dtype(np.float32) if dtype.itemsize == 2 and dtype.kind == "f" else dtype.newbyteorder("=")
     return sp.csr_matrix(expression if native == dtype else expression.astype(native))

@@ -124,7 +124,7 @@ def on_scale(
     matrix: sp.spmatrix | NDArray, log_base: float | None, *, name: str, scale: Scale | None = None
 ) -> Expression:
     """Return values on a scale, given the base of their logarithms from :func:`matrix_of`."""
-    matrix = to_csr(matrix, f"`{name}`").astype(np.float64, copy=False)
+    matrix = to_csr(matrix, name).astype(np.float64, copy=False)
     _check_values(matrix, log_base, name)
     scale = log_normalise if scale is None else scale
     if log_base is not None:
@@ -148,7 +148,7 @@ def log_normalise(values: sp.spmatrix | NDArray) -> sp.csr_matrix:
     ValueError
         If values are negative, infinite or missing.
     """
-    values = to_csr(values, "`values`")
+    values = to_csr(values, "values")
     _check_finite(values, "values", "Give counts.")
     return scale_to_target(values).log1p().astype(np.float32)
 
@@ -236,7 +236,7 @@ def _check_counts_of_generated(cells: AnnData, layer: str | None, name: str) -> 
     """
     if layer is not None or COUNTS_LAYER not in cells.layers or cells.X is None:
         return
-    x, counts = (to_csr(matrix[:N_LAYER_CHECKED], f"`{name}`") for matrix in (cells.X, cells.layers[COUNTS_LAYER]))
+    x, counts = (to_csr(matrix[:N_LAYER_CHECKED], name) for matrix in (cells.X, cells.layers[COUNTS_LAYER]))
     are_positive = x > 0
     if are_positive.multiply(counts != 0).count_nonzero() < are_positive.count_nonzero():
         msg = (
@@ -360,15 +360,15 @@ class Source:
         if isinstance(matrix, CSCDataset):  # to read some rows of columns in a file, all of it must be read
             matrix = matrix.to_memory()
         if sp.issparse(matrix):
-            matrix = to_csr(matrix, f"`{name}`")
+            matrix = to_csr(matrix, name)
         columns = None if cells.var_names.equals(genes) else cells.var_names.get_indexer(genes)
 
         def values(rows: NDArray) -> sp.csr_matrix:
             if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
-                found = to_csr(matrix[rows[0] : rows[0] + len(rows)], f"`{name}`")  # files read a slice much faster
+                found = to_csr(matrix[rows[0] : rows[0] + len(rows)], name)  # files read a slice much faster
             else:
                 ascending = np.argsort(rows, kind="stable")
-                found = to_csr(matrix[rows[ascending]], f"`{name}`")[np.argsort(ascending, kind="stable")]
+                found = to_csr(matrix[rows[ascending]], name)[np.argsort(ascending, kind="stable")]
             return found if columns is None else found[:, columns]
 
         read = lambda rows: on_scale(values(rows), log_base, name=name, scale=scale)
@@ -397,7 +397,7 @@ class Source:
         log_base = _log_base_of_files(cells, name)
 
         def values(rows: NDArray) -> sp.csr_matrix:
-            found = to_csr(cells.read_values(rows), f"`{name}`")
+            found = to_csr(cells.read_values(rows), name)
             return found if columns is None else found[:, columns]
 
         read = lambda rows: on_scale(values(rows), log_base, name=name, scale=scale)

@@ -520,7 +520,7 @@ def read_sources(
                 msg = f"`{name}` must be {kinds} or counts of shape (cells, genes), but is {type(cells).__name__}."
                 raise TypeError(msg)
             check_same_number_of_genes(sets["real_test"].shape[1], cells.shape[1], ("real_test", name))
-            cells = AnnData(to_csr(cells, f"`{name}`"))
+            cells = AnnData(to_csr(cells, name))
         n_cells = cells.n_cells if isinstance(cells, CellFiles) else cells.n_obs
         least = least_cells(name, has_train="train" in sets)
         if n_cells < least:

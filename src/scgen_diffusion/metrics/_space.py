@@ -83,7 +83,7 @@ def choose_scales(
     for modality, cells in real.items():
         if modality not in chosen:
             matrix, log_base = matrix_of(cells, layers.get(modality), modality)
-            values = to_csr(matrix[:]).data
+            values = to_csr(matrix[:], modality).data
             is_binary = log_base is None and len(values) > 0 and values.max() <= 1
             few_or_many = "log1p" if cells.n_vars < FEW_FEATURES else "log_normalised"
             chosen[modality] = "tf_idf" if is_binary else few_or_many
@@ -97,7 +97,7 @@ def make_scale(name: ScaleName, reference: AnnData, layer: str | None) -> Scale:
     if name == "log1p":
         return log1p_of_counts
     if name == "tf_idf":
-        return tf_idf(to_csr(matrix_of(reference, layer, "train")[0][:]))
+        return tf_idf(to_csr(matrix_of(reference, layer, "train")[0][:], "train"))
     msg = f"`scales` has {name!r}; a scale must be one of {list(get_args(ScaleName))}."
     raise ValueError(msg)
 
