@@ -34,6 +34,8 @@ from benchmarks.quality.splits import Split, to_dense
 from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from numpy.typing import NDArray
 
     from benchmarks.quality.drawing import Variant
@@ -43,6 +45,7 @@ logger = logging.getLogger("benchmarks.known_world")
 RESULTS = Path(__file__).parent / "results"
 KEYS = ("model", "seed", "n_genes")
 LABELS = ("type", "condition")
+UNCHANGED = "control"
 REAL, AUTOENCODER, GENERATED = "real cells", "encoded and decoded", "generated"
 
 #: Training cells of each type and condition: types of many cells with both, and rare types.
@@ -68,33 +71,57 @@ TYPE_SPREAD = 0.5  # standard deviation of a type's log means around the shared 
 INVERSE_DISPERSION = 2.0
 COUNTS_PER_GENE, SIZE_SPREAD = 2.0, 0.3  # median, and standard deviation of the logarithm between cells
 N_NODES = 15  # of the integral over the sizes of cells
+BLOCK = 500  # cells that are classified at once
 
 
 @dataclass(frozen=True)
 class World:
-    """Known means of each type and condition, ``(combinations, genes)``, for a cell of the median size."""
+    """Known means of each combination of two labels.
 
+    Parameters
+    ----------
+    labels
+        Names of the labels: that of the type, and that of what changes some genes in all types.
+    combinations
+        Their values.
+    means
+        Mean counts of each combination, ``(combinations, genes)``, in a cell of the median size.
+    """
+
+    labels: tuple[str, str]
+    combinations: Sequence[tuple[str, str]]
     means: NDArray[np.float64]
 
     @classmethod
-    def draw(cls, n_genes: int, seed: int) -> World:
-        """Draw the means of the combinations in `N_TRAIN`."""
-        rng = np.random.default_rng([seed, 0])
+    def draw(
+        cls,
+        n_genes: int,
+        seed: int,
+        *,
+        labels: tuple[str, str] = LABELS,
+        combinations: Iterable[tuple[str, str]] = N_TRAIN,
+    ) -> World:
+        """Draw the means: each value of the second label but `UNCHANGED` multiplies `N_SHIFTED` genes by e."""
+        rng, combinations = np.random.default_rng([seed, 0]), list(combinations)
+        types, states = (list(dict.fromkeys(values)) for values in zip(*combinations, strict=True))
         shared = rng.standard_normal(n_genes)
-        shift = np.zeros(n_genes)
-        shift[rng.choice(n_genes, N_SHIFTED, replace=False)] = 1
-        types = list(dict.fromkeys(name for name, _ in N_TRAIN))
+        factors = {state: np.ones(n_genes) for state in states}
+        for state in states:
+            if state != UNCHANGED:
+                factors[state][rng.choice(n_genes, N_SHIFTED, replace=False)] = np.e
         logs = dict(zip(types, shared + TYPE_SPREAD * rng.standard_normal((len(types), n_genes)), strict=True))
         shares = {name: np.exp(values) / np.exp(values).sum() for name, values in logs.items()}
         size = COUNTS_PER_GENE * n_genes
-        return cls(np.array([size * shares[name] * np.exp(shift * (state == "treated")) for name, state in N_TRAIN]))
+        return cls(
+            labels, combinations, np.array([size * shares[name] * factors[state] for name, state in combinations])
+        )
 
     def cells(self, n_cells: NDArray[np.int_], rng: np.random.Generator) -> ad.AnnData:
         """Draw this many cells of each combination."""
         codes = np.repeat(np.arange(len(self.means)), n_cells)
         mean = self.means[codes] * rng.lognormal(0, SIZE_SPREAD, (len(codes), 1))
         counts = sp.csr_matrix(rng.poisson(rng.gamma(INVERSE_DISPERSION, mean / INVERSE_DISPERSION)).astype(np.float32))
-        obs = pd.DataFrame([list(N_TRAIN)[code] for code in codes], columns=list(LABELS)).astype("category")
+        obs = pd.DataFrame([self.combinations[code] for code in codes], columns=list(self.labels)).astype("category")
         obs.index = [f"cell {row}" for row in range(len(codes))]
         var = pd.DataFrame(index=[f"gene {gene}" for gene in range(self.means.shape[1])])
         return ad.AnnData(counts, obs=obs, var=var, layers={"counts": counts.copy()})
@@ -104,20 +131,24 @@ class World:
         nodes, weights = np.polynomial.hermite_e.hermegauss(N_NODES)
         means = self.means[:, None] * np.exp(SIZE_SPREAD * nodes)[:, None]  # (combinations, nodes, genes)
         ratio = means / INVERSE_DISPERSION
-        # the log likelihood, without the terms that only depend on the counts
-        logs = np.tensordot(to_dense(counts), np.log(ratio / (1 + ratio)), axes=(1, 2))
-        logs -= INVERSE_DISPERSION * np.log1p(ratio).sum(axis=2)
-        return logsumexp(logs, b=weights, axis=2).argmax(axis=1)
+        slopes, offsets = np.log(ratio / (1 + ratio)), INVERSE_DISPERSION * np.log1p(ratio).sum(axis=2)
 
-    def judge(self, counts: NDArray | sp.spmatrix) -> pd.DataFrame:
-        """Return how often `N_JUDGED` cells of each combination have it, and its type and condition alone."""
-        combinations = np.array(list(N_TRAIN))
-        requested = np.repeat(np.arange(len(combinations)), N_JUDGED)
+        def most_likely(some: NDArray | sp.spmatrix) -> NDArray[np.intp]:
+            # the log likelihood, without the terms that only depend on the counts
+            logs = np.tensordot(to_dense(some), slopes, axes=(1, 2)) - offsets
+            return logsumexp(logs, b=weights, axis=2).argmax(axis=1)
+
+        return np.concatenate([most_likely(counts[row : row + BLOCK]) for row in range(0, counts.shape[0], BLOCK)])
+
+    def judge(self, counts: NDArray | sp.spmatrix, n_judged: NDArray[np.int_]) -> pd.DataFrame:
+        """Return how often the cells that were drawn for each combination have it, and each of its labels alone."""
+        combinations = np.array(self.combinations)
+        requested = np.repeat(np.arange(len(combinations)), n_judged)
         right = combinations[self.classify(counts)] == combinations[requested]
-        table = pd.DataFrame(right, columns=[f"right_{label}" for label in LABELS])
+        table = pd.DataFrame(right, columns=[f"right_{label}" for label in self.labels])
         table.insert(0, "confirmed", right.all(axis=1))
         shares = table.groupby(requested).mean()
-        return shares.assign(**dict(zip(LABELS, combinations.T, strict=True)), n_train=list(N_TRAIN.values()))
+        return shares.assign(**dict(zip(self.labels, combinations[shares.index].T, strict=True)))
 
 
 def study(model: str, variant: Variant | None, seed: int, n_genes: int) -> pd.DataFrame:
@@ -133,9 +164,8 @@ def study(model: str, variant: Variant | None, seed: int, n_genes: int) -> pd.Da
         found[GENERATED] = draw_counts(trained, split, variant, seed)
         if hasattr(trained, "get_reconstruction") and "generate" not in variant:  # whose options do not change it
             found[AUTOENCODER] = draw_counts(trained, split, {**variant, "draw": IDEAL_PRIOR}, seed)
-    return pd.concat([world.judge(counts).assign(cells=name) for name, counts in found.items()]).assign(
-        model=model, seed=seed, n_genes=n_genes
-    )
+    tables = [world.judge(counts, n_judged).assign(n_train=n_train, cells=name) for name, counts in found.items()]
+    return pd.concat(tables).assign(model=model, seed=seed, n_genes=n_genes)
 
 
 def summarise(table: pd.DataFrame) -> str:
