@@ -300,9 +300,10 @@ def test_the_report_shows_the_table_that_was_computed_before(call, files, saved_
     metrics = ["--metric", "gene_mean_error", "--metric", "copied_cells"]
     assert call("evaluate", real, synthetic, "--train", train, *metrics, *QUICK, "--out", table)[0] == 0
     cells, found = anndata.read_h5ad(real), pd.read_csv(table)
-    cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories({"a": "NA"})  # pandas reads it as missing
+    read_as_missing = {"a": "NA", "b": ""}  # by pandas
+    cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories(read_as_missing)
     cells.write_h5ad(tmp_path / "real.h5ad")
-    pd.concat([found, found.assign(group="NA", floor=np.nan)]).to_csv(table, index=False)
+    pd.concat([found, found.assign(group="NA", floor=np.nan), found.assign(group="")]).to_csv(table, index=False)
     command = ["report", tmp_path / "real.h5ad", synthetic, "--train", train, "-g", "cell_type", "--table", table]
     command += ["--model", saved_model]
     code, out, err = call(*command, "--title", "Ours", "--out", page)

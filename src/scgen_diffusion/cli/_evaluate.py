@@ -175,8 +175,9 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
     package = terminal.libraries()
     arguments = given(options, "groupby", "layer", "title", "max_cells", "seed")
     if "table" in options:
-        # labels such as "NA" are text; only what `evaluate` left empty is missing
-        arguments["table"] = read_table(options["table"], keep_default_na=False, na_values=[""])
+        # labels such as "NA" and "" are text; only figures that `evaluate` left empty are missing
+        empty = dict.fromkeys(package.metrics.FIGURES, [""])
+        arguments["table"] = read_table(options["table"], keep_default_na=False, na_values=empty)
         package.report.verdict(arguments["table"])  # raises for other tables, before the cells are read
     if "model" in options:
         arguments["model"] = package.model.load(options["model"], adata=False)
