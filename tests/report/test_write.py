@@ -144,10 +144,14 @@ def test_every_label_is_shown_or_says_what_it_lacks(tmp_path):
     rows = re.findall(r"<tr><td>(.*?)</td><td>(\d+)</td><td>(\d+)</td>(.*?)</tr>", path.read_text(encoding="utf-8"))
     assert {row[0]: row[3] for row in rows} == {
         "A &amp; B": "<td>0.9</td><td>–</td>",
-        "T &lt;$_$&gt;": '<td class="words" colspan="2">not measured</td>',
-        "naïve": '<td class="words" colspan="2">not measured</td>',
-        "rare": '<td class="words" colspan="2">fewer than 30 real and synthetic cells</td>',
+        "T &lt;$_$&gt;": '<td class="words" colspan="2">fewer than 90 real cells</td>',
+        "naïve": '<td class="words" colspan="2">fewer than 90 real cells</td>',
+        "rare": '<td class="words" colspan="2">fewer than 90 real and 30 synthetic cells</td>',
     }
+    path = sgd.report.write(real, synthetic, path, train=synthetic, groupby="cell_type", table=TABLE)
+    page = path.read_text(encoding="utf-8")
+    assert page.count("not measured</td>") == 2  # the table lacks these labels
+    assert "fewer than 30 real and 30 synthetic cells</td>" in page
 
 
 def test_verdict_and_all_its_findings_are_shown(written):
@@ -349,19 +353,20 @@ def browse(*arguments):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on the PATH")
 class TestBrowser:
     @pytest.mark.parametrize("width", [420, 1400])
-    def test_all_pictures_are_decoded_and_nothing_sticks_out(self, written, tmp_path, width):
+    def test_all_pictures_are_decoded_and_legible_and_nothing_sticks_out(self, written, tmp_path, width):
         page = escape(written[0].read_text(encoding="utf-8"), quote=True)
         probe = """<script>onload = () => {
             const page = document.querySelector("iframe").contentDocument, images = [...page.images];
             const all = page.documentElement;
             document.title = [images.length, images.filter(i => i.naturalWidth > 100).length,
+                              images.filter(i => i.width > 0.64 * i.naturalWidth).length,
                               all.scrollWidth - all.clientWidth].join(" "); }</script>"""
         framed = tmp_path / "framed.html"
         frame = f'<iframe srcdoc="{page}" style="width: {width}px; height: 900px"></iframe>'
         framed.write_text(f"<!doctype html><meta charset='utf-8'><title></title>{frame}{probe}", encoding="utf-8")
         shown = browse("--dump-dom", "--window-size=1500,900", framed.as_uri())
-        found, decoded, excess = map(int, re.search(r"<title>(\d+) (\d+) (-?\d+)</title>", shown).groups())
-        assert found == decoded > 5
+        found, decoded, legible, excess = map(int, re.search(r"<title>(.*?)</title>", shown)[1].split())
+        assert found == decoded == legible > 5
         assert excess <= 0
 
     def test_page_is_painted(self, written, tmp_path):

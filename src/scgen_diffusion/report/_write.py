@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".html"
 DPI = 110
+SMALLEST = 0.65  # to which a page may shrink a picture, with letters of 7 pixels; wider ones are scrolled
 BETTER = {"lower": "Lower is better.", "higher": "Higher is better.", "floor": "Best where real cells are."}
 WIDTH, MARGIN = 220.0, 8.0  # pixels of a row's picture
 NONE = "–"
@@ -177,7 +178,7 @@ def write(
         headline=judged.headline,
         others=judged.summary.removeprefix(judged.headline).lstrip(),
         topics=_topics(table[table["group"] == ALL]),
-        labels=[] if label is None else _labels({"real": real_test, "synthetic": synthetic}, keys, table),
+        labels=[] if label is None else _labels(real_test, synthetic, keys, table, has_train=train is not None),
         width=WIDTH,
         sections=[
             {"title": section, "anchor": section.lower(), "text": SECTIONS[section], "pictures": own}
@@ -280,8 +281,10 @@ def draw(
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")
         plt.close(figure)
-        png = base64.b64encode(buffer.getvalue()).decode("ascii")
-        pictures.setdefault(section, []).append({"png": png, "caption": caption})
+        png = buffer.getvalue()
+        min_width = round(SMALLEST * int.from_bytes(png[16:20], "big"))  # where a PNG file has its width
+        encoded = base64.b64encode(png).decode("ascii")
+        pictures.setdefault(section, []).append({"png": encoded, "caption": caption, "min_width": str(min_width)})
 
     sizes = pd.Series(dtype=int) if label is None else pd.Series(join_labels(real.obs, [label])).value_counts()
     shown, only = list(sizes.index[:MOST_LABELS]), ""
@@ -337,19 +340,24 @@ def draw(
     return pictures, skipped
 
 
-def _labels(cells: dict[str, AnnData], keys: Sequence[str], table: pd.DataFrame) -> list[dict[str, object]]:
+def _labels(
+    real: AnnData, synthetic: AnnData, keys: Sequence[str], table: pd.DataFrame, *, has_train: bool
+) -> list[dict[str, object]]:
     """List every label with its cells, and with precision and recall or the reason why they are missing."""
-    labels = {side: join_labels(adata.obs, keys) for side, adata in cells.items()}
+    labels = {"real": join_labels(real.obs, keys), "synthetic": join_labels(synthetic.obs, keys)}
     sizes = {side: pd.Series(own).value_counts() for side, own in labels.items()}
     values = table.set_index(["metric", "group"])["value"]
-    columns = cells["real"].obs[list(keys)].reset_index(drop=True)  # the index may have the name of a key
+    columns = real.obs[list(keys)].reset_index(drop=True)  # the index may have the name of a key
     by_category = columns.astype("category").sort_values(list(keys)).index
+    least = dict.fromkeys(sizes, MIN_CELLS_PER_GROUP)
+    if not has_train:  # a third of the real cells fits the space, another plays the synthetic cells
+        least["real"] *= 3
     rows = []
     for label in dict.fromkeys([*labels["real"][by_category], *sorted(sizes["synthetic"].index)]):
         n = {side: int(counts.get(label, 0)) for side, counts in sizes.items()}
         figures = {name: values.get((name, label), np.nan) for name in ("precision", "recall")}
-        few = [side for side in n if n[side] < MIN_CELLS_PER_GROUP]
-        reason = f"fewer than {MIN_CELLS_PER_GROUP} {' and '.join(few)} cells" if few else "not measured"
+        few = [f"{least[side]} {side}" for side in n if n[side] < least[side]]
+        reason = f"fewer than {' and '.join(few)} cells" if few else "not measured"
         missing = "" if np.isfinite(list(figures.values())).any() else reason
         rows.append({"name": label, **n, "missing": missing, **{name: written(v) for name, v in figures.items()}})
     return rows
