@@ -216,6 +216,16 @@ def test_what_is_not_in_the_table_is_named():
         sgd.pl.scores(make_table().assign(model="SCLDM"), by=["model"])
 
 
+def test_a_heat_map_of_more_than_a_hundred_columns_is_refused():
+    table = pd.DataFrame([make_row(0.65, group=str(number)) for number in range(101)])
+    assert len(tick_names(sgd.pl.scores(table[:100], show=False).xaxis)) == 100
+    with pytest.raises(ValueError, match="room for 100 columns, but there are 101. Name some in `groups`"):
+        sgd.pl.scores(table)
+    table = table.assign(model=table["group"], group="all")
+    with pytest.raises(ValueError, match="room for 100 columns, but there are 101. Give the rows of some"):
+        sgd.pl.scores(table, by="model")
+
+
 @pytest.mark.filterwarnings("error")
 def test_categories_are_drawn_like_text():
     expected, ax = (sgd.pl.scores(table, show=False) for table in (make_table(), make_table().astype(CATEGORIES)))

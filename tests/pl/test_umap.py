@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import anndata
 import matplotlib as mpl
 import numpy as np
@@ -169,6 +171,19 @@ def test_many_labels_widen_the_figure_and_not_the_figure_of_the_user(first_compo
     assert many.width > 0.9 * few.width
     assert many.height > 0.9 * few.height
     assert tuple(given[0].figure.get_size_inches()) == (9, 3)
+
+
+def test_labels_that_share_a_colour_are_reported(first_components):
+    real, synthetic = make_cells(120), make_cells(120, seed=1)
+    for adata in (real, synthetic):
+        adata.obs["many"] = [f"T{number}" for number in range(120)]
+
+    with pytest.warns(UserWarning, match="'many' has 120 labels, but there are only 102 colours"):
+        sgd.pl.umap(real, synthetic, color="many", show=False)
+    with warnings.catch_warnings(action="error"):
+        sgd.pl.umap(real, synthetic[:100], color="cell_type", show=False)
+        sgd.pl.umap(real[:100], synthetic[:100], color="many", show=False)
+        sgd.pl.umap(real, synthetic, color="many", palette=["red"] * 120, show=False)
 
 
 def test_three_cells_are_too_few_for_a_umap():

@@ -13,11 +13,11 @@ from matplotlib.colors import Normalize
 from matplotlib.pyplot import get_cmap
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from scgen_diffusion._arguments import check_count, known_names
+from scgen_diffusion._arguments import check_count, known_names, warn_user
 from scgen_diffusion.data import NO_LABEL, as_labels, check_is_anndata, make_indexable, obs_column
 from scgen_diffusion.metrics import Expression, align_genes, expression_of
 
-from ._figures import scanpy_colors
+from ._figures import MOST_LABELS, scanpy_colors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,6 +157,12 @@ def label_colors(
     if lacking := [label for label in named if label not in colors]:
         msg = f"`palette` has no colour for {lacking[0]!r}, a label of {key!r}. {known_names(lacking[0], list(colors))}"
         raise ValueError(msg)
+    n_colors = len({colors[label] for label in named})
+    if palette is None and len(named) > max(n_colors, MOST_LABELS):  # fewer may share colours of `uns` on purpose
+        warn_user(
+            f"{key!r} has {len(named)} labels, but there are only {n_colors} colours, so several labels share one. "
+            "Give the cells of fewer labels, or a `palette`."
+        )
     return {label: colors.get(label, MISSING_COLOR) for label in labels}
 
 

@@ -33,6 +33,7 @@ SIGNS = {"lower": "↓", "higher": "↑", "floor": "="}
 FLOOR_LABEL = "floor: real\nagainst real cells"
 OURS = "scgen_diffusion"  # marks figures that were made here, which may be widened and closed
 N_COLUMNS = 4
+MOST_LABELS = 100  # of a picture; larger ones are unreadable and take gigabytes
 SPAN_OF_LOG = 8  # numbers that span a larger factor get a logarithmic axis
 MOST_FOR_ONE_TWO_FIVE = 50  # if an axis spans a larger factor, its numbers would overlap
 FROM_WHERE_THOUSANDS = 100_000  # an axis that goes so far counts in thousands, as its numbers would overlap, too

@@ -15,6 +15,7 @@ from scgen_diffusion.metrics import gene_statistics, marker_genes
 
 from ._cells import label_order, labels_of, sides_of
 from ._figures import (
+    MOST_LABELS,
     SOURCES,
     choose,
     explain_colors,
@@ -42,7 +43,6 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LARGEST_DOT = 130.0  # area for a gene that every cell expresses, in points squared
 SHIFTS = (-0.22, 0.22)  # vertical shift of the rows of real and synthetic cells within a label
 LEAST_DRAWN = 5  # cells of a label
-MOST_LABELS = 100  # of a dot plot; pictures of more are unreadable and take gigabytes
 
 
 def library_size(

@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from scgen_diffusion.data import check_one_modality
 from scgen_diffusion.metrics import FIGURES, MIN_CELLS_PER_GROUP, excess_over_floor
 
-from ._figures import SIGNS, choose, finish, one_axis
+from ._figures import MOST_LABELS, SIGNS, choose, finish, one_axis
 
 if TYPE_CHECKING:
     import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COLUMNS = {"metric", "group", *FIGURES, "better"}
 KEY = (
     "↓ lower is better   ↑ higher is better   = best at the floor\n"
-    f"grey: no value, or no floor (fewer than {MIN_CELLS_PER_GROUP} cells of the label in half of `train`)\n"
+    f"grey: no value, or no floor (fewer than {MIN_CELLS_PER_GROUP} cells of the label in half of `train`, if given)\n"
     "* shuffling does no clear harm: darkest at twice the floor, or well beyond the interval\n"
     "half as dark: chance may explain the value (its interval holds the floor)"
 )
@@ -83,8 +83,9 @@ def scores(
     Raises
     ------
     ValueError
-        If a column, metric or group is unknown, nothing is left to show, several groups are asked for with ``by``, or
-        the table has several rows or modalities for the same metric and column of the heat map.
+        If a column, metric or group is unknown, nothing is left to show, several groups are asked for with ``by``, the
+        table has several rows or modalities for the same metric and column of the heat map, or there are more than 100
+        columns.
 
     Examples
     --------
@@ -111,6 +112,10 @@ def scores(
     signs = table.drop_duplicates("metric").set_index("metric")["better"].map(SIGNS)
     table = table[table["group"].isin(groups)]
     column, names = ("group", groups) if by is None else (by, list(table[by].unique()))
+    if len(names) > MOST_LABELS:
+        advice = "Name some in `groups`" if by is None else "Give the rows of some"
+        msg = f"A heat map has room for {MOST_LABELS} columns, but there are {len(names)}. {advice}."
+        raise ValueError(msg)
     repeated = table.duplicated(["metric", column])
     if repeated.any():
         first = table[repeated].iloc[0]
