@@ -57,5 +57,13 @@ def test_nothing_is_close_to_a_missing_name(missing):
     assert known_names(missing, CELL_TYPES) == f"Known: {', '.join(map(repr, CELL_TYPES))}."
 
 
-def test_a_short_name_within_a_word_is_not_close():
-    assert known_names("CTAL4", ["T", "CTLA4"]).startswith("Known, closest first: 'CTLA4'")
+@pytest.mark.parametrize(
+    ("name", "known", "closest"),
+    [
+        ("CTAL4", ["T", "CTLA4"], "CTLA4"),
+        ("CD4+ T, naive", ["NA", "", "CD4+ T, naïve"], "CD4+ T, naïve"),
+        ("monocites", ["", "CD14 Monocyte"], "CD14 Monocyte"),
+    ],
+)
+def test_a_short_name_within_another_one_is_not_close(name, known, closest):
+    assert known_names(name, known).startswith(f"Known, closest first: {closest!r}, ")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 N_KNOWN = 20  # listed names
+LIKE = 0.8  # share of letters that two spellings of a name have in common
 MISSING = ("None", "nan", "<NA>", "NaT")
 
 
@@ -60,7 +61,9 @@ def known_names(name: object, known: Sequence[object]) -> str:
     def distance(text: str) -> tuple[bool, bool, float]:
         found = text.casefold()
         matcher.set_seq1(found)
-        return found != asked, not (_has_word(found, asked) or _has_word(asked, found)), -matcher.ratio()
+        ratio = matcher.ratio()
+        is_like = ratio > LIKE or _has_word(found, asked) or _has_word(asked, found)
+        return found != asked, not is_like, -ratio
 
     closest = sorted(by_text, key=distance)[:N_KNOWN]
     return f"Known, closest first: {', '.join(repr(by_text[text]) for text in closest)}."
@@ -68,7 +71,7 @@ def known_names(name: object, known: Sequence[object]) -> str:
 
 def _has_word(text: str, beginning: str) -> bool:
     """Return whether a word of the text starts with ``beginning``, as "B cell" has "B", but "Platelet" has no "T"."""
-    return re.search(rf"(?<![^\W_]){re.escape(beginning)}", text) is not None
+    return bool(beginning) and re.search(rf"(?<![^\W_]){re.escape(beginning)}", text) is not None
 
 
 def list_first(things: Sequence[object], most: int = 5) -> str:

@@ -266,7 +266,8 @@ def test_info_lists_what_a_model_can_generate(call, saved_model):
     code, out, err = call("info", saved_model)
     assert (code, err) == (0, "")
     assert out.startswith("SCLDM trained on 96 cells (cells not in memory)")
-    assert "values of cell_type: B cell, T cell, NK, rare, never seen" in out
+    assert "values of cell_type: B cell, T cell, NK, rare\n" in out
+    assert "values of cell_type without training cells: never seen\n" in out
     assert "model.generate" not in out
     assert out.endswith(f"scgen-diffusion generate {saved_model} cells.h5ad --n-cells 1000\n")
     described = json.loads(call("info", saved_model, "--json")[1])

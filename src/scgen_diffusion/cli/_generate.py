@@ -226,6 +226,8 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
 
     MODEL is a folder, or the name of a pretrained model: pbmc3k, kang_ifnb or pbmc10k_citeseq.
     """
+    from scgen_diffusion.data import mark_occurring
+
     model = terminal.libraries().model.load(options["model"], adata=False, accelerator="cpu")
     conditions, controls = {}, model.control_values_
     for key in model.conditions.by_key:
@@ -236,9 +238,11 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
         terminal.result(_as_json(model, conditions))
         return
     terminal.result(str(model).partition("\n  next:")[0])  # the rest says what to do in Python
-    for name, key in conditions.items():
-        if values := key.get("values") or key.get("members"):
-            terminal.result(f"  values of {name}: {list_first(values, N_NAMED)}")
+    keys = model.conditions.by_key
+    for key, occur in zip(keys, mark_occurring(keys, model.combinations_), strict=True):
+        for which, are_shown in {"": occur, " without training cells": ~occur}.items():
+            if values := [value for value, is_shown in zip(key.labels, are_shown, strict=True) if is_shown]:
+                terminal.result(f"  values of {key.name}{which}: {list_first(values, N_NAMED)}")
     terminal.result(f"  architecture: {_architecture(model)}")
     if training := _training(model):
         terminal.result(f"  training: {training}")
