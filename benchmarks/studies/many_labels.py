@@ -41,7 +41,7 @@ SMALLEST, LARGEST = 5, 250  # training cells of a combination, evenly spread on 
 N_JUDGED, N_JUDGED_ABSENT = 40, 5  # cells per combination; there are nine absent ones to each present one
 N_GENES, GUIDANCE_SCALE = 300, 1.5
 #: Combinations by their number of training cells: the first number of each group.
-GROUPS = {"none": 0, "5 to 19": 5, "20 to 49": 20, "50 or more": 50}
+GROUPS = {"no": 0, "5 to 19": 5, "20 to 49": 20, "50 or more": 50}
 SCORES = ("confirmed", *(f"right_{label}" for label in LABELS))
 
 
@@ -92,6 +92,7 @@ def study(model: str, variant: Variant | None, seed: int) -> pd.DataFrame:
 def summarise(table: pd.DataFrame) -> str:
     """Write a table: how often the labels of cells are confirmed, means over seeds."""
     rows = table.assign(row=np.where(table["cells"] == REAL, REAL, table["model"] + ", " + table["cells"]))
+    rows = rows.drop_duplicates(["row", "n_train", "seed"])  # all models have the same real cells
     means = rows.groupby(["row", "n_train"], sort=False)[list(SCORES)].mean()
     real = means.loc[REAL]
     lines = []
@@ -112,7 +113,7 @@ def summarise(table: pd.DataFrame) -> str:
             "the type, the donor), by number of training cells of the combination. Seeds " + seeds + ". **Bold**: at "
             f"least {GOAL} of what real cells score. Written by `python -m benchmarks.studies.many_labels`.",
             "",
-            markdown_table(["", *(f"training cells: {group}" for group in GROUPS)], lines),
+            markdown_table(["", *(f"{group} training cells" for group in GROUPS)], lines),
             "",
         ]
     )

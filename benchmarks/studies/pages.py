@@ -10,7 +10,10 @@ import pandas as pd
 from benchmarks.studies.end_to_end import costs_of, quality_of
 from benchmarks.studies.held_out import REAL
 from benchmarks.studies.hours import GENERATE, OTHER_HOUR, PROPORTIONAL, RIVALS, TRANSPORT
+from benchmarks.studies.known_world import GENERATED
+from benchmarks.studies.known_world import REAL as REAL_CELLS
 from benchmarks.studies.learning_curves import COSTS, DEFAULT, METHODS, columns_of
+from benchmarks.studies.many_labels import GROUPS
 from benchmarks.studies.world import N_GENES
 from benchmarks.tables import ROOT, markdown_table, mean_with_interval, read_table
 
@@ -320,6 +323,19 @@ def label_limit(table: pd.DataFrame) -> Blocks:
     return {("docs/user_guide/metrics.md", "label limit"): text}
 
 
+def many_labels(table: pd.DataFrame) -> Blocks:
+    """Write how often type and donor are right, by number of training cells of the combination."""
+    means = table.pivot_table(index=["model", "cells"], columns="n_train", values="confirmed")
+    rows = {
+        "real cells": ("SCLDM", REAL_CELLS),
+        **{name: (name, GENERATED) for name in ("SCLDM", "SCRDIT")},
+        **{f"{name}, `guidance_scale=1.5`": (name, "guidance 1.5") for name in ("SCLDM", "SCRDIT")},
+        "NB copula per label": ("NB-copula", GENERATED),
+    }
+    text = _table(means, rows, {f"{name} training cells": name for name in GROUPS})
+    return {("docs/user_guide/scldm.md", "many labels"): text}
+
+
 def rare_types(table: pd.DataFrame) -> Blocks:
     """Write what helps a classifier that has seen ten cells of a type."""
     metrics = {"f1": "F1, linear", "f1_neighbours": "F1, neighbours", "average_precision": "average precision"}
@@ -363,5 +379,6 @@ BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
     "perturbation_combinations": perturbation_combinations,
     "doses": doses,
     "label_limit": label_limit,
+    "many_labels": many_labels,
     "rare_types": rare_types,
 }

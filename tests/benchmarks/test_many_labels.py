@@ -27,7 +27,7 @@ def test_a_baseline_is_judged_where_it_has_training_cells(tmp_path, monkeypatch)
     monkeypatch.setattr("sys.argv", ["many_labels", "--models", "independent-NB"])
     many_labels.main()
     table = pd.read_csv(tmp_path / "many_labels.csv").set_index(["cells", "n_train"])
-    assert list(table.loc["real cells"].index) == ["none", "5 to 19", "20 to 49"]
+    assert list(table.loc["real cells"].index) == ["no", "5 to 19", "20 to 49"]
     assert list(table.loc["generated"].index) == ["5 to 19", "20 to 49"]
     assert table["confirmed"].min() > 0.8
     assert "| independent-NB, generated |  | **0." in (tmp_path / "many_labels.md").read_text()
@@ -38,6 +38,6 @@ def test_a_model_is_judged_with_guidance_and_its_autoencoder_alone():
     variant = {"class": "SCLDM", "train": {"max_epochs": 1, "enable_progress_bar": False}}
     table = many_labels.study("quick", variant, 0)
     kinds = table.groupby("cells")["n_train"].apply(set)
-    assert kinds["generated"] == kinds["guidance 1.5"] == kinds["real cells"] == {"none", "5 to 19", "20 to 49"}
+    assert kinds["generated"] == kinds["guidance 1.5"] == kinds["real cells"] == {"no", "5 to 19", "20 to 49"}
     assert kinds["encoded and decoded"] == {"5 to 19", "20 to 49"}
     assert table["confirmed"].between(0, 1).all()
