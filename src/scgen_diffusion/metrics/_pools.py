@@ -6,7 +6,7 @@ Cells are drawn before they are normalised and projected, so that no work is was
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,13 +15,14 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ._cells import Expression, stacked
-from ._comparison import ALL, Comparison, Context, Fingerprints, Sample, Training
+from ._comparison import ALL, Comparison, Context, Fingerprints, Further, Sample, Training, draw_labels
 from ._distribution import median_squared_distance
+from ._genes import count_labels
 from ._safety import chance_of_equal, fingerprints_of
 from ._space import MAX_FITTED_CELLS, ComparisonSpace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 MIN_CELLS_PER_GROUP = 30
 CELLS_PER_GROUP = 500
 POOL_FACTOR = 2  # keep this many times as many real cells as a comparison needs, so that draws differ
+FEW_DRAWN = 20  # cells of a label on a side: it gets others of its own for metrics that compare labels
+CELLS_PER_RARE_LABEL = 100
 GENES_AT_ONCE = 1_000
 
 
@@ -47,10 +50,13 @@ class Pool:
     n_of_all
         The first `n_of_all` cells are a random draw from all cells. The rest was added for groups with few cells among
         these.
+    sizes
+        Numbers of cells of each label in the set; None without labels.
     """
 
     sample: Sample
     n_of_all: int
+    sizes: pd.Series | None
 
     def positions(self, group: str | None) -> NDArray[np.intp]:
         """Return the positions of a group's cells (None: of all). Any first few of them are a random draw."""
@@ -84,6 +90,10 @@ class Pools:
         Principal components of all synthetic cells; None without ``train``.
     n_cells
         Number of cells on either side in a comparison of all cells.
+    n_available
+        What this number would be without a limit.
+    n_labelled
+        Numbers of real and synthetic cells whose labels are counted, drawn or not: all that others can play.
     """
 
     real: Pool
@@ -93,6 +103,8 @@ class Pools:
     training: Training | None
     released: NDArray[np.float32] | None
     n_cells: int
+    n_available: int
+    n_labelled: tuple[int, int]
 
 
 def draw_pools(
@@ -108,7 +120,9 @@ def draw_pools(
         space = ComparisonSpace.fit(stacked(source.chunks(fitted[:MAX_FITTED_CELLS])), seed=draws.seed)
     real_rows = rest if train is None else np.arange(len(real))
     available = [len(real_rows) // 2] if train is None else [len(real_rows), len(rest)]
-    n_cells = min(*available, len(synthetic), draws.max_cells)
+    n_available = min(*available, len(synthetic))
+    n_cells = min(n_available, draws.max_cells)
+    n_real, n_others = available * 2 if train is None else (len(real), len(train))
     logger.info("Comparing %d real with %d synthetic cells.", n_cells, n_cells)
     training = released = None
     if with_training and train is not None:
@@ -124,6 +138,8 @@ def draw_pools(
         training=training,
         released=released,
         n_cells=n_cells,
+        n_available=n_available,
+        n_labelled=(n_real, min(len(synthetic), n_others)),
     )
 
 
@@ -134,15 +150,16 @@ def _draw(
     rows = rng.permutation(rows)
     drawn = np.arange(len(rows)) < n_cells
     n_of_all = int(drawn.sum())
-    labels = None if source.labels is None else source.labels[rows]
-    if labels is not None:
+    labels = sizes = None
+    if source.labels is not None:
+        labels, sizes = source.labels[rows], count_labels(source.labels)
         drawn |= pd.Series(labels).groupby(labels).cumcount().to_numpy() < n_per_group
         labels = labels[drawn]
     chunks, pcs = [], []
     for chunk in source.chunks(rows[drawn]):
         chunks.append(chunk)
         pcs.append(space.project(chunk))
-    return Pool(Sample(stacked(chunks), np.concatenate(pcs), labels), n_of_all)
+    return Pool(Sample(stacked(chunks), np.concatenate(pcs), labels), n_of_all, sizes)
 
 
 def _of_all_cells(source: Source, *functions: Callable[[Expression], NDArray]) -> list[NDArray]:
@@ -171,9 +188,10 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
     if n_cells < MIN_CELLS_PER_GROUP:
         return None
     # one generator each, because how many floors are drawn depends on which metrics are asked for
-    rng, mixing, halving = (np.random.default_rng([draws.seed, purpose]) for purpose in (1, 2, 3))
-    cells, other_cells = pools.real.sample, (pools.real if pools.floor is None else pools.floor).sample
-    first = cells[real[:n_cells]]
+    rng, mixing, halving, counting = (np.random.default_rng([draws.seed, purpose]) for purpose in (1, 2, 3, 4))
+    n_further = [0, 0] if group is not None else [n - n_cells for n in pools.n_labelled]
+    draw_from = partial(_draw_from, rare=_rare_labels(pools), rng=counting)
+    (first,) = draw_from(pools.real, [real[:n_cells]], n_further[:1])
     compare = partial(
         Comparison,
         genes=pools.space.genes[np.argsort(-pools.space.pca.mean_, kind="stable")],
@@ -183,14 +201,15 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
     )
 
     def draw_others(rng: np.random.Generator = rng) -> Sample:
-        return other_cells[rng.choice(others, n_cells, replace=False)]
+        rows = [rng.choice(others, n_cells, replace=False)]
+        return draw_from(pools.floor or pools.real, rows, n_further[1:])[0]
 
     def split_real() -> Comparison:
         order = rng.permutation(real)
         n_half = min(n_cells, len(order) // 2)
-        return compare(cells[order[:n_half]], cells[order[n_half : 2 * n_half]])
+        return compare(*draw_from(pools.real, [order[:n_half], order[n_half : 2 * n_half]], n_further))
 
-    value = compare(first, pools.synthetic.sample[synthetic[:n_cells]], released=pools.released)
+    value = compare(first, *draw_from(pools.synthetic, [synthetic[:n_cells]], n_further[1:]), released=pools.released)
     draw_floor = split_real if pools.floor is None else lambda: compare(first, draw_others())
     floors = [draw_floor() for _ in range(draws.n_floor if has_others else 0)]
     is_judged_by_training = pools.training is not None and group is None
@@ -202,6 +221,37 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
         held_out_floors=held_out_floors,
         halves=[value.half(halving) for _ in range(draws.n_bootstrap)],
     )
+
+
+def _rare_labels(pools: Pools) -> pd.Series:
+    """Return how many cells to compare of each label that has rows of its own, but few cells among those drawn."""
+    sizes, drawn = pools.real.sizes, [pool.sample.labels for pool in (pools.real, pools.synthetic)]
+    if sizes is None or pools.n_cells == pools.n_available:
+        return pd.Series(dtype=int)
+    available, with_rows = (sizes * n // sizes.sum() for n in (pools.n_available, pools.n_labelled[0]))
+    few = [count_labels(own[: pools.n_cells]).reindex(sizes.index, fill_value=0) < FEW_DRAWN for own in drawn]
+    return available[(with_rows >= MIN_CELLS_PER_GROUP) & np.logical_or(*few)].clip(upper=CELLS_PER_RARE_LABEL)
+
+
+def _draw_from(
+    pool: Pool, parts: Sequence[NDArray[np.intp]], n_further: Sequence[int], rare: pd.Series, rng: np.random.Generator
+) -> list[Sample]:
+    """Return samples of a pool, with so many further cells of its set that are in none of them."""
+    samples = [pool.sample[rows] for rows in parts]
+    if pool.sizes is None or not any(n_further):
+        return samples
+    drawn = [count_labels(sample.labels) for sample in samples]
+    left = pool.sizes.sub(pd.concat(drawn).groupby(level=0).sum(), fill_value=0).astype(int)
+    rows = rng.permutation(np.setdiff1d(np.flatnonzero(np.isin(pool.sample.labels, rare.index)), np.concatenate(parts)))
+    for position, (own, n_cells) in enumerate(zip(drawn, n_further, strict=True)):
+        sizes = draw_labels(left, min(n_cells, left.sum()), rng)  # half of the real cells for memorisation have no more
+        left -= sizes
+        labels = pd.Series(pool.sample.labels[rows])
+        wanted = labels.map(rare.sub(own, fill_value=0))
+        is_taken = (labels.groupby(labels).cumcount() < wanted).to_numpy()
+        samples[position] = replace(samples[position], further=Further(sizes, pool.sample, rows[is_taken]))
+        rows = rows[~is_taken]
+    return samples
 
 
 def shuffle_genes(sample: Sample, project: Callable[[Expression], NDArray], rng: np.random.Generator) -> Sample:
@@ -216,4 +266,8 @@ def shuffle_genes(sample: Sample, project: Callable[[Expression], NDArray], rng:
             by_gene[:, cells] = rng.permuted(by_gene[:, cells], axis=1)
         parts.append(sp.csr_matrix(by_gene.T))
     expression = Expression(sp.hstack(parts, format="csr"), sample.expression.library_sizes)
-    return Sample(expression, project(expression), sample.labels)
+    further = sample.further
+    if further is not None and len(further.rows):
+        cells = shuffle_genes(further.cells[further.rows], project, rng)
+        further = replace(further, cells=cells, rows=np.arange(len(cells)))
+    return Sample(expression, project(expression), sample.labels, further)
