@@ -106,16 +106,9 @@ class Further:
 
     def half(self, rng: np.random.Generator) -> Further:
         """Draw one half of the cells."""
-        return Further(
-            draw_labels(self.sizes, self.sizes.sum() // 2, rng),
-            self.cells,
-            rng.permutation(self.rows)[: len(self.rows) // 2],
-        )
-
-
-def draw_labels(sizes: pd.Series, n_cells: int, rng: np.random.Generator) -> pd.Series:
-    """Return the numbers of each label among random cells of so many of each."""
-    return pd.Series(rng.multivariate_hypergeometric(sizes.to_numpy(), n_cells), sizes.index)
+        sizes = rng.multivariate_hypergeometric(self.sizes.to_numpy(), self.sizes.sum() // 2)
+        rows = rng.permutation(self.rows)[: len(self.rows) // 2]
+        return Further(pd.Series(sizes, self.sizes.index), self.cells, rows)
 
 
 @dataclass(frozen=True)

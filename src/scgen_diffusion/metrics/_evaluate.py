@@ -166,11 +166,9 @@ def evaluate(
         Largest number of cells to compare on each side. Time and memory grow with its square, the time of optimal
         transport with its cube. Groups draw up to 500 cells of their own, so rare labels keep their cells. In
         ``marker_overlap``, ``marker_slope`` and ``mmd_per_label``, a label that has rows, but fewer than 20 cells among
-        those drawn on a side, has up to 100 of its own. Shares of labels (``group_share_difference``) count no more
-        synthetic cells than ``train`` has; without it, a third of ``real_test`` and no more synthetic cells.
-        Metrics of memorisation use all of ``train``. Copies and duplicates (``copied_cells``, ``copied_test_cells``,
-        ``duplicate_share``) are counted in all cells of all sets, read part by part. Means and variances of
-        perturbations use all cells.
+        those drawn on a side, has up to 100 of its own. Metrics of memorisation use all of ``train``. Copies and
+        duplicates (``copied_cells``, ``copied_test_cells``, ``duplicate_share``) are counted in all cells of all sets,
+        read part by part. Means and variances of perturbations use all cells.
     n_floor
         Number of draws that a floor averages (one for boosting, which is slow). 0 leaves the floor out.
     n_bootstrap

@@ -15,7 +15,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ._cells import Expression, stacked
-from ._comparison import ALL, Comparison, Context, Fingerprints, Further, Sample, Training, draw_labels
+from ._comparison import ALL, Comparison, Context, Fingerprints, Further, Sample, Training
 from ._distribution import median_squared_distance
 from ._genes import count_labels
 from ._safety import chance_of_equal, fingerprints_of
@@ -92,8 +92,6 @@ class Pools:
         Number of cells on either side in a comparison of all cells.
     n_available
         What this number would be without a limit.
-    n_labelled
-        Numbers of real and synthetic cells whose labels are counted, drawn or not: all that others can play.
     """
 
     real: Pool
@@ -104,7 +102,6 @@ class Pools:
     released: NDArray[np.float32] | None
     n_cells: int
     n_available: int
-    n_labelled: tuple[int, int]
 
 
 def draw_pools(
@@ -122,7 +119,6 @@ def draw_pools(
     available = [len(real_rows) // 2] if train is None else [len(real_rows), len(rest)]
     n_available = min(*available, len(synthetic))
     n_cells = min(n_available, draws.max_cells)
-    n_real, n_others = available * 2 if train is None else (len(real), len(train))
     logger.info("Comparing %d real with %d synthetic cells.", n_cells, n_cells)
     training = released = None
     if with_training and train is not None:
@@ -139,7 +135,6 @@ def draw_pools(
         released=released,
         n_cells=n_cells,
         n_available=n_available,
-        n_labelled=(n_real, min(len(synthetic), n_others)),
     )
 
 
@@ -189,9 +184,10 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
         return None
     # one generator each, because how many floors are drawn depends on which metrics are asked for
     rng, mixing, halving, counting = (np.random.default_rng([draws.seed, purpose]) for purpose in (1, 2, 3, 4))
-    n_further = [0, 0] if group is not None else [n - n_cells for n in pools.n_labelled]
+    has_further = group is None and pools.real.sizes is not None
+    n_further = [pool.sizes.sum() - n_cells if has_further else 0 for pool in (pools.real, pools.synthetic)]
     draw_from = partial(_draw_from, rare=_rare_labels(pools), rng=counting)
-    (first,) = draw_from(pools.real, [real[:n_cells]], n_further[:1])
+    (first,) = draw_from(pools.real, [real[:n_cells]], n_further[:1], is_value=True)
     compare = partial(
         Comparison,
         genes=pools.space.genes[np.argsort(-pools.space.pca.mean_, kind="stable")],
@@ -209,7 +205,9 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
         n_half = min(n_cells, len(order) // 2)
         return compare(*draw_from(pools.real, [order[:n_half], order[n_half : 2 * n_half]], n_further))
 
-    value = compare(first, *draw_from(pools.synthetic, [synthetic[:n_cells]], n_further[1:]), released=pools.released)
+    value = compare(
+        first, *draw_from(pools.synthetic, [synthetic[:n_cells]], n_further[1:], is_value=True), released=pools.released
+    )
     draw_floor = split_real if pools.floor is None else lambda: compare(first, draw_others())
     floors = [draw_floor() for _ in range(draws.n_floor if has_others else 0)]
     is_judged_by_training = pools.training is not None and group is None
@@ -228,27 +226,34 @@ def _rare_labels(pools: Pools) -> pd.Series:
     sizes, drawn = pools.real.sizes, [pool.sample.labels for pool in (pools.real, pools.synthetic)]
     if sizes is None or pools.n_cells == pools.n_available:
         return pd.Series(dtype=int)
-    available, with_rows = (sizes * n // sizes.sum() for n in (pools.n_available, pools.n_labelled[0]))
+    available = sizes * pools.n_available // sizes.sum()
+    with_rows = sizes // (3 if pools.floor is None else 1) >= MIN_CELLS_PER_GROUP
     few = [count_labels(own[: pools.n_cells]).reindex(sizes.index, fill_value=0) < FEW_DRAWN for own in drawn]
-    return available[(with_rows >= MIN_CELLS_PER_GROUP) & np.logical_or(*few)].clip(upper=CELLS_PER_RARE_LABEL)
+    return available[with_rows & np.logical_or(*few)].clip(upper=CELLS_PER_RARE_LABEL)
 
 
 def _draw_from(
-    pool: Pool, parts: Sequence[NDArray[np.intp]], n_further: Sequence[int], rare: pd.Series, rng: np.random.Generator
+    pool: Pool,
+    parts: Sequence[NDArray[np.intp]],
+    n_further: Sequence[int],
+    *,
+    rare: pd.Series,
+    rng: np.random.Generator,
+    is_value: bool = False,
 ) -> list[Sample]:
-    """Return samples of a pool, with so many further cells of its set that are in none of them."""
+    """Return samples of a pool, beside so many further cells: all others of its set, or as a perfect model draws."""
     samples = [pool.sample[rows] for rows in parts]
-    if pool.sizes is None or not any(n_further):
+    if not any(n_further):
         return samples
-    drawn = [count_labels(sample.labels) for sample in samples]
-    left = pool.sizes.sub(pd.concat(drawn).groupby(level=0).sum(), fill_value=0).astype(int)
     rows = rng.permutation(np.setdiff1d(np.flatnonzero(np.isin(pool.sample.labels, rare.index)), np.concatenate(parts)))
-    for position, (own, n_cells) in enumerate(zip(drawn, n_further, strict=True)):
-        sizes = draw_labels(left, min(n_cells, left.sum()), rng)  # half of the real cells for memorisation have no more
-        left -= sizes
+    for position, n_cells in enumerate(n_further):
+        drawn = count_labels(samples[position].labels)
+        if is_value:
+            sizes = pool.sizes.sub(drawn, fill_value=0).astype(int)
+        else:
+            sizes = pd.Series(rng.multinomial(n_cells, pool.sizes / pool.sizes.sum()), pool.sizes.index)
         labels = pd.Series(pool.sample.labels[rows])
-        wanted = labels.map(rare.sub(own, fill_value=0))
-        is_taken = (labels.groupby(labels).cumcount() < wanted).to_numpy()
+        is_taken = (labels.groupby(labels).cumcount() < labels.map(rare.sub(drawn, fill_value=0))).to_numpy()
         samples[position] = replace(samples[position], further=Further(sizes, pool.sample, rows[is_taken]))
         rows = rows[~is_taken]
     return samples
