@@ -237,6 +237,57 @@ def test_rare_labels_keep_their_cells_where_few_cells_are_drawn():
     assert found.attrs["n_cells"]["b"] > 30  # five or six of the cells drawn from all
 
 
+@pytest.mark.parametrize("n_synthetic", [800, 400])
+def test_shares_of_labels_are_counted_in_all_cells(n_synthetic):
+    labels = "abcdefghijklmnopqrst"
+    sets = {"real": (800, labels), "synthetic": (n_synthetic, labels), "train": (1600, labels)}
+    sets = {name: cells(n, seed=n, labels=own) for name, (n, own) in sets.items()}
+    options = {"groupby": "type", "max_cells": 50, "metrics": ["group_share_difference"], "n_bootstrap": 10}
+
+    equal = table(**sets, **options)
+    assert equal["value"].max() == pytest.approx(0, abs=1e-12)  # of 50 cells by chance: 0.25
+    assert 0.02 < figure(equal, "group_share_difference", "floor") < 0.15
+    assert figure(equal, "group_share_difference", "high") < 0.15
+
+    sets["synthetic"].obs["type"] = np.where(np.arange(n_synthetic) % 10, sets["synthetic"].obs["type"], "a")
+    other = table(**sets, **options)
+    assert figure(other, "group_share_difference") == pytest.approx(0.05)  # half of those changed were "a" before
+    assert figure(other, "group_share_difference", group="a") == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("train", [1400, None])
+def test_labels_of_which_few_cells_are_drawn_are_compared_by_cells_of_their_own(train):
+    labels, names = "abcdefghij", ["marker_overlap", "marker_slope", "mmd_per_label"]
+    real, synthetic = (cells(n, seed=n, labels=labels, n_genes=120) for n in (700 if train else 1400, 701))
+    train = train and cells(train, seed=3, labels=labels, n_genes=120)
+    judge = lambda synthetic: table(real, synthetic, train=train, groupby="type", max_cells=50, metrics=names)
+
+    found = judge(synthetic)
+    assert found[BOUNDS_COLUMNS].notna().all(axis=None)
+    assert set(found.loc[found["metric"] == "marker_overlap", "group"]) == {"all", *labels}
+    for metric, tolerance in {"marker_overlap": 0.03, "marker_slope": 0.05, "mmd_per_label": 0.01}.items():
+        assert figure(found, metric) == pytest.approx(figure(found, metric, "floor"), abs=tolerance)
+
+    swapped = synthetic.copy()
+    swapped.obs["type"] = swapped.obs["type"].replace({"a": "b", "b": "a"})
+    found = judge(swapped)
+    assert figure(found, "marker_overlap", group="a") < 0.6 < figure(found, "marker_overlap", group="c")
+    assert figure(found, "mmd_per_label") > 0.05
+
+    missing = judge(synthetic[synthetic.obs["type"] != "a"].copy())
+    assert figure(missing, "marker_overlap", group="a") == 0
+    assert np.isnan([figure(missing, metric) for metric in ("marker_slope", "mmd_per_label")]).all()
+
+
+def test_a_label_of_many_synthetic_cells_is_not_missing_because_none_was_drawn():
+    real, train = cells(1000, seed=1, n_genes=120), cells(2000, seed=3, n_genes=120)
+    synthetic = cells(4000, seed=2, labels="a" * 49 + "b", n_genes=120)
+    names = ["marker_overlap", "marker_slope", "mmd_per_label"]
+    found = table(real, synthetic, train=train, groupby="type", max_cells=50, metrics=names, seed=0)
+    assert figure(found, "marker_overlap", group="b") > 0.8
+    assert found.loc[found["group"] == "all", "value"].notna().all()
+
+
 def test_copies_of_the_cells_of_one_group_at_a_time_are_in_memory(monkeypatch):
     alive, make = [], _evaluate.make_context
 

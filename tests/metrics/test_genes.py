@@ -347,6 +347,16 @@ def test_labels_of_few_cells_take_no_memory_and_count_among_the_others():
     pd.testing.assert_frame_equal(found.scores, every.scores.loc[["a", "b"]])
 
 
+def test_cells_added_for_a_rare_label_are_no_others_of_the_other_labels():
+    expression = expression_of(np.random.default_rng(0).poisson(3.0, (70, 8)).astype(float))
+    labels = np.repeat(["a", "b", "a"], [10, 30, 30])
+    found = group_differences(expression, labels, n_of_all=40)
+    of_b, of_a = group_differences(expression[np.arange(40)], labels[:40]), group_differences(expression, labels)
+    for kind in ("scores", "changes"):
+        np.testing.assert_allclose(getattr(found, kind).loc["b"], getattr(of_b, kind).loc["b"])
+        np.testing.assert_allclose(getattr(found, kind).loc["a"], getattr(of_a, kind).loc["a"])
+
+
 def test_a_half_sample_has_the_labels_of_all_cells_but_those_without_variance():
     expression = expression_of(np.random.default_rng(0).poisson(3.0, (21, 8)).astype(float))
     labels = np.repeat(["a", "b", "c"], [15, 5, 1])

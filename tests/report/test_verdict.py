@@ -578,7 +578,19 @@ def test_missing_measurements_are_left_out_and_reported():
     assert {finding.topic for finding in part.findings} == {"distribution", "realism", "groups"}
     assert part.summary.endswith("passed. Checked only: realism, distribution and groups.")
     part = verdict(rows[~rows["metric"].isin(["library_size_ks", "gene_zero_error"])])
-    assert part.summary.endswith("Not checked, as the table lacks the metrics: zeros and library size.")
+    assert part.summary.endswith("Not checked, as the table lacks the figures: zeros and library size.")
+
+
+@pytest.mark.parametrize("column", ["value", "floor"])
+def test_figures_without_a_number_are_reported_as_not_checked(column):
+    rows = table()
+    rows.loc[rows["metric"].isin(["marker_overlap", "marker_slope"]), column] = np.nan
+    assert verdict(rows).summary.endswith("Not checked, as the table lacks the figures: markers.")
+    names = [metric.name for metric in CATALOGUE.values() if "all" in metric.scopes and "train" not in metric.needs]
+    rows = pd.DataFrame([[name, "all", *[0.5] * 5, "lower"] for name in names], columns=COLUMNS)
+    rows.loc[rows["metric"].isin(["marker_overlap", "marker_slope"]), column] = np.nan
+    advice = "memorisation (give `train`) and markers (the table has no number)"
+    assert verdict(rows).summary.endswith(f"Not checked: {advice}.")
 
 
 def test_a_table_of_privacy_alone_does_not_seem_to_judge_the_cells():

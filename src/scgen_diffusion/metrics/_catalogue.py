@@ -139,13 +139,16 @@ def _on_correlated_genes(function: Callable[..., float]) -> Callable[[Comparison
 
 def _label_sizes(comparison: Comparison) -> list[pd.Series]:
     """Return the number of cells of each label on both sides."""
-    return [count_labels(side.labels) for side in (comparison.real, comparison.synthetic)]
+    return [count_labels(side.with_rare().labels) for side in (comparison.real, comparison.synthetic)]
 
 
 def _marker_table(comparison: Comparison) -> pd.DataFrame:
     sizes_of_sides = (comparison.whole or comparison).once(_label_sizes)
-    sides = zip((comparison.real, comparison.synthetic), sizes_of_sides, strict=True)
-    return compare_markers(*(group_differences(side.expression, side.labels, sizes=sizes) for side, sizes in sides))
+    sides = []
+    for side, sizes in zip((comparison.real, comparison.synthetic), sizes_of_sides, strict=True):
+        cells = side.with_rare()
+        sides.append(group_differences(cells.expression, cells.labels, sizes=sizes, n_of_all=len(side)))
+    return compare_markers(*sides)
 
 
 def _mean_over_labels(table: pd.DataFrame, column: str) -> float:
@@ -155,9 +158,12 @@ def _mean_over_labels(table: pd.DataFrame, column: str) -> float:
 
 
 def _share_differences(comparison: Comparison) -> Mapping[str, float]:
-    sides = comparison.real.labels, comparison.synthetic.labels
-    real, synthetic = (pd.Series(labels).value_counts(normalize=True) for labels in sides)
-    return real.sub(synthetic, fill_value=0).abs().to_dict()
+    shares = []
+    for side in (comparison.real, comparison.synthetic):
+        sizes = pd.Series(side.labels).value_counts()
+        sizes = sizes if side.further is None else sizes.add(side.further.sizes, fill_value=0)
+        shares.append(sizes / sizes.sum())
+    return shares[0].sub(shares[1], fill_value=0).abs().to_dict()
 
 
 def _total_variation(comparison: Comparison) -> float:
@@ -175,7 +181,7 @@ def _label_fidelity(comparison: Comparison) -> float:
 
 
 def _mmd_per_label(comparison: Comparison) -> float:
-    real, synthetic = comparison.real, comparison.synthetic
+    real, synthetic = comparison.real.with_rare(), comparison.synthetic.with_rare()
     sizes, _ = (comparison.whole or comparison).once(_label_sizes)
     pairs = [
         (real.pcs[real.labels == name], synthetic.pcs[synthetic.labels == name])

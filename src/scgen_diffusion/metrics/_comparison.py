@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
+import pandas as pd
 from scipy.special import stdtrit
 
 from scgen_diffusion._arguments import check_count
 
+from ._cells import stacked
 from ._distribution import Scores
 
 if TYPE_CHECKING:
@@ -61,11 +63,14 @@ class Sample:
         Principal components, `(cells, components)`.
     labels
         Groups, `(cells,)`; None without ``groupby``.
+    further
+        Cells that were not drawn, for metrics that compare labels; None if all were.
     """
 
     expression: Expression
     pcs: NDArray[np.float32]
     labels: NDArray[np.str_] | None
+    further: Further | None = None
 
     def __len__(self) -> int:
         return len(self.pcs)
@@ -73,6 +78,37 @@ class Sample:
     def __getitem__(self, rows: NDArray) -> Sample:
         """Return some of the cells, by position or mask."""
         return Sample(self.expression[rows], self.pcs[rows], None if self.labels is None else self.labels[rows])
+
+    def with_rare(self) -> Sample:
+        """Return these cells, followed by further ones of labels of which few were drawn."""
+        if self.further is None or not len(self.further.rows):
+            return self
+        more = self.further.cells[self.further.rows]
+        pairs = (self.pcs, more.pcs), (self.labels, more.labels)
+        return Sample(stacked([self.expression, more.expression]), *map(np.concatenate, pairs))
+
+
+@dataclass(frozen=True)
+class Further:
+    """Cells of one side that were not drawn. Metrics that compare labels would find few cells of each among many.
+
+    Attributes
+    ----------
+    sizes
+        Number of cells of each label.
+    cells, rows
+        Some of those of labels of which few were drawn, by their positions in a pool: they are copied when needed.
+    """
+
+    sizes: pd.Series
+    cells: Sample
+    rows: NDArray[np.intp]
+
+    def half(self, rng: np.random.Generator) -> Further:
+        """Draw one half of the cells."""
+        sizes = rng.multivariate_hypergeometric(self.sizes.to_numpy(), self.sizes.sum() // 2)
+        rows = rng.permutation(self.rows)[: len(self.rows) // 2]
+        return Further(pd.Series(sizes, self.sizes.index), self.cells, rows)
 
 
 @dataclass(frozen=True)
@@ -195,8 +231,12 @@ class Comparison:
     def half(self, rng: np.random.Generator) -> Comparison:
         """Draw one half of the cells of each side."""
         rows = tuple(np.sort(rng.permutation(len(side))[: len(side) // 2]) for side in (self.real, self.synthetic))
-        sides = {"real": self.real[rows[0]], "synthetic": self.synthetic[rows[1]]}
-        return replace(self, **sides, whole=self, rows=rows, _results={})
+        (own,) = rng.spawn(1)  # which leaves the other draws alone
+        real, synthetic = (
+            side[kept] if side.further is None else replace(side[kept], further=side.further.half(own))
+            for side, kept in zip((self.real, self.synthetic), rows, strict=True)
+        )
+        return replace(self, real=real, synthetic=synthetic, whole=self, rows=rows, _results={})
 
     def gene_values(self, n_genes: int | None = None) -> list[NDArray[np.float32]]:
         """Return dense log-normalised values of both sides, of the space's genes or of the `n_genes` most expressed."""

@@ -94,10 +94,10 @@ def evaluate(
     What you pass decides what is compared: all cells, and each label of ``groupby``; with ``control``, each
     perturbation, next to baselines that need no model; for MuData, each modality, all of them together, and each pair.
 
-    Cells are drawn first (``max_cells``, ``seed``), and only these are compared; copies and duplicates are counted in
-    all cells, and membership inference uses all synthetic ones. Principal components are fitted to real cells that are
-    compared with nothing: half of ``train``, or a third of ``real_test``. Both sides of a comparison have equal numbers
-    of cells, because most figures depend on that number.
+    Cells are drawn first (``max_cells``, ``seed``), and only these are compared; copies, duplicates and shares of
+    labels are counted in all cells, and membership inference uses all synthetic ones. Principal components are fitted
+    to real cells that are compared with nothing: half of ``train``, or a third of ``real_test``. Both sides of a
+    comparison have equal numbers of cells, because most figures depend on that number.
 
     Parameters
     ----------
@@ -164,10 +164,11 @@ def evaluate(
         order. All of ``train`` then plays the synthetic cells.
     max_cells
         Largest number of cells to compare on each side. Time and memory grow with its square, the time of optimal
-        transport with its cube. Groups draw up to 500 cells of their own, so rare labels keep their cells. Metrics of
-        memorisation use all of ``train``. Copies and duplicates (``copied_cells``, ``copied_test_cells``,
-        ``duplicate_share``) are counted in all cells of all sets, read part by part. Means and variances of
-        perturbations use all cells.
+        transport with its cube. Groups draw up to 500 cells of their own, so rare labels keep their cells. In
+        ``marker_overlap``, ``marker_slope`` and ``mmd_per_label``, a label that has rows, but fewer than 20 cells among
+        those drawn on a side, has up to 100 of its own. Metrics of memorisation use all of ``train``. Copies and
+        duplicates (``copied_cells``, ``copied_test_cells``, ``duplicate_share``) are counted in all cells of all sets,
+        read part by part. Means and variances of perturbations use all cells.
     n_floor
         Number of draws that a floor averages (one for boosting, which is slow). 0 leaves the floor out.
     n_bootstrap

@@ -491,23 +491,34 @@ def count_labels(labels: NDArray) -> pd.Series:
 
 
 def group_differences(
-    expression: Expression, labels: NDArray, *, min_cells: int = MIN_CELLS, sizes: pd.Series | None = None
+    expression: Expression,
+    labels: NDArray,
+    *,
+    min_cells: int = MIN_CELLS,
+    sizes: pd.Series | None = None,
+    n_of_all: int | None = None,
 ) -> GroupDifferences:
     """Return how the cells of every label with `min_cells` differ from all others. Constant genes have score 0.
 
-    For a half-sample, ``sizes`` counts the labels of all cells, so that it has the same labels.
+    For a half-sample, ``sizes`` counts the labels of all cells, so that it has the same labels. Only the first
+    ``n_of_all`` cells are the others of a label; the rest was added for rare labels, which it would make frequent.
     """
     names, codes, n_cells = np.unique(labels, return_inverse=True, return_counts=True)
     sizes = count_labels(labels) if sizes is None else sizes
     wanted = (sizes[names] >= min_cells).to_numpy() & (n_cells > 1)
     members = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(len(names), len(codes)))
     members, values = members[wanted], expression.values.astype(np.float64)
-    n_a, n_b = n_cells[wanted, None], len(codes) - n_cells[wanted, None]
+    n_of_all = len(codes) if n_of_all is None else n_of_all
+    added = members[:, n_of_all:]
+    n_a = n_cells[wanted, None]
+    n_b = n_of_all - (n_a - np.asarray(added.sum(axis=1)))
 
     def inside_and_outside(values: sp.csr_matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the means over the cells of every wanted label and over all others, each `(labels, genes)`."""
         inside = (members @ values).toarray()
-        outside = np.maximum(np.asarray(values.sum(axis=0)) - inside, 0)  # rounding can give values below zero
+        of_all = inside - (added @ values[n_of_all:]).toarray()
+        # rounding can give values below zero
+        outside = np.maximum(np.asarray(values[:n_of_all].sum(axis=0)) - of_all, 0)
         return inside / n_a, outside / np.maximum(n_b, 1)
 
     mean_a, mean_b = inside_and_outside(values)

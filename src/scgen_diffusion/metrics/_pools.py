@@ -6,7 +6,7 @@ Cells are drawn before they are normalised and projected, so that no work is was
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,13 +15,14 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ._cells import Expression, stacked
-from ._comparison import ALL, Comparison, Context, Fingerprints, Sample, Training
+from ._comparison import ALL, Comparison, Context, Fingerprints, Further, Sample, Training
 from ._distribution import median_squared_distance
+from ._genes import count_labels
 from ._safety import chance_of_equal, fingerprints_of
 from ._space import MAX_FITTED_CELLS, ComparisonSpace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 MIN_CELLS_PER_GROUP = 30
 CELLS_PER_GROUP = 500
 POOL_FACTOR = 2  # keep this many times as many real cells as a comparison needs, so that draws differ
+FEW_DRAWN = 20  # cells of a label on a side: it gets others of its own for metrics that compare labels
+CELLS_PER_RARE_LABEL = 100
 GENES_AT_ONCE = 1_000
 
 
@@ -47,10 +50,13 @@ class Pool:
     n_of_all
         The first `n_of_all` cells are a random draw from all cells. The rest was added for groups with few cells among
         these.
+    sizes
+        Numbers of cells of each label in the set; None without labels.
     """
 
     sample: Sample
     n_of_all: int
+    sizes: pd.Series | None
 
     def positions(self, group: str | None) -> NDArray[np.intp]:
         """Return the positions of a group's cells (None: of all). Any first few of them are a random draw."""
@@ -84,6 +90,8 @@ class Pools:
         Principal components of all synthetic cells; None without ``train``.
     n_cells
         Number of cells on either side in a comparison of all cells.
+    n_available
+        What this number would be without a limit.
     """
 
     real: Pool
@@ -93,6 +101,7 @@ class Pools:
     training: Training | None
     released: NDArray[np.float32] | None
     n_cells: int
+    n_available: int
 
 
 def draw_pools(
@@ -108,7 +117,8 @@ def draw_pools(
         space = ComparisonSpace.fit(stacked(source.chunks(fitted[:MAX_FITTED_CELLS])), seed=draws.seed)
     real_rows = rest if train is None else np.arange(len(real))
     available = [len(real_rows) // 2] if train is None else [len(real_rows), len(rest)]
-    n_cells = min(*available, len(synthetic), draws.max_cells)
+    n_available = min(*available, len(synthetic))
+    n_cells = min(n_available, draws.max_cells)
     logger.info("Comparing %d real with %d synthetic cells.", n_cells, n_cells)
     training = released = None
     if with_training and train is not None:
@@ -124,6 +134,7 @@ def draw_pools(
         training=training,
         released=released,
         n_cells=n_cells,
+        n_available=n_available,
     )
 
 
@@ -134,15 +145,16 @@ def _draw(
     rows = rng.permutation(rows)
     drawn = np.arange(len(rows)) < n_cells
     n_of_all = int(drawn.sum())
-    labels = None if source.labels is None else source.labels[rows]
-    if labels is not None:
+    labels = sizes = None
+    if source.labels is not None:
+        labels, sizes = source.labels[rows], count_labels(source.labels)
         drawn |= pd.Series(labels).groupby(labels).cumcount().to_numpy() < n_per_group
         labels = labels[drawn]
     chunks, pcs = [], []
     for chunk in source.chunks(rows[drawn]):
         chunks.append(chunk)
         pcs.append(space.project(chunk))
-    return Pool(Sample(stacked(chunks), np.concatenate(pcs), labels), n_of_all)
+    return Pool(Sample(stacked(chunks), np.concatenate(pcs), labels), n_of_all, sizes)
 
 
 def _of_all_cells(source: Source, *functions: Callable[[Expression], NDArray]) -> list[NDArray]:
@@ -171,9 +183,11 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
     if n_cells < MIN_CELLS_PER_GROUP:
         return None
     # one generator each, because how many floors are drawn depends on which metrics are asked for
-    rng, mixing, halving = (np.random.default_rng([draws.seed, purpose]) for purpose in (1, 2, 3))
-    cells, other_cells = pools.real.sample, (pools.real if pools.floor is None else pools.floor).sample
-    first = cells[real[:n_cells]]
+    rng, mixing, halving, counting = (np.random.default_rng([draws.seed, purpose]) for purpose in (1, 2, 3, 4))
+    has_further = group is None and pools.real.sizes is not None
+    n_further = [pool.sizes.sum() - n_cells if has_further else 0 for pool in (pools.real, pools.synthetic)]
+    draw_from = partial(_draw_from, rare=_rare_labels(pools), rng=counting)
+    (first,) = draw_from(pools.real, [real[:n_cells]], n_further[:1], is_value=True)
     compare = partial(
         Comparison,
         genes=pools.space.genes[np.argsort(-pools.space.pca.mean_, kind="stable")],
@@ -183,14 +197,17 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
     )
 
     def draw_others(rng: np.random.Generator = rng) -> Sample:
-        return other_cells[rng.choice(others, n_cells, replace=False)]
+        rows = [rng.choice(others, n_cells, replace=False)]
+        return draw_from(pools.floor or pools.real, rows, n_further[1:])[0]
 
     def split_real() -> Comparison:
         order = rng.permutation(real)
         n_half = min(n_cells, len(order) // 2)
-        return compare(cells[order[:n_half]], cells[order[n_half : 2 * n_half]])
+        return compare(*draw_from(pools.real, [order[:n_half], order[n_half : 2 * n_half]], n_further))
 
-    value = compare(first, pools.synthetic.sample[synthetic[:n_cells]], released=pools.released)
+    value = compare(
+        first, *draw_from(pools.synthetic, [synthetic[:n_cells]], n_further[1:], is_value=True), released=pools.released
+    )
     draw_floor = split_real if pools.floor is None else lambda: compare(first, draw_others())
     floors = [draw_floor() for _ in range(draws.n_floor if has_others else 0)]
     is_judged_by_training = pools.training is not None and group is None
@@ -202,6 +219,44 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
         held_out_floors=held_out_floors,
         halves=[value.half(halving) for _ in range(draws.n_bootstrap)],
     )
+
+
+def _rare_labels(pools: Pools) -> pd.Series:
+    """Return how many cells to compare of each label that has rows of its own, but few cells among those drawn."""
+    sizes, drawn = pools.real.sizes, [pool.sample.labels for pool in (pools.real, pools.synthetic)]
+    if sizes is None or pools.n_cells == pools.n_available:
+        return pd.Series(dtype=int)
+    available = sizes * pools.n_available // sizes.sum()
+    with_rows = sizes // (3 if pools.floor is None else 1) >= MIN_CELLS_PER_GROUP
+    few = [count_labels(own[: pools.n_cells]).reindex(sizes.index, fill_value=0) < FEW_DRAWN for own in drawn]
+    return available[with_rows & np.logical_or(*few)].clip(upper=CELLS_PER_RARE_LABEL)
+
+
+def _draw_from(
+    pool: Pool,
+    parts: Sequence[NDArray[np.intp]],
+    n_further: Sequence[int],
+    *,
+    rare: pd.Series,
+    rng: np.random.Generator,
+    is_value: bool = False,
+) -> list[Sample]:
+    """Return samples of a pool, beside so many further cells: all others of its set, or as a perfect model draws."""
+    samples = [pool.sample[rows] for rows in parts]
+    if not any(n_further):
+        return samples
+    rows = rng.permutation(np.setdiff1d(np.flatnonzero(np.isin(pool.sample.labels, rare.index)), np.concatenate(parts)))
+    for position, n_cells in enumerate(n_further):
+        drawn = count_labels(samples[position].labels)
+        if is_value:
+            sizes = pool.sizes.sub(drawn, fill_value=0).astype(int)
+        else:
+            sizes = pd.Series(rng.multinomial(n_cells, pool.sizes / pool.sizes.sum()), pool.sizes.index)
+        labels = pd.Series(pool.sample.labels[rows])
+        is_taken = (labels.groupby(labels).cumcount() < labels.map(rare.sub(drawn, fill_value=0))).to_numpy()
+        samples[position] = replace(samples[position], further=Further(sizes, pool.sample, rows[is_taken]))
+        rows = rows[~is_taken]
+    return samples
 
 
 def shuffle_genes(sample: Sample, project: Callable[[Expression], NDArray], rng: np.random.Generator) -> Sample:
@@ -216,4 +271,8 @@ def shuffle_genes(sample: Sample, project: Callable[[Expression], NDArray], rng:
             by_gene[:, cells] = rng.permuted(by_gene[:, cells], axis=1)
         parts.append(sp.csr_matrix(by_gene.T))
     expression = Expression(sp.hstack(parts, format="csr"), sample.expression.library_sizes)
-    return Sample(expression, project(expression), sample.labels)
+    further = sample.further
+    if further is not None and len(further.rows):
+        cells = shuffle_genes(further.cells[further.rows], project, rng)
+        further = replace(further, cells=cells, rows=np.arange(len(cells)))
+    return Sample(expression, project(expression), sample.labels, further)

@@ -811,15 +811,17 @@ TOPICS = {
 
 
 def _not_checked(rows: Rows, checked: Sequence[str]) -> list[str]:
-    """Say which topics have no metric, and what to give if none was left out by choice; of few topics, say these."""
-    unseen = [topic for topic, metrics in TOPICS.items() if not any((metric, ALL) in rows for metric in metrics)]
+    """Say which topics have no figure, and what to give if none was left out by choice; of few topics, say these."""
+    unseen = [topic for topic, metrics in TOPICS.items() if not known(rows, metrics)]
+    empty = [topic for topic in unseen if any((metric, ALL) in rows for metric in TOPICS[topic])]
+    advised = TO_GIVE | dict.fromkeys(empty, "the table has no number")
     always = [m for m in CATALOGUE.values() if "all" in m.scopes and not m.needs and not m.min_features]
     if all((metric.name, ALL) in rows for metric in always):
-        lacking = [f"{topic} ({advice})" for topic, advice in TO_GIVE.items() if topic in unseen]
+        lacking = [f"{topic} ({advice})" for topic, advice in advised.items() if topic in unseen]
         return [f"Not checked: {_listed(lacking)}."] if lacking else []
     if len(checked) <= len(unseen):
         return [f"Checked only: {_listed(list(checked))}."]
-    return [f"Not checked, as the table lacks the metrics: {_listed(unseen)}."] if unseen else []
+    return [f"Not checked, as the table lacks the figures: {_listed(unseen)}."] if unseen else []
 
 
 @dataclass(frozen=True, repr=False)
