@@ -150,8 +150,8 @@ def read_rows(table: pd.DataFrame) -> Rows:
         raise ValueError(msg)
     if len(table) and not all(is_numeric_dtype(table[column]) for column in FIGURES) or table["group"].isna().any():
         msg = (
-            f"`table` must have numbers in {list(FIGURES)}, and a group in each row. If a group is called 'NA' or "
-            "'nan', read the file with `keep_default_na=False, na_values=['']`."
+            f"`table` must have numbers in {list(FIGURES)}, and a group in each row. If a group is called 'NA', 'nan' "
+            "or '', read the file with `keep_default_na=False, na_values=dict.fromkeys(metrics.FIGURES, [''])`."
         )
         raise ValueError(msg)
     check_one_modality(table)
