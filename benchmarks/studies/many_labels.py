@@ -95,9 +95,10 @@ def summarise(table: pd.DataFrame) -> str:
     rows = rows.drop_duplicates(["row", "n_train", "seed"])  # all models have the same real cells
     means = rows.groupby(["row", "n_train"], sort=False)[list(SCORES)].mean()
     real = means.loc[REAL]
-    lines = []
+    lines, n_seeds = [], table["seed"].nunique()
     for row in [REAL, *(name for name in rows["row"].unique() if name != REAL)]:
-        line = [row]
+        own = rows.loc[rows["row"] == row, "seed"].nunique()
+        line = [row if own == n_seeds else f"{row} ({own} of the seeds)"]
         for group in GROUPS:
             if (row, group) not in means.index:
                 line.append("")
@@ -106,12 +107,11 @@ def summarise(table: pd.DataFrame) -> str:
             mark = "**" if row != REAL and both >= GOAL * real.loc[group, "confirmed"] else ""
             line.append(f"{mark}{both:.2f}{mark} ({kind:.2f}, {donor:.2f})")
         lines.append(line)
-    seeds = ", ".join(map(str, sorted(table["seed"].unique())))
     return "\n".join(
         [
             "How often a classifier that knows the world finds type and donor that a cell was drawn for (in brackets: "
-            "the type, the donor), by number of training cells of the combination. Seeds " + seeds + ". **Bold**: at "
-            f"least {GOAL} of what real cells score. Written by `python -m benchmarks.studies.many_labels`.",
+            "the type, the donor), by number of training cells of the combination. Means of "
+            f"{n_seeds} seeds. **Bold**: at least {GOAL} of what real cells score. Written by `python -m benchmarks.studies.many_labels`.",
             "",
             markdown_table(["", *(f"{group} training cells" for group in GROUPS)], lines),
             "",

@@ -278,6 +278,20 @@ def test_info_lists_what_a_model_can_generate(call, saved_model):
     assert np.isfinite(described["final_losses"]["prior_loss_train"])
 
 
+def test_info_does_not_say_that_the_control_of_a_set_has_no_cells(call, make_cells, tiny, quick, tmp_path):
+    cells = make_cells()
+    cells.obs["genes"] = np.resize(["x", "x+y", "ctrl"], len(cells))
+    cells.uns["vectors"] = pd.DataFrame(np.eye(4, 3), index=["x", "y", "ctrl", "z"])
+    options = {"control_values": {"genes": "ctrl"}, "condition_embeddings": {"genes": "vectors"}}
+    SCLDM.setup_anndata(cells, set_condition_keys=["genes"], **options)
+    model = SCLDM(cells, **tiny)
+    model.train(1, **quick)
+    model.save(tmp_path / "model")
+    _, out, _ = call("info", tmp_path / "model")
+    assert "values of genes: x, y\n" in out
+    assert "values of genes without training cells: z\n" in out
+
+
 def test_info_shows_architecture_training_and_how_to_predict_a_perturbation(call):
     out = call("info", "kang_ifnb")[1]
     assert "condition (2 classes; control: 'control')" in out

@@ -240,8 +240,11 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
     terminal.result(str(model).partition("\n  next:")[0])  # the rest says what to do in Python
     keys = model.conditions.by_key
     for key, occur in zip(keys, mark_occurring(keys, model.combinations_), strict=True):
-        for which, are_shown in {"": occur, " without training cells": ~occur}.items():
-            if values := [value for value, is_shown in zip(key.labels, are_shown, strict=True) if is_shown]:
+        known = [label for label, occurs in zip(key.labels, occur, strict=True) if occurs]
+        # the control of a set is the empty one, which occurs as no label
+        lacking = [label for label in key.labels if label not in {*known, controls.get(key.name)}]
+        for which, values in (("", known), (" without training cells", lacking)):
+            if values:
                 terminal.result(f"  values of {key.name}{which}: {list_first(values, N_NAMED)}")
     terminal.result(f"  architecture: {_architecture(model)}")
     if training := _training(model):

@@ -112,10 +112,6 @@ def scores(
     signs = table.drop_duplicates("metric").set_index("metric")["better"].map(SIGNS)
     table = table[table["group"].isin(groups)]
     column, names = ("group", groups) if by is None else (by, list(table[by].unique()))
-    if len(names) > MOST_LABELS:
-        advice = "Name some in `groups`" if by is None else "Give the rows of some"
-        msg = f"A heat map has room for {MOST_LABELS} columns, but there are {len(names)}. {advice}."
-        raise ValueError(msg)
     repeated = table.duplicated(["metric", column])
     if repeated.any():
         first = table[repeated].iloc[0]
@@ -123,6 +119,10 @@ def scores(
             f"`table` has several rows of the metric {first['metric']!r} and the {column} {first[column]!r}. Name the "
             "column that tells evaluations apart in `by`."
         )
+        raise ValueError(msg)
+    if len(names) > MOST_LABELS:
+        advice = "Name some in `groups`" if by is None else "Give the rows of some"
+        msg = f"A heat map has room for {MOST_LABELS} columns, but there are {len(names)}. {advice}."
         raise ValueError(msg)
     table = table.assign(**badness(table))
     signs[table.loc[table["by_floor"], "metric"].unique()] += "*"

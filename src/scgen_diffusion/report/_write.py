@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".html"
 DPI = 110
-SMALLEST = 0.65  # to which a page may shrink a picture, with letters of 7 pixels; wider ones are scrolled
+SMALLEST = 0.6  # to which a page may shrink a picture, with letters of 6.4 pixels; wider ones are scrolled
 BETTER = {"lower": "Lower is better.", "higher": "Higher is better.", "floor": "Best where real cells are."}
 WIDTH, MARGIN = 220.0, 8.0  # pixels of a row's picture
 NONE = "–"
@@ -349,15 +349,15 @@ def _labels(
     values = table.set_index(["metric", "group"])["value"]
     columns = real.obs[list(keys)].reset_index(drop=True)  # the index may have the name of a key
     by_category = columns.astype("category").sort_values(list(keys)).index
-    least = dict.fromkeys(sizes, MIN_CELLS_PER_GROUP)
-    if not has_train:  # a third of the real cells fits the space, another plays the synthetic cells
-        least["real"] *= 3
+    needed = dict.fromkeys(sizes, (MIN_CELLS_PER_GROUP, str(MIN_CELLS_PER_GROUP)))
+    if not has_train:  # a random third of the real cells fits the space, another plays the synthetic cells
+        needed["real"] = 4 * MIN_CELLS_PER_GROUP, f"about {3 * MIN_CELLS_PER_GROUP}"
     rows = []
     for label in dict.fromkeys([*labels["real"][by_category], *sorted(sizes["synthetic"].index)]):
         n = {side: int(counts.get(label, 0)) for side, counts in sizes.items()}
         figures = {name: values.get((name, label), np.nan) for name in ("precision", "recall")}
-        few = [f"{least[side]} {side}" for side in n if n[side] < least[side]]
-        reason = f"fewer than {' and '.join(few)} cells" if few else "not measured"
+        few = [f"{words} {side}" for side, (least, words) in needed.items() if n[side] < least]
+        reason = f"needs {' and '.join(few)} cells" if few else "not measured"
         missing = "" if np.isfinite(list(figures.values())).any() else reason
         rows.append({"name": label, **n, "missing": missing, **{name: written(v) for name, v in figures.items()}})
     return rows
