@@ -84,6 +84,19 @@ def test_a_row_does_not_depend_on_the_other_metrics(full):
     pd.testing.assert_frame_equal(alone, together)
 
 
+def test_rows_of_labels_with_cells_of_their_own_do_not_depend_on_the_other_metrics_nor_on_floors():
+    sets = (cells(n, seed=seed, labels="abcdefghij", n_genes=120) for n, seed in ((700, 1), (701, 2)))
+    names = ["marker_overlap", "marker_slope", "mmd_per_label", "group_share_difference"]
+    options = {"train": cells(1400, seed=3, labels="abcdefghij", n_genes=120), "groupby": "type", "max_cells": 50}
+    real, synthetic = sets
+    alone = table(real, synthetic, metrics=names, n_floor=2, n_bootstrap=5, **options)
+    more = table(real, synthetic, metrics=[*names, "nearest_train_ratio"], n_floor=2, n_bootstrap=5, **options)
+    pd.testing.assert_frame_equal(alone, more[more["metric"].isin(names)].reset_index(drop=True))
+    without = table(real, synthetic, metrics=names, n_floor=0, n_bootstrap=5, **options)
+    figures = ["value", "shuffled", "low", "high"]
+    pd.testing.assert_frame_equal(alone[figures], without[figures])
+
+
 def test_every_figure_of_all_cells_is_known(full):
     known = full[full["group"] == "all"].set_index("metric")
     assert known[["value", "floor", "shuffled"]].notna().all(axis=None)

@@ -589,8 +589,13 @@ def test_figures_without_a_number_are_reported_as_not_checked(column):
     names = [metric.name for metric in CATALOGUE.values() if "all" in metric.scopes and "train" not in metric.needs]
     rows = pd.DataFrame([[name, "all", *[0.5] * 5, "lower"] for name in names], columns=COLUMNS)
     rows.loc[rows["metric"].isin(["marker_overlap", "marker_slope"]), column] = np.nan
-    advice = "memorisation (give `train`) and markers (the table has no number)"
+    advice = "memorisation (give `train`) and markers (the table has no value, or no floor)"
     assert verdict(rows).summary.endswith(f"Not checked: {advice}.")
+
+
+def test_a_table_without_floors_says_so_once():
+    summary = verdict(table().assign(floor=np.nan)).summary
+    assert summary.endswith("Not checked: what needs a floor, as the table has none (`n_floor`).")
 
 
 def test_a_table_of_privacy_alone_does_not_seem_to_judge_the_cells():

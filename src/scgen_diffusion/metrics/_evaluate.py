@@ -166,7 +166,7 @@ def evaluate(
         Largest number of cells to compare on each side. Time and memory grow with its square, the time of optimal
         transport with its cube. Groups draw up to 500 cells of their own, so rare labels keep their cells. In
         ``marker_overlap``, ``marker_slope`` and ``mmd_per_label``, a label that has rows, but fewer than 20 cells among
-        those drawn on a side, has up to 100 of its own. Metrics of memorisation use all of ``train``. Copies and
+        those drawn on a side, has up to 50 of its own. Metrics of memorisation use all of ``train``. Copies and
         duplicates (``copied_cells``, ``copied_test_cells``, ``duplicate_share``) are counted in all cells of all sets,
         read part by part. Means and variances of perturbations use all cells.
     n_floor

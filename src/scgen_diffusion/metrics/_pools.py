@@ -35,7 +35,7 @@ MIN_CELLS_PER_GROUP = 30
 CELLS_PER_GROUP = 500
 POOL_FACTOR = 2  # keep this many times as many real cells as a comparison needs, so that draws differ
 FEW_DRAWN = 20  # cells of a label on a side: it gets others of its own for metrics that compare labels
-CELLS_PER_RARE_LABEL = 100
+CELLS_PER_RARE_LABEL = 50
 GENES_AT_ONCE = 1_000
 
 
@@ -183,11 +183,12 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
     if n_cells < MIN_CELLS_PER_GROUP:
         return None
     # one generator each, because how many floors are drawn depends on which metrics are asked for
-    rng, mixing, halving, counting = (np.random.default_rng([draws.seed, purpose]) for purpose in (1, 2, 3, 4))
+    rng, mixing, halving = (np.random.default_rng([draws.seed, purpose]) for purpose in (1, 2, 3))
     has_further = group is None and pools.real.sizes is not None
     n_further = [pool.sizes.sum() - n_cells if has_further else 0 for pool in (pools.real, pools.synthetic)]
-    draw_from = partial(_draw_from, rare=_rare_labels(pools), rng=counting)
-    (first,) = draw_from(pools.real, [real[:n_cells]], n_further[:1], is_value=True)
+    counting, mixing_further = rng.spawn(1)[0], mixing.spawn(1)[0]  # which leaves the other draws alone
+    draw_from = partial(_draw_from, rare=_rare_labels(pools))
+    (first,) = draw_from(pools.real, [real[:n_cells]], n_further[:1], rng=counting, is_value=True)
     compare = partial(
         Comparison,
         genes=pools.space.genes[np.argsort(-pools.space.pca.mean_, kind="stable")],
@@ -196,23 +197,23 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
         seed=draws.seed,
     )
 
-    def draw_others(rng: np.random.Generator = rng) -> Sample:
+    def draw_others(rng: np.random.Generator = rng, counting: np.random.Generator = counting) -> Sample:
         rows = [rng.choice(others, n_cells, replace=False)]
-        return draw_from(pools.floor or pools.real, rows, n_further[1:])[0]
+        return draw_from(pools.floor or pools.real, rows, n_further[1:], rng=counting)[0]
 
     def split_real() -> Comparison:
         order = rng.permutation(real)
         n_half = min(n_cells, len(order) // 2)
-        return compare(*draw_from(pools.real, [order[:n_half], order[n_half : 2 * n_half]], n_further))
+        return compare(*draw_from(pools.real, [order[:n_half], order[n_half : 2 * n_half]], n_further, rng=counting))
 
-    value = compare(
-        first, *draw_from(pools.synthetic, [synthetic[:n_cells]], n_further[1:], is_value=True), released=pools.released
-    )
+    drawn = draw_from(pools.synthetic, [synthetic[:n_cells]], n_further[1:], rng=counting, is_value=True)
+    value = compare(first, *drawn, released=pools.released)
     draw_floor = split_real if pools.floor is None else lambda: compare(first, draw_others())
     floors = [draw_floor() for _ in range(draws.n_floor if has_others else 0)]
     is_judged_by_training = pools.training is not None and group is None
     held_out_floors = [split_real() for _ in range(draws.n_floor if is_judged_by_training else 0)]
-    shuffled = [compare(first, shuffle_genes(draw_others(mixing), pools.space.project, mixing))] if has_others else []
+    to_shuffle = [draw_others(mixing, mixing_further)] if has_others else []
+    shuffled = [compare(first, shuffle_genes(sample, pools.space.project, mixing)) for sample in to_shuffle]
     return Context(
         {"group": ALL if group is None else group},
         {"value": [value], "floor": floors, "shuffled": shuffled},
@@ -224,7 +225,7 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
 def _rare_labels(pools: Pools) -> pd.Series:
     """Return how many cells to compare of each label that has rows of its own, but few cells among those drawn."""
     sizes, drawn = pools.real.sizes, [pool.sample.labels for pool in (pools.real, pools.synthetic)]
-    if sizes is None or pools.n_cells == pools.n_available:
+    if sizes is None:
         return pd.Series(dtype=int)
     available = sizes * pools.n_available // sizes.sum()
     with_rows = sizes // (3 if pools.floor is None else 1) >= MIN_CELLS_PER_GROUP

@@ -812,9 +812,11 @@ TOPICS = {
 
 def _not_checked(rows: Rows, checked: Sequence[str]) -> list[str]:
     """Say which topics have no figure, and what to give if none was left out by choice; of few topics, say these."""
+    if not any(np.isfinite(figure.floor) for figure in rows.values()):
+        return ["Not checked: what needs a floor, as the table has none (`n_floor`)."]
     unseen = [topic for topic, metrics in TOPICS.items() if not known(rows, metrics)]
     empty = [topic for topic in unseen if any((metric, ALL) in rows for metric in TOPICS[topic])]
-    advised = TO_GIVE | dict.fromkeys(empty, "the table has no number")
+    advised = TO_GIVE | dict.fromkeys(empty, "the table has no value, or no floor")
     always = [m for m in CATALOGUE.values() if "all" in m.scopes and not m.needs and not m.min_features]
     if all((metric.name, ALL) in rows for metric in always):
         lacking = [f"{topic} ({advice})" for topic, advice in advised.items() if topic in unseen]
