@@ -66,6 +66,8 @@ N_JUDGED = 500
 #: Combinations with as many training cells should come out right this often, relative to real cells.
 ENOUGH_CELLS, GOAL = 50, 0.95
 
+KNOWN = f"{', '.join([*VARIANTS, *BASELINES])}, or NAME=JSON"
+
 N_SHIFTED = 20
 TYPE_SPREAD = 0.5  # standard deviation of a type's log means around the shared ones
 INVERSE_DISPERSION = 2.0
@@ -196,26 +198,30 @@ def _numbers(row: pd.Series) -> list[str]:
     return [f"{real:.3f}", *("" if np.isnan(value) else text for value, text in zip(others, marked, strict=True))]
 
 
+def choose_models(parser: argparse.ArgumentParser, texts: Sequence[str]) -> dict[str, Variant | None]:
+    """Return the variant of each model, None for a baseline; an unknown name ends the command."""
+    variants = VARIANTS | dict(parse_variant(text) for text in texts if "=" in text)
+    models = [text.partition("=")[0] for text in texts]
+    if unknown := sorted(set(models) - set(variants) - set(BASELINES)):
+        parser.error(f"unknown models {unknown}; known: {KNOWN}")
+    return {model: variants.get(model) for model in models}
+
+
 def main() -> None:
     """Run from the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = ", ".join([*VARIANTS, *BASELINES])
-    parser.add_argument("--models", nargs="+", default=["SCLDM", "SCRDIT"], help=f"{known}, or NAME=JSON")
+    parser.add_argument("--models", nargs="+", default=["SCLDM", "SCRDIT"], help=KNOWN)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--genes", type=int, default=100, help="number of genes")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of known_world.csv and known_world.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    variants = VARIANTS | dict(parse_variant(text) for text in arguments.models if "=" in text)
-    models = [text.partition("=")[0] for text in arguments.models]
-    if unknown := sorted(set(models) - set(variants) - set(BASELINES)):
-        parser.error(f"unknown models {unknown}; known: {known}, or NAME=JSON")
+    models = choose_models(parser, arguments.models)
     path = arguments.results / "known_world.csv"
-    for seed, model in product(arguments.seeds, models):
+    for seed, (model, variant) in product(arguments.seeds, models.items()):
         if (model, seed, arguments.genes) not in stored_keys(path, KEYS):
-            variant = variants.get(model)
             table = study(model, variant, seed, arguments.genes)
             source = describe_source("torch", "scvi-tools", "scgen-diffusion")
             store_rows(path, table.assign(settings=json.dumps(variant) if variant else "", **source), KEYS)

@@ -24,9 +24,18 @@ import pandas as pd
 import torch
 
 from benchmarks.quality.baselines import BASELINES
-from benchmarks.quality.drawing import IDEAL_PRIOR, VARIANTS, draw_counts, parse_variant, train_model
+from benchmarks.quality.drawing import IDEAL_PRIOR, draw_counts, train_model
 from benchmarks.quality.splits import Split
-from benchmarks.studies.known_world import AUTOENCODER, GENERATED, GOAL, REAL, RESULTS, World
+from benchmarks.studies.known_world import (
+    AUTOENCODER,
+    GENERATED,
+    GOAL,
+    KNOWN,
+    REAL,
+    RESULTS,
+    World,
+    choose_models,
+)
 from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
 
 if TYPE_CHECKING:
@@ -123,20 +132,15 @@ def main() -> None:
     """Run from the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = ", ".join([*VARIANTS, *BASELINES])
-    parser.add_argument("--models", nargs="+", default=["SCLDM", "SCRDIT"], help=f"{known}, or NAME=JSON")
+    parser.add_argument("--models", nargs="+", default=["SCLDM", "SCRDIT"], help=KNOWN)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    variants = VARIANTS | dict(parse_variant(text) for text in arguments.models if "=" in text)
-    models = [text.partition("=")[0] for text in arguments.models]
-    if unknown := sorted(set(models) - set(variants) - set(BASELINES)):
-        parser.error(f"unknown models {unknown}; known: {known}, or NAME=JSON")
+    models = choose_models(parser, arguments.models)
     path = RESULTS / "many_labels.csv"
-    for seed, model in product(arguments.seeds, models):
+    for seed, (model, variant) in product(arguments.seeds, models.items()):
         if (model, seed) not in stored_keys(path, KEYS):
-            variant = variants.get(model)
             table = study(model, variant, seed)
             source = describe_source("torch", "scvi-tools", "scgen-diffusion")
             store_rows(path, table.assign(settings=json.dumps(variant) if variant else "", **source), KEYS)
