@@ -34,7 +34,7 @@ from benchmarks.quality.splits import Split, to_dense
 from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -207,6 +207,22 @@ def choose_models(parser: argparse.ArgumentParser, texts: Sequence[str]) -> dict
     return {model: variants.get(model) for model in models}
 
 
+def add_rows(
+    path: Path,
+    keys: Sequence[str],
+    study: Callable[..., pd.DataFrame],
+    model: str,
+    variant: Variant | None,
+    *setting: int,
+) -> None:
+    """Store what a study finds of a model in a setting (seed, ...), unless the file has these ``keys`` already."""
+    if (model, *setting) not in stored_keys(path, keys):
+        table = study(model, variant, *setting)
+        source = describe_source("torch", "scvi-tools", "scgen-diffusion")
+        store_rows(path, table.assign(settings=json.dumps(variant) if variant else "", **source), keys)
+        logger.info("%s", table.to_string())
+
+
 def main() -> None:
     """Run from the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -221,11 +237,7 @@ def main() -> None:
     models = choose_models(parser, arguments.models)
     path = arguments.results / "known_world.csv"
     for seed, (model, variant) in product(arguments.seeds, models.items()):
-        if (model, seed, arguments.genes) not in stored_keys(path, KEYS):
-            table = study(model, variant, seed, arguments.genes)
-            source = describe_source("torch", "scvi-tools", "scgen-diffusion")
-            store_rows(path, table.assign(settings=json.dumps(variant) if variant else "", **source), KEYS)
-            logger.info("%s", table.to_string())
+        add_rows(path, KEYS, study, model, variant, seed, arguments.genes)
     write_text(path.with_suffix(".md"), summarise(read_table(path)))
 
 

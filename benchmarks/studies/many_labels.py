@@ -13,7 +13,6 @@ and writes ``results/many_labels.md``.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 from itertools import product
@@ -34,14 +33,13 @@ from benchmarks.studies.known_world import (
     REAL,
     RESULTS,
     World,
+    add_rows,
     choose_models,
 )
-from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
+from benchmarks.tables import markdown_table, read_table, write_text
 
 if TYPE_CHECKING:
     from benchmarks.quality.drawing import Variant
-
-logger = logging.getLogger("benchmarks.many_labels")
 
 KEYS = ("model", "seed")
 LABELS = ("type", "donor")
@@ -119,8 +117,9 @@ def summarise(table: pd.DataFrame) -> str:
     return "\n".join(
         [
             "How often a classifier that knows the world finds type and donor that a cell was drawn for (in brackets: "
-            "the type, the donor), by number of training cells of the combination. Means of "
-            f"{n_seeds} seeds. **Bold**: at least {GOAL} of what real cells score. Written by `python -m benchmarks.studies.many_labels`.",
+            f"the type, the donor), by number of training cells of the combination. Means of {n_seeds} seeds. "
+            f"**Bold**: at least {GOAL} of what real cells score. Written by "
+            "`python -m benchmarks.studies.many_labels`.",
             "",
             markdown_table(["", *(f"{group} training cells" for group in GROUPS)], lines),
             "",
@@ -140,11 +139,7 @@ def main() -> None:
     models = choose_models(parser, arguments.models)
     path = RESULTS / "many_labels.csv"
     for seed, (model, variant) in product(arguments.seeds, models.items()):
-        if (model, seed) not in stored_keys(path, KEYS):
-            table = study(model, variant, seed)
-            source = describe_source("torch", "scvi-tools", "scgen-diffusion")
-            store_rows(path, table.assign(settings=json.dumps(variant) if variant else "", **source), KEYS)
-            logger.info("%s", table.to_string())
+        add_rows(path, KEYS, study, model, variant, seed)
     write_text(path.with_suffix(".md"), summarise(read_table(path)))
 
 

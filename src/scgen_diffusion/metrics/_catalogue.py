@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ._comparison import Metric, Share
+from ._comparison import MIN_CELLS_PER_LABEL, Metric, Share
 from ._distribution import (
     Classifier,
     Scores,
@@ -79,8 +79,6 @@ N_CORRELATED_GENES = 100
 #: With fewer features, 50 markers are nearly all of them, and variances show no trend along the means.
 FEW_FEATURES = 100
 N_TOP = (20, 100)
-#: Real cells that a label needs for its MMD: smaller labels would make the mean uncertain.
-MIN_CELLS_PER_LABEL = 20
 #: Half-samples keep the scores of classifiers that saw all cells. Trained on other cells they would score otherwise, so
 #: the standard deviation of the AUC between draws of cells is larger. Measured on simulated cells, 60 draws of 200
 #: cells on each side: 1.3 (neighbours) to 1.7 times (logistic), for a perfect and for a bad generator.

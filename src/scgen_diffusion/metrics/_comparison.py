@@ -29,6 +29,9 @@ ALL = "all"
 FIGURES = ("value", "floor", "shuffled", "low", "high")  # columns of the table with numbers
 UNKNOWN = float("nan")
 QUANTILE = 1.959964  # of the normal distribution, for a 95 % interval
+#: Real cells that a label needs for its MMD: smaller labels would make the mean uncertain. If fewer are drawn on a
+#: side, labels get cells of their own.
+MIN_CELLS_PER_LABEL = 20
 FEWEST_HALVES = 5  # half-samples that know their standard deviation; of two or three, intervals would hold everything
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ._cells import Expression, stacked
-from ._comparison import ALL, Comparison, Context, Fingerprints, Further, Sample, Training
+from ._comparison import ALL, MIN_CELLS_PER_LABEL, Comparison, Context, Fingerprints, Further, Sample, Training
 from ._distribution import median_squared_distance
 from ._genes import count_labels
 from ._safety import chance_of_equal, fingerprints_of
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 MIN_CELLS_PER_GROUP = 30
 CELLS_PER_GROUP = 500
 POOL_FACTOR = 2  # keep this many times as many real cells as a comparison needs, so that draws differ
-FEW_DRAWN = 20  # cells of a label on a side: it gets others of its own for metrics that compare labels
 CELLS_PER_RARE_LABEL = 50
 GENES_AT_ONCE = 1_000
 
@@ -90,8 +89,8 @@ class Pools:
         Principal components of all synthetic cells; None without ``train``.
     n_cells
         Number of cells on either side in a comparison of all cells.
-    n_available
-        What this number would be without a limit.
+    rare
+        Number of cells to compare of each label that has rows of its own, but few cells among those drawn.
     """
 
     real: Pool
@@ -101,7 +100,7 @@ class Pools:
     training: Training | None
     released: NDArray[np.float32] | None
     n_cells: int
-    n_available: int
+    rare: pd.Series
 
 
 def draw_pools(
@@ -126,15 +125,15 @@ def draw_pools(
         training = Training(pcs, pcs[rest], fingerprints)
         (released,) = _of_all_cells(synthetic, space.project)
     draw = lambda source, rows, factor: _draw(source, rows, space, n_cells * factor, factor * CELLS_PER_GROUP, rng)
+    drawn = draw(real, real_rows, POOL_FACTOR), draw(synthetic, np.arange(len(synthetic)), 1)
     return Pools(
-        real=draw(real, real_rows, POOL_FACTOR),
-        synthetic=draw(synthetic, np.arange(len(synthetic)), 1),
+        *drawn,
         floor=None if train is None else draw(train, rest, POOL_FACTOR),
         space=space,
         training=training,
         released=released,
         n_cells=n_cells,
-        n_available=n_available,
+        rare=_rare_labels(*drawn, n_cells, n_available, n_parts=3 if train is None else 1),
     )
 
 
@@ -155,6 +154,22 @@ def _draw(
         chunks.append(chunk)
         pcs.append(space.project(chunk))
     return Pool(Sample(stacked(chunks), np.concatenate(pcs), labels), n_of_all, sizes)
+
+
+def _rare_labels(real: Pool, synthetic: Pool, n_cells: int, n_available: int, *, n_parts: int) -> pd.Series:
+    """Return how many cells to compare of each label with rows of its own, if few of the first `n_cells` have it.
+
+    Without a limit, `n_available` cells would be compared. All real cells are split into `n_parts`.
+    """
+    if real.sizes is None:
+        return pd.Series(dtype=int)
+    available = real.sizes * n_available // real.sizes.sum()
+    with_rows = real.sizes // n_parts >= MIN_CELLS_PER_GROUP
+    few = [
+        count_labels(pool.sample.labels[:n_cells]).reindex(real.sizes.index, fill_value=0) < MIN_CELLS_PER_LABEL
+        for pool in (real, synthetic)
+    ]
+    return available[with_rows & np.logical_or(*few)].clip(upper=CELLS_PER_RARE_LABEL)
 
 
 def _of_all_cells(source: Source, *functions: Callable[[Expression], NDArray]) -> list[NDArray]:
@@ -187,7 +202,7 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
     has_further = group is None and pools.real.sizes is not None
     n_further = [pool.sizes.sum() - n_cells if has_further else 0 for pool in (pools.real, pools.synthetic)]
     counting, mixing_further = rng.spawn(1)[0], mixing.spawn(1)[0]  # which leaves the other draws alone
-    draw_from = partial(_draw_from, rare=_rare_labels(pools))
+    draw_from = partial(_draw_from, rare=pools.rare)
     (first,) = draw_from(pools.real, [real[:n_cells]], n_further[:1], rng=counting, is_value=True)
     compare = partial(
         Comparison,
@@ -220,17 +235,6 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
         held_out_floors=held_out_floors,
         halves=[value.half(halving) for _ in range(draws.n_bootstrap)],
     )
-
-
-def _rare_labels(pools: Pools) -> pd.Series:
-    """Return how many cells to compare of each label that has rows of its own, but few cells among those drawn."""
-    sizes, drawn = pools.real.sizes, [pool.sample.labels for pool in (pools.real, pools.synthetic)]
-    if sizes is None:
-        return pd.Series(dtype=int)
-    available = sizes * pools.n_available // sizes.sum()
-    with_rows = sizes // (3 if pools.floor is None else 1) >= MIN_CELLS_PER_GROUP
-    few = [count_labels(own[: pools.n_cells]).reindex(sizes.index, fill_value=0) < FEW_DRAWN for own in drawn]
-    return available[with_rows & np.logical_or(*few)].clip(upper=CELLS_PER_RARE_LABEL)
 
 
 def _draw_from(
