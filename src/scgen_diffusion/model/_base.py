@@ -595,7 +595,7 @@ class DiffusionModel(BaseModelClass):
         """Return the default recipe of a stage."""
 
     def _describe_adapted_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
-        """Say how the data changed the default recipes, apart from the number of cells; "" if they did not."""
+        """Say how the data changed the default recipes, apart from the usual number of epochs; "" if they did not."""
         return ""
 
     def _why_not_trained(self, stage: str) -> str:

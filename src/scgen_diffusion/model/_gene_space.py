@@ -20,16 +20,18 @@ from scgen_diffusion.train import (
 
 from ._base import ADVICE, DiffusionModel
 from ._diagnostics import warn_of_divergence, warn_of_early_plateau, warn_of_missing_zeros
-from ._training import Run, stage_seed
+from ._training import Run, describe_adapted_options, describe_choices, stage_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
 
     from scgen_diffusion.data import ValueSummary
     from scgen_diffusion.diffusion import Sampler
     from scgen_diffusion.train import DiffusionRecipe, Recipe, StageResult
+
+    from ._training import StageJob
 
 NO_LATENT = "the model has no latent; use SCLDM, or embed cells with scanpy.pp.pca"
 NO_LIKELIHOOD = "the model has no likelihood; compare generated with held-out cells by scgen_diffusion.metrics.evaluate"
@@ -120,10 +122,19 @@ class GeneSpaceModel(DiffusionModel):
         return result
 
     def _recipe(self, stage: str) -> Recipe:
-        if self.architecture.path == "masking":
-            recipe = self._recipes["mlp" if self.architecture.backbone == "mlp" else "transformer"]
-            return recipe if self.reference_ is not None else recipe.for_many_cells(len(self.train_indices_))
-        return self._recipes["published" if self._recipe_name == "published" else "profiles"]
+        is_adapted = self.architecture.path == "masking" and self.reference_ is None
+        return self._general_recipe.for_many_cells(len(self.train_indices_)) if is_adapted else self._general_recipe
+
+    @property
+    def _general_recipe(self) -> DiffusionRecipe:
+        """The recipe for any number of cells."""
+        if self.architecture.path != "masking":
+            return self._recipes["published" if self._recipe_name == "published" else "profiles"]
+        return self._recipes["mlp" if self.architecture.backbone == "mlp" else "transformer"]
+
+    def _describe_adapted_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
+        choices = describe_adapted_options(jobs[0], usual["diffusion"], self._general_recipe)
+        return describe_choices(f"training is adapted to {len(self.train_indices_):,} cells", choices)
 
     @property
     def _outputs(self) -> tuple[InputValues, ...]:

@@ -38,7 +38,7 @@ from scgen_diffusion.train import (
 from ._autoencoder import AutoencoderModel
 from ._end_of_training import was_stopped
 from ._reference import load_reference
-from ._training import Run, stage_seed, suggests_training_arguments
+from ._training import Run, describe_adapted_options, describe_choices, stage_seed, suggests_training_arguments
 from ._training_pairs import TrainingPairs
 
 if TYPE_CHECKING:
@@ -469,20 +469,22 @@ class SCLDM(AutoencoderModel):
     def _describe_adapted_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
         if "autoencoder" not in usual or self.reference_ is not None:
             return ""
-        of_many, adapted = RECIPES[self._recipe_name].autoencoder, cast("AutoencoderRecipe", usual["autoencoder"])
+        general, adapted = RECIPES[self._recipe_name].autoencoder, cast("AutoencoderRecipe", usual["autoencoder"])
         job = next(job for job in jobs if job.name == "autoencoder")
-        choices = []
-        if job.n_epochs == job.default_epochs and job.recipe.reference_steps == adapted.reference_steps:
-            choices += ["more epochs"] if adapted.reference_steps > of_many.reference_steps else []
-        if cast("AutoencoderRecipe", job.recipe).kl_weight == adapted.kl_weight != of_many.kl_weight:
-            choices.append(f"a KL weight of {adapted.kl_weight:g} in place of {of_many.kl_weight:g}")
-        if not choices:
-            return ""
-        few = "a modality of few features" if self.modalities else f"{self.summary_stats.n_vars:,} genes"
-        return (
-            f"The autoencoder's training is adapted to {few}: {', and '.join(choices)} (`model.recipes_`). You need "
-            "not do anything."
-        )
+        choices = describe_adapted_options(job, adapted, general)
+        has_usual_length = job.n_epochs == job.default_epochs and job.recipe.reference_steps == adapted.reference_steps
+        if has_usual_length and adapted.reference_steps > general.reference_steps:
+            choices.insert(0, "more epochs")
+        default, default_here = (build_architecture("default", n_cells=n) for n in (0, self.summary_stats.n_cells))
+        is_wider = self.architecture == default_here != default
+        if is_wider:
+            choices.insert(0, "a network of twice the width")
+        reasons = []
+        if adapted.kl_weight != general.kl_weight:
+            reasons.append("a modality of few features" if self.modalities else f"{self.summary_stats.n_vars:,} genes")
+        if is_wider or adapted.keep_at_least != general.keep_at_least:
+            reasons.append(f"{len(self.train_indices_):,} cells")
+        return describe_choices(f"autoencoder's training is adapted to {' and '.join(reasons)}", choices)
 
     def _cache_latents(self) -> LatentCache:
         limit = LATENTS_IN_MEMORY if self._file_cells is None else LATENTS_IN_MEMORY_WITH_FILES

@@ -178,6 +178,33 @@ class StageJob:
         return n_epochs < SHORTEST * self.default_epochs
 
 
+#: Options that follow from the number of cells or genes, as `train` names them.
+ADAPTED = {
+    "kl_weight": "a KL weight of",
+    "loading_weight_decay": "a weight decay of loadings of",
+    "keep_at_least": "thinning to at least",
+}
+
+
+def describe_adapted_options(job: StageJob, adapted: Recipe, usual: Recipe) -> list[str]:
+    """Name the options of a stage that follow from the data, and what is usual; not those that the user chose."""
+    choices = []
+    for name, described in ADAPTED.items():
+        value, of_data, of_others = (getattr(recipe, name, None) for recipe in (job.recipe, adapted, usual))
+        if value == of_data != of_others:
+            choices.append(f"{described} {value:g} in place of {of_others:g}")
+    return choices
+
+
+def describe_choices(subject: str, choices: Sequence[str]) -> str:
+    """Tell the user what the data chose; "" if nothing."""
+    if not choices:
+        return ""
+    *others, last = choices
+    listed = f"{', '.join(others)}, and {last}" if others else last
+    return f"The {subject}: {listed} (`model.recipes_`). You need not do anything."
+
+
 def plan_jobs(
     model: DiffusionModel,
     recipes: Mapping[str, Recipe],
