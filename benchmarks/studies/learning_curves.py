@@ -1,12 +1,14 @@
-"""How do quality, minutes and memory depend on the number of training cells? Asked of a world with a known truth.
+"""How do quality, minutes and memory depend on the numbers of cells, genes and types? Asked of a known world.
 
     python -m benchmarks.studies.learning_curves                                   # all that is missing
     python -m benchmarks.studies.learning_curves --cells 2000 --methods SCLDM      # a part
     python -m benchmarks.studies.learning_curves --methods SCLDM --steps "twice the steps"    # other lengths
+    python -m benchmarks.studies.learning_curves --cells 8000 --types 30 100       # other worlds
 
 Cells come from `benchmarks.studies.world`. Small training sets are the first cells of the large ones. Every method
 trains and draws in its own process with one thread. Its cells are compared with fresh cells of the world, one for each
 and of the same type, and so is a second fresh draw: the floor. All use one space of comparison, fitted to other cells.
+Models learn all genes of a world, and the genes of the default world are judged, so that worlds compare.
 Adds to ``results/learning_curves.csv`` and writes ``results/learning_curves.md`` and
 ``docs/_static/learning_curves.png``.
 """
@@ -32,7 +34,7 @@ from benchmarks.quality.drawing import COSTS_KEY, MODELS, draw, write_cells
 from benchmarks.quality.report import IN_SHORT
 from benchmarks.quality.splits import Split, judge
 from benchmarks.studies.held_out import REAL, RESULTS
-from benchmarks.studies.world import FLOOR, HELD_OUT, RARE, SOURCE, SPACE, TRAIN, World
+from benchmarks.studies.world import FLOOR, HELD_OUT, N_GENES, N_TYPES, RARE, SOURCE, SPACE, TRAIN, World
 from benchmarks.tables import ROOT, describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
 from scgen_diffusion.model._training import split_cells
 from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("benchmarks.learning_curves")
 
 PICTURE = ROOT / "docs" / "_static" / "learning_curves.png"
-KEYS = ("method", "cells", "steps")
+KEYS = ("method", "cells", "steps", "genes", "types")
 METHODS = ("SCLDM", "SCRDIT", "scVI")
 DEFAULT = "default"
 #: Numbers of training steps: factors of the defaults, by stage, in one round.
@@ -64,15 +66,16 @@ FIGURES_OF_RARE = ("auc_boosting", "precision", "recall")
 COSTS = {"train_minutes": "minutes", "peak_memory_gib": "peak GiB"}
 
 
-def write_world(folder: Path, n_cells: int) -> None:
-    """Write the training cells, the cells to compare with, the floor, and the cells that give the space."""
-    world = World.fit()
+def write_world(folder: Path, n_cells: int, n_genes: int = N_GENES, n_types: int = N_TYPES) -> None:
+    """Write the training cells, the cells to compare with, the floor, and the cells and genes that give the space."""
+    world = World.fit(n_genes=n_genes, n_types=n_types)
     world.write(folder / "train", n_cells, TRAIN, PART)
     rare = [world.draw(N_RARE, HELD_OUT, name) for name in RARE]
     held_out = ad.concat([world.draw(N_JUDGED, HELD_OUT), *rare])
     write_cells(held_out, folder / "held_out.h5ad")
     write_cells(world.draw_like(held_out.obs["cell_type"].to_list(), FLOOR), folder / "floor.h5ad")
-    write_cells(world.draw(N_SPACE, SPACE), folder / "space.h5ad")
+    judged = World.fit(n_genes=min(n_genes, N_GENES)).genes
+    write_cells(world.draw(N_SPACE, SPACE)[:, judged].copy(), folder / "space.h5ad")
 
 
 def read_split(folder: Path, n_cells: int) -> Split:
@@ -104,14 +107,16 @@ def variant_of(method: str, n_cells: int, steps: str) -> Variant | None:
 
 
 def figures(split: Split, space: ad.AnnData, cells: ad.AnnData) -> pd.DataFrame:
-    """Judge the cells in proportion, then those of each rare type."""
+    """Judge the cells in proportion, then those of each rare type, by the genes of the space."""
+    train, held_out = split.train[:, space.var_names], split.held_out[:, space.var_names]
+    counts = cells[:, space.var_names].X
     groups = {"all": np.arange(N_JUDGED)}
     groups |= {name: N_JUDGED + number * N_RARE + np.arange(N_RARE) for number, name in enumerate(RARE)}
     tables = []
     for group, rows in groups.items():
-        part = Split(split.train, split.held_out[rows].copy(), split.condition_keys, space)
+        part = Split(train, held_out[rows].copy(), split.condition_keys, space)
         names = list(FIGURES if group == "all" else FIGURES_OF_RARE)
-        found = judge(part, cells.X[rows], seed=0, metrics=names, n_floor=0)
+        found = judge(part, counts[rows], seed=0, metrics=names, n_floor=0)
         tables.append(found[["metric", "value", "low", "high"]].assign(group=group))
     if COSTS_KEY in cells.uns:
         costs = [{"metric": name, "group": "all", "value": float(cells.uns[COSTS_KEY][name])} for name in COSTS]
@@ -119,29 +124,32 @@ def figures(split: Split, space: ad.AnnData, cells: ad.AnnData) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Draw and judge what is missing, smallest sets first."""
+def run(arguments: argparse.Namespace, n_genes: int, n_types: int) -> None:
+    """Draw and judge what is missing of one world, smallest sets first."""
     path, folder = arguments.results / "learning_curves.csv", arguments.folder
+    if (n_genes, n_types) != (N_GENES, N_TYPES):
+        folder = folder.with_name(f"{folder.name}-{n_genes}-genes-{n_types}-types")
     if not (folder / "train" / f"part-{max(arguments.cells) // PART - 1:04}.h5ad").exists():
         logger.info("writing the world's cells to %s", folder)
-        write_world(folder, max(arguments.cells))
+        write_world(folder, max(arguments.cells), n_genes, n_types)
     space = with_layer(folder / "space.h5ad")
     for n_cells, steps, method in product(arguments.cells, arguments.steps, [REAL, *arguments.methods]):
         if steps != DEFAULT and variant_of(method, n_cells, steps) == variant_of(method, n_cells, DEFAULT):
             continue  # the method lacks these stages
-        if (method, n_cells, steps) in stored_keys(path, KEYS):
+        key = dict(zip(KEYS, (method, n_cells, steps, n_genes, n_types), strict=True))
+        if tuple(key.values()) in stored_keys(path, KEYS):
             continue
         drawn = folder / f"{method}-{n_cells}-{steps}.h5ad"
         if method == REAL:
             drawn = folder / "floor.h5ad"
         elif not drawn.exists():
-            logger.info("%s: %d cells, steps: %s", method, n_cells, steps)
+            logger.info("%s", key)
             command = [sys.executable, "-W", "ignore", "-m", "benchmarks.studies.learning_curves"]
             command += ["--folder", folder, "--draw", method, str(n_cells), steps, drawn]
             subprocess.run(command, check=True, cwd=ROOT)
         table = figures(read_split(folder, n_cells), space, ad.read_h5ad(drawn))
         source = describe_source("torch", "scvi-tools", "scgen-diffusion")
-        store_rows(path, table.assign(method=method, cells=n_cells, steps=steps, **source), KEYS)
+        store_rows(path, table.assign(**key, **source), KEYS)
         logger.info("%s", table.to_string())
 
 
@@ -152,7 +160,7 @@ def draw_apart(folder: Path, method: str, n_cells: int, steps: str, path: Path) 
 
 
 def columns_of(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per method, cells and steps, and one column per figure, named as in tables."""
+    """Return one row per key, and one column per figure, named as in tables."""
     wide = table.pivot_table(index=list(KEYS), columns=["group", "metric"], values="value", sort=False)
     shown = {("all", metric): name for metric, name in FIGURES.items()}
     shown |= {(group, "auc_boosting"): f"AUC, {100 * share:g} % type" for group, share in RARE.items()}
@@ -160,22 +168,29 @@ def columns_of(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({name: wide[column] for column, name in shown.items() if column in wide})
 
 
+def of_default_world(wide: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the default steps and world, by method and cells."""
+    return wide.xs((DEFAULT, N_GENES, N_TYPES), level=("steps", "genes", "types"))
+
+
 def summarise(table: pd.DataFrame) -> str:
     """Write the table of all figures."""
-    wide = columns_of(table).sort_index(level="cells", sort_remaining=False)
-    rows = [
-        [f"{method}, {cells:,} cells" + (f", {steps}" if steps != DEFAULT else ""), *map(_number, row)]
-        for (method, cells, steps), row in zip(wide.index, wide.to_numpy(), strict=True)
-    ]
+    wide = columns_of(table).sort_index(level=["genes", "types", "cells"], sort_remaining=False)
+    rows = []
+    for (method, cells, steps, genes, types), row in zip(wide.index, wide.to_numpy(), strict=True):
+        name = [f"{method}, {cells:,} cells"] + [steps] * (steps != DEFAULT)
+        name += [f"{genes:,} genes"] * (genes != N_GENES) + [f"{types} types"] * (types != N_TYPES)
+        rows.append([", ".join(name), *map(_number, row)])
     rare = ", ".join(f"{name} {100 * share:g} %" for name, share in RARE.items())
     return "\n".join(
         [
             "# Learning curves",
             "",
-            f"`python -m benchmarks.studies.learning_curves`. Simulated cells like those of `{SOURCE}`, 2 000 genes, 8 "
-            f"donors, {N_JUDGED:,} cells judged in proportion and {N_RARE} of each rare type ({rare}). Models know the "
-            "type, not the donor. One seed. Minutes of training are processor time of one core. `real cells` are a "
-            "second draw of the world.",
+            f"`python -m benchmarks.studies.learning_curves`. Simulated cells like those of `{SOURCE}`, {N_GENES:,} "
+            f"genes and {N_TYPES} types unless the row says otherwise, 8 donors, {N_JUDGED:,} cells judged in "
+            f"proportion and {N_RARE} of each rare type ({rare}). Models know the type, not the donor. Of more genes, "
+            f"those {N_GENES:,} are judged. One seed. Minutes of training are processor time of one core. "
+            "`real cells` are a second draw of the world.",
             "",
             markdown_table(["", *wide.columns], rows),
             "",
@@ -191,7 +206,7 @@ def _number(value: float) -> str:
 
 def draw_picture(table: pd.DataFrame, path: Path) -> None:
     """Draw quality and costs against the number of cells."""
-    wide = columns_of(table).xs(DEFAULT, level="steps")
+    wide = of_default_world(columns_of(table))
     rare = [name for name in wide if name.endswith("type")]
     shown = ["AUC, PCs", "AUC, genes", "recall", "correlation", *rare, *COSTS.values()]
     panels = [name for name in shown if name in wide]
@@ -221,6 +236,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", nargs="+", type=int, default=list(CELLS), help=f"multiples of {PART}")
+    parser.add_argument("--genes", nargs="+", type=int, default=[N_GENES], help="the source has 4,000")
+    parser.add_argument(
+        "--types", nargs="+", type=int, default=[N_TYPES], help="more are subtypes of the frequent ones"
+    )
     known = [*MODELS, *BASELINES]
     parser.add_argument("--methods", nargs="+", choices=known, default=list(METHODS))
     parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=[DEFAULT], help="numbers of training steps")
@@ -236,7 +255,8 @@ def main() -> None:
         method, n_cells, steps, path = arguments.draw
         draw_apart(arguments.folder, method, int(n_cells), steps, Path(path))
         return
-    run(arguments)
+    for n_genes, n_types in product(arguments.genes, arguments.types):
+        run(arguments, n_genes, n_types)
     table = read_table(arguments.results / "learning_curves.csv")
     write_text(arguments.results / "learning_curves.md", summarise(table))
     draw_picture(table, arguments.picture)

@@ -12,7 +12,7 @@ from benchmarks.studies.held_out import REAL
 from benchmarks.studies.hours import GENERATE, OTHER_HOUR, PROPORTIONAL, RIVALS, TRANSPORT
 from benchmarks.studies.known_world import GENERATED
 from benchmarks.studies.known_world import REAL as REAL_CELLS
-from benchmarks.studies.learning_curves import COSTS, DEFAULT, METHODS, columns_of
+from benchmarks.studies.learning_curves import COSTS, DEFAULT, METHODS, columns_of, of_default_world
 from benchmarks.studies.many_labels import GROUPS
 from benchmarks.studies.world import N_GENES
 from benchmarks.tables import ROOT, markdown_table, mean_with_interval, read_table
@@ -209,8 +209,9 @@ def end_to_end(table: pd.DataFrame) -> Blocks:
 
 
 def learning_curves(table: pd.DataFrame) -> Blocks:
-    """Write quality, minutes and memory by number of cells."""
-    wide = columns_of(table).xs(DEFAULT, level="steps")
+    """Write quality, minutes and memory by number of cells, and by numbers of genes and types."""
+    worlds = columns_of(table)
+    wide = of_default_world(worlds)
     floor = wide.xs(REAL, level="method").iloc[[0]]
     models = wide.loc[[key for method in METHODS for key in sorted(wide.index) if key[0] == method]]
     models.index = [f"{method}, {cells:,}" for method, cells in models.index]
@@ -225,9 +226,18 @@ def learning_curves(table: pd.DataFrame) -> Blocks:
         for cells in minutes.index
     ]
     header = ["training cells", *(f"{method}: {name}" for method in METHODS for name in ("minutes", "GiB"))]
+    rows = {
+        f"{method}, {genes:,} genes, {types} types": (method, 8_000, DEFAULT, genes, types)
+        for genes, types in sorted({key[3:] for key in worlds.index})
+        for method in (REAL, *METHODS)
+    }
+    rows = {name: key for name, key in rows.items() if key in worlds.index}
+    columns = {name: name for name in [*columns, *costs] if not name.endswith("type")}
+    genes_and_types = _table(worlds, rows, columns, corner="8,000 training cells")
     return {
         (HOW_MANY_CELLS, "learning_curves: quality"): quality,
         (HOW_MANY_CELLS, "learning_curves: costs"): markdown_table(header, lines),
+        (HOW_MANY_CELLS, "learning_curves: genes and types"): genes_and_types,
     }
 
 

@@ -4,7 +4,8 @@
 
 A Gaussian copula with negative-binomial margins. Every type has its share of each gene, its library sizes, and as many
 gene programmes as stand out of the noise of its real cells. Programmes move the quantiles of genes, not their means.
-Donors are simulated: each changes the genes of every type in its own way. Two types are rare, see `RARE`.
+Donors are simulated: each changes the genes of every type in its own way. Two types are rare, see `RARE`. For more
+types than the real set has, the frequent ones are split into subtypes.
 """
 
 from __future__ import annotations
@@ -32,11 +33,16 @@ if TYPE_CHECKING:
 
 SOURCE = "pbmc10k_citeseq"
 N_GENES = 2_000
+N_TYPES = 7  # of the source
 #: Shares of rare types in the world. Other types keep the proportions of the real set.
 RARE = {"DC": 0.006, "CD16 Mono": 0.001}
 N_DONORS = 8
 DONOR_SPREAD = 0.2  # standard deviation of a donor's change of a gene, natural logarithm, in all types alike
 DONOR_TYPE_SPREAD = 0.1  # and in one type alone
+#: Standard deviation of a subtype's change of a gene: two subtypes differ about as much as CD4 and CD8 T cells. A
+#: classifier of 50 components finds 95 % of fresh cells of six subtypes.
+SUBTYPE_SPREAD = 0.3
+SUBTYPE_SHARES = 0.1  # share of a type's rarest subtype, relative to its most frequent one
 MOST_PROGRAMMES = 10
 MOST_SHARED = 0.9  # largest correlation of a gene's quantile with the programmes
 LEAST_EXPECTED = 0.02  # counts per cell of a type; rarer genes take part in no programme
@@ -78,9 +84,16 @@ class World:
     seed: int
 
     @classmethod
-    def fit(cls, source: str = SOURCE, n_genes: int = N_GENES, seed: int = 0) -> Self:
-        """Fit margins, library sizes and programmes to the most variable genes of a real set, and simulate donors."""
+    def fit(cls, source: str = SOURCE, n_genes: int = N_GENES, n_types: int | None = None, seed: int = 0) -> Self:
+        """Fit margins, library sizes and programmes to the most variable genes of a real set, and simulate donors.
+
+        With more types than the set has, every frequent type becomes about as many subtypes. They
+        have its programmes and library sizes, but each changes its genes in its own way.
+        """
         adata = load(source)
+        if n_genes > adata.n_vars:
+            msg = f"`n_genes` is {n_genes}, but {source!r} has {adata.n_vars} genes."
+            raise ValueError(msg)
         adata = adata[:, most_variable(adata.layers["counts"], n_genes)]
         counts = adata.layers["counts"].toarray().astype(np.float64)
         types, codes, n_of_type = np.unique(adata.obs["cell_type"].astype(str), return_inverse=True, return_counts=True)
@@ -93,17 +106,33 @@ class World:
         excess = ((counts - expected) ** 2 - expected).sum(axis=0)  # E[(x - mean)^2] = mean + mean^2 / theta
         inverse_dispersion = np.clip((expected**2).sum(axis=0) / np.maximum(excess, 1e-8), 0.05, 1e3)
         programmes = [find_programmes(counts[rows], expected[rows], inverse_dispersion) for rows in of_types]
-        log_size = [(np.log(sizes[rows]).mean(), np.log(sizes[rows]).std()) for rows in of_types]
+        log_size = np.array([(np.log(sizes[rows]).mean(), np.log(sizes[rows]).std()) for rows in of_types])
         rare = np.array([RARE.get(name, 0.0) for name in types])
         frequent = np.where(rare > 0, 0, n_of_type)
         shares = rare + (1 - rare.sum()) * frequent / frequent.sum()
+        n_types = len(types) if n_types is None else n_types
+        if n_types < len(types):
+            msg = f"`n_types` is {n_types}, but {source!r} has {len(types)} types."
+            raise ValueError(msg)
+        parents = np.sort([*np.flatnonzero(rare), *np.resize(np.flatnonzero(rare == 0), n_types - (rare > 0).sum())])
+        n_subtypes = np.bincount(parents)
+        own = np.random.default_rng([seed, 2]).standard_normal((n_types, n_genes))
+        profiles = profiles[parents] * np.exp(SUBTYPE_SPREAD * own * (n_subtypes > 1)[parents, None])
+        within = [np.geomspace(1, SUBTYPE_SHARES, n) for n in n_subtypes]
+        shares = shares[parents] * np.concatenate([share / share.sum() for share in within])
+        names = [
+            f"{name} {number + 1}" if n > 1 else name
+            for name, n in zip(types, n_subtypes, strict=True)
+            for number in range(n)
+        ]
         rng = np.random.default_rng([seed, 0])
         change = DONOR_SPREAD * rng.standard_normal((N_DONORS, 1, n_genes))
-        change = change + DONOR_TYPE_SPREAD * rng.standard_normal((N_DONORS, len(types), n_genes))
+        change = change + DONOR_TYPE_SPREAD * rng.standard_normal((N_DONORS, n_types, n_genes))
         changed = profiles * np.exp(change)
         changed /= changed.sum(axis=2, keepdims=True)
         genes = adata.var_names.to_numpy(dtype=str)
-        return cls(genes, types, shares, changed, inverse_dispersion, programmes, np.array(log_size), seed)
+        programmes = [programmes[parent] for parent in parents]
+        return cls(genes, np.array(names), shares, changed, inverse_dispersion, programmes, log_size[parents], seed)
 
     def draw(self, n_cells: int, stream: int, cell_type: str | None = None) -> ad.AnnData:
         """Draw cells, of one type or of all in proportion.

@@ -1,8 +1,10 @@
 """The world of the learning curves: its cells are those that it promises, and its fit finds what a world has."""
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 
 world = pytest.importorskip("benchmarks.studies.world")
 pages = pytest.importorskip("benchmarks.studies.pages")
@@ -73,6 +75,47 @@ def test_the_fit_finds_the_programmes_that_cells_were_drawn_with(small):
     assert world.find_programmes(counts[:50], expected[:50], small.inverse_dispersion).shape == (N_GENES, 0)
 
 
+@pytest.fixture
+def real(monkeypatch):
+    """A real set of two frequent and two rare types: genes of a negative binomial."""
+    rng = np.random.default_rng(0)
+    counts = rng.negative_binomial(2, 0.3, (400, N_GENES)).astype(np.float32)
+    obs = pd.DataFrame(
+        {"cell_type": np.repeat(["A", "B", *world.RARE], [200, 160, 20, 20])}, [str(n) for n in range(400)]
+    )
+    cells = ad.AnnData(counts, obs=obs, layers={"counts": sp.csr_matrix(counts)})
+    monkeypatch.setattr(world, "load", lambda source: cells)
+    return cells
+
+
+def test_more_types_are_subtypes_of_the_frequent_ones(real):
+    whole, split = world.World.fit(n_genes=N_GENES), world.World.fit(n_genes=N_GENES, n_types=9)
+    assert split.types.tolist() == ["A 1", "A 2", "A 3", "A 4", "B 1", "B 2", "B 3", "CD16 Mono", "DC"]
+    shares, of_split = (dict(zip(one.types, one.shares, strict=True)) for one in (whole, split))
+    assert {name: of_split[name] for name in world.RARE} == pytest.approx(world.RARE)
+    of_a = [of_split[f"A {number}"] for number in range(1, 5)]
+    assert (sum(of_a), sum(of_split.values())) == (pytest.approx(shares["A"]), pytest.approx(1))
+    assert of_a[3] / of_a[0] == pytest.approx(world.SUBTYPE_SHARES)
+    changes = np.log(split.profiles / whole.profiles[:, [0] * 4 + [1] * 3 + [2, 3]]).mean(axis=0).std(axis=1)
+    donors = 2**0.5 * world.DONOR_TYPE_SPREAD / world.N_DONORS**0.5  # donors change each type anew
+    np.testing.assert_allclose(changes[:7], np.hypot(world.SUBTYPE_SPREAD, donors), rtol=0.3)  # 3 standard errors
+    np.testing.assert_allclose(changes[7:], donors, rtol=0.3)
+    assert set(split.draw(100, world.TRAIN, "B 2").obs["cell_type"]) == {"B 2"}
+
+
+def test_as_many_types_as_the_source_has_are_its_types(real):
+    cells = [world.World.fit(n_genes=N_GENES, n_types=n_types).draw(200, world.TRAIN) for n_types in (None, 4)]
+    assert (cells[0].X != cells[1].X).nnz == 0
+    pd.testing.assert_frame_equal(cells[0].obs, cells[1].obs)
+
+
+def test_a_world_refuses_more_genes_or_fewer_types_than_the_source_has(real):
+    with pytest.raises(ValueError, match=f"has {N_GENES} genes"):
+        world.World.fit(n_genes=N_GENES + 1)
+    with pytest.raises(ValueError, match="has 4 types"):
+        world.World.fit(n_genes=N_GENES, n_types=3)
+
+
 def test_files_have_the_drawn_cells_in_their_order(small, tmp_path):
     from scgen_diffusion.data import CellFiles
 
@@ -102,15 +145,43 @@ def test_costs_are_those_of_each_number_of_cells():
     rows = [("SCLDM", 25_000, "train_minutes", 4.0), ("SCLDM", 2_000, "train_minutes", 3.0)]
     rows += [(method, 2_000, "peak_memory_gib", 0.5) for method in (curves.REAL, "SCLDM")]
     table = pd.DataFrame(rows, columns=["method", "cells", "metric", "value"]).assign(group="all", steps=curves.DEFAULT)
+    table = table.assign(genes=curves.N_GENES, types=curves.N_TYPES)
     text = pages.learning_curves(table)[pages.HOW_MANY_CELLS, "learning_curves: costs"]
     assert "| 25,000 | 4 |" in text
     assert "| 2,000 | 3 | 0.5 |" in text
 
 
+def test_other_worlds_have_a_table_of_their_own():
+    rows = [
+        (method, genes, types, metric, value + genes / 4_000)
+        for method in (curves.REAL, "SCLDM")
+        for genes, types in ((curves.N_GENES, curves.N_TYPES), (4_000, curves.N_TYPES), (curves.N_GENES, 30))
+        for metric, value in (("recall", 0), ("train_minutes", 8), ("peak_memory_gib", 1))
+    ]
+    table = pd.DataFrame(rows, columns=["method", "genes", "types", "metric", "value"])
+    table = table.assign(group="all", cells=8_000, steps=curves.DEFAULT, machine="this", versions="that", date="today")
+    blocks = {mark: text for (_, mark), text in pages.learning_curves(table).items()}
+    assert "| SCLDM, 8,000 | 0.50 |\n" in blocks["learning_curves: quality"] + "\n"
+    assert "4,000 genes" not in blocks["learning_curves: quality"]
+    assert blocks["learning_curves: costs"].count("\n") == 2
+    assert [line.split(" | ")[:2] for line in blocks["learning_curves: genes and types"].splitlines()[2:]] == [
+        [f"| {method}, {world}", recall]
+        for world, recall in (
+            ("2,000 genes, 7 types", "0.50"),
+            ("2,000 genes, 30 types", "0.50"),
+            ("4,000 genes, 7 types", "1.00"),
+        )
+        for method in (curves.REAL, "SCLDM")
+    ]
+    text = curves.summarise(table)
+    for name in ("SCLDM, 8,000 cells", "SCLDM, 8,000 cells, 4,000 genes", "SCLDM, 8,000 cells, 30 types"):
+        assert f"| {name} |" in text
+
+
 def test_the_floor_is_judged_beside_a_baseline_in_a_small_world(small, tmp_path, monkeypatch):
     monkeypatch.setattr(curves, "RARE", {"B": 0.1})
     monkeypatch.setattr(curves, "FIGURES", {"auc_boosting": "AUC, PCs", "nearest_train_ratio": "distance"})
-    monkeypatch.setattr(curves.World, "fit", classmethod(lambda cls: small))
+    monkeypatch.setattr(curves.World, "fit", classmethod(lambda cls, **_: small))
     for name, value in {"PART": world.BLOCK, "N_JUDGED": 100, "N_RARE": 60, "N_SPACE": 200}.items():
         monkeypatch.setattr(curves, name, value)
     folder = tmp_path / "world"
@@ -119,14 +190,23 @@ def test_the_floor_is_judged_beside_a_baseline_in_a_small_world(small, tmp_path,
     assert (split.train.n_obs, split.held_out.n_obs) == (2 * world.BLOCK, 160)
     floor = curves.with_layer(folder / "floor.h5ad")
     space = curves.with_layer(folder / "space.h5ad")
-    values = {}
-    for name, drawn in {"real cells": floor, "swapped genes": floor[:, ::-1].copy()}.items():
+    values, swapped = {}, floor.copy()
+    swapped.X = floor.X[:, ::-1]
+    for name, drawn in {"real cells": floor, "swapped genes": swapped}.items():
         table = curves.figures(split, space, drawn)
         values[name] = table.set_index(["group", "metric"])["value"]
     assert set(table["group"]) == {"all", "B"}
     for group in ("all", "B"):
         assert values["real cells"][group, "auc_boosting"] < 0.65 < values["swapped genes"][group, "auc_boosting"]
-    rows = pd.concat([table.assign(method=name, cells=2_000, steps=curves.DEFAULT) for name in ("real cells", "SCLDM")])
+    few, without_others = space[:, :40].copy(), floor.copy()
+    without_others.X = floor.X.multiply(np.arange(N_GENES) < 40).tocsr()
+    pd.testing.assert_frame_equal(*(curves.figures(split, few, drawn) for drawn in (floor, without_others)))
+    rows = pd.concat(
+        [
+            table.assign(method=name, cells=2_000, steps=curves.DEFAULT, genes=2_000, types=7)
+            for name in ("real cells", "SCLDM")
+        ]
+    )
     text = curves.summarise(rows.assign(machine="this", versions="that", date="today"))
     assert "| real cells, 2,000 cells |" in text
     curves.draw_picture(rows, tmp_path / "picture.png")
