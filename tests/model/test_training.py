@@ -407,6 +407,46 @@ class InterruptAt(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.parametrize(
+    ("keys", "options", "most", "expected"),
+    [
+        (["cell_type", "dose"], {}, 1000, {("T cell", 100), ("rare", 1), ("rare", 10)}),
+        (["cell_type"], {}, 1000, None),
+        (["cell_type", "dose"], {"continuous_condition_keys": ["score"]}, 1000, None),
+        (["cell_type", "dose"], {}, 2, None),
+    ],
+)
+def test_combinations_without_cells_get_effects_if_all_keys_have_classes(
+    make_cells, make_model, quick, monkeypatch, keys, options, most, expected
+):
+    cells = make_cells()
+    cells.obs["score"] = np.linspace(0, 1, len(cells))
+    cells.obs.iloc[0, cells.obs.columns.get_loc("dose")] = 100  # the only rare cell
+    model = make_model(cells, condition_keys=keys, setup=options)
+    model.train_autoencoder(1, **quick)
+    monkeypatch.setattr(_initialise, "MOST_COMBINATIONS", most)
+
+    model.train_prior(1, **quick)
+
+    absent = model.module.absent_effects
+    found = None
+    if absent is not None:
+        names = [key.decode(absent.codes[:, [number]].numpy()) for number, key in enumerate(model.conditions.by_key)]
+        found = set(zip(*names, strict=True))
+        model.generate(3, condition={"cell_type": "T cell", "dose": 100})
+    assert found == expected
+
+
+def test_absent_effects_are_forgotten_with_the_latents_they_were_measured_on(make_model, quick):
+    model = make_model()
+    model.train(1, **quick)
+    assert model.module.absent_effects is not None
+
+    model.train_autoencoder(1, **quick)
+
+    assert model.module.absent_effects is None
+
+
 def test_an_interrupted_autoencoder_is_usable(make_model, quick):
     model = make_model()
     handler = signal.getsignal(signal.SIGINT)
@@ -427,6 +467,7 @@ def test_an_interrupted_autoencoder_is_usable(make_model, quick):
     ("rest", "stages", "closing"),
     [
         ("correct_effects", 1, "You stopped training after the autoencoder. Next: "),
+        ("add_absent_effects", 2, "You stopped training after the prior. Next: "),
         ("fit_missed", 3, "Training is done"),
     ],
 )

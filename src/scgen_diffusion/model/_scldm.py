@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import OPEN, digest_of
+from scgen_diffusion.diffusion import FLOW_SAMPLERS
 from scgen_diffusion.module import InputValues, LibrarySizeModel, SCLDMModule, build_architecture
 from scgen_diffusion.nn import Number
 from scgen_diffusion.train import (
@@ -24,6 +25,7 @@ from scgen_diffusion.train import (
     PairData,
     PriorPlan,
     TransportPlan,
+    add_absent_effects,
     cache_latents,
     correct_effects,
     counts_per_gene,
@@ -330,7 +332,7 @@ class SCLDM(AutoencoderModel):
         if "autoencoder" not in self.trained_stages_:
             start_autoencoder(self.module, self._cells, self.train_indices_)
         self._record_trained(*{"autoencoder"} & {*self.trained_stages_})  # the other stages need the old latents
-        self.module.transport = None
+        self.module.transport = self.module.absent_effects = None
         if self.reference_ is None:  # fine-tuning keeps the head of the reference
             self.library_head_is_trained_ = False
             for part in self.module.library_size.modules():
@@ -350,6 +352,8 @@ class SCLDM(AutoencoderModel):
             plan = PriorPlan(self.module, recipe, seed=stage_seed("prior"), compile=compile)
             result = run(plan, data, self._autoencoder_digest)
             describe_predicted_totals(self.module, cache, self._seen_indices)
+        if self.reference_ is None:  # else the cells of the reference, which have other combinations, are gone
+            add_absent_effects(self.module, self._cells, self._seen_indices, FLOW_SAMPLERS[self.default_sampler])
         self._record_trained(*self.trained_stages_, "prior")
         self.library_head_is_trained_ = True
         return result

@@ -1,5 +1,6 @@
 """scvi-tools modules: tensors in, losses and samples out."""
 
+from ._absent_combinations import expected_log_shares
 from ._architecture import ARCHITECTURES, SCLDMArchitecture, build_architecture
 from ._autoencoder import Posterior
 from ._condition_groups import ANY
@@ -47,6 +48,7 @@ __all__ = [
     "build_architecture",
     "build_gene_space_architecture",
     "copy_reference",
+    "expected_log_shares",
     "gene_space_module",
     "library_features",
     "log_profile",

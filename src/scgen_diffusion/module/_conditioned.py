@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Inversion, ResolvedGuidance, Sampler
     from scgen_diffusion.nn import ConditionSpec
 
+    from ._absent_combinations import AbsentEffects
     from ._expression import InputValues
     from ._library_size import LibrarySizeKind
     from ._transport import LatentTransport
@@ -49,6 +50,7 @@ class ConditionedModule(BaseModuleClass):
     def __init__(self) -> None:
         super().__init__()
         self.transport: LatentTransport | None = None  # for modules that learn one
+        self.absent_effects: AbsentEffects | None = None  # likewise
 
     def _register_conditions(self, conditions: Sequence[ConditionSpec]) -> None:
         self.conditions = tuple(conditions)

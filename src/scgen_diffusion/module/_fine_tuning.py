@@ -85,6 +85,10 @@ def copy_reference(
             state |= {f"{name}.codes": codes, f"{name}.n_kept": n_kept}
     if with_transport:
         state |= _recoded_transport(module, reference, recode)
+    if trainable != "all" and reference.absent_effects is not None:
+        absent = reference.absent_effects.state_dict()
+        state |= {f"absent_effects.{name}": tensor for name, tensor in absent.items()}
+        state["absent_effects.codes"] = recode(absent["codes"])
     state["null_condition"] = module.null_condition
     module.load_state_dict(state)
     network, averaged = module.network_and_average

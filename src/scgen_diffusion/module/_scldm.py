@@ -17,6 +17,7 @@ from scgen_diffusion.diffusion import (
     FixedStepSampler,
     FlowInversion,
     Generators,
+    Guidance,
     GuidedField,
     LinearInterpolant,
     ResolvedGuidance,
@@ -26,6 +27,7 @@ from scgen_diffusion.diffusion import (
 )
 from scgen_diffusion.nn import ConditionEffects, DiT, Number, classes_are_given, encodings_of
 
+from ._absent_combinations import AbsentEffects
 from ._architecture import SCLDMArchitecture
 from ._autoencoder import (
     Decoder,
@@ -58,6 +60,10 @@ SURPRISING = 4.0  # standard deviations
 FEW_CELLS = 200  # of a condition, which tell only about surprising genes
 LEAST_NOISE = 0.05**2  # variance of a log ratio, so that the most expressed genes do not decide alone
 MOST_THETA = 50.0  # beyond it, few cells cannot tell
+N_TO_COMPARE = 16  # generated cells of a combination without training cells
+LEAST_EFFECT = 0.3  # natural logarithm; smaller ones, the prior may know better
+MOST_EFFECT = 3.0
+LEAST_SHARE = 1e-5  # of a cell's counts; effects on rarer genes do not show
 
 
 class SCLDMModule(ConditionedModule):
@@ -134,7 +140,7 @@ class SCLDMModule(ConditionedModule):
         return self.transport
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights, and add the transport if they contain one."""
+        """Load weights, and add the transport and the absent effects if they contain any."""
         if self.transport is None and any(name.startswith("transport.") for name in state_dict):
             self.add_transport()
         if (centres := state_dict.get("transport.shift.centres")) is not None:
@@ -143,6 +149,9 @@ class SCLDMModule(ConditionedModule):
             self.transport.add_error(*changes.shape)
         if (weights := state_dict.get("transport.missed.weights")) is not None:
             self.transport.missed = MissedChanges(*weights.shape).to(self.latent_mean.device)
+        if (codes := state_dict.get("absent_effects.codes")) is not None:
+            absent = AbsentEffects(*codes.shape, len(state_dict["absent_effects.effects"]))
+            self.absent_effects = absent.to(self.latent_mean.device)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
@@ -225,6 +234,8 @@ class SCLDMModule(ConditionedModule):
         if self.condition_effects is None:
             return {"outputs": outputs, "library_size": library_size}
         effects = self.condition_effects(condition)
+        if self.absent_effects is not None and self.transport is None:  # a transport makes new combinations by itself
+            effects[..., 0] += self.absent_effects(condition, effects.shape[1])
         missing = effects.shape[-1] - outputs.shape[-1]
         return {"outputs": pad(outputs, (0, missing)) + effects, "library_size": library_size}
 
@@ -559,6 +570,44 @@ class SCLDMModule(ConditionedModule):
         for numbers, parts in cells:
             lacking[numbers] = self._lacking_effects(parts, condition[numbers])
         self.condition_effects.add(condition, lacking, n_cells)
+
+    @torch.no_grad()
+    def add_absent_effects(self, condition: Tensor, log_shares: Tensor, sampler: Sampler) -> None:
+        """Give combinations without training cells the effects that their generated cells lack.
+
+        The latents of such cells are extrapolated by the prior, and so hold only a part of what the classes do
+        elsewhere.
+
+        Parameters
+        ----------
+        condition
+            Combinations of classes, ``(m, columns)``.
+        log_shares
+            Their expected mean profiles, logarithms of shares ``(m, genes)``.
+        sampler
+            Sampler of the cells to compare, without guidance.
+        """
+        self.absent_effects = None
+        guidance = Guidance(1.0).resolve(self.strategy, [str(key) for key in range(len(self.conditions))])
+        n, lacking = N_TO_COMPARE, []
+        for codes, expected in zip(condition.split(n), log_shares.split(n), strict=True):
+            given = codes.repeat_interleave(n, 0)
+            generators = Generators(0, [*range(n)] * len(codes), self.latent_mean.device)  # the same noise for each
+            states = sampler(self.denoiser(given, guidance), self.draw_noise(generators), generators=generators)
+            totals = torch.full((len(given), 1), TARGET_SUM, device=given.device)
+            means = self.likelihood.mean(**self.decode(self.unstandardise(states), totals, given))
+            made = means.unflatten(0, (-1, n)).mean(1)
+            made = made / made.sum(1, keepdim=True)
+            effects = (expected - made.double().log()).clamp(-MOST_EFFECT, MOST_EFFECT)
+            matter = (effects.abs() > LEAST_EFFECT) & (torch.maximum(expected.exp(), made) > LEAST_SHARE)
+            lacking.append(torch.where(matter, effects, 0.0).float().cpu().to_sparse())
+        values = torch.cat(lacking).coalesce()
+        combinations, genes = values.indices()
+        absent = AbsentEffects(*condition.shape, len(genes))
+        absent.load_state_dict(
+            {"codes": condition, "combinations": combinations, "genes": genes, "effects": values.values()}
+        )
+        self.absent_effects = absent.to(condition.device)
 
     def _lacking_effects(self, parts: Sequence[Tensor], condition: Tensor) -> Tensor:
         """Return what effects of conditions on shares and dispersions of their cells lack, ``(n, genes, 2)``."""

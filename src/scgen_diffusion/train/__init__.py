@@ -2,6 +2,7 @@
 
 from ._cells import CellData, EpochBatches, StageData, TrainingCells
 from ._initialise import (
+    add_absent_effects,
     correct_effects,
     counts_per_gene,
     describe_predicted_profile_totals,
@@ -63,6 +64,7 @@ __all__ = [
     "TrainingRecipe",
     "TransportPlan",
     "TransportRecipe",
+    "add_absent_effects",
     "cache_latents",
     "check_trainer_options",
     "correct_effects",

@@ -10,8 +10,8 @@ from scvi import REGISTRY_KEYS
 from sklearn.decomposition import PCA
 
 from scgen_diffusion.data import evenly
-from scgen_diffusion.module import FEW_CELLS, library_features, log_profile, total_counts
-from scgen_diffusion.nn import classes_are_given
+from scgen_diffusion.module import FEW_CELLS, expected_log_shares, library_features, log_profile, total_counts
+from scgen_diffusion.nn import Classes, classes_are_given, encodings_of
 
 from ._cells import ROWS_AT_A_TIME
 from ._latents import ENCODED_AT_A_TIME
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from scgen_diffusion.diffusion import Sampler
     from scgen_diffusion.module import GeneSpaceModule, SCLDMModule
 
     from ._cells import TrainingCells
@@ -110,6 +111,35 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
             yield rare[parts == part], x.split([len(own) for own in rows])
 
     module.correct_effects(condition, cells_of_rare(), torch.from_numpy(sizes).to(module.device))
+
+
+def add_absent_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray, sampler: Sampler) -> None:
+    """Give a trained module the effects that generated cells of combinations without training cells lack.
+
+    They are known for up to ``MOST_COMBINATIONS`` combinations of classes, of several keys that all have classes.
+    """
+    module.absent_effects = None
+    combinations = _combinations(module, cells, indices)
+    are_classes = all(isinstance(encoding, Classes) for encoding in encodings_of(module.conditions))
+    if combinations is None or not are_classes or len(module.conditions) < 2:
+        return
+    codes, which, sizes = combinations
+    is_given = classes_are_given(module.condition_tensor(codes), module.conditions).cpu().numpy()
+    seen = codes[is_given]
+    n_possible = np.prod([len(np.unique(column)) for column in seen.T], dtype=float)
+    if not 0 < n_possible - len(seen) <= MOST_COMBINATIONS:
+        return
+    every = np.stack(np.meshgrid(*map(np.unique, seen.T), indexing="ij"), -1).reshape(-1, seen.shape[1])
+    absent = np.array(sorted({*map(tuple, every)} - {*map(tuple, seen)}))
+    counts, n_read = torch.zeros(len(codes), len(cells.var), dtype=torch.double), 0
+    for batch in cells.loader(indices, ROWS_AT_A_TIME):
+        x = batch[REGISTRY_KEYS.X_KEY].double()
+        counts.index_add_(0, torch.from_numpy(which[n_read : n_read + len(x)]), x)
+        n_read += len(x)
+    n_cells, known, wanted = (torch.from_numpy(values) for values in (sizes[is_given], seen, absent))
+    log_shares = expected_log_shares(counts[torch.from_numpy(is_given)], n_cells, known, wanted)
+    module.eval()
+    module.add_absent_effects(module.condition_tensor(absent), log_shares.to(module.device), sampler)
 
 
 def counts_per_gene(cells: TrainingCells, indices: np.ndarray) -> float:

@@ -1,0 +1,130 @@
+"""Combinations without training cells: their expected profiles, and the effects that their generated cells lack."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Guidance
+from scgen_diffusion.module import SCLDMArchitecture, SCLDMModule, _absent_combinations, expected_log_shares
+from scgen_diffusion.module._absent_combinations import AbsentEffects
+
+N_TYPES, N_DONORS, N_GENES = 4, 6, 60
+
+
+def simulate(n_cells, seed=0, depth=200):
+    """Sums of counts of all combinations but some, to which effects of types and donors add up; and the true shares."""
+    rng = np.random.default_rng(seed)
+    types = rng.normal(0, 0.5, (N_TYPES, N_GENES))
+    donors = np.where(rng.random((N_DONORS, N_GENES)) < 0.1, 1.0, 0.0)  # e-fold changes of a tenth of the genes
+    codes = torch.cartesian_prod(torch.arange(N_TYPES), torch.arange(N_DONORS))
+    logs = torch.from_numpy(types)[codes[:, 0]] + torch.from_numpy(donors)[codes[:, 1]]
+    is_absent = (codes.sum(1) % 5) == 0
+    shares = logs.softmax(1)
+    means = shares[~is_absent] * depth * n_cells
+    counts = rng.poisson(rng.gamma(2.0 * n_cells, means / (2.0 * n_cells)))  # of so many cells together
+    return torch.from_numpy(counts), codes[~is_absent], codes[is_absent], shares[is_absent].log()
+
+
+def test_effects_that_add_up_are_found():
+    counts, seen, absent, truth = simulate(n_cells=500)
+
+    expected = expected_log_shares(counts, torch.full((len(seen),), 500), seen, absent)
+
+    torch.testing.assert_close(expected.exp().sum(1), torch.ones(len(absent), dtype=torch.double))
+    error = (expected - truth).square().mean().sqrt()
+    assert error < 0.1
+    nobody = expected_log_shares(counts, torch.full((len(seen),), 500), seen[:, :1], absent[:, :1])
+    assert error < 0.4 * (nobody - truth).square().mean().sqrt()  # the types alone
+
+
+def test_noise_of_few_cells_is_shrunk_and_large_effects_are_not():
+    counts, seen, absent, truth = simulate(n_cells=10)
+    n_cells = torch.full((len(seen),), 10)
+
+    expected = expected_log_shares(counts, n_cells, seen, absent)
+
+    pooled = torch.zeros(N_TYPES, N_GENES).index_add(0, seen[:, 0], counts.float()).double()
+    of_type = (pooled / pooled.sum(1, keepdim=True)).log()[absent[:, 0]]
+    assert (expected - truth).square().mean() < 0.6 * (of_type - truth).square().mean()
+
+
+def test_genes_can_be_fitted_in_parts(monkeypatch):
+    counts, seen, absent, _ = simulate(n_cells=500)
+    n_cells = torch.full((len(seen),), 500)
+    at_once = expected_log_shares(counts, n_cells, seen, absent)
+    monkeypatch.setattr(_absent_combinations, "GENES_AT_A_TIME", 25)
+
+    # each part learns its own mixture
+    torch.testing.assert_close(expected_log_shares(counts, n_cells, seen, absent), at_once, atol=0.15, rtol=0)
+
+
+@pytest.mark.parametrize("n_cells", [1, 3])
+def test_counts_that_tell_nothing_give_finite_shares(n_cells):
+    counts, seen, absent, _ = simulate(n_cells=n_cells, depth=2)
+    assert expected_log_shares(counts, torch.full((len(seen),), n_cells), seen, absent).isfinite().all()
+
+
+def test_only_absent_combinations_have_effects():
+    absent = AbsentEffects(n_combinations=2, n_columns=2, n_effects=3)
+    absent.codes.copy_(torch.tensor([[0, 1], [1, 0]]))
+    absent.combinations.copy_(torch.tensor([0, 1, 1]))
+    absent.genes.copy_(torch.tensor([2, 0, 3]))
+    absent.effects.copy_(torch.tensor([0.5, -1.0, 2.0]))
+
+    asked = torch.tensor([[1, 0], [1, 1], [0, 1], [1, 0], [2, 2]])
+    expected = torch.zeros(5, 4)
+    expected[2, 2] = 0.5
+    expected[[0, 3]] = torch.tensor([-1.0, 0, 0, 2.0])
+    torch.testing.assert_close(absent(asked, 4), expected)
+    torch.testing.assert_close(absent(asked[:0], 4), torch.zeros(0, 4))
+    torch.testing.assert_close(absent(asked[1:2], 4), torch.zeros(1, 4))
+
+
+@pytest.fixture
+def module(tiny):
+    torch.manual_seed(0)
+    built = SCLDMModule(N_GENES, (N_TYPES, N_DONORS), architecture=SCLDMArchitecture(**tiny)).eval()
+    torch.nn.init.normal_(built.condition_effects.loadings.weight, std=0.02)
+    return built
+
+
+def mean_shares(module, code, n_cells=2000):
+    """Expected shares of generated cells of one combination."""
+    condition, generators = code.expand(n_cells, -1), Generators(3, range(n_cells))
+    guidance = Guidance(1.0).resolve(module.strategy, ["type", "donor"])
+    states = FLOW_SAMPLERS["midpoint"](
+        module.denoiser(condition, guidance), module.draw_noise(generators), generators=generators
+    )
+    with torch.no_grad():
+        means = module.likelihood.mean(
+            **module.decode(module.unstandardise(states), torch.full((n_cells, 1), 1e4), condition)
+        )
+    return means.mean(0) / means.sum() * n_cells
+
+
+def test_generated_cells_get_the_expected_means_of_genes_that_are_far_off(module):
+    _, seen, absent, truth = simulate(n_cells=500)
+    before = [mean_shares(module, code) for code in (*absent[:3], seen[0])]
+
+    module.add_absent_effects(absent[:3], truth[:3], FLOW_SAMPLERS["midpoint"])
+
+    for code, expected, old in zip(absent[:3], truth[:3], before, strict=False):
+        off, off_before = ((shares.log() - expected).abs() for shares in (mean_shares(module, code), old))
+        assert off_before.max() > 0.8
+        assert off.max() < 0.5  # up to the limit of 0.3, the mean of a few cells, and shares that add up to one
+        assert off.mean() < 0.5 * off_before.mean()
+    torch.testing.assert_close(mean_shares(module, seen[0]), before[-1])
+
+
+def test_absent_effects_are_saved_and_a_transport_does_without(module, tiny):
+    _, _, absent, truth = simulate(n_cells=500)
+    module.add_absent_effects(absent, truth, FLOW_SAMPLERS["midpoint"])
+    again = SCLDMModule(N_GENES, (N_TYPES, N_DONORS), architecture=SCLDMArchitecture(**tiny)).eval()
+
+    again.load_state_dict(module.state_dict())
+
+    torch.testing.assert_close(mean_shares(again, absent[0]), with_effects := mean_shares(module, absent[0]))
+    again.add_transport()
+    assert not torch.allclose(mean_shares(again, absent[0]), with_effects, rtol=0.1)
