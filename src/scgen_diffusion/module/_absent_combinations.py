@@ -117,10 +117,20 @@ class AbsentEffects(nn.Module):
         self.register_buffer("genes", torch.zeros(n_effects, dtype=torch.long))
         self.register_buffer("effects", torch.zeros(n_effects))
 
-    def forward(self, condition: Tensor, n_genes: int) -> Tensor:
-        """Return the effects ``(cells, n_genes)`` of conditions ``(cells, columns)``, zero for other combinations."""
-        has = (condition[:, None] == self.codes).all(2)  # (cells, combinations)
-        is_known, asked = has.any(1), has.any(0)
+    def forward(self, condition: Tensor, start: Tensor, n_genes: int) -> Tensor:
+        """Return the effects on genes, ``(cells, n_genes)``; zero for other combinations.
+
+        Parameters
+        ----------
+        condition
+            Conditions of the cells, ``(cells, columns)``.
+        start
+            Conditions that a transport starts from. Where these have training cells, it makes the new combination.
+        n_genes
+            Size of the panel.
+        """
+        has, is_start = ((codes[:, None] == self.codes).all(2) for codes in (condition, start))  # (cells, combinations)
+        is_known, asked = has.any(1) & is_start.any(1), has.any(0)
         row = asked.cumsum(0) - 1
         kept = asked[self.combinations]
         effects = self.effects.new_zeros(int(asked.sum()) + 1, n_genes)  # the last row is that of other combinations

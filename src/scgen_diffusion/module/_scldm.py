@@ -234,8 +234,11 @@ class SCLDMModule(ConditionedModule):
         if self.condition_effects is None:
             return {"outputs": outputs, "library_size": library_size}
         effects = self.condition_effects(condition)
-        if self.absent_effects is not None and self.transport is None:  # a transport makes new combinations by itself
-            effects[..., 0] += self.absent_effects(condition, effects.shape[1])
+        if self.absent_effects is not None:
+            transport, start = self.transport, condition
+            if transport is not None:
+                start = torch.where(transport.perturbs, transport.control, condition)
+            effects[..., 0] += self.absent_effects(condition, start, effects.shape[1])
         missing = effects.shape[-1] - outputs.shape[-1]
         return {"outputs": pad(outputs, (0, missing)) + effects, "library_size": library_size}
 
