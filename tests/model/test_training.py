@@ -447,6 +447,19 @@ def test_absent_effects_are_forgotten_with_the_latents_they_were_measured_on(mak
     assert model.module.absent_effects is None
 
 
+def test_the_prior_goes_on_from_its_checkpoints_if_the_model_has_absent_effects(make_model, quick, tmp_path):
+    model = make_model()
+    model.train_autoencoder(1, **quick)
+    model.train_prior(1, **quick)
+    assert model.module.absent_effects is not None
+
+    model.train_prior(6, checkpoint_dir=tmp_path, callbacks=[InterruptAt("prior", 3)], **quick)
+    for _ in range(2):  # the second call finds that all is done
+        model.train_prior(6, checkpoint_dir=tmp_path, **quick)
+
+    assert model.module.absent_effects is not None
+
+
 def test_an_interrupted_autoencoder_is_usable(make_model, quick):
     model = make_model()
     handler = signal.getsignal(signal.SIGINT)

@@ -24,7 +24,7 @@ def simulate(n_cells, seed=0, depth=200):
     shares = logs.softmax(1)
     means = shares[~is_absent] * depth * n_cells
     counts = rng.poisson(rng.gamma(2.0 * n_cells, means / (2.0 * n_cells)))  # of so many cells together
-    return torch.from_numpy(counts), codes[~is_absent], codes[is_absent], shares[is_absent].log()
+    return torch.from_numpy(counts), codes[~is_absent], codes[is_absent], shares[is_absent].log().float()
 
 
 def test_effects_that_add_up_are_found():
@@ -32,7 +32,7 @@ def test_effects_that_add_up_are_found():
 
     expected = expected_log_shares(counts, torch.full((len(seen),), 500), seen, absent)
 
-    torch.testing.assert_close(expected.exp().sum(1), torch.ones(len(absent), dtype=torch.double))
+    torch.testing.assert_close(expected.exp().sum(1), torch.ones(len(absent)))
     error = (expected - truth).square().mean().sqrt()
     assert error < 0.1
     nobody = expected_log_shares(counts, torch.full((len(seen),), 500), seen[:, :1], absent[:, :1])
@@ -45,9 +45,29 @@ def test_noise_of_few_cells_is_shrunk_and_large_effects_are_not():
 
     expected = expected_log_shares(counts, n_cells, seen, absent)
 
-    pooled = torch.zeros(N_TYPES, N_GENES).index_add(0, seen[:, 0], counts.float()).double()
+    pooled = torch.zeros(N_TYPES, N_GENES).index_add(0, seen[:, 0], counts.float())
     of_type = (pooled / pooled.sum(1, keepdim=True)).log()[absent[:, 0]]
     assert (expected - truth).square().mean() < 0.6 * (of_type - truth).square().mean()
+
+
+@pytest.mark.parametrize("state_first", [True, False])
+def test_donors_of_one_state_each_leave_its_effect_to_the_state(state_first):
+    rng = np.random.default_rng(0)
+    types, states = rng.normal(0, 0.5, (3, N_GENES)), np.zeros((2, N_GENES))
+    states[1, :6] = 1.0
+    donors, n_cells = rng.normal(0, 0.05, (8, N_GENES)), 300
+    codes = torch.tensor([(kind, donor % 2, donor) for kind in range(3) for donor in range(8)])
+    logs = types[codes[:, 0]] + states[codes[:, 1]] + donors[codes[:, 2]]
+    shares = np.exp(logs) / np.exp(logs).sum(1, keepdims=True)
+    counts = torch.from_numpy(rng.poisson(rng.gamma(2.0 * n_cells, shares * 200 / 2.0)))
+    healthy = torch.tensor([(kind, 0, 1) for kind in range(3)])  # a donor who is ill
+    order = [0, 1, 2] if state_first else [2, 0, 1]
+
+    both = [codes[:, order], torch.cat([healthy, healthy + torch.tensor([0, 1, 0])])[:, order]]
+    well, ill = expected_log_shares(counts, torch.full((len(codes),), n_cells), *both).chunk(2)
+
+    changes = (ill - well) - (ill - well)[:, 6:].mean()
+    assert changes[:, :6].mean() == pytest.approx(1.0, abs=0.15)
 
 
 def test_genes_can_be_fitted_in_parts(monkeypatch):
@@ -103,11 +123,30 @@ def mean_shares(module, code, n_cells=2000):
     return means.mean(0) / means.sum() * n_cells
 
 
+def as_generated(module, codes):
+    """Combinations of which the module generates what is expected, with those profiles."""
+    return codes[:4], torch.stack([mean_shares(module, code) for code in codes[:4]]).log()
+
+
+def test_what_all_combinations_lack_is_no_effect(module):
+    """Sums of counts follow large cells, and few cells have the same noise in all combinations."""
+    _, seen, absent, _ = simulate(n_cells=500)
+    shift = torch.linspace(-1, 1, N_GENES)
+
+    def shifted(codes):
+        return codes, (as_generated(module, codes)[1] + shift).log_softmax(1)
+
+    module.add_absent_effects(shifted(absent[:4]), shifted(seen[:4]), FLOW_SAMPLERS["midpoint"])
+
+    assert len(module.absent_effects.codes) == 4
+    assert len(module.absent_effects.effects) == 0
+
+
 def test_generated_cells_get_the_expected_means_of_genes_that_are_far_off(module):
     _, seen, absent, truth = simulate(n_cells=500)
     before = [mean_shares(module, code) for code in (*absent[:3], seen[0])]
 
-    module.add_absent_effects(absent[:3], truth[:3], FLOW_SAMPLERS["midpoint"])
+    module.add_absent_effects((absent[:3], truth[:3]), as_generated(module, seen), FLOW_SAMPLERS["midpoint"])
 
     for code, expected, old in zip(absent[:3], truth[:3], before, strict=False):
         off, off_before = ((shares.log() - expected).abs() for shares in (mean_shares(module, code), old))
@@ -118,8 +157,8 @@ def test_generated_cells_get_the_expected_means_of_genes_that_are_far_off(module
 
 
 def test_absent_effects_are_saved(module, tiny):
-    _, _, absent, truth = simulate(n_cells=500)
-    module.add_absent_effects(absent, truth, FLOW_SAMPLERS["midpoint"])
+    _, seen, absent, truth = simulate(n_cells=500)
+    module.add_absent_effects((absent, truth), as_generated(module, seen), FLOW_SAMPLERS["midpoint"])
     again = SCLDMModule(N_GENES, (N_TYPES, N_DONORS), architecture=SCLDMArchitecture(**tiny)).eval()
 
     again.load_state_dict(module.state_dict())
@@ -128,9 +167,9 @@ def test_absent_effects_are_saved(module, tiny):
 
 
 def test_combinations_that_a_transport_makes_have_no_absent_effects(module):
-    _, _, absent, truth = simulate(n_cells=500)
+    _, seen, absent, truth = simulate(n_cells=500)
     before = [mean_shares(module, code) for code in absent]
-    module.add_absent_effects(absent, truth, FLOW_SAMPLERS["midpoint"])
+    module.add_absent_effects((absent, truth), as_generated(module, seen), FLOW_SAMPLERS["midpoint"])
 
     module.add_transport().start_from(torch.tensor([torch.inf, 0.0]))  # from donor 0, whose type 0 is absent, too
 

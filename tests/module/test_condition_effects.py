@@ -9,7 +9,7 @@ from scvi import REGISTRY_KEYS
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, ResolvedGuidance
 from scgen_diffusion.module import CONDITIONS, SCLDMArchitecture, SCLDMModule
-from scgen_diffusion.nn import Number
+from scgen_diffusion.nn import Members, Number
 
 N_GENES = 9
 
@@ -52,6 +52,18 @@ def shares_of(module, condition, before=None):
     before = torch.ones(N_GENES) if before is None else before
     outputs = module.add_condition_effects(condition, before.log()[None, :, None], torch.ones(1, 1))["outputs"]
     return outputs[0, :, 0].detach().softmax(0)
+
+
+@pytest.mark.parametrize("conditions", [(3,), (30,), (40,), (20, 50), (13, Members(6, 2))])
+def test_no_number_of_classes_needs_huge_loadings(build, conditions):
+    """As many random vectors as dimensions nearly depend on each other, and loadings make up for it."""
+    effects = build(conditions, n_latent_tokens=2, n_latent=16).condition_effects
+    tables = [table.weight.detach() for table in effects.embed.modules() if isinstance(table, torch.nn.Embedding)]
+
+    strengths = torch.linalg.svdvals(torch.cat(tables))
+
+    torch.testing.assert_close(strengths, strengths[:1].expand(len(strengths)))
+    assert torch.cat(tables).square().mean().sqrt() == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize("n_rare", [5, 5000])

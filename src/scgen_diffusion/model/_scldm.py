@@ -345,6 +345,8 @@ class SCLDM(AutoencoderModel):
         return result
 
     def _train_prior(self, recipe: PriorRecipe, run: Run, *, compile: bool) -> StageResult:
+        if self.reference_ is None or self.reference_["trainable"] != "new_conditions":
+            self.module.absent_effects = None  # those of the prior before
         with self._cache_latents() as cache:
             self._fit_to_latents(cache)
             split = self.train_indices_, self.validation_indices_
@@ -478,15 +480,14 @@ class SCLDM(AutoencoderModel):
         choices = describe_adapted_options(job, adapted, general)
         has_usual_length = job.n_epochs == job.default_epochs and job.recipe.reference_steps == adapted.reference_steps
         if has_usual_length and adapted.reference_steps > general.reference_steps:
-            choices.insert(0, "more epochs")
+            choices = {"reference_steps": "more epochs", **choices}
         default, default_here = (build_architecture("default", n_cells=n) for n in (0, self.summary_stats.n_cells))
-        is_wider = self.architecture == default_here != default
-        if is_wider:
-            choices.insert(0, "a network of twice the width")
+        if self.architecture == default_here != default:
+            choices["width"] = "a network of twice the width"
         reasons = []
-        if adapted.kl_weight != general.kl_weight:
+        if choices.keys() & {"reference_steps", "kl_weight"}:
             reasons.append("a modality of few features" if self.modalities else f"{self.summary_stats.n_vars:,} genes")
-        if is_wider or adapted.keep_at_least != general.keep_at_least:
+        if choices.keys() & {"loading_weight_decay", "keep_at_least", "width"}:
             reasons.append(f"{len(self.train_indices_):,} cells")
         return describe_choices(f"autoencoder's training is adapted to {' and '.join(reasons)}", choices)
 

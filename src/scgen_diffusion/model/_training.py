@@ -186,21 +186,21 @@ ADAPTED = {
 }
 
 
-def describe_adapted_options(job: StageJob, adapted: Recipe, usual: Recipe) -> list[str]:
+def describe_adapted_options(job: StageJob, adapted: Recipe, usual: Recipe) -> dict[str, str]:
     """Name the options of a stage that follow from the data, and what is usual; not those that the user chose."""
-    choices = []
+    choices = {}
     for name, described in ADAPTED.items():
         value, of_data, of_others = (getattr(recipe, name, None) for recipe in (job.recipe, adapted, usual))
         if value == of_data != of_others:
-            choices.append(f"{described} {value:g} in place of {of_others:g}")
+            choices[name] = f"{described} {value:g} in place of {of_others:g}"
     return choices
 
 
-def describe_choices(subject: str, choices: Sequence[str]) -> str:
+def describe_choices(subject: str, choices: Mapping[str, str]) -> str:
     """Tell the user what the data chose; "" if nothing."""
     if not choices:
         return ""
-    *others, last = choices
+    *others, last = choices.values()
     listed = f"{', '.join(others)}, and {last}" if others else last
     return f"The {subject}: {listed} (`model.recipes_`). You need not do anything."
 

@@ -30,7 +30,8 @@ def expected_log_shares(counts: Tensor, n_cells: Tensor, codes: Tensor, absent: 
 
     with the class :math:`c_k` of each key :math:`k`. Most classes change most genes hardly, and some genes much.
     Therefore each :math:`b` comes from a mixture of normal distributions, whose shares are learned for each key from
-    all of its effects (adaptive shrinkage). In rounds over the keys, it is replaced by its expected value.
+    its effects on up to 4,000 genes (adaptive shrinkage). In rounds over the keys, it is replaced by its expected
+    value.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def expected_log_shares(counts: Tensor, n_cells: Tensor, codes: Tensor, absent: 
         mean = ((part.sum(0) + 0.5) / total.sum()).log()
         effects = _main_effects(part, total * mean.exp(), noise + INTERACTION, of_seen)
         predicted.append(mean + sum(member @ effect for member, effect in zip(of_absent, effects, strict=True)))
-    return torch.cat(predicted, dim=1).log_softmax(1)
+    return torch.cat(predicted, dim=1).log_softmax(1).float()
 
 
 def _main_effects(counts: Tensor, expected: Tensor, noise: Tensor, members: list[Tensor]) -> list[Tensor]:
@@ -80,8 +81,11 @@ def _main_effects(counts: Tensor, expected: Tensor, noise: Tensor, members: list
     effects = [expected.new_zeros(member.shape[1], counts.shape[1]) for member in members]
     spreads = torch.tensor(SPREADS, dtype=counts.dtype, device=counts.device)[:, None, None]
     shares = [torch.full_like(spreads, 1 / len(spreads)) for _ in members]
+    # in nested designs, such as donors of one state each, the key with fewer classes explains what it can
+    order = sorted(range(len(members)), key=lambda key: members[key].shape[1])
     for step in range(N_ROUNDS):
-        for key, member in enumerate(members):
+        for key in order:
+            member = members[key]
             logs = sum(own @ effect for own, effect in zip(members, effects, strict=True))
             mu = (expected * logs.exp()).clamp(min=SMALLEST)
             weights = 1 / (1 / mu + noise)

@@ -85,7 +85,7 @@ def copy_reference(
             state |= {f"{name}.codes": codes, f"{name}.n_kept": n_kept}
     if with_transport:
         state |= _recoded_transport(module, reference, recode)
-    if trainable != "all" and reference.absent_effects is not None:
+    if reference.absent_effects is not None:
         absent = reference.absent_effects.state_dict()
         state |= {f"absent_effects.{name}": tensor for name, tensor in absent.items()}
         state["absent_effects.codes"] = recode(absent["codes"])

@@ -60,10 +60,10 @@ SURPRISING = 4.0  # standard deviations
 FEW_CELLS = 200  # of a condition, which tell only about surprising genes
 LEAST_NOISE = 0.05**2  # variance of a log ratio, so that the most expressed genes do not decide alone
 MOST_THETA = 50.0  # beyond it, few cells cannot tell
-N_TO_COMPARE = 16  # generated cells of a combination without training cells
+N_TO_COMPARE, AT_ONCE = 16, 16  # generated cells of a combination, and combinations
 LEAST_EFFECT = 0.3  # natural logarithm; smaller ones, the prior may know better
 MOST_EFFECT = 3.0
-LEAST_SHARE = 1e-5  # of a cell's counts; effects on rarer genes do not show
+LEAST_LOG_SHARE = -11.5  # of a cell's counts, 1e-5; effects on rarer genes do not show
 
 
 class SCLDMModule(ConditionedModule):
@@ -575,42 +575,48 @@ class SCLDMModule(ConditionedModule):
         self.condition_effects.add(condition, lacking, n_cells)
 
     @torch.no_grad()
-    def add_absent_effects(self, condition: Tensor, log_shares: Tensor, sampler: Sampler) -> None:
+    def add_absent_effects(self, absent: tuple[Tensor, Tensor], seen: tuple[Tensor, Tensor], sampler: Sampler) -> None:
         """Give combinations without training cells the effects that their generated cells lack.
 
         The latents of such cells are extrapolated by the prior, and so hold only a part of what the classes do
-        elsewhere.
+        elsewhere. Combinations with cells lack nothing: what theirs seem to lack is due to few cells, which have the
+        same noise in all combinations, and to large cells, which count more in sums.
 
         Parameters
         ----------
-        condition
-            Combinations of classes, ``(m, columns)``.
-        log_shares
-            Their expected mean profiles, logarithms of shares ``(m, genes)``.
+        absent
+            Combinations of classes ``(m, columns)``, and their expected mean profiles, logarithms of shares
+            ``(m, genes)``.
+        seen
+            Some combinations that have training cells, likewise.
         sampler
             Sampler of the cells to compare, without guidance.
         """
         self.absent_effects = None
-        guidance = Guidance(1.0).resolve(self.strategy, [str(key) for key in range(len(self.conditions))])
-        n, lacking = N_TO_COMPARE, []
-        for codes, expected in zip(condition.split(n), log_shares.split(n), strict=True):
-            given = codes.repeat_interleave(n, 0)
-            generators = Generators(0, [*range(n)] * len(codes), self.latent_mean.device)  # the same noise for each
-            states = sampler(self.denoiser(given, guidance), self.draw_noise(generators), generators=generators)
-            totals = torch.full((len(given), 1), TARGET_SUM, device=given.device)
-            means = self.likelihood.mean(**self.decode(self.unstandardise(states), totals, given))
-            made = means.unflatten(0, (-1, n)).mean(1)
-            made = made / made.sum(1, keepdim=True)
-            effects = (expected - made.double().log()).clamp(-MOST_EFFECT, MOST_EFFECT)
-            matter = (effects.abs() > LEAST_EFFECT) & (torch.maximum(expected.exp(), made) > LEAST_SHARE)
-            lacking.append(torch.where(matter, effects, 0.0).float().cpu().to_sparse())
-        values = torch.cat(lacking).coalesce()
-        combinations, genes = values.indices()
-        absent = AbsentEffects(*condition.shape, len(genes))
-        absent.load_state_dict(
-            {"codes": condition, "combinations": combinations, "genes": genes, "effects": values.values()}
+        codes, expected = absent
+        usual = self._lacking_shares(*seen, sampler).mean(0)
+        effects = (self._lacking_shares(*absent, sampler) - usual).clamp(-MOST_EFFECT, MOST_EFFECT)
+        matter = (effects.abs() > LEAST_EFFECT) & (torch.maximum(expected, expected - effects) > LEAST_LOG_SHARE)
+        combinations, genes = matter.nonzero().T
+        learned = AbsentEffects(*codes.shape, len(genes))
+        learned.load_state_dict(
+            {"codes": codes, "combinations": combinations, "genes": genes, "effects": effects[matter]}
         )
-        self.absent_effects = absent.to(condition.device)
+        self.absent_effects = learned.to(codes.device)
+
+    def _lacking_shares(self, condition: Tensor, log_shares: Tensor, sampler: Sampler) -> Tensor:
+        """Return the log ratios of expected shares to those of a few generated cells, ``(m, genes)``."""
+        guidance = Guidance(1.0).resolve(self.strategy, [str(key) for key in range(len(self.conditions))])
+        device, found = self.latent_mean.device, []
+        for codes, expected in zip(condition.split(AT_ONCE), log_shares.split(AT_ONCE), strict=True):
+            given = codes.repeat_interleave(N_TO_COMPARE, 0)
+            generators = Generators(0, [*range(N_TO_COMPARE)] * len(codes), device)  # the same noise for each
+            states = sampler(self.denoiser(given, guidance), self.draw_noise(generators), generators=generators)
+            totals = torch.full((len(given), 1), TARGET_SUM, device=device)
+            means = self.likelihood.mean(**self.decode(self.unstandardise(states), totals, given))
+            of_each = means.unflatten(0, (len(codes), N_TO_COMPARE)).mean(1)
+            found.append(expected - (of_each / of_each.sum(1, keepdim=True)).log())
+        return torch.cat(found)
 
     def _lacking_effects(self, parts: Sequence[Tensor], condition: Tensor) -> Tensor:
         """Return what effects of conditions on shares and dispersions of their cells lack, ``(n, genes, 2)``."""

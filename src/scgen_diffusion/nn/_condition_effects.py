@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 EMBEDDING_SCALE = 5.0  # embeddings start small; loadings that make up for it would turn each step into a jump
 RIDGE = 0.3  # cells
+VECTOR_SCALE = 0.02  # standard deviation of an embedding at the start
 
 
 class ConditionEffects(nn.Module):
@@ -53,8 +54,22 @@ class ConditionEffects(nn.Module):
         self.register_buffer("null", null_condition(conditions), persistent=False)
         self.register_buffer("is_number", are_numbers[keys_of_columns(conditions)], persistent=False)
         self.embed = ConditionEmbedding(conditions, width)
+        self._spread_evenly(width)
         self.loadings = nn.Linear(width, 2 * n_genes, bias=False)
         nn.init.zeros_(self.loadings.weight)
+
+    @torch.no_grad()
+    def _spread_evenly(self, width: int) -> None:
+        """Make the vectors of all classes and members orthogonal, or a tight frame if they are more than the width.
+
+        Random ones nearly depend on each other if they are about as many as the width. Effects that differ between them
+        then need huge loadings, with which each step of training is a jump.
+        """
+        tables = [table for table in self.embed.modules() if isinstance(table, nn.Embedding)]
+        n_vectors = sum(table.num_embeddings for table in tables)
+        vectors = nn.init.orthogonal_(torch.empty(n_vectors, width), gain=VECTOR_SCALE * max(n_vectors, width) ** 0.5)
+        for table, own in zip(tables, vectors.split([table.num_embeddings for table in tables]), strict=True):
+            table.weight.copy_(own)
 
     def forward(self, condition: Tensor) -> Tensor:
         """Return the effects ``(cells, genes, 2)`` of conditions ``(cells, columns)``."""

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 N_TOTALS = 100_000  # drawn to describe the distribution of totals
 LATENTS_AT_A_TIME = 1 << 14
-MOST_COMBINATIONS = 1000  # of conditions whose mean profiles the effects start from
+MOST_COMBINATIONS = 1000  # of conditions whose mean profiles the effects start from, or that training lacks
+MOST_COMPARED = 64  # combinations with training cells that show what those without seem to lack
 RARE_SHARE = 0.01  # of all cells, below which a combination is rare; up to `FEW_CELLS` always are
 MOST_CHECKED = 1000  # cells of a combination
 MOST_AXES = 64
@@ -116,7 +117,7 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
 def add_absent_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray, sampler: Sampler) -> None:
     """Give a trained module the effects that generated cells of combinations without training cells lack.
 
-    They are known for up to ``MOST_COMBINATIONS`` combinations of classes, of several keys that all have classes.
+    There are none for more than ``MOST_COMBINATIONS`` combinations, or unless several keys all have classes.
     """
     module.absent_effects = None
     combinations = _combinations(module, cells, indices)
@@ -131,15 +132,24 @@ def add_absent_effects(module: SCLDMModule, cells: TrainingCells, indices: np.nd
         return
     every = np.stack(np.meshgrid(*map(np.unique, seen.T), indexing="ij"), -1).reshape(-1, seen.shape[1])
     absent = np.array(sorted({*map(tuple, every)} - {*map(tuple, seen)}))
-    counts, n_read = torch.zeros(len(codes), len(cells.var), dtype=torch.double), 0
+    counts = _sum_counts(cells, indices, which, len(codes))[torch.from_numpy(is_given)]
+    asked = np.concatenate([absent, seen[evenly(np.argsort(sizes[is_given]), MOST_COMPARED)]])
+    sums = (torch.from_numpy(values) for values in (sizes[is_given], seen, asked))
+    log_shares = expected_log_shares(counts, *sums).to(module.device)
+    module.eval()
+    split = (len(absent), len(asked) - len(absent))
+    pairs = zip(module.condition_tensor(asked).split(split), log_shares.split(split), strict=True)
+    module.add_absent_effects(*pairs, sampler)
+
+
+def _sum_counts(cells: TrainingCells, indices: np.ndarray, which: np.ndarray, n: int) -> Tensor:
+    """Sum the counts of the cells ``indices`` of each of ``n`` combinations, ``(n, genes)``."""
+    counts, n_read = torch.zeros(n, len(cells.var), dtype=torch.double), 0
     for batch in cells.loader(indices, ROWS_AT_A_TIME):
         x = batch[REGISTRY_KEYS.X_KEY].double()
         counts.index_add_(0, torch.from_numpy(which[n_read : n_read + len(x)]), x)
         n_read += len(x)
-    n_cells, known, wanted = (torch.from_numpy(values) for values in (sizes[is_given], seen, absent))
-    log_shares = expected_log_shares(counts[torch.from_numpy(is_given)], n_cells, known, wanted)
-    module.eval()
-    module.add_absent_effects(module.condition_tensor(absent), log_shares.to(module.device), sampler)
+    return counts
 
 
 def counts_per_gene(cells: TrainingCells, indices: np.ndarray) -> float:
