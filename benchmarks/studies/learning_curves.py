@@ -170,7 +170,9 @@ def columns_of(table: pd.DataFrame) -> pd.DataFrame:
 
 def of_default_world(wide: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of the default steps and world, by method and cells."""
-    return wide.xs((DEFAULT, N_GENES, N_TYPES), level=("steps", "genes", "types"))
+    levels = {"steps": DEFAULT, "genes": N_GENES, "types": N_TYPES}
+    own = np.logical_and.reduce([wide.index.get_level_values(name) == value for name, value in levels.items()])
+    return wide[own].droplevel(list(levels))
 
 
 def summarise(table: pd.DataFrame) -> str:
@@ -205,8 +207,10 @@ def _number(value: float) -> str:
 
 
 def draw_picture(table: pd.DataFrame, path: Path) -> None:
-    """Draw quality and costs against the number of cells."""
+    """Draw quality and costs against the number of cells; nothing without rows of the default world."""
     wide = of_default_world(columns_of(table))
+    if wide.empty:
+        return
     rare = [name for name in wide if name.endswith("type")]
     shown = ["AUC, PCs", "AUC, genes", "recall", "correlation", *rare, *COSTS.values()]
     panels = [name for name in shown if name in wide]
