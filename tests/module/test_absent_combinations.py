@@ -142,6 +142,18 @@ def test_what_all_combinations_lack_is_no_effect(module):
     assert len(module.absent_effects.effects) == 0
 
 
+def test_what_combinations_with_cells_differ_by_is_no_effect(module):
+    _, seen, absent, _ = simulate(n_cells=500)
+    (codes, shares), (asked, expected) = as_generated(module, seen), as_generated(module, absent)
+    shares[::2, 0] += 1.0
+    shares[1::2, 0] -= 1.0
+    expected[:, :2] += 1.0  # the second gene does not differ
+
+    module.add_absent_effects((asked, expected), (codes, shares), FLOW_SAMPLERS["midpoint"])
+
+    assert module.absent_effects.genes.tolist() == [1] * len(asked)
+
+
 def test_generated_cells_get_the_expected_means_of_genes_that_are_far_off(module):
     _, seen, absent, truth = simulate(n_cells=500)
     before = [mean_shares(module, code) for code in (*absent[:3], seen[0])]

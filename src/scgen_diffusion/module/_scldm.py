@@ -61,6 +61,7 @@ FEW_CELLS = 200  # of a condition, which tell only about surprising genes
 LEAST_NOISE = 0.05**2  # variance of a log ratio, so that the most expressed genes do not decide alone
 MOST_THETA = 50.0  # beyond it, few cells cannot tell
 N_TO_COMPARE, AT_ONCE = 16, 16  # generated cells of a combination, and combinations
+SURPRISING_LACK = 2.0  # standard deviations between combinations that have training cells
 LEAST_EFFECT = 0.3  # natural logarithm; smaller ones, the prior may know better
 MOST_EFFECT = 3.0
 LEAST_LOG_SHARE = -11.5  # of a cell's counts, 1e-5; effects on rarer genes do not show
@@ -579,8 +580,9 @@ class SCLDMModule(ConditionedModule):
         """Give combinations without training cells the effects that their generated cells lack.
 
         The latents of such cells are extrapolated by the prior, and so hold only a part of what the classes do
-        elsewhere. Combinations with cells lack nothing: what theirs seem to lack is due to few cells, which have the
-        same noise in all combinations, and to large cells, which count more in sums.
+        elsewhere. Combinations with cells lack nothing. What theirs seem to lack on average is due to few cells, which
+        have the same noise in all combinations, and to large cells, which count more in sums. How much it differs
+        between them shows how far their effects add up.
 
         Parameters
         ----------
@@ -594,9 +596,10 @@ class SCLDMModule(ConditionedModule):
         """
         self.absent_effects = None
         codes, expected = absent
-        usual = self._lacking_shares(*seen, sampler).mean(0)
+        of_seen = self._lacking_shares(*seen, sampler)
+        usual, least = of_seen.mean(0), (SURPRISING_LACK * of_seen.std(0)).clamp(min=LEAST_EFFECT)
         effects = (self._lacking_shares(*absent, sampler) - usual).clamp(-MOST_EFFECT, MOST_EFFECT)
-        matter = (effects.abs() > LEAST_EFFECT) & (torch.maximum(expected, expected - effects) > LEAST_LOG_SHARE)
+        matter = (effects.abs() > least) & (torch.maximum(expected, expected - effects) > LEAST_LOG_SHARE)
         combinations, genes = matter.nonzero().T
         learned = AbsentEffects(*codes.shape, len(genes))
         learned.load_state_dict(
