@@ -46,7 +46,7 @@ logger = logging.getLogger("benchmarks.learning_curves")
 
 PICTURE = ROOT / "docs" / "_static" / "learning_curves.png"
 KEYS = ("method", "cells", "steps", "genes", "types")
-METHODS = ("SCLDM", "SCRDIT", "scVI")
+METHODS = ("SCLDM", "SCRDIT", "WBDIT", "scVI")
 DEFAULT = "default"
 #: Numbers of training steps: factors of the defaults, by stage, in one round.
 STEPS: dict[str, dict[str, float]] = {

@@ -229,7 +229,7 @@ def learning_curves(table: pd.DataFrame) -> Blocks:
     rows = {
         f"{method}, {genes:,} genes, {types} types": (method, 8_000, DEFAULT, genes, types)
         for genes, types in sorted({key[3:] for key in worlds.index})
-        for method in (REAL, *METHODS)
+        for method in (REAL, *METHODS, "NB-copula")
     }
     rows = {name: key for name, key in rows.items() if key in worlds.index}
     columns = {name: name for name in [*columns, *costs] if not name.endswith("type")}
