@@ -168,9 +168,9 @@ def test_a_cell_keeps_its_total_unless_another_is_requested(trained):
     set_to = trained.predict_perturbation(condition={"dose": 1}, sample=False, library_size=np.arange(50, 146))
     drawn = trained.predict_perturbation(condition={"dose": 1}, sample=False, library_size="empirical", seed=0)
 
-    np.testing.assert_allclose(kept.X.sum(1), totals, rtol=0.03)  # outliers of the likelihood have a share
-    np.testing.assert_allclose(set_to.X.sum(1), np.arange(50, 146), rtol=0.03)
-    assert not np.allclose(drawn.X.sum(1), totals, rtol=0.05)
+    np.testing.assert_allclose(kept.X.sum(1), totals, rtol=0.08)  # outliers of the likelihood have a share
+    np.testing.assert_allclose(set_to.X.sum(1), np.arange(50, 146), rtol=0.08)
+    assert not np.allclose(drawn.X.sum(1), totals, rtol=0.1)
 
 
 def test_provenance_is_recorded_and_can_be_written(trained, tmp_path):
