@@ -230,7 +230,7 @@ def draw_picture(table: pd.DataFrame, path: Path) -> None:
         if name in COSTS.values():
             ax.set_ylim(bottom=0)
     lines = dict(zip(*reversed(axes.flat[0].get_legend_handles_labels()), strict=True))
-    figure.legend(lines.values(), lines, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -227,9 +227,9 @@ def learning_curves(table: pd.DataFrame) -> Blocks:
     ]
     header = ["training cells", *(f"{method}: {name}" for method in METHODS for name in ("minutes", "GiB"))]
     rows = {
-        f"{method}, {genes:,} genes, {types} types": (method, 8_000, DEFAULT, genes, types)
+        f"{name}, {genes:,} genes, {types} types": (method, 8_000, DEFAULT, genes, types)
         for genes, types in sorted({key[3:] for key in worlds.index})
-        for method in (REAL, *METHODS, "NB-copula")
+        for method, name in {**{name: name for name in (REAL, *METHODS)}, "NB-copula": "NB copula per label"}.items()
     }
     rows = {name: key for name, key in rows.items() if key in worlds.index}
     columns = {name: name for name in [*columns, *costs] if not name.endswith("type")}
