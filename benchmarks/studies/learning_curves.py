@@ -74,7 +74,7 @@ def write_world(folder: Path, n_cells: int, n_genes: int = N_GENES, n_types: int
     held_out = ad.concat([world.draw(N_JUDGED, HELD_OUT), *rare])
     write_cells(held_out, folder / "held_out.h5ad")
     write_cells(world.draw_like(held_out.obs["cell_type"].to_list(), FLOOR), folder / "floor.h5ad")
-    judged = World.fit(n_genes=min(n_genes, N_GENES)).genes
+    judged = world.genes if n_genes <= N_GENES else World.fit(n_genes=N_GENES).genes
     write_cells(world.draw(N_SPACE, SPACE)[:, judged].copy(), folder / "space.h5ad")
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Trainable = Literal["new_conditions", "conditions", "network", "all"]
 TRAINABLE: tuple[str, ...] = get_args(Trainable)
-TRANSPORT = "transport."  # prefix of names in a module's state
+TRANSPORT, ABSENT = "transport.", "absent_effects."  # prefixes of names in a module's state
 
 
 def transport_fits(module: ConditionedModule, reference: ConditionedModule) -> bool:
@@ -67,12 +67,8 @@ def copy_reference(
     """
     if with_transport:
         module.add_transport()
-    own = module.state_dict()
-    state = {
-        name: tensor
-        for name, tensor in reference.state_dict().items()
-        if name in own or (with_transport and name.startswith(TRANSPORT))
-    }
+    own, added = module.state_dict(), (ABSENT, TRANSPORT) if with_transport else (ABSENT,)
+    state = {name: tensor for name, tensor in reference.state_dict().items() if name in own or name.startswith(added)}
     for name, part in module.named_modules():
         if isinstance(part, ConditionEmbedding):
             extended = extended_state(part, reference.get_submodule(name), learned)
@@ -86,9 +82,7 @@ def copy_reference(
     if with_transport:
         state |= _recoded_transport(module, reference, recode)
     if reference.absent_effects is not None:
-        absent = reference.absent_effects.state_dict()
-        state |= {f"absent_effects.{name}": tensor for name, tensor in absent.items()}
-        state["absent_effects.codes"] = recode(absent["codes"])
+        state[f"{ABSENT}codes"] = recode(reference.absent_effects.codes)
     state["null_condition"] = module.null_condition
     module.load_state_dict(state)
     network, averaged = module.network_and_average

@@ -17,7 +17,6 @@ from scgen_diffusion.diffusion import (
     FixedStepSampler,
     FlowInversion,
     Generators,
-    Guidance,
     GuidedField,
     LinearInterpolant,
     ResolvedGuidance,
@@ -609,7 +608,7 @@ class SCLDMModule(ConditionedModule):
 
     def _lacking_shares(self, condition: Tensor, log_shares: Tensor, sampler: Sampler) -> Tensor:
         """Return the log ratios of expected shares to those of a few generated cells, ``(m, genes)``."""
-        guidance = Guidance(1.0).resolve(self.strategy, [str(key) for key in range(len(self.conditions))])
+        guidance = ResolvedGuidance.of(self.strategy, [1.0] * len(self.conditions))
         device, found = self.latent_mean.device, []
         for codes, expected in zip(condition.split(AT_ONCE), log_shares.split(AT_ONCE), strict=True):
             given = codes.repeat_interleave(N_TO_COMPARE, 0)

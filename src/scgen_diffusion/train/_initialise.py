@@ -117,9 +117,9 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
 def add_absent_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray, sampler: Sampler) -> None:
     """Give a trained module the effects that generated cells of combinations without training cells lack.
 
-    There are none for more than ``MOST_COMBINATIONS`` combinations, or unless several keys all have classes.
+    It has none yet. It gets none for more than ``MOST_COMBINATIONS`` combinations, or unless several keys all have
+    classes.
     """
-    module.absent_effects = None
     combinations = _combinations(module, cells, indices)
     are_classes = all(isinstance(encoding, Classes) for encoding in encodings_of(module.conditions))
     if combinations is None or not are_classes or len(module.conditions) < 2:
