@@ -324,6 +324,20 @@ def test_a_query_model_is_whole_without_its_reference(reference, make_cells, qui
     assert same(old_cells(again), before)
 
 
+def test_a_reference_learns_more_classes_than_its_effects_have_dimensions(scldm, make_cells, quick, tmp_path):
+    width = scldm.module.condition_effects.embed.width
+    new = [f"type {number}" for number in range(width)]
+    model = SCLDM.load_query_data(query_cells(make_cells, new=new), scldm, accelerator="cpu")
+    assert model.module.condition_effects.embed.width == width
+    model.train(1, **quick)
+    model.save(tmp_path / "query")
+
+    loaded = SCLDM.load(tmp_path / "query", accelerator="cpu")
+
+    assert same(old_cells(loaded), old_cells(scldm))
+    assert same(*[each.generate(20, {"cell_type": new[0]}, seed=0) for each in (model, loaded)])
+
+
 DRUGS = ["ctrl", "A", "B", "A+B"]
 
 

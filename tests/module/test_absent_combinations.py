@@ -168,6 +168,20 @@ def test_generated_cells_get_the_expected_means_of_genes_that_are_far_off(module
     torch.testing.assert_close(mean_shares(module, seen[0]), before[-1])
 
 
+def test_the_comparison_of_new_combinations_shows_its_progress(module):
+    _, seen, absent, truth = simulate(n_cells=500)
+    steps = []
+
+    def bar(parts):
+        for part in parts:
+            yield part
+            steps.append(len(part[0]))
+
+    module.add_absent_effects((absent, truth), as_generated(module, seen), FLOW_SAMPLERS["midpoint"], bar)
+
+    assert sum(steps) == len(absent)
+
+
 def test_absent_effects_are_saved(module, tiny):
     _, seen, absent, truth = simulate(n_cells=500)
     module.add_absent_effects((absent, truth), as_generated(module, seen), FLOW_SAMPLERS["midpoint"])

@@ -54,7 +54,7 @@ def shares_of(module, condition, before=None):
     return outputs[0, :, 0].detach().softmax(0)
 
 
-@pytest.mark.parametrize("conditions", [(3,), (30,), (40,), (20, 50), (13, Members(6, 2))])
+@pytest.mark.parametrize("conditions", [(3,), (30,), (40,), (20, 50), (13, Members(6, 2)), (300,)])
 def test_no_number_of_classes_needs_huge_loadings(build, conditions):
     """As many random vectors as dimensions nearly depend on each other, and loadings make up for it."""
     effects = build(conditions, n_latent_tokens=2, n_latent=16).condition_effects
@@ -64,6 +64,19 @@ def test_no_number_of_classes_needs_huge_loadings(build, conditions):
 
     torch.testing.assert_close(strengths, strengths[:1].expand(len(strengths)))
     assert torch.cat(tables).square().mean().sqrt() == pytest.approx(0.02)
+
+
+def test_effects_of_many_classes_do_not_depend_on_each_other(build):
+    n_classes = 100
+    module = build((n_classes,), n_latent_tokens=2, n_latent=4)
+    profiles = torch.rand(n_classes, N_GENES, generator=torch.Generator().manual_seed(0)) + 0.1
+    condition, n_cells = torch.arange(n_classes)[:, None], torch.full((n_classes,), 1000)
+    counts = 1000 * profiles / profiles.sum(1, keepdim=True) * n_cells[:, None]
+    module.start_effects(condition, counts, n_cells)
+
+    mean = counts.sum(0) / counts.sum()
+    for one, expected in zip(condition, counts, strict=True):
+        torch.testing.assert_close(shares_of(module, one[None], mean), expected / expected.sum(), atol=0, rtol=0.02)
 
 
 @pytest.mark.parametrize("n_rare", [5, 5000])

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import SCLDMArchitecture
     from scgen_diffusion.train import (
         AutoencoderRecipe,
+        Bar,
         LatentCache,
         PriorRecipe,
         Recipe,
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
     from ._counterfactual import ControlCells
     from ._training import StageJob
 
-SECONDS_WITHOUT_BAR = 3  # of what comes before and after the steps of the transport
+SECONDS_WITHOUT_BAR = 3  # of what comes before and after the steps of a stage
 LATENTS_IN_MEMORY = 2 << 30  # bytes
 LATENTS_IN_MEMORY_WITH_FILES = 64 << 20  # cells are in files to save memory
 AUTOENCODER_STAYS = "The reference's autoencoder is kept; load_query_data(..., trainable='all') trains it too."
@@ -355,7 +356,8 @@ class SCLDM(AutoencoderModel):
             result = run(plan, data, self._autoencoder_digest)
             describe_predicted_totals(self.module, cache, self._seen_indices)
         if self.reference_ is None:  # else the cells of the reference, which have other combinations, are gone
-            add_absent_effects(self.module, self._cells, self._seen_indices, FLOW_SAMPLERS[self.default_sampler])
+            sampler = FLOW_SAMPLERS[self.default_sampler]
+            add_absent_effects(self.module, self._cells, self._seen_indices, sampler, _bar_of(run))
         self._record_trained(*self.trained_stages_, "prior")
         self.library_head_is_trained_ = True
         return result
@@ -390,8 +392,7 @@ class SCLDM(AutoencoderModel):
                 transport = self.module.add_transport()
             transport.start_from(torch.from_numpy(pairs.code).to(self.device))
             fit_shift(self.module, cache, pairs.groups)
-            is_quiet = not run.keywords.get("enable_progress_bar", True) or rank_zero_only.rank
-            bar = partial(tqdm, leave=False, delay=SECONDS_WITHOUT_BAR, disable=True if is_quiet else None)
+            bar = _bar_of(run)
             measure_errors(self.module, self._cells, pairs.groups, bar)
             data = PairData(cache, pairs.groups, recipe, recipe.steps_per_epoch(len(self.train_indices_)))
             plan = TransportPlan(self.module, recipe, seed=seed)
@@ -582,3 +583,9 @@ class SCLDM(AutoencoderModel):
             f"The transport starts from unperturbed cells ({start}) and changes no other key, but "
             f"{' and '.join(faults)}."
         )
+
+
+def _bar_of(run: Run) -> Bar:
+    """Return a progress bar for the slow loops before and after the steps of a stage."""
+    is_quiet = not run.keywords.get("enable_progress_bar", True) or rank_zero_only.rank
+    return partial(tqdm, leave=False, delay=SECONDS_WITHOUT_BAR, disable=True if is_quiet else None)

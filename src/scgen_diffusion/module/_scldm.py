@@ -45,7 +45,7 @@ from ._missed_changes import MissedChanges
 from ._transport import LatentTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy as np
     from torch.optim.swa_utils import AveragedModel
@@ -63,6 +63,7 @@ N_TO_COMPARE, AT_ONCE = 16, 16  # generated cells of a combination, and combinat
 SURPRISING_LACK = 2.0  # standard deviations between combinations that have training cells
 LEAST_EFFECT = 0.3  # natural logarithm; smaller ones, the prior may know better
 MOST_EFFECT = 3.0
+MOST_DIMENSIONS = 256  # of the embedding of condition effects
 LEAST_LOG_SHARE = -11.5  # of a cell's counts, 1e-5; effects on rarer genes do not show
 
 
@@ -126,10 +127,12 @@ class SCLDMModule(ConditionedModule):
 
     def _build_condition_effects(self, n_input: int, conditions: Sequence[ConditionSpec]) -> ConditionEffects | None:
         a = self.architecture
-        only_numbers = all(isinstance(encoding, Number) for encoding in encodings_of(conditions))
-        if only_numbers or not a.condition_effects or a.likelihood != "negative_binomial":
+        discrete = [encoding for encoding in encodings_of(conditions) if not isinstance(encoding, Number)]
+        if not discrete or not a.condition_effects or a.likelihood != "negative_binomial":
             return None
-        return ConditionEffects(n_input, conditions, width=a.n_latent_tokens * a.n_latent)
+        n_vectors = sum(encoding.n + 1 for encoding in discrete if encoding.vectors is None)  # with "not given"
+        width = max(a.n_latent_tokens * a.n_latent, min(n_vectors, MOST_DIMENSIONS))
+        return ConditionEffects(n_input, conditions, width=width)
 
     def _build_library_size(self, conditions: Sequence[ConditionSpec], n_latent: int) -> LibrarySizeModel:
         return LibrarySizeModel(conditions, n_latent)
@@ -140,7 +143,10 @@ class SCLDMModule(ConditionedModule):
         return self.transport
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights, and add the transport and the absent effects if they contain any."""
+        """Load weights, and add the transport and the absent effects if they contain any.
+
+        After fine-tuning, the condition effects have the dimensions of the reference, which has fewer classes.
+        """
         if self.transport is None and any(name.startswith("transport.") for name in state_dict):
             self.add_transport()
         if (centres := state_dict.get("transport.shift.centres")) is not None:
@@ -152,6 +158,10 @@ class SCLDMModule(ConditionedModule):
         if (codes := state_dict.get("absent_effects.codes")) is not None:
             absent = AbsentEffects(*codes.shape, len(state_dict["absent_effects.effects"]))
             self.absent_effects = absent.to(self.latent_mean.device)
+        loadings, own = state_dict.get("condition_effects.loadings.weight"), self.condition_effects
+        if loadings is not None and own is not None and loadings.shape[1] != own.embed.width:
+            effects = ConditionEffects(len(loadings) // 2, self.conditions, width=loadings.shape[1])
+            self.condition_effects = effects.to(self.latent_mean.device)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
@@ -575,7 +585,13 @@ class SCLDMModule(ConditionedModule):
         self.condition_effects.add(condition, lacking, n_cells)
 
     @torch.no_grad()
-    def add_absent_effects(self, absent: tuple[Tensor, Tensor], seen: tuple[Tensor, Tensor], sampler: Sampler) -> None:
+    def add_absent_effects(
+        self,
+        absent: tuple[Tensor, Tensor],
+        seen: tuple[Tensor, Tensor],
+        sampler: Sampler,
+        bar: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+    ) -> None:
         """Give combinations without training cells the effects that their generated cells lack.
 
         The latents of such cells are extrapolated by the prior, and so hold only a part of what the classes do
@@ -592,12 +608,14 @@ class SCLDMModule(ConditionedModule):
             Some combinations that have training cells, likewise.
         sampler
             Sampler of the cells to compare, without guidance.
+        bar
+            Shows the progress of a loop over the combinations without training cells.
         """
         self.absent_effects = None
         codes, expected = absent
         of_seen = self._lacking_shares(*seen, sampler)
         usual, least = of_seen.mean(0), (SURPRISING_LACK * of_seen.std(0)).clamp(min=LEAST_EFFECT)
-        effects = (self._lacking_shares(*absent, sampler) - usual).clamp(-MOST_EFFECT, MOST_EFFECT)
+        effects = (self._lacking_shares(*absent, sampler, bar) - usual).clamp(-MOST_EFFECT, MOST_EFFECT)
         matter = (effects.abs() > least) & (torch.maximum(expected, expected - effects) > LEAST_LOG_SHARE)
         combinations, genes = matter.nonzero().T
         learned = AbsentEffects(*codes.shape, len(genes))
@@ -606,11 +624,17 @@ class SCLDMModule(ConditionedModule):
         )
         self.absent_effects = learned.to(codes.device)
 
-    def _lacking_shares(self, condition: Tensor, log_shares: Tensor, sampler: Sampler) -> Tensor:
+    def _lacking_shares(
+        self,
+        condition: Tensor,
+        log_shares: Tensor,
+        sampler: Sampler,
+        bar: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+    ) -> Tensor:
         """Return the log ratios of expected shares to those of a few generated cells, ``(m, genes)``."""
         guidance = ResolvedGuidance.of(self.strategy, [1.0] * len(self.conditions))
         device, found = self.latent_mean.device, []
-        for codes, expected in zip(condition.split(AT_ONCE), log_shares.split(AT_ONCE), strict=True):
+        for codes, expected in bar([*zip(condition.split(AT_ONCE), log_shares.split(AT_ONCE), strict=True)]):
             given = codes.repeat_interleave(N_TO_COMPARE, 0)
             generators = Generators(0, [*range(N_TO_COMPARE)] * len(codes), device)  # the same noise for each
             states = sampler(self.denoiser(given, guidance), self.draw_noise(generators), generators=generators)

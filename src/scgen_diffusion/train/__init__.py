@@ -37,7 +37,7 @@ from ._runner import (
     show,
     trainer_options,
 )
-from ._transport import PairData, PerturbationGroup, fit_missed, fit_shift, measure_errors, perturbation_groups
+from ._transport import Bar, PairData, PerturbationGroup, fit_missed, fit_shift, measure_errors, perturbation_groups
 
 __all__ = [
     "DIFFUSION_RECIPES",
@@ -45,6 +45,7 @@ __all__ = [
     "RECIPES",
     "AutoencoderPlan",
     "AutoencoderRecipe",
+    "Bar",
     "CellData",
     "DiffusionPlan",
     "DiffusionRecipe",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from ._cells import TrainingCells
     from ._latents import LatentCache
+    from ._transport import Bar
 
 N_TOTALS = 100_000  # drawn to describe the distribution of totals
 LATENTS_AT_A_TIME = 1 << 14
@@ -114,7 +116,9 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
     module.correct_effects(condition, cells_of_rare(), torch.from_numpy(sizes).to(module.device))
 
 
-def add_absent_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray, sampler: Sampler) -> None:
+def add_absent_effects(
+    module: SCLDMModule, cells: TrainingCells, indices: np.ndarray, sampler: Sampler, bar: Bar
+) -> None:
     """Give a trained module the effects that generated cells of combinations without training cells lack.
 
     It has none yet. It gets none for more than ``MOST_COMBINATIONS`` combinations, or unless several keys all have
@@ -139,7 +143,7 @@ def add_absent_effects(module: SCLDMModule, cells: TrainingCells, indices: np.nd
     module.eval()
     split = (len(absent), len(asked) - len(absent))
     pairs = zip(module.condition_tensor(asked).split(split), log_shares.split(split), strict=True)
-    module.add_absent_effects(*pairs, sampler)
+    module.add_absent_effects(*pairs, sampler, partial(bar, desc="Comparing new combinations"))
 
 
 def _sum_counts(cells: TrainingCells, indices: np.ndarray, which: np.ndarray, n: int) -> Tensor:
