@@ -144,6 +144,20 @@ def test_the_divergence_weight_rises_over_the_warm_up(module, monkeypatch, step,
         assert divergence == pytest.approx(weight * losses["kl"].item(), abs=1e-4)
 
 
+@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive"])
+def test_effects_learn_with_all_keys_of_a_cell_or_none_because_they_add_up(tiny, strategy):
+    tiny = {**tiny, "condition_strategy": strategy}
+    module, shown = SCLDMModule(9, (3, 2), architecture=SCLDMArchitecture(**tiny)), []
+    module.condition_effects.register_forward_hook(lambda _, given, __: shown.append(given[0]))
+    plan = attached(AutoencoderPlan(module, AutoencoderRecipe(drop_probability=0.5), seed=0))
+    batch = {"X": torch.poisson(torch.full((64, 9), 3.0)) + 1, CONDITIONS: torch.ones(64, 2).long()}
+
+    plan.compute_losses(batch, torch.Generator().manual_seed(0), training=True)
+
+    rows = {tuple(row) for row in torch.cat(shown).tolist()}
+    assert rows == {(1, 1), tuple(module.null_condition.tolist())}
+
+
 def test_validation_sees_whole_cells_and_the_same_random_numbers_each_time(module, monkeypatch):
     plan = attached(AutoencoderPlan(module, AutoencoderRecipe(keep_at_least=0.1), seed=0))
     logged = []

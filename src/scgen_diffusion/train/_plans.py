@@ -15,7 +15,7 @@ import torch
 from scvi import REGISTRY_KEYS, settings
 
 from scgen_diffusion._arguments import warn_user
-from scgen_diffusion.diffusion import optimal_pairs, sample_seed
+from scgen_diffusion.diffusion import Joint, MutuallyExclusive, optimal_pairs, sample_seed
 from scgen_diffusion.module import AverageUpdate
 
 from ._compilation import compile_for_training, undo_compilation
@@ -583,7 +583,10 @@ class AutoencoderPlan(StagePlan):
         keep = module.draw_keep(x, recipe.keep_at_least, generator) if training else None
         condition = None  # effects learn in training and are no part of the loss
         if training and module.condition_effects is not None:
-            condition = module.drop_conditions(module.condition_of(batch), recipe.drop_probability, generator)
+            condition, columns = module.condition_of(batch), module.condition_columns
+            # effects add up over keys, so those of one key must not learn while another is hidden from every cell
+            strategy = Joint() if isinstance(module.strategy, MutuallyExclusive) else module.strategy
+            condition = strategy.drop(condition, columns, recipe.drop_probability, generator)
         _, _, losses = module(
             batch,
             inference_kwargs={"noise": noise, "keep": keep, "generator": generator},
