@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 
-from scgen_diffusion.data import CellFiles, check_expression, check_same_genes
+from scgen_diffusion.data import CellFiles, check_expression, check_same_genes, check_storage
 
 N_CELLS = 4500  # more than the rows that are looked at together
 
@@ -199,6 +201,13 @@ def test_masked_arrays_are_refused():
 
     with pytest.raises(ValueError, match=r"adata.layers\['raw'\] is a masked array, but every value is needed"):
         check_expression(anndata.AnnData(counts(50), layers={"raw": masked}), "raw", "counts")
+
+
+def test_dask_arrays_of_sparse_chunks_are_refused():
+    lazy = SimpleNamespace(_meta=sp.csr_matrix((0, 0)))  # dask keeps an example of a chunk
+
+    with pytest.raises(ValueError, match=r"adata.X is a dask array of sparse chunks.*adata.X.compute\(\)"):
+        check_storage(lazy, "adata.X")
 
 
 @pytest.mark.parametrize("dtype", ["int64", "uint16", "float64", "bool"])

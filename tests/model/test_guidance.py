@@ -5,6 +5,7 @@ from __future__ import annotations
 import anndata
 import numpy as np
 import pytest
+import torch
 
 from scgen_diffusion.diffusion import CONDITION_STRATEGIES, Guidance
 from scgen_diffusion.model import SCRDIT
@@ -65,6 +66,19 @@ def test_scale_zero_of_a_key_takes_away_its_influence_alone(additive, library_si
     assert same_cells(cells(True, 10, {"treated": 0.0}), cells(False, 10, {"treated": 0.0}))
     assert not same_cells(cells(True, 10, 1.0), cells(False, 10, 1.0))
     assert not same_cells(cells(True, 10, {"treated": 0.0}), cells(True, 1, {"treated": 0.0}))
+
+
+@pytest.mark.parametrize("library_size", ["empirical", "latent"])
+def test_cells_of_one_seed_start_from_the_same_noise_whatever_guidance_ignores(additive, monkeypatch, library_size):
+    noise, draw = [], additive.module.draw_noise
+    monkeypatch.setattr(additive.module, "draw_noise", lambda generators: noise.append(draw(generators)) or noise[-1])
+
+    for scale in (1.0, {"treated": 0.0}, 0.0):
+        condition = {"cell_type": "NK", "dose": 10, "treated": True}
+        additive.generate(12, condition, seed=0, guidance_scale=scale, library_size=library_size)
+
+    assert torch.equal(noise[0], noise[1])
+    assert torch.equal(noise[0], noise[2])
 
 
 def test_scale_zero_takes_away_the_influence_of_a_number_too(make_trained):

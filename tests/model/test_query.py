@@ -129,6 +129,37 @@ def test_combinations_that_the_reference_lacked_keep_their_effects_with_its_prio
         assert model.module.absent_effects is None
 
 
+def shares(cells, rows=slice(None)):
+    sums = np.asarray(cells.X[rows].sum(0)).ravel()
+    return sums / sums.sum()
+
+
+@pytest.mark.parametrize("trainable", ["new_conditions", "network"])
+def test_genes_that_only_a_new_class_has_are_learned(scldm, make_cells, quick, trainable):
+    cells = query_cells(make_cells, n_cells=96)
+    is_new = cells.obs["cell_type"].to_numpy() == NEW_TYPE
+    cells.X[is_new, :2] += 100
+    model = SCLDM.load_query_data(cells, scldm, trainable=trainable, accelerator="cpu")
+    model.train(1, **quick)
+    effects = model.module.condition_effects.later.effects.clone()
+
+    generated = model.generate(400, {"cell_type": NEW_TYPE}, seed=0)
+
+    assert shares(generated)[:2].sum() == pytest.approx(shares(cells, is_new)[:2].sum(), rel=0.15)
+    model.train_prior(1, **quick)
+    assert torch.equal(model.module.condition_effects.later.effects, effects)  # not added twice
+
+
+def test_new_classes_without_cells_have_no_effects(scldm, make_cells, quick):
+    model = SCLDM.load_query_data(query_cells(make_cells), scldm, accelerator="cpu")
+
+    model.train(1, **quick)
+
+    later = model.module.condition_effects.later
+    assert later.codes.tolist() == [4, 5]  # a declared type without cells, and the new one
+    assert later.effects.any(1).tolist() == [False, True]
+
+
 def test_the_new_class_starts_at_the_mean_of_the_learned_ones_and_not_given_moves_to_the_end(scldm, make_cells):
     model = SCLDM.load_query_data(query_cells(make_cells), scldm, accelerator="cpu")
 
@@ -231,6 +262,8 @@ def test_only_what_was_asked_is_trained(scldm, make_cells, quick, trainable, fir
 
     changed = changed_parts(model, quick)
 
+    if trainable != "all":  # effects of the new classes follow from the cells
+        changed -= {"condition_effects.later.effects"}
     assert {name.split(".")[0] for name in changed} == first
     assert all(within in name for name in changed)
     assert ("autoencoder_loss_train" in model.history_) == (trainable == "all")

@@ -129,6 +129,39 @@ def test_a_guidance_scale_of_zero_leaves_the_effects_of_a_key_out(build):
     torch.testing.assert_close(torch.stack(seen)[:, 0], torch.tensor([[1, 1], [1, 2], [2, 2]]))  # 2: not given
 
 
+def test_later_effects_are_those_of_the_classes_and_members_that_a_cell_has(build):
+    effects = build((3, Members(5, 2))).condition_effects
+    torch.nn.init.normal_(effects.loadings.weight)
+    later = effects.add_later(2)
+    later.keys.copy_(torch.tensor([0, 1]))
+    later.codes.copy_(torch.tensor([1, 4]))
+    condition = torch.tensor([[1, 0, 4], [1, 4, 5], [0, 1, 5], [3, 6, 5]])  # 3: no class, 5: no member, 6: no set
+    before = effects(condition)
+
+    with torch.no_grad():
+        later.effects[:] = torch.tensor([[1.0], [10.0]])
+
+    assert torch.equal(effects(condition)[2:], before[2:])
+    torch.testing.assert_close(effects(condition)[:2] - before[:2], torch.full((2, N_GENES, 2), 11.0))
+
+
+def test_later_effects_take_their_part_of_a_correction(build):
+    """Else the vectors of other classes, which no cell has, would take it."""
+    effects = build((4,)).condition_effects
+    later = effects.add_later(1)
+    later.codes.fill_(3)
+    with torch.no_grad():
+        effects.embed.tables[0].weight[3] = effects.embed.tables[0].weight[:3].mean(0)
+    lacking = torch.zeros(2, N_GENES, 2)
+    lacking[1, 0, 0] = 2.0
+
+    effects.add(torch.tensor([[0], [3]]), lacking, torch.tensor([1000, 1000]))
+
+    found = effects(torch.arange(4)[:, None])[:, 0, 0].detach()
+    assert found[3] == pytest.approx(2.0, abs=0.02)
+    assert found[:3].abs().max() < 0.06  # of 2
+
+
 def test_numbers_have_no_effects(build):
     module = build((2, Number()))
     counts = torch.tensor([[50.0] + (N_GENES - 1) * [5.0], N_GENES * [5.0]]) * 1000

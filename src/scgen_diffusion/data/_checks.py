@@ -222,9 +222,15 @@ def _fractions(stored: np.ndarray) -> np.ndarray:
 
 
 def check_storage(matrix: Any, where: str) -> None:
-    """Raise for a masked array, whose mask the models would ignore, and for a file of columns, slow to read by rows."""
+    """Raise for matrices that models misread, or read slowly: masked, of sparse dask chunks, in a file of columns."""
     if isinstance(matrix, np.ma.MaskedArray):
         msg = f"{where} is a masked array, but every value is needed. Fill in those that are masked: `.filled(0)`."
+        raise ValueError(msg)
+    if sp.issparse(getattr(matrix, "_meta", None)):
+        msg = (
+            f"{where} is a dask array of sparse chunks, which models do not read. Read it into memory: `{where} = "
+            f"{where}.compute()`. To leave cells in their files, give `CellFiles` to the model."
+        )
         raise ValueError(msg)
     if isinstance(matrix, CSCDataset):
         msg = (

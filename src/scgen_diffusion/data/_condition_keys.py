@@ -664,7 +664,7 @@ def are_unlabeled(column: pd.Series, unlabeled_category: str | None) -> np.ndarr
     """Mark the cells without a label, ``(cells,)``: none without the option, else also those with a missing value."""
     if unlabeled_category is None:
         return np.zeros(len(column), dtype=bool)
-    return (column.isna() | column.isin([unlabeled_category])).to_numpy()
+    return (column.isna() | column.isin([unlabeled_category])).to_numpy(dtype=bool)
 
 
 def labeled_part(column: pd.Series, unlabeled_category: str | None) -> pd.Series:

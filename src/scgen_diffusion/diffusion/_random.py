@@ -76,6 +76,13 @@ class Generators:
         few._are_whole_blocks = self._are_whole_blocks and n >= len(self)
         return few
 
+    def apart(self) -> Generators:
+        """Return generators of other numbers for the same samples; drawing from them does not shift the others."""
+        other = copy(self)
+        seeds = [sample_seed(generator.initial_seed(), 1) for generator in self._generators]
+        other._generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
+        return other
+
     def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         options = {"dtype": dtype, "device": self.device}
         if self._are_whole_blocks:

@@ -441,7 +441,7 @@ class CellGenerator:
         left_out = ignored & ~moved.any(1, keepdims=True) & is_latent
         if (ignored & ~left_out).any():
             codes = np.where(ignored & ~left_out, OPEN, codes)
-            codes = self.conditions.fill(codes, generators.uniform().cpu().numpy())
+            codes = self.conditions.fill(codes, generators.apart().uniform().cpu().numpy())
         condition = self.module.condition_tensor(codes)
         return torch.where(torch.from_numpy(left_out).to(condition.device), self.module.null_condition, condition)
 

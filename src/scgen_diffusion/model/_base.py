@@ -16,6 +16,7 @@ import pandas as pd
 import rich
 import rich.pretty  # scvi-tools 1.4 uses it without importing it
 import rich.table
+import scipy.sparse as sp
 from anndata import AnnData
 from lightning.pytorch.utilities import rank_zero_only
 from mudata import MuData
@@ -112,7 +113,6 @@ from ._training import (
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-    import scipy.sparse as sp
     import torch
     from torch import Tensor
 
@@ -1243,6 +1243,8 @@ class DiffusionModel(BaseModelClass):
         check_storage(values, where)
         if self._input_values == "log1p":
             check_natural_logarithms(cells.uns.get("log1p"), where)
+        if sp.issparse(values) and values.format == "csc":  # of which each batch would read everything
+            return values.tocsr()
         return values.copy() if cells.is_view else values
 
     def _check_loadable(self) -> None:
@@ -1519,8 +1521,9 @@ class DiffusionModel(BaseModelClass):
         trainable
             What :meth:`train` changes:
 
-            - ``"new_conditions"``: only the embeddings of new classes and members. The reference's conditions still
-              give exactly the same cells, also in combinations that only new cells have.
+            - ``"new_conditions"``: only the embeddings of new classes and members, and for SCLDM their effects on
+              genes. The reference's conditions still give exactly the same cells, also in combinations that only new
+              cells have.
             - ``"conditions"``: the embeddings of all conditions.
             - ``"network"``: the whole diffusion network (for SCLDM, the prior), and the library sizes of conditions
               that the new cells have. The autoencoder stays.

@@ -32,6 +32,7 @@ from scgen_diffusion.train import (
     describe_predicted_totals,
     fit_missed,
     fit_shift,
+    learn_later_effects,
     measure_errors,
     standardise_latents,
     start_autoencoder,
@@ -39,6 +40,7 @@ from scgen_diffusion.train import (
 
 from ._autoencoder import AutoencoderModel
 from ._end_of_training import was_stopped
+from ._query import new_values
 from ._reference import load_reference
 from ._training import Run, describe_adapted_options, describe_choices, stage_seed, suggests_training_arguments
 from ._training_pairs import TrainingPairs
@@ -358,6 +360,8 @@ class SCLDM(AutoencoderModel):
         if self.reference_ is None:  # else the cells of the reference, which have other combinations, are gone
             sampler = FLOW_SAMPLERS[self.default_sampler]
             add_absent_effects(self.module, self._cells, self._seen_indices, sampler, _bar_of(run))
+        elif self.reference_["trainable"] != "all":  # else they learn with the autoencoder
+            learn_later_effects(self.module, self._cells, self.train_indices_, new_values(self))
         self._record_trained(*self.trained_stages_, "prior")
         self.library_head_is_trained_ = True
         return result

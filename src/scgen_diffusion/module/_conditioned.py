@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.optim.swa_utils import AveragedModel
 
     from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Inversion, ResolvedGuidance, Sampler
-    from scgen_diffusion.nn import ConditionSpec
+    from scgen_diffusion.nn import ConditionEffects, ConditionSpec
 
     from ._absent_combinations import AbsentEffects
     from ._expression import InputValues
@@ -50,6 +50,7 @@ class ConditionedModule(BaseModuleClass):
     def __init__(self) -> None:
         super().__init__()
         self.transport: LatentTransport | None = None  # for modules that learn one
+        self.condition_effects: ConditionEffects | None = None  # likewise
         self.absent_effects: AbsentEffects | None = None  # likewise
 
     def _register_conditions(self, conditions: Sequence[ConditionSpec]) -> None:

@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from scgen_diffusion.nn import ConditionEmbedding, encodings_of, extended_state, row_masks
+from scgen_diffusion.nn import ConditionEmbedding, Number, encodings_of, extended_state, row_masks
 
 from ._library_size import LibrarySizeModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from scgen_diffusion.nn import ConditionEffects
+
     from ._conditioned import ConditionedModule
 
 Trainable = Literal["new_conditions", "conditions", "network", "all"]
 TRAINABLE: tuple[str, ...] = get_args(Trainable)
-TRANSPORT, ABSENT = "transport.", "absent_effects."  # prefixes of names in a module's state
+TRANSPORT, ABSENT, EFFECTS = "transport.", "absent_effects.", "condition_effects."  # prefixes of names in a state
 
 
 def transport_fits(module: ConditionedModule, reference: ConditionedModule) -> bool:
@@ -71,7 +73,8 @@ def copy_reference(
     state = {name: tensor for name, tensor in reference.state_dict().items() if name in own or name.startswith(added)}
     for name, part in module.named_modules():
         if isinstance(part, ConditionEmbedding):
-            extended = extended_state(part, reference.get_submodule(name), learned)
+            start = 0.0 if name.startswith(EFFECTS) else 1.0
+            extended = extended_state(part, reference.get_submodule(name), learned, start)
             state |= {f"{name}.{tensor}": value for tensor, value in extended.items()}
         elif isinstance(part, LibrarySizeModel):
             codes = recode(state[f"{name}.codes"])
@@ -79,6 +82,8 @@ def copy_reference(
             of_all = (codes < 0).all(1) & (codes.shape[1] > 0)
             n_kept = of_all.sum() if trainable in ("network", "all") else torch.tensor(len(codes))
             state |= {f"{name}.codes": codes, f"{name}.n_kept": n_kept}
+    if reference.condition_effects is not None:
+        state |= _later_effects(module, reference.condition_effects, learned)
     if with_transport:
         state |= _recoded_transport(module, reference, recode)
     if reference.absent_effects is not None:
@@ -88,6 +93,27 @@ def copy_reference(
     network, averaged = module.network_and_average
     network.load_state_dict(averaged.module.state_dict())
     averaged.n_averaged.zero_()  # warm up again, so that short training has an effect
+
+
+def _later_effects(
+    module: ConditionedModule, effects: ConditionEffects, learned: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Return the state of the effects of classes and members that the reference lacked, or learned later than others.
+
+    Those with known embeddings have effects by these.
+    """
+    rows = {}
+    if (later := effects.later) is not None:
+        rows = dict(zip(zip(later.keys.tolist(), later.codes.tolist(), strict=True), later.effects, strict=True))
+    for key, (encoding, known) in enumerate(zip(encodings_of(module.conditions), learned, strict=True)):
+        if not isinstance(encoding, Number) and encoding.vectors is None:
+            for code in (~known).nonzero()[:, 0].tolist():
+                rows.setdefault((key, code), effects.loadings.weight.new_zeros(effects.loadings.out_features))
+    if not rows:
+        return {}
+    keys, codes = torch.tensor([*rows]).T
+    state = {"keys": keys, "codes": codes, "effects": torch.stack([*rows.values()])}
+    return {f"{EFFECTS}later.{name}": tensor for name, tensor in state.items()}
 
 
 def _recoded_transport(

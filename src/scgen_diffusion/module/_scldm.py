@@ -143,7 +143,7 @@ class SCLDMModule(ConditionedModule):
         return self.transport
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights, and add the transport and the absent effects if they contain any.
+        """Load weights, and add the transport and the effects that only some models have if they contain any.
 
         After fine-tuning, the condition effects have the dimensions of the reference, which has fewer classes.
         """
@@ -158,11 +158,17 @@ class SCLDMModule(ConditionedModule):
         if (codes := state_dict.get("absent_effects.codes")) is not None:
             absent = AbsentEffects(*codes.shape, len(state_dict["absent_effects.effects"]))
             self.absent_effects = absent.to(self.latent_mean.device)
-        loadings, own = state_dict.get("condition_effects.loadings.weight"), self.condition_effects
-        if loadings is not None and own is not None and loadings.shape[1] != own.embed.width:
+        if self.condition_effects is not None:
+            self._fit_effects_to(state_dict)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _fit_effects_to(self, state_dict: Mapping[str, Any]) -> None:
+        loadings, keys = (state_dict.get(f"condition_effects.{name}") for name in ("loadings.weight", "later.keys"))
+        if loadings is not None and loadings.shape[1] != self.condition_effects.embed.width:
             effects = ConditionEffects(len(loadings) // 2, self.conditions, width=loadings.shape[1])
             self.condition_effects = effects.to(self.latent_mean.device)
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if keys is not None and self.condition_effects.later is None:
+            self.condition_effects.add_later(len(keys))
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
 
@@ -581,8 +587,25 @@ class SCLDMModule(ConditionedModule):
         """
         lacking = torch.zeros_like(self.condition_effects(condition))
         for numbers, parts in cells:
-            lacking[numbers] = self._lacking_effects(parts, condition[numbers])
+            sizes = torch.tensor([len(x) for x in parts], device=condition.device)
+            lacking[numbers] = self._lacking_effects(parts, condition[numbers].repeat_interleave(sizes, 0))
         self.condition_effects.add(condition, lacking, n_cells)
+
+    @torch.no_grad()
+    def learn_later_effects(self, given: Tensor, cells: Iterable[tuple[Tensor, Tensor]], n_cells: Tensor) -> None:
+        """Learn how cells of classes and members that fine-tuning adds differ from what the decoder makes of them.
+
+        Parameters
+        ----------
+        given
+            Classes and members of groups of cells, ``(groups, later values)``. Effects of others stay as they are.
+        cells
+            Conditions ``(cells, columns)`` and expression ``(cells, genes)`` of the cells of each group.
+        n_cells
+            Number of cells of each group, ``(groups,)``.
+        """
+        lacking = torch.cat([self._lacking_effects([x], condition, few_cells=0) for condition, x in cells])
+        self.condition_effects.later.add(given, lacking, n_cells)
 
     @torch.no_grad()
     def add_absent_effects(
@@ -644,20 +667,20 @@ class SCLDMModule(ConditionedModule):
             found.append(expected - (of_each / of_each.sum(1, keepdim=True)).log())
         return torch.cat(found)
 
-    def _lacking_effects(self, parts: Sequence[Tensor], condition: Tensor) -> Tensor:
-        """Return what effects of conditions on shares and dispersions of their cells lack, ``(n, genes, 2)``."""
+    def _lacking_effects(self, parts: Sequence[Tensor], condition: Tensor, few_cells: int = FEW_CELLS) -> Tensor:
+        """Return what effects of conditions of cells lack on shares and dispersions, ``(parts, genes, 2)``."""
         sizes = [len(x) for x in parts]
         noise = [torch.randn(n, *self.latent_shape, generator=torch.Generator().manual_seed(0)) for n in sizes]
         x = torch.cat(list(parts))
         z = self.inference(x, noise=torch.cat(noise).to(x.device))["z"]
-        decoded = self.decode(z, self.totals(x), condition.repeat_interleave(torch.tensor(sizes, device=x.device), 0))
+        decoded = self.decode(z, self.totals(x), condition)
         mu, log_theta = self.likelihood.log_mean(**decoded).exp(), self.likelihood.log_dispersion(decoded["outputs"])
         zero, mean = self.likelihood.probability_of_zero(**decoded), self.likelihood.mean(**decoded)
         predicted = zip(*(values.split(sizes) for values in (mu, log_theta, zero, mean)), strict=True)
-        return torch.stack([_lacking(x, *values) for x, values in zip(parts, predicted, strict=True)])
+        return torch.stack([_lacking(x, *values, few_cells) for x, values in zip(parts, predicted, strict=True)])
 
 
-def _lacking(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor, mean: Tensor) -> Tensor:
+def _lacking(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor, mean: Tensor, few_cells: int) -> Tensor:
     """Compare cells of one condition with their predicted means, dispersions and zeros; return ``(genes, 2)``.
 
     ``mu`` and ``log_theta`` leave outliers out, ``zero`` and ``mean`` do not.
@@ -666,7 +689,7 @@ def _lacking(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor, mean: Tenso
     far as they differ from their predictions by more than noise (empirical Bayes): hardly, if the model has learned
     them.
     """
-    return _surprising(x, mu, log_theta, zero) if len(x) <= FEW_CELLS else _differing_means(x, mean, log_theta)
+    return _surprising(x, mu, log_theta, zero) if len(x) <= few_cells else _differing_means(x, mean, log_theta)
 
 
 def _differing_means(x: Tensor, mean: Tensor, log_theta: Tensor) -> Tensor:

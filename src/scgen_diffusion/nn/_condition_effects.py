@@ -46,16 +46,19 @@ class ConditionEffects(nn.Module):
     """
 
     null: Tensor
+    key_of_column: Tensor
     is_number: Tensor
 
     def __init__(self, n_genes: int, conditions: Sequence[ConditionSpec], *, width: int) -> None:
         super().__init__()
         are_numbers = torch.tensor([isinstance(encoding, Number) for encoding in encodings_of(conditions)])
         self.register_buffer("null", null_condition(conditions), persistent=False)
-        self.register_buffer("is_number", are_numbers[keys_of_columns(conditions)], persistent=False)
+        self.register_buffer("key_of_column", keys_of_columns(conditions), persistent=False)
+        self.register_buffer("is_number", are_numbers[self.key_of_column], persistent=False)
         self.embed = ConditionEmbedding(conditions, width)
         self._spread_evenly(width)
         self.loadings = nn.Linear(width, 2 * n_genes, bias=False)
+        self.later: LaterEffects | None = None
         nn.init.zeros_(self.loadings.weight)
 
     @torch.no_grad()
@@ -73,7 +76,16 @@ class ConditionEffects(nn.Module):
 
     def forward(self, condition: Tensor) -> Tensor:
         """Return the effects ``(cells, genes, 2)`` of conditions ``(cells, columns)``."""
-        return self.loadings(self._embedded(condition)).unflatten(1, (-1, 2))
+        effects = self.loadings(self._embedded(condition))
+        if self.later is not None:
+            effects = effects + self.later(condition)
+        return effects.unflatten(1, (-1, 2))
+
+    def add_later(self, n_values: int) -> LaterEffects:
+        """Add effects of classes and members that a model learns later than the others."""
+        later = LaterEffects(self.loadings.out_features, self.key_of_column, n_values)
+        self.later = later.to(self.loadings.weight.device)
+        return self.later
 
     def without_numbers(self, condition: Tensor) -> Tensor:
         """Turn the numbers among conditions ``(n, columns)`` into "not given"."""
@@ -97,7 +109,66 @@ class ConditionEffects(nn.Module):
         """
         condition, n_cells = torch.cat([condition, self.null[None]]), torch.cat([n_cells, n_cells.sum()[None]])
         effects = pad(effects, (0, 0, 0, 0, 0, 1))
-        x, y, weights = self._embedded(condition).double(), effects.flatten(1).double(), n_cells.double()
-        penalty = RIDGE * x.square().mean() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-        fitted = torch.linalg.solve((x.T * weights) @ x + penalty, (x.T * weights) @ y)
-        self.loadings.weight += fitted.T.to(self.loadings.weight.dtype)
+        x = self._embedded(condition)
+        if self.later is not None:
+            x = torch.cat([x, self.later.are_given(condition).to(x.dtype)], dim=1)
+        fitted = _ridge(x, effects, n_cells)
+        width = self.loadings.in_features
+        self.loadings.weight += fitted[:width].T
+        if self.later is not None:
+            self.later.effects += fitted[width:]
+
+
+class LaterEffects(nn.Module):
+    """Effects on genes of classes and members that fine-tuning adds, of each by itself. They start at zero.
+
+    Parameters
+    ----------
+    n_effects
+        Number of effects of each.
+    key_of_column
+        Key that each column of conditions belongs to, ``(columns,)``.
+    n_values
+        Number of classes and members.
+    """
+
+    key_of_column: Tensor
+    keys: Tensor
+    codes: Tensor
+
+    def __init__(self, n_effects: int, key_of_column: Tensor, n_values: int) -> None:
+        super().__init__()
+        self.register_buffer("key_of_column", key_of_column, persistent=False)
+        self.register_buffer("keys", torch.zeros(n_values, dtype=torch.long))
+        self.register_buffer("codes", torch.zeros(n_values, dtype=torch.long))
+        self.effects = nn.Parameter(torch.zeros(n_values, n_effects))
+
+    def are_given(self, condition: Tensor) -> Tensor:
+        """Mark the classes and members that conditions ``(n, columns)`` have, ``(n, values)``."""
+        of_key = self.keys[:, None] == self.key_of_column
+        return ((condition[:, None] == self.codes[:, None]) & of_key).any(2)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """Return the effects of conditions ``(n, columns)``, ``(n, effects)``."""
+        return self.are_given(condition).to(self.effects.dtype) @ self.effects
+
+    @torch.no_grad()
+    def add(self, given: Tensor, effects: Tensor, n_cells: Tensor) -> None:
+        """Add to the effects, by ridge regression.
+
+        Parameters
+        ----------
+        given
+            Classes and members whose effects change, ``(n, values)``.
+        effects
+            What to add to the effects of each row, ``(n, genes, 2)``.
+        n_cells
+            Weight of each row, ``(n,)``.
+        """
+        self.effects += _ridge(given, effects, n_cells)
+
+
+def _ridge(x: Tensor, effects: Tensor, n_cells: Tensor) -> Tensor:
+    x, y, weights = x.double(), effects.flatten(1).double(), n_cells.double()
+    penalty = RIDGE * x.square().mean() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    return torch.linalg.solve((x.T * weights) @ x + penalty, (x.T * weights) @ y).float()

@@ -116,6 +116,44 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
     module.correct_effects(condition, cells_of_rare(), torch.from_numpy(sizes).to(module.device))
 
 
+def learn_later_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray, new: Sequence[Tensor]) -> None:
+    """Learn condition effects of new classes and members from the cells that have them.
+
+    Parameters
+    ----------
+    module
+        Module with a trained autoencoder, which keeps its weights.
+    cells
+        Training cells.
+    indices
+        Which of them to learn from.
+    new
+        Mask of the new classes or members of each key, ``(values,)`` each.
+    """
+    later = None if module.condition_effects is None else module.condition_effects.later
+    if later is None:
+        return
+    is_new = torch.stack([new[key][code] for key, code in zip(later.keys, later.codes, strict=True)])
+    discrete = module.condition_effects.without_numbers(module.condition_tensor(cells.codes[indices]))
+    codes, which = np.unique(discrete.cpu().numpy(), axis=0, return_inverse=True)
+    given = later.are_given(module.condition_tensor(codes)) & is_new.to(module.device)
+    groups, group_of = given.unique(dim=0, return_inverse=True)
+    group_of_cell = group_of.cpu().numpy()[which.ravel()]
+    learned = groups.any(1).nonzero()[:, 0]
+
+    def cells_of(group: int) -> tuple[Tensor, Tensor]:
+        rows = evenly(np.flatnonzero(group_of_cell == group), MOST_CHECKED)
+        batch = next(iter(cells.loader(indices[rows], len(rows))))
+        return module.condition_of(batch).to(module.device), batch[REGISTRY_KEYS.X_KEY].to(module.device)
+
+    with torch.no_grad():
+        later.effects[is_new] = 0.0
+    if len(learned):
+        sizes = torch.from_numpy(np.bincount(group_of_cell)).to(module.device)
+        module.eval()
+        module.learn_later_effects(groups[learned], map(cells_of, learned.tolist()), sizes[learned])
+
+
 def add_absent_effects(
     module: SCLDMModule, cells: TrainingCells, indices: np.ndarray, sampler: Sampler, bar: Bar
 ) -> None:
