@@ -4,16 +4,17 @@
     python -m benchmarks.studies.new_types --datasets pbmc3k --seeds 0 1
 
 A reference is trained without two cell types of a data set, and fine-tuned on the training cells of these alone. Its
-cells of each label are compared with the held-out ones, and so are those of a model that was trained with all cells.
-The floor compares halves of the held-out cells. Adds to ``results/new_types.csv`` and writes ``results/new_types.md``.
+cells of each label are compared with halves of the held-out ones, as many as these have, and so are those of a model
+that was trained with all cells. The floor compares the halves with each other. Adds to ``results/new_types.csv`` and writes ``results/new_types.md``.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -32,15 +33,16 @@ if TYPE_CHECKING:
     import anndata as ad
 
     from benchmarks.quality.splits import Split
+    from scgen_diffusion.module import Trainable
 
 logger = logging.getLogger("benchmarks.new_types")
 
 KEYS = ("dataset", "seed")
-#: A type unlike all others, and one like others that stay.
+#: A type with markers of its own, and one like T cells, which stay.
 NEW_TYPES = {"pbmc3k": ("B", "NK"), "kang_ifnb": ("CD14 Mono", "NK")}
 WITH_THEM, NEW, OLD = "trained with them", "new", "old"
 MIN_CELLS = 20  # held-out cells of a label
-N_DRAWN, N_HALVES = 300, 5
+N_DRAWN, N_HALVES = 300, 5  # of a label
 FIGURES = {"energy_distance": "energy distance", "profile_error": "error of the profile"}
 
 
@@ -76,7 +78,8 @@ def judge(split: Split, new_types: Sequence[str], models: dict[str, SCLDM], seed
         halves = random_halves(real.n_obs, N_HALVES, seed)
         pairs = {REAL: [(real[one], real[other]) for one, other in halves]}
         for name, cells in drawn.items():
-            pairs[name] = [(real, cells[join_labels(cells.obs, split.condition_keys) == label])]
+            own = cells[join_labels(cells.obs, split.condition_keys) == label]
+            pairs[name] = [(own[: len(one)], real[other]) for one, other in halves]
         of = NEW if real.obs[split.condition_keys[0]].iloc[0] in new_types else OLD
         for name, compared in pairs.items():
             figures = {
@@ -91,20 +94,20 @@ def study(dataset: str, seed: int) -> pd.DataFrame:
     """Train with and without the new types, fine-tune in each way, and judge all models."""
     split, new_types = load_split(dataset, seed), NEW_TYPES[dataset]
     is_new = split.train.obs[split.condition_keys[0]].isin(new_types).to_numpy()
-    models: dict[str, Any] = {}
-    minutes: dict[str, float] = {}
-
-    def timed(name: str, model: SCLDM, start: float) -> None:
-        models[name], minutes[name] = model, (time.process_time() - start) / 60
-
-    start = time.process_time()
-    timed(WITH_THEM, train(split.train, split.condition_keys, seed), start)
     reference = train(split.train[~is_new], split.condition_keys, seed)
-    for trainable in TRAINABLE:
-        start = time.process_time()
+
+    def fine_tune(trainable: Trainable) -> SCLDM:
         model = SCLDM.load_query_data(split.train[is_new].copy(), reference, trainable=trainable, accelerator="cpu")
         model.train(**CPU)
-        timed(trainable, model, start)
+        return model
+
+    ways = {trainable: partial(fine_tune, trainable) for trainable in TRAINABLE}
+    ways[WITH_THEM] = partial(train, split.train, split.condition_keys, seed)
+    models, minutes = {}, {}
+    for name, make in ways.items():
+        start = time.process_time()
+        models[name] = make()
+        minutes[name] = (time.process_time() - start) / 60
     table = judge(split, new_types, models, seed)
     return table.assign(dataset=dataset, seed=seed, minutes=table["cells"].map(minutes))
 

@@ -361,7 +361,7 @@ class SCLDM(AutoencoderModel):
             sampler = FLOW_SAMPLERS[self.default_sampler]
             add_absent_effects(self.module, self._cells, self._seen_indices, sampler, _bar_of(run))
         elif self.reference_["trainable"] != "all":  # else they learn with the autoencoder
-            learn_later_effects(self.module, self._cells, self.train_indices_, new_values(self))
+            learn_later_effects(self.module, self._cells, self.train_indices_, new_values(self), _bar_of(run))
         self._record_trained(*self.trained_stages_, "prior")
         self.library_head_is_trained_ = True
         return result

@@ -83,7 +83,7 @@ def copy_reference(
             n_kept = of_all.sum() if trainable in ("network", "all") else torch.tensor(len(codes))
             state |= {f"{name}.codes": codes, f"{name}.n_kept": n_kept}
     if reference.condition_effects is not None:
-        state |= _later_effects(module, reference.condition_effects, learned)
+        state |= _state_of_later_effects(module, reference.condition_effects, learned)
     if with_transport:
         state |= _recoded_transport(module, reference, recode)
     if reference.absent_effects is not None:
@@ -95,7 +95,7 @@ def copy_reference(
     averaged.n_averaged.zero_()  # warm up again, so that short training has an effect
 
 
-def _later_effects(
+def _state_of_later_effects(
     module: ConditionedModule, effects: ConditionEffects, learned: Sequence[Tensor]
 ) -> dict[str, Tensor]:
     """Return the state of the effects of classes and members that the reference lacked, or learned later than others.

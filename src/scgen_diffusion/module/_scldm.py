@@ -167,7 +167,8 @@ class SCLDMModule(ConditionedModule):
         if loadings is not None and loadings.shape[1] != self.condition_effects.embed.width:
             effects = ConditionEffects(len(loadings) // 2, self.conditions, width=loadings.shape[1])
             self.condition_effects = effects.to(self.latent_mean.device)
-        if keys is not None and self.condition_effects.later is None:
+        later = self.condition_effects.later
+        if keys is not None and (later is None or len(later.keys) != len(keys)):
             self.condition_effects.add_later(len(keys))
 
     # --- the autoencoder, as scvi-tools calls it -------------------------------------------------------------------
@@ -592,20 +593,17 @@ class SCLDMModule(ConditionedModule):
         self.condition_effects.add(condition, lacking, n_cells)
 
     @torch.no_grad()
-    def learn_later_effects(self, given: Tensor, cells: Iterable[tuple[Tensor, Tensor]], n_cells: Tensor) -> None:
-        """Learn how cells of classes and members that fine-tuning adds differ from what the decoder makes of them.
+    def lacking_means(self, condition: Tensor, x: Tensor) -> Tensor:
+        """Return what effects of conditions lack on the means of some cells, as far as it is no noise, ``(genes, 2)``.
 
         Parameters
         ----------
-        given
-            Classes and members of groups of cells, ``(groups, later values)``. Effects of others stay as they are.
-        cells
-            Conditions ``(cells, columns)`` and expression ``(cells, genes)`` of the cells of each group.
-        n_cells
-            Number of cells of each group, ``(groups,)``.
+        condition
+            Conditions of the cells, ``(cells, columns)``.
+        x
+            Their expression, ``(cells, genes)``.
         """
-        lacking = torch.cat([self._lacking_effects([x], condition, few_cells=0) for condition, x in cells])
-        self.condition_effects.later.add(given, lacking, n_cells)
+        return self._lacking_effects([x], condition, of_all_genes=True)[0]
 
     @torch.no_grad()
     def add_absent_effects(
@@ -667,7 +665,7 @@ class SCLDMModule(ConditionedModule):
             found.append(expected - (of_each / of_each.sum(1, keepdim=True)).log())
         return torch.cat(found)
 
-    def _lacking_effects(self, parts: Sequence[Tensor], condition: Tensor, few_cells: int = FEW_CELLS) -> Tensor:
+    def _lacking_effects(self, parts: Sequence[Tensor], condition: Tensor, *, of_all_genes: bool = False) -> Tensor:
         """Return what effects of conditions of cells lack on shares and dispersions, ``(parts, genes, 2)``."""
         sizes = [len(x) for x in parts]
         noise = [torch.randn(n, *self.latent_shape, generator=torch.Generator().manual_seed(0)) for n in sizes]
@@ -677,24 +675,27 @@ class SCLDMModule(ConditionedModule):
         mu, log_theta = self.likelihood.log_mean(**decoded).exp(), self.likelihood.log_dispersion(decoded["outputs"])
         zero, mean = self.likelihood.probability_of_zero(**decoded), self.likelihood.mean(**decoded)
         predicted = zip(*(values.split(sizes) for values in (mu, log_theta, zero, mean)), strict=True)
-        return torch.stack([_lacking(x, *values, few_cells) for x, values in zip(parts, predicted, strict=True)])
+        return torch.stack([_lacking(x, *values, of_all_genes) for x, values in zip(parts, predicted, strict=True)])
 
 
-def _lacking(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor, mean: Tensor, few_cells: int) -> Tensor:
+def _lacking(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor, mean: Tensor, of_all_genes: bool) -> Tensor:
     """Compare cells of one condition with their predicted means, dispersions and zeros; return ``(genes, 2)``.
 
     ``mu`` and ``log_theta`` leave outliers out, ``zero`` and ``mean`` do not.
 
-    Of few cells, only surprising genes are corrected, as others would learn noise. Of many, means of all genes are, as
-    far as they differ from their predictions by more than noise (empirical Bayes): hardly, if the model has learned
-    them.
+    Of few cells, only surprising genes are corrected, as others would learn noise. Of many, or ``of_all_genes``, means
+    of all genes are, as far as they differ from their predictions by more than noise (empirical Bayes): hardly, if the
+    model has learned them.
     """
-    return _surprising(x, mu, log_theta, zero) if len(x) <= few_cells else _differing_means(x, mean, log_theta)
+    if len(x) <= FEW_CELLS and not of_all_genes:
+        return _surprising(x, mu, log_theta, zero)
+    return _differing_means(x, mean, log_theta)
 
 
 def _differing_means(x: Tensor, mean: Tensor, log_theta: Tensor) -> Tensor:
     log_ratio = ((x.sum(0) + 0.05) / (mean.sum(0) + 0.05)).log()
-    noise = (mean + mean.square() / log_theta.exp()).sum(0) / (mean.sum(0) + 0.05).square()  # variance of the log ratio
+    likely = mean * log_ratio.exp().clamp(min=1.0)  # of genes that only these cells have, no counts are expected
+    noise = (likely + likely.square() / log_theta.exp()).sum(0) / (likely.sum(0) + 0.05).square()  # of the log ratio
     weight = (mean.sum(0) > 1) / (noise + LEAST_NOISE)
     between = (((log_ratio.square() - noise) * weight).sum() / weight.sum().clamp(min=1e-12)).clamp(min=0)
     shrunk = log_ratio * between / (between + noise)

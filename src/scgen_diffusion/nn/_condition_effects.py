@@ -153,22 +153,28 @@ class LaterEffects(nn.Module):
         return self.are_given(condition).to(self.effects.dtype) @ self.effects
 
     @torch.no_grad()
-    def add(self, given: Tensor, effects: Tensor, n_cells: Tensor) -> None:
-        """Add to the effects, by ridge regression.
+    def forget(self, values: Tensor) -> None:
+        """Set the effects of the marked classes and members to zero, ``(values,)``."""
+        self.effects[values.to(self.effects.device)] = 0.0
+
+    @torch.no_grad()
+    def add(self, given: Tensor, n_cells: Tensor, effects: Tensor) -> None:
+        """Add to the effects, by ridge regression on the classes and members of groups of cells.
 
         Parameters
         ----------
         given
-            Classes and members whose effects change, ``(n, values)``.
-        effects
-            What to add to the effects of each row, ``(n, genes, 2)``.
+            Classes and members of each group, ``(groups, values)``. Effects of others stay as they are.
         n_cells
-            Weight of each row, ``(n,)``.
+            Weight of each group, ``(groups,)``.
+        effects
+            What to add to the effects of each group, ``(groups, genes, 2)``.
         """
         self.effects += _ridge(given, effects, n_cells)
 
 
 def _ridge(x: Tensor, effects: Tensor, n_cells: Tensor) -> Tensor:
+    """Regress effects ``(n, genes, 2)`` on ``x (n, width)``, with weights ``(n,)``: ``(width, genes * 2)``."""
     x, y, weights = x.double(), effects.flatten(1).double(), n_cells.double()
     penalty = RIDGE * x.square().mean() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     return torch.linalg.solve((x.T * weights) @ x + penalty, (x.T * weights) @ y).float()

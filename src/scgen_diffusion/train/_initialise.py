@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.diffusion import Sampler
     from scgen_diffusion.module import GeneSpaceModule, SCLDMModule
+    from scgen_diffusion.nn import ConditionEffects
 
     from ._cells import TrainingCells
     from ._latents import LatentCache
@@ -35,6 +36,7 @@ MOST_COMBINATIONS = 1000  # of conditions whose mean profiles the effects start 
 MOST_COMPARED = 64  # combinations with training cells that show what those without seem to lack
 RARE_SHARE = 0.01  # of all cells, below which a combination is rare; up to `FEW_CELLS` always are
 MOST_CHECKED = 1000  # cells of a combination
+N_PASSES = 2  # over new cells; how far a gene's counts are noise is only known when some are expected
 MOST_AXES = 64
 SMALLEST_STD = 1e-3  # along an axis that is scaled to unit variance
 MAX_CELLS_FOR_AXES = 5000
@@ -84,9 +86,14 @@ def _combinations(
     """
     if module.condition_effects is None:
         return None
-    discrete = module.condition_effects.without_numbers(module.condition_tensor(cells.codes[indices]))
-    codes, which, sizes = np.unique(discrete.cpu().numpy(), axis=0, return_inverse=True, return_counts=True)
-    return (codes, which.ravel(), sizes) if len(codes) <= MOST_COMBINATIONS else None
+    codes, which, sizes = _distinct_conditions(module.condition_effects, module.condition_tensor(cells.codes[indices]))
+    return (codes, which, sizes) if len(codes) <= MOST_COMBINATIONS else None
+
+
+def _distinct_conditions(effects: ConditionEffects, condition: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    discrete = effects.without_numbers(condition).cpu().numpy()
+    codes, which, sizes = np.unique(discrete, axis=0, return_inverse=True, return_counts=True)
+    return codes, which.ravel(), sizes
 
 
 def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray) -> None:
@@ -116,8 +123,10 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
     module.correct_effects(condition, cells_of_rare(), torch.from_numpy(sizes).to(module.device))
 
 
-def learn_later_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarray, new: Sequence[Tensor]) -> None:
-    """Learn condition effects of new classes and members from the cells that have them.
+def learn_later_effects(
+    module: SCLDMModule, cells: TrainingCells, indices: np.ndarray, new: Sequence[Tensor], bar: Bar
+) -> None:
+    """Learn condition effects of new classes and members from the cells that have them and no label missing.
 
     Parameters
     ----------
@@ -129,29 +138,37 @@ def learn_later_effects(module: SCLDMModule, cells: TrainingCells, indices: np.n
         Which of them to learn from.
     new
         Mask of the new classes or members of each key, ``(values,)`` each.
+    bar
+        Shows the progress.
     """
-    later = None if module.condition_effects is None else module.condition_effects.later
-    if later is None:
+    effects = module.condition_effects
+    if effects is None or effects.later is None:
         return
-    is_new = torch.stack([new[key][code] for key, code in zip(later.keys, later.codes, strict=True)])
-    discrete = module.condition_effects.without_numbers(module.condition_tensor(cells.codes[indices]))
-    codes, which = np.unique(discrete.cpu().numpy(), axis=0, return_inverse=True)
-    given = later.are_given(module.condition_tensor(codes)) & is_new.to(module.device)
-    groups, group_of = given.unique(dim=0, return_inverse=True)
-    group_of_cell = group_of.cpu().numpy()[which.ravel()]
-    learned = groups.any(1).nonzero()[:, 0]
-
-    def cells_of(group: int) -> tuple[Tensor, Tensor]:
-        rows = evenly(np.flatnonzero(group_of_cell == group), MOST_CHECKED)
-        batch = next(iter(cells.loader(indices[rows], len(rows))))
-        return module.condition_of(batch).to(module.device), batch[REGISTRY_KEYS.X_KEY].to(module.device)
-
-    with torch.no_grad():
-        later.effects[is_new] = 0.0
-    if len(learned):
-        sizes = torch.from_numpy(np.bincount(group_of_cell)).to(module.device)
-        module.eval()
-        module.learn_later_effects(groups[learned], map(cells_of, learned.tolist()), sizes[learned])
+    later = effects.later
+    codes, which, _ = _distinct_conditions(effects, module.condition_tensor(cells.codes[indices]))
+    condition = module.condition_tensor(codes)
+    have_labels = classes_are_given(condition, module.conditions)[:, None]
+    values = zip(later.keys.tolist(), later.codes.tolist(), strict=True)
+    is_new = np.array([bool(new[key][code]) for key, code in values])
+    given = (later.are_given(condition) & have_labels).cpu().numpy() & is_new
+    groups, group_of = np.unique(given, axis=0, return_inverse=True)
+    group_of_cell = group_of.ravel()[which]
+    later.forget(torch.from_numpy(is_new))
+    learned = np.flatnonzero(groups.any(1))
+    if not len(learned):
+        return
+    sizes = np.bincount(group_of_cell)[learned]
+    module.eval()
+    for _ in range(N_PASSES):
+        lacking = []
+        for group in bar(learned, "Learning new effects"):
+            rows = evenly(np.flatnonzero(group_of_cell == group), MOST_CHECKED)
+            batch = next(iter(cells.loader(indices[rows], len(rows))))
+            of_group = module.condition_of(batch).to(module.device), batch[REGISTRY_KEYS.X_KEY].to(module.device)
+            lacking.append(module.lacking_means(*of_group))
+        later.add(
+            *(torch.from_numpy(each).to(module.device) for each in (groups[learned], sizes)), torch.stack(lacking)
+        )
 
 
 def add_absent_effects(
