@@ -162,6 +162,23 @@ def test_later_effects_take_their_part_of_a_correction(build):
     assert found[:3].abs().max() < 0.06  # of 2
 
 
+def test_counts_of_a_gene_that_only_new_cells_have_are_no_noise(build):
+    module, rng = build(outliers=False), np.random.default_rng(0)
+    means = torch.full((N_GENES,), 20.0)
+    module.start_from_means(means.scatter(0, torch.tensor([0]), 1e-5), torch.zeros(N_GENES))
+    means[0] = 3.0
+    x = torch.tensor(rng.poisson(means.expand(100, -1)), dtype=torch.float32)
+
+    lacking = module.lacking_means(torch.ones(100, 1), x)
+
+    decoded = module.decode(torch.zeros(100, *module.latent_shape), module.totals(x), None)
+    log_ratio = (x[:, 0].sum() / module.likelihood.mean(**decoded)[:, 0].sum()).log().item()
+    assert lacking[0, 0] == pytest.approx(log_ratio, rel=0.1)
+    assert log_ratio > 2
+    assert lacking[1:, 0].abs().max() < 0.3
+    assert not lacking[:, 1].any()
+
+
 def test_numbers_have_no_effects(build):
     module = build((2, Number()))
     counts = torch.tensor([[50.0] + (N_GENES - 1) * [5.0], N_GENES * [5.0]]) * 1000

@@ -6,15 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from ._shrinkage import SMALLEST, even_shares, shrink
+
 INVERSE_DISPERSION = 2.0  # of counts between cells of one combination
 INTERACTION = 0.01  # variance of what a combination does beyond its classes, in natural logarithms
-SPREADS = (0.0, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # possible variances of a class's effect on a gene
 N_ROUNDS = 30
 UNSHRUNK_ROUNDS = 8
 WEAK = 0.1  # weight of no effect while effects are not shrunk
 MOST_STEP = 1.0  # in one round
-TELLING = 1.0  # sampling variance of an effect that tells something about the mixture
-SMALLEST = 1e-9
 GENES_AT_A_TIME = 4000
 
 
@@ -79,8 +78,7 @@ def _main_effects(counts: Tensor, expected: Tensor, noise: Tensor, members: list
         Which combinations have a class, one matrix ``(combinations, classes)`` per key.
     """
     effects = [expected.new_zeros(member.shape[1], counts.shape[1]) for member in members]
-    spreads = torch.tensor(SPREADS, dtype=counts.dtype, device=counts.device)[:, None, None]
-    shares = [torch.full_like(spreads, 1 / len(spreads)) for _ in members]
+    shares = [even_shares(effect) for effect in effects]
     # in nested designs, such as donors of one state each, the key with fewer classes explains what it can
     order = sorted(range(len(members)), key=lambda key: members[key].shape[1])
     for step in range(N_ROUNDS):
@@ -93,12 +91,7 @@ def _main_effects(counts: Tensor, expected: Tensor, noise: Tensor, members: list
             change = (member.T @ (weights * (counts - mu) / mu)) / (information + WEAK)
             effect = effects[key] + change.clamp(-MOST_STEP, MOST_STEP)
             if step >= UNSHRUNK_ROUNDS:
-                error = 1 / information
-                variance = spreads + error
-                posterior = (shares[key].log() - (effect.square() / variance + variance.log()) / 2).softmax(0)
-                if (tells := error < TELLING).any():
-                    shares[key] = posterior[:, tells].mean(1)[:, None, None].clamp(min=SMALLEST)
-                effect = (posterior * spreads / variance).sum(0) * effect
+                effect, shares[key] = shrink(effect, 1 / information, shares[key])
             effects[key] = effect
     return effects
 

@@ -42,6 +42,7 @@ from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeModel
 from ._missed_changes import MissedChanges
+from ._shrinkage import even_shares, shrink
 from ._transport import LatentTransport
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 PSEUDO_COUNTS = 0.5  # of a gene in all cells of a combination
 SURPRISING = 4.0  # standard deviations
 FEW_CELLS = 200  # of a condition, which tell only about surprising genes
-LEAST_NOISE = 0.05**2  # variance of a log ratio, so that the most expressed genes do not decide alone
+SHRINKING_ROUNDS = 20
 MOST_THETA = 50.0  # beyond it, few cells cannot tell
 N_TO_COMPARE, AT_ONCE = 16, 16  # generated cells of a combination, and combinations
 SURPRISING_LACK = 2.0  # standard deviations between combinations that have training cells
@@ -684,7 +685,7 @@ def _lacking(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor, mean: Tenso
     ``mu`` and ``log_theta`` leave outliers out, ``zero`` and ``mean`` do not.
 
     Of few cells, only surprising genes are corrected, as others would learn noise. Of many, or ``of_all_genes``, means
-    of all genes are, as far as they differ from their predictions by more than noise (empirical Bayes): hardly, if the
+    of all genes are, as far as they differ from their predictions by more than noise: hardly, if the
     model has learned them.
     """
     if len(x) <= FEW_CELLS and not of_all_genes:
@@ -696,9 +697,9 @@ def _differing_means(x: Tensor, mean: Tensor, log_theta: Tensor) -> Tensor:
     log_ratio = ((x.sum(0) + 0.05) / (mean.sum(0) + 0.05)).log()
     likely = mean * log_ratio.exp().clamp(min=1.0)  # of genes that only these cells have, no counts are expected
     noise = (likely + likely.square() / log_theta.exp()).sum(0) / (likely.sum(0) + 0.05).square()  # of the log ratio
-    weight = (mean.sum(0) > 1) / (noise + LEAST_NOISE)
-    between = (((log_ratio.square() - noise) * weight).sum() / weight.sum().clamp(min=1e-12)).clamp(min=0)
-    shrunk = log_ratio * between / (between + noise)
+    shares = even_shares(log_ratio)
+    for _ in range(SHRINKING_ROUNDS):
+        shrunk, shares = shrink(log_ratio, noise, shares)
     return torch.stack([shrunk, torch.zeros_like(shrunk)], dim=1)
 
 
