@@ -1501,9 +1501,10 @@ class DiffusionModel(BaseModelClass):
         """Fine-tune a trained model: build a model of new cells that starts from it.
 
         New classes and set members are added to the condition keys. The network's embeddings of them start at the mean
-        of the learned ones. A misspelt label is a new one, too: ``print(model)`` names them. Call :meth:`train` next. Afterwards, conditions
-        you leave out are drawn from the reference's cells and the new ones together, and new combinations have the
-        library sizes of the new cells. New cells that ``trainable`` learns nothing of do not count.
+        of the learned ones. A misspelt label is a new one, too: ``print(model)`` names them. Call :meth:`train` next.
+        Afterwards, conditions you leave out are drawn from the reference's cells and the new ones together, and new
+        combinations have the library sizes of the new cells. New cells that ``trainable`` learns nothing of do not
+        count.
 
         SCLDM keeps the reference's transport: :meth:`predict_perturbation` predicts control cells of new types at once.
         :meth:`train` trains another one, on the new cells alone, only if they have a perturbation of a new class or
