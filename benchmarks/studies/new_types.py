@@ -3,7 +3,8 @@
     python -m benchmarks.studies.new_types
     python -m benchmarks.studies.new_types --datasets pbmc3k --seeds 0 1
 
-A reference is trained without two cell types of a data set, and fine-tuned on the training cells of these alone. Its
+A reference is trained without two cell types of a data set, and fine-tuned on the training cells of these alone, or
+beside as many cells as it was trained on that it generates itself. Its
 cells of each label are compared with halves of the held-out ones, as many as these have, and so are those of a model
 that was trained with all cells. The floor compares the halves with each other. Adds to ``results/new_types.csv`` and writes ``results/new_types.md``.
 """
@@ -16,6 +17,7 @@ from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import scvi
@@ -30,8 +32,6 @@ from scgen_diffusion.module import TRAINABLE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import anndata as ad
-
     from benchmarks.quality.splits import Split
     from scgen_diffusion.module import Trainable
 
@@ -41,6 +41,7 @@ KEYS = ("dataset", "seed")
 #: A type with markers of its own, and one like T cells, which stay.
 NEW_TYPES = {"pbmc3k": ("B", "NK"), "kang_ifnb": ("CD14 Mono", "NK")}
 WITH_THEM, NEW, OLD = "trained with them", "new", "old"
+REPLAY = {f"{way}, with generated old cells": way for way in ("network", "all")}
 MIN_CELLS = 20  # held-out cells of a label
 N_DRAWN, N_HALVES = 300, 5  # of a label
 FIGURES = {"energy_distance": "energy distance", "profile_error": "error of the profile"}
@@ -96,12 +97,17 @@ def study(dataset: str, seed: int) -> pd.DataFrame:
     is_new = split.train.obs[split.condition_keys[0]].isin(new_types).to_numpy()
     reference = train(split.train[~is_new], split.condition_keys, seed)
 
-    def fine_tune(trainable: Trainable) -> SCLDM:
-        model = SCLDM.load_query_data(split.train[is_new].copy(), reference, trainable=trainable, accelerator="cpu")
+    def fine_tune(cells: ad.AnnData, trainable: Trainable) -> SCLDM:
+        model = SCLDM.load_query_data(cells, reference, trainable=trainable, accelerator="cpu")
         model.train(**CPU)
         return model
 
-    ways = {trainable: partial(fine_tune, trainable) for trainable in TRAINABLE}
+    new = split.train[is_new].copy()
+    old = reference.generate(int((~is_new).sum()), seed=seed)
+    old.layers["counts"] = old.X
+    both = ad.concat([new, old])
+    ways = {trainable: partial(fine_tune, new, trainable) for trainable in TRAINABLE}
+    ways |= {name: partial(fine_tune, both, trainable) for name, trainable in REPLAY.items()}
     ways[WITH_THEM] = partial(train, split.train, split.condition_keys, seed)
     models, minutes = {}, {}
     for name, make in ways.items():
@@ -115,7 +121,8 @@ def study(dataset: str, seed: int) -> pd.DataFrame:
 def summarise(table: pd.DataFrame) -> str:
     """Write one table per data set: a row per model, means over labels and seeds."""
     parts = [
-        "SCLDM that learned two cell types later, by the way of fine-tuning (`trainable`), on cells of these alone. "
+        "SCLDM that learned two cell types later, by the way of fine-tuning (`trainable`), on cells of these alone or "
+        "beside cells of the others that it generated itself. "
         "Energy distance in principal components to held-out cells of the label, and error of the mean profile "
         "(root mean square of log ratios of genes' shares, weighted by shares). Means over labels and seeds; minutes "
         "of one core. Written by `python -m benchmarks.studies.new_types`.",

@@ -25,7 +25,7 @@ def test_each_way_of_fine_tuning_is_judged_on_new_and_old_types(tmp_path, monkey
     study.main()
 
     table = pd.read_csv(tmp_path / "new_types.csv")
-    assert set(table["cells"]) == {study.REAL, study.WITH_THEM, *study.TRAINABLE}
+    assert set(table["cells"]) == {study.REAL, study.WITH_THEM, *study.TRAINABLE, *study.REPLAY}
     assert table.groupby("type")["label"].unique().map(sorted).to_dict() == {
         "new": ["B|control", "NK|control"],
         "old": ["DC|control", "T|control"],  # of the rare type, too few cells are held out
