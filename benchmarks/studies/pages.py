@@ -14,8 +14,10 @@ from benchmarks.studies.known_world import GENERATED
 from benchmarks.studies.known_world import REAL as REAL_CELLS
 from benchmarks.studies.learning_curves import COSTS, DEFAULT, METHODS, columns_of, of_default_world
 from benchmarks.studies.many_labels import GROUPS
+from benchmarks.studies.new_types import NEW, OLD, REPLAY, WITH_THEM
 from benchmarks.studies.world import N_GENES
 from benchmarks.tables import ROOT, markdown_table, mean_with_interval, read_table
+from scgen_diffusion.module import TRAINABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -346,6 +348,17 @@ def many_labels(table: pd.DataFrame) -> Blocks:
     return {("docs/user_guide/scldm.md", "many labels"): text}
 
 
+def new_types(table: pd.DataFrame) -> Blocks:
+    """Write the energy distances of new and old types."""
+    means = table.pivot_table(index="cells", columns=["dataset", "type"], values="energy_distance")
+    rows = {REAL: REAL, **{f'`"{name}"`': name for name in TRAINABLE}}
+    rows |= {f'`"{way}"`, with generated old cells': name for name, way in REPLAY.items()}
+    rows |= {"a model trained with them": WITH_THEM}
+    columns = {f"{data}: {of} types": (data, of) for data in table["dataset"].unique() for of in (NEW, OLD)}
+    text = _table(means, rows, columns)
+    return {("docs/how_to/fine_tuning.md", "new types"): text}
+
+
 def rare_types(table: pd.DataFrame) -> Blocks:
     """Write what helps a classifier that has seen ten cells of a type."""
     metrics = {"f1": "F1, linear", "f1_neighbours": "F1, neighbours", "average_precision": "average precision"}
@@ -390,5 +403,6 @@ BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
     "doses": doses,
     "label_limit": label_limit,
     "many_labels": many_labels,
+    "new_types": new_types,
     "rare_types": rare_types,
 }
