@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.tables import describe_source, store_rows
+from benchmarks.tables import describe_source, read_table, store_rows, stored_keys, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import anndata as ad
     from numpy.typing import NDArray
@@ -79,3 +80,26 @@ def read_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.error("A rival needs --python.")
     torch.set_num_threads(options.threads)
     return options
+
+
+def run_datasets(
+    description: str,
+    name: str,
+    study: Callable[[str, int], pd.DataFrame],
+    summarise: Callable[[pd.DataFrame], str],
+    *,
+    choices: Sequence[str],
+    default: Sequence[str],
+) -> None:
+    """Run a study of a data set and a seed for those that its table lacks, and write its summary."""
+    parser = study_parser(description, name)
+    parser.add_argument("--datasets", nargs="+", choices=choices, default=list(default))
+    parser.set_defaults(seeds=[0])
+    options = read_options(parser)
+    path, keys = options.results / f"{name}.csv", ("dataset", "seed")
+    for dataset, seed in product(options.datasets, options.seeds):
+        if (dataset, seed) not in stored_keys(path, keys):
+            table = study(dataset, seed).assign(dataset=dataset, seed=seed)
+            store_rows(path, table.assign(**describe_source("torch", "scvi-tools", "scgen-diffusion")), keys)
+            logger.info("%s", table.to_string())
+    write_text(path.with_suffix(".md"), summarise(read_table(path)))

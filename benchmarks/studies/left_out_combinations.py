@@ -13,7 +13,6 @@ type and other values of the second key, and (the floor) one half of the real ce
 
 from __future__ import annotations
 
-import logging
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +22,13 @@ import pandas as pd
 
 from benchmarks.quality.drawing import VARIANTS, train_model
 from benchmarks.quality.splits import CONDITION_KEYS, Split, heading, join_labels, load_split
-from benchmarks.studies.held_out import random_halves, read_options, study_parser
-from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
+from benchmarks.studies.held_out import random_halves, run_datasets
+from benchmarks.tables import markdown_table
 from scgen_diffusion.metrics import ComparisonSpace, effects, energy_distance, mean_change_debiased_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-logger = logging.getLogger("benchmarks.left_out_combinations")
-
-KEYS = ("dataset", "seed")
 DATASETS = [name for name, keys in CONDITION_KEYS.items() if len(keys) == 2]
 OURS, WITHOUT, OTHERS, FLOOR = "SCLDM", "SCLDM, without", "real cells of others", "real cells (floor)"
 MIN_CELLS = 40  # training cells of a combination that may be left out
@@ -102,7 +98,7 @@ def study(dataset: str, seed: int) -> pd.DataFrame:
     """Train SCLDM without some combinations of a data set, and judge the cells that it draws for them."""
     split = leave_out(load_split(dataset, seed), seed)
     model = train_model(split, VARIANTS[OURS], seed)
-    return judge(split, draw_left_out(model, split, seed), seed).assign(dataset=dataset, seed=seed)
+    return judge(split, draw_left_out(model, split, seed), seed)
 
 
 def summarise(table: pd.DataFrame) -> str:
@@ -128,17 +124,14 @@ def summarise(table: pd.DataFrame) -> str:
 
 def main() -> None:
     """Run what is missing, and write the summary."""
-    parser = study_parser(__doc__ or "", "left_out_combinations")
-    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=["kang_control_8donors", "kang_ifnb"])
-    parser.set_defaults(seeds=[0])
-    options = read_options(parser)
-    path = options.results / "left_out_combinations.csv"
-    for dataset, seed in product(options.datasets, options.seeds):
-        if (dataset, seed) not in stored_keys(path, KEYS):
-            table = study(dataset, seed)
-            store_rows(path, table.assign(**describe_source("torch", "scvi-tools", "scgen-diffusion")), KEYS)
-            logger.info("%s", table.to_string())
-    write_text(path.with_suffix(".md"), summarise(read_table(path)))
+    run_datasets(
+        __doc__ or "",
+        "left_out_combinations",
+        study,
+        summarise,
+        choices=DATASETS,
+        default=["kang_control_8donors", "kang_ifnb"],
+    )
 
 
 if __name__ == "__main__":

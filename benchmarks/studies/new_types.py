@@ -11,7 +11,6 @@ that was trained with all cells. The floor compares the halves with each other. 
 
 from __future__ import annotations
 
-import logging
 import time
 from functools import partial
 from itertools import product
@@ -23,8 +22,8 @@ import pandas as pd
 import scvi
 
 from benchmarks.quality.splits import join_labels, load_split
-from benchmarks.studies.held_out import CPU, REAL, random_halves, read_options, study_parser
-from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
+from benchmarks.studies.held_out import CPU, REAL, random_halves, run_datasets
+from benchmarks.tables import markdown_table
 from scgen_diffusion.metrics import ComparisonSpace, energy_distance
 from scgen_diffusion.model import SCLDM
 from scgen_diffusion.module import TRAINABLE
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
     from benchmarks.quality.splits import Split
     from scgen_diffusion.module import Trainable
 
-logger = logging.getLogger("benchmarks.new_types")
-
-KEYS = ("dataset", "seed")
 #: A type with markers of its own, and one like T cells, which stay.
 NEW_TYPES = {"pbmc3k": ("B", "NK"), "kang_ifnb": ("CD14 Mono", "NK")}
 WITH_THEM, NEW, OLD = "trained with them", "new", "old"
@@ -115,7 +111,7 @@ def study(dataset: str, seed: int) -> pd.DataFrame:
         models[name] = make()
         minutes[name] = (time.process_time() - start) / 60
     table = judge(split, new_types, models, seed)
-    return table.assign(dataset=dataset, seed=seed, minutes=table["cells"].map(minutes))
+    return table.assign(minutes=table["cells"].map(minutes))
 
 
 def summarise(table: pd.DataFrame) -> str:
@@ -146,17 +142,7 @@ def summarise(table: pd.DataFrame) -> str:
 
 def main() -> None:
     """Run what is missing, and write the summary."""
-    parser = study_parser(__doc__ or "", "new_types")
-    parser.add_argument("--datasets", nargs="+", choices=list(NEW_TYPES), default=list(NEW_TYPES))
-    parser.set_defaults(seeds=[0])
-    options = read_options(parser)
-    path = options.results / "new_types.csv"
-    for dataset, seed in product(options.datasets, options.seeds):
-        if (dataset, seed) not in stored_keys(path, KEYS):
-            table = study(dataset, seed)
-            store_rows(path, table.assign(**describe_source("torch", "scvi-tools", "scgen-diffusion")), KEYS)
-            logger.info("%s", table.to_string())
-    write_text(path.with_suffix(".md"), summarise(read_table(path)))
+    run_datasets(__doc__ or "", "new_types", study, summarise, choices=list(NEW_TYPES), default=list(NEW_TYPES))
 
 
 if __name__ == "__main__":
