@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from builders import seeded
 
 from scgen_diffusion.generation._verdict import PerturbedGroups
 from scgen_diffusion.model import SCLDM
@@ -19,6 +20,7 @@ TRANSPORT = {"reference_steps": 300, "smallest_epoch": 10, "batch_size": 512}  #
 SIZES = {"n_latent_tokens": 2, "n_latent": 4, "width": 16, "n_layers": 1, "n_heads": 2, "n_heads_cross": 2}
 N_TYPES, N_CELLS, N_GENES = 7, 120, 60
 LEFT_OUT = "type 6"
+SEED = 2  # of a model so small, figures differ between seeds
 TREATED = {"drug": "yes"}
 
 
@@ -57,10 +59,11 @@ def all_cells():
 @pytest.fixture(scope="module")
 def model(all_cells):
     is_out = (all_cells.obs["cell_type"] == LEFT_OUT) & (all_cells.obs["drug"] == "yes")
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     model = made(all_cells[~is_out])
-    model.train_autoencoder(12, batch_size=128, **QUICK)
-    model.train_transport(5, plan_kwargs=TRANSPORT, **QUICK)
+    with seeded(SEED):
+        model.train_autoencoder(12, batch_size=128, **QUICK)
+        model.train_transport(5, plan_kwargs=TRANSPORT, **QUICK)
     return model
 
 
@@ -76,7 +79,8 @@ def mean_of(cells):
 
 @pytest.fixture(scope="module")
 def generating(model):
-    model.train_prior(2, batch_size=128, **QUICK)
+    with seeded(SEED):
+        model.train_prior(2, batch_size=128, **QUICK)
     return model
 
 
@@ -140,7 +144,7 @@ def test_what_the_decoder_alone_shows_of_cells_never_seen_perturbed_gives_way(ma
         found = mean_of(cells(LEFT_OUT, "yes", share)) - mean_of(before)
         return np.abs(found - of_others(all_cells))[:15].mean()  # of genes with effects
 
-    assert distance(0) < 0.97 * distance(torch.inf)
+    assert distance(0) < 0.95 * distance(torch.inf)  # 0.70 and 0.91; with other seeds, 0.55 to 0.99
     assert (cells("type 0", "yes", 0).X != cells("type 0", "yes", torch.inf).X).nnz == 0  # seen perturbed
 
 
@@ -345,8 +349,8 @@ def test_the_strength_is_that_of_the_mean_change_without_the_noise_of_few_cells(
     without, with_noise = (np.sqrt(np.mean(np.square(values))) for values in zip(*few, strict=True))
 
     assert of_many == pytest.approx(np.sqrt((record["mean_change"]["change"] ** 2).mean()), rel=0.1)
-    assert without == pytest.approx(of_many, rel=0.1)  # 0.393 of 20 times two cells, 0.427 of 60
-    assert with_noise > 1.15 * of_many
+    assert without == pytest.approx(of_many, rel=0.06)  # 0.423 of 20 times two cells, 0.446 of 60
+    assert with_noise > 1.15 * of_many  # 0.547
 
 
 def test_a_single_cell_has_no_strength(model):
