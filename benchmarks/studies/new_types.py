@@ -4,9 +4,9 @@
     python -m benchmarks.studies.new_types --datasets pbmc3k --seeds 0 1
 
 A reference is trained without two cell types of a data set, and fine-tuned on the training cells of these alone, or
-beside as many cells as it was trained on that it generates itself. Its
-cells of each label are compared with halves of the held-out ones, as many as these have, and so are those of a model
-that was trained with all cells. The floor compares the halves with each other. Adds to ``results/new_types.csv`` and writes ``results/new_types.md``.
+beside as many cells as it was trained on that it generates itself. Its cells of each label are compared with halves of
+the held-out ones, as many as these have, and so are those of a model that was trained with all cells. The floor compares
+the halves with each other. Adds to ``results/new_types.csv`` and writes ``results/new_types.md``.
 """
 
 from __future__ import annotations

@@ -73,8 +73,7 @@ def copy_reference(
     state = {name: tensor for name, tensor in reference.state_dict().items() if name in own or name.startswith(added)}
     for name, part in module.named_modules():
         if isinstance(part, ConditionEmbedding):
-            start = 0.0 if name.startswith(EFFECTS) else 1.0
-            extended = extended_state(part, reference.get_submodule(name), learned, start)
+            extended = extended_state(part, reference.get_submodule(name), learned)
             state |= {f"{name}.{tensor}": value for tensor, value in extended.items()}
         elif isinstance(part, LibrarySizeModel):
             codes = recode(state[f"{name}.codes"])
@@ -90,6 +89,9 @@ def copy_reference(
         state[f"{ABSENT}codes"] = recode(reference.absent_effects.codes)
     state["null_condition"] = module.null_condition
     module.load_state_dict(state)
+    if module.condition_effects is not None:  # what the reference did not learn has later effects alone
+        for weight, rows in row_masks(module.condition_effects.embed, [~known for known in learned]).items():
+            weight.masked_fill_(rows.to(weight.device), 0.0)
     network, averaged = module.network_and_average
     network.load_state_dict(averaged.module.state_dict())
     averaged.n_averaged.zero_()  # warm up again, so that short training has an effect

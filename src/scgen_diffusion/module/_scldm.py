@@ -46,7 +46,7 @@ from ._shrinkage import even_shares, shrink
 from ._transport import LatentTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
     from torch.optim.swa_utils import AveragedModel
@@ -590,7 +590,8 @@ class SCLDMModule(ConditionedModule):
         lacking = torch.zeros_like(self.condition_effects(condition))
         for numbers, parts in cells:
             sizes = torch.tensor([len(x) for x in parts], device=condition.device)
-            lacking[numbers] = self._lacking_effects(parts, condition[numbers].repeat_interleave(sizes, 0))
+            predicted = self._predictions(parts, condition[numbers].repeat_interleave(sizes, 0))
+            lacking[numbers] = torch.stack([_lacking(x, *values) for x, values in zip(parts, predicted, strict=True)])
         self.condition_effects.add(condition, lacking, n_cells)
 
     @torch.no_grad()
@@ -604,7 +605,8 @@ class SCLDMModule(ConditionedModule):
         x
             Their expression, ``(cells, genes)``.
         """
-        return self._lacking_effects([x], condition, of_all_genes=True)[0]
+        [(_, log_theta, _, mean)] = self._predictions([x], condition)
+        return _differing_means(x, mean, log_theta)
 
     @torch.no_grad()
     def add_absent_effects(
@@ -635,7 +637,7 @@ class SCLDMModule(ConditionedModule):
         """
         self.absent_effects = None
         codes, expected = absent
-        of_seen = self._lacking_shares(*seen, sampler)
+        of_seen = self._lacking_shares(*seen, sampler, iter)
         usual, least = of_seen.mean(0), (SURPRISING_LACK * of_seen.std(0)).clamp(min=LEAST_EFFECT)
         effects = (self._lacking_shares(*absent, sampler, bar) - usual).clamp(-MOST_EFFECT, MOST_EFFECT)
         matter = (effects.abs() > least) & (torch.maximum(expected, expected - effects) > LEAST_LOG_SHARE)
@@ -647,11 +649,7 @@ class SCLDMModule(ConditionedModule):
         self.absent_effects = learned.to(codes.device)
 
     def _lacking_shares(
-        self,
-        condition: Tensor,
-        log_shares: Tensor,
-        sampler: Sampler,
-        bar: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+        self, condition: Tensor, log_shares: Tensor, sampler: Sampler, bar: Callable[[Sequence[Any]], Iterable[Any]]
     ) -> Tensor:
         """Return the log ratios of expected shares to those of a few generated cells, ``(m, genes)``."""
         guidance = ResolvedGuidance.of(self.strategy, [1.0] * len(self.conditions))
@@ -666,8 +664,8 @@ class SCLDMModule(ConditionedModule):
             found.append(expected - (of_each / of_each.sum(1, keepdim=True)).log())
         return torch.cat(found)
 
-    def _lacking_effects(self, parts: Sequence[Tensor], condition: Tensor, *, of_all_genes: bool = False) -> Tensor:
-        """Return what effects of conditions of cells lack on shares and dispersions, ``(parts, genes, 2)``."""
+    def _predictions(self, parts: Sequence[Tensor], condition: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Encode and decode cells part by part; return what :func:`_lacking` compares them with."""
         sizes = [len(x) for x in parts]
         noise = [torch.randn(n, *self.latent_shape, generator=torch.Generator().manual_seed(0)) for n in sizes]
         x = torch.cat(list(parts))
@@ -675,22 +673,18 @@ class SCLDMModule(ConditionedModule):
         decoded = self.decode(z, self.totals(x), condition)
         mu, log_theta = self.likelihood.log_mean(**decoded).exp(), self.likelihood.log_dispersion(decoded["outputs"])
         zero, mean = self.likelihood.probability_of_zero(**decoded), self.likelihood.mean(**decoded)
-        predicted = zip(*(values.split(sizes) for values in (mu, log_theta, zero, mean)), strict=True)
-        return torch.stack([_lacking(x, *values, of_all_genes) for x, values in zip(parts, predicted, strict=True)])
+        return zip(*(values.split(sizes) for values in (mu, log_theta, zero, mean)), strict=True)
 
 
-def _lacking(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor, mean: Tensor, of_all_genes: bool) -> Tensor:
+def _lacking(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor, mean: Tensor) -> Tensor:
     """Compare cells of one condition with their predicted means, dispersions and zeros; return ``(genes, 2)``.
 
     ``mu`` and ``log_theta`` leave outliers out, ``zero`` and ``mean`` do not.
 
-    Of few cells, only surprising genes are corrected, as others would learn noise. Of many, or ``of_all_genes``, means
-    of all genes are, as far as they differ from their predictions by more than noise: hardly, if the
-    model has learned them.
+    Of few cells, only surprising genes are corrected, as others would learn noise. Of many, means of all genes are, as
+    far as they differ from their predictions by more than noise: hardly, if the model has learned them.
     """
-    if len(x) <= FEW_CELLS and not of_all_genes:
-        return _surprising(x, mu, log_theta, zero)
-    return _differing_means(x, mean, log_theta)
+    return _surprising(x, mu, log_theta, zero) if len(x) <= FEW_CELLS else _differing_means(x, mean, log_theta)
 
 
 def _differing_means(x: Tensor, mean: Tensor, log_theta: Tensor) -> Tensor:

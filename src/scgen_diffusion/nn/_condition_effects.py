@@ -153,11 +153,6 @@ class LaterEffects(nn.Module):
         return self.are_given(condition).to(self.effects.dtype) @ self.effects
 
     @torch.no_grad()
-    def forget(self, values: Tensor) -> None:
-        """Set the effects of the marked classes and members to zero, ``(values,)``."""
-        self.effects[values.to(self.effects.device)] = 0.0
-
-    @torch.no_grad()
     def add(self, given: Tensor, n_cells: Tensor, effects: Tensor) -> None:
         """Add to the effects, by ridge regression on the classes and members of groups of cells.
 

@@ -16,12 +16,12 @@ VECTORS = "vectors"  # known embeddings, in the names of a state dict
 
 
 def extended_state(
-    embed: ConditionEmbedding, reference: ConditionEmbedding, learned: Sequence[Tensor], start: float = 1.0
+    embed: ConditionEmbedding, reference: ConditionEmbedding, learned: Sequence[Tensor]
 ) -> dict[str, Tensor]:
     """Return a state in which ``embed`` embeds everything that ``reference`` learned in the same way.
 
-    What ``reference`` did not learn starts at ``start`` times the mean of what it did. Tables after those of the keys,
-    such as that of totals, are left out: they do not change.
+    What ``reference`` did not learn starts at the mean of what it did. Tables after those of the keys, such as that of
+    totals, are left out: they do not change.
 
     Parameters
     ----------
@@ -31,12 +31,10 @@ def extended_state(
         The trained embedding.
     learned
         Which classes or members of each key the reference learned, ``(values of embed,)`` each.
-    start
-        Factor of the mean of the learned ones for the others.
     """
     state = {}
     for key, (table, old, known) in enumerate(zip(embed.tables, reference.tables, learned, strict=False)):
-        of_table = _extended(table, old, known, start)
+        of_table = _extended(table, old, known)
         state |= {f"tables.{key}.{name}": tensor for name, tensor in of_table.items()}
     return state
 
@@ -60,22 +58,22 @@ def row_masks(embed: ConditionEmbedding, values: Sequence[Tensor]) -> dict[nn.Pa
     return {weight: mask for weight, mask in rows.items() if mask.any()}
 
 
-def _extended(table: nn.Module, reference: nn.Module, learned: Tensor, start: float) -> dict[str, Tensor]:
+def _extended(table: nn.Module, reference: nn.Module, learned: Tensor) -> dict[str, Tensor]:
     state = reference.state_dict()
     if isinstance(table, ClassTable):
         classes, not_given = state["weight"][:-1], state["weight"][-1:]
-        state["weight"] = torch.cat([_extended_rows(classes, learned, start), not_given])
+        state["weight"] = torch.cat([_extended_rows(classes, learned), not_given])
     elif "members.weight" in state:
-        state["members.weight"] = _extended_rows(state["members.weight"], learned, start)
+        state["members.weight"] = _extended_rows(state["members.weight"], learned)
     for name in [name for name in state if name.endswith(VECTORS)]:
         state[name] = _extended_vectors(state[name], table.state_dict()[name])
     return state
 
 
-def _extended_rows(rows: Tensor, learned: Tensor, start: float) -> Tensor:
+def _extended_rows(rows: Tensor, learned: Tensor) -> Tensor:
     learned = learned.to(rows.device)
     kept = learned.nonzero()[:, 0] if learned.any() else torch.arange(len(rows), device=rows.device)
-    extended = start * rows[kept].mean(0).repeat(len(learned), 1)
+    extended = rows[kept].mean(0).repeat(len(learned), 1)
     extended[kept] = rows[kept]
     return extended
 

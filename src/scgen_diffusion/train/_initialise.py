@@ -123,6 +123,7 @@ def correct_effects(module: SCLDMModule, cells: TrainingCells, indices: np.ndarr
     module.correct_effects(condition, cells_of_rare(), torch.from_numpy(sizes).to(module.device))
 
 
+@torch.no_grad()
 def learn_later_effects(
     module: SCLDMModule, cells: TrainingCells, indices: np.ndarray, new: Sequence[Tensor], bar: Bar
 ) -> None:
@@ -153,22 +154,21 @@ def learn_later_effects(
     given = (later.are_given(condition) & have_labels).cpu().numpy() & is_new
     groups, group_of = np.unique(given, axis=0, return_inverse=True)
     group_of_cell = group_of.ravel()[which]
-    later.forget(torch.from_numpy(is_new))
+    later.effects[is_new] = 0.0
     learned = np.flatnonzero(groups.any(1))
     if not len(learned):
         return
-    sizes = np.bincount(group_of_cell)[learned]
+    of_groups = groups[learned], np.bincount(group_of_cell)[learned]
+    given_of_groups, n_cells = (torch.from_numpy(each).to(module.device) for each in of_groups)
     module.eval()
     for _ in range(N_PASSES):
         lacking = []
         for group in bar(learned, "Learning new effects"):
             rows = evenly(np.flatnonzero(group_of_cell == group), MOST_CHECKED)
             batch = next(iter(cells.loader(indices[rows], len(rows))))
-            of_group = module.condition_of(batch).to(module.device), batch[REGISTRY_KEYS.X_KEY].to(module.device)
-            lacking.append(module.lacking_means(*of_group))
-        later.add(
-            *(torch.from_numpy(each).to(module.device) for each in (groups[learned], sizes)), torch.stack(lacking)
-        )
+            condition, x = module.condition_of(batch), batch[REGISTRY_KEYS.X_KEY]
+            lacking.append(module.lacking_means(condition.to(module.device), x.to(module.device)))
+        later.add(given_of_groups, n_cells, torch.stack(lacking))
 
 
 def add_absent_effects(
