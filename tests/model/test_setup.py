@@ -163,6 +163,12 @@ def test_counts_may_be_in_any_sparse_form(make_cells, make_model, quick, kind):
     assert model.generate(2, seed=0).n_obs == 2
 
 
+@pytest.mark.parametrize("kind", [sp.csc_array, sp.csc_matrix])
+def test_counts_by_columns_give_a_warning(make_cells, kind):
+    with pytest.warns(UserWarning, match="by columns|formatted as CSR"):
+        SCLDM.setup_anndata(make_cells(matrix=kind))
+
+
 def test_a_view_is_refused_with_the_way_out(make_cells):
     with pytest.raises(ValueError, match=r"is a view.*copy\(\)"):
         SCLDM.setup_anndata(make_cells()[:50])

@@ -275,7 +275,8 @@ class DiffusionModel(BaseModelClass):
         UserWarning
             If a column in ``condition_keys`` looks like numbers or cell names instead of classes, a control value is
             one of very many numbers, a number varies only among perturbed cells but has no control value, the columns
-            of an array have very different spreads, or ``unlabeled_category`` is given but all cells have labels.
+            of an array have very different spreads, ``unlabeled_category`` is given but all cells have labels, or the
+            matrix is sparse and stored by columns.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         check_setup_arguments(cls.setup_anndata, kwargs)
@@ -283,9 +284,13 @@ class DiffusionModel(BaseModelClass):
         check_is_no_view(adata, "adata")
         setup = ConditionSetup.picked_from(setup_method_args["setup_args"]).checked(adata)
         setup_method_args["setup_args"] |= setup.arguments
+        where = check_layer(adata, layer)
         like_a_model = "source_registry" in kwargs  # which has chosen the layer
-        advice = {"advice": ADVICE_ON_COUNTS.format(where=check_layer(adata, layer))} if like_a_model else {}
+        advice = {"advice": ADVICE_ON_COUNTS.format(where=where)} if like_a_model else {}
         check_expression(adata, layer, values, **advice)
+        matrix = adata.X if layer is None else adata.layers[layer]
+        if isinstance(matrix, sp.csc_array):  # scvi-tools warns of csc_matrix
+            warn_user(f"{where} is stored by columns, so training reads it slowly: `{where} = {where}.tocsr()`.")
         fields = [
             # is_count_data=False: we check counts ourselves; scvi-tools refuses sparse arrays
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
