@@ -150,6 +150,10 @@ def test_our_log_and_our_warnings_are_shown_and_those_of_others_are_not(call_fun
             "Next: train on, model.train_prior(8), or build the model again and train it with max_epochs={'prior': 9}.",
             "Next: train again with --max-epochs prior=9.",
         ),
+        (
+            "Next: call load_query_data again and train it for fewer epochs, max_epochs={'prior': 5}, or",
+            "Next: train again for fewer epochs, --max-epochs prior=5, or",
+        ),
         ("Leave `max_epochs` out", "Leave --max-epochs out"),
         ("Short. Train on, or train again without `max_epochs`.", "Short. Train again without --max-epochs."),
         ("It is not trained. `train_transport` trains it alone.", "It is not trained."),

@@ -381,7 +381,10 @@ def words_of(losses, n_epochs_done=100, *, loss_judges_cells=True, watched=(), s
     plan.n_epochs_done, plan.loss_judges_cells = n_epochs_done, loss_judges_cells
     plan._losses = {plan.key_loss("validation"): dict(enumerate(map(float, losses)))}
     result = SimpleNamespace(plan=plan, trainer=trainer, stopped_by=stopped_by)
-    options = {"next_step": "model.generate(10)", "is_resumable": False, **options}
+    options = {
+        **{"next_step": "model.generate(10)", "is_resumable": False, "is_fine_tuned": False, "n_validation_cells": 40},
+        **options,
+    }
     job = StageJob("prior", plan.recipe, 100, default, is_validated=True, is_new=True)
     return closing_message([result], [job], **options)
 
@@ -398,6 +401,11 @@ def test_the_last_sentences_say_how_validation_went_and_what_to_do():
     assert "falling at the end. Next: train on, model.train_prior(200), or build the model again" in falling
     assert "with max_epochs={'prior': 300}." in falling
     assert "rose after epoch 50 of 100 of the prior, which is overfitting" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7])
+    rising = [9, 7, 5, 3, 2, 3, 4, 5, 6, 7]
+    assert "Next: call load_query_data again and train it for fewer epochs" in words_of(rising, is_fine_tuned=True)
+    assert "so few validation cells (3) do not show how well it went. Next: model.generate(10)" in words_of(
+        rising, n_validation_cells=3
+    )
     assert "without validation cells" in words_of([])
     assert "does not show how good the cells are" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7], loss_judges_cells=False)
     ended = "ended the prior after epoch 40 of 100. Next: model.generate(10)."

@@ -276,7 +276,7 @@ def _write(terminal: Terminal, table: pd.DataFrame, options: Mapping[str, Any]) 
     if "out" in options:
         with write_atomically(options["out"]) as beside:
             table.to_csv(beside, index=False)
-        terminal.say("All figures:")
+        terminal.say("Table:")
         terminal.result(options["out"])
     else:
         terminal.result(table.to_csv(index=False).rstrip("\n"))

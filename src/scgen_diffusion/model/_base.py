@@ -589,7 +589,15 @@ class DiffusionModel(BaseModelClass):
                 if is_interrupted(results[-1].trainer):
                     break
             if not is_quiet and self.trainer.is_global_zero:
-                show(closing_message(results, jobs, next_step=next_step(self), is_resumable=folder is not None))
+                message = closing_message(
+                    results,
+                    jobs,
+                    next_step=next_step(self),
+                    is_resumable=folder is not None,
+                    is_fine_tuned=self.reference_ is not None,
+                    n_validation_cells=len(self.validation_indices_),
+                )
+                show(message)
 
     def _due_stages(self) -> Sequence[str]:
         """Stages that ``train`` trains."""

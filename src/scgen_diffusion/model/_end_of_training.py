@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 STOPPED, STOPPED_EARLY, TOO_SHORT = "stopped", "stopped far too early", "far too short"  # of a stage, in saved models
 TRAIN_ON = "Train on, or train again without `max_epochs`."
 N_PARTS = 5  # parts of a run whose mean validation losses are compared
+FEWEST_VALIDATION_CELLS = 20
 CHANGE = 0.1  # share of the total fall of the validation loss that counts as a change
 
 
@@ -79,19 +80,26 @@ def verdict_table(model: DiffusionModel, columns: Mapping[str, Any], stages: Seq
 
 
 def closing_message(
-    results: Sequence[StageResult], jobs: Sequence[StageJob], *, next_step: str, is_resumable: bool
+    results: Sequence[StageResult],
+    jobs: Sequence[StageJob],
+    *,
+    next_step: str,
+    is_resumable: bool,
+    is_fine_tuned: bool,
+    n_validation_cells: int,
 ) -> str:
     """Return two sentences: how the validation of the trained stages went, and what to do next.
 
     ``jobs`` are the stages that were to be trained, ``results`` those of the trained ones, in the same order.
-    ``next_step`` is what to do with a well-trained model; ``is_resumable`` says that there are checkpoints.
+    ``next_step`` is what to do with a well-trained model; ``is_resumable`` says that there are checkpoints, and
+    ``is_fine_tuned`` that the model started from a reference.
     """
     validated = [result.plan for result in results if result.plan.name != "transport"]
     trends = {  # the rounds of a stage have their own sentence
         plan.name: "settled" if plan.recipe.max_rounds > 1 else validation_trend(plan.validation_losses)
         for plan in validated
     }
-    advice = next_step
+    advice, anew = next_step, "call load_query_data again" if is_fine_tuned else "build the model again"
     if results[-1].stopped_by:
         seen, advice = _describe_stop(results, is_resumable=is_resumable)
     elif is_resumable and all(result.device is None for result in results):
@@ -103,10 +111,12 @@ def closing_message(
         seen = f"You stopped training after the {results[-1].plan.name}"
     elif early := [result for result in results if result.plan in validated and result.plan.is_within_round]:
         seen = _describe_early_end(early)
+    elif {"rose", "fell"} & {*trends.values()} and n_validation_cells < FEWEST_VALIDATION_CELLS:
+        seen = f"Training is done; so few validation cells ({n_validation_cells}) do not show how well it went"
     elif rose := [plan for plan in validated if trends[plan.name] == "rose" and plan.loss_judges_cells]:
-        seen, advice = _describe_overfitting(rose, jobs)
+        seen, advice = _describe_overfitting(rose, jobs, anew)
     elif fell := [job for job in jobs if trends.get(job.name) == "fell"]:
-        seen, advice = _describe_unfinished(fell, is_resumable=is_resumable)
+        seen, advice = _describe_unfinished(fell, anew, is_resumable=is_resumable)
     else:
         is_short = "unknown" in trends.values() or any(job.is_short for job in jobs)
         seen = _describe_finished(validated, jobs, is_short=is_short)
@@ -137,20 +147,20 @@ def _describe_early_end(results: Sequence[StageResult]) -> str:
     return f"{'Early stopping' if watched else 'An option'} ended {' and '.join(ends)}"
 
 
-def _describe_overfitting(plans: Sequence[StagePlan], jobs: Sequence[StageJob]) -> tuple[str, str]:
+def _describe_overfitting(plans: Sequence[StagePlan], jobs: Sequence[StageJob], anew: str) -> tuple[str, str]:
     """Say after which epoch the validation loss rose; and to train for so many."""
     lengths = {job.name: job.n_epochs for job in jobs}
     shares = {plan.name: (plan.validation_losses.argmin() + 1) / len(plan.validation_losses) for plan in plans}
     best = {name: max(round(share * lengths[name]), 1) for name, share in shares.items()}
     where = " and ".join(f"epoch {epoch} of {lengths[name]} of the {name}" for name, epoch in best.items())
-    again = f"build the model again and train it for fewer epochs, max_epochs={best}, or on more cells"
+    again = f"{anew} and train it for fewer epochs, max_epochs={best}, or on more cells"
     return f"The validation loss rose after {where}, which is overfitting", again
 
 
-def _describe_unfinished(jobs: Sequence[StageJob], *, is_resumable: bool) -> tuple[str, str]:
+def _describe_unfinished(jobs: Sequence[StageJob], anew: str, *, is_resumable: bool) -> tuple[str, str]:
     """Say that the validation loss still fell; and to train for longer."""
     longer = {job.name: max(2 * job.n_epochs, job.default_epochs) for job in jobs}
-    again = f"build the model again and train it with max_epochs={longer}"
+    again = f"{anew} and train it with max_epochs={longer}"
     if list(longer) == ["prior"] and not is_resumable:
         again = f"train on, model.train_prior({longer['prior'] - jobs[0].n_epochs}), or {again}"
     which = " and ".join(f"the {name}" for name in longer)

@@ -187,7 +187,10 @@ def block_factories(block: Block, width: int, n_heads: int) -> tuple[Factory, Fa
 def check_patch_size(patch_size: int, n_genes: int) -> None:
     """Raise if there are fewer genes than a patch needs."""
     if not 1 <= patch_size <= n_genes:
-        msg = f"`patch_size` must be between 1 and the number of genes, but found {patch_size} for {n_genes} genes."
+        msg = (
+            f"`patch_size` must be between 1 and the number of genes, but found {patch_size} for {n_genes} genes. "
+            "Models choose one if you leave it out."
+        )
         raise ValueError(msg)
 
 

@@ -249,7 +249,7 @@ MIXED = {
 #: From which AUC of a classifier on other cells are not from where the held-out cells are.
 UNLIKE = 0.60
 #: The end of some advice, which is left out where training saw no such cells.
-MORE = "If nothing else helps, train longer."
+MORE = "If nothing else helps, and the validation loss did not rise, train longer."
 
 
 @dataclass(frozen=True)
@@ -659,8 +659,8 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
     Check(
         "realism",
         {"precision": "{f.value:.0%} of the synthetic cells lie where real cells do (real cells: {f.floor:.0%})."},
-        "The others are like no real cell: take more steps of the sampler, and use less guidance if it was above 1. "
-        f"SCRDIT and WBDIT on few cells: fewer epochs. {MORE}",
+        "The others lie farther from real cells than these from each other: take more steps of the sampler, and use "
+        f"less guidance if it was above 1. SCRDIT and WBDIT on few cells: fewer epochs. {MORE}",
     ),
     Check(
         "classifier",
@@ -737,8 +737,8 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
                 "1 is right)."
             ),
         },
-        "Genes do not vary together as in real cells: use a larger latent, and do not use these cells for networks of "
-        f"genes. {MORE}",
+        "Genes do not vary together as in real cells: do not use these cells for networks of genes. SCLDM: try a "
+        f"larger latent (`n_latent`). {MORE}",
     ),
     Check(
         "modalities",
@@ -788,10 +788,13 @@ def _telling(rows: Rows) -> list[str]:
         return []
     clear = [figure for figure in figures if figure.is_clear]
     best = max(clear or figures, key=lambda figure: figure.excess)
+    auc = f"(AUC {best.value:.2f}, 0.50 is perfect)"
+    if not clear and best.excess > LIMITS[best.metric].note:
+        return [f"Too few cells to say whether a classifier can tell the synthetic cells from real ones {auc}."]
     how = "cannot reliably tell the synthetic cells from real ones"
     if clear:
         how = next(words for excess, words in TELLING.items() if best.excess > excess)
-    return [f"A classifier {how} (AUC {best.value:.2f}, 0.50 is perfect)."]
+    return [f"A classifier {how} {auc}."]
 
 
 #: What to give for topics that the whole table of an evaluation may lack.
