@@ -143,7 +143,7 @@ def test_genes_are_matched_by_name_whatever_their_order(adata, write):
 def test_genes_can_be_chosen_by_name_or_be_those_that_all_files_share(adata, write):
     paths = [write(adata[:, :8].copy(), "a.h5ad"), write(adata[:, [0, *range(4, 12)]].copy(), "b.h5ad")]
 
-    chosen = CellFiles(paths, **KEYS, genes=["gene_5", "gene_0"])
+    chosen = CellFiles(paths, **KEYS, genes=pd.Index(["gene_5", "gene_0"]))
     shared = CellFiles(paths, **KEYS, genes="shared")
 
     assert list(chosen.var.index) == ["gene_5", "gene_0"]
@@ -476,6 +476,9 @@ def test_files_can_be_replaced_once_they_are_refused_or_closed(adata, write):
     write(adata)
 
     assert refused.traceback
+    for read in (lambda: cells.digest, lambda: cells.match_labels(["cell_type"])):
+        with pytest.raises(ValueError, match="files were closed; open them again"):
+            read()
 
 
 @pytest.mark.parametrize("indices", [[], np.zeros(96, bool)], ids=["list", "mask"])

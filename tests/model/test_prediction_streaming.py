@@ -121,6 +121,8 @@ def test_columns_whose_names_no_file_can_hold_are_named_before_any_work(model, c
     forbidden = anndata.settings.override(disallow_forward_slash_in_h5ad=True)  # the default of anndata 0.13
     with forbidden, pytest.raises(TypeError, match=r"obs\['yes/no'\] has a '/' in its name.*Rename it"):
         model.predict_perturbation_to(tmp_path / "cells.h5ad", cells, **REQUEST)
+    with pytest.raises(TypeError, match=r"obs\['yes/no'\] has a '/' in its name.*Rename it"):
+        model.predict_perturbation_to(tmp_path / "cells.zarr", cells, **REQUEST)
     assert not list(tmp_path.iterdir())
 
 

@@ -9,6 +9,7 @@ from scvi import REGISTRY_KEYS
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, ResolvedGuidance
 from scgen_diffusion.module import CONDITIONS, SCLDMArchitecture, SCLDMModule
+from scgen_diffusion.module._scldm import _differing_means
 from scgen_diffusion.nn import Members, Number
 
 N_GENES = 9
@@ -177,6 +178,16 @@ def test_counts_of_a_gene_that_only_new_cells_have_are_no_noise(build):
     assert log_ratio > 2
     assert lacking[1:, 0].abs().max() < 0.3
     assert not lacking[:, 1].any()
+
+
+def test_counts_of_a_gene_that_the_reference_never_had_are_no_noise():
+    x, mean = torch.full((15, N_GENES), 5.0), torch.full((15, N_GENES), 5.0)
+    mean[:, 0] = 1e-6
+
+    lacking = _differing_means(x, mean, torch.full((N_GENES,), 2.0))
+
+    assert lacking[0, 0] == pytest.approx(np.log(75.05 / 0.05), rel=0.1)  # all that one pass can learn
+    assert lacking[1:, 0].abs().max() < 1e-6
 
 
 def test_numbers_have_no_effects(build):

@@ -282,6 +282,7 @@ class CellFiles:
     @cached_property
     def digest(self) -> str:
         """Digest of the cells' names and values."""
+        self._check_open()
         names = chain.from_iterable(file.names() for file in self.files)
         return digest_of_cells(names, self._totals, self.matrix.read(sampled_rows(self.n_cells)))
 
@@ -308,6 +309,7 @@ class CellFiles:
 
     def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
         """Read columns of ``obs`` of all files, such as the donor, with a label for every cell."""
+        self._check_open()
         obs = read_columns(self.files, names, kind="match")
         check_conditions(ReadTables(obs, {}, {}), names, kind="match")
         return obs
@@ -459,7 +461,7 @@ def matrices_of_genes(
                     f"{list_some(extra)} additional. {remedy}"
                 )
                 raise ValueError(msg)
-    elif genes == "shared":
+    elif isinstance(genes, str) and genes == "shared":
         wanted = first[np.logical_and.reduce([first.isin(table.index) for table in tables])]
         if not len(wanted):
             msg = (

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import zarr
-from anndata import AnnData
+from anndata import AnnData, settings
 from anndata.io import read_elem, sparse_dataset, write_elem
 
 from scgen_diffusion._version import VERSION
@@ -43,9 +43,10 @@ HEADER_SIZE = 512  # of .h5mu: readers look for "MuData" there
 INT32_MAX = np.iinfo(np.int32).max
 
 
-def check_writable(table: pd.DataFrame, owner: str = "obs") -> None:
+def check_writable(table: pd.DataFrame, owner: str = "obs", *, to_zarr: bool = False) -> None:
     """Raise TypeError for columns that anndata cannot write, before any cells are made."""
-    with h5py.File(io.BytesIO(), "w") as root:
+    slashes = settings.override(disallow_forward_slash_in_h5ad=True) if to_zarr else nullcontext()
+    with slashes, h5py.File(io.BytesIO(), "w") as root:
         try:
             write_elem(root, "names", table.iloc[:1, :0])
         except Exception as error:

@@ -249,19 +249,19 @@ class Prediction:
         """Number of cells."""
         return len(self.cells.rows)
 
-    def identify(self) -> Mapping[str, Any]:
+    def identify(self, suffix: str) -> Mapping[str, Any]:
         """Return what the cells depend on, the given cells included, but for their number and the seed.
 
         Raises
         ------
         ValueError
-            For columns of ``obs`` that a file of the predictions cannot have.
+            For columns of ``obs`` that a file of the predictions, with this ``suffix``, cannot have.
         """
         cells, of_obs = self.cells, ""
         if isinstance(cells.source, GivenCells):  # of files, only the conditions are written
             obs = cells.obs(self.model.conditions)
             obs = obs.set_axis(obs.index.astype(object).rename(None))  # the file has other names of cells
-            check_writable(obs)
+            check_writable(obs, to_zarr=suffix == ".zarr")
             columns = (pd.util.hash_pandas_object(column, index=False).to_numpy() for _, column in obs.items())
             of_obs = digest_of(list(obs), *columns)
         of_cells = digest_of(cells.source.digest, cells.rows, cells.own, of_obs)

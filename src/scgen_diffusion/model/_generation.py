@@ -70,8 +70,8 @@ class Generation:
         """Number of cells."""
         return self.request.n_cells
 
-    def identify(self) -> Mapping[str, Any]:
-        """Return what the cells depend on, but for their number and the seed."""
+    def identify(self, _suffix: str) -> Mapping[str, Any]:
+        """Return what the cells depend on, but for their number and the seed; any file can have them."""
         return self.request.identity
 
     def with_seed(self, seed: int) -> Generation:

@@ -302,7 +302,7 @@ def write_stream(
     size = model._engine.round_to_blocks(check_count(SHARD_SIZE, shard_size))
     rows = [range(start, min(start + size, n_cells)) for start in range(0, n_cells, size)]
     seed = settings.seed if seed is None else seed
-    identity = {**job.identify(), "n_cells": n_cells, "seed": None if seed is None else int(seed)}
+    identity = {**job.identify(goal.suffix), "n_cells": n_cells, "seed": None if seed is None else int(seed)}
     stream = Stream(goal, {**identity, SHARD_SIZE: size}, rows)
     begun = stream.start(job.request.seed, overwrite=overwrite, n_ranks=n_ranks)
     if begun is not None:

@@ -689,7 +689,8 @@ def _lacking(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor, mean: Tenso
 
 def _differing_means(x: Tensor, mean: Tensor, log_theta: Tensor) -> Tensor:
     log_ratio = ((x.sum(0) + 0.05) / (mean.sum(0) + 0.05)).log()
-    likely = mean * log_ratio.exp().clamp(min=1.0)  # of genes that only these cells have, no counts are expected
+    # genes that only these cells have are hardly expected, and yet known as well as their counts
+    likely = mean * ((x.sum(0) + 0.05) / mean.sum(0).clamp(min=1e-30)).clamp(min=1.0)
     noise = (likely + likely.square() / log_theta.exp()).sum(0) / (likely.sum(0) + 0.05).square()  # of the log ratio
     shares = even_shares(log_ratio)
     for _ in range(SHRINKING_ROUNDS):
