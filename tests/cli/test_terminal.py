@@ -151,7 +151,7 @@ def test_our_log_and_our_warnings_are_shown_and_those_of_others_are_not(call_fun
             "Next: train again with --max-epochs prior=9.",
         ),
         (
-            "Next: call load_query_data again and train it for fewer epochs, max_epochs={'prior': 5}, or",
+            "Next: build a new model by load_query_data and train it for fewer epochs, max_epochs={'prior': 5}, or",
             "Next: train again for fewer epochs, --max-epochs prior=5, or",
         ),
         ("Leave `max_epochs` out", "Leave --max-epochs out"),

@@ -402,10 +402,13 @@ def test_the_last_sentences_say_how_validation_went_and_what_to_do():
     assert "with max_epochs={'prior': 300}." in falling
     assert "rose after epoch 50 of 100 of the prior, which is overfitting" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7])
     rising = [9, 7, 5, 3, 2, 3, 4, 5, 6, 7]
-    assert "Next: call load_query_data again and train it for fewer epochs" in words_of(rising, is_fine_tuned=True)
+    assert "Next: build a new model by load_query_data and train it for fewer epochs" in words_of(
+        rising, is_fine_tuned=True
+    )
     assert "so few validation cells (3) do not show how well it went. Next: model.generate(10)" in words_of(
         rising, n_validation_cells=3
     )
+    assert "has settled" in words_of(settled, default=100, n_validation_cells=3)
     assert "without validation cells" in words_of([])
     assert "does not show how good the cells are" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7], loss_judges_cells=False)
     ended = "ended the prior after epoch 40 of 100. Next: model.generate(10)."

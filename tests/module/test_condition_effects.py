@@ -180,9 +180,10 @@ def test_counts_of_a_gene_that_only_new_cells_have_are_no_noise(build):
     assert not lacking[:, 1].any()
 
 
-def test_counts_of_a_gene_that_the_reference_never_had_are_no_noise():
+@pytest.mark.parametrize("expected", [1e-6, 0.0])
+def test_counts_of_a_gene_that_the_reference_never_had_are_no_noise(expected):
     x, mean = torch.full((15, N_GENES), 5.0), torch.full((15, N_GENES), 5.0)
-    mean[:, 0] = 1e-6
+    mean[:, 0] = expected
 
     lacking = _differing_means(x, mean, torch.full((N_GENES,), 2.0))
 

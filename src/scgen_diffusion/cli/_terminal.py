@@ -43,8 +43,8 @@ SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to
     r" and keeps its weights, or those of the best round": "",
     r" Next: model\.(generate|predict_perturbation)\(.*": "",  # the command has a next step of its own
     r"model\.train\w*\(\)( and model\.train\w*\(\))*": "train again",
-    r"train on, model\.train_prior\(\d+\), or (build|call)": r"\1",
-    r"(build the model|call load_query_data) again and train it": "train again",
+    r"train on, model\.train_prior\(\d+\), or build": "build",
+    r"build (the model again|a new model by load_query_data) and train it": "train again",
     r"max_epochs=\{.*?\}": lambda found: " ".join(
         f"--max-epochs {stage}={n}" for stage, n in re.findall(r"'(\w+)': (\d+)", found[0])
     ),

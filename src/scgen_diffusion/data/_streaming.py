@@ -10,7 +10,7 @@ import io
 import json
 import os
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import zarr
-from anndata import AnnData, settings
+from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset, write_elem
 
 from scgen_diffusion._version import VERSION
@@ -44,9 +44,8 @@ INT32_MAX = np.iinfo(np.int32).max
 
 
 def check_writable(table: pd.DataFrame, owner: str = "obs", *, to_zarr: bool = False) -> None:
-    """Raise TypeError for columns that anndata cannot write, before any cells are made."""
-    slashes = settings.override(disallow_forward_slash_in_h5ad=True) if to_zarr else nullcontext()
-    with slashes, h5py.File(io.BytesIO(), "w") as root:
+    """Raise TypeError for columns that anndata cannot write, to .h5ad or also to .zarr, before any cells are made."""
+    with h5py.File(io.BytesIO(), "w") as root:
         try:
             write_elem(root, "names", table.iloc[:1, :0])
         except Exception as error:
@@ -57,6 +56,9 @@ def check_writable(table: pd.DataFrame, owner: str = "obs", *, to_zarr: bool = F
             raise TypeError(msg) from error
         for name, column in table.items():
             try:  # the type of Python objects depends on all of them
+                if to_zarr and "/" in str(name):
+                    msg = "it would be a folder"
+                    raise ValueError(msg)
                 write_elem(root, owner, column.to_frame() if column.dtype == object else column.iloc[:1].to_frame())
             except Exception as error:
                 suitable = "float" if pd.api.types.is_numeric_dtype(column) else "str"

@@ -290,7 +290,7 @@ class DiffusionModel(BaseModelClass):
         check_expression(adata, layer, values, **advice)
         matrix = adata.X if layer is None else adata.layers[layer]
         if isinstance(matrix, sp.csc_array):  # scvi-tools warns of csc_matrix
-            warn_user(f"{where} is stored by columns, so training reads it slowly: `{where} = {where}.tocsr()`.")
+            warn_user(f"{where} is stored by columns, so cells are read slowly: `{where} = {where}.tocsr()`.")
         fields = [
             # is_count_data=False: we check counts ourselves; scvi-tools refuses sparse arrays
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),

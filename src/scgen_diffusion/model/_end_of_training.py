@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STOPPED, STOPPED_EARLY, TOO_SHORT = "stopped", "stopped far too early", "far too short"  # of a stage, in saved models
 TRAIN_ON = "Train on, or train again without `max_epochs`."
 N_PARTS = 5  # parts of a run whose mean validation losses are compared
-FEWEST_VALIDATION_CELLS = 20
+FEWEST_VALIDATION_CELLS = 20  # the loss of fewer hangs on a cell or two
 CHANGE = 0.1  # share of the total fall of the validation loss that counts as a change
 
 
@@ -99,7 +99,7 @@ def closing_message(
         plan.name: "settled" if plan.recipe.max_rounds > 1 else validation_trend(plan.validation_losses)
         for plan in validated
     }
-    advice, anew = next_step, "call load_query_data again" if is_fine_tuned else "build the model again"
+    advice, anew = next_step, "build a new model by load_query_data" if is_fine_tuned else "build the model again"
     if results[-1].stopped_by:
         seen, advice = _describe_stop(results, is_resumable=is_resumable)
     elif is_resumable and all(result.device is None for result in results):

@@ -688,9 +688,10 @@ def _lacking(x: Tensor, mu: Tensor, log_theta: Tensor, zero: Tensor, mean: Tenso
 
 
 def _differing_means(x: Tensor, mean: Tensor, log_theta: Tensor) -> Tensor:
+    mean = mean.clamp(min=1e-12)
     log_ratio = ((x.sum(0) + 0.05) / (mean.sum(0) + 0.05)).log()
-    # genes that only these cells have are hardly expected, and yet known as well as their counts
-    likely = mean * ((x.sum(0) + 0.05) / mean.sum(0).clamp(min=1e-30)).clamp(min=1.0)
+    # the noise of genes that only these cells express is that of their counts
+    likely = mean * ((x.sum(0) + 0.05) / mean.sum(0)).clamp(min=1.0)
     noise = (likely + likely.square() / log_theta.exp()).sum(0) / (likely.sum(0) + 0.05).square()  # of the log ratio
     shares = even_shares(log_ratio)
     for _ in range(SHRINKING_ROUNDS):

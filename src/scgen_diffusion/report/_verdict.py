@@ -659,7 +659,7 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
     Check(
         "realism",
         {"precision": "{f.value:.0%} of the synthetic cells lie where real cells do (real cells: {f.floor:.0%})."},
-        "The others lie farther from real cells than these from each other: take more steps of the sampler, and use "
+        "The others lie outside of where real cells are: take more steps of the sampler, and use "
         f"less guidance if it was above 1. SCRDIT and WBDIT on few cells: fewer epochs. {MORE}",
     ),
     Check(
@@ -789,7 +789,7 @@ def _telling(rows: Rows) -> list[str]:
     clear = [figure for figure in figures if figure.is_clear]
     best = max(clear or figures, key=lambda figure: figure.excess)
     auc = f"(AUC {best.value:.2f}, 0.50 is perfect)"
-    if not clear and best.excess > LIMITS[best.metric].note:
+    if not clear and best.excess > LIMITS[best.metric].warning:
         return [f"Too few cells to say whether a classifier can tell the synthetic cells from real ones {auc}."]
     how = "cannot reliably tell the synthetic cells from real ones"
     if clear:
