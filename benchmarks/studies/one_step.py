@@ -6,8 +6,7 @@
 SCLDM is trained by its defaults and draws latents by the default sampler. A copy of its prior is trained by flow
 matching on these pairs of noise and latent, whose paths hardly cross (reflow; Liu, Gong and Liu 2023), so that one Euler
 step may do. Half of its times are those of one and two steps. Both are judged with several numbers of network evaluations
-a cell, from other noise. Adds to ``results/one_step.csv`` and
-writes ``results/one_step.md``. A quarter of an hour of one core for each training.
+a cell, from other noise. Adds to ``results/one_step.csv`` and writes ``results/one_step.md``. A quarter of an hour of one core for each training.
 """
 
 from __future__ import annotations

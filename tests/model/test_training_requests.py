@@ -381,12 +381,9 @@ def words_of(losses, n_epochs_done=100, *, loss_judges_cells=True, watched=(), s
     plan.n_epochs_done, plan.loss_judges_cells = n_epochs_done, loss_judges_cells
     plan._losses = {plan.key_loss("validation"): dict(enumerate(map(float, losses)))}
     result = SimpleNamespace(plan=plan, trainer=trainer, stopped_by=stopped_by)
-    options = {
-        **{"next_step": "model.generate(10)", "is_resumable": False, "is_fine_tuned": False, "n_validation_cells": 40},
-        **options,
-    }
+    usual = {"next_step": "model.generate(10)", "is_resumable": False, "is_fine_tuned": False, "n_validation_cells": 40}
     job = StageJob("prior", plan.recipe, 100, default, is_validated=True, is_new=True)
-    return closing_message([result], [job], **options)
+    return closing_message([result], [job], **(usual | options))
 
 
 def test_the_last_sentences_say_how_validation_went_and_what_to_do():
@@ -400,8 +397,8 @@ def test_the_last_sentences_say_how_validation_went_and_what_to_do():
     falling = words_of(np.arange(10)[::-1])
     assert "falling at the end. Next: train on, model.train_prior(200), or build the model again" in falling
     assert "with max_epochs={'prior': 300}." in falling
-    assert "rose after epoch 50 of 100 of the prior, which is overfitting" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7])
     rising = [9, 7, 5, 3, 2, 3, 4, 5, 6, 7]
+    assert "rose after epoch 50 of 100 of the prior, which is overfitting" in words_of(rising)
     assert "Next: build a new model by load_query_data and train it for fewer epochs" in words_of(
         rising, is_fine_tuned=True
     )
@@ -410,7 +407,7 @@ def test_the_last_sentences_say_how_validation_went_and_what_to_do():
     )
     assert "has settled" in words_of(settled, default=100, n_validation_cells=3)
     assert "without validation cells" in words_of([])
-    assert "does not show how good the cells are" in words_of([9, 7, 5, 3, 2, 3, 4, 5, 6, 7], loss_judges_cells=False)
+    assert "does not show how good the cells are" in words_of(rising, loss_judges_cells=False)
     ended = "ended the prior after epoch 40 of 100. Next: model.generate(10)."
     assert words_of(settled, 40, watched=["a rule"]) == f"Early stopping {ended}"
     assert words_of(settled, 40) == f"An option {ended}"  # such as max_steps

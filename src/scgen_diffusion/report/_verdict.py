@@ -659,8 +659,8 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
     Check(
         "realism",
         {"precision": "{f.value:.0%} of the synthetic cells lie where real cells do (real cells: {f.floor:.0%})."},
-        "The others lie outside of where real cells are: take more steps of the sampler, and use "
-        f"less guidance if it was above 1. SCRDIT and WBDIT on few cells: fewer epochs. {MORE}",
+        "The others lie outside of where real cells are: take more steps of the sampler, and use less "
+        f"guidance if it was above 1. SCRDIT and WBDIT on few cells: fewer epochs. {MORE}",
     ),
     Check(
         "classifier",
