@@ -201,6 +201,8 @@ def test_files_that_cannot_be_used_are_refused(mdata, write, tmp_path):
         MuDataFiles(tmp_path / "text.h5mu", **KEYS)
     with pytest.raises(ValueError, match=r"rna.h5ad is not MuData \(.h5mu\).*CellFiles"):
         MuDataFiles(tmp_path / "rna.h5ad", **KEYS)
+    with pytest.raises(ValueError, match=r"cells.h5mu is MuData, .*MuDataFiles"):
+        CellFiles(write(mdata))
     with pytest.raises(ValueError, match="must share cells"):
         MuDataFiles(change(write(mdata), lambda root: root.attrs.update({"axis": 1})), **KEYS)
     with pytest.raises(ValueError, match=r"has other cells than obs of cells.h5mu.*mdata.update\(\)"):

@@ -257,13 +257,14 @@ def test_the_verdict_begins_with_what_a_classifier_can_tell(auc, words):
     assert not verdict(table().query("not metric.str.startswith('auc')")).summary.startswith("A classifier")
 
 
-def test_few_cells_do_not_say_whether_a_classifier_can_tell():
-    wide = table(auc_boosting=0.82)
+@pytest.mark.parametrize("auc", [0.52, 0.82])
+def test_few_cells_do_not_say_whether_a_classifier_can_tell(auc):
+    wide = table(auc_boosting=auc)
     wide.loc[wide["metric"].str.startswith("auc"), ["low", "high"]] = [0.45, 1.0]
     result = verdict(wide)
     assert result.headline == (
-        "Too few cells to say whether a classifier can tell the synthetic cells from real ones (AUC 0.82, 0.50 is "
-        "perfect)."
+        f"Too few cells to say whether a classifier can tell the synthetic cells from real ones (AUC {auc:.2f}, 0.50 "
+        "is perfect)."
     )
 
 

@@ -175,6 +175,9 @@ def open_anndata_files(path: str | os.PathLike[str]) -> list[AnnDataFile]:
         raise FileNotFoundError(msg)
     root = _open_zarr(path) if path.is_dir() else open_hdf5(path, ".h5ad")
     with closing_if_refused(partial(close_file, root)):
+        if "mod" in root:
+            msg = f"{path.name} is MuData, which has several modalities; open it with MuDataFiles."
+            raise ValueError(msg)
         if root.attrs.get("encoding-type") != COLLECTION:
             return [AnnDataFile(root, path.name)]
         numbered = [key for key in root if re.fullmatch(r"dataset_\d+", key)]
