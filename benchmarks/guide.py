@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.studies.sensitivity import SEEN, effects
 from benchmarks.tables import ROOT, markdown_table, read_table
-from scgen_diffusion.metrics import CATALOGUE, DESCRIPTIONS
+from scgen_diffusion.metrics import CATALOGUE, DESCRIPTIONS, IDEALS
 from scgen_diffusion.module import build_architecture, build_gene_space_architecture, gene_space_module
 from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES
 
@@ -143,7 +143,7 @@ def metric_table(topic: str) -> str:
         if words.topic != topic or (ending and base in DESCRIPTIONS) or name.endswith("_top_100"):
             continue  # one row stands for a metric and what it is on the genes that change most
         shown = f"{{func}}`{name} <scgen_diffusion.metrics.{words.function}>`" if words.function else f"`{name}`"
-        best = CATALOGUE[name].better.replace("floor", "like the floor")
+        best = f"near {IDEALS[name]:g}" if name in IDEALS else CATALOGUE[name].better.replace("floor", "like the floor")
         lines.append([shown, words.meaning, best, words.misses])
     return _left(["metric", "measures", "better", "misses"], lines)
 

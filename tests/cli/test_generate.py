@@ -269,7 +269,7 @@ def test_info_lists_what_a_model_can_generate(call, saved_model):
     assert "values of cell_type: B cell, T cell, NK, rare\n" in out
     assert "values of cell_type without training cells: never seen\n" in out
     assert "model.generate" not in out
-    assert out.endswith(f"scgen-diffusion generate {saved_model} cells.h5ad --n-cells 1000\n")
+    assert out.endswith("next: scgen-diffusion train, the same command to go on, or without --max-epochs\n")  # 2 epochs
     described = json.loads(call("info", saved_model, "--json")[1])
     assert described["conditions"]["dose"] == {"kind": "categorical", "values": [1, 10, 100]}
     assert described["architecture"]["prior_width"] == 8
@@ -311,10 +311,12 @@ def test_info_shows_how_the_transport_was_trained(call, make_trained, tmp_path):
     model.adata.obs["donor"] = "d1"
     quick = {"accelerator": "cpu", "enable_progress_bar": False}
     model.train_transport(1, control_values={"dose": 1}, match_keys=["donor"], **quick)
+    model.cut_short_ = {}
     model.save(tmp_path / "model")
 
     out = call("info", tmp_path / "model")[1]
 
+    assert f"next: scgen-diffusion generate {tmp_path / 'model'} cells.h5ad --n-cells 1000\n" in out
     assert re.search(r"transport 1 epochs \(train loss [^;]*pairs within donor\)", out)
     assert out.endswith("--where dose=1 --condition dose=10\n")
 

@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scgen_diffusion.data import ConditionField, ConditionSetup, check_conditions, encode_conditions
+from scgen_diffusion.data import ConditionField, ConditionSetup, check_conditions, encode_conditions, keys_to_check
 from scgen_diffusion.data._condition_setup import keys_of_state
 
 N = 12
@@ -139,6 +139,13 @@ def test_a_number_can_be_a_control_value(adata, column):
     found = setup(adata, ["type"], ["dose"], controls={"dose": 0.1, "type": "x"})
     assert [key.name for key in found.keys_of(adata)] == ["type", "dose"]
     assert found.arguments["control_values"] == {"dose": 0.1, "type": "x"}
+
+
+def test_cells_without_a_number_are_not_said_to_lack_a_label(adata):
+    keys = setup(adata, ["type"], ["dose"]).keys_of(adata)
+    adata.obs.loc["c1", "dose"] = np.nan
+    with pytest.raises(ValueError, match=r"'dose'\] has no number for 1 of 12 cells, such as cell 'c1'. Remove these"):
+        check_conditions(adata, *keys_to_check(keys))
 
 
 @pytest.mark.parametrize(

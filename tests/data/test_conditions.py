@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tracemalloc
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -132,6 +133,14 @@ def test_the_number_of_cells_is_a_positive_whole_number(conditions, n_cells):
 def test_a_list_longer_than_the_cells_or_empty_is_refused(conditions, values):
     with pytest.raises(ValueError, match=rf"'cell_type'\].*has {len(values)} values for 2 cells"):
         conditions.encode({"cell_type": values}, 2)
+
+
+def test_a_list_that_is_a_little_too_short_gives_a_warning(conditions):
+    with pytest.warns(UserWarning, match=r"'cell_type'\]` has 2 values for 3 cells, so some values get two"):
+        conditions.encode({"cell_type": ["B", "T"]}, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        conditions.encode({"cell_type": ["B", "T"]}, 4)
 
 
 def test_an_empty_table_is_refused(conditions):

@@ -240,6 +240,10 @@ def test_additive_with_scale_zero_for_one_key_is_the_prediction_without_it(n_key
     assert Additive().terms(scales) == {tuple(k for k in range(n_keys) if k != key): 1.0}
 
 
+def test_no_prediction_of_additive_guidance_sees_a_key_of_scale_zero():
+    assert Additive().terms([0.0, 2.0, 3.0]) == {(1, 2): 4.0, (2,): -1.0, (1,): -2.0}
+
+
 @given(n_keys=st.integers(1, 5))
 def test_additive_with_scale_one_everywhere_is_the_conditional_prediction_and_with_zero_the_unconditional(n_keys):
     assert Additive().terms([1.0] * n_keys) == {tuple(range(n_keys)): 1.0}

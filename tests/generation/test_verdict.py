@@ -251,7 +251,8 @@ def test_the_most_doubtful_combination_is_the_one_of_the_warning():
     verdicts = [verdict_on(KNOWN), verdict_on(KNOWN, FAR), verdict_on(NEW)]
 
     with pytest.warns(
-        UserWarning, match=r"effect on .*drug='new' is unknown: the perturbation, .* Train with .* 1 more combination"
+        UserWarning,
+        match=r"effect on .*drug='new' is unknown: the perturbation, .* Train with .* Another combination is not",
     ):
         table = verdict_columns(CONDITIONS, np.array([KNOWN, KNOWN, NEW], float), np.array([1, 2, 3]), verdicts)
 

@@ -156,8 +156,6 @@ def test_log_normalised_cells_have_no_metrics_of_counts():
     assert table(real, synthetic, train=train, metrics="nearest_train_ratio")["value"].notna().all()
     with pytest.raises(ValueError, match="'library_size_ks', which needs counts in all sets"):
         table(real, synthetic, train=train, metrics="library_size_ks")
-    with pytest.raises(ValueError, match="'copied_cells', which needs counts in all sets"):
-        table(real, cells(121, seed=2), train=train, metrics="copied_cells")
 
 
 def in_logarithms(adata, base):
@@ -444,11 +442,37 @@ def test_the_interval_of_no_copies_depends_on_the_number_of_cells():
 
 def test_counts_and_logarithms_have_no_copies_of_each_other():
     real, train = in_logarithms(cells(120, seed=1), None), in_logarithms(cells(240, seed=3), None)
-    found = table(real, cells(120, seed=2), train=train, metrics="copied_test_cells")
+    found = table(real, cells(120, seed=2), train=train, metrics=["copied_cells", "copied_test_cells"])
     assert found[["value", "floor", "low", "high"]].isna().all(axis=None)
     synthetic = with_copies(in_logarithms(cells(60, seed=2), None), real[:20])
     synthetic.uns = real.uns
     assert figure(table(real, synthetic, train=train, metrics="copied_test_cells"), "copied_test_cells") == 0.25
+
+
+def test_a_few_changed_copies_among_all_synthetic_cells_are_found_even_beside_other_values():
+    # the comparison draws 120 of the 1,500 cells
+    real, synthetic, train = (cells(n, seed=seed, n_genes=200) for n, seed in ((120, 1), (1500, 2), (600, 3)))
+    changed = train[:12].copy()
+    changed.X = changed.X.copy()
+    changed.X.data[changed.X.indptr[:-1]] += 1  # one count each
+    synthetic = in_logarithms(ad.concat([synthetic, changed]), None)
+    for with_copies, least, most in ((synthetic, 8, 12), (synthetic[:1500], 0, 0)):
+        found = table(real, with_copies, train=train, metrics=["near_copies", "nearer_than_held_out"])
+        assert least <= round(1512 * figure(found, "near_copies")) <= most
+        assert figure(found, "near_copies", "floor") == 0
+        assert (verdict(found).findings[0].level == "warning") == (most > 0)
+
+
+def test_copies_and_twins_are_found_among_logarithms_too():
+    real, synthetic, train = (in_logarithms(cells(n, seed=n), None) for n in (120, 60, 240))
+    copied = ad.concat([synthetic[:48], train[:6], train[:6]])
+    copied.obs_names_make_unique()
+    copied.uns = real.uns
+    result = verdict(table(real, copied, train=train, metrics=["copied_cells", "duplicate_share"]))
+    assert [(finding.topic, finding.level) for finding in result.findings[:2]] == [
+        ("copies", "warning"),
+        ("duplicates", "warning"),
+    ]
 
 
 def test_many_empty_synthetic_cells_raise_before_the_comparison():
@@ -456,6 +480,17 @@ def test_many_empty_synthetic_cells_raise_before_the_comparison():
     synthetic.X = sp.vstack([0 * synthetic.X[:60], synthetic.X[60:]], format="csr")
     with pytest.raises(ValueError, match="`synthetic` has 60 of 120 cells without any count in the genes"):
         table(synthetic=synthetic)
+
+
+def test_synthetic_cells_may_be_empty_as_often_as_real_ones():
+    real, synthetic = (cells(120, seed=seed) for seed in (1, 2))
+    for side, n_empty in ((real, 24), (synthetic, 28)):
+        side.X = sp.vstack([0 * side.X[:n_empty], side.X[n_empty:]], format="csr")
+    with (
+        pytest.warns(UserWarning, match="`real_test` has 24 of 120 cells without any count.* Leave them out of all"),
+        pytest.warns(UserWarning, match="`synthetic` has 28 of 120 cells without any count"),
+    ):
+        table(real, synthetic, metrics="precision")
 
 
 def test_a_layer_that_concat_filled_with_zeros_is_noticed():

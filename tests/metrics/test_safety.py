@@ -52,7 +52,8 @@ def test_new_real_cells_are_not_memorised():
 
 def test_copies_are_memorised():
     train = points()
-    assert memorisation(train[::2], points(seed=1), train) == {"nearest_train_ratio": 0, "nearer_than_held_out": 1}
+    expected = {"nearest_train_ratio": 0, "nearer_than_held_out": 1, "near_copies": 1}
+    assert memorisation(train[::2], points(seed=1), train) == expected
 
 
 def test_a_few_copies_are_seen_by_the_share_and_not_by_the_median():
@@ -62,6 +63,7 @@ def test_a_few_copies_are_seen_by_the_share_and_not_by_the_median():
     found = memorisation(synthetic, points(2_000, seed=2), train)
     assert found["nearer_than_held_out"] - before["nearer_than_held_out"] == pytest.approx(0.1, abs=0.005)
     assert found["nearest_train_ratio"] > 0.85
+    assert (before["near_copies"], found["near_copies"]) == (0, 0.1)
 
 
 def test_cells_that_are_off_have_a_large_ratio():

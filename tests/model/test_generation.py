@@ -20,7 +20,9 @@ from builders import same_cells
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, FixedStepSampler, Guidance
 from scgen_diffusion.diffusion._samplers import midpoint_step
 from scgen_diffusion.generation import _generator, _request
+from scgen_diffusion.metrics import evaluate
 from scgen_diffusion.model import SCLDM
+from scgen_diffusion.report import verdict
 
 SAMPLERS = ["euler", "midpoint", "heun"]
 
@@ -445,7 +447,10 @@ def test_cells_of_a_far_too_short_training_warn(trained):
     with pytest.warns(
         UserWarning, match="Too few epochs: the training of the autoencoder was far too short and that of the prior was"
     ):
-        trained.generate(2, seed=0)
+        cells = trained.generate(40, seed=0)
+    assert cells.uns["scgen_diffusion"]["short_training"].startswith("the training of the autoencoder was far")
+    found = verdict(evaluate(trained.adata, cells, n_floor=1, n_bootstrap=0, metrics="precision", layer="counts"))
+    assert found.warnings[0].topic == "training"
 
 
 def test_a_seen_combination_does_not_warn(trained):

@@ -259,6 +259,9 @@ def test_pictures_show_the_most_frequent_of_many_labels(monkeypatch):
         adata.obs["donor"] = np.resize([1.0, 2.0, 3.0], adata.n_obs)  # as text, 1 and not 1.0
     draw(real, synthetic, TABLE, label="donor", layer=None, model=None)
     assert all(adata.obs["donor"].nunique() == 2 for adata in drawn["marker_dotplot"])
+    draw(real[real.obs["cell_type"].isin(frequent)], synthetic, table, label="cell_type", layer=None, model=None)
+    assert set(drawn["scores"][0]["group"]) == {"all", *frequent}
+    assert set(drawn["marker_dotplot"][1].obs["cell_type"]) == frequent
     rare = synthetic[~synthetic.obs["cell_type"].isin(frequent)]
     _, skipped = draw(real, rare, TABLE, label="cell_type", layer=None, model=None)
     assert "marker genes, because no synthetic cell has one of the labels with most real cells" in skipped

@@ -62,7 +62,7 @@ from ._condition_setup import (
     check_names,
     encode_conditions,
     extend_tables,
-    names_and_arrays,
+    keys_to_check,
     owner_of,
 )
 from ._conditions import (
@@ -166,13 +166,13 @@ __all__ = [
     "join_expression",
     "join_labels",
     "join_parts",
+    "keys_to_check",
     "layer_names",
     "layer_of",
     "make_indexable",
     "mark_occurring",
     "modalities_of",
     "mudata_of",
-    "names_and_arrays",
     "obs_column",
     "open_anndata_files",
     "owner_of",

@@ -29,7 +29,7 @@ from ._condition_setup import (
     check_conditions,
     encode_conditions,
     extend_tables,
-    names_and_arrays,
+    keys_to_check,
     values_of,
 )
 from ._conditions import Conditions
@@ -161,15 +161,15 @@ class CellFiles:
         cells.files = []
         with closing_if_refused(cells.close):
             cells._open(paths, window_size, block_size, **opened_as)
-            names, arrays, may_lack = names_and_arrays(by_key)
-            numbers = [key.name for key in by_key if key.is_numeric]
+            names, numbers, may_lack = keys_to_check(by_key)
+            arrays = [key.name for key in by_key if key.source == "obsm"]
             obs = read_columns(cells.files, [name for name in names if name not in arrays], numbers)
             tables = look_up_tables(cells.files, condition_embeddings)
             found = ReadTables(obs, read_arrays(cells.files, arrays), tables)
             if indices is not None:
                 rows = check_rows(indices, cells.n_cells)
                 found = found.part(rows)
-            check_conditions(found, names, arrays, may_lack)
+            check_conditions(found, names, numbers, may_lack)
             if new_values:
                 tables = extend_tables(setup.condition_embeddings, condition_embeddings, found)
                 tables = setup.without_unlabeled(tables)

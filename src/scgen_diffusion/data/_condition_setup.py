@@ -319,10 +319,10 @@ def keys_of_state(state_registry: dict[str, Any]) -> list[ConditionKey]:
     return [key_from_state(state) for state in state_registry.get("keys", {}).values()]
 
 
-def names_and_arrays(by_key: Sequence[ConditionKey]) -> tuple[list[str], list[str], list[str]]:
-    """Return the names of all keys, of those in ``obsm``, and of those of which cells may lack labels."""
+def keys_to_check(by_key: Sequence[ConditionKey]) -> tuple[list[str], list[str], list[str]]:
+    """Return the names of all keys, of those that hold numbers, and of those of which cells may lack labels."""
     may_lack = [key.name for key in by_key if key.may_be_lacking]
-    return [key.name for key in by_key], [key.name for key in by_key if key.source == "obsm"], may_lack
+    return [key.name for key in by_key], [key.name for key in by_key if key.is_numeric], may_lack
 
 
 def encode_conditions(cells: AnnData | MuData, by_key: Sequence[ConditionKey]) -> np.ndarray:

@@ -16,7 +16,7 @@ from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
-from scgen_diffusion._arguments import check_count, known_names
+from scgen_diffusion._arguments import check_count, known_names, warn_user
 
 from ._checks import obs_column
 from ._condition_keys import (
@@ -277,6 +277,11 @@ class Conditions:
             if not 0 < len(listed) <= n_cells:
                 msg = f"`condition[{name!r}]` has {len(listed)} values for {n_cells} cells; give 1 to {n_cells}."
                 raise ValueError(msg)
+            if len(listed) < n_cells < 2 * len(listed):
+                warn_user(
+                    f"`condition[{name!r}]` has {len(listed)} values for {n_cells} cells, so some values get two "
+                    f"cells, and the others one. For one cell each, give `n_cells={len(listed)}`."
+                )
             codes = key.encode(listed)
             key.check_learned(codes, self.combinations[:, columns])
             given.append((columns, codes))

@@ -18,7 +18,7 @@ from scgen_diffusion._compat import was_set_up_last
 
 from ._anndata_file import FileMatrix, Rows, dense
 from ._checks import check_not_empty, check_same_genes, check_values, row_sums
-from ._condition_setup import CONDITIONS, check_conditions, encode_conditions, names_and_arrays
+from ._condition_setup import CONDITIONS, check_conditions, encode_conditions, keys_to_check
 from ._mudata import JOINED
 from ._registry import registered_genes, registered_keys
 from ._windows import WindowLoader, choose_block_size
@@ -147,7 +147,7 @@ class RegisteredCells:
         """
         self._check_values()
         cells = self.manager.adata
-        check_conditions(cells, *names_and_arrays(self.by_key))
+        check_conditions(cells, *keys_to_check(self.by_key))
         codes = encode_conditions(cells, self.by_key)
         self.manager.validate()
         if not np.array_equal(self.codes, codes):

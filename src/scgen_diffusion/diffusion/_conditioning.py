@@ -145,12 +145,10 @@ class Additive:
         return columns.null_unless(condition, kept[:, : columns.n_keys] & kept[:, -1:])
 
     def terms(self, scales: Sequence[float]) -> Terms:
-        """Weigh the prediction given all keys against those that lack one key each."""
-        if not any(scales):
-            return _of_subsets([])
-        every = range(len(scales))
-        lacking = [([other for other in every if other != key], 1 - scale) for key, scale in enumerate(scales)]
-        return _add_up([(every, 1 + sum(scale - 1 for scale in scales)), *lacking])
+        """Weigh the prediction given all keys against those that lack one key each; keys of scale 0 are in none."""
+        every = {key: scale - 1 for key, scale in enumerate(scales) if scale}
+        lacking = [([other for other in every if other != key], -excess) for key, excess in every.items()]
+        return _add_up([(every, 1 + sum(every.values())), *lacking])
 
 
 ConditionStrategy = Joint | MutuallyExclusive | Additive

@@ -401,7 +401,9 @@ def verdict_columns(
     names = [conditions.describe(combination) for combination in codes]
     if doubtful := [(name, found) for name, found in zip(names, verdicts, strict=True) if found.label != SUPPORTED]:
         name, found = min(doubtful, key=lambda one: one[1].label == EXTRAPOLATED)
-        more = f" {len(doubtful) - 1} more combinations are not supported either." if len(doubtful) > 1 else ""
+        n_more = len(doubtful) - 1
+        others = "Another combination is" if n_more == 1 else f"{n_more} more combinations are"
+        more = f" {others} not supported either." if n_more else ""
         warn_user(
             f"The effect on {name} is {found.label}: {found.reason}. {found.advice}{more} See "
             "`uns['scgen_diffusion']['verdict']`, and the user guide, \"Can I trust this prediction?\"."

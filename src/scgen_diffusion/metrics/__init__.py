@@ -4,7 +4,7 @@ Cells are compared on one scale, `log1p` of values that sum to 10 000 per cell. 
 real training cells (:class:`ComparisonSpace`), so that you can compare the figures of different models.
 """
 
-from ._catalogue import CATALOGUE, GUESSING, excess_over_floor
+from ._catalogue import CATALOGUE, GUESSING, IDEALS, excess_over_floor
 from ._cells import Expression, align_genes, expression_of, log_normalise, representation
 from ._comparison import ALL, FIGURES, QUANTILE, Metric
 from ._descriptions import DESCRIPTIONS
@@ -63,6 +63,7 @@ __all__ = [
     "DESCRIPTIONS",
     "FIGURES",
     "GUESSING",
+    "IDEALS",
     "MIN_CELLS_PER_GROUP",
     "QUANTILE",
     "ComparisonSpace",

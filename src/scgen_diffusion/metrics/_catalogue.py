@@ -46,6 +46,7 @@ from ._safety import (
     EMPTY,
     copied_cells,
     duplicate_share,
+    expected_share_of_near_copies,
     expected_share_of_twins,
     fingerprints_of,
     have_twins,
@@ -53,6 +54,7 @@ from ._safety import (
     nearest_ratio,
     nearness,
     share_of_copies,
+    share_of_near_copies,
     share_of_nearer,
     share_of_twins,
 )
@@ -222,10 +224,18 @@ def leaked_share(cells: Fingerprints) -> float:
 
 
 def _copied_of_all(cells: Fingerprints) -> tuple[Share, list[Share]]:
+    if not cells.are_comparable:
+        return Share(np.nan, 1), [Share(np.nan, 1)]
     # where few cells are held out, the training cells themselves tell how seldom two real cells are equal
     usual = [_copies(cells.real, cells.train), _twins(cells.train[cells.train != EMPTY])]
     usual.append(_explained(cells, np.isin(cells.synthetic, cells.train), len(cells.train)))
     return _copies(cells.synthetic, cells.train), usual
+
+
+def _near_copies_of_all(cells: Fingerprints) -> tuple[Share, list[Share]]:
+    real, synthetic, train = (Share(share_of_near_copies(cells.nearest.real, own), len(own)) for own in cells.nearest)
+    expected = max(expected_share_of_near_copies(cells.nearest.real), real.value, train.value)
+    return synthetic, [real, train, Share(expected, np.inf)]
 
 
 def _twins_of_all(cells: Fingerprints) -> tuple[Share, list[Share]]:
@@ -391,12 +401,20 @@ _ENTRIES = (
         scopes=JOINT,
         bounds=SHARE,
     ),
-    Metric("copied_cells", "lower", _copied_cells, ("train", "counts"), of_all=_copied_of_all, bounds=SHARE),
+    _score_metric(
+        "near_copies",
+        "lower",
+        _distances_to_training,
+        share_of_near_copies,
+        needs=TRAIN,
+        of_all=_near_copies_of_all,
+        bounds=SHARE,
+    ),
+    Metric("copied_cells", "lower", _copied_cells, TRAIN, of_all=_copied_of_all, bounds=SHARE),
     Metric(
         "duplicate_share",
         "lower",
         lambda c: duplicate_share(c.synthetic.expression),
-        ("counts",),
         of_all=_twins_of_all,
         bounds=SHARE,
     ),
@@ -443,7 +461,7 @@ _ENTRIES = (
 
 #: Values of perfect cells, for metrics whose floor is often far off by chance. They are judged by their distance to
 #: this value, less that of the floor.
-_IDEALS = {"within_label_slope": 1.0}
+IDEALS = {"within_label_slope": 1.0}
 #: AUC of a classifier that guesses. A floor below it is chance.
 GUESSING = 0.5
 _AUCS = {metric.name for metric in _ENTRIES if "auc" in metric.name.split("_")}
@@ -463,8 +481,8 @@ def excess_over_floor(metric: str, better: Better, value: float, floor: float) -
     >>> round(excess_over_floor("recall", "higher", 0.7, 0.9), 2)
     0.2
     """
-    if metric in _IDEALS:
-        return abs(value - _IDEALS[metric]) - abs(floor - _IDEALS[metric])
+    if metric in IDEALS:
+        return abs(value - IDEALS[metric]) - abs(floor - IDEALS[metric])
     if better == "floor":
         return abs(value - floor)
     if metric in _AUCS:

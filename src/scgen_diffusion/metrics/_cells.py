@@ -418,30 +418,43 @@ class Source:
             yield self.read(rows[start : start + CHUNK])
 
 
-def check_for_empty_cells(source: Source) -> None:
-    """Warn if some generated cells have no counts, as a model of very sparse data may draw them.
+def check_for_empty_cells(sources: Mapping[str, Source]) -> None:
+    """Warn if some cells have no counts, as a model of very sparse data may draw them.
 
     Raises
     ------
     ValueError
-        If many of them have none.
+        If many generated cells have none, and few real ones.
     """
+    real = sources["real_test"]
+    n_real = _count_empty(real)
+    if n_real > MANY_EMPTY * len(real):
+        warn_user(
+            f"{_describe_empty(real, n_real)} Models are trained without such cells. Leave them out of all sets, for "
+            "example with scanpy.pp.filter_cells(cells, min_counts=1), unless synthetic ones may be empty, too."
+        )
+    for source in (source for name, source in sources.items() if name not in REAL):
+        n_empty = _count_empty(source)
+        found = _describe_empty(source, n_empty)
+        if n_empty > (n_real / max(len(real), 1) + MANY_EMPTY) * len(source):
+            msg = (
+                f"{found} Did `anndata.concat` make them? With join='outer' it fills a layer that generated cells lack "
+                "with zeros; their counts are in `X`. Otherwise, leave empty cells out of all sets, for example with "
+                "scanpy.pp.filter_cells(cells, min_counts=1)."
+            )
+            raise ValueError(msg)
+        if n_empty:
+            warn_user(f"{found} They take part in the comparison, and count as duplicates of each other.")
+
+
+def _count_empty(source: Source) -> int:
     rows = np.arange(len(source))
     chunks = (source.values(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK))
-    n_empty = sum(int((np.asarray(chunk.sum(axis=1)) == 0).sum()) for chunk in chunks)
-    if not n_empty:
-        return
-    found = (
-        f"`{source.name}` has {n_empty:,} of {len(source):,} cells without any count in the genes that are compared."
-    )
-    if n_empty > MANY_EMPTY * len(source):
-        msg = (
-            f"{found} Did `anndata.concat` make them? With join='outer' it fills a layer that generated cells lack "
-            "with zeros; their counts are in `X`. Otherwise, leave empty cells out, for example with "
-            "scanpy.pp.filter_cells(cells, min_counts=1)."
-        )
-        raise ValueError(msg)
-    warn_user(f"{found} They take part in the comparison, and count as duplicates of each other.")
+    return sum(int((np.asarray(chunk.sum(axis=1)) == 0).sum()) for chunk in chunks)
+
+
+def _describe_empty(source: Source, n_empty: int) -> str:
+    return f"`{source.name}` has {n_empty:,} of {len(source):,} cells without any count in the genes that are compared."
 
 
 def check_for_training_cells(sources: Mapping[str, Source]) -> None:

@@ -134,9 +134,17 @@ class Training:
     fingerprints: NDArray[np.uint64]
 
 
+class Nearest(NamedTuple):
+    """Distances to the nearest training cell, each ``(cells,)``: those of training cells are to another one."""
+
+    real: NDArray[np.float64]
+    synthetic: NDArray[np.float64]
+    train: NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class Fingerprints:
-    """Hashes of the counts of *all* cells, for metrics that look for equal cells: a draw would miss most copies.
+    """Hashes of the counts of *all* cells, for metrics that look for copies: a draw would miss most of them.
 
     Attributes
     ----------
@@ -147,6 +155,8 @@ class Fingerprints:
         few counts.
     are_comparable
         Whether all sets hold counts, or all hold logarithms. Otherwise, no cells of two sets can be equal.
+    nearest
+        Distances of many or all cells to training cells; None without ``train``.
     """
 
     real: NDArray[np.uint64]
@@ -155,6 +165,7 @@ class Fingerprints:
     chance: NDArray[np.float64]
     chance_of_real: NDArray[np.float64]
     are_comparable: bool
+    nearest: Nearest | None
 
 
 class Share(NamedTuple):

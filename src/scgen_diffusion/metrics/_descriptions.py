@@ -133,7 +133,7 @@ _GENES = {
     ),
     "within_label_slope": (
         "strength of gene-gene correlation within labels",
-        "Correlations between the most expressed genes relative to real ones; below 1 is too weak.",
+        "Strength of correlations between the most expressed genes, relative to real ones; 1 is right.",
         "which genes vary together",
         "gene_correlation_slope",
     ),
@@ -192,6 +192,12 @@ _MEMORISATION = {
         "cells too close to training cells",
         "Share of synthetic cells closer to a training cell than all but 1 % of held-out cells; 0.01 is perfect.",
         "single copies",
+        "memorisation",
+    ),
+    "near_copies": (
+        "near-copies of training cells",
+        "Share of synthetic cells ten times closer to a training cell than all but 1 % of held-out cells.",
+        "copies with many counts changed",
         "memorisation",
     ),
     "copied_cells": (

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from scgen_diffusion.data import (
     as_labels,
     check_is_anndata,
     check_names,
+    obs_column,
     to_csr,
 )
 
@@ -200,8 +201,8 @@ def evaluate(
     has fewer than 30. ``attrs["n_labelled"]`` maps it, and ``"all"``, to the numbers of such cells in ``real_test`` and
     ``synthetic``. ``attrs["leaked"]`` is the share of ``real_test`` that is in ``train``, count by count, without what
     chance may explain; above 0.5 %, you get a warning, too. It is 0 for less, and if no metric of copies was asked for,
-    or values are no counts. ``attrs["outside_training"]`` is what cells of this package record of conditions outside of
-    the training cells.
+    or counts are compared with logarithms. ``attrs["outside_training"]`` and ``attrs["short_training"]`` are what cells
+    of this package record of conditions outside of the training cells, and of a model that was trained too shortly.
 
     With ``control``, there is one row per metric, `perturbation` and group. `floor` uses one half of the perturbation's
     real cells as the prediction of the other, averaged over splits (NaN below four cells). Halves have more sampling
@@ -312,14 +313,16 @@ def evaluate(
     _warn_of_many_numbers(real_test, as_list(groupby))
     rows, noted = compare_cells(sources, names, draws, space=space, n_features=real_test.shape[1])
     table = _table(rows, ("metric", "group"), FIGURES)
-    table.attrs.update(noted._asdict(), outside_training=_asked_outside_training(synthetic))
+    table.attrs.update(noted._asdict(), **_recorded(synthetic))
     return table
 
 
-def _asked_outside_training(synthetic: Cells | MuData) -> list[str]:
-    """Return which conditions outside of the training cells generated ones were asked for, by their record."""
+def _recorded(synthetic: Cells | MuData) -> dict[str, Any]:
+    """Return what generated cells record of conditions outside of the training cells, and of a short training."""
     record = getattr(synthetic, "uns", {}).get(PROVENANCE_KEY)
-    return [*map(str, record.get("outside_training", ()))] if isinstance(record, Mapping) else []
+    record = record if isinstance(record, Mapping) else {}
+    outside, short = record.get("outside_training", ()), record.get("short_training", "")
+    return {"outside_training": [*map(str, outside)], "short_training": str(short)}
 
 
 def _evaluate_perturbations(
@@ -342,8 +345,12 @@ def _evaluate_perturbations(
     for name, cells in sets.items():
         advice = " With `control`, read its cells: `train.read(rows)`." if isinstance(cells, CellFiles) else ""
         check_is_anndata(cells, name, advice)
+    key, separator = options["key"], options["separator"]
+    if not (isinstance(key, str) and separator and isinstance(separator, str)):
+        msg = f"`perturbation_key` and `separator` must be non-empty strings, but are {key!r} and {separator!r}."
+        raise TypeError(msg)
     perturbations, controls = (
-        set(as_labels(pd.Series(sets[name].obs.get(options["key"], ()), dtype=object)))
+        set(as_labels(obs_column(sets[name], key, name))) if key in sets[name].obs else set()
         for name in ("real_test", "control")
     )
     available: set[Need] = {"control"} | ({"mean_response"} if "train" in sets else set())
@@ -424,7 +431,7 @@ def _evaluate_modalities(
     table = _table(rows, ("modality", "metric", "group"), FIGURES)
     for what in Noted._fields:
         table.attrs[what] = {modality: getattr(own, what) for modality, own in noted.items()}
-    table.attrs.update(scales=scale_names, outside_training=_asked_outside_training(sets["synthetic"]))
+    table.attrs.update(scales=scale_names, **_recorded(sets["synthetic"]))
     return table
 
 
@@ -553,7 +560,7 @@ def _warn_of_many_numbers(real_test: Cells, keys: Sequence[str]) -> None:
 def _check_sources(sources: Mapping[str, Source]) -> None:
     """Check the values, and the sets against each other."""
     real = sources["real_test"]
-    check_for_empty_cells(sources["synthetic"])
+    check_for_empty_cells(sources)
     for name, source in sources.items():
         source.read(np.arange(min(N_CELLS_CHECKED, len(source))))  # raises if the values are not allowed
         if source.labels is None:
@@ -604,7 +611,7 @@ def compare_cells(
 
     of_all = make_context(pools, None, draws)
     if counts_copies:
-        of_all = replace(of_all, fingerprints=read_fingerprints(sources, pools.training))
+        of_all = replace(of_all, fingerprints=read_fingerprints(sources, pools, draws.seed))
     if not np.ptp(of_all.players["value"][0].real.pcs, axis=0).any():
         msg = "All cells of `real_test` are equal, so there is nothing to compare."
         raise ValueError(msg)

@@ -16,7 +16,7 @@ from sklearn.metrics import pairwise_distances
 from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import SEPARATOR, as_labels
 
-from ._cells import REAL, Source, check_for_empty_cells, check_for_training_cells, labels_of, means, stacked
+from ._cells import Source, check_for_empty_cells, check_for_training_cells, labels_of, means, stacked
 from ._comparison import ALL, UNKNOWN, Comparison, Context
 from ._perturbation import GeneMoments, control_share_of, rank_score, unit_vectors
 from ._safety import copied_cells, warn_of_copies
@@ -215,9 +215,6 @@ def read_perturbed(
     match_keys: Sequence[str] | None = None,
 ) -> tuple[dict[str, Perturbed], Callable[[str], Parts]]:
     """Check and read ``real_test``, ``control`` and other sets. Return also what splits the name of a combination."""
-    if not (isinstance(key, str) and separator and isinstance(separator, str)):
-        msg = f"`perturbation_key` and `separator` must be non-empty strings, but are {key!r} and {separator!r}."
-        raise TypeError(msg)
     genes, untreated = given["real_test"].var_names, given["control"].obs
     controls = set(as_labels(untreated[key])) if key in untreated else set()
     if len(controls) > 1:
@@ -227,9 +224,7 @@ def read_perturbed(
         )
     split_name = partial(parts_of, separator=separator, ignored=controls)
     sources = {n: Source.of(cells, n, genes, groupby=groupby, layer=layer) for n, cells in given.items()}
-    for name, source in sources.items():
-        if name not in REAL:
-            check_for_empty_cells(source)
+    check_for_empty_cells(sources)
     if "train" in sources:  # may share its control cells with the others
         perturbed = {}
         for name in ("real_test", "synthetic", "train"):

@@ -15,10 +15,20 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ._cells import Expression, stacked
-from ._comparison import ALL, MIN_CELLS_PER_LABEL, Comparison, Context, Fingerprints, Further, Sample, Training
+from ._comparison import (
+    ALL,
+    MIN_CELLS_PER_LABEL,
+    Comparison,
+    Context,
+    Fingerprints,
+    Further,
+    Nearest,
+    Sample,
+    Training,
+)
 from ._distribution import median_squared_distance
 from ._genes import count_labels
-from ._safety import chance_of_equal, fingerprints_of
+from ._safety import chance_of_equal, fingerprints_of, nearest_distances
 from ._space import MAX_FITTED_CELLS, ComparisonSpace
 
 if TYPE_CHECKING:
@@ -36,6 +46,7 @@ CELLS_PER_GROUP = 500
 POOL_FACTOR = 2  # keep this many times as many real cells as a comparison needs, so that draws differ
 CELLS_PER_RARE_LABEL = 50
 GENES_AT_ONCE = 1_000
+PAIRS = 1_000_000_000  # of a synthetic and a training cell, whose distance takes some seconds on a laptop
 
 
 @dataclass(frozen=True)
@@ -178,14 +189,28 @@ def _of_all_cells(source: Source, *functions: Callable[[Expression], NDArray]) -
     return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
-def read_fingerprints(sources: Mapping[str, Source], training: Training | None) -> Fingerprints:
+def read_fingerprints(sources: Mapping[str, Source], pools: Pools, seed: int) -> Fingerprints:
     """Read all real and synthetic cells, and keep a few bytes of each."""
     (real, chance_of_real), (synthetic, chance) = (
         _of_all_cells(sources[name], fingerprints_of, chance_of_equal) for name in ("real_test", "synthetic")
     )
-    train = None if training is None else training.fingerprints
+    train = None if pools.training is None else pools.training.fingerprints
     kinds = {source.are_counts for source in sources.values()}
-    return Fingerprints(real, synthetic, train, chance, chance_of_real, len(kinds) == 1)
+    return Fingerprints(real, synthetic, train, chance, chance_of_real, len(kinds) == 1, _nearest(pools, seed))
+
+
+def _nearest(pools: Pools, seed: int) -> Nearest | None:
+    """Find the training cells nearest to all synthetic cells, or to a random part where there are too many pairs."""
+    if pools.training is None or pools.released is None:
+        return None
+    train, released = pools.training.pcs, pools.released
+    rows = np.random.default_rng([seed, 4]).permutation(len(released))[: max(PAIRS // len(train), 1)]
+    n_held_out = pools.real.n_of_all
+    of_train = 2 * nearest_distances(pools.training.members[:n_held_out], train, k=min(2, len(train)))  # itself, at 0
+    of_real, of_synthetic = (
+        nearest_distances(cells, train) for cells in (pools.real.sample.pcs[:n_held_out], released[rows])
+    )
+    return Nearest(of_real, of_synthetic, of_train)
 
 
 def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | None:

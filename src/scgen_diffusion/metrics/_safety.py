@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ._cells import Cells, Expression
 
 NEAREST_SHARE = 0.01  # a synthetic cell is "near" if it is nearer than this share of the held-out cells
+NEAR = 0.1  # of the distance below which a synthetic cell is "near": no new cell is so near, but a changed copy is
 SAME = 1e-5  # of a typical distance: what rounding leaves between equal cells
 N_CANDIDATES = 3  # extra neighbours to look up, whose distances are computed again
 N_DECIMALS = 2  # of logarithms: those of another precision differ in the sixth or seventh, and seldom round apart
@@ -85,17 +86,17 @@ def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep:
 
     .. math:: \text{nearest train ratio} =
         \frac{\operatorname{median}_{\text{synthetic}} d}{\operatorname{median}_{\text{held-out}} d},
-        \qquad \text{nearer than held-out} = \bigl|\{d_{\text{synthetic}} < q_{0.01}(d_{\text{held-out}})\}\bigr| / n
+        \qquad \text{nearer than held-out} = \bigl|\{d_{\text{synthetic}} < q_{0.01}(d_{\text{held-out}})\}\bigr| / n,
 
-    The ratio is 0 for copies and 1 for new real cells; above 1, cells are off. The share is between 0 and 1; new real
-    cells have 0.01 (0.02 with 100 held-out cells), and more means memorisation. The closer to 1 and to 0.01, the
-    better.
+    and near-copies are the share with :math:`d_{\text{synthetic}} < 0.1 \, q_{0.01}(d_{\text{held-out}})`. The ratio is
+    0 for copies and 1 for new real cells; above 1, cells are off. The shares are between 0 and 1. Of new real cells,
+    0.01 are nearer (0.02 with 100 held-out cells), and none is a near-copy; more means memorisation.
 
     *Catches* a model that repeats training cells, exactly or with little noise: the ratio if most cells are repeated,
-    the share even if a few per cent are. *Misses* leaks that distances do not show, single cells among many, and
-    quality: noise far from all cells memorises nothing. Cells that are too smooth are near everything: read it together
-    with precision and recall. More cells of a dense type are nearer without a leak: compare cells with equal shares of
-    types.
+    the first share if a few per cent are, near-copies even if it is one cell. *Misses* leaks that distances do not
+    show, and quality: noise far from all cells memorises nothing. Cells that are too smooth are near everything: read
+    it together with precision and recall. More cells of a dense type are nearer without a leak: compare cells with
+    equal shares of types.
 
     Parameters
     ----------
@@ -107,8 +108,8 @@ def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep:
 
     Returns
     -------
-    `nearest_train_ratio` (NaN if most held-out cells are copies of training cells) and `nearer_than_held_out` (NaN if
-    more than about 1 % are, as in very sparse data: no cell can be nearer than these).
+    `nearest_train_ratio` (NaN if most held-out cells are copies of training cells), and `nearer_than_held_out` and
+    `near_copies` (NaN if more than about 1 % are, as in very sparse data: no cell can be nearer than these).
 
     References
     ----------
@@ -116,7 +117,12 @@ def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep:
     faithful is your synthetic data?
     """
     distances = [nearest_distances(cells, train, use_rep=use_rep) for cells in (held_out, synthetic)]
-    return {"nearest_train_ratio": nearest_ratio(*distances), "nearer_than_held_out": share_of_nearer(*distances)}
+    summaries = {
+        "nearest_train_ratio": nearest_ratio,
+        "nearer_than_held_out": share_of_nearer,
+        "near_copies": share_of_near_copies,
+    }
+    return {name: summary(*distances) for name, summary in summaries.items()}
 
 
 def nearest_ratio(of_held_out: NDArray, of_synthetic: NDArray) -> float:
@@ -130,9 +136,34 @@ def share_of_nearer(of_held_out: NDArray, of_synthetic: NDArray) -> float:
 
     NaN if so many held-out cells are copies that no cell can be nearer.
     """
+    return _share_below(_near(of_held_out), of_synthetic)
+
+
+def share_of_near_copies(of_held_out: NDArray, of_synthetic: NDArray) -> float:
+    """Return the share of synthetic cells as near to training cells as only changed copies are; NaN as for nearer."""
+    return _share_below(NEAR * _near(of_held_out), of_synthetic)
+
+
+def expected_share_of_near_copies(of_held_out: NDArray) -> float:
+    r"""Return how many new cells are so near, going on from the share of held-out cells that grows by a power.
+
+    With quantiles :math:`q_p` of their distances, the share below :math:`r` is :math:`0.01 (r / q_{0.01})^D`, where
+    :math:`D = \log 10 / \log (q_{0.1} / q_{0.01})` is the dimension of the data.
+    """
+    near, usual = np.quantile(of_held_out, [NEAREST_SHARE, 10 * NEAREST_SHARE])
+    if not 0 < near < usual:
+        return 0.0 if near else 1.0
+    return float(NEAREST_SHARE * NEAR ** (np.log(10) / np.log(usual / near)))
+
+
+def _near(of_held_out: NDArray) -> float:
+    """Return how near to training cells hardly any held-out cell is; NaN if that is no distance."""
     near = np.quantile(of_held_out, NEAREST_SHARE)
-    is_known = near > SAME * np.median(of_held_out)
-    return float((of_synthetic < near).mean()) if is_known else float("nan")
+    return float(near) if near > SAME * np.median(of_held_out) else float("nan")
+
+
+def _share_below(distance: float, distances: NDArray) -> float:
+    return float("nan") if np.isnan(distance) else float((distances < distance).mean())
 
 
 def copied_cells(synthetic: Cells | Expression, train: Cells | Expression, *, layer: str | None = None) -> float:
@@ -320,12 +351,10 @@ def chance_of_equal(expression: Expression) -> NDArray[np.float64]:
 
     Sequencing draws the :math:`T` counts of a cell from its molecules. Of all ways to draw counts of :math:`k` genes,
     the likeliest is one count of :math:`k - 1` genes and :math:`r = T - k + 1` of the last, at these shares:
-    :math:`T! \, r^r / (r! \, T^T)`. It is 1 for cells without total counts.
+    :math:`T! \, r^r / (r! \, T^T)`. Logarithms do not tell the total; it is then taken as :math:`k`.
     """
-    if expression.library_sizes is None:
-        return np.ones(len(expression))
-    total = expression.library_sizes.astype(np.float64)
-    n_genes = np.asarray((expression.values != 0).sum(axis=1)).ravel()
+    n_genes = np.asarray((expression.values != 0).sum(axis=1)).ravel().astype(np.float64)
+    total = n_genes if expression.library_sizes is None else expression.library_sizes.astype(np.float64)
     rest = np.maximum(total - n_genes + 1, 1)
     return np.exp(gammaln(total + 1) - gammaln(rest + 1) + xlogy(rest, rest) - xlogy(total, total))
 

@@ -169,8 +169,8 @@ class ComparisonSpace:
         of_genes = variances(expression.values)
         if len(expression) < 2 or len(of_genes) < 2 or not of_genes.any():
             msg = (
-                "Principal components need two or more cells that differ and two or more genes, but `train` has "
-                f"{len(expression)} cells and {len(of_genes)} "
+                "Principal components need two or more cells that differ and two or more genes, but are to be fitted "
+                f"to {len(expression)} cells of {len(of_genes)} "
                 f"genes{'' if of_genes.any() else ', none of which varies'}."
             )
             raise ValueError(msg)
@@ -210,6 +210,8 @@ class ComparisonSpace:
     def write(self, *adatas: AnnData, key: str = USE_REP, layer: str | None = None) -> None:
         """Write principal components to the `obsm` of every AnnData, where the metrics of points look for them.
 
+        Under the default `key`, what scanpy wrote of other components is removed: ``varm["PCs"]`` and ``uns["pca"]``.
+
         Parameters
         ----------
         adatas
@@ -222,4 +224,5 @@ class ComparisonSpace:
         for number, adata in enumerate(adatas):
             adata.obsm[key] = self.project(adata, layer=layer_of(adata, layer) if number else layer)
             if key == USE_REP:
-                adata.varm.pop("PCs", None)  # of the components that were there before
+                adata.varm.pop("PCs", None)
+                adata.uns.pop("pca", None)

@@ -56,8 +56,8 @@ from scgen_diffusion.data import (
     drop_unused_categories,
     encode_conditions,
     extend_tables,
+    keys_to_check,
     layer_of,
-    names_and_arrays,
     owner_of,
     pad_genes,
     registered_genes,
@@ -69,7 +69,7 @@ from scgen_diffusion.train import CellData, StageResult, check_trainer_options, 
 
 from ._counterfactual import Prediction
 from ._description import describe, next_step
-from ._end_of_training import closing_message
+from ._end_of_training import advise_to_train_on, closing_message, was_stopped
 from ._generation import FRAME_COLUMNS, Generation
 from ._model_file import (
     ADATA_FILE,
@@ -1204,7 +1204,9 @@ class DiffusionModel(BaseModelClass):
         if not self.is_trained_:
             missing = next(s for s in self._stages if s in self._stages_to_generate and s not in self.trained_stages_)
             call = "train()" if missing == self._stages[0] else f"train_{missing}()"
-            msg = f"The model cannot generate yet; call {call} first."
+            stopped = any(was_stopped(self, stage) for stage in self.trained_stages_)
+            advice = advise_to_train_on(self) if stopped else f"call {call} first"
+            msg = f"The model cannot generate yet; {advice}."
             raise RuntimeError(msg)
 
     def _warn_of_odd_values(self, values: ValueSummary, output: InputValues) -> None:
@@ -1242,7 +1244,7 @@ class DiffusionModel(BaseModelClass):
         if with_labels:
             arrays = {key.name: cells.obsm[key.name] for key in self._condition_keys if key.name in cells.obsm}
             chosen = ReadTables(cells.obs, arrays, {}, owner_of(cells)).part(rows)  # a view would copy `raw`
-            check_conditions(chosen, *names_and_arrays(self._condition_keys))
+            check_conditions(chosen, *keys_to_check(self._condition_keys))
             codes[rows] = encode_conditions(chosen, self._condition_keys)
         return GivenCells(cells, self._values_of(cells), codes)
 
@@ -1263,7 +1265,7 @@ class DiffusionModel(BaseModelClass):
     def _check_loadable(self) -> None:
         """Raise if `load` would refuse the model's cells, which may have changed since they were set up."""
         self._check_same_features(self.adata)
-        check_conditions(self.adata, *names_and_arrays(self._condition_keys))
+        check_conditions(self.adata, *keys_to_check(self._condition_keys))
         encode_conditions(self.adata, self._condition_keys)
         self._check_own_values()
 
@@ -1409,7 +1411,10 @@ class DiffusionModel(BaseModelClass):
         """
         saved = read_model_file(dir_path, prefix)
         if (name := saved.registry["model_name"]) != cls.__name__:
-            msg = f"{saved.path.parent} holds a model of class {name!r}, but {cls.__name__}.load was called."
+            msg = (
+                f"{saved.path.parent} holds a model of class {name!r}, but {cls.__name__}.load was called. "
+                "`scgen_diffusion.model.load` takes every class."
+            )
             raise ValueError(msg)
         return cls._restore(saved, adata, accelerator=accelerator, device=device)
 

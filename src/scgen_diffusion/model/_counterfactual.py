@@ -30,7 +30,7 @@ from scgen_diffusion.data import (
     digest_of,
     drop_unused_categories,
     have_labels,
-    names_and_arrays,
+    keys_to_check,
     resolve_seed,
     stack_rows,
 )
@@ -364,7 +364,7 @@ def control_cells(
         if adata is not None:
             model._check_all_values(in_memory, rows)
     if n_unlabeled := int((~have_labels(conditions.by_key, own)).sum()):
-        *_, may_lack = names_and_arrays(conditions.by_key)
+        *_, may_lack = keys_to_check(conditions.by_key)
         msg = (
             f"{n_unlabeled} of {len(rows)} cells lack a label in {may_lack}, so it is not known under which conditions "
             "they were measured. Label them, or leave them out (`indices`)."

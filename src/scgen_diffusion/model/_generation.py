@@ -89,9 +89,12 @@ class Generation:
         """
         model, judged = self.model, self.model._engine.verdicts(self.request)
         if judged is None:
-            if short := describe_short(model, sorted(model._stages_to_generate)):
-                warn_user(f"Too few epochs: {short}. The cells may be unlike real ones. {TRAIN_ON}")
-            return self
+            short = describe_short(model, sorted(model._stages_to_generate))
+            if not short:
+                return self
+            warn_user(f"Too few epochs: {short}. The cells may be unlike real ones. {TRAIN_ON}")
+            provenance = {**self.request.provenance, "short_training": short}
+            return replace(self, request=replace(self.request, provenance=provenance))
         verdicts, lacking = judged
         provenance = {**self.request.provenance, "verdict": verdict_table(model, verdicts, model._stages)}
         return replace(self, request=replace(self.request, provenance=provenance, lacking=lacking))

@@ -303,6 +303,9 @@ def draw_genes(
 ) -> dict[str, pd.DataFrame]:
     """Draw a statistic of every gene against its mean. Return the genes that fit on a logarithmic axis."""
     drawn = {name: table[(table["mean"] > 0) & (table["variance"] > 0)] for name, table in tables.items()}
+    if all(table.empty for table in drawn.values()):
+        msg = "There is nothing to plot: no gene varies among the real cells, or among the synthetic ones."
+        raise ValueError(msg)
     points = [table[["mean", statistic]].to_numpy() for table in drawn.values()]
     n_genes = len(tables["real"])
     mixed_scatter(ax, points, list(SOURCES.values()), size=size or point_size(n_genes), alpha=0.5)

@@ -188,6 +188,8 @@ def colors_of(
     elif lacking:
         known = [*sides[lacking[0]].cells.obs, *genes]
         msg = f"`color` {color!r} is neither a column of `{lacking[0]}.obs` nor a gene. {known_names(color, known)}"
+        if color in genes:
+            msg = f"`color` {color!r} is a gene, but also a column of one `obs`; rename that column."
         raise KeyError(msg)
     else:
         columns = [side.cells.obs[color] for side in sides.values()]

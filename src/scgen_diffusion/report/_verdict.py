@@ -217,7 +217,7 @@ LIMITS = {
     "nearest_train_ratio": Limits(0.10, 0.25),
     "membership_auc": Limits(0.03, 0.08),
     # Any copies of training cells count, if they are more than unseen real cells are by chance (in very sparse data).
-    "copied_cells": Limits(0.0, 0.0),
+    **dict.fromkeys(("copied_cells", "near_copies"), Limits(0.0, 0.0)),
     # No model has seen the held-out cells: copies of these are a mistake in the files.
     "copied_test_cells": Limits(0.001, 0.01),
     # A twin here and there harms nobody; more than half a per cent is no accident.
@@ -242,7 +242,7 @@ MIXED = {
     # Where a dense and a loose label have half of the cells each, the median distance jumps from one to the other.
     "nearest_train_ratio": Limits(0.04, np.inf),
     **dict.fromkeys(
-        ("within_label_correlation", "within_label_slope", "marker_overlap", "marker_slope"),
+        ("within_label_correlation", "within_label_slope", "marker_overlap", "marker_slope", "transfer_f1"),
         LIMITS["group_share_difference"],
     ),
 }
@@ -323,11 +323,11 @@ def make_finding(level: Level, topic: str, seen: str, advice: str) -> Finding:
     return Finding(level, topic, seen, "" if level == "ok" else advice)
 
 
-def _missing_groups(rows: Rows, n_labelled: Mapping[str, tuple[int, int]], n_cells: Mapping[str, int]) -> list[Finding]:
+def _missing_groups(rows: Rows, n_labelled: Mapping[str, tuple[int, int]]) -> list[Finding]:
     """Name groups with a share in real cells and too few synthetic ones to compare: their rows have no value.
 
     ``n_labelled`` are the numbers of real and synthetic cells in all and by group, if they are known, also of groups
-    without rows; ``n_cells`` are the numbers of cells that were compared.
+    without rows.
     """
     compared = [metric for metric in ("precision", "recall", "w2") if (metric, ALL) in rows]
     if not compared or not groups_of(rows) or ("group_share_difference", ALL) not in rows:
@@ -357,20 +357,8 @@ def _missing_groups(rows: Rows, n_labelled: Mapping[str, tuple[int, int]], n_cel
             "dropped these cells; else ask for them by their condition."
         )
         return [Finding("warning", "missing groups", message)]
-    if empty:
-        message = (
-            f"Too few synthetic cells to judge {list_first([shown.get(group, group) for group in empty])}: fewer than "
-            f"{MIN_CELLS_PER_GROUP}. Generate more cells."
-        )
-        return [Finding("note", "missing groups", message)]
-    if not any((metric, group) in rows for metric in compared for group in groups_of(rows)):
-        if any(n_cells[group] for group in n_cells if group != ALL):  # whose rows are not in this part of the table
-            return []
-        message = (
-            "No group of the real cells is large enough to tell whether it is missing; at least "
-            f"{MIN_CELLS_PER_GROUP} held-out cells are needed."
-        )
-        return [Finding("note", "missing groups", message)]
+    if empty or not any((metric, group) in rows for metric in compared for group in groups_of(rows)):
+        return []  # see the finding on groups
     return [Finding("ok", "missing groups", "Every group of the real cells that is large enough has synthetic cells.")]
 
 
@@ -501,16 +489,23 @@ def _without_floor(rows: Rows) -> Rows:
     return {key: figure for key, figure in known_goal.items() if figure.metric not in _NEARNESS}
 
 
+_COPIES = {
+    "copied_cells": (
+        "{f.percent} of the synthetic cells equal a training cell exactly (unseen real cells: {f.floor:.2%})."
+    ),
+    "near_copies": (
+        "{f.percent} of the synthetic cells are ten times nearer to a training cell than nearly all unseen "
+        "real cells are (these: {f.floor:.2%})."
+    ),
+}
+
+
 def _copies(rows: Rows) -> list[Finding]:
-    figures = known(rows, ["copied_cells"])
+    figures = known(rows, list(_COPIES))
     if not figures:
         return []
-    share = figures[0]
-    seen = (
-        f"{share.percent} of the synthetic cells have exactly the counts of a training cell (unseen real cells: "
-        f"{share.floor:.2%})."
-    )
-    if share.floor > MANY_COPIES:
+    seen = " ".join(_COPIES[f.metric].format(f=f) for f in figures)
+    if any(f.floor > MANY_COPIES for f in figures):
         advice = (
             "The held-out cells are training cells, or have hardly any counts: figures of memorisation say nothing. "
             "Hold other cells out."
@@ -520,7 +515,7 @@ def _copies(rows: Rows) -> list[Finding]:
         "The model repeats training cells: do not publish these cells as private; train for fewer epochs, on more "
         "cells, or with a smaller model."
     )
-    return [make_finding(share.level(), "copies", seen, advice)]
+    return [make_finding(worst([f.level() for f in figures]), "copies", seen, advice)]
 
 
 def _leak(leaked: float) -> list[Finding]:
@@ -628,8 +623,7 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
         "held-out copies",
         {
             "copied_test_cells": (
-                "{f.percent} of the synthetic cells have exactly the counts of a held-out cell (real cells: "
-                "{f.floor:.2%})."
+                "{f.percent} of the synthetic cells equal a held-out cell exactly (real cells: {f.floor:.2%})."
             )
         },
         "The held-out cells themselves are judged here, not cells of a model: were files mixed up?",
@@ -639,11 +633,7 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
     _memorisation,
     Check(
         "duplicates",
-        {
-            "duplicate_share": (
-                "{f.percent} of the synthetic cells have a twin with the same counts (real cells: {f.floor:.2%})."
-            )
-        },
+        {"duplicate_share": ("{f.percent} of the synthetic cells have an exact twin (real cells: {f.floor:.2%}).")},
         "A seed was used twice, or the model knows few cells only: draw each batch with another seed, and look at "
         "diversity.",
     ),
@@ -803,9 +793,11 @@ TO_GIVE = {
     "labels": "give `groupby`",
     "library size": "give counts in X, or name their `layer`",
 }
+#: What to give for topics whose figures are empty; without an entry, it may be anything.
+IF_EMPTY = {"held-out copies": "give counts, or logarithms, on all sides"}
 #: Metrics of all topics, but those of single groups and pairs of modalities, which few tables have.
 TOPICS = {
-    "copies": ("copied_cells",),
+    "copies": tuple(_COPIES),
     "memorisation": tuple(_NEARNESS),
     "markers": ("marker_overlap", "marker_slope"),
     "group shares": ("group_share_difference",),
@@ -819,7 +811,7 @@ def _not_checked(rows: Rows, checked: Sequence[str]) -> list[str]:
         return ["Not checked: what needs a floor, as the table has none (`n_floor`)."]
     unseen = [topic for topic, metrics in TOPICS.items() if not known(rows, metrics)]
     empty = [topic for topic in unseen if any((metric, ALL) in rows for metric in TOPICS[topic])]
-    advised = TO_GIVE | dict.fromkeys(empty, "the table has no value, or no floor")
+    advised = TO_GIVE | {topic: IF_EMPTY.get(topic, "the table has no value, or no floor") for topic in empty}
     always = [m for m in CATALOGUE.values() if "all" in m.scopes and not m.needs and not m.min_features]
     if all((metric.name, ALL) in rows for metric in always):
         lacking = [f"{topic} ({advice})" for topic, advice in advised.items() if topic in unseen]
@@ -921,7 +913,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
     judged = _without_floor(rows) if unlike else rows
     comparable = _with_comparable_shares(judged)
     found = [finding for check in CHECKS for finding in check(comparable)] + _group_shares(judged)
-    found += _missing_groups(judged, n_labelled, n_cells)
+    found += _missing_groups(judged, n_labelled)
     found += _weak_groups(judged, n_labelled, n_cells)
     checked = [finding.topic for finding in found]
     if unlike:  # what passes beside such floors may still be bad
@@ -930,6 +922,9 @@ def verdict(table: pd.DataFrame) -> Verdict:
     if leak := _leak(noted_by_label(table, "leaked") or 0.0):  # copies pass beside those in the floor
         found = leak + [f for f in found if f.level != "ok" or f.topic not in ("copies", "memorisation")]
     of_request = []
+    if short := table.attrs.get("short_training"):
+        message = f"In the model of these cells, {short}. Train it on before you judge it: see `print(model)`."
+        found = [Finding("warning", "training", message), *found]
     if outside := table.attrs.get("outside_training"):
         message = (
             f"Cells were asked for outside of the training cells: {list_first(outside)}. Expect them to be worse than "

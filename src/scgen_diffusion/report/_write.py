@@ -29,7 +29,7 @@ from scgen_diffusion.data import (
     make_indexable,
     obs_column,
 )
-from scgen_diffusion.metrics import ALL, DESCRIPTIONS, FIGURES, MIN_CELLS_PER_GROUP, evaluate, expression_of
+from scgen_diffusion.metrics import ALL, DESCRIPTIONS, FIGURES, IDEALS, MIN_CELLS_PER_GROUP, evaluate, expression_of
 
 from ._verdict import verdict, worst
 
@@ -286,9 +286,11 @@ def draw(
         encoded = base64.b64encode(png).decode("ascii")
         pictures.setdefault(section, []).append({"png": encoded, "caption": caption, "min_width": str(min_width)})
 
-    sizes = pd.Series(dtype=int) if label is None else pd.Series(join_labels(real.obs, [label])).value_counts()
-    shown, only = list(sizes.index[:MOST_LABELS]), ""
-    if len(sizes) > MOST_LABELS:
+    keys = [] if label is None else [label]
+    sizes, of_synthetic = (pd.Series(join_labels(cells.obs, keys)).value_counts() for cells in (real, synthetic))
+    labels, only = list(dict.fromkeys([*sizes.index, *of_synthetic.index])), ""
+    shown = labels[:MOST_LABELS]
+    if len(labels) > MOST_LABELS:
         only = f" Only the {MOST_LABELS} labels with most real cells are drawn; the table lists all."
     # fitted to real cells alone, it would place every cell among real ones
     axes = pl.umap(real, synthetic, color=None if only else label, fit="both", **options)
@@ -367,9 +369,11 @@ def _topics(table: pd.DataFrame) -> dict[str, list[dict[str, object]]]:
     """Write the rows of all cells in words, by topic."""
     topics: dict[str, list[dict[str, object]]] = {}
     for _, row in table.iterrows():
-        topic, title, meaning = OTHER_TOPIC, row["metric"], BETTER[row["better"]]
+        meaning = "" if row["metric"] in IDEALS else BETTER[row["better"]]
+        topic, title = OTHER_TOPIC, row["metric"]
         if (words := DESCRIPTIONS.get(row["metric"])) is not None:
-            topic, title, meaning = words.topic, words.title[0].upper() + words.title[1:], f"{words.meaning} {meaning}"
+            topic, title = words.topic, words.title[0].upper() + words.title[1:]
+            meaning = f"{words.meaning} {meaning}".rstrip()
         topics.setdefault(topic, []).append({**_row(row), "title": title, "meaning": meaning})
     return topics
 

@@ -102,7 +102,7 @@ class Recipe:
         if betas.shape != (2,) or not all(is_number(beta) and 0 <= beta < 1 for beta in betas.tolist()):
             msg = f"`betas` must be two numbers from 0 to below 1, but found {self.betas!r}."
             raise ValueError(msg)
-        object.__setattr__(self, "betas", tuple(betas.tolist()))
+        object.__setattr__(self, "betas", tuple(betas.astype(float).tolist()))
 
     def max_epochs(self, n_cells: int) -> int:
         """Return the number of epochs of a round for ``n_cells`` training cells."""
