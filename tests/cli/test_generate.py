@@ -269,7 +269,9 @@ def test_info_lists_what_a_model_can_generate(call, saved_model):
     assert "values of cell_type: B cell, T cell, NK, rare\n" in out
     assert "values of cell_type without training cells: never seen\n" in out
     assert "model.generate" not in out
-    assert out.endswith("next: scgen-diffusion train, the same command to go on, or without --max-epochs\n")  # 2 epochs
+    assert out.endswith(
+        "next: run the same `scgen-diffusion train` command again, or without --max-epochs\n"
+    )  # 2 epochs
     described = json.loads(call("info", saved_model, "--json")[1])
     assert described["conditions"]["dose"] == {"kind": "categorical", "values": [1, 10, 100]}
     assert described["architecture"]["prior_width"] == 8

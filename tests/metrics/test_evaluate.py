@@ -1,5 +1,6 @@
 """The table of all metrics: its content, its baselines, and its errors."""
 
+import warnings
 import weakref
 
 import anndata as ad
@@ -461,6 +462,22 @@ def test_a_few_changed_copies_among_all_synthetic_cells_are_found_even_beside_ot
         assert least <= round(1512 * figure(found, "near_copies")) <= most
         assert figure(found, "near_copies", "floor") == 0
         assert (verdict(found).findings[0].level == "warning") == (most > 0)
+
+
+@pytest.mark.parametrize(("n_genes", "total", "n_empty"), [(10, 30, 0), (20, 20, 0), (60, 300, 12)])
+def test_sparse_and_empty_cells_are_no_near_copies(n_genes, total, n_empty):
+    def draw(n, seed):
+        shares = np.random.default_rng(0).dirichlet(np.ones(n_genes))
+        counts = np.random.default_rng(seed).poisson(total * shares, (n, n_genes)).astype(np.float32)
+        counts[:n_empty] = 0
+        return ad.AnnData(sp.csr_matrix(counts), obs=pd.DataFrame(index=[f"{seed} {row}" for row in range(n)]))
+
+    for seed in (10, 20, 30):
+        sets = draw(400, seed + 1), draw(1500, seed + 2)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*without any count")
+            found = table(*sets, train=draw(800, seed + 3), metrics="near_copies")
+        assert verdict(found).findings[0].level == "ok"
 
 
 def test_copies_and_twins_are_found_among_logarithms_too():

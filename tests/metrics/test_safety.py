@@ -1,5 +1,8 @@
 """Copies are found, new cells are not accused, and the attack's AUC is known in closed cases."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -15,7 +18,14 @@ from scgen_diffusion.metrics import (
     memorisation,
     nearest_distances,
 )
-from scgen_diffusion.metrics._safety import chance_of_equal, expected_share_of_twins, share_of_twins
+from scgen_diffusion.metrics._catalogue import _near_copies_of_all
+from scgen_diffusion.metrics._comparison import Nearness, share_interval
+from scgen_diffusion.metrics._safety import (
+    chance_of_equal,
+    expected_share_of_twins,
+    relative_nearness,
+    share_of_twins,
+)
 
 
 def points(n_cells=300, n_features=5, *, seed=0):
@@ -64,6 +74,49 @@ def test_a_few_copies_are_seen_by_the_share_and_not_by_the_median():
     assert found["nearer_than_held_out"] - before["nearer_than_held_out"] == pytest.approx(0.1, abs=0.005)
     assert found["nearest_train_ratio"] > 0.85
     assert (before["near_copies"], found["near_copies"]) == (0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("n_dimensions", "rare", "most_alarms"),
+    [(3, 0.0, 2), (20, 0.0, 0), (20, 0.005, 0), (20, 0.05, 0)],
+    ids=["few dimensions", "many", "a rare dense type", "a dense type that held-out cells lack"],
+)
+def test_new_cells_are_seldom_called_near_copies_but_one_copy_of_many_is(n_dimensions, rare, most_alarms):
+    def draw(rng, n, share):
+        values = rng.normal(size=(n, n_dimensions))
+        is_dense = rng.random(n) < share
+        values[is_dense] = 5 + 0.01 * values[is_dense]
+        return values
+
+    def is_alarmed(real, synthetic, train):
+        nearness = [relative_nearness(values, train) for values in (real, synthetic, real)]
+        share, usual = _near_copies_of_all(SimpleNamespace(nearness=lambda: Nearness(*nearness)))
+        return share_interval(share, usual)[0] > usual[0].value
+
+    alarms, found = 0, 0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        real = draw(rng, 300, 0.0 if rare == 0.05 else rare)
+        synthetic, train = draw(rng, 2_000, rare), draw(rng, 1_000, rare)
+        alarms += is_alarmed(real, synthetic, train)
+        copied = np.concatenate([synthetic, train[:1] + 1e-3])
+        found += is_alarmed(real, copied, train)
+    assert alarms <= most_alarms
+    assert found >= 9 or n_dimensions < 20
+
+
+def test_training_cells_with_a_twin_say_nothing_of_what_is_near():
+    train = np.array([[0.0, 0.0], [0.0, 0.0], [4.0, 0.0], [6.0, 0.0]])
+    assert relative_nearness(np.array([[0.0, 1.0], [4.0, 1.0]]), train).tolist() == [np.inf, 0.5]
+    assert relative_nearness(np.ones((2, 2)), train[:1]).tolist() == [np.inf, np.inf]
+
+
+def test_without_a_total_the_chance_of_equal_counts_is_that_of_one_count_of_each_gene():
+    counts = sp.csr_matrix(np.array([[1, 1, 1, 0], [5, 1, 1, 0], [0, 0, 0, 0]], np.float32))
+    with_totals = expression_of(counts)
+    limits = chance_of_equal(replace(with_totals, library_sizes=None))
+    np.testing.assert_allclose(limits, [6 / 27, 6 / 27, 1])
+    assert (chance_of_equal(with_totals) <= limits + 1e-12).all()
 
 
 def test_cells_that_are_off_have_a_large_ratio():

@@ -251,8 +251,9 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
         terminal.result(f"  training: {training}")
     model_name = shlex.quote(str(options["model"]))
     suffix = MUDATA if model.modalities else ".h5ad"
-    if model.cut_short_ or not model.is_trained_:
-        terminal.result("  next: scgen-diffusion train, the same command to go on, or without --max-epochs")
+    short = [stage for stage, how in model.cut_short_.items() if stage != "transport" and how != "stopped"]
+    if short or not model.is_trained_:
+        terminal.result("  next: run the same `scgen-diffusion train` command again, or without --max-epochs")
         return
     terminal.result(f"  next: scgen-diffusion generate {model_name} cells{suffix} --n-cells 1000")
     if "transport" in model.trained_stages_:

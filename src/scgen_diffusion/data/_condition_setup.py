@@ -417,19 +417,19 @@ def check_names(names: Collection[str] | None, argument: str) -> list[str]:
 def check_conditions(
     cells: AnnData | MuData,
     keys: Sequence[str],
-    arrays: Collection[str] = (),
+    numbers: Collection[str] = (),
     may_lack: Collection[str] = (),
     *,
     kind: str = "condition",
 ) -> None:
     """Raise unless every key is a column of ``obs`` with a label for every cell.
 
-    Keys named in ``arrays`` hold numbers, and may be arrays of ``obsm`` instead. Cells may lack labels of those in
+    Those of ``numbers`` hold numbers, and may be arrays of ``obsm`` instead. Cells may lack labels of those in
     ``may_lack``. ``kind`` is for messages.
     """
     obs, owner = cells.obs, owner_of(cells)
     for key in keys:
-        is_array = key in arrays and key in cells.obsm
+        is_array = key in numbers and key in cells.obsm
         if "/" in str(key):
             table, name = (f"{owner}.obsm" if is_array else f"{owner}.obs"), str(key).replace("/", "_")
             msg = (
@@ -447,11 +447,11 @@ def check_conditions(
             check_array(key, cells.obsm[key])
             continue
         if key not in obs:
-            raise KeyError(_absent(cells, key, kind, may_be_array=key in arrays))
+            raise KeyError(_absent(cells, key, kind, may_be_array=key in numbers))
         check_distinct_columns(obs[[key]].columns, f"{owner}.obs")
         missing = obs[key].isna()
         if missing.any() and key not in may_lack:
-            what, remedy = ("number", "") if key in arrays else ("label", ", or give them one")
+            what, remedy = ("number", "") if key in numbers else ("label", ", or give them one")
             if what == "label" and kind == "condition":
                 remedy = (
                     ", give them one, or set up the model (for fine-tuning, its reference) with "

@@ -115,10 +115,10 @@ class MutuallyExclusive:
 class Additive:
     r"""Every condition separately: :math:`v = v_{all} + \sum_k (s_k - 1)\,(v_{all} - v_{all \setminus k})`.
 
-    Scale 1 everywhere is the conditional prediction; 0 for one key removes only that key's influence, and 0 everywhere
-    is the unconditional prediction, whatever the keys share. With one key this is ordinary guidance. Training drops
-    every key with its own coin, and all keys with one more. So the model learns every subset, and sees the empty one
-    often enough.
+    Scale 1 everywhere is the conditional prediction. Keys of scale 0 are in no term, not even in :math:`v_{all}`, which
+    removes their influence and no other; so 0 everywhere is the unconditional prediction, whatever the keys share. With
+    one key this is ordinary guidance. Training drops every key with its own coin, and all keys with one more. So the
+    model learns every subset, and sees the empty one often enough.
 
     References
     ----------

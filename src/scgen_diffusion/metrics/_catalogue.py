@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ._comparison import MIN_CELLS_PER_LABEL, Metric, Share
+from ._comparison import MIN_CELLS_PER_LABEL, UNLIKELY, Metric, Share
 from ._distribution import (
     Classifier,
     Scores,
@@ -53,6 +53,7 @@ from ._safety import (
     nearest_distances,
     nearest_ratio,
     nearness,
+    relative_nearness,
     share_of_copies,
     share_of_near_copies,
     share_of_nearer,
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ._comparison import Better, Comparison, Fingerprints, Need, Scope
+    from ._comparison import AllCells, Better, Comparison, Need, Scope
 
 SHARE = (0.0, 1.0)
 POSITIVE = (0.0, np.inf)
@@ -85,8 +86,6 @@ N_TOP = (20, 100)
 #: the standard deviation of the AUC between draws of cells is larger. Measured on simulated cells, 60 draws of 200
 #: cells on each side: 1.3 (neighbours) to 1.7 times (logistic), for a perfect and for a bad generator.
 WIDENING_OF_CLASSIFIERS = 1.6
-#: With fewer equal cells to expect, chance does not explain one.
-UNLIKELY = 0.01
 #: So few held-out cells in `train` harm nobody: nearness is judged by the 1 % of them that lie nearest.
 FEW_LEAKED = 0.005
 
@@ -210,20 +209,20 @@ def _twins(cells: NDArray[np.uint64]) -> Share:
     return Share(share_of_twins(cells), len(cells) / 2)
 
 
-def _explained(cells: Fingerprints, is_equal: NDArray[np.bool_], n_others: int) -> Share:
+def _explained(cells: AllCells, is_equal: NDArray[np.bool_], n_others: int) -> Share:
     """Return which share of equal synthetic cells chance can explain at most: cells of few counts."""
     expected = cells.chance * len(cells.synthetic) * n_others
     return Share(float((is_equal & (expected > UNLIKELY)).mean()), np.inf)
 
 
-def leaked_share(cells: Fingerprints) -> float:
+def leaked_share(cells: AllCells) -> float:
     """Return which share of the held-out cells equal training cells beyond what chance explains; 0 for few."""
     expected = cells.chance_of_real * len(cells.real) * len(cells.train)
     share = float((np.isin(cells.real, cells.train) & (expected <= UNLIKELY)).mean())
     return share if share > FEW_LEAKED else 0.0
 
 
-def _copied_of_all(cells: Fingerprints) -> tuple[Share, list[Share]]:
+def _copied_of_all(cells: AllCells) -> tuple[Share, list[Share]]:
     if not cells.are_comparable:
         return Share(np.nan, 1), [Share(np.nan, 1)]
     # where few cells are held out, the training cells themselves tell how seldom two real cells are equal
@@ -232,13 +231,17 @@ def _copied_of_all(cells: Fingerprints) -> tuple[Share, list[Share]]:
     return _copies(cells.synthetic, cells.train), usual
 
 
-def _near_copies_of_all(cells: Fingerprints) -> tuple[Share, list[Share]]:
-    real, synthetic, train = (Share(share_of_near_copies(cells.nearest.real, own), len(own)) for own in cells.nearest)
-    expected = max(expected_share_of_near_copies(cells.nearest.real), real.value, train.value)
-    return synthetic, [real, train, Share(expected, np.inf)]
+def _near_copies_of_all(cells: AllCells) -> tuple[Share, list[Share]]:
+    nearness = cells.nearness()
+    synthetic, real = (Share(share_of_near_copies(own), len(own)) for own in (nearness.synthetic, nearness.real))
+    if real.value > 0:
+        return synthetic, [real]
+    expected, n_cells = expected_share_of_near_copies(nearness.usual), len(nearness.synthetic)
+    is_unlikely = expected * n_cells <= UNLIKELY
+    return synthetic, [real, Share(expected, np.inf if is_unlikely else n_cells)]
 
 
-def _twins_of_all(cells: Fingerprints) -> tuple[Share, list[Share]]:
+def _twins_of_all(cells: AllCells) -> tuple[Share, list[Share]]:
     others, n_cells = cells.real if cells.train is None else cells.train, len(cells.synthetic)
     # twins grow with the number of cells, which makes the share of few real cells less certain
     floor = Share(expected_share_of_twins(others, n_cells), len(others) ** 2 / (2 * n_cells))
@@ -248,7 +251,7 @@ def _twins_of_all(cells: Fingerprints) -> tuple[Share, list[Share]]:
     return _twins(cells.synthetic), [floor, equal_to_real, explained]
 
 
-def _copied_test_of_all(cells: Fingerprints) -> tuple[Share, list[Share]]:
+def _copied_test_of_all(cells: AllCells) -> tuple[Share, list[Share]]:
     if not cells.are_comparable:
         return Share(np.nan, 1), [Share(np.nan, 1)]
     # without training cells, each real cell against all other ones
@@ -401,12 +404,11 @@ _ENTRIES = (
         scopes=JOINT,
         bounds=SHARE,
     ),
-    _score_metric(
+    Metric(
         "near_copies",
         "lower",
-        _distances_to_training,
-        share_of_near_copies,
-        needs=TRAIN,
+        lambda c: share_of_near_copies(relative_nearness(c.synthetic.pcs, c.training.pcs)),
+        TRAIN,
         of_all=_near_copies_of_all,
         bounds=SHARE,
     ),

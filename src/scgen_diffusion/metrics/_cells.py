@@ -419,7 +419,7 @@ class Source:
 
 
 def check_for_empty_cells(sources: Mapping[str, Source]) -> None:
-    """Warn if some cells have no counts, as a model of very sparse data may draw them.
+    """Warn if some generated cells, or many real ones, have no counts.
 
     Raises
     ------

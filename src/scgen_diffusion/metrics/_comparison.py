@@ -32,6 +32,7 @@ QUANTILE = 1.959964  # of the normal distribution, for a 95 % interval
 #: Real cells that a label needs for its MMD: smaller labels would make the mean uncertain. If fewer are drawn on a
 #: side, labels get cells of their own.
 MIN_CELLS_PER_LABEL = 20
+UNLIKELY = 0.01  # with fewer copies to expect, chance does not explain one
 FEWEST_HALVES = 5  # half-samples that know their standard deviation; of two or three, intervals would hold everything
 
 
@@ -134,29 +135,37 @@ class Training:
     fingerprints: NDArray[np.uint64]
 
 
-class Nearest(NamedTuple):
-    """Distances to the nearest training cell, each ``(cells,)``: those of training cells are to another one."""
+class Nearness(NamedTuple):
+    """How near cells are to training cells (:func:`relative_nearness`), each ``(cells,)``.
+
+    Attributes
+    ----------
+    real, synthetic
+        Many or all cells of each set; infinite for cells of so few genes that chance makes others like them.
+    usual
+        Those of ``real``, with these cells, too.
+    """
 
     real: NDArray[np.float64]
     synthetic: NDArray[np.float64]
-    train: NDArray[np.float64]
+    usual: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Fingerprints:
-    """Hashes of the counts of *all* cells, for metrics that look for copies: a draw would miss most of them.
+class AllCells:
+    """What metrics that look for copies know of *all* cells: a draw would miss most copies.
 
     Attributes
     ----------
     real, synthetic, train
-        The sets, `(cells,)`; `train` is None if it was not given.
+        Fingerprints of the sets, `(cells,)`; `train` is None if it was not given.
     chance, chance_of_real
         Upper limits of the probability that a fresh cell equals a synthetic, or a real, one, `(cells,)`; tiny but for
         few counts.
     are_comparable
         Whether all sets hold counts, or all hold logarithms. Otherwise, no cells of two sets can be equal.
-    nearest
-        Distances of many or all cells to training cells; None without ``train``.
+    nearness
+        Function that measures the nearness to training cells, which takes time.
     """
 
     real: NDArray[np.uint64]
@@ -165,11 +174,11 @@ class Fingerprints:
     chance: NDArray[np.float64]
     chance_of_real: NDArray[np.float64]
     are_comparable: bool
-    nearest: Nearest | None
+    nearness: Callable[[], Nearness]
 
 
 class Share(NamedTuple):
-    """A share of cells that equal others, and the number of independent cells whose share is as certain."""
+    """A share of cells that are copies, and the number of independent cells whose share is as certain."""
 
     value: float
     n_cells: float
@@ -291,7 +300,7 @@ class Metric:
     widening
         By how much the standard deviation of the half-samples is too small.
     of_all
-        For a share of cells that equal others: function that returns, from the fingerprints of all cells, the share of
+        For a share of cells that are copies: function that returns, from what is known of all cells, the share of
         synthetic cells, then the floor and other shares that chance does not exceed. `measure` is for drawn cells.
     bounds
         Smallest and largest possible value.
@@ -309,7 +318,7 @@ class Metric:
     by_group: Callable[[Comparison], Mapping[str, float]] | None = None
     absent: float = UNKNOWN
     widening: float = 1.0
-    of_all: Callable[[Fingerprints], tuple[Share, Sequence[Share]]] | None = None
+    of_all: Callable[[AllCells], tuple[Share, Sequence[Share]]] | None = None
     bounds: tuple[float, float] = (0.0, np.inf)
     min_features: int = 0
     slow: bool = False
@@ -330,15 +339,15 @@ class Context:
         Floors for the metrics of memorisation: both sides are held-out cells.
     halves
         Half-samples of ``value``, for the interval.
-    fingerprints
-        Hashes of all cells, for metrics that look for equal cells.
+    all_cells
+        What is known of all cells, for metrics that look for copies.
     """
 
     names: Mapping[str, str]
     players: Mapping[str, Sequence[Comparison]]
     held_out_floors: Sequence[Comparison] = ()
     halves: Sequence[Comparison] = ()
-    fingerprints: Fingerprints | None = None
+    all_cells: AllCells | None = None
 
     def row(self, metric: Metric, group: str | None = None) -> dict[str, object]:
         """Return the row of a metric, or that of one group for a metric that measures each group among all others."""
@@ -352,7 +361,7 @@ class Context:
             if metric.of_all is None or player == "shuffled"  # the others are counted in all cells
         }
         if metric.of_all is not None:
-            share, usual = metric.of_all(self.fingerprints)
+            share, usual = metric.of_all(self.all_cells)
             usual = usual if players["floor"] else ()
             figures |= {"value": share.value, "floor": usual[0].value if usual else UNKNOWN}
             low, high = share_interval(share, usual) if self.halves else (UNKNOWN, UNKNOWN)

@@ -196,7 +196,7 @@ _MEMORISATION = {
     ),
     "near_copies": (
         "near-copies of training cells",
-        "Share of synthetic cells ten times closer to a training cell than all but 1 % of held-out cells.",
+        "Share of synthetic cells ten times closer to a training cell than any other training cell is.",
         "copies with many counts changed",
         "memorisation",
     ),

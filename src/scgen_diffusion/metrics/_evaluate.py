@@ -49,7 +49,7 @@ from ._modalities import (
 )
 from ._perturbation_contexts import MIN_CELLS as MIN_CELLS_PER_PERTURBATION
 from ._perturbation_contexts import SEPARATOR, perturbation_contexts
-from ._pools import MIN_CELLS_PER_GROUP, draw_pools, make_context, read_fingerprints
+from ._pools import MIN_CELLS_PER_GROUP, draw_pools, make_context, read_all_cells
 from ._safety import warn_of_copies, warn_of_leak
 from ._space import ComparisonSpace, choose_scales, make_scale
 
@@ -111,7 +111,8 @@ def evaluate(
     synthetic
         Cells to judge, 50 or more (with ``control``, two of each perturbation), with the same genes in any order. If
         both come as arrays, the order must be the same too. A few cells without counts, which a model of very sparse
-        data may draw, give a warning and are judged like the others; more than 5 % are an error.
+        data may draw, give a warning and are judged like the others. A share of more than 5 %, and 5 % above that of
+        ``real_test``, is an error.
     train
         Cells that the model was trained on, 100 or more (with ``control``, any number); needed for metrics of
         memorisation. These assume that ``train`` and ``real_test`` come from one distribution, and so do floors. For
@@ -168,8 +169,9 @@ def evaluate(
         transport with its cube. Groups draw up to 500 cells of their own, so rare labels keep their cells. In
         ``marker_overlap``, ``marker_slope`` and ``mmd_per_label``, a label that has rows, but fewer than 20 cells among
         those drawn on a side, has up to 50 of its own. Metrics of memorisation use all of ``train``. Copies and
-        duplicates (``copied_cells``, ``copied_test_cells``, ``duplicate_share``) are counted in all cells of all sets,
-        read part by part. Means and variances of perturbations use all cells.
+        duplicates (``copied_cells``, ``near_copies``, ``copied_test_cells``, ``duplicate_share``) are counted in all
+        cells of all sets, read part by part; ``near_copies`` in a random part if that would be more than a billion
+        pairs of cells. Means and variances of perturbations use all cells.
     n_floor
         Number of draws that a floor averages (one for boosting, which is slow). 0 leaves the floor out.
     n_bootstrap
@@ -185,8 +187,8 @@ def evaluate(
     - `value`: synthetic against real cells.
     - `floor`: real against as many other real cells: what a perfect model would score. Half of ``train`` plays the
       synthetic cells, or, without it, part of ``real_test``. For metrics of memorisation, one half of ``real_test`` is
-      compared with the other; for ``copied_cells``, all of ``real_test`` with ``train``. NaN in a group with fewer than
-      30 such cells: a label needs about 60 cells in ``train``, or 90 in ``real_test`` without it.
+      compared with the other; for ``copied_cells`` and ``near_copies``, ``real_test`` with ``train``. NaN in a group
+      with fewer than 30 such cells: a label needs about 60 cells in ``train``, or 90 in ``real_test`` without it.
     - `shuffled`: real cells with every gene's values shuffled within the group (or among all cells): right margins and
       total counts, no correlation. A model near this has learned nothing beyond single genes.
     - `low`, `high`: 95 % confidence interval of the mean value over draws of this size from the same model and tissue.
@@ -611,14 +613,14 @@ def compare_cells(
 
     of_all = make_context(pools, None, draws)
     if counts_copies:
-        of_all = replace(of_all, fingerprints=read_fingerprints(sources, pools, draws.seed))
+        of_all = replace(of_all, all_cells=read_all_cells(sources, pools, draws))
     if not np.ptp(of_all.players["value"][0].real.pcs, axis=0).any():
         msg = "All cells of `real_test` are equal, so there is nothing to compare."
         raise ValueError(msg)
     compared = [*of_all.players["value"], *of_all.players["floor"][:1]]
     share, *usual = (CATALOGUE["copied_test_cells"].measure(comparison) for comparison in compared)
     warn_of_copies(share, sum(usual))
-    leaked = leaked_share(of_all.fingerprints) if counts_copies and has_train else 0.0
+    leaked = leaked_share(of_all.all_cells) if counts_copies and has_train else 0.0
     warn_of_leak(leaked)
     n_sides = 2 if pools.floor is None else 1  # in the first case, one half of the real cells plays the synthetic ones
     groups = pools.real.frequent_labels(n_sides * MIN_CELLS_PER_GROUP)

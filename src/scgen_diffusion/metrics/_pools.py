@@ -18,17 +18,18 @@ from ._cells import Expression, stacked
 from ._comparison import (
     ALL,
     MIN_CELLS_PER_LABEL,
+    UNLIKELY,
+    AllCells,
     Comparison,
     Context,
-    Fingerprints,
     Further,
-    Nearest,
+    Nearness,
     Sample,
     Training,
 )
 from ._distribution import median_squared_distance
 from ._genes import count_labels
-from ._safety import chance_of_equal, fingerprints_of, nearest_distances
+from ._safety import chance_of_alike, chance_of_equal, fingerprints_of, relative_nearness
 from ._space import MAX_FITTED_CELLS, ComparisonSpace
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ CELLS_PER_GROUP = 500
 POOL_FACTOR = 2  # keep this many times as many real cells as a comparison needs, so that draws differ
 CELLS_PER_RARE_LABEL = 50
 GENES_AT_ONCE = 1_000
-PAIRS = 1_000_000_000  # of a synthetic and a training cell, whose distance takes some seconds on a laptop
+PAIRS = 1_000_000_000  # of a cell and a training cell, whose distances take some seconds on a laptop
 
 
 @dataclass(frozen=True)
@@ -189,28 +190,32 @@ def _of_all_cells(source: Source, *functions: Callable[[Expression], NDArray]) -
     return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
-def read_fingerprints(sources: Mapping[str, Source], pools: Pools, seed: int) -> Fingerprints:
+def read_all_cells(sources: Mapping[str, Source], pools: Pools, draws: Draws) -> AllCells:
     """Read all real and synthetic cells, and keep a few bytes of each."""
-    (real, chance_of_real), (synthetic, chance) = (
-        _of_all_cells(sources[name], fingerprints_of, chance_of_equal) for name in ("real_test", "synthetic")
+    measures = fingerprints_of, chance_of_equal, chance_of_alike
+    (real, chance_of_real, _), (synthetic, chance, alike) = (
+        _of_all_cells(sources[name], *measures) for name in ("real_test", "synthetic")
     )
     train = None if pools.training is None else pools.training.fingerprints
-    kinds = {source.are_counts for source in sources.values()}
-    return Fingerprints(real, synthetic, train, chance, chance_of_real, len(kinds) == 1, _nearest(pools, seed))
+    are_comparable = len({source.are_counts for source in sources.values()}) == 1
+    nearness = partial(_nearness, pools, alike, draws.seed)
+    return AllCells(real, synthetic, train, chance, chance_of_real, are_comparable, nearness)
 
 
-def _nearest(pools: Pools, seed: int) -> Nearest | None:
-    """Find the training cells nearest to all synthetic cells, or to a random part where there are too many pairs."""
-    if pools.training is None or pools.released is None:
-        return None
-    train, released = pools.training.pcs, pools.released
-    rows = np.random.default_rng([seed, 4]).permutation(len(released))[: max(PAIRS // len(train), 1)]
-    n_held_out = pools.real.n_of_all
-    of_train = 2 * nearest_distances(pools.training.members[:n_held_out], train, k=min(2, len(train)))  # itself, at 0
-    of_real, of_synthetic = (
-        nearest_distances(cells, train) for cells in (pools.real.sample.pcs[:n_held_out], released[rows])
-    )
-    return Nearest(of_real, of_synthetic, of_train)
+def _nearness(pools: Pools, alike: NDArray[np.float64], seed: int) -> Nearness:
+    """Measure all synthetic cells, or a random part of them where there are too many pairs, and drawn real cells."""
+    train, released, real = pools.training.pcs, pools.released, pools.real.sample
+    most = max(PAIRS // len(train), CELLS_PER_GROUP)
+    rows = np.random.default_rng([seed, 4]).permutation(len(released))[:most]
+    real = real[np.arange(min(pools.real.n_of_all, most))]
+    usual = relative_nearness(real.pcs, train)
+    measured = []
+    for found, chance in (
+        (usual, chance_of_alike(real.expression)),
+        (relative_nearness(released[rows], train), alike[rows]),
+    ):
+        measured.append(np.where(chance * len(found) * len(train) <= UNLIKELY, found, np.inf))
+    return Nearness(*measured, usual)
 
 
 def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ._cells import Cells, Expression
 
 NEAREST_SHARE = 0.01  # a synthetic cell is "near" if it is nearer than this share of the held-out cells
-NEAR = 0.1  # of the distance below which a synthetic cell is "near": no new cell is so near, but a changed copy is
+NEAR = 0.1  # of the distance between training cells: hardly any new cell is so near to one, but a changed copy is
 SAME = 1e-5  # of a typical distance: what rounding leaves between equal cells
 N_CANDIDATES = 3  # extra neighbours to look up, whose distances are computed again
 N_DECIMALS = 2  # of logarithms: those of another precision differ in the sixth or seventh, and seldom round apart
@@ -66,17 +66,39 @@ def nearest_distances(values: Points, reference: Points, *, k: int = 1, use_rep:
     Distances in units of the features, from 0 upwards, `(cells,)`.
     """
     values, reference = representations(use_rep, values=values, reference=reference)
-    values, reference = values.astype(np.float64), reference.astype(np.float64)
     if not (is_whole_number(k) and 1 <= k <= len(reference)):
         most = f"the number of cells in `reference`, {len(reference)}"
         msg = f"`k` must be a whole number from 1 to {most}, but found {k!r}."
         raise ValueError(msg)
+    distances, _ = _nearest(values, reference, k)
+    return distances.mean(axis=1)
+
+
+def _nearest(values: NDArray, reference: NDArray, k: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Return the distances to the nearest cells, in ascending order, and their rows, each `(cells, k)`."""
+    values, reference = values.astype(np.float64), reference.astype(np.float64)
     # Matrix products are fast but lose small distances, and copies matter here: compute the nearest few again.
     n_candidates = min(k + N_CANDIDATES, len(reference))
     search = NearestNeighbors(n_neighbors=n_candidates, algorithm="brute").fit(reference)
     candidates = search.kneighbors(values, return_distance=False)
     squared = np.stack([((values - reference[nearest]) ** 2).sum(axis=1) for nearest in candidates.T], axis=1)
-    return np.sqrt(np.sort(squared, axis=1)[:, :k]).mean(axis=1)
+    order = np.argsort(squared, axis=1, kind="stable")[:, :k]
+    return np.sqrt(np.take_along_axis(squared, order, 1)), np.take_along_axis(candidates, order, 1)
+
+
+def relative_nearness(values: NDArray, train: NDArray) -> NDArray[np.float64]:
+    """Return each cell's distance to its nearest training cell, relative to that cell's distance to another one.
+
+    It is infinite for a training cell that has a twin, whatever is near to it. Cells of a dense type are not smaller
+    than others.
+    """
+    if len(train) < 2:
+        return np.full(len(values), np.inf)
+    distances, nearest = _nearest(values, train, 1)
+    found, place = np.unique(nearest, return_inverse=True)
+    usual = _nearest(train[found], train, 2)[0][:, 1][place.ravel()]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(usual > 0, distances[:, 0] / usual, np.inf)
 
 
 def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep: str = USE_REP) -> dict[str, float]:
@@ -88,12 +110,13 @@ def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep:
         \frac{\operatorname{median}_{\text{synthetic}} d}{\operatorname{median}_{\text{held-out}} d},
         \qquad \text{nearer than held-out} = \bigl|\{d_{\text{synthetic}} < q_{0.01}(d_{\text{held-out}})\}\bigr| / n,
 
-    and near-copies are the share with :math:`d_{\text{synthetic}} < 0.1 \, q_{0.01}(d_{\text{held-out}})`. The ratio is
-    0 for copies and 1 for new real cells; above 1, cells are off. The shares are between 0 and 1. Of new real cells,
-    0.01 are nearer (0.02 with 100 held-out cells), and none is a near-copy; more means memorisation.
+    and near-copies are the share of synthetic cells that are ten times nearer to a training cell than any other
+    training cell is to that one. The ratio is 0 for copies and 1 for new real cells; above 1, cells are off. The shares
+    are between 0 and 1. Of new real cells, 0.01 are nearer (0.02 with 100 held-out cells), and hardly any is a
+    near-copy, unless there are few dimensions; more means memorisation.
 
     *Catches* a model that repeats training cells, exactly or with little noise: the ratio if most cells are repeated,
-    the first share if a few per cent are, near-copies even if it is one cell. *Misses* leaks that distances do not
+    the first share if a few per cent are, near-copies if some cells are. *Misses* leaks that distances do not
     show, and quality: noise far from all cells memorises nothing. Cells that are too smooth are near everything: read
     it together with precision and recall. More cells of a dense type are nearer without a leak: compare cells with
     equal shares of types.
@@ -108,8 +131,8 @@ def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep:
 
     Returns
     -------
-    `nearest_train_ratio` (NaN if most held-out cells are copies of training cells), and `nearer_than_held_out` and
-    `near_copies` (NaN if more than about 1 % are, as in very sparse data: no cell can be nearer than these).
+    `nearest_train_ratio` (NaN if most held-out cells are copies of training cells), `nearer_than_held_out` (NaN if more
+    than about 1 % are, as in very sparse data: no cell can be nearer than these), and `near_copies`.
 
     References
     ----------
@@ -117,12 +140,12 @@ def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep:
     faithful is your synthetic data?
     """
     distances = [nearest_distances(cells, train, use_rep=use_rep) for cells in (held_out, synthetic)]
-    summaries = {
-        "nearest_train_ratio": nearest_ratio,
-        "nearer_than_held_out": share_of_nearer,
-        "near_copies": share_of_near_copies,
+    points = representations(use_rep, synthetic=synthetic, train=train)
+    return {
+        "nearest_train_ratio": nearest_ratio(*distances),
+        "nearer_than_held_out": share_of_nearer(*distances),
+        "near_copies": share_of_near_copies(relative_nearness(*points)),
     }
-    return {name: summary(*distances) for name, summary in summaries.items()}
 
 
 def nearest_ratio(of_held_out: NDArray, of_synthetic: NDArray) -> float:
@@ -136,34 +159,28 @@ def share_of_nearer(of_held_out: NDArray, of_synthetic: NDArray) -> float:
 
     NaN if so many held-out cells are copies that no cell can be nearer.
     """
-    return _share_below(_near(of_held_out), of_synthetic)
+    near = np.quantile(of_held_out, NEAREST_SHARE)
+    is_known = near > SAME * np.median(of_held_out)
+    return float((of_synthetic < near).mean()) if is_known else float("nan")
 
 
-def share_of_near_copies(of_held_out: NDArray, of_synthetic: NDArray) -> float:
-    """Return the share of synthetic cells as near to training cells as only changed copies are; NaN as for nearer."""
-    return _share_below(NEAR * _near(of_held_out), of_synthetic)
+def share_of_near_copies(nearness: NDArray) -> float:
+    """Return the share of cells of which :func:`relative_nearness` says that they are changed copies."""
+    return float((nearness < NEAR).mean())
 
 
 def expected_share_of_near_copies(of_held_out: NDArray) -> float:
-    r"""Return how many new cells are so near, going on from the share of held-out cells that grows by a power.
+    r"""Return the share of new cells to expect among near-copies, as their share below a nearness grows by a power.
 
-    With quantiles :math:`q_p` of their distances, the share below :math:`r` is :math:`0.01 (r / q_{0.01})^D`, where
-    :math:`D = \log 10 / \log (q_{0.1} / q_{0.01})` is the dimension of the data.
+    With quantiles :math:`q_p` of :func:`relative_nearness` of held-out cells, the share below :math:`r` is
+    :math:`0.01 (r / q_{0.01})^D`, where :math:`D = \log 10 / \log (q_{0.1} / q_{0.01})` is the dimension of the data.
     """
-    near, usual = np.quantile(of_held_out, [NEAREST_SHARE, 10 * NEAREST_SHARE])
-    if not 0 < near < usual:
-        return 0.0 if near else 1.0
-    return float(NEAREST_SHARE * NEAR ** (np.log(10) / np.log(usual / near)))
-
-
-def _near(of_held_out: NDArray) -> float:
-    """Return how near to training cells hardly any held-out cell is; NaN if that is no distance."""
-    near = np.quantile(of_held_out, NEAREST_SHARE)
-    return float(near) if near > SAME * np.median(of_held_out) else float("nan")
-
-
-def _share_below(distance: float, distances: NDArray) -> float:
-    return float("nan") if np.isnan(distance) else float((distances < distance).mean())
+    near, usual = np.quantile(of_held_out, [NEAREST_SHARE, 10 * NEAREST_SHARE], method="lower")
+    if near <= NEAR:
+        return NEAREST_SHARE
+    if not near < usual < np.inf:
+        return 0.0
+    return float(NEAREST_SHARE * (NEAR / near) ** (np.log(10) / np.log(usual / near)))
 
 
 def copied_cells(synthetic: Cells | Expression, train: Cells | Expression, *, layer: str | None = None) -> float:
@@ -351,10 +368,24 @@ def chance_of_equal(expression: Expression) -> NDArray[np.float64]:
 
     Sequencing draws the :math:`T` counts of a cell from its molecules. Of all ways to draw counts of :math:`k` genes,
     the likeliest is one count of :math:`k - 1` genes and :math:`r = T - k + 1` of the last, at these shares:
-    :math:`T! \, r^r / (r! \, T^T)`. Logarithms do not tell the total; it is then taken as :math:`k`.
+    :math:`T! \, r^r / (r! \, T^T)`. It falls with :math:`T`, so :math:`k` stands for the unknown total of logarithms.
     """
-    n_genes = np.asarray((expression.values != 0).sum(axis=1)).ravel().astype(np.float64)
-    total = n_genes if expression.library_sizes is None else expression.library_sizes.astype(np.float64)
+    if expression.library_sizes is None:
+        return chance_of_alike(expression)
+    return _chance(expression.library_sizes.astype(np.float64), _count_expressed(expression))
+
+
+def chance_of_alike(expression: Expression) -> NDArray[np.float64]:
+    """Return an upper limit of the probability that a fresh cell of any total has the same composition, `(cells,)`."""
+    n_genes = _count_expressed(expression)
+    return _chance(n_genes, n_genes)
+
+
+def _count_expressed(expression: Expression) -> NDArray[np.float64]:
+    return np.asarray((expression.values != 0).sum(axis=1)).ravel().astype(np.float64)
+
+
+def _chance(total: NDArray[np.float64], n_genes: NDArray[np.float64]) -> NDArray[np.float64]:
     rest = np.maximum(total - n_genes + 1, 1)
     return np.exp(gammaln(total + 1) - gammaln(rest + 1) + xlogy(rest, rest) - xlogy(total, total))
 

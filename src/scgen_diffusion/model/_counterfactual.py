@@ -49,7 +49,7 @@ from scgen_diffusion.generation import (
     verdict_columns,
 )
 
-from ._end_of_training import verdict_table
+from ._end_of_training import record_of_short, verdict_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -231,8 +231,10 @@ class Prediction:
         UserWarning
             Unless all are supported.
         """
+        stages = sorted(self.model._stages_to_generate) if self.groups is None else ("autoencoder", "transport")
+        provenance = {**self.provenance, **record_of_short(self.model, stages)}
         if self.groups is None:
-            return self
+            return replace(self, provenance=provenance)
 
         def read(positions: np.ndarray) -> Tensor:
             batches = self.model._read(self.cells.source, self.cells.rows[positions], len(positions))
@@ -240,9 +242,9 @@ class Prediction:
 
         groups, verdicts = self.groups, self.groups.verdicts(read)
         columns = verdict_columns(self.model.conditions, groups.codes, groups.n_cells, verdicts)
-        table = verdict_table(self.model, columns, ("autoencoder", "transport"))
+        table = verdict_table(self.model, columns, stages)
         request = replace(self.request, lacking=LackingChanges.of_verdicts(groups.codes, verdicts))
-        return replace(self, request=request, verdicts=verdicts, provenance={**self.provenance, "verdict": table})
+        return replace(self, request=request, verdicts=verdicts, provenance={**provenance, "verdict": table})
 
     @property
     def n_cells(self) -> int:

@@ -67,6 +67,12 @@ def describe_short(model: DiffusionModel, stages: Iterable[str]) -> str:
     return f"the training {' and that '.join(found)}" if found else ""
 
 
+def record_of_short(model: DiffusionModel, stages: Iterable[str]) -> dict[str, str]:
+    """Return what generated cells record if stages were far too short; a stop near the end counts for nothing."""
+    short = [stage for stage in stages if model.cut_short_.get(stage) in (STOPPED_EARLY, TOO_SHORT)]
+    return {"short_training": describe_short(model, short)} if short else {}
+
+
 def verdict_table(model: DiffusionModel, columns: Mapping[str, Any], stages: Sequence[str]) -> pd.DataFrame:
     """Return verdicts as a table; warn, and add to each reason, if the training of one of the stages was short."""
     table = pd.DataFrame(columns)

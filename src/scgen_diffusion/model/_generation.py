@@ -13,7 +13,7 @@ from scgen_diffusion._compat import respect_thread_limit
 from scgen_diffusion.data import ValueSummary, resolve_seed, stack_rows
 from scgen_diffusion.diffusion import Guidance
 
-from ._end_of_training import TRAIN_ON, describe_short, verdict_table
+from ._end_of_training import TRAIN_ON, describe_short, record_of_short, verdict_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -88,15 +88,14 @@ class Generation:
             Unless all are supported, and if the training of a stage was short.
         """
         model, judged = self.model, self.model._engine.verdicts(self.request)
+        stages = sorted(model._stages_to_generate) if judged is None else model._stages
+        provenance = {**self.request.provenance, **record_of_short(model, stages)}
         if judged is None:
-            short = describe_short(model, sorted(model._stages_to_generate))
-            if not short:
-                return self
-            warn_user(f"Too few epochs: {short}. The cells may be unlike real ones. {TRAIN_ON}")
-            provenance = {**self.request.provenance, "short_training": short}
+            if short := describe_short(model, stages):
+                warn_user(f"Too few epochs: {short}. The cells may be unlike real ones. {TRAIN_ON}")
             return replace(self, request=replace(self.request, provenance=provenance))
         verdicts, lacking = judged
-        provenance = {**self.request.provenance, "verdict": verdict_table(model, verdicts, model._stages)}
+        provenance["verdict"] = verdict_table(model, verdicts, model._stages)
         return replace(self, request=replace(self.request, provenance=provenance, lacking=lacking))
 
     def make(self, rows: range, batch_size: int | None, progress: tqdm, assemble: Callable[..., Any]) -> Any:

@@ -237,7 +237,8 @@ UNLIKELY = 0.01
 #: Of held-out cells that are training cells, count by count.
 MANY_COPIES = 0.5
 #: Metrics that even perfect cells fail if their labels have other shares, and from which difference of shares on: they
-#: pool the labels of each side, which differ in density, in their correlations, or in what all other cells are.
+#: pool the labels of each side, which differ in density, in correlations, in what all other cells are, or in how many
+#: cells a classifier learns them from.
 MIXED = {
     # Where a dense and a loose label have half of the cells each, the median distance jumps from one to the other.
     "nearest_train_ratio": Limits(0.04, np.inf),
@@ -357,8 +358,11 @@ def _missing_groups(rows: Rows, n_labelled: Mapping[str, tuple[int, int]]) -> li
             "dropped these cells; else ask for them by their condition."
         )
         return [Finding("warning", "missing groups", message)]
+    if empty and not known(rows, list(OF_GROUPS)):
+        message = f"Too few synthetic cells to judge {list_first(empty)}: fewer than {MIN_CELLS_PER_GROUP}."
+        return [make_finding("note", "missing groups", message, "Generate more cells.")]
     if empty or not any((metric, group) in rows for metric in compared for group in groups_of(rows)):
-        return []  # see the finding on groups
+        return []  # the finding on groups names them
     return [Finding("ok", "missing groups", "Every group of the real cells that is large enough has synthetic cells.")]
 
 
@@ -494,8 +498,8 @@ _COPIES = {
         "{f.percent} of the synthetic cells equal a training cell exactly (unseen real cells: {f.floor:.2%})."
     ),
     "near_copies": (
-        "{f.percent} of the synthetic cells are ten times nearer to a training cell than nearly all unseen "
-        "real cells are (these: {f.floor:.2%})."
+        "{f.percent} of the synthetic cells are ten times nearer to a training cell than other training cells are "
+        "(unseen real cells: {f.floor:.2%})."
     ),
 }
 
@@ -874,9 +878,10 @@ def verdict(table: pd.DataFrame) -> Verdict:
     held-out ones (say, other donors), the verdict says so, and leaves out memorisation, what passes, and the advice to
     train longer. If shares of labels clearly differ from the held-out ones, as in cells for rare types, it leaves out
     what pools labels, which is a note: ``nearest_train_ratio`` (from a small difference on), correlations within
-    labels, and markers. Of ``nearer_than_held_out``, it leaves out as much as the shares can explain. A group is called
-    missing only if chance does not explain it, however many groups there are. Groups that were not judged, such as
-    those of few cells, are named in a note, and so is what was asked for outside of the training cells. If held-out
+    labels, markers, and ``transfer_f1``. Of ``nearer_than_held_out``, it leaves out as much as the shares can explain.
+    A group is called missing only if chance does not explain it, however many groups there are. Groups that were not
+    judged, such as those of few cells, are named in a note, and so is what was asked for outside of the training cells.
+    If the training of the model was far too short, that is the first warning, and there is no other advice. If held-out
     cells are training cells, it says so, and nothing good about copies and memorisation. A verdict cannot see what no
     metric sees: look at the cells as well.
 
@@ -885,7 +890,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
     table
         What :func:`~scgen_diffusion.metrics.evaluate` returns; a part of it will do. So will a copy read from a file,
         without what ``attrs`` tell: what chance does to the floors and shares of few cells, labels without rows, cells
-        of ``real_test`` in ``train``, and conditions outside of the training cells.
+        of ``real_test`` in ``train``, conditions outside of the training cells, and a training that was too short.
 
     Returns
     -------
@@ -923,8 +928,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
         found = leak + [f for f in found if f.level != "ok" or f.topic not in ("copies", "memorisation")]
     of_request = []
     if short := table.attrs.get("short_training"):
-        message = f"In the model of these cells, {short}. Train it on before you judge it: see `print(model)`."
-        found = [Finding("warning", "training", message), *found]
+        message = f"In the model of these cells, {short}. Train it longer before you judge it: see `print(model)`."
+        found = [Finding("warning", "training", message), *(replace(finding, advice="") for finding in found)]
     if outside := table.attrs.get("outside_training"):
         message = (
             f"Cells were asked for outside of the training cells: {list_first(outside)}. Expect them to be worse than "
