@@ -470,7 +470,7 @@ def test_an_interrupted_autoencoder_is_usable(make_model, quick):
     assert 1 <= len(model.history["autoencoder_loss_train"]) <= 2
     assert "prior_loss_train" not in model.history  # the user asked to stop
     assert np.isfinite(model.get_latent_representation()).all()
-    with pytest.raises(RuntimeError, match=r"call train_prior\(\) first"):
+    with pytest.raises(RuntimeError, match=r"generate yet; make the same call again, which trains on"):
         model.generate(2)
     model.train_prior(1, **quick)
     assert model.generate(2, seed=0).n_obs == 2
