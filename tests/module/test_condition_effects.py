@@ -55,7 +55,7 @@ def shares_of(module, condition, before=None):
     return outputs[0, :, 0].detach().softmax(0)
 
 
-@pytest.mark.parametrize("conditions", [(3,), (30,), (40,), (20, 50), (13, Members(6, 2)), (300,)])
+@pytest.mark.parametrize("conditions", [(24,), (30,), (40,), (20, 50), (16, Members(8, 2)), (300,)])
 def test_no_number_of_classes_needs_huge_loadings(build, conditions):
     """As many random vectors as dimensions nearly depend on each other, and loadings make up for it."""
     effects = build(conditions, n_latent_tokens=2, n_latent=16).condition_effects
@@ -65,6 +65,13 @@ def test_no_number_of_classes_needs_huge_loadings(build, conditions):
 
     torch.testing.assert_close(strengths, strengths[:1].expand(len(strengths)))
     assert torch.cat(tables).square().mean().sqrt() == pytest.approx(0.02)
+
+
+def test_few_vectors_start_random(build):
+    effects = build((23,), n_latent_tokens=2, n_latent=16).condition_effects  # 24 vectors of 32 dimensions
+    (table,) = (part for part in effects.embed.modules() if isinstance(part, torch.nn.Embedding))
+    strengths = torch.linalg.svdvals(table.weight.detach())
+    assert strengths[0] > 3 * strengths[-1]
 
 
 def test_effects_of_many_classes_do_not_depend_on_each_other(build):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EMBEDDING_SCALE = 5.0  # embeddings start small; loadings that make up for it would turn each step into a jump
 RIDGE = 0.3  # cells
 VECTOR_SCALE = 0.02  # standard deviation of an embedding at the start
+MOST_RANDOM = 0.75  # vectors a dimension; more of them nearly depend on each other
 
 
 class ConditionEffects(nn.Module):
@@ -63,13 +64,15 @@ class ConditionEffects(nn.Module):
 
     @torch.no_grad()
     def _spread_evenly(self, width: int) -> None:
-        """Make the vectors of all classes and members orthogonal, or a tight frame if they are more than the width.
+        """Make many vectors of classes and members orthogonal, or a tight frame if they are more than the width.
 
         Random ones nearly depend on each other if they are about as many as the width. Effects that differ between them
-        then need huge loadings, with which each step of training is a jump.
+        then need huge loadings, with which each step of training is a jump. Few random ones make better cells.
         """
         tables = [table for table in self.embed.modules() if isinstance(table, nn.Embedding)]
         n_vectors = sum(table.num_embeddings for table in tables)
+        if n_vectors <= MOST_RANDOM * width:
+            return
         vectors = nn.init.orthogonal_(torch.empty(n_vectors, width), gain=VECTOR_SCALE * max(n_vectors, width) ** 0.5)
         for table, own in zip(tables, vectors.split([table.num_embeddings for table in tables]), strict=True):
             table.weight.copy_(own)
