@@ -192,10 +192,8 @@ def _of_all_cells(source: Source, *functions: Callable[[Expression], NDArray]) -
 
 def read_all_cells(sources: Mapping[str, Source], pools: Pools, draws: Draws) -> AllCells:
     """Read all real and synthetic cells, and keep a few bytes of each."""
-    measures = fingerprints_of, chance_of_equal, chance_of_alike
-    (real, chance_of_real, _), (synthetic, chance, alike) = (
-        _of_all_cells(sources[name], *measures) for name in ("real_test", "synthetic")
-    )
+    real, chance_of_real = _of_all_cells(sources["real_test"], fingerprints_of, chance_of_equal)
+    synthetic, chance, alike = _of_all_cells(sources["synthetic"], fingerprints_of, chance_of_equal, chance_of_alike)
     train = None if pools.training is None else pools.training.fingerprints
     are_comparable = len({source.are_counts for source in sources.values()}) == 1
     nearness = partial(_nearness, pools, alike, draws.seed)
@@ -208,14 +206,13 @@ def _nearness(pools: Pools, alike: NDArray[np.float64], seed: int) -> Nearness:
     most = max(PAIRS // len(train), CELLS_PER_GROUP)
     rows = np.random.default_rng([seed, 4]).permutation(len(released))[:most]
     real = real[np.arange(min(pools.real.n_of_all, most))]
-    usual = relative_nearness(real.pcs, train)
-    measured = []
-    for found, chance in (
-        (usual, chance_of_alike(real.expression)),
-        (relative_nearness(released[rows], train), alike[rows]),
-    ):
-        measured.append(np.where(chance * len(found) * len(train) <= UNLIKELY, found, np.inf))
-    return Nearness(*measured, usual)
+    of_real, of_synthetic = relative_nearness(real.pcs, train), relative_nearness(released[rows], train)
+
+    def without_chance(found: NDArray[np.float64], chance: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(chance * len(found) * len(train) <= UNLIKELY, found, np.inf)
+
+    told = without_chance(of_real, chance_of_alike(real.expression)), without_chance(of_synthetic, alike[rows])
+    return Nearness(*told, usual=of_real)
 
 
 def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | None:

@@ -637,7 +637,7 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
     _memorisation,
     Check(
         "duplicates",
-        {"duplicate_share": ("{f.percent} of the synthetic cells have an exact twin (real cells: {f.floor:.2%}).")},
+        {"duplicate_share": "{f.percent} of the synthetic cells have an exact twin (real cells: {f.floor:.2%})."},
         "A seed was used twice, or the model knows few cells only: draw each batch with another seed, and look at "
         "diversity.",
     ),
