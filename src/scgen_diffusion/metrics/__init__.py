@@ -48,11 +48,13 @@ from ._perturbation import (
 from ._pools import MIN_CELLS_PER_GROUP
 from ._safety import (
     MembershipInference,
+    RareMembershipInference,
     copied_cells,
     duplicate_share,
     membership_inference,
     memorisation,
     nearest_distances,
+    rare_membership_inference,
 )
 from ._space import ComparisonSpace
 from ._use import augmentation_gain, label_fidelity, transfer_f1
@@ -72,6 +74,7 @@ __all__ = [
     "MembershipInference",
     "Metric",
     "Neighbourhoods",
+    "RareMembershipInference",
     "align_genes",
     "augmentation_gain",
     "classifier_auc",
@@ -109,6 +112,7 @@ __all__ = [
     "nearest_distances",
     "perturbation_discrimination",
     "precision_recall_density_coverage",
+    "rare_membership_inference",
     "representation",
     "squared_mmd",
     "transfer_f1",
