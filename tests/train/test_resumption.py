@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -347,13 +348,30 @@ def test_the_training_loss_of_an_epoch_that_ends_early_is_its_own(train):
     assert losses[0] != losses[1]
 
 
+def test_an_autoencoder_is_not_trained_on_below_stages_on_top_of_it(train, tmp_path):
+    train(tmp_path, ONE_EPOCH)
+    longer = {**ONE_EPOCH, "autoencoder": 2}
+
+    with pytest.raises(ValueError, match=r"has prior.ckpt and transport.ckpt, but .*remove them, or use another"):
+        train(tmp_path, longer)
+    assert read(tmp_path / "autoencoder.ckpt")["n_epochs_done"] == 1
+
+    for stage in ("prior", "transport"):
+        (tmp_path / f"{stage}.ckpt").unlink()
+    train(tmp_path, longer)
+    assert read(tmp_path / "autoencoder.ckpt")["n_epochs_done"] == 2
+
+
 def test_a_stage_on_top_of_another_autoencoder_is_refused(train, tmp_path):
     train(tmp_path, ONE_EPOCH)
+    shutil.copy(tmp_path / "prior.ckpt", tmp_path.parent / "kept.ckpt")
+    for stage in ("prior", "transport"):
+        (tmp_path / f"{stage}.ckpt").unlink()
+    train(tmp_path, {**ONE_EPOCH, "autoencoder": 2})
+    shutil.move(tmp_path.parent / "kept.ckpt", tmp_path / "prior.ckpt")
 
     with pytest.raises(ValueError, match="checkpoint of the prior is of another model"):
         train(tmp_path, {**ONE_EPOCH, "autoencoder": 2})
-
-    assert read(tmp_path / "autoencoder.ckpt")["n_epochs_done"] == 2
 
 
 @pytest.mark.parametrize("n_epochs", [1, 3], ids=["finished", "to be made longer"])

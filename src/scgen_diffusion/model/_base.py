@@ -580,6 +580,7 @@ class DiffusionModel(BaseModelClass):
                 options = {**trainer_kwargs, "early_stopping": early_stopping and job.is_validated}
                 options |= {"max_epochs": job.n_epochs, "checkpoint_dir": folder, "deadline": deadline}
                 options["must_beat_former"] = not job.is_new and not job.was_cut_short
+                options["dependent"] = set(stages) - {job.name} if job.name == self._stages[0] else ()
                 train_stage = getattr(self, f"_train_{job.name}")
                 # the context above is for errors of the first stage
                 copy = restored_unless(self, lambda: False) if results else nullcontext()

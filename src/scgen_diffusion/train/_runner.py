@@ -27,7 +27,7 @@ from scgen_diffusion._compat import handle_sigterm_by, parse_device_args, refusi
 from scgen_diffusion._files import explain_failed_write, is_of_system, read_torch, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from contextlib import ExitStack
     from pathlib import Path
     from types import FrameType
@@ -50,7 +50,7 @@ FIRST_WITH_BF16 = 8  # compute capability; older GPUs emulate bfloat16, slowly
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 OWN_OPTIONS = {  # the stage sets them
     "self", "trainer_kwargs", "plan", "data", "use_distributed_sampler", "gradient_clip_val", "enable_checkpointing",
-    "deadline", "rest", "overfit_batches",
+    "deadline", "rest", "dependent", "overfit_batches",
 }  # fmt: skip
 NEEDLESS_WARNINGS = (
     ".*does not have many workers",
@@ -89,6 +89,7 @@ def run_stage(
     early_stopping_min_delta: float = 0.0,
     check_val_every_n_epoch: int | None = None,
     checkpoint_dir: Path | None = None,
+    dependent: Collection[str] = (),
     checkpoint_minutes: float = 5.0,
     callbacks: list[Callback] | None = None,
     enable_progress_bar: bool = True,
@@ -124,6 +125,8 @@ def run_stage(
         Epochs between validations. Default: about 50 validations per round; with early stopping, every epoch.
     checkpoint_dir
         Folder in which ``<stage>.ckpt`` is written after epochs, and resumed from if it exists.
+    dependent
+        Later stages, which need the result of this one.
     checkpoint_minutes
         A checkpoint is written at the end of an epoch if the last one is this many minutes old. Besides, each round
         writes about 20, at equal numbers of epochs.
@@ -148,7 +151,7 @@ def run_stage(
         rule = {"patience": early_stopping_patience, "min_delta": early_stopping_min_delta}
         callbacks.append(EarlyStopping(monitor=plan.key_loss("validation"), **rule))
     if path is not None:
-        callbacks.append(StageCheckpoint(path, max(per_round // N_CHECKPOINTS, 1), checkpoint_minutes))
+        callbacks.append(StageCheckpoint(path, max(per_round // N_CHECKPOINTS, 1), checkpoint_minutes, dependent))
     if enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks.append(StageProgress())
     defaults = {"num_sanity_val_steps": 0, "enable_model_summary": False, "logger": False}
@@ -324,11 +327,25 @@ class StageCheckpoint(Checkpoint):
         Epochs between checkpoints; the last epoch always has one.
     minutes
         Minutes after which a checkpoint is written after any epoch.
+    dependent
+        Later stages, whose checkpoints this one's training would make worthless.
     """
 
-    def __init__(self, path: Path, every_n_epochs: int, minutes: float) -> None:
+    def __init__(self, path: Path, every_n_epochs: int, minutes: float, dependent: Collection[str] = ()) -> None:
         self.path, self.every_n_epochs, self.seconds = path, every_n_epochs, 60 * minutes
+        self.later = [path.with_name(f"{stage}{path.suffix}") for stage in sorted(dependent)]
         self._last = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
+        """Raise, after this stage's own checkpoint was accepted, if later stages have checkpoints."""
+        if found := [path.name for path in self.later if path.exists()]:
+            msg = (
+                f"{self.path.parent} has {' and '.join(found)}, but this call would train the {pl_module.name} before "
+                f"that. Make the former call again to resume it. To train the {pl_module.name} on, remove "
+                f"{'it' if len(found) == 1 else 'them'}, or use another `checkpoint_dir` (on the command line, "
+                "`--restart` removes all checkpoints)."
+            )
+            raise ValueError(msg)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Write the checkpoint if it is due."""
