@@ -678,6 +678,18 @@ def make_treated(seed=0):
     return mdata
 
 
+def test_a_modality_of_treated_cells_only_is_not_taken_for_an_effect_without_a_word(tiny, quick):
+    mdata = make_treated()
+    has = mdata["prot"].obs_names.str[5:].astype(int) % 2 == 1
+    mosaic = mudata.MuData({"rna": mdata["rna"].copy(), "prot": mdata["prot"][has].copy()})
+    for key in ("cell_type", "drug"):
+        mosaic.obs[key] = mdata.obs[key].reindex(mosaic.obs_names)
+    MULTISCLDM.setup_mudata(mosaic, condition_keys=["cell_type", "drug"], control_values={"drug": "no"})
+    model = MULTISCLDM(mosaic, **tiny)
+    with pytest.warns(UserWarning, match=r"In . of . groups, .* 'prot' in 0% of the control and in .*for an effect"):
+        model.train(1, **quick)
+
+
 @pytest.fixture(scope="module")
 def treated(tiny, quick):
     """Train a model with a transport from untreated to treated cells."""

@@ -954,6 +954,12 @@ def test_a_reference_without_conditions_has_none_to_train(make_trained, make_cel
         SCLDM.load_query_data(make_cells(), reference, trainable="conditions", accelerator="cpu")
 
 
+def test_totals_are_no_condition_to_train(make_trained, make_cells):
+    reference = make_trained(cls=SCRDIT, condition_keys=[], setup={"continuous_condition_keys": []})
+    with pytest.raises(ValueError, match="no conditions to train"):
+        SCRDIT.load_query_data(make_cells(), reference, trainable="conditions", accelerator="cpu")
+
+
 def test_training_on_without_any_new_class_raises_before_cells_are_encoded(scldm, make_cells, quick, monkeypatch):
     cells = query_cells(make_cells)
     model = SCLDM.load_query_data(cells, scldm, accelerator="cpu")

@@ -52,6 +52,25 @@ def test_intervals_hold_nine_of_ten_changes(variance):
     assert 0.85 < inside[effects != 0].double().mean() <= 1
 
 
+def test_genes_that_no_group_has_are_unknown_and_do_not_narrow_the_intervals_of_others():
+    (errors, changes, noise, variances), effects, observe = world()
+    found, _, noise_here = observe(0.05)
+    usual = learned((errors, changes, noise, variances)).half_width(0.05, effects, effects * 0, noise_here, COVERAGE)
+    lacking = torch.full((N_GROUPS, 1000), torch.nan, dtype=torch.double)
+    padded = ChangeError(N_GROUPS, N_GENES + 1000)
+    padded.fit(
+        torch.arange(N_GROUPS), *(torch.cat([seen, lacking], dim=1) for seen in (errors, changes, noise)), variances
+    )
+
+    zeros = torch.zeros(1000).double()
+    given = [torch.cat([values, zeros]) for values in (effects, effects * 0, noise_here)]
+    widths = padded.half_width(0.05, *given, COVERAGE)
+
+    torch.testing.assert_close(widths[:N_GENES], usual)
+    assert widths[N_GENES:].isnan().all()
+    assert padded.are_known.sum() == N_GENES
+
+
 def test_genes_with_large_errors_have_wide_intervals():
     error, still = learned(world()[0]), torch.zeros(N_GENES).double()
     widths = error.half_width(0.05, still, still, still, COVERAGE)

@@ -244,6 +244,26 @@ def test_the_state_loads_into_a_model_with_other_groups(fitted):
         assert torch.equal(draw(other, kind, [1, 1]), draw(fitted, kind, [1, 1])), kind
 
 
+def test_later_cells_do_not_move_what_the_head_tells(fitted, cells):
+    z, log_totals = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0)), torch.arange(5.0)
+    before, standardised = fitted.predict(z), fitted.standardise(log_totals)
+
+    fitted.fit(cells[0] * 2 + 1, cells[1])
+
+    assert torch.equal(torch.stack(fitted.predict(z)), torch.stack(before))
+    assert torch.equal(fitted.standardise(log_totals), standardised)
+
+
+def test_the_head_of_an_older_file_has_the_units_of_its_cells(fitted):
+    state = {name: tensor for name, tensor in fitted.state_dict().items() if name not in ("head_mean", "head_std")}
+    other = LibrarySizeModel((9, 9), 6)
+
+    other.load_state_dict(state)
+
+    assert torch.equal(other.head_mean, fitted.means[0])
+    assert torch.equal(other.head_std, fitted.stds[0])
+
+
 def test_an_unfitted_model_says_so_also_after_its_state_went_through_a_fitted_one(fitted):
     empty = LibrarySizeModel((9, 9), 6)
     assert not empty.is_fitted

@@ -231,8 +231,9 @@ def _lacking(
         change = change + missed(transport.shift.covariance_with_groups(states, wanted), len(change)).mean(0)
     suggested = suggestion.weights @ error.changes.double()
     sampling = float(transport.shift.noise_of(error.groups, suggestion.weights))
-    share = error.share(max(suggestion.variance - sampling, 0.0), sampling, change - suggested)
-    return share, ((1 - share) * (suggested - change)).float() if share < 1 else None
+    departure = torch.where(error.are_known, change - suggested, 0)
+    share = error.share(max(suggestion.variance - sampling, 0.0), sampling, departure)
+    return share, ((share - 1) * departure).float() if share < 1 else None
 
 
 def _learned_later(conditions: Conditions, learned: np.ndarray, codes: np.ndarray) -> list[str]:

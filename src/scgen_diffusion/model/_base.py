@@ -1025,8 +1025,9 @@ class DiffusionModel(BaseModelClass):
               is the mean of the predicted minus that of the given cells, in log-normalised expression. Of as many
               measured cells, 90 % of the genes should lie between ``lower`` and ``upper``, which are NaN for a single
               cell, and if training had fewer than two groups of cells to learn the errors from. The table needs
-              ``sample=True`` and ``strength=1``. Of several modalities, ``gene`` is such as ``"prot:CD4"``, and means
-              are over the cells that have the modality.
+              ``sample=True`` and ``strength=1``. Of several modalities, ``gene`` is such as ``"prot:CD4"``, means are
+              over the cells that have the modality, and one that no perturbed or no control cells of training have has
+              no intervals (NaN).
 
             MULTISCLDM returns MuData with all modalities.
 

@@ -389,6 +389,8 @@ class SCLDM(AutoencoderModel):
         pairs.check()
         seed = stage_seed("transport")
         with self._cache_latents() as cache:
+            if self.modalities:
+                pairs.warn_of_modalities(list(self.modalities), ~cache.arrays["log_total"].isnan().numpy())
             if "prior" not in self.trained_stages_:
                 self._fit_to_latents(cache)
             with torch.random.fork_rng(devices=[]):  # a resumed run has drawn fewer global random numbers so far

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ._base import DiffusionModel
 
+SMALLEST_DIFFERENCE, N_ERRORS = 0.3, 3  # of shares of cells with a modality, and in standard errors
 MOST_GROUPS = 10_000  # of the transport, whose memory and time grow with their square and cube: 4 GB and minutes
 
 
@@ -104,6 +105,34 @@ class TrainingPairs:
                 f"{len(unpaired)} of {len(self.perturbed)} perturbed cells have no control cells with {where}; the "
                 f"transport does not learn from them. They are those of {self._name_groups(unpaired)}. If a key such "
                 "as the donor is confounded with the perturbation, leave it out."
+            )
+
+    def warn_of_modalities(self, names: Sequence[str], has: np.ndarray) -> None:
+        """Warn if control and perturbed cells of a group differ in the modalities that they have.
+
+        Latents tell which modalities were measured, so that the transport takes a difference for an effect.
+
+        Parameters
+        ----------
+        names
+            Names of the modalities.
+        has
+            Which cells of the model have each, ``(cells, modalities)``.
+        """
+        sizes = np.array([[len(group.control), len(group.perturbed)] for group in self.groups])
+        counts = np.array([[has[rows].sum(0) for rows in (group.control, group.perturbed)] for group in self.groups])
+        shares, pooled = counts / sizes[:, :, None], counts.sum(1) / sizes.sum(1, keepdims=True)
+        difference = abs(shares[:, 0] - shares[:, 1])
+        chance = N_ERRORS * np.sqrt(pooled * (1 - pooled) * (1 / sizes).sum(1, keepdims=True))
+        apart = difference > np.maximum(chance, SMALLEST_DIFFERENCE)  # (groups, modalities)
+        if apart.any():
+            group, which = np.unravel_index((difference * apart).argmax(), apart.shape)
+            control, perturbed = shares[group, :, which]
+            warn_user(
+                f"In {apart.any(1).sum()} of {len(self.groups)} groups, control and perturbed cells do not have a "
+                f"modality equally often (one has {names[which]!r} in {control:.0%} of the control and in "
+                f"{perturbed:.0%} of the perturbed cells). The transport takes this for an effect, so verdicts may be "
+                "wrong. Train on cells that have all modalities, or leave this modality out."
             )
 
     def _name_groups(self, rows: np.ndarray) -> str:

@@ -58,7 +58,8 @@ class ChangeError(nn.Module):
         groups
             Their numbers, ``(groups,)``.
         errors
-            Observed minus predicted mean change of each gene, ``(groups, genes)``; NaN where it was not measured.
+            Observed minus predicted mean change of each gene, ``(groups, genes)``; NaN where it was not measured. Of a
+            gene that no group has, nothing is known.
         changes
             Observed mean changes, ``(groups, genes)``.
         noise
@@ -72,9 +73,10 @@ class ChangeError(nn.Module):
         self.changes.copy_(changes)
         n, excess = known.sum(0), errors.square() - noise
         per_gene = excess.sum(0) / (known * variances[:, None]).sum(0).clamp(min=SMALLEST)
-        shrunk = (n * per_gene + PSEUDO_GROUPS * per_gene.mean()) / (n + PSEUDO_GROUPS)
+        per_gene = per_gene.where(n > 0, torch.nan)
+        shrunk = (n * per_gene + PSEUDO_GROUPS * per_gene.nanmean()) / (n + PSEUDO_GROUPS)
         self.per_gene.copy_(shrunk.clamp(min=0))
-        n_large = max(round(LARGE * errors.shape[1]), 1)
+        n_large = max(round(LARGE * int((n > 0).sum())), 1)
         large = changes.abs().topk(n_large, dim=1).indices
         squares = (changes.square() - noise).gather(1, large) * variances[:, None]
         self.relative.copy_((excess.gather(1, large).sum() / squares.sum().clamp(min=SMALLEST)).clamp(min=0))
@@ -102,6 +104,11 @@ class ChangeError(nn.Module):
         of_groups = excess.clamp(min=0) / (variances - sampling).sum().clamp(min=SMALLEST)
         self.departure.copy_(torch.stack([of_groups, scale]))
 
+    @property
+    def are_known(self) -> Tensor:
+        """Which genes any group has, ``(genes,)``."""
+        return self.per_gene.isfinite()
+
     def share(self, variance: float, sampling: float, departure: Tensor) -> float:
         r"""Return which share of a departure from the second prediction to believe, from 0 to 1.
 
@@ -124,7 +131,9 @@ class ChangeError(nn.Module):
         return min(allowed / max(float(departure.square().sum()), SMALLEST), 1.0)
 
     def half_width(self, variance: float, change: Tensor, departure: Tensor, noise: Tensor, coverage: float) -> Tensor:
-        """Return half the width of intervals of mean changes, ``(genes,)``; NaN if too few groups were predicted.
+        """Return half the width of intervals of mean changes, ``(genes,)``.
+
+        NaN if too few groups were predicted, and of genes that none of them has.
 
         Parameters
         ----------

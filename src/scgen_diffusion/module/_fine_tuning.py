@@ -152,7 +152,9 @@ def trained_masks(
     if trainable == "new_conditions":
         return {weight: mask for embed in embeddings for weight, mask in row_masks(embed, new).items()}
     if trainable == "conditions":
-        return dict.fromkeys(parameter for embed in embeddings for parameter in embed.parameters())
+        n_keys = len(module.conditions)  # a further table, of total counts, is no condition's
+        tables = [table for embed in embeddings for table in embed.tables[:n_keys]]
+        return dict.fromkeys(parameter for table in tables for parameter in table.parameters())
     if trainable == "network":
         return dict.fromkeys(network.parameters())
     of_totals = {*module.library_size.parameters()}  # the groups that the new cells lack describe what these predict

@@ -28,6 +28,7 @@ ENOUGH_CELLS = 30  # of a combination: fewer tell less of its totals than its pa
 AT_ONCE = 2**20  # values of groups that are summarised together
 HASH_BASE = -7046029254386353131  # an odd number whose 64 bits look random
 BOUNDS = (0.0, 0.025, 0.975, 1.0)  # levels of a condition's totals
+SMALLEST_STD = 0.01  # of log totals, in the units of the head
 MARGIN = 1.4  # of log totals beyond the observed ones, a factor of four
 TABLES = ("codes", "quantiles", "means", "stds")  # one row per group
 
@@ -68,6 +69,8 @@ class LibrarySizeModel(nn.Module):
     means: Tensor
     stds: Tensor
     n_kept: Tensor
+    head_mean: Tensor
+    head_std: Tensor
 
     def __init__(self, conditions: Sequence[ConditionSpec], n_latent: int) -> None:
         super().__init__()
@@ -80,6 +83,9 @@ class LibrarySizeModel(nn.Module):
         self.register_buffer("means", torch.zeros(0))
         self.register_buffer("stds", torch.zeros(0))
         self.register_buffer("n_kept", torch.tensor(0))  # number of groups of a reference, the first, that always stay
+        # of the first log totals, by which the head standardises: later cells must not move what it has learned
+        self.register_buffer("head_mean", torch.tensor(torch.nan))
+        self.register_buffer("head_std", torch.ones(()))
         self.head = nn.Sequential(nn.Linear(n_latent, HEAD_WIDTH), nn.SiLU(), nn.Linear(HEAD_WIDTH, 2))
 
     @property
@@ -138,6 +144,8 @@ class LibrarySizeModel(nn.Module):
         self.codes, self.quantiles = codes.to(device), quantiles.float().to(device)
         self.predicted_quantiles = self.quantiles
         self.means, self.stds = means.float().to(device), stds.float().to(device)
+        if self.head_mean.isnan() and len(means):
+            self.head_mean, self.head_std = self.means[0].clone(), self.stds[0].clamp(min=SMALLEST_STD)
 
     def draw(
         self, kind: LibrarySizeKind, condition: Tensor, z: Tensor, uniform: Tensor, start: Tensor | None = None
@@ -205,8 +213,11 @@ class LibrarySizeModel(nn.Module):
     def predict(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Predict mean and standard deviation of the log total from latents ``(n, tokens, width)``, each ``(n,)``."""
         mean, log_std = self.head(z.flatten(1)).float().unbind(1)  # bfloat16 has too few digits for log totals
-        overall_mean, overall_std = (self.means[0], self.stds[0].clamp(min=1e-2)) if self.is_fitted else (0.0, 1.0)
-        return overall_mean + overall_std * mean, overall_std * log_std.clamp(-5, 2).exp()
+        return self.head_mean.nan_to_num() + self.head_std * mean, self.head_std * log_std.clamp(-5, 2).exp()
+
+    def standardise(self, log_totals: Tensor) -> Tensor:
+        """Return log totals in the units of the head."""
+        return (log_totals - self.head_mean) / self.head_std
 
     def loss(self, z: Tensor, log_totals: Tensor) -> Tensor:
         """Return the negative log-likelihood of log totals under the predicted normal distribution, ``(n,)``."""
@@ -298,6 +309,9 @@ class LibrarySizeModel(nn.Module):
         for name in (*TABLES, "predicted_quantiles", "centres"):
             if (saved := state_dict.get(prefix + name)) is not None and saved.shape != getattr(self, name).shape:
                 setattr(self, name, torch.empty_like(saved, device=self.means.device))
+        if prefix + "head_mean" not in state_dict and len(state_dict.get(prefix + "means", ())):  # of an older version
+            state_dict[prefix + "head_mean"] = state_dict[prefix + "means"][0]
+            state_dict[prefix + "head_std"] = state_dict[prefix + "stds"][0].clamp(min=SMALLEST_STD)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

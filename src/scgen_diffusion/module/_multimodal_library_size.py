@@ -104,7 +104,7 @@ class MultimodalLibrarySize(nn.Module):
     def _features(self, z: Tensor, log_totals: Tensor) -> Tensor:
         """Append the standardised earlier totals to the latents; missing ones count as average."""
         known = [
-            ((totals - part.means[0]) / part.stds[0].clamp(min=1e-2)).nan_to_num()
+            part.standardise(totals).nan_to_num()
             for part, totals in zip(self.parts, log_totals.unbind(1), strict=False)
         ]
         return torch.cat([z.flatten(1), *(column[:, None] for column in known)], dim=1)
