@@ -84,8 +84,8 @@ class LibrarySizeModel(nn.Module):
         self.register_buffer("stds", torch.zeros(0))
         self.register_buffer("n_kept", torch.tensor(0))  # number of groups of a reference, the first, that always stay
         # of the first log totals, by which the head standardises: later cells must not move what it has learned
-        self.register_buffer("head_mean", torch.tensor(torch.nan))
-        self.register_buffer("head_std", torch.ones(()))
+        self.register_buffer("head_mean", torch.zeros(()))
+        self.register_buffer("head_std", torch.zeros(()))  # zero: not known yet
         self.head = nn.Sequential(nn.Linear(n_latent, HEAD_WIDTH), nn.SiLU(), nn.Linear(HEAD_WIDTH, 2))
 
     @property
@@ -144,7 +144,7 @@ class LibrarySizeModel(nn.Module):
         self.codes, self.quantiles = codes.to(device), quantiles.float().to(device)
         self.predicted_quantiles = self.quantiles
         self.means, self.stds = means.float().to(device), stds.float().to(device)
-        if self.head_mean.isnan() and len(means):
+        if len(means) and not self.head_std:
             self.head_mean, self.head_std = self.means[0].clone(), self.stds[0].clamp(min=SMALLEST_STD)
 
     def draw(
@@ -213,7 +213,8 @@ class LibrarySizeModel(nn.Module):
     def predict(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Predict mean and standard deviation of the log total from latents ``(n, tokens, width)``, each ``(n,)``."""
         mean, log_std = self.head(z.flatten(1)).float().unbind(1)  # bfloat16 has too few digits for log totals
-        return self.head_mean.nan_to_num() + self.head_std * mean, self.head_std * log_std.clamp(-5, 2).exp()
+        unit = self.head_std.where(self.head_std > 0, 1)
+        return self.head_mean + unit * mean, unit * log_std.clamp(-5, 2).exp()
 
     def standardise(self, log_totals: Tensor) -> Tensor:
         """Return log totals in the units of the head."""
