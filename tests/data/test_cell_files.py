@@ -317,6 +317,8 @@ def test_columns_that_a_file_lacks_or_writes_otherwise_name_the_file(adata, writ
         ValueError, match=r"'dose' holds values of different kinds: whole numbers in cells.h5ad, text in c.h5ad"
     ):
         CellFiles(paths[::2], **KEYS)
+    with pytest.raises(ValueError, match=r"obs\['cell_type'\] holds .* instead of numbers"):
+        CellFiles([paths[0], write(adata, "d.h5ad")], continuous_condition_keys=["cell_type"])
     with pytest.raises(TypeError, match="`condition_keys` must be a list of names"):
         CellFiles(paths[0], condition_keys="cell_type")
     with pytest.raises(KeyError, match=r"`layer` 'raw' is not in the layers of cells.h5ad"):
@@ -476,7 +478,7 @@ def test_files_can_be_replaced_once_they_are_refused_or_closed(adata, write):
     write(adata)
 
     assert refused.traceback
-    for read in (lambda: cells.digest, lambda: cells.match_labels(["cell_type"])):
+    for read in (lambda: cells.digest, lambda: cells.match_labels(["cell_type"]), cells.check):
         with pytest.raises(ValueError, match="files were closed; open them again"):
             read()
 

@@ -1,5 +1,6 @@
 """The table of all metrics: its content, its baselines, and its errors."""
 
+import json
 import warnings
 import weakref
 
@@ -201,6 +202,7 @@ def test_a_group_that_was_dropped_is_visible():
     assert figure(found, "group_share_difference", "floor") < 0.1
     assert found.attrs["n_cells"]["c"] == 0
     assert found.attrs["n_labelled"] == {"all": (240, 240), "a": (80, 120), "b": (80, 120), "c": (80, 0)}
+    assert json.loads(json.dumps(found.attrs))["n_labelled"]["b"] == [80, 120]  # as parquet keeps them
 
 
 def test_means_over_labels_do_not_pass_over_a_label_that_was_dropped():

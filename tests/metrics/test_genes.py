@@ -204,6 +204,13 @@ def test_slope_is_the_ratio_of_correlations():
     assert gene_correlation_slope(weaker, real, labels, labels) == pytest.approx(1 / ratio, rel=0.05)
 
 
+def test_slope_takes_tables():
+    labels = np.resize(["a", "b"], 400)
+    real, other = sparse_blocks(0, labels), sparse_blocks(1, labels)
+    found = gene_correlation_slope(pd.DataFrame(real), pd.DataFrame(other), labels, labels)
+    assert found == gene_correlation_slope(real, other, labels, labels)
+
+
 def test_slope_of_shuffled_genes_is_zero():
     labels = np.resize(["a", "b"], 2_000)
     real, rng = sparse_blocks(0, labels), np.random.default_rng(1)

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, evaluate
+from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, _evaluate, evaluate
 from scgen_diffusion.report import verdict
 
 QUICK = {"n_floor": 1, "n_bootstrap": 0}
@@ -227,6 +227,19 @@ def test_three_modalities_are_compared_in_pairs(cells):
     real, synthetic = (with_third(cells(seed, 200)) for seed in (0, 1))
     found = evaluate(real, synthetic, metrics="cross_correlation_error", n_floor=1)
     assert found["modality"].tolist() == ["rna+prot", "rna+third", "prot+third"]
+
+
+def test_what_is_wrong_with_a_later_modality_is_said_before_the_first_is_judged(judge, cells, monkeypatch):
+    monkeypatch.setattr(_evaluate, "compare_cells", lambda *args, **options: pytest.fail("judged before all checks"))
+    scaled = cells(1, 120)
+    scaled["prot"].X = scaled["prot"].X - 1_000
+    with pytest.raises(ValueError, match="Modality 'prot': `synthetic` must not hold negative"):
+        judge(scaled)
+    logs = {"real_test": cells(0, 120), "synthetic": cells(1, 120), "train": cells(2, 240)}
+    for mdata in logs.values():
+        mdata["prot"].X, mdata["prot"].uns["log1p"] = np.log1p(mdata["prot"].X), {}
+    with pytest.raises(ValueError, match="Modality 'prot': `metrics` asks for 'library_size_ks', which needs counts"):
+        evaluate(**logs, metrics=["library_size_ks"], **QUICK)
 
 
 def test_a_layer_of_an_unknown_modality_is_refused(judge, cells):

@@ -325,6 +325,11 @@ def test_new_cells_of_rare_groups_give_nothing_away_within_chance():
     assert 0.88 < np.mean(np.abs(aucs - 0.5) < chance) < 1  # 95 % are expected
 
 
+def test_rare_groups_need_cells_with_labels():
+    with pytest.raises(TypeError, match="`held_out` must be an AnnData"):
+        rare_membership_inference(in_groups(points(40)), points(40), in_groups(points(40)), groupby="group")
+
+
 def test_one_group_has_the_standard_error_of_a_rank_sum():
     cells = [in_groups(points(n, seed=n), n_groups=1) for n in (50, 20, 25)]
     found = rare_membership_inference(*cells, groupby="group")

@@ -176,6 +176,20 @@ def test_the_control_repeats_training_cells_of_a_label_as_often_as_synthetic_one
     assert (found["f1_repeated"] != found["f1_real"]).any()
 
 
+def test_the_control_repeats_all_cells_of_a_label_alike_whatever_their_order():
+    train, test = clear_cells(14, n_features=5), clear_cells(50, seed=1, n_features=5)
+    test = np.random.default_rng(0).normal(3, 3, (150, 5)), test[1]
+    some = np.flatnonzero(train[1] == "a")[:7]  # half as many again: no whole number of repetitions
+    orders = [np.random.default_rng(seed).permutation(len(train[1])) for seed in range(4)]
+    found = [
+        augmentation_gain(train[0][order], train[1][order], train[0][some], train[1][some], *test) for order in orders
+    ]
+    for other in found[1:]:
+        np.testing.assert_allclose(other["f1_repeated"], found[0]["f1_repeated"], rtol=1e-12)
+    other = augmentation_gain(*train, train[0][some], train[1][some], *test, classifier="neighbours", seed=1)
+    assert other["f1_repeated"].between(0, 1).all()
+
+
 def test_a_label_without_training_cells_has_none_to_repeat():
     found = augmentation_gain(*starved_cells(), *clear_cells(seed=1))
     np.testing.assert_array_equal(found["f1_repeated"], found["f1_real"])

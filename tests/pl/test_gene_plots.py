@@ -274,6 +274,16 @@ def test_numeric_labels_are_in_the_order_of_numbers_and_a_missing_one_changes_no
     assert names(ax.yaxis) == ["1", "2", "10", "100", "no label"]
 
 
+def test_a_category_for_no_label_is_drawn_once():
+    real, synthetic = make_cells(), make_cells(seed=1)
+    for cells in (real, synthetic):
+        cells.obs["kind"] = pd.Categorical(np.resize(["B", "no label"], 90), ["no label", "B"])
+
+    ax = sgd.pl.library_size(real, synthetic, groupby="kind", show=False)
+
+    assert sorted(names(ax.yaxis)) == ["B", "no label"]
+
+
 def test_library_sizes_need_counts():
     logged = make_cells()
     logged.X, logged.uns["log1p"] = logged.X.log1p(), {}

@@ -87,6 +87,14 @@ def test_there_is_a_panel_per_group_with_its_own_control():
     np.testing.assert_allclose(axes[0].collections[0].get_offsets(), gene_changes(*of_t)[["real", "predicted"]])
 
 
+def test_groups_may_be_numbers():
+    sets = [adata.copy() for adata in (REAL, PREDICTED, CONTROL)]
+    for adata in sets:
+        adata.obs["cluster"] = np.where(adata.obs["cell_type"] == "T", 1, 2)
+    (ax,) = sgd.pl.mean_change(*sets, groupby="cluster", groups=[2], show=False)
+    assert ax.get_title() == "2"
+
+
 def test_all_panels_have_the_same_limits_and_a_diagonal_of_45_degrees():
     stronger = REAL.copy()
     stronger.X[:40, :3] *= 9

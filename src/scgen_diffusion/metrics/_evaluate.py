@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,7 +54,7 @@ from ._safety import warn_of_copies, warn_of_leak
 from ._space import ComparisonSpace, choose_scales, make_scale
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
 
     from ._comparison import Need, Scope
     from ._space import Scale, ScaleName
@@ -313,6 +313,7 @@ def evaluate(
         return _evaluate_perturbations(sets, names, others, draws, match_keys=match_keys, **options)
     sources = read_sources(sets, groupby, layer)
     _warn_of_many_numbers(real_test, as_list(groupby))
+    check_sources(sources, names, n_features=real_test.shape[1])
     rows, noted = compare_cells(sources, names, draws, space=space, n_features=real_test.shape[1])
     table = _table(rows, ("metric", "group"), FIGURES)
     table.attrs.update(noted._asdict(), **_recorded(synthetic))
@@ -400,28 +401,40 @@ def _evaluate_modalities(
     rows: list[Row] = []
     noted: dict[str, Noted] = {}
 
-    def judge(modality: str, read: Callable[[], dict[str, Source]], scope: Scope, **options: object) -> None:
+    @contextmanager
+    def naming(modality: str) -> Iterator[None]:
         try:
-            own_rows, noted[modality] = compare_cells(read(), wanted[scope], draws, scope=scope, **options)
+            yield
         except ValueError as error:
             hint = ""
             if any(own[modality].n_obs < sets[name][modality].n_obs for name, own in cells.items() if modality in own):
                 hint = " Real cells without any count in a modality lack it, and were left out."
             msg = f"Modality {modality!r}: {error}{hint}"
             raise ValueError(msg) from error
+
+    def judge(modality: str, sources: Mapping[str, Source], scope: Scope, **options: object) -> None:
+        own_rows, noted[modality] = compare_cells(sources, wanted[scope], draws, scope=scope, **options)
         rows.extend({"modality": modality, **row} for row in own_rows)
 
+    checked = {}  # all, before any is judged
     for modality in modalities if wanted["all"] != [] else ():
         own = {name: by_modality[modality] for name, by_modality in cells.items()}
-        read = partial(read_sources, own, keys or None, layers.get(modality), fitted[modality])
-        judge(modality, read, "all", n_features=reference[modality].n_vars)
+        with naming(modality):
+            checked[modality] = read_sources(own, keys or None, layers.get(modality), fitted[modality])
+            check_sources(checked[modality], wanted["all"], n_features=reference[modality].n_vars)
+    for modality, sources in checked.items():
+        with naming(modality):
+            judge(modality, sources, "all", n_features=reference[modality].n_vars)
 
     features = {modality: own.var_names for modality, own in real.items()}
     least = {name: least_cells(name, has_train="train" in sets) for name in sets}
     is_joint = len(modalities) > 1 and wanted["joint"] != []
     if is_joint and _has_paired(cells, least, modalities, "Modalities are not judged together"):
         paired = {name: paired_cells(own, modalities, name, features) for name, own in cells.items()}
-        judge("+".join(modalities), partial(joint_sources, paired, reference, fitted, layers, keys), "joint")
+        with naming("+".join(modalities)):
+            sources = joint_sources(paired, reference, fitted, layers, keys)
+            check_sources(sources, wanted["joint"], scope="joint")
+            judge("+".join(modalities), sources, "joint")
     least_of_pair = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
     for pair in combinations(modalities, 2) if wanted["pair"] != [] else ():
         if not _has_paired(cells, least_of_pair, pair, "Modalities are not compared as a pair"):
@@ -559,8 +572,14 @@ def _warn_of_many_numbers(real_test: Cells, keys: Sequence[str]) -> None:
             )
 
 
-def _check_sources(sources: Mapping[str, Source]) -> None:
-    """Check the values, and the sets against each other."""
+def check_sources(
+    sources: Mapping[str, Source],
+    names: Collection[str] | None,
+    *,
+    scope: Scope = "all",
+    n_features: float = np.inf,
+) -> None:
+    """Check the values, the sets against each other, and that they have what the metrics need."""
     real = sources["real_test"]
     check_for_empty_cells(sources)
     for name, source in sources.items():
@@ -578,6 +597,7 @@ def _check_sources(sources: Mapping[str, Source]) -> None:
             msg = f"`{name}` and `real_test` have no label in common: {found} and {known}. Use the same labels in both."
             raise ValueError(msg)
     check_for_training_cells(sources)
+    _wanted(sources, names, scope, n_features)
 
 
 # --- the rows of all cells and of each group --------------------------------------------------------------------------
@@ -591,6 +611,15 @@ class Noted(NamedTuple):
     leaked: float
 
 
+def _wanted(
+    sources: Mapping[str, Source], names: Collection[str] | None, scope: Scope, n_features: float
+) -> list[Metric]:
+    available: set[Need] = {"groups"} if sources["real_test"].labels is not None else set()
+    available |= {"train"} if "train" in sources else set()
+    available |= {"counts"} if all(source.are_counts for source in sources.values()) else set()
+    return choose_metrics(names, scope, available, n_features)
+
+
 def compare_cells(
     sources: Mapping[str, Source],
     names: Collection[str] | None,
@@ -600,13 +629,8 @@ def compare_cells(
     space: ComparisonSpace | None = None,
     n_features: float = np.inf,
 ) -> tuple[list[Row], Noted]:
-    """Return the rows of all cells and of each group, and what to note beside them."""
-    _check_sources(sources)
-    has_groups, has_train = sources["real_test"].labels is not None, "train" in sources
-    available: set[Need] = {"groups"} if has_groups else set()
-    available |= {"train"} if has_train else set()
-    available |= {"counts"} if all(source.are_counts for source in sources.values()) else set()
-    wanted = choose_metrics(names, scope, available, n_features)
+    """Return the rows of all cells and of each group, and what to note beside them, of sets that were checked."""
+    wanted = _wanted(sources, names, scope, n_features)
     counts_copies = any(metric.of_all is not None for metric in wanted)
     with_training = counts_copies or any("train" in metric.needs for metric in wanted)
     pools = draw_pools(sources, space, draws, with_training=with_training)
@@ -620,7 +644,7 @@ def compare_cells(
     compared = [*of_all.players["value"], *of_all.players["floor"][:1]]
     share, *usual = (CATALOGUE["copied_test_cells"].measure(comparison) for comparison in compared)
     warn_of_copies(share, sum(usual))
-    leaked = leaked_share(of_all.all_cells) if counts_copies and has_train else 0.0
+    leaked = leaked_share(of_all.all_cells) if counts_copies and "train" in sources else 0.0
     warn_of_leak(leaked)
     n_sides = 2 if pools.floor is None else 1  # in the first case, one half of the real cells plays the synthetic ones
     groups = pools.real.frequent_labels(n_sides * MIN_CELLS_PER_GROUP)
@@ -630,7 +654,7 @@ def compare_cells(
         rows.append(of_all.row(metric))
         if metric.by_group is not None:
             rows += [of_all.row(metric, group) for group in groups_of_either]
-    n_labelled = _count_labels(sources) if has_groups else {}
+    n_labelled = _count_labels(sources) if sources["real_test"].labels is not None else {}
     n_cells = dict.fromkeys(n_labelled, 0) | {ALL: pools.n_cells}
     of_groups = [metric for metric in wanted if metric.by_group is None and "group" in metric.scopes]
     for group in groups:
@@ -649,5 +673,5 @@ def compare_cells(
 def _count_labels(sources: Mapping[str, Source]) -> dict[str, tuple[int, int]]:
     """Return the numbers of real and synthetic cells in all, and of each label of the real ones."""
     sets = [sources[name].labels for name in ("real_test", "synthetic")]
-    count = lambda label: tuple(np.count_nonzero(labels == label) for labels in sets)
+    count = lambda label: tuple(int(np.count_nonzero(labels == label)) for labels in sets)
     return {ALL: tuple(map(len, sets))} | {label: count(label) for label in np.unique(sets[0]).tolist()}

@@ -247,7 +247,7 @@ def gene_correlation_slope(
     The slope; NaN if the real cells are too few, or too sparse, to have clear correlations in common.
     """
     _check_sides({"real": real_values, "synthetic": synthetic_values}, real_labels, synthetic_labels)
-    n_cells = len(real_values)
+    real_values, n_cells = np.asarray(real_values), len(real_values)
     labels = np.zeros(n_cells, int) if real_labels is None else check_labels(real_labels, n_cells, "real_labels")
     in_common = [_shared_correlation(real_values, labels, seed) for seed in range(N_DIVISIONS)]
     if np.mean(in_common) <= N_DEVIATIONS * np.std(in_common, ddof=1):

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 
 from scgen_diffusion._arguments import check_count, is_whole_number, warn_user
+from scgen_diffusion.data import check_is_anndata
 
 from ._cells import USE_REP, Points, expression_of, labels_of, pair_of_expressions, representations
 
@@ -389,6 +390,8 @@ def rare_membership_inference(
     """
     check_count("most_cells", most_cells)
     sets = {"synthetic": synthetic, "held_out": held_out, "train": train}
+    for name, cells in sets.items():
+        check_is_anndata(cells, name)
     labels = [labels_of(cells, groupby, name=name) for name, cells in sets.items()]
     points = representations(use_rep, **sets)
     groups, sizes = np.unique(labels[2], return_counts=True)

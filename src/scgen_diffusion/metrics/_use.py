@@ -162,12 +162,13 @@ def augmentation_gain(
     classifier
         As in :func:`transfer_f1`.
     seed
-        Seed of the bootstrap.
+        Seed of the bootstrap, and of the cells that ``"neighbours"`` repeats once more.
 
     Returns
     -------
     A row per label of the test cells, and a last row `macro` with their mean: `f1_real`; `f1_repeated`, with as many
-    repetitions of a label's training cells in place of its synthetic cells (none if there are no training cells);
+    repetitions of a label's training cells, all alike (for ``"neighbours"``, which takes whole cells, as far as that
+    goes), in place of its synthetic cells (none if there are no training cells);
     `f1_augmented`; `gain`, and its 95 % interval, `low` and `high`; `n_train`, `n_synthetic` and `n_test`.
 
     References
@@ -182,9 +183,13 @@ def augmentation_gain(
     synthetic_labels = check_labels(synthetic_labels, len(synthetic_values), "synthetic_labels")
     test_labels = check_labels(test_labels, len(test_values), "test_labels")
     both = np.concatenate([train_values, synthetic_values]), np.concatenate([train_labels, synthetic_labels])
-    repeated = _repeat_as_often(train_labels, synthetic_labels)
     of_real = _predict(classifier, train_values, train_labels, test_values)
-    of_repeated = _predict(classifier, train_values[repeated], train_labels[repeated], test_values)
+    if classifier == "logistic":
+        weights = _weights_as_often(train_labels, synthetic_labels)
+        of_repeated = _predict(classifier, train_values, train_labels, test_values, weights)
+    else:
+        repeated = _repeat_as_often(train_labels, synthetic_labels, seed)
+        of_repeated = _predict(classifier, train_values[repeated], train_labels[repeated], test_values)
     of_both = _predict(classifier, *both, test_values)
 
     names = np.unique(test_labels)
@@ -221,7 +226,9 @@ def _doubles(**given: Points) -> list[NDArray[np.float64]]:
     return points
 
 
-def _fit(classifier: LabelClassifier, values: NDArray, labels: NDArray) -> ClassifierMixin:
+def _fit(
+    classifier: LabelClassifier, values: NDArray, labels: NDArray, weights: NDArray | None = None
+) -> ClassifierMixin:
     if classifier == "logistic":
         model = LogisticRegression(max_iter=2_000, C=0.1)
     elif classifier == "neighbours":
@@ -230,7 +237,7 @@ def _fit(classifier: LabelClassifier, values: NDArray, labels: NDArray) -> Class
         msg = f"`classifier` must be 'logistic' or 'neighbours', but is {classifier!r}."
         raise ValueError(msg)
     with _many_labels_allowed():
-        return model.fit(values, labels)
+        return model.fit(values, labels) if weights is None else model.fit(values, labels, weights)
 
 
 @contextmanager
@@ -241,17 +248,30 @@ def _many_labels_allowed() -> Iterator[None]:
         yield
 
 
-def _predict(classifier: LabelClassifier, values: NDArray, labels: NDArray, test_values: NDArray) -> NDArray:
+def _predict(
+    classifier: LabelClassifier,
+    values: NDArray,
+    labels: NDArray,
+    test_values: NDArray,
+    weights: NDArray | None = None,
+) -> NDArray:
     if len(names := np.unique(labels)) < 2:
         return np.repeat(names, len(test_values))  # there is only one label
-    return _fit(classifier, values, labels).predict(test_values)
+    return _fit(classifier, values, labels, weights).predict(test_values)
 
 
-def _repeat_as_often(labels: NDArray, added: NDArray) -> NDArray[np.intp]:
+def _weights_as_often(labels: NDArray, added: NDArray) -> NDArray[np.float64]:
+    """Return weights of cells, as if all of each ``added`` label were repeated alike, as often as it is added."""
+    names, which, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    n_added = (added[:, None] == names).sum(axis=0)
+    return (1 + n_added / sizes)[which.ravel()]
+
+
+def _repeat_as_often(labels: NDArray, added: NDArray, seed: int) -> NDArray[np.intp]:
     """Return the rows of all cells, and again those of each ``added`` label, as often as it is added."""
-    rows = [np.arange(len(labels))]
+    rng, rows = np.random.default_rng(seed), [np.arange(len(labels))]
     for name, n in zip(*np.unique(added[np.isin(added, labels)], return_counts=True), strict=True):
-        rows.append(np.resize(np.flatnonzero(labels == name), n))
+        rows.append(np.resize(rng.permutation(np.flatnonzero(labels == name)), n))
     return np.concatenate(rows)
 
 

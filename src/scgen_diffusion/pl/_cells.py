@@ -100,7 +100,7 @@ def label_order(real: AnnData, key: str, *labels: pd.Series) -> list[str]:
     order = categories_of(real, key)
     present = set().union(*map(set, labels))
     unknown = sorted(present - set(order) - {NO_LABEL}, key=as_sorted)
-    return [label for label in [*order, *unknown, NO_LABEL] if label in present]
+    return [label for label in dict.fromkeys([*order, *unknown, NO_LABEL]) if label in present]
 
 
 def holds_numbers(column: pd.Series) -> bool:

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from scgen_diffusion._arguments import as_list, check_count, known_names
-from scgen_diffusion.data import NO_LABEL, check_is_anndata, join_labels, make_indexable
+from scgen_diffusion.data import NO_LABEL, as_label, check_is_anndata, join_labels, make_indexable
 from scgen_diffusion.metrics import correlation, gene_changes
 
 from ._cells import label_order, labels_of
@@ -137,7 +137,7 @@ def mean_change(
         sets = {name: make_indexable(cells) for name, cells in sets.items()}
         labels = {name: labels_of(cells, groupby, name) for name, cells in sets.items()}
         known = label_order(real, groupby, labels["real"][labels["real"] != NO_LABEL])
-        groups = choose("groups", groups, known)
+        groups = choose("groups", groups if groups is None else [as_label(one) for one in as_list(groups)], known)
         labels = {name: found.to_numpy() for name, found in labels.items()}
         for name, found in labels.items():
             if missing := [group for group in groups if group not in found]:
