@@ -304,8 +304,8 @@ def test_copies_of_rare_cells_give_them_away_among_many_others():
     found = rare_membership_inference(train, held_out, train, groupby="group")
     assert found[0::2] == (1, 200)
     assert found.n_held_out == 100
-    assert rare_membership_inference(train, held_out, train, groupby="group", most_cells=11) == found
-    none = rare_membership_inference(train, held_out, train, groupby="group", most_cells=10)
+    assert rare_membership_inference(train, held_out, train, groupby="group", rare_below=11) == found
+    none = rare_membership_inference(train, held_out, train, groupby="group", rare_below=10)
     assert np.isnan(none.auc)
     assert none[2:] == (0, 0)
 
@@ -325,7 +325,7 @@ def test_new_cells_of_rare_groups_give_nothing_away_within_chance():
     assert 0.88 < np.mean(np.abs(aucs - 0.5) < chance) < 1  # 95 % are expected
 
 
-def test_rare_groups_need_cells_with_labels():
+def test_points_without_labels_have_no_rare_groups():
     with pytest.raises(TypeError, match="`held_out` must be an AnnData"):
         rare_membership_inference(in_groups(points(40)), points(40), in_groups(points(40)), groupby="group")
 

@@ -186,8 +186,19 @@ def test_the_control_repeats_all_cells_of_a_label_alike_whatever_their_order():
     ]
     for other in found[1:]:
         np.testing.assert_allclose(other["f1_repeated"], found[0]["f1_repeated"], rtol=1e-12)
-    other = augmentation_gain(*train, train[0][some], train[1][some], *test, classifier="neighbours", seed=1)
-    assert other["f1_repeated"].between(0, 1).all()
+
+
+def test_neighbours_repeat_some_cells_once_more_by_seed():
+    train, test = clear_cells(14, n_features=5), clear_cells(50, seed=1, n_features=5)
+    train = np.random.default_rng(1).normal(3, 3, (len(train[1]), 5)), train[1]
+    test = np.random.default_rng(0).normal(3, 3, (150, 5)), test[1]
+    added = train[0][:5], np.repeat("a", 5)
+
+    def repeated(seed):
+        return augmentation_gain(*train, *added, *test, classifier="neighbours", seed=seed)["f1_repeated"].tolist()
+
+    assert repeated(0) == repeated(0)
+    assert len({tuple(repeated(seed)) for seed in range(4)}) > 1
 
 
 def test_a_label_without_training_cells_has_none_to_repeat():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import anndata
 import mudata
@@ -17,8 +19,9 @@ import torch
 from scgen_diffusion.data import CellFiles, MuDataFiles, RegisteredCells
 from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT, WBDIT, load
 from scgen_diffusion.model._scldm import RECIPES
+from scgen_diffusion.model._training_pairs import TrainingPairs
 from scgen_diffusion.module import ModalityPanel, MultimodalModule, Posterior
-from scgen_diffusion.train import counts_per_gene
+from scgen_diffusion.train import PerturbationGroup, counts_per_gene
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:var_names are not unique"),
@@ -480,7 +483,14 @@ def test_training_on_cells_that_lack_a_whole_modality_is_refused_before_it_start
         loaded.train(1, **quick)
 
     np.testing.assert_array_equal(values(loaded.generate(5, seed=0)), before)
+    heads = [deepcopy(part.head.state_dict()) for part in loaded.module.library_size.parts]
+    units = [part.head_mean.clone() for part in loaded.module.library_size.parts]
     loaded.train_prior(1, **quick)  # leaves what belongs to the modality as it is
+    for number, (name, is_trained) in enumerate(zip(loaded.modalities, (True, False, False), strict=True)):
+        part = loaded.module.library_size.parts[number]
+        same = all(torch.equal(tensor, heads[number][key]) for key, tensor in part.head.state_dict().items())
+        assert same != is_trained, name
+        assert torch.equal(part.head_mean, units[number]), name
     assert loaded.get_reconstruction(seed=0)["prot"].n_obs == N_CELLS
 
 
@@ -688,6 +698,18 @@ def test_a_modality_of_treated_cells_only_is_not_taken_for_an_effect_without_a_w
     model = MULTISCLDM(mosaic, **tiny)
     with pytest.warns(UserWarning, match=r"In . of . groups, .* 'prot' in 0% of the control and in .*for an effect"):
         model.train(1, **quick)
+
+
+def test_a_modality_that_lacks_at_random_is_no_reason_to_warn_in_many_groups(recwarn):
+    rows = np.arange(40_000).reshape(500, 2, 40)
+    pairs = SimpleNamespace(groups=[PerturbationGroup(control, perturbed) for control, perturbed in rows])
+    for seed in range(5):
+        has = np.random.default_rng(seed).random((40_000, 2)) < 0.5
+        TrainingPairs.warn_of_modalities(pairs, ["rna", "prot"], has)
+    assert not recwarn.list
+    has[rows[7, 1]] = True
+    TrainingPairs.warn_of_modalities(pairs, ["rna", "prot"], has)
+    assert "In 1 of 500 groups" in str(recwarn.pop(UserWarning).message)
 
 
 @pytest.fixture(scope="module")

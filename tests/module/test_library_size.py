@@ -262,6 +262,10 @@ def test_the_head_of_an_older_file_has_the_units_of_its_cells(fitted):
 
     assert torch.equal(other.head_mean, fitted.means[0])
     assert torch.equal(other.head_std, fitted.stds[0])
+    unfitted = {name: tensor for name, tensor in LibrarySizeModel((9, 9), 6).state_dict().items() if name in state}
+    other.load_state_dict(unfitted)
+    assert other.head_std == 0
+    assert torch.equal(other.standardise(torch.arange(3.0)), torch.arange(3.0))
 
 
 def test_an_unfitted_model_says_so_also_after_its_state_went_through_a_fitted_one(fitted):

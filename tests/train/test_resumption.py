@@ -352,7 +352,7 @@ def test_an_autoencoder_is_not_trained_on_below_stages_on_top_of_it(train, tmp_p
     train(tmp_path, ONE_EPOCH)
     longer = {**ONE_EPOCH, "autoencoder": 2}
 
-    with pytest.raises(ValueError, match=r"has prior.ckpt and transport.ckpt, but .*remove them, or use another"):
+    with pytest.raises(ValueError, match=r"has prior.ckpt and transport.ckpt, which need .*, or use another"):
         train(tmp_path, longer)
     assert read(tmp_path / "autoencoder.ckpt")["n_epochs_done"] == 1
 

@@ -536,13 +536,16 @@ def read_columns(
             parts = [part.astype(object) if part.isna().all() else part for part in parts]
         kinds = [infer_dtype(part.cat.categories if _has_classes(part) else part, skipna=True) for part in parts]
         found = [KINDS.get(kind, kind) for kind in kinds]
-        distinct = {*found} - {KINDS["empty"]}
+        distinct = set(found) - {KINDS["empty"]}
         if len(distinct) > 1 and not (name in numbers and distinct <= NUMBERS):
             listed = ", ".join(f"{kind} in {file.name}" for file, kind in zip(files, found, strict=True))
             msg = f"The column {name!r} holds values of different kinds: {listed}. Use one kind in all files."
             raise ValueError(msg)
-        if name in numbers and distinct <= NUMBERS:  # else the setup refuses it, by name
-            plain = [pd.to_numeric(part.astype(object)) if _has_classes(part) else part for part in parts]
+        if name in numbers:
+            are_numbers = distinct <= NUMBERS  # else the setup refuses them, by name
+            plain = [
+                pd.to_numeric(part.astype(object)) if _has_classes(part) and are_numbers else part for part in parts
+            ]
             joined = pd.concat(plain, ignore_index=True).array
             columns[name] = pd.Categorical(joined) if any(map(_has_classes, parts)) else joined
         else:

@@ -413,7 +413,8 @@ def _evaluate_modalities(
             raise ValueError(msg) from error
 
     def judge(modality: str, sources: Mapping[str, Source], scope: Scope, **options: object) -> None:
-        own_rows, noted[modality] = compare_cells(sources, wanted[scope], draws, scope=scope, **options)
+        with naming(modality):
+            own_rows, noted[modality] = compare_cells(sources, wanted[scope], draws, scope=scope, **options)
         rows.extend({"modality": modality, **row} for row in own_rows)
 
     checked = {}  # all, before any is judged
@@ -422,9 +423,8 @@ def _evaluate_modalities(
         with naming(modality):
             checked[modality] = read_sources(own, keys or None, layers.get(modality), fitted[modality])
             check_sources(checked[modality], wanted["all"], n_features=reference[modality].n_vars)
-    for modality, sources in checked.items():
-        with naming(modality):
-            judge(modality, sources, "all", n_features=reference[modality].n_vars)
+    for modality in [*checked]:
+        judge(modality, checked.pop(modality), "all", n_features=reference[modality].n_vars)
 
     features = {modality: own.var_names for modality, own in real.items()}
     least = {name: least_cells(name, has_train="train" in sets) for name in sets}
@@ -432,9 +432,9 @@ def _evaluate_modalities(
     if is_joint and _has_paired(cells, least, modalities, "Modalities are not judged together"):
         paired = {name: paired_cells(own, modalities, name, features) for name, own in cells.items()}
         with naming("+".join(modalities)):
-            sources = joint_sources(paired, reference, fitted, layers, keys)
-            check_sources(sources, wanted["joint"], scope="joint")
-            judge("+".join(modalities), sources, "joint")
+            joint = joint_sources(paired, reference, fitted, layers, keys)
+            check_sources(joint, wanted["joint"], scope="joint")
+        judge("+".join(modalities), joint, "joint")
     least_of_pair = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
     for pair in combinations(modalities, 2) if wanted["pair"] != [] else ():
         if not _has_paired(cells, least_of_pair, pair, "Modalities are not compared as a pair"):

@@ -6,6 +6,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.special import gammaln, xlogy
 from scipy.stats import hypergeom, norm
 from sklearn.metrics import roc_auc_score, roc_curve
@@ -338,22 +339,23 @@ def rare_membership_inference(
     train: AnnData,
     *,
     groupby: str | Sequence[str],
-    most_cells: int = 30,
+    rare_below: int = 30,
     use_rep: str = USE_REP,
 ) -> RareMembershipInference:
     r"""Attack what other metrics do not see: cells of groups of which the model had few training cells.
 
     Real cells are scored by their distance to the nearest synthetic cell of their own group, and compared within groups
     only. With the distances :math:`d` of :math:`a_g` training and :math:`b_g` held-out cells of group :math:`g`, and
-    van Elteren's weights :math:`w_g`, which make the most of groups of other sizes:
+    van Elteren's weights :math:`w_g` for groups of different sizes:
 
     .. math:: \text{AUC} = \frac{\sum_g w_g \, |\{(i, j) : d_i < d_j\}|}{\sum_g w_g \, a_g b_g},
         \qquad w_g = \frac{1}{a_g + b_g + 1}
 
     where :math:`i` are training and :math:`j` held-out cells. Equal distances count half.
 
-    *Catches* rare cells that are repeated, also with much noise, which pass among thousands of others. *Misses* groups
-    without held-out or synthetic cells, and what stronger attacks find. Hold out many cells, or few are rare ones.
+    *Catches* repeated rare cells, even with much noise; among thousands of other cells, they would not be seen.
+    *Misses* groups without held-out or synthetic cells, and what stronger attacks find. Hold out many cells, or few are
+    rare.
 
     Parameters
     ----------
@@ -362,7 +364,7 @@ def rare_membership_inference(
         features in `obsm`. Fit their space to none of the real ones; that of the synthetic ones will do.
     groupby
         Column of `obs`, or columns whose combinations are the groups: the model's condition keys.
-    most_cells
+    rare_below
         Groups with fewer training cells are rare.
     use_rep
         Entry of `obsm` to use.
@@ -388,19 +390,19 @@ def rare_membership_inference(
     >>> rare_membership_inference(train, held_out, train, groupby="donor").auc  # copies
     1.0
     """
-    check_count("most_cells", most_cells)
+    check_count("rare_below", rare_below)
     sets = {"synthetic": synthetic, "held_out": held_out, "train": train}
     for name, cells in sets.items():
         check_is_anndata(cells, name)
-    labels = [labels_of(cells, groupby, name=name) for name, cells in sets.items()]
     points = representations(use_rep, **sets)
-    groups, sizes = np.unique(labels[2], return_counts=True)
+    labels = [pd.Series(labels_of(cells, groupby, name=name)) for name, cells in sets.items()]
+    rows = [of_cells.groupby(of_cells).indices for of_cells in labels]
     ranked = pairs = variance = 0.0
     n_training = n_held_out = 0
-    for group in groups[sizes < most_cells]:
-        released, others, members = (own[of_cells == group] for own, of_cells in zip(points, labels, strict=True))
-        if not (len(released) and len(others)):
+    for group, own in rows[2].items():
+        if len(own) >= rare_below or not all(group in of_set for of_set in rows):
             continue
+        released, others, members = (own[of_set[group]] for own, of_set in zip(points, rows, strict=True))
         far, near = (nearest_distances(cells, released) for cells in (others, members))
         weight, n_pairs = 1 / (len(far) + len(near) + 1), len(far) * len(near)
         ranked += weight * ((near[:, None] < far).sum() + (near[:, None] == far).sum() / 2)

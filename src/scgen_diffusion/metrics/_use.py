@@ -166,9 +166,9 @@ def augmentation_gain(
 
     Returns
     -------
-    A row per label of the test cells, and a last row `macro` with their mean: `f1_real`; `f1_repeated`, with as many
-    repetitions of a label's training cells, all alike (for ``"neighbours"``, which takes whole cells, as far as that
-    goes), in place of its synthetic cells (none if there are no training cells);
+    A row per label of the test cells, and a last row `macro` with their mean: `f1_real`; `f1_repeated`, with
+    training cells of a label repeated as often as it has synthetic ones, in place of these (none if there are no
+    training cells; all cells of a label alike, but ``"neighbours"`` needs whole cells, so some count once more);
     `f1_augmented`; `gain`, and its 95 % interval, `low` and `high`; `n_train`, `n_synthetic` and `n_test`.
 
     References

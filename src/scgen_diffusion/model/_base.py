@@ -1025,9 +1025,9 @@ class DiffusionModel(BaseModelClass):
               is the mean of the predicted minus that of the given cells, in log-normalised expression. Of as many
               measured cells, 90 % of the genes should lie between ``lower`` and ``upper``, which are NaN for a single
               cell, and if training had fewer than two groups of cells to learn the errors from. The table needs
-              ``sample=True`` and ``strength=1``. Of several modalities, ``gene`` is such as ``"prot:CD4"``, means are
-              over the cells that have the modality, and one that no perturbed or no control cells of training have has
-              no intervals (NaN).
+              ``sample=True`` and ``strength=1``. Of several modalities, ``gene`` is such as ``"prot:CD4"``, and means
+              are over the cells that have the modality. A modality that no control, or no perturbed, training cell has
+              gets no intervals (NaN).
 
             MULTISCLDM returns MuData with all modalities.
 
@@ -1694,7 +1694,7 @@ class DiffusionModel(BaseModelClass):
         self.var_ = reference.var_.copy()
 
     def _trained_rows(self, stage: str) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
-        """Return the parameters that fine-tuning trains in a stage; None means all."""
+        """Return the parameters that a stage trains, with masks of their rows; None means all."""
         return None if self.reference_ is None else trained_rows(self)
 
     @property

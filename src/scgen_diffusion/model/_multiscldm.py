@@ -464,12 +464,15 @@ class MULTISCLDM(SCLDM):
     def _trained_rows(self, stage: str) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
         """Leave out what belongs to modalities that no training cell has: weight decay alone would change it."""
         trained, module = super()._trained_rows(stage), self.module
-        if stage == "transport" or (has := self._find_modalities()).all():
+        if stage == "transport":
+            return trained
+        has = self._find_modalities()
+        if has.all():
             return trained
         trained = dict.fromkeys(module.parameters()) if trained is None else trained
-        networks = (module.encoder, module.decoder, module.likelihood, module.library_size)
-        for parts in (network.parts for network in networks):
-            absent = {p for part, is_there in zip(parts, has, strict=True) if not is_there for p in part.parameters()}
+        for network in (module.encoder, module.decoder, module.likelihood, module.library_size):
+            parts = zip(network.parts, has, strict=True)
+            absent = {parameter for part, is_there in parts if not is_there for parameter in part.parameters()}
             trained = {parameter: rows for parameter, rows in trained.items() if parameter not in absent}
         return trained
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import are_same_codes, check_names, have_labels
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
     from ._base import DiffusionModel
 
-SMALLEST_DIFFERENCE, N_ERRORS = 0.3, 3  # of shares of cells with a modality, and in standard errors
+SMALLEST_DIFFERENCE = 0.3  # of shares of cells with a modality
+FALSE_ALARMS = 0.005  # share of models with equal shares that are warned of
 MOST_GROUPS = 10_000  # of the transport, whose memory and time grow with their square and cube: 4 GB and minutes
 
 
@@ -119,12 +121,15 @@ class TrainingPairs:
         has
             Which cells of the model have each, ``(cells, modalities)``.
         """
+        controls = {int(group.control[0]): group.control for group in self.groups}  # which groups share
+        of_control = {first: has[rows].sum(0) for first, rows in controls.items()}
         sizes = np.array([[len(group.control), len(group.perturbed)] for group in self.groups])
-        counts = np.array([[has[rows].sum(0) for rows in (group.control, group.perturbed)] for group in self.groups])
+        counts = np.array([[of_control[int(g.control[0])], has[g.perturbed].sum(0)] for g in self.groups])
         shares, pooled = counts / sizes[:, :, None], counts.sum(1) / sizes.sum(1, keepdims=True)
-        difference = abs(shares[:, 0] - shares[:, 1])
-        chance = N_ERRORS * np.sqrt(pooled * (1 - pooled) * (1 / sizes).sum(1, keepdims=True))
-        apart = difference > np.maximum(chance, SMALLEST_DIFFERENCE)  # (groups, modalities)
+        difference = abs(shares[:, 0] - shares[:, 1])  # (groups, modalities)
+        n_errors = norm.isf(FALSE_ALARMS / difference.size)  # chance of many groups
+        chance = n_errors * np.sqrt(pooled * (1 - pooled) * (1 / sizes).sum(1, keepdims=True))
+        apart = difference > np.maximum(chance, SMALLEST_DIFFERENCE)
         if apart.any():
             group, which = np.unravel_index((difference * apart).argmax(), apart.shape)
             control, perturbed = shares[group, :, which]

@@ -213,12 +213,15 @@ class LibrarySizeModel(nn.Module):
     def predict(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Predict mean and standard deviation of the log total from latents ``(n, tokens, width)``, each ``(n,)``."""
         mean, log_std = self.head(z.flatten(1)).float().unbind(1)  # bfloat16 has too few digits for log totals
-        unit = self.head_std.where(self.head_std > 0, 1)
-        return self.head_mean + unit * mean, unit * log_std.clamp(-5, 2).exp()
+        return self.head_mean + self._unit * mean, self._unit * log_std.clamp(-5, 2).exp()
 
     def standardise(self, log_totals: Tensor) -> Tensor:
         """Return log totals in the units of the head."""
-        return (log_totals - self.head_mean) / self.head_std
+        return (log_totals - self.head_mean) / self._unit
+
+    @property
+    def _unit(self) -> Tensor:
+        return self.head_std.where(self.head_std > 0, 1)
 
     def loss(self, z: Tensor, log_totals: Tensor) -> Tensor:
         """Return the negative log-likelihood of log totals under the predicted normal distribution, ``(n,)``."""
@@ -310,9 +313,10 @@ class LibrarySizeModel(nn.Module):
         for name in (*TABLES, "predicted_quantiles", "centres"):
             if (saved := state_dict.get(prefix + name)) is not None and saved.shape != getattr(self, name).shape:
                 setattr(self, name, torch.empty_like(saved, device=self.means.device))
-        if prefix + "head_mean" not in state_dict and len(state_dict.get(prefix + "means", ())):  # of an older version
-            state_dict[prefix + "head_mean"] = state_dict[prefix + "means"][0]
-            state_dict[prefix + "head_std"] = state_dict[prefix + "stds"][0].clamp(min=SMALLEST_STD)
+        if prefix + "head_std" not in state_dict and prefix + "means" in state_dict:  # of an older version
+            means, stds = (state_dict[prefix + name] for name in ("means", "stds"))
+            state_dict[prefix + "head_mean"] = means[0] if len(means) else means.new_zeros(())
+            state_dict[prefix + "head_std"] = stds[0].clamp(min=SMALLEST_STD) if len(stds) else stds.new_zeros(())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -340,10 +340,10 @@ class StageCheckpoint(Checkpoint):
         """Raise, after this stage's own checkpoint was accepted, if later stages have checkpoints."""
         if found := [path.name for path in self.later if path.exists()]:
             msg = (
-                f"{self.path.parent} has {' and '.join(found)}, but this call would train the {pl_module.name} before "
-                f"that. Make the former call again to resume it. To train the {pl_module.name} on, remove "
-                f"{'it' if len(found) == 1 else 'them'}, or use another `checkpoint_dir` (on the command line, "
-                "`--restart` removes all checkpoints)."
+                f"{self.path.parent} has {' and '.join(found)}, which need the {pl_module.name} as it is, but this "
+                "call would train it on. To resume, make the former call again. To train it on, remove "
+                f"{' and '.join(found)}, or use another `checkpoint_dir` (on the command line, `--restart` removes all "
+                "checkpoints)."
             )
             raise ValueError(msg)
 
