@@ -189,7 +189,7 @@ def check_patch_size(patch_size: int, n_genes: int) -> None:
     if not 1 <= patch_size <= n_genes:
         msg = (
             f"`patch_size` must be between 1 and the number of genes, but found {patch_size} for {n_genes} genes. "
-            "Models choose one if you leave it out."
+            "Models of the default size choose one if you leave it out."
         )
         raise ValueError(msg)
 
