@@ -313,8 +313,8 @@ def evaluate(
         return _evaluate_perturbations(sets, names, others, draws, match_keys=match_keys, **options)
     sources = read_sources(sets, groupby, layer)
     _warn_of_many_numbers(real_test, as_list(groupby))
-    check_sources(sources, names, n_features=real_test.shape[1])
-    rows, noted = compare_cells(sources, names, draws, space=space, n_features=real_test.shape[1])
+    metrics = check_sources(sources, names, n_features=real_test.shape[1])
+    rows, noted = compare_cells(sources, metrics, draws, space=space)
     table = _table(rows, ("metric", "group"), FIGURES)
     table.attrs.update(noted._asdict(), **_recorded(synthetic))
     return table
@@ -412,19 +412,20 @@ def _evaluate_modalities(
             msg = f"Modality {modality!r}: {error}{hint}"
             raise ValueError(msg) from error
 
-    def judge(modality: str, sources: Mapping[str, Source], scope: Scope, **options: object) -> None:
+    def judge(modality: str, sources: Mapping[str, Source], metrics: Sequence[Metric]) -> None:
         with naming(modality):
-            own_rows, noted[modality] = compare_cells(sources, wanted[scope], draws, scope=scope, **options)
+            own_rows, noted[modality] = compare_cells(sources, metrics, draws)
         rows.extend({"modality": modality, **row} for row in own_rows)
 
     checked = {}  # all, before any is judged
     for modality in modalities if wanted["all"] != [] else ():
         own = {name: by_modality[modality] for name, by_modality in cells.items()}
         with naming(modality):
-            checked[modality] = read_sources(own, keys or None, layers.get(modality), fitted[modality])
-            check_sources(checked[modality], wanted["all"], n_features=reference[modality].n_vars)
+            sources = read_sources(own, keys or None, layers.get(modality), fitted[modality])
+            metrics = check_sources(sources, wanted["all"], n_features=reference[modality].n_vars)
+            checked[modality] = sources, metrics
     for modality in [*checked]:
-        judge(modality, checked.pop(modality), "all", n_features=reference[modality].n_vars)
+        judge(modality, *checked.pop(modality))
 
     features = {modality: own.var_names for modality, own in real.items()}
     least = {name: least_cells(name, has_train="train" in sets) for name in sets}
@@ -432,9 +433,9 @@ def _evaluate_modalities(
     if is_joint and _has_paired(cells, least, modalities, "Modalities are not judged together"):
         paired = {name: paired_cells(own, modalities, name, features) for name, own in cells.items()}
         with naming("+".join(modalities)):
-            joint = joint_sources(paired, reference, fitted, layers, keys)
-            check_sources(joint, wanted["joint"], scope="joint")
-        judge("+".join(modalities), joint, "joint")
+            sources = joint_sources(paired, reference, fitted, layers, keys)
+            metrics = check_sources(sources, wanted["joint"], scope="joint")
+        judge("+".join(modalities), sources, metrics)
     least_of_pair = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
     for pair in combinations(modalities, 2) if wanted["pair"] != [] else ():
         if not _has_paired(cells, least_of_pair, pair, "Modalities are not compared as a pair"):
@@ -578,8 +579,8 @@ def check_sources(
     *,
     scope: Scope = "all",
     n_features: float = np.inf,
-) -> None:
-    """Check the values, the sets against each other, and that they have what the metrics need."""
+) -> list[Metric]:
+    """Check the values and the sets against each other; return the requested metrics, or all that these sets allow."""
     real = sources["real_test"]
     check_for_empty_cells(sources)
     for name, source in sources.items():
@@ -597,7 +598,10 @@ def check_sources(
             msg = f"`{name}` and `real_test` have no label in common: {found} and {known}. Use the same labels in both."
             raise ValueError(msg)
     check_for_training_cells(sources)
-    _wanted(sources, names, scope, n_features)
+    available: set[Need] = {"groups"} if real.labels is not None else set()
+    available |= {"train"} if "train" in sources else set()
+    available |= {"counts"} if all(source.are_counts for source in sources.values()) else set()
+    return choose_metrics(names, scope, available, n_features)
 
 
 # --- the rows of all cells and of each group --------------------------------------------------------------------------
@@ -611,28 +615,16 @@ class Noted(NamedTuple):
     leaked: float
 
 
-def _wanted(
-    sources: Mapping[str, Source], names: Collection[str] | None, scope: Scope, n_features: float
-) -> list[Metric]:
-    available: set[Need] = {"groups"} if sources["real_test"].labels is not None else set()
-    available |= {"train"} if "train" in sources else set()
-    available |= {"counts"} if all(source.are_counts for source in sources.values()) else set()
-    return choose_metrics(names, scope, available, n_features)
-
-
 def compare_cells(
     sources: Mapping[str, Source],
-    names: Collection[str] | None,
+    metrics: Sequence[Metric],
     draws: Draws,
     *,
-    scope: Scope = "all",
     space: ComparisonSpace | None = None,
-    n_features: float = np.inf,
 ) -> tuple[list[Row], Noted]:
     """Return the rows of all cells and of each group, and what to note beside them, of sets that were checked."""
-    wanted = _wanted(sources, names, scope, n_features)
-    counts_copies = any(metric.of_all is not None for metric in wanted)
-    with_training = counts_copies or any("train" in metric.needs for metric in wanted)
+    counts_copies = any(metric.of_all is not None for metric in metrics)
+    with_training = counts_copies or any("train" in metric.needs for metric in metrics)
     pools = draw_pools(sources, space, draws, with_training=with_training)
 
     of_all = make_context(pools, None, draws)
@@ -650,13 +642,13 @@ def compare_cells(
     groups = pools.real.frequent_labels(n_sides * MIN_CELLS_PER_GROUP)
     groups_of_either = {*groups, *pools.synthetic.frequent_labels(MIN_CELLS_PER_GROUP)}
     rows = []
-    for metric in wanted:
+    for metric in metrics:
         rows.append(of_all.row(metric))
         if metric.by_group is not None:
             rows += [of_all.row(metric, group) for group in groups_of_either]
     n_labelled = _count_labels(sources) if sources["real_test"].labels is not None else {}
     n_cells = dict.fromkeys(n_labelled, 0) | {ALL: pools.n_cells}
-    of_groups = [metric for metric in wanted if metric.by_group is None and "group" in metric.scopes]
+    of_groups = [metric for metric in metrics if metric.by_group is None and "group" in metric.scopes]
     for group in groups:
         context = make_context(pools, group, draws)  # one at a time: it has many copies of the group's cells
         if context is not None:
@@ -664,7 +656,7 @@ def compare_cells(
             rows += [context.row(metric) for metric in of_groups]
         else:
             rows += [{"group": group, "metric": metric.name, "better": metric.better} for metric in of_groups]
-    place = {metric.name: position for position, metric in enumerate(wanted)}
+    place = {metric.name: position for position, metric in enumerate(metrics)}
     # all cells first, then group by group, metrics in the order of the catalogue
     rows.sort(key=lambda row: (row["group"] != ALL, row["group"], place[row["metric"]]))
     return rows, Noted(n_cells, n_labelled, leaked)

@@ -399,10 +399,10 @@ def rare_membership_inference(
     rows = [of_cells.groupby(of_cells).indices for of_cells in labels]
     ranked = pairs = variance = 0.0
     n_training = n_held_out = 0
-    for group, own in rows[2].items():
-        if len(own) >= rare_below or not all(group in of_set for of_set in rows):
+    for group, of_train in rows[2].items():
+        if len(of_train) >= rare_below or not all(group in of_set for of_set in rows):
             continue
-        released, others, members = (own[of_set[group]] for own, of_set in zip(points, rows, strict=True))
+        released, others, members = (cells[of_set[group]] for cells, of_set in zip(points, rows, strict=True))
         far, near = (nearest_distances(cells, released) for cells in (others, members))
         weight, n_pairs = 1 / (len(far) + len(near) + 1), len(far) * len(near)
         ranked += weight * ((near[:, None] < far).sum() + (near[:, None] == far).sum() / 2)

@@ -144,8 +144,8 @@ class LibrarySizeModel(nn.Module):
         self.codes, self.quantiles = codes.to(device), quantiles.float().to(device)
         self.predicted_quantiles = self.quantiles
         self.means, self.stds = means.float().to(device), stds.float().to(device)
-        if len(means) and not self.head_std:
-            self.head_mean, self.head_std = self.means[0].clone(), self.stds[0].clamp(min=SMALLEST_STD)
+        if not self.head_std:
+            self.head_mean, self.head_std = _units_of(self.means, self.stds)
 
     def draw(
         self, kind: LibrarySizeKind, condition: Tensor, z: Tensor, uniform: Tensor, start: Tensor | None = None
@@ -314,10 +314,16 @@ class LibrarySizeModel(nn.Module):
             if (saved := state_dict.get(prefix + name)) is not None and saved.shape != getattr(self, name).shape:
                 setattr(self, name, torch.empty_like(saved, device=self.means.device))
         if prefix + "head_std" not in state_dict and prefix + "means" in state_dict:  # of an older version
-            means, stds = (state_dict[prefix + name] for name in ("means", "stds"))
-            state_dict[prefix + "head_mean"] = means[0] if len(means) else means.new_zeros(())
-            state_dict[prefix + "head_std"] = stds[0].clamp(min=SMALLEST_STD) if len(stds) else stds.new_zeros(())
+            units = _units_of(*(state_dict[prefix + name] for name in ("means", "stds")))
+            state_dict[prefix + "head_mean"], state_dict[prefix + "head_std"] = units
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _units_of(means: Tensor, stds: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of all cells, the first group; zeros if there are no groups."""
+    if not len(means):
+        return means.new_zeros(()), stds.new_zeros(())
+    return means[0].clone(), stds[0].clamp(min=SMALLEST_STD)
 
 
 def _hash(codes: Tensor) -> Tensor:
