@@ -4,6 +4,7 @@
     python -m benchmarks.studies.learning_curves --cells 2000 --methods SCLDM      # a part
     python -m benchmarks.studies.learning_curves --methods SCLDM --steps "twice the steps"    # other lengths
     python -m benchmarks.studies.learning_curves --cells 8000 --types 30 100       # other worlds
+    python -m benchmarks.studies.learning_curves --cells 32000 --methods SCLDM-published --steps "a tenth of the steps"
 
 Cells come from `benchmarks.studies.world`. Small training sets are the first cells of the large ones. Every method
 trains and draws in its own process with one thread. Its cells are compared with fresh cells of the world, one for each
@@ -47,6 +48,7 @@ logger = logging.getLogger("benchmarks.learning_curves")
 PICTURE = ROOT / "docs" / "_static" / "learning_curves.png"
 KEYS = ("method", "cells", "steps", "genes", "types")
 METHODS = ("SCLDM", "SCRDIT", "WBDIT", "scVI")
+PUBLISHED = "SCLDM-published"  # the architecture and the training of the paper, in bfloat16
 DEFAULT = "default"
 #: Numbers of training steps: factors of the defaults, by stage, in one round.
 STEPS: dict[str, dict[str, float]] = {
@@ -54,6 +56,7 @@ STEPS: dict[str, dict[str, float]] = {
     "one round of the autoencoder": {"autoencoder": 1},
     "twice the autoencoder's steps": {"autoencoder": 2},
     "twice the prior's steps": {"prior": 2},
+    "a tenth of the steps": {"autoencoder": 0.1, "prior": 0.1, "diffusion": 0.1},
     "twice the steps": {"autoencoder": 2, "prior": 2, "diffusion": 2},
 }
 CELLS = (2_000, 8_000, 32_000)
@@ -94,16 +97,21 @@ def with_layer(path: Path) -> ad.AnnData:
 
 def variant_of(method: str, n_cells: int, steps: str) -> Variant | None:
     """Return the method's defaults, with other numbers of training steps."""
-    if method not in MODELS:
+    if method not in (*MODELS, PUBLISHED):
         return None
-    if method == "SCLDM":
-        stages = {"autoencoder": RECIPES["default"].autoencoder, "prior": RECIPES["default"].prior}
+    if method in ("SCLDM", PUBLISHED):
+        recipe = RECIPES["published" if method == PUBLISHED else "default"]
+        stages = {"autoencoder": recipe.autoencoder, "prior": recipe.prior}
     else:
         stages = {"diffusion": DIFFUSION_RECIPES[method]["mlp" if method == "SCRDIT" else "transformer"]}
     n_trained = len(split_cells(n_cells, None, None)[0])  # the others validate
     factors = {name: factor for name, factor in STEPS[steps].items() if name in stages}
     epochs = {name: round(factor * stages[name].max_epochs(n_trained)) for name, factor in factors.items()}
-    return {"class": method, "train": {"max_epochs": epochs}} if epochs else {"class": method}
+    train: dict[str, object] = {"max_epochs": epochs} if epochs else {}
+    if method == PUBLISHED:
+        train["precision"] = "bf16-mixed"
+        return {"class": "SCLDM", "model": {"size": "published"}, "train": train}
+    return {"class": method, "train": train}
 
 
 def figures(split: Split, space: ad.AnnData, cells: ad.AnnData) -> pd.DataFrame:
@@ -244,7 +252,7 @@ def main() -> None:
     parser.add_argument(
         "--types", nargs="+", type=int, default=[N_TYPES], help="more are subtypes of the frequent ones"
     )
-    known = [*MODELS, *BASELINES]
+    known = [*MODELS, PUBLISHED, *BASELINES]
     parser.add_argument("--methods", nargs="+", choices=known, default=list(METHODS))
     parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=[DEFAULT], help="numbers of training steps")
     parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks" / "cells" / "world", help="folder of cells")

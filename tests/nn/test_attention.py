@@ -3,6 +3,7 @@ import torch
 from torch.nn.functional import multi_head_attention_forward
 
 from scgen_diffusion.nn import CrossAttention, SelfAttention
+from scgen_diffusion.nn._attention import attend as attention_of_heads
 
 WIDTH, N_HEADS = 12, 3
 
@@ -81,6 +82,31 @@ def test_masked_tokens_get_no_gradient():
     attend(attention, draw(1, 4, WIDTH), tokens, mask).square().sum().backward()
     assert (tokens.grad[:, 4:] == 0).all()
     assert (tokens.grad[:, :4] != 0).all()
+
+
+def with_gradients(queries, keys, values, mask, dtype):
+    """Attend, and return the output and the gradients of all that was given, in float32."""
+    given = [x.to(dtype).requires_grad_() for x in (queries, keys, values)]
+    output = attention_of_heads(*given, mask)
+    output.float().square().sum().backward()
+    return [x.float() for x in (output, *(x.grad for x in given))]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bfloat16_on_a_cpu_is_that_of_the_fused_kernel(masked):
+    heads = [draw(3, 2, n, 8, seed=n) for n in (4, 6, 6)]
+    mask = torch.tensor([[True] * 6, [True, False] * 3, [False] * 6])[:, None, None] if masked else None
+    found, expected = (with_gradients(*heads, mask, dtype) for dtype in (torch.bfloat16, torch.float32))
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() < 0.02 * other.norm()  # bfloat16 has eight bits
+    assert not masked or (found[0][2] == 0).all()  # a cell without tokens
+
+
+def test_training_in_bfloat16_on_a_cpu_avoids_the_fused_kernel():
+    heads = draw(2, 3, 5, 8).bfloat16().requires_grad_()
+    with torch.profiler.profile() as profile:
+        attention_of_heads(heads, heads, heads).sum().backward()
+    assert not [event.key for event in profile.key_averages() if "scaled_dot_product" in event.key]
 
 
 @pytest.mark.parametrize("kind", [SelfAttention, CrossAttention])
