@@ -264,15 +264,17 @@ def streaming(table: pd.DataFrame) -> Blocks:
 def multimodal(table: pd.DataFrame) -> Blocks:
     """Write how good generated RNA and proteins are and by SCLDM on the RNA alone."""
     rows = {
-        "RNA: AUC": ("rna", "auc_boosting"),
+        "RNA: AUC, PCs": ("rna", "auc_boosting"),
+        "RNA: AUC, genes": ("rna", "auc_genes"),
         "RNA: precision": ("rna", "precision"),
         "RNA: recall": ("rna", "recall"),
         "RNA: correlation": ("rna", "within_label_correlation"),
-        "proteins: AUC": ("prot", "auc_boosting"),
+        "proteins: AUC, PCs": ("prot", "auc_boosting"),
+        "proteins: AUC, proteins": ("prot", "auc_genes"),
         "proteins: precision": ("prot", "precision"),
         "proteins: recall": ("prot", "recall"),
         "proteins: correlation": ("prot", "within_label_correlation"),
-        "both: AUC": ("rna+prot", "auc_boosting"),
+        "both: AUC, PCs": ("rna+prot", "auc_boosting"),
         "genes with proteins: error of correlations": ("rna+prot", "cross_correlation_error"),
     }
     means = table[table["dataset"] == "pbmc10k_citeseq"]

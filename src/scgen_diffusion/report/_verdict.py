@@ -731,8 +731,7 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
                 "1 is right)."
             ),
         },
-        "Genes do not vary together as in real cells: do not use these cells for networks of genes. SCLDM: try a "
-        f"larger latent (`n_latent`). {MORE}",
+        f"Genes do not vary together as in real cells: do not use these cells for networks of genes. {MORE}",
     ),
     Check(
         "modalities",
