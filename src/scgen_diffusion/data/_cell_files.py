@@ -156,7 +156,7 @@ class CellFiles:
         paths, window_size, block_size
             As in :class:`CellFiles`.
         """
-        setup, by_key = ConditionSetup.from_arguments(registry["setup_args"]), registered_keys(registry)
+        setup, by_key = ConditionSetup.picked_from(registry["setup_args"]), registered_keys(registry)
         cells, opened_as = cls.__new__(cls), cls._opened_as(registry)
         cells.files = []
         with closing_if_refused(cells.close):

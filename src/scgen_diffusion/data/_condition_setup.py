@@ -181,14 +181,9 @@ class ConditionSetup:
         }
 
     @classmethod
-    def from_arguments(cls, arguments: Mapping[str, Any]) -> ConditionSetup:
-        """Return the setup from stored arguments of ``setup_anndata``."""
-        return cls(**{option.name: arguments[option.name] for option in fields(cls) if option.name in arguments})
-
-    @classmethod
     def picked_from(cls, given: Mapping[str, Any]) -> ConditionSetup:
-        """Return the setup of all arguments of a function, which may have others; see :meth:`of`."""
-        return cls.of(**{option.name: given[option.name] for option in fields(cls)})
+        """Return the setup of the arguments of a function or of a registry, which may have others; see :meth:`of`."""
+        return cls.of(**{option.name: given.get(option.name) for option in fields(cls)})
 
     @property
     def arguments(self) -> dict[str, Any]:
