@@ -96,8 +96,8 @@ class AnnDataFile:
         return anndata.io.read_elem(self.root["obsm"][name])
 
     def names(self) -> Iterator[list[str]]:
-        """Yield the cell names, part by part."""
-        yield from _texts(_index_of(self.root["obs"]))
+        """Return an iterator over the cell names, part by part."""
+        return _texts(_index_of(self.root["obs"]))
 
     def all_names(self) -> pd.Index:
         """Return the cell names."""

@@ -227,9 +227,8 @@ def _write_cells(root: Any, obs: pd.DataFrame, obsm: Mapping[str, np.ndarray | p
     if "obsm" not in root:
         write_elem(root, "obsm", {})
     for name, array in obsm.items():
-        options = _layout(root, OBS_PER_CHUNK, OBS_PER_SHARD, None, *array.shape[1:])
-        if isinstance(array, pd.DataFrame):
-            options = _layout(root, OBS_PER_CHUNK, OBS_PER_SHARD, None)
+        rest = () if isinstance(array, pd.DataFrame) else array.shape[1:]  # anndata writes each column of a table
+        options = _layout(root, OBS_PER_CHUNK, OBS_PER_SHARD, None, *rest)
         write_elem(root["obsm"], name, array, dataset_kwargs=options)
 
 
