@@ -28,11 +28,10 @@ def warn_of_early_plateau(history: Mapping[str, pd.DataFrame], head: str) -> Non
         return
     losses = history["diffusion_denoising_loss_train"].iloc[:, 0].to_numpy()
     if len(losses) >= 10 and losses[-1] > (1 - LEAST_PROGRESS[head]) * losses[0]:
-        msg = (
+        warn_user(
             f"The loss hardly fell, from {losses[0]:.3g} to {losses[-1]:.3g}: the network learned little. Train "
             "longer, with another learning rate (`plan_kwargs`), or with a larger network."
         )
-        warn_user(msg)
 
 
 def warn_of_missing_zeros(values: ValueSummary, training_zeros: float, *, needs_negation: bool) -> None:
@@ -44,19 +43,17 @@ def warn_of_missing_zeros(values: ValueSummary, training_zeros: float, *, needs_
     """
     if values.zeros < FEWEST_ZEROS * training_zeros:
         advice = "set `zero_value` (zero negation) or `head='spike_and_slab'`" if needs_negation else "train longer"
-        msg = (
+        warn_user(
             f"{values.zeros:.0%} of the generated values are zeros, but at least {training_zeros:.0%} of the values of "
             f"every training cell. To get zeros, {advice}."
         )
-        warn_user(msg)
 
 
 def warn_of_divergence(values: ValueSummary, largest_training_value: float) -> None:
     """Warn if generated values are far larger than any training value."""
-    advice = "Try more steps, another sampler or less guidance, or train longer."
     if values.largest > LARGEST_VALUE * largest_training_value:
-        msg = (
+        warn_user(
             f"Sampling seems to have diverged: the largest generated value is {values.largest:.3g}, the largest "
-            f"training value {largest_training_value:.3g}. {advice}"
+            f"training value {largest_training_value:.3g}. Try more steps, another sampler or less guidance, or train "
+            "longer."
         )
-        warn_user(msg)
