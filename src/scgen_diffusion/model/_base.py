@@ -577,15 +577,20 @@ class DiffusionModel(BaseModelClass):
             if (choice := self._describe_adapted_recipe(usual, jobs)) and not is_quiet:
                 rank_zero_only(show)(choice)
             for job in jobs:
-                options = {**trainer_kwargs, "early_stopping": early_stopping and job.is_validated}
-                options |= {"max_epochs": job.n_epochs, "checkpoint_dir": folder, "deadline": deadline}
-                options["must_beat_former"] = not job.is_new and not job.was_cut_short
-                options["dependent"] = set(stages) - {job.name} if job.name == self._stages[0] else ()
+                options = {
+                    **trainer_kwargs,
+                    "early_stopping": early_stopping and job.is_validated,
+                    "max_epochs": job.n_epochs,
+                    "checkpoint_dir": folder,
+                    "deadline": deadline,
+                    "must_beat_former": not job.is_new and not job.was_cut_short,
+                    "dependent": set(stages) - {job.name} if job.name == self._stages[0] else (),
+                }
                 train_stage = getattr(self, f"_train_{job.name}")
                 # the context above is for errors of the first stage
                 copy = restored_unless(self, lambda: False) if results else nullcontext()
-                with copy, ExitStack() as options["rest"]:
-                    results.append(train_stage(job.recipe, partial(run_plan, self, **options), **of_stage))
+                with copy, ExitStack() as rest:
+                    results.append(train_stage(job.recipe, partial(run_plan, self, rest=rest, **options), **of_stage))
                 record_end(self, job, results[-1])
                 if is_interrupted(results[-1].trainer):
                     break

@@ -283,15 +283,13 @@ def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_r
     Cells generated for such labels have weaker markers than real ones (tutorial "Do synthetic cells help to classify a
     rare type?"). Pseudobulk analyses also leave out groups with fewer than ten cells.
     """
-    rare: list[str] = []
+    rare = []
     for key, columns in with_columns(keys):
-        values = list(key.labels)
-        if not getattr(key, "has_vectors", False):
-            own = codes[:, columns]
-            all_cells, training = (_count_labels(cells, len(values)) for cells in (own, own[train_rows]))
-            are_few = (all_cells > 0) & (training < FEWEST_TRAINING_CELLS)
-            few = [f"{values[i]!r} ({training[i]})" for i in np.flatnonzero(are_few)]
-            rare += [f"{key.name} {list_first(few)}"] if few else []
+        all_cells, training = (_count_labels(c, key.n_values) for c in (codes[:, columns], codes[train_rows, columns]))
+        are_few = (all_cells > 0) & (training < FEWEST_TRAINING_CELLS)
+        few = [f"{key.labels[i]!r} ({training[i]})" for i in np.flatnonzero(are_few).tolist()]
+        if few and not getattr(key, "has_vectors", False):
+            rare.append(f"{key.name} {list_first(few)}")
     if rare:
         warn_user(
             f"Too few training cells (under {FEWEST_TRAINING_CELLS}) of {'; '.join(rare)}: cells generated for these "
