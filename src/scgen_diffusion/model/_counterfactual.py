@@ -508,10 +508,8 @@ def counterfactual_conditions(
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray | pd.DataFrame]]:
     """Return the cells' ``obs`` and arrays with the new values of some keys, and the old ones beside them."""
     obs = cells.obs(conditions).set_axis(names)
-    new, arrays, old = (
-        conditions.to_obs(cells.codes, names, cells.numbers),
-        *(conditions.to_obsm(codes, names) for codes in (cells.codes, cells.own)),
-    )
+    new = conditions.to_obs(cells.codes, names, cells.numbers)
+    arrays, old = (conditions.to_obsm(codes, names) for codes in (cells.codes, cells.own))
     columns = [key for key in keys if key in new]
     obs = obs.assign(**{f"{key}{OF_CONTROL}": obs[key] for key in columns}, **{key: new[key] for key in columns})
     return obs, arrays | {f"{key}{OF_CONTROL}": old[key] for key in keys if key in old}
