@@ -84,10 +84,6 @@ class Keyed(click.ParamType):
         self.form, self.read, self.repeats = form, read, repeats
         self.alone, self.bare = form.startswith("["), form.endswith("]")
 
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """Return the form of the option."""
-        return self.form
-
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, Any]:
         """Split and convert one value."""
         before, separator, after = value.partition("=")
@@ -120,6 +116,7 @@ class Keyed(click.ParamType):
 def option(names: str, help: str, kind: Any = None, metavar: str | None = None, **kwargs: Any) -> click.Option:
     """Make an option with one or several names. If not given, it is None or empty, so that Python's default applies."""
     if isinstance(kind, Keyed):
+        metavar = kind.form
         kwargs |= {"multiple": True, "callback": kind.collect}
     kwargs |= {"metavar": "N" if kind is int else metavar, "show_default": "default" in kwargs}
     return click.Option(names.split(), help=help, type=kind, **kwargs)

@@ -120,8 +120,7 @@ def _open(model: Any, options: Mapping[str, Any]) -> tuple[Any, np.ndarray | Non
     paths, where = options["cells"], options.get("where")
     if len(paths) == 1 and not options.get("backed"):
         cells = _read(model, paths[0], options.get("layer"))
-        rows = None if where is None else _rows(cells.obs, where)
-        return cells, rows
+        return cells, None if where is None else _rows(cells.obs, where)
     if "layer" in options:
         msg = "--layer needs cells in memory, but several files, or --backed, leave them in their files."
         raise click.UsageError(msg)
