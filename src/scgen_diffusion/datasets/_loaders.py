@@ -180,12 +180,11 @@ def norman_mcfaline_devel(data_dir: str | os.PathLike[str] | None = None) -> Ann
     34
     """
     published = anndata.read_h5ad(originals.fetch(originals.NORMAN_MCFALINE, data_dir))
-    values = normalised_values(published.X)
+    table, values = published.obs, normalised_values(published.X)
     # An upper bound, because values were normalised to 10 000 by (at most) the published totals.
-    smallest_count = smallest_per_cell(values) * published.obs["ncounts"].to_numpy(float) / 1e4
-    kept = (published.obs["dataset"] == "norman19").to_numpy() | (smallest_count < TWO_COUNTS)
+    smallest_count = smallest_per_cell(values) * table["ncounts"].to_numpy(float) / 1e4
+    kept = (table["dataset"] == "norman19").to_numpy() | (smallest_count < TWO_COUNTS)
     factors = np.where(smallest_count < TWO_COUNTS, 1, 2) / smallest_per_cell(values)
-    table = published.obs
     columns = {name: table[name] for name in ("condition", "cell_type", "perturbation_type", "dataset")}
     obs = categorical_obs(published.obs_names, **columns)
     obs["total_umi_all_genes"] = table["ncounts"].to_numpy(np.float32)
