@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 
     from ._base import DiffusionModel
 
+CELL_NAMES = "adata_control.obs_names"
+
 
 @dataclass(frozen=True)
 class ControlCells:
@@ -102,10 +104,6 @@ class ControlCells:
     def names(self) -> pd.Index:
         """Their names."""
         return self.source.names(self.rows)
-
-    def check_order(self, given: Mapping[str, Any]) -> None:
-        """Raise if tables or columns of pandas have the cells' names in another order."""
-        check_order(given, lambda: self.names, "adata_control.obs_names")
 
     def obs(self, conditions: Conditions) -> pd.DataFrame:
         """Return their ``obs``; of cells in files only the conditions."""
@@ -177,7 +175,7 @@ class Prediction:
         condition = model.conditions.as_table(condition)
         sampling = engine.sampling(sampler, n_steps, guidance, output)
         cells, requested = control_cells(model, adata_control, indices, condition)
-        cells.check_order({"`library_size`": library_size})
+        check_order({"`library_size`": library_size}, lambda: cells.names, CELL_NAMES)
         residuals_of_cells = _check_options(model, {"method": method, "residuals": residuals, "sample": sample})
         chosen_method = model._counterfactual_method(cells, method)
         _check_learned(model, cells.own, chosen_method)
@@ -372,13 +370,12 @@ def control_cells(
             "they were measured. Label them, or leave them out (`indices`)."
         )
         raise ValueError(msg)
-    texts: dict[str, pd.Series] = _unwritable_texts(source.cells.obs) if isinstance(source, GivenCells) else {}
-    cells = ControlCells(source, rows, own, own, {}, texts)
     if isinstance(condition, Mapping | pd.DataFrame):
-        _check_one_per_cell(conditions, condition, cells)
+        _check_one_per_cell(conditions, condition, len(rows), lambda: source.names(rows))
     requested = conditions.request(condition, len(rows))
     codes, numbers = requested.all(), requested.numbers_of(np.arange(len(rows)))
-    return replace(cells, codes=np.where(codes == OPEN, own, codes), numbers=numbers), requested
+    texts: dict[str, pd.Series] = _unwritable_texts(source.cells.obs) if isinstance(source, GivenCells) else {}
+    return ControlCells(source, rows, own, np.where(codes == OPEN, own, codes), numbers, texts), requested
 
 
 def _rows_once(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
@@ -465,7 +462,7 @@ def _warn_of_lost_columns(cells: ControlCells, keys: Sequence[str]) -> None:
 
 
 def _check_one_per_cell(
-    conditions: Conditions, condition: Mapping[str, Any] | pd.DataFrame, cells: ControlCells
+    conditions: Conditions, condition: Mapping[str, Any] | pd.DataFrame, n_cells: int, names: Callable[[], pd.Index]
 ) -> None:
     """Raise unless a request gives one value for all cells, or one per cell in their order."""
     if isinstance(condition, pd.DataFrame):
@@ -475,13 +472,13 @@ def _check_one_per_cell(
         given = [(f"`condition[{key!r}]`", "values", length) for key, length in lengths.items()]
         ordered = {f"`condition[{key!r}]`": values for key, values in condition.items()}
     for what, unit, found in given:
-        if found != len(cells.rows):
+        if found != n_cells:
             msg = (
-                f"{what} has {found} {unit} for {len(cells.rows)} cells; give one value for all cells, or one per "
+                f"{what} has {found} {unit} for {n_cells} cells; give one value for all cells, or one per "
                 "cell. A set of members is one value, such as 'A+B'; predict other perturbations in other calls."
             )
             raise ValueError(msg)
-    cells.check_order(ordered)
+    check_order(ordered, names, CELL_NAMES)
 
 
 def check_strength(strength: Any) -> float:
