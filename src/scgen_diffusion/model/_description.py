@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from scgen_diffusion._arguments import list_first
@@ -84,9 +85,8 @@ def _new_labels(model: DiffusionModel) -> list[list[str]]:
     """Return, per key, the classes or members that a query has and its reference lacked."""
     if model.reference_ is None or not model._has_cells:
         return [[] for _ in model._condition_keys]
-    labels = [key.labels for key in model._condition_keys]
-    found = new_values(model)
-    return [[repr(x) for x, is_new in zip(*pair, strict=False) if is_new] for pair in zip(labels, found, strict=True)]
+    found = zip(model._condition_keys, new_values(model), strict=True)
+    return [[repr(label) for label in compress(key.labels, are_new)] for key, are_new in found]
 
 
 def _n_unlabeled(model: DiffusionModel) -> list[int]:
