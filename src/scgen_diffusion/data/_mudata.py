@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import mudata
@@ -239,6 +240,12 @@ def take_rows(matrix: Any, rows: np.ndarray) -> sp.csr_matrix:
     return sp.vstack([values, zeros], format="csr")[rows]
 
 
+def columns_of(variables: Mapping[str, pd.DataFrame]) -> dict[str, slice]:
+    """Return the columns of each modality, by its table of features, in a matrix of all."""
+    ends = accumulate(map(len, variables.values()), initial=0)
+    return {name: slice(*part) for name, part in zip(variables, pairwise(ends), strict=True)}
+
+
 def check_modalities(
     mdata: MuData,
     likelihoods: Mapping[str, str | None],
@@ -363,14 +370,12 @@ def build_mudata(
 
     ``obs``, ``obsm`` and provenance are in the MuData and in each modality, so that modalities can be used alone.
     """
-    parts, start = {}, 0
-    for name, var in variables.items():
-        own = slice(start, start + len(var))
+    parts = {}
+    for name, own in columns_of(variables).items():
         own_layers = {layer: values[:, own] for layer, values in (layers or {}).items()}
         parts[name] = build_anndata(
-            x[:, own], obs.copy(), var, provenance, is_log1p=is_log1p, layers=own_layers, obsm=obsm
+            x[:, own], obs.copy(), variables[name], provenance, is_log1p=is_log1p, layers=own_layers, obsm=obsm
         )
-        start = own.stop
     mdata = mudata_of(parts)
     mdata.obs = mark_synthetic(obs, provenance)
     mdata.obsm.update(obsm or {})

@@ -23,6 +23,7 @@ from ._mudata import (
     advice_on_counts,
     check_binary,
     choose_modalities,
+    columns_of,
     modalities_of,
     mudata_of,
     take_rows,
@@ -223,12 +224,11 @@ class MuDataFiles(CellFiles):
                 f"{repeated.sum()} of {len(names)} cells have the name of another one, such as {first!r}; their names "
                 "got numbers, because MuData joins modalities by name."
             )
-        parts, start = {}, 0
-        for name, var in self.modality_vars.items():
-            x, layer = values[:, start : start + len(var)], self.layers[name]
+        parts = {}
+        for name, own in columns_of(self.modality_vars).items():
+            x, var, layer = values[:, own], self.modality_vars[name].copy(), self.layers[name]
             layers = {} if layer is None else {layer: x.copy()}  # X may be normalised in place
-            parts[name] = AnnData(x, obs=pd.DataFrame(index=names), var=var.copy(), layers=layers)
-            start += len(var)
+            parts[name] = AnnData(x, obs=pd.DataFrame(index=names), var=var, layers=layers)
         mdata, conditions = mudata_of(parts), Conditions.from_codes(self.by_key, self.codes[:0])
         mdata.obs = conditions.to_obs(codes, names)
         mdata.obsm.update(conditions.to_obsm(codes, names))

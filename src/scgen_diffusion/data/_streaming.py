@@ -25,6 +25,7 @@ from scgen_diffusion._version import VERSION
 
 from ._anndata import ValueSummary
 from ._anndata_file import open_hdf5
+from ._mudata import columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -170,11 +171,7 @@ def _places(modalities: Mapping[str, pd.DataFrame] | None, var: pd.DataFrame) ->
     """Return where in the file which columns of the parts go, and their ``var``."""
     if modalities is None:
         return {"/": (slice(None), var)}
-    places, start = {}, 0
-    for name, own in modalities.items():
-        places[f"mod/{name}"] = slice(start, start + len(own)), own
-        start += len(own)
-    return places
+    return {f"mod/{name}": (own, modalities[name]) for name, own in columns_of(modalities).items()}
 
 
 def _open_part(part: Path) -> h5py.File:
@@ -242,15 +239,14 @@ def _append_cells(root: Any, obs: pd.DataFrame, obsm: Mapping[str, np.ndarray | 
 def _write_mudata(root: h5py.Group, modalities: Mapping[str, pd.DataFrame], uns: Mapping[str, Any]) -> None:
     """Write what makes a MuData of modalities that all have all cells: which rows and columns are theirs."""
     n_cells = root["obs"][root["obs"].attrs["_index"]].shape[0]
-    sizes = [len(var) for var in modalities.values()]
-    owners, position = np.repeat(np.arange(len(sizes)), sizes), np.concatenate([np.arange(size) + 1 for size in sizes])
     names = np.concatenate([var.index.to_numpy(dtype=object) for var in modalities.values()])
     tables: dict[str, dict[str, np.ndarray]] = {name: {} for name in ("obsmap", "varmap", "varm")}
-    for number, name in enumerate(modalities):
-        is_own = owners == number
+    for name, own in columns_of(modalities).items():
+        position = np.zeros(len(names), dtype=np.uint32)
+        position[own] = np.arange(1, len(modalities[name]) + 1)
         tables["obsmap"][name] = np.arange(1, n_cells + 1, dtype=np.uint32)  # positions start at 1; 0 is "lacks it"
-        tables["varmap"][name] = np.where(is_own, position, 0).astype(np.uint32)
-        tables["varm"][name] = is_own[:, None]
+        tables["varmap"][name] = position
+        tables["varm"][name] = position[:, None] > 0
         write_elem(root["obsm"], name, np.ones((n_cells, 1), dtype=bool))
     write_elem(root, "var", pd.DataFrame(index=pd.Index(names)))
     write_elem(root, "uns", dict(uns))
