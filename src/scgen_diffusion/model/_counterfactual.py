@@ -176,11 +176,12 @@ class Prediction:
         sampling = engine.sampling(sampler, n_steps, guidance, output)
         cells, requested = control_cells(model, adata_control, indices, condition)
         check_order({"`library_size`": library_size}, lambda: cells.names, CELL_NAMES)
-        residuals_of_cells = _check_options(model, {"method": method, "residuals": residuals, "sample": sample})
+        _check_options(model, {"method": method, "residuals": residuals, "sample": sample})
+        residuals = residuals or model._counterfactual_options["residuals"][0]
         chosen_method = model._counterfactual_method(cells, method)
         _check_learned(model, cells.own, chosen_method)
         is_same = (cells.own == cells.codes).all(1)
-        come_back = residuals_of_cells == "own" and sample and library_size is None and not model.modalities
+        come_back = residuals == "own" and sample and library_size is None and not model.modalities
         _warn_of_nothing_to_predict(is_same, condition, come_back=come_back)
         inversion = None if chosen_method == "transport" else model.module.inversion_by(sampling.sampler)
         if inversion is None:  # inversions take any number of steps, on any path
@@ -200,7 +201,7 @@ class Prediction:
             inversion=inversion,
             strength=check_strength(strength),
             sample=sample,
-            residuals=residuals_of_cells,
+            residuals=residuals,
             library_size=None if library_size is None else engine.totals(library_size, len(cells.rows), output),
             seed=resolve_seed(seed),
             group=groups.group if groups is not None and sample and strength == 1 else None,
@@ -398,14 +399,13 @@ def _unwritable_texts(obs: pd.DataFrame) -> dict[str, pd.Series]:
     }
 
 
-def _check_options(model: DiffusionModel, chosen: Mapping[str, Any]) -> str:
-    """Raise for options that the model does not support; return how to treat residuals."""
+def _check_options(model: DiffusionModel, chosen: Mapping[str, Any]) -> None:
+    """Raise for options that the model does not support."""
     for name, value in chosen.items():
         known = model._counterfactual_options[name]
         if value is not None and value not in known:
             msg = f"{type(model).__name__} does not support `{name}` {value!r}. {known_names(value, known)}"
             raise ValueError(msg)
-    return chosen["residuals"] or model._counterfactual_options["residuals"][0]
 
 
 def _check_learned(model: DiffusionModel, codes: np.ndarray, method: str) -> None:
