@@ -188,7 +188,7 @@ class ConditionSetup:
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments of ``setup_anndata`` that give this setup, with embeddings as tables."""
-        return {option.name: getattr(self, option.name) for option in fields(self)}
+        return dict(vars(self))
 
     @property
     def names(self) -> list[str]:
