@@ -303,92 +303,108 @@ class _Request(NamedTuple):
 
 def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
     """Return verdict, reason and advice: those of the first rule that holds."""
-    detail = f"error of their mean expression: {request.misfit:.2f} nats per molecule; of training cells: "
-    detail += f"{known.usual_misfit:.2f}"
-    excess = request.misfit - known.usual_misfit
+    if why := _why_unknown(request, known):
+        return UNKNOWN, *why
+    if why := _why_extrapolated(request, known):
+        return EXTRAPOLATED, *why
+    elsewhere = f"in {request.n_contexts} other contexts, and the control cells are like these"
+    where = "in such cells" if request.in_own_context else elsewhere
+    return SUPPORTED, f"the perturbation, or what it consists of, was seen {where}", ""
+
+
+def _compare_misfits(request: _Request, known: _Known) -> tuple[float, str]:
+    """Return how much worse the model explains the control cells than training cells, and both errors in words."""
+    errors = f"{request.misfit:.2f} nats per molecule; of training cells: {known.usual_misfit:.2f}"
+    return request.misfit - known.usual_misfit, f"error of their mean expression: {errors}"
+
+
+def _why_unknown(request: _Request, known: _Known) -> tuple[str, str] | None:
+    """Return reason and advice if nothing is known about a request."""
+    excess, errors = _compare_misfits(request, known)
     if request.prior <= 0:  # such as a drug at the dose of control cells
         reason = "a part of the perturbation is still that of control cells"
-        return UNKNOWN, reason, "Give the values of all keys that perturb, such as a drug and its dose."
+        return reason, "Give the values of all keys that perturb, such as a drug and its dose."
     if request.n_cells < FEWEST_OF_INTERVAL:
         reason = "the mean change of a single control cell has no interval"
         advice = ", and give several the same dose or other number that perturbs" if known.has_numbers else ""
-        return UNKNOWN, reason, f"Predict more control cells together{advice}."
+        return reason, f"Predict more control cells together{advice}."
     if excess > STRANGE and request.n_cells < FEWEST_CELLS:
         reason = f"{request.n_cells} control cells are too few to tell whether the model knows such cells"
-        return UNKNOWN, reason, "Predict more control cells together."
-    genes = "check that their genes, counts and species are those of training"
-    if excess > UNLIKE and request.few_cells:
-        reason = f"{request.few_cells}, and the model does not explain them well ({detail})"
-        return UNKNOWN, reason, f"Train with more such cells, and predict more together. If these are enough, {genes}."
+        return reason, "Predict more control cells together."
     if excess > UNLIKE:
-        reason = f"the control cells are unlike those that the model learned ({detail})"
-        return UNKNOWN, reason, f"{genes.capitalize()}, or train with more such cells."
-    if request.variance > (1 - LEAST_EXPLAINED) * request.prior and request.has_groups:
-        reason = "too few cells with the perturbation were seen in training to tell its effect from sampling noise"
-        return UNKNOWN, reason, "Train with more cells of this perturbation or of similar ones."
+        genes = "check that their genes, counts and species are those of training"
+        if few := request.few_cells:
+            advice = f"Train with more such cells, and predict more together. If these are enough, {genes}."
+            return f"{few}, and the model does not explain them well ({errors})", advice
+        reason = f"the control cells are unlike those that the model learned ({errors})"
+        return reason, f"{genes.capitalize()}, or train with more such cells."
     if request.variance > (1 - LEAST_EXPLAINED) * request.prior:
+        if request.has_groups:
+            reason = "too few cells with the perturbation were seen in training to tell its effect from sampling noise"
+            return reason, "Train with more cells of this perturbation or of similar ones."
         reason = "the perturbation, or a part of it, is unlike those seen in training"
         advice = "Train with cells of this perturbation or similar ones (after `load_query_data`: `train_transport`)."
-        return UNKNOWN, reason, advice
+        return reason, advice
     if request.is_new and known.from_embeddings < LEAST_EXPLAINED:
         reason = (
             "the perturbation, or a part of it, was never seen, and the embeddings say too little: of the effects that "
             f"were seen, other perturbations predict {max(known.from_embeddings, 0):.0%}"
         )
-        return UNKNOWN, reason, "Train with cells of this perturbation, or with other `condition_embeddings`."
+        return reason, "Train with cells of this perturbation, or with other `condition_embeddings`."
     if request.n_contexts == 0:
-        reason = "no similar perturbation was seen in training"
         advice = "Train with cells of this or similar perturbations; use the logarithm of doses that span decades."
-        return UNKNOWN, reason, advice
+        return "no similar perturbation was seen in training", advice
     if request.n_contexts == 1 and not request.in_own_context:
         reason = (
             f"the perturbation was seen in one context only ({request.first_context}), so it is not known how effects "
             "differ between contexts"
         )
-        return UNKNOWN, reason, "Train with perturbed and control cells of a second context."
+        return reason, "Train with perturbed and control cells of a second context."
+    return None
+
+
+def _why_extrapolated(request: _Request, known: _Known) -> tuple[str, str] | None:
+    """Return reason and advice if training says something about a request, but had nothing like it."""
+    excess, errors = _compare_misfits(request, known)
     if excess > STRANGE:
         cells = f"{request.few_cells}, and they differ" if request.few_cells else "the control cells differ"
-        reason = f"{cells} from the training cells ({detail})"
-        return EXTRAPOLATED, reason, "Train with such control cells; perturbed ones are not needed."
+        reason = f"{cells} from the training cells ({errors})"
+        return reason, "Train with such control cells; perturbed ones are not needed."
     if request.learned_later:
         reason = (
             f"the autoencoder and the transport were trained without cells of {request.learned_later}, and generated "
             "control cells do not tell how well they fit such cells"
         )
-        advice = "Give measured control cells to `predict_perturbation`, whose verdict looks at them."
-        return EXTRAPOLATED, reason, advice
+        return reason, "Give measured control cells to `predict_perturbation`, whose verdict looks at them."
     if request.is_new:
         reason = (
             "the perturbation, or a part of it, was never seen, and is predicted from those with similar embeddings; "
             f"of the effects that were seen, other perturbations predict {known.from_embeddings:.0%}"
         )
-        return EXTRAPOLATED, reason, "Compare with the effects of these perturbations."
+        return reason, "Compare with the effects of these perturbations."
     if len(known.explained) < LEAST_LEFT_OUT:
         reason = (
             "no groups of training cells have effects beyond sampling noise that the others predict, so predictions "
             "could not be checked"
         )
         advice = "Compare with simple baselines on a perturbation that you leave out, and trust large changes only."
-        return EXTRAPOLATED, reason, advice
-    if request.variance > max(known.explained) and request.in_own_context and not request.has_groups:
-        reason = "the perturbation was not seen in training, and is predicted from its parts or from similar ones"
-        if request.never_alone:
-            return EXTRAPOLATED, f"{reason}; {request.never_alone}", "Train with cells of each part alone."
-        return EXTRAPOLATED, reason, "Compare with their effects, or train with cells of this perturbation."
+        return reason, advice
     if request.variance > max(known.explained):
+        if request.in_own_context and not request.has_groups:
+            reason = "the perturbation was not seen in training, and is predicted from its parts or from similar ones"
+            if request.never_alone:
+                return f"{reason}; {request.never_alone}", "Train with cells of each part alone."
+            return reason, "Compare with their effects, or train with cells of this perturbation."
         unlike = "the control cells, or the numbers of the perturbation," if known.has_numbers else "the control cells"
-        reason = f"{unlike} are less like the cells seen perturbed than these are like each other"
         advice = "Trust the direction of a change more than its size, or train with perturbed cells of a similar kind."
-        return EXTRAPOLATED, reason, advice
+        return f"{unlike} are less like the cells seen perturbed than these are like each other", advice
     if request.answer < LEAST_ANSWER:
         reason = (
             f"the decoder shows only {max(request.answer, 0):.0%} of the change that the cells seen perturbed suggest; "
             "either such cells respond less, or it does not know how they look when they are perturbed"
         )
-        return EXTRAPOLATED, reason, "Compare with the changes in other cells, or train with such perturbed cells."
-    elsewhere = f"in {request.n_contexts} other contexts, and the control cells are like these"
-    where = "in such cells" if request.in_own_context else elsewhere
-    return SUPPORTED, f"the perturbation, or what it consists of, was seen {where}", ""
+        return reason, "Compare with the changes in other cells, or train with such perturbed cells."
+    return None
 
 
 def verdict_columns(
