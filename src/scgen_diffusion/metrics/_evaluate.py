@@ -45,7 +45,6 @@ from ._modalities import (
     modality_cells,
     pair_context,
     paired_cells,
-    paired_names,
 )
 from ._perturbation_contexts import MIN_CELLS as MIN_CELLS_PER_PERTURBATION
 from ._perturbation_contexts import SEPARATOR, perturbation_contexts
@@ -427,39 +426,24 @@ def _evaluate_modalities(
     for modality in [*checked]:
         judge(modality, *checked.pop(modality))
 
-    features = {modality: own.var_names for modality, own in real.items()}
     least = {name: least_cells(name, has_train="train" in sets) for name in sets}
     is_joint = len(modalities) > 1 and wanted["joint"] != []
-    if is_joint and _has_paired(cells, least, modalities, "Modalities are not judged together"):
-        paired = {name: paired_cells(own, modalities, name, features) for name, own in cells.items()}
+    if is_joint and (paired := paired_cells(cells, least, modalities, "Modalities are not judged together")):
         with naming("+".join(modalities)):
             sources = joint_sources(paired, reference, fitted, layers, keys)
             metrics = check_sources(sources, wanted["joint"], scope="joint")
         judge("+".join(modalities), sources, metrics)
     least_of_pair = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
     for pair in combinations(modalities, 2) if wanted["pair"] != [] else ():
-        if not _has_paired(cells, least_of_pair, pair, "Modalities are not compared as a pair"):
-            continue
-        paired = {name: paired_cells(cells[name], pair, name, features) for name in least_of_pair}
-        context = pair_context(paired, fitted, layers, keys, n_splits=draws.n_floor, seed=draws.seed)
-        of_pair = choose_metrics(wanted["pair"], "pair", {"modalities"})
-        rows.extend({"modality": "+".join(pair), **context.row(metric)} for metric in of_pair)
+        if paired := paired_cells(cells, least_of_pair, pair, "Modalities are not compared as a pair"):
+            context = pair_context(paired, fitted, layers, keys, n_splits=draws.n_floor, seed=draws.seed)
+            of_pair = choose_metrics(wanted["pair"], "pair", {"modalities"})
+            rows.extend({"modality": "+".join(pair), **context.row(metric)} for metric in of_pair)
     table = _table(rows, ("modality", "metric", "group"), FIGURES)
     for what in Noted._fields:
         table.attrs[what] = {modality: getattr(own, what) for modality, own in noted.items()}
     table.attrs.update(scales=scale_names, **_recorded(sets["synthetic"]))
     return table
-
-
-def _has_paired(
-    cells: Mapping[str, Mapping[str, AnnData]], needed: Mapping[str, int], together: Sequence[str], what: str
-) -> bool:
-    """Return whether the sets have as many cells with all of some modalities as needed, and warn if not."""
-    for name, fewest in needed.items():
-        if (n_paired := len(paired_names(cells[name], together))) < fewest:
-            warn_user(f"{what}: only {n_paired} cells of `{name}` have all of {list(together)}; {fewest} are needed.")
-            return False
-    return True
 
 
 # --- checks of the sets, before any long computation ------------------------------------------------------------------

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
-from scgen_diffusion._arguments import known_names
+from scgen_diffusion._arguments import known_names, warn_user
 from scgen_diffusion.data import check_unique_names, layer_names
 
 from ._cells import GENERATED, Expression, Source, align_genes, expression_of, labels_of, matrix_of, variances
@@ -75,17 +75,29 @@ def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str,
     return found if has_it.all() else found[has_it]
 
 
-def paired_names(cells: Mapping[str, AnnData], modalities: Sequence[str]) -> pd.Index:
-    """Return the names of the cells that have all of these modalities."""
-    return reduce(pd.Index.intersection, [cells[modality].obs_names for modality in modalities])
-
-
 def paired_cells(
-    cells: Mapping[str, AnnData], modalities: Sequence[str], name: str, genes: Mapping[str, pd.Index]
-) -> dict[str, AnnData]:
-    """Return the cells that have all of these modalities, in one order, each modality with these features."""
-    names = paired_names(cells, modalities)
-    return {modality: align_genes(cells[modality][names], genes[modality], name=name) for modality in modalities}
+    cells: Mapping[str, Mapping[str, AnnData]], needed: Mapping[str, int], modalities: Sequence[str], consequence: str
+) -> dict[str, dict[str, AnnData]] | None:
+    """Return the cells of some sets that have all of these modalities, in one order, with the features of real cells.
+
+    If a set has fewer of them than ``needed``, warn of the ``consequence``, and return None.
+    """
+    names = {
+        name: reduce(pd.Index.intersection, [cells[name][modality].obs_names for modality in modalities])
+        for name in needed
+    }
+    for name, fewest in needed.items():
+        if (n_paired := len(names[name])) < fewest:
+            found = f"only {n_paired} cells of `{name}` have all of {list(modalities)}"
+            warn_user(f"{consequence}: {found}; {fewest} are needed.")
+            return None
+    return {
+        name: {
+            modality: align_genes(cells[name][modality][own], cells["real_test"][modality].var_names, name=name)
+            for modality in modalities
+        }
+        for name, own in names.items()
+    }
 
 
 def _column(cells: MuData, key: str, names: pd.Index, name: str) -> pd.Series:
@@ -120,8 +132,7 @@ def joint_sources(
         first = next(iter(parts.values()))
         labels = labels_of(first, keys, name=name) if keys else None
         read = Expression(values, None).__getitem__
-        options = {"are_counts": False, "values": values.__getitem__, "read": read}
-        sources[name] = Source(name, first.obs_names, labels, **options)
+        sources[name] = Source(name, first.obs_names, labels, are_counts=False, values=values.__getitem__, read=read)
     return sources
 
 
