@@ -925,7 +925,6 @@ def verdict(table: pd.DataFrame) -> Verdict:
         found = unlike + [replace(finding, advice=finding.advice.replace(MORE, "").rstrip()) for finding in bad]
     if leak := _leak(noted_by_label(table, "leaked") or 0.0):  # copies pass beside those in the floor
         found = leak + [f for f in found if f.level != "ok" or f.topic not in ("copies", "memorisation")]
-    of_request = []
     if short := table.attrs.get("short_training"):
         message = f"In the model of these cells, {short}. Train it longer before you judge it: see `print(model)`."
         found = [Finding("warning", "training", message), *(replace(finding, advice="") for finding in found)]
@@ -934,8 +933,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
             f"Cells were asked for outside of the training cells: {list_first(outside)}. Expect them to be worse than "
             "others; for them, training longer does not help."
         )
-        of_request = [Finding("note", "conditions", message)]
-    findings = tuple(sorted([*found, *of_request], key=lambda finding: -LEVELS.index(finding.level)))
+        found = [*found, Finding("note", "conditions", message)]
+    findings = tuple(sorted(found, key=lambda finding: -LEVELS.index(finding.level)))
     if not checked:
         with_floor = [f.metric for f in rows.values() if np.isfinite([f.value, f.floor]).all()]
         if with_floor:  # such as `density`
