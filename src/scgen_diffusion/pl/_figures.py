@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-    from matplotlib.collections import PathCollection
     from numpy.typing import NDArray
 
 #: Grey, which no label palette uses, and Okabe and Ito's vermilion: distinct for everybody, but not in grey print.
@@ -170,14 +169,14 @@ def limits_around(points: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def mixed_scatter(
-    ax: Axes, points: Sequence[NDArray], colors: Sequence[str | NDArray], *, size: float, **kwargs: object
-) -> PathCollection:
+    ax: Axes, points: Sequence[NDArray], colors: Sequence[str | NDArray], *, size: float, alpha: float | None = None
+) -> None:
     """Draw several sets of points in random order, so that none hides the others."""
     xy = np.concatenate(points)
     rgba = [np.broadcast_to(to_rgba_array(c), (len(p), 4)) for p, c in zip(points, colors, strict=True)]
     order = np.random.default_rng(0).permutation(len(xy))
-    look = {"linewidths": 0, "rasterized": len(xy) > MOST_VECTORS, **kwargs}
-    return ax.scatter(*xy[order].T, s=size, c=np.concatenate(rgba)[order], **look)
+    look = {"alpha": alpha, "linewidths": 0, "rasterized": len(xy) > MOST_VECTORS}
+    ax.scatter(*xy[order].T, s=size, c=np.concatenate(rgba)[order], **look)
 
 
 # --- colours and legends ----------------------------------------------------------------------------------------------
