@@ -132,7 +132,8 @@ def write(
     ... )  # doctest: +SKIP
     """
     path = _checked_path(path)
-    for name, cells in {"real_test": real_test, "synthetic": synthetic}.items():
+    sets = {"real_test": real_test, "synthetic": synthetic}
+    for name, cells in sets.items():
         check_is_anndata(cells, name, " A report of one modality takes `mdata[modality]`.")
     check_count("max_cells", max_cells, MIN_CELLS_PER_GROUP)  # `evaluate` does not see it if a table is given
     if table is None:
@@ -140,7 +141,7 @@ def write(
             real_test, synthetic, train=train, groupby=groupby, layer=layer, max_cells=max_cells, seed=seed
         )
     keys = as_list(groupby)
-    for name, cells in {"real_test": real_test, "synthetic": synthetic}.items():
+    for name, cells in sets.items():
         for key in keys:
             obs_column(cells, key, name)  # raises if there is none
     labels = list(dict.fromkeys(join_labels(real_test.obs, keys).tolist())) if keys else []
@@ -149,7 +150,7 @@ def write(
         _check_labels(table, {*labels, *join_labels(synthetic.obs, keys)}, labels, keys)
     label = JOIN.join(keys) or None
     rng = np.random.default_rng(seed)
-    real, drawn = (_for_plots(cells, keys, max_cells, rng) for cells in (real_test, synthetic))
+    real, drawn = (_for_plots(cells, keys, max_cells, rng) for cells in sets.values())
     shown = table.assign(group=table["group"].map(_escape_dollars))
     pictures, skipped = draw(real, drawn, shown, label=_escape_dollars(label), layer=layer, model=model)
 
@@ -277,14 +278,7 @@ def draw(
     options = {"layer": layer, "show": False}
 
     def add(section: str, axes: Axes | Sequence[Axes], caption: str) -> None:
-        figure = (axes if hasattr(axes, "figure") else axes[0]).figure
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")
-        plt.close(figure)
-        png = buffer.getvalue()
-        min_width = round(SMALLEST * int.from_bytes(png[16:20], "big"))  # where a PNG file has its width
-        encoded = base64.b64encode(png).decode("ascii")
-        pictures.setdefault(section, []).append({"png": encoded, "caption": caption, "min_width": str(min_width)})
+        pictures.setdefault(section, []).append({**_as_png(axes), "caption": caption})
 
     keys = [] if label is None else [label]
     sizes, of_synthetic = (pd.Series(join_labels(cells.obs, keys)).value_counts() for cells in (real, synthetic))
@@ -340,6 +334,17 @@ def draw(
     else:
         add("Training", pl.training_history(model, show=False), "Loss during training.")
     return pictures, skipped
+
+
+def _as_png(axes: Axes | Sequence[Axes]) -> dict[str, str]:
+    """Close a figure, and return its picture in the letters of base64 and the least width to show it."""
+    figure = (axes if hasattr(axes, "figure") else axes[0]).figure
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")
+    plt.close(figure)
+    png = buffer.getvalue()
+    min_width = round(SMALLEST * int.from_bytes(png[16:20], "big"))  # where a PNG file has its width
+    return {"png": base64.b64encode(png).decode("ascii"), "min_width": str(min_width)}
 
 
 def _labels(
