@@ -39,8 +39,6 @@ Cells: TypeAlias = AnnData | np.ndarray | sp.spmatrix | sp.sparray
 
 TARGET_SUM = 1e4
 COUNTS_LAYER = "counts"
-
-
 REAL = ("real_test", "train", "control")  # names of the sets of real cells
 GENERATED = ("synthetic", "predicted")
 MANY_EMPTY = 0.05  # share of empty cells above which generated cells are not what they were meant to be
@@ -291,13 +289,7 @@ def _check_finite(matrix: sp.csr_matrix, name: str, advice: str) -> None:
 
 
 def _log_base_of_files(cells: CellFiles, name: str) -> float | None:
-    """Return the base of the logarithms; None for counts.
-
-    Raises
-    ------
-    ValueError
-        If the files differ in it.
-    """
+    """Return the base of the logarithms, None for counts; raise unless all files have the same one."""
     first_of: dict[float | None, str] = {}  # the first file of each base
     for file in cells.files:
         entry = file.unstructured("log1p") if cells.layer is None else None

@@ -38,6 +38,7 @@ from ._cells import (
 )
 from ._comparison import ALL, FIGURES, Draws, Metric
 from ._descriptions import DESCRIPTIONS
+from ._genes import count_labels
 from ._modalities import (
     MIN_PAIRED_CELLS,
     common_modalities,
@@ -648,6 +649,6 @@ def compare_cells(
 
 def _count_labels(sources: Mapping[str, Source]) -> dict[str, tuple[int, int]]:
     """Return the numbers of real and synthetic cells in all, and of each label of the real ones."""
-    sets = [sources[name].labels for name in ("real_test", "synthetic")]
-    count = lambda label: tuple(int(np.count_nonzero(labels == label)) for labels in sets)
-    return {ALL: tuple(map(len, sets))} | {label: count(label) for label in np.unique(sets[0]).tolist()}
+    real, synthetic = (count_labels(sources[name].labels) for name in ("real_test", "synthetic"))
+    of_each = {label: (int(n), int(synthetic.get(label, 0))) for label, n in real.items()}
+    return {ALL: (int(real.sum()), int(synthetic.sum()))} | of_each

@@ -237,13 +237,7 @@ def read_perturbed(
 
 
 def _check_numbers_of_cells(sets: Mapping[str, Perturbed]) -> None:
-    """Raise unless every perturbation has real, predicted and control cells of its group, with each of its matches.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two.
-    """
+    """Raise unless every perturbation has two real, predicted and control cells of its group, with each match."""
     real, faults = sets["real_test"], []
     for parts, group in real.rows:
         needed: list[tuple[str, Parts, str | None]] = [("real_test", parts, None)]
@@ -428,8 +422,9 @@ def perturbation_contexts(
     with_panels
         Whether the comparisons get panels, which hold the changes of all genes under all perturbations.
     """
-    options = {"key": key, "separator": separator, "groupby": groupby, "layer": layer, "match_keys": match_keys}
-    sets, split_name = read_perturbed(given, **options)
+    sets, split_name = read_perturbed(
+        given, key=key, separator=separator, groupby=groupby, layer=layer, match_keys=match_keys
+    )
     real = sets["real_test"]
     warn_of_copies(*(copied_cells(sets[name].expression, real.expression) for name in ("synthetic", "control")))
     controls = {
