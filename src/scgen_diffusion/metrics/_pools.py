@@ -295,11 +295,10 @@ def shuffle_genes(sample: Sample, project: Callable[[Expression], NDArray], rng:
     """Shuffle every gene's values among the cells of a group, or among all cells without groups."""
     values = sample.expression.values
     labels = np.zeros(len(sample)) if sample.labels is None else sample.labels
-    parts = []
+    groups, parts = [np.flatnonzero(labels == label) for label in np.unique(labels)], []
     for start in range(0, values.shape[1], GENES_AT_ONCE):
         by_gene = np.ascontiguousarray(values[:, start : start + GENES_AT_ONCE].toarray().T)
-        for label in np.unique(labels):
-            cells = np.flatnonzero(labels == label)
+        for cells in groups:
             by_gene[:, cells] = rng.permuted(by_gene[:, cells], axis=1)
         parts.append(sp.csr_matrix(by_gene.T))
     expression = Expression(sp.hstack(parts, format="csr"), sample.expression.library_sizes)
