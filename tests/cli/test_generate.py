@@ -156,6 +156,8 @@ def test_cells_in_a_file_give_as_many_cells_of_their_conditions(
     assert code == 0, err
     expected = trained.generate(condition=cells, library_size=cells.obs["total"].to_numpy(), seed=0)
     assert same_cells(anndata.read_h5ad(out), expected)
+    code, _, err = call("generate", saved_model, out, "--condition-table", path, "--library-size-column", "totl")
+    assert (code, "'totl' is not a column of the table, which has [" in err, "'total'" in err) == (2, True, True)
 
 
 def test_arrays_of_cells_in_a_file_are_their_conditions(call, make_trained, make_cells, asked, tmp_path):

@@ -168,6 +168,13 @@ def test_several_modalities_are_read_from_h5mu(call, make_cells, small, tmp_path
         request = ["-n", "300", "--n-steps", "1", "--shard-size", "256", "--rank", rank, "--n-ranks", "2"]
         assert call("generate", out, tmp_path / "shared.h5mu", *request)[0] == 0
     assert mudata.read_h5mu(tmp_path / "shared.h5mu").n_obs == 300
+    code, _, err = call("predict", out, path, tmp_path / "nk.h5mu", "-c", "cell_type=NK", "--n-steps", "1")
+    assert code == 0, err
+    assert set(mudata.read_h5mu(tmp_path / "nk.h5mu").obs["cell_type"]) == {"NK"}
+    some = ["--backed", "--where", "cell_type=T cell", "-c", "cell_type=NK", "--n-steps", "1"]
+    code, _, err = call("predict", out, path, tmp_path / "some.h5mu", *some)
+    assert code == 0, err
+    assert mudata.read_h5mu(tmp_path / "some.h5mu").n_obs == (mdata.obs["cell_type"] == "T cell").sum()
 
 
 class Sender(Callback):

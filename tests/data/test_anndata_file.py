@@ -106,6 +106,13 @@ def test_the_parts_of_a_collection_are_in_the_order_of_their_numbers(tmp_path):
     assert names == [f"cells.zarr/dataset_{number}" for number in range(11)]
 
 
+def test_a_collection_without_parts_is_refused(tmp_path):
+    zarr.open_group(str(tmp_path / "cells.zarr"), mode="w").attrs["encoding-type"] = "annbatch-preshuffled"
+
+    with pytest.raises(ValueError, match=r"^cells.zarr is an annbatch collection without any AnnData"):
+        open_anndata_files(tmp_path / "cells.zarr")
+
+
 def test_rows_are_put_below_each_other():
     parts = [sp.csr_matrix(X[:3]), X[3:5], sp.csr_matrix(X[5:])]
 

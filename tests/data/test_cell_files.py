@@ -239,6 +239,8 @@ def test_conditions_of_cells_that_are_not_used_may_be_missing_or_unknown(adata, 
     assert np.array_equal(cells.codes[rows], first.codes[rows])
     assert list(cells.read(rows).obs["cell_type"]) == ["NK"] * len(rows)
     with pytest.raises(ValueError, match="opened with `indices`, so the conditions of others are unknown"):
+        cells.read(np.setdiff1d(np.arange(cells.n_cells), rows)[:1])
+    with pytest.raises(ValueError, match="opened with `indices`, so the conditions of others are unknown"):
         cells.check()
 
 

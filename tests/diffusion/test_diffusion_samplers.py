@@ -368,6 +368,7 @@ def test_slowing_steps_grow_shorter():
     assert (times.diff().diff() < 0).all()
 
 
-def test_another_order_is_refused():
-    with pytest.raises(ValueError, match="`order` must be 2 or 3, but found 4"):
-        DPMSolverSampler(order=4)
+@pytest.mark.parametrize("order", [4, 2.0])
+def test_another_order_is_refused(order):
+    with pytest.raises(ValueError, match=f"`order` must be 2 or 3, but found {order}"):
+        DPMSolverSampler(order=order)

@@ -643,6 +643,15 @@ def test_training_cells_in_files_are_checked_like_others(tmp_path):
         table(synthetic=fewer_genes)
 
 
+def test_arguments_of_perturbations_are_named():
+    options = {"control": cells(60, seed=4), "perturbation_key": "typ"}
+    for metrics in (None, ["perturbation_discrimination"]):
+        with pytest.raises(KeyError, match="'typ'"):
+            table(metrics=metrics, **options)
+    with pytest.raises(TypeError, match="`others` must be a dict from method names to AnnData, but is DataFrame"):
+        table(others=pd.DataFrame({"a": [1]}), **options)
+
+
 def test_real_counts_may_lie_in_a_layer_that_generated_cells_lack():
     real, synthetic, train = cells(120, seed=1), cells(120, seed=2), cells(240, seed=3)
     expected = table(real, synthetic, train=train)

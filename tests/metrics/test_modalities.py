@@ -218,6 +218,12 @@ def test_logarithms_to_any_base_beside_counts_give_the_same_figures(judge, cells
     pd.testing.assert_frame_equal(found, expected, rtol=1e-3)  # single precision of the logarithms
 
 
+def test_one_modality_has_no_metrics_of_pairs(cells):
+    real, synthetic = (md.MuData({"rna": cells(seed, 160)["rna"]}) for seed in (0, 1))
+    with pytest.raises(ValueError, match="asks for 'cross_correlation_error', which needs MuData with several"):
+        evaluate(real, synthetic, metrics=["cross_correlation_error"])
+
+
 def test_three_modalities_are_compared_in_pairs(cells):
     def with_third(mdata):
         third = mdata["prot"].copy()

@@ -38,9 +38,14 @@ def test_numbers_out_of_range_are_refused(function, sets, name, values):
 
 
 @pytest.mark.parametrize("function", [metrics.gene_correlation_similarity, metrics.gene_correlation_slope])
-@pytest.mark.parametrize("values", [POINTS[:, :1], sp.csr_matrix(POINTS), POINTS[:, 0]])
+@pytest.mark.parametrize("values", [POINTS[:, :1], sp.csr_matrix(POINTS), POINTS[:, 0], AnnData(POINTS)])
 def test_correlations_need_dense_values_of_two_genes(function, values):
     with pytest.raises(ValueError, match="`synthetic_values` must be a dense array .* but is a .* of shape"):
         function(POINTS, values)
     with pytest.raises(ValueError, match="`values` must be a dense array .* but is a .* of shape"):
         metrics.gene_correlations(values)
+
+
+def test_counts_are_asked_for_in_place_of_cells():
+    with pytest.raises(TypeError, match=r"`values` must be the counts, .* but is AnnData"):
+        metrics.log_normalise(AnnData(POINTS))

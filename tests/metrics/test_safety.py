@@ -339,3 +339,8 @@ def test_one_group_has_the_standard_error_of_a_rank_sum():
 def test_the_same_shares_of_another_total_are_no_copy():
     assert copied_cells(2 * some_counts(), some_counts()) == 0
     assert duplicate_share(np.vstack([some_counts(5), 2 * some_counts(5)])) == 0
+
+
+def test_more_neighbours_than_synthetic_cells_are_refused():
+    with pytest.raises(ValueError, match="`k` must be .* the number of cells in `synthetic`, 3, but found 5"):
+        membership_inference(points(3), points(40, seed=1), points(40, seed=2), k=5)

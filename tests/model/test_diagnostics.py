@@ -81,9 +81,18 @@ def test_a_loss_that_hardly_falls_gives_a_warning_at_the_users_line(make_model, 
 
 @pytest.mark.usefixtures("silence")
 @pytest.mark.parametrize("head", ["regression", "spike_and_slab"])
-@pytest.mark.parametrize("losses", [np.linspace(1, 0.5, 10), [1.0] * 9, [1.0]], ids=["falls", "short", "one epoch"])
+@pytest.mark.parametrize(
+    "losses",
+    [np.linspace(1, 0.5, 10), np.linspace(-1, -1.5, 10), [1.0] * 9, [1.0]],
+    ids=["falls", "falls below zero", "short", "one epoch"],
+)
 def test_a_falling_loss_and_a_short_run_give_no_warning(losses, head):
     warn_of_early_plateau(history(*losses), head)
+
+
+def test_a_negative_loss_that_hardly_falls_gives_a_warning():
+    with pytest.warns(UserWarning, match=r"from -1 to -1\.01"):
+        warn_of_early_plateau(history(*np.linspace(-1, -1.01, 10)), "spike_and_slab")
 
 
 def test_the_history_of_a_resumed_run_is_judged_as_a_whole():

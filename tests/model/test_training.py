@@ -223,7 +223,9 @@ def test_the_recipe_can_be_changed(make_model, quick):
     model = make_model()
     before = weights(model, of="encoder")
 
-    model.train(1, plan_kwargs={"autoencoder": {"learning_rate": 0.0}, "prior": {"drop_probability": 0.5}}, **quick)
+    options = {"drop_probability": 0.5, "most_cells": None}
+    model.train(1, plan_kwargs={"autoencoder": {"learning_rate": 0.0}, "prior": options}, **quick)
+    assert model.recipes_["prior"]["most_cells"] is None  # no limit
 
     assert differing(before, {**before, **weights(model, of="encoder.network.attention")}) == []
     with pytest.raises(TypeError, match="learning_rates"):

@@ -12,6 +12,7 @@ import torch
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT, load
+from scgen_diffusion.model._training import split_cells
 from scgen_diffusion.model._training_pairs import TrainingPairs
 
 UNKNOWN = {"unlabeled_category": "Unknown"}
@@ -336,3 +337,24 @@ def test_labelled_cells_of_a_model_that_knows_unlabeled_ones_give_no_warning(hal
         assert model.predict_perturbation(new, {"cell_type": "T cell"}, method="inversion").n_obs == 20
         model.adata, before = new, model.adata
         model.adata = before
+
+
+def test_a_request_for_no_label_is_refused_whatever_stands_for_it(half_labeled):
+    model = half_labeled[0]
+    for missing in (np.nan, None, pd.NA):
+        with pytest.raises(ValueError, match="for 'cell_type', which means that a cell has no label"):
+            model.generate(condition={"cell_type": ["NK", missing]})
+
+
+def test_training_without_any_cell_that_has_all_labels_is_refused(make_cells, make_model, quick, seed_0):
+    adata = make_cells(100)
+    train, validation, _ = split_cells(adata.n_obs, 0.5, 0.1)
+    labels = adata.obs["cell_type"].astype(object)
+    labels.iloc[np.concatenate([train, validation])] = "Unknown"
+    adata.obs["cell_type"] = labels
+    model = make_model(adata, setup=UNKNOWN)
+
+    with pytest.raises(ValueError, match="No training or validation cell has all labels"):
+        model.train(1, train_size=0.5, validation_size=0.1, **quick)
+
+    assert not model.is_trained_

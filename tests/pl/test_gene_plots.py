@@ -492,8 +492,17 @@ def test_more_labels_than_a_dot_plot_has_room_for_are_refused():
     cells = make_cells(303)
     cells.obs["clone"] = [f"clone {n % 101}" for n in range(303)]
 
-    with pytest.raises(ValueError, match="room for 100 labels and 300 genes, but there are 101 and 1"):
+    with pytest.raises(ValueError, match="room for 100 labels and 300 genes, but there are 101 labels and 1 genes"):
         sgd.pl.marker_dotplot(cells, cells, groupby="clone", genes=["gene_0"])
+
+
+def test_markers_of_more_labels_than_there_is_room_for_are_not_looked_for(monkeypatch):
+    monkeypatch.setattr("scgen_diffusion.pl._genes.specific_genes", lambda *_: pytest.fail("looked for markers"))
+    cells = make_cells(303)
+    cells.obs["clone"] = [f"clone {n % 101}" for n in range(303)]
+
+    with pytest.raises(ValueError, match=r"there are 101 labels\. Give the cells of some labels"):
+        sgd.pl.marker_dotplot(cells, cells, groupby="clone")
 
 
 def test_one_gene_may_be_named_without_a_list():

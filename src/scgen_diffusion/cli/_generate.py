@@ -193,7 +193,8 @@ def _read_table_of_conditions(
     found: dict[str, Any] = {}
     if column is not None:
         if column not in table:
-            msg = f"--library-size-column {column!r} is not a column of the table, which has {list(table)}."
+            known_columns = list(cells.obs if are_cells else table)
+            msg = f"--library-size-column {column!r} is not a column of the table, which has {known_columns}."
             raise click.UsageError(msg)
         try:
             found["library_size"] = [number(str(value)) for value in table[column]]

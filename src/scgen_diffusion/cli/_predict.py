@@ -86,9 +86,11 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
     terminal.on_interrupt = "Run the same command again to resume."
     model.predict_perturbation_to(out, cells, **arguments, show_progress=not terminal.quiet)
     if finish(terminal, out, options):
-        from scgen_diffusion.data import PROVENANCE_KEY, open_anndata_files
+        from scgen_diffusion.data import PROVENANCE_KEY, open_tables
 
-        verdicts = open_anndata_files(out)[0].unstructured(PROVENANCE_KEY).get("verdict")
+        written = open_tables(out)[0]
+        verdicts = written.unstructured(PROVENANCE_KEY).get("verdict")
+        written.close()
         if verdicts is not None and (verdicts["verdict"] == SUPPORTED).all():  # of others, there was a warning
             for reason, some in verdicts.groupby("reason", sort=False, observed=True):
                 names = list_first([f"({name})" for name in some["combination"]])
@@ -115,7 +117,7 @@ def _open(model: Any, options: Mapping[str, Any]) -> tuple[Any, np.ndarray | Non
     click.UsageError
         For a layer of cells that stay in files.
     """
-    from scgen_diffusion.data import CellFiles, MuDataFiles, open_anndata_files, read_columns
+    from scgen_diffusion.data import CellFiles, MuDataFiles, open_tables, read_columns
 
     paths, where = options["cells"], options.get("where")
     if len(paths) == 1 and not options.get("backed"):
@@ -126,9 +128,11 @@ def _open(model: Any, options: Mapping[str, Any]) -> tuple[Any, np.ndarray | Non
         raise click.UsageError(msg)
     rows = None
     if where is not None:
-        files = [file for path in paths for file in open_anndata_files(path)]
+        files = [file for path in paths for file in open_tables(path)]
         numbers = [key.name for key in model.conditions.by_key if key.is_numeric]
         rows = _rows(read_columns(files, where, numbers, kind="--where"), where)
+        for file in files:
+            file.close()
     return (MuDataFiles if model.modalities else CellFiles).like(model.registry, list(paths), indices=rows), rows
 
 

@@ -15,7 +15,7 @@ from ._anndata import (
     pad_genes,
     widen,
 )
-from ._anndata_file import Rows, open_anndata_files, stack_rows
+from ._anndata_file import Rows, open_anndata_files, open_tables, stack_rows
 from ._cell_files import CellFiles, ComparedFiles, Paths, ReadTables, check_same_registry, read_columns
 from ._checks import (
     LARGEST_LOG1P,
@@ -175,6 +175,7 @@ __all__ = [
     "mudata_of",
     "obs_column",
     "open_anndata_files",
+    "open_tables",
     "owner_of",
     "pad_genes",
     "part_of",

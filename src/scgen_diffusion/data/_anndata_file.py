@@ -58,6 +58,10 @@ class AnnDataFile:
                 )
                 raise ValueError(msg)
 
+    def close(self) -> None:
+        """Close the file, which AnnData in one file share."""
+        close_file(self.root)
+
     @property
     def n_cells(self) -> int:
         """Number of cells."""
@@ -169,18 +173,36 @@ def open_anndata_files(path: str | os.PathLike[str]) -> list[AnnDataFile]:
     ValueError
         If it is not an AnnData.
     """
+    files = open_tables(path)
+    with closing_if_refused(files[0].close):
+        if "mod" in files[0].root:
+            msg = f"{files[0].name} is MuData, which has several modalities; open it with MuDataFiles."
+            raise ValueError(msg)
+    return files
+
+
+def open_tables(path: str | os.PathLike[str]) -> list[AnnDataFile]:
+    """Open what :func:`open_anndata_files` opens, or the tables of a MuData in ``.h5mu``, of which only these are read.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is neither an AnnData nor a MuData.
+    """
     path = Path(path)
     if not path.exists():
         msg = f"There is no file {path}."
         raise FileNotFoundError(msg)
     root = _open_zarr(path) if path.is_dir() else open_hdf5(path, ".h5ad")
     with closing_if_refused(partial(close_file, root)):
-        if "mod" in root:
-            msg = f"{path.name} is MuData, which has several modalities; open it with MuDataFiles."
-            raise ValueError(msg)
         if root.attrs.get("encoding-type") != COLLECTION:
             return [AnnDataFile(root, path.name)]
         numbered = [key for key in root if re.fullmatch(r"dataset_\d+", key)]
+        if not numbered:
+            msg = f"{path.name} is an annbatch collection without any AnnData (dataset_0 ...); it is empty or damaged."
+            raise ValueError(msg)
         parts = sorted(numbered, key=lambda key: int(key.split("_")[1]))
         return [AnnDataFile(root[key], f"{path.name}/{key}") for key in parts]
 

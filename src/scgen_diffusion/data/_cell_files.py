@@ -20,7 +20,7 @@ from scvi.data.fields import LayerField
 
 from scgen_diffusion._arguments import check_count, known_names
 
-from ._anndata_file import JoinedMatrix, close_file, closing_if_refused, open_anndata_files
+from ._anndata_file import JoinedMatrix, closing_if_refused, open_anndata_files
 from ._checks import check_natural_logarithms, check_not_empty, check_rows, check_size, check_values, list_some
 from ._condition_keys import OPEN, check_array
 from ._condition_setup import (
@@ -290,7 +290,7 @@ class CellFiles:
         """Close the files, so that they can be replaced. Their cells cannot be read afterwards."""
         self._is_closed = True
         for file in self.files:
-            close_file(file.root)
+            file.close()
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -304,7 +304,12 @@ class CellFiles:
     def check(self) -> None:
         """Raise ValueError if the files were closed, or only some conditions read; open files do not change."""
         self._check_open()
-        if (self.codes == OPEN).any():
+        self._check_conditions(self.codes)
+
+    @staticmethod
+    def _check_conditions(codes: np.ndarray) -> None:
+        """Raise if there are cells whose conditions were not read."""
+        if (codes == OPEN).any():
             msg = "The cells were opened with `indices`, so the conditions of others are unknown; open them without."
             raise ValueError(msg)
 
@@ -346,6 +351,7 @@ class CellFiles:
             The cells, in the order of ``indices``.
         """
         rows = check_rows(indices, self.n_cells)
+        self._check_conditions(self.codes[rows])
         names, values = self.names(rows), self.read_values(rows)
         conditions = Conditions.from_codes(self.by_key, self.codes[:0])
         obs, obsm = conditions.to_obs(self.codes[rows], names), conditions.to_obsm(self.codes[rows], names)

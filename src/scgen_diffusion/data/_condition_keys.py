@@ -216,7 +216,7 @@ class CategoricalKey(ConditionKey):
             raise TypeError(msg) from error
         if (codes < 0).any():
             value = list(values)[int(np.argmin(codes))]
-            if self.unlabeled_category is not None and (value == self.unlabeled_category or pd.isna(value)):
+            if self.unlabeled_category is not None and (pd.isna(value) or value == self.unlabeled_category):
                 msg = (
                     f"{source} has {value!r} for {self.name!r}, which means that a cell has no label. "
                     f"{known_names(self.unlabeled_category, self.values)}"

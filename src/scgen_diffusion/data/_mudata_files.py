@@ -217,6 +217,7 @@ class MuDataFiles(CellFiles):
             names get numbers.
         """
         rows = check_rows(indices, self.n_cells)
+        self._check_conditions(self.codes[rows])
         names, values, codes = self.names(rows), self.read_values(rows), self.codes[rows]
         if (repeated := names.duplicated()).any():
             names, first = make_index_unique(names), names[repeated][0]

@@ -278,7 +278,7 @@ class DPMSolverSampler(DiffusionSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.order not in (2, 3):
+        if not is_whole_number(self.order) or self.order not in (2, 3):
             msg = f"`order` must be 2 or 3, but found {self.order!r}."
             raise ValueError(msg)
         if self.spacing not in get_args(Spacing):

@@ -145,7 +145,12 @@ def log_normalise(values: sp.spmatrix | NDArray) -> sp.csr_matrix:
     ------
     ValueError
         If values are negative, infinite or missing.
+    TypeError
+        If they are AnnData.
     """
+    if isinstance(values, AnnData):
+        msg = "`values` must be the counts, such as adata.layers['counts'], but is AnnData."
+        raise TypeError(msg)
     values = to_csr(values, "values")
     _check_finite(values, "values", "Give counts.")
     return scale_to_target(values).log1p().astype(np.float32)

@@ -300,6 +300,9 @@ def evaluate(
     if not is_multimodal and (scales is not None or isinstance(layer, Mapping)):
         msg = "`scales`, and `layer` by modality, are only for MuData, but no set is a MuData."
         raise ValueError(msg)
+    if not isinstance(others, Mapping | None):
+        msg = f"`others` must be a dict from method names to AnnData, but is {type(others).__name__}."
+        raise TypeError(msg)
     if (control is None) != (perturbation_key is None) or ((others or match_keys) and control is None):
         msg = "Perturbations need both `control` and `perturbation_key`; `others` and `match_keys` need these two."
         raise ValueError(msg)
@@ -336,9 +339,6 @@ def _evaluate_perturbations(
     **options: object,
 ) -> pd.DataFrame:
     """Return the table of every perturbation; ``options`` are those of :func:`perturbation_contexts`."""
-    if not isinstance(others, Mapping | None):
-        msg = f"`others` must be a dict from method names to AnnData, but is {type(others).__name__}."
-        raise TypeError(msg)
     leading, figures = ("metric", "perturbation", "group"), (*FIGURES_OF_PERTURBATIONS, *(others or {}))
     for name in others or {}:
         if name in {*leading, *FIGURES_OF_PERTURBATIONS, *SETS, "better"}:
@@ -352,10 +352,8 @@ def _evaluate_perturbations(
     if not (isinstance(key, str) and separator and isinstance(separator, str)):
         msg = f"`perturbation_key` and `separator` must be non-empty strings, but are {key!r} and {separator!r}."
         raise TypeError(msg)
-    perturbations, controls = (
-        set(as_labels(obs_column(sets[name], key, name))) if key in sets[name].obs else set()
-        for name in ("real_test", "control")
-    )
+    perturbations = set(as_labels(obs_column(sets["real_test"], key, "real_test")))
+    controls = set(as_labels(sets["control"].obs[key])) if key in sets["control"].obs else set()
     available: set[Need] = {"control"} | ({"mean_response"} if "train" in sets else set())
     available |= {"perturbations"} if len(perturbations - controls) > 1 else set()
     wanted = choose_metrics(names, "perturbation", available, sets["real_test"].n_vars)
@@ -398,6 +396,7 @@ def _evaluate_modalities(
     if names is not None:
         choose_metrics([n for n in names if "pair" not in CATALOGUE[n].scopes], "all", {"train", "groups", "counts"})
         wanted = {scope: [name for name in names if scope in CATALOGUE[name].scopes] for scope in wanted}
+        choose_metrics(wanted["pair"], "pair", {"modalities"} if len(modalities) > 1 else set())
     rows: list[Row] = []
     noted: dict[str, Noted] = {}
 

@@ -265,8 +265,9 @@ def _shared_correlation(values: NDArray, labels: NDArray, seed: int) -> float:
 
 
 def _check_dense(name: str, values: NDArray) -> None:
-    if sp.issparse(values) or np.ndim(values) != 2 or np.shape(values)[1] < 2:
-        found = f"a {type(values).__name__} of shape {np.shape(values)}"
+    shape = values.shape if hasattr(values, "shape") else np.shape(values)
+    if sp.issparse(values) or isinstance(values, AnnData) or len(shape) != 2 or shape[1] < 2:
+        found = f"a {type(values).__name__} of shape {shape}"
         msg = f"`{name}` must be a dense array `(cells, genes)` with two or more genes, but is {found}."
         raise ValueError(msg)
 

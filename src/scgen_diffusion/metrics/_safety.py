@@ -90,12 +90,16 @@ def nearest_distances(values: Points, reference: Points, *, k: int = 1, use_rep:
     Distances in units of the features, from 0 upwards, `(cells,)`.
     """
     values, reference = representations(use_rep, values=values, reference=reference)
-    if not (is_whole_number(k) and 1 <= k <= len(reference)):
-        most = f"the number of cells in `reference`, {len(reference)}"
-        msg = f"`k` must be a whole number from 1 to {most}, but found {k!r}."
-        raise ValueError(msg)
+    _check_k(k, reference, "reference")
     distances, _ = _nearest(values, reference, k)
     return distances.mean(axis=1)
+
+
+def _check_k(k: int, cells: NDArray, name: str) -> None:
+    """Raise unless there are as many cells as neighbours are asked for."""
+    if not (is_whole_number(k) and 1 <= k <= len(cells)):
+        msg = f"`k` must be a whole number from 1 to the number of cells in `{name}`, {len(cells)}, but found {k!r}."
+        raise ValueError(msg)
 
 
 def _nearest(values: NDArray, reference: NDArray, k: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
@@ -419,6 +423,7 @@ def nearness(
     synthetic: NDArray, held_out: NDArray, train: NDArray, *, k: int = 1, seed: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return how near held-out cells, and as many training cells, are to synthetic ones, each `(cells,)`."""
+    _check_k(k, synthetic, "synthetic")
     rng = np.random.default_rng(seed)
     n_cells = min(len(train), len(held_out))
     members, others = (cells[rng.permutation(len(cells))[:n_cells]] for cells in (train, held_out))

@@ -565,6 +565,12 @@ class DiffusionModel(BaseModelClass):
                     check_learns_something(self)
                 before = self.combinations_
                 self._count_combinations(self._registered_codes[self._seen_indices])
+                if not len(self.combinations_):
+                    msg = (
+                        "No training or validation cell has all labels, so nothing could be generated: choose larger "
+                        "shares, or label more cells."
+                    )
+                    raise ValueError(msg)
                 if self.trained_stages_:
                     warn_of_lost_labels(self._condition_keys, before, self.combinations_)
             stages = self._due_stages() if stages is None else stages

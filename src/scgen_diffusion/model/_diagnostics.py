@@ -27,7 +27,7 @@ def warn_of_early_plateau(history: Mapping[str, pd.DataFrame], head: str) -> Non
     if "diffusion_denoising_loss_train" not in history:  # stopped in the first epoch
         return
     losses = history["diffusion_denoising_loss_train"].iloc[:, 0].to_numpy()
-    if len(losses) >= 10 and losses[-1] > (1 - LEAST_PROGRESS[head]) * losses[0]:
+    if len(losses) >= 10 and losses[0] - losses[-1] < LEAST_PROGRESS[head] * abs(losses[0]):
         warn_user(
             f"The loss hardly fell, from {losses[0]:.3g} to {losses[-1]:.3g}: the network learned little. Train "
             "longer, with another learning rate (`plan_kwargs`), or with a larger network."

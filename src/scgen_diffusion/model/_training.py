@@ -108,7 +108,8 @@ def change_recipe(
                 advice = f"Did you mean {other!r}?" if other else "Give `compile` to `train`."
             msg = f"`plan_kwargs`: the {stage} has no option {name!r}. {advice}"
             raise TypeError(msg)
-        if isinstance(getattr(recipe, name), Real) and not isinstance(value, Real):
+        is_optional = getattr(Recipe, name, ...) is None
+        if isinstance(getattr(recipe, name), Real) and not (isinstance(value, Real) or (is_optional and value is None)):
             msg = f"`plan_kwargs`: {name!r} must be a number, but found {value!r}."
             raise TypeError(msg)
     size = check_count("batch_size", changes.get("batch_size", recipe.batch_size))

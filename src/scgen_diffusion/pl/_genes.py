@@ -393,6 +393,7 @@ def marker_dotplot(
     title = "Expression of genes"
     if genes is None:
         title = "Marker genes of real cells"
+        _check_room(len(order))  # before the markers of hundreds of labels
         is_labelled = (labels["real"] != NO_LABEL).to_numpy()
         known = labels["real"][is_labelled].to_numpy()
         of_label = specific_genes(sides["real"].expression.values[is_labelled], known, n_genes)
@@ -406,12 +407,7 @@ def marker_dotplot(
             )
             raise ValueError(msg)
     genes = list(dict.fromkeys(choose("genes", genes, real.var_names)))
-    if max(len(order), len(genes) / 3) > MOST_LABELS:
-        msg = (
-            f"A dot plot has room for {MOST_LABELS} labels and {3 * MOST_LABELS} genes, but there are {len(order)} and "
-            f"{len(genes)}. Give the cells of some labels, or choose `genes`."
-        )
-        raise ValueError(msg)
+    _check_room(len(order), len(genes))
     means, shares = {}, {}  # labels in rows, genes in columns
     for name, side in sides.items():
         places = side.cells.var_names.get_indexer_for(genes)
@@ -441,6 +437,16 @@ def marker_dotplot(
     without_frame(ax)
     explain_dots(ax, image)
     return finish(ax, show, save)
+
+
+def _check_room(n_labels: int, n_genes: int = 0) -> None:
+    """Raise if a dot plot has too many labels or genes."""
+    if max(n_labels, n_genes / 3) > MOST_LABELS:
+        msg = (
+            f"A dot plot has room for {MOST_LABELS} labels and {3 * MOST_LABELS} genes, but there are {n_labels} labels"
+            f"{f' and {n_genes} genes' if n_genes else ''}. Give the cells of some labels, or choose `genes`."
+        )
+        raise ValueError(msg)
 
 
 def specific_genes(values: sp.csr_matrix, labels: NDArray, n_genes: int) -> dict[str, list[int]]:
