@@ -255,7 +255,7 @@ def test_a_layer_of_an_unknown_modality_is_refused(judge, cells):
 
 def test_real_cells_must_have_the_layer_also_where_only_pairs_are_compared(judge, cells):
     arguments = {"metrics": "cross_correlation_error", "scales": {"rna": "log1p", "prot": "log1p"}}
-    with pytest.raises(KeyError, match="`real_test` has no layer 'typo'"):
+    with pytest.raises(KeyError, match=r"`real_test\['rna'\]` has no layer 'typo'"):
         judge(cells(1, 120), layer="typo", **arguments)
     sets = [cells(seed, 120) for seed in (0, 1)]
     expected = evaluate(*sets, **arguments, **QUICK)

@@ -59,8 +59,8 @@ def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str,
 
     Real cells without any count lack the modality, and are left out; such generated ones are a fault that is judged.
     """
-    adata = cells.mod[modality]
-    check_unique_names(adata.obs_names, f"{name}[{modality!r}].obs_names")
+    adata, whose = cells.mod[modality], f"{name}[{modality!r}]"
+    check_unique_names(adata.obs_names, f"{whose}.obs_names")
     obs = pd.DataFrame({key: _column(cells, key, adata.obs_names, name) for key in keys}, index=adata.obs_names)
     found = AnnData(
         adata.X,
@@ -71,7 +71,7 @@ def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str,
     )
     if name in GENERATED:
         return found
-    has_it = np.ravel(matrix_of(found, layer, name)[0][:].sum(axis=1)) != 0  # of a backed file, too
+    has_it = np.ravel(matrix_of(found, layer, whose)[0][:].sum(axis=1)) != 0  # of a backed file, too
     return found if has_it.all() else found[has_it]
 
 
