@@ -341,15 +341,17 @@ def test_the_options_of_evaluate_perturbation_reach_python(call, perturbed, monk
     monkeypatch.setattr(sgd.metrics, "evaluate", lambda *cells, **options: given.update(options) or table)
     files = [perturbed / f"{name}.h5ad" for name in ("real", "predicted")]
     options = ["--control", perturbed / "control.h5ad", "-p", "gene", "--separator", "_", "--seed", "4", "-l", "raw"]
-    options += ["-g", "cell_type", "--match", "donor", "--max-cells", "50", "--n-floor", "2"]
+    options += ["-g", "cell_type", "-g", "donor", "--match", "donor", "--max-cells", "50", "--n-floor", "2"]
     assert call("evaluate-perturbation", *files, *options)[0] == 0
+    code, _, err = call("evaluate-perturbation", *files, *options, "--control", files[0])
+    assert (code, "error: --control takes one file, but is given 2 times." in err) == (2, True)
     del given["control"]
     assert given == {
         "perturbation_key": "gene",
         "separator": "_",
         "seed": 4,
         "layer": "raw",
-        "groupby": "cell_type",
+        "groupby": ["cell_type", "donor"],
         "match_keys": ["donor"],
         "max_cells": 50,
         "n_floor": 2,

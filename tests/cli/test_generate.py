@@ -85,7 +85,7 @@ def test_a_table_gives_every_cell_its_conditions_and_total(call, saved_model, as
 
 def test_a_table_with_the_row_numbers_of_pandas_is_read_without_them(call, saved_model, asked, tmp_path):
     table = tmp_path / "table.csv"
-    pd.DataFrame({"cell_type": ["NK", "rare"], "dose": [1, 100]}).to_csv(table)
+    pd.DataFrame({"cell_type": ["NK", "rare"], "dose": [1.0, 100.0]}).to_csv(table)
     code, _, err = call("generate", saved_model, tmp_path / "new.zarr", "--condition-table", table)
     assert code == 0, err
     assert asked["condition"].to_dict("list") == {"cell_type": ["NK", "rare"], "dose": [1, 100]}
@@ -215,6 +215,7 @@ def test_cells_without_any_condition_are_refused(call, make_cells, saved_model, 
         (["-n", "5", "--accelerator", "foo"], "error: You selected an invalid accelerator name: --accelerator='foo'"),
         (["-n", "5", "-c", "NK"], "'NK' is not of the form KEY=VALUE"),
         (["-n", "5", "-g", "strong"], "'strong' is not a number"),
+        (["-n", "5", "--guidance-interval", "0.5", "0"], "error: `--guidance-interval` must be two times"),
         (["-n", "5", "--library-size-column", "total"], "--library-size-column needs --condition-table"),
         (["--condition-table", "{commas}"], "commas.csv cannot be read as a table: rows have more fields"),
     ],
@@ -272,14 +273,14 @@ def test_info_lists_what_a_model_can_generate(call, saved_model):
     assert "values of cell_type without training cells: never seen\n" in out
     assert "model.generate" not in out
     assert out.endswith(
-        "next: run the same `scgen-diffusion train` command again, or without --max-epochs\n"
+        "next: run the same `scgen-diffusion train` command with --overwrite, without --max-epochs\n"
     )  # 2 epochs
     described = json.loads(call("info", saved_model, "--json")[1])
     assert described["conditions"]["dose"] == {"kind": "categorical", "values": [1, 10, 100]}
     assert described["architecture"]["prior_width"] == 8
     assert described["recipes"]["prior"]["drop_probability"] == 0.1
     assert "seed" in described["recipes"]["prior"]
-    assert np.isfinite(described["final_losses"]["prior_loss_train"])
+    assert f"train loss {described['final_losses']['prior_loss_train']:.4g}" in out
 
 
 def test_info_does_not_say_that_the_control_of_a_set_has_no_cells(call, make_cells, tiny, quick, tmp_path):

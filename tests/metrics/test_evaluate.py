@@ -808,6 +808,9 @@ def test_held_out_cells_must_not_be_training_cells():
     train = cells(240, seed=3)
     with pytest.raises(ValueError, match="`real_test` has cells of `train`"):
         table(train[:100].copy(), train=train)
+    joined = ad.concat([train, train[[7, 150]]])  # names of two samples, of which two are equal
+    with pytest.raises(ValueError, match="`real_test` has cells of `train`"):
+        table(train[:100].copy(), train=joined)
 
 
 def test_training_cells_among_synthetic_ones_give_a_warning():

@@ -133,6 +133,9 @@ def test_library_sizes_are_given_per_modality(multimodal):
     assert abs(given["prot"].X.sum(1).mean() / 5000 - 1) < 0.2  # overdispersed counts around their means
     assert abs(given["atac"].X.sum(1).mean() - 3) < 0.8
     assert (given["rna"].X != drawn["rna"].X).nnz == 0
+    for wrong, error in ((-3, ValueError), ([1, 2], ValueError), (None, TypeError)):
+        with pytest.raises(error, match=r"`library_size\['prot'\]` must be .*but found"):
+            multimodal.generate(3, library_size={"prot": wrong})
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def test_genes_are_chosen_by_name(trained):
 
     assert part.columns.tolist() == ["gene_2", "gene_5"]  # in the model's order, as in scvi-tools
     np.testing.assert_allclose(part, whole[part.columns], rtol=1e-5)
+    assert trained.get_normalized_expression(gene_list=iter(chosen), seed=0).equals(part)
     assert trained.posterior_predictive_sample(gene_list=chosen, n_samples=2).shape == (96, 2, 2)
 
 

@@ -94,6 +94,13 @@ def test_numbers_have_a_scale_instead_of_a_legend_of_every_number():
     assert len(np.unique(axes[0].collections[-1].get_facecolors(), axis=0)) == N_CELLS
 
 
+def test_few_frames_are_all_shown():
+    path = make_path()
+    few = path[path.obs["frame"] != path.obs["frame"].max()].copy()
+
+    assert len(sgd.pl.sampling_path(few, show=False)) == few.obs["frame"].nunique() < 5
+
+
 def test_panels_go_from_noise_to_cells_and_say_when():
     axes = sgd.pl.sampling_path(make_path(), n_panels=3, show=False)
 

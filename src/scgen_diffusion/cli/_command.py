@@ -196,6 +196,25 @@ class Command(click.Command):
         text = text.replace("\nscgen-diffusion ", "\n\b\nscgen-diffusion ")  # not wrapped, so that it can be copied
         super().__init__(name, params=params, help=text, callback=self.run, **kwargs)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; refuse a second file for an option that takes one, of which click would drop the first.
+
+        Of other options, the last one counts, so that scripts can replace a default.
+        """
+        try:
+            _, _, in_order = self.make_parser(ctx).parse_args(list(args))
+            for param in {*in_order}:
+                takes_one = (
+                    isinstance(param, click.Option) and isinstance(param.type, click.Path) and not param.multiple
+                )
+                if takes_one and (n_given := in_order.count(param)) > 1:
+                    msg = f"{param.opts[0]} takes one file, but is given {n_given} times."
+                    raise click.UsageError(msg)
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
+
     def run(self, **params: Any) -> None:
         """Call the function with a terminal and the options that were given."""
         options = {name: value for name, value in params.items() if value is not None and value != ()}

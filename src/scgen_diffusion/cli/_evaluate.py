@@ -109,7 +109,7 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
             option("--perturbation-key -p", "Column of obs with the perturbation.", metavar="COLUMN", required=True),
             option("--train -t", "Real cells that the model was trained on, for baselines.", existing()),
             option("--other", "Predictions of another method, for a separate column.", Keyed("NAME=FILE", Path)),
-            option("--groupby -g", "Column of obs with groups, such as the cell type.", metavar="COLUMN"),
+            columns("--groupby -g", "Column of obs with groups, such as the cell type; several are joined."),
             columns("--match", "Column of obs, such as the donor, within which changes are taken. Repeatable."),
             option("--separator", "Separator between the parts of a combination.", metavar="TEXT"),
             option("--layer -l", "Layer with the counts.", metavar="NAME"),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping, Sequence
     from pathlib import Path
 
+    import pandas as pd
+
     from ._terminal import Terminal
 
 PASSED_ON = (
@@ -166,7 +168,9 @@ def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
             return [number_or_text(part) for part in written.strip("[] ").split(",")]
         if kinds.get(name) == "continuous":
             return number_or_text(written)
-        return by_text.get(name, {}).get(written, written)
+        known = by_text.get(name, {})
+        same_number = known.get(as_label(number_or_text(written)), "")  # a table may have 1.0 for 1
+        return known.get(written, written if isinstance(same_number, str) else same_number)
 
     if "condition_table" in options:
         return _read_table_of_conditions(model, options, kinds, read)
@@ -254,7 +258,7 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
     suffix = MUDATA if model.modalities else ".h5ad"
     short = [stage for stage, how in model.cut_short_.items() if stage != "transport" and how != "stopped"]
     if short or not model.is_trained_:
-        terminal.result("  next: run the same `scgen-diffusion train` command again, or without --max-epochs")
+        terminal.result("  next: run the same `scgen-diffusion train` command with --overwrite, without --max-epochs")
         return
     terminal.result(f"  next: scgen-diffusion generate {model_name} cells{suffix} --n-cells 1000")
     if "transport" in model.trained_stages_:
@@ -268,7 +272,6 @@ def info(terminal: Terminal, options: dict[str, Any]) -> None:
 
 def _as_json(model: Any, conditions: Mapping[str, Any]) -> str:
     """Return everything about a model as JSON."""
-    histories = (model.history_ or {}).items()
     described = {
         "class": type(model).__name__,
         "trained": bool(model.is_trained_),
@@ -281,7 +284,9 @@ def _as_json(model: Any, conditions: Mapping[str, Any]) -> str:
         "architecture": asdict(model.architecture),
         "recipes": dict(model.recipes_),
         "final_losses": {
-            name: float(table.iloc[-1, 0]) for name, table in histories if name.split("_")[1:-1] == ["loss"]
+            f"{stage}_loss_{kind}": float(table.iloc[-1, 0])
+            for stage in model.trained_stages_
+            for kind, table in _losses(model, stage).items()
         },
     }
     return json.dumps(described, indent=2, default=str)
@@ -297,20 +302,26 @@ def _architecture(model: Any) -> str:
 
 def _training(model: Any) -> str:
     """Return the epochs, the last loss and the seed of each stage, and what the transport paired cells within."""
-    from scgen_diffusion.train import AutoencoderPlan, DiffusionPlan, PriorPlan, TransportPlan
-
-    key_parts = {plan.name: plan.key_part for plan in (AutoencoderPlan, PriorPlan, TransportPlan, DiffusionPlan)}
-    history, parts = model.history_ or {}, []
+    parts = []
     for stage in model.trained_stages_:
-        losses = {kind: history.get(f"{stage}_{key_parts[stage]}_{kind}") for kind in ("train", "validation")}
-        found = [f"{kind} loss {table.iloc[-1, 0]:.4g}" for kind, table in losses.items() if table is not None]
+        losses = _losses(model, stage)
+        found = [f"{kind} loss {table.iloc[-1, 0]:.4g}" for kind, table in losses.items()]
         if (seed := model.recipes_.get(stage, {}).get("seed")) is not None:
             found.append(f"seed {seed}")
         if keys := model.recipes_.get(stage, {}).get("match_keys"):
             found.append(f"pairs within {', '.join(keys)}")
-        if losses["train"] is not None:
+        if "train" in losses:
             parts.append(f"{stage} {len(losses['train'])} epochs ({', '.join(found)})")
     return "; ".join(parts)
+
+
+def _losses(model: Any, stage: str) -> dict[str, pd.DataFrame]:
+    """Return the training and the validation loss of a stage, as far as there are any."""
+    from scgen_diffusion.train import AutoencoderPlan, DiffusionPlan, PriorPlan, TransportPlan
+
+    key_parts = {plan.name: plan.key_part for plan in (AutoencoderPlan, PriorPlan, TransportPlan, DiffusionPlan)}
+    names = {kind: f"{stage}_{key_parts[stage]}_{kind}" for kind in ("train", "validation")}
+    return {kind: model.history_[name] for kind, name in names.items() if name in (model.history_ or {})}
 
 
 def _perturbed(model: Any, controls: Mapping[str, Any]) -> dict[str, Any]:

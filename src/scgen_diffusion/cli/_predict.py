@@ -102,6 +102,9 @@ def _check_request(model: Any, options: Mapping[str, Any]) -> None:
     if not (model.modalities or CHANGES & {*options}):
         msg = "Nothing is predicted without a new condition: give --condition KEY=VALUE or --condition-table."
         raise click.UsageError(msg)
+    if options.get("expected") and not hasattr(model, "get_reconstruction"):
+        msg = f"--expected is for SCLDM and MULTISCLDM; the model is of {type(model).__name__}."
+        raise click.UsageError(msg)
     if options.get("method") == "transport" and "transport" not in getattr(model, "trained_stages_", ()):
         msg = "--method transport: the model has none; `train --control` makes one. Choose --method inversion."
         raise click.UsageError(msg)

@@ -53,6 +53,11 @@ SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to
     r" in `setup_anndata`": "",
     r"Compare the common genes: real\[.*?\], \w+\[.*?\]": "To compare the common genes, give --shared-genes",
     r"`real_test\b": "`REAL",
+    r"`Guidance\((\w+)=\.\.\.\)`": lambda found: f"`--guidance-{found[1]}`",
+    r"`condition_strategy='additive'`": "`--set condition_strategy=additive`",
+    r"`modalities\['([^']*)'\]`": r"--modality \1=...",
+    r"`plan_kwargs`: the (\w+) has": r"--\1: the \1 has",
+    r"`indices`": "--where",
     r"call (model\.)?train\w*\(\) first": "run `scgen-diffusion train` first",
     r"(control value .*) in obs\['([^']*)'\]\. Give the text '([^'\\]*)'": (
         r"""\1 in \2. Give text: --control '\2="\3"'"""

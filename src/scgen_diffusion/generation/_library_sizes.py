@@ -65,7 +65,7 @@ class LibrarySizes:
                     "modalities together."
                 )
                 raise TypeError(msg)
-            checked = _check_totals(sizes, n_cells)
+            checked = _check_totals(sizes, n_cells, f"library_size[{name!r}]")
             if np.max(checked) >= self.largest[name]:
                 msg = (
                     f"`library_size[{name!r}]` must be below the number of features ({self.largest[name]}), which are "
@@ -94,23 +94,20 @@ class LibrarySizes:
         return cast("LibrarySizeKind", kind)
 
 
-def _check_totals(library_size: Any, n_cells: int) -> np.ndarray:
+def _check_totals(library_size: Any, n_cells: int, name: str = "library_size") -> np.ndarray:
     """Return one total per cell."""
     try:
-        totals = np.asarray(library_size, dtype=float)
+        totals = None if library_size is None else np.asarray(library_size, dtype=float)
     except (TypeError, ValueError):
         totals = None
     if totals is None or isinstance(library_size, bool):
-        msg = (
-            f"`library_size` must be one number, one per cell, or the name of a distribution, but found "
-            f"{library_size!r}."
-        )
+        msg = f"`{name}` must be one number, one per cell, or the name of a distribution, but found {library_size!r}."
         raise TypeError(msg)
     if totals.ndim > 1 or (totals.ndim == 1 and len(totals) != n_cells):
-        msg = f"`library_size` must be one number or one per cell ({n_cells}), but found shape {totals.shape}."
+        msg = f"`{name}` must be one number or one per cell ({n_cells}), but found shape {totals.shape}."
         raise ValueError(msg)
     is_allowed = (totals >= 1) & (totals <= LARGEST_TOTAL)
     if not is_allowed.all():
-        msg = f"`library_size` must be at least 1 and at most {LARGEST_TOTAL}, but found {totals[~is_allowed][0]}."
+        msg = f"`{name}` must be at least 1 and at most {LARGEST_TOTAL}, but found {totals[~is_allowed][0]}."
         raise ValueError(msg)
     return np.broadcast_to(totals.astype(np.float32), n_cells)

@@ -479,15 +479,12 @@ def check_for_training_cells(sources: Mapping[str, Source]) -> None:
 
 
 def _share_of_same_cells(first: Source, second: Source) -> float:
-    """Return the share of equally named cells with equal values, among the first few."""
-    shared = first.obs_names.intersection(second.obs_names)[:N_SHARED_CHECKED]
+    """Return the share of equally named cells with equal values, among the first few names that each has once."""
+    once = [source.obs_names[~source.obs_names.duplicated(keep=False)] for source in (first, second)]
+    shared = once[0].intersection(once[1])[:N_SHARED_CHECKED]
     if not len(shared):
         return 0.0
-    values = []
-    for source in (first, second):
-        if not source.obs_names.is_unique:
-            return 0.0
-        values.append(source.read(source.obs_names.get_indexer(shared)).values)
+    values = [source.read(source.obs_names.get_indexer_for(shared)).values for source in (first, second)]
     n_different = np.asarray((values[0] != values[1]).sum(axis=1)).ravel()
     return float((n_different == 0).mean())
 

@@ -515,6 +515,7 @@ def gene_columns(gene_list: Sequence[str] | None, genes: pd.Index, kind: str = "
     if isinstance(gene_list, str):
         msg = f"`gene_list` must be a list of names, but found the string {gene_list!r}. Did you mean [{gene_list!r}]?"
         raise TypeError(msg)
+    gene_list = list(gene_list)
     if unknown := [gene for gene in gene_list if gene not in genes]:
         msg = f"`gene_list` has the unknown {kind} {unknown[0]!r}. {known_names(unknown[0], list(genes))}"
         raise ValueError(msg)

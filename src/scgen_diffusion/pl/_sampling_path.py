@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BACKGROUND = "#d4d4d4"
 MAX_REFERENCE_CELLS = 20_000
 COLUMNS = ("cell", "frame", "time")
+MOST_PANELS = 5
 
 
 def sampling_path(
@@ -35,7 +36,7 @@ def sampling_path(
     reference: AnnData | None = None,
     color: str | None = None,
     values: Literal["state", "estimate"] = "state",
-    n_panels: int = 5,
+    n_panels: int | None = None,
     layer: str | None = None,
     palette: Mapping[str, str] | Sequence[str] | None = None,
     size: float | None = None,
@@ -60,7 +61,7 @@ def sampling_path(
         ``"state"``: the cells at that time. ``"estimate"``: the finished cells as the model estimates them at that
         time.
     n_panels
-        Number of panels, evenly spaced over the frames.
+        Number of panels, evenly spaced over the frames. Default: as many as there are frames, at most 5.
     layer
         Layer of `reference` with the counts. Default: ``"counts"`` if there is one, else `X`.
     palette
@@ -89,7 +90,7 @@ def sampling_path(
     """
     choose("values", [values], ["state", "estimate"])
     rows = rows_of_frames(path)
-    check_count("n_panels", n_panels, 2, len(rows))
+    n_panels = min(len(rows), MOST_PANELS) if n_panels is None else check_count("n_panels", n_panels, 2, len(rows))
     matrix = path.X if values == "state" else path.layers["estimate"]
     points, background = project_frames([matrix[frame] for frame in rows], path, reference, layer)
     cells = path[rows[0]]

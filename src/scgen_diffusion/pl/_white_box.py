@@ -7,6 +7,7 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import pandas as pd
 from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.lines import Line2D
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
-    import pandas as pd
     from matplotlib.axes import Axes
 
 LINE_STYLES = ["-", "--", ":", "-."]
@@ -98,9 +98,12 @@ def layer_statistics(
 
     Raises
     ------
+    TypeError
+        If ``table`` is no table, such as the model itself.
     ValueError
         If a statistic, layer, group or column is not in the table, or the palette lacks a group.
     """
+    _check_is_table(table, "layer_statistics")
     (head,) = choose("head", head or "all", table["head"].unique())
     table = table[table["head"] == head]
     of_head = "" if head == "all" else f"` of `head={head!r}"  # some statistics are of all heads together
@@ -143,6 +146,12 @@ def layer_statistics(
     if handles:
         legend_beside(end_of_first_row(axes), handles, handlelength=2.6)
     return finish(axes, show, save)
+
+
+def _check_is_table(table: pd.DataFrame, function: str) -> None:
+    if not isinstance(table, pd.DataFrame):
+        msg = f"`table` must be what `interpret.{function}(model)` returns, but is {type(table).__name__}."
+        raise TypeError(msg)
 
 
 def coding_rate(table: pd.DataFrame, *, subspaces: bool = True, **kwargs: object) -> list[Axes] | None:
@@ -201,10 +210,13 @@ def head_loadings(
 
     Raises
     ------
+    TypeError
+        If ``table`` is no table, such as the model itself.
     ValueError
         If a head is unknown.
     """
     check_count("n_genes", n_genes)
+    _check_is_table(table, "head_loadings")
     table = table[choose("heads", heads, table)]
     genes = list(dict.fromkeys(gene for head in table for gene in table[head].nlargest(n_genes).index))
     is_relative = bool((table < 0).any(axis=None))
