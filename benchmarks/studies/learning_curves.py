@@ -107,11 +107,10 @@ def variant_of(method: str, n_cells: int, steps: str) -> Variant | None:
     n_trained = len(split_cells(n_cells, None, None)[0])  # the others validate
     factors = {name: factor for name, factor in STEPS[steps].items() if name in stages}
     epochs = {name: round(factor * stages[name].max_epochs(n_trained)) for name, factor in factors.items()}
-    train: dict[str, object] = {"max_epochs": epochs} if epochs else {}
+    train = {"max_epochs": epochs} if epochs else {}
     if method == PUBLISHED:
-        train["precision"] = "bf16-mixed"
-        return {"class": "SCLDM", "model": {"size": "published"}, "train": train}
-    return {"class": method, "train": train}
+        return {"class": "SCLDM", "model": {"size": "published"}, "train": {"precision": "bf16-mixed", **train}}
+    return {"class": method, "train": train} if train else {"class": method}
 
 
 def figures(split: Split, space: ad.AnnData, cells: ad.AnnData) -> pd.DataFrame:

@@ -270,7 +270,7 @@ def multimodal(table: pd.DataFrame) -> Blocks:
         "RNA: recall": ("rna", "recall"),
         "RNA: correlation": ("rna", "within_label_correlation"),
         "proteins: AUC, PCs": ("prot", "auc_boosting"),
-        "proteins: AUC, proteins": ("prot", "auc_genes"),
+        "proteins: AUC, single proteins": ("prot", "auc_genes"),
         "proteins: precision": ("prot", "precision"),
         "proteins: recall": ("prot", "recall"),
         "proteins: correlation": ("prot", "within_label_correlation"),

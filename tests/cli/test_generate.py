@@ -85,10 +85,11 @@ def test_a_table_gives_every_cell_its_conditions_and_total(call, saved_model, as
 
 def test_a_table_with_the_row_numbers_of_pandas_is_read_without_them(call, saved_model, asked, tmp_path):
     table = tmp_path / "table.csv"
-    pd.DataFrame({"cell_type": ["NK", "rare"], "dose": [1.0, 100.0]}).to_csv(table)
+    pd.DataFrame({"cell_type": ["NK", "rare"], "dose": [1.0, 100.0]}).to_csv(table)  # pandas writes so after a gap
     code, _, err = call("generate", saved_model, tmp_path / "new.zarr", "--condition-table", table)
     assert code == 0, err
     assert asked["condition"].to_dict("list") == {"cell_type": ["NK", "rare"], "dose": [1, 100]}
+    assert [type(dose) for dose in asked["condition"]["dose"]] == [int, int]  # the classes themselves
 
 
 def test_options_of_generate_reach_their_arguments(call, saved_model, asked, tmp_path):
@@ -215,7 +216,7 @@ def test_cells_without_any_condition_are_refused(call, make_cells, saved_model, 
         (["-n", "5", "--accelerator", "foo"], "error: You selected an invalid accelerator name: --accelerator='foo'"),
         (["-n", "5", "-c", "NK"], "'NK' is not of the form KEY=VALUE"),
         (["-n", "5", "-g", "strong"], "'strong' is not a number"),
-        (["-n", "5", "--guidance-interval", "0.5", "0"], "error: `--guidance-interval` must be two times"),
+        (["-n", "5", "--guidance-interval", "0.5", "0"], "error: --guidance-interval must be two times"),
         (["-n", "5", "--library-size-column", "total"], "--library-size-column needs --condition-table"),
         (["--condition-table", "{commas}"], "commas.csv cannot be read as a table: rows have more fields"),
     ],

@@ -1,12 +1,14 @@
 """``predict``: the cells of ``predict_perturbation``, in a file."""
 
+from types import SimpleNamespace
+
 import anndata
 import click
 import numpy as np
 import pandas as pd
 import pytest
 
-from scgen_diffusion.cli._predict import _rows
+from scgen_diffusion.cli._predict import _check_request, _rows
 from scgen_diffusion.model import SCLDM
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -290,3 +292,10 @@ def test_cells_are_chosen_by_numbers_that_are_whole_in_one_file_only(call, make_
 
     assert code == 0, err
     np.testing.assert_array_equal(asked["indices"], np.flatnonzero(cells.obs["dose"] == 1))
+
+
+def test_expected_counts_are_those_of_models_with_latents():
+    model = SimpleNamespace(modalities={}, trained_stages_=())
+
+    with pytest.raises(click.UsageError, match="--expected is for SCLDM and MULTISCLDM; the"):
+        _check_request(model, {"condition": {"dose": 1}, "expected": True})

@@ -358,3 +358,17 @@ def test_training_without_any_cell_that_has_all_labels_is_refused(make_cells, ma
         model.train(1, train_size=0.5, validation_size=0.1, **quick)
 
     assert not model.is_trained_
+    model.train_autoencoder(1, train_size=0.5, validation_size=0.1, **quick)  # it needs no labels
+    assert model.trained_stages_ == ["autoencoder"]
+
+
+def test_new_conditions_are_not_learned_from_cells_without_labels(half_labeled, make_cells, quick, seed_0):
+    adata = make_cells(100)
+    train, validation, _ = split_cells(adata.n_obs, 0.5, 0.1)
+    labels = pd.Series("new", adata.obs_names, dtype=object)
+    labels.iloc[np.concatenate([train, validation])] = "Unknown"
+    adata.obs["cell_type"] = labels
+    query = SCLDM.load_query_data(adata, half_labeled[0])
+
+    with pytest.raises(ValueError, match="No training or validation cell has all labels"):
+        query.train(1, train_size=0.5, validation_size=0.1, **quick)

@@ -197,22 +197,20 @@ class Command(click.Command):
         super().__init__(name, params=params, help=text, callback=self.run, **kwargs)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments; refuse a second file for an option that takes one, of which click would drop the first.
+        """Parse the arguments; refuse a second file to read for an option that takes one: click would drop the first.
 
         Of other options, the last one counts, so that scripts can replace a default.
         """
         try:
             _, _, in_order = self.make_parser(ctx).parse_args(list(args))
-            for param in {*in_order}:
-                takes_one = (
-                    isinstance(param, click.Option) and isinstance(param.type, click.Path) and not param.multiple
-                )
-                if takes_one and (n_given := in_order.count(param)) > 1:
+            for param in dict.fromkeys(in_order):
+                is_input = isinstance(param, click.Option) and isinstance(param.type, click.Path) and param.type.exists
+                if is_input and not param.multiple and (n_given := in_order.count(param)) > 1:
                     msg = f"{param.opts[0]} takes one file, but is given {n_given} times."
                     raise click.UsageError(msg)
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            error.ctx = error.ctx or ctx
+            error.ctx = error.ctx or ctx  # of an option without its value, click does not say the command
             raise
 
     def run(self, **params: Any) -> None:

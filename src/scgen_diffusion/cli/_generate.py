@@ -169,8 +169,10 @@ def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         if kinds.get(name) == "continuous":
             return number_or_text(written)
         known = by_text.get(name, {})
-        same_number = known.get(as_label(number_or_text(written)), "")  # a table may have 1.0 for 1
-        return known.get(written, written if isinstance(same_number, str) else same_number)
+        if written in known:
+            return known[written]
+        same = known.get(as_label(number_or_text(written)))  # a table may have 1.0 for 1
+        return written if same is None or isinstance(same, str) else same
 
     if "condition_table" in options:
         return _read_table_of_conditions(model, options, kinds, read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -88,9 +89,8 @@ def predict(terminal: Terminal, options: dict[str, Any]) -> None:
     if finish(terminal, out, options):
         from scgen_diffusion.data import PROVENANCE_KEY, open_tables
 
-        written = open_tables(out)[0]
-        verdicts = written.unstructured(PROVENANCE_KEY).get("verdict")
-        written.close()
+        with closing(open_tables(out)[0]) as written:
+            verdicts = written.unstructured(PROVENANCE_KEY).get("verdict")
         if verdicts is not None and (verdicts["verdict"] == SUPPORTED).all():  # of others, there was a warning
             for reason, some in verdicts.groupby("reason", sort=False, observed=True):
                 names = list_first([f"({name})" for name in some["combination"]])
@@ -131,11 +131,10 @@ def _open(model: Any, options: Mapping[str, Any]) -> tuple[Any, np.ndarray | Non
         raise click.UsageError(msg)
     rows = None
     if where is not None:
-        files = [file for path in paths for file in open_tables(path)]
         numbers = [key.name for key in model.conditions.by_key if key.is_numeric]
-        rows = _rows(read_columns(files, where, numbers, kind="--where"), where)
-        for file in files:
-            file.close()
+        with ExitStack() as opened:
+            files = [opened.enter_context(closing(file)) for path in paths for file in open_tables(path)]
+            rows = _rows(read_columns(files, where, numbers, kind="--where"), where)
     return (MuDataFiles if model.modalities else CellFiles).like(model.registry, list(paths), indices=rows), rows
 
 

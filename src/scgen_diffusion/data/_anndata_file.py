@@ -182,7 +182,7 @@ def open_anndata_files(path: str | os.PathLike[str]) -> list[AnnDataFile]:
 
 
 def open_tables(path: str | os.PathLike[str]) -> list[AnnDataFile]:
-    """Open what :func:`open_anndata_files` opens, or the tables of a MuData in ``.h5mu``, of which only these are read.
+    """Open files as :func:`open_anndata_files` does. Of a MuData (``.h5mu``), only `obs`, `var` and `uns` can be read.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def open_tables(path: str | os.PathLike[str]) -> list[AnnDataFile]:
     if not path.exists():
         msg = f"There is no file {path}."
         raise FileNotFoundError(msg)
-    root = _open_zarr(path) if path.is_dir() else open_hdf5(path, ".h5ad")
+    root = _open_zarr(path) if path.is_dir() else open_hdf5(path, path.suffix or ".h5ad")
     with closing_if_refused(partial(close_file, root)):
         if root.attrs.get("encoding-type") != COLLECTION:
             return [AnnDataFile(root, path.name)]

@@ -182,7 +182,7 @@ class ConditionSetup:
 
     @classmethod
     def picked_from(cls, given: Mapping[str, Any]) -> ConditionSetup:
-        """Return the setup of the arguments of a function or of a registry, which may have others; see :meth:`of`."""
+        """Return the setup of the arguments of a function or a registry, which may have others, or lack new ones."""
         return cls.of(**{option.name: given.get(option.name) for option in fields(cls)})
 
     @property

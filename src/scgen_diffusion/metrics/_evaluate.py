@@ -353,7 +353,7 @@ def _evaluate_perturbations(
         msg = f"`perturbation_key` and `separator` must be non-empty strings, but are {key!r} and {separator!r}."
         raise TypeError(msg)
     perturbations = set(as_labels(obs_column(sets["real_test"], key, "real_test")))
-    controls = set(as_labels(sets["control"].obs[key])) if key in sets["control"].obs else set()
+    controls = set(as_labels(obs_column(sets["control"], key, "control"))) if key in sets["control"].obs else set()
     available: set[Need] = {"control"} | ({"mean_response"} if "train" in sets else set())
     available |= {"perturbations"} if len(perturbations - controls) > 1 else set()
     wanted = choose_metrics(names, "perturbation", available, sets["real_test"].n_vars)
@@ -396,7 +396,7 @@ def _evaluate_modalities(
     if names is not None:
         choose_metrics([n for n in names if "pair" not in CATALOGUE[n].scopes], "all", {"train", "groups", "counts"})
         wanted = {scope: [name for name in names if scope in CATALOGUE[name].scopes] for scope in wanted}
-        choose_metrics(wanted["pair"], "pair", {"modalities"} if len(modalities) > 1 else set())
+    of_pair = choose_metrics(wanted["pair"], "pair", {"modalities"} if len(modalities) > 1 else set())
     rows: list[Row] = []
     noted: dict[str, Noted] = {}
 
@@ -434,10 +434,9 @@ def _evaluate_modalities(
             metrics = check_sources(sources, wanted["joint"], scope="joint")
         judge("+".join(modalities), sources, metrics)
     least_of_pair = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
-    for pair in combinations(modalities, 2) if wanted["pair"] != [] else ():
+    for pair in combinations(modalities, 2) if of_pair else ():
         if paired := paired_cells(cells, least_of_pair, pair, "Modalities are not compared as a pair"):
             context = pair_context(paired, fitted, layers, keys, n_splits=draws.n_floor, seed=draws.seed)
-            of_pair = choose_metrics(wanted["pair"], "pair", {"modalities"})
             rows.extend({"modality": "+".join(pair), **context.row(metric)} for metric in of_pair)
     table = _table(rows, ("modality", "metric", "group"), FIGURES)
     for what in Noted._fields:

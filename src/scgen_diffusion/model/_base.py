@@ -99,6 +99,7 @@ from ._registration import (
 )
 from ._streaming import SUFFIXES, check_goal, check_rank, write_stream
 from ._training import (
+    check_labelled,
     check_watched,
     make_checkpoint_folder,
     other_ends,
@@ -565,15 +566,12 @@ class DiffusionModel(BaseModelClass):
                     check_learns_something(self)
                 before = self.combinations_
                 self._count_combinations(self._registered_codes[self._seen_indices])
-                if not len(self.combinations_):
-                    msg = (
-                        "No training or validation cell has all labels, so nothing could be generated: choose larger "
-                        "shares, or label more cells."
-                    )
-                    raise ValueError(msg)
                 if self.trained_stages_:
                     warn_of_lost_labels(self._condition_keys, before, self.combinations_)
             stages = self._due_stages() if stages is None else stages
+            learns_labels = self.reference_ is None or self.reference_["trainable"] in TRAINABLE[:2]
+            if learns_labels and set(stages) != {"autoencoder"}:  # which learns from expression alone
+                check_labelled(self._condition_keys, self._registered_codes[self._seen_indices])
             check_watched(trainer_kwargs, stages)
             usual = {stage: self._recipe(stage) for stage in stages}
             ends = (["early_stopping"] if early_stopping else []) + other_ends(trainer_kwargs)

@@ -19,7 +19,7 @@ from scvi import settings
 from scgen_diffusion._arguments import check_count, known_names, list_first, suggests_arguments, warn_user
 from scgen_diffusion._compat import parse_device_args
 from scgen_diffusion._files import explain_failed_write
-from scgen_diffusion.data import FEWEST_TRAINING_CELLS, digest_of, mark_occurring, to_plain, with_columns
+from scgen_diffusion.data import FEWEST_TRAINING_CELLS, digest_of, have_labels, mark_occurring, to_plain, with_columns
 from scgen_diffusion.train import Recipe, StageResult, run_stage, trainer_options
 
 from ._end_of_training import how_cut_short
@@ -108,7 +108,7 @@ def change_recipe(
                 advice = f"Did you mean {other!r}?" if other else "Give `compile` to `train`."
             msg = f"`plan_kwargs`: the {stage} has no option {name!r}. {advice}"
             raise TypeError(msg)
-        is_optional = getattr(Recipe, name, ...) is None
+        is_optional = getattr(Recipe, name, ...) is None  # in general; a stage may have a number by default
         if isinstance(getattr(recipe, name), Real) and not (isinstance(value, Real) or (is_optional and value is None)):
             msg = f"`plan_kwargs`: {name!r} must be a number, but found {value!r}."
             raise TypeError(msg)
@@ -275,6 +275,16 @@ def _check_rounds(stage: str, recipe: Recipe, ends: Sequence[str], *, is_validat
         raise ValueError(msg)
     if recipe.max_rounds > 1 and not is_validated:
         msg = f"`max_rounds` compares validation losses, but the {stage} has no validation cells."
+        raise ValueError(msg)
+
+
+def check_labelled(keys: Sequence[ConditionKey], codes: np.ndarray) -> None:
+    """Raise unless one of the cells ``(cells, columns)`` has all labels."""
+    if not have_labels(keys, codes).any():
+        msg = (
+            "No training or validation cell has all labels, so no condition could be learned: choose larger shares, or "
+            "label more cells."
+        )
         raise ValueError(msg)
 
 

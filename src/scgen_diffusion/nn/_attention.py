@@ -13,6 +13,8 @@ from ._scaled_attention import attend_to_scaled_rows, multiply_heads
 if TYPE_CHECKING:
     from torch import Tensor
 
+LARGEST_TABLE = 1 << 18  # queries times tokens
+
 
 class SelfAttention(nn.Module):
     """Self-attention of tokens, with one matrix for queries, keys and values.
@@ -88,7 +90,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     ``mask``, which broadcasts to ``(cells, heads, queries, tokens)``, is true for tokens that may be attended to.
     Training in bfloat16 on a CPU avoids torch's fused kernel, whose backward pass is up to twenty times slower there.
     """
-    if not (query.requires_grad and query.dtype == torch.bfloat16 and query.device.type == "cpu"):
+    learns = query.requires_grad or key.requires_grad or value.requires_grad
+    is_small = query.shape[-2] * key.shape[-2] <= LARGEST_TABLE  # else the weights would need much memory
+    if not (learns and is_small and query.dtype == torch.bfloat16 and query.device.type == "cpu"):
         return scaled_dot_product_attention(query, key, value, attn_mask=mask)
     scores = query @ key.mT / query.shape[-1] ** 0.5
     if mask is None:

@@ -443,8 +443,8 @@ def _check_room(n_labels: int, n_genes: int = 0) -> None:
     """Raise if a dot plot has too many labels or genes."""
     if max(n_labels, n_genes / 3) > MOST_LABELS:
         msg = (
-            f"A dot plot has room for {MOST_LABELS} labels and {3 * MOST_LABELS} genes, but there are {n_labels} labels"
-            f"{f' and {n_genes} genes' if n_genes else ''}. Give the cells of some labels, or choose `genes`."
+            f"A dot plot has room for {MOST_LABELS} labels and {3 * MOST_LABELS} genes. Labels: {n_labels}, genes: "
+            f"{n_genes or 'not chosen yet'}. Give the cells of some labels, or choose `genes`."
         )
         raise ValueError(msg)
 
