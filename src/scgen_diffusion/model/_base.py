@@ -569,9 +569,8 @@ class DiffusionModel(BaseModelClass):
                 if self.trained_stages_:
                     warn_of_lost_labels(self._condition_keys, before, self.combinations_)
             stages = self._due_stages() if stages is None else stages
-            learns_labels = self.reference_ is None or self.reference_["trainable"] in TRAINABLE[:2]
-            if learns_labels and set(stages) != {"autoencoder"}:  # which learns from expression alone
-                check_labelled(self._condition_keys, self._registered_codes[self._seen_indices])
+            if set(stages) != {"autoencoder"}:  # which learns from expression alone
+                check_labelled(self)
             check_watched(trainer_kwargs, stages)
             usual = {stage: self._recipe(stage) for stage in stages}
             ends = (["early_stopping"] if early_stopping else []) + other_ends(trainer_kwargs)

@@ -278,9 +278,10 @@ def _check_rounds(stage: str, recipe: Recipe, ends: Sequence[str], *, is_validat
         raise ValueError(msg)
 
 
-def check_labelled(keys: Sequence[ConditionKey], codes: np.ndarray) -> None:
-    """Raise unless one of the cells ``(cells, columns)`` has all labels."""
-    if not have_labels(keys, codes).any():
+def check_labelled(model: DiffusionModel) -> None:
+    """Raise unless a cell has all labels; fine-tuning also learns a key from cells that lack the label of another."""
+    codes = model._registered_codes[model._seen_indices]
+    if not (have_labels(model._condition_keys, codes).any() if model.reference_ is None else len(codes)):
         msg = (
             "No training or validation cell has all labels, so no condition could be learned: choose larger shares, or "
             "label more cells."
