@@ -118,6 +118,8 @@ def option(names: str, help: str, kind: Any = None, metavar: str | None = None, 
     if isinstance(kind, Keyed):
         metavar = kind.form
         kwargs |= {"multiple": True, "callback": kind.collect}
+    if isinstance(kind, click.Path) and kind.exists and not kwargs.get("multiple"):
+        kwargs |= {"multiple": True, "callback": the_only_one}
     kwargs |= {"metavar": "N" if kind is int else metavar, "show_default": "default" in kwargs}
     return click.Option(names.split(), help=help, type=kind, **kwargs)
 
@@ -125,6 +127,14 @@ def option(names: str, help: str, kind: Any = None, metavar: str | None = None, 
 def flag(names: str, help: str) -> click.Option:
     """Make an option without a value."""
     return click.Option(names.split(), help=help, is_flag=True, default=None)
+
+
+def the_only_one(ctx: click.Context, param: click.Parameter, values: Sequence[Any]) -> Any:
+    """Return the file to read of an option that takes one; click would drop the first of several."""
+    if len(values) > 1:
+        msg = f"{param.opts[0]} takes one file, but is given {len(values)} times."
+        raise click.UsageError(msg, ctx)
+    return values[0] if values else None
 
 
 def columns(names: str, help: str) -> click.Option:
@@ -197,20 +207,11 @@ class Command(click.Command):
         super().__init__(name, params=params, help=text, callback=self.run, **kwargs)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments; refuse a second file to read for an option that takes one: click would drop the first.
-
-        Of other options, the last one counts, so that scripts can replace a default.
-        """
+        """Parse the arguments; of an option without its value, click does not say the command."""
         try:
-            _, _, in_order = self.make_parser(ctx).parse_args(list(args))
-            for param in dict.fromkeys(in_order):
-                is_input = isinstance(param, click.Option) and isinstance(param.type, click.Path) and param.type.exists
-                if is_input and not param.multiple and (n_given := in_order.count(param)) > 1:
-                    msg = f"{param.opts[0]} takes one file, but is given {n_given} times."
-                    raise click.UsageError(msg)
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            error.ctx = error.ctx or ctx  # of an option without its value, click does not say the command
+            error.ctx = error.ctx or ctx
             raise
 
     def run(self, **params: Any) -> None:
