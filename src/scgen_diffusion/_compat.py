@@ -7,6 +7,7 @@ intends for subclasses to override or call, such as scvi-tools' ``_validate_annd
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ def handle_sigterm_by(trainer: pl.Trainer, handler: Callable[[int, FrameType | N
     trainer._signal_connector._sigterm_notifier_fn = handler
 
 
-def parse_device_args(*args: Any, **kwargs: Any) -> Any:
+def parse_device_args(accelerator: str, devices: Any, **kwargs: Any) -> Any:
     """Resolve ``accelerator`` and ``devices`` as scvi-tools' models do.
 
     Raises
@@ -62,8 +63,15 @@ def parse_device_args(*args: Any, **kwargs: Any) -> Any:
     """
     from scvi.model import _utils
 
+    if isinstance(devices, str) and devices != "auto" and not re.fullmatch(r"-?\d+(,\s*\d+)*,?", devices):
+        name = "device" if kwargs.get("validate_single_device") else "devices"
+        msg = (
+            f"`{name}` is {devices!r}, but must be 'auto' or a number. `accelerator` names the kind of device, such as "
+            "'cpu' or 'cuda'."
+        )
+        raise ValueError(msg)
     with refusing_as_value_error():
-        accelerator, devices, device = _utils.parse_device_args(*args, **kwargs)
+        accelerator, devices, device = _utils.parse_device_args(accelerator, devices, **kwargs)
     if getattr(device, "type", device) == "mps":
         msg = "`accelerator` 'mps' does not work, because counts are drawn in double precision; use 'cpu'."
         raise ValueError(msg)

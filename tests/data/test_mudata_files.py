@@ -185,6 +185,13 @@ def test_what_the_files_lack_is_named(mdata, write, options, error, message):
         MuDataFiles(write(mdata), **{**KEYS, **options})
 
 
+def test_a_column_of_a_modality_alone_is_found_there(mdata, write):
+    mdata["rna"].obs["type"] = "T"
+    message = r"not a column of obs in cells.h5mu, but of its modality 'rna'.*mdata.obs\['type'\] = mdata\['rna'\].obs"
+    with pytest.raises(KeyError, match=message):
+        MuDataFiles(write(mdata), **{**KEYS, "condition_keys": ["type"]})
+
+
 def change(path, edit):
     with h5py.File(path, "r+") as root:
         edit(root)

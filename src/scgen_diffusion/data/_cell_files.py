@@ -531,9 +531,7 @@ def read_columns(
     for name in names:
         for file in files:
             if name not in file.columns:
-                known = known_names(name, file.columns)
-                msg = f"The {kind} key {name!r} is not a column of obs in {file.name}. {known}"
-                raise KeyError(msg)
+                raise KeyError(_absent_column(file, name, kind))
         parts = [file.column(name) for file in files]
         if len(parts) == 1:
             columns[name] = parts[0].array
@@ -557,6 +555,18 @@ def read_columns(
         else:
             columns[name] = _union([_as_classes(part) for part in parts])
     return pd.DataFrame(columns, index=pd.RangeIndex(sum(file.n_cells for file in files)))
+
+
+def _absent_column(file: AnnDataFile, name: str, kind: str) -> str:
+    """Say that a file lacks a column, and which modality of a MuData has it."""
+    missing = f"The {kind} key {name!r} is not a column of obs in {file.name}"
+    for owner, part in file.root.get("mod", {}).items():
+        if name in part["obs"].attrs["column-order"]:
+            return (
+                f"{missing}, but of its modality {owner!r}. Read the file, copy the column "
+                f"(mdata.obs[{name!r}] = mdata[{owner!r}].obs[{name!r}]), and write it."
+            )
+    return f"{missing}. {known_names(name, file.columns)}"
 
 
 def read_arrays(files: Sequence[AnnDataFile], names: Iterable[str]) -> dict[str, np.ndarray | pd.DataFrame]:
