@@ -24,7 +24,7 @@ def split():
 @pytest.mark.parametrize("seed", range(5))
 def test_few_combinations_are_left_out_and_every_value_keeps_training_cells(split, seed):
     found = study.leave_out(split, seed)
-    left_out = found.held_out.obs.value_counts(list(LABELS))
+    left_out = found.held_out.obs.groupby(list(LABELS), observed=True).size()
     assert (left_out == 40 + 10).all()  # those of the held-out part, too
     assert left_out.groupby("cell_type", observed=True).size().max() == 2
     assert left_out.groupby("donor", observed=True).size().max() == 1

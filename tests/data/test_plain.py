@@ -112,6 +112,15 @@ def test_tables_come_back_with_the_types_of_their_columns(rows, index):
     pd.testing.assert_frame_equal(back, table, check_column_type=False)
 
 
+def test_text_of_pandas_3_is_read_as_text_of_the_pandas_that_reads_it():
+    column = {"values": ["CD4", "CD8"], "dtype": "str"}
+
+    table = to_table({"index": column, "index_name": None, "columns": {"alias": column}})
+
+    assert table.index.dtype == table["alias"].dtype == pd.Index(["CD4"]).dtype
+    assert table["alias"].tolist() == ["CD4", "CD8"]
+
+
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
 def test_savable_columns_can_be_written_as_they_are(suffix, tmp_path):
     table = pd.DataFrame({**COLUMNS, "_index": WORDS}, index=pd.Index(["a", "b", "c"], name="text"))

@@ -18,6 +18,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from builders import Canary, same_cells
+from packaging.version import Version
 
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _model_file, load
 from scgen_diffusion.module import SCLDMArchitecture
@@ -425,12 +426,12 @@ def test_a_column_of_genes_that_cannot_be_saved_is_named(make_model, make_cells,
         model.save(tmp_path / "m", save_anndata=True)
 
 
+@pytest.mark.skipif(Version(anndata.__version__) >= Version("0.13"), reason="anndata writes all names since 0.13")
 def test_names_that_cannot_be_saved_are_named(make_model, make_cells, tmp_path):
     model = make_model(cells := make_cells())
     cells.obs.index = cells.obs_names.astype("string")
-    forbidden = anndata.settings.override(allow_write_nullable_strings=False)  # the default of anndata 0.12
 
-    with forbidden, pytest.raises(TypeError, match="^obs_names have the type str.*`adata.obs_names = "):
+    with pytest.raises(TypeError, match=r"^obs_names have the type str.*`adata.obs_names = .*astype\(str\)"):
         model.save(tmp_path / "m", save_anndata=True)
 
 

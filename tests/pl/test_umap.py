@@ -180,7 +180,7 @@ def test_labels_that_share_a_colour_are_reported(first_components):
 
     with pytest.warns(UserWarning, match="'many' has 120 labels, but there are only 102 colours"):
         sgd.pl.umap(real, synthetic, color="many", show=False)
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings(action="error", category=UserWarning):
         sgd.pl.umap(real, synthetic[:100], color="cell_type", show=False)
         sgd.pl.umap(real[:100], synthetic[:100], color="many", show=False)
         sgd.pl.umap(real, synthetic, color="many", palette=["red"] * 120, show=False)

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 NAME_OF_INDEX = "_index"  # in files of anndata, which takes it for no column
+TEXT = pd.Series(["text"]).dtype  # "str" since pandas 3; before, an object, as anndata 0.12 writes no "str"
 MASKED = (pd.arrays.BooleanArray, pd.arrays.IntegerArray, pd.arrays.FloatingArray)
 
 
@@ -89,11 +90,12 @@ def _is_savable(column: pd.Series | pd.Index) -> bool:
 
 
 def _as_writable(column: pd.Series) -> pd.Series:
-    """Return text with gaps as categories, and pandas' own text and fractions as NumPy's."""
+    """Return text with gaps as categories, other text in this pandas' usual type, and its own fractions as NumPy's."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         return column.cat.rename_categories(_as_writable(column.dtype.categories.to_series()).to_numpy())
     if column.dtype == object or isinstance(column.dtype, pd.StringDtype):
-        return column.astype(object).astype("category" if column.isna().any() else object)
+        text = column.astype(object)
+        return text.astype("category") if text.isna().any() else text.infer_objects()
     if isinstance(column.array, pd.arrays.FloatingArray):
         return pd.Series(column.to_numpy(column.dtype.numpy_dtype, na_value=np.nan), column.index)
     return column
@@ -118,9 +120,7 @@ def _read_column(plain: Any) -> Any:
         values = _read_column(plain["categories"])
         categories = pd.Index(values, dtype=values.dtype)
         return pd.Categorical.from_codes(to_array(plain["codes"]), categories, ordered=plain["ordered"])
-    # "str" is the default string type of pandas 3; pandas 2 needs it spelled out
-    dtype = pd.StringDtype(na_value=np.nan) if plain["dtype"] == "str" else plain["dtype"]
-    return pd.array(plain["values"], dtype=dtype)
+    return pd.array(plain["values"], dtype=TEXT if plain["dtype"] == "str" else plain["dtype"])
 
 
 def digest_of(*parts: object) -> str:

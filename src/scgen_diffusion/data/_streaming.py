@@ -52,7 +52,7 @@ def check_writable(table: pd.DataFrame, owner: str = "obs", *, to_zarr: bool = F
         except Exception as error:
             msg = (
                 f"{owner}_names have the type {table.index.dtype}, which AnnData files cannot store. Convert them: "
-                f"`adata.{owner}_names = adata.{owner}_names.astype(object)`. ({error})"
+                f"`adata.{owner}_names = adata.{owner}_names.astype(str)`. ({error})"
             )
             raise TypeError(msg) from error
         for name, column in table.items():
