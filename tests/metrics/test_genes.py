@@ -9,6 +9,7 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 from anndata import AnnData
+from scipy.stats import ttest_ind
 
 from scgen_diffusion import datasets
 from scgen_diffusion.metrics import (
@@ -17,6 +18,7 @@ from scgen_diffusion.metrics import (
     gene_correlation_similarity,
     gene_correlation_slope,
     gene_correlations,
+    gene_differences,
     gene_profile_errors,
     gene_statistics,
     library_size_ks,
@@ -95,6 +97,50 @@ def test_profile_errors_do_not_see_genes_shuffled_over_cells():
     shuffled = np.random.default_rng(0).permuted(values, axis=0)
     errors = gene_profile_errors(Expression(sp.csr_matrix(values), None), Expression(sp.csr_matrix(shuffled), None))
     assert max(errors.values()) < 1e-9  # the order of a sum in float64
+
+
+def labelled(n_cells):
+    """Cells of two labels, a with three times as many as b."""
+    cells = cells_of(some_counts(n_cells))
+    cells.obs["label"] = np.where(np.arange(n_cells) % 4 > 0, "a", "b")
+    return cells
+
+
+def test_gene_differences_are_welch_t_of_each_label_the_clearest_first():
+    cells = labelled(400)
+    real, synthetic = cells[:200], cells[200:].copy()
+    counts = synthetic.X.toarray()
+    counts[synthetic.obs["label"] == "b", 7] = 0
+    synthetic.X = counts
+
+    table = gene_differences(real, synthetic, groupby="label")
+
+    assert table.loc[0, ["group", "gene", "synthetic", "synthetic_share"]].tolist() == ["b", real.var_names[7], 0, 0]
+    assert (table["t"].abs().diff().iloc[1:] <= 0).all()
+    assert len(table) == 2 * real.n_vars
+    of_a = table[table["group"] == "a"].set_index("gene").loc[real.var_names]
+    x, y = real.X.toarray()[real.obs["label"] == "a"], counts[synthetic.obs["label"] == "a"]
+    a, b = (np.log1p(counts / counts.sum(1, keepdims=True) * 1e4) for counts in (x, y))
+    expected = np.nan_to_num(ttest_ind(b, a, equal_var=False).statistic)  # NaN for genes without counts
+    np.testing.assert_allclose(of_a["t"], expected, rtol=1e-3, atol=1e-4)  # values are stored in float32
+    np.testing.assert_allclose(of_a["real"], a.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(of_a["real_share"], (x > 0).mean(0), rtol=1e-6)
+
+
+def test_gene_differences_of_all_cells_need_no_labels():
+    cells = labelled(120)
+    table = gene_differences(cells, cells[:, ::-1])
+    assert set(table["group"]) == {"all"}
+    assert (table["t"] == 0).all()
+
+
+def test_gene_differences_need_thirty_cells_of_a_label():
+    real, few = labelled(200), labelled(100)
+    assert set(gene_differences(real, few, groupby="label")["group"]) == {"a"}
+    with pytest.raises(ValueError, match="No label of 'label' has 30 real and 30 synthetic cells"):
+        gene_differences(real, few[:20], groupby="label")
+    with pytest.raises(ValueError, match="There are not 30 real and 30 synthetic cells"):
+        gene_differences(real, few[:20])
 
 
 def test_another_number_of_genes_is_an_error():

@@ -154,6 +154,20 @@ def test_every_label_is_shown_or_says_what_it_lacks(tmp_path):
     assert "needs 30 real and 30 synthetic cells</td>" in page
 
 
+@pytest.mark.usefixtures("without_rendering")
+def test_a_lost_gene_is_the_first_of_those_that_differ(tmp_path):
+    real, synthetic = cells(1), cells(2)
+    lost = int(np.argmax(real.X[(real.obs["cell_type"] == "naïve").to_numpy()].sum(0)))
+    synthetic.X = synthetic.X.multiply(np.arange(real.n_vars) != lost).tocsr()
+    for groupby, label in (("cell_type", "<td>naïve</td>"), (None, "")):
+        path = sgd.report.write(real, synthetic, tmp_path / "lost.html", groupby=groupby, table=TABLE[:1])
+        first = re.search(
+            r"Genes that differ most.*?<tbody>\s*<tr>(.*?)</tr>", path.read_text(encoding="utf-8"), re.DOTALL
+        )
+        assert first[1].startswith(f"<td>gene-$_$-{lost}</td>{label}")
+        assert "<td>0</td>" in first[1]
+
+
 def test_verdict_and_all_its_findings_are_shown(written):
     path, table = written
     text = Parsed(path.read_text(encoding="utf-8")).text

@@ -659,8 +659,8 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
     Check(
         "classifier",
         {metric: _AUC.format(name=name) for metric, name in _CLASSIFIERS.items()},
-        "Look in the other findings for what gives them away; if there is nothing, compare the genes that differ most "
-        f"between real and synthetic cells. {MORE}",
+        "Look in the other findings for what gives them away; if there is nothing, look at the genes that differ most "
+        f"(`metrics.gene_differences`). {MORE}",
         speaks="one",
     ),
     Check(

@@ -29,7 +29,16 @@ from scgen_diffusion.data import (
     make_indexable,
     obs_column,
 )
-from scgen_diffusion.metrics import ALL, DESCRIPTIONS, FIGURES, IDEALS, MIN_CELLS_PER_GROUP, evaluate, expression_of
+from scgen_diffusion.metrics import (
+    ALL,
+    DESCRIPTIONS,
+    FIGURES,
+    IDEALS,
+    MIN_CELLS_PER_GROUP,
+    evaluate,
+    expression_of,
+    gene_differences,
+)
 
 from ._verdict import verdict, worst
 
@@ -46,6 +55,7 @@ BETTER = {"lower": "Lower is better.", "higher": "Higher is better.", "floor": "
 WIDTH, MARGIN = 220.0, 8.0  # pixels of a row's picture
 NONE = "–"
 OTHER_TOPIC = "Other metrics"  # those that the table has of its own
+N_GENES = 10  # that differ most
 MOST_LABELS = 40  # in a picture; with hundreds, as of perturbations, it would have a hundred million pixels
 MIN_GENES_CORRELATED = 3
 SECTIONS = {
@@ -180,6 +190,7 @@ def write(
         others=judged.summary.removeprefix(judged.headline).lstrip(),
         topics=_topics(table[table["group"] == ALL]),
         labels=[] if label is None else _labels(real_test, synthetic, keys, table, has_train=train is not None),
+        genes=_genes(real, drawn, label, layer),
         width=WIDTH,
         sections=[
             {"title": section, "anchor": section.lower(), "text": SECTIONS[section], "pictures": own}
@@ -368,6 +379,22 @@ def _labels(
         missing = "" if np.isfinite(list(figures.values())).any() else reason
         rows.append({"name": label, **n, "missing": missing, **{name: written(v) for name, v in figures.items()}})
     return rows
+
+
+def _genes(real: AnnData, synthetic: AnnData, label: str | None, layer: str | None) -> list[dict[str, str]]:
+    """List the genes that differ most within labels, or in all cells if no label has enough; none of few cells."""
+    if min(real.n_obs, synthetic.n_obs) < MIN_CELLS_PER_GROUP:
+        return []
+    try:
+        table = gene_differences(real, synthetic, groupby=label, layer=layer)
+    except ValueError:
+        table = gene_differences(real, synthetic, layer=layer)
+    figures = ("real", "synthetic", "real_share", "synthetic_share", "t")
+    return [
+        {"gene": row["gene"].replace(r"\$", "$"), "group": "" if row["group"] == ALL else row["group"]}
+        | {name: written(row[name]) for name in figures}
+        for _, row in table.head(N_GENES).iterrows()
+    ]
 
 
 def _topics(table: pd.DataFrame) -> dict[str, list[dict[str, object]]]:
