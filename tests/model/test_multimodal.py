@@ -1097,19 +1097,28 @@ def test_new_cells_need_the_features_of_the_reference(multimodal):
         MULTISCLDM.prepare_query_anndata(query, multimodal)
 
 
-@pytest.mark.parametrize("by", [1, 16])
-def test_groups_of_new_cells_take_their_library_sizes_if_the_network_does(tiny, quick, by):
-    mdata, query = make_mudata(), query_mudata()
-    for cells, factor in ((mdata, 4), (query, by)):
-        for name in ("rna", "prot"):
-            cells[name].X = cells[name].X * factor
-    reference = make_model(tiny, mdata)
+def deepened(mdata, by):
+    for name in ("rna", "prot"):
+        mdata[name].X = mdata[name].X * by
+    return mdata
+
+
+@pytest.fixture(scope="module")
+def deep_reference(tiny, quick):
+    """Train a model on deep cells; tests must not change it."""
+    reference = make_model(tiny, deepened(make_mudata(), 4))
     reference.train(1, **quick)
-    model = MULTISCLDM.load_query_data(query, reference, trainable="all", accelerator="cpu")
+    return reference
+
+
+@pytest.mark.parametrize("by", [1, 16])
+def test_groups_of_new_cells_take_their_library_sizes_if_the_network_does(deep_reference, quick, by):
+    query = deepened(query_mudata(), by)
+    model = MULTISCLDM.load_query_data(query, deep_reference, trainable="all", accelerator="cpu")
 
     model.train(1, **quick)
 
-    for label, real in (("B", query), ("NK", mdata)):
+    for label, real in (("B", query), ("NK", deep_reference.adata)):
         generated, real = model.generate(200, {"cell_type": label}, seed=0), real[real.obs["cell_type"] == label]
         for name in ("rna", "prot"):
             totals, wanted = (np.ravel(some[name].X.sum(1)) for some in (generated, real))

@@ -108,10 +108,12 @@ def test_cells_given_to_a_model_without_cells_do_not_become_its_own(trained, sav
 
 NK = {"cell_type": "NK"}
 READERS = {
-    "predictions": lambda model, cells: model.predict_perturbation(cells, NK, sample=False).X,
+    "predictions": lambda model, cells: model.predict_perturbation(cells, NK, sample=False, n_steps=2).X,
     "latents": lambda model, cells: model.get_latent_representation(cells),
     "reconstructions": lambda model, cells: model.get_reconstruction(cells, sample=False).X,
-    "conditions": lambda model, cells: model.conditions.encode(model.generate(condition=cells, seed=0), len(cells)),
+    "conditions": lambda model, cells: model.conditions.encode(
+        model.generate(condition=cells, seed=0, n_steps=1), len(cells)
+    ),
 }
 
 

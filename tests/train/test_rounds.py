@@ -36,6 +36,23 @@ def train(make_model, make_cells, monkeypatch):
     return run
 
 
+@pytest.fixture(scope="module")
+def known():
+    """Keep the models of `train_once`."""
+    return {}
+
+
+@pytest.fixture
+def train_once(train, known):
+    """Return a model that was trained so, once for all tests; they must not change it."""
+
+    def run(least_gain=ALWAYS, **recipe):
+        key = least_gain, *recipe.items()
+        return known[key] if key in known else known.setdefault(key, train(least_gain, recipe=recipe))
+
+    return run
+
+
 def losses(model):
     return model.history["autoencoder_loss_validation"].iloc[:, 0]
 
@@ -58,23 +75,23 @@ class Press(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_without_a_gain_training_ends_and_returns_to_the_first_round(train):
-    model = train(NEVER)
+def test_without_a_gain_training_ends_and_returns_to_the_first_round(train_once):
+    model = train_once(NEVER)
 
     assert len(losses(model)) == 2 * PER_ROUND
-    assert_same_weights(train(recipe={"max_rounds": 1}), model)
+    assert_same_weights(train_once(max_rounds=1), model)
 
 
-def test_every_gain_brings_another_round_until_there_were_enough(train):
-    model = train(ALWAYS)
+def test_every_gain_brings_another_round_until_there_were_enough(train, train_once):
+    model = train_once(ALWAYS)
 
     assert len(losses(model)) == 3 * PER_ROUND
     assert_same_weights(train(ALWAYS, recipe={"max_rounds": 3}), model)
     assert len(losses(train(ALWAYS, recipe={"max_rounds": 4}))) == 4 * PER_ROUND
 
 
-def test_the_gain_is_that_of_the_best_round(train):
-    of_rounds = losses(train(ALWAYS))[PER_ROUND - 1 :: PER_ROUND].tolist()
+def test_the_gain_is_that_of_the_best_round(train, train_once):
+    of_rounds = losses(train_once(ALWAYS))[PER_ROUND - 1 :: PER_ROUND].tolist()
     gain = (of_rounds[0] - of_rounds[1]) / of_rounds[0]
     assert gain > 0
 
@@ -136,14 +153,14 @@ def test_rounds_can_have_a_chosen_length(train):
 
 
 @pytest.mark.parametrize(("least_gain", "step"), [(ALWAYS, 7), (ALWAYS, 13), (NEVER, 11)])
-def test_an_interrupted_run_resumes_to_identical_weights(train, tmp_path, least_gain, step):
+def test_an_interrupted_run_resumes_to_identical_weights(train, train_once, tmp_path, least_gain, step):
     killed = {"callbacks": [Press(step, RuntimeError("killed"))], "checkpoint_minutes": 0.0}
     with pytest.raises(RuntimeError, match="killed"):
         train(least_gain, checkpoint_dir=tmp_path, **killed)
 
     resumed = train(least_gain, checkpoint_dir=tmp_path)
 
-    whole = train(least_gain)
+    whole = train_once(least_gain)
     assert_same_weights(whole, resumed)
     assert losses(resumed).tolist() == losses(whole).tolist()
 
@@ -171,13 +188,13 @@ def test_a_run_is_not_resumed_with_other_judges_or_rounds_of_another_length(trai
         train(**options, **{option: found})
 
 
-def test_ctrl_c_in_a_later_round_keeps_the_weights_of_the_best_one(train, capsys):
+def test_ctrl_c_in_a_later_round_keeps_the_weights_of_the_best_one(train, train_once, capsys):
     stopped = train(callbacks=[Press(8)], enable_progress_bar=True)
 
     last = capsys.readouterr().err.splitlines()[-1]
     assert "in epoch 1 of 2 of round 2; the weights of round 1, the best so far, are kept. Next: " in last
     assert stopped.cut_short_ == {"autoencoder": "stopped"}
-    assert_same_weights(train(recipe={"max_rounds": 1}), stopped)
+    assert_same_weights(train_once(max_rounds=1), stopped)
 
 
 class End(Callback):
@@ -187,10 +204,10 @@ class End(Callback):
         trainer.should_stop |= trainer.global_step == 8
 
 
-def test_whatever_ends_a_later_round_the_weights_are_those_of_the_best_one(train, tmp_path):
+def test_whatever_ends_a_later_round_the_weights_are_those_of_the_best_one(train, train_once, tmp_path):
     ended = train(callbacks=[End()], checkpoint_dir=tmp_path)
 
-    assert_same_weights(train(recipe={"max_rounds": 1}), ended)
+    assert_same_weights(train_once(max_rounds=1), ended)
     assert_same_weights(train(checkpoint_dir=tmp_path), ended)
 
 
@@ -205,16 +222,16 @@ class Spoil(Callback):
             next(iter(plan.module.encoder.parameters())).data.fill_(math.nan)
 
 
-def test_a_later_round_that_diverges_is_undone(train):
+def test_a_later_round_that_diverges_is_undone(train, train_once):
     with pytest.warns(UserWarning, match=r"loss is nan in epoch 2 of 2 of round 2\. .* the weights of round 1"):
         model = train(callbacks=[Spoil(9)])
 
     assert model.trained_stages_ == ["autoencoder"]
-    assert_same_weights(train(recipe={"max_rounds": 1}), model)
+    assert_same_weights(train_once(max_rounds=1), model)
 
 
-def test_a_validation_loss_that_is_no_number_is_never_the_best(train, monkeypatch):
-    original = plans.StagePlan.on_validation_epoch_end
+def test_a_validation_loss_that_is_no_number_is_never_the_best(train, train_once, monkeypatch):
+    original, expected = plans.StagePlan.on_validation_epoch_end, train_once(max_rounds=2)
 
     def spoiled(plan):
         original(plan)
@@ -223,7 +240,7 @@ def test_a_validation_loss_that_is_no_number_is_never_the_best(train, monkeypatc
 
     monkeypatch.setattr(plans.StagePlan, "on_validation_epoch_end", spoiled)
 
-    assert_same_weights(train(0.0, recipe={"max_rounds": 2}), train(ALWAYS, recipe={"max_rounds": 2}))
+    assert_same_weights(train(0.0, recipe={"max_rounds": 2}), expected)
 
 
 def test_the_last_sentence_tells_of_a_last_round_that_still_helped(train, capsys):
