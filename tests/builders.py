@@ -352,9 +352,12 @@ APART.set_forkserver_preload(["pytest", "scgen_diffusion.model"])
 def pytest_collection_finish(session):
     """Start the server from which `start_apart` forks, which takes seconds to import, beside the first tests.
 
-    What was imported stays: the garbage collector would look through it again and again.
+    What was imported stays: the garbage collector, which `conftest` has stopped, would look through it again and again.
+    Of what the tests leave, little is in cycles, so it looks seldom.
     """
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+    gc.enable()
     if any("start_apart" in getattr(item, "fixturenames", ()) for item in session.items):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OMP_NUM_THREADS", "1")

@@ -1,5 +1,6 @@
 """Load what all tests share, but not into the process that hands tests to workers: its imports take ten seconds."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -12,5 +13,6 @@ def pytest_configure(config):
         for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
             os.environ.setdefault(name, "1")
     if hasattr(config, "workerinput") or not has_workers:
+        gc.disable()  # until all is imported, which is no garbage: looking for some takes a third of the time
         sys.path.insert(0, str(Path(__file__).parent))
         config.pluginmanager.import_plugin("builders")
