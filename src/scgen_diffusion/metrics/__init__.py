@@ -18,7 +18,7 @@ from ._distribution import (
     squared_mmd,
     wasserstein_2,
 )
-from ._evaluate import evaluate
+from ._evaluate import evaluate, training_notes
 from ._genes import (
     correlation,
     gene_correlation_similarity,
@@ -115,6 +115,7 @@ __all__ = [
     "rare_membership_inference",
     "representation",
     "squared_mmd",
+    "training_notes",
     "transfer_f1",
     "variance_error",
     "wasserstein_2",

@@ -319,11 +319,11 @@ def evaluate(
     metrics = check_sources(sources, names, n_features=real_test.shape[1])
     rows, noted = compare_cells(sources, metrics, draws, space=space)
     table = _table(rows, ("metric", "group"), FIGURES)
-    table.attrs.update(noted._asdict(), **_recorded(synthetic))
+    table.attrs.update(noted._asdict(), **training_notes(synthetic))
     return table
 
 
-def _recorded(synthetic: Cells | MuData) -> dict[str, Any]:
+def training_notes(synthetic: Cells | MuData) -> dict[str, Any]:
     """Return what generated cells record of conditions outside of the training cells, and of a short training."""
     record = getattr(synthetic, "uns", {}).get(PROVENANCE_KEY)
     record = record if isinstance(record, Mapping) else {}
@@ -441,7 +441,7 @@ def _evaluate_modalities(
     table = _table(rows, ("modality", "metric", "group"), FIGURES)
     for what in Noted._fields:
         table.attrs[what] = {modality: getattr(own, what) for modality, own in noted.items()}
-    table.attrs.update(scales=scale_names, **_recorded(sets["synthetic"]))
+    table.attrs.update(scales=scale_names, **training_notes(sets["synthetic"]))
     return table
 
 

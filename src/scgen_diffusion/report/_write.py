@@ -29,7 +29,16 @@ from scgen_diffusion.data import (
     make_indexable,
     obs_column,
 )
-from scgen_diffusion.metrics import ALL, DESCRIPTIONS, FIGURES, IDEALS, MIN_CELLS_PER_GROUP, evaluate, expression_of
+from scgen_diffusion.metrics import (
+    ALL,
+    DESCRIPTIONS,
+    FIGURES,
+    IDEALS,
+    MIN_CELLS_PER_GROUP,
+    evaluate,
+    expression_of,
+    training_notes,
+)
 
 from ._verdict import verdict, worst
 
@@ -145,7 +154,7 @@ def write(
         for key in keys:
             obs_column(cells, key, name)  # raises if there is none
     labels = list(dict.fromkeys(join_labels(real_test.obs, keys).tolist())) if keys else []
-    judged = verdict(_with_labels(table, labels))
+    judged = verdict(_with_notes(table, labels, synthetic))
     if keys:
         _check_labels(table, {*labels, *join_labels(synthetic.obs, keys)}, labels, keys)
     label = JOIN.join(keys) or None
@@ -215,13 +224,15 @@ def _checked_path(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _with_labels(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
-    """Note the labels of real cells in a table from a file, which does not know those with too few cells to compare."""
-    if not isinstance(table, pd.DataFrame) or "n_cells" in table.attrs or not {*labels} & {*table.get("group", ())}:
+def _with_notes(table: pd.DataFrame, labels: Sequence[str], synthetic: AnnData) -> pd.DataFrame:
+    """Note in a table from a file what it lost: labels with too few cells to compare, and what the cells record."""
+    if not isinstance(table, pd.DataFrame) or "n_cells" in table.attrs:
         return table
     table = table.copy()
-    none = dict.fromkeys(labels, 0)
-    table.attrs["n_cells"] = dict.fromkeys(table["modality"], none) if "modality" in table else none
+    table.attrs |= training_notes(synthetic) | table.attrs
+    if {*labels} & {*table.get("group", ())}:
+        none = dict.fromkeys(labels, 0)
+        table.attrs["n_cells"] = dict.fromkeys(table["modality"], none) if "modality" in table else none
     return table
 
 
