@@ -93,12 +93,15 @@ def test_the_cells_can_be_written_and_say_what_was_planted(cells, tmp_path):
     expected = TRUTH.reindex(GENES, fill_value=0.0)
     pd.testing.assert_frame_equal(read.varm["log2_fold_changes_group"], expected, check_names=False)
     pd.testing.assert_frame_equal(read.obs.astype(str), given.obs)
-    assert read.uns["scgen_diffusion"] == {"seed": 1}
+    assert read.uns["scgen_diffusion"] == {"seed": 1, "planted": {"group": 0}}
     assert list(read.uns) == ["scgen_diffusion"]
     assert planted.uns["scgen_diffusion"] is not given.uns["scgen_diffusion"]
     assert not read.layers
     assert not read.obsm
+    assert given.uns["scgen_diffusion"] == {"seed": 1}
     assert "log1p" in given.uns
+    joined = anndata.concat([planted, planted], merge="same", index_unique="-")
+    pd.testing.assert_frame_equal(joined.varm["log2_fold_changes_group"], planted.varm["log2_fold_changes_group"])
     np.testing.assert_array_equal(given.layers["raw"].toarray(), cells.X[:50].toarray())
 
 
@@ -169,11 +172,13 @@ def test_fold_changes_between_the_same_groups_are_planted_once(cells):
 def test_groups_of_another_column_may_have_fold_changes_of_their_own(cells):
     some = cells.copy()
     some.obs["batch"] = np.random.default_rng(1).choice(["1", "2"], some.n_obs)
+    some.uns["scgen_diffusion"] = {"model": "SCLDM"}
     of_batch = pd.DataFrame({"1": [-1.0]}, index=["down"])
     first = plant_fold_changes(some, TRUTH, "group", seed=0)
     both = plant_fold_changes(first, of_batch, "batch", seed=1)
 
     assert list(first.varm) == ["log2_fold_changes_group"]
+    assert both.uns["scgen_diffusion"] == {"model": "SCLDM", "planted": {"group": 0, "batch": 1}}
     pd.testing.assert_frame_equal(both.varm["log2_fold_changes_group"], first.varm["log2_fold_changes_group"])
     assert both.varm["log2_fold_changes_batch"]["1"].tolist() == [0.0, -1.0, 0.0, 0.0]
     means = both[:, "down"].to_df().groupby([both.obs["group"], both.obs["batch"]])["down"].mean()

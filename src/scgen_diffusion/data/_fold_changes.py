@@ -54,8 +54,9 @@ def plant_fold_changes(
     -------
     New cells, with counts in `X`, `obs` and `var` as they were, and the fold changes of all genes in
     ``varm["log2_fold_changes_<groupby>"]``, beside those of earlier calls. Other layers, embeddings and `uns` are left
-    out, because they describe the old counts; only the record of generated cells stays. If the name of a group or of
-    the column has a ``/``, as in ``CD4/CD8``, rename it first: from version 0.13 on, anndata cannot write it.
+    out, because they describe the old counts; only the record of generated cells stays, with the seeds by ``groupby``
+    in ``uns["scgen_diffusion"]["planted"]``. If the name of a group or of the column has a ``/``, as in ``CD4/CD8``,
+    rename it first: from version 0.13 on, anndata cannot write it.
 
     Raises
     ------
@@ -106,10 +107,13 @@ def plant_fold_changes(
     keep = np.exp2(of_groups.sub(of_groups.max(axis=1), axis=0)).to_numpy()
     keep = np.column_stack([keep, np.ones(len(keep))])  # the last column, -1, is for cells without a group
     groups = np.repeat(of_groups.columns.get_indexer(labels), np.diff(counts.indptr))
-    rng = np.random.default_rng(resolve_seed(seed))
+    seed = resolve_seed(seed)
+    rng = np.random.default_rng(seed)
     counts.data = rng.binomial(counts.data.astype(np.int64), keep[counts.indices, groups]).astype(counts.dtype)
     counts.eliminate_zeros()
     uns = {key: deepcopy(value) for key, value in adata.uns.items() if key == PROVENANCE_KEY}
+    if isinstance(record := uns.get(PROVENANCE_KEY), dict):  # real cells have none, by which they are told
+        record["planted"] = {**record.get("planted", {}), groupby: seed}
     varm = {key: value.copy() for key, value in adata.varm.items() if key.startswith(TRUTH)} | {name: changes}
     return AnnData(counts, obs=adata.obs.copy(), var=adata.var.copy(), uns=uns, varm=varm)
 
