@@ -671,8 +671,11 @@ def test_both_sides_have_as_many_cells_as_the_smallest_set():
 def test_conditions_outside_of_training_are_noted_from_the_record_of_generated_cells():
     synthetic = cells(120, seed=2)
     assert table(synthetic=synthetic).attrs["outside_training"] == []
-    synthetic.uns["scgen_diffusion"] = {"outside_training": np.array(["age=90.0 (trained on 20 to 60)"], dtype=object)}
-    assert table(synthetic=synthetic).attrs["outside_training"] == ["age=90.0 (trained on 20 to 60)"]
+    outside = np.array(["age=90.0 (trained on 20 to 60)"], dtype=object)
+    synthetic.uns["scgen_diffusion"] = {"outside_training": outside, "library_size": "given", "seed": 0}
+    attrs = table(synthetic=synthetic).attrs
+    assert attrs["outside_training"] == ["age=90.0 (trained on 20 to 60)"]
+    assert attrs["request"] == {"library_size": "given"}
 
 
 def test_only_drawn_cells_are_normalised(monkeypatch):

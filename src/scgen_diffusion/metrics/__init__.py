@@ -18,7 +18,7 @@ from ._distribution import (
     squared_mmd,
     wasserstein_2,
 )
-from ._evaluate import evaluate, training_notes
+from ._evaluate import evaluate, notes_of_record
 from ._genes import (
     correlation,
     gene_correlation_similarity,
@@ -110,12 +110,12 @@ __all__ = [
     "membership_inference",
     "memorisation",
     "nearest_distances",
+    "notes_of_record",
     "perturbation_discrimination",
     "precision_recall_density_coverage",
     "rare_membership_inference",
     "representation",
     "squared_mmd",
-    "training_notes",
     "transfer_f1",
     "variance_error",
     "wasserstein_2",

@@ -37,7 +37,7 @@ from scgen_diffusion.metrics import (
     MIN_CELLS_PER_GROUP,
     evaluate,
     expression_of,
-    training_notes,
+    notes_of_record,
 )
 
 from ._verdict import verdict, worst
@@ -229,7 +229,7 @@ def _with_notes(table: pd.DataFrame, labels: Sequence[str], synthetic: AnnData) 
     if not isinstance(table, pd.DataFrame) or "n_cells" in table.attrs:
         return table
     table = table.copy()
-    table.attrs |= training_notes(synthetic) | table.attrs
+    table.attrs |= notes_of_record(synthetic) | table.attrs
     if {*labels} & {*table.get("group", ())}:
         none = dict.fromkeys(labels, 0)
         table.attrs["n_cells"] = dict.fromkeys(table["modality"], none) if "modality" in table else none
