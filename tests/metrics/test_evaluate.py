@@ -691,10 +691,15 @@ def test_conditions_outside_of_training_are_noted_from_the_record_of_generated_c
     synthetic = cells(120, seed=2)
     assert table(synthetic=synthetic).attrs["outside_training"] == []
     outside = np.array(["age=90.0 (trained on 20 to 60)"], dtype=object)
-    synthetic.uns["scgen_diffusion"] = {"outside_training": outside, "library_size": "given", "seed": 0}
+    synthetic.uns["scgen_diffusion"] = {
+        "outside_training": outside,
+        "model": "SCLDM",
+        "library_size": "given",
+        "seed": 0,
+    }
     attrs = table(synthetic=synthetic).attrs
     assert attrs["outside_training"] == ["age=90.0 (trained on 20 to 60)"]
-    assert attrs["request"] == {"library_size": "given"}
+    assert attrs["request"] == {"model": "SCLDM", "library_size": "given"}
 
 
 def test_only_drawn_cells_are_normalised(monkeypatch):

@@ -428,6 +428,26 @@ def test_totals_that_were_asked_for_are_no_warning():
     assert level_of(verdict(same), "library size") == "ok"
 
 
+def test_advice_leaves_out_what_the_record_of_the_cells_rules_out():
+    found = table(precision=0.5, recall=0.5)
+    guidance, epochs = ", and use less guidance if it was above 1", "SCRDIT and WBDIT on few cells: fewer epochs."
+    for request, is_guided, may_be_gene_space in (
+        ({}, True, True),
+        ({"model": "SCLDM", "guidance_scale": 1.0}, False, False),
+        ({"model": "SCRDIT", "guidance_scale": {"cell_type": 2.0, "donor": 1.0}}, True, True),
+        ({"model": "MULTISCLDM", "guidance_scale": {"cell_type": 1.0, "donor": 0.0}}, False, False),
+    ):
+        found.attrs["request"] = request
+        realism, diversity = (message_of(verdict(found), topic) for topic in ("realism", "diversity"))
+        assert (guidance in realism, guidance in diversity, epochs in realism) == (
+            is_guided,
+            is_guided,
+            may_be_gene_space,
+        )
+    assert "take more steps of the sampler. If nothing else helps" in realism
+    assert "missing groups and shares. If they are reached" in diversity
+
+
 def test_figures_that_pool_labels_are_not_judged_if_labels_have_other_shares():
     pooled = {
         "nearest_train_ratio": 0.6,

@@ -329,7 +329,7 @@ def notes_of_record(synthetic: Cells | MuData) -> dict[str, Any]:
     record = getattr(synthetic, "uns", {}).get(PROVENANCE_KEY)
     record = record if isinstance(record, Mapping) else {}
     outside, short = record.get("outside_training", ()), record.get("short_training", "")
-    request = {name: record[name] for name in ("library_size",) if name in record}
+    request = {name: record[name] for name in ("model", "guidance_scale", "library_size") if name in record}
     return {"outside_training": [*map(str, outside)], "short_training": str(short), "request": request}
 
 

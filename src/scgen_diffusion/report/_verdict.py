@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -15,7 +16,7 @@ from scgen_diffusion.data import check_one_modality
 from scgen_diffusion.metrics import ALL, CATALOGUE, FIGURES, GUESSING, MIN_CELLS_PER_GROUP, QUANTILE, excess_over_floor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     #: The rows of a table, by metric and group.
     Rows: TypeAlias = "dict[tuple[str, str], Figure]"
@@ -251,6 +252,9 @@ MIXED = {
 UNLIKE = 0.60
 #: Added to the advice on what other shares of labels, or given totals, change by themselves.
 LIKE_HELD_OUT = "To judge the model, generate cells like the held-out ones: `model.generate(condition=held_out)`."
+#: Parts of advice, which are left out where the record of the cells says that they do not apply.
+LESS_GUIDANCE = ", and use less guidance if it was above 1"
+FEWER_EPOCHS = " SCRDIT and WBDIT on few cells: fewer epochs."
 #: The end of some advice, which is left out where training saw no such cells.
 MORE = "If nothing else helps, and the validation loss did not rise, train longer."
 
@@ -409,7 +413,11 @@ def _with_comparable_shares(rows: Rows) -> Rows:
 
 
 def _as_asked(finding: Finding, rows: Rows, request: Mapping[str, Any]) -> Finding:
-    """Return a finding without a warning of totals that were asked for; of the classifier, name shares of labels."""
+    """Fit a finding to the request of the cells.
+
+    Totals that were asked for are no warning. Other shares of labels are named where a classifier tells the cells.
+    Advice against guidance that was not used, or for another model, is left out.
+    """
     if finding.level == "ok":
         return finding
     if finding.topic == "library size" and request.get("library_size") == "given":
@@ -417,7 +425,11 @@ def _as_asked(finding: Finding, rows: Rows, request: Mapping[str, Any]) -> Findi
     if finding.topic == "classifier" and any(f.level() != "ok" for f in known(rows, ["group_share_difference"])):
         advice = f"Shares of labels differ, which alone makes cells easy to tell. {LIKE_HELD_OUT} {finding.advice}"
         return replace(finding, advice=advice)
-    return finding
+    scale = request.get("guidance_scale", np.inf)
+    is_unguided = all(each <= 1 for each in (scale.values() if isinstance(scale, Mapping) else [scale]))
+    advice = finding.advice.replace(LESS_GUIDANCE, "") if is_unguided else finding.advice
+    has_latents = request.get("model") in ("SCLDM", "MULTISCLDM")
+    return replace(finding, advice=advice.replace(FEWER_EPOCHS, "") if has_latents else advice)
 
 
 def _weak_groups(rows: Rows, n_labelled: Mapping[str, tuple[int, int]], n_cells: Mapping[str, int]) -> list[Finding]:
@@ -661,14 +673,14 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
             "recall": "Synthetic cells reach {f.value:.0%} of the real cells (real cells: {f.floor:.0%}).",
             "coverage": "{f.value:.0%} of the real cells have a synthetic cell close by (real cells: {f.floor:.0%}).",
         },
-        "If few are reached, a part of them is missing: look at missing groups and shares, and use less guidance if it "
-        f"was above 1. If they are reached, but few have a cell close by, cells are scattered: see realism. {MORE}",
+        f"If few are reached, a part of them is missing: look at missing groups and shares{LESS_GUIDANCE}. If they are "
+        f"reached, but few have a cell close by, cells are scattered: see realism. {MORE}",
     ),
     Check(
         "realism",
         {"precision": "{f.value:.0%} of the synthetic cells lie where real cells do (real cells: {f.floor:.0%})."},
-        "The others lie outside of where real cells are: take more steps of the sampler, and use less "
-        f"guidance if it was above 1. SCRDIT and WBDIT on few cells: fewer epochs. {MORE}",
+        "The others lie outside of where real cells are: take more steps of the sampler"
+        f"{LESS_GUIDANCE}.{FEWER_EPOCHS} {MORE}",
     ),
     Check(
         "classifier",
