@@ -243,6 +243,10 @@ def test_wrong_tables_and_places_are_named(call, saved_model, tmp_path):
     assert (code, "'n' is not a column of the table, which has ['cell_type']" in err) == (2, True)
     code, _, err = call("generate", saved_model, out, "--condition-table", table, "--library-size-column", "cell_type")
     assert (code, "--library-size-column 'cell_type' needs a number in every row: 'NK' is not" in err) == (2, True)
+    table.write_text("cell_type,typ,plate\nNK,NK,1\n")
+    code, _, err = call("generate", saved_model, out, "--condition-table", table)
+    assert (code, "--condition-table has the column 'typ', which is no key of the model. Known," in err) == (2, True)
+    assert "Rename the column, or remove it." in err
     code, _, err = call("generate", saved_model, tmp_path / "new.csv", "-n", "2")
     assert (code, "the name must end in .zarr or .h5ad or .h5mu" in err) == (2, True)
     code, _, err = call("generate", saved_model, tmp_path / "new.h5mu", "-n", "2")

@@ -668,11 +668,38 @@ def test_both_sides_have_as_many_cells_as_the_smallest_set():
     assert table(max_cells=50).attrs["n_cells"] == {"all": 50}
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "Comparing 180 real with 180 synthetic cells."),
+        ({"max_cells": 50}, "Comparing 50 real with 50 synthetic cells."),
+        ({"n_synthetic": 70}, "Comparing 70 real with 70 synthetic cells."),
+        ({"n_train": 110}, "Half of `train` is set aside for the floors, and has no more cells."),
+        ({"n_train": 0}, "A third of `real_test` is set aside for the floors, and has no more cells."),
+    ],
+)
+def test_what_bounds_the_number_of_cells_that_are_compared_is_said(caplog, options, message):
+    options = {"n_train": 360, "n_synthetic": 180, "metrics": "gene_mean_error", **options}
+    n_train, sets = options.pop("n_train"), [cells(180, seed=1), cells(options.pop("n_synthetic"), seed=2)]
+    with caplog.at_level("INFO", logger="scgen_diffusion"):
+        table(*sets, train=cells(n_train, seed=3) if n_train else None, **options)
+    (found,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Comparing")]
+    assert found.endswith(message)
+
+
 def test_conditions_outside_of_training_are_noted_from_the_record_of_generated_cells():
     synthetic = cells(120, seed=2)
     assert table(synthetic=synthetic).attrs["outside_training"] == []
-    synthetic.uns["scgen_diffusion"] = {"outside_training": np.array(["age=90.0 (trained on 20 to 60)"], dtype=object)}
-    assert table(synthetic=synthetic).attrs["outside_training"] == ["age=90.0 (trained on 20 to 60)"]
+    outside = np.array(["age=90.0 (trained on 20 to 60)"], dtype=object)
+    synthetic.uns["scgen_diffusion"] = {
+        "outside_training": outside,
+        "model": "SCLDM",
+        "library_size": "given",
+        "seed": 0,
+    }
+    attrs = table(synthetic=synthetic).attrs
+    assert attrs["outside_training"] == ["age=90.0 (trained on 20 to 60)"]
+    assert attrs["request"] == {"model": "SCLDM", "library_size": "given"}
 
 
 def test_only_drawn_cells_are_normalised(monkeypatch):

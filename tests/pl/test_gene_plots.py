@@ -459,8 +459,23 @@ def test_a_label_without_synthetic_cells_says_so():
     ax = sgd.pl.marker_dotplot(make_cells(), synthetic, groupby="cell_type", genes=["gene_0"], show=False)
 
     assert [round(y, 2) for _, y in dots_of(ax)[1][0]] == [0.22, 1.22]
-    assert [text.get_text() for text in ax.texts].count("no cells") == 1
+    texts = [text.get_text() for text in ax.texts]
+    assert texts.count("no cells") == texts.count("synthetic") == 1
     assert ax.get_title() == "Expression of genes"
+
+
+def test_rows_of_dots_have_their_numbers_of_cells():
+    real, synthetic = make_cells(2_000), make_cells(seed=1)
+    real.obs["cell_type"] = pd.Categorical(np.where(np.arange(2_000) < 7, "NK", "T"), categories=LABELS)
+
+    ax = sgd.pl.marker_dotplot(real, synthetic, groupby="cell_type", show=False)
+
+    n_synthetic = synthetic.obs["cell_type"].value_counts()
+    expected = {"real (7)", "real (1,993)", "real", *(f"synthetic ({n})" for n in n_synthetic)}
+    assert expected <= {text.get_text() for text in ax.texts}
+    ax.figure.draw_without_rendering()
+    rows = [text.get_window_extent().x0 for text in ax.texts if text.get_text().startswith(("real", "synthetic"))]
+    assert max(label.get_window_extent().x1 for label in ax.get_yticklabels()) < min(rows)
 
 
 def test_subsampling_does_not_lose_a_rare_label(tmp_path):

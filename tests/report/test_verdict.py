@@ -404,6 +404,50 @@ def test_other_shares_of_groups_are_a_note_since_they_may_be_wanted():
     assert "Most of it is T" in message_of(result, "group shares")
 
 
+def test_other_shares_of_labels_are_named_where_a_classifier_tells_the_cells():
+    advice = "Shares of labels differ, which alone makes cells easy to tell. To judge the model, generate cells like"
+    assert advice in message_of(verdict(table(auc_boosting=0.9, group_share_difference=0.4)), "classifier")
+    assert "Shares of labels" not in message_of(verdict(table(auc_boosting=0.9)), "classifier")
+    assert "Shares of labels" not in message_of(verdict(table(group_share_difference=0.4)), "classifier")
+
+
+def test_totals_that_were_asked_for_are_no_warning():
+    found = table(library_size_ks=0.8)
+    assert level_of(verdict(found), "library size") == "warning"
+    found.attrs["request"] = {"library_size": "latent"}
+    assert level_of(verdict(found), "library size") == "warning"
+    found.attrs["request"] = {"library_size": "given"}
+    result = verdict(found)
+    assert level_of(result, "library size") == "note"
+    assert "differ by 0.80" in message_of(result, "library size")
+    assert "These totals were asked for." in message_of(result, "library size")
+    assert "No check failed" in result.summary
+
+    same = table()
+    same.attrs["request"] = {"library_size": "given"}
+    assert level_of(verdict(same), "library size") == "ok"
+
+
+def test_advice_leaves_out_what_the_record_of_the_cells_rules_out():
+    found = table(precision=0.5, recall=0.5)
+    guidance, epochs = ", and use less guidance if it was above 1", "SCRDIT and WBDIT on few cells: fewer epochs."
+    for request, is_guided, may_be_gene_space in (
+        ({}, True, True),
+        ({"model": "SCLDM", "guidance_scale": 1.0}, False, False),
+        ({"model": "SCRDIT", "guidance_scale": {"cell_type": 2.0, "donor": 1.0}}, True, True),
+        ({"model": "MULTISCLDM", "guidance_scale": {"cell_type": 1.0, "donor": 0.0}}, False, False),
+    ):
+        found.attrs["request"] = request
+        realism, diversity = (message_of(verdict(found), topic) for topic in ("realism", "diversity"))
+        assert (guidance in realism, guidance in diversity, epochs in realism) == (
+            is_guided,
+            is_guided,
+            may_be_gene_space,
+        )
+    assert "take more steps of the sampler. If nothing else helps" in realism
+    assert "missing groups and shares. If they are reached" in diversity
+
+
 def test_figures_that_pool_labels_are_not_judged_if_labels_have_other_shares():
     pooled = {
         "nearest_train_ratio": 0.6,

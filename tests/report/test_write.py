@@ -343,6 +343,18 @@ def test_a_table_from_a_file_says_how_many_of_all_labels_were_judged(tmp_path):
     assert "Judged: " not in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("without_pictures")
+def test_beside_a_table_from_a_file_the_cells_say_what_they_record(tmp_path):
+    synthetic = cells(2)
+    synthetic.uns["scgen_diffusion"] = {"outside_training": ["age=90.0"], "short_training": "the prior saw 1 epoch"}
+    before = TABLE.copy()
+    path = sgd.report.write(cells(1), synthetic, tmp_path / "report.html", groupby="cell_type", table=TABLE)
+    text = Parsed(path.read_text(encoding="utf-8")).text
+    assert "Cells were asked for outside of the training cells: age=90.0." in text
+    assert "In the model of these cells, the prior saw 1 epoch." in text
+    assert (TABLE.attrs, TABLE.equals(before)) == ({}, True)
+
+
 def test_a_table_of_other_labels_is_refused(tmp_path):
     real, synthetic = cells(1), cells(2)
     for adata in (real, synthetic):

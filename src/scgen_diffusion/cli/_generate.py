@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scgen_diffusion._arguments import list_first
+from scgen_diffusion._arguments import known_names, list_first
 from scgen_diffusion._files import parts_folder
 
 from ._command import Keyed, Model, command, existing, flag, given, new, number, number_or_text, option
 from ._files import ANNDATA, MUDATA, check_place, read_cells, read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -70,7 +70,7 @@ SECTIONS = {
         option("--n-cells -n", "Number of cells; not needed with a table.", int),
         option(
             "--condition -c",
-            "Condition such as cell_type=NK or spatial=120,85; several values get equal shares.",
+            "Condition such as cell_type=NK or spatial=120,85; several values get equal shares, a repeated one more.",
             Keyed(repeats=True),
         ),
         TABLE,
@@ -184,7 +184,7 @@ def read_conditions(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_table_of_conditions(
-    model: Any, options: Mapping[str, Any], known: Container[str], read: Callable[[str, str], Any]
+    model: Any, options: Mapping[str, Any], known: Collection[str], read: Callable[[str, str], Any]
 ) -> dict[str, Any]:
     """Return ``condition`` and ``library_size`` of a table, or of cells, whose columns of conditions are ``known``."""
     path, column = options["condition_table"], options.get("library_size_column")
@@ -209,6 +209,12 @@ def _read_table_of_conditions(
             raise click.UsageError(msg) from error
         if column not in known:
             del table[column]
+    if unknown := [name for name in table if name not in known]:
+        msg = (
+            f"--condition-table has the column {unknown[0]!r}, which is no key of the model. "
+            f"{known_names(unknown[0], list(known))} Rename the column, or remove it."
+        )
+        raise click.UsageError(msg)
     if not are_cells:  # these have values as they are, not text
         table = type(table)({name: [read(name, value) for value in table[name]] for name in table}, dtype=object)
     return found | {"condition": table}

@@ -130,9 +130,14 @@ def obs_column(cells: AnnData, key: str, name: str) -> pd.Series:
     ------
     KeyError
         If there is no such column.
+    TypeError
+        If ``key`` is a list.
     ValueError
         If there are several of this name.
     """
+    if isinstance(key, list):
+        msg = f"Name one column of `{name}.obs`, but found {key!r}. Join several to a column of their own first."
+        raise TypeError(msg)
     if key not in cells.obs:
         msg = f"`{name}.obs` has no column {key!r}. {known_names(key, list(cells.obs.columns))}"
         if cells.obs.columns.empty:  # as in a modality whose labels are in `mdata.obs`

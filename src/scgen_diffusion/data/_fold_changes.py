@@ -17,7 +17,7 @@ from ._checks import check_expression, check_is_anndata, list_some, obs_column, 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-TRUTH = "log2_fold_changes"  # in `varm`
+TRUTH = "log2_fold_changes_"  # in `varm`, followed by the name of the column with the groups
 ADVICE = "Fold changes are planted by removing molecules. Give the layer with counts as `layer=...`."
 
 
@@ -33,6 +33,8 @@ def plant_fold_changes(
 
     Cells lose molecules. If many genes change in one direction only, totals differ between groups, and normalising by
     them changes all other genes a little: let about as many genes go up as down.
+
+    A second call plants changes between the groups of another column, such as batches; the changes of a gene multiply.
 
     Parameters
     ----------
@@ -51,19 +53,20 @@ def plant_fold_changes(
     Returns
     -------
     New cells, with counts in `X`, `obs` and `var` as they were, and the fold changes of all genes in
-    ``varm["log2_fold_changes"]``. Other layers, embeddings and `uns` are left out, because they describe the old
-    counts; only the record of generated cells stays. If the name of a group has a ``/``, as in ``CD4/CD8``, rename it
-    first: from version 0.13 on, anndata cannot write it.
+    ``varm["log2_fold_changes_<groupby>"]``, beside those of earlier calls. Other layers, embeddings and `uns` are left
+    out, because they describe the old counts; only the record of generated cells stays, with the seeds by ``groupby``
+    in ``uns["scgen_diffusion"]["planted"]``. If the name of a group or of the column has a ``/``, as in ``CD4/CD8``,
+    rename it first: from version 0.13 on, anndata cannot write it.
 
     Raises
     ------
     KeyError
         For a layer, column, gene or group that ``adata`` does not have.
     TypeError
-        If ``adata`` is no AnnData, or ``log2_fold_changes`` no DataFrame.
+        If ``adata`` is no AnnData, ``log2_fold_changes`` no DataFrame, or ``groupby`` a list.
     ValueError
         If the values are no counts, there are no two groups, fold changes are not finite or not unique, or the cells
-        have fold changes from an earlier call.
+        have fold changes between the same groups from an earlier call.
 
     References
     ----------
@@ -84,15 +87,15 @@ def plant_fold_changes(
     ... )
     """
     check_is_anndata(adata, "adata")
-    if TRUTH in adata.varm:
+    column = obs_column(adata, groupby, "adata")
+    if (name := f"{TRUTH}{groupby}") in adata.varm:
         msg = (
-            f"adata.varm[{TRUTH!r}] shows that these cells have fold changes from an earlier call. Give all in one "
-            f"call, with the cells as they were; for groups of another column, del adata.varm[{TRUTH!r}] first."
+            f"adata.varm[{name!r}] shows that these cells have fold changes between groups of {groupby!r} from an "
+            "earlier call. Give all in one call, with the cells as they were."
         )
         raise ValueError(msg)
     adata = adata.to_memory() if adata.isbacked else adata
     check_expression(adata, layer, "counts", ADVICE)
-    column = obs_column(adata, groupby, "adata")
     labels = as_labels(column).where(column.notna())
     if (n_groups := labels.nunique()) < 2:
         msg = f"Fold changes are differences between groups, but adata.obs[{groupby!r}] has {n_groups}."
@@ -104,11 +107,15 @@ def plant_fold_changes(
     keep = np.exp2(of_groups.sub(of_groups.max(axis=1), axis=0)).to_numpy()
     keep = np.column_stack([keep, np.ones(len(keep))])  # the last column, -1, is for cells without a group
     groups = np.repeat(of_groups.columns.get_indexer(labels), np.diff(counts.indptr))
-    rng = np.random.default_rng(resolve_seed(seed))
+    seed = resolve_seed(seed)
+    rng = np.random.default_rng(seed)
     counts.data = rng.binomial(counts.data.astype(np.int64), keep[counts.indices, groups]).astype(counts.dtype)
     counts.eliminate_zeros()
-    uns = {name: deepcopy(value) for name, value in adata.uns.items() if name == PROVENANCE_KEY}
-    return AnnData(counts, obs=adata.obs.copy(), var=adata.var.copy(), uns=uns, varm={TRUTH: changes})
+    uns = {key: deepcopy(value) for key, value in adata.uns.items() if key == PROVENANCE_KEY}
+    if isinstance(record := uns.get(PROVENANCE_KEY), dict):  # real cells have none, by which they are told
+        record["planted"] = {**record.get("planted", {}), groupby: seed}
+    varm = {key: value.copy() for key, value in adata.varm.items() if key.startswith(TRUTH)} | {name: changes}
+    return AnnData(counts, obs=adata.obs.copy(), var=adata.var.copy(), uns=uns, varm=varm)
 
 
 def _check_changes(changes: pd.DataFrame, groups: Sequence[str], genes: pd.Index) -> pd.DataFrame:

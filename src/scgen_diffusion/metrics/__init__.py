@@ -18,7 +18,7 @@ from ._distribution import (
     squared_mmd,
     wasserstein_2,
 )
-from ._evaluate import evaluate
+from ._evaluate import evaluate, notes_of_record
 from ._genes import (
     correlation,
     gene_correlation_similarity,
@@ -112,6 +112,7 @@ __all__ = [
     "membership_inference",
     "memorisation",
     "nearest_distances",
+    "notes_of_record",
     "perturbation_discrimination",
     "precision_recall_density_coverage",
     "rare_membership_inference",

@@ -204,7 +204,8 @@ def evaluate(
     ``synthetic``. ``attrs["leaked"]`` is the share of ``real_test`` that is in ``train``, count by count, without what
     chance may explain; above 0.5 %, you get a warning, too. It is 0 for less, and if no metric of copies was asked for,
     or counts are compared with logarithms. ``attrs["outside_training"]`` and ``attrs["short_training"]`` are what cells
-    of this package record of conditions outside of the training cells, and of a model that was trained too shortly.
+    of this package record of conditions outside of the training cells, and of a model that was trained too shortly;
+    ``attrs["request"]`` is how they were asked for.
 
     With ``control``, there is one row per metric, `perturbation` and group. `floor` uses one half of the perturbation's
     real cells as the prediction of the other, averaged over splits (NaN below four cells). Halves have more sampling
@@ -319,16 +320,17 @@ def evaluate(
     metrics = check_sources(sources, names, n_features=real_test.shape[1])
     rows, noted = compare_cells(sources, metrics, draws, space=space)
     table = _table(rows, ("metric", "group"), FIGURES)
-    table.attrs.update(noted._asdict(), **_recorded(synthetic))
+    table.attrs.update(noted._asdict(), **notes_of_record(synthetic))
     return table
 
 
-def _recorded(synthetic: Cells | MuData) -> dict[str, Any]:
-    """Return what generated cells record of conditions outside of the training cells, and of a short training."""
+def notes_of_record(synthetic: Cells | MuData) -> dict[str, Any]:
+    """Return what generated cells record of their training and request, as far as a verdict needs it."""
     record = getattr(synthetic, "uns", {}).get(PROVENANCE_KEY)
     record = record if isinstance(record, Mapping) else {}
     outside, short = record.get("outside_training", ()), record.get("short_training", "")
-    return {"outside_training": [*map(str, outside)], "short_training": str(short)}
+    request = {name: record[name] for name in ("model", "guidance_scale", "library_size") if name in record}
+    return {"outside_training": [*map(str, outside)], "short_training": str(short), "request": request}
 
 
 def _evaluate_perturbations(
@@ -441,7 +443,7 @@ def _evaluate_modalities(
     table = _table(rows, ("modality", "metric", "group"), FIGURES)
     for what in Noted._fields:
         table.attrs[what] = {modality: getattr(own, what) for modality, own in noted.items()}
-    table.attrs.update(scales=scale_names, **_recorded(sets["synthetic"]))
+    table.attrs.update(scales=scale_names, **notes_of_record(sets["synthetic"]))
     return table
 
 

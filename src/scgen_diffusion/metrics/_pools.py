@@ -46,6 +46,7 @@ MIN_CELLS_PER_GROUP = 30
 CELLS_PER_GROUP = 500
 POOL_FACTOR = 2  # keep this many times as many real cells as a comparison needs, so that draws differ
 CELLS_PER_RARE_LABEL = 50
+SHARES = {1: "All", 2: "Half", 3: "A third"}  # of cells that are split into so many parts
 GENES_AT_ONCE = 1_000
 PAIRS = 1_000_000_000  # of a cell and a training cell, whose distances take some seconds on a laptop
 
@@ -122,15 +123,19 @@ def draw_pools(
     real, synthetic, train = sources["real_test"], sources["synthetic"], sources.get("train")
     rng = np.random.default_rng([draws.seed, 0])
     source = real if train is None else train
-    rest = rng.permutation(len(source))
+    rest, n_parts = rng.permutation(len(source)), (space is None) + (2 if train is None else 1)
     if space is None:  # fit it to cells that are compared with nothing
-        fitted, rest = np.split(rest, [len(rest) // (3 if train is None else 2)])
+        fitted, rest = np.split(rest, [len(rest) // n_parts])
         space = ComparisonSpace.fit(stacked(source.chunks(fitted[:MAX_FITTED_CELLS])), seed=draws.seed)
     real_rows = rest if train is None else np.arange(len(real))
     available = [len(real_rows) // 2] if train is None else [len(real_rows), len(rest)]
     n_available = min(*available, len(synthetic))
     n_cells = min(n_available, draws.max_cells)
-    logger.info("Comparing %d real with %d synthetic cells.", n_cells, n_cells)
+    why = ""
+    if n_cells < min(len(real), len(synthetic), draws.max_cells):
+        share, name = SHARES[n_parts], "real_test" if train is None else "train"
+        why = f" {share} of `{name}` is set aside for the floors, and has no more cells."
+    logger.info("Comparing %d real with %d synthetic cells.%s", n_cells, n_cells, why)
     training = released = None
     if with_training and train is not None:
         pcs, fingerprints = _of_all_cells(train, space.project, fingerprints_of)

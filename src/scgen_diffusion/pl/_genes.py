@@ -345,7 +345,8 @@ def marker_dotplot(
     Markers come from the real cells, label by label. Genes that are specific to a label come first: they are ranked by
     Welch's t (:func:`~scgen_diffusion.metrics.marker_genes`) times the share of the label's cells that express the gene
     minus that of all others. So genes that all cells express, such as those of ribosomes, are no markers. A gene that
-    marks several labels is drawn once, with the first of them. Labels with fewer than 5 cells have only their number.
+    marks several labels is drawn once, with the first of them. Each row has its number of cells (after subsampling) in
+    brackets, as dots of few cells are noisy; labels with fewer than 5 cells have only their number.
 
     Parameters
     ----------
@@ -415,7 +416,7 @@ def marker_dotplot(
         groups = labels[name].to_numpy()
         means[name], shares[name] = values.groupby(groups).mean(), (values > 0).groupby(groups).mean()
 
-    width = 5.2 + 0.24 * len(genes) + long_names(order)  # with room for the legend
+    width = 5.5 + 0.24 * len(genes) + long_names(order)  # with room for the legend
     ax = one_axis(ax, size=(width, max(1.3 + 0.44 * len(order), 3.5)))
     for place in range(0, len(order), 2):
         ax.axhspan(place - 0.5, place + 0.5, color=ink(0.05), zorder=0, linewidth=0)
@@ -424,15 +425,17 @@ def marker_dotplot(
     options = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "fontsize": 7}
     for shift, (name, color) in zip(SHIFTS, SOURCES.items(), strict=True):
         rows = {label: place + shift for place, label in enumerate(order)}
-        for row in rows.values():
-            ax.annotate(name, (0, row), (-4, 0), ha="right", color=color, **options)
-        there = [label for label, row in rows.items() if not write_if_few(ax, row, (labels[name] == label).sum())]
+        n_cells = {label: int((labels[name] == label).sum()) for label in order}
+        there = [label for label, row in rows.items() if not write_if_few(ax, row, n_cells[label])]
+        for label, row in rows.items():
+            words = f"{name} ({n_cells[label]:,})" if label in there else name
+            ax.annotate(words, (0, row), (-4, 0), ha="right", color=color, **options)
         x, y = np.meshgrid(range(len(genes)), [rows[label] for label in there])
         areas = LARGEST_DOT * shares[name].loc[there].to_numpy()
         image = ax.scatter(x, y, s=areas, c=means[name].loc[there].to_numpy(), **look)
     ax.set_xticks(range(len(genes)), genes, rotation=90, fontsize="small")
     ax.set_yticks(range(len(order)), order)
-    ax.tick_params(axis="y", length=0, pad=52)
+    ax.tick_params(axis="y", length=0, pad=78)
     ax.set(xlim=(-0.7, len(genes) - 0.3), ylim=(len(order) - 0.4, -0.6), title=title)
     without_frame(ax)
     explain_dots(ax, image)

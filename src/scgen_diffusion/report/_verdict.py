@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -15,7 +16,7 @@ from scgen_diffusion.data import check_one_modality
 from scgen_diffusion.metrics import ALL, CATALOGUE, FIGURES, GUESSING, MIN_CELLS_PER_GROUP, QUANTILE, excess_over_floor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     #: The rows of a table, by metric and group.
     Rows: TypeAlias = "dict[tuple[str, str], Figure]"
@@ -249,6 +250,11 @@ MIXED = {
 }
 #: From which AUC of a classifier on other cells are not from where the held-out cells are.
 UNLIKE = 0.60
+#: Added to the advice on what other shares of labels, or given totals, change by themselves.
+LIKE_HELD_OUT = "To judge the model, generate cells like the held-out ones: `model.generate(condition=held_out)`."
+#: Parts of advice, which are left out where the record of the cells says that they do not apply.
+LESS_GUIDANCE = ", and use less guidance if it was above 1"
+FEWER_EPOCHS = " SCRDIT and WBDIT on few cells: fewer epochs."
 #: The end of some advice, which is left out where training saw no such cells.
 MORE = "If nothing else helps, and the validation loss did not rise, train longer."
 
@@ -404,6 +410,26 @@ def _with_comparable_shares(rows: Rows) -> Rows:
     # if cells are right within labels, the share that lies near differs by no more than the shares of labels do
     explained = sum(f.value for f in known(rows, ["group_share_difference"]) if f.is_clear)
     return kept | {(f.metric, ALL): replace(f, explained=explained) for f in known(rows, ["nearer_than_held_out"])}
+
+
+def _as_asked(finding: Finding, rows: Rows, request: Mapping[str, Any]) -> Finding:
+    """Fit a finding to the request of the cells.
+
+    Totals that were asked for are no warning. Other shares of labels are named where a classifier tells the cells.
+    Advice against guidance that was not used, or for another model, is left out.
+    """
+    if finding.level == "ok":
+        return finding
+    if finding.topic == "library size" and request.get("library_size") == "given":
+        return replace(finding, level="note", advice=f"These totals were asked for. {LIKE_HELD_OUT}")
+    if finding.topic == "classifier" and any(f.level() != "ok" for f in known(rows, ["group_share_difference"])):
+        advice = f"Shares of labels differ, which alone makes cells easy to tell. {LIKE_HELD_OUT} {finding.advice}"
+        return replace(finding, advice=advice)
+    scale = request.get("guidance_scale", np.inf)
+    is_unguided = all(each <= 1 for each in (scale.values() if isinstance(scale, Mapping) else [scale]))
+    advice = finding.advice.replace(LESS_GUIDANCE, "") if is_unguided else finding.advice
+    has_latents = request.get("model") in ("SCLDM", "MULTISCLDM")
+    return replace(finding, advice=advice.replace(FEWER_EPOCHS, "") if has_latents else advice)
 
 
 def _weak_groups(rows: Rows, n_labelled: Mapping[str, tuple[int, int]], n_cells: Mapping[str, int]) -> list[Finding]:
@@ -647,14 +673,14 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
             "recall": "Synthetic cells reach {f.value:.0%} of the real cells (real cells: {f.floor:.0%}).",
             "coverage": "{f.value:.0%} of the real cells have a synthetic cell close by (real cells: {f.floor:.0%}).",
         },
-        "If few are reached, a part of them is missing: look at missing groups and shares, and use less guidance if it "
-        f"was above 1. If they are reached, but few have a cell close by, cells are scattered: see realism. {MORE}",
+        f"If few are reached, a part of them is missing: look at missing groups and shares{LESS_GUIDANCE}. If they are "
+        f"reached, but few have a cell close by, cells are scattered: see realism. {MORE}",
     ),
     Check(
         "realism",
         {"precision": "{f.value:.0%} of the synthetic cells lie where real cells do (real cells: {f.floor:.0%})."},
-        "The others lie outside of where real cells are: take more steps of the sampler, and use less "
-        f"guidance if it was above 1. SCRDIT and WBDIT on few cells: fewer epochs. {MORE}",
+        "The others lie outside of where real cells are: take more steps of the sampler"
+        f"{LESS_GUIDANCE}.{FEWER_EPOCHS} {MORE}",
     ),
     Check(
         "classifier",
@@ -880,6 +906,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
     labels, markers, and ``transfer_f1``. Of ``nearer_than_held_out``, it leaves out as much as the shares can explain.
     A group is called missing only if chance does not explain it, however many groups there are. Groups that were not
     judged, such as those of few cells, are named in a note, and so is what was asked for outside of the training cells.
+    Totals that differ are a note at most if they were given as ``library_size``.
     If the training of the model was far too short, that is the first warning, and there is no other advice. If held-out
     cells are training cells, it says so, and nothing good about copies and memorisation. A verdict cannot see what no
     metric sees: look at the cells as well.
@@ -889,7 +916,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
     table
         What :func:`~scgen_diffusion.metrics.evaluate` returns; a part of it will do. So will a copy read from a file,
         without what ``attrs`` tell: what chance does to the floors and shares of few cells, labels without rows, cells
-        of ``real_test`` in ``train``, conditions outside of the training cells, and a training that was too short.
+        of ``real_test`` in ``train``, conditions outside of the training cells, given totals, and a training that was
+        too short.
 
     Returns
     -------
@@ -919,6 +947,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
     found = [finding for check in CHECKS for finding in check(comparable)] + _group_shares(judged)
     found += _missing_groups(judged, n_labelled)
     found += _weak_groups(judged, n_labelled, n_cells)
+    found = [_as_asked(finding, judged, table.attrs.get("request", {})) for finding in found]
     checked = [finding.topic for finding in found]
     if unlike:  # what passes beside such floors may still be bad
         bad = [finding for finding in found if finding.level != "ok"]

@@ -38,6 +38,7 @@ from scgen_diffusion.metrics import (
     evaluate,
     expression_of,
     gene_differences,
+    notes_of_record,
 )
 
 from ._verdict import verdict, worst
@@ -155,7 +156,7 @@ def write(
         for key in keys:
             obs_column(cells, key, name)  # raises if there is none
     labels = list(dict.fromkeys(join_labels(real_test.obs, keys).tolist())) if keys else []
-    judged = verdict(_with_labels(table, labels))
+    judged = verdict(_with_notes(table, labels, synthetic))
     if keys:
         _check_labels(table, {*labels, *join_labels(synthetic.obs, keys)}, labels, keys)
     label = JOIN.join(keys) or None
@@ -226,13 +227,15 @@ def _checked_path(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _with_labels(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
-    """Note the labels of real cells in a table from a file, which does not know those with too few cells to compare."""
-    if not isinstance(table, pd.DataFrame) or "n_cells" in table.attrs or not {*labels} & {*table.get("group", ())}:
+def _with_notes(table: pd.DataFrame, labels: Sequence[str], synthetic: AnnData) -> pd.DataFrame:
+    """Note in a table from a file what it lost: labels with too few cells to compare, and what the cells record."""
+    if not isinstance(table, pd.DataFrame) or "n_cells" in table.attrs:
         return table
     table = table.copy()
-    none = dict.fromkeys(labels, 0)
-    table.attrs["n_cells"] = dict.fromkeys(table["modality"], none) if "modality" in table else none
+    table.attrs |= notes_of_record(synthetic) | table.attrs
+    if {*labels} & {*table.get("group", ())}:
+        none = dict.fromkeys(labels, 0)
+        table.attrs["n_cells"] = dict.fromkeys(table["modality"], none) if "modality" in table else none
     return table
 
 
