@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import scvi
+from anndata import AnnData
+
+from scgen_diffusion.model import SCLDM
 
 pytestmark = pytest.mark.usefixtures("nothing_of_sparse_is_compiled")
 
@@ -108,3 +111,23 @@ def test_a_gaussian_head_has_neither_frequencies_nor_samples(make_trained):
         with pytest.raises(NotImplementedError, match="this model has a Gaussian head. Call `get_reconstruction`"):
             method()
     assert np.isfinite(model.get_elbo())
+
+
+def test_a_gene_that_a_third_of_a_type_has_is_not_taken_for_outliers():
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 4
+    profiles = rng.gamma(0.3, 1.0, (4, 120))
+    counts = rng.poisson(80 * profiles[labels] / profiles.sum(1)[labels, None] * rng.gamma(5, 0.2, (400, 1)))
+    is_on = (labels == 0) & (rng.random(400) < 0.3)
+    counts[:, 0] = np.where(is_on, rng.negative_binomial(5, 0.1, 400), 0)
+    cells = AnnData(counts.astype(np.float32), obs={"cell_type": labels.astype(str)})
+    SCLDM.setup_anndata(cells, condition_keys=["cell_type"])
+    scvi.settings.seed = 0
+    model = SCLDM(cells)
+
+    model.train_autoencoder(40, plan_kwargs={"max_rounds": 1}, enable_progress_bar=False, accelerator="cpu")
+
+    decoded = model.get_reconstruction(seed=0).X.toarray()
+    share = decoded[labels == 0, 0].mean() / counts[labels == 0, 0].mean()
+    assert share > 0.6  # if outliers count from the start, below 0.01
+    assert decoded[labels > 0, 0].mean() < 0.2

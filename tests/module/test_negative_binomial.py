@@ -95,3 +95,17 @@ def test_float32_has_digits_left_where_counts_are_hardly_dispersed(log_theta):
     expected = (x + exact).lgamma() - exact.lgamma(), (x + exact).digamma() - exact.digamma()
     torch.testing.assert_close(rise.double(), expected[0], rtol=1e-6 if log_theta > 6.95 else 1e-4, atol=1e-6)
     torch.testing.assert_close(slope.double(), expected[1], rtol=2e-6 if log_theta > 6.95 else 1e-2, atol=0)
+
+
+@pytest.mark.parametrize("entries", ["of_nonzero", "of_all"])
+def test_without_discount_dispersions_learn_from_outliers_as_from_any_count(monkeypatch, entries):
+    monkeypatch.setattr(Entries, "of_nonzero", getattr(Entries, entries))
+    case, outliers = draw_case(), build_outliers()
+    value, (_, _, *of_outliers) = value_and_gradients(case, outliers)
+
+    outliers.discount.fill_(0.0)
+    same_value, (_, for_theta, *same) = value_and_gradients(case, outliers)
+
+    _, (_, alone) = value_and_gradients(case, None)
+    torch.testing.assert_close([same_value, *same], [value, *of_outliers])
+    torch.testing.assert_close(for_theta, alone)

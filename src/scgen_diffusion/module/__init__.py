@@ -12,7 +12,7 @@ from ._fine_tuning import TRAINABLE, Trainable, copy_reference, trained_masks, t
 from ._gene_space import GeneSpaceModule, library_features, to_counts
 from ._gene_space_architecture import GeneSpaceArchitecture, build_gene_space_architecture
 from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
-from ._likelihoods import NegativeBinomialLikelihood
+from ._likelihoods import NegativeBinomialLikelihood, OutlierCounts
 from ._missed_changes import MissedChanges
 from ._modality_likelihoods import ModalityPanel
 from ._molecules import MoleculeModule, gene_space_module
@@ -39,6 +39,7 @@ __all__ = [
     "MoleculeModule",
     "MultimodalModule",
     "NegativeBinomialLikelihood",
+    "OutlierCounts",
     "Posterior",
     "ProfileSummary",
     "SCLDMArchitecture",

@@ -49,10 +49,11 @@ def negative_binomial_log_likelihood(
     """
     entries = Entries.of_matrix(counts)
     if outliers is None:
-        return _LogLikelihood.apply(entries, log_mean, log_theta, None)
+        return _LogLikelihood.apply(entries, log_mean, log_theta, None, None)
     log_odds = outliers.log_odds_at(log_mean)
     by_outlier = entries.of(log_odds) + entries.of_counts(outliers.log_probability)
-    return _LogLikelihood.apply(entries, log_mean, log_theta, by_outlier) - softplus(log_odds).sum(1)
+    value = _LogLikelihood.apply(entries, log_mean, log_theta, by_outlier, outliers.discount)
+    return value - softplus(log_odds).sum(1)
 
 
 def negative_binomial_log_probability(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
@@ -163,7 +164,14 @@ class _LogLikelihood(torch.autograd.Function):
     """Sum of log NB over genes; ``log(NB + exp(by_outlier))`` for counts above zero that may be outliers."""
 
     @staticmethod
-    def forward(ctx: Any, entries: Entries, log_mean: Tensor, log_theta: Tensor, by_outlier: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        entries: Entries,
+        log_mean: Tensor,
+        log_theta: Tensor,
+        by_outlier: Tensor | None,
+        discount: Tensor | None,
+    ) -> Tensor:
         theta, log_odds = log_theta.exp(), log_mean - log_theta
         value = softplus(log_odds).mul_(-theta)  # for counts of zero, with derivatives by log mean and log theta
         by_mean = torch.sigmoid(log_odds).mul_(-theta)
@@ -179,7 +187,8 @@ class _LogLikelihood(torch.autograd.Function):
         if by_outlier is not None:
             share = torch.sigmoid(by_outlier - above)
             above = torch.logaddexp(above, by_outlier)
-            above_by_mean, above_by_theta = above_by_mean * (1 - share), above_by_theta * (1 - share)
+            remains = 1 - share * discount
+            above_by_mean, above_by_theta = above_by_mean * remains, above_by_theta * remains
             share = share if entries.places is not None else entries.put(share, torch.zeros_like(share))
         by_mean, by_theta = entries.put(above_by_mean, by_mean), entries.put(above_by_theta, by_theta)
         ctx.per_gene, ctx.places = log_theta.ndim == 1, entries.places
@@ -194,7 +203,7 @@ class _LogLikelihood(torch.autograd.Function):
         for_theta = gradient @ by_theta if ctx.per_gene else of_cells * by_theta
         if share is not None:
             share = share * (of_cells if ctx.places is None else gradient[ctx.places // by_mean.shape[1]])
-        return None, of_cells * by_mean, for_theta, share
+        return None, of_cells * by_mean, for_theta, share, None
 
 
 def _log_factorial(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from scvi import REGISTRY_KEYS, settings
 
 from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.diffusion import Joint, MutuallyExclusive, optimal_pairs, sample_seed
-from scgen_diffusion.module import AverageUpdate
+from scgen_diffusion.module import AverageUpdate, OutlierCounts
 
 from ._compilation import compile_for_training, undo_compilation
 from ._recipes import learning_rate_factor
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 FUSED_ON = ("cpu", "cuda")
 REPLAYED_ON = ("cuda",)
 N_CELLS = "n_cells"  # key in the sums of losses
+OUTLIERS_COUNT_FROM = 0.15  # share of the first round's steps
 LEAST_GAIN = 5e-4  # of the validation loss by a round, below which training ends
 STEP_OPTIONS = ("limit_train_batches", "max_steps", "accumulate_grad_batches")  # of Lightning's trainer
 VALIDATION_OPTIONS = ("limit_val_batches", "check_val_every_n_epoch", "val_check_interval")  # likewise
@@ -555,9 +556,16 @@ class AutoencoderPlan(StagePlan):
         return networks if self.device.type == "cpu" else (*networks, self.module.likelihood)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Let the weight of the KL divergence rise in the first round; a replayed step reads it from the device."""
+        """Let the weight of the KL divergence rise, and later outliers count, in the first round.
+
+        Outliers would explain genes that few cells have, before the decoder can tell these cells from others. Both
+        numbers are on the device, where replayed steps read them.
+        """
         warm_up = 0.0 if self.round else self.recipe.kl_warm_up
         self.kl_weight.fill_(self.recipe.kl_weight * (min(self.progress / warm_up, 1.0) if warm_up else 1.0))
+        for part in self.module.likelihood.modules():
+            if isinstance(part, OutlierCounts):
+                part.discount.fill_(float(self.round > 0 or self.progress >= OUTLIERS_COUNT_FROM))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Group parameters: dispersions have their own learning rate, gene loadings and effects their own decay."""
