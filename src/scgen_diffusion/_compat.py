@@ -64,10 +64,11 @@ def parse_device_args(accelerator: str, devices: Any, **kwargs: Any) -> Any:
     from scvi.model import _utils
 
     if isinstance(devices, str) and devices != "auto" and not re.fullmatch(r"-?\d+(,\s*\d+)*,?", devices):
-        name = "device" if kwargs.get("validate_single_device") else "devices"
+        is_one = kwargs.get("validate_single_device")
+        name, allowed = ("device", "its index") if is_one else ("devices", "their number, or a list of indices")
         msg = (
-            f"`{name}` is {devices!r}, but must be 'auto' or a number. `accelerator` names the kind of device, such as "
-            "'cpu' or 'cuda'."
+            f"`{name}` is {devices!r}, but must be 'auto' or {allowed}. `accelerator` names the kind of device, such "
+            "as 'cpu' or 'cuda'."
         )
         raise ValueError(msg)
     with refusing_as_value_error():

@@ -98,12 +98,12 @@ def test_float32_has_digits_left_where_counts_are_hardly_dispersed(log_theta):
 
 
 @pytest.mark.parametrize("entries", ["of_nonzero", "of_all"])
-def test_without_discount_dispersions_learn_from_outliers_as_from_any_count(monkeypatch, entries):
+def test_dispersions_leave_no_count_to_outliers_whose_responsibilities_have_no_weight(monkeypatch, entries):
     monkeypatch.setattr(Entries, "of_nonzero", getattr(Entries, entries))
     case, outliers = draw_case(), build_outliers()
     value, (_, _, *of_outliers) = value_and_gradients(case, outliers)
 
-    outliers.discount.fill_(0.0)
+    outliers.responsibility_weight.fill_(0.0)
     same_value, (_, for_theta, *same) = value_and_gradients(case, outliers)
 
     _, (_, alone) = value_and_gradients(case, None)

@@ -405,13 +405,13 @@ def test_other_shares_of_groups_are_a_note_since_they_may_be_wanted():
 
 
 def test_other_shares_of_labels_are_named_where_a_classifier_tells_the_cells():
-    advice = "Shares of labels differ, which alone makes cells easy to tell. To judge the model, generate cells like"
+    advice = "Shares of labels differ, which alone makes cells easy to tell. To judge the model, generate cells with"
     assert advice in message_of(verdict(table(auc_boosting=0.9, group_share_difference=0.4)), "classifier")
     assert "Shares of labels" not in message_of(verdict(table(auc_boosting=0.9)), "classifier")
     assert "Shares of labels" not in message_of(verdict(table(group_share_difference=0.4)), "classifier")
 
 
-def test_totals_that_were_asked_for_are_no_warning():
+def test_totals_that_were_given_are_no_warning():
     found = table(library_size_ks=0.8)
     assert level_of(verdict(found), "library size") == "warning"
     found.attrs["request"] = {"library_size": "latent"}
@@ -420,12 +420,19 @@ def test_totals_that_were_asked_for_are_no_warning():
     result = verdict(found)
     assert level_of(result, "library size") == "note"
     assert "differ by 0.80" in message_of(result, "library size")
-    assert "These totals were asked for." in message_of(result, "library size")
+    assert "If they were those of the held-out cells, the model does not meet them" in message_of(
+        result, "library size"
+    )
     assert "No check failed" in result.summary
 
     same = table()
     same.attrs["request"] = {"library_size": "given"}
     assert level_of(verdict(same), "library size") == "ok"
+
+
+def with_request(found, request):
+    found.attrs["request"] = request
+    return found
 
 
 def test_advice_leaves_out_what_the_record_of_the_cells_rules_out():
@@ -444,6 +451,8 @@ def test_advice_leaves_out_what_the_record_of_the_cells_rules_out():
             is_guided,
             may_be_gene_space,
         )
+        others = verdict(table(marker_slope=2.0, mean_variance_error=1.0).pipe(with_request, request)).findings
+        assert any("guidance" in finding.advice for finding in others) == is_guided
     assert "take more steps of the sampler. If nothing else helps" in realism
     assert "missing groups and shares. If they are reached" in diversity
 

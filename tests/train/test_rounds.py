@@ -275,7 +275,7 @@ def test_each_round_repeats_the_schedule_at_half_of_the_rate():
 
 
 def test_the_kl_weight_rises_and_outliers_begin_to_count_in_the_first_round_alone(train):
-    seen, weights, discounts = [], [], []
+    seen, weights, outlier_weights = [], [], []
 
     class Watch(Callback):
         def on_train_batch_start(self, trainer, plan, *_):
@@ -283,14 +283,16 @@ def test_the_kl_weight_rises_and_outliers_begin_to_count_in_the_first_round_alon
 
         def on_train_batch_end(self, trainer, plan, *_):
             weights.append(plan.kl_weight.item() / plan.recipe.kl_weight)
-            discounts.append(plan.module.likelihood.outliers.discount.item())
+            outlier_weights.append(plan.module.likelihood.outliers.responsibility_weight.item())
 
-    train(callbacks=[Watch()], recipe={"kl_warm_up": 0.5})
+    model = train(callbacks=[Watch()], recipe={"kl_warm_up": 0.5})
 
     assert [number for number, _ in seen] == [0] * 6 + [1] * 6 + [2] * 6
     assert [share for _, share in seen] == pytest.approx([step / 6 for step in range(6)] * 3)
     assert weights == pytest.approx([0, 1 / 3, 2 / 3, *[1] * 15])
-    assert discounts == [0, *[1] * 17]
+    assert outlier_weights == [0, *[1] * 17]
+    train_on(model, max_steps=1)  # within the start
+    assert model.module.likelihood.outliers.responsibility_weight == 1
 
 
 def train_on(model, **options):

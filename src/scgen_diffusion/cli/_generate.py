@@ -70,7 +70,7 @@ SECTIONS = {
         option("--n-cells -n", "Number of cells; not needed with a table.", int),
         option(
             "--condition -c",
-            "Condition such as cell_type=NK or spatial=120,85; several values get equal shares, a repeated one more.",
+            "Condition such as cell_type=NK or spatial=120,85; several values get equal shares; repeat one for more.",
             Keyed(repeats=True),
         ),
         TABLE,

@@ -564,7 +564,7 @@ def _absent_column(file: AnnDataFile, name: str, kind: str) -> str:
         if name in part["obs"].attrs["column-order"]:
             return (
                 f"{missing}, but of its modality {owner!r}. Read the file, copy the column "
-                f"(mdata.obs[{name!r}] = mdata[{owner!r}].obs[{name!r}]), and write it."
+                f"(mdata.obs[{name!r}] = mdata[{owner!r}].obs[{name!r}]), and write the file again."
             )
     return f"{missing}. {known_names(name, file.columns)}"
 

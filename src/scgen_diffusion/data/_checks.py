@@ -136,7 +136,7 @@ def obs_column(cells: AnnData, key: str, name: str) -> pd.Series:
         If there are several of this name.
     """
     if isinstance(key, list):
-        msg = f"Name one column of `{name}.obs`, but found {key!r}. Join several to a column of their own first."
+        msg = f"Name one column of `{name}.obs`, but found {key!r}. To use several, join them in one column first."
         raise TypeError(msg)
     if key not in cells.obs:
         msg = f"`{name}.obs` has no column {key!r}. {known_names(key, list(cells.obs.columns))}"

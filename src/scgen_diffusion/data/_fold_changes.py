@@ -112,7 +112,7 @@ def plant_fold_changes(
     counts.data = rng.binomial(counts.data.astype(np.int64), keep[counts.indices, groups]).astype(counts.dtype)
     counts.eliminate_zeros()
     uns = {key: deepcopy(value) for key, value in adata.uns.items() if key == PROVENANCE_KEY}
-    if isinstance(record := uns.get(PROVENANCE_KEY), dict):  # real cells have none, by which they are told
+    if isinstance(record := uns.get(PROVENANCE_KEY), dict):  # only generated cells have one
         record["planted"] = {**record.get("planted", {}), groupby: seed}
     varm = {key: value.copy() for key, value in adata.varm.items() if key.startswith(TRUTH)} | {name: changes}
     return AnnData(counts, obs=adata.obs.copy(), var=adata.var.copy(), uns=uns, varm=varm)

@@ -20,6 +20,7 @@ from ._distribution import (
 )
 from ._evaluate import evaluate, notes_of_record
 from ._genes import (
+    MIN_CELLS_TESTED,
     correlation,
     gene_correlation_similarity,
     gene_correlation_slope,
@@ -68,6 +69,7 @@ __all__ = [
     "GUESSING",
     "IDEALS",
     "MIN_CELLS_PER_GROUP",
+    "MIN_CELLS_TESTED",
     "QUANTILE",
     "ComparisonSpace",
     "Effect",

@@ -366,7 +366,7 @@ def gene_differences(
     -------
     A row per gene and label with at least 30 cells on both sides, sorted by the size of t: `group`, `gene`, `real` and
     `synthetic` (means), `real_share` and `synthetic_share` (of the cells in which the gene is seen), and `t`, above
-    zero if synthetic cells have more.
+    zero if synthetic cells have more, and 0 for a gene without variance on both sides.
 
     Raises
     ------
@@ -401,7 +401,8 @@ def gene_differences(
         of_label = [side.values[labels == label] for side, labels in zip(sides, of_cells, strict=True)]
         mean, synthetic_mean = map(means, of_label)
         error = sum(variances(values) / (values.shape[0] - 1) for values in of_label)
-        t = (synthetic_mean - mean) / np.sqrt(np.maximum(error, ROUNDING_ERROR))
+        difference = synthetic_mean - mean
+        t = np.where(error > ROUNDING_ERROR, difference / np.sqrt(np.maximum(error, ROUNDING_ERROR)), 0.0)
         columns = {"group": label, "gene": real.var_names, "real": mean, "synthetic": synthetic_mean}
         shares = (means(values, power=0) for values in of_label)
         columns |= dict(zip(("real_share", "synthetic_share"), shares, strict=True))

@@ -134,7 +134,7 @@ def draw_pools(
     why = ""
     if n_cells < min(len(real), len(synthetic), draws.max_cells):
         share, name = SHARES[n_parts], "real_test" if train is None else "train"
-        why = f" {share} of `{name}` is set aside for the floors, and has no more cells."
+        why = f" {share} of `{name}` is set aside for the floors: {n_cells} cells."
     logger.info("Comparing %d real with %d synthetic cells.%s", n_cells, n_cells, why)
     training = released = None
     if with_training and train is not None:

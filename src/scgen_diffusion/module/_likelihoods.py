@@ -155,13 +155,13 @@ class OutlierCounts(nn.Module):
 
     Attributes
     ----------
-    discount
-        How much less the other counts' means and dispersions learn from outliers. 1 maximises the likelihood; with 0,
-        they learn from outliers as from any count.
+    responsibility_weight
+        Weight of the outliers' responsibilities in the gradients of the other counts' means and dispersions. 1 is the
+        gradient of the likelihood; with 0, they leave no count to the outliers.
     """
 
     log_share: Tensor
-    discount: Tensor
+    responsibility_weight: Tensor
 
     def __init__(self, n_genes: int) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class OutlierCounts(nn.Module):
         self.log_theta = nn.Parameter(torch.tensor(0.0))
         self.log_scale = nn.Parameter(torch.tensor(0.0))
         self.register_buffer("log_share", torch.zeros(n_genes))
-        self.register_buffer("discount", torch.tensor(1.0), persistent=False)
+        self.register_buffer("responsibility_weight", torch.tensor(1.0), persistent=False)
 
     def log_odds_at(self, log_mean: Tensor) -> Tensor:
         """Return the log odds of an outlier where the log mean of other counts is ``(cells, genes)``."""

@@ -52,7 +52,7 @@ def negative_binomial_log_likelihood(
         return _LogLikelihood.apply(entries, log_mean, log_theta, None, None)
     log_odds = outliers.log_odds_at(log_mean)
     by_outlier = entries.of(log_odds) + entries.of_counts(outliers.log_probability)
-    value = _LogLikelihood.apply(entries, log_mean, log_theta, by_outlier, outliers.discount)
+    value = _LogLikelihood.apply(entries, log_mean, log_theta, by_outlier, outliers.responsibility_weight)
     return value - softplus(log_odds).sum(1)
 
 
@@ -170,7 +170,7 @@ class _LogLikelihood(torch.autograd.Function):
         log_mean: Tensor,
         log_theta: Tensor,
         by_outlier: Tensor | None,
-        discount: Tensor | None,
+        responsibility_weight: Tensor | None,
     ) -> Tensor:
         theta, log_odds = log_theta.exp(), log_mean - log_theta
         value = softplus(log_odds).mul_(-theta)  # for counts of zero, with derivatives by log mean and log theta
@@ -187,7 +187,7 @@ class _LogLikelihood(torch.autograd.Function):
         if by_outlier is not None:
             share = torch.sigmoid(by_outlier - above)
             above = torch.logaddexp(above, by_outlier)
-            remains = 1 - share * discount
+            remains = 1 - share * responsibility_weight
             above_by_mean, above_by_theta = above_by_mean * remains, above_by_theta * remains
             share = share if entries.places is not None else entries.put(share, torch.zeros_like(share))
         by_mean, by_theta = entries.put(above_by_mean, by_mean), entries.put(above_by_theta, by_theta)

@@ -251,9 +251,12 @@ MIXED = {
 #: From which AUC of a classifier on other cells are not from where the held-out cells are.
 UNLIKE = 0.60
 #: Added to the advice on what other shares of labels, or given totals, change by themselves.
-LIKE_HELD_OUT = "To judge the model, generate cells like the held-out ones: `model.generate(condition=held_out)`."
+LIKE_HELD_OUT = "To judge the model, generate cells with the labels of the held-out ones."
 #: Parts of advice, which are left out where the record of the cells says that they do not apply.
 LESS_GUIDANCE = ", and use less guidance if it was above 1"
+OR_GUIDANCE = ", or guidance is too strong"
+IF_GUIDED = ": if guidance was above 1, use less"
+OF_GUIDANCE = (LESS_GUIDANCE, OR_GUIDANCE, IF_GUIDED)
 FEWER_EPOCHS = " SCRDIT and WBDIT on few cells: fewer epochs."
 #: The end of some advice, which is left out where training saw no such cells.
 MORE = "If nothing else helps, and the validation loss did not rise, train longer."
@@ -415,21 +418,27 @@ def _with_comparable_shares(rows: Rows) -> Rows:
 def _as_asked(finding: Finding, rows: Rows, request: Mapping[str, Any]) -> Finding:
     """Fit a finding to the request of the cells.
 
-    Totals that were asked for are no warning. Other shares of labels are named where a classifier tells the cells.
+    Totals that were given may differ by design. Other shares of labels are named where a classifier tells the cells.
     Advice against guidance that was not used, or for another model, is left out.
     """
     if finding.level == "ok":
         return finding
     if finding.topic == "library size" and request.get("library_size") == "given":
-        return replace(finding, level="note", advice=f"These totals were asked for. {LIKE_HELD_OUT}")
+        advice = (
+            "Totals were given as `library_size`. If they were those of the held-out cells, the model does not meet "
+            f"them; otherwise, they differ by design. {LIKE_HELD_OUT}"
+        )
+        return replace(finding, level="note", advice=advice)
+    advice = finding.advice
     if finding.topic == "classifier" and any(f.level() != "ok" for f in known(rows, ["group_share_difference"])):
-        advice = f"Shares of labels differ, which alone makes cells easy to tell. {LIKE_HELD_OUT} {finding.advice}"
-        return replace(finding, advice=advice)
+        advice = f"Shares of labels differ, which alone makes cells easy to tell. {LIKE_HELD_OUT} {advice}"
     scale = request.get("guidance_scale", np.inf)
-    is_unguided = all(each <= 1 for each in (scale.values() if isinstance(scale, Mapping) else [scale]))
-    advice = finding.advice.replace(LESS_GUIDANCE, "") if is_unguided else finding.advice
-    has_latents = request.get("model") in ("SCLDM", "MULTISCLDM")
-    return replace(finding, advice=advice.replace(FEWER_EPOCHS, "") if has_latents else advice)
+    if all(each <= 1 for each in (scale.values() if isinstance(scale, Mapping) else [scale])):
+        for part in OF_GUIDANCE:
+            advice = advice.replace(part, "")
+    if request.get("model") in ("SCLDM", "MULTISCLDM"):
+        advice = advice.replace(FEWER_EPOCHS, "")
+    return replace(finding, advice=advice)
 
 
 def _weak_groups(rows: Rows, n_labelled: Mapping[str, tuple[int, int]], n_cells: Mapping[str, int]) -> list[Finding]:
@@ -631,7 +640,7 @@ def _markers(rows: Rows) -> list[Finding]:
             f"Differences between groups are {f.value:.2f} times the real ones (real cells: {f.floor:.2f})."
         )
         too_small = f"Groups are too much like each other: use more guidance. {MORE}"
-        too_large = "Groups differ too much: if guidance was above 1, use less."
+        too_large = f"Groups differ too much{IF_GUIDED}."
         advice.append(too_small if f.value < f.floor else too_large)
     return [make_finding(level, "markers", " ".join(sentences), " ".join(advice))]
 
@@ -721,8 +730,8 @@ CHECKS: tuple[Callable[[Rows], list[Finding]], ...] = (
                 "{f.floor:.2f})."
             ),
         },
-        "Too little: cells are means instead of draws, or guidance is too strong. Too much: noise is left over (more "
-        "steps of the sampler).",
+        f"Too little: cells are means instead of draws{OR_GUIDANCE}. Too much: noise is left over (more steps of the "
+        "sampler).",
     ),
     Check(
         "zeros",

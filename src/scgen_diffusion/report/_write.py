@@ -35,6 +35,7 @@ from scgen_diffusion.metrics import (
     FIGURES,
     IDEALS,
     MIN_CELLS_PER_GROUP,
+    MIN_CELLS_TESTED,
     evaluate,
     expression_of,
     gene_differences,
@@ -191,7 +192,7 @@ def write(
         others=judged.summary.removeprefix(judged.headline).lstrip(),
         topics=_topics(table[table["group"] == ALL]),
         labels=[] if label is None else _labels(real_test, synthetic, keys, table, has_train=train is not None),
-        genes=_genes(real, drawn, label, layer),
+        genes=_genes(real, drawn, keys, layer),
         width=WIDTH,
         sections=[
             {"title": section, "anchor": section.lower(), "text": SECTIONS[section], "pictures": own}
@@ -384,19 +385,19 @@ def _labels(
     return rows
 
 
-def _genes(real: AnnData, synthetic: AnnData, label: str | None, layer: str | None) -> list[dict[str, str]]:
+def _genes(real: AnnData, synthetic: AnnData, keys: Sequence[str], layer: str | None) -> list[dict[str, str]]:
     """List the genes that differ most within labels, or in all cells if no label has enough; none of few cells."""
-    if min(real.n_obs, synthetic.n_obs) < MIN_CELLS_PER_GROUP:
+    least = min(real.n_obs, synthetic.n_obs)
+    if keys:
+        sizes = [pd.Series(join_labels(cells.obs, keys)).value_counts() for cells in (real, synthetic)]
+        keys = keys if (pd.concat(sizes, axis=1).min(axis=1, skipna=False) >= MIN_CELLS_TESTED).any() else []
+    if least < MIN_CELLS_TESTED:
         return []
-    try:
-        table = gene_differences(real, synthetic, groupby=label, layer=layer)
-    except ValueError:
-        table = gene_differences(real, synthetic, layer=layer)
     figures = ("real", "synthetic", "real_share", "synthetic_share", "t")
     return [
         {"gene": row["gene"].replace(r"\$", "$"), "group": "" if row["group"] == ALL else row["group"]}
         | {name: written(row[name]) for name in figures}
-        for _, row in table.head(N_GENES).iterrows()
+        for _, row in gene_differences(real, synthetic, groupby=keys or None, layer=layer).head(N_GENES).iterrows()
     ]
 
 

@@ -558,14 +558,23 @@ class AutoencoderPlan(StagePlan):
     def on_train_batch_start(self, *_: Any) -> None:
         """Let the weight of the KL divergence rise, and later outliers count, in the first round.
 
-        Outliers would explain genes that few cells have, before the decoder can tell these cells from others. Both
-        numbers are on the device, where replayed steps read them.
+        Outliers would explain genes that few cells have, before the decoder can tell these cells from others; in
+        fine-tuning, it can. Both numbers are on the device, where replayed steps read them.
         """
         warm_up = 0.0 if self.round else self.recipe.kl_warm_up
         self.kl_weight.fill_(self.recipe.kl_weight * (min(self.progress / warm_up, 1.0) if warm_up else 1.0))
+        is_start = self.round == 0 and self.progress < OUTLIERS_COUNT_FROM and self.trained_rows is None
+        self._weigh_outliers(0.0 if is_start else 1.0)
+
+    def _weigh_outliers(self, weight: float) -> None:
         for part in self.module.likelihood.modules():
             if isinstance(part, OutlierCounts):
-                part.discount.fill_(float(self.round > 0 or self.progress >= OUTLIERS_COUNT_FROM))
+                part.responsibility_weight.fill_(weight)
+
+    def teardown(self, stage: str) -> None:
+        """Let outliers count again, also if training was stopped at its start."""
+        super().teardown(stage)
+        self._weigh_outliers(1.0)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Group parameters: dispersions have their own learning rate, gene loadings and effects their own decay."""
