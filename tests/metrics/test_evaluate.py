@@ -674,8 +674,8 @@ def test_both_sides_have_as_many_cells_as_the_smallest_set():
         ({}, "Comparing 180 real with 180 synthetic cells."),
         ({"max_cells": 50}, "Comparing 50 real with 50 synthetic cells."),
         ({"n_synthetic": 70}, "Comparing 70 real with 70 synthetic cells."),
-        ({"n_train": 110}, "Half of `train` is set aside for the floors: "),
-        ({"n_train": 0}, "A third of `real_test` is set aside for the floors: "),
+        ({"n_train": 110}, "Half of `train` is set aside for the floors: 55 cells."),
+        ({"n_train": 0}, "A third of `real_test` is set aside for the floors: 60 cells."),
     ],
 )
 def test_what_bounds_the_number_of_cells_that_are_compared_is_said(caplog, options, message):
