@@ -387,12 +387,11 @@ def _labels(
 
 def _genes(real: AnnData, synthetic: AnnData, keys: Sequence[str], layer: str | None) -> list[dict[str, str]]:
     """List the genes that differ most within labels, or in all cells if no label has enough; none of few cells."""
-    least = min(real.n_obs, synthetic.n_obs)
+    if min(real.n_obs, synthetic.n_obs) < MIN_CELLS_TESTED:
+        return []
     if keys:
         sizes = [pd.Series(join_labels(cells.obs, keys)).value_counts() for cells in (real, synthetic)]
         keys = keys if (pd.concat(sizes, axis=1).min(axis=1, skipna=False) >= MIN_CELLS_TESTED).any() else []
-    if least < MIN_CELLS_TESTED:
-        return []
     figures = ("real", "synthetic", "real_share", "synthetic_share", "t")
     return [
         {"gene": row["gene"].replace(r"\$", "$"), "group": "" if row["group"] == ALL else row["group"]}
