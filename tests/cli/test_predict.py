@@ -199,7 +199,7 @@ def test_each_reason_to_trust_a_prediction_is_said_with_its_combinations(call, f
         (["-c", "dose=10", "-w", "dose=2"], "no cell has '2' in 'dose'. Known, closest first: '10', '1', '100'"),
         ([], "Nothing is predicted without a new condition: give --condition KEY=VALUE or --condition-table"),
         (["-c", "dose=2"], "unknown value '2' for 'dose'"),
-        (["-c", "dose=10", "--strength", "2"], "--strength must be a number above 0 and at most 1"),
+        (["-c", "dose=10", "--strength", "2"], "--strength must be a number from 0.0001 to 1"),
         (["-c", "dose=10", "-c", "dose=100"], "has 'dose' more than once"),
         (["-c", "dose=10", "--strength"], "scgen-diffusion predict: error: Option '--strength' requires an argument"),
     ],

@@ -299,8 +299,8 @@ BAD_REQUESTS = {
     "unknown value": ({"condition": {"dose": 3}}, "unknown value 3 for 'dose'"),
     "too few values": ({"condition": {"dose": [1, 10]}}, "has 2 values for 96 cells"),
     "short table": ({"condition": pd.DataFrame({"dose": [1, 10]})}, "table has 2 rows for 96 cells"),
-    "no strength": ({"strength": 0}, "`strength` must be a number above 0"),
-    "strength as text": ({"strength": "all"}, "`strength` must be a number above 0.*'all'"),
+    "no strength": ({"strength": 0}, "`strength` must be a number from 0.0001 to 1"),
+    "strength as text": ({"strength": "all"}, "`strength` must be a number from 0.0001 to 1.*'all'"),
     "sampler of one's own": ({"sampler": lambda field, x, **_: x}, "cannot be run backwards"),
     "unknown sampler": ({"sampler": "eulr"}, "not known.*'euler'"),
     "no cells": ({"indices": []}, "`indices` selects no cells"),
@@ -311,7 +311,8 @@ BAD_REQUESTS = {
     "fractional rows": ({"indices": [0.5]}, "`indices` must be a list of whole numbers.*float64"),
     "mask of other cells": ({"indices": [True] * 5}, "`indices` must be .* a mask of the 96 cells"),
     "one row": ({"indices": 3}, "`indices` must be a list of whole numbers"),
-    "no number": ({"strength": np.nan}, "`strength` must be a number above 0"),
+    "tiny": ({"strength": 1e-6}, "`strength` must be a number from 0.0001 to 1"),
+    "no number": ({"strength": np.nan}, "`strength` must be a number from 0.0001 to 1"),
 }
 
 

@@ -305,7 +305,7 @@ NAMED_OTHERWISE = {
     "sampler": {"sampler": "euler"},
     "steps": {"n_steps": 3},
     "library size": {"library_size": 100},
-    "totals": {"library_size": [100, 200, 300]},
+    "totals": {"library_size": [100, 150, 200]},
 }
 
 
@@ -474,16 +474,39 @@ def test_totals_of_every_kind_resemble_those_of_training(trained_any, kind):
 
 
 def test_totals_can_be_given(trained):
-    many, few = (trained.generate(50, seed=0, library_size=size).X.sum(1).mean() for size in (5000, 50))
-    per_cell = trained.generate(50, seed=0, library_size=np.repeat([50, 5000], 25)).X.sum(1)
+    many, few = (trained.generate(50, seed=0, library_size=size).X.sum(1).mean() for size in (200, 2))
+    per_cell = trained.generate(50, seed=0, library_size=np.repeat([2, 200], 25)).X.sum(1)
 
     assert many / few == pytest.approx(100, rel=0.2)  # 12 dispersed genes: totals scatter
     assert per_cell[25:].mean() / per_cell[:25].mean() == pytest.approx(100, rel=0.3)
 
 
+def test_totals_below_all_training_cells_thin_the_least_of_them(trained):
+    least = trained.adata.X.sum(1).min()
+
+    usual, shallow = (trained.generate(200, seed=0, library_size=size).X for size in (least, least / 4))
+
+    assert (usual - shallow).min() == 0
+    assert shallow.sum() / usual.sum() == pytest.approx(0.25, rel=0.05)
+
+
+def test_totals_far_above_all_training_cells_give_a_warning_and_are_noted(trained_any):
+    largest = trained_any.adata.X.sum(1).max()
+    asked = {"n_cells": 3, "seed": 0, "counts": True, "n_steps": 2}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "Too few epochs")
+        trained_any.generate(**asked, library_size=[1, 10, 1.9 * largest])
+    with pytest.warns(UserWarning, match="`library_size` asks for up to 1,000 counts, but no .* has more than about 1"):
+        cells = trained_any.generate(**asked, library_size=[1, 10, 1000])
+
+    assert cells.uns["scgen_diffusion"]["outside_training"] == ["library_size 1000"]
+
+
 def test_totals_in_another_order_than_the_requested_cells_are_refused(trained):
     design = pd.DataFrame({"cell_type": ["B cell", "NK"]}, index=["b", "nk"])
-    totals = pd.Series([5000, 10], index=["nk", "b"])
+    totals = pd.Series([200, 10], index=["nk", "b"])
 
     with pytest.raises(ValueError, match=r"rows of `library_size` are the cells in another order; use .loc"):
         trained.generate(condition=design, library_size=totals)

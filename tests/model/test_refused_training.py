@@ -177,6 +177,21 @@ def test_a_number_is_no_limit_of_time(own, max_time):
     own.train_prior(1, max_time=timedelta(hours=1), **QUICK)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("early_stopping_patience", "five", "a whole number of at least 1"),
+        ("early_stopping_patience", 2.5, "a whole number of at least 1"),
+        ("check_val_every_n_epoch", 0, "a whole number of at least 1"),
+        ("early_stopping_min_delta", float("nan"), "a number of at least 0"),
+        ("checkpoint_minutes", "5", "a number of at least 0"),
+    ],
+)
+def test_options_that_are_only_read_in_training_are_refused_before(own, option, value, allowed):
+    with pytest.raises(ValueError, match=f"`{option}` must be {allowed}, but found {value!r}"):
+        own.train(1, **{option: value}, **QUICK)
+
+
 @pytest.mark.parametrize("layer", [None, "counts"])
 def test_latents_of_a_view_are_those_of_a_copy(make_trained, make_cells, layer):
     cells = make_cells(60)

@@ -45,7 +45,7 @@ SECTIONS = {
         TABLE,
         option("--method", "Method: transport or inversion.", click.Choice(["transport", "inversion"])),
         option("--residuals", "What the latent does not explain: own (kept) or new.", click.Choice(["own", "new"])),
-        option("--strength", "How far to go, above 0 and at most 1.", float, "SHARE"),
+        option("--strength", "How far to go, from 0.0001 to 1; default: 1.", float, "SHARE"),
         LIBRARY_SIZE,
         COUNTS,
         flag("--expected", "Return expected counts of the latent's mean, without draws (SCLDM, MULTISCLDM)."),

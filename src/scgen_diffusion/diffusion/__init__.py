@@ -9,7 +9,7 @@ from ._conditioning import (
     MutuallyExclusive,
     Terms,
 )
-from ._count_draws import draw_negative_binomial, draw_poisson, finite_mask, keep_molecules, keep_where
+from ._count_draws import draw_binomial, draw_negative_binomial, draw_poisson, finite_mask, keep_molecules, keep_where
 from ._coupling import optimal_pairs
 from ._denoiser import Denoiser, Estimate
 from ._diffusion_samplers import (
@@ -77,6 +77,7 @@ __all__ = [
     "check_sampler",
     "counterfactual_counts",
     "diffusion_loss",
+    "draw_binomial",
     "draw_negative_binomial",
     "draw_poisson",
     "expand_like",

@@ -52,6 +52,7 @@ VALUES_AT_ONCE = {"cuda": 1 << 24}
 """Cells times genes for which a device needs no more of Python's time than of its own."""
 MOST_BLOCKS = 8  # of random numbers in a block of cells
 N_JUDGED = 64  # generated control cells that the verdict on a new combination looks at
+LARGE_TOTAL = 2.0  # times the largest total of the training cells: then cells are extrapolated
 N_UNSEEN = 20  # combinations listed in provenance
 N_NAMED = 3  # combinations named in a warning
 
@@ -156,6 +157,8 @@ class CellGenerator:
         draws_totals = isinstance(sizes, str) or bool(np.isnan(sizes[:1]).any())  # NaN for all cells or none
         starts = self._start_conditions(distinct, options.guidance)
         outside = self.warn_outside_training(distinct, draws_totals=draws_totals, unjudged=starts)
+        if output == "counts":
+            outside += self._warn_of_large_totals(sizes)
         few = self._warn_of_few_cells(distinct if starts is None else starts)
         provenance = self.provenance(condition, options, sizes, seed)
         provenance |= {"outside_training": outside, "few_training_cells": few}
@@ -239,6 +242,23 @@ class CellGenerator:
         if extrapolated:
             warn_user(f"Some numbers are far from those of the training cells: {', '.join(extrapolated)}.")
         return [*described, *extrapolated]
+
+    def _warn_of_large_totals(self, sizes: str | np.ndarray) -> list[str]:
+        """Warn about given totals far above those of the training cells, and describe them for the provenance."""
+        if isinstance(sizes, str) or not self.library_sizes.is_fitted:
+            return []
+        names = [f"library_size[{name!r}]" for name in self.library_sizes.largest] or ["library_size"]
+        columns, largest = sizes.reshape(len(sizes), -1).max(0), self.module.library_size.limits()[:, 1].tolist()
+        described = list[str]()
+        for name, asked, seen in zip(names, columns, largest, strict=True):
+            if asked > seen * LARGE_TOTAL:  # NaN, a total to draw, is not
+                described.append(f"{name} {asked:.0f}")
+                most = f"{float(f'{seen:.2g}'):,.0f}"  # the exact one is a training cell's own
+                warn_user(
+                    f"`{name}` asks for up to {asked:,.0f} counts, but no training cell has more than about {most}. "
+                    "Such cells are extrapolated: their zeros and the spread of their counts may be wrong."
+                )
+        return described
 
     def _warn_of_few_cells(self, codes: np.ndarray) -> list[str]:
         """Warn about conditions ``(n, columns)`` that few training cells have, and describe them for the provenance."""

@@ -987,7 +987,7 @@ class DiffusionModel(BaseModelClass):
             over very many cells take long; give a copy of these cells instead. Conditions of other cells need not be
             known; those of files, if you open them with ``CellFiles.like(model.registry, paths, indices=...)``.
         strength
-            How far to go, from just above 0 (cells hardly change) to 1: towards the perturbed cells, or back to noise.
+            How far to go, from 0.0001 (cells hardly change) to 1: towards the perturbed cells, or back to noise.
         guidance_scale
             Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back uses none. The
             transport has none: leave it out there.

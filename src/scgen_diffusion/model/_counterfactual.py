@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from ._base import DiffusionModel
 
 CELL_NAMES = "adata_control.obs_names"
+SMALLEST_STRENGTH = 1e-4  # below it, single precision cannot tell times apart
 
 
 @dataclass(frozen=True)
@@ -482,9 +483,9 @@ def _check_one_per_cell(
 
 
 def check_strength(strength: Any) -> float:
-    """Raise unless the strength is a number above 0 and at most 1."""
-    if not is_number(strength) or not 0 < strength <= 1:
-        msg = f"`strength` must be a number above 0 and at most 1, but found {strength!r}."
+    """Raise unless the strength is a number from ``SMALLEST_STRENGTH`` to 1."""
+    if not is_number(strength) or not SMALLEST_STRENGTH <= strength <= 1:
+        msg = f"`strength` must be a number from {SMALLEST_STRENGTH} to 1, but found {strength!r}."
         raise ValueError(msg)
     return float(strength)
 

@@ -188,6 +188,10 @@ class LibrarySizeModel(nn.Module):
         levels = (quantiles.new_full((len(quantiles),), level) for level in BOUNDS)
         return tuple(_interpolate(quantiles, level).exp().round() for level in levels)
 
+    def limits(self) -> Tensor:
+        """Return the least and the largest total of all training cells, ``(1, 2)``."""
+        return self.quantiles[:1, [0, -1]].exp().round()
+
     def expected(self, condition: Tensor) -> Tensor:
         """Return the mean log total ``(n,)`` of cells with conditions ``(n, columns)``, as far as these are given."""
         return self._look_up(self.means, self._known_to(condition))

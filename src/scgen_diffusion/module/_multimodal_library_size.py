@@ -97,6 +97,10 @@ class MultimodalLibrarySize(nn.Module):
         ]
         return torch.stack(losses).sum(0)
 
+    def limits(self) -> Tensor:
+        """Return the least and the largest total of all training cells in each modality, ``(modalities, 2)``."""
+        return torch.cat([part.limits() for part in self.parts])
+
     def typical(self) -> Tensor:
         """Return the typical total of each modality, ``(modalities,)``."""
         return torch.stack([part.means[0] for part in self.parts]).exp()

@@ -22,6 +22,7 @@ from scgen_diffusion.diffusion import (
     ResolvedGuidance,
     Sampler,
     diffusion_loss,
+    draw_binomial,
     keep_molecules,
 )
 from scgen_diffusion.nn import ConditionEffects, DiT, Number, classes_are_given, encodings_of
@@ -298,6 +299,10 @@ class SCLDMModule(ConditionedModule):
         divergence = torch.xlogy(p, p).sum() - torch.xlogy(p, q).sum()
         return max(float(divergence - len(p) / n_molecules), 0.0)
 
+    def spread(self, per_cell: Tensor) -> Tensor:
+        """Return ``(cells, 1)``, which broadcasts to all genes; several modalities repeat each for its features."""
+        return per_cell
+
     def totals(self, x: Tensor) -> Tensor:
         """Return each cell's total counts, at least 1, ``(cells, 1)``."""
         return total_counts(x)
@@ -469,11 +474,19 @@ class SCLDMModule(ConditionedModule):
         """Decode latents ``(cells, tokens, n_latent)`` with totals ``(cells, ...)``; draw a cell by each generator.
 
         With conditions ``(cells, columns)`` their effects are added, and so are changes that the decoder lacks. With
-        fewer generators than latents, only the first latents give cells.
+        fewer generators than latents, only the first latents give cells. A total below that of every training cell is
+        drawn with the least of theirs, of which a part of the molecules stays: outliers do not follow the total.
         """
-        decoded = self.decode(z, totals.reshape(len(z), -1), condition, lacking)
-        parameters = self.likelihood.parameters_per_cell(**decoded)
-        return self.likelihood.sample(parameters[: len(generators)], generators)
+        sizes = deep = totals.reshape(len(z), -1)
+        if self.output_values == "counts" and self.library_size.is_fitted:
+            deep = sizes.clamp(min=self.library_size.limits()[:, 0])
+        parameters = self.likelihood.parameters_per_cell(**self.decode(z, deep, condition, lacking))
+        cells = self.likelihood.sample(parameters[: len(generators)], generators)
+        kept = (sizes / deep)[: len(generators)]
+        if kept.min() == 1:
+            return cells
+        uniform = generators.uniform(cells.shape[1], dtype=torch.float64)  # the last, so that other cells stay
+        return draw_binomial(uniform, cells, self.spread(kept).expand_as(cells))
 
     def with_missed_changes(
         self,

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from scvi.train import SaveCheckpoint
 from tqdm.auto import tqdm
 
-from scgen_diffusion._arguments import check_count
+from scgen_diffusion._arguments import check_count, is_number
 from scgen_diffusion._compat import handle_sigterm_by, parse_device_args, refusing_as_value_error
 from scgen_diffusion._files import explain_failed_write, is_of_system, read_torch, write_atomically
 
@@ -59,6 +59,9 @@ NEEDLESS_WARNINGS = (
     ".*available but not used",
     "Total length of .* across ranks is zero",  # no cells to validate on
 )
+
+COUNTS = ("early_stopping_patience", "check_val_every_n_epoch", "accumulate_grad_batches")
+NUMBERS = ("early_stopping_min_delta", "checkpoint_minutes")
 
 
 @dataclass(frozen=True)
@@ -242,7 +245,14 @@ def check_trainer_options(
     strategy: str | Strategy = "auto",
     **options: Any,
 ) -> None:
-    """Raise for options that Lightning's trainer or scvi-tools refuse, before anything is changed."""
+    """Raise for options that Lightning or scvi-tools refuse, or fail with later, before anything is changed."""
+    for name in COUNTS:
+        if options.get(name) is not None:
+            check_count(name, options[name])
+    for name in NUMBERS:
+        if not (is_number(value := options.get(name, 0)) and value >= 0):  # NaN is none
+            msg = f"`{name}` must be a number of at least 0, but found {value!r}."
+            raise ValueError(msg)
     callbacks = options.get("callbacks") or ()
     if not isinstance(callbacks, list | tuple) or any(not isinstance(callback, Callback) for callback in callbacks):
         msg = f"`callbacks` must be a list of Lightning's callbacks, but found {callbacks!r}."
