@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import subprocess
 import sys
 from itertools import product
@@ -161,9 +162,17 @@ def run(arguments: argparse.Namespace, n_genes: int, n_types: int) -> None:
 
 
 def draw_apart(folder: Path, method: str, n_cells: int, steps: str, path: Path) -> None:
-    """Train and draw in this process, which must be fresh."""
+    """Train and draw in this process, which must be fresh; a killed one is resumed, and then has no costs."""
     torch.set_num_threads(1)
-    write_cells(draw(read_split(folder, n_cells), 0, method, variant_of(method, n_cells, steps)), path)
+    variant, checkpoints = variant_of(method, n_cells, steps), path.with_suffix(".checkpoints")
+    is_resumed = checkpoints.exists()
+    if variant is not None:
+        variant = {**variant, "train": {**variant.get("train", {}), "checkpoint_dir": str(checkpoints)}}
+    cells = draw(read_split(folder, n_cells), 0, method, variant)
+    if is_resumed:
+        del cells.uns[COSTS_KEY]
+    write_cells(cells, path)
+    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def columns_of(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 """The world of the learning curves: its cells are those that it promises, and its fit finds what a world has."""
 
+from pathlib import Path
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -139,6 +141,25 @@ def test_other_lengths_multiply_the_epochs_of_their_stages():
     assert curves.variant_of("SCRDIT", 8_000, "twice the autoencoder's steps") == {"class": "SCRDIT"}
     assert curves.variant_of("SCLDM", 8_000, "default") == {"class": "SCLDM"}
     assert curves.variant_of("scVI", 8_000, "default") is None
+
+
+def test_a_draw_that_was_killed_resumes_its_checkpoints_and_has_no_costs(tmp_path, monkeypatch):
+    def draw(_split, _seed, _method, variant):
+        Path(variant["train"]["checkpoint_dir"]).mkdir(exist_ok=True)
+        return ad.AnnData(np.ones((2, 3)), uns={curves.COSTS_KEY: {"train_minutes": 1.0}})
+
+    monkeypatch.setattr(curves, "read_split", lambda *_: None)
+    monkeypatch.setattr(curves, "draw", draw)
+    monkeypatch.setattr(curves.torch, "set_num_threads", lambda _: None)
+    drawn = tmp_path / "drawn.h5ad"
+
+    curves.draw_apart(tmp_path, "SCLDM", 2_000, curves.DEFAULT, drawn)
+    assert ad.read_h5ad(drawn).uns[curves.COSTS_KEY] == {"train_minutes": 1.0}
+    assert list(tmp_path.iterdir()) == [drawn]
+
+    drawn.with_suffix(".checkpoints").mkdir()
+    curves.draw_apart(tmp_path, "SCLDM", 2_000, curves.DEFAULT, drawn)
+    assert curves.COSTS_KEY not in ad.read_h5ad(drawn).uns
 
 
 def test_costs_are_those_of_each_number_of_cells():
