@@ -44,8 +44,9 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
 
 
 def as_list(names: str | Iterable[str] | None) -> list[str]:
-    """Return one name, several or none as a list."""
-    return [] if names is None else [names] if isinstance(names, str) else list(names)
+    """Return one name or number, several or none as a list."""
+    is_one = isinstance(names, str) or not hasattr(names, "__iter__")
+    return [] if names is None else [names] if is_one else list(names)
 
 
 def known_names(name: object, known: Sequence[object]) -> str:

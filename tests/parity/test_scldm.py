@@ -379,6 +379,20 @@ def test_library_statistics_that_are_no_distribution_are_refused(column, value, 
         read(weights_path(STRATEGY), library_size=table[:0])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.set_index(KEYS[0]), "several rows of the same classes. Classes stand in columns"),
+        (lambda table: pd.concat([table, table[:1]]), "several rows of the same classes"),
+        (lambda table: table.rename(columns={KEYS[0]: KEYS[0][:-1]}), f"unknown column .* closest first: '{KEYS[0]}'"),
+    ],
+    ids=["in the index", "twice", "misspelt"],
+)
+def test_library_statistics_that_do_not_tell_classes_apart_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        read(weights_path(STRATEGY), library_size=change(library_table()))
+
+
 # --- the reader: what it refuses --------------------------------------------------------------------------------------
 
 

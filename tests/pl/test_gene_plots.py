@@ -555,3 +555,34 @@ def test_one_label_has_no_markers():
 def test_a_figure_is_saved_to_a_whole_path(save):
     with pytest.raises(ValueError, match="`save` must be a whole path, unlike in scanpy, such as 'umap.pdf'"):
         sgd.pl.mean_variance(make_cells(), make_cells(seed=1), show=False, save=save)
+
+
+@pytest.mark.parametrize(
+    "plot", [sgd.pl.library_size, lambda *cells, **options: sgd.pl.mean_change(*cells, cells[0], **options)]
+)
+def test_groups_by_a_column_of_numbers_are_too_many(plot):
+    real, synthetic = (make_cells(300, seed=seed) for seed in (0, 1))
+    for cells in (real, synthetic):
+        cells.obs["share"] = np.linspace(0, 1, 300)
+    with pytest.raises(ValueError, match="A figure has room for 100 .*, but there are 300"):
+        plot(real, synthetic, groupby="share")
+
+
+def test_correlations_of_groups_of_one_cell_are_refused():
+    real, synthetic = make_cells(), make_cells(seed=1)
+    with pytest.raises(ValueError, match="`synthetic` has no correlations between these genes: none varies within"):
+        sgd.pl.gene_correlation(real, synthetic[:3], groupby="cell_type")
+
+
+def test_markers_of_a_column_without_labels_are_refused():
+    sides = [make_cells(seed=seed) for seed in (0, 1)]
+    for cells in sides:
+        cells.obs["empty"] = np.nan
+    with pytest.raises(ValueError, match="There are no marker genes of 'empty'"):
+        sgd.pl.marker_dotplot(*sides, groupby="empty")
+
+
+def test_a_figure_is_saved_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sgd.pl.library_size(make_cells(), make_cells(seed=1), save="~/sizes.png", show=False)
+    assert (tmp_path / "sizes.png").exists()

@@ -211,6 +211,13 @@ def test_every_method_has_the_mean_of_its_seeds_in_every_case(table):
     assert ax.get_title() == "energy_distance ↓"
 
 
+def test_a_method_of_whole_numbers_is_shown_if_it_is_named(table):
+    (ax,) = sgd.pl.perturbation_scores(
+        table.assign(other=1), metrics=["energy_distance"], methods=["other"], show=False
+    )
+    np.testing.assert_array_equal(points_in(ax)[:, 0], 1)
+
+
 def test_metrics_cases_and_methods_can_be_chosen_and_called(table):
     axes = sgd.pl.perturbation_scores(
         table,

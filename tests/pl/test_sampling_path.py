@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
+from mudata import MuData
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -92,6 +93,11 @@ def test_numbers_have_a_scale_instead_of_a_legend_of_every_number():
     assert bar.get_xlabel() == "age"
     np.testing.assert_allclose(bar.get_xlim(), (10, 80))
     assert len(np.unique(axes[0].collections[-1].get_facecolors(), axis=0)) == N_CELLS
+
+
+def test_a_path_of_several_modalities_is_refused_with_what_to_do():
+    with pytest.raises(TypeError, match=r"`path` must be an AnnData, but found MuData.*`path\['rna'\]`"):
+        sgd.pl.sampling_path(MuData({"rna": make_path()}))
 
 
 def test_few_frames_are_all_shown():

@@ -280,7 +280,9 @@ def test_every_stage_has_a_panel_with_training_and_validation_losses(wrap):
 
 
 def test_the_star_is_the_lowest_validation_loss():
-    axes = sgd.pl.training_history(make_history(), losses="prior_loss", show=False)
+    _, ax = plt.subplots()
+    axes = sgd.pl.training_history(make_history(), losses="prior_loss", axs=ax, show=False)
+    assert axes == [ax]
 
     np.testing.assert_allclose(axes[0].lines[2].get_xydata(), [(8, 1)])
     assert axes[0].get_legend().get_texts()[-1].get_text() == "lowest: epoch 8"
@@ -326,6 +328,8 @@ def test_models_without_validation_and_of_scvi_tools_are_drawn():
 def test_anything_without_a_history_raises():
     with pytest.raises(ValueError, match="call train\\(\\) first"):
         sgd.pl.training_history(SimpleNamespace(history=None))
+    with pytest.raises(ValueError, match=r"`model` \(str\) has no training history"):
+        sgd.pl.training_history("pbmc3k")
     with pytest.raises(ValueError, match="`losses` .*'prior'.*prior_loss"):
         sgd.pl.training_history(make_history(), losses="prior")
 

@@ -85,6 +85,28 @@ def test_labels_have_the_colours_of_uns_in_both_sets(first_components, by_label)
     assert marks[1:4] == COLORS
 
 
+def test_a_label_that_real_cells_lack_takes_no_colour_of_another(first_components):
+    cells = make_cells()
+    cells.uns["cell_type_colors"] = ["#1f77b4", "#ff7f0e", "#2ca02c"]  # scanpy's first
+    real = cells[cells.obs["cell_type"] != "T"].copy()
+
+    axes = sgd.pl.umap(real, cells, color="cell_type", show=False)
+
+    marks = {handle.get_label(): handle.get_color() for handle in axes[2].get_legend().legend_handles}
+    assert [marks["B"], marks["NK"]] == ["#ff7f0e", "#2ca02c"]
+    assert len({marks[label] for label in LABELS}) == 3
+
+
+def test_a_column_with_the_name_of_a_panel_keeps_its_legend(first_components):
+    sides = [make_cells(seed=seed) for seed in (0, 1)]
+    for cells in sides:
+        cells.obs["both"] = cells.obs["cell_type"]
+
+    axes = sgd.pl.umap(*sides, color="both", show=False)
+
+    assert legend_texts(axes[2]) == ["both", *LABELS, "both", "real", "synthetic"]
+
+
 def test_a_point_has_the_colour_of_its_own_label(first_components):
     real = make_cells()
 
@@ -322,6 +344,7 @@ def test_given_axes_are_drawn_on(first_components):
         ({"max_cells": 1}, ValueError, "`max_cells` must be a whole number of at least 2"),
         ({"layer": "raw"}, KeyError, "`real` has no layer 'raw'"),
         ({"axs": []}, ValueError, "one axis per panel, 3, but found 0"),
+        ({"n_neighbors": 1}, ValueError, "`n_neighbors` must be a whole number of at least 2, but found 1"),
     ],
 )
 def test_errors_say_what_is_wrong(options, error, message):

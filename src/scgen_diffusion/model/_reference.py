@@ -14,6 +14,7 @@ from anndata import AnnData
 from safetensors.torch import load_file
 from torch import Tensor
 
+from scgen_diffusion._arguments import known_names
 from scgen_diffusion._compat import registered_manager
 from scgen_diffusion._files import is_of_system
 from scgen_diffusion.module import ANY
@@ -266,6 +267,9 @@ def _set_library_size(model: SCLDM, table: pd.DataFrame, categories: Mapping[str
             f"`library_size` needs the columns 'mean' and 'std' besides condition keys, but {missing[0]!r} is missing."
         )
         raise ValueError(msg)
+    if unknown := [name for name in table if name not in (*categories, "mean", "std")]:
+        msg = f"`library_size` has the unknown column {unknown[0]!r}. {known_names(unknown[0], [*categories])}"
+        raise ValueError(msg)
     codes = np.full((len(table), len(categories)), ANY)
     for number, (key, values) in enumerate(categories.items()):
         if key in table:
@@ -280,6 +284,10 @@ def _set_library_size(model: SCLDM, table: pd.DataFrame, categories: Mapping[str
         bad = table.index[~good].tolist()
         found = f"row {bad[0]!r} has {means[~good][0]:g} and {stds[~good][0]:g}" if bad else "it has no row"
         msg = f"`library_size` needs rows with a finite 'mean', and a finite 'std' that is not negative, but {found}."
+        raise ValueError(msg)
+    if pd.DataFrame(codes).duplicated().any() or (not categories and len(table) > 1):
+        keys = f"columns ({', '.join(categories)}), not in the index" if categories else "columns, but there are none"
+        msg = f"`library_size` has several rows of the same classes. Classes stand in {keys}."
         raise ValueError(msg)
     for_all = (codes == ANY).all(1)
     if not for_all.any():

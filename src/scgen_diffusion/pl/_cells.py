@@ -153,7 +153,8 @@ def label_colors(
         categories = categories_of(real, key)
         stored = real.uns.get(f"{key}_colors", ())
         of_label = _by_label(stored) if isinstance(stored, Mapping) else dict(zip(categories, stored, strict=False))
-        colors = scanpy_colors(list(dict.fromkeys([*categories, *named]))) | of_label
+        others = [label for label in dict.fromkeys([*categories, *named]) if label not in of_label]
+        colors = scanpy_colors(others, taken=of_label.values()) | of_label
     if lacking := [label for label in named if label not in colors]:
         msg = f"`palette` has no colour for {lacking[0]!r}, a label of {key!r}. {known_names(lacking[0], list(colors))}"
         raise ValueError(msg)

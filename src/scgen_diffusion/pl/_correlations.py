@@ -101,6 +101,10 @@ def gene_correlation(
     for name, side in sides.items():
         labels = None if groupby is None else labels_of(side.cells, groupby, name).to_numpy().astype(str)
         vectors.append(gene_correlations(side.expression.values[:, places].toarray(), labels))
+    for name, vector in zip(sides, vectors, strict=True):
+        if not vector.any():
+            msg = f"`{name}` has no correlations between these genes: none varies{' within groups' * bool(groupby)}."
+            raise ValueError(msg)
     matrices = [squareform(vector) for vector in vectors]
     distances = np.maximum(1 - vectors[0], 0)  # rounding puts equal genes a little below zero
     order = leaves_list(linkage(distances, "average", optimal_ordering=True))

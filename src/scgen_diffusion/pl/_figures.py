@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 import scanpy as sc
-from matplotlib.colors import to_rgba, to_rgba_array
+from matplotlib.colors import to_hex, to_rgba, to_rgba_array
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -41,7 +41,12 @@ ROWS_PER_INCH = 7  # of a legend, beside an axis that has no room for title and 
 
 
 def panels(
-    n: int, axs: Sequence[Axes] | None, *, size: tuple[float, float], sharey: bool = True, n_columns: int = N_COLUMNS
+    n: int,
+    axs: Axes | Sequence[Axes] | None,
+    *,
+    size: tuple[float, float],
+    sharey: bool = True,
+    n_columns: int = N_COLUMNS,
 ) -> list[Axes]:
     """Return the given axes, or new ones in rows, with a common y axis or separate ones.
 
@@ -54,10 +59,11 @@ def panels(
         msg = "There is nothing to plot: what to show is an empty list, or no cell has a label."
         raise ValueError(msg)
     if axs is not None:
-        if len(axs) != n:
-            msg = f"`axs` must hold one axis per panel, {n}, but found {len(axs)}."
+        given = list(np.ravel(axs))  # also one axis, or a grid
+        if len(given) != n:
+            msg = f"`axs` must hold one axis per panel, {n}, but found {len(given)}."
             raise ValueError(msg)
-        return list(axs)
+        return given
     n_columns, n_rows = min(n, n_columns), -(-n // n_columns)
     figsize = (n_columns * size[0], n_rows * size[1])
     figure, grid = plt.subplots(n_rows, n_columns, figsize=figsize, sharey=sharey, squeeze=False, layout="constrained")
@@ -65,6 +71,13 @@ def panels(
     for ax in grid.flat[n:]:
         ax.remove()
     return list(grid.flat[:n])
+
+
+def check_room(what: str, names: Sequence[str], places: str, advice: str) -> None:
+    """Raise if a picture has no room for so many names."""
+    if len(names) > MOST_LABELS:
+        msg = f"{what} has room for {MOST_LABELS} {places}, but there are {len(names)}. {advice}."
+        raise ValueError(msg)
 
 
 def one_axis(ax: Axes | None, *, size: tuple[float, float]) -> Axes:
@@ -94,7 +107,7 @@ def finish(axes: Axes | list[Axes], show: bool | None, save: str | os.PathLike[s
         if isinstance(save, bool) or not Path(save).suffix:
             msg = f"`save` must be a whole path, unlike in scanpy, such as 'umap.pdf', but found {save!r}."
             raise ValueError(msg)
-        figure.savefig(save, bbox_inches="tight", dpi=150)
+        figure.savefig(Path(save).expanduser(), bbox_inches="tight", dpi=150)
     if sc.settings.autoshow if show is None else show:
         plt.show()
         if save is not None and figure.get_gid() == OURS:
@@ -190,9 +203,11 @@ def ink(share: float = 1.0) -> tuple[float, ...]:
     return tuple(share * text[:3] + (1 - share) * ground[:3])
 
 
-def scanpy_colors(names: Sequence[str]) -> dict[str, str]:
-    """Give names the colours that scanpy would choose for that many categories."""
+def scanpy_colors(names: Sequence[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """Give names the colours that scanpy would choose for that many categories, those that are taken last."""
     colors = sc.pl.palettes.default_20 if len(names) <= 20 else sc.pl.palettes.default_102
+    others = {to_hex(color) for color in taken}
+    colors = sorted(colors, key=lambda color: to_hex(color) in others)
     return {name: colors[number % len(colors)] for number, name in enumerate(names)}
 
 
@@ -207,15 +222,15 @@ def legend_beside(ax: Axes, handles: Sequence[Artist], **look: object) -> None:
         figure.set_size_inches(width + legend.get_window_extent().width / figure.dpi, height)
 
 
-def explain_colors(ax: Axes, sections: Mapping[str, Mapping[str, str]]) -> None:
-    """Add a legend of colours to the right of the axis, in sections with headings."""
+def explain_colors(ax: Axes, *sections: tuple[str, Mapping[str, str]]) -> None:
+    """Add a legend of colours to the right of the axis, in sections with headings, which may be empty."""
     handles = []
-    for heading, colors in sections.items():
+    for heading, colors in sections:
         gap = ["", heading] if handles else [heading]
         handles += [Line2D([], [], linestyle="", label=text) for text in gap] if heading else []
         handles += [Line2D([], [], linestyle="", marker="o", color=color, label=name) for name, color in colors.items()]
     legend_beside(ax, handles, handletextpad=0.2, borderaxespad=0)
-    headings = set(sections) - {""}
+    headings = {heading for heading, _ in sections if heading}
     for text in ax.get_legend().get_texts():
         if text.get_text() in headings:
             text.set(fontweight="bold")

@@ -17,6 +17,7 @@ from ._cells import label_order, labels_of, sides_of
 from ._figures import (
     MOST_LABELS,
     SOURCES,
+    check_room,
     choose,
     explain_colors,
     finish,
@@ -123,6 +124,7 @@ def library_size(
     else:
         labels = {name: labels_of(side.cells, groupby, name).to_numpy() for name, side in sides.items()}
         order = label_order(real, groupby, *labels.values())
+        check_room("A figure", order, "labels", "Group by a column of fewer labels")
         ax = one_axis(ax, size=(6.4 + long_names(order), 1.2 + 0.36 * len(order)))
         for shift, (name, values) in zip((-0.19, 0.19), sizes.items(), strict=True):
             groups = [values[(labels[name] == label) & (values > 0)] for label in order]
@@ -132,7 +134,7 @@ def library_size(
     ax.set(xscale="log", xlabel="total counts per cell")
     plain_numbers(ax.xaxis)
     without_frame(ax)
-    explain_colors(ax, {"": names})
+    explain_colors(ax, ("", names))
     return finish(ax, show, save)
 
 
@@ -316,7 +318,7 @@ def draw_genes(
         name: f"{n_genes:,} genes" if len(table) == n_genes else f"{len(table):,} of {n_genes:,}\ngenes drawn"
         for name, table in drawn.items()
     }
-    explain_colors(ax, {"": {f"{name}\n({share})": SOURCES[name] for name, share in shares.items()}})
+    explain_colors(ax, ("", {f"{name}\n({share})": SOURCES[name] for name, share in shares.items()}))
     return drawn
 
 
@@ -397,7 +399,7 @@ def marker_dotplot(
         _check_room(len(order))  # before the markers of hundreds of labels
         is_labelled = (labels["real"] != NO_LABEL).to_numpy()
         known = labels["real"][is_labelled].to_numpy()
-        of_label = specific_genes(sides["real"].expression.values[is_labelled], known, n_genes)
+        of_label = specific_genes(sides["real"].expression.values[is_labelled], known, n_genes) if len(known) else {}
         is_repeated = real.var_names.duplicated(keep=False)  # such a name could mean another gene
         places = [place for label in order for place in of_label.get(label, []) if not is_repeated[place]]
         genes = list(real.var_names[places])

@@ -23,6 +23,7 @@ from ._figures import (
     N_COLUMNS,
     SIGNS,
     SOURCES,
+    check_room,
     choose,
     end_of_first_row,
     finish,
@@ -138,6 +139,7 @@ def mean_change(
         labels = {name: labels_of(cells, groupby, name) for name, cells in sets.items()}
         known = label_order(real, groupby, labels["real"][labels["real"] != NO_LABEL])
         groups = choose("groups", groups if groups is None else [as_label(one) for one in as_list(groups)], known)
+        check_room("A figure", groups, "panels", "Choose some `groups`, or group by a column of fewer labels")
         labels = {name: found.to_numpy() for name, found in labels.items()}
         for name, found in labels.items():
             if missing := [group for group in groups if group not in found]:
@@ -437,8 +439,8 @@ def method_names(table: pd.DataFrame, methods: Sequence[str] | Mapping[str, str]
     ValueError
         If a column is not a method.
     """
-    known = [column for column in table if column not in NOT_METHODS and table[column].dtype.kind == "f"]
-    filled = [column for column in known if table[column].notna().any()]
+    known = [column for column in table if column not in NOT_METHODS and table[column].dtype.kind in "iuf"]
+    filled = [column for column in known if table[column].dtype.kind == "f" and table[column].notna().any()]
     columns = filled if methods is None else choose("methods", methods, known)
     names = methods if isinstance(methods, Mapping) else {"value": "predicted"}
     columns = sorted(columns, key=lambda column: column in GREYS)  # keeps the order otherwise

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import scipy.sparse as sp
 from matplotlib.colors import to_rgba_array
+from mudata import MuData
 
 from scgen_diffusion._arguments import check_count
-from scgen_diffusion.data import make_indexable, obs_column
+from scgen_diffusion.data import check_is_anndata, make_indexable, obs_column
 from scgen_diffusion.metrics import ComparisonSpace, Expression, expression_of
 
 from ._cells import holds_numbers, label_colors, label_order, labels_of, number_scale, numbers_of, subsample
@@ -88,6 +89,7 @@ def sampling_path(
         If `path` does not come from ``get_sampling_path``, has fewer frames than panels, or has genes that `reference`
         lacks, or `n_panels` is no whole number above 1.
     """
+    check_is_anndata(path, "path", " Of several modalities, give one: `path['rna']`." * isinstance(path, MuData))
     choose("values", [values], ["state", "estimate"])
     rows = rows_of_frames(path)
     n_panels = min(len(rows), MOST_PANELS) if n_panels is None else check_count("n_panels", n_panels, 2, len(rows))
@@ -109,7 +111,7 @@ def sampling_path(
     axes[0].set_ylabel("PC 2")
     legend = legend | ({} if reference is None else {"real cells": BACKGROUND})
     if legend:
-        explain_colors(axes[-1], {color if color and scale is None else "": legend})
+        explain_colors(axes[-1], (color if color and scale is None else "", legend))
     if scale is not None:
         axes[0].figure.colorbar(scale, ax=axes, label=color, location="bottom", shrink=0.5, aspect=30)
     return finish(axes, show, save)

@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from scgen_diffusion.data import check_one_modality
 from scgen_diffusion.metrics import FIGURES, MIN_CELLS_PER_GROUP, excess_over_floor
 
-from ._figures import MOST_LABELS, SIGNS, choose, finish, one_axis
+from ._figures import SIGNS, check_room, choose, finish, one_axis
 
 if TYPE_CHECKING:
     import os
@@ -120,10 +120,7 @@ def scores(
             "column that tells evaluations apart in `by`."
         )
         raise ValueError(msg)
-    if len(names) > MOST_LABELS:
-        advice = "Name some in `groups`" if by is None else "Give the rows of some"
-        msg = f"A heat map has room for {MOST_LABELS} columns, but there are {len(names)}. {advice}."
-        raise ValueError(msg)
+    check_room("A heat map", names, "columns", "Name some in `groups`" if by is None else "Give the rows of some")
     table = table.assign(**badness(table))
     signs[table.loc[table["by_floor"], "metric"].unique()] += "*"
     cells = table.pivot(index="metric", columns=column, values=["value", "bad"])

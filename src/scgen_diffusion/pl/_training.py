@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from ._figures import choose, finish, panels, plain_numbers, spans_decades, with
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from matplotlib.axes import Axes
 
@@ -60,8 +61,8 @@ def training_history(
     ValueError
         If there is no history, or it lacks a loss.
     """
-    curves = {}
-    for name, table in (getattr(model, "history", model) or {}).items():
+    curves, history = {}, getattr(model, "history", model)
+    for name, table in history.items() if isinstance(history, Mapping) else ():
         curve = pd.DataFrame(table).iloc[:, 0].astype(float).dropna()
         curve.index += 1  # the first epoch is 1, as in progress bars
         if name.endswith((TRAIN, VALIDATION)) and len(curve):

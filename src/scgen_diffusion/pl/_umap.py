@@ -11,7 +11,7 @@ from anndata import AnnData
 from matplotlib.colors import to_rgba_array
 from sklearn.neighbors import NearestNeighbors
 
-from scgen_diffusion._arguments import known_names
+from scgen_diffusion._arguments import check_count, known_names
 from scgen_diffusion.metrics import ComparisonSpace, align_genes, expression_of
 
 from ._cells import (
@@ -123,6 +123,7 @@ def umap(
     >>> axes = scgd.pl.umap(adata[::2], adata[1::2], color="cell_type", show=False)
     """
     choose("fit", fit, ["real", "both"])
+    check_count("n_neighbors", n_neighbors, least=2)
     sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
     names = list(color) if isinstance(color, list | tuple) else [color]
     looks = [colors_of(sides, name, palette) for name in names]
@@ -158,7 +159,7 @@ def umap(
             ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
             ax.set(xlabel="UMAP 1", title=f"{title} ({count:,} cells)")
         row[0].set_ylabel("UMAP 2")
-        explain_colors(row[2], {name: legend, "both": SOURCES} if legend else {"": SOURCES})
+        explain_colors(row[2], *([(name, legend), ("both", SOURCES)] if legend else [("", SOURCES)]))
         if scale is not None:
             row[1].figure.colorbar(scale, ax=row[1], label=name, shrink=0.7)
     return finish(axes, show, save)
