@@ -20,6 +20,11 @@ def quality(metric, method, dataset="pbmc3k"):
     return QUALITY, {"group": "all", "metric": metric, "method": method, "dataset": dataset}, "value", 2
 
 
+def published_size(metric):
+    rows = {"group": "all", "metric": metric, "method": "SCLDM-published", "cells": "32000"}
+    return "studies/results/learning_curves.csv", rows, "value", 2
+
+
 def rival_predictions(metric, method):
     return "studies/results/perturbation.csv", {"metric": metric, "method": method}, "value", 1
 
@@ -39,6 +44,11 @@ SENTENCES = [
             for metric in ("auc_boosting", "auc_genes")
             for method in ("SCLDM-cuda", "SCLDM")
         ],
+    ),
+    (
+        "docs/user_guide/how_many_cells.md",
+        r"recognised with an AUC of ([\d.]+) in PCs and\s+([\d.]+) in genes, and their recall is ([\d.]+)\.",
+        [published_size(metric) for metric in ("auc_boosting", "auc_genes", "recall")],
     ),
     (
         "docs/faq.md",
