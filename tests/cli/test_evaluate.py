@@ -335,6 +335,14 @@ def test_notes_fail_only_if_asked(judge, monkeypatch, level, code):
     assert judge("--n-bootstrap", "5", "--fail-on", level)[0] == code
 
 
+def test_a_note_on_conditions_alone_judges_nothing(judge, monkeypatch):
+    notes = (sgd.report.Finding("note", "conditions", "Far."),)
+    found = sgd.report.Verdict("Nothing.", notes, is_judged=False)
+    monkeypatch.setattr(sgd.report, "verdict", lambda table: found)
+    code, _, err = judge(*FAIL_ON_WARNINGS)
+    assert (code, "no figure can be judged" in err) == (3, True)
+
+
 def test_the_options_of_evaluate_perturbation_reach_python(call, perturbed, monkeypatch):
     given = {}
     table = pd.DataFrame({"metric": ["w2"], "value": [1.0]})

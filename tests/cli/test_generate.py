@@ -83,6 +83,13 @@ def test_a_table_gives_every_cell_its_conditions_and_total(call, saved_model, as
     assert asked["library_size"] == [50, 70]
 
 
+def test_errors_in_a_table_name_the_table(call, saved_model, tmp_path):
+    table = tmp_path / "table.csv"
+    pd.DataFrame({"cell_type": ["NK", "TRUE"], "dose": [1.0, 100.0]}).to_csv(table, index=False)
+    code, _, err = call("generate", saved_model, tmp_path / "new.zarr", "--condition-table", table)
+    assert (code, "--condition-table has the unknown value 'TRUE'" in err) == (2, True), err
+
+
 def test_a_table_with_the_row_numbers_of_pandas_is_read_without_them(call, saved_model, asked, tmp_path):
     table = tmp_path / "table.csv"
     pd.DataFrame({"cell_type": ["NK", "rare"], "dose": [1.0, 100.0]}).to_csv(table)  # pandas writes so after a gap

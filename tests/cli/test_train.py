@@ -223,6 +223,8 @@ def test_a_model_learns_a_new_type_from_the_command_line(call, make_cells, saved
         (["--reference", "{model}", "-c", "cell_type"], "--reference and --condition exclude each other"),
         (["--reference", "{model}", "--set", "width=8"], "--reference and --set exclude each other"),
         (["--reference", "{model}", "--model", "WBDIT"], "--model WBDIT, but the reference is of class SCLDM"),
+        (["--reference", "pbmc10k_citeseq"], "The reference is of class MULTISCLDM, which reads .h5mu files"),
+        (["--reference", "pbmc10k_citeseq", "--model", "SCLDM"], "but the reference is of class MULTISCLDM"),
         (["--reference", "nowhere"], "There is no saved model at"),
         (["--trainable", "all"], "--trainable needs --reference"),
     ],

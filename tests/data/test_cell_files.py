@@ -159,9 +159,9 @@ def test_genes_can_be_chosen_by_name_or_be_those_that_all_files_share(adata, wri
 
 def test_text_and_embeddings_of_files_are_read(adata, write):
     table = pd.DataFrame(np.eye(5), index=list(adata.obs["cell_type"].cat.categories), columns=list("abcde"))
-    adata.uns["vectors"] = table
+    adata.uns["vectors"] = table[:3]
     paths = [write(adata, convert_strings_to_categoricals=False)]
-    adata.uns["vectors"] = table + 1  # that of the first file is taken
+    adata.uns["vectors"] = table[2:]  # rows are joined
     paths.append(write(adata, "b.h5ad", convert_strings_to_categoricals=False))
     options = {"set_condition_keys": ["genes"], "control_values": {"genes": "ctrl"}}
 
@@ -170,6 +170,22 @@ def test_text_and_embeddings_of_files_are_read(adata, write):
     arguments = cells.registry["setup_args"]
     assert np.array_equal(arguments["condition_embeddings"]["cell_type"], table)
     assert cells.by_key[1].members == ["A", "B"]
+
+
+@pytest.mark.parametrize("change", [lambda table: table + 1, lambda table: table.rename(columns={"a": "z"})])
+def test_embeddings_of_files_that_contradict_each_other_are_refused(adata, write, change):
+    adata.uns["vectors"] = pd.DataFrame(np.eye(5), adata.obs["cell_type"].cat.categories, list("abcde"))
+    paths = [write(adata)]
+    adata.uns["vectors"] = change(adata.uns["vectors"])
+    paths.append(write(adata, "b.h5ad"))
+    with pytest.raises(ValueError, match=r"`uns\['vectors'\]` differs between files"):
+        CellFiles(paths, condition_keys=["cell_type"], condition_embeddings={"cell_type": "vectors"})
+
+
+@pytest.mark.parametrize("wrap", [lambda cells: cells, lambda cells: [cells]])
+def test_cells_in_the_place_of_files_are_refused(adata, wrap):
+    with pytest.raises(TypeError, match="`paths` must name files, but found AnnData. Cells in memory need"):
+        CellFiles(wrap(adata))
 
 
 def test_classes_of_text_are_in_the_order_that_they_have_in_memory(adata, write):

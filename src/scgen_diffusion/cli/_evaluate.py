@@ -80,7 +80,7 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
             msg = f"--fail-on needs {what} or more."
             raise click.UsageError(msg)
     package, table = _evaluated(terminal, options)
-    levels = set()
+    levels, is_judged = set(), False
     parts = {"": table} if "modality" not in table else {f"{name}: ": part for name, part in table.groupby("modality")}
     for name, part in parts.items():
         verdict = package.report.verdict(part)
@@ -90,9 +90,10 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
                 level = click.style(f"[{finding.level}]", fg=COLOURS[finding.level])
                 terminal.say(f"{level} {finding.topic}: {finding.message}")
             levels.add(finding.level)
+        is_judged |= verdict.is_judged
     fatal = LEVELS.get(options.get("fail_on", ""), ())
     failed = [f"the verdict has {level}s" for level in fatal if level in levels]
-    if fatal and not levels:
+    if fatal and not is_judged:
         failed.append("no figure can be judged")
     _write(terminal, table, options)
     if failed:

@@ -89,7 +89,7 @@ SECTIONS = {
         option("--block-size", "Neighbouring cells that are read together.", int),
     ],
     "Model": [
-        option("--model -m", "Class of the model.", click.Choice(MODELS), default=MODELS[0]),
+        option("--model -m", f"Class of the model; default: {MODELS[0]}.", click.Choice(MODELS)),
         option("--size", "Architecture: recommended, or of the paper.", click.Choice(["default", "published"])),
         option("--set architecture", "Option of the architecture, such as n_latent=16.", SETTING),
     ],
@@ -168,7 +168,7 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     terminal.say(f"Reading {list_first(paths)}")
     data: dict[str, Any] = {}
     if "reference" in options:
-        model = _fine_tuned(package, options, stay_in_files=stay_in_files)
+        model = _fine_tuned(package, options, stay_in_files=stay_in_files, has_modalities=has_modalities)
     else:
         model, data = _new(package, options, stay_in_files=stay_in_files, has_modalities=has_modalities)
     terminal.say(str(model).partition("\n  trained:")[0])  # the rest says what to do in Python
@@ -210,7 +210,7 @@ def _new(
     package: Any, options: Mapping[str, Any], *, stay_in_files: bool, has_modalities: bool
 ) -> tuple[Any, dict[str, Any]]:
     """Return a new model, and the ``datamodule`` of cells that stay in files."""
-    paths, name = options["cells"], options["model"]
+    paths, name = options["cells"], options.get("model", MODELS[0])
     model_class = getattr(package.model, "MULTISCLDM" if name == "SCLDM" and has_modalities else name)
     architecture = given(options, "size") | options.get("architecture", {})
     setup = _setup_arguments(options, has_modalities)
@@ -223,12 +223,17 @@ def _new(
     return model_class(registry=files.registry, **architecture), {"datamodule": files}
 
 
-def _fine_tuned(package: Any, options: Mapping[str, Any], *, stay_in_files: bool) -> Any:
+def _fine_tuned(package: Any, options: Mapping[str, Any], *, stay_in_files: bool, has_modalities: bool) -> Any:
     """Return a model of the new cells that starts from the reference."""
-    paths, name = options["cells"], options["model"]
+    paths = options["cells"]
     reference = package.model.load(options["reference"], adata=False, accelerator="cpu")
-    if name not in (MODELS[0], type(reference).__name__):
-        msg = f"--model {name}, but the reference is of class {type(reference).__name__}; leave --model out."
+    name = type(reference).__name__
+    if options.get("model", name) != name:
+        msg = f"--model {options['model']}, but the reference is of class {name}; leave --model out."
+        raise click.UsageError(msg)
+    if has_modalities is not (name == "MULTISCLDM"):
+        wanted = ".h5mu files" if name == "MULTISCLDM" else ".h5ad or .zarr files, not .h5mu"
+        msg = f"The reference is of class {name}, which reads {wanted}."
         raise click.UsageError(msg)
     arguments = given(_setup_arguments(options, has_modalities=False), "condition_embeddings")
     cells = list(paths) if stay_in_files else read_cells(paths[0])
@@ -239,8 +244,8 @@ def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modal
     """Raise for options that exclude each other, before any long work."""
     of_trainer = {name: f"--{name.replace('_', '-')}" for name in (*TRAIN_OPTIONS, "checkpoint_dir")}
     of_trainer["plan_kwargs"] = "--recipe, or --autoencoder and --prior"
-    others, own = ["recipe"], "--autoencoder and --prior"
-    if options["model"] in ("SCRDIT", "WBDIT"):
+    others, own, model = ["recipe"], "--autoencoder and --prior", options.get("model", MODELS[0])
+    if model in ("SCRDIT", "WBDIT"):
         others, own = ["autoencoder", "prior"], "--recipe"
     msg = ""
     if has_modalities and any(path.suffix != MUDATA for path in options["cells"]):
@@ -258,12 +263,12 @@ def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modal
         msg = f"--{unused[0].replace('_', '-')} needs cells that stay in files: several files, or --backed."
     elif not has_modalities and ("modality" in options or isinstance(options.get("layer"), dict)):
         msg = "--modality, and --layer with a modality, need an .h5mu file."
-    elif has_modalities and options["model"] in ("SCRDIT", "WBDIT"):
-        msg = f"{options['model']} reads one modality, not .h5mu; use MULTISCLDM for several."
-    elif not has_modalities and options["model"] == "MULTISCLDM":
+    elif has_modalities and model in ("SCRDIT", "WBDIT"):
+        msg = f"{model} reads one modality, not .h5mu; use MULTISCLDM for several."
+    elif not has_modalities and model == "MULTISCLDM":
         msg = "MULTISCLDM reads .h5mu files; use SCLDM for one modality."
     elif "reference" not in options and (unused := [name for name in others if name in options]):
-        msg = f"--{unused[0]} is not for {options['model']}, which has {own}."
+        msg = f"--{unused[0]} is not for {model}, which has {own}."
     elif has_modalities and "values" in options:
         msg = "--values is for .h5ad and .zarr files; modalities of .h5mu must hold counts."
     elif "callbacks" in options.get("trainer", {}):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -38,7 +38,7 @@ from ._registry import registered_genes, registered_keys
 from ._windows import WINDOW_SIZE, Batches, WindowLoader, choose_block_size
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container
 
     from anndata import AnnData
     from mudata import MuData
@@ -72,7 +72,7 @@ class CellFiles:
     condition_keys, continuous_condition_keys, set_condition_keys, control_values
         As in :meth:`setup_anndata <scgen_diffusion.model.SCLDM.setup_anndata>`.
     condition_embeddings, unlabeled_category, values
-        Likewise. Names of embeddings refer to ``uns`` of the files.
+        Likewise. Names of embeddings refer to ``uns`` of the files, whose rows are joined.
     window_size
         Cells per window. Memory holds two windows. Larger windows shuffle better and need more memory.
     block_size
@@ -396,10 +396,18 @@ def list_paths(paths: Paths) -> list[Path]:
 
     Raises
     ------
+    TypeError
+        If one is no path.
     ValueError
         If there are none, or if two existing ones lead to the same file.
     """
-    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    given = [paths] if isinstance(paths, str | os.PathLike) or not isinstance(paths, Iterable) else list(paths)
+    if others := [path for path in given if not isinstance(path, str | os.PathLike)]:
+        msg = (
+            f"`paths` must name files, but found {type(others[0]).__name__}. Cells in memory need `setup_anndata`, or "
+            "`setup_mudata`, instead."
+        )
+        raise TypeError(msg)
     listed = [Path(path).expanduser() for path in given]
     if not listed:
         msg = "`paths` is empty; name at least one file."
@@ -632,10 +640,24 @@ def _union(parts: Sequence[pd.Categorical]) -> pd.Categorical:
 
 
 def look_up_tables(files: Sequence[AnnDataFile], tables: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return named tables from ``uns``, each of the first file that has it."""
+    """Return named tables from ``uns``, each with the rows of all files."""
     named = [table for table in tables.values() if isinstance(table, str)] if isinstance(tables, Mapping) else []
     found = {table: [entry for file in files if (entry := file.unstructured(table)) is not None] for table in named}
-    return {table: entries[0] for table, entries in found.items() if entries}
+    return {name: join_tables(name, entries) for name, entries in found.items() if entries}
+
+
+def join_tables(name: str, tables: Sequence[Any]) -> Any:
+    """Join the rows of an entry of ``uns`` of several files; raise ValueError if they contradict each other."""
+    joined = tables[0]
+    for table in tables[1:]:
+        if not isinstance(table, pd.DataFrame) or not isinstance(joined, pd.DataFrame):
+            return joined  # refused later
+        shared = table.index.intersection(joined.index)
+        if list(table) != list(joined) or not table.loc[shared].equals(joined.loc[shared]):
+            msg = f"`uns[{name!r}]` differs between files: columns, and rows of one name, must be the same in all."
+            raise ValueError(msg)
+        joined = pd.concat([joined, table[~table.index.isin(shared)]])
+    return joined
 
 
 def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -316,9 +316,14 @@ class Check:
     speaks: Literal["all", "one"] = "all"
 
     def __call__(self, rows: Rows) -> list[Finding]:
-        """Return the finding, or none where no metric of the topic was measured, or there is no structure to judge."""
+        """Return the finding, or none where no metric of the topic was measured, or there is no structure to judge.
+
+        Without structure in real cells, an error is still judged beside its floor.
+        """
         figures = known(rows, list(self.seen))
-        if not figures or any(LIMITS[f.metric].of == "structure" and f.structure < MIN_STRUCTURE for f in figures):
+        if lacks_structure(figures):
+            figures = [figure for figure in figures if LIMITS[figure.metric].of == "floor"]
+        if not figures:
             return []
         level = worst([figure.level() for figure in figures])
         spoken = [figure for figure in figures if figure.level() == level]
@@ -326,6 +331,11 @@ class Check:
             spoken = [max(spoken, key=lambda figure: figure.excess)]
         sentences = [self.seen[figure.metric].format(f=figure) for figure in spoken]
         return [make_finding(level, self.topic, " ".join(sentences), self.advice)]
+
+
+def lacks_structure(figures: Sequence[Figure]) -> bool:
+    """Return whether the real cells have too little of what a figure measures to judge it."""
+    return any(LIMITS[f.metric].of == "structure" and f.structure < MIN_STRUCTURE for f in figures)
 
 
 def make_finding(level: Level, topic: str, seen: str, advice: str) -> Finding:
@@ -869,10 +879,13 @@ class Verdict:
         Some sentences: whether a classifier can tell the cells from real ones, and which checks failed.
     findings
         One per topic, the severe ones first.
+    is_judged
+        Whether the table has a figure that could be judged.
     """
 
     summary: str
     findings: tuple[Finding, ...]
+    is_judged: bool = True
 
     @property
     def headline(self) -> str:
@@ -908,7 +921,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
     interval above the floor. A figure without an interval (all of them with ``n_bootstrap=0``) cannot tell chance: then
     any excess that is large enough counts. ``marker_slope`` is judged by its distance from the floor, on either side,
     and ``within_label_slope``, whose floor is noisy, by how much farther it is from 1 than the floor. Topics whose
-    metrics the table lacks are left out. If a classifier tells the training cells, which give the floors, from the
+    metrics the table lacks are left out, and so are correlations between genes if real cells have hardly any. If a
+    classifier tells the training cells, which give the floors, from the
     held-out ones (say, other donors), the verdict says so, and leaves out memorisation, what passes, and the advice to
     train longer. If shares of labels clearly differ from the held-out ones, as in cells for rare types, it leaves out
     what pools labels, which is a note: ``nearest_train_ratio`` (from a small difference on), correlations within
@@ -978,10 +992,14 @@ def verdict(table: pd.DataFrame) -> Verdict:
         if with_floor:  # such as `density`
             names = list_first(list(dict.fromkeys(with_floor)))
             return Verdict(
-                f"The verdict says nothing about {names} of these cells; compare each value with its floor.", findings
+                f"The verdict says nothing about {names} of these cells; compare each value with its floor.",
+                findings,
+                is_judged=False,
             )
         return Verdict(
-            "The table has no figure that can be judged: each needs a value and a floor (`n_floor` above 0).", findings
+            "The table has no figure that can be judged: each needs a value and a floor (`n_floor` above 0).",
+            findings,
+            is_judged=False,
         )
     warnings, notes = (
         [finding.topic for finding in findings if finding.level == level] for level in ("warning", "note")
@@ -994,6 +1012,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
         sentences += [f"No check failed; worth a look: {_listed(notes)}."]
     else:
         sentences += [f"All {len(findings)} checks passed." if len(findings) > 1 else "The check passed."]
+    if flat := [t for t, metrics in TOPICS.items() if t not in checked and lacks_structure(known(comparable, metrics))]:
+        sentences += [f"Not checked, because real cells have too little of it: {_listed(flat)}."]
     return Verdict(" ".join([*sentences, *_not_checked(rows, checked)]), findings)
 
 

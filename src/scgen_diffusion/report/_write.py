@@ -404,7 +404,7 @@ def _topics(table: pd.DataFrame) -> dict[str, list[dict[str, object]]]:
     """Write the rows of all cells in words, by topic."""
     topics: dict[str, list[dict[str, object]]] = {}
     for _, row in table.iterrows():
-        meaning = "" if row["metric"] in IDEALS else BETTER[row["better"]]
+        meaning = "" if row["metric"] in IDEALS else BETTER.get(row["better"], "")
         topic, title = OTHER_TOPIC, row["metric"]
         if (words := DESCRIPTIONS.get(row["metric"])) is not None:
             topic, title = words.topic, words.title[0].upper() + words.title[1:]
