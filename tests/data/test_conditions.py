@@ -104,8 +104,14 @@ def test_an_unknown_value_lists_the_known_ones_closest_first(conditions):
         conditions.encode({"cell_type": ["B", "NKT"]}, 2)
 
 
-@pytest.mark.parametrize("value", [None, np.nan, "1", 2])
-def test_values_of_another_type_or_missing_ones_are_unknown(conditions, value):
+@pytest.mark.parametrize("value", [None, np.nan, pd.NA])
+def test_cells_without_a_label_cannot_be_asked_for(conditions, value):
+    with pytest.raises(ValueError, match=f"has {value!r} for 'cell_type', which means that a cell has no label. Known"):
+        conditions.encode({"cell_type": ["NK", value]}, 2)
+
+
+@pytest.mark.parametrize("value", ["1", 2])
+def test_values_of_another_type_are_unknown(conditions, value):
     with pytest.raises(ValueError, match="unknown value"):
         conditions.encode({"dose": [1, value]}, 2)
 

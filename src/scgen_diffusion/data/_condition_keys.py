@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_scalar
 from sklearn.neighbors import NearestNeighbors
 
 from scgen_diffusion._arguments import is_number, known_names, warn_user
@@ -216,7 +217,7 @@ class CategoricalKey(ConditionKey):
             raise TypeError(msg) from error
         if (codes < 0).any():
             value = list(values)[int(np.argmin(codes))]
-            if self.unlabeled_category is not None and (pd.isna(value) or value == self.unlabeled_category):
+            if is_scalar(value) and (pd.isna(value) or value == self.unlabeled_category):
                 msg = (
                     f"{source} has {value!r} for {self.name!r}, which means that a cell has no label. "
                     f"{known_names(self.unlabeled_category, self.values)}"
