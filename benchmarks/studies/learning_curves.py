@@ -212,7 +212,7 @@ def summarise(table: pd.DataFrame) -> str:
             "",
             markdown_table(["", *wide.columns], rows),
             "",
-            "; ".join(table[["machine", "versions", "date"]].iloc[-1]),
+            f"Newest rows: {'; '.join(table[['machine', 'versions', 'date']].iloc[-1])}. Others: `learning_curves.csv`.",
             "",
         ]
     )

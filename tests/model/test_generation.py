@@ -498,7 +498,7 @@ def test_totals_far_above_all_training_cells_give_a_warning_and_are_noted(traine
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "Too few epochs")
         trained_any.generate(**asked, library_size=[1, 10, 1.9 * largest])
-    with pytest.warns(UserWarning, match="`library_size` asks for up to 1,000 counts, but no .* has more than about 1"):
+    with pytest.warns(UserWarning, match="`library_size` asks for up to 1,000 counts.* up to about 1"):
         cells = trained_any.generate(**asked, library_size=[1, 10, 1000])
 
     assert cells.uns["scgen_diffusion"]["outside_training"] == ["library_size 1000"]

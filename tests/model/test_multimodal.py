@@ -17,10 +17,11 @@ import scvi
 import torch
 
 from scgen_diffusion.data import CellFiles, MuDataFiles, RegisteredCells
+from scgen_diffusion.diffusion import Generators
 from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT, WBDIT, load
 from scgen_diffusion.model._scldm import RECIPES
 from scgen_diffusion.model._training_pairs import TrainingPairs
-from scgen_diffusion.module import ModalityPanel, MultimodalModule, Posterior
+from scgen_diffusion.module import ModalityPanel, MultimodalModule, OutlierCounts, Posterior
 from scgen_diffusion.train import PerturbationGroup, counts_per_gene
 
 pytestmark = [
@@ -136,6 +137,22 @@ def test_library_sizes_are_given_per_modality(multimodal):
     for wrong, error in ((-3, ValueError), ([1, 2], ValueError), (None, TypeError)):
         with pytest.raises(error, match=r"`library_size\['prot'\]` must be .*but found"):
             multimodal.generate(3, library_size={"prot": wrong})
+
+
+def test_totals_below_those_of_training_are_raised_only_for_counts_with_outliers(multimodal, monkeypatch):
+    module, ones = multimodal.module, torch.ones(2, 3)
+    least = module.library_size.limits()[0, 0]
+    assert least > 1
+    assert module._raised(ones) is ones  # panels of few features have none
+
+    monkeypatch.setattr(module.likelihood.parts[0], "outliers", OutlierCounts(module.n_features[0]))
+
+    assert module._raised(ones).tolist() == [[least, 1, 1]] * 2
+    cells = torch.full((2, sum(module.n_features)), 40.0)
+    thinned = module._thinned(cells, torch.tensor([[0.25, 1, 1], [1, 1, 1]]), Generators(0, range(2)))
+    assert thinned[0, : module.n_features[0]].mean() == pytest.approx(10, rel=0.3)
+    assert torch.equal(thinned[0, module.n_features[0] :], cells[0, module.n_features[0] :])
+    assert torch.equal(thinned[1], cells[1])
 
 
 @pytest.mark.parametrize(

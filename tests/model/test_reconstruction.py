@@ -82,6 +82,16 @@ def test_posterior_predictive_samples_are_reconstructions(trained):
     assert (several.todense()[..., 1] != first).any()
 
 
+def test_samples_of_a_cell_do_not_depend_on_a_shallow_neighbour(trained):
+    cells = trained.adata.copy()
+    cells.X[5] = np.eye(1, cells.n_vars)  # fewer counts than any training cell
+
+    changed, usual = (trained.posterior_predictive_sample(x, n_samples=2, seed=0) for x in (cells, trained.adata))
+
+    others = np.arange(cells.n_obs) != 5
+    np.testing.assert_array_equal(changed.todense()[others], usual.todense()[others])
+
+
 @pytest.fixture(scope="module")
 def reconstructing(make_trained):
     return make_trained(max_epochs={"autoencoder": 30, "prior": 1})

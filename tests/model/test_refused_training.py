@@ -180,8 +180,8 @@ def test_a_number_is_no_limit_of_time(own, max_time):
 @pytest.mark.parametrize(
     ("option", "value", "allowed"),
     [
-        ("early_stopping_patience", "five", "a whole number of at least 1"),
-        ("early_stopping_patience", 2.5, "a whole number of at least 1"),
+        ("early_stopping_patience", "five", "a whole number of at least 0"),
+        ("early_stopping_patience", 2.5, "a whole number of at least 0"),
         ("check_val_every_n_epoch", 0, "a whole number of at least 1"),
         ("early_stopping_min_delta", float("nan"), "a number of at least 0"),
         ("checkpoint_minutes", "5", "a number of at least 0"),

@@ -70,6 +70,17 @@ def test_a_low_and_a_high_total_enclose_95_percent_of_the_cells():
     torch.testing.assert_close(bounds, torch.tensor([1000.0, 1025, 1975, 2000]), atol=1, rtol=0)
 
 
+def test_limits_are_those_of_all_cells_also_after_fine_tuning():
+    model, condition = LibrarySizeModel((2,), 6), torch.zeros(100, 1, dtype=torch.long)
+    model.fit(torch.arange(100.0, 200).log(), condition)
+    assert model.limits().tolist() == [[100, 199]]
+
+    model.n_kept.fill_(len(model.codes))
+    model.fit(torch.arange(20.0, 120).log(), condition + 1)
+
+    assert model.limits().tolist() == [[20, 199]]
+
+
 def test_a_modality_that_no_new_cell_has_keeps_its_distribution(fitted):
     before = fitted.quantiles.clone()
 

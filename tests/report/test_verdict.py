@@ -629,14 +629,16 @@ def test_data_without_structure_between_genes_is_not_judged_by_it():
     without.loc[without["metric"] == "within_label_correlation", "floor"] = 0.05
     result = verdict(without)
     assert "gene-gene structure" not in topics(result)
-    assert "Not checked, because real cells have too little of it: gene-gene structure." in result.summary
+    assert "Real cells have too little gene-gene structure to check it." in result.summary
     assert "too little" not in verdict(table()).summary
 
 
 def test_modalities_are_judged_by_their_error_where_those_of_real_cells_do_not_go_together():
     without = table(cross_correlation_similarity=0.01, cross_correlation_error=0.3)
     without.loc[without["metric"] == "cross_correlation_similarity", "floor"] = 0.05
-    assert level_of(verdict(without), "modalities") == "warning"
+    result = verdict(without)
+    assert level_of(result, "modalities") == "warning"
+    assert "Real cells have too little correlation between modalities to check it." in result.summary
 
 
 def test_structure_is_judged_also_where_nothing_was_shuffled():

@@ -75,8 +75,9 @@ def in_shell(message: str) -> str:
     context = click.get_current_context(silent=True)
     params = context.command.params if context is not None else ()
     options = {param.name: param.opts[0] for param in params if isinstance(param, click.Option)}
-    if context is not None and context.params.get("condition_table"):
-        options["condition"] = options["condition_table"]
+    for name, of_table in {"condition": "condition_table", "library_size": "library_size_column"}.items():
+        if context is not None and context.params.get(of_table):
+            options[name] = options[of_table]
 
     def as_option(found: re.Match[str]) -> str:
         names = (found[1], re.sub(r"(_key|_value)?s$", "", found[1]))

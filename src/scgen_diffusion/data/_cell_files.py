@@ -647,13 +647,14 @@ def look_up_tables(files: Sequence[AnnDataFile], tables: Mapping[str, Any] | Non
 
 
 def join_tables(name: str, tables: Sequence[Any]) -> Any:
-    """Join the rows of an entry of ``uns`` of several files; raise ValueError if they contradict each other."""
+    """Join the rows of an entry of ``uns`` of several files; raise if they contradict each other."""
     joined = tables[0]
     for table in tables[1:]:
-        if not isinstance(table, pd.DataFrame) or not isinstance(joined, pd.DataFrame):
-            return joined  # refused later
+        if any(not isinstance(each, pd.DataFrame) for each in (joined, table)):
+            msg = f"`uns[{name!r}]` must be a DataFrame in every file, or in one of them."
+            raise TypeError(msg)
         shared = table.index.intersection(joined.index)
-        if list(table) != list(joined) or not table.loc[shared].equals(joined.loc[shared]):
+        if list(table) != list(joined) or not np.allclose(table.loc[shared], joined.loc[shared]):
             msg = f"`uns[{name!r}]` differs between files: columns, and rows of one name, must be the same in all."
             raise ValueError(msg)
         joined = pd.concat([joined, table[~table.index.isin(shared)]])

@@ -158,7 +158,7 @@ class CellGenerator:
         starts = self._start_conditions(distinct, options.guidance)
         outside = self.warn_outside_training(distinct, draws_totals=draws_totals, unjudged=starts)
         if output == "counts":
-            outside += self._warn_of_large_totals(sizes)
+            outside += self.warn_of_large_totals(sizes)
         few = self._warn_of_few_cells(distinct if starts is None else starts)
         provenance = self.provenance(condition, options, sizes, seed)
         provenance |= {"outside_training": outside, "few_training_cells": few}
@@ -243,7 +243,7 @@ class CellGenerator:
             warn_user(f"Some numbers are far from those of the training cells: {', '.join(extrapolated)}.")
         return [*described, *extrapolated]
 
-    def _warn_of_large_totals(self, sizes: str | np.ndarray) -> list[str]:
+    def warn_of_large_totals(self, sizes: str | np.ndarray) -> list[str]:
         """Warn about given totals far above those of the training cells, and describe them for the provenance."""
         if isinstance(sizes, str) or not self.library_sizes.is_fitted:
             return []
@@ -255,8 +255,8 @@ class CellGenerator:
                 described.append(f"{name} {asked:.0f}")
                 most = f"{float(f'{seen:.2g}'):,.0f}"  # the exact one is a training cell's own
                 warn_user(
-                    f"`{name}` asks for up to {asked:,.0f} counts, but no training cell has more than about {most}. "
-                    "Such cells are extrapolated: their zeros and the spread of their counts may be wrong."
+                    f"`{name}` asks for up to {asked:,.0f} counts, but training cells have up to about {most}. Such "
+                    "cells are extrapolated: their zeros and the spread of their counts may be wrong."
                 )
         return described
 

@@ -211,6 +211,8 @@ class Prediction:
         draws_totals = isinstance(request.library_size, str)
         unjudged = None if groups is None else both[np.tile(is_same, 2)]  # a verdict looks at the control cells too
         outside = engine.warn_outside_training(both, draws_totals=draws_totals, unjudged=unjudged)
+        if output == "counts" and request.library_size is not None:
+            outside += engine.warn_of_large_totals(request.library_size)
         provenance = engine.provenance(condition, sampling, library_size, request.seed)
         record = describe_counterfactual(request, chosen_method, condition)
         provenance |= record | {"outside_training": outside}

@@ -189,8 +189,14 @@ class LibrarySizeModel(nn.Module):
         return tuple(_interpolate(quantiles, level).exp().round() for level in levels)
 
     def limits(self) -> Tensor:
-        """Return the least and the largest total of all training cells, ``(1, 2)``."""
-        return self.quantiles[:1, [0, -1]].exp().round()
+        """Return the least and the largest total of all training cells, ``(1, 2)``, or of their distributions.
+
+        In a fine-tuned model, the first group has the cells of the reference only.
+        """
+        of_cells = (self.codes >= 0).all(1)
+        of_cells[0] = True
+        least, largest = self.quantiles[of_cells][:, [0, -1]].unbind(1)
+        return torch.stack([least.min(), largest.max()])[None].exp().round()
 
     def expected(self, condition: Tensor) -> Tensor:
         """Return the mean log total ``(n,)`` of cells with conditions ``(n, columns)``, as far as these are given."""

@@ -389,9 +389,14 @@ class SCLDMModule(ConditionedModule):
         *,
         lacking: Tensor | None = None,
     ) -> Tensor:
-        """Decode standardised latents and draw cells ``(n_wanted, genes)``."""
+        """Decode standardised latents and draw cells ``(n_wanted, genes)``.
+
+        Cells with totals below those of training are thinned, so that outliers do not add far more counts.
+        """
         z = self.unstandardise(states)
-        return self.draw_cells(z, draw_totals(z), wanted, shown, lacking)
+        totals = draw_totals(z).reshape(len(z), -1)
+        raised = self._raised(totals)
+        return self._thinned(self.draw_cells(z, raised, wanted, shown, lacking), totals / raised, wanted)
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the inversion by the probability flow, in the steps of a sampler."""
@@ -423,7 +428,9 @@ class SCLDMModule(ConditionedModule):
         z = posterior.draw(generators.normal(*self.latent_shape)) if sample else posterior.mean
         states = self.standardise(z)
         new_z = self.unstandardise(move(states))
-        decoded = self.generative(new_z, draw_totals(new_z).reshape(len(z), -1))
+        totals = draw_totals(new_z).reshape(len(z), -1)
+        raised = self._raised(totals) if sample and residuals != "own" else totals  # as in `cells_of`
+        decoded = self.generative(new_z, raised)
         if perturbed is not None:
             decoded = self.with_missed_changes(decoded, states, *perturbed)
         if not sample:
@@ -431,7 +438,8 @@ class SCLDMModule(ConditionedModule):
         wanted = generators.first(n_wanted)
         if residuals == "own":
             return self.counterfactual_cells(x, z, decoded, wanted)
-        return self.likelihood.sample(self.likelihood.parameters_per_cell(**decoded)[:n_wanted], wanted)
+        cells = self.likelihood.sample(self.likelihood.parameters_per_cell(**decoded)[:n_wanted], wanted)
+        return self._thinned(cells, totals / raised, wanted)
 
     def profiles_of(self, states: Tensor, condition: Tensor | None = None) -> Tensor:
         """Decode standardised latents ``(cells, tokens, n_latent)`` to expected profiles, ``(cells, genes)``."""
@@ -474,19 +482,29 @@ class SCLDMModule(ConditionedModule):
         """Decode latents ``(cells, tokens, n_latent)`` with totals ``(cells, ...)``; draw a cell by each generator.
 
         With conditions ``(cells, columns)`` their effects are added, and so are changes that the decoder lacks. With
-        fewer generators than latents, only the first latents give cells. A total below that of every training cell is
-        drawn with the least of theirs, of which a part of the molecules stays: outliers do not follow the total.
+        fewer generators than latents, only the first latents give cells.
         """
-        sizes = deep = totals.reshape(len(z), -1)
-        if self.output_values == "counts" and self.library_size.is_fitted:
-            deep = sizes.clamp(min=self.library_size.limits()[:, 0])
-        parameters = self.likelihood.parameters_per_cell(**self.decode(z, deep, condition, lacking))
-        cells = self.likelihood.sample(parameters[: len(generators)], generators)
-        kept = (sizes / deep)[: len(generators)]
-        if kept.min() == 1:
+        decoded = self.decode(z, totals.reshape(len(z), -1), condition, lacking)
+        parameters = self.likelihood.parameters_per_cell(**decoded)
+        return self.likelihood.sample(parameters[: len(generators)], generators)
+
+    def _raised(self, totals: Tensor) -> Tensor:
+        """Raise totals ``(cells, ...)`` to the least one of training cells where outliers do not follow them."""
+        parts = getattr(self.likelihood, "parts", [self.likelihood])
+        follow = [getattr(part, "outliers", None) is None for part in parts]
+        if all(follow) or not self.library_size.is_fitted:
+            return totals
+        least = self.library_size.limits()[:, 0]
+        return totals.clamp(min=least * (~torch.tensor(follow, device=least.device)))
+
+    def _thinned(self, cells: Tensor, kept: Tensor, generators: Generators) -> Tensor:
+        """Keep a share of the molecules of cells ``(cells, genes)`` that were drawn with raised totals."""
+        kept = kept[: len(cells)]
+        if (kept == 1).all():
             return cells
-        uniform = generators.uniform(cells.shape[1], dtype=torch.float64)  # the last, so that other cells stay
-        return draw_binomial(uniform, cells, self.spread(kept).expand_as(cells))
+        uniform = generators.uniform(cells.shape[1], dtype=torch.float64)  # the last draw, so that other cells stay
+        drawn = draw_binomial(uniform, cells.nan_to_num(), self.spread(kept).expand_as(cells))
+        return torch.where(cells.isfinite(), drawn, cells)
 
     def with_missed_changes(
         self,

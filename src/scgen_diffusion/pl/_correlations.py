@@ -36,7 +36,7 @@ def gene_correlation(
     layer: str | None = None,
     max_cells: int = 20_000,
     seed: int = 0,
-    axs: Sequence[Axes] | None = None,
+    axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:

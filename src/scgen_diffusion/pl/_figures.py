@@ -73,10 +73,10 @@ def panels(
     return list(grid.flat[:n])
 
 
-def check_room(what: str, names: Sequence[str], places: str, advice: str) -> None:
+def check_room(what: str, names: Sequence[str], places: str, advice: str, most: int = MOST_LABELS) -> None:
     """Raise if a picture has no room for so many names."""
-    if len(names) > MOST_LABELS:
-        msg = f"{what} has room for {MOST_LABELS} {places}, but there are {len(names)}. {advice}."
+    if len(names) > most:
+        msg = f"{what} has room for {most} {places}, but there are {len(names)}. {advice}."
         raise ValueError(msg)
 
 
@@ -205,8 +205,8 @@ def ink(share: float = 1.0) -> tuple[float, ...]:
 
 def scanpy_colors(names: Sequence[str], taken: Iterable[str] = ()) -> dict[str, str]:
     """Give names the colours that scanpy would choose for that many categories, those that are taken last."""
-    colors = sc.pl.palettes.default_20 if len(names) <= 20 else sc.pl.palettes.default_102
     others = {to_hex(color) for color in taken}
+    colors = sc.pl.palettes.default_20 if len(names) + len(others) <= 20 else sc.pl.palettes.default_102
     colors = sorted(colors, key=lambda color: to_hex(color) in others)
     return {name: colors[number % len(colors)] for number, name in enumerate(names)}
 

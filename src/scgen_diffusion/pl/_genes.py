@@ -15,7 +15,6 @@ from scgen_diffusion.metrics import gene_statistics, marker_genes
 
 from ._cells import label_order, labels_of, sides_of
 from ._figures import (
-    MOST_LABELS,
     SOURCES,
     check_room,
     choose,
@@ -44,6 +43,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LARGEST_DOT = 130.0  # area for a gene that every cell expresses, in points squared
 SHIFTS = (-0.22, 0.22)  # vertical shift of the rows of real and synthetic cells within a label
 LEAST_DRAWN = 5  # cells of a label
+MOST_GENES = 300  # of a dot plot
 
 
 def library_size(
@@ -239,7 +239,7 @@ def zero_fraction(
     max_cells: int = 20_000,
     size: float | None = None,
     seed: int = 0,
-    axs: Sequence[Axes] | None = None,
+    axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
@@ -393,10 +393,10 @@ def marker_dotplot(
     sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed, groupby=groupby)
     labels = {name: labels_of(side.cells, groupby, name) for name, side in sides.items()}
     order = label_order(real, groupby, *labels.values())
+    check_room("A dot plot", order, "labels", "Give the cells of some labels")
     title = "Expression of genes"
     if genes is None:
         title = "Marker genes of real cells"
-        _check_room(len(order))  # before the markers of hundreds of labels
         is_labelled = (labels["real"] != NO_LABEL).to_numpy()
         known = labels["real"][is_labelled].to_numpy()
         of_label = specific_genes(sides["real"].expression.values[is_labelled], known, n_genes) if len(known) else {}
@@ -410,7 +410,7 @@ def marker_dotplot(
             )
             raise ValueError(msg)
     genes = list(dict.fromkeys(choose("genes", genes, real.var_names)))
-    _check_room(len(order), len(genes))
+    check_room("A dot plot", genes, "genes", "Choose some in `genes`", most=MOST_GENES)
     means, shares = {}, {}  # labels in rows, genes in columns
     for name, side in sides.items():
         places = side.cells.var_names.get_indexer_for(genes)
@@ -442,16 +442,6 @@ def marker_dotplot(
     without_frame(ax)
     explain_dots(ax, image)
     return finish(ax, show, save)
-
-
-def _check_room(n_labels: int, n_genes: int = 0) -> None:
-    """Raise if a dot plot has too many labels or genes."""
-    if max(n_labels, n_genes / 3) > MOST_LABELS:
-        msg = (
-            f"A dot plot has room for {MOST_LABELS} labels and {3 * MOST_LABELS} genes. Labels: {n_labels}, genes: "
-            f"{n_genes or 'not chosen yet'}. Give the cells of some labels, or choose `genes`."
-        )
-        raise ValueError(msg)
 
 
 def specific_genes(values: sp.csr_matrix, labels: NDArray, n_genes: int) -> dict[str, list[int]]:

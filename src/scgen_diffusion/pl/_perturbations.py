@@ -74,7 +74,7 @@ def mean_change(
     n_top: int = 100,
     n_names: int = 10,
     layer: str | None = None,
-    axs: Sequence[Axes] | None = None,
+    axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
@@ -310,7 +310,7 @@ def perturbation_scores(
     metrics: Sequence[str] | None = None,
     cases: Sequence[str] | None = None,
     methods: Sequence[str] | Mapping[str, str] | None = None,
-    axs: Sequence[Axes] | None = None,
+    axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
@@ -374,12 +374,8 @@ def perturbation_scores(
     if not is_one:
         labels = (table["perturbation"].astype(str) + ", " + labels).str.removesuffix(", all")
     cases = choose("cases", cases, labels.unique())
-    if len(cases) > MOST_CASES:
-        msg = (
-            f"A figure has room for {MOST_CASES} cases, but there are {len(cases)}. Name some in `cases`; "
-            "`perturbation_strengths` shows whole screens."
-        )
-        raise ValueError(msg)
+    advice = "Name some in `cases`; `perturbation_strengths` shows whole screens"
+    check_room("A figure", cases, "cases", advice, most=MOST_CASES)
     names = method_names(table, methods)
     own = [column for column in names if column not in GREYS]
     if len(own) > len(COLORS):

@@ -41,7 +41,7 @@ def sampling_path(
     layer: str | None = None,
     palette: Mapping[str, str] | Sequence[str] | None = None,
     size: float | None = None,
-    axs: Sequence[Axes] | None = None,
+    axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:

@@ -26,7 +26,7 @@ def training_history(
     losses: str | Sequence[str] | None = None,
     *,
     log: bool | None = None,
-    axs: Sequence[Axes] | None = None,
+    axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:

@@ -57,7 +57,7 @@ def umap(
     palette: Mapping[str, str] | Sequence[str] | None = None,
     size: float | None = None,
     seed: int = 0,
-    axs: Sequence[Axes] | None = None,
+    axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:

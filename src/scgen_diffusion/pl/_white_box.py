@@ -62,7 +62,7 @@ def layer_statistics(
     groups: Sequence[str] | None = None,
     palette: Mapping[str, str] | None = None,
     ylabel: str | None = None,
-    axs: Sequence[Axes] | None = None,
+    axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:

@@ -60,7 +60,7 @@ NEEDLESS_WARNINGS = (
     "Total length of .* across ranks is zero",  # no cells to validate on
 )
 
-COUNTS = ("early_stopping_patience", "check_val_every_n_epoch", "accumulate_grad_batches")
+COUNTS = {"early_stopping_patience": 0, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1}  # least
 NUMBERS = ("early_stopping_min_delta", "checkpoint_minutes")
 
 
@@ -246,9 +246,9 @@ def check_trainer_options(
     **options: Any,
 ) -> None:
     """Raise for options that Lightning or scvi-tools refuse, or fail with later, before anything is changed."""
-    for name in COUNTS:
+    for name, least in COUNTS.items():
         if options.get(name) is not None:
-            check_count(name, options[name])
+            check_count(name, options[name], least)
     for name in NUMBERS:
         if not (is_number(value := options.get(name, 0)) and value >= 0):  # NaN is none
             msg = f"`{name}` must be a number of at least 0, but found {value!r}."
