@@ -73,10 +73,10 @@ def in_shell(message: str) -> str:
     for pattern, advice in SPELLINGS.items():
         message = re.sub(pattern, advice, message, flags=re.DOTALL)
     context = click.get_current_context(silent=True)
-    params = context.command.params if context is not None else ()
+    params, given = (context.command.params, context.params) if context is not None else ((), {})
     options = {param.name: param.opts[0] for param in params if isinstance(param, click.Option)}
     for name, of_table in {"condition": "condition_table", "library_size": "library_size_column"}.items():
-        if context is not None and context.params.get(of_table):
+        if given.get(of_table):
             options[name] = options[of_table]
 
     def as_option(found: re.Match[str]) -> str:

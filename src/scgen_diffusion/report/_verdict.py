@@ -851,10 +851,10 @@ TOPICS = {
     "group shares": ("group_share_difference",),
     **{check.topic: tuple(check.seen) for check in CHECKS if isinstance(check, Check) and check.topic != "modalities"},
 }
-#: By what real cells may have too little of.
+#: What real cells may have too little of, and the metric that shows it.
 STRUCTURES = {
-    "gene-gene structure": ("within_label_correlation",),
-    "correlation between modalities": ("cross_correlation_similarity",),
+    "gene-gene structure": "within_label_correlation",
+    "correlation between modalities": "cross_correlation_similarity",
 }
 
 
@@ -927,13 +927,13 @@ def verdict(table: pd.DataFrame) -> Verdict:
     any excess that is large enough counts. ``marker_slope`` is judged by its distance from the floor, on either side,
     and ``within_label_slope``, whose floor is noisy, by how much farther it is from 1 than the floor. Topics whose
     metrics the table lacks are left out, and so are correlations between genes if real cells have hardly any. If a
-    classifier tells the training cells, which give the floors, from the
-    held-out ones (say, other donors), the verdict says so, and leaves out memorisation, what passes, and the advice to
-    train longer. If shares of labels clearly differ from the held-out ones, as in cells for rare types, it leaves out
-    what pools labels, which is a note: ``nearest_train_ratio`` (from a small difference on), correlations within
-    labels, markers, and ``transfer_f1``. Of ``nearer_than_held_out``, it leaves out as much as the shares can explain.
-    A group is called missing only if chance does not explain it, however many groups there are. Groups that were not
-    judged, such as those of few cells, are named in a note, and so is what was asked for outside of the training cells.
+    classifier tells the training cells, which give the floors, from the held-out ones (say, other donors), the verdict
+    says so, and leaves out memorisation, what passes, and the advice to train longer. If shares of labels clearly
+    differ from the held-out ones, as in cells for rare types, it leaves out what pools labels, which is a note:
+    ``nearest_train_ratio`` (from a small difference on), correlations within labels, markers, and ``transfer_f1``. Of
+    ``nearer_than_held_out``, it leaves out as much as the shares can explain. A group is called missing only if chance
+    does not explain it, however many groups there are. Groups that were not judged, such as those of few cells, are
+    named in a note, and so is what was asked for outside of the training cells.
     Totals that differ are a note at most if they were given as ``library_size``.
     If the training of the model was far too short, that is the first warning, and there is no other advice. If held-out
     cells are training cells, it says so, and nothing good about copies and memorisation. A verdict cannot see what no
@@ -1017,8 +1017,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
         sentences += [f"No check failed; worth a look: {_listed(notes)}."]
     else:
         sentences += [f"All {len(findings)} checks passed." if len(findings) > 1 else "The check passed."]
-    flat = [what for what, metrics in STRUCTURES.items() if lacks_structure(known(comparable, metrics))]
-    if flat:
+    if flat := [what for what, metric in STRUCTURES.items() if lacks_structure(known(comparable, [metric]))]:
         sentences += [f"Real cells have too little {_listed(flat)} to check it."]
     return Verdict(" ".join([*sentences, *_not_checked(rows, checked)]), findings)
 
