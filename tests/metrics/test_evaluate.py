@@ -12,9 +12,10 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from scgen_diffusion.data import CellFiles
-from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, _evaluate, evaluate
+from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, _evaluate, evaluate, wasserstein_2
 from scgen_diffusion.metrics._comparison import interval
 from scgen_diffusion.metrics._evaluate import choose_metrics
+from scgen_diffusion.metrics._safety import nearness
 from scgen_diffusion.report import verdict
 
 N_GENES = 40
@@ -546,6 +547,24 @@ def test_the_cells_that_the_components_were_chosen_on_take_no_part_in_the_attack
     found = table(*sets[:2], train=sets[2], metrics=["membership_auc"])
     for column in ("value", "floor"):
         assert figure(found, "membership_auc", column) == pytest.approx(0.5, abs=0.12)  # standard error 0.03
+
+
+def test_every_floor_of_the_attack_draws_its_own_training_cells(monkeypatch):
+    seeds = []
+
+    def attack(*points, seed):
+        seeds.append(seed)
+        return nearness(*points, seed=seed)
+
+    monkeypatch.setattr("scgen_diffusion.metrics._catalogue.nearness", attack)
+    table(metrics="membership_auc", n_floor=3)
+    assert len(set(seeds)) == 4  # the value, too
+
+
+def test_optimal_transport_moves_all_cells_that_are_compared(monkeypatch):
+    expected = figure(table(metrics="w2"), "w2")
+    monkeypatch.setitem(wasserstein_2.__kwdefaults__, "max_cells", 50)
+    assert figure(table(metrics="w2"), "w2") == expected
 
 
 def test_genes_shuffled_within_groups_score_like_the_shuffled_column():

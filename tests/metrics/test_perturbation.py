@@ -186,6 +186,18 @@ def test_more_predicted_cells_do_not_make_more_differential_genes():
     )
 
 
+@pytest.mark.parametrize("n_predicted", [50, 200])
+def test_noise_of_few_predicted_cells_makes_no_differential_genes(n_predicted):
+    n_genes = 300
+    rate = rng().gamma(0.3, 4.0, n_genes) + 0.02
+    n_found = []
+    for i in range(20):
+        real, control = (GeneMoments.of(expression(rate, [side, i], 1_000, n_genes)) for side in (1, 2))
+        predicted = GeneMoments.of(expression(rate, [3, i], n_predicted, n_genes))
+        n_found.append(predicted_effect(predicted, real, control).is_significant.any())
+    assert np.mean(n_found) < 0.25  # 0.05 is expected; this is four standard errors of 20 runs above it
+
+
 N_GENES = 40
 UP, DOWN = 2.0, -2.0
 

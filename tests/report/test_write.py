@@ -209,6 +209,23 @@ def test_arguments_are_checked_beside_a_table(tmp_path, options, message):
 
 
 @pytest.mark.usefixtures("without_rendering")
+@pytest.mark.parametrize(
+    ("given", "source"), [(TABLE, "a table that was given"), (None, "at most 60 cells on either side")]
+)
+def test_the_page_says_where_its_scores_come_from(tmp_path, monkeypatch, given, source):
+    looks = {}
+    monkeypatch.setattr("scgen_diffusion.report._write.evaluate", lambda *_, **__: TABLE)
+    monkeypatch.setattr("scgen_diffusion.pl.umap", lambda *_, **look: looks.update(look) or plt.figure().add_subplot())
+    options = {"groupby": "cell_type", "table": given, "max_cells": 60, "seed": 7}
+    path = sgd.report.write(cells(1), cells(2), tmp_path / "report.html", **options)
+    page = path.read_text(encoding="utf-8")
+    assert f"<dt>scores from</dt><dd>{source}</dd>" in page
+    assert "<dt>cells drawn at most</dt><dd>60</dd>" in page
+    assert "<dt>seed</dt><dd>7</dd>" in page
+    assert looks["seed"] == 7
+
+
+@pytest.mark.usefixtures("without_rendering")
 def test_generated_cells_may_lack_the_layer_of_the_real_ones(tmp_path):
     real, synthetic = cells(1), cells(2)
     real.layers["raw"] = real.X.copy()

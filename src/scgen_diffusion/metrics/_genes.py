@@ -462,7 +462,7 @@ def marker_genes(cells: AnnData, groupby: str, *, n_genes: int = 50, layer: str 
     groupby
         Column of `obs` with the labels.
     n_genes
-        Markers per label; fewer if there are fewer genes.
+        Markers per label. With fewer genes, all are returned, also those that are lower in the label (score below 0).
     layer
         Layer with the counts.
 
@@ -521,7 +521,7 @@ def marker_agreement(
     groupby
         Column of `obs` with the labels.
     n_genes
-        Markers per label.
+        Markers per label. Choose far fewer than there are genes: if all are markers, the overlap is always 1.
     layer
         Layer with the counts.
 

@@ -133,9 +133,9 @@ class Effect:
 def effects(real: Cells, predicted: Cells, control: Cells, *, layer: str | None = None) -> tuple[Effect, Effect]:
     """Return the effect of a perturbation in real and in predicted cells, against the same control.
 
-    All metrics of changes compare these two. Predicted cells are tested as if there were as many as real ones. In the
-    tests, the smaller of two sets has at least the variance of the larger one: with few cells against many, Welch's own
-    test calls genes that happen to have no count in the few cells.
+    All metrics of changes compare these two. More predicted than real cells are tested as if there were as many as real
+    ones; fewer find fewer differential genes. In the tests, the smaller of two sets has at least the variance of the
+    larger one: with few cells against many, Welch's own test calls genes that happen to have no count in the few cells.
 
     Parameters
     ----------
@@ -200,11 +200,11 @@ def control_share_of(predicted: Cells, control: Cells) -> float:
 
 
 def predicted_effect(predicted: GeneMoments, real: GeneMoments, control: GeneMoments) -> Effect:
-    """Return the effect in predicted cells, tested as if there were as many as real cells.
+    """Return the effect in predicted cells, tested as if there were at most as many as real cells.
 
     More cells give smaller p-values. Without this, a model would get more differential genes by generating more cells.
     """
-    return Effect(replace(predicted, n_cells=real.n_cells), control)
+    return Effect(replace(predicted, n_cells=min(predicted.n_cells, real.n_cells)), control)
 
 
 def mean_change_correlation(real: Effect, predicted: Effect, *, n_top: int | None = None) -> float:
@@ -501,8 +501,9 @@ def gene_changes(real: Cells, predicted: Cells, control: Cells, *, layer: str | 
     -------
     A row per gene, sorted by how clearly it changes in real cells: `real` and `predicted`, the change of the mean
     (log-normalised values); `real_t` and `predicted_t`, Welch's *t*; `real_is_differential` and
-    `predicted_is_differential`, from Welch's test at a false discovery rate of 5 %. Predicted cells are tested as if
-    there were as many as real ones. The index holds the gene names, or positions if the cells have no names.
+    `predicted_is_differential`, from Welch's test at a false discovery rate of 5 %. More predicted than real cells are
+    tested as if there were as many as real ones. The index holds the gene names, or positions if the cells have no
+    names.
 
     See Also
     --------

@@ -258,7 +258,9 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
     draw_floor = split_real if pools.floor is None else lambda: compare(first, draw_others())
     floors = [draw_floor() for _ in range(draws.n_floor if has_others else 0)]
     is_judged_by_training = pools.training is not None and group is None
-    held_out_floors = [split_real() for _ in range(draws.n_floor if is_judged_by_training else 0)]
+    n_held_out = draws.n_floor if is_judged_by_training else 0
+    # each has its own draw of training cells, so that their mean has less noise
+    held_out_floors = [replace(split_real(), seed=draws.seed + i) for i in range(1, n_held_out + 1)]
     to_shuffle = [draw_others(mixing, mixing_further)] if has_others else []
     shuffled = [compare(first, shuffle_genes(sample, pools.space.project, mixing)) for sample in to_shuffle]
     return Context(

@@ -148,10 +148,12 @@ def write(
     for name, cells in sets.items():
         check_is_anndata(cells, name, " A report of one modality takes `mdata[modality]`.")
     check_count("max_cells", max_cells, MIN_CELLS_PER_GROUP)  # `evaluate` does not see it if a table is given
+    source = "a table that was given"
     if table is None:
         table = evaluate(
             real_test, synthetic, train=train, groupby=groupby, layer=layer, max_cells=max_cells, seed=seed
         )
+        source = f"at most {max_cells:,} cells on either side"
     keys = as_list(groupby)
     for name, cells in sets.items():
         for key in keys:
@@ -164,17 +166,18 @@ def write(
     rng = np.random.default_rng(seed)
     real, drawn = (_for_plots(cells, keys, max_cells, rng) for cells in sets.values())
     shown = table.assign(group=table["group"].map(_escape_dollars))
-    pictures, skipped = draw(real, drawn, shown, label=_escape_dollars(label), layer=layer, model=model)
+    pictures, skipped = draw(real, drawn, shown, label=_escape_dollars(label), layer=layer, model=model, seed=seed)
 
     seen = "training cells not given"
     if train is not None:
         seen = f"{train.n_cells if isinstance(train, CellFiles) else train.n_obs:,} training cells"
     settings = _record_of(synthetic) | {
-        "judged by": f"scgen-diffusion {VERSION}",
         "labels": label or "none",
         "layer": layer or "counts, else X",
-        "cells compared at most": f"{max_cells:,}",
+        "scores from": source,
+        "cells drawn at most": f"{max_cells:,}",
         "seed": str(seed),
+        "written by": f"scgen-diffusion {VERSION}",
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
     template = files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
@@ -285,12 +288,19 @@ def _escape_dollars(name: Any) -> Any:
 
 
 def draw(
-    real: AnnData, synthetic: AnnData, table: pd.DataFrame, *, label: str | None, layer: str | None, model: Any | None
+    real: AnnData,
+    synthetic: AnnData,
+    table: pd.DataFrame,
+    *,
+    label: str | None,
+    layer: str | None,
+    model: Any | None,
+    seed: int = 0,
 ) -> tuple[dict[str, list[dict[str, str]]], list[str]]:
     """Draw what can be drawn: the pictures of each section, and what was left out and why."""
     pictures: dict[str, list[dict[str, str]]] = {}
     skipped = []
-    options = {"layer": layer, "show": False}
+    options = {"layer": layer, "seed": seed, "show": False}
 
     def add(section: str, axes: Axes | Sequence[Axes], caption: str) -> None:
         pictures.setdefault(section, []).append({**_as_png(axes), "caption": caption})
