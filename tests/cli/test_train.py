@@ -196,7 +196,7 @@ def send_while_training(patch, sender):
 def test_a_model_learns_a_new_type_from_the_command_line(call, make_cells, saved_model, tmp_path):
     cells = make_cells(48, seed=5)
     cells.obs["cell_type"] = pd.Categorical(["plasma", "B cell"] * 24)
-    cells.write_h5ad(tmp_path / "new.h5ad")
+    cells[:, ::-1].write_h5ad(tmp_path / "new.h5ad")  # the genes of the model in another order
     short = ["--max-epochs", "1", "--batch-size", "32", "--accelerator", "cpu"]
     for name, options in (("memory", []), ("files", ["--backed"])):
         asked = ["train", tmp_path / "new.h5ad", "--reference", saved_model, "-o", tmp_path / name, *short, *options]

@@ -281,10 +281,11 @@ def test_mappings_names_and_columns_are_checked(adata, arguments, error, words):
         (np.where(np.arange(N)[:, None] > 3, np.inf, np.ones((N, 2))), "infinite numbers in 8 of 12 cells"),
         (sp.csr_matrix(np.eye(N, 2)), "must be an array or table of numbers to be a condition, but holds a csr_matrix"),
         (np.array([["a", "b"]] * N), "holds values of type <U1"),
+        (pd.DataFrame(np.eye(N, 2), columns=["x", "um/2"]), "has the column 'um/2', whose name has a '/'"),
     ],
 )
 def test_bad_arrays_are_refused(adata, array, words):
-    adata.obsm["spatial"] = array
+    adata.obsm["spatial"] = array.set_axis(adata.obs_names) if isinstance(array, pd.DataFrame) else array
     with pytest.raises(ValueError, match=words):
         make(continuous=["spatial"])(adata)
 

@@ -59,6 +59,16 @@ def read_cells(path: Path, *, backed: bool = False) -> AnnData | MuData:
         raise click.UsageError(msg) from error
 
 
+def read_cells_of(model: Any, path: Path) -> AnnData | MuData:
+    """Read cells of a file. Of one modality, keep the genes of a model, in its order, if the cells have all of them."""
+    cells = read_cells(path)
+    if model.modalities:
+        return cells
+    genes, names = model.var_.index, cells.var_names
+    has_others = names.is_unique and genes.isin(names).all() and not names.equals(genes)
+    return cells[:, genes].copy() if has_others else cells
+
+
 def _open_zarr(path: Path) -> AnnData:
     """Open an AnnData whose matrices stay in their arrays; anndata has no backed mode for ``.zarr``."""
     import zarr

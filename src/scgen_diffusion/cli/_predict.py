@@ -10,7 +10,7 @@ import click
 from scgen_diffusion._arguments import known_names, list_first
 
 from ._command import Keyed, Model, command, existing, flag, given, new, number_or_text, option
-from ._files import read_cells
+from ._files import read_cells_of
 from ._generate import COUNTS, LIBRARY_SIZE, OUTPUT, SAMPLING, TABLE, finish, load_for, read_conditions, read_guidance
 from ._terminal import in_shell
 
@@ -146,7 +146,7 @@ def _read(model: Any, path: Path, layer: str | None) -> Any:
     click.UsageError
         For a layer of cells with several modalities, and for a layer that the cells lack.
     """
-    cells = read_cells(path)
+    cells = read_cells_of(model, path)
     if model.modalities:
         if layer is not None:
             msg = (
@@ -154,10 +154,6 @@ def _read(model: Any, path: Path, layer: str | None) -> Any:
             )
             raise click.UsageError(msg)
         return cells
-    genes = model.var_.index
-    names = cells.var_names
-    if names.is_unique and genes.isin(names).all() and not names.equals(genes):
-        cells = cells[:, genes].copy()
     if layer is not None:
         if layer not in cells.layers:
             from scgen_diffusion.data import layer_names

@@ -27,7 +27,7 @@ from ._command import (
     toml_value,
     whole_number,
 )
-from ._files import MUDATA, TABLES, check_place, check_replaced, read_cells, read_table
+from ._files import MUDATA, TABLES, check_place, check_replaced, read_cells, read_cells_of, read_table
 from ._terminal import ExitCode
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def _fine_tuned(package: Any, options: Mapping[str, Any], *, stay_in_files: bool
         msg = f"The reference is of class {name}, which reads {wanted}."
         raise click.UsageError(msg)
     arguments = given(_setup_arguments(options, has_modalities=False), "condition_embeddings")
-    cells = list(paths) if stay_in_files else read_cells(paths[0])
+    cells = list(paths) if stay_in_files else read_cells_of(reference, paths[0])
     return type(reference).load_query_data(cells, reference, **given(options, "trainable"), **arguments)
 
 

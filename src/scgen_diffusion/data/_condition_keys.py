@@ -737,6 +737,12 @@ def _with_vectors(name: str, needed: Iterable[Any], table: pd.DataFrame) -> list
 def check_array(name: str, array: Any) -> np.ndarray:
     """Return an array of ``obsm`` as numbers ``(cells, columns)``; raise unless it can be a condition."""
     where = f"obsm[{name!r}]"
+    if isinstance(array, pd.DataFrame) and (with_slash := [column for column in array if "/" in str(column)]):
+        msg = (
+            f"{where} has the column {with_slash[0]!r}, whose name has a '/', which names in .h5ad and .zarr files "
+            f"cannot have. Rename it: {where}.columns = {where}.columns.str.replace('/', '_')."
+        )
+        raise ValueError(msg)
     numbers = array.to_numpy() if isinstance(array, pd.DataFrame) else array
     if not isinstance(numbers, np.ndarray) or numbers.dtype.kind not in "iuf":
         found = f"values of type {numbers.dtype}" if isinstance(numbers, np.ndarray) else f"a {type(array).__name__}"
