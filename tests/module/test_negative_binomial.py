@@ -29,13 +29,13 @@ def build_outliers():
     return outliers
 
 
-def value_and_gradients(case, outliers):
+def value_and_gradients(case, outliers, **options):
     learned = [*case[1:], *(outliers.parameters() if outliers else ())]
     if outliers:
         learned = learned[:-1]  # the common factor of means is applied before
     value = negative_binomial_log_likelihood(*case, outliers)
     weights = torch.linspace(0.5, 2, N_CELLS).double()  # a loss that does not weigh all cells alike
-    return value.detach(), torch.autograd.grad((weights * value).sum(), learned)
+    return value.detach(), torch.autograd.grad((weights * value).sum(), learned, **options)
 
 
 @pytest.mark.parametrize("with_outliers", [False, True])
@@ -98,14 +98,18 @@ def test_float32_has_digits_left_where_counts_are_hardly_dispersed(log_theta):
 
 
 @pytest.mark.parametrize("entries", ["of_nonzero", "of_all"])
-def test_dispersions_leave_no_count_to_outliers_whose_responsibilities_have_no_weight(monkeypatch, entries):
+def test_means_leave_no_count_to_outliers_whose_responsibilities_have_no_weight(monkeypatch, entries):
     monkeypatch.setattr(Entries, "of_nonzero", getattr(Entries, entries))
-    case, outliers = draw_case(), build_outliers()
-    value, (_, _, *of_outliers) = value_and_gradients(case, outliers)
+    (counts, log_mean, log_theta), outliers = draw_case(), build_outliers()
+    apart = log_mean.detach().clone().requires_grad_()  # the probability of an outlier depends on the mean, too
+    odds = outliers.log_odds_at(apart)
+    monkeypatch.setattr(outliers, "log_odds_at", lambda _: odds)
+    case = counts, log_mean, log_theta
+    value, (_, *of_others) = value_and_gradients(case, outliers, retain_graph=True)
 
     outliers.responsibility_weight.fill_(0.0)
-    same_value, (_, for_theta, *same) = value_and_gradients(case, outliers)
+    same_value, (for_mean, *same) = value_and_gradients(case, outliers)
 
-    _, (_, alone) = value_and_gradients(case, None)
-    torch.testing.assert_close([same_value, *same], [value, *of_outliers])
-    torch.testing.assert_close(for_theta, alone)
+    _, (alone, _) = value_and_gradients(case, None)
+    torch.testing.assert_close([same_value, *same], [value, *of_others])
+    torch.testing.assert_close(for_mean, alone)

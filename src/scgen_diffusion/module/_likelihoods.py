@@ -156,8 +156,8 @@ class OutlierCounts(nn.Module):
     Attributes
     ----------
     responsibility_weight
-        Weight of the outliers' responsibilities in the gradients of the other counts' means and dispersions. 1 is the
-        gradient of the likelihood; with 0, they leave no count to the outliers.
+        Weight of the outliers' responsibilities in the gradients of the other counts' means. 1 is the gradient of the
+        likelihood; with 0, means leave no count to the outliers. Dispersions do, or these counts would widen them.
     """
 
     log_share: Tensor

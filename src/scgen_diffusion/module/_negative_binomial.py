@@ -187,8 +187,8 @@ class _LogLikelihood(torch.autograd.Function):
         if by_outlier is not None:
             share = torch.sigmoid(by_outlier - above)
             above = torch.logaddexp(above, by_outlier)
-            remains = 1 - share * responsibility_weight
-            above_by_mean, above_by_theta = above_by_mean * remains, above_by_theta * remains
+            above_by_mean = above_by_mean * (1 - share * responsibility_weight)
+            above_by_theta = above_by_theta * (1 - share)
             share = share if entries.places is not None else entries.put(share, torch.zeros_like(share))
         by_mean, by_theta = entries.put(above_by_mean, by_mean), entries.put(above_by_theta, by_theta)
         ctx.per_gene, ctx.places = log_theta.ndim == 1, entries.places

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 FUSED_ON = ("cpu", "cuda")
 REPLAYED_ON = ("cuda",)
 N_CELLS = "n_cells"  # key in the sums of losses
-OUTLIERS_COUNT_FROM = 0.15  # share of the first round's steps
+OUTLIERS_COUNT_FROM = 0.4  # share of the first round's steps
 LEAST_GAIN = 5e-4  # of the validation loss by a round, below which training ends
 STEP_OPTIONS = ("limit_train_batches", "max_steps", "accumulate_grad_batches")  # of Lightning's trainer
 VALIDATION_OPTIONS = ("limit_val_batches", "check_val_every_n_epoch", "val_check_interval")  # likewise
@@ -556,7 +556,7 @@ class AutoencoderPlan(StagePlan):
         return networks if self.device.type == "cpu" else (*networks, self.module.likelihood)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Let the weight of the KL divergence rise, and later outliers count, in the first round.
+        """Let the weight of the KL divergence rise, and later means leave counts to outliers, in the first round.
 
         Outliers would explain genes that few cells have, before the decoder can tell these cells from others; in
         fine-tuning, it can. Both numbers are on the device, where replayed steps read them.
