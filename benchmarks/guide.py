@@ -65,6 +65,7 @@ def page_blocks() -> dict[tuple[str, str], str]:
     scldm = {size: asdict(build_architecture(size)) for size in ("default", "published")}
     scrdit = {name: asdict(build_gene_space_architecture("SCRDIT", **how)) for name, how in SCRDIT.items()}
     scrdit[PROFILES] |= DEPENDS_ON_DATA
+    scrdit["default"]["patch_size"] = DEPENDS_ON_DATA["patch_size"]
     recipes = [DIFFUSION_RECIPES["SCRDIT"][name] for name in ("mlp", "profiles", "published")]
     return {
         (f"{GUIDE}/scldm.md", "training length"): length_table(stages),

@@ -182,6 +182,22 @@ def test_embeddings_of_files_that_contradict_each_other_are_refused(adata, write
         CellFiles(paths, condition_keys=["cell_type"], condition_embeddings={"cell_type": "vectors"})
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda table: table.assign(e="text"), "only finite numbers"),
+        (lambda table: table.replace(1.0, np.nan), "only finite numbers"),
+        (lambda table: pd.concat([table, table]), "more than one row for"),
+    ],
+)
+def test_faults_of_embeddings_are_named_if_several_files_have_them(adata, write, change, words):
+    table = pd.DataFrame(np.eye(5), adata.obs["cell_type"].cat.categories, list("abcde"))
+    adata.uns["vectors"] = change(table)
+    paths = [write(adata), write(adata, "b.h5ad")]
+    with pytest.raises(ValueError, match=f"The embedding of 'cell_type' .*{words}"):
+        CellFiles(paths, condition_keys=["cell_type"], condition_embeddings={"cell_type": "vectors"})
+
+
 @pytest.mark.parametrize("wrap", [lambda cells: cells, lambda cells: [cells]])
 def test_cells_in_the_place_of_files_are_refused(adata, wrap):
     with pytest.raises(TypeError, match="`paths` must name files, but found AnnData. Cells in memory need"):
@@ -315,6 +331,8 @@ def test_other_genes_name_the_files_and_what_to_do(adata, write):
         CellFiles(paths, **KEYS, genes=["gene_1", "gene_2"])
     with pytest.raises(TypeError, match="`genes` must be a list of names, 'shared' or None, but found 'all'"):
         CellFiles(paths, **KEYS, genes="all")
+    with pytest.raises(TypeError, match="`genes` must be a list of names, but found set"):  # sets have no order
+        CellFiles(paths, **KEYS, genes={"gene_2"})
     with pytest.raises(ValueError, match="`genes` has genes that occur more than once: 1"):
         CellFiles(paths, **KEYS, genes=["gene_2", "gene_2"])
     other = adata.copy()

@@ -55,6 +55,17 @@ def test_other_arguments_are_refused_by_name(trained, begun, finished, name, cha
     assert finished.read_bytes() == before
 
 
+def test_the_same_request_in_other_words_is_the_same(trained, tmp_path):
+    request = {**REQUEST, "n_cells": 5, "guidance_scale": 1, "library_size": 70}
+    goal = trained.generate_to(tmp_path / "cells.h5ad", **request)
+    before = goal.stat().st_mtime_ns
+
+    again = {"guidance_scale": {"cell_type": 1.0}, "library_size": [70.0] * 5}
+    trained.generate_to(goal, **{**request, **again})
+
+    assert goal.stat().st_mtime_ns == before
+
+
 @torch.no_grad()
 def test_another_model_is_refused(trained, saved_model, finished):
     other = type(trained).load(saved_model, adata=False, accelerator="cpu")

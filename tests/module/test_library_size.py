@@ -81,6 +81,34 @@ def test_limits_are_those_of_all_cells_also_after_fine_tuning():
     assert model.limits().tolist() == [[20, 199]]
 
 
+def test_limits_are_those_of_the_cells_where_a_rare_combination_is_extrapolated():
+    condition = torch.tensor([[0, 0], [1, 0], [0, 1]]).repeat_interleave(150, 0)
+    condition = torch.cat([condition, torch.tensor([[1, 1]] * 8)])
+    totals = torch.tensor([1000.0, 4000, 4000]).repeat_interleave(150)
+    model = LibrarySizeModel((2, 2), 6)
+    model.fit(torch.cat([totals, totals[-8:]]).log(), condition)
+
+    assert model.bounds(condition[-1:])[-1] > 8000
+    assert model.limits().tolist() == [[1000, 4000]]
+
+
+def test_limits_include_cells_without_a_label():
+    model, condition = LibrarySizeModel((2,), 6), torch.tensor([[0], [1], [2]]).repeat(50, 1)
+    model.fit(torch.tensor([1000.0, 2000, 50_000]).log().repeat(50), condition)
+
+    assert model.limits().tolist() == [[1000, 50_000]]
+    assert model.bounds(torch.tensor([[ANY]]))[-1] == 2000
+
+
+def test_a_table_of_a_former_version_has_limits(fitted):
+    state = fitted.state_dict()
+    del state["extremes"]
+    loaded = LibrarySizeModel((2, 3), 6)
+    loaded.load_state_dict(state)
+
+    torch.testing.assert_close(loaded.limits(), fitted.limits())
+
+
 def test_a_modality_that_no_new_cell_has_keeps_its_distribution(fitted):
     before = fitted.quantiles.clone()
 

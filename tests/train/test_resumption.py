@@ -341,6 +341,22 @@ def test_a_stage_that_early_stopping_ended_is_refused_without_it_or_with_another
         make_model(cls=SCRDIT).train(4, **{**options, "batch_size": 8}, **rule)
 
 
+def test_a_stage_that_early_stopping_had_ended_takes_no_further_epoch(make_model, tmp_path):
+    class Kill(Callback):
+        def on_train_end(self, trainer, plan):
+            raise SystemExit
+
+    options = {"batch_size": 16, "accelerator": "cpu", "enable_progress_bar": False, "checkpoint_dir": tmp_path}
+    options |= {"early_stopping": True, "early_stopping_patience": 2, "early_stopping_min_delta": 1e9}
+    with pytest.raises(SystemExit):
+        make_model(cls=SCRDIT).train(9, **options, callbacks=[Kill()])
+
+    model = make_model(cls=SCRDIT)
+    model.train(9, **options)
+
+    assert len(model.history["diffusion_loss_train"]) == 3
+
+
 def test_the_training_loss_of_an_epoch_that_ends_early_is_its_own(train):
     losses = train(None, N_EPOCHS, max_steps=4).history_["autoencoder_loss_train"]["autoencoder_loss_train"]
 

@@ -27,6 +27,7 @@ from ._condition_setup import (
     ConditionField,
     ConditionSetup,
     check_conditions,
+    check_names,
     encode_conditions,
     extend_tables,
     keys_to_check,
@@ -488,7 +489,7 @@ def matrices_of_genes(
         msg = f"`genes` must be a list of names, 'shared' or None, but found {genes!r}."
         raise TypeError(msg)
     else:
-        wanted = pd.Index([str(gene) for gene in genes])
+        wanted = pd.Index(check_names(genes, "genes"))
         _check_unique(wanted, "`genes`")
     for file, table, matrix in zip(files, tables, matrices, strict=True):
         place = table.index.get_indexer(wanted)
@@ -653,12 +654,20 @@ def join_tables(name: str, tables: Sequence[Any]) -> Any:
         if any(not isinstance(each, pd.DataFrame) for each in (joined, table)):
             msg = f"`uns[{name!r}]` must be a DataFrame in every file, or in one of them."
             raise TypeError(msg)
-        shared = table.index.intersection(joined.index)
-        if list(table) != list(joined) or not np.allclose(table.loc[shared], joined.loc[shared]):
+        known = joined[~joined.index.duplicated()]
+        again = table[table.index.isin(known.index)]
+        if list(table) != list(joined) or not _say_the_same(again, known.loc[again.index]):
             msg = f"`uns[{name!r}]` differs between files: columns, and rows of one name, must be the same in all."
             raise ValueError(msg)
-        joined = pd.concat([joined, table[~table.index.isin(shared)]])
+        joined = pd.concat([joined, table.drop(index=again.index)])
     return joined
+
+
+def _say_the_same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    try:
+        return np.allclose(one.astype(float), other.astype(float), equal_nan=True)
+    except (TypeError, ValueError):  # text, which the setup refuses
+        return one.equals(other)
 
 
 def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -201,8 +201,7 @@ class CellGenerator:
             states = sampling.sampler(denoiser, noise, n_steps=sampling.n_steps, generators=generators)
             return states.flatten(1), condition
 
-        with torch.inference_mode():
-            made = [generate(start) for start in firsts]
+        made = list(self.in_parallel(generate, firsts))
         cells, given = zip(*(made[n] for n in number.ravel()), strict=True)
         verdicts = judge(self.module, self.conditions, cells, codes, starts=given, learned=self.learned)
         columns = verdict_columns(self.conditions, codes, n_cells[: len(codes)], verdicts)

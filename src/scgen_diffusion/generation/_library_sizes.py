@@ -11,7 +11,7 @@ import numpy as np
 from scgen_diffusion._arguments import known_names
 from scgen_diffusion.module import LIBRARY_SIZE_KINDS, LibrarySizeKind
 
-LARGEST_TOTAL = 10**9  # more than any cell has, and safe in single precision
+LARGEST_TOTAL = 2**24  # more than any cell has; single precision has all whole numbers up to it
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,6 @@ def _check_totals(library_size: Any, n_cells: int, name: str = "library_size") -
         raise ValueError(msg)
     is_allowed = (totals >= 1) & (totals <= LARGEST_TOTAL)
     if not is_allowed.all():
-        msg = f"`{name}` must be at least 1 and at most {LARGEST_TOTAL}, but found {totals[~is_allowed][0]}."
+        msg = f"`{name}` must be at least 1 and at most {LARGEST_TOTAL:,}, but found {totals[~is_allowed][0]}."
         raise ValueError(msg)
     return np.broadcast_to(totals.astype(np.float32), n_cells)

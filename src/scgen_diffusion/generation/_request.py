@@ -107,7 +107,7 @@ class CellRequest:
         They do not depend on the number of cells if all have the same condition.
         """
         n_cells = None if self.codes.is_uniform else self.n_cells
-        name = name_of(self.identity, self.sampling.guidance, self.seed, n_cells)
+        name = name_of(self.identity, self.seed, n_cells)
         return [f"{name}-{number}" for number in range(start, stop)]
 
 
@@ -202,17 +202,14 @@ def identity_of(
         "library_size": DIGEST + _digest_of_array(library_size)
         if isinstance(library_size, np.ndarray)
         else library_size,
-        "guidance": json.loads(json.dumps(options.guidance_record, default=str)),
+        "guidance": DIGEST + _digest_of_guidance(options.guidance),
         "values": options.output,
     }
 
 
-def name_of(identity: Mapping[str, Any], guidance: ResolvedGuidance, seed: int, n_cells: int | None) -> str:
+def name_of(identity: Mapping[str, Any], seed: int, n_cells: int | None) -> str:
     """Name a request by its model and a digest of all that its cells depend on (and of ``n_cells`` unless None)."""
-    terms = [sorted(some.items()) for some in (guidance.terms, guidance.plain)]
-    resolved = [*terms, guidance.interval, guidance.rescale]  # scales that mean the same give the same cells
-    depends_on = {**identity, "guidance": resolved, "seed": seed, "n_cells": n_cells}
-    text = json.dumps(depends_on, sort_keys=True, default=str)
+    text = json.dumps({**identity, "seed": seed, "n_cells": n_cells}, sort_keys=True, default=str)
     return f"{identity['model']}-{hashlib.sha256(text.encode()).hexdigest()[:N_DIGITS]}"
 
 
@@ -247,9 +244,17 @@ def _digest_of_model(module: nn.Module, conditions: Conditions) -> str:
     return DIGEST + digest.hexdigest()
 
 
+def _digest_of_guidance(guidance: ResolvedGuidance) -> str:
+    """Return a digest of what guidance computes: scales that mean the same give the same cells."""
+    terms = [sorted(some.items()) for some in (guidance.terms, guidance.plain)]
+    text = json.dumps([*terms, guidance.interval, guidance.rescale], default=float)  # NumPy's numbers as Python's
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _digest_of_array(values: np.ndarray) -> str:
-    """Return a digest of shape, type and values; a row that is broadcast to all others counts once."""
-    distinct = values[:1] if values.strides[0] == 0 else values
+    """Return a digest of shape, type and values; a row that all others repeat counts once."""
+    is_one = np.array_equal(values, np.broadcast_to(values[:1], values.shape), equal_nan=values.dtype.kind == "f")
+    distinct = values[:1] if is_one else values
     digest = hashlib.sha256(f"{distinct.shape}{distinct.dtype}".encode())
     digest.update(np.ascontiguousarray(distinct).tobytes())
     return digest.hexdigest()

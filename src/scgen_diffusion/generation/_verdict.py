@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,7 @@ from scgen_diffusion.data import OPEN, SetKey, evenly, mark_occurring
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -90,6 +91,18 @@ class MeanChange(NamedTuple):
     upper: np.ndarray
 
 
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Compute with one torch thread: results then do not depend on how sums are split over threads."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+@one_torch_thread()
 @torch.no_grad()
 def judge(
     module: SCLDMModule,
@@ -498,6 +511,7 @@ class PerturbedGroups:
         """Number of cells of each group, ``(groups,)``."""
         return np.bincount(self.group[self.group >= 0], minlength=len(self.codes))
 
+    @one_torch_thread()
     @torch.inference_mode()
     def verdicts(self, read: Callable[[np.ndarray], Tensor]) -> list[Verdict]:
         """Return the verdict of each group; ``read`` returns the expression of cells at some positions."""

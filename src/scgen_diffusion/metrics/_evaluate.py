@@ -111,8 +111,8 @@ def evaluate(
     synthetic
         Cells to judge, 50 or more (with ``control``, two of each perturbation), with the same genes in any order. If
         both come as arrays, the order must be the same too. A few cells without counts, which a model of very sparse
-        data may draw, give a warning and are judged like the others. A share of more than 5 %, and 5 % above that of
-        ``real_test``, is an error.
+        data may draw, give a warning and are judged like the others. A share of more than 5 %, and 5 points above
+        that of ``real_test``, is an error.
     train
         Cells that the model was trained on, 100 or more (with ``control``, any number); needed for metrics of
         memorisation. These assume that ``train`` and ``real_test`` come from one distribution, and so do floors. For

@@ -336,7 +336,7 @@ class Prediction:
         A cell that is given in another row draws other random numbers, so its prediction has another name.
         """
         n_cells = None if self.is_uniform else self.n_cells
-        name = name_of(self.identity, self.request.sampling.guidance, self.request.seed, n_cells)
+        name = name_of(self.identity, self.request.seed, n_cells)
         return pd.Index([f"{name}-{row}-{cell}" for row, cell in zip(cells.rows, cells.names, strict=True)])
 
 

@@ -66,6 +66,7 @@ class LibrarySizeModel(nn.Module):
     centres: Tensor
     quantiles: Tensor
     predicted_quantiles: Tensor
+    extremes: Tensor
     means: Tensor
     stds: Tensor
     n_kept: Tensor
@@ -80,6 +81,7 @@ class LibrarySizeModel(nn.Module):
         self.register_buffer("centres", torch.zeros(self.groups.n_numbers, N_CENTRES))
         self.register_buffer("quantiles", torch.zeros(0, N_QUANTILES))
         self.register_buffer("predicted_quantiles", torch.zeros(0, N_QUANTILES))
+        self.register_buffer("extremes", torch.zeros(2))  # least and largest log total of all training cells
         self.register_buffer("means", torch.zeros(0))
         self.register_buffer("stds", torch.zeros(0))
         self.register_buffer("n_kept", torch.tensor(0))  # number of groups of a reference, the first, that always stay
@@ -98,7 +100,9 @@ class LibrarySizeModel(nn.Module):
 
         In fine-tuning (``n_kept`` above 0), the first ``n_kept`` groups stay, and so do those that no cell belongs to.
         Cells without a label are left out, if others have one: generated cells have all, drawn from the cells that do.
+        Only :meth:`limits` are those of all cells.
         """
+        seen = torch.cat([log_totals, self.extremes.to(log_totals)]) if self.n_kept else log_totals
         log_totals, condition = self._labeled(log_totals, condition)
         if not len(log_totals):  # no cell has this modality
             return
@@ -116,6 +120,7 @@ class LibrarySizeModel(nn.Module):
         self.set_groups(torch.cat([kept["codes"].to(codes), codes]), **tables)
         for name in new:
             setattr(self, name, self._steady(getattr(self, name), n_cells))
+        self.extremes = torch.stack([seen.min(), seen.max()]).to(self.means)
         self.predicted_quantiles = torch.cat([predicted, self.quantiles[len(predicted) :]])
 
     def fit_predicted(self, drawn: Tensor, condition: Tensor, n_draws: int = 1) -> None:
@@ -144,6 +149,7 @@ class LibrarySizeModel(nn.Module):
         self.codes, self.quantiles = codes.to(device), quantiles.float().to(device)
         self.predicted_quantiles = self.quantiles
         self.means, self.stds = means.float().to(device), stds.float().to(device)
+        self.extremes = _extremes_of(self.codes, self.quantiles)
         if not self.head_std:
             self.head_mean, self.head_std = _units_of(self.means, self.stds)
 
@@ -189,14 +195,8 @@ class LibrarySizeModel(nn.Module):
         return tuple(_interpolate(quantiles, level).exp().round() for level in levels)
 
     def limits(self) -> Tensor:
-        """Return the least and the largest total of all training cells, ``(1, 2)``, or of their distributions.
-
-        In a fine-tuned model, the first group has the cells of the reference only.
-        """
-        of_cells = (self.codes >= 0).all(1)
-        of_cells[0] = True
-        least, largest = self.quantiles[of_cells][:, [0, -1]].unbind(1)
-        return torch.stack([least.min(), largest.max()])[None].exp().round()
+        """Return the least and the largest total of all training cells, ``(1, 2)``, or of their distributions."""
+        return self.extremes[None].exp().round()
 
     def expected(self, condition: Tensor) -> Tensor:
         """Return the mean log total ``(n,)`` of cells with conditions ``(n, columns)``, as far as these are given."""
@@ -326,7 +326,18 @@ class LibrarySizeModel(nn.Module):
         if prefix + "head_std" not in state_dict and prefix + "means" in state_dict:  # of an older version
             units = _units_of(*(state_dict[prefix + name] for name in ("means", "stds")))
             state_dict[prefix + "head_mean"], state_dict[prefix + "head_std"] = units
+        if prefix + "extremes" not in state_dict and len(state_dict.get(prefix + "codes", ())):  # of an older version
+            tables = (state_dict[prefix + name] for name in ("codes", "quantiles"))
+            state_dict[prefix + "extremes"] = _extremes_of(*tables)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _extremes_of(codes: Tensor, quantiles: Tensor) -> Tensor:
+    """Return the least and the largest log total that groups have, without those of parts of a condition, ``(2,)``."""
+    of_cells = (codes >= 0).all(1)
+    of_cells[0] = True
+    least, largest = quantiles[of_cells][:, [0, -1]].unbind(1)
+    return torch.stack([least.min(), largest.max()])
 
 
 def _units_of(means: Tensor, stds: Tensor) -> tuple[Tensor, Tensor]:

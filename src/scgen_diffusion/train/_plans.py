@@ -319,9 +319,9 @@ class StagePlan(pl.LightningModule):
                 compile_for_training(part)
 
     def on_train_start(self) -> None:
-        """End a stage that was interrupted after its last round."""
+        """End a stage that was interrupted after its last round, or after early stopping had ended it."""
         self.generator, self._has_recorded = torch.Generator(self.device), False
-        if self.has_settled:
+        if self.has_settled or any(rule.stopped_epoch for rule in self.trainer.early_stopping_callbacks):
             self.trainer.should_stop = True
 
     def on_train_epoch_start(self) -> None:
