@@ -326,9 +326,9 @@ class LibrarySizeModel(nn.Module):
         if prefix + "head_std" not in state_dict and prefix + "means" in state_dict:  # of an older version
             units = _units_of(*(state_dict[prefix + name] for name in ("means", "stds")))
             state_dict[prefix + "head_mean"], state_dict[prefix + "head_std"] = units
-        if prefix + "extremes" not in state_dict and len(state_dict.get(prefix + "codes", ())):  # of an older version
-            tables = (state_dict[prefix + name] for name in ("codes", "quantiles"))
-            state_dict[prefix + "extremes"] = _extremes_of(*tables)
+        if prefix + "extremes" not in state_dict and prefix + "codes" in state_dict:  # of an older version
+            codes, quantiles = (state_dict[prefix + name] for name in ("codes", "quantiles"))
+            state_dict[prefix + "extremes"] = _extremes_of(codes, quantiles) if len(codes) else self.extremes
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
