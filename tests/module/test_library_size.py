@@ -100,13 +100,15 @@ def test_limits_include_cells_without_a_label():
     assert model.bounds(torch.tensor([[ANY]]))[-1] == 2000
 
 
-def test_a_table_of_a_former_version_has_limits(fitted):
-    state = fitted.state_dict()
+@pytest.mark.parametrize("is_fitted", [True, False])
+def test_a_model_of_a_former_version_has_limits(fitted, is_fitted):
+    model = fitted if is_fitted else LibrarySizeModel((9, 9), 6)
+    state = model.state_dict()
     del state["extremes"]
-    loaded = LibrarySizeModel((2, 3), 6)
+    loaded = LibrarySizeModel((9, 9), 6)
     loaded.load_state_dict(state)
 
-    torch.testing.assert_close(loaded.limits(), fitted.limits())
+    torch.testing.assert_close(loaded.limits(), model.limits())
 
 
 def test_a_modality_that_no_new_cell_has_keeps_its_distribution(fitted):
