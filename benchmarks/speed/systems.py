@@ -149,7 +149,7 @@ class StandInTrainer:
     estimated_stepping_batches = 10_000
     global_step = estimated_stepping_batches // 2
     world_size, global_rank = 1, 0
-    max_epochs, accumulate_grad_batches = 12, 1
+    max_epochs, accumulate_grad_batches, early_stopping_callbacks = 12, 1, ()
 
     def __init__(self, precision: str) -> None:
         self.precision = precision
