@@ -18,6 +18,7 @@ from ._anndata import (
 from ._anndata_file import Rows, open_anndata_files, open_tables, stack_rows
 from ._cell_files import CellFiles, ComparedFiles, Paths, ReadTables, check_same_registry, read_columns
 from ._checks import (
+    LARGEST_COUNT,
     LARGEST_LOG1P,
     advice_on_raw,
     are_whole_numbers,
@@ -98,6 +99,7 @@ __all__ = [
     "FEWEST_TRAINING_CELLS",
     "JOIN",
     "JOINED",
+    "LARGEST_COUNT",
     "LARGEST_LOG1P",
     "NO_LABEL",
     "OF_CONTROL",

@@ -183,7 +183,6 @@ class CellGenerator:
         starts = self._start_conditions(codes, sampling.guidance)
         if starts is None:
             return None
-        self.module.eval()
         is_new = (starts != codes).any(1)
         starts, (perturbs, _) = starts[is_new], self._perturbing
         combined = combination_codes(self.conditions, perturbs, codes[is_new])

@@ -9,9 +9,8 @@ from typing import Any, cast
 import numpy as np
 
 from scgen_diffusion._arguments import known_names
+from scgen_diffusion.data import LARGEST_COUNT
 from scgen_diffusion.module import LIBRARY_SIZE_KINDS, LibrarySizeKind
-
-LARGEST_TOTAL = 2**24  # more than any cell has; single precision has all whole numbers up to it
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,8 @@ def _check_totals(library_size: Any, n_cells: int, name: str = "library_size") -
     if totals.ndim > 1 or (totals.ndim == 1 and len(totals) != n_cells):
         msg = f"`{name}` must be one number or one per cell ({n_cells}), but found shape {totals.shape}."
         raise ValueError(msg)
-    is_allowed = (totals >= 1) & (totals <= LARGEST_TOTAL)
+    is_allowed = (totals >= 1) & (totals <= LARGEST_COUNT)
     if not is_allowed.all():
-        msg = f"`{name}` must be at least 1 and at most {LARGEST_TOTAL:,}, but found {totals[~is_allowed][0]}."
+        msg = f"`{name}` must be at least 1 and at most {LARGEST_COUNT:,}, but found {totals[~is_allowed][0]}."
         raise ValueError(msg)
     return np.broadcast_to(totals.astype(np.float32), n_cells)
