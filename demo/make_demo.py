@@ -73,7 +73,7 @@ def main() -> None:
         held_out, synthetic, FOLDER / "report.html", train=training, groupby=KEY, table=table, model=model
     )
     many = generate(model, n_cells=training.n_obs)
-    scgd.pl.umap(training, many, color=KEY, fit="both", seed=SEED, show=False, save=FOLDER / "umap.png")
+    scgd.pl.umap(training, many, color=KEY, seed=SEED, show=False, save=FOLDER / "umap.png")
 
     verdict = scgd.report.verdict(table)
     say(f"\n{verdict.headline}\n{verdict.summary.removeprefix(verdict.headline).lstrip()}")

@@ -12,7 +12,7 @@ import pytest
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_rgb, to_rgba
 
 import scgen_diffusion as sgd
 from scgen_diffusion.pl._umap import geometric_median, place
@@ -55,16 +55,16 @@ def legend_texts(ax):
     return [text.get_text() for text in ax.get_legend().get_texts() if text.get_text()]
 
 
-def test_the_three_panels_hold_the_points_of_both_sets_within_the_same_limits(first_components):
+def test_the_three_panels_hold_equal_numbers_of_both_sets_within_the_same_limits(first_components):
     axes = sgd.pl.umap(make_cells(60), make_cells(45, seed=1), show=False)
 
     sizes = [len(ax.collections[0].get_offsets()) for ax in axes]
-    assert sizes == [60, 45, 105]
+    assert sizes == [45, 45, 90]
     both = np.concatenate([drawn_points(ax)[0] for ax in axes[:2]])
     np.testing.assert_allclose(drawn_points(axes[2])[0], both[np.lexsort(both.T)])
     assert len({(ax.get_xlim(), ax.get_ylim()) for ax in axes}) == 1
     assert axes[0].get_xlim()[0] < both[:, 0].min() < both[:, 0].max() < axes[0].get_xlim()[1]
-    assert [ax.get_title() for ax in axes] == ["real (60 cells)", "synthetic (45 cells)", "both (105 cells)"]
+    assert [ax.get_title() for ax in axes] == ["real (45 cells)", "synthetic (45 cells)", "both (90 cells)"]
     assert legend_texts(axes[2]) == ["real", "synthetic"]
 
 
@@ -210,7 +210,7 @@ def test_labels_that_share_a_colour_are_reported(first_components):
 
 def test_three_cells_are_too_few_for_a_umap():
     with pytest.raises(ValueError, match="needs at least 4 cells to be fitted to, but found 3"):
-        sgd.pl.umap(make_cells(3), make_cells(seed=1), show=False)
+        sgd.pl.umap(make_cells(3), make_cells(seed=1), fit="real", show=False)
 
 
 def test_a_part_of_the_cells_is_drawn_and_the_same_for_a_seed(first_components):
@@ -257,7 +257,7 @@ def test_without_training_cells_a_real_cell_is_not_placed_by_itself():
 def test_cells_with_the_same_neighbours_are_drawn_beside_each_other(first_components):
     real = make_cells(12)
 
-    axes = sgd.pl.umap(real, real[np.repeat(0, 5)], show=False)
+    axes = sgd.pl.umap(real, real[np.repeat(0, 5)], fit="real", show=False)
 
     points = drawn_points(axes[1])[0]
     apart = np.abs(points - points[0]).max(axis=1)[1:]
@@ -287,28 +287,28 @@ def test_the_geometric_median_of_a_triangle_is_its_fermat_point():
 def test_held_out_cells_land_where_real_cells_are(first_components):
     train, real, synthetic = (make_cells(300, seed=seed) for seed in range(3))
 
-    axes = sgd.pl.umap(real, synthetic, train=train, show=False)
+    axes = sgd.pl.umap(real, synthetic, train=train, fit="real", show=False)
 
     real_xy, synthetic_xy = (drawn_points(ax)[0] for ax in axes[:2])
     np.testing.assert_allclose(real_xy.mean(axis=0), synthetic_xy.mean(axis=0), atol=0.1)
     np.testing.assert_allclose(real_xy.std(axis=0), synthetic_xy.std(axis=0), rtol=0.1)
 
 
-def test_cells_unlike_real_ones_form_islands_if_umap_is_fitted_to_both(first_components):
+def test_noise_lies_apart_from_real_cells_unless_it_is_placed_on_them_which_the_titles_say(first_components):
+    real = make_cells()
     synthetic = make_cells(seed=1)[::3].copy()  # T cells
     synthetic.X[:, 5:] = 0  # that express no other gene
 
-    hidden, apart = (
-        [drawn_points(ax)[0] for ax in sgd.pl.umap(make_cells(), synthetic, fit=fit, show=False)]
-        for fit in ("real", "both")
-    )
+    apart, hidden = (sgd.pl.umap(real, synthetic, **how, show=False) for how in ({}, {"fit": "real"}))
 
-    margin = 0.05 * np.ptp(hidden[0], axis=0)  # points are drawn a little off their places
-    shares = [
-        ((synthetic_xy >= real_xy.min(0) - margin) & (synthetic_xy <= real_xy.max(0) + margin)).all(axis=1).mean()
-        for real_xy, synthetic_xy, _ in (hidden, apart)
-    ]
-    assert shares == [1, 0]  # among real cells
+    shares = []
+    for axes in (apart, hidden):
+        real_xy, synthetic_xy, _ = (drawn_points(ax)[0] for ax in axes)
+        margin = 0.05 * np.ptp(real_xy, axis=0)  # points are drawn a little off their places
+        is_inside = (synthetic_xy >= real_xy.min(0) - margin) & (synthetic_xy <= real_xy.max(0) + margin)
+        shares.append(is_inside.all(axis=1).mean())
+    assert shares == [0, 1]
+    assert ["nearest real cells" in ax.get_title() for ax in (*apart, *hidden)] == [False] * 3 + [True] * 3
 
 
 @pytest.mark.slow  # umap-learn compiles itself first
@@ -340,6 +340,7 @@ def test_given_axes_are_drawn_on(first_components):
             ValueError,
             "`palette` has no colour for 'B', a label of 'cell_type'",
         ),
+        ({"color": "cell_type", "palette": ["red", "blue", "no colour"]}, ValueError, "palette"),
         ({"fit": "train"}, ValueError, "`fit` .*'train'.*real"),
         ({"max_cells": 1}, ValueError, "`max_cells` must be a whole number of at least 2"),
         ({"layer": "raw"}, KeyError, "`real` has no layer 'raw'"),
@@ -383,3 +384,43 @@ def test_cells_that_cannot_be_compared_are_refused():
         sgd.pl.umap(make_cells(), make_cells(seed=1)[:, 2:])
     with pytest.raises(KeyError, match="neither a column of `synthetic.obs` nor a gene"):
         sgd.pl.umap(make_cells(), anndata.AnnData(make_cells().X, var=make_cells().var), color="cell_type")
+
+
+@pytest.mark.parametrize("rows", [np.eye(3), np.eye(3).tolist(), np.column_stack([np.eye(3), [0.25, 0.5, 0.75]])])
+def test_rows_of_numbers_are_colours(first_components, rows):
+    real = make_cells()
+    real.uns["cell_type_colors"] = rows
+
+    stored = sgd.pl.umap(real, make_cells(seed=1), color="cell_type", show=False)[0]
+    given = sgd.pl.umap(make_cells(), make_cells(seed=1), color="cell_type", palette=rows, show=False)[0]
+
+    for ax in (stored, given):
+        assert {tuple(color) for color in ax.collections[0].get_facecolors()} == {to_rgba(row) for row in rows}
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        ["#ff0000", "no colour", "#0000ff"],
+        ["#ff0000", "#00ff00"],
+        {"T": "#ff0000", "B": "no colour"},
+        np.full((3, 3), 255),
+        np.full((3, 3), np.nan),
+        np.ones((3, 2)),
+        np.ones(3),
+        [None, "#ff0000", "#0000ff"],
+        "red",
+        0,
+        np.array("red"),
+        np.array([b"red"] * 3),
+        pd.DataFrame({"r": [0, 1, 0]}),
+    ],
+)
+def test_stored_colours_that_are_none_or_too_few_give_way_to_those_of_scanpy(first_components, stored):
+    real, plain = make_cells(), make_cells()
+    real.uns["cell_type_colors"] = stored
+    del plain.uns["cell_type_colors"]
+
+    drawn, expected = (sgd.pl.umap(c, make_cells(seed=1), color="cell_type", show=False)[0] for c in (real, plain))
+
+    np.testing.assert_array_equal(drawn_points(drawn)[1], drawn_points(expected)[1])

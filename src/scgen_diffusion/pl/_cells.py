@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_rgba
 from matplotlib.pyplot import get_cmap
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
@@ -20,10 +20,12 @@ from scgen_diffusion.metrics import Expression, align_genes, expression_of
 from ._figures import MOST_LABELS, scanpy_colors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
+
+Color: TypeAlias = "str | tuple[float, float, float, float]"
 
 MISSING_COLOR = "lightgray"
 LEAST_OF_LABEL = 50  # cells that subsampling leaves of a label
@@ -130,14 +132,14 @@ def number_scale(numbers: NDArray, color: str) -> ScalarMappable:
 
 
 def label_colors(
-    real: AnnData, key: str, labels: Sequence[str], palette: Mapping[str, str] | Sequence[str] | None
-) -> dict[str, str]:
+    real: AnnData, key: str, labels: Sequence[str], palette: Mapping[str, Color] | Sequence[Color] | None
+) -> dict[str, Color]:
     """Give every label its colour from the palette, from ``real.uns``, or from scanpy.
 
     Raises
     ------
     ValueError
-        If the palette lacks a label or has too few colours.
+        If the palette lacks a label, has too few colours, or one that is none.
     TypeError
         If it is text.
     """
@@ -145,16 +147,17 @@ def label_colors(
         msg = f"`palette` must map labels to colours, or list colours, but found {palette!r}."
         raise TypeError(msg)
     named = [label for label in labels if label != NO_LABEL]
-    if isinstance(palette, Mapping):
-        colors = _by_label(palette)
-    elif palette is not None:
-        colors = dict(zip(named, palette, strict=False))
-    else:
+    if palette is None:
         categories = categories_of(real, key)
-        stored = real.uns.get(f"{key}_colors", ())
-        of_label = _by_label(stored) if isinstance(stored, Mapping) else dict(zip(categories, stored, strict=False))
-        others = [label for label in dict.fromkeys([*categories, *named]) if label not in of_label]
-        colors = scanpy_colors(others, taken=of_label.values()) | of_label
+        stored = _stored_colors(real.uns.get(f"{key}_colors"), categories)
+        others = [label for label in dict.fromkeys([*categories, *named]) if label not in stored]
+        colors = scanpy_colors(others, taken=stored.values()) | stored
+    else:
+        try:
+            colors = _by_label(palette, named)
+        except ValueError as error:
+            msg = f"`palette` has a value that is no colour: {error}"
+            raise ValueError(msg) from error
     if lacking := [label for label in named if label not in colors]:
         msg = f"`palette` has no colour for {lacking[0]!r}, a label of {key!r}. {known_names(lacking[0], list(colors))}"
         raise ValueError(msg)
@@ -167,6 +170,24 @@ def label_colors(
     return {label: colors.get(label, MISSING_COLOR) for label in labels}
 
 
-def _by_label(colors: Mapping[object, str]) -> dict[str, str]:
-    """Return colours of values by the text of the values."""
-    return dict(zip(as_labels(pd.Series(list(colors))), colors.values(), strict=True))
+def _stored_colors(stored: Any, categories: Sequence[str]) -> dict[str, Color]:
+    """Return the colours in `uns` by label; none if, as in scanpy, there are too few, or one is no colour."""
+    try:
+        colors = _by_label(stored, categories)
+    except (TypeError, ValueError):  # no list, or no colours
+        return {}
+    return colors if isinstance(stored, Mapping) or len(colors) == len(categories) else {}
+
+
+def _by_label(colors: Mapping[object, Any] | Iterable[Any], labels: Sequence[str]) -> dict[str, Color]:
+    """Return colours, by value or in the order of the labels, by label: names, or RGBA of those given as numbers."""
+    if isinstance(colors, Mapping):
+        labels, colors = list(as_labels(pd.Series(list(colors)))), colors.values()
+    found: dict[str, Color] = {}
+    for label, color in zip(labels, colors, strict=False):
+        rgba = to_rgba(color)
+        if np.isnan(rgba).any():
+            msg = f"{color!r} is missing."
+            raise ValueError(msg)
+        found[label] = color if isinstance(color, str) else rgba
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -203,7 +203,7 @@ def ink(share: float = 1.0) -> tuple[float, ...]:
     return tuple(share * text[:3] + (1 - share) * ground[:3])
 
 
-def scanpy_colors(names: Sequence[str], taken: Iterable[str] = ()) -> dict[str, str]:
+def scanpy_colors(names: Sequence[str], taken: Iterable[Any] = ()) -> dict[str, Any]:
     """Give names the colours that scanpy would choose for that many categories, those that are taken last."""
     others = {to_hex(color) for color in taken}
     colors = sc.pl.palettes.default_20 if len(names) + len(others) <= 20 else sc.pl.palettes.default_102

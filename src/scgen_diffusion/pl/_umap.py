@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import scanpy as sc
+import scipy.sparse as sp
 from anndata import AnnData
 from matplotlib.colors import to_rgba_array
 from sklearn.neighbors import NearestNeighbors
 
 from scgen_diffusion._arguments import check_count, known_names
-from scgen_diffusion.metrics import ComparisonSpace, align_genes, expression_of
+from scgen_diffusion.data import check_is_anndata
+from scgen_diffusion.metrics import ComparisonSpace, Expression, align_genes, expression_of
 
 from ._cells import (
     MISSING_COLOR,
@@ -49,7 +51,7 @@ def umap(
     *,
     color: str | Sequence[str] | None = None,
     train: AnnData | None = None,
-    fit: Literal["real", "both"] = "real",
+    fit: Literal["both", "real"] = "both",
     layer: str | None = None,
     n_neighbors: int = 15,
     min_dist: float = 0.5,
@@ -63,14 +65,13 @@ def umap(
 ) -> list[Axes] | None:
     """Plot real cells, synthetic cells, and both together, in one UMAP.
 
-    The UMAP is fitted to real cells, in their principal components (:class:`~scgen_diffusion.metrics.ComparisonSpace`).
-    Every cell, real or synthetic, is then placed at the geometric median of the five nearest other real cells, with a
-    little noise so that points do not hide each other. So both sets are treated alike. (UMAP's own ``transform`` draws
-    rings around the fitted cells, even for held-out real cells.)
+    By default, one UMAP is made of equal numbers of both, in their common principal components. Cells unlike any real
+    cell lie apart from the real ones.
 
-    This means that even a cell unlike any real cell appears among real cells. With ``fit="both"``, such cells form
-    separate islands, but then the synthetic cells shape the picture too. Use it as well if there are fewer than a
-    hundred real cells, which leave few places.
+    With ``fit="real"``, the UMAP is made of real cells alone, and every cell, real or synthetic, is placed at the
+    geometric median of the five nearest other real cells, with a little noise so that points do not hide each other.
+    This shows which real cells the synthetic ones are nearest to, not how near: even noise lies among real cells, so
+    do not judge a model by it. The titles say so.
 
     Parameters
     ----------
@@ -80,16 +81,16 @@ def umap(
         Column of `obs`, or a gene; or several, each with a row of panels. Default: none. Missing labels and numbers are
         grey.
     train
-        Real cells to fit UMAP and principal components to (with ``fit="both"``, only the components), such as the
-        training cells. Default: `real`.
+        Real cells to fit to instead, such as the training cells: the principal components, and with ``fit="real"`` the
+        UMAP.
     fit
-        Fit the UMAP to ``"real"`` cells or to ``"both"`` sets.
+        Make the UMAP of ``"both"`` sets, or of ``"real"`` cells alone.
     layer
         Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
     n_neighbors, min_dist
         See :func:`scanpy.pp.neighbors` and :func:`scanpy.tl.umap`.
     max_cells
-        Larger sets are subsampled at random to this many cells.
+        Most cells to draw of each set. Of the larger set, as many as of the smaller one are drawn at random.
     palette
         Colour of each label, or colours in label order. Default: ``real.uns[f"{color}_colors"]``, else scanpy's.
     size
@@ -122,25 +123,31 @@ def umap(
     >>> adata = scgd.datasets.pbmc68k_reduced()
     >>> axes = scgd.pl.umap(adata[::2], adata[1::2], color="cell_type", show=False)
     """
-    choose("fit", fit, ["real", "both"])
+    choose("fit", fit, ["both", "real"])
     check_count("n_neighbors", n_neighbors, least=2)
-    sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed)
+    check_count("max_cells", max_cells, least=2)
+    for name, cells in {"real": real, "synthetic": synthetic}.items():
+        check_is_anndata(cells, name)
+    n_cells = min(real.n_obs, synthetic.n_obs, max_cells)
+    sides = sides_of(real, synthetic, layer=layer, max_cells=n_cells, seed=seed)
     names = list(color) if isinstance(color, list | tuple) else [color]
     looks = [colors_of(sides, name, palette) for name in names]
-    reference = sides["real"].expression
+    expressions = [side.expression for side in sides.values()]
+    reference = expressions[0] if fit == "real" else Expression(sp.vstack([part.values for part in expressions]), None)
     if train is not None:
         train = align_genes(subsample(train, "train", max_cells, seed), real.var_names, name="train")
         reference = expression_of(train, layer=layer, name="train")
     axes = panels(3 * len(names), axs, size=(3.6, 3.4), n_columns=3)
 
     space = ComparisonSpace.fit(reference, seed=seed)
-    values = [space.project(side.expression) for side in sides.values()]
+    values = [space.project(expression) for expression in expressions]
     how = {"n_neighbors": n_neighbors, "min_dist": min_dist, "seed": seed}
+    how_placed = ""
     if fit == "both":
         points = np.split(umap_of(np.concatenate(values), **how), [len(values[0])])
     else:
         fitted = values[0] if train is None else space.project(reference)
-        coordinates = umap_of(fitted, **how)
+        coordinates, how_placed = umap_of(fitted, **how), "\nplaced on nearest real cells"
         to_place = None if train is None else values[0], values[1]
         rng, scale = np.random.default_rng(seed), JITTER * np.ptp(coordinates, axis=0)
         points = [place(side, fitted, coordinates) for side in to_place]
@@ -157,7 +164,7 @@ def umap(
         mixed_scatter(row[2], points, list(SOURCES.values()), size=size)
         for ax, (title, count) in zip(row, counts.items(), strict=True):
             ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
-            ax.set(xlabel="UMAP 1", title=f"{title} ({count:,} cells)")
+            ax.set(xlabel="UMAP 1", title=f"{title} ({count:,} cells){how_placed}")
         row[0].set_ylabel("UMAP 2")
         explain_colors(row[2], *([(name, legend), ("both", SOURCES)] if legend else [("", SOURCES)]))
         if scale is not None:

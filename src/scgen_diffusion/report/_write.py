@@ -311,8 +311,7 @@ def draw(
     shown = labels[:MOST_LABELS]
     if len(labels) > MOST_LABELS:
         only = f" Only the {MOST_LABELS} labels with most real cells are drawn; the table lists all."
-    # fitted to real cells alone, it would place every cell among real ones
-    axes = pl.umap(real, synthetic, color=None if only else label, fit="both", **options)
+    axes = pl.umap(real, synthetic, color=None if only else label, **options)
     add("Cells", axes, "One UMAP of real and synthetic cells. Cells unlike any real cell lie apart from the real ones.")
     sets = {"real_test": real, "synthetic": synthetic}
     both = [expression_of(cells, layer=layer, name=name) for name, cells in sets.items()]
