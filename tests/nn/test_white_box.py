@@ -1,8 +1,12 @@
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import linear, relu
 
-from scgen_diffusion.nn import SelfAttention, SparseCoding, SubspaceAttention
+from scgen_diffusion.nn import SparseCoding, SubspaceAttention, coding_rate, sparsity, subspace_coding_rate
 
 WIDTH, N_HEADS = 12, 3
 
@@ -11,85 +15,64 @@ def draw(*shape, seed=1):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def build_attention():
-    torch.manual_seed(0)
-    return SubspaceAttention(WIDTH, N_HEADS).double()
+def orthonormal(n, p, seed=0):
+    return torch.linalg.qr(draw(n, p, seed=seed))[0]
 
 
-def build_coding(**constants):
+def close(found, expected, tolerance=1e-9):
+    torch.testing.assert_close(found, torch.as_tensor(expected, dtype=torch.float64), rtol=tolerance, atol=tolerance)
+
+
+def build(kind, *sizes, **constants):
     torch.manual_seed(0)
-    return SparseCoding(WIDTH, **constants).double()
+    return kind(WIDTH, *sizes, **constants).double()
+
+
+# --- subspace attention -----------------------------------------------------------------------------------------------
 
 
 def test_subspace_attention_follows_its_formula_head_by_head():
-    attention, tokens = build_attention(), draw(2, 5, WIDTH)
+    attention, tokens = build(SubspaceAttention, N_HEADS), draw(2, 5, WIDTH)
     heads = []
     for basis in attention.subspaces:
         x = tokens @ basis
         heads.append((x @ x.transpose(1, 2) / 4**0.5).softmax(-1) @ x)
-    expected = attention.project_out(torch.cat(heads, dim=-1))
-    torch.testing.assert_close(attention(tokens), expected, rtol=1e-10, atol=1e-10)
+    close(attention(tokens), attention.project_out(torch.cat(heads, dim=-1)), 1e-10)
 
 
-def test_subspace_attention_is_self_attention_with_one_matrix_three_times():
-    attention, other, tokens = build_attention(), SelfAttention(WIDTH, N_HEADS, bias=True).double(), draw(2, 5, WIDTH)
-    with torch.no_grad():
-        other.project_qkv.weight.copy_(attention.project.weight.repeat(3, 1))
-        other.project_qkv.bias.zero_()
-    other.project_out = attention.project_out
-    torch.testing.assert_close(attention(tokens), other(tokens), rtol=1e-10, atol=1e-10)
-
-
-def test_subspaces_hold_one_basis_per_head():
-    attention, tokens = build_attention(), draw(2, 5, WIDTH)
-    assert attention.subspaces.shape == (N_HEADS, WIDTH, WIDTH // N_HEADS)
-    expected = torch.einsum("cnd,hdp->chnp", tokens, attention.subspaces)
-    torch.testing.assert_close(attention.coordinates(tokens), expected, rtol=1e-10, atol=1e-10)
+def test_coordinates_are_those_in_each_subspace():
+    attention, tokens = build(SubspaceAttention, N_HEADS), draw(2, 5, WIDTH)
+    coordinates = attention.coordinates(tokens)
+    close(coordinates, torch.einsum("cnd,hdp->chnp", tokens, attention.subspaces), 1e-10)
+    close(subspace_coding_rate(tokens, attention.subspaces), coding_rate(coordinates))
 
 
 def test_what_a_head_computes_does_not_depend_on_the_basis_of_its_subspace():
-    attention, tokens = build_attention(), draw(2, 5, WIDTH)
+    attention, tokens = build(SubspaceAttention, N_HEADS), draw(2, 5, WIDTH)
     rotation, _ = torch.linalg.qr(draw(4, 4))
     expected = attention(tokens)
     with torch.no_grad():
         attention.project.weight[:4] = rotation @ attention.project.weight[:4]
         attention.project_out.weight[:, :4] = attention.project_out.weight[:, :4] @ rotation.T
-    torch.testing.assert_close(attention(tokens), expected, rtol=1e-10, atol=1e-10)
+    close(attention(tokens), expected, 1e-10)
 
 
-def test_heads_that_do_not_share_out_the_width_are_refused():
-    with pytest.raises(ValueError, match="width 12 and 5 heads"):
-        SubspaceAttention(WIDTH, 5)
+# --- sparse coding ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("step_size", "threshold"), [(0.1, 0.1), (0.05, 2.0)])
 def test_sparse_coding_is_the_published_sequence_of_products(step_size, threshold):
-    coding, z = build_coding(step_size=step_size, threshold=threshold), draw(2, 5, WIDTH)
+    coding, z = build(SparseCoding, step_size=step_size, threshold=threshold), draw(2, 5, WIDTH)
     d = coding.dictionary
     gradient = linear(z, d.t()) - linear(linear(z, d), d.t())
-    expected = relu(z + (step_size * gradient - step_size * threshold))
-    torch.testing.assert_close(coding(z), expected, rtol=1e-10, atol=1e-10)
+    close(coding(z), relu(z + (step_size * gradient - step_size * threshold)), 1e-10)
 
 
 def test_sparse_coding_steps_down_the_gradient_of_its_objective():
-    coding, z = build_coding(), draw(7, WIDTH)
+    coding, z = build(SparseCoding), draw(7, WIDTH)
     code = z.clone().requires_grad_()
     (0.5 * (z - code @ coding.dictionary.T).square().sum() + coding.threshold * code.sum()).backward()
-    torch.testing.assert_close(coding(z), relu(z - coding.step_size * code.grad), rtol=1e-10, atol=1e-10)
-
-
-def test_sparse_coding_with_the_identity_only_shrinks():
-    coding, z = build_coding(), draw(2, 5, WIDTH)
-    torch.nn.init.eye_(coding.dictionary)
-    torch.testing.assert_close(coding(z), relu(z - 0.01))
-
-
-def test_codes_are_not_negative_and_get_sparser_with_the_threshold():
-    z = draw(2, 5, WIDTH)
-    codes = [build_coding(threshold=threshold)(z) for threshold in (0.1, 5.0, 100.0)]
-    zeros = [(code == 0).sum().item() for code in codes]
-    assert all((code >= 0).all() for code in codes)
-    assert 0 < zeros[0] < zeros[1] < zeros[2] == z.numel()
+    close(coding(z), relu(z - coding.step_size * code.grad), 1e-10)
 
 
 def test_the_dictionary_starts_from_kaimings_uniform_distribution():
@@ -97,4 +80,70 @@ def test_the_dictionary_starts_from_kaimings_uniform_distribution():
     dictionary = SparseCoding(64).dictionary
     bound = (6 / 64) ** 0.5
     assert 0.99 * bound < dictionary.abs().max() <= bound
-    assert repr(SparseCoding(64)) == "SparseCoding(64, step_size=0.1, threshold=0.1)"
+
+
+# --- coding rates -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n_tokens", "width"), [(4, 9), (9, 4), (6, 6)])
+def test_coding_rate_follows_its_formula_on_either_side(n_tokens, width):
+    tokens, eps = draw(3, n_tokens, width), 0.3
+    expected = torch.logdet(torch.eye(n_tokens) + width / (n_tokens * eps**2) * tokens @ tokens.mT) / 2
+    close(coding_rate(tokens, eps), expected)
+
+
+def test_coding_rate_of_tokens_of_known_rank_and_singular_values():
+    singular, eps = torch.tensor([3.0, 0.5], dtype=torch.float64), 0.5
+    tokens = orthonormal(7, 2) * singular @ orthonormal(5, 2, seed=1).T
+    close(coding_rate(tokens, eps), sum(math.log1p(5 / (7 * eps**2) * s**2) / 2 for s in (3.0, 0.5)))
+    assert coding_rate(torch.full((3, 2), torch.nan)).isnan()
+
+
+@given(n_tokens=st.integers(1, 8), width=st.integers(1, 8), scale=st.floats(0.01, 100))
+@settings(max_examples=30, deadline=None)
+def test_scaling_the_tokens_is_dividing_eps(n_tokens, width, scale):
+    tokens = draw(n_tokens, width)
+    close(coding_rate(scale * tokens, 0.5), coding_rate(tokens, 0.5 / scale))
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e5])
+def test_large_and_tiny_tokens_in_single_precision_are_measured(scale):
+    tokens = (scale * draw(200, 48)).float()
+    s = torch.linalg.svdvals(tokens.double())
+    close(coding_rate(tokens), torch.log1p(48 / (200 * 0.25) * s**2).sum() / 2)
+
+
+def test_subspace_rates_are_coding_rates_of_the_coordinates():
+    tokens, bases = draw(2, 3, 5, 8), draw(4, 8, 2, seed=2)
+    found = subspace_coding_rate(tokens, bases, eps=0.7)
+    assert found.shape == (2, 3, 4)
+    for head, basis in enumerate(bases):
+        close(found[..., head], coding_rate(tokens @ basis, eps=0.7))
+
+
+def test_tokens_spread_over_orthogonal_subspaces_cost_more_together_than_within_them():
+    # What the white-box transformer is built on: R - R^c is large where subspaces are compact and apart. The factor d /
+    # p of the two definitions is taken out by eps, so that both allow the same error per direction.
+    bases = orthonormal(8, 8).unflatten(1, (4, 2)).transpose(0, 1)
+    clusters = [draw(10, 2, seed=k) @ basis.T for k, basis in enumerate(bases)]
+    together, eps = torch.cat(clusters), 0.5
+    assert coding_rate(together, eps) > sum(coding_rate(c, eps) for c in clusters) / 4
+    close(coding_rate(together, eps), subspace_coding_rate(together, bases, eps * (2 / 8) ** 0.5).sum())
+
+
+def test_sparsity_counts_exact_zeros_of_each_cell():
+    tokens = torch.tensor([[[0.0, 1.0], [-0.0, 1e-30]], [[0.0, 0.0], [0.0, 0.0]]])
+    assert sparsity(tokens).tolist() == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("eps", [0.0, -1.0, math.nan])
+def test_an_error_that_is_not_positive_is_refused(eps):
+    for rate in (coding_rate, lambda tokens, eps: subspace_coding_rate(tokens, draw(1, 2, 1), eps)):
+        with pytest.raises(ValueError, match="`eps`"):
+            rate(draw(3, 2), eps)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 2), (4, 2)])
+def test_bases_of_another_width_are_refused(shape):
+    with pytest.raises(ValueError, match="`bases`"):
+        subspace_coding_rate(draw(3, 4), draw(*shape))

@@ -3,16 +3,19 @@
 from ._attention import CrossAttention, SelfAttention
 from ._blocks import (
     LAYER_NORM_EPS,
+    MLP,
     BlockTrace,
     CrossAttentionBlock,
     HalfTrace,
     ModulatedBlock,
+    SwiGLU,
+    TimeEmbedding,
     TransformerBlock,
     modulate,
+    patch_position_embedding,
+    position_embedding,
 )
-from ._coding_rate import coding_rate, sparsity, subspace_coding_rate
 from ._condition_effects import ConditionEffects
-from ._condition_transfer import extended_state, row_masks
 from ._conditions import (
     Classes,
     ConditionEmbedding,
@@ -22,19 +25,24 @@ from ._conditions import (
     Number,
     classes_are_given,
     encodings_of,
+    extended_state,
     keys_of_columns,
     null_condition,
+    row_masks,
 )
 from ._dit import DiT
-from ._embeddings import TimeEmbedding, patch_position_embedding, position_embedding
-from ._feed_forward import MLP, SwiGLU
-from ._gene_dit import GeneDiT
-from ._gene_mlp import GeneMLP
-from ._pooling import AttentionPooling, FactorPooling, GeneSet, expressed_genes
-from ._set_decoder import GeneFactorDecoder, GeneQueryDecoder
-from ._set_encoder import SetEncoder
+from ._gene_networks import GeneDiT, GeneMLP
+from ._sets import (
+    AttentionPooling,
+    FactorPooling,
+    GeneFactorDecoder,
+    GeneQueryDecoder,
+    GeneSet,
+    SetEncoder,
+    expressed_genes,
+)
 from ._unet import GeneUNet
-from ._white_box import SparseCoding, SubspaceAttention
+from ._white_box import SparseCoding, SubspaceAttention, coding_rate, sparsity, subspace_coding_rate
 
 __all__ = [
     "LAYER_NORM_EPS",

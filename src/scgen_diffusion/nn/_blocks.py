@@ -1,14 +1,15 @@
-"""Transformer blocks: pre-norm, cross-attention, and modulated by a condition (adaLN-zero)."""
+"""Parts of transformers: embeddings of positions and times, feed-forward networks, and blocks."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.functional import gelu, silu
 
 from ._attention import CrossAttention, SelfAttention
-from ._feed_forward import SwiGLU
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +18,108 @@ if TYPE_CHECKING:
 
     Modulation = tuple[Tensor, Tensor, Tensor]
 
+
 LAYER_NORM_EPS = 1e-8  # as published for scLDM
+N_FREQUENCIES = 128  # of times
+
+
+def sines_and_cosines(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    r"""Return sines and cosines of :math:`x\,\omega_i` with ``n`` frequencies :math:`\omega_i = 10000^{-i/n}`.
+
+    Each is ``(len(x), n)``.
+    """
+    frequencies = torch.exp(-math.log(10_000.0) * torch.arange(n, device=x.device) / n)
+    angles = x[:, None].float() * frequencies
+    return angles.sin(), angles.cos()
+
+
+def position_embedding(n_positions: int, width: int) -> Tensor:
+    """Return the fixed sine-cosine embedding of ``n_positions``, ``(positions, width)``, sines first."""
+    if width % 2:
+        msg = f"The width of a sine-cosine embedding must be even, but found {width}."
+        raise ValueError(msg)
+    return torch.cat(sines_and_cosines(torch.arange(n_positions), width // 2), dim=1)
+
+
+def patch_position_embedding(n_patches: int, width: int) -> Tensor:
+    """Return the fixed embedding of patches that was published for scRDiT, ``(patches, width)``.
+
+    It was written for images. Its first half embeds the column, which is always 0 (sines 0, cosines 1). Its second half
+    embeds the row, here the number of the patch, as in :func:`position_embedding`.
+    """
+    if width % 4:
+        msg = f"The width of a patch position embedding must be a multiple of 4, but found {width}."
+        raise ValueError(msg)
+    columns = position_embedding(1, width // 2).expand(n_patches, -1)
+    return torch.cat([columns, position_embedding(n_patches, width // 2)], dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """Embed the diffusion time: cosines and sines of ``t``, then Linear-SiLU-Linear.
+
+    Parameters
+    ----------
+    width
+        Width of the embedding.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Linear(2 * N_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed times ``(n,)`` as ``(n, width)``."""
+        sines, cosines = sines_and_cosines(t, N_FREQUENCIES)
+        return self.network(torch.cat([cosines, sines], dim=1))
+
+
+class SwiGLU(nn.Module):
+    r"""Gated feed-forward network :math:`W_3(\operatorname{silu}(W_1 x) \odot W_2 x)` without bias.
+
+    Parameters
+    ----------
+    width
+        Input and output width.
+    hidden
+        Inner width. Default: two thirds of ``4 * width``, rounded up to a multiple of 4, as published for scLDM.
+
+    References
+    ----------
+    Shazeer (2020), *GLU variants improve transformer*.
+    """
+
+    def __init__(self, width: int, hidden: int | None = None) -> None:
+        super().__init__()
+        hidden = hidden or 4 * math.ceil(int(8 * width / 3) / 4)
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.value = nn.Linear(width, hidden, bias=False)
+        self.project_out = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., width)`` to ``(..., width)``."""
+        return self.project_out(silu(self.gate(x)) * self.value(x))
+
+
+class MLP(nn.Module):
+    r"""Feed-forward network :math:`W_2 \operatorname{gelu}(W_1 x + b_1) + b_2`, with the tanh approximation of GELU.
+
+    Parameters
+    ----------
+    width
+        Input and output width.
+    hidden
+        Inner width. Default: ``4 * width``, as published for DiT and scRDiT.
+    """
+
+    def __init__(self, width: int, hidden: int | None = None) -> None:
+        super().__init__()
+        hidden = hidden or 4 * width
+        self.project_in = nn.Linear(width, hidden)
+        self.project_out = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., width)`` to ``(..., width)``."""
+        return self.project_out(gelu(self.project_in(x), approximate="tanh"))
 
 
 class TransformerBlock(nn.Module):
@@ -170,11 +272,3 @@ def zero_modulation(width: int, n_chunks: int) -> nn.Sequential:
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     return nn.Sequential(nn.SiLU(), linear)
-
-
-@torch.no_grad()
-def set_first_rows(linear: nn.Linear, rows: Tensor) -> None:
-    """Let the first outputs of a layer be coordinates along ``rows (k, inputs)``; more than it has are cut."""
-    k = min(len(rows), linear.out_features)
-    linear.weight[:k] = rows[:k]
-    linear.bias[:k] = 0

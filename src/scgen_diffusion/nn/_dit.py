@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ._attention import SelfAttention
-from ._blocks import ModulatedBlock, modulate, zero_modulation
+from ._blocks import ModulatedBlock, SwiGLU, TimeEmbedding, modulate, position_embedding, zero_modulation
 from ._conditions import ConditionEmbedding, ConditionSpec
-from ._embeddings import TimeEmbedding, position_embedding
-from ._feed_forward import SwiGLU
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.functional import gelu, interpolate, pad
 
 from ._attention import SelfAttention
+from ._blocks import sines_and_cosines
 from ._conditions import ConditionEmbedding, ConditionSpec
-from ._embeddings import sines_and_cosines
-from ._parts import parts_of
+from ._gene_networks import parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,0 +1,338 @@
+"""Networks on sets of genes: an encoder that ignores the genes' order, and decoders that follow it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.functional import embedding, linear
+from torch.utils.checkpoint import checkpoint
+
+from ._blocks import LAYER_NORM_EPS, CrossAttentionBlock, TransformerBlock
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK_ELEMENTS = {"cpu": 1 << 20}  # elements of (cells, genes, width) decoded at a time: what its cache holds
+LARGE_CHUNK = 1 << 24
+
+
+class GeneSet(NamedTuple):
+    """The expressed genes of each cell, padded to a common length.
+
+    Attributes
+    ----------
+    genes
+        Gene numbers from 1, with 0 for padding, ``(cells, tokens)``.
+    values
+        Expression values, with 0 for padding, ``(cells, tokens)``.
+    """
+
+    genes: Tensor
+    values: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """True for genes and false for padding, ``(cells, tokens)``."""
+        return self.genes > 0
+
+
+def expressed_genes(values: Tensor, *, length: int | None = None) -> GeneSet:
+    """Collect the non-zero genes of dense ``values (cells, genes)``, padded to ``length``.
+
+    The default length is the largest number of expressed genes in the batch, at least 1.
+
+    Raises
+    ------
+    ValueError
+        If a cell expresses more genes than ``length``.
+    """
+    expressed = values != 0
+    n_expressed = expressed.sum(1)
+    longest = max(int(n_expressed.max()), 1)
+    length = length or longest
+    if longest > length:
+        msg = f"A cell expresses {longest} genes, but the padded length is {length}."
+        raise ValueError(msg)
+    cells, genes = expressed.nonzero(as_tuple=True)
+    first = n_expressed.cumsum(0) - n_expressed
+    slots = torch.arange(len(cells), device=values.device) - first[cells]
+    padded_genes = torch.zeros(len(values), length, dtype=torch.long, device=values.device)
+    padded_values = torch.zeros(len(values), length, dtype=values.dtype, device=values.device)
+    padded_genes[cells, slots] = genes + 1
+    padded_values[cells, slots] = values[cells, genes]
+    return GeneSet(padded_genes, padded_values)
+
+
+class AttentionPooling(nn.Module):
+    r"""Learned queries attend to the expressed genes (MCAB), then to each other.
+
+    A gene enters as its embedding times its value (``log1p`` of the count). In the published model the product is
+    normalised (``value_after_norm=False``), which cancels the value except for its sign:
+    :math:`\operatorname{LN}(a\,e) = \operatorname{LN}(e)` for any :math:`a > 0` if the norm's epsilon is small. So that
+    encoder sees *which* genes are expressed and hardly *how much*. With ``value_after_norm=True``, embeddings are
+    normalised and projected first, once per step rather than once per cell, and then a gene's key and value are scaled
+    by its expression.
+
+    Parameters
+    ----------
+    n_genes
+        Size of the panel.
+    n_tokens
+        Number of latent tokens.
+    width
+        Token width.
+    n_layers
+        Self-attention blocks after the pooling.
+    n_heads, n_heads_cross
+        Heads of those blocks, and of the pooling.
+    hidden
+        Inner width of the feed-forward halves.
+    value_after_norm
+        Where the value enters, see above.
+    mask_padding
+        Whether to mask padding in the attention. The published code does not.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_tokens: int,
+        *,
+        width: int,
+        n_layers: int,
+        n_heads: int,
+        n_heads_cross: int,
+        hidden: int | None = None,
+        value_after_norm: bool = True,
+        mask_padding: bool = True,
+    ) -> None:
+        super().__init__()
+        self.value_after_norm = value_after_norm
+        self.mask_padding = mask_padding
+        self.embed_gene = nn.Embedding(n_genes + 1, width)
+        self.queries = nn.Parameter(torch.randn(n_tokens, width))
+        self.pool = CrossAttentionBlock(width, n_heads_cross, hidden)
+        self.blocks = nn.ModuleList(TransformerBlock(width, n_heads, hidden) for _ in range(n_layers))
+
+    def forward(self, gene_set: GeneSet) -> Tensor:
+        """Pool each cell's genes into tokens ``(cells, n_tokens, width)``."""
+        mask = None
+        if self.mask_padding:  # a cell without genes attends to one padded token, as softmax over nothing is NaN
+            mask = gene_set.mask
+            mask = torch.cat([mask[:, :1] | ~mask.any(1, keepdim=True), mask[:, 1:]], dim=1)
+        return self._exchange(self.pool(self.queries[None], self._keys_values(gene_set), mask))
+
+    def pool_panel(self, values: Tensor) -> Tensor:
+        """Pool dense, non-negative ``values (cells, genes)`` without collecting the expressed genes first.
+
+        The result is that of :meth:`forward` with masked padding, computed for all genes with shapes that do not depend
+        on the values. This is faster on a GPU, which does not have to wait for the number of expressed genes, and can
+        be compiled. With ``value_after_norm=False``, values cancel exactly here, but only almost in :meth:`forward`,
+        because of the norm's epsilon.
+        """
+        rows, scales = self.embed_gene.weight[1:], values  # row 0 stands for padding
+        if not self.value_after_norm:
+            # a cell without genes attends to a token of zeros, of which only the norm's bias remains
+            present = values != 0
+            rows = torch.cat([torch.zeros_like(rows[:1]), rows])
+            scales = torch.cat([~present.any(1, keepdim=True), present], dim=1).to(values.dtype)
+        return self._exchange(self.pool.pool_scaled(self.queries[None], self.pool.project(rows), scales))
+
+    def _exchange(self, tokens: Tensor) -> Tensor:
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+    def _keys_values(self, gene_set: GeneSet) -> Tensor:
+        if self.value_after_norm:
+            return embedding(gene_set.genes, self.pool.project(self.embed_gene.weight)) * gene_set.values[..., None]
+        return self.pool.project(self.embed_gene(gene_set.genes) * gene_set.values[..., None])
+
+
+class FactorPooling(nn.Module):
+    r"""A weighted sum over genes, :math:`\sum_g p_g w_g` of the normalised profile ``p``, and a small network.
+
+    Parameters
+    ----------
+    n_genes
+        Size of the panel.
+    width
+        Width of the pooled vector and of the result.
+    """
+
+    def __init__(self, n_genes: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Linear(n_genes, width)
+        nn.init.normal_(self.weight.weight, std=0.05)
+        self.network = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.register_buffer("profile_mean", torch.zeros(n_genes))
+
+    def forward(self, profile: Tensor) -> Tensor:
+        """Pool profiles ``(cells, genes)`` into ``(cells, width)``."""
+        return self.network(self.weight(profile - self.profile_mean))
+
+
+class SetEncoder(nn.Module):
+    """Sum of an attention pooling and a factor pooling, either of which may be absent.
+
+    Parameters
+    ----------
+    n_tokens
+        Number of latent tokens.
+    n_outputs
+        Numbers per token.
+    attention, factors
+        The poolings; at least one.
+    padded_length
+        Number of gene tokens of every cell. Default: as many as the batch needs.
+    """
+
+    def __init__(
+        self,
+        n_tokens: int,
+        n_outputs: int,
+        *,
+        attention: AttentionPooling | None,
+        factors: FactorPooling | None,
+        padded_length: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape = (n_tokens, n_outputs)
+        self.padded_length = padded_length
+        self.attention = attention
+        self.factors = factors
+        self.read_attention = nn.Linear(attention.queries.shape[1], n_outputs, bias=False) if attention else None
+        self.read_factors = nn.Linear(factors.weight.out_features, n_tokens * n_outputs) if factors else None
+
+    def forward(self, values: Tensor, profile: Tensor) -> Tensor:
+        """Encode cells.
+
+        Parameters
+        ----------
+        values
+            Value of each gene for the attention, 0 if it is not expressed, ``(cells, genes)``.
+        profile
+            Normalised expression for the factors, ``(cells, genes)``.
+
+        Returns
+        -------
+        Tensor
+            ``(cells, n_tokens, n_outputs)``.
+        """
+        encoded = torch.zeros(len(values), *self.shape, device=values.device)
+        if self.attention is not None:
+            encoded = encoded + self.read_attention(self._attend(values))
+        if self.factors is not None:
+            encoded = encoded + self.read_factors(self.factors(profile)).view(-1, *self.shape)
+        return encoded
+
+    def _attend(self, values: Tensor) -> Tensor:
+        """Pool by attention: over the expressed genes on a CPU, over all genes, with fixed shapes, elsewhere."""
+        is_eager_on_cpu = values.device.type == "cpu" and not torch.compiler.is_compiling()
+        if is_eager_on_cpu or not self.attention.mask_padding:
+            return self.attention(expressed_genes(values, length=self.padded_length))
+        return self.attention.pool_panel(values)
+
+
+class GeneQueryDecoder(nn.Module):
+    """Query the latent tokens with every gene's embedding (MCAB), and read the gene's numbers from the result.
+
+    The gene queries are projected once per step, not once per cell. If decoding all genes at once needs more than
+    :data:`CHUNK_ELEMENTS` numbers per tensor, they are decoded in chunks that are recomputed in the backward pass.
+
+    Parameters
+    ----------
+    n_genes
+        Size of the panel.
+    latent_width, width
+        Width of a latent token, and inner width of the decoder.
+    n_outputs
+        Numbers per gene.
+    n_layers, n_heads
+        Self-attention blocks on the latent tokens, and their heads.
+    n_heads_cross
+        Heads of the gene queries.
+    hidden
+        Inner width of the feed-forward halves.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        latent_width: int,
+        *,
+        width: int,
+        n_outputs: int,
+        n_layers: int,
+        n_heads: int,
+        n_heads_cross: int,
+        hidden: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm_in = nn.LayerNorm(latent_width, eps=LAYER_NORM_EPS, elementwise_affine=False)
+        self.project_in = nn.Linear(latent_width, width, bias=False)
+        self.blocks = nn.ModuleList(TransformerBlock(width, n_heads, hidden) for _ in range(n_layers))
+        self.embed_gene = nn.Embedding(n_genes + 1, width)
+        self.unpool = CrossAttentionBlock(width, n_heads_cross, hidden)
+        self.readout = nn.Linear(width, n_outputs)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode latents ``(cells, tokens, latent_width)`` into ``(cells, genes, n_outputs)``."""
+        tokens = self.project_in(self.norm_in(z))
+        for block in self.blocks:
+            tokens = block(tokens)
+        queries = self.embed_gene.weight[1:]  # row 0 is padding
+        keys_values = self.unpool.project(tokens)
+        n_elements = CHUNK_ELEMENTS.get(z.device.type, LARGE_CHUNK)
+        chunk = max(n_elements // (len(z) * queries.shape[1]), 1)
+        if chunk >= len(queries):
+            return self._decode(keys_values, queries)
+        decode = self._decode
+        if torch.is_grad_enabled():
+            decode = partial(checkpoint, self._decode, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([decode(keys_values, genes) for genes in queries.split(chunk)], dim=1)
+
+    def _decode(self, keys_values: Tensor, queries: Tensor) -> Tensor:
+        return self.readout(self.unpool(queries[None], keys_values))
+
+
+class GeneFactorDecoder(nn.Module):
+    r"""Score each gene by its own loadings, :math:`\ell_g = b_g + u_g \cdot c(z)`.
+
+    ``c(z)`` is a small network of all latent tokens plus a linear map of them. Since ``u_g`` and ``b_g`` belong to the
+    gene, this decoder is permutation-equivariant like gene queries, but takes a single matrix product.
+
+    Parameters
+    ----------
+    n_genes
+        Size of the panel.
+    n_latent
+        Number of latent dimensions, over all tokens.
+    width
+        Width of the network's hidden layers.
+    n_factors
+        Length of ``c(z)`` and of each gene's loadings.
+    n_outputs
+        Numbers per gene.
+    """
+
+    def __init__(self, n_genes: int, n_latent: int, *, width: int, n_factors: int, n_outputs: int = 1) -> None:
+        super().__init__()
+        self.n_outputs = n_outputs
+        self.linear = nn.Linear(n_latent, n_factors, bias=False)
+        self.network = nn.Sequential(
+            nn.Linear(n_latent, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, n_factors)
+        )
+        self.loadings = nn.Linear(n_factors, n_genes * n_outputs)
+        nn.init.normal_(self.loadings.weight, std=0.05)
+        nn.init.zeros_(self.loadings.bias)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode latents ``(cells, tokens, latent_width)`` into ``(cells, genes, n_outputs)``."""
+        z = z.flatten(1)
+        scores = linear(self.network(z) + self.linear(z), self.loadings.weight)
+        bias = self.loadings.bias  # added outside the product: under autocast, bfloat16 would round it away
+        return (scores.to(bias.dtype) + bias).unflatten(1, (-1, self.n_outputs))
