@@ -3,12 +3,14 @@
 import re
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from anndata import AnnData
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.connectors import accelerator_connector
 from scvi.model.base import BaseModelClass
 from scvi.module.base import BaseModuleClass
 
@@ -39,7 +41,8 @@ def annbatch_sampler():
 
 #: What ``_compat.py`` does with private names, and the hooks that subclasses here override or call.
 USES = {
-    "scvi-tools: parse_device_args": lambda: _compat.parse_device_args("cpu", "auto", return_device="torch"),
+    "lightning: _AcceleratorConnector": lambda: _compat.parse_device_args("cpu", "auto"),
+    "lightning: _checkpoint_connector": lambda: Trainer(logger=False)._checkpoint_connector.dump_checkpoint,
     "scvi-tools: _get_most_recent_anndata_manager": lambda: _compat.registered_manager(SCLDM, set_up()).registry,
     "scvi-tools: _per_instance_manager_store": lambda: BaseModelClass._per_instance_manager_store,
     "scvi-tools: _setup_adata_manager_store": lambda: SCLDM._setup_adata_manager_store,
@@ -84,13 +87,11 @@ def test_private_names_of_other_libraries_are_in_one_file():
 
 
 def test_apples_mps_is_refused_before_any_work(monkeypatch):
-    found = ("mps", 1, torch.device("mps"))
-    monkeypatch.setattr("scvi.model._utils.parse_device_args", lambda *_, **__: found)
+    found = SimpleNamespace(_accelerator_flag="mps", _devices_flag=[0])
+    monkeypatch.setattr(accelerator_connector, "_AcceleratorConnector", lambda **_: found)
 
-    with pytest.raises(
-        ValueError, match="'mps' does not work, because counts are drawn in double precision; use 'cpu'"
-    ):
-        _compat.parse_device_args("mps", "auto", return_device="torch")
+    with pytest.raises(ValueError, match="accelerator"):
+        _compat.parse_device_args("mps", "auto")
 
 
 def test_numba_does_not_undo_the_limit_of_threads(run_apart):

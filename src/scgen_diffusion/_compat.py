@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     import lightning.pytorch as pl
+    import torch
     from anndata import AnnData
     from mudata import MuData
     from scvi.data import AnnDataManager
@@ -53,30 +54,48 @@ def handle_sigterm_by(trainer: pl.Trainer, handler: Callable[[int, FrameType | N
     trainer._signal_connector._sigterm_notifier_fn = handler
 
 
-def parse_device_args(accelerator: str, devices: Any, **kwargs: Any) -> Any:
-    """Resolve ``accelerator`` and ``devices`` as scvi-tools' models do.
+def dump_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
+    """Return the content of a checkpoint; to be called in all processes. `Trainer.save_checkpoint` also writes it."""
+    return trainer._checkpoint_connector.dump_checkpoint()
+
+
+def parse_device_args(accelerator: str, devices: Any, *, one: bool = False) -> tuple[str, Any, torch.device]:
+    """Resolve ``accelerator`` and ``devices`` as scvi-tools' models do: "auto" means one device. Ask no cluster.
 
     Raises
     ------
     ValueError
-        For devices that Lightning does not know or find, and Apple's MPS, which has no double precision.
+        For devices that Lightning does not know or find, several if there must be ``one``, and Apple's MPS, which has
+        no double precision.
     """
-    from scvi.model import _utils
+    import torch
+    from lightning.pytorch.plugins.environments import LightningEnvironment
+    from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
     if isinstance(devices, str) and devices != "auto" and not re.fullmatch(r"-?\d+(,\s*\d+)*,?", devices):
-        is_one = kwargs.get("validate_single_device")
-        name, allowed = ("device", "its index") if is_one else ("devices", "their number, or a list of indices")
+        name, allowed = ("device", "its index") if one else ("devices", "their number, or a list of indices")
         msg = (
             f"`{name}` is {devices!r}, but must be 'auto' or {allowed}. `accelerator` names the kind of device, such "
             "as 'cpu' or 'cuda'."
         )
         raise ValueError(msg)
+    options = {"devices": devices, "plugins": [LightningEnvironment()]}
     with refusing_as_value_error():
-        accelerator, devices, device = _utils.parse_device_args(accelerator, devices, **kwargs)
-    if getattr(device, "type", device) == "mps":
-        msg = "`accelerator` 'mps' does not work, because counts are drawn in double precision; use 'cpu'."
+        found = _AcceleratorConnector(accelerator=accelerator, **options)
+        if accelerator == "auto" and found._accelerator_flag == "mps":
+            found = _AcceleratorConnector(accelerator="cpu", **options)
+    kind, devices = found._accelerator_flag, found._devices_flag
+    if kind not in ("cpu", "cuda"):
+        msg = f"`accelerator` {accelerator!r} does not work, because counts are drawn in double precision; use 'cpu'."
         raise ValueError(msg)
-    return accelerator, devices, device
+    if kind == "cpu":
+        return kind, devices, torch.device(kind)
+    if options["devices"] == "auto":
+        devices = devices[:1]
+    if one and len(devices) > 1:
+        msg = f"`device` must be one device, but found {devices}."
+        raise ValueError(msg)
+    return kind, devices, torch.device(kind, devices[0])
 
 
 def registered_manager(model_class: type[BaseModelClass], adata: AnnData) -> AnnDataManager:

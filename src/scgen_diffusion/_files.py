@@ -73,11 +73,16 @@ def follow_link(path: Path) -> Path:
 
 
 @contextmanager
-def write_atomically(destination: Path) -> Iterator[Path]:
+def write_atomically(destination: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary path, which gets the name ``destination`` at the end, or is removed after an error.
 
     An existing file or folder is replaced at the end, and kept if anything goes wrong. Through a link, that is the file
     or folder that the link points to.
+
+    Raises
+    ------
+    FileExistsError
+        Without ``overwrite``, if there is a file or a folder that is not empty at the end; only for folders.
     """
     destination = follow_link(destination)
     partial, old = (destination.with_name(f".{destination.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
@@ -85,9 +90,14 @@ def write_atomically(destination: Path) -> Iterator[Path]:
         with explain_failed_write(f"Writing {destination.name}", destination.absolute().parent):
             yield partial
             sync(partial)
-            if destination.is_dir():
+            if overwrite and destination.is_dir():
                 destination.rename(old)  # a folder with files cannot be replaced in one step
-            partial.replace(destination)
+            try:
+                partial.replace(destination)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(destination)) from error
     finally:
         if os.path.lexists(old) and not destination.exists():
             old.rename(destination)

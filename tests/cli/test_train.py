@@ -14,12 +14,11 @@ import pandas as pd
 import pytest
 import scvi
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 from mudata import MuData
 
 import scgen_diffusion as sgd
-from scgen_diffusion.cli._train import RANKS
 from scgen_diffusion.model import SCLDM
 
 
@@ -35,7 +34,7 @@ def told(monkeypatch):
             record[name] = kwargs
             if name != "train":
                 return original(self_or_cells, *args, **kwargs)
-            self_or_cells.trainer = SimpleNamespace(callbacks=[])
+            self_or_cells.trainer = SimpleNamespace(callbacks=[], is_global_zero=True)
             return None
 
         return noting
@@ -236,16 +235,6 @@ def test_wrong_options_of_fine_tuning_are_named(call, cells_file, saved_model, t
     assert message in err
 
 
-def test_a_well_trained_model_has_a_next_step_for_the_terminal(call, cells_file, small, tmp_path, monkeypatch):
-    def train(self, original=SCLDM.train, **options):
-        original(self, **options)
-        self.cut_short_ = {}
-
-    monkeypatch.setattr(SCLDM, "train", train)
-    *_, err = call("train", cells_file, "-o", tmp_path / "my model", *small)
-    assert err.endswith(f"Next: scgen-diffusion generate '{tmp_path}/my model' synthetic.h5ad --n-cells 1000\n")
-
-
 @pytest.mark.parametrize(
     ("number", "stage", "code"), [(signal.SIGINT, "autoencoder", 130), (signal.SIGTERM, "prior", 143)]
 )
@@ -336,11 +325,41 @@ def test_wrong_options_of_train_are_named(call, cells_file, tmp_path, options, m
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("variable", RANKS)
-def test_only_the_first_process_of_a_distributed_run_prints(call, cells_file, tmp_path, monkeypatch, variable):
+CLUSTERS = {
+    "a container": {"RANK": "1", "LOCAL_RANK": "1", "NODE_RANK": "1", "WORLD_SIZE": "2"},
+    "torchrun": dict.fromkeys(("RANK", "GROUP_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"), "1"),
+    "a job array": {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "train"},
+}
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_with_one_device_no_variable_of_a_cluster_matters(call, cells_file, small, tmp_path, monkeypatch, cluster):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as Lightning reads it when it is imported
+    for name, value in CLUSTERS[cluster].items():
+        monkeypatch.setenv(name, value)
+    code, printed, err = call("train", cells_file, "-o", tmp_path / "model", *small)
+    assert (code, printed) == (0, f"{tmp_path / 'model'}\n"), err
+    assert "Reading" in err
+    assert "Training took" in err
+    assert call("generate", tmp_path / "model", tmp_path / "new.h5ad", "--n-cells", "3")[0] == 0
+
+
+def test_only_the_first_process_of_a_distributed_run_prints(call, cells_file, tmp_path, monkeypatch):
+    command = [
+        "train",
+        cells_file,
+        "-o",
+        tmp_path / "model",
+        "-c",
+        "cell_typ",
+        "--devices",
+        "2",
+        "--accelerator",
+        "cpu",
+    ]
     for rank, prints in (("0", True), ("1", False)):
-        monkeypatch.setenv(variable, rank)
-        _, _, err = call("train", cells_file, "-o", tmp_path / "model", "-c", "cell_typ")
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        _, _, err = call(*command, "--accelerator", "cpu")
         assert ("Reading" in err, "The condition key 'cell_typ'" in err) == (prints, True)
 
 
@@ -430,10 +449,33 @@ def test_checkpoints_without_room_are_named_and_leave_no_empty_folder(call, cell
     def fail(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Trainer, "save_checkpoint", fail)
+    monkeypatch.setattr(torch, "save", fail)
     code, _, err = call("train", cells_file, "-o", tmp_path / "model", *small)
     assert (code, ".model.checkpoints failed: No space left on device" in err) == (1, True), err
     assert [path.name for path in tmp_path.iterdir() if "model" in path.name] == []
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_what_was_written_to_the_folder_during_the_training_is_kept_and_so_is_the_model(
+    call, cells_file, small, saved_model, tmp_path, monkeypatch, options
+):
+    out = tmp_path / "model"
+
+    def train(self, original=SCLDM.train, **arguments):
+        original(self, **arguments)
+        shutil.rmtree(arguments["checkpoint_dir"])  # another training removes those that it shares
+        shutil.copytree(saved_model, out)
+        if options:
+            (out / "notes.txt").write_text("mine")
+
+    monkeypatch.setattr(SCLDM, "train", train)
+    code, printed, err = call("train", cells_file, "-o", out, *options, *small)
+    assert (code, printed) == (1, "")
+    assert f"This model is in {out}-2" in err
+    assert contents(out).keys() == {out / "model.pt", *([out / "notes.txt"] if options else [])}
+    assert contents(out)[out / "model.pt"] == (saved_model / "model.pt").read_bytes()
+    assert sgd.model.load(f"{out}-2").is_trained
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_restart_removes_no_checkpoints_of_others(call, cells_file, tmp_path):

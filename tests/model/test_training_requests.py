@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 import warnings
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -24,9 +24,8 @@ from scvi.train import SaveCheckpoint
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT
-from scgen_diffusion.model._end_of_training import TOO_SHORT, closing_message, validation_trend
-from scgen_diffusion.model._training import StageJob
-from scgen_diffusion.train import RECIPES, PriorPlan, _initialise
+from scgen_diffusion.model._end_of_training import TOO_SHORT
+from scgen_diffusion.train import _initialise
 
 pytestmark = pytest.mark.usefixtures("seed_0")
 
@@ -161,7 +160,7 @@ MISTAKES = [
     ({"validation_size": 1.0}, ValueError, "cells to train on"),
     ({"train_size": 1.0, "early_stopping": True}, ValueError, "`early_stopping` watches the validation loss"),
     ({"precision": "64-true"}, ValueError, "`precision` '64-true' does not work"),
-    ({"accelerator": "tpu"}, ValueError, "xla"),
+    ({"accelerator": "tpu"}, ValueError, "accelerator|xla"),
     ({"check_val_every_n_epoch": 0}, ValueError, "`check_val_every_n_epoch` must be a whole number of at least 1"),
     ({"callbacks": [Timer({"hours": 1})]}, ValueError, "`callbacks` has a Timer.* Give `max_time` instead"),
     ({"callbacks": [SaveCheckpoint(monitor="loss")]}, ValueError, "has a SaveCheckpoint.* Give `checkpoint_dir`"),
@@ -360,7 +359,7 @@ builders._make_model().train(2)
 """
 
 
-def test_in_a_log_file_training_shows_a_line_per_stage_and_two_sentences(run_apart):
+def test_in_a_log_file_training_shows_a_line_per_stage_and_one_at_the_end(run_apart):
     out, err = run_apart(QUIET, Path(__file__).parents[1])
 
     *stages, words = err.partition("begin\n")[2].splitlines()
@@ -368,50 +367,9 @@ def test_in_a_log_file_training_shows_a_line_per_stage_and_two_sentences(run_apa
     assert [line.partition(":")[0] for line in stages] == ["Autoencoder (compresses cells)", "Prior (generates cells)"]
     assert all("100%, epoch 2 of 2, validation loss " in line for line in stages)
     assert "\r" not in err
-    assert words == (
-        "Training is done, but was too short to show how well it went. Next: model.train(), as the training so far was "
-        "far too short."
+    assert re.fullmatch(
+        r"Training took \d+\.\d minutes: autoencoder 2 epochs, validation loss \d+\.\d+; prior 2 epochs, .*", words
     )
-
-
-def words_of(losses, n_epochs_done=100, *, loss_judges_cells=True, watched=(), stopped_by="", default=300, **options):
-    """Say how a prior of 100 epochs went."""
-    plan = PriorPlan(torch.nn.Linear(1, 1), RECIPES["default"].prior, seed=0)
-    plan.trainer = trainer = SimpleNamespace(max_epochs=100, early_stopping_callbacks=watched)
-    plan.n_epochs_done, plan.loss_judges_cells = n_epochs_done, loss_judges_cells
-    plan._losses = {plan.key_loss("validation"): dict(enumerate(map(float, losses)))}
-    result = SimpleNamespace(plan=plan, trainer=trainer, stopped_by=stopped_by)
-    usual = {"next_step": "model.generate(10)", "is_resumable": False, "is_fine_tuned": False, "n_validation_cells": 40}
-    job = StageJob("prior", plan.recipe, 100, default, is_validated=True, is_new=True)
-    return closing_message([result], [job], **(usual | options))
-
-
-def test_the_last_sentences_say_how_validation_went_and_what_to_do():
-    settled = [9.0, 5, 3, 2, 2, 2, 2, 2, 2, 2]
-    settles = "Training is done, and the validation loss has settled. Next: model.generate(10)."
-    assert words_of(settled, default=100) == settles
-    assert "was flat after 100 of the prior's usual 300 epochs; with more it may fall further. Next" in words_of(
-        settled
-    )
-    assert "was too short to show how well it went" in words_of(settled, default=1001)
-    falling = words_of(np.arange(10)[::-1])
-    assert "falling at the end. Next: train on, model.train_prior(200), or build the model again" in falling
-    assert "with max_epochs={'prior': 300}." in falling
-    rising = [9, 7, 5, 3, 2, 3, 4, 5, 6, 7]
-    assert "rose after epoch 50 of 100 of the prior, which is overfitting" in words_of(rising)
-    assert "Next: build a new model by load_query_data and train it for fewer epochs" in words_of(
-        rising, is_fine_tuned=True
-    )
-    assert "so few validation cells (3) do not show how well it went. Next: model.generate(10)" in words_of(
-        rising, n_validation_cells=3
-    )
-    assert "has settled" in words_of(settled, default=100, n_validation_cells=3)
-    assert "without validation cells" in words_of([])
-    assert "does not show how good the cells are" in words_of(rising, loss_judges_cells=False)
-    ended = "ended the prior after epoch 40 of 100. Next: model.generate(10)."
-    assert words_of(settled, 40, watched=["a rule"]) == f"Early stopping {ended}"
-    assert words_of(settled, 40) == f"An option {ended}"  # such as max_steps
-    assert words_of(settled, 40, stopped_by="`max_time`").startswith("`max_time` stopped the prior in epoch 41 of 100")
 
 
 class Stop(Callback):
@@ -422,23 +380,16 @@ class Stop(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize(
-    ("folder", "again"),
-    [
-        (False, "model.train_prior(2); the same call would train the autoencoder again, too."),
-        (True, "make the same call again to resume from the last checkpoint."),
-    ],
-)
-def test_the_last_sentences_of_a_stopped_run_say_how_to_go_on(make_model, quick, capsys, tmp_path, folder, again):
-    options = {**quick, "enable_progress_bar": True, "callbacks": [Stop()]}
+def test_a_stopped_run_is_told_and_printed(make_model, quick, capsys, tmp_path):
     model = make_model()
-    model.train(3, **options, checkpoint_dir=tmp_path if folder else None)
+    model.train(3, **{**quick, "enable_progress_bar": True}, callbacks=[Stop()])
     assert "prior (stopped far too early)" in str(model)
     assert "with `checkpoint_dir`, make the same call again, which trains on; without, model.train_prior()" in str(
         model
     )
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"You stopped the prior in epoch 2 of 3; its weights are kept. Next: {again}"
+    assert last.startswith("Training was stopped after")
+    assert "prior 1 epochs" in last
     model.save(tmp_path / "model")
     assert "prior (stopped far too early)\n" in str(type(model).load(tmp_path / "model"))
     model.train_prior(1, **quick)
@@ -550,38 +501,3 @@ def test_in_a_terminal_training_shows_a_bar_per_stage(make_model, quick, monkeyp
 def test_without_a_progress_bar_training_says_nothing(make_model, quick, capsys):
     make_model().train(2, **quick)
     assert capsys.readouterr() == ("", "")
-
-
-EPOCHS = np.arange(50)
-LEARNING = 100 * np.exp(-EPOCHS / 8)  # what the loss falls by
-
-
-@pytest.mark.parametrize(
-    ("losses", "trend"),
-    [
-        (600 + LEARNING, "settled"),
-        (600 + LEARNING + 4 * np.sin(3 * EPOCHS), "settled"),  # moves to and fro
-        (600 + LEARNING + EPOCHS / 10, "settled"),  # rises by 5 of 100
-        (600 + LEARNING + EPOCHS, "rose"),
-        (600 - EPOCHS, "fell"),
-        (600 + 100 * np.exp(-EPOCHS / 40), "fell"),
-        (600 + np.sin(7 * EPOCHS), "settled"),  # knew all from the beginning
-        (600 + EPOCHS, "rose"),
-        (np.array([700.0, 660, 640, 630, 628]), "fell"),
-        (np.array([700.0, 650, 648]), "unknown"),
-        (np.array([]), "unknown"),
-        # the prior of pbmc3k and the autoencoder of kang_ifnb, by default
-        (
-            np.array(
-                [1.72, 1.28, 0.67, 0.58, 0.553, 0.57, 0.565, 0.57, 0.575, 0.585, 0.586, 0.584, 0.589, 0.587, 0.587]
-            ),
-            "settled",
-        ),
-        (
-            np.array([1530.0, 1460, 1425, 1407, 1402, 1400, 1398, 1397, 1395, 1393, 1393, 1392, 1392, 1392, 1392]),
-            "settled",
-        ),
-    ],
-)
-def test_the_trend_of_the_validation_loss(losses, trend):
-    assert validation_trend(losses) == trend

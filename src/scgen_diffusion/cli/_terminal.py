@@ -39,16 +39,8 @@ SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to
     r"(as|with) `layer=\.\.\.`": "by --layer",
     r"method='inversion'": "--method inversion",
     r"Call `prepare_query_anndata` to": "Write a file with them first; `prepare_query_anndata` in Python can",
-    r"(stopped the .*?); .* are kept\. Next: .*": r"\1.",  # a command keeps checkpoints at most, and says so itself
     r" and keeps its weights, or those of the best round": "",
-    r" Next: model\.(generate|predict_perturbation)\(.*": "",  # the command has a next step of its own
     r"model\.train\w*\(\)( and model\.train\w*\(\))*": "train again",
-    r"train on, model\.train_prior\(\d+\), or build": "build",
-    r"build (the model again|a new model by load_query_data) and train it": "train again",
-    r"max_epochs=\{.*?\}": lambda found: " ".join(
-        f"--max-epochs {stage}={n}" for stage, n in re.findall(r"'(\w+)': (\d+)", found[0])
-    ),
-    r"Train on, or train again without `max_epochs`": "Train again without --max-epochs",
     r"; `train_\w+` trains another|(?<=\.) `train_\w+` trains it( alone)?\.": "",
     r" in `setup_anndata`": "",
     r"Compare the common genes: real\[.*?\], \w+\[.*?\]": "To compare the common genes, give --shared-genes",

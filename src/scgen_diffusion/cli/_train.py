@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +26,15 @@ from ._command import (
     whole_number,
 )
 from ._files import MUDATA, TABLES, check_place, check_replaced, read_cells, read_cells_of, read_table
-from ._terminal import ExitCode
+from ._terminal import ExitCode, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ._terminal import Terminal
 
-RANKS = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID")  # of torchrun, Lightning and srun
 MODELS = ("SCLDM", "MULTISCLDM", "SCRDIT", "WBDIT")
+MOST_NAMES = 1000
 STAGES = ("autoencoder", "prior", "transport", "diffusion")
 WINDOW_OPTIONS = ("shared_genes", "window_size", "block_size")
 TRAINABLE = ("new_conditions", "conditions", "network", "all")
@@ -146,7 +144,6 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
 
     scgen-diffusion train cells.h5ad --layer counts --condition cell_type --out my_model
     """
-    started = time.monotonic()
     out, paths = options["out"], options["cells"]
     stay_in_files = len(paths) > 1 or options.get("backed", False)
     has_modalities = any(path.suffix == MUDATA for path in paths)
@@ -156,14 +153,14 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
     check_replaced(out)
     checkpoints = options.get("checkpoint_dir", out.absolute().with_name(f".{out.name}.checkpoints"))
 
-    terminal.quiet |= any(os.environ.get(name, "0") != "0" for name in RANKS)  # the first process tells
     package = terminal.libraries()
 
-    from lightning.pytorch.utilities import rank_zero_only
     from scvi import settings
 
-    from scgen_diffusion.train import is_interrupted
+    from scgen_diffusion.train import check_trainer_options, is_interrupted
 
+    trainer = check_trainer_options(**given(options, "accelerator", "devices", "num_nodes", "strategy"))
+    terminal.quiet |= not trainer.is_global_zero
     settings.seed = options["seed"]
     terminal.say(f"Reading {list_first(paths)}")
     data: dict[str, Any] = {}
@@ -189,21 +186,30 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
             terminal.on_interrupt = "Nothing was saved, because there is no checkpoint."
     if is_interrupted(model.trainer):  # and stopped cleanly
         raise terminal.stopped(ExitCode.INTERRUPTED)
-    if getattr(rank_zero_only, "rank", 0) != 0:
+    if not model.trainer.is_global_zero:
         return
 
-    check_replaced(out)  # again, hours later
-    with write_atomically(out) as beside:
-        model.save(beside, save_anndata=options.get("save_cells", False))
+    place = _save(model, out, overwrite=options.get("overwrite", False), save_cells=options.get("save_cells", False))
     if "checkpoint_dir" not in options:
         remove(checkpoints)
-    minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    terminal.say(f"Trained in {minutes} min {seconds} s. Written:")
+    if place != out:
+        msg = f"Something else was written to {out} during the training, and is kept. This model is in {place}."
+        raise Stop(msg, ExitCode.FAILED)
+    terminal.say("Written:")
     terminal.result(out)
-    if model.cut_short_:  # then training ended with advice
-        return
-    synthetic = "synthetic.h5mu" if has_modalities else "synthetic.h5ad"
-    terminal.say(f"Next: scgen-diffusion generate {shlex.quote(str(out))} {synthetic} --n-cells 1000")
+
+
+def _save(model: Any, out: Path, *, overwrite: bool, save_cells: bool) -> Path:
+    """Save a model, and return where: under another name if another training has taken this one meanwhile."""
+    for place in (out, *(out.with_name(f"{out.name}-{number}") for number in range(2, MOST_NAMES))):
+        with suppress(FileExistsError, click.UsageError):
+            if overwrite:
+                check_replaced(place)
+            with write_atomically(place, overwrite=overwrite) as beside:
+                model.save(beside, save_anndata=save_cells)
+            return place
+    msg = f"{out} and {MOST_NAMES - 2} names like it are taken."
+    raise FileExistsError(msg)
 
 
 def _new(

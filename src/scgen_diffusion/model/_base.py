@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -18,7 +19,6 @@ import rich.pretty  # scvi-tools 1.4 uses it without importing it
 import rich.table
 import scipy.sparse as sp
 from anndata import AnnData
-from lightning.pytorch.utilities import rank_zero_only
 from mudata import MuData
 from rich.markup import escape
 from scvi import REGISTRY_KEYS
@@ -68,8 +68,8 @@ from scgen_diffusion.module import TRAINABLE, Trainable
 from scgen_diffusion.train import CellData, StageResult, check_trainer_options, deadline_after, is_interrupted, show
 
 from ._counterfactual import Prediction
-from ._description import describe, next_step
-from ._end_of_training import advise_to_train_on, closing_message, was_stopped
+from ._description import describe
+from ._end_of_training import advise_to_train_on, describe_training, was_stopped
 from ._generation import FRAME_COLUMNS, Generation
 from ._model_file import (
     ADATA_FILE,
@@ -457,9 +457,9 @@ class DiffusionModel(BaseModelClass):
         abort, the model is as it was before the stage. ``cut_short_`` lists the stages that were stopped or far too
         short, also in a saved model.
 
-        Each stage, and each round of the autoencoder, shows a progress bar, or in a log file a line now and then. At
-        the end, two sentences say how the validation loss went and what to do next. ``enable_progress_bar=False``
-        switches all this off.
+        Each stage, and each round of the autoencoder, shows a progress bar, or in a log file a line now and then; one
+        line at the end has the epochs, the validation losses and the minutes. ``enable_progress_bar=False`` switches
+        all this off.
 
         Parameters
         ----------
@@ -547,11 +547,13 @@ class DiffusionModel(BaseModelClass):
     ) -> None:
         """Check all arguments, then train the stages (None: those that are due) until the user stops one."""
         respect_thread_limit()
+        started = time.monotonic()
         early_stopping = trainer_kwargs.pop("early_stopping", False)
         results = list[StageResult]()
         with restored_unless(self, lambda: any(result.device for result in results)):
             deadline = deadline_after(trainer_kwargs.pop("max_time", None))
-            check_trainer_options(**trainer_kwargs)
+            trainer = check_trainer_options(**trainer_kwargs)
+            is_quiet = not (trainer_kwargs.get("enable_progress_bar", True) and trainer.is_global_zero)
             self._take_cells(datamodule)
             self._cells.check()
             if train_size is None and validation_size is None:
@@ -576,9 +578,8 @@ class DiffusionModel(BaseModelClass):
             ends = (["early_stopping"] if early_stopping else []) + other_ends(trainer_kwargs)
             jobs = plan_jobs(self, usual, max_epochs, batch_size, plan_kwargs, ends)
             folder = None if checkpoint_dir is None else make_checkpoint_folder(checkpoint_dir)
-            is_quiet = not trainer_kwargs.get("enable_progress_bar", True)
             if (choice := self._describe_adapted_recipe(usual, jobs)) and not is_quiet:
-                rank_zero_only(show)(choice)
+                show(choice)
             for job in jobs:
                 options = {
                     **trainer_kwargs,
@@ -586,6 +587,7 @@ class DiffusionModel(BaseModelClass):
                     "max_epochs": job.n_epochs,
                     "checkpoint_dir": folder,
                     "deadline": deadline,
+                    "is_quiet": is_quiet,
                     "must_beat_former": not job.is_new and not job.was_cut_short,
                     "dependent": set(stages) - {job.name} if job.name == self._stages[0] else (),
                 }
@@ -597,16 +599,8 @@ class DiffusionModel(BaseModelClass):
                 record_end(self, job, results[-1])
                 if is_interrupted(results[-1].trainer):
                     break
-            if not is_quiet and self.trainer.is_global_zero:
-                message = closing_message(
-                    results,
-                    jobs,
-                    next_step=next_step(self),
-                    is_resumable=folder is not None,
-                    is_fine_tuned=self.reference_ is not None,
-                    n_validation_cells=len(self.validation_indices_),
-                )
-                show(message)
+            if not is_quiet:
+                show(describe_training(results, time.monotonic() - started))
 
     def _due_stages(self) -> Sequence[str]:
         """Stages that ``train`` trains."""
@@ -1433,7 +1427,7 @@ class DiffusionModel(BaseModelClass):
         cls, saved: ModelFile, adata: AnnData | MuData | bool | None, *, accelerator: str, device: int | str
     ) -> Self:
         """Build a model from the content of its file."""
-        _, _, device = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
+        _, _, device = parse_device_args(accelerator, device, one=True)
         cells = find_cells(adata, saved.path)
         if cells is not None:
             try:
@@ -1609,7 +1603,7 @@ class DiffusionModel(BaseModelClass):
                 f"`trainable` must be one of {TRAINABLE}, but found {trainable!r}. {known_names(trainable, TRAINABLE)}"
             )
             raise ValueError(msg)
-        _, _, device = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
+        _, _, device = parse_device_args(accelerator, device, one=True)
         reference = cls._reference(reference_model)
         try:
             reference._check_ready_to_generate()

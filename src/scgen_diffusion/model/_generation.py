@@ -13,7 +13,7 @@ from scgen_diffusion._compat import respect_thread_limit
 from scgen_diffusion.data import ValueSummary, resolve_seed, stack_rows
 from scgen_diffusion.diffusion import Guidance
 
-from ._end_of_training import TRAIN_ON, describe_short, record_of_short, verdict_table
+from ._end_of_training import describe_short, record_of_short, verdict_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -92,7 +92,7 @@ class Generation:
         provenance = {**self.request.provenance, **record_of_short(model, stages)}
         if judged is None:
             if short := describe_short(model, stages):
-                warn_user(f"Too few epochs: {short}. The cells may be unlike real ones. {TRAIN_ON}")
+                warn_user(f"Too few epochs: {short}. The cells may be unlike real ones.")
             return replace(self, request=replace(self.request, provenance=provenance))
         verdicts, lacking = judged
         provenance["verdict"] = verdict_table(model, verdicts, model._stages)

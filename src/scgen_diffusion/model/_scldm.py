@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import list_first, warn_user
@@ -593,5 +592,4 @@ class SCLDM(AutoencoderModel):
 
 def _bar_of(run: Run) -> Bar:
     """Return a progress bar for the slow loops before and after the steps of a stage."""
-    is_quiet = not run.keywords.get("enable_progress_bar", True) or rank_zero_only.rank
-    return partial(tqdm, leave=False, delay=SECONDS_WITHOUT_BAR, disable=True if is_quiet else None)
+    return partial(tqdm, leave=False, delay=SECONDS_WITHOUT_BAR, disable=True if run.keywords["is_quiet"] else None)

@@ -409,6 +409,7 @@ def run_plan(
     *depends_on: object,
     checkpoint_dir: Path | None,
     must_beat_former: bool,
+    is_quiet: bool,
     accelerator: str = "auto",
     devices: int | list[int] | str = "auto",
     **options: Any,
@@ -422,7 +423,7 @@ def run_plan(
         history, name = model.history_ or {}, f"{plan.name}_loss_train"
         if name in history:
             plan.losses_before = [history[name][name].dropna().to_dict()]
-    accelerator, devices, device = parse_device_args(accelerator, devices, return_device="torch")
+    accelerator, devices, device = parse_device_args(accelerator, devices)
     result = run_stage(plan, data, checkpoint_dir=checkpoint_dir, accelerator=accelerator, devices=devices, **options)
     model.to_device(result.device or device)  # like scvi-tools' models, it stays where it was trained
     model.trainer = result.trainer

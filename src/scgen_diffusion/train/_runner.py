@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar, Timer
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from scvi.train import SaveCheckpoint
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count, is_number
-from scgen_diffusion._compat import handle_sigterm_by, parse_device_args, refusing_as_value_error
+from scgen_diffusion._compat import dump_checkpoint, handle_sigterm_by, parse_device_args, refusing_as_value_error
 from scgen_diffusion._files import explain_failed_write, is_of_system, read_torch, write_atomically
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def run_stage(
     first = {"num_sanity_val_steps": -1} if plan.must_beat_former else {}
     usual = 1 if early_stopping else max(per_round // N_VALIDATIONS, 1)
     with _quiet():
-        trainer = pl.Trainer(
+        trainer = build_trainer(
             max_epochs=n_epochs,
             accelerator=accelerator,
             devices=devices,
@@ -244,8 +245,11 @@ def check_trainer_options(
     precision: str | None = None,
     strategy: str | Strategy = "auto",
     **options: Any,
-) -> None:
-    """Raise for options that Lightning or scvi-tools refuse, or fail with later, before anything is changed."""
+) -> pl.Trainer:
+    """Raise for options that Lightning or scvi-tools refuse, or fail with later; return a trainer that is not used.
+
+    Before training, it knows whether this is the first of several processes (``is_global_zero``).
+    """
     for name, least in COUNTS.items():
         if options.get(name) is not None:
             check_count(name, options[name], least)
@@ -261,16 +265,42 @@ def check_trainer_options(
         if any(isinstance(callback, kind) for callback in callbacks):
             msg = f"`callbacks` has a {kind.__name__}, which does not work with stages. Give `{instead}` instead."
             raise ValueError(msg)
-    accelerator, devices, _ = parse_device_args(accelerator, devices, return_device="torch")
     own = inspect.signature(run_stage).parameters
     chosen = {"accelerator": accelerator, "devices": devices, "strategy": deepcopy(strategy)}
     chosen |= {name: value for name, value in options.items() if name not in own}
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     with refusing_as_value_error(), _quiet():
-        trainer = pl.Trainer(precision=precision or "32-true", **{**silent, **chosen})
+        trainer = build_trainer(precision=precision or "32-true", **{**silent, **chosen})
     if trainer.precision not in PRECISIONS:
         msg = f"`precision` {precision!r} does not work: weights have single precision. Use one of {PRECISIONS}."
         raise ValueError(msg)
+    return trainer
+
+
+class OneProcess(LightningEnvironment):
+    """Environment of a process that trains alone, whatever variables a job array or a container has set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_global_rank(0)  # Lightning's loggers would take it from the variables
+
+    def local_rank(self) -> int:
+        return 0
+
+    def node_rank(self) -> int:
+        return 0
+
+
+def build_trainer(
+    accelerator: str, devices: Any, *, num_nodes: int = 1, plugins: Any = None, **options: Any
+) -> pl.Trainer:
+    """Build Lightning's trainer. With one device of one machine, it does not look for a cluster."""
+    accelerator, devices, _ = parse_device_args(accelerator, devices)
+    plugins = [*plugins] if isinstance(plugins, list | tuple) else [] if plugins is None else [plugins]
+    is_alone = num_nodes == 1 and (devices == 1 or (isinstance(devices, list) and len(devices) == 1))
+    if is_alone and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        plugins.append(OneProcess())
+    return pl.Trainer(accelerator=accelerator, devices=devices, num_nodes=num_nodes, plugins=plugins, **options)
 
 
 def deadline_after(max_time: str | timedelta | dict[str, int] | None) -> float | None:
@@ -325,8 +355,8 @@ def _quiet() -> Iterator[None]:
 class StageCheckpoint(Checkpoint):
     """Writes one checkpoint after epochs, atomically, so that a kill never leaves half a file.
 
-    Lightning's ``ModelCheckpoint`` writes to the system's temporary folder and copies from there. Its
-    ``save_on_exception`` keeps states that diverged, and states within an epoch, from which Lightning would repeat the
+    Lightning writes to the system's temporary folder and copies from there. ``save_on_exception`` of its
+    ``ModelCheckpoint`` keeps states that diverged, and states within an epoch, from which Lightning would repeat the
     epoch's first cells.
 
     Parameters
@@ -378,10 +408,13 @@ class StageCheckpoint(Checkpoint):
             "kept": "The former checkpoint is kept. " if self.path.exists() else "",
             "again": " and make the same call again to resume",
         }
-        writing = write_atomically(self.path) if trainer.is_global_zero else nullcontext(self.path)
-        failing = explain_failed_write(f"Writing the checkpoint {self.path.name}", self.path.parent, **options)
-        with writing as part, failing:
-            trainer.save_checkpoint(part)
+        content = dump_checkpoint(trainer)  # in all processes
+        if trainer.is_global_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)  # another training may have removed it at its end
+            failing = explain_failed_write(f"Writing the checkpoint {self.path.name}", self.path.parent, **options)
+            with write_atomically(self.path) as part, failing, part.open("wb") as file:
+                torch.save(content, file)
+        trainer.strategy.barrier()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
