@@ -140,22 +140,8 @@ def test_our_log_and_our_warnings_are_shown_and_those_of_others_are_not(call_fun
 @pytest.mark.parametrize(
     ("in_python", "advice"),
     [
-        ("It has settled. Next: model.generate(1_000, condition={'a': 'b'}) and model.save('m').", "It has settled."),
         ("Next: model.train_prior() and model.train_transport(), as it was", "Next: train again, as it was"),
-        (
-            "Next: build the model again and train it for fewer epochs, max_epochs={'autoencoder': 3, 'prior': 5}, or",
-            "Next: train again for fewer epochs, --max-epochs autoencoder=3 --max-epochs prior=5, or",
-        ),
-        (
-            "Next: train on, model.train_prior(8), or build the model again and train it with max_epochs={'prior': 9}.",
-            "Next: train again with --max-epochs prior=9.",
-        ),
-        (
-            "Next: build a new model by load_query_data and train it for fewer epochs, max_epochs={'prior': 5}, or",
-            "Next: train again for fewer epochs, --max-epochs prior=5, or",
-        ),
         ("Leave `max_epochs` out", "Leave --max-epochs out"),
-        ("Short. Train on, or train again without `max_epochs`.", "Short. Train again without --max-epochs."),
         ("It is not trained. `train_transport` trains it alone.", "It is not trained."),
         (
             "The model has none yet; call train_transport() first.",

@@ -111,15 +111,6 @@ def test_fine_tuning_of_a_better_reference_does_not_resume_that_of_the_old_one(o
         fine_tune()
 
 
-def test_finished_checkpoints_are_not_called_a_training(make_model, tmp_path, capsys):
-    model = make_model()
-    loud = {**QUICK, "enable_progress_bar": True}
-    model.train(1, checkpoint_dir=tmp_path, **loud)
-    capsys.readouterr()
-    model.train(1, checkpoint_dir=tmp_path, **loud)
-    assert "Nothing was trained: the model has the weights of the checkpoints" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("has_checkpoints", [True, False])
 def test_a_stage_that_was_stopped_and_trained_on_is_still_far_too_short(make_model, tmp_path, has_checkpoints):
     model, options = make_model(), {**QUICK, "checkpoint_dir": tmp_path if has_checkpoints else None}

@@ -368,7 +368,7 @@ def test_in_a_log_file_training_shows_a_line_per_stage_and_one_at_the_end(run_ap
     assert all("100%, epoch 2 of 2, validation loss " in line for line in stages)
     assert "\r" not in err
     assert re.fullmatch(
-        r"Training took \d+\.\d minutes: autoencoder 2 epochs, validation loss \d+\.\d+; prior 2 epochs, .*", words
+        r"Training took \d+\.\d minutes \(autoencoder: epochs 2, validation loss \S+; prior: epochs 2, .*", words
     )
 
 
@@ -389,7 +389,7 @@ def test_a_stopped_run_is_told_and_printed(make_model, quick, capsys, tmp_path):
     )
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("Training was stopped after")
-    assert "prior 1 epochs" in last
+    assert "prior: epochs 1" in last
     model.save(tmp_path / "model")
     assert "prior (stopped far too early)\n" in str(type(model).load(tmp_path / "model"))
     model.train_prior(1, **quick)

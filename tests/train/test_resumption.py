@@ -22,7 +22,6 @@ from lightning.pytorch.callbacks import Callback
 from scgen_diffusion.model import SCRDIT, WBDIT, _training
 from scgen_diffusion.train import Interruption, run_stage
 from scgen_diffusion.train import _cells as cells_module
-from scgen_diffusion.train._runner import StageCheckpoint
 
 STAGES = ["autoencoder", "prior", "transport"]
 N_EPOCHS = dict.fromkeys(STAGES, 2)  # of 3 steps
@@ -157,22 +156,6 @@ def test_kills_at_random_moments_leave_no_trace(train, whole, tmp_path):
 
     assert signal.SIGPROF in ends, delays
     assert_same_model(whole, train(tmp_path))
-
-
-def test_two_runs_of_the_same_call_leave_whole_checkpoints(tmp_path, monkeypatch):
-    checkpoint = StageCheckpoint(tmp_path / "prior.ckpt", every_n_epochs=1, minutes=5)
-
-    def write(process, meanwhile=lambda: None):
-        def save(path):
-            path.write_text(str(process))
-            meanwhile()
-
-        monkeypatch.setattr(os, "getpid", lambda: process)
-        checkpoint._write(SimpleNamespace(is_global_zero=True, save_checkpoint=save), SimpleNamespace(is_finite=True))
-
-    write(1, lambda: write(2))
-
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["1"]
 
 
 @pytest.mark.parametrize("step", [MIDDLE, 6], ids=["in the middle", "in the last step"])

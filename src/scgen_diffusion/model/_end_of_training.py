@@ -80,6 +80,6 @@ def describe_training(results: Sequence[StageResult], seconds: float) -> str:
     for result in results:
         plan, losses = result.plan, result.plan.validation_losses
         loss = f", validation loss {losses[-1]:.4g}" if len(losses) else ""
-        stages.append(f"{plan.name} {plan.n_epochs_done} epochs{loss}")
+        stages.append(f"{plan.name}: epochs {plan.n_epochs_done}{loss}")
     verb = "was stopped after" if results[-1].stopped_by else "took"
-    return f"Training {verb} {seconds / 60:.1f} minutes: {'; '.join(stages)}."
+    return f"Training {verb} {seconds / 60:.1f} minutes ({'; '.join(stages)})."
