@@ -30,7 +30,7 @@ from scgen_diffusion.diffusion import (
     check_sampler,
     samplers_for,
 )
-from scgen_diffusion.diffusion._diffusion_samplers import _integral, levels_at
+from scgen_diffusion.diffusion._samplers import _integral, levels_at
 
 MEAN = torch.tensor([1.0, -2.0], dtype=torch.float64)
 COVARIANCE = torch.tensor([[2.0, 0.9], [0.9, 0.6]], dtype=torch.float64)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from scgen_diffusion.diffusion import DDIMSampler, Denoiser
-from scgen_diffusion.diffusion._diffusion_samplers import levels_at
+from scgen_diffusion.diffusion._samplers import levels_at
 from scgen_diffusion.module import build_gene_space_architecture, gene_space_module
 
 FOLDER = Path(os.environ.get("PARITY_DIR") or Path(__file__).parent)

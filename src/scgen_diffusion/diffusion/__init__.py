@@ -9,29 +9,45 @@ from ._conditioning import (
     MutuallyExclusive,
     Terms,
 )
-from ._count_draws import draw_binomial, draw_negative_binomial, draw_poisson, finite_mask, keep_molecules, keep_where
+from ._count_draws import (
+    counterfactual_counts,
+    draw_binomial,
+    draw_negative_binomial,
+    draw_poisson,
+    finite_mask,
+    keep_molecules,
+    keep_where,
+)
 from ._coupling import optimal_pairs
-from ._denoiser import Denoiser, Estimate
-from ._diffusion_samplers import (
+from ._denoiser import TARGETS, Denoiser, Estimate, Field, Kinds, Network, Target, diffusion_loss, spike_and_slab_mean
+from ._guidance import Guidance, GuidanceScale, GuidedField, ResolvedGuidance
+from ._inversion import FlowInversion, Inversion, NoiseInversion, UnmaskingInversion
+from ._paths import (
+    PATHS,
+    LinearInterpolant,
+    Masking,
+    Path,
+    VariancePreserving,
+    expand_like,
+    expand_time,
+    with_masked,
+)
+from ._random import Generators, block_size, sample_seed
+from ._samplers import (
     DIFFUSION_SAMPLERS,
+    FLOW_SAMPLERS,
     DDIMSampler,
     DDPMSampler,
     DiffusionSampler,
     DPMSolverSampler,
+    FixedStepSampler,
+    Sampler,
+    SteppingSampler,
+    UnmaskingSampler,
+    Walk,
     check_sampler,
     samplers_for,
 )
-from ._guidance import Guidance, GuidanceScale, GuidedField, ResolvedGuidance
-from ._inversion import FlowInversion, Inversion, NoiseInversion, UnmaskingInversion
-from ._losses import Network, diffusion_loss
-from ._masking import Masking, UnmaskingSampler, with_masked
-from ._paths import LinearInterpolant, Path, expand_like, expand_time
-from ._random import Generators, block_size, sample_seed
-from ._residuals import counterfactual_counts
-from ._samplers import FLOW_SAMPLERS, Field, FixedStepSampler, Sampler, SteppingSampler, Walk
-from ._spike_and_slab import spike_and_slab_mean
-from ._targets import TARGETS, Kinds, Target
-from ._variance_preserving import PATHS, VariancePreserving
 
 __all__ = [
     "CONDITION_STRATEGIES",

@@ -1,20 +1,110 @@
-"""A denoiser: a network whose prediction can be read as data, noise or velocity."""
+"""What networks predict: targets, how a prediction is read as data, noise or velocity, and the loss."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
-from ._paths import Path
-from ._targets import TARGETS
+import torch
+
+from ._paths import Path, expand_time
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ._samplers import Field
-    from ._targets import Kinds, Target
-
+Field = Callable[["Tensor", "Tensor"], "Tensor"]  # (x_t, t) -> prediction
 PathT = TypeVar("PathT", bound=Path)
+LOG_STD_RANGE = (-4.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Target:
+    r"""What the network predicts, :math:`p = a_t\,\text{data} + b_t\,\text{noise}`.
+
+    Parameters
+    ----------
+    weights
+        ``(path, t) -> (a_t, b_t)``, both of ``t``'s shape.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scgen_diffusion.diffusion import TARGETS, LinearInterpolant
+    >>> data, noise, t = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0.25])
+    >>> TARGETS["velocity"].of(LinearInterpolant(), data, noise, t)
+    tensor([[1., 1.]])
+    """
+
+    weights: Callable[[Path, Tensor], tuple[Tensor, Tensor]]
+
+    def of(self, path: Path, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return the correct prediction for ``data`` and ``noise`` ``(n, ...)``, at one time or times ``(n,)``."""
+        a, b = self.weights(path, t)
+        return expand_time(a, data) * data + expand_time(b, data) * noise
+
+    def to_data_and_noise(self, path: Path, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return the data and the noise that a prediction at ``x_t`` implies.
+
+        .. math::
+            \begin{pmatrix} \alpha & \sigma \\ a & b \end{pmatrix}
+            \begin{pmatrix} \text{data} \\ \text{noise} \end{pmatrix}
+            = \begin{pmatrix} x_t \\ p \end{pmatrix}
+
+        The result is not finite if the determinant :math:`\alpha b - \sigma a` is zero: predicted noise says nothing
+        about the data at :math:`\alpha = 0`, and predicted data nothing about the noise at :math:`\sigma = 0`.
+
+        Parameters
+        ----------
+        path
+            The path that ``x_t`` lies on.
+        prediction, x_t
+            ``(n, ...)``.
+        t
+            One time, or times ``(n,)``.
+        """
+        alpha, sigma, (a, b) = path.alpha(t), path.sigma(t), self.weights(path, t)
+        determinant = alpha * b - sigma * a
+        from_x = [expand_time(weight / determinant, x_t) * x_t for weight in (b, -a)]
+        from_prediction = [expand_time(weight / determinant, x_t) * prediction for weight in (-sigma, alpha)]
+        return from_x[0] + from_prediction[0], from_x[1] + from_prediction[1]
+
+
+def _noise_weights(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.zeros_like(t), torch.ones_like(t)
+
+
+def _data_weights(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ones_like(t), torch.zeros_like(t)
+
+
+def _v_weights(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights of Salimans and Ho (2022), *Progressive distillation*, appendix D."""
+    return -path.sigma(t), path.alpha(t)
+
+
+def _velocity_weights(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights of dx/dt, the target of flow matching (Lipman et al., 2023)."""
+    return path.alpha_rate(t), path.sigma_rate(t)
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """The kinds of masked items (:class:`Masking`): the prediction is the logarithm of their probabilities."""
+
+    def to_data_and_noise(self, path: Path, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the expected counts of all items, and the state with all items masked, both ``(n, kinds + 1)``."""
+        seen, masked = x_t[:, :-1], x_t[:, -1:]
+        data = torch.cat([seen + masked * prediction.softmax(1), torch.zeros_like(masked)], dim=1)
+        return data, torch.cat([torch.zeros_like(seen), x_t.sum(1, keepdim=True)], dim=1)
+
+
+TARGETS: dict[str, Target] = {
+    "noise": Target(_noise_weights),
+    "data": Target(_data_weights),
+    "v": Target(_v_weights),
+    "velocity": Target(_velocity_weights),
+}
 
 
 class Estimate(NamedTuple):
@@ -77,3 +167,88 @@ def as_denoiser(field: Field, kind: type[PathT]) -> tuple[Denoiser, PathT]:
         msg = f"`field` must be a Denoiser on a {kind.__name__} path, but found {found}."
         raise ValueError(msg)
     return field, field.path
+
+
+class Network(Protocol):
+    """The interface of networks: ``(x_t, network time, condition) -> prediction``, of ``x_t``'s shape."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor: ...
+
+
+def diffusion_loss(
+    network: Network, path: Path, target: Target, data: Tensor, *, noise: Tensor, t: Tensor, condition: Tensor
+) -> Tensor:
+    r"""Compute the denoising loss of each sample, for flow matching, noise prediction and other targets.
+
+    .. math:: \ell_i = \operatorname{mean}\, \| p_\theta(x_t, t, c) - (a_t\,\text{data} + b_t\,\text{noise}) \|^2
+
+    Parameters
+    ----------
+    network
+        Network that predicts the target.
+    path
+        Path between noise and data.
+    target
+        What the network predicts.
+    data, noise
+        End points of the path, ``(n, ...)``.
+    t
+        Times in ``[0, 1]``, ``(n,)``.
+    condition
+        Conditions of the samples, ``(n, columns)``.
+
+    Returns
+    -------
+    Tensor
+        Mean squared error over all but the first dimension, ``(n,)``.
+    """
+    prediction = network(path.interpolate(data, noise, t), path.network_time(t), condition)
+    return (prediction - target.of(path, data, noise, t)).square().flatten(1).mean(1)
+
+
+def spike_and_slab_mean(prior: Tensor, x_t: Tensor, *, alpha: Tensor, sigma: Tensor, spike: Tensor) -> Tensor:
+    r"""Return the expected data given noisy values, if data are either exactly ``spike`` or normally distributed.
+
+    The prior :math:`(1 - \pi)\,\delta_z + \pi\,\mathcal N(m, s^2)` of each value, observed as
+    :math:`x_t = \alpha x + \sigma \varepsilon`, gives with :math:`V = \sigma^2 + \alpha^2 s^2`
+
+    .. math::
+        \operatorname{logit} q &= \operatorname{logit} \pi
+            + \log \mathcal N(x_t; \alpha m, V) - \log \mathcal N(x_t; \alpha z, \sigma^2) \\
+        \mathbb E[x \mid x_t] &= (1 - q)\,z + q\,\Bigl(m + \frac{\alpha s^2}{V} (x_t - \alpha m)\Bigr)
+
+    A network that predicts :math:`\pi, m, s` from the whole of ``x_t`` does not have to learn how to denoise a single
+    value, which follows from this formula. It only has to learn what the other values say about it.
+
+    Parameters
+    ----------
+    prior
+        Log odds of not being the spike, mean and log standard deviation, ``(n, 3, values)``.
+    x_t
+        Noisy values, ``(n, values)``.
+    alpha, sigma
+        Weights of data and noise, broadcastable to them; ``sigma`` must not be zero.
+    spike
+        The value of the spike, ``(values,)``.
+
+    Returns
+    -------
+    Tensor
+        ``(n, values)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> prior = torch.tensor([[[50.0], [2.0], [0.0]]])  # normal around 2, never the spike
+    >>> one = torch.ones(1, 1)
+    >>> spike_and_slab_mean(prior, 4 * one, alpha=one, sigma=one, spike=0 * one)
+    tensor([[3.]])
+    """
+    logit, mean, log_std = prior.float().unbind(1)
+    variance = (2 * log_std.clamp(*LOG_STD_RANGE)).exp()
+    total = sigma.square() + alpha.square() * variance
+    misfit_spike = (x_t - alpha * spike).square() / sigma.square() + 2 * sigma.log()
+    misfit_slab = (x_t - alpha * mean).square() / total + total.log()
+    slab_mean = mean + alpha * variance / total * (x_t - alpha * mean)
+    q = (logit + (misfit_spike - misfit_slab) / 2).sigmoid()
+    return spike + q * (slab_mean - spike)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ._conditioning import ConditionColumns, ConditionStrategy, Terms
-    from ._losses import Network
+    from ._denoiser import Network
     from ._paths import Path
 
 GuidanceScale = float | Mapping[str, float]

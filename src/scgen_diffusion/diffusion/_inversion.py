@@ -17,17 +17,24 @@ import torch
 
 from scgen_diffusion._arguments import check_count
 
-from ._count_draws import LARGEST_THETA, draw_binomial
-from ._diffusion_samplers import DDIMSampler, Level, levels_at
-from ._masking import DEFAULT_N_STEPS, expected_step, share_of_masked, with_masked
+from ._count_draws import LARGEST_THETA, counterfactual_counts, draw_binomial
+from ._paths import with_masked
 from ._random import check_generators
-from ._residuals import counterfactual_counts
-from ._samplers import Field, Step, midpoint_step
+from ._samplers import (
+    N_UNMASKING_STEPS,
+    DDIMSampler,
+    Level,
+    Step,
+    expected_step,
+    levels_at,
+    midpoint_step,
+    share_of_masked,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ._denoiser import Denoiser
+    from ._denoiser import Denoiser, Field
     from ._random import Generators
 
 Advance = Callable[[Any, "Tensor", Any, Any], "Tensor"]  # (field, x_t, t, s) -> x_s
@@ -181,7 +188,7 @@ class UnmaskingInversion:
         Default number of steps.
     """
 
-    default_n_steps: int = DEFAULT_N_STEPS
+    default_n_steps: int = N_UNMASKING_STEPS
 
     def __call__(
         self,

@@ -1,15 +1,23 @@
-"""Probability paths between noise and data."""
+"""Probability paths between noise and data: straight, variance-preserving, and masking."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import torch
 
+from scgen_diffusion._arguments import check_count
+
+from ._count_draws import draw_binomial
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+Schedule = Literal["linear", "cosine"]
 
 
 class Path(Protocol):
@@ -90,6 +98,205 @@ class LinearInterpolant(Path):
     def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
         """Draw ``n`` times uniformly from ``[0, 1)``."""
         return torch.rand(n, generator=generator, device=device)
+
+
+@dataclass(frozen=True)
+class VariancePreserving(Path):
+    r"""The path of denoising diffusion, :math:`\alpha_t^2 + \sigma_t^2 = 1`.
+
+    As published, the timestep indices ``k = 0, ..., n_timesteps - 1`` have
+    :math:`\alpha^2 = \bar\alpha_k = \prod_{i \le k} (1 - \beta_i)`. Here, index ``k`` corresponds to ``t = 1 - (k + 1)
+    / n_timesteps`` and clean data to ``t = 1``; between these times :math:`\log \bar\alpha` is linear. The network sees
+    ``k``, and training draws it uniformly. :math:`\dot\sigma_t` is infinite at ``t = 1``.
+
+    Parameters
+    ----------
+    schedule
+        ``"linear"``: :math:`\beta_k` increases in equal steps from 1e-4 to 0.02, as published. ``"cosine"``:
+        :math:`\bar\alpha` follows :math:`\cos^2(\frac{\pi}{2}\,\frac{s + 0.008}{1.008})`, with
+        :math:`\beta_k \le 0.999`.
+    n_timesteps
+        Number of timesteps; the published value is 1 000.
+
+    References
+    ----------
+    Ho et al. (2020), *Denoising diffusion probabilistic models*; Nichol and Dhariwal (2021), *Improved denoising
+    diffusion probabilistic models*.
+
+    Examples
+    --------
+    >>> import torch
+    >>> path = VariancePreserving("linear")
+    >>> path.network_time(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([999., 499.,  -1.])
+    """
+
+    schedule: Schedule = "linear"
+    n_timesteps: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.schedule not in get_args(Schedule):
+            msg = f"`schedule` must be one of {get_args(Schedule)}, but found {self.schedule!r}."
+            raise ValueError(msg)
+        check_count("n_timesteps", self.n_timesteps)
+
+    def betas(self) -> Tensor:
+        r"""Return :math:`\beta_k`, ``(n_timesteps,)``, in double precision."""
+        if self.schedule == "cosine":
+            return _cosine_betas(self.n_timesteps)
+        return torch.linspace(1e-4, 0.02, self.n_timesteps, dtype=torch.float64)
+
+    def alpha_bar(self) -> Tensor:
+        r"""Return :math:`\bar\alpha_k`, ``(n_timesteps,)``, in double precision."""
+        return (1 - self.betas()).cumprod(0)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        r"""Return :math:`\sqrt{\bar\alpha_t}`."""
+        return (self._log_alpha_bar(t) / 2).exp()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        r"""Return :math:`\sqrt{1 - \bar\alpha_t}`."""
+        return (-self._log_alpha_bar(t).expm1()).sqrt()
+
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        r"""Return :math:`\dot\alpha_t`; at a timestep, the value of the noisier side."""
+        _, below, above = self._segment(t)
+        return self.alpha(t) * (below - above) * (self.n_timesteps / 2)
+
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        r"""Return :math:`\dot\sigma_t = -\alpha_t \dot\alpha_t / \sigma_t`, which is ``-inf`` at ``t = 1``."""
+        return -self.alpha(t) * self.alpha_rate(t) / self.sigma(t)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """Return the timestep index ``n_timesteps (1 - t) - 1``, without rounding errors if it is a whole number."""
+        k = self.n_timesteps * (1 - t) - 1
+        whole = k.round()
+        return torch.where((k - whole).abs() < self.n_timesteps * torch.finfo(k.dtype).eps, whole, k)
+
+    def time(self, network_time: Tensor) -> Tensor:
+        """Return the time ``1 - (k + 1) / n_timesteps`` of a timestep index."""
+        return 1 - (network_time + 1) / self.n_timesteps
+
+    def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
+        """Draw ``n`` timesteps uniformly, and return their times."""
+        return self.time(torch.randint(self.n_timesteps, (n,), generator=generator, device=device))
+
+    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Return where ``t`` lies between two timesteps, and their :math:`\log \bar\alpha`, the cleaner one first."""
+        table, position = _log_alpha_bar_table(self, t.device, t.dtype), self.network_time(t) + 1
+        below = position.floor().long().clamp(0, self.n_timesteps - 1)
+        return position - below, _look_up(table, below), _look_up(table, below + 1)
+
+    def _log_alpha_bar(self, t: Tensor) -> Tensor:
+        fraction, below, above = self._segment(t)
+        return below + fraction * (above - below)
+
+
+def _look_up(table: Tensor, index: Tensor) -> Tensor:
+    """Return ``table[index]`` without the device synchronisation that plain indexing by a single number causes."""
+    return table.index_select(0, index.flatten()).reshape(index.shape)
+
+
+def _cosine_betas(n_timesteps: int) -> Tensor:
+    """Return the betas of Nichol and Dhariwal (2021), equation 17, ``(n_timesteps,)``."""
+    position = torch.arange(n_timesteps + 1, dtype=torch.float64) / n_timesteps
+    signal = ((position + 0.008) / 1.008 * math.pi / 2).cos().square()
+    return (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
+
+
+@lru_cache(maxsize=64)
+def _log_alpha_bar_table(path: VariancePreserving, device: torch.device, dtype: torch.dtype) -> Tensor:
+    r"""Return :math:`\log \bar\alpha` of clean data and of every timestep, ``(n_timesteps + 1,)``."""
+    with torch.inference_mode(False):  # tensors created in inference mode cannot be used in training
+        table = torch.cat([torch.zeros(1, dtype=torch.float64), (-path.betas()).log1p().cumsum(0)])
+        return table.to(device, dtype)
+
+
+@dataclass(frozen=True)
+class Masking(Path):
+    r"""Masked diffusion of counts: each item is seen with probability :math:`\alpha_t = ((1 + r)^t - 1) / r`.
+
+    A sample is a bag of items of several kinds, such as the molecules of a cell, each from a gene. A state is
+    ``(n, kinds + 1)``: how many items of each kind are seen, and in the last column how many are masked. So the seen
+    counts are binomial. A network predicts the kinds of masked items from those that are seen. Samples start with all
+    items masked. Equal steps multiply the number of seen items by about the same factor, because the first items tell
+    the most.
+
+    Parameters
+    ----------
+    resolution
+        The number :math:`r`. Below a share of :math:`1 / r`, steps add items instead of multiplying them.
+
+    References
+    ----------
+    Austin et al. (2021), *Structured denoising diffusion models in discrete state-spaces*; Sahoo et al. (2024), *Simple
+    and effective masked diffusion language models*; Chen and Zhou (2023), *Learning to jump: thinning and thickening
+    latent counts for generative modeling*.
+
+    Examples
+    --------
+    >>> import torch
+    >>> Masking().alpha(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([0.0000, 0.0306, 1.0000])
+    """
+
+    resolution: float = 1000.0
+
+    @property
+    def _growth(self) -> float:
+        return math.log1p(self.resolution)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return the probability that an item is seen."""
+        return torch.expm1(t * self._growth) / math.expm1(self._growth)  # exactly 1 at the end
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return the probability that an item is masked."""
+        return 1 - self.alpha(t)
+
+    def alpha_rate(self, t: Tensor) -> Tensor:
+        """Return the derivative of :meth:`alpha`."""
+        return torch.exp(t * self._growth) * (self._growth / self.resolution)
+
+    def sigma_rate(self, t: Tensor) -> Tensor:
+        """Return the derivative of :meth:`sigma`."""
+        return -self.alpha_rate(t)
+
+    def draw_times(self, n: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
+        """Draw ``n`` times uniformly from ``[0, 1]``, one in each of ``n`` equal parts, in random order.
+
+        The loss differs a lot from time to time, so independent times would make it noisy.
+        """
+        offsets = torch.rand(n, generator=generator, device=device)
+        return (torch.randperm(n, generator=generator, device=device) + offsets) / max(n, 1)
+
+    def interpolate(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Mask items.
+
+        Parameters
+        ----------
+        data
+            Samples without masked items, ``(n, kinds + 1)``.
+        noise
+            Uniform numbers in double precision, ``(n, kinds)``.
+        t
+            One time, or times ``(n,)``.
+        """
+        counts = data[:, :-1]
+        share = expand_time(self.alpha(t), noise).expand_as(noise)
+        return with_masked(draw_binomial(noise, counts.double(), share).to(data.dtype), counts.sum(1))
+
+
+def with_masked(seen: Tensor, totals: Tensor) -> Tensor:
+    """Return the state ``(n, kinds + 1)`` of seen counts ``(n, kinds)`` of samples with ``totals (n,)`` items."""
+    return torch.cat([seen, (totals - seen.sum(1)).clamp(min=0)[:, None].to(seen.dtype)], dim=1)
+
+
+PATHS: dict[str, Path] = {
+    "vp_linear": VariancePreserving("linear"),
+    "vp_cosine": VariancePreserving("cosine"),
+    "flow_matching": LinearInterpolant(),
+}
 
 
 def expand_time(values: Tensor, like: Tensor) -> Tensor:

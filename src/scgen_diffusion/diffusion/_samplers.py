@@ -1,27 +1,35 @@
-"""Samplers carry noise at ``t = 0`` to data at ``t = 1``; those for flows integrate ``dx/dt = v(x, t)``."""
+"""Samplers carry noise at ``t = 0`` to data at ``t = 1``: for flows, for denoising diffusion, and for masking."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
 import torch
 
-from scgen_diffusion._arguments import check_count
+from scgen_diffusion._arguments import check_count, is_whole_number
+
+from ._count_draws import draw_poisson
+from ._denoiser import TARGETS, Denoiser, Field, as_denoiser
+from ._paths import Masking, VariancePreserving, with_masked
+from ._random import Generators, check_generators
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-    from ._random import Generators
+    from ._paths import Path
 
-Field = Callable[["Tensor", "Tensor"], "Tensor"]
 Step = Callable[[Field, "Tensor", "Tensor", "Tensor"], "Tensor"]
+Spacing = Literal["time", "slowing"]
+SLOWING = 1.25
+N_UNMASKING_STEPS = 64
 
 
 class Sampler(Protocol):
@@ -92,6 +100,9 @@ def frame_numbers(n_states: int, n_frames: int) -> list[int]:
     return [round(number * (n_states - 1) / (n_frames - 1)) for number in range(n_frames)]
 
 
+# --- flows: integrate dx/dt = v(x, t) ---------------------------------------------------------------------------------
+
+
 def euler_step(field: Field, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
     """Take one explicit Euler step (order 1, one evaluation)."""
     return x + dt * field(x, t)
@@ -106,11 +117,6 @@ def heun_step(field: Field, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
     """Take one step of Heun's trapezoidal method (order 2, two evaluations)."""
     slope = field(x, t)
     return x + dt / 2 * (slope + field(x + dt * slope, t + dt))
-
-
-def equal_times(n_steps: int, device: torch.device | str) -> Tensor:
-    """Return the times of ``n_steps`` equal steps from 0 to 1; raise ValueError for fewer than one step."""
-    return torch.linspace(0, 1, check_count("n_steps", n_steps) + 1, device=device)
 
 
 @dataclass(frozen=True)
@@ -145,8 +151,425 @@ class FixedStepSampler(SteppingSampler):
             yield x
 
 
+def equal_times(n_steps: int, device: torch.device | str) -> Tensor:
+    """Return the times of ``n_steps`` equal steps from 0 to 1; raise ValueError for fewer than one step."""
+    return torch.linspace(0, 1, check_count("n_steps", n_steps) + 1, device=device)
+
+
+# --- denoising diffusion, on variance-preserving paths ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Level:
+    r"""The weights of data and noise in ``x_t`` at one time: :math:`\alpha_t` and :math:`\sigma_t`."""
+
+    t: Tensor
+    alpha: float
+    sigma: float
+
+    @property
+    def log_snr(self) -> float:
+        r"""Return :math:`\log(\alpha_t / \sigma_t)`."""
+        return math.log(self.alpha / self.sigma) if self.sigma > 0 else math.inf
+
+
+def levels_at(path: Path, times: Tensor, x: Tensor) -> list[Level]:
+    """Return the levels at some times, computed in their precision; the times get the device of ``x``."""
+    alphas, sigmas = path.alpha(times).tolist(), path.sigma(times).tolist()
+    times = times.to(x.device, torch.promote_types(x.dtype, torch.float32))
+    return [Level(*row) for row in zip(times, alphas, sigmas, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSampler(SteppingSampler):
+    r"""Base class of the samplers of denoising diffusion: their steps.
+
+    Parameters
+    ----------
+    default_n_steps
+        Number of steps by default; at most the path's number of timesteps.
+    """
+
+    default_n_steps: int
+
+    def __post_init__(self) -> None:
+        check_count("default_n_steps", self.default_n_steps)
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether random numbers are drawn during sampling."""
+        return False
+
+    def walk(
+        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
+    ) -> Walk:
+        """Prepare to carry noise ``x (n, ...)`` to data.
+
+        Parameters
+        ----------
+        field
+            A :class:`Denoiser` on a :class:`VariancePreserving` path.
+        x
+            Standard normal noise, ``(n, ...)``.
+        n_steps
+            Number of steps, from 1 to the path's number of timesteps.
+        generators
+            One generator per sample, for stochastic samplers.
+        """
+        denoiser, path = as_denoiser(field, VariancePreserving)
+        if self.is_stochastic:
+            check_generators(generators, len(x), self)
+        levels = self._levels(path, x, n_steps)
+        return Walk(torch.stack([level.t for level in levels]), self._states(denoiser, x, levels, generators))
+
+    @abstractmethod
+    def _states(
+        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None
+    ) -> Iterator[Tensor]:
+        """Carry ``x`` from the first level to the last, and yield it at each."""
+
+    def _levels(self, path: VariancePreserving, x: Tensor, n_steps: int | None) -> list[Level]:
+        if n_steps is None:
+            n_steps = min(self.default_n_steps, path.n_timesteps)
+        if not (is_whole_number(n_steps) and 1 <= n_steps <= path.n_timesteps):
+            allowed = f"from 1 to the path's {path.n_timesteps} timesteps"
+            msg = f"`n_steps` must be a whole number {allowed}, but found {n_steps!r}."
+            raise ValueError(msg)
+        return levels_at(path, self._times(n_steps), x)
+
+    def _times(self, n_steps: int) -> Tensor:
+        """Return the times of ``n_steps`` equal steps, in double precision."""
+        return torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RandomWalk(DiffusionSampler):
+    """Steps to ``alpha_s data + direction noise + std z`` with fresh noise ``z``, except in the last step."""
+
+    def _states(
+        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None
+    ) -> Iterator[Tensor]:
+        yield x
+        for now, following in pairwise(levels):
+            estimate = denoiser.estimate(x, now.t)
+            direction, std = self.weights(now, following)
+            x = following.alpha * estimate.data + direction * estimate.noise
+            if generators is not None and std > 0 and following is not levels[-1]:
+                x = x + std * generators.normal(*x.shape[1:]).to(x)
+            yield x
+
+    @abstractmethod
+    def weights(self, now: Level, following: Level) -> tuple[float, float]:
+        """Return the weights of the estimated noise and of the fresh noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPMSampler(_RandomWalk):
+    r"""Ancestral sampling, with any number of steps.
+
+    A step from ``t`` to the cleaner ``s``, with :math:`r = \tfrac{\alpha_t \sigma_s}{\alpha_s \sigma_t}`, draws from
+
+    .. math:: N(\alpha_s\,\text{data} + r \sigma_s\,\text{noise},\ 1 - \alpha_t^2 / \alpha_s^2)
+
+    The variance is the step's :math:`\beta`, as published; for that of the posterior, use :class:`DDIMSampler` with
+    ``eta=1``. The last step returns the mean.
+
+    Parameters
+    ----------
+    default_n_steps
+        Number of steps by default, as published; at most the path's number of timesteps.
+
+    References
+    ----------
+    Ho et al. (2020), *Denoising diffusion probabilistic models*.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser, Generators
+    >>> denoiser = Denoiser(
+    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"]
+    ... )
+    >>> DDPMSampler()(
+    ...     denoiser, torch.zeros(1, 2), n_steps=10, generators=Generators(0, [0])
+    ... )
+    tensor([[2., 2.]])
+    """
+
+    default_n_steps: int = 1000
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether random numbers are drawn: always."""
+        return True
+
+    def weights(self, now: Level, following: Level) -> tuple[float, float]:
+        """Return the weights of the estimated noise and of the fresh noise."""
+        return following.sigma * _kept_noise(now, following), math.sqrt(1 - (now.alpha / following.alpha) ** 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDIMSampler(_RandomWalk):
+    r"""Denoising diffusion implicit model.
+
+    .. math:: x_s = \alpha_s\,\text{data} + \sqrt{\sigma_s^2 - \tau^2}\,\text{noise} + \tau z, \qquad
+        \tau = \eta\,\sigma_s \sqrt{1 - r^2}, \qquad r = \tfrac{\alpha_t \sigma_s}{\alpha_s \sigma_t}
+
+    The last step adds no ``z``.
+
+    Parameters
+    ----------
+    eta
+        Amount of randomness: 0 follows the probability-flow ODE (order 1), 1 is ancestral
+        sampling with the variance of the posterior.
+    default_n_steps
+        Number of steps by default; at most the path's number of timesteps.
+
+    References
+    ----------
+    Song et al. (2021), *Denoising diffusion implicit models*, equation 12.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser
+    >>> denoiser = Denoiser(
+    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_linear"], TARGETS["data"]
+    ... )
+    >>> DDIMSampler()(denoiser, torch.zeros(1, 2), n_steps=10)
+    tensor([[2., 2.]])
+    """
+
+    eta: float = 0.0
+    default_n_steps: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.eta <= 1:
+            msg = f"`eta` must be between 0 and 1, but found {self.eta}."
+            raise ValueError(msg)
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether random numbers are drawn: unless ``eta`` is 0."""
+        return self.eta > 0
+
+    def weights(self, now: Level, following: Level) -> tuple[float, float]:
+        """Return the weights of the estimated noise and of the fresh noise."""
+        fresh = self.eta**2 * (1 - _kept_noise(now, following) ** 2)
+        return following.sigma * math.sqrt(1 - fresh), following.sigma * math.sqrt(fresh)
+
+
+def _kept_noise(now: Level, following: Level) -> float:
+    """Return the share of the noise that the posterior mean keeps: the ratio of ``alpha / sigma`` at the two levels."""
+    return now.alpha * following.sigma / (following.alpha * now.sigma)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMSolverSampler(DiffusionSampler):
+    r"""DPM-Solver++(2M) or (3M): each step uses the last two or three predictions, and one new evaluation.
+
+    With :math:`h = \lambda_s - \lambda_t` in the log SNR :math:`\lambda = \log(\alpha / \sigma)`,
+
+    .. math:: x_s = \tfrac{\sigma_s}{\sigma_t} x_t + \alpha_s \Big(\phi_1\,\text{data}_t
+        + \phi_2\,h\,\tfrac{d\,\text{data}}{d\lambda} + \phi_3\,h^2\,\tfrac{d^2\,\text{data}}{d\lambda^2}\Big),
+        \qquad \phi_1 = 1 - e^{-h},\quad \phi_2 = 1 - \tfrac{\phi_1}{h},\quad \phi_3 = \tfrac12 - \tfrac{\phi_2}{h},
+
+    where the derivatives are those of the polynomial through the last two or three predictions. ``order=2`` uses
+    :math:`\phi_2 = \phi_1 / 2` and no third term. ``order=3`` uses half of the third term, as the authors' code does:
+    it extrapolates less. The first and the last step use one prediction, the second step two.
+
+    Parameters
+    ----------
+    order
+        Number of predictions that each step uses: 2 or 3.
+    spacing
+        ``"time"``: equal steps in ``t``. ``"slowing"``: :math:`1 - t = (1 - u)^{1.25}` for equal steps of ``u``, whose
+        last steps are shorter, because what is decided last, such as whether a value is zero, needs to be exact.
+    default_n_steps
+        Number of steps by default; at most the path's number of timesteps.
+
+    References
+    ----------
+    Lu et al. (2022), *DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models*, algorithm 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser
+    >>> denoiser = Denoiser(
+    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"]
+    ... )
+    >>> DPMSolverSampler()(denoiser, torch.zeros(1, 2), n_steps=10)
+    tensor([[2., 2.]])
+    """
+
+    order: int = 2
+    spacing: Spacing = "time"
+    default_n_steps: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_whole_number(self.order) or self.order not in (2, 3):
+            msg = f"`order` must be 2 or 3, but found {self.order!r}."
+            raise ValueError(msg)
+        if self.spacing not in get_args(Spacing):
+            msg = f"`spacing` must be one of {get_args(Spacing)}, but found {self.spacing!r}."
+            raise ValueError(msg)
+
+    def _times(self, n_steps: int) -> Tensor:
+        times = super()._times(n_steps)
+        return 1 - (1 - times) ** SLOWING if self.spacing == "slowing" else times
+
+    def _states(
+        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None
+    ) -> Iterator[Tensor]:
+        yield x
+        known: deque[tuple[float, Tensor]] = deque(maxlen=self.order)  # log SNR and estimated data of the last steps
+        for now, following in pairwise(levels):
+            known.append((now.log_snr, denoiser.estimate(x, now.t).data))
+            if following is levels[-1]:
+                known = deque([known[-1]])
+            x = following.sigma / now.sigma * x + following.alpha * _integral(known, following.log_snr - now.log_snr)
+            yield x
+
+
+def _integral(known: Sequence[tuple[float, Tensor]], h: float) -> Tensor:
+    """Integrate the data over a log-SNR step ``h``, by the polynomial through the known estimates (latest last)."""
+    now, data = known[-1]
+    phi_1 = -math.expm1(-h)
+    if len(known) == 1:
+        return phi_1 * data
+    slope = (data - known[-2][1]) / (now - known[-2][0])
+    if len(known) == 2:
+        return phi_1 * (data + h / 2 * slope)
+    (first, oldest), (second, older) = known[0], known[1]
+    curvature = (slope - (older - oldest) / (second - first)) / (now - first)  # half of the second derivative
+    slope = slope + (now - second) * curvature
+    phi_2 = 1 - phi_1 / h
+    return phi_1 * data + h * phi_2 * slope + h**2 * (0.5 - phi_2 / h) * curvature
+
+
+# --- masking ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class UnmaskingSampler(SteppingSampler):
+    r"""Unmask items in steps.
+
+    Of :math:`m` masked items, a step from ``t`` to ``s`` unmasks :math:`\operatorname{Poisson}\bigl(m\,p_k\,(\alpha_s -
+    \alpha_t) / \sigma_t\bigr)` of kind :math:`k`, where :math:`p_k` is the predicted probability. The number of items
+    in the finished sample therefore varies a little around the one it started with.
+
+    Parameters
+    ----------
+    default_n_steps
+        Default number of steps.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scgen_diffusion.diffusion import Denoiser, Generators, Kinds, Masking
+    >>> always_the_first = lambda x, t: torch.tensor([[0.0, -100.0]])
+    >>> denoiser = Denoiser(always_the_first, Masking(), Kinds())
+    >>> state = UnmaskingSampler()(
+    ...     denoiser, torch.tensor([[0.0, 0.0, 500.0]]), generators=Generators(0, [0])
+    ... )
+    >>> state
+    tensor([[497.,   0.,   3.]])
+    """
+
+    default_n_steps: int = N_UNMASKING_STEPS
+
+    def __post_init__(self) -> None:
+        check_count("default_n_steps", self.default_n_steps)
+
+    def walk(
+        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
+    ) -> Walk:
+        """Prepare to unmask the items of states ``x (n, kinds + 1)``, usually all.
+
+        Parameters
+        ----------
+        field
+            A :class:`Denoiser` on the :class:`Masking` path.
+        x
+            States at ``t = 0``.
+        n_steps
+            Number of steps.
+        generators
+            One generator per sample.
+        """
+        denoiser, _ = as_denoiser(field, Masking)
+        generators = check_generators(generators, len(x), self)
+        times = equal_times(self.default_n_steps if n_steps is None else n_steps, x.device)
+        return Walk(times, self._states(denoiser, x, times, generators))
+
+    def _states(self, denoiser: Denoiser, x: Tensor, times: Tensor, generators: Generators) -> Iterator[Tensor]:
+        yield x
+        totals = x.sum(1)
+        for t, s in pairwise(times):
+            expected = expected_step(denoiser, x, t, s)
+            drawn = draw_poisson(generators.uniform(expected.shape[1], dtype=torch.float64), expected)
+            x = with_masked(x[:, :-1] + drawn, totals)
+            yield x
+
+
+def expected_step(denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Return the expected number of items of each kind that a step from ``t`` to ``s`` unmasks, ``(n, kinds)``."""
+    return x[:, -1:] * share_of_masked(denoiser.path, t, s) * denoiser.predict(x, t).softmax(1)
+
+
+def share_of_masked(path: Path, t: Tensor, s: Tensor) -> Tensor:
+    """Return the share of masked items that a step unmasks."""
+    return (path.alpha(s) - path.alpha(t)) / path.sigma(t)
+
+
+# --- which sampler fits which path ------------------------------------------------------------------------------------
+
+
 FLOW_SAMPLERS: dict[str, Sampler] = {
     "euler": FixedStepSampler(euler_step, default_n_steps=50),
     "midpoint": FixedStepSampler(midpoint_step, default_n_steps=10),
     "heun": FixedStepSampler(heun_step, default_n_steps=10),
 }
+DIFFUSION_SAMPLERS: dict[str, Sampler] = {
+    "ddpm": DDPMSampler(),
+    "ddim": DDIMSampler(),
+    "dpm_solver": DPMSolverSampler(),
+    "dpm_solver_3m": DPMSolverSampler(order=3, spacing="slowing", default_n_steps=12),
+}
+MASKING_SAMPLERS: dict[str, Sampler] = {"unmasking": UnmaskingSampler()}
+
+
+def samplers_for(path: Path) -> dict[str, Sampler]:
+    """Return the samplers for a path, by name.
+
+    Examples
+    --------
+    >>> from scgen_diffusion.diffusion import PATHS
+    >>> list(samplers_for(PATHS["vp_linear"]))
+    ['ddpm', 'ddim', 'dpm_solver', 'dpm_solver_3m']
+    """
+    if isinstance(path, Masking):
+        return MASKING_SAMPLERS
+    return DIFFUSION_SAMPLERS if isinstance(path, VariancePreserving) else FLOW_SAMPLERS
+
+
+def check_sampler(sampler: Sampler, path: Path, n_steps: int | None = None) -> None:
+    """Raise ValueError unless a sampler fits a path and can take a number of steps; take none of them.
+
+    Samplers of classes outside of this package are not checked.
+    """
+    known, classes = samplers_for(path), (FixedStepSampler, DiffusionSampler, UnmaskingSampler)
+    fitting = tuple(one for one in classes if any(isinstance(each, one) for each in known.values()))
+    if not isinstance(sampler, classes):
+        return
+    if not isinstance(sampler, fitting):
+        msg = (
+            f"`sampler` is a {type(sampler).__name__}, which does not fit the model's path. Give one of "
+            f"{', '.join(map(repr, known))}, or an object of class {' or '.join(one.__name__ for one in fitting)}."
+        )
+        raise ValueError(msg)
+    unused = Denoiser(lambda x, _: x, path, TARGETS["data"])
+    sampler.walk(unused, torch.zeros(0, 1), n_steps=n_steps, generators=Generators(0, []))
