@@ -194,6 +194,43 @@ def test_training_cells_in_several_files_may_be_logarithms(call, files, tmp_path
     assert one[1] == several[1]
 
 
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize("place", ["X", "X beside counts", "layer"])
+def test_logarithms_that_no_file_marks_are_judged_as_they_were_trained_on(call, files, tmp_path, place):
+    for name in ("real", "synthetic", "train"):
+        cells = anndata.read_h5ad(files / f"{name}.h5ad")
+        counts, logarithms = cells.X, np.log1p(1e4 * cells.X / cells.X.sum(axis=1, keepdims=True))
+        cells.X, cells.uns["log1p"] = logarithms, {}
+        cells.write_h5ad(tmp_path / f"marked_{name}.h5ad")
+        del cells.uns["log1p"]
+        if name != "synthetic":  # generated cells have their values in X
+            cells.layers.update(
+                {"X": {}, "X beside counts": {"counts": counts}, "layer": {"lognorm": logarithms}}[place]
+            )
+            cells.X = counts if place == "layer" else logarithms
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+    cells[:30].write_h5ad(tmp_path / "first.h5ad")
+    cells[30:].write_h5ad(tmp_path / "second.h5ad")
+    real, synthetic = tmp_path / "real.h5ad", tmp_path / "synthetic.h5ad"
+    options = ["--values", "log1p", *(["--layer", "lognorm"] if place == "layer" else [])]
+    judging = ["--metric", "gene_mean_error", "--metric", "nearest_train_ratio", *QUICK]
+    marked = [tmp_path / f"marked_{name}.h5ad" for name in ("real", "synthetic", "train")]
+    expected = call("evaluate", *marked[:2], "--train", marked[2], *judging)
+    parts = ["--train", tmp_path / "first.h5ad", "--train", tmp_path / "second.h5ad"]
+
+    for train in (["--train", tmp_path / "train.h5ad"], ["--train", tmp_path / "train.h5ad", "--backed"], parts):
+        code, out, err = call("evaluate", real, synthetic, *train, *options, *judging)
+        assert (code, out) == (0, expected[1]), err
+    (tmp_path / "table.csv").write_text(out)
+    page = ["--table", tmp_path / "table.csv", "--out", tmp_path / "page.html"]
+    code, _, err = call("report", real, synthetic, *parts, *options, *page)
+    assert code == 0, err
+    code, _, err = call("evaluate", files / "real.h5ad", synthetic, "--values", "log1p")
+    assert (code, "--values" in err) == (2, True)
+    code, _, err = call("evaluate", marked[0], synthetic, "--train", marked[2])
+    assert (code, "give --values log1p" in err) == (2, True), err
+
+
 def test_training_cells_in_several_files_are_as_free_as_those_in_one(call, files, tmp_path):
     """Cells without counts, and logarithms to another base, which no model would train on."""
     sets = ["evaluate", files / "real.h5ad", files / "synthetic.h5ad", "--metric", "gene_mean_error", *QUICK]

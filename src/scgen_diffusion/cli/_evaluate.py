@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scgen_diffusion._arguments import list_first
+from scgen_diffusion._arguments import known_names, list_first
 from scgen_diffusion._files import write_atomically
 
 from ._command import Keyed, Model, columns, command, existing, flag, given, new, option
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import pandas as pd
+    from anndata import AnnData
 
     from scgen_diffusion.data import CellFiles
 
@@ -36,6 +37,7 @@ TRAIN = option(
 )
 GROUPBY = columns("--groupby -g", "Column of obs with the label; several are joined.")
 BACKED = flag("--backed", "Leave values in their files, and read them part by part (.h5ad, .zarr).")
+VALUES = option("--values", "Kind of the values, as in train; default: counts.", click.Choice(["counts", "log1p"]))
 SHARED_GENES = flag("--shared-genes", "Compare the genes that all sets of cells have.")
 SEED = option("--seed", "Seed of all random draws.", click.IntRange(min=0))
 OVERWRITE = flag("--overwrite", "Replace an existing file.")
@@ -55,7 +57,8 @@ OF_OUTPUT = [option("--out -o", "File for the table; default: stdout.", new(dir_
         CELLS: [
             TRAIN,
             GROUPBY,
-            option("--layer -l", "Layer with the counts of the real cells.", Keyed("[MODALITY=]NAME")),
+            option("--layer -l", "Layer with the values of the real cells.", Keyed("[MODALITY=]NAME")),
+            VALUES,
             BACKED,
             SHARED_GENES,
         ],
@@ -113,7 +116,8 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
             columns("--groupby -g", "Column of obs with groups, such as the cell type; several are joined."),
             columns("--match", "Column of obs, such as the donor, within which changes are taken. Repeatable."),
             option("--separator", "Separator between the parts of a combination.", metavar="TEXT"),
-            option("--layer -l", "Layer with the counts.", metavar="NAME"),
+            option("--layer -l", "Layer with the values.", metavar="NAME"),
+            VALUES,
             SHARED_GENES,
         ],
         JUDGING: [METRIC, *OF_JUDGING],
@@ -147,7 +151,8 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
         CELLS: [
             TRAIN,
             GROUPBY,
-            option("--layer -l", "Layer with the counts of the real cells.", metavar="NAME"),
+            option("--layer -l", "Layer with the values of the real cells.", metavar="NAME"),
+            VALUES,
             BACKED,
             SHARED_GENES,
         ],
@@ -174,7 +179,7 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
         msg = "A report is of one modality, in .h5ad or .zarr files; `evaluate` takes .h5mu files."
         raise click.UsageError(msg)
     package = terminal.libraries()
-    arguments = given(options, "groupby", "layer", "title", "max_cells", "seed")
+    arguments = given(options, "groupby", "title", "max_cells", "seed") | _layer(options)
     if "table" in options:
         # labels such as "NA" and "" are text; only figures that `evaluate` left empty are missing
         empty = dict.fromkeys(package.metrics.FIGURES, [""])
@@ -208,13 +213,16 @@ def _evaluated(terminal: Terminal, options: Mapping[str, Any]) -> tuple[Any, pd.
     if "layer" in options and isinstance(options["layer"], Mapping) is not (True in has_modalities):
         msg = "--layer takes MODALITY=NAME for .h5mu files, and NAME for other files."
         raise click.UsageError(msg)
+    if has_modalities == {True} and "values" in options:
+        msg = "--values is for .h5ad and .zarr files; modalities of .h5mu must hold counts."
+        raise click.UsageError(msg)
     package = terminal.libraries()
     cells = _read(terminal, files, options)
     other_cells = _read(terminal, others, options) if others else {}
     if "shared_genes" in options:
         _share_genes(terminal, cells, other_cells.values())
-    arguments = cells | ({"others": other_cells} if other_cells else {})
-    names = ("groupby", "layer", "perturbation_key", "separator", "max_cells", "n_floor", "n_bootstrap", "seed")
+    arguments = cells | ({"others": other_cells} if other_cells else {}) | _layer(options)
+    names = ("groupby", "perturbation_key", "separator", "max_cells", "n_floor", "n_bootstrap", "seed")
     for name, value in given(options, *names, "metric", "match").items():
         argument = {"metric": "metrics", "match": "match_keys"}.get(name, name)
         arguments[argument] = list(value) if isinstance(value, tuple) else value
@@ -241,6 +249,43 @@ def _read(
     for name, path in files.items():
         paths = path if isinstance(path, tuple) else (path,)
         cells[name] = _open_together(paths, options) if len(paths) > 1 else read_cells(paths[0], backed=is_backed)
+        if options.get("values") == "log1p" and len(paths) == 1:
+            is_real = name in ("real", "train", "control")
+            cells[name] = _as_logarithms(cells[name], options.get("layer"), str(paths[0]), is_real=is_real)
+    return cells
+
+
+def _layer(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``layer`` of counts; logarithms are moved to X, where ``evaluate`` looks for them."""
+    return {} if options.get("values") == "log1p" else given(options, "layer")
+
+
+def _as_logarithms(cells: AnnData, layer: str | None, where: str, *, is_real: bool) -> AnnData:
+    """Return cells whose X holds the logarithms of a layer; generated cells may lack it, and may hold counts instead.
+
+    Raises
+    ------
+    click.UsageError
+        If real cells lack the layer, or hold counts.
+    """
+    from anndata import AnnData
+
+    from scgen_diffusion.data import are_whole_numbers, layer_names
+
+    if layer is not None and layer in cells.layers:
+        cells = AnnData(cells.layers[layer], obs=cells.obs, var=cells.var, uns=dict(cells.uns))
+    elif layer is not None and is_real:
+        msg = f"{where} has no layer {layer!r}. {known_names(layer, layer_names(cells))}"
+        raise click.UsageError(msg)
+    elif COUNTS in cells.layers:
+        del cells.layers[COUNTS]  # which would be read instead of X
+    if not are_whole_numbers(cells.X):
+        cells.uns.setdefault("log1p", {})
+    elif is_real:
+        msg = f"{where} holds whole numbers only, like counts, not log-normalised values; leave out --values log1p."
+        raise click.UsageError(msg)
+    else:
+        cells.uns.pop("log1p", None)
     return cells
 
 
@@ -268,6 +313,8 @@ def _open_together(paths: Sequence[Path], options: Mapping[str, Any]) -> CellFil
         msg = f"There can be only one .h5mu file of each set of cells, but found {list_first(paths)}."
         raise click.UsageError(msg)
     first = open_anndata_files(paths[0])[0]
+    if (values := options.get("values", "counts")) == "log1p":
+        return ComparedFiles(paths, layer=options.get("layer"), genes="shared", values=values)
     layer = options.get("layer", COUNTS if COUNTS in first.layers else None)
     return ComparedFiles(paths, layer=layer, genes="shared")
 

@@ -33,6 +33,7 @@ FIRST_EQUALS = "In KEY=VALUE, the key ends at the first '='; rename a column tha
 
 SPELLINGS: dict[str, Spelling] = {  # advice of Python, as patterns, and what to do on the command line
     r"set overwrite=True": "give --overwrite",
+    r"set uns\['log1p'\] = \{\}": "give --values log1p",
     r"(If `adata\.raw` has the counts): `adata = (.*?)`": r"\1, write them to a file (`\2` in Python)",
     r"with `genes='shared'`, or choose some with `genes=\[\.\.\.\]`": "with --shared-genes",
     r"`likelihood='gaussian'`": "--set likelihood=gaussian",
