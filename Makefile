@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest docs tutorials lint pretrained benchmark-quality benchmark-sensitivity benchmark-speed benchmark-gpu clean
+.PHONY: help demo test test-newest docs tutorials lint pretrained benchmark-quality benchmark-speed benchmark-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,9 +41,6 @@ pretrained: $(VENV)/.test ## make the pretrained models again: train, judge, wri
 benchmark-quality: $(VENV)/.package ## compare all models and simple baselines by all metrics, with goals and floors; takes hours
 	$(PY) -m benchmarks.quality --picture docs/_static/compare.png
 	$(PY) -m benchmarks.pages
-
-benchmark-sensitivity: $(VENV)/.package ## find out which metric detects which corruption of real cells
-	$(PY) -m benchmarks.studies.sensitivity
 
 benchmark-speed: $(VENV)/.test ## measure speed and memory on this processor, and write the tables of the guide; 15 minutes on two quiet cores
 	$(PY) -m benchmarks.speed

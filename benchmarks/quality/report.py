@@ -268,10 +268,6 @@ VARIANTS = {
         "SCLDM": "SCLDM of these genes",
         "SCLDM-whole-panel": "SCLDM of the whole panel",
     },
-    ("docs/developer/departures.md", "rounds"): {
-        "SCLDM": "SCLDM",
-        "SCLDM-one-round": "one round of the autoencoder",
-    },
     ("docs/user_guide/scrdit.md", "published"): {
         "SCRDIT": "default",
         "SCRDIT-profiles": '`path="vp_linear"`',

@@ -65,46 +65,12 @@ SENTENCES = [
         r"took ([\d.]+),\s+([\d.]+) and ([\d.]+) CPU minutes of training per left-out type",
         [rival_predictions("train_minutes", method) for method in ("cellflow", "cpa", "scgen")],
     ),
-    (
-        "docs/user_guide/perturbations.md",
-        r"the energy distance is ([\d.]+) for SCLDM and ([\d.]+) for the mean shift[^;]*; ([\d.]+) would be possible",
-        [
-            (
-                "studies/results/left_out_donors.csv",
-                {"metric": "energy_distance", "model": "SCLDM transport"},
-                column,
-                2,
-            )
-            for column in ("value", "mean_shift", "mean strength")
-        ],
-    ),
-    (
-        "docs/user_guide/perturbations.md",
-        r"donor responds\. CellFlow has ([\d.]+) and CPA ([\d.]+)",
-        [
-            ("studies/results/left_out_donors.csv", {"metric": "energy_distance", "model": model}, "value", 2)
-            for model in ("CellFlow", "CPA")
-        ],
-    ),
 ]
 
 
 def rows_of(results, chosen):
     with (ROOT / "benchmarks" / results).open(encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if chosen.items() <= row.items()]
-
-
-def test_the_page_of_perturbations_has_the_figures_of_seven_trainings():
-    folder, methods = ROOT / "benchmarks/studies/results", ["scldm_transport", "latent_arithmetic"]
-    table = pd.concat([pd.read_csv(folder / name / "perturbation.csv") for name in ("", "more_seeds")])
-    table = table[(table["cell_type"] == "T activated") & table["method"].isin(methods)]
-    table = table[table["metric"] == "energy_distance"]
-    wide = table.pivot_table(index="seed", columns="method", values="value")
-    transport, arithmetic = (wide[method] for method in methods)
-    assert len(wide) == 7
-    text = words_of("docs/user_guide/perturbations.md")
-    assert f"{transport.mean():.2f} for the transport and {arithmetic.mean():.2f} for latent arithmetic" in text
-    assert f"(standard error of the difference {(transport - arithmetic).sem():.2f})" in text
 
 
 def test_the_page_of_scldm_has_the_shares_of_labels_of_the_known_world():
