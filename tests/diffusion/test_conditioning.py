@@ -13,7 +13,6 @@ from scgen_diffusion.diffusion import (
     MutuallyExclusive,
 )
 
-N_CLASSES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
 SCALES = st.lists(st.floats(-2, 5).map(lambda s: round(s, 3)), min_size=1, max_size=5)
 
 
@@ -29,7 +28,7 @@ def draw_classes(n_samples, n_classes, seed=0):
 
 def draw_columns(n_columns, *, is_number):
     """Return keys with this many columns each, numbers or classes, and a condition ``(7, columns)`` without nulls."""
-    key = torch.repeat_interleave(torch.arange(len(n_columns)), torch.tensor(n_columns))
+    key = torch.repeat_interleave(torch.arange(len(n_columns)), torch.tensor(n_columns, dtype=torch.long))
     generator = torch.Generator().manual_seed(0)
     if is_number:
         null, condition = torch.full((len(key),), -torch.inf), torch.randn(7, len(key), generator=generator)
@@ -71,6 +70,30 @@ def test_only_joint_drops_all_keys_of_a_sample_that_lacks_one(strategy, expected
     assert dropped.tolist() == expected
 
 
+@pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
+@given(
+    n_columns=st.lists(st.integers(1, 3), max_size=4),
+    is_number=st.booleans(),
+    p=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=50, deadline=None)
+def test_each_strategy_drops_whole_keys_of_whole_samples_or_batches(strategy, n_columns, is_number, p, seed):
+    columns, condition = draw_columns(n_columns, is_number=is_number)
+    before = condition.clone()
+    dropped = drop(strategy, condition, columns, p, seed)
+    assert torch.equal(condition, before)
+    given = torch.ones(7, len(n_columns), dtype=torch.bool)
+    for key in range(len(n_columns)):
+        own = columns.key == key
+        given[:, key] = (dropped == condition)[:, own].all(1)
+        assert torch.equal(dropped[:, own], torch.where(given[:, key, None], condition, columns.null)[:, own])
+    if strategy == "joint":
+        assert (given.all(1) | ~given.any(1)).all()
+    if strategy == "mutually_exclusive":
+        assert given.any(0).sum() <= 1
+
+
 @given(n_columns=st.lists(st.integers(1, 3), min_size=1, max_size=4), is_number=st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_keeping_keys_of_each_sample_is_keeping_them_sample_by_sample(n_columns, is_number):
@@ -82,49 +105,14 @@ def test_keeping_keys_of_each_sample_is_keeping_them_sample_by_sample(n_columns,
         assert torch.equal(together[[sample]], alone)
 
 
-def test_keys_of_several_columns_are_dropped_whole_by_every_strategy():
-    columns, condition = draw_columns([1, 3, 2], is_number=True)
-    for strategy in CONDITION_STRATEGIES.values():
-        dropped = strategy.drop(condition, columns, 0.5, torch.Generator().manual_seed(0))
-        for key in range(3):
-            is_dropped = (dropped != condition)[:, columns.key == key]
-            assert (is_dropped.all(1) | ~is_dropped.any(1)).all()
-
-
-@given(n_classes=N_CLASSES, probability=st.floats(0, 1), seed=st.integers(0, 1000))
-@settings(max_examples=50, deadline=None)
-def test_joint_drops_all_keys_of_a_sample_or_none(n_classes, probability, seed):
-    condition, columns = draw_classes(20, n_classes)
-    dropped = drop("joint", condition, columns, probability, seed)
-    is_whole, is_null = (dropped == condition).all(1), (dropped == columns.null).all(1)
-    assert (is_whole | is_null).all()
-
-
-@given(n_classes=N_CLASSES, probability=st.floats(0, 1), seed=st.integers(0, 1000))
-@settings(max_examples=50, deadline=None)
-def test_mutually_exclusive_shows_at_most_one_key_and_the_same_in_the_whole_batch(n_classes, probability, seed):
-    condition, columns = draw_classes(20, n_classes)
-    dropped = drop("mutually_exclusive", condition, columns, probability, seed)
-    is_shown = dropped != columns.null
-    assert is_shown.any(0).sum() <= 1
-    assert torch.equal(dropped[is_shown], condition[is_shown])
-
-
-@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive"])
-@pytest.mark.parametrize("probability", [0.1, 0.8])
-def test_share_of_dropped_samples_is_the_asked_probability(strategy, probability):
-    n = 20_000
-    condition, columns = draw_classes(n, (3, 2))
-    is_dropped = (drop(strategy, condition, columns, probability) == columns.null).all(1)
-    standard_error = (probability * (1 - probability) / n) ** 0.5
-    assert abs(is_dropped.double().mean() - probability) < 4 * standard_error
-
-
-@pytest.mark.parametrize("probability", [0.1, 0.5])
-def test_additive_drops_every_subset_as_often_as_its_coins_say(probability):
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.8])
+def test_every_strategy_drops_as_often_as_its_coins_say(probability):
     n, p = 40_000, probability
     condition, columns = draw_classes(n, (3, 2))
-    dropped = Additive().drop(condition, columns, p, torch.Generator().manual_seed(0)) == columns.null
+    for strategy in ("joint", "mutually_exclusive"):
+        is_dropped = (drop(strategy, condition, columns, p) == columns.null).all(1)
+        assert abs(is_dropped.double().mean() - p) < 4 * (p * (1 - p) / n) ** 0.5
+    dropped = drop("additive", condition, columns, p) == columns.null
     for first, second in itertools.product([False, True], repeat=2):
         share = ((dropped[:, 0] == first) & (dropped[:, 1] == second)).double().mean()
         by_coins = (p if first else 1 - p) * (p if second else 1 - p)
@@ -185,34 +173,29 @@ def test_dropping_draws_from_its_generator_alone(strategy):
     assert not torch.equal(drop(strategy, condition, columns, 0.5, seed=2), first)
 
 
-@pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
-def test_dropping_does_not_change_its_input(strategy):
-    condition, columns = draw_classes(50, (3, 2))
-    before = condition.clone()
-    drop(strategy, condition, columns, 1.0)
-    assert torch.equal(condition, before)
-
-
-@pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
-def test_without_keys_there_is_nothing_to_drop_and_nothing_to_guide(strategy):
-    condition, columns = draw_classes(6, ())
-    assert drop(strategy, condition, columns, 0.5).shape == (6, 0)
-    assert CONDITION_STRATEGIES[strategy].terms([]) == {(): 1.0}
-
-
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-def test_joint_weighs_all_keys_by_the_mean_scale():
-    assert Joint().terms([0.5, 1.5, 4.0]) == {(): -1.0, (0, 1, 2): 2.0}
+@pytest.mark.parametrize(
+    ("strategy", "scales", "terms"),
+    [
+        (Joint(), [0.5, 1.5, 4.0], {(): -1.0, (0, 1, 2): 2.0}),
+        (MutuallyExclusive(), [0.5, 1.5], {(): -1.0, (0,): 0.5, (1,): 1.5}),
+        (Additive(), [2.0, 1.0, 4.0], {(0, 1, 2): 5.0, (1, 2): -1.0, (0, 1): -3.0}),
+        (Additive(), [0.0, 2.0, 3.0], {(1, 2): 4.0, (2,): -1.0, (1,): -2.0}),  # no prediction sees a key of scale 0
+        (Additive(), [1.0, 0.0, 1.0], {(0, 2): 1.0}),
+        (Additive(), [1.0, 1.0, 1.0], {(0, 1, 2): 1.0}),
+        (Additive(), [0.0, 0.0], {(): 1.0}),
+        *[(strategy, [], {(): 1.0}) for strategy in CONDITION_STRATEGIES.values()],
+    ],
+)
+def test_the_weights_of_predictions(strategy, scales, terms):
+    assert strategy.terms(scales) == terms
 
 
-def test_mutually_exclusive_weighs_each_key_by_its_scale():
-    assert MutuallyExclusive().terms([0.5, 1.5]) == {(): -1.0, (0,): 0.5, (1,): 1.5}
-
-
-def test_additive_weighs_what_every_key_adds_to_the_others():
-    assert Additive().terms([2.0, 1.0, 4.0]) == {(0, 1, 2): 5.0, (1, 2): -1.0, (0, 1): -3.0}
+def test_sums_of_scales_that_are_zero_but_for_rounding_make_no_prediction():
+    assert set(MutuallyExclusive().terms([0.1, 0.2, 0.7])) == {(0,), (1,), (2,)}
+    assert set(Additive().terms([0.3, 0.7])) == {(1,), (0,)}
 
 
 @given(scales=SCALES)
@@ -231,25 +214,3 @@ def test_with_one_key_all_strategies_are_the_same(scale):
     joint = Joint().terms([scale])
     for strategy in CONDITION_STRATEGIES.values():
         assert strategy.terms([scale]) == pytest.approx(joint)
-
-
-@given(n_keys=st.integers(1, 5), key=st.integers(0, 4))
-def test_additive_with_scale_zero_for_one_key_is_the_prediction_without_it(n_keys, key):
-    key %= n_keys
-    scales = [0.0 if k == key else 1.0 for k in range(n_keys)]
-    assert Additive().terms(scales) == {tuple(k for k in range(n_keys) if k != key): 1.0}
-
-
-def test_no_prediction_of_additive_guidance_sees_a_key_of_scale_zero():
-    assert Additive().terms([0.0, 2.0, 3.0]) == {(1, 2): 4.0, (2,): -1.0, (1,): -2.0}
-
-
-@given(n_keys=st.integers(1, 5))
-def test_additive_with_scale_one_everywhere_is_the_conditional_prediction_and_with_zero_the_unconditional(n_keys):
-    assert Additive().terms([1.0] * n_keys) == {tuple(range(n_keys)): 1.0}
-    assert Additive().terms([0.0] * n_keys) == {(): 1.0}
-
-
-def test_sums_of_scales_that_are_zero_but_for_rounding_make_no_prediction():
-    assert set(MutuallyExclusive().terms([0.1, 0.2, 0.7])) == {(0,), (1,), (2,)}
-    assert set(Additive().terms([0.3, 0.7])) == {(1,), (0,)}

@@ -28,12 +28,6 @@ def test_every_end_belongs_to_one_start_even_if_ends_are_equal():
     assert sorted(pairs.tolist()) == list(range(6))
 
 
-def test_shifted_samples_are_paired_with_themselves():
-    start = torch.randn(20, 4)
-
-    torch.testing.assert_close(optimal_pairs(start, start + 3.0), torch.arange(20))
-
-
 def test_unequal_numbers_are_refused():
-    with pytest.raises(ValueError, match="5 and 4"):
+    with pytest.raises(ValueError, match="`start`"):
         optimal_pairs(torch.zeros(5, 1), torch.zeros(4, 1))

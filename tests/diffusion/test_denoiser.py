@@ -1,31 +1,78 @@
+"""Targets, how predictions are read, and the loss, which is least at what is known in closed form for Gaussian data.
+
+With data N(m, S) the best prediction is v(x, t) = m + K_t (x - t m), K_t = (t S - (1 - t) I) C_t^-1 and
+C_t = t^2 S + (1 - t)^2 I, and what no prediction can explain is the conditional covariance S + I - K_t (t S - (1 - t)
+I).
+"""
+
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.func import jvp
 
-from scgen_diffusion.diffusion import PATHS, TARGETS, ConditionColumns, Denoiser, GuidedField, Joint, ResolvedGuidance
+from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser, LinearInterpolant, diffusion_loss, spike_and_slab_mean
 
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+any_path, any_target = st.sampled_from(list(PATHS.values())), st.sampled_from(list(TARGETS.values()))
 
 
 def draw(shape=(5, 3), seed=0):
+    """Return data, noise and times away from both ends, where some targets do not determine one of the two."""
     generator = torch.Generator().manual_seed(seed)
     data, noise = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     return data, noise, 0.05 + 0.9 * torch.rand(shape[0], generator=generator, dtype=torch.float64)
 
 
-def build_oracle(path, target, data, noise, t):
-    """Return a denoiser that knows what the sample is made of."""
-    return Denoiser(lambda x_t, times: target.of(path, data, noise, t), path, target)
+# --- targets ----------------------------------------------------------------------------------------------------------
 
 
 @every_path
-@every_target
-def test_a_right_prediction_is_read_as_data_noise_and_velocity(path, target):
+def test_targets_are_what_their_names_say(path):
     data, noise, t = draw()
-    denoiser, x_t = build_oracle(path, target, data, noise, t), path.interpolate(data, noise, t)
+    assert torch.equal(TARGETS["data"].of(path, data, noise, t), data)
+    assert torch.equal(TARGETS["noise"].of(path, data, noise, t), noise)
+    v = path.alpha(t)[:, None] * noise - path.sigma(t)[:, None] * data
+    torch.testing.assert_close(TARGETS["v"].of(path, data, noise, t), v, rtol=1e-12, atol=1e-12)
+    _, derivative = jvp(lambda s: path.interpolate(data, noise, s), (t,), (torch.ones_like(t),))
+    torch.testing.assert_close(TARGETS["velocity"].of(path, data, noise, t), derivative, rtol=1e-8, atol=1e-8)
+
+
+@given(path=any_path, target=any_target, seed=st.integers(0, 1000))
+@settings(max_examples=100, deadline=None)
+def test_a_right_prediction_is_read_as_data_noise_and_velocity(path, target, seed):
+    data, noise, t = draw(seed=seed)
+    denoiser = Denoiser(lambda x_t, times: target.of(path, data, noise, t), path, target)
+    x_t = path.interpolate(data, noise, t)
     torch.testing.assert_close(tuple(denoiser.estimate(x_t, t)), (data, noise), rtol=1e-9, atol=1e-9)
     velocity = TARGETS["velocity"].of(path, data, noise, t)
     torch.testing.assert_close(denoiser(x_t, t), velocity, rtol=1e-7, atol=1e-7)
+
+
+@given(path=any_path, first=any_target, second=any_target, seed=st.integers(0, 1000))
+@settings(max_examples=100, deadline=None)
+def test_any_prediction_adds_up_to_the_sample_and_survives_the_way_through_another_target(path, first, second, seed):
+    prediction, x_t, t = draw(seed=seed)
+    data, noise = first.to_data_and_noise(path, prediction, x_t, t)
+    torch.testing.assert_close(path.interpolate(data, noise, t), x_t, rtol=1e-9, atol=1e-9)
+    other = second.of(path, data, noise, t)
+    back = first.of(path, *second.to_data_and_noise(path, other, x_t, t), t)
+    torch.testing.assert_close(back, prediction, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("t", [0.0, 1.0])
+@pytest.mark.parametrize(("path", "target"), [("vp_cosine", "v"), ("flow_matching", "velocity")])
+def test_v_and_the_straight_velocity_are_informative_at_both_ends(path, target, t):
+    path, target, (data, noise, _), t = PATHS[path], TARGETS[target], draw(), torch.tensor(t, dtype=torch.float64)
+    prediction = target.of(path, data, noise, t)
+    found = target.to_data_and_noise(path, prediction, path.interpolate(data, noise, t), t)
+    torch.testing.assert_close(found, (data, noise), rtol=1e-9, atol=1e-9)
+
+
+# --- the denoiser -----------------------------------------------------------------------------------------------------
 
 
 @every_path
@@ -37,51 +84,149 @@ def test_a_predicted_velocity_is_returned_as_it_is(path):
 @every_path
 @pytest.mark.parametrize("t", [torch.tensor(0.25), torch.tensor([0.25, 0.5, 0.5, 0.0, 0.75])])
 def test_the_network_sees_its_own_time(path, t):
-    seen = []
-    x_t = draw()[0]
-
-    def field(x, times):
-        seen.append(times)
-        return x
-
-    denoiser = Denoiser(field, path, TARGETS["v"])
-    denoiser.predict(x_t, t)
-    denoiser.estimate(x_t, t)
-    denoiser(x_t, t)
+    seen, x_t = [], draw()[0]
+    denoiser = Denoiser(lambda x, times: seen.append(times) or x, path, TARGETS["v"])
+    denoiser.predict(x_t, t), denoiser.estimate(x_t, t), denoiser(x_t, t)
     assert all(torch.equal(times, path.network_time(t)) for times in seen)
     assert len(seen) == 3
 
 
 @every_path
 @every_target
-def test_one_time_means_the_same_time_for_every_sample(path, target):
-    x_t, one = draw()[0], torch.tensor(0.3, dtype=torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_one_time_means_the_same_time_for_every_sample_and_precision_is_that_of_the_sample(path, target, dtype):
+    x_t, one = draw((5, 2, 3))[0].to(dtype), torch.tensor(0.3, dtype=torch.float64)
     denoiser = Denoiser(lambda x, times: x.sin(), path, target)
+    assert denoiser(x_t, one).dtype == dtype
     torch.testing.assert_close(denoiser(x_t, one), denoiser(x_t, one.repeat(5)), rtol=0, atol=0)
     both = [tuple(denoiser.estimate(x_t, t)) for t in (one, one.repeat(5))]
     torch.testing.assert_close(both[0], both[1], rtol=0, atol=0)
 
 
-@every_path
-def test_precision_is_that_of_the_sample(path):
-    t = torch.tensor(0.3, dtype=torch.float64)
-    for dtype in (torch.float32, torch.bfloat16):
-        x_t = torch.ones(2, 3, dtype=dtype)
-        denoiser = Denoiser(lambda x, times: x, path, TARGETS["v"])
-        assert denoiser(x_t, t).dtype == dtype
-        assert denoiser.estimate(x_t, t).noise.dtype == dtype
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+MEAN = torch.tensor([1.0, -2.0], dtype=torch.float64)
+COVARIANCE = torch.tensor([[2.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
+EYE = torch.eye(2, dtype=torch.float64)
+N_SAMPLES = 100_000
 
 
-def test_a_guided_field_is_a_field():
-    data, noise, t = draw()
-    path = PATHS["vp_linear"]
-    condition = torch.zeros(5, 1, dtype=torch.long)
+def slope(t):
+    cross = t * COVARIANCE - (1 - t) * EYE
+    return cross @ torch.linalg.inv(t**2 * COVARIANCE + (1 - t) ** 2 * EYE)
+
+
+def closed_form(t):
+    """Return the best network at time ``t``."""
+    return lambda x_t, times, condition: MEAN + (x_t - t * MEAN) @ slope(t).T
+
+
+def draw_losses(network, t, n=N_SAMPLES):
+    generator = torch.Generator().manual_seed(0)
+    noise, standard = (torch.randn(n, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    data = MEAN + standard @ torch.linalg.cholesky(COVARIANCE).T
+    times = torch.full((n,), t, dtype=torch.float64)
+    condition, target = torch.empty(n, 0, dtype=torch.long), TARGETS["velocity"]
+    return diffusion_loss(network, LinearInterpolant(), target, data, noise=noise, t=times, condition=condition)
+
+
+@pytest.mark.parametrize("t", [0.05, 0.3, 0.5, 0.9])
+def test_loss_of_the_closed_form_velocity_is_the_variance_that_no_network_explains(t):
+    losses = draw_losses(closed_form(t), t)
+    least = torch.trace(COVARIANCE + EYE - slope(t) @ (t * COVARIANCE - (1 - t) * EYE)) / 2
+    assert abs(losses.mean() - least) < 4 * losses.std() / N_SAMPLES**0.5
+
+
+@pytest.mark.parametrize("t", [0.05, 0.3, 0.5, 0.9])
+def test_loss_is_least_at_the_closed_form_velocity(t):
+    shift = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    matrix = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
+
+    def perturbed(x_t, times, condition):
+        return closed_form(t)(x_t, times, condition) + shift + (x_t - t * MEAN) @ matrix.T
+
+    # Gradients are means of 100 000 products of a residual and an input, both of order 1: standard error about 0.01.
+    for gradient in torch.autograd.grad(draw_losses(perturbed, t).mean(), [shift, matrix]):
+        assert gradient.abs().max() < 0.04
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 2, 3), (1, 1)])
+def test_each_sample_has_its_own_mean_squared_error(shape):
+    generator = torch.Generator().manual_seed(0)
+    data, noise = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    t, condition = torch.rand(len(data), generator=generator), torch.arange(len(data))[:, None]
 
     def network(x_t, times, classes):
-        return x_t * (classes + 1) + times[:, None]
+        return x_t.sin() * (times + classes[:, 0]).reshape(-1, *[1] * (x_t.ndim - 1))
 
-    columns = ConditionColumns(null=torch.tensor([2]), key=torch.tensor([0]), n_keys=1)
-    field = GuidedField(network, condition, columns, path, ResolvedGuidance.of(Joint(), [2.0]))
-    prediction = Denoiser(field, path, TARGETS["noise"]).predict(data, t)
-    by_hand = 3 * data + 2.0 * (data - 3 * data) + path.network_time(t)[:, None]
-    torch.testing.assert_close(prediction, by_hand)
+    path, target = LinearInterpolant(), TARGETS["velocity"]
+    losses = diffusion_loss(network, path, target, data, noise=noise, t=t, condition=condition)
+    assert losses.shape == (len(data),)
+    for i in range(len(data)):
+        x_t = t[i] * data[i] + (1 - t[i]) * noise[i]
+        expected = (x_t.sin() * (t[i] + i) - (data[i] - noise[i])).square().mean()
+        torch.testing.assert_close(losses[i], expected, rtol=1e-5, atol=1e-6)  # single precision
+
+
+@pytest.mark.parametrize("t", [0.0, 1.0])
+def test_loss_is_finite_at_both_ends_of_the_path(t):
+    assert draw_losses(closed_form(t), t, n=100).isfinite().all()
+
+
+@every_path
+@every_target
+def test_the_network_sees_its_own_time_and_is_asked_for_the_target(path, target):
+    generator = torch.Generator().manual_seed(0)
+    data, noise = (torch.randn(50, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    t, condition = path.draw_times(50, generator, "cpu").double(), torch.arange(50)[:, None]
+
+    def network(x_t, times, classes):
+        assert torch.equal(times, path.network_time(t))
+        assert torch.equal(classes, condition)
+        assert torch.equal(x_t, path.interpolate(data, noise, t))
+        return target.of(path, data, noise, t) + 2
+
+    losses = diffusion_loss(network, path, target, data, noise=noise, t=t, condition=condition)
+    torch.testing.assert_close(losses, torch.full((50,), 4.0, dtype=torch.float64), rtol=1e-9, atol=0)
+
+
+@every_path
+def test_precision_is_that_of_the_data_whatever_that_of_the_times(path):
+    data, t, condition = torch.ones(3, 2), torch.full((3,), 0.5, dtype=torch.float64), torch.empty(3, 0)
+    losses = diffusion_loss(lambda x, k, c: x, path, TARGETS["v"], data, noise=data, t=t, condition=condition)
+    assert losses.dtype == torch.float32
+
+
+# --- data that are often exactly one number ---------------------------------------------------------------------------
+
+
+def expected(logit, mean, log_std, x_t, *, alpha=0.8, sigma=0.6, spike=-0.5):
+    prior = torch.tensor([[[logit], [mean], [log_std]]])
+    number = lambda value: torch.tensor([[float(value)]])
+    return spike_and_slab_mean(prior, number(x_t), alpha=number(alpha), sigma=number(sigma), spike=number(spike)).item()
+
+
+def integrate(logit, mean, log_std, x_t, *, alpha=0.8, sigma=0.6, spike=-0.5):
+    """Sum the posterior over a fine grid of slab values, and over the spike."""
+    std, pi = math.exp(log_std), 1 / (1 + math.exp(-logit))
+    x = torch.linspace(mean - 10 * std, mean + 10 * std, 20_001, dtype=torch.float64)
+    density = lambda value, centre, scale: torch.exp(-(((value - centre) / scale) ** 2) / 2) / scale
+    slab = pi * density(x, mean, std) * density(x_t, alpha * x, sigma) * (x[1] - x[0]) / math.sqrt(2 * math.pi)
+    atom = (1 - pi) * density(torch.tensor(float(x_t), dtype=torch.float64), alpha * spike, sigma)
+    return ((slab * x).sum() + atom * spike).item() / (slab.sum() + atom).item()
+
+
+@given(st.floats(-5, 5), st.floats(-2, 2), st.floats(-2, 1), st.floats(-3, 3))
+@settings(deadline=None)
+def test_the_expected_data_are_those_of_bayes_rule(logit, mean, log_std, x_t):
+    # Float32 against a sum in double precision.
+    assert expected(logit, mean, log_std, x_t) == pytest.approx(integrate(logit, mean, log_std, x_t), abs=2e-4)
+
+
+def test_the_limits_of_certainty_noise_and_deviation():
+    assert expected(-200.0, 1.0, 0.0, 3.0) == -0.5
+    assert expected(0.0, 0.0, 0.0, 1.2, alpha=1.0, sigma=1e-3) == pytest.approx(1.2, abs=1e-4)
+    assert expected(0.0, 0.0, 0.0, -0.5, alpha=1.0, sigma=1e-3) == pytest.approx(-0.5, abs=1e-4)
+    assert expected(0.0, 2.0, 0.0, 5.0, alpha=1e-6, sigma=1.0) == pytest.approx((2.0 - 0.5) / 2, abs=1e-4)
+    assert math.isfinite(expected(0.0, 0.0, 100.0, 1.0))
+    assert math.isfinite(expected(0.0, 0.0, -100.0, 1.0))

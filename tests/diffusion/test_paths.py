@@ -1,13 +1,25 @@
+import math
+import os
+from pathlib import Path as FilePath
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch.func import jvp
 
-from scgen_diffusion.diffusion import PATHS, LinearInterpolant, Path
+from scgen_diffusion.diffusion import PATHS, LinearInterpolant, Masking, VariancePreserving
 
+PARITY = FilePath(os.environ.get("PARITY_DIR") or FilePath(__file__).parents[1] / "parity")
 SHAPES = st.lists(st.integers(1, 4), min_size=2, max_size=4).map(tuple)
-every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+SCHEDULES = ["linear", "cosine"]
+PATHS_OF_ANY_SIZE = st.builds(VariancePreserving, st.sampled_from(SCHEDULES), n_timesteps=st.integers(1, 1000))
+TIMES = st.lists(st.floats(0, 1), min_size=1, max_size=20).map(lambda t: torch.tensor(t, dtype=torch.float64))
+EVERY_PATH = {**PATHS, "masking": Masking()}
+every_path = pytest.mark.parametrize("path", EVERY_PATH.values(), ids=EVERY_PATH)
+that_adds_noise = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+ENDS = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
 
 def draw_ends(shape, seed=0):
@@ -18,34 +30,27 @@ def draw_ends(shape, seed=0):
 
 
 @every_path
-@given(shape=SHAPES)
-@settings(max_examples=25, deadline=None)
-def test_path_starts_at_noise_and_ends_at_data(path, shape):
-    data, noise, t = draw_ends(shape)
+def test_data_fade_in_and_noise_fades_out(path):
+    t = torch.linspace(0, 1, 501, dtype=torch.float64)
+    assert (path.alpha(t).diff() > 0).all()
+    assert (path.sigma(t).diff() < 0).all()
+    assert path.alpha(ENDS)[1] == 1
+    assert path.sigma(ENDS)[1] == 0
     # Denoising diffusion starts from almost pure noise: alpha is 0.0064 at t = 0 for the linear schedule.
-    atol = 0 if path == LinearInterpolant() else 0.0064 * float(data.abs().max()) + 1e-4
-    torch.testing.assert_close(path.interpolate(data, noise, torch.zeros_like(t)), noise, rtol=0, atol=atol)
-    torch.testing.assert_close(path.interpolate(data, noise, torch.ones_like(t)), data, rtol=0, atol=0)
+    assert path.alpha(ENDS)[0] <= (0.0064 if isinstance(path, VariancePreserving) else 0)
+    assert path.sigma(ENDS)[0] >= 1 - (2.1e-5 if isinstance(path, VariancePreserving) else 0)
 
 
-@every_path
+@that_adds_noise
 @given(shape=SHAPES, seed=st.integers(0, 100))
 @settings(max_examples=25, deadline=None)
 def test_every_sample_is_mixed_at_its_own_time(path, shape, seed):
     data, noise, t = draw_ends(shape, seed)
     rows = zip(path.alpha(t), path.sigma(t), data, noise, strict=True)
     by_hand = torch.stack([float(alpha) * x1 + float(sigma) * x0 for alpha, sigma, x1, x0 in rows])
-    mixed = path.interpolate(data, noise, t)
-    torch.testing.assert_close(mixed, by_hand, rtol=1e-14, atol=1e-14)  # the same operations, rounded alike
-
-
-@every_path
-@pytest.mark.parametrize("shape", [(5, 3), (5, 2, 3), (1, 1)])
-def test_one_time_means_the_same_time_for_every_sample(path, shape):
-    data, noise, _ = draw_ends(shape)
-    one = torch.tensor(0.3, dtype=torch.float64)
-    mixed = path.interpolate(data, noise, one)
-    torch.testing.assert_close(mixed, path.interpolate(data, noise, one.repeat(len(data))), rtol=0, atol=0)
+    torch.testing.assert_close(path.interpolate(data, noise, t), by_hand, rtol=1e-14, atol=1e-14)  # rounded alike
+    one = path.interpolate(data, noise, t[0])
+    assert torch.equal(one, path.interpolate(data, noise, t[:1].repeat(len(data))))
 
 
 @every_path
@@ -61,13 +66,16 @@ def test_rates_are_the_time_derivatives(path, shape):
 def test_the_time_of_what_the_network_sees_is_found_again(path):
     t = torch.linspace(0, 1, 501, dtype=torch.float64)
     torch.testing.assert_close(path.time(path.network_time(t)), t, rtol=0, atol=1e-12)
+    assert isinstance(path, VariancePreserving) or torch.equal(path.network_time(t), t)
 
 
 @every_path
-def test_data_fade_in_and_noise_fades_out(path):
-    t = torch.linspace(0, 1, 501, dtype=torch.float64)
-    assert (path.alpha(t).diff() > 0).all()
-    assert (path.sigma(t).diff() < 0).all()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
+def test_precision_and_shape_are_those_of_the_times(path, dtype, shape):
+    t = torch.full(shape, 0.3, dtype=dtype)
+    for of in (path.alpha, path.sigma, path.alpha_rate, path.sigma_rate, path.network_time):
+        assert (of(t).shape, of(t).dtype) == (shape, dtype)
 
 
 @every_path
@@ -82,21 +90,92 @@ def test_training_times_come_from_their_generator_alone(path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_straight_path_shows_the_network_its_time():
-    t = torch.tensor([0.0, 0.3, 1.0])
-    assert torch.equal(LinearInterpolant().network_time(t), t)
-
-
 def test_training_times_of_the_straight_path_are_uniform():
     t = LinearInterpolant().draw_times(10_000, torch.Generator().manual_seed(0), "cpu")
     assert abs(t.mean() - 0.5) < 4 / (12 * 10_000) ** 0.5
     assert abs(t.var() - 1 / 12) < 4 / (180 * 10_000) ** 0.5
 
 
-def test_a_custom_path_must_be_complete():
-    class Half(Path):
-        def alpha(self, t):
-            return t
+# --- variance-preserving paths ----------------------------------------------------------------------------------------
 
-    with pytest.raises(TypeError, match="abstract"):
-        Half()
+
+@pytest.mark.parametrize("model", ["scrdit", "wbdit"])
+def test_linear_schedule_and_noising_are_the_published_ones(model):
+    recorded, path = load_file(PARITY / f"{model}_vectors.safetensors"), VariancePreserving()
+    # Recorded as a product of 1 000 factors in single precision.
+    torch.testing.assert_close(path.alpha_bar().float(), recorded["alpha_bar"], rtol=1e-5, atol=0)
+    noised = path.interpolate(recorded["x"], recorded["noise"], path.time(recorded["t"]))
+    torch.testing.assert_close(noised, recorded["noised"], rtol=1e-5, atol=1e-6)  # single precision
+
+
+def test_linear_betas_rise_in_equal_steps():
+    betas = VariancePreserving("linear", n_timesteps=3).betas()
+    torch.testing.assert_close(betas, torch.tensor([1e-4, 0.01005, 0.02], dtype=torch.float64))
+
+
+def test_cosine_schedule_follows_the_squared_cosine_but_for_the_cap():
+    path = VariancePreserving("cosine")
+
+    def signal(share):
+        return math.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    expected = [signal((k + 1) / 1000) / signal(0) for k in range(999)]
+    torch.testing.assert_close(path.alpha_bar()[:999], torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=0)
+    assert path.betas()[999] == 0.999
+
+
+@given(path=PATHS_OF_ANY_SIZE, t=TIMES)
+@settings(max_examples=50, deadline=None)
+def test_variance_is_preserved(path, t):
+    torch.testing.assert_close(path.alpha(t) ** 2 + path.sigma(t) ** 2, torch.ones_like(t), rtol=1e-12, atol=0)
+
+
+@given(path=PATHS_OF_ANY_SIZE)
+@settings(max_examples=25, deadline=None)
+def test_timesteps_carry_their_alpha_bar_and_its_logarithm_is_linear_between_them(path):
+    k, log_alpha_bar = torch.arange(path.n_timesteps, dtype=torch.float64), path.alpha_bar().log()
+    torch.testing.assert_close(2 * path.alpha(path.time(k)).log(), log_alpha_bar, rtol=1e-9, atol=1e-12)
+    between = 0.75 * log_alpha_bar[:-1] + 0.25 * log_alpha_bar[1:]
+    torch.testing.assert_close(2 * path.alpha(path.time(k[:-1] + 0.25)).log(), between, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n_timesteps", [7, 50, 1000, 4000])
+def test_the_network_sees_whole_timesteps_exactly(n_timesteps, dtype):
+    path, k = VariancePreserving(n_timesteps=n_timesteps), torch.arange(n_timesteps)
+    assert torch.equal(path.network_time(path.time(k.to(dtype))), k.to(dtype))
+    assert path.network_time(ENDS).tolist() == [n_timesteps - 1, -1]
+
+
+def test_the_network_sees_times_between_timesteps_as_they_are():
+    t = torch.tensor([0.12345, 0.98765], dtype=torch.float64)
+    torch.testing.assert_close(VariancePreserving().network_time(t), 999 - 1000 * t, rtol=1e-12, atol=0)
+
+
+def test_training_times_are_the_timesteps_in_equal_shares():
+    path, n = VariancePreserving(n_timesteps=10), 20_000
+    k = path.network_time(path.draw_times(n, torch.Generator().manual_seed(0), "cpu"))
+    shares = torch.bincount(k.long(), minlength=10) / n
+    assert set(k.tolist()) == set(range(10))
+    assert ((shares - 0.1).abs() < 4 * (0.1 * 0.9 / n) ** 0.5).all()
+
+
+def test_single_precision_keeps_small_noise():
+    t = VariancePreserving().time(torch.tensor([0, 1]))
+    assert t.dtype == torch.float32
+    torch.testing.assert_close(VariancePreserving().sigma(t)[0].item(), 0.01, rtol=1e-6, atol=0)
+
+
+def test_a_path_that_was_used_in_inference_mode_can_be_trained_on():
+    path, t = VariancePreserving(n_timesteps=123), torch.tensor([0.3])
+    with torch.inference_mode():
+        path.alpha(t)
+    t.requires_grad_()
+    path.alpha(t).sum().backward()
+    torch.testing.assert_close(t.grad, path.alpha_rate(t).detach())
+
+
+@pytest.mark.parametrize(("argument", "value"), [("schedule", "sigmoid"), ("n_timesteps", 0)])
+def test_schedules_that_make_no_sense_are_refused(argument, value):
+    with pytest.raises(ValueError, match=f"`{argument}`"):
+        VariancePreserving(**{argument: value})

@@ -1,168 +1,397 @@
-"""Samplers against a flow that is known in closed form.
+"""Samplers on Gaussian data, where all is known in closed form.
 
-For data N(m, S), noise N(0, I) and x_t = t x_1 + (1 - t) x_0, x_t is Gaussian with mean t m and covariance
-C_t = t^2 S + (1 - t)^2 I, and Cov(x_1 - x_0, x_t) = t S - (1 - t) I. So the velocity is
-
-    v(x, t) = E[x_1 - x_0 | x_t = x] = m + (t S - (1 - t) I) C_t^-1 (x - t m).
-
-Everything is diagonal in the eigenvectors of S, where d/dt log (x_t - t m) = 1/2 d/dt log C_t: the ODE carries the
-noise x_0 to exactly m + S^(1/2) x_0. That map is affine, so a sampler's own map is found from the unit vectors, without
-sampling.
+For data N(m, S) the best denoiser is E[data | x_t] = m + alpha S C_t^-1 (x_t - alpha m) with C_t = alpha^2 S + sigma^2
+I, and the probability-flow ODE carries x_t to alpha_s m + C_s^(1/2) C_t^(-1/2) (x_t - alpha_t m). Every sampler is then
+an affine map of the noise that it starts from and of the noise that it draws: unit vectors show the map, and nothing is
+left to chance.
 """
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from scgen_diffusion.diffusion import (
+    DIFFUSION_SAMPLERS,
     FLOW_SAMPLERS,
+    PATHS,
+    TARGETS,
     DDIMSampler,
+    DDPMSampler,
+    Denoiser,
+    DPMSolverSampler,
+    Estimate,
     FixedStepSampler,
     Generators,
+    LinearInterpolant,
+    Masking,
     UnmaskingSampler,
+    VariancePreserving,
+    check_sampler,
+    samplers_for,
 )
-from scgen_diffusion.diffusion._samplers import euler_step
+from scgen_diffusion.diffusion._samplers import _integral, euler_step, levels_at
 
-MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-COVARIANCE = torch.tensor([[2.0, 0.6, 0.0], [0.6, 0.5, -0.2], [0.0, -0.2, 0.3]], dtype=torch.float64)
-ORDERS = {"euler": 1, "midpoint": 2, "heun": 2}
-EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun": 2}
+MEAN = torch.tensor([1.0, -2.0], dtype=torch.float64)
+COVARIANCE = torch.tensor([[2.0, 0.9], [0.9, 0.6]], dtype=torch.float64)
+EYE = torch.eye(2, dtype=torch.float64)
+PATH, STRAIGHT = PATHS["vp_linear"], LinearInterpolant()
+OF_DIFFUSION = {**DIFFUSION_SAMPLERS, "ddim_half": DDIMSampler(eta=0.5), "ddim_one": DDIMSampler(eta=1.0)}
+PATH_AND_SAMPLER = {name: (PATH, sampler) for name, sampler in OF_DIFFUSION.items()}
+PATH_AND_SAMPLER |= {name: (STRAIGHT, sampler) for name, sampler in FLOW_SAMPLERS.items()}
+EVALUATIONS = {"midpoint": 2, "heun": 2}  # in a step; others have one
+per_sampler = pytest.mark.parametrize(("path", "sampler"), PATH_AND_SAMPLER.values(), ids=PATH_AND_SAMPLER)
+per_diffusion_sampler = pytest.mark.parametrize("sampler", OF_DIFFUSION.values(), ids=OF_DIFFUSION)
+per_noisy_path = pytest.mark.parametrize("path", [PATHS["vp_linear"], PATHS["vp_cosine"]], ids=["linear", "cosine"])
 
 
-def gaussian_velocity(x, t):
-    eye = torch.eye(len(MEAN), dtype=x.dtype)
-    mean, covariance, t = MEAN.to(x.dtype), COVARIANCE.to(x.dtype), t.to(x.dtype)
-    gain = (t * covariance - (1 - t) * eye) @ torch.linalg.inv(t**2 * covariance + (1 - t) ** 2 * eye)
-    return mean + (x - t * mean) @ gain.T
-
-
-def square_root(covariance):
-    values, vectors = torch.linalg.eigh(covariance)
+def root(matrix):
+    values, vectors = torch.linalg.eigh(matrix)
     return vectors @ values.sqrt().diag() @ vectors.T
 
 
-def mean_and_factor(sampler, **options):
-    """Return ``b`` and ``A`` of the map ``x_0 -> b + A x_0`` that a sampler makes of the Gaussian flow."""
-    starts = torch.cat([torch.zeros(1, 3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)])
-    ends = sampler(gaussian_velocity, starts, **options)
-    return ends[0], (ends[1:] - ends[0]).T
+def covariance_at(path, t):
+    return path.alpha(t) ** 2 * COVARIANCE + path.sigma(t) ** 2 * EYE
 
 
-class CountingField:
-    def __init__(self, field=gaussian_velocity):
-        self.field = field
-        self.times = []
-
-    def __call__(self, x, t):
-        self.times.append(float(t))
-        return self.field(x, t)
+def best_estimate(path, x_t, t):
+    """Return the closed-form data and noise of ``x_t`` at one time."""
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    residual = (x_t - alpha * MEAN) @ torch.linalg.inv(covariance_at(path, t))
+    return Estimate(MEAN + alpha * residual @ COVARIANCE, sigma * residual)
 
 
-# Steps, and twice the error that was measured with them, about.
-STEPS_AND_ERROR = {"euler": (50, 0.2), "midpoint": (25, 1e-4), "heun": (25, 3e-3)}
+def build_denoiser(path=PATH, target="v", counts=None):
+    """Return the best denoiser, by a network that sees its own time, predicts ``target``, and keeps count."""
+    if isinstance(path, LinearInterpolant):
+        target = "velocity"
+
+    def network(x_t, k):
+        if counts is not None:
+            counts.append(float(k))
+        t = path.time(k).double()
+        return TARGETS[target].of(path, *best_estimate(path, x_t.double(), t), t).to(x_t.dtype)
+
+    return Denoiser(network, path, TARGETS[target])
 
 
-@pytest.mark.parametrize("name", FLOW_SAMPLERS)
-def test_flow_from_noise_reproduces_mean_and_covariance_of_gaussian_data(name):
-    n_steps, atol = STEPS_AND_ERROR[name]
-    mean, factor = mean_and_factor(FLOW_SAMPLERS[name], n_steps=n_steps)
-    torch.testing.assert_close(mean, MEAN, rtol=0, atol=atol)
-    torch.testing.assert_close(factor @ factor.T, COVARIANCE, rtol=0, atol=atol)
-    torch.testing.assert_close(factor, square_root(COVARIANCE), rtol=0, atol=atol)
+def exact_end(path, x, times=(0.0, 1.0)):
+    """Carry ``x`` along the probability-flow ODE from the first to the last of ``times``."""
+    first, last = torch.as_tensor(times, dtype=torch.float64)
+    carry = root(covariance_at(path, last)) @ torch.linalg.inv(root(covariance_at(path, first)))
+    return path.alpha(last) * MEAN + (x - path.alpha(first) * MEAN) @ carry.T
 
 
-@pytest.mark.parametrize(("name", "order"), ORDERS.items())
-def test_error_falls_with_the_order_of_the_method(name, order):
+def start(n=5):
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def sample_cells(path, sampler, indices, dtype=torch.float64, **options):
+    generators = Generators(3, indices)
+    x = generators.normal(2).to(dtype)
+    return sampler(build_denoiser(path), x, generators=generators, **options)
+
+
+# --- the distribution of samples, and the errors of solvers -----------------------------------------------------------
+
+
+class UnitNoise:
+    """Give each sample at most one unit vector of noise: the first none, the others one per draw and dimension."""
+
+    def __init__(self, n_draws):
+        self.columns = torch.cat([torch.zeros(1, 2 * n_draws), torch.eye(2 * n_draws)])
+        self.n_drawn = 0
+
+    def __len__(self):
+        return len(self.columns)
+
+    def normal(self, *shape):
+        drawn = self.columns[:, 2 * self.n_drawn : 2 * self.n_drawn + 2]
+        self.n_drawn += 1
+        return drawn
+
+
+# Steps, and twice the error of the covariance that was measured with them, about. The mean's error is that of the
+# start: noise of mean 0 instead of alpha m, where alpha is 0.0064 for the linear schedule.
+STEPS_AND_ERROR = {
+    "ddpm": (300, 0.05),
+    "ddim": (200, 0.06),
+    "ddim_half": (200, 0.08),
+    "ddim_one": (300, 0.1),
+    "dpm_solver": (40, 0.04),
+    "dpm_solver_3m": (40, 0.06),
+    "euler": (50, 0.2),
+    "midpoint": (25, 1e-4),
+    "heun": (25, 3e-3),
+}
+CASES = [(name, path) for name in OF_DIFFUSION for path in ("vp_linear", "vp_cosine")]
+CASES += [(name, "flow_matching") for name in FLOW_SAMPLERS]
+
+
+@pytest.mark.parametrize(("name", "path"), CASES)
+def test_samples_have_the_mean_and_covariance_of_gaussian_data(name, path):
+    (_, sampler), (n_steps, atol), noise = PATH_AND_SAMPLER[name], STEPS_AND_ERROR[name], UnitNoise(301)
+    ends = sampler(build_denoiser(PATHS[path]), noise.normal(2).double(), n_steps=n_steps, generators=noise)
+    factors = ends[1:] - ends[0]
+    torch.testing.assert_close(ends[0], MEAN, rtol=0, atol=atol if path == "flow_matching" else 0.01)
+    torch.testing.assert_close(factors.T @ factors, COVARIANCE, rtol=0, atol=atol)
+
+
+def falls_with_order(error, order):
+    """Return whether an error of so many steps falls with an order; the next term of the expansion still shows."""
+    errors = [error(n) for n in (40, 80, 160)]
+    slopes = [math.log2(coarse / fine) for coarse, fine in zip(errors[:-1], errors[1:], strict=True)]
+    return slopes == pytest.approx([order] * 2, abs=0.1)
+
+
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2)])
+def test_error_of_a_flow_falls_with_the_order_of_the_method(name, order):
     # dx/dt = 2 (t + 1/2) x (1 - x) is solved by 1 / (1 + (1 / x_0 - 1) exp(-t^2 - t)). (On the Gaussian flow, midpoint
     # gains an order, which would hide a mistake.)
     def error(n_steps):
-        start = torch.full((1, 1), 0.2, dtype=torch.float64)
-        end = FLOW_SAMPLERS[name](lambda x, t: 2 * (t + 0.5) * x * (1 - x), start, n_steps=n_steps)
+        x = torch.full((1, 1), 0.2, dtype=torch.float64)
+        end = FLOW_SAMPLERS[name](lambda x, t: 2 * (t + 0.5) * x * (1 - x), x, n_steps=n_steps)
         return abs(end.item() - 1 / (1 + 4 * math.exp(-2)))
 
-    errors = [error(n) for n in (40, 80, 160)]
-    slopes = [math.log2(coarse / fine) for coarse, fine in zip(errors[:-1], errors[1:], strict=True)]
-    assert slopes == pytest.approx([order] * 2, abs=0.1)  # the next term of the expansion still shows at these steps
+    assert falls_with_order(error, order)
 
 
-@pytest.mark.parametrize(("name", "order"), ORDERS.items())
-def test_error_on_the_gaussian_flow_falls_at_least_with_the_order_of_the_method(name, order):
+@per_noisy_path
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpm_solver", 2)])
+def test_error_of_diffusion_falls_with_the_order_of_the_solver(name, order, path):
+    x, t = start(), torch.linspace(0, 1 - 1 / path.n_timesteps, 100_001, dtype=torch.float64)
+    log_snr = (path.alpha(t) / path.sigma(t)).log()
+    # The last step returns the estimated data, which are compared with those of the exact solution at timestep 0.
+    exact = best_estimate(path, exact_end(path, x, (0.0, t[-1])), t[-1]).data
+
     def error(n_steps):
-        return (mean_and_factor(FLOW_SAMPLERS[name], n_steps=n_steps)[1] - square_root(COVARIANCE)).abs().max().item()
+        """Return the largest distance to the exact solution after equal steps of the log SNR, and one to the data."""
+        times = torch.from_numpy(np.interp(np.linspace(log_snr[0], log_snr[-1], n_steps + 1), log_snr, t))
+        levels = levels_at(path, torch.cat([times, torch.ones(1)]), x)
+        *_, ends = DIFFUSION_SAMPLERS[name]._states(build_denoiser(path), x, levels, None)
+        return (ends - exact).abs().max().item()
 
-    assert math.log2(error(20) / error(80)) / 2 > order - 0.1
-
-
-@pytest.mark.parametrize("name", ORDERS)
-@pytest.mark.parametrize("n_steps", [1, 2, 7])
-def test_n_steps_is_honoured(name, n_steps):
-    field = CountingField()
-    FLOW_SAMPLERS[name](field, torch.zeros(2, 3), n_steps=n_steps)
-    assert len(field.times) == n_steps * EVALUATIONS_PER_STEP[name]
-    assert min(field.times) == 0
-    assert max(field.times) <= 1
+    assert falls_with_order(error, order)
 
 
-@pytest.mark.parametrize("name", ORDERS)
-def test_without_n_steps_the_default_is_taken(name):
-    field = CountingField()
-    FLOW_SAMPLERS[name](field, torch.zeros(2, 3))
-    assert len(field.times) == FLOW_SAMPLERS[name].default_n_steps * EVALUATIONS_PER_STEP[name]
+def test_three_predictions_are_more_exact_than_two():
+    def error(**options):
+        ends = DPMSolverSampler(**options)(build_denoiser(), start(), n_steps=12)
+        return float((ends - exact_end(PATH, start())).abs().max())
+
+    assert error(order=3) < error(order=2)
 
 
-def test_no_steps_at_all_are_refused():
-    field = CountingField()
-    with pytest.raises(ValueError, match="n_steps"):
-        FLOW_SAMPLERS["euler"](field, torch.zeros(2, 3), n_steps=0)
-    assert not field.times
+def test_data_on_a_parabola_of_the_log_snr_are_half_corrected_by_a_third_prediction():
+    # As the authors' code has it: the slope is that of the parabola, of which half of the curvature is integrated.
+    known = [(0.0, torch.tensor(0.0)), (1.0, torch.tensor(1.0)), (3.0, torch.tensor(9.0))]  # the square
+    h = 0.5
+    phi_1 = -np.expm1(-h)
+    phi_2 = 1 - phi_1 / h
+    expected = 9 * phi_1 + 6 * h * phi_2 + h**2 * (0.5 - phi_2 / h)
+    assert float(_integral(known, h)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    "build",
-    [lambda n: FixedStepSampler(euler_step, n), lambda n: DDIMSampler(default_n_steps=n), UnmaskingSampler],
-    ids=["flow", "diffusion", "masking"],
-)
-@pytest.mark.parametrize("n_steps", [0, 2.5])
-def test_a_sampler_has_at_least_one_step_by_default(build, n_steps):
-    with pytest.raises(ValueError, match=f"`default_n_steps` must be a whole number .* but found {n_steps}"):
-        build(n_steps)
+def test_dpm_solver_of_two_steps_is_ddim():
+    # The first and the last step are of order 1, which is DDIM's.
+    solved, implicit = (one(build_denoiser(), start(), n_steps=2) for one in (DPMSolverSampler(), DDIMSampler()))
+    torch.testing.assert_close(solved, implicit, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", FLOW_SAMPLERS)
-def test_a_constant_field_is_integrated_exactly(name):
-    x = torch.arange(12.0).reshape(2, 3, 2)
-    ends = FLOW_SAMPLERS[name](lambda x, t: torch.full_like(x, 2.5), x)
-    torch.testing.assert_close(ends, x + 2.5, rtol=1e-5, atol=1e-5)  # rounding of 50 single-precision additions
+def test_slowing_steps_grow_shorter():
+    times = DPMSolverSampler(spacing="slowing").walk(build_denoiser(), start(), n_steps=12).times
+    assert times[[0, -1]].tolist() == [0, 1]
+    assert (times.diff().diff() < 0).all()
 
 
-@pytest.mark.parametrize("name", FLOW_SAMPLERS)
-def test_shape_and_precision_are_those_of_the_noise(name):
-    for dtype in (torch.float32, torch.float64):
-        ends = FLOW_SAMPLERS[name](lambda x, t: -x, torch.ones(2, 3, 4, dtype=dtype))
-        assert ends.shape == (2, 3, 4)
-        assert ends.dtype == dtype
+@per_diffusion_sampler
+def test_one_step_returns_the_estimated_data(sampler):
+    ends = sampler(build_denoiser(), start(), n_steps=1, generators=Generators(0, range(5)))
+    expected = best_estimate(PATH, start(), torch.zeros((), dtype=torch.float64)).data
+    torch.testing.assert_close(ends, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ORDERS)
-def test_fixed_steps_do_not_make_samples_depend_on_each_other(name):
-    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    together = FLOW_SAMPLERS[name](gaussian_velocity, x)
-    alone = torch.cat([FLOW_SAMPLERS[name](gaussian_velocity, row) for row in x.split(1)])
-    torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("target", TARGETS)
+@per_diffusion_sampler
+def test_samples_do_not_depend_on_what_the_network_predicts(sampler, target):
+    def sample(target):
+        return sampler(build_denoiser(target=target), start(), n_steps=10, generators=Generators(0, range(5)))
+
+    torch.testing.assert_close(sample(target), sample("data"), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", FLOW_SAMPLERS)
-def test_flow_samplers_draw_nothing(name):
-    x, generators = torch.ones(2, 3, dtype=torch.float64), Generators(0, range(2))
-    ends = FLOW_SAMPLERS[name](gaussian_velocity, x, generators=generators)
-    assert torch.equal(ends, FLOW_SAMPLERS[name](gaussian_velocity, x))
-    assert torch.equal(generators.normal(3), Generators(0, range(2)).normal(3))
+def test_flow_samplers_take_a_denoiser_as_it_is():
+    # The velocity is infinite at t = 1, so a method that does not evaluate there.
+    ends = FLOW_SAMPLERS["midpoint"](build_denoiser(), start(), n_steps=200)
+    torch.testing.assert_close(ends, exact_end(PATH, start()), rtol=0, atol=0.02)
 
 
 def test_a_custom_step_can_be_used():
-    def exact_step(field, x, t, dt):
-        return x * dt.exp()
+    sampler = FixedStepSampler(lambda field, x, t, dt: x * dt.exp(), default_n_steps=5)
+    end = sampler(lambda x, t: x, torch.ones(1, 1, dtype=torch.float64))
+    assert end.item() == pytest.approx(math.e, rel=1e-6)  # times are in single precision
 
-    ends = FixedStepSampler(exact_step, default_n_steps=5)(lambda x, t: x, torch.ones(1, 1, dtype=torch.float64))
-    assert ends.item() == pytest.approx(math.e, rel=1e-6)  # times are in single precision
+
+# --- what every sampler keeps to --------------------------------------------------------------------------------------
+
+
+@per_sampler
+def test_cells_do_not_depend_on_their_batch(path, sampler):
+    together = sample_cells(path, sampler, range(4), n_steps=7)
+    alone = torch.cat([sample_cells(path, sampler, [i], n_steps=7) for i in range(4)])
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+
+
+@per_sampler
+def test_sampling_neither_reads_nor_moves_the_global_random_state(path, sampler):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = sample_cells(path, sampler, range(2), n_steps=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(sample_cells(path, sampler, range(2), n_steps=5), first)
+
+
+@pytest.mark.parametrize("sampler", [*FLOW_SAMPLERS.values(), DDIMSampler(), DPMSolverSampler()])
+def test_methods_without_randomness_draw_nothing(sampler):
+    generators = Generators(0, range(5))
+    sampler(build_denoiser(), start(), n_steps=3, generators=generators)
+    assert torch.equal(generators.normal(3), Generators(0, range(5)).normal(3))
+
+
+@per_sampler
+def test_single_precision_follows_double_precision(path, sampler):
+    single = sample_cells(path, sampler, range(4), torch.float32, n_steps=20)
+    assert single.dtype == torch.float32
+    double = sample_cells(path, sampler, range(4), n_steps=20)
+    torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-4)  # rounding at alpha = 0.006 grows 150-fold
+
+
+@per_sampler
+def test_samples_keep_their_shape_and_all_is_computed_where_they_are(path, sampler):
+    # torch refuses to mix the device "meta", which knows shapes alone, with another.
+    denoiser = Denoiser(lambda x, k: x * k.reshape(-1, 1, 1), path, TARGETS["v"])
+    x = torch.empty(2, 3, 4, device="meta")
+    ends = sampler(denoiser, x, n_steps=3, generators=Generators(0, range(2)))
+    assert (ends.shape, ends.device) == (x.shape, x.device)
+
+
+@per_sampler
+@pytest.mark.parametrize("n_steps", [1, 2, 9])
+def test_n_steps_is_honoured(path, sampler, n_steps, request):
+    counts = []
+    sampler(build_denoiser(path, counts=counts), start(), n_steps=n_steps, generators=Generators(0, range(5)))
+    assert len(counts) == n_steps * EVALUATIONS.get(request.node.callspec.id.split("-")[-1], 1)
+    assert counts[0] == path.network_time(torch.zeros(()))
+    assert counts == sorted(counts, reverse=path is PATH)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_evaluations"),
+    {"ddpm": 1000, "ddim": 100, "dpm_solver": 20, "dpm_solver_3m": 12, "euler": 50, "midpoint": 20, "heun": 20}.items(),
+)
+def test_without_n_steps_the_default_is_taken(name, n_evaluations):
+    (path, sampler), counts = PATH_AND_SAMPLER[name], []
+    denoiser = Denoiser(lambda x, k: counts.append(k) or x, path, TARGETS["v"])
+    sampler(denoiser, start(1), generators=Generators(0, [0]))
+    assert len(counts) == n_evaluations
+
+
+def test_the_default_is_at_most_the_timesteps_of_the_path():
+    counts = []
+    path = VariancePreserving("cosine", n_timesteps=30)
+    DDPMSampler()(build_denoiser(path, counts=counts), start(1), generators=Generators(0, [0]))
+    assert counts == list(range(29, -1, -1))
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", [VariancePreserving("cosine", 10), STRAIGHT, Masking()], ids=lambda p: type(p).__name__
+)
+def test_a_path_admits_objects_of_its_own_samplers_only(path):
+    own = samplers_for(path)
+    for sampler in own.values():
+        check_sampler(sampler, path)
+    others = {**DIFFUSION_SAMPLERS, **FLOW_SAMPLERS, "unmasking": UnmaskingSampler()}
+    for sampler in [other for other in others.values() if other not in own.values()]:
+        with pytest.raises(ValueError, match="`sampler`"):
+            check_sampler(sampler, path)
+
+
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        *[("n_steps", lambda n=n: DDIMSampler()(build_denoiser(), start(), n_steps=n)) for n in (0, 1001, 2.5, True)],
+        ("n_steps", lambda: FLOW_SAMPLERS["euler"](build_denoiser(STRAIGHT), start(), n_steps=0)),
+        ("n_steps", lambda: check_sampler(FLOW_SAMPLERS["euler"], STRAIGHT, 0)),
+        ("n_steps", lambda: check_sampler(DPMSolverSampler(), PATH, 1001)),
+        ("default_n_steps", lambda: FixedStepSampler(euler_step, 0)),
+        ("default_n_steps", lambda: DDIMSampler(default_n_steps=2.5)),
+        ("default_n_steps", lambda: UnmaskingSampler(0)),
+        ("spacing", lambda: DPMSolverSampler(spacing="even")),
+        *[("order", lambda order=order: DPMSolverSampler(order=order)) for order in (4, 2.0)],
+        *[("eta", lambda eta=eta: DDIMSampler(eta=eta)) for eta in (-0.1, 1.1, math.nan)],
+        ("field", lambda: DDIMSampler()(lambda x, t: x, start())),
+        ("field", lambda: DDIMSampler()(build_denoiser(STRAIGHT), start())),
+        ("generators", lambda: DDPMSampler()(build_denoiser(), start(), n_steps=2)),
+        ("generators", lambda: DDIMSampler(eta=0.1)(build_denoiser(), start(), n_steps=2)),
+        ("generators", lambda: DDPMSampler()(build_denoiser(), start(), n_steps=2, generators=Generators(0, [0]))),
+        ("n_frames", lambda: FLOW_SAMPLERS["euler"].trace(build_denoiser(STRAIGHT), start(), n_frames=1, n_steps=4)),
+        ("n_frames", lambda: DPMSolverSampler().trace(build_denoiser(), start(), n_frames=7, n_steps=5)),
+    ],
+)
+def test_an_error_names_its_argument(argument, call):
+    with pytest.raises(ValueError, match=f"`{argument}`"):
+        call()
+
+
+# --- looking at samples on their way ----------------------------------------------------------------------------------
+
+
+def traced(sampler, *arguments, **options):
+    """Return times, and states ``(frames, n, ...)``."""
+    times, states = sampler.trace(*arguments, **options)
+    return times, torch.stack([*states])
+
+
+@per_sampler
+def test_a_trace_leads_from_the_noise_to_exactly_the_samples_and_costs_nothing(path, sampler):
+    unseen, seen = [], []
+    ends = sampler(build_denoiser(path, counts=unseen), start(), generators=Generators(0, range(5)), n_steps=4)
+    options = {"generators": Generators(0, range(5)), "n_steps": 4, "n_frames": 3}
+    times, states = traced(sampler, build_denoiser(path, counts=seen), start(), **options)
+
+    assert states.shape == (3, 5, 2)
+    assert torch.equal(states[0], start())
+    assert torch.equal(states[-1], ends)
+    assert (times.diff() > 0).all()
+    assert seen == unseen
+
+
+def test_states_are_computed_one_by_one():
+    seen = []
+    _, states = FLOW_SAMPLERS["euler"].trace(build_denoiser(STRAIGHT, counts=seen), start(), n_frames=3, n_steps=4)
+    assert [len(seen) for _ in states] == [0, 2, 4]
+
+
+def test_the_states_between_are_those_of_the_steps():
+    denoiser = Denoiser(lambda x, t: torch.full_like(x, 3.0), STRAIGHT, TARGETS["velocity"])
+    times, states = traced(FLOW_SAMPLERS["euler"], denoiser, torch.zeros(1, 1), n_frames=5, n_steps=4)
+    torch.testing.assert_close(times, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+    torch.testing.assert_close(states.flatten(), 3 * times)
+
+
+def test_frames_are_chosen_evenly_from_the_steps():
+    denoiser = build_denoiser(STRAIGHT)
+    few, all_of_them = (traced(FLOW_SAMPLERS["heun"], denoiser, start(), n_frames=n, n_steps=10) for n in (4, 11))
+    assert all(torch.equal(some, every[[0, 3, 7, 10]]) for some, every in zip(few, all_of_them, strict=True))
+
+
+def test_the_states_of_diffusion_hold_as_much_noise_as_their_times_say():
+    denoiser = Denoiser(lambda x, k: torch.zeros_like(x), PATH, TARGETS["data"])  # data are zero: x_t = sigma_t noise
+    times, states = traced(DDIMSampler(), denoiser, start(), n_frames=6, n_steps=50)
+    expected = PATH.sigma(times)[:, None, None] / PATH.sigma(times[0]) * start()
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
