@@ -9,7 +9,6 @@ from scvi import REGISTRY_KEYS
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, ResolvedGuidance
 from scgen_diffusion.module import CONDITIONS, SCLDMArchitecture, SCLDMModule
-from scgen_diffusion.module._scldm import _differing_means
 from scgen_diffusion.nn import Members, Number
 
 N_GENES = 9
@@ -53,25 +52,6 @@ def shares_of(module, condition, before=None):
     before = torch.ones(N_GENES) if before is None else before
     outputs = module.add_condition_effects(condition, before.log()[None, :, None], torch.ones(1, 1))["outputs"]
     return outputs[0, :, 0].detach().softmax(0)
-
-
-@pytest.mark.parametrize("conditions", [(24,), (30,), (40,), (20, 50), (16, Members(8, 2)), (300,)])
-def test_no_number_of_classes_needs_huge_loadings(build, conditions):
-    """As many random vectors as dimensions nearly depend on each other, and loadings make up for it."""
-    effects = build(conditions, n_latent_tokens=2, n_latent=16).condition_effects
-    tables = [table.weight.detach() for table in effects.embed.modules() if isinstance(table, torch.nn.Embedding)]
-
-    strengths = torch.linalg.svdvals(torch.cat(tables))
-
-    torch.testing.assert_close(strengths, strengths[:1].expand(len(strengths)))
-    assert torch.cat(tables).square().mean().sqrt() == pytest.approx(0.02)
-
-
-def test_few_vectors_start_random(build):
-    effects = build((23,), n_latent_tokens=2, n_latent=16).condition_effects  # 24 vectors of 32 dimensions
-    (table,) = (part for part in effects.embed.modules() if isinstance(part, torch.nn.Embedding))
-    strengths = torch.linalg.svdvals(table.weight.detach())
-    assert strengths[0] > 3 * strengths[-1]
 
 
 def test_effects_of_many_classes_do_not_depend_on_each_other(build):
@@ -151,51 +131,6 @@ def test_later_effects_are_those_of_the_classes_and_members_that_a_cell_has(buil
 
     assert torch.equal(effects(condition)[2:], before[2:])
     torch.testing.assert_close(effects(condition)[:2] - before[:2], torch.full((2, N_GENES, 2), 11.0))
-
-
-def test_later_effects_take_their_part_of_a_correction(build):
-    """Else the vectors of other classes, which no cell has, would take it."""
-    effects = build((4,)).condition_effects
-    later = effects.add_later(1)
-    later.codes.fill_(3)
-    with torch.no_grad():
-        effects.embed.tables[0].weight[3] = effects.embed.tables[0].weight[:3].mean(0)
-    lacking = torch.zeros(2, N_GENES, 2)
-    lacking[1, 0, 0] = 2.0
-
-    effects.add(torch.tensor([[0], [3]]), lacking, torch.tensor([1000, 1000]))
-
-    found = effects(torch.arange(4)[:, None])[:, 0, 0].detach()
-    assert found[3] == pytest.approx(2.0, abs=0.02)
-    assert found[:3].abs().max() < 0.06  # of 2
-
-
-def test_counts_of_a_gene_that_only_new_cells_have_are_no_noise(build):
-    module, rng = build(outliers=False), np.random.default_rng(0)
-    means = torch.full((N_GENES,), 20.0)
-    module.start_from_means(means.scatter(0, torch.tensor([0]), 1e-5), torch.zeros(N_GENES))
-    means[0] = 3.0
-    x = torch.tensor(rng.poisson(means.expand(100, -1)), dtype=torch.float32)
-
-    lacking = module.lacking_means(torch.ones(100, 1), x)
-
-    decoded = module.decode(torch.zeros(100, *module.latent_shape), module.totals(x), None)
-    log_ratio = (x[:, 0].sum() / module.likelihood.mean(**decoded)[:, 0].sum()).log().item()
-    assert lacking[0, 0] == pytest.approx(log_ratio, rel=0.1)
-    assert log_ratio > 2
-    assert lacking[1:, 0].abs().max() < 0.3
-    assert not lacking[:, 1].any()
-
-
-@pytest.mark.parametrize("expected", [1e-6, 0.0])
-def test_counts_of_a_gene_that_the_reference_never_had_are_no_noise(expected):
-    x, mean = torch.full((15, N_GENES), 5.0), torch.full((15, N_GENES), 5.0)
-    mean[:, 0] = expected
-
-    lacking = _differing_means(x, mean, torch.full((N_GENES,), 2.0))
-
-    assert lacking[0, 0] == pytest.approx(np.log(75.05 / 0.05), rel=0.1)  # all that one pass can learn
-    assert lacking[1:, 0].abs().max() < 1e-6
 
 
 def test_numbers_have_no_effects(build):
@@ -288,33 +223,6 @@ def test_means_of_many_cells_are_corrected_as_far_as_they_are_not_noise(build, s
     assert (effects[1, :, 0] - shares.log()).abs().max() < (4 if size else 3) * noise
     assert effects[0].abs().max() < 0.01
     assert not effects[1, :, 1].any()
-
-
-def test_effects_stay_finite_if_no_gene_has_a_count_expected(tiny):
-    """Of 201 cells with one count each, no gene is expected to have one: there is nothing to learn from."""
-    torch.manual_seed(0)
-    module = SCLDMModule(400, (2,), architecture=SCLDMArchitecture(**{**tiny, "outliers": False})).eval()
-    module.start_from_means(torch.ones(400), torch.zeros(400))
-
-    module.correct_effects(torch.tensor([[0], [1]]), [([1], [torch.eye(400)[:201]])], torch.tensor([100_000, 201]))
-
-    assert module.condition_effects(torch.tensor([[0], [1]])).isfinite().all()
-
-
-def test_combinations_are_corrected_together_as_one_by_one(build):
-    few, many = (torch.poisson(torch.full((n, N_GENES), mean)) for n, mean in ((3, 40.0), (20, 0.5)))
-    for x in (few, many):
-        x[:, len(x) % N_GENES] = 500
-    found = []
-    for cells in ([([0, 1], [few, many])], [([1], [many]), ([0], [few])]):
-        torch.manual_seed(0)
-        module = build()
-        torch.nn.init.normal_(module.condition_effects.loadings.weight)
-        module.correct_effects(torch.tensor([[0], [1]]), cells, torch.tensor([3, 20]))
-        found.append(module.condition_effects(torch.tensor([[0], [1]])))
-
-    torch.testing.assert_close(*found)
-    assert (found[0][0] - found[0][1]).abs().max() > 1
 
 
 @pytest.mark.parametrize(

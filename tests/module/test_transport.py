@@ -36,10 +36,10 @@ def trained_transport():
     return transport
 
 
-def move(transport, condition, strength=1.0):
+def move(transport, condition):
     start = torch.zeros(1, 1, 2)
     with torch.no_grad():
-        moved = transport.move(start, torch.tensor([condition]), sampler=FLOW_SAMPLERS["midpoint"], strength=strength)
+        moved = transport.move(start, torch.tensor([condition]), sampler=FLOW_SAMPLERS["midpoint"])
     return moved[0, 0]
 
 
@@ -48,12 +48,10 @@ def test_it_learns_what_each_perturbation_does(trained_transport, perturbation):
     torch.testing.assert_close(move(trained_transport, [0, perturbation]), SHIFTS[perturbation], atol=0.2, rtol=0)
 
 
-def test_what_does_not_perturb_is_not_known(trained_transport):
+def test_what_does_not_perturb_is_not_seen(trained_transport):
     torch.testing.assert_close(move(trained_transport, [0, 1]), move(trained_transport, [3, 1]), atol=0, rtol=0)
-
-
-def test_training_does_not_see_what_does_not_perturb():
     transport, (start, end) = make_transport(), torch.randn(2, 5, 1, 2)
+    assert not move(transport, [0, 2]).any()  # it starts as the identity
     for network in transport.networks:
         torch.nn.init.normal_(network.last.weight)
 
@@ -62,16 +60,6 @@ def test_training_does_not_see_what_does_not_perturb():
     )
 
     assert torch.equal(first, other)
-
-
-def test_latents_are_compared_as_far_as_they_change_the_expected_expression():
-    transport = make_transport()
-    x, other = torch.zeros(1, 1, 2), torch.tensor([[[0.0, 9.0]]])
-    assert not torch.equal(transport.along_axes(x), transport.along_axes(other))
-
-    transport.add_shift(1).axes.copy_(torch.diag(torch.tensor([1.0, 0.0])))
-
-    assert torch.equal(transport.along_axes(x), transport.along_axes(other))
 
 
 def fit_shift(transport, shifts, centres):
@@ -100,17 +88,6 @@ def test_the_expected_shift_keeps_the_control_of_its_transport(is_moved):
         assert transport.shift.perturbs.tolist() == transport.perturbs.tolist() == [True, True]
 
 
-def test_the_networks_see_no_place_far_from_the_groups():
-    transport = make_transport()
-    centres = torch.tensor([[1.0, 1.0], [1.0, -3.0]])  # the mean square distance is 4, and 2 within groups
-    fit_shift(transport, torch.ones(2, 2), centres)
-
-    near, far = transport.shift.place(torch.tensor([[1.0, -0.99], [1.0, 1e6]]))
-
-    torch.testing.assert_close(near, torch.tensor([0.0, 0.01]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(far, torch.tensor([0.0, 12**0.5]))
-
-
 @pytest.mark.parametrize(
     ("deviation", "share"),
     [
@@ -132,23 +109,6 @@ def test_flows_count_as_far_as_they_agree(deviation, share):
     torch.testing.assert_close(moved, share * flow + (1 - share) * expected, atol=2e-3, rtol=0)
 
 
-def test_half_the_strength_is_half_the_way(trained_transport):
-    torch.testing.assert_close(move(trained_transport, [0, 1], 0.5), SHIFTS[1] / 2, atol=0.2, rtol=0)
-
-
-def test_half_the_strength_is_half_of_the_expected_shift_and_of_the_time(monkeypatch):
-    still, timed = make_transport(), make_transport()
-    fit_shift(still, torch.tensor([[-3.0, 5.0]]), torch.zeros(1, 2))
-    monkeypatch.setattr(timed, "velocity", lambda network, x, t, embedded: t.view(-1, 1, 1).expand_as(x))
-
-    torch.testing.assert_close(move(still, [0, 1], 0.5), torch.tensor([-1.5, 2.5]), atol=2e-3, rtol=0)
-    torch.testing.assert_close(move(timed, [0, 1], 0.5), torch.full((2,), 0.5**2 / 2))
-
-
-def test_it_starts_as_the_identity():
-    torch.testing.assert_close(move(make_transport(), [0, 2]), torch.zeros(2))
-
-
 def test_cells_that_are_perturbed_already_or_change_in_other_keys_are_unfit():
     own, new = (
         torch.tensor([[1, 0], [1, 0], [1, 1], [1, 0], [1, 1]]),
@@ -160,10 +120,7 @@ def test_cells_that_are_perturbed_already_or_change_in_other_keys_are_unfit():
     assert perturbed.tolist() == [False, False, True, False, True]
     assert would_change.tolist() == [False, False, False, True, True]
 
-
-def test_numbers_can_perturb():
     transport = make_transport((4, Number()), torch.tensor([float("-inf"), -0.5]))
-
     perturbed, would_change = transport.unfit(torch.tensor([[1.0, -0.5], [1.0, 0.5]]), torch.tensor([[1.0, 2.0]] * 2))
 
     assert perturbed.tolist() == [False, True]
