@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scgen_diffusion._arguments import check_count, known_names
+from scgen_diffusion._arguments import check_count, is_number, known_names
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
@@ -18,6 +18,17 @@ def test_a_count_comes_back_as_pythons_own(value):
 def test_an_invalid_count_raises_with_the_name_of_the_argument(value):
     with pytest.raises(ValueError, match="`n_cells` must be a whole number of at least 1, but found"):
         check_count("n_cells", value)
+
+
+@pytest.mark.parametrize("value", [2**63, 10**400, 10**5000, -(2**63), np.uint64(2**64 - 1)], ids=range(5))
+def test_a_count_beyond_its_type_raises_with_the_name_of_the_argument(value):
+    with pytest.raises(ValueError, match="`n_cells`"):
+        check_count("n_cells", value)
+
+
+def test_numbers_are_those_that_a_float_can_hold():
+    assert all(map(is_number, (1, 1.5, np.float32(2), np.uint64(2**64 - 1), 1e300)))
+    assert not any(map(is_number, (True, "1", None, np.nan, np.inf, 10**400)))
 
 
 def test_the_error_says_what_is_allowed():

@@ -6,8 +6,10 @@ This module imports little, because the command line needs it before anything el
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import warnings
+from decimal import Decimal
 from difflib import SequenceMatcher
 from functools import wraps
 from numbers import Integral, Real
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+LARGEST = 2**31 - 1  # number of cells, steps and the like, which torch and numpy keep in fixed types
 N_KNOWN = 20  # listed names
 LIKE = 0.8  # share of letters that two spellings of a name have in common
 MISSING = ("None", "nan", "<NA>", "NaT")
@@ -29,16 +32,20 @@ def is_whole_number(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value is a real number, of Python or numpy, but not a boolean."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """Return whether a value is a finite number that a float can hold, of Python or numpy, but not a boolean."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
-def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+def check_count(name: str, value: Any, least: int = 1, most: int = LARGEST) -> int:
     """Return the argument ``name`` as an int; raise ValueError unless it is whole and from ``least`` to ``most``."""
-    is_allowed = is_whole_number(value) and value >= least
-    if not is_allowed or (most is not None and value > most):
-        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
-        msg = f"`{name}` must be a whole number {allowed}, but found {value!r}."
+    if not is_whole_number(value) or not least <= value <= most:
+        is_huge = is_whole_number(value) and abs(value) > LARGEST
+        found = f"about {Decimal(int(value)):.0e}" if is_huge else repr(value)
+        allowed = f"from {least} to {most}" if is_huge or most != LARGEST else f"of at least {least}"
+        msg = f"`{name}` must be a whole number {allowed}, but found {found}."
         raise ValueError(msg)
     return int(value)
 

@@ -46,7 +46,7 @@ def expected_cells(model, monkeypatch, *args, **kwargs):
     """Generate, but return what a cell is expected to be in place of drawing its counts."""
     module = model.module
 
-    def expect(z, totals, generators, condition, lacking):
+    def expect(z, totals, generators, condition, *_, **__):
         return module.expected_profiles(z, condition)[: len(generators)]
 
     with monkeypatch.context() as patch:

@@ -115,33 +115,6 @@ def test_a_cell_of_several_modalities_is_drawn_whole():
     torch.testing.assert_close(drawn[:, :3], alone)
 
 
-def test_drawn_cells_have_a_count_in_each_modality_of_features_by_their_means():
-    together, _, outputs = two_modalities()
-    outputs = [
-        torch.tensor(means).log().expand(2000, -1)[..., None] for means in ([0.6, 0.3, 0.1], [0.4, 0.2, 0.2, 0.1, 0.1])
-    ]
-    parameters = together.parameters_per_cell(outputs, torch.full((2000, 2), 0.02))  # hardly any would have a count
-    x = torch.cat([torch.tensor([[1.0, 0, 0]] * 2000), torch.zeros(2000, 5)], dim=1)
-
-    for drawn in (
-        together.sample(parameters, Generators(0, range(2000))),
-        together.counterfactual(x, 50 * parameters, parameters, Generators(0, range(2000))),
-    ):
-        for values, means in zip(drawn.split([3, 5], 1), outputs, strict=True):
-            assert (values.sum(1) >= 1).all()
-            shares = values.mean(0) / values.sum(1).mean()
-            torch.testing.assert_close(shares, means[0, :, 0].exp(), rtol=0, atol=0.06)  # five standard errors
-
-
-def test_a_cell_without_counts_gets_the_same_whatever_its_neighbours():
-    together, _, outputs = two_modalities()
-    parameters = together.parameters_per_cell(outputs, torch.full((4, 2), 0.02))
-
-    drawn = together.sample(parameters, Generators(0, range(4)))
-
-    torch.testing.assert_close(together.sample(parameters[2:], Generators(0, range(2, 4))), drawn[2:])
-
-
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

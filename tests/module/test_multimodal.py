@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from scgen_diffusion.diffusion import Generators
 from scgen_diffusion.module import LibrarySizeModel, ModalityPanel, MultimodalModule, SCLDMArchitecture
 from scgen_diffusion.module._multimodal import pooled_profile
 from scgen_diffusion.module._multimodal_library_size import MultimodalLibrarySize
@@ -242,3 +243,21 @@ def test_cells_without_a_modality_add_nothing_to_its_loss():
     totals[:, 1] = torch.nan
 
     torch.testing.assert_close(sizes.loss(z, totals), alone)
+
+
+@torch.no_grad()
+def test_every_modality_of_a_drawn_cell_has_a_count_and_the_others_stay(module):
+    z = torch.randn(256, *module.latent_shape, generator=torch.Generator().manual_seed(0))
+    totals = torch.ones(256, 3)
+    once = module.likelihood.sample(
+        module.likelihood.parameters_per_cell(**module.generative(z, totals)), Generators(0, range(256))
+    )
+
+    drawn = module.draw_cells(z, totals, Generators(0, range(256)))
+
+    assert module.has(drawn).all()
+    had = module.spread(module.has(once))
+    assert torch.equal(drawn[had], once[had])
+    assert not had.all()
+    some = torch.arange(40, 90)
+    assert torch.equal(module.draw_cells(z[some], totals[some], Generators(0, some.tolist())), drawn[some])

@@ -209,7 +209,7 @@ def test_the_encoder_sees_a_share_of_the_counts_from_the_least_to_all(build):
 
 def test_latents_are_sampled_on_their_own_scale(build, monkeypatch):
     module = build()
-    monkeypatch.setattr(module, "draw_cells", lambda z, *_: z)
+    monkeypatch.setattr(module, "draw_cells", lambda z, *_, **__: z)
     module.standardise_latents(torch.full((2, 4), 5.0), torch.full((2, 4), 0.1))
 
     z = module.sample_cells(
@@ -258,3 +258,23 @@ def test_a_step_on_20_000_genes_fits_into_memory(run_apart):
     gibibytes = float(run_apart(LARGE_STEP)[0])
 
     assert gibibytes < 3.5
+
+
+@torch.no_grad()
+def test_cells_without_a_count_are_drawn_until_they_have_one(build):
+    """As draws of which empty ones are left out: the distribution given a count, whatever the other cells."""
+    module, n = build(outliers=False), 4000
+    z, totals = torch.zeros(n, *module.latent_shape), torch.full((n, 1), 1.5)
+    parameters = module.likelihood.parameters_per_cell(**module.generative(z, totals))
+    once = module.likelihood.sample(parameters, Generators(0, range(n)))
+    had = once.sum(1) > 0
+
+    drawn = module.draw_cells(z, totals, Generators(0, range(n)))
+
+    assert (drawn.sum(1) > 0).all()
+    assert torch.equal(drawn[had], once[had])
+    assert 0.15 < (~had).float().mean() < 0.4
+    again, first = drawn[~had].sum(1), drawn[had].sum(1)
+    error = (again.var() / len(again) + first.var() / len(first)).sqrt()
+    assert abs(again.mean() - first.mean()) < 4 * error
+    assert torch.equal(module.draw_cells(z[:100], totals[:100], Generators(0, range(100))), drawn[:100])

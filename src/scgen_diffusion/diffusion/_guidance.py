@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,7 +66,7 @@ class Guidance:
     def __post_init__(self) -> None:
         """Check everything that can be checked without a model."""
         for scale in self.scale.values() if isinstance(self.scale, Mapping) else [self.scale]:
-            if not is_number(scale) or not math.isfinite(scale):
+            if not is_number(scale) or abs(scale) > torch.finfo(torch.float32).max:
                 msg = f"`guidance_scale` must be a finite number, or one per key, but found {scale!r}."
                 raise ValueError(msg)
         object.__setattr__(self, "interval", _as_interval(self.interval))

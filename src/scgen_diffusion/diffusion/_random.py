@@ -76,10 +76,10 @@ class Generators:
         few._are_whole_blocks = self._are_whole_blocks and n >= len(self)
         return few
 
-    def apart(self) -> Generators:
+    def apart(self, number: int = 1) -> Generators:
         """Return generators of other numbers for the same samples; drawing from them does not shift the others."""
         other = copy(self)
-        seeds = [sample_seed(generator.initial_seed(), 1) for generator in self._generators]
+        seeds = [sample_seed(generator.initial_seed(), number) for generator in self._generators]
         other._generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
         return other
 

@@ -107,50 +107,57 @@ def predict_block(
     generators = Generators(request.seed, request.rows[positions].tolist(), module.device)
     own = module.condition_tensor(request.own[positions])
     new = without_ignored(request.codes[positions], sampling.guidance, request.library_size, generators)
-
-    given: Tensor | None = None
-
-    def move(states: Tensor) -> Tensor:
-        nonlocal given
-        options: dict[str, Any] = {"strength": request.strength, "n_steps": sampling.n_steps, "generators": generators}
-        if request.inversion is None:  # the transport moves the cells that become perturbed
-            given = module.unstandardise(states)
-            return module.transported(states, own, new, sampling.sampler, **options)
-        plain = sampling.guidance.plain
-        return request.inversion(
-            module.denoiser(own, ResolvedGuidance(plain, plain)),
-            module.denoiser(new, sampling.guidance),
-            states,
-            **options,
-        )
-
-    def draw_totals(features: Tensor) -> Tensor:
-        sizes = request.library_size
-        if isinstance(sizes, str):  # moved cells keep their level, as generated ones do
-            known, start = (features, None) if given is None else (given, own)
-            return module.draw_totals(sizes, new, known, generators, start)
-        measured = module.decoding_totals(block.x, features, generators if request.sample else None)
-        measured = measured.view(len(measured), *module.library_size.shape)
-        if sizes is None:
-            return measured
-        wanted = torch.from_numpy(sizes[positions]).to(measured)
-        return torch.where(wanted.isnan(), measured, wanted)
-
     by_transport: dict[str, Any] = {}
     if request.inversion is None:
         lacking = None if request.lacking is None else request.lacking.of(request.codes[positions])
         by_transport["perturbed"] = (own, new, request.strength, lacking)
-    values = module.predict_cells(
-        block.x,
-        move,
-        draw_totals,
-        generators,
-        output=sampling.output,
-        sample=request.sample,
-        residuals=request.residuals,
-        n_wanted=block.n_wanted,
-        **by_transport,
-    )[: block.n_wanted]
+
+    def predict(generators: Generators) -> Tensor:
+        given: Tensor | None = None
+
+        def move(states: Tensor) -> Tensor:
+            nonlocal given
+            options: dict[str, Any] = {
+                "strength": request.strength,
+                "n_steps": sampling.n_steps,
+                "generators": generators,
+            }
+            if request.inversion is None:  # the transport moves the cells that become perturbed
+                given = module.unstandardise(states)
+                return module.transported(states, own, new, sampling.sampler, **options)
+            plain = sampling.guidance.plain
+            return request.inversion(
+                module.denoiser(own, ResolvedGuidance(plain, plain)),
+                module.denoiser(new, sampling.guidance),
+                states,
+                **options,
+            )
+
+        def draw_totals(features: Tensor) -> Tensor:
+            sizes = request.library_size
+            if isinstance(sizes, str):  # moved cells keep their level, as generated ones do
+                known, start = (features, None) if given is None else (given, own)
+                return module.draw_totals(sizes, new, known, generators, start)
+            measured = module.decoding_totals(block.x, features, generators if request.sample else None)
+            measured = measured.view(len(measured), *module.library_size.shape)
+            if sizes is None:
+                return measured
+            wanted = torch.from_numpy(sizes[positions]).to(measured)
+            return torch.where(wanted.isnan(), measured, wanted)
+
+        return module.predict_cells(
+            block.x,
+            move,
+            draw_totals,
+            generators,
+            output=sampling.output,
+            sample=request.sample,
+            residuals=request.residuals,
+            n_wanted=block.n_wanted,
+            **by_transport,
+        )[: block.n_wanted]
+
+    values = module.redraw_empty(predict(generators), predict, generators)
     rows = rows_of(values, sparse=request.sample and module.has_zeros(sampling.output))
     check_finite(rows)
     if request.group is None:

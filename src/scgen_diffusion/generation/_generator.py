@@ -538,30 +538,37 @@ class CellGenerator:
         start = block.start_condition
         condition = block.condition if start is None else start
         denoiser = module.denoiser(condition, request.sampling.guidance)
-        noise = module.initial_states(condition, block.generators, None)
-        options: dict[str, Any] = {"n_steps": request.sampling.n_steps, "generators": block.generators}
         shown = module.shown_conditions(block.condition, request.sampling.guidance)
+        noise = module.initial_states(condition, block.generators, None)
+        times = noise.new_empty(0)
 
-        def read(x: Tensor) -> np.ndarray:
-            return module.profiles_of(x, shown)[: block.n_wanted].float().cpu().numpy()
+        def read(x: Tensor) -> Tensor:  # at once, because a block holds more cells than are wanted
+            return module.profiles_of(x, shown)[: block.n_wanted].float().cpu()
 
-        times, walk = sampler.trace(denoiser, noise, n_frames=n_frames, **options)
-        states, estimates = [], []  # read at once, because a block holds more cells than are wanted
-        for number, (t, x) in enumerate(zip(times, walk, strict=True), start=1):
-            if number < n_frames:
-                estimate = denoiser.estimate(x, t).data
-            else:  # the finished cell is its own estimate
-                if start is not None:
-                    x = module.transported(x, start, block.condition, request.sampling.sampler, **options)
-                estimate = x
-            states.append(read(x))
-            estimates.append(read(estimate))
-        if block.lacking is not None:  # the last frame is the finished cells
-            finished = module.corrected_profiles(module.unstandardise(x), shown, block.lacking)
-            states[-1] = estimates[-1] = finished[: block.n_wanted].float().cpu().numpy()
-        frames = Frames(times, np.stack(states), np.stack(estimates), block.codes[: block.n_wanted])
-        check_finite(frames.states[-1])
-        return frames
+        def draw(generators: Generators, noise: Tensor) -> Tensor:
+            nonlocal times
+            options: dict[str, Any] = {"n_steps": request.sampling.n_steps, "generators": generators}
+            times, walk = sampler.trace(denoiser, noise, n_frames=n_frames, **options)
+            frames, walk = [], iter(walk)
+            for t, x in zip(times[:-1], walk, strict=False):
+                frames.append(torch.stack([read(x), read(denoiser.estimate(x, t).data)]))
+            finished = next(walk)
+            if start is not None:
+                finished = module.transported(finished, start, block.condition, request.sampling.sampler, **options)
+            last = read(finished)
+            if block.lacking is not None:
+                corrected = module.corrected_profiles(module.unstandardise(finished), shown, block.lacking)
+                last = corrected[: block.n_wanted].float().cpu()
+            return torch.stack([*frames, torch.stack([last, last])])  # the finished cell is its own estimate
+
+        frames = module.redraw_empty(
+            draw(block.generators, noise),
+            lambda others: draw(others, module.other_noise(noise, others)),
+            block.generators,
+        )
+        states, estimates = frames.numpy().swapaxes(0, 1)
+        check_finite(states[-1])
+        return Frames(times, states, estimates, block.codes[: block.n_wanted])
 
 
 def in_parallel(

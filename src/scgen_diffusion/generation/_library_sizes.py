@@ -97,6 +97,8 @@ def _check_totals(library_size: Any, n_cells: int, name: str = "library_size") -
     """Return one total per cell."""
     try:
         totals = None if library_size is None else np.asarray(library_size, dtype=float)
+    except OverflowError:  # a whole number that no float can hold
+        totals = np.array(np.inf)
     except (TypeError, ValueError):
         totals = None
     if totals is None or isinstance(library_size, bool):

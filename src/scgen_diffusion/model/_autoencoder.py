@@ -413,7 +413,7 @@ class AutoencoderModel(DiffusionModel):
             msg = "The autoencoder is not trained; call train() or train_autoencoder() first."
             raise RuntimeError(msg)
 
-    def _reconstruct(self, x: Tensor, generators: Generators | None) -> Tensor:
+    def _reconstruct(self, x: Tensor, generators: Generators | None, number: int = 0) -> Tensor:
         """Draw reconstructions of ``x (cells, genes)``; without generators, return expected values."""
         module = self.module
         posterior = module.inference(x)["posterior"]
@@ -421,7 +421,7 @@ class AutoencoderModel(DiffusionModel):
             totals = module.decoding_totals(x, posterior.mean, None)
             return module.likelihood.mean(**module.generative(posterior.mean, totals))
         z = posterior.draw(generators.normal(*module.latent_shape))
-        return module.draw_cells(z, module.decoding_totals(x, z, generators), generators)
+        return module.draw_cells(z, module.decoding_totals(x, z, generators), generators, number=number)
 
     def _decode_draws(
         self,
@@ -490,7 +490,7 @@ class AutoencoderModel(DiffusionModel):
         parts = []
         for x, rows in self._expression(adata, indices, batch_size):
             generators = Generators(seed, rows.tolist(), x.device)
-            samples = [self._reconstruct(x, generators)[:, columns].cpu().numpy() for _ in range(n_samples)]
+            samples = [self._reconstruct(x, generators, n)[:, columns].cpu().numpy() for n in range(n_samples)]
             drawn = np.stack(samples, axis=-1)
             check_finite(drawn)
             of_panels = np.split(drawn[..., 0] if n_samples == 1 else drawn, ends[:-1], axis=1)

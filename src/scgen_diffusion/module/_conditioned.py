@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ._transport import LatentTransport
 
 TensorMap = Callable[[Tensor], Tensor]
+MOST_REDRAWS = 50  # of a cell; a tenth of draws with a count leaves 1 in 200 empty
 CONDITIONS = "conditions"
 """Name of the cells' conditions in the registry and in batches."""
 
@@ -167,20 +168,60 @@ class ConditionedModule(BaseModuleClass):
             ``(n_wanted, genes)``.
         """
         given = condition if start_condition is None else start_condition
-        options: dict[str, Any] = {"n_steps": n_steps, "generators": generators}
-        states = self.initial_states(given, generators, library_size if output == "counts" else None)
-        states = sampler(self.denoiser(given, guidance), states, **options)
-        before = None  # latents from which totals follow, if the transport moves the cells
-        if start_condition is not None:
-            before = self.unstandardise(states)
-            states = self.transported(states, start_condition, condition, sampler, **options)
+        denoiser, shown = self.denoiser(given, guidance), self.shown_conditions(condition, guidance)
+        noise = self.initial_states(given, generators, library_size if output == "counts" else None)
 
-        def draw_totals(features: Tensor) -> Tensor:
-            known = features if before is None else before
-            return self.draw_totals(library_size, condition, known, generators, start_condition)
+        def draw(generators: Generators, noise: Tensor) -> Tensor:
+            options: dict[str, Any] = {"n_steps": n_steps, "generators": generators}
+            states = sampler(denoiser, noise, **options)
+            before = None  # latents from which totals follow, if the transport moves the cells
+            if start_condition is not None:
+                before = self.unstandardise(states)
+                states = self.transported(states, start_condition, condition, sampler, **options)
 
-        shown = self.shown_conditions(condition, guidance)
-        return self.cells_of(states, draw_totals, generators.first(n_wanted), shown, output, lacking=lacking)[:n_wanted]
+            def draw_totals(features: Tensor) -> Tensor:
+                known = features if before is None else before
+                return self.draw_totals(library_size, condition, known, generators, start_condition)
+
+            wanted = generators.first(n_wanted)
+            return self.cells_of(states, draw_totals, wanted, shown, output, lacking=lacking)[:n_wanted]
+
+        return self.redraw_empty(
+            draw(generators, noise), lambda others: draw(others, self.other_noise(noise, others)), generators
+        )
+
+    def redraw_empty(
+        self, cells: Tensor, draw: Callable[[Generators], Tensor], generators: Generators, number: int = 0
+    ) -> Tensor:
+        """Draw cells without any count again, until they have one, as all training cells do.
+
+        Parameters
+        ----------
+        cells
+            Drawn cells, ``(cells, genes)``, or their frames, ``(..., cells, genes)``, of which the last decides.
+        draw
+            Draws all of them from other random numbers.
+        generators
+            The generators of the cells, which are not drawn from.
+        number
+            Number of the draw, if cells are drawn several times.
+        """
+        others = None
+        for _ in range(MOST_REDRAWS):
+            are_empty = self.are_empty(cells.reshape(-1, *cells.shape[-2:])[-1])
+            if not are_empty.any():
+                break
+            others = generators.apart(2 + number) if others is None else others
+            cells = torch.where(are_empty, draw(others), cells)
+        return cells
+
+    def are_empty(self, cells: Tensor) -> Tensor:
+        """Mark cells ``(cells, genes)`` without any count, ``(cells, 1)``; of several modalities, each for itself."""
+        return (cells == 0).all(1, keepdim=True)
+
+    def other_noise(self, noise: Tensor, generators: Generators) -> Tensor:
+        """Draw what generation starts from when it makes cells again, like ``noise (cells, ...)``."""
+        return self.draw_noise(generators)
 
     @abstractmethod
     def cells_of(

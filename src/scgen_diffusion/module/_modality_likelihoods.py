@@ -151,37 +151,24 @@ class MultimodalLikelihood(nn.Module):
         return torch.cat(parameters, dim=1)
 
     def sample(self, parameters: Tensor, generators: Generators) -> Tensor:
-        """Draw cells ``(cells, features of all)`` from their rows of parameters; all have a count in each modality."""
+        """Draw cells ``(cells, features of all)`` from their rows of parameters."""
         blocks = self._by_modality(parameters)
         drawn = [part.sample(block, generators) for part, block in zip(self.parts, blocks, strict=True)]
-        return self._with_counts(drawn, blocks, generators)
+        generators.uniform(len(drawn))  # keeps later draws as they were
+        return torch.cat(drawn, dim=1)
 
     def counterfactual(self, x: Tensor, before: Tensor, after: Tensor, generators: Generators) -> Tensor:
         """Draw what cells ``x (cells, features of all)`` would be under other parameters.
 
-        Modalities that a cell lacks are drawn: they had no counts, and means of nearly zero. All have a count in each.
+        Modalities that a cell lacks are drawn: they had no counts, and means of nearly zero.
         """
-        drawn, new_blocks = [], self._by_modality(after)
-        blocks = x.split(self.n_features, dim=1), self._by_modality(before), new_blocks
+        drawn = []
+        blocks = x.split(self.n_features, dim=1), self._by_modality(before), self._by_modality(after)
         for part, values, old, new in zip(self.parts, *blocks, strict=True):
             none = torch.cat([torch.full_like(new[:, :1], SMALLEST_RATE), new[:, 1:]], dim=1)
             old = torch.where(has_counts(values)[:, None, None], old, none)
             drawn.append(part.counterfactual(values, old, new, generators))
-        return self._with_counts(drawn, new_blocks, generators)
-
-    def _with_counts(self, drawn: Sequence[Tensor], blocks: Sequence[Tensor], generators: Generators) -> Tensor:
-        """Join the values of modalities; where a cell would have none, one feature gets a count, by its mean.
-
-        Training cells without a count in a modality lack it, but generated cells have all.
-        """
-        uniform, joined = generators.uniform(len(drawn)).double(), []
-        for values, block, level in zip(drawn, blocks, uniform.split(1, dim=1), strict=True):
-            empty = (values == 0).all(1)
-            levels = block[empty, 0].double().cumsum(1)
-            feature = torch.searchsorted(levels, level[empty] * levels[:, -1:]).clamp(max=values.shape[1] - 1)
-            one = torch.zeros_like(values[empty]).scatter(1, feature, 1.0)
-            joined.append(values.masked_scatter(empty[:, None], one))
-        return torch.cat(joined, dim=1)
+        return torch.cat(drawn, dim=1)
 
     def _by_modality(self, parameters: Tensor) -> list[Tensor]:
         """Split rows of parameters into those of each modality, ``(cells, parameters per feature, features)``."""

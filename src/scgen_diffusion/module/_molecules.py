@@ -122,6 +122,10 @@ class MoleculeModule(GeneSpaceModule):
         totals = self.draw_totals(kind, condition, condition, generators).round()
         return with_masked(totals.new_zeros(len(totals), self.n_input), totals)
 
+    def other_noise(self, noise: Tensor, generators: Generators) -> Tensor:
+        """Return the same masked cells: they keep their totals."""
+        return noise
+
     def cells_of(
         self, states: Tensor, draw_totals: TensorMap, wanted: Generators, shown: Tensor, output: InputValues, **_: Any
     ) -> Tensor:

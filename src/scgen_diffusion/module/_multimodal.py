@@ -203,6 +203,10 @@ class MultimodalModule(SCLDMModule):
         """Return each cell's total counts in each modality, at least 1, ``(cells, modalities)``."""
         return torch.cat([total_counts(values) for values in self.split(x)], dim=1)
 
+    def are_empty(self, cells: Tensor) -> Tensor:
+        """Mark the features of modalities in which a cell has no count, ``(cells, features of all)``."""
+        return self.spread(torch.stack([(values == 0).all(1) for values in self.split(cells)], dim=1))
+
     def log_totals(self, x: Tensor) -> Tensor:
         """Return log totals, NaN where a cell lacks the modality, ``(cells, modalities)``."""
         return self.totals(x).log().masked_fill(~self.has(x), torch.nan)

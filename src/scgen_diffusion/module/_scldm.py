@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -396,7 +397,7 @@ class SCLDMModule(ConditionedModule):
         z = self.unstandardise(states)
         totals = draw_totals(z).reshape(len(z), -1)
         raised = self._raised(totals)
-        return self._thinned(self.draw_cells(z, raised, wanted, shown, lacking), totals / raised, wanted)
+        return self.draw_cells(z, raised, wanted, shown, lacking, kept=totals / raised)
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the inversion by the probability flow, in the steps of a sampler."""
@@ -438,8 +439,7 @@ class SCLDMModule(ConditionedModule):
         wanted = generators.first(n_wanted)
         if residuals == "own":
             return self.counterfactual_cells(x, z, decoded, wanted)
-        cells = self.likelihood.sample(self.likelihood.parameters_per_cell(**decoded)[:n_wanted], wanted)
-        return self._thinned(cells, totals / raised, wanted)
+        return self._draw(decoded, totals / raised, wanted)
 
     def profiles_of(self, states: Tensor, condition: Tensor | None = None) -> Tensor:
         """Decode standardised latents ``(cells, tokens, n_latent)`` to expected profiles, ``(cells, genes)``."""
@@ -478,15 +478,27 @@ class SCLDMModule(ConditionedModule):
         generators: Generators,
         condition: Tensor | None = None,
         lacking: Tensor | None = None,
+        *,
+        kept: Tensor | None = None,
+        number: int = 0,
     ) -> Tensor:
         """Decode latents ``(cells, tokens, n_latent)`` with totals ``(cells, ...)``; draw a cell by each generator.
 
         With conditions ``(cells, columns)`` their effects are added, and so are changes that the decoder lacks. With
-        fewer generators than latents, only the first latents give cells.
+        fewer generators than latents, only the first latents give cells. With ``kept (cells, ...)``, they keep only
+        this share of their molecules. ``number`` tells several draws of the same cells apart.
         """
-        decoded = self.decode(z, totals.reshape(len(z), -1), condition, lacking)
-        parameters = self.likelihood.parameters_per_cell(**decoded)
-        return self.likelihood.sample(parameters[: len(generators)], generators)
+        totals = totals.reshape(len(z), -1)
+        kept = torch.ones_like(totals) if kept is None else kept
+        return self._draw(self.decode(z, totals, condition, lacking), kept, generators, number)
+
+    def _draw(self, decoded: Mapping[str, Tensor], kept: Tensor, generators: Generators, number: int = 0) -> Tensor:
+        parameters = self.likelihood.parameters_per_cell(**decoded)[: len(generators)]
+
+        def draw(generators: Generators) -> Tensor:
+            return self._thinned(self.likelihood.sample(parameters, generators), kept, generators)
+
+        return self.redraw_empty(draw(generators), draw, generators, number)
 
     def _raised(self, totals: Tensor) -> Tensor:
         """Raise totals ``(cells, ...)`` to the least one of training cells where outliers do not follow them."""
@@ -560,8 +572,9 @@ class SCLDMModule(ConditionedModule):
         """
         before = self.likelihood.parameters_per_cell(**self.generative(z, self.totals(x)))
         after = self.likelihood.parameters_per_cell(**decoded)
-        wanted = (values[: len(generators)] for values in (self.modelled_values(x), before, after))
-        return self.likelihood.counterfactual(*wanted, generators)
+        wanted = [values[: len(generators)] for values in (self.modelled_values(x), before, after)]
+        draw = partial(self.likelihood.counterfactual, *wanted)
+        return self.redraw_empty(draw(generators), draw, generators)
 
     def standardise_latents(self, mean: Tensor, std: Tensor) -> None:
         """Set mean and scale of the latents for the prior, each ``(tokens, n_latent)``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Literal, get_args
@@ -91,8 +92,8 @@ class Recipe:
             if field.name in SHARES and not (is_number(value) and 0 <= value <= 1):
                 msg = f"`{field.name}` must be a number from 0 to 1, but found {value!r}."
                 raise ValueError(msg)
-            if isinstance(value, Real) and not value >= 0:
-                msg = f"`{field.name}` must not be negative, but found {value!r}."
+            if isinstance(value, Real) and not 0 <= value <= sys.float_info.max:
+                msg = f"`{field.name}` must be a finite number and not negative, but found {value!r}."
                 raise ValueError(msg)
         for name in ("batch_size", "reference_steps", "reference_cells", "max_rounds", "n_epochs", "most_cells"):
             if (value := getattr(self, name)) is not None:
