@@ -12,7 +12,8 @@ import zarr
 from anndata.io import write_elem
 
 from scgen_diffusion.data import stack_rows
-from scgen_diffusion.data._anndata_file import FileMatrix, JoinedMatrix, dense, open_anndata_files
+from scgen_diffusion.data._anndata_file import open_anndata_files
+from scgen_diffusion.data._matrices import FileMatrix, JoinedMatrix, dense
 
 X = np.random.default_rng(0).poisson(0.5, (120, 6)).astype(np.float32)
 
@@ -28,12 +29,13 @@ def element(request, tmp_path):
 
 @pytest.mark.parametrize("rows", [[0], [119], [3, 4, 5, 90], [0, 1, 2, 30, 31, 60, 119], list(range(120))])
 def test_rows_are_read_as_they_were_written(element, rows):
-    assert np.array_equal(dense(FileMatrix(element).read(np.array(rows))), X[rows])
+    assert np.array_equal(dense(FileMatrix(element, "x").read(np.array(rows))), X[rows])
 
 
 def test_columns_are_taken_in_the_requested_order(element):
     columns = np.array([4, 0, 2])
-    matrix = FileMatrix(element, columns)
+    matrix = FileMatrix(element, "x")
+    matrix.columns = columns
 
     assert matrix.shape == (120, 3)
     assert np.array_equal(dense(matrix.read(np.array([7, 50]))), X[[7, 50]][:, columns])
@@ -41,7 +43,7 @@ def test_columns_are_taken_in_the_requested_order(element):
 
 
 def test_several_matrices_are_read_as_one(element):
-    joined = JoinedMatrix([FileMatrix(element), FileMatrix(element), FileMatrix(element)])
+    joined = JoinedMatrix([FileMatrix(element, "x"), FileMatrix(element, "x"), FileMatrix(element, "x")])
     rows = np.array([0, 119, 120, 121, 358, 359])
 
     assert joined.shape == (360, 6)
@@ -53,7 +55,7 @@ def test_a_matrix_by_columns_is_refused_with_what_to_do(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as root:
         write_elem(root, "x", sp.csc_matrix(X))
         with pytest.raises(ValueError, match=r"stored as 'csc_matrix'.*adata.X.tocsr\(\)"):
-            FileMatrix(root["x"])
+            FileMatrix(root["x"], "x")
 
 
 def test_the_parts_in_which_a_file_is_stored_are_known(tmp_path):
@@ -62,9 +64,9 @@ def test_the_parts_in_which_a_file_is_stored_are_known(tmp_path):
         write_elem(root, "parts", X, dataset_kwargs={"chunks": (30, 6)})
         write_elem(root, "sparse", sp.csr_matrix(X), dataset_kwargs={"chunks": (50,)})
 
-        assert FileMatrix(root["whole"]).rows_per_chunk == 0
-        assert FileMatrix(root["parts"]).rows_per_chunk == 30
-        assert FileMatrix(root["sparse"]).rows_per_chunk == pytest.approx(50 * 120 / (X > 0).sum())
+        assert FileMatrix(root["whole"], "whole").rows_per_chunk == 0
+        assert FileMatrix(root["parts"], "parts").rows_per_chunk == 30
+        assert FileMatrix(root["sparse"], "sparse").rows_per_chunk == pytest.approx(50 * 120 / (X > 0).sum())
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])

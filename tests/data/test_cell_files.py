@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import anndata
 import h5py
 import numpy as np
@@ -9,6 +11,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+import zarr
 
 from scgen_diffusion.data import CellFiles, RegisteredCells
 from scgen_diffusion.model import SCLDM
@@ -492,7 +495,7 @@ def test_anything_but_an_anndata_raises(adata, write, tmp_path):
         CellFiles(text)
     with pytest.raises(ValueError, match=r"empty.zarr is not a zarr store|empty.zarr is not an AnnData"):
         CellFiles(folder)
-    with pytest.raises(ValueError, match=r"X of csc.h5ad: the matrix is stored as 'csc_matrix'"):
+    with pytest.raises(ValueError, match=r"X of csc.h5ad is stored as 'csc_matrix'"):
         CellFiles([write(adata[:, 1:], "fewer.h5ad"), write(csc, "csc.h5ad")])  # before genes that differ
     with pytest.raises(KeyError, match=r"layers.h5ad has no X; name a layer"):
         CellFiles(write(only_layer, "layers.h5ad"))
@@ -587,3 +590,41 @@ def test_a_damaged_file_is_named_with_what_is_wrong(adata, write, tmp_path, dama
 
     with pytest.raises((ValueError, KeyError), match=r"damaged\.h5ad"):
         CellFiles([whole, path], condition_keys=["cell_type"])
+
+
+def replaced_by_rename(path, new):
+    path.rename(path.with_name("old"))
+    new.rename(path)
+
+
+def replaced_in_place(path, new):
+    (shutil.copytree if new.is_dir() else shutil.copyfile)(
+        new, path, **({"dirs_exist_ok": True} if new.is_dir() else {})
+    )
+
+
+def removed(path, new):
+    path.rename(path.with_name("old"))
+
+
+@pytest.mark.parametrize("change", [replaced_by_rename, replaced_in_place, removed])
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_files_that_are_replaced_are_noticed_when_they_are_read(adata, write, suffix, change):
+    cells = CellFiles(path := write(adata, f"cells{suffix}"), **KEYS)
+    cells.read_values(np.arange(3))
+    batches = iter(cells.loader(None, 16))
+    next(batches)
+
+    change(path, write(adata[:, ::-1].copy(), f"new{suffix}"))
+
+    for read in (cells.check, lambda: cells.digest, lambda: cells.read([0]), lambda: cells.matrix.read(np.arange(3))):
+        with pytest.raises(ValueError, match=f"cells{suffix} was replaced"):
+            read()
+
+
+def test_a_part_of_a_store_that_is_replaced_is_noticed(adata, write):
+    cells = CellFiles(path := write(adata, "cells.zarr"), **KEYS)
+    anndata.io.write_elem(zarr.open_group(path, mode="r+"), "var", adata.var[::-1])
+
+    with pytest.raises(ValueError, match="cells.zarr was replaced"):
+        cells.matrix.read(np.arange(3))

@@ -127,6 +127,40 @@ def test_log_values_of_which_some_are_whole_pass():
     check_expression(anndata.AnnData(with_value(0.25, row=0)), None, "log1p")  # in the rows that are looked at first
 
 
+@pytest.mark.parametrize("log", [np.log2, np.log10])
+@pytest.mark.parametrize("total", [None, 1e4])
+def test_logarithms_of_counts_to_other_bases_are_refused(make_adata, log, total):
+    x = counts(300, 8)
+    x = x if total is None else x / x.sum(1, keepdims=True) * total
+    adata, layer = make_adata(log(1 + x))
+
+    with pytest.raises(ValueError, match=log.__name__.replace("log", r"np\.log.")):
+        check_expression(adata, layer, "log1p")
+
+
+def not_of_another_base():
+    x, rng = counts(300, 8), np.random.default_rng(0)
+    natural = np.log1p(x / x.sum(1, keepdims=True) * 1e4)
+    return {
+        "natural": natural,
+        "natural of counts": np.log1p(x),
+        "tiny": np.log1p(x / x.sum(1, keepdims=True)),
+        "half precision": natural.astype(np.float16),
+        "three digits": np.round(natural, 3),
+        "scaled": natural / natural.std(0),
+        "regressed": (natural + 0.3 * rng.normal(size=(300, 1))).clip(0),
+        "smoothed": natural @ rng.dirichlet(np.ones(8), 8),
+        "arcsinh": np.arcsinh(x),
+        "without counts": rng.gamma(1, size=x.shape).clip(0, 20),
+        "grid": rng.integers(1, 8, x.shape) / 2,
+    }
+
+
+@pytest.mark.parametrize("name", not_of_another_base())
+def test_other_values_are_not_taken_for_logarithms_of_another_base(name):
+    check_expression(anndata.AnnData(not_of_another_base()[name]), None, "log1p")
+
+
 def test_log_values_may_be_20_and_no_more():
     x = log_values()
     x[0, 0] = 20.0

@@ -141,6 +141,29 @@ def test_a_number_can_be_a_control_value(adata, column):
     assert found.arguments["control_values"] == {"dose": 0.1, "type": "x"}
 
 
+@pytest.mark.parametrize("numbers", [[0, 1, 1e300], [1e-300, 2e-300, 3e-300], [-1e308, 1e308, 0]])
+def test_numbers_whose_spread_has_no_type_are_refused(adata, numbers):
+    adata.obs["dose"] = numbers * 4
+    adata.obsm["place"] = np.array([numbers * 4, [0.0, 1, 2] * 4]).T
+
+    for name in ("dose", "place"):
+        with pytest.raises(ValueError, match=name):
+            make(continuous=[name])(adata)
+
+
+def test_vectors_beyond_single_precision_are_refused(adata):
+    with pytest.raises(ValueError, match="'type'"):
+        setup(adata, ["type"], embeddings={"type": pd.DataFrame({"a": [1e300, 0.0]}, index=["x", "y"])})
+
+
+def test_an_empty_text_can_be_the_control_of_sets(adata):
+    adata.obs["guide"] = ["", "A", "A+B"] * 4
+    (key,) = setup(adata, sets={"guide": "+"}, controls={"guide": ""}).keys_of(adata)
+
+    codes = key.encode(["", "B+A", frozenset(), " "])
+    assert list(key.decode(codes)) == ["", "A+B", "", ""]
+
+
 def test_cells_without_a_number_are_not_said_to_lack_a_label(adata):
     keys = setup(adata, ["type"], ["dose"]).keys_of(adata)
     adata.obs.loc["c1", "dose"] = np.nan
@@ -155,6 +178,7 @@ def test_cells_without_a_number_are_not_said_to_lack_a_label(adata):
         (-3, "No cell has the control value -3 .* the nearest number is 0.0"),
         (np.nan, "`control_values` has the value nan for 'dose'; a finite number is needed"),
         (np.inf, "`control_values` has the value inf for 'dose'; a finite number is needed"),
+        (10**400, "`control_values` has the value 10+ for 'dose'; a finite number is needed"),
         ("0", "control value of 'dose' must be a number, as in obs, but found '0'"),
         (False, "control value of 'dose' must be a number, as in obs, but found False"),
     ],

@@ -246,14 +246,14 @@ def test_a_condition_of_a_modality_is_brought_up():
     mdata["prot"].obs["cell_type"] = list("CAB")
     mdata["prot"].obsm["spatial"] = np.array([[3.0], [1], [2]])
 
-    setup = ConditionSetup.of(["cell_type"], ["spatial"], None, None, None)
-    for place in (r"obs\['cell_type'\]", r"obsm\['spatial'\]"):
+    setup = ConditionSetup.of(["cell_type", "prot:cell_type"], ["spatial"], None, None, None)
+    for place in (r"obs\['cell_type'\]", r"obs\['prot:cell_type'\]", r"obsm\['spatial'\]"):
         with pytest.raises(KeyError, match=rf"Copy it: mdata.{place} = ") as error:
             setup.checked(mdata)
         exec(str(error.value.args[0]).split("Copy it: ")[1].removesuffix("."), {"mdata": mdata})
     setup.checked(mdata)
     assert list(mdata.obs_names) == list("abc")
-    assert list(mdata.obs["cell_type"]) == list("ABC")
+    assert list(mdata.obs["cell_type"]) == list(mdata.obs["prot:cell_type"]) == list("ABC")
     assert mdata.obsm["spatial"].tolist() == [[1], [2], [3]]
 
 

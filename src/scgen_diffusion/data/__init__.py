@@ -15,7 +15,7 @@ from ._anndata import (
     pad_genes,
     widen,
 )
-from ._anndata_file import Rows, open_anndata_files, open_tables, stack_rows
+from ._anndata_file import open_anndata_files, open_tables
 from ._cell_files import CellFiles, ComparedFiles, Paths, ReadTables, check_same_registry, read_columns
 from ._checks import (
     LARGEST_COUNT,
@@ -31,7 +31,6 @@ from ._checks import (
     check_one_modality,
     check_rows,
     check_same_genes,
-    check_storage,
     check_unique_names,
     check_values,
     layer_names,
@@ -40,7 +39,6 @@ from ._checks import (
     obs_column,
     resolve_seed,
     row_numbers,
-    to_csr,
 )
 from ._condition_keys import (
     OPEN,
@@ -75,6 +73,7 @@ from ._conditions import (
     check_order_of_totals,
 )
 from ._fold_changes import plant_fold_changes
+from ._matrices import Rows, check_storage, check_structure, stack_rows, to_csr
 from ._mudata import (
     JOINED,
     ModalitiesField,
@@ -155,6 +154,7 @@ __all__ = [
     "check_same_genes",
     "check_same_registry",
     "check_storage",
+    "check_structure",
     "check_unique_names",
     "check_values",
     "check_writable",

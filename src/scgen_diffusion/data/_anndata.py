@@ -13,7 +13,8 @@ from anndata import AnnData
 from scgen_diffusion._arguments import is_number, warn_user
 from scgen_diffusion._version import VERSION
 
-from ._checks import check_storage, check_unique_names, layer_names
+from ._checks import check_unique_names, layer_names
+from ._matrices import check_storage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import anndata
 import h5py
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from pandas.api.types import union_categoricals
 
 from scgen_diffusion._arguments import known_names
 
 from ._anndata import PROVENANCE_KEY, widen
+from ._matrices import FileMatrix
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
-Rows: TypeAlias = np.ndarray | sp.csr_matrix
-LARGEST_GAP = 16  # gaps of at most so many rows are read and dropped instead of skipped
 TEXTS_AT_A_TIME = 65_536
 COLLECTION = "annbatch-preshuffled"  # encoding type of an annbatch collection
 
@@ -57,6 +55,28 @@ class AnnDataFile:
                     "older version wrote it, read it and write it again."
                 )
                 raise ValueError(msg)
+        self._on_disk = self._find_on_disk()
+        self._written = [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, self._on_disk)]
+
+    def _find_on_disk(self) -> list[Path]:
+        """Return the file, or the files of a store that describe its tables and matrices."""
+        if isinstance(self.root, h5py.Group):
+            return [Path(self.root.file.filename).absolute()]
+        folder = Path(self.root.store.root).absolute() / self.root.path
+        tables = [name for table in ("obs", "var") for name in (table, f"{table}/{self.root[table].attrs['_index']}")]
+        parts = ["", *tables, "X", *(f"layers/{name}" for name in self.layers)]
+        described = [folder / part / name for part in parts for name in (".zgroup", ".zarray", "zarr.json")]
+        return [path for path in described if path.exists()]
+
+    def check_unchanged(self) -> None:
+        """Raise if the file was replaced or removed: its cells would be read under the old names of genes and cells."""
+        try:
+            is_same = self._written == [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, self._on_disk)]
+        except OSError:
+            is_same = False
+        if not is_same:
+            msg = f"{self.name} was replaced or removed after it was opened. Open it again."
+            raise ValueError(msg)
 
     def close(self) -> None:
         """Close the file, which AnnData in one file share."""
@@ -132,11 +152,8 @@ class AnnDataFile:
         if layer is None and "X" not in self.root:
             msg = f"{self.name} has no X; name a layer with `layer=...`. {known_names('X', self.layers)}"
             raise KeyError(msg)
-        try:
-            matrix = FileMatrix(self.root["X"] if layer is None else self.root["layers"][layer])
-        except ValueError as error:
-            msg = f"{self.where(layer)}: {error}"
-            raise ValueError(msg) from error
+        element = self.root["X"] if layer is None else self.root["layers"][layer]
+        matrix = FileMatrix(element, self.where(layer), self.check_unchanged)
         if matrix.stored_shape != (expected := (self.n_cells, self._n_rows("var"))):
             msg = (
                 f"{self.where(layer)} has the shape {matrix.stored_shape}, but the file has {expected} cells and "
@@ -266,120 +283,3 @@ def _decode(texts: np.ndarray) -> list[str]:
 def _classes(element: Any) -> pd.Categorical:
     """Read text part by part as categorical, which keeps one copy of each text."""
     return union_categoricals([pd.Categorical(texts) for texts in _texts(element)], sort_categories=True)
-
-
-class FileMatrix:
-    """A dense or CSR matrix in an HDF5 file or zarr store, read by rows.
-
-    Parameters
-    ----------
-    element
-        Element of the file: an array, or a group with ``data``, ``indices`` and ``indptr``.
-    columns
-        Columns to read, in order; None for all.
-
-    Raises
-    ------
-    ValueError
-        For a matrix that is stored by columns.
-    """
-
-    def __init__(self, element: Any, columns: np.ndarray | None = None) -> None:
-        self.element = element
-        self.columns = columns
-        self.is_sparse = not hasattr(element, "dtype")
-        if self.is_sparse and element.attrs["encoding-type"] != "csr_matrix":
-            msg = (
-                f"the matrix is stored as {element.attrs['encoding-type']!r}, from which single cells cannot be read. "
-                "Write it by rows: `adata.X = adata.X.tocsr()`, and so with layers."
-            )
-            raise ValueError(msg)
-        stored = element.attrs["shape"] if self.is_sparse else element.shape
-        self.stored_shape = (int(stored[0]), int(stored[1]))
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of cells and of columns read."""
-        return self.stored_shape[0], self.stored_shape[1] if self.columns is None else len(self.columns)
-
-    def __getitem__(self, rows: slice) -> Rows:
-        """Read consecutive rows."""
-        start, stop, _ = rows.indices(self.shape[0])
-        read = self._read_sparse(start, stop) if self.is_sparse else np.asarray(self.element[start:stop])
-        return read if self.columns is None else read[:, self.columns]
-
-    def read(self, rows: np.ndarray) -> Rows:
-        """Read rows in ascending order."""
-        parts = np.split(rows, np.flatnonzero(np.diff(rows) > LARGEST_GAP) + 1)
-        return stack_rows([self._select(part) for part in parts])
-
-    @property
-    def rows_per_chunk(self) -> float:
-        """Approximate number of rows in a chunk of the file; 0 if it is not chunked."""
-        array = self.element["data"] if self.is_sparse else self.element
-        per_chunk = (getattr(array, "shards", None) or array.chunks or (0,))[0]
-        return per_chunk * self.shape[0] / max(array.shape[0], 1)
-
-    @cached_property
-    def _arrays(self) -> tuple[Any, Any, np.ndarray]:
-        """Values and columns of a sparse matrix, opened once, and the ends of its rows in memory (8 bytes per row)."""
-        data, indices, ends = (self.element[name] for name in ("data", "indices", "indptr"))
-        return data, indices, np.asarray(ends).astype(np.int64)
-
-    def _select(self, rows: np.ndarray) -> Rows:
-        read = self[int(rows[0]) : int(rows[-1]) + 1]
-        return read if read.shape[0] == len(rows) else read[rows - rows[0]]
-
-    def _read_sparse(self, start: int, stop: int) -> sp.csr_matrix:
-        data, indices, ends = self._arrays
-        ends = ends[start : stop + 1]
-        low, high = int(ends[0]), int(ends[-1])
-        data, indices = (np.asarray(array[low:high]) for array in (data, indices))
-        return sp.csr_matrix((data, indices, ends - low), shape=(stop - start, self.stored_shape[1]))
-
-
-class JoinedMatrix:
-    """Several matrices, stacked by rows.
-
-    Parameters
-    ----------
-    parts
-        Matrices with the same columns: a :class:`FileMatrix` of each file, or its modalities side by side.
-    """
-
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self.parts = list(parts)
-        self.ends = np.cumsum([part.shape[0] for part in parts])
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of cells and columns."""
-        return int(self.ends[-1]), self.parts[0].shape[1]
-
-    def read(self, rows: np.ndarray) -> Rows:
-        """Read rows in ascending order."""
-        return stack_rows([part.read(own) for part, own in zip(self.parts, self.split(rows), strict=True) if len(own)])
-
-    def split(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Split ascending row numbers into those of each part, counted within it."""
-        starts = [0, *self.ends[:-1]]
-        of_parts = np.split(rows, np.searchsorted(rows, self.ends[:-1]))
-        return [own - start for own, start in zip(of_parts, starts, strict=True)]
-
-
-def stack_rows(parts: Sequence[Rows]) -> Rows:
-    """Stack rows; the result is sparse if any part is. A single part is returned as it is."""
-    if len(parts) == 1:
-        return parts[0]
-    if any(sp.issparse(part) for part in parts):
-        return sp.vstack(parts, format="csr")
-    return np.concatenate(parts)
-
-
-def dense(rows: Rows) -> np.ndarray:
-    """Return rows as an array of float32."""
-    if isinstance(rows, np.ndarray):
-        return rows.astype(np.float32, copy=False)
-    if not sp.issparse(rows):  # such as an array of dask
-        return np.asarray(rows, dtype=np.float32)
-    return rows.astype(np.float32, copy=False).toarray()

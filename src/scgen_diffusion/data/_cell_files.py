@@ -20,7 +20,7 @@ from scvi.data.fields import LayerField
 
 from scgen_diffusion._arguments import check_count, known_names
 
-from ._anndata_file import JoinedMatrix, closing_if_refused, open_anndata_files
+from ._anndata_file import closing_if_refused, open_anndata_files
 from ._checks import check_natural_logarithms, check_not_empty, check_rows, check_size, check_values, list_some
 from ._condition_keys import OPEN, check_array
 from ._condition_setup import (
@@ -34,6 +34,7 @@ from ._condition_setup import (
     values_of,
 )
 from ._conditions import Conditions
+from ._matrices import JoinedMatrix
 from ._registered_cells import digest_of_cells, sampled_rows
 from ._registry import registered_genes, registered_keys
 from ._windows import WINDOW_SIZE, Batches, WindowLoader, choose_block_size
@@ -45,8 +46,9 @@ if TYPE_CHECKING:
     from mudata import MuData
     from scvi.data.fields import BaseAnnDataField
 
-    from ._anndata_file import AnnDataFile, FileMatrix, Rows
+    from ._anndata_file import AnnDataFile
     from ._condition_keys import ConditionKey
+    from ._matrices import FileMatrix, Rows
 
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """One file of cells, or several."""
@@ -297,13 +299,15 @@ class CellFiles:
         if self._is_closed:
             msg = "The files were closed; open them again with `like(model.registry, paths)`, and give the model these."
             raise ValueError(msg)
+        for file in self.files:
+            file.check_unchanged()
 
     def __deepcopy__(self, memo: Any) -> Self:
         """Return the files themselves, which do not change, so that models can be copied."""
         return self
 
     def check(self) -> None:
-        """Raise ValueError if the files were closed, or only some conditions read; open files do not change."""
+        """Raise ValueError if the files were closed or replaced, or only some conditions were read."""
         self._check_open()
         self._check_conditions(self.codes)
 

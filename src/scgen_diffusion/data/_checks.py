@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
-from anndata.abc import CSCDataset
 from scvi import settings
 
 from scgen_diffusion._arguments import check_count, known_names
 
+from ._matrices import check_structure, chunk_sums, chunks, to_csr
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import pandas as pd
 
-CHUNK = 4096  # rows checked together, so that backed files are never read whole
 LARGEST_LOG1P = 20.0  # log1p of half a billion; no common normalisation gives more
 LARGEST_COUNT = 2**24  # up to which float32 holds all whole numbers
 LARGEST_SEED = 2**63 - 1  # largest that files can hold
 N_CELLS_CHECKED = 2_000  # to distinguish counts from logarithms
+N_CELLS_OF_BASE = 64  # of each part, to find the base of logarithms
+LARGEST_MULTIPLE = 10  # of the smallest count, for larger ones rounding matters
+OFF_WHOLE = 0.005  # by which multiples may differ from whole numbers, as values in files may have four digits
 N_NAMED = 5  # examples in an error message
 COUNTS_ADVICE = (
     "Give the layer with raw counts as `layer=...`. For log-normalised values set `values='log1p'`, which SCRDIT, "
@@ -68,25 +71,9 @@ def advice_on_raw(adata: AnnData) -> str:
 
 def are_whole_numbers(matrix: Any) -> bool:
     """Return whether the values of the first rows are whole numbers: counts, whatever ``uns["log1p"]`` says."""
+    check_structure(matrix, "X")
     found = to_csr(matrix[:N_CELLS_CHECKED]).data
     return len(found) > 0 and not (found % 1).any()
-
-
-def to_csr(expression: Any, name: str = "X") -> sp.csr_matrix:
-    """Return expression as CSR, also of types that scipy lacks: half precision becomes single, byte orders native.
-
-    Raises
-    ------
-    ValueError
-        If the values are not numbers.
-    """
-    if not isinstance(getattr(expression, "dtype", None), np.dtype):  # lists, tables and tensors
-        expression = np.asarray(expression)
-    if (dtype := expression.dtype).kind not in "biuf":
-        msg = f"`{name}` holds values of type {dtype}, but numbers are needed."
-        raise ValueError(msg)
-    native = np.dtype(np.float32) if dtype.itemsize == 2 and dtype.kind == "f" else dtype.newbyteorder("=")
-    return sp.csr_matrix(expression if native == dtype else expression.astype(native))
 
 
 def check_layer(adata: AnnData, layer: str | None, owner: str = "adata") -> str:
@@ -182,15 +169,16 @@ def check_values(
     if values not in ("counts", "log1p"):
         msg = f"`values` must be 'counts' or 'log1p', but found {values!r}."
         raise ValueError(msg)
-    check_storage(matrix, where)
     totals, all_whole = [], True
-    for chunk in _chunks(matrix):
+    for chunk in chunks(matrix, where):
         stored = np.asarray(chunk.data if sp.issparse(chunk) else chunk)
         if wrong := _wrong_values(stored, values, advice):
             msg = f"{where} holds {wrong}"
             raise ValueError(msg)
         all_whole = all_whole and (values == "counts" or not _fractions(stored).size)
-        totals.append(_sums(chunk))
+        if values == "log1p":
+            _check_base(chunk, where)
+        totals.append(chunk_sums(chunk))
     if values == "log1p" and all_whole:
         msg = f"{where} holds whole numbers only, like counts, not log-normalised values. Set `values='counts'`."
         raise ValueError(msg)
@@ -226,26 +214,6 @@ def _fractions(stored: np.ndarray) -> np.ndarray:
     return stored[stored != np.round(stored)]
 
 
-def check_storage(matrix: Any, where: str) -> None:
-    """Raise for matrices that models misread, or read slowly: masked, of sparse dask chunks, in a file of columns."""
-    if isinstance(matrix, np.ma.MaskedArray):
-        msg = f"{where} is a masked array, but every value is needed. Fill in those that are masked: `.filled(0)`."
-        raise ValueError(msg)
-    if sp.issparse(getattr(matrix, "_meta", None)):
-        msg = (
-            f"{where} is a dask array of sparse chunks, which models do not read. Read it into memory: `{where} = "
-            f"{where}.compute()`. To leave cells in their files, give `CellFiles` to the model."
-        )
-        raise ValueError(msg)
-    if isinstance(matrix, CSCDataset):
-        msg = (
-            f"{where} is backed by a file that stores it by columns (CSC), from which single cells cannot be read. "
-            f"Read it into memory: `adata = adata.to_memory()`. To leave it in a file, write it by rows then: `{where} "
-            f"= {where}.tocsr()`, and `adata.write_h5ad(...)`."
-        )
-        raise ValueError(msg)
-
-
 def check_natural_logarithms(log1p: Any, where: str) -> None:
     """Raise if scanpy's ``uns["log1p"]`` says that logarithms have another base than e; None means e."""
     base = log1p.get("base") if isinstance(log1p, Mapping) else None
@@ -256,6 +224,36 @@ def check_natural_logarithms(log1p: Any, where: str) -> None:
             "logarithms already, only set the latter."
         )
         raise ValueError(msg)
+
+
+def _check_base(x: sp.csr_matrix | np.ndarray, where: str) -> None:
+    """Raise if values ``(cells, genes)`` are logarithms of counts to the base 2 or 10, not natural ones.
+
+    The counts of a cell are whole-number multiples of its smallest one. Logarithms that are read with another base than
+    their own give other multiples; values that are no logarithms of counts do so with each base.
+    """
+    some = x[np.unique(np.linspace(0, x.shape[0] - 1, N_CELLS_OF_BASE).astype(int))]
+    some = np.asarray(some.toarray() if sp.issparse(some) else some, dtype=float)
+    some = some[(some % 1 > 0).any(1)]  # whole numbers are logarithms of whole numbers to any whole base
+    smallest = np.where(some > 0, some, np.inf).min(1, keepdims=True)
+
+    def multiples(base: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the multiples as whole numbers, zero if large, and by how much those of each cell are off."""
+        values, least = (np.expm1(part * np.log(base)) for part in (some, smallest))
+        ratios = np.where(values < (LARGEST_MULTIPLE + 0.5) * least, values / least, 0)
+        return np.round(ratios), np.abs(ratios - np.round(ratios)).max(1, initial=0)
+
+    off_natural = multiples(np.e)[1]
+    for base in (2, 10):
+        whole, off = multiples(base)
+        can_tell = (whole > 1).any(1)
+        fits = can_tell & (off < OFF_WHOLE) & (10 * off < off_natural)
+        if fits.sum() > max(2, can_tell.sum() / 10):
+            msg = (
+                f"{where} holds logarithms of counts to the base {base}, but models need natural ones. Multiply it by "
+                f"np.log({base})."
+            )
+            raise ValueError(msg)
 
 
 def check_not_empty(totals: np.ndarray, names: pd.Index, where: str) -> None:
@@ -374,24 +372,3 @@ def list_some(names: pd.Index) -> str:
         return "none"
     listed = ", ".join(map(repr, names[:N_NAMED]))
     return f"{len(names)} ({listed}{', ...' if len(names) > N_NAMED else ''})"
-
-
-def row_sums(matrix: Any) -> np.ndarray:
-    """Return the row sums of a matrix, ``(cells,)``, reading it part by part."""
-    return np.concatenate([_sums(chunk) for chunk in _chunks(matrix)])
-
-
-def exceeds_one(matrix: Any) -> bool:
-    """Return whether any value of a matrix is above 1; it is read part by part until one is."""
-    return any(chunk.size and chunk.max() > 1 for chunk in _chunks(matrix))
-
-
-def _chunks(matrix: Any) -> Iterator[np.ndarray | sp.spmatrix]:
-    for start in range(0, matrix.shape[0], CHUNK):
-        chunk = matrix[start : start + CHUNK]
-        yield chunk.tocsr() if sp.issparse(chunk) else np.asarray(chunk)
-
-
-def _sums(chunk: np.ndarray | sp.spmatrix) -> np.ndarray:
-    """Sum float32 values in double precision; the result does not depend on how values are stored."""
-    return np.asarray(chunk.astype(np.float32, copy=False).sum(axis=1, dtype=np.float64)).ravel()

@@ -288,9 +288,14 @@ class ContinuousKey(ConditionKey):
         if values.min() == values.max():
             msg = f"obs[{name!r}] is {values[0]:g} in every cell; a condition must vary. Leave it out."
             raise ValueError(msg)
+        with np.errstate(over="ignore"):
+            mean, std = float(values.mean()), float(values.std())
+        if not 0 < std < np.inf:
+            msg = f"obs[{name!r}] has numbers from {values.min():g} to {values.max():g}; give them in another unit."
+            raise ValueError(msg)
         numbers = np.unique(values)
         kept = numbers.tolist() if len(numbers) <= N_VALUES else ()
-        key = cls(name, float(values.mean()), float(values.std()), float(values.min()), float(values.max()), kept)
+        key = cls(name, mean, std, float(values.min()), float(values.max()), kept)
         if control is None:
             return key
         if not is_number(control):
@@ -399,11 +404,15 @@ class ArrayKey(ConditionKey):
             If the spreads of the columns are so different that the smaller hardly count.
         """
         numbers = check_array(name, array)
-        low, high, spread = numbers.min(0), numbers.max(0), numbers.std(0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            low, high, spread = numbers.min(0), numbers.max(0), numbers.std(0)
         if (low == high).all():
             msg = f"obsm[{name!r}] is the same in every cell; a condition must vary. Leave it out."
             raise ValueError(msg)
         varying = spread[low < high]
+        if not (varying > 0).all() or not np.isfinite(np.square(spread).sum()):
+            msg = f"obsm[{name!r}] has numbers from {low.min():g} to {high.max():g}; give them in another unit."
+            raise ValueError(msg)
         if varying.max() > UNLIKE * varying.min():
             warn_user(
                 f"The columns of obsm[{name!r}] have standard deviations from {varying.min():.3g} to "
@@ -488,7 +497,7 @@ class ArrayKey(ConditionKey):
             values = values.to_numpy()
         try:
             numbers = np.array(values if isinstance(values, np.ndarray) else [*values], dtype=float)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             numbers = np.zeros(0)
         if numbers.ndim == 1 and self.n_columns == 1:
             numbers = numbers[:, None]
@@ -595,7 +604,7 @@ class SetKey(ConditionKey):
         """
         if isinstance(value, AbstractSet):
             return frozenset(str(member).strip() for member in value) - {self.control}
-        if not str(value).strip():
+        if not str(value).strip() and self.control != "":
             control = "" if self.control is None else f", or {self.control!r} for none of them"
             msg = f"A value of {self.name!r} is empty; give members{control}."
             raise ValueError(msg)
@@ -803,7 +812,7 @@ def _as_number(value: Any) -> float:
         return float("nan")
     try:
         return float(value if isinstance(value, float) else widen_number(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return float("nan")
 
 

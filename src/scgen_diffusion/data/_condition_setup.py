@@ -464,17 +464,19 @@ def _absent(cells: AnnData | MuData, key: str, kind: str, *, may_be_array: bool)
     owner, missing = owner_of(cells), f"The {kind} key {key!r} is not"
     places = {"obs": "a column", "obsm": "an array"} if may_be_array else {"obs": "a column"}
     for (place, what), name in product(places.items(), getattr(cells, "mod", ())):
-        if key in getattr(cells[name], place):
+        own = key.removeprefix(f"{name}:")  # as MuData names the columns that it takes over from modalities
+        if own in getattr(cells[name], place):
             in_order = "[mdata.obs_names]" if place == "obsm" else ""  # pandas aligns columns
             return (
-                f"{missing} {what} of mdata.{place}, but of mdata[{name!r}].{place}. Copy it: "
-                f"mdata.{place}[{key!r}] = mdata[{name!r}]{in_order}.{place}[{key!r}]."
+                f"{missing} {what} of mdata.{place}, but {own!r} is one of mdata[{name!r}].{place}. Copy it: "
+                f"mdata.{place}[{key!r}] = mdata[{name!r}]{in_order}.{place}[{own!r}]."
             )
     if kind == "condition" and not may_be_array and key in cells.obsm:
         return (
             f"{missing} a column of {owner}.obs, but an array of {owner}.obsm. List it in `continuous_condition_keys`."
         )
     known = [*cells.obs.columns, *([name for name in cells.obsm if name != OBSM_KEY] if may_be_array else [])]
+    known += [f"{name}:{own}" for name in getattr(cells, "mod", ()) for own in cells[name].obs.columns]
     where = " or ".join(f"{what} of {owner}.{place}" for place, what in places.items())
     return f"{missing} {where}. {known_names(key, known)}"
 
@@ -588,10 +590,11 @@ def _table(adata: AnnData, name: str, table: pd.DataFrame | str, labels: Iterabl
         msg = f"The embedding of {name!r} has more than one row for {table.index[table.index.duplicated()][0]!r}."
         raise ValueError(msg)
     numbers = table.select_dtypes("number")
-    if numbers.shape[1] < table.shape[1] or not table.shape[1] or not np.isfinite(numbers.to_numpy(dtype=float)).all():
-        msg = f"The embedding of {name!r} must have at least one column, and only finite numbers."
+    with np.errstate(over="ignore"):
+        renamed = numbers.astype("float32").rename(columns=str)
+    if numbers.shape[1] < table.shape[1] or not table.shape[1] or not np.isfinite(renamed.to_numpy()).all():
+        msg = f"The embedding of {name!r} must have at least one column, and only finite numbers of single precision."
         raise ValueError(msg)
-    renamed = table.astype("float32").rename(columns=str)
     check_distinct_columns(renamed.columns, f"The embedding of {name!r}")
     return renamed
 

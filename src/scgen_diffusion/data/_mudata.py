@@ -27,10 +27,10 @@ from ._checks import (
     check_shape,
     check_unique_names,
     check_values,
-    exceeds_one,
     list_some,
 )
 from ._condition_setup import check_names
+from ._matrices import exceeds_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -106,11 +106,11 @@ def resolve_modalities(
                 "leave it out of `modalities`."
             )
             raise TypeError(msg)
-        check_layer(mdata[name], layer, f"mdata[{name!r}]")
+        where = check_layer(mdata[name], layer, f"mdata[{name!r}]")
         values = _matrix(mdata[name], layer)
         # check_modalities refuses other values later
         has_numbers = values is not None and 0 not in values.shape and values.dtype.kind in "biuf"
-        likelihoods[name] = given[name] or (usual_likelihood([values]) if has_numbers else "negative_binomial")
+        likelihoods[name] = given[name] or (usual_likelihood([values], where) if has_numbers else "negative_binomial")
     return likelihoods, chosen
 
 
@@ -306,9 +306,9 @@ def check_modalities(
         raise ValueError(msg)
 
 
-def usual_likelihood(matrices: Iterable[Any]) -> str:
+def usual_likelihood(matrices: Iterable[Any], where: str) -> str:
     """Return the default likelihood of a modality: Bernoulli if all values of its matrices are 0 or 1."""
-    return "negative_binomial" if any(exceeds_one(matrix) for matrix in matrices) else "bernoulli"
+    return "negative_binomial" if any(exceeds_one(matrix, where) for matrix in matrices) else "bernoulli"
 
 
 def advice_on_counts(name: str) -> str:
@@ -318,7 +318,7 @@ def advice_on_counts(name: str) -> str:
 
 def check_binary(name: str, matrix: Any, where: str) -> None:
     """Raise unless all counts of a modality are 0 or 1."""
-    if exceeds_one(matrix):
+    if exceeds_one(matrix, where):
         msg = f"{where} holds values above 1, but `modalities[{name!r}]='bernoulli'` allows only 0 and 1."
         raise ValueError(msg)
 

@@ -13,7 +13,7 @@ from anndata.utils import make_index_unique
 
 from scgen_diffusion._arguments import warn_user
 
-from ._anndata_file import AnnDataFile, FileMatrix, Rows, close_file, closing_if_refused, open_hdf5
+from ._anndata_file import AnnDataFile, close_file, closing_if_refused, open_hdf5
 from ._cell_files import CellFiles, list_paths, matrices_of_genes
 from ._checks import check_not_empty, check_rows, check_size, check_values
 from ._condition_setup import ConditionField, ConditionSetup
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from ._cell_files import Paths
+    from ._matrices import FileMatrix, Rows
     from ._mudata import ModalityLikelihood
 
 
@@ -156,7 +157,7 @@ class MuDataFiles(CellFiles):
             if features is None and not has_counts:
                 msg = f"The modality {name!r} holds no counts; leave it out, or give the layer with its counts."
                 raise ValueError(msg)
-            self.modality_vars[name], self.likelihoods[name] = var, likelihood or usual_likelihood(matrices)
+            self.modality_vars[name], self.likelihoods[name] = var, likelihood or usual_likelihood(matrices, name)
         if features is None:
             _check_overlap(opened, list(likelihoods))
         for cells, totals in zip(self.files, self._totals, strict=True):

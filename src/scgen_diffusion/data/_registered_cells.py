@@ -6,19 +6,17 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 import pandas as pd
-from anndata.abc import CSRDataset
 from scvi import REGISTRY_KEYS, settings
 from scvi.dataloaders import AnnDataLoader
 from torch.utils.data import DataLoader
 
 from scgen_diffusion._compat import was_set_up_last
 
-from ._anndata_file import FileMatrix, Rows, dense
-from ._checks import check_not_empty, check_same_genes, check_values, row_sums
+from ._checks import check_not_empty, check_same_genes, check_values
 from ._condition_setup import CONDITIONS, check_conditions, encode_conditions, keys_to_check
+from ._matrices import Rows, dense, in_file, row_sums
 from ._mudata import JOINED
 from ._registry import registered_genes, registered_keys
 from ._windows import WindowLoader, choose_block_size
@@ -34,6 +32,7 @@ if TYPE_CHECKING:
     from ._windows import Batches
 
 NAMES_AT_A_TIME = 65_536
+VALUES = "The matrix of values"
 N_RUNS, LENGTH_OF_RUN = 32, 8  # runs of neighbouring cells whose values enter the digest
 
 
@@ -60,7 +59,7 @@ class GivenCells:
         """Digest of the cells' names and values."""
         names, sampled = self.cells.obs_names, self.read(sampled_rows(self.cells.n_obs))
         parts = (names[i : i + NAMES_AT_A_TIME] for i in range(0, len(names), NAMES_AT_A_TIME))
-        return digest_of_cells(parts, [row_sums(self.matrix)], sampled)
+        return digest_of_cells(parts, [row_sums(self.matrix, VALUES)], sampled)
 
     def names(self, rows: np.ndarray) -> pd.Index:
         """Return the names of cells, in the order of their row numbers."""
@@ -68,22 +67,15 @@ class GivenCells:
 
     def read(self, rows: np.ndarray) -> Rows:
         """Read the values of cells with ascending row numbers."""
-        matrix = in_file(self.matrix)
+        matrix = in_file(self.matrix, VALUES)
         return self.matrix[rows] if matrix is None else matrix.read(rows)
 
     def loader(self, rows: np.ndarray, batch_size: int, batches: Batches | None = None) -> WindowLoader:
         """Return a loader of these cells, in the order of ``batches`` or ``rows``; it reads files by windows."""
-        if (matrix := in_file(self.matrix)) is not None:
+        if (matrix := in_file(self.matrix, VALUES)) is not None:
             block_size = choose_block_size(matrix.rows_per_chunk)
             return WindowLoader(matrix, self.codes, rows, batch_size, batches, block_size=block_size)
         return WindowLoader(self, self.codes, rows, batch_size, block_size=1, window_size=batch_size)
-
-
-def in_file(matrix: Any) -> FileMatrix | None:
-    """Return a reader of the matrix if it is backed by a file."""
-    if isinstance(matrix, h5py.Dataset):
-        return FileMatrix(matrix)
-    return FileMatrix(matrix.group) if isinstance(matrix, CSRDataset) else None
 
 
 class RegisteredCells:
@@ -172,7 +164,7 @@ class RegisteredCells:
             if not is_joined:
                 check_same_genes(adata.var_names, registered_genes(self.registry))
             matrix = self._matrix
-            is_in_file = in_file(matrix) is not None
+            is_in_file = in_file(matrix, where) is not None
             values = self.read(sampled_rows(self.n_cells)) if is_in_file else matrix
             totals = check_values(values, where, arguments.get("values", "counts"))
             if not is_in_file:
@@ -199,7 +191,7 @@ class RegisteredCells:
         """Return a loader of the registered data, in the order of ``batches`` or ``indices``; from files by windows."""
         chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
         # if only a layer of backed cells is in memory, scvi-tools' loader would sort each batch
-        if in_file(self._matrix) is not None or (batches is None and self.manager.adata.isbacked):
+        if in_file(self._matrix, VALUES) is not None or (batches is None and self.manager.adata.isbacked):
             return self._to_read(self.codes).loader(chosen, batch_size, batches)
         if batches is None:
             return AnnDataLoader(self.manager, indices=indices, batch_size=batch_size)

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
-from ._anndata_file import dense
 from ._condition_setup import CONDITIONS
+from ._matrices import dense
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
-    from ._anndata_file import FileMatrix, JoinedMatrix
+    from ._matrices import FileMatrix, JoinedMatrix
     from ._registered_cells import GivenCells
 
 WINDOW_SIZE = 16_384

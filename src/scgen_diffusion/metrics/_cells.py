@@ -20,6 +20,7 @@ from scgen_diffusion.data import (
     CellFiles,
     are_whole_numbers,
     as_labels,
+    check_structure,
     join_labels,
     layer_names,
     layer_of,
@@ -221,15 +222,17 @@ def matrix_of(cells: Cells, layer: str | None, name: str) -> tuple[sp.spmatrix |
     elif layer not in cells.layers:
         msg = f"`{name}` has no layer {layer!r}; its layers are {layer_names(cells)}."
         raise KeyError(msg)
-    if layer is not None:
-        return cells.layers[layer], None
-    if cells.X is None:
+    matrix = cells.X if layer is None else cells.layers[layer]
+    if matrix is None:
         msg = (
             f"`{name}` has no `X` and no layer {COUNTS_LAYER!r}. "
             f"Set `layer` to the layer with counts: one of {layer_names(cells)}."
         )
         raise ValueError(msg)
-    return cells.X, _log_base(cells.uns["log1p"], cells.X, name) if "log1p" in cells.uns else None
+    check_structure(matrix, f"`{name}`")
+    if layer is not None:
+        return matrix, None
+    return matrix, _log_base(cells.uns["log1p"], matrix, name) if "log1p" in cells.uns else None
 
 
 def _check_counts_of_generated(cells: AnnData, layer: str | None, name: str) -> None:
@@ -239,6 +242,8 @@ def _check_counts_of_generated(cells: AnnData, layer: str | None, name: str) -> 
     """
     if layer is not None or COUNTS_LAYER not in cells.layers or cells.X is None:
         return
+    for matrix in (cells.X, cells.layers[COUNTS_LAYER]):
+        check_structure(matrix, f"`{name}`")
     x, counts = (to_csr(matrix[:N_LAYER_CHECKED], name) for matrix in (cells.X, cells.layers[COUNTS_LAYER]))
     are_positive = x > 0
     if are_positive.multiply(counts != 0).count_nonzero() < are_positive.count_nonzero():
