@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, fields
 from itertools import product
 from typing import TYPE_CHECKING
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.tables import markdown_table
-from scgen_diffusion.metrics import CATALOGUE, DESCRIPTIONS, IDEALS
+from scgen_diffusion import metrics
+from scgen_diffusion.metrics import CATALOGUE
 from scgen_diffusion.module import build_architecture, build_gene_space_architecture, gene_space_module
 from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES
 
@@ -32,7 +34,7 @@ SCRDIT = {
     "published": {"size": "published"},
 }
 #: Of metrics, in the order of the page.
-TOPICS = list(dict.fromkeys(description.topic for description in DESCRIPTIONS.values()))
+TOPICS = list(dict.fromkeys(metric.topic for metric in CATALOGUE.values()))
 
 
 def page_blocks() -> dict[tuple[str, str], str]:
@@ -109,16 +111,21 @@ def network_size_table() -> str:
 
 
 def metric_table(topic: str) -> str:
-    """Write the metrics of a topic in words."""
+    """Write what the metrics of a topic measure, from their docstrings."""
     lines = []
-    for name, words in DESCRIPTIONS.items():
-        base, ending, _ = name.partition("_top_")
-        if words.topic != topic or (ending and base in DESCRIPTIONS) or name.endswith("_top_100"):
-            continue  # one row stands for a metric and what it is on the genes that change most
-        shown = f"{{func}}`{name} <scgen_diffusion.metrics.{words.function}>`" if words.function else f"`{name}`"
-        best = f"near {IDEALS[name]:g}" if name in IDEALS else CATALOGUE[name].better.replace("floor", "like the floor")
-        lines.append([shown, words.meaning, best, words.misses])
-    return _left(["metric", "measures", "better", "misses"], lines)
+    for name, metric in CATALOGUE.items():
+        if metric.topic != topic:
+            continue
+        best = metric.better.replace("floor", "like the floor" if metric.ideal is None else f"near {metric.ideal:g}")
+        text = re.sub("``(.*?)``", _link, metric.text)
+        lines.append([_link(name), text, best])
+    return _left(["metric", "measures", "better"], lines)
+
+
+def _link(name: re.Match | str) -> str:
+    """Write the name of a metric with a link to the function of this name, if there is one."""
+    name = name if isinstance(name, str) else name[1]
+    return f"{{func}}`~scgen_diffusion.metrics.{name}`" if name in metrics.__all__ else f"`{name}`"
 
 
 def _grouped(number: int) -> str:

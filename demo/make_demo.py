@@ -75,8 +75,7 @@ def main() -> None:
     many = generate(model, n_cells=training.n_obs)
     scgd.pl.umap(training, many, color=KEY, seed=SEED, show=False, save=FOLDER / "umap.png")
 
-    verdict = scgd.report.verdict(table)
-    say(f"\n{verdict.headline}\n{verdict.summary.removeprefix(verdict.headline).lstrip()}")
+    say(f"\n{scgd.report.summary(table).headline}")
     say(f"Open {report.as_uri()} in a browser: all figures and pictures.")
     say("Beside it: umap.png (picture), quality.csv (figures), synthetic.h5ad (cells).")
     say(f"Done in {(time.perf_counter() - start) / 60:.1f} minutes.")

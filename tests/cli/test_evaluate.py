@@ -43,7 +43,7 @@ def judge(call, files):
     return judge
 
 
-def test_the_table_is_that_of_evaluate_and_the_verdict_is_printed(judge, files, tmp_path):
+def test_the_table_is_that_of_evaluate_and_the_summary_is_printed(judge, files, tmp_path):
     path = tmp_path / "table.csv"
     code, out, err = judge("-g", "cell_type", "--out", path)
     assert (code, out) == (0, f"{path}\n"), err
@@ -57,7 +57,7 @@ def test_the_table_is_that_of_evaluate_and_the_verdict_is_printed(judge, files, 
         max_cells=60,
     )
     pd.testing.assert_frame_equal(pd.read_csv(path), expected, check_dtype=False)
-    assert "[ok] copies" not in err
+    assert f"{sgd.report.summary(expected).headline}\n" in err
     code, _, err = judge("--out", path)
     assert (code, "already exists" in err) == (2, True)
     assert judge("--out", path, "--overwrite")[0] == 0
@@ -155,7 +155,7 @@ def test_cells_that_are_not_good_enough_have_an_exit_code_of_their_own(judge, tm
     path = tmp_path / "table.csv"
     code, out, err = judge("--out", path, *FAIL_ON_WARNINGS)
     assert (code, out, path.exists()) == (3, f"{path}\n", True)
-    assert "Not good enough: the verdict has warnings" in err
+    assert "Not good enough: the summary has warnings" in err
 
 
 def test_wrong_options_are_named(judge, files):
@@ -365,19 +365,13 @@ def test_other_tables_and_several_modalities_get_no_report_and_no_cells_are_read
         assert (code, message in err, "Reading" in err) == (2, True, False), err
 
 
-@pytest.mark.parametrize(("level", "code"), [("note", 3), ("warning", 0)])
-def test_notes_fail_only_if_asked(judge, monkeypatch, level, code):
-    found = sgd.report.Verdict("One note.", (sgd.report.Finding("note", "realism", "so so"),))
-    monkeypatch.setattr(sgd.report, "verdict", lambda table: found)
-    assert judge("--n-bootstrap", "5", "--fail-on", level)[0] == code
-
-
-def test_a_note_on_conditions_alone_judges_nothing(judge, monkeypatch):
-    notes = (sgd.report.Finding("note", "conditions", "Far."),)
-    found = sgd.report.Verdict("Nothing.", notes, is_judged=False)
-    monkeypatch.setattr(sgd.report, "verdict", lambda table: found)
-    code, _, err = judge(*FAIL_ON_WARNINGS)
-    assert (code, "no figure can be judged" in err) == (3, True)
+@pytest.mark.parametrize(
+    ("level", "fatal", "code"), [("note", "note", 3), ("note", "warning", 0), ("not judged", "warning", 3)]
+)
+def test_notes_fail_only_if_asked_and_cells_that_cannot_be_judged_always(judge, monkeypatch, level, fatal, code):
+    found = sgd.report.Summary("So so.", pd.DataFrame({"metric": ["recall"], "group": "all", "level": level}))
+    monkeypatch.setattr(sgd.report, "summary", lambda table: found)
+    assert judge("--n-bootstrap", "5", "--fail-on", fatal)[0] == code
 
 
 def test_the_options_of_evaluate_perturbation_reach_python(call, perturbed, monkeypatch):

@@ -17,7 +17,6 @@ from scgen_diffusion.metrics import (
     membership_inference,
     memorisation,
     nearest_distances,
-    rare_membership_inference,
 )
 from scgen_diffusion.metrics._catalogue import _near_copies_of_all
 from scgen_diffusion.metrics._comparison import Nearness, share_interval
@@ -289,51 +288,6 @@ def test_both_sides_have_equal_numbers_drawn_by_seed():
     assert first == again
     assert first != other
     assert membership_inference(synthetic, held_out, train, k=20) != first
-
-
-def in_groups(values, n_groups=20):
-    """Return points as cells of groups of equal size, far apart."""
-    group = np.arange(len(values)) % n_groups
-    cells = AnnData(obs={"group": [f"group {g}" for g in group]}, obsm={"X_pca": values + 100.0 * group[:, None]})
-    cells.obs_names = [f"cell {i}" for i in range(len(values))]
-    return cells
-
-
-def test_copies_of_rare_cells_give_them_away_among_many_others():
-    train, held_out = in_groups(points(200)), in_groups(points(100, seed=1))
-    found = rare_membership_inference(train, held_out, train, groupby="group")
-    assert found[0::2] == (1, 200)
-    assert found.n_held_out == 100
-    assert rare_membership_inference(train, held_out, train, groupby="group", rare_below=11) == found
-    none = rare_membership_inference(train, held_out, train, groupby="group", rare_below=10)
-    assert np.isnan(none.auc)
-    assert none[2:] == (0, 0)
-
-
-def test_new_cells_of_rare_groups_give_nothing_away_within_chance():
-    found = [
-        rare_membership_inference(
-            in_groups(points(200, seed=seed)),
-            in_groups(points(60, seed=seed + 100)),
-            in_groups(points(200, seed=seed + 200)),
-            groupby="group",
-        )
-        for seed in range(100)
-    ]
-    aucs, chance = np.array([one.auc for one in found]), found[0].chance
-    assert np.mean(aucs) == pytest.approx(0.5, abs=4 * chance / 1.96 / np.sqrt(100))  # four standard errors
-    assert 0.88 < np.mean(np.abs(aucs - 0.5) < chance) < 1  # 95 % are expected
-
-
-def test_points_without_labels_have_no_rare_groups():
-    with pytest.raises(TypeError, match="`held_out` must be an AnnData"):
-        rare_membership_inference(in_groups(points(40)), points(40), in_groups(points(40)), groupby="group")
-
-
-def test_one_group_has_the_standard_error_of_a_rank_sum():
-    cells = [in_groups(points(n, seed=n), n_groups=1) for n in (50, 20, 25)]
-    found = rare_membership_inference(*cells, groupby="group")
-    assert found.chance == pytest.approx(1.96 * np.sqrt((20 + 25 + 1) / (12 * 20 * 25)), rel=1e-3)
 
 
 def test_the_same_shares_of_another_total_are_no_copy():

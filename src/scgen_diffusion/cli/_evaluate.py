@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 COUNTS = "counts"  # layer that `evaluate` reads by default
 LEVELS = {"warning": ("warning",), "note": ("warning", "note")}
-COLOURS = {"warning": "red", "note": "yellow", "ok": "green"}
 
 CELLS, JUDGING, OUTPUT = "Cells", "Judging", "Output"
 ARGUMENTS = [click.Argument(["real"], type=existing()), click.Argument(["synthetic"], type=existing())]
@@ -86,16 +85,12 @@ def evaluate(terminal: Terminal, options: dict[str, Any]) -> None:
     levels, is_judged = set(), False
     parts = {"": table} if "modality" not in table else {f"{name}: ": part for name, part in table.groupby("modality")}
     for name, part in parts.items():
-        verdict = package.report.verdict(part)
-        terminal.say(f"{name}{verdict.summary}")
-        for finding in verdict.findings:
-            if finding.level != "ok" or terminal.verbose:
-                level = click.style(f"[{finding.level}]", fg=COLOURS[finding.level])
-                terminal.say(f"{level} {finding.topic}: {finding.message}")
-            levels.add(finding.level)
-        is_judged |= verdict.is_judged
+        summary = package.report.summary(part)
+        terminal.say(f"{name}{summary if terminal.verbose else summary.headline}")
+        levels |= set(summary.table["level"])
+        is_judged |= summary.is_judged
     fatal = LEVELS.get(options.get("fail_on", ""), ())
-    failed = [f"the verdict has {level}s" for level in fatal if level in levels]
+    failed = [f"the summary has {level}s" for level in fatal if level in levels]
     if fatal and not is_judged:
         failed.append("no figure can be judged")
     _write(terminal, table, options)
@@ -169,7 +164,7 @@ def evaluate_perturbation(terminal: Terminal, options: dict[str, Any]) -> None:
     short_help="Write an HTML report of synthetic cells.",
 )
 def report(terminal: Terminal, options: dict[str, Any]) -> None:
-    """Write an HTML page that compares synthetic with real cells: verdict, metrics and plots.
+    """Write an HTML page that compares synthetic with real cells: summary, metrics and plots.
 
     scgen-diffusion report held_out.h5ad synthetic.h5ad --train train.h5ad --groupby cell_type --out report.html
     """
@@ -184,7 +179,7 @@ def report(terminal: Terminal, options: dict[str, Any]) -> None:
         # labels such as "NA" and "" are text; only figures that `evaluate` left empty are missing
         empty = dict.fromkeys(package.metrics.FIGURES, [""])
         arguments["table"] = read_table(options["table"], keep_default_na=False, na_values=empty)
-        package.report.verdict(arguments["table"])  # raises for other tables, before the cells are read
+        package.report.summary(arguments["table"])  # raises for other tables, before the cells are read
     if "model" in options:
         arguments["model"] = package.model.load(options["model"], adata=False)
     cells = _read(terminal, files, options)

@@ -4,10 +4,9 @@ Cells are compared on one scale, `log1p` of values that sum to 10 000 per cell. 
 real training cells (:class:`ComparisonSpace`), so that you can compare the figures of different models.
 """
 
-from ._catalogue import CATALOGUE, GUESSING, IDEALS, excess_over_floor
+from ._catalogue import CATALOGUE, GUESSING, excess_over_floor
 from ._cells import Expression, align_genes, expression_of, log_normalise, representation
 from ._comparison import ALL, FIGURES, QUANTILE, Metric
-from ._descriptions import DESCRIPTIONS
 from ._distribution import (
     Neighbourhoods,
     classifier_auc,
@@ -18,7 +17,7 @@ from ._distribution import (
     squared_mmd,
     wasserstein_2,
 )
-from ._evaluate import evaluate, notes_of_record
+from ._evaluate import evaluate
 from ._genes import (
     MIN_CELLS_TESTED,
     correlation,
@@ -50,13 +49,11 @@ from ._perturbation import (
 from ._pools import MIN_CELLS_PER_GROUP
 from ._safety import (
     MembershipInference,
-    RareMembershipInference,
     copied_cells,
     duplicate_share,
     membership_inference,
     memorisation,
     nearest_distances,
-    rare_membership_inference,
 )
 from ._space import ComparisonSpace
 from ._use import augmentation_gain, label_fidelity, transfer_f1
@@ -64,10 +61,8 @@ from ._use import augmentation_gain, label_fidelity, transfer_f1
 __all__ = [
     "ALL",
     "CATALOGUE",
-    "DESCRIPTIONS",
     "FIGURES",
     "GUESSING",
-    "IDEALS",
     "MIN_CELLS_PER_GROUP",
     "MIN_CELLS_TESTED",
     "QUANTILE",
@@ -77,7 +72,6 @@ __all__ = [
     "MembershipInference",
     "Metric",
     "Neighbourhoods",
-    "RareMembershipInference",
     "align_genes",
     "augmentation_gain",
     "classifier_auc",
@@ -114,10 +108,8 @@ __all__ = [
     "membership_inference",
     "memorisation",
     "nearest_distances",
-    "notes_of_record",
     "perturbation_discrimination",
     "precision_recall_density_coverage",
-    "rare_membership_inference",
     "representation",
     "squared_mmd",
     "transfer_f1",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -277,6 +277,27 @@ Scope: TypeAlias = Literal["all", "group", "joint", "perturbation", "pair"]
 
 
 @dataclass(frozen=True)
+class Limits:
+    """By how much a value must be worse than that of real cells to be a note or a warning in a summary.
+
+    Attributes
+    ----------
+    note, warning
+        Smallest excess that matters.
+    of
+        What these are multiples of: 1, the value of real cells, or what lies between shuffled and real cells.
+    n_deviations
+        So many standard deviations must lie between the two as well. The value of real cells varies about as much, so 3
+        are two of the difference. Metrics that vary more than their interval says need more.
+    """
+
+    note: float
+    warning: float
+    of: Literal["one", "real", "structure"] = "one"
+    n_deviations: float = 3.0
+
+
+@dataclass(frozen=True)
 class Metric:
     """An entry of the catalogue.
 
@@ -287,23 +308,31 @@ class Metric:
     better
         Which values are good.
     measure
-        Function that returns the figure for a comparison.
+        Function that returns the figure for a comparison; its docstring says what the metric measures and misses.
+    topic
+        Heading under which it is listed.
     needs
         What must be given; otherwise the metric is left out.
     scopes
         Where it is measured, see `Scope`.
+    bounds
+        Smallest and largest possible value.
+    ideal
+        Value of perfect cells where it is known. What real cells score beyond it is chance.
+    limits, limits_in_group
+        How the figure of all cells, and that of a group, is judged in a summary; None if it is not.
+    most_share_difference
+        If the shares of labels differ by more, even perfect cells fail the metric, and it is not judged.
     by_group
         Function that returns the figure of every group from a comparison of all cells, for metrics that need the other
         groups too.
     absent
         The figure of a group that `by_group` does not return, because neither side has it.
-    widening
-        By how much the standard deviation of the half-samples is too small.
     of_all
         For a share of cells that are copies: function that returns, from what is known of all cells, the share of
         synthetic cells, then the floor and other shares that chance does not exceed. `measure` is for drawn cells.
-    bounds
-        Smallest and largest possible value.
+    widening
+        By how much the standard deviation of the half-samples is too small.
     min_features
         With fewer features the metric has no meaning. It is then left out of the table, unless requested.
     slow
@@ -312,16 +341,26 @@ class Metric:
 
     name: str
     better: Better
-    measure: Callable[[Comparison], float]
+    measure: Callable[[Any], float]
+    topic: str = "Other metrics"
     needs: tuple[Need, ...] = ()
     scopes: tuple[Scope, ...] = ("all",)
-    by_group: Callable[[Comparison], Mapping[str, float]] | None = None
-    absent: float = UNKNOWN
-    widening: float = 1.0
-    of_all: Callable[[AllCells], tuple[Share, Sequence[Share]]] | None = None
     bounds: tuple[float, float] = (0.0, np.inf)
+    ideal: float | None = None
+    limits: Limits | None = None
+    limits_in_group: Limits | None = None
+    most_share_difference: float = np.inf
+    by_group: Callable[[Any], Mapping[str, float]] | None = None
+    absent: float = UNKNOWN
+    of_all: Callable[[AllCells], tuple[Share, Sequence[Share]]] | None = None
+    widening: float = 1.0
     min_features: int = 0
     slow: bool = False
+
+    @property
+    def text(self) -> str:
+        """What it measures and misses."""
+        return " ".join((self.measure.__doc__ or "").split())
 
 
 @dataclass(frozen=True)

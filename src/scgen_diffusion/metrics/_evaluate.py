@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,6 @@ from ._cells import (
     check_same_number_of_genes,
 )
 from ._comparison import ALL, FIGURES, Draws, Metric
-from ._descriptions import DESCRIPTIONS
 from ._genes import count_labels
 from ._modalities import (
     MIN_PAIRED_CELLS,
@@ -203,9 +202,7 @@ def evaluate(
     has fewer than 30. ``attrs["n_labelled"]`` maps it, and ``"all"``, to the numbers of such cells in ``real_test`` and
     ``synthetic``. ``attrs["leaked"]`` is the share of ``real_test`` that is in ``train``, count by count, without what
     chance may explain; above 0.5 %, you get a warning, too. It is 0 for less, and if no metric of copies was asked for,
-    or counts are compared with logarithms. ``attrs["outside_training"]`` and ``attrs["short_training"]`` are what cells
-    of this package record of conditions outside of the training cells, and of a model that was trained too shortly;
-    ``attrs["request"]`` is how they were asked for.
+    or counts are compared with logarithms.
 
     With ``control``, there is one row per metric, `perturbation` and group. `floor` uses one half of the perturbation's
     real cells as the prediction of the other, averaged over splits (NaN below four cells). Halves have more sampling
@@ -216,12 +213,11 @@ def evaluate(
     than two cells of a perturbation). A model has predicted an effect only if it beats every baseline.
 
     For MuData, the first column is `modality`: ``table[table["modality"] == "rna"]`` is a table for
-    :func:`~scgen_diffusion.report.verdict` and :func:`~scgen_diffusion.pl.scores`. Joint rows, such as ``"rna+prot"``,
+    :func:`~scgen_diffusion.report.summary` and :func:`~scgen_diffusion.pl.scores`. Joint rows, such as ``"rna+prot"``,
     show whether the modalities belong together. They have the metrics in component space, with each modality divided by
     the standard deviation of its first component so that none dominates (multiple factor analysis). Rows of pairs have
-    ``cross_correlation_similarity`` and ``cross_correlation_error``, whose `shuffled` shuffles the second modality
-    among the real cells of each label. ``attrs["scales"]``, ``attrs["n_cells"]``, ``attrs["n_labelled"]``
-    and ``attrs["leaked"]`` are by modality.
+    ``cross_correlation_error``, whose `shuffled` shuffles the second modality among the real cells of each label.
+    ``attrs["scales"]``, ``attrs["n_cells"]``, ``attrs["n_labelled"]`` and ``attrs["leaked"]`` are by modality.
 
     Raises
     ------
@@ -320,17 +316,8 @@ def evaluate(
     metrics = check_sources(sources, names, n_features=real_test.shape[1])
     rows, noted = compare_cells(sources, metrics, draws, space=space)
     table = _table(rows, ("metric", "group"), FIGURES)
-    table.attrs.update(noted._asdict(), **notes_of_record(synthetic))
+    table.attrs.update(noted._asdict())
     return table
-
-
-def notes_of_record(synthetic: Cells | MuData) -> dict[str, Any]:
-    """Return what generated cells record of their training and request, as far as a verdict needs it."""
-    record = getattr(synthetic, "uns", {}).get(PROVENANCE_KEY)
-    record = record if isinstance(record, Mapping) else {}
-    outside, short = record.get("outside_training", ()), record.get("short_training", "")
-    request = {name: record[name] for name in ("model", "guidance_scale", "library_size") if name in record}
-    return {"outside_training": [*map(str, outside)], "short_training": str(short), "request": request}
 
 
 def _evaluate_perturbations(
@@ -443,7 +430,7 @@ def _evaluate_modalities(
     table = _table(rows, ("modality", "metric", "group"), FIGURES)
     for what in Noted._fields:
         table.attrs[what] = {modality: getattr(own, what) for modality, own in noted.items()}
-    table.attrs.update(scales=scale_names, **notes_of_record(sets["synthetic"]))
+    table.attrs["scales"] = scale_names
     return table
 
 
@@ -470,9 +457,7 @@ def _known_metrics(metrics: str | Sequence[str] | None) -> list[str] | None:
     names = as_list(metrics)
     for name in names:
         if name not in CATALOGUE:
-            of_function = [metric for metric, text in DESCRIPTIONS.items() if text.function == name]
-            in_table = f"In the table, it is {of_function[0]!r}." if of_function else ""
-            msg = f"`metrics` has the unknown name {name!r}. {in_table or known_names(name, list(CATALOGUE))}"
+            msg = f"`metrics` has the unknown name {name!r}. {known_names(name, list(CATALOGUE))}"
             raise ValueError(msg)
     return names
 

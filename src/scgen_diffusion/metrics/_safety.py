@@ -6,21 +6,16 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 from scipy.special import gammaln, xlogy
-from scipy.stats import hypergeom, norm
+from scipy.stats import hypergeom
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 
-from scgen_diffusion._arguments import check_count, is_whole_number, warn_user
-from scgen_diffusion.data import check_is_anndata
+from scgen_diffusion._arguments import is_whole_number, warn_user
 
-from ._cells import USE_REP, Points, expression_of, labels_of, pair_of_expressions, representations
+from ._cells import USE_REP, Points, expression_of, pair_of_expressions, representations
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
     from numpy.typing import NDArray
 
     from ._cells import Cells, Expression
@@ -47,25 +42,6 @@ class MembershipInference(NamedTuple):
 
     auc: float
     advantage: float
-
-
-class RareMembershipInference(NamedTuple):
-    """How well an attacker tells training cells of rare groups from cells of these groups that the model has not seen.
-
-    Parameters
-    ----------
-    auc
-        Share of pairs of a training and a held-out cell of one group that the attack ranks right. 0.5: nothing leaks.
-    chance
-        How far chance alone moves it from 0.5 in 95 % of models that leak nothing.
-    n_training, n_held_out
-        Number of cells that were attacked.
-    """
-
-    auc: float
-    chance: float
-    n_training: int
-    n_held_out: int
 
 
 def nearest_distances(values: Points, reference: Points, *, k: int = 1, use_rep: str = USE_REP) -> NDArray[np.float64]:
@@ -335,88 +311,6 @@ def membership_inference(
     is_member, scores = np.repeat([1, 0], len(members)), np.concatenate([members, others])
     false_positives, true_positives, _ = roc_curve(is_member, scores, drop_intermediate=False)
     return MembershipInference(float(roc_auc_score(is_member, scores)), float((true_positives - false_positives).max()))
-
-
-def rare_membership_inference(
-    synthetic: AnnData,
-    held_out: AnnData,
-    train: AnnData,
-    *,
-    groupby: str | Sequence[str],
-    rare_below: int = 30,
-    use_rep: str = USE_REP,
-) -> RareMembershipInference:
-    r"""Attack what other metrics do not see: cells of groups of which the model had few training cells.
-
-    Real cells are scored by their distance to the nearest synthetic cell of their own group, and compared within groups
-    only. With the distances :math:`d` of :math:`a_g` training and :math:`b_g` held-out cells of group :math:`g`, and
-    van Elteren's weights :math:`w_g` for groups of different sizes:
-
-    .. math:: \text{AUC} = \frac{\sum_g w_g \, |\{(i, j) : d_i < d_j\}|}{\sum_g w_g \, a_g b_g},
-        \qquad w_g = \frac{1}{a_g + b_g + 1}
-
-    where :math:`i` are training and :math:`j` held-out cells. Equal distances count half.
-
-    *Catches* repeated rare cells, even with much noise; among thousands of other cells, they would not be seen.
-    *Misses* groups without held-out or synthetic cells, and what stronger attacks find. Hold out many cells, or few are
-    rare.
-
-    Parameters
-    ----------
-    synthetic, held_out, train
-        Synthetic cells, real cells that the model has not seen, and its training cells, with points of the same
-        features in `obsm`. Fit their space to none of the real ones; that of the synthetic ones will do.
-    groupby
-        Column of `obs`, or columns whose combinations are the groups: the model's condition keys.
-    rare_below
-        Groups with fewer training cells are rare.
-    use_rep
-        Entry of `obsm` to use.
-
-    Returns
-    -------
-    AUC, chance, and numbers of cells. AUC and chance are NaN if no rare group has cells in all three sets.
-
-    References
-    ----------
-    van Elteren 1960, On the combination of independent two sample tests of Wilcoxon.
-
-    Examples
-    --------
-    >>> import numpy as np, pandas as pd
-    >>> from anndata import AnnData
-    >>> points = np.random.default_rng(0).normal(size=(60, 5))
-    >>> obs = pd.DataFrame(
-    ...     {"donor": 20 * ["A", "B", "C"]}, index=[f"cell {i}" for i in range(60)]
-    ... )
-    >>> cells = AnnData(obs=obs, obsm={"X_pca": points})
-    >>> held_out, train = cells[:30], cells[30:]
-    >>> rare_membership_inference(train, held_out, train, groupby="donor").auc  # copies
-    1.0
-    """
-    check_count("rare_below", rare_below)
-    sets = {"synthetic": synthetic, "held_out": held_out, "train": train}
-    for name, cells in sets.items():
-        check_is_anndata(cells, name)
-    points = representations(use_rep, **sets)
-    labels = [pd.Series(labels_of(cells, groupby, name=name)) for name, cells in sets.items()]
-    rows = [of_cells.groupby(of_cells).indices for of_cells in labels]
-    ranked = pairs = variance = 0.0
-    n_training = n_held_out = 0
-    for group, of_train in rows[2].items():
-        if len(of_train) >= rare_below or not all(group in of_set for of_set in rows):
-            continue
-        released, others, members = (cells[of_set[group]] for cells, of_set in zip(points, rows, strict=True))
-        far, near = (nearest_distances(cells, released) for cells in (others, members))
-        weight, n_pairs = 1 / (len(far) + len(near) + 1), len(far) * len(near)
-        ranked += weight * ((near[:, None] < far).sum() + (near[:, None] == far).sum() / 2)
-        pairs += weight * n_pairs
-        variance += weight * n_pairs / 12  # of Wilcoxon's rank sum
-        n_training, n_held_out = n_training + len(near), n_held_out + len(far)
-    if not pairs:
-        return RareMembershipInference(float("nan"), float("nan"), 0, 0)
-    chance = norm.ppf(0.975) * np.sqrt(variance) / pairs
-    return RareMembershipInference(float(ranked / pairs), float(chance), n_training, n_held_out)
 
 
 def nearness(

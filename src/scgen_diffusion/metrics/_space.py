@@ -163,22 +163,18 @@ class ComparisonSpace:
         seed
             Seed of the randomised decomposition, and of the 10 000 cells that it uses if there are more.
         """
-        check_count("n_genes", n_genes, least=2)
+        check_count("n_genes", n_genes)
         check_count("n_components", n_components)
         expression = expression_of(train, layer=layer, name="train")
         of_genes = variances(expression.values)
-        if len(expression) < 2 or len(of_genes) < 2 or not of_genes.any():
-            msg = (
-                "Principal components need two or more cells that differ and two or more genes, but are to be fitted "
-                f"to {len(expression)} cells of {len(of_genes)} "
-                f"genes{'' if of_genes.any() else ', none of which varies'}."
-            )
+        if len(expression) < 2 or not of_genes.any():
+            msg = f"`train` must have two or more cells that differ, but found {len(expression)} without variance."
             raise ValueError(msg)
         genes = np.sort(np.argsort(-of_genes, kind="stable")[:n_genes])
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.permutation(len(expression))[:MAX_FITTED_CELLS])
         values = expression.values[rows][:, genes].toarray()
-        n_components = min(n_components, min(values.shape) - 1)
+        n_components = max(min(n_components, min(values.shape) - 1), 1)
         pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(values)
         return cls(genes, pca, len(of_genes), np.asarray(train.var_names) if isinstance(train, AnnData) else None)
 

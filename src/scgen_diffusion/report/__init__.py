@@ -1,6 +1,6 @@
-"""What figures say: :func:`verdict` in words, and :func:`write` as one self-contained page with plots."""
+"""What the table of an evaluation says: :func:`summary`, and :func:`write` as one self-contained page with plots."""
 
-from ._verdict import Finding, Verdict, verdict
+from ._summary import Summary, summary
 from ._write import write
 
-__all__ = ["Finding", "Verdict", "verdict", "write"]
+__all__ = ["Summary", "summary", "write"]

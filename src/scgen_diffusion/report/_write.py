@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from scgen_diffusion import pl
-from scgen_diffusion._arguments import as_list, check_count, list_first
+from scgen_diffusion._arguments import as_list, check_count
 from scgen_diffusion._files import write_atomically
 from scgen_diffusion._version import VERSION
 from scgen_diffusion.data import (
@@ -31,18 +31,15 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.metrics import (
     ALL,
-    DESCRIPTIONS,
-    FIGURES,
-    IDEALS,
+    CATALOGUE,
     MIN_CELLS_PER_GROUP,
     MIN_CELLS_TESTED,
     evaluate,
     expression_of,
     gene_differences,
-    notes_of_record,
 )
 
-from ._verdict import verdict, worst
+from ._summary import summary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,23 +50,15 @@ if TYPE_CHECKING:
 SUFFIX = ".html"
 DPI = 110
 SMALLEST = 0.6  # to which a page may shrink a picture, with letters of 6.4 pixels; wider ones are scrolled
-BETTER = {"lower": "Lower is better.", "higher": "Higher is better.", "floor": "Best where real cells are."}
-WIDTH, MARGIN = 220.0, 8.0  # pixels of a row's picture
 NONE = "–"
-OTHER_TOPIC = "Other metrics"  # those that the table has of its own
 N_GENES = 10  # that differ most
 MOST_LABELS = 40  # in a picture; with hundreds, as of perturbations, it would have a hundred million pixels
 MIN_GENES_CORRELATED = 3
+BETTER = {"lower": "Lower is better.", "higher": "Higher is better.", "floor": "Best where real cells are."}
 SECTIONS = {
-    "Cells": "Good synthetic cells fill the regions of real cells, all of them, and nothing between them.",
-    "Labels": (
-        "Whether each label is as good as the others. A rare label can be poor although all cells together look good."
-    ),
+    "Labels": "A rare label can be poor although all cells together look good.",
     "Genes": "How genes vary, one by one and together.",
-    "Training": (
-        "Losses that still fall ask for more training; a validation loss that rises while the training loss falls is "
-        "overfitting."
-    ),
+    "Training": "Where the validation loss rises while the training loss falls, the model overfits.",
 }
 
 
@@ -89,8 +78,8 @@ def write(
 ) -> Path:
     """Write one HTML file that judges and shows synthetic cells; it needs no network and no other file.
 
-    It holds a verdict in plain language with warnings (memorised, type dropped, wrong zeros ...), every figure of
-    :func:`~scgen_diffusion.metrics.evaluate` beside its floor, and the plots of :mod:`scgen_diffusion.pl`.
+    It holds the :func:`summary`, a UMAP, every metric of :func:`~scgen_diffusion.metrics.evaluate` beside its floor,
+    and the plots of :mod:`scgen_diffusion.pl`.
 
     Parameters
     ----------
@@ -143,7 +132,7 @@ def write(
     ...     cells[:200], cells[200:400], "report.html", train=cells[400:]
     ... )  # doctest: +SKIP
     """
-    path = _checked_path(path)
+    path = _check_path(path)
     sets = {"real_test": real_test, "synthetic": synthetic}
     for name, cells in sets.items():
         check_is_anndata(cells, name, " A report of one modality takes `mdata[modality]`.")
@@ -154,25 +143,27 @@ def write(
             real_test, synthetic, train=train, groupby=groupby, layer=layer, max_cells=max_cells, seed=seed
         )
         source = f"at most {max_cells:,} cells on either side"
+    judged = summary(table)
     keys = as_list(groupby)
     for name, cells in sets.items():
         for key in keys:
             obs_column(cells, key, name)  # raises if there is none
-    labels = list(dict.fromkeys(join_labels(real_test.obs, keys).tolist())) if keys else []
-    judged = verdict(_with_notes(table, labels, synthetic))
-    if keys:
-        _check_labels(table, {*labels, *join_labels(synthetic.obs, keys)}, labels, keys)
-    label = JOIN.join(keys) or None
+    labels = {label for cells in sets.values() for label in join_labels(cells.obs, keys)}
+    if keys and (other := {*table["group"].astype(str)} - {ALL, *labels}):
+        msg = f"`table` is of other cells or of another `groupby`: no cell has the label {min(other)!r}."
+        raise ValueError(msg)
+
     rng = np.random.default_rng(seed)
     real, drawn = (_for_plots(cells, keys, max_cells, rng) for cells in sets.values())
-    shown = table.assign(group=table["group"].map(_escape_dollars))
-    pictures, skipped = draw(real, drawn, shown, label=_escape_dollars(label), layer=layer, model=model, seed=seed)
-
+    label = _escape_dollars(JOIN.join(keys)) if keys else None
+    pictures, skipped = draw(real, drawn, table, label=label, layer=layer, model=model, seed=seed)
     seen = "training cells not given"
     if train is not None:
         seen = f"{train.n_cells if isinstance(train, CellFiles) else train.n_obs:,} training cells"
-    settings = _record_of(synthetic) | {
-        "labels": label or "none",
+    record = synthetic.uns.get(PROVENANCE_KEY, {})  # of whatever tool
+    record = record if isinstance(record, Mapping) else {"origin": record}
+    settings = {f"cells: {name}": _as_text(value) for name, value in record.items()} | {
+        "labels": JOIN.join(keys) or "none",
         "layer": layer or "counts, else X",
         "scores from": source,
         "cells drawn at most": f"{max_cells:,}",
@@ -189,34 +180,29 @@ def write(
             f"{real_test.n_vars:,} genes"
         ),
         version=VERSION,
-        verdict=judged,
-        verdict_level=worst(["ok", *(finding.level for finding in judged.findings)]),
         headline=judged.headline,
-        others=judged.summary.removeprefix(judged.headline).lstrip(),
-        topics=_topics(table[table["group"] == ALL]),
-        labels=[] if label is None else _labels(real_test, synthetic, keys, table, has_train=train is not None),
-        genes=_genes(real, drawn, keys, layer),
-        width=WIDTH,
+        level=next((level for level in ("warning", "note", "ok") if judged.of_level(level)), "note"),
+        umap=pictures.get("Cells", []),
+        scores=_scores(judged.table, table),
+        labels=_labels(real_test, synthetic, keys, table) if keys else [],
+        genes=_genes(real, drawn, label, layer),
         sections=[
-            {"title": section, "anchor": section.lower(), "text": SECTIONS[section], "pictures": own}
-            for section, own in pictures.items()
+            {"title": section, "anchor": section.lower(), "text": text, "pictures": pictures[section]}
+            for section, text in SECTIONS.items()
+            if section in pictures
         ],
         settings=settings,
         skipped=skipped,
-        has_groups=label is not None,
     )
     with write_atomically(path) as beside:
         beside.write_text(page, encoding="utf-8")
     return path
 
 
-def _checked_path(path: str | os.PathLike[str]) -> Path:
+def _check_path(path: str | os.PathLike[str]) -> Path:
     """Return the path of a report; raise unless a file can be written there."""
     if not isinstance(path, str | os.PathLike):
-        msg = (
-            f"`path` must be the name of a file, but is {type(path).__name__}. "
-            "The order is write(real_test, synthetic, path), such as write(held_out, synthetic, 'report.html')."
-        )
+        msg = f"`path` must be the name of a file, but is {type(path).__name__}; it comes third."
         raise TypeError(msg)
     path = Path(path).expanduser()
     if path.suffix.lower() != SUFFIX:
@@ -226,64 +212,32 @@ def _checked_path(path: str | os.PathLike[str]) -> Path:
         msg = f"`path` {str(path)!r} is a folder; name the file to write."
         raise IsADirectoryError(msg)
     if not path.parent.is_dir():
-        msg = f"There is no folder {str(path.parent)!r} for the report; make it first."
+        msg = f"`path`: there is no folder {str(path.parent)!r}; make it first."
         raise FileNotFoundError(msg)
     return path
 
 
-def _with_notes(table: pd.DataFrame, labels: Sequence[str], synthetic: AnnData) -> pd.DataFrame:
-    """Note in a table from a file what it lost: labels with too few cells to compare, and what the cells record."""
-    if not isinstance(table, pd.DataFrame) or "n_cells" in table.attrs:
-        return table
-    table = table.copy()
-    table.attrs |= notes_of_record(synthetic) | table.attrs
-    if {*labels} & {*table.get("group", ())}:
-        none = dict.fromkeys(labels, 0)
-        table.attrs["n_cells"] = dict.fromkeys(table["modality"], none) if "modality" in table else none
-    return table
-
-
-def _check_labels(table: pd.DataFrame, known: set[str], real: list[str], keys: Sequence[str]) -> None:
-    """Raise if a table has figures of a label that no cell has."""
-    if other := {*table["group"].dropna().astype(str)} - {ALL, *known}:
-        msg = (
-            f"`table` is of other cells or of another `groupby`: it has figures of the label {min(other)!r}, but the "
-            f"labels of {' and '.join(keys)} are {list_first(real)}."
-        )
-        raise ValueError(msg)
-
-
-def _record_of(synthetic: AnnData) -> dict[str, str]:
-    """Return what cells say of how they were made, as text; the cells may be from whatever tool."""
-    record = synthetic.uns.get(PROVENANCE_KEY, {})
-    record = record if isinstance(record, Mapping) else {"origin": record}
-    return {f"cells: {name}": _as_text(value) for name, value in record.items()}
-
-
 def _as_text(value: Any) -> str:
-    """Return an entry of ``uns`` as text; of tables, the verdict on each combination, or the number of rows."""
-    if not isinstance(value, pd.DataFrame):
-        return str(value)
-    if "verdict" not in value:
-        return f"a table of {len(value):,} rows"
-    return "; ".join(f"{row['combination']}: {row['verdict']}, as {row['reason']}" for _, row in value.iterrows())
+    return f"a table of {len(value):,} rows" if isinstance(value, pd.DataFrame) else str(value)
 
 
 def _for_plots(cells: AnnData, keys: Sequence[str], max_cells: int, rng: np.random.Generator) -> AnnData:
-    """Return some of the cells, several labels joined to one."""
+    """Return some of the cells, several labels joined to one, with names that are drawn as they are.
+
+    Text between two `$` would be drawn as a formula.
+    """
     cells = make_indexable(cells)[np.sort(rng.permutation(cells.n_obs)[:max_cells])]
     cells = cells.to_memory() if cells.isbacked else cells.copy()
     if keys:
         label = JOIN.join(keys)
         if len(keys) > 1:
             cells.obs[label] = pd.Categorical(join_labels(cells.obs, keys))
-        cells.obs[_escape_dollars(label)] = cells.obs[label].map(_escape_dollars)
+        cells.obs[_escape_dollars(label)] = cells.obs[label].map(_escape_dollars)  # its colours are in `uns`
     cells.var_names = cells.var_names.map(_escape_dollars)
     return cells
 
 
 def _escape_dollars(name: Any) -> Any:
-    """Return a name of the data as it is drawn: without this, text between two `$` would be a formula."""
     return name.replace("$", r"\$") if isinstance(name, str) else name
 
 
@@ -305,56 +259,42 @@ def draw(
     def add(section: str, axes: Axes | Sequence[Axes], caption: str) -> None:
         pictures.setdefault(section, []).append({**_as_png(axes), "caption": caption})
 
-    keys = [] if label is None else [label]
-    sizes, of_synthetic = (pd.Series(join_labels(cells.obs, keys)).value_counts() for cells in (real, synthetic))
-    labels, only = list(dict.fromkeys([*sizes.index, *of_synthetic.index])), ""
-    shown = labels[:MOST_LABELS]
-    if len(labels) > MOST_LABELS:
-        only = f" Only the {MOST_LABELS} labels with most real cells are drawn; the table lists all."
-    axes = pl.umap(real, synthetic, color=None if only else label, **options)
-    add("Cells", axes, "One UMAP of real and synthetic cells. Cells unlike any real cell lie apart from the real ones.")
-    sets = {"real_test": real, "synthetic": synthetic}
-    both = [expression_of(cells, layer=layer, name=name) for name, cells in sets.items()]
-    if all(expression.library_sizes is not None for expression in both):
-        add("Cells", pl.library_size(real, synthetic, **options), "Total counts per cell.")
-    else:
-        skipped.append("total counts, because the cells are log-normalised")
-
+    sizes = pd.Series(dtype=int) if label is None else real.obs[label].value_counts()
     if label is None:
         skipped.append("scores of each label, because `groupby` was not given")
     else:
         pictures["Labels"] = []
-    of_labels = table[table["group"].isin(shown)] if only else table[table["group"] != ALL]
-    if label is not None and len(of_labels):
-        of_all = table[(table["group"] == ALL) & table["metric"].isin(of_labels["metric"])]
-        axes = pl.scores(pd.concat([of_all, of_labels]), show=False)
-        add("Labels", axes, f"Scores of all cells, and of the labels that have any.{only}")
-    drawn = [real, synthetic]
-    if only:
-        drawn = [cells[np.isin(join_labels(cells.obs, [label]), shown)] for cells in drawn]
-    if not drawn[1].n_obs:
-        skipped.append("marker genes, because no synthetic cell has one of the labels with most real cells")
-    elif ((sizes > 1) & (sizes.sum() - sizes > 1)).any():
-        axes = pl.marker_dotplot(*drawn, groupby=label, **options)
-        add("Labels", axes, f"Marker genes of the real cells, real beside synthetic.{only}")
+        if len({*sizes.index, *synthetic.obs[label]}) > MOST_LABELS:
+            skipped.append(f"pictures of labels, because there are more than {MOST_LABELS}")
+            label = None
+    axes = pl.umap(real, synthetic, color=label, **options)
+    add("Cells", axes, "One UMAP of real and synthetic cells. Cells unlike any real cell lie apart from the real ones.")
+    if label is not None and (table["group"] != ALL).any():
+        axes = pl.scores(table.assign(group=table["group"].map(_escape_dollars)), show=False)
+        add("Labels", axes, "Scores of all cells, and of the labels that have any.")
+    if label is not None and ((sizes > 1) & (sizes.sum() - sizes > 1)).any():
+        axes = pl.marker_dotplot(real, synthetic, groupby=label, **options)
+        add("Labels", axes, "Marker genes of the real cells, real beside synthetic.")
     else:
         skipped.append("marker genes, because there are no two labels to compare")
 
+    sets = {"real_test": real, "synthetic": synthetic}
+    if all(expression_of(cells, layer=layer, name=name).library_sizes is not None for name, cells in sets.items()):
+        add("Genes", pl.library_size(real, synthetic, **options), "Total counts per cell.")
+    else:
+        skipped.append("total counts, because the cells are log-normalised")
     axes = pl.mean_variance(real, synthetic, **options)
     add("Genes", axes, "Variance against mean of log-normalised expression. Each dot is a gene.")
-    caption = "Share of cells in which a gene is not seen. Each dot is a gene; on the diagonal, it is the same."
+    caption = "Share of cells in which a gene is not seen; on the diagonal, it is the same."
     add("Genes", pl.zero_fraction(real, synthetic, **options), caption)
     if real.n_vars < MIN_GENES_CORRELATED:
         skipped.append("correlations of genes, because there are fewer than three genes")
     else:
         axes = pl.gene_correlation(real, synthetic, groupby=label, **options)
-        caption = "Correlations of the genes that vary most in real cells, in the order of a clustering of these. "
-        add("Genes", axes, f"{caption}Their scores above are of the most expressed genes instead.")
+        add("Genes", axes, "Correlations of the genes that vary most in real cells, in the order of their clustering.")
 
-    if model is None:
-        skipped.append("the losses of training, because `model` was not given")
-    elif not getattr(model, "history", None):
-        skipped.append("the losses of training, because `model` has no training history")
+    if not getattr(model, "history", None):
+        skipped.append("the losses of training, because no `model` with a history was given")
     else:
         add("Training", pl.training_history(model, show=False), "Loss during training.")
     return pictures, skipped
@@ -371,73 +311,53 @@ def _as_png(axes: Axes | Sequence[Axes]) -> dict[str, str]:
     return {"png": base64.b64encode(png).decode("ascii"), "min_width": str(min_width)}
 
 
-def _labels(
-    real: AnnData, synthetic: AnnData, keys: Sequence[str], table: pd.DataFrame, *, has_train: bool
-) -> list[dict[str, object]]:
-    """List every label with its cells, and with precision and recall or the reason why they are missing."""
-    labels = {"real": join_labels(real.obs, keys), "synthetic": join_labels(synthetic.obs, keys)}
-    sizes = {side: pd.Series(own).value_counts() for side, own in labels.items()}
-    values = table.set_index(["metric", "group"])["value"]
-    columns = real.obs[list(keys)].reset_index(drop=True)  # the index may have the name of a key
-    by_category = columns.astype("category").sort_values(list(keys)).index
-    needed = dict.fromkeys(sizes, (MIN_CELLS_PER_GROUP, str(MIN_CELLS_PER_GROUP)))
-    if not has_train:  # a random third of the real cells fits the space, another plays the synthetic cells
-        needed["real"] = 4 * MIN_CELLS_PER_GROUP, f"about {3 * MIN_CELLS_PER_GROUP}"
+def _scores(judged: pd.DataFrame, table: pd.DataFrame) -> list[dict[str, str]]:
+    """Write every row of a summary, with what it measures, its interval, and what shuffled cells score."""
     rows = []
-    for label in dict.fromkeys([*labels["real"][by_category], *sorted(sizes["synthetic"].index)]):
-        n = {side: int(counts.get(label, 0)) for side, counts in sizes.items()}
-        figures = {name: values.get((name, label), np.nan) for name in ("precision", "recall")}
-        few = [f"{words} {side}" for side, (least, words) in needed.items() if n[side] < least]
-        reason = f"needs {' and '.join(few)} cells" if few else "not measured"
-        missing = "" if np.isfinite(list(figures.values())).any() else reason
-        rows.append({"name": label, **n, "missing": missing, **{name: written(v) for name, v in figures.items()}})
+    for _, row in judged.merge(table[["metric", "group", "low", "high", "shuffled"]], "left").iterrows():
+        low, high = row["low"], row["high"]
+        metric = CATALOGUE.get(row["metric"])
+        texts = [] if metric is None or row["group"] != ALL else [metric.text.replace("``", ""), BETTER[metric.better]]
+        rows.append(
+            {
+                "metric": row["metric"] if row["group"] == ALL else f"{row['metric']} of {row['group']}",
+                "text": " ".join(texts),
+                "value": written(row["value"]),
+                "interval": f"{written(low)} to {written(high)}" if np.isfinite([low, high]).all() else "",
+                "real": written(row["real"]),
+                "shuffled": written(row["shuffled"]),
+                "level": row["level"],
+            }
+        )
     return rows
 
 
-def _genes(real: AnnData, synthetic: AnnData, keys: Sequence[str], layer: str | None) -> list[dict[str, str]]:
-    """List the genes that differ most within labels, or in all cells if no label has enough; none of few cells."""
-    if min(real.n_obs, synthetic.n_obs) < MIN_CELLS_TESTED:
-        return []
-    if keys:
-        sizes = [pd.Series(join_labels(cells.obs, keys)).value_counts() for cells in (real, synthetic)]
-        keys = keys if (pd.concat(sizes, axis=1).min(axis=1, skipna=False) >= MIN_CELLS_TESTED).any() else []
-    figures = ("real", "synthetic", "real_share", "synthetic_share", "t")
+def _labels(real: AnnData, synthetic: AnnData, keys: Sequence[str], table: pd.DataFrame) -> list[dict[str, object]]:
+    """List every label with its cells, precision and recall, in the order of the categories."""
+    sizes = [pd.Series(join_labels(cells.obs, keys)).value_counts() for cells in (real, synthetic)]
+    values = table.set_index(["metric", "group"])["value"]
+    by_category = real.obs[list(keys)].reset_index(drop=True).astype("category").sort_values(list(keys)).index
+    names = dict.fromkeys([*join_labels(real.obs, keys)[by_category], *sorted(sizes[1].index)])
     return [
-        {"gene": row["gene"].replace(r"\$", "$"), "group": "" if row["group"] == ALL else row["group"]}
-        | {name: written(row[name]) for name in figures}
-        for _, row in gene_differences(real, synthetic, groupby=keys or None, layer=layer).head(N_GENES).iterrows()
+        {"name": name, "real": int(sizes[0].get(name, 0)), "synthetic": int(sizes[1].get(name, 0))}
+        | {metric: written(values.get((metric, name), np.nan)) for metric in ("precision", "recall")}
+        for name in names
     ]
 
 
-def _topics(table: pd.DataFrame) -> dict[str, list[dict[str, object]]]:
-    """Write the rows of all cells in words, by topic."""
-    topics: dict[str, list[dict[str, object]]] = {}
-    for _, row in table.iterrows():
-        meaning = "" if row["metric"] in IDEALS else BETTER.get(row["better"], "")
-        topic, title = OTHER_TOPIC, row["metric"]
-        if (words := DESCRIPTIONS.get(row["metric"])) is not None:
-            topic, title = words.topic, words.title[0].upper() + words.title[1:]
-            meaning = f"{words.meaning} {meaning}".rstrip()
-        topics.setdefault(topic, []).append({**_row(row), "title": title, "meaning": meaning})
-    return topics
-
-
-def _row(row: pd.Series) -> dict[str, object]:
-    """Write the figures of a metric, and place them on a common axis that just holds them; None if unknown."""
-    figures = row[list(FIGURES)].astype(float)
-    finite = figures[np.isfinite(figures)]
-    start, span = (finite.min(), np.ptp(finite)) if len(finite) else (0.0, 0.0)
-    inner = WIDTH - 2 * MARGIN
-    scale = {
-        name: round(MARGIN + inner * ((figure - start) / span if span > 0 else 0.5), 1) if name in finite else None
-        for name, figure in figures.items()
-    }
-    has_interval = np.isfinite(figures[["low", "high"]]).all()
-    return {name: written(figures[name]) for name in ("value", "floor", "shuffled")} | {
-        "metric": row["metric"],
-        "interval": f"{written(figures['low'])} to {written(figures['high'])}" if has_interval else "",
-        "scale": scale,
-    }
+def _genes(real: AnnData, synthetic: AnnData, label: str | None, layer: str | None) -> list[dict[str, str]]:
+    """List the genes that differ most within labels, or in all cells if no label has enough; none of few cells."""
+    if min(real.n_obs, synthetic.n_obs) < MIN_CELLS_TESTED:
+        return []
+    if label is not None:
+        sizes = pd.concat([cells.obs[label].value_counts() for cells in (real, synthetic)], axis=1)
+        label = label if (sizes.min(axis=1, skipna=False) >= MIN_CELLS_TESTED).any() else None
+    names = ("real", "synthetic", "real_share", "synthetic_share", "t")
+    return [
+        {"gene": row["gene"].replace(r"\$", "$"), "group": "" if label is None else row["group"].replace(r"\$", "$")}
+        | {name: written(row[name]) for name in names}
+        for _, row in gene_differences(real, synthetic, groupby=label, layer=layer).head(N_GENES).iterrows()
+    ]
 
 
 def written(figure: float) -> str:

@@ -1,0 +1,236 @@
+"""The table of an evaluation in short: how each metric stands beside what real cells score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+from scipy.stats import binom
+
+from scgen_diffusion._arguments import list_first
+from scgen_diffusion.data import check_one_modality
+from scgen_diffusion.metrics import ALL, CATALOGUE, FIGURES, GUESSING, QUANTILE, excess_over_floor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    Row: TypeAlias = "Mapping[str, Any]"
+
+Level: TypeAlias = Literal["ok", "note", "warning", "not judged"]
+
+COLUMNS = ["metric", "group", *FIGURES, "better"]
+MIN_STRUCTURE = 0.10  # with less between shuffled and real cells there is no structure to judge
+UNLIKE = 0.60  # AUC from which on the cells behind the floors are not from where the held-out cells are
+N_DEVIATIONS = 3.0
+MISSING = 0.25  # a label whose share is below this part of the real one is missing
+NOTHING = "no metric can be judged: each needs a value and a floor (`n_floor` above 0)"
+UNLIKELY = 0.01  # in so many evaluations, at most, chance makes a label look missing
+
+
+@dataclass(frozen=True, repr=False)
+class Summary:
+    """What :func:`summary` returns; print it.
+
+    Attributes
+    ----------
+    headline
+        One sentence on all metrics.
+    table
+        A row per metric: `metric`, `group`, `value`, `real` (the score of real cells) and `level`.
+    """
+
+    headline: str
+    table: pd.DataFrame
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether any metric could be judged."""
+        return bool((self.table["level"] != "not judged").any())
+
+    def of_level(self, level: Level) -> list[str]:
+        """Return the metrics of a level, with the group where it is not all cells."""
+        rows = self.table[self.table["level"] == level]
+        return [
+            metric if group == ALL else f"{metric} of {group}"
+            for metric, group in zip(rows["metric"], rows["group"], strict=True)
+        ]
+
+    def __str__(self) -> str:
+        """Return the headline and the table."""
+        return f"{self.headline}\n{self.table.to_string(index=False, float_format='{:.3g}'.format)}"
+
+    __repr__ = __str__  # what a notebook shows
+
+
+def summary(table: pd.DataFrame) -> Summary:
+    """Say of each metric of an evaluation whether the cells score as real ones do.
+
+    A metric is a note or a warning if the value is worse than that of real cells by more than chance explains, *and* by
+    enough to matter: ``metrics.CATALOGUE[name].limits``. Without intervals (``n_bootstrap=0``), the second alone
+    decides. Limits are chosen so that unseen real cells seldom get a warning. Groups have a row only for what is off.
+
+    Not judged are metrics without limits, without a value or a floor, and metrics that even perfect cells fail because
+    labels have other shares than in the held-out cells. If a classifier tells the training cells, which give the
+    floors, from the held-out ones (say, other donors), only what is worse than the floors is judged, and nothing of
+    memorisation.
+
+    Two rows come from what :func:`~scgen_diffusion.metrics.evaluate` noted in ``attrs``, which a file does not keep:
+    ``label_share`` of labels that nearly no synthetic cell has, and ``leaked``, held-out cells that are in ``train``.
+
+    Parameters
+    ----------
+    table
+        What :func:`~scgen_diffusion.metrics.evaluate` returns, a part of it, or a copy read from a file; of several
+        modalities, one.
+
+    Returns
+    -------
+    A headline and a table.
+
+    Raises
+    ------
+    TypeError
+        If it is no table.
+    ValueError
+        If the columns are others, or a metric has several rows of a group, as in the table of several modalities.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> columns = ["metric", "group", "value", "floor", "shuffled", "low", "high", "better"]
+    >>> rows = [["copied_cells", "all", 0.2, 0.0, 0.0, 0.17, 0.23, "lower"]]
+    >>> summary(pd.DataFrame(rows, columns=columns))
+    Clearly worse than real cells: copied_cells.
+          metric group  value  real   level
+    copied_cells   all    0.2     0 warning
+    """
+    _check_table(table)
+    rows = table[COLUMNS].to_dict("records")
+    n_cells, n_labelled, leaked = (_noted(table, name) for name in ("n_cells", "n_labelled", "leaked"))
+    told = _auc_of_floors(rows, (n_cells or {}).get(ALL, np.inf))
+    other_shares = max(
+        [_excess(row) for row in rows if (row["metric"], row["group"]) == ("group_share_difference", ALL)], default=0.0
+    )
+    judged = []
+    for row in rows:
+        level = _level(row, other_shares)
+        if told and (level == "ok" or "train" in getattr(CATALOGUE.get(row["metric"]), "needs", ())):
+            level = "not judged"  # what passes beside such floors may still be bad
+        if row["group"] == ALL or level in ("note", "warning"):
+            judged.append((row["metric"], row["group"], row["value"], row["floor"], level))
+    for label, (real, synthetic) in _missing_labels(n_labelled or {}).items():
+        judged.append(("label_share", label, synthetic, real, "warning"))
+    if leaked:
+        judged.append(("leaked", ALL, leaked, 0.0, "warning"))
+    found = Summary("", pd.DataFrame(judged, columns=["metric", "group", "value", "real", "level"]))
+
+    warnings, notes = (list_first(found.of_level(level)) for level in ("warning", "note"))
+    parts = [f"clearly worse than real cells: {warnings}"] if warnings else []
+    parts += [f"slightly worse: {notes}"] if notes else []
+    if not parts:
+        n_judged = len(found.of_level("ok"))
+        parts = [f"like real cells in all {n_judged} metrics that were judged"] if n_judged else [NOTHING]
+    if told:
+        parts.append(f"the training cells, which give the floors, differ from the held-out ones (AUC {told:.2f})")
+    of_groups = [row for row in rows if row["group"] != ALL and row["metric"] == "recall"]
+    labels = {row["group"] for row in of_groups} | {label for label, n in (n_cells or {}).items() if not n}
+    few = labels - {row["group"] for row in of_groups if np.isfinite([row["value"], row["floor"]]).all()}
+    if of_groups and few:
+        parts.append(f"{len(few)} of {len(labels)} labels have too few cells to judge")
+    headline = "; ".join(parts)
+    return Summary(f"{headline[0].upper()}{headline[1:]}.", found.table)
+
+
+def _check_table(table: pd.DataFrame) -> None:
+    """Raise unless it is a table of `evaluate`, of one modality, or a copy read from a file."""
+    if not isinstance(table, pd.DataFrame):
+        msg = f"`table` must be what `evaluate` returns, a DataFrame, but is {type(table).__name__}."
+        raise TypeError(msg)
+    if "perturbation" in table:
+        msg = "`table` is of perturbations: compare its `value` with `floor` and the baselines; it has no summary."
+        raise ValueError(msg)
+    if missing := [column for column in COLUMNS if column not in table]:
+        msg = f"`table` must be what `evaluate` returns, but lacks the columns {missing}; it has {list(table)}."
+        raise ValueError(msg)
+    if len(table) and not all(is_numeric_dtype(table[column]) for column in FIGURES) or table["group"].isna().any():
+        msg = (
+            f"`table` must have numbers in {list(FIGURES)}, and a group in each row. If a group is called 'NA', 'nan' "
+            "or '', read the file with `keep_default_na=False, na_values=dict.fromkeys(metrics.FIGURES, [''])`."
+        )
+        raise ValueError(msg)
+    check_one_modality(table)
+    if (repeated := table.duplicated(["metric", "group"])).any():
+        first = table[repeated].iloc[0]
+        msg = f"`table` has several rows of the metric {first['metric']!r} and the group {first['group']!r}."
+        raise ValueError(msg)
+
+
+def _noted(table: pd.DataFrame, name: str) -> Any:
+    """Return what `evaluate` noted in ``attrs``, of the modality of the table; None for a table from a file."""
+    noted = table.attrs.get(name)
+    return noted.get(table["modality"].iloc[0]) if noted and "modality" in table and len(table) else noted
+
+
+def _deviation(row: Row) -> float:
+    """Return that of a normal value with this interval; the longer side, as bounds cut the other; 0 without one."""
+    reach = max(row["high"] - row["value"], row["value"] - row["low"])
+    return reach / QUANTILE if np.isfinite(reach) else 0.0
+
+
+def _excess(row: Row) -> float:
+    """Return by how much a value is worse than its floor; 0 if chance explains it."""
+    metric = CATALOGUE[row["metric"]]
+    limits = metric.limits if row["group"] == ALL else metric.limits_in_group
+    excess = excess_over_floor(row["metric"], row["better"], row["value"], row["floor"])
+    if metric.ideal == GUESSING:  # nearer to the held-out cells than chance allows: were files swapped?
+        excess = max(excess, min(GUESSING, row["floor"]) - row["value"])
+    if metric.of_all is not None:  # whose lower limit allows for the uncertainty of the floor
+        is_clear = not row["low"] <= row["floor"]
+    else:
+        is_clear = excess > limits.n_deviations * _deviation(row)
+    return excess if is_clear else 0.0
+
+
+def _level(row: Row, other_shares: float) -> Level:
+    """Judge a row: what is worse than the floor must be clear, and large enough."""
+    metric = CATALOGUE.get(row["metric"])
+    limits = metric and (metric.limits if row["group"] == ALL else metric.limits_in_group)
+    if not limits or not np.isfinite([row["value"], row["floor"]]).all() or other_shares > metric.most_share_difference:
+        return "not judged"
+    unit = {"one": 1.0, "real": abs(row["floor"])}.get(limits.of)
+    if unit is None:  # what real cells have beyond shuffled ones
+        unit = row["floor"] - np.nan_to_num(row["shuffled"])
+        if unit < MIN_STRUCTURE:
+            return "not judged"
+    excess = _excess(row)
+    if excess <= 0 or excess <= limits.note * unit:
+        return "ok"
+    return "warning" if excess > limits.warning * unit else "note"
+
+
+def _auc_of_floors(rows: Sequence[Row], n_cells: float) -> float:
+    """Return the AUC of a classifier that tells the cells behind the floors from the held-out ones; 0 if none can.
+
+    The AUC of guessing has a variance of about ``1 / (6 * n_cells)``.
+    """
+    found = [row for row in rows if row["metric"].startswith("auc_") and row["group"] == ALL]
+    return max([row["floor"] for row in found if row["floor"] > _highest_of_chance(row, n_cells)], default=0.0)
+
+
+def _highest_of_chance(row: Row, n_cells: float) -> float:
+    deviation = max(_deviation(row), CATALOGUE[row["metric"]].widening / np.sqrt(6 * n_cells))
+    return max(UNLIKE, GUESSING + N_DEVIATIONS * deviation)
+
+
+def _missing_labels(n_labelled: Mapping[str, tuple[int, int]]) -> dict[str, tuple[float, float]]:
+    """Return the shares of real and synthetic cells of labels that the latter lack, beyond what chance explains."""
+    n_real, n_synthetic = n_labelled.get(ALL, (1, 1))
+    missing = {}
+    for label, (real, synthetic) in n_labelled.items():
+        chance = binom.cdf(synthetic, real + synthetic, n_synthetic / (n_real + n_synthetic))  # if shares are equal
+        if synthetic / n_synthetic < MISSING * real / n_real and chance < UNLIKELY / len(n_labelled):
+            missing[label] = real / n_real, synthetic / n_synthetic
+    return missing
