@@ -1,17 +1,21 @@
-"""Write files and folders that get their names only once they are complete, and say why one cannot be written."""
+"""Write files and folders that get their names once they are complete, and say why one cannot be written or read."""
 
 from __future__ import annotations
 
 import errno
+import glob
 import os
+import pickle
+import re
 import shutil
+import tempfile
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -20,6 +24,7 @@ REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Allow writing there"),
     errno.EIO: "Check the disk",
 }
+NO_MEMORY = r"alloc|out of memory|not enough memory"  # PyTorch and HDF5 say so in errors without a type of their own
 
 
 class FailedWriteError(OSError):
@@ -67,60 +72,173 @@ def explain_failed_write(
         raise FailedWriteError(cause.errno, msg) from error
 
 
-def follow_link(path: Path) -> Path:
-    """Return what a link points to, as renaming a file onto a link would replace the link; other paths as they are."""
-    return path.resolve() if path.is_symlink() else path
-
-
 @contextmanager
-def write_atomically(destination: Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """Yield a temporary path, which gets the name ``destination`` at the end, or is removed after an error.
+def write_atomically(goal: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a temporary path, which gets the name ``goal`` at the end, or is removed after an error.
 
-    An existing file or folder is replaced at the end, and kept if anything goes wrong. Through a link, that is the file
-    or folder that the link points to.
+    An existing file, folder or link (not what it points to) is replaced at the end, and kept if anything goes wrong.
+    The path is in a folder beside the goal, which is locked while it is in use. What killed processes left is removed.
 
     Raises
     ------
     FileExistsError
         Without ``overwrite``, if there is a file or a folder that is not empty at the end; only for folders.
     """
-    destination = follow_link(destination)
-    partial, old = (destination.with_name(f".{destination.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
-    try:
-        with explain_failed_write(f"Writing {destination.name}", destination.absolute().parent):
-            yield partial
-            sync(partial)
-            if overwrite and destination.is_dir():
-                destination.rename(old)  # a folder with files cannot be replaced in one step
+    with explain_failed_write(f"Writing {goal.name}", goal.absolute().parent):
+        _remove_leftovers(goal)
+        beside, lock = _make_locked_folder(goal)
+        new, old = beside / goal.name, beside / "old"
+        try:
+            yield new
+            sync(new)
+            if overwrite and goal.is_dir():
+                goal.rename(old)  # a folder with files cannot be replaced in one step
             try:
-                partial.replace(destination)
+                new.replace(goal)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(destination)) from error
-    finally:
-        if os.path.lexists(old) and not destination.exists():
-            old.rename(destination)
-        remove(partial)
-        remove(old)
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(goal)) from error
+        finally:
+            _put_back(old, goal)
+            remove(beside)
+            if lock is not None:
+                os.close(lock)
 
 
-def read_torch(path: Path) -> Any:
-    """Read plain values and tensors that torch saved; torch itself does not see that a part has changed since."""
-    import torch  # slow, and most commands import it later
+def _remove_leftovers(goal: Path) -> None:
+    for left in goal.parent.glob(f"{glob.escape(f'.{goal.name}.')}????????.part"):  # as `mkdtemp` names folders
+        if (lock := _lock(left, wait=False)) is not None:
+            with suppress(OSError):
+                _put_back(left / "old", goal)
+                remove(left)
+            os.close(lock)
 
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if changed := archive.testzip():
-                msg = f"the checksum of {changed} is wrong"
-                raise ValueError(msg)
-    return torch.load(path, map_location="cpu", weights_only=True)
+
+def _make_locked_folder(goal: Path) -> tuple[Path, int | None]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{goal.name}.", suffix=".part", dir=goal.parent))
+        lock = _lock(folder, wait=True)
+        if folder.exists():  # no other process took it for a leftover before it was locked
+            return folder, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path, *, wait: bool) -> int | None:
+    """Lock a folder until the returned file is closed; None if another process has locked it, or locks do not work."""
+    try:
+        import fcntl
+
+        file = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows has no such locks
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        return None
+    return file
+
+
+def _put_back(old: Path, goal: Path) -> None:
+    if os.path.lexists(old) and not os.path.lexists(goal):
+        old.rename(goal)
+
+
+@contextmanager
+def explain_failed_read(path: str | os.PathLike[str], verdict: str) -> Iterator[None]:
+    """Say which file the body could not read, and why.
+
+    Parameters
+    ----------
+    path
+        The file.
+    verdict
+        What is wrong with the file if its contents cannot be read; the reason is added.
+
+    Raises
+    ------
+    MemoryError
+        If there is not enough memory.
+    OSError
+        If the system does not let the file be read, another process has locked it, or HDF5 lacks a filter.
+    ValueError
+        With ``verdict``, for any other error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError) or (
+            isinstance(error, RuntimeError | OSError) and re.search(NO_MEMORY, str(error))
+        ):
+            msg = f"There is not enough memory to read {path}. {error}".rstrip()
+            raise MemoryError(msg) from error
+        if isinstance(error, BlockingIOError):
+            msg = f"{path} is locked by another process, which may be writing it. Wait until that has closed it."
+            raise BlockingIOError(error.errno, msg) from error
+        if is_of_system(error):
+            raise
+        check_filters(Path(path))
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        msg = f"{verdict}: {reason}"
+        raise ValueError(msg) from error
 
 
 def is_of_system(error: Exception) -> bool:
     """Return whether an error of reading a file tells of memory, rights or the disk, so that the file may be good."""
     of_contents = (None, errno.EINVAL)  # torch seeks before the start of a file that was cut
-    return isinstance(error, MemoryError) or getattr(error, "errno", None) not in of_contents
+    return isinstance(error, MemoryError | ImportError) or getattr(error, "errno", None) not in of_contents
+
+
+def check_filters(path: Path) -> None:
+    """Raise OSError if an HDF5 file is compressed by a filter that is not installed; pass any other file."""
+    import h5py  # slow
+
+    def find(_: str, element: Any) -> str | None:
+        if isinstance(element, h5py.Dataset):
+            made = element.id.get_create_plist()
+            for number, _, _, name in map(made.get_filter, range(made.get_nfilters())):
+                if not h5py.h5z.filter_avail(number):
+                    return f"{name.decode()} ({number})"
+        return None
+
+    missing = None
+    with suppress(OSError, RuntimeError), h5py.File(path, "r") as root:
+        missing = root.visititems(find)
+    if missing:
+        msg = (
+            f"{path} is compressed by the HDF5 filter {missing}, which is not installed. Install the package "
+            "hdf5plugin and `import hdf5plugin` first, or write the file with another compression, such as 'gzip'."
+        )
+        raise OSError(msg)
+
+
+def read_torch(path: Path) -> Any:
+    """Read plain values and tensors that torch saved; torch itself does not see that a part has changed since.
+
+    Raises
+    ------
+    ValueError
+        If there are Python objects in the file, a part was changed, or is compressed, as it could be larger than
+        memory then, or if it is in the format before torch 1.6.
+    """
+    import torch  # slow, and most commands import it later
+
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        is_compressed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+        if is_compressed or sum(part.file_size for part in parts) > path.stat().st_size:
+            msg = "its parts are compressed, which torch never does"
+            raise ValueError(msg)
+        if changed := archive.testzip():
+            msg = f"the checksum of {changed} is wrong"
+            raise ValueError(msg)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        msg = "it has Python objects, which could execute code, so it was not loaded"
+        raise ValueError(msg) from None  # torch would advise to execute the code
 
 
 def sync(path: Path) -> None:

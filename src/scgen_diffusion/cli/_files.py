@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import zipfile
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scgen_diffusion._arguments import list_first
+from scgen_diffusion._files import check_filters, explain_failed_read
 
 from ._terminal import PROGRAM
 
@@ -45,18 +47,17 @@ def read_cells(path: Path, *, backed: bool = False) -> AnnData | MuData:
     if not path.exists():
         msg = f"There is no file {path}."
         raise click.UsageError(msg)
+    if backed:
+        check_filters(path)
     try:
-        if path.suffix == MUDATA:
-            return mudata.read_h5mu(path, backed="r" if backed else None)
-        if path.suffix == ".zarr":
-            return _open_zarr(path) if backed else anndata.read_zarr(path)
-        return anndata.read_h5ad(path, backed="r" if backed else None)
-    except MemoryError:
-        raise
-    except Exception as error:  # any of the libraries may raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        msg = f"{path} cannot be read; it is damaged, or has the wrong suffix: {reason}"
-        raise click.UsageError(msg) from error
+        with explain_failed_read(path, f"{path} cannot be read; it is damaged, or has the wrong suffix"):
+            if path.suffix == MUDATA:
+                return mudata.read_h5mu(path, backed="r" if backed else None)
+            if path.suffix == ".zarr":
+                return _open_zarr(path) if backed else anndata.read_zarr(path)
+            return anndata.read_h5ad(path, backed="r" if backed else None)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def read_cells_of(model: Any, path: Path) -> AnnData | MuData:
@@ -145,6 +146,7 @@ def check_replaced(folder: Path) -> None:
         If the folder contains anything else.
     """
     names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    names -= set(fnmatch.filter(names, ".*.????????.part"))  # left by a killed process
     if names and not (names <= FILES_OF_MODEL and _is_ours(folder / MODEL_FILE)):
         listed = list_first(sorted(names))
         msg = (

@@ -89,10 +89,10 @@ from ._mudata import (
     resolve_modalities,
 )
 from ._mudata_files import MuDataFiles
-from ._plain import digest_of, savable_columns, to_array, to_plain, to_table
+from ._plain import check_is_stored, digest_of, savable_columns, to_array, to_plain, to_table
 from ._registered_cells import GivenCells, RegisteredCells, evenly
 from ._registry import expression_state, registered_genes, registered_keys
-from ._streaming import check_cells_writable, check_writable, join_parts, part_of, read_record
+from ._streaming import check_writable, explain_unwritable, join_parts, part_of, read_record
 
 __all__ = [
     "FEWEST_TRAINING_CELLS",
@@ -135,12 +135,12 @@ __all__ = [
     "as_labels",
     "build_anndata",
     "build_mudata",
-    "check_cells_writable",
     "check_conditions",
     "check_distinct_columns",
     "check_expression",
     "check_is_anndata",
     "check_is_mudata",
+    "check_is_stored",
     "check_layer",
     "check_modalities",
     "check_names",
@@ -162,6 +162,7 @@ __all__ = [
     "drop_unused_categories",
     "encode_conditions",
     "evenly",
+    "explain_unwritable",
     "expression_state",
     "extend_tables",
     "have_labels",

@@ -17,9 +17,10 @@ import pandas as pd
 from pandas.api.types import union_categoricals
 
 from scgen_diffusion._arguments import known_names
+from scgen_diffusion._files import explain_failed_read
 
 from ._anndata import PROVENANCE_KEY, widen
-from ._matrices import FileMatrix
+from ._matrices import FileMatrix, naming_file, read_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,7 +91,7 @@ class AnnDataFile:
     @property
     def var(self) -> pd.DataFrame:
         """The table of genes."""
-        var = anndata.io.read_elem(self.root["var"])
+        var = read_elem(self.root["var"])
         var.index = var.index.astype(str)
         return var
 
@@ -103,7 +104,7 @@ class AnnDataFile:
         """Read a column of ``obs``; text becomes categorical."""
         element = self.root["obs"][name]
         is_text = element.attrs["encoding-type"] == "string-array"
-        return widen(pd.Series(_classes(element) if is_text else anndata.io.read_elem(element)))
+        return widen(pd.Series(_classes(element) if is_text else read_elem(element)))
 
     @property
     def layers(self) -> list[str]:
@@ -117,7 +118,7 @@ class AnnDataFile:
 
     def array(self, name: str) -> Any:
         """Read an array of ``obsm``."""
-        return anndata.io.read_elem(self.root["obsm"][name])
+        return read_elem(self.root["obsm"][name])
 
     def names(self) -> Iterator[list[str]]:
         """Return an iterator over the cell names, part by part."""
@@ -132,7 +133,7 @@ class AnnDataFile:
         array, names = _text_array(_index_of(self.root["obs"])), []
         for own in np.split(rows, np.flatnonzero(np.diff(rows // TEXTS_AT_A_TIME)) + 1):
             if len(own):
-                texts = _decode(array[own[0] : own[-1] + 1])
+                texts = _decode(read_part(array, own[0], own[-1] + 1))
                 names += [texts[row] for row in own - own[0]]
         return names
 
@@ -177,7 +178,7 @@ class AnnDataFile:
 
     def unstructured(self, name: str) -> Any:
         """Read an entry of ``uns``; None if there is none."""
-        return anndata.io.read_elem(self.root["uns"][name]) if "uns" in self.root and name in self.root["uns"] else None
+        return read_elem(self.root["uns"][name]) if "uns" in self.root and name in self.root["uns"] else None
 
 
 def open_anndata_files(path: str | os.PathLike[str]) -> list[AnnDataFile]:
@@ -226,11 +227,8 @@ def open_tables(path: str | os.PathLike[str]) -> list[AnnDataFile]:
 
 def open_hdf5(path: Path, suffix: str) -> h5py.File:
     """Open an HDF5 file for reading; raise ValueError for any other file."""
-    try:
+    with explain_failed_read(path, f"{path} is not an {suffix} file, or is damaged"):
         return h5py.File(path, "r")
-    except OSError as error:
-        msg = f"{path} is not an {suffix} file, or is damaged: {error}"
-        raise ValueError(msg) from error
 
 
 def close_file(element: Any) -> None:
@@ -252,11 +250,14 @@ def closing_if_refused(close: Callable[[], None]) -> Iterator[None]:
 def _open_zarr(path: Path) -> Any:
     import zarr
 
-    try:
+    with explain_failed_read(path, f"{path} is not a zarr store"):
         return zarr.open_group(str(path), mode="r")
-    except (OSError, KeyError, ValueError) as error:
-        msg = f"{path} is not a zarr store: {error}"
-        raise ValueError(msg) from error
+
+
+def read_elem(element: Any) -> Any:
+    """Read an element of a file; an error names the file."""
+    with naming_file(element):
+        return anndata.io.read_elem(element)
 
 
 def _index_of(table: Any) -> Any:
@@ -267,13 +268,13 @@ def _text_array(element: Any) -> Any:
     """Return the array of text in an element: stored as it is, as categories, or beside a mask (nullable text)."""
     if hasattr(element, "dtype"):
         return element
-    return np.asarray(anndata.io.read_elem(element)) if "codes" in element else element["values"]
+    return np.asarray(read_elem(element)) if "codes" in element else element["values"]
 
 
 def _texts(element: Any) -> Iterator[list[str]]:
     array = _text_array(element)
     for start in range(0, max(array.shape[0], 1), TEXTS_AT_A_TIME):
-        yield _decode(array[start : start + TEXTS_AT_A_TIME])
+        yield _decode(read_part(array, start, start + TEXTS_AT_A_TIME))
 
 
 def _decode(texts: np.ndarray) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -9,6 +10,8 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 from anndata.abc import CSCDataset, CSRDataset
+
+from scgen_diffusion._files import explain_failed_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -119,6 +122,20 @@ def in_file(matrix: Any, name: str) -> FileMatrix | None:
     return FileMatrix(matrix.group, name) if isinstance(matrix, CSRDataset) else None
 
 
+def naming_file(element: Any) -> AbstractContextManager[None]:
+    """Name the file in an error of reading one of its elements."""
+    path = (
+        element.file.filename if isinstance(element, h5py.Group | h5py.Dataset) else getattr(element, "store_path", "")
+    )
+    return explain_failed_read(path, f"{path} cannot be read, as {getattr(element, 'name', 'it')} is damaged")
+
+
+def read_part(array: Any, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """Read consecutive entries of an array in a file."""
+    with naming_file(array):
+        return np.asarray(array[start:stop])
+
+
 class FileMatrix:
     """A dense or CSR matrix in an HDF5 file or zarr store, read by rows.
 
@@ -163,7 +180,7 @@ class FileMatrix:
     def __getitem__(self, rows: slice) -> Rows:
         """Read consecutive rows."""
         start, stop, _ = rows.indices(self.shape[0])
-        read = self._read_sparse(start, stop) if self.is_sparse else np.asarray(self.element[start:stop])
+        read = self._read_sparse(start, stop) if self.is_sparse else read_part(self.element, start, stop)
         return read if self.columns is None else read[:, self.columns]
 
     def read(self, rows: np.ndarray) -> Rows:
@@ -185,7 +202,7 @@ class FileMatrix:
     def _arrays(self) -> tuple[Any, Any, np.ndarray]:
         """Values and columns of a sparse matrix, opened once, and the ends of its rows in memory (8 bytes per row)."""
         data, indices, ends = (self.element[name] for name in ("data", "indices", "indptr"))
-        ends = np.asarray(ends)
+        ends = read_part(ends)
         check_ends(ends, self.stored_shape[0], min(data.shape[0], indices.shape[0]), self.name)
         return data, indices, ends.astype(np.int64)
 
@@ -197,7 +214,7 @@ class FileMatrix:
         data, indices, ends = self._arrays
         ends = ends[start : stop + 1]
         low, high = int(ends[0]), int(ends[-1])
-        data, indices = (np.asarray(array[low:high]) for array in (data, indices))
+        data, indices = (read_part(array, low, high) for array in (data, indices))
         check_places(indices, self.stored_shape[1], self.name)
         return sp.csr_matrix((data, indices, ends - low), shape=(stop - start, self.stored_shape[1]))
 

@@ -51,10 +51,18 @@ def to_plain(value: Any) -> Any:
 def to_array(plain: torch.Tensor | list[Any]) -> np.ndarray:
     """Rebuild an array from a tensor or a list of :func:`to_plain`."""
     if isinstance(plain, torch.Tensor):
+        check_is_stored(plain, "an array")
         return plain.numpy()
     array = np.empty(len(plain), dtype=object)
     array[:] = plain
     return array
+
+
+def check_is_stored(tensor: torch.Tensor, name: str) -> None:
+    """Raise ValueError if a tensor repeats its values, so that a small file could fill the memory."""
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        msg = f"{name} has the shape {tuple(tensor.shape)}, but fewer values"
+        raise ValueError(msg)
 
 
 def to_table(plain: Mapping[str, Any]) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import warnings
 from contextlib import contextmanager
 from functools import reduce
@@ -21,6 +22,7 @@ import zarr
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset, write_elem
 
+from scgen_diffusion._files import is_of_system
 from scgen_diffusion._version import VERSION
 
 from ._anndata import ValueSummary
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import scipy.sparse as sp
-    from mudata import MuData
 
 RECORD = "scgen_diffusion_request"  # attribute of a finished file, with the request
 CELLS_PER_CHUNK = 64  # minimum; random access, such as annbatch's, reads whole chunks
@@ -44,45 +45,27 @@ HEADER_SIZE = 512  # of .h5mu: readers look for "MuData" there
 INT32_MAX = np.iinfo(np.int32).max
 
 
-def check_writable(table: pd.DataFrame, owner: str = "obs", *, to_zarr: bool = False) -> None:
+@contextmanager
+def explain_unwritable(what: str) -> Iterator[None]:
+    """Raise TypeError, with the reason and the place that anndata gives, for what it cannot write to a file."""
+    try:
+        yield
+    except Exception as error:
+        if is_of_system(error):
+            raise
+        where = re.sub(r" of <class.*?>", "", " ".join(getattr(error, "__notes__", ())))
+        msg = f"{what} cannot be written to a file: {error} ({where}) Convert, rename or remove it."
+        raise TypeError(msg) from error
+
+
+def check_writable(obs: pd.DataFrame, *, to_zarr: bool = False) -> None:
     """Raise TypeError for columns that anndata cannot write, to .h5ad or also to .zarr, before any cells are made."""
-    with h5py.File(io.BytesIO(), "w") as root:
-        try:
-            write_elem(root, "names", table.iloc[:1, :0])
-        except Exception as error:
-            msg = (
-                f"{owner}_names have the type {table.index.dtype}, which AnnData files cannot store. Convert them: "
-                f"`adata.{owner}_names = adata.{owner}_names.astype(str)`. ({error})"
-            )
-            raise TypeError(msg) from error
-        for name, column in table.items():
-            try:  # the type of Python objects depends on all of them
-                if to_zarr and "/" in str(name):
-                    msg = "it would be a folder"
-                    raise ValueError(msg)
-                write_elem(root, owner, column.to_frame() if column.dtype == object else column.iloc[:1].to_frame())
-            except Exception as error:
-                suitable = "float" if pd.api.types.is_numeric_dtype(column) else "str"
-                found, remedy = f"the type {column.dtype}", f"Convert it (`{owner}[{name!r}].astype({suitable})`)"
-                if not isinstance(name, str):
-                    found, remedy = f"a name of type {type(name).__name__}", "Rename it"
-                elif "/" in name:
-                    found, remedy = "a '/' in its name", "Rename it"
-                msg = (
-                    f"{owner}[{name!r}] has {found}, which AnnData files cannot store. {remedy} or remove it. ({error})"
-                )
-                raise TypeError(msg) from error
-            del root[owner]
-
-
-def check_cells_writable(cells: AnnData | MuData) -> None:
-    """Raise TypeError for columns of ``obs`` and ``var``, of all modalities too, that anndata cannot write."""
-    for part in (cells, *getattr(cells, "mod", {}).values()):
-        var = part.var.set_axis([str(number) for number in range(len(part.var))])  # modalities may share names
-        as_written = AnnData(obs=part.obs.copy(), var=var)
-        as_written.strings_to_categoricals()  # as anndata does before it writes a file
-        check_writable(as_written.obs)
-        check_writable(as_written.var, "var")
+    folders = [name for name in obs if to_zarr and "/" in str(name)]
+    with explain_unwritable("obs"), h5py.File(io.BytesIO(), "w") as root:
+        if folders:
+            msg = f"the name of the column {folders[0]!r} would be a folder."
+            raise ValueError(msg)
+        write_elem(root, "obs", obs)
 
 
 def part_of(cells: AnnData) -> memoryview:

@@ -81,6 +81,7 @@ from ._model_file import (
     init_options,
     model_content,
     name_damaged_file,
+    no_more_weights_than,
     read_model_file,
     write_cells,
     write_model,
@@ -1375,7 +1376,7 @@ class DiffusionModel(BaseModelClass):
         if save_anndata:
             name = MUDATA_FILE if isinstance(self.adata, MuData) else ADATA_FILE
             writers[f"{prefix}{name}"] = partial(write_cells, self.adata, anndata_write_kwargs)
-        write_together(folder, writers, removed=replaced)
+        write_together(folder, writers, replaced)
 
     @classmethod
     @suggests_arguments
@@ -1438,6 +1439,8 @@ class DiffusionModel(BaseModelClass):
                         f"{error.args[0]} These cells were saved with the model; `adata=False` ignores them.",
                     )
                 raise
+        with name_damaged_file(saved.path), no_more_weights_than(saved.path.stat().st_size):
+            cls(None, registry=saved.registry, **saved.options)
         model = cls(cells, registry=saved.registry, **saved.options)
         with name_damaged_file(saved.path):
             for name, value in saved.attributes.items():

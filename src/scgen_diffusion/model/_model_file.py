@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
+import threading
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anndata
@@ -13,9 +13,17 @@ import torch
 from anndata import AnnData
 from mudata import MuData
 
-from scgen_diffusion._files import explain_failed_write, is_of_system, read_torch, sync, write_atomically
+from scgen_diffusion._files import explain_failed_read, explain_failed_write, read_torch, sync, write_atomically
 from scgen_diffusion._pretrained import model_folder
-from scgen_diffusion.data import JOINED, check_cells_writable, expression_state, to_array, to_plain, to_table
+from scgen_diffusion.data import (
+    JOINED,
+    check_is_stored,
+    explain_unwritable,
+    expression_state,
+    to_array,
+    to_plain,
+    to_table,
+)
 
 if TYPE_CHECKING:
     import os
@@ -124,16 +132,9 @@ def read_model_file(dir_path: str | os.PathLike[str], prefix: str | None) -> Mod
         return _parse(path, content)
 
 
-@contextmanager
-def name_damaged_file(path: Path) -> Iterator[None]:
-    """Turn any error about the contents of a file into a ValueError with its path."""
-    try:
-        yield
-    except Exception as error:
-        if is_of_system(error):
-            raise
-        msg = f"{path} is damaged, or was changed after it was saved ({type(error).__name__}: {error})."
-        raise ValueError(msg) from error
+def name_damaged_file(path: Path) -> AbstractContextManager[None]:
+    """Name the file in an error of its contents, or of the system."""
+    return explain_failed_read(path, f"{path} is damaged, or was changed after it was saved")
 
 
 def init_options(init_params: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,20 +151,8 @@ def load_plain(path: Path, what: str, advice: str) -> Any:
     ValueError
         If the file would execute code, or is damaged. ``what`` names the expected file, ``advice`` says what to do.
     """
-    try:
+    with explain_failed_read(path, f"{path} is damaged or not a {what}. {advice} It cannot be read"):
         return read_torch(path)
-    except pickle.UnpicklingError:
-        msg = (
-            f"{path} is damaged, not a {what}, or holds Python objects, which could execute code; it was not loaded. "
-            f"{advice}"
-        )
-        raise ValueError(msg) from None  # torch would advise to execute the code
-    except Exception as error:
-        if is_of_system(error):
-            raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        msg = f"{path} is damaged or not a {what}, so save or copy it again: {reason}"
-        raise ValueError(msg) from error
 
 
 def _parse(path: Path, content: Mapping[str, Any]) -> ModelFile:
@@ -176,7 +165,36 @@ def _parse(path: Path, content: Mapping[str, Any]) -> ModelFile:
         msg = f"there is the unknown attribute {unknown[0]!r}"
         raise ValueError(msg)
     attributes = {name: ATTRIBUTES[name](value) for name, value in plain.items()}
-    return ModelFile(path, registry, options, content["model_state_dict"], attributes)
+    weights = content["model_state_dict"]
+    for name, tensor in weights.items():
+        check_is_stored(tensor, name)
+    return ModelFile(path, registry, options, weights, attributes)
+
+
+@contextmanager
+def no_more_weights_than(limit: int) -> Iterator[None]:
+    """Raise ValueError as soon as the body has built modules with more values than that; nothing is allocated."""
+    n_values, thread = 0, threading.get_ident()
+
+    def count(_: torch.nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal n_values
+        if tensor is not None and threading.get_ident() == thread:
+            n_values += tensor.numel()
+        if n_values > limit:
+            msg = f"it describes a larger network than its weights are of: {name!r} has {n_values:,} values"
+            raise ValueError(msg)
+
+    hooks = torch.nn.modules.module
+    handles = [
+        hooks.register_module_parameter_registration_hook(count),
+        hooks.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 # --- files of the folder ----------------------------------------------------------------------------------------------
@@ -197,7 +215,6 @@ def check_can_save(model: DiffusionModel, folder: Path, prefix: str, *, overwrit
         msg = "`save_anndata` is True, but the model has no cells in memory; leave it out, or set model.adata."
         raise ValueError(msg)
     if with_cells:
-        check_cells_writable(model.adata)
         try:
             model._check_loadable()
         except (KeyError, ValueError) as error:
@@ -217,26 +234,28 @@ def check_can_save(model: DiffusionModel, folder: Path, prefix: str, *, overwrit
     return cells
 
 
-def write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]], removed: list[str]) -> None:
-    """Write files under temporary names, and rename them once all are complete.
+def write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]], cells: list[str]) -> None:
+    """Write the files of a model, the weights first; if that fails, the folder is as it was before.
 
-    Before, files named in ``removed`` are deleted unless written. If writing fails, the folder is as it was before.
+    A new folder gets its name once it is complete. In an old one, files are renamed once all are complete. The old
+    cells are removed before, and the new ones come last: if the process is killed between, the model has no cells, but
+    never those of another.
     """
-    was_there = folder.exists()
-    try:
+    if not folder.exists():
         with explain_failed_write("Making a folder", folder.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as goals:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(folder) as beside:
+            beside.mkdir()
             for name, write in writers.items():
-                part = goals.enter_context(write_atomically(folder / name))
-                write(part)
-                sync(part)  # before any file is renamed
-            for name in removed:  # before, too: they never stand beside a file that replaces theirs
-                if name not in writers:
-                    (folder / name).unlink(missing_ok=True)
-    finally:
-        if not was_there and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+                write(beside / name)
+        return
+    with ExitStack() as goals:  # the last file gets its name first
+        for name, write in reversed(writers.items()):
+            part = goals.enter_context(write_atomically(folder / name))
+            write(part)
+            sync(part)
+        for name in cells:
+            (folder / name).unlink(missing_ok=True)
 
 
 def write_model(content: dict[str, Any], path: Path) -> None:
@@ -246,15 +265,16 @@ def write_model(content: dict[str, Any], path: Path) -> None:
 
 def write_cells(cells: AnnData | MuData, options: dict[str, Any], path: Path) -> None:
     """Write the cells; MuData without its copy of all counts, which loading makes again."""
-    if isinstance(cells, AnnData):
-        anndata.io.write_h5ad(path, cells, **options)  # the method would make backed cells those of this file
-        return
-    joined = cells.obsm.pop(JOINED, None)
-    try:
-        cells.write_h5mu(path, **options)
-    finally:
-        if joined is not None:
-            cells.obsm[JOINED] = joined
+    with explain_unwritable("`save_anndata` is True, but the cells"):
+        if isinstance(cells, AnnData):
+            anndata.io.write_h5ad(path, cells, **options)  # the method would make backed cells those of this file
+            return
+        joined = cells.obsm.pop(JOINED, None)
+        try:
+            cells.write_h5mu(path, **options)
+        finally:
+            if joined is not None:
+                cells.obsm[JOINED] = joined
 
 
 def find_cells(cells: AnnData | MuData | bool | None, model_file: Path) -> AnnData | MuData | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scgen_diffusion._arguments import known_names
 from scgen_diffusion._compat import registered_manager
-from scgen_diffusion._files import is_of_system
+from scgen_diffusion._files import explain_failed_read
 from scgen_diffusion.module import ANY
 
 from ._model_file import load_plain
@@ -116,14 +116,9 @@ def read_weights(path: Path) -> Weights:
 
 
 def _read_safetensors(path: Path) -> Weights:
-    try:
+    with explain_failed_read(path, f"{path} is damaged or not a file of weights"):
         path.open("rb").close()  # safetensors does not say why it cannot open a file
         return load_file(path)
-    except Exception as error:
-        if is_of_system(error):
-            raise
-        msg = f"{path} is damaged or not a file of weights: {error}"
-        raise ValueError(msg) from error
 
 
 def _architecture_of(weights: Weights) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from scvi import settings
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count, list_first
-from scgen_diffusion._files import explain_failed_write, follow_link, parts_folder, remove, sync
+from scgen_diffusion._files import explain_failed_write, parts_folder, remove, sync
 from scgen_diffusion.data import join_parts, part_of, read_record
 from scgen_diffusion.generation import differences
 
@@ -326,7 +326,7 @@ def check_rank(rank: int, n_ranks: int) -> None:
 
 def check_goal(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
     """Return the path, or raise if no file of cells can be written there."""
-    goal = follow_link(Path(path).expanduser())
+    goal = Path(path).expanduser()
     if goal.suffix not in suffixes:
         msg = f"`path` must end in {' or '.join(suffixes)}, but found {str(goal)!r}."
         raise ValueError(msg)

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count, is_number
 from scgen_diffusion._compat import dump_checkpoint, handle_sigterm_by, parse_device_args, refusing_as_value_error
-from scgen_diffusion._files import explain_failed_write, is_of_system, read_torch, write_atomically
+from scgen_diffusion._files import explain_failed_read, explain_failed_write, read_torch, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -425,16 +425,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     ValueError
         If the file is damaged, or holds more than plain values.
     """
-    try:
+    verdict = (
+        f"The checkpoint {path} is damaged, or is none of this package; remove it to start again (on the command line: "
+        "`--restart`)"
+    )
+    with explain_failed_read(path, verdict):
         return read_torch(path)
-    except Exception as error:
-        if is_of_system(error):
-            raise
-        msg = (
-            f"The checkpoint {path} is damaged, or is none of this package; remove it to start again (on the command "
-            "line: `--restart`)."
-        )
-        raise ValueError(msg) from error
 
 
 # --- Ctrl-C and the time limit ----------------------------------------------------------------------------------------
