@@ -103,32 +103,30 @@ def test_columns_with_missing_values_are_kept(model, control, tmp_path, suffix):
     assert found_notes.tolist() == notes.tolist()  # in pandas 3, the None that the cells were given is NaN
 
 
-def test_columns_that_no_file_can_hold_are_named_before_any_work(model, control, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "value", "suffix"),
+    [
+        ("day", pd.Timestamp("2026-11-23"), ".h5ad"),
+        ("yes/no", 1, ".h5ad"),
+        ("yes/no", 1, ".zarr"),
+        (0, 1, ".h5ad"),
+        ("_index", 1, ".h5ad"),
+    ],
+)
+def test_columns_that_no_file_can_hold_are_named_before_any_work(
+    model, control, tmp_path, monkeypatch, name, value, suffix
+):
     monkeypatch.setattr(CellGenerator, "predictions", lambda *_, **__: pytest.fail("cells were made"))
     cells = control.copy()
-    cells.obs["day"] = pd.Timestamp("2026-11-23")
-
-    with pytest.raises(TypeError, match=r"obs\['day'\] has the type datetime64.*Convert it"):
-        model.predict_perturbation_to(tmp_path / "cells.h5ad", cells, **REQUEST)
-    assert not list(tmp_path.iterdir())
-
-
-def test_columns_whose_names_no_file_can_hold_are_named_before_any_work(model, control, tmp_path, monkeypatch):
-    monkeypatch.setattr(CellGenerator, "predictions", lambda *_, **__: pytest.fail("cells were made"))
-    cells = control.copy()
-    cells.obs["yes/no"] = 1
+    cells.obs[name] = value
 
     forbidden = anndata.settings.override(disallow_forward_slash_in_h5ad=True)  # the default of anndata 0.13
-    with forbidden, pytest.raises(TypeError, match=r"obs\['yes/no'\] has a '/' in its name.*Rename it"):
-        model.predict_perturbation_to(tmp_path / "cells.h5ad", cells, **REQUEST)
-    with pytest.raises(TypeError, match=r"obs\['yes/no'\] has a '/' in its name.*Rename it"):
-        model.predict_perturbation_to(tmp_path / "cells.zarr", cells, **REQUEST)
+    with forbidden, pytest.raises(TypeError, match=str(name)):
+        model.predict_perturbation_to(tmp_path / f"cells{suffix}", cells, **REQUEST)
     assert not list(tmp_path.iterdir())
 
 
-def test_columns_with_names_that_are_no_text_are_kept_in_memory_and_named_before_a_file_is_written(
-    model, control, tmp_path
-):
+def test_columns_with_names_that_are_no_text_are_kept_in_memory(model, control):
     cells, kinds = control.copy(), ["a", None] * (N_CELLS // 2)
     cells.obs[0], cells.obs[1] = pd.Categorical(kinds), pd.array(kinds, dtype="string")
 
@@ -136,8 +134,6 @@ def test_columns_with_names_that_are_no_text_are_kept_in_memory_and_named_before
 
     for name in (0, 1):
         assert found[name].isna().tolist() == [False, True] * (N_CELLS // 2)
-    with pytest.raises(TypeError, match=r"obs\[0\] has a name of type int.*Rename it"):
-        model.predict_perturbation_to(tmp_path / "cells.h5ad", cells, **REQUEST)
 
 
 def test_columns_of_one_name_are_refused_before_any_work(model, control, tmp_path, monkeypatch):

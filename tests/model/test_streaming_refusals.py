@@ -169,15 +169,16 @@ def test_files_of_generate_to_alone_are_replaced_on_request(trained, tmp_path):
     assert anndata.read_h5ad(goal).n_obs == REQUEST["n_cells"]
 
 
-def test_a_link_is_followed(trained, tmp_path):
+def test_a_link_is_replaced_and_its_file_stays(trained, tmp_path):
     (tmp_path / "elsewhere").mkdir()
-    goal, link = tmp_path / "elsewhere" / "cells.h5ad", tmp_path / "cells.h5ad"
-    link.symlink_to(goal)
+    old, link = tmp_path / "elsewhere" / "cells.h5ad", tmp_path / "cells.h5ad"
+    trained.generate_to(old, 5, seed=1)
+    link.symlink_to(old)
 
-    assert trained.generate_to(link, 3, seed=1) == goal
+    assert trained.generate_to(link, 3, seed=1, overwrite=True) == link
 
-    assert link.is_symlink()
-    assert anndata.read_h5ad(goal).n_obs == 3
+    assert not link.is_symlink()
+    assert (anndata.read_h5ad(link).n_obs, anndata.read_h5ad(old).n_obs) == (3, 5)
 
 
 def test_cells_beside_other_files_are_not_replaced(trained, tmp_path):
