@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,6 +14,7 @@ from scgen_diffusion._files import explain_failed_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
 Rows: TypeAlias = np.ndarray | sp.csr_matrix
 CHUNK = 4096  # rows checked together, so that backed files are never read whole
