@@ -45,7 +45,7 @@ def refusing_as_value_error() -> Iterator[None]:
 
     try:
         yield
-    except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
+    except (MisconfigurationException, ImportError, OverflowError, ValueError, TypeError) as error:
         raise ValueError(str(error)) from error
 
 

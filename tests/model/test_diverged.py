@@ -33,7 +33,7 @@ QUICK = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
 def test_a_new_model_can_be_trained_after_its_training_diverged(make_model, either_class, max_epochs):
     model = make_model(cls=either_class)
 
-    with pytest.raises(FloatingPointError, match="try a lower learning rate"):
+    with pytest.raises(FloatingPointError, match="learning rate"):
         model.train(max_epochs, plan_kwargs=DIVERGES, **{**QUICK, "batch_size": 128 if max_epochs == 1 else 32})
     assert model.trained_stages_ == []
 
@@ -45,11 +45,11 @@ def test_a_trained_model_whose_training_diverges_is_as_before_this_stage(make_tr
     model = make_trained()
     before = model.generate(3, seed=0).X.toarray()
 
-    with pytest.raises(FloatingPointError, match="The model is as it was before the prior was trained"):
+    with pytest.raises(FloatingPointError, match="prior"):
         model.train_prior(1, plan_kwargs=DIVERGES, **QUICK)
     assert np.array_equal(model.generate(3, seed=0).X.toarray(), before)
 
-    with pytest.raises(FloatingPointError, match="before the prior was trained"):
+    with pytest.raises(FloatingPointError, match="prior"):
         model.train(1, plan_kwargs={"prior": DIVERGES}, **QUICK)
     assert model.trained_stages_ == ["autoencoder"]
     assert all(weight.isfinite().all() for weight in model.module.parameters())

@@ -627,7 +627,7 @@ def test_a_checkpoint_of_another_way_of_fine_tuning_is_refused(scldm, make_cells
     )
     one.train(1, checkpoint_dir=tmp_path, **quick)
 
-    with pytest.raises(ValueError, match="of other cells.*another `checkpoint_dir`"):
+    with pytest.raises(ValueError, match="checkpoint_dir"):
         other.train(1, checkpoint_dir=tmp_path, **quick)
 
 

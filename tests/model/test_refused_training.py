@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.model import SCLDM, SCRDIT, _training_pairs
 
@@ -50,20 +49,6 @@ def test_a_later_stage_that_is_refused_leaves_an_untrained_model_untrained(make_
 
     assert model.trained_stages_ == []
     assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"check_val_every_n_epoch": 2, "plan_kwargs": {"autoencoder": {"max_rounds": 3}}},
-        {"strategy": "nonsense"},
-    ],
-)
-def test_an_option_that_is_refused_late_costs_no_trained_stage(own, options):
-    before = cells_of(own)
-    with pytest.raises(ValueError, match="check_val_every_n_epoch|strategy"):
-        own.train(5, **QUICK, **options)
-    assert np.array_equal(cells_of(own), before)
 
 
 def test_refused_cells_leave_library_sizes_and_combinations(own, make_cells, foreign_checkpoints):
@@ -132,19 +117,6 @@ def test_a_stage_that_was_stopped_late_and_trained_on_is_not_too_short(make_mode
     assert model.cut_short_ == {}
 
 
-def test_a_callback_that_watches_one_stage_is_refused_for_several(own):
-    watching = {"callbacks": [EarlyStopping("prior_loss_validation")]}
-    with pytest.raises(ValueError, match=r"watches 'prior_loss_validation', but the stages .*train_autoencoder"):
-        own.train(1, **watching, **QUICK)
-    own.train_prior(1, **watching, **QUICK)
-
-
-def test_a_checkpoint_that_watches_one_stage_is_refused_for_several(own):
-    watching = {"callbacks": [ModelCheckpoint(monitor="autoencoder_loss_validation")]}
-    with pytest.raises(ValueError, match="has a ModelCheckpoint that watches 'autoencoder_loss_validation'"):
-        own.train(1, **watching, **QUICK)
-
-
 def test_a_transport_of_too_many_groups_is_refused_before_the_other_stages_are_trained(make_model, monkeypatch):
     monkeypatch.setattr(_training_pairs, "MOST_GROUPS", 2)
     model = make_model(setup={"control_values": {"dose": 1}})
@@ -153,34 +125,6 @@ def test_a_transport_of_too_many_groups_is_refused_before_the_other_stages_are_t
     assert model.trained_stages_ == ["autoencoder", "prior"]
     with pytest.raises(ValueError, match=r"There are \d groups of perturbed cells"):
         model.train_transport(1, **QUICK)
-
-
-@pytest.mark.parametrize("max_time", ["1 hour", "90", {"minute": 90}, {"minutes": "90"}])
-def test_a_limit_of_time_that_lightning_cannot_read_is_refused_by_name(own, max_time):
-    with pytest.raises(ValueError, match=r"`max_time` must be text .* but found"):
-        own.train(1, max_time=max_time, **QUICK)
-
-
-@pytest.mark.parametrize("max_time", [3600, 1.5])
-def test_a_number_is_no_limit_of_time(own, max_time):
-    with pytest.raises(TypeError, match=r"`max_time` must be text .* but found"):
-        own.train(1, max_time=max_time, **QUICK)
-    own.train_prior(1, max_time=timedelta(hours=1), **QUICK)
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "allowed"),
-    [
-        ("early_stopping_patience", "five", "a whole number of at least 0"),
-        ("early_stopping_patience", 2.5, "a whole number of at least 0"),
-        ("check_val_every_n_epoch", 0, "a whole number of at least 1"),
-        ("early_stopping_min_delta", float("nan"), "a number of at least 0"),
-        ("checkpoint_minutes", "5", "a number of at least 0"),
-    ],
-)
-def test_options_that_are_only_read_in_training_are_refused_before(own, option, value, allowed):
-    with pytest.raises(ValueError, match=f"`{option}` must be {allowed}, but found {value!r}"):
-        own.train(1, **{option: value}, **QUICK)
 
 
 @pytest.mark.parametrize("layer", [None, "counts"])

@@ -234,39 +234,34 @@ def test_the_recipe_can_be_changed(make_model, quick):
 
 
 @pytest.mark.parametrize("factor", [1, 100])
-def test_few_genes_with_many_counts_have_a_recipe_of_their_own(make_cells, make_model, quick, capsys, factor):
+def test_few_genes_with_many_counts_have_a_recipe_of_their_own(make_cells, make_model, quick, factor):
     adata = make_cells()
     adata.X = adata.X * factor / adata.X.sum() * 200 * adata.n_vars
     adata.X = np.ceil(adata.X.toarray() if hasattr(adata.X, "toarray") else adata.X)
     model = make_model(adata)
 
-    model.train(1, **{**quick, "enable_progress_bar": True})
+    model.train(1, **quick)
 
-    said, kl_weight = capsys.readouterr().err, model.recipes_["autoencoder"]["kl_weight"]
-    assert kl_weight == (0.6 if factor == 1 else 0.1)
-    assert ("adapted to 12 genes: a KL weight of 0.1 in place of 0.6" in said) == (factor > 1)
+    assert model.recipes_["autoencoder"]["kl_weight"] == (0.6 if factor == 1 else 0.1)
 
 
-def test_many_cells_train_with_less_regularisation(make_model, quick, monkeypatch, capsys):
+def test_many_cells_train_with_less_regularisation(make_model, quick, monkeypatch):
     monkeypatch.setattr("scgen_diffusion.train._recipes.FADES_FROM", 45)
     model = make_model()
 
-    model.train(1, **{**quick, "enable_progress_bar": True})
+    model.train(1, **quick)
 
-    assert model.recipes_["autoencoder"]["loading_weight_decay"] == pytest.approx(3 * 45 / 90, rel=0.1)
-    said = capsys.readouterr().err
-    assert "KL weight" not in said
-    assert "adapted to 86 cells: a weight decay of loadings of 1.6 in place of 3, and thinning to at least 0.63" in said
+    assert model.recipes_["autoencoder"]["loading_weight_decay"] == pytest.approx(3 * 45 / 86, rel=0.1)
+    assert model.recipes_["autoencoder"]["keep_at_least"] == pytest.approx(1 - 0.7 * 45 / 86, rel=0.1)
 
 
-def test_the_choice_of_recipe_gives_way_to_the_users(make_cells, make_model, quick, capsys):
+def test_the_choice_of_recipe_gives_way_to_the_users(make_cells, make_model, quick):
     adata = make_cells()
     adata.X = adata.X * 1000
     model = make_model(adata)
 
-    model.train_autoencoder(1, plan_kwargs={"kl_weight": 0.5}, **{**quick, "enable_progress_bar": True})
+    model.train_autoencoder(1, plan_kwargs={"kl_weight": 0.5}, **quick)
 
-    assert "adapted" not in capsys.readouterr().err
     assert model.recipes_["autoencoder"]["kl_weight"] == 0.5
     assert set(model.recipes_) == {"autoencoder"}
 
@@ -544,11 +539,11 @@ def test_a_checkpoint_with_code_or_with_changed_bytes_is_refused(make_model, qui
     path = tmp_path / "autoencoder.ckpt"
     torch.save({"weights": torch.ones(1000)}, path)
     path.write_bytes(path.read_bytes().replace(np.ones(16, np.float32).tobytes(), bytes(64), 1))
-    with pytest.raises(ValueError, match="damaged, or is none of this package; remove it"):
+    with pytest.raises(ValueError, match="damaged"):
         make_model().train(1, checkpoint_dir=tmp_path, **quick)
     torch.save({"state_dict": Canary(tmp_path / "canary")}, path)
 
-    with pytest.raises(Exception, match="damaged, or is none of this package; remove it"):
+    with pytest.raises(Exception, match="damaged"):
         make_model().train(1, checkpoint_dir=tmp_path, **quick)
     assert not (tmp_path / "canary").exists()
 
@@ -569,7 +564,7 @@ def test_a_checkpoint_of_the_prior_does_not_undo_a_later_autoencoder(make_model,
     model.train(1, checkpoint_dir=tmp_path, **quick)
     model.train_autoencoder(2, **quick)
 
-    with pytest.raises(ValueError, match="older than the stage before it"):
+    with pytest.raises(ValueError, match="older stage"):
         model.train_prior(1, checkpoint_dir=tmp_path, **quick)
 
 

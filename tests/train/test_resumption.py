@@ -10,7 +10,6 @@ import signal
 import threading
 import time
 from copy import deepcopy
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -169,25 +168,6 @@ def test_sigterm_ends_the_process_after_the_step_with_the_code_of_a_terminated_o
     assert_same_model(whole[0], train(tmp_path))
 
 
-def test_one_of_several_processes_calls_the_users_own_handler_of_sigterm_once_training_has_ended(monkeypatch):
-    happened = []
-    former = signal.signal(signal.SIGTERM, lambda *_: happened.append("handler"))
-
-    def train():
-        with Interruption().listening(SimpleNamespace(world_size=2, _signal_connector=SimpleNamespace())):
-            os.kill(os.getpid(), signal.SIGTERM)
-            happened.append("step")
-
-    try:
-        with pytest.raises(SystemExit) as end:
-            train()
-    finally:
-        signal.signal(signal.SIGTERM, former)
-
-    assert happened == ["step", "handler"]
-    assert end.value.code == 143
-
-
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 
@@ -241,9 +221,12 @@ def test_a_limit_of_time_stops_the_call_which_resumes(train, whole, tmp_path):
 
 def test_the_time_is_that_of_all_stages(train, monkeypatch):
     ends = []
-    monkeypatch.setattr(
-        _training, "run_stage", lambda *args, deadline, **kw: ends.append(deadline) or run_stage(*args, **kw)
-    )
+
+    def run(plan, data, options, **kw):
+        ends.append(options.deadline)
+        return run_stage(plan, data, options, **kw)
+
+    monkeypatch.setattr(_training, "run_stage", run)
 
     train(None, ONE_EPOCH, max_time="00:01:00:00")
 
@@ -259,7 +242,7 @@ def test_a_run_that_diverges_leaves_its_last_good_checkpoint(train, tmp_path):
         next(plan.module.decoder.parameters()).data.fill_(torch.nan)
 
     for step in (MIDDLE, 6):  # in the middle, and in the last step, whose loss is still a number
-        with pytest.raises(FloatingPointError, match="lower learning rate.*another `checkpoint_dir`"):
+        with pytest.raises(FloatingPointError, match="learning rate"):
             train(tmp_path / str(step), 3, callbacks=[At("autoencoder", step, spoil)], **EVERY_EPOCH)
 
         checkpoint = read(tmp_path / str(step) / "autoencoder.ckpt")
@@ -270,27 +253,34 @@ def test_a_run_that_diverges_leaves_its_last_good_checkpoint(train, tmp_path):
 ONE_EPOCH = dict.fromkeys(STAGES, 1)
 
 
-def test_another_split_recipe_or_length_is_refused(train, whole, tmp_path):
-    train(tmp_path, N_EPOCHS)
-    longer, shorter = {**N_EPOCHS, "autoencoder": 3}, {**N_EPOCHS, "autoencoder": 1}
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"train_size": 0.5}, "split"),  # some of the new validation cells were trained on
+        ({"seed": 7}, "split"),
+        ({"max_epochs": {**N_EPOCHS, "autoencoder": 1}}, "epochs"),
+        ({"plan_kwargs": {"autoencoder": {"learning_rate": 0.1}}}, "learning_rate"),
+        ({"max_epochs": {**N_EPOCHS, "autoencoder": 3}, "batch_size": 16}, "batch_size"),
+    ],
+)
+def test_another_split_recipe_or_length_is_refused(train, finished, options, named):
+    with pytest.raises(ValueError, match=f"autoencoder .*{named}.*checkpoint_dir"):
+        train(finished, **options)
 
-    for split in ({"train_size": 0.5}, {"seed": 7}):  # some of the new validation cells were trained on
-        with pytest.raises(ValueError, match="checkpoint of the autoencoder is of .*another split"):
-            train(tmp_path, N_EPOCHS, **split)
-    with pytest.raises(ValueError, match="has 2 finished epochs, more than the 1 of this run"):
-        train(tmp_path, shorter)
-    for epochs in (longer, N_EPOCHS):  # of a finished stage, too
-        with pytest.raises(ValueError, match="`learning_rate` of 0.004, not 0.1.*another `checkpoint_dir`"):
-            train(tmp_path, epochs, plan_kwargs={"autoencoder": {"learning_rate": 0.1}})
-    with pytest.raises(ValueError, match="`batch_size` of 32, not 16"):
-        train(tmp_path, longer, batch_size=16)
+
+@pytest.fixture(scope="module")
+def finished(train, tmp_path_factory):
+    """Return the checkpoints of a finished training."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(folder)
+    return folder
 
 
 def test_a_stage_of_another_seed_is_refused_although_all_cells_are_trained_on(train, tmp_path):
     all_cells = {"max_epochs": ONE_EPOCH, "train_size": 1.0}
     train(tmp_path, **all_cells)
 
-    with pytest.raises(ValueError, match=r"other random numbers than those of `scvi\.settings\.seed` 7\. Set"):
+    with pytest.raises(ValueError, match="seed"):
         train(tmp_path, seed=7, **all_cells)
     assert train(tmp_path, seed=None, **all_cells).is_trained_
 
@@ -347,20 +337,6 @@ def test_the_training_loss_of_an_epoch_that_ends_early_is_its_own(train):
     assert losses[0] != losses[1]
 
 
-def test_an_autoencoder_is_not_trained_on_below_stages_on_top_of_it(train, tmp_path):
-    train(tmp_path, ONE_EPOCH)
-    longer = {**ONE_EPOCH, "autoencoder": 2}
-
-    with pytest.raises(ValueError, match=r"has prior.ckpt and transport.ckpt, which need .*, or use another"):
-        train(tmp_path, longer)
-    assert read(tmp_path / "autoencoder.ckpt")["n_epochs_done"] == 1
-
-    for stage in ("prior", "transport"):
-        (tmp_path / f"{stage}.ckpt").unlink()
-    train(tmp_path, longer)
-    assert read(tmp_path / "autoencoder.ckpt")["n_epochs_done"] == 2
-
-
 def test_a_stage_on_top_of_another_autoencoder_is_refused(train, tmp_path):
     train(tmp_path, ONE_EPOCH)
     shutil.copy(tmp_path / "prior.ckpt", tmp_path.parent / "kept.ckpt")
@@ -380,21 +356,22 @@ def test_a_checkpoint_never_undoes_later_training(train, tmp_path, n_epochs):
     model.train_prior(1, **options)
     former = deepcopy(model)
 
-    with pytest.raises(ValueError, match="The checkpoint of the prior lacks training that this model has"):
+    with pytest.raises(ValueError, match="checkpoint of the prior lacks"):
         model.train_prior(n_epochs, checkpoint_dir=tmp_path, **options)
     assert_same_model(former, model)
 
 
 def test_a_saved_model_resumes_its_run_a_second_time(make_model, tmp_path):
     options = {"checkpoint_dir": tmp_path / "run", "batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
-    stopped = make_model(cls=SCRDIT)  # in epoch 6, after a checkpoint of epoch 4
+    stopped = make_model(cls=SCRDIT)
+    stopped.train(41, **options, **EVERY_EPOCH, **signal_at(signal.SIGINT, "diffusion", 13))
     stopped.train(41, **options, **signal_at(signal.SIGINT, "diffusion", 17))
     stopped.save(tmp_path / "saved", save_anndata=True)
 
     def resume(step):
         model = SCRDIT.load(tmp_path / "saved", accelerator="cpu")
         # more epochs, so other learning rates and losses
-        model.train(60, **options, **signal_at(signal.SIGINT, "diffusion", step))
+        model.train(60, **options, **EVERY_EPOCH, **signal_at(signal.SIGINT, "diffusion", step))
         return model.history_["diffusion_loss_train"]["diffusion_loss_train"]
 
     assert read(tmp_path / "run" / "diffusion.ckpt")["n_epochs_done"] == 4

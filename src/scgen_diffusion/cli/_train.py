@@ -157,10 +157,10 @@ def train(terminal: Terminal, options: dict[str, Any]) -> None:
 
     from scvi import settings
 
-    from scgen_diffusion.train import check_trainer_options, is_interrupted
+    from scgen_diffusion.train import RunOptions, is_interrupted
 
-    trainer = check_trainer_options(**given(options, "accelerator", "devices", "num_nodes", "strategy"))
-    terminal.quiet |= not trainer.is_global_zero
+    how = RunOptions.of(**given(options, "accelerator", "devices", "num_nodes", "strategy"))
+    terminal.quiet |= not how.check().is_global_zero
     settings.seed = options["seed"]
     terminal.say(f"Reading {list_first(paths)}")
     data: dict[str, Any] = {}

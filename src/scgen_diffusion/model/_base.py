@@ -6,7 +6,7 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import known_names, suggests_arguments, warn_user
 from scgen_diffusion._compat import parse_device_args, respect_thread_limit, separate_copy
+from scgen_diffusion._files import explain_failed_write
 from scgen_diffusion.data import (
     PROVENANCE_KEY,
     CellFiles,
@@ -65,7 +66,7 @@ from scgen_diffusion.data import (
 )
 from scgen_diffusion.generation import CellGenerator, LibrarySizes, check_batch_size
 from scgen_diffusion.module import TRAINABLE, Trainable
-from scgen_diffusion.train import CellData, StageResult, check_trainer_options, deadline_after, is_interrupted, show
+from scgen_diffusion.train import CellData, Interruption, RunOptions, StagePlan, is_interrupted, show
 
 from ._counterfactual import Prediction
 from ._description import describe
@@ -100,14 +101,10 @@ from ._registration import (
 )
 from ._streaming import SUFFIXES, check_goal, check_rank, write_stream
 from ._training import (
+    StageRun,
     check_labelled,
-    check_watched,
-    make_checkpoint_folder,
     other_ends,
     plan_jobs,
-    record_end,
-    restored_unless,
-    run_plan,
     split_cells,
     suggests_training_arguments,
     warn_of_lost_labels,
@@ -125,7 +122,6 @@ if TYPE_CHECKING:
     from scgen_diffusion.train import Recipe, TrainingCells
 
     from ._counterfactual import ControlCells
-    from ._training import StageJob
 
 ADVICE = {
     "differential_expression": "sum the counts of measured cells per donor (scanpy.get.aggregate), and test with "
@@ -520,88 +516,95 @@ class DiffusionModel(BaseModelClass):
         """
         self._train(
             None,
-            {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping, **trainer_kwargs},
+            {
+                "accelerator": accelerator,
+                "devices": devices,
+                "early_stopping": early_stopping,
+                "checkpoint_dir": checkpoint_dir,
+                "compile": compile,
+                **trainer_kwargs,
+            },
             max_epochs=max_epochs,
             train_size=train_size,
             validation_size=validation_size,
             batch_size=batch_size,
             plan_kwargs=plan_kwargs,
             datamodule=datamodule,
-            checkpoint_dir=checkpoint_dir,
-            compile=compile,
         )
 
     def _train(
         self,
         stages: Sequence[str] | None,
-        trainer_kwargs: dict[str, Any],
+        options: Mapping[str, Any],
         *,
         max_epochs: int | Mapping[str, int] | None,
         batch_size: int | None,
         plan_kwargs: Mapping[str, Any] | None,
         datamodule: TrainingCells | None,
-        checkpoint_dir: str | os.PathLike[str] | None,
         train_size: float | None = None,
         validation_size: float | None = None,
         keep_split: bool = False,
         **of_stage: Any,
     ) -> None:
-        """Check all arguments, then train the stages (None: those that are due) until the user stops one."""
+        """Check all arguments, then train the stages (None: those that are due) until the user stops one.
+
+        After an error the model is as it was before, but for stages whose training has ended.
+        """
         respect_thread_limit()
-        started = time.monotonic()
-        early_stopping = trainer_kwargs.pop("early_stopping", False)
-        results = list[StageResult]()
-        with restored_unless(self, lambda: any(result.device for result in results)):
-            deadline = deadline_after(trainer_kwargs.pop("max_time", None))
-            trainer = check_trainer_options(**trainer_kwargs)
-            is_quiet = not (trainer_kwargs.get("enable_progress_bar", True) and trainer.is_global_zero)
+        started, how, plans = time.monotonic(), RunOptions.of(**options), list[StagePlan]()
+        is_quiet = not (how.enable_progress_bar and how.check().is_global_zero)
+        before = self._snapshot()
+        try:
             self._take_cells(datamodule)
             self._cells.check()
-            if train_size is None and validation_size is None:
-                self._drop_split_of_others()
-                keep_split |= bool(self.trained_stages_)
-            if not (keep_split and self._split_fits):
-                parts = split_cells(self._cells.n_cells, train_size, validation_size)
-                self.train_indices_, self.validation_indices_, self.test_indices_ = parts
-                self.split_digest_ = self._digest_of_names()
+            self._split(train_size, validation_size, keep_split=keep_split)
             if stages is None or self._stages_to_generate & {*stages}:  # else what the model can generate stays
-                if self.reference_ is not None:
-                    check_learns_something(self)
-                before = self.combinations_
-                self._count_combinations(self._registered_codes[self._seen_indices])
-                if self.trained_stages_:
-                    warn_of_lost_labels(self._condition_keys, before, self.combinations_)
+                self._take_conditions()
             stages = self._due_stages() if stages is None else stages
             if set(stages) != {"autoencoder"}:  # which learns from expression alone
                 check_labelled(self)
-            check_watched(trainer_kwargs, stages)
             usual = {stage: self._recipe(stage) for stage in stages}
-            ends = (["early_stopping"] if early_stopping else []) + other_ends(trainer_kwargs)
-            jobs = plan_jobs(self, usual, max_epochs, batch_size, plan_kwargs, ends)
-            folder = None if checkpoint_dir is None else make_checkpoint_folder(checkpoint_dir)
-            if (choice := self._describe_adapted_recipe(usual, jobs)) and not is_quiet:
-                show(choice)
+            jobs = plan_jobs(self, usual, max_epochs, batch_size, plan_kwargs, other_ends(how))
+            if how.checkpoint_dir is not None:
+                with explain_failed_write("Making `checkpoint_dir`", how.checkpoint_dir.parent):
+                    how.checkpoint_dir.mkdir(parents=True, exist_ok=True)
             for job in jobs:
-                options = {
-                    **trainer_kwargs,
-                    "early_stopping": early_stopping and job.is_validated,
-                    "max_epochs": job.n_epochs,
-                    "checkpoint_dir": folder,
-                    "deadline": deadline,
-                    "is_quiet": is_quiet,
-                    "must_beat_former": not job.is_new and not job.was_cut_short,
-                    "dependent": set(stages) - {job.name} if job.name == self._stages[0] else (),
-                }
-                train_stage = getattr(self, f"_train_{job.name}")
-                # the context above is for errors of the first stage
-                copy = restored_unless(self, lambda: False) if results else nullcontext()
-                with copy, ExitStack() as rest:
-                    results.append(train_stage(job.recipe, partial(run_plan, self, rest=rest, **options), **of_stage))
-                record_end(self, job, results[-1])
-                if is_interrupted(results[-1].trainer):
+                with Interruption(how.deadline) as interruption:  # after the last step, Ctrl-C lets the stage finish
+                    run = StageRun(self, job, how, interruption, is_quiet)
+                    plans.append(getattr(self, f"_train_{job.name}")(run, **of_stage))
+                if not plans[-1].was_finished:
+                    before = self._snapshot()
+                if is_interrupted(self.trainer):
                     break
-            if not is_quiet:
-                show(describe_training(results, time.monotonic() - started))
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+        if not is_quiet:
+            show(describe_training(plans, time.monotonic() - started, is_stopped=interruption.is_stopped))
+
+    def _snapshot(self) -> dict[str, Any]:
+        """Return the model's attributes, which training replaces, with a copy of the module, which it changes."""
+        return {**self.__dict__, "module": deepcopy(self.module)}
+
+    def _split(self, train_size: float | None, validation_size: float | None, *, keep_split: bool) -> None:
+        """Split the cells; by default, a trained model keeps its split."""
+        if train_size is None and validation_size is None:
+            self._drop_split_of_others()
+            keep_split |= bool(self.trained_stages_)
+        if not (keep_split and self._split_fits):
+            parts = split_cells(self._cells.n_cells, train_size, validation_size)
+            self.train_indices_, self.validation_indices_, self.test_indices_ = parts
+            self.split_digest_ = self._digest_of_names()
+
+    def _take_conditions(self) -> None:
+        """Count the combinations of conditions of the training and validation cells; generation draws from them."""
+        if self.reference_ is not None:
+            check_learns_something(self)
+        before = self.combinations_
+        self._count_combinations(self._registered_codes[self._seen_indices])
+        if self.trained_stages_:
+            warn_of_lost_labels(self._condition_keys, before, self.combinations_)
 
     def _due_stages(self) -> Sequence[str]:
         """Stages that ``train`` trains."""
@@ -610,10 +613,6 @@ class DiffusionModel(BaseModelClass):
     @abstractmethod
     def _recipe(self, stage: str) -> Recipe:
         """Return the default recipe of a stage."""
-
-    def _describe_adapted_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
-        """Say how the data changed the default recipes, apart from the usual number of epochs; "" if they did not."""
-        return ""
 
     def _why_not_trained(self, stage: str) -> str:
         return f"`train_{stage}` trains it."

@@ -11,7 +11,7 @@ from scgen_diffusion._arguments import warn_user
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from scgen_diffusion.train import StageResult
+    from scgen_diffusion.train import StagePlan
 
     from ._base import DiffusionModel
     from ._training import StageJob
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 STOPPED, STOPPED_EARLY, TOO_SHORT = "stopped", "stopped far too early", "far too short"  # of a stage, in saved models
 
 
-def how_cut_short(job: StageJob, result: StageResult) -> str:
+def how_cut_short(job: StageJob, plan: StagePlan, *, is_stopped: bool) -> str:
     """Say how the training of a stage was cut short, or "" if it was not.
 
     A stage is short if it ended far before its default, unless validation losses ended it, or it goes on from long
     training.
     """
-    plan, watched = result.plan, result.trainer.early_stopping_callbacks
+    watched = plan.trainer.early_stopping_callbacks
     n_epochs = job.n_epochs if watched else job.n_epochs * plan.n_epochs_done / plan.n_epochs
     is_short = (job.is_new or job.was_cut_short in (STOPPED_EARLY, TOO_SHORT)) and job.are_few(n_epochs)
-    if result.stopped_by:
+    if is_stopped:
         return STOPPED_EARLY if is_short else STOPPED
     return TOO_SHORT if is_short else ""
 
@@ -74,12 +74,12 @@ def verdict_table(model: DiffusionModel, columns: Mapping[str, Any], stages: Seq
     return table
 
 
-def describe_training(results: Sequence[StageResult], seconds: float) -> str:
+def describe_training(plans: Sequence[StagePlan], seconds: float, *, is_stopped: bool) -> str:
     """Return one line: how long training took, and the epochs and the last validation loss of each stage."""
     stages = []
-    for result in results:
-        plan, losses = result.plan, result.plan.validation_losses
-        loss = f", validation loss {losses[-1]:.4g}" if len(losses) else ""
+    for plan in plans:
+        losses = list(plan.history.get(plan.key_loss("validation"), pd.DataFrame([[]])).to_numpy().ravel())
+        loss = f", validation loss {losses[-1]:.4g}" if losses else ""
         stages.append(f"{plan.name}: epochs {plan.n_epochs_done}{loss}")
-    verb = "was stopped after" if results[-1].stopped_by else "took"
+    verb = "was stopped after" if is_stopped else "took"
     return f"Training {verb} {seconds / 60:.1f} minutes ({'; '.join(stages)})."

@@ -20,18 +20,18 @@ from scgen_diffusion.train import (
 
 from ._base import ADVICE, DiffusionModel
 from ._diagnostics import warn_of_divergence, warn_of_early_plateau, warn_of_missing_zeros
-from ._training import Run, describe_adapted_options, describe_choices, stage_seed
+from ._training import stage_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from anndata import AnnData
 
     from scgen_diffusion.data import ValueSummary
     from scgen_diffusion.diffusion import Sampler
-    from scgen_diffusion.train import DiffusionRecipe, Recipe, StageResult
+    from scgen_diffusion.train import DiffusionRecipe, Recipe, StagePlan
 
-    from ._training import StageJob
+    from ._training import StageRun
 
 NO_LATENT = "the model has no latent; use SCLDM, or embed cells with scanpy.pp.pca"
 NO_LIKELIHOOD = "the model has no likelihood; compare generated with held-out cells by scgen_diffusion.metrics.evaluate"
@@ -100,7 +100,7 @@ class GeneSpaceModel(DiffusionModel):
         msg = f"{type(self).__name__} has no `get_normalized_expression`: {NO_RECONSTRUCTION}."
         raise NotImplementedError(msg)
 
-    def _train_diffusion(self, recipe: DiffusionRecipe, run: Run, *, compile: bool) -> StageResult:
+    def _train_diffusion(self, run: StageRun) -> StagePlan:
         module, cells, has_counts = self.module, self._cells, self._input_values == "counts"
         is_first = not self.is_trained_
         if is_first:
@@ -111,30 +111,22 @@ class GeneSpaceModel(DiffusionModel):
         if has_counts:
             describe_totals(module, cells, self._seen_indices)
         start = [tensor.cpu().numpy() for tensor in (module.shift, module.scale, module.training_zeros)]
-        plan = DiffusionPlan(module, recipe, seed=stage_seed("diffusion"), compile=compile)
-        result = run(plan, self._cell_data(recipe), *start)
+        recipe: Any = run.job.recipe
+        plan = DiffusionPlan(module, recipe, seed=stage_seed("diffusion"), compile=run.options.compile)
+        run.fit(plan, self._cell_data(recipe), *start)
         self._record_trained("diffusion")
         if module.predicts_totals:
             describe_predicted_profile_totals(module, cells, self._seen_indices)
             self.library_head_is_trained_ = True
         if is_first:  # further training starts at a loss that has fallen already
             warn_of_early_plateau(self.history_ or {}, self.architecture.head)
-        return result
+        return plan
 
     def _recipe(self, stage: str) -> Recipe:
-        is_adapted = self.architecture.path == "masking" and self.reference_ is None
-        return self._general_recipe.for_many_cells(len(self.train_indices_)) if is_adapted else self._general_recipe
-
-    @property
-    def _general_recipe(self) -> DiffusionRecipe:
-        """The recipe for any number of cells."""
         if self.architecture.path != "masking":
             return self._recipes["published" if self._recipe_name == "published" else "profiles"]
-        return self._recipes["mlp" if self.architecture.backbone == "mlp" else "transformer"]
-
-    def _describe_adapted_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
-        choices = describe_adapted_options(jobs[0], usual["diffusion"], self._general_recipe)
-        return describe_choices(f"training is adapted to {len(self.train_indices_):,} cells", choices)
+        recipe = self._recipes["mlp" if self.architecture.backbone == "mlp" else "transformer"]
+        return recipe if self.reference_ is not None else recipe.for_many_cells(len(self.train_indices_))
 
     @property
     def _outputs(self) -> tuple[InputValues, ...]:

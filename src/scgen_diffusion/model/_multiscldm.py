@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.generation import LibrarySizes
-    from scgen_diffusion.train import AutoencoderRecipe, StageResult, TrainingCells
+    from scgen_diffusion.train import AutoencoderRecipe, StagePlan, TrainingCells
 
-    from ._training import Run
+    from ._training import StageRun
 
 KL_WEIGHT_WITH_PANEL = 0.3  # the many counts of a protein tell much about a cell
 CELLS_AT_A_TIME = 1_024
@@ -441,7 +441,7 @@ class MULTISCLDM(SCLDM):
     def _check_values(self, x: Any, rows: np.ndarray, cells: MuData) -> None:
         """Do nothing: joining the modalities checks their values."""
 
-    def _train_autoencoder(self, recipe: AutoencoderRecipe, run: Run, *, compile: bool) -> StageResult:
+    def _train_autoencoder(self, run: StageRun) -> StagePlan:
         if self.reference_ is None and "autoencoder" in self.trained_stages_:
             for name, is_there in zip(self.modalities, self._find_modalities(), strict=True):
                 if not is_there:
@@ -450,7 +450,7 @@ class MULTISCLDM(SCLDM):
                         "that have it, or call `load_query_data`, which keeps what the model knows of it."
                     )
                     raise ValueError(msg)
-        return super()._train_autoencoder(recipe, run, compile=compile)
+        return super()._train_autoencoder(run)
 
     def _find_modalities(self) -> Tensor:
         """Return which modalities any training cell has, ``(modalities,)``."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import OPEN, digest_of
@@ -41,7 +39,7 @@ from ._autoencoder import AutoencoderModel
 from ._end_of_training import was_stopped
 from ._query import new_values
 from ._reference import load_reference
-from ._training import Run, describe_adapted_options, describe_choices, stage_seed, suggests_training_arguments
+from ._training import stage_seed, suggests_training_arguments
 from ._training_pairs import TrainingPairs
 
 if TYPE_CHECKING:
@@ -54,19 +52,15 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import SCLDMArchitecture
     from scgen_diffusion.train import (
         AutoencoderRecipe,
-        Bar,
         LatentCache,
-        PriorRecipe,
         Recipe,
-        StageResult,
+        StagePlan,
         TrainingCells,
-        TransportRecipe,
     )
 
     from ._counterfactual import ControlCells
-    from ._training import StageJob
+    from ._training import StageRun
 
-SECONDS_WITHOUT_BAR = 3  # of what comes before and after the steps of a stage
 LATENTS_IN_MEMORY = 2 << 30  # bytes
 LATENTS_IN_MEMORY_WITH_FILES = 64 << 20  # cells are in files to save memory
 AUTOENCODER_STAYS = "The reference's autoencoder is kept; load_query_data(..., trainable='all') trains it too."
@@ -167,15 +161,13 @@ class SCLDM(AutoencoderModel):
             raise ValueError(AUTOENCODER_STAYS)
         self._train(
             ["autoencoder"],
-            trainer_kwargs,
+            {"checkpoint_dir": checkpoint_dir, "compile": compile, **trainer_kwargs},
             max_epochs=max_epochs,
             train_size=train_size,
             validation_size=validation_size,
             batch_size=batch_size,
             plan_kwargs=plan_kwargs,
             datamodule=datamodule,
-            checkpoint_dir=checkpoint_dir,
-            compile=compile,
         )
 
     @suggests_training_arguments
@@ -194,14 +186,12 @@ class SCLDM(AutoencoderModel):
         self._check_has_autoencoder()
         self._train(
             ["prior"],
-            trainer_kwargs,
+            {"checkpoint_dir": checkpoint_dir, "compile": compile, **trainer_kwargs},
             keep_split=True,
             max_epochs=max_epochs,
             batch_size=batch_size,
             plan_kwargs=plan_kwargs,
             datamodule=datamodule,
-            checkpoint_dir=checkpoint_dir,
-            compile=compile,
         )
 
     @suggests_training_arguments
@@ -262,13 +252,12 @@ class SCLDM(AutoencoderModel):
         self._check_has_autoencoder()
         self._train(
             ["transport"],
-            trainer_kwargs,
+            {"checkpoint_dir": checkpoint_dir, **trainer_kwargs},
             keep_split=True,
             max_epochs=max_epochs,
             batch_size=batch_size,
             plan_kwargs=plan_kwargs,
             datamodule=datamodule,
-            checkpoint_dir=checkpoint_dir,
             control_values=control_values,
             match_keys=match_keys,
         )
@@ -330,7 +319,7 @@ class SCLDM(AutoencoderModel):
             padded_length=padded_length,
         )
 
-    def _train_autoencoder(self, recipe: AutoencoderRecipe, run: Run, *, compile: bool) -> StageResult:
+    def _train_autoencoder(self, run: StageRun) -> StagePlan:
         if "autoencoder" not in self.trained_stages_:
             start_autoencoder(self.module, self._cells, self.train_indices_)
         self._record_trained(*{"autoencoder"} & {*self.trained_stages_})  # the other stages need the old latents
@@ -340,40 +329,40 @@ class SCLDM(AutoencoderModel):
             for part in self.module.library_size.modules():
                 if isinstance(part, LibrarySizeModel):  # of one modality
                     part.predicted_quantiles = part.quantiles
-        plan = AutoencoderPlan(self.module, recipe, seed=stage_seed("autoencoder"), compile=compile)
-        result = run(plan, self._cell_data(recipe))
+        recipe: Any = run.job.recipe
+        plan = AutoencoderPlan(self.module, recipe, seed=stage_seed("autoencoder"), compile=run.options.compile)
+        run.fit(plan, self._cell_data(recipe))
         correct_effects(self.module, self._cells, self.train_indices_)
         self._record_trained("autoencoder")
-        return result
+        return plan
 
-    def _train_prior(self, recipe: PriorRecipe, run: Run, *, compile: bool) -> StageResult:
+    def _train_prior(self, run: StageRun) -> StagePlan:
+        recipe: Any = run.job.recipe
         if self.reference_ is None or self.reference_["trainable"] != "new_conditions":
             self.module.absent_effects = None  # those of the prior before
         with self._cache_latents() as cache:
             self._fit_to_latents(cache)
             split = self.train_indices_, self.validation_indices_
             data = LatentData(cache, *split, recipe.batch_size, recipe.smallest_epoch)
-            plan = PriorPlan(self.module, recipe, seed=stage_seed("prior"), compile=compile)
-            result = run(plan, data, self._autoencoder_digest)
+            plan = PriorPlan(self.module, recipe, seed=stage_seed("prior"), compile=run.options.compile)
+            run.fit(plan, data, self._autoencoder_digest)
             describe_predicted_totals(self.module, cache, self._seen_indices)
         if self.reference_ is None:  # else the cells of the reference, which have other combinations, are gone
             sampler = FLOW_SAMPLERS[self.default_sampler]
-            add_absent_effects(self.module, self._cells, self._seen_indices, sampler, _bar_of(run))
+            add_absent_effects(self.module, self._cells, self._seen_indices, sampler, run.bar)
         elif self.reference_["trainable"] != "all":  # else they learn with the autoencoder
-            learn_later_effects(self.module, self._cells, self.train_indices_, new_values(self), _bar_of(run))
+            learn_later_effects(self.module, self._cells, self.train_indices_, new_values(self), run.bar)
         self._record_trained(*self.trained_stages_, "prior")
         self.library_head_is_trained_ = True
-        return result
+        return plan
 
     def _train_transport(
         self,
-        recipe: TransportRecipe,
-        run: Run,
+        run: StageRun,
         *,
         control_values: Mapping[str, Any] | None = None,
         match_keys: Sequence[str] | None = None,
-        compile: bool = False,  # unused: the transport is too small to gain from it
-    ) -> StageResult:
+    ) -> StagePlan:
         control = self.registry_["setup_args"]["control_values"] if control_values is None else control_values
         if not isinstance(control, Mapping):
             msg = f"`control_values` must be a mapping from condition keys, but found {type(control).__name__}."
@@ -386,6 +375,7 @@ class SCLDM(AutoencoderModel):
             raise ValueError(msg)
         pairs = TrainingPairs(self, control, match_keys)
         pairs.check()
+        recipe: Any = run.job.recipe
         seed = stage_seed("transport")
         with self._cache_latents() as cache:
             if self.modalities:
@@ -397,17 +387,17 @@ class SCLDM(AutoencoderModel):
                 transport = self.module.add_transport()
             transport.start_from(torch.from_numpy(pairs.code).to(self.device))
             fit_shift(self.module, cache, pairs.groups)
-            bar = _bar_of(run)
-            measure_errors(self.module, self._cells, pairs.groups, bar)
+            measure_errors(self.module, self._cells, pairs.groups, run.bar)
             data = PairData(cache, pairs.groups, recipe, recipe.steps_per_epoch(len(self.train_indices_)))
             plan = TransportPlan(self.module, recipe, seed=seed)
             matches = [list(pairs.labels), pairs.matched] if len(pairs.labels.columns) else []
-            result = run(plan, data, self._autoencoder_digest, sorted(control.items()), *matches)
-            fit_missed(self.module, self._cells, pairs.groups, bar)
+            parts = [(key, pairs.code[None, own]) for key, own in self.conditions.parts if key.name in control]
+            values = {key.name: key.decode(code)[0] for key, code in parts}
+            arguments = {"control_values": values, "match_keys": list(pairs.labels)}
+            run.fit(plan, data, self._autoencoder_digest, sorted(control.items()), *matches, arguments=arguments)
+            fit_missed(self.module, self._cells, pairs.groups, run.bar)
         self._record_trained(*self.trained_stages_, "transport")
-        parts = [(key, pairs.code[None, own]) for key, own in self.conditions.parts if key.name in control]
-        values = {key.name: key.decode(code)[0] for key, code in parts}
-        return replace(result, arguments={"control_values": values, "match_keys": list(pairs.labels)})
+        return plan
 
     def _due_stages(self) -> Sequence[str]:
         control = self.registry_["setup_args"]["control_values"]
@@ -477,25 +467,6 @@ class SCLDM(AutoencoderModel):
         if self._outputs != ("counts",) or n_genes >= MANY_GENES:
             return recipe
         return recipe.for_panel(n_genes, counts_per_gene(self._cells, self.train_indices_))
-
-    def _describe_adapted_recipe(self, usual: Mapping[str, Recipe], jobs: Sequence[StageJob]) -> str:
-        if "autoencoder" not in usual or self.reference_ is not None:
-            return ""
-        general, adapted = RECIPES[self._recipe_name].autoencoder, cast("AutoencoderRecipe", usual["autoencoder"])
-        job = next(job for job in jobs if job.name == "autoencoder")
-        choices = describe_adapted_options(job, adapted, general)
-        has_usual_length = job.n_epochs == job.default_epochs and job.recipe.reference_steps == adapted.reference_steps
-        if has_usual_length and adapted.reference_steps > general.reference_steps:
-            choices = {"reference_steps": "more epochs", **choices}
-        default, default_here = (build_architecture("default", n_cells=n) for n in (0, self.summary_stats.n_cells))
-        if self.architecture == default_here != default:
-            choices["width"] = "a network of twice the width"
-        reasons = []
-        if choices.keys() & {"reference_steps", "kl_weight"}:
-            reasons.append("a modality of few features" if self.modalities else f"{self.summary_stats.n_vars:,} genes")
-        if choices.keys() & {"loading_weight_decay", "keep_at_least", "width"}:
-            reasons.append(f"{len(self.train_indices_):,} cells")
-        return describe_choices(f"autoencoder's training is adapted to {' and '.join(reasons)}", choices)
 
     def _cache_latents(self) -> LatentCache:
         limit = LATENTS_IN_MEMORY if self._file_cells is None else LATENTS_IN_MEMORY_WITH_FILES
@@ -588,8 +559,3 @@ class SCLDM(AutoencoderModel):
             f"The transport starts from unperturbed cells ({start}) and changes no other key, but "
             f"{' and '.join(faults)}."
         )
-
-
-def _bar_of(run: Run) -> Bar:
-    """Return a progress bar for the slow loops before and after the steps of a stage."""
-    return partial(tqdm, leave=False, delay=SECONDS_WITHOUT_BAR, disable=True if run.keywords["is_quiet"] else None)

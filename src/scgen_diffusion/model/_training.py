@@ -3,83 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from numbers import Real
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from scvi import settings
+from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count, known_names, list_first, suggests_arguments, warn_user
-from scgen_diffusion._compat import parse_device_args
-from scgen_diffusion._files import explain_failed_write
 from scgen_diffusion.data import FEWEST_TRAINING_CELLS, digest_of, have_labels, mark_occurring, to_plain, with_columns
-from scgen_diffusion.train import Recipe, StageResult, run_stage, trainer_options
+from scgen_diffusion.train import Recipe, RunOptions, run_stage
 
 from ._end_of_training import how_cut_short
 from ._query import has_values_to_learn
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from scgen_diffusion.data import ConditionKey
-    from scgen_diffusion.train import StageData, StagePlan
+    from scgen_diffusion.train import Bar, Interruption, StageData, StagePlan
 
     from ._base import DiffusionModel
 
 MAX_VALIDATION_CELLS = 2000
 SHORTEST = 0.1  # share of the default number of epochs below which there is a warning
+SECONDS_WITHOUT_BAR = 3  # of what comes before and after the steps of a stage
 FURTHER_SEEDS = {"prior": 1, "transport": 2}  # added to scvi-tools' seed
 NO_END = {"max_steps": -1, "min_steps": None, "min_epochs": None, "fast_dev_run": False}  # of Lightning's trainer
-NAMES_IN_PLAN = {
-    "lr": "learning_rate",
-    "gradient_clip_val": "gradient_clip",
-    **dict.fromkeys(("n_epochs_kl_warmup", "n_steps_kl_warmup"), "kl_warm_up"),
-}
-"""Names of scvi-tools and Lightning for options of ``plan_kwargs``."""
-
-
-def _in_plan(option: str) -> str:
-    given = f"{{{option!r}: ...}}"
-    if option not in [field.name for field in fields(Recipe)]:
-        given = f"{{'<stage>': {given}}}"
-    return f"It is an option of the training plan: `plan_kwargs={given}`."
-
-
-OTHER_NAMES = {
-    **{field.name: _in_plan(field.name) for recipe in Recipe.__subclasses__() for field in fields(recipe)},
-    **{name: _in_plan(option) for name, option in NAMES_IN_PLAN.items()},
-    **dict.fromkeys(("epochs", "n_epochs", "num_epochs"), "max_epochs"),
-    "use_gpu": "accelerator",
-    "enable_checkpointing": "checkpoint_dir",
-    "overfit_batches": "Stages draw their own batches; to see few of them, use `limit_train_batches`.",
-    **dict.fromkeys(
-        ("early_stopping_monitor", "early_stopping_mode"), "`early_stopping` watches each stage's validation loss."
-    ),
-    **dict.fromkeys(("simple_progress_bar", "load_sparse_tensor"), "Leave it out; this package has no counterpart."),
-    **dict.fromkeys(
-        ("datasplitter_kwargs", "external_indexing", "shuffle_set_split"),
-        "The split is random, by `scvi.settings.seed`; to hold out cells, leave them out of `adata`.",
-    ),
-}
-"""Names of other packages for the arguments of ``train``, and options that belong in ``plan_kwargs``."""
 P = ParamSpec("P")
 R = TypeVar("R")
 RecipeT = TypeVar("RecipeT", bound=Recipe)
-Run: TypeAlias = partial[StageResult]
-"""Runs a stage: ``run(plan, data, *depends_on)``; it resumes a checkpoint with the same ``depends_on``."""
 
 
 def suggests_training_arguments(method: Callable[P, R]) -> Callable[P, R]:
-    """Make a method that trains reject arguments that neither it nor Lightning's trainer has, and say what to use."""
-    return suggests_arguments(method, OTHER_NAMES, trainer_options())
+    """Make a method that trains reject arguments that neither it nor Lightning's trainer has."""
+    return suggests_arguments(method, {}, RunOptions.names())
 
 
 def change_recipe(
@@ -95,18 +57,12 @@ def change_recipe(
     if not (changes is None or isinstance(changes, Mapping)):
         msg = f"`plan_kwargs` must be a mapping from options to values, but found {changes!r}."
         raise TypeError(msg)
-    changes = dict(changes or {})
-    if batch_size is not None:
-        changes.setdefault("batch_size", batch_size)
-    if one_round:
-        changes.setdefault("max_rounds", 1)
+    defaults = {} if batch_size is None else {"batch_size": batch_size}
+    changes = defaults | ({"max_rounds": 1} if one_round else {}) | dict(changes or {})
     known = [field.name for field in fields(recipe)]
     for name, value in changes.items():
         if name not in known:
-            other, advice = NAMES_IN_PLAN.get(name), known_names(name, known)
-            if other in known or name == "compile":
-                advice = f"Did you mean {other!r}?" if other else "Give `compile` to `train`."
-            msg = f"`plan_kwargs`: the {stage} has no option {name!r}. {advice}"
+            msg = f"`plan_kwargs`: the {stage} has no option {name!r}. {known_names(name, known)}"
             raise TypeError(msg)
         is_optional = getattr(Recipe, name, ...) is None  # in general; a stage may have a number by default
         if isinstance(getattr(recipe, name), Real) and not (isinstance(value, Real) or (is_optional and value is None)):
@@ -116,27 +72,15 @@ def change_recipe(
     return replace(recipe, **{**changes, "batch_size": min(size, max(n_cells, recipe.batch_size))})
 
 
-def other_ends(options: Mapping[str, Any]) -> list[str]:
-    """List the options of Lightning's trainer that set an end of training, or leave validation out."""
-    found = [name for name, none in NO_END.items() if options.get(name, none) != none]
-    if options.get("limit_val_batches") == 0:
+def other_ends(options: RunOptions) -> list[str]:
+    """List the options that set an end of training, or leave validation out."""
+    found = ["early_stopping"] if options.early_stopping else []
+    found += [name for name, none in NO_END.items() if options.of_trainer.get(name, none) != none]
+    if options.of_trainer.get("limit_val_batches") == 0:
         found.append("limit_val_batches")
-    if any(isinstance(callback, EarlyStopping) for callback in options.get("callbacks") or ()):
+    if any(isinstance(callback, EarlyStopping) for callback in options.callbacks):
         found.append("callbacks")
     return found
-
-
-def check_watched(options: Mapping[str, Any], stages: Sequence[str]) -> None:
-    """Raise ValueError if a callback watches a loss that only one of several stages has, so that another would fail."""
-    for callback in options.get("callbacks") or ():
-        watched = getattr(callback, "monitor", None)
-        if len(stages) > 1 and watched not in (None, "epoch", "step") and getattr(callback, "strict", True):
-            msg = (
-                f"`callbacks` has a {type(callback).__name__} that watches {watched!r}, but the stages {list(stages)} "
-                "have losses of their own. Pass `early_stopping=True` to stop all stages, or train each by itself: "
-                f"model.train_{stages[0]}(callbacks=...)."
-            )
-            raise ValueError(msg)
 
 
 @dataclass(frozen=True)
@@ -179,33 +123,6 @@ class StageJob:
         return n_epochs < SHORTEST * self.default_epochs
 
 
-#: Options that follow from the number of cells or genes, as `train` names them.
-ADAPTED = {
-    "kl_weight": "a KL weight of",
-    "loading_weight_decay": "a weight decay of loadings of",
-    "keep_at_least": "thinning to at least",
-}
-
-
-def describe_adapted_options(job: StageJob, adapted: Recipe, usual: Recipe) -> dict[str, str]:
-    """Name the options of a stage that follow from the data, and what is usual; not those that the user chose."""
-    choices = {}
-    for name, described in ADAPTED.items():
-        value, of_data, of_others = (getattr(recipe, name, None) for recipe in (job.recipe, adapted, usual))
-        if value == of_data != of_others:
-            choices[name] = f"{described} {value:g} in place of {of_others:g}"
-    return choices
-
-
-def describe_choices(subject: str, choices: Mapping[str, str]) -> str:
-    """Tell the user what the data chose; "" if nothing."""
-    if not choices:
-        return ""
-    *others, last = choices.values()
-    listed = f"{', '.join(others)}, and {last}" if others else last
-    return f"The {subject}: {listed} (`model.recipes_`). You need not do anything."
-
-
 def plan_jobs(
     model: DiffusionModel,
     recipes: Mapping[str, Recipe],
@@ -231,7 +148,10 @@ def plan_jobs(
         size = None if stage == "transport" and len(stages) > 1 else batch_size
         one_round = bool(ends) or epochs[stage] is not None or not is_validated
         recipe = change_recipe(usual, stage, size, changes[stage], n_cells, one_round=one_round)
-        _check_rounds(stage, recipe, ends, is_validated=is_validated)
+        if recipe.max_rounds > 1 and (ends or not is_validated):
+            other = f"`{ends[0]}`" if ends else "an empty validation set"
+            msg = f"`max_rounds` of `plan_kwargs` lets validation losses end the {stage}; it does not go with {other}."
+            raise ValueError(msg)
         default = recipe.max_epochs(n_cells)
         n_epochs = default if epochs[stage] is None else check_count("max_epochs", epochs[stage])
         former = model.cut_short_.get(stage, "")
@@ -263,19 +183,6 @@ def _by_stage(model: DiffusionModel, argument: str, given: Any, stages: Sequence
             msg = f"`{argument}` names the stage {name!r}, which is not trained. {model._why_not_trained(name)}"
             raise ValueError(msg)
     return {stage: given.get(stage) for stage in stages}
-
-
-def _check_rounds(stage: str, recipe: Recipe, ends: Sequence[str], *, is_validated: bool) -> None:
-    """Raise for several rounds if they do not fit the other choices."""
-    if recipe.max_rounds > 1 and ends:
-        msg = (
-            f"`{ends[0]}` and rounds are two rules for the end of the {stage}. Leave out `{ends[0]}`, or `max_rounds` "
-            "of `plan_kwargs`."
-        )
-        raise ValueError(msg)
-    if recipe.max_rounds > 1 and not is_validated:
-        msg = f"`max_rounds` compares validation losses, but the {stage} has no validation cells."
-        raise ValueError(msg)
 
 
 def check_labelled(model: DiffusionModel) -> None:
@@ -336,27 +243,9 @@ def warn_of_short_training(jobs: Sequence[StageJob], n_cells: int) -> None:
         )
 
 
-def make_checkpoint_folder(checkpoint_dir: str | os.PathLike[str]) -> Path:
-    """Make the folder of the checkpoints before anything is trained."""
-    folder = Path(checkpoint_dir).expanduser()
-    try:
-        with explain_failed_write("Making `checkpoint_dir`", folder.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        found = next((place for place in (folder, *folder.parents) if place.is_file()), folder)
-        msg = f"`checkpoint_dir` must be a folder, but {found} is a file."
-        raise NotADirectoryError(msg) from error
-    return folder
-
-
 def stage_seed(stage: str) -> int:
     """Return the seed of a stage's random numbers, by scvi-tools' seed or else a random one; stages share none."""
     return int(torch.randint(2**31, (1,)) if settings.seed is None else settings.seed) + FURTHER_SEEDS.get(stage, 0)
-
-
-def seed_of_user(plan: StagePlan) -> int | None:
-    """Return scvi-tools' seed if a trained stage has used it; None for a random one, or one of another session."""
-    return None if settings.seed is None or plan.seed != stage_seed(plan.name) else int(settings.seed)
 
 
 def split_cells(
@@ -389,51 +278,52 @@ def split_cells(
 # --- running a stage --------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def restored_unless(model: DiffusionModel, is_kept: Callable[[], object]) -> Iterator[None]:
-    """Return the model to what it was, with its cells, if the body raises an error and its work is not to be kept."""
-    attributes = {**model.__dict__, "module": deepcopy(model.module)}
-    try:
-        yield
-    except BaseException:
-        if not is_kept():
-            model.__dict__.clear()
-            model.__dict__.update(attributes)
-        raise
+@dataclass(frozen=True)
+class StageRun:
+    """A stage that a call of ``train`` runs, and how."""
 
+    model: DiffusionModel
+    job: StageJob
+    options: RunOptions
+    interruption: Interruption
+    is_quiet: bool
 
-def run_plan(
-    model: DiffusionModel,
-    plan: StagePlan,
-    data: StageData,
-    *depends_on: object,
-    checkpoint_dir: Path | None,
-    must_beat_former: bool,
-    is_quiet: bool,
-    accelerator: str = "auto",
-    devices: int | list[int] | str = "auto",
-    **options: Any,
-) -> StageResult:
-    """Run a stage. It resumes a checkpoint of the same cells, the same split and the same ``depends_on``."""
-    plan.trained_rows = model._trained_rows(plan.name)
-    plan.must_beat_former = must_beat_former and plan.recipe.max_rounds > 1
-    if checkpoint_dir is not None:
-        split = model.train_indices_, model.validation_indices_  # total counts come from both
-        plan.fingerprint = digest_of(model._fingerprint, *split, *depends_on)
-        history, name = model.history_ or {}, f"{plan.name}_loss_train"
-        if name in history:
-            plan.losses_before = [history[name][name].dropna().to_dict()]
-    accelerator, devices, device = parse_device_args(accelerator, devices)
-    result = run_stage(plan, data, checkpoint_dir=checkpoint_dir, accelerator=accelerator, devices=devices, **options)
-    model.to_device(result.device or device)  # like scvi-tools' models, it stays where it was trained
-    model.trainer = result.trainer
-    model.history_ = {**(model.history_ or {}), **result.plan.history}
-    return result
+    @property
+    def bar(self) -> Bar:
+        """A progress bar for the slow loops before and after the steps of the stage."""
+        return partial(tqdm, leave=False, delay=SECONDS_WITHOUT_BAR, disable=True if self.is_quiet else None)
 
+    def fit(
+        self, plan: StagePlan, data: StageData, *depends_on: object, arguments: Mapping[str, Any] | None = None
+    ) -> StagePlan:
+        """Train the stage, and record in the model how.
 
-def record_end(model: DiffusionModel, job: StageJob, result: StageResult) -> None:
-    """Record the training options of a stage that has ended, its seed, and whether it was cut short."""
-    options = {**asdict(job.recipe), **result.arguments, "seed": seed_of_user(result.plan)}
-    model.recipes_ = {**model.recipes_, job.name: to_plain(options)}
-    ends = {**model.cut_short_, job.name: how_cut_short(job, result)}
-    model.cut_short_ = {stage: how for stage, how in ends.items() if how}
+        Parameters
+        ----------
+        plan, data
+            The stage.
+        *depends_on
+            What its result depends on besides model and cells; a checkpoint is resumed only if it is the same.
+        arguments
+            What to record besides the recipe.
+        """
+        model, job = self.model, self.job
+        plan.trained_rows = model._trained_rows(plan.name)
+        plan.must_beat_former = not job.is_new and not job.was_cut_short and job.recipe.max_rounds > 1
+        history, loss = model.history_ or {}, f"{plan.name}_loss_train"
+        if self.options.checkpoint_dir is not None:
+            split = model.train_indices_, model.validation_indices_  # total counts come from both
+            plan.fingerprint = digest_of(model._fingerprint, *split, *depends_on)
+            if loss in history:
+                plan.losses_before = [history[loss][loss].dropna().to_dict()]
+        options = replace(self.options, early_stopping=self.options.early_stopping and job.is_validated)
+        trainer = run_stage(plan, data, options, max_epochs=job.n_epochs, interruption=self.interruption)
+        model.to_device(trainer.strategy.root_device)  # like scvi-tools' models, it stays where it was trained
+        model.trainer = trainer
+        model.history_ = {**history, **plan.history}
+        is_of_user = settings.seed is not None and plan.seed == stage_seed(plan.name)  # not drawn, nor of a checkpoint
+        recorded = {**asdict(job.recipe), **(arguments or {}), "seed": int(settings.seed) if is_of_user else None}
+        model.recipes_ = {**model.recipes_, job.name: to_plain(recorded)}
+        ends = {**model.cut_short_, job.name: how_cut_short(job, plan, is_stopped=self.interruption.is_stopped)}
+        model.cut_short_ = {stage: how for stage, how in ends.items() if how}
+        return plan

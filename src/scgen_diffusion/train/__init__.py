@@ -28,16 +28,7 @@ from ._recipes import (
     TransportRecipe,
     learning_rate_factor,
 )
-from ._runner import (
-    Interruption,
-    StageResult,
-    check_trainer_options,
-    deadline_after,
-    is_interrupted,
-    run_stage,
-    show,
-    trainer_options,
-)
+from ._runner import Interruption, RunOptions, is_interrupted, run_stage, show
 from ._transport import Bar, PairData, PerturbationGroup, fit_missed, fit_shift, measure_errors, perturbation_groups
 
 __all__ = [
@@ -59,19 +50,17 @@ __all__ = [
     "PriorPlan",
     "PriorRecipe",
     "Recipe",
+    "RunOptions",
     "StageData",
     "StagePlan",
-    "StageResult",
     "TrainingCells",
     "TrainingRecipe",
     "TransportPlan",
     "TransportRecipe",
     "add_absent_effects",
     "cache_latents",
-    "check_trainer_options",
     "correct_effects",
     "counts_per_gene",
-    "deadline_after",
     "describe_predicted_profile_totals",
     "describe_predicted_totals",
     "describe_totals",
@@ -87,6 +76,5 @@ __all__ = [
     "standardise_latents",
     "start_autoencoder",
     "start_gene_space",
-    "trainer_options",
     "widen_limits",
 ]

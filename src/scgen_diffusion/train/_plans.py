@@ -86,8 +86,8 @@ class StagePlan(pl.LightningModule):
         one of these times, or at an epoch of the run.
     n_epochs_done
         Finished epochs, including those before an interruption.
-    is_finished
-        Whether the next checkpoint is that of a finished stage.
+    is_finished, was_finished
+        Whether the next checkpoint is that of a finished stage, and whether the resumed one was.
     round
         Number of the round, from 0.
     must_beat_former
@@ -114,7 +114,7 @@ class StagePlan(pl.LightningModule):
         self.losses_before: Sequence[Mapping[int, float]] = [{}]
         self.generator = torch.Generator()
         self.n_epochs_done = 0
-        self.is_finished = False
+        self.is_finished = self.was_finished = False
         self._sums: dict[str, dict[str, Any]] = {"train": {}, "validation": {}}
         self._losses: dict[str, dict[int, float]] = {}
         self._has_validated = False
@@ -279,25 +279,10 @@ class StagePlan(pl.LightningModule):
         return self.trainer.max_epochs // self.recipe.max_rounds
 
     @property
-    def is_within_round(self) -> bool:
-        """Whether a round has begun and not ended."""
-        return self.n_epochs_done % self.n_epochs > 0
-
-    @property
-    def n_rounds_done(self) -> int:
-        """Number of rounds that the weights went through, if the stage has ended."""
-        return self.best_round.get("n_epochs_done", self.n_epochs_done) // self.n_epochs
-
-    @property
-    def best_weights(self) -> str:
-        """What the weights of the best round are called."""
-        return f"the weights of round {self.n_rounds_done}" if self.n_rounds_done else "the weights from before"
-
-    @property
     def has_settled(self) -> bool:
         """Whether a round that did not lower the validation loss ended the stage."""
         done = self.n_epochs_done
-        return not self.is_within_round and self.best_round.get("n_epochs_done", done) < done
+        return done % self.n_epochs == 0 and self.best_round.get("n_epochs_done", done) < done
 
     @property
     def progress(self) -> float:
@@ -362,9 +347,7 @@ class StagePlan(pl.LightningModule):
             if not self.best_round:
                 msg = f"The {self.name}'s loss is {loss} in {where}; {self.advice_on_divergence}"
                 raise FloatingPointError(msg)
-            warn_user(
-                f"The {self.name}'s loss is {loss} in {where}. Training ends with {self.best_weights}, the best so far."
-            )
+            warn_user(f"The {self.name}'s loss is {loss} in {where}. Training ends with the best weights before.")
             self.return_to_best_round()
             self.trainer.should_stop = True
         for name, value in losses.items():
@@ -372,7 +355,7 @@ class StagePlan(pl.LightningModule):
                 self._losses.setdefault(name, {})[self.current_epoch] = value
         self._has_validated = False
         self.n_epochs_done = self.current_epoch + 1
-        if self.recipe.max_rounds > 1 and not self.is_within_round and not is_lost:
+        if self.recipe.max_rounds > 1 and self.n_epochs_done % self.n_epochs == 0 and not is_lost:
             self._end_round()
 
     def _end_round(self) -> None:
@@ -420,11 +403,7 @@ class StagePlan(pl.LightningModule):
     @property
     def advice_on_divergence(self) -> str:
         """What to do if the loss or the weights are not finite."""
-        return (
-            f"try a lower learning rate, or look for extreme cells. The model is as it was before the {self.name} was "
-            "trained. A `checkpoint_dir` still has the last good state, but only for the same learning rate; with a "
-            "new rate, use another `checkpoint_dir`."
-        )
+        return f"try a lower learning rate, or look for extreme cells. The model is as it was before the {self.name}."
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -460,7 +439,10 @@ class StagePlan(pl.LightningModule):
             If it belongs to another model, other cells or other settings, or the model was trained since.
         """
         if why := self._why_refused(checkpoint):
-            msg = f"The checkpoint of the {self.name} {why}"
+            msg = (
+                f"The checkpoint of the {self.name} {why}. Use another `checkpoint_dir`, or remove {self.name}.ckpt to "
+                "start again (on the command line, `--restart`)."
+            )
             raise ValueError(msg)
         before, former = self.losses_before[-1], checkpoint["losses_before"]
         self.losses_before = [*(each for each in former if each != before), before]
@@ -468,35 +450,22 @@ class StagePlan(pl.LightningModule):
         self.best_round = checkpoint["best_round"]
 
     def _why_refused(self, checkpoint: Mapping[str, Any]) -> str:
-        """Say why a checkpoint cannot be resumed, and what to do, after its name; "" if it can."""
+        """Say why a checkpoint cannot be resumed, after its name; "" if it can."""
         if checkpoint.get("fingerprint") != self.fingerprint:
-            return (
-                "is of another model, of other cells, another split or other settings, or older than the stage before "
-                f"it. Remove {self.name}.ckpt, or use another `checkpoint_dir` (on the command line, `--restart` "
-                "removes those of all stages)."
-            )
+            return "is of another model, other cells, another split, other settings or an older stage before it"
         if settings.seed is not None and checkpoint["seed"] != self.seed:
-            return (
-                f"was made with other random numbers than those of `scvi.settings.seed` {settings.seed}. Set "
-                "`scvi.settings.seed = None` to resume it, or use another `checkpoint_dir`."
-            )
+            return f"has another seed than `scvi.settings.seed` {settings.seed}"
         saved, options = checkpoint["options"], self._options.items()
         if differing := [f"`{k}` of {saved.get(k)!r}, not {now!r}" for k, now in options if saved.get(k) != now]:
-            return f"was made with {', '.join(differing)}; use the same options, or another `checkpoint_dir`."
+            return f"was made with {', '.join(differing)}"
         n_done, n_saved, n_now = checkpoint["n_epochs_done"], checkpoint["max_epochs"], self.trainer.max_epochs
-        n_rounds, again = self.recipe.max_rounds, "remove it to start again."
-        if n_rounds > 1 and n_saved != n_now:
-            return f"has rounds of {n_saved // n_rounds} epochs, and this run has rounds of {self.n_epochs}; {again}"
-        if n_done > n_now:
-            return f"has {n_done} finished epochs, more than the {n_now} of this run; {again}"
+        if n_done > n_now or (self.recipe.max_rounds > 1 and n_saved != n_now):
+            return f"has {n_done} of {n_saved} epochs, and this run has {n_now}"
         losses = checkpoint["history"].get(f"{self.name}_loss_train", {})
         done, before = {n: loss for n, loss in losses.items() if not math.isnan(loss)}, self.losses_before[-1]
         is_at_epoch = before.items() <= done.items() or done.items() <= before.items()
         if not is_at_epoch and before not in checkpoint["losses_before"]:
-            return (
-                "lacks training that this model has, and would lose. To keep it, use another `checkpoint_dir`; to "
-                "return to the checkpoint, build the model again."
-            )
+            return "lacks later training of this model"
         return ""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

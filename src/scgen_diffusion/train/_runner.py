@@ -11,16 +11,15 @@ import time
 import warnings
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar, Timer
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from scvi.train import SaveCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count, is_number
@@ -28,9 +27,8 @@ from scgen_diffusion._compat import dump_checkpoint, handle_sigterm_by, parse_de
 from scgen_diffusion._files import explain_failed_read, explain_failed_write, read_torch, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
-    from contextlib import ExitStack
-    from pathlib import Path
+    import os
+    from collections.abc import Iterator, Mapping, Sequence
     from types import FrameType
 
     from lightning.pytorch.strategies import Strategy
@@ -44,15 +42,11 @@ PACKAGE = __name__.partition(".")[0]
 
 N_VALIDATIONS = 50
 N_CHECKPOINTS = 20
-SECONDS_PER_LINE = 30.0  # minimum between lines in a log file
-LINES_PER_STAGE = 100  # maximum in a log file
+SECONDS_PER_LINE = 60.0  # between lines in a log file
 EXIT_CODE_OF_SIGTERM = 143
 FIRST_WITH_BF16 = 8  # compute capability; older GPUs emulate bfloat16, slowly
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-OWN_OPTIONS = {  # the stage sets them
-    "self", "trainer_kwargs", "plan", "data", "use_distributed_sampler", "gradient_clip_val", "enable_checkpointing",
-    "deadline", "rest", "dependent", "overfit_batches",
-}  # fmt: skip
+OF_STAGES = {"gradient_clip_val", "enable_checkpointing", "use_distributed_sampler", "overfit_batches"}  # set by us
 NEEDLESS_WARNINGS = (
     ".*does not have many workers",
     ".*has `shuffle=True`",
@@ -61,61 +55,18 @@ NEEDLESS_WARNINGS = (
     "Total length of .* across ranks is zero",  # no cells to validate on
 )
 
-COUNTS = {"early_stopping_patience": 0, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1}  # least
-NUMBERS = ("early_stopping_min_delta", "checkpoint_minutes")
+
+# --- options ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class StageResult:
-    """Result of a stage besides the weights."""
-
-    plan: StagePlan
-    trainer: pl.Trainer
-    device: torch.device | None = None
-    """Device of this process; None if the stage was finished before."""
-    stopped_by: str = ""
-    """What stopped it between two steps; "" if nothing did."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What it was trained with besides its options."""
-
-
-def run_stage(
-    plan: StagePlan,
-    data: StageData,
-    *,
-    max_epochs: int,
-    rest: ExitStack,
-    accelerator: str = "auto",
-    devices: int | list[int] | str = "auto",
-    precision: str | None = None,
-    early_stopping: bool = False,
-    early_stopping_patience: int = 20,
-    early_stopping_min_delta: float = 0.0,
-    check_val_every_n_epoch: int | None = None,
-    checkpoint_dir: Path | None = None,
-    dependent: Collection[str] = (),
-    checkpoint_minutes: float = 5.0,
-    callbacks: list[Callback] | None = None,
-    enable_progress_bar: bool = True,
-    strategy: str | Strategy = "auto",
-    deadline: float | None = None,
-    **trainer_kwargs: Any,
-) -> StageResult:
-    """Train one stage.
+class RunOptions:
+    """How stages are run, whichever they are.
 
     Parameters
     ----------
-    plan
-        The stage to train.
-    data
-        Loaders of training and validation cells.
-    max_epochs
-        Number of passes over the training cells in a round. A pass over many cells is cut into several epochs of
-        Lightning.
-    rest
-        Closed when what follows the last step of the stage is done, which one Ctrl-C lets finish.
-    accelerator, devices
-        Passed to Lightning.
+    accelerator, devices, strategy
+        Passed to Lightning. A strategy object is copied, because each stage has its own trainer.
     precision
         Passed to Lightning. Default: bfloat16 autocast for large networks (:attr:`Recipe.bfloat16`) on CUDA GPUs that
         support it, otherwise float32.
@@ -129,8 +80,6 @@ def run_stage(
         Epochs between validations. Default: about 50 validations per round; with early stopping, every epoch.
     checkpoint_dir
         Folder in which ``<stage>.ckpt`` is written after epochs, and resumed from if it exists.
-    dependent
-        Later stages, which need the result of this one.
     checkpoint_minutes
         A checkpoint is written at the end of an epoch if the last one is this many minutes old. Besides, each round
         writes about 20, at equal numbers of epochs.
@@ -138,143 +87,92 @@ def run_stage(
         More Lightning callbacks.
     enable_progress_bar
         Whether to show a progress bar, unless the callbacks contain one.
-    strategy
-        Passed to Lightning. An object is copied, because each stage has its own trainer.
+    compile
+        Whether to compile the networks.
     deadline
         When to stop, on the clock of :func:`time.monotonic`.
-    **trainer_kwargs
-        Passed to :class:`lightning.pytorch.Trainer`.
+    of_trainer
+        Other arguments of :class:`lightning.pytorch.Trainer`.
     """
-    per_round = max_epochs * data.epochs_per_pass
-    n_epochs = per_round * plan.recipe.max_rounds
-    path = None if checkpoint_dir is None else checkpoint_dir / f"{plan.name}.ckpt"
-    _check_loss_judges_cells(plan, early_stopping=early_stopping)
-    interruption = Interruption(deadline)
-    callbacks = [interruption, *(callbacks or [])]
-    if early_stopping:
-        rule = {"patience": early_stopping_patience, "min_delta": early_stopping_min_delta}
-        callbacks.append(EarlyStopping(monitor=plan.key_loss("validation"), **rule))
-    if path is not None:
-        callbacks.append(StageCheckpoint(path, max(per_round // N_CHECKPOINTS, 1), checkpoint_minutes, dependent))
-    if enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
-        callbacks.append(StageProgress())
-    defaults = {"num_sanity_val_steps": 0, "enable_model_summary": False, "logger": False}
-    defaults["benchmark"] = not trainer_kwargs.get("deterministic")
-    # all validation cells, before the first epoch
-    first = {"num_sanity_val_steps": -1} if plan.must_beat_former else {}
-    usual = 1 if early_stopping else max(per_round // N_VALIDATIONS, 1)
-    with _quiet():
-        trainer = build_trainer(
-            max_epochs=n_epochs,
+
+    accelerator: str = "auto"
+    devices: int | list[int] | str = "auto"
+    strategy: str | Strategy = "auto"
+    precision: str | None = None
+    early_stopping: bool = False
+    early_stopping_patience: int = 20
+    early_stopping_min_delta: float = 0.0
+    check_val_every_n_epoch: int | None = None
+    checkpoint_dir: Path | None = None
+    checkpoint_minutes: float = 5.0
+    callbacks: Sequence[Callback] = ()
+    enable_progress_bar: bool = True
+    compile: bool = False
+    deadline: float | None = None
+    of_trainer: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def names() -> list[str]:
+        """List the names that :meth:`of` takes."""
+        of_trainer = set(inspect.signature(pl.Trainer).parameters) - OF_STAGES
+        return sorted({*of_trainer, *(each.name for each in fields(RunOptions))} - {"deadline", "of_trainer"})
+
+    @classmethod
+    def of(cls, *, checkpoint_dir: str | os.PathLike[str] | None = None, max_time: Any = None, **options: Any) -> Self:
+        """Sort the arguments of ``train``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For what Lightning refuses or would fail with later, before anything is changed.
+        """
+        for name, least in {"early_stopping_patience": 0, "check_val_every_n_epoch": 1}.items():
+            if options.get(name) is not None:
+                check_count(name, options[name], least)
+        for name in ("early_stopping_min_delta", "checkpoint_minutes"):
+            if not (is_number(value := options.get(name, 0)) and value >= 0):  # NaN is none
+                msg = f"`{name}` must be a number of at least 0, but found {value!r}."
+                raise ValueError(msg)
+        callbacks = options.pop("callbacks", None) or []
+        if not isinstance(callbacks, list | tuple) or any(not isinstance(callback, Callback) for callback in callbacks):
+            msg = f"`callbacks` must be a list of Lightning's callbacks, but found {callbacks!r}."
+            raise TypeError(msg)
+        own = {each.name for each in fields(cls)}
+        of_trainer = {name: options.pop(name) for name in [*options] if name not in own}
+        folder = None if checkpoint_dir is None else Path(checkpoint_dir).expanduser()
+        others = {"checkpoint_dir": folder, "deadline": _deadline_after(max_time), "of_trainer": of_trainer}
+        chosen = cls(**options, **others, callbacks=callbacks)
+        if (precision := chosen.check().precision) not in PRECISIONS:  # weights have single precision
+            msg = f"`precision` must be one of {PRECISIONS}, but found {precision!r}."
+            raise ValueError(msg)
+        return chosen
+
+    def check(self) -> pl.Trainer:
+        """Return a trainer that is not used; it knows whether this is the first of several processes."""
+        with refusing_as_value_error(), quiet():
+            return replace(self, enable_progress_bar=False).build_trainer(enable_checkpointing=False)
+
+    def build_trainer(self, **more: Any) -> pl.Trainer:
+        """Build Lightning's trainer. With one device of one machine, it does not look for a cluster."""
+        accelerator, devices, _ = parse_device_args(self.accelerator, self.devices)
+        defaults = {"num_sanity_val_steps": 0, "enable_model_summary": False, "logger": False}
+        defaults["benchmark"] = not self.of_trainer.get("deterministic")
+        options = {**defaults, **self.of_trainer, "precision": self.precision or "32-true", **more}
+        given = options.pop("plugins", None) or []
+        plugins = [*given] if isinstance(given, list | tuple) else [given]
+        n_devices = len(devices) if isinstance(devices, list) else devices
+        is_alone = n_devices == options.get("num_nodes", 1) == 1
+        if is_alone and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+            plugins.append(OneProcess())
+        return pl.Trainer(
             accelerator=accelerator,
             devices=devices,
-            precision=precision or _default_precision(plan.recipe, accelerator),
-            gradient_clip_val=plan.recipe.gradient_clip,
-            check_val_every_n_epoch=_validation_interval(plan, per_round, check_val_every_n_epoch, usual),
-            callbacks=callbacks,
-            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-            enable_progress_bar=enable_progress_bar,
-            strategy=deepcopy(strategy),
+            strategy=deepcopy(self.strategy),
+            enable_progress_bar=self.enable_progress_bar,
+            plugins=plugins,
             use_distributed_sampler=False,  # our loaders yield whole batches and distribute them themselves
-            **{**defaults, **trainer_kwargs, **first},
+            **options,
         )
-        checkpoint = None if path is None or not path.exists() else read_checkpoint(path)
-        if checkpoint is not None and checkpoint.get("is_finished") and checkpoint.get("max_epochs") == n_epochs:
-            plan.trainer = trainer
-            plan.on_load_checkpoint(checkpoint)
-            plan.load_state_dict(checkpoint["state_dict"])
-            plan.module.eval()
-            if enable_progress_bar and trainer.is_global_zero:
-                show(f"The {plan.name} was finished before: its weights are from {path}.")
-            return StageResult(plan, trainer)
-        plan.module.train()
-        rest.enter_context(interruption.listening(trainer))
-        with _orderly_end(plan, data, trainer):
-            trainer.fit(plan, data, ckpt_path=None if checkpoint is None else path, weights_only=True)
-    if not plan.is_finite:  # the same in all processes
-        msg = f"The {plan.name} has weights that are NaN or infinite; {plan.advice_on_divergence}"
-        raise FloatingPointError(msg)
-    plan.module.eval()
-    return StageResult(plan, trainer, trainer.strategy.root_device, interruption.source)
-
-
-def _check_loss_judges_cells(plan: StagePlan, *, early_stopping: bool) -> None:
-    """Raise for an end of training that validation losses decide, unless they show how good the cells are."""
-    rule = "early_stopping" if early_stopping else "max_rounds" if plan.recipe.max_rounds > 1 else None
-    if rule and not plan.loss_judges_cells:
-        msg = (
-            f"`{rule}` watches the validation loss, but that of the {plan.name} may rise while the generated cells get "
-            f"better. Leave `{rule}` out."
-        )
-        raise ValueError(msg)
-
-
-def _validation_interval(plan: StagePlan, per_round: int, given: int | None, usual: int) -> int:
-    """Return the epochs between validations: those given, or about the usual ones; a round ends with a validation."""
-    every = usual if given is None else check_count("check_val_every_n_epoch", given)
-    if plan.recipe.max_rounds == 1 or per_round % every == 0:
-        return every
-    if given:
-        msg = (
-            f"A round of the {plan.name} has {per_round} epochs, and its last one must be validated: "
-            f"`check_val_every_n_epoch` must divide {per_round}, but found {given}."
-        )
-        raise ValueError(msg)
-    return next(n for n in range(every, 0, -1) if per_round % n == 0)
-
-
-@contextmanager
-def _orderly_end(plan: StagePlan, data: StageData, trainer: pl.Trainer) -> Iterator[None]:
-    """Keep the best weights if stopped, exit after SIGTERM, and clean up, which Lightning skips after an exception."""
-    try:
-        yield
-    except StoppedError:
-        plan.return_to_best_round()
-    except SIGTERMException as end:  # a shell would take it for success
-        raise SystemExit(EXIT_CODE_OF_SIGTERM) from end
-    finally:
-        plan.teardown("fit")
-        data.teardown("fit")
-    if trainer.received_sigterm:  # some versions do not check after the last step
-        raise SystemExit(EXIT_CODE_OF_SIGTERM)
-
-
-def check_trainer_options(
-    accelerator: str = "auto",
-    devices: int | list[int] | str = "auto",
-    precision: str | None = None,
-    strategy: str | Strategy = "auto",
-    **options: Any,
-) -> pl.Trainer:
-    """Raise for options that Lightning or scvi-tools refuse, or fail with later; return a trainer that is not used.
-
-    Before training, it knows whether this is the first of several processes (``is_global_zero``).
-    """
-    for name, least in COUNTS.items():
-        if options.get(name) is not None:
-            check_count(name, options[name], least)
-    for name in NUMBERS:
-        if not (is_number(value := options.get(name, 0)) and value >= 0):  # NaN is none
-            msg = f"`{name}` must be a number of at least 0, but found {value!r}."
-            raise ValueError(msg)
-    callbacks = options.get("callbacks") or ()
-    if not isinstance(callbacks, list | tuple) or any(not isinstance(callback, Callback) for callback in callbacks):
-        msg = f"`callbacks` must be a list of Lightning's callbacks, but found {callbacks!r}."
-        raise TypeError(msg)
-    for kind, instead in {Timer: "max_time", SaveCheckpoint: "checkpoint_dir"}.items():
-        if any(isinstance(callback, kind) for callback in callbacks):
-            msg = f"`callbacks` has a {kind.__name__}, which does not work with stages. Give `{instead}` instead."
-            raise ValueError(msg)
-    own = inspect.signature(run_stage).parameters
-    chosen = {"accelerator": accelerator, "devices": devices, "strategy": deepcopy(strategy)}
-    chosen |= {name: value for name, value in options.items() if name not in own}
-    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    with refusing_as_value_error(), _quiet():
-        trainer = build_trainer(precision=precision or "32-true", **{**silent, **chosen})
-    if trainer.precision not in PRECISIONS:
-        msg = f"`precision` {precision!r} does not work: weights have single precision. Use one of {PRECISIONS}."
-        raise ValueError(msg)
-    return trainer
 
 
 class OneProcess(LightningEnvironment):
@@ -285,54 +183,29 @@ class OneProcess(LightningEnvironment):
         self.set_global_rank(0)  # Lightning's loggers would take it from the variables
 
     def local_rank(self) -> int:
+        """Return 0."""
         return 0
 
     def node_rank(self) -> int:
+        """Return 0."""
         return 0
 
 
-def build_trainer(
-    accelerator: str, devices: Any, *, num_nodes: int = 1, plugins: Any = None, **options: Any
-) -> pl.Trainer:
-    """Build Lightning's trainer. With one device of one machine, it does not look for a cluster."""
-    accelerator, devices, _ = parse_device_args(accelerator, devices)
-    plugins = [*plugins] if isinstance(plugins, list | tuple) else [] if plugins is None else [plugins]
-    is_alone = num_nodes == 1 and (devices == 1 or (isinstance(devices, list) and len(devices) == 1))
-    if is_alone and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
-        plugins.append(OneProcess())
-    return pl.Trainer(accelerator=accelerator, devices=devices, num_nodes=num_nodes, plugins=plugins, **options)
-
-
-def deadline_after(max_time: str | timedelta | dict[str, int] | None) -> float | None:
+def _deadline_after(max_time: Any) -> float | None:
     """Return when a time as Lightning's trainer takes it will have passed, on the clock of :func:`time.monotonic`."""
-    if max_time is None:
-        return None
-    msg = (
-        "`max_time` must be text (days:hours:minutes:seconds) such as '00:01:30:00', a `timedelta`, or a dict such as "
-        f"{{'minutes': 90}}, but found {max_time!r}."
-    )
-    if not isinstance(max_time, str | timedelta | dict):
-        raise TypeError(msg)
     try:
-        return time.monotonic() + Timer(max_time).time_remaining()
-    except (MisconfigurationException, TypeError) as error:
+        left = Timer(max_time).time_remaining()
+    except (AttributeError, MisconfigurationException, OverflowError, TypeError, ValueError) as error:
+        msg = (
+            "`max_time` must be text (days:hours:minutes:seconds) such as '00:01:30:00', a `timedelta`, or a dict such "
+            f"as {{'minutes': 90}}, but found {max_time!r}."
+        )
         raise ValueError(msg) from error
-
-
-def trainer_options() -> list[str]:
-    """List the options of a stage's run, including those of Lightning's trainer."""
-    functions = (run_stage, pl.Trainer.__init__)
-    return sorted({name for function in functions for name in inspect.signature(function).parameters} - OWN_OPTIONS)
-
-
-def _default_precision(recipe: Recipe, accelerator: str) -> str:
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    computes_bf16 = on_gpu and torch.cuda.get_device_capability()[0] >= FIRST_WITH_BF16
-    return "bf16-mixed" if recipe.bfloat16 and computes_bf16 else "32-true"
+    return None if left is None else time.monotonic() + left
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence Lightning's device lines and advertisements, and deprecation warnings of libraries."""
     lightning = logging.getLogger("lightning.pytorch")
     before = lightning.level
@@ -347,6 +220,98 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         lightning.setLevel(before)
+
+
+# --- a stage ----------------------------------------------------------------------------------------------------------
+
+
+def run_stage(
+    plan: StagePlan, data: StageData, options: RunOptions, *, max_epochs: int, interruption: Interruption
+) -> pl.Trainer:
+    """Train a stage, from its checkpoint if there is one; return its trainer.
+
+    Parameters
+    ----------
+    plan
+        The stage to train.
+    data
+        Loaders of training and validation cells.
+    options
+        How to run it.
+    max_epochs
+        Number of passes over the training cells in a round. A pass over many cells is cut into several epochs of
+        Lightning.
+    interruption
+        Ends training between two steps. It listens until it is closed.
+    """
+    recipe, folder = plan.recipe, options.checkpoint_dir
+    path = None if folder is None else folder / f"{plan.name}.ckpt"
+    per_round = max_epochs * data.epochs_per_pass
+    n_epochs = per_round * recipe.max_rounds
+    rule = "early_stopping" if options.early_stopping else "max_rounds" if recipe.max_rounds > 1 else ""
+    if rule and not plan.loss_judges_cells:
+        msg = f"`{rule}` watches the validation loss of the {plan.name}, which may rise while cells get better."
+        raise ValueError(msg)
+    callbacks = [interruption, *options.callbacks]
+    if options.early_stopping:
+        limits = {"patience": options.early_stopping_patience, "min_delta": options.early_stopping_min_delta}
+        callbacks.append(EarlyStopping(monitor=plan.key_loss("validation"), **limits))
+    if path is not None:
+        callbacks.append(StageCheckpoint(path, max(per_round // N_CHECKPOINTS, 1), options.checkpoint_minutes))
+    if options.enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        callbacks.append(StageProgress())
+    # all validation cells, before the first epoch
+    first = {"num_sanity_val_steps": -1} if plan.must_beat_former else {}
+    with quiet():
+        trainer = options.build_trainer(
+            max_epochs=n_epochs,
+            precision=options.precision or _default_precision(recipe, options.accelerator),
+            gradient_clip_val=recipe.gradient_clip,
+            check_val_every_n_epoch=_validation_interval(plan, per_round, options),
+            callbacks=callbacks,
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+            **first,
+        )
+        checkpoint = read_checkpoint(path) if path is not None and path.exists() else None
+        if checkpoint is not None and checkpoint.get("is_finished") and checkpoint.get("max_epochs") == n_epochs:
+            plan.trainer, plan.was_finished = trainer, True
+            plan.on_load_checkpoint(checkpoint)
+            plan.load_state_dict(checkpoint["state_dict"])
+            plan.module.eval()
+            if options.enable_progress_bar and trainer.is_global_zero:
+                show(f"The {plan.name} was finished before: its weights are from {path}.")
+            return trainer
+        plan.module.train()
+        try:
+            trainer.fit(plan, data, ckpt_path=None if checkpoint is None else path, weights_only=True)
+        except StoppedError:
+            plan.return_to_best_round()
+        finally:  # Lightning cleans up only if there was no error
+            plan.teardown("fit")
+            data.teardown("fit")
+    if interruption.is_terminated:  # after the last step
+        raise SystemExit(EXIT_CODE_OF_SIGTERM)
+    if not plan.is_finite:  # the same in all processes
+        msg = f"The {plan.name} has weights that are NaN or infinite; {plan.advice_on_divergence}"
+        raise FloatingPointError(msg)
+    plan.module.eval()
+    return trainer
+
+
+def _default_precision(recipe: Recipe, accelerator: str) -> str:
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    computes_bf16 = on_gpu and torch.cuda.get_device_capability()[0] >= FIRST_WITH_BF16
+    return "bf16-mixed" if recipe.bfloat16 and computes_bf16 else "32-true"
+
+
+def _validation_interval(plan: StagePlan, per_round: int, options: RunOptions) -> int:
+    """Return the epochs between validations: those given, or about the usual ones; a round ends with a validation."""
+    usual = 1 if options.early_stopping else max(per_round // N_VALIDATIONS, 1)
+    given, has_rounds = options.check_val_every_n_epoch, plan.recipe.max_rounds > 1
+    if given and has_rounds and per_round % given:
+        msg = f"`check_val_every_n_epoch` must divide the {per_round} epochs of a round, but found {given}."
+        raise ValueError(msg)
+    return given or next(n for n in range(usual, 0, -1) if per_round % n == 0 or not has_rounds)
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -367,31 +332,16 @@ class StageCheckpoint(Checkpoint):
         Epochs between checkpoints; the last epoch always has one.
     minutes
         Minutes after which a checkpoint is written after any epoch.
-    dependent
-        Later stages, whose checkpoints this one's training would make worthless.
     """
 
-    def __init__(self, path: Path, every_n_epochs: int, minutes: float, dependent: Collection[str] = ()) -> None:
+    def __init__(self, path: Path, every_n_epochs: int, minutes: float) -> None:
         self.path, self.every_n_epochs, self.seconds = path, every_n_epochs, 60 * minutes
-        self.later = [path.with_name(f"{stage}{path.suffix}") for stage in sorted(dependent)]
         self._last = time.monotonic()
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
-        """Raise, after this stage's own checkpoint was accepted, if later stages have checkpoints."""
-        if found := [path.name for path in self.later if path.exists()]:
-            msg = (
-                f"{self.path.parent} has {' and '.join(found)}, which need the {pl_module.name} as it is, but this "
-                "call would train it on. To resume, make the former call again. To train it on, remove "
-                f"{' and '.join(found)}, or use another `checkpoint_dir` (on the command line, `--restart` removes all "
-                "checkpoints)."
-            )
-            raise ValueError(msg)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Write the checkpoint if it is due."""
-        n_done = trainer.current_epoch + 1
-        is_due = time.monotonic() - self._last >= self.seconds
-        if n_done % self.every_n_epochs == 0 or n_done == trainer.max_epochs or trainer.strategy.broadcast(is_due):
+        n_done, is_late = trainer.current_epoch + 1, time.monotonic() - self._last >= self.seconds
+        if n_done % self.every_n_epochs == 0 or n_done == trainer.max_epochs or trainer.strategy.broadcast(is_late):
             self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
@@ -404,14 +354,16 @@ class StageCheckpoint(Checkpoint):
         if not plan.is_finite:  # the same in all processes
             logger.warning("%s is not written: weights are NaN or infinite.", self.path)
             return
-        options = {
-            "kept": "The former checkpoint is kept. " if self.path.exists() else "",
-            "again": " and make the same call again to resume",
-        }
         content = dump_checkpoint(trainer)  # in all processes
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)  # another training may have removed it at its end
-            failing = explain_failed_write(f"Writing the checkpoint {self.path.name}", self.path.parent, **options)
+            kept = "The former checkpoint is kept. " if self.path.exists() else ""
+            failing = explain_failed_write(
+                f"Writing the checkpoint {self.path.name}",
+                self.path.parent,
+                kept=kept,
+                again=" and make the same call again to resume",
+            )
             with write_atomically(self.path) as part, failing, part.open("wb") as file:
                 torch.save(content, file)
         trainer.strategy.barrier()
@@ -433,7 +385,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         return read_torch(path)
 
 
-# --- Ctrl-C and the time limit ----------------------------------------------------------------------------------------
+# --- Ctrl-C, SIGTERM and the time limit -------------------------------------------------------------------------------
 
 
 class StoppedError(Exception):
@@ -441,60 +393,46 @@ class StoppedError(Exception):
 
 
 class Interruption(Callback):
-    """Ends training before the next step on Ctrl-C and keeps the weights; a second Ctrl-C aborts at once.
+    """Ends training before the next step, in all processes together.
 
-    With several processes, Lightning handles Ctrl-C and ends the process at once. SIGTERM to one of them ends all
-    before the same step, and then the process calls the user's own handler. Lightning's handler would broadcast in the
-    middle of a step, where the other processes expect gradients or losses, and all would hang.
-
-    Training ends in the same way, in all processes together, once ``deadline`` has passed. Lightning's own limit of
-    time would count the stage as finished, and also count the time before a resumption.
+    After Ctrl-C the weights are kept, and so is a stage whose last step is done; a second Ctrl-C aborts at once. With
+    several processes, Lightning handles Ctrl-C and ends the process at once. SIGTERM to any of them ends all with its
+    exit code; Lightning's own handler would broadcast in the middle of a step, where the others expect gradients.
+    Lightning's own limit of time would count the stage as finished, and also the time before a resumption.
     """
 
     def __init__(self, deadline: float | None = None) -> None:
         self.deadline = deadline
-        self.source = ""
-        """What ended training, as the subject of a sentence; "" for nothing."""
-        self.is_terminated = False
-        """Whether this process, one of several, got SIGTERM."""
+        self.is_stopped = self.is_pressed = self.is_terminated = False
+        self._previous: Any = None
 
-    @contextmanager
-    def listening(self, trainer: pl.Trainer) -> Iterator[None]:
-        """Listen for Ctrl-C, or in one of several processes for SIGTERM; only Python's main thread receives them."""
-        is_alone = trainer.world_size == 1
-        number = signal.SIGINT if is_alone else signal.SIGTERM
-        previous = signal.getsignal(number)  # None: a handler that Python could not set again
-        if threading.current_thread() is not threading.main_thread() or previous is None:
-            yield
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Listen to Ctrl-C no more."""
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def setup(self, trainer: pl.Trainer, pl_module: StagePlan, stage: str) -> None:
+        """Listen to signals, which only Python's main thread receives."""
+        handle_sigterm_by(trainer, self._note)
+        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+            self._previous = signal.getsignal(signal.SIGINT)  # None: a handler that Python could not set again
+            if self._previous is not None:
+                signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:
+            self.is_terminated = True
             return
-
-        def stop(signal_number: int, frame: FrameType | None) -> None:
-            logger.warning(
-                "Interrupted: training stops after this step and keeps its weights, or those of the best round. Press "
-                "again to abort."
-            )
-            self.source = "You"
-            signal.signal(signal.SIGINT, previous)
-
-        if not is_alone:
-            handle_sigterm_by(trainer, self._note_sigterm)
-        signal.signal(number, stop if is_alone else self._note_sigterm)
-        try:
-            yield
-        finally:
-            signal.signal(number, previous)
-            if self.is_terminated and callable(previous):  # it may exit, for which the others would wait in a step
-                previous(number, None)
-        if self.is_terminated:  # after the last step
-            raise SystemExit(EXIT_CODE_OF_SIGTERM)
-
-    def _note_sigterm(self, signal_number: int, frame: FrameType | None) -> None:
-        self.is_terminated = True
+        logger.warning("Interrupted: training stops after this step and keeps its weights. Press again to abort.")
+        self.is_pressed = True
+        signal.signal(signal.SIGINT, self._previous)
 
     def _end_if_terminated(self, trainer: pl.Trainer) -> None:
-        """Raise SIGTERMException in all processes if one of them got SIGTERM."""
         if trainer.strategy.reduce_boolean_decision(self.is_terminated, all=False):
-            raise SIGTERMException
+            raise SystemExit(EXIT_CODE_OF_SIGTERM)  # a shell would take 0 for success
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Stop if it is time; Lightning's ``should_stop`` would count the epoch as finished.
@@ -505,9 +443,9 @@ class Interruption(Callback):
             If Ctrl-C was pressed, or the time is up.
         """
         self._end_if_terminated(trainer)
-        if self.deadline is not None and trainer.strategy.broadcast(time.monotonic() >= self.deadline):
-            self.source = "`max_time`"
-        if self.source:
+        is_late = self.deadline is not None and trainer.strategy.broadcast(time.monotonic() >= self.deadline)
+        self.is_stopped = self.is_pressed or is_late
+        if self.is_stopped:
             raise StoppedError
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
@@ -518,7 +456,7 @@ class Interruption(Callback):
 
 def is_interrupted(trainer: pl.Trainer) -> bool:
     """Return whether Ctrl-C or the time limit ended training, or Ctrl-C came after the last step."""
-    return any(isinstance(callback, Interruption) and callback.source for callback in trainer.callbacks)
+    return any(isinstance(each, Interruption) and (each.is_stopped or each.is_pressed) for each in trainer.callbacks)
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------
@@ -542,15 +480,11 @@ def show(text: str) -> None:
 
 
 class StageProgress(ProgressBar):
-    """Shows one bar per round of a stage in a terminal or a notebook, and writes lines to a log file.
-
-    A log line needs at least 30 seconds and a hundredth of the round since the last one; the end always has one.
-    """
+    """Shows the progress of each round of a stage: a bar in a terminal or a notebook, a line a minute in a log file."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._is_enabled = True
-        self._bar: Any = None
+        self._is_enabled, self._bar = True, None
 
     def disable(self) -> None:
         """Show nothing. Lightning calls this in all processes but the first."""
@@ -563,40 +497,30 @@ class StageProgress(ProgressBar):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Start the bar of a round, after the steps of a checkpoint."""
-        round_number, epoch = divmod(trainer.current_epoch, pl_module.n_epochs)
-        if self._bar is not None:
-            if epoch:
-                return
-            self._close(pl_module)
-        n_rounds = pl_module.recipe.max_rounds
-        which = f", round {round_number + 1} of at most {n_rounds}" if n_rounds > 1 else ""
-        self._title = f"{pl_module.name.capitalize()} ({pl_module.purpose}){which}"
+        if self._bar is not None and trainer.current_epoch % pl_module.n_epochs:
+            return
+        self._close(pl_module)
+        round_number, self._state = trainer.current_epoch // pl_module.n_epochs, ""
+        self._title = f"{pl_module.name.capitalize()} ({pl_module.purpose})"
         self._is_live = sys.stderr.isatty() or in_notebook()
-        self._step = trainer.global_step - round_number * pl_module.n_steps
         self._bar = tqdm(
             desc=self._title,
             total=pl_module.n_steps,
-            initial=self._step,
+            initial=trainer.global_step - round_number * pl_module.n_steps,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}",
             disable=not (self._is_enabled and self._is_live),
         )
-        self._started = self._last = time.monotonic()
-        self._first_step = self._last_step = self._step
-        self._state = ""
+        self._last = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: StagePlan, *_: Any) -> None:
         """Count the step."""
-        step = trainer.global_step - pl_module.round * pl_module.n_steps
-        self._bar.update(step - self._step)
-        self._step, now = step, time.monotonic()
-        is_due = now - self._last >= SECONDS_PER_LINE and step - self._last_step >= pl_module.n_steps / LINES_PER_STAGE
-        if is_due:
-            left = (now - self._started) / (step - self._first_step) * (pl_module.n_steps - step)
-            self._write_line(pl_module, f"{tqdm.format_interval(left)} left")
+        self._bar.update(trainer.global_step - pl_module.round * pl_module.n_steps - self._bar.n)
+        if time.monotonic() - self._last >= SECONDS_PER_LINE:
+            self._write_line(pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Show the epoch and its loss."""
-        self._state = f"epoch {trainer.current_epoch % pl_module.n_epochs + 1} of {pl_module.n_epochs}"
+        self._state = pl_module.describe_epoch(trainer.current_epoch)
         for subset, words in (("validation", "validation loss"), ("train", "training loss")):
             if (name := pl_module.key_loss(subset)) in trainer.callback_metrics:
                 self._state += f", {words} {float(trainer.callback_metrics[name]):.4g}"
@@ -605,8 +529,7 @@ class StageProgress(ProgressBar):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
         """Close the bar and leave its last state."""
-        if self._bar is not None:
-            self._close(pl_module)
+        self._close(pl_module)
 
     def on_exception(self, *_: Any) -> None:
         """Close the bar where training stopped."""
@@ -614,11 +537,12 @@ class StageProgress(ProgressBar):
             self._bar.close()
 
     def _close(self, plan: StagePlan) -> None:
-        self._bar.close()
-        self._write_line(plan, f"took {tqdm.format_interval(time.monotonic() - self._started)}")
+        if self._bar is not None:
+            self._bar.close()
+            self._write_line(plan)
 
-    def _write_line(self, plan: StagePlan, duration: str) -> None:
+    def _write_line(self, plan: StagePlan) -> None:
         """Write a line to a log file."""
-        self._last, self._last_step = time.monotonic(), self._step
+        self._last = time.monotonic()
         if self._is_enabled and not self._is_live:
-            show(", ".join(filter(None, [f"{self._title}: {plan.progress:.0%}", self._state, duration])))
+            show(f"{self._title}: {plan.progress:.0%}" + (f", {self._state}" if self._state else ""))
