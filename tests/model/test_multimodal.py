@@ -413,7 +413,7 @@ def test_the_way_from_noise_is_shown_by_modality(multimodal):
     np.testing.assert_allclose(np.expm1(path["rna"].X).sum(1), 1e4, rtol=1e-3)
 
 
-def test_a_small_panel_changes_the_kl_weight_only_and_training_says_so(tiny, capsys):
+def test_a_small_panel_changes_the_kl_weight_only(tiny):
     mdata = make_mudata()
     mdata["rna"].X = mdata["rna"].X * 1000
     model = make_model(tiny, mdata)
@@ -424,8 +424,6 @@ def test_a_small_panel_changes_the_kl_weight_only_and_training_says_so(tiny, cap
         replace(RECIPES["default"].autoencoder, kl_weight=0.3),
         RECIPES["default"].prior,
     ]
-    model.train_autoencoder(1, accelerator="cpu", batch_size=45)
-    assert "adapted to a modality of few features: a KL weight of 0.3 in place of 0.6" in capsys.readouterr().err
 
 
 def test_modalities_of_many_features_have_the_usual_recipe():

@@ -1,7 +1,5 @@
 """``train_transport``, and predictions by it."""
 
-import os
-import signal
 from collections import Counter
 
 import anndata
@@ -281,20 +279,6 @@ def test_training_it_again_starts_anew_and_may_be_too_short(make_trained):
             model.train_transport(1, control_values={"dose": 1}, **QUICK)
         assert "transport" in model.cut_short_
         model.cut_short_ = {}
-
-
-def test_a_stopped_training_does_not_promise_to_go_on(make_trained, capsys):
-    class Stop(Callback):
-        def on_train_epoch_start(self, trainer, plan):
-            if trainer.current_epoch == 1:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    make_trained().train_transport(3, control_values={"dose": 1}, callbacks=[Stop()], accelerator="cpu")
-
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.endswith(
-        "epoch 2 of 3; its weights are kept. Next: model.train_transport() to train it from the start."
-    )
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
