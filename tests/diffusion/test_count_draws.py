@@ -146,6 +146,24 @@ def test_invalid_counts_become_nan_and_sampling_ends():
     assert (thinned[0, [0, 4]] <= counts[0, [0, 4]]).all()
 
 
+# --- thinning ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_cell_is_thinned_binomially_by_its_own_share():
+    keep, counts = torch.tensor([[0.0], [0.25], [0.9], [1.0]]), torch.full((4, 20_000), 6.0)
+    before = counts.clone()
+
+    thinned = keep_molecules(counts, keep, torch.Generator().manual_seed(0))
+
+    assert torch.equal(counts, before)
+    assert (thinned[0] == 0).all()
+    assert torch.equal(thinned[3], counts[3])
+    for share, cell in zip((0.25, 0.9), thinned[1:3], strict=True):
+        found, expected = torch.bincount(cell.long(), minlength=7), stats.binom.pmf(range(7), 6, share) * 20_000
+        few = expected[:3].sum()  # of which hardly any are expected at 0.9
+        assert stats.chisquare([found[:3].sum(), *found[3:]], [few, *expected[3:]]).pvalue > 1e-4
+
+
 # --- numbers that follow from one number ------------------------------------------------------------------------------
 
 

@@ -1,78 +1,90 @@
-"""Options of the architecture: unknown names and bad values are refused before anything is built."""
+"""Options of architectures: what is published, and what is refused before anything is built."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scgen_diffusion.module import (
     ARCHITECTURES,
+    GeneSpaceModule,
     SCLDMArchitecture,
     SCLDMModule,
     build_architecture,
+    build_gene_space_architecture,
 )
+
+MODELS = ["SCRDIT", "WBDIT"]
+NAN, INF = float("nan"), float("inf")
+
+
+def published(model="SCRDIT", **changes):
+    return replace(build_gene_space_architecture(model, "published"), **changes)
+
+
+# --- of both ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "closest"),
-    [("n_latents", "n_latent"), ("prior_layers", "prior_n_layers"), ("likelyhood", "likelihood"), ("heads", "n_heads")],
+    "build", [build_architecture, *[lambda *a, m=m, **o: build_gene_space_architecture(m, *a, **o) for m in MODELS]]
 )
-def test_an_unknown_option_names_the_closest_first(name, closest):
-    with pytest.raises(TypeError, match=f"no option '{name}'.*closest first: '{closest}'"):
-        build_architecture("default", **{name: 1})
+def test_changes_leave_the_rest_and_what_is_unknown_is_named(build):
+    before, after = build("published"), build("published", ema_decay=0.5)
+    names = [field.name for field in fields(before)]
+    assert [name for name in names if getattr(before, name) != getattr(after, name)] == ["ema_decay"]
+    assert build("default", **asdict(before)) == before
+    with pytest.raises(TypeError, match="'prior_layers'|'n_layer'"):
+        build("default", **{"n_layer": 1})
+    with pytest.raises(ValueError, match="`size`"):
+        build("huge")
+    with pytest.raises(AttributeError):
+        before.ema_decay = 3
 
 
-def test_an_unknown_size_lists_the_known_ones():
-    with pytest.raises(ValueError, match="'default', 'published'.*'huge'"):
-        build_architecture("huge")
+ALLOWED_OF_SCLDM = ["latent", "pooling", "decoder", "likelihood", "dispersion", "condition_strategy", "library_size"]
+BAD = [(name, "other") for name in ALLOWED_OF_SCLDM]
+BAD += [("width", 0), ("n_latent", -1), ("n_latent", True), ("n_latent_tokens", 2.0), ("n_heads", "4")]
+BAD += [("prior_n_layers", -1), ("feed_forward_width", 0), ("padded_length", -3)]
+BAD += [("outliers", "yes"), ("mask_padding", 3), ("decoder", None)]
+BAD += [("ema_decay", value) for value in (1.5, -0.1, "high", NAN, True)]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_value_that_is_not_allowed_is_named(name, value):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        build_architecture("default", **{name: value})
+
+
+CHOICES_OF_GENE_SPACE = ["backbone", "path", "target", "head", "scaling", "condition_strategy", "library_size"]
+BAD_IN_GENE_SPACE = [(name, "other", {}) for name in CHOICES_OF_GENE_SPACE]
+BAD_IN_GENE_SPACE += [
+    (name, value, {})
+    for name in ("patch_size", "width", "n_heads", "unet_width")
+    for value in (0, -1, 2.0, NAN, True, "4", None)
+]
+BAD_IN_GENE_SPACE += [("ema_decay", value, {}) for value in (-0.1, 1.1, NAN, "0.9", True)]
+BAD_IN_GENE_SPACE += [("zero_value", value, {}) for value in (0, 3, 10.0, -1001, NAN, -INF, "-10", True, [-10])]
+BAD_IN_GENE_SPACE += [("target", "noise", {"path": "masking"}), ("target", "kinds", {}), ("head", "spike_and_slab", {})]
+
+
+@pytest.mark.parametrize(("name", "value", "others"), BAD_IN_GENE_SPACE)
+def test_a_value_that_is_not_allowed_in_gene_space_is_named(name, value, others):
+    with pytest.raises(ValueError, match=f"`{name}[`=]"):
+        published(**{name: value}, **others)
+
+
+# --- SCLDM ------------------------------------------------------------------------------------------------------------
 
 
 def test_only_the_default_is_wider_for_many_cells_and_given_sizes_stay():
     few, many = (build_architecture("default", n_cells=n, n_factors=5) for n in (19_999, 20_000))
-
     assert few == build_architecture("default", n_factors=5)
     assert (many.pooling_width, many.decoder_width, many.n_factors) == (512, 256, 5)
     assert build_architecture("published", n_cells=10**6) == ARCHITECTURES["published"]
-
-
-def test_changes_leave_the_rest_of_the_named_architecture():
-    changed = build_architecture("published", n_latent=3)
-
-    differing = [
-        f.name for f in fields(changed) if getattr(changed, f.name) != getattr(ARCHITECTURES["published"], f.name)
-    ]
-    assert differing == ["n_latent"]
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("latent", "vae"),
-        ("pooling", "mean"),
-        ("decoder", None),
-        ("likelihood", "poisson"),
-        ("dispersion", "cell"),
-        ("condition_strategy", "mutually exclusive"),
-        ("library_size", "normals"),
-        ("width", 0),
-        ("n_latent", -1),
-        ("n_latent_tokens", 2.0),
-        ("n_heads", "4"),
-        ("prior_n_layers", -1),
-        ("ema_decay", 1.5),
-        ("ema_decay", -0.1),
-        ("ema_decay", "high"),
-        ("padded_length", -3),
-        ("feed_forward_width", 0),
-        ("outliers", "yes"),
-        ("mask_padding", 3),
-        ("n_latent", True),
-    ],
-)
-def test_a_value_that_is_not_allowed_is_named(name, value):
-    with pytest.raises(ValueError, match=f"`{name}` must be.*{value!r}"):
-        build_architecture("default", **{name: value})
 
 
 def test_no_layers_are_allowed(tiny):
@@ -87,6 +99,48 @@ def test_heads_must_divide_the_width(tiny, changes):
         SCLDMModule(5, architecture=SCLDMArchitecture(**{**tiny, **changes}))
 
 
-def test_an_architecture_cannot_be_changed_after_it_was_checked():
-    with pytest.raises(AttributeError):
-        ARCHITECTURES["default"].width = 3
+# --- gene space -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "backbone", "zero_value", "millions"),
+    [("SCRDIT", "dit", -10.0, 34.0), ("WBDIT", "white_box", None, 18.1)],
+)
+def test_the_published_sizes_are_those_of_the_papers(model, backbone, zero_value, millions):
+    """The papers count the fixed embeddings of positions too."""
+    a = published(model)
+    with torch.device("meta"):
+        network = GeneSpaceModule(2000, architecture=a).network
+
+    positions = [buffer.numel() for name, buffer in network.named_buffers() if name.endswith("positions")]
+    n_parameters = sum(p.numel() for p in network.parameters()) + sum(positions)
+    assert n_parameters / 1e6 == pytest.approx(millions, abs=0.05)
+    assert (a.backbone, a.path, a.target, a.head) == (backbone, "vp_linear", "noise", "regression")
+    assert (a.patch_size, a.width, a.n_layers, a.n_heads, a.n_global_tokens) == (10, 768, 3, 8, 0)
+    assert (a.zero_value, a.scaling, a.ema_decay) == (zero_value, "none", 0.0)
+
+
+def test_the_white_box_model_is_white_by_default():
+    assert build_gene_space_architecture("WBDIT", "default").backbone == "white_box"
+    assert build_gene_space_architecture("SCRDIT", "default").backbone != "white_box"
+
+
+@given(st.integers(1, 60_000), st.integers(1, 10**7), st.booleans())
+def test_the_default_sizes_fit_any_data(n_genes, n_cells, on_gpu):
+    a = build_gene_space_architecture("SCRDIT", "default", n_genes=n_genes, n_cells=n_cells, on_gpu=on_gpu)
+    assert 1 <= a.patch_size <= n_genes
+    assert a.width % a.n_heads == 0
+
+
+def test_few_cells_have_few_axes_for_masked_molecules_alone():
+    def n_axes(n_cells, **options):
+        return build_gene_space_architecture("SCRDIT", "default", n_cells=n_cells, **options).n_axes
+
+    assert (n_axes(4999), n_axes(5000), n_axes(4999, n_axes=None)) == (32, None, None)
+    assert n_axes(10, path="vp_linear") is n_axes(10, backbone="dit") is None
+
+
+def test_custom_and_published_sizes_do_not_depend_on_the_data():
+    few = {"n_genes": 5, "n_cells": 5, "on_gpu": False}
+    assert build_gene_space_architecture("WBDIT", "published", **few) == published("WBDIT")
+    assert build_gene_space_architecture("WBDIT", "default", patch_size=3, width=12, **few).patch_size == 3

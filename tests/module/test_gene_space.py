@@ -66,7 +66,7 @@ zero_values = st.one_of(st.none(), st.floats(-1000, -1e-3))
 
 
 @given(cells, zero_values, st.sampled_from(["none", "gene"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_decoding_undoes_encoding_and_restores_exact_zeros(profile, zero_value, scaling):
     if not profile.any():
         profile[0, 0] = 1.0
@@ -78,18 +78,6 @@ def test_decoding_undoes_encoding_and_restores_exact_zeros(profile, zero_value, 
     assert torch.equal(restored == 0, profile == 0)
     tolerance = 1e-6 * max(10, abs(zero_value or 0))  # single precision at the largest value on the way
     torch.testing.assert_close(restored, profile, atol=tolerance, rtol=1e-5)
-
-
-@pytest.mark.parametrize("zero_value", [-0.5, -10.0])
-def test_zeros_are_negated_and_nothing_else(profiles, zero_value):
-    encoded = build(zero_value=zero_value).encode(profiles)
-
-    assert (encoded[profiles == 0] == zero_value).all()
-    assert torch.equal(encoded[profiles != 0], profiles[profiles != 0])
-
-
-def test_without_negation_zeros_stay(profiles):
-    assert torch.equal(build().encode(profiles), profiles)
 
 
 @pytest.mark.parametrize("zero_value", [None, -10.0])
@@ -105,14 +93,6 @@ def test_scaled_per_gene_training_cells_have_no_mean_and_unit_variance(profiles,
     assert not encoded[:, 7].any()  # a constant gene is not blown up
 
 
-def test_unscaled_values_stay_as_they_are(profiles):
-    module = build(scaling="none")
-    module.start_from(ProfileSummary.of([profiles]))
-
-    assert not module.shift.any()
-    assert (module.scale == 1).all()
-
-
 def test_the_summary_of_the_training_cells_is_kept(profiles):
     module = build()
     module.start_from(ProfileSummary.of([profiles]))
@@ -123,17 +103,16 @@ def test_the_summary_of_the_training_cells_is_kept(profiles):
 
 
 @pytest.mark.parametrize("zero_value", [None, -10.0])
-def test_values_that_are_no_numbers_are_not_decoded_as_zeros(zero_value):
-    """They are what a diverged sampler is known by."""
-    decoded = build(zero_value=zero_value).profiles_of(torch.full((2, N_GENES), torch.nan))
+def test_values_are_negated_clamped_and_stay_no_numbers(profiles, zero_value):
+    module = build(zero_value=zero_value)
+    encoded = module.encode(profiles)
+    assert torch.equal(encoded, profiles if zero_value is None else torch.where(profiles == 0, zero_value, profiles))
 
-    assert decoded.isnan().all()
-
-
-def test_no_value_is_negative():
     values = torch.linspace(-3, 3, N_GENES)[None]
-
-    assert torch.equal(build().profiles_of(values), values.clamp(min=0))
+    assert torch.equal(module.profiles_of(values), values.clamp(min=0))
+    nan = torch.full((1, N_GENES), torch.nan)  # what a diverged sampler is known by
+    assert module.profiles_of(nan).isnan().all()
+    assert to_counts(nan, torch.tensor([10.0])).isnan().all()
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------
@@ -174,19 +153,6 @@ def test_log_values_have_no_loss_of_library_sizes(profiles):
     assert set(with_sizes.extra_metrics) - set(losses.extra_metrics) == {"library_size_loss"}
 
 
-def test_the_averaged_weights_are_requested_by_name(counts, profiles):
-    module = build()
-    data = module.encode(profiles)
-    kwargs = {"noise": torch.zeros_like(data), "t": torch.full((40,), 0.5), "condition": torch.zeros(40, 0).long()}
-    torch.manual_seed(0)
-    for parameter in module.network.parameters():
-        torch.nn.init.normal_(parameter)
-
-    current, averaged = (module.generative(data, **kwargs, averaged=averaged)["error"] for averaged in (False, True))
-
-    assert not torch.equal(current, averaged)
-
-
 # --- sampling ---------------------------------------------------------------------------------------------------------
 
 
@@ -215,23 +181,6 @@ def test_a_network_that_knows_the_data_samples_it(profiles, sampler):
     torch.testing.assert_close(sampled, profiles[:1].expand(5, -1), atol=1e-2, rtol=1e-3)
 
 
-@pytest.mark.parametrize("n_genes", [1, 3, 4, 5, 8, 23])
-@pytest.mark.parametrize("backbone", ["dit", "unet"])
-def test_any_number_of_genes_fits(backbone, n_genes):
-    module = build(n_genes=n_genes, patch_size=min(4, n_genes), backbone=backbone)
-
-    profile = module.sample_cells(
-        torch.zeros(2, 0).long(),
-        Generators(0, range(2)),
-        guidance=ResolvedGuidance.of(Joint(), []),
-        sampler=DPMSolverSampler(),
-        n_steps=2,
-        n_wanted=2,
-    )
-
-    assert profile.shape == (2, n_genes)
-
-
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 
@@ -247,8 +196,11 @@ def test_a_real_cell_with_its_own_total_has_its_own_counts(x):
 
 def test_counts_are_the_profiles_shares_of_the_total_rounded(profiles):
     totals = torch.linspace(5, 5000, 40)
+    few = torch.tensor([1.0, 2.0, 7.0, 500.0]).repeat(10)
 
     counts = to_counts(profiles, totals)
+
+    assert torch.equal(to_counts(torch.rand(40, 30, generator=torch.Generator().manual_seed(0)), few).sum(1), few)
 
     shares = profiles.expm1() / profiles.expm1().sum(1, keepdim=True)
     assert torch.equal(counts, counts.round())
@@ -263,10 +215,6 @@ def test_negative_values_get_no_counts_and_a_cell_of_zeros_none(profiles):
 
     assert counts[0].sum() > 0
     assert not counts[1:].any()
-
-
-def test_nan_is_not_a_count():
-    assert to_counts(torch.full((1, N_GENES), torch.nan), torch.tensor([10.0])).isnan().all()
 
 
 def test_the_library_size_head_reads_totals_off_profiles():
@@ -293,10 +241,3 @@ def test_the_library_size_head_reads_totals_off_profiles():
     assert loss < before - 0.5
     assert torch.corrcoef(torch.stack([mean[deep], log_totals[deep]]))[0, 1] > 0.95
     assert std[deep].mean() < std[~deep].mean()  # where the gene is off, there is less to go by
-
-
-def test_counts_sum_to_their_totals_however_few():
-    profile = torch.rand(20, 30, generator=torch.Generator().manual_seed(0))
-    totals = torch.tensor([1.0, 2.0, 7.0, 500.0]).repeat(5)
-
-    assert to_counts(profile, totals).sum(1).tolist() == totals.tolist()

@@ -6,14 +6,12 @@ import pytest
 import torch
 
 from scgen_diffusion.diffusion import Generators
-from scgen_diffusion.module import ModalityPanel, SCLDMArchitecture
 from scgen_diffusion.module._likelihoods import NegativeBinomialLikelihood
 from scgen_diffusion.module._modality_likelihoods import (
     BernoulliLikelihood,
     MultimodalLikelihood,
     total_rate,
 )
-from scgen_diffusion.module._multimodal import build_modality_likelihood
 
 SINGLE = {"rtol": 1e-4, "atol": 1e-4}  # sums of float32 terms
 
@@ -113,17 +111,6 @@ def test_a_cell_of_several_modalities_is_drawn_whole():
     assert set(drawn[:, 3:].flatten().tolist()) <= {0.0, 1.0}
     alone = parts[0].sample(parameters[:, :6].view(4, 2, 3), Generators(0, range(4)))
     torch.testing.assert_close(drawn[:, :3], alone)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("negative_binomial", NegativeBinomialLikelihood),
-        ("bernoulli", BernoulliLikelihood),
-    ],
-)
-def test_each_name_has_its_likelihood(name, kind):
-    assert isinstance(build_modality_likelihood(ModalityPanel(4, name), SCLDMArchitecture()), kind)
 
 
 # --- other parameters, the same residuals -----------------------------------------------------------------------------

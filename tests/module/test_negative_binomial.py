@@ -51,9 +51,10 @@ def test_all_entries_give_the_same_result_as_the_positive_ones(monkeypatch, larg
     torch.testing.assert_close(of_nonzero, of_all, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("entries", ["of_nonzero", "of_all"])
 @pytest.mark.parametrize("with_outliers", [False, True])
-def test_the_gradient_over_all_entries_is_that_of_finite_differences(monkeypatch, with_outliers):
-    monkeypatch.setattr(Entries, "of_nonzero", Entries.of_all)
+def test_the_gradient_is_that_of_finite_differences(monkeypatch, with_outliers, entries):
+    monkeypatch.setattr(Entries, "of_nonzero", getattr(Entries, entries))
     (counts, *inputs), outliers = draw_case(), build_outliers() if with_outliers else None
     extra = tuple(outliers.parameters())[:-1] if outliers else ()
 

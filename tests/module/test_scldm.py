@@ -1,4 +1,4 @@
-"""SCLDM's module: every architecture learns, thinning is binomial, and memory is bounded."""
+"""SCLDM's module: every architecture learns, and memory is bounded."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Joint, ResolvedGuidance, keep_molecules
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Joint, ResolvedGuidance
 from scgen_diffusion.module import Posterior, SCLDMArchitecture, SCLDMModule
 
 COUNT_HEADS = [
@@ -89,29 +88,15 @@ def test_every_prior_has_a_finite_loss_and_gradients(build, strategy, conditions
     assert any(p.grad is not None and p.grad.any() for p in module.prior.parameters())
 
 
-def test_the_loss_is_reproduced_by_the_generator_alone(build):
-    module, z = build(), torch.randn(4, 2, 4)
-    condition = torch.zeros(4, 0, dtype=torch.long)
-
-    def loss():
-        return module.prior_loss(z, condition, drop_probability=0.1, generator=torch.Generator().manual_seed(3))
-
-    assert torch.equal(loss(), loss())
-
-
 def test_the_divergence_is_that_of_two_normals():
     mean, std = torch.randn(5, 2, 3), torch.rand(5, 2, 3) + 0.1
     posterior = torch.distributions.Normal(mean, std)
     expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum((1, 2))
 
     torch.testing.assert_close(Posterior(mean, std).kl_divergence(), expected)
-
-
-def test_a_deterministic_latent_has_no_divergence_and_no_spread():
-    posterior = Posterior(torch.randn(4, 2, 3), torch.zeros(4, 2, 3))
-
-    assert posterior.kl_divergence().tolist() == [0.0] * 4
-    assert torch.equal(posterior.draw(torch.randn(4, 2, 3)), posterior.mean)
+    point = Posterior(mean, torch.zeros(5, 2, 3))
+    assert point.kl_divergence().tolist() == [0.0] * 5
+    assert torch.equal(point.draw(torch.randn(5, 2, 3)), mean)
 
 
 def test_a_deterministic_latent_is_normalised(build, counts):
@@ -125,70 +110,12 @@ def test_a_deterministic_latent_is_normalised(build, counts):
 def test_a_latent_does_not_depend_on_batch_neighbours(build, pooling):
     module = build(pooling=pooling, n_genes=30).eval()
     x = torch.poisson(torch.linspace(0.05, 3, 8)[:, None].expand(8, 30), generator=torch.Generator().manual_seed(1))
-    x[:, 0] += 1  # cells of 1 to 30 expressed genes: in company, the first is padded
+    x[1:, 0] += 1  # cells of 0 to 30 expressed genes: in company, the first is padded
 
     together = module.inference(x)["z"]
     alone = torch.cat([module.inference(x[[cell]])["z"] for cell in range(8)])
 
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)  # other shapes, other order of summation
-
-
-@pytest.mark.parametrize("pooling", ["attention", "factors", "both"])
-def test_a_latent_does_not_depend_on_the_order_of_genes(build, counts, pooling):
-    module = build(pooling=pooling, decoder="factors").eval()
-    expected = module.inference(counts)["z"]
-    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
-    encoder = module.encoder.network
-    with torch.no_grad():
-        if encoder.attention is not None:
-            embedding = encoder.attention.embed_gene.weight
-            embedding[1:] = embedding[1:][order].clone()
-        if encoder.factors is not None:
-            encoder.factors.weight.weight.copy_(encoder.factors.weight.weight[:, order].clone())
-
-    found = module.inference(counts[:, order])["z"]
-
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)  # sums in another order
-
-
-def test_an_empty_cell_is_encoded_without_nan(build):
-    for pooling in ("attention", "both"):
-        assert build(pooling=pooling).inference(torch.zeros(2, 9))["z"].isfinite().all()
-
-
-def test_thinned_counts_are_binomial():
-    n, count, keep = 20_000, 6.0, 0.3
-    generator = torch.Generator().manual_seed(0)
-
-    thinned = keep_molecules(torch.full((n, 1), count), torch.full((n, 1), keep), generator)[:, 0]
-
-    observed = torch.bincount(thinned.long(), minlength=7).numpy()
-    expected = stats.binom.pmf(range(7), 6, keep) * n
-    assert stats.chisquare(observed, expected).pvalue > 1e-4  # a fixed seed: the test cannot fail by chance
-
-
-def test_each_cell_is_thinned_by_its_own_share():
-    keep = torch.tensor([[0.0], [0.25], [0.9], [1.0]])
-    counts = torch.full((4, 10_000), 20.0)
-
-    thinned = keep_molecules(counts, keep, torch.Generator().manual_seed(0))
-
-    assert (thinned <= counts).all()
-    assert (thinned >= 0).all()
-    assert torch.equal(thinned, thinned.round())
-    assert (thinned[0] == 0).all()
-    assert torch.equal(thinned[3], counts[3])
-    standard_error = (20 * keep * (1 - keep) / 10_000).sqrt()
-    assert ((thinned.mean(1, keepdim=True) - 20 * keep).abs() <= 5 * standard_error).all()
-
-
-def test_thinning_adds_no_counts_and_spares_its_input(counts):
-    before = counts.clone()
-
-    thinned = keep_molecules(counts, torch.full((6, 1), 0.5), torch.Generator().manual_seed(0))
-
-    assert (thinned <= before).all()
-    assert torch.equal(counts, before)
 
 
 def test_the_decoder_starts_at_the_mean_cell(build):
