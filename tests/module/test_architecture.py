@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
+from functools import partial
 
 import pytest
 import torch
@@ -18,7 +19,6 @@ from scgen_diffusion.module import (
     build_gene_space_architecture,
 )
 
-MODELS = ["SCRDIT", "WBDIT"]
 NAN, INF = float("nan"), float("inf")
 
 
@@ -30,15 +30,15 @@ def published(model="SCRDIT", **changes):
 
 
 @pytest.mark.parametrize(
-    "build", [build_architecture, *[lambda *a, m=m, **o: build_gene_space_architecture(m, *a, **o) for m in MODELS]]
+    "build", [build_architecture, *(partial(build_gene_space_architecture, model) for model in ("SCRDIT", "WBDIT"))]
 )
 def test_changes_leave_the_rest_and_what_is_unknown_is_named(build):
     before, after = build("published"), build("published", ema_decay=0.5)
     names = [field.name for field in fields(before)]
     assert [name for name in names if getattr(before, name) != getattr(after, name)] == ["ema_decay"]
     assert build("default", **asdict(before)) == before
-    with pytest.raises(TypeError, match="'prior_layers'|'n_layer'"):
-        build("default", **{"n_layer": 1})
+    with pytest.raises(TypeError, match="'n_layer'"):
+        build("default", n_layer=1)
     with pytest.raises(ValueError, match="`size`"):
         build("huge")
     with pytest.raises(AttributeError):
