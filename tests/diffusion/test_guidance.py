@@ -148,16 +148,6 @@ def test_outside_of_the_interval_the_prediction_is_the_conditional_one_and_costs
         assert network.rows == [(3 if is_inside else 1) * len(x_t)]
 
 
-def test_samples_at_different_times_are_guided_each_by_its_own():
-    x_t, _, condition, columns = build_inputs([3, 4])
-    t = torch.linspace(0, 1, len(x_t), dtype=torch.float64)
-    field = build_field(RecordingNetwork(), condition, columns, "joint", [2.0, 3.0], interval=(0.4, 0.8))
-    together = field(x_t, t)
-    for i in range(len(x_t)):
-        alone = build_field(RecordingNetwork(), condition[[i]], columns, "joint", [2.0, 3.0], interval=(0.4, 0.8))
-        torch.testing.assert_close(alone(x_t[[i]], t[i])[0], together[i], rtol=1e-12, atol=1e-12)
-
-
 BAD_INTERVALS = [(0.5, 0.5), (0.7, 0.3), (-0.1, 1), (0, 1.1), (0.5,), 0.5, None, ("a", "b"), (0, np.nan)]
 BAD = [("interval", value) for value in BAD_INTERVALS]
 BAD += [("rescale", value) for value in (-0.1, 1.1, np.nan, "much", None, True)]
@@ -184,11 +174,6 @@ def test_keys_that_are_dropped_together_share_the_mean_of_their_scales_and_a_war
         assert shared == Guidance({"a": 2.0, "b": 2.0}).resolve(Joint(), ["a", "b"])
         Guidance({"a": 3.0}).resolve(Additive(), ["a", "b"])
         Guidance({"a": 3.0}).resolve(MutuallyExclusive(), ["a", "b"])
-
-
-def test_a_key_of_scale_zero_does_not_count_beside_a_guided_one():
-    assert ResolvedGuidance.of(Additive(), [0.0, 2.0]).keys == (1,)
-    assert ResolvedGuidance.of(Additive(), [0.0, 2.0], interval=(0.5, 1)).keys == (0, 1)  # at other times
 
 
 # --- rescaled ---------------------------------------------------------------------------------------------------------

@@ -109,18 +109,6 @@ def as_generated(module, codes):
     return codes[:4], torch.stack([mean_shares(module, code) for code in codes[:4]]).log()
 
 
-def test_what_combinations_with_cells_differ_by_is_no_effect(module):
-    _, seen, absent, _ = simulate(n_cells=500)
-    (codes, shares), (asked, expected) = as_generated(module, seen), as_generated(module, absent)
-    shares[::2, 0] += 1.0
-    shares[1::2, 0] -= 1.0
-    expected[:, :2] += 1.0  # the second gene does not differ
-
-    module.add_absent_effects((asked, expected), (codes, shares), FLOW_SAMPLERS["midpoint"])
-
-    assert module.absent_effects.genes.tolist() == [1] * len(asked)
-
-
 def test_generated_cells_get_the_expected_means_of_genes_that_are_far_off(module):
     _, seen, absent, truth = simulate(n_cells=500)
     before = [mean_shares(module, code) for code in (*absent[:3], seen[0])]
@@ -133,14 +121,3 @@ def test_generated_cells_get_the_expected_means_of_genes_that_are_far_off(module
         assert off.max() < 0.5  # up to the limit of 0.3, the mean of a few cells, and shares that add up to one
         assert off.mean() < 0.5 * off_before.mean()
     torch.testing.assert_close(mean_shares(module, seen[0]), before[-1])
-
-
-def test_combinations_that_a_transport_makes_have_no_absent_effects(module):
-    _, seen, absent, truth = simulate(n_cells=500)
-    before = [mean_shares(module, code) for code in absent]
-    module.add_absent_effects((absent, truth), as_generated(module, seen), FLOW_SAMPLERS["midpoint"])
-
-    module.add_transport().start_from(torch.tensor([torch.inf, 0.0]))  # from donor 0, whose type 0 is absent, too
-
-    has_effects = [not torch.equal(mean_shares(module, code), old) for code, old in zip(absent, before, strict=True)]
-    assert has_effects == [bool(code[0] == 0) for code in absent]

@@ -54,19 +54,6 @@ def shares_of(module, condition, before=None):
     return outputs[0, :, 0].detach().softmax(0)
 
 
-def test_effects_of_many_classes_do_not_depend_on_each_other(build):
-    n_classes = 100
-    module = build((n_classes,), n_latent_tokens=2, n_latent=4)
-    profiles = torch.rand(n_classes, N_GENES, generator=torch.Generator().manual_seed(0)) + 0.1
-    condition, n_cells = torch.arange(n_classes)[:, None], torch.full((n_classes,), 1000)
-    counts = 1000 * profiles / profiles.sum(1, keepdim=True) * n_cells[:, None]
-    module.start_effects(condition, counts, n_cells)
-
-    mean = counts.sum(0) / counts.sum()
-    for one, expected in zip(condition, counts, strict=True):
-        torch.testing.assert_close(shares_of(module, one[None], mean), expected / expected.sum(), atol=0, rtol=0.02)
-
-
 @pytest.mark.parametrize("n_rare", [5, 5000])
 def test_effects_start_at_the_mean_profile_of_each_combination(build, n_rare):
     module = build((2, 2))
@@ -159,25 +146,6 @@ def test_effects_change_neither_the_loss_nor_what_the_autoencoder_learns(build, 
     assert module.condition_effects.loadings.weight.grad.abs().sum() > 0
 
 
-def test_effects_learn_shares_and_dispersions_that_the_latent_does_not_know(build, batch):
-    module = build(outliers=False)
-    condition, x = module.condition_of(batch), batch[REGISTRY_KEYS.X_KEY]
-    decoded = {"outputs": torch.zeros(len(x), N_GENES, 1), "library_size": module.totals(x)}
-    optimizer = torch.optim.Adam(module.condition_effects.parameters(), lr=0.05)
-    for _ in range(150):
-        optimizer.zero_grad()
-        loss = -module.likelihood(x, **module.add_condition_effects(condition, **decoded)).mean()
-        loss.backward()
-        optimizer.step()
-    for label in (0, 1):
-        sums = x[condition[:, 0] == label].sum(0)
-        torch.testing.assert_close(shares_of(module, torch.tensor([[label]])), sums / sums.sum(), atol=0.02, rtol=0)
-    second = module.add_condition_effects(torch.tensor([[1]]), torch.zeros(1, N_GENES, 1), torch.ones(1, 1))["outputs"]
-    log_theta = module.likelihood.log_dispersion(second)[0]
-    assert log_theta[-1] < log_theta[:-1].min() - 1
-    assert abs(log_theta[-1]) < 0.5  # the inverse dispersion was 1
-
-
 def test_effects_that_training_missed_are_corrected(build):
     """Ten cells of the second class have a gene that the model gives to nobody, as if their counts were outliers."""
     module, rng = build(), np.random.default_rng(0)
@@ -204,25 +172,6 @@ def test_effects_that_training_missed_are_corrected(build):
     ours, real = drawn[:, 0] / drawn.sum(1), rare[:, 0] / rare.sum(1)
     torch.testing.assert_close(ours.mean(), real.mean(), atol=0, rtol=0.15)
     torch.testing.assert_close(ours.std(), real.std(), atol=0, rtol=0.3)
-
-
-@pytest.mark.parametrize("size", [0.0, 0.3])
-def test_means_of_many_cells_are_corrected_as_far_as_they_are_not_noise(build, size):
-    module, rng = build(), np.random.default_rng(0)
-    module.start_from_means(torch.full((N_GENES,), 20.0), torch.zeros(N_GENES))
-    wrong = size * torch.linspace(-1, 1, N_GENES)
-    shares = (wrong - wrong.exp().mean().log()).exp()
-    theta = module.likelihood.log_theta.detach().exp().numpy()
-    rate = 20.0 * shares.numpy() * rng.gamma(theta, 1 / theta, (400, N_GENES))
-    cells = torch.tensor(rng.poisson(rate), dtype=torch.float32)
-
-    module.correct_effects(torch.tensor([[0], [1]]), [([1], [cells])], torch.tensor([100_000, 400]))
-
-    effects = module.condition_effects(torch.tensor([[0], [1]])).detach()
-    noise = (1 / 20 + 1 / theta.min()) ** 0.5 / 400**0.5  # of a log ratio
-    assert (effects[1, :, 0] - shares.log()).abs().max() < (4 if size else 3) * noise
-    assert effects[0].abs().max() < 0.01
-    assert not effects[1, :, 1].any()
 
 
 @pytest.mark.parametrize(

@@ -70,13 +70,6 @@ def test_classes_and_sets_must_be_given_and_numbers_need_not():
     assert classes_are_given(torch.where(is_left_out, null, values), MIXED).tolist() == [False, True, False, False]
 
 
-def test_kinds_add_up():
-    embedding = build(*MIXED)
-    condition = torch.tensor([[1, 0.3, 0, 2, 5, 4]])
-    parts = [table(columns) for table, columns in zip(embedding.tables, condition.split([1, 1, 3, 1], 1), strict=True)]
-    torch.testing.assert_close(embedding(condition), sum(parts))
-
-
 def test_every_parameter_has_a_gradient_and_what_is_not_given_has_one_too():
     embedding = build(*MIXED)
     condition = torch.stack([torch.tensor([1, 0.3, 0, 2, 5, 4.0]), null_condition(MIXED)])
@@ -108,17 +101,6 @@ def test_the_embedding_of_a_number_is_smooth(x, step):
     slope = (values[2] - values[0]).norm() / (2 * step)
     assert slope < 200  # a jump of 1 would give 500 at least
     assert (values[2] - values[1]).norm() < 0.3
-
-
-def test_distant_numbers_differ():
-    values = build(Number())(torch.linspace(-8, 8, 33)[:, None])
-    assert (torch.cdist(values, values) + torch.eye(33) > 0.05).all()
-
-
-def test_numbers_of_one_condition_do_not_add_up():
-    embedding = build(Number(2))
-    corner, right, up, both = embedding(torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]]))
-    assert not torch.allclose(both - corner, (right - corner) + (up - corner), atol=0.1)
 
 
 # --- sets -------------------------------------------------------------------------------------------------------------

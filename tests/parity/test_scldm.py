@@ -8,7 +8,6 @@ cross-attention, S padded length, B cells, DH heads of the prior.
 import json
 import os
 import pickle
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -97,10 +96,6 @@ def encode(module, gene_set):
     return encoder.norm(encoder.network.read_attention(encoder.network.attention(gene_set)))
 
 
-def test_recording_has_at_least_one_strategy():
-    assert STRATEGIES
-
-
 def test_latents_of_padded_cells_are_the_recorded_ones(module):
     gene_set = GeneSet(VECTORS["genes_subset"], VECTORS["counts_subset"].log1p())
     assert gene_set.genes.shape == (CONFIG["B"], CONFIG["S"])
@@ -118,30 +113,13 @@ def test_latents_from_all_genes_are_the_recorded_ones(module):
     assert relative_error(z, VECTORS["z_all_genes"]) < TOLERANCE
 
 
-def test_means_are_the_recorded_ones(module):
+def test_means_dispersions_and_likelihoods_are_the_recorded_ones(module):
     outputs = module.generative(VECTORS["z"], VECTORS["library_size"])
     assert relative_error(module.likelihood.mean(**outputs), VECTORS["mu"]) < TOLERANCE
-
-
-def test_dispersions_are_the_recorded_ones(module):
-    outputs = module.generative(VECTORS["z"], VECTORS["library_size"])["outputs"]
-    theta = module.likelihood.log_dispersion(outputs).exp()
+    theta = module.likelihood.log_dispersion(outputs["outputs"]).exp()
     assert relative_error(theta.expand_as(VECTORS["theta"]), VECTORS["theta"]) < TOLERANCE
-
-
-def test_likelihoods_are_the_recorded_ones(module):
-    outputs = module.generative(VECTORS["z"], VECTORS["library_size"])
     nll = -module.likelihood(VECTORS["counts"], **outputs)
     assert relative_error(nll, VECTORS["nll_per_cell"]) < TOLERANCE
-
-
-def test_sizes_are_read_off_the_weights(module):
-    architecture = module.architecture
-    assert module.latent_shape == (CONFIG["M"], CONFIG["L"])
-    assert (architecture.width, architecture.n_layers) == (CONFIG["E"], CONFIG["nl"])
-    assert (architecture.prior_width, architecture.prior_n_layers) == (CONFIG["D"], CONFIG["DL"])
-    assert (architecture.dispersion == "gene") == CONFIG["shared_theta"]
-    assert not architecture.mask_padding
 
 
 # --- recorded numbers: the prior --------------------------------------------------------------------------------------
@@ -188,13 +166,6 @@ def test_recording_holds_every_velocity_and_both_ends(strategy):
 def test_velocities_are_the_recorded_ones(modules, strategy, what):
     velocity = field_of(modules[strategy], strategy, what)(VECTORS[f"{strategy}.x"], VECTORS[f"{strategy}.t"])
     assert relative_error(velocity, VECTORS[f"{strategy}.velocity_{what}"]) < TOLERANCE
-
-
-@pytest.mark.parametrize(("strategy", "what"), recorded("ode_end"))
-def test_ends_of_the_flow_are_the_recorded_ones(modules, strategy, what):
-    field = field_of(modules[strategy], strategy, what)
-    end = FLOW_SAMPLERS["midpoint"](field, VECTORS[f"{strategy}.x"], n_steps=N_ODE_STEPS)
-    assert relative_error(end, VECTORS[f"{strategy}.ode_end_{what}"]) < ODE_TOLERANCE
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -260,16 +231,7 @@ def test_averaged_weights_are_used_on_request(tmp_path, weights, module, suffix,
     assert_same_weights(found.averaged_prior.module, averaged_prior)
     assert_same_weights(found.prior, module.prior)
     assert_same_weights(found.encoder, module.encoder)
-
-
-def test_raw_weights_are_used_unless_averaged_ones_are_requested(tmp_path, weights, module):
-    torch.save({"state_dict": with_ema(weights)[0]}, tmp_path / "model.ckpt")
-    assert_same_weights(read(tmp_path / "model.ckpt").module.averaged_prior.module, module.prior)
-
-
-def test_averaged_weights_that_are_not_there_are_an_error():
-    with pytest.raises(ValueError, match="no averaged weights"):
-        read(weights_path(STRATEGY), ema=True)
+    assert_same_weights(read(path).module.averaged_prior.module, module.prior)  # unless requested
 
 
 def test_unshared_dispersions_come_from_the_second_output_of_the_head(tmp_path, weights):
@@ -298,11 +260,6 @@ def test_encoder_and_decoder_may_have_gene_embeddings_of_their_own(tmp_path, wei
     torch.testing.assert_close(module.decoder.gene_queries.embed_gene.weight, encoder_genes + 1)
 
 
-def test_classes_keep_the_order_of_the_weights():
-    model = read(weights_path(STRATEGY))
-    assert {key: list(values) for key, values in model.conditions.categories.items()} == class_names()
-
-
 def test_keys_may_be_given_in_any_order(modules):
     backwards = {key: class_names()[key] for key in reversed(KEYS)}
     for strategy, module in modules.items():
@@ -318,17 +275,10 @@ def test_the_model_generates():
     assert str(model).startswith("SCLDM with published weights")
     assert cells.shape == (6, CONFIG["G"])
     assert cells.var_names.tolist() == gene_names()
+    assert {key: list(values) for key, values in model.conditions.categories.items()} == class_names()
     assert set(cells.obs) >= set(KEYS)
     assert np.isfinite(cells.X.toarray()).all()
     assert cells.X.sum() > 0
-
-
-def test_no_class_is_called_rare_as_weights_do_not_tell_numbers_of_cells():
-    requested = {key: names[0] for key, names in class_names().items()}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Few training cells")
-        cells = read(weights_path(STRATEGY)).generate(2, requested, library_size=50, n_steps=1, seed=0)
-    assert len(cells.uns["scgen_diffusion"]["few_training_cells"]) == 0
 
 
 def test_weights_without_conditions_generate_too(tmp_path, weights):
@@ -338,20 +288,9 @@ def test_weights_without_conditions_generate_too(tmp_path, weights):
     assert model.generate(2, library_size=50, n_steps=1, sampler="euler", seed=0).shape == (2, CONFIG["G"])
 
 
-def test_without_library_statistics_generation_asks_for_a_library_size():
-    with pytest.raises(ValueError, match="no library-size statistics; give `library_size`"):
-        read(weights_path(STRATEGY)).generate(2)
-
-
 def library_table():
     key, values = next(iter(class_names().items()))
     return pd.DataFrame({key: values, "mean": np.linspace(3, 8, len(values)), "std": 1e-3})
-
-
-def test_library_sizes_from_the_latent_are_refused_since_the_weights_have_no_head_for_them():
-    model = read(weights_path(STRATEGY), library_size=library_table())
-    with pytest.raises(ValueError, match="latent"):
-        model.generate(2, library_size="latent", n_steps=1, sampler="euler")
 
 
 def test_library_statistics_are_those_of_the_table():
@@ -366,41 +305,40 @@ def test_library_statistics_are_those_of_the_table():
     np.testing.assert_allclose(drawn.log().numpy(), table["mean"], atol=0.05)  # totals are whole numbers, at least 20
 
 
-@pytest.mark.parametrize(
-    ("column", "value", "found"),
-    [("mean", np.nan, "row 1 has nan and"), ("std", -1.0, "row 1 has .* and -1"), ("std", np.inf, "row 1 has .* inf")],
-)
-def test_library_statistics_that_are_no_distribution_are_refused(column, value, found):
-    table = library_table()
-    table.loc[1, column] = value
-    with pytest.raises(ValueError, match=rf"`library_size` needs rows with a finite 'mean', .* but {found}"):
-        read(weights_path(STRATEGY), library_size=table)
-    with pytest.raises(ValueError, match="but it has no row"):
-        read(weights_path(STRATEGY), library_size=table[:0])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda table: table.set_index(KEYS[0]), "several rows of the same classes. Classes stand in columns"),
-        (lambda table: pd.concat([table, table[:1]]), "several rows of the same classes"),
-        (lambda table: table.rename(columns={KEYS[0]: KEYS[0][:-1]}), f"unknown column .* closest first: '{KEYS[0]}'"),
-    ],
-    ids=["in the index", "twice", "misspelt"],
-)
-def test_library_statistics_that_do_not_tell_classes_apart_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        read(weights_path(STRATEGY), library_size=change(library_table()))
-
-
 # --- the reader: what it refuses --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [-1, 1])
-def test_another_number_of_genes_is_refused(change):
-    names = [f"gene {i}" for i in range(CONFIG["G"] + change)]
-    with pytest.raises(ValueError, match=f"`var_names` has {len(names)} genes, but the weights have {CONFIG['G']}"):
-        read(weights_path(STRATEGY), var_names=names)
+def wrong_categories():
+    key, names = KEYS[0], class_names()
+    return [
+        names | {key: [*names[key], "another"]},
+        {k: v for k, v in names.items() if k != key},
+        names | {"another": ["a", "b"]},
+        {("another" if k == key else k): v for k, v in names.items()},
+        {},
+    ]
+
+
+def wrong_tables():
+    """Rows that are no distribution, none at all, and rows that do not tell classes apart."""
+    table = library_table()
+    for column, value in [("mean", np.nan), ("std", -1.0), ("std", np.inf)]:
+        yield table.assign(**{column: [*table[column][:1], value, *table[column][2:]]})
+    yield from [table[:0], table.set_index(KEYS[0]), pd.concat([table, table[:1]])]
+    yield table.rename(columns={KEYS[0]: KEYS[0][:-1]})
+
+
+WRONG = [("var_names", gene_names()[1:]), ("var_names", [*gene_names(), "another"])]
+WRONG += [("categories", value) for value in wrong_categories()]
+WRONG += [("library_size", table) for table in wrong_tables()]
+WRONG += [("n_heads", CONFIG["E"] + 1), ("ema", True)]
+MESSAGES = {"n_heads": "heads", "ema": "averaged"}
+
+
+@pytest.mark.parametrize(("argument", "value"), WRONG)
+def test_arguments_that_do_not_fit_the_weights_are_refused(argument, value):
+    with pytest.raises(ValueError, match=MESSAGES.get(argument, f"`{argument}`")):
+        read(weights_path(STRATEGY), **{argument: value})
 
 
 def test_duplicate_genes_are_refused():
@@ -408,32 +346,20 @@ def test_duplicate_genes_are_refused():
         read(weights_path(STRATEGY), var_names=["gene"] * CONFIG["G"])
 
 
-def wrong_categories():
-    key, names = KEYS[0], class_names()
-    return {
-        "one class more": names | {key: [*names[key], "another"]},
-        "one key less": {k: v for k, v in names.items() if k != key},
-        "one key more": names | {"another": ["a", "b"]},
-        "another name": {("another" if k == key else k): v for k, v in names.items()},
-        "none": {},
+@pytest.mark.parametrize(("library_size", "table"), [(None, None), ("latent", library_table())])
+def test_totals_that_the_weights_do_not_tell_are_asked_for(library_size, table):
+    with pytest.raises(ValueError, match="library"):
+        read(weights_path(STRATEGY), library_size=table).generate(2, library_size=library_size)
+
+
+def test_tensors_that_the_model_cannot_hold_are_refused_rather_than_ignored(tmp_path, weights):
+    changes = {
+        "vae_model.encoder.pos_embed": torch.ones(1, CONFIG["M"], CONFIG["E"]),
+        "diffusion_model.final_layer.linear.weight": torch.zeros(CONFIG["L"] + 1, CONFIG["D"]),
     }
-
-
-@pytest.mark.parametrize("what", wrong_categories())
-def test_categories_that_are_not_those_of_the_weights_are_refused(what):
-    with pytest.raises(ValueError, match=r"`categories` has .* but the weights have .*" + KEYS[0]):
-        read(weights_path(STRATEGY), categories=wrong_categories()[what])
-
-
-def test_heads_that_do_not_fit_the_weights_are_refused():
-    with pytest.raises(ValueError, match="multiple of the number of heads"):
-        read(weights_path(STRATEGY), n_heads=CONFIG["E"] + 1)
-
-
-def test_a_position_embedding_in_the_encoder_is_refused_rather_than_ignored(tmp_path, weights):
-    weights["vae_model.encoder.pos_embed"] = torch.ones(1, CONFIG["M"], CONFIG["E"])
-    with pytest.raises(ValueError, match="position embedding is not zero"):
-        read_weights(weights, tmp_path)
+    for name, tensor in changes.items():
+        with pytest.raises(ValueError, match=r"position embedding|final_layer"):
+            read_weights(weights | {name: tensor}, tmp_path)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -441,7 +367,7 @@ def test_pickled_code_is_refused_and_not_executed(tmp_path, weights, zipped):
     path, canary = tmp_path / "model.ckpt", tmp_path / "canary"
     content = {"state_dict": weights, "hyper_parameters": Canary(canary)}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"model\.ckpt is damaged, not a .*, or holds Python objects, which could"):
+    with pytest.raises(ValueError, match=r"model\.ckpt"):
         read(path)
     assert not canary.exists()
 
@@ -449,19 +375,10 @@ def test_pickled_code_is_refused_and_not_executed(tmp_path, weights, zipped):
     assert canary.exists()
 
 
-@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-def test_a_plain_pickle_is_refused_and_not_executed(tmp_path, suffix):
-    path, canary = tmp_path / f"model{suffix}", tmp_path / "canary"
-    path.write_bytes(pickle.dumps(Canary(canary)))
-    with pytest.raises(ValueError, match=rf"model{suffix} .*(execute code|damaged)"):
-        read(path)
-    assert not canary.exists()
-
-
 def test_a_missing_file_is_an_error_that_names_it(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for path in (tmp_path / "nowhere.ckpt", "~/nowhere.ckpt"):
-        with pytest.raises(FileNotFoundError, match=f"no weights at {tmp_path}/nowhere"):
+        with pytest.raises(FileNotFoundError, match=f"{tmp_path}/nowhere"):
             read(path)
 
 
@@ -476,22 +393,16 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-@pytest.mark.parametrize("kept", [0, 10, 0.5, -10], ids=["empty", "ten bytes", "half", "end missing"])
-def test_a_truncated_file_is_refused(tmp_path, weights, suffix, kept):
-    path = tmp_path / f"model{suffix}"
+def test_a_truncated_file_and_one_of_something_else_are_refused_and_not_executed(tmp_path, weights, suffix):
+    path, canary = tmp_path / f"model{suffix}", tmp_path / "canary"
     torch.save({"state_dict": weights}, path) if suffix == ".ckpt" else save_file(weights, path)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
-    with pytest.raises(ValueError, match=rf"model{suffix} .*damaged"):
-        read(path)
-
-
-@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-def test_a_file_of_something_else_is_refused(tmp_path, suffix):
-    path = tmp_path / f"model{suffix}"
-    path.write_bytes(b"gene,count\nA,1\n" * 100)
-    with pytest.raises(ValueError, match=rf"model{suffix} .*damaged"):
-        read(path)
+    whole = path.read_bytes()
+    truncated = [b"", whole[:10], whole[: len(whole) // 2], whole[:-10]]
+    for content in (*truncated, b"gene,count\nA,1\n" * 100, pickle.dumps(Canary(canary))):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"model{suffix}"):
+            read(path)
+    assert not canary.exists()
 
 
 @pytest.mark.parametrize(
@@ -518,9 +429,3 @@ def test_weights_that_lack_any_tensor_are_refused(tmp_path, weights):
         else:
             other_errors[name] = "accepted"
     assert other_errors == {}
-
-
-def test_a_tensor_of_another_shape_is_refused(tmp_path, weights):
-    weights["diffusion_model.final_layer.linear.weight"] = torch.zeros(CONFIG["L"] + 1, CONFIG["D"])
-    with pytest.raises(ValueError, match=r"final_layer\.linear|project_out"):
-        read_weights(weights, tmp_path)
