@@ -13,14 +13,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).parents[1]
-N_BOOTSTRAP = 2_000
+REAL = "real cells"
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -74,15 +73,6 @@ def short_number(value: float) -> str:
     return "" if pd.isna(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def mean_with_interval(values: pd.Series) -> str:
-    """Write a mean and the interval that holds 90 % of its bootstrap samples; nothing if no value was measured."""
-    if values.isna().all():
-        return ""
-    drawn = np.random.default_rng(0).choice(values.to_numpy(), (N_BOOTSTRAP, len(values)))
-    low, high = np.quantile(drawn.mean(axis=1), (0.05, 0.95))
-    return f"{values.mean():.2f} ({low:.2f} to {high:.2f})"
-
-
 def write_block(path: Path, name: str, text: str) -> None:
     """Replace the text between ``<!-- name -->`` and ``<!-- /name -->`` in a page.
 
@@ -118,8 +108,13 @@ def _git(*arguments: str) -> str:
 
 
 def describe_source(*packages: str, device: str = "cpu") -> dict[str, str]:
-    """Return columns with the machine, the versions and the date of a measurement."""
-    return {"machine": describe_machine(device), "versions": describe_versions(*packages), "date": today()}
+    """Return columns with the machine, versions, commit and date of a measurement."""
+    return {
+        "machine": describe_machine(device),
+        "versions": describe_versions(*packages),
+        "commit": describe_commit(),
+        "date": today(),
+    }
 
 
 def today() -> str:

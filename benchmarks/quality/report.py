@@ -1,4 +1,4 @@
-"""Compare the methods in tables and a picture, and with the project's goals."""
+"""Compare the methods in tables and a picture."""
 
 from __future__ import annotations
 
@@ -82,34 +82,6 @@ def leaders(rows: pd.DataFrame) -> pd.Series:
     return far <= far[best] + reach
 
 
-#: The goals of the project: the smallest and the largest value, given the floor.
-GOALS: dict[str, Callable[[float], tuple[float, float]]] = {
-    "auc_boosting": lambda floor: (-np.inf, 0.55),
-    "auc_genes": lambda floor: (-np.inf, 0.55),
-    "precision": lambda floor: (0.97 * floor, np.inf),
-    "recall": lambda floor: (0.97 * floor, np.inf),
-    "w2": lambda floor: (-np.inf, 1.05 * floor),
-    "mmd2": lambda floor: (-np.inf, floor + 0.002),
-    "mmd_per_label": lambda floor: (-np.inf, floor + 0.001),
-    "within_label_correlation": lambda floor: (0.95 * floor, np.inf),
-    "transfer_f1": lambda floor: (0.98 * floor, np.inf),
-    "library_size_ks": lambda floor: (-np.inf, floor + 0.03),
-    "nearest_train_ratio": lambda floor: (0.9, 1.15),
-    "nearer_than_held_out": lambda floor: (-np.inf, 0.02),
-    "cpu_minutes": lambda floor: (-np.inf, 20.0),
-}
-#: Those of the gene-space models, where they differ.
-GENE_SPACE_GOALS = GOALS | {
-    "auc_boosting": lambda floor: (-np.inf, 0.60),
-    "auc_genes": lambda floor: (-np.inf, 0.60),
-    "precision": lambda floor: (0.93 * floor, np.inf),
-    "recall": lambda floor: (0.93 * floor, np.inf),
-    "within_label_correlation": lambda floor: (0.9 * floor, np.inf),
-    "transfer_f1": lambda floor: (0.97 * floor, np.inf),
-}
-GENE_SPACE_MODELS = ("SCRDIT", "WBDIT")
-
-
 def summarise(table: pd.DataFrame, methods: Sequence[str]) -> str:
     """Write one markdown table per data set."""
     means = means_over_seeds(table)
@@ -146,35 +118,6 @@ def _summarise_one(rows: pd.DataFrame, methods: Sequence[str]) -> str:
     return markdown_table(["figure", "better", "floor", "shuffled", *present], lines)
 
 
-def summarise_goals(table: pd.DataFrame, methods: Sequence[str]) -> str:
-    """Write one markdown table per data set, of the figures that have a goal, in bold if it is met."""
-    means = means_over_seeds(table)
-    goals = {method: GENE_SPACE_GOALS if in_gene_space(table, method) else GOALS for method in methods}
-    names = " and ".join(GENE_SPACE_MODELS)
-    parts = [
-        f"Means over seeds. **Bold**: the goal is met; {names} have goals of their own. "
-        "Written by `python -m benchmarks.quality`.",
-        "",
-        *_goals_of_untouched(means, goals),
-    ]
-    for dataset, rows in means.groupby("dataset", sort=False):
-        values = rows.pivot_table(index="metric", columns="method", values="value").reindex(columns=methods)
-        floors = rows.groupby("metric")["floor"].mean()
-        present = values.columns[values.notna().any()]
-        lines, n_met = [], dict.fromkeys(present, 0)
-        for metric in filter(values.index.__contains__, GOALS):
-            floor = floors[metric]
-            met = {method: _meets(values.loc[metric, method], goals[method][metric](floor)) for method in present}
-            n_met = {method: n_met[method] + met[method] for method in present}
-            limits = [_limits(those[metric](floor)) for those in (GOALS, GENE_SPACE_GOALS)]
-            numbers = [_number(values.loc[metric, method], bold=met[method]) for method in present]
-            lines.append([metric, _number(floor), *limits, *numbers])
-        lines.append(["goals met", "", str(len(lines)), str(len(lines)), *(str(n) for n in n_met.values())])
-        header = ["figure", "floor", "goal", f"goal of {names}", *present]
-        parts += [heading(dataset), "", markdown_table(header, lines), ""]
-    return "\n".join(parts)
-
-
 def means_over_untouched(means: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return means over the data sets on which no default was chosen, for each method that has several of them.
 
@@ -188,41 +131,6 @@ def means_over_untouched(means: pd.DataFrame) -> dict[str, pd.DataFrame]:
         for method, of_method in rows.groupby("method")
     }
     return {method: table for method, table in by_method.items() if table["n_datasets"].max() > 1}
-
-
-def _goals_of_untouched(means: pd.DataFrame, goals: Mapping[str, Mapping[str, Callable]]) -> list[str]:
-    by_method = means_over_untouched(means)
-    present = [method for method in goals if method in by_method]
-    if not present:
-        return []
-    lines = [["data sets", *(str(by_method[method]["n_datasets"].max()) for method in present)]]
-    for metric in GOALS:
-        numbers = []
-        for method in present:
-            value, floor = by_method[method].reindex([metric])[["value", "floor"]].iloc[0]
-            number = _number(value, bold=_meets(value, goals[method][metric](floor)))
-            numbers.append(number if np.isnan(floor) else f"{number} ({_number(floor)})")
-        lines.append([metric, *numbers])
-    title = "**Means over the data sets on which no default was chosen**, with the floor of the same sets in brackets"
-    return [title, "", markdown_table(["figure", *present], lines), ""]
-
-
-def in_gene_space(table: pd.DataFrame, method: str) -> bool:
-    """Return whether a method is a gene-space model, or a variant of one."""
-    if "settings" not in table:  # stored before variants had settings
-        return method in GENE_SPACE_MODELS
-    settings = table["settings"][table["method"] == method].astype(str)
-    return method in GENE_SPACE_MODELS or settings.str.contains("|".join(GENE_SPACE_MODELS)).any()
-
-
-def _meets(value: float, limits: tuple[float, float]) -> bool:
-    return limits[0] <= value <= limits[1]
-
-
-def _limits(limits: tuple[float, float]) -> str:
-    return ", ".join(
-        f"{sign} {limit:.3g}" for sign, limit in zip((">=", "<="), limits, strict=True) if np.isfinite(limit)
-    )
 
 
 #: The columns of the short table, with the decimals that the errors justify.

@@ -28,19 +28,9 @@ HELD_BACK = "held back: judged after defaults had been chosen"
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set of the benchmark.
+    """A data set: columns of `obs` on which cells are generated, what it was used for, and where it comes from.
 
-    Attributes
-    ----------
-    condition_keys
-        Columns of `obs` on which cells are generated.
-    use
-        What it was used for.
-    loader
-        Function of :mod:`scgen_diffusion.datasets`. Empty for a set that the package does not have: its cells lie in a
-        file ``NAME.h5ad``, counts in `X`.
-    origin
-        Publication and repository of a set without a loader.
+    `loader` is a function of `scgen_diffusion.datasets`. A set without one lies in a file ``NAME.h5ad``, counts in `X`.
     """
 
     condition_keys: tuple[str, ...]
@@ -95,8 +85,6 @@ DATASETS = {
         "the 264 genes of both, cells of both once; github.com/Katsevich-Lab/sceptre",
     ),
 }
-CONDITION_KEYS = {name: dataset.condition_keys for name, dataset in DATASETS.items()}
-
 
 #: Environment variable with the folder of the sets without a loader.
 FOLDER_VARIABLE = "BENCHMARK_DATA_DIR"
@@ -169,16 +157,10 @@ def most_variable(
 
 
 def parse_dataset(text: str) -> tuple[str, int | None]:
-    """Return the name of a data set, and its number of training cells (None: all).
-
-    Raises
-    ------
-    ValueError
-        If the text is not the name of a data set, with or without a size.
-    """
+    """Return the name of a data set, and its number of training cells (None: all)."""
     name, colon, size = text.partition(":")
     if name not in DATASETS or (colon and not size.isdecimal()):
-        msg = f"Unknown data set {text!r}. Known: {list(DATASETS)}; add `:300` for 300 training cells."
+        msg = f"`dataset` is {text!r}. Known: {list(DATASETS)}; add `:300` for 300 training cells."
         raise ValueError(msg)
     return name, int(size) if size else None
 
@@ -209,16 +191,14 @@ def load(dataset: str) -> ad.AnnData:
     return cells
 
 
-def file_of(dataset: str) -> Path:
-    """Return the file of a set without a loader, in the folder ``BENCHMARK_DATA_DIR`` (default: ``../shared/data``).
+def data_folder() -> Path:
+    """Return the folder ``BENCHMARK_DATA_DIR`` (default: ``../shared/data``)."""
+    return Path(os.environ.get(FOLDER_VARIABLE, ROOT.parent / "shared" / "data"))
 
-    Raises
-    ------
-    FileNotFoundError
-        If it does not exist.
-    """
-    folder = Path(os.environ.get(FOLDER_VARIABLE, ROOT.parent / "shared" / "data"))
-    chosen, path = DATASETS[dataset], folder / f"{dataset}.h5ad"
+
+def file_of(dataset: str) -> Path:
+    """Return the file of a set without a loader."""
+    chosen, path = DATASETS[dataset], data_folder() / f"{dataset}.h5ad"
     if not path.exists():
         msg = (
             f"{dataset!r} is read from a file, but {path} does not exist. Set {FOLDER_VARIABLE} to a folder with "
@@ -231,7 +211,7 @@ def file_of(dataset: str) -> Path:
 def load_split(dataset: str, seed: int, *, n_genes: int | None = N_GENES) -> Split:
     """Return the split of a data set, which may be made small, such as ``pbmc3k:300``."""
     name, n_train = parse_dataset(dataset)
-    return split_cells(load(name), CONDITION_KEYS[name], seed=seed, n_train=n_train, n_genes=n_genes)
+    return split_cells(load(name), DATASETS[name].condition_keys, seed=seed, n_train=n_train, n_genes=n_genes)
 
 
 def split_cells(
@@ -246,27 +226,8 @@ def split_cells(
 ) -> Split:
     """Hold out a share of the cells, stratified by label, and keep the genes that vary most in the others.
 
-    Parameters
-    ----------
-    adata
-        Counts in ``layers["counts"]``.
-    condition_keys
-        Columns of ``obs`` that together make the label.
-    seed
-        Seed of the split.
-    n_genes
-        Number of genes to keep, by variance of log-normalised values in the training cells; None for all.
-    held_out_share
-        Share of cells to hold out.
-    kept_genes
-        Genes to keep however little they vary. Names that the data lack are ignored.
-    n_train
-        Number of training cells, at random but one or more of every label; None for all that are not held out.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer training cells.
+    Counts are in ``layers["counts"]``. `kept_genes` are kept however little they vary; names that the data lack are
+    ignored. Of `n_train` training cells, there are one or more of every label; None takes all that are not held out.
     """
     labels = pd.Series(join_labels(adata.obs, condition_keys))
     strata = labels.where(labels.map(labels.value_counts()) >= MIN_CELLS_PER_STRATUM, "rare")
@@ -275,7 +236,7 @@ def split_cells(
     spare = None
     if n_train is not None:
         if n_train >= len(train):
-            msg = f"There are only {len(train)} training cells, so {n_train} of them cannot be chosen."
+            msg = f"`n_train` is {n_train}, but must be below the number of training cells, {len(train)}."
             raise ValueError(msg)
         repeated = labels.iloc[train].duplicated().to_numpy()
         train, spare = np.split(train[np.argsort(repeated, kind="stable")], [n_train])
@@ -286,18 +247,9 @@ def split_cells(
 
 
 def judge(split: Split, counts: NDArray | sp.csr_matrix, seed: int, **options: Any) -> pd.DataFrame:
-    """Compare generated with held-out cells, one for each and with its label.
+    """Compare generated counts ``(held-out cells, genes)`` with held-out cells, one for each and with its label.
 
-    Parameters
-    ----------
-    counts
-        Counts ``(held-out cells, genes)``.
-    options
-        Further arguments of ``evaluate``, such as ``metrics``.
-
-    Returns
-    -------
-    The rows of all cells, not of single labels.
+    `options` are further arguments of ``evaluate``. Returns the rows of all cells, not of single labels.
     """
     from scgen_diffusion import metrics
 

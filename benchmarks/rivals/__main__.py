@@ -22,7 +22,7 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from benchmarks.quality.drawing import COSTS_KEY, draw_matching, held_out_conditions, write_cells
+from benchmarks.quality.methods import COSTS_KEY, draw_matching, held_out_conditions, write_cells
 from benchmarks.quality.splits import LABEL, load_split, to_dense
 from benchmarks.rivals import RIVALS
 from benchmarks.rivals.exchange import ask

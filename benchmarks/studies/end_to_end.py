@@ -11,7 +11,6 @@ thread. Adds to ``results/end_to_end.csv``.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
@@ -22,21 +21,20 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.quality.drawing import write_cells
+from benchmarks.quality.methods import write_cells
 from benchmarks.quality.report import IN_SHORT
-from benchmarks.studies.held_out import REAL
+from benchmarks.runner import options, run, start
 from benchmarks.studies.world import HELD_OUT, N_GENES, World
-from benchmarks.tables import describe_source, markdown_table, store_rows, write_text
+from benchmarks.tables import REAL, markdown_table, write_text
 
 logger = logging.getLogger("benchmarks.end_to_end")
 
-RESULTS = Path(__file__).parent / "results"
-KEYS = ("cells", "genes", "processes", "step")
 PART = 10_000  # cells per file
 N_JUDGED = 5_000
 #: Seconds after which a command is stopped, once or more; then it is run again.
@@ -53,7 +51,7 @@ GENERATED = "generated cells"
 SIDES = (REAL, GENERATED)
 
 
-def run(command: list[str], record: Path, stops: tuple[int, ...] = ()) -> dict[str, float]:
+def run_stopped(command: list[str], record: Path, stops: tuple[int, ...] = ()) -> dict[str, float]:
     """Run a command, stop it after each of these seconds and run it again; return what it cost in all.
 
     Costs are kept in the file ``record``. If this study is stopped and called again, they add up. Peak memory is that
@@ -129,24 +127,17 @@ def commands(folder: Path, n_cells: int, n_processes: int) -> dict[str, list[str
     return {name: ["-m", "scgen_diffusion", *arguments] for name, arguments in steps.items()}
 
 
-def measure(folder: Path, n_cells: int, n_genes: int, n_processes: int) -> None:
-    """Run all steps that are not there yet, and store what they cost and how good the cells are."""
-    case = {"cells": n_cells, "genes": n_genes, "processes": n_processes}
-    done = {"train": "model", "generate": "synthetic.h5ad", "evaluate": "table.csv", "report": "report.html"}
-
-    def store(step: str, figures: dict[str, float]) -> None:
-        row = {**case, "step": step, **figures, **describe_source("torch", "anndata", "scgen-diffusion")}
-        store_rows(RESULTS / "end_to_end.csv", pd.DataFrame([row]), KEYS)
-
+def measure(folder: Path, cells: int, genes: int, processes: int, step: str) -> pd.DataFrame:
+    """Run a step, or read how good the cells are; return a row."""
     if not (folder / "held_out.h5ad").exists():
-        write_files(folder, n_cells, n_genes)
-    for step, command in commands(folder, n_cells, n_processes).items():
-        if not (folder / done[step]).exists():
-            store(step, run(command, folder / f"{step}.json", STOPS.get(step, ())))
+        write_files(folder, cells, genes)
+    if step in STEPS:
+        return pd.DataFrame(
+            [run_stopped(commands(folder, cells, processes)[step], folder / f"{step}.json", STOPS.get(step, ()))]
+        )
     table = pd.read_csv(folder / "table.csv")
     table = table[table["group"] == "all"].set_index("metric").reindex(IN_SHORT).dropna(how="all")
-    store(REAL, table["floor"].to_dict())
-    store(GENERATED, table["value"].to_dict())
+    return pd.DataFrame([table["floor" if step == REAL else "value"].to_dict()])
 
 
 def costs_of(rows: pd.DataFrame) -> str:
@@ -169,15 +160,16 @@ def quality_of(rows: pd.DataFrame) -> str:
 
 def main() -> None:
     """Run from the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="for the files; 1 GB per 100 000 cells")
+    parser = options(__doc__)
+    parser.add_argument("files", type=Path, help="folder for the files; 1 GB per 100 000 cells")
     parser.add_argument("--cells", type=int, default=200_000)
     parser.add_argument("--genes", type=int, default=N_GENES)
     parser.add_argument("--processes", type=int, default=1, help="of training")
-    arguments = parser.parse_args()
+    chosen = start(parser)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the running command, too
-    measure(arguments.folder, arguments.cells, arguments.genes, arguments.processes)
+    size = {"cells": chosen.cells, "genes": chosen.genes, "processes": chosen.processes}
+    cases = [{**size, "step": step} for step in (*STEPS, *SIDES)]
+    run(chosen.results / "end_to_end.csv", cases, partial(measure, chosen.files))
 
 
 if __name__ == "__main__":

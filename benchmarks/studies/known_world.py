@@ -13,40 +13,33 @@ cells, and training cells that were encoded and decoded (SCLDM's autoencoder alo
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 from scipy.special import logsumexp
 
 from benchmarks.quality.baselines import BASELINES
-from benchmarks.quality.drawing import IDEAL_PRIOR, VARIANTS, draw_counts, parse_variant, train_model
+from benchmarks.quality.methods import IDEAL_PRIOR, KNOWN, choose_methods, draw_counts, train_model
 from benchmarks.quality.splits import Split, to_dense
-from benchmarks.tables import describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
+from benchmarks.runner import options, run, start, write_summary
+from benchmarks.tables import REAL, markdown_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from benchmarks.quality.drawing import Variant
+    from benchmarks.quality.methods import Variant
 
-logger = logging.getLogger("benchmarks.known_world")
-
-RESULTS = Path(__file__).parent / "results"
-KEYS = ("model", "seed", "n_genes")
 LABELS = ("type", "condition")
 UNCHANGED = "control"
-REAL, AUTOENCODER, GENERATED = "real cells", "encoded and decoded", "generated"
+AUTOENCODER, GENERATED = "encoded and decoded", "generated"
 
 #: Training cells of each type and condition: types of many cells with both, and rare types.
 N_TRAIN = {
@@ -65,8 +58,6 @@ N_TRAIN = {
 N_JUDGED = 500
 #: Combinations with as many training cells should come out right this often, relative to real cells.
 ENOUGH_CELLS, GOAL = 50, 0.95
-
-KNOWN = f"{', '.join([*VARIANTS, *BASELINES])}, or NAME=JSON"
 
 N_SHIFTED = 20
 TYPE_SPREAD = 0.5  # standard deviation of a type's log means around the shared ones
@@ -153,7 +144,7 @@ class World:
         return shares.assign(**dict(zip(self.labels, combinations[shares.index].T, strict=True)))
 
 
-def study(model: str, variant: Variant | None, seed: int, n_genes: int) -> pd.DataFrame:
+def study(model: str, seed: int, n_genes: int, variant: Variant | None) -> pd.DataFrame:
     """Train a model or a baseline (no `variant`) on a world's cells, and judge the cells of every combination."""
     world, rng = World.draw(n_genes, seed), np.random.default_rng([seed, 1])
     n_train, n_judged = np.array(list(N_TRAIN.values())), np.full(len(N_TRAIN), N_JUDGED)
@@ -167,7 +158,7 @@ def study(model: str, variant: Variant | None, seed: int, n_genes: int) -> pd.Da
         if hasattr(trained, "get_reconstruction") and "generate" not in variant:  # whose options do not change it
             found[AUTOENCODER] = draw_counts(trained, split, {**variant, "draw": IDEAL_PRIOR}, seed)
     tables = [world.judge(counts, n_judged).assign(n_train=n_train, cells=name) for name, counts in found.items()]
-    return pd.concat(tables).assign(model=model, seed=seed, n_genes=n_genes)
+    return pd.concat(tables).assign(settings=json.dumps(variant) if variant else "")
 
 
 def summarise(table: pd.DataFrame) -> str:
@@ -198,47 +189,17 @@ def _numbers(row: pd.Series) -> list[str]:
     return [f"{real:.3f}", *("" if np.isnan(value) else text for value, text in zip(others, marked, strict=True))]
 
 
-def choose_models(parser: argparse.ArgumentParser, texts: Sequence[str]) -> dict[str, Variant | None]:
-    """Return the variant of each model, None for a baseline; an unknown name ends the command."""
-    variants = VARIANTS | dict(parse_variant(text) for text in texts if "=" in text)
-    models = [text.partition("=")[0] for text in texts]
-    if unknown := sorted(set(models) - set(variants) - set(BASELINES)):
-        parser.error(f"unknown models {unknown}; known: {KNOWN}")
-    return {model: variants.get(model) for model in models}
-
-
-def add_rows(
-    path: Path,
-    keys: Sequence[str],
-    study: Callable[..., pd.DataFrame],
-    model: str,
-    variant: Variant | None,
-    *setting: int,
-) -> None:
-    """Store what a study finds of a model in a setting (seed, ...), unless the file has these ``keys`` already."""
-    if (model, *setting) not in stored_keys(path, keys):
-        table = study(model, variant, *setting)
-        source = describe_source("torch", "scvi-tools", "scgen-diffusion")
-        store_rows(path, table.assign(settings=json.dumps(variant) if variant else "", **source), keys)
-        logger.info("%s", table.to_string())
-
-
 def main() -> None:
     """Run from the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--models", nargs="+", default=["SCLDM", "SCRDIT"], help=KNOWN)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--genes", type=int, default=100, help="number of genes")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of known_world.csv and known_world.md")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    models = choose_models(parser, arguments.models)
-    path = arguments.results / "known_world.csv"
-    for seed, (model, variant) in product(arguments.seeds, models.items()):
-        add_rows(path, KEYS, study, model, variant, seed, arguments.genes)
-    write_text(path.with_suffix(".md"), summarise(read_table(path)))
+    chosen = start(parser)
+    variants = choose_methods(chosen.models)
+    cases = [{"model": model, "seed": seed, "n_genes": chosen.genes} for seed, model in product(chosen.seeds, variants)]
+    path = chosen.results / "known_world.csv"
+    run(path, cases, lambda model, **case: study(model, **case, variant=variants[model]))
+    write_summary(path, summarise)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
     python -m benchmarks.studies.learning_curves                                   # all that is missing
     python -m benchmarks.studies.learning_curves --cells 2000 --methods SCLDM      # a part
-    python -m benchmarks.studies.learning_curves --methods SCLDM --steps "twice the steps"    # other lengths
     python -m benchmarks.studies.learning_curves --cells 8000 --types 30 100       # other worlds
-    python -m benchmarks.studies.learning_curves --cells 32000 --methods SCLDM-published --steps "a tenth of the steps"
 
 Cells come from `benchmarks.studies.world`. Small training sets are the first cells of the large ones. Every method
 trains and draws in its own process with one thread. Its cells are compared with fresh cells of the world, one for each
@@ -16,11 +14,7 @@ Adds to ``results/learning_curves.csv`` and writes ``results/learning_curves.md`
 
 from __future__ import annotations
 
-import argparse
-import logging
 import shutil
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,37 +23,22 @@ import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 
-from benchmarks.quality.baselines import BASELINES
-from benchmarks.quality.drawing import COSTS_KEY, MODELS, draw, write_cells
+from benchmarks.quality.methods import COSTS_KEY, KNOWN, choose_methods, draw, write_cells
 from benchmarks.quality.report import IN_SHORT
 from benchmarks.quality.splits import Split, judge
-from benchmarks.studies.held_out import REAL, RESULTS
+from benchmarks.runner import in_fresh_process, options, run, start, write_summary
 from benchmarks.studies.world import FLOOR, HELD_OUT, N_GENES, N_TYPES, RARE, SOURCE, SPACE, TRAIN, World
-from benchmarks.tables import ROOT, describe_source, markdown_table, read_table, store_rows, stored_keys, write_text
-from scgen_diffusion.model._training import split_cells
-from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES
+from benchmarks.tables import REAL, ROOT, markdown_table
 
 if TYPE_CHECKING:
-    from benchmarks.quality.drawing import Variant
-
-logger = logging.getLogger("benchmarks.learning_curves")
+    from benchmarks.quality.methods import Variant
 
 PICTURE = ROOT / "docs" / "_static" / "learning_curves.png"
 KEYS = ("method", "cells", "steps", "genes", "types")
 METHODS = ("SCLDM", "SCRDIT", "WBDIT", "scVI")
-PUBLISHED = "SCLDM-published"  # the architecture and the training of the paper, in bfloat16
+#: Numbers of training steps: rows of others are records.
 DEFAULT = "default"
-#: Numbers of training steps: factors of the defaults, by stage, in one round.
-STEPS: dict[str, dict[str, float]] = {
-    DEFAULT: {},
-    "one round of the autoencoder": {"autoencoder": 1},
-    "twice the autoencoder's steps": {"autoencoder": 2},
-    "twice the prior's steps": {"prior": 2},
-    "a tenth of the steps": {"autoencoder": 0.1, "prior": 0.1, "diffusion": 0.1},
-    "twice the steps": {"autoencoder": 2, "prior": 2, "diffusion": 2},
-}
 CELLS = (2_000, 8_000, 32_000)
 PART = 2_000  # cells per file
 N_JUDGED, N_RARE, N_SPACE = 1_000, 200, 4_000
@@ -96,24 +75,6 @@ def with_layer(path: Path) -> ad.AnnData:
     return cells
 
 
-def variant_of(method: str, n_cells: int, steps: str) -> Variant | None:
-    """Return the method's defaults, with other numbers of training steps."""
-    if method not in (*MODELS, PUBLISHED):
-        return None
-    if method in ("SCLDM", PUBLISHED):
-        recipe = RECIPES["published" if method == PUBLISHED else "default"]
-        stages = {"autoencoder": recipe.autoencoder, "prior": recipe.prior}
-    else:
-        stages = {"diffusion": DIFFUSION_RECIPES[method]["mlp" if method == "SCRDIT" else "transformer"]}
-    n_trained = len(split_cells(n_cells, None, None)[0])  # the others validate
-    factors = {name: factor for name, factor in STEPS[steps].items() if name in stages}
-    epochs = {name: round(factor * stages[name].max_epochs(n_trained)) for name, factor in factors.items()}
-    train = {"max_epochs": epochs} if epochs else {}
-    if method == PUBLISHED:
-        return {"class": "SCLDM", "model": {"size": "published"}, "train": {"precision": "bf16-mixed", **train}}
-    return {"class": method, "train": train} if train else {"class": method}
-
-
 def figures(split: Split, space: ad.AnnData, cells: ad.AnnData) -> pd.DataFrame:
     """Judge the cells in proportion, then those of each rare type, by the genes of the space."""
     train, held_out = split.train[:, space.var_names], split.held_out[:, space.var_names]
@@ -132,39 +93,9 @@ def figures(split: Split, space: ad.AnnData, cells: ad.AnnData) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def run(arguments: argparse.Namespace, n_genes: int, n_types: int) -> None:
-    """Draw and judge what is missing of one world, smallest sets first."""
-    path, folder = arguments.results / "learning_curves.csv", arguments.folder
-    if (n_genes, n_types) != (N_GENES, N_TYPES):
-        folder = folder.with_name(f"{folder.name}-{n_genes}-genes-{n_types}-types")
-    if not (folder / "train" / f"part-{max(arguments.cells) // PART - 1:04}.h5ad").exists():
-        logger.info("writing the world's cells to %s", folder)
-        write_world(folder, max(arguments.cells), n_genes, n_types)
-    space = with_layer(folder / "space.h5ad")
-    for n_cells, steps, method in product(arguments.cells, arguments.steps, [REAL, *arguments.methods]):
-        if steps != DEFAULT and variant_of(method, n_cells, steps) == variant_of(method, n_cells, DEFAULT):
-            continue  # the method lacks these stages
-        key = dict(zip(KEYS, (method, n_cells, steps, n_genes, n_types), strict=True))
-        if tuple(key.values()) in stored_keys(path, KEYS):
-            continue
-        drawn = folder / f"{method}-{n_cells}-{steps}.h5ad"
-        if method == REAL:
-            drawn = folder / "floor.h5ad"
-        elif not drawn.exists():
-            logger.info("%s", key)
-            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.studies.learning_curves"]
-            command += ["--folder", folder, "--draw", method, str(n_cells), steps, drawn]
-            subprocess.run(command, check=True, cwd=ROOT)
-        table = figures(read_split(folder, n_cells), space, ad.read_h5ad(drawn))
-        source = describe_source("torch", "scvi-tools", "scgen-diffusion")
-        store_rows(path, table.assign(**key, **source), KEYS)
-        logger.info("%s", table.to_string())
-
-
-def draw_apart(folder: Path, method: str, n_cells: int, steps: str, path: Path) -> None:
-    """Train and draw in this process, which must be fresh; a killed one is resumed, and then has no costs."""
-    torch.set_num_threads(1)
-    variant, checkpoints = variant_of(method, n_cells, steps), path.with_suffix(".checkpoints")
+def draw_one(folder: Path, method: str, n_cells: int, variant: Variant | None, path: Path) -> None:
+    """Train and draw; a killed training is resumed, and then has no costs."""
+    checkpoints = path.with_suffix(".checkpoints")
     is_resumed = checkpoints.exists()
     if variant is not None:
         variant = {**variant, "train": {**variant.get("train", {}), "checkpoint_dir": str(checkpoints)}}
@@ -173,6 +104,20 @@ def draw_apart(folder: Path, method: str, n_cells: int, steps: str, path: Path) 
         del cells.uns[COSTS_KEY]
     write_cells(cells, path)
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def study(
+    method: str, cells: int, genes: int, types: int, *, variant: Variant | None, folder: Path, most: int
+) -> pd.DataFrame:
+    """Draw the cells of a method if they are not there, and judge them. `most` cells of a world are written."""
+    is_default = (genes, types) == (N_GENES, N_TYPES)
+    folder = folder / ("world" if is_default else f"world-{genes}-genes-{types}-types")
+    if not (folder / "train" / f"part-{most // PART - 1:04}.h5ad").exists():
+        write_world(folder, most, genes, types)
+    path = folder / ("floor.h5ad" if method == REAL else f"{method}-{cells}-{DEFAULT}.h5ad")
+    if not path.exists():
+        in_fresh_process(draw_one, folder, method, cells, variant, path)
+    return figures(read_split(folder, cells), with_layer(folder / "space.h5ad"), ad.read_h5ad(path))
 
 
 def columns_of(table: pd.DataFrame) -> pd.DataFrame:
@@ -253,33 +198,29 @@ def draw_picture(table: pd.DataFrame, path: Path) -> None:
 
 def main() -> None:
     """Run from the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--cells", nargs="+", type=int, default=list(CELLS), help=f"multiples of {PART}")
     parser.add_argument("--genes", nargs="+", type=int, default=[N_GENES], help="the source has 4,000")
-    parser.add_argument(
-        "--types", nargs="+", type=int, default=[N_TYPES], help="more are subtypes of the frequent ones"
-    )
-    known = [*MODELS, PUBLISHED, *BASELINES]
-    parser.add_argument("--methods", nargs="+", choices=known, default=list(METHODS))
-    parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=[DEFAULT], help="numbers of training steps")
-    parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks" / "cells" / "world", help="folder of cells")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--types", nargs="+", type=int, default=[N_TYPES], help="more: subtypes of the frequent ones")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help=KNOWN)
     parser.add_argument("--picture", type=Path, default=PICTURE)
-    parser.add_argument("--draw", nargs=4, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if any(n_cells < PART or n_cells % PART for n_cells in arguments.cells):
-        parser.error(f"--cells must be multiples of {PART}, but found {arguments.cells}")
-    arguments.folder = arguments.folder.resolve()
-    if arguments.draw:
-        method, n_cells, steps, path = arguments.draw
-        draw_apart(arguments.folder, method, int(n_cells), steps, Path(path))
-        return
-    for n_genes, n_types in product(arguments.genes, arguments.types):
-        run(arguments, n_genes, n_types)
-    table = read_table(arguments.results / "learning_curves.csv")
-    write_text(arguments.results / "learning_curves.md", summarise(table))
-    draw_picture(table, arguments.picture)
+    chosen = start(parser)
+    if any(n_cells < PART or n_cells % PART for n_cells in chosen.cells):
+        parser.error(f"--cells must be multiples of {PART}, but found {chosen.cells}")
+    variants = {REAL: None, **choose_methods(chosen.methods)}
+    cases = [
+        {"method": method, "cells": n_cells, "steps": DEFAULT, "genes": genes, "types": types}
+        for genes, types, n_cells, method in product(chosen.genes, chosen.types, chosen.cells, variants)
+    ]
+
+    def measure(method: str, steps: str, **size: int) -> pd.DataFrame:
+        variant = variants[method]
+        return study(method, **size, variant=variant, folder=chosen.folder.resolve(), most=max(chosen.cells))
+
+    path = chosen.results / "learning_curves.csv"
+    table = run(path, cases, measure)
+    write_summary(path, summarise)
+    draw_picture(table, chosen.picture)
 
 
 if __name__ == "__main__":

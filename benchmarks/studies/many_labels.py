@@ -12,36 +12,24 @@ and writes ``results/many_labels.md``.
 
 from __future__ import annotations
 
-import argparse
-import logging
+import json
 import time
 from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 
 from benchmarks.quality.baselines import BASELINES
-from benchmarks.quality.drawing import IDEAL_PRIOR, draw_counts, train_model
+from benchmarks.quality.methods import IDEAL_PRIOR, KNOWN, choose_methods, draw_counts, train_model
 from benchmarks.quality.splits import Split
-from benchmarks.studies.known_world import (
-    AUTOENCODER,
-    GENERATED,
-    GOAL,
-    KNOWN,
-    REAL,
-    RESULTS,
-    World,
-    add_rows,
-    choose_models,
-)
-from benchmarks.tables import markdown_table, read_table, write_text
+from benchmarks.runner import options, run, start, write_summary
+from benchmarks.studies.known_world import AUTOENCODER, GENERATED, GOAL, World
+from benchmarks.tables import REAL, markdown_table
 
 if TYPE_CHECKING:
-    from benchmarks.quality.drawing import Variant
+    from benchmarks.quality.methods import Variant
 
-KEYS = ("model", "seed")
 LABELS = ("type", "donor")
 N_TYPES, N_DONORS, TYPES_PER_DONOR = 20, 50, 2
 SMALLEST, LARGEST = 5, 250  # training cells of a combination, evenly spread on the scale of the logarithm
@@ -64,7 +52,7 @@ def draw_sizes(seed: int) -> dict[tuple[str, str], int]:
     return sizes
 
 
-def study(model: str, variant: Variant | None, seed: int) -> pd.DataFrame:
+def study(model: str, seed: int, variant: Variant | None) -> pd.DataFrame:
     """Train a model or a baseline (no `variant`), and judge its cells by the number of training cells."""
     sizes = draw_sizes(seed)
     n_train = np.array(list(sizes.values()))
@@ -93,7 +81,7 @@ def study(model: str, variant: Variant | None, seed: int) -> pd.DataFrame:
         group = pd.cut(n_train[judged.index], [*GROUPS.values(), np.inf], right=False, labels=list(GROUPS))
         means = judged.groupby(group, observed=True)[list(SCORES)].mean()
         rows.append(means.rename_axis("n_train").reset_index().assign(cells=cells))
-    return pd.concat(rows).assign(model=model, seed=seed, cpu_minutes=minutes)
+    return pd.concat(rows).assign(cpu_minutes=minutes, settings=json.dumps(variant) if variant else "")
 
 
 def summarise(table: pd.DataFrame) -> str:
@@ -129,18 +117,14 @@ def summarise(table: pd.DataFrame) -> str:
 
 def main() -> None:
     """Run from the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--models", nargs="+", default=["SCLDM", "SCRDIT"], help=KNOWN)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    models = choose_models(parser, arguments.models)
-    path = RESULTS / "many_labels.csv"
-    for seed, (model, variant) in product(arguments.seeds, models.items()):
-        add_rows(path, KEYS, study, model, variant, seed)
-    write_text(path.with_suffix(".md"), summarise(read_table(path)))
+    chosen = start(parser)
+    variants = choose_methods(chosen.models)
+    cases = [{"model": model, "seed": seed} for seed, model in product(chosen.seeds, variants)]
+    path = chosen.results / "many_labels.csv"
+    run(path, cases, lambda model, seed: study(model, seed, variants[model]))
+    write_summary(path, summarise)
 
 
 if __name__ == "__main__":

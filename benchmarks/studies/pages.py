@@ -8,96 +8,71 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from benchmarks.studies.end_to_end import costs_of, quality_of
-from benchmarks.studies.held_out import REAL
-from benchmarks.studies.hours import GENERATE, OTHER_HOUR, PROPORTIONAL, RIVALS, TRANSPORT
 from benchmarks.studies.known_world import GENERATED
-from benchmarks.studies.known_world import REAL as REAL_CELLS
 from benchmarks.studies.learning_curves import COSTS, DEFAULT, METHODS, columns_of, of_default_world
 from benchmarks.studies.many_labels import GROUPS
+from benchmarks.studies.perturbation import NAMES
 from benchmarks.studies.world import N_GENES
-from benchmarks.tables import markdown_table
+from benchmarks.tables import REAL, markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 Blocks = dict[tuple[str, str], str]
-HOW_MANY_CELLS = "docs/user_guide/how_many_cells.md"
+GUIDE = "docs/user_guide"
+ATLAS = "docs/how_to/atlas.md"
 
 
-PERTURBATION_METHODS = {
-    "floor": REAL,
-    "scldm_transport": "SCLDM, transport",
-    "latent_arithmetic": "latent arithmetic",
-    "scvi_arithmetic": "scVI arithmetic",
-    "scgen": "scGen",
-    "cpa": "CPA",
-    "cellflow": "CellFlow",
-    "mean_shift": "mean shift",
-    "linear_additive": "linear additive",
-    "no_change": "no change",
-}
-PERTURBATION_METRICS = {
-    "energy_distance": "energy distance",
-    "mean_change_correlation": "correlation",
-    "mean_change_slope": "slope",
-    "mean_change_debiased_error": "squared error",
-    "variance_error": "variances",
+#: Methods of each question, in the order of its table.
+OF_TYPES = (
+    *("floor", "scldm_transport", "latent_arithmetic", "scvi_arithmetic", "scgen", "cpa", "cellflow", "mean_shift"),
+    *("linear_additive", "no_change"),
+)
+OF_PAIRS = ("floor", "scldm_transport", "additive", "cpa", "cellflow", "mean_shift", "no_change")
+OF_HOURS = (
+    *("floor", "scldm_transport", "scldm_generate", "mean_shift", "proportional", "cpa", "cellflow", "no_change"),
+)
+METRICS = {
+    "energy distance": "energy_distance",
+    "correlation": "mean_change_correlation",
+    "slope": "mean_change_slope",
+    "squared error": "mean_change_debiased_error",
+    "variances": "variance_error",
 }
 
 
 def perturbation(table: pd.DataFrame) -> Blocks:
-    """Write the means over the left-out types that all methods predicted, and the energy distance of each type."""
-    page = "docs/user_guide/perturbations.md"
-    by_type = table.groupby(["metric", "method", "cell_type"])["value"].mean().unstack()
-    common = by_type.loc["energy_distance"].loc[list(PERTURBATION_METHODS)].dropna(axis=1).columns
+    """Write the means over the left-out types that all methods predicted, of each type, of pairs and of hours."""
+    of = dict(iter(table.groupby("question")))
+    by_type = of["types"].groupby(["metric", "method", "left_out"])["value"].mean().unstack()
+    common = by_type.loc["energy_distance"].loc[list(OF_TYPES)].dropna(axis=1).columns
     means = by_type[common].mean(axis=1, skipna=False).unstack("metric")
-    methods = {name: method for method, name in PERTURBATION_METHODS.items()}
-    overall = _table(means, methods, {name: metric for metric, name in PERTURBATION_METRICS.items()})
-    shown = {
-        "SCLDM, transport": "scldm_transport",
-        "latent arithmetic": "latent_arithmetic",
-        "mean shift": "mean_shift",
-        "`generate`": "scldm_generate",
-    }
+    overall = _table(means, {NAMES[name]: name for name in OF_TYPES}, METRICS)
+
     energy = by_type.loc["energy_distance"].T
-    types = _table(energy, {name: name for name in energy.index}, {REAL: "floor"} | shown, corner="left-out type")
-    return {(page, "perturbation"): overall, (page, "perturbation: types"): types}
+    shown = {NAMES[name]: name for name in ("floor", "scldm_transport", "latent_arithmetic", "mean_shift")}
+    shown |= {"`generate`": "scldm_generate"}
+    types = _table(energy, {name: name for name in energy.index}, shown, corner="left-out type")
 
+    means = of["pairs"].pivot_table(index="method", columns="metric", values="value")
+    columns = {name: metric for name, metric in METRICS.items() if name != "slope"}
+    rows = {NAMES[name]: name for name in OF_PAIRS}
+    pairs = _table(means, rows, columns, corner="pairs of genes", write="{:.3f}")
 
-COMBINATION_METHODS = {
-    REAL: "floor",
-    "SCLDM, transport": "scldm_transport",
-    "sum of both effects": "additive",
-    "CPA": "cpa",
-    "CellFlow": "cellflow",
-    "mean shift": "mean_shift",
-    "no change": "no_change",
-}
-
-
-def perturbation_combinations(table: pd.DataFrame) -> Blocks:
-    """Write the means over pairs of genes and seeds."""
-    means = table.pivot_table(index="method", columns="metric", values="value")
-    metrics = ("energy_distance", "mean_change_correlation", "mean_change_debiased_error", "variance_error")
-    shown = {PERTURBATION_METRICS[metric]: metric for metric in metrics}
-    text = _table(means, COMBINATION_METHODS, shown, corner="pairs of genes", write="{:.3f}")
-    return {("docs/user_guide/perturbations.md", "perturbation_combinations"): text}
-
-
-HOUR_METHODS = (REAL, TRANSPORT, GENERATE, OTHER_HOUR, PROPORTIONAL, *RIVALS, "no change")
-
-
-def hours(table: pd.DataFrame) -> Blocks:
-    """Write the figures of each hour left out."""
-    metrics = {
-        "energy distance": "energy_distance",
-        "correlation": "mean_change_correlation",
-        "slope": "mean_change_slope",
+    means = of["hours"].pivot_table(index="method", columns=["metric", "left_out"], values="value")
+    columns = {
+        f"{hour}: {name}": (METRICS[name], hour)
+        for hour in ("1 h", "3 h")
+        for name in ("energy distance", "correlation", "slope")
     }
-    columns = {f"{hour:g} h: {name}": (metric, hour) for hour in (1.0, 3.0) for name, metric in metrics.items()}
-    means = table.pivot_table(index="method", columns="left_out", values=list(metrics.values()))
-    text = _table(means, {name: name for name in HOUR_METHODS}, columns, corner="cells of the hour left out")
-    return {("docs/user_guide/numbers.md", "hours"): text}
+    rows = {"change at the other hour" if name == "mean_shift" else NAMES[name]: name for name in OF_HOURS}
+    hours = _table(means, rows, columns, corner="cells of the hour left out")
+    return {
+        (f"{GUIDE}/perturbations.md", "perturbation"): overall,
+        (f"{GUIDE}/perturbations.md", "perturbation: types"): types,
+        (f"{GUIDE}/perturbations.md", "perturbation: pairs"): pairs,
+        (f"{GUIDE}/numbers.md", "perturbation: hours"): hours,
+    }
 
 
 def end_to_end(table: pd.DataFrame) -> Blocks:
@@ -105,8 +80,8 @@ def end_to_end(table: pd.DataFrame) -> Blocks:
     blocks = {}
     for cells in (200_000, 1_000_000):
         rows = table[(table["cells"] == cells) & (table["genes"] == N_GENES) & (table["processes"] == 1)]
-        blocks["docs/how_to/atlas.md", f"end_to_end: costs of {cells}"] = costs_of(rows)
-        blocks["docs/how_to/atlas.md", f"end_to_end: quality of {cells}"] = quality_of(rows)
+        blocks[ATLAS, f"end_to_end: costs of {cells}"] = costs_of(rows)
+        blocks[ATLAS, f"end_to_end: quality of {cells}"] = quality_of(rows)
     return blocks
 
 
@@ -136,10 +111,11 @@ def learning_curves(table: pd.DataFrame) -> Blocks:
     rows = {name: key for name, key in rows.items() if key in worlds.index}
     columns = {name: name for name in [*columns, *costs] if not name.endswith("type")}
     genes_and_types = _table(worlds, rows, columns, corner="8,000 training cells")
+    page = f"{GUIDE}/how_many_cells.md"
     return {
-        (HOW_MANY_CELLS, "learning_curves: quality"): quality,
-        (HOW_MANY_CELLS, "learning_curves: costs"): markdown_table(header, lines),
-        (HOW_MANY_CELLS, "learning_curves: genes and types"): genes_and_types,
+        (page, "learning_curves: quality"): quality,
+        (page, "learning_curves: costs"): markdown_table(header, lines),
+        (page, "learning_curves: genes and types"): genes_and_types,
     }
 
 
@@ -151,13 +127,13 @@ def many_labels(table: pd.DataFrame) -> Blocks:
     """Write how often type and donor are right, by number of training cells of the combination."""
     means = table.pivot_table(index=["model", "cells"], columns="n_train", values="confirmed")
     rows = {
-        "real cells": ("SCLDM", REAL_CELLS),
+        REAL: ("SCLDM", REAL),
         **{name: (name, GENERATED) for name in ("SCLDM", "SCRDIT")},
         **{f"{name}, `guidance_scale=1.5`": (name, "guidance 1.5") for name in ("SCLDM", "SCRDIT")},
         "NB copula per label": ("NB-copula", GENERATED),
     }
     text = _table(means, rows, {f"{name} training cells": name for name in GROUPS})
-    return {("docs/user_guide/scldm.md", "many labels"): text}
+    return {(f"{GUIDE}/scldm.md", "many labels"): text}
 
 
 def _table(
@@ -183,7 +159,5 @@ BLOCKS: dict[str, Callable[[pd.DataFrame], Blocks]] = {
     "perturbation": perturbation,
     "end_to_end": end_to_end,
     "learning_curves": learning_curves,
-    "hours": hours,
-    "perturbation_combinations": perturbation_combinations,
     "many_labels": many_labels,
 }

@@ -1,50 +1,41 @@
-"""How well is a perturbation predicted in a cell type never seen perturbed? SCLDM and baselines on `kang_ifnb`.
+"""How well is a perturbation predicted where it was never seen? SCLDM, baselines and rivals, on three questions.
 
     python -m benchmarks.studies.perturbation                                          # everything that is missing
-    python -m benchmarks.studies.perturbation --types B --seeds 0 --methods latent_arithmetic    # a part of it
-    python -m benchmarks.studies.perturbation --methods scgen --seeds 0 --python venv/bin/python  # a rival
-    python -m benchmarks.studies.perturbation --methods                                # only the summary and pictures
+    python -m benchmarks.studies.perturbation --questions types --left-out B --seeds 0 --methods latent_arithmetic
+    python -m benchmarks.studies.perturbation --methods scgen --questions types --python venv/bin/python    # a rival
 
-The interferon-stimulated cells of one type at a time are left out. They are predicted from the type's control cells,
-and from control and stimulated cells of all other types. Predictions are kept in ``--cells`` and judged by
-``scgen_diffusion.metrics.evaluate``. The figures are added to ``results/perturbation.csv``; stored ones are skipped.
-The summary goes to ``results/perturbation.md``, and pictures to ``docs/_static``.
+- *types*: the interferon-stimulated cells of one type of `kang_ifnb` at a time, predicted from its control cells.
+- *pairs*: all pairs of genes of K562 cells (`norman_mcfaline_devel`) whose parts were measured alone.
+- *hours*: the cells of one hour of dexamethasone (`a549_scicar.h5mu` in ``BENCHMARK_DATA_DIR``), from the other hour.
+
+Figures of ``scgen_diffusion.metrics.evaluate`` are added to ``results/perturbation.csv``. The summary goes to
+``results/perturbation.md``, and a picture to ``docs/_static``. Rivals decode control cells with and without the
+perturbation, and what they change is added to each control cell; ``_profiles`` is what they decode, as it is.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
 import time
+import warnings
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import matplotlib.pyplot as plt
+import mudata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from benchmarks.quality.drawing import write_cells
-from benchmarks.quality.splits import load, log_normalise, most_variable
-from benchmarks.rivals import scgen
+from benchmarks.quality.splits import data_folder, load, log_normalise, most_variable
 from benchmarks.rivals.exchange import as_log_cells, ask_for_predictions
 from benchmarks.rivals.worker import COSTS
-from benchmarks.studies.held_out import OLD_TEST
-from benchmarks.tables import (
-    ROOT,
-    describe_source,
-    markdown_table,
-    read_table,
-    short_number,
-    store_rows,
-    stored_keys,
-    write_text,
-)
+from benchmarks.runner import options, run, start, write_summary
+from benchmarks.tables import ROOT, markdown_table
 from scgen_diffusion import metrics, pl
 from scgen_diffusion.diffusion import Generators
 
@@ -55,62 +46,123 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.model import SCLDM
 
-logger = logging.getLogger("benchmarks.perturbation")
-
-HERE = Path(__file__).parent
-DATASET = "kang_ifnb"
-#: A figure of the rival, which is timed.
-TRAIN_MINUTES = "train_minutes"
-KEYS = ("cell_type", "seed", "method")
-#: Figures that every table has besides those of the methods.
-REFERENCES = ("floor", "no_change", "mean_shift")
-
-# --- cases ------------------------------------------------------------------------------------------------------------
-
-
-CELL_TYPE = "cell_type"
-CONDITION = "condition"
-CONTROL = "control"
-PERTURBED = "stimulated"
-
+CELL_TYPE, CONDITION, CONTROL, HOURS = "cell_type", "condition", "control", "hours"
+PERTURBED, TREATED = "stimulated", "dexamethasone"
 N_GENES = 2_000
 #: Fewer perturbed cells are too few to be judged.
 MIN_CELLS = 50
+#: Figures that every table has besides those of the methods.
+REFERENCES = ("floor", "no_change", "mean_shift", "additive")
+TRAIN_MINUTES = "train_minutes"
+CPU = {"accelerator": "cpu", "enable_progress_bar": False}
+
+
+# --- what is left out -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Case:
-    """Training cells, and the cells to predict; integer counts in ``layers["counts"]``.
+    """Cells to learn from, and cells to predict; integer counts in `X` and in ``layers["counts"]``.
 
     Attributes
     ----------
-    cell_type
-        Type whose perturbed cells are left out.
-    train
-        All other cells, including the control cells of the type.
-    real
-        The cells that were left out.
+    train, real
+        Training cells, and the perturbed cells that were left out.
+    control
+        The training cells from which they are predicted.
+    asked
+        The conditions to predict, by the name of the perturbation.
+    columns
+        Arguments of ``setup_anndata``.
     """
 
-    cell_type: str
     train: ad.AnnData
     real: ad.AnnData
+    control: ad.AnnData
+    asked: Mapping[str, dict[str, Any]]
+    columns: dict[str, Any]
 
-    @property
-    def control(self) -> ad.AnnData:
-        """The control cells of the type, from which its perturbed cells are predicted."""
-        return self.train[self.rows(self.cell_type, CONTROL)].copy()
+    def obs(self, perturbation: str) -> pd.DataFrame:
+        """Return the control cells' table with the perturbation, and columns that say where the cells come from."""
+        asked = self.asked[perturbation]
+        given = {f"{key}_of_control": self.control.obs[key] for key in asked}
+        return self.control.obs.assign(**given, **{CONDITION: perturbation, **asked})
 
-    @property
-    def other_types(self) -> list[str]:
-        """Types with at least two control and two perturbed cells, to learn the effect from."""
-        types = self.train.obs[CELL_TYPE].unique()
-        return [name for name in types if min(len(self.rows(name, value)) for value in (CONTROL, PERTURBED)) >= 2]
+    def cells(self, perturbation: str, counts: NDArray | sp.csr_matrix) -> ad.AnnData:
+        """Return predicted counts, one row per control cell, as cells."""
+        return ad.AnnData(sp.csr_matrix(counts, dtype=np.float32), obs=self.obs(perturbation), var=self.train.var)
 
     def rows(self, cell_type: str, condition: str) -> NDArray[np.intp]:
         """Return the training cells of a type under a condition, by position."""
         obs = self.train.obs
         return np.flatnonzero((obs[CELL_TYPE] == cell_type) & (obs[CONDITION] == condition))
+
+
+def leave_out_type(adata: ad.AnnData, cell_type: str, *, n_genes: int = N_GENES) -> Case:
+    """Leave out the perturbed cells of a type, and keep the genes that vary most in the others."""
+    is_type, is_control = (adata.obs[CELL_TYPE] == cell_type).to_numpy(), (adata.obs[CONDITION] == CONTROL).to_numpy()
+    is_out = is_type & ~is_control
+    adata = _minimal(adata[:, most_variable(adata.layers["counts"][~is_out], n_genes)], [CELL_TYPE, CONDITION])
+    columns = {"condition_keys": [CELL_TYPE, CONDITION], "control_values": {CONDITION: CONTROL}}
+    asked = {PERTURBED: {CONDITION: PERTURBED}}
+    return Case(adata[~is_out].copy(), adata[is_out].copy(), adata[is_type & is_control].copy(), asked, columns)
+
+
+def leave_out_pairs(adata: ad.AnnData) -> Case:
+    """Leave out the cells of all pairs whose parts were measured alone."""
+    names = set(adata.obs[CONDITION])
+    pairs = sorted(name for name in names if "+" in name and set(name.split("+")) <= names)
+    is_out = adata.obs[CONDITION].isin(pairs).to_numpy()
+    adata = _minimal(adata, [CELL_TYPE, CONDITION])
+    train, asked = adata[~is_out].copy(), {name: {CONDITION: name} for name in pairs}
+    columns = {"set_condition_keys": [CONDITION], "control_values": {CONDITION: CONTROL}}
+    return Case(train, adata[is_out].copy(), train[train.obs[CONDITION] == CONTROL].copy(), asked, columns)
+
+
+def leave_out_hour(adata: ad.AnnData, hour: float) -> Case:
+    """Leave out the cells of an hour."""
+    is_out = (adata.obs[HOURS] == hour).to_numpy()
+    adata = _minimal(adata, [CELL_TYPE, CONDITION, HOURS])
+    train, columns = adata[~is_out].copy(), {"continuous_condition_keys": [HOURS], "control_values": {HOURS: 0.0}}
+    control = train[train.obs[HOURS] == 0].copy()
+    return Case(train, adata[is_out].copy(), control, {TREATED: {HOURS: hour}}, columns)
+
+
+def _minimal(adata: ad.AnnData, columns: list[str]) -> ad.AnnData:
+    counts = sp.csr_matrix(adata.layers["counts"], dtype=np.float32)
+    obs = adata.obs[columns].copy()
+    for column in set(columns) - {HOURS}:
+        obs[column] = obs[column].astype(str).astype("category")
+    return ad.AnnData(counts, obs=obs, var=adata.var[[]].copy(), layers={"counts": counts.copy()})
+
+
+def load_hours() -> ad.AnnData:
+    """Return the RNA of A549 cells, with the hours of dexamethasone as a number."""
+    mdata = mudata.read_h5mu(data_folder() / "a549_scicar.h5mu")
+    rna, hours = mdata["rna"], mdata.obs["time_h"].astype(str).str.removesuffix("h").astype(float)
+    obs = pd.DataFrame({HOURS: hours[rna.obs_names], CELL_TYPE: "a549"})
+    obs[CONDITION] = np.where(obs[HOURS] == 0, CONTROL, TREATED)
+    return ad.AnnData(rna.X, obs=obs, var=rna.var[[]], layers={"counts": rna.X})
+
+
+def load_types() -> ad.AnnData:
+    """Return blood cells with and without interferon."""
+    return load("kang_ifnb")
+
+
+def load_pairs() -> ad.AnnData:
+    """Return K562 cells with one or two genes perturbed."""
+    cells = load("perturb_norman_mcfaline")
+    return cells[cells.obs[CELL_TYPE] == "k562"].copy()
+
+
+#: How cells of a question are read, what is left out by its name, and the types on which the transport was tuned.
+QUESTIONS: dict[str, tuple[Callable[[], ad.AnnData], Callable[[ad.AnnData], dict[str, Any]], Callable[..., Case]]] = {
+    "types": (load_types, lambda cells: {name: name for name in judged_types(cells)}, leave_out_type),
+    "pairs": (load_pairs, lambda _: {"all": None}, lambda cells, _: leave_out_pairs(cells)),
+    "hours": (load_hours, lambda _: {"1 h": 1.0, "3 h": 3.0}, leave_out_hour),
+}
+TUNED = ("B", "CD14 Mono", "CD4 Naive T", "T activated")
 
 
 def judged_types(adata: ad.AnnData) -> list[str]:
@@ -119,221 +171,83 @@ def judged_types(adata: ad.AnnData) -> list[str]:
     return sorted(n_cells.index[n_cells >= MIN_CELLS])
 
 
-def leave_out(adata: ad.AnnData, cell_type: str, *, n_genes: int = N_GENES) -> Case:
-    """Leave out the perturbed cells of a type, and keep the genes that vary most in the others."""
-    is_out = ((adata.obs[CELL_TYPE] == cell_type) & (adata.obs[CONDITION] == PERTURBED)).to_numpy()
-    adata = adata[:, most_variable(adata.layers["counts"][~is_out], n_genes)]
-    return Case(cell_type, _minimal(adata[~is_out]), _minimal(adata[is_out]))
-
-
-def _minimal(adata: ad.AnnData) -> ad.AnnData:
-    counts = sp.csr_matrix(adata.layers["counts"], dtype=np.float32)
-    obs = adata.obs[[CELL_TYPE, CONDITION]].astype(str).astype("category")
-    return ad.AnnData(counts, obs=obs, var=adata.var[[]].copy(), layers={"counts": counts.copy()})
-
-
-# --- baselines --------------------------------------------------------------------------------------------------------
-
-
-def linear_additive(case: Case, seed: int) -> ad.AnnData:
-    """Shift control cells by the perturbation's effect in a linear model with one effect per cell type and one for it.
-
-    Every cell counts equally, so large types weigh more than in the mean shift. Negative values become zero.
-    """
-    is_perturbed = (case.train.obs[CONDITION] == PERTURBED).to_numpy()
-    design = np.column_stack([pd.get_dummies(case.train.obs[CELL_TYPE]), is_perturbed]).astype(float)
-    effect = np.linalg.lstsq(design, log_normalise(case.train.layers["counts"]), rcond=None)[0][-1]
-    moved = log_normalise(case.control.layers["counts"]) + effect
-    return as_profiles(case, moved)
-
-
-def scvi_arithmetic(case: Case, seed: int, max_epochs: int | None = None) -> ad.AnnData:
-    """Shift control cells in scVI's latent space by the mean change of the other types, and draw counts.
-
-    Cells keep their own total counts.
-
-    References
-    ----------
-    Lotfollahi et al. 2019, scGen predicts single-cell perturbation responses. Nat Methods 16:715 (the arithmetic).
-    Lopez et al. 2018, Deep generative modeling for single-cell transcriptomics. Nat Methods 15:1053 (the latent space).
-    """
-    import scvi
-    import torch
-
-    scvi.settings.seed = seed
-    train, control = case.train.copy(), case.control
-    scvi.model.SCVI.setup_anndata(train, layer="counts")
-    model = scvi.model.SCVI(train, gene_likelihood="nb")
-    model.train(max_epochs=max_epochs, accelerator="cpu", enable_progress_bar=False)
-    latents = model.get_latent_representation()
-    moved = (latents[case.rows(case.cell_type, CONTROL)] + mean_latent_change(case, latents)).astype(np.float32)
-    totals = control.layers["counts"].sum(axis=1)
-    with torch.inference_mode():
-        px = model.module.generative(
-            z=torch.from_numpy(moved),
-            library=torch.from_numpy(np.log(np.asarray(totals, dtype=np.float32).reshape(-1, 1))),
-            batch_index=torch.zeros(len(moved), 1, dtype=torch.long),
-        )["px"]
-    rng = np.random.default_rng(seed)
-    mean, theta = px.mu.numpy().astype(float), px.theta.numpy().astype(float)
-    return as_cells(case, rng.poisson(rng.gamma(np.broadcast_to(theta, mean.shape), mean / theta)))
-
-
-def mean_latent_change(case: Case, latents: NDArray) -> NDArray:
-    """Return the mean change of the training cells' latents ``(cells, ...)``, averaged over the other types."""
-    changes = [
-        latents[case.rows(name, PERTURBED)].mean(axis=0) - latents[case.rows(name, CONTROL)].mean(axis=0)
-        for name in case.other_types
-    ]
-    return np.mean(changes, axis=0)
-
-
-def as_cells(case: Case, counts: NDArray | sp.csr_matrix) -> ad.AnnData:
-    """Return predicted counts, one row per control cell, as cells."""
-    return ad.AnnData(sp.csr_matrix(counts, dtype=np.float32), obs=predicted_obs(case), var=case.train.var.copy())
-
-
-def as_profiles(case: Case, values: NDArray) -> ad.AnnData:
-    """Return predicted log-normalised values, one row per control cell, as cells. Negative values become zero."""
-    return as_log_cells(values, predicted_obs(case), case.train.var.copy())
-
-
-def predicted_obs(case: Case) -> pd.DataFrame:
-    """Return the control cells' table, with the perturbation set, and a column that says where the cells come from."""
-    return case.control.obs.assign(**{f"{CONDITION}_of_control": CONTROL, CONDITION: PERTURBED})
-
-
 # --- methods ----------------------------------------------------------------------------------------------------------
-
-
-CONDITION_KEYS = [CELL_TYPE, CONDITION]
-#: Prefixes of the names of shared weights.
-AUTOENCODER = ("encoder.", "decoder.", "likelihood.", "condition_effects.")
-#: Changes to the prior's recipe: a step on a CPU takes a third of the time, for the same number of steps.
-PRIOR_KWARGS = {"batch_size": 128}
-#: Rivals, each in an environment of its own, and the shifts with which they decode control cells.
-SHIFTS = {"scGen": (scgen.ALL_TYPES, scgen.OTHER_TYPES), "CPA": (PERTURBED,), "CellFlow": (PERTURBED,)}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A case's models, trained when first needed: SCLDM's stages, and rivals.
-
-    Attributes
-    ----------
-    case
-        Training cells, and the cells to predict.
-    seed
-        Seed of training and of draws.
-    folder
-        Folder of the stored autoencoder.
-    python
-        Python of an environment that has the rival.
-    asked
-        What rivals have predicted: changed control cells and profiles, one for each of their shifts.
-    """
+    """A case's models, trained when first needed: SCLDM's stages, and rivals in their own Python."""
 
     case: Case
     seed: int
-    folder: Path
     python: str | None = None
     asked: dict[str, tuple[list[ad.AnnData], list[ad.AnnData]]] = field(default_factory=dict)
 
     @cached_property
     def with_autoencoder(self) -> SCLDM:
-        """The model with a trained autoencoder, loaded if it is stored."""
+        """The model with a trained autoencoder."""
         import scvi
 
         from scgen_diffusion.model import SCLDM
 
         scvi.settings.seed = self.seed
         train = self.case.train.copy()
-        SCLDM.setup_anndata(train, layer="counts", condition_keys=CONDITION_KEYS)
+        SCLDM.setup_anndata(train, **self.case.columns)
         model = SCLDM(train)
-        path = stored_path(self.folder, self.case.cell_type, self.seed, "autoencoder", ".pt")
-        if path.exists():
-            model.module.load_state_dict(torch.load(path, weights_only=True)["state"], strict=False)
-            model.trained_stages_ = ["autoencoder"]
-            model.module.eval()
-            return model
-        started = time.process_time()
-        model.train_autoencoder(accelerator="cpu", enable_progress_bar=False)
-        state = {name: t for name, t in model.module.state_dict().items() if name.startswith(AUTOENCODER)}
-        minutes = (time.process_time() - started) / 60
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"state": state, "cpu_minutes": minutes}, path.with_suffix(".partial"))
-        path.with_suffix(".partial").replace(path)
-        return model
-
-    @cached_property
-    def with_prior(self) -> SCLDM:
-        """The same model with a trained prior."""
-        import scvi
-
-        model = self.with_autoencoder
-        scvi.settings.seed = self.seed
-        model.train_prior(accelerator="cpu", enable_progress_bar=False, plan_kwargs=PRIOR_KWARGS)
+        model.train_autoencoder(**CPU)
         return model
 
     @cached_property
     def with_transport(self) -> SCLDM:
         """The same model with a transport."""
-        model = self.with_autoencoder
-        model.train_transport(control_values={CONDITION: CONTROL}, accelerator="cpu", enable_progress_bar=False)
-        return model
+        self.with_autoencoder.train_transport(**CPU)
+        return self.with_autoencoder
+
+    @cached_property
+    def with_all(self) -> SCLDM:
+        """The same model with a prior, too."""
+        self.with_transport.train_prior(**CPU)
+        return self.with_transport
 
     def predicted_by(self, rival: str) -> tuple[list[ad.AnnData], list[ad.AnnData]]:
-        """Return changed control cells and profiles of a rival, for each of its `SHIFTS`."""
+        """Return changed control cells and profiles of a rival, for each perturbation."""
         if rival not in self.asked:
-            train, shifts = (
-                ad.AnnData(self.case.train.X, obs=self.case.train.obs, var=self.case.train.var),
-                SHIFTS[rival],
+            case = self.case
+            train = ad.AnnData(case.train.X, obs=case.train.obs.rename(columns={HOURS: "dose"}), var=case.train.var)
+            asked = [
+                {"shift": name, **({"dose": condition[HOURS]} if HOURS in condition else {})}
+                for name, condition in case.asked.items()
+            ]
+            obs = [case.obs(name) for name in case.asked]
+            self.asked[rival] = ask_for_predictions(
+                rival, train, case.control, asked, obs, self.seed, python=self.python
             )
-            asked, obs = [{"shift": shift} for shift in shifts], [predicted_obs(self.case)] * len(shifts)
-            control = self.case.control
-            self.asked[rival] = ask_for_predictions(rival, train, control, asked, obs, self.seed, python=self.python)
         return self.asked[rival]
 
 
-def transport_of_a_reference(trained: Trained) -> ad.AnnData:
-    """Move the control cells by the transport of a model that never saw cells of the type, which load_query_data keeps.
-
-    Nothing is fine-tuned: the transport needs neither the prior nor the embedding of the new type.
-    """
-    import scvi
-
-    from scgen_diffusion.model import SCLDM
-
-    scvi.settings.seed = trained.seed
-    case, options = trained.case, {"accelerator": "cpu", "enable_progress_bar": False}
-    is_new = case.train.obs[CELL_TYPE] == case.cell_type
-    old, new = case.train[~is_new].copy(), case.train[is_new].copy()
-    SCLDM.setup_anndata(old, layer="counts", condition_keys=CONDITION_KEYS, control_values={CONDITION: CONTROL})
-    reference = SCLDM(old)
-    reference.train({"prior": 1}, **options)
-    return _predict(trained, SCLDM.load_query_data(new, reference, accelerator="cpu"), method="transport")
-
-
-def generate(trained: Trained) -> ad.AnnData:
-    """Generate the unseen combination with a model that has all stages."""
-    condition = {CELL_TYPE: trained.case.cell_type, CONDITION: PERTURBED}
-    _, model = trained.with_prior, trained.with_transport  # one model
-    return as_cells(trained.case, model.generate(trained.case.control.n_obs, condition, seed=trained.seed).X)
-
-
-def inversion(trained: Trained) -> ad.AnnData:
-    """Carry control cells back to noise, and from there to the other condition."""
-    return _predict(trained, trained.with_prior, method="inversion")
-
-
-def transport(trained: Trained) -> ad.AnnData:
+def transport(trained: Trained, **how: str) -> ad.AnnData:
     """Move control cells by the shift that is expected of the perturbation."""
-    return _predict(trained, trained.with_transport, method="transport")
+    model, case = trained.with_transport, trained.case
+    moved = []
+    for name, condition in case.asked.items():
+        predicted = model.predict_perturbation(case.control, condition, method="transport", seed=trained.seed, **how)
+        moved.append(case.cells(name, predicted.X))
+    return join(moved)
 
 
 def transport_with_new_counts(trained: Trained) -> ad.AnnData:
     """Do the same, but draw all counts anew."""
-    return _predict(trained, trained.with_transport, method="transport", residuals="new")
+    return transport(trained, residuals="new")
+
+
+def generate(trained: Trained) -> ad.AnnData:
+    """Generate the unseen conditions with a model that has all stages."""
+    model, case = trained.with_all, trained.case
+    kinds = case.columns.get("condition_keys", [])
+    known = {key: case.control.obs[key].iloc[0] for key in kinds if key != CONDITION}
+    drawn = {name: model.generate(case.control.n_obs, {**known, **asked}, seed=trained.seed).X
+             for name, asked in case.asked.items()}  # fmt: skip
+    return join([case.cells(name, counts) for name, counts in drawn.items()])
 
 
 def latent_arithmetic(trained: Trained) -> ad.AnnData:
@@ -343,359 +257,244 @@ def latent_arithmetic(trained: Trained) -> ad.AnnData:
     ----------
     Lotfollahi et al. 2019, scGen predicts single-cell perturbation responses. Nat Methods 16:715.
     """
-    return _arithmetic(trained, keeps_residuals=False)
-
-
-def arithmetic_with_own_residuals(trained: Trained) -> ad.AnnData:
-    """Do the same, but keep what the latents do not explain about a cell."""
-    return _arithmetic(trained, keeps_residuals=True)
-
-
-def of_rival(trained: Trained, rival: str, shift: str, *, profiles: bool = False) -> ad.AnnData:
-    """Return the control cells as a rival changes them with a shift, or its profiles."""
-    return trained.predicted_by(rival)[profiles][SHIFTS[rival].index(shift)]
-
-
-#: Trained baselines by name; all others have the names of :func:`scgen_diffusion.metrics.evaluate`.
-BASELINES: dict[str, Callable[[Case, int], ad.AnnData]] = {
-    "linear_additive": linear_additive,
-    "scvi_arithmetic": scvi_arithmetic,
-}
-SCLDM_METHODS: dict[str, Callable[[Trained], ad.AnnData]] = {
-    "latent_arithmetic": latent_arithmetic,
-    "scldm_generate": generate,
-    "scldm_inversion": inversion,
-    "scldm_transport": transport,
-    "scldm_transport_new_counts": transport_with_new_counts,
-    "scldm_transport_of_reference": transport_of_a_reference,
-    "scldm_arithmetic_own_residuals": arithmetic_with_own_residuals,
-}
-RIVAL_METHODS: dict[str, Callable[[Trained], ad.AnnData]] = {
-    "scgen": partial(of_rival, rival="scGen", shift=scgen.ALL_TYPES),
-    "scgen_other_types": partial(of_rival, rival="scGen", shift=scgen.OTHER_TYPES),
-    "scgen_profiles": partial(of_rival, rival="scGen", shift=scgen.ALL_TYPES, profiles=True),
-    "cpa": partial(of_rival, rival="CPA", shift=PERTURBED),
-    "cpa_profiles": partial(of_rival, rival="CPA", shift=PERTURBED, profiles=True),
-    "cellflow": partial(of_rival, rival="CellFlow", shift=PERTURBED),
-    "cellflow_profiles": partial(of_rival, rival="CellFlow", shift=PERTURBED, profiles=True),
-}
-METHODS = (*BASELINES, *SCLDM_METHODS)
-
-
-def stored_path(folder: Path, cell_type: str, seed: int, name: str, suffix: str = ".h5ad") -> Path:
-    """Return the path of a stored file of a case and seed."""
-    return folder / f"{cell_type.replace(' ', '_')}-{seed}-{name}{suffix}"
-
-
-def _predict(trained: Trained, model: SCLDM, **options: str) -> ad.AnnData:
-    condition = {CONDITION: PERTURBED}
-    predicted = model.predict_perturbation(trained.case.control, condition, seed=trained.seed, **options)
-    return as_cells(trained.case, predicted.X)
-
-
-def _arithmetic(trained: Trained, *, keeps_residuals: bool) -> ad.AnnData:
     case, model = trained.case, trained.with_autoencoder
-    shape = (-1, *model.module.latent_shape)
     latents = model.get_latent_representation()
-    z = torch.from_numpy(latents[case.rows(case.cell_type, CONTROL)]).view(shape)
-    moved = z + torch.from_numpy(mean_latent_change(case, latents)).view(shape)
-    counts = torch.from_numpy(case.control.X.toarray())
-    totals, generators = counts.sum(1), Generators(trained.seed, range(len(counts)))
+    moved = latents[is_of(case.train, case.control)] + mean_latent_change(case, latents)
+    totals = torch.from_numpy(np.asarray(case.control.X.sum(axis=1))).ravel()
+    z = torch.from_numpy(moved).view(-1, *model.module.latent_shape)
     with torch.inference_mode():
-        if keeps_residuals:
-            decoded = model.module.generative(moved, totals[:, None])
-            return as_cells(case, model.module.counterfactual_cells(counts, z, decoded, generators).numpy())
-        return as_cells(case, model.module.draw_cells(moved, totals, generators).numpy())
+        counts = model.module.draw_cells(z, totals, Generators(trained.seed, range(len(z))))
+    return case.cells(PERTURBED, counts.numpy())
 
 
-# --- report -----------------------------------------------------------------------------------------------------------
+def scvi_arithmetic(trained: Trained) -> ad.AnnData:
+    """Do the same in the latent space of scVI.
+
+    References
+    ----------
+    Lopez et al. 2018, Deep generative modeling for single-cell transcriptomics. Nat Methods 15:1053.
+    """
+    import scvi
+
+    scvi.settings.seed = trained.seed
+    case, train = trained.case, trained.case.train.copy()
+    scvi.model.SCVI.setup_anndata(train, layer="counts")
+    model = scvi.model.SCVI(train, gene_likelihood="nb")
+    model.train(**CPU)
+    latents = model.get_latent_representation()
+    moved = (latents[is_of(case.train, case.control)] + mean_latent_change(case, latents)).astype(np.float32)
+    totals = np.asarray(case.control.X.sum(axis=1), dtype=np.float32).reshape(-1, 1)
+    with torch.inference_mode():
+        px = model.module.generative(
+            z=torch.from_numpy(moved),
+            library=torch.from_numpy(np.log(totals)),
+            batch_index=torch.zeros(len(moved), 1, dtype=torch.long),
+        )["px"]
+    rng = np.random.default_rng(trained.seed)
+    mean, theta = px.mu.numpy().astype(float), px.theta.numpy().astype(float)
+    return case.cells(PERTURBED, rng.poisson(rng.gamma(np.broadcast_to(theta, mean.shape), mean / theta)))
 
 
-#: The types on which the transport was tuned; nothing was tried on the others.
-TUNED = ("B", "CD14 Mono", "CD4 Naive T", "T activated")
-FLOOR = "floor"
-OURS = "scldm_transport"
-#: Every method, in the order of the tables.
+def linear_additive(trained: Trained) -> ad.AnnData:
+    """Shift control cells by the perturbation's effect in a linear model with one effect per cell type and one for it.
+
+    Every cell counts equally, so large types weigh more than in the mean shift. Negative values become zero.
+    """
+    case = trained.case
+    is_perturbed = (case.train.obs[CONDITION] == PERTURBED).to_numpy()
+    design = np.column_stack([pd.get_dummies(case.train.obs[CELL_TYPE]), is_perturbed]).astype(float)
+    effect = np.linalg.lstsq(design, log_normalise(case.train.X), rcond=None)[0][-1]
+    return as_log_cells(log_normalise(case.control.X) + effect, case.obs(PERTURBED), case.train.var.copy())
+
+
+def proportional(trained: Trained) -> ad.AnnData:
+    """Shift control cells by the mean change at the other hour, in proportion to the hours."""
+    case, hour = trained.case, trained.case.asked[TREATED][HOURS]
+    others = case.train[case.train.obs[HOURS] != 0]
+    change = log_normalise(others.X).mean(0) - log_normalise(case.control.X).mean(0)
+    change *= hour / others.obs[HOURS].iloc[0]
+    return as_log_cells(log_normalise(case.control.X) + change, case.obs(TREATED), case.train.var.copy())
+
+
+def mean_latent_change(case: Case, latents: NDArray) -> NDArray:
+    """Return the mean change of the training cells' latents ``(cells, ...)``, averaged over the other types."""
+    rows = {
+        name: [case.rows(name, value) for value in (PERTURBED, CONTROL)] for name in case.train.obs[CELL_TYPE].unique()
+    }
+    changes = [
+        latents[to].mean(axis=0) - latents[of].mean(axis=0) for to, of in rows.values() if min(len(to), len(of)) > 1
+    ]
+    return np.mean(changes, axis=0)
+
+
+def is_of(train: ad.AnnData, cells: ad.AnnData) -> NDArray[np.bool_]:
+    """Return which of the training cells these are."""
+    return train.obs_names.isin(cells.obs_names)
+
+
+def join(cells: list[ad.AnnData]) -> ad.AnnData:
+    """Return the cells of several perturbations as one table."""
+    joined = cells[0] if len(cells) == 1 else ad.concat(cells, index_unique="-")
+    if "log1p" in cells[0].uns:  # which `concat` drops
+        joined.uns["log1p"] = {}
+    return joined
+
+
+def of_rival(trained: Trained, method: str) -> ad.AnnData:
+    """Return the control cells as a rival changes them, or its profiles."""
+    name, _, ending = method.partition("_")
+    parts = trained.predicted_by(RIVALS[name])[ending == "profiles"]
+    cells = join(parts)
+    cells.uns[COSTS] = parts[0].uns.get(COSTS, {})
+    return cells
+
+
+RIVALS = {"scgen": "scGen", "cpa": "CPA", "cellflow": "CellFlow"}
+RIVAL_METHODS = tuple(f"{rival}{ending}" for rival in RIVALS for ending in ("", "_profiles"))
+#: Methods of each question.
+METHODS: dict[str, dict[str, Callable[[Trained], ad.AnnData]]] = {
+    "types": {
+        "linear_additive": linear_additive,
+        "scvi_arithmetic": scvi_arithmetic,
+        "latent_arithmetic": latent_arithmetic,
+        "scldm_transport": transport,
+        "scldm_transport_new_counts": transport_with_new_counts,
+        "scldm_generate": generate,
+    },
+    "pairs": {"scldm_transport": transport, "scldm_transport_new_counts": transport_with_new_counts},
+    "hours": {"proportional": proportional, "scldm_transport": transport, "scldm_generate": generate},
+}
 NAMES = {
+    "floor": "real cells",
     "no_change": "no change",
     "mean_shift": "mean shift",
+    "additive": "sum of both effects",
     "linear_additive": "linear additive",
+    "proportional": "change in proportion to the hours",
     "scvi_arithmetic": "scVI arithmetic",
     "scgen": "scGen",
-    "scgen_other_types": "scGen, shift of other types",
-    "scgen_profiles": "scGen, profiles",
     "cpa": "CPA",
-    "cpa_profiles": "CPA, profiles",
     "cellflow": "CellFlow",
-    "cellflow_profiles": "CellFlow, profiles",
     "latent_arithmetic": "latent arithmetic",
-    "scldm_generate": "SCLDM generate",
-    "scldm_inversion": "SCLDM inversion",
-    OURS: "SCLDM transport",
-    "scldm_transport_new_counts": "transport, new counts",
-    "scldm_transport_of_reference": "transport of a reference",
-    "scldm_arithmetic_own_residuals": "arithmetic, own residuals",
+    "scldm_generate": "SCLDM, generate",
+    "scldm_transport": "SCLDM, transport",
+    "scldm_transport_new_counts": "SCLDM, transport, new counts",
 }
-COMPARED_WITH = ("no_change", "mean_shift", "linear_additive", "scvi_arithmetic", *RIVAL_METHODS, "latent_arithmetic")
-#: Metrics in the pictures.
-DRAWN_METRICS = ("energy_distance", "mean_change_correlation", "mean_change_slope", "mean_change_debiased_error")
-DRAWN_METHODS = ("mean_shift", "latent_arithmetic", "scvi_arithmetic", OURS)
-CHANGES_OF = ("CD14 Mono", "CD16 Mono")
-CHANGES_BY = ("linear_additive", "latent_arithmetic", OURS)
-
-
-def means_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Return means over seeds: one row per metric and cell type, one column per method."""
-    rows = table.groupby(["metric", "cell_type", "method"], sort=False)["value"].mean()
-    return rows.unstack("method")
-
-
-def summarise(table: pd.DataFrame) -> str:
-    """Write the tables."""
-    is_time = table["metric"] == TRAIN_MINUTES
-    minutes = table[is_time].groupby("method", sort=False)["value"].mean()
-    timed = ", ".join(f"{NAMES[name]} {value:.1f}" for name, value in minutes.items())
-    table = table[~is_time & ~table["metric"].str.match(OLD_TEST)]
-    better = table.groupby("metric")["better"].first()
-    means = means_over_seeds(table)
-    types = list(dict.fromkeys(means.index.get_level_values("cell_type")))
-    parts = [
-        "Means over cell types of means over seeds. One type's stimulated cells are left out at a time, and predicted "
-        "from its control cells. The floor is what one half of the real cells scores as a prediction of the other. "
-        "**Bold**: the best of a row. Written by `python -m benchmarks.studies.perturbation`.",
-        "",
-        f"**All {len(types)} types**",
-        "",
-        _table_of_metrics(means, better),
-        "",
-    ]
-    untuned = [name for name in types if name not in TUNED]
-    compared = [name for name in COMPARED_WITH if name in means]
-    common = means[compared].notna().groupby("cell_type").any().all(axis=1)
-    for title, some in (
-        ("Types that all of these predicted", set(types) & set(common[common].index)),
-        ("Types used for tuning", set(types) & set(TUNED)),
-        ("Types not used for tuning", set(untuned)),
-    ):
-        if some and some != set(types):
-            shown = means[means.index.get_level_values("cell_type").isin(some)]
-            parts += [f"**{title}: {', '.join(sorted(some))}**", "", _table_of_metrics(shown, better), ""]
-    for metric in DRAWN_METRICS:
-        parts += [
-            f"**`{metric}` by type** ({better[metric]} is better)",
-            "",
-            _table_of_types(means.loc[metric], better[metric]),
-            "",
-        ]
-    if OURS in means:
-        parts += [
-            "**Number of types where SCLDM's transport is better than each baseline**",
-            "",
-            _table_of_wins(means, better),
-            "",
-        ]
-    parts += [
-        _seeds(table),
-        "",
-        *([f"CPU minutes of training, mean over types: {timed}.", ""] if timed else []),
-        f"Measured with {'; '.join(table['versions'].unique())}, on {'; '.join(table['machine'].unique())}.",
-    ]
-    return "\n".join(parts) + "\n"
-
-
-def _present(means: pd.DataFrame) -> list[str]:
-    return [name for name in NAMES if name in means and means[name].notna().any()]
-
-
-def _table_of_metrics(means: pd.DataFrame, better: pd.Series) -> str:
-    methods = _present(means)
-    of_all = means.groupby("metric", sort=False).mean()
-    complete = means.groupby("metric", sort=False).count()
-    n_types = complete[FLOOR].iloc[0]
-    lines = []
-    for metric, row in of_all.iterrows():
-        values = row[methods].where(
-            complete.loc[metric, methods] == n_types
-        )  # means over other types are not comparable
-        lines.append(
-            [f"`{metric}`", better[metric], short_number(row[FLOOR]), *_with_best(values, better[metric], row[FLOOR])]
-        )
-    return markdown_table(["figure", "better", FLOOR, *(NAMES[name] for name in methods)], lines)
-
-
-def _table_of_types(means: pd.DataFrame, better: str) -> str:
-    methods = _present(means)
-    lines = [
-        [
-            name + (" (tuned)" if name in TUNED else ""),
-            short_number(row[FLOOR]),
-            *_with_best(row[methods], better, row[FLOOR]),
-        ]
-        for name, row in means.sort_index().iterrows()
-    ]
-    return markdown_table(["left out", FLOOR, *(NAMES[name] for name in methods)], lines)
-
-
-def _table_of_wins(means: pd.DataFrame, better: pd.Series) -> str:
-    baselines = [name for name in COMPARED_WITH if name in means]
-    lines = []
-    for metric in means.index.get_level_values("metric").unique():
-        rows = means.loc[metric]
-        wins = []
-        for name in baselines:
-            both = rows[[OURS, name]].dropna()
-            ours, theirs = (_loss(both[column], better[metric], rows[FLOOR]) for column in (OURS, name))
-            wins.append(f"{int((ours < theirs).sum())} of {len(both)}")
-        lines.append([f"`{metric}`", *wins])
-    return markdown_table(["figure", *(NAMES[name] for name in baselines)], lines)
-
-
-def _seeds(table: pd.DataFrame) -> str:
-    n_seeds = table.groupby(["method", "cell_type"])["seed"].nunique().groupby("method").agg(["min", "max", "size"])
-    parts = [
-        f"{NAMES[name]} {row['min']}"
-        + (f" to {row['max']}" if row["max"] > row["min"] else "")
-        + f" ({row['size']} types)"
-        for name, row in n_seeds.iterrows()
-        if name in NAMES
-    ]
-    return f"Seeds per type: {', '.join(parts)}."
-
-
-def _loss(values: pd.Series, better: str, floor: float | pd.Series) -> pd.Series:
-    """Return numbers of which the smallest is best; some metrics are best at the floor."""
-    return (values - floor).abs().dropna() if better == "floor" else -values if better == "higher" else values
-
-
-def _with_best(values: pd.Series, better: str, floor: float) -> list[str]:
-    losses = _loss(values, better, floor).dropna()
-    best = short_number(values[losses.idxmin()]) if len(losses) else ""
-    return [f"**{text}**" if text == best else text for text in map(short_number, values)]
-
-
-def draw_scores(table: pd.DataFrame, path: Path) -> None:
-    """Draw the figures of every type and method."""
-    index = ["metric", "cell_type", "seed", "better"]
-    wide = table.pivot_table(index=index, columns="method", values="value").reset_index()
-    wide = wide.rename(columns={"cell_type": "group"}).assign(perturbation="IFN-beta")
-    shown = {name: NAMES[name] for name in DRAWN_METHODS if name in wide}
-    pl.perturbation_scores(wide, metrics=DRAWN_METRICS, methods=shown, show=False)
-    plt.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close()
-
-
-def draw_changes(cases: Mapping[str, tuple[Case, Mapping[str, ad.AnnData]]], path: Path) -> None:
-    """Draw every gene's predicted change against the real one: one row per case, one column per method."""
-    n_methods = len(next(iter(cases.values()))[1])
-    size = (3.9 * n_methods, 3.7 * len(cases))
-    figure, axes = plt.subplots(len(cases), n_methods, figsize=size, squeeze=False, layout="constrained")
-    for (cell_type, (case, predicted)), row in zip(cases.items(), axes, strict=True):
-        for (method, cells), ax in zip(predicted.items(), row, strict=True):
-            pl.mean_change(case.real, cells, case.control, axs=[ax], show=False)
-            ax.set_title(f"{cell_type}: {NAMES[method]}")
-    low, high = (extreme([ax.get_xlim() for ax in axes.flat]) for extreme in (np.min, np.max))
-    plt.setp(axes.flat, xlim=(low, high), ylim=(low, high))
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
 
 
 # --- the study --------------------------------------------------------------------------------------------------------
 
 
-def predict(trained: Trained, method: str) -> ad.AnnData:
-    """Return a method's cells; predict them if they are not stored."""
-    path = stored_path(trained.folder, trained.case.cell_type, trained.seed, method)
-    if not path.exists():
-        logger.info("%s, seed %d: predicting with %s", trained.case.cell_type, trained.seed, method)
-        started = time.process_time()
-        is_baseline = method in BASELINES
-        of_trained = SCLDM_METHODS | RIVAL_METHODS
-        cells = BASELINES[method](trained.case, trained.seed) if is_baseline else of_trained[method](trained)
-        cells.uns["cpu_minutes"] = (time.process_time() - started) / 60
-        write_cells(cells, path)
-    return ad.read_h5ad(path)
-
-
-def judge(case: Case, predicted: dict[str, ad.AnnData], seed: int) -> pd.DataFrame:
-    """Return the figures of all predictions and references, one row per metric and method."""
-    controls = case.train[case.train.obs[CONDITION] == CONTROL]
+def judge(case: Case, method: str, cells: ad.AnnData, seed: int) -> pd.DataFrame:
+    """Return the figures of a prediction and of the references, one row per metric, perturbation and method."""
     table = metrics.evaluate(
         case.real,
-        next(iter(predicted.values())),
-        control=controls,
+        cells,
+        control=case.train[case.train.obs[CONDITION] == CONTROL],
         perturbation_key=CONDITION,
         train=case.train,
-        others=predicted,
-        groupby=CELL_TYPE,
+        groupby=CELL_TYPE if CELL_TYPE in case.columns.get("condition_keys", ()) else None,
         seed=seed,
-    )
-    columns = [*REFERENCES, *predicted]
-    long = table.drop(columns="value").melt(
-        id_vars=["metric", "better"], value_vars=columns, var_name="method", value_name="value"
-    )
-    long = long.assign(**describe_source("torch", "scvi-tools", "scgen-diffusion"))
-    for method, costs in ((name, cells.uns[COSTS]) for name, cells in predicted.items() if COSTS in cells.uns):
+    ).rename(columns={"value": method})
+    shown = [name for name in (*REFERENCES, method) if name in table]
+    long = table.melt(["metric", "perturbation", "better"], shown, var_name="method", value_name="value")
+    if costs := cells.uns.get(COSTS, {}):
         minutes = {"metric": TRAIN_MINUTES, "better": "lower", "method": method, "value": costs[TRAIN_MINUTES]}
         long = pd.concat([long, pd.DataFrame([minutes])], ignore_index=True)
-        own = ["machine", "versions", "date"]
-        long.loc[long["method"] == method, own] = [costs[name] for name in own]
-    sizes = {"n_control": case.control.n_obs, "n_real": case.real.n_obs}
-    return long.assign(cell_type=case.cell_type, seed=seed, **sizes)
+    return long
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Predict and judge what is not stored, then write the summary and the pictures."""
-    adata = load(DATASET)
-    path = arguments.results / "perturbation.csv"
-    for seed, cell_type in product(arguments.seeds, arguments.types or judged_types(adata)):
-        done = stored_keys(path, KEYS)
-        methods = [method for method in arguments.methods if (cell_type, seed, method) not in done]
-        if not methods:
-            continue
-        case = leave_out(adata, cell_type)
-        trained = Trained(case, seed, arguments.cells, arguments.python)
-        predicted = {method: predict(trained, method) for method in methods}
-        logger.info("%s, seed %d: judging %s", cell_type, seed, ", ".join(methods))
-        store_rows(path, judge(case, predicted, seed), KEYS)
-    table = read_table(path)
-    write_text(arguments.results / "perturbation.md", summarise(table))
-    draw_scores(table, arguments.pictures / "perturbation_scores.png")
-    if shown := _stored_cases(adata, arguments.cells):
-        draw_changes(shown, arguments.pictures / "perturbation_changes.png")
+def summarise(table: pd.DataFrame) -> str:
+    """Write two tables for each question: all figures, and the energy distance of everything left out."""
+    table = table[table["metric"] != TRAIN_MINUTES]
+    parts = [
+        "Means over what was left out and over seeds. The first row is what one half of the real cells scores as a "
+        "prediction of the other. Empty: not measured everywhere. Written by `python -m "
+        "benchmarks.studies.perturbation`.",
+        "",
+    ]
+    for question, rows in table.groupby("question", sort=False):
+        rows = rows.assign(name=rows["left_out"].where(rows["left_out"] != "all", rows["perturbation"]))
+        means = rows.groupby(["method", "metric", "name"])["value"].mean().unstack()
+        better = rows.groupby("metric", sort=False)["better"].first()
+        tables = {f"{question}: {', '.join(means)}": _over(means, better.index)}
+        if question == "types":
+            tables["types that were not used for tuning"] = _over(
+                means.drop(columns=[*TUNED], errors="ignore"), better.index
+            )
+        tables[f"{question}, energy distance"] = means.xs("energy_distance", level="metric")
+        for title, values in tables.items():
+            order = [name for name in (*NAMES, *values.index.difference([*NAMES])) if name in values.index]
+            lines = [[NAMES.get(name, name), *map(_number, values.loc[name])] for name in order]
+            header = [f"`{name}` ({better[name]})" if name in better else str(name) for name in values]
+            parts += [f"**{title}**", "", markdown_table(["", *header], lines), ""]
+    return "\n".join(parts)
 
 
-def _stored_cases(adata: ad.AnnData, cells: Path) -> dict[str, tuple[Case, dict[str, ad.AnnData]]]:
-    """Return the cases of the second picture, with the stored predictions of the first seed."""
-    paths = {name: {method: stored_path(cells, name, 0, method) for method in CHANGES_BY} for name in CHANGES_OF}
-    return {
-        name: (leave_out(adata, name), {method: ad.read_h5ad(path) for method, path in of_type.items()})
-        for name, of_type in paths.items()
-        if all(path.exists() for path in of_type.values())
-    }
+def _over(means: pd.DataFrame, figures: pd.Index) -> pd.DataFrame:
+    """Return the means of each method over all that was left out, one column per figure."""
+    return means.mean(axis=1, skipna=False).unstack("metric")[figures].dropna(how="all")
+
+
+def _number(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.3f}"
+
+
+#: Metrics and methods in the picture.
+DRAWN = ("energy_distance", "mean_change_correlation", "mean_change_slope", "mean_change_debiased_error")
+DRAWN_METHODS = ("mean_shift", "latent_arithmetic", "scvi_arithmetic", "scldm_transport")
+
+
+def draw_scores(table: pd.DataFrame, path: Path) -> None:
+    """Draw the figures of every type and method."""
+    rows = table[table["question"] == "types"]
+    wide = rows.pivot_table(index=["metric", "left_out", "seed", "better"], columns="method", values="value")
+    wide = wide.reset_index().rename(columns={"left_out": "group"}).assign(perturbation="IFN-beta")
+    shown = {name: NAMES[name] for name in DRAWN_METHODS if name in wide}
+    pl.perturbation_scores(wide, metrics=DRAWN, methods=shown, show=False)
+    plt.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close()
 
 
 def main() -> None:
     """Run from the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("lightning.pytorch", "lightning", "scvi"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--types", nargs="+", help="cell types to leave out; default: all with enough stimulated cells")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="*", choices=(*METHODS, *RIVAL_METHODS), default=list(METHODS))
+    parser = options(__doc__, seeds=(0, 1, 2))
+    parser.add_argument("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
+    parser.add_argument("--left-out", nargs="+", help="cell types or hours; default: all")
+    parser.add_argument("--methods", nargs="*", help=f"default: all but rivals, which are {', '.join(RIVAL_METHODS)}")
     parser.add_argument("--python", help="Python of an environment that has the rival")
-    parser.add_argument(
-        "--cells", type=Path, default=ROOT / "benchmarks" / "cells", help="folder of predictions and autoencoders"
-    )
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--pictures", type=Path, default=ROOT / "docs" / "_static")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    arguments = parser.parse_args()
-    if not arguments.python and (rivals := [name for name in arguments.methods if name in RIVAL_METHODS]):
-        parser.error(f"{', '.join(rivals)}: a rival needs --python.")
-    torch.set_num_threads(arguments.threads)
-    arguments.pictures.mkdir(parents=True, exist_ok=True)
-    run(arguments)
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "_static" / "perturbation_scores.png")
+    chosen = start(parser)
+    if not chosen.python and set(chosen.methods or ()) & set(RIVAL_METHODS):
+        parser.error("--python is needed by a rival.")
+
+    @lru_cache(maxsize=1)
+    def trained_for(question: str, left_out: str, seed: int) -> Trained:
+        read, left_out_of, leave_out = QUESTIONS[question]
+        cells = read()
+        return Trained(leave_out(cells, left_out_of(cells)[left_out]), seed, chosen.python)
+
+    def measure(question: str, left_out: str, seed: int, method: str) -> pd.DataFrame:
+        trained, started = trained_for(question, left_out, seed), time.process_time()
+        with warnings.catch_warnings(action="ignore"):  # of predictions
+            predict = METHODS[question].get(method)
+            cells = predict(trained) if predict else of_rival(trained, method)
+        return judge(trained.case, method, cells, seed).assign(cpu_minutes=(time.process_time() - started) / 60)
+
+    cases = []
+    for question in chosen.questions:
+        read, left_out_of, _ = QUESTIONS[question]
+        names = chosen.left_out or list(left_out_of(read()))
+        methods = [name for name in chosen.methods or METHODS[question] if name in {*METHODS[question], *RIVAL_METHODS}]
+        cases += [
+            {"question": question, "left_out": name, "seed": seed, "method": method}
+            for seed, name, method in product(chosen.seeds, names, methods)
+        ]
+    path = chosen.results / "perturbation.csv"
+    table = run(path, cases, measure)
+    write_summary(path, summarise)
+    if "types" in set(table["question"]):
+        draw_scores(table, chosen.picture)
 
 
 if __name__ == "__main__":

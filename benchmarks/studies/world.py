@@ -23,7 +23,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import nbinom
 from sklearn.utils.extmath import randomized_svd
 
-from benchmarks.quality.drawing import write_cells
+from benchmarks.quality.methods import write_cells
 from benchmarks.quality.splits import load, most_variable
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import pages
 from benchmarks.quality.report import METHODS_IN_SHORT, OTHER_METHODS, leaders, means_over_seeds
 from benchmarks.quality.splits import DATASETS
-from benchmarks.tables import ROOT, mean_with_interval
+from benchmarks.tables import ROOT
 
 from scgen_diffusion.metrics import CATALOGUE
 
@@ -73,29 +73,6 @@ def rows_of(results, chosen):
         return [row for row in csv.DictReader(file) if chosen.items() <= row.items()]
 
 
-def test_the_page_of_scldm_has_the_shares_of_labels_of_the_known_world():
-    table = pd.read_csv(ROOT / "benchmarks/studies/results/known_world.csv")
-    table = table[(table["n_genes"] == 100) & (table["n_train"] >= 60)]
-    shares = (100 * table.groupby(["cells", "model"])["confirmed"].mean()).map("{:.0f} %".format)
-    text = words_of("docs/user_guide/scldm.md")
-    generated, real = shares["generated"], shares["real cells"]["SCLDM"]
-    assert f"{generated['SCLDM']} of SCLDM's cells have the label that was asked for" in text
-    assert f"and {generated['SCLDM, guidance 1.5']} with `guidance_scale=1.5`" in text
-    assert generated["SCRDIT"] == generated["NB-copula"]
-    assert f"Real cells reach {real}, SCRDIT and a copula per label {generated['SCRDIT']}" in text
-
-
-def test_the_page_of_fine_tuning_has_the_distances_of_types_never_seen():
-    table = pd.read_csv(ROOT / "benchmarks/studies/results/perturbation.csv")
-    table = table[table["metric"] == "energy_distance"]
-    means = table.groupby(["method", "cell_type"])["value"].mean().groupby("method").agg(["mean", "size"])
-    never, control, shift = means.loc[["scldm_transport_of_reference", "scldm_transport", "mean_shift"], "mean"]
-    assert (means.loc["scldm_transport_of_reference", "size"], means.loc["mean_shift", "size"]) == (8, 8)
-    text = words_of("docs/how_to/fine_tuning.md")
-    assert f"was {never:.2f} on average, beside {control:.2f} for a model with the control cells of the type" in text
-    assert f"and {shift:.2f} for the mean shift" in text
-
-
 def words_of(page):
     """Return a page without line breaks."""
     return " ".join((ROOT / page).read_text(encoding="utf-8").split())
@@ -144,22 +121,3 @@ def test_the_user_guide_counts_the_data_sets_of_the_comparison():
     means = means_over_seeds(table[table["metric"].isin(["auc_boosting", "auc_genes"])])
     for _, rows in means.groupby(["dataset", "metric"]):
         assert leaders(rows)[rows["method"] == "SCLDM"].all()
-
-
-def test_readme_says_in_how_many_steps_gene_space_models_were_measured():
-    rows = rows_of("speed/results/speed.csv", {"threads": "2", "device": "cpu"})
-
-    def steps(system, stage):
-        last = [row["how"] for row in rows if (row["system"], row["stage"]) == (system, stage)][-1]
-        return int(re.search(r"(\d+) steps", last).group(1))
-
-    text = words_of("README.md")
-    assert steps("SCRDIT", "generate") == steps("WBDIT", "generate")
-    assert f"generate in {steps('SCRDIT', 'generate')} steps" in text
-    assert f"published counterparts in {steps('published-scrdit', 'generate_ddim')}" in text
-
-
-def test_intervals_of_means_hold_nine_of_ten_bootstrap_samples():
-    assert mean_with_interval(pd.Series([2.0] * 5)) == "2.00 (2.00 to 2.00)"
-    assert mean_with_interval(pd.Series([0.0, 1.0] * 200)) == "0.50 (0.46 to 0.54)"  # 1.64 standard errors of 0.025
-    assert mean_with_interval(pd.Series([float("nan")])) == ""

@@ -1,16 +1,12 @@
-"""Train a method on one split and draw a cell for every held-out cell. As a command, it also records the cost.
-
-python -m benchmarks.quality.drawing pbmc3k 0 SCLDM cells/pbmc3k-0-SCLDM.h5ad
+"""Methods that draw cells: models, variants of them, and baselines. Each draws a cell for every held-out cell.
 
 It uses only models and data sets of the package, as users call them, so that older versions can draw too.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
@@ -25,6 +21,7 @@ from benchmarks.tables import describe_source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     import pandas as pd
 
@@ -43,29 +40,39 @@ VARIANTS: dict[str, Variant] = {name: {"class": name} for name in MODELS}
 VARIANTS |= {f"{name}-profiles": {"class": name, "model": {"path": "vp_linear"}} for name in ("SCRDIT", "WBDIT")}
 VARIANTS[f"SCLDM-{IDEAL_PRIOR}"] = {"class": "SCLDM", "draw": IDEAL_PRIOR}
 VARIANTS["SCLDM-whole-panel"] = {"class": "SCLDM", "genes": "all"}
-VARIANTS["SCLDM-one-round"] = {"class": "SCLDM", "train": {"plan_kwargs": {"autoencoder": {"max_rounds": 1}}}}
-VARIANTS["SCLDM-three-trainings"] = {"class": "SCLDM", "trainings": 3}
+KNOWN = f"{', '.join([*VARIANTS, *BASELINES])}, or NAME=JSON for other arguments of a model"
 
 
-def parse_variant(text: str) -> tuple[str, Variant]:
-    """Read ``name={"class": ..., ...}``. Unknown keys become arguments of the model.
+def choose_methods(texts: Sequence[str]) -> dict[str, Variant | None]:
+    """Return the variant of each method, None for a baseline.
+
+    ``name={"class": ..., ...}`` is a model with other arguments; unknown keys become arguments of the class.
 
     Raises
     ------
     ValueError
-        If the class is unknown.
+        If a method or a class is unknown.
     """
-    name, _, value = text.partition("=")
-    given = {"class": "SCLDM"} | json.loads(value or "{}")
-    if given["class"] not in MODELS:
-        msg = f"The class of the variant `{name}` must be one of {list(MODELS)}, but found {given['class']!r}."
-        raise ValueError(msg)
-    variant = {part: given.pop(part) for part in PARTS if part in given}
-    return name, variant | {"model": given.pop("model", {}) | given}
+    chosen: dict[str, Variant | None] = {}
+    for text in texts:
+        name, is_own, value = text.partition("=")
+        if is_own:
+            given = {"class": "SCLDM"} | json.loads(value)
+            variant = {part: given.pop(part) for part in PARTS if part in given}
+            chosen[name] = variant | {"model": given.pop("model", {}) | given}
+        elif name in VARIANTS or name in BASELINES:
+            chosen[name] = VARIANTS.get(name)
+        else:
+            msg = f"`methods` has {name!r}. Known: {KNOWN}."
+            raise ValueError(msg)
+        if chosen[name] is not None and chosen[name]["class"] not in MODELS:
+            msg = f"The `class` of {name!r} must be one of {list(MODELS)}, but found {chosen[name]['class']!r}."
+            raise ValueError(msg)
+    return chosen
 
 
-def build_model(split: Split, variant: Variant, seed: int) -> Any:
-    """Return the model of a variant for the split's training cells."""
+def train_model(split: Split, variant: Variant, seed: int) -> Any:
+    """Return the model of a variant, trained on the split's training cells."""
     import scvi
 
     from scgen_diffusion import model as models
@@ -73,12 +80,7 @@ def build_model(split: Split, variant: Variant, seed: int) -> Any:
     scvi.settings.seed = seed
     chosen, adata = getattr(models, variant["class"]), split.train.copy()
     chosen.setup_anndata(adata, layer="counts", condition_keys=list(split.condition_keys))
-    return chosen(adata, **variant.get("model", {}))
-
-
-def train_model(split: Split, variant: Variant, seed: int) -> Any:
-    """Return the model of a variant, trained on the split's training cells."""
-    model = build_model(split, variant, seed)
+    model = chosen(adata, **variant.get("model", {}))
     model.train(**variant.get("train", {}))
     return model
 
@@ -88,23 +90,6 @@ def held_out_conditions(split: Split) -> pd.DataFrame:
     obs = split.held_out.obs[list(split.condition_keys)].reset_index(drop=True)
     obs.index = obs.index.astype(str)
     return obs
-
-
-def generate(model: Any, split: Split, seed: int, **options: Any) -> ad.AnnData:
-    """Draw a cell with counts for every held-out cell, with its conditions.
-
-    Raises
-    ------
-    ValueError
-        If the cells do not have the requested genes or labels.
-    """
-    counts = {} if type(model).__name__ == "SCLDM" else {"counts": True}
-    cells = model.generate(condition=held_out_conditions(split), seed=seed, **counts, **options)
-    labels = join_labels(cells.obs, split.condition_keys)
-    if not cells.var_names.equals(split.train.var_names) or (labels != split.held_out_labels).any():
-        msg = "The generated cells do not have the requested genes and labels in the requested order."
-        raise ValueError(msg)
-    return cells
 
 
 def draw_matching(labels: np.ndarray, requested: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -117,13 +102,25 @@ def draw_matching(labels: np.ndarray, requested: np.ndarray, rng: np.random.Gene
 
 
 def draw_counts(model: Any, split: Split, variant: Variant, seed: int) -> np.ndarray | sp.csr_matrix:
-    """Draw a cell per held-out cell, or decode training cells."""
+    """Draw a cell with counts for every held-out cell, with its conditions, or decode training cells.
+
+    Raises
+    ------
+    ValueError
+        If the cells do not have the requested genes or labels.
+    """
     if variant.get("draw") == IDEAL_PRIOR:  # a perfect prior would return the latents of training cells
         rows = draw_matching(split.train_labels, split.held_out_labels, np.random.default_rng(seed))
         cells = split.train[rows].copy()
         cells.obs_names_make_unique()
         return model.get_reconstruction(cells, seed=seed).X
-    return generate(model, split, seed, **variant.get("generate", {})).X
+    counts = {} if variant["class"] == "SCLDM" else {"counts": True}
+    cells = model.generate(condition=held_out_conditions(split), seed=seed, **counts, **variant.get("generate", {}))
+    labels = join_labels(cells.obs, split.condition_keys)
+    if not cells.var_names.equals(split.train.var_names) or (labels != split.held_out_labels).any():
+        msg = "The generated cells do not have the requested genes and labels in the requested order."
+        raise ValueError(msg)
+    return cells.X
 
 
 def mix(draws: Sequence[np.ndarray | sp.csr_matrix], seed: int) -> sp.csr_matrix:
@@ -134,8 +131,9 @@ def mix(draws: Sequence[np.ndarray | sp.csr_matrix], seed: int) -> sp.csr_matrix
 
 
 def draw(split: Split, seed: int, method: str, variant: Variant | None) -> ad.AnnData:
-    """Train a method (a variant of a model, or a baseline), draw cells, and record the cost."""
-    started = time.perf_counter(), time.process_time()
+    """Train a method on one thread, draw cells, and record the cost."""
+    torch.set_num_threads(1)
+    wall, cpu = time.perf_counter(), time.process_time()
     if variant is None:
         counts = BASELINES[method](split.train, split.train_labels, split.held_out_labels, seed)
         trained = time.process_time()
@@ -143,25 +141,14 @@ def draw(split: Split, seed: int, method: str, variant: Variant | None) -> ad.An
         models = [train_model(split, variant, seed + n) for n in range(variant.get("trainings", 1))]
         trained = time.process_time()
         counts = mix([draw_counts(model, split, variant, seed) for model in models], seed)
-    return as_drawn(split, counts, started, trained, json.dumps(variant) if variant else "")
-
-
-def as_drawn(
-    split: Split, counts: np.ndarray | sp.csr_matrix, started: tuple[float, float], trained: float, settings: str
-) -> ad.AnnData:
-    """Return the cells of a method with their cost; it began at two times, of the wall and of the CPU.
-
-    Training ended at the CPU time ``trained``.
-    """
     obs = held_out_conditions(split).assign(**{LABEL: split.held_out_labels})
     cells = ad.AnnData(sp.csr_matrix(counts), obs=obs, var=split.train.var[[]].copy())
-    wall, cpu = started
     cells.uns[COSTS_KEY] = {
         "wall_minutes": (time.perf_counter() - wall) / 60,
         "cpu_minutes": (time.process_time() - cpu) / 60,
         "train_minutes": (trained - cpu) / 60,
         "peak_memory_gib": peak_memory_gib(),
-        "settings": settings,
+        "settings": json.dumps(variant) if variant else "",
         **describe_source("torch", "scvi-tools", "scgen-diffusion"),
     }
     return cells
@@ -175,23 +162,9 @@ def write_cells(cells: ad.AnnData, path: Path) -> None:
     partial.replace(path)
 
 
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset")
-    parser.add_argument("seed", type=int)
-    parser.add_argument("method")
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--variant", type=json.loads, help="JSON of a model's class and arguments")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    judged = split = load_split(arguments.dataset, arguments.seed)
-    variant = arguments.variant or VARIANTS.get(arguments.method)
+def draw_one(dataset: str, seed: int, method: str, variant: Variant | None, path: Path) -> None:
+    """Train a method on a split, and write its cells."""
+    judged = split = load_split(dataset, seed)
     if variant and variant.get("genes") == "all":
-        split = load_split(arguments.dataset, arguments.seed, n_genes=None)
-    cells = draw(split, arguments.seed, arguments.method, variant)
-    write_cells(cells[:, judged.train.var_names].copy(), arguments.path)
-
-
-if __name__ == "__main__":
-    main()
+        split = load_split(dataset, seed, n_genes=None)
+    write_cells(draw(split, seed, method, variant)[:, judged.train.var_names].copy(), path)
