@@ -339,14 +339,6 @@ def test_numbers_of_single_and_double_precision_are_the_same_groups():
     assert min(n_cells.values()) > 50
 
 
-def test_many_numbers_as_groups_give_a_warning():
-    sets = [cells(n, seed=seed) for n, seed in ((120, 1), (120, 2), (240, 3))]
-    for adata in sets:
-        adata.obs["minutes"] = np.arange(adata.n_obs) % 40
-    with pytest.warns(UserWarning, match=r"a group of each of 40 numbers in `obs\['minutes'\]`.*pd\.cut"):
-        table(*sets[:2], train=sets[2], groupby=["type", "minutes"], metrics=["marker_overlap"])
-
-
 def test_cells_with_each_others_labels_are_visible_within_labels_alone():
     synthetic = cells(120, seed=2)
     synthetic.obs["type"] = synthetic.obs["type"].map({"a": "b", "b": "a"})
@@ -664,8 +656,6 @@ def test_arguments_of_perturbations_are_named():
     for metrics in (None, ["perturbation_discrimination"]):
         with pytest.raises(KeyError, match="'typ'"):
             table(metrics=metrics, **options)
-    with pytest.raises(TypeError, match="`others` must be a dict from method names to AnnData, but is DataFrame"):
-        table(others=pd.DataFrame({"a": [1]}), **options)
 
 
 def test_real_counts_may_lie_in_a_layer_that_generated_cells_lack():
@@ -682,25 +672,6 @@ def test_both_sides_have_as_many_cells_as_the_smallest_set():
     assert table(train=cells(110, seed=3)).attrs["n_cells"] == {"all": 55}
     assert table(train=None, real=cells(180, seed=1)).attrs["n_cells"] == {"all": 60}
     assert table(max_cells=50).attrs["n_cells"] == {"all": 50}
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({}, "Comparing 180 real with 180 synthetic cells."),
-        ({"max_cells": 50}, "Comparing 50 real with 50 synthetic cells."),
-        ({"n_synthetic": 70}, "Comparing 70 real with 70 synthetic cells."),
-        ({"n_train": 110}, "Half of `train` is set aside for the floors: 55 cells."),
-        ({"n_train": 0}, "A third of `real_test` is set aside for the floors: 60 cells."),
-    ],
-)
-def test_what_bounds_the_number_of_cells_that_are_compared_is_said(caplog, options, message):
-    options = {"n_train": 360, "n_synthetic": 180, "metrics": "gene_mean_error", **options}
-    n_train, sets = options.pop("n_train"), [cells(180, seed=1), cells(options.pop("n_synthetic"), seed=2)]
-    with caplog.at_level("INFO", logger="scgen_diffusion"):
-        table(*sets, train=cells(n_train, seed=3) if n_train else None, **options)
-    (found,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Comparing")]
-    assert found.endswith(message)
 
 
 def test_only_drawn_cells_are_normalised(monkeypatch):

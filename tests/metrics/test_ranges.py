@@ -27,7 +27,7 @@ COUNTS = AnnData(
         (metrics.marker_genes, [COUNTS, "label"], "n_genes", (-1, 0, 2.5)),
         (lambda *cells, **how: metrics.marker_agreement(*cells, groupby="label", **how), 2 * [COUNTS], "n_genes", (0,)),
         (metrics.ComparisonSpace.fit, [COUNTS], "n_components", (0, -1, 2.5)),
-        (metrics.ComparisonSpace.fit, [COUNTS], "n_genes", (1, 0, -1)),
+        (metrics.ComparisonSpace.fit, [COUNTS], "n_genes", (0, -1)),
         (metrics.de_overlap, metrics.effects(COUNTS, COUNTS, COUNTS), "n_top", (0, 2.5)),
     ],
 )

@@ -5,7 +5,7 @@ real training cells (:class:`ComparisonSpace`), so that you can compare the figu
 """
 
 from ._catalogue import CATALOGUE, GUESSING, excess_over_floor
-from ._cells import Expression, align_genes, expression_of, log_normalise, representation
+from ._cells import Expression, align_genes, expression_of, log_normalise
 from ._comparison import ALL, FIGURES, QUANTILE, Metric
 from ._distribution import (
     Neighbourhoods,
@@ -110,7 +110,6 @@ __all__ = [
     "nearest_distances",
     "perturbation_discrimination",
     "precision_recall_density_coverage",
-    "representation",
     "squared_mmd",
     "transfer_f1",
     "variance_error",

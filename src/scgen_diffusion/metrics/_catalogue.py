@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ._comparison import AllCells, Better, Comparison, Scope
+    from ._comparison import AllCells, Better, CellComparison, Comparison, Scope
+    from ._perturbation_contexts import Prediction
 
 #: All metrics by name, in the order of the table.
 CATALOGUE: dict[str, Metric] = {}
@@ -78,20 +79,20 @@ def _metric(topic: str, better: Better, **options: Any) -> Callable[[Callable], 
 
 # The distance between two samples of real cells is large, so that a small excess means much.
 @_metric("Distribution", "lower", scopes=GROUPS_JOINT, limits=Limits(0.06, 0.15, of="real"))
-def w2(comparison: Comparison) -> float:
+def w2(comparison: CellComparison) -> float:
     """How far cells must move to turn one set into the other (``wasserstein_2``). Misses cells that are too smooth."""
     sides = comparison.real.pcs, comparison.synthetic.pcs
     return _distribution.wasserstein_2(*sides, max_cells=len(sides[0]))  # as many as are compared by other metrics
 
 
 @_metric("Distribution", "lower", scopes=GROUPS_JOINT, bounds=SIGNED)
-def mmd2(comparison: Comparison) -> float:
+def mmd2(comparison: CellComparison) -> float:
     """How much smoothed densities of cells differ (``squared_mmd``). Misses small populations."""
     real, synthetic = comparison.real, comparison.synthetic
     return squared_mmd(real.pcs, synthetic.pcs, squared_scale=comparison.squared_scale)
 
 
-def _neighbourhoods(comparison: Comparison) -> _distribution.Neighbourhoods:
+def _neighbourhoods(comparison: CellComparison) -> _distribution.Neighbourhoods:
     return _distribution.precision_recall_density_coverage(comparison.real.pcs, comparison.synthetic.pcs)
 
 
@@ -100,25 +101,25 @@ _OF_CELLS = {"limits": Limits(0.07, 0.15), "scopes": GROUPS_JOINT}
 
 
 @_metric("Distribution", "higher", bounds=SHARE, limits_in_group=Limits(0.25, 0.50), **_OF_CELLS)
-def precision(comparison: Comparison) -> float:
+def precision(comparison: CellComparison) -> float:
     """Share of synthetic cells that lie among real ones (``precision_recall_density_coverage``). Misses lost types."""
     return comparison.once(_neighbourhoods).precision
 
 
 @_metric("Distribution", "higher", bounds=SHARE, limits_in_group=Limits(0.25, 0.50), **_OF_CELLS)
-def recall(comparison: Comparison) -> float:
+def recall(comparison: CellComparison) -> float:
     """Share of real cells that lie among synthetic ones. Misses cells that spread too far."""
     return comparison.once(_neighbourhoods).recall
 
 
 @_metric("Distribution", "floor", scopes=GROUPS_JOINT)
-def density(comparison: Comparison) -> float:
+def density(comparison: CellComparison) -> float:
     """How closely real cells surround synthetic ones. Misses lost types."""
     return comparison.once(_neighbourhoods).density
 
 
 @_metric("Distribution", "higher", bounds=SHARE, **_OF_CELLS)
-def coverage(comparison: Comparison) -> float:
+def coverage(comparison: CellComparison) -> float:
     """Share of real cells with a synthetic cell nearby. Misses scattered cells."""
     return comparison.once(_neighbourhoods).coverage
 
@@ -135,49 +136,49 @@ _OF_CLASSIFIERS = {
 }
 
 
-def _boosting(comparison: Comparison) -> Scores:
+def _boosting(comparison: CellComparison) -> Scores:
     return classifier_scores(comparison.real.pcs, comparison.synthetic.pcs, classifier="boosting", seed=comparison.seed)
 
 
-def _logistic(comparison: Comparison) -> Scores:
+def _logistic(comparison: CellComparison) -> Scores:
     return classifier_scores(comparison.real.pcs, comparison.synthetic.pcs, classifier="logistic", seed=comparison.seed)
 
 
-def _neighbours(comparison: Comparison) -> Scores:
+def _neighbours(comparison: CellComparison) -> Scores:
     real, synthetic = comparison.real.pcs, comparison.synthetic.pcs
     return classifier_scores(real, synthetic, classifier="neighbours", seed=comparison.seed)
 
 
-def _boosting_of_genes(comparison: Comparison) -> Scores:
+def _boosting_of_genes(comparison: CellComparison) -> Scores:
     return classifier_scores(*comparison.gene_values(), classifier="quick_boosting", seed=comparison.seed)
 
 
 @_metric("Distribution", "lower", scopes=JOINT, slow=True, **_OF_CLASSIFIERS)
-def auc_boosting(comparison: Comparison) -> float:
+def auc_boosting(comparison: CellComparison) -> float:
     """How well boosted trees tell synthetic from real cells (``classifier_auc``); 0.5 is perfect. Misses the cause."""
     return auc_of_scores(*comparison.scores(_boosting))
 
 
 @_metric("Distribution", "lower", scopes=GROUPS, **_OF_CLASSIFIERS)
-def auc_logistic(comparison: Comparison) -> float:
+def auc_logistic(comparison: CellComparison) -> float:
     """How well a linear classifier does. Misses spread and shape."""
     return auc_of_scores(*comparison.scores(_logistic))
 
 
 @_metric("Distribution", "lower", scopes=GROUPS_JOINT, **_OF_CLASSIFIERS)
-def auc_neighbours(comparison: Comparison) -> float:
+def auc_neighbours(comparison: CellComparison) -> float:
     """How well nearest neighbours do; well below 0.5 suggests copies. Misses small shifts."""
     return auc_of_scores(*comparison.scores(_neighbours))
 
 
 @_metric("Distribution", "lower", slow=True, **_OF_CLASSIFIERS)
-def auc_genes(comparison: Comparison) -> float:
+def auc_genes(comparison: CellComparison) -> float:
     """How well boosted trees do that see single genes: the hardest test. Misses what takes many genes to see."""
     return auc_of_scores(*comparison.scores(_boosting_of_genes))
 
 
 @_metric("Distribution", "higher", scopes=GROUPS, bounds=SHARE)
-def ilisi(comparison: Comparison) -> float:
+def ilisi(comparison: CellComparison) -> float:
     """How well the two sets mix locally; 1 is fully mixed. Misses lost types and a few misplaced cells."""
     perplexity = min(PERPLEXITY, (len(comparison.real) + len(comparison.synthetic) - 1) // 3)
     return _distribution.ilisi(comparison.real.pcs, comparison.synthetic.pcs, perplexity=perplexity)
@@ -186,7 +187,7 @@ def ilisi(comparison: Comparison) -> float:
 # --- genes ------------------------------------------------------------------------------------------------------------
 
 
-def _profile_errors(comparison: Comparison) -> Mapping[str, float]:
+def _profile_errors(comparison: CellComparison) -> Mapping[str, float]:
     return _genes.gene_profile_errors(comparison.real.expression, comparison.synthetic.expression)
 
 
@@ -195,35 +196,35 @@ _OF_PROFILES = {"scopes": GROUPS, "limits": Limits(0.25, 0.75, of="real")}
 
 
 @_metric("Genes", "lower", **_OF_PROFILES)
-def gene_mean_error(comparison: Comparison) -> float:
+def gene_mean_error(comparison: CellComparison) -> float:
     """Difference of a gene's mean, averaged over genes (``gene_profile_errors``). Misses relations between genes."""
     return comparison.once(_profile_errors)["gene_mean_error"]
 
 
 @_metric("Genes", "lower", **_OF_PROFILES)
-def gene_variance_error(comparison: Comparison) -> float:
+def gene_variance_error(comparison: CellComparison) -> float:
     """Difference of a gene's variance, averaged over genes. Misses relations between genes."""
     return comparison.once(_profile_errors)["gene_variance_error"]
 
 
 @_metric("Genes", "lower", bounds=SHARE, **_OF_PROFILES)
-def gene_zero_error(comparison: Comparison) -> float:
+def gene_zero_error(comparison: CellComparison) -> float:
     """Difference of a gene's share of zeros, averaged over genes. Misses relations between genes."""
     return comparison.once(_profile_errors)["gene_zero_error"]
 
 
 # In powers of ten: the variance of a typical gene, which is a sparse one, is off by 7 % or by 15 % more than by chance.
 @_metric("Genes", "lower", scopes=GROUPS, min_features=FEW_FEATURES, limits=Limits(0.03, 0.06))
-def mean_variance_error(comparison: Comparison) -> float:
+def mean_variance_error(comparison: CellComparison) -> float:
     """Distance of variances from real genes of the same mean, in powers of ten. Misses shifted means."""
     return _genes.mean_variance_error(comparison.real.expression, comparison.synthetic.expression)
 
 
-def _correlated_values(comparison: Comparison) -> list[NDArray[np.float32]]:
+def _correlated_values(comparison: CellComparison) -> list[NDArray[np.float32]]:
     return comparison.gene_values(N_CORRELATED_GENES)
 
 
-def _on_correlated_genes(function: Callable[..., float], comparison: Comparison) -> float:
+def _on_correlated_genes(function: Callable[..., float], comparison: CellComparison) -> float:
     values = comparison.once(_correlated_values)
     if values[0].shape[1] < 2:  # a modality of one feature
         return float("nan")
@@ -239,7 +240,7 @@ def _on_correlated_genes(function: Callable[..., float], comparison: Comparison)
     limits=Limits(0.25, 0.50, of="structure"),
     most_share_difference=OTHER_SHARES,
 )
-def within_label_correlation(comparison: Comparison) -> float:
+def within_label_correlation(comparison: CellComparison) -> float:
     """How similar correlations of expressed genes are (``gene_correlation_similarity``). Misses their strength."""
     return _on_correlated_genes(_genes.gene_correlation_similarity, comparison)
 
@@ -254,14 +255,14 @@ def within_label_correlation(comparison: Comparison) -> float:
     limits=Limits(0.15, 0.35),
     most_share_difference=OTHER_SHARES,
 )
-def within_label_slope(comparison: Comparison) -> float:
+def within_label_slope(comparison: CellComparison) -> float:
     """Strength of correlations; 1 is right (``gene_correlation_slope``). Misses which genes vary together."""
     return _on_correlated_genes(_genes.gene_correlation_slope, comparison)
 
 
 # Totals 5 % off give about 0.1 in homogeneous cells, a third off 0.4.
 @_metric("Genes", "lower", needs=("counts",), scopes=GROUPS, bounds=SHARE, limits=Limits(0.08, 0.20))
-def library_size_ks(comparison: Comparison) -> float:
+def library_size_ks(comparison: CellComparison) -> float:
     """Largest gap between the distributions of total counts. Misses whether large cells have the right type."""
     return _genes.library_size_ks(comparison.real.expression, comparison.synthetic.expression)
 
@@ -269,7 +270,7 @@ def library_size_ks(comparison: Comparison) -> float:
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def _share_differences(comparison: Comparison) -> Mapping[str, float]:
+def _share_differences(comparison: CellComparison) -> Mapping[str, float]:
     shares = []
     for side in (comparison.real, comparison.synthetic):
         sizes = pd.Series(side.labels).value_counts()
@@ -290,17 +291,17 @@ def _share_differences(comparison: Comparison) -> Mapping[str, float]:
     limits=Limits(OTHER_SHARES, np.inf, n_deviations=2.0),
     limits_in_group=Limits(0.02, np.inf, n_deviations=2.0),
 )
-def group_share_difference(comparison: Comparison) -> float:
+def group_share_difference(comparison: CellComparison) -> float:
     """Share of cells that need another label to match the real shares. Misses whether labels are right."""
     return sum(comparison.once(_share_differences).values()) / 2
 
 
-def _label_sizes(comparison: Comparison) -> list[pd.Series]:
+def _label_sizes(comparison: CellComparison) -> list[pd.Series]:
     """Return the number of cells of each label on both sides."""
     return [_genes.count_labels(side.with_rare().labels) for side in (comparison.real, comparison.synthetic)]
 
 
-def _marker_table(comparison: Comparison) -> pd.DataFrame:
+def _marker_table(comparison: CellComparison) -> pd.DataFrame:
     sizes_of_sides = (comparison.whole or comparison).once(_label_sizes)
     sides = []
     for side, sizes in zip((comparison.real, comparison.synthetic), sizes_of_sides, strict=True):
@@ -325,7 +326,7 @@ def _mean_over_labels(table: pd.DataFrame, column: str) -> float:
     limits=Limits(0.15, 0.35, of="real"),
     most_share_difference=OTHER_SHARES,
 )
-def marker_overlap(comparison: Comparison) -> float:
+def marker_overlap(comparison: CellComparison) -> float:
     """Share of a label's 50 top markers found again (``marker_agreement``). Misses differences within a label."""
     return _mean_over_labels(comparison.once(_marker_table), "overlap")
 
@@ -340,13 +341,13 @@ def marker_overlap(comparison: Comparison) -> float:
     limits=Limits(0.15, 0.35, n_deviations=5.0),
     most_share_difference=OTHER_SHARES,
 )
-def marker_slope(comparison: Comparison) -> float:
+def marker_slope(comparison: CellComparison) -> float:
     """Fold changes of markers beside real ones; above the floor is too much. Misses differences within a label."""
     return _mean_over_labels(comparison.once(_marker_table), "slope")
 
 
 @_metric("Labels", "lower", needs=("groups",), scopes=JOINT, bounds=SIGNED)
-def mmd_per_label(comparison: Comparison) -> float:
+def mmd_per_label(comparison: CellComparison) -> float:
     """``mmd2`` within labels, averaged over those of 20 or more real cells; NaN if one is missing."""
     real, synthetic = comparison.real.with_rare(), comparison.synthetic.with_rare()
     sizes, _ = (comparison.whole or comparison).once(_label_sizes)
@@ -369,14 +370,14 @@ def mmd_per_label(comparison: Comparison) -> float:
     limits=Limits(0.05, 0.15, of="real", n_deviations=4.0),
     most_share_difference=OTHER_SHARES,
 )
-def transfer_f1(comparison: Comparison) -> float:
+def transfer_f1(comparison: CellComparison) -> float:
     """How well a classifier trained on synthetic cells labels real ones. Misses too little spread, and copies."""
     real, synthetic = comparison.real, comparison.synthetic
     return _use.transfer_f1(synthetic.pcs, synthetic.labels, real.pcs, real.labels)
 
 
 @_metric("Labels", "higher", needs=("groups",), scopes=JOINT, bounds=SHARE, limits=Limits(0.05, 0.15, of="real"))
-def label_fidelity(comparison: Comparison) -> float:
+def label_fidelity(comparison: CellComparison) -> float:
     """How often a classifier trained on real cells finds the requested label. Misses a lack of variety."""
     real, synthetic = comparison.real, comparison.synthetic
     return _use.label_fidelity(real.pcs, real.labels, synthetic.pcs, synthetic.labels)
@@ -385,7 +386,7 @@ def label_fidelity(comparison: Comparison) -> float:
 # --- memorisation -----------------------------------------------------------------------------------------------------
 
 
-def _distances_to_training(comparison: Comparison) -> Scores:
+def _distances_to_training(comparison: CellComparison) -> Scores:
     sides = comparison.real.pcs, comparison.synthetic.pcs
     return Scores(*(_safety.nearest_distances(side, comparison.training.pcs) for side in sides))
 
@@ -399,7 +400,7 @@ def _distances_to_training(comparison: Comparison) -> Scores:
     limits=Limits(0.10, 0.25),
     most_share_difference=0.04,
 )
-def nearest_train_ratio(comparison: Comparison) -> float:
+def nearest_train_ratio(comparison: CellComparison) -> float:
     """Median distance to training cells beside that of held-out cells (``memorisation``). Misses a few copies."""
     return _safety.nearest_ratio(*comparison.scores(_distances_to_training))
 
@@ -414,7 +415,7 @@ def nearest_train_ratio(comparison: Comparison) -> float:
     limits=Limits(0.02, 0.05),
     most_share_difference=0.02,
 )
-def nearer_than_held_out(comparison: Comparison) -> float:
+def nearer_than_held_out(comparison: CellComparison) -> float:
     """Share of synthetic cells closer to a training cell than all but 1 % of held-out cells. Misses single copies."""
     return _safety.share_of_nearer(*comparison.scores(_distances_to_training))
 
@@ -484,14 +485,14 @@ def _copied_test_of_all(cells: AllCells) -> tuple[Share, list[Share]]:
 
 # Any copies of training cells count, if they are more than unseen real cells are by chance (in very sparse data).
 @_metric("Memorisation", "lower", needs=("train",), bounds=SHARE, of_all=_near_copies_of_all, limits=Limits(0.0, 0.0))
-def near_copies(comparison: Comparison) -> float:
+def near_copies(comparison: CellComparison) -> float:
     """Share of synthetic cells ten times closer to a training cell than any other is. Misses much changed copies."""
     nearness = _safety.relative_nearness(comparison.synthetic.pcs, comparison.training.pcs)
     return _safety.share_of_near_copies(nearness)
 
 
 @_metric("Memorisation", "lower", needs=("train",), bounds=SHARE, of_all=_copied_of_all, limits=Limits(0.0, 0.0))
-def copied_cells(comparison: Comparison) -> float:
+def copied_cells(comparison: CellComparison) -> float:
     """Share of synthetic cells with exactly the counts of a training cell. Misses copies with one count changed."""
     fingerprints = _safety.fingerprints_of(comparison.synthetic.expression)
     return _safety.share_of_copies(fingerprints, comparison.training.fingerprints)
@@ -499,12 +500,12 @@ def copied_cells(comparison: Comparison) -> float:
 
 # A twin here and there harms nobody; more than half a per cent is no accident.
 @_metric("Memorisation", "lower", bounds=SHARE, of_all=_twins_of_all, limits=Limits(0.0, 0.005))
-def duplicate_share(comparison: Comparison) -> float:
+def duplicate_share(comparison: CellComparison) -> float:
     """Share of synthetic cells with exactly the counts of another one. Misses cells that are similar, not equal."""
     return _safety.duplicate_share(comparison.synthetic.expression)
 
 
-def _attack(comparison: Comparison) -> Scores:
+def _attack(comparison: CellComparison) -> Scores:
     """Return how near held-out cells ("real") and training cells ("synthetic") are to the cells released."""
     released = comparison.synthetic.pcs if comparison.released is None else comparison.released
     members = comparison.training.members
@@ -520,14 +521,14 @@ def _attack(comparison: Comparison) -> Scores:
     ideal=GUESSING,
     limits=Limits(0.03, 0.08),
 )
-def membership_auc(comparison: Comparison) -> float:
+def membership_auc(comparison: CellComparison) -> float:
     """How well an attacker finds training cells; 0.5 is perfect (``membership_inference``). Misses stronger attacks."""
     return auc_of_scores(*comparison.scores(_attack))
 
 
 # No model has seen the held-out cells: copies of these are a mistake in the files.
 @_metric("Memorisation", "lower", bounds=SHARE, of_all=_copied_test_of_all, limits=Limits(0.001, 0.01))
-def copied_test_cells(comparison: Comparison) -> float:
+def copied_test_cells(comparison: CellComparison) -> float:
     """Share of synthetic cells with exactly the counts of a held-out cell: a mix-up of files. Misses changed copies."""
     return _safety.copied_cells(comparison.synthetic.expression, comparison.real.expression)
 
@@ -536,14 +537,14 @@ def copied_test_cells(comparison: Comparison) -> float:
 
 
 @_metric("Perturbations", "lower", needs=("control",), scopes=("perturbation",), bounds=SIGNED)
-def energy_distance(comparison: Comparison) -> float:
+def energy_distance(comparison: Prediction) -> float:
     """How far predicted and real cells are apart: mean, spread and shape. In many dimensions, means dominate."""
     # many comparisons share a side, whose spread is computed once
     real, synthetic = comparison.real, comparison.synthetic
     return 2 * real.distance(synthetic) - real.spread - synthetic.spread
 
 
-def _effects(comparison: Comparison) -> tuple[_perturbation.Effect, _perturbation.Effect]:
+def _effects(comparison: Prediction) -> tuple[_perturbation.Effect, _perturbation.Effect]:
     real, predicted, control = (side.moments for side in (comparison.real, comparison.synthetic, comparison.control))
     return _perturbation.Effect(real, control), _perturbation.predicted_effect(predicted, real, control)
 
@@ -555,7 +556,7 @@ def _add_top_genes(function: Callable[..., float], better: Better, bounds: tuple
     """Add a metric of two effects for the genes that change most in real cells."""
     for n_top in N_TOP:
 
-        def measure(comparison: Comparison, n_top: int = n_top) -> float:
+        def measure(comparison: Prediction, n_top: int = n_top) -> float:
             return function(*comparison.once(_effects), n_top=n_top)
 
         measure.__name__ = f"{function.__name__}_top_{n_top}"
@@ -565,25 +566,25 @@ def _add_top_genes(function: Callable[..., float], better: Better, bounds: tuple
 
 
 @_metric("Perturbations", "lower", **_OF_EFFECTS)
-def mean_change_error(comparison: Comparison) -> float:
+def mean_change_error(comparison: Prediction) -> float:
     """Difference of a gene's predicted and real mean, averaged over genes. Misses differences between cells."""
     return _perturbation.mean_change_error(*comparison.once(_effects))
 
 
 @_metric("Perturbations", "lower", bounds=SIGNED, **_OF_EFFECTS)
-def mean_change_debiased_error(comparison: Comparison) -> float:
+def mean_change_debiased_error(comparison: Prediction) -> float:
     """Squared error of mean changes, less what noise adds: 0 on average if perfect; may be negative."""
     return _perturbation.mean_change_debiased_error(*comparison.once(_effects))
 
 
 @_metric("Perturbations", "floor", bounds=SIGNED, **_OF_EFFECTS)
-def mean_change_slope(comparison: Comparison) -> float:
+def mean_change_slope(comparison: Prediction) -> float:
     """Size of effects relative to real ones: 1 is right, below 1 too small. Misses changes in the wrong genes."""
     return _perturbation.mean_change_slope(*comparison.once(_effects))
 
 
 @_metric("Perturbations", "higher", bounds=CORRELATION, **_OF_EFFECTS)
-def mean_change_correlation(comparison: Comparison) -> float:
+def mean_change_correlation(comparison: Prediction) -> float:
     """Whether genes change in the right direction and proportion, against control. Misses the size of the effect."""
     return _perturbation.mean_change_correlation(*comparison.once(_effects))
 
@@ -592,7 +593,7 @@ _add_top_genes(_perturbation.mean_change_correlation, "higher", CORRELATION)
 
 
 @_metric("Perturbations", "higher", needs=("control", "mean_response"), scopes=("perturbation",), bounds=CORRELATION)
-def specific_change_correlation(comparison: Comparison) -> float:
+def specific_change_correlation(comparison: Prediction) -> float:
     """Correlation of changes against the mean response to training perturbations (Systema). Misses their size."""
     if comparison.mean_response is None:  # no training perturbation has control cells
         return float("nan")
@@ -601,7 +602,7 @@ def specific_change_correlation(comparison: Comparison) -> float:
 
 
 @_metric("Perturbations", "higher", needs=("control", "perturbations"), scopes=("perturbation",), bounds=SHARE)
-def perturbation_discrimination(comparison: Comparison) -> float:
+def perturbation_discrimination(comparison: Prediction) -> float:
     """Whether a predicted change is most like that of its own perturbation; guessing scores 0.5."""
     return comparison.panel.score(comparison.synthetic.moments.mean - comparison.control.moments.mean)
 
@@ -610,19 +611,19 @@ _add_top_genes(_perturbation.de_overlap, "higher", SHARE)
 
 
 @_metric("Perturbations", "higher", bounds=SHARE, **_OF_EFFECTS)
-def de_jaccard(comparison: Comparison) -> float:
+def de_jaccard(comparison: Prediction) -> float:
     """Differential genes that prediction and reality share, among those of either. Misses direction and size."""
     return _perturbation.de_jaccard(*comparison.once(_effects))
 
 
 @_metric("Perturbations", "higher", bounds=SHARE, **_OF_EFFECTS)
-def de_direction(comparison: Comparison) -> float:
+def de_direction(comparison: Prediction) -> float:
     """Share of differential genes predicted to change in the right direction; guessing scores 0.5. Misses the size."""
     return _perturbation.de_direction(*comparison.once(_effects))
 
 
 @_metric("Perturbations", "lower", **_OF_EFFECTS)
-def variance_error(comparison: Comparison) -> float:
+def variance_error(comparison: Prediction) -> float:
     """Difference of a gene's predicted and real variance, averaged over genes. Misses relations between genes."""
     return _perturbation.variance_error(*comparison.once(_effects))
 

@@ -12,9 +12,8 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
-from numpy.typing import ArrayLike, NDArray
 
-from scgen_diffusion._arguments import as_list, known_names, warn_user
+from scgen_diffusion._arguments import as_list, warn_user
 from scgen_diffusion.data import (
     LARGEST_LOG1P,
     CellFiles,
@@ -33,8 +32,10 @@ from scgen_diffusion.data import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from ._space import Scale
+    from numpy.typing import ArrayLike, NDArray
 
+#: Function that turns counts `(cells, features)` into the values to compare; zeros stay zeros.
+Scale: TypeAlias = "Callable[[sp.csr_matrix], sp.csr_matrix]"
 #: Cells as AnnData, or as an array or sparse matrix `(cells, genes)`.
 Cells: TypeAlias = AnnData | np.ndarray | sp.spmatrix | sp.sparray
 
@@ -538,88 +539,37 @@ def check_labels(labels: ArrayLike, n_cells: int, name: str) -> NDArray[np.str_]
     return np.array(as_labels(pd.Series(given)), dtype=str)
 
 
-#: Points `(cells, features)`, or an AnnData with points in `obsm`.
-Points: TypeAlias = AnnData | ArrayLike
-
-USE_REP = "X_pca"
-
-
-def representation(cells: Points, use_rep: str = USE_REP, name: str = "cells") -> NDArray:
-    """Return cells as an array of points.
-
-    Parameters
-    ----------
-    cells
-        `(cells, features)`, or AnnData with such an array in `obsm`.
-    use_rep
-        Entry of `obsm` to use, for AnnData.
-    name
-        Name of the cells in error messages.
-
-    Returns
-    -------
-    Floating-point values `(cells, features)`.
+def as_points(**given: ArrayLike) -> list[NDArray]:
+    """Return several sets of cells, given by name, as points with the same features, `(cells, features)` each.
 
     Raises
     ------
-    KeyError
-        If `obsm` has no such entry.
+    TypeError
+        If cells are AnnData.
     ValueError
-        If there are no cells or features, or if a value is infinite or missing.
-
-    Examples
-    --------
-    >>> representation([[1, 2], [3, 4]]).shape
-    (2, 2)
+        If there are no cells or features, numbers of features differ, or a value is infinite or missing.
     """
-    if isinstance(cells, AnnData):
-        if use_rep not in cells.obsm:
-            msg = (
-                f"`use_rep` is {use_rep!r}, which `{name}.obsm` lacks. {known_names(use_rep, list(cells.obsm))} "
-                "`ComparisonSpace.fit(other_real_cells).write(real, synthetic)` writes principal components there."
-            )
-            raise KeyError(msg)
-        cells, name = cells.obsm[use_rep], f"{name}.obsm[{use_rep!r}]"
-    values = cells.toarray() if sp.issparse(cells) else np.asarray(cells)
-    if not np.issubdtype(values.dtype, np.floating):
-        values = values.astype(np.float64)
-    if values.ndim != 2 or 0 in values.shape:
-        msg = f"`{name}` must be points of shape (cells, features), but its shape is {values.shape}."
-        raise ValueError(msg)
-    if not np.isfinite(values).all():
-        msg = f"`{name}` must not hold infinite or missing values."
-        raise ValueError(msg)
-    return values
-
-
-def representations(use_rep: str = USE_REP, **given: Points) -> list[NDArray]:
-    """Return several sets of cells, given by name, as points with the same features."""
-    values = {name: representation(cells, use_rep, name) for name, cells in given.items()}
-    first, *others = values
+    points = {}
+    for name, cells in given.items():
+        if isinstance(cells, AnnData):
+            msg = f"`{name}` must be points of shape (cells, features), such as adata.obsm['X_pca'], but is AnnData."
+            raise TypeError(msg)
+        values = cells.toarray() if sp.issparse(cells) else np.asarray(cells)
+        if values.ndim != 2 or 0 in values.shape:
+            msg = f"`{name}` must be points of shape (cells, features), but its shape is {values.shape}."
+            raise ValueError(msg)
+        values = values if np.issubdtype(values.dtype, np.floating) else values.astype(np.float64)
+        if not np.isfinite(values).all():
+            msg = f"`{name}` must not hold infinite or missing values."
+            raise ValueError(msg)
+        points[name] = values
+    first, *others = points
     for name in others:
-        if values[name].shape[1] != values[first].shape[1]:
-            msg = (
-                f"`{first}` has {values[first].shape[1]} features and `{name}` "
-                f"{values[name].shape[1]}; they must have the same."
-            )
+        if points[name].shape[1] != points[first].shape[1]:
+            n_features = f"{points[first].shape[1]} features and `{name}` {points[name].shape[1]}"
+            msg = f"`{first}` has {n_features}; they must have the same."
             raise ValueError(msg)
-    if use_rep == USE_REP:
-        _check_same_axes(given)
-    return list(values.values())
-
-
-def _check_same_axes(given: Mapping[str, Points]) -> None:
-    """Raise if principal components have different loadings, which scanpy leaves beside them."""
-    with_axes = {name: cells for name, cells in given.items() if isinstance(cells, AnnData) and "PCs" in cells.varm}
-    first = next(iter(with_axes), "")
-    for name, cells in with_axes.items():
-        known, axes = with_axes[first].varm["PCs"], cells.varm["PCs"]
-        if axes.shape != known.shape or not np.allclose(axes, known):
-            msg = (
-                f"The principal components of `{first}` and `{name}` were computed apart, so their axes differ. Write "
-                "common ones: `ComparisonSpace.fit(other_real_cells).write(real, synthetic)`."
-            )
-            raise ValueError(msg)
+    return list(points.values())
 
 
 def pair_of_expressions(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ._cells import Expression
-    from ._modalities import Paired
-    from ._perturbation_contexts import Panel, Profile
 
 T = TypeVar("T")
 
@@ -196,12 +194,25 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sets of cells to compare: real cells, and synthetic cells or real ones in their place.
+    """Two sets of cells to compare: real cells, and synthetic cells or real ones in their place."""
+
+    real: Any
+    synthetic: Any
+    _results: dict[Callable, object] = field(default_factory=dict, repr=False, compare=False, kw_only=True)
+
+    def once(self, function: Callable[[Self], T]) -> T:
+        """Return the result of a function of this comparison, computed once for all metrics that share it."""
+        if function not in self._results:
+            self._results[function] = function(self)
+        return self._results[function]
+
+
+@dataclass(frozen=True)
+class CellComparison(Comparison):
+    """Two samples of cells.
 
     Attributes
     ----------
-    real, synthetic
-        The two sides: samples, or `Profile` for metrics of perturbations and `Paired` for pairs of modalities.
     genes
         Positions of the space's genes, sorted by mean expression in the cells that the space was fitted to, highest
         first.
@@ -212,12 +223,6 @@ class Comparison:
     released
         Principal components of all synthetic cells, also of those not drawn, `(cells, components)`; None for real cells
         in their place.
-    control
-        Unperturbed cells, if the two sides are perturbed cells.
-    mean_response
-        Control cells with the mean change of all training perturbations.
-    panel
-        The real changes of all perturbations.
     seed
         Seed for metrics that draw random numbers.
     whole, rows
@@ -225,33 +230,23 @@ class Comparison:
         own cells there, of both sides.
     """
 
-    real: Sample | Profile | Paired
-    synthetic: Sample | Profile | Paired
+    real: Sample
+    synthetic: Sample
     genes: NDArray[np.intp] | None = None
     squared_scale: float = UNKNOWN
     training: Training | None = None
     released: NDArray[np.float32] | None = None
-    control: Profile | None = None
-    mean_response: Profile | None = None
-    panel: Panel | None = None
     seed: int = 0
-    whole: Comparison | None = None
+    whole: CellComparison | None = None
     rows: tuple[NDArray[np.intp], NDArray[np.intp]] | None = None
-    _results: dict[Callable, object] = field(default_factory=dict, repr=False, compare=False)
 
-    def once(self, function: Callable[[Comparison], T]) -> T:
-        """Return the result of a function of this comparison, computed once for all metrics that share it."""
-        if function not in self._results:
-            self._results[function] = function(self)
-        return self._results[function]
-
-    def scores(self, function: Callable[[Comparison], Scores]) -> Scores:
+    def scores(self, function: Callable[[CellComparison], Scores]) -> Scores:
         """Return a number per cell. A half-sample takes those of all cells, so that nothing is fitted again."""
         if self.whole is None:
             return self.once(function)
         return Scores(*(side[rows] for side, rows in zip(self.whole.once(function), self.rows, strict=True)))
 
-    def half(self, rng: np.random.Generator) -> Comparison:
+    def half(self, rng: np.random.Generator) -> CellComparison:
         """Draw one half of the cells of each side."""
         rows = tuple(np.sort(rng.permutation(len(side))[: len(side) // 2]) for side in (self.real, self.synthetic))
         (own,) = rng.spawn(1)  # which leaves the other draws alone

@@ -20,10 +20,10 @@ from threadpoolctl import threadpool_limits
 
 from scgen_diffusion._arguments import check_count, is_number
 
-from ._cells import USE_REP, Points, representation, representations
+from ._cells import as_points
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
     from sklearn.base import ClassifierMixin
 
 #: Squared kernel widths, as multiples of the median squared distance.
@@ -57,9 +57,7 @@ class Neighbourhoods(NamedTuple):
     coverage: float
 
 
-def wasserstein_2(
-    real: Points, synthetic: Points, *, max_cells: int = 5_000, seed: int = 0, use_rep: str = USE_REP
-) -> float:
+def wasserstein_2(real: ArrayLike, synthetic: ArrayLike, *, max_cells: int = 5_000, seed: int = 0) -> float:
     r"""Measure the distance between real and synthetic cells by optimal transport (exact 2-Wasserstein distance).
 
     .. math:: W_2 = \left( \min_\pi \sum_{ij} \pi_{ij} \lVert x_i - y_j \rVert^2 \right)^{1/2}
@@ -76,13 +74,11 @@ def wasserstein_2(
     Parameters
     ----------
     real, synthetic
-        Points `(cells, features)`, or AnnData.
+        Points `(cells, features)`.
     max_cells
         Larger sets are subsampled to this many cells. Time grows with the cube of the number, memory with the square.
     seed
         Seed of the subsampling.
-    use_rep
-        Entry of `obsm` to use, for AnnData.
 
     References
     ----------
@@ -97,25 +93,23 @@ def wasserstein_2(
     rng = np.random.default_rng(seed)
     x, y = (
         values if len(values) <= max_cells else values[np.sort(rng.choice(len(values), max_cells, replace=False))]
-        for values in representations(use_rep, real=real, synthetic=synthetic)
+        for values in as_points(real=real, synthetic=synthetic)
     )
     return float(np.sqrt(ot.emd2([], [], squared_distances(x, y), numItermax=1_000_000)))
 
 
-def median_squared_distance(values: Points, *, use_rep: str = USE_REP) -> float:
+def median_squared_distance(values: ArrayLike) -> float:
     """Return the median squared distance between different points: the unit of kernel widths in :func:`squared_mmd`.
 
     If more than half of the distances are zero, only the others count; 1 if all are.
     """
-    values = representation(values, use_rep, "values")
+    values = as_points(values=values)[0]
     squared = squared_distances(values, values)
     squared = squared[np.triu_indices(len(values), 1)]
     return float(np.median(squared) or (np.median(squared[squared > 0]) if squared.any() else 1.0))
 
 
-def squared_mmd(
-    real: Points, synthetic: Points, *, squared_scale: float | None = None, use_rep: str = USE_REP
-) -> float:
+def squared_mmd(real: ArrayLike, synthetic: ArrayLike, *, squared_scale: float | None = None) -> float:
     r"""Measure how much two sets of cells differ, with Gaussian kernels (unbiased squared maximum mean discrepancy).
 
     .. math:: \frac{\sum_{i \ne j} k(x_i, x_j)}{m (m - 1)} + \frac{\sum_{i \ne j} k(y_i, y_j)}{n (n - 1)}
@@ -129,18 +123,16 @@ def squared_mmd(
     Parameters
     ----------
     real, synthetic
-        Points `(cells, features)`, two or more, or AnnData.
+        Points `(cells, features)`, two or more.
     squared_scale
         Unit `s` of the kernel widths, a squared distance; by default the median between real points. Use the same value
         for all figures that you compare.
-    use_rep
-        Entry of `obsm` to use, for AnnData.
 
     References
     ----------
     Gretton et al. 2012, A kernel two-sample test.
     """
-    x, y = representations(use_rep, real=real, synthetic=synthetic)
+    x, y = as_points(real=real, synthetic=synthetic)
     _check_at_least(2, real=x, synthetic=y)
     scale = median_squared_distance(x) if squared_scale is None else squared_scale
     if not (is_number(scale) and 0 < scale < np.inf):
@@ -150,7 +142,7 @@ def squared_mmd(
     return float(within_x + within_y - 2 * _kernel(x, y, scale).mean())
 
 
-def energy_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) -> float:
+def energy_distance(real: ArrayLike, synthetic: ArrayLike) -> float:
     r"""Measure how far two sets of cells are apart, from all distances between cells (unbiased energy distance).
 
     .. math:: \frac{2}{mn} \sum_{ij} \lVert x_i - y_j \rVert
@@ -166,9 +158,7 @@ def energy_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) 
     Parameters
     ----------
     real, synthetic
-        Points `(cells, features)`, two or more, or AnnData. Use few dimensions, such as principal components.
-    use_rep
-        Entry of `obsm` to use, for AnnData.
+        Points `(cells, features)`, two or more. Use few dimensions, such as principal components.
 
     References
     ----------
@@ -181,15 +171,13 @@ def energy_distance(real: Points, synthetic: Points, *, use_rep: str = USE_REP) 
     >>> energy_distance(np.array([[0.0], [1.0]]), np.array([[2.0], [4.0]]))
     2.0
     """
-    x, y = (values.astype(np.float64) for values in representations(use_rep, real=real, synthetic=synthetic))
+    x, y = (values.astype(np.float64) for values in as_points(real=real, synthetic=synthetic))
     _check_at_least(2, real=x, synthetic=y)
     within_x, within_y = (_mean_off_diagonal(pairwise_distances(values)) for values in (x, y))
     return float(2 * pairwise_distances(x, y).mean() - within_x - within_y)
 
 
-def precision_recall_density_coverage(
-    real: Points, synthetic: Points, *, k: int = 5, use_rep: str = USE_REP
-) -> Neighbourhoods:
+def precision_recall_density_coverage(real: ArrayLike, synthetic: ArrayLike, *, k: int = 5) -> Neighbourhoods:
     """Measure whether synthetic cells look real (precision, density) and cover all real cells (recall, coverage).
 
     Each cell has a ball that reaches to its `k`-th nearest neighbour in its own set. Precision, recall and coverage run
@@ -203,11 +191,9 @@ def precision_recall_density_coverage(
     Parameters
     ----------
     real, synthetic
-        Points `(cells, features)`, more than `k`, or AnnData.
+        Points `(cells, features)`, more than `k`.
     k
         Number of neighbours, without the cell itself.
-    use_rep
-        Entry of `obsm` to use, for AnnData.
 
     References
     ----------
@@ -220,7 +206,7 @@ def precision_recall_density_coverage(
     >>> precision_recall_density_coverage(line, line[:5] + 0.25, k=1)
     Neighbourhoods(precision=1.0, recall=0.6, density=2.0, coverage=0.6)
     """
-    x, y = representations(use_rep, real=real, synthetic=synthetic)
+    x, y = as_points(real=real, synthetic=synthetic)
     _check_at_least(check_count("k", k) + 1, real=x, synthetic=y)
     of_real, of_synthetic = (_squared_radii(values, k) for values in (x, y))
     between = squared_distances(x, y)
@@ -292,7 +278,7 @@ class Scores(NamedTuple):
 
 
 def classifier_auc(
-    real: Points, synthetic: Points, *, classifier: Classifier = "boosting", seed: int = 0, use_rep: str = USE_REP
+    real: ArrayLike, synthetic: ArrayLike, *, classifier: Classifier = "boosting", seed: int = 0
 ) -> float:
     """Measure how well a classifier tells synthetic cells from real ones (cross-validated area under the ROC curve).
 
@@ -308,7 +294,7 @@ def classifier_auc(
     Parameters
     ----------
     real, synthetic
-        Points `(cells, features)`, five or more, or AnnData.
+        Points `(cells, features)`, five or more.
     classifier
         - ``"boosting"``: gradient-boosted trees, usually the most powerful.
         - ``"quick_boosting"``: smaller trees whose splits choose among 30 % of the features. Meant for thousands of
@@ -317,24 +303,22 @@ def classifier_auc(
         - ``"neighbours"``: 15 nearest neighbours, which see local differences in few dimensions.
     seed
         Seed of the five folds and of boosting.
-    use_rep
-        Entry of `obsm` to use, for AnnData.
 
     References
     ----------
     Lopez-Paz and Oquab 2017, Revisiting classifier two-sample tests.
     """
-    return auc_of_scores(*classifier_scores(real, synthetic, classifier=classifier, seed=seed, use_rep=use_rep))
+    return auc_of_scores(*classifier_scores(real, synthetic, classifier=classifier, seed=seed))
 
 
 def classifier_scores(
-    real: Points, synthetic: Points, *, classifier: Classifier = "boosting", seed: int = 0, use_rep: str = USE_REP
+    real: ArrayLike, synthetic: ArrayLike, *, classifier: Classifier = "boosting", seed: int = 0
 ) -> Scores:
     """Return each cell's predicted probability of being synthetic, from the fold that did not train on it.
 
     Arguments as in :func:`classifier_auc`.
     """
-    x, y = representations(use_rep, real=real, synthetic=synthetic)
+    x, y = as_points(real=real, synthetic=synthetic)
     _check_at_least(N_FOLDS, real=x, synthetic=y)
     values, is_synthetic = np.concatenate([x, y]), np.repeat([0, 1], [len(x), len(y)])
     folds = StratifiedKFold(N_FOLDS, shuffle=True, random_state=seed)
@@ -351,7 +335,7 @@ def auc_of_scores(real: NDArray, synthetic: NDArray) -> float:
     return float(roc_auc_score(is_synthetic, np.concatenate([real, synthetic])))
 
 
-def ilisi(real: Points, synthetic: Points, *, perplexity: float = 30, use_rep: str = USE_REP) -> float:
+def ilisi(real: ArrayLike, synthetic: ArrayLike, *, perplexity: float = 30) -> float:
     """Measure how well real and synthetic cells mix locally: the integration score iLISI, scaled to [0, 1].
 
     From 0 (the sets lie apart) to nearly 1 (they are mixed; chance leaves it a few per cent below); higher is better.
@@ -364,17 +348,15 @@ def ilisi(real: Points, synthetic: Points, *, perplexity: float = 30, use_rep: s
     Parameters
     ----------
     real, synthetic
-        Points `(cells, features)`, or AnnData.
+        Points `(cells, features)`.
     perplexity
         Effective number of neighbours. Three times as many neighbours are looked up.
-    use_rep
-        Entry of `obsm` to use, for AnnData.
 
     References
     ----------
     Korsunsky et al. 2019, Fast, sensitive and accurate integration of single-cell data with Harmony.
     """
-    x, y = representations(use_rep, real=real, synthetic=synthetic)
+    x, y = as_points(real=real, synthetic=synthetic)
     if not (is_number(perplexity) and 1 <= perplexity < np.inf):
         msg = f"`perplexity` must be a finite number of at least 1, but found {perplexity!r}."
         raise ValueError(msg)

@@ -13,9 +13,8 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
-from pandas.api.types import is_numeric_dtype
 
-from scgen_diffusion._arguments import as_list, known_names, suggests_arguments, warn_user
+from scgen_diffusion._arguments import as_list, known_names, suggests_arguments
 from scgen_diffusion.data import (
     PROVENANCE_KEY,
     CellFiles,
@@ -55,8 +54,9 @@ from ._space import ComparisonSpace, choose_scales, make_scale
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ._cells import Scale
     from ._comparison import Need, Scope
-    from ._space import Scale, ScaleName
+    from ._space import ScaleName
 
     Row = dict[str, object]
 
@@ -65,7 +65,6 @@ SETS = ("real_test", "synthetic", "control", "train")
 MIN_CELLS = 50
 N_CELLS_CHECKED = 20
 N_LABELS_NAMED = 5
-MOST_NUMBERS = 20  # that may be groups without a warning
 
 
 @suggests_arguments
@@ -274,16 +273,12 @@ def evaluate(
     """
     given = {"real_test": real_test, "synthetic": synthetic, "control": control, "train": train}
     sets = {name: cells for name, cells in given.items() if cells is not None}
-    is_generated = [PROVENANCE_KEY in getattr(cells, "uns", ()) for cells in (real_test, synthetic)]
-    if is_generated == [True, False]:
+    if PROVENANCE_KEY in getattr(real_test, "uns", ()) and PROVENANCE_KEY not in getattr(synthetic, "uns", ()):
         msg = "`real_test` holds generated cells, and `synthetic` does not; the real cells come first."
         raise ValueError(msg)
     draws = Draws(max_cells, n_floor, n_bootstrap, seed)
     draws.check(MIN_CELLS if control is None else MIN_CELLS_PER_PERTURBATION)
     names = _known_metrics(metrics)
-    if not isinstance(space, ComparisonSpace | None):
-        msg = f"`space` must be a ComparisonSpace, but is {space!r}."
-        raise TypeError(msg)
     if isinstance(train, MuDataFiles):
         msg = "`train` must be in memory for several modalities; read some of the cells with `cells.read(rows)`."
         raise TypeError(msg)
@@ -297,9 +292,6 @@ def evaluate(
     if not is_multimodal and (scales is not None or isinstance(layer, Mapping)):
         msg = "`scales`, and `layer` by modality, are only for MuData, but no set is a MuData."
         raise ValueError(msg)
-    if not isinstance(others, Mapping | None):
-        msg = f"`others` must be a dict from method names to AnnData, but is {type(others).__name__}."
-        raise TypeError(msg)
     if (control is None) != (perturbation_key is None) or ((others or match_keys) and control is None):
         msg = "Perturbations need both `control` and `perturbation_key`; `others` and `match_keys` need these two."
         raise ValueError(msg)
@@ -312,7 +304,6 @@ def evaluate(
         options = {"key": perturbation_key, "separator": separator, "groupby": groupby, "layer": layer, "space": space}
         return _evaluate_perturbations(sets, names, others, draws, match_keys=match_keys, **options)
     sources = read_sources(sets, groupby, layer)
-    _warn_of_many_numbers(real_test, as_list(groupby))
     metrics = check_sources(sources, names, n_features=real_test.shape[1])
     rows, noted = compare_cells(sources, metrics, draws, space=space)
     table = _table(rows, ("metric", "group"), FIGURES)
@@ -389,39 +380,23 @@ def _evaluate_modalities(
     rows: list[Row] = []
     noted: dict[str, Noted] = {}
 
-    @contextmanager
-    def naming(modality: str) -> Iterator[None]:
-        try:
-            yield
-        except ValueError as error:
-            hint = ""
-            if any(own[modality].n_obs < sets[name][modality].n_obs for name, own in cells.items() if modality in own):
-                hint = " Real cells without any count in a modality lack it, and were left out."
-            msg = f"Modality {modality!r}: {error}{hint}"
-            raise ValueError(msg) from error
-
-    def judge(modality: str, sources: Mapping[str, Source], metrics: Sequence[Metric]) -> None:
-        with naming(modality):
-            own_rows, noted[modality] = compare_cells(sources, metrics, draws)
-        rows.extend({"modality": modality, **row} for row in own_rows)
-
-    checked = {}  # all, before any is judged
+    checked = {}  # all modalities, before any is judged
     for modality in modalities if wanted["all"] != [] else ():
         own = {name: by_modality[modality] for name, by_modality in cells.items()}
-        with naming(modality):
+        with _naming(modality):
             sources = read_sources(own, keys or None, layers.get(modality), fitted[modality])
             metrics = check_sources(sources, wanted["all"], n_features=reference[modality].n_vars)
             checked[modality] = sources, metrics
-    for modality in [*checked]:
-        judge(modality, *checked.pop(modality))
-
     least = {name: least_cells(name, has_train="train" in sets) for name in sets}
     is_joint = len(modalities) > 1 and wanted["joint"] != []
     if is_joint and (paired := paired_cells(cells, least, modalities, "Modalities are not judged together")):
-        with naming("+".join(modalities)):
+        with _naming("+".join(modalities)):
             sources = joint_sources(paired, reference, fitted, layers, keys)
-            metrics = check_sources(sources, wanted["joint"], scope="joint")
-        judge("+".join(modalities), sources, metrics)
+            checked["+".join(modalities)] = sources, check_sources(sources, wanted["joint"], scope="joint")
+    for modality in [*checked]:
+        with _naming(modality):
+            own_rows, noted[modality] = compare_cells(*checked.pop(modality), draws)
+        rows.extend({"modality": modality, **row} for row in own_rows)
     least_of_pair = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
     for pair in combinations(modalities, 2) if of_pair else ():
         if paired := paired_cells(cells, least_of_pair, pair, "Modalities are not compared as a pair"):
@@ -432,6 +407,16 @@ def _evaluate_modalities(
         table.attrs[what] = {modality: getattr(own, what) for modality, own in noted.items()}
     table.attrs["scales"] = scale_names
     return table
+
+
+@contextmanager
+def _naming(modality: str) -> Iterator[None]:
+    """Say in an error which modality it is about."""
+    try:
+        yield
+    except ValueError as error:
+        msg = f"Modality {modality!r}: {error}"
+        raise ValueError(msg) from error
 
 
 # --- checks of the sets, before any long computation ------------------------------------------------------------------
@@ -528,19 +513,6 @@ def read_sources(
         else:
             sources[name] = Source.of(cells, name, genes, groupby=groupby, layer=layer, scale=scale)
     return sources
-
-
-def _warn_of_many_numbers(real_test: Cells, keys: Sequence[str]) -> None:
-    """Warn if numbers, such as times, are groups of few cells."""
-    for key in keys if isinstance(real_test, AnnData) else ():
-        column = real_test.obs[key]
-        n_groups = column.nunique()
-        if is_numeric_dtype(column) and n_groups > max(MOST_NUMBERS, real_test.n_obs / MIN_CELLS_PER_GROUP):
-            warn_user(
-                f"`groupby` makes a group of each of {n_groups} numbers in `obs[{key!r}]`, with few cells each. If "
-                "they are names, such as of clusters, make them text. Otherwise, cut the numbers of all sets into the "
-                f"same intervals, such as pd.cut(obs[{key!r}], bins=[...]).astype(str), and name this column."
-            )
 
 
 def check_sources(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ._space import Scale
+    from ._cells import Scale
 
 MIN_PAIRED_CELLS = 50  # halves of fewer correlate by chance, and no interval tells
 N_CORRELATED = 100

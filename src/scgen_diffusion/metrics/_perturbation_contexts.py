@@ -106,6 +106,27 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Prediction(Comparison):
+    """Real cells of a perturbation, and a prediction of them.
+
+    Attributes
+    ----------
+    control
+        Unperturbed cells.
+    mean_response
+        Control cells with the mean change of all training perturbations.
+    panel
+        The real changes of all perturbations.
+    """
+
+    real: Profile
+    synthetic: Profile
+    control: Profile
+    mean_response: Profile | None = None
+    panel: Panel | None = None
+
+
+@dataclass(frozen=True)
 class Perturbed:
     """Cells, and the positions of those of each perturbation in each group.
 
@@ -462,7 +483,7 @@ def perturbation_contexts(
         predictions = profiles.predictions(parts, group, shares, control, mean_response)
         of_real = profiles.matched("real_test", parts, group, shares)
         of_real = replace(of_real, moments=real.moments(parts, group))
-        compare = partial(Comparison, control=control, mean_response=predictions.get("mean_shift"))
+        compare = partial(Prediction, control=control, mean_response=predictions.get("mean_shift"))
         whole, *of_halves = panels.get((parts, group), [None] * (1 + draws.n_floor))
         players = {name: [compare(of_real, own, panel=whole)] for name, own in predictions.items()}
         pairs = [[profiles.of(cells[half]) for half in pair] for pair in halves[parts, group]]

@@ -5,7 +5,6 @@ Cells are drawn before they are normalised and projected, so that no work is was
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from ._comparison import (
     MIN_CELLS_PER_LABEL,
     UNLIKELY,
     AllCells,
-    Comparison,
+    CellComparison,
     Context,
     Further,
     Nearness,
@@ -40,13 +39,10 @@ if TYPE_CHECKING:
     from ._cells import Source
     from ._comparison import Draws
 
-logger = logging.getLogger(__name__)
-
 MIN_CELLS_PER_GROUP = 30
 CELLS_PER_GROUP = 500
 POOL_FACTOR = 2  # keep this many times as many real cells as a comparison needs, so that draws differ
 CELLS_PER_RARE_LABEL = 50
-SHARES = {1: "All", 2: "Half", 3: "A third"}  # of cells that are split into so many parts
 GENES_AT_ONCE = 1_000
 PAIRS = 1_000_000_000  # of a cell and a training cell, whose distances take some seconds on a laptop
 
@@ -131,11 +127,6 @@ def draw_pools(
     available = [len(real_rows) // 2] if train is None else [len(real_rows), len(rest)]
     n_available = min(*available, len(synthetic))
     n_cells = min(n_available, draws.max_cells)
-    why = ""
-    if n_cells < min(len(real), len(synthetic), draws.max_cells):
-        share, name = SHARES[n_parts], "real_test" if train is None else "train"
-        why = f" {share} of `{name}` is set aside for the floors: {n_cells} cells."
-    logger.info("Comparing %d real with %d synthetic cells.%s", n_cells, n_cells, why)
     training = released = None
     if with_training and train is not None:
         pcs, fingerprints = _of_all_cells(train, space.project, fingerprints_of)
@@ -237,7 +228,7 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
     draw_from = partial(_draw_from, rare=pools.rare)
     (first,) = draw_from(pools.real, [real[:n_cells]], n_further[:1], rng=counting, is_value=True)
     compare = partial(
-        Comparison,
+        CellComparison,
         genes=pools.space.genes[np.argsort(-pools.space.pca.mean_, kind="stable")],
         squared_scale=median_squared_distance(first.pcs),
         training=pools.training,
@@ -248,7 +239,7 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
         rows = [rng.choice(others, n_cells, replace=False)]
         return draw_from(pools.floor or pools.real, rows, n_further[1:], rng=counting)[0]
 
-    def split_real() -> Comparison:
+    def split_real() -> CellComparison:
         order = rng.permutation(real)
         n_half = min(n_cells, len(order) // 2)
         return compare(*draw_from(pools.real, [order[:n_half], order[n_half : 2 * n_half]], n_further, rng=counting))

@@ -13,10 +13,10 @@ from sklearn.neighbors import NearestNeighbors
 
 from scgen_diffusion._arguments import is_whole_number, warn_user
 
-from ._cells import USE_REP, Points, expression_of, pair_of_expressions, representations
+from ._cells import as_points, expression_of, pair_of_expressions
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from ._cells import Cells, Expression
 
@@ -44,7 +44,7 @@ class MembershipInference(NamedTuple):
     advantage: float
 
 
-def nearest_distances(values: Points, reference: Points, *, k: int = 1, use_rep: str = USE_REP) -> NDArray[np.float64]:
+def nearest_distances(values: ArrayLike, reference: ArrayLike, *, k: int = 1) -> NDArray[np.float64]:
     r"""Return every cell's mean Euclidean distance to its nearest cells in another set.
 
     .. math:: d_i = \frac{1}{k} \sum_{j \in N_k(i)} \lVert v_i - r_j \rVert
@@ -55,17 +55,15 @@ def nearest_distances(values: Points, reference: Points, *, k: int = 1, use_rep:
     Parameters
     ----------
     values, reference
-        Points with the same features, `(cells, features)`, or AnnData.
+        Points with the same features, `(cells, features)`.
     k
         Number of neighbours to average over.
-    use_rep
-        Entry of `obsm` to use, for AnnData.
 
     Returns
     -------
     Distances in units of the features, from 0 upwards, `(cells,)`.
     """
-    values, reference = representations(use_rep, values=values, reference=reference)
+    values, reference = as_points(values=values, reference=reference)
     _check_k(k, reference, "reference")
     distances, _ = _nearest(values, reference, k)
     return distances.mean(axis=1)
@@ -105,7 +103,7 @@ def relative_nearness(values: NDArray, train: NDArray) -> NDArray[np.float64]:
         return np.where(usual > 0, distances[:, 0] / usual, np.inf)
 
 
-def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep: str = USE_REP) -> dict[str, float]:
+def memorisation(synthetic: ArrayLike, held_out: ArrayLike, train: ArrayLike) -> dict[str, float]:
     r"""Measure whether a model repeats its training cells: how near synthetic cells are, relative to unseen real cells.
 
     With the distance :math:`d` of a cell to its nearest training cell (:func:`nearest_distances`):
@@ -129,9 +127,7 @@ def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep:
     ----------
     synthetic, held_out, train
         Synthetic cells, real cells that the model has not seen, and its training cells: points with the same features,
-        `(cells, features)`, or AnnData.
-    use_rep
-        Entry of `obsm` to use, for AnnData.
+        `(cells, features)`.
 
     Returns
     -------
@@ -143,8 +139,8 @@ def memorisation(synthetic: Points, held_out: Points, train: Points, *, use_rep:
     Meehan et al. 2020, A non-parametric test to detect data-copying in generative models. Alaa et al. 2022, How
     faithful is your synthetic data?
     """
-    distances = [nearest_distances(cells, train, use_rep=use_rep) for cells in (held_out, synthetic)]
-    points = representations(use_rep, synthetic=synthetic, train=train)
+    distances = [nearest_distances(cells, train) for cells in (held_out, synthetic)]
+    points = as_points(synthetic=synthetic, train=train)
     return {
         "nearest_train_ratio": nearest_ratio(*distances),
         "nearer_than_held_out": share_of_nearer(*distances),
@@ -262,7 +258,7 @@ def duplicate_share(synthetic: Cells | Expression, *, layer: str | None = None) 
 
 
 def membership_inference(
-    synthetic: Points, held_out: Points, train: Points, *, k: int = 1, seed: int = 0, use_rep: str = USE_REP
+    synthetic: ArrayLike, held_out: ArrayLike, train: ArrayLike, *, k: int = 1, seed: int = 0
 ) -> MembershipInference:
     r"""Attack the model: guess which real cells it was trained on from how near synthetic cells come to them.
 
@@ -289,13 +285,11 @@ def membership_inference(
     ----------
     synthetic, held_out, train
         Synthetic cells, real cells that the model has not seen, and its training cells from the same distribution:
-        points with the same features, `(cells, features)`, or AnnData.
+        points with the same features, `(cells, features)`.
     k
         Number of synthetic cells to average the distance over.
     seed
         Seed that chooses which cells to drop if there are more training than held-out cells, or fewer.
-    use_rep
-        Entry of `obsm` to use, for AnnData.
 
     Returns
     -------
@@ -306,7 +300,7 @@ def membership_inference(
     Chen et al. 2020, GAN-Leaks: a taxonomy of membership inference attacks against generative models. Yeom et al. 2018,
     Privacy risk in machine learning (for the advantage).
     """
-    synthetic, held_out, train = representations(use_rep, synthetic=synthetic, held_out=held_out, train=train)
+    synthetic, held_out, train = as_points(synthetic=synthetic, held_out=held_out, train=train)
     others, members = nearness(synthetic, held_out, train, k=k, seed=seed)
     is_member, scores = np.repeat([1, 0], len(members)), np.concatenate([members, others])
     false_positives, true_positives, _ = roc_curve(is_member, scores, drop_intermediate=False)

@@ -11,12 +11,12 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 
 from scgen_diffusion._arguments import check_count, known_names
-from scgen_diffusion.data import layer_of, to_csr
+from scgen_diffusion.data import to_csr
 
 from ._cells import (
-    USE_REP,
     Cells,
     Expression,
+    Scale,
     expression_of,
     log_normalise,
     matrix_of,
@@ -25,13 +25,10 @@ from ._cells import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     import pandas as pd
     from numpy.typing import NDArray
-
-#: Function that turns counts `(cells, features)` into the values to compare; zeros stay zeros.
-Scale: TypeAlias = "Callable[[sp.csr_matrix], sp.csr_matrix]"
 
 ScaleName: TypeAlias = Literal["log_normalised", "log1p", "tf_idf"]
 
@@ -202,23 +199,3 @@ class ComparisonSpace:
                 "space was fitted. They must have the same genes in the same order: `cells[:, train.var_names]`."
             )
             raise ValueError(msg)
-
-    def write(self, *adatas: AnnData, key: str = USE_REP, layer: str | None = None) -> None:
-        """Write principal components to the `obsm` of every AnnData, where the metrics of points look for them.
-
-        Under the default `key`, what scanpy wrote of other components is removed: ``varm["PCs"]`` and ``uns["pca"]``.
-
-        Parameters
-        ----------
-        adatas
-            Cells with the genes that the space was fitted to, in the same order.
-        key
-            Name in `obsm`.
-        layer
-            Layer with the counts, of the first AnnData. Others that lack it, as generated cells do, have them in `X`.
-        """
-        for number, adata in enumerate(adatas):
-            adata.obsm[key] = self.project(adata, layer=layer_of(adata, layer) if number else layer)
-            if key == USE_REP:
-                adata.varm.pop("PCs", None)
-                adata.uns.pop("pca", None)

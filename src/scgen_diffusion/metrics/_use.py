@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
-from sklearn.neighbors import KNeighborsClassifier
 
-from scgen_diffusion.data import are_whole_numbers
-
-from ._cells import check_labels, representations
+from ._cells import as_points, check_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import ArrayLike, NDArray
-    from sklearn.base import ClassifierMixin
-
-    from ._cells import Points
 
 
-LabelClassifier: TypeAlias = Literal["logistic", "neighbours"]
-
-N_NEIGHBOURS = 15
 N_RESAMPLES = 500
 INTERVAL = (0.025, 0.975)
 
@@ -37,15 +28,13 @@ def transfer_f1(
     train_labels: ArrayLike,
     test_values: NDArray,
     test_labels: ArrayLike,
-    *,
-    classifier: LabelClassifier = "logistic",
 ) -> float:
     r"""Measure whether a cell-type classifier trained on synthetic cells works on real ones (macro F1).
 
     .. math:: \frac{1}{K} \sum_k \frac{2\, \text{TP}_k}{2\, \text{TP}_k + \text{FP}_k + \text{FN}_k}
 
-    over the :math:`K` labels of the test cells. From 0 to 1; higher is better. A label without training cells counts as
-    0.
+    over the :math:`K` labels of the test cells, for logistic regression (``C=0.1``). From 0 to 1; higher is better. A
+    label without training cells counts as 0.
 
     *Catches* labels that are missing, swapped, blurred into each other, or far from the real ones. *Misses* what does
     not move the boundary between labels: too little spread within a label (which may even help), moderately wrong
@@ -58,8 +47,6 @@ def transfer_f1(
         for.
     test_values, test_labels
         Real cells that no model has seen, in the same features, such as principal components.
-    classifier
-        ``"logistic"``: logistic regression with ``C=0.1``. ``"neighbours"``: the vote of the 15 nearest neighbours.
 
     Returns
     -------
@@ -74,7 +61,7 @@ def transfer_f1(
     test_labels = check_labels(test_labels, len(test_values), "test_labels")
     if len(np.unique(train_labels)) < 2:
         return float("nan")
-    predicted = _fit(classifier, train_values, train_labels).predict(test_values)
+    predicted = _fit(train_values, train_labels).predict(test_values)
     with _many_labels_allowed():
         return float(f1_score(test_labels, predicted, labels=np.unique(test_labels), average="macro", zero_division=0))
 
@@ -84,8 +71,6 @@ def label_fidelity(
     real_labels: ArrayLike,
     synthetic_values: NDArray,
     requested_labels: ArrayLike,
-    *,
-    classifier: LabelClassifier = "logistic",
 ) -> float:
     r"""Measure whether synthetic cells match the label they were generated for, by a classifier trained on real cells.
 
@@ -105,8 +90,6 @@ def label_fidelity(
         Real cells to learn from, `(cells, features)` and `(cells,)`.
     synthetic_values, requested_labels
         Cells to judge, in the same features, and the label that each was generated for.
-    classifier
-        As in :func:`transfer_f1`.
 
     Returns
     -------
@@ -122,7 +105,7 @@ def label_fidelity(
     known = np.isin(requested, real_labels)
     if len(np.unique(real_labels)) < 2 or not known.any():
         return float("nan")
-    fitted = _fit(classifier, real_values, real_labels)
+    fitted = _fit(real_values, real_labels)
     agrees = fitted.predict(synthetic_values[known]) == requested[known]
     return float(pd.Series(agrees).groupby(requested[known]).mean().mean())
 
@@ -135,7 +118,6 @@ def augmentation_gain(
     test_values: NDArray,
     test_labels: ArrayLike,
     *,
-    classifier: LabelClassifier = "logistic",
     seed: int = 0,
 ) -> pd.DataFrame:
     r"""Measure whether synthetic cells, added to the training cells, improve a cell-type classifier, label by label.
@@ -159,16 +141,13 @@ def augmentation_gain(
         Cells to add, in the same features.
     test_values, test_labels
         Real cells that neither the classifier nor the generating model has seen.
-    classifier
-        As in :func:`transfer_f1`.
     seed
-        Seed of the bootstrap, and of the cells that ``"neighbours"`` repeats once more.
+        Seed of the bootstrap.
 
     Returns
     -------
     A row per label of the test cells, and a last row `macro` with their mean: `f1_real`; `f1_repeated`, with
-    training cells of a label repeated as often as it has synthetic ones, in place of these (none if there are no
-    training cells; all cells of a label alike, but ``"neighbours"`` needs whole cells, so some count once more);
+    training cells of a label weighted as if they were repeated as often as it has synthetic ones;
     `f1_augmented`; `gain`, and its 95 % interval, `low` and `high`; `n_train`, `n_synthetic` and `n_test`.
 
     References
@@ -183,14 +162,9 @@ def augmentation_gain(
     synthetic_labels = check_labels(synthetic_labels, len(synthetic_values), "synthetic_labels")
     test_labels = check_labels(test_labels, len(test_values), "test_labels")
     both = np.concatenate([train_values, synthetic_values]), np.concatenate([train_labels, synthetic_labels])
-    of_real = _predict(classifier, train_values, train_labels, test_values)
-    if classifier == "logistic":
-        weights = _weights_as_often(train_labels, synthetic_labels)
-        of_repeated = _predict(classifier, train_values, train_labels, test_values, weights)
-    else:
-        repeated = _repeat_as_often(train_labels, synthetic_labels, seed)
-        of_repeated = _predict(classifier, train_values[repeated], train_labels[repeated], test_values)
-    of_both = _predict(classifier, *both, test_values)
+    of_real = _predict(train_values, train_labels, test_values)
+    of_repeated = _predict(train_values, train_labels, test_values, _weights_as_often(train_labels, synthetic_labels))
+    of_both = _predict(*both, test_values)
 
     names = np.unique(test_labels)
     n_test = len(test_labels)
@@ -210,34 +184,13 @@ def augmentation_gain(
     return pd.DataFrame({**scores, **sizes}, index=index)
 
 
-def _doubles(**given: Points) -> list[NDArray[np.float64]]:
-    """Return sets of cells as points with the same features, in double precision; raise for different scales."""
-    points = [values.astype(np.float64) for values in representations(**given)]
-    are_counts = [are_whole_numbers(values) and len(np.unique(values)) > 2 for values in points]
-    if len(set(are_counts)) > 1:
-        counts, others = (
-            [name for name, are in zip(given, are_counts, strict=True) if are == wanted] for wanted in (True, False)
-        )
-        msg = (
-            f"All cells must have one scale, but {' and '.join(counts)} hold whole numbers, such as counts, and "
-            f"{' and '.join(others)} do not. Take logarithms of all alike, such as by `metrics.log_normalise`."
-        )
-        raise ValueError(msg)
-    return points
+def _doubles(**given: ArrayLike) -> list[NDArray[np.float64]]:
+    return [values.astype(np.float64) for values in as_points(**given)]
 
 
-def _fit(
-    classifier: LabelClassifier, values: NDArray, labels: NDArray, weights: NDArray | None = None
-) -> ClassifierMixin:
-    if classifier == "logistic":
-        model = LogisticRegression(max_iter=2_000, C=0.1)
-    elif classifier == "neighbours":
-        model = KNeighborsClassifier(min(N_NEIGHBOURS, len(values)))
-    else:
-        msg = f"`classifier` must be 'logistic' or 'neighbours', but is {classifier!r}."
-        raise ValueError(msg)
+def _fit(values: NDArray, labels: NDArray, weights: NDArray | None = None) -> LogisticRegression:
     with _many_labels_allowed():
-        return model.fit(values, labels) if weights is None else model.fit(values, labels, weights)
+        return LogisticRegression(max_iter=2_000, C=0.1).fit(values, labels, weights)
 
 
 @contextmanager
@@ -249,7 +202,6 @@ def _many_labels_allowed() -> Iterator[None]:
 
 
 def _predict(
-    classifier: LabelClassifier,
     values: NDArray,
     labels: NDArray,
     test_values: NDArray,
@@ -257,7 +209,7 @@ def _predict(
 ) -> NDArray:
     if len(names := np.unique(labels)) < 2:
         return np.repeat(names, len(test_values))  # there is only one label
-    return _fit(classifier, values, labels, weights).predict(test_values)
+    return _fit(values, labels, weights).predict(test_values)
 
 
 def _weights_as_often(labels: NDArray, added: NDArray) -> NDArray[np.float64]:
@@ -265,14 +217,6 @@ def _weights_as_often(labels: NDArray, added: NDArray) -> NDArray[np.float64]:
     names, which, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     n_added = (added[:, None] == names).sum(axis=0)
     return (1 + n_added / sizes)[which.ravel()]
-
-
-def _repeat_as_often(labels: NDArray, added: NDArray, seed: int) -> NDArray[np.intp]:
-    """Return the rows of all cells, and again those of each ``added`` label, as often as it is added."""
-    rng, rows = np.random.default_rng(seed), [np.arange(len(labels))]
-    for name, n in zip(*np.unique(added[np.isin(added, labels)], return_counts=True), strict=True):
-        rows.append(np.resize(rng.permutation(np.flatnonzero(labels == name)), n))
-    return np.concatenate(rows)
 
 
 def _weighted_f1(labels: NDArray, predicted: NDArray, names: NDArray, weights: NDArray) -> NDArray[np.float64]:
