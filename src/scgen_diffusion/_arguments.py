@@ -16,7 +16,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -88,66 +88,26 @@ def list_first(things: Sequence[object], most: int = 5) -> str:
     return ", ".join(map(str, things[:most])) + more
 
 
-OTHER_NAMES = {  # of arguments in other packages
-    "adata": "adata_control",
-    **dict.fromkeys(("conditions", "labels", "cond"), "condition"),
-    **dict.fromkeys(("n_samples", "num_samples", "n_obs"), "n_cells"),
-    **dict.fromkeys(("guidance", "guidance_weight", "cfg_scale"), "guidance_scale"),
-    **dict.fromkeys(("num_steps", "steps", "n_timesteps"), "n_steps"),
-    **dict.fromkeys(("random_state", "random_seed"), "seed"),
-    **dict.fromkeys(("label_key", "labels_key", "cell_type_key", "celltype_key", "group_key"), "groupby"),
-    **dict.fromkeys(("real", "adata_real", "reference"), "real_test"),
-    **dict.fromkeys(("generated", "predicted", "adata_pred"), "synthetic"),
-    "unfrozen": "trainable",
-    "mdata": "adata",
-    "use_gpu": "accelerator",
-}
-
-
-def suggests_arguments(
-    function: Callable[P, R], other_names: Mapping[str, str] = OTHER_NAMES, passed_on: Sequence[str] = ()
-) -> Callable[P, R]:
-    """Make a function reject arguments that it neither has nor passes on, and say what to use instead."""
+def suggests_arguments(function: Callable[P, R], passed_on: Sequence[str] = ()) -> Callable[P, R]:
+    """Make a function that is called with an unknown argument say which ones it has, or passes on, closest first."""
     own = inspect.signature(function).parameters.values()
     known = [one.name for one in own if one.name not in ("self", "cls") and one.kind is not one.VAR_KEYWORD]
     known += passed_on
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        check_argument_names(function.__name__, kwargs, known, other_names)
+        check_argument_names(function.__name__, kwargs, known)
         return function(*args, **kwargs)
 
     return call
 
 
-def check_argument_names(
-    function: str, given: Iterable[str], known: Sequence[str], other_names: Mapping[str, str]
-) -> None:
-    """Raise TypeError for arguments that a function does not have, and say what to use instead.
-
-    Parameters
-    ----------
-    function
-        Name of the function.
-    given
-        Names of the arguments in the call.
-    known
-        Names of the arguments that the function has.
-    other_names
-        Names of the arguments in other packages, mapped to the function's own name, or to a sentence with advice.
-    """
-    answers = []
+def check_argument_names(function: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise TypeError for the first argument that a function with ``known`` ones does not have."""
     for name in given:
-        if name in known:
-            continue
-        advice = other_names.get(name, "")
-        if advice in known:
-            advice = f"Use `{advice}`."
-        elif " " not in advice:  # a name that this function does not have either
-            advice = known_names(name, known)
-        answers.append(f"`{function}` has no argument {name!r}. {advice}")
-    if answers:
-        raise TypeError(" ".join(answers))
+        if name not in known:
+            msg = f"`{function}` has no argument {name!r}. {known_names(name, known)}"
+            raise TypeError(msg)
 
 
 def warn_user(message: str) -> None:

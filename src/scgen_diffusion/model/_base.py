@@ -123,16 +123,6 @@ if TYPE_CHECKING:
 
     from ._counterfactual import ControlCells
 
-ADVICE = {
-    "differential_expression": "sum the counts of measured cells per donor (scanpy.get.aggregate), and test with "
-    "donors as replicates, for example with PyDESeq2; generated cells are not replicates",
-    "get_feature_correlation_matrix": "correlate the genes of cells that `generate` returns",
-    "get_latent_library_size": "the model uses each cell's observed total; sum its counts",
-    "get_likelihood_parameters": "`get_reconstruction(sample=False)` returns expected counts",
-    "get_marginal_ll": "`get_elbo` returns a lower bound of it",
-    "minify_adata": "keep the latents that `get_latent_representation` returns",
-}
-"""Methods of scvi-tools that the models lack, and what to use instead."""
 CHECKED_AT_A_TIME = 8_192  # cells
 ADVICE_ON_COUNTS = "The model was set up with counts there; give cells with counts in {where}."
 
@@ -161,7 +151,6 @@ class DiffusionModel(BaseModelClass):
     _file_cells: TrainingCells | None = None  # the `datamodule` given to `train`
     split_digest_: str | None = None  # of the names of the cells that were split into training and validation cells
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
-    _advice: ClassVar[Mapping[str, str]] = ADVICE
     _counterfactual_options: ClassVar[Mapping[str, tuple[Any, ...]]]
     """Allowed values of ``method``, ``residuals`` and ``sample`` in ``predict_perturbation``; the default first."""
     _stages: ClassVar[tuple[str, ...]]
@@ -1711,13 +1700,3 @@ class DiffusionModel(BaseModelClass):
         if self.reference_ is None or not self._keeps_autoencoder:
             return self.combinations_
         return self.reference_["of_autoencoder"]
-
-    # --- methods of other scvi-tools models ---------------------------------------------------------------------------
-
-    if not TYPE_CHECKING:  # type checkers would accept any attribute name
-
-        def __getattr__(self, name: str) -> NoReturn:
-            msg = f"{type(self).__name__!r} object has no attribute {name!r}"
-            if name in self._advice:
-                msg = f"{type(self).__name__} has no `{name}`: {self._advice[name]}."
-            raise AttributeError(msg, name=name, obj=self)

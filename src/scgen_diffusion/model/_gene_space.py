@@ -18,7 +18,7 @@ from scgen_diffusion.train import (
     widen_limits,
 )
 
-from ._base import ADVICE, DiffusionModel
+from ._base import DiffusionModel
 from ._diagnostics import warn_of_divergence, warn_of_early_plateau, warn_of_missing_zeros
 from ._training import stage_seed
 
@@ -33,29 +33,10 @@ if TYPE_CHECKING:
 
     from ._training import StageRun
 
-NO_LATENT = "the model has no latent; use SCLDM, or embed cells with scanpy.pp.pca"
-NO_LIKELIHOOD = "the model has no likelihood; compare generated with held-out cells by scgen_diffusion.metrics.evaluate"
-NO_RECONSTRUCTION = (
-    "the model does not encode cells; for new cells of the same conditions call `generate(condition=adata)`, for the "
-    "same cells under other conditions `predict_perturbation`"
-)
-ADVICE_IN_GENE_SPACE = ADVICE | {
-    "get_elbo": NO_LIKELIHOOD,
-    "get_latent_representation": NO_LATENT,
-    "get_likelihood_parameters": NO_LIKELIHOOD,
-    "get_marginal_ll": NO_LIKELIHOOD,
-    "get_normalized_expression": NO_RECONSTRUCTION,
-    "get_reconstruction": NO_RECONSTRUCTION,
-    "get_reconstruction_error": NO_LIKELIHOOD,
-    "minify_adata": NO_LATENT,
-    "posterior_predictive_sample": NO_RECONSTRUCTION,
-}
-
 
 class GeneSpaceModel(DiffusionModel):
     """Base class of diffusion models in gene space; subclasses differ in the network."""
 
-    _advice = ADVICE_IN_GENE_SPACE
     _counterfactual_options: ClassVar = {"method": ("inversion",), "residuals": ("own",), "sample": (True,)}
     _family: ClassVar[str]
     _stages = ("diffusion",)
@@ -96,8 +77,8 @@ class GeneSpaceModel(DiffusionModel):
         self.init_params_ = self._get_init_params(locals())
 
     def get_normalized_expression(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise NotImplementedError with what to use instead."""
-        msg = f"{type(self).__name__} has no `get_normalized_expression`: {NO_RECONSTRUCTION}."
+        """Raise NotImplementedError: the model does not encode cells."""
+        msg = f"{type(self).__name__} has no `get_normalized_expression`; SCLDM has. Use `generate` for new cells."
         raise NotImplementedError(msg)
 
     def _train_diffusion(self, run: StageRun) -> StagePlan:

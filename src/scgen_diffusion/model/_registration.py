@@ -31,20 +31,22 @@ if TYPE_CHECKING:
 
 
 NOT_ASKED = {"adata", "mdata", "kwargs", "source_registry", "extend_categories"}  # the last two are scvi-tools' own
-CONDITION = "Give such columns as `{}`."
-NAMES_OF_SCVI_TOOLS = {  # arguments of other models, and what to do here
-    "batch_key": CONDITION.format("condition_keys"),
-    "labels_key": CONDITION.format("condition_keys"),
-    "categorical_covariate_keys": CONDITION.format("condition_keys"),
-    "continuous_covariate_keys": CONDITION.format("continuous_condition_keys"),
-    "size_factor_key": "Leave it out: the model learns total counts; `generate(library_size=...)` sets them.",
-}
+OF_SCVI_TOOLS = (
+    *("batch_key", "labels_key", "categorical_covariate_keys"),
+    *("continuous_covariate_keys", "size_factor_key"),
+)
 
 
 def check_setup_arguments(method: Callable[..., Any], given: Mapping[str, Any]) -> None:
     """Raise TypeError for arguments that a setup method does not have."""
+    if others := [name for name in given if name in OF_SCVI_TOOLS]:
+        msg = (
+            f"`{method.__name__}` has no argument {others[0]!r}: give columns of classes as `condition_keys` and of "
+            "numbers as `continuous_condition_keys`. Total counts are learned."
+        )
+        raise TypeError(msg)
     known = [name for name in inspect.signature(method).parameters if name not in NOT_ASKED]
-    check_argument_names(method.__name__, [name for name in given if name not in NOT_ASKED], known, NAMES_OF_SCVI_TOOLS)
+    check_argument_names(method.__name__, [name for name in given if name not in NOT_ASKED], known)
 
 
 def check_is_no_view(cells: AnnData | MuData, name: str) -> None:

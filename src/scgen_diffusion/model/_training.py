@@ -41,7 +41,7 @@ RecipeT = TypeVar("RecipeT", bound=Recipe)
 
 def suggests_training_arguments(method: Callable[P, R]) -> Callable[P, R]:
     """Make a method that trains reject arguments that neither it nor Lightning's trainer has."""
-    return suggests_arguments(method, {}, RunOptions.names())
+    return suggests_arguments(method, RunOptions.names())
 
 
 def change_recipe(
