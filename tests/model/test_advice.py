@@ -45,12 +45,6 @@ def test_an_unknown_argument_is_answered_with_those_there_are(name, argument, ne
         getattr(SCLDM, name)(**{argument: None})
 
 
-@pytest.mark.parametrize("argument", ["batch_key", "size_factor_key", "continuous_covariate_keys"])
-def test_an_argument_of_other_setups_is_answered_with_condition_keys(any_class, make_cells, argument):
-    with pytest.raises(TypeError, match=f"{argument}.*condition_keys"):
-        any_class.setup_anndata(make_cells(), **{argument: "cell_type"})
-
-
 def test_what_is_not_there_is_not_listed(trained_gene_space):
     assert not hasattr(trained_gene_space, "posterior_predictive_sample")
     with pytest.raises(NotImplementedError, match="get_normalized_expression"):

@@ -62,8 +62,8 @@ def test_values_that_are_not_what_was_said_are_refused_with_the_way_out(make_cel
     [
         ({"batch_key": "donor"}, "no argument 'batch_key'.*`condition_keys`"),
         ({"labels_key": None, "categorical_covariate_keys": ["a"]}, "labels_key"),
-        ({"continuous_covariate_keys": ["dose"]}, "Give such columns as `continuous_condition_keys`"),
-        ({"size_factor_key": "total"}, r"Leave it out.*generate\(library_size="),
+        ({"continuous_covariate_keys": ["dose"]}, "continuous_condition_keys"),
+        ({"size_factor_key": "total"}, "size_factor_key"),
         ({"conditions": ["cell_type"]}, "closest first: 'condition_keys'"),
         ({"cell_type_key": "cell_type"}, "closest first: 'condition_keys'"),
         ({"rna_layer": "counts"}, "closest first: 'layer"),
