@@ -125,7 +125,7 @@ def test_a_checkpoint_of_other_known_embeddings_is_refused(make_cells, make_mode
 
 
 MISTAKES = [
-    ({"epochs": 3}, TypeError, "max_epochs"),
+    ({"epochs": 3}, TypeError, "epochs"),
     ({"enable_checkpointing": True}, TypeError, "enable_checkpointing"),
     ({"plan_kwargs": {"compile": True}}, TypeError, "compile"),
     ({"plan_kwargs": {"learning_rat": 1e-3}}, TypeError, "learning_rate"),
