@@ -41,18 +41,6 @@ def drop(strategy, condition, columns, probability, seed=0):
     return CONDITION_STRATEGIES[strategy].drop(condition, columns, probability, torch.Generator().manual_seed(seed))
 
 
-@given(n_columns=st.lists(st.integers(1, 3), min_size=1, max_size=4), is_number=st.booleans(), data=st.data())
-@settings(max_examples=50, deadline=None)
-def test_keeping_keys_nulls_all_columns_of_exactly_the_others(n_columns, is_number, data):
-    kept_keys = data.draw(st.sets(st.integers(0, len(n_columns) - 1)))
-    columns, condition = draw_columns(n_columns, is_number=is_number)
-    kept = columns.keep(condition, sorted(kept_keys))
-    assert kept.dtype == condition.dtype
-    for column, key in enumerate(columns.key.tolist()):
-        expected = condition[:, column] if key in kept_keys else columns.null[column].expand(7)
-        assert torch.equal(kept[:, column], expected)
-
-
 @pytest.mark.parametrize(
     ("strategy", "expected"),
     [
@@ -92,6 +80,15 @@ def test_each_strategy_drops_whole_keys_of_whole_samples_or_batches(strategy, n_
         assert (given.all(1) | ~given.any(1)).all()
     if strategy == "mutually_exclusive":
         assert given.any(0).sum() <= 1
+    assert p > 0 or strategy != "additive" or given.all()
+
+
+def test_mutually_exclusive_shows_every_key_in_an_equal_share_of_batches():
+    condition, columns = draw_classes(1, (4, 4, 4))
+    generator = torch.Generator().manual_seed(0)
+    dropped = [MutuallyExclusive().drop(condition, columns, 0.0, generator) for _ in range(3_000)]
+    shown = (torch.cat(dropped) != columns.null).sum(0)
+    assert ((shown - 1_000).abs() < 104).all()  # binomial: standard deviation 26, four of them allowed
 
 
 @given(n_columns=st.lists(st.integers(1, 3), min_size=1, max_size=4), is_number=st.booleans())
@@ -125,40 +122,6 @@ def test_one_key_alone_is_dropped_as_often_as_by_joint():
     condition, columns = draw_classes(n, [3])
     dropped = Additive().drop(condition, columns, probability, torch.Generator().manual_seed(0))
     assert torch.equal(dropped, drop("joint", condition, columns, probability))
-
-
-def subsets_shown(strategy, n_keys):
-    """Return the subsets of keys that a model learns, by the definition of the strategy."""
-    sizes = {"joint": (0, n_keys), "mutually_exclusive": (0, 1), "additive": range(n_keys + 1)}[strategy]
-    return {subset for size in sizes for subset in itertools.combinations(range(n_keys), size)}
-
-
-@pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
-def test_training_shows_the_subsets_of_the_strategy(strategy):
-    condition, columns = draw_classes(2_000, (3, 2, 4))
-    generator = torch.Generator().manual_seed(0)
-    seen = set()
-    for _ in range(20):  # several batches, for one of the strategies draws once per batch
-        given = CONDITION_STRATEGIES[strategy].drop(condition, columns, 0.4, generator) != columns.null
-        seen |= {tuple(row.nonzero()[:, 0].tolist()) for row in given.unique(dim=0)}
-    assert seen == subsets_shown(strategy, 3)
-
-
-@pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
-def test_probability_one_drops_every_sample_and_zero_drops_none(strategy):
-    condition, columns = draw_classes(500, (3, 2))
-    assert (drop(strategy, condition, columns, 1.0) == columns.null).all()
-    assert (drop(strategy, condition, columns, 0.0) != columns.null).any(1).all()
-
-
-def test_mutually_exclusive_shows_every_key_in_an_equal_share_of_batches():
-    condition, columns = draw_classes(1, (4, 4, 4))
-    generator = torch.Generator().manual_seed(0)
-    shown = torch.stack(
-        [(MutuallyExclusive().drop(condition, columns, 0.0, generator) != columns.null)[0] for _ in range(3_000)]
-    ).sum(0)
-    # Binomial(3 000, 1/3): standard deviation 26, four of them allowed.
-    assert ((shown - 1_000).abs() < 104).all()
 
 
 @pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
@@ -201,16 +164,8 @@ def test_sums_of_scales_that_are_zero_but_for_rounding_make_no_prediction():
 @given(scales=SCALES)
 @settings(max_examples=50, deadline=None)
 def test_weights_sum_to_one_and_subsets_are_needed(scales):
-    for name, strategy in CONDITION_STRATEGIES.items():
+    for strategy in CONDITION_STRATEGIES.values():
         terms = strategy.terms(scales)
         assert sum(terms.values()) == pytest.approx(1)
         assert all(terms.values())
-        assert terms.keys() <= subsets_shown(name, len(scales))
-
-
-@given(scale=st.floats(-2, 5).map(lambda s: round(s, 3)))
-@settings(max_examples=50, deadline=None)
-def test_with_one_key_all_strategies_are_the_same(scale):
-    joint = Joint().terms([scale])
-    for strategy in CONDITION_STRATEGIES.values():
-        assert strategy.terms([scale]) == pytest.approx(joint)
+        assert len(scales) > 1 or terms == pytest.approx(Joint().terms(scales))

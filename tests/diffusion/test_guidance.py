@@ -216,40 +216,11 @@ def test_a_prediction_without_spread_is_left_as_it_is():
 
 # --- where the true fields are known ----------------------------------------------------------------------------------
 
-MEAN_OF_KEY = torch.tensor([[-1.0, 2.0], [0.5, -1.5]], dtype=torch.float64)
-"""What each of two binary keys adds to the mean of data with unit variance, ``(keys, classes)``."""
-
-
-class GaussianNetwork:
-    """The exact velocity of Gaussian data whose mean is a sum over the keys that are given; keys not given add nothing.
-
-    This is the conditional velocity if the data's law given a subset of keys is normal with that mean and variance 1.
-    """
-
-    def __call__(self, x_t, t, condition):
-        mean = torch.zeros(len(x_t), dtype=torch.float64)
-        for key, means in enumerate(MEAN_OF_KEY):
-            is_given = condition[:, key] < 2
-            mean += torch.where(is_given, means[condition[:, key].clamp(max=1)], 0.0)
-        return gaussian_velocity(x_t, t[0], mean[:, None], 1.0)
-
 
 def gaussian_velocity(x_t, t, mean, variance):
     """Return the velocity of the straight path from standard noise to ``N(mean, variance)``."""
     path_variance = t**2 * variance + (1 - t) ** 2
     return mean + (t * variance - (1 - t)) / path_variance * (x_t - t * mean)
-
-
-@given(first=SCALES, second=SCALES, time=st.floats(0, 1))
-@settings(max_examples=50, deadline=None)
-def test_additive_guidance_of_gaussians_is_the_product_of_experts(first, second, time):
-    """With equal variances, p(x) prod_k (p(x | all) / p(x | without k))^(s_k - 1) shifts the mean of a normal."""
-    condition = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
-    x_t = torch.linspace(-2, 2, 4, dtype=torch.float64)[:, None]
-    field = build_field(GaussianNetwork(), condition, columns_of([2, 2]), "additive", [first, second])
-    t = torch.tensor(time, dtype=torch.float64)
-    mean = first * MEAN_OF_KEY[0][condition[:, 0]] + second * MEAN_OF_KEY[1][condition[:, 1]]
-    torch.testing.assert_close(field(x_t, t), gaussian_velocity(x_t, t, mean[:, None], 1.0), rtol=1e-9, atol=1e-9)
 
 
 def joint_velocity(x_t, t, condition, joint):

@@ -147,11 +147,6 @@ def test_the_network_sees_whole_timesteps_exactly(n_timesteps, dtype):
     assert path.network_time(ENDS).tolist() == [n_timesteps - 1, -1]
 
 
-def test_the_network_sees_times_between_timesteps_as_they_are():
-    t = torch.tensor([0.12345, 0.98765], dtype=torch.float64)
-    torch.testing.assert_close(VariancePreserving().network_time(t), 999 - 1000 * t, rtol=1e-12, atol=0)
-
-
 def test_training_times_are_the_timesteps_in_equal_shares():
     path, n = VariancePreserving(n_timesteps=10), 20_000
     k = path.network_time(path.draw_times(n, torch.Generator().manual_seed(0), "cpu"))

@@ -42,7 +42,6 @@ PATH_AND_SAMPLER = {name: (PATH, sampler) for name, sampler in OF_DIFFUSION.item
 PATH_AND_SAMPLER |= {name: (STRAIGHT, sampler) for name, sampler in FLOW_SAMPLERS.items()}
 EVALUATIONS = {"midpoint": 2, "heun": 2}  # in a step; others have one
 per_sampler = pytest.mark.parametrize(("path", "sampler"), PATH_AND_SAMPLER.values(), ids=PATH_AND_SAMPLER)
-per_diffusion_sampler = pytest.mark.parametrize("sampler", OF_DIFFUSION.values(), ids=OF_DIFFUSION)
 per_noisy_path = pytest.mark.parametrize("path", [PATHS["vp_linear"], PATHS["vp_cosine"]], ids=["linear", "cosine"])
 
 
@@ -175,14 +174,6 @@ def test_error_of_diffusion_falls_with_the_order_of_the_solver(name, order, path
     assert falls_with_order(error, order)
 
 
-def test_three_predictions_are_more_exact_than_two():
-    def error(**options):
-        ends = DPMSolverSampler(**options)(build_denoiser(), start(), n_steps=12)
-        return float((ends - exact_end(PATH, start())).abs().max())
-
-    assert error(order=3) < error(order=2)
-
-
 def test_data_on_a_parabola_of_the_log_snr_are_half_corrected_by_a_third_prediction():
     # As the authors' code has it: the slope is that of the parabola, of which half of the curvature is integrated.
     known = [(0.0, torch.tensor(0.0)), (1.0, torch.tensor(1.0)), (3.0, torch.tensor(9.0))]  # the square
@@ -205,34 +196,6 @@ def test_slowing_steps_grow_shorter():
     assert (times.diff().diff() < 0).all()
 
 
-@per_diffusion_sampler
-def test_one_step_returns_the_estimated_data(sampler):
-    ends = sampler(build_denoiser(), start(), n_steps=1, generators=Generators(0, range(5)))
-    expected = best_estimate(PATH, start(), torch.zeros((), dtype=torch.float64)).data
-    torch.testing.assert_close(ends, expected, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("target", TARGETS)
-@per_diffusion_sampler
-def test_samples_do_not_depend_on_what_the_network_predicts(sampler, target):
-    def sample(target):
-        return sampler(build_denoiser(target=target), start(), n_steps=10, generators=Generators(0, range(5)))
-
-    torch.testing.assert_close(sample(target), sample("data"), rtol=1e-9, atol=1e-9)
-
-
-def test_flow_samplers_take_a_denoiser_as_it_is():
-    # The velocity is infinite at t = 1, so a method that does not evaluate there.
-    ends = FLOW_SAMPLERS["midpoint"](build_denoiser(), start(), n_steps=200)
-    torch.testing.assert_close(ends, exact_end(PATH, start()), rtol=0, atol=0.02)
-
-
-def test_a_custom_step_can_be_used():
-    sampler = FixedStepSampler(lambda field, x, t, dt: x * dt.exp(), default_n_steps=5)
-    end = sampler(lambda x, t: x, torch.ones(1, 1, dtype=torch.float64))
-    assert end.item() == pytest.approx(math.e, rel=1e-6)  # times are in single precision
-
-
 # --- what every sampler keeps to --------------------------------------------------------------------------------------
 
 
@@ -251,13 +214,10 @@ def test_sampling_neither_reads_nor_moves_the_global_random_state(path, sampler)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
     assert torch.equal(sample_cells(path, sampler, range(2), n_steps=5), first)
-
-
-@pytest.mark.parametrize("sampler", [*FLOW_SAMPLERS.values(), DDIMSampler(), DPMSolverSampler()])
-def test_methods_without_randomness_draw_nothing(sampler):
-    generators = Generators(0, range(5))
-    sampler(build_denoiser(), start(), n_steps=3, generators=generators)
-    assert torch.equal(generators.normal(3), Generators(0, range(5)).normal(3))
+    if not getattr(sampler, "is_stochastic", False):  # which draws nothing at all
+        generators = Generators(3, range(2))
+        sampler(build_denoiser(path), start(2), n_steps=5, generators=generators)
+        assert torch.equal(generators.normal(2), Generators(3, range(2)).normal(2))
 
 
 @per_sampler
@@ -375,13 +335,6 @@ def test_states_are_computed_one_by_one():
     seen = []
     _, states = FLOW_SAMPLERS["euler"].trace(build_denoiser(STRAIGHT, counts=seen), start(), n_frames=3, n_steps=4)
     assert [len(seen) for _ in states] == [0, 2, 4]
-
-
-def test_the_states_between_are_those_of_the_steps():
-    denoiser = Denoiser(lambda x, t: torch.full_like(x, 3.0), STRAIGHT, TARGETS["velocity"])
-    times, states = traced(FLOW_SAMPLERS["euler"], denoiser, torch.zeros(1, 1), n_frames=5, n_steps=4)
-    torch.testing.assert_close(times, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
-    torch.testing.assert_close(states.flatten(), 3 * times)
 
 
 def test_frames_are_chosen_evenly_from_the_steps():

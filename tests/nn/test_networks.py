@@ -179,12 +179,6 @@ def test_the_trace_leads_from_the_input_to_the_prediction():
     assert torch.equal(network(x_t, t, condition), network.project_out(modulate(last, shift, scale)))
 
 
-def test_tokens_differ_by_their_position():
-    network, (x_t, t, condition) = build("latents"), build_inputs("latents")
-    order = torch.tensor([1, 0, 3, 2])
-    assert not torch.allclose(network(x_t[:, order], t, condition), network(x_t, t, condition)[:, order], atol=1e-3)
-
-
 def test_patches_are_padded_with_zeros_and_predict_their_own_genes():
     network, (x_t, t, condition) = build("patches"), build_inputs("patches")
     padded = torch.cat([x_t, torch.zeros(5, 1)], dim=1).reshape(5, 3, 4)
@@ -341,8 +335,3 @@ def test_double_convolution_follows_its_formula():
     expected = gelu(x + group_norm(second(inner), 1, norm_2.weight, norm_2.bias))
     torch.testing.assert_close(block(x), expected)
     assert first.bias is second.bias is None
-
-
-def test_a_width_that_four_heads_cannot_share_is_refused():
-    with pytest.raises(ValueError, match="width"):
-        GeneUNet(N_GENES, width=6)

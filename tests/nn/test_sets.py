@@ -141,28 +141,6 @@ def test_published_normalisation_cancels_how_much_a_gene_is_expressed(value_afte
 
 
 @wherever_the_value_enters
-@pytest.mark.parametrize("mask_padding", [True, False])
-@pytest.mark.parametrize("counts", [{}, {3: 1.0}, {3: 1e6}], ids=["no gene", "one gene", "one gene, a million counts"])
-def test_sparse_cells_have_finite_encodings_and_gradients(value_after_norm, mask_padding, counts):
-    pooling = build_pooling(value_after_norm=value_after_norm, mask_padding=mask_padding).float()
-    values = torch.zeros(2, N_GENES)
-    values[1] = draw_values()[0]  # beside an ordinary cell, so that there is padding
-    for gene, count in counts.items():
-        values[0, gene] = torch.tensor(count).log1p()
-    tokens = pooling(expressed_genes(values))
-    assert tokens.isfinite().all()
-    tokens.square().sum().backward()
-    assert all(parameter.grad.isfinite().all() for parameter in pooling.parameters())
-
-
-def test_only_expressed_genes_get_a_gradient():
-    pooling, values = build_pooling(value_after_norm=False), draw_values()[:1]
-    pooling(expressed_genes(values, length=N_GENES)).square().sum().backward()
-    gradient = pooling.embed_gene.weight.grad.abs().sum(1) > 0
-    assert gradient.tolist() == [False, *(values[0] != 0).tolist()]
-
-
-@wherever_the_value_enters
 def test_pooling_the_panel_is_pooling_the_expressed_genes(value_after_norm):
     pooling, values = build_pooling(value_after_norm=value_after_norm), draw_values()
     values[1] = 0  # a cell without expressed genes
@@ -308,11 +286,3 @@ def test_decoding_in_chunks_of_genes_changes_neither_values_nor_gradients(chunk_
 def test_gradients_are_finite_at_zero_and_at_large_latents(kind, scale):
     _, found = gradients(build_decoder(kind), scale * draw_latents())
     assert all(gradient.isfinite().all() for gradient in found)
-
-
-@pytest.mark.parametrize("sizes", [{"n_heads": 3}, {"n_heads_cross": 3}])
-def test_heads_that_do_not_share_out_the_width_are_refused(sizes):
-    with pytest.raises(ValueError, match="width"):
-        AttentionPooling(N_GENES, N_TOKENS, **SIZES | sizes)
-    with pytest.raises(ValueError, match="width"):
-        GeneQueryDecoder(N_GENES, LATENT_WIDTH, n_outputs=2, **SIZES | sizes)

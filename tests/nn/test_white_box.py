@@ -2,8 +2,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn.functional import linear, relu
 
 from scgen_diffusion.nn import SparseCoding, SubspaceAttention, coding_rate, sparsity, subspace_coding_rate
@@ -90,20 +88,6 @@ def test_coding_rate_follows_its_formula_on_either_side(n_tokens, width):
     tokens, eps = draw(3, n_tokens, width), 0.3
     expected = torch.logdet(torch.eye(n_tokens) + width / (n_tokens * eps**2) * tokens @ tokens.mT) / 2
     close(coding_rate(tokens, eps), expected)
-
-
-def test_coding_rate_of_tokens_of_known_rank_and_singular_values():
-    singular, eps = torch.tensor([3.0, 0.5], dtype=torch.float64), 0.5
-    tokens = orthonormal(7, 2) * singular @ orthonormal(5, 2, seed=1).T
-    close(coding_rate(tokens, eps), sum(math.log1p(5 / (7 * eps**2) * s**2) / 2 for s in (3.0, 0.5)))
-    assert coding_rate(torch.full((3, 2), torch.nan)).isnan()
-
-
-@given(n_tokens=st.integers(1, 8), width=st.integers(1, 8), scale=st.floats(0.01, 100))
-@settings(max_examples=30, deadline=None)
-def test_scaling_the_tokens_is_dividing_eps(n_tokens, width, scale):
-    tokens = draw(n_tokens, width)
-    close(coding_rate(scale * tokens, 0.5), coding_rate(tokens, 0.5 / scale))
 
 
 @pytest.mark.parametrize("scale", [1e-5, 1e5])
