@@ -215,6 +215,9 @@ class CategoricalKey(ConditionKey):
                 "cell or fewer (each for an equal share of the cells: ['A'] * 7 + ['B'] * 3 makes 70 % of A)."
             )
             raise TypeError(msg) from error
+        except OverflowError as error:
+            msg = f"{source} has a number for {self.name!r} that is too large to be a class."
+            raise ValueError(msg) from error
         if (codes < 0).any():
             value = list(values)[int(np.argmin(codes))]
             if is_scalar(value) and (pd.isna(value) or value == self.unlabeled_category):

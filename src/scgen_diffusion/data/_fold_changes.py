@@ -136,7 +136,7 @@ def _check_changes(changes: pd.DataFrame, groups: Sequence[str], genes: pd.Index
             raise KeyError(msg)
     try:
         values = changes.astype(float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         msg = f"`log2_fold_changes` must hold numbers: {error}."
         raise ValueError(msg) from error
     if not np.isfinite(values.to_numpy()).all():
