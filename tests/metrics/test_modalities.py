@@ -127,7 +127,6 @@ def test_cells_without_a_modality_are_left_out_of_what_is_judged_together(cells)
 
 
 def test_real_cells_without_a_count_in_a_modality_lack_it(cells):
-    """`MuDataFiles.read` returns such cells."""
     lacking, padded = [], []
     for whole in (cells(0, 240), cells(2, 400)):
         lacking.append(md.MuData({"rna": whole["rna"], "prot": whole["prot"][::2].copy()}))

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 import scvi
 import torch
 
-from scgen_diffusion.data import CellFiles, MuDataFiles, RegisteredCells
+from scgen_diffusion.data import CellFiles, RegisteredCells
 from scgen_diffusion.diffusion import Generators
 from scgen_diffusion.model import MULTISCLDM, SCLDM, SCRDIT, WBDIT, load
 from scgen_diffusion.model._scldm import RECIPES
@@ -525,11 +525,9 @@ def test_modalities_may_lack_all_cells_that_a_trained_model_reads(multimodal, qu
         part = mudata.MuData({"rna": part["rna"], "prot": zeros, "atac": part["atac"]})
         part.obs["cell_type"] = alone.obs["cell_type"]
     assert part["prot"].n_obs == (part.n_obs if is_padded else 0)
-    part.write_h5mu(tmp_path / "part.h5mu")
 
     expected = multimodal.get_latent_representation(alone)
-    for cells in (part, MuDataFiles.like(multimodal.registry, tmp_path / "part.h5mu")):
-        np.testing.assert_array_equal(multimodal.get_latent_representation(cells), expected)
+    np.testing.assert_array_equal(multimodal.get_latent_representation(part), expected)
     model = MULTISCLDM.load_query_data(part, multimodal, trainable="network", accelerator="cpu")
     model.train(1, **quick)
     assert model.generate(5, seed=0)["prot"].X.sum() > 0
@@ -551,7 +549,7 @@ def test_other_cells_must_fit_the_model(multimodal, tmp_path):
     with pytest.raises(TypeError, match=r"reads MuData.*found AnnData"):
         multimodal.get_latent_representation(multimodal.adata["rna"].copy())
     for cells, kind in ((multimodal.adata["rna"].copy(), "AnnData"), (str(tmp_path / "cells.h5mu"), "str")):
-        with pytest.raises(TypeError, match=f"takes MuData, but found {kind}"):
+        with pytest.raises(TypeError, match=f"MuData.*{kind}"):
             MULTISCLDM.load(tmp_path / "model", adata=cells)
 
 
@@ -567,7 +565,7 @@ def test_cells_keep_their_setup_if_a_model_is_loaded_with_a_copy(multimodal, tmp
 def test_arrays_are_conditions_of_all_modalities(tiny, quick):
     mdata = make_mudata()
     mdata["rna"].obsm["spatial"] = np.zeros((mdata["rna"].n_obs, 2))
-    with pytest.raises(KeyError, match=r"'spatial' is not an array of mdata.obsm, but of mdata\['rna'\].obsm. Copy it"):
+    with pytest.raises(KeyError, match="'spatial'.*Copy it"):
         MULTISCLDM.setup_mudata(mdata, continuous_condition_keys=["spatial"])
     mdata.obsm["spatial"] = np.random.default_rng(0).uniform(0, 9, (mdata.n_obs, 2))
     model = make_model(tiny, mdata, setup={"continuous_condition_keys": ["spatial"]})
@@ -1007,54 +1005,6 @@ def test_streamed_cells_can_be_used_and_replaced(multimodal, tmp_path):
 # --- cells in files ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def from_files(tiny, tmp_path):
-    """Build a model of cells in two files, in the state in which a model of the same cells in memory starts."""
-    mdata = make_mudata()
-    paths = [tmp_path / "a.h5mu", tmp_path / "b.h5mu"]
-    for path, rows in zip(paths, (slice(0, 50), slice(50, None)), strict=True):
-        mdata[rows].copy().write_h5mu(path)
-    cells = MuDataFiles(paths, condition_keys=["cell_type"], control_values={"cell_type": "B"}, window_size=16)
-    torch.manual_seed(0)
-    return MULTISCLDM(registry=cells.registry, **tiny), cells
-
-
-def test_a_model_trains_on_files_and_generates_mudata(from_files, quick, tmp_path):
-    model, cells = from_files
-    model.train(2, datamodule=cells, **quick)
-    model.save(tmp_path / "model")
-
-    generated = load(tmp_path / "model").generate(7, condition={"cell_type": "T"}, seed=0)
-
-    assert list(generated.mod) == ["rna", "prot", "atac"]
-    assert generated["rna"].var["symbol"].eq("s").all()
-    np.testing.assert_array_equal(values(generated), values(model.generate(7, condition={"cell_type": "T"}, seed=0)))
-    assert {name.split("_")[0] for name in model.history} == {"autoencoder", "prior", "transport"}
-    for use in (model.get_reconstruction, lambda cells: load(tmp_path / "model", adata=cells)):
-        with pytest.raises(TypeError, match=r"found MuDataFiles. Read some with .*cells.read.*loaded without cells"):
-            use(cells)
-
-
-def test_methods_read_cells_in_files_as_those_in_memory(from_files, quick):
-    model, cells = from_files
-    model.train(1, datamodule=cells, **quick)
-    in_memory, options = make_mudata(), {"indices": [80, 3, 55]}
-
-    latents = [model.get_latent_representation(source, **options) for source in (None, cells, in_memory)]
-    options |= {"condition": {"cell_type": "T"}, "seed": 0}
-    predicted = [model.predict_perturbation(source, **options) for source in (None, cells, in_memory)]
-    sources = {"files": cells, "memory": in_memory}
-    denoised = {
-        name: model.get_normalized_expression(source, [80, 3, 55], modality="rna", return_numpy=True, seed=0)
-        for name, source in sources.items()
-    }
-
-    for latent, cells_after in zip(latents, predicted, strict=True):
-        np.testing.assert_array_equal(latent, latents[0])
-        np.testing.assert_array_equal(values(cells_after), values(predicted[0]))
-    np.testing.assert_array_equal(denoised["files"], denoised["memory"])
-
-
 def test_files_of_one_modality_are_refused(multimodal, make_cells, tmp_path):
     make_cells().write_h5ad(tmp_path / "cells.h5ad")
 
@@ -1088,16 +1038,10 @@ def test_fine_tuning_adds_a_type_and_keeps_what_the_reference_knew(multimodal, q
     np.testing.assert_array_equal(values(loaded.generate(5, {"cell_type": "plasma"}, seed=0)), values(new))
 
 
-def test_cells_to_fine_tune_on_may_stay_in_their_files(multimodal, quick, tmp_path):
-    query = query_mudata()
-    query.write_h5mu(tmp_path / "new.h5mu")
-    models = [
-        MULTISCLDM.load_query_data(cells, multimodal, accelerator="cpu") for cells in (query, tmp_path / "new.h5mu")
-    ]
-    for model in models:
-        model.train(1, **quick)
-    found = [values(model.generate(20, {"cell_type": ["plasma", "B"]}, seed=0)) for model in models]
-    np.testing.assert_array_equal(*found)
+def test_files_of_several_modalities_are_refused(multimodal, tmp_path):
+    query_mudata().write_h5mu(tmp_path / "new.h5mu")
+    with pytest.raises(ValueError, match="read_h5mu"):
+        MULTISCLDM.load_query_data(tmp_path / "new.h5mu", multimodal, accelerator="cpu")
 
 
 def test_new_cells_need_the_features_of_the_reference(multimodal):
@@ -1141,7 +1085,7 @@ def test_groups_of_new_cells_take_their_library_sizes_if_the_network_does(deep_r
             assert len(np.unique(totals)) > 30
 
 
-def test_the_whole_model_is_fine_tuned_on_cells_without_a_modality(multimodal, quick, tmp_path):
+def test_the_whole_model_is_fine_tuned_on_cells_without_a_modality(multimodal, quick):
     query = query_mudata()
     alone = mudata.MuData({"rna": query["rna"].copy()})
     alone.obs["cell_type"] = query.obs["cell_type"]
@@ -1158,6 +1102,3 @@ def test_the_whole_model_is_fine_tuned_on_cells_without_a_modality(multimodal, q
     assert list(cells.mod) == ["rna", "prot", "atac"]
     assert cells["prot"].X.sum() > 0
     assert cells["prot"].var["symbol"].tolist() == ["s"] * 4  # as the reference knows them
-    alone.write_h5mu(tmp_path / "alone.h5mu")
-    model._take_cells(MuDataFiles.like(model.registry, tmp_path / "alone.h5mu"))  # as `train` does
-    assert model.modality_vars_["prot"]["symbol"].tolist() == ["s"] * 4

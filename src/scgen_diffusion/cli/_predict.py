@@ -120,7 +120,7 @@ def _open(model: Any, options: Mapping[str, Any]) -> tuple[Any, np.ndarray | Non
     click.UsageError
         For a layer of cells that stay in files.
     """
-    from scgen_diffusion.data import CellFiles, MuDataFiles, open_tables, read_columns
+    from scgen_diffusion.data import CellFiles, open_tables, read_columns
 
     paths, where = options["cells"], options.get("where")
     if len(paths) == 1 and not options.get("backed"):
@@ -135,7 +135,7 @@ def _open(model: Any, options: Mapping[str, Any]) -> tuple[Any, np.ndarray | Non
         with ExitStack() as opened:
             files = [opened.enter_context(closing(file)) for path in paths for file in open_tables(path)]
             rows = _rows(read_columns(files, where, numbers, kind="--where"), where)
-    return (MuDataFiles if model.modalities else CellFiles).like(model.registry, list(paths), indices=rows), rows
+    return CellFiles.like(model.registry, list(paths), indices=rows), rows
 
 
 def _read(model: Any, path: Path, layer: str | None) -> Any:

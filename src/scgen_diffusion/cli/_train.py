@@ -225,7 +225,7 @@ def _new(
         (model_class.setup_mudata if has_modalities else model_class.setup_anndata)(cells, **setup)
         return model_class(cells, **architecture), {}
     setup |= given(options, "window_size", "block_size") | ({"genes": "shared"} if "shared_genes" in options else {})
-    files = (package.data.MuDataFiles if has_modalities else package.data.CellFiles)(list(paths), **setup)
+    files = package.data.CellFiles(list(paths), **setup)
     return model_class(registry=files.registry, **architecture), {"datamodule": files}
 
 
@@ -254,15 +254,13 @@ def _check_options(options: Mapping[str, Any], *, stay_in_files: bool, has_modal
     if model in ("SCRDIT", "WBDIT"):
         others, own = ["autoencoder", "prior"], "--recipe"
     msg = ""
-    if has_modalities and any(path.suffix != MUDATA for path in options["cells"]):
-        msg = "Either all files must be .h5mu, or none."
+    if has_modalities and stay_in_files:
+        msg = "Several modalities are read into memory: give one .h5mu file, without --backed."
     elif "reference" in options and (unused := [name for name in OF_REFERENCE if name in options]):
         shown = {"architecture": "set"}.get(unused[0], unused[0]).replace("_", "-")
         msg = f"--reference and --{shown} exclude each other: a fine-tuned model has it from its reference."
     elif "trainable" in options and "reference" not in options:
         msg = "--trainable needs --reference."
-    elif has_modalities and "shared_genes" in options:
-        msg = "--shared-genes is for .h5ad and .zarr files; all .h5mu files must have the same features."
     elif stay_in_files and options.get("save_cells"):
         msg = "--save-cells needs cells in memory, but several files, or --backed, leave them in their files."
     elif not stay_in_files and (unused := [name for name in WINDOW_OPTIONS if name in options]):

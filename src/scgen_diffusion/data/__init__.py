@@ -88,7 +88,6 @@ from ._mudata import (
     mudata_of,
     resolve_modalities,
 )
-from ._mudata_files import MuDataFiles
 from ._plain import check_is_stored, digest_of, savable_columns, to_array, to_plain, to_table
 from ._registered_cells import GivenCells, RegisteredCells, evenly
 from ._registry import expression_state, registered_genes, registered_keys
@@ -120,7 +119,6 @@ __all__ = [
     "ModalitiesField",
     "Modality",
     "ModalityLikelihood",
-    "MuDataFiles",
     "Paths",
     "ReadTables",
     "RegisteredCells",

@@ -194,7 +194,7 @@ def open_anndata_files(path: str | os.PathLike[str]) -> list[AnnDataFile]:
     files = open_tables(path)
     with closing_if_refused(files[0].close):
         if "mod" in files[0].root:
-            msg = f"{files[0].name} is MuData, which has several modalities; open it with MuDataFiles."
+            msg = f"{files[0].name} is MuData, whose modalities are read into memory: `mudata.read_h5mu`."
             raise ValueError(msg)
     return files
 

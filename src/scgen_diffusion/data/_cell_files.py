@@ -42,10 +42,6 @@ from ._windows import WINDOW_SIZE, Batches, WindowLoader, choose_block_size
 if TYPE_CHECKING:
     from collections.abc import Container
 
-    from anndata import AnnData
-    from mudata import MuData
-    from scvi.data.fields import BaseAnnDataField
-
     from ._anndata_file import AnnDataFile
     from ._condition_keys import ConditionKey
     from ._matrices import FileMatrix, Rows
@@ -159,11 +155,16 @@ class CellFiles:
         paths, window_size, block_size
             As in :class:`CellFiles`.
         """
-        setup, by_key = ConditionSetup.picked_from(registry["setup_args"]), registered_keys(registry)
-        cells, opened_as = cls.__new__(cls), cls._opened_as(registry)
+        setup, by_key = ConditionSetup.picked_from(arguments := registry["setup_args"]), registered_keys(registry)
+        if "layer" not in arguments:
+            msg = "The model reads several modalities, which cannot stay in files: read them with `mudata.read_h5mu`."
+            raise ValueError(msg)
+        cells, genes = cls.__new__(cls), list(registered_genes(registry))
         cells.files = []
         with closing_if_refused(cells.close):
-            cells._open(paths, window_size, block_size, **opened_as)
+            cells._open(
+                paths, window_size, block_size, layer=arguments["layer"], genes=genes, values=arguments["values"]
+            )
             names, numbers, may_lack = keys_to_check(by_key)
             arrays = [key.name for key in by_key if key.source == "obsm"]
             obs = read_columns(cells.files, [name for name in names if name not in arrays], numbers)
@@ -185,18 +186,6 @@ class CellFiles:
                 cells.codes = codes
         return cells
 
-    @staticmethod
-    def _opened_as(registry: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments with which files are opened like those of a registry."""
-        arguments = registry["setup_args"]
-        if "layer" not in arguments:
-            msg = (
-                "The model was set up for several modalities (setup_mudata); open the files with "
-                "`MuDataFiles.like(model.registry, paths)`."
-            )
-            raise ValueError(msg)
-        return {"layer": arguments["layer"], "genes": list(registered_genes(registry)), "values": arguments["values"]}
-
     def _open(
         self,
         paths: Paths,
@@ -212,7 +201,10 @@ class CellFiles:
         for path in list_paths(paths):
             self.files += open_anndata_files(path)
         self.var, matrices = matrices_of_genes(self.files, layer, genes)
-        self._read_from(matrices, window_size, block_size)
+        self.matrix = JoinedMatrix(matrices)
+        largest = max(matrix.rows_per_chunk for matrix in matrices)
+        self.window_size = check_count("window_size", window_size)
+        self.block_size = choose_block_size(largest) if block_size is None else check_count("block_size", block_size)
         self._totals = self._check_cells(matrices)
 
     def _check_cells(self, matrices: Sequence[FileMatrix]) -> list[np.ndarray]:
@@ -228,13 +220,6 @@ class CellFiles:
                 check_not_empty(totals, file.all_names(), where)
             found.append(totals)
         return found
-
-    def _read_from(self, matrices: Sequence[Any], window_size: int, block_size: int | None) -> None:
-        """Read from one matrix per file, in windows of blocks."""
-        self.matrix = JoinedMatrix(matrices)
-        largest = max(matrix.rows_per_chunk for matrix in matrices)
-        self.window_size = check_count("window_size", window_size)
-        self.block_size = choose_block_size(largest) if block_size is None else check_count("block_size", block_size)
 
     def _read_conditions(self, setup: ConditionSetup) -> None:
         """Read the conditions of the cells, and learn their values."""
@@ -253,24 +238,20 @@ class CellFiles:
         """Registry to build a model from, in place of cells in memory."""
 
     def _register(self, setup: ConditionSetup) -> dict[str, Any]:
-        """Return the registry that ``setup_anndata`` would make of the same cells in memory, without a model name."""
-        one = np.ones((1, len(self.var)), dtype=np.float32)
-        layers = {} if self.layer is None else {self.layer: one}
-        cell = anndata.AnnData(one, var=pd.DataFrame(index=self.var.index), layers=layers)
-        arguments = {"layer": self.layer, **setup.arguments, "values": self.values}
-        fields = [LayerField(REGISTRY_KEYS.X_KEY, self.layer), ConditionField(setup, self.by_key)]
-        return self._registry_of(cell, fields, "setup_anndata", arguments)
-
-    def _registry_of(
-        self, cell: AnnData | MuData, fields: Sequence[BaseAnnDataField], method: str, arguments: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Return the registry of all cells, made of a single made-up one, whose conditions are added here."""
-        codes = np.zeros((1, self.codes.shape[1]))
+        """Return the registry that ``setup_anndata`` would make of the same cells, from one that is made up."""
+        one, codes, name = np.ones((1, len(self.var)), np.float32), np.zeros((1, self.codes.shape[1])), pd.Index(["0"])
         conditions = Conditions.from_codes(self.by_key, codes)
-        cell.obs = conditions.to_obs(codes, cell.obs_names)
-        cell.obsm.update(conditions.to_obsm(codes, cell.obs_names))
-        made_by = {"setup_method_name": method, "setup_args": dict(arguments)}
-        manager = AnnDataManager(fields=list(fields), setup_method_args=made_by)
+        cell = anndata.AnnData(
+            one,
+            obs=conditions.to_obs(codes, name),
+            var=pd.DataFrame(index=self.var.index),
+            layers={} if self.layer is None else {self.layer: one},
+            obsm=conditions.to_obsm(codes, name),
+        )
+        arguments = {"layer": self.layer, **setup.arguments, "values": self.values}
+        made_by = {"setup_method_name": "setup_anndata", "setup_args": arguments}
+        fields = [LayerField(REGISTRY_KEYS.X_KEY, self.layer), ConditionField(setup, self.by_key)]
+        manager = AnnDataManager(fields=fields, setup_method_args=made_by)
         manager.register_fields(cell)
         registry = dict(manager.registry)
         expression = registry["field_registries"][REGISTRY_KEYS.X_KEY]
@@ -455,7 +436,7 @@ class ReadTables:
 
 
 def matrices_of_genes(
-    files: Sequence[AnnDataFile], layer: str | None, genes: Sequence[str] | str | None, remedy: str = GENES_REMEDY
+    files: Sequence[AnnDataFile], layer: str | None, genes: Sequence[str] | str | None
 ) -> tuple[pd.DataFrame, list[FileMatrix]]:
     """Return the table of the genes to use, and their values in a layer, or X, of each file.
 
@@ -478,7 +459,7 @@ def matrices_of_genes(
             if len(missing) or len(extra):
                 msg = (
                     f"The genes of {file.name} are not those of {files[0].name}: {list_some(missing)} missing, "
-                    f"{list_some(extra)} additional. {remedy}"
+                    f"{list_some(extra)} additional. {GENES_REMEDY}"
                 )
                 raise ValueError(msg)
     elif isinstance(genes, str) and genes == "shared":
@@ -690,10 +671,9 @@ def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -
     wanted = parts(expected)
     for what, part in parts(found).items():
         if part != wanted[what]:
-            files = "MuDataFiles" if "modalities" in expected["setup_args"] else "CellFiles"
             msg = (
                 f"The cells were not set up like the model's: their {what} differ. Build the model with "
                 "`registry=cells.registry`, or open the files with the model's setup: "
-                f"`{files}.like(model.registry, paths)`."
+                f"`CellFiles.like(model.registry, paths)`."
             )
             raise ValueError(msg)

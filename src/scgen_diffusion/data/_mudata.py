@@ -33,8 +33,6 @@ from ._condition_setup import check_names
 from ._matrices import exceeds_one
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import rich.table
 
 JOINED = "_scgen_expression"  # key in obsm
@@ -64,15 +62,12 @@ def check_is_mudata(mdata: object) -> None:
     """Raise for anything but MuData in memory."""
     if not isinstance(mdata, MuData):
         msg = (
-            f"`setup_mudata` takes MuData, but found {type(mdata).__name__}. For AnnData call `setup_anndata`. Cells "
-            "that stay in `.h5mu` files need no setup: `MULTISCLDM(registry=MuDataFiles(paths, ...).registry)`."
+            f"`setup_mudata` takes MuData in memory, but found {type(mdata).__name__}. For AnnData call "
+            "`setup_anndata`."
         )
         raise TypeError(msg)
     if mdata.isbacked:
-        msg = (
-            "`mdata` is backed by a file, but models of MuData need it in memory: `mudata.read_h5mu(path)`. To train "
-            "on cells that stay in the file, see `scgen_diffusion.data.MuDataFiles`."
-        )
+        msg = "`mdata` is backed by a file, but models of MuData need it in memory: `mudata.read_h5mu(path)`."
         raise ValueError(msg)
 
 
@@ -97,7 +92,7 @@ def resolve_modalities(
     if mdata.axis != 0:
         msg = f"The MuData's modalities must share cells (axis 0), but they share axis {mdata.axis}."
         raise ValueError(msg)
-    given, chosen = choose_modalities(modalities, layers, list(mdata.mod))
+    given, chosen = _choose_modalities(modalities, layers, list(mdata.mod))
     likelihoods = {}
     for name, layer in chosen.items():
         if not isinstance(mdata[name], AnnData):
@@ -110,11 +105,12 @@ def resolve_modalities(
         values = _matrix(mdata[name], layer)
         # check_modalities refuses other values later
         has_numbers = values is not None and 0 not in values.shape and values.dtype.kind in "biuf"
-        likelihoods[name] = given[name] or (usual_likelihood([values], where) if has_numbers else "negative_binomial")
+        is_binary = has_numbers and not exceeds_one(values, where)
+        likelihoods[name] = given[name] or ("bernoulli" if is_binary else "negative_binomial")
     return likelihoods, chosen
 
 
-def choose_modalities(
+def _choose_modalities(
     modalities: Sequence[str] | Mapping[str, str | None] | None,
     layers: str | Mapping[str, str | None] | None,
     known: Sequence[str],
@@ -227,23 +223,17 @@ def join_expression(
             blocks.append(sp.csr_matrix((mdata.n_obs, len(modality.features)), dtype=np.float32))
             continue
         rows = mdata[name].obs_names.get_indexer(mdata.obs_names)
-        blocks.append(take_rows(_matrix(mdata[name], layers.get(name)), rows))
+        blocks.append(_take_rows(_matrix(mdata[name], layers.get(name)), rows))
     return sp.hstack(blocks, format="csr", dtype=np.float32)
 
 
-def take_rows(matrix: Any, rows: np.ndarray) -> sp.csr_matrix:
+def _take_rows(matrix: Any, rows: np.ndarray) -> sp.csr_matrix:
     """Return rows of a matrix as CSR of float32; row -1 is zero."""
     values = sp.csr_matrix(matrix, dtype=np.float32)
     if np.array_equal(rows, np.arange(values.shape[0])):
         return values
     zeros = sp.csr_matrix((1, values.shape[1]), dtype=np.float32)
     return sp.vstack([values, zeros], format="csr")[rows]
-
-
-def columns_of(variables: Mapping[str, pd.DataFrame]) -> dict[str, slice]:
-    """Return the columns of each modality, by its table of features, in a matrix of all."""
-    ends = accumulate(map(len, variables.values()), initial=0)
-    return {name: slice(*part) for name, part in zip(variables, pairwise(ends), strict=True)}
 
 
 def check_modalities(
@@ -291,35 +281,20 @@ def check_modalities(
         if matrix is None:
             msg = f"{where} is empty; give the layer with the counts as `layers={{{name!r}: ...}}`."
             raise ValueError(msg)
-        found = check_values(matrix, where, "counts", advice_on_counts(name))
+        advice = f"Give the layer with raw counts as `layers={{{name!r}: ...}}`; models of MuData need counts."
+        found = check_values(matrix, where, "counts", advice)
         if not are_known and not found.any():
             msg = f"{where} holds no counts; leave the modality out, or give the layer with its counts."
             raise ValueError(msg)
-        if likelihood == "bernoulli":
-            check_binary(name, matrix, where)
+        if likelihood == "bernoulli" and exceeds_one(matrix, where):
+            msg = f"{where} holds values above 1, but `modalities[{name!r}]='bernoulli'` allows only 0 and 1."
+            raise ValueError(msg)
         totals[adata.obs_names] += found
     if (totals == 0).any():
         msg = (
             f"Some cells have no count in any of {list(likelihoods)}: {list_some(totals.index[totals == 0])}. Remove "
             "them: mdata[mdata.obs_names.isin(...)].copy()."
         )
-        raise ValueError(msg)
-
-
-def usual_likelihood(matrices: Iterable[Any], where: str) -> str:
-    """Return the default likelihood of a modality: Bernoulli if all values of its matrices are 0 or 1."""
-    return "negative_binomial" if any(exceeds_one(matrix, where) for matrix in matrices) else "bernoulli"
-
-
-def advice_on_counts(name: str) -> str:
-    """Say what to do about values of a modality that are not counts."""
-    return f"Give the layer with raw counts as `layers={{{name!r}: ...}}`; models of MuData need counts."
-
-
-def check_binary(name: str, matrix: Any, where: str) -> None:
-    """Raise unless all counts of a modality are 0 or 1."""
-    if exceeds_one(matrix, where):
-        msg = f"{where} holds values above 1, but `modalities[{name!r}]='bernoulli'` allows only 0 and 1."
         raise ValueError(msg)
 
 
@@ -354,6 +329,12 @@ def _matrix(adata: AnnData, layer: str | None) -> Any:
 
 
 # --- generated cells ------------------------------------------------------------------------------------------------
+
+
+def columns_of(variables: Mapping[str, pd.DataFrame]) -> dict[str, slice]:
+    """Return the columns of each modality, by its table of features, in a matrix of all."""
+    ends = accumulate(map(len, variables.values()), initial=0)
+    return {name: slice(*part) for name, part in zip(variables, pairwise(ends), strict=True)}
 
 
 def build_mudata(

@@ -18,7 +18,6 @@ from scgen_diffusion._arguments import as_list, known_names, suggests_arguments
 from scgen_diffusion.data import (
     PROVENANCE_KEY,
     CellFiles,
-    MuDataFiles,
     as_labels,
     check_is_anndata,
     check_names,
@@ -279,9 +278,6 @@ def evaluate(
     draws = Draws(max_cells, n_floor, n_bootstrap, seed)
     draws.check(MIN_CELLS if control is None else MIN_CELLS_PER_PERTURBATION)
     names = _known_metrics(metrics)
-    if isinstance(train, MuDataFiles):
-        msg = "`train` must be in memory for several modalities; read some of the cells with `cells.read(rows)`."
-        raise TypeError(msg)
     is_multimodal = any(isinstance(cells, MuData) for cells in sets.values())
     if is_multimodal and (control is not None or space is not None):
         msg = (

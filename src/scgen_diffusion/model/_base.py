@@ -147,7 +147,6 @@ class DiffusionModel(BaseModelClass):
     recipes_: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  # training options and seed of each trained stage
     cut_short_: Mapping[str, str] = MappingProxyType({})  # how stages ended that were stopped or far too short
     _stream_suffixes: ClassVar[Sequence[str]] = SUFFIXES
-    _files_class: ClassVar[type[CellFiles]] = CellFiles
     _file_cells: TrainingCells | None = None  # the `datamodule` given to `train`
     split_digest_: str | None = None  # of the names of the cells that were split into training and validation cells
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
@@ -477,9 +476,8 @@ class DiffusionModel(BaseModelClass):
             :class:`~scgen_diffusion.train.PriorRecipe`, :class:`~scgen_diffusion.train.TransportRecipe` and
             :class:`~scgen_diffusion.train.DiffusionRecipe`.
         datamodule
-            Cells in files, :class:`~scgen_diffusion.data.CellFiles`, for MULTISCLDM
-            :class:`~scgen_diffusion.data.MuDataFiles`. They replace the model's cells, also in later calls, until you
-            set ``model.adata``. Default: the model's cells.
+            Cells in files, :class:`~scgen_diffusion.data.CellFiles` (not for MULTISCLDM). They replace the model's
+            cells, also in later calls, until you set ``model.adata``. Default: the model's cells.
         checkpoint_dir
             Folder for checkpoints. After an interruption, make the same call again to resume, also in a new process.
         compile
@@ -1603,7 +1601,7 @@ class DiffusionModel(BaseModelClass):
             raise RuntimeError(msg) from error
         registry, options = reference.registry_, init_options(reference.init_params_)
         if are_paths(adata):
-            cells = cls._files_class.like(registry, adata, new_values=True, condition_embeddings=condition_embeddings)
+            cells = CellFiles.like(registry, adata, new_values=True, condition_embeddings=condition_embeddings)
             model = cls(registry=cells.registry, **options)
             model._take_cells(cells)
         else:

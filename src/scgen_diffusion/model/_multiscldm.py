@@ -21,7 +21,6 @@ from scgen_diffusion.data import (
     ModalitiesField,
     Modality,
     ModalityLikelihood,
-    MuDataFiles,
     build_mudata,
     check_is_mudata,
     check_modalities,
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.generation import LibrarySizes
-    from scgen_diffusion.train import AutoencoderRecipe, StagePlan, TrainingCells
+    from scgen_diffusion.train import AutoencoderRecipe, StagePlan
 
     from ._training import StageRun
 
@@ -69,7 +68,7 @@ class MULTISCLDM(SCLDM):
     adata
         Cells registered with :meth:`setup_mudata`.
     registry
-        Registry of such cells, or of :class:`~scgen_diffusion.data.MuDataFiles`, to build the model without them.
+        Registry of such cells, to build the model without them.
     size
         Only ``"default"``: the recommended architecture, see the user guide.
     **architecture
@@ -96,7 +95,6 @@ class MULTISCLDM(SCLDM):
 
     _module_cls = MultimodalModule
     _stream_suffixes = (".h5mu",)
-    _files_class = MuDataFiles
     modality_vars_: dict[str, pd.DataFrame]
 
     @classmethod
@@ -300,7 +298,7 @@ class MULTISCLDM(SCLDM):
     @torch.inference_mode()
     def posterior_predictive_sample(
         self,
-        adata: MuData | MuDataFiles | None = None,
+        adata: MuData | None = None,
         indices: Sequence[int] | np.ndarray | None = None,
         *,
         modality: str | None = None,
@@ -319,7 +317,7 @@ class MULTISCLDM(SCLDM):
         Parameters
         ----------
         adata
-            Cells, in memory or :class:`~scgen_diffusion.data.MuDataFiles`; default: the model's cells.
+            Cells; default: the model's cells.
         indices
             Rows of the cells to use; default: all.
         modality
@@ -378,12 +376,6 @@ class MULTISCLDM(SCLDM):
             else plain_columns(adata[name].var)
             for name, modality in self.modalities.items()
         }
-
-    def _take_cells(self, datamodule: TrainingCells | None) -> None:
-        super()._take_cells(datamodule)
-        if isinstance(datamodule, MuDataFiles):
-            known = self.modality_vars_
-            self.modality_vars_ = {n: plain_columns(var, known[n]) for n, var in datamodule.modality_vars.items()}
 
     def _copy_features(self, reference: Self) -> None:
         super()._copy_features(reference)
