@@ -100,12 +100,7 @@ import numba, numpy as np, torch
 from anndata import AnnData
 from scgen_diffusion.model import SCRDIT
 
-@numba.njit(parallel=True)
-def double(x):
-    for i in numba.prange(len(x)):
-        x[i] *= 2
-
-double(np.ones(100))
+numba.set_num_threads(2)  # which starts its threads, as a parallel function does
 after_numba = torch.get_num_threads()
 cells = AnnData(np.random.default_rng(0).poisson(2, (60, 5)).astype("float32"))
 SCRDIT.setup_anndata(cells)

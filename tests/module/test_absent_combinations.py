@@ -8,7 +8,6 @@ import torch
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Guidance
 from scgen_diffusion.module import SCLDMArchitecture, SCLDMModule, expected_log_shares
-from scgen_diffusion.module._absent_combinations import AbsentEffects
 
 N_TYPES, N_DONORS, N_GENES = 4, 6, 60
 
@@ -59,27 +58,6 @@ def test_donors_of_one_state_each_leave_its_effect_to_the_state(state_first):
 
     changes = (ill - well) - (ill - well)[:, 6:].mean()
     assert changes[:, :6].mean() == pytest.approx(1.0, abs=0.15)
-
-
-@pytest.mark.parametrize("n_cells", [1, 3])
-def test_counts_that_tell_nothing_give_finite_shares(n_cells):
-    counts, seen, absent, _ = simulate(n_cells=n_cells, depth=2)
-    assert expected_log_shares(counts, torch.full((len(seen),), n_cells), seen, absent).isfinite().all()
-
-
-def test_only_absent_combinations_have_effects():
-    absent = AbsentEffects(n_combinations=2, n_columns=2, n_effects=3)
-    absent.codes.copy_(torch.tensor([[0, 1], [1, 0]]))
-    absent.combinations.copy_(torch.tensor([0, 1, 1]))
-    absent.genes.copy_(torch.tensor([2, 0, 3]))
-    absent.effects.copy_(torch.tensor([0.5, -1.0, 2.0]))
-
-    asked = torch.tensor([[1, 0], [1, 1], [0, 1], [1, 0], [2, 2]])
-    expected = torch.zeros(5, 4)
-    expected[2, 2] = 0.5
-    expected[[0, 3]] = torch.tensor([-1.0, 0, 0, 2.0])
-    for rows in (slice(None), slice(0), slice(1, 2)):
-        torch.testing.assert_close(absent(asked[rows], asked[rows], 4), expected[rows])
 
 
 @pytest.fixture

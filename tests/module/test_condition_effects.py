@@ -41,12 +41,6 @@ def draw(module, condition):
     return module.draw_cells(z, torch.full((4, 1), 500.0), Generators(0, range(4)), condition)
 
 
-@pytest.mark.parametrize("dispersion", ["gene", "gene-cell"])
-def test_effects_are_zero_at_first(build, dispersion):
-    module = build(dispersion=dispersion)
-    torch.testing.assert_close(draw(module, torch.ones(4, 1)), draw(module, None))
-
-
 def shares_of(module, condition, before=None):
     """Shares of genes with the effects of a condition; before: ``(genes,)``, by default equal."""
     before = torch.ones(N_GENES) if before is None else before
@@ -118,16 +112,6 @@ def test_later_effects_are_those_of_the_classes_and_members_that_a_cell_has(buil
 
     assert torch.equal(effects(condition)[2:], before[2:])
     torch.testing.assert_close(effects(condition)[:2] - before[:2], torch.full((2, N_GENES, 2), 11.0))
-
-
-def test_numbers_have_no_effects(build):
-    module = build((2, Number()))
-    counts = torch.tensor([[50.0] + (N_GENES - 1) * [5.0], N_GENES * [5.0]]) * 1000
-    module.start_effects(torch.tensor([[0, 0.5], [1, -0.5]]), counts, torch.tensor([1000, 1000]))
-    asked = torch.tensor([[0, 0.5], [0, -3], [1, 0.5]])
-    effects = module.condition_effects(asked)[:, 0, 0]
-    assert effects[0] == effects[1]
-    assert effects[0] > effects[2] + 1
 
 
 def test_effects_change_neither_the_loss_nor_what_the_autoencoder_learns(build, batch):
