@@ -9,17 +9,18 @@ import pytest
 import scvi
 
 from scgen_diffusion.cli import main
+from scgen_diffusion.cli._terminal import TALKATIVE
 
 
 @pytest.fixture(autouse=True)
 def _as_it_was():
-    """Give back what a process of its own would take with it: the seed, and handlers of signals."""
-    seed, handlers = (
-        scvi.settings.seed,
-        {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)},
-    )
+    """Give back what a process of its own would take with it: the seed, levels of logs and handlers of signals."""
+    seed, levels = scvi.settings.seed, {name: logging.getLogger(name).level for name in TALKATIVE}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     scvi.settings._seed = seed
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     assert {number: signal.getsignal(number) for number in handlers} == handlers
     assert not logging.getLogger("scgen_diffusion").handlers
 
@@ -44,6 +45,19 @@ def call(capsys):
         return code, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def refused(call):
+    """Call the command line with a wrong request, which is told in one line that holds some words."""
+
+    def refused(words, *arguments):
+        code, out, err = call(*arguments)
+        assert (code, out) == (2, ""), err
+        assert words in err.splitlines()[-1]
+        assert "Traceback" not in err
+
+    return refused
 
 
 @pytest.fixture(scope="session")

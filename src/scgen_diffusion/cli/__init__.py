@@ -1,4 +1,4 @@
-"""The command line: ``scgen-diffusion train``, ``generate``, ``predict``, ``evaluate`` and ``report`` on files.
+"""The command line: ``scgen-diffusion train``, ``generate``, ``predict``, ``evaluate``, ``report`` and ``info``.
 
 PyTorch is imported only when a command runs, so that help and completion are quick.
 """
@@ -14,18 +14,15 @@ import click
 
 from scgen_diffusion._version import VERSION
 
-from ._evaluate import evaluate, evaluate_perturbation, report
-from ._generate import generate, info
-from ._predict import predict
-from ._terminal import PROGRAM, ExitCode
-from ._train import train
+from ._judging import evaluate, report
+from ._models import generate, info, predict, train
+from ._terminal import INTERRUPTED, NOT_GOOD_ENOUGH, PROGRAM, TERMINATED, WRONG_REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["cli", "main", "run"]
 
-SECONDS_BETWEEN_LINES = "30"  # of progress, in a log instead of a terminal
 EPILOG = """\b
 Exit codes:
   0    done
@@ -39,7 +36,7 @@ Results go to files and stdout, messages to stderr."""
 
 @click.group(
     PROGRAM,
-    commands=[train, generate, predict, evaluate, evaluate_perturbation, report, info],
+    commands=[train, generate, predict, evaluate, report, info],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=EPILOG,
     no_args_is_help=True,
@@ -50,34 +47,25 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line, and return the exit code.
 
     Parameters
     ----------
     arguments
         Arguments after the program's name; default: those of this process.
-
-    Returns
-    -------
-    The exit code: 0 done, 1 failed, 2 wrong request, 3 cells not good enough, 130 and 143 stopped by a signal.
     """
     try:
         cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        return ExitCode.WRONG_REQUEST
+        return WRONG_REQUEST
     except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        where = context.command_path if context is not None else PROGRAM
-        word = "" if error.exit_code >= ExitCode.NOT_GOOD_ENOUGH else "error: "
-        click.echo(f"{where}: {word}{error.format_message()}", err=True)
-        if isinstance(error, click.UsageError):
-            click.echo(f"Try '{where} --help'.", err=True)
+        word = "" if error.exit_code >= NOT_GOOD_ENOUGH else "error: "
+        click.echo(f"{PROGRAM}: {word}{error.format_message()}", err=True)
         return error.exit_code
     except click.Abort:
-        click.echo(f"{PROGRAM}: Interrupted.", err=True)
-        return ExitCode.INTERRUPTED
-    return ExitCode.DONE
+        return INTERRUPTED
+    return 0
 
 
 def run() -> None:
@@ -87,10 +75,10 @@ def run() -> None:
     which scanpy uses, is limited to ``OMP_NUM_THREADS``: otherwise it starts a thread for every core, and PyTorch
     follows.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     if not sys.stderr.isatty():
         for name in ("TQDM_MININTERVAL", "TQDM_MAXINTERVAL"):
-            os.environ.setdefault(name, SECONDS_BETWEEN_LINES)
+            os.environ.setdefault(name, "30")
     if threads := os.environ.get("OMP_NUM_THREADS"):
         os.environ.setdefault("NUMBA_NUM_THREADS", threads.split(",")[0])
     sys.exit(main())

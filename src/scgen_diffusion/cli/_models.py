@@ -1,0 +1,329 @@
+"""``train``, ``generate``, ``predict`` and ``info``: the calls of a model, on files."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from scgen_diffusion._arguments import list_first
+from scgen_diffusion._files import remove, write_atomically
+
+from ._files import MUDATA, TABLES, check_place, check_replaced, of_model, read_cells, read_table, select_rows
+from ._options import FILE, NEW, Keyed, command, flag, option, pick, setting, value
+from ._terminal import FAILED, Stop
+
+if TYPE_CHECKING:
+    from ._terminal import Terminal
+
+SETUP = (
+    "layer", "condition_keys", "continuous_condition_keys", "set_condition_keys", "control_values",
+    "condition_embeddings", "unlabeled_category", "values", "modalities", "genes",
+)  # fmt: skip
+MOST_SHOWN = 20
+RESUME = "After Ctrl-C, SIGTERM or a crash, run the same command again to resume."
+SEED = option("--seed", "Seed of all random draws.", int, default=0)
+ACCELERATOR = option("--accelerator", "Accelerator of Lightning: auto, cpu, gpu ...")
+
+
+@command(
+    "train",
+    "Train a model on files of cells.",
+    click.Argument(["cells"], nargs=-1, required=True, type=FILE),
+    option("--out -o", "Folder of the model.", NEW, required=True),
+    flag("--overwrite", "Replace an existing model."),
+    option("--layer -l", "Layer with the values; default: X.", Keyed("[MODALITY=]NAME")),
+    option("--values", "Kind of the values; default: counts.", click.Choice(["counts", "log1p"])),
+    option("--condition -c condition_keys", "Column of obs to condition on. Repeatable.", multiple=True),
+    option("--continuous-condition continuous_condition_keys", "Column or array of numbers.", multiple=True),
+    option("--set-condition set_condition_keys", "Column of sets such as A+B.", Keyed("COLUMN[=SEPARATOR]")),
+    option("--control control_values", "Value of unperturbed cells in a column.", Keyed(read=value)),
+    option("--condition-embedding condition_embeddings", "Table of a column's values, or entry of uns.", Keyed()),
+    option("--unlabeled-category", "Value of cells without a label, which train too; so do missing ones."),
+    option("--modality modalities", "Modality of .h5mu, and its likelihood.", Keyed("NAME[=LIKELIHOOD]")),
+    flag("--backed", "Read cells from the file during training; several files always are."),
+    option("--shared-genes genes", "Use the genes that all files have.", is_flag=True, flag_value="shared"),
+    option("--model -m", "Class; default: SCLDM.", click.Choice(["SCLDM", "MULTISCLDM", "SCRDIT", "WBDIT"])),
+    option("--set architecture", "Option of the architecture: n_latent=16, size=published.", Keyed(read=setting)),
+    option("--reference", "Model to fine-tune, a folder or a name, which gives all of the above."),
+    option("--trainable", "What fine-tuning changes; default: new_conditions."),
+    option("--max-epochs -e", "Epochs of all stages, or of one, such as prior=20.", Keyed("[STAGE=]N", value)),
+    option("--batch-size", "Cells per step, of all processes together.", int),
+    option("--recipe", "Training option, such as prior.learning_rate=1e-3.", Keyed(read=setting)),
+    option("--trainer", "Other argument of train in Python: early_stopping=true.", Keyed(read=setting)),
+    ACCELERATOR,
+    option("--devices", "Number of devices, or their indices: [0,1].", value),
+    option("--num-nodes", "Number of machines.", int),
+    option("--strategy", "Strategy of Lightning: ddp for several devices."),
+    SEED,
+    option("--checkpoint-dir", "Folder of checkpoints; default: a hidden one, removed at the end.", NEW),
+    flag("--restart", "Start again and ignore checkpoints."),
+    epilog=RESUME,
+)
+def train(terminal: Terminal, cells: list[Path], out: Path, seed: int, **options: Any) -> None:
+    """Train a model on the cells of one or several files (.h5ad, .zarr, .h5mu), and save it to a folder.
+
+    scgen-diffusion train cells.h5ad --layer counts --condition cell_type --out my_model
+    """
+    overwrite, checkpoints = options.pop("overwrite", False), options.pop("checkpoint_dir", None)
+    check_place(out, overwrite=overwrite)
+    check_replaced(out)
+    package = terminal.libraries()
+    from scvi import settings
+
+    from scgen_diffusion.train import RunOptions, is_interrupted
+
+    options |= options.pop("trainer", {})
+    asked = {name: options[name] for name in ("accelerator", "devices", "num_nodes", "strategy") if name in options}
+    terminal.quiet |= not RunOptions.of(**asked).check().is_global_zero  # the first process tells
+    settings.seed = seed
+    terminal.say(f"Reading {list_first(cells)}")
+    restart = options.pop("restart", False)
+    model = build(package, cells, options)
+    terminal.say(str(model).partition("\n  trained:")[0])
+
+    folder = checkpoints or out.absolute().with_name(f".{out.name}.checkpoints")
+    for stage in ("autoencoder", "prior", "transport", "diffusion") if restart else ():
+        (folder / f"{stage}.ckpt").unlink(missing_ok=True)  # the user's folder may hold others
+    terminal.on_interrupt = f"The checkpoints are in {folder}; run the same command again to resume."
+    try:
+        model.train(checkpoint_dir=folder, **{"enable_progress_bar": not terminal.quiet, **options})
+    finally:
+        if not any(folder.glob("*.ckpt")):
+            terminal.on_interrupt = "Nothing was saved, because there is no checkpoint."
+        with suppress(OSError):
+            folder.rmdir()  # if it is empty
+    if is_interrupted(model.trainer):
+        raise terminal.stopped()
+    if not model.trainer.is_global_zero:
+        return
+    place = save(model, out, overwrite=overwrite)
+    if checkpoints is None:
+        remove(folder)
+    if place != out:
+        msg = f"Something else was written to {out} during the training, and is kept. This model is in {place}."
+        raise Stop(msg, FAILED)
+    terminal.result(out)
+
+
+def build(package: Any, paths: list[Path], options: dict[str, Any]) -> Any:
+    """Return a model of the cells, new or fine-tuned, and leave only the arguments of ``train`` in the options."""
+    setup, architecture = pick(options, *SETUP), options.pop("architecture", {})
+    name, reference = options.pop("model", ""), options.pop("reference", None)
+    in_files, has_modalities = options.pop("backed", False) or len(paths) > 1, paths[0].suffix == MUDATA
+    if "set_condition_keys" in setup:
+        setup["set_condition_keys"] = {key: mark or "+" for key, mark in setup["set_condition_keys"].items()}
+    for key, table in setup.get("condition_embeddings", {}).items():
+        if Path(table).suffix in TABLES:
+            names_as_text = {"index_col": 0, "dtype": {0: str}, "keep_default_na": False}
+            setup["condition_embeddings"] |= {key: read_table(Path(table), **names_as_text)}
+    for key, each in options.pop("recipe", {}).items():
+        stage, _, option_name = key.rpartition(".")
+        plan = options.setdefault("plan_kwargs", {})
+        (plan.setdefault(stage, {}) if stage else plan)[option_name] = each
+
+    if reference is not None:
+        query = pick(setup, "condition_embeddings") | pick(options, "trainable")
+        if setup or architecture or name:
+            msg = "--reference gives all that --layer, --condition, --model, --set and the like would; leave them out."
+            raise click.UsageError(msg)
+        model = package.model.load(reference, adata=False, accelerator="cpu")
+        cells = paths if in_files else of_model(model, read_cells(paths[0]))
+        return type(model).load_query_data(cells, model, **query)
+
+    model_class = getattr(package.model, name or ("MULTISCLDM" if has_modalities else "SCLDM"))
+    if (model_class is package.model.MULTISCLDM) is not has_modalities or (has_modalities and in_files):
+        msg = "MULTISCLDM reads one .h5mu file, without --backed; the other models do not read such files."
+        raise click.UsageError(msg)
+    if in_files:
+        options["datamodule"] = package.data.CellFiles(paths, **setup)
+        return model_class(registry=options["datamodule"].registry, **architecture)
+    setup.pop("genes", None)  # one file has all its genes
+    if has_modalities and "layer" in setup:
+        setup["layers"] = setup.pop("layer")
+    cells = read_cells(paths[0])
+    (model_class.setup_mudata if has_modalities else model_class.setup_anndata)(cells, **setup)
+    return model_class(cells, **architecture)
+
+
+def save(model: Any, out: Path, *, overwrite: bool) -> Path:
+    """Save a model, and return where: under another name if another training has taken this one meanwhile."""
+    for number in count(1):
+        place = out if number == 1 else out.with_name(f"{out.name}-{number}")
+        with suppress(FileExistsError, click.UsageError):
+            check_replaced(place)
+            with write_atomically(place, overwrite=overwrite) as beside:
+                model.save(beside)
+            return place
+    raise AssertionError
+
+
+TABLE_HELP = (
+    "A .csv or .tsv file with a row per cell and keys as columns, or a file of cells, to have new ones like them."
+)
+REQUEST = [
+    option("--condition-table", TABLE_HELP, FILE),
+    option("--library-size", "Total counts, or empirical, normal, latent.", Keyed("[MODALITY=]N|NAME", value)),
+    flag("--counts", "Return integer counts, also from SCRDIT and WBDIT."),
+    option("--guidance-scale -g", "Strength of the condition; default: 1.", Keyed("[KEY=]NUMBER", value)),
+    option("--sampler", "Sampler: euler, midpoint, heun, ddim, dpm_solver ..."),
+    option("--n-steps", "Steps of the sampler.", int),
+    option("--batch-size", "Cells at a time. It does not change the cells.", int),
+    option("--shard-size", "Cells per part of the output; after an interruption, finished parts are kept.", int),
+    SEED,
+    ACCELERATOR,
+    option("--device", "Index of the device.", value),
+    flag("--overwrite", "Replace cells of another request."),
+]
+
+
+@command(
+    "generate",
+    "Generate cells to a file.",
+    click.Argument(["model"]),
+    click.Argument(["out"], type=NEW),
+    option("--n-cells -n", "Number of cells; not needed with a table.", int),
+    option("--condition -c", "Condition; several values get equal shares; repeat one for more.", Keyed(repeats=True)),
+    *REQUEST,
+    epilog=RESUME,
+)
+def generate(terminal: Terminal, model: str, out: Path, **options: Any) -> None:
+    """Generate cells with a model, and write them into a file (.zarr, .h5ad; .h5mu for several modalities).
+
+    MODEL is a folder, or the name of a pretrained model: pbmc3k, kang_ifnb or pbmc10k_citeseq.
+
+    scgen-diffusion generate pbmc3k cells.h5ad --n-cells 1000 --condition cell_type=B
+    """
+    loaded = load(terminal, model, out, options)
+    write(terminal, loaded, out, "generate", read_request(loaded, options))
+
+
+@command(
+    "predict",
+    "Predict cells under another condition.",
+    click.Argument(["model"]),
+    click.Argument(["cells"], nargs=-1, required=True, type=FILE),
+    click.Argument(["out"], type=NEW),
+    option("--condition -c", "New condition of all cells. Keys left out keep each cell's own value.", Keyed()),
+    option("--where -w", "Use only cells with this value, or one of several.", Keyed("COLUMN=VALUE", repeats=True)),
+    flag("--backed", "Read cells from the file part by part; several files always are."),
+    option("--method", "Method: transport or inversion."),
+    *REQUEST,
+    epilog=RESUME,
+)
+def predict(terminal: Terminal, model: str, cells: list[Path], out: Path, **options: Any) -> None:
+    """Predict how given cells (.h5ad, .zarr, .h5mu) would look under another condition, and write them into a file.
+
+    MODEL is a folder, or the name of a pretrained model: pbmc3k, kang_ifnb or pbmc10k_citeseq.
+
+    scgen-diffusion predict my_model cells.h5ad predicted.h5ad --where condition=control -c condition=stimulated
+    """
+    if not {"condition", "condition_table", "library_size"} & options.keys():
+        msg = "Nothing is predicted without a new condition: give --condition KEY=VALUE or --condition-table."
+        raise click.UsageError(msg)
+    loaded = load(terminal, model, out, options)
+    terminal.say(f"Reading {list_first(cells)}")
+    where, backed = options.pop("where", None), options.pop("backed", False)
+    options["adata_control"] = read_selected(loaded, cells, where, in_files=backed or len(cells) > 1)
+    write(terminal, loaded, out, "predict_perturbation", read_request(loaded, options))
+
+
+def load(terminal: Terminal, model: str, out: Path, options: dict[str, Any]) -> Any:
+    """Load the model whose cells are to be written."""
+    check_place(out, ".zarr", ".h5ad", MUDATA)
+    loaded = terminal.libraries().model.load(model, adata=False, **pick(options, "accelerator", "device"))
+    if loaded.modalities:  # of one modality, the same request is finished, or goes on
+        check_place(out, MUDATA, overwrite="overwrite" in options)
+    return loaded
+
+
+def read_selected(model: Any, paths: list[Path], where: dict[str, Any] | None, *, in_files: bool) -> Any:
+    """Read one file, leave several where they are, or read the cells that have the values of ``where``."""
+    import anndata
+    import numpy as np
+    import pandas as pd
+
+    from scgen_diffusion.data import CellFiles
+
+    if where is None:
+        return CellFiles.like(model.registry, paths) if in_files else of_model(model, read_cells(paths[0]))
+    files = [read_cells(path, backed=True) for path in paths]
+    chosen = select_rows(pd.concat([cells.obs for cells in files]), where)
+    parts = np.split(chosen, np.cumsum([cells.n_obs for cells in files])[:-1])
+    some = [cells[rows] for cells, rows in zip(files, parts, strict=True)]
+    if model.modalities:
+        return some[0].copy()
+    return of_model(model, anndata.concat([cells.to_memory() for cells in some], merge="first"))
+
+
+def read_request(model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with conditions, which are text, as values of the model's keys."""
+    from scgen_diffusion.data import as_label
+
+    keys = {key.name: key for key in model.conditions.by_key}
+
+    def read(name: str, text: str) -> Any:
+        """Read numbers of a key of numbers, and the class with this text; the model refuses others."""
+        if name not in keys or keys[name].is_numeric:
+            return [value(part) for part in text.strip("[] ").split(",")] if "," in text else value(text)
+        known = {as_label(each): each for each in getattr(keys[name], "values", ())}
+        same = known.get(as_label(value(text)), text)  # 1.0 is 1, unless classes are text
+        return known.get(text, text if isinstance(same, str) else same)
+
+    def read_all(name: str, texts: str | list[str]) -> Any:
+        return read(name, texts) if isinstance(texts, str) else [read(name, text) for text in texts]
+
+    table = options.pop("condition_table", None)
+    if table is not None and "condition" in options:
+        msg = "--condition and --condition-table exclude each other."
+        raise click.UsageError(msg)
+    if table is not None and table.suffix in TABLES:
+        texts = read_table(table, dtype=str, keep_default_na=False)
+        options["condition"] = type(texts)({name: read_all(name, [*texts[name]]) for name in texts}, dtype=object)
+    elif table is not None:
+        options["condition"] = read_cells(table, backed=True)
+    elif "condition" in options:
+        options["condition"] = {name: read_all(name, texts) for name, texts in options["condition"].items()}
+    return options
+
+
+def write(terminal: Terminal, model: Any, out: Path, call: str, asked: dict[str, Any]) -> None:
+    """Write the cells of a call into a file, part by part; of several modalities, at once."""
+    terminal.on_interrupt = "Run the same command again to resume."
+    asked["show_progress"] = not terminal.quiet
+    if model.modalities:
+        pick(asked, "shard_size", "overwrite")
+        with write_atomically(out) as beside:
+            getattr(model, call)(**asked).write_h5mu(beside)
+    else:
+        getattr(model, f"{call}_to")(out, **asked)
+    terminal.result(out)
+
+
+@command("info", "Describe a model.", click.Argument(["model"]), flag("--json as_json", "Everything, as JSON."))
+def info(terminal: Terminal, model: str, *, as_json: bool = False) -> None:
+    """Show what a model is: class, genes, conditions and their values, architecture, training.
+
+    MODEL is a folder, or the name of a pretrained model: pbmc3k, kang_ifnb or pbmc10k_citeseq.
+    """
+    loaded = terminal.libraries().model.load(model, adata=False, accelerator="cpu")
+    numbers = {
+        "architecture": asdict(loaded.architecture),
+        **loaded.recipes_,
+        "last losses": {name: float(table.iloc[-1, 0]) for name, table in (loaded.history_ or {}).items()},
+    }
+    if as_json:
+        facts = {"class": type(loaded).__name__, "n_genes": len(loaded.var_), "trained_stages": loaded.trained_stages_}
+        conditions = {key.name: asdict(key) for key in loaded.conditions.by_key}
+        terminal.result(json.dumps({**facts, "conditions": conditions, **numbers}, indent=2, default=str))
+        return
+    terminal.result(str(loaded))
+    for key in loaded.conditions.by_key:
+        terminal.result(f"  values of {key.name}: {list_first(key.labels, MOST_SHOWN)}")
+    for name, each in numbers.items():
+        terminal.result(f"  {name}: {', '.join(f'{k}={v}' for k, v in each.items())}")
