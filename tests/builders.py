@@ -375,7 +375,7 @@ def without_pictures(monkeypatch):
 def without_umap():
     """Embed cells by principal components in pictures: UMAP compiles for ten seconds, and has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scgen_diffusion.pl._umap.umap_of", lambda values, **_: values[:, :2])
+        patch.setattr("scgen_diffusion.pl._embeddings.umap_of", lambda values, **_: values[:, :2])
         yield
 
 

@@ -59,6 +59,9 @@ def read_cells(path: Path, *, backed: bool = False) -> Any:
     if path.suffix not in CELLS:
         msg = f"{path}: the name must end in {', '.join(CELLS)}."
         raise click.UsageError(msg)
+    if not path.exists():
+        msg = f"There is no file {path}."
+        raise click.UsageError(msg)
     if backed:
         check_filters(path)
     try:

@@ -6,13 +6,11 @@ take the tables from :mod:`~scgen_diffusion.metrics`. Plots of the white-box mod
 colours come from ``uns``.
 """
 
-from ._correlations import gene_correlation
-from ._genes import library_size, marker_dotplot, mean_variance, zero_fraction
+from ._embeddings import sampling_path, umap
+from ._genes import gene_correlation, library_size, marker_dotplot, mean_variance, zero_fraction
 from ._perturbations import mean_change, perturbation_scores, perturbation_strengths
-from ._sampling_path import sampling_path
 from ._scores import scores
 from ._training import training_history
-from ._umap import umap
 from ._white_box import coding_rate, head_loadings, layer_statistics
 
 __all__ = [

@@ -14,7 +14,6 @@ from scgen_diffusion._arguments import as_list, check_count, known_names
 from scgen_diffusion.data import NO_LABEL, as_label, check_is_anndata, join_labels, make_indexable
 from scgen_diffusion.metrics import correlation, gene_changes
 
-from ._cells import label_order, labels_of
 from ._figures import (
     COLORS,
     FLOOR_LABEL,
@@ -29,6 +28,8 @@ from ._figures import (
     finish,
     first_column,
     ink,
+    label_order,
+    labels_of,
     legend_beside,
     name_both_axes,
     one_axis,

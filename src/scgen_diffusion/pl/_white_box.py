@@ -33,23 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LINE_STYLES = ["-", "--", ":", "-."]
-LABELS = {
-    "coding_rate_before": "$R$ before attention (nats)",
-    "coding_rate_after": "$R$ after attention (nats)",
-    "subspace_coding_rate_before": "$R^c$ before attention (nats)",
-    "subspace_coding_rate_after": "$R^c$ after attention (nats)",
-    "sparsity": "share of zeros in the sparse code",
-    "l0_norm": "non-zero entries per token",
-    "l1_norm": "$\\ell_1$ norm per token",
-    "sparse_coding_loss_before": "sparse-coding loss before",
-    "sparse_coding_loss_after": "sparse-coding loss after",
-    "attention_step": "relative step of attention",
-    "sparse_coding_step": "relative step of sparse coding",
-    # common prefixes of several statistics
-    "coding_rate_": "coding rate $R$ (nats)",
-    "subspace_coding_rate_": "coding rate $R^c$ (nats)",
-    "sparse_coding_loss_": "sparse-coding loss",
-}
 
 
 def layer_statistics(
@@ -61,7 +44,6 @@ def layer_statistics(
     layers: Sequence[int] | None = None,
     groups: Sequence[str] | None = None,
     palette: Mapping[str, str] | None = None,
-    ylabel: str | None = None,
     axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
@@ -82,8 +64,6 @@ def layer_statistics(
         Layers and groups to show. Default: all.
     palette
         Colour of each group. Default: scanpy's colours, in the order of the table.
-    ylabel
-        Label of the y axis.
     axs
         Axes to draw on, one per layer.
     show
@@ -135,8 +115,9 @@ def layer_statistics(
         without_frame(ax)
     common = commonprefix(names)
     shared = names[0] if len(names) == 1 else common[: common.rfind("_") + 1]
+    unit = " (nats)" * ("coding_rate" in shared)
     for ax in first_column(axes):
-        ax.set_ylabel(ylabel or LABELS.get(shared, shared.strip("_")))
+        ax.set_ylabel(shared.strip("_").replace("_", " ") + unit)
     handles = [Line2D([], [], color=palette[group], label=group) for group in groups if len(groups) > 1]
     if len(names) > 1:
         styles = zip(names, LINE_STYLES, strict=False)

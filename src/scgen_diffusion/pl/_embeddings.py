@@ -1,0 +1,442 @@
+"""Cells in the plane: real and synthetic ones in a UMAP, and the way from noise to cells in principal components."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import scanpy as sc
+import scipy.sparse as sp
+from anndata import AnnData
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, to_rgba_array
+from mudata import MuData
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+from sklearn.neighbors import NearestNeighbors
+
+from scgen_diffusion._arguments import check_count, known_names
+from scgen_diffusion.data import check_is_anndata, make_indexable, obs_column
+from scgen_diffusion.metrics import ComparisonSpace, Expression, align_genes, expression_of
+
+from ._figures import (
+    MISSING_COLOR,
+    MOST_VECTORS,
+    SOURCES,
+    choose,
+    explain_colors,
+    finish,
+    label_colors,
+    label_order,
+    labels_of,
+    limits_around,
+    mixed_scatter,
+    panels,
+    sides_of,
+    subsample,
+)
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    from ._figures import Color, Side
+
+N_PLACED_BY = 5
+JITTER = 0.005  # of the picture's width, so that cells with the same neighbours do not hide each other
+LEAST_CELLS = 4
+N_ITERATIONS = 50
+SMALLEST_SHARE = 1e-3  # distances below this share of the points' spread count as equal
+BACKGROUND = "#d4d4d4"
+MAX_REFERENCE_CELLS = 20_000
+COLUMNS = ("cell", "frame", "time")
+MOST_PANELS = 5
+
+
+def umap(
+    real: AnnData,
+    synthetic: AnnData,
+    *,
+    color: str | Sequence[str] | None = None,
+    train: AnnData | None = None,
+    fit: Literal["both", "real"] = "both",
+    layer: str | None = None,
+    n_neighbors: int = 15,
+    min_dist: float = 0.5,
+    max_cells: int = 10_000,
+    palette: Mapping[str, Color] | Sequence[Color] | None = None,
+    seed: int = 0,
+    axs: Axes | Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> list[Axes] | None:
+    """Plot real cells, synthetic cells, and both together, in one UMAP.
+
+    By default, one UMAP is made of equal numbers of both, in their common principal components. Cells unlike any real
+    cell lie apart from the real ones.
+
+    With ``fit="real"``, the UMAP is made of real cells alone, and every cell, real or synthetic, is placed at the
+    geometric median of the five nearest other real cells, with a little noise so that points do not hide each other.
+    This shows which real cells the synthetic ones are nearest to, not how near: even noise lies among real cells, so
+    do not judge a model by it. The titles say so.
+
+    Parameters
+    ----------
+    real, synthetic
+        Cells with the same genes: counts, or `log1p` values with ``uns["log1p"]`` set. They are not changed.
+    color
+        Column of `obs`, or a gene; or several, each with a row of panels. Default: none. Missing labels and numbers are
+        grey.
+    train
+        Real cells to fit to instead, such as the training cells: the principal components, and with ``fit="real"`` the
+        UMAP.
+    fit
+        Make the UMAP of ``"both"`` sets, or of ``"real"`` cells alone.
+    layer
+        Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
+    n_neighbors, min_dist
+        See :func:`scanpy.pp.neighbors` and :func:`scanpy.tl.umap`.
+    max_cells
+        Most cells to draw of each set. Of the larger set, as many as of the smaller one are drawn at random.
+    palette
+        Colour of each label, or colours in label order. Default: ``real.uns[f"{color}_colors"]``, else scanpy's.
+    seed
+        Seed of the subsampling and of UMAP.
+    axs
+        Axes to draw on, three for each colour.
+    show
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes or None
+        The axes of real, synthetic and both, of each colour in turn, or None if the figure is shown.
+
+    Raises
+    ------
+    KeyError
+        If `color` is neither a column of both `obs` nor a gene.
+    ValueError
+        If genes are missing, values are not expression, there are too few cells, the palette lacks labels, or a column
+        of numbers has none.
+
+    Examples
+    --------
+    >>> import scgen_diffusion as scgd
+    >>> adata = scgd.datasets.pbmc68k_reduced()
+    >>> axes = scgd.pl.umap(adata[::2], adata[1::2], color="cell_type", show=False)
+    """
+    choose("fit", fit, ["both", "real"])
+    check_count("n_neighbors", n_neighbors, least=2)
+    check_count("max_cells", max_cells, least=2)
+    for name, cells in {"real": real, "synthetic": synthetic}.items():
+        check_is_anndata(cells, name)
+    n_cells = min(real.n_obs, synthetic.n_obs, max_cells)
+    sides = sides_of(real, synthetic, layer=layer, max_cells=n_cells, seed=seed)
+    names = list(color) if isinstance(color, list | tuple) else [color]
+    looks = [look_of(name, sides, palette) for name in names]
+    expressions = [side.expression for side in sides.values()]
+    reference = expressions[0] if fit == "real" else Expression(sp.vstack([part.values for part in expressions]), None)
+    if train is not None:
+        train = align_genes(subsample(train, "train", max_cells, seed), real.var_names, name="train")
+        reference = expression_of(train, layer=layer, name="train")
+    axes = panels(3 * len(names), axs, size=(3.6, 3.4), n_columns=3)
+
+    space = ComparisonSpace.fit(reference, seed=seed)
+    values = [space.project(expression) for expression in expressions]
+    how = {"n_neighbors": n_neighbors, "min_dist": min_dist, "seed": seed}
+    how_placed = ""
+    if fit == "both":
+        points = np.split(umap_of(np.concatenate(values), **how), [len(values[0])])
+    else:
+        fitted = values[0] if train is None else space.project(reference)
+        coordinates, how_placed = umap_of(fitted, **how), "\nplaced on nearest real cells"
+        to_place = None if train is None else values[0], values[1]
+        rng, scale = np.random.default_rng(seed), JITTER * np.ptp(coordinates, axis=0)
+        points = [place(side, fitted, coordinates) for side in to_place]
+        points = [placed + rng.normal(scale=scale, size=placed.shape) for placed in points]
+
+    both = np.concatenate(points)
+    size = float(np.clip(16_000 / len(both), 2, 18))
+    low, high = limits_around(both)
+    counts = {"real": len(points[0]), "synthetic": len(points[1]), "both": len(both)}
+    rows = [axes[start : start + 3] for start in range(0, len(axes), 3)]
+    for row, name, (colors, legend, scale) in zip(rows, names, looks, strict=True):
+        mixed_scatter(row[0], points[:1], colors[:1], size=size)
+        mixed_scatter(row[1], points[1:], colors[1:], size=size)
+        mixed_scatter(row[2], points, list(SOURCES.values()), size=size)
+        for ax, (title, count) in zip(row, counts.items(), strict=True):
+            ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
+            ax.set(xlabel="UMAP 1", title=f"{title} ({count:,} cells){how_placed}")
+        row[0].set_ylabel("UMAP 2")
+        explain_colors(row[2], *([(name, legend), ("both", SOURCES)] if legend else [("", SOURCES)]))
+        if scale is not None:
+            row[1].figure.colorbar(scale, ax=row[1], label=name, shrink=0.7)
+    return finish(axes, show, save)
+
+
+def look_of(
+    color: str | None, sides: Mapping[str, Side], palette: Mapping[str, Color] | Sequence[Color] | None
+) -> tuple[Sequence[Any], dict[str, Color], ScalarMappable | None]:
+    """Return the colours of both sets by a column of both `obs` or a gene; see :func:`colors_of`."""
+    if color is None:
+        return list(SOURCES.values()), {}, None
+    if not isinstance(color, str):
+        msg = f"`color` must name a column of `obs` or a gene, or list several, but found {color!r}."
+        raise TypeError(msg)
+    genes = sides["real"].cells.var_names
+    lacking = [name for name, side in sides.items() if color not in side.cells.obs]
+    if not lacking:
+        return colors_of(color, {name: side.cells for name, side in sides.items()}, sides["real"].cells, palette)
+    if color not in genes or len(lacking) == 1:
+        known = [*sides[lacking[0]].cells.obs, *genes]
+        msg = f"`color` {color!r} is neither a column of `{lacking[0]}.obs` nor a gene. {known_names(color, known)}"
+        raise KeyError(msg)
+    choose("color", color, genes)  # raises if several genes have this name
+    gene = [genes.get_loc(color)]
+    return number_colors(color, [side.expression.values[:, gene].toarray().ravel() for side in sides.values()])
+
+
+def colors_of(
+    color: str,
+    sets: Mapping[str, AnnData],
+    owner: AnnData,
+    palette: Mapping[str, Color] | Sequence[Color] | None,
+    *others: AnnData,
+) -> tuple[list[NDArray], dict[str, Color], ScalarMappable | None]:
+    """Return the colours of each set of cells by a column of `obs`, ``(cells, 4)``, a legend, and a scale of numbers.
+
+    The labels of ``others`` have colours of their own, though they are not drawn.
+    """
+    columns = [obs_column(cells, color, name) for name, cells in sets.items()]
+    if all(is_numeric_dtype(column) and not is_bool_dtype(column) for column in columns):
+        return number_colors(color, [column.astype(float).to_numpy() for column in columns])
+    labels = [labels_of(cells, color, name) for name, cells in sets.items()]
+    order = label_order(owner, color, *labels)
+    colored = label_order(owner, color, *labels, *(labels_of(cells, color, "reference") for cells in others))
+    found = label_colors(owner, color, colored, palette)
+    legend = {label: found[label] for label in order}
+    return [to_rgba_array([legend[label] for label in series]) for series in labels], legend, None
+
+
+def number_colors(
+    color: str, numbers: Sequence[NDArray]
+) -> tuple[list[NDArray], dict[str, Color], ScalarMappable | None]:
+    """Return the colours of numbers on one scale. Infinite ones are grey, like missing ones: no scale holds all."""
+    numbers = [np.where(np.isfinite(part), part, np.nan) for part in numbers]
+    both = np.concatenate(numbers)
+    if np.isnan(both).all():
+        msg = f"`color` {color!r} has no number; all are missing."
+        raise ValueError(msg)
+    norm = Normalize(np.nanmin(both), np.nanmax(both))
+    scale = ScalarMappable(norm, plt.get_cmap("viridis").with_extremes(bad=MISSING_COLOR))
+    legend: dict[str, Color] = {"no number": MISSING_COLOR} if np.isnan(both).any() else {}
+    return [scale.to_rgba(part) for part in numbers], legend, scale
+
+
+def umap_of(values: NDArray, *, n_neighbors: int, min_dist: float, seed: int) -> NDArray[np.float32]:
+    """Return scanpy's UMAP, `(cells, 2)`."""
+    if len(values) < LEAST_CELLS:
+        msg = f"A UMAP needs at least {LEAST_CELLS} cells to be fitted to, but found {len(values)}."
+        raise ValueError(msg)
+    cells = AnnData(np.ascontiguousarray(values, dtype=np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # umap-learn warns about seeds and threads
+        sc.pp.neighbors(cells, n_neighbors=min(n_neighbors, len(values) - 1), use_rep="X", random_state=seed)
+        sc.tl.umap(cells, min_dist=min_dist, random_state=seed)
+    return cells.obsm["X_umap"]
+
+
+def place(values: NDArray | None, fitted: NDArray, coordinates: NDArray) -> NDArray:
+    """Place cells at the geometric median of the coordinates of the nearest fitted cells.
+
+    A mean would put cells between two islands into the empty space between them, and a median of each coordinate would
+    put cells in rows.
+
+    Parameters
+    ----------
+    values
+        Cells to place, `(cells, features)`. None places the fitted cells themselves, each by its neighbours.
+    fitted
+        Cells that have coordinates, `(cells, features)`.
+    coordinates
+        Coordinates of the fitted cells, `(cells, 2)`.
+    """
+    n_others = len(fitted) - (values is None)
+    neighbors = NearestNeighbors(n_neighbors=min(N_PLACED_BY, n_others)).fit(fitted)
+    return geometric_median(coordinates[neighbors.kneighbors(values, return_distance=False)])
+
+
+def geometric_median(points: NDArray) -> NDArray[np.float64]:
+    r"""Return the point with the smallest sum of distances to each set of points (Weiszfeld's algorithm).
+
+    .. math:: y \leftarrow \frac{\sum_i x_i / \lVert x_i - y \rVert}{\sum_i 1 / \lVert x_i - y \rVert}
+
+    Parameters
+    ----------
+    points
+        `(sets, points, 2)`.
+    """
+    points = points.astype(np.float64)
+    scale = np.maximum(np.ptp(points, axis=1).max(axis=-1), 1e-12)[:, None]
+    median = points.mean(axis=1)
+    for _ in range(N_ITERATIONS):
+        distances = np.linalg.norm(points - median[:, None], axis=2)
+        weights = 1 / np.maximum(distances, SMALLEST_SHARE * scale)
+        median = (points * (weights / weights.sum(axis=1, keepdims=True))[..., None]).sum(axis=1)
+    return median
+
+
+def sampling_path(
+    path: AnnData,
+    *,
+    reference: AnnData | None = None,
+    color: str | None = None,
+    values: Literal["state", "estimate"] = "state",
+    n_panels: int | None = None,
+    layer: str | None = None,
+    palette: Mapping[str, Color] | Sequence[Color] | None = None,
+    axs: Axes | Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> list[Axes] | None:
+    """Plot how noise turns into cells, as a row of panels.
+
+    All panels show the first two principal components of real cells, which are grey in the background.
+
+    Parameters
+    ----------
+    path
+        Result of a model's ``get_sampling_path``, such as :meth:`~scgen_diffusion.model.SCLDM.get_sampling_path`.
+    reference
+        Real cells with the same genes: counts, or `log1p` values with ``uns["log1p"]`` set. Without them, the principal
+        components are those of the finished cells.
+    color
+        Column of ``path.obs``, such as a condition. Default: none.
+    values
+        ``"state"``: the cells at that time. ``"estimate"``: the finished cells as the model estimates them at that
+        time.
+    n_panels
+        Number of panels, evenly spaced over the frames. Default: as many as there are frames, at most 5.
+    layer
+        Layer of `reference` with the counts. Default: ``"counts"`` if there is one, else `X`.
+    palette
+        Colour of each label, or colours in label order. Default: ``reference.uns[f"{color}_colors"]``, else scanpy's.
+    axs
+        Axes to draw on, one per panel.
+    show
+        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
+    save
+        File to write the figure to.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes or None
+        The axes, or None if the figure is shown.
+
+    Raises
+    ------
+    KeyError
+        If `color` is not a column of ``path.obs``.
+    ValueError
+        If `path` does not come from ``get_sampling_path``, has fewer frames than panels, or has genes that `reference`
+        lacks, or `n_panels` is no whole number above 1.
+    """
+    check_is_anndata(path, "path", " Of several modalities, give one: `path['rna']`." * isinstance(path, MuData))
+    choose("values", [values], ["state", "estimate"])
+    rows = rows_of_frames(path)
+    n_panels = min(len(rows), MOST_PANELS) if n_panels is None else check_count("n_panels", n_panels, 2, len(rows))
+    matrix = path.X if values == "state" else path.layers["estimate"]
+    points, background = project_frames([matrix[frame] for frame in rows], path, reference, layer)
+    cells = path[rows[0]]
+    colors, legend, scale = [SOURCES["synthetic"]], {"synthetic": SOURCES["synthetic"]}, None
+    if color is not None:
+        is_of_reference = reference is not None and color in reference.obs  # colours as in an embedding of it
+        others = [reference] if is_of_reference and palette is None else []
+        colors, legend, scale = colors_of(
+            color, {"path": cells}, reference if is_of_reference else cells, palette, *others
+        )
+    axes = panels(n_panels, axs, size=(2.6, 2.9), n_columns=n_panels)
+    size = float(np.clip(4_000 / cells.n_obs, 4, 18))
+    (left, bottom), (right, top) = limits_around(np.concatenate([*points, background]))
+    times = path.obs["time"].to_numpy(dtype=float)[rows[:, 0]]
+    ends = {times[0]: "noise, ", times[-1]: "cells, "}
+    for ax, frame in zip(axes, np.linspace(0, len(times) - 1, n_panels).round().astype(int), strict=True):
+        many = len(background) > MOST_VECTORS
+        ax.scatter(*background.T, s=0.6 * size, c=BACKGROUND, linewidths=0, rasterized=many)
+        ax.scatter(*points[frame].T, s=size, c=colors[0], linewidths=0, rasterized=cells.n_obs > MOST_VECTORS)
+        ax.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], xlabel="PC 1")
+        ax.set_title(f"{ends.get(times[frame], '')}$t = {times[frame]:.2f}$")
+    axes[0].set_ylabel("PC 2")
+    legend |= {} if reference is None else {"real cells": BACKGROUND}
+    if legend:
+        explain_colors(axes[-1], (color if color and scale is None else "", legend))
+    if scale is not None:
+        axes[0].figure.colorbar(scale, ax=axes, label=color, location="bottom", shrink=0.5, aspect=30)
+    return finish(axes, show, save)
+
+
+def project_frames(
+    frames: Sequence[NDArray | sp.csr_matrix], path: AnnData, reference: AnnData | None, layer: str | None
+) -> tuple[list[NDArray], NDArray]:
+    """Return the first two principal components of the cells in each frame and of the reference, ``(cells, 2)``.
+
+    Without a reference, they are fitted to the last frame.
+    """
+    fitted = frames[-1]
+    if reference is not None:
+        missing = path.var_names.difference(reference.var_names)
+        if len(missing):
+            msg = f"`reference` lacks {len(missing)} of the {path.n_vars} genes of `path`, such as {list(missing[:3])}."
+            raise ValueError(msg)
+        real = subsample(reference, "reference", MAX_REFERENCE_CELLS, 0)
+        real = make_indexable(real)[:, path.var_names]
+        # Normalise counts over the genes of the path, as models do. Logarithms were normalised over all genes.
+        expression = expression_of(real, layer=layer, name="reference")
+        if expression.library_sizes is None:
+            expression = expression_of(real, layer=layer, name="reference", scale=sp.csr_matrix.log1p)
+        fitted = expression.values
+    if min(fitted.shape) < 3:
+        msg = (
+            "Principal components need at least 3 cells and 3 genes, "
+            f"but found {fitted.shape}; pass a larger `reference`."
+        )
+        raise ValueError(msg)
+    space = ComparisonSpace.fit(Expression(sp.csr_matrix(fitted), None), n_components=2)
+
+    def project(log_values: NDArray | sp.csr_matrix) -> NDArray:  # not normalised: noise has no total
+        of_genes = log_values[:, space.genes]
+        return space.pca.transform(of_genes.toarray() if sp.issparse(of_genes) else np.asarray(of_genes))
+
+    return [project(frame) for frame in frames], np.empty((0, 2)) if reference is None else project(fitted)
+
+
+def rows_of_frames(path: AnnData) -> NDArray[np.intp]:
+    """Return the rows of each frame, ``(frames, cells)``, with the cells in the same random order.
+
+    Raises
+    ------
+    ValueError
+        If `obs` lacks a column, or the frames have different cells.
+    """
+    lacking = [name for name in COLUMNS if name not in path.obs]
+    if lacking:
+        msg = f"`path` must come from a model's get_sampling_path, but its `obs` has no column {lacking[0]!r}."
+        raise ValueError(msg)
+    frames, frame_of = np.unique(path.obs["frame"], return_inverse=True)
+    cells, cell_of = np.unique(path.obs["cell"].astype(str), return_inverse=True)
+    table = np.full((len(frames), len(cells)), -1)
+    table[frame_of, cell_of] = np.arange(path.n_obs)
+    if len(frames) < 2 or path.n_obs != table.size or (table < 0).any():
+        msg = (
+            f"`path` must have the same cells in at least two frames, but found {path.n_obs} rows of {len(cells)} "
+            f"cells in {len(frames)} frames."
+        )
+        raise ValueError(msg)
+    return table[:, np.random.default_rng(0).permutation(len(cells))]
