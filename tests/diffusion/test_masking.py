@@ -89,6 +89,13 @@ def test_a_trace_shows_more_and_more_items():
     assert (seen.diff(dim=0) >= 0).all()
 
 
+def test_samples_do_not_depend_on_the_others():
+    few = UnmaskingSampler()(always(SHARES), all_masked(3, 100), n_steps=8, generators=generators(3))
+    many = UnmaskingSampler()(always(SHARES), all_masked(40, 100), n_steps=8, generators=generators(40))
+
+    assert torch.equal(few, many[:3])
+
+
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 def test_equal_predictions_return_the_same_items(strength):
     x = with_masked(torch.poisson(100 * SHARES.expand(50, -1), torch.Generator().manual_seed(0)), torch.zeros(50))

@@ -12,9 +12,7 @@ from scgen_diffusion.diffusion import DDPMSampler, DPMSolverSampler, Generators,
 from scgen_diffusion.module import (
     GeneSpaceArchitecture,
     GeneSpaceModule,
-    LibrarySizeModel,
     ProfileSummary,
-    library_features,
     log_profile,
     to_counts,
 )
@@ -189,29 +187,3 @@ def test_counts_are_the_profiles_shares_of_the_total_rounded(profiles):
     assert torch.equal(counts, counts.round())
     assert ((counts - shares * totals[:, None]).abs() <= 1 + 1e-3).all()  # in single precision
     assert ((counts.sum(1) - totals).abs() <= 0.5 + 1e-3).all()
-
-
-def test_the_library_size_head_reads_totals_off_profiles():
-    """Deep cells show a gene that shallow ones have no counts of."""
-    generator = torch.Generator().manual_seed(0)
-    log_totals = torch.rand(300, generator=generator) * 4 + 4
-    profile = torch.rand(300, N_GENES, generator=generator)
-    profile[:, 2] = (log_totals - 6).clamp(min=0)
-    torch.manual_seed(0)
-    profile = library_features(profile)
-    head = LibrarySizeModel((), profile.shape[1])
-    head.fit(log_totals, torch.zeros(300, 0).long())
-    before = head.loss(profile, log_totals).mean()
-    optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
-    for _ in range(150):
-        optimizer.zero_grad()
-        loss = head.loss(profile, log_totals).mean()
-        loss.backward()
-        optimizer.step()
-
-    with torch.no_grad():
-        mean, std = head.predict(profile)
-    deep = log_totals > 6.5
-    assert loss < before - 0.5
-    assert torch.corrcoef(torch.stack([mean[deep], log_totals[deep]]))[0, 1] > 0.95
-    assert std[deep].mean() < std[~deep].mean()  # where the gene is off, there is less to go by

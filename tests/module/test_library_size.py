@@ -146,13 +146,6 @@ def test_confounded_conditions_do_not_count_twice(kind, n_modalities):
         assert drawn.std(0).max().item() == pytest.approx(spread, rel=0.03)
 
 
-def test_conditions_that_always_go_together_share_their_effect():
-    condition = torch.tensor([[0, 0], [1, 1]]).repeat_interleave(100, 0)
-    model = fit((2, 2), 6.0 + 2 * condition[:, 0], condition)
-    assert mean_of(model, [0, 1]) == pytest.approx(7.0, abs=1e-2)
-    assert mean_of(model, [1, 1]) == pytest.approx(8.0, abs=1e-3)
-
-
 def test_quantiles_of_an_unseen_combination_are_extrapolated_additively_and_stay_in_order():
     model = LibrarySizeModel((9, 9), 6)
     codes = torch.tensor([[ANY, ANY], [0, ANY], [1, ANY], [ANY, 0], [ANY, 1]])

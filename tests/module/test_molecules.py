@@ -1,6 +1,5 @@
 """Masked molecules: Bayes' rule for genes that the network knows nothing else about, its training, and its cells."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -54,23 +53,6 @@ def test_the_first_of_64_steps_unmasks_two_molecules_at_most_however_deep_the_ce
     loaded = network_for(1_000)
     loaded.load_state_dict(network.state_dict())
     assert loaded.path == network.path
-
-
-def test_deep_cells_of_three_types_stay_three_types():
-    """One type is the mean of the others. Many independent molecules look like it; the network is the exact one."""
-    rng, n, total = np.random.default_rng(0), 400, 1_000_000
-    first, second = rng.dirichlet(np.ones(50), 2)
-    types = torch.tensor(np.stack([first, second, (first + second) / 2]))
-
-    def exact(x, t):
-        return ((x[:, :-1].double() @ types.log().T).softmax(1) @ types).log().float()
-
-    denoiser = Denoiser(exact, network_for(total).path, Kinds())
-    start = with_masked(torch.zeros(n, 50), torch.full((n,), float(total)))
-    cells = UnmaskingSampler()(denoiser, start, generators=Generators(0, range(n)))
-
-    shares = torch.bincount((cells[:, :-1].double() @ types.log().T).argmax(1), minlength=3) / n
-    assert shares.min() > 0.22  # with the path of shallow cells, the first two have none
 
 
 def probabilities(network, seen, masked=100.0):

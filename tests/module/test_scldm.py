@@ -106,18 +106,6 @@ def test_a_deterministic_latent_is_normalised(build, counts):
     torch.testing.assert_close(mean.var(-1, correction=0), torch.ones(6, 2), atol=1e-2, rtol=0)  # the norm's epsilon
 
 
-@pytest.mark.parametrize("pooling", ["attention", "factors", "both"])
-def test_a_latent_does_not_depend_on_batch_neighbours(build, pooling):
-    module = build(pooling=pooling, n_genes=30).eval()
-    x = torch.poisson(torch.linspace(0.05, 3, 8)[:, None].expand(8, 30), generator=torch.Generator().manual_seed(1))
-    x[1:, 0] += 1  # cells of 0 to 30 expressed genes: in company, the first is padded
-
-    together = module.inference(x)["z"]
-    alone = torch.cat([module.inference(x[[cell]])["z"] for cell in range(8)])
-
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)  # other shapes, other order of summation
-
-
 def test_the_decoder_starts_at_the_mean_cell(build):
     module = build(decoder="factors", latent="variational", outliers=False, n_genes=5)
     mean_counts = torch.tensor([8.0, 4.0, 2.0, 1.0, 1.0])
