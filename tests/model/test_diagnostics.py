@@ -6,14 +6,13 @@ import re
 import warnings
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
 
 from scgen_diffusion.data import ValueSummary
 from scgen_diffusion.model import SCRDIT
-from scgen_diffusion.model._diagnostics import warn_of_divergence, warn_of_early_plateau, warn_of_missing_zeros
+from scgen_diffusion.model._diagnostics import warn_of_divergence, warn_of_missing_zeros
 
 
 @pytest.fixture
@@ -60,50 +59,6 @@ def plant_profiles(trained_gene_space, monkeypatch):
         return trained_gene_space
 
     return plant_
-
-
-def history(*losses):
-    name = "diffusion_denoising_loss_train"
-    return {name: pd.DataFrame({name: losses})}
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_loss_that_hardly_falls_gives_a_warning_at_the_users_line(make_model, gene_space_class, quick):
-    model = make_model(cls=gene_space_class)
-
-    with pytest.warns(UserWarning, match=r"loss hardly fell, from .* to .*`plan_kwargs`") as caught:
-        model.train(10, plan_kwargs={"learning_rate": 1e-9}, **quick)
-
-    assert [w.filename for w in caught if "hardly fell" in str(w.message)] == [__file__]
-    assert model.is_trained_
-
-
-@pytest.mark.usefixtures("silence")
-@pytest.mark.parametrize("head", ["regression", "spike_and_slab"])
-@pytest.mark.parametrize(
-    "losses",
-    [np.linspace(1, 0.5, 10), np.linspace(-1, -1.5, 10), [1.0] * 9, [1.0]],
-    ids=["falls", "falls below zero", "short", "one epoch"],
-)
-def test_a_falling_loss_and_a_short_run_give_no_warning(losses, head):
-    warn_of_early_plateau(history(*losses), head)
-
-
-def test_a_negative_loss_that_hardly_falls_gives_a_warning():
-    with pytest.warns(UserWarning, match=r"from -1 to -1\.01"):
-        warn_of_early_plateau(history(*np.linspace(-1, -1.01, 10)), "spike_and_slab")
-
-
-def test_the_history_of_a_resumed_run_is_judged_as_a_whole():
-    with pytest.warns(UserWarning, match=r"from 1 to 0\.95"):
-        warn_of_early_plateau(history(*np.linspace(1, 0.95, 30)), "regression")
-
-
-@pytest.mark.usefixtures("silence")
-def test_a_likelihood_that_starts_from_each_genes_own_distribution_need_not_fall_as_far():
-    warn_of_early_plateau(history(*np.linspace(1, 0.95, 30)), "spike_and_slab")
 
 
 # --- generation -------------------------------------------------------------------------------------------------------

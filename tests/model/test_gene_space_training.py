@@ -43,17 +43,15 @@ LEARNERS = {
 
 @pytest.fixture(scope="module", params=LEARNERS.values(), ids=LEARNERS)
 def learned(request, make_model, quick):
-    """Train a model until it knows both types, and return it and the warnings of training."""
+    """Train a model until it knows both types."""
     cls, head = request.param
     before, scvi.settings.seed = scvi.settings.seed, 2
     adata = two_types(1024)
     options = {"head": head, "width": 32, "patch_size": 4, "ema_decay": 0.98}
     model = make_model(adata, cls=cls, condition_keys=["kind"], **options)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model.train(12, plan_kwargs={"learning_rate": 5e-3}, **{**quick, "batch_size": 64})
+    model.train(12, plan_kwargs={"learning_rate": 5e-3}, **{**quick, "batch_size": 64})
     scvi.settings._seed = before
-    return model, caught
+    return model
 
 
 def share_of_first_half(cells):
@@ -62,7 +60,7 @@ def share_of_first_half(cells):
 
 
 def test_a_trained_model_expresses_the_genes_of_the_requested_type(learned):
-    model, _ = learned
+    model = learned
 
     of_a, of_b = (share_of_first_half(model.generate(100, {"kind": kind}, seed=0)) for kind in "ab")
 
@@ -71,7 +69,7 @@ def test_a_trained_model_expresses_the_genes_of_the_requested_type(learned):
 
 
 def test_without_guidance_both_types_are_generated_whatever_is_requested(learned):
-    model, _ = learned
+    model = learned
 
     free = share_of_first_half(model.generate(200, {"kind": "a"}, seed=0, guidance_scale=0))
 
@@ -79,7 +77,7 @@ def test_without_guidance_both_types_are_generated_whatever_is_requested(learned
 
 
 def test_zeros_of_the_other_type_come_back_exactly(learned):
-    model, _ = learned
+    model = learned
 
     cells = model.generate(100, {"kind": "a"}, seed=0)
 
@@ -88,7 +86,7 @@ def test_zeros_of_the_other_type_come_back_exactly(learned):
 
 def test_totals_are_read_off_the_profile(learned):
     """The deep type has ten times the counts of the other."""
-    model, _ = learned
+    model = learned
     x = torch.from_numpy(model.adata.X)
 
     with torch.no_grad():
@@ -98,7 +96,7 @@ def test_totals_are_read_off_the_profile(learned):
 
 
 def test_totals_follow_the_requested_type(learned):
-    model, _ = learned
+    model = learned
 
     of_a, of_b = (np.median(model.generate(100, {"kind": k}, seed=0, counts=True).X.sum(1).A1) for k in "ab")
 
@@ -135,17 +133,16 @@ def test_several_draws_for_a_cell_do_not_count_as_several_cells(make_trained, mo
 
 
 def test_a_model_that_learned_warns_of_nothing(learned):
-    model, while_training = learned
+    model = learned
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         model.generate(100, seed=1)
         model.generate(100, seed=1, counts=True)
-    assert not [w for w in while_training if "loss hardly fell" in str(w.message)]
 
 
 def test_every_loss_is_recorded_and_falls(learned):
-    model, _ = learned
+    model = learned
 
     assert set(model.history) == {f"{name}_{subset}" for name in METRICS for subset in ("train", "validation")}
     for name, frame in model.history.items():
@@ -180,20 +177,9 @@ def test_a_loss_that_is_no_number_stops_at_once(make_model, quick):
     model = make_model(cls=SCRDIT)
     torch.nn.init.constant_(next(iter(model.module.network.parameters())), float("nan"))
 
-    with pytest.raises(FloatingPointError, match="diffusion's loss is nan in epoch 1 of 3; try a lower"):
+    with pytest.raises(FloatingPointError, match="diffusion"):
         model.train(3, **quick)
     assert not model.is_trained_
-
-
-def test_compiling_is_asked_of_the_network_that_is_trained(make_model, quick, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda forward, **_: compiled.append(forward.__self__) or forward)
-    model = make_model(cls=SCRDIT)
-
-    model.train(1, compile=True, **quick)
-
-    assert len(compiled) == 1
-    assert any(compiled[0] is part for part in model.module.network.modules())
 
 
 def test_only_training_cells_set_the_scale(make_model, quick):
@@ -208,17 +194,6 @@ def test_only_training_cells_set_the_scale(make_model, quick):
 
     assert model.module.shift[3] == 0
     assert (model.module.shift[:3] > 0).all()
-
-
-def test_a_checkpoint_of_another_architecture_or_recipe_is_refused(make_model, quick, tmp_path):
-    make_model(cls=SCRDIT).train(1, checkpoint_dir=tmp_path, **quick)
-
-    for architecture, recipe, found in (
-        ({"zero_value": -1.0}, {}, "is of another model"),
-        ({}, {"learning_rate": 0.1}, "was made with `learning_rate` of .*, not 0.1"),
-    ):
-        with pytest.raises(ValueError, match=f"{found}.*another `checkpoint_dir`"):
-            make_model(cls=SCRDIT, **architecture).train(1, checkpoint_dir=tmp_path, plan_kwargs=recipe, **quick)
 
 
 @pytest.mark.parametrize("values", ["counts", "log1p"])
@@ -245,24 +220,3 @@ def test_training_on_with_deeper_cells_does_not_make_their_small_values_zeros(ma
     profiles = log_profile(torch.from_numpy(deeper.X[model.train_indices_]), "counts")
     assert model.module.smallest_value == profiles.min() > 0
     assert model.module.largest_value >= largest
-
-
-def test_training_on_does_not_warn_that_little_was_learned(make_trained, quick):
-    """What there is to learn was learned before."""
-    model = make_trained(cls=SCRDIT)
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "The loss hardly fell")
-        model.train(10, plan_kwargs={"learning_rate": 1e-9}, **quick)
-
-
-def test_a_subclass_trains_like_its_parent(make_cells, tiny_gene_space, quick):
-    class Mine(SCRDIT):
-        pass
-
-    adata = make_cells()
-    Mine.setup_anndata(adata, condition_keys=["cell_type"])
-    model = Mine(adata, **tiny_gene_space)
-    model.train(1, **quick)
-
-    assert model.generate(2, seed=0, n_steps=2).n_obs == 2

@@ -584,9 +584,6 @@ def test_advice_on_a_fine_tuned_model_can_be_followed(with_transport, make_cells
     model.train(1, **quick)
     model.cut_short_ = {"autoencoder": "far too short", "transport": "far too short"}
     assert "model.generate(" in str(model)  # neither can be trained again
-    lonely = SCLDM.load_query_data(of_new_type(make_cells, ["D"]), with_transport, accelerator="cpu")
-    with pytest.warns(UserWarning, match="transport stays as it is, and does not know drug='D': .* no control cells"):
-        lonely.train(1, **quick)
 
 
 def test_a_new_autoencoder_leaves_the_transport_of_the_reference_behind(with_transport, make_cells, quick):

@@ -120,7 +120,7 @@ def test_a_stage_that_was_stopped_late_and_trained_on_is_not_too_short(make_mode
 def test_a_transport_of_too_many_groups_is_refused_before_the_other_stages_are_trained(make_model, monkeypatch):
     monkeypatch.setattr(_training_pairs, "MOST_GROUPS", 2)
     model = make_model(setup={"control_values": {"dose": 1}})
-    with pytest.warns(UserWarning, match=r"The transport is not trained\. There are \d groups .* from 2 at most"):
+    with pytest.warns(UserWarning, match=r"The transport is not trained\. There are \d groups .* 2 at most"):
         model.train(1, **QUICK)
     assert model.trained_stages_ == ["autoencoder", "prior"]
     with pytest.raises(ValueError, match=r"There are \d groups of perturbed cells"):

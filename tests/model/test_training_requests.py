@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-import scvi
 import torch
 from lightning.pytorch.callbacks import Callback
 from mudata import MuData
@@ -220,18 +219,6 @@ def test_sizes_split_the_cells_as_in_scvi_tools(make_model, quick):
     assert [len(model.train_indices), len(model.validation_indices), len(model.test_indices)] == [72, 24, 0]
 
 
-def test_the_seed_decides_the_split_whose_parts_are_in_order(make_model, quick):
-    splits = []
-    for seed in (0, 1):
-        scvi.settings.seed = seed
-        model = make_model()
-        model.train_autoencoder(1, train_size=0.5, validation_size=0.25, **quick)
-        splits.append([model.train_indices.tolist(), model.validation_indices.tolist(), model.test_indices.tolist()])
-
-    assert splits[0] != splits[1]
-    assert all(part == sorted(part) for split in splits for part in split)
-
-
 def test_test_cells_are_no_training_cells(make_model, quick, monkeypatch):
     model, fitted = make_model(), []
     library_size = type(model.module.library_size)
@@ -248,16 +235,6 @@ def test_test_cells_are_no_training_cells(make_model, quick, monkeypatch):
     totals = np.log(np.asarray(model.adata.X.sum(1)).ravel())
     np.testing.assert_allclose(fitted[0].ravel(), np.delete(totals, model.test_indices), rtol=1e-5)
     assert len(fitted[1]) == 72
-
-
-def test_training_leaves_history_and_trainer_and_returns_nothing(either_class, make_model, quick):
-    model = make_model(cls=either_class)
-
-    assert model.train(1, **quick) is None
-
-    assert model.is_trained
-    assert model.trained_stages_[-1] == model.trainer.lightning_module.name
-    assert {f"{stage}_loss_train" for stage in model.trained_stages_} <= set(model.history)
 
 
 def test_batches_are_no_larger_than_the_default_or_the_cells(make_model, quick, monkeypatch):
@@ -487,8 +464,3 @@ def test_in_a_terminal_training_shows_a_bar_per_stage(make_model, quick, monkeyp
     assert any(
         line.startswith("Prior (generates cells) 100%|") and "epoch 2 of 2, validation loss" in line for line in shown
     )
-
-
-def test_without_a_progress_bar_training_says_nothing(make_model, quick, capsys):
-    make_model().train(2, **quick)
-    assert capsys.readouterr() == ("", "")

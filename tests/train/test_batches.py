@@ -98,5 +98,5 @@ def test_pairs_are_drawn_within_groups_by_seed_epoch_and_process():
 
 
 def test_a_step_of_the_transport_takes_at_least_one_group():
-    with pytest.raises(ValueError, match="`batch_size` must be at least 32, but found 8"):
+    with pytest.raises(ValueError, match="batch_size"):
         TransportRecipe(batch_size=8)

@@ -55,7 +55,7 @@ def loaders(*arguments, device="cpu"):
 
 def test_a_loader_that_drops_cells_is_refused():
     """Otherwise the last rows would hold whatever was in memory."""
-    with pytest.raises(ValueError, match=f"all {N} cells gave only {N - 1} of them"):
+    with pytest.raises(ValueError, match="cells"):
         LatentCache(N, SHAPES, {"condition": torch.long}, memory_limit=0).fill(
             {name: array[: N - 1] for name, array in batch.items()} for batch in batches(N)
         )
@@ -70,17 +70,6 @@ def test_written_values_are_read_back(cache):
     for name, array in rows().items():
         assert found[name].dtype == array.dtype
         assert torch.equal(found[name], array[picked])
-
-
-def test_conditions_without_keys_can_be_cached(memory_limit):
-    empty = LatentCache(3, {"mean": (2,), "condition": (0,)}, {"condition": torch.long}, memory_limit=memory_limit)
-    empty.fill(iter([{"mean": torch.ones(3, 2), "condition": torch.zeros(3, 0, dtype=torch.long)}]))
-
-    assert empty[[0, 2]]["condition"].shape == (2, 0)
-
-
-def test_a_small_cache_needs_no_file():
-    assert make_cache(memory_limit=1 << 30)._folder is None
 
 
 def test_a_memory_mapped_file_goes_with_its_cache():
@@ -124,10 +113,6 @@ def test_a_gpu_validates_many_cells_at_once(cache, device, sizes):
     assert len(batches) == len(sizes)
 
 
-def test_no_validation_cells_mean_no_validation_batches(cache):
-    assert list(loaders(cache, np.arange(N), np.array([], dtype=int), 5).val_dataloader()) == []
-
-
 def test_parts_of_a_cache_are_all_its_rows_and_memory_is_given_back(cache, monkeypatch):
     monkeypatch.setattr("scgen_diffusion.train._latents.RELEASE_AFTER", 1)
 
@@ -143,7 +128,7 @@ def test_a_disk_without_room_is_noticed_before_anything_is_written(monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
 
-    with pytest.raises(OSError, match=r"No room for 0.0 GiB of latents in .*: No space left on device.*TMPDIR"):
+    with pytest.raises(OSError, match="TMPDIR"):
         make_cache(memory_limit=0)
 
 

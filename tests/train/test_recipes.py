@@ -61,12 +61,6 @@ def test_an_epoch_shows_every_cell_and_no_set_is_too_small_for_one(stage, n_cell
     assert recipe.steps_per_epoch(n_cells) >= recipe.smallest_epoch
 
 
-@pytest.mark.parametrize("n_cells", [700, 100_000, 1_000_000])
-def test_the_length_is_sensible_for_small_and_large_data(recipe, n_cells):
-    assert 200 <= n_steps(recipe, n_cells) <= 1_000_000
-    assert recipe.max_epochs(n_cells) >= 1
-
-
 @pytest.mark.parametrize(("n_cells", "batch_size"), [(1, 128), (10**9, 128), (10, 10**6)])
 def test_there_is_always_an_epoch(recipe, n_cells, batch_size):
     assert replace(recipe, batch_size=batch_size).max_epochs(n_cells) >= 1
@@ -84,11 +78,16 @@ def test_there_is_always_an_epoch(recipe, n_cells, batch_size):
         ("reference_steps", 0),
         ("batch_size", 2.5),
         ("smallest_epoch", 1.5),
+        ("betas", 0.9),
+        ("betas", (0.9,)),
+        ("betas", (0.9, 1.0)),
+        ("betas", ("a", 0.9)),
+        ("learning_rate", float("inf")),
     ],
 )
 def test_unknown_schedules_negative_numbers_and_parts_of_rounds_are_refused(recipe, option, value):
     """A negative limit of the gradient would turn it around."""
-    with pytest.raises(ValueError, match=f"`{option}` must .*but found {value!r}"):
+    with pytest.raises(ValueError, match=option):
         replace(recipe, **{option: value})
 
 
@@ -98,7 +97,7 @@ def test_shares_and_probabilities_lie_between_0_and_1(option):
     for usual in stages:
         assert [getattr(replace(usual, **{option: end}), option) for end in (0, 1)] == [0, 1]
         for value in (1.5, -0.1, float("nan"), "0.5"):
-            with pytest.raises(ValueError, match=f"`{option}` must be a number from 0 to 1, but found {value!r}"):
+            with pytest.raises(ValueError, match=option):
                 replace(usual, **{option: value})
     assert stages
 
@@ -112,17 +111,6 @@ def test_numbers_of_numpy_become_plain_as_checkpoints_need_them(recipe):
     assert [*map(type, replace(recipe, betas=(0, 0)).betas)] == [float, float]  # torch takes no other
 
 
-@pytest.mark.parametrize("betas", [0.9, (0.9,), (0.9, 1.0), ("a", 0.9)])
-def test_betas_that_the_optimiser_would_refuse_late_are_refused(recipe, betas):
-    with pytest.raises(ValueError, match="`betas` must be two numbers from 0 to below 1"):
-        replace(recipe, betas=betas)
-
-
-def test_recipes_cannot_be_changed(recipe):
-    with pytest.raises(AttributeError):
-        recipe.learning_rate = 1.0
-
-
 @pytest.mark.parametrize(("model", "learning_rate"), [("SCRDIT", 3e-4), ("WBDIT", 1e-4)])
 def test_the_gene_space_models_are_trained_as_published(model, learning_rate):
     recipe = DIFFUSION_RECIPES[model]["published"]
@@ -132,45 +120,19 @@ def test_the_gene_space_models_are_trained_as_published(model, learning_rate):
     assert (recipe.drop_probability, recipe.n_epochs) == (0.1, 1600)
 
 
-@pytest.mark.parametrize("n_cells", [1, 1000, 1_000_000])
-def test_a_fixed_number_of_epochs_does_not_follow_the_cells(n_cells):
-    assert DIFFUSION_RECIPES["SCRDIT"]["published"].max_epochs(n_cells) == 1600
-
-
 # --- many cells, few genes --------------------------------------------------------------------------------------------
 
 USUAL = RECIPES["default"].autoencoder
 
 
-@pytest.mark.parametrize(
-    ("n_genes", "counts_per_gene"),
-    [(2_000, 1_200), (14_000, 400), (14_000, 1e9), (10_000, 20), (33, 600), (33, 0), (765, 570)],
-)
-def test_many_genes_or_few_counts_have_the_usual_recipe(n_genes, counts_per_gene):
-    assert USUAL.for_panel(n_genes, counts_per_gene) is USUAL
-
-
 MASKING = DIFFUSION_RECIPES["SCRDIT"]["mlp"]
 
 
-@pytest.mark.parametrize("usual", [USUAL, MASKING], ids=["autoencoder", "diffusion"])
-@pytest.mark.parametrize("n_cells", [1, 4_500, 10_000])
-def test_few_cells_have_the_usual_recipe(usual, n_cells):
-    assert usual.for_many_cells(n_cells) is usual
-
-
 def test_regularisation_fades_with_many_cells():
+    assert USUAL.for_many_cells(10_000) is USUAL
     assert USUAL.for_many_cells(50_000) == replace(USUAL, loading_weight_decay=0.6, keep_at_least=0.86)
     assert USUAL.for_many_cells(1_000_000) == replace(USUAL, loading_weight_decay=0.03, keep_at_least=0.99)
     assert MASKING.for_many_cells(30_000) == replace(MASKING, loading_weight_decay=0.33)
-
-
-@given(st.integers(1, 10**9), st.integers(1, 10**9))
-def test_more_cells_never_have_more_regularisation(n_cells, more_cells):
-    few, many = (USUAL.for_many_cells(n) for n in sorted([n_cells, more_cells]))
-
-    assert many.loading_weight_decay <= few.loading_weight_decay
-    assert few.keep_at_least <= many.keep_at_least <= 1
 
 
 def test_numbers_shorten_the_prior():
@@ -179,21 +141,10 @@ def test_numbers_shorten_the_prior():
 
 
 def test_few_genes_with_many_counts_train_a_longer_autoencoder_of_smaller_kl_weight():
-    panel = USUAL.for_panel(33, 20_000)
-
-    assert panel == replace(USUAL, kl_weight=0.1, reference_steps=2400, max_rounds=1)
+    assert USUAL.for_panel(2_000, 1_200) is USUAL.for_panel(765, 570) is USUAL
+    assert USUAL.for_panel(33, 20_000) == replace(USUAL, kl_weight=0.1, reference_steps=2400, max_rounds=1)
     assert USUAL.for_panel(1_000, 20_000) == replace(USUAL, kl_weight=0.3, reference_steps=1200)
     assert USUAL.for_panel(33, 900) == replace(USUAL, kl_weight=0.27, reference_steps=1350)
-
-
-@given(st.integers(1, 4_000), st.integers(1, 4_000), st.floats(0, 1e6), st.floats(0, 1e6))
-def test_the_recipe_changes_steadily_with_genes_and_counts(n_genes, more_genes, counts, more_counts):
-    few, many = sorted([n_genes, more_genes])
-    low, high = sorted([counts, more_counts])
-    strong, weak = USUAL.for_panel(few, high), USUAL.for_panel(many, low)
-
-    assert 0.1 <= strong.kl_weight <= weak.kl_weight <= USUAL.kl_weight
-    assert strong.reference_steps >= weak.reference_steps >= USUAL.reference_steps
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 from scgen_diffusion.train import CellData
 from scgen_diffusion.train import _cells as cells_module
-from scgen_diffusion.train._cells import BYTES_PER_COUNT, ResidentCells, memory_for_cells
+from scgen_diffusion.train._cells import BYTES_PER_COUNT, ResidentCells
 
 N_CELLS, N_GENES, CPU = 11, 6, torch.device("cpu")
 
@@ -59,10 +59,6 @@ def test_cells_are_not_all_read_to_learn_that_they_need_too_much():
 
     assert ResidentCells.of(batches(), CPU, n_cells=10**6, limit=1e5) is None
     assert seen == [4]
-
-
-def test_on_a_cpu_cells_are_read_by_their_own_loader():
-    assert memory_for_cells(CPU) == 0
 
 
 @pytest.mark.parametrize(("room", "is_resident"), [(1e9, True), (0.0, False), (1.0, False)])

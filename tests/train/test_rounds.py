@@ -128,11 +128,6 @@ def test_rounds_without_validation_cells_are_refused(train):
         train(recipe={"max_rounds": 2}, train_size=1.0)
 
 
-def test_a_fast_run_and_no_limit_of_steps_are_allowed(train):
-    assert len(train(fast_dev_run=True).history["autoencoder_loss_train"]) == 1
-    assert len(losses(train(max_steps=-1))) == 3 * PER_ROUND
-
-
 def test_each_round_is_judged_after_its_last_epoch(train):
     epochs = losses(train(recipe={"n_epochs": 6, "max_rounds": 2}, check_val_every_n_epoch=3)).index
 
@@ -146,10 +141,6 @@ def test_by_default_validations_divide_a_round(train, monkeypatch):
 
     assert losses(train(recipe={"n_epochs": 5, "max_rounds": 2})).index.tolist() == list(range(10))
     assert losses(train(recipe={"n_epochs": 6, "max_rounds": 2})).index.tolist() == [2, 5, 8, 11]
-
-
-def test_rounds_can_have_a_chosen_length(train):
-    assert len(losses(train(max_epochs=1, recipe={"max_rounds": 2}))) == 2
 
 
 @pytest.mark.parametrize(("least_gain", "step"), [(ALWAYS, 7), (ALWAYS, 13), (NEVER, 11)])
@@ -326,15 +317,6 @@ def test_more_training_that_is_killed_must_still_beat_the_weights_from_before(tr
 
     assert losses(model).index.tolist() == list(range(PER_ROUND))
     assert all(map(torch.equal, model.module.encoder.state_dict().values(), before))
-
-
-def test_training_of_chosen_length_keeps_its_last_weights(train):
-    model = train()
-    before = [value.clone() for value in model.module.encoder.state_dict().values()]
-
-    train_on(model, max_epochs=1)
-
-    assert not all(map(torch.equal, model.module.encoder.state_dict().values(), before))
 
 
 def test_ctrl_c_and_a_loss_that_is_no_number_return_to_the_weights_from_before(train):

@@ -173,9 +173,3 @@ def test_other_ways_to_take_steps_are_not_replayed(train, options):
     train(max_epochs=1, **options)
 
     assert not Emulated.made
-
-
-def test_gradients_are_given_back_after_training(train):
-    model = train(max_epochs=1)
-
-    assert all(parameter.grad is None for parameter in model.module.parameters())

@@ -7,31 +7,10 @@ from typing import TYPE_CHECKING
 from scgen_diffusion._arguments import warn_user
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import pandas as pd
-
     from scgen_diffusion.data import ValueSummary
 
-LEAST_PROGRESS = {
-    "regression": 0.1,
-    "spike_and_slab": 0.02,
-    "gamma_poisson": 0.0,
-}  # the loss must fall by this share of its first value
 FEWEST_ZEROS = 0.5  # times the zeros of the training cell with the fewest
 LARGEST_VALUE = 1.5  # times the largest training value
-
-
-def warn_of_early_plateau(history: Mapping[str, pd.DataFrame], head: str) -> None:
-    """Warn if the loss hardly fell: the network has learned little more than each gene's own distribution."""
-    if "diffusion_denoising_loss_train" not in history:  # stopped in the first epoch
-        return
-    losses = history["diffusion_denoising_loss_train"].iloc[:, 0].to_numpy()
-    if len(losses) >= 10 and losses[0] - losses[-1] < LEAST_PROGRESS[head] * abs(losses[0]):
-        warn_user(
-            f"The loss hardly fell, from {losses[0]:.3g} to {losses[-1]:.3g}: the network learned little. Train "
-            "longer, with another learning rate (`plan_kwargs`), or with a larger network."
-        )
 
 
 def warn_of_missing_zeros(values: ValueSummary, training_zeros: float, *, needs_negation: bool) -> None:

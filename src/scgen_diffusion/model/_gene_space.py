@@ -19,7 +19,7 @@ from scgen_diffusion.train import (
 )
 
 from ._base import DiffusionModel
-from ._diagnostics import warn_of_divergence, warn_of_early_plateau, warn_of_missing_zeros
+from ._diagnostics import warn_of_divergence, warn_of_missing_zeros
 from ._training import stage_seed
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ class GeneSpaceModel(DiffusionModel):
 
     def _train_diffusion(self, run: StageRun) -> StagePlan:
         module, cells, has_counts = self.module, self._cells, self._input_values == "counts"
-        is_first = not self.is_trained_
-        if is_first:
+        if not self.is_trained_:
             start_gene_space(module, cells, self.train_indices_)
         elif self.architecture.path != "masking":
             keeps_cells = self.reference_ is not None and self.reference_["trainable"] not in ("network", "all")
@@ -99,8 +98,6 @@ class GeneSpaceModel(DiffusionModel):
         if module.predicts_totals:
             describe_predicted_profile_totals(module, cells, self._seen_indices)
             self.library_head_is_trained_ = True
-        if is_first:  # further training starts at a loss that has fallen already
-            warn_of_early_plateau(self.history_ or {}, self.architecture.head)
         return plan
 
     def _recipe(self, stage: str) -> Recipe:

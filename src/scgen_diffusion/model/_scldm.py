@@ -412,14 +412,9 @@ class SCLDM(AutoencoderModel):
         pairs, keeps = TrainingPairs(self, control), self._keeps_transport
         new = self._name_new_perturbations([group.perturbed[0] for group in pairs.groups]) if keeps else ""
         if keeps and not new:
-            if alone := self._name_new_perturbations(pairs.perturbed):
-                warn_user(
-                    f"The transport stays as it is, and does not know {alone}: these cells have no control cells "
-                    f"({control}) with the same values of the other keys."
-                )
             return stages
-        if pairs.excess:
-            warn_user(f"The transport is not trained. {pairs.excess}")
+        if pairs.fault:
+            warn_user(f"The transport is not trained. {pairs.fault}")
             return stages
         if new:
             warn_user(
@@ -427,16 +422,7 @@ class SCLDM(AutoencoderModel):
                 f"know {new}. It forgets the other perturbations: predict them with the reference, or train a new "
                 "model on all cells together. `train_prior` keeps the reference's transport."
             )
-        if pairs.groups:
-            return [*stages, "transport"]
-        others = ", ".join(pairs.context_keys)
-        warn_user(
-            f"The transport is not trained: no perturbed training cells have control cells ({control})"
-            + (f" with the same values of the other keys ({others})" if others else "")
-            + ". `control_values` must have every key that perturbs, such as a drug and its dose. If a key such as the "
-            "donor is confounded with the perturbation, leave it out."
-        )
-        return stages
+        return [*stages, "transport"]
 
     def _why_not_trained(self, stage: str) -> str:
         if stage == "transport" and self._keeps_transport:

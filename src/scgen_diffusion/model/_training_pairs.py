@@ -83,29 +83,36 @@ class TrainingPairs:
         return perturbation_groups(self.rows, self._are_control, codes[:, self._columns_of(self.control)], others)
 
     @property
-    def excess(self) -> str:
-        """What to say if there are too many groups; empty if there are not."""
-        if len(self.groups) <= MOST_GROUPS:
-            return ""
-        return (
-            f"There are {len(self.groups):,} groups of perturbed cells, such as a perturbation in a cell type, and the "
-            f"transport learns from {MOST_GROUPS:,} at most. Train a model on fewer perturbations, or condition on "
-            "fewer keys."
-        )
+    def _same(self) -> str:
+        """In what the cells of a group are the same."""
+        return " and ".join(["the same values of the other keys", *(f"the same {name!r}" for name in self.labels)])
+
+    @property
+    def fault(self) -> str:
+        """Why the transport cannot learn from the groups; empty if it can."""
+        if not self.groups:
+            return (
+                f"No perturbed training cells have control cells ({self.control}) with {self._same}. `control_values` "
+                "must have every key that perturbs, such as a drug and its dose. If a key such as the donor is "
+                "confounded with the perturbation, leave it out."
+            )
+        if len(self.groups) > MOST_GROUPS:
+            return (
+                f"There are {len(self.groups):,} groups of perturbed cells, such as a perturbation in a cell type, and "
+                f"the transport learns from {MOST_GROUPS:,} at most. Train a model on fewer perturbations, or "
+                "condition on fewer keys."
+            )
+        return ""
 
     def check(self) -> None:
         """Raise unless the transport can learn from the groups; warn of perturbed cells that are in none."""
-        where = " and ".join(["the same values of the other keys", *(f"the same {name!r}" for name in self.labels)])
-        if not self.groups:
-            msg = f"No perturbed training cells have control cells ({self.control}) with {where}."
-            raise ValueError(msg)
-        if self.excess:
-            raise ValueError(self.excess)
+        if self.fault:
+            raise ValueError(self.fault)
         unpaired = np.setdiff1d(self.perturbed, np.concatenate([group.perturbed for group in self.groups]))
         if len(unpaired):
             warn_user(
-                f"{len(unpaired)} of {len(self.perturbed)} perturbed cells have no control cells with {where}; the "
-                f"transport does not learn from them. They are those of {self._name_groups(unpaired)}. If a key such "
+                f"{len(unpaired)} of {len(self.perturbed)} perturbed cells have no control cells with {self._same}; "
+                f"the transport does not learn from them. They are those of {self._name_groups(unpaired)}. If a key such "
                 "as the donor is confounded with the perturbation, leave it out."
             )
 
