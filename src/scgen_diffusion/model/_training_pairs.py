@@ -112,8 +112,9 @@ class TrainingPairs:
         if len(unpaired):
             warn_user(
                 f"{len(unpaired)} of {len(self.perturbed)} perturbed cells have no control cells with {self._same}; "
-                f"the transport does not learn from them. They are those of {self._name_groups(unpaired)}. If a key such "
-                "as the donor is confounded with the perturbation, leave it out."
+                "the transport does not learn from them. They are those of "
+                f"{self._name_groups(unpaired)}. If a key such as the donor is confounded with the perturbation, leave "
+                "it out."
             )
 
     def warn_of_modalities(self, names: Sequence[str], has: np.ndarray) -> None:
