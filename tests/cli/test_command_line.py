@@ -78,7 +78,7 @@ FUNCTIONS = {  # which take the options by their own names
 }  # fmt: skip
 OF_THE_COMMAND_LINE = {
     "quiet", "verbose", "cells", "out", "overwrite", "backed", "where", "model", "architecture", "reference", "recipe",
-    "trainer", "seed", "restart", "condition_table", "accelerator", "device", "values", "shared_genes", "fail_on",
+    "trainer", "seed", "restart", "condition_table", "accelerator", "devices", "values", "shared_genes", "fail_on",
     "num_nodes", "strategy",
 }  # fmt: skip
 

@@ -215,7 +215,7 @@ def test_restart_forgets_the_checkpoints_of_stages_once_there_is_a_model(call, r
         ("--trainer callbacks=3", "callbacks"),
         ("--trainer train_sise=.5", "train_sise"),
         ("--num-nodes 0", "--num-nodes"),
-        ("--devices []", "--devices"),
+        ("--devices []", "devices"),
         ("--trainer precision=bf17", "precision"),
         ("--model MULTISCLDM", "MULTISCLDM"),
         ("--modality rna", "modalities"),

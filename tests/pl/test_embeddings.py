@@ -490,6 +490,7 @@ def test_rows_may_come_in_any_order_sparse_and_in_part():
         ({"axs": []}, ValueError, "axs"),
         ({"n_neighbors": 1}, ValueError, "n_neighbors"),
         ({"real": make_cells(3), "fit": "real"}, ValueError, "4 cells"),
+        ({"synthetic": make_cells(1)}, ValueError, "4 cells"),
         ({"synthetic": make_cells().X}, TypeError, "synthetic"),
         ({"synthetic": make_cells()[:, 2:]}, ValueError, "synthetic"),
         ({"synthetic": anndata.AnnData(make_cells().X, var=make_cells().var), "color": "cell_type"}, KeyError, "color"),

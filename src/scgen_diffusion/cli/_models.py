@@ -28,7 +28,13 @@ SETUP = (
 MOST_SHOWN = 20
 RESUME = "After Ctrl-C, SIGTERM or a crash, run the same command again to resume."
 SEED = option("--seed", "Seed of all random draws.", int, default=0)
-ACCELERATOR = option("--accelerator", "Accelerator of Lightning: auto, cpu, gpu ...")
+OF_PROCESSES = ("devices", "num_nodes", "strategy")
+DEVICES = [
+    option("--accelerator", "Accelerator of Lightning: auto, cpu, gpu ..."),
+    option("--devices", "Number of devices, or their indices: [0,1].", value),
+    option("--num-nodes", "Number of machines.", int),
+    option("--strategy", "Strategy of Lightning: ddp for several devices."),
+]
 
 
 @command(
@@ -56,10 +62,7 @@ ACCELERATOR = option("--accelerator", "Accelerator of Lightning: auto, cpu, gpu 
     option("--batch-size", "Cells per step, of all processes together.", int),
     option("--recipe", "Training option, such as prior.learning_rate=1e-3.", Keyed(read=setting)),
     option("--trainer", "Other argument of train in Python: early_stopping=true.", Keyed(read=setting)),
-    ACCELERATOR,
-    option("--devices", "Number of devices, or their indices: [0,1].", value),
-    option("--num-nodes", "Number of machines.", int),
-    option("--strategy", "Strategy of Lightning: ddp for several devices."),
+    *DEVICES,
     SEED,
     option("--checkpoint-dir", "Folder of checkpoints; default: a hidden one, removed at the end.", NEW),
     flag("--restart", "Start again and ignore checkpoints."),
@@ -76,11 +79,10 @@ def train(terminal: Terminal, cells: list[Path], out: Path, seed: int, **options
     package = terminal.libraries()
     from scvi import settings
 
-    from scgen_diffusion.train import RunOptions, is_interrupted
+    from scgen_diffusion.train import is_interrupted
 
     options |= options.pop("trainer", {})
-    asked = {name: options[name] for name in ("accelerator", "devices", "num_nodes", "strategy") if name in options}
-    terminal.quiet |= not RunOptions.of(**asked).check().is_global_zero  # the first process tells
+    terminal.quiet |= not is_first_process(options)
     settings.seed = seed
     terminal.say(f"Reading {list_first(cells)}")
     restart = options.pop("restart", False)
@@ -151,6 +153,14 @@ def build(package: Any, paths: list[Path], options: dict[str, Any]) -> Any:
     return model_class(cells, **architecture)
 
 
+def is_first_process(options: dict[str, Any]) -> bool:
+    """Return whether this is the first of the processes that work together, which tells the user."""
+    from scgen_diffusion.train import RunOptions
+
+    asked = {name: options[name] for name in ("accelerator", *OF_PROCESSES) if name in options}
+    return RunOptions.of(**asked).check().is_global_zero
+
+
 def save(model: Any, out: Path, *, overwrite: bool) -> Path:
     """Save a model, and return where: under another name if another training has taken this one meanwhile."""
     for number in count(1):
@@ -176,8 +186,7 @@ REQUEST = [
     option("--batch-size", "Cells at a time. It does not change the cells.", int),
     option("--shard-size", "Cells per part of the output; after an interruption, finished parts are kept.", int),
     SEED,
-    ACCELERATOR,
-    option("--device", "Index of the device.", value),
+    *DEVICES,
     flag("--overwrite", "Replace cells of another request."),
 ]
 
@@ -236,7 +245,7 @@ def predict(terminal: Terminal, model: str, cells: list[Path], out: Path, **opti
 def load(terminal: Terminal, model: str, out: Path, options: dict[str, Any]) -> Any:
     """Load the model whose cells are to be written."""
     check_place(out, ".zarr", ".h5ad", MUDATA)
-    loaded = terminal.libraries().model.load(model, adata=False, **pick(options, "accelerator", "device"))
+    loaded = terminal.libraries().model.load(model, adata=False, **pick(options, "accelerator"))
     if loaded.modalities:  # of one modality, the same request is finished, or goes on
         check_place(out, MUDATA, overwrite="overwrite" in options)
     return loaded
@@ -296,13 +305,15 @@ def write(terminal: Terminal, model: Any, out: Path, call: str, asked: dict[str,
     """Write the cells of a call into a file, part by part; of several modalities, at once."""
     terminal.on_interrupt = "Run the same command again to resume."
     asked["show_progress"] = not terminal.quiet
+    is_first = is_first_process(asked)
     if model.modalities:
-        pick(asked, "shard_size", "overwrite")
+        pick(asked, "shard_size", "overwrite", *OF_PROCESSES)
         with write_atomically(out) as beside:
             getattr(model, call)(**asked).write_h5mu(beside)
     else:
         getattr(model, f"{call}_to")(out, **asked)
-    terminal.result(out)
+    if is_first:
+        terminal.result(out)
 
 
 @command("info", "Describe a model.", click.Argument(["model"]), flag("--json as_json", "Everything, as JSON."))

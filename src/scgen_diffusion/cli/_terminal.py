@@ -92,10 +92,10 @@ class Terminal:
         """Show our own log and warnings, and turn any exception into a :class:`Stop`."""
         logger, handler = logging.getLogger(PACKAGE), logging.Handler()
         handler.emit = self._show_record  # type: ignore[method-assign]
-        before = {name: logging.getLogger(name).level for name in (PACKAGE, *TALKATIVE)}
-        propagates, logger.propagate = logger.propagate, False
+        before = logger.level, logger.propagate
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG if self.verbose else logging.INFO)
+        logger.propagate = False
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = self._show_warning  # type: ignore[assignment]  # same arguments
@@ -114,9 +114,8 @@ class Terminal:
             raise
         finally:
             logger.removeHandler(handler)
-            logger.propagate = propagates
-            for name, level in before.items():
-                logging.getLogger(name).setLevel(level)
+            logger.setLevel(before[0])
+            logger.propagate = before[1]
 
     def stopped(self, exit_code: int = INTERRUPTED) -> Stop:
         """Return the end of a command that a signal stopped."""

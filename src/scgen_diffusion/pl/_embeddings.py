@@ -137,7 +137,7 @@ def umap(
     check_count("max_cells", max_cells, least=2)
     for name, cells in {"real": real, "synthetic": synthetic}.items():
         check_is_anndata(cells, name)
-    n_cells = min(real.n_obs, synthetic.n_obs, max_cells)
+    n_cells = max(min(real.n_obs, synthetic.n_obs, max_cells), 2)
     sides = sides_of(real, synthetic, layer=layer, max_cells=n_cells, seed=seed)
     names = list(color) if isinstance(color, list | tuple) else [color]
     looks = [look_of(name, sides, palette) for name in names]
