@@ -68,11 +68,6 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
-def short_number(value: float) -> str:
-    """Write a number for a table, with three digits after the point if it is small; "" if it is missing."""
-    return "" if pd.isna(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-
-
 def write_block(path: Path, name: str, text: str) -> None:
     """Replace the text between ``<!-- name -->`` and ``<!-- /name -->`` in a page.
 

@@ -4,13 +4,12 @@
     python -m benchmarks.quality --steps judge --datasets kang_ifnb --seeds 0 --methods CFGen
 
 For every split, a file goes to a process of the rival's Python: the training cells with their labels, and the labels of
-the cells to draw. What comes back is kept in ``--cells``, as the cells of all methods are. Nothing of a rival is
+the cells to draw. What comes back is kept in ``--folder``, as the cells of all methods are. Nothing of a rival is
 part of this repository: ``--repository`` is a clone of its own, which scDesigner, an installed package, does not need.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 from itertools import product
 from pathlib import Path
@@ -27,9 +26,11 @@ from benchmarks.quality.splits import LABEL, load_split, to_dense
 from benchmarks.rivals import RIVALS
 from benchmarks.rivals.exchange import ask
 from benchmarks.rivals.worker import COSTS, VALUES
-from benchmarks.tables import ROOT
+from benchmarks.runner import options, start
 
 if TYPE_CHECKING:
+    import argparse
+
     from benchmarks.quality.splits import Split
 
 logger = logging.getLogger("benchmarks.rivals")
@@ -74,26 +75,21 @@ def draw(split: Split, seed: int, arguments: argparse.Namespace) -> ad.AnnData:
 
 def main() -> None:
     """Run from the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("rival", choices=RIVALS)
     parser.add_argument("--repository", type=Path, help="a clone of the rival's repository; scDesigner needs none")
     parser.add_argument("--python", required=True, help="Python of an environment that has the rival's requirements")
     parser.add_argument("--datasets", nargs="+", default=["pbmc3k", "kang_ifnb", "worm_embryo"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--minutes", type=float, default=15, help="training on one core lasts at most as long (15)")
     parser.add_argument("--length", type=float, default=1, help="longest training, in units of the published one (1)")
     parser.add_argument("--suffix", help="added to the rival's name in the tables, for other minutes or lengths: long")
-    parser.add_argument(
-        "--cells", type=Path, default=ROOT / "benchmarks" / "cells", help="folder of the generated cells"
-    )
-    arguments = parser.parse_args()
-    method = "-".join(filter(None, [arguments.rival, arguments.suffix]))
-    for dataset, seed in product(arguments.datasets, arguments.seeds):
-        path = arguments.cells / f"{dataset}-{seed}-{method}.h5ad"
+    chosen = start(parser)
+    method = "-".join(filter(None, [chosen.rival, chosen.suffix]))
+    for dataset, seed in product(chosen.datasets, chosen.seeds):
+        path = chosen.folder / f"{dataset}-{seed}-{method}.h5ad"
         if not path.exists():
             logger.info("%s, seed %d: drawing with %s", dataset, seed, method)
-            write_cells(draw(load_split(dataset, seed), seed, arguments), path)
+            write_cells(draw(load_split(dataset, seed), seed, chosen), path)
 
 
 if __name__ == "__main__":

@@ -32,24 +32,13 @@ NO_SHIFT = "none"
 
 @dataclass(frozen=True)
 class Task:
-    """What a rival is asked to do.
+    """What a rival is asked to do, in an empty folder.
 
-    Attributes
-    ----------
-    repository
-        The clone of the rival's repository, if it needs one.
-    train
-        Training cells: counts in `X`, labels in ``obs["label"]``.
-    requested
-        One row per cell to draw: its ``label``, and the ``total`` counts of a random training cell with this label. For
-        predictions of a perturbation, one row per training cell to move, by its name: to which condition, in ``shift``,
-        and to which ``dose``, if conditions have doses.
-    minutes
-        Minutes on one core that the training may take.
-    length
-        Length of the training, as a multiple of the published one. It ends when either limit is reached.
-    folder
-        An empty folder.
+    `repository` is a clone of the rival's repository, if it needs one. Training cells have counts in `X` and labels in
+    ``obs["label"]``. `requested` has one row per cell to draw: its ``label``, and the ``total`` counts of a random
+    training cell with this label. For predictions of a perturbation, it has one row per training cell to move, by its
+    name: to which condition, in ``shift``, and to which ``dose``, if there are doses. The training ends after `minutes`
+    on one core, or `length` times the published training.
     """
 
     repository: Path | None
@@ -63,19 +52,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Cells of a rival.
-
-    Attributes
-    ----------
-    values
-        ``(requested cells, genes)``, in the order of the request.
-    trained
-        ``time.process_time()`` when the training ended.
-    values_are
-        What `values` are.
-    settings
-        How the rival was trained.
-    """
+    """Cells of a rival ``(requested cells, genes)``, `time.process_time()` when training ended, and its settings."""
 
     values: NDArray
     trained: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from benchmarks.tables import markdown_table, read_table, write_block, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 #: The names of steps in the tables, and the published steps that they are compared with.
@@ -60,24 +61,13 @@ LONG_CALLS = (
     *("importing", "autoencoder_epochs", "prior_epochs", "transport_epochs", "training_epochs"),
     *("generate_anndata", "latent_representation"),
 )
-#: The bare step of a call, and its cells per step.
-BARE_STEPS = {
-    ("calls-SCLDM", "autoencoder_epochs"): ("package", "autoencoder_step", 128),
-    ("calls-SCLDM", "prior_epochs"): ("package", "prior_step", 256),
-    ("calls-SCLDM", "transport_epochs"): ("package", "transport_step", 512),
-    ("calls-SCLDM", "generate_anndata"): ("package", "generate", 128),
-    ("calls-SCRDIT", "training_epochs"): ("SCRDIT", "training_step", 128),
-    ("calls-WBDIT", "training_epochs"): ("WBDIT", "training_step", 128),
-    ("calls-SCRDIT", "generate_anndata"): ("SCRDIT", "generate", 128),
-    ("calls-WBDIT", "generate_anndata"): ("WBDIT", "generate", 128),
-}
 
 
 def write(results: Path, root: Path) -> None:
     """Write the tables of the stored results: ``speed.md``, and the marked places of the pages."""
     stored = read_table(results / "speed.csv")
     shown = latest(stored)
-    steps, calls = step_table(Figures(shown)), call_table(Figures(shown))
+    steps, calls = step_table(Figures(shown)), call_table(Figures(shown), list(CALL_NAMES))
     parts = [f"{describe(shown)} Written by `python -m benchmarks.speed`.", "## Steps", steps, "## Calls", calls]
     write_text(results / "speed.md", "\n\n".join(parts) + "\n")
     for (page, name), text in page_blocks(stored).items():
@@ -90,8 +80,10 @@ def page_blocks(stored: pd.DataFrame) -> dict[tuple[str, str], str]:
     figures, where = Figures(shown), describe(shown)
     beside = f"{published_table(figures)}\n\n{where}"
     return {
-        ("docs/user_guide/speed.md", "speed: steps"): f"{step_table(figures, in_short=True)}\n\n{where}",
-        ("docs/user_guide/speed.md", "speed: calls"): call_table(figures, in_short=True),
+        ("docs/user_guide/speed.md", "speed: steps"): f"{step_table(figures)}\n\n{where}",
+        ("docs/user_guide/speed.md", "speed: calls"): call_table(
+            figures, [stage for stage in CALL_NAMES if stage in LONG_CALLS]
+        ),
         ("README.md", "speed"): beside,
     }
 
@@ -161,75 +153,38 @@ def published_table(figures: Figures) -> str:
     for key in sorted(STEP_NAMES, key=lambda key: "published" in key[0]):
         name, published = STEP_NAMES[key]
         for row in figures.of(*key):
-            beside = figures.get(*published, row["batch"]) if published else None
-            if beside:
+            if beside := published and figures.get(*published, row["batch"]):
                 lines.append(_step_line(name, row, beside)[:4])
     return markdown_table(["", "cells/s", "published, cells/s", "times"], lines)
 
 
-def step_table(figures: Figures, *, in_short: bool = False) -> str:
-    """Write the steps beside the published ones and, unless in short, the device's limits."""
+def step_table(figures: Figures) -> str:
+    """Write the steps beside the published ones."""
     lines = []
-    for key in STEP_NAMES:
-        name, published = STEP_NAMES[key]
+    for key, (name, published) in STEP_NAMES.items():
         for row in figures.of(*key):
-            beside = figures.get(*published, row["batch"]) if published else None
+            beside = published and figures.get(*published, row["batch"])
             lines.append(_step_line(f"{name}, {row['batch']:.0f} cells at a time", row, beside))
-    header = [
-        "",
-        "cells/s",
-        "published, cells/s",
-        "times",
-        "of the limit",
-        "matrix work",
-        "GiB",
-    ]
-    if in_short:
-        header, *lines = ([*row[:4], row[-1]] for row in (header, *lines))
-    return markdown_table(header, lines)
+    return markdown_table(["", "cells/s", "published, cells/s", "times", "GiB"], lines)
 
 
 def _step_line(name: str, row: Mapping[str, Any], published: Mapping[str, Any] | None) -> list[str]:
-    speed = row["cells_per_second"]
-    beside = ["", ""]
+    speed, beside = row["cells_per_second"], ["", ""]
     if published:
         beside = [_number(published["cells_per_second"]), f"**{_number(speed / published['cells_per_second'])}**"]
-    share = _percent(speed * row.get("flops_per_cell", float("nan")) / row.get("matrix_rate", float("nan")))
-    return [name, _number(speed), *beside, share, _percent(row.get("matrix_share")), f"{row['peak_gib']:.2f}"]
+    return [name, _number(speed), *beside, f"{row['peak_gib']:.2f}"]
 
 
-def call_table(figures: Figures, *, in_short: bool = False) -> str:
-    """Write the calls of users, beside the bare steps; in short, only the times of the longer calls."""
+def call_table(figures: Figures, calls: Sequence[str]) -> str:
+    """Write calls of users."""
     lines = []
-    for system in ("calls-SCLDM", "calls-SCRDIT", "calls-WBDIT"):
-        for stage, name in CALL_NAMES.items():
-            if in_short and stage not in LONG_CALLS:
-                continue
-            lines += [
-                _call_line(f"{system.removeprefix('calls-')}, {name}", row, figures)
-                for row in figures.of(system, stage)
-            ]
-    header = ["", "cells", "seconds", "cells/s", "of the bare step", "waits for cells", "beside the epochs, s", "GiB"]
-    if in_short:
-        header, *lines = (row[:4] for row in (header, *lines))
-    return markdown_table(header, lines)
-
-
-def _call_line(name: str, row: Mapping[str, Any], figures: Figures) -> list[str]:
-    bare = BARE_STEPS.get((row["system"], row["stage"]))
-    step = figures.get(*bare) if bare else None
-    has_cells = pd.notna(row["cells_per_second"])
-    fixed = row.get("fixed_seconds", float("nan"))
-    return [
-        name,
-        f"{row['batch']:,.0f}" if has_cells else "",
-        f"{row['seconds']:.2g}",
-        _number(row["cells_per_second"]) if has_cells else "",
-        _percent(row["cells_per_second"] / step["cells_per_second"]) if step else "",
-        _percent(row.get("loading_share")),
-        f"{fixed:.2f}" if pd.notna(fixed) else "",
-        f"{row['peak_gib']:.2f}" if has_cells else "",
-    ]
+    for system, stage in product(("calls-SCLDM", "calls-SCRDIT", "calls-WBDIT"), calls):
+        for row in figures.of(system, stage):
+            has_cells = pd.notna(row["cells_per_second"])
+            cells = [f"{row['batch']:,.0f}" if has_cells else "", f"{row['seconds']:.2g}"]
+            speed = _number(row["cells_per_second"]) if has_cells else ""
+            lines.append([f"{system.removeprefix('calls-')}, {CALL_NAMES[stage]}", *cells, speed])
+    return markdown_table(["", "cells", "seconds", "cells/s"], lines)
 
 
 def describe(rows: pd.DataFrame) -> str:
@@ -247,8 +202,3 @@ def _number(value: float | None) -> str:
     if value is None or pd.isna(value):
         return ""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def _percent(value: float | None) -> str:
-    """Write a share; empty if nothing was counted, as in other threads."""
-    return "" if value is None or pd.isna(value) or value < 0.001 else f"{value:.0%}"

@@ -1,52 +1,40 @@
-"""The systems to measure, of the package and published ones; each takes steps on a batch of simulated cells."""
+"""The systems to measure: the package as users call it, and plain re-implementations of the published systems."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
+import time
 import warnings
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
+import lightning.pytorch as pl
+import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 
 from benchmarks.speed import published
-from benchmarks.speed.meters import Measurement, clock, measure, synchronise
-from benchmarks.speed.published_gene_space import DDIM_TIMESTEPS, DDPM_TIMESTEPS, Diffusion, NoisePredictor
+from benchmarks.speed.published_gene_space import DDIM_TIMESTEPS, Diffusion, NoisePredictor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    import numpy as np
     from torch import Tensor, nn
-
-    from scgen_diffusion.model import SCRDIT
-    from scgen_diffusion.train import StagePlan, TrainingCells
 
 #: Two conditions, as in the published dentate-gyrus and perturbation sets.
 N_CLASSES = {"cell_type": 20, "condition": 10}
+CONTROL = {"condition": "0"}
+N_DISTINCT = 2_048  # simulated cells; larger sets repeat them
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes, device and precision.
-
-    Parameters
-    ----------
-    n_genes, n_expressed
-        Size of the panel, and expressed genes per cell.
-    batch_size
-        Cells per step.
-    device, precision, compile, replay
-        Where and how to compute; whether a GPU replays recorded training steps.
-    n_cells
-        Size of a whole data set, for stages that use one.
-    n_steps
-        Steps of the package's samplers; None for their defaults.
-    architecture
-        Changes to the default architecture of the package's models.
-    """
+    """Sizes of the panel, of a cell, of a batch and of the data set; where and how to compute."""
 
     n_genes: int
     n_expressed: int
@@ -54,569 +42,361 @@ class Setting:
     device: str = "cpu"
     precision: str = "float32"
     compile: bool = False
-    replay: bool = True
-    n_cells: int = 4096
-    n_steps: int | None = None
-    architecture: dict[str, Any] = field(default_factory=dict)
+    n_cells: int = 4_096
+    n_steps: int | None = None  # of the package's samplers
 
     @property
-    def trainer_precision(self) -> str:
-        """The precision by its name in Lightning."""
-        return "bf16-mixed" if self.precision == "bf16" else "32-true"
+    def is_cuda(self) -> bool:
+        """Whether the device is a CUDA GPU."""
+        return self.device.startswith("cuda")
 
 
 @dataclass(frozen=True)
-class Cells:
-    """A batch of simulated cells on the device."""
+class Measured:
+    """Cells per second, and figures that only some stages have, by column."""
 
-    counts: Tensor  # (cells, genes)
-    genes: Tensor  # (cells, expressed), 1-based
-    expressed_counts: Tensor  # (cells, expressed)
-    condition: Tensor  # (cells, keys)
+    cells_per_second: float
+    further: dict[str, object] = field(default_factory=dict)
 
-    @classmethod
-    def draw(cls, setting: Setting, seed: int = 0) -> Cells:
-        """Simulate cells that express ``n_expressed`` random genes each."""
-        generator = torch.Generator().manual_seed(seed)
+
+def clock(device: str) -> float:
+    """Read a clock, in seconds: CPU time with one thread, so that other processes do not count; else wall time."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def repeat(step: Callable[[], object], n_cells: float, setting: Setting, seconds: float) -> Measured:
+    """Run a step, which handles `n_cells`, for about `seconds` after a warm-up."""
+
+    def spend(n_steps: int) -> float:
+        started = clock(setting.device)
+        for _ in range(n_steps):
+            step()
+        return clock(setting.device) - started
+
+    spend(1)  # may compile for a minute
+    n_steps = max(round(seconds / max(spend(1), 1e-6)), 1)
+    return Measured(n_steps * n_cells / spend(n_steps))
+
+
+# --- the package ------------------------------------------------------------------------------------------------------
+
+#: Calls that train, and their default batch sizes, by the first word of a stage.
+TRAININGS = {
+    "autoencoder": ("train_autoencoder", 128),
+    "prior": ("train_prior", 256),
+    "transport": ("train_transport", 512),
+    "training": ("train", 128),
+}
+#: Stages of training that others depend on.
+NEEDED = {
+    "prior": ("autoencoder",),
+    "transport": ("autoencoder",),
+    "latent": ("autoencoder",),
+    **dict.fromkeys(("generate", "save", "load"), ("autoencoder", "prior")),
+}
+GENERATED = {"cpu": 512, "cuda": 8_192}  # cells per request
+
+
+def simulated_cells(setting: Setting, seed: int = 0) -> ad.AnnData:
+    """Simulate cells with two labels that express about `n_expressed` genes each, some genes more often than others."""
+    rng = np.random.default_rng(seed)
+    n_distinct, share = min(setting.n_cells, N_DISTINCT), setting.n_expressed / setting.n_genes
+    often = rng.beta(2 * share, 2 * (1 - share), setting.n_genes).astype(np.float32)
+    counts = sp.csr_matrix(rng.random((n_distinct, setting.n_genes), dtype=np.float32) < often, dtype=np.float32)
+    counts.data = rng.geometric(0.5, counts.nnz).astype(np.float32)
+    columns = {key: pd.Categorical(rng.integers(0, n, setting.n_cells).astype(str)) for key, n in N_CLASSES.items()}
+    names = pd.Index([f"cell-{number}" for number in range(setting.n_cells)])
+    cells = ad.AnnData(counts[np.arange(setting.n_cells) % n_distinct], obs=pd.DataFrame(columns, index=names))
+    cells.layers["counts"] = cells.X
+    return cells
+
+
+class EpochClock(pl.Callback):
+    """Record the time at the start of each epoch and at the end of the last one, and count the steps."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.n_steps = device, 0
+        self.times: list[float] = []
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Record the start."""
+        self.times.append(clock(self.device))
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Count the step."""
+        self.n_steps += 1
+
+    def on_train_end(self, *_: Any) -> None:
+        """Record the end."""
+        self.times.append(clock(self.device))
+
+
+class Package:
+    """A model of the package with its defaults, on simulated cells in memory.
+
+    Stages of training are the epochs of a call to ``train`` after the first, with loader, logging and validation:
+    ``..._epochs`` with the default batch size, ``..._step`` with that of the setting.
+    """
+
+    def __init__(self, setting: Setting, model_class: str, size: str = "default") -> None:
+        self.setting, self.size = setting, size
+        torch.manual_seed(0)
+        self.folder = tempfile.TemporaryDirectory()
+        self.cells, self.trained = simulated_cells(setting), set[str]()
+        from scgen_diffusion import model
+
+        self.model_class = getattr(model, model_class)
+        self.setup()
+        self.model = self.model_class(self.cells, size=size)
+
+    def setup(self) -> None:
+        """Register the cells."""
+        control = {"control_values": CONTROL} if self.model_class.__name__ == "SCLDM" else {}
+        self.model_class.setup_anndata(self.cells, layer="counts", condition_keys=list(N_CLASSES), **control)
+
+    def importing(self) -> None:
+        """Import the package, and the dependencies of its models, in a fresh process."""
+        subprocess.run([sys.executable, "-c", "import scgen_diffusion.model"], check=True)
+
+    def generate(self, n_cells: int | None = None) -> None:
+        """Generate cells with random conditions, as an AnnData."""
+        self.model.generate(n_cells or self.n_cells("generate"), n_steps=self.setting.n_steps, seed=0)
+
+    def generate_anndata(self) -> None:
+        """Generate as many as one request would."""
+        self.generate(self.n_cells("generate_anndata"))
+
+    def latent_representation(self) -> None:
+        """Encode all cells."""
+        self.model.get_latent_representation()
+
+    def save(self) -> None:
+        """Save the model without its cells."""
+        self.model.save(f"{self.folder.name}/model", overwrite=True)
+
+    def load(self) -> None:
+        """Load it for generation."""
+        self.model_class.load(f"{self.folder.name}/model", adata=False)
+
+    def n_cells(self, stage: str) -> int:
+        """Return how many cells one call or step of a stage handles."""
+        if stage == "generate_anndata":
+            return GENERATED["cuda" if self.setting.is_cuda else "cpu"]
+        if stage == "generate" and self.model_class.__name__ != "SCLDM":
+            return 128 if not self.setting.is_cuda else GENERATED["cuda"]
+        return self.setting.batch_size if stage in ("generate",) or stage.endswith("_step") else self.setting.n_cells
+
+    def describe(self, stage: str) -> str:
+        """Say how the stage was computed."""
+        is_training = stage.partition("_")[0] in TRAININGS
+        how = [f"{self.size} size", "compiled" if self.setting.compile else "", self.precision(stage)]
+        return ", ".join(filter(None, [*how, "epochs of train" if is_training else "call"]))
+
+    def precision(self, stage: str) -> str:
+        """Return what a stage computes in."""
+        return self.setting.precision if stage.partition("_")[0] in TRAININGS else "float32"
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """All networks of the model."""
+        return (self.model.module,)
+
+    def measure(self, stage: str, seconds: float) -> Measured:
+        """Measure a stage, after the trainings that it needs."""
+        kind = stage.partition("_")[0]
+        needed = NEEDED.get(kind, ())
+        if not hasattr(self.model, "train_autoencoder"):
+            needed = ("training",) if kind in ("generate", "save", "load") else ()
+        for training in needed:
+            if training not in self.trained:
+                self.train(training, 1, TRAININGS[training][1])
+        if stage == "load":
+            self.save()
+        with warnings.catch_warnings(action="ignore"):  # an untrained network's cells are far from real ones
+            if kind in TRAININGS:
+                return self.measure_training(stage, seconds)
+            if stage == "importing":
+                started = time.perf_counter()
+                self.importing()
+                return Measured(float("nan"), {"seconds": time.perf_counter() - started})
+            return repeat(getattr(self, stage), self.n_cells(stage), self.setting, seconds)
+
+    def measure_training(self, stage: str, seconds: float) -> Measured:
+        """Measure the epochs after the first, and the rest of the call."""
+        kind = stage.partition("_")[0]
+        batch_size = self.setting.batch_size if stage.endswith("_step") else TRAININGS[kind][1]
+        device, started = self.setting.device, clock(self.setting.device)
+        self.train(kind, 1, batch_size)
+        n_epochs = min(max(round(seconds / (clock(device) - started)), 2), 50)
+        epochs, started = EpochClock(device), clock(device)
+        self.train(kind, 1 + n_epochs, batch_size, callbacks=[epochs])
+        whole, lasted = clock(device) - started, np.diff(epochs.times)
+        n_cells = epochs.n_steps / len(lasted) * batch_size
+        fixed = {"fixed_seconds": whole - lasted.sum()}
+        return Measured(n_cells * len(lasted[1:]) / lasted[1:].sum(), fixed)
+
+    def train(self, kind: str, n_epochs: int, batch_size: int, **options: Any) -> None:
+        """Train a stage."""
+        if self.setting.compile:
+            options["compile"] = True
+        torch.backends.cuda.matmul.allow_tf32 = self.setting.precision == "tf32"
+        getattr(self.model, TRAININGS[kind][0])(
+            n_epochs,
+            accelerator="gpu" if self.setting.is_cuda else "cpu",
+            devices=1,
+            batch_size=batch_size,
+            precision="bf16-mixed" if self.setting.precision == "bf16" else "32-true",
+            enable_progress_bar=False,
+            logger=False,
+            **options,
+        )
+        self.trained.add(kind)
+
+
+# --- published systems ------------------------------------------------------------------------------------------------
+
+#: An untrained prior is nearly a straight line, which an adaptive solver crosses in a few evaluations.
+N_PRIOR_STEPS_BEFORE_SAMPLING = 50
+ZERO_VALUE = -10.0  # published for scRDiT
+N_SAMPLED = 128  # cells per call
+N_STEPS = 3  # sampling steps to measure: all cost the same
+
+
+class Published:
+    """What the published systems share: steps on one batch of simulated cells, in eager float32."""
+
+    networks: tuple[nn.Module, ...]
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        generator = torch.Generator().manual_seed(0)
+        torch.manual_seed(0)
         order = torch.rand(setting.batch_size, setting.n_genes, generator=generator).argsort(dim=1)
         genes = order[:, : setting.n_expressed].sort(dim=1).values
         expressed = 1 + torch.poisson(torch.full(genes.shape, 1.5), generator=generator)
         counts = torch.zeros(setting.batch_size, setting.n_genes).scatter_(1, genes, expressed)
-        classes = [torch.randint(n, (setting.batch_size,), generator=generator) for n in N_CLASSES.values()]
-        tensors = (counts, genes + 1, expressed, torch.stack(classes, dim=1))
-        return cls(*(tensor.to(setting.device) for tensor in tensors))
-
-
-class System:
-    """Steps on one batch: a method without arguments for each of the ``stages``.
-
-    Attributes
-    ----------
-    stages
-        Names of the steps.
-    counted
-        Stages whose FLOPs are counted, to compare the time with the device's limit.
-    """
-
-    stages: tuple[str, ...]
-    counted: tuple[str, ...] = ()
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
+        classes = {key: torch.randint(n, (setting.batch_size,), generator=generator) for key, n in N_CLASSES.items()}
+        self.condition: Mapping[str, Tensor] = {key: each.to(setting.device) for key, each in classes.items()}
+        self.genes, self.expressed, self.counts = (each.to(setting.device) for each in (genes + 1, expressed, counts))
 
     def n_cells(self, stage: str) -> int:
         """Return how many cells one call of a stage handles."""
         return self.setting.batch_size
 
-    def prepare(self, stage: str) -> None:
-        """Prepare a stage before it is measured. Does nothing by default."""
-
-    def measure(self, stage: str, seconds: float) -> Measurement:
-        """Measure a stage for about ``seconds``."""
-        self.prepare(stage)
-        return measure(getattr(self, stage), self.n_cells(stage), device=self.setting.device, seconds=seconds)
-
     def precision(self, stage: str) -> str:
         """Return what a stage computes in."""
         return "float32"
 
-    def share(self, stage: str) -> float:
-        """Return the share of a stage's work that one call does; the rest is extrapolated."""
-        return 1.0
-
     def describe(self, stage: str) -> str:
         """Say how the stage was computed."""
-        raise NotImplementedError
+        return "eager float32"
 
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        """The networks that are trained."""
-        raise NotImplementedError
+    def measure(self, stage: str, seconds: float) -> Measured:
+        """Measure a stage for about `seconds`."""
+        return repeat(getattr(self, stage), self.n_cells(stage), self.setting, seconds)
 
-    @property
-    def n_parameters(self) -> int:
-        """Number of parameters."""
-        return sum(p.numel() for network in self.networks for p in network.parameters() if p.requires_grad)
-
-    def _autocast(self) -> torch.autocast:
-        is_bf16 = self.setting.precision == "bf16"
-        return torch.autocast(torch.device(self.setting.device).type, torch.bfloat16, enabled=is_bf16)
+    def optimise(self, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> None:
+        """Take one optimiser step; a clip of 0 means no clipping."""
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
+        optimizer.step()
 
 
-class StandInTrainer:
-    """What a stage's plan needs from Lightning's trainer, half-way through training."""
-
-    estimated_stepping_batches = 10_000
-    global_step = estimated_stepping_batches // 2
-    world_size, global_rank = 1, 0
-    max_epochs, accumulate_grad_batches, early_stopping_callbacks = 12, 1, ()
-
-    def __init__(self, precision: str) -> None:
-        self.precision = precision
-
-
-class PlannedSteps:
-    """Optimiser steps as in training, with the plan's optimiser, clipping and averages, but without Lightning."""
-
-    def __init__(self, plan: StagePlan, setting: Setting) -> None:
-        self.plan = plan.to(setting.device)
-        self.trainer = plan.trainer = StandInTrainer(setting.trainer_precision)
-        self.optimizer = plan.configure_optimizers()["optimizer"]
-        plan.can_replay = plan.can_replay and setting.replay
-        plan.on_fit_start()
-        plan.on_train_start()
-        is_bf16 = setting.precision == "bf16"
-        self.autocast = torch.autocast(torch.device(setting.device).type, torch.bfloat16, enabled=is_bf16)
-
-    def take(self, batch: dict[str, Tensor]) -> None:
-        """Take one step."""
-        self.plan.on_train_batch_start(batch, 0)
-        with self.autocast:
-            loss = self.plan.take_losses(batch)["loss"]
-        self.optimizer.zero_grad(set_to_none=True)
-        self.plan.backward(loss)
-        self.plan.configure_gradient_clipping(self.optimizer, self.plan.recipe.gradient_clip, "norm")
-        self.optimizer.step()
-        self.trainer.global_step += 1
-        self.plan.on_train_batch_end(loss, batch, 0)
-
-
-def read_shuffled(cells: TrainingCells, rows: np.ndarray, batch_size: int = 128, n_cells: int | None = None) -> None:
-    """Read cells in batches as a training epoch does, or only the first ``n_cells``."""
-    from scgen_diffusion.train import EpochBatches
-
-    batches = cells.loader(rows, batch_size, batches=EpochBatches(len(rows), batch_size, seed=0))
-    for _ in islice(batches, None if n_cells is None else -(-n_cells // batch_size)):
-        pass
-
-
-def optimise(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, gradient_clip: float = 10.0) -> None:
-    """Take one optimiser step; a clip of 0 means no clipping."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if gradient_clip:
-        torch.nn.utils.clip_grad_norm_(network.parameters(), gradient_clip)
-    optimizer.step()
-
-
-# --- SCLDM ----------------------------------------------------------------------------------------------------
-
-#: An untrained prior is nearly a straight line, which an adaptive solver crosses in a few evaluations.
-N_PRIOR_STEPS_BEFORE_SAMPLING = 50
-
-N_PERTURBATION_GROUPS = 16  # groups per step of the transport, as in the default recipe
-
-
-class PublishedSystem(System):
-    """The published scLDM at its published sizes: eager, float32, encoding again in every step of the prior."""
-
-    stages = ("autoencoder_step", "prior_step", "generate")
+class PublishedScldm(Published):
+    """The published scLDM at its published sizes, encoding again in every step of the prior."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        torch.manual_seed(0)
-        self.cells = Cells.draw(setting)
-        self.condition = dict(zip(N_CLASSES, self.cells.condition.T, strict=True))
         self.autoencoder = published.Autoencoder(setting.n_genes).to(setting.device)
         self.prior = published.Prior(N_CLASSES).to(setting.device)
-        self.autoencoder_optimizer = torch.optim.AdamW(
-            self.autoencoder.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0
-        )
-        self.prior_optimizer = torch.optim.AdamW(self.prior.parameters(), lr=5e-4)
+        self.networks = (self.autoencoder, self.prior)
+        adam, weights = torch.optim.AdamW, self.autoencoder.parameters()
+        self.autoencoder_optimizer = adam(weights, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+        self.prior_optimizer = adam(self.prior.parameters(), lr=5e-4)
         self.n_prior_steps = 0
-        self.n_evaluations = 0
-        self.prior.register_forward_hook(self._count)
 
     def autoencoder_step(self) -> None:
         """Take one optimiser step of the autoencoder."""
-        cells = self.cells
-        loss = self.autoencoder.loss(cells.genes, cells.expressed_counts, cells.counts).mean()
-        optimise(loss, self.autoencoder, self.autoencoder_optimizer)
+        loss = self.autoencoder.loss(self.genes, self.expressed, self.counts).mean()
+        self.optimise(loss, self.autoencoder, self.autoencoder_optimizer, 10.0)
 
     def prior_step(self) -> None:
         """Encode the batch and take one optimiser step of the prior."""
         with torch.no_grad():
-            z = self.autoencoder.encode(self.cells.genes, self.cells.expressed_counts)
-        optimise(self.prior.loss(z, self.condition), self.prior, self.prior_optimizer)
+            z = self.autoencoder.encode(self.genes, self.expressed)
+        self.optimise(self.prior.loss(z, self.condition), self.prior, self.prior_optimizer, 10.0)
         self.n_prior_steps += 1
 
     def generate(self) -> None:
         """Sample latents by dopri5, decode them and draw counts."""
         while self.n_prior_steps < N_PRIOR_STEPS_BEFORE_SAMPLING:
             self.prior_step()
-        self.n_evaluations = 0
         with torch.inference_mode():
-            noise = torch.randn(len(self.cells.counts), 16, 16, device=self.cells.counts.device)
-            z = self.prior.sample(noise, self.condition)
-            mean, theta = self.autoencoder.decode(z, self.cells.counts.sum(1, keepdim=True))
+            z = self.prior.sample(torch.randn(len(self.counts), 16, 16, device=self.counts.device), self.condition)
+            mean, theta = self.autoencoder.decode(z, self.counts.sum(1, keepdim=True))
             torch.poisson(torch.distributions.Gamma(theta, theta / mean.clamp(min=1e-8)).sample())
 
-    def describe(self, stage: str) -> str:
-        """Say how the stage was computed."""
-        return f"dopri5, {self.n_evaluations} evaluations" if stage == "generate" else "eager float32"
 
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        """Autoencoder and prior."""
-        return self.autoencoder, self.prior
+class PublishedGeneSpace(Published):
+    """The published scRDiT, or white-box diffusion transformer, at its published size: unconditional."""
 
-    def _count(self, *_: object) -> None:
-        self.n_evaluations += 1
-
-
-class PackageSystem(System):
-    """SCLDM with its default architecture and recipes; the prior trains on latents that are computed once."""
-
-    stages = ("autoencoder_step", "prior_step", "generate", "transport_step")
-    size = "default"
-    counted = stages
-
-    def __init__(self, setting: Setting) -> None:
-        from scgen_diffusion.module import SCLDMModule, build_architecture
-        from scgen_diffusion.train import RECIPES, AutoencoderPlan, PriorPlan
-
+    def __init__(self, setting: Setting, *, white_box: bool) -> None:
         super().__init__(setting)
-        torch.manual_seed(0)
-        self.cells = Cells.draw(setting)
-        architecture = build_architecture(self.size, **setting.architecture)
-        self.module = SCLDMModule(setting.n_genes, list(N_CLASSES.values()), architecture=architecture)
-        self.module.to(setting.device)
-        self.latents = self._start()
-        recipe, options = RECIPES[self.size], {"seed": 0, "compile": setting.compile}
-        self.autoencoder_steps = PlannedSteps(AutoencoderPlan(self.module, recipe.autoencoder, **options), setting)
-        self.prior_steps = PlannedSteps(PriorPlan(self.module, recipe.prior, **options), setting)
-
-    def autoencoder_step(self) -> None:
-        """Take one optimiser step of the autoencoder, as in training."""
-        from scvi import REGISTRY_KEYS
-
-        from scgen_diffusion.module import CONDITIONS
-
-        self.autoencoder_steps.take({REGISTRY_KEYS.X_KEY: self.cells.counts, CONDITIONS: self.cells.condition})
-
-    def prior_step(self) -> None:
-        """Take one optimiser step of the prior on cached latents, and update the averaged weights."""
-        self.prior_steps.take(self.latents)
-
-    def transport_step(self) -> None:
-        """Pair latents of control and perturbed cells, and take one optimiser step of the transport between them."""
-        self.transport_steps.take(self.pairs)
-
-    def generate(self) -> None:
-        """Sample latents by the default sampler, draw library sizes, decode and draw counts."""
-        from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, ResolvedGuidance
-        from scgen_diffusion.model import SCLDM
-
-        condition = self.cells.condition
-        with torch.inference_mode(), self._autocast():
-            self.module.sample_cells(
-                condition,
-                Generators(0, range(len(condition)), self.setting.device),
-                guidance=ResolvedGuidance.of(self.module.strategy, [1.0] * len(N_CLASSES)),
-                sampler=FLOW_SAMPLERS[SCLDM.default_sampler],
-                n_steps=self.setting.n_steps,
-                library_size=self.module.architecture.library_size,
-                n_wanted=len(condition),
-            )
-
-    def describe(self, stage: str) -> str:
-        """Say how the stage was computed."""
-        from scgen_diffusion.diffusion import FLOW_SAMPLERS
-        from scgen_diffusion.model import SCLDM
-
-        how = f"{self.size}, {'compiled ' if self.setting.compile else ''}{self.setting.precision}"
-        if stage != "generate":
-            return how
-        n_steps = self.setting.n_steps or FLOW_SAMPLERS[SCLDM.default_sampler].default_n_steps
-        return f"{how}, {SCLDM.default_sampler} {n_steps} steps"
-
-    def precision(self, stage: str) -> str:
-        """Return what a stage computes in."""
-        return self.setting.precision
-
-    def prepare(self, stage: str) -> None:
-        """Build the transport if the stage needs it."""
-        if stage == "transport_step" and self.module.transport is None:
-            self._make_transport()
-
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        """Autoencoder and prior."""
-        module = self.module
-        return module.encoder, module.decoder, module.likelihood, module.prior
-
-    @torch.no_grad()
-    def _start(self) -> dict[str, Tensor]:
-        """Do what training does first: start from the mean cell, compute latents and library statistics."""
-        from scgen_diffusion.module import total_counts
-
-        x, condition, module = self.cells.counts, self.cells.condition, self.module
-        module.start_from_means(module.modelled_values(x).mean(0), module.pooled_profile(x).mean(0))
-        posterior = module.inference(x)["posterior"]
-        log_total = total_counts(x)[:, 0].log()
-        module.library_size.fit(log_total, condition)
-        return {"mean": posterior.mean, "std": posterior.std, "condition": condition, "log_total": log_total}
-
-    def _make_transport(self) -> None:
-        from scgen_diffusion.train import TransportPlan, TransportRecipe
-
-        condition = self.cells.condition
-        control = torch.tensor([float("inf"), 0.0], device=condition.device)  # the second key perturbs
-        self.module.add_transport().start_from(control)
-        recipe = TransportRecipe(n_paired=max(len(condition) // N_PERTURBATION_GROUPS, 1))
-        self.transport_steps = PlannedSteps(TransportPlan(self.module, recipe, seed=0), self.setting)
-        self.pairs = {name: torch.stack([self.latents[name]] * 2) for name in ("mean", "std", "condition")}
-
-
-class PackagePublishedSizes(PackageSystem):
-    """SCLDM with the published architecture, computed as in the package."""
-
-    stages = ("autoencoder_step", "prior_step", "generate")
-    size = "published"
-    # torch's counter fails where gene queries are decoded without gradients
-    counted = ("autoencoder_step", "prior_step")
-
-
-# --- gene space ------------------------------------------------------------------------------------------------
-
-LONGEST_SAMPLING = 60.0  # seconds; a batch that takes longer is not sampled in full
-N_STEPS = 3  # steps to measure of a sampler that takes longer
-LONG_STEP = 2.0  # seconds; one step of this length is enough
-ZERO_VALUE = -10.0  # published for scRDiT
-N_SAMPLED = {"cpu": 128, "cuda": 8192}  # a block on a CPU; eight on a GPU, as a request has costs of its own
-
-
-class Extrapolation:
-    """How much of a sampler's work is measured: all of it, or a few steps, which all cost the same."""
-
-    def __init__(self, n_steps: int) -> None:
-        self.n_steps = self.n_measured = n_steps
-
-    def choose(self, take_steps: Callable[[int], object], device: str) -> None:
-        """Measure what a step more costs, without what every call costs, and then all steps if they are fast enough."""
-
-        def seconds(n_steps: int) -> float:
-            synchronise(device)
-            started = clock(device)
-            take_steps(n_steps)
-            synchronise(device)
-            return clock(device) - started
-
-        seconds(1)  # the first call warms up
-        step = seconds(2) - seconds(1)
-        few = min(N_STEPS if step < LONG_STEP else 1, self.n_steps)
-        self.n_measured = self.n_steps if step * self.n_steps <= LONGEST_SAMPLING else few
-
-    @property
-    def share(self) -> float:
-        """Share of the work that is measured."""
-        return self.n_measured / self.n_steps
-
-    def describe(self) -> str:
-        """Describe the number of steps in words."""
-        if self.n_measured == self.n_steps:
-            return f"{self.n_steps} steps"
-        return f"{self.n_steps} steps, extrapolated from {self.n_measured}"
-
-
-class PublishedScrdit(System):
-    """The published scRDiT at its published size: eager, float32, unconditional, unfused attention."""
-
-    stages = ("training_step", "generate_ddpm", "generate_ddim")
-    white_box = False
-    learning_rate = 3e-4
-
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
-        torch.manual_seed(0)
-        self.profiles = self._profiles()
+        profiles = (1e4 * self.counts / self.counts.sum(1, keepdim=True)).log1p()
+        self.profiles = profiles if white_box else torch.where(profiles == 0, ZERO_VALUE, profiles)
         self.diffusion = Diffusion(setting.device)
-        self.network = NoisePredictor(self.profiles.shape[1], white_box=self.white_box).to(setting.device)
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate)
-        self.timesteps = {"generate_ddpm": DDPM_TIMESTEPS, "generate_ddim": DDIM_TIMESTEPS}
-        self.extrapolations = {stage: Extrapolation(len(t) - 1) for stage, t in self.timesteps.items()}
+        self.network = NoisePredictor(setting.n_genes, white_box=white_box).to(setting.device)
+        self.networks = (self.network,)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4 if white_box else 3e-4)
 
     def training_step(self) -> None:
         """Take one optimiser step."""
-        optimise(self.diffusion.loss(self.network, self.profiles), self.network, self.optimizer, gradient_clip=0)
+        self.optimise(self.diffusion.loss(self.network, self.profiles), self.network, self.optimizer, 0)
 
-    def generate_ddpm(self) -> None:
-        """Sample a batch in 999 ancestral steps."""
-        self._generate("generate_ddpm", self.diffusion.ddpm)
-
+    @torch.inference_mode()
     def generate_ddim(self) -> None:
-        """Sample a batch in 100 steps of DDIM with eta 1."""
-        self._generate("generate_ddim", self.diffusion.ddim)
+        """Take some of the 100 steps of DDIM with eta 1."""
+        noise = torch.randn(N_SAMPLED, self.profiles.shape[1], device=self.setting.device)
+        self.diffusion.ddim(self.network, noise, DDIM_TIMESTEPS[: N_STEPS + 1])
 
     def n_cells(self, stage: str) -> int:
         """Return how many cells one call of a stage handles."""
-        return n_cells(self.setting, stage)
-
-    def share(self, stage: str) -> float:
-        """Share of the stage's work that one call does."""
-        return self.extrapolations[stage].share if stage in self.extrapolations else 1.0
+        return N_SAMPLED if stage == "generate_ddim" else self.setting.batch_size
 
     def describe(self, stage: str) -> str:
         """Say how the stage was computed."""
-        how = "eager float32"
-        return f"{how}, {self.extrapolations[stage].describe()}" if stage in self.extrapolations else how
+        how = f", {len(DDIM_TIMESTEPS) - 1} steps, extrapolated from {N_STEPS}" if stage == "generate_ddim" else ""
+        return f"eager float32{how}"
 
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        """The network."""
-        return (self.network,)
-
-    @torch.inference_mode()
-    def prepare(self, stage: str) -> None:
-        """Find out how much of the sampling can be measured."""
-        if stage in self.extrapolations:
-            x = self._noise(stage)
-            t = x.new_zeros(len(x))
-            self.extrapolations[stage].choose(
-                lambda n_steps: [self.network(x, t) for _ in range(n_steps)], self.setting.device
-            )
-
-    @torch.inference_mode()
-    def _generate(self, stage: str, sampler: Callable[..., torch.Tensor]) -> None:
-        timesteps = self.timesteps[stage][: self.extrapolations[stage].n_measured + 1]
-        sampler(self.network, self._noise(stage), timesteps).clamp(min=0)
-
-    def _noise(self, stage: str) -> torch.Tensor:
-        return torch.randn(self.n_cells(stage), self.profiles.shape[1], device=self.setting.device)
-
-    def _profiles(self) -> torch.Tensor:
-        counts = Cells.draw(self.setting).counts
-        profiles = (1e4 * counts / counts.sum(1, keepdim=True)).log1p()
-        return profiles if self.white_box else torch.where(profiles == 0, ZERO_VALUE, profiles)
+    def measure(self, stage: str, seconds: float) -> Measured:
+        """Measure a stage; sampling is extrapolated."""
+        found = super().measure(stage, seconds)
+        share = N_STEPS / (len(DDIM_TIMESTEPS) - 1) if stage == "generate_ddim" else 1
+        return Measured(found.cells_per_second * share)
 
 
-class PublishedWbdit(PublishedScrdit):
-    """The published white-box diffusion transformer."""
-
-    white_box = True
-    learning_rate = 1e-4
-
-
-class PackageScrdit(System):
-    """SCRDIT, trained and sampled as in the package."""
-
-    stages = ("training_step", "generate")
-    counted = stages
-    model_class = "SCRDIT"
-    size = "default"
-
-    def __init__(self, setting: Setting) -> None:
-        from scgen_diffusion.train import DiffusionPlan
-
-        super().__init__(setting)
-        torch.manual_seed(0)
-        self.cells = Cells.draw(setting)
-        self.model = self._model()
-        self.condition = torch.from_numpy(self.model.conditions.encode(self._obs(), None)).to(setting.device)
-        self.module = self.model.module
-        recipe = self.model._recipe("diffusion")
-        self.steps = PlannedSteps(DiffusionPlan(self.module, recipe, seed=0, compile=setting.compile), setting)
-        self.extrapolation = Extrapolation(setting.n_steps or self._sampler.default_n_steps)
-        if setting.compile:  # for generation, which the package does not compile
-            self.module.averaged_network.compile()
-
-    def training_step(self) -> None:
-        """Take one optimiser step, as in training, and update the averaged weights."""
-        from scvi import REGISTRY_KEYS
-
-        from scgen_diffusion.module import CONDITIONS
-
-        batch = {REGISTRY_KEYS.X_KEY: self.cells.counts, CONDITIONS: self.condition}
-        self.steps.take(batch)
-
-    def generate(self) -> None:
-        """Generate profiles, as the published systems do, by the default sampler."""
-        self._sample(self.extrapolation.n_measured)
-
-    def n_cells(self, stage: str) -> int:
-        """Return how many cells one call of a stage handles."""
-        return n_cells(self.setting, stage)
-
-    def share(self, stage: str) -> float:
-        """Share of the stage's work that one call does."""
-        return self.extrapolation.share if stage == "generate" else 1.0
-
-    def describe(self, stage: str) -> str:
-        """Say how the stage was computed; `generate` always uses float32."""
-        compiled = f"{self.size} size, {'compiled ' if self.setting.compile else ''}"
-        if stage != "generate":
-            return f"{compiled}{self.setting.precision}"
-        return f"{compiled}float32, {self.model.default_sampler}, {self.extrapolation.describe()}"
-
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        """The network."""
-        return (self.module.network,)
-
-    def precision(self, stage: str) -> str:
-        """Return what a stage computes in."""
-        return "float32" if stage == "generate" else self.setting.precision
-
-    def prepare(self, stage: str) -> None:
-        """Find out how much of the sampling can be measured."""
-        if stage == "generate":
-            self.extrapolation.choose(self._sample, self.setting.device)
-
-    def _sample(self, n_steps: int) -> None:
-        with warnings.catch_warnings(action="ignore"):  # an untrained network's cells are far from real ones
-            self.model.generate(self.n_cells("generate"), n_steps=n_steps, seed=0, show_progress=False)
-
-    @property
-    def _sampler(self) -> Any:
-        from scgen_diffusion.diffusion import samplers_for
-
-        sampler = self.model.default_sampler
-        return samplers_for(self.module.path)[sampler] if isinstance(sampler, str) else sampler
-
-    def _model(self) -> SCRDIT:
-        """Build the model and train it for one step, which also computes its statistics of the cells."""
-        from scgen_diffusion import model
-
-        model_class = getattr(model, self.model_class)
-        adata = self._adata()
-        model_class.setup_anndata(adata, layer="counts", condition_keys=list(N_CLASSES))
-        built = model_class(adata, size=self.size, **self.setting.architecture)
-        accelerator = "gpu" if self.setting.device.startswith("cuda") else "cpu"
-        quiet = {"enable_progress_bar": False, "logger": False}
-        size = {"batch_size": self.setting.batch_size, "train_size": 1.0}
-        built.train(1, accelerator=accelerator, **size, **quiet)
-        built.module.to(self.setting.device).train()
-        return built
-
-    def _adata(self) -> ad.AnnData:
-        counts = self.cells.counts.cpu().numpy()
-        return ad.AnnData(counts, obs=self._obs(), layers={"counts": counts})
-
-    def _obs(self) -> pd.DataFrame:
-        """Return the cells' conditions as a table."""
-        codes = self.cells.condition.cpu().numpy()
-        columns = {key: pd.Categorical(codes[:, i].astype(str)) for i, key in enumerate(N_CLASSES)}
-        return pd.DataFrame(columns, index=[f"cell-{i}" for i in range(len(codes))])
-
-
-def n_cells(setting: Setting, stage: str) -> int:
-    """Return how many cells one call of a stage handles: sampling uses whole blocks, whatever the batch size."""
-    return N_SAMPLED[torch.device(setting.device).type] if stage.startswith("generate") else setting.batch_size
-
-
-class PackageScrditPublishedSize(PackageScrdit):
-    """SCRDIT at the published size."""
-
-    size = "published"
-
-
-class PackageWbdit(PackageScrdit):
-    """WBDIT."""
-
-    model_class = "WBDIT"
-
-
-class PackageWbditPublishedSize(PackageWbdit):
-    """WBDIT at the published size."""
-
-    size = "published"
+STEPS = ("autoencoder_step", "prior_step", "transport_step", "generate")
+CALLS = ("importing", "setup", "autoencoder_epochs", "prior_epochs", "transport_epochs", "generate_anndata")
+GENE_SPACE_CALLS = ("setup", "training_epochs", "generate_anndata", "save", "load")
+#: How each system is built, and its stages.
+SYSTEMS: dict[str, tuple[Callable[[Setting], Any], tuple[str, ...]]] = {
+    "published": (PublishedScldm, ("autoencoder_step", "prior_step", "generate")),
+    "published-scrdit": (partial(PublishedGeneSpace, white_box=False), ("training_step", "generate_ddim")),
+    "published-wbdit": (partial(PublishedGeneSpace, white_box=True), ("training_step", "generate_ddim")),
+    "package": (partial(Package, model_class="SCLDM"), STEPS),
+    "package-published-sizes": (
+        partial(Package, model_class="SCLDM", size="published"),
+        ("autoencoder_step", "prior_step", "generate"),
+    ),
+    "calls-SCLDM": (partial(Package, model_class="SCLDM"), (*CALLS, "latent_representation", "save", "load")),
+}
+for _name in ("SCRDIT", "WBDIT"):
+    SYSTEMS[_name] = (partial(Package, model_class=_name), ("training_step", "generate"))
+    SYSTEMS[f"{_name}-published-size"] = (partial(Package, model_class=_name, size="published"), ("training_step",))
+    SYSTEMS[f"calls-{_name}"] = (partial(Package, model_class=_name), GENE_SPACE_CALLS)
+STAGES = tuple(dict.fromkeys(stage for _, stages in SYSTEMS.values() for stage in stages))

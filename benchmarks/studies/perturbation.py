@@ -62,18 +62,9 @@ CPU = {"accelerator": "cpu", "enable_progress_bar": False}
 
 @dataclass(frozen=True)
 class Case:
-    """Cells to learn from, and cells to predict; integer counts in `X` and in ``layers["counts"]``.
+    """Cells to learn from, and those left out, predicted from `control`; counts are in `X` and ``layers["counts"]``.
 
-    Attributes
-    ----------
-    train, real
-        Training cells, and the perturbed cells that were left out.
-    control
-        The training cells from which they are predicted.
-    asked
-        The conditions to predict, by the name of the perturbation.
-    columns
-        Arguments of ``setup_anndata``.
+    `asked` has the conditions to predict by the name of the perturbation, `columns` the arguments of ``setup_anndata``.
     """
 
     train: ad.AnnData
@@ -267,34 +258,6 @@ def latent_arithmetic(trained: Trained) -> ad.AnnData:
     return case.cells(PERTURBED, counts.numpy())
 
 
-def scvi_arithmetic(trained: Trained) -> ad.AnnData:
-    """Do the same in the latent space of scVI.
-
-    References
-    ----------
-    Lopez et al. 2018, Deep generative modeling for single-cell transcriptomics. Nat Methods 15:1053.
-    """
-    import scvi
-
-    scvi.settings.seed = trained.seed
-    case, train = trained.case, trained.case.train.copy()
-    scvi.model.SCVI.setup_anndata(train, layer="counts")
-    model = scvi.model.SCVI(train, gene_likelihood="nb")
-    model.train(**CPU)
-    latents = model.get_latent_representation()
-    moved = (latents[is_of(case.train, case.control)] + mean_latent_change(case, latents)).astype(np.float32)
-    totals = np.asarray(case.control.X.sum(axis=1), dtype=np.float32).reshape(-1, 1)
-    with torch.inference_mode():
-        px = model.module.generative(
-            z=torch.from_numpy(moved),
-            library=torch.from_numpy(np.log(totals)),
-            batch_index=torch.zeros(len(moved), 1, dtype=torch.long),
-        )["px"]
-    rng = np.random.default_rng(trained.seed)
-    mean, theta = px.mu.numpy().astype(float), px.theta.numpy().astype(float)
-    return case.cells(PERTURBED, rng.poisson(rng.gamma(np.broadcast_to(theta, mean.shape), mean / theta)))
-
-
 def linear_additive(trained: Trained) -> ad.AnnData:
     """Shift control cells by the perturbation's effect in a linear model with one effect per cell type and one for it.
 
@@ -355,7 +318,6 @@ RIVAL_METHODS = tuple(f"{rival}{ending}" for rival in RIVALS for ending in ("", 
 METHODS: dict[str, dict[str, Callable[[Trained], ad.AnnData]]] = {
     "types": {
         "linear_additive": linear_additive,
-        "scvi_arithmetic": scvi_arithmetic,
         "latent_arithmetic": latent_arithmetic,
         "scldm_transport": transport,
         "scldm_transport_new_counts": transport_with_new_counts,

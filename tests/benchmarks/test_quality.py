@@ -53,7 +53,7 @@ def test_few_training_cells_are_of_every_label_and_the_others_are_spare(cells, s
 
 def test_spare_cells_give_the_space_so_that_all_training_cells_are_compared(cells):
     few = splits.split_cells(cells, ("cell_type",), seed=0, n_genes=20, n_train=100)
-    drawn = baselines.BASELINES["shuffled"](few.train, few.train_labels, few.held_out_labels, seed=0)
+    drawn = baselines.BASELINES["independent-NB"](few.train, few.train_labels, few.held_out_labels, seed=0)
     found = splits.judge(few, drawn, 0, metrics=["w2"], n_floor=1, n_bootstrap=0)
     assert found.attrs["n_cells"]["all"] == 100  # half of them would give the space
 
@@ -119,8 +119,8 @@ def test_unknown_methods_are_errors(text):
 
 
 def test_unknown_parts_of_a_variant_are_arguments_of_the_model():
-    chosen = methods.choose_methods(["copula", 'wide={"class": "WBDIT", "width": 256, "train": {"max_epochs": 1}}'])
-    assert chosen["copula"] is None
+    chosen = methods.choose_methods(["NB-copula", 'wide={"class": "WBDIT", "width": 256, "train": {"max_epochs": 1}}'])
+    assert chosen["NB-copula"] is None
     assert chosen["wide"] == {"class": "WBDIT", "train": {"max_epochs": 1}, "model": {"width": 256}}
 
 
