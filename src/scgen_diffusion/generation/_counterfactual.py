@@ -32,19 +32,15 @@ class Counterfactual:
     Parameters
     ----------
     rows
-        Row numbers of the cells, ``(cells,)``; their random numbers depend on them.
+        Numbers of the cells in the request, ``(cells,)``; their random numbers depend on them.
     own, codes
         Codes of their own and of their new conditions, ``(cells, columns)``.
     sampling
         Sampler, steps, and guidance on the way to the new condition.
     inversion
         The inversion; None to use the trained transport.
-    strength
-        Share of the way to go, from 0 to 1.
-    sample
-        Whether to draw cells or return expected values.
     residuals
-        Whether drawn cells keep their own residuals (``"own"``) or draw new ones (``"new"``).
+        Whether cells keep their own residuals (``"own"``) or draw new ones (``"new"``).
     library_size
         Name of a distribution, totals ``(cells, ...)`` with NaN for the cells' own, or None for the cells' own.
     seed
@@ -60,8 +56,6 @@ class Counterfactual:
     codes: np.ndarray
     sampling: SamplingOptions
     inversion: Inversion | None
-    strength: float
-    sample: bool
     residuals: str
     library_size: Any
     seed: int
@@ -110,18 +104,14 @@ def predict_block(
     by_transport: dict[str, Any] = {}
     if request.inversion is None:
         lacking = None if request.lacking is None else request.lacking.of(request.codes[positions])
-        by_transport["perturbed"] = (own, new, request.strength, lacking)
+        by_transport["perturbed"] = (own, new, lacking)
 
     def predict(generators: Generators) -> Tensor:
         given: Tensor | None = None
 
         def move(states: Tensor) -> Tensor:
             nonlocal given
-            options: dict[str, Any] = {
-                "strength": request.strength,
-                "n_steps": sampling.n_steps,
-                "generators": generators,
-            }
+            options: dict[str, Any] = {"n_steps": sampling.n_steps, "generators": generators}
             if request.inversion is None:  # the transport moves the cells that become perturbed
                 given = module.unstandardise(states)
                 return module.transported(states, own, new, sampling.sampler, **options)
@@ -138,7 +128,7 @@ def predict_block(
             if isinstance(sizes, str):  # moved cells keep their level, as generated ones do
                 known, start = (features, None) if given is None else (given, own)
                 return module.draw_totals(sizes, new, known, generators, start)
-            measured = module.decoding_totals(block.x, features, generators if request.sample else None)
+            measured = module.decoding_totals(block.x, features, generators)
             measured = measured.view(len(measured), *module.library_size.shape)
             if sizes is None:
                 return measured
@@ -151,14 +141,13 @@ def predict_block(
             draw_totals,
             generators,
             output=sampling.output,
-            sample=request.sample,
             residuals=request.residuals,
             n_wanted=block.n_wanted,
             **by_transport,
         )[: block.n_wanted]
 
     values = module.redraw_empty(predict(generators), predict, generators)
-    rows = rows_of(values, sparse=request.sample and module.has_zeros(sampling.output))
+    rows = rows_of(values, sparse=module.has_zeros(sampling.output))
     check_finite(rows)
     if request.group is None:
         return rows, None

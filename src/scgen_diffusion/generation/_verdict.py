@@ -1,4 +1,4 @@
-"""What is known about the effect of a perturbation on given cells: a verdict, and intervals of mean changes."""
+"""How far the effect of a perturbation on given cells is known: a code, numbers, and intervals of mean changes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 
-from scgen_diffusion._arguments import list_first, warn_user
-from scgen_diffusion.data import OPEN, SetKey, evenly, mark_occurring
+from scgen_diffusion._arguments import warn_user
+from scgen_diffusion.data import OPEN, evenly, mark_occurring
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators
 
 if TYPE_CHECKING:
@@ -22,32 +23,53 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import InputValues, SCLDMModule, Suggestion
 
 SUPPORTED, EXTRAPOLATED, UNKNOWN = "supported", "extrapolated", "unknown"
-COLUMNS = ("combination", "n_cells", "strength", "verdict", "reason")  # of the table, beside the conditions
+NUMBERS = ("misfit", "explained", "n_contexts", "decoded")  # columns of the table that say why
+COLUMNS = ("combination", "n_cells", "strength", "verdict", *NUMBERS)  # beside the conditions
 COVERAGE = 0.9  # of intervals
 FEWEST_CELLS = 5  # that are judged by their mean expression
 SMALLEST = 1e-9  # change
-FEW_CELLS = 20  # a number that a verdict on strange cells names
 FEWEST_OF_INTERVAL = 2  # cells, whose spread is known
 MOST_CELLS = 200  # of a combination that the verdict is about
-N_NAMED = 2  # sets that a reason names
 MOST_COMBINATIONS = 1000  # of a request; more are not judged
 STRANGE, UNLIKE = 0.1, 0.5  # misfit of control cells beyond those of training, in nats per molecule
 LEAST_EXPLAINED = 0.5  # share of the variance of an effect that groups must explain to be of use
 LEAST_LEFT_OUT = 2  # groups that the others explain, to learn how wrong predictions are
 LEAST_ANSWER = 0.5  # share of the change that the groups suggest
 DECODED_CELLS = 64  # of a combination, whose mean change is decoded
-FEW_BELIEVED = 0.5  # share of what only the decoder shows that a reason names
 
 
 class Verdict(NamedTuple):
-    """What is known about a combination of conditions."""
+    """What is known about a combination of conditions: a code, and the numbers that it follows from.
 
-    label: str
-    reason: str
-    advice: str  # what to do about it
-    variance: float  # of the expected shift
-    weights: Tensor  # of the groups with known errors in the change that they suggest, ``(groups,)``
-    lacking: Tensor | None  # changes ``(genes,)`` to add to what the decoder shows; None: none
+    Attributes
+    ----------
+    code
+        ``"supported"``, ``"extrapolated"`` or ``"unknown"``.
+    misfit
+        How much worse the model explains the mean expression of the control cells than that of training cells, in nats
+        per molecule; NaN for generated ones.
+    explained
+        Share of the variance of the effect that cells seen perturbed explain.
+    n_contexts
+        Number of contexts, such as cell types, in which similar perturbations were seen.
+    decoded
+        Share of the change that cells seen perturbed suggest that the decoder shows.
+    variance
+        Variance of the expected shift.
+    weights
+        Weights of the groups with known errors in the change that they suggest, ``(groups,)``.
+    lacking
+        Changes ``(genes,)`` to add to what the decoder shows; None: none.
+    """
+
+    code: str
+    misfit: float
+    explained: float
+    n_contexts: int
+    decoded: float
+    variance: float
+    weights: Tensor
+    lacking: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -136,25 +158,16 @@ def judge(
     condition = module.condition_tensor(codes)
     related = shift.related(condition).cpu().numpy()
     are_new = shift.are_new(condition).tolist()
-    have_groups = shift.have_groups(condition).tolist()
-    explained = shift.left_out[shift.left_out[:, 0] <= (1 - LEAST_EXPLAINED) * shift.left_out[:, 1], 0]
+    explained = shift.left_out[shift.left_out[:, 0] <= (1 - LEAST_EXPLAINED) * shift.left_out[:, 1], 0].tolist()
     perturbs = transport.perturbs.cpu().numpy()
-    known = _Known(
-        usual_misfit=float(transport.error.misfit),
-        explained=explained.tolist(),
-        from_embeddings=shift.explained_by_others() if any(are_new) else 0.0,
-        has_numbers=any(key.is_numeric and perturbs[columns].any() for key, columns in conditions.parts),
-    )
+    from_embeddings = shift.explained_by_others() if any(are_new) else 0.0  # share of the effects that were seen
     is_context = _context_columns(conditions, perturbs)
     perturbed = shift.perturbations.double().cpu().numpy()
-    contexts = np.where(is_context, perturbed, OPEN)
-    least = float(explained.mean()) if len(explained) else 0.0  # no prediction is surer than these were on average
-    wanted_contexts = np.where(is_context, codes, OPEN)
-    n_trained = conditions.count_cells(wanted_contexts)
-    later = [""] * len(codes)
+    contexts, wanted_contexts = (np.where(is_context, of, OPEN) for of in (perturbed, codes))
+    least = float(np.mean(explained)) if explained else 0.0  # no prediction is surer than these were on average
+    came_later = np.zeros(len(codes), dtype=bool)
     if learned is not None:
-        later = _learned_later(conditions, np.concatenate([learned, perturbed]), wanted_contexts)
-    never_alone = _never_alone(conditions, np.where(perturbs, perturbed, OPEN), np.where(perturbs, codes, OPEN))
+        came_later = _came_later(conditions, np.concatenate([learned, perturbed]), wanted_contexts)
     corrects = transport.missed is not None
     suggestions = [shift.suggest(transport.error.groups, x, wanted) for x, wanted in zip(cells, condition, strict=True)]
     answers = [1.0] * len(codes) if corrects else _answers(module, cells, condition, suggestions)
@@ -162,30 +175,42 @@ def judge(
     verdicts = []
     for number, (variance, prior) in enumerate(shift.uncertainty(cells, condition).tolist()):
         seen, wanted = np.unique(contexts[related[number]], axis=0), wanted_contexts[number]
-        share, lacking = 1.0, None
+        in_own_context = bool(((seen == wanted) | (wanted == OPEN)).all(1).any())
+        misfit = float("nan") if misfits is None else misfits[number] - float(transport.error.misfit)
+        n_cells, is_new = len(cells[number]), are_new[number]
+        is_unknown = (
+            prior <= 0  # such as a drug at the dose of control cells
+            or n_cells < FEWEST_OF_INTERVAL
+            or misfit > (STRANGE if n_cells < FEWEST_CELLS else UNLIKE)
+            or variance > (1 - LEAST_EXPLAINED) * prior
+            or (is_new and from_embeddings < LEAST_EXPLAINED)
+            or len(seen) == 0
+            or (len(seen) == 1 and not in_own_context)  # then it is not known how effects differ between contexts
+        )
+        is_extrapolated = (
+            misfit > STRANGE
+            or came_later[number]
+            or is_new
+            or len(explained) < LEAST_LEFT_OUT
+            or variance > max(explained)
+            or answers[number] < LEAST_ANSWER
+        )
+        lacking = None
         if corrects and not were_seen[number]:
             start = None if starts is None else starts[number]
-            share, lacking = _lacking(module, cells[number], start, condition[number], suggestions[number])
-        request = _Request(
-            n_cells=len(cells[number]),
-            misfit=0.0 if misfits is None else misfits[number],
-            variance=variance,
-            prior=prior,
-            has_groups=have_groups[number],
-            is_new=are_new[number],
-            n_contexts=len(seen),
-            first_context=conditions.describe(seen[0]) if len(seen) else "",
-            in_own_context=bool(((seen == wanted) | (wanted == OPEN)).all(1).any()),
-            learned_later=later[number],
-            never_alone=never_alone[number],
-            n_trained=int(n_trained[number]),
-            context=conditions.describe(wanted),
-            answer=answers[number],
+            lacking = _lacking(module, cells[number], start, condition[number], suggestions[number])
+        verdicts.append(
+            Verdict(
+                code=UNKNOWN if is_unknown else EXTRAPOLATED if is_extrapolated else SUPPORTED,
+                misfit=misfit,
+                explained=1 - variance / prior if prior > 0 else 0.0,
+                n_contexts=len(seen),
+                decoded=answers[number],
+                variance=max(variance, least),
+                weights=suggestions[number].weights,
+                lacking=lacking,
+            )
         )
-        label, reason, advice = _rule(request, known)
-        if share < FEW_BELIEVED:
-            reason += f"; where the decoder departs from what cells seen perturbed suggest, it counts {share:.0%}"
-        verdicts.append(Verdict(label, reason, advice, max(variance, least), suggestions[number].weights, lacking))
     return verdicts
 
 
@@ -214,8 +239,8 @@ def _answers(
 
 def _lacking(
     module: SCLDMModule, x: Tensor, start: Tensor | None, condition: Tensor, suggestion: Suggestion
-) -> tuple[float, Tensor | None]:
-    """Return the decoder's share beside what the groups suggest, and changes ``(genes,)`` to add to what it shows.
+) -> Tensor | None:
+    """Return changes ``(genes,)`` to add to what the decoder shows; None: none.
 
     The latent may be moved rightly, and a decoder that never saw such cells perturbed show something else than the
     change that the groups suggest. See :meth:`ChangeError.share`.
@@ -223,7 +248,7 @@ def _lacking(
     transport: Any = module.transport
     missed, error = transport.missed, transport.error
     if suggestion.variance > (1 - LEAST_EXPLAINED) * suggestion.prior:  # the groups with known errors suggest nothing
-        return 1.0, None
+        return None
     chosen = evenly(np.arange(len(x)), DECODED_CELLS)
     states = x[chosen].view(-1, *module.latent_shape)
     wanted = condition.expand(len(states), -1)
@@ -246,207 +271,46 @@ def _lacking(
     sampling = float(transport.shift.noise_of(error.groups, suggestion.weights))
     departure = torch.where(error.are_known, change - suggested, 0)
     share = error.share(max(suggestion.variance - sampling, 0.0), sampling, departure)
-    return share, ((share - 1) * departure).float() if share < 1 else None
+    return ((share - 1) * departure).float() if share < 1 else None
 
 
-def _learned_later(conditions: Conditions, learned: np.ndarray, codes: np.ndarray) -> list[str]:
-    """Name the classes and members in each of some codes ``(n, columns)`` that no ``learned`` codes have."""
-    named: list[list[str]] = [[] for _ in codes]
-    for (key, columns), known in zip(conditions.parts, mark_occurring(conditions.by_key, learned), strict=True):
-        own = codes[:, columns]
-        are_new = np.isin(own, np.flatnonzero(~known))  # neither open nor empty
-        for number in np.flatnonzero(are_new.any(1)):
-            named[number].append(f"{key.name}={key.describe(own[number])}")
-    return [", ".join(names) for names in named]
+def _came_later(conditions: Conditions, learned: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Mark the codes ``(n, columns)`` with a class or member that no ``learned`` codes have, ``(n,)``."""
+    came_later = np.zeros(len(codes), dtype=bool)
+    for (_, columns), known in zip(conditions.parts, mark_occurring(conditions.by_key, learned), strict=True):
+        came_later |= np.isin(codes[:, columns], np.flatnonzero(~known)).any(1)  # neither open nor empty
+    return came_later
 
 
-def _never_alone(conditions: Conditions, perturbed: np.ndarray, codes: np.ndarray) -> list[str]:
-    """Say which members in each of some codes ``(n, columns)`` the ``perturbed`` groups have in larger sets only."""
-    said: list[list[str]] = [[] for _ in codes]
-    for key, columns in conditions.parts:
-        if not isinstance(key, SetKey):
-            continue
-        own, groups = codes[:, columns], perturbed[:, columns]
-        are_members = (groups >= 0) & (groups < key.n_values)
-        alone = groups[are_members.sum(1) == 1]
-        for member in np.unique(own[(own >= 0) & (own < key.n_values)]).astype(int).tolist():
-            sets = np.unique(groups[(groups == member).any(1)], axis=0)
-            if len(sets) and member not in alone:
-                where = list_first([key.describe(one) for one in sets], N_NAMED)
-                for number in np.flatnonzero((own == member).any(1)):
-                    said[number].append(f"{key.members[member]!r} was seen only within {where}")
-    return [" and ".join(parts) for parts in said]
-
-
-class _Known(NamedTuple):
-    """What training says about all requests."""
-
-    usual_misfit: float  # of training cells
-    explained: list[float]  # variances of the shifts of training groups, if the others explain enough of them
-    from_embeddings: float  # share of the effects seen that perturbations with other names predict
-    has_numbers: bool  # whether numbers perturb, such as a dose
-
-
-class _Request(NamedTuple):
-    """A perturbation of control cells, and what the transport knows about it."""
-
-    n_cells: int
-    misfit: float  # of the control cells
-    variance: float  # of their mean shift
-    prior: float  # the same before any group was seen
-    has_groups: bool  # whether training had this perturbation
-    is_new: bool  # whether training never had a part of it
-    n_contexts: int  # in which similar perturbations were seen
-    first_context: str
-    in_own_context: bool  # whether that of the request is one of them
-    learned_later: str  # classes of generated control cells that the autoencoder and the transport never saw
-    never_alone: str  # its members that training had in other sets only
-    n_trained: int  # training cells of its context
-    context: str
-    answer: float  # share that is decoded of the change that the groups suggest
-
-    @property
-    def few_cells(self) -> str:
-        """Which numbers of cells are small, in words."""
-        numbers = [f"there are only {self.n_cells} control cells"] if self.n_cells < FEW_CELLS else []
-        if self.context and 0 < self.n_trained < FEW_CELLS:
-            numbers.append(f"training had only {self.n_trained} cells of {self.context}")
-        return " and ".join(numbers)
-
-
-def _rule(request: _Request, known: _Known) -> tuple[str, str, str]:
-    """Return verdict, reason and advice: those of the first rule that holds."""
-    if why := _why_unknown(request, known):
-        return UNKNOWN, *why
-    if why := _why_extrapolated(request, known):
-        return EXTRAPOLATED, *why
-    elsewhere = f"in {request.n_contexts} other contexts, and the control cells are like these"
-    where = "in such cells" if request.in_own_context else elsewhere
-    return SUPPORTED, f"the perturbation, or what it consists of, was seen {where}", ""
-
-
-def _compare_misfits(request: _Request, known: _Known) -> tuple[float, str]:
-    """Return how much worse the model explains the control cells than training cells, and both errors in words."""
-    errors = f"{request.misfit:.2f} nats per molecule; of training cells: {known.usual_misfit:.2f}"
-    return request.misfit - known.usual_misfit, f"error of their mean expression: {errors}"
-
-
-def _why_unknown(request: _Request, known: _Known) -> tuple[str, str] | None:
-    """Return reason and advice if nothing is known about a request."""
-    excess, errors = _compare_misfits(request, known)
-    if request.prior <= 0:  # such as a drug at the dose of control cells
-        reason = "a part of the perturbation is still that of control cells"
-        return reason, "Give the values of all keys that perturb, such as a drug and its dose."
-    if request.n_cells < FEWEST_OF_INTERVAL:
-        reason = "the mean change of a single control cell has no interval"
-        advice = ", and give several the same dose or other number that perturbs" if known.has_numbers else ""
-        return reason, f"Predict more control cells together{advice}."
-    if excess > STRANGE and request.n_cells < FEWEST_CELLS:
-        reason = f"{request.n_cells} control cells are too few to tell whether the model knows such cells"
-        return reason, "Predict more control cells together."
-    if excess > UNLIKE:
-        genes = "check that their genes, counts and species are those of training"
-        if few := request.few_cells:
-            advice = f"Train with more such cells, and predict more together. If these are enough, {genes}."
-            return f"{few}, and the model does not explain them well ({errors})", advice
-        reason = f"the control cells are unlike those that the model learned ({errors})"
-        return reason, f"{genes.capitalize()}, or train with more such cells."
-    if request.variance > (1 - LEAST_EXPLAINED) * request.prior:
-        if request.has_groups:
-            reason = "too few cells with the perturbation were seen in training to tell its effect from sampling noise"
-            return reason, "Train with more cells of this perturbation or of similar ones."
-        reason = "the perturbation, or a part of it, is unlike those seen in training"
-        advice = "Train with cells of this perturbation or similar ones (after `load_query_data`: `train_transport`)."
-        return reason, advice
-    if request.is_new and known.from_embeddings < LEAST_EXPLAINED:
-        reason = (
-            "the perturbation, or a part of it, was never seen, and the embeddings say too little: of the effects that "
-            f"were seen, other perturbations predict {max(known.from_embeddings, 0):.0%}"
-        )
-        return reason, "Train with cells of this perturbation, or with other `condition_embeddings`."
-    if request.n_contexts == 0:
-        advice = "Train with cells of this or similar perturbations; use the logarithm of doses that span decades."
-        return "no similar perturbation was seen in training", advice
-    if request.n_contexts == 1 and not request.in_own_context:
-        reason = (
-            f"the perturbation was seen in one context only ({request.first_context}), so it is not known how effects "
-            "differ between contexts"
-        )
-        return reason, "Train with perturbed and control cells of a second context."
-    return None
-
-
-def _why_extrapolated(request: _Request, known: _Known) -> tuple[str, str] | None:
-    """Return reason and advice if training says something about a request, but had nothing like it."""
-    excess, errors = _compare_misfits(request, known)
-    if excess > STRANGE:
-        cells = f"{request.few_cells}, and they differ" if request.few_cells else "the control cells differ"
-        reason = f"{cells} from the training cells ({errors})"
-        return reason, "Train with such control cells; perturbed ones are not needed."
-    if request.learned_later:
-        reason = (
-            f"the autoencoder and the transport were trained without cells of {request.learned_later}, and generated "
-            "control cells do not tell how well they fit such cells"
-        )
-        return reason, "Give measured control cells to `predict_perturbation`, whose verdict looks at them."
-    if request.is_new:
-        reason = (
-            "the perturbation, or a part of it, was never seen, and is predicted from those with similar embeddings; "
-            f"of the effects that were seen, other perturbations predict {known.from_embeddings:.0%}"
-        )
-        return reason, "Compare with the effects of these perturbations."
-    if len(known.explained) < LEAST_LEFT_OUT:
-        reason = (
-            "no groups of training cells have effects beyond sampling noise that the others predict, so predictions "
-            "could not be checked"
-        )
-        advice = "Compare with simple baselines on a perturbation that you leave out, and trust large changes only."
-        return reason, advice
-    if request.variance > max(known.explained):
-        if request.in_own_context and not request.has_groups:
-            reason = "the perturbation was not seen in training, and is predicted from its parts or from similar ones"
-            if request.never_alone:
-                return f"{reason}; {request.never_alone}", "Train with cells of each part alone."
-            return reason, "Compare with their effects, or train with cells of this perturbation."
-        unlike = "the control cells, or the numbers of the perturbation," if known.has_numbers else "the control cells"
-        advice = "Trust the direction of a change more than its size, or train with perturbed cells of a similar kind."
-        return f"{unlike} are less like the cells seen perturbed than these are like each other", advice
-    if request.answer < LEAST_ANSWER:
-        reason = (
-            f"the decoder shows only {max(request.answer, 0):.0%} of the change that the cells seen perturbed suggest; "
-            "either such cells respond less, or it does not know how they look when they are perturbed"
-        )
-        return reason, "Compare with the changes in other cells, or train with such perturbed cells."
-    return None
-
-
-def verdict_columns(
+def verdict_table(
     conditions: Conditions, codes: np.ndarray, n_cells: np.ndarray, verdicts: Sequence[Verdict]
-) -> dict[str, Any]:
-    """Return the columns of a table with a row per combination, and warn unless all are supported.
+) -> pd.DataFrame:
+    """Return a table with a row per combination, and warn unless all are supported.
 
     ``codes (n, columns)`` are the conditions of the combinations; ``n_cells (n,)`` are their numbers of cells.
     Conditions are columns too, unless some combinations leave them open, or the table has another column of this name.
     """
-    names = [conditions.describe(combination) for combination in codes]
-    if doubtful := [(name, found) for name, found in zip(names, verdicts, strict=True) if found.label != SUPPORTED]:
-        name, found = min(doubtful, key=lambda one: one[1].label == EXTRAPOLATED)
-        n_more = len(doubtful) - 1
-        others = "Another combination is" if n_more == 1 else f"{n_more} more combinations are"
-        more = f" {others} not supported either." if n_more else ""
-        warn_user(
-            f"The effect on {name} is {found.label}: {found.reason}. {found.advice}{more} See "
-            "`uns['scgen_diffusion']['verdict']`, and the user guide, \"Can I trust this prediction?\"."
-        )
+    names, found = [conditions.describe(combination) for combination in codes], [one.code for one in verdicts]
+    for code in (UNKNOWN, EXTRAPOLATED):
+        if code in found:
+            n_more = len(found) - found.count(SUPPORTED) - 1
+            more = f", and {n_more} more are not supported" if n_more else ""
+            warn_user(
+                f"The effect on {names[found.index(code)]} is {code}{more}. The numbers behind are in "
+                "`uns['scgen_diffusion']['verdict']`; see the user guide, \"Can I trust this prediction?\"."
+            )
+            break
     is_whole = (codes != OPEN).all(0)
     shown = [part for part in conditions.parts if part[0].source == "obs" and part[0].name not in COLUMNS]
-    return {
-        "combination": names,
-        **{key.name: key.decode(codes[:, columns]) for key, columns in shown if is_whole[columns].all()},
-        "n_cells": n_cells,
-        "verdict": [found.label for found in verdicts],
-        "reason": [found.reason for found in verdicts],
-    }
+    return pd.DataFrame(
+        {
+            "combination": names,
+            **{key.name: key.decode(codes[:, columns]) for key, columns in shown if is_whole[columns].all()},
+            "n_cells": n_cells,
+            "verdict": found,
+            **{name: [getattr(one, name) for one in verdicts] for name in NUMBERS},
+        }
+    )
 
 
 def _context_columns(conditions: Conditions, perturbs: np.ndarray) -> np.ndarray:

@@ -919,14 +919,11 @@ class DiffusionModel(BaseModelClass):
         *,
         method: Literal["transport", "inversion"] | None = None,
         residuals: Literal["own", "new"] | None = None,
-        indices: Sequence[int] | np.ndarray | None = None,
-        strength: float = 1.0,
         guidance_scale: GuidanceScale | Guidance = 1.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
         library_size: LibrarySizeKind | float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
-        sample: bool = True,
         batch_size: int | None = None,
         seed: int | None = None,
         show_progress: bool = False,
@@ -936,7 +933,7 @@ class DiffusionModel(BaseModelClass):
         SCLDM moves a cell's latent to the new condition (``method``), then changes its counts as the means of the genes
         change (``residuals``). SCRDIT and WBDIT find the noise that leads to the cell under its own condition, and
         sample from the same noise under the new one. Under its own condition a cell comes back unchanged, or as its
-        reconstruction with ``residuals="new"`` or ``sample=False``. See the user guide, "Counterfactuals".
+        reconstruction with ``residuals="new"``. See the user guide, "Counterfactuals".
 
         Parameters
         ----------
@@ -963,12 +960,6 @@ class DiffusionModel(BaseModelClass):
             What to do with the part of a cell's counts that the latent of SCLDM or MULTISCLDM does not explain.
             ``"own"`` (default): keep it; molecules are removed or added as the means of the genes fall or rise. Counts
             that only outliers explain stay, or are drawn anew. ``"new"``: draw all counts anew.
-        indices
-            Rows of the cells to use, each once; default: all. Random numbers belong to rows, so a few rows scattered
-            over very many cells take long; give a copy of these cells instead. Conditions of other cells need not be
-            known; those of files, if you open them with ``CellFiles.like(model.registry, paths, indices=...)``.
-        strength
-            How far to go, from 0.0001 (cells hardly change) to 1: towards the perturbed cells, or back to noise.
         guidance_scale
             Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back uses none. The
             transport has none: leave it out there.
@@ -984,15 +975,12 @@ class DiffusionModel(BaseModelClass):
         library_size
             Total counts to expect of the predicted cells, as in :meth:`generate`; default: every cell's own, also in
             modalities that a mapping leaves out. With ``residuals="own"``, single cells can be far from them.
-        sample
-            SCLDM and MULTISCLDM only. True: draw the latent from the cell's posterior, and draw counts. False: use the
-            posterior mean, and return expected counts.
         batch_size
             Cells read at a time, rounded up to whole blocks (128 cells on a CPU, up to 8,192 on a GPU). It does not
             change the result.
         seed
             Seed of the draws. Default: ``scvi.settings.seed``, or else random. A cell's draws depend only on the seed
-            and its row number.
+            and its place among the given cells.
         show_progress
             Whether to show a progress bar.
 
@@ -1001,31 +989,29 @@ class DiffusionModel(BaseModelClass):
         AnnData
             One predicted cell per given cell, in the same order and with the same ``obs``. The requested keys have
             their new values; ``obs["<key>_of_control"]`` has the old ones (for arrays, both are in ``obsm``). Cell
-            names end in the row and the name of the given cell. Values in ``X`` as in :meth:`generate`; expected values
-            are dense. ``uns["scgen_diffusion"]`` records how the cells were made. With the transport, it says how far
+            names end in the place and the name of the given cell. Values in ``X`` as in :meth:`generate`.
+            ``uns["scgen_diffusion"]`` records how the cells were made. With the transport, it says how far
             the prediction can be trusted, in two tables:
 
             - ``"verdict"``: one row per combination of conditions, at most 1 000. ``verdict`` is ``"supported"``,
-              ``"extrapolated"`` or ``"unknown"``; ``reason`` says why. See the user guide, "Can I trust this
-              prediction?". The conditions are columns, as in `obs`, unless they are named like another column, and
-              ``n_cells`` counts the cells. ``strength`` is the root mean square of the mean changes, without sampling
-              noise, if there are mean changes.
+              ``"extrapolated"`` or ``"unknown"``, by the numbers in ``misfit``, ``explained``, ``n_contexts`` and
+              ``decoded``. See the user guide, "Can I trust this prediction?". The conditions are columns, as in `obs`,
+              unless they are named like another column, and ``n_cells`` counts the cells. ``strength`` is the root mean
+              square of the mean changes, without sampling noise.
             - ``"mean_change"``: one row per ``combination`` and ``gene``; the conditions are columns, too. ``change``
               is the mean of the predicted minus that of the given cells, in log-normalised expression. Of as many
               measured cells, 90 % of the genes should lie between ``lower`` and ``upper``, which are NaN for a single
-              cell, and if training had fewer than two groups of cells to learn the errors from. The table needs
-              ``sample=True`` and ``strength=1``. Of several modalities, ``gene`` is such as ``"prot:CD4"``, and means
-              are over the cells that have the modality. A modality that no control, or no perturbed, training cell has
-              gets no intervals (NaN).
+              cell, and if training had fewer than two groups of cells to learn the errors from. Of several modalities,
+              ``gene`` is such as ``"prot:CD4"``, and means are over the cells that have the modality. A modality that
+              no control, or no perturbed, training cell has gets no intervals (NaN).
 
             MULTISCLDM returns MuData with all modalities.
 
         Warns
         -----
         UserWarning
-            If an effect is extrapolated or unknown; the warning says why, and what you can do. Also if some cells or
-            all keep their conditions, the inversion replaces the transport, training had no such conditions, or the
-            training behind a verdict was cut short.
+            If an effect is extrapolated or unknown, some cells or all keep their conditions, the inversion replaces the
+            transport, training had no such conditions, or was cut short.
 
         Raises
         ------
@@ -1044,14 +1030,11 @@ class DiffusionModel(BaseModelClass):
             condition,
             method=method,
             residuals=residuals,
-            indices=indices,
-            strength=strength,
             guidance_scale=guidance_scale,
             sampler=sampler,
             n_steps=n_steps,
             counts=counts,
             library_size=library_size,
-            sample=sample,
             seed=seed,
         ).judged()
         rows = range(prediction.n_cells)
@@ -1068,14 +1051,11 @@ class DiffusionModel(BaseModelClass):
         *,
         method: Literal["transport", "inversion"] | None = None,
         residuals: Literal["own", "new"] | None = None,
-        indices: Sequence[int] | np.ndarray | None = None,
-        strength: float = 1.0,
         guidance_scale: GuidanceScale | Guidance = 1.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
         library_size: LibrarySizeKind | float | Sequence[float] | np.ndarray | Mapping[str, Any] | None = None,
-        sample: bool = True,
         batch_size: int | None = None,
         seed: int | None = None,
         show_progress: bool = False,
@@ -1096,11 +1076,11 @@ class DiffusionModel(BaseModelClass):
         adata_control
             Cells: an AnnData, which may stay in its file (``backed="r"``), or
             :class:`~scgen_diffusion.data.CellFiles` that were opened with ``CellFiles.like(model.registry, paths)``;
-            default: the model's cells. Memory holds their ``obs``, or for ``CellFiles`` their conditions, which are
-            then the only columns of ``obs`` in the new file.
-        condition, method, residuals, indices, strength, guidance_scale, sampler, n_steps, counts
+            default: the model's cells. Of files opened with ``indices``, these cells. Memory holds their ``obs``, or
+            for ``CellFiles`` their conditions, which are then the only columns of ``obs`` in the new file.
+        condition, method, residuals, guidance_scale, sampler, n_steps, counts
             See :meth:`predict_perturbation`.
-        library_size, sample, batch_size, seed
+        library_size, batch_size, seed
             See :meth:`predict_perturbation`. Without a seed, a resumed call keeps its first seed.
         show_progress, shard_size, rank, n_ranks, overwrite
             See :meth:`generate_to`.
@@ -1133,14 +1113,11 @@ class DiffusionModel(BaseModelClass):
             condition,
             method=method,
             residuals=residuals,
-            indices=indices,
-            strength=strength,
             guidance_scale=guidance_scale,
             sampler=sampler,
             n_steps=n_steps,
             counts=counts,
             library_size=library_size,
-            sample=sample,
             seed=seed,
         )
         return write_stream(

@@ -13,7 +13,7 @@ import torch
 from pandas.api.types import infer_dtype
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion._arguments import is_number, known_names, list_first, warn_user
+from scgen_diffusion._arguments import known_names, warn_user
 from scgen_diffusion.data import (
     OF_CONTROL,
     OPEN,
@@ -24,7 +24,6 @@ from scgen_diffusion.data import (
     ValueSummary,
     check_distinct_columns,
     check_order,
-    check_rows,
     check_same_registry,
     check_writable,
     digest_of,
@@ -46,10 +45,10 @@ from scgen_diffusion.generation import (
     check_batch_size,
     identity_of,
     name_of,
-    verdict_columns,
+    verdict_table,
 )
 
-from ._end_of_training import record_of_short, verdict_table
+from ._end_of_training import record_of_short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -66,7 +65,6 @@ if TYPE_CHECKING:
     from ._base import DiffusionModel
 
 CELL_NAMES = "adata_control.obs_names"
-SMALLEST_STRENGTH = 1e-4  # below it, single precision cannot tell times apart
 
 
 @dataclass(frozen=True)
@@ -160,14 +158,11 @@ class Prediction:
         *,
         method: str | None,
         residuals: str | None,
-        indices: Sequence[int] | np.ndarray | None,
-        strength: float,
         guidance_scale: GuidanceScale | Guidance,
         sampler: str | Sampler | None,
         n_steps: int | None,
         counts: bool | None,
         library_size: Any,
-        sample: bool,
         seed: int | None,
     ) -> Prediction:
         """Check and resolve the arguments of ``predict_perturbation``."""
@@ -175,14 +170,14 @@ class Prediction:
         sampler = model._counterfactual_sampler(sampler)
         condition = model.conditions.as_table(condition)
         sampling = engine.sampling(sampler, n_steps, guidance, output)
-        cells, requested = control_cells(model, adata_control, indices, condition)
+        cells, requested = control_cells(model, adata_control, condition)
         check_order({"`library_size`": library_size}, lambda: cells.names, CELL_NAMES)
-        _check_options(model, {"method": method, "residuals": residuals, "sample": sample})
+        _check_options(model, {"method": method, "residuals": residuals})
         residuals = residuals or model._counterfactual_options["residuals"][0]
         chosen_method = model._counterfactual_method(cells, method)
         _check_learned(model, cells.own, chosen_method)
         is_same = (cells.own == cells.codes).all(1)
-        come_back = residuals == "own" and sample and library_size is None and not model.modalities
+        come_back = residuals == "own" and library_size is None and not model.modalities
         _warn_of_nothing_to_predict(is_same, condition, come_back=come_back)
         inversion = None if chosen_method == "transport" else model.module.inversion_by(sampling.sampler)
         if inversion is None:  # inversions take any number of steps, on any path
@@ -195,17 +190,15 @@ class Prediction:
             found = PerturbedGroups(model.module, model.conditions, cells.own, cells.codes)
             groups = found if len(found.codes) else None
         request = Counterfactual(
-            cells.rows,
+            np.arange(len(cells.rows)),
             cells.own,
             cells.codes,
             sampling,
             inversion=inversion,
-            strength=check_strength(strength),
-            sample=sample,
             residuals=residuals,
             library_size=None if library_size is None else engine.totals(library_size, len(cells.rows), output),
             seed=resolve_seed(seed),
-            group=groups.group if groups is not None and sample and strength == 1 else None,
+            group=None if groups is None else groups.group,
         )
         both = np.concatenate([cells.codes, cells.own])
         draws_totals = isinstance(request.library_size, str)
@@ -217,7 +210,7 @@ class Prediction:
         record = describe_counterfactual(request, chosen_method, condition)
         provenance |= record | {"outside_training": outside}
         identity = identity_of(model.module, model.conditions, requested, sampling, request.library_size, provenance)
-        identity |= {name: record[name] for name in ("task", "method", "strength", "residuals")}
+        identity |= {name: record[name] for name in ("task", "method", "residuals")}
         return cls(model, cells, request, keys, groups, identity, provenance, requested.is_uniform)
 
     def with_seed(self, seed: int) -> Prediction:
@@ -243,8 +236,7 @@ class Prediction:
             return torch.cat([tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in batches])
 
         groups, verdicts = self.groups, self.groups.verdicts(read)
-        columns = verdict_columns(self.model.conditions, groups.codes, groups.n_cells, verdicts)
-        table = verdict_table(self.model, columns, stages)
+        table = verdict_table(self.model.conditions, groups.codes, groups.n_cells, verdicts)
         request = replace(self.request, lacking=LackingChanges.of_verdicts(groups.codes, verdicts))
         return replace(self, request=request, verdicts=verdicts, provenance={**provenance, "verdict": table})
 
@@ -327,23 +319,22 @@ class Prediction:
         """Build some of the predicted cells by ``assemble``; ``effects`` are further entries of ``uns``."""
         cells, output = self.cells.part(rows), self.request.sampling.output
         self.model._warn_of_odd_values(ValueSummary.of(x), output)
-        obs, obsm = counterfactual_conditions(self.model.conditions, cells, self.keys, self._names(cells))
+        obs, obsm = counterfactual_conditions(self.model.conditions, cells, self.keys, self._names(rows, cells))
         return assemble(x, obs, {**self.provenance, **effects}, is_log1p=output == "log1p", obsm=obsm)
 
-    def _names(self, cells: ControlCells) -> pd.Index:
-        """Name the predictions of some of the cells by the request, and by row and name of the cells.
+    def _names(self, rows: range, cells: ControlCells) -> pd.Index:
+        """Name the predictions of some of the cells by the request, and by place and name of the cells.
 
-        A cell that is given in another row draws other random numbers, so its prediction has another name.
+        A cell in another place draws other random numbers, so its prediction has another name.
         """
         n_cells = None if self.is_uniform else self.n_cells
         name = name_of(self.identity, self.request.seed, n_cells)
-        return pd.Index([f"{name}-{row}-{cell}" for row, cell in zip(cells.rows, cells.names, strict=True)])
+        return pd.Index([f"{name}-{row}-{cell}" for row, cell in zip(rows, cells.names, strict=True)])
 
 
 def control_cells(
     model: DiffusionModel,
     adata: AnnData | MuData | CellFiles | None,
-    indices: Sequence[int] | np.ndarray | None,
     condition: ConditionRequest,
 ) -> tuple[ControlCells, RequestedCodes]:
     """Check given cells, and return them with their new conditions, and what was requested of these."""
@@ -351,18 +342,12 @@ def control_cells(
     source: GivenCells | CellFiles
     if isinstance(files, CellFiles):
         check_same_registry(files.registry, model.registry_)
-        source, rows = files, _rows_once(indices, files.n_cells)
+        source, rows = files, np.flatnonzero((files.codes != OPEN).all(1))  # of files opened with `indices`, these
         own = files.codes[rows]
-        if n_open := int((own == OPEN).any(1).sum()):
-            msg = (
-                f"The files were opened with `indices`, and {n_open:,} of the {len(rows):,} cells to predict are not "
-                "among these. Give the same `indices` here."
-            )
-            raise ValueError(msg)
     else:
         given = model._given(adata, "adata_control")
         check_distinct_columns(given.obs.columns, "adata_control.obs")
-        rows = _rows_once(indices, given.n_obs)
+        rows = np.arange(given.n_obs)
         in_memory = model._to_read(given, rows, with_labels=True)
         source, own = in_memory, in_memory.codes[rows]
         if adata is not None:
@@ -371,7 +356,7 @@ def control_cells(
         *_, may_lack = keys_to_check(conditions.by_key)
         msg = (
             f"{n_unlabeled} of {len(rows)} cells lack a label in {may_lack}, so it is not known under which conditions "
-            "they were measured. Label them, or leave them out (`indices`)."
+            "they were measured. Label them, or leave them out."
         )
         raise ValueError(msg)
     if isinstance(condition, Mapping | pd.DataFrame):
@@ -380,16 +365,6 @@ def control_cells(
     codes, numbers = requested.all(), requested.numbers_of(np.arange(len(rows)))
     texts: dict[str, pd.Series] = _unwritable_texts(source.cells.obs) if isinstance(source, GivenCells) else {}
     return ControlCells(source, rows, own, np.where(codes == OPEN, own, codes), numbers, texts), requested
-
-
-def _rows_once(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
-    """Return the selected row numbers; raise if there are none, or any is there twice."""
-    rows = check_rows(indices, n_cells)
-    if len(repeated := rows[pd.Index(rows).duplicated()]):
-        listed = list_first(np.unique(repeated).tolist())
-        msg = f"`indices` has rows more than once ({listed}); their predictions would share names. Give each row once."
-        raise ValueError(msg)
-    return rows
 
 
 def _unwritable_texts(obs: pd.DataFrame) -> dict[str, pd.Series]:
@@ -484,18 +459,9 @@ def _check_one_per_cell(
     check_order(ordered, names, CELL_NAMES)
 
 
-def check_strength(strength: Any) -> float:
-    """Raise unless the strength is a number from ``SMALLEST_STRENGTH`` to 1."""
-    if not is_number(strength) or not SMALLEST_STRENGTH <= strength <= 1:
-        msg = f"`strength` must be a number from {SMALLEST_STRENGTH} to 1, but found {strength!r}."
-        raise ValueError(msg)
-    return float(strength)
-
-
 def describe_counterfactual(request: Counterfactual, method: str, condition: ConditionRequest) -> dict[str, Any]:
     """Return the entries of ``uns`` that only counterfactuals have."""
-    record: dict[str, Any] = {"task": "predict_perturbation", "method": method, "strength": request.strength}
-    record["residuals"] = request.residuals if request.sample else "none: expected values"
+    record: dict[str, Any] = {"task": "predict_perturbation", "method": method, "residuals": request.residuals}
     if condition is None:
         record["condition"] = "that of each control cell"
     if request.library_size is None and request.sampling.output == "counts":

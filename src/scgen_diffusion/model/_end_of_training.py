@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from scgen_diffusion._arguments import warn_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from scgen_diffusion.train import StagePlan
 
@@ -53,25 +53,14 @@ def advise_to_train_on(model: DiffusionModel) -> str:
     return f"{' and '.join(f'model.{call}' for call in calls)}, as the training so far was far too short"
 
 
-def describe_short(model: DiffusionModel, stages: Iterable[str]) -> str:
-    """Say which of the stages were stopped or far too short; empty if none."""
-    found = [f"of the {name} was {model.cut_short_[name]}" for name in stages if name in model.cut_short_]
-    return f"the training {' and that '.join(found)}" if found else ""
-
-
 def record_of_short(model: DiffusionModel, stages: Iterable[str]) -> dict[str, str]:
-    """Return what generated cells record if stages were far too short; a stop near the end counts for nothing."""
+    """Return what generated cells record if stages were far too short, and warn; a stop near the end counts not."""
     short = [stage for stage in stages if model.cut_short_.get(stage) in (STOPPED_EARLY, TOO_SHORT)]
-    return {"short_training": describe_short(model, short)} if short else {}
-
-
-def verdict_table(model: DiffusionModel, columns: Mapping[str, Any], stages: Sequence[str]) -> pd.DataFrame:
-    """Return verdicts as a table; warn, and add to each reason, if the training of one of the stages was short."""
-    table = pd.DataFrame(columns)
-    if short := describe_short(model, stages):
-        table["reason"] += f"; but {short}"
-        warn_user(f"Too few epochs: {short}. Do not trust the effects, whatever their verdict.")
-    return table
+    if not short:
+        return {}
+    record = f"the training {' and that '.join(f'of the {stage} was {model.cut_short_[stage]}' for stage in short)}"
+    warn_user(f"Too few epochs: {record}. The cells, and effects of perturbations, may be unlike real ones.")
+    return {"short_training": record}
 
 
 def describe_training(plans: Sequence[StagePlan], seconds: float, *, is_stopped: bool) -> str:

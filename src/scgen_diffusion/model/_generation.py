@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from scgen_diffusion._arguments import warn_user
 from scgen_diffusion._compat import respect_thread_limit
 from scgen_diffusion.data import ValueSummary, resolve_seed, stack_rows
 from scgen_diffusion.diffusion import Guidance
 
-from ._end_of_training import describe_short, record_of_short, verdict_table
+from ._end_of_training import record_of_short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -91,11 +90,8 @@ class Generation:
         stages = sorted(model._stages_to_generate) if judged is None else model._stages
         provenance = {**self.request.provenance, **record_of_short(model, stages)}
         if judged is None:
-            if short := describe_short(model, stages):
-                warn_user(f"Too few epochs: {short}. The cells may be unlike real ones.")
             return replace(self, request=replace(self.request, provenance=provenance))
-        verdicts, lacking = judged
-        provenance["verdict"] = verdict_table(model, verdicts, model._stages)
+        provenance["verdict"], lacking = judged
         return replace(self, request=replace(self.request, provenance=provenance, lacking=lacking))
 
     def make(self, rows: range, batch_size: int | None, progress: tqdm, assemble: Callable[..., Any]) -> Any:

@@ -283,9 +283,8 @@ class ConditionedModule(BaseModuleClass):
             Maps latents or profiles to total counts ``(block, ...)``.
         generators
             One random generator per cell.
-        output, sample, residuals
-            Counts or profiles; drawn or expected values; whether drawn cells keep their own residuals (``"own"``).
-            Ignored by modules without the choice.
+        output, residuals
+            Counts or profiles; whether cells keep their own residuals (``"own"``), ignored without the choice.
         n_wanted
             Number of cells that are wanted, from the start of the block.
 

@@ -415,27 +415,24 @@ class SCLDMModule(ConditionedModule):
         generators: Generators,
         output: InputValues = "counts",
         *,
-        sample: bool = True,
         residuals: str = "own",
         n_wanted: int,
-        perturbed: tuple[Tensor, Tensor, float, Tensor | None] | None = None,
+        perturbed: tuple[Tensor, Tensor, Tensor | None] | None = None,
     ) -> Tensor:
         """Move the latents of cells ``x (block, genes)`` to new conditions and decode them, ``(n_wanted, genes)``.
 
-        If the transport moves them, ``perturbed`` has their own and new conditions ``(block, columns)``, the strength,
-        and further changes that the decoder lacks.
+        If the transport moves them, ``perturbed`` has their own and new conditions ``(block, columns)``, and further
+        changes that the decoder lacks.
         """
         posterior = self.inference(x)["posterior"]
-        z = posterior.draw(generators.normal(*self.latent_shape)) if sample else posterior.mean
+        z = posterior.draw(generators.normal(*self.latent_shape))
         states = self.standardise(z)
         new_z = self.unstandardise(move(states))
         totals = draw_totals(new_z).reshape(len(z), -1)
-        raised = self._raised(totals) if sample and residuals != "own" else totals  # as in `cells_of`
+        raised = self._raised(totals) if residuals != "own" else totals  # as in `cells_of`
         decoded = self.generative(new_z, raised)
         if perturbed is not None:
             decoded = self.with_missed_changes(decoded, states, *perturbed)
-        if not sample:
-            return self.likelihood.mean(**decoded)[:n_wanted]
         wanted = generators.first(n_wanted)
         if residuals == "own":
             return self.counterfactual_cells(x, z, decoded, wanted)
@@ -524,7 +521,6 @@ class SCLDMModule(ConditionedModule):
         start: Tensor,
         own: Tensor,
         new: Tensor,
-        strength: float = 1.0,
         lacking: Tensor | None = None,
     ) -> Mapping[str, Tensor]:
         """Add to decoded cells what the transport's predictions miss, see :class:`MissedChanges`.
@@ -539,8 +535,6 @@ class SCLDMModule(ConditionedModule):
             Standardised latents before it, ``(cells, tokens, n_latent)``.
         own, new
             Conditions before and after it, ``(cells, columns)``.
-        strength
-            Share of the way that the cells went.
         lacking
             Further changes of log-normalised means that the decoder lacks, ``(cells, genes)``.
         """
@@ -550,7 +544,7 @@ class SCLDMModule(ConditionedModule):
         covariance = transport.shift.covariance_with_groups(start, new)
         changes = transport.missed(covariance, decoded["outputs"].shape[1])
         changes = changes if lacking is None else changes + lacking
-        return self.add_changes(decoded, strength * (own != new).any(1, keepdim=True), changes)
+        return self.add_changes(decoded, (own != new).any(1, keepdim=True), changes)
 
     def add_changes(
         self, decoded: Mapping[str, Tensor], strength: Tensor | float, changes: Tensor

@@ -151,10 +151,8 @@ class LatentTransport(nn.Module):
             losses.append(diffusion_loss(field, self.path, TARGETS["velocity"], end, **options))
         return torch.stack(losses).mean(0)
 
-    def move(
-        self, start: Tensor, condition: Tensor, *, sampler: Sampler, strength: float = 1.0, **options: Any
-    ) -> Tensor:
-        """Move standardised latents ``(n, tokens, n_latent)`` to ``t = strength`` under conditions ``(n, columns)``.
+    def move(self, start: Tensor, condition: Tensor, *, sampler: Sampler, **options: Any) -> Tensor:
+        """Move standardised latents ``(n, tokens, n_latent)`` to ``t = 1`` under conditions ``(n, columns)``.
 
         ``options`` are those of the sampler: ``n_steps`` and ``generators``.
         """
@@ -164,7 +162,7 @@ class LatentTransport(nn.Module):
             embedded = network.embed_condition(given)
 
             def field(x: Tensor, t: Tensor) -> Tensor:
-                return strength * self.velocity(network, x, torch.atleast_1d(strength * t), embedded)
+                return self.velocity(network, x, torch.atleast_1d(t), embedded)
 
             return sampler(Denoiser(field, self.path, TARGETS["velocity"]), start, **options)
 
@@ -175,8 +173,7 @@ class LatentTransport(nn.Module):
         along = torch.stack([self.along_axes(displacement) for displacement in moved])
         variance, allowed = along.var(0).sum(1), DOUBTFUL * along.mean(0).square().sum(1)
         share = (allowed / (allowed + variance).clamp(min=SMALLEST)).view(-1, 1, 1)  # of the flows
-        expected = strength * self.shift(start, condition)
-        return start + share * mean + (1 - share) * expected
+        return start + share * mean + (1 - share) * self.shift(start, condition)
 
 
 def _renew_shift(transport: LatentTransport, keys: object = None) -> None:
