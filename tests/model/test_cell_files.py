@@ -183,7 +183,7 @@ def test_the_transport_is_trained_on_files_and_predicts_their_cells(
     assert "transport" in model.trained_stages_
     ((name, value),) = unperturbed.items()
     control = np.flatnonzero(adata.obs[name] == value)
-    predicted = model.predict_perturbation(condition=condition, indices=control, seed=0)
+    predicted = model.predict_perturbation(model.adata[control].copy(), condition=condition, seed=0)
     assert predicted.uns["scgen_diffusion"]["method"] == "transport"
     assert predicted.obs_names.str.split("-").str[-1].tolist() == adata.obs_names[control].tolist()
 

@@ -189,17 +189,17 @@ def test_a_reference_learns_a_type_at_new_positions(model, cells, quick):
 
 def test_given_cells_can_be_moved(model, cells):
     moved = model.predict_perturbation(
-        condition={"spatial": [650, 50]}, indices=[7, 9], seed=0, sampler="euler", n_steps=2
+        model.adata[[7, 9]].copy(), condition={"spatial": [650, 50]}, seed=0, sampler="euler", n_steps=2
     )
     assert moved.obsm["spatial"].tolist() == [[650, 50]] * 2
     np.testing.assert_allclose(moved.obsm["spatial_of_control"], cells.obsm["spatial"][[7, 9]])
     np.testing.assert_allclose(moved.obsm["fate"]["left"], cells.obsm["fate"]["left"].iloc[[7, 9]])
     assert not any(name.startswith("spatial") for name in moved.obs)
     options = {"seed": 0, "sampler": "euler", "n_steps": 2}
-    own = model.predict_perturbation(condition=cells[[7, 9]], indices=[7, 9], **options)
+    own = model.predict_perturbation(model.adata[[7, 9]].copy(), condition=cells[[7, 9]], **options)
     np.testing.assert_array_equal(own.obsm["spatial"], own.obsm["spatial_of_control"])
     with pytest.raises(ValueError, match="the cells in another order"):
-        model.predict_perturbation(condition=cells[[9, 7]], indices=[7, 9], **options)
+        model.predict_perturbation(model.adata[[7, 9]].copy(), condition=cells[[9, 7]], **options)
 
 
 def test_an_array_is_one_key_for_guidance_and_dropping(cells, tiny, model):

@@ -20,9 +20,8 @@ def profiles(adata):
 
 
 @pytest.mark.parametrize("sampler", [None, "ddpm", "ddim", DDIMSampler(eta=0.5)])
-@pytest.mark.parametrize("strength", [0.3, 1.0])
-def test_a_cell_under_its_own_condition_comes_back(trained_gene_space, sampler, strength):
-    cells = trained_gene_space.predict_perturbation(sampler=sampler, strength=strength, n_steps=3, seed=0)
+def test_a_cell_under_its_own_condition_comes_back(trained_gene_space, sampler):
+    cells = trained_gene_space.predict_perturbation(sampler=sampler, n_steps=3, seed=0)
 
     np.testing.assert_allclose(cells.X.toarray(), profiles(trained_gene_space.adata), rtol=0, atol=1e-4)
     assert ((cells.X.toarray() == 0) == (trained_gene_space.adata.X == 0)).all()
@@ -77,13 +76,12 @@ def test_zeros_may_become_values_and_values_zeros(trained_gene_space):
 def test_cells_depend_neither_on_batch_size_nor_on_which_others_are_there(trained_gene_space):
     request = {"condition": CONDITION, "seed": 5, "n_steps": 3}
     whole = trained_gene_space.predict_perturbation(**request)
-    rows = [80, 3, 40]
 
     other = trained_gene_space.predict_perturbation(**request, batch_size=20)
-    few = trained_gene_space.predict_perturbation(**request, indices=rows)
+    few = trained_gene_space.predict_perturbation(trained_gene_space.adata[:5].copy(), **request)
 
     assert same_cells(whole, other)
-    np.testing.assert_allclose(few.X.toarray(), whole.X[rows].toarray(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(few.X.toarray(), whole.X[:5].toarray(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_of_log_values_needs_totals_to_give_counts(make_trained, make_cells):
@@ -127,8 +125,10 @@ def test_requests_of_one_seed_share_their_noise(trained_gene_space):
 
 @pytest.mark.parametrize(("sampler", "eta"), [(None, 1.0), ("ddpm", 1.0), ("ddim", 0.0)])
 def test_samplers_given_by_name_take_the_steps_that_are_documented(trained_gene_space, sampler, eta):
-    cells = trained_gene_space.predict_perturbation(condition=CONDITION, indices=[0], sampler=sampler, seed=0)
+    cells = trained_gene_space.predict_perturbation(
+        trained_gene_space.adata[[0]].copy(), condition=CONDITION, sampler=sampler, seed=0
+    )
     same = trained_gene_space.predict_perturbation(
-        condition=CONDITION, indices=[0], sampler=DDIMSampler(eta=eta), n_steps=50, seed=0
+        trained_gene_space.adata[[0]].copy(), condition=CONDITION, sampler=DDIMSampler(eta=eta), n_steps=50, seed=0
     )
     assert (cells.X != same.X).nnz == 0

@@ -106,9 +106,9 @@ def test_by_default_two_blocks_are_made_at_a_time(trained, tmp_path, monkeypatch
     for batch_size in (None, 1):
         trained.generate(3, batch_size=batch_size)
         trained.generate_to(tmp_path / f"generated_{batch_size}.h5ad", 3, batch_size=batch_size)
-        trained.predict_perturbation(indices=[0], residuals="new", batch_size=batch_size)
+        trained.predict_perturbation(trained.adata[[0]].copy(), residuals="new", batch_size=batch_size)
         trained.predict_perturbation_to(
-            tmp_path / f"predicted_{batch_size}.h5ad", indices=[0], residuals="new", batch_size=batch_size
+            tmp_path / f"predicted_{batch_size}.h5ad", trained.adata[[0]].copy(), residuals="new", batch_size=batch_size
         )
 
     assert seen == [2] * 4 + [1] * 4

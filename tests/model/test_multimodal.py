@@ -840,8 +840,8 @@ def test_rna_alone_is_enough_and_its_cells_stay_whatever_else_is_there(treated):
 
     assert found["prot"].X.sum(1).min() > 0
     assert found["rna"].n_obs == alone.n_obs
-    few = treated.predict_perturbation(alone, DRUG, seed=0, indices=[5, 2])
-    np.testing.assert_array_equal(values(few), values(found)[[5, 2]])
+    few = treated.predict_perturbation(alone[:5].copy(), DRUG, seed=0)
+    np.testing.assert_array_equal(values(few), values(found)[:5])
 
 
 def test_the_inversion_takes_any_change(multimodal, treated):
@@ -850,8 +850,6 @@ def test_the_inversion_takes_any_change(multimodal, treated):
 
     assert found.uns["scgen_diffusion"]["method"] == "inversion"
     assert set(found.obs["cell_type"]) == {"B"}
-    expected = multimodal.predict_perturbation(**request, sample=False)
-    assert expected["prot"].X.min() > 0
     assert (values(multimodal.predict_perturbation(**request, residuals="new")) != values(found)).any()
     with pytest.warns(UserWarning, match="Predicted by inversion"):
         treated.predict_perturbation(condition={"drug": "no"}, seed=0, n_steps=2)
@@ -859,15 +857,15 @@ def test_the_inversion_takes_any_change(multimodal, treated):
 
 def test_totals_of_predictions_are_given_per_modality(treated):
     control = untreated(treated)
-    request = {"condition": DRUG, "seed": 0, "sample": False}
+    request = {"condition": DRUG, "seed": 0, "residuals": "new"}
 
     own = treated.predict_perturbation(control, **request)
     given = treated.predict_perturbation(control, **request, library_size={"prot": 5000})
 
-    np.testing.assert_allclose(given["prot"].X.sum(1), 5000, rtol=0.01)
-    np.testing.assert_allclose(given["rna"].X, own["rna"].X)
+    assert given["prot"].X.sum(1).mean() == pytest.approx(5000, rel=0.1)
+    assert (given["rna"].X != own["rna"].X).nnz == 0
     rna = control["rna"].to_df().reindex(control.obs_names).sum(axis=1)
-    np.testing.assert_allclose(own["rna"].X.sum(1), rna, rtol=0.05)
+    assert own["rna"].X.sum(1).mean() == pytest.approx(rna.mean(), rel=0.1)
 
 
 def test_totals_of_one_modality_can_be_given_before_the_prior_is_trained(tiny, quick):
@@ -877,9 +875,9 @@ def test_totals_of_one_modality_can_be_given_before_the_prior_is_trained(tiny, q
     model.train_autoencoder(1, **quick)
     model.train_transport(1, **quick)
 
-    given = model.predict_perturbation(untreated(model), DRUG, library_size={"prot": 5000}, sample=False)
+    given = model.predict_perturbation(untreated(model), DRUG, library_size={"prot": 5000}, residuals="new", seed=0)
 
-    np.testing.assert_allclose(given["prot"].X.sum(1), 5000, rtol=0.01)
+    assert given["prot"].X.sum(1).mean() == pytest.approx(5000, rel=0.1)
 
 
 def test_other_features_and_other_objects_are_refused(treated):

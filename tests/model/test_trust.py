@@ -10,10 +10,9 @@ import pytest
 import torch
 from builders import seeded
 
-from scgen_diffusion.generation._verdict import PerturbedGroups
+from scgen_diffusion.generation._verdict import NUMBERS, PerturbedGroups
 from scgen_diffusion.model import SCLDM
 from scgen_diffusion.module._expected_shift import ExpectedShift
-from scgen_diffusion.report._write import _as_text
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
 TRANSPORT = {"reference_steps": 300, "smallest_epoch": 10, "batch_size": 512}  # as users train it
@@ -164,13 +163,6 @@ def test_groups_that_suggest_nothing_take_nothing_off(model, monkeypatch):
     assert (found.X != expected.X).nnz == 0
 
 
-def test_a_verdict_names_how_little_the_decoder_counts(model):
-    with believing(model, 0):
-        found = model.predict_perturbation(controls(model), TREATED, seed=0).uns["scgen_diffusion"]["verdict"]
-
-    assert "departs from what cells seen perturbed suggest, it counts 0%" in found["reason"][0]
-
-
 def test_the_last_frame_has_the_changes_that_the_decoder_lacks(generating):
     new = {"cell_type": LEFT_OUT, **TREATED}
     frames = []
@@ -202,15 +194,7 @@ def test_a_type_like_others_is_supported(predicted):
     verdict = predicted.uns["scgen_diffusion"]["verdict"]
 
     assert verdict["verdict"].tolist() == ["supported"]
-    assert "6 other contexts" in verdict["reason"][0]
-
-
-def test_a_verdict_says_that_the_training_was_far_too_short(model, predicted):
-    short = "the training of the autoencoder was far too short"
-
-    assert predicted.uns["scgen_diffusion"]["verdict"]["reason"][0].endswith(f"; but {short}")
-    with pytest.warns(UserWarning, match=f"Too few epochs: {short}. Do not trust the effects, whatever their verdict"):
-        model.predict_perturbation(controls(model)[:5], TREATED, seed=0)
+    assert verdict["n_contexts"].tolist() == [6]
 
 
 def test_a_model_of_logarithms_knows_its_cells_and_not_those_with_shuffled_genes(all_cells):
@@ -236,9 +220,7 @@ def test_shuffled_genes_are_unknown(model):
     cells = controls(model)
     cells.X = cells.X[:, np.random.default_rng(0).permutation(N_GENES)]
 
-    with pytest.warns(
-        UserWarning, match="is unknown: the control cells are unlike those that the model learned .* Check"
-    ):
+    with pytest.warns(UserWarning, match="is unknown"):
         found = model.predict_perturbation(cells, TREATED, seed=0)
 
     assert found.uns["scgen_diffusion"]["verdict"]["verdict"].tolist() == ["unknown"]
@@ -248,7 +230,7 @@ def test_a_perturbation_like_none_that_was_seen_is_unknown(model, monkeypatch):
     nothing = lambda self, conditions, *_: torch.zeros(len(conditions), len(self.perturbations), dtype=torch.bool)
     monkeypatch.setattr(ExpectedShift, "related", nothing)
 
-    with pytest.warns(UserWarning, match="no similar perturbation was seen in training"):
+    with pytest.warns(UserWarning, match="is unknown"):
         found = model.predict_perturbation(controls(model), TREATED, seed=0)
 
     assert found.uns["scgen_diffusion"]["verdict"]["verdict"].tolist() == ["unknown"]
@@ -261,7 +243,7 @@ def test_an_effect_seen_in_one_type_is_unknown_in_others(model, all_cells):
     model.trained_stages_ = ["autoencoder"]
     model.train_transport(1, **QUICK)
 
-    with pytest.warns(UserWarning, match=r"seen in one context only \(cell_type='type 0'\)"):
+    with pytest.warns(UserWarning, match="is unknown"):
         found = model.predict_perturbation(controls(model), TREATED, seed=0)
 
     assert found.uns["scgen_diffusion"]["mean_change"]["lower"].isna().all()
@@ -275,15 +257,11 @@ def test_a_drug_without_its_dose_and_a_dose_without_its_drug_are_unknown():
     model = SCLDM(cells, **SIZES)
     model.train_autoencoder(2, batch_size=128, **QUICK)
     model.train_transport(1, **QUICK)
-    still = "part of the perturbation is still that of control cells.* Give the values of all keys that perturb"
 
     for part in ({"drug": "yes"}, {"dose": 1.0}):
-        with pytest.warns(UserWarning, match=still):
-            model.predict_perturbation(controls(model, "type 0"), part, seed=0)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=still)
-        warnings.filterwarnings("ignore", message="The effect on")  # after so little training
-        model.predict_perturbation(controls(model, "type 0"), {"drug": "yes", "dose": 1.5}, seed=0)
+        with pytest.warns(UserWarning, match="is unknown"):
+            found = model.predict_perturbation(controls(model, "type 0"), part, seed=0)
+        assert found.uns["scgen_diffusion"]["verdict"]["explained"].tolist() == [0]
 
 
 def test_tables_survive_files_and_saved_models_give_the_same(model, predicted, tmp_path):
@@ -303,7 +281,9 @@ def test_several_combinations_have_their_own_rows_and_unmoved_cells_none(model):
     rows = np.flatnonzero((model.adata.obs["drug"] == "no").to_numpy())[::6]
     treated = np.where(np.arange(len(rows)) % 3, "yes", "no")
 
-    found = model.predict_perturbation(condition={"drug": list(treated)}, indices=rows, seed=0).uns["scgen_diffusion"]
+    found = model.predict_perturbation(model.adata[rows].copy(), condition={"drug": list(treated)}, seed=0).uns[
+        "scgen_diffusion"
+    ]
 
     assert len(found["verdict"]) == N_TYPES
     assert found["mean_change"]["gene"].tolist() == model.var_.index.tolist() * N_TYPES
@@ -312,11 +292,11 @@ def test_several_combinations_have_their_own_rows_and_unmoved_cells_none(model):
 def test_combinations_have_columns_as_obs_has_them(model):
     rows = np.flatnonzero((model.adata.obs["drug"] == "no").to_numpy())[::6]
 
-    found = model.predict_perturbation(condition=TREATED, indices=rows, seed=0)
+    found = model.predict_perturbation(model.adata[rows].copy(), condition=TREATED, seed=0)
 
     table = found.uns["scgen_diffusion"]["verdict"]
     keys = ["cell_type", "drug"]
-    assert list(table) == ["combination", *keys, "n_cells", "strength", "verdict", "reason"]
+    assert list(table) == ["combination", *keys, "n_cells", "strength", "verdict", *NUMBERS]
     joined = found.obs.reset_index().merge(table, on=keys)
     assert len(joined) == found.n_obs
     assert (joined.groupby("combination").size() == table.set_index("combination")["n_cells"]).all()
@@ -332,8 +312,10 @@ def test_conditions_named_like_other_columns_are_in_the_combination_only(all_cel
     rows = np.flatnonzero((cells.obs["strength"] == "no").to_numpy())[:20]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = model.predict_perturbation(condition={"strength": "yes"}, indices=rows, seed=0).uns["scgen_diffusion"]
-    assert list(found["verdict"]) == ["combination", "n_cells", "strength", "verdict", "reason"]
+        found = model.predict_perturbation(model.adata[rows].copy(), condition={"strength": "yes"}, seed=0).uns[
+            "scgen_diffusion"
+        ]
+    assert list(found["verdict"]) == ["combination", "n_cells", "strength", "verdict", *NUMBERS]
     assert set(found["mean_change"]["combination"]) == set(found["verdict"]["combination"])
 
 
@@ -359,15 +341,11 @@ def test_a_single_cell_has_no_strength(model):
     assert found.uns["scgen_diffusion"]["verdict"]["strength"].isna().all()
 
 
-def test_what_has_no_mean_change_has_a_verdict_only(model):
-    cells = controls(model)
+def test_cells_that_stay_have_neither_verdict_nor_mean_change(model):
+    unmoved = model.predict_perturbation(controls(model), {"drug": "no"}, seed=0).uns["scgen_diffusion"]
 
-    for options in ({"sample": False}, {"strength": 0.5}):
-        found = model.predict_perturbation(cells, TREATED, seed=0, **options).uns["scgen_diffusion"]
-        assert "mean_change" not in found
-        assert len(found["verdict"]) == 1
-    unmoved = model.predict_perturbation(cells, {"drug": "no"}, seed=0).uns["scgen_diffusion"]
     assert "verdict" not in unmoved
+    assert "mean_change" not in unmoved
 
 
 def test_of_very_many_combinations_the_first_are_judged(model, monkeypatch):
@@ -375,7 +353,7 @@ def test_of_very_many_combinations_the_first_are_judged(model, monkeypatch):
     rows = np.flatnonzero((model.adata.obs["drug"] == "no").to_numpy())
 
     with pytest.warns(UserWarning, match="Only the first 2 combinations are judged: 5 more have neither a verdict nor"):
-        found = model.predict_perturbation(condition=TREATED, indices=rows, seed=0)
+        found = model.predict_perturbation(model.adata[rows].copy(), condition=TREATED, seed=0)
 
     judged = [f"cell_type='type {number}', drug='yes'" for number in (0, 1)]
     assert found.n_obs == len(rows)
@@ -421,11 +399,10 @@ def test_a_treated_class_that_came_with_fine_tuning_is_extrapolated_at_most(gene
 
     for found in (SCLDM.load(tmp_path / "query", adata=False, accelerator="cpu"), of_query):
         request = {"cell_type": ["new", LEFT_OUT], **TREATED}
-        with pytest.warns(UserWarning, match="cell_type='new', drug='yes' is extrapolated.* `predict_perturbation`"):
+        with pytest.warns(UserWarning, match="cell_type='new', drug='yes' is extrapolated"):
             verdict = found.generate(4, request, seed=0).uns["scgen_diffusion"]["verdict"]
         assert verdict["verdict"].tolist() == ["supported", "extrapolated"]
         assert verdict["n_cells"].tolist() == [2, 2]
-        assert "were trained without cells of cell_type='new'" in verdict["reason"][1]
     again = model.generate(4, {"cell_type": LEFT_OUT, **TREATED}, seed=0)
     assert again.uns["scgen_diffusion"]["verdict"]["verdict"].tolist() == ["supported"]
 
@@ -435,11 +412,3 @@ def test_without_a_verdict_you_are_warned_that_a_combination_is_new(generating):
         found = generating.predict_perturbation(controls(generating)[:5], TREATED, method="inversion", seed=0)
 
     assert "verdict" not in found.uns["scgen_diffusion"]
-
-
-def test_a_report_shows_the_verdict(predicted):
-    record = predicted.uns["scgen_diffusion"]
-
-    assert _as_text(record["verdict"]).startswith("cell_type='type 6', drug='yes': supported, as the perturbation")
-    assert _as_text(record["mean_change"]) == "a table of 60 rows"
-    assert _as_text(3) == "3"

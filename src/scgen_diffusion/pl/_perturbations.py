@@ -47,15 +47,8 @@ if TYPE_CHECKING:
 
 EXTRAPOLATED, UNKNOWN = "extrapolated", "unknown"  # verdicts, with their marks in a plot and in its title
 MARKS = {EXTRAPOLATED: ("o", "○"), UNKNOWN: ("x", "×")}
-FIGURES = (
-    "n_cells",
-    "strength",
-    "verdict",
-    "misfit",
-    "explained",
-    "n_contexts",
-    "decoded",
-)  # columns of verdicts that are no conditions
+NUMBERS = ("misfit", "explained", "n_contexts", "decoded")  # behind a verdict
+FIGURES = ("n_cells", "strength", "verdict", *NUMBERS)  # columns of verdicts that are no conditions
 MOST_NAMED = 60  # perturbations or groups
 MOST_CASES = 200  # rows of a figure, which is then 7 feet high
 LETTER, NAME_LETTER = 0.08, 0.066  # inches, of labels and of names of genes
