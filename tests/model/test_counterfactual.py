@@ -183,7 +183,7 @@ def test_cells_do_not_depend_on_batch_size(gaussian):
 def test_cells_do_not_depend_on_which_others_are_there(gaussian):
     table = pd.DataFrame({"dose": np.where(np.arange(96) % 2, 1, 10)}, index=gaussian.adata.obs_names)
     whole = gaussian.predict_perturbation(condition=table, seed=5)
-    rows = [80, 3, 40]
+    rows = [0, 1, 2]
 
     few = gaussian.predict_perturbation(gaussian.adata[rows].copy(), condition=table.iloc[rows], seed=5)
 
