@@ -214,10 +214,10 @@ def test_a_saved_model_predicts_the_same_for_cells_passed_again_also_in_a_file(t
     trained_any.save(tmp_path / "model")
     loaded = type(trained_any).load(tmp_path / "model", adata=False)
 
-    expected = trained_any.predict_perturbation(trained_any.adata[[80, 3, 40]].copy(), **request)
+    expected = trained_any.predict_perturbation(**request)
 
     for given in (cells, anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")):
-        assert same_cells(loaded.predict_perturbation(given[[80, 3, 40]].copy(), **request), expected)
+        assert same_cells(loaded.predict_perturbation(given, **request), expected)
 
 
 def test_requests_of_one_seed_share_their_noise(gaussian):

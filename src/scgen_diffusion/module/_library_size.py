@@ -323,12 +323,6 @@ class LibrarySizeModel(nn.Module):
         for name in (*TABLES, "predicted_quantiles", "centres"):
             if (saved := state_dict.get(prefix + name)) is not None and saved.shape != getattr(self, name).shape:
                 setattr(self, name, torch.empty_like(saved, device=self.means.device))
-        if prefix + "head_std" not in state_dict and prefix + "means" in state_dict:  # of an older version
-            units = _units_of(*(state_dict[prefix + name] for name in ("means", "stds")))
-            state_dict[prefix + "head_mean"], state_dict[prefix + "head_std"] = units
-        if prefix + "extremes" not in state_dict and prefix + "codes" in state_dict:  # of an older version
-            codes, quantiles = (state_dict[prefix + name] for name in ("codes", "quantiles"))
-            state_dict[prefix + "extremes"] = _extremes_of(codes, quantiles) if len(codes) else self.extremes
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
