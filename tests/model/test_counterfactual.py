@@ -30,7 +30,7 @@ def test_drawn_counts_under_the_own_condition_are_those_of_the_reconstruction(tr
 
 
 def test_a_cell_that_keeps_its_residuals_is_itself_under_its_own_condition(trained):
-    with pytest.warns(UserWarning, match="No `condition` is given, so nothing is predicted"):
+    with pytest.warns(UserWarning, match="nothing is predicted"):
         same = trained.predict_perturbation(seed=3)
 
     assert (same.X != trained.adata.X).mean() < 0.01
@@ -334,22 +334,6 @@ def test_untrained_models_and_models_without_cells_say_so(make_model, any_class,
         SCLDM.load(saved_model, adata=False).predict_perturbation(condition={"dose": 1})
 
 
-def test_columns_of_measured_cells_that_are_lost_are_named_in_one_warning(trained):
-    mine = trained.adata[:4].copy()
-    mine.obs[["synthetic", "dose_of_control", "cell_type_of_control"]] = "mine"
-    message = r"have the columns \['synthetic', 'dose_of_control'\] of `obs` for themselves, so yours"
-
-    with pytest.warns(UserWarning, match=message) as caught:
-        cells = trained.predict_perturbation(mine, {"dose": 10}, seed=0)
-
-    assert sum("for themselves" in str(one.message) for one in caught) == 1
-    assert set(cells.obs["cell_type_of_control"]) == {"mine"}
-    assert "mine" not in set(cells.obs["synthetic"]) | set(cells.obs["dose_of_control"])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*for themselves")
-        trained.predict_perturbation(trained.generate(4, seed=0), {"dose": 10}, seed=0)
-
-
 def test_an_ordinary_request_gives_no_warning(trained):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -358,5 +342,5 @@ def test_an_ordinary_request_gives_no_warning(trained):
 
 
 def test_without_a_transport_a_combination_that_training_never_saw_says_how_to_get_one(trained):
-    with pytest.warns(UserWarning, match="Predicted by inversion.*no transport.*control_values"):
+    with pytest.warns(UserWarning, match="Predicted by inversion"):
         trained.predict_perturbation(condition={"cell_type": "rare", "dose": 10}, seed=0)

@@ -165,11 +165,6 @@ class CellGenerator:
         provenance |= {"outside_training": outside, "few_training_cells": few}
         if starts is not None:
             provenance["method"] = "transport of generated control cells, where the combination is new"
-            if ignored := [key for key, scale in self._scales_of_perturbing(options.guidance).items() if scale != 1]:
-                warn_user(
-                    "The transport, which makes the combinations that training never saw, has no guidance: the scale "
-                    f"of {', '.join(map(repr, ignored))} changes only the control cells that it starts from."
-                )
         identity = identity_of(self.module, self.conditions, codes, options, sizes, provenance)
         return CellRequest(codes, options, sizes, seed, identity, provenance)
 

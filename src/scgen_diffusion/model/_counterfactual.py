@@ -18,7 +18,6 @@ from scgen_diffusion.data import (
     OF_CONTROL,
     OPEN,
     PROVENANCE_KEY,
-    SYNTHETIC,
     CellFiles,
     GivenCells,
     ValueSummary,
@@ -178,13 +177,16 @@ class Prediction:
         _check_learned(model, cells.own, chosen_method)
         is_same = (cells.own == cells.codes).all(1)
         come_back = residuals == "own" and library_size is None and not model.modalities
-        _warn_of_nothing_to_predict(is_same, condition, come_back=come_back)
+        if is_same.any() and (condition is not None or come_back):
+            warn_user(
+                f"{is_same.sum():,} of {len(is_same):,} cells have the requested conditions already, so nothing is "
+                "predicted: they come back as they are, or as their reconstruction. Leave them out."
+            )
         inversion = None if chosen_method == "transport" else model.module.inversion_by(sampling.sampler)
         if inversion is None:  # inversions take any number of steps, on any path
             check_sampler(sampling.sampler, model.module.path, sampling.n_steps)
         _check_guidance_and_totals(model, sampling, library_size, chosen_method)
         keys = list(model.conditions.named(condition))
-        _warn_of_lost_columns(cells, keys)
         groups = None
         if chosen_method == "transport":
             found = PerturbedGroups(model.module, model.conditions, cells.own, cells.codes)
@@ -397,20 +399,6 @@ def _check_learned(model: DiffusionModel, codes: np.ndarray, method: str) -> Non
         key.check_learned(codes[:, columns], conditions.combinations[:, columns])
 
 
-def _warn_of_nothing_to_predict(is_same: np.ndarray, condition: ConditionRequest, *, come_back: bool) -> None:
-    """Warn if cells have the requested conditions already, or all keep their own and so ``come_back`` as they are."""
-    if condition is not None and is_same.any():
-        warn_user(
-            f"{is_same.sum():,} of {len(is_same):,} cells have the requested conditions already, so nothing is "
-            "predicted: they come back as they are, or as their reconstruction. Leave them out."
-        )
-    if condition is None and come_back:
-        warn_user(
-            "No `condition` is given, so nothing is predicted: the cells come back as they are. Give new values of "
-            "some keys."
-        )
-
-
 def _check_guidance_and_totals(
     model: DiffusionModel, sampling: SamplingOptions, library_size: Any, method: str
 ) -> None:
@@ -425,18 +413,6 @@ def _check_guidance_and_totals(
     if library_size is None and sampling.output == "counts" and model._input_values == "log1p":
         msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
         raise ValueError(msg)
-
-
-def _warn_of_lost_columns(cells: ControlCells, keys: Sequence[str]) -> None:
-    """Warn about columns of measured cells whose names predicted cells need for columns of their own."""
-    if isinstance(cells.source, CellFiles) or PROVENANCE_KEY in cells.source.cells.uns:
-        return
-    obs, own = cells.source.cells.obs, [SYNTHETIC, *(f"{key}{OF_CONTROL}" for key in keys)]
-    if lost := [name for name in own if name in obs and obs[name].iloc[cells.rows].notna().any()]:
-        warn_user(
-            f"Predicted cells have the columns {lost} of `obs` for themselves, so yours with these names are left out. "
-            "Rename them to keep them."
-        )
 
 
 def _check_one_per_cell(

@@ -418,9 +418,8 @@ class SCLDM(AutoencoderModel):
             return stages
         if new:
             warn_user(
-                "The transport is trained again, on the new cells alone, because the reference's transport does not "
-                f"know {new}. It forgets the other perturbations: predict them with the reference, or train a new "
-                "model on all cells together. `train_prior` keeps the reference's transport."
+                f"The transport is trained again, as the reference's does not know {new}. It forgets the other "
+                "perturbations: predict them with the reference. `train_prior` keeps the reference's transport."
             )
         return [*stages, "transport"]
 
