@@ -27,7 +27,7 @@ def silence():
 @pytest.fixture(autouse=True)
 def _no_word_on_short_training(monkeypatch):
     """The models are trained for a few epochs, of which every request would warn."""
-    monkeypatch.setattr("scgen_diffusion.model._generation.describe_short", lambda *_: "")
+    monkeypatch.setattr("scgen_diffusion.model._generation.record_of_short", lambda *_: {})
 
 
 @pytest.fixture

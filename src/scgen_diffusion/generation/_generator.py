@@ -14,9 +14,17 @@ import torch
 from scgen_diffusion._arguments import check_count, known_names, warn_user
 from scgen_diffusion._version import VERSION
 from scgen_diffusion.data import FEWEST_TRAINING_CELLS, OPEN, check_order_of_totals
-from scgen_diffusion.diffusion import DIFFUSION_SAMPLERS, Generators, Masking, block_size, check_sampler, samplers_for
+from scgen_diffusion.diffusion import (
+    DIFFUSION_SAMPLERS,
+    Generators,
+    Guidance,
+    Masking,
+    block_size,
+    check_sampler,
+    samplers_for,
+)
 
-from ._counterfactual import blocks_of, predict_block
+from ._counterfactual import Counterfactual, blocks_of, predict_block
 from ._request import (
     CellRequest,
     SamplingOptions,
@@ -37,12 +45,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest, Conditions, Rows
-    from scgen_diffusion.diffusion import Guidance, ResolvedGuidance, Sampler
+    from scgen_diffusion.diffusion import ResolvedGuidance, Sampler
     from scgen_diffusion.module import GeneSpaceModule, InputValues, SCLDMModule
 
-    from ._counterfactual import Counterfactual
     from ._library_sizes import LibrarySizes
-    from ._verdict import ProfileSums
+    from ._verdict import PerturbedGroups, ProfileSums
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -167,6 +174,39 @@ class CellGenerator:
             provenance["method"] = "transport of generated control cells, where the combination is new"
         identity = identity_of(self.module, self.conditions, codes, options, sizes, provenance)
         return CellRequest(codes, options, sizes, seed, identity, provenance)
+
+    def counterfactual(
+        self,
+        own: np.ndarray,
+        codes: np.ndarray,
+        sampling: SamplingOptions,
+        method: str,
+        residuals: str,
+        library_size: Any,
+        seed: int,
+        groups: PerturbedGroups | None,
+    ) -> Counterfactual:
+        """Check and resolve a request to predict cells with conditions ``own`` under ``codes``, ``(cells, columns)``.
+
+        Raises
+        ------
+        ValueError
+            For guidance of the transport, a sampler that does not fit, and totals that the model cannot set.
+        """
+        inversion = None
+        if method == "inversion":  # in any number of steps, on any path
+            inversion = self.module.inversion_by(sampling.sampler)
+        else:
+            check_sampler(sampling.sampler, self.module.path, sampling.n_steps)
+            if sampling.guidance != Guidance().resolve(self.module.strategy, self.conditions.keys):
+                msg = "The transport has no guidance; leave `guidance_scale` out, or choose method='inversion'."
+                raise ValueError(msg)
+        if library_size is not None and self.module.keeps_totals:
+            msg = "A model with `path='masking'` keeps the totals of the given cells; leave `library_size` out."
+            raise ValueError(msg)
+        totals = None if library_size is None else self.totals(library_size, len(own), sampling.output)
+        group = None if groups is None else groups.group
+        return Counterfactual(np.arange(len(own)), own, codes, sampling, inversion, residuals, totals, seed, group)
 
     def verdicts(self, request: CellRequest) -> tuple[pd.DataFrame, LackingChanges | None] | None:
         """Judge the combinations that the transport makes of generated control cells, from some of these, if any.

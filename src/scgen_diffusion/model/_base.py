@@ -31,6 +31,7 @@ from scgen_diffusion._arguments import known_names, suggests_arguments, warn_use
 from scgen_diffusion._compat import parse_device_args, respect_thread_limit, separate_copy
 from scgen_diffusion._files import explain_failed_write
 from scgen_diffusion.data import (
+    OPEN,
     PROVENANCE_KEY,
     CellFiles,
     ConditionField,
@@ -44,11 +45,13 @@ from scgen_diffusion.data import (
     advice_on_raw,
     build_anndata,
     check_conditions,
+    check_distinct_columns,
     check_expression,
     check_is_anndata,
     check_layer,
     check_natural_logarithms,
     check_not_empty,
+    check_order,
     check_same_genes,
     check_same_registry,
     check_storage,
@@ -63,15 +66,17 @@ from scgen_diffusion.data import (
     pad_genes,
     registered_genes,
     registered_keys,
+    resolve_seed,
 )
-from scgen_diffusion.generation import CellGenerator, LibrarySizes, check_batch_size
+from scgen_diffusion.diffusion import Guidance
+from scgen_diffusion.generation import CellGenerator, LibrarySizes, PerturbedGroups, check_batch_size, identity_of
 from scgen_diffusion.module import TRAINABLE, Trainable
 from scgen_diffusion.train import CellData, Interruption, RunOptions, StagePlan, is_interrupted, show
 
-from ._counterfactual import Prediction
+from ._counterfactual import CELL_NAMES, Prediction, check_learned, control_cells
 from ._description import describe
 from ._end_of_training import advise_to_train_on, describe_training, was_stopped
-from ._generation import FRAME_COLUMNS, Generation
+from ._generation import FRAME_COLUMNS, Assembly, Generation
 from ._model_file import (
     ADATA_FILE,
     MODEL_FILE,
@@ -116,7 +121,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest, Modality, Paths
-    from scgen_diffusion.diffusion import Guidance, GuidanceScale, Sampler
+    from scgen_diffusion.diffusion import GuidanceScale, Sampler
     from scgen_diffusion.module import InputValues, LibrarySizeKind
     from scgen_diffusion.nn import ConditionSpec
     from scgen_diffusion.train import Recipe, TrainingCells
@@ -151,7 +156,7 @@ class DiffusionModel(BaseModelClass):
     split_digest_: str | None = None  # of the names of the cells that were split into training and validation cells
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
     _counterfactual_options: ClassVar[Mapping[str, tuple[Any, ...]]]
-    """Allowed values of ``method``, ``residuals`` and ``sample`` in ``predict_perturbation``; the default first."""
+    """Allowed values of ``method`` and ``residuals`` in ``predict_perturbation``; the default first."""
     _stages: ClassVar[tuple[str, ...]]
     """Training stages in order; a method ``_train_<stage>`` trains each."""
     _stages_to_generate: ClassVar[frozenset[str]]
@@ -744,8 +749,7 @@ class DiffusionModel(BaseModelClass):
             If sampling diverges to values that are not finite.
         """
         check_batch_size(batch_size)
-        generation = Generation.of(
-            self,
+        generation = self._generation(
             n_cells,
             condition,
             guidance_scale=guidance_scale,
@@ -756,7 +760,7 @@ class DiffusionModel(BaseModelClass):
             output=self._output(counts),
         ).judged()
         with tqdm(total=generation.n_cells, desc=generation.task, unit="cell", disable=not show_progress) as progress:
-            return generation.make(range(generation.n_cells), batch_size, progress, self._assemble)
+            return generation.make(batch_size, progress)
 
     @suggests_arguments
     def generate_to(
@@ -822,8 +826,7 @@ class DiffusionModel(BaseModelClass):
         goal = check_goal(path, self._stream_suffixes)
         check_rank(rank, n_ranks)
         check_batch_size(batch_size)
-        generation = Generation.of(
-            self,
+        generation = self._generation(
             n_cells,
             condition,
             guidance_scale=guidance_scale,
@@ -836,6 +839,7 @@ class DiffusionModel(BaseModelClass):
         return write_stream(
             goal,
             generation,
+            join_options=self._join_options,
             shard_size=shard_size,
             batch_size=batch_size,
             seed=seed,
@@ -897,8 +901,7 @@ class DiffusionModel(BaseModelClass):
                 "condition key of the model."
             )
             raise ValueError(msg)
-        generation = Generation.of(
-            self,
+        generation = self._generation(
             n_cells,
             condition,
             guidance_scale=guidance_scale,
@@ -909,7 +912,7 @@ class DiffusionModel(BaseModelClass):
             output="log1p",
         ).judged()
         with tqdm(total=generation.n_cells, desc=generation.task, unit="cell", disable=not show_progress) as progress:
-            return generation.make_path(n_frames, progress)
+            return generation.make_path(n_frames, self._outputs[0], progress)
 
     @suggests_arguments
     def predict_perturbation(
@@ -1024,8 +1027,7 @@ class DiffusionModel(BaseModelClass):
             training, and lengths that do not fit.
         """
         check_batch_size(batch_size)
-        prediction = Prediction.of(
-            self,
+        prediction = self._prediction(
             adata_control,
             condition,
             method=method,
@@ -1037,10 +1039,8 @@ class DiffusionModel(BaseModelClass):
             library_size=library_size,
             seed=seed,
         ).judged()
-        rows = range(prediction.n_cells)
-        with tqdm(total=len(rows), desc=prediction.task, unit="cell", disable=not show_progress) as progress:
-            x, sums = prediction.predict(rows, batch_size, progress)
-        return prediction.assemble(rows, x, self._assemble, **prediction.mean_change(sums))
+        with tqdm(total=prediction.n_cells, desc=prediction.task, unit="cell", disable=not show_progress) as progress:
+            return prediction.make(batch_size, progress)
 
     @suggests_arguments
     def predict_perturbation_to(
@@ -1107,8 +1107,7 @@ class DiffusionModel(BaseModelClass):
         goal = check_goal(path, self._stream_suffixes)
         check_batch_size(batch_size)
         check_rank(rank, n_ranks)
-        prediction = Prediction.of(
-            self,
+        prediction = self._prediction(
             adata_control,
             condition,
             method=method,
@@ -1123,6 +1122,7 @@ class DiffusionModel(BaseModelClass):
         return write_stream(
             goal,
             prediction,
+            join_options=self._join_options,
             shard_size=shard_size,
             batch_size=batch_size,
             seed=seed,
@@ -1131,6 +1131,123 @@ class DiffusionModel(BaseModelClass):
             n_ranks=n_ranks,
             overwrite=overwrite,
         )
+
+    def _generation(
+        self,
+        n_cells: int | None,
+        condition: ConditionRequest,
+        *,
+        guidance_scale: GuidanceScale | Guidance,
+        output: InputValues,
+        seed: int | None,
+        **options: Any,
+    ) -> Generation:
+        """Check and resolve the arguments of ``generate``; ``options`` are those of :meth:`CellGenerator.request`."""
+        guidance = Guidance.of(guidance_scale)
+        self._check_ready_to_generate()
+        respect_thread_limit()
+        engine = self._engine
+        options |= {"guidance": guidance, "output": output, "seed": resolve_seed(seed)}
+        request = engine.request(n_cells, condition, **options)
+        return Generation(engine, request, self._assembly, self.cut_short_, sorted(self._stages_to_generate))
+
+    def _prediction(
+        self,
+        adata_control: AnnData | CellFiles | None,
+        condition: ConditionRequest,
+        *,
+        method: str | None,
+        residuals: str | None,
+        guidance_scale: GuidanceScale | Guidance,
+        sampler: str | Sampler | None,
+        n_steps: int | None,
+        counts: bool | None,
+        library_size: Any,
+        seed: int | None,
+    ) -> Prediction:
+        """Check and resolve the arguments of ``predict_perturbation``."""
+        engine, output, module = self._engine, self._output(counts), self.module
+        sampling = engine.sampling(self._counterfactual_sampler(sampler), n_steps, Guidance.of(guidance_scale), output)
+        condition = engine.conditions.as_table(condition)
+        source, rows = self._control_source(adata_control)
+        cells, requested = control_cells(engine.conditions, source, rows, condition)
+        check_order({"`library_size`": library_size}, lambda: cells.names, CELL_NAMES)
+        for name, value in {"method": method, "residuals": residuals}.items():
+            known = self._counterfactual_options[name]
+            if value is not None and value not in known:
+                msg = f"{type(self).__name__} does not support `{name}` {value!r}. {known_names(value, known)}"
+                raise ValueError(msg)
+        residuals = residuals or self._counterfactual_options["residuals"][0]
+        method = self._counterfactual_method(cells, method)
+        check_learned(module, engine.conditions, cells.own, method)
+        is_same = (cells.own == cells.codes).all(1)
+        come_back = residuals == "own" and library_size is None and not self.modalities
+        if is_same.any() and (condition is not None or come_back):
+            warn_user(
+                f"{is_same.sum():,} of {len(is_same):,} cells have the requested conditions already, so nothing is "
+                "predicted: they come back as they are, or as their reconstruction. Leave them out."
+            )
+        if library_size is None and output == "counts" and self._input_values == "log1p":
+            msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
+            raise ValueError(msg)
+        groups = None
+        if method == "transport":
+            found = PerturbedGroups(module, engine.conditions, cells.own, cells.codes)
+            groups = found if len(found.codes) else None
+        request = engine.counterfactual(
+            cells.own, cells.codes, sampling, method, residuals, library_size, resolve_seed(seed), groups
+        )
+        both = np.concatenate([cells.codes, cells.own])
+        unjudged = None if groups is None else both[np.tile(is_same, 2)]  # a verdict looks at the control cells too
+        draws_totals = isinstance(request.library_size, str)
+        outside = engine.warn_outside_training(both, draws_totals=draws_totals, unjudged=unjudged)
+        if output == "counts" and request.library_size is not None:
+            outside += engine.warn_of_large_totals(request.library_size)
+        provenance = engine.provenance(condition, sampling, library_size, request.seed)
+        how = {"task": "predict_perturbation", "method": method, "residuals": residuals}
+        provenance |= how | {"outside_training": outside}
+        if condition is None:
+            provenance["condition"] = "that of each control cell"
+        if library_size is None and output == "counts":
+            provenance["library_size"] = "that of each control cell"
+        identity = identity_of(module, engine.conditions, requested, sampling, request.library_size, provenance) | how
+        stages = sorted(self._stages_to_generate) if groups is None else ("autoencoder", "transport")
+
+        def read(rows: np.ndarray, batch_size: int) -> Iterator[Tensor]:
+            return (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self._read(source, rows, batch_size))
+
+        return Prediction(
+            engine,
+            request,
+            cells,
+            read,
+            self._assembly,
+            self.var_.index,
+            list(engine.conditions.named(condition)),
+            groups,
+            identity,
+            provenance,
+            requested.is_uniform,
+            {stage: self.cut_short_[stage] for stage in stages if stage in self.cut_short_},
+        )
+
+    def _control_source(self, adata: AnnData | CellFiles | None) -> tuple[GivenCells | CellFiles, np.ndarray]:
+        """Return given control cells, or the model's, checked, and the rows to predict."""
+        files = self._file_cells if adata is None else adata
+        if isinstance(files, CellFiles):
+            check_same_registry(files.registry, self.registry_)
+            return files, np.flatnonzero((files.codes != OPEN).all(1))  # of files opened with `indices`, these
+        given = self._given(adata, "adata_control")
+        check_distinct_columns(given.obs.columns, "adata_control.obs")
+        rows = np.arange(given.n_obs)
+        source = self._to_read(given, rows, with_labels=True)
+        if adata is not None:
+            self._check_all_values(source, rows)
+        return source, rows
+
+    @property
+    def _assembly(self) -> Assembly:
+        return Assembly(self._assemble, self._assemble_part, self._warn_of_odd_values)
 
     @property
     def _engine(self) -> CellGenerator:

@@ -9,7 +9,7 @@ import pandas as pd
 from scgen_diffusion._arguments import warn_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from scgen_diffusion.train import StagePlan
 
@@ -53,12 +53,12 @@ def advise_to_train_on(model: DiffusionModel) -> str:
     return f"{' and '.join(f'model.{call}' for call in calls)}, as the training so far was far too short"
 
 
-def record_of_short(model: DiffusionModel, stages: Iterable[str]) -> dict[str, str]:
+def record_of_short(cut_short: Mapping[str, str], stages: Iterable[str]) -> dict[str, str]:
     """Return what generated cells record if stages were far too short, and warn; a stop near the end counts not."""
-    short = [stage for stage in stages if model.cut_short_.get(stage) in (STOPPED_EARLY, TOO_SHORT)]
+    short = [stage for stage in stages if cut_short.get(stage) in (STOPPED_EARLY, TOO_SHORT)]
     if not short:
         return {}
-    record = f"the training {' and that '.join(f'of the {stage} was {model.cut_short_[stage]}' for stage in short)}"
+    record = f"the training {' and that '.join(f'of the {stage} was {cut_short[stage]}' for stage in short)}"
     warn_user(f"Too few epochs: {record}. The cells, and effects of perturbations, may be unlike real ones.")
     return {"short_training": record}
 

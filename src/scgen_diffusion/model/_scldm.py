@@ -108,11 +108,7 @@ class SCLDM(AutoencoderModel):
     """
 
     _module_cls: type = SCLDMModule
-    _counterfactual_options: ClassVar = {
-        "method": ("transport", "inversion"),
-        "residuals": ("own", "new"),
-        "sample": (True, False),
-    }
+    _counterfactual_options: ClassVar = {"method": ("transport", "inversion"), "residuals": ("own", "new")}
     default_sampler = "midpoint"
     architecture: SCLDMArchitecture
     _stages = ("autoencoder", "prior", "transport")

@@ -287,6 +287,7 @@ def write_stream(
     goal: Path,
     job: Generation | Prediction,
     *,
+    join_options: Mapping[str, Any],
     shard_size: int | None,
     batch_size: int | None,
     seed: int | None,
@@ -296,10 +297,10 @@ def write_stream(
     overwrite: bool,
 ) -> Path:
     """Make the cells of a job shard by shard, write them to a file, and return its path."""
-    model, n_cells = job.model, job.n_cells
+    n_cells = job.n_cells
     if shard_size is None:
-        shard_size = min(max(VALUES_PER_PART // len(model.var_), 1), CELLS_PER_PART)
-    size = model._engine.round_to_blocks(check_count(SHARD_SIZE, shard_size))
+        shard_size = min(max(VALUES_PER_PART // job.engine.n_genes, 1), CELLS_PER_PART)
+    size = job.engine.round_to_blocks(check_count(SHARD_SIZE, shard_size))
     rows = [range(start, min(start + size, n_cells)) for start in range(0, n_cells, size)]
     seed = settings.seed if seed is None else seed
     identity = {**job.identify(goal.suffix), "n_cells": n_cells, "seed": None if seed is None else int(seed)}
@@ -308,10 +309,10 @@ def write_stream(
     if begun is not None:
         job = job.with_seed(begun).judged()
         make = partial(job.make_part, batch_size=batch_size)
-        bar, join = {"desc": job.task, "disable": not show_progress}, {"merge": job.merge, **model._join_options}
+        bar, join = {"desc": job.task, "disable": not show_progress}, {"merge": job.merge, **join_options}
         values = stream.complete(make, bar, rank=rank, n_ranks=n_ranks, overwrite=overwrite, **join)
         if values is not None:
-            model._warn_of_odd_values(values, job.request.sampling.output)
+            job.assembly.check(values, job.request.sampling.output)
     return goal
 
 
