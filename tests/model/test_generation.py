@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from decimal import Decimal
-from functools import partial
 from importlib.metadata import version
 
 import anndata
@@ -18,7 +17,6 @@ import torch
 from builders import same_cells
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, FixedStepSampler, Guidance
-from scgen_diffusion.diffusion._samplers import midpoint_step
 from scgen_diffusion.generation import _generator, _request
 from scgen_diffusion.model import SCLDM, SCRDIT
 
@@ -349,13 +347,6 @@ def test_samplers_that_look_alike_are_other_requests(trained, tmp_path, one, oth
     trained.generate_to(tmp_path / "cells.h5ad", 3, seed=0, sampler=one)
     with pytest.raises(FileExistsError, match=r"What differs: `sampler` \("):
         trained.generate_to(tmp_path / "cells.h5ad", 3, seed=0, sampler=other)
-
-
-@pytest.mark.parametrize("build", [partial(FixedStepSampler, midpoint_step, 2), partial(Steps, 2)])
-def test_samplers_that_are_equal_are_one_request(trained, build):
-    names = [trained.generate(3, seed=0, sampler=build()).obs_names for _ in range(2)]
-
-    assert names[0].equals(names[1])
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-import re
 import uuid
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -37,7 +35,6 @@ ARGUMENTS = (
 )
 OF_OTHER_NAMES = {"guidance": "guidance_scale", "values": "counts"}  # arguments that set these entries of identities
 N_DIGITS = 10  # of names; among ten thousand requests, two share a name with probability 1 in 20 000
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in memory, which differs between processes
 
 
 @dataclass(frozen=True)
@@ -117,19 +114,9 @@ def check_batch_size(batch_size: int | None) -> int:
 
 
 def describe_sampler(sampler: Sampler) -> str:
-    """Identify a sampler, the same in every process; functions by module and name.
-
-    What cannot be pickled, such as a closure, is new in every call: nothing tells it from others of its name.
-    """
+    """Identify a sampler by its text; one whose text has an address in memory is new in every call."""
     text = repr(sampler)
-    if not ADDRESS.search(text):
-        return text
-    text = ADDRESS.sub("", text)
-    try:
-        state = pickle.dumps(sampler, protocol=5)
-    except (pickle.PicklingError, AttributeError, TypeError, RuntimeError):  # depends on what cannot be pickled
-        return f"{text}, new in every call, {uuid.uuid4().hex[:N_DIGITS]}"
-    return f"{text} {hashlib.sha256(state).hexdigest()[:N_DIGITS]}"
+    return f"{text} {uuid.uuid4().hex[:N_DIGITS]}" if " at 0x" in text else text
 
 
 def describe_library_size(library_size: Any, output: InputValues) -> str:

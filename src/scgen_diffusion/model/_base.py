@@ -795,7 +795,7 @@ class DiffusionModel(BaseModelClass):
             the file.
         n_cells, condition, guidance_scale, sampler, n_steps, counts, library_size, batch_size, seed
             See :meth:`generate`. Without a seed, a resumed call keeps its first seed. A call whose ``sampler`` is a
-            lambda or closure can neither be resumed nor shared by ranks.
+            function or an object of one's own can neither be resumed nor shared by ranks.
         show_progress
             Whether to show a progress bar, which includes the cells of earlier calls.
         shard_size
