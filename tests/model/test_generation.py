@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import warnings
 from decimal import Decimal
-from importlib.metadata import version
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
-import scanpy as sc
-import scipy.sparse as sp
 import scvi
 import torch
 from builders import same_cells
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, FixedStepSampler, Guidance
-from scgen_diffusion.generation import _generator, _request
 from scgen_diffusion.model import SCLDM, SCRDIT
 
 SAMPLERS = ["euler", "midpoint", "heun"]
@@ -36,10 +32,6 @@ def test_counts_come_back_sparse_whole_and_named(trained):
     assert "log1p" not in cells.uns
 
 
-def test_the_genes_are_those_of_training_with_their_columns(trained):
-    pd.testing.assert_frame_equal(trained.generate(2, seed=0).var, trained.adata.var, check_dtype=False)
-
-
 def test_conditions_are_categorical_with_the_categories_that_occur_in_training_order(trained):
     obs = trained.generate(20, seed=0).obs
     known = trained.adata.obs["cell_type"].cat.categories
@@ -47,14 +39,6 @@ def test_conditions_are_categorical_with_the_categories_that_occur_in_training_o
     assert list(obs) == ["cell_type", "dose", "synthetic"]
     assert obs["cell_type"].cat.categories.tolist() == [name for name in known if name in set(obs["cell_type"])]
     assert trained.generate(5, {"dose": [10, 1]}, seed=0).obs["dose"].cat.categories.tolist() == [1, 10]
-
-
-def test_markers_of_some_generated_labels_can_be_ranked(trained):
-    cells = trained.generate(40, {"cell_type": ["NK", "B cell"], "dose": 10}, seed=0)
-    sc.pp.normalize_total(cells)
-    sc.pp.log1p(cells)
-    sc.tl.rank_genes_groups(cells, "cell_type")
-    assert cells.uns["rank_genes_groups"]["names"].dtype.names == ("B cell", "NK")
 
 
 def test_without_a_request_labels_follow_the_training_cells(trained):
@@ -91,27 +75,6 @@ def test_a_rare_category_can_be_generated_and_an_empty_one_cannot(trained):
         trained.generate(3, {"cell_type": "never seen"})
 
 
-def test_by_default_two_blocks_are_made_at_a_time(trained, tmp_path, monkeypatch):
-    """A block of a GPU may have more cells than a batch; the host assembles one while the GPU computes the next."""
-    seen = []
-
-    def watched(make, items, device, n_at_once):
-        seen.append(n_at_once)
-        return map(make, items)
-
-    monkeypatch.setattr(_request, "DEFAULT_BATCH_SIZE", 1)
-    monkeypatch.setattr(_generator, "in_parallel", watched)
-    for batch_size in (None, 1):
-        trained.generate(3, batch_size=batch_size)
-        trained.generate_to(tmp_path / f"generated_{batch_size}.h5ad", 3, batch_size=batch_size)
-        trained.predict_perturbation(trained.adata[[0]].copy(), residuals="new", batch_size=batch_size)
-        trained.predict_perturbation_to(
-            tmp_path / f"predicted_{batch_size}.h5ad", trained.adata[[0]].copy(), residuals="new", batch_size=batch_size
-        )
-
-    assert seen == [2] * 4 + [1] * 4
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_cells_do_not_depend_on_batch_size_or_number_of_cells(trained, sampler):
     whole = trained.generate(300, seed=5, sampler=sampler, n_steps=2)
@@ -122,17 +85,6 @@ def test_cells_do_not_depend_on_batch_size_or_number_of_cells(trained, sampler):
     for n_cells in (1, 10, 129):
         few = trained.generate(n_cells, seed=5, sampler=sampler, n_steps=2)
         assert same_cells(whole[:n_cells], few), n_cells
-
-
-@pytest.mark.parametrize(("most_cells", "size"), [(0, 128), (300, 256), (10**9, 1024)])
-def test_a_device_may_take_several_blocks_together(trained, monkeypatch, most_cells, size):
-    usual = trained.generate(300, seed=5)
-    monkeypatch.setitem(_generator.VALUES_AT_ONCE, "cpu", most_cells * trained.adata.n_vars)
-
-    assert trained._engine.block_size == size
-    together = trained.generate(300, seed=5)
-    assert (together.obs == usual.obs).all(axis=None)
-    assert (together.X != usual.X).mean() < 1e-3  # the last bits of a product depend on its shape
 
 
 def test_cells_do_not_depend_on_the_number_of_threads(gaussian):
@@ -199,12 +151,6 @@ def test_a_fresh_seed_is_recorded_and_reproduces_the_cells(trained, monkeypatch)
     assert same_cells(one, trained.generate(5, seed=seed))
 
 
-def test_the_default_seed_is_that_of_scvi_tools(trained, monkeypatch):
-    monkeypatch.setattr(scvi.settings, "_seed", 11)
-
-    assert trained.generate(2).uns["scgen_diffusion"]["seed"] == 11
-
-
 REQUESTS = {
     "nothing": {"n_cells": 3},
     "value": {"n_cells": 3, "condition": {"cell_type": "NK", "dose": 10}},
@@ -246,14 +192,6 @@ def test_cells_and_every_provenance_can_be_written(trained, tmp_path):
             assert back.uns[name].get("sampler") == cells.uns[name].get("sampler")
 
 
-def test_provenance_says_what_was_asked(trained):
-    request = {"sampler": "euler", "n_steps": 3, "guidance_scale": {"dose": 2.0}, "library_size": "normal"}
-    provenance = trained.generate(2, {"cell_type": "NK"}, seed=3, **request).uns["scgen_diffusion"]
-
-    assert {key: provenance[key] for key in request} == request
-    assert provenance["condition"] == {"cell_type": "NK"}
-
-
 CONDITIONS = [
     {"dose": [1, 10]},
     {"dose": np.array([10, 1]), "cell_type": ["NK", "B cell"]},
@@ -276,19 +214,6 @@ def test_conditions_in_provenance_can_be_asked_for_again(of_all_kinds, tmp_path)
             again = of_all_kinds.generate(4, back.uns[name], seed=3, n_steps=1)
             assert again.obs_names.equals(cells.obs_names), name
             assert same_cells(again, cells), name
-
-
-@pytest.mark.parametrize("join", ["inner", "outer"])
-def test_cells_are_still_known_as_synthetic_beside_real_ones(trained, join):
-    made = [trained.generate(4, seed=seed) for seed in (0, 1)]
-    both = anndata.concat([trained.adata, *made], join=join)
-
-    assert both.shape == (104, 12)
-    assert both.obs_names.is_unique
-    assert both.obs_names.str.startswith("SCLDM-").tolist() == [False] * 96 + [True] * 8
-    assert made[0].obs["synthetic"].cat.categories.tolist() == [f"SCLDM {version('scgen-diffusion')}"]
-    if join == "outer":  # an inner join drops columns that real cells lack
-        assert both.obs["synthetic"].notna().tolist() == [False] * 96 + [True] * 8
 
 
 NAMED_OTHERWISE = {
@@ -358,28 +283,10 @@ def test_the_first_cells_of_more_have_the_same_names(trained, how):
     assert trained.generate(3, seed=0, batch_size=1, **how).obs_names.equals(names[:3])
 
 
-def test_cells_that_a_share_gives_another_condition_have_other_names(trained):
-    few, many = (trained.generate(n, {"cell_type": ["NK", "B cell"]}, seed=0) for n in (4, 8))
-
-    assert not set(few.obs_names) & set(many.obs_names)
-
-
 def test_another_model_gives_other_names(trained, make_trained):
     names = [model.generate(3, seed=0).obs_names for model in (trained, make_trained())]
 
     assert not set(names[0]) & set(names[1])
-
-
-@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive", "additive"])
-def test_guidance_of_one_scale_is_that_of_the_same_scale_for_every_key(make_trained, strategy):
-    model = make_trained(condition_strategy=strategy)
-    request = {"n_cells": 20, "condition": {"cell_type": "NK", "dose": 10}, "seed": 0}
-
-    one = model.generate(**request, guidance_scale=2.5)
-    per_key = model.generate(**request, guidance_scale={"cell_type": 2.5, "dose": 2.5})
-
-    assert same_cells(one, per_key)
-    assert (one.X != model.generate(**request, guidance_scale=40.0).X).nnz > 0
 
 
 def test_keys_without_a_scale_have_the_scale_one(trained):
@@ -438,14 +345,6 @@ def test_cells_of_a_far_too_short_training_warn(trained):
     ):
         cells, others = (trained.generate(200, seed=seed) for seed in (0, 1))
     assert cells.uns["scgen_diffusion"]["short_training"].startswith("the training of the autoencoder was far")
-
-
-def test_a_seen_combination_does_not_warn(trained):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        warnings.filterwarnings("ignore", "Too few epochs")
-        trained.generate(5, {"cell_type": "T cell", "dose": 10}, seed=0)
-        trained.generate(5, seed=0)
 
 
 @pytest.mark.parametrize("kind", ["empirical", "normal", "latent"])
@@ -517,17 +416,6 @@ def test_no_generated_cell_is_empty_whatever_the_others(make_trained, cls, archi
     if not options:
         last = model.get_sampling_path(300, seed=0, n_frames=2)[300:].X
         assert np.array_equal(last, cells)
-
-
-def test_totals_in_another_order_than_the_requested_cells_are_refused(trained):
-    design = pd.DataFrame({"cell_type": ["B cell", "NK"]}, index=["b", "nk"])
-    totals = pd.Series([200, 10], index=["nk", "b"])
-
-    with pytest.raises(ValueError, match=r"rows of `library_size` are the cells in another order; use .loc"):
-        trained.generate(condition=design, library_size=totals)
-    with pytest.raises(ValueError, match=r"use .loc\[condition.obs_names\]"):
-        trained.generate(condition=anndata.AnnData(obs=design), library_size=totals)
-    assert trained.generate(condition=design, library_size=totals.loc[design.index]).n_obs == 2
 
 
 def test_the_number_of_steps_is_honoured(trained_any):
@@ -605,19 +493,6 @@ def test_what_is_of_another_kind_is_refused_by_name(trained, request_, words):
         trained.generate(**{"n_cells": 3, **request_})
 
 
-@pytest.mark.parametrize("seed", [0, 2**32, 2**63 - 1, np.uint64(7)])
-def test_every_seed_that_files_can_hold_makes_cells_of_its_own(trained, seed, tmp_path):
-    cells = trained.generate(3, seed=seed)
-
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    assert int(anndata.read_h5ad(tmp_path / "cells.h5ad").uns["scgen_diffusion"]["seed"]) == seed
-    assert (cells.X != trained.generate(3, seed=seed + 1 if seed < 2**40 else 1).X).nnz > 0
-
-
-def test_steps_may_be_a_numpy_integer(trained):
-    assert same_cells(trained.generate(3, seed=0, n_steps=np.int64(4)), trained.generate(3, seed=0, n_steps=4))
-
-
 def test_an_autoencoder_alone_says_what_to_call(make_model, quick):
     model = make_model()
     model.train_autoencoder(1, **quick)
@@ -651,13 +526,6 @@ def test_a_gaussian_head_on_counts_generates_log_values(make_trained):
     assert np.isfinite(cells.X).all()
 
 
-def test_sparse_training_cells_give_the_same_model(make_trained, make_cells, either_class):
-    one, other = (make_trained(make_cells(matrix=m), cls=either_class) for m in (np.asarray, sp.csr_matrix))
-
-    for name, tensor in one.module.state_dict().items():
-        torch.testing.assert_close(tensor, other.module.state_dict()[name], msg=name)  # sums in another order
-
-
 def test_guidance_without_conditions_is_refused(make_trained):
     with pytest.raises(ValueError, match="no conditions to guide by"):
         make_trained(condition_keys=[]).generate(5, guidance_scale=2.0)
@@ -666,26 +534,6 @@ def test_guidance_without_conditions_is_refused(make_trained):
 def test_library_sizes_of_log_normalised_cells_are_refused(gaussian):
     with pytest.raises(ValueError, match=r"values have no `library_size`; leave it out.* \(SCRDIT and WBDIT\)"):
         gaussian.generate(5, library_size=1000)
-
-
-def test_a_given_class_that_goes_with_no_other_given_one_warns_even_if_a_key_is_open(make_trained):
-    model = make_trained(condition_keys=["cell_type", "dose", "treated"])
-
-    left_out = "Conditions that you left out may not fit those that you gave"
-    with pytest.warns(UserWarning, match=rf"dose=100 does not occur.*single conditions\. {left_out}"):
-        model.generate(5, {"cell_type": "T cell", "dose": 100}, seed=0)
-    with pytest.warns(UserWarning, match=rf"does not occur in the training cells\. {left_out}"):
-        model.generate(5, {"cell_type": "T cell", "dose": 100}, library_size=50, seed=0)
-
-
-def test_a_new_combination_of_all_keys_warns_of_totals_only_where_they_are_drawn(trained, gaussian):
-    new = {"cell_type": "T cell", "dose": 100}
-    with pytest.warns(UserWarning, match=r"Library sizes are extrapolated from single conditions\.$"):
-        trained.generate(5, new, seed=0)
-    with pytest.warns(UserWarning, match=r"does not occur in the training cells\.$"):
-        trained.generate(5, new, library_size=50, seed=0)
-    with pytest.warns(UserWarning, match=r"does not occur in the training cells\.$"):
-        gaussian.generate(5, new, seed=0)
 
 
 def test_combinations_of_few_training_cells_are_named_in_one_warning(trained):
@@ -706,24 +554,3 @@ def test_combinations_of_few_training_cells_are_named_in_one_warning(trained):
         warnings.filterwarnings("error", message="Few training cells")
         trained.generate(5, seed=0)
         assert trained.generate(5, {"cell_type": "NK"}, seed=0).uns["scgen_diffusion"]["few_training_cells"] == []
-
-
-def test_a_request_for_a_class_or_set_of_few_cells_is_warned_of_by_the_trained_and_by_the_loaded_model(
-    make_cells, make_model, quick, tmp_path
-):
-    adata = make_cells()
-    adata.obs["given"] = np.where(np.arange(adata.n_obs) < 5, "A+B", np.where(adata.obs["treated"], "A", "B"))
-    model = make_model(adata, condition_keys=(), setup={"set_condition_keys": ["given"]})
-    model.train(1, **quick)
-    model.save(tmp_path / "model")
-
-    for one in (model, SCLDM.load(tmp_path / "model")):
-        with pytest.warns(UserWarning, match="Few training cells") as caught:
-            cells = one.generate(5, {"given": "A+B"}, seed=0)
-        assert cells.uns["scgen_diffusion"]["few_training_cells"] == ["given='A+B' (5)"]
-        assert sum("Few training cells" in str(warning.message) for warning in caught) == 1
-
-
-def test_lists_of_different_lengths_are_refused(trained):
-    with pytest.raises(ValueError, match="3 for 'cell_type', 2 for 'dose'"):
-        trained.generate(condition={"cell_type": ["NK"] * 3, "dose": [1, 10]})

@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from scgen_diffusion import interpret
-from scgen_diffusion.diffusion import Guidance, Joint, ResolvedGuidance, UnmaskingSampler, with_masked
+from scgen_diffusion.diffusion import Guidance, Joint, ResolvedGuidance, with_masked
 from scgen_diffusion.model import SCRDIT, WBDIT
 from scgen_diffusion.module import GeneSpaceModule
-from scgen_diffusion.train import DIFFUSION_RECIPES
 
 SIZES = {"patch_size": 5, "width": 8, "n_layers": 1, "n_heads": 2, "unet_width": 4, "n_global_tokens": 1}
 KEYS = ["cell_type", "dose"]
@@ -137,27 +136,6 @@ def test_a_cell_under_another_condition_changes_and_keeps_its_total(model):
     np.testing.assert_allclose(dense(profiles), np.log1p(1e4 * counts / counts.sum(1, keepdims=True)), rtol=1e-5)
 
 
-def test_a_fresh_process_generates_the_same_cells(model, run_apart, tmp_path):
-    expected = dense(model.generate(5, seed=0, counts=True))
-    model.save(tmp_path / "model", save_anndata=False)
-    code = (
-        "import sys, numpy as np, scgen_diffusion as scgd\n"
-        "cells = scgd.model.load(sys.argv[1]).generate(5, seed=0, counts=True)\n"
-        "np.save(sys.argv[2], cells.X.toarray())"
-    )
-    run_apart(code, tmp_path / "model", tmp_path / "cells.npy")
-
-    np.testing.assert_array_equal(np.load(tmp_path / "cells.npy"), expected)
-
-
-@pytest.mark.parametrize("backbone", ["mlp", "dit", "unet", "white_box"])
-def test_every_backbone_trains_and_generates(make_cells, quick, backbone):
-    model = build(make_cells, backbone=backbone)
-    model.train(2, **quick)
-
-    assert dense(model.generate(5, {"cell_type": "NK"}, n_steps=8, seed=0, counts=True)).sum() > 0
-
-
 def test_the_white_box_can_be_opened(model):
     if isinstance(model, SCRDIT):
         pytest.skip("SCRDIT is no white box")
@@ -198,24 +176,6 @@ def test_masking_is_the_default_for_counts_only(make_cells, cls, backbone):
     assert cls(counts, path="vp_linear").architecture.head == "spike_and_slab"
     assert cls(counts, size="published").architecture.path == "vp_linear"
     assert cls(profiles).architecture.path == "vp_linear"
-
-
-@pytest.mark.parametrize(
-    ("name", "options"), [("mlp", {}), ("transformer", {"backbone": "dit"}), ("profiles", {"path": "vp_linear"})]
-)
-@pytest.mark.parametrize("many", [45, 10_000])
-def test_each_path_and_network_has_its_recipe(make_cells, quick, monkeypatch, name, options, many):
-    monkeypatch.setattr("scgen_diffusion.train._recipes.FADES_FROM", many)
-    SCRDIT.setup_anndata(counts := make_cells())
-    model = SCRDIT(counts, **options, patch_size=5)
-
-    model.train(1, **quick)
-
-    usual, found, n_cells = DIFFUSION_RECIPES["SCRDIT"][name], model.recipes_["diffusion"], len(model.train_indices_)
-    assert model._recipe("diffusion") == (usual if name == "profiles" else usual.for_many_cells(n_cells))
-    share = 45 / n_cells if many == 45 and name != "profiles" else 1
-    assert found["learning_rate"] == usual.learning_rate
-    assert found["loading_weight_decay"] == pytest.approx(share * usual.loading_weight_decay, rel=0.05)
 
 
 def test_training_learns_what_goes_with_what(make_cells, quick):
@@ -269,18 +229,6 @@ def test_log_values_are_refused(make_cells):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"early_stopping": True}, "`early_stopping` watches the validation loss, but that of the diffusion may rise"),
-        ({"plan_kwargs": {"max_rounds": 2}}, "`max_rounds` watches the validation loss, but that of the diffusion may"),
-    ],
-)
-def test_rules_that_trust_the_loss_are_refused_because_it_does_not_judge_the_cells(make_cells, quick, options, message):
-    with pytest.raises(ValueError, match=message):
-        build(make_cells).train(3, **options, **quick)
-
-
-@pytest.mark.parametrize(
     ("request_of_cells", "message"),
     [
         ({"sampler": "ddim"}, "'ddim' removes noise from profiles.*unmasking.*build the model with `path='vp_linear'`"),
@@ -302,13 +250,6 @@ def test_counterfactuals_keep_totals_and_need_the_own_sampler(model, tmp_path):
         model.predict_perturbation(condition={"dose": 10}, sampler="ddpm")
 
 
-def test_the_number_of_steps_may_be_chosen(model):
-    cells = model.generate(3, seed=0, sampler=UnmaskingSampler(default_n_steps=5))
-
-    assert cells.uns["scgen_diffusion"]["n_steps"] == 5
-    np.testing.assert_array_equal(dense(cells), dense(model.generate(3, seed=0, n_steps=5)))
-
-
 def test_the_residual_network_starts_at_principal_axes_of_unit_variance(make_cells, quick):
     model = build(make_cells, n_axes=4)
     model.train(1, plan_kwargs={"learning_rate": 0.0}, **quick)
@@ -318,14 +259,3 @@ def test_the_residual_network_starts_at_principal_axes_of_unit_variance(make_cel
     coordinates = network.backbone.read_genes(network.features(seen)).detach().double()
 
     torch.testing.assert_close(coordinates.T.cov(), torch.eye(4).double(), atol=1e-3, rtol=0)
-
-
-def test_directions_without_variance_are_not_scaled_up(make_cells, quick):
-    adata = make_cells()
-    adata.X[:, 5:] = 0  # no more than five axes vary
-    model = build(make_cells, adata=adata, n_axes=8)
-    model.train(1, plan_kwargs={"learning_rate": 0.0}, **quick)
-    network = model.module.network
-
-    x = torch.from_numpy(np.asarray(model.adata.X, dtype=np.float32))
-    assert network.backbone.read_genes(network.features(x)).abs().max() < 20

@@ -13,9 +13,7 @@ import scipy.sparse as sp
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import SCLDM, SCRDIT
-from scgen_diffusion.module import log_profile
 
 NEW_TYPE = "plasma"
 
@@ -84,18 +82,6 @@ def test_fine_tuning_keeps_the_kl_weight_of_the_reference(make_model, make_cells
     assert "adapted to" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("has_new_type", [True, False])
-def test_short_fine_tuning_is_told_if_there_are_classes_to_learn(scldm, make_cells, quick, has_new_type):
-    cells = query_cells(make_cells, new=(NEW_TYPE,) if has_new_type else ())
-    model = SCLDM.load_query_data(cells, scldm, trainable="all", accelerator="cpu")
-
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        model.train(1, **quick)
-
-    assert any("Too few epochs" in str(warning.message) for warning in said) == has_new_type
-
-
 def test_what_the_reference_knew_stays_bit_for_bit(reference, make_cells, quick):
     before = old_cells(reference)
     guided = old_cells(reference, guidance_scale=2.0)
@@ -149,22 +135,6 @@ def test_genes_that_only_a_new_class_has_are_learned(make_trained, make_cells, q
 
     found, expected = shares(model.generate(400, {"cell_type": NEW_TYPE}, seed=0)), shares(cells, is_new)
     assert found[[1, 3]] == pytest.approx(expected[[1, 3]], rel=0.25)
-
-
-def test_effects_of_new_classes_are_learned_anew_by_each_training(scldm, make_cells, quick):
-    model = SCLDM.load_query_data(query_cells(make_cells), scldm, accelerator="cpu")
-    later = model.module.condition_effects.later
-    assert later.codes.tolist() == [4, 5]  # a declared type without cells, and the new one
-    assert not model.module.condition_effects.embed.tables[0].weight[4:6].any()
-    assert not later.effects.any()
-    model.train(1, **quick)
-    learned = later.effects.clone()
-    assert learned.any(1).tolist() == [False, True]
-
-    torch.nn.init.constant_(later.effects, 5.0)
-    model.train_prior(1, **quick)
-
-    assert torch.equal(later.effects[1], learned[1])
 
 
 def test_cells_without_a_label_do_not_teach_effects(make_trained, make_cells, quick):
@@ -306,25 +276,6 @@ def test_gene_space_models_train_what_was_asked(make_trained, make_cells, quick,
     others = [name for name in changed - limits if "embed_condition" not in name]
     assert bool(others) == (trainable != "conditions")
     assert not any(name in changed for name in ("shift", "scale"))
-
-
-@pytest.mark.parametrize("trainable", ["new_conditions", "conditions", "network", "all"])
-def test_small_values_of_deeper_cells_are_no_zeros_if_the_network_learns_them(
-    make_trained, make_cells, quick, trainable
-):
-    reference = make_trained(cls=SCRDIT)
-    cells = query_cells(make_cells)
-    cells.X = cells.X * 100 + 1
-    model = SCRDIT.load_query_data(cells, reference, trainable=trainable, accelerator="cpu")
-
-    model.train(1, **quick)
-
-    smallest = log_profile(torch.from_numpy(cells.X[model.train_indices_]), "counts").min()
-    known = reference.module.smallest_value
-    assert smallest < known / 2
-    expected = smallest if trainable in ("network", "all") else known  # what the reference knew stays
-    assert model.module.smallest_value == expected
-    assert model.module.training_zeros == 0
 
 
 def test_models_of_masked_molecules_are_fine_tuned_too(make_cells):
@@ -514,30 +465,6 @@ def test_new_cells_of_known_types_at_far_numbers_and_places_teach_nothing(make_t
     assert model.combination_sizes_.sum() == reference.adata.n_obs + (~is_known).sum()
 
 
-def test_many_new_numbers_of_known_types_stay_far_too(make_trained, make_cells, quick):
-    def aged(cells, age):  # more distinct numbers than are kept
-        cells.obs["age"] = age + np.linspace(0, 10, cells.n_obs)
-        return cells
-
-    setup = {"continuous_condition_keys": ["age"]}
-    reference = make_trained(aged(make_cells(400), 0), condition_keys=["cell_type"], setup=setup)
-    new = query_cells(make_cells, n_cells=600)
-    is_known = (new.obs["cell_type"] == "B cell").to_numpy()
-    model = SCLDM.load_query_data(aged(new, 50 * is_known), reference, accelerator="cpu")
-
-    model.train(1, **quick)
-
-    def outside(age):
-        cells = model.generate(5, {"cell_type": "B cell", "age": age}, seed=0)
-        return [text for text in cells.uns["scgen_diffusion"]["outside_training"] if text.startswith("age")]
-
-    assert [outside(age) for age in (0.0, 0.01, 9.97, 10.0)] == [[]] * 4
-    assert [text.split(" to ")[0] for age in (12.0, 55.0) for text in outside(age)] == [
-        "age=12.0 (trained on 0",
-        "age=55.0 (trained on 0",
-    ]
-
-
 def test_new_perturbations_keep_the_transport_until_it_is_trained_on_them(with_transport, make_cells, quick):
     cells = of_new_type(make_cells, ["ctrl", "A+C+B", "D"])  # larger sets and more members than those of the reference
     model = SCLDM.load_query_data(cells, with_transport, accelerator="cpu")
@@ -567,14 +494,6 @@ def test_a_stopped_transport_is_resumed(with_transport, make_cells, quick, tmp_p
 
     assert "transport" not in model.cut_short_
     assert len(model.history["transport_loss_train"]) == 3
-
-
-def test_a_transport_that_the_reference_stopped_is_not_resumed(with_transport, make_cells, monkeypatch):
-    monkeypatch.setattr(with_transport, "cut_short_", {"transport": "stopped far too early"})
-
-    model = SCLDM.load_query_data(of_new_type(make_cells, ["ctrl", "A"]), with_transport, accelerator="cpu")
-
-    assert model.cut_short_ == {"transport": "far too short"}
 
 
 def test_advice_on_a_fine_tuned_model_can_be_followed(with_transport, make_cells, quick):
@@ -617,17 +536,6 @@ def test_a_query_model_can_be_a_reference(scldm, make_cells, quick):
     assert same(second.generate(20, request, seed=1, library_size=200), known)
 
 
-def test_a_checkpoint_of_another_way_of_fine_tuning_is_refused(scldm, make_cells, quick, tmp_path):
-    one, other = (
-        SCLDM.load_query_data(query_cells(make_cells), scldm, trainable=trainable, accelerator="cpu")
-        for trainable in ("conditions", "network")
-    )
-    one.train(1, checkpoint_dir=tmp_path, **quick)
-
-    with pytest.raises(ValueError, match="checkpoint_dir"):
-        other.train(1, checkpoint_dir=tmp_path, **quick)
-
-
 def test_classes_that_the_reference_declared_but_never_saw_are_new(scldm, make_cells, quick):
     cells = query_cells(make_cells, new=("never seen",))
     model = SCLDM.load_query_data(cells, scldm, accelerator="cpu")
@@ -667,16 +575,6 @@ def test_new_cells_may_stay_in_their_files(reference, make_cells, quick, tmp_pat
     assert set(model.generate(5, {"cell_type": NEW_TYPE}, seed=0, **options_of(model)).obs["cell_type"]) == {NEW_TYPE}
 
 
-def test_a_query_model_of_files_goes_on_after_loading(scldm, make_cells, quick, tmp_path):
-    paths = written(query_cells(make_cells), tmp_path)
-    SCLDM.load_query_data(paths, scldm, accelerator="cpu").save(tmp_path / "query")
-
-    model = SCLDM.load(tmp_path / "query", accelerator="cpu")
-    model.train(1, datamodule=CellFiles.like(model.registry, paths), **quick)
-
-    assert same(old_cells(model), old_cells(scldm))
-
-
 def test_embeddings_of_new_values_are_read_from_files(make_trained, make_cells, quick, tmp_path):
     table = pd.DataFrame(np.random.default_rng(0).normal(size=(2, 3)), index=["A", "B"], columns=["x", "y", "z"])
     reference = drug_model(
@@ -695,20 +593,6 @@ def test_embeddings_of_new_values_are_read_from_files(make_trained, make_cells, 
     model.train(1, **quick)
 
     assert model.generate(3, {"drug": "C", "cell_type": "NK", "time": 1.0}, seed=0).n_obs == 3
-
-
-@pytest.mark.parametrize("given", [3, [], [3]])
-def test_new_cells_are_cells_or_paths(scldm, given):
-    with pytest.raises(TypeError, match="must be an AnnData, or paths of files, but found"):
-        SCLDM.load_query_data(given, scldm)
-    with pytest.raises(TypeError, match="`adata` must be an AnnData, but found"):
-        SCLDM.prepare_query_anndata(given, scldm)
-
-
-def test_files_without_the_genes_of_the_reference_raise(scldm, make_cells, tmp_path):
-    query_cells(make_cells)[:, 2:].copy().write_h5ad(tmp_path / "cells.h5ad")
-    with pytest.raises(ValueError, match="cells.h5ad lacks genes"):
-        SCLDM.load_query_data(tmp_path / "cells.h5ad", scldm)
 
 
 # --- other kinds of keys ---------------------------------------------------------------------------------------------
@@ -850,11 +734,6 @@ def renamed(cells):
     return other
 
 
-def test_known_problems_are_reported_once(scldm, make_cells):
-    with pytest.raises(ValueError, match="nothing to train.*'conditions', 'network', 'all'"):
-        SCLDM.load_query_data(query_cells(make_cells, new=()), scldm, accelerator="cpu")
-
-
 @pytest.mark.parametrize(
     ("key", "values", "kinds"),
     [
@@ -869,25 +748,6 @@ def test_new_classes_of_another_kind_are_refused(scldm, make_cells, key, values,
 
     with pytest.raises(ValueError, match=rf"obs\['{key}'\] mixes {kinds}, such as .*; use the reference's type"):
         SCLDM.load_query_data(cells, scldm, accelerator="cpu")
-
-
-def test_swapped_arguments_are_told_from_a_wrong_folder(scldm, make_cells):
-    with pytest.raises(TypeError, match=r"trained SCLDM or its folder, but found AnnData\. The new cells come first"):
-        SCLDM.load_query_data(scldm, query_cells(make_cells))
-
-
-def test_counts_are_refused_by_a_model_of_logarithms(make_trained, make_cells):
-    reference = make_trained(make_cells(values="log1p"), cls=SCRDIT, setup={"values": "log1p"})
-
-    with pytest.raises(ValueError, match="Did you mean `values=.counts.`"):
-        SCRDIT.load_query_data(query_cells(make_cells), reference, accelerator="cpu")
-    model = SCRDIT.load_query_data(query_cells(make_cells, values="log1p"), reference, accelerator="cpu")
-    assert np.array_equal(model.generate(4, OLD, seed=0).X.toarray(), reference.generate(4, OLD, seed=0).X.toarray())
-
-
-def test_logarithms_are_refused_by_a_model_of_counts_which_says_where_it_reads_them(scldm, make_cells):
-    with pytest.raises(ValueError, match=r"The model was set up with counts there; give cells with counts in adata\.X"):
-        SCLDM.load_query_data(query_cells(make_cells, values="log1p"), scldm, accelerator="cpu")
 
 
 def test_new_classes_are_refused_where_nothing_is_fine_tuned(scldm, make_cells, tmp_path):
@@ -926,13 +786,6 @@ def test_genes_are_ordered_padded_and_dropped(scldm, make_cells, quick, matrix, 
     assert SCLDM.load_query_data(prepared, scldm, accelerator="cpu").adata.n_obs == 12
 
 
-def test_genes_can_be_prepared_for_a_model_in_a_folder(scldm, make_cells, tmp_path):
-    scldm.save(tmp_path / "m")
-    cells = query_cells(make_cells)[:, ::-1].copy()
-
-    assert list(SCLDM.prepare_query_anndata(cells, tmp_path / "m").var_names) == list(scldm.var_.index)
-
-
 def test_few_genes_give_a_warning_and_none_or_duplicates_raise(scldm, make_cells):
     cells = query_cells(make_cells)
     with pytest.warns(UserWarning, match="6 of the model's 12 genes were found; 6 were filled with zeros, and 0 genes"):
@@ -943,26 +796,3 @@ def test_few_genes_give_a_warning_and_none_or_duplicates_raise(scldm, make_cells
     cells.var_names = ["gene_0"] * 12
     with pytest.raises(ValueError, match="adata.var_names has duplicates: 1 .'gene_0'"):
         SCLDM.prepare_query_anndata(cells, scldm)
-
-
-def test_a_reference_without_conditions_has_none_to_train(make_trained, make_cells):
-    reference = make_trained(condition_keys=[], setup={"continuous_condition_keys": []})
-    with pytest.raises(ValueError, match="no conditions to train; set `trainable` to one of .'network', 'all'."):
-        SCLDM.load_query_data(make_cells(), reference, trainable="conditions", accelerator="cpu")
-
-
-def test_totals_are_no_condition_to_train(make_trained, make_cells):
-    reference = make_trained(cls=SCRDIT, condition_keys=[], setup={"continuous_condition_keys": []})
-    with pytest.raises(ValueError, match="no conditions to train"):
-        SCRDIT.load_query_data(make_cells(), reference, trainable="conditions", accelerator="cpu")
-
-
-def test_training_on_without_any_new_class_raises_before_cells_are_encoded(scldm, make_cells, quick, monkeypatch):
-    cells = query_cells(make_cells)
-    model = SCLDM.load_query_data(cells, scldm, accelerator="cpu")
-    model.train(1, **quick)
-    model.adata = cells[cells.obs["cell_type"] != NEW_TYPE].copy()
-
-    monkeypatch.setattr(model, "_cache_latents", None)
-    with pytest.raises(ValueError, match="nothing to train"):
-        model.train(1, **quick)

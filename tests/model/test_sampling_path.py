@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import anndata
 import numpy as np
 import pandas as pd
@@ -98,14 +96,6 @@ def test_a_latent_is_read_as_the_mean_of_many_cells(trained):
     np.testing.assert_allclose(np.expm1(last.X[0]), draws.mean(0).numpy(), rtol=0.1, atol=20)
 
 
-def test_a_gaussian_head_is_read_as_it_is(make_trained, make_cells):
-    model = make_trained(make_cells(values="log1p"), setup={"values": "log1p"}, likelihood="gaussian")
-
-    last = frame(model.get_sampling_path(5, n_frames=2, seed=0), 1)
-
-    assert np.array_equal(last.X, model.generate(5, seed=0).X)
-
-
 # --- the way ----------------------------------------------------------------------------------------------------------
 
 
@@ -175,23 +165,6 @@ def test_provenance_is_recorded(trained_any, tmp_path):
     assert "log1p" in path.uns
 
 
-def test_watching_leaves_the_model_and_the_global_random_state_alone(trained_any):
-    before = {name: value.clone() for name, value in trained_any.module.state_dict().items()}
-    state = torch.get_rng_state()
-
-    trained_any.get_sampling_path(3, n_frames=2, n_steps=3, seed=0)
-
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(value, before[name]) for name, value in trained_any.module.state_dict().items())
-
-
-def test_by_default_there_are_eleven_frames_and_a_model_without_conditions_works(make_trained):
-    path = make_trained(condition_keys=()).get_sampling_path(2, seed=0)
-
-    assert path.obs["frame"].nunique() == 11
-    assert list(path.obs) == ["cell", "frame", "time", "noise_level", "synthetic"]
-
-
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -204,11 +177,6 @@ def test_fewer_than_two_frames_are_refused(trained, n_frames):
 def test_more_frames_than_steps_are_refused(trained_any):
     with pytest.raises(ValueError, match="`n_frames` must be between 2 and 5.*found 6"):
         trained_any.get_sampling_path(3, n_frames=6, n_steps=4)
-
-
-def test_an_untrained_model_says_what_to_call(make_model, any_class):
-    with pytest.raises(RuntimeError, match=r"call train\(\) first"):
-        make_model(cls=any_class).get_sampling_path(3)
 
 
 def test_what_generate_rejects_raises(trained):
@@ -227,21 +195,3 @@ def test_a_sampler_that_shows_nothing_is_refused(trained):
     assert trained.generate(2, sampler=closed, seed=0).n_obs == 2
     with pytest.raises(TypeError, match=r"`sampler` .*closed.* has no method `trace`"):
         trained.get_sampling_path(2, sampler=closed)
-
-
-def test_a_condition_with_the_name_of_a_column_is_refused(make_trained, make_cells):
-    adata = make_cells()
-    adata.obs["time"] = adata.obs["dose"]
-    model = make_trained(adata, condition_keys=("time",))
-
-    with pytest.raises(ValueError, match="'time' is a condition key"):
-        model.get_sampling_path(3)
-
-
-def test_an_unseen_combination_warns_at_the_line_of_the_user(trained):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trained.get_sampling_path(2, {"cell_type": "T cell", "dose": 100}, n_frames=2, seed=0)
-
-    (warning,) = [w for w in caught if "not occur in the training cells" in str(w.message)]
-    assert warning.filename == __file__
