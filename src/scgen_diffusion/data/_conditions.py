@@ -28,7 +28,6 @@ from ._condition_keys import (
     ConditionKey,
     ContinuousKey,
     SetKey,
-    as_numbers,
     have_labels,
     reach_of,
     with_columns,
@@ -52,15 +51,11 @@ class RequestedCodes:
     given
         Columns of each requested key, and its values ``(values, columns of the key)``. Each value belongs to an equal
         share of consecutive cells.
-    numbers
-        Likewise the values ``(values,)`` of each requested number, as given: codes are standardised, so that they do
-        not always tell the last digit.
     """
 
     n_cells: int
     n_columns: int
     given: Sequence[tuple[slice, np.ndarray]]
-    numbers: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.n_cells
@@ -71,10 +66,6 @@ class RequestedCodes:
         for columns, values in self.given:
             codes[:, columns] = values[rows * len(values) // self.n_cells]
         return codes
-
-    def numbers_of(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the requested numbers of some cells, ``(rows,)`` of each key."""
-        return {name: values[rows * len(values) // self.n_cells] for name, values in self.numbers.items()}
 
     def all(self) -> np.ndarray:
         """Return the codes of all cells."""
@@ -264,7 +255,7 @@ class Conditions:
         request = self.as_table(request)
         requested = self.named(request)
         n_cells = _resolve_length(self.lengths(requested), n_cells, exact=isinstance(request, pd.DataFrame))
-        given, numbers = [], {}
+        given = []
         for name, values in requested.items():
             key, columns = self.parts[self.keys.index(name)]
             if isinstance(key, SetKey) and isinstance(values, tuple):
@@ -285,9 +276,7 @@ class Conditions:
             codes = key.encode(listed)
             key.check_learned(codes, self.combinations[:, columns])
             given.append((columns, codes))
-            if isinstance(key, ContinuousKey):
-                numbers[name] = as_numbers(listed)
-        return RequestedCodes(n_cells, self.n_columns, given, numbers)
+        return RequestedCodes(n_cells, self.n_columns, given)
 
     def fill(self, codes: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Draw open values from the training distribution, given the others.
@@ -309,15 +298,10 @@ class Conditions:
                 drawn[rows] = self.combinations[self._matching(pattern).draw(codes[rows], uniform[rows])]
         return np.where(codes == OPEN, drawn, codes)
 
-    def to_obs(
-        self, codes: np.ndarray, index: pd.Index, numbers: Mapping[str, np.ndarray] | None = None
-    ) -> pd.DataFrame:
-        """Return codes ``(n, columns)`` as a table, with classes and sets as categories.
-
-        ``numbers`` are those of :meth:`RequestedCodes.numbers_of`, which the table takes as they are.
-        """
+    def to_obs(self, codes: np.ndarray, index: pd.Index) -> pd.DataFrame:
+        """Return codes ``(n, columns)`` as a table, with classes and sets as categories."""
         values = {key.name: key.decode(codes[:, columns]) for key, columns in self.parts if key.source == "obs"}
-        return pd.DataFrame({**values, **(numbers or {})}, index=index)
+        return pd.DataFrame(values, index=index)
 
     def to_obsm(self, codes: np.ndarray, index: pd.Index) -> dict[str, np.ndarray | pd.DataFrame]:
         """Return the arrays among codes ``(n, columns)``, as tables where they were tables in training."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from scgen_diffusion._arguments import check_count, known_names, warn_user
+from scgen_diffusion._arguments import check_count, known_names, list_first, warn_user
 from scgen_diffusion._version import VERSION
 from scgen_diffusion.data import FEWEST_TRAINING_CELLS, OPEN, check_order_of_totals
 from scgen_diffusion.diffusion import (
@@ -260,19 +260,11 @@ class CellGenerator:
         described += [f"{self.conditions.describe(combination)} (control cells)" for combination in starts[:N_UNSEEN]]
         if len(warned):
             first = self.conditions.describe(warned[0])
-            combinations = (
-                f"The combination {first} does"
-                if len(warned) == 1
-                else f"{len(warned)} combinations, for example {first}, do"
+            are = (
+                f"The combination {first} does" if len(warned) == 1 else f"{len(warned)} combinations ({first} ...) do"
             )
-            message = f"{combinations} not occur in the training cells."
-            if starts:
-                message += " Some are control cells, from which the transport starts."
-            if draws_totals:
-                message += " Library sizes are extrapolated from single conditions."
-            if (codes == OPEN).any():
-                message += " Conditions that you left out may not fit those that you gave."
-            warn_user(message)
+            totals = " Library sizes are extrapolated from single conditions." if draws_totals else ""
+            warn_user(f"{are} not occur in the training cells.{totals}")
         if extrapolated:
             warn_user(f"Some numbers are far from those of the training cells: {', '.join(extrapolated)}.")
         return [*described, *extrapolated]
@@ -302,11 +294,9 @@ class CellGenerator:
         rarest = zip(found[:N_UNSEEN], n_cells, strict=False)
         described = [f"{self.conditions.describe(combination)} ({n})" for combination, n in rarest]
         if described:
-            more = f"; and {len(found) - N_NAMED} more" if len(found) > N_NAMED else ""
             warn_user(
                 f"Few training cells (under {FEWEST_TRAINING_CELLS}, those of validation included) have "
-                f"{'; '.join(described[:N_NAMED])}{more}. Cells generated for these conditions may look like others: "
-                "do not rely on them, or train with more such cells."
+                f"{list_first(described, N_NAMED)}. Cells generated for these conditions may look like others."
             )
         return described
 

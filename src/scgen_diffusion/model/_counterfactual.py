@@ -69,8 +69,6 @@ class ControlCells:
         Their row numbers, ``(cells,)``.
     own, codes
         Codes of their own and of their new conditions, ``(cells, columns)``.
-    numbers
-        The requested numbers as given, ``(cells,)`` of each key.
     categories
         Columns of text with gaps, or of pandas' type of text, as categories of all cells of ``source``: anndata does
         not write them otherwise.
@@ -80,14 +78,12 @@ class ControlCells:
     rows: np.ndarray
     own: np.ndarray
     codes: np.ndarray
-    numbers: Mapping[str, np.ndarray]
     categories: Mapping[str, pd.Series]
 
     def part(self, rows: range) -> ControlCells:
         """Return some consecutive cells."""
         cut = slice(rows.start, rows.stop)
-        numbers = {name: values[cut] for name, values in self.numbers.items()}
-        return replace(self, rows=self.rows[cut], own=self.own[cut], codes=self.codes[cut], numbers=numbers)
+        return replace(self, rows=self.rows[cut], own=self.own[cut], codes=self.codes[cut])
 
     @property
     def names(self) -> pd.Index:
@@ -286,9 +282,9 @@ def control_cells(
     if isinstance(condition, Mapping | pd.DataFrame):
         _check_one_per_cell(conditions, condition, len(rows), lambda: source.names(rows))
     requested = conditions.request(condition, len(rows))
-    codes, numbers = requested.all(), requested.numbers_of(np.arange(len(rows)))
+    codes = requested.all()
     texts: dict[str, pd.Series] = _unwritable_texts(source.cells.obs) if isinstance(source, GivenCells) else {}
-    return ControlCells(source, rows, own, np.where(codes == OPEN, own, codes), numbers, texts), requested
+    return ControlCells(source, rows, own, np.where(codes == OPEN, own, codes), texts), requested
 
 
 def _unwritable_texts(obs: pd.DataFrame) -> dict[str, pd.Series]:
@@ -336,7 +332,7 @@ def counterfactual_conditions(
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray | pd.DataFrame]]:
     """Return the cells' ``obs`` and arrays with the new values of some keys, and the old ones beside them."""
     obs = cells.obs(conditions).set_axis(names)
-    new = conditions.to_obs(cells.codes, names, cells.numbers)
+    new = conditions.to_obs(cells.codes, names)
     arrays, old = (conditions.to_obsm(codes, names) for codes in (cells.codes, cells.own))
     columns = [key for key in keys if key in new]
     obs = obs.assign(**{f"{key}{OF_CONTROL}": obs[key] for key in columns}, **{key: new[key] for key in columns})

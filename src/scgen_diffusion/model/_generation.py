@@ -100,8 +100,7 @@ class Generation:
             progress.update(len(codes))
         x, codes = stack_rows([x for x, _ in parts]), np.concatenate([codes for _, codes in parts])
         self.assembly.check(ValueSummary.of(x), output)
-        numbers = request.codes.numbers_of(np.arange(rows.start, rows.stop))
-        obs = conditions.to_obs(codes, request.names(rows.start, rows.stop), numbers)
+        obs = conditions.to_obs(codes, pd.Index(request.names(rows.start, rows.stop)))
         obsm = conditions.to_obsm(codes, obs.index)
         return assemble(x, obs, request.provenance, is_log1p=output == "log1p", obsm=obsm)
 
@@ -122,7 +121,7 @@ class Generation:
         if default == "counts":
             identity["library_size"] = module.architecture.library_size
         names = replace(request, identity=identity).names(0, request.n_cells)
-        cells = conditions.to_obs(codes, names, request.codes.numbers_of(np.arange(request.n_cells)))
+        cells = conditions.to_obs(codes, pd.Index(names))
         obs = pd.concat([cells] * len(times))
         obs["cell"] = pd.Categorical(obs.index, categories=cells.index)
         obs["frame"] = np.repeat(np.arange(len(times)), len(cells))
