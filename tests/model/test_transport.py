@@ -1,22 +1,17 @@
 """``train_transport``, and predictions by it."""
 
-from collections import Counter
-
 import anndata
 import numpy as np
 import pytest
-import scipy.sparse as sp
-import scvi
 import torch
 from lightning.pytorch import Callback
 
 from scgen_diffusion.data import CellFiles, Conditions
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance
+from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.generation import CellGenerator, LackingChanges
 from scgen_diffusion.model import SCLDM
 from scgen_diffusion.model._training_pairs import TrainingPairs
-from scgen_diffusion.module._transport import N_FLOWS
-from scgen_diffusion.train import PairData, _transport
+from scgen_diffusion.train import PairData
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
 PERTURBED = {"dose": 10}
@@ -98,54 +93,6 @@ def test_changes_that_the_decoder_misses_are_added(make_cells, make_trained, mon
     assert without < 0.3 * real
 
 
-def test_groups_that_are_moved_together_are_moved_as_if_alone(make_trained, monkeypatch):
-    """Control cells of several groups are read once for their errors, and once for what is missed."""
-    model, learned, n_read = make_trained(), [], Counter()
-
-    def read(module, cells, rows, read=_transport._read):
-        n_read[rows.tobytes()] += 1
-        return read(module, cells, rows)
-
-    monkeypatch.setattr(scvi.settings, "_seed", 0)
-    for n_together in (4, 1):
-        n_read.clear()
-        monkeypatch.setattr(_transport, "_read", read)
-        monkeypatch.setattr(_transport, "MOVED_TOGETHER", n_together)
-        model.train_transport(1, control_values={"dose": 1}, plan_kwargs={"learning_rate": 0.1}, **QUICK)
-        learned.append(model.module.transport.missed.state_dict())
-
-    together, alone = learned
-    assert max(n_read.values()) == 2
-    assert len(model.module.transport.shift.perturbations) > 4
-    for name, values in alone.items():
-        torch.testing.assert_close(together[name], values)
-
-
-def test_of_groups_of_one_cell_hardly_anything_is_learned(make_cells, make_trained):
-    """Their variance within groups is that of the control cells."""
-    cells = make_cells(120)
-    cells.obs["drug"] = [f"drug {n}" for n in range(8)] + ["none"] * 112
-    options = {"condition_keys": ["drug"], "setup": {"control_values": {"drug": "none"}}}
-    model = make_trained(cells, **options)
-
-    assert len(model.module.transport.missed.genes) < 0.3 * cells.n_vars
-
-
-def test_what_is_left_open_for_a_new_combination_is_that_of_control_cells(make_cells, make_trained):
-    """Batch 2 has all NK cells and no others; none of them was treated."""
-    cells = make_cells(120)
-    is_nk = cells.obs["cell_type"] == "NK"
-    cells.obs["batch"] = np.where(is_nk, "2", "1")
-    cells.obs.loc[is_nk, "treated"] = False
-    keys = ["cell_type", "batch", "treated"]
-    model = make_trained(cells, condition_keys=keys, setup={"control_values": {"treated": False}})
-
-    new = model.generate(150, {"cell_type": "NK", "treated": True}, seed=0)
-
-    assert set(new.obs["batch"]) == {"2"}
-    assert new.uns["scgen_diffusion"]["method"].startswith("transport")
-
-
 def test_a_part_of_a_perturbation_is_not_enough_for_a_new_combination(make_cells, make_trained):
     cells = make_cells(120)
     is_nk = cells.obs["cell_type"] == "NK"
@@ -170,15 +117,6 @@ def test_a_part_of_a_perturbation_is_not_enough_for_a_new_combination(make_cells
         "verdict"
         in model.generate(10, {"cell_type": "NK", "treated": "yes", "dose": 10}, seed=0).uns["scgen_diffusion"]
     )
-
-
-def test_the_seed_of_training_does_not_matter_to_the_expected_shift(transported, make_trained):
-    again = make_trained(max_epochs=2)
-    torch.manual_seed(5)
-    again.train_transport(1, control_values={"dose": 1}, **QUICK)
-
-    for name, weights in transported.module.transport.shift.state_dict().items():
-        torch.testing.assert_close(again.module.transport.shift.state_dict()[name], weights)
 
 
 def test_it_is_the_default_where_it_fits(transported):
@@ -242,30 +180,12 @@ def test_it_needs_no_prior(make_model):
         model.predict_perturbation(model.adata[controls(model)].copy(), condition=PERTURBED, method="inversion")
 
 
-def test_control_values_of_the_setup_are_taken(make_model):
-    model = make_model(setup={"control_values": {"dose": 1}})
-    model.train_autoencoder(1, **QUICK)
-    model.train_transport(1, **QUICK)
-
-    assert "transport" in model.trained_stages_
-
-
 def test_a_new_autoencoder_forgets_it(make_trained):
     model = make_trained()
     model.train_transport(1, control_values={"dose": 1}, **QUICK)
     model.train_autoencoder(1, **QUICK)
 
     assert model.trained_stages_ == ["autoencoder"]
-
-
-def test_training_it_leaves_the_rest_of_the_model_alone(make_trained):
-    model = make_trained()
-    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
-
-    model.train_transport(1, control_values={"dose": 1}, **QUICK)
-
-    after = model.module.state_dict()
-    assert all(bool((after[name] == tensor).all()) for name, tensor in before.items())
 
 
 def test_a_prior_of_other_cells_leaves_its_scale_alone(make_trained, tmp_path):
@@ -277,15 +197,6 @@ def test_a_prior_of_other_cells_leaves_its_scale_alone(make_trained, tmp_path):
     model.train_prior(1, datamodule=CellFiles.like(model.registry, tmp_path / "cells.h5ad"), **QUICK)
 
     assert torch.equal(model.module.latent_mean, before)
-
-
-def test_training_it_again_starts_anew_and_may_be_too_short(make_trained):
-    model = make_trained(max_epochs=2)
-    for _ in range(2):
-        with pytest.warns(UserWarning, match="Too few epochs.* 1 of the transport"):
-            model.train_transport(1, control_values={"dose": 1}, **QUICK)
-        assert "transport" in model.cut_short_
-        model.cut_short_ = {}
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -320,11 +231,6 @@ def test_unknown_options_are_refused(trained, options, match):
 def test_what_is_unperturbed_must_be_known(trained, control_values, match):
     with pytest.raises(ValueError, match=match):
         trained.train_transport(1, control_values=control_values, **QUICK)
-
-
-def test_values_of_unperturbed_cells_need_the_names_of_their_keys(trained):
-    with pytest.raises(TypeError, match="`control_values` must be a mapping from condition keys, but found list"):
-        trained.train_transport(1, control_values=["control"], **QUICK)
 
 
 def test_groups_without_both_kinds_of_cells_are_refused(make_cells, make_trained):
@@ -378,19 +284,6 @@ def test_generate_moves_control_cells_to_a_combination_never_seen(without_a_comb
 
 
 @pytest.mark.filterwarnings("ignore:The (combination|effect)")
-def test_without_weight_of_the_perturbation_nothing_is_moved_and_other_scales_are_named(without_a_combination):
-    model, options = without_a_combination, {"seed": 0, "library_size": 500}
-    model.train_transport(1, control_values={"dose": 1}, **QUICK)
-    new, seen = (model.generate(9, NEW | {"cell_type": of}, guidance_scale=0, **options) for of in ("NK", "B cell"))
-
-    assert (new.X != seen.X).nnz == 0
-    assert not {"method", "verdict"} & {*new.uns["scgen_diffusion"]}
-    for scale in (2, Guidance(0, interval=(0.5, 1))):  # elsewhere the network would be asked for what it never saw
-        moved = model.generate(9, NEW, guidance_scale=scale, **options)
-        assert "verdict" in moved.uns["scgen_diffusion"]
-
-
-@pytest.mark.filterwarnings("ignore:The (combination|effect)")
 def test_totals_of_moved_cells_do_not_depend_on_how_far_they_come(without_a_combination, monkeypatch):
     model, drawn = without_a_combination, []
     model.train_transport(1, control_values={"dose": 1}, **QUICK)
@@ -418,36 +311,6 @@ def test_totals_of_given_cells_do_not_depend_on_how_far_they_come(transported, m
         )
 
     assert torch.equal(*drawn)
-
-
-@pytest.mark.filterwarnings("ignore:The (combination|effect)")
-def test_totals_of_moved_cells_are_those_of_the_perturbation_if_guidance_ignores_another_key(make_cells, make_trained):
-    cells = make_cells()
-    cells.X = sp.diags_array(np.where(cells.obs["dose"] == 10, 8.0, 1.0)).dot(cells.X).astype("float32")
-    cells = cells[~((cells.obs["cell_type"] == "NK") & (cells.obs["dose"] != 1))].copy()
-    model = make_trained(cells, max_epochs=2, library_size="latent", condition_strategy="additive")
-    model.train_transport(1, control_values={"dose": 1}, **QUICK)
-
-    moved, control = (
-        model.generate(60, NEW | dose, guidance_scale={"cell_type": 0}, seed=0).X.sum()
-        for dose in (PERTURBED, {"dose": 1})
-    )
-
-    assert moved > 1.5 * control
-
-
-@pytest.mark.filterwarnings("ignore:The combination")
-def test_new_combinations_use_the_sampler_as_requested(without_a_combination):
-    model, seen = without_a_combination, []
-    model.train_transport(1, control_values={"dose": 1}, **QUICK)
-
-    def watched(field, x, *, n_steps=None, generators=None):
-        seen.append((n_steps, generators is not None))
-        return FLOW_SAMPLERS["euler"](field, x, n_steps=n_steps, generators=generators)
-
-    model.generate(5, NEW, sampler=watched, n_steps=3, seed=0)
-
-    assert seen == [(3, True)] * (2 + N_FLOWS)  # control cells for the verdict, control cells, and their ways
 
 
 @pytest.mark.filterwarnings("ignore:The combination")
@@ -481,65 +344,6 @@ def test_generated_cells_at_many_places_have_one_verdict(make_cells, make_traine
     assert verdict["n_cells"].tolist() == [len(places)]
     assert "spatial" not in verdict["combination"][0]
     assert len(np.unique(started[0], axis=0)) == len(places)  # control cells of all places are judged
-
-
-@pytest.mark.filterwarnings("ignore:The effect on")
-def test_control_cells_that_the_transport_starts_from_are_named_as_such_and_counted_once(make_cells, make_trained):
-    cells = make_cells()
-    is_nk, is_treated = cells.obs["cell_type"] == "NK", cells.obs["dose"] != 1
-    cells.obs["dose"] = np.where(is_treated, 1.3, 0.1)  # which single precision does not keep
-    cells.obsm["spatial"] = np.random.default_rng(0).uniform(size=(cells.n_obs, 2))
-    cells.obsm["spatial"][~is_nk, 0] += 10
-    cells = cells[~(is_nk & is_treated)].copy()
-    setup = {"continuous_condition_keys": ["dose", "spatial"]}
-    model = make_trained(cells, condition_keys=["cell_type"], setup=setup)
-    model.train_transport(1, control_values={"dose": 0.1}, **QUICK)
-    places = [[10.5, place] for place in (0.2, 0.5, 0.8)]
-
-    asked = {"cell_type": "NK", "dose": [0.1] * 3 + [1.3] * 3, "spatial": 2 * places}
-    with pytest.warns(UserWarning, match=r"^3 combinations, for example .* dose=0\.1, .* training cells\. Library"):
-        model.generate(6, asked, seed=0)
-    asked = {"cell_type": "NK", "dose": 1.3, "spatial": places}
-    with pytest.warns(UserWarning, match=r"dose=0\.1, .* training cells\. Some are control cells, from which the"):
-        made = model.generate(3, asked, seed=0).uns["scgen_diffusion"]
-
-    outside = [text for text in made["outside_training"] if text.endswith(" (control cells)")]
-    assert len(outside) == 3
-    assert all("dose=0.1, " in text for text in outside)
-
-
-@pytest.mark.filterwarnings("ignore:The effect on")
-def test_places_do_not_decide_which_cells_of_a_combination_are_moved(make_cells, make_trained):
-    """The NK cells, none of them treated, and the treated B cells are on the left."""
-    cells = make_cells()
-    is_nk, is_treated = cells.obs["cell_type"] == "NK", cells.obs["dose"] != 1
-    cells.obsm["spatial"] = np.random.default_rng(0).uniform(size=(cells.n_obs, 2))
-    is_left = is_nk | ((cells.obs["cell_type"] == "B cell") & is_treated)
-    cells.obsm["spatial"][~is_left, 0] += 10
-    cells = cells[~(is_nk & is_treated)].copy()
-    model = make_trained(cells, setup={"continuous_condition_keys": ["spatial"]})
-    model.train_transport(1, control_values={"dose": 1}, **QUICK)
-    places = {"spatial": [[0.5, 0.5]] * 3 + [[10.5, 0.5]] * 5}
-
-    with pytest.warns(UserWarning, match=r"cell_type='NK', dose=1, spatial=\[10\.5, 0\.5\] does not occur"):
-        new = model.generate(8, NEW | places, seed=0).uns["scgen_diffusion"]
-    with pytest.warns(UserWarning, match=r"cell_type='B cell', dose=10, spatial=\[10\.5, 0\.5\] does not occur"):
-        measured = model.generate(8, {"cell_type": "B cell", **PERTURBED, **places}, seed=0).uns["scgen_diffusion"]
-
-    assert new["verdict"]["n_cells"].tolist() == [8]
-    assert "verdict" not in measured
-    assert "method" not in measured
-
-
-@pytest.mark.filterwarnings("ignore:The combination")
-def test_a_new_autoencoder_generates_without_the_old_transport(without_a_combination, make_model):
-    model = make_model(without_a_combination.adata.copy())
-    model.train(1, batch_size=32, **QUICK)
-    model.train_transport(1, control_values={"dose": 1}, **QUICK)
-    model.train_autoencoder(1, **QUICK)
-    model.train_prior(1, **QUICK)
-
-    assert "method" not in model.generate(5, NEW).uns["scgen_diffusion"]
 
 
 # --- within donors ----------------------------------------------------------------------------------------------------
@@ -582,14 +386,6 @@ def test_cells_are_paired_within_their_donor(with_donors, monkeypatch):
     assert with_donors.predict_perturbation(cells, PERTURBED).uns["scgen_diffusion"]["method"] == "transport"
 
 
-def test_a_condition_as_match_key_changes_nothing(with_donors, monkeypatch):
-    plain, same = (groups_of(with_donors, monkeypatch, match_keys=keys) for keys in (None, ["cell_type"]))
-
-    for one, other in zip(plain, same, strict=True):
-        np.testing.assert_array_equal(one.control, other.control)
-        np.testing.assert_array_equal(one.perturbed, other.perturbed)
-
-
 def test_donors_without_control_cells_are_named(with_donors):
     obs = with_donors.adata.obs
     obs.loc[(obs["donor"] == "d2") & (obs["dose"] == 1), "donor"] = "d1"
@@ -609,12 +405,6 @@ def test_match_keys_that_cannot_be_matched_are_refused(with_donors):
     ):
         with pytest.raises(error, match=match):
             with_donors.train_transport(1, control_values={"dose": 1}, match_keys=keys, **QUICK)
-
-
-def test_cells_without_a_donor_are_refused(with_donors):
-    with_donors.adata.obs.loc["cell_3", "donor"] = None
-    with pytest.raises(ValueError, match=r"adata.obs\['donor'\] has no label for 1 of 96 cells"):
-        with_donors.train_transport(1, control_values={"dose": 1}, match_keys=["donor"], **QUICK)
 
 
 def test_donors_are_read_from_files(with_donors, tmp_path):
@@ -673,17 +463,6 @@ def test_the_transport_has_its_own_end_and_batch_size(make_model, quick):
     assert model.recipes_["transport"]["batch_size"] > quick["batch_size"]
 
 
-def test_the_transport_is_too_small_to_be_compiled(make_model, quick, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda forward, **_: compiled.append(forward.__self__) or forward)
-    model = make_model(setup={"control_values": {"dose": 1}})
-
-    model.train(1, compile=True, **quick)
-
-    assert "transport" in model.trained_stages_
-    assert compiled == [model.module.encoder, model.module.decoder, model.module.prior]
-
-
 @pytest.mark.filterwarnings("ignore:The effect on")  # so few cells and epochs tell little
 def test_a_number_says_what_is_unperturbed_also_in_a_loaded_model(make_trained, tmp_path):
     setup = {"continuous_condition_keys": ["dose"], "control_values": {"dose": 1}}
@@ -698,16 +477,6 @@ def test_a_number_says_what_is_unperturbed_also_in_a_loaded_model(make_trained, 
     assert (found.X != expected.X).nnz == 0
     assert loaded.registry_["setup_args"]["control_values"] == {"dose": 1}
     assert "method" not in loaded.generate(5, {"cell_type": "B cell", "dose": 30}).uns["scgen_diffusion"]
-
-
-def test_train_says_that_no_group_has_both_kinds_of_cells(make_cells, make_trained):
-    adata = make_cells()
-    adata.obs["dose"] = (adata.obs["cell_type"] == "NK").astype(int).astype("category")
-
-    with pytest.warns(UserWarning, match="control_values"):
-        model = make_trained(adata, setup={"control_values": {"dose": 0}})
-
-    assert model.trained_stages_ == ["autoencoder", "prior"]
 
 
 def test_an_aborted_training_leaves_the_former_transport_or_none(transported, make_trained):
@@ -758,20 +527,6 @@ def test_a_change_of_method_gives_a_warning(transported):
         transported.predict_perturbation(transported.adata[rows].copy(), condition=PERTURBED | {"cell_type": "NK"})
 
 
-@pytest.fixture
-def dosed(make_cells, make_model):
-    """Return a model of a drug in several doses with a transport, but without a prior."""
-    cells = make_cells(120)
-    cells.obs["dose"] = np.random.default_rng(0).choice([0.0, 0.5, 1.0, 2.0], 120)
-    cells.obs["drug"] = np.where(cells.obs["dose"] == 0, "none", "A")
-    setup = {"continuous_condition_keys": ["dose"], "control_values": {"drug": "none", "dose": 0}}
-    model = make_model(cells, condition_keys=["drug"], setup=setup)
-    model.train_autoencoder(1, **QUICK)
-    model.train_transport(1, **QUICK)
-    model.cut_short_ = {}
-    return model
-
-
 def test_a_small_dose_is_no_control_value(make_cells, make_model):
     cells = make_cells(120)
     cells.obs["dose"] = np.resize([0.0, 1.0, 1e6], 120)
@@ -782,45 +537,6 @@ def test_a_small_dose_is_no_control_value(make_cells, make_model):
     model.train_indices_ = np.arange(120)
 
     assert np.array_equal(TrainingPairs(model, {"dose": 0}).perturbed, np.flatnonzero(cells.obs["dose"] > 0))
-
-
-def test_an_error_names_control_doses_as_they_are_also_in_a_loaded_model(dosed, tmp_path):
-    """The transport keeps numbers in float32, in which this dose of 0 would read as 5.96e-08."""
-    treated = np.flatnonzero(dosed.adata.obs["dose"] == 1)
-    dosed.save(tmp_path / "model")
-
-    for model in (dosed, SCLDM.load(tmp_path / "model", adata=dosed.adata)):
-        with pytest.raises(RuntimeError, match=r"starts from unperturbed cells \(drug='none', dose=0\.0\)"):
-            model.predict_perturbation(model.adata[treated].copy(), condition={"drug": "A", "dose": 2})
-
-
-def test_the_next_step_names_all_keys_that_perturb(dosed):
-    assert "predict_perturbation(control_cells, {'drug': ..., 'dose': ...})" in str(dosed)
-
-
-def test_tables_leave_out_keys_named_like_their_columns(make_cells, make_model):
-    cells = make_cells(120)
-    cells.obs = cells.obs.rename(columns={"cell_type": "n_cells", "dose": "misfit"})
-    model = make_model(cells, condition_keys=["n_cells", "misfit"])
-    model.train_autoencoder(1, **QUICK)
-    model.train_transport(1, control_values={"misfit": 1}, **QUICK)
-
-    new = model.predict_perturbation(
-        model.adata[np.flatnonzero(cells.obs["misfit"] == 1)].copy(), condition={"misfit": 10}
-    )
-
-    columns = ["combination", "gene", "change", "lower", "upper"]
-    assert list(new.uns["scgen_diffusion"]["mean_change"]) == columns
-    assert new.uns["scgen_diffusion"]["verdict"]["n_cells"].sum() == len(new)
-
-
-def test_cells_with_the_requested_conditions_give_a_warning(transported):
-    treated = np.flatnonzero(transported.adata.obs["dose"] == 10)
-
-    with pytest.warns(UserWarning, match=rf"{len(treated)} of {len(treated)} cells have the requested conditions"):
-        same = transported.predict_perturbation(transported.adata[treated].copy(), condition=PERTURBED)
-
-    np.testing.assert_array_equal(same.X.toarray(), transported.adata.X[treated])
 
 
 def test_cells_without_control_give_a_warning(make_trained, make_cells):

@@ -507,17 +507,10 @@ class SCLDM(AutoencoderModel):
             msg = f"{unfit} Give only cells that fit; for the others, a prediction needs the prior: train_prior()."
             raise RuntimeError(msg)
         self._check_ready_to_generate()
+        if not has_transport and method is None and self.conditions.are_unseen(cells.codes).any():
+            unfit = "The model has no transport: call `train_transport(control_values=...)`."
         if unfit and (cells.own != cells.codes).any():
-            warn_user(
-                f"Predicted by inversion, which is less accurate and has no verdict. {unfit} Give only cells that fit "
-                "to have them predicted by the transport."
-            )
-        elif not has_transport and method is None and self.conditions.are_unseen(cells.codes).any():
-            warn_user(
-                "Predicted by inversion, which is less accurate for combinations that training never saw and has no "
-                "verdict, because the model has no transport. To train one, give the values of unperturbed cells, such "
-                "as `control_values={'condition': 'control'}`, to `train_transport`, or to setup_anndata before."
-            )
+            warn_user(f"Predicted by inversion, which is less accurate and has no verdict. {unfit}")
         return "inversion"
 
     def _unfit_for_transport(self, cells: ControlCells) -> str:
