@@ -187,9 +187,7 @@ def test_copies_of_real_cells_are_among_the_others_neighbours():
 
 
 def test_an_unknown_classifier_is_named():
-    with pytest.raises(
-        ValueError, match=r"'forest'; it must be one of \['boosting', 'quick_boosting', 'logistic', 'neighbours'\]"
-    ):
+    with pytest.raises(ValueError, match="`classifier` is 'forest'"):
         classifier_auc(gaussian(10, seed=0), gaussian(10, seed=1), classifier="forest")
 
 
@@ -224,7 +222,7 @@ def test_ilisi_is_the_inverse_simpson_index_of_equally_distant_neighbours():
 
 
 def test_ilisi_needs_three_times_the_perplexity():
-    with pytest.raises(ValueError, match="`perplexity` is 30, which needs more than 90 cells, but there are 80"):
+    with pytest.raises(ValueError, match="`perplexity` is 30"):
         ilisi(gaussian(40, seed=0), gaussian(40, seed=1))
 
 

@@ -157,7 +157,7 @@ def test_log_normalised_cells_have_no_metrics_of_counts():
 
     real, synthetic, train = (logarithms(cells(n, seed=n)) for n in (120, 121, 240))
     assert table(real, synthetic, train=train, metrics="nearest_train_ratio")["value"].notna().all()
-    with pytest.raises(ValueError, match="'library_size_ks', which needs counts in all sets"):
+    with pytest.raises(ValueError, match="'library_size_ks'"):
         table(real, synthetic, train=train, metrics="library_size_ks")
 
 
@@ -185,7 +185,7 @@ def test_counts_beside_a_left_over_entry_of_logarithms_are_counts():
     expected = table(real, synthetic, train=train, n_bootstrap=0)
     for adata in (real, synthetic, train):
         adata.uns["log1p"] = {"base": None}
-    with pytest.warns(UserWarning, match=r"`synthetic.uns\['log1p'\]` says .* whole numbers. They are read as counts"):
+    with pytest.warns(UserWarning, match="`synthetic.uns.*counts"):
         found = table(real, synthetic, train=train, n_bootstrap=0)
     pd.testing.assert_frame_equal(found, expected)
 
@@ -365,9 +365,7 @@ def test_a_label_needs_20_real_cells_for_its_mmd(n_real, counts):
 def test_held_out_cells_that_are_given_as_synthetic_ones_are_noticed(train):
     real = cells(160, seed=1)
     repeated = ad.concat([real, real], index_unique="-copy")
-    with pytest.warns(
-        UserWarning, match="of the compared cells in `synthetic` are exact copies of cells in `real_test`"
-    ):
+    with pytest.warns(UserWarning, match="`synthetic` are exact copies of cells in `real_test`"):
         found = table(real, repeated, train=train, metrics=["w2", "copied_test_cells"])
     assert figure(found, "copied_test_cells") > 0.3  # without `train`, a third of the real cells is compared
     assert figure(found, "copied_test_cells", "floor") == 0
@@ -414,7 +412,7 @@ def test_a_few_copies_among_many_cells_are_all_counted(tmp_path, is_backed):
 def test_floors_of_copies_are_counted_in_all_real_cells():
     real, train = cells(120, seed=1), cells(240, seed=3)
     leaked = with_copies(real, train[:6])
-    with pytest.warns(UserWarning, match="^At least 4.8% of the cells in `real_test` are in `train`.* the split leaks"):
+    with pytest.warns(UserWarning, match="At least 4.8% .*`real_test`"):
         found = table(leaked, cells(120, seed=2), train=with_copies(train, train[:5]), metrics=COPIES)
     assert figure(found, "copied_cells", "floor") == found.attrs["leaked"] == 6 / 126
     # of 245 training cells, two copies of five and one of a sixth
@@ -487,7 +485,7 @@ def test_copies_and_twins_are_found_among_logarithms_too():
 def test_many_empty_synthetic_cells_raise_before_the_comparison():
     synthetic = cells(120, seed=2)
     synthetic.X = sp.vstack([0 * synthetic.X[:60], synthetic.X[60:]], format="csr")
-    with pytest.raises(ValueError, match="`synthetic` has 60 of 120 cells without any count in the genes"):
+    with pytest.raises(ValueError, match="`synthetic` has 60 of 120 cells"):
         table(synthetic=synthetic)
 
 
@@ -496,8 +494,8 @@ def test_synthetic_cells_may_be_empty_as_often_as_real_ones():
     for side, n_empty in ((real, 24), (synthetic, 28)):
         side.X = sp.vstack([0 * side.X[:n_empty], side.X[n_empty:]], format="csr")
     with (
-        pytest.warns(UserWarning, match="`real_test` has 24 of 120 cells without any count.* Leave them out of all"),
-        pytest.warns(UserWarning, match="`synthetic` has 28 of 120 cells without any count"),
+        pytest.warns(UserWarning, match="`real_test` has 24 of 120 cells"),
+        pytest.warns(UserWarning, match="`synthetic` has 28 of 120 cells"),
     ):
         table(real, synthetic, metrics="precision")
 
@@ -507,8 +505,8 @@ def test_a_layer_that_concat_filled_with_zeros_is_noticed():
     real.layers["counts"] = real.X.copy()
     both = ad.concat([real, synthetic], join="outer")
     with (
-        pytest.warns(UserWarning, match="`synthetic` has values in `X` that do not come from its layers"),
-        pytest.raises(ValueError, match="Did `anndata.concat` make them.* fills a layer that generated cells lack"),
+        pytest.warns(UserWarning, match="`synthetic` has values in `X`"),
+        pytest.raises(ValueError, match="`synthetic`.*concat"),
     ):
         table(both[:150].copy(), both[150:].copy())
 
@@ -516,7 +514,7 @@ def test_a_layer_that_concat_filled_with_zeros_is_noticed():
 def test_a_few_empty_synthetic_cells_give_a_warning_and_are_duplicates():
     synthetic = cells(120, seed=2)
     synthetic.X = sp.vstack([0 * synthetic.X[:6], synthetic.X[6:]], format="csr")
-    with pytest.warns(UserWarning, match="`synthetic` has 6 of 120 cells without any count .* count as duplicates"):
+    with pytest.warns(UserWarning, match="`synthetic` has 6 of 120 cells"):
         found = table(synthetic=synthetic, metrics=["duplicate_share", "copied_cells", "precision"])
     assert figure(found, "duplicate_share") == 6 / 120
     assert figure(found, "copied_cells") == 0
@@ -760,42 +758,26 @@ def test_intervals_do_not_leave_the_bounds():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"metrics": ["w3"]}, ValueError, "`metrics` has the unknown name 'w3'. Known, closest first: 'w2'"),
-        ({"metrics": "marker_slope"}, ValueError, "'marker_slope', which needs `groupby`"),
-        ({"metrics": ["copied_cells"], "train": None, "real": cells(150, seed=1)}, ValueError, "which needs `train`"),
-        ({"groupby": "typ"}, KeyError, "`real_test.obs` has no column 'typ'. Known, closest first: 'type'"),
-        ({"groupby": []}, ValueError, "`groupby` is empty"),
-        ({"groupby": ["type"] * 2}, ValueError, "'type' is listed more than once"),
-        ({"layer": "raw"}, KeyError, "`real_test` has no layer 'raw'"),
-        ({"real": cells(49, seed=1)}, ValueError, "`real_test` has 49 cells; there must be 50 or more"),
-        (
-            {"real": cells(149, seed=1), "train": None},
-            ValueError,
-            "149 cells; there must be 150 or more; it is split in three",
-        ),
-        ({"synthetic": cells(49, seed=2)}, ValueError, "`synthetic` has 49 cells; there must be 50 or more"),
-        ({"train": cells(99, seed=3)}, ValueError, "`train` has 99 cells; there must be 100 or more"),
+        ({"metrics": ["w3"]}, ValueError, "`metrics`.*'w3'"),
+        ({"metrics": "marker_slope"}, ValueError, "'marker_slope'.*`groupby`"),
+        ({"metrics": ["copied_cells"], "train": None, "real": cells(150, seed=1)}, ValueError, "`train`"),
+        ({"groupby": "typ"}, KeyError, "'typ'.*'type'"),
+        ({"groupby": []}, ValueError, "`groupby`"),
+        ({"groupby": ["type"] * 2}, ValueError, "'type'"),
+        ({"layer": "raw"}, KeyError, "`real_test` .*'raw'"),
+        ({"real": cells(49, seed=1)}, ValueError, "`real_test` has 49 cells"),
+        ({"real": cells(149, seed=1), "train": None}, ValueError, "`real_test` has 149 cells; there must be 150"),
+        ({"synthetic": cells(49, seed=2)}, ValueError, "`synthetic` has 49 cells"),
+        ({"train": cells(99, seed=3)}, ValueError, "`train` has 99 cells"),
         ({"synthetic": cells(60, seed=2)[:, :30]}, ValueError, "`synthetic` lacks 10 of the 40 genes"),
-        ({"max_cells": 10}, ValueError, "`max_cells` must be a whole number of at least 50, but found 10"),
-        ({"seed": -1}, ValueError, "`seed` must be a whole number from 0"),
-        (
-            {"space": ComparisonSpace.fit(cells(60, seed=9, n_genes=50))},
-            ValueError,
-            "The cells have 40 genes, but the space",
-        ),
-        (
-            {"space": ComparisonSpace.fit(cells(60, seed=9)[:, ::-1].copy())},
-            ValueError,
-            "Gene 0 of the cells is 'g0', but 'g39' when the space was fitted",
-        ),
-        (
-            {"synthetic": pd.DataFrame(np.ones((60, N_GENES)))},
-            TypeError,
-            "`synthetic` must be an AnnData or counts .* but is DataFrame",
-        ),
-        ({"seed": 2**32}, ValueError, "`seed` must be a whole number from 0 to 4294967295"),
-        ({"n_bootstrap": 4}, ValueError, "`n_bootstrap` is 4; it must be 0 .*, or 5 or more"),
-        ({"n_floor": -1}, ValueError, "`n_floor` must be a whole number of at least 0"),
+        ({"max_cells": 10}, ValueError, "`max_cells`"),
+        ({"seed": -1}, ValueError, "`seed`"),
+        ({"seed": 2**32}, ValueError, "`seed`"),
+        ({"n_bootstrap": 4}, ValueError, "`n_bootstrap`"),
+        ({"n_floor": -1}, ValueError, "`n_floor`"),
+        ({"space": ComparisonSpace.fit(cells(60, seed=9, n_genes=50))}, ValueError, "40 genes"),
+        ({"space": ComparisonSpace.fit(cells(60, seed=9)[:, ::-1].copy())}, ValueError, "'g0'.*'g39'"),
+        ({"synthetic": pd.DataFrame(np.ones((60, N_GENES)))}, TypeError, "`synthetic`"),
     ],
 )
 def test_arguments_that_cannot_be_compared_raise(options, error, message):
@@ -810,12 +792,6 @@ def test_held_out_cells_must_not_be_training_cells():
     joined = ad.concat([train, train[[7, 150]]])  # names of two samples, of which two are equal
     with pytest.raises(ValueError, match="`real_test` has cells of `train`"):
         table(train[:100].copy(), train=joined)
-
-
-def test_training_cells_among_synthetic_ones_give_a_warning():
-    train = cells(240, seed=3)
-    with pytest.warns(UserWarning, match="`synthetic` has cells of `train`"):
-        table(synthetic=train[:100].copy(), train=train)
 
 
 def test_training_cells_held_out_under_other_names_are_noticed():
@@ -838,63 +814,45 @@ def changed(adata, **changes):
     return adata
 
 
-def labelled(labels, **numbers):
-    """Return cells of a label each, as `cells` makes them."""
-    return changed(cells(60, **numbers), obs=lambda adata: adata.obs.assign(type=labels))
+LOGS = {"uns": lambda adata: {"log1p": {}}}
+
+
+def of_type(labels):
+    return {"obs": lambda adata: adata.obs.assign(type=labels)}
 
 
 @pytest.mark.parametrize(
     ("sets", "error", "message"),
     [
         (
-            {"synthetic": changed(cells(60, seed=2), var_names=lambda adata: [f"ENSG{n}" for n in range(N_GENES)])},
+            {"synthetic": {"var_names": lambda a: "E" + a.var_names}},
             ValueError,
-            r"`synthetic` and the real cells have no gene in common: \['ENSG0'",
+            "`synthetic`.*Eg0",
         ),
+        ({"synthetic": {"obs": lambda a: a.obs[[]]}}, KeyError, "`synthetic.obs`.*'type'"),
         (
-            {"synthetic": changed(cells(60, seed=2), obs=lambda adata: adata.obs[[]])},
-            KeyError,
-            r"`synthetic.obs` has no column 'type'.*mdata\[modality\].obs\['type'\] = mdata.obs\['type'\]",
-        ),
-        (
-            {"real": labelled([None] * 3 + ["a"] * 57, seed=1)},
+            {"real": of_type([None] * 3 + ["a"] * 57)},
             ValueError,
-            r"`real_test.obs\['type'\]` has no label for 3 of 60 cells",
+            "`real_test.obs.* 3 of 60",
         ),
-        ({"real": labelled("all", seed=1)}, ValueError, "`groupby` gives cells of `real_test` the label 'all'"),
+        ({"real": of_type("all")}, ValueError, "`groupby`.*'all'"),
         (
-            {"real": labelled("1", seed=1), "synthetic": labelled("1.0", seed=2)},
+            {
+                "real": of_type("1"),
+                "synthetic": of_type("1.0"),
+            },
             ValueError,
-            r"`synthetic` and `real_test` have no label in common: \['1.0'\] and \['1'\]",
+            "`synthetic` and `real_test`.*1.0",
         ),
-        (
-            {"real": changed(cells(60, seed=1), X=lambda adata: adata.X * 0.5)},
-            ValueError,
-            "`real_test` must hold counts",
-        ),
-        (
-            {"synthetic": changed(cells(60, seed=2), X=lambda adata: None)},
-            ValueError,
-            "`synthetic` has no `X` and no layer 'counts'",
-        ),
-        (
-            {"real": changed(cells(60, seed=1), X=lambda adata: adata.X * 1000.5, uns=lambda adata: {"log1p": {}})},
-            ValueError,
-            "it has values up to .* too large for logarithms",
-        ),
-        (
-            {"real": changed(cells(60, seed=1), X=lambda a: a.X.log1p(), uns=lambda a: {"log1p": {"base": "two"}})},
-            ValueError,
-            "it must be a number above 1, or None",
-        ),
-        (
-            {"real": changed(cells(60, seed=1), X=lambda a: -a.X.log1p(), uns=lambda a: {"log1p": {}})},
-            ValueError,
-            "must not hold negative",
-        ),
+        ({"real": {"X": lambda a: a.X * 0.5}}, ValueError, "`real_test`"),
+        ({"synthetic": {"X": lambda a: None}}, ValueError, "`synthetic`"),
+        ({"real": {"X": lambda a: a.X * 1000.5, **LOGS}}, ValueError, "`real_test"),
+        ({"real": {"X": lambda a: a.X.log1p(), "uns": lambda a: {"log1p": {"base": "two"}}}}, ValueError, "'two'"),
+        ({"real": {"X": lambda a: -a.X.log1p(), **LOGS}}, ValueError, "`real_test`"),
     ],
 )
 def test_sets_that_cannot_be_read_or_compared_raise(sets, error, message):
+    sets = {name: changed(cells(60, seed=len(name)), **changes) for name, changes in sets.items()}
     with pytest.raises(error, match=message):
         table(**sets, groupby="type")
 
@@ -925,18 +883,10 @@ def test_files_of_which_some_conditions_were_read_are_refused_as_training_cells(
         table(train=some)
 
 
-def test_numbers_of_single_precision_are_the_labels_that_they_look_like():
-    real, synthetic, train = cells(120, seed=1), cells(120, seed=2), cells(240, seed=3)
-    for adata, dtype in ((real, "float32"), (synthetic, "float64"), (train, "float32")):
-        adata.obs["dose"] = np.resize([0.1, 1.0], adata.n_obs).astype(dtype)
-    found = table(real, synthetic, train=train, metrics=["group_share_difference"], groupby="dose")
-    assert sorted(found["group"].unique()) == ["0.1", "1", "all"]
-
-
 def test_generated_cells_in_the_place_of_real_ones_are_refused():
     real, synthetic = cells(120, seed=1), cells(120, seed=2)
     synthetic.uns["scgen_diffusion"] = {"model": "SCLDM"}
-    with pytest.raises(ValueError, match="`real_test` holds generated cells, and `synthetic` does not"):
+    with pytest.raises(ValueError, match="`real_test` holds generated cells"):
         table(synthetic, real)
 
 

@@ -210,7 +210,7 @@ def test_logarithms_to_any_base_beside_counts_give_the_same_figures(judge, cells
 
 def test_one_modality_has_no_metrics_of_pairs(cells):
     real, synthetic = (md.MuData({"rna": cells(seed, 160)["rna"]}) for seed in (0, 1))
-    with pytest.raises(ValueError, match="asks for 'cross_correlation_error', which needs MuData with several"):
+    with pytest.raises(ValueError, match="'cross_correlation_error'"):
         evaluate(real, synthetic, metrics=["cross_correlation_error"])
 
 
@@ -250,12 +250,12 @@ def test_what_is_wrong_with_a_later_modality_is_said_before_the_first_is_judged(
     logs = {"real_test": cells(0, 120), "synthetic": cells(1, 120), "train": cells(2, 240)}
     for mdata in logs.values():
         mdata["prot"].X, mdata["prot"].uns["log1p"] = np.log1p(mdata["prot"].X), {}
-    with pytest.raises(ValueError, match="Modality 'prot': `metrics` asks for 'library_size_ks', which needs counts"):
+    with pytest.raises(ValueError, match="Modality 'prot': .*'library_size_ks'"):
         evaluate(**logs, metrics=["library_size_ks"], **QUICK)
 
 
 def test_a_layer_of_an_unknown_modality_is_refused(judge, cells):
-    with pytest.raises(KeyError, match="named by modality, but there is no modality 'adt'"):
+    with pytest.raises(KeyError, match="'adt'"):
         judge(cells(1, 120), layer={"adt": "raw"})
 
 

@@ -53,7 +53,7 @@ def test_counts_may_be_lists_or_tables():
 
 
 def test_log_normalise_refuses_negative_values():
-    with pytest.raises(ValueError, match=r"`values` must not hold negative, infinite or missing values. Give counts."):
+    with pytest.raises(ValueError, match="`values`"):
         log_normalise(np.array([[-1.0, 3.0]]))
 
 
@@ -80,7 +80,7 @@ def test_the_default_is_chosen_by_the_values_and_the_number_of_features(counts, 
 
 
 def test_an_unknown_scale_is_named():
-    with pytest.raises(ValueError, match=r"'clr'; a scale must be one of \['log_normalised', 'log1p', 'tf_idf'\]"):
+    with pytest.raises(ValueError, match="`scales` has 'clr'"):
         make_scale("clr", AnnData(np.eye(3)), None)
 
 
@@ -107,5 +107,5 @@ def test_genes_in_another_order_are_refused():
     train = AnnData(np.random.default_rng(0).poisson(2.0, (50, 8)).astype(np.float32))
     space = ComparisonSpace.fit(train, n_components=3)
     assert space.project(train).shape == (50, 3)
-    with pytest.raises(ValueError, match="Gene 0 of the cells is '7', but '0' when the space was fitted"):
+    with pytest.raises(ValueError, match="'7'.*'0'"):
         space.project(train[:, ::-1].copy())

@@ -193,21 +193,12 @@ def check_genes(found: pd.Index, genes: pd.Index, name: str) -> None:
         return
     missing = genes.difference(found)
     if len(missing):
-        msg = (
-            f"`{name}` lacks {len(missing)} of the {len(genes)} genes of the real cells, such as {list(missing[:3])}. "
-            f"Compare the common genes: real[:, common], {name}[:, common]."
-        )
+        msg = f"`{name}` lacks {len(missing)} of the {len(genes)} genes of the real cells, such as {list(missing[:3])}."
         if len(missing) == len(genes):
-            msg = (
-                f"`{name}` and the real cells have no gene in common: {list(found[:3])} and {list(genes[:3])}. "
-                "Use the same kind of gene names in both `var_names`."
-            )
+            msg = f"`{name}` and the real cells have no gene in common: {list(found[:3])} and {list(genes[:3])}."
         raise ValueError(msg)
     if not (found.is_unique and genes.is_unique):
-        msg = (
-            f"`{name}` and the real cells have different gene orders and duplicate gene names, so they cannot be "
-            "matched. Make `var_names` unique, or use the same order."
-        )
+        msg = f"`{name}` and the real cells have other orders of genes, whose names must then be unique."
         raise ValueError(msg)
 
 
@@ -225,10 +216,7 @@ def matrix_of(cells: Cells, layer: str | None, name: str) -> tuple[sp.spmatrix |
         raise KeyError(msg)
     matrix = cells.X if layer is None else cells.layers[layer]
     if matrix is None:
-        msg = (
-            f"`{name}` has no `X` and no layer {COUNTS_LAYER!r}. "
-            f"Set `layer` to the layer with counts: one of {layer_names(cells)}."
-        )
+        msg = f"`{name}` has no `X` and no layer {COUNTS_LAYER!r}; its layers are {layer_names(cells)}."
         raise ValueError(msg)
     check_structure(matrix, f"`{name}`")
     if layer is not None:
@@ -259,11 +247,7 @@ def _check_counts_of_generated(cells: AnnData, layer: str | None, name: str) -> 
 def _log_base(entry: object, matrix: object, name: str) -> float | None:
     """Return the base of the logarithms in `X` by ``uns["log1p"]``; None for whole numbers, which are counts."""
     if are_whole_numbers(matrix):
-        msg = (
-            f"`{name}.uns['log1p']` says that `X` holds logarithms, but `X` holds whole numbers. "
-            "They are read as counts; if that is right, delete `uns['log1p']`."
-        )
-        warn_user(msg)
+        warn_user(f"`{name}.uns['log1p']` says that `X` holds logarithms, but its whole numbers are read as counts.")
         return None
     base = entry.get("base") if isinstance(entry, Mapping) else None
     if base is None:
@@ -280,16 +264,11 @@ def _check_values(matrix: sp.csr_matrix, log_base: float | None, name: str) -> N
         raise ValueError(msg)
     _check_finite(matrix, name, "If it was scaled (scanpy.pp.scale), set `layer` to the layer with counts.")
     if log_base is not None and (largest := matrix.data.max(initial=0)) * np.log(log_base) > LARGEST_LOG1P:
-        msg = (
-            f"`{name}.uns['log1p']` says that `X` holds logarithms, but it has values up to {largest:.4g}, "
-            "too large for logarithms. Set `layer` to the layer with counts, or take the logarithm."
-        )
+        msg = f"`{name}.uns['log1p']` says that `X` holds logarithms, but {largest:.4g} is too large; set `layer`."
         raise ValueError(msg)
     if log_base is None and (matrix.data % 1).any():
-        msg = (
-            f"`{name}` must hold counts (integers), but has values such as {matrix.data[matrix.data % 1 > 0][0]:.4g}. "
-            f"Set `layer` to the layer with counts, or, if `X` holds log1p values, set uns['log1p'] = {{}}."
-        )
+        found = matrix.data[matrix.data % 1 > 0][0]
+        msg = f"`{name}` must hold counts, or logarithms with uns['log1p'], but has {found:.4g}; set `layer`."
         raise ValueError(msg)
 
 
@@ -432,19 +411,12 @@ def check_for_empty_cells(sources: Mapping[str, Source]) -> None:
     real = sources["real_test"]
     n_real = _count_empty(real)
     if n_real > MANY_EMPTY * len(real):
-        warn_user(
-            f"{_describe_empty(real, n_real)} Models are trained without such cells. Leave them out of all sets, for "
-            "example with scanpy.pp.filter_cells(cells, min_counts=1), unless synthetic ones may be empty, too."
-        )
+        warn_user(f"{_describe_empty(real, n_real)} Leave them out of all sets, unless synthetic ones may be empty.")
     for source in (source for name, source in sources.items() if name not in REAL):
         n_empty = _count_empty(source)
         found = _describe_empty(source, n_empty)
         if n_empty > (n_real / max(len(real), 1) + MANY_EMPTY) * len(source):
-            msg = (
-                f"{found} Did `anndata.concat` make them? With join='outer' it fills a layer that generated cells lack "
-                "with zeros; their counts are in `X`. Otherwise, leave empty cells out of all sets, for example with "
-                "scanpy.pp.filter_cells(cells, min_counts=1)."
-            )
+            msg = f"{found} `anndata.concat(join='outer')` leaves a layer empty that generated cells lack."
             raise ValueError(msg)
         if n_empty:
             warn_user(f"{found} They take part in the comparison, and count as duplicates of each other.")
@@ -461,27 +433,10 @@ def _describe_empty(source: Source, n_empty: int) -> str:
 
 
 def check_for_training_cells(sources: Mapping[str, Source]) -> None:
-    """Warn if ``synthetic`` has cells of ``train``.
-
-    Raises
-    ------
-    ValueError
-        If ``real_test`` has cells of ``train``.
-    """
-    if "train" not in sources:
-        return
-    if _share_of_same_cells(sources["train"], sources["real_test"]) > 0.5:
-        msg = (
-            "`real_test` has cells of `train`: the same `obs_names` with the same values. "
-            "Pass cells that the model was not trained on, or leave `train` out."
-        )
+    """Raise if ``real_test`` has cells of ``train``."""
+    if "train" in sources and _share_of_same_cells(sources["train"], sources["real_test"]) > 0.5:
+        msg = "`real_test` has cells of `train`: the same `obs_names` with the same values."
         raise ValueError(msg)
-    if _share_of_same_cells(sources["train"], sources["synthetic"]) > 0.5:
-        msg = (
-            "`synthetic` has cells of `train`: the same `obs_names` with the same values. "
-            "Only the metrics of memorisation mean something here."
-        )
-        warn_user(msg)
 
 
 def _share_of_same_cells(first: Source, second: Source) -> float:
@@ -596,8 +551,5 @@ def pair_of_expressions(
 def check_same_number_of_genes(n_first: int, n_second: int, names: tuple[str, str] = ("real", "synthetic")) -> None:
     """Raise unless both sets have the same number of genes."""
     if n_first != n_second:
-        msg = (
-            f"`{names[0]}` has {n_first} genes and `{names[1]}` {n_second}; "
-            "both must have the same genes in the same order."
-        )
+        msg = f"`{names[0]}` has {n_first} genes and `{names[1]}` {n_second}; both must have the same."
         raise ValueError(msg)

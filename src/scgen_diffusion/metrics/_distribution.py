@@ -362,10 +362,7 @@ def ilisi(real: ArrayLike, synthetic: ArrayLike, *, perplexity: float = 30) -> f
         raise ValueError(msg)
     n_neighbours = int(3 * perplexity)
     if n_neighbours >= len(x) + len(y):
-        msg = (
-            f"`perplexity` is {perplexity}, which needs more than {n_neighbours} cells, "
-            f"but there are {len(x) + len(y)}."
-        )
+        msg = f"`perplexity` is {perplexity}, which needs more than {n_neighbours} cells, not {len(x) + len(y)}."
         raise ValueError(msg)
     # of equally near cells, the search takes the first ones: put both sets in random order
     order = np.random.default_rng(0).permutation(len(x) + len(y))

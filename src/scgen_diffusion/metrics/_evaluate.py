@@ -280,10 +280,7 @@ def evaluate(
     names = _known_metrics(metrics)
     is_multimodal = any(isinstance(cells, MuData) for cells in sets.values())
     if is_multimodal and (control is not None or space is not None):
-        msg = (
-            "`control` and `space` need cells of one modality, but found MuData. "
-            "Pass one modality of each set, such as mdata['rna']."
-        )
+        msg = "`control` and `space` need cells of one modality, such as mdata['rna'], but found MuData."
         raise ValueError(msg)
     if not is_multimodal and (scales is not None or isinstance(layer, Mapping)):
         msg = "`scales`, and `layer` by modality, are only for MuData, but no set is a MuData."
@@ -526,10 +523,7 @@ def check_sources(
         if source.labels is None:
             continue
         if (source.labels == ALL).any():
-            msg = (
-                f"`groupby` gives cells of `{name}` the label {ALL!r}, "
-                "the table's name for all cells; rename the label."
-            )
+            msg = f"`groupby` gives cells of `{name}` the label {ALL!r}, the table's name for all cells; rename it."
             raise ValueError(msg)
         if not np.isin(source.labels, real.labels).any():
             found, known = (np.unique(side.labels)[:N_LABELS_NAMED].tolist() for side in (source, real))

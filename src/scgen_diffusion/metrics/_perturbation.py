@@ -458,10 +458,7 @@ def perturbation_discrimination(
         predicted = predicted.loc[real.index, real.columns]
     real, predicted = (np.asarray(changes, dtype=np.float64) for changes in (real, predicted))
     if real.shape != predicted.shape or real.ndim != 2:
-        msg = (
-            "`real` and `predicted` must have the same shape (perturbations, genes), "
-            f"but have {real.shape} and {predicted.shape}."
-        )
+        msg = f"`real` and `predicted` must have one shape, but have {real.shape} and {predicted.shape}."
         raise ValueError(msg)
     for name, changes in {"real": real, "predicted": predicted}.items():
         if len(bad := np.flatnonzero(~np.isfinite(changes).all(axis=1))):

@@ -170,10 +170,7 @@ class Perturbed:
             kept = np.array([row for row in kept if parts[row]], dtype=np.intp)
             if not len(kept):
                 names = sorted({repr(name) for name in as_labels(cells.obs[key]).unique()})
-                msg = (
-                    f"`{source.name}` must have perturbed cells, but `control` has cells of all its names, too "
-                    f"({list_first(names)}). Give only unperturbed cells as `control`."
-                )
+                msg = f"`{source.name}` needs perturbed cells, but `control` has all its names: {list_first(names)}."
                 raise ValueError(msg)
         places: dict[tuple[Parts, str], list[int]] = {}
         for place, row in enumerate(kept):
@@ -239,10 +236,7 @@ def read_perturbed(
     genes, untreated = given["real_test"].var_names, given["control"].obs
     controls = set(as_labels(untreated[key])) if key in untreated else set()
     if len(controls) > 1:
-        warn_user(
-            f"`control` has cells of {len(controls)} perturbations ({list_first(sorted(map(repr, controls)))})"
-            ", and all are taken as unperturbed. Leave out those that are not."
-        )
+        warn_user(f"`control` has cells of {list_first(sorted(controls))}, which are all taken as unperturbed.")
     split_name = partial(parts_of, separator=separator, ignored=controls)
     sources = {n: Source.of(cells, n, genes, groupby=groupby, layer=layer) for n, cells in given.items()}
     check_for_empty_cells(sources)
@@ -459,10 +453,7 @@ def perturbation_contexts(
         train = sets["train"].with_matches(controls)
         trained = {place: Trained(train.moments(*place), train.shares(*place)) for place in train.rows}
         if sets["train"].rows and not trained:
-            warn_user(
-                "`control` has no cells of the groups whose perturbed cells are in `train`, so the baselines "
-                "`mean_shift` and `additive` are empty. Pass the control cells of all groups."
-            )
+            warn_user("`control` has no cells of the groups in `train`, so `mean_shift` and `additive` are empty.")
     mean_response = Shift.of(trained, controls, weight=1 / len(trained)) if trained else None
     control_shares = {name: control_share_of(cells, given["control"]) for name, cells in given.items()}
     profiles = Profiles(sets, controls, trained, control_shares, space, draws)

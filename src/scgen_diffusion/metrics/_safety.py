@@ -215,21 +215,14 @@ def copied_cells(synthetic: Cells | Expression, train: Cells | Expression, *, la
 def warn_of_copies(share: float, usual: float) -> None:
     """Warn if ``synthetic`` has many more cells of ``real_test`` than other real cells do, whose share is ``usual``."""
     if share - usual > MANY_COPIES:
-        msg = (
-            f"{share:.0%} of the compared cells in `synthetic` are exact copies of cells in `real_test`, "
-            "so the figures say nothing about a model. Did you mix up files?"
-        )
+        msg = f"{share:.0%} of the compared cells in `synthetic` are exact copies of cells in `real_test`. A mix-up?"
         warn_user(msg)
 
 
 def warn_of_leak(share: float) -> None:
     """Warn if a ``share`` of ``real_test`` is in ``train``."""
     if share > 0:
-        msg = (
-            f"At least {share:.1%} of the cells in `real_test` are in `train`, too, count by count: the split leaks. "
-            "So figures and floors look too good, and memorisation is hidden. Keep each cell once, then split."
-        )
-        warn_user(msg)
+        warn_user(f"At least {share:.1%} of the cells in `real_test` are in `train`, too, which hides memorisation.")
 
 
 def duplicate_share(synthetic: Cells | Expression, *, layer: str | None = None) -> float:

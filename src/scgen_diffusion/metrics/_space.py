@@ -72,10 +72,7 @@ def choose_scales(
     chosen = dict(scales or {})
     for modality in [*chosen, *layers]:
         if modality not in real:
-            msg = (
-                f"`scales` and layers are named by modality, but there is no modality {modality!r}. "
-                f"{known_names(modality, list(real))}"
-            )
+            msg = f"`scales` and `layer` have no modality {modality!r}. {known_names(modality, list(real))}"
             raise KeyError(msg)
     for modality, cells in real.items():
         if modality not in chosen:
@@ -184,10 +181,7 @@ class ComparisonSpace:
     def check_genes(self, n_genes: int, names: pd.Index | None = None) -> None:
         """Raise unless cells with so many genes, and with these names if they have names, can be projected."""
         if n_genes != self.panel_size:
-            msg = (
-                f"The cells have {n_genes} genes, but the space was fitted to cells with {self.panel_size}. "
-                "They must have the same genes in the same order."
-            )
+            msg = f"The cells have {n_genes} genes, but the space was fitted to cells with {self.panel_size}."
             raise ValueError(msg)
         if self.names is None or names is None:
             return
@@ -195,7 +189,6 @@ class ComparisonSpace:
         if len(differing):
             place = differing[0]
             msg = (
-                f"Gene {place} of the cells is {names[place]!r}, but {self.names[place]!r} when the "
-                "space was fitted. They must have the same genes in the same order: `cells[:, train.var_names]`."
+                f"Gene {place} of the cells is {names[place]!r}, but {self.names[place]!r} in the space: use one order."
             )
             raise ValueError(msg)
