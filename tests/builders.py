@@ -368,7 +368,7 @@ def pytest_collection_finish(session):
 @pytest.fixture
 def without_pictures(monkeypatch):
     """Leave the pictures, which take seconds, out of reports whose words are tested."""
-    monkeypatch.setattr("scgen_diffusion.report._write.draw", lambda *_, **__: ({}, []))
+    monkeypatch.setattr("scgen_diffusion.report._write.draw", lambda *_, **__: {})
 
 
 @pytest.fixture(scope="module")

@@ -175,7 +175,7 @@ def test_copied_training_cells_give_a_warning(tmp_path):
 
 
 @pytest.mark.usefixtures("without_rendering")
-def test_cells_without_labels_counts_or_training_get_a_report_that_says_what_it_lacks(tmp_path, monkeypatch):
+def test_cells_without_labels_counts_or_training_get_a_report_without_them(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     logarithms = [cells(seed) for seed in (1, 2)]
     logarithms[1].uns["scgen_diffusion"] = "its tool"
@@ -183,8 +183,9 @@ def test_cells_without_labels_counts_or_training_get_a_report_that_says_what_it_
         sc.pp.normalize_total(adata, target_sum=1e4)
         sc.pp.log1p(adata)
     text = Parsed(sgd.report.write(*logarithms, "~/bare.html").read_text(encoding="utf-8")).text
-    for shown in ("its tool", "log-normalised", "`groupby` was not", "no `model`", "training cells not given"):
-        assert shown in text
+    assert "its tool" in text
+    assert "training cells not given" in text
+    assert not [section for section in ("Total counts", "Labels", "Training") if section in text]
 
 
 @pytest.mark.parametrize(
@@ -225,11 +226,11 @@ def test_generated_cells_may_lack_the_layer_of_the_real_ones(tmp_path):
 def test_cells_of_one_label_get_a_report_without_marker_genes(tmp_path):
     real, synthetic = (cells(seed)[::3].copy() for seed in (1, 2))
     path = sgd.report.write(real, synthetic, tmp_path / "one.html", groupby="cell_type", table=TABLE)
-    assert "marker genes, because there are no two labels" in path.read_text(encoding="utf-8")
+    assert "Marker genes" not in path.read_text(encoding="utf-8")
 
 
 def test_labels_have_the_order_of_their_categories_and_own_metrics_their_names(tmp_path, monkeypatch):
-    monkeypatch.setattr("scgen_diffusion.report._write.draw", lambda *_, **__: ({"Labels": []}, []))
+    monkeypatch.setattr("scgen_diffusion.report._write.draw", lambda *_, **__: {"Labels": []})
     real, synthetic = cells(1), cells(2)
     for adata in (real, synthetic):
         adata.obs["cluster"] = np.resize([9, 10, 100], adata.n_obs)
@@ -253,8 +254,7 @@ def test_of_many_labels_there_are_no_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr("scgen_diffusion.report._write.MIN_GENES_CORRELATED", 61)
     path = sgd.report.write(cells(1), cells(2), tmp_path / "many.html", groupby="cell_type", table=TABLE)
     text = Parsed(path.read_text(encoding="utf-8")).text
-    for missing in ("pictures of labels", "marker genes", "correlations of genes", "losses of training"):
-        assert missing in text.split("Left out: ")[1]
+    assert not [picture for picture in ("Marker genes", "Scores of all cells", "Correlations") if picture in text]
 
 
 @pytest.mark.usefixtures("without_rendering")

@@ -52,7 +52,7 @@ DPI = 110
 SMALLEST = 0.6  # to which a page may shrink a picture, with letters of 6.4 pixels; wider ones are scrolled
 NONE = "–"
 N_GENES = 10  # that differ most
-MOST_LABELS = 40  # in a picture; with hundreds, as of perturbations, it would have a hundred million pixels
+MOST_LABELS = 40  # of which there are pictures; with hundreds, one would have a hundred million pixels
 MIN_GENES_CORRELATED = 3
 BETTER = {"lower": "Lower is better.", "higher": "Higher is better.", "floor": "Best where real cells are."}
 SECTIONS = {
@@ -156,7 +156,7 @@ def write(
     rng = np.random.default_rng(seed)
     real, drawn = (_for_plots(cells, keys, max_cells, rng) for cells in sets.values())
     label = _escape_dollars(JOIN.join(keys)) if keys else None
-    pictures, skipped = draw(real, drawn, table, label=label, layer=layer, model=model, seed=seed)
+    pictures = draw(real, drawn, table, label=label, layer=layer, model=model, seed=seed)
     seen = "training cells not given"
     if train is not None:
         seen = f"{train.n_cells if isinstance(train, CellFiles) else train.n_obs:,} training cells"
@@ -192,7 +192,6 @@ def write(
             if section in pictures
         ],
         settings=settings,
-        skipped=skipped,
     )
     with write_atomically(path) as beside:
         beside.write_text(page, encoding="utf-8")
@@ -250,54 +249,39 @@ def draw(
     layer: str | None,
     model: Any | None,
     seed: int = 0,
-) -> tuple[dict[str, list[dict[str, str]]], list[str]]:
-    """Draw what can be drawn: the pictures of each section, and what was left out and why."""
-    pictures: dict[str, list[dict[str, str]]] = {}
-    skipped = []
+) -> dict[str, list[dict[str, str]]]:
+    """Draw what these cells allow: the pictures of each section."""
+    pictures: dict[str, list[dict[str, str]]] = {} if label is None else {"Labels": []}
     options = {"layer": layer, "seed": seed, "show": False}
 
     def add(section: str, axes: Axes | Sequence[Axes], caption: str) -> None:
         pictures.setdefault(section, []).append({**_as_png(axes), "caption": caption})
 
-    sizes = pd.Series(dtype=int) if label is None else real.obs[label].value_counts()
-    if label is None:
-        skipped.append("scores of each label, because `groupby` was not given")
-    else:
-        pictures["Labels"] = []
-        if len({*sizes.index, *synthetic.obs[label]}) > MOST_LABELS:
-            skipped.append(f"pictures of labels, because there are more than {MOST_LABELS}")
-            label = None
+    if label is not None and len({*real.obs[label], *synthetic.obs[label]}) > MOST_LABELS:
+        label = None
     axes = pl.umap(real, synthetic, color=label, **options)
     add("Cells", axes, "One UMAP of real and synthetic cells. Cells unlike any real cell lie apart from the real ones.")
     if label is not None and (table["group"] != ALL).any():
         axes = pl.scores(table.assign(group=table["group"].map(_escape_dollars)), show=False)
         add("Labels", axes, "Scores of all cells, and of the labels that have any.")
-    if label is not None and ((sizes > 1) & (sizes.sum() - sizes > 1)).any():
+    if label is not None and 1 < real.obs[label].value_counts().max() < real.n_obs - 1:
         axes = pl.marker_dotplot(real, synthetic, groupby=label, **options)
         add("Labels", axes, "Marker genes of the real cells, real beside synthetic.")
-    else:
-        skipped.append("marker genes, because there are no two labels to compare")
 
     sets = {"real_test": real, "synthetic": synthetic}
     if all(expression_of(cells, layer=layer, name=name).library_sizes is not None for name, cells in sets.items()):
         add("Genes", pl.library_size(real, synthetic, **options), "Total counts per cell.")
-    else:
-        skipped.append("total counts, because the cells are log-normalised")
     axes = pl.mean_variance(real, synthetic, **options)
     add("Genes", axes, "Variance against mean of log-normalised expression. Each dot is a gene.")
     caption = "Share of cells in which a gene is not seen; on the diagonal, it is the same."
     add("Genes", pl.zero_fraction(real, synthetic, **options), caption)
-    if real.n_vars < MIN_GENES_CORRELATED:
-        skipped.append("correlations of genes, because there are fewer than three genes")
-    else:
+    if real.n_vars >= MIN_GENES_CORRELATED:
         axes = pl.gene_correlation(real, synthetic, groupby=label, **options)
         add("Genes", axes, "Correlations of the genes that vary most in real cells, in the order of their clustering.")
 
-    if not getattr(model, "history", None):
-        skipped.append("the losses of training, because no `model` with a history was given")
-    else:
+    if getattr(model, "history", None):
         add("Training", pl.training_history(model, show=False), "Loss during training.")
-    return pictures, skipped
+    return pictures
 
 
 def _as_png(axes: Axes | Sequence[Axes]) -> dict[str, str]:
