@@ -392,14 +392,7 @@ def _distances_to_training(comparison: CellComparison) -> Scores:
 
 
 # Where a dense and a loose label have half of the cells each, the median distance jumps from one to the other.
-@_metric(
-    "Memorisation",
-    "floor",
-    needs=("train",),
-    scopes=JOINT,
-    limits=Limits(0.10, 0.25),
-    most_share_difference=0.04,
-)
+@_metric("Memorisation", "floor", needs=("train",), scopes=JOINT, limits=Limits(0.10, 0.25), most_share_difference=0.04)
 def nearest_train_ratio(comparison: CellComparison) -> float:
     """Median distance to training cells beside that of held-out cells (``memorisation``). Misses a few copies."""
     return _safety.nearest_ratio(*comparison.scores(_distances_to_training))
@@ -513,13 +506,7 @@ def _attack(comparison: CellComparison) -> Scores:
 
 
 @_metric(
-    "Memorisation",
-    "lower",
-    needs=("train",),
-    scopes=JOINT,
-    bounds=SHARE,
-    ideal=GUESSING,
-    limits=Limits(0.03, 0.08),
+    "Memorisation", "lower", needs=("train",), scopes=JOINT, bounds=SHARE, ideal=GUESSING, limits=Limits(0.03, 0.08)
 )
 def membership_auc(comparison: CellComparison) -> float:
     """How well an attacker finds training cells; 0.5 is perfect (``membership_inference``). Misses stronger attacks."""
@@ -634,13 +621,7 @@ _add_top_genes(_perturbation.variance_error, "lower", (0.0, np.inf))
 # --- several modalities -----------------------------------------------------------------------------------------------
 
 
-@_metric(
-    "Several modalities",
-    "lower",
-    needs=("modalities",),
-    scopes=("pair",),
-    limits=Limits(0.25, 0.75, of="real"),
-)
+@_metric("Several modalities", "lower", needs=("modalities",), scopes=("pair",), limits=Limits(0.25, 0.75, of="real"))
 def cross_correlation_error(comparison: Comparison) -> float:
     """Difference of correlations between features of two modalities, averaged over pairs of features."""
     return float(np.abs(comparison.real.correlations() - comparison.synthetic.correlations()).mean())
