@@ -126,6 +126,13 @@ def test_a_combination_of_few_cells_has_the_totals_that_its_parts_tell(kind):
     assert drawn.std().item() == pytest.approx(0.3, rel=0.2)
 
 
+def test_a_combination_of_fifteen_cells_lies_half_way_between_its_own_totals_and_what_its_parts_tell():
+    sizes = torch.tensor([3000, 3000, 3000, 15])
+    condition = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]]).repeat_interleave(sizes, 0)
+    model = fit((2, 2), torch.tensor([7.0, 8.0, 8.0, 7.0]).repeat_interleave(sizes), condition)
+    assert mean_of(model, [1, 1]) == pytest.approx((9 + 7) / 2, abs=0.02)
+
+
 @pytest.mark.parametrize("kind", ["empirical", "normal"])
 @pytest.mark.parametrize("n_modalities", [None, 2])
 def test_confounded_conditions_do_not_count_twice(kind, n_modalities):
