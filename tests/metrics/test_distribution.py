@@ -47,11 +47,6 @@ def test_w2_between_a_centred_set_and_its_multiple_is_that_of_the_norms():
     assert wasserstein_2(values, 3 * values) == pytest.approx(2 * np.sqrt((values**2).sum(axis=1).mean()))
 
 
-def test_w2_between_shifted_gaussians_approaches_the_distance_of_their_means():
-    estimate = wasserstein_2(gaussian(1000, 1, seed=0), gaussian(1000, 1, seed=1, shift=2.0))
-    assert estimate == pytest.approx(2.0, abs=0.2)  # the mean of 1 000 draws has a standard error of 0.03
-
-
 def test_w2_of_unequal_numbers_weighs_both_sets_the_same():
     assert wasserstein_2(np.zeros((2, 1)), np.array([[0.0], [0.0], [3.0], [3.0]])) == pytest.approx(np.sqrt(4.5))
 
@@ -181,11 +176,6 @@ def test_a_line_does_not_see_another_spread(classifier, sees):
     assert (auc > 0.7) is sees
 
 
-def test_copies_of_real_cells_are_among_the_others_neighbours():
-    values = gaussian(200, seed=0)
-    assert classifier_auc(values, values, classifier="neighbours") < 0.5
-
-
 def test_an_unknown_classifier_is_named():
     with pytest.raises(ValueError, match="`classifier` is 'forest'"):
         classifier_auc(gaussian(10, seed=0), gaussian(10, seed=1), classifier="forest")
@@ -200,11 +190,6 @@ def test_ilisi_is_nearly_one_for_mixed_sets_and_zero_for_sets_apart():
     real = gaussian(500, seed=0)
     assert ilisi(real, gaussian(500, seed=1)) > 0.9
     assert ilisi(real, gaussian(500, seed=1, shift=100)) == pytest.approx(0, abs=1e-6)
-
-
-def test_every_point_beside_its_copy_mixes_perfectly():
-    values = gaussian(100, seed=0)
-    assert ilisi(np.repeat(values, 3, axis=0), np.repeat(values, 3, axis=0), perplexity=40) > 0.97
 
 
 def test_ilisi_takes_equally_near_cells_of_both_sets():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -54,7 +55,7 @@ NONE = "–"
 N_GENES = 10  # that differ most
 MOST_LABELS = 40  # of which there are pictures; with hundreds, one would have a hundred million pixels
 MIN_GENES_CORRELATED = 3
-BETTER = {"lower": "Lower is better.", "higher": "Higher is better.", "floor": "Best where real cells are."}
+BETTER = {"lower": "↓", "higher": "↑", "floor": "="}
 SECTIONS = {
     "Labels": "A rare label can be poor although all cells together look good.",
     "Genes": "How genes vary, one by one and together.",
@@ -301,11 +302,12 @@ def _scores(judged: pd.DataFrame, table: pd.DataFrame) -> list[dict[str, str]]:
     for _, row in judged.merge(table[["metric", "group", "low", "high", "shuffled"]], "left").iterrows():
         low, high = row["low"], row["high"]
         metric = CATALOGUE.get(row["metric"])
-        texts = [] if metric is None or row["group"] != ALL else [metric.text.replace("``", ""), BETTER[metric.better]]
+        is_described = metric is not None and row["group"] == ALL
         rows.append(
             {
                 "metric": row["metric"] if row["group"] == ALL else f"{row['metric']} of {row['group']}",
-                "text": " ".join(texts),
+                "better": BETTER[metric.better] if is_described else "",
+                "text": re.sub(r" \(``\w+``\)|``", "", metric.text) if is_described else "",
                 "value": written(row["value"]),
                 "interval": f"{written(low)} to {written(high)}" if np.isfinite([low, high]).all() else "",
                 "real": written(row["real"]),
