@@ -69,13 +69,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_block(path: Path, name: str, text: str) -> None:
-    """Replace the text between ``<!-- name -->`` and ``<!-- /name -->`` in a page.
-
-    Raises
-    ------
-    ValueError
-        If the page does not have exactly one such place.
-    """
+    """Replace the text between ``<!-- name -->`` and ``<!-- /name -->``, which a page must have once."""
     page = path.read_text(encoding="utf-8")
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     place = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)

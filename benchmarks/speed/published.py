@@ -40,7 +40,6 @@ class SwiGLU(nn.Module):
         self.c_proj = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(..., width)`` to ``(..., width)``."""
         return self.c_proj(F.silu(self.w1(x)) * self.w2(x))
 
 
@@ -61,7 +60,6 @@ class SelfAttention(nn.Module):
         self.c_proj = nn.Linear(width, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(cells, tokens, width)`` to the same shape."""
         return self.c_proj(softmax_attention(*self.c_attn(x).chunk(3, dim=-1), self.n_heads))
 
 
@@ -76,7 +74,6 @@ class CrossAttention(nn.Module):
         self.c_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """Map ``(cells, queries, width)`` and ``(cells, tokens, width)`` to the shape of the queries."""
         return self.c_proj(
             softmax_attention(self.c_attn_q(queries), *self.c_attn(tokens).chunk(2, dim=-1), self.n_heads)
         )
@@ -93,7 +90,6 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(cells, tokens, width)`` to the same shape."""
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
@@ -132,7 +128,6 @@ class Encoder(nn.Module):
         self.encoder_latent_input = nn.Sequential(nn.Linear(width, n_latent, bias=False), norm)
 
     def forward(self, gene_tokens: Tensor) -> Tensor:
-        """Map ``(cells, genes, width)`` to ``(cells, n_tokens, n_latent)``."""
         tokens = self.ca_layer(gene_tokens)
         for layer in self.encoder_layers:
             tokens = layer(tokens)
@@ -150,7 +145,6 @@ class Decoder(nn.Module):
         self.decoder_cross_attention = CrossBlock(width, n_heads_cross)
 
     def forward(self, z: Tensor, gene_queries: Tensor) -> Tensor:
-        """Map ``(cells, n_tokens, n_latent)`` and ``(cells, genes, width)`` to ``(cells, genes, width)``."""
         tokens = self.decoder_latent_input(z)
         for layer in self.decoder_layers:
             tokens = layer(tokens)
@@ -158,14 +152,9 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """The set autoencoder with a negative-binomial head and one dispersion per gene.
+    """The set autoencoder with a negative-binomial head and one dispersion per gene; published sizes by default.
 
-    Parameters
-    ----------
-    n_genes
-        Size of the panel.
-    width, n_tokens, n_latent, n_layers, n_heads, n_heads_cross
-        Published sizes by default.
+    Genes are 1-based, and 0 pads; they and their counts are ``(cells, expressed)``.
     """
 
     def __init__(
@@ -187,7 +176,6 @@ class Autoencoder(nn.Module):
         nn.init.ones_(self.decoder_head["theta"].weight)
 
     def encode(self, genes: Tensor, counts: Tensor) -> Tensor:
-        """Encode expressed genes (1-based, 0 pads) and their counts, both ``(cells, expressed)``."""
         return self.encoder(self.input_layer["gene_embedding"](genes) * counts.log1p()[..., None])
 
     def decode(self, z: Tensor, library_size: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,7 +217,6 @@ class ModulatedBlock(nn.Module):
         nn.init.zeros_(self.adaln_modulation[1].bias)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Map ``(cells, tokens, width)`` under ``context (cells, width)`` to the same shape."""
         scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = self.adaln_modulation(context)[:, None].chunk(6, dim=-1)
         x = x + gate_a * self.attn(self.ln(x) * (1 + scale_a) + shift_a)
         return x + gate_m * self.mlp(self.ln(x) * (1 + scale_m) + shift_m)
@@ -245,7 +232,6 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, n_latent)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Map ``(cells, tokens, width)`` to ``(cells, tokens, n_latent)``."""
         shift, scale = self.adaln_modulation(context)[:, None].chunk(2, dim=-1)
         return self.linear(self.ln(x) * (1 + scale) + shift)
 
@@ -258,21 +244,15 @@ class TimeEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(N_TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        """Embed times ``(cells,)`` as ``(cells, width)``."""
         half = N_TIME_FREQUENCIES // 2
         angles = t[:, None] * torch.exp(-math.log(1e4) / half * torch.arange(half, device=t.device))
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
 
 
 class Prior(nn.Module):
-    """The diffusion transformer over latent tokens, trained as a flow along straight lines.
+    """The diffusion transformer over latent tokens, trained as a flow along straight lines; published sizes by default.
 
-    Parameters
-    ----------
-    n_classes
-        Number of classes of each condition; index ``n_classes[key]`` means none.
-    n_tokens, n_latent, width, n_layers, n_heads
-        Published sizes by default.
+    `n_classes` are those of each condition; index ``n_classes[key]`` means none.
     """
 
     def __init__(
@@ -294,7 +274,6 @@ class Prior(nn.Module):
         self.final_layer = FinalLayer(width, n_latent)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        """Predict the velocity of ``x_t (cells, tokens, n_latent)`` at times ``(cells,)``."""
         context = self.t_embedder(t) + sum(embed(condition[key]) for key, embed in self.class_embeddings.items())
         x = self.input_proj(x_t) + self.pos_embed
         for block in self.blocks:

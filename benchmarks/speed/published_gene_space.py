@@ -43,7 +43,6 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(cells, tokens, width)`` to the same shape."""
         query, key, value = (self._heads(part) for part in self.qkv(x).chunk(3, dim=-1))
         return self.proj(attend(query, key, value))
 
@@ -61,7 +60,6 @@ class SubspaceAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(cells, tokens, width)`` to the same shape."""
         projected = self.qkv(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         return self.to_out(attend(projected, projected, projected))
 
@@ -81,7 +79,6 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(..., width)`` to ``(..., width)``."""
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
@@ -94,7 +91,6 @@ class ShrinkageStep(nn.Module):
         nn.init.kaiming_uniform_(self.weight)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Map ``(..., width)`` to ``(..., width)``."""
         correlated = F.linear(z, self.weight.t())
         explained = F.linear(F.linear(z, self.weight), self.weight.t())
         return F.relu(z + STEP_SIZE * (correlated - explained) - STEP_SIZE * THRESHOLD)
@@ -111,7 +107,6 @@ class Block(nn.Module):
         self.adaLN_modulation = zero_modulation(width, 6)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Map ``(cells, tokens, width)`` under ``context (cells, width)`` to the same shape."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(context)[:, None].chunk(6, dim=-1)
         x = x + gate_a * self.attn(self.norm(x) * (1 + scale_a) + shift_a)
         return x + gate_m * self.mlp(self.norm(x) * (1 + scale_m) + shift_m)
@@ -129,7 +124,6 @@ class FinalLayer(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Map ``(cells, tokens, width)`` to ``(cells, tokens, patch_size)``."""
         shift, scale = self.adaLN_modulation(context)[:, None].chunk(2, dim=-1)
         return self.linear(self.norm(x) * (1 + scale) + shift)
 
@@ -151,22 +145,11 @@ class GenePatches(nn.Module):
         self.proj = nn.Linear(patch_size, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(cells, genes)`` to ``(cells, tokens, width)``."""
         return self.proj(x.unflatten(1, (-1, self.patch_size)))
 
 
 class NoisePredictor(nn.Module):
-    """The diffusion transformer over gene patches, which predicts the noise.
-
-    Parameters
-    ----------
-    n_genes
-        A multiple of the patch size.
-    patch_size, width, n_layers, n_heads
-        Published sizes by default.
-    white_box
-        Whether blocks are white-box ones.
-    """
+    """The diffusion transformer over gene patches, which predicts the noise; published sizes by default."""
 
     def __init__(
         self,
@@ -186,7 +169,6 @@ class NoisePredictor(nn.Module):
         self.final_layer = FinalLayer(width, patch_size)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Predict the noise in ``x_t (cells, genes)`` at timesteps ``(cells,)``."""
         context = self.t_embedder(t)
         x = self.x_embedder(x_t) + self.pos_embed
         for block in self.blocks:

@@ -1,20 +1,22 @@
-"""Do generated cells have the conditions that they were asked to have? Asked of a simulated world, where this is known.
+"""Do generated cells have the conditions that they were asked to have? Asked of simulated worlds, where this is known.
 
     python -m benchmarks.studies.known_world
-    python -m benchmarks.studies.known_world --models SCLDM NB-copula --seeds 0 1 2
+    python -m benchmarks.studies.known_world --worlds known_world --models SCLDM NB-copula --seeds 0 1 2
     python -m benchmarks.studies.known_world --models 'SCLDM, guidance 1.5={"generate": {"guidance_scale": 1.5}}'
 
-Cells have a type and a condition. Their counts are negative binomial; a condition multiplies 20 genes by e, and goes
-along with some types. The classifier knows the world: it finds the type and condition under which a cell is most
-likely. The study counts how often these are the requested ones, for fresh cells of the world (the floor), generated
-cells, and training cells that were encoded and decoded (SCLDM's autoencoder alone). Adds to
-``results/known_world.csv`` and writes ``results/known_world.md``.
+Cells have a type and a second label. Their counts are negative binomial; the second label multiplies 20 genes by e. The
+classifier knows the world: it finds the labels under which a cell is most likely. The study counts how often these are
+the requested ones, for fresh cells of the world (the floor), generated cells, and training cells that were encoded and
+decoded (SCLDM's autoencoder alone). There are two worlds: *known_world* has ten combinations of type and condition, four
+of them rare; *many_labels* has 20 types and 50 donors, of whose 1,000 combinations 100 have training cells. Models also
+draw those that no training cell has; baselines cannot. Each world has a table and a summary in ``results``.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -31,15 +33,23 @@ from benchmarks.runner import options, run, start, write_summary
 from benchmarks.tables import REAL, markdown_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from benchmarks.quality.methods import Variant
 
-LABELS = ("type", "condition")
 UNCHANGED = "control"
 AUTOENCODER, GENERATED = "encoded and decoded", "generated"
+#: Combinations should come out right this often, relative to real cells.
+GOAL = 0.95
+GUIDANCE_SCALE = 1.5
+N_SHIFTED = 20
+TYPE_SPREAD = 0.5  # standard deviation of a type's log means around the shared ones
+INVERSE_DISPERSION = 2.0
+COUNTS_PER_GENE, SIZE_SPREAD = 2.0, 0.3  # median, and standard deviation of the logarithm between cells
+N_NODES = 15  # of the integral over the sizes of cells
+BLOCK = 500  # cells that are classified at once
 
 #: Training cells of each type and condition: types of many cells with both, and rare types.
 N_TRAIN = {
@@ -54,31 +64,17 @@ N_TRAIN = {
     ("rare, 20 cells", "control"): 20,
     ("rare, 30 cells", "treated"): 30,
 }
-#: Cells of each type and condition that are generated, and drawn from the world for the floor.
-N_JUDGED = 500
-#: Combinations with as many training cells should come out right this often, relative to real cells.
-ENOUGH_CELLS, GOAL = 50, 0.95
-
-N_SHIFTED = 20
-TYPE_SPREAD = 0.5  # standard deviation of a type's log means around the shared ones
-INVERSE_DISPERSION = 2.0
-COUNTS_PER_GENE, SIZE_SPREAD = 2.0, 0.3  # median, and standard deviation of the logarithm between cells
-N_NODES = 15  # of the integral over the sizes of cells
-BLOCK = 500  # cells that are classified at once
+N_TYPES, N_DONORS, TYPES_PER_DONOR = 20, 50, 2
+SMALLEST, LARGEST = 5, 250  # training cells of a combination, evenly spread on the scale of the logarithm
+#: Combinations of many labels by their number of training cells: the first number of each group.
+GROUPS = {"no": 0, "5 to 19": 5, "20 to 49": 20, "50 or more": 50}
 
 
 @dataclass(frozen=True)
 class World:
-    """Known means of each combination of two labels.
+    """Known mean counts ``(combinations, genes)`` of each combination of two labels, in a cell of the median size.
 
-    Parameters
-    ----------
-    labels
-        Names of the labels: that of the type, and that of what changes some genes in all types.
-    combinations
-        Their values.
-    means
-        Mean counts of each combination, ``(combinations, genes)``, in a cell of the median size.
+    The first label is the type, the second changes some genes in all types.
     """
 
     labels: tuple[str, str]
@@ -86,14 +82,7 @@ class World:
     means: NDArray[np.float64]
 
     @classmethod
-    def draw(
-        cls,
-        n_genes: int,
-        seed: int,
-        *,
-        labels: tuple[str, str] = LABELS,
-        combinations: Iterable[tuple[str, str]] = N_TRAIN,
-    ) -> World:
+    def draw(cls, n_genes: int, seed: int, labels: tuple[str, str], combinations: Iterable[tuple[str, str]]) -> World:
         """Draw the means: each value of the second label but `UNCHANGED` multiplies `N_SHIFTED` genes by e."""
         rng, combinations = np.random.default_rng([seed, 0]), list(combinations)
         types, states = (list(dict.fromkeys(values)) for values in zip(*combinations, strict=True))
@@ -144,62 +133,118 @@ class World:
         return shares.assign(**dict(zip(self.labels, combinations[shares.index].T, strict=True)))
 
 
-def study(model: str, seed: int, n_genes: int, variant: Variant | None) -> pd.DataFrame:
+def draw_sizes(seed: int) -> dict[tuple[str, str], int]:
+    """Draw the number of training cells of each combination; each type has as many donors as any other."""
+    rng = np.random.default_rng([seed, 2])
+    sizes = {(f"type {kind}", f"donor {donor}"): 0 for kind, donor in product(range(N_TYPES), range(N_DONORS))}
+    n_rounds = N_DONORS * TYPES_PER_DONOR // N_TYPES
+    types = np.concatenate([rng.permutation(N_TYPES) for _ in range(n_rounds)]).reshape(N_DONORS, TYPES_PER_DONOR)
+    for donor, kinds in enumerate(types):
+        for kind in kinds:
+            sizes[f"type {kind}", f"donor {donor}"] = round(np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST))))
+    return sizes
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a world has: labels, training cells of each combination by seed, genes, and cells to judge.
+
+    Of each combination with training cells, the first number of `judged` is judged, of others the second. With
+    `is_grouped`, combinations are summed up by their number of training cells, and models draw with guidance, too.
+    """
+
+    labels: tuple[str, str]
+    sizes: Callable[[int], dict[tuple[str, str], int]]
+    n_genes: int
+    judged: tuple[int, int]
+    is_grouped: bool = False
+    key: dict[str, int] = field(default_factory=dict)  # more of it in the table
+
+
+WORLDS = {
+    "known_world": Question(("type", "condition"), lambda _: N_TRAIN, 100, (500, 500), key={"n_genes": 100}),
+    "many_labels": Question(("type", "donor"), draw_sizes, 300, (40, 5), is_grouped=True),
+}
+
+
+def study(question: Question, model: str, seed: int, variant: Variant | None) -> pd.DataFrame:
     """Train a model or a baseline (no `variant`) on a world's cells, and judge the cells of every combination."""
-    world, rng = World.draw(n_genes, seed), np.random.default_rng([seed, 1])
-    n_train, n_judged = np.array(list(N_TRAIN.values())), np.full(len(N_TRAIN), N_JUDGED)
-    split = Split(world.cells(n_train, rng), world.cells(n_judged, rng), LABELS)
-    found = {REAL: split.held_out.X}
+    sizes, labels = question.sizes(seed), question.labels
+    n_train = np.array(list(sizes.values()))
+    world, rng = World.draw(question.n_genes, seed, labels, sizes), np.random.default_rng([seed, 1])
+    train, (with_cells, without) = world.cells(n_train, rng), question.judged
+    n_each, n_seen = np.where(n_train > 0, with_cells, without), np.where(n_train > 0, with_cells, 0)
+    every = Split(train, world.cells(n_each, rng), labels)
+    seen = every if (n_each == n_seen).all() else Split(train, world.cells(n_seen, rng), labels)
+
+    started = time.process_time()
+    found = {REAL: (every.held_out.X, n_each)}
     if variant is None:
-        found[GENERATED] = BASELINES[model](split.train, split.train_labels, split.held_out_labels, seed)
+        drawn = BASELINES[model](train, seen.train_labels, seen.held_out_labels, seed)
+        found[GENERATED] = drawn, n_seen
     else:
-        trained = train_model(split, variant, seed)
-        found[GENERATED] = draw_counts(trained, split, variant, seed)
+        trained = train_model(every, variant, seed)
+        found[GENERATED] = draw_counts(trained, every, variant, seed), n_each
+        if question.is_grouped:
+            guided = {**variant, "generate": {"guidance_scale": GUIDANCE_SCALE}}
+            found[f"guidance {GUIDANCE_SCALE}"] = draw_counts(trained, every, guided, seed), n_each
         if hasattr(trained, "get_reconstruction") and "generate" not in variant:  # whose options do not change it
-            found[AUTOENCODER] = draw_counts(trained, split, {**variant, "draw": IDEAL_PRIOR}, seed)
-    tables = [world.judge(counts, n_judged).assign(n_train=n_train, cells=name) for name, counts in found.items()]
-    return pd.concat(tables).assign(settings=json.dumps(variant) if variant else "")
+            found[AUTOENCODER] = draw_counts(trained, seen, {**variant, "draw": IDEAL_PRIOR}, seed), n_seen
+    minutes = (time.process_time() - started) / 60
+
+    tables = []
+    for cells, (counts, n_judged) in found.items():
+        judged = world.judge(counts, n_judged)
+        judged["n_train"] = n_train[judged.index]
+        if question.is_grouped:
+            group = pd.cut(judged["n_train"], [*GROUPS.values(), np.inf], right=False, labels=list(GROUPS))
+            scores = ["confirmed", *(f"right_{label}" for label in labels)]
+            judged = judged.groupby(group, observed=True)[scores].mean().rename_axis("n_train").reset_index()
+        tables.append(judged.assign(cells=cells))
+    return pd.concat(tables).assign(cpu_minutes=minutes, settings=json.dumps(variant) if variant else "")
 
 
 def summarise(table: pd.DataFrame) -> str:
-    """Write one table per number of genes: how often each combination is confirmed, means over seeds."""
-    parts = [
-        "How often a classifier that knows the world finds the requested type and condition, means over seeds. "
-        f"**Bold**: at least {GOAL} of what real cells score. Written by `python -m benchmarks.studies.known_world`.",
-        "",
-    ]
-    for n_genes, rows in table.groupby("n_genes", sort=False):
-        rows = rows.assign(column=np.where(rows["cells"] == REAL, REAL, rows["model"] + ", " + rows["cells"]))
-        index = [*LABELS, "n_train"]
-        means = rows.pivot_table(index=index, columns="column", values="confirmed", sort=False)
-        columns = [REAL, *means.columns.drop(REAL)]
-        lines = [[" ".join(name), str(n_train), *_numbers(row[columns])] for (*name, n_train), row in means.iterrows()]
-        frequent = means[means.index.get_level_values("n_train") >= ENOUGH_CELLS]
-        for name, some in ((f"mean, {ENOUGH_CELLS} or more", frequent), ("mean, fewer", means.drop(frequent.index))):
-            lines.append([name, "", *_numbers(some.mean()[columns])])
-        seeds = ", ".join(map(str, sorted(rows["seed"].unique())))
-        parts += [f"**{n_genes} genes**, seeds {seeds}", ""]
-        parts += [markdown_table(["", "training cells", *columns], lines), ""]
-    return "\n".join(parts)
-
-
-def _numbers(row: pd.Series) -> list[str]:
-    real, *others = row
-    marked = [f"**{value:.3f}**" if value >= GOAL * real else f"{value:.3f}" for value in others]
-    return [f"{real:.3f}", *("" if np.isnan(value) else text for value, text in zip(others, marked, strict=True))]
+    """Write how often each combination, or group of them, is confirmed, means over seeds."""
+    column = np.where(table["cells"] == REAL, REAL, table["model"] + ", " + table["cells"])
+    index = [name for name in ("type", "condition", "n_train") if name in table]
+    means = table.assign(column=column).pivot_table(index=index, columns="column", values="confirmed", sort=False)
+    columns = [REAL, *means.columns.drop(REAL)]
+    lines = []
+    for name, (real, *others) in zip(means.index, means[columns].to_numpy(), strict=True):
+        marked = [f"**{value:.3f}**" if value >= GOAL * real else f"{value:.3f}" for value in others]
+        shown = ["" if np.isnan(value) else text for value, text in zip(others, marked, strict=True)]
+        lines.append([name if isinstance(name, str) else ", ".join(map(str, name)), f"{real:.3f}", *shown])
+    seeds = table.groupby("model")["seed"].nunique()
+    return "\n".join(
+        [
+            "How often a classifier that knows the world finds both requested labels, means over seeds "
+            f"({', '.join(f'{model} {n}' for model, n in seeds.items())}), by training cells. **Bold**: at least {GOAL} "
+            "of what real cells score. Written by `python -m benchmarks.studies.known_world`.",
+            "",
+            markdown_table(["training cells", *columns], lines),
+            "",
+        ]
+    )
 
 
 def main() -> None:
     """Run from the command line."""
     parser = options(__doc__)
+    parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
     parser.add_argument("--models", nargs="+", default=["SCLDM", "SCRDIT"], help=KNOWN)
-    parser.add_argument("--genes", type=int, default=100, help="number of genes")
     chosen = start(parser)
     variants = choose_methods(chosen.models)
-    cases = [{"model": model, "seed": seed, "n_genes": chosen.genes} for seed, model in product(chosen.seeds, variants)]
-    path = chosen.results / "known_world.csv"
-    run(path, cases, lambda model, **case: study(model, **case, variant=variants[model]))
-    write_summary(path, summarise)
+    for name in chosen.worlds:
+        question = WORLDS[name]
+        cases = [{"model": model, "seed": seed, **question.key} for seed, model in product(chosen.seeds, variants)]
+
+        def measure(model: str, seed: int, question: Question = question, **_: int) -> pd.DataFrame:
+            return study(question, model, seed, variants[model])
+
+        path = chosen.results / f"{name}.csv"
+        run(path, cases, measure)
+        write_summary(path, summarise)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from benchmarks.studies.end_to_end import costs_of, quality_of
-from benchmarks.studies.known_world import GENERATED
+from benchmarks.studies.known_world import GENERATED, GROUPS
 from benchmarks.studies.learning_curves import COSTS, DEFAULT, METHODS, columns_of, of_default_world
-from benchmarks.studies.many_labels import GROUPS
 from benchmarks.studies.perturbation import NAMES
 from benchmarks.studies.world import N_GENES
 from benchmarks.tables import REAL, markdown_table

@@ -54,33 +54,15 @@ TRAIN, HELD_OUT, FLOOR, SPACE = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class World:
-    """Everything that decides how cells are drawn.
-
-    Attributes
-    ----------
-    genes, types
-        Names.
-    shares
-        Of the types, ``(types,)``.
-    profiles
-        Share of each gene in the counts of a cell, ``(donors, types, genes)``; rows sum to 1.
-    inverse_dispersion
-        Of each gene's negative binomial, ``(genes,)``.
-    programmes
-        Of each type: correlations of the genes' quantiles with its programmes, ``(genes, programmes)``.
-    log_size
-        Mean and standard deviation of the logarithm of the total counts, ``(types, 2)``.
-    seed
-        Of every draw.
-    """
+    """Everything that decides how cells are drawn."""
 
     genes: NDArray[np.str_]
     types: NDArray[np.str_]
-    shares: NDArray[np.float64]
-    profiles: NDArray[np.float64]
-    inverse_dispersion: NDArray[np.float64]
-    programmes: list[NDArray[np.float64]]
-    log_size: NDArray[np.float64]
+    shares: NDArray[np.float64]  # of the types
+    profiles: NDArray[np.float64]  # share of each gene in the counts of a cell, (donors, types, genes)
+    inverse_dispersion: NDArray[np.float64]  # of each gene's negative binomial
+    programmes: list[NDArray[np.float64]]  # of each type: correlations of quantiles, (genes, programmes)
+    log_size: NDArray[np.float64]  # mean and standard deviation of the log totals, (types, 2)
     seed: int
 
     @classmethod
@@ -91,9 +73,6 @@ class World:
         have its programmes and library sizes, but each changes its genes in its own way.
         """
         adata = load(source)
-        if n_genes > adata.n_vars:
-            msg = f"`n_genes` is {n_genes}, but {source!r} has {adata.n_vars} genes."
-            raise ValueError(msg)
         adata = adata[:, most_variable(adata.layers["counts"], n_genes)]
         counts = adata.layers["counts"].toarray().astype(np.float64)
         types, codes, n_of_type = np.unique(adata.obs["cell_type"].astype(str), return_inverse=True, return_counts=True)
@@ -111,9 +90,6 @@ class World:
         frequent = np.where(rare > 0, 0, n_of_type)
         shares = rare + (1 - rare.sum()) * frequent / frequent.sum()
         n_types = len(types) if n_types is None else n_types
-        if n_types < len(types):
-            msg = f"`n_types` is {n_types}, but {source!r} has {len(types)} types."
-            raise ValueError(msg)
         parents = np.sort([*np.flatnonzero(rare), *np.resize(np.flatnonzero(rare == 0), n_types - (rare > 0).sum())])
         n_subtypes = np.bincount(parents)
         own = np.random.default_rng([seed, 2]).standard_normal((n_types, n_genes))
