@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.quality.splits import CHOSEN_ON, DATASETS, HELD_BACK, heading
-from benchmarks.tables import markdown_table
+from benchmarks.tables import REAL, markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -170,28 +170,6 @@ HELD_BACK_DATASETS = tuple(name for name, dataset in DATASETS.items() if dataset
 UNTOUCHED = tuple(name for name, dataset in DATASETS.items() if dataset.use != CHOSEN_ON)
 PANEL = "osmfish_cortex"
 FEW_CELLS = ("pbmc3k:300", "paul15:300", "kang_ifnb:1000")
-#: Names of a model and a variant of it, by page and mark.
-VARIANTS = {
-    ("docs/user_guide/scldm.md", "genes"): {
-        "SCLDM": "SCLDM of these genes",
-        "SCLDM-whole-panel": "SCLDM of the whole panel",
-    },
-    ("docs/user_guide/scrdit.md", "published"): {
-        "SCRDIT": "default",
-        "SCRDIT-profiles": '`path="vp_linear"`',
-        "SCRDIT-published-30": "published size, 30 epochs",
-        "SCRDIT-published-90": "published size, 90 epochs",
-        "SCRDIT-published-180": "published size, 180 epochs",
-    },
-    **{
-        (f"docs/user_guide/{name.lower()}.md", "paths"): {
-            name: f'{name}, `path="masking"`',
-            f"{name}-profiles": f'{name}, `path="vp_linear"`',
-        }
-        for name in ("SCRDIT", "WBDIT")
-    },
-}
-REAL_CELLS = "real cells"
 
 
 def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
@@ -204,13 +182,11 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
         "untouched": summarise_untouched(table, METHODS_IN_README),
     }
     few_cells = summarise_methods(table, FEW_CELLS, ("SCLDM", "SCRDIT", "NB-copula"))
-    variants = {place: summarise_variant(table, names) for place, names in VARIANTS.items()}
     strengths = summarise_metric(table, "within_label_slope", STRENGTHS, "{:.2f}".format)
     nearness = summarise_metric(table, "nearer_than_held_out", NEARNESS, lambda share: f"{100 * share:.1f} %")
     table = table[table["dataset"].isin(DATASETS_IN_SHORT) & table["method"].isin(METHODS_IN_SHORT)]
     return {
         **{("docs/comparison.md", mark): text for mark, text in others.items()},
-        **variants,
         ("docs/comparison.md", "strengths"): strengths,
         ("README.md", "quality"): summarise_methods(table, DATASETS_IN_SHORT, METHODS_IN_README, figures=IN_README),
         ("docs/comparison.md", "quality"): in_short,
@@ -219,18 +195,10 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     }
 
 
-def summarise_variant(table: pd.DataFrame, names: Mapping[str, str]) -> str:
-    """Compare a model with a variant of it, the last of the names, on the splits that the variant has."""
-    is_variant = table["method"] == list(names)[-1]
-    table = table[is_variant.groupby([table["dataset"], table["seed"]]).transform("any")]
-    return summarise_methods(table, table["dataset"].unique(), tuple(names), names)
-
-
 def summarise_methods(
     table: pd.DataFrame,
     datasets: Sequence[str],
     methods: Sequence[str],
-    names: Mapping[str, str] = IN_WORDS,
     figures: Mapping[str, str] = IN_SHORT,
 ) -> str:
     """Write one row per data set and method: the most informative figures, and the seeds if their number differs."""
@@ -244,8 +212,8 @@ def summarise_methods(
         columns = [_column(rows[rows["metric"] == metric]) for metric in figures]
         if seeds_differ:
             columns.append(rows.groupby("method")["n_seeds"].max().astype(str).to_dict())
-        for method in (REAL_CELLS, *(method for method in methods if method in set(rows["method"]))):
-            name = f"**{dataset}**: {REAL_CELLS}" if method == REAL_CELLS else names.get(method, method)
+        for method in (REAL, *(method for method in methods if method in set(rows["method"]))):
+            name = f"**{dataset}**: {REAL}" if method == REAL else IN_WORDS.get(method, method)
             lines.append([name, *(column.get(method, "") for column in columns)])
     return markdown_table([*header, "seeds"] if seeds_differ else header, lines)
 
@@ -269,10 +237,10 @@ def summarise_metric(table: pd.DataFrame, metric: str, names: Mapping[str, str],
     shown = table[(table["metric"] == metric) & table["dataset"].isin(DATASETS) & table["method"].isin(names)]
     lines = []
     for dataset, rows in means_over_seeds(shown).groupby("dataset", sort=False):
-        values = {REAL_CELLS: rows["floor"].mean(), **rows.set_index("method")["value"]}
-        numbers = (values.get(method, np.nan) for method in (REAL_CELLS, *names))
+        values = {REAL: rows["floor"].mean(), **rows.set_index("method")["value"]}
+        numbers = (values.get(method, np.nan) for method in (REAL, *names))
         lines.append([dataset, *("" if np.isnan(number) else form(number) for number in numbers)])
-    return markdown_table(["", REAL_CELLS, *names.values()], lines)
+    return markdown_table(["", REAL, *names.values()], lines)
 
 
 def _column(of_metric: pd.DataFrame) -> dict[str, str]:
@@ -286,7 +254,7 @@ def _column(of_metric: pd.DataFrame) -> dict[str, str]:
     values = {
         method: f"**{value:.2f}**" if first[method] else f"{value:.2f}" for method, value in of_metric["value"].items()
     }
-    return {REAL_CELLS: f"{of_metric['floor'].mean():.2f}", **values}
+    return {REAL: f"{of_metric['floor'].mean():.2f}", **values}
 
 
 def _number(value: float, *, bold: bool = False) -> str:
