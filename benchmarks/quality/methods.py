@@ -27,13 +27,12 @@ if TYPE_CHECKING:
 
 MODELS = ("SCLDM", "SCRDIT", "WBDIT")
 COSTS_KEY = "costs"
-PARTS = ("class", "train", "generate", "draw", "genes", "trainings")
+PARTS = ("class", "train", "generate", "draw", "genes")
 IDEAL_PRIOR = "ideal-prior"
 
 #: Class and arguments of a model: ``{"class": ..., "model": {...}, "train": {...}, "generate": {...}, "draw": ...,
-#: "genes": ..., "trainings": ...}``. ``"draw"`` may be ``"ideal-prior"`` (decoded latents of training cells). With
-#: ``"genes": "all"``, the model learns and draws the whole panel; the split's genes are judged. Of several trainings,
-#: each draws an equal share of the cells.
+#: "genes": ...}``. ``"draw"`` may be ``"ideal-prior"`` (decoded latents of training cells). With ``"genes": "all"``, the
+#: model learns and draws the whole panel; the split's genes are judged.
 Variant = dict[str, Any]
 
 VARIANTS: dict[str, Variant] = {name: {"class": name} for name in MODELS}
@@ -123,13 +122,6 @@ def draw_counts(model: Any, split: Split, variant: Variant, seed: int) -> np.nda
     return cells.X
 
 
-def mix(draws: Sequence[np.ndarray | sp.csr_matrix], seed: int) -> sp.csr_matrix:
-    """Take every cell from one of several draws, about as many from each."""
-    rows = np.arange(draws[0].shape[0])
-    which = np.random.default_rng(seed).permutation(rows % len(draws))
-    return sp.vstack([sp.csr_matrix(counts) for counts in draws]).tocsr()[which * len(rows) + rows]
-
-
 def draw(split: Split, seed: int, method: str, variant: Variant | None) -> ad.AnnData:
     """Train a method on one thread, draw cells, and record the cost."""
     torch.set_num_threads(1)
@@ -138,9 +130,9 @@ def draw(split: Split, seed: int, method: str, variant: Variant | None) -> ad.An
         counts = BASELINES[method](split.train, split.train_labels, split.held_out_labels, seed)
         trained = time.process_time()
     else:
-        models = [train_model(split, variant, seed + n) for n in range(variant.get("trainings", 1))]
+        model = train_model(split, variant, seed)
         trained = time.process_time()
-        counts = mix([draw_counts(model, split, variant, seed) for model in models], seed)
+        counts = draw_counts(model, split, variant, seed)
     obs = held_out_conditions(split).assign(**{LABEL: split.held_out_labels})
     cells = ad.AnnData(sp.csr_matrix(counts), obs=obs, var=split.train.var[[]].copy())
     cells.uns[COSTS_KEY] = {

@@ -1,16 +1,9 @@
-"""CellFlow (Klein et al. 2025), package cellflow-tools (github.com/theislab/CellFlow), for studies of perturbations.
+"""CellFlow (Klein et al. 2025), package cellflow-tools (github.com/theislab/CellFlow), for the study of perturbations.
 
-Its settings are those of its tutorial on cytokines: 100 principal components of log-normalised values, optimal
-transport between the control and the perturbed cells of each group, which is a cell type, or one of a donor (`epsilon`
-0.5), a flow with noise 0.5. The size is not. The tutorial's networks (layers of 2 048 and 4 096 units) take 4.4 seconds
-a step on one core, so its 500 000 steps would take a month. Here all layers are an eighth as wide, batches have 256
-cells instead of 1 024, and Adam takes each step (learning rate 5e-4) instead of every twentieth (5e-5). Two choices
-were made on left-out B cells, by their energy distance: 5 000 steps (1.6; 2.0 with 15 000), and that the flow sees no
-cell type (1.8 if it sees the mean of the type's control cells; it must be known for a type that was never seen
-perturbed). Genes of sets are one-hot codes.
-
-It refuses groups without perturbed cells, so it learns from the others alone. Its training cannot be stopped by time.
-JAX uses one thread.
+Settings of its tutorial on cytokines, but all layers are an eighth as wide, because the tutorial's would take a month on
+a core; batches have 256 cells instead of 1 024, and Adam takes each step (learning rate 5e-4) instead of every twentieth
+(5e-5). Chosen on left-out B cells: 5 000 steps, and no cell type. It refuses groups without perturbed cells, so it
+learns from the others alone. Its training cannot be stopped by time. JAX uses one thread.
 """
 
 from __future__ import annotations

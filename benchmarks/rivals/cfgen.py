@@ -1,11 +1,9 @@
 """CFGen (github.com/theislab/CFGen; Palma et al. 2025), trained and sampled by its own classes.
 
-Its settings are those that its repository has for ``pbmc3k``, which is as large as our sets: an autoencoder with 50
-latent dimensions for 300 epochs, then the small flow-matching network for 1 500 epochs with batches of 64 cells. Labels
-with several keys are one covariate. As in its notebooks, library sizes are those of real cells, and guidance weighs 1.
-
-What differs from its scripts: it runs on a CPU, without anomaly detection, loader processes or Weights & Biases, and
-the tenth of the cells that it sets aside for validation is used although it is smaller than a batch.
+Settings that its repository has for ``pbmc3k``, which is as large as our sets. Labels with several keys are one
+covariate. As in its notebooks, library sizes are those of real cells, and guidance weighs 1. What differs from its
+scripts: it runs on a CPU, without anomaly detection, loader processes or Weights & Biases, and the tenth of the cells
+that it sets aside for validation is used although it is smaller than a batch.
 """
 
 from __future__ import annotations

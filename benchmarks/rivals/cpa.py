@@ -1,16 +1,10 @@
-"""CPA (Lotfollahi et al. 2023) of the package cpa-tools (github.com/theislab/cpa), for the studies of perturbations.
+"""CPA (Lotfollahi et al. 2023) of the package cpa-tools (github.com/theislab/cpa), for the study of perturbations.
 
-Its settings are those of its tutorials. For one perturbation, this is the tutorial on the data set and question of
-`studies/perturbation.py`: 64 latent dimensions, negative binomial counts, an encoder of 128 units and a decoder of 512;
-the autoencoder alone for 30 epochs, then against classifiers of condition and cell type. For sets of genes, it is the
-one on Norman et al. 2019. At most 2 000 epochs; every 5 epochs some of the training cells are judged (a tenth, or 15 %
-in the second tutorial), and after 5 such looks without a better figure the training ends, and the best state is kept.
-The tutorials compute this figure on marker genes, and here all of the study's genes count. Batches have 128 cells
-instead of 512, or 64 instead of 2 048, which gives an epoch about as many steps as the tutorial's, on fewer cells. On
-left-out B cells this is better than 512 (energy distance 1.8 instead of 3.7).
-
-A control cell is predicted as CPA's documentation has it: its counts, with the label of the other condition. These
-cells belong to the split that is not trained on. They take the place that the left-out cells have in the tutorial.
+Settings of its tutorials (``cpa.json``): for one perturbation, that on the question of `studies/perturbation.py`; for
+sets of genes, that on Norman et al. 2019. Early stopping looks at all genes instead of marker genes. Batches are
+smaller, which gives an epoch about as many steps as the tutorial's, on fewer cells. A control cell is predicted as CPA's
+documentation has it: its counts, with the label of the other condition. These cells belong to the split that is not
+trained on, in place of the left-out cells of the tutorial.
 """
 
 from __future__ import annotations

@@ -1,14 +1,10 @@
 """scDiffusion (github.com/EperLuo/scDiffusion; Luo et al. 2024), trained and sampled by its own scripts.
 
-Its settings are the defaults of its scripts and README: an autoencoder of log-normalised values (150 000 steps), a
-denoiser of its latents (600 000 steps) and a classifier of noised latents, for guidance (200 000 steps); batches of 128
-cells, 1 000 DDPM steps, guidance in the last 500. Labels with several keys are the classes of one classifier. All
-requested cells are decoded together, because its decoder normalises by the batch, as in its notebooks.
-
-What differs: the autoencoder learns from these cells alone, not from SCimilarity's weights; genes are not filtered a
-second time; the learning rate of the denoiser falls to zero over the steps that the time allows. On a CPU, without MPI:
-batches come from memory, `DistributedDataParallel` returns the classifier itself, and `mpi4py` is one process. The
-authors' fixed seed is replaced by ours.
+Settings are the defaults of its scripts and README. All requested cells are decoded together, because its decoder
+normalises by the batch. What differs: the autoencoder learns from these cells alone, not from SCimilarity's weights;
+genes are not filtered a second time; the learning rate of the denoiser falls to zero over the steps that the time
+allows. On a CPU, without MPI: batches come from memory, `DistributedDataParallel` returns the classifier itself, and
+`mpi4py` is one process. The authors' fixed seed is replaced by ours.
 """
 
 from __future__ import annotations
@@ -43,14 +39,6 @@ BATCH_SIZE = 128
 NEVER = {"log_interval": sys.maxsize, "save_interval": sys.maxsize}
 
 
-def stand_in_for_mpi() -> None:
-    """Make `mpi4py` one process."""
-    alone = types.SimpleNamespace(
-        rank=0, size=1, Get_rank=lambda: 0, Get_size=lambda: 1, bcast=lambda value, **_: value
-    )
-    sys.modules["mpi4py"] = types.SimpleNamespace(MPI=types.SimpleNamespace(COMM_WORLD=alone))
-
-
 def batches(cells: NDArray, classes: NDArray) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
     """Yield shuffled batches without end, as the repository's loader does."""
     cells, classes = torch.from_numpy(cells), torch.from_numpy(classes)
@@ -78,7 +66,9 @@ def affordable_steps(train: Callable[[int], Any], task: Task, network: str) -> i
 
 def draw(task: Task) -> Drawn:
     """Train the three networks and draw the requested cells."""
-    stand_in_for_mpi()
+    alone = {"rank": 0, "size": 1, "Get_rank": lambda: 0, "Get_size": lambda: 1, "bcast": lambda value, **_: value}
+    communicator = types.SimpleNamespace(COMM_WORLD=types.SimpleNamespace(**alone))
+    sys.modules["mpi4py"] = types.SimpleNamespace(MPI=communicator)  # one process
     sys.path[:0] = [str(task.repository), str(task.repository / "VAE")]
     os.environ |= {"OPENAI_LOG_FORMAT": "", "OPENAI_LOGDIR": str(task.folder)}
     os.chdir(task.folder)  # its scripts write beside the working directory

@@ -1,12 +1,9 @@
 """scGen (Lotfollahi et al. 2019) of the package pertpy (github.com/scverse/pertpy), for `studies/perturbation.py`.
 
-Its settings are those of its tutorial, which are the defaults of its class: 100 latent dimensions, two layers of 800
-units, dropout 0.2; at most 100 epochs with batches of 32 cells, and an end after 25 epochs without a better validation
-loss. It learns log-normalised values of the study's genes. The shift in the latent space is what `predict` computes,
-with equally many cells of each type, between all stimulated and all control cells, so that the left-out type is only
-among the latter.
-
-`predict` draws from generators without a seed; they are replaced by one with ours. JAX uses one thread.
+Settings of its tutorial, which are the defaults of its class; it learns log-normalised values of the study's genes. The
+shift in the latent space is what `predict` computes between all stimulated and all control cells, with equally many
+cells of each type. `predict` draws from generators without a seed; they are replaced by one with ours. JAX uses one
+thread.
 """
 
 from __future__ import annotations

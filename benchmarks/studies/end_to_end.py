@@ -54,13 +54,8 @@ SIDES = (REAL, GENERATED)
 def run_stopped(command: list[str], record: Path, stops: tuple[int, ...] = ()) -> dict[str, float]:
     """Run a command, stop it after each of these seconds and run it again; return what it cost in all.
 
-    Costs are kept in the file ``record``. If this study is stopped and called again, they add up. Peak memory is that
+    Costs are kept in the file ``record``: if this study is stopped and called again, they add up. Peak memory is that
     of the first process.
-
-    Raises
-    ------
-    subprocess.CalledProcessError
-        If it fails.
     """
     logger.info("$ %s", shlex.join(command[2:]))
     costs = json.loads(record.read_text()) if record.exists() else dict.fromkeys([*COSTS, "n_stopped"], 0)

@@ -258,18 +258,6 @@ def latent_arithmetic(trained: Trained) -> ad.AnnData:
     return case.cells(PERTURBED, counts.numpy())
 
 
-def linear_additive(trained: Trained) -> ad.AnnData:
-    """Shift control cells by the perturbation's effect in a linear model with one effect per cell type and one for it.
-
-    Every cell counts equally, so large types weigh more than in the mean shift. Negative values become zero.
-    """
-    case = trained.case
-    is_perturbed = (case.train.obs[CONDITION] == PERTURBED).to_numpy()
-    design = np.column_stack([pd.get_dummies(case.train.obs[CELL_TYPE]), is_perturbed]).astype(float)
-    effect = np.linalg.lstsq(design, log_normalise(case.train.X), rcond=None)[0][-1]
-    return as_log_cells(log_normalise(case.control.X) + effect, case.obs(PERTURBED), case.train.var.copy())
-
-
 def proportional(trained: Trained) -> ad.AnnData:
     """Shift control cells by the mean change at the other hour, in proportion to the hours."""
     case, hour = trained.case, trained.case.asked[TREATED][HOURS]
@@ -317,7 +305,6 @@ RIVAL_METHODS = tuple(f"{rival}{ending}" for rival in RIVALS for ending in ("", 
 #: Methods of each question.
 METHODS: dict[str, dict[str, Callable[[Trained], ad.AnnData]]] = {
     "types": {
-        "linear_additive": linear_additive,
         "latent_arithmetic": latent_arithmetic,
         "scldm_transport": transport,
         "scldm_transport_new_counts": transport_with_new_counts,
