@@ -140,6 +140,9 @@ class RunOptions:
         own = {each.name for each in fields(cls)}
         of_trainer = {name: options.pop(name) for name in [*options] if name not in own}
         folder = None if checkpoint_dir is None else Path(checkpoint_dir).expanduser()
+        if folder is not None and any(place.is_file() for place in (folder, *folder.parents)):
+            msg = f"`checkpoint_dir` must be a folder, but {folder} or a part of it is a file."
+            raise NotADirectoryError(msg)
         others = {"checkpoint_dir": folder, "deadline": _deadline_after(max_time), "of_trainer": of_trainer}
         chosen = cls(**options, **others, callbacks=callbacks)
         if (precision := chosen.check().precision) not in PRECISIONS:  # weights have single precision
