@@ -25,7 +25,7 @@ def diverged(make_trained):
     return model
 
 
-DIVERGES = {"learning_rate": 1e30, "gradient_clip": 0}
+DIVERGES = {"learning_rate": 1e300, "gradient_clip": 0}
 QUICK = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
 
 
