@@ -78,11 +78,10 @@ def test_the_counterfactual_converges_to_the_exact_map(name, order):
 
 @pytest.mark.parametrize("name", ["euler", "midpoint", "heun"])
 @pytest.mark.parametrize("n_steps", [1, 3, 10])
-@pytest.mark.parametrize("strength", [0.3, 1.0])
-def test_there_and_back_returns_the_data_however_few_steps_there_are(name, n_steps, strength):
+def test_there_and_back_returns_the_data_however_few_steps_there_are(name, n_steps):
     field, x = velocity_of(OWN, STD), normal_data()
 
-    found = FlowInversion(FLOW_SAMPLERS[name].step)(field, field, x, strength=strength, n_steps=n_steps)
+    found = FlowInversion(FLOW_SAMPLERS[name].step)(field, field, x, n_steps=n_steps)
 
     assert torch.equal(found, x)
 
@@ -98,9 +97,7 @@ def test_data_are_carried_over_one_by_one(inversion):
     assert torch.equal(few, inversion(own, new, x, generators=generators())[7:9])
 
 
-@pytest.mark.parametrize(
-    ("argument", "value"), [*[("strength", value) for value in (0.0, -0.5, 1.01)], ("n_steps", 0), ("generators", None)]
-)
+@pytest.mark.parametrize(("argument", "value"), [("n_steps", 0), ("generators", None)])
 def test_an_error_names_its_argument(argument, value):
     denoiser, x = denoiser_of(OWN, STD), normal_data()
 
@@ -114,11 +111,10 @@ def test_an_error_names_its_argument(argument, value):
 @pytest.mark.parametrize("path", [*PATHS.values()])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("n_steps", [1, 7])
-@pytest.mark.parametrize("strength", [0.3, 1.0])
-def test_the_noise_of_the_data_leads_to_the_data(path, eta, n_steps, strength):
+def test_the_noise_of_the_data_leads_to_the_data(path, eta, n_steps):
     denoiser, x = denoiser_of(OWN, STD, path), normal_data()
 
-    found = NoiseInversion(eta)(denoiser, denoiser, x, strength=strength, n_steps=n_steps, generators=generators())
+    found = NoiseInversion(eta)(denoiser, denoiser, x, n_steps=n_steps, generators=generators())
 
     assert torch.equal(found, x)
 

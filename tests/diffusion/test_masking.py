@@ -96,15 +96,17 @@ def test_samples_do_not_depend_on_the_others():
     assert torch.equal(few, many[:3])
 
 
-@pytest.mark.parametrize("strength", [0.3, 1.0])
-def test_equal_predictions_return_the_same_items(strength):
-    x = with_masked(torch.poisson(100 * SHARES.expand(50, -1), torch.Generator().manual_seed(0)), torch.zeros(50))
+@pytest.mark.parametrize(("path", "depth", "n_steps"), [(PATH, 100, 10), (Masking(resolution=3_000.0), 9_000, 64)])
+def test_equal_predictions_return_the_same_items(path, depth, n_steps):
+    """In single precision, the last step would leave 0.04 of the items of deep samples masked, and lose some."""
+    denoiser = Denoiser(lambda x, t: SHARES.log().expand(len(x), -1), path, Kinds())
+    x = torch.poisson(depth * torch.ones(400, len(SHARES)), torch.Generator().manual_seed(0))
 
     moved = UnmaskingInversion()(
-        always(SHARES), always(SHARES), x, strength=strength, n_steps=10, generators=generators(50)
+        denoiser, denoiser, with_masked(x, torch.zeros(400)), n_steps=n_steps, generators=generators(400)
     )
 
-    assert torch.equal(moved[:, :-1], x[:, :-1])
+    assert torch.equal(moved[:, :-1], x)
 
 
 def test_items_of_one_distribution_become_those_of_the_other():
@@ -119,16 +121,12 @@ def test_items_of_one_distribution_become_those_of_the_other():
     assert stats.spearmanr(counts[:, 1] / counts[:, 2], moved[:, 1] / moved[:, 2]).statistic > 0.1  # residuals stay
 
 
-def test_items_seen_at_the_start_stay_and_a_prediction_sees_its_own_items():
+def test_a_prediction_sees_its_own_items():
     x = with_masked(torch.tensor([[400.0, 0]]).repeat(200, 1), torch.full((200,), 400.0))
     first, second = always(torch.tensor([1, 1e-9])), always(torch.tensor([1e-9, 1]))
     loyal = Denoiser(lambda x, t: second.field(x, t) + 500 * x[:, :-1], PATH, Kinds())  # to the first kind it sees
 
-    partly = UnmaskingInversion()(first, second, x, strength=0.1, generators=generators(200))[:, 0]
-    wholly = UnmaskingInversion()(first, loyal, x, generators=generators(200))[:, 0]
-
-    torch.testing.assert_close(partly.mean(), 400 * PATH.alpha(torch.tensor(0.9)), rtol=0.05, atol=0)
-    assert wholly.max() == 0
+    assert not UnmaskingInversion()(first, loyal, x, generators=generators(200))[:, 0].any()
 
 
 STRAIGHT = Denoiser(lambda x, t: x, LinearInterpolant(), TARGETS["data"])
@@ -149,14 +147,3 @@ STRAIGHT = Denoiser(lambda x, t: x, LinearInterpolant(), TARGETS["data"])
 def test_an_error_names_its_argument(argument, call):
     with pytest.raises(ValueError, match=f"`{argument}`"):
         call(all_masked(2, 9))
-
-
-def test_no_item_of_deep_samples_is_lost_on_the_way_back():
-    """In single precision, the last step would leave 0.04 of the items masked, so one run in 25 would lose one."""
-    path = Masking(resolution=3_000.0)
-    denoiser = Denoiser(lambda x, t: SHARES.log().expand(len(x), -1), path, Kinds())
-    x = with_masked(torch.full((400, len(SHARES)), 9_000.0), torch.zeros(400))
-
-    moved = UnmaskingInversion()(denoiser, denoiser, x, n_steps=64, generators=generators(400))
-
-    assert torch.equal(moved[:, :-1], x[:, :-1])

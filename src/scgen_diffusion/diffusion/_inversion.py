@@ -75,12 +75,11 @@ class FlowInversion:
         new: Field,
         x: Tensor,
         *,
-        strength: float = 1.0,
         n_steps: int | None = None,
         generators: Generators | None = None,
     ) -> Tensor:
-        """Carry data ``x (n, ...)`` back to ``t = 1 - strength`` along ``own``, and to ``t = 1`` along ``new``."""
-        times = _times(strength, self.default_n_steps if n_steps is None else n_steps).to(x)
+        """Carry data ``x (n, ...)`` back to noise along ``own``, and to data along ``new``."""
+        times = _times(self.default_n_steps if n_steps is None else n_steps).to(x)
         return _replay(self._advance, own, new, self.invert(own, x, times), times)
 
     def invert(self, own: Field, x: Tensor, times: Tensor) -> list[Tensor]:
@@ -145,13 +144,12 @@ class NoiseInversion:
         new: Denoiser,
         x: Tensor,
         *,
-        strength: float = 1.0,
         n_steps: int | None = None,
         generators: Generators | None = None,
     ) -> Tensor:
-        """Draw a trajectory from ``t = 1 - strength`` to data ``x (n, ...)``, and repeat it under ``new``."""
+        """Draw a trajectory from noise to data ``x (n, ...)``, and repeat it under ``new``."""
         generators = check_generators(generators, len(x), self)
-        times = _times(strength, self.default_n_steps if n_steps is None else n_steps)
+        times = _times(self.default_n_steps if n_steps is None else n_steps)
         levels = levels_at(own.path, times, x)
         return _replay(self._advance, own, new, self._states(x, levels, generators), levels)
 
@@ -196,14 +194,13 @@ class UnmaskingInversion:
         new: Denoiser,
         x: Tensor,
         *,
-        strength: float = 1.0,
         n_steps: int | None = None,
         generators: Generators | None = None,
     ) -> Tensor:
-        """Carry ``x (n, kinds + 1)`` to ``new`` from ``t = 1 - strength``; items seen by then stay."""
+        """Unmask the items of ``x (n, kinds + 1)``, and repeat the steps under ``new``."""
         generators = check_generators(generators, len(x), self)
         counts, totals, n_kinds = x[:, :-1], x.sum(1), x.shape[1] - 1
-        times = _times(strength, self.default_n_steps if n_steps is None else n_steps).to(x.device, x.dtype)
+        times = _times(self.default_n_steps if n_steps is None else n_steps).to(x.device, x.dtype)
         state = own.path.interpolate(x, generators.uniform(n_kinds, dtype=torch.float64), times[0])
         new_state = state
         for t, s in pairwise(times):
@@ -233,9 +230,6 @@ def _replay(advance: Advance, own: Any, new: Any, states: Iterable[Tensor], mome
     return x_new
 
 
-def _times(strength: float, n_steps: int) -> Tensor:
-    """Return the times of ``n_steps`` equal steps from ``1 - strength`` to 1, in double precision."""
-    if not 0 < strength <= 1:
-        msg = f"`strength` must be above 0 and at most 1, but found {strength}."
-        raise ValueError(msg)
-    return torch.linspace(1 - strength, 1, check_count("n_steps", n_steps) + 1, dtype=torch.float64)
+def _times(n_steps: int) -> Tensor:
+    """Return the times of ``n_steps`` equal steps from 0 to 1, in double precision."""
+    return torch.linspace(0, 1, check_count("n_steps", n_steps) + 1, dtype=torch.float64)
