@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
 from scgen_diffusion._arguments import warn_user
 
 if TYPE_CHECKING:
@@ -67,7 +65,7 @@ def describe_training(plans: Sequence[StagePlan], seconds: float, *, is_stopped:
     """Return one line: how long training took, and the epochs and the last validation loss of each stage."""
     stages = []
     for plan in plans:
-        losses = list(plan.history.get(plan.key_loss("validation"), pd.DataFrame([[]])).to_numpy().ravel())
+        losses = plan.validation_losses
         loss = f", validation loss {losses[-1]:.4g}" if losses else ""
         stages.append(f"{plan.name}: epochs {plan.n_epochs_done}{loss}")
     verb = "was stopped after" if is_stopped else "took"

@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS, settings
@@ -391,9 +390,9 @@ class StagePlan(pl.LightningModule):
         return f"{self.name}_{self.key_part}_{subset}"
 
     @property
-    def validation_losses(self) -> np.ndarray:
+    def validation_losses(self) -> list[float]:
         """The key part of the loss at each validation so far."""
-        return np.array(list(self._losses.get(self.key_loss("validation"), {}).values()))
+        return [*self._losses.get(self.key_loss("validation"), {}).values()]
 
     @property
     def is_finite(self) -> bool:
