@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -277,40 +278,25 @@ def draw_comparison(table: pd.DataFrame, methods: Sequence[str], path: Path) -> 
     means = means_over_seeds(table)
     means = means[means["metric"].isin(SHOWN)]
     datasets = list(dict.fromkeys(means["dataset"]))
-    figure, axes = plt.subplots(
-        1, len(datasets), figsize=(1.5 + 3.4 * len(datasets), 5), sharey=True, squeeze=False, layout="constrained"
-    )
-    for ax, dataset in zip(axes[0], datasets, strict=True):
-        _draw_dataset(ax, means[means["dataset"] == dataset], methods)
-        ax.set_title(dataset)
+    size = (1.5 + 3.4 * len(datasets), 5)
+    figure, axes = plt.subplots(1, len(datasets), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    colours = plt.get_cmap("tab10" if len(methods) <= 10 else "tab20").colors
+    style = {"fmt": "o", "ms": 4.5, "lw": 1}
+    for (ax, dataset), (place, metric) in product(zip(axes[0], datasets, strict=True), enumerate(SHOWN)):
+        rows = means[(means["dataset"] == dataset) & (means["metric"] == metric)].set_index("method")
+        far = shortfall(rows)
+        span = max(far.max(), CLEAR_ERRORS * rows["error"].max(), 1e-12)
+        for number, method in enumerate(methods):
+            if method in far.index:
+                y, label = place - 0.3 + 0.6 * (number + 0.5) / len(methods), method if place == 0 else None
+                error = rows["error"][method] / span
+                ax.errorbar(far[method] / span, y, xerr=error, color=colours[number], label=label, **style)
+        ax.axhline(place - 0.5, color="0.93", lw=1, zorder=0)
+        ax.axvline(0, color="0.6", lw=1, zorder=0)
+        ax.set(title=dataset, xlim=(-0.12, 1.2), xticks=[0, 1], xticklabels=["real cells", "worst\nmethod"])
     axes[0, 0].set_yticks(range(len(SHOWN)), SHOWN.values())
     axes[0, 0].invert_yaxis()
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(methods), 4), frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
-
-
-def _draw_dataset(ax: plt.Axes, means: pd.DataFrame, methods: Sequence[str]) -> None:
-    palette = plt.get_cmap("tab10" if len(methods) <= 10 else "tab20").colors
-    colours = dict(zip(methods, palette, strict=False))
-    for place, metric in enumerate(SHOWN):
-        rows = means[means["metric"] == metric].set_index("method")
-        far = shortfall(rows)
-        span = max(far.max(), CLEAR_ERRORS * rows["error"].max(), 1e-12)
-        for offset, method in zip(np.linspace(-0.3, 0.3, len(methods)), methods, strict=True):
-            if method in far.index:
-                ax.errorbar(
-                    far[method] / span,
-                    place + offset,
-                    xerr=rows["error"][method] / span,
-                    fmt="o",
-                    ms=4.5,
-                    lw=1,
-                    color=colours[method],
-                    label=method if place == 0 else None,
-                )
-    ax.axvline(0, color="0.6", lw=1, zorder=0)
-    ax.set(xlim=(-0.12, 1.2), xticks=[0, 1], xticklabels=["real cells", "worst\nmethod"])
-    for place in range(len(SHOWN) - 1):
-        ax.axhline(place + 0.5, color="0.93", lw=1, zorder=0)

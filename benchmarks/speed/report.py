@@ -15,33 +15,26 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: The names of steps in the tables, and the published steps that they are compared with.
-STEP_NAMES = {
+STEP_NAMES: dict[tuple[str, str], tuple[str, tuple[str, str] | None]] = {
     ("package", "autoencoder_step"): ("SCLDM, training of the autoencoder", ("published", "autoencoder_step")),
     ("package", "prior_step"): ("SCLDM, training of the prior", ("published", "prior_step")),
     ("package", "transport_step"): ("SCLDM, training of the transport", None),
     ("package", "generate"): ("SCLDM, generation", ("published", "generate")),
-    ("package-published-sizes", "autoencoder_step"): (
-        "SCLDM, published size, training of the autoencoder",
-        ("published", "autoencoder_step"),
-    ),
-    ("package-published-sizes", "prior_step"): (
-        "SCLDM, published size, training of the prior",
-        ("published", "prior_step"),
-    ),
-    ("package-published-sizes", "generate"): ("SCLDM, published size, generation", ("published", "generate")),
-    ("SCRDIT", "training_step"): ("SCRDIT, training", ("published-scrdit", "training_step")),
-    ("SCRDIT-published-size", "training_step"): (
-        "SCRDIT, published size, training",
-        ("published-scrdit", "training_step"),
-    ),
-    ("SCRDIT", "generate"): ("SCRDIT, generation", ("published-scrdit", "generate_ddim")),
-    ("WBDIT", "training_step"): ("WBDIT, training", ("published-wbdit", "training_step")),
-    ("WBDIT-published-size", "training_step"): (
-        "WBDIT, published size, training",
-        ("published-wbdit", "training_step"),
-    ),
-    ("WBDIT", "generate"): ("WBDIT, generation", ("published-wbdit", "generate_ddim")),
 }
+for _stage, _what in (
+    ("autoencoder_step", "training of the autoencoder"),
+    ("prior_step", "training of the prior"),
+    ("generate", "generation"),
+):
+    STEP_NAMES["package-published-sizes", _stage] = (f"SCLDM, published size, {_what}", ("published", _stage))
+for _name in ("SCRDIT", "WBDIT"):
+    _published = f"published-{_name.lower()}"
+    STEP_NAMES[_name, "training_step"] = (f"{_name}, training", (_published, "training_step"))
+    STEP_NAMES[f"{_name}-published-size", "training_step"] = (
+        f"{_name}, published size, training",
+        (_published, "training_step"),
+    )
+    STEP_NAMES[_name, "generate"] = (f"{_name}, generation", (_published, "generate_ddim"))
 CALL_NAMES = {
     "importing": "`import scgen_diffusion.model`, a fresh process",
     "setup": "`setup_anndata`",
@@ -51,9 +44,6 @@ CALL_NAMES = {
     "training_epochs": "`train`, an epoch",
     "generate_anndata": "`generate`, into an AnnData",
     "latent_representation": "`get_latent_representation`",
-    "loading": "reading all cells once, from memory",
-    "loading_backed": "reading all cells once, backed `.h5ad`",
-    "loading_files": "reading all cells once, `CellFiles` on `.h5ad`",
     "save": "`save`",
     "load": "`load`",
 }

@@ -157,8 +157,6 @@ def summarise(table: pd.DataFrame) -> str:
             "",
             markdown_table(["", *wide.columns], rows),
             "",
-            f"Newest rows: {'; '.join(table[['machine', 'versions', 'date']].iloc[-1])}. Others: `learning_curves.csv`.",
-            "",
         ]
     )
 
@@ -187,9 +185,6 @@ def draw_picture(table: pd.DataFrame, path: Path) -> None:
         ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         ax.minorticks_off()
         ax.grid(color="0.92")
-        ax.margins(y=0.1)
-        if name in COSTS.values():
-            ax.set_ylim(bottom=0)
     lines = dict(zip(*reversed(axes.flat[0].get_legend_handles_labels()), strict=True))
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path, dpi=130)

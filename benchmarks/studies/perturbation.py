@@ -83,11 +83,6 @@ class Case:
         """Return predicted counts, one row per control cell, as cells."""
         return ad.AnnData(sp.csr_matrix(counts, dtype=np.float32), obs=self.obs(perturbation), var=self.train.var)
 
-    def rows(self, cell_type: str, condition: str) -> NDArray[np.intp]:
-        """Return the training cells of a type under a condition, by position."""
-        obs = self.train.obs
-        return np.flatnonzero((obs[CELL_TYPE] == cell_type) & (obs[CONDITION] == condition))
-
 
 def leave_out_type(adata: ad.AnnData, cell_type: str, *, n_genes: int = N_GENES) -> Case:
     """Leave out the perturbed cells of a type, and keep the genes that vary most in the others."""
@@ -136,11 +131,6 @@ def load_hours() -> ad.AnnData:
     return ad.AnnData(rna.X, obs=obs, var=rna.var[[]], layers={"counts": rna.X})
 
 
-def load_types() -> ad.AnnData:
-    """Return blood cells with and without interferon."""
-    return load("kang_ifnb")
-
-
 def load_pairs() -> ad.AnnData:
     """Return K562 cells with one or two genes perturbed."""
     cells = load("perturb_norman_mcfaline")
@@ -149,7 +139,7 @@ def load_pairs() -> ad.AnnData:
 
 #: How cells of a question are read, what is left out by its name, and the types on which the transport was tuned.
 QUESTIONS: dict[str, tuple[Callable[[], ad.AnnData], Callable[[ad.AnnData], dict[str, Any]], Callable[..., Case]]] = {
-    "types": (load_types, lambda cells: {name: name for name in judged_types(cells)}, leave_out_type),
+    "types": (lambda: load("kang_ifnb"), lambda cells: {name: name for name in judged_types(cells)}, leave_out_type),
     "pairs": (load_pairs, lambda _: {"all": None}, lambda cells, _: leave_out_pairs(cells)),
     "hours": (load_hours, lambda _: {"1 h": 1.0, "3 h": 3.0}, leave_out_hour),
 }
@@ -172,7 +162,7 @@ class Trained:
     case: Case
     seed: int
     python: str | None = None
-    asked: dict[str, tuple[list[ad.AnnData], list[ad.AnnData]]] = field(default_factory=dict)
+    by_rivals: dict[str, tuple[list[ad.AnnData], list[ad.AnnData]]] = field(default_factory=dict)
 
     @cached_property
     def with_autoencoder(self) -> SCLDM:
@@ -200,21 +190,6 @@ class Trained:
         self.with_transport.train_prior(**CPU)
         return self.with_transport
 
-    def predicted_by(self, rival: str) -> tuple[list[ad.AnnData], list[ad.AnnData]]:
-        """Return changed control cells and profiles of a rival, for each perturbation."""
-        if rival not in self.asked:
-            case = self.case
-            train = ad.AnnData(case.train.X, obs=case.train.obs.rename(columns={HOURS: "dose"}), var=case.train.var)
-            asked = [
-                {"shift": name, **({"dose": condition[HOURS]} if HOURS in condition else {})}
-                for name, condition in case.asked.items()
-            ]
-            obs = [case.obs(name) for name in case.asked]
-            self.asked[rival] = ask_for_predictions(
-                rival, train, case.control, asked, obs, self.seed, python=self.python
-            )
-        return self.asked[rival]
-
 
 def transport(trained: Trained, **how: str) -> ad.AnnData:
     """Move control cells by the shift that is expected of the perturbation."""
@@ -234,11 +209,11 @@ def transport_with_new_counts(trained: Trained) -> ad.AnnData:
 def generate(trained: Trained) -> ad.AnnData:
     """Generate the unseen conditions with a model that has all stages."""
     model, case = trained.with_all, trained.case
-    kinds = case.columns.get("condition_keys", [])
-    known = {key: case.control.obs[key].iloc[0] for key in kinds if key != CONDITION}
-    drawn = {name: model.generate(case.control.n_obs, {**known, **asked}, seed=trained.seed).X
-             for name, asked in case.asked.items()}  # fmt: skip
-    return join([case.cells(name, counts) for name, counts in drawn.items()])
+    known = {key: case.control.obs[key].iloc[0] for key in case.columns.get("condition_keys", []) if key != CONDITION}
+    drawn = []
+    for name, asked in case.asked.items():
+        drawn.append(case.cells(name, model.generate(case.control.n_obs, {**known, **asked}, seed=trained.seed).X))
+    return join(drawn)
 
 
 def latent_arithmetic(trained: Trained) -> ad.AnnData:
@@ -249,8 +224,14 @@ def latent_arithmetic(trained: Trained) -> ad.AnnData:
     Lotfollahi et al. 2019, scGen predicts single-cell perturbation responses. Nat Methods 16:715.
     """
     case, model = trained.case, trained.with_autoencoder
-    latents = model.get_latent_representation()
-    moved = latents[is_of(case.train, case.control)] + mean_latent_change(case, latents)
+    latents, obs, changes = model.get_latent_representation(), case.train.obs, []
+    for name in obs[CELL_TYPE].unique():
+        before, after = (
+            latents[(obs[CELL_TYPE] == name) & (obs[CONDITION] == value)] for value in (CONTROL, PERTURBED)
+        )
+        if min(len(before), len(after)) > 1:
+            changes.append(after.mean(axis=0) - before.mean(axis=0))
+    moved = latents[case.train.obs_names.isin(case.control.obs_names)] + np.mean(changes, axis=0)
     totals = torch.from_numpy(np.asarray(case.control.X.sum(axis=1))).ravel()
     z = torch.from_numpy(moved).view(-1, *model.module.latent_shape)
     with torch.inference_mode():
@@ -267,22 +248,6 @@ def proportional(trained: Trained) -> ad.AnnData:
     return as_log_cells(log_normalise(case.control.X) + change, case.obs(TREATED), case.train.var.copy())
 
 
-def mean_latent_change(case: Case, latents: NDArray) -> NDArray:
-    """Return the mean change of the training cells' latents ``(cells, ...)``, averaged over the other types."""
-    rows = {
-        name: [case.rows(name, value) for value in (PERTURBED, CONTROL)] for name in case.train.obs[CELL_TYPE].unique()
-    }
-    changes = [
-        latents[to].mean(axis=0) - latents[of].mean(axis=0) for to, of in rows.values() if min(len(to), len(of)) > 1
-    ]
-    return np.mean(changes, axis=0)
-
-
-def is_of(train: ad.AnnData, cells: ad.AnnData) -> NDArray[np.bool_]:
-    """Return which of the training cells these are."""
-    return train.obs_names.isin(cells.obs_names)
-
-
 def join(cells: list[ad.AnnData]) -> ad.AnnData:
     """Return the cells of several perturbations as one table."""
     joined = cells[0] if len(cells) == 1 else ad.concat(cells, index_unique="-")
@@ -292,9 +257,17 @@ def join(cells: list[ad.AnnData]) -> ad.AnnData:
 
 
 def of_rival(trained: Trained, method: str) -> ad.AnnData:
-    """Return the control cells as a rival changes them, or its profiles."""
-    name, _, ending = method.partition("_")
-    parts = trained.predicted_by(RIVALS[name])[ending == "profiles"]
+    """Return the control cells as a rival changes them, or its profiles; both come from one training."""
+    (name, _, ending), case = method.partition("_"), trained.case
+    if name not in trained.by_rivals:
+        train = ad.AnnData(case.train.X, obs=case.train.obs.rename(columns={HOURS: "dose"}), var=case.train.var)
+        doses = [{"dose": condition[HOURS]} if HOURS in condition else {} for condition in case.asked.values()]
+        asked = [{"shift": shift, **dose} for shift, dose in zip(case.asked, doses, strict=True)]
+        obs = [case.obs(shift) for shift in case.asked]
+        trained.by_rivals[name] = ask_for_predictions(
+            RIVALS[name], train, case.control, asked, obs, trained.seed, python=trained.python
+        )
+    parts = trained.by_rivals[name][ending == "profiles"]
     cells = join(parts)
     cells.uns[COSTS] = parts[0].uns.get(COSTS, {})
     return cells
