@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,66 +41,15 @@ class DataSet:
 
 
 DATASETS = {
-    "pbmc3k": DataSet(("cell_type",), CHOSEN_ON, "pbmc3k"),
-    "kang_ifnb": DataSet(("cell_type", "condition"), CHOSEN_ON, "kang_ifnb"),
-    "paul15": DataSet(("cell_type",), CHOSEN_ON, "paul15"),
-    "pbmc68k_reduced": DataSet(("cell_type",), CHOSEN_ON, "pbmc68k_reduced"),
-    "pbmc10k_citeseq": DataSet(("cell_type",), CHOSEN_ON, "pbmc10k_citeseq"),
-    "osmfish_cortex": DataSet(
-        ("cell_type",),
-        CHOSEN_ON,
-        origin="Codeluppi et al. 2018, Nat Methods 15:932; `scgen_diffusion.datasets.osmfish_cortex()`, or all 4,839 "
-        "published cells",
-    ),
-    "worm_embryo": DataSet(
-        ("cell_type",),
-        CHOSEN_ON,
-        origin="Packer et al. 2019, Science 365:eaax1971, GSE126954; github.com/cole-trapnell-lab/monocle3",
-    ),
-    # its 500 genes do not tell perturbations apart: a classifier finds a tenth of the 64 lines and perturbations
-    "perturb_norman_mcfaline": DataSet(("cell_type",), UNSEEN, "norman_mcfaline_devel"),
-    "mixology_celllines": DataSet(
-        ("cell_type", "batch"),
-        HELD_BACK,
-        origin="Tian et al. 2019, Nat Methods 16:479, GSE118767; github.com/LuyiTian/sc_mixology",
-    ),
-    "kang_control_8donors": DataSet(
-        ("cell_type", "donor"), HELD_BACK, origin="Kang et al. 2018, GSE96583; github.com/HelenaLC/muscat"
-    ),
-    "vangalen_aml": DataSet(
-        ("cell_type",),
-        HELD_BACK,
-        origin="van Galen et al. 2019, Cell 176:1265, GSE116256: the samples of day 0 without AML921A and BM4, genes in 10 "
-        "or more cells; github.com/zhaimaoer/GNBF6010, commit 2402e74",
-    ),
-    "papalexi_thp1": DataSet(
-        ("perturbation", "bio_rep"),
-        HELD_BACK,
-        origin="Papalexi et al. 2021, Nat Genet 53:322, GSE153056: `lowmoi_example_data`, `perturbation` is the target of "
-        "the guide with most counts; github.com/Katsevich-Lab/sceptredata, commit ec722d5",
-    ),
-    "gasperini_k562": DataSet(
-        ("batch",),
-        HELD_BACK,
-        origin="Gasperini et al. 2019, Cell 176:377, GSE120861: `response_matrix_highmoi` of commits 21f2388 and 80fcd0e, "
-        "the 264 genes of both, cells of both once; github.com/Katsevich-Lab/sceptre",
-    ),
+    name: DataSet(**{**given, "condition_keys": tuple(given["condition_keys"])})
+    for name, given in tomllib.loads(Path(__file__).with_name("datasets.toml").read_text(encoding="utf-8")).items()
 }
 
-#: Environment variable with the folder of the sets without a loader.
-FOLDER_VARIABLE = "BENCHMARK_DATA_DIR"
-
-#: The column of `obs` with the joined conditions of a cell.
-LABEL = "label"
-
-#: Number of cells to compare on each side; cost grows with its square.
-MAX_CELLS = 1_000
-
-#: Genes that are judged, of those that vary most.
-N_GENES = 2_000
-
-#: Labels with fewer cells share one stratum, because they are too few to be split separately.
-MIN_CELLS_PER_STRATUM = 4
+FOLDER_VARIABLE = "BENCHMARK_DATA_DIR"  # environment variable with the folder of the sets without a loader
+LABEL = "label"  # the column of `obs` with the joined conditions of a cell
+MAX_CELLS = 1_000  # to compare on each side; cost grows with its square
+N_GENES = 2_000  # that are judged, of those that vary most
+MIN_CELLS_PER_STRATUM = 4  # labels with fewer cells share one stratum
 
 
 @dataclass(frozen=True)
