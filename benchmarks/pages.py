@@ -47,7 +47,6 @@ def copies_of_the_notebook() -> dict[tuple[str, str], str]:
 
 
 def main() -> None:
-    """Write all marked places."""
     for (page, mark), text in blocks().items():
         write_block(ROOT / page, mark, text)
 

@@ -103,7 +103,6 @@ def halves(name: str) -> tuple[Cells, Cells]:
 
 
 def rna_of(cells: Cells) -> ad.AnnData:
-    """Return the RNA of cells."""
     return cells[RNA] if isinstance(cells, MuData) else cells
 
 
@@ -361,7 +360,6 @@ def _wrap(text: str) -> str:
 
 
 def main() -> None:
-    """Run from the command line."""
     parser = options(__doc__)
     parser.add_argument("names", nargs="*", choices=[*PRETRAINED, []], help="default: all")
     parser.add_argument("--steps", nargs="+", choices=("train", "judge"), default=("train", "judge"))

@@ -107,7 +107,6 @@ def describe_source(*packages: str, device: str = "cpu") -> dict[str, str]:
 
 
 def today() -> str:
-    """Return the date, UTC."""
     return datetime.now(UTC).strftime("%Y-%m-%d")
 
 

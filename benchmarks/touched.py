@@ -71,7 +71,6 @@ def describe(functions: list[CodeType] | dict[CodeType, None]) -> str:
 
 
 def main() -> None:
-    """Print the table."""
     warnings.simplefilter("ignore")
     for name in ("lightning.pytorch", "scvi", "scgen_diffusion"):
         logging.getLogger(name).setLevel(logging.ERROR)

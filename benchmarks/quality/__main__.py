@@ -82,7 +82,6 @@ def compare(chosen: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run from the command line."""
     parser = options(__doc__, results=RESULTS, seeds=(0, 1, 2))
     known = f"{', '.join(DATASETS)}; with `:300`, 300 training cells"
     parser.add_argument("--datasets", nargs="+", default=list(SETS), help=known)

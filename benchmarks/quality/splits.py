@@ -66,12 +66,10 @@ class Split:
 
     @property
     def train_labels(self) -> NDArray[np.str_]:
-        """One label per training cell: its joined conditions."""
         return join_labels(self.train.obs, self.condition_keys)
 
     @property
     def held_out_labels(self) -> NDArray[np.str_]:
-        """One label per held-out cell: its joined conditions."""
         return join_labels(self.held_out.obs, self.condition_keys)
 
 
@@ -81,7 +79,6 @@ def join_labels(obs: pd.DataFrame, keys: Sequence[str]) -> NDArray[np.str_]:
 
 
 def to_dense(counts: NDArray | sp.spmatrix | sp.sparray) -> NDArray:
-    """Return a dense array."""
     return counts.toarray() if sp.issparse(counts) else np.asarray(counts)
 
 

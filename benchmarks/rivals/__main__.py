@@ -74,7 +74,6 @@ def draw(split: Split, seed: int, arguments: argparse.Namespace) -> ad.AnnData:
 
 
 def main() -> None:
-    """Run from the command line."""
     parser = options(__doc__)
     parser.add_argument("rival", choices=RIVALS)
     parser.add_argument("--repository", type=Path, help="a clone of the rival's repository; scDesigner needs none")

@@ -56,7 +56,6 @@ def measure(chosen: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run from the command line."""
     parser = options(__doc__, results=RESULTS)
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="default: everything, and write the pages")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))

@@ -79,7 +79,6 @@ def run(chosen: argparse.Namespace) -> bool:
 
 
 def main() -> None:
-    """Run from the command line."""
     parser = options(__doc__, results=Path(__file__).parent / "results")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="what to measure; default: everything")

@@ -38,7 +38,6 @@ class PeakMemory:
         self._stop, self._thread = Event(), Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
-        """Start measuring."""
         gc.collect()
         if self.is_cuda:
             torch.cuda.empty_cache()
@@ -49,7 +48,6 @@ class PeakMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop looking."""
         if self.is_cuda:
             self.peak = torch.cuda.max_memory_reserved()
         else:

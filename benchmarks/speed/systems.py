@@ -47,7 +47,6 @@ class Setting:
 
     @property
     def is_cuda(self) -> bool:
-        """Whether the device is a CUDA GPU."""
         return self.device.startswith("cuda")
 
 
@@ -122,15 +121,12 @@ class EpochClock(pl.Callback):
         self.times: list[float] = []
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """Record the start."""
         self.times.append(clock(self.device))
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Count the step."""
         self.n_steps += 1
 
     def on_train_end(self, *_: Any) -> None:
-        """Record the end."""
         self.times.append(clock(self.device))
 
 
@@ -153,7 +149,6 @@ class Package:
         self.model = self.model_class(self.cells, size=size)
 
     def setup(self) -> None:
-        """Register the cells."""
         control = {"control_values": CONTROL} if self.model_class.__name__ == "SCLDM" else {}
         self.model_class.setup_anndata(self.cells, layer="counts", condition_keys=list(N_CLASSES), **control)
 
@@ -166,19 +161,15 @@ class Package:
         self.model.generate(n_cells or self.n_cells("generate"), n_steps=self.setting.n_steps, seed=0)
 
     def generate_anndata(self) -> None:
-        """Generate as many as one request would."""
         self.generate(self.n_cells("generate_anndata"))
 
     def latent_representation(self) -> None:
-        """Encode all cells."""
         self.model.get_latent_representation()
 
     def save(self) -> None:
-        """Save the model without its cells."""
         self.model.save(f"{self.folder.name}/model", overwrite=True)
 
     def load(self) -> None:
-        """Load it for generation."""
         self.model_class.load(f"{self.folder.name}/model", adata=False)
 
     def n_cells(self, stage: str) -> int:
@@ -190,18 +181,15 @@ class Package:
         return self.setting.batch_size if stage in ("generate",) or stage.endswith("_step") else self.setting.n_cells
 
     def describe(self, stage: str) -> str:
-        """Say how the stage was computed."""
         is_training = stage.partition("_")[0] in TRAININGS
         how = [f"{self.size} size", "compiled" if self.setting.compile else "", self.precision(stage)]
         return ", ".join(filter(None, [*how, "epochs of train" if is_training else "call"]))
 
     def precision(self, stage: str) -> str:
-        """Return what a stage computes in."""
         return self.setting.precision if stage.partition("_")[0] in TRAININGS else "float32"
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """All networks of the model."""
         return (self.model.module,)
 
     def measure(self, stage: str, seconds: float) -> Measured:
@@ -239,7 +227,6 @@ class Package:
         return Measured(n_cells * len(lasted[1:]) / lasted[1:].sum(), fixed)
 
     def train(self, kind: str, n_epochs: int, batch_size: int, **options: Any) -> None:
-        """Train a stage."""
         if self.setting.compile:
             options["compile"] = True
         torch.backends.cuda.matmul.allow_tf32 = self.setting.precision == "tf32"
@@ -283,19 +270,15 @@ class Published:
         self.genes, self.expressed, self.counts = (each.to(setting.device) for each in (genes + 1, expressed, counts))
 
     def n_cells(self, stage: str) -> int:
-        """Return how many cells one call of a stage handles."""
         return self.setting.batch_size
 
     def precision(self, stage: str) -> str:
-        """Return what a stage computes in."""
         return "float32"
 
     def describe(self, stage: str) -> str:
-        """Say how the stage was computed."""
         return "eager float32"
 
     def measure(self, stage: str, seconds: float) -> Measured:
-        """Measure a stage for about `seconds`."""
         return repeat(getattr(self, stage), self.n_cells(stage), self.setting, seconds)
 
     def optimise(self, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> None:
@@ -321,7 +304,6 @@ class PublishedScldm(Published):
         self.n_prior_steps = 0
 
     def autoencoder_step(self) -> None:
-        """Take one optimiser step of the autoencoder."""
         loss = self.autoencoder.loss(self.genes, self.expressed, self.counts).mean()
         self.optimise(loss, self.autoencoder, self.autoencoder_optimizer, 10.0)
 
@@ -355,7 +337,6 @@ class PublishedGeneSpace(Published):
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4 if white_box else 3e-4)
 
     def training_step(self) -> None:
-        """Take one optimiser step."""
         self.optimise(self.diffusion.loss(self.network, self.profiles), self.network, self.optimizer, 0)
 
     @torch.inference_mode()
@@ -365,11 +346,9 @@ class PublishedGeneSpace(Published):
         self.diffusion.ddim(self.network, noise, DDIM_TIMESTEPS[: N_STEPS + 1])
 
     def n_cells(self, stage: str) -> int:
-        """Return how many cells one call of a stage handles."""
         return N_SAMPLED if stage == "generate_ddim" else self.setting.batch_size
 
     def describe(self, stage: str) -> str:
-        """Say how the stage was computed."""
         how = f", {len(DDIM_TIMESTEPS) - 1} steps, extrapolated from {N_STEPS}" if stage == "generate_ddim" else ""
         return f"eager float32{how}"
 

@@ -154,7 +154,6 @@ def quality_of(rows: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    """Run from the command line."""
     parser = options(__doc__)
     parser.add_argument("files", type=Path, help="folder for the files; 1 GB per 100 000 cells")
     parser.add_argument("--cells", type=int, default=200_000)

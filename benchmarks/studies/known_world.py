@@ -229,7 +229,6 @@ def summarise(table: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    """Run from the command line."""
     parser = options(__doc__)
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
     parser.add_argument("--models", nargs="+", default=["SCLDM", "SCRDIT"], help=KNOWN)

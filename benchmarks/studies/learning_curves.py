@@ -192,7 +192,6 @@ def draw_picture(table: pd.DataFrame, path: Path) -> None:
 
 
 def main() -> None:
-    """Run from the command line."""
     parser = options(__doc__)
     parser.add_argument("--cells", nargs="+", type=int, default=list(CELLS), help=f"multiples of {PART}")
     parser.add_argument("--genes", nargs="+", type=int, default=[N_GENES], help="the source has 4,000")

@@ -106,7 +106,6 @@ def leave_out_pairs(adata: ad.AnnData) -> Case:
 
 
 def leave_out_hour(adata: ad.AnnData, hour: float) -> Case:
-    """Leave out the cells of an hour."""
     is_out = (adata.obs[HOURS] == hour).to_numpy()
     adata = _minimal(adata, [CELL_TYPE, CONDITION, HOURS])
     train, columns = adata[~is_out].copy(), {"continuous_condition_keys": [HOURS], "control_values": {HOURS: 0.0}}
@@ -166,7 +165,6 @@ class Trained:
 
     @cached_property
     def with_autoencoder(self) -> SCLDM:
-        """The model with a trained autoencoder."""
         import scvi
 
         from scgen_diffusion.model import SCLDM
@@ -180,13 +178,11 @@ class Trained:
 
     @cached_property
     def with_transport(self) -> SCLDM:
-        """The same model with a transport."""
         self.with_autoencoder.train_transport(**CPU)
         return self.with_autoencoder
 
     @cached_property
     def with_all(self) -> SCLDM:
-        """The same model with a prior, too."""
         self.with_transport.train_prior(**CPU)
         return self.with_transport
 
@@ -379,7 +375,6 @@ def draw_scores(table: pd.DataFrame, path: Path) -> None:
 
 
 def main() -> None:
-    """Run from the command line."""
     parser = options(__doc__, seeds=(0, 1, 2))
     parser.add_argument("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
     parser.add_argument("--left-out", nargs="+", help="cell types or hours; default: all")
