@@ -6,7 +6,7 @@ real training cells (:class:`ComparisonSpace`), so that you can compare the figu
 
 from ._catalogue import CATALOGUE, GUESSING, excess_over_floor
 from ._cells import Expression, align_genes, expression_of, log_normalise
-from ._comparison import ALL, FIGURES, QUANTILE, Metric
+from ._comparison import ALL, FIGURES, QUANTILE, Limits, Metric
 from ._distribution import (
     Neighbourhoods,
     classifier_auc,
@@ -69,6 +69,7 @@ __all__ = [
     "ComparisonSpace",
     "Effect",
     "Expression",
+    "Limits",
     "MembershipInference",
     "Metric",
     "Neighbourhoods",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -323,7 +324,7 @@ class Source:
     @classmethod
     def of(
         cls,
-        cells: AnnData,
+        cells: AnnData | CellFiles,
         name: str,
         genes: pd.Index,
         *,
@@ -332,54 +333,29 @@ class Source:
         scale: Scale | None = None,
     ) -> Source:
         """Check genes and labels, and prepare to read these genes. Real cells must have the layer."""
-        check_genes(cells.var_names, genes, name)
-        labels = None if groupby is None else labels_of(cells, groupby, name=name)
-        if name not in REAL:
-            layer = layer_of(cells, layer)
-            _check_counts_of_generated(cells, layer, name)
-        # read once, because a view of an AnnData copies its values on every access
-        matrix, log_base = matrix_of(cells, layer, name)
-        if isinstance(matrix, CSCDataset):  # to read some rows of columns in a file, all of it must be read
-            matrix = matrix.to_memory()
-        if sp.issparse(matrix):
-            matrix = to_csr(matrix, name)
-        columns = None if cells.var_names.equals(genes) else cells.var_names.get_indexer(genes)
-
-        def values(rows: NDArray) -> sp.csr_matrix:
-            if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
-                found = to_csr(matrix[rows[0] : rows[0] + len(rows)], name)  # files read a slice much faster
-            else:
-                ascending = np.argsort(rows, kind="stable")
-                found = to_csr(matrix[rows[ascending]], name)[np.argsort(ascending, kind="stable")]
-            return found if columns is None else found[:, columns]
-
-        read = lambda rows: on_scale(values(rows), log_base, name=name, scale=scale)
-        return cls(name, cells.obs_names, labels, log_base is None, values, read)
-
-    @classmethod
-    def of_files(
-        cls,
-        cells: CellFiles,
-        name: str,
-        genes: pd.Index,
-        *,
-        groupby: str | Sequence[str] | None = None,
-        scale: Scale | None = None,
-    ) -> Source:
-        """Check genes and labels, and prepare to read these genes. Memory holds names and labels of all cells."""
-        cells.check()
         found = cells.var.index
         check_genes(found, genes, name)
-        names = pd.Index(chain.from_iterable(file.all_names() for file in cells.files))
-        labels = None
-        if groupby is not None:
-            obs = read_columns(cells.files, as_list(groupby), kind="groupby")
-            labels = labels_of(AnnData(obs=obs.set_axis(names)), groupby, name=name)
         columns = None if found.equals(genes) else found.get_indexer(genes)
-        log_base = _log_base_of_files(cells, name)
+        if isinstance(cells, CellFiles):
+            cells.check()
+            read_rows, log_base = cells.read_values, _log_base_of_files(cells, name)
+            names = pd.Index(chain.from_iterable(file.all_names() for file in cells.files))
+            if groupby is not None:
+                cells = AnnData(obs=read_columns(cells.files, as_list(groupby), kind="groupby").set_axis(names))
+        else:
+            if name not in REAL:
+                layer = layer_of(cells, layer)
+                _check_counts_of_generated(cells, layer, name)
+            # read once, because a view of an AnnData copies its values on every access
+            matrix, log_base = matrix_of(cells, layer, name)
+            if isinstance(matrix, CSCDataset):  # to read some rows of columns in a file, all of it must be read
+                matrix = matrix.to_memory()
+            matrix = to_csr(matrix, name) if sp.issparse(matrix) else matrix
+            read_rows, names = partial(_rows_of, matrix, name), cells.obs_names
+        labels = None if groupby is None else labels_of(cells, groupby, name=name)
 
         def values(rows: NDArray) -> sp.csr_matrix:
-            found = to_csr(cells.read_values(rows), name)
+            found = to_csr(read_rows(rows), name)
             return found if columns is None else found[:, columns]
 
         read = lambda rows: on_scale(values(rows), log_base, name=name, scale=scale)
@@ -398,6 +374,14 @@ class Source:
         """Read cells in chunks, which bounds the memory needed."""
         for start in range(0, max(len(rows), 1), CHUNK):  # reading no cells raises
             yield self.read(rows[start : start + CHUNK])
+
+
+def _rows_of(matrix: sp.spmatrix | NDArray | CSRDataset, name: str, rows: NDArray) -> sp.csr_matrix:
+    """Return some rows, in the given order. Files read a slice much faster, and need ascending rows otherwise."""
+    if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
+        return to_csr(matrix[rows[0] : rows[0] + len(rows)], name)
+    ascending = np.argsort(rows, kind="stable")
+    return to_csr(matrix[rows[ascending]], name)[np.argsort(ascending, kind="stable")]
 
 
 def check_for_empty_cells(sources: Mapping[str, Source]) -> None:

@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import ot
+from scipy.spatial.distance import cdist
 from scipy.special import entr
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import pairwise_distances, roc_auc_score
-from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.extmath import row_norms
 from threadpoolctl import threadpool_limits
 
 from scgen_diffusion._arguments import check_count, is_number
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 #: Squared kernel widths, as multiples of the median squared distance.
 BANDWIDTH_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
-#: Squared distances below this share of the squared lengths are computed from differences; others keep 12 digits.
-SMALL_SHARE = 1e-4
 #: Balls are larger by this share, so that rounding leaves no cell just outside.
 ROUNDING = 1e-9
 
@@ -95,7 +92,7 @@ def wasserstein_2(real: ArrayLike, synthetic: ArrayLike, *, max_cells: int = 5_0
         values if len(values) <= max_cells else values[np.sort(rng.choice(len(values), max_cells, replace=False))]
         for values in as_points(real=real, synthetic=synthetic)
     )
-    return float(np.sqrt(ot.emd2([], [], squared_distances(x, y), numItermax=1_000_000)))
+    return float(np.sqrt(ot.emd2([], [], cdist(x, y, "sqeuclidean"), numItermax=1_000_000)))
 
 
 def median_squared_distance(values: ArrayLike) -> float:
@@ -104,7 +101,7 @@ def median_squared_distance(values: ArrayLike) -> float:
     If more than half of the distances are zero, only the others count; 1 if all are.
     """
     values = as_points(values=values)[0]
-    squared = squared_distances(values, values)
+    squared = cdist(values, values, "sqeuclidean")
     squared = squared[np.triu_indices(len(values), 1)]
     return float(np.median(squared) or (np.median(squared[squared > 0]) if squared.any() else 1.0))
 
@@ -209,7 +206,7 @@ def precision_recall_density_coverage(real: ArrayLike, synthetic: ArrayLike, *, 
     x, y = as_points(real=real, synthetic=synthetic)
     _check_at_least(check_count("k", k) + 1, real=x, synthetic=y)
     of_real, of_synthetic = (_squared_radii(values, k) for values in (x, y))
-    between = squared_distances(x, y)
+    between = cdist(x, y, "sqeuclidean")
     in_real_ball, in_synthetic_ball = between <= of_real[:, None], between <= of_synthetic
     return Neighbourhoods(
         precision=float(in_real_ball.any(axis=0).mean()),
@@ -219,20 +216,9 @@ def precision_recall_density_coverage(real: ArrayLike, synthetic: ArrayLike, *, 
     )
 
 
-def squared_distances(x: NDArray, y: NDArray) -> NDArray[np.float64]:
-    """Return the squared Euclidean distances, `(cells of x, cells of y)`: exactly 0 for copies."""
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    squared = euclidean_distances(x, y, squared=True)  # from inner products, which is fast but subtracts large numbers
-    norms = row_norms(y, squared=True)
-    for row, cell, norm in zip(squared, x, row_norms(x, squared=True), strict=True):
-        near = np.flatnonzero(row <= SMALL_SHARE * (norm + norms))
-        row[near] = row_norms(cell - y[near], squared=True)
-    return squared
-
-
 def _kernel(x: NDArray, y: NDArray, squared_scale: float) -> NDArray[np.float64]:
     """Return the mean over Gaussian kernels, each of which is the square of the next wider one."""
-    kernel = np.exp(squared_distances(x, y) / (-max(BANDWIDTH_FACTORS) * squared_scale))
+    kernel = np.exp(cdist(x, y, "sqeuclidean") / (-max(BANDWIDTH_FACTORS) * squared_scale))
     total = kernel.copy()
     for _ in BANDWIDTH_FACTORS[1:]:
         kernel *= kernel
@@ -245,7 +231,7 @@ def _mean_off_diagonal(values: NDArray) -> float:
 
 
 def _squared_radii(values: NDArray, k: int) -> NDArray[np.float64]:
-    squared = squared_distances(values, values)
+    squared = cdist(values, values, "sqeuclidean")
     squared.partition(k, axis=1)  # the first is the cell itself
     return squared[:, k] * (1 + ROUNDING)
 

@@ -501,10 +501,7 @@ def read_sources(
             msg = f"`{name}` has {n_cells} cells; there must be {least} or more{hint}."
             raise ValueError(msg)
         genes = cells.var_names if genes is None else genes  # `real_test` comes first
-        if isinstance(cells, CellFiles):
-            sources[name] = Source.of_files(cells, name, genes, groupby=groupby, scale=scale)
-        else:
-            sources[name] = Source.of(cells, name, genes, groupby=groupby, layer=layer, scale=scale)
+        sources[name] = Source.of(cells, name, genes, groupby=groupby, layer=layer, scale=scale)
     return sources
 
 
