@@ -232,6 +232,7 @@ def test_held_out_cells_that_are_training_cells_are_a_warning():
     found = table()
     found.attrs["leaked"] = 0.14
     assert summary(found).of_level("warning") == ["leaked"]
+    assert not {"copied_cells", "membership_auc"} & {*summary(found).of_level("ok")}
     found.attrs["leaked"] = {"rna": 0.14, "prot": 0.0}
     assert summary(found.assign(modality="rna")).of_level("warning") == ["leaked"]
     assert not summary(found.assign(modality="prot")).of_level("warning")

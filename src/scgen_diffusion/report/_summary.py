@@ -117,8 +117,10 @@ def summary(table: pd.DataFrame) -> Summary:
     judged = []
     for row in rows:
         level = _level(row, other_shares)
-        if told and (level == "ok" or "train" in getattr(CATALOGUE.get(row["metric"]), "needs", ())):
-            level = "not judged"  # what passes beside such floors may still be bad
+        needs_train = "train" in getattr(CATALOGUE.get(row["metric"]), "needs", ())
+        passes_by_leak = leaked and needs_train and level == "ok"
+        if passes_by_leak or (told and (needs_train or level == "ok")):  # beside such floors, bad cells pass, too
+            level = "not judged"
         if row["group"] == ALL or level in ("note", "warning"):
             judged.append((row["metric"], row["group"], row["value"], row["floor"], level))
     for label, (real, synthetic) in _missing_labels(n_labelled or {}).items():
