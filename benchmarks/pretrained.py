@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import textwrap
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -290,33 +289,22 @@ WRONG = 1.0
 def page_blocks(figures: pd.DataFrame) -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark: the cards, and the table of the models."""
     labels, blocks, rows = read_table(LABELS), {}, []
-    for name, chosen in PRETRAINED.items():
+    for name in PRETRAINED:
         of_model, page = figures[figures["model"] == name], str(FOLDER / name / "README.md")
         by_part = {part: table.set_index("metric") for part, table in of_model.groupby("part")}
         cost, found, rna = by_part["cost"], by_part["attack"]["value"], by_part[RNA]
-        trained = cost.loc["train_minutes"]
-        held_out, learned = (f"{cost['value'][key]:,.0f}" for key in ("n_held_out_cells", "n_training_cells"))
-        transport = " It also learns a transport from control to treated cells." if chosen.control_values else ""
-        blocks[page, "training"] = _wrap(
-            f"A quarter of the cells, stratified by label, was held out ({held_out} cells). The model learned from the "
-            f"other {learned}. Genes: the most variable ones among the training cells, and known marker genes. All "
-            f"settings are defaults.{transport} It was trained on {trained['date']}, in some minutes of one CPU core "
-            f"(commit {trained['commit']}; {trained['versions']}). The weights are stored in half precision. `python -m "
-            f"benchmarks.pretrained {name}` makes the model again."
-        )
-        blocks[page, "attack"] = _wrap(
-            f"Membership inference with {ATTACK_CELLS:,} generated cells tells {found['n_cells']:,.0f} training cells "
-            f"from as many held-out ones with an AUC of {found['auc']:.2f}. 0.5 says that nothing leaks, and chance "
-            f"alone gives up to {0.5 + found['auc_by_chance']:.2f}. That one attack fails does not prove privacy. The "
-            "file also holds the number of training cells of every label, and quantiles of their total counts, which "
-            "are exact for labels of few cells."
-        )
+        trained, source = cost.loc["train_minutes"], ["date", "commit", "versions"]
+        sizes = [f"{cost['value'][f'n_{part}_cells']:,.0f}" for part in ("training", "held_out")]
+        header = ["training cells", "held-out cells", *source]
+        blocks[page, "training"] = markdown_table(header, [[*sizes, *(str(trained[key]) for key in source)]])
+        attack = [f"{found['n_cells']:,.0f}", f"{found['auc']:.2f}", f"{0.5 + found['auc_by_chance']:.2f}"]
+        blocks[page, "attack"] = markdown_table(["training cells", "AUC", "by chance up to"], [attack])
         blocks[page, "figures"] = _figures(by_part)
-        if chosen.control_values:
-            blocks[page, "perturbation"] = _perturbation(of_model[of_model["part"] == "perturbation"])
+        if "perturbation" in by_part:
+            blocks[page, "perturbation"] = _perturbation(by_part["perturbation"])
         blocks[page, "labels"] = _labels(labels[labels["model"] == name])
-        aucs = [f"{rna['value'][name_]:.2f} ({rna['floor'][name_]:.2f})" for name_ in ("auc_boosting", "auc_genes")]
-        rows.append([f"`{name}`", *aucs, f"{found['auc']:.2f}"])
+        aucs = [f"{rna['value'][metric]:.2f} ({rna['floor'][metric]:.2f})" for metric in ("auc_boosting", "auc_genes")]
+        rows.append([f"`{name}`", *aucs, attack[1]])
     table = markdown_table(["model", "AUC, PCs", "AUC, genes", "attack"], rows)
     return blocks | {("docs/how_to/pretrained.md", "pretrained"): table}
 
@@ -332,14 +320,9 @@ def _figures(by_part: dict[str, pd.DataFrame]) -> str:
 
 def _perturbation(table: pd.DataFrame) -> str:
     columns = {"value": "predicted", "floor": "real cells", "no_change": "no change", "mean_shift": "mean shift"}
-    means = table.groupby("metric")[list(columns)].mean()
+    means = table.groupby(level="metric")[list(columns)].mean()
     rows = [[words, *(f"{value:.2f}" for value in means.loc[metric])] for metric, words in OF_PERTURBATION.items()]
-    n_types = table.loc[table["metric"].isin(OF_PERTURBATION), "group"].nunique()
-    return (
-        "`predict_perturbation` of held-out control cells, beside held-out treated cells; means over "
-        f"{n_types} cell types.\n*Mean shift* adds the mean change of all training cells. All combinations were seen in "
-        f"training.\n\n{markdown_table(['', *columns.values()], rows)}"
-    )
+    return markdown_table(["", *columns.values()], rows)
 
 
 def _labels(labels: pd.DataFrame) -> str:
@@ -353,10 +336,6 @@ def _labels(labels: pd.DataFrame) -> str:
         numbers = [f"{totals[name]:,.0f}" for name in ("n_training_cells", "real", "generated")]
         rows.append([label.replace("|", ", "), *numbers, wrong])
     return markdown_table(["label", "training cells", "real", "generated", "wrong"], rows)
-
-
-def _wrap(text: str) -> str:
-    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
 
 
 def main() -> None:
