@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("benchmarks.gpu")
 
-FULL = Setting(n_genes=17_002, n_expressed=6_147, device="cuda", n_cells=8_192)
+FULL = Setting(n_genes=17_002, n_expressed=6_147, device="cuda", n_cells=32_768)
 TINY = Setting(n_genes=60, n_expressed=20, batch_size=8, n_cells=64, n_steps=2)
 #: Precision, whether networks are compiled, and the stages to measure, by system. What takes minutes to compile is last.
 STEPS = ("autoencoder_step", "prior_step", "training_step")
