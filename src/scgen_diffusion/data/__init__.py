@@ -40,19 +40,6 @@ from ._checks import (
     resolve_seed,
     row_numbers,
 )
-from ._condition_keys import (
-    OPEN,
-    ArrayKey,
-    CategoricalKey,
-    ConditionKey,
-    ContinuousKey,
-    SetKey,
-    are_same_codes,
-    have_labels,
-    mark_occurring,
-    recode,
-    with_columns,
-)
 from ._condition_setup import (
     SEPARATOR,
     ConditionField,
@@ -60,17 +47,31 @@ from ._condition_setup import (
     check_conditions,
     check_names,
     encode_conditions,
+    expression_state,
     extend_tables,
     keys_to_check,
     owner_of,
+    registered_genes,
+    registered_keys,
 )
 from ._conditions import (
     FEWEST_TRAINING_CELLS,
+    OPEN,
+    ArrayKey,
+    CategoricalKey,
+    ConditionKey,
     ConditionRequest,
     Conditions,
+    ContinuousKey,
     RequestedCodes,
+    SetKey,
+    are_same_codes,
     check_order,
     check_order_of_totals,
+    have_labels,
+    mark_occurring,
+    recode,
+    with_columns,
 )
 from ._fold_changes import plant_fold_changes
 from ._matrices import Rows, check_storage, check_structure, stack_rows, to_csr
@@ -90,7 +91,6 @@ from ._mudata import (
 )
 from ._plain import check_is_stored, digest_of, savable_columns, to_array, to_plain, to_table
 from ._registered_cells import GivenCells, RegisteredCells, evenly
-from ._registry import expression_state, registered_genes, registered_keys
 from ._streaming import check_writable, explain_unwritable, join_parts, part_of, read_record
 
 __all__ = [

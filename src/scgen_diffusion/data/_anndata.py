@@ -176,16 +176,10 @@ def pad_genes(adata: AnnData, var: pd.DataFrame) -> AnnData:
     place = found.get_indexer(wanted)
     shared = place >= 0
     if not shared.any():
-        msg = (
-            f"None of the {len(wanted)} genes of the model is in adata.var_names: the model has genes such as "
-            f"{wanted[0]!r}, the cells have genes such as {found[0]!r}."
-        )
+        msg = f"adata.var_names has no gene of the model, such as {wanted[0]!r}; it has genes such as {found[0]!r}."
         raise ValueError(msg)
     n_missing, n_unknown = int((~shared).sum()), adata.n_vars - int(shared.sum())
-    msg = (
-        f"{shared.sum()} of the model's {len(wanted)} genes were found; {n_missing} were filled with zeros, and "
-        f"{n_unknown} genes unknown to the model were dropped."
-    )
+    msg = f"{n_missing} of the model's {len(wanted)} genes were filled with zeros; {n_unknown} unknown ones dropped."
     logger.info(msg)
     if shared.mean() < SMALLEST_SHARE:
         warn_user(f"{msg} Below {SMALLEST_SHARE:.0%} the results may be poor.")

@@ -22,7 +22,6 @@ from scgen_diffusion._arguments import check_count, known_names
 
 from ._anndata_file import closing_if_refused, open_anndata_files
 from ._checks import check_natural_logarithms, check_not_empty, check_rows, check_size, check_values, list_some
-from ._condition_keys import OPEN, check_array
 from ._condition_setup import (
     ConditionField,
     ConditionSetup,
@@ -31,19 +30,20 @@ from ._condition_setup import (
     encode_conditions,
     extend_tables,
     keys_to_check,
+    registered_genes,
+    registered_keys,
     values_of,
 )
-from ._conditions import Conditions
+from ._conditions import OPEN, Conditions, check_array
 from ._matrices import JoinedMatrix
 from ._registered_cells import digest_of_cells, sampled_rows
-from ._registry import registered_genes, registered_keys
 from ._windows import WINDOW_SIZE, Batches, WindowLoader, choose_block_size
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
     from ._anndata_file import AnnDataFile
-    from ._condition_keys import ConditionKey
+    from ._conditions import ConditionKey
     from ._matrices import FileMatrix, Rows
 
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -278,7 +278,7 @@ class CellFiles:
 
     def _check_open(self) -> None:
         if self._is_closed:
-            msg = "The files were closed; open them again with `like(model.registry, paths)`, and give the model these."
+            msg = "The files were closed; open them again with `CellFiles.like(model.registry, paths)`."
             raise ValueError(msg)
         for file in self.files:
             file.check_unchanged()
@@ -389,10 +389,7 @@ def list_paths(paths: Paths) -> list[Path]:
     """
     given = [paths] if isinstance(paths, str | os.PathLike) or not isinstance(paths, Iterable) else list(paths)
     if others := [path for path in given if not isinstance(path, str | os.PathLike)]:
-        msg = (
-            f"`paths` must name files, but found {type(others[0]).__name__}. Cells in memory need `setup_anndata`, or "
-            "`setup_mudata`, instead."
-        )
+        msg = f"`paths` must name files, but found {type(others[0]).__name__}."
         raise TypeError(msg)
     listed = [Path(path).expanduser() for path in given]
     if not listed:
@@ -401,23 +398,14 @@ def list_paths(paths: Paths) -> list[Path]:
     first: dict[tuple[int, int], int] = {}
     for number, found in enumerate(path.stat() if path.exists() else None for path in listed):
         if found and (same := first.setdefault((found.st_dev, found.st_ino), number)) != number:
-            one, other = (str(given[place]) for place in (same, number))
-            msg = f"`paths` names the same file twice, as {one!r} and as {other!r}; name it once."
+            msg = f"`paths` names the same file twice, as {given[same]!s} and as {given[number]!s}."
             raise ValueError(msg)
     return listed
 
 
 # --- genes and columns of several files -------------------------------------------------------------------------------
 
-KINDS = {  # by the type that pandas infers
-    "string": "text",
-    "integer": "whole numbers",
-    "floating": "decimal numbers",
-    "boolean": "booleans",
-    "empty": "nothing",
-}
-GENES_REMEDY = "Use the genes of all files with `genes='shared'`, or choose some with `genes=[...]`."
-NUMBERS = {"whole numbers", "decimal numbers"}
+NUMBERS = {"integer", "floating"}  # kinds of values, as pandas infers them
 
 
 @dataclass(frozen=True)
@@ -447,52 +435,35 @@ def matrices_of_genes(
     ValueError
         For values that cannot be read, and for genes that a file lacks or has twice.
     """
-    matrices = [file.matrix(layer) for file in files]
-    tables = [file.var for file in files]
-    for file, table in zip(files, tables, strict=True):
-        _check_unique(table.index, file.name)
+    matrices, tables = [file.matrix(layer) for file in files], [file.var for file in files]
     first = tables[0].index
-    if genes is None:
-        wanted = first
-        for file, table in zip(files[1:], tables[1:], strict=True):
-            missing, extra = first.difference(table.index, sort=False), table.index.difference(first, sort=False)
-            if len(missing) or len(extra):
-                msg = (
-                    f"The genes of {file.name} are not those of {files[0].name}: {list_some(missing)} missing, "
-                    f"{list_some(extra)} additional. {GENES_REMEDY}"
-                )
-                raise ValueError(msg)
-    elif isinstance(genes, str) and genes == "shared":
-        wanted = first[np.logical_and.reduce([first.isin(table.index) for table in tables])]
-        if not len(wanted):
-            msg = (
-                f"The {len(files)} files have no gene in common. Do all use the same kind of gene names (symbols or "
-                "Ensembl)?"
-            )
-            raise ValueError(msg)
-    elif isinstance(genes, str):
+    is_shared = isinstance(genes, str) and genes == "shared"
+    if isinstance(genes, str) and not is_shared:
         msg = f"`genes` must be a list of names, 'shared' or None, but found {genes!r}."
         raise TypeError(msg)
-    else:
-        wanted = pd.Index(check_names(genes, "genes"))
-        _check_unique(wanted, "`genes`")
+    wanted = None if is_shared else first if genes is None else pd.Index(check_names(genes, "genes"))
+    for names, where in ((wanted, "`genes`"), *((t.index, file.name) for file, t in zip(files, tables, strict=True))):
+        if names is not None and not names.is_unique:
+            repeated = list_some(names[names.duplicated()].unique())
+            msg = f"{where} has genes that occur more than once: {repeated}. Make their names unique."
+            raise ValueError(msg)
+    if wanted is None:
+        wanted = first[np.logical_and.reduce([first.isin(table.index) for table in tables])]
+    if not len(wanted):
+        msg = "`genes`: the files have no gene in common. Do all use the same kind of gene names?"
+        raise ValueError(msg)
     for file, table, matrix in zip(files, tables, matrices, strict=True):
         place = table.index.get_indexer(wanted)
-        if (lacking := wanted[place < 0]).size:
+        lacking, more = wanted[place < 0], table.index.difference(wanted, sort=False)
+        if len(lacking) or (genes is None and len(more)):
+            known = known_names(lacking[0], list(table.index)) if len(lacking) else ""
             msg = (
-                f"{file.name} lacks genes that `genes` names, or that the model has: {list_some(lacking)}. "
-                f"{known_names(lacking[0], list(table.index))}"
+                f"`genes`: {file.name} lacks {list_some(lacking)} of those to use, and has {list_some(more)} others. "
+                f"Use those of all files with `genes='shared'`, or list some. {known}"
             )
             raise ValueError(msg)
         matrix.columns = None if np.array_equal(place, np.arange(len(table))) else place
     return tables[0].loc[wanted], matrices
-
-
-def _check_unique(names: pd.Index, where: str) -> None:
-    if not names.is_unique:
-        repeated = list_some(names[names.duplicated()].unique())
-        msg = f"{where} has genes that occur more than once: {repeated}. Make their names unique."
-        raise ValueError(msg)
 
 
 def read_columns(
@@ -523,9 +494,9 @@ def read_columns(
     """
     columns = {}
     for name in names:
-        for file in files:
-            if name not in file.columns:
-                raise KeyError(_absent_column(file, name, kind))
+        if lacking := [file for file in files if name not in file.columns]:
+            msg = f"The {kind} key {name!r} is not in obs of {lacking[0].name}. {known_names(name, lacking[0].columns)}"
+            raise KeyError(msg)
         parts = [file.column(name) for file in files]
         if len(parts) == 1:
             columns[name] = parts[0].array
@@ -533,10 +504,9 @@ def read_columns(
         if name not in numbers:  # a file without classes goes with classes of any kind
             parts = [part.astype(object) if part.isna().all() else part for part in parts]
         kinds = [infer_dtype(part.cat.categories if _has_classes(part) else part, skipna=True) for part in parts]
-        found = [KINDS.get(kind, kind) for kind in kinds]
-        distinct = set(found) - {KINDS["empty"]}
+        distinct = {*kinds} - {"empty"}
         if len(distinct) > 1 and not (name in numbers and distinct <= NUMBERS):
-            listed = ", ".join(f"{kind} in {file.name}" for file, kind in zip(files, found, strict=True))
+            listed = ", ".join(f"{kind} in {file.name}" for file, kind in zip(files, kinds, strict=True))
             msg = f"The column {name!r} holds values of different kinds: {listed}. Use one kind in all files."
             raise ValueError(msg)
         if name in numbers:
@@ -551,18 +521,6 @@ def read_columns(
     return pd.DataFrame(columns, index=pd.RangeIndex(sum(file.n_cells for file in files)))
 
 
-def _absent_column(file: AnnDataFile, name: str, kind: str) -> str:
-    """Say that a file lacks a column, and which modality of a MuData has it."""
-    missing = f"The {kind} key {name!r} is not a column of obs in {file.name}"
-    for owner, part in file.root.get("mod", {}).items():
-        if name in part["obs"].attrs["column-order"]:
-            return (
-                f"{missing}, but of its modality {owner!r}. Read the file, copy the column "
-                f"(mdata.obs[{name!r}] = mdata[{owner!r}].obs[{name!r}]), and write the file again."
-            )
-    return f"{missing}. {known_names(name, file.columns)}"
-
-
 def read_arrays(files: Sequence[AnnDataFile], names: Iterable[str]) -> dict[str, np.ndarray | pd.DataFrame]:
     """Read those of the named arrays of ``obsm`` that the first file has, and join them.
 
@@ -574,31 +532,20 @@ def read_arrays(files: Sequence[AnnDataFile], names: Iterable[str]) -> dict[str,
         For a name that is also a column of ``obs``, and for arrays that do not fit each other.
     """
     arrays = {}
-    for name in names:
-        if name not in files[0].arrays:
-            continue
+    for name in (name for name in names if name in files[0].arrays):
         for file in files:
             if name not in file.arrays:
-                msg = (
-                    f"The condition key {name!r} is not an array of obsm in {file.name}. "
-                    f"{known_names(name, file.arrays)}"
-                )
+                msg = f"The condition key {name!r} is not in obsm of {file.name}. {known_names(name, file.arrays)}"
                 raise KeyError(msg)
             if name in file.columns:
-                msg = (
-                    f"The condition key {name!r} is a column of obs and an array of obsm in {file.name}. Rename the "
-                    "one that is no condition."
-                )
+                msg = f"The condition key {name!r} is in obs and in obsm of {file.name}; rename one of them."
                 raise ValueError(msg)
         parts = [file.array(name) for file in files]
         for part in parts:
             check_array(name, part)
         kinds = [list(part.columns) if isinstance(part, pd.DataFrame) else part.shape[1] for part in parts]
-        if differing := [number for number, kind in enumerate(kinds) if kind != kinds[0]]:
-            msg = (
-                f"The columns of obsm[{name!r}] differ: {kinds[0]} in {files[0].name}, {kinds[differing[0]]} in "
-                f"{files[differing[0]].name}."
-            )
+        if any(kind != kinds[0] for kind in kinds):
+            msg = f"The columns of obsm[{name!r}] differ between files: {kinds}."
             raise ValueError(msg)
         is_table = isinstance(parts[0], pd.DataFrame)
         arrays[name] = pd.concat(parts, ignore_index=True) if is_table else np.concatenate(parts)
@@ -626,33 +573,22 @@ def _union(parts: Sequence[pd.Categorical]) -> pd.Categorical:
 
 
 def look_up_tables(files: Sequence[AnnDataFile], tables: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return named tables from ``uns``, each with the rows of all files."""
+    """Return named tables from ``uns``, each with the rows of all files; raise if they contradict each other."""
     named = [table for table in tables.values() if isinstance(table, str)] if isinstance(tables, Mapping) else []
     found = {table: [entry for file in files if (entry := file.unstructured(table)) is not None] for table in named}
-    return {name: join_tables(name, entries) for name, entries in found.items() if entries}
-
-
-def join_tables(name: str, tables: Sequence[Any]) -> Any:
-    """Join the rows of an entry of ``uns`` of several files; raise if they contradict each other."""
-    joined = tables[0]
-    for table in tables[1:]:
-        if any(not isinstance(each, pd.DataFrame) for each in (joined, table)):
-            msg = f"`uns[{name!r}]` must be a DataFrame in every file, or in one of them."
-            raise TypeError(msg)
-        known = joined[~joined.index.duplicated()]
-        again = table[table.index.isin(known.index)]
-        if list(table) != list(joined) or not _say_the_same(again, known.loc[again.index]):
-            msg = f"`uns[{name!r}]` differs between files: columns, and rows of one name, must be the same in all."
+    for name, parts in found.items():
+        if len(parts) < 2:
+            continue
+        are_tables = all(isinstance(part, pd.DataFrame) for part in parts)
+        is_same = are_tables and all(part.select_dtypes("number").columns.equals(parts[0].columns) for part in parts)
+        if is_same:
+            joined = pd.concat(parts)
+            found[name] = [joined[~joined.index.duplicated()]]
+            is_same = np.allclose(joined, found[name][0].loc[joined.index], equal_nan=True)
+        if not is_same:
+            msg = f"`uns[{name!r}]` must be a table of numbers with the same columns and rows of a name in all files."
             raise ValueError(msg)
-        joined = pd.concat([joined, table.drop(index=again.index)])
-    return joined
-
-
-def _say_the_same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    try:
-        return np.allclose(one.astype(float), other.astype(float), equal_nan=True)
-    except (TypeError, ValueError):  # text, which the setup refuses
-        return one.equals(other)
+    return {name: parts[0] for name, parts in found.items() if parts}
 
 
 def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -672,8 +608,7 @@ def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -
     for what, part in parts(found).items():
         if part != wanted[what]:
             msg = (
-                f"The cells were not set up like the model's: their {what} differ. Build the model with "
-                "`registry=cells.registry`, or open the files with the model's setup: "
-                f"`CellFiles.like(model.registry, paths)`."
+                f"The cells were not set up like the model's: their {what} differ. Open files with "
+                "`CellFiles.like(model.registry, paths)`."
             )
             raise ValueError(msg)

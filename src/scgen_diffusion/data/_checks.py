@@ -28,10 +28,7 @@ N_CELLS_OF_BASE = 64  # of each part, to find the base of logarithms
 LARGEST_MULTIPLE = 10  # of the smallest count, for larger ones rounding matters
 OFF_WHOLE = 0.005  # by which multiples may differ from whole numbers, as values in files may have four digits
 N_NAMED = 5  # examples in an error message
-COUNTS_ADVICE = (
-    "Give the layer with raw counts as `layer=...`. For log-normalised values set `values='log1p'`, which SCRDIT, "
-    "WBDIT, and SCLDM with `likelihood='gaussian'` accept."
-)
+COUNTS_ADVICE = "Give the layer with raw counts as `layer=...`, or set `values='log1p'` for log-normalised values."
 
 
 def check_expression(
@@ -92,8 +89,7 @@ def check_layer(adata: AnnData, layer: str | None, owner: str = "adata") -> str:
         msg = f"`layer` must be the name of a layer, or None for {owner}.X, but found {type(layer).__name__}."
         raise TypeError(msg)
     if layer not in adata.layers:
-        known = known_names(layer, layer_names(adata))
-        msg = f"`layer` {layer!r} is not in {owner}.layers. {known} Leave it out for {owner}.X."
+        msg = f"`layer` {layer!r} is not in {owner}.layers. {known_names(layer, layer_names(adata))}"
         raise KeyError(msg)
     return f"{owner}.layers[{layer!r}]"
 
@@ -127,14 +123,9 @@ def obs_column(cells: AnnData, key: str, name: str) -> pd.Series:
         raise TypeError(msg)
     if key not in cells.obs:
         msg = f"`{name}.obs` has no column {key!r}. {known_names(key, list(cells.obs.columns))}"
-        if cells.obs.columns.empty:  # as in a modality whose labels are in `mdata.obs`
-            msg += f" Of a modality, copy it first: mdata[modality].obs[{key!r}] = mdata.obs[{key!r}]."
         raise KeyError(msg)
-    column = cells.obs[key]
-    if column.ndim > 1:
-        msg = f"`{name}.obs` has {column.shape[1]} columns {key!r}; rename all but one."
-        raise ValueError(msg)
-    return column
+    check_distinct_columns(cells.obs[[key]].columns, f"{name}.obs")
+    return cells.obs[key]
 
 
 def check_one_modality(table: pd.DataFrame) -> None:
@@ -194,10 +185,7 @@ def _wrong_values(stored: np.ndarray, values: str, advice: str) -> str:
     least, most = float(stored.min(initial=0)), float(stored.max(initial=0))
     if values == "log1p":
         if least < 0:
-            return (
-                f"negative values (smallest {least:.4g}); log-normalised values cannot be negative. Give unscaled "
-                "values (before scanpy.pp.scale), or their layer as `layer=...`."
-            )
+            return f"negative values (smallest {least:.4g}); give values before scanpy.pp.scale, or their layer."
         too_large = f"values up to {most:.4g}, too large for logarithms. Did you mean `values='counts'`?"
         return too_large if most > LARGEST_LOG1P else ""
     if least < 0:
@@ -220,8 +208,7 @@ def check_natural_logarithms(log1p: Any, where: str) -> None:
     if base is not None and not (isinstance(base, Real) and np.isclose(float(base), np.e)):
         msg = (
             f"uns['log1p']['base'] says that logarithms are to the base {base}, but models need natural ones. Multiply "
-            f"{where} by np.log({base}), and set adata.uns['log1p']['base'] = None. If {where} holds natural "
-            "logarithms already, only set the latter."
+            f"{where} by np.log({base}), and set adata.uns['log1p']['base'] = None."
         )
         raise ValueError(msg)
 
@@ -260,10 +247,7 @@ def check_not_empty(totals: np.ndarray, names: pd.Index, where: str) -> None:
     """Raise if the values of any cell add up to zero."""
     empty = totals == 0
     if empty.any():
-        msg = (
-            f"{where} has cells without any count: {list_some(names[empty])}. Remove them, for example with "
-            "scanpy.pp.filter_cells(adata, min_counts=1)."
-        )
+        msg = f"{where} has cells without any count: {list_some(names[empty])}. Remove them (scanpy.pp.filter_cells)."
         raise ValueError(msg)
 
 
@@ -271,10 +255,7 @@ def check_shape(adata: AnnData, where: str, owner: str = "adata") -> None:
     """Raise unless there are cells and genes, whose names are unique texts, and columns of ``var`` are unique."""
     check_size(adata.shape, where)
     if numbers := [name for name in adata.var_names if not isinstance(name, str)]:
-        msg = (
-            f"{owner}.var_names must be text, but found {numbers[0]!r}. Convert them: {owner}.var_names = "
-            f"{owner}.var_names.astype(str)."
-        )
+        msg = f"{owner}.var_names must be text, but found {numbers[0]!r}; convert them: .astype(str)."
         raise ValueError(msg)
     check_unique_names(adata.var_names, f"{owner}.var_names")
     check_distinct_columns(adata.var.columns, f"{owner}.var")
@@ -319,10 +300,7 @@ def check_same_genes(
     missing, extra = expected.difference(found, sort=False), found.difference(expected, sort=False)
     msg = "The genes are those of the model in another order."
     if len(missing) or len(extra):
-        msg = (
-            f"The genes differ from the {len(expected)} of the model: {list_some(missing)} missing, {list_some(extra)} "
-            "unknown to the model."
-        )
+        msg = f"The genes are not those of the model: {list_some(missing)} missing, {list_some(extra)} unknown."
     msg = f"{msg} {to_pad if len(missing) else to_order}"
     raise ValueError(msg)
 
@@ -343,10 +321,7 @@ def row_numbers(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.
     rows = np.asarray(indices)
     is_mask = rows.dtype == bool
     if rows.ndim != 1 or (is_mask and len(rows) != n_cells) or (len(rows) and rows.dtype.kind not in "iub"):
-        msg = (
-            f"`indices` must be a list of whole numbers, or a mask of the {n_cells} cells, but found {rows.dtype} of "
-            f"shape {rows.shape}."
-        )
+        msg = f"`indices` must be row numbers or a mask of {n_cells} cells, not {rows.dtype} of shape {rows.shape}."
         raise ValueError(msg)
     if is_mask:
         return np.flatnonzero(rows)

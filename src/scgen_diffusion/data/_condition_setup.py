@@ -17,13 +17,14 @@ import numpy as np
 import pandas as pd
 import rich.pretty  # scvi-tools uses it to print registries without importing it
 import rich.table
+from scvi import REGISTRY_KEYS
 from scvi.data.fields import BaseAnnDataField
 
 from scgen_diffusion._arguments import known_names, warn_user
 
-from ._anndata import SYNTHETIC, widen, widen_number
+from ._anndata import SYNTHETIC, widen
 from ._checks import check_distinct_columns
-from ._condition_keys import (
+from ._conditions import (
     NUMBERS,
     ArrayKey,
     CategoricalKey,
@@ -35,7 +36,6 @@ from ._condition_keys import (
     key_from_state,
     kinds_of,
     labeled_part,
-    members_of,
     with_columns,
 )
 from ._plain import NAME_OF_INDEX
@@ -48,8 +48,6 @@ OBSM_KEY = "_scgen_conditions"
 CONDITIONS = "conditions"
 """Name of the cells' conditions in the registry and in batches; the same as in the modules."""
 SEPARATOR = "+"
-MANY_NUMBERS = 256  # more distinct numbers than this are probably amounts
-MANY_FRACTIONS = 20  # the same for numbers that are not all whole
 MANY_CLASSES = 50  # more classes than this, and than half of the cells, are probably not classes
 CELLS_AT_A_TIME = 65_536
 LIKE_MISSING = ("", "nan", "<na>", "na", "n/a", "null")  # text that columns with gaps turn into; "none" names controls
@@ -101,7 +99,7 @@ class ConditionSetup:
         """
         mappings = {"control_values": control_values, "condition_embeddings": condition_embeddings}
         for argument, given in mappings.items():
-            if given is not None and not isinstance(given, Mapping):
+            if not isinstance(given, Mapping | None):
                 msg = f"`{argument}` must be a mapping from condition keys, but found {type(given).__name__}."
                 raise TypeError(msg)
         categorical = check_names(condition_keys, "condition_keys")
@@ -109,24 +107,17 @@ class ConditionSetup:
         sets = set_condition_keys
         listed_sets = check_names(list(sets) if isinstance(sets, Mapping) else sets, "set_condition_keys")
         listed = [*categorical, *continuous, *listed_sets]
-        for name, why in {SYNTHETIC: "generated cells have", NAME_OF_INDEX: "anndata's files may not have"}.items():
-            if name in listed:
-                msg = f"{name!r} cannot be a condition key, because {why} a column of this name. Rename obs[{name!r}]."
-                raise ValueError(msg)
+        if reserved := [name for name in (SYNTHETIC, NAME_OF_INDEX) if name in listed]:
+            msg = f"{reserved[0]!r} cannot be a condition key, because the name is in use. Rename obs[{reserved[0]!r}]."
+            raise ValueError(msg)
         if repeated := [name for name in listed if listed.count(name) > 1]:
             msg = f"The condition key {repeated[0]!r} is listed more than once; list it once."
             raise ValueError(msg)
         if not isinstance(unlabeled_category, str | None):
-            msg = (
-                "`unlabeled_category` must be the text of cells without a label, such as 'Unknown', but found "
-                f"{unlabeled_category!r}. Missing values (NaN) then have no label either."
-            )
+            msg = f"`unlabeled_category` must be text, such as 'Unknown', but found {unlabeled_category!r}."
             raise TypeError(msg)
         if unlabeled_category is not None and not categorical:
-            msg = (
-                f"`unlabeled_category` is {unlabeled_category!r}, but there are no `condition_keys`; only these can "
-                "lack labels."
-            )
+            msg = "`unlabeled_category` needs `condition_keys`; only these can lack labels."
             raise ValueError(msg)
         separators = dict(sets) if isinstance(sets, Mapping) else dict.fromkeys(listed_sets, SEPARATOR)
         controls, tables = dict(control_values or {}), dict(condition_embeddings or {})
@@ -145,11 +136,10 @@ class ConditionSetup:
         Warns
         -----
         UserWarning
-            If a column of classes looks like numbers or cell names, a set has two spellings, a control value is one of
-            very many numbers, or a number looks like a part of the perturbation but has no control value.
+            If a column of classes looks like numbers, cell names or missing labels.
         """
-        continuous, controls, tables = self.continuous_condition_keys, self.control_values, self.condition_embeddings
-        check_conditions(adata, self.names, continuous, self.may_lack)
+        controls, tables = self.control_values, self.condition_embeddings
+        check_conditions(adata, self.names, self.continuous_condition_keys, self.may_lack)
         for name in self.condition_keys:
             _check_classes(name, labeled_part(adata.obs[name], self.unlabeled_category))
         for name, separator in self.set_condition_keys.items():
@@ -162,13 +152,6 @@ class ConditionSetup:
             if wrong := [name for name in given if name not in known]:
                 msg = f"{wrong[0]!r} has {what}, but is not a {kind}. {known_names(wrong[0], known)}"
                 raise ValueError(msg)
-        for name in controls:
-            if name in continuous and (n_numbers := adata.obs[name].nunique()) > MANY_NUMBERS:
-                warn_user(
-                    f"obs[{name!r}] has {n_numbers:,} distinct numbers and a control value. The transport learns "
-                    "from the cells of each number as a group; round the numbers, so that many cells share one."
-                )
-        _warn_of_forgotten_numbers(adata.obs, controls, [name for name in continuous if name in adata.obs])
         labels = {key: labeled_part(adata.obs[key], self.unlabeled_category).unique() for key in tables}
         checked = {key: _table(adata, key, table, labels[key]) for key, table in tables.items()}
         return replace(self, condition_embeddings=self.without_unlabeled(checked))
@@ -224,10 +207,7 @@ class ConditionSetup:
                 f"labelled. {known_names(unlabeled, list(labels))}"
             )
         if lack.all():
-            msg = (
-                f"No cell has a label in {self.condition_keys}: each is {unlabeled!r} or missing in one "
-                "of them. Some cells need all labels: leave out keys whose labels no cell has with those of the others."
-            )
+            msg = f"No cell has a label in all of {self.condition_keys}; each is {unlabeled!r} or missing in one."
             raise ValueError(msg)
         known = {name: (self.control_values.get(name), self.condition_embeddings.get(name)) for name in self.names}
         return [
@@ -349,10 +329,7 @@ def values_of(cells: AnnData | MuData, key: ConditionKey) -> Any:
     """
     table = getattr(cells, key.source)
     if key.name not in table:
-        msg = (
-            f"The model reads the condition {key.name!r} from {owner_of(cells)}.{key.source}, but these cells do not "
-            "have it there."
-        )
+        msg = f"The model reads {key.name!r} from {owner_of(cells)}.{key.source}, but these cells do not have it there."
         raise KeyError(msg)
     return table[key.name]
 
@@ -369,10 +346,7 @@ def extend_tables(
     """
     for name in further or {}:
         if name not in tables:
-            msg = (
-                f"`condition_embeddings` names {name!r}, for which the reference has no known embeddings. "
-                f"{known_names(name, list(tables))}"
-            )
+            msg = f"`condition_embeddings`: the reference has none of {name!r}. {known_names(name, list(tables))}"
             raise ValueError(msg)
     more = {name: _extend_table(adata, name, tables[name], table) for name, table in (further or {}).items()}
     return {**tables, **more}
@@ -381,10 +355,7 @@ def extend_tables(
 def _extend_table(adata: AnnData, name: str, table: pd.DataFrame, further: pd.DataFrame | str) -> pd.DataFrame:
     further = _table(adata, name, further, table.index)
     if list(further.columns) != list(table.columns):
-        msg = (
-            f"The embedding of {name!r} must have the {table.shape[1]} columns of the reference's, but has "
-            f"{list(further.columns)[:5]} ..."
-        )
+        msg = f"The embedding of {name!r} must have the {table.shape[1]} columns of the reference's."
         raise ValueError(msg)
     shared = [value for value in further.index if value in table.index]
     if not np.allclose(further.loc[shared], table.loc[shared]):
@@ -426,17 +397,10 @@ def check_conditions(
     for key in keys:
         is_array = key in numbers and key in cells.obsm
         if "/" in str(key):
-            table, name = (f"{owner}.obsm" if is_array else f"{owner}.obs"), str(key).replace("/", "_")
-            msg = (
-                f"The {kind} key {key!r} has a '/', which names in .h5ad and .zarr files cannot have. Rename it: "
-                f"{table}[{name!r}] = {table}.pop({key!r})."
-            )
+            msg = f"The {kind} key {key!r} has a '/', which names in .h5ad and .zarr files cannot have. Rename it."
             raise ValueError(msg)
         if is_array and key in obs:
-            msg = (
-                f"The condition key {key!r} is a column of {owner}.obs and an array of {owner}.obsm. Rename or delete "
-                f"the one that is no condition: del {owner}.obs[{key!r}]."
-            )
+            msg = f"The condition key {key!r} is in {owner}.obs and in {owner}.obsm; rename one of them."
             raise ValueError(msg)
         if is_array:
             check_array(key, cells.obsm[key])
@@ -446,61 +410,29 @@ def check_conditions(
         check_distinct_columns(obs[[key]].columns, f"{owner}.obs")
         missing = obs[key].isna()
         if missing.any() and key not in may_lack:
-            what, remedy = ("number", "") if key in numbers else ("label", ", or give them one")
+            what, cell = "number" if key in numbers else "label", obs.index[missing].tolist()[0]
+            msg = f"{owner}.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells, such as {cell!r}."
             if what == "label" and kind == "condition":
-                remedy = (
-                    ", give them one, or set up the model (for fine-tuning, its reference) with "
-                    "`unlabeled_category='Unknown'`: then cells without a label in `condition_keys` train it, too"
-                )
-            msg = (
-                f"{owner}.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells, such as cell "
-                f"{obs.index[missing].tolist()[0]!r}. Remove these cells{remedy}."
-            )
+                msg += " Remove them, give them one, or set up with `unlabeled_category='Unknown'`."
             raise ValueError(msg)
 
 
 def _absent(cells: AnnData | MuData, key: str, kind: str, *, may_be_array: bool) -> str:
     """Say that cells lack a key, and where it is instead."""
-    owner, missing = owner_of(cells), f"The {kind} key {key!r} is not"
-    places = {"obs": "a column", "obsm": "an array"} if may_be_array else {"obs": "a column"}
-    for (place, what), name in product(places.items(), getattr(cells, "mod", ())):
+    owner, modalities = owner_of(cells), getattr(cells, "mod", ())
+    places = ("obs", "obsm") if may_be_array else ("obs",)
+    missing = f"The {kind} key {key!r} is not in {' or '.join(f'{owner}.{place}' for place in places)}"
+    for place, name in product(places, modalities):
         own = key.removeprefix(f"{name}:")  # as MuData names the columns that it takes over from modalities
         if own in getattr(cells[name], place):
             in_order = "[mdata.obs_names]" if place == "obsm" else ""  # pandas aligns columns
-            return (
-                f"{missing} {what} of mdata.{place}, but {own!r} is one of mdata[{name!r}].{place}. Copy it: "
-                f"mdata.{place}[{key!r}] = mdata[{name!r}]{in_order}.{place}[{own!r}]."
-            )
+            copy = f"mdata.{place}[{key!r}] = mdata[{name!r}]{in_order}.{place}[{own!r}]"
+            return f"{missing}, but in mdata[{name!r}].{place}. Copy it: {copy}."
     if kind == "condition" and not may_be_array and key in cells.obsm:
-        return (
-            f"{missing} a column of {owner}.obs, but an array of {owner}.obsm. List it in `continuous_condition_keys`."
-        )
-    known = [*cells.obs.columns, *([name for name in cells.obsm if name != OBSM_KEY] if may_be_array else [])]
-    known += [f"{name}:{own}" for name in getattr(cells, "mod", ()) for own in cells[name].obs.columns]
-    where = " or ".join(f"{what} of {owner}.{place}" for place, what in places.items())
-    return f"{missing} {where}. {known_names(key, known)}"
-
-
-def _warn_of_forgotten_numbers(obs: pd.DataFrame, controls: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Warn if a number varies only among perturbed cells, as a dose does, but has no control value."""
-    if not controls:
-        return
-    is_control = np.all(
-        [widen(obs[name]).isin([value, widen_number(value)]) for name, value in controls.items()], axis=0
-    )
-    for name in names:
-        if obs[name].dtype.kind not in "iuf":  # refused later, with an error
-            continue
-        column = widen(obs[name])
-        own, others = {*column[is_control].unique()}, {*column[~is_control].unique()}
-        if name not in controls and len(own) == 1 and len(others - own) > 1:
-            value = float(next(iter(own)))
-            given = {**controls, name: value}
-            warn_user(
-                f"obs[{name!r}] is {value} in all control cells, and varies among the others. If it belongs to the "
-                f"perturbation, as a dose does, give its control value, too: `control_values={given}`. Otherwise the "
-                "transport learns the mean effect over these numbers."
-            )
+        return f"{missing}, but in {owner}.obsm. List it in `continuous_condition_keys`."
+    known = [*cells.obs.columns, *(f"{name}:{own}" for name in modalities for own in cells[name].obs.columns)]
+    known += [name for name in cells.obsm if name != OBSM_KEY] if may_be_array else []
+    return f"{missing}. {known_names(key, known)}"
 
 
 def _check_classes(name: str, column: pd.Series) -> None:
@@ -511,25 +443,15 @@ def _check_classes(name: str, column: pd.Series) -> None:
     if len(kinds) > 1:
         msg = f"obs[{name!r}] mixes {' and '.join(sorted(kinds))}; use one type for all cells."
         raise ValueError(msg)
-    for value in sorted({v for v in values if isinstance(v, str) and v.strip().casefold() in LIKE_MISSING}):
-        if n_found := int((column == value).sum()):
-            warn_user(
-                f"obs[{name!r}] is {value!r} in {n_found:,} cells, which is learned as a class. If their label "
-                f"is missing, leave these cells out, or give `unlabeled_category={value!r}`."
-            )
-    n_classes, n_cells, are_numbers = column.nunique(), len(column), kinds == {NUMBERS}
-    most = MANY_FRACTIONS if are_numbers and any(value % 1 for value in values) else MANY_NUMBERS
-    if are_numbers and n_classes > min(most, max(MANY_CLASSES, n_cells / 2)):
+    texts = [value for value in column.unique() if isinstance(value, str)]
+    if missing := sorted(text for text in texts if text.strip().casefold() in LIKE_MISSING):
         warn_user(
-            f"obs[{name!r}] has {n_classes:,} distinct numbers in {n_cells:,} cells; each is learned as a "
-            "separate class. If they are amounts, such as doses or times, list the column in "
-            "`continuous_condition_keys` instead."
+            f"obs[{name!r}] has the class {missing[0]!r}. If cells of it lack a label, leave them out, or give "
+            f"`unlabeled_category={missing[0]!r}`."
         )
-    elif n_classes > max(MANY_CLASSES, n_cells / 2):
-        warn_user(
-            f"obs[{name!r}] has {n_classes:,} classes in {n_cells:,} cells, too many to learn. If they name "
-            "cells, leave the column out of `condition_keys`."
-        )
+    if (n_classes := column.nunique()) > max(MANY_CLASSES, len(column) / 2):
+        advice = "`continuous_condition_keys` takes amounts" if kinds == {NUMBERS} else "names of cells are no classes"
+        warn_user(f"obs[{name!r}] has {n_classes:,} classes in {len(column):,} cells, too many to learn; {advice}.")
 
 
 def _check_types(name: str, column: pd.Series, types: tuple[type, ...], allowed: str) -> Collection[Any]:
@@ -539,16 +461,13 @@ def _check_types(name: str, column: pd.Series, types: tuple[type, ...], allowed:
     else:
         values = column if column.dtype == object else column.unique()  # objects may have no hash
     if strange := [value for value in values if not isinstance(value, types)]:
-        msg = (
-            f"obs[{name!r}] holds {strange[0]!r} of type {type(strange[0]).__name__}; it may hold {allowed} only "
-            f"(obs[{name!r}].astype(str) makes text of it)."
-        )
+        msg = f"obs[{name!r}] may hold {allowed} only, but holds {strange[0]!r} of type {type(strange[0]).__name__}."
         raise ValueError(msg)
     return values
 
 
 def _check_sets(name: str, column: pd.Series, separator: str, control: Any) -> None:
-    """Raise unless a column holds text, and the separator is not part of the control value. Warn of two orders."""
+    """Raise unless a column holds text, and the separator is not part of the control value."""
     if not isinstance(separator, str) or not separator.strip():
         msg = f"The separator of {name!r} in `set_condition_keys` must be text such as '+', but found {separator!r}."
         raise ValueError(msg)
@@ -556,19 +475,6 @@ def _check_sets(name: str, column: pd.Series, separator: str, control: Any) -> N
         msg = f"The control value of {name!r} must be text without the separator {separator!r}, but found {control!r}."
         raise ValueError(msg)
     _check_types(name, column, (str,), f"text such as 'A{separator}B'")
-    known: dict[frozenset[str], str] = {}
-    for text in sorted(column.unique()):
-        first = known.setdefault(members_of(text, separator, control), text)
-        if first != text:
-            members, otherwise = f"{{part.strip() for part in text.split({separator!r})}}", ""
-            if control is not None:
-                members, otherwise = f"{members} - {{{control.strip()!r}}}", f" or {control!r}"
-            warn_user(
-                f"obs[{name!r}] has {first!r} and {text!r}, which are one set. Generated cells have only the first, so "
-                f"write both the same: adata.obs[{name!r}] = [{separator!r}.join(sorted({members})){otherwise} for "
-                f"text in adata.obs[{name!r}]]."
-            )
-            return
 
 
 def _table(adata: AnnData, name: str, table: pd.DataFrame | str, labels: Iterable[Any]) -> pd.DataFrame:
@@ -579,11 +485,7 @@ def _table(adata: AnnData, name: str, table: pd.DataFrame | str, labels: Iterabl
             raise KeyError(msg)
         table = adata.uns[table]
     if not isinstance(table, pd.DataFrame):
-        found = type(table).__name__
-        msg = (
-            f"The embedding of {name!r} must be a DataFrame with one row per value, or the name of one in uns, "
-            f"but found {found}."
-        )
+        msg = f"The embedding of {name!r} must be a DataFrame, or the name of one in uns, not {type(table).__name__}."
         raise TypeError(msg)
     table = table.set_axis(_typed_like(pd.Index(widen(table.index.to_series())), labels))
     if not table.index.is_unique:
@@ -610,3 +512,21 @@ def _typed_like(rows: pd.Index, labels: Iterable[Any]) -> pd.Index:
         return pd.to_numeric(rows)
     except ValueError:
         return rows
+
+
+# --- what scvi-tools registered of a model's cells --------------------------------------------------------------------
+
+
+def expression_state(registry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was registered of the values that the model reads."""
+    return registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
+
+
+def registered_genes(registry: Mapping[str, Any]) -> pd.Index:
+    """Return the names of the genes, or of the features of all modalities."""
+    return pd.Index([str(name) for name in expression_state(registry)["column_names"]])
+
+
+def registered_keys(registry: Mapping[str, Any]) -> list[ConditionKey]:
+    """Return the condition keys."""
+    return keys_of_state(registry["field_registries"][CONDITIONS]["state_registry"])

@@ -89,10 +89,7 @@ def plant_fold_changes(
     check_is_anndata(adata, "adata")
     column = obs_column(adata, groupby, "adata")
     if (name := f"{TRUTH}{groupby}") in adata.varm:
-        msg = (
-            f"adata.varm[{name!r}] shows that these cells have fold changes between groups of {groupby!r} from an "
-            "earlier call. Give all in one call, with the cells as they were."
-        )
+        msg = f"These cells have fold changes between groups of {groupby!r} from an earlier call: adata.varm[{name!r}]."
         raise ValueError(msg)
     adata = adata.to_memory() if adata.isbacked else adata
     check_expression(adata, layer, "counts", ADVICE)
@@ -121,10 +118,7 @@ def plant_fold_changes(
 def _check_changes(changes: pd.DataFrame, groups: Sequence[str], genes: pd.Index) -> pd.DataFrame:
     """Return the fold changes of all genes; raise unless they are numbers for known genes and groups."""
     if not isinstance(changes, pd.DataFrame):
-        msg = (
-            "`log2_fold_changes` must be a DataFrame with a row per gene and a column per group, but found "
-            f"{type(changes).__name__}. Turn a Series into one: `.to_frame('treated')`, with the name of the group."
-        )
+        msg = f"`log2_fold_changes` must be a DataFrame, genes by groups, but found {type(changes).__name__}."
         raise TypeError(msg)
     changes = changes.set_axis(list(as_labels(pd.Series(changes.columns))), axis=1)
     for names, known, what in ((changes.index, genes, "gene"), (changes.columns, groups, "group")):

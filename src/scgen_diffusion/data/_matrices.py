@@ -49,17 +49,10 @@ def check_storage(matrix: Any, where: str) -> None:
         msg = f"{where} is a masked array, but every value is needed. Fill in those that are masked: `.filled(0)`."
         raise ValueError(msg)
     if sp.issparse(getattr(matrix, "_meta", None)):
-        msg = (
-            f"{where} is a dask array of sparse chunks, which models do not read. Read it into memory: `{where} = "
-            f"{where}.compute()`. To leave cells in their files, give `CellFiles` to the model."
-        )
+        msg = f"{where} is a dask array of sparse chunks, which models do not read. Read it into memory: `.compute()`."
         raise ValueError(msg)
     if isinstance(matrix, CSCDataset):
-        msg = (
-            f"{where} is backed by a file that stores it by columns (CSC), from which single cells cannot be read. "
-            f"Read it into memory: `adata = adata.to_memory()`. To leave it in a file, write it by rows then: `{where} "
-            f"= {where}.tocsr()`, and `adata.write_h5ad(...)`."
-        )
+        msg = f"{where} is backed by a file that stores it by columns (CSC). Read it into memory: `adata.to_memory()`."
         raise ValueError(msg)
 
 
@@ -164,10 +157,8 @@ class FileMatrix:
         self.columns: np.ndarray | None = None
         self.is_sparse = not hasattr(element, "dtype")
         if self.is_sparse and element.attrs["encoding-type"] != "csr_matrix":
-            msg = (
-                f"{name} is stored as {element.attrs['encoding-type']!r}, from which single cells cannot be read. "
-                "Write it by rows: `adata.X = adata.X.tocsr()`, and so with layers."
-            )
+            kind = element.attrs["encoding-type"]
+            msg = f"{name} is stored as {kind!r}, from which single cells cannot be read. Write it by rows: `.tocsr()`."
             raise ValueError(msg)
         stored = element.attrs["shape"] if self.is_sparse else element.shape
         self.stored_shape = (int(stored[0]), int(stored[1]))

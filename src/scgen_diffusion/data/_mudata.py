@@ -96,10 +96,7 @@ def resolve_modalities(
     likelihoods = {}
     for name, layer in chosen.items():
         if not isinstance(mdata[name], AnnData):
-            msg = (
-                f"mdata[{name!r}] is a {type(mdata[name]).__name__} itself; put its modalities into one MuData, or "
-                "leave it out of `modalities`."
-            )
+            msg = f"mdata[{name!r}] is a {type(mdata[name]).__name__} itself; put its modalities into one MuData."
             raise TypeError(msg)
         where = check_layer(mdata[name], layer, f"mdata[{name!r}]")
         values = _matrix(mdata[name], layer)
@@ -144,8 +141,7 @@ def _choose_modalities(
             msg = f"`modalities[{name!r}]` is {likelihood!r}. {known_names(likelihood, allowed)}"
             raise ValueError(msg)
         if "/" in name:
-            renamed = f"mdata.mod[{name.replace('/', '_')!r}] = mdata.mod.pop({name!r})"
-            msg = f"The modality {name!r} has a '/', which names in .h5mu files cannot have. Rename it: {renamed}."
+            msg = f"The modality {name!r} has a '/', which names in .h5mu files cannot have. Rename it."
             raise ValueError(msg)
     return likelihoods, {name: layers.get(name) if isinstance(layers, Mapping) else layers for name in names}
 
@@ -272,10 +268,7 @@ def check_modalities(
             raise ValueError(msg)
         others = [mdata[other].obs_names for other in likelihoods if other != name]
         if others and not are_known and not any(adata.obs_names.isin(cells).any() for cells in others):
-            msg = (
-                f"No cell of {owner} ({list_some(adata.obs_names)}) is in another modality ({list_some(others[0])}). A "
-                "cell must have the same name in every modality."
-            )
+            msg = f"No cell of {owner} is in another modality. A cell must have the same name in every modality."
             raise ValueError(msg)
         matrix = _matrix(adata, layer)
         if matrix is None:
@@ -291,10 +284,7 @@ def check_modalities(
             raise ValueError(msg)
         totals[adata.obs_names] += found
     if (totals == 0).any():
-        msg = (
-            f"Some cells have no count in any of {list(likelihoods)}: {list_some(totals.index[totals == 0])}. Remove "
-            "them: mdata[mdata.obs_names.isin(...)].copy()."
-        )
+        msg = f"Some cells have no count in any of {list(likelihoods)}: {list_some(totals.index[totals == 0])}."
         raise ValueError(msg)
 
 
@@ -313,12 +303,9 @@ def check_same_features(mdata: MuData, modalities: Mapping[str, Modality]) -> No
         msg = f"The MuData has none of the model's modalities {list(modalities)}; it has {list(mdata.mod)}."
         raise ValueError(msg)
     for name in present:
-        ordered = f"mudata.MuData({{{name!r}: mdata[{name!r}][:, model.modalities[{name!r}].features].copy(), ...}})"
         try:
-            features = pd.Index(modalities[name].features)
-            check_same_genes(
-                mdata[name].var_names, features, to_order=f"Build {ordered}.", to_pad="All of them are needed."
-            )
+            features, to_order = pd.Index(modalities[name].features), "Order them by `model.modalities`."
+            check_same_genes(mdata[name].var_names, features, to_order=to_order, to_pad="All of them are needed.")
         except ValueError as error:
             msg = f"Modality {name!r}: {error}"
             raise ValueError(msg) from error

@@ -15,10 +15,16 @@ from torch.utils.data import DataLoader
 from scgen_diffusion._compat import was_set_up_last
 
 from ._checks import check_not_empty, check_same_genes, check_values
-from ._condition_setup import CONDITIONS, check_conditions, encode_conditions, keys_to_check
+from ._condition_setup import (
+    CONDITIONS,
+    check_conditions,
+    encode_conditions,
+    keys_to_check,
+    registered_genes,
+    registered_keys,
+)
 from ._matrices import Rows, dense, in_file, row_sums
 from ._mudata import JOINED
-from ._registry import registered_genes, registered_keys
 from ._windows import WindowLoader, choose_block_size
 
 if TYPE_CHECKING:

@@ -60,9 +60,8 @@ def check_is_in_memory(adata: object) -> None:
     """Raise for cells in files."""
     if isinstance(adata, CellFiles):
         msg = (
-            f"`adata` must be cells in memory, but found {type(adata).__name__}. Read some with `cells.read(indices)`. "
-            "To train on files, call `train(datamodule=cells)` of a model that was built with "
-            "`registry=cells.registry`, or loaded without cells."
+            f"`adata` must be cells in memory, but found {type(adata).__name__}: read some with `cells.read(indices)`. "
+            "To train on files, give them as `datamodule`."
         )
         raise TypeError(msg)
 
@@ -79,15 +78,10 @@ def check_readable(adata: object) -> None:
     """Raise unless cells are an AnnData from which batches can be read."""
     check_is_in_memory(adata)
     if not isinstance(adata, AnnData):
-        msg = f"Cells must be an AnnData, but found {type(adata).__name__}."
-        if isinstance(adata, MuData):
-            msg += " Give one modality, for example mdata['rna'], or use MULTISCLDM.setup_mudata."
+        msg = f"Cells must be an AnnData, such as mdata['rna'], but found {type(adata).__name__}."
         raise TypeError(msg)
     if adata.is_view and adata.isbacked:
-        msg = (
-            "`adata` is a view of a file, from which batches cannot be read. Write the part to its own file, "
-            "`adata.copy('part.h5ad')`, or read it into memory, `adata.to_memory()`."
-        )
+        msg = "`adata` is a view of a file, from which batches cannot be read. Use `adata.to_memory()`."
         raise ValueError(msg)
 
 
@@ -97,10 +91,7 @@ def check_registry(registry: object, model_class: type) -> None:
     fields = given.get("field_registries", {})
     if not {REGISTRY_KEYS.X_KEY, CONDITIONS} <= set(fields) or "setup_args" not in given:
         owner = f"that of {given['model_name']!r}" if "model_name" in given else type(registry).__name__
-        msg = (
-            "`registry` must come from a model of this package (`model.registry`) or `CellFiles(...).registry`, but "
-            f"found {owner}."
-        )
+        msg = f"`registry` must be that of a model of this package, or of `CellFiles(...)`, but found {owner}."
         raise ValueError(msg)
     method = given.get("setup_method_name", "setup_anndata")
     reads_several = hasattr(model_class, "setup_mudata")
@@ -114,11 +105,7 @@ def check_datamodule(datamodule: object) -> None:
     """Raise unless cells for ``train`` work like ``CellFiles``."""
     members = ("check", "codes", "digest", "loader", "n_cells", "names", "registry", "var")
     if not all(hasattr(datamodule, name) for name in members):
-        msg = (
-            f"`datamodule` must be scgen_diffusion.data.CellFiles or work like it, but found "
-            f"{type(datamodule).__name__}. Data modules of scvi-tools do not support conditions; open their files with "
-            "CellFiles."
-        )
+        msg = f"`datamodule` must be scgen_diffusion.data.CellFiles, but found {type(datamodule).__name__}."
         raise TypeError(msg)
 
 
