@@ -286,10 +286,7 @@ def test_values_that_are_wrong_in_one_file_name_the_file(adata, write):
 def test_other_genes_name_the_files_and_what_to_do(adata, write):
     paths = [write(adata), write(adata[:, 2:].copy(), "b.h5ad")]
 
-    with pytest.raises(
-        ValueError,
-        match="gene_0",
-    ):
+    with pytest.raises(ValueError, match="gene_0"):
         CellFiles(paths, **KEYS)
     with pytest.raises(ValueError, match="genes"):
         CellFiles(paths, **KEYS, genes=["gene_1", "gene_2"])

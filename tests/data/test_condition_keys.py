@@ -59,9 +59,7 @@ def test_a_key_survives_being_saved(key):
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-@given(
-    values=st.lists(st.floats(-1e6, 1e6).map(lambda x: round(x, 3)), min_size=2, max_size=20, unique=True),
-)
+@given(values=st.lists(st.floats(-1e6, 1e6).map(lambda x: round(x, 3)), min_size=2, max_size=20, unique=True))
 def test_numbers_come_back_as_they_were(values):
     key = ContinuousKey.of("d", pd.Series(values))
     np.testing.assert_allclose(key.decode(key.encode(values)), values, rtol=1e-6, atol=1e-6 * key.std)
@@ -216,13 +214,7 @@ def test_sets_come_back_as_they_are_written_in_training():
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [
-        ("A+E", "E"),
-        ("A+", r"A\+"),
-        ("", "p"),
-        ("+", r"\+"),
-        ("A+B+C+D", "can have 0 to 3 members, but .* has 4"),
-    ],
+    [("A+E", "E"), ("A+", r"A\+"), ("", "p"), ("+", r"\+"), ("A+B+C+D", "can have 0 to 3 members, but .* has 4")],
 )
 def test_bad_sets_are_refused(value, words):
     with pytest.raises(ValueError, match=words):

@@ -96,33 +96,17 @@ def make(**changes):
         (make(continuous=["gene"]), ValueError, "condition_keys"),
         (make(sets=["gene"], controls={"gene": "none"}), ValueError, "none"),
         (make(categorical=["type"], controls={"type": "z"}), ValueError, "z"),
-        (
-            make(categorical=["type"], controls={"gene": "ctrl"}),
-            ValueError,
-            "gene",
-        ),
-        (
-            make(continuous=["dose"], embeddings={"dose": TABLE}),
-            ValueError,
-            "dose",
-        ),
+        (make(categorical=["type"], controls={"gene": "ctrl"}), ValueError, "gene"),
+        (make(continuous=["dose"], embeddings={"dose": TABLE}), ValueError, "dose"),
         (make(sets=["gene"], embeddings={"gene": "vektors"}), KeyError, "vectors"),
         (make(sets=["gene"], embeddings={"gene": "number"}), TypeError, "must be a DataFrame.*found int"),
         (make(sets=["gene"], embeddings={"gene": TABLE}), ValueError, "ctrl"),
         (make(categorical=["type"], embeddings={"type": TABLE}), ValueError, "x"),
-        (
-            make(sets=["gene"], embeddings={"gene": pd.concat([TABLE, TABLE])}),
-            ValueError,
-            "A",
-        ),
+        (make(sets=["gene"], embeddings={"gene": pd.concat([TABLE, TABLE])}), ValueError, "A"),
         (make(sets=["gene"], embeddings={"gene": TABLE.assign(text="a")}), ValueError, "only finite numbers"),
         (make(sets=["gene"], embeddings={"gene": TABLE * np.nan}), ValueError, "only finite numbers"),
         (make(sets=["gene"], embeddings={"gene": TABLE[[]]}), ValueError, "at least one column"),
-        (
-            make(sets=["gene"], embeddings={"gene": TABLE.rename(index={"NEW": "X+Y"})}),
-            ValueError,
-            r"X\+Y",
-        ),
+        (make(sets=["gene"], embeddings={"gene": TABLE.rename(index={"NEW": "X+Y"})}), ValueError, r"X\+Y"),
     ],
 )
 def test_what_does_not_fit_is_refused(adata, build, error, words):
@@ -243,16 +227,8 @@ def test_a_field_without_keys_is_empty(adata):
     [
         ({"controls": "ctrl"}, TypeError, "control_values"),
         ({"embeddings": TABLE}, TypeError, "condition_embeddings"),
-        (
-            {"sets": {"gene": "r"}, "controls": {"gene": "ctrl"}},
-            ValueError,
-            "r",
-        ),
-        (
-            {"sets": ["gene"], "embeddings": {"gene": TABLE.set_axis(["1", 1, "x"], axis=1)}},
-            ValueError,
-            "1",
-        ),
+        ({"sets": {"gene": "r"}, "controls": {"gene": "ctrl"}}, ValueError, "r"),
+        ({"sets": ["gene"], "embeddings": {"gene": TABLE.set_axis(["1", 1, "x"], axis=1)}}, ValueError, "1"),
     ],
 )
 def test_mappings_names_and_columns_are_checked(adata, arguments, error, words):

@@ -51,10 +51,7 @@ class AnnDataFile:
         for part in ("obs", "var"):
             is_table = part in root and "_index" in root[part].attrs
             if not is_table or "encoding-type" not in _index_of(root[part]).attrs:
-                msg = (
-                    f"{name} is not an AnnData file of anndata 0.8 or later: it has no such table {part!r}. If an "
-                    "older version wrote it, read it and write it again."
-                )
+                msg = f"{name} is not an AnnData file of anndata 0.8 or later: it has no such table {part!r}."
                 raise ValueError(msg)
         self._on_disk = self._find_on_disk()
         self._written = [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, self._on_disk)]
@@ -156,10 +153,7 @@ class AnnDataFile:
         element = self.root["X"] if layer is None else self.root["layers"][layer]
         matrix = FileMatrix(element, self.where(layer), self.check_unchanged)
         if matrix.stored_shape != (expected := (self.n_cells, self._n_rows("var"))):
-            msg = (
-                f"{self.where(layer)} has the shape {matrix.stored_shape}, but the file has {expected} cells and "
-                "genes; it is damaged."
-            )
+            msg = f"{self.where(layer)} is damaged: its shape is {matrix.stored_shape}, that of the tables {expected}."
             raise ValueError(msg)
         return matrix
 

@@ -456,11 +456,8 @@ def matrices_of_genes(
         place = table.index.get_indexer(wanted)
         lacking, more = wanted[place < 0], table.index.difference(wanted, sort=False)
         if len(lacking) or (genes is None and len(more)):
-            known = known_names(lacking[0], list(table.index)) if len(lacking) else ""
-            msg = (
-                f"`genes`: {file.name} lacks {list_some(lacking)} of those to use, and has {list_some(more)} others. "
-                f"Use those of all files with `genes='shared'`, or list some. {known}"
-            )
+            found = f"{file.name} lacks {list_some(lacking)} of those to use, and has {list_some(more)} others"
+            msg = f"`genes`: {found}. Use those of all files with `genes='shared'`, or list some."
             raise ValueError(msg)
         matrix.columns = None if np.array_equal(place, np.arange(len(table))) else place
     return tables[0].loc[wanted], matrices
@@ -607,8 +604,5 @@ def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -
     wanted = parts(expected)
     for what, part in parts(found).items():
         if part != wanted[what]:
-            msg = (
-                f"The cells were not set up like the model's: their {what} differ. Open files with "
-                "`CellFiles.like(model.registry, paths)`."
-            )
+            msg = f"The {what} of the cells are not those of the model; open files with `CellFiles.like`."
             raise ValueError(msg)

@@ -133,10 +133,7 @@ def check_one_modality(table: pd.DataFrame) -> None:
     for (metric, group), rows in table.groupby(["metric", "group"], sort=False) if "modality" in table else ():
         modalities = list(rows["modality"].unique())
         if len(modalities) > 1:
-            msg = (
-                f"`table` has several modalities of the metric {metric!r} and the group {group!r}: {modalities}. Take "
-                f"one modality at a time: table[table['modality'] == {modalities[0]!r}]."
-            )
+            msg = f"`table` has several modalities of {metric!r} in {group!r}: {modalities}. Take one at a time."
             raise ValueError(msg)
 
 
@@ -206,10 +203,8 @@ def check_natural_logarithms(log1p: Any, where: str) -> None:
     """Raise if scanpy's ``uns["log1p"]`` says that logarithms have another base than e; None means e."""
     base = log1p.get("base") if isinstance(log1p, Mapping) else None
     if base is not None and not (isinstance(base, Real) and np.isclose(float(base), np.e)):
-        msg = (
-            f"uns['log1p']['base'] says that logarithms are to the base {base}, but models need natural ones. Multiply "
-            f"{where} by np.log({base}), and set adata.uns['log1p']['base'] = None."
-        )
+        remedy = f"Multiply {where} by np.log({base}), and set uns['log1p']['base'] = None"
+        msg = f"uns['log1p']['base'] is {base}, but models need natural logarithms. {remedy}."
         raise ValueError(msg)
 
 
@@ -236,10 +231,7 @@ def _check_base(x: sp.csr_matrix | np.ndarray, where: str) -> None:
         can_tell = (whole > 1).any(1)
         fits = can_tell & (off < OFF_WHOLE) & (10 * off < off_natural)
         if fits.sum() > max(2, can_tell.sum() / 10):
-            msg = (
-                f"{where} holds logarithms of counts to the base {base}, but models need natural ones. Multiply it by "
-                f"np.log({base})."
-            )
+            msg = f"{where} holds logarithms to the base {base}, but models need natural ones: times np.log({base})."
             raise ValueError(msg)
 
 

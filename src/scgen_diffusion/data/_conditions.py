@@ -117,10 +117,8 @@ class ConditionKey(ABC):
         """
         missing = np.setdiff1d(codes, [*np.unique(seen), self.n_values])  # the latter stands for no member
         if len(missing) and not getattr(self, "has_vectors", self.is_numeric):
-            msg = (
-                f"The model does not know {self.labels[int(missing[0])]!r} of {self.name!r}: its last training had no "
-                "such cell with all labels. Train with such cells, or give its embedding at setup."
-            )
+            value = self.labels[int(missing[0])]
+            msg = f"The model does not know {value!r} of {self.name!r}: no cell of its training with all labels has it."
             raise ValueError(msg)
 
     @abstractmethod

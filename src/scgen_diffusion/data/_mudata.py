@@ -61,10 +61,7 @@ class Modality:
 def check_is_mudata(mdata: object) -> None:
     """Raise for anything but MuData in memory."""
     if not isinstance(mdata, MuData):
-        msg = (
-            f"`setup_mudata` takes MuData in memory, but found {type(mdata).__name__}. For AnnData call "
-            "`setup_anndata`."
-        )
+        msg = f"`setup_mudata` takes MuData in memory, but found {type(mdata).__name__}."
         raise TypeError(msg)
     if mdata.isbacked:
         msg = "`mdata` is backed by a file, but models of MuData need it in memory: `mudata.read_h5mu(path)`."

@@ -41,10 +41,7 @@ def to_plain(value: Any) -> Any:
         return torch.from_numpy(np.array(value, native))  # a copy, since a view would be saved with its whole base
     if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
         return to_plain(value.tolist())
-    msg = (
-        f"{type(value).__name__} cannot be saved; use numbers, text, lists, mappings with string keys, arrays or "
-        "tables."
-    )
+    msg = f"{type(value).__name__} cannot be saved; use numbers, text, lists, mappings by text, arrays or tables."
     raise TypeError(msg)
 
 

@@ -149,10 +149,7 @@ class RegisteredCells:
         codes = encode_conditions(cells, self.by_key)
         self.manager.validate()
         if not np.array_equal(self.codes, codes):
-            msg = (
-                "The registered conditions are not those of the cells any more. Set the AnnData up again and build a "
-                "new model, or give every model its own copy."
-            )
+            msg = "The conditions of the cells have changed since they were set up. Set them up again for a new model."
             raise ValueError(msg)
 
     def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
@@ -176,11 +173,7 @@ class RegisteredCells:
             if not is_in_file:
                 check_not_empty(totals, adata.obs_names, where)
         except ValueError as error:
-            msg = (
-                f"The cells have changed since they were set up: {error} If you normalised, scaled or filtered them in "
-                "place, copy the counts to a layer before that, `adata.layers['counts'] = adata.X.copy()`. Then set up "
-                "again with `layer='counts'` and build a new model."
-            )
+            msg = f"The cells have changed since they were set up: {error} Set up with a layer that keeps the counts."
             raise ValueError(msg) from error
 
     @property
