@@ -145,7 +145,7 @@ def test_log_values_may_be_20_and_no_more():
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(-0.5, "negative values .smallest -0.5.*scanpy.pp.scale.*layer="), (20.5, "counts"), (np.nan, "NaN or infinite")],
+    [(-0.5, "negative values"), (20.5, "counts"), (np.nan, "NaN or infinite")],
 )
 def test_a_single_bad_log_value_in_the_last_cell_is_found_in_every_storage(make_adata, value, words):
     x = log_values()

@@ -130,7 +130,7 @@ def test_groups_may_be_numbers_and_cells_without_a_group_do_not_change(cells, ch
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        (TRUTH["a"], TypeError, "found Series.*to_frame"),
+        (TRUTH["a"], TypeError, "log2_fold_changes"),
         (TRUTH.rename(index={"up": "Up"}), KeyError, "unknown gene 'Up'.*'up'"),
         (TRUTH.rename(columns={"b": "d"}), KeyError, "unknown group 'd'"),
         (pd.concat([TRUTH, TRUTH]), ValueError, r"gene twice: 3 \('up'"),

@@ -78,7 +78,7 @@ def test_arguments_of_other_models_are_answered_with_what_to_write(make_cells, m
     ],
 )
 def test_keys_are_lists_of_names(make_cells, argument, keys, words):
-    with pytest.raises(TypeError, match=f"`{argument}` {words}"):
+    with pytest.raises(TypeError, match=f"`{argument}`.*{words}"):
         SCLDM.setup_anndata(make_cells(), **{argument: keys})
 
 

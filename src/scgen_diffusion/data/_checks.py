@@ -292,7 +292,8 @@ def check_same_genes(
     missing, extra = expected.difference(found, sort=False), found.difference(expected, sort=False)
     msg = "The genes are those of the model in another order."
     if len(missing) or len(extra):
-        msg = f"The genes are not those of the model: {list_some(missing)} missing, {list_some(extra)} unknown."
+        found = f"{list_some(missing)} missing, {list_some(extra)} unknown"
+        msg = f"The genes differ from the {len(expected)} of the model: {found}."
     msg = f"{msg} {to_pad if len(missing) else to_order}"
     raise ValueError(msg)
 

@@ -1080,7 +1080,7 @@ class Conditions:
             values = codes[codes[:, columns.start] != OPEN, columns]
             if key.is_numeric and len(values):
                 is_outside = key.is_outside(values) if isinstance(key, ContinuousKey) else False
-                far = np.unique(values[is_outside | self._are_far(key, values)], axis=0)
+                far = values[is_outside | self._are_far(key, values)]
                 count = f", one of {len(far)}" if len(far) > 1 else ""
                 named += [f"{key.name}={key.describe(value)} (no training cell is near{count})" for value in far[:1]]
         return named
