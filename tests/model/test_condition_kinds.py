@@ -113,7 +113,7 @@ def test_values_outside_training_give_a_warning_and_are_kept(model, tmp_path):
     with pytest.warns(UserWarning, match="dose=500.0"):
         synthetic = generate(model, gene="A", dose=500)
 
-    assert synthetic.uns["scgen_diffusion"]["outside_training"] == ["dose=500.0 (trained on 1 to 100)"]
+    assert synthetic.uns["scgen_diffusion"]["outside_training"] == ["dose=500.0 (no training cell is near)"]
     synthetic.write_h5ad(tmp_path / "cells.h5ad")
 
 
