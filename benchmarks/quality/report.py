@@ -197,10 +197,7 @@ def page_blocks(table: pd.DataFrame) -> dict[tuple[str, str], str]:
 
 
 def summarise_methods(
-    table: pd.DataFrame,
-    datasets: Sequence[str],
-    methods: Sequence[str],
-    figures: Mapping[str, str] = IN_SHORT,
+    table: pd.DataFrame, datasets: Sequence[str], methods: Sequence[str], figures: Mapping[str, str] = IN_SHORT
 ) -> str:
     """Write one row per data set and method: the most informative figures, and the seeds if their number differs."""
     lines = []

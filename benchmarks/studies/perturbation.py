@@ -315,7 +315,9 @@ def judge(case: Case, method: str, cells: ad.AnnData, seed: int) -> pd.DataFrame
         seed=seed,
     ).rename(columns={"value": method})
     shown = [name for name in (*REFERENCES, method) if name in table]
-    long = table.melt(["metric", "perturbation", "better"], shown, var_name="method", value_name="value")
+    long = table.melt(["metric", "perturbation", "better"], shown, var_name="method", value_name="value").dropna(
+        subset=["value"]
+    )
     if costs := cells.uns.get(COSTS, {}):
         minutes = {"metric": TRAIN_MINUTES, "better": "lower", "method": method, "value": costs[TRAIN_MINUTES]}
         long = pd.concat([long, pd.DataFrame([minutes])], ignore_index=True)
