@@ -536,7 +536,10 @@ def test_a_small_dose_is_no_control_value(make_cells, make_model):
 
     model.train_indices_ = np.arange(120)
 
-    assert np.array_equal(TrainingPairs(model, {"dose": 0}).perturbed, np.flatnonzero(cells.obs["dose"] > 0))
+    assert np.array_equal(
+        TrainingPairs(model.conditions, model._cells, model.train_indices_, {"dose": 0}).perturbed,
+        np.flatnonzero(cells.obs["dose"] > 0),
+    )
 
 
 def test_cells_without_control_give_a_warning(make_trained, make_cells):

@@ -233,7 +233,7 @@ def test_the_transport_pairs_labeled_cells_only(make_cells, make_model, quick):
     )
     model.train({"autoencoder": 1, "prior": 1, "transport": 1}, **quick)
 
-    groups = TrainingPairs(model, {"treated": False}).groups
+    groups = TrainingPairs(model.conditions, model._cells, model.train_indices_, {"treated": False}).groups
 
     assert groups
     assert not hidden[np.concatenate([rows for group in groups for rows in (group.control, group.perturbed)])].any()

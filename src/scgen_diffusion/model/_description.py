@@ -22,7 +22,7 @@ N_RANGES = 3
 
 def describe(model: DiffusionModel) -> str:
     """Describe a model in five lines: cells, genes, conditions, trained stages, and the next step."""
-    keys = zip(model._condition_keys, _new_labels(model), _n_unlabeled(model), strict=True)
+    keys = zip(model.conditions.by_key, _new_labels(model), _n_unlabeled(model), strict=True)
     controls = model.control_values_
     conditions = [_condition(key, controls.get(key.name), new, n_unlabeled) for key, new, n_unlabeled in keys]
     lines = {
@@ -84,14 +84,14 @@ def _condition(key: ConditionKey, control: Any, new: list[str], n_unlabeled: int
 def _new_labels(model: DiffusionModel) -> list[list[str]]:
     """Return, per key, the classes or members that a query has and its reference lacked."""
     if model.reference_ is None or not model._has_cells:
-        return [[] for _ in model._condition_keys]
-    found = zip(model._condition_keys, new_values(model), strict=True)
+        return [[] for _ in model.conditions.by_key]
+    found = zip(model.conditions.by_key, new_values(model), strict=True)
     return [[repr(label) for label in compress(key.labels, are_new)] for key, are_new in found]
 
 
 def _n_unlabeled(model: DiffusionModel) -> list[int]:
     """Count, per key, the model's cells without a label."""
-    keys = model._condition_keys
+    keys = model.conditions.by_key
     if not any(key.may_be_lacking for key in keys):  # then the columns of the cells, which may be gone, do not matter
         return [0] * len(keys)
     codes = model._registered_codes
@@ -113,7 +113,9 @@ def _next_training(model: DiffusionModel, is_query: bool) -> str:
         return "model.train_prior()"
     if "transport" in model.trained_stages_:
         return f"{predict}, or model.train_prior() to generate"
-    if not (model._has_cells and model._split_fits and TrainingPairs(model, control).groups):
+    if not (model._has_cells and model._split_fits):
+        return "model.train_prior()"
+    if not TrainingPairs(model.conditions, model._cells, model.train_indices_, control).groups:
         return "model.train_prior()"
     return "model.train_transport() to predict perturbations, or model.train_prior() to generate"
 
@@ -127,7 +129,7 @@ def next_step(model: DiffusionModel) -> str:
     if train:
         return train if model._has_cells else f"set model.adata to cells, then {train}"
     condition = ""
-    match model._condition_keys[:1]:
+    match model.conditions.by_key[:1]:
         case [CategoricalKey() as key] if len(model.combinations_):
             condition = f", condition={{{key.name!r}: {key.values[int(model.combinations_[0, 0])]!r}}}"
     predict = f", {_predict(model)}" if "transport" in model.trained_stages_ else ""

@@ -33,7 +33,7 @@ def are_paths(cells: object) -> TypeGuard[Paths]:
 
 def start_from(model: DiffusionModel, reference: DiffusionModel, trainable: Trainable) -> None:
     """Copy weights, conditions and trained stages of a reference."""
-    before, after = reference._condition_keys, model._condition_keys
+    before, after = reference.conditions.by_key, model.conditions.by_key
     model.combinations_ = recode(reference.combinations_, before, after)
     model.combination_sizes_ = reference.combination_sizes_
     model.reference_ = {
@@ -91,7 +91,7 @@ def new_values(model: DiffusionModel) -> list[Tensor]:
     """Mark, per key, the classes and members that the model's cells have and the reference's cells lacked."""
     assert model.reference_ is not None
     codes = model._registered_codes, model.reference_["combinations"]
-    here, before = (_mark_occurring(model._condition_keys, of) for of in codes)
+    here, before = (_mark_occurring(model.conditions.by_key, of) for of in codes)
     return [own & ~known for own, known in zip(here, before, strict=True)]
 
 
@@ -104,7 +104,7 @@ def are_learned(model: DiffusionModel, codes: np.ndarray) -> np.ndarray:
     reference = model.reference_
     if reference is None or reference["trainable"] != "new_conditions":
         return np.ones(len(codes), dtype=bool)
-    before = Conditions(model._condition_keys, reference["combinations"], reference["combination_sizes"])
+    before = Conditions(model.conditions.by_key, reference["combinations"], reference["combination_sizes"])
     parts = zip(before.parts, new_values(model), strict=True)
     have_new = [np.isin(codes[:, columns], np.flatnonzero(new)).any(1) for (_, columns), new in parts]
     return np.any(have_new, axis=0) | ~(before.are_unseen(codes) | before.are_far(codes))

@@ -369,7 +369,7 @@ class SCLDM(AutoencoderModel):
                 "{'condition': 'control'}. Give them here or to setup_anndata."
             )
             raise ValueError(msg)
-        pairs = TrainingPairs(self, control, match_keys)
+        pairs = TrainingPairs(self.conditions, self._cells, self.train_indices_, control, match_keys)
         pairs.check()
         recipe: Any = run.job.recipe
         seed = stage_seed("transport")
@@ -405,7 +405,8 @@ class SCLDM(AutoencoderModel):
                     "or give `control_values` to `setup_anndata`: `train` then trains it, too."
                 )
             return stages
-        pairs, keeps = TrainingPairs(self, control), self._keeps_transport
+        pairs = TrainingPairs(self.conditions, self._cells, self.train_indices_, control)
+        keeps = self._keeps_transport
         new = self._name_new_perturbations([group.perturbed[0] for group in pairs.groups]) if keeps else ""
         if keeps and not new:
             return stages

@@ -16,9 +16,9 @@ from scgen_diffusion.train import perturbation_groups
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from scgen_diffusion.train import PerturbationGroup
+    from scgen_diffusion.data import Conditions
+    from scgen_diffusion.train import PerturbationGroup, TrainingCells
 
-    from ._base import DiffusionModel
 
 SMALLEST_DIFFERENCE = 0.3  # of shares of cells with a modality
 FALSE_ALARMS = 0.005  # share of models with equal shares that are warned of
@@ -33,8 +33,10 @@ class TrainingPairs:
 
     Parameters
     ----------
-    model
-        The model that is trained.
+    conditions
+        The model's conditions.
+    cells, rows
+        The cells that it trains on, and the rows of its training cells.
     control
         Values of unperturbed cells, by the keys that perturb.
     match_keys
@@ -53,9 +55,14 @@ class TrainingPairs:
     """
 
     def __init__(
-        self, model: DiffusionModel, control: Mapping[str, Any], match_keys: Sequence[str] | None = None
+        self,
+        conditions: Conditions,
+        cells: TrainingCells,
+        rows: np.ndarray,
+        control: Mapping[str, Any],
+        match_keys: Sequence[str] | None = None,
     ) -> None:
-        self.control, self.conditions, self.codes = control, model.conditions, model._registered_codes
+        self.control, self.conditions, self.codes = control, conditions, cells.codes
         try:
             self.code = self.conditions.encode(control, 1)[0]
         except (TypeError, ValueError) as error:
@@ -67,10 +74,10 @@ class TrainingPairs:
             msg = f"`match_keys` has {perturbing[0]!r}, but this key perturbs (`control_values`); leave it out."
             raise ValueError(msg)
         n_cells = len(self.codes)
-        self.labels = model._cells.match_labels(names) if names else pd.DataFrame(index=range(n_cells))
+        self.labels = cells.match_labels(names) if names else pd.DataFrame(index=range(n_cells))
         matched = [pd.factorize(self.labels[name])[0] for name in self.labels]
         self.matched = np.column_stack(matched or [np.zeros(n_cells, int)])
-        self.rows = model.train_indices_[have_labels(self.conditions.by_key, self.codes[model.train_indices_])]
+        self.rows = rows[have_labels(self.conditions.by_key, self.codes[rows])]
         perturbs = self._columns_of(control)
         self._are_control = np.all(are_same_codes(self.codes[self.rows][:, perturbs], self.code[perturbs]), axis=1)
         self.perturbed = self.rows[~self._are_control]
