@@ -16,7 +16,7 @@ from scgen_diffusion.generation._verdict import (
     Verdict,
     _variance,
     judge,
-    verdict_table,
+    verdict_columns,
 )
 from scgen_diffusion.module._transport import LatentTransport
 from scgen_diffusion.nn import Classes, Members
@@ -193,15 +193,15 @@ def test_the_most_doubtful_combination_is_the_one_of_the_warning():
     verdicts = [verdict_on(KNOWN), verdict_on(KNOWN, FAR), verdict_on(NEW)]
 
     with pytest.warns(UserWarning, match="drug='new' is unknown"):
-        table = verdict_table(CONDITIONS, np.array([KNOWN, KNOWN, NEW], float), np.array([1, 2, 3]), verdicts)
+        table = verdict_columns(CONDITIONS, np.array([KNOWN, KNOWN, NEW], float), np.array([1, 2, 3]), verdicts)
 
-    assert table["verdict"].tolist() == ["supported", "extrapolated", "unknown"]
+    assert table["verdict"] == ["supported", "extrapolated", "unknown"]
     assert list(table["drug"]) == ["known", "known", "new"]
 
 
 @pytest.mark.filterwarnings("error")
 def test_supported_effects_give_no_warning():
-    table = verdict_table(CONDITIONS, np.array([[OPEN, 1]]), np.array([1]), [verdict_on(KNOWN)])
+    table = verdict_columns(CONDITIONS, np.array([[OPEN, 1]]), np.array([1]), [verdict_on(KNOWN)])
 
     assert list(table) == ["combination", "drug", "n_cells", "verdict", *NUMBERS]  # no type was given
-    assert table["combination"].tolist() == ["drug='known'"]
+    assert table["combination"] == ["drug='known'"]

@@ -5,7 +5,7 @@ from ._generator import Block, CellGenerator, Frames
 from ._library_sizes import LibrarySizes
 from ._request import DIGEST, CellRequest, SamplingOptions, check_batch_size, differences, identity_of, name_of
 from ._rows import check_finite, rows_of
-from ._verdict import LackingChanges, MeanChange, PerturbedGroups, ProfileSums, Verdict, add_sums, verdict_table
+from ._verdict import LackingChanges, MeanChange, PerturbedGroups, ProfileSums, Verdict, add_sums, verdict_columns
 
 __all__ = [
     "DIGEST",
@@ -28,5 +28,5 @@ __all__ = [
     "identity_of",
     "name_of",
     "rows_of",
-    "verdict_table",
+    "verdict_columns",
 ]

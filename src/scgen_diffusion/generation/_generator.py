@@ -35,13 +35,12 @@ from ._request import (
     identity_of,
 )
 from ._rows import check_finite, rows_of
-from ._verdict import LackingChanges, combination_codes, judge, limit_combinations, verdict_table
+from ._verdict import LackingChanges, combination_codes, judge, limit_combinations, verdict_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
 
-    import pandas as pd
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest, Conditions, Rows
@@ -208,10 +207,10 @@ class CellGenerator:
         group = None if groups is None else groups.group
         return Counterfactual(np.arange(len(own)), own, codes, sampling, inversion, residuals, totals, seed, group)
 
-    def verdicts(self, request: CellRequest) -> tuple[pd.DataFrame, LackingChanges | None] | None:
+    def verdicts(self, request: CellRequest) -> tuple[dict[str, Any], LackingChanges | None] | None:
         """Judge the combinations that the transport makes of generated control cells, from some of these, if any.
 
-        With the table of verdicts come the changes that the decoder lacks. Numbers that do not perturb, such as
+        With the columns of a table come the changes that the decoder lacks. Numbers that do not perturb, such as
         positions, are left out of a combination, as for given cells: its control cells are spread over those that were
         asked for.
         """
@@ -239,8 +238,8 @@ class CellGenerator:
         made = list(self.in_parallel(generate, firsts))
         cells, given = zip(*(made[n] for n in number.ravel()), strict=True)
         verdicts = judge(self.module, self.conditions, cells, codes, starts=given, learned=self.learned)
-        table = verdict_table(self.conditions, codes, n_cells[: len(codes)], verdicts)
-        return table, LackingChanges.of_verdicts(codes, verdicts)
+        columns = verdict_columns(self.conditions, codes, n_cells[: len(codes)], verdicts)
+        return columns, LackingChanges.of_verdicts(codes, verdicts)
 
     def warn_outside_training(
         self, codes: np.ndarray, *, draws_totals: bool, unjudged: np.ndarray | None = None

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 
 from scgen_diffusion._arguments import warn_user
@@ -282,10 +281,10 @@ def _came_later(conditions: Conditions, learned: np.ndarray, codes: np.ndarray) 
     return came_later
 
 
-def verdict_table(
+def verdict_columns(
     conditions: Conditions, codes: np.ndarray, n_cells: np.ndarray, verdicts: Sequence[Verdict]
-) -> pd.DataFrame:
-    """Return a table with a row per combination, and warn unless all are supported.
+) -> dict[str, Any]:
+    """Return the columns of a table with a row per combination, and warn unless all are supported.
 
     ``codes (n, columns)`` are the conditions of the combinations; ``n_cells (n,)`` are their numbers of cells.
     Conditions are columns too, unless some combinations leave them open, or the table has another column of this name.
@@ -302,15 +301,13 @@ def verdict_table(
             break
     is_whole = (codes != OPEN).all(0)
     shown = [part for part in conditions.parts if part[0].source == "obs" and part[0].name not in COLUMNS]
-    return pd.DataFrame(
-        {
-            "combination": names,
-            **{key.name: key.decode(codes[:, columns]) for key, columns in shown if is_whole[columns].all()},
-            "n_cells": n_cells,
-            "verdict": found,
-            **{name: [getattr(one, name) for one in verdicts] for name in NUMBERS},
-        }
-    )
+    return {
+        "combination": names,
+        **{key.name: key.decode(codes[:, columns]) for key, columns in shown if is_whole[columns].all()},
+        "n_cells": n_cells,
+        "verdict": found,
+        **{name: [getattr(one, name) for one in verdicts] for name in NUMBERS},
+    }
 
 
 def _context_columns(conditions: Conditions, perturbs: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ from scgen_diffusion.generation import (
     add_sums,
     check_batch_size,
     name_of,
-    verdict_table,
+    verdict_columns,
 )
 
 from ._end_of_training import record_of_short
@@ -166,7 +166,7 @@ class Prediction:
             return torch.cat([*self.read(self.cells.rows[positions], len(positions))])
 
         groups, verdicts = self.groups, self.groups.verdicts(read)
-        table = verdict_table(self.engine.conditions, groups.codes, groups.n_cells, verdicts)
+        table = pd.DataFrame(verdict_columns(self.engine.conditions, groups.codes, groups.n_cells, verdicts))
         request = replace(self.request, lacking=LackingChanges.of_verdicts(groups.codes, verdicts))
         return replace(self, request=request, verdicts=verdicts, provenance={**provenance, "verdict": table})
 

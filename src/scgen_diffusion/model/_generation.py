@@ -82,7 +82,8 @@ class Generation:
         provenance = {**self.request.provenance, **record_of_short(self.cut_short, stages)}
         if judged is None:
             return replace(self, request=replace(self.request, provenance=provenance))
-        provenance["verdict"], lacking = judged
+        columns, lacking = judged
+        provenance["verdict"] = pd.DataFrame(columns)
         return replace(self, request=replace(self.request, provenance=provenance, lacking=lacking))
 
     def make(self, batch_size: int | None, progress: tqdm) -> Any:
