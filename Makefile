@@ -38,14 +38,14 @@ pretrained: $(VENV)/.test ## make the pretrained models again: train, judge, wri
 	$(PY) -m benchmarks.pretrained
 	$(PY) -m benchmarks.pages
 
-benchmark-quality: $(VENV)/.package ## compare all models and simple baselines by all metrics, with goals and floors; takes hours
+benchmark-quality: $(VENV)/.package ## compare all models and simple baselines by all metrics; takes hours
 	$(PY) -m benchmarks.quality --picture docs/_static/compare.png
 	$(PY) -m benchmarks.pages
 
 benchmark-speed: $(VENV)/.test ## measure speed and memory on this processor, and write the tables of the guide; 15 minutes on two quiet cores
 	$(PY) -m benchmarks.speed
 
-benchmark-gpu: $(VENV)/.test ## measure speed and memory on a CUDA device, compared with goals and the CPU; 10 minutes
+benchmark-gpu: $(VENV)/.test ## measure speed and memory on a CUDA device, and compare it with the CPU; 10 minutes
 	$(PY) -m benchmarks.speed.gpu
 
 clean: ## remove what the other targets made
