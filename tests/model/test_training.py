@@ -110,28 +110,6 @@ def test_effects_of_rare_combinations_are_corrected_unless_there_are_too_many(ma
             assert x is None
 
 
-def test_combinations_of_many_cells_are_corrected_too_if_they_are_rare_by_some_of_their_cells(make_model, monkeypatch):
-    for name, value in {"FEW_CELLS": 1, "RARE_SHARE": 0.3, "MOST_CHECKED": 7, "ENCODED_AT_A_TIME": 10}.items():
-        monkeypatch.setattr(_initialise, name, value)
-    model, given = make_model(condition_keys=["cell_type"]), {}
-
-    def note(condition, cells, n_cells):
-        for numbers, parts in cells:
-            given.update({condition[number].item(): x for number, x in zip(numbers, parts, strict=True)})
-
-    monkeypatch.setattr(model.module, "correct_effects", note)
-    correct_effects(model.module, model._cells, np.arange(90))
-
-    codes = model._cells.codes[:90, 0]
-    values, sizes = np.unique(codes, return_counts=True)
-    assert set(given) == set(values[sizes <= 27])
-    assert given
-    for value, x in given.items():
-        rows = np.flatnonzero(codes == value)
-        chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), 7)).astype(int)]
-        np.testing.assert_array_equal(x, model.adata.X[chosen])
-
-
 def test_each_stage_can_be_trained_alone_and_the_prior_needs_the_autoencoder(make_model, quick):
     model = make_model()
 
@@ -266,32 +244,18 @@ def test_the_choice_of_recipe_gives_way_to_the_users(make_cells, make_model, qui
     assert set(model.recipes_) == {"autoencoder"}
 
 
-@pytest.mark.parametrize("options", [{"size": "published"}, {"likelihood": "gaussian"}])
-def test_other_sizes_and_heads_keep_their_recipe(make_cells, make_model, options):
-    adata = make_cells()
-    adata.X = adata.X * 1000
-    model = make_model(adata, **options)
-    model.train_indices_ = np.arange(adata.n_obs)
-
-    assert model._recipe("autoencoder") == RECIPES[options.get("size", "default")].autoencoder
-
-
 @pytest.mark.parametrize(
     ("classes", "numbers", "size", "share"),
     [
         ([], ["dose"], "default", 1 / 3),
         (["cell_type"], ["dose"], "default", 1),
-        ([], ["spatial"], "default", 1),
-        ([], [], "default", 1),
         ([], ["dose"], "published", 1),
     ],
 )
 def test_a_prior_of_numbers_alone_trains_for_a_third_of_the_steps(
     make_cells, make_model, classes, numbers, size, share
 ):
-    cells = make_cells()
-    cells.obsm["spatial"] = np.random.default_rng(0).random((len(cells), 2))
-    model = make_model(cells, condition_keys=classes, setup={"continuous_condition_keys": numbers}, size=size)
+    model = make_model(make_cells(), condition_keys=classes, setup={"continuous_condition_keys": numbers}, size=size)
     model.train_indices_ = np.arange(90)
 
     assert model._recipe("prior").reference_steps == round(share * RECIPES[size].prior.reference_steps)
