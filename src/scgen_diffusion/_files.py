@@ -85,7 +85,7 @@ def write_atomically(goal: Path, *, overwrite: bool = True) -> Iterator[Path]:
         Without ``overwrite``, if there is a file or a folder that is not empty at the end; only for folders.
     """
     with explain_failed_write(f"Writing {goal.name}", goal.absolute().parent):
-        _remove_leftovers(goal)
+        remove_leftovers(goal)
         beside, lock = _make_locked_folder(goal)
         new, old = beside / goal.name, beside / "old"
         try:
@@ -106,7 +106,8 @@ def write_atomically(goal: Path, *, overwrite: bool = True) -> Iterator[Path]:
                 os.close(lock)
 
 
-def _remove_leftovers(goal: Path) -> None:
+def remove_leftovers(goal: Path) -> None:
+    """Remove what killed processes left that wrote to a path."""
     for left in goal.parent.glob(f"{glob.escape(f'.{goal.name}.')}????????.part"):  # as `mkdtemp` names folders
         if (lock := _lock(left, wait=False)) is not None:
             with suppress(OSError):
@@ -258,8 +259,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def parts_folder(path: Path) -> Path:
-    """Return the folder of the parts of a file that is generated part by part; it is removed once they are joined."""
-    return path.with_name(f".{path.name}.parts")

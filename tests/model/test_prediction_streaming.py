@@ -196,10 +196,11 @@ def test_an_interrupted_call_resumes_and_the_tables_are_those_of_all_cells(
     assert len(made) == 4
 
 
-def test_processes_share_the_work(model, control, expected, tmp_path):
+def test_two_processes_share_the_work(model, control, expected, tmp_path, run_together):
     goal = tmp_path / "cells.zarr"
-    for rank in (1, 0):
-        model.predict_perturbation_to(goal, control.copy(), **REQUEST, shard_size=SHARD, rank=rank, n_ranks=2)
+    together = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "shard_size": SHARD}
+
+    run_together(lambda _: model.predict_perturbation_to(goal, control.copy(), **REQUEST, **together))
 
     assert_same(goal, expected)
 
@@ -289,7 +290,7 @@ def test_a_doubtful_effect_is_warned_of_before_any_work(model, control, tmp_path
     ("arguments", "error", "message"),
     [
         ({"path": "cells.csv"}, ValueError, "`path` must end in .zarr or .h5ad"),
-        ({"rank": 2, "n_ranks": 2}, ValueError, "`rank`"),
+        ({"devices": "two"}, ValueError, "`devices`"),
         ({"batch_size": 0}, ValueError, "`batch_size`"),
         ({"shard_size": 0}, ValueError, "`shard_size`"),
     ],

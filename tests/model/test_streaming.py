@@ -221,7 +221,7 @@ def test_numbers_may_be_those_of_numpy(trained, goal):
     }
     written = trained.generate_to(goal, 5, {"dose": 10}, sampler="euler", **numbers)
     of_numpy = {name: np.int64(value) for name, value in numbers.items()}
-    of_numpy |= {"guidance_scale": Guidance(np.float32(2), interval=tuple(np.float32([0, 1]))), "rank": np.int64(0)}
+    of_numpy |= {"guidance_scale": Guidance(np.float32(2), interval=tuple(np.float32([0, 1])))}
     before = goal.stat().st_mtime_ns
 
     again = trained.generate_to(goal, np.int64(5), {"dose": np.int64(10)}, sampler="euler", **of_numpy)

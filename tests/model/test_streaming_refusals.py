@@ -12,14 +12,20 @@ import torch
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, DDIMSampler
 from scgen_diffusion.generation import CellGenerator
+from scgen_diffusion.model._streaming import Stream
 
 REQUEST = {"n_cells": 600, "seed": 5, "sampler": "euler", "n_steps": 1, "shard_size": 128}
 
 
 @pytest.fixture(scope="module")
 def begun(trained, tmp_path_factory):
-    """Return the path of a file that one of two ranks has begun."""
-    return trained.generate_to(tmp_path_factory.mktemp("begun") / "cells.h5ad", **REQUEST, rank=0, n_ranks=2)
+    """Return the path of a file that was begun."""
+    path = tmp_path_factory.mktemp("begun") / "cells.h5ad"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stream, "join", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trained.generate_to(path, **REQUEST)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +84,9 @@ def test_another_model_is_refused(trained, saved_model, finished):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"rank": 2, "n_ranks": 2}, r"`rank` must be a whole number from 0 to 1, but found 2"),
-        ({"rank": -1}, "`rank`.*-1"),
-        ({"n_ranks": 0}, "`n_ranks`.*0"),
-        ({"n_ranks": 1.5}, "`n_ranks`.*1.5"),
+        ({"devices": "two"}, "`devices`"),
+        ({"accelerator": "abacus", "devices": 1}, "accelerator"),
+        ({"strategy": "luck"}, "strategy"),
         ({"shard_size": 0}, "`shard_size`.*0"),
         ({"path": "cells.loom"}, r"`path` must end in \.zarr or \.h5ad, but found 'cells.loom'"),
     ],

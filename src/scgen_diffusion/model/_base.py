@@ -104,7 +104,7 @@ from ._registration import (
     plain_columns,
     spec_of,
 )
-from ._streaming import SUFFIXES, check_goal, check_rank, write_stream
+from ._streaming import check_goal, write_stream
 from ._training import (
     StageRun,
     check_labelled,
@@ -118,6 +118,7 @@ from ._training import (
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     import torch
+    from lightning.pytorch.strategies import Strategy
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest, Modality, Paths
@@ -151,7 +152,6 @@ class DiffusionModel(BaseModelClass):
     default_sampler: str
     recipes_: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  # training options and seed of each trained stage
     cut_short_: Mapping[str, str] = MappingProxyType({})  # how stages ended that were stopped or far too short
-    _stream_suffixes: ClassVar[Sequence[str]] = SUFFIXES
     _file_cells: TrainingCells | None = None  # the `datamodule` given to `train`
     split_digest_: str | None = None  # of the names of the cells that were split into training and validation cells
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
@@ -347,13 +347,8 @@ class DiffusionModel(BaseModelClass):
         return self._assemble_part(x, drop_unused_categories(obs), *args, **options)
 
     def _assemble_part(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> AnnData:
-        """Build a part of a stream: an AnnData, in which several modalities are side by side."""
+        """Build a part of a stream, with all categories."""
         return build_anndata(x, obs, self.var_, *args, **options)
-
-    @property
-    def _join_options(self) -> dict[str, Any]:
-        """Options of :func:`~scgen_diffusion.data.join_parts`."""
-        return {}
 
     @property
     def _seen_indices(self) -> np.ndarray:
@@ -778,41 +773,41 @@ class DiffusionModel(BaseModelClass):
         seed: int | None = None,
         show_progress: bool = False,
         shard_size: int | None = None,
-        rank: int = 0,
-        n_ranks: int = 1,
         overwrite: bool = False,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        strategy: str | Strategy = "auto",
+        num_nodes: int = 1,
     ) -> Path:
-        """Generate any number of cells to a file, in constant memory and by any number of processes.
+        """Generate any number of cells to a file, part by part and on any number of devices.
 
         Run the same call again to resume; a finished one returns at once. The cells are those of :meth:`generate`,
-        whatever the number of shards and processes.
+        whatever the number of shards and devices. Memory holds one shard, and at the end ``obs``.
 
         Parameters
         ----------
         path
-            Path of the file: ``.zarr`` (version 3, sharded) or ``.h5ad``; for several modalities ``.h5mu``. Finished
-            shards wait in a hidden folder beside it. They are not compressed, and need about five times the space of
-            the file.
+            Path of the file: ``.zarr`` (version 3, sharded) or ``.h5ad``. Finished shards wait in a hidden folder
+            beside it, and need as much space as the file.
         n_cells, condition, guidance_scale, sampler, n_steps, counts, library_size, batch_size, seed
             See :meth:`generate`. Without a seed, a resumed call keeps its first seed. A call whose ``sampler`` is a
-            function or an object of one's own can neither be resumed nor shared by ranks.
+            function or an object of one's own cannot be resumed.
         show_progress
             Whether to show a progress bar, which includes the cells of earlier calls.
         shard_size
             Cells per shard, rounded up to whole blocks. Larger shards need more memory, and an interruption loses more.
             Default: 34 million values including zeros, at most 65 536 cells.
-        rank, n_ranks
-            Number of this process, from 0, and number of processes. Each makes every ``n_ranks``-th shard; the last to
-            finish joins them. They need a common file system and no communication. You can resume with another
-            ``n_ranks``.
         overwrite
-            Whether to replace a file that this method wrote for another request, once the new one is finished. With one
-            process it also removes unfinished shards of another request. Other files at the path are never replaced.
+            Whether to replace a file that this method wrote for another request, once the new one is finished, and
+            unfinished shards of another request. Other files at the path are never replaced.
+        accelerator, devices, strategy, num_nodes
+            Passed to Lightning, as in :meth:`train`: each process makes its share of the shards, and the first one
+            joins all. Default: the device of the model.
 
         Returns
         -------
         pathlib.Path
-            The path. It has these cells once all ranks have finished.
+            The path.
 
         Raises
         ------
@@ -823,8 +818,7 @@ class DiffusionModel(BaseModelClass):
         OSError
             If the folder does not exist or cannot be written to, or the disk is full.
         """
-        goal = check_goal(path, self._stream_suffixes)
-        check_rank(rank, n_ranks)
+        goal = check_goal(path, has_modalities=bool(self.modalities))
         check_batch_size(batch_size)
         generation = self._generation(
             n_cells,
@@ -839,14 +833,15 @@ class DiffusionModel(BaseModelClass):
         return write_stream(
             goal,
             generation,
-            join_options=self._join_options,
             shard_size=shard_size,
             batch_size=batch_size,
             seed=seed,
             show_progress=show_progress,
-            rank=rank,
-            n_ranks=n_ranks,
             overwrite=overwrite,
+            accelerator=accelerator,
+            devices=devices,
+            strategy=strategy,
+            num_nodes=num_nodes,
         )
 
     @suggests_arguments
@@ -1060,11 +1055,13 @@ class DiffusionModel(BaseModelClass):
         seed: int | None = None,
         show_progress: bool = False,
         shard_size: int | None = None,
-        rank: int = 0,
-        n_ranks: int = 1,
         overwrite: bool = False,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        strategy: str | Strategy = "auto",
+        num_nodes: int = 1,
     ) -> Path:
-        """Predict any number of cells to a file, in bounded memory and by any number of processes.
+        """Predict any number of cells to a file, part by part and on any number of devices.
 
         Run the same call again to resume; a finished one returns at once. The cells are those of
         :meth:`predict_perturbation`, and so is ``uns``, with both tables.
@@ -1082,13 +1079,13 @@ class DiffusionModel(BaseModelClass):
             See :meth:`predict_perturbation`.
         library_size, batch_size, seed
             See :meth:`predict_perturbation`. Without a seed, a resumed call keeps its first seed.
-        show_progress, shard_size, rank, n_ranks, overwrite
+        show_progress, shard_size, overwrite, accelerator, devices, strategy, num_nodes
             See :meth:`generate_to`.
 
         Returns
         -------
         pathlib.Path
-            The path. It has these cells once all ranks have finished.
+            The path.
 
         Warns
         -----
@@ -1104,9 +1101,8 @@ class DiffusionModel(BaseModelClass):
         OSError
             If the folder does not exist or cannot be written to, or the disk is full.
         """
-        goal = check_goal(path, self._stream_suffixes)
+        goal = check_goal(path, has_modalities=bool(self.modalities))
         check_batch_size(batch_size)
-        check_rank(rank, n_ranks)
         prediction = self._prediction(
             adata_control,
             condition,
@@ -1122,14 +1118,15 @@ class DiffusionModel(BaseModelClass):
         return write_stream(
             goal,
             prediction,
-            join_options=self._join_options,
             shard_size=shard_size,
             batch_size=batch_size,
             seed=seed,
             show_progress=show_progress,
-            rank=rank,
-            n_ranks=n_ranks,
             overwrite=overwrite,
+            accelerator=accelerator,
+            devices=devices,
+            strategy=strategy,
+            num_nodes=num_nodes,
         )
 
     def _generation(

@@ -145,10 +145,10 @@ class Prediction:
     cut_short: Mapping[str, str]
     verdicts: Sequence[Verdict] = ()
 
-    def with_seed(self, seed: int) -> Prediction:
-        """Return the same request with another seed."""
+    def as_begun(self, seed: int, identity: Mapping[str, Any]) -> Prediction:
+        """Return the same request with the seed and the identity of the process that began it."""
         request = replace(self.request, seed=seed)
-        return replace(self, request=request, provenance={**self.provenance, "seed": seed})
+        return replace(self, request=request, identity=identity, provenance={**self.provenance, "seed": seed})
 
     def judged(self) -> Prediction:
         """Return the request with a verdict on each effect that the transport predicts.

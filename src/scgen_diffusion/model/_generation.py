@@ -61,13 +61,18 @@ class Generation:
         return self.request.n_cells
 
     def identify(self, _suffix: str) -> Mapping[str, Any]:
-        """Return what the cells depend on, but for their number and the seed; any file can have them."""
+        """Return the identity; any file can have these cells."""
+        return self.identity
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What the cells depend on, but for their number and the seed."""
         return self.request.identity
 
-    def with_seed(self, seed: int) -> Generation:
-        """Return the same request with another seed."""
+    def as_begun(self, seed: int, identity: Mapping[str, Any]) -> Generation:
+        """Return the same request with the seed and the identity of the process that began it."""
         provenance = {**self.request.provenance, "seed": seed}
-        return replace(self, request=replace(self.request, seed=seed, provenance=provenance))
+        return replace(self, request=replace(self.request, seed=seed, identity=identity, provenance=provenance))
 
     def judged(self) -> Generation:
         """Record how far combinations that training never saw can be trusted.

@@ -94,7 +94,6 @@ class MULTISCLDM(SCLDM):
     """
 
     _module_cls = MultimodalModule
-    _stream_suffixes = (".h5mu",)
     modality_vars_: dict[str, pd.DataFrame]
 
     @classmethod
@@ -484,10 +483,6 @@ class MULTISCLDM(SCLDM):
 
     def _assemble(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> MuData:
         return build_mudata(x, drop_unused_categories(obs), self.modality_vars_, *args, **options)
-
-    @property
-    def _join_options(self) -> dict[str, Any]:
-        return {"modalities": self.modality_vars_}
 
     def _for_these_cells(self, recipe: AutoencoderRecipe) -> AutoencoderRecipe:
         """Give cells with proteins, or another small panel, a smaller KL weight; few features change nothing else."""

@@ -28,7 +28,7 @@ from ._recipes import (
     TransportRecipe,
     learning_rate_factor,
 )
-from ._runner import Interruption, RunOptions, is_interrupted, run_stage, show
+from ._runner import Interruption, RunOptions, is_interrupted, quiet, run_stage, show
 from ._transport import Bar, PairData, PerturbationGroup, fit_missed, fit_shift, measure_errors, perturbation_groups
 
 __all__ = [
@@ -71,6 +71,7 @@ __all__ = [
     "learning_rate_factor",
     "measure_errors",
     "perturbation_groups",
+    "quiet",
     "run_stage",
     "show",
     "standardise_latents",
