@@ -48,7 +48,8 @@ TOLERANCE = 1e-3
 
 def differences(setting: Setting) -> dict[str, float]:
     """Return relative differences between a trained SCLDM's outputs on the CPU and on the device."""
-    trained = Package(replace(setting, device="cpu", n_genes=min(setting.n_genes, 2_000)), "SCLDM")
+    small = {"n_genes": min(setting.n_genes, 2_000), "n_cells": min(setting.n_cells, 2_048)}
+    trained = Package(replace(setting, device="cpu", **small), "SCLDM")
     trained.train("autoencoder", 1, 64)
     own = trained.model
     other = copy.deepcopy(own)
