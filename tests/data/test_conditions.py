@@ -78,74 +78,37 @@ def test_a_table_gives_one_row_per_cell_whatever_its_index(conditions):
     assert conditions.encode(table, 2).tolist() == [[1, OPEN, 1], [0, OPEN, 0]]
 
 
-def test_a_table_is_never_repeated_to_fit(conditions):
-    with pytest.raises(ValueError, match="n_cells"):
-        conditions.encode(pd.DataFrame({"cell_type": ["T", "B"]}), 4)
+TWICE = pd.DataFrame([["B", "T"]], columns=["cell_type", "cell_type"], index=["cell"])
 
 
-def test_an_unknown_key_lists_the_known_ones_closest_first(conditions):
-    with pytest.raises(ValueError, match="celltype"):
-        conditions.encode({"celltype": "B"}, 1)
-
-
-def test_an_unknown_value_lists_the_known_ones_closest_first(conditions):
-    with pytest.raises(ValueError, match="NKT"):
-        conditions.encode({"cell_type": ["B", "NKT"]}, 2)
-
-
-@pytest.mark.parametrize("value", [None, np.nan, pd.NA])
-def test_cells_without_a_label_cannot_be_asked_for(conditions, value):
-    with pytest.raises(ValueError, match="cell_type"):
-        conditions.encode({"cell_type": ["NK", value]}, 2)
-
-
-@pytest.mark.parametrize("value", ["1", 2])
-def test_values_of_another_type_are_unknown(conditions, value):
-    with pytest.raises(ValueError, match="unknown value"):
-        conditions.encode({"dose": [1, value]}, 2)
-
-
-def test_a_category_without_cells_cannot_be_requested(conditions):
-    with pytest.raises(ValueError, match="empty"):
-        conditions.encode({"cell_type": "empty"}, 1)
-
-
-def test_the_number_of_cells_is_needed_when_nothing_has_a_length(conditions):
-    for request in (None, {}, {"cell_type": "B"}):
-        with pytest.raises(ValueError, match="`n_cells` is needed"):
-            conditions.encode(request, None)
-    with pytest.raises(ValueError, match="n_cells"):
-        conditions.encode(pd.DataFrame(index=range(3)), None)
-
-
-@pytest.mark.parametrize("n_cells", [0, -3, 2.0, True, "5"])
-def test_the_number_of_cells_is_a_positive_whole_number(conditions, n_cells):
-    with pytest.raises(ValueError, match="whole number of at least 1"):
-        conditions.encode(None, n_cells)
-
-
-@pytest.mark.parametrize("values", [["B", "T", "B"], []])
-def test_a_list_longer_than_the_cells_or_empty_is_refused(conditions, values):
-    with pytest.raises(ValueError, match=rf"'cell_type'\].*has {len(values)} values for 2 cells"):
-        conditions.encode({"cell_type": values}, 2)
-
-
-def test_an_empty_table_is_refused(conditions):
-    with pytest.raises(ValueError, match="no rows"):
-        conditions.encode(pd.DataFrame({"cell_type": []}), None)
-
-
-def test_cells_with_a_key_twice_are_refused(conditions):
-    obs = pd.DataFrame([["B", "T"]], columns=["cell_type", "cell_type"], index=["cell"])
-
-    with pytest.raises(ValueError, match="condition"):
-        conditions.encode(AnnData(obs=obs), None)
-
-
-@pytest.mark.parametrize("request_", ["B", ["B", "T"], 3])
-def test_requests_of_other_types_are_refused(conditions, request_):
-    with pytest.raises(TypeError, match="condition"):
-        conditions.encode(request_, 2)
+@pytest.mark.parametrize(
+    ("request_", "n_cells", "error", "words"),
+    [
+        ({"celltype": "B"}, 1, ValueError, "celltype.*cell_type"),
+        ({"cell_type": ["B", "NKT"]}, 2, ValueError, "NKT.*NK"),
+        ({"cell_type": ["NK", None]}, 2, ValueError, "cell_type"),
+        ({"cell_type": ["NK", np.nan]}, 2, ValueError, "cell_type"),
+        ({"cell_type": ["NK", pd.NA]}, 2, ValueError, "cell_type"),
+        ({"dose": [1, "1"]}, 2, ValueError, "dose"),
+        ({"dose": [1, 2]}, 2, ValueError, "dose"),
+        ({"cell_type": "empty"}, 1, ValueError, "empty"),  # no training cell has it
+        ({"cell_type": ["B", "T", "B"]}, 2, ValueError, "cell_type"),
+        ({"cell_type": []}, 2, ValueError, "cell_type"),
+        (pd.DataFrame({"cell_type": []}), None, ValueError, "condition"),
+        (AnnData(obs=TWICE), None, ValueError, "condition"),
+        ("B", 2, TypeError, "condition"),
+        (["B", "T"], 2, TypeError, "condition"),
+        (3, 2, TypeError, "condition"),
+        (pd.DataFrame({"cell_type": ["T", "B"]}), 4, ValueError, "n_cells"),
+        (pd.DataFrame(index=range(3)), None, ValueError, "n_cells"),
+        (None, None, ValueError, "n_cells"),
+        ({"cell_type": "B"}, None, ValueError, "n_cells"),
+        *((None, n_cells, ValueError, "n_cells") for n_cells in (0, -3, 2.0, True, "5")),
+    ],
+)
+def test_wrong_requests_are_refused(conditions, request_, n_cells, error, words):
+    with pytest.raises(error, match=words):
+        conditions.encode(request_, n_cells)
 
 
 def evenly(n):

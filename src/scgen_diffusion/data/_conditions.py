@@ -290,7 +290,7 @@ class ContinuousKey(ConditionKey):
             msg = f"The control value of {name!r} must be a number, as in obs, but found {control!r}."
             raise ValueError(msg)
         numbers = np.unique(values)
-        if not are_same_codes(key.encode(numbers), key.encode([control], "`control_values`")).any():
+        if not are_same_codes(key.encode(numbers.tolist()), key.encode([control], "`control_values`")).any():
             nearest = float(numbers[np.abs(numbers - control).argmin()])
             msg = f"No cell has the control value {control} in obs[{name!r}]; the nearest number is {nearest}."
             raise ValueError(msg)

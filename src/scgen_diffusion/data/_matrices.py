@@ -96,11 +96,14 @@ def chunks(matrix: Any, where: str) -> Iterator[np.ndarray | sp.csr_matrix]:
     matrix = in_file(matrix, where) or matrix
     for start in range(0, matrix.shape[0], CHUNK):
         chunk = matrix[start : start + CHUNK]
-        chunk = chunk.tocsr() if sp.issparse(chunk) else np.asarray(chunk)
-        if sp.issparse(chunk) and not chunk.has_canonical_format:
-            chunk = chunk.copy()  # a slice shares the values of its matrix
-            chunk.sum_duplicates()
-        yield chunk
+        if not sp.issparse(chunk):
+            yield np.asarray(chunk)
+            continue
+        rows = chunk.tocsr()
+        if not rows.has_canonical_format:
+            rows = rows.copy()  # a slice shares the values of its matrix
+            rows.sum_duplicates()
+        yield rows
 
 
 def chunk_sums(chunk: np.ndarray | sp.spmatrix) -> np.ndarray:
