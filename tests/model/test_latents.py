@@ -174,7 +174,7 @@ def test_generated_cells_are_read_by_a_model_of_a_layer(make_trained, make_cells
         ({"indices": []}, "indices"),
         ({"indices": [0.5]}, "indices"),
         ({"indices": ["cell_1"]}, "indices"),
-        ({"indices": [True, False]}, "a mask of the 96 cells"),
+        ({"indices": [True, False]}, "indices"),
         ({"indices": 3}, "indices"),
         ({"indices": [96]}, "indices"),
         ({"batch_size": 0}, "batch_size"),

@@ -315,12 +315,6 @@ def _matrix(adata: AnnData, layer: str | None) -> Any:
 # --- generated cells ------------------------------------------------------------------------------------------------
 
 
-def columns_of(variables: Mapping[str, pd.DataFrame]) -> dict[str, slice]:
-    """Return the columns of each modality, by its table of features, in a matrix of all."""
-    ends = accumulate(map(len, variables.values()), initial=0)
-    return {name: slice(*part) for name, part in zip(variables, pairwise(ends), strict=True)}
-
-
 def build_mudata(
     x: sp.csr_matrix | np.ndarray,
     obs: pd.DataFrame,
@@ -335,8 +329,8 @@ def build_mudata(
 
     ``obs``, ``obsm`` and provenance are in the MuData and in each modality, so that modalities can be used alone.
     """
-    parts = {}
-    for name, own in columns_of(variables).items():
+    parts, ends = {}, accumulate(map(len, variables.values()), initial=0)
+    for name, own in zip(variables, (slice(*part) for part in pairwise(ends)), strict=True):
         own_layers = {layer: values[:, own] for layer, values in (layers or {}).items()}
         parts[name] = build_anndata(
             x[:, own], obs.copy(), variables[name], provenance, is_log1p=is_log1p, layers=own_layers, obsm=obsm
