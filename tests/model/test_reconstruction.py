@@ -52,7 +52,9 @@ def test_genes_are_chosen_by_name(trained):
         ({"gene_list": "gene_5"}, TypeError, "Did you mean .'gene_5'."),
         ({"library_size": 0}, ValueError, "`library_size` must be a number above 0, or 'latent'"),
         ({"library_size": "own"}, ValueError, "found 'own'"),
-        ({"n_samples": 0}, ValueError, "`n_samples` must be a whole number of at least 1"),
+        ({"n_samples": 0}, ValueError, "n_samples"),
+        ({"library_size": 1e300}, ValueError, "library_size"),
+        ({"library_size": 10**400}, ValueError, "library_size"),
         ({"n_samples": 2, "return_mean": False, "return_numpy": False}, ValueError, "do not fit a table"),
     ],
 )

@@ -526,7 +526,7 @@ def check_scale(library_size: Any) -> float | None:
     """Return the total that frequencies are scaled to; None for each cell's own."""
     if isinstance(library_size, str) and library_size == "latent":
         return None
-    if not is_number(library_size) or not 0 < library_size < np.inf:
+    if not is_number(library_size) or not 0 < library_size <= torch.finfo(torch.float32).max:
         msg = (
             f"`library_size` must be a number above 0, or 'latent' for each cell's own total, but found "
             f"{library_size!r}."
