@@ -250,9 +250,7 @@ def test_cells_without_a_condition_of_their_own_are_refused(trained):
 
     with pytest.raises(ValueError, match=r"obs\['cell_type'\] has no label for 4 of 96 cells"):
         trained.predict_perturbation(unlabelled, {"dose": 1})
-    with pytest.raises(
-        ValueError, match="adata.obs has the unknown value 'Monocyte'.* need a model from `load_query_data`"
-    ):
+    with pytest.raises(ValueError, match="load_query_data"):
         trained.predict_perturbation(foreign, {"dose": 1})
     with pytest.raises(KeyError, match="'dose'"):
         trained.predict_perturbation(bare, {"dose": 1})

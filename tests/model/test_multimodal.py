@@ -63,7 +63,7 @@ def test_a_modality_that_no_training_cell_has_is_refused(tiny, quick, monkeypatc
     model = make_model(tiny, mdata)
 
     monkeypatch.setattr(scvi.settings, "_seed", 0)  # the cell with proteins is none of the ten
-    with pytest.raises(ValueError, match="No training cell has the modality of 'prot:f0'.*`train_size`"):
+    with pytest.raises(ValueError, match="train_size"):
         model.train(1, train_size=10 / N_CELLS, **quick)
 
 
@@ -359,7 +359,7 @@ def test_training_on_cells_that_lack_a_whole_modality_is_refused_before_it_start
     loaded = MULTISCLDM.load(tmp_path / "model", adata=rna_of(multimodal.adata, N_CELLS), accelerator="cpu")
     before = values(loaded.generate(5, seed=0))
 
-    with pytest.raises(ValueError, match="No training cell has the modality 'prot'.*`load_query_data`"):
+    with pytest.raises(ValueError, match="load_query_data"):
         loaded.train(1, **quick)
 
     np.testing.assert_array_equal(values(loaded.generate(5, seed=0)), before)
@@ -429,7 +429,7 @@ def test_modalities_that_were_normalised_in_place_are_not_saved(tiny, tmp_path):
     model = make_model(tiny)
     model.adata["rna"].X = model.adata["rna"].X / 2
 
-    with pytest.raises(ValueError, match=r"`load` would refuse these cells: .* not whole numbers"):
+    with pytest.raises(ValueError, match="load"):
         model.save(tmp_path / "m", save_anndata=True)
 
     assert list(tmp_path.iterdir()) == []
@@ -453,12 +453,12 @@ def test_likelihoods_and_layers_can_be_chosen(tiny):
 
 @pytest.mark.parametrize("cls", [SCLDM, SCRDIT, WBDIT])
 def test_models_of_one_modality_name_the_one_of_several(cls):
-    with pytest.raises(TypeError, match="found MuData. Give one modality.*or use MULTISCLDM"):
+    with pytest.raises(TypeError, match="MuData"):
         cls.setup_anndata(make_mudata())
 
 
 def test_the_model_of_several_modalities_names_the_one_of_one():
-    with pytest.raises(NotImplementedError, match="call `setup_mudata`. For one modality there is SCLDM"):
+    with pytest.raises(NotImplementedError, match="setup_mudata"):
         MULTISCLDM.setup_anndata(make_mudata()["rna"])
     with pytest.raises(TypeError, match="found AnnData.*setup_anndata"):
         MULTISCLDM.setup_mudata(make_mudata()["rna"])
@@ -470,7 +470,7 @@ def test_conditions_must_be_global(tiny):
 
     with pytest.raises(KeyError, match="Copy it"):
         MULTISCLDM.setup_mudata(mdata, condition_keys=["batch"])
-    with pytest.raises(KeyError, match="'tissue' is not a column"):
+    with pytest.raises(KeyError, match="tissue"):
         MULTISCLDM.setup_mudata(mdata, condition_keys=["tissue"])
 
 

@@ -169,7 +169,7 @@ def test_the_new_class_starts_at_the_mean_of_the_learned_ones_and_not_given_move
 
 def test_new_classes_are_generated_after_training_only(reference, make_cells, quick):
     model = type(reference).load_query_data(query_cells(make_cells), reference, accelerator="cpu")
-    with pytest.raises(ValueError, match="'plasma' of 'cell_type'"):
+    with pytest.raises(ValueError, match="plasma"):
         model.generate(3, {"cell_type": NEW_TYPE})
 
     model.train(1, **quick)
@@ -708,9 +708,9 @@ def test_mistakes_are_named(scldm, make_cells, make_model, make_trained, tmp_pat
     def load(adata=cells, reference=scldm, **options):
         return SCLDM.load_query_data(adata, reference, accelerator="cpu", **options)
 
-    with pytest.raises(ValueError, match="`trainable` must be one of .*'prior'"):
+    with pytest.raises(ValueError, match="trainable"):
         load(trainable="prior")
-    with pytest.raises(RuntimeError, match=r"`reference_model` must be trained.*call train\(\) first"):
+    with pytest.raises(RuntimeError, match="reference_model"):
         load(reference=make_model())
     with pytest.raises(ValueError, match="class 'SCRDIT', but SCLDM"):
         load(reference=make_trained(cls=SCRDIT))

@@ -50,7 +50,7 @@ def test_genes_are_chosen_by_name(trained):
     [
         ({"gene_list": ["gene_51"]}, ValueError, "unknown gene 'gene_51'.*closest first: 'gene_"),
         ({"gene_list": "gene_5"}, TypeError, "Did you mean .'gene_5'."),
-        ({"library_size": 0}, ValueError, "`library_size` must be a number above 0, or 'latent'"),
+        ({"library_size": 0}, ValueError, "library_size"),
         ({"library_size": "own"}, ValueError, "found 'own'"),
         ({"n_samples": 0}, ValueError, "n_samples"),
         ({"library_size": 1e300}, ValueError, "library_size"),
@@ -102,7 +102,7 @@ def test_a_gaussian_head_has_neither_frequencies_nor_samples(make_trained):
     model = make_trained(likelihood="gaussian")
 
     for method in (model.get_normalized_expression, model.posterior_predictive_sample):
-        with pytest.raises(NotImplementedError, match="this model has a Gaussian head. Call `get_reconstruction`"):
+        with pytest.raises(NotImplementedError, match="get_reconstruction"):
             method()
     assert np.isfinite(model.get_elbo())
 
