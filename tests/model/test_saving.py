@@ -109,7 +109,7 @@ def test_cells_given_to_a_model_without_cells_do_not_become_its_own(trained, sav
 
 NK = {"cell_type": "NK"}
 READERS = {
-    "predictions": lambda model, cells: model.predict_perturbation(cells, NK, seed=0, n_steps=2).X.toarray(),
+    "predictions": lambda model, cells: model.predict_perturbation(cells, NK, n_steps=2).obs["dose"].to_numpy(float),
     "latents": lambda model, cells: model.get_latent_representation(cells),
     "reconstructions": lambda model, cells: model.get_reconstruction(cells, sample=False).X,
     "conditions": lambda model, cells: model.conditions.encode(

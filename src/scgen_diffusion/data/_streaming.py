@@ -152,10 +152,10 @@ def _layout(x: sp.csr_matrix | np.ndarray, n_stored: int, *, is_zarr: bool) -> d
     """Return how to store a matrix of which these are the first rows: in compressed chunks, and in zarr in shards."""
     n_cells, n_genes = x.shape
     if isinstance(x, np.ndarray):
-        chunk, n, rest = max(CELLS_PER_CHUNK, VALUES_PER_CHUNK // n_genes), n_cells, (n_genes,)
+        chunk, n, rest = max(CELLS_PER_CHUNK, VALUES_PER_CHUNK // n_genes), n_cells, [n_genes]
         options: dict[str, Any] = {} if is_zarr else {"maxshape": (None, n_genes)}  # anndata sets it for sparse ones
     else:
-        chunk, n, rest = max(CELLS_PER_CHUNK * x.nnz // n_cells, VALUES_PER_CHUNK), x.nnz, ()
+        chunk, n, rest = max(CELLS_PER_CHUNK * x.nnz // n_cells, VALUES_PER_CHUNK), x.nnz, []
         options = {"indptr_dtype": "int32" if n_stored <= INT32_MAX else "int64"}
     options["chunks"] = (chunk, *rest)
     if is_zarr:

@@ -250,7 +250,7 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]], 
                 write(beside / name)
         return
     with ExitStack() as goals:  # the last file gets its name first
-        for name, write in reversed(writers.items()):
+        for name, write in reversed([*writers.items()]):
             part = goals.enter_context(write_atomically(folder / name))
             write(part)
             sync(part)

@@ -65,11 +65,14 @@ class Stream:
         Arguments that identify the request.
     rows
         Rows of each part.
+    overwrite
+        Whether to replace a file, or parts, of another request.
     """
 
     goal: Path
     identity: Mapping[str, Any]
     rows: Sequence[range]
+    overwrite: bool
 
     @property
     def folder(self) -> Path:
@@ -80,7 +83,7 @@ class Stream:
         """Return the path of a part."""
         return self.folder / f"part-{number:06d}.h5ad"
 
-    def is_joined(self, *, overwrite: bool) -> bool:
+    def is_joined(self) -> bool:
         """Return whether the finished file is at the goal.
 
         Raises
@@ -106,7 +109,7 @@ class Stream:
                 "replaced. Choose another path, or move them away."
             )
             raise FileExistsError(msg)
-        if differing and not overwrite:
+        if differing and not self.overwrite:
             msg = (
                 f"{self.goal} already exists and holds cells of another request. What differs: {'; '.join(differing)}. "
                 "Choose another path, or set overwrite=True."
@@ -119,7 +122,7 @@ class Stream:
         path = self.folder / REQUEST
         return json.loads(path.read_text()) if path.exists() else None
 
-    def begin(self, seed: int, *, overwrite: bool) -> int:
+    def begin(self, seed: int) -> int:
         """Make the folder of parts unless it is there; return the seed of its request.
 
         Raises
@@ -131,7 +134,7 @@ class Stream:
             differing = differences(begun["identity"], self.identity)
             if not differing:
                 return begun["seed"]
-            if not overwrite:
+            if not self.overwrite:
                 msg = (
                     f"{self.goal} was begun with other arguments and is not finished. What differs: "
                     f"{'; '.join(differing)}. Use the earlier arguments to resume, or remove {self.folder} to start "
@@ -180,23 +183,14 @@ class PartMaker(pl.LightningModule):
         Number of cells made at a time.
     show_progress
         Whether to show a progress bar.
-    overwrite
-        Whether to replace a file of another request.
     """
 
     def __init__(
-        self,
-        stream: Stream,
-        job: Generation | Prediction,
-        *,
-        batch_size: int | None,
-        show_progress: bool,
-        overwrite: bool,
+        self, stream: Stream, job: Generation | Prediction, batch_size: int | None, *, show_progress: bool
     ) -> None:
         super().__init__()
         self.module = job.engine.module
-        self.stream, self.job, self.batch_size = stream, job, batch_size
-        self.show_progress, self.overwrite = show_progress, overwrite
+        self.stream, self.job, self.batch_size, self.show_progress = stream, job, batch_size, show_progress
         self.values: ValueSummary | None = None
         """Summary of the values of the file, once this process has joined it."""
 
@@ -207,15 +201,15 @@ class PartMaker(pl.LightningModule):
 
     def on_predict_start(self) -> None:
         """Take the seed and the names of cells from the first process."""
-        is_first = self.trainer.is_global_zero
+        is_first, rows = self.trainer.is_global_zero, self.stream.rows
         seed, identity = self.trainer.strategy.broadcast((self.job.request.seed, self.job.identity))
         if not is_first:
             with warnings.catch_warnings(action="ignore"):  # the first process warns
                 self.job = self.job.as_begun(seed, identity).judged()
-        n_cells = sum(len(self.stream.rows[number]) for number in self._own)
-        n_done = sum(len(self.stream.rows[number]) for number in self._own if self.stream.path(number).exists())
-        is_silent = not (self.show_progress and is_first)
-        self.bar = tqdm(total=n_cells, initial=n_done, unit="cell", desc=self.job.task, disable=is_silent)
+        own = [number for number in self.predict_dataloader() if number < len(rows)]
+        n_done = sum(len(rows[number]) for number in own if self.stream.path(number).exists())
+        bar = {"desc": self.job.task, "unit": "cell", "disable": not (self.show_progress and is_first)}
+        self.bar = tqdm(total=sum(len(rows[number]) for number in own), initial=n_done, **bar)
 
     def predict_step(self, number: int) -> int:
         """Make and write a part that is missing."""
@@ -229,13 +223,9 @@ class PartMaker(pl.LightningModule):
         """Let the first process join the parts once all are there."""
         self.bar.close()
         self.trainer.strategy.barrier()
-        if self.trainer.is_global_zero and not self.stream.is_joined(overwrite=self.overwrite):
+        if self.trainer.is_global_zero and not self.stream.is_joined():
             self.values = self.stream.join(self.job.merge)
         self.trainer.strategy.barrier()
-
-    @property
-    def _own(self) -> list[int]:
-        return [number for number in self.predict_dataloader() if number < len(self.stream.rows)]
 
 
 def write_stream(
@@ -260,8 +250,8 @@ def write_stream(
     rows = [range(start, min(start + size, n_cells)) for start in range(0, n_cells, size)]
     seed = settings.seed if seed is None else seed
     identity = {**job.identify(goal.suffix), "n_cells": n_cells, "seed": None if seed is None else int(seed)}
-    stream = Stream(goal, {**identity, SHARD_SIZE: size}, rows)
-    if not stream.is_joined(overwrite=overwrite):
+    stream = Stream(goal, {**identity, SHARD_SIZE: size}, rows, overwrite)
+    if not stream.is_joined():
         place = module.device
         if devices == "auto" and (accelerator == "auto" or parse_device_args(accelerator, "auto")[0] == place.type):
             accelerator, devices = place.type, 1 if place.index is None else [place.index]
@@ -272,9 +262,9 @@ def write_stream(
             )
         handle_sigterm_by(trainer, lambda *_: sys.exit(EXIT_CODE_OF_SIGTERM))  # Lightning would go on
         if trainer.is_global_zero:
-            seed = stream.begin(job.request.seed, overwrite=overwrite)
-            job = job.as_begun(seed, job.identity).judged()
-        maker = PartMaker(stream, job, batch_size=batch_size, show_progress=show_progress, overwrite=overwrite)
+            module.to(trainer.strategy.root_device)
+            job = job.as_begun(stream.begin(job.request.seed), job.identity).judged()
+        maker = PartMaker(stream, job, batch_size, show_progress=show_progress)
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             with quiet():
