@@ -149,7 +149,7 @@ def test_logarithms_that_no_file_marks_are_judged_as_they_were_trained_on(call, 
     code, _, err = call("report", real, synthetic, *parts, *options, *page)
     assert code == 0, err
     refused("--values", "evaluate", files / "real.h5ad", synthetic, "--values", "log1p")
-    refused("give --values log1p", "evaluate", marked[0], synthetic, "--train", marked[2])
+    refused("with --values log1p", "evaluate", marked[0], synthetic, "--train", marked[2])
 
 
 def test_training_cells_in_several_files_are_as_free_as_those_in_one(call, refused, files, tmp_path):

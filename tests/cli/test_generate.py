@@ -53,6 +53,7 @@ def test_several_modalities_are_read_from_and_written_to_h5mu(call, refused, mak
     refused("--overwrite", "generate", out, cells, "-n", "4")
     assert call("generate", out, cells, "-n", "3", "--n-steps", "1", "--overwrite")[0] == 0
     assert mudata.read_h5mu(cells).n_obs == 3
+    refused("never replaced", "generate", out, path, "-n", "4", "--overwrite")
     refused(".h5mu", "generate", out, tmp_path / "new.zarr", "-n", "4")
     some = ["--where", "cell_type=T cell", "-c", "cell_type=NK", "--n-steps", "1"]
     code, _, err = call("predict", out, path, tmp_path / "some.h5mu", *some)

@@ -153,7 +153,7 @@ def read_sets(terminal: Terminal, options: dict[str, Any]) -> dict[str, Any]:
     return found | sets
 
 
-def open_files(paths: Sequence[Path], layer: str | None, values: str | None) -> Any:
+def open_files(paths: Sequence[Path], layer: str | None, values: Any) -> Any:
     """Open several files with the layer that ``evaluate`` reads."""
     from scgen_diffusion.data import ComparedFiles, open_anndata_files
 

@@ -16,7 +16,7 @@ from scgen_diffusion._files import remove, write_atomically
 
 from ._files import MUDATA, TABLES, check_place, check_replaced, of_model, read_cells, read_table, select_rows
 from ._options import FILE, NEW, Keyed, command, flag, option, pick, setting, value
-from ._terminal import FAILED, Stop
+from ._terminal import FAILED, PROGRAM, Stop
 
 if TYPE_CHECKING:
     from ._terminal import Terminal
@@ -244,10 +244,15 @@ def predict(terminal: Terminal, model: str, cells: list[Path], out: Path, **opti
 
 def load(terminal: Terminal, model: str, out: Path, options: dict[str, Any]) -> Any:
     """Load the model whose cells are to be written."""
+    from scgen_diffusion.data import PROVENANCE_KEY
+
     check_place(out, ".zarr", ".h5ad", MUDATA)
     loaded = terminal.libraries().model.load(model, adata=False, **pick(options, "accelerator"))
-    if loaded.modalities:  # of one modality, the same request is finished, or goes on
+    if loaded.modalities:  # of one modality, `generate_to` checks, and goes on with the same request
         check_place(out, MUDATA, overwrite="overwrite" in options)
+        if out.exists() and PROVENANCE_KEY not in read_cells(out).uns:
+            msg = f"{out} was not written by {PROGRAM}, and is never replaced; choose another name."
+            raise click.UsageError(msg)
     return loaded
 
 

@@ -25,7 +25,7 @@ OF_REQUESTS = (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsErr
 TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "mudata", "anndata", "fontTools")
 IN_SHELL = {  # advice of Python that is more than the name of an argument
     "set overwrite=True": "give --overwrite",
-    "set uns['log1p'] = {}": "give --values log1p",
+    "logarithms with uns['log1p']": "logarithms with --values log1p",
     "`genes='shared'`": "--shared-genes",
 }
 
