@@ -198,5 +198,6 @@ def test_info_tells_what_a_model_is(call, saved_model):
 def test_the_model_is_loaded_onto_the_requested_accelerator(call, saved_model, trained, asked, tmp_path, monkeypatch):
     given = {}
     monkeypatch.setattr(sgd.model, "load", lambda *_, **how: given.update(how) or trained)
-    assert call("generate", saved_model, tmp_path / "new.zarr", "-n", "2", "--accelerator", "gpu")[0] == 0
-    assert given == {"adata": False, "accelerator": "gpu"}
+    assert call("generate", saved_model, tmp_path / "new.zarr", "-n", "2", "--accelerator", "cpu")[0] == 0
+    assert given == {"adata": False, "accelerator": "cpu"}
+    assert asked["accelerator"] == "cpu"

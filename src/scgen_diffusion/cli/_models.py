@@ -247,7 +247,7 @@ def load(terminal: Terminal, model: str, out: Path, options: dict[str, Any]) -> 
     from scgen_diffusion.data import PROVENANCE_KEY
 
     check_place(out, ".zarr", ".h5ad", MUDATA)
-    loaded = terminal.libraries().model.load(model, adata=False, **pick(options, "accelerator"))
+    loaded = terminal.libraries().model.load(model, adata=False, accelerator=options.get("accelerator", "auto"))
     if loaded.modalities:  # of one modality, `generate_to` checks, and goes on with the same request
         check_place(out, MUDATA, overwrite="overwrite" in options)
         if out.exists() and PROVENANCE_KEY not in read_cells(out).uns:
@@ -312,7 +312,7 @@ def write(terminal: Terminal, model: Any, out: Path, call: str, asked: dict[str,
     asked["show_progress"] = not terminal.quiet
     is_first = is_first_process(asked)
     if model.modalities:
-        pick(asked, "shard_size", "overwrite", *OF_PROCESSES)
+        pick(asked, "shard_size", "overwrite", "accelerator", *OF_PROCESSES)
         with write_atomically(out) as beside:
             getattr(model, call)(**asked).write_h5mu(beside)
     else:
