@@ -95,25 +95,16 @@ class Stream:
             return False
         record = read_record(self.goal)
         if record is None:
-            msg = (
-                f"{self.goal} already exists and was not written by `generate_to` or `predict_perturbation_to`; such a "
-                "file is never replaced. Choose another path, or move it away."
-            )
+            msg = f"{self.goal} was not written by `generate_to`; such a file is never replaced. Choose another path."
             raise FileExistsError(msg)
         # the joined cells do not depend on the size of parts
         differing = differences(record, {**self.identity, SHARD_SIZE: record.get(SHARD_SIZE)})
         names = {entry.name for entry in self.goal.iterdir()} if differing and self.goal.is_dir() else set()
         if others := names - NAMES_IN_ZARR:
-            msg = (
-                f"{self.goal} contains other files too ({list_first(sorted(others))}); such a folder is never "
-                "replaced. Choose another path, or move them away."
-            )
+            msg = f"{self.goal} has other files too ({list_first(sorted(others))}); such a folder is never replaced."
             raise FileExistsError(msg)
         if differing and not self.overwrite:
-            msg = (
-                f"{self.goal} already exists and holds cells of another request. What differs: {'; '.join(differing)}. "
-                "Choose another path, or set overwrite=True."
-            )
+            msg = f"{self.goal} already exists. What differs: {'; '.join(differing)}. To replace it: overwrite=True."
             raise FileExistsError(msg)
         return not differing
 
@@ -136,9 +127,8 @@ class Stream:
                 return begun["seed"]
             if not self.overwrite:
                 msg = (
-                    f"{self.goal} was begun with other arguments and is not finished. What differs: "
-                    f"{'; '.join(differing)}. Use the earlier arguments to resume, or remove {self.folder} to start "
-                    "again, or set overwrite=True."
+                    f"{self.goal} was begun with other arguments. What differs: {'; '.join(differing)}. Use the former "
+                    f"ones to resume, or remove {self.folder} or set overwrite=True to start again."
                 )
                 raise ValueError(msg)
         with write_atomically(self.folder) as beside:
