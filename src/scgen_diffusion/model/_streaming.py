@@ -104,7 +104,7 @@ class Stream:
             msg = f"{self.goal} has other files too ({list_first(sorted(others))}); such a folder is never replaced."
             raise FileExistsError(msg)
         if differing and not self.overwrite:
-            msg = f"{self.goal} already exists. What differs: {'; '.join(differing)}. To replace it, set overwrite=True."
+            msg = f"{self.goal} already exists. What differs: {'; '.join(differing)}. To replace, set overwrite=True."
             raise FileExistsError(msg)
         return not differing
 
