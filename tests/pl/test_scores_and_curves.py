@@ -247,9 +247,8 @@ def test_scores_need_the_columns_of_evaluate(lost):
 def test_modalities_share_no_heat_map():
     """Their floors differ, too."""
     table = pd.DataFrame([make_row(0.9), make_row(0.8)]).assign(modality=["rna", "prot"])
-    message = r"several modalities of the metric 'recall' and the group 'all'.*table\[table\['modality'\] == 'rna'\]"
 
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="modalities"):
         sgd.pl.scores(table)
     ax = sgd.pl.scores(table[table["modality"] == "prot"], show=False)
     assert [text.get_text() for text in ax.texts] == ["0.800"]

@@ -260,7 +260,7 @@ def test_a_table_that_was_written_and_read_has_the_same_summary(tmp_path):
         (table().assign(perturbation="STAT1"), ValueError, "perturbations"),
         (table().assign(value="high"), ValueError, "numbers"),
         (pd.concat([table(), table()]), ValueError, "'w2'"),
-        (pd.concat([table().assign(modality=name) for name in ("rna", "prot")]), ValueError, "modality"),
+        (pd.concat([table().assign(modality=name) for name in ("rna", "prot")]), ValueError, "modalities"),
     ],
 )
 def test_tables_of_another_kind_are_refused(wrong, error, message):
