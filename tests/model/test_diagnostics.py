@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 
 import numpy as np
@@ -13,15 +12,7 @@ import torch
 from scgen_diffusion.data import ValueSummary
 from scgen_diffusion.model import SCRDIT
 from scgen_diffusion.model._diagnostics import warn_of_missing_zeros
-
-
-@pytest.fixture
-def silence():
-    """Turn every warning into an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "`library_size` asks for")
-        yield
+from scgen_diffusion.module import log_profile
 
 
 @pytest.fixture(autouse=True)
@@ -32,25 +23,6 @@ def _no_word_on_short_training(monkeypatch):
 
 @pytest.fixture
 def plant(trained_gene_space, monkeypatch):
-    """Make the shared model generate what the network's output is said to be, in its own units."""
-
-    class Planted(torch.nn.Module):
-        def __init__(self, value):
-            super().__init__()
-            self.value = value
-
-        def forward(self, x_t, t, condition):
-            return torch.full_like(x_t, self.value)
-
-    def plant_(value):
-        monkeypatch.setitem(trained_gene_space.module._modules, "averaged_network", Planted(value))
-        return trained_gene_space
-
-    return plant_
-
-
-@pytest.fixture
-def plant_profiles(trained_gene_space, monkeypatch):
     """Make the shared model generate given profiles."""
 
     def plant_(profile):
@@ -61,66 +33,63 @@ def plant_profiles(trained_gene_space, monkeypatch):
     return plant_
 
 
-# --- generation -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("counts", [False, True])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_network_that_is_no_number_any_more_is_an_error(plant, value, counts):
-    with pytest.raises(FloatingPointError, match="Sampling diverged: the generated values are not finite"):
-        plant(value).generate(5, seed=0, counts=counts)
+def test_a_network_that_is_no_number_any_more_is_an_error(trained_gene_space, monkeypatch, value, counts):
+    class Planted(torch.nn.Module):
+        def forward(self, x_t, t, condition):
+            return torch.full_like(x_t, value)
+
+    monkeypatch.setitem(trained_gene_space.module._modules, "averaged_network", Planted())
+    with pytest.raises(FloatingPointError):
+        trained_gene_space.generate(5, seed=0, counts=counts)
 
 
-def test_a_single_value_that_is_no_number_is_an_error(plant_profiles):
+def test_a_single_value_that_is_no_number_is_an_error(plant):
     profile = np.ones(12)
     profile[3] = np.nan
 
-    with pytest.raises(FloatingPointError, match="not finite.*more steps"):
-        plant_profiles(profile).generate(5, seed=0)
+    with pytest.raises(FloatingPointError):
+        plant(profile).generate(5, seed=0)
 
 
-def test_values_far_above_training_give_a_warning_at_the_users_line(plant_profiles, trained_gene_space):
+def test_values_far_above_training_give_a_warning_at_the_users_line(plant, trained_gene_space):
     largest = trained_gene_space.module.largest_value.item()
     profile = np.zeros(12)
     profile[3] = 2 * largest
 
-    with pytest.warns(
-        UserWarning, match=re.escape(f"is {2 * largest:.3g}, the largest training value {largest:.3g}")
-    ) as w:
-        cells = plant_profiles(profile).generate(5, seed=0)
+    with pytest.warns(UserWarning, match=f"{2 * largest:.3g}.*{largest:.3g}") as caught:
+        cells = plant(profile).generate(5, seed=0)
 
-    assert [warning.filename for warning in w] == [__file__]
+    assert [warning.filename for warning in caught] == [__file__]
     assert cells.X.max() == pytest.approx(2 * largest)
 
 
-ADVICE = {
-    "regression": ({}, r"set `zero_value` .zero negation. or `head='spike_and_slab'`\."),
-    "negated zeros": ({"zero_value": -5.0}, r"To get zeros, train longer\."),
-    "spike and slab": ({"head": "spike_and_slab", "target": "data"}, r"To get zeros, train longer\."),
-}
-
-
-@pytest.mark.parametrize(("options", "advice"), ADVICE.values(), ids=ADVICE)
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({}, "`zero_value`"),
+        ({"zero_value": -5.0}, "train longer"),
+        ({"head": "spike_and_slab", "target": "data"}, "train longer"),
+    ],
+)
 def test_missing_zeros_give_a_warning_at_the_users_line(make_cells, make_trained, monkeypatch, options, advice):
     cells = make_cells()
     cells.X[:, 8:] = 0
     model = make_trained(cells, cls=SCRDIT, **options)
     monkeypatch.setattr(model.module, "expected_profiles", lambda *_, **__: torch.full((128, 12), 5.0))
 
-    with pytest.warns(UserWarning, match=f"0% of the generated values are zeros, but at least 33%.*{advice}") as caught:
+    with pytest.warns(UserWarning, match=f"^0%.*33%.*{advice}") as caught:
         model.generate(5, seed=0)
 
     assert [warning.filename for warning in caught] == [__file__]
 
 
-@pytest.mark.usefixtures("silence")
-def test_the_training_cells_themselves_show_no_signs(plant_profiles, trained_gene_space):
-    from scgen_diffusion.module import log_profile
+@pytest.mark.filterwarnings("error")
+def test_the_training_cells_themselves_show_no_signs(plant, trained_gene_space):
+    profiles = log_profile(torch.from_numpy(trained_gene_space.adata.X), "counts").repeat(2, 1)[:128]
 
-    x = torch.from_numpy(trained_gene_space.adata.X)
-    profiles = log_profile(x, "counts").repeat(2, 1)[:128]
-
-    cells = plant_profiles(profiles).generate(96, seed=0)
+    cells = plant(profiles).generate(96, seed=0)
 
     np.testing.assert_array_equal(cells.X.toarray(), profiles[:96])
 

@@ -36,65 +36,57 @@ def test_samples_are_draws_of_the_latent(trained):
 
 
 def test_genes_are_chosen_by_name(trained):
-    chosen = ["gene_5", "gene_2"]
-    whole, part = (trained.get_normalized_expression(gene_list=genes, seed=0) for genes in (None, chosen))
+    whole = trained.get_normalized_expression(seed=0)
+    part = trained.get_normalized_expression(gene_list=iter(["gene_5", "gene_2"]), seed=0)
 
     assert part.columns.tolist() == ["gene_2", "gene_5"]  # in the model's order, as in scvi-tools
     np.testing.assert_allclose(part, whole[part.columns], rtol=1e-5)
-    assert trained.get_normalized_expression(gene_list=iter(chosen), seed=0).equals(part)
-    assert trained.posterior_predictive_sample(gene_list=chosen, n_samples=2).shape == (96, 2, 2)
+    assert trained.posterior_predictive_sample(gene_list=["gene_5", "gene_2"], n_samples=2).shape == (96, 2, 2)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("arguments", "error", "name"),
     [
-        ({"gene_list": ["gene_51"]}, ValueError, "unknown gene 'gene_51'.*closest first: 'gene_"),
-        ({"gene_list": "gene_5"}, TypeError, "Did you mean .'gene_5'."),
+        ({"gene_list": ["gene_51"]}, ValueError, "gene_51"),
+        ({"gene_list": "gene_5"}, TypeError, "gene_5"),
         ({"library_size": 0}, ValueError, "library_size"),
-        ({"library_size": "own"}, ValueError, "found 'own'"),
-        ({"n_samples": 0}, ValueError, "n_samples"),
+        ({"library_size": "own"}, ValueError, "own"),
         ({"library_size": 1e300}, ValueError, "library_size"),
         ({"library_size": 10**400}, ValueError, "library_size"),
-        ({"n_samples": 2, "return_mean": False, "return_numpy": False}, ValueError, "do not fit a table"),
+        ({"n_samples": 0}, ValueError, "n_samples"),
+        ({"n_samples": 2, "return_mean": False, "return_numpy": False}, ValueError, "return_mean"),
     ],
 )
-def test_what_cannot_be_normalised_is_refused(trained, arguments, error, message):
-    with pytest.raises(error, match=message):
+def test_what_cannot_be_normalised_is_refused(trained, arguments, error, name):
+    with pytest.raises(error, match=name):
         trained.get_normalized_expression(**arguments)
 
 
 def test_posterior_predictive_samples_are_reconstructions(trained):
-    one = trained.posterior_predictive_sample(seed=4)
-    several = trained.posterior_predictive_sample(n_samples=3, seed=4, batch_size=10)
-
     reconstructed = trained.get_reconstruction(seed=4).X.toarray()
-    assert one.shape == (96, 12)
-    assert several.shape == (96, 12, 3)
-    np.testing.assert_array_equal(one.todense(), reconstructed)
-    first = several.todense()[..., 0]
-    assert (first != reconstructed).sum() <= 1  # the last bit of a mean may flip a count
-    assert (several.todense()[..., 1] != first).any()
+
+    samples = trained.posterior_predictive_sample(n_samples=3, seed=4, batch_size=10).todense()
+
+    np.testing.assert_array_equal(trained.posterior_predictive_sample(seed=4).todense(), reconstructed)
+    assert samples.shape == (96, 12, 3)
+    assert (samples[..., 0] != reconstructed).sum() <= 1  # the last bit of a mean may flip a count
+    assert (samples[..., 1] != samples[..., 0]).any()
 
 
-@pytest.fixture(scope="module")
-def reconstructing(make_trained):
-    return make_trained(max_epochs={"autoencoder": 30, "prior": 1})
-
-
-@pytest.mark.parametrize("matrix", [np.asarray, lambda x: sp.csr_matrix(x.astype(int))])
-def test_posterior_predictive_checks_of_scvi_tools_take_the_model(reconstructing, make_cells, matrix):
+def test_posterior_predictive_checks_of_scvi_tools_take_the_model(make_trained, make_cells):
     """Sparse counts must be integers: scvi-tools' own code fails for others."""
-    model, adata = reconstructing, make_cells(matrix=matrix)
+    model = make_trained(max_epochs={"autoencoder": 30, "prior": 1})
 
-    check = scvi.criticism.PosteriorPredictiveCheck(adata, {"SCLDM": model}, n_samples=4)
-    check.coefficient_of_variation("cells")
-    check.zero_fraction()
+    for matrix in (np.asarray, lambda x: sp.csr_matrix(x.astype(int))):
+        check = scvi.criticism.PosteriorPredictiveCheck(make_cells(matrix=matrix), {"SCLDM": model}, n_samples=4)
+        check.coefficient_of_variation("cells")
+        check.zero_fraction()
 
-    variation, zeros = check.metrics["cv_gene"], check.metrics["zero_fraction"]
-    assert variation.index.equals(adata.var_names)
-    assert np.corrcoef(variation["SCLDM"], variation["Raw"])[0, 1] > 0.5
-    assert zeros["SCLDM"].mean() == pytest.approx(zeros["Raw"].mean(), abs=0.1)
-    few = scvi.criticism.PosteriorPredictiveCheck(adata, {"SCLDM": model}, n_samples=2, indices=[5, 1])
+        variation, zeros = check.metrics["cv_gene"], check.metrics["zero_fraction"]
+        assert variation.index.equals(model.adata.var_names)
+        assert np.corrcoef(variation["SCLDM"], variation["Raw"])[0, 1] > 0.5
+        assert zeros["SCLDM"].mean() == pytest.approx(zeros["Raw"].mean(), abs=0.1)
+    few = scvi.criticism.PosteriorPredictiveCheck(model.adata, {"SCLDM": model}, n_samples=2, indices=[5, 1])
     assert few.samples_dataset["SCLDM"].shape == (2, 12, 2)
 
 
