@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from builders import same_cells
 
-from scgen_diffusion.diffusion import DDIMSampler, FixedStepSampler, samplers_for
+from scgen_diffusion.diffusion import DDIMSampler
 from scgen_diffusion.model import SCRDIT, WBDIT
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
@@ -15,29 +15,25 @@ SPIKE_AND_SLAB = {"target": "data", "head": "spike_and_slab", "scaling": "gene"}
 CONDITION = {"dose": 1}
 
 
-def profiles(adata):
-    return np.log1p(adata.X / adata.X.sum(1, keepdims=True) * 1e4)
-
-
 @pytest.mark.parametrize("sampler", [None, "ddpm", "ddim", DDIMSampler(eta=0.5)])
 def test_a_cell_under_its_own_condition_comes_back(trained_gene_space, sampler):
-    cells = trained_gene_space.predict_perturbation(sampler=sampler, n_steps=3, seed=0)
+    cells, x = trained_gene_space.predict_perturbation(sampler=sampler, n_steps=3, seed=0), trained_gene_space.adata.X
 
-    np.testing.assert_allclose(cells.X.toarray(), profiles(trained_gene_space.adata), rtol=0, atol=1e-4)
-    assert ((cells.X.toarray() == 0) == (trained_gene_space.adata.X == 0)).all()
+    np.testing.assert_allclose(cells.X.toarray(), np.log1p(x / x.sum(1, keepdims=True) * 1e4), rtol=0, atol=1e-4)
+    assert ((cells.X.toarray() == 0) == (x == 0)).all()
     assert "log1p" in cells.uns
     assert cells.uns["scgen_diffusion"]["library_size"] == "none"
 
 
-ARCHITECTURES = {
-    "spike and slab": (SCRDIT, SPIKE_AND_SLAB),
-    "white box": (WBDIT, SPIKE_AND_SLAB),
-    "white box without": (WBDIT, {"backbone": "dit"}),
-    "published": (SCRDIT, {"target": "noise", "zero_value": -10.0, "scaling": "none"}),
-}
-
-
-@pytest.mark.parametrize(("cls", "options"), ARCHITECTURES.values(), ids=ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (SCRDIT, SPIKE_AND_SLAB),
+        (WBDIT, SPIKE_AND_SLAB),
+        (WBDIT, {"backbone": "dit"}),
+        (SCRDIT, {"target": "noise", "zero_value": -10.0, "scaling": "none"}),  # as published
+    ],
+)
 def test_counts_come_back_from_every_architecture(make_trained, cls, options):
     model = make_trained(cls=cls, **options)
     request = {"counts": True, "n_steps": 3, "seed": 0}
@@ -61,14 +57,13 @@ def test_single_counts_of_cells_deeper_than_training_cells_come_back(make_traine
 
 
 def test_zeros_may_become_values_and_values_zeros(trained_gene_space):
+    request = {"condition": {"cell_type": "NK"}, "guidance_scale": 10.0, "n_steps": 10}
     before = trained_gene_space.adata.X == 0
 
-    after = trained_gene_space.predict_perturbation(
-        condition={"cell_type": "NK"}, guidance_scale=10.0, seed=0, n_steps=10
-    )
+    after = trained_gene_space.predict_perturbation(**request, seed=0).X
 
-    is_zero = after.X.toarray() == 0
-    assert after.X.format == "csr"
+    is_zero = after.toarray() == 0
+    assert after.format == "csr"
     assert (before & ~is_zero).any()
     assert (~before & is_zero).any()
 
@@ -92,27 +87,24 @@ def test_a_model_of_log_values_needs_totals_to_give_counts(make_trained, make_ce
 
     np.testing.assert_allclose(same.X.toarray(), model.adata.X, rtol=0, atol=1e-4)
     assert set(counts.X.sum(1).A1) == {100}
-    with pytest.raises(ValueError, match="do not tell library sizes"):
+    with pytest.raises(ValueError, match="library"):
         model.predict_perturbation(counts=True)
-    with pytest.raises(ValueError, match="too large for logarithms"):
+    with pytest.raises(ValueError, match="logarithms"):
         model.predict_perturbation(make_cells(), CONDITION)
 
 
 @pytest.mark.parametrize("sampler", ["dpm_solver", "dpm_solver_3m"])
 def test_samplers_that_cannot_be_led_are_refused(trained_gene_space, sampler):
-    assert not isinstance(samplers_for(trained_gene_space.module.path)[sampler], FixedStepSampler)
-    with pytest.raises(ValueError, match=r"cannot be inverted; choose one of \['ddpm', 'ddim'\]"):
+    with pytest.raises(ValueError, match=r"\['ddpm', 'ddim'\]"):
         trained_gene_space.predict_perturbation(condition=CONDITION, sampler=sampler)
 
 
 def test_requests_of_one_seed_share_their_noise(trained_gene_space):
     """Paired sampling: the cells of two requests differ by their conditions alone."""
-    one, other, unpaired = (
-        trained_gene_space.generate(60, {"cell_type": "NK", "dose": dose}, seed=seed).X.toarray()
-        for dose, seed in ((1, 5), (10, 5), (10, 6))
-    )
 
-    def correlation_with_one(cells):
-        return np.corrcoef((one - one.mean(0)).ravel(), (cells - cells.mean(0)).ravel())[0, 1]
+    def noise(dose, seed):
+        cells = trained_gene_space.generate(60, {"cell_type": "NK", "dose": dose}, seed=seed).X.toarray()
+        return (cells - cells.mean(0)).ravel()
 
-    assert correlation_with_one(other) > correlation_with_one(unpaired) + 0.3
+    one, other, unpaired = noise(1, 5), noise(10, 5), noise(10, 6)
+    assert np.corrcoef(one, other)[0, 1] > np.corrcoef(one, unpaired)[0, 1] + 0.3

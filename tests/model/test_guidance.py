@@ -21,44 +21,31 @@ def same_cells(one, other):
     return (one.X != other.X).nnz == 0
 
 
-def resolve(trained, keys=KEYS, **options):
-    return Guidance(**options).resolve(CONDITION_STRATEGIES[trained], keys)
-
-
 @pytest.fixture(scope="module")
 def additive(make_trained):
     return make_trained(condition_keys=KEYS, condition_strategy="additive")
 
 
-@pytest.fixture(scope="module")
-def joint(make_trained):
-    return make_trained(condition_keys=KEYS)
-
-
-# --- resolved requests ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "name"),
     [
-        ({"scale": {"doses": 1.0}}, "unknown key 'doses'.*closest first: 'dose'"),
+        ({"scale": {"doses": 1.0}}, "doses"),
         ({"scale": {"dose": np.nan}}, "guidance_scale"),
         ({"scale": "2"}, "guidance_scale"),
-        ({"interval": (0.8, 0.2)}, r"`Guidance\(interval=...\)` must be"),
-        ({"rescale": 2}, r"`Guidance\(rescale=...\)` must be"),
+        ({"interval": (0.8, 0.2)}, "interval"),
+        ({"rescale": 2}, "rescale"),
     ],
-    ids=str,
 )
-def test_a_bad_request_is_refused_by_name(options, words):
-    with pytest.raises(ValueError, match=words):
-        resolve("additive", **options)
-
-
-# --- in models --------------------------------------------------------------------------------------------------------
+def test_a_bad_request_is_refused_by_name(options, name):
+    with pytest.raises(ValueError, match=name):
+        Guidance(**options).resolve(CONDITION_STRATEGIES["additive"], KEYS)
 
 
 @pytest.mark.parametrize("library_size", [200, "empirical", "latent"])
-def test_scale_zero_of_a_key_takes_away_its_influence_alone(additive, library_size):
+def test_scale_zero_of_a_key_takes_away_its_influence_alone(additive, monkeypatch, library_size):
+    noise, draw = [], additive.module.draw_noise
+    monkeypatch.setattr(additive.module, "draw_noise", lambda generators: noise.append(draw(generators)) or noise[-1])
+
     def cells(treated, dose, scale):
         condition = {"cell_type": "NK", "dose": dose, "treated": treated}
         return additive.generate(12, condition, seed=0, guidance_scale=scale, library_size=library_size)
@@ -66,19 +53,8 @@ def test_scale_zero_of_a_key_takes_away_its_influence_alone(additive, library_si
     assert same_cells(cells(True, 10, {"treated": 0.0}), cells(False, 10, {"treated": 0.0}))
     assert not same_cells(cells(True, 10, 1.0), cells(False, 10, 1.0))
     assert not same_cells(cells(True, 10, {"treated": 0.0}), cells(True, 1, {"treated": 0.0}))
-
-
-@pytest.mark.parametrize("library_size", ["empirical", "latent"])
-def test_cells_of_one_seed_start_from_the_same_noise_whatever_guidance_ignores(additive, monkeypatch, library_size):
-    noise, draw = [], additive.module.draw_noise
-    monkeypatch.setattr(additive.module, "draw_noise", lambda generators: noise.append(draw(generators)) or noise[-1])
-
-    for scale in (1.0, {"treated": 0.0}, 0.0):
-        condition = {"cell_type": "NK", "dose": 10, "treated": True}
-        additive.generate(12, condition, seed=0, guidance_scale=scale, library_size=library_size)
-
-    assert torch.equal(noise[0], noise[1])
-    assert torch.equal(noise[0], noise[2])
+    cells(True, 10, 0.0)
+    assert all(torch.equal(one, noise[0]) for one in noise)  # cells of one seed start from the same
 
 
 def test_scale_zero_takes_away_the_influence_of_a_number_too(make_trained):
@@ -95,9 +71,9 @@ def test_scale_zero_takes_away_the_influence_of_a_number_too(make_trained):
 
 
 @pytest.mark.parametrize("scale", [3.0, 1.0])
-def test_an_interval_and_rescaling_change_cells_only_where_they_should(joint, scale):
+def test_an_interval_and_rescaling_change_cells_only_where_they_should(additive, scale):
     def cells(**how):
-        return joint.generate(**REQUEST, guidance_scale=Guidance(scale, **how))
+        return additive.generate(**REQUEST, guidance_scale=Guidance(scale, **how))
 
     plain = cells()
     assert same_cells(plain, cells(interval=(0.0, 1.0), rescale=0.0))
@@ -105,16 +81,14 @@ def test_an_interval_and_rescaling_change_cells_only_where_they_should(joint, sc
         assert same_cells(plain, cells(**how)) == (scale == 1.0)
 
 
-def test_guidance_of_gene_space_models_knows_their_path(make_trained, monkeypatch, gene_space_class):
-    model = make_trained(cls=gene_space_class, condition_keys=["cell_type"])
-    rows = []
-    forward = type(model.module.averaged_network).forward
-    monkeypatch.setattr(
-        type(model.module.averaged_network),
-        "forward",
-        lambda self, x, *rest: rows.append(len(x)) or forward(self, x, *rest),
-    )
-    model.generate(5, seed=0, guidance_scale=Guidance(2.0, interval=(0.25, 0.6)), sampler="ddim", n_steps=10)
+def test_guidance_of_gene_space_models_knows_their_path(trained_gene_space, monkeypatch):
+    network, rows = type(trained_gene_space.module.averaged_network), []
+    forward = network.forward
+    monkeypatch.setattr(network, "forward", lambda self, x, *rest: rows.append(len(x)) or forward(self, x, *rest))
+
+    guidance = Guidance(2.0, interval=(0.25, 0.6))
+    trained_gene_space.generate(5, seed=0, guidance_scale=guidance, sampler="ddim", n_steps=10)
+
     # Path times 0, 0.1, ..., 0.9, of which 0.3, 0.4, 0.5 and 0.6 need two predictions.
     assert [n // rows[0] for n in rows] == [1, 1, 1, 2, 2, 2, 2, 1, 1, 1]
 
@@ -127,22 +101,18 @@ def test_a_sampling_path_ends_in_the_cells_of_the_same_guidance(make_trained):
     assert path.uns["scgen_diffusion"]["guidance_interval"] == [0.1, 0.8]
 
 
-@pytest.mark.parametrize(
-    ("how", "told"),
-    [
-        ({}, {"guidance_scale": 1.0, "composition": "additive", "guidance_interval": [0, 1], "guidance_rescale": 0}),
-        (
-            {"guidance_scale": Guidance({"dose": 2.0}, interval=(0.2, 0.8), rescale=0.7)},
-            {"guidance_scale": {"dose": 2.0}, "guidance_interval": [0.2, 0.8], "guidance_rescale": 0.7},
-        ),
-    ],
-    ids=["default", "per key"],
-)
-def test_provenance_records_guidance_and_can_be_written(additive, tmp_path, how, told):
-    cells = additive.generate(**REQUEST, **how)
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    back = anndata.read_h5ad(tmp_path / "cells.h5ad").uns["scgen_diffusion"]
-    for provenance in (cells.uns["scgen_diffusion"], back):
-        for name, value in told.items():
-            found = provenance[name]
-            assert (found.tolist() if isinstance(found, np.ndarray) else found) == value
+def test_provenance_records_guidance_and_can_be_written(additive, tmp_path):
+    how = Guidance({"dose": 2.0}, interval=(0.2, 0.8), rescale=0.7)
+    plain, guided = additive.generate(**REQUEST), additive.generate(**REQUEST, guidance_scale=how)
+    guided.write_h5ad(tmp_path / "cells.h5ad")
+
+    for cells, told in (
+        (plain, (1.0, "additive", [0, 1], 0)),
+        (guided, ({"dose": 2.0}, "additive", [0.2, 0.8], 0.7)),
+        (anndata.read_h5ad(tmp_path / "cells.h5ad"), ({"dose": 2.0}, "additive", [0.2, 0.8], 0.7)),
+    ):
+        scale, composition, interval, rescale = (
+            cells.uns["scgen_diffusion"][name]
+            for name in ("guidance_scale", "composition", "guidance_interval", "guidance_rescale")
+        )
+        assert (scale, composition, list(interval), rescale) == told
