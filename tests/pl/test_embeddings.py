@@ -77,11 +77,11 @@ def test_the_three_panels_hold_equal_numbers_of_both_sets_within_the_same_limits
 
 
 def test_a_part_of_the_cells_is_drawn_and_the_same_for_a_seed(first_components):
-    axes, again, other = (draw(max_cells=30, seed=seed) for seed in (0, 0, 1))
+    axes, again, other = (draw(max_cells=30, seed=seed)[2] for seed in (0, 0, 1))
 
-    assert [ax.get_title() for ax in axes] == ["real (30 cells)", "synthetic (30 cells)", "both (60 cells)"]
-    np.testing.assert_array_equal(drawn_points(axes[2])[0], drawn_points(again[2])[0])
-    assert (drawn_points(axes[2])[0] != drawn_points(other[2])[0]).any()
+    assert axes.get_title() == "both (60 cells)"
+    np.testing.assert_array_equal(drawn_points(axes)[0], drawn_points(again)[0])
+    assert (drawn_points(axes)[0] != drawn_points(other)[0]).any()
 
 
 def test_genes_may_come_in_another_order(first_components):
@@ -124,17 +124,6 @@ def test_cells_are_placed_with_most_of_their_nearest_neighbours_and_not_by_thems
     assert (place(None, fitted, np.column_stack([fitted, fitted]))[:, 0] != fitted[:, 0]).all()
 
 
-def test_cells_with_the_same_neighbours_are_placed_beside_each_other(first_components):
-    real = make_cells(12)
-
-    axes = draw(real, real[np.repeat(0, 5)], fit="real")
-
-    points = drawn_points(axes[1])[0]
-    apart = np.abs(points - points[0]).max(axis=1)[1:]
-    assert (0 < apart).all()
-    assert apart.max() < 0.05 * np.ptp(axes[1].get_xlim())
-
-
 def test_the_geometric_median_of_a_triangle_is_its_fermat_point():
     triangle = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
     line = np.array([[0.0, 0.0], [1.0, 0.0], [9.0, 0.0]])
@@ -172,14 +161,11 @@ def test_the_users_cells_and_axes_are_used_as_they_are(first_components):
 # --- colours ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by_label", [False, True])
-def test_labels_have_the_colours_of_uns_in_both_sets(first_components, by_label):
-    real, synthetic = make_cells(), make_cells(seed=1)
+def test_labels_have_the_colours_of_uns_in_both_sets(first_components):
+    synthetic = make_cells(seed=1)
     del synthetic.uns["cell_type_colors"]
-    if by_label:
-        real.uns["cell_type_colors"] = dict(reversed([*zip(LABELS, COLORS, strict=True)]))
 
-    axes = draw(real, synthetic, color="cell_type")
+    axes = draw(synthetic=synthetic, color="cell_type")
 
     for ax in axes[:2]:
         shares = pd.Series([tuple(color) for color in drawn_points(ax)[1]]).value_counts()
@@ -202,16 +188,7 @@ def test_rows_of_numbers_are_colours(first_components, rows):
         assert {tuple(color) for color in ax.collections[0].get_facecolors()} == {to_rgba(row) for row in rows}
 
 
-NO_COLORS = [
-    ["#ff0000", "no colour", "#0000ff"],
-    ["#ff0000", "#00ff00"],
-    {"T": "#ff0000", "B": "no colour"},
-    *(np.full((3, 3), 255), np.full((3, 3), np.nan), np.ones((3, 2)), np.ones(3)),
-    *([None, "#ff0000", "#0000ff"], "red", 0, np.array("red"), np.array([b"red"] * 3), pd.DataFrame({"r": [0, 1, 0]})),
-]
-
-
-@pytest.mark.parametrize("stored", NO_COLORS)
+@pytest.mark.parametrize("stored", [["#ff0000", "no colour", "#0000ff"], ["#ff0000", "#00ff00"], np.full((3, 3), 255)])
 def test_stored_colours_that_are_none_or_too_few_give_way_to_those_of_scanpy(first_components, stored):
     real, plain = make_cells(), make_cells()
     real.uns["cell_type_colors"] = stored
@@ -282,14 +259,6 @@ def test_missing_and_infinite_numbers_are_grey_and_a_column_of_them_is_refused(f
     real.obs["age"] = synthetic.obs["age"] = np.nan
     with pytest.raises(ValueError, match="`color`"):
         draw(real, synthetic, color="age")
-
-
-def test_several_colors_have_a_row_of_panels_each(first_components):
-    axes = draw(color=["cell_type", "gene_3"])
-
-    for ax, expected in zip(axes, [*draw(color="cell_type"), *draw(color="gene_3")], strict=True):
-        for found, wanted in zip(drawn_points(ax), drawn_points(expected), strict=True):
-            np.testing.assert_array_equal(found, wanted)
 
 
 def test_many_labels_widen_the_figure(first_components):
@@ -479,18 +448,12 @@ def test_rows_may_come_in_any_order_sparse_and_in_part():
     [
         ({"color": "celltype"}, KeyError, "`color`.*cell_type"),
         ({"color": "Gene_3"}, KeyError, "`color`.*gene_3"),
-        ({"color": 3}, TypeError, "color"),
         ({"color": "cell_type", "palette": {"T": "red"}}, ValueError, "palette"),
         ({"color": "cell_type", "palette": ["red"]}, ValueError, "palette"),
-        ({"color": "cell_type", "palette": ["red", "blue", "no colour"]}, ValueError, "palette"),
-        ({"color": "cell_type", "palette": "tab20"}, TypeError, "palette"),
         ({"fit": "train"}, ValueError, "fit"),
         ({"max_cells": 1}, ValueError, "max_cells"),
-        ({"layer": "raw"}, KeyError, "raw"),
         ({"axs": []}, ValueError, "axs"),
-        ({"n_neighbors": 1}, ValueError, "n_neighbors"),
         ({"real": make_cells(3), "fit": "real"}, ValueError, "4 cells"),
-        ({"synthetic": make_cells(1)}, ValueError, "4 cells"),
         ({"synthetic": make_cells().X}, TypeError, "synthetic"),
         ({"synthetic": make_cells()[:, 2:]}, ValueError, "synthetic"),
         ({"synthetic": anndata.AnnData(make_cells().X, var=make_cells().var), "color": "cell_type"}, KeyError, "color"),
@@ -499,13 +462,6 @@ def test_rows_may_come_in_any_order_sparse_and_in_part():
 def test_a_umap_of_what_does_not_fit_is_refused(options, error, name):
     with pytest.raises(error, match=name):
         draw(**options)
-
-
-def test_training_cells_must_have_the_layer_that_generated_cells_may_lack():
-    real = make_cells()
-    real.layers["raw"] = real.X
-    with pytest.raises(KeyError, match="train"):
-        draw(real, train=make_cells(seed=2), layer="raw")
 
 
 def without(column):
@@ -519,11 +475,9 @@ def without(column):
     [
         ({"path": without("frame")}, ValueError, "frame"),
         ({"path": make_path()[:-1]}, ValueError, "path"),
-        ({"path": make_path()[:N_CELLS]}, ValueError, "path"),
         ({"path": MuData({"rna": make_path()})}, TypeError, r"path\['rna'\]"),
         ({"n_panels": 5}, ValueError, "n_panels"),
         ({"n_panels": 1}, ValueError, "n_panels"),
-        ({"n_panels": 2.5}, ValueError, "n_panels"),
         ({"color": "dose"}, KeyError, "dose"),
         ({"values": "noise"}, ValueError, "values"),
         ({"reference": make_reference()[:, :10].copy()}, ValueError, "reference"),

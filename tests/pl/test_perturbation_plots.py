@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import anndata as ad
 import matplotlib as mpl
 import numpy as np
@@ -63,8 +61,6 @@ def test_predicted_cells_may_lack_the_layer_of_the_real_ones():
     found, expected = gene_changes(real, PREDICTED, control, layer="raw"), gene_changes(REAL, PREDICTED, CONTROL)
     pd.testing.assert_frame_equal(found, expected)
     assert sgd.pl.mean_change(real, PREDICTED, control, layer="raw", show=False)
-    with pytest.raises(KeyError, match="`control` has no layer 'raw'"):
-        gene_changes(real, PREDICTED, CONTROL, layer="raw")
 
 
 def test_the_correlations_are_those_of_the_metric():
@@ -79,14 +75,6 @@ def test_there_is_a_panel_per_group_with_its_own_control():
     assert [ax.get_title() for ax in axes] == ["T", "B"]
     of_t = [adata[adata.obs["cell_type"] == "T"] for adata in (REAL, PREDICTED, CONTROL)]
     np.testing.assert_allclose(axes[0].collections[0].get_offsets(), gene_changes(*of_t)[["real", "predicted"]])
-
-
-def test_groups_may_be_numbers():
-    sets = [adata.copy() for adata in (REAL, PREDICTED, CONTROL)]
-    for adata in sets:
-        adata.obs["cluster"] = np.where(adata.obs["cell_type"] == "T", 1, 2)
-    (ax,) = sgd.pl.mean_change(*sets, groupby="cluster", groups=[2], show=False)
-    assert ax.get_title() == "2"
 
 
 def test_all_panels_have_the_same_limits_and_a_diagonal_of_45_degrees():
@@ -137,14 +125,16 @@ def test_views_of_files_are_drawn(tmp_path):
         np.testing.assert_array_equal(ax.collections[0].get_offsets(), other.collections[0].get_offsets())
 
 
-def test_groups_have_the_order_of_their_categories_and_cells_without_one_are_left_out():
+def test_groups_may_be_numbers_in_the_order_of_their_categories_and_cells_without_one_are_left_out():
     sets = [adata.copy() for adata in (REAL, PREDICTED, CONTROL)]
-    sets[0].obs["cell_type"] = pd.Categorical(sets[0].obs["cell_type"], categories=["T", "B"])
-    sets[0].obs.loc[sets[0].obs_names[:3], "cell_type"] = np.nan
+    for adata in sets:
+        adata.obs["cluster"] = pd.Categorical(np.where(adata.obs["cell_type"] == "T", 1, 2), categories=[2, 1])
+    sets[0].obs.loc[sets[0].obs_names[:3], "cluster"] = np.nan
 
-    axes = sgd.pl.mean_change(*sets, groupby="cell_type", show=False)
+    axes = sgd.pl.mean_change(*sets, groupby="cluster", show=False)
+    (ax,) = sgd.pl.mean_change(*sets, groupby="cluster", groups=[1], show=False)
 
-    assert [ax.get_title() for ax in axes] == ["T", "B"]
+    assert [one.get_title() for one in (*axes, ax)] == ["2", "1", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -205,22 +195,6 @@ def test_metrics_cases_and_methods_can_be_chosen_and_called(table):
     assert len(points_in(axes[0])) == 2
     texts = [text.get_text() for text in axes[1].get_legend().get_texts()]
     assert (texts[:2], texts[-2:]) == (["SCLDM", "control"], ["↓ lower is better", "↑ higher is better"])
-
-
-def test_long_names_of_cases_and_metrics_leave_the_panels_their_room(table):
-    long = table.replace({"group": {"B": "B, effector memory of a long name and another one"}})
-    long["metric"] = long["metric"].replace("energy_distance", "mean_change_correlation_top_100")
-    axes, expected = (
-        sgd.pl.perturbation_scores(one, metrics=list(one["metric"].unique()[:3]), show=False) for one in (long, table)
-    )
-
-    for figure in (axes[0].figure, expected[0].figure):
-        figure.draw_without_rendering()
-    widths = [[ax.get_window_extent().width for ax in own] for own in (axes, expected)]
-    assert min(widths[0]) > 0.8 * min(widths[1])
-    titles = [ax.title.get_window_extent() for ax in axes]
-    assert not any(one.overlaps(other) for one, other in pairwise(titles))
-    assert "mean_change_correlation_\ntop_100" in "".join(ax.get_title() for ax in axes)
 
 
 def test_cases_are_named_by_the_columns_that_differ(table):
@@ -285,18 +259,18 @@ def test_a_screen_may_have_one_group_several_keys_and_more_perturbations_than_ar
 
 
 @pytest.mark.parametrize(
-    ("table", "arguments", "error", "words"),
+    ("table", "arguments", "name"),
     [
-        (SCREEN, {"groupby": "celltype"}, KeyError, "celltype"),
-        (SCREEN, {}, ValueError, "groupby"),
-        (SCREEN.drop(columns="strength"), {}, ValueError, "strength"),
-        (SCREEN[:0], {"groupby": "cell_type"}, ValueError, "verdicts"),
-        (SCREEN, {"perturbation_key": []}, ValueError, "perturbation_key"),
-        (SCREEN, {"n_top": 0}, ValueError, "n_top"),
+        (SCREEN, {"groupby": "celltype"}, "groupby"),
+        (SCREEN, {}, "groupby"),
+        (SCREEN.drop(columns="strength"), {}, "verdicts"),
+        (SCREEN[:0], {"groupby": "cell_type"}, "verdicts"),
+        (SCREEN, {"perturbation_key": []}, "perturbation_key"),
+        (SCREEN, {"n_top": 0}, "n_top"),
     ],
 )
-def test_a_table_that_is_no_screen_is_refused(table, arguments, error, words):
-    with pytest.raises(error, match=words):
+def test_a_table_that_is_no_screen_is_refused(table, arguments, name):
+    with pytest.raises(ValueError, match=name):
         sgd.pl.perturbation_strengths(table, **{"perturbation_key": "drug", "show": False, **arguments})
 
 
@@ -326,9 +300,8 @@ def test_changes_that_cannot_be_drawn_are_refused(options, error, name):
         (lambda table: table, {"methods": ["floor"]}, "methods"),
         (lambda table: table[:0], {}, "metrics"),
         (lambda table: pd.concat([table.assign(perturbation=f"P{n}") for n in range(201)]), {}, "cases"),
-        (lambda table: table.assign(**{f"method_{n}": 1.0 for n in range(6)}), {}, "methods"),
+        (lambda table: table.assign(**{f"method_{n}": 1.0 for n in range(9)}), {}, "methods"),
         (lambda table: table.drop(columns="perturbation"), {}, "table"),
-        (lambda table: [1], {}, "table"),
     ],
 )
 def test_scores_that_cannot_be_drawn_are_refused(table, change, options, name):

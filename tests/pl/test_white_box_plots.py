@@ -59,12 +59,6 @@ def test_before_is_solid_and_after_is_dashed():
     assert axes[0].get_ylabel() == "subspace coding rate (nats)"
 
 
-@pytest.mark.parametrize("plot", [sgd.pl.layer_statistics, sgd.pl.coding_rate, sgd.pl.head_loadings])
-def test_a_model_in_place_of_its_table_is_refused(plot):
-    with pytest.raises(TypeError, match=r"must be what `interpret\.\w+\(model\)` returns, but is object"):
-        plot(object())
-
-
 def test_one_head_can_be_plotted():
     axes = sgd.pl.layer_statistics(make_statistics(), head="L1H0", show=False)
 

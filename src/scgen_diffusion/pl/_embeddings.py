@@ -12,11 +12,10 @@ import scipy.sparse as sp
 from anndata import AnnData
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgba_array
-from mudata import MuData
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from sklearn.neighbors import NearestNeighbors
 
-from scgen_diffusion._arguments import check_count, known_names
+from scgen_diffusion._arguments import as_list, check_count, known_names
 from scgen_diffusion.data import check_is_anndata, make_indexable, obs_column
 from scgen_diffusion.metrics import ComparisonSpace, Expression, align_genes, expression_of
 
@@ -53,7 +52,6 @@ N_ITERATIONS = 50
 SMALLEST_SHARE = 1e-3  # distances below this share of the points' spread count as equal
 BACKGROUND = "#d4d4d4"
 MAX_REFERENCE_CELLS = 20_000
-COLUMNS = ("cell", "frame", "time")
 MOST_PANELS = 5
 
 
@@ -65,8 +63,6 @@ def umap(
     train: AnnData | None = None,
     fit: Literal["both", "real"] = "both",
     layer: str | None = None,
-    n_neighbors: int = 15,
-    min_dist: float = 0.5,
     max_cells: int = 10_000,
     palette: Mapping[str, Color] | Sequence[Color] | None = None,
     seed: int = 0,
@@ -98,8 +94,6 @@ def umap(
         Make the UMAP of ``"both"`` sets, or of ``"real"`` cells alone.
     layer
         Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
-    n_neighbors, min_dist
-        See :func:`scanpy.pp.neighbors` and :func:`scanpy.tl.umap`.
     max_cells
         Most cells to draw of each set. Of the larger set, as many as of the smaller one are drawn at random.
     palette
@@ -133,13 +127,12 @@ def umap(
     >>> axes = scgd.pl.umap(adata[::2], adata[1::2], color="cell_type", show=False)
     """
     choose("fit", fit, ["both", "real"])
-    check_count("n_neighbors", n_neighbors, least=2)
     check_count("max_cells", max_cells, least=2)
     for name, cells in {"real": real, "synthetic": synthetic}.items():
         check_is_anndata(cells, name)
     n_cells = max(min(real.n_obs, synthetic.n_obs, max_cells), 2)
     sides = sides_of(real, synthetic, layer=layer, max_cells=n_cells, seed=seed)
-    names = list(color) if isinstance(color, list | tuple) else [color]
+    names = as_list(color) or [None]
     looks = [look_of(name, sides, palette) for name in names]
     expressions = [side.expression for side in sides.values()]
     reference = expressions[0] if fit == "real" else Expression(sp.vstack([part.values for part in expressions]), None)
@@ -150,13 +143,12 @@ def umap(
 
     space = ComparisonSpace.fit(reference, seed=seed)
     values = [space.project(expression) for expression in expressions]
-    how = {"n_neighbors": n_neighbors, "min_dist": min_dist, "seed": seed}
     how_placed = ""
     if fit == "both":
-        points = np.split(umap_of(np.concatenate(values), **how), [len(values[0])])
+        points = np.split(umap_of(np.concatenate(values), seed=seed), [len(values[0])])
     else:
         fitted = values[0] if train is None else space.project(reference)
-        coordinates, how_placed = umap_of(fitted, **how), "\nplaced on nearest real cells"
+        coordinates, how_placed = umap_of(fitted, seed=seed), "\nplaced on nearest real cells"
         to_place = None if train is None else values[0], values[1]
         rng, scale = np.random.default_rng(seed), JITTER * np.ptp(coordinates, axis=0)
         points = [place(side, fitted, coordinates) for side in to_place]
@@ -187,20 +179,16 @@ def look_of(
     """Return the colours of both sets by a column of both `obs` or a gene; see :func:`colors_of`."""
     if color is None:
         return list(SOURCES.values()), {}, None
-    if not isinstance(color, str):
-        msg = f"`color` must name a column of `obs` or a gene, or list several, but found {color!r}."
-        raise TypeError(msg)
-    genes = sides["real"].cells.var_names
-    lacking = [name for name, side in sides.items() if color not in side.cells.obs]
+    sets, genes = {name: side.cells for name, side in sides.items()}, sides["real"].cells.var_names
+    lacking = [name for name, cells in sets.items() if color not in cells.obs]
     if not lacking:
-        return colors_of(color, {name: side.cells for name, side in sides.items()}, sides["real"].cells, palette)
-    if color not in genes or len(lacking) == 1:
-        known = [*sides[lacking[0]].cells.obs, *genes]
-        msg = f"`color` {color!r} is neither a column of `{lacking[0]}.obs` nor a gene. {known_names(color, known)}"
-        raise KeyError(msg)
-    choose("color", color, genes)  # raises if several genes have this name
-    gene = [genes.get_loc(color)]
-    return number_colors(color, [side.expression.values[:, gene].toarray().ravel() for side in sides.values()])
+        return colors_of(color, sets, sets["real"], palette)
+    if len(lacking) == 2 and color in genes:
+        gene = genes.get_indexer([color])
+        return number_colors(color, [side.expression.values[:, gene].toarray().ravel() for side in sides.values()])
+    known = [*sets[lacking[0]].obs, *genes]
+    msg = f"`color` {color!r} is neither a column of `{lacking[0]}.obs` nor a gene. {known_names(color, known)}"
+    raise KeyError(msg)
 
 
 def colors_of(
@@ -240,7 +228,7 @@ def number_colors(
     return [scale.to_rgba(part) for part in numbers], legend, scale
 
 
-def umap_of(values: NDArray, *, n_neighbors: int, min_dist: float, seed: int) -> NDArray[np.float32]:
+def umap_of(values: NDArray, *, seed: int) -> NDArray[np.float32]:
     """Return scanpy's UMAP, `(cells, 2)`."""
     if len(values) < LEAST_CELLS:
         msg = f"A UMAP needs at least {LEAST_CELLS} cells to be fitted to, but found {len(values)}."
@@ -248,8 +236,8 @@ def umap_of(values: NDArray, *, n_neighbors: int, min_dist: float, seed: int) ->
     cells = AnnData(np.ascontiguousarray(values, dtype=np.float32))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # umap-learn warns about seeds and threads
-        sc.pp.neighbors(cells, n_neighbors=min(n_neighbors, len(values) - 1), use_rep="X", random_state=seed)
-        sc.tl.umap(cells, min_dist=min_dist, random_state=seed)
+        sc.pp.neighbors(cells, n_neighbors=min(15, len(values) - 1), use_rep="X", random_state=seed)
+        sc.tl.umap(cells, random_state=seed)
     return cells.obsm["X_umap"]
 
 
@@ -348,7 +336,7 @@ def sampling_path(
         If `path` does not come from ``get_sampling_path``, has fewer frames than panels, or has genes that `reference`
         lacks, or `n_panels` is no whole number above 1.
     """
-    check_is_anndata(path, "path", " Of several modalities, give one: `path['rna']`." * isinstance(path, MuData))
+    check_is_anndata(path, "path", " Of several modalities, give one: `path['rna']`.")
     choose("values", [values], ["state", "estimate"])
     rows = rows_of_frames(path)
     n_panels = min(len(rows), MOST_PANELS) if n_panels is None else check_count("n_panels", n_panels, 2, len(rows))
@@ -403,10 +391,7 @@ def project_frames(
             expression = expression_of(real, layer=layer, name="reference", scale=sp.csr_matrix.log1p)
         fitted = expression.values
     if min(fitted.shape) < 3:
-        msg = (
-            "Principal components need at least 3 cells and 3 genes, "
-            f"but found {fitted.shape}; pass a larger `reference`."
-        )
+        msg = f"Principal components need 3 cells and 3 genes, but found {fitted.shape}; pass a larger `reference`."
         raise ValueError(msg)
     space = ComparisonSpace.fit(Expression(sp.csr_matrix(fitted), None), n_components=2)
 
@@ -425,18 +410,12 @@ def rows_of_frames(path: AnnData) -> NDArray[np.intp]:
     ValueError
         If `obs` lacks a column, or the frames have different cells.
     """
-    lacking = [name for name in COLUMNS if name not in path.obs]
-    if lacking:
-        msg = f"`path` must come from a model's get_sampling_path, but its `obs` has no column {lacking[0]!r}."
+    if lacking := {"cell", "frame", "time"} - set(path.obs):
+        msg = f"`path` must come from a model's get_sampling_path, but its `obs` lacks {sorted(lacking)}."
         raise ValueError(msg)
-    frames, frame_of = np.unique(path.obs["frame"], return_inverse=True)
-    cells, cell_of = np.unique(path.obs["cell"].astype(str), return_inverse=True)
-    table = np.full((len(frames), len(cells)), -1)
-    table[frame_of, cell_of] = np.arange(path.n_obs)
-    if len(frames) < 2 or path.n_obs != table.size or (table < 0).any():
-        msg = (
-            f"`path` must have the same cells in at least two frames, but found {path.n_obs} rows of {len(cells)} "
-            f"cells in {len(frames)} frames."
-        )
+    numbered = path.obs[["frame"]].assign(cell=path.obs["cell"].astype(str), row=np.arange(path.n_obs))
+    table = numbered.pivot(index="frame", columns="cell", values="row")
+    if len(table) < 2 or table.isna().any(axis=None):
+        msg = f"`path` must have the same cells in at least two frames, but found {path.n_obs} rows in {len(table)}."
         raise ValueError(msg)
-    return table[:, np.random.default_rng(0).permutation(len(cells))]
+    return table.to_numpy()[:, np.random.default_rng(0).permutation(table.shape[1])]

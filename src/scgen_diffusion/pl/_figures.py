@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scanpy as sc
-from matplotlib.colors import to_hex, to_rgba, to_rgba_array
+from matplotlib.colors import is_color_like, to_hex, to_rgba, to_rgba_array
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -39,7 +39,6 @@ FLOOR_LABEL = "floor: real\nagainst real cells"
 OURS = "scgen_diffusion"  # marks figures that were made here, which may be widened and closed
 N_COLUMNS = 4
 MOST_LABELS = 100  # of a picture; larger ones are unreadable and take gigabytes
-SPAN_OF_LOG = 8  # numbers that span a larger factor get a logarithmic axis
 MOST_FOR_ONE_TWO_FIVE = 50  # if an axis spans a larger factor, its numbers would overlap
 FROM_WHERE_THOUSANDS = 100_000  # an axis that goes so far counts in thousands, as its numbers would overlap, too
 MOST_VECTORS = 2_000  # with more points, a vector graphic would be too large
@@ -63,11 +62,8 @@ def panels(
     Raises
     ------
     ValueError
-        If there are no panels, or the number of axes differs from theirs.
+        If the number of given axes is not that of the panels.
     """
-    if n == 0:
-        msg = "There is nothing to plot: what to show is an empty list, or no cell has a label."
-        raise ValueError(msg)
     if axs is not None:
         given = list(np.ravel(axs))  # also one axis, or a grid
         if len(given) != n:
@@ -81,18 +77,6 @@ def panels(
     for ax in grid.flat[n:]:
         ax.remove()
     return list(grid.flat[:n])
-
-
-def check_room(what: str, names: Sequence[str], places: str, advice: str, most: int = MOST_LABELS) -> None:
-    """Raise if a picture has no room for so many names."""
-    if len(names) > most:
-        msg = f"{what} has room for {most} {places}, but there are {len(names)}. {advice}."
-        raise ValueError(msg)
-
-
-def one_axis(ax: Axes | None, *, size: tuple[float, float]) -> Axes:
-    """Return the given axis, or a new one."""
-    return panels(1, None, size=size)[0] if ax is None else ax
 
 
 def first_column(axes: Sequence[Axes]) -> list[Axes]:
@@ -114,7 +98,7 @@ def finish(axes: Axes | list[Axes], show: bool | None, save: str | os.PathLike[s
     """
     figure = (axes[0] if isinstance(axes, list) else axes).figure.figure  # also of the axes of a subfigure
     if save is not None:
-        if isinstance(save, bool) or not Path(save).suffix:
+        if not Path(save).suffix:
             msg = f"`save` must be a whole path, unlike in scanpy, such as 'umap.pdf', but found {save!r}."
             raise ValueError(msg)
         figure.savefig(Path(save).expanduser(), bbox_inches="tight", dpi=150)
@@ -126,13 +110,13 @@ def finish(axes: Axes | list[Axes], show: bool | None, save: str | os.PathLike[s
     return axes
 
 
-def choose(name: str, wanted: str | Iterable | None, known: Iterable) -> list:
+def choose(name: str, wanted: str | Iterable | None, known: Iterable, *, most: int | None = None) -> list:
     """Return the requested values, or all known ones if None; text is one value.
 
     Raises
     ------
     ValueError
-        If there is none, a value is not known, or several have its name.
+        If there is none, one is not known, or there are more than a picture has room for.
     """
     known = list(known)
     wanted = known if wanted is None else as_list(wanted)
@@ -143,9 +127,9 @@ def choose(name: str, wanted: str | Iterable | None, known: Iterable) -> list:
         if value not in known:
             msg = f"`{name}` has the unknown value {value!r}. {known_names(value, known)}"
             raise ValueError(msg)
-        if (n_equal := known.count(value)) > 1:
-            msg = f"`{name}` has {value!r}, the name of {n_equal}. Make names unique: `adata.var_names_make_unique()`."
-            raise ValueError(msg)
+    if most is not None and len(wanted) > most:
+        msg = f"A picture has room for {most} `{name}`, but there are {len(wanted)}; choose some."
+        raise ValueError(msg)
     return wanted
 
 
@@ -155,11 +139,6 @@ def choose(name: str, wanted: str | Iterable | None, known: Iterable) -> list:
 def without_frame(ax: Axes) -> None:
     """Hide the top and right spines."""
     ax.spines[["top", "right"]].set_visible(False)
-
-
-def spans_decades(values: NDArray, log: bool | None) -> bool:
-    """Return the given choice, or else whether the numbers suit a logarithmic axis."""
-    return bool(values.min() > 0 and values.max() > SPAN_OF_LOG * values.min()) if log is None else log
 
 
 def plain_numbers(axis: Axis) -> None:
@@ -289,18 +268,7 @@ def subsample(cells: AnnData, name: str, max_cells: int, seed: int, groupby: str
 
 
 def labels_of(cells: AnnData, key: str, name: str) -> pd.Series:
-    """Return a column of `obs` as text (:func:`as_label`).
-
-    Raises
-    ------
-    TypeError
-        If several columns are named.
-    KeyError
-        If the column does not exist.
-    """
-    if not isinstance(key, str):
-        msg = f"Plots group cells by one column of `obs`, but found {key!r}. Combine several columns into one first."
-        raise TypeError(msg)
+    """Return a column of `obs` as text (:func:`as_label`)."""
     return as_labels(obs_column(cells, key, name))
 
 
@@ -326,54 +294,33 @@ def label_order(real: AnnData, key: str, *labels: pd.Series) -> list[str]:
 def label_colors(
     real: AnnData, key: str, labels: Sequence[str], palette: Mapping[str, Color] | Sequence[Color] | None
 ) -> dict[str, Color]:
-    """Give every label its colour from the palette, from ``real.uns``, or from scanpy.
+    """Give every label its colour from the palette, from ``real.uns``, or from scanpy."""
+    named = [label for label in labels if label != NO_LABEL]
+    if palette is not None:
+        colors = palette_of(named, palette)
+    else:
+        categories = categories_of(real, key)
+        stored = list(real.uns.get(f"{key}_colors", ()))
+        is_usable = len(stored) >= len(categories) and all(map(is_color_like, stored))  # as in scanpy
+        colors = dict(zip(categories, stored, strict=False)) if is_usable else {}
+        others = [label for label in dict.fromkeys([*categories, *named]) if label not in colors]
+        colors |= scanpy_colors(others, taken=colors.values())
+    return {label: colors.get(label, MISSING_COLOR) for label in labels}
+
+
+def palette_of(labels: Sequence[str], palette: Mapping[str, Color] | Sequence[Color]) -> dict[str, Color]:
+    """Return the colours of a palette by label: by value, or in the order of the labels.
 
     Raises
     ------
     ValueError
-        If the palette lacks a label, has too few colours, or one that is none.
-    TypeError
-        If it is text.
+        If a label has none.
     """
-    if isinstance(palette, str):
-        msg = f"`palette` must map labels to colours, or list colours, but found {palette!r}."
-        raise TypeError(msg)
-    named = [label for label in labels if label != NO_LABEL]
-    if palette is None:
-        categories = categories_of(real, key)
-        stored = _stored_colors(real.uns.get(f"{key}_colors"), categories)
-        others = [label for label in dict.fromkeys([*categories, *named]) if label not in stored]
-        colors = scanpy_colors(others, taken=stored.values()) | stored
+    if isinstance(palette, Mapping):
+        colors = dict(zip(as_labels(pd.Series(list(palette))), palette.values(), strict=True))
     else:
-        try:
-            colors = _by_label(palette, named)
-        except ValueError as error:
-            msg = f"`palette` has a value that is no colour: {error}"
-            raise ValueError(msg) from error
-    if lacking := [label for label in named if label not in colors]:
-        msg = f"`palette` has no colour for {lacking[0]!r}, a label of {key!r}. {known_names(lacking[0], list(colors))}"
+        colors = dict(zip(labels, palette, strict=False))
+    if lacking := [label for label in labels if label not in colors]:
+        msg = f"`palette` has no colour for {lacking[0]!r}. {known_names(lacking[0], list(colors))}"
         raise ValueError(msg)
-    return {label: colors.get(label, MISSING_COLOR) for label in labels}
-
-
-def _stored_colors(stored: Any, categories: Sequence[str]) -> dict[str, Color]:
-    """Return the colours in `uns` by label; none if, as in scanpy, there are too few, or one is no colour."""
-    try:
-        colors = _by_label(stored, categories)
-    except (TypeError, ValueError):  # no list, or no colours
-        return {}
-    return colors if isinstance(stored, Mapping) or len(colors) == len(categories) else {}
-
-
-def _by_label(colors: Mapping[object, Any] | Iterable[Any], labels: Sequence[str]) -> dict[str, Color]:
-    """Return colours, by value or in the order of the labels, by label: names, or RGBA of those given as numbers."""
-    if isinstance(colors, Mapping):
-        labels, colors = list(as_labels(pd.Series(list(colors)))), colors.values()
-    found: dict[str, Color] = {}
-    for label, color in zip(labels, colors, strict=False):
-        rgba = to_rgba(color)
-        if np.isnan(rgba).any():
-            msg = f"{color!r} is missing."
-            raise ValueError(msg)
-        found[label] = color if isinstance(color, str) else rgba
-    return found
+    return colors

@@ -16,8 +16,8 @@ from scgen_diffusion.data import NO_LABEL
 from scgen_diffusion.metrics import correlation, gene_correlations, gene_statistics, marker_genes
 
 from ._figures import (
+    MOST_LABELS,
     SOURCES,
-    check_room,
     choose,
     explain_colors,
     finish,
@@ -26,7 +26,6 @@ from ._figures import (
     labels_of,
     mixed_scatter,
     name_both_axes,
-    one_axis,
     panels,
     plain_numbers,
     sides_of,
@@ -108,34 +107,43 @@ def library_size(
     scgen_diffusion.metrics.library_size_ks : The difference as a number.
     """
     sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed, groupby=groupby)
-    sizes = {name: side.expression.library_sizes for name, side in sides.items()}
-    names = {}
-    for name, values in sizes.items():
-        if values is None:
-            msg = (
-                f"`{name}` holds log-normalised values, which have lost the total counts; set `layer` to the layer "
-                "with counts."
-            )
+    sizes, names = {}, {}
+    for name, side in sides.items():
+        values = side.expression.library_sizes
+        if values is None or not values.any():
+            msg = f"`{name}` holds no counts, or log-normalised values; set `layer` to the layer with counts."
             raise ValueError(msg)
-        if not values.any():
-            msg = f"`{name}` has no counts at all."
-            raise ValueError(msg)
-        n_empty = int((values == 0).sum())
+        sizes[name] = values[values > 0]
+        n_empty = len(values) - len(sizes[name])
         empty = f"\n{n_empty:,} without counts" if n_empty else ""
-        median = f"\n(median {np.median(values[values > 0]):,.0f})" if groupby is None else ""
+        median = f"\n(median {np.median(sizes[name]):,.0f})" if groupby is None else ""
         names[f"{name}{median}{empty}"] = SOURCES[name]
     if groupby is None:
-        ax = one_axis(ax, size=(3.6, 3.6))
-        draw_histograms(ax, {name: values[values > 0] for name, values in sizes.items()})
-        ax.set(ylabel="share of cells", title="Library size, medians as lines")
+        (ax,) = panels(1, ax, size=(3.6, 3.6))
+        both = np.concatenate(list(sizes.values()))
+        low, high = both.min() / 1.02, both.max() * 1.02
+        n_bins = int(np.clip(2 * min(map(len, sizes.values())) ** (1 / 3), 8, 60))  # Rice's rule
+        bins = np.geomspace(low, high, n_bins + 1)
+        for (name, values), style in zip(sizes.items(), ("-", "--"), strict=True):
+            color, weights = SOURCES[name], np.full(len(values), 1 / len(values))
+            ax.hist(values, bins, weights=weights, histtype="stepfilled", color=color, alpha=0.25)
+            ax.hist(values, bins, weights=weights, histtype="step", color=color, linewidth=1.5)
+            ax.axvline(np.median(values), color=color, linestyle=style, linewidth=1.5)
+        ax.set(xlim=(low / 1.05, high * 1.05), ylabel="share of cells", title="Library size, medians as lines")
     else:
-        labels = {name: labels_of(side.cells, groupby, name).to_numpy() for name, side in sides.items()}
-        order = label_order(real, groupby, *labels.values())
-        check_room("A figure", order, "labels", "Group by a column of fewer labels")
-        ax = one_axis(ax, size=(6.4 + long_names(order), 1.2 + 0.36 * len(order)))
-        for shift, (name, values) in zip((-0.19, 0.19), sizes.items(), strict=True):
-            groups = [values[(labels[name] == label) & (values > 0)] for label in order]
-            draw_boxes(ax, groups, shift, SOURCES[name])
+        labels = {name: labels_of(side.cells, groupby, name) for name, side in sides.items()}
+        order = choose("labels", None, label_order(real, groupby, *labels.values()), most=MOST_LABELS)
+        (ax,) = panels(1, ax, size=(6.4 + long_names(order), 1.2 + 0.36 * len(order)))
+        box = {"height": 0.34, "edgecolor": ink(), "linewidth": 0.8, "zorder": 2}
+        for shift, (name, side) in zip((-0.19, 0.19), sides.items(), strict=True):
+            values = side.expression.library_sizes
+            for row, label in enumerate(order):
+                group = values[(labels[name] == label).to_numpy() & (values > 0)]
+                if not write_if_few(ax, row + shift, len(group)):
+                    low, first, median, third, high = np.quantile(group, QUANTILES)
+                    ax.hlines(row + shift, low, high, color=ink(), linewidth=0.8, zorder=1)
+                    ax.barh(row + shift, third - first, left=first, facecolor=SOURCES[name], **box)
+                    ax.vlines(median, row + shift - 0.19, row + shift + 0.19, color=ink(), linewidth=2.2, zorder=3)
         ax.set(ylim=(len(order) - 0.4, -0.6), title="Library size")  # the first label on top
         ax.set_yticks(range(len(order)), order)
     ax.set(xscale="log", xlabel="total counts per cell")
@@ -143,31 +151,6 @@ def library_size(
     without_frame(ax)
     explain_colors(ax, ("", names))
     return finish(ax, show, save)
-
-
-def draw_histograms(ax: Axes, sizes: Mapping[str, NDArray]) -> None:
-    """Draw histograms of both sets with the same bins, and the medians."""
-    both = np.concatenate(list(sizes.values()))
-    low, high = both.min() / 1.02, both.max() * 1.02
-    n_bins = int(np.clip(2 * min(map(len, sizes.values())) ** (1 / 3), 8, 60))  # Rice's rule
-    bins = np.geomspace(low, high, n_bins + 1)
-    for (name, values), style in zip(sizes.items(), ("-", "--"), strict=True):
-        weights = np.full(len(values), 1 / len(values))
-        ax.hist(values, bins, weights=weights, histtype="stepfilled", color=SOURCES[name], alpha=0.25)
-        ax.hist(values, bins, weights=weights, histtype="step", color=SOURCES[name], linewidth=1.5)
-        ax.axvline(np.median(values), color=SOURCES[name], linestyle=style, linewidth=1.5)
-    ax.set_xlim(low / 1.05, high * 1.05)
-
-
-def draw_boxes(ax: Axes, groups: Sequence[NDArray], shift: float, color: str) -> None:
-    """Draw a box for every group with enough cells."""
-    box = {"height": 0.34, "facecolor": color, "edgecolor": ink(), "linewidth": 0.8}
-    for row, group in enumerate(groups):
-        if not write_if_few(ax, row + shift, len(group)):
-            low, first, median, third, high = np.quantile(group, QUANTILES)
-            ax.hlines(row + shift, low, high, color=ink(), linewidth=0.8, zorder=1)
-            ax.barh(row + shift, third - first, left=first, zorder=2, **box)
-            ax.vlines(median, row + shift - 0.19, row + shift + 0.19, color=ink(), linewidth=2.2, zorder=3)
 
 
 def write_if_few(ax: Axes, row: float, n_cells: int) -> bool:
@@ -184,7 +167,6 @@ def mean_variance(
     *,
     layer: str | None = None,
     max_cells: int = 20_000,
-    size: float | None = None,
     seed: int = 0,
     ax: Axes | None = None,
     show: bool | None = None,
@@ -204,8 +186,6 @@ def mean_variance(
         Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
     max_cells
         Larger sets are subsampled at random to this many cells.
-    size
-        Size of the points.
     seed
         Seed of the subsampling.
     ax
@@ -225,8 +205,8 @@ def mean_variance(
     scgen_diffusion.metrics.mean_variance_error : The difference as a number.
     """
     tables = tables_of(real, synthetic, layer, max_cells, seed)
-    ax = one_axis(ax, size=(3.4, 3.8))
-    drawn = draw_genes(ax, tables, "variance", size)
+    (ax,) = panels(1, ax, size=(3.4, 3.8))
+    drawn = draw_genes(ax, tables, "variance")
     # the first line stays visible under the second
     for (name, table), width in zip(drawn.items(), (4.5, 1.8), strict=True):
         bins = np.arange(len(table)) * min(N_TREND_POINTS, len(table)) // len(table)
@@ -244,7 +224,6 @@ def zero_fraction(
     *,
     layer: str | None = None,
     max_cells: int = 20_000,
-    size: float | None = None,
     seed: int = 0,
     axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
@@ -263,8 +242,6 @@ def zero_fraction(
         Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
     max_cells
         Larger sets are subsampled at random to this many cells.
-    size
-        Size of the points.
     seed
         Seed of the subsampling.
     axs
@@ -287,12 +264,12 @@ def zero_fraction(
     axes = panels(2, axs, size=(3.8, 3.8))
     zeros = np.column_stack([table["zero_fraction"] for table in tables.values()])
     axes[0].axline((0, 0), (1, 1), color=ink(), linewidth=0.8, linestyle="--", zorder=3)
-    mixed_scatter(axes[0], [zeros], [ink(0.75)], size=size or point_size(len(zeros)), alpha=0.5)
+    mixed_scatter(axes[0], [zeros], [ink(0.75)], size=point_size(len(zeros)), alpha=0.5)
     margin = (-0.03, 1.03)
     axes[0].set(xlim=margin, ylim=margin, title="Zeros of genes")
     axes[0].set(xlabel="share of zeros in real cells", ylabel="share of zeros in synthetic cells")
     without_frame(axes[0])
-    draw_genes(axes[1], tables, "zero_fraction", size)
+    draw_genes(axes[1], tables, "zero_fraction")
     axes[1].set(ylim=margin, ylabel="share of zeros", title="Zeros and mean of genes")
     for ax in axes:
         ax.set_box_aspect(1)
@@ -307,9 +284,7 @@ def tables_of(
     return {name: gene_statistics(side.expression) for name, side in sides.items()}
 
 
-def draw_genes(
-    ax: Axes, tables: Mapping[str, pd.DataFrame], statistic: str, size: float | None
-) -> dict[str, pd.DataFrame]:
+def draw_genes(ax: Axes, tables: Mapping[str, pd.DataFrame], statistic: str) -> dict[str, pd.DataFrame]:
     """Draw a statistic of every gene against its mean. Return the genes that fit on a logarithmic axis."""
     drawn = {name: table[(table["mean"] > 0) & (table["variance"] > 0)] for name, table in tables.items()}
     if all(table.empty for table in drawn.values()):
@@ -317,7 +292,7 @@ def draw_genes(
         raise ValueError(msg)
     points = [table[["mean", statistic]].to_numpy() for table in drawn.values()]
     n_genes = len(tables["real"])
-    mixed_scatter(ax, points, list(SOURCES.values()), size=size or point_size(n_genes), alpha=0.5)
+    mixed_scatter(ax, points, list(SOURCES.values()), size=point_size(n_genes), alpha=0.5)
     ax.set(xscale="log", xlabel=MEAN)
     plain_numbers(ax.xaxis)
     without_frame(ax)
@@ -401,7 +376,7 @@ def gene_correlation(
         variances = gene_statistics(sides["real"].expression)["variance"].to_numpy()
         places = np.argsort(-variances, kind="stable")[:n_genes]
     else:
-        places = real.var_names.get_indexer_for(list(dict.fromkeys(choose("genes", genes, real.var_names))))
+        places = real.var_names.get_indexer(list(dict.fromkeys(choose("genes", genes, real.var_names))))
     if len(places) < 3:
         msg = f"Correlations need at least 3 genes, but found {len(places)}."
         raise ValueError(msg)
@@ -409,8 +384,7 @@ def gene_correlation(
     for name, side in sides.items():
         labels = None if groupby is None else labels_of(side.cells, groupby, name).to_numpy().astype(str)
         vectors.append(gene_correlations(side.expression.values[:, places].toarray(), labels))
-    for name, vector in zip(sides, vectors, strict=True):
-        if not vector.any():
+        if not vectors[-1].any():
             msg = f"`{name}` has no correlations between these genes: none varies{' within groups' * bool(groupby)}."
             raise ValueError(msg)
     matrices = [squareform(vector) for vector in vectors]
@@ -499,34 +473,29 @@ def marker_dotplot(
     check_count("n_genes", n_genes)
     sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed, groupby=groupby)
     labels = {name: labels_of(side.cells, groupby, name) for name, side in sides.items()}
-    order = label_order(real, groupby, *labels.values())
-    check_room("A dot plot", order, "labels", "Give the cells of some labels")
-    title = "Expression of genes"
+    order = choose("labels", None, label_order(real, groupby, *labels.values()), most=MOST_LABELS)
     if genes is None:
         title = "Marker genes of real cells"
         is_labelled = (labels["real"] != NO_LABEL).to_numpy()
         known = labels["real"][is_labelled].to_numpy()
         of_label = specific_genes(sides["real"].expression.values[is_labelled], known, n_genes) if len(known) else {}
-        is_repeated = real.var_names.duplicated(keep=False)  # such a name could mean another gene
-        places = [place for label in order for place in of_label.get(label, []) if not is_repeated[place]]
-        genes = list(real.var_names[places])
-        if not genes:
-            msg = (
-                f"There are no marker genes of {groupby!r}: two labels with at least two real cells each are needed. "
-                "Or name the genes in `genes`."
-            )
+        places = [place for label in order for place in of_label.get(label, [])]
+        if not places:
+            msg = f"There are no markers of {groupby!r}, which take two labels of two cells each; name some `genes`."
             raise ValueError(msg)
-    genes = list(dict.fromkeys(choose("genes", genes, real.var_names)))
-    check_room("A dot plot", genes, "genes", "Choose some in `genes`", most=MOST_GENES)
+    else:
+        title = "Expression of genes"
+        places = real.var_names.get_indexer(choose("genes", genes, real.var_names))
+    places = choose("genes", None, dict.fromkeys(places), most=MOST_GENES)
+    genes = list(real.var_names[places])
     means, shares = {}, {}  # labels in rows, genes in columns
     for name, side in sides.items():
-        places = side.cells.var_names.get_indexer_for(genes)
-        values = pd.DataFrame(side.expression.values[:, places].toarray(), columns=genes)
+        values = pd.DataFrame(side.expression.values[:, places].toarray())
         groups = labels[name].to_numpy()
         means[name], shares[name] = values.groupby(groups).mean(), (values > 0).groupby(groups).mean()
 
     width = 5.5 + 0.24 * len(genes) + long_names(order)  # with room for the legend
-    ax = one_axis(ax, size=(width, max(1.3 + 0.44 * len(order), 3.5)))
+    (ax,) = panels(1, ax, size=(width, max(1.3 + 0.44 * len(order), 3.5)))
     for place in range(0, len(order), 2):
         ax.axhspan(place - 0.5, place + 0.5, color=ink(0.05), zorder=0, linewidth=0)
     norm = Normalize(0, max(table.max(axis=None) for table in means.values()) or 1)
@@ -547,7 +516,15 @@ def marker_dotplot(
     ax.tick_params(axis="y", length=0, pad=78)
     ax.set(xlim=(-0.7, len(genes) - 0.3), ylim=(len(order) - 0.4, -0.6), title=title)
     without_frame(ax)
-    explain_dots(ax, image)
+    inch = ax.figure.dpi / ax.get_window_extent().width  # as a share of the axis, beside which the legends are
+    bar = ax.inset_axes((1 + 0.15 * inch, 0, 0.13 * inch, 0.4))
+    ax.figure.colorbar(image, cax=bar)
+    bar.set_title("mean expression,\nln(1 + CP10k)", loc="left", fontsize="small")  # longer than a bar of few labels
+    bar.tick_params(labelsize="small")
+    dot = {"color": "0.6", "edgecolors": "0.4", "linewidths": 0.4}
+    handles = [ax.scatter([], [], s=LARGEST_DOT * share, label=f"{share:.0%}", **dot) for share in (0.25, 0.5, 0.75, 1)]
+    look = {"alignment": "left", "frameon": False, "borderaxespad": 0, "fontsize": "small", "title_fontsize": "small"}
+    ax.legend(handles=handles, title="cells expressing", loc="upper left", bbox_to_anchor=(1 + 0.1 * inch, 1), **look)
     return finish(ax, show, save)
 
 
@@ -574,18 +551,3 @@ def specific_genes(values: sp.csr_matrix, labels: NDArray, n_genes: int) -> dict
 def long_names(names: Sequence[str]) -> float:
     """Return the inches by which the names beside an axis are longer than usual."""
     return 0.085 * max(0, max(map(len, names)) - 20)
-
-
-def explain_dots(ax: Axes, image: object) -> None:
-    """Add a legend of sizes and colours to the right of the axis."""
-    inch = ax.figure.dpi / ax.get_window_extent().width  # one inch as a share of the axis width
-    bar = ax.inset_axes((1 + 0.15 * inch, 0, 0.13 * inch, 0.4))
-    ax.figure.colorbar(image, cax=bar)
-    bar.set_title("mean expression,\nln(1 + CP10k)", loc="left", fontsize="small")  # longer than a bar of few labels
-    bar.tick_params(labelsize="small")
-    handles = [
-        ax.scatter([], [], s=LARGEST_DOT * share, color="0.6", edgecolors="0.4", linewidths=0.4, label=f"{share:.0%}")
-        for share in (0.25, 0.5, 0.75, 1.0)
-    ]
-    look = {"alignment": "left", "frameon": False, "borderaxespad": 0, "fontsize": "small", "title_fontsize": "small"}
-    ax.legend(handles=handles, title="cells expressing", loc="upper left", bbox_to_anchor=(1 + 0.1 * inch, 1), **look)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from textwrap import fill
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from scgen_diffusion._arguments import as_list, check_count, known_names
+from scgen_diffusion._arguments import as_list, check_count
 from scgen_diffusion.data import NO_LABEL, as_label, check_is_anndata, join_labels, make_indexable
 from scgen_diffusion.metrics import correlation, gene_changes
 
@@ -18,11 +19,11 @@ from ._figures import (
     COLORS,
     FLOOR_LABEL,
     MARKERS,
+    MOST_LABELS,
     MOST_VECTORS,
     N_COLUMNS,
     SIGNS,
     SOURCES,
-    check_room,
     choose,
     end_of_first_row,
     finish,
@@ -32,7 +33,6 @@ from ._figures import (
     labels_of,
     legend_beside,
     name_both_axes,
-    one_axis,
     panels,
     without_frame,
 )
@@ -138,17 +138,12 @@ def mean_change(
     sets_of_panels = {"": sets}
     if groupby is not None:
         sets = {name: make_indexable(cells) for name, cells in sets.items()}
-        labels = {name: labels_of(cells, groupby, name) for name, cells in sets.items()}
-        known = label_order(real, groupby, labels["real"][labels["real"] != NO_LABEL])
-        groups = choose("groups", groups if groups is None else [as_label(one) for one in as_list(groups)], known)
-        check_room("A figure", groups, "panels", "Choose some `groups`, or group by a column of fewer labels")
-        labels = {name: found.to_numpy() for name, found in labels.items()}
+        labels = {name: labels_of(cells, groupby, name).to_numpy() for name, cells in sets.items()}
+        known = [label for label in label_order(real, groupby, labels["real"]) if label != NO_LABEL]
+        wanted = None if groups is None else [as_label(one) for one in as_list(groups)]
+        groups = choose("groups", wanted, known, most=MOST_LABELS)
         for name, found in labels.items():
-            if missing := [group for group in groups if group not in found]:
-                msg = (
-                    f"`{name}` has no cells of the group {missing[0]!r}. {known_names(missing[0], sorted(set(found)))}"
-                )
-                raise ValueError(msg)
+            choose(f"groups` of `{name}", groups, np.unique(found))
         sets_of_panels = {group: {name: sets[name][labels[name] == group] for name in sets} for group in groups}
     tables = [gene_changes(**cells, layer=layer) for cells in sets_of_panels.values()]
     letters = max(len(str(name)) for table in tables for name in ["", *table.index[:n_names]])
@@ -159,34 +154,29 @@ def mean_change(
     for ax, title, table in zip(axes, sets_of_panels, tables, strict=True):
         ax.set(xlim=limits, ylim=limits, title=title, xlabel=f"real {CHANGE}")
         ax.set(aspect="equal", anchor="E")  # on the right of its place, so that the layout leaves room for all names
-        draw_changes(ax, table, n_top, n_names)
+        top = table.iloc[:n_top]
+        ax.axhline(0, color=ink(0.15), linewidth=0.8, zorder=0)
+        ax.axvline(0, color=ink(0.15), linewidth=0.8, zorder=0)
+        ax.axline((0, 0), slope=1, color=ink(), linewidth=0.8, linestyle="--", zorder=1)
+        looks = {
+            "all genes": {"s": 5, "color": SOURCES["real"], "alpha": 0.4, "rasterized": len(table) > MOST_VECTORS},
+            f"top {len(top)} genes": {"s": 12, "color": TOP_COLOR},
+        }
+        for (name, look), part in zip(looks.items(), (table, top), strict=True):
+            r = correlation(part["real"].to_numpy(), part["predicted"].to_numpy())
+            ax.scatter(part["real"], part["predicted"], linewidths=0, label=f"{name}: r = {r:.2f}", **look)
+        named = top.iloc[:n_names].sort_values("predicted")
+        places = ax.transAxes.inverted().transform(ax.transData.transform(named[["real", "predicted"]]))
+        heights = spread_out(places[:, 1], min(LINE_HEIGHT, 1 / max(len(named), 1)), 0, 1)
+        arrow = {"arrowstyle": "-", "color": ink(0.4), "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
+        options = {"textcoords": "axes fraction", "va": "center", "fontsize": 7, "arrowprops": arrow, "zorder": 1.5}
+        for height, (name, gene) in zip(heights, named.iterrows(), strict=True):
+            ax.annotate(name, (gene["real"], gene["predicted"]), (1.03, height), **options)
+        ax.legend(loc="upper left", fontsize="small", handletextpad=0.2, borderaxespad=0.2, edgecolor="none")
+        without_frame(ax)
     for ax in first_column(axes):
         ax.set_ylabel(f"predicted {CHANGE}")
     return finish(axes, show, save)
-
-
-def draw_changes(ax: Axes, table: pd.DataFrame, n_top: int, n_names: int) -> None:
-    """Draw the genes of one group, the top ones above all others, with the names of some to the right of the axis."""
-    top = table.iloc[:n_top]
-    ax.axhline(0, color=ink(0.15), linewidth=0.8, zorder=0)
-    ax.axvline(0, color=ink(0.15), linewidth=0.8, zorder=0)
-    ax.axline((0, 0), slope=1, color=ink(), linewidth=0.8, linestyle="--", zorder=1)
-    looks = {
-        "all genes": {"s": 5, "color": SOURCES["real"], "alpha": 0.4, "rasterized": len(table) > MOST_VECTORS},
-        f"top {len(top)} genes": {"s": 12, "color": TOP_COLOR},
-    }
-    for (name, look), part in zip(looks.items(), (table, top), strict=True):
-        r = correlation(part["real"].to_numpy(), part["predicted"].to_numpy())
-        ax.scatter(part["real"], part["predicted"], linewidths=0, label=f"{name}: r = {r:.2f}", **look)
-    named = top.iloc[:n_names].sort_values("predicted")
-    places = ax.transAxes.inverted().transform(ax.transData.transform(named[["real", "predicted"]]))
-    heights = spread_out(places[:, 1], min(LINE_HEIGHT, 1 / max(len(named), 1)), 0, 1)
-    arrow = {"arrowstyle": "-", "color": ink(0.4), "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
-    options = {"textcoords": "axes fraction", "va": "center", "fontsize": 7, "arrowprops": arrow, "zorder": 1.5}
-    for height, (name, gene) in zip(heights, named.iterrows(), strict=True):
-        ax.annotate(name, (gene["real"], gene["predicted"]), (1.03, height), **options)
-    ax.legend(loc="upper left", fontsize="small", handletextpad=0.2, borderaxespad=0.2, edgecolor="none")
-    without_frame(ax)
 
 
 def spread_out(heights: NDArray, gap: float, low: float, high: float) -> NDArray[np.float64]:
@@ -239,11 +229,8 @@ def perturbation_strengths(
 
     Raises
     ------
-    KeyError
-        If a column is missing.
     ValueError
-        If the table is another one or empty, or has several predictions of a perturbation in a group, or
-        `perturbation_key` is empty.
+        If the table is another one, lacks a column, or has several predictions of a perturbation in a group.
 
     Examples
     --------
@@ -257,41 +244,29 @@ def perturbation_strengths(
     ... )
     >>> ax = scgd.pl.perturbation_strengths(table, perturbation_key="drug", show=False)
     """
-    if not isinstance(verdicts, pd.DataFrame) or not {"strength", "verdict"} <= set(verdicts):
-        msg = (
-            "`verdicts` must be the table `uns['scgen_diffusion']['verdict']` of cells that `predict_perturbation` "
-            "drew by its transport, with the columns 'strength' and 'verdict'."
-        )
-        raise ValueError(msg)
-    if verdicts.empty:
-        msg = "There is nothing to plot: `verdicts` has no rows."
+    if not {"strength", "verdict"} <= set(verdicts):
+        msg = "`verdicts` must be `uns['scgen_diffusion']['verdict']` of cells that `predict_perturbation` returned."
         raise ValueError(msg)
     check_count("n_top", n_top)
     keys, group_keys = as_list(perturbation_key), as_list(groupby)
-    if not keys:
-        msg = "`perturbation_key` is empty; name one or more columns of `verdicts`."
-        raise ValueError(msg)
-    for key in (*keys, *group_keys):
-        if key not in verdicts:
-            msg = f"`verdicts` has no column {key!r}. {known_names(key, list(verdicts))}"
-            raise KeyError(msg)
-        if key in FIGURES:
-            msg = f"The column {key!r} of `verdicts` is no condition. Use 'combination', or rename the condition."
-            raise ValueError(msg)
+    conditions = [name for name in verdicts if name not in FIGURES]
+    choose("perturbation_key", keys, conditions)
+    if group_keys:
+        choose("groupby", group_keys, conditions)
     verdicts = verdicts.sort_values(group_keys, kind="stable") if group_keys else verdicts
     rows = pd.Series(join_labels(verdicts, keys), verdicts.index)
     columns = pd.Series(join_labels(verdicts, group_keys) if group_keys else "", verdicts.index)
     fields = verdicts[["strength", "verdict"]].set_index([rows, columns])
     if (repeated := fields.index.duplicated()).any():
-        which = ", ".join(filter(None, fields.index[repeated][0]))
-        msg = f"`verdicts` has several predictions of {which}; name the columns that tell them apart in `groupby`."
+        one = fields.index[repeated][0]
+        msg = f"`verdicts` has several predictions of {one}; name columns that tell them apart in `groupby`."
         raise ValueError(msg)
     fields["strength"] = fields["strength"].where(fields["verdict"] != UNKNOWN)
     means = fields.groupby(level=0, sort=False)["strength"].mean()
-    shown = means.sort_values(ascending=False, kind="stable").index[:n_top]
+    shown = choose("verdicts", None, means.sort_values(ascending=False, kind="stable").index)[:n_top]
     strengths, states = (fields[name].unstack().reindex(shown, columns=columns.unique()) for name in fields)
     names = LETTER * max(map(len, strengths.columns))  # below the map
-    ax = one_axis(ax, size=(2.4 + 0.28 * strengths.shape[1], 1 + 0.22 * len(shown) + names))
+    (ax,) = panels(1, ax, size=(2.4 + 0.28 * strengths.shape[1], 1 + 0.22 * len(shown) + names))
     image = ax.imshow(strengths, cmap="viridis", vmin=0, aspect="auto", interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, label="strength")
     marks = {name: np.nonzero((states == name).to_numpy()) for name in MARKS}
@@ -350,7 +325,7 @@ def perturbation_scores(
     Raises
     ------
     ValueError
-        If a metric, case or method is unknown, there are too many cases, or more methods than colours, or the table is
+        If a metric, case or method is unknown, there are too many cases, or too many methods, or the table is
         another one.
 
     Examples
@@ -365,7 +340,7 @@ def perturbation_scores(
     >>> table = pd.DataFrame([{**row, "value": 0.5, "floor": 0.1, "no_change": 13.8}])
     >>> axes = scgd.pl.perturbation_scores(table, show=False)
     """
-    if not isinstance(table, pd.DataFrame) or not set(NOT_METHODS) <= set(table):
+    if not set(NOT_METHODS) <= set(table):
         msg = f"`table` must come from `evaluate` with `control`, with the columns {list(NOT_METHODS)}."
         raise ValueError(msg)
     known = list(table["metric"].unique())
@@ -375,71 +350,46 @@ def perturbation_scores(
     labels = table["group"].astype(str)
     if not is_one:
         labels = (table["perturbation"].astype(str) + ", " + labels).str.removesuffix(", all")
-    cases = choose("cases", cases, labels.unique())
-    advice = "Name some in `cases`; `perturbation_strengths` shows whole screens"
-    check_room("A figure", cases, "cases", advice, most=MOST_CASES)
-    names = method_names(table, methods)
-    own = [column for column in names if column not in GREYS]
-    if len(own) > len(COLORS):
-        msg = (
-            f"At most {len(COLORS)} `methods` besides the baselines have distinct colours, but there are {len(own)}: "
-            f"{own}."
-        )
-        raise ValueError(msg)
-    colors = dict(zip(own, COLORS, strict=False)) | {name: ink(share) for name, share in GREYS.items()}
-    styles = {column: (colors[column], marker) for column, marker in zip(names, MARKERS, strict=False)}
-    names_of_cases = LETTER * max(map(len, cases), default=0)  # beside the panels of a row
-    width = 2.5 + names_of_cases / max(min(len(metrics), N_COLUMNS), 1)
+    cases = choose("cases", cases, labels.unique(), most=MOST_CASES)
+    known = [column for column in table if column not in NOT_METHODS and table[column].dtype.kind in "iuf"]
+    if methods is None:
+        methods = [column for column in known if table[column].dtype.kind == "f" and table[column].notna().any()]
+    columns = choose("methods", methods, known, most=len(MARKERS))
+    columns = sorted(columns, key=lambda column: column in GREYS)  # baselines last; else in the same order
+    names = methods if isinstance(methods, Mapping) else {"value": "predicted"}
+    styles = {
+        column: {"color": ink(GREYS[column]) if column in GREYS else color, "marker": marker}
+        for column, marker, color in zip(columns, MARKERS, cycle(COLORS), strict=False)
+    }
+    names_of_cases = LETTER * max(map(len, cases))  # beside the panels of a row
+    width = 2.5 + names_of_cases / min(len(metrics), N_COLUMNS)
     axes = panels(len(metrics), axs, size=(width, 1.3 + 0.42 * len(cases)))
-    named = first_column(axes)
+    offsets = (np.arange(len(styles)) - (len(styles) - 1) / 2) * SPREAD / max(len(styles), 2)
     better = table.drop_duplicates("metric").set_index("metric")["better"]
     for ax, metric in zip(axes, metrics, strict=True):
-        is_metric = table["metric"] == metric
-        draw_cases(ax, [table[is_metric & (labels == case)] for case in cases], styles)
+        for place, case in enumerate(cases):
+            rows = table[(table["metric"] == metric) & (labels == case)]
+            if place % 2:
+                ax.axhspan(place - 0.5, place + 0.5, color=ink(0.04), linewidth=0, zorder=0)
+            ax.vlines(rows["floor"].mean(), place - 0.45, place + 0.45, zorder=1, color=ink(), linewidth=1.2)
+            for offset, (column, look) in zip(offsets, styles.items(), strict=True):
+                values, y, color = rows[column].dropna(), place + offset, look["color"]
+                if len(values) > 1:
+                    ax.scatter(values, np.full(len(values), y), s=7, color=color, alpha=0.5, linewidths=0)
+                if len(values):
+                    ax.scatter(values.mean(), y, s=30, linewidths=0, zorder=3, **look)
         title = fill(metric.replace("_", "_ "), TITLE_LENGTH).replace("_ ", "_")
         ax.set_title(f"{title} {SIGNS[better[metric]]}", fontsize="small")
+        ax.set(ylim=(len(cases) - 0.5, -0.5), axisbelow=True)
         ax.set_yticks(range(len(cases)), cases)
-        ax.tick_params(axis="y", length=0, labelleft=ax in named)
+        ax.tick_params(axis="y", length=0, labelleft=ax in first_column(axes))
+        ax.grid(axis="x", color=ink(0.1), linewidth=0.6)
+        ax.spines[["top", "right", "left"]].set_visible(False)
     handles = [
-        Line2D([], [], linestyle="", color=color, marker=marker, markersize=5.5, label=names[column])
-        for column, (color, marker) in styles.items()
+        Line2D([], [], linestyle="", markersize=5.5, label=names.get(column, column.replace("_", " ")), **look)
+        for column, look in styles.items()
     ]
     floor = Line2D([], [], linestyle="", marker="|", markersize=12, markeredgewidth=1.2, color=ink(), label=FLOOR_LABEL)
     signs = [Line2D([], [], linestyle="", label=f"{SIGNS[n]} {WORDS[n]}") for n in better[metrics].unique()]
     legend_beside(end_of_first_row(axes), [*handles, floor, *signs])
     return finish(axes, show, save)
-
-
-def draw_cases(ax: Axes, tables: Sequence[pd.DataFrame], styles: Mapping[str, tuple[object, str]]) -> None:
-    """Draw a row for each table, the first on top: the floor as a line, and each method in its colour and marker."""
-    offsets = (np.arange(len(styles)) - (len(styles) - 1) / 2) * SPREAD / max(len(styles), 2)
-    for place, rows in enumerate(tables):
-        if place % 2:
-            ax.axhspan(place - 0.5, place + 0.5, color=ink(0.04), linewidth=0, zorder=0)
-        ax.vlines(rows["floor"].mean(), place - 0.45, place + 0.45, zorder=1, color=ink(), linewidth=1.2)
-        for offset, (column, (color, marker)) in zip(offsets, styles.items(), strict=True):
-            values = rows[column].dropna()
-            if len(values) > 1:
-                ax.scatter(values, np.full(len(values), place + offset), s=7, color=color, alpha=0.5, linewidths=0)
-            if len(values):
-                ax.scatter(values.mean(), place + offset, s=30, color=color, marker=marker, linewidths=0, zorder=3)
-    ax.set_ylim(len(tables) - 0.5, -0.5)
-    ax.grid(axis="x", color=ink(0.1), linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right", "left"]].set_visible(False)
-
-
-def method_names(table: pd.DataFrame, methods: Sequence[str] | Mapping[str, str] | None) -> dict[str, str]:
-    """Return the names of the methods by column, baselines last.
-
-    Raises
-    ------
-    ValueError
-        If a column is not a method.
-    """
-    known = [column for column in table if column not in NOT_METHODS and table[column].dtype.kind in "iuf"]
-    filled = [column for column in known if table[column].dtype.kind == "f" and table[column].notna().any()]
-    columns = filled if methods is None else choose("methods", methods, known)
-    names = methods if isinstance(methods, Mapping) else {"value": "predicted"}
-    columns = sorted(columns, key=lambda column: column in GREYS)  # keeps the order otherwise
-    return {column: names.get(column, column.replace("_", " ")) for column in columns}

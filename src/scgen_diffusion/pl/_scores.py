@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from scgen_diffusion.data import check_one_modality
 from scgen_diffusion.metrics import FIGURES, MIN_CELLS_PER_GROUP, excess_over_floor
 
-from ._figures import SIGNS, check_room, choose, finish, one_axis
+from ._figures import MOST_LABELS, SIGNS, choose, finish, panels
 
 if TYPE_CHECKING:
     import os
@@ -96,9 +96,7 @@ def scores(
     >>> axis = scgd.pl.scores(table, by="model", show=False)
     """
     if not isinstance(table, pd.DataFrame) or not set(table) >= COLUMNS:
-        columns = getattr(table, "columns", ())
-        other = " For one of perturbations, call `perturbation_scores`." if "perturbation" in columns else ""
-        msg = f"`table` must come from `evaluate`, with the columns {sorted(COLUMNS)}.{other}"
+        msg = f"`table` must come from `evaluate` without `control`, with the columns {sorted(COLUMNS)}."
         raise ValueError(msg)
     if by is not None:
         choose("by", [by], [name for name in table if name not in COLUMNS])
@@ -106,26 +104,22 @@ def scores(
     metrics = choose("metrics", metrics, table["metric"].unique())
     groups = choose("groups", ["all"] if by and groups is None else groups, table["group"].unique())
     if by and len(groups) > 1:
-        msg = f"With `by`, the heat map shows one group, but `groups` has {len(groups)}: {groups}."
+        msg = f"With `by`, the heat map shows one group, but `groups` has {groups}."
         raise ValueError(msg)
     check_one_modality(table)
     signs = table.drop_duplicates("metric").set_index("metric")["better"].map(SIGNS)
     table = table[table["group"].isin(groups)]
-    column, names = ("group", groups) if by is None else (by, list(table[by].unique()))
-    repeated = table.duplicated(["metric", column])
-    if repeated.any():
-        first = table[repeated].iloc[0]
-        msg = (
-            f"`table` has several rows of the metric {first['metric']!r} and the {column} {first[column]!r}. Name the "
-            "column that tells evaluations apart in `by`."
-        )
+    column = by or "group"
+    names = choose("columns", groups if by is None else None, table[column].unique(), most=MOST_LABELS)
+    if (repeated := table.duplicated(["metric", column])).any():
+        metric, name = table.loc[repeated, ["metric", column]].iloc[0]
+        msg = f"`table` has several rows of {metric!r} and {name!r}; name the column that tells them apart in `by`."
         raise ValueError(msg)
-    check_room("A heat map", names, "columns", "Name some in `groups`" if by is None else "Give the rows of some")
     table = table.assign(**badness(table))
     signs[table.loc[table["by_floor"], "metric"].unique()] += "*"
     cells = table.pivot(index="metric", columns=column, values=["value", "bad"])
     values, bad = (cells[name].reindex(metrics, columns=names).to_numpy(float) for name in ("value", "bad"))
-    ax = one_axis(ax, size=(3.6 + 0.62 * len(names), 2.0 + 0.26 * len(metrics)))
+    (ax,) = panels(1, ax, size=(3.6 + 0.62 * len(names), 2.0 + 0.26 * len(metrics)))
     image = ax.imshow(np.ma.masked_invalid(bad), cmap="YlOrBr", norm=Normalize(0, 1), aspect="auto")
     ax.set_facecolor("0.9")
     for (row, place), value in np.ndenumerate(values):

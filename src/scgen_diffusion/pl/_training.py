@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from ._figures import choose, finish, panels, plain_numbers, spans_decades, without_frame
+from ._figures import choose, finish, panels, plain_numbers, without_frame
 
 if TYPE_CHECKING:
     import os
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TRAIN, VALIDATION = "_train", "_validation"
+SPAN_OF_LOG = 8  # losses that span a larger factor get a logarithmic axis
 COLORS = {TRAIN: "#56B4E9", VALIDATION: "#0072B2"}
 
 
@@ -25,7 +26,6 @@ def training_history(
     model: object,
     losses: str | Sequence[str] | None = None,
     *,
-    log: bool | None = None,
     axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
@@ -42,8 +42,6 @@ def training_history(
         Losses to show, such as ``"prior_velocity_loss"``: names in the history without ``_train`` or ``_validation``.
         Default: the loss of each stage's network, such as ``"autoencoder_loss"`` and ``"prior_velocity_loss"``. The
         whole loss of a stage, such as ``"prior_loss"``, includes the library-size head, which overfits early.
-    log
-        Whether the loss has a logarithmic axis. Default: if it is positive and spans more than a factor of eight.
     axs
         Axes to draw on, one per loss.
     show
@@ -87,7 +85,8 @@ def training_history(
             best, color = shown[VALIDATION].idxmin(), COLORS[VALIDATION]
             star = {"marker": "*", "markersize": 11, "color": color, "markeredgecolor": "black", "linestyle": ""}
             ax.plot([best], [shown[VALIDATION][best]], label=f"lowest: epoch {best}", **star)
-        if spans_decades(np.concatenate(list(shown.values())), log):
+        values = np.concatenate(list(shown.values()))
+        if values.min() > 0 and values.max() > SPAN_OF_LOG * values.min():
             ax.set_yscale("log")
             plain_numbers(ax.yaxis)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))

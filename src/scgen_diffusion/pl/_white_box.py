@@ -7,11 +7,10 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.lines import Line2D
 
-from scgen_diffusion._arguments import check_count, known_names
+from scgen_diffusion._arguments import check_count
 
 from ._figures import (
     choose,
@@ -20,7 +19,7 @@ from ._figures import (
     first_column,
     ink,
     legend_beside,
-    one_axis,
+    palette_of,
     panels,
     scanpy_colors,
     without_frame,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
+    import pandas as pd
     from matplotlib.axes import Axes
 
 LINE_STYLES = ["-", "--", ":", "-."]
@@ -78,28 +78,18 @@ def layer_statistics(
 
     Raises
     ------
-    TypeError
-        If ``table`` is no table, such as the model itself.
     ValueError
         If a statistic, layer, group or column is not in the table, or the palette lacks a group.
     """
-    _check_is_table(table, "layer_statistics")
     (head,) = choose("head", head or "all", table["head"].unique())
     table = table[table["head"] == head]
     of_head = "" if head == "all" else f"` of `head={head!r}"  # some statistics are of all heads together
-    names = choose(f"statistics{of_head}", statistics, table["statistic"].unique())
-    if len(names) > len(LINE_STYLES):
-        msg = f"At most {len(LINE_STYLES)} `statistics` fit into one plot, but found {len(names)}."
-        raise ValueError(msg)
+    names = choose(f"statistics{of_head}", statistics, table["statistic"].unique(), most=len(LINE_STYLES))
     choose("x", [x], ["time", "noise_level"])
     layers = choose("layers", layers, sorted(table["layer"].unique()))
     known = list(table["group"].unique())
     groups = choose("groups", groups, known)
-    if palette is None:
-        palette = scanpy_colors(known)
-    if lacking := [group for group in groups if group not in palette]:
-        msg = f"`palette` has no colour for the group {lacking[0]!r}. {known_names(lacking[0], list(palette))}"
-        raise ValueError(msg)
+    palette = scanpy_colors(known) if palette is None else palette_of(groups, palette)
 
     xlabel = r"noise level $\sigma_t$"
     if x == "time":
@@ -119,20 +109,12 @@ def layer_statistics(
     for ax in first_column(axes):
         ax.set_ylabel(shared.strip("_").replace("_", " ") + unit)
     handles = [Line2D([], [], color=palette[group], label=group) for group in groups if len(groups) > 1]
-    if len(names) > 1:
-        styles = zip(names, LINE_STYLES, strict=False)
-        handles += [
-            Line2D([], [], color=ink(0.7), linestyle=style, label=name[len(shared) :]) for name, style in styles
-        ]
+    for name, style in zip(names, LINE_STYLES, strict=False):
+        if len(names) > 1:
+            handles.append(Line2D([], [], color=ink(0.7), linestyle=style, label=name[len(shared) :]))
     if handles:
         legend_beside(end_of_first_row(axes), handles, handlelength=2.6)
     return finish(axes, show, save)
-
-
-def _check_is_table(table: pd.DataFrame, function: str) -> None:
-    if not isinstance(table, pd.DataFrame):
-        msg = f"`table` must be what `interpret.{function}(model)` returns, but is {type(table).__name__}."
-        raise TypeError(msg)
 
 
 def coding_rate(table: pd.DataFrame, *, subspaces: bool = True, **kwargs: object) -> list[Axes] | None:
@@ -191,20 +173,16 @@ def head_loadings(
 
     Raises
     ------
-    TypeError
-        If ``table`` is no table, such as the model itself.
     ValueError
         If a head is unknown.
     """
     check_count("n_genes", n_genes)
-    _check_is_table(table, "head_loadings")
     table = table[choose("heads", heads, table)]
     genes = list(dict.fromkeys(gene for head in table for gene in table[head].nlargest(n_genes).index))
-    is_relative = bool((table < 0).any(axis=None))
-    ax = one_axis(ax, size=(1.6 + 0.32 * table.shape[1], 1.2 + 0.16 * len(genes)))
+    (ax,) = panels(1, ax, size=(1.6 + 0.32 * table.shape[1], 1.2 + 0.16 * len(genes)))
     values = table.loc[genes].to_numpy()
     cmap, norm, label = "viridis", Normalize(0, values.max()), "loading"
-    if is_relative:
+    if values.min() < 0:  # relative
         cmap, norm, label = "RdBu_r", CenteredNorm(), "loading, relative to\ngene and head ($\\log_2$)"
     image = ax.imshow(values, aspect="auto", cmap=cmap, norm=norm)
     ax.figure.colorbar(image, ax=ax, label=label, shrink=0.6)
