@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
-
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
-import scvi
 import torch
-from lightning.pytorch.callbacks import Callback
+from builders import seeded
 
 from scgen_diffusion.model import SCRDIT, WBDIT
 from scgen_diffusion.model._training import split_cells
 from scgen_diffusion.module import LibrarySizeModel, library_features, log_profile
 
 pytestmark = pytest.mark.usefixtures("seed_0")
-
-METRICS = {"diffusion_loss", "diffusion_denoising_loss", "diffusion_library_size_loss"}
-
-
-# --- what is learned --------------------------------------------------------------------------------------------------
 
 
 def two_types(n_cells=256, n_genes=12, seed=0):
@@ -35,73 +27,44 @@ def two_types(n_cells=256, n_genes=12, seed=0):
     return anndata.AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"gene_{gene}" for gene in range(n_genes)]))
 
 
-LEARNERS = {
-    "SCRDIT-regression": (SCRDIT, "regression"),
-    "WBDIT-spike_and_slab": (WBDIT, "spike_and_slab"),
-}
-
-
-@pytest.fixture(scope="module", params=LEARNERS.values(), ids=LEARNERS)
+@pytest.fixture(scope="module", params=[(SCRDIT, "regression"), (WBDIT, "spike_and_slab")], ids=str)
 def learned(request, make_model, quick):
     """Train a model until it knows both types."""
     cls, head = request.param
-    before, scvi.settings.seed = scvi.settings.seed, 2
-    adata = two_types(1024)
     options = {"head": head, "width": 32, "patch_size": 4, "ema_decay": 0.98}
-    model = make_model(adata, cls=cls, condition_keys=["kind"], **options)
-    model.train(12, plan_kwargs={"learning_rate": 5e-3}, **{**quick, "batch_size": 64})
-    scvi.settings._seed = before
+    with seeded(2):
+        torch.manual_seed(2)
+        model = make_model(two_types(1024), cls=cls, condition_keys=["kind"], **options)
+        model.train(12, plan_kwargs={"learning_rate": 5e-3}, **{**quick, "batch_size": 64})
     return model
 
 
 def share_of_first_half(cells):
-    x = np.expm1(cells.X.toarray()) if "log1p" in cells.uns else cells.X.toarray()
+    x = np.expm1(cells.X.toarray())
     return x[:, :6].sum(1) / x.sum(1)
 
 
-def test_a_trained_model_expresses_the_genes_of_the_requested_type(learned):
-    model = learned
+@pytest.mark.filterwarnings("error::UserWarning")  # a model that learned warns of nothing
+def test_a_trained_model_expresses_the_genes_and_totals_of_the_requested_type(learned):
+    of_a, of_b = (learned.generate(100, {"kind": kind}, seed=0) for kind in "ab")
+    free = share_of_first_half(learned.generate(200, {"kind": "a"}, seed=0, guidance_scale=0))
+    totals = [np.median(learned.generate(100, {"kind": k}, seed=0, counts=True).X.sum(1).A1) for k in "ab"]
 
-    of_a, of_b = (share_of_first_half(model.generate(100, {"kind": kind}, seed=0)) for kind in "ab")
-
-    assert np.mean(of_a) > 0.85  # 1 in the training cells
-    assert np.mean(of_b) < 0.15  # 0
-
-
-def test_without_guidance_both_types_are_generated_whatever_is_requested(learned):
-    model = learned
-
-    free = share_of_first_half(model.generate(200, {"kind": "a"}, seed=0, guidance_scale=0))
-
-    assert 0.2 < np.mean(free > 0.5) < 0.8
-
-
-def test_zeros_of_the_other_type_come_back_exactly(learned):
-    model = learned
-
-    cells = model.generate(100, {"kind": "a"}, seed=0)
-
-    assert (cells.X[:, 6:].toarray() == 0).mean() > 0.6
+    assert share_of_first_half(of_a).mean() > 0.85  # 1 in the training cells
+    assert share_of_first_half(of_b).mean() < 0.15  # 0
+    assert (of_a.X[:, 6:].toarray() == 0).mean() > 0.6  # exact zeros
+    assert 0.2 < np.mean(free > 0.5) < 0.8  # without guidance both types are generated
+    assert totals == pytest.approx([40, 400], rel=0.25)
 
 
 def test_totals_are_read_off_the_profile(learned):
     """The deep type has ten times the counts of the other."""
-    model = learned
-    x = torch.from_numpy(model.adata.X)
+    x = torch.from_numpy(learned.adata.X)
 
     with torch.no_grad():
-        mean, _ = model.module.library_size.predict(library_features(log_profile(x, "counts")))
+        mean, _ = learned.module.library_size.predict(library_features(log_profile(x, "counts")))
 
     assert torch.corrcoef(torch.stack([mean, x.sum(1).log()]))[0, 1] > 0.9
-
-
-def test_totals_follow_the_requested_type(learned):
-    model = learned
-
-    of_a, of_b = (np.median(model.generate(100, {"kind": k}, seed=0, counts=True).X.sum(1).A1) for k in "ab")
-
-    assert of_a == pytest.approx(40, rel=0.25)
-    assert of_b == pytest.approx(400, rel=0.25)
 
 
 def test_totals_of_small_groups_do_not_pile_up_at_the_least_and_largest_of_the_group(make_trained, make_cells):
@@ -132,45 +95,26 @@ def test_several_draws_for_a_cell_do_not_count_as_several_cells(make_trained, mo
     assert n_draws > 1
 
 
-def test_a_model_that_learned_warns_of_nothing(learned):
-    model = learned
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        model.generate(100, seed=1)
-        model.generate(100, seed=1, counts=True)
-
-
 def test_every_loss_is_recorded_and_falls(learned):
-    model = learned
-
-    assert set(model.history) == {f"{name}_{subset}" for name in METRICS for subset in ("train", "validation")}
-    for name, frame in model.history.items():
+    metrics = ("diffusion_loss", "diffusion_denoising_loss", "diffusion_library_size_loss")
+    assert set(learned.history) == {f"{name}_{subset}" for name in metrics for subset in ("train", "validation")}
+    for name, frame in learned.history.items():
         assert frame.notna().all().all(), name
         if not name.startswith("diffusion_library_size_loss_v"):
             assert frame[name].iloc[-5:].mean() < frame[name].iloc[:3].mean(), name
 
 
-# --- runs -------------------------------------------------------------------------------------------------------------
-
-
+@pytest.mark.filterwarnings("ignore")  # two steps are not enough to learn anything
 def test_the_published_size_is_trained_by_the_published_recipe(gene_space_class, tiny_gene_space, quick):
-    plans = []
-
-    class Watch(Callback):
-        def on_train_start(self, trainer, plan):
-            plans.append(plan.recipe)
-
     sizes = {name: tiny_gene_space[name] for name in ("patch_size", "width", "n_layers", "n_heads")}
     gene_space_class.setup_anndata(adata := two_types(), condition_keys=["kind"])
     published = gene_space_class(adata, size="published", **sizes)
-    published.train(1, limit_train_batches=2, callbacks=[Watch()], **{**quick, "batch_size": None})
+    published.train(1, limit_train_batches=2, **{**quick, "batch_size": None})
 
-    assert (plans[0].batch_size, plans[0].n_epochs, plans[0].schedule) == (16, 1600, "constant")
+    recipe = published.recipes_["diffusion"]
+    assert (recipe["batch_size"], recipe["n_epochs"], recipe["schedule"]) == (16, 1600, "constant")
     assert (published.architecture.target, published.architecture.ema_decay) == ("noise", 0.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # two steps are not enough to learn anything
-        assert published.generate(2, seed=0, n_steps=5).n_obs == 2
+    assert published.generate(2, seed=0, n_steps=5).n_obs == 2
 
 
 def test_a_loss_that_is_no_number_stops_at_once(make_model, quick):

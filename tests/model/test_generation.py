@@ -19,8 +19,8 @@ from scgen_diffusion.model import SCLDM, SCRDIT
 SAMPLERS = ["euler", "midpoint", "heun"]
 
 
-def test_counts_come_back_sparse_whole_and_named(trained):
-    cells = trained.generate(7, seed=0)
+def test_counts_come_back_sparse_whole_and_named(trained_any):
+    cells = trained_any.generate(7, seed=0, counts=True)
 
     assert cells.shape == (7, 12)
     assert cells.X.format == "csr"
@@ -28,7 +28,7 @@ def test_counts_come_back_sparse_whole_and_named(trained):
     assert (cells.X.data > 0).all()
     assert (cells.X.data == cells.X.data.round()).all()
     assert cells.obs_names.is_unique
-    assert cells.obs_names.str.startswith("SCLDM-").all()
+    assert cells.obs_names.str.startswith(f"{type(trained_any).__name__}-").all()
     assert "log1p" not in cells.uns
 
 
@@ -53,26 +53,14 @@ def test_without_a_request_labels_follow_the_training_cells(trained):
 
 
 def test_a_request_is_answered(trained):
-    assert set(trained.generate(4, {"cell_type": "NK"}, seed=0).obs["cell_type"]) == {"NK"}
+    assert set(trained.generate(4, {"cell_type": "rare"}, seed=0).obs["cell_type"]) == {"rare"}
     assert trained.generate(condition={"dose": [100, 1]}, seed=0).obs["dose"].tolist() == [100, 1]
     assert trained.generate(5, {"cell_type": ["NK", "B cell"]}, seed=0).obs["cell_type"].tolist() == (
         ["NK"] * 3 + ["B cell"] * 2
     )
-
-
-def test_a_table_is_answered_row_by_row(trained):
     table = trained.adata.obs.sample(9, random_state=0)[["dose", "cell_type"]]
-
-    obs = trained.generate(condition=table, seed=0).obs
-
-    assert obs["dose"].tolist() == table["dose"].tolist()
-    assert obs["cell_type"].tolist() == table["cell_type"].tolist()
-
-
-def test_a_rare_category_can_be_generated_and_an_empty_one_cannot(trained):
-    assert set(trained.generate(3, {"cell_type": "rare"}, seed=0).obs["cell_type"]) == {"rare"}
-    with pytest.raises(ValueError, match="'never seen' of 'cell_type'"):
-        trained.generate(3, {"cell_type": "never seen"})
+    made = trained.generate(condition=table, seed=0).obs
+    assert made[["dose", "cell_type"]].astype(str).to_numpy().tolist() == table.astype(str).to_numpy().tolist()
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -124,11 +112,12 @@ def test_cells_of_a_table_do_not_depend_on_other_rows(gaussian, sampler):
     np.testing.assert_array_equal(whole.X[:10], few.X)
 
 
-def test_the_same_seed_gives_the_same_cells_and_another_one_others(trained_any):
-    one, same, other = (trained_any.generate(20, seed=seed) for seed in (1, 1, 2))
+def test_the_same_seed_gives_the_same_cells_and_other_seeds_or_steps_give_others(trained_any):
+    one, same, other = (trained_any.generate(500, seed=seed, n_steps=2) for seed in (1, 1, 2))
 
     assert same_cells(one, same)
     assert (one.X != other.X).nnz > 0
+    assert (one.X != trained_any.generate(500, seed=1, n_steps=7).X).nnz > 0
 
 
 def test_generating_leaves_the_global_random_state_alone_and_does_not_depend_on_it(trained_any):
@@ -151,45 +140,36 @@ def test_a_fresh_seed_is_recorded_and_reproduces_the_cells(trained, monkeypatch)
     assert same_cells(one, trained.generate(5, seed=seed))
 
 
-REQUESTS = {
-    "nothing": {"n_cells": 3},
-    "value": {"n_cells": 3, "condition": {"cell_type": "NK", "dose": 10}},
-    "numpy value": {"n_cells": 3, "condition": {"dose": np.int64(10)}},
-    "list": {"condition": {"cell_type": ["NK", "B cell"], "dose": [1, 10]}},
-    "table": {"condition": pd.DataFrame({"dose": [1, 10]})},
-    "empty mapping": {"n_cells": 2, "condition": {}},
-    "guidance per key": {"n_cells": 3, "guidance_scale": {"cell_type": 2.0}},
-    "numpy guidance": {"n_cells": 3, "guidance_scale": np.float32(2)},
-    "totals": {"n_cells": 3, "library_size": [50, 60, 70]},
-    "sampler": {"n_cells": 3, "sampler": lambda field, x, **_: x},
-    "numpy seed": {"n_cells": 3, "seed": np.int64(3)},
-}
+REQUESTS = [
+    {"n_cells": 3},
+    {"n_cells": 3, "condition": {"cell_type": "NK", "dose": 10}},
+    {"n_cells": 3, "condition": {"dose": np.int64(10)}},
+    {"condition": {"cell_type": ["NK", "B cell"], "dose": [1, 10]}},
+    {"condition": pd.DataFrame({"dose": [1, 10]})},
+    {"n_cells": 2, "condition": {}},
+    {"n_cells": 3, "guidance_scale": {"cell_type": 2.0}},
+    {"n_cells": 3, "guidance_scale": np.float32(2)},
+    {"n_cells": 3, "library_size": [50, 60, 70]},
+    {"n_cells": 3, "sampler": lambda field, x, **_: x},
+    {"n_cells": 3, "seed": np.int64(3)},
+]
 
 
-@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
-def test_provenance_is_complete(trained, request_):
-    provenance = trained.generate(**{"seed": 3, **request_}).uns["scgen_diffusion"]
-
-    assert {"model", "version", "sampler", "n_steps", "guidance_scale", "library_size", "condition", "seed"} <= set(
-        provenance
-    )
-    assert provenance["model"] == "SCLDM"
-    assert provenance["seed"] == 3
-
-
-def test_cells_and_every_provenance_can_be_written(trained, tmp_path):
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_cells_and_every_provenance_can_be_written(trained, tmp_path, suffix):
     cells = trained.generate(3, seed=3)
-    usual = cells.uns["scgen_diffusion"]
-    for name, request_ in REQUESTS.items():
+    for number, request_ in enumerate(REQUESTS):
         asked = trained.generate(**{"seed": 3, **request_}).uns["scgen_diffusion"]
-        cells.uns[name] = {key: value for key, value in asked.items() if repr(value) != repr(usual[key])}
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    cells.write_zarr(tmp_path / "cells.zarr")
-    for back in (anndata.read_h5ad(tmp_path / "cells.h5ad"), anndata.read_zarr(tmp_path / "cells.zarr")):
-        assert same_cells(back, cells)
-        for name in ("scgen_diffusion", *REQUESTS):
-            assert set(back.uns[name]) == set(cells.uns[name])
-            assert back.uns[name].get("sampler") == cells.uns[name].get("sampler")
+        assert {"version", "sampler", "n_steps", "guidance_scale", "library_size", "condition"} <= set(asked)
+        assert (asked["model"], asked["seed"]) == ("SCLDM", 3)
+        cells.uns[str(number)] = asked
+    getattr(cells, f"write_{suffix}")(tmp_path / "cells")
+
+    back = getattr(anndata, f"read_{suffix}")(tmp_path / "cells")
+    assert same_cells(back, cells)
+    for name in map(str, range(len(REQUESTS))):
+        assert set(back.uns[name]) == set(cells.uns[name])
+        assert back.uns[name]["sampler"] == cells.uns[name]["sampler"]
 
 
 CONDITIONS = [
@@ -203,47 +183,45 @@ CONDITIONS = [
 ]
 
 
-def test_conditions_in_provenance_can_be_asked_for_again(of_all_kinds, tmp_path):
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_conditions_in_provenance_can_be_asked_for_again(of_all_kinds, tmp_path, suffix):
     made = {str(condition): of_all_kinds.generate(4, condition, seed=3, n_steps=1) for condition in CONDITIONS}
     written = anndata.AnnData(uns={name: cells.uns["scgen_diffusion"]["condition"] for name, cells in made.items()})
-    written.write_h5ad(tmp_path / "cells.h5ad")
-    written.write_zarr(tmp_path / "cells.zarr")
+    getattr(written, f"write_{suffix}")(tmp_path / "cells")
 
-    for back in (anndata.read_h5ad(tmp_path / "cells.h5ad"), anndata.read_zarr(tmp_path / "cells.zarr")):
-        for name, cells in made.items():
-            again = of_all_kinds.generate(4, back.uns[name], seed=3, n_steps=1)
-            assert again.obs_names.equals(cells.obs_names), name
-            assert same_cells(again, cells), name
-
-
-NAMED_OTHERWISE = {
-    "seed": {"seed": 1},
-    "condition": {"condition": {"cell_type": "B cell"}},
-    "no condition": {"condition": None},
-    "shares": {"condition": {"cell_type": ["NK", "B cell"]}},
-    "guidance": {"guidance_scale": 2.0},
-    "interval": {"guidance_scale": Guidance(2.0, interval=(0.1, 0.9))},
-    "sampler": {"sampler": "euler"},
-    "steps": {"n_steps": 3},
-    "library size": {"library_size": 100},
-    "totals": {"library_size": [100, 150, 200]},
-}
+    back = getattr(anndata, f"read_{suffix}")(tmp_path / "cells")
+    for name, cells in made.items():
+        again = of_all_kinds.generate(4, back.uns[name], seed=3, n_steps=1)
+        assert again.obs_names.equals(cells.obs_names), name
+        assert same_cells(again, cells), name
 
 
-@pytest.mark.parametrize("other", NAMED_OTHERWISE.values(), ids=NAMED_OTHERWISE)
-def test_other_requests_have_other_names(trained, other):
+NAMED_OTHERWISE = [
+    {},
+    {"seed": 1},
+    {"condition": {"cell_type": "B cell"}},
+    {"condition": None},
+    {"condition": {"cell_type": ["NK", "B cell"]}},
+    {"guidance_scale": 2.0},
+    {"guidance_scale": Guidance(2.0, interval=(0.1, 0.9))},
+    {"sampler": "euler"},
+    {"n_steps": 3},
+    {"library_size": 100},
+    {"library_size": [100, 150, 200]},
+]
+
+
+@pytest.mark.parametrize("other", NAMED_OTHERWISE, ids=str)
+def test_other_requests_and_models_have_other_names(trained, make_trained, other):
     request = {"n_cells": 3, "condition": {"cell_type": "NK"}, "seed": 0}
 
-    assert not set(trained.generate(**request).obs_names) & set(trained.generate(**request | other).obs_names)
+    model = trained if other else make_trained()
+    assert not set(trained.generate(**request).obs_names) & set(model.generate(**request | other).obs_names)
 
 
 def sampler_like(name):
     """Return a sampler that looks like that of any other name."""
-
-    def sampler(field, x, *, n_steps=None, generators=None):
-        return FLOW_SAMPLERS[name](field, x, n_steps=2)
-
-    return sampler
+    return lambda field, x, **_: FLOW_SAMPLERS[name](field, x, n_steps=2)
 
 
 class Steps:
@@ -252,7 +230,7 @@ class Steps:
     def __init__(self, n):
         self.n = n
 
-    def __call__(self, field, x, *, n_steps=None, generators=None):
+    def __call__(self, field, x, **_):
         return FLOW_SAMPLERS["euler"](field, x, n_steps=self.n)
 
 
@@ -270,23 +248,15 @@ def test_samplers_that_look_alike_are_other_requests(trained, tmp_path, one, oth
     assert not set(names[0]) & set(names[1])
 
     trained.generate_to(tmp_path / "cells.h5ad", 3, seed=0, sampler=one)
-    with pytest.raises(FileExistsError, match=r"What differs: `sampler` \("):
+    with pytest.raises(FileExistsError, match="sampler"):
         trained.generate_to(tmp_path / "cells.h5ad", 3, seed=0, sampler=other)
 
 
-@pytest.mark.parametrize(
-    "how", [{}, {"condition": {"cell_type": "NK"}, "library_size": 100, "guidance_scale": 2}], ids=str
-)
+@pytest.mark.parametrize("how", [{}, {"condition": {"cell_type": "NK"}, "library_size": 100, "guidance_scale": 2}])
 def test_the_first_cells_of_more_have_the_same_names(trained, how):
     names = trained.generate(7, seed=0, **how).obs_names
 
     assert trained.generate(3, seed=0, batch_size=1, **how).obs_names.equals(names[:3])
-
-
-def test_another_model_gives_other_names(trained, make_trained):
-    names = [model.generate(3, seed=0).obs_names for model in (trained, make_trained())]
-
-    assert not set(names[0]) & set(names[1])
 
 
 def test_keys_without_a_scale_have_the_scale_one(trained):
@@ -325,26 +295,24 @@ def test_any_number_of_keys_works(make_trained, either_class, keys, strategy):
 
     assert list(cells.obs) == [*keys, "synthetic"]
     assert cells.X.sum() > 0
+    if not keys:
+        with pytest.raises(ValueError, match="condition"):
+            model.generate(5, guidance_scale=2.0)
 
 
 def test_an_unseen_combination_warns_once_and_works(trained):
-    request = {"cell_type": "T cell", "dose": 100}
-
     with pytest.warns(UserWarning, match="cell_type='T cell', dose=100") as caught:
-        cells = trained.generate(300, request, seed=0)
+        cells = trained.generate(300, {"cell_type": "T cell", "dose": 100}, seed=0)
 
     assert len([w for w in caught if "combination" in str(w.message)]) == 1
     assert caught[0].filename == __file__  # the warning points at the user's line
     assert set(cells.obs["dose"]) == {100}
-    assert cells.X.sum() > 0
 
 
 def test_cells_of_a_far_too_short_training_warn(trained):
-    with pytest.warns(
-        UserWarning, match="Too few epochs: the training of the autoencoder was far too short and that of the prior was"
-    ):
-        cells, others = (trained.generate(200, seed=seed) for seed in (0, 1))
-    assert cells.uns["scgen_diffusion"]["short_training"].startswith("the training of the autoencoder was far")
+    with pytest.warns(UserWarning, match="autoencoder.*prior"):
+        cells = trained.generate(2, seed=0)
+    assert "autoencoder" in cells.uns["scgen_diffusion"]["short_training"]
 
 
 @pytest.mark.parametrize("kind", ["empirical", "normal", "latent"])
@@ -385,7 +353,7 @@ def test_totals_far_above_all_training_cells_give_a_warning_and_are_noted(traine
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "Too few epochs")
         trained_any.generate(**asked, library_size=[1, 10, 1.9 * largest])
-    with pytest.warns(UserWarning, match="`library_size` asks for up to 1,000 counts.* up to about 1"):
+    with pytest.warns(UserWarning, match="library_size"):
         cells = trained_any.generate(**asked, library_size=[1, 10, 1000])
 
     assert cells.uns["scgen_diffusion"]["outside_training"] == ["library_size 1000"]
@@ -418,88 +386,45 @@ def test_no_generated_cell_is_empty_whatever_the_others(make_trained, cls, archi
         assert np.array_equal(last, cells)
 
 
-def test_the_number_of_steps_is_honoured(trained_any):
-    one, two, one_again = (trained_any.generate(500, seed=0, n_steps=n) for n in (2, 7, 2))
-
-    assert same_cells(one, one_again)
-    assert (one.X != two.X).nnz > 0
+WRONG_VALUES = {
+    "n_cells": [0, 2**63],
+    "sampler": ["heuns"],
+    "n_steps": [0, 10**400],
+    "batch_size": [0, 2**63],
+    "guidance_scale": [10**400, 1e300, {"celltype": 2}, np.nan, {"dose": np.inf}, "2", True],
+    "library_size": [
+        *[10**400, [1, 10**400, 1], "normals", [10, 20], np.ones((3, 1)), 0, [10, np.nan, 3], -5.0, 1e300, np.inf, []]
+    ],
+    "seed": [2**64, True, -1, 1.5],
+}
+WRONG_TYPES = {
+    "condition": ["NK", [("cell_type", "NK")], pd.Series({"cell_type": "NK"})],
+    "sampler": [3, ["euler"], FixedStepSampler],
+    "library_size": [{}, {"rna": 500}, ["many"] * 3, True],
+    "n": [3],
+    "conditions": [{"cell_type": "NK"}],
+}
+WRONG_CONDITIONS = [
+    (ValueError, "cell_type", {"cell_type": "NKT"}),
+    (ValueError, "cell_type", {"cell_type": "never seen"}),
+    (ValueError, "dose", pd.DataFrame([[1, 1]] * 3, columns=["dose", "dose"])),
+    (TypeError, "cell_type", {"cell_type": {"NK"}}),
+    (TypeError, "cell_type", {"cell_type": {"NK": 0.5, "B cell": 0.5}}),
+]
 
 
 @pytest.mark.parametrize(
-    ("request_", "words"),
+    ("error", "named", "request_"),
     [
-        ({"n_cells": 0}, "`n_cells` must be a whole number of at least 1.*0"),
-        ({"condition": {"cell_type": "NKT"}}, "unknown value 'NKT'.*closest first: 'NK'"),
-        ({"sampler": "heuns"}, "`sampler` 'heuns'.*closest first: 'heun'"),
-        ({"n_steps": 0}, "`n_steps`.*0"),
-        ({"n_cells": 2**63}, "n_cells"),
-        ({"n_steps": 10**400}, "n_steps"),
-        ({"batch_size": 2**63}, "batch_size"),
-        ({"guidance_scale": 10**400}, "guidance_scale"),
-        ({"guidance_scale": 1e300}, "guidance_scale"),
-        ({"library_size": 10**400}, "library_size"),
-        ({"library_size": [1, 10**400, 1]}, "library_size"),
-        ({"guidance_scale": {"celltype": 2}}, "`guidance_scale`.*'celltype'.*closest first: 'cell_type'"),
-        ({"guidance_scale": np.nan}, "`guidance_scale` must be a finite number"),
-        ({"guidance_scale": {"dose": np.inf}}, "`guidance_scale` must be a finite number"),
-        ({"library_size": "normals"}, "`library_size` 'normals'.*closest first: 'normal'"),
-        ({"library_size": [10, 20]}, r"one per cell \(3\).*\(2,\)"),
-        ({"library_size": np.ones((3, 1))}, r"\(3, 1\)"),
-        ({"library_size": 0}, "`library_size` must be at least 1"),
-        ({"library_size": [10, np.nan, 3]}, "`library_size` must be at least 1 and at most.*nan"),
-        ({"library_size": -5.0}, "`library_size` must be at least 1"),
-        ({"library_size": 1e300}, "`library_size` must be at least 1 and at most"),
-        ({"library_size": np.inf}, "`library_size` must be at least 1 and at most"),
-        ({"library_size": []}, r"one per cell \(3\).*\(0,\)"),
-        ({"guidance_scale": "2"}, "`guidance_scale` must be a finite number.*'2'"),
-        ({"guidance_scale": True}, "`guidance_scale` must be a finite number.*True"),
-        ({"condition": pd.DataFrame([[1, 1]] * 3, columns=["dose", "dose"])}, "two columns named 'dose'"),
-        ({"seed": 2**64}, "`seed` must be a whole number from 0 to"),
-        ({"seed": True}, "`seed`.*True"),
-        ({"batch_size": 0}, "`batch_size`.*0"),
-        ({"seed": -1}, "`seed`.*-1"),
-        ({"seed": 1.5}, "`seed`"),
+        *((ValueError, name, {name: value}) for name, values in WRONG_VALUES.items() for value in values),
+        *((TypeError, name, {name: value}) for name, values in WRONG_TYPES.items() for value in values),
+        *((error, name, {"condition": condition}) for error, name, condition in WRONG_CONDITIONS),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
-def test_a_bad_request_is_refused_by_name(trained, request_, words):
-    with pytest.raises(ValueError, match=words):
+def test_a_bad_request_is_refused_by_name(trained, error, named, request_):
+    with pytest.raises(error, match=named):
         trained.generate(**{"n_cells": 3, **request_})
-
-
-@pytest.mark.parametrize(
-    ("request_", "words"),
-    [
-        ({"condition": {"cell_type": {"NK"}}}, r"{'NK'} for 'cell_type'"),
-        ({"condition": {"cell_type": {"NK": 0.5, "B cell": 0.5}}}, "for 'cell_type'"),
-        ({"condition": "NK"}, "`condition`.*str"),
-        ({"condition": [("cell_type", "NK")]}, "`condition`.*list"),
-        ({"condition": pd.Series({"cell_type": "NK"})}, "`condition` must be a mapping.*Series"),
-        ({"sampler": 3}, "`sampler` must be a name or a sampler.*3.*closest first"),
-        ({"sampler": ["euler"]}, "`sampler` must be a name or a sampler"),
-        ({"sampler": FixedStepSampler}, "`sampler` must be a name or a sampler"),
-        ({"library_size": {}}, r"`library_size` must be one number, one per cell, or the name of a distribution.*{}"),
-        ({"library_size": {"rna": 500}}, "`library_size` must be one number.*'rna'"),
-        ({"library_size": ["many"] * 3}, "`library_size` must be one number"),
-        ({"library_size": True}, "`library_size` must be one number.*True"),
-        ({"n": 3}, "`generate` has no argument 'n'"),
-        ({"conditions": {"cell_type": "NK"}}, "conditions"),
-    ],
-    ids=str,
-)
-def test_what_is_of_another_kind_is_refused_by_name(trained, request_, words):
-    with pytest.raises(TypeError, match=words):
-        trained.generate(**{"n_cells": 3, **request_})
-
-
-def test_an_autoencoder_alone_says_what_to_call(make_model, quick):
-    model = make_model()
-    model.train_autoencoder(1, **quick)
-
-    with pytest.raises(RuntimeError, match=r"call train_prior\(\) first"):
-        model.generate(3)
-    model.train_prior(1, **quick)
-    assert model.generate(3, seed=0).n_obs == 3
 
 
 def test_log_values_in_are_log_values_out(make_trained, make_cells, tmp_path):
@@ -518,37 +443,26 @@ def test_log_values_in_are_log_values_out(make_trained, make_cells, tmp_path):
     assert np.array_equal(type(model).load(tmp_path / "model").generate(200, {"cell_type": "NK"}, seed=0).X, cells.X)
 
 
-def test_a_gaussian_head_on_counts_generates_log_values(make_trained):
-    cells = make_trained(likelihood="gaussian").generate(5, seed=0)
+def test_a_gaussian_head_on_counts_generates_log_values_which_have_no_library_size(gaussian):
+    cells = gaussian.generate(5, seed=0)
 
     assert "log1p" in cells.uns
     assert np.isfinite(cells.X).all()
-
-
-def test_guidance_without_conditions_is_refused(make_trained):
-    with pytest.raises(ValueError, match="no conditions to guide by"):
-        make_trained(condition_keys=[]).generate(5, guidance_scale=2.0)
-
-
-def test_library_sizes_of_log_normalised_cells_are_refused(gaussian):
-    with pytest.raises(ValueError, match=r"values have no `library_size`; leave it out.* \(SCRDIT and WBDIT\)"):
+    with pytest.raises(ValueError, match="library_size"):
         gaussian.generate(5, library_size=1000)
 
 
 def test_combinations_of_few_training_cells_are_named_in_one_warning(trained):
-    obs = trained.adata.obs
-    table = obs.groupby(["cell_type", "dose"], observed=True).size()
+    table = trained.adata.obs.groupby(["cell_type", "dose"], observed=True).size()
     few = table[table < 10].sort_values(kind="stable")
     named = [f"cell_type={kind!r}, dose={dose} ({n})" for (kind, dose), n in few.items()]
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with pytest.warns(UserWarning, match="Few training cells") as caught:
         cells = trained.generate(condition=trained.adata, seed=0)
 
     (warning,) = [str(w.message) for w in caught if "Few training cells" in str(w.message)]
     assert cells.uns["scgen_diffusion"]["few_training_cells"] == named
-    assert all(text in warning for text in named[:3])
-    assert not any(text in warning for text in named[3:])
+    assert [text in warning for text in named] == [True] * 3 + [False] * (len(named) - 3)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Few training cells")
         trained.generate(5, seed=0)

@@ -12,14 +12,16 @@ from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.model import SCLDM, SCRDIT, _training_pairs
 
-QUICK = {"batch_size": 32, "accelerator": "cpu", "enable_progress_bar": False}
-
 
 @pytest.fixture
-def foreign_checkpoints(make_model, make_cells, tmp_path):
+def foreign_checkpoints(make_model, make_cells, quick, tmp_path):
     """Return a folder with the checkpoints of another model."""
-    make_model(make_cells(60, seed=9)).train(1, checkpoint_dir=tmp_path / "foreign", **QUICK)
+    make_model(make_cells(60, seed=9)).train(1, checkpoint_dir=tmp_path / "foreign", **quick)
     return tmp_path / "foreign"
+
+
+def cells_of(model):
+    return model.generate(20, seed=0).X.toarray()
 
 
 @pytest.fixture
@@ -27,42 +29,33 @@ def own(make_trained, make_cells):
     return make_trained(make_cells(100))
 
 
-def cells_of(model):
-    return model.generate(20, seed=0).X.toarray()
-
-
-def test_a_checkpoint_of_another_model_costs_no_trained_stage(own, foreign_checkpoints):
+@pytest.mark.parametrize("stage", ["train", "train_prior"])
+def test_a_checkpoint_of_another_model_costs_nothing(own, make_cells, foreign_checkpoints, quick, stage):
     before, stages = cells_of(own), list(own.trained_stages_)
-    with pytest.raises(ValueError, match="of another model"):
-        own.train(1, checkpoint_dir=foreign_checkpoints, **QUICK)
+    if stage == "train_prior":
+        richer = make_cells(60, seed=9)  # would have other library sizes and combinations
+        richer.X = 20 * richer.X
+        own.adata = richer
+    with pytest.raises(ValueError, match="checkpoint"):
+        getattr(own, stage)(1, checkpoint_dir=foreign_checkpoints, **quick)
     assert own.trained_stages_ == stages
     assert np.array_equal(cells_of(own), before)
 
 
-def test_a_later_stage_that_is_refused_leaves_an_untrained_model_untrained(make_model, tmp_path):
-    make_model().train(1, checkpoint_dir=tmp_path, **QUICK)
+def test_a_later_stage_that_is_refused_leaves_an_untrained_model_untrained(make_model, quick, tmp_path):
+    make_model().train(1, checkpoint_dir=tmp_path, **quick)
     model = make_model()
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
 
-    with pytest.raises(ValueError, match="checkpoint of the prior was made with `learning_rate`"):
-        model.train(1, checkpoint_dir=tmp_path, plan_kwargs={"prior": {"learning_rate": 1e-3}}, **QUICK)
+    with pytest.raises(ValueError, match="learning_rate"):
+        model.train(1, checkpoint_dir=tmp_path, plan_kwargs={"prior": {"learning_rate": 1e-3}}, **quick)
 
     assert model.trained_stages_ == []
     assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())
 
 
-def test_refused_cells_leave_library_sizes_and_combinations(own, make_cells, foreign_checkpoints):
-    before = cells_of(own)
-    richer = make_cells(60, seed=9)
-    richer.X = 20 * richer.X
-    own.adata = richer
-    with pytest.raises(ValueError, match="of another model"):
-        own.train_prior(1, checkpoint_dir=foreign_checkpoints, **QUICK)
-    assert np.array_equal(cells_of(own), before)
-
-
 @pytest.mark.parametrize("error", [OSError("the disk is full"), KeyboardInterrupt()])
-def test_after_an_error_in_the_first_stage_a_trained_model_is_as_before(make_trained, either_class, error):
+def test_after_an_error_in_the_first_stage_a_trained_model_is_as_before(make_trained, either_class, quick, error):
     class Fail(Callback):
         def on_train_batch_end(self, *_):
             raise error
@@ -70,61 +63,61 @@ def test_after_an_error_in_the_first_stage_a_trained_model_is_as_before(make_tra
     model = make_trained(cls=either_class)
     before, shown = cells_of(model), str(model)
     with pytest.raises((type(error), SystemExit)):
-        model.train(2, callbacks=[Fail()], **QUICK)
+        model.train(2, callbacks=[Fail()], **quick)
     assert str(model) == shown
     assert np.array_equal(cells_of(model), before)
 
 
-def test_training_only_the_transport_leaves_what_can_be_generated(make_trained, make_cells):
+def test_training_only_the_transport_leaves_what_can_be_generated(make_trained, make_cells, quick):
     model = make_trained(make_cells(200), setup={"control_values": {"dose": 1}})
     sizes = model.combination_sizes_.copy()
     model.adata = model.adata[model.adata.obs["cell_type"] == "NK"].copy()
-    model.train_transport(1, **QUICK)
+    model.train_transport(1, **quick)
     assert np.array_equal(model.combination_sizes_, sizes)
     assert model.generate(3, {"cell_type": "B cell"}).n_obs == 3
 
 
-def test_fine_tuning_of_a_better_reference_does_not_resume_that_of_the_old_one(own, make_cells, tmp_path):
+def test_fine_tuning_of_a_better_reference_does_not_resume_that_of_the_old_one(own, make_cells, quick, tmp_path):
     def fine_tune():
         query = SCLDM.load_query_data(make_cells(40, seed=3), own, trainable="network", accelerator="cpu")
-        query.train(1, checkpoint_dir=tmp_path / "query", **QUICK)
+        query.train(1, checkpoint_dir=tmp_path / "query", **quick)
 
     fine_tune()
     fine_tune()  # the same reference: its finished checkpoints
-    own.train_prior(1, **QUICK)
-    with pytest.raises(ValueError, match="of another model"):
+    own.train_prior(1, **quick)
+    with pytest.raises(ValueError, match="checkpoint"):
         fine_tune()
 
 
 @pytest.mark.parametrize("has_checkpoints", [True, False])
-def test_a_stage_that_was_stopped_and_trained_on_is_still_far_too_short(make_model, tmp_path, has_checkpoints):
-    model, options = make_model(), {**QUICK, "checkpoint_dir": tmp_path if has_checkpoints else None}
+def test_a_stage_that_was_stopped_and_trained_on_is_still_far_too_short(make_model, quick, tmp_path, has_checkpoints):
+    model, options = make_model(), {**quick, "checkpoint_dir": tmp_path if has_checkpoints else None}
     model.train(1, max_time={"seconds": 0}, **options)
     assert model.cut_short_ == {"autoencoder": "stopped far too early"}
     model.train(1, **options)
     assert model.cut_short_ == dict.fromkeys(model.trained_stages_, "far too short")
 
 
-def test_a_stage_that_was_stopped_late_and_trained_on_is_not_too_short(make_model):
+def test_a_stage_that_was_stopped_late_and_trained_on_is_not_too_short(make_model, quick):
     class Stop(Callback):
         def on_train_epoch_start(self, trainer, plan):
             if trainer.current_epoch == 15:  # of 133 by default
                 os.kill(os.getpid(), signal.SIGINT)
 
-    (model := make_model(cls=SCRDIT)).train(20, callbacks=[Stop()], **QUICK)
+    (model := make_model(cls=SCRDIT)).train(20, callbacks=[Stop()], **quick)
     assert model.cut_short_ == {"diffusion": "stopped"}
-    model.train(1, **QUICK)
+    model.train(1, **quick)
     assert model.cut_short_ == {}
 
 
-def test_a_transport_of_too_many_groups_is_refused_before_the_other_stages_are_trained(make_model, monkeypatch):
+def test_a_transport_of_too_many_groups_is_refused_before_the_other_stages_are_trained(make_model, quick, monkeypatch):
     monkeypatch.setattr(_training_pairs, "MOST_GROUPS", 2)
     model = make_model(setup={"control_values": {"dose": 1}})
-    with pytest.warns(UserWarning, match=r"The transport is not trained\. There are \d groups .* 2 at most"):
-        model.train(1, **QUICK)
+    with pytest.warns(UserWarning, match="transport"):
+        model.train(1, **quick)
     assert model.trained_stages_ == ["autoencoder", "prior"]
-    with pytest.raises(ValueError, match=r"There are \d groups of perturbed cells"):
-        model.train_transport(1, **QUICK)
+    with pytest.raises(ValueError, match="groups"):
+        model.train_transport(1, **quick)
 
 
 @pytest.mark.parametrize("layer", [None, "counts"])

@@ -17,13 +17,10 @@ from lightning.pytorch.callbacks import Callback
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _scldm
 from scgen_diffusion.model._scldm import RECIPES
-from scgen_diffusion.model._training import split_cells
 from scgen_diffusion.train import _cells as train_cells
 from scgen_diffusion.train import _initialise, correct_effects, start_autoencoder
 
 pytestmark = pytest.mark.usefixtures("seed_0")
-
-METRICS = {f"{stage}_loss_{subset}" for stage in ("autoencoder", "prior") for subset in ("train", "validation")}
 
 
 def weights(model, *, of=""):
@@ -42,22 +39,15 @@ def test_a_seed_of_numpy_trains_and_resumes(make_model, quick, monkeypatch, tmp_
     assert torch.load(tmp_path / "prior.ckpt", weights_only=True)["seed"] == 4
 
 
-def test_both_stages_are_recorded_epoch_by_epoch(make_model, quick):
-    model = make_model()
-
-    model.train({"autoencoder": 3, "prior": 2}, **quick)
-
-    assert set(model.history) >= METRICS
-    assert len(model.history["autoencoder_loss_train"]) == 3
-    assert len(model.history["prior_loss_train"]) == 2
-    assert all(isinstance(frame, pd.DataFrame) and frame.notna().all().all() for frame in model.history.values())
-
-
-def test_training_lowers_the_losses(make_model, quick):
+def test_both_stages_are_recorded_epoch_by_epoch_and_lower_their_losses(make_model, quick, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     model = make_model()
 
     model.train({"autoencoder": 20, "prior": 12}, **quick)
 
+    for stage, n_epochs in {"autoencoder": 20, "prior": 12}.items():
+        assert len(model.history[f"{stage}_loss_train"]) == len(model.history[f"{stage}_loss_validation"]) == n_epochs
+    assert all(isinstance(frame, pd.DataFrame) and frame.notna().all().all() for frame in model.history.values())
     # not the KL divergence, whose weight rises, nor the averaged weights on ten cells, which hardly move
     for name in (
         "autoencoder_reconstruction_loss_train",
@@ -66,6 +56,7 @@ def test_training_lowers_the_losses(make_model, quick):
     ):
         losses = model.history[name][name]
         assert losses.iloc[-5:].mean() < losses.iloc[:3].mean(), name
+    assert list(tmp_path.iterdir()) == []  # there is no folder for checkpoints
 
 
 @pytest.mark.parametrize("most", [1, 20])
@@ -113,44 +104,34 @@ def test_effects_of_rare_combinations_are_corrected_unless_there_are_too_many(ma
 def test_each_stage_can_be_trained_alone_and_the_prior_needs_the_autoencoder(make_model, quick):
     model = make_model()
 
-    with pytest.raises(RuntimeError, match=r"train\(\) or train_autoencoder\(\) first"):
+    with pytest.raises(RuntimeError, match="train_autoencoder"):
         model.train_prior(1, **quick)
-    model.train_autoencoder(1, **quick)
-    assert (model.trained_stages_, model.is_trained) == (["autoencoder"], False)
-    model.train_prior(1, **quick)
-    assert (model.trained_stages_, model.is_trained) == (["autoencoder", "prior"], True)
-    assert model.generate(2, seed=0).n_obs == 2
-
-
-def test_how_stages_were_trained_is_known_until_they_need_to_be_trained_again(make_model, quick):
-    model = make_model()
-    for _ in range(2):
-        model.train(1, **quick)
+    for _ in range(2):  # a new autoencoder needs a new prior
+        model.train_autoencoder(1, **quick)
+        assert [*model.recipes_] == [*model.cut_short_] == model.trained_stages_ == ["autoencoder"]
+        assert not model.is_trained
+        assert model.module.absent_effects is None
+        split = [model.train_indices_.copy(), model.validation_indices_.copy()]
+        with pytest.raises(RuntimeError, match="train_prior"):
+            model.generate(3)
+        model.train_prior(1, **quick)
         assert [*model.recipes_] == model.trained_stages_ == ["autoencoder", "prior"]
         assert model.cut_short_ == dict.fromkeys(model.trained_stages_, "far too short")
-
-    model.train_autoencoder(1, **quick)
-
-    assert [*model.recipes_] == [*model.cut_short_] == model.trained_stages_ == ["autoencoder"]
+        assert model.is_trained
+        assert model.module.absent_effects is not None
+        assert all(map(np.array_equal, split, [model.train_indices_, model.validation_indices_]))
+        assert sorted(np.concatenate(split)) == list(range(96))
+        assert model.generate(2, seed=0).n_obs == 2
 
 
 def test_the_prior_stage_leaves_the_autoencoder_alone(make_model, quick):
     model = make_model()
     model.train_autoencoder(1, **quick)
-    before = {**weights(model, of="encoder"), **weights(model, of="decoder"), **weights(model, of="likelihood")}
+    before = {name: t for part in ("encoder", "decoder", "likelihood") for name, t in weights(model, of=part).items()}
 
     model.train_prior(2, **quick)
 
     assert differing(before, weights(model)) == []
-
-
-def test_a_new_autoencoder_needs_a_new_prior(make_trained, quick):
-    model = make_trained()
-
-    model.train_autoencoder(1, **quick)
-
-    with pytest.raises(RuntimeError, match=r"call train_prior\(\) first"):
-        model.generate(2)
 
 
 def test_a_saved_model_knows_the_seed_that_makes_it_again(make_model, any_class, quick, tmp_path):
@@ -172,17 +153,13 @@ def test_a_saved_model_knows_the_seed_that_makes_it_again(make_model, any_class,
 
 
 def test_a_stage_without_a_known_seed_has_none(make_model, quick, monkeypatch, tmp_path):
+    for name, seed in (("unseeded", None), ("seeded", 0)):
+        monkeypatch.setattr(scvi.settings, "_seed", seed)
+        (model := make_model()).train(1, checkpoint_dir=tmp_path / name, **quick)
     monkeypatch.setattr(scvi.settings, "_seed", None)
-    model = make_model()
-    model.train(1, checkpoint_dir=tmp_path, **quick)
-    assert {options["seed"] for options in model.recipes_.values()} == {None}
-
-    monkeypatch.setattr(scvi.settings, "_seed", 0)
-    (model := make_model()).train(1, checkpoint_dir=tmp_path / "seeded", **quick)
-    monkeypatch.setattr(scvi.settings, "_seed", None)  # resumed stages have their first seeds
-    model.train(1, checkpoint_dir=tmp_path / "seeded", **quick)
-
-    assert {options["seed"] for options in model.recipes_.values()} == {None}
+    for name in ("unseeded", "seeded"):  # resumed stages have their first seeds
+        (model := make_model()).train(1, checkpoint_dir=tmp_path / name, **quick)
+        assert {options["seed"] for options in model.recipes_.values()} == {None}
 
 
 def test_the_number_of_epochs_follows_from_the_number_of_cells(make_model, quick, monkeypatch):
@@ -211,37 +188,23 @@ def test_the_recipe_can_be_changed(make_model, quick):
         model.train(1, plan_kwargs={"autoencoder": {"learning_rates": 0.0}}, **quick)
 
 
-@pytest.mark.parametrize("factor", [1, 100])
-def test_few_genes_with_many_counts_have_a_recipe_of_their_own(make_cells, make_model, quick, factor):
+@pytest.mark.parametrize(
+    ("factor", "options", "expected"), [(1, {}, 0.6), (100, {}, 0.1), (100, {"kl_weight": 0.5}, 0.5)]
+)
+def test_few_genes_with_many_counts_have_a_recipe_of_their_own_unless_the_user_has(
+    make_cells, make_model, quick, monkeypatch, factor, options, expected
+):
+    monkeypatch.setattr("scgen_diffusion.train._recipes.FADES_FROM", 45)  # many cells are regularised less
     adata = make_cells()
-    adata.X = adata.X * factor / adata.X.sum() * 200 * adata.n_vars
-    adata.X = np.ceil(adata.X.toarray() if hasattr(adata.X, "toarray") else adata.X)
+    adata.X = np.ceil(adata.X * factor / adata.X.sum() * 200 * adata.n_vars)
     model = make_model(adata)
 
-    model.train(1, **quick)
+    model.train_autoencoder(1, plan_kwargs=options, **quick)
 
-    assert model.recipes_["autoencoder"]["kl_weight"] == (0.6 if factor == 1 else 0.1)
-
-
-def test_many_cells_train_with_less_regularisation(make_model, quick, monkeypatch):
-    monkeypatch.setattr("scgen_diffusion.train._recipes.FADES_FROM", 45)
-    model = make_model()
-
-    model.train(1, **quick)
-
-    assert model.recipes_["autoencoder"]["loading_weight_decay"] == pytest.approx(3 * 45 / 86, rel=0.1)
-    assert model.recipes_["autoencoder"]["keep_at_least"] == pytest.approx(1 - 0.7 * 45 / 86, rel=0.1)
-
-
-def test_the_choice_of_recipe_gives_way_to_the_users(make_cells, make_model, quick):
-    adata = make_cells()
-    adata.X = adata.X * 1000
-    model = make_model(adata)
-
-    model.train_autoencoder(1, plan_kwargs={"kl_weight": 0.5}, **quick)
-
-    assert model.recipes_["autoencoder"]["kl_weight"] == 0.5
-    assert set(model.recipes_) == {"autoencoder"}
+    recipe = model.recipes_["autoencoder"]
+    assert recipe["kl_weight"] == expected
+    assert recipe["loading_weight_decay"] == pytest.approx(3 * 45 / 86, rel=0.1)
+    assert recipe["keep_at_least"] == pytest.approx(1 - 0.7 * 45 / 86, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -263,13 +226,11 @@ def test_a_prior_of_numbers_alone_trains_for_a_third_of_the_steps(
 
 def test_early_stopping_ends_a_stage_that_no_longer_improves(make_model, either_class, quick):
     model = make_model(cls=either_class)
-    frozen = {"learning_rate": 1e-12}
 
-    model.train(60, early_stopping=True, early_stopping_patience=3, plan_kwargs=frozen, **quick)
+    model.train(60, early_stopping=True, early_stopping_patience=3, plan_kwargs={"learning_rate": 1e-12}, **quick)
 
     for stage in model.trained_stages_:
         assert 3 <= len(model.history[f"{stage}_loss_validation"]) < 60
-    assert model.generate(2, seed=0).n_obs == 2
 
 
 def test_all_cells_may_be_trained_on(make_model, either_class, quick):
@@ -279,66 +240,43 @@ def test_all_cells_may_be_trained_on(make_model, either_class, quick):
 
     assert f"{either_class._stages[0]}_loss_train" in model.history
     assert not [name for name in model.history if name.endswith("loss_validation")]
-    assert model.generate(2, seed=0).n_obs == 2
 
 
-def test_both_stages_use_the_same_split(make_model, quick, monkeypatch):
-    model = make_model()
-    model.train_autoencoder(1, **quick)
-    train, validation = model.train_indices_.copy(), model.validation_indices_.copy()
-
-    model.train_prior(1, **quick)
-
-    assert np.array_equal(model.train_indices_, train)
-    assert np.array_equal(model.validation_indices_, validation)
-    assert not set(train) & set(validation)
-    assert len(train) + len(validation) == 96
-
-
-def reverse_in_place(model, folder):
-    model.adata._inplace_subset_obs(np.arange(model.adata.n_obs)[::-1])
-    return {}
-
-
-def reverse_into_files(model, folder):
-    model.adata[::-1].copy().write_h5ad(folder / "reversed.h5ad")
-    return {"datamodule": CellFiles.like(model.registry, [folder / "reversed.h5ad"])}
-
-
-@pytest.mark.parametrize("change", [reverse_in_place, reverse_into_files])
+@pytest.mark.parametrize("in_files", [False, True])
 @pytest.mark.parametrize("stage", ["train", "train_prior"])
-def test_cells_in_another_order_get_a_new_split_with_a_warning(make_trained, quick, stage, change, tmp_path):
-    model = make_trained()
-    cells = change(model, tmp_path)
+def test_cells_in_another_order_get_a_new_split_with_a_warning(make_trained, quick, stage, in_files, tmp_path):
+    model, cells = make_trained(), None
+    if in_files:
+        model.adata[::-1].copy().write_h5ad(tmp_path / "reversed.h5ad")
+        cells = CellFiles.like(model.registry, [tmp_path / "reversed.h5ad"])
+    else:
+        model.adata._inplace_subset_obs(np.arange(model.adata.n_obs)[::-1])
 
-    with pytest.warns(UserWarning, match="or another order, so their split is gone"):
-        getattr(model, stage)(1, **cells, **quick)
+    with pytest.warns(UserWarning, match="split"):
+        getattr(model, stage)(1, datamodule=cells, **quick)
 
 
-def test_a_model_that_is_trained_on_in_another_session_keeps_its_split_unless_asked(make_trained, quick, tmp_path):
+def test_a_model_that_is_trained_on_in_another_session_keeps_its_split_unless_asked(
+    make_trained, quick, tmp_path, monkeypatch
+):
     make_trained().save(tmp_path / "model", save_anndata=True)
     model = SCLDM.load(tmp_path / "model", accelerator="cpu")
     validation = set(model.validation_indices_)
-    scvi.settings._seed = 7
+    monkeypatch.setattr(scvi.settings, "_seed", 7)
 
     model.train(1, **quick)
-    kept = set(model.validation_indices_)
+    assert set(model.validation_indices_) == validation
     model.train(1, train_size=0.5, **quick)
-    scvi.settings._seed = None
-
-    assert kept == validation
     assert len(model.validation_indices_) == 48
 
 
 def test_the_published_architecture_builds_and_trains(make_cells, quick):
-    adata = make_cells()
-    SCLDM.setup_anndata(adata, condition_keys=["cell_type", "dose"])
+    SCLDM.setup_anndata(adata := make_cells(), condition_keys=["cell_type", "dose"])
     model = SCLDM(adata, size="published")
 
     model.train(1, limit_train_batches=1, limit_val_batches=1, **quick)
 
-    assert model.architecture.pooling == "attention"
-    assert model.architecture.decoder == "gene_queries"
+    assert (model.architecture.pooling, model.architecture.decoder) == ("attention", "gene_queries")
     assert np.isfinite(model.history["autoencoder_loss_train"].iloc[0, 0])
     assert model.generate(2, seed=0, sampler="euler", n_steps=2).n_obs == 2
 
@@ -355,50 +293,36 @@ class InterruptAt(Callback):
 
 
 @pytest.mark.parametrize(
-    ("keys", "options", "most", "expected"),
+    ("keys", "numbers", "most", "expected"),
     [
-        (["cell_type", "dose"], {}, 1000, {("T cell", 100), ("rare", 1), ("rare", 10)}),
-        (["cell_type"], {}, 1000, None),
-        (["cell_type", "dose"], {"continuous_condition_keys": ["score"]}, 1000, None),
-        (["cell_type", "dose"], {}, 2, None),
+        (["cell_type", "dose"], [], 1000, {("T cell", 100), ("rare", 1), ("rare", 10)}),
+        (["cell_type"], [], 1000, None),
+        (["cell_type", "dose"], ["score"], 1000, None),
+        (["cell_type", "dose"], [], 2, None),
     ],
 )
 def test_combinations_without_cells_get_effects_if_all_keys_have_classes(
-    make_cells, make_model, quick, monkeypatch, keys, options, most, expected
+    make_cells, make_model, quick, monkeypatch, keys, numbers, most, expected
 ):
     cells = make_cells()
     cells.obs["score"] = np.linspace(0, 1, len(cells))
     cells.obs.iloc[0, cells.obs.columns.get_loc("dose")] = 100  # the only rare cell
-    model = make_model(cells, condition_keys=keys, setup=options)
-    model.train_autoencoder(1, **quick)
+    model = make_model(cells, condition_keys=keys, setup={"continuous_condition_keys": numbers})
     monkeypatch.setattr(_initialise, "MOST_COMBINATIONS", most)
 
-    model.train_prior(1, **quick)
+    model.train(1, **quick)
 
     absent = model.module.absent_effects
-    found = None
+    assert (absent is None) == (expected is None)
     if absent is not None:
         names = [key.decode(absent.codes[:, [number]].numpy()) for number, key in enumerate(model.conditions.by_key)]
-        found = set(zip(*names, strict=True))
+        assert set(zip(*names, strict=True)) == expected
         model.generate(3, condition={"cell_type": "T cell", "dose": 100})
-    assert found == expected
-
-
-def test_absent_effects_are_forgotten_with_the_latents_they_were_measured_on(make_model, quick):
-    model = make_model()
-    model.train(1, **quick)
-    assert model.module.absent_effects is not None
-
-    model.train_autoencoder(1, **quick)
-
-    assert model.module.absent_effects is None
 
 
 def test_the_prior_goes_on_from_its_checkpoints_if_the_model_has_absent_effects(make_model, quick, tmp_path):
     model = make_model()
-    model.train_autoencoder(1, **quick)
-    model.train_prior(1, **quick)
-    assert model.module.absent_effects is not None
+    model.train(1, **quick)
 
     model.train_prior(6, checkpoint_dir=tmp_path, callbacks=[InterruptAt("prior", 3)], **quick)
     for _ in range(2):  # the second call finds that all is done
@@ -440,24 +364,15 @@ def test_a_model_that_was_interrupted_in_its_last_stage_generates(make_model, qu
 
 
 def test_the_same_call_after_a_finished_run_changes_nothing(make_model, either_class, quick, tmp_path):
-    model = make_model(cls=either_class)
-    model.train(3, checkpoint_dir=tmp_path, **quick)
+    models = []
+    for seed in (0, 99):  # a new process would have other weights, and another state
+        torch.manual_seed(seed)
+        models.append(make_model(cls=either_class))
+        models[-1].train(3, checkpoint_dir=tmp_path, **quick)
 
-    torch.manual_seed(99)  # a new process would have other weights, and another state
-    again = make_model(cls=either_class)
-    again.train(3, checkpoint_dir=tmp_path, **quick)
-
-    assert differing(weights(model), weights(again)) == []
-    for name, frame in model.history.items():
-        pd.testing.assert_frame_equal(again.history[name], frame)
-
-
-def test_without_a_checkpoint_folder_nothing_is_written(make_model, quick, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    make_model().train(1, **quick)
-
-    assert list(tmp_path.iterdir()) == []
+    assert differing(*map(weights, models)) == []
+    for name, frame in models[0].history.items():
+        pd.testing.assert_frame_equal(models[1].history[name], frame)
 
 
 def test_checkpoints_do_not_pass_through_the_systems_temporary_folder(make_model, quick, tmp_path, monkeypatch):
@@ -471,10 +386,7 @@ def test_checkpoints_do_not_pass_through_the_systems_temporary_folder(make_model
 def test_a_checkpoint_that_memory_is_too_small_for_is_not_called_damaged(make_model, quick, tmp_path, monkeypatch):
     make_model().train(1, checkpoint_dir=tmp_path, **quick)
 
-    def load(*_, **__):
-        torch.empty(10**15)
-
-    monkeypatch.setattr(torch, "load", load)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: torch.empty(10**15))
     with pytest.raises(MemoryError, match="memory"):
         make_model().train(1, checkpoint_dir=tmp_path, **quick)
 
@@ -482,13 +394,13 @@ def test_a_checkpoint_that_memory_is_too_small_for_is_not_called_damaged(make_mo
 def test_a_checkpoint_with_code_or_with_changed_bytes_is_refused(make_model, quick, tmp_path):
     path = tmp_path / "autoencoder.ckpt"
     torch.save({"weights": torch.ones(1000)}, path)
-    path.write_bytes(path.read_bytes().replace(np.ones(16, np.float32).tobytes(), bytes(64), 1))
-    with pytest.raises(ValueError, match="damaged"):
-        make_model().train(1, checkpoint_dir=tmp_path, **quick)
+    changed = path.read_bytes().replace(np.ones(16, np.float32).tobytes(), bytes(64), 1)
     torch.save({"state_dict": Canary(tmp_path / "canary")}, path)
 
-    with pytest.raises(Exception, match="damaged"):
-        make_model().train(1, checkpoint_dir=tmp_path, **quick)
+    for content in (path.read_bytes(), changed):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="autoencoder.ckpt"):
+            make_model().train(1, checkpoint_dir=tmp_path, **quick)
     assert not (tmp_path / "canary").exists()
 
 
@@ -501,29 +413,22 @@ def test_a_checkpoint_of_the_prior_does_not_undo_a_later_autoencoder(make_model,
         model.train_prior(1, checkpoint_dir=tmp_path, **quick)
 
 
-def test_a_prior_can_be_trained_on_other_cells_than_the_autoencoder(trained, make_cells, tmp_path, quick):
-    trained.save(tmp_path / "model")
+def test_a_prior_can_be_trained_on_other_cells_than_the_autoencoder(saved_model, make_cells, quick):
     for n_cells in (40, 200):
-        model = type(trained).load(tmp_path / "model", adata=make_cells(n_cells=n_cells))
+        model = SCLDM.load(saved_model, adata=make_cells(n_cells=n_cells))
         model.train_prior(1, **quick)
         assert len(model.train_indices) + len(model.validation_indices) == n_cells
 
 
-def test_labels_that_a_trained_model_forgets_are_named(trained, make_cells, tmp_path, quick):
-    trained.save(tmp_path / "model")
+def test_labels_that_a_trained_model_forgets_are_named(saved_model, make_cells, quick):
     cells = make_cells(n_cells=80)
-    model = type(trained).load(tmp_path / "model", adata=cells[cells.obs["cell_type"] != "NK"].copy())
+    model = SCLDM.load(saved_model, adata=cells[cells.obs["cell_type"] != "NK"].copy())
     model.generate(1, {"cell_type": "NK"})
 
-    with pytest.warns(UserWarning, match="cell has cell_type 'NK': the model will not generate"):
+    with pytest.warns(UserWarning, match="cell_type 'NK'"):
         model.train_prior(1, **quick)
     with pytest.raises(ValueError, match="'NK' of 'cell_type'"):
         model.generate(1, {"cell_type": "NK"})
-
-
-def test_shares_that_add_up_to_all_leave_no_cell_over():
-    assert [len(part) for part in split_cells(301, 0.5, 0.5)] == [150, 151, 0]
-    assert [len(part) for part in split_cells(100, 0.5, 0.3)] == [50, 30, 20]
 
 
 def test_cells_in_the_devices_memory_train_as_those_that_are_read(make_model, quick, monkeypatch):

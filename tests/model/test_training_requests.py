@@ -8,7 +8,6 @@ import re
 import signal
 import sys
 import warnings
-from functools import partial
 from pathlib import Path
 
 import anndata
@@ -17,6 +16,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import torch
+from builders import TYPES
 from lightning.pytorch.callbacks import Callback
 from mudata import MuData
 
@@ -31,38 +31,24 @@ pytestmark = pytest.mark.usefixtures("seed_0")
 # --- cells that were changed ------------------------------------------------------------------------------------------
 
 
-def normalise(adata):
-    sc.pp.normalize_total(adata)
-    sc.pp.log1p(adata)
-
-
-def break_one(adata):
-    adata.X[3, 4] = np.nan
-
-
-def empty_one(adata):
-    adata.X[3] = 0
-
-
-CHANGES = {
-    "normalised": (normalise, "not whole numbers.*set up again with `layer='counts'`"),
-    "scaled": (sc.pp.scale, "negative values"),
-    "NaN": (break_one, "NaN or infinite"),
-    "empty": (empty_one, "without any count: 1 .'cell_3'"),
-    "fewer genes": (lambda adata: adata._inplace_subset_var(adata.var_names[:9]), "3 .*missing"),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda adata: (sc.pp.normalize_total(adata), sc.pp.log1p(adata)), "layer"),
+        (sc.pp.scale, "negative"),
+        (lambda adata: adata.X.__setitem__((3, 4), np.nan), "NaN"),
+        (lambda adata: adata.X.__setitem__(3, 0), "cell_3"),
+        (lambda adata: adata._inplace_subset_var(adata.var_names[:9]), "missing"),
+    ],
+)
 def test_cells_that_were_changed_since_they_were_set_up_are_refused(
-    either_class, change, make_cells, make_model, quick
+    either_class, change, named, make_cells, make_model, quick
 ):
     adata = make_cells()
     model = make_model(adata, cls=either_class)
-    work, message = CHANGES[change]
-    work(adata)
+    change(adata)
 
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=named):
         model.train(1, **quick)
     assert model.trained_stages_ == []
 
@@ -73,114 +59,97 @@ def test_changed_values_of_a_backed_file_are_refused(make_cells, make_model, qui
     model = make_model(adata)
     adata.X[:, :] = np.log1p(adata.X[:, :])
 
-    with pytest.raises(ValueError, match="have changed since they were set up"):
+    with pytest.raises(ValueError, match="changed"):
         model.train(1, **quick)
 
 
 # --- checkpoints of other cells ---------------------------------------------------------------------------------------
 
 
-def shuffle_labels(adata):
-    adata.obs["dose"] = np.roll(adata.obs["dose"], 1)
+def embeddings(scale):
+    return {"condition_embeddings": {"cell_type": pd.DataFrame(scale * np.eye(5), TYPES, list("abcde"))}}
 
 
-def add_a_count(adata):
-    adata.X[50, 3] += 1
+@pytest.mark.parametrize(
+    ("change", "setups"),
+    [
+        (lambda adata: adata.X.__setitem__((50, 3), 99), [{}, {}]),
+        (lambda adata: adata.obs.__setitem__("dose", np.roll(adata.obs["dose"], 1)), [{}, {}]),
+        (lambda adata: setattr(adata, "obs_names", ["another", *adata.obs_names[1:]]), [{}, {}]),
+        (lambda adata: adata.layers.update(same=adata.X.copy()), [{}, {"layer": "same"}]),
+        (lambda adata: None, [embeddings(1), embeddings(2)]),
+    ],
+    ids=["values", "labels", "names", "layers", "embeddings"],
+)
+def test_a_checkpoint_of_other_cells_is_refused(either_class, change, setups, make_cells, make_model, quick, tmp_path):
+    def train(adata, setup):
+        make_model(adata, cls=either_class, setup=setup).train(1, checkpoint_dir=tmp_path, **quick)
 
-
-def rename_a_cell(adata):
-    adata.obs_names = ["another", *adata.obs_names[1:]]
-
-
-def another_layer(adata):
-    adata.layers["same"] = adata.X.copy()
-    return {"layer": "same"}
-
-
-@pytest.mark.parametrize("change", [add_a_count, shuffle_labels, rename_a_cell, another_layer])
-def test_a_checkpoint_of_other_values_labels_names_or_layers_is_refused(
-    either_class, change, make_cells, make_model, quick, tmp_path
-):
-    build = partial(make_model, cls=either_class)
-    build(adata=make_cells()).train(1, checkpoint_dir=tmp_path, **quick)
-    build(adata=make_cells()).train(1, checkpoint_dir=tmp_path, **quick)  # the same cells are taken for the same
+    for _ in range(2):  # the same cells are taken for the same
+        train(make_cells(), setups[0])
     others = make_cells()
-    setup = change(others)
+    change(others)
 
     with pytest.raises(ValueError, match="checkpoint_dir"):
-        build(adata=others, setup=setup).train(1, checkpoint_dir=tmp_path, **quick)
-
-
-def test_a_checkpoint_of_other_known_embeddings_is_refused(make_cells, make_model, quick, tmp_path):
-    table = pd.DataFrame(np.eye(5), make_cells().obs["cell_type"].cat.categories, list("abcde"))
-    setups = [{"condition_embeddings": {"cell_type": table * scale}} for scale in (1, 2)]
-    make_model(setup=setups[0]).train(1, checkpoint_dir=tmp_path, **quick)
-
-    with pytest.raises(ValueError, match="checkpoint_dir"):
-        make_model(setup=setups[1]).train(1, checkpoint_dir=tmp_path, **quick)
+        train(others, setups[1])
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
+WRONG_VALUES = {
+    "max_epochs": [0, 1.5, {"decoder": 3}],
+    "batch_size": [0, 2.5],
+    "train_size": [1.5, "most"],
+    "validation_size": [1.0],
+    "precision": ["64-true"],
+    "accelerator": ["tpu"],
+    "strategy": ["nonsense"],
+    "devices": [10**400],
+    "limit_train_batches": [10**400],
+    "check_val_every_n_epoch": [0],
+    "early_stopping_patience": ["five", 2.5],
+    "early_stopping_min_delta": [float("nan")],
+    "checkpoint_minutes": ["5"],
+    "max_time": ["1 hour", {"minute": 90}, 3600, {"hours": 10**400}],
+}
+NOT_NAMED = {"accelerator": "accelerator|xla", "devices": "", "limit_train_batches": ""}  # answers of Lightning
 MISTAKES = [
-    ({"epochs": 3}, TypeError, "epochs"),
-    ({"enable_checkpointing": True}, TypeError, "enable_checkpointing"),
-    ({"plan_kwargs": {"compile": True}}, TypeError, "compile"),
-    ({"plan_kwargs": {"learning_rat": 1e-3}}, TypeError, "learning_rate"),
-    ({"plan_kwargs": {"learning_rate": "high"}}, TypeError, "learning_rate"),
-    ({"plan_kwargs": [1]}, TypeError, "plan_kwargs"),
-    ({"plan_kwargs": {"decoder": {"learning_rate": 1e-3}}}, ValueError, "decoder"),
-    ({"max_epochs": 0}, ValueError, "max_epochs"),
-    ({"max_epochs": 1.5}, ValueError, "max_epochs"),
-    ({"max_epochs": {"decoder": 3}}, ValueError, "decoder"),
-    ({"batch_size": 0}, ValueError, "batch_size"),
-    ({"batch_size": 2.5}, ValueError, "batch_size"),
-    ({"plan_kwargs": {"batch_size": -1}}, ValueError, "batch_size"),
-    ({"train_size": 1.5}, ValueError, "train_size"),
-    ({"train_size": "most"}, ValueError, "train_size"),
-    ({"train_size": 0.8, "validation_size": 0.3}, ValueError, "validation_size"),
-    ({"validation_size": 1.0}, ValueError, "validation_size"),
-    ({"train_size": 1.0, "early_stopping": True}, ValueError, "early_stopping"),
-    ({"precision": "64-true"}, ValueError, "precision"),
-    ({"accelerator": "tpu"}, ValueError, "accelerator|xla"),
-    ({"strategy": "nonsense"}, ValueError, "strategy"),
-    ({"devices": 10**400}, ValueError, ""),
-    ({"limit_train_batches": 10**400}, ValueError, ""),
-    ({"callbacks": [3]}, TypeError, "callbacks"),
-    ({"check_val_every_n_epoch": 0}, ValueError, "check_val_every_n_epoch"),
-    ({"early_stopping_patience": "five"}, ValueError, "early_stopping_patience"),
-    ({"early_stopping_patience": 2.5}, ValueError, "early_stopping_patience"),
-    ({"early_stopping_min_delta": float("nan")}, ValueError, "early_stopping_min_delta"),
-    ({"checkpoint_minutes": "5"}, ValueError, "checkpoint_minutes"),
-    *(({"max_time": time}, ValueError, "max_time") for time in ("1 hour", {"minute": 90}, 3600, {"hours": 10**400})),
+    *((ValueError, NOT_NAMED.get(name, name), {name: v}) for name, values in WRONG_VALUES.items() for v in values),
+    (ValueError, "decoder", {"plan_kwargs": {"decoder": {"learning_rate": 1e-3}}}),
+    (ValueError, "batch_size", {"plan_kwargs": {"batch_size": -1}}),
+    (ValueError, "validation_size", {"train_size": 0.8, "validation_size": 0.3}),
+    (ValueError, "early_stopping", {"train_size": 1.0, "early_stopping": True}),
+    (TypeError, "epochs", {"epochs": 3}),
+    (TypeError, "enable_checkpointing", {"enable_checkpointing": True}),
+    (TypeError, "compile", {"plan_kwargs": {"compile": True}}),
+    (TypeError, "learning_rate", {"plan_kwargs": {"learning_rat": 1e-3}}),
+    (TypeError, "learning_rate", {"plan_kwargs": {"learning_rate": "high"}}),
+    (TypeError, "plan_kwargs", {"plan_kwargs": [1]}),
+    (TypeError, "callbacks", {"callbacks": [3]}),
 ]
+#: Of the second stage of SCLDM, and of its rounds.
 LATE_MISTAKES = [
-    ({"max_epochs": {"prior": 0}}, ValueError, "max_epochs"),
-    ({"max_epochs": {"transport": 3}}, ValueError, "transport.*control_values"),
-    ({"plan_kwargs": {"prior": {"batch_size": 0}}}, ValueError, "batch_size"),
-    ({"plan_kwargs": {"prior": {"learnig_rate": 1.0}}}, TypeError, "learning_rate"),
-    ({"plan_kwargs": {"prior": {"drop_probability": 1.5}}}, ValueError, "drop_probability"),
+    (ValueError, "max_epochs", {"max_epochs": {"prior": 0}}),
+    (ValueError, "transport.*control_values", {"max_epochs": {"transport": 3}}),
+    (ValueError, "batch_size", {"plan_kwargs": {"prior": {"batch_size": 0}}}),
+    (TypeError, "learning_rate", {"plan_kwargs": {"prior": {"learnig_rate": 1.0}}}),
+    (ValueError, "drop_probability", {"plan_kwargs": {"prior": {"drop_probability": 1.5}}}),
     (
-        {"max_epochs": 5, "check_val_every_n_epoch": 2, "plan_kwargs": {"autoencoder": {"max_rounds": 3}}},
         ValueError,
         "check_val_every_n_epoch",
+        {"max_epochs": 5, "check_val_every_n_epoch": 2, "plan_kwargs": {"autoencoder": {"max_rounds": 3}}},
     ),
 ]
 
 
-@pytest.mark.parametrize(("mistake", "error", "named"), MISTAKES, ids=lambda value: str(value)[:40])
-def test_a_mistake_is_answered_by_name_before_any_work(either_class, mistake, error, named, make_model, quick):
-    model = make_model(cls=either_class)
-
-    with pytest.raises(error, match=named):
-        model.train(**{**quick, **mistake})
-    assert model.trained_stages_ == []
-
-
-@pytest.mark.parametrize(("mistake", "error", "named"), LATE_MISTAKES)
-def test_mistakes_about_later_stages_are_found_before_the_first(make_model, quick, mistake, error, named):
-    model = make_model()
+@pytest.mark.parametrize(
+    ("cls", "error", "named", "mistake"),
+    [*((cls, *m) for cls in (SCLDM, SCRDIT) for m in MISTAKES), *((SCLDM, *m) for m in LATE_MISTAKES)],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_mistake_is_answered_by_name_before_any_work(cls, error, named, mistake, make_model, quick):
+    model = make_model(cls=cls)
 
     with pytest.raises(error, match=named):
         model.train(**{**quick, **mistake})
@@ -205,18 +174,21 @@ def test_options_hold_for_all_stages_or_by_stage(make_model, quick, monkeypatch)
     assert seen == {"autoencoder": 4e-3, "prior": 0.25}
 
 
-def test_sizes_split_the_cells_as_in_scvi_tools(make_model, quick):
+def test_sizes_split_the_cells_as_in_scvi_tools(make_model, make_cells, quick):
+    def sizes(model):
+        return [len(part) for part in (model.train_indices, model.validation_indices, model.test_indices)]
+
     model = make_model()
-
     model.train(1, train_size=0.5, validation_size=0.25, **quick)
-
+    assert sizes(model) == [48, 24, 24]
     parts = [model.train_indices, model.validation_indices, model.test_indices]
-    assert [len(part) for part in parts] == [48, 24, 24]
     assert len(np.unique(np.concatenate(parts))) == 96
     model.train_prior(1, **quick)
-    assert len(model.test_indices) == 24
+    assert sizes(model) == [48, 24, 24]
     model.train(1, validation_size=0.25, **quick)
-    assert [len(model.train_indices), len(model.validation_indices), len(model.test_indices)] == [72, 24, 0]
+    assert sizes(model) == [72, 24, 0]
+    (model := make_model(make_cells(97))).train_autoencoder(1, train_size=0.5, validation_size=0.5, **quick)
+    assert sizes(model) == [48, 49, 0]  # shares that add up to all leave no cell over
 
 
 def test_test_cells_are_no_training_cells(make_model, quick, monkeypatch):
@@ -237,19 +209,14 @@ def test_test_cells_are_no_training_cells(make_model, quick, monkeypatch):
     assert len(fitted[1]) == 72
 
 
-def test_batches_are_no_larger_than_the_default_or_the_cells(make_model, quick, monkeypatch):
+def test_batches_are_no_larger_than_the_default_or_the_cells(make_model, quick):
     sizes = {}
-    for name in ("AutoencoderPlan", "PriorPlan"):
-        plan = getattr(__import__("scgen_diffusion").train, name)
-        original = plan.compute_losses
 
-        def spy(self, batch, *args, original=original, **kwargs):
-            sizes.setdefault(self.name, set()).add(len(next(iter(batch.values()))))
-            return original(self, batch, *args, **kwargs)
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, plan, batch, *_):
+            sizes.setdefault(plan.name, set()).add(len(next(iter(batch.values()))))
 
-        monkeypatch.setattr(plan, "compute_losses", spy)
-
-    make_model().train(1, train_size=1.0, **{**quick, "batch_size": 1_000_000})
+    make_model().train(1, train_size=1.0, callbacks=[Watch()], **{**quick, "batch_size": 1_000_000})
 
     assert sizes == {"autoencoder": {96}, "prior": {256}}
 
@@ -257,63 +224,52 @@ def test_batches_are_no_larger_than_the_default_or_the_cells(make_model, quick, 
 # --- what the user sees -----------------------------------------------------------------------------------------------
 
 
-def lines_of(model, capsys):
-    print(model)
-    printed = capsys.readouterr().out
-    assert printed == repr(model) + "\n"
-    lines = printed.splitlines()
+def lines_of(model):
+    lines = repr(model).splitlines()
     assert len(lines) == 5
     return lines
 
 
-def test_a_model_is_printed_in_five_lines(make_model, quick, capsys):
+def test_a_model_is_printed_in_five_lines(make_model, quick):
     model = make_model(setup={"control_values": {"dose": 1}})
-    first, genes, conditions, trained, following = lines_of(model, capsys)
+    first, genes, conditions, trained, following = lines_of(model)
     assert "SCLDM of 96 cells" in first
     assert "12" in genes
     assert "cell_type (5 classes), dose (3 classes; control: 1)" in conditions
-    assert "nothing yet (stages: autoencoder, prior, transport)" in trained
-    assert following.endswith("model.train()")
-    model.train_autoencoder(1, **quick)
-    model.cut_short_ = {}
-    following = lines_of(model, capsys)[4]
-    assert following.endswith("model.train_transport() to predict perturbations, or model.train_prior() to generate")
-    model.train_transport(1, **quick)
-    model.cut_short_ = {}
-    assert "model.predict_perturbation(control_cells, {'dose': ...})" in lines_of(model, capsys)[4]
-    model.train(1, **quick)
-    *_, trained, following = lines_of(model, capsys)
-    assert trained.endswith("autoencoder, prior (far too short), transport (far too short)")
-    assert "model.train_prior() and model.train_transport(), as the training so far" in following
-    model.cut_short_ = {**model.cut_short_, "autoencoder": TOO_SHORT}
-    assert lines_of(model, capsys)[4].endswith("model.train(), as the training so far was far too short")
-    model.cut_short_ = {}
-    assert lines_of(model, capsys)[4].endswith(
-        "model.generate(1_000, condition={'cell_type': 'B cell'}), model.predict_perturbation(control_cells, "
-        "{'dose': ...}) and model.save('my_model')"
-    )
+    assert "autoencoder, prior, transport" in trained
+    assert "model.train()" in following
+    for stage, suggested in (
+        ("autoencoder", ["model.train_transport()", "model.train_prior()"]),
+        ("transport", ["model.predict_perturbation(control_cells, {'dose': ...})"]),
+        ("prior", ["model.generate(1_000, condition={'cell_type': 'B cell'})", "predict_perturbation", "model.save("]),
+    ):
+        getattr(model, f"train_{stage}")(1, **quick)
+        *_, trained, following = lines_of(model)
+        assert f"{stage} (far too short)" in trained
+        model.cut_short_ = {}
+        assert all(call in lines_of(model)[4] for call in suggested)
+    for stages, suggested in ((["autoencoder", "prior"], "model.train(),"), (["prior"], "model.train_prior(),")):
+        model.cut_short_ = dict.fromkeys(stages, TOO_SHORT)
+        assert suggested in lines_of(model)[4]
 
 
-def test_models_of_other_kinds_are_printed_too(trained, trained_gene_space, make_cells, tiny, tmp_path, capsys):
-    trained.save(tmp_path / "model")
-    loaded = SCLDM.load(tmp_path / "model", adata=False)
-    assert lines_of(loaded, capsys)[0] == "SCLDM trained on 96 cells (cells not in memory)"
-    again = "set model.adata to cells, then model.train(), as the training so far was far too short"
-    assert lines_of(loaded, capsys)[4].endswith(again)
+def test_models_of_other_kinds_are_printed_too(saved_model, trained_gene_space, make_cells, tiny):
+    loaded = SCLDM.load(saved_model, adata=False)
+    assert "SCLDM trained on 96 cells" in lines_of(loaded)[0]
+    assert "model.adata" in lines_of(loaded)[4]
     cells = make_cells(seed=1)
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace({"NK": "ILC"})
-    _, _, conditions, state, following = lines_of(SCLDM.load_query_data(cells, loaded), capsys)
+    _, _, conditions, _, following = lines_of(SCLDM.load_query_data(cells, loaded))
     assert "cell_type (6 classes; new: 'ILC')" in conditions
-    assert state.endswith("prior (far too short) (by the reference; not fine-tuned yet)")
-    assert following.endswith("model.train()")
+    assert "model.train()" in following
     loaded.cut_short_ = {}
-    assert "model.generate(1_000, condition={'cell_type': 'B cell'})" in lines_of(loaded, capsys)[4]
-    assert lines_of(trained_gene_space, capsys)[3].endswith("diffusion (far too short)")
+    assert "model.generate(1_000, condition={'cell_type': 'B cell'})" in lines_of(loaded)[4]
+    assert "diffusion" in lines_of(trained_gene_space)[3]
     mdata = MuData({"rna": make_cells(), "prot": make_cells(n_genes=5)})
     MULTISCLDM.setup_mudata(mdata)
-    _, features, conditions, *_ = lines_of(MULTISCLDM(mdata, **tiny), capsys)
+    _, features, conditions, *_ = lines_of(MULTISCLDM(mdata, **tiny))
     assert "rna (12, negative_binomial), prot (5, negative_binomial)" in features
-    assert conditions.endswith("none")
+    assert "none" in conditions
 
 
 QUIET = """
@@ -330,14 +286,12 @@ builders._make_model().train(2)
 def test_in_a_log_file_training_shows_a_line_per_stage_and_one_at_the_end(run_apart):
     out, err = run_apart(QUIET, Path(__file__).parents[1])
 
-    *stages, words = err.partition("begin\n")[2].splitlines()
+    *stages, last = err.partition("begin\n")[2].splitlines()
     assert out == ""
-    assert [line.partition(":")[0] for line in stages] == ["Autoencoder (compresses cells)", "Prior (generates cells)"]
+    assert [line.split()[0] for line in stages] == ["Autoencoder", "Prior"]
     assert all("100%, epoch 2 of 2, validation loss " in line for line in stages)
     assert "\r" not in err
-    assert re.fullmatch(
-        r"Training took \d+\.\d minutes \(autoencoder: epochs 2, validation loss \S+; prior: epochs 2, .*", words
-    )
+    assert re.search(r"autoencoder: epochs 2, validation loss \S+; prior: epochs 2, ", last)
 
 
 class Stop(Callback):
@@ -351,15 +305,11 @@ class Stop(Callback):
 def test_a_stopped_run_is_told_and_printed(make_model, quick, capsys, tmp_path):
     model = make_model()
     model.train(3, **{**quick, "enable_progress_bar": True}, callbacks=[Stop()])
-    assert "prior (stopped far too early)" in str(model)
-    assert "with `checkpoint_dir`, make the same call again, which trains on; without, model.train_prior()" in str(
-        model
-    )
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("Training was stopped after")
-    assert "prior: epochs 1" in last
+    assert "prior: epochs 1" in capsys.readouterr().err.splitlines()[-1]
+    assert all(words in str(model) for words in ("checkpoint_dir", "model.train_prior()"))
     model.save(tmp_path / "model")
-    assert "prior (stopped far too early)\n" in str(type(model).load(tmp_path / "model"))
+    for printed in (str(model), str(SCLDM.load(tmp_path / "model"))):
+        assert "prior (stopped far too early)\n" in printed
     model.train_prior(1, **quick)
     assert "prior (far too short)\n" in str(model)
 
@@ -406,27 +356,23 @@ def test_repeated_cells_of_files_come_in_whole_batches_and_new_orders(make_model
     assert len({tuple(batch) for batch in seen}) == 6
 
 
-def test_a_label_of_validation_cells_alone_is_named(make_model, quick, monkeypatch):
+@pytest.mark.parametrize("n_cells", [0, 1])
+def test_labels_with_few_training_cells_are_named_once(make_model, quick, monkeypatch, n_cells):
     model = make_model()
     rare = np.flatnonzero(model.adata.obs["cell_type"] == "rare")
-    parts = np.setdiff1d(np.arange(model.adata.n_obs), rare), rare, np.array([], dtype=int)
+    others, none = np.setdiff1d(np.arange(model.adata.n_obs), rare), np.array([], dtype=int)
+    parts = (np.arange(model.adata.n_obs), none, none) if n_cells else (others, rare, none)
     monkeypatch.setattr("scgen_diffusion.model._base.split_cells", lambda *_: parts)
 
-    with pytest.warns(UserWarning, match=r"of cell_type 'rare' \(0\): "):
+    with pytest.warns(UserWarning, match=rf"cell_type 'rare' \({n_cells}\)"):
         model.train_autoencoder(2, **quick)
-
-
-def test_labels_with_few_cells_are_named_once(make_model, quick):
-    model = make_model()
-    with pytest.warns(UserWarning, match=r"Too few training cells \(under 10\) of cell_type 'rare' \(1\): "):
-        model.train_autoencoder(2, **quick, train_size=1.0)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Too few training cells")
         model.train_prior(2, **quick)
 
 
 def test_a_training_that_is_far_too_short_is_named(make_model, quick):
-    with pytest.warns(UserWarning, match=r"Too few epochs for 86 training cells: 2 of the diffusion \(default 133"):
+    with pytest.warns(UserWarning, match="86 training cells: 2 of the diffusion"):
         (model := make_model(cls=SCRDIT)).train(2, **quick)
     assert "diffusion (far too short)" in str(model)
 
@@ -440,15 +386,6 @@ def test_a_training_that_an_option_ends_is_judged_by_the_epochs_it_had(make_mode
     assert model.cut_short_ == {}
 
 
-def test_a_deterministic_run_does_not_warn_of_a_default(make_model, quick):
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*deterministic")
-        try:
-            make_model().train_autoencoder(1, deterministic=True, **quick)
-        finally:
-            torch.use_deterministic_algorithms(False)
-
-
 class Terminal(io.StringIO):
     """What a terminal shows."""
 
@@ -460,7 +397,14 @@ def test_in_a_terminal_training_shows_a_bar_per_stage(make_model, quick, monkeyp
     monkeypatch.setattr(sys, "stderr", Terminal())
     make_model().train(2, **quick | {"enable_progress_bar": True})
     shown = sys.stderr.getvalue().replace("\r", "\n").splitlines()
-    assert any(line.startswith("Autoencoder (compresses cells)   0%|") for line in shown)
-    assert any(
-        line.startswith("Prior (generates cells) 100%|") and "epoch 2 of 2, validation loss" in line for line in shown
-    )
+    assert any(re.match(r"Autoencoder .* 0%\|", line) for line in shown)
+    assert any(re.match(r"Prior .* 100%\|.*epoch 2 of 2, validation loss", line) for line in shown)
+
+
+def test_a_deterministic_run_does_not_warn_of_a_default(make_model, quick):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*deterministic")
+        try:
+            make_model().train_autoencoder(1, deterministic=True, **quick)
+        finally:
+            torch.use_deterministic_algorithms(False)
