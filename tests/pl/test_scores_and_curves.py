@@ -221,11 +221,10 @@ def test_categories_are_drawn_like_text():
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrap", [lambda history: history, lambda history: SimpleNamespace(history=history)])
-def test_every_stage_has_a_panel_with_training_and_validation_losses(wrap):
+def test_every_stage_has_a_panel_with_training_and_validation_losses():
     history = make_history()
 
-    axes = sgd.pl.training_history(wrap(history), show=False)
+    axes = sgd.pl.training_history(SimpleNamespace(history=history), show=False)
 
     assert [ax.get_title() for ax in axes] == ["autoencoder loss", "prior loss"]
     for ax, stage in zip(axes, ("autoencoder", "prior"), strict=True):
@@ -285,20 +284,3 @@ def test_models_without_validation_and_of_scvi_tools_are_drawn():
 
     assert [len(ax.lines) for ax in without] == [1, 1]
     assert [ax.get_title() for ax in axes] == ["elbo"]
-
-
-@pytest.mark.parametrize(
-    "plot",
-    [
-        lambda **kwargs: sgd.pl.scores(make_table(), **kwargs),
-        lambda **kwargs: sgd.pl.training_history(make_history(), **kwargs),
-    ],
-)
-def test_figures_are_saved_and_shown(plot, tmp_path, monkeypatch):
-    shown = []
-    monkeypatch.setattr(plt, "show", lambda: shown.append(True))
-
-    assert plot(show=True, save=tmp_path / "plot.png") is None
-
-    assert shown == [True]
-    assert (tmp_path / "plot.png").stat().st_size > 1000

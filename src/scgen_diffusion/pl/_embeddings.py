@@ -16,7 +16,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from sklearn.neighbors import NearestNeighbors
 
 from scgen_diffusion._arguments import as_list, check_count, known_names
-from scgen_diffusion.data import check_is_anndata, make_indexable, obs_column
+from scgen_diffusion.data import check_is_anndata, obs_column
 from scgen_diffusion.metrics import ComparisonSpace, Expression, align_genes, expression_of
 
 from ._figures import (
@@ -196,18 +196,17 @@ def colors_of(
     sets: Mapping[str, AnnData],
     owner: AnnData,
     palette: Mapping[str, Color] | Sequence[Color] | None,
-    *others: AnnData,
 ) -> tuple[list[NDArray], dict[str, Color], ScalarMappable | None]:
     """Return the colours of each set of cells by a column of `obs`, ``(cells, 4)``, a legend, and a scale of numbers.
 
-    The labels of ``others`` have colours of their own, though they are not drawn.
+    Colours are those of an embedding of the ``owner``, some of whose labels may not be drawn.
     """
     columns = [obs_column(cells, color, name) for name, cells in sets.items()]
     if all(is_numeric_dtype(column) and not is_bool_dtype(column) for column in columns):
         return number_colors(color, [column.astype(float).to_numpy() for column in columns])
     labels = [labels_of(cells, color, name) for name, cells in sets.items()]
     order = label_order(owner, color, *labels)
-    colored = label_order(owner, color, *labels, *(labels_of(cells, color, "reference") for cells in others))
+    colored = order if palette is not None else label_order(owner, color, *labels, labels_of(owner, color, "real"))
     found = label_colors(owner, color, colored, palette)
     legend = {label: found[label] for label in order}
     return [to_rgba_array([legend[label] for label in series]) for series in labels], legend, None
@@ -338,18 +337,39 @@ def sampling_path(
     """
     check_is_anndata(path, "path", " Of several modalities, give one: `path['rna']`.")
     choose("values", [values], ["state", "estimate"])
-    rows = rows_of_frames(path)
+    if lacking := {"cell", "frame", "time"} - set(path.obs):
+        msg = f"`path` must come from a model's get_sampling_path, but its `obs` lacks {sorted(lacking)}."
+        raise ValueError(msg)
+    numbered = path.obs[["frame"]].assign(cell=path.obs["cell"].astype(str), row=np.arange(path.n_obs))
+    table = numbered.pivot(index="frame", columns="cell", values="row")  # of the number of each row
+    if len(table) < 2 or table.isna().any(axis=None):
+        msg = f"`path` must have the same cells in at least two frames, but found {path.n_obs} rows in {len(table)}."
+        raise ValueError(msg)
+    rows = table.to_numpy()[:, np.random.default_rng(0).permutation(table.shape[1])]
     n_panels = min(len(rows), MOST_PANELS) if n_panels is None else check_count("n_panels", n_panels, 2, len(rows))
     matrix = path.X if values == "state" else path.layers["estimate"]
-    points, background = project_frames([matrix[frame] for frame in rows], path, reference, layer)
+
+    fitted = matrix[rows[-1]]
+    if reference is not None:
+        real = subsample(reference, "reference", MAX_REFERENCE_CELLS, 0)
+        real = align_genes(real, path.var_names, name="reference")
+        # Normalise counts over the genes of the path, as models do. Logarithms were normalised over all genes.
+        expression = expression_of(real, layer=layer, name="reference")
+        if expression.library_sizes is None:
+            expression = expression_of(real, layer=layer, name="reference", scale=sp.csr_matrix.log1p)
+        fitted = expression.values
+    if min(fitted.shape) < 3:
+        msg = f"Principal components need 3 cells and 3 genes, but found {fitted.shape}; pass a larger `reference`."
+        raise ValueError(msg)
+    space = ComparisonSpace.fit(Expression(sp.csr_matrix(fitted), None), n_components=2)
+    # not normalised: noise has no total
+    points = [space.project(Expression(sp.csr_matrix(matrix[frame]), None)) for frame in rows]
+    background = np.empty((0, 2)) if reference is None else space.project(expression)
     cells = path[rows[0]]
     colors, legend, scale = [SOURCES["synthetic"]], {"synthetic": SOURCES["synthetic"]}, None
     if color is not None:
-        is_of_reference = reference is not None and color in reference.obs  # colours as in an embedding of it
-        others = [reference] if is_of_reference and palette is None else []
-        colors, legend, scale = colors_of(
-            color, {"path": cells}, reference if is_of_reference else cells, palette, *others
-        )
+        owner = cells if reference is None or color not in reference.obs else reference
+        colors, legend, scale = colors_of(color, {"path": cells}, owner, palette)
     axes = panels(n_panels, axs, size=(2.6, 2.9), n_columns=n_panels)
     size = float(np.clip(4_000 / cells.n_obs, 4, 18))
     (left, bottom), (right, top) = limits_around(np.concatenate([*points, background]))
@@ -368,54 +388,3 @@ def sampling_path(
     if scale is not None:
         axes[0].figure.colorbar(scale, ax=axes, label=color, location="bottom", shrink=0.5, aspect=30)
     return finish(axes, show, save)
-
-
-def project_frames(
-    frames: Sequence[NDArray | sp.csr_matrix], path: AnnData, reference: AnnData | None, layer: str | None
-) -> tuple[list[NDArray], NDArray]:
-    """Return the first two principal components of the cells in each frame and of the reference, ``(cells, 2)``.
-
-    Without a reference, they are fitted to the last frame.
-    """
-    fitted = frames[-1]
-    if reference is not None:
-        missing = path.var_names.difference(reference.var_names)
-        if len(missing):
-            msg = f"`reference` lacks {len(missing)} of the {path.n_vars} genes of `path`, such as {list(missing[:3])}."
-            raise ValueError(msg)
-        real = subsample(reference, "reference", MAX_REFERENCE_CELLS, 0)
-        real = make_indexable(real)[:, path.var_names]
-        # Normalise counts over the genes of the path, as models do. Logarithms were normalised over all genes.
-        expression = expression_of(real, layer=layer, name="reference")
-        if expression.library_sizes is None:
-            expression = expression_of(real, layer=layer, name="reference", scale=sp.csr_matrix.log1p)
-        fitted = expression.values
-    if min(fitted.shape) < 3:
-        msg = f"Principal components need 3 cells and 3 genes, but found {fitted.shape}; pass a larger `reference`."
-        raise ValueError(msg)
-    space = ComparisonSpace.fit(Expression(sp.csr_matrix(fitted), None), n_components=2)
-
-    def project(log_values: NDArray | sp.csr_matrix) -> NDArray:  # not normalised: noise has no total
-        of_genes = log_values[:, space.genes]
-        return space.pca.transform(of_genes.toarray() if sp.issparse(of_genes) else np.asarray(of_genes))
-
-    return [project(frame) for frame in frames], np.empty((0, 2)) if reference is None else project(fitted)
-
-
-def rows_of_frames(path: AnnData) -> NDArray[np.intp]:
-    """Return the rows of each frame, ``(frames, cells)``, with the cells in the same random order.
-
-    Raises
-    ------
-    ValueError
-        If `obs` lacks a column, or the frames have different cells.
-    """
-    if lacking := {"cell", "frame", "time"} - set(path.obs):
-        msg = f"`path` must come from a model's get_sampling_path, but its `obs` lacks {sorted(lacking)}."
-        raise ValueError(msg)
-    numbered = path.obs[["frame"]].assign(cell=path.obs["cell"].astype(str), row=np.arange(path.n_obs))
-    table = numbered.pivot(index="frame", columns="cell", values="row")
-    if len(table) < 2 or table.isna().any(axis=None):
-        msg = f"`path` must have the same cells in at least two frames, but found {path.n_obs} rows in {len(table)}."
-        raise ValueError(msg)
-    return table.to_numpy()[:, np.random.default_rng(0).permutation(table.shape[1])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from os.path import commonprefix
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.colors import CenteredNorm, Normalize
@@ -39,7 +39,6 @@ def layer_statistics(
     table: pd.DataFrame,
     statistics: str | Sequence[str] = "subspace_coding_rate_before",
     *,
-    x: Literal["time", "noise_level"] = "time",
     head: str | None = None,
     layers: Sequence[int] | None = None,
     groups: Sequence[str] | None = None,
@@ -48,7 +47,7 @@ def layer_statistics(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
-    """Plot statistics of the layers, one panel per layer and one line per group of cells.
+    """Plot statistics of the layers over the diffusion time, one panel per layer and one line per group of cells.
 
     Parameters
     ----------
@@ -56,8 +55,6 @@ def layer_statistics(
         What :func:`~scgen_diffusion.interpret.layer_statistics` returned.
     statistics
         Statistics to plot, with one line style each.
-    x
-        What to plot against: ``"time"`` or ``"noise_level"``.
     head
         One head, such as ``"L0H2"``. Default: all heads together.
     layers, groups
@@ -85,22 +82,19 @@ def layer_statistics(
     table = table[table["head"] == head]
     of_head = "" if head == "all" else f"` of `head={head!r}"  # some statistics are of all heads together
     names = choose(f"statistics{of_head}", statistics, table["statistic"].unique(), most=len(LINE_STYLES))
-    choose("x", [x], ["time", "noise_level"])
     layers = choose("layers", layers, sorted(table["layer"].unique()))
     known = list(table["group"].unique())
     groups = choose("groups", groups, known)
     palette = scanpy_colors(known) if palette is None else palette_of(groups, palette)
 
-    xlabel = r"noise level $\sigma_t$"
-    if x == "time":
-        levels = table.sort_values("time")["noise_level"].to_numpy()
-        xlabel = f"diffusion time ({'data → noise' if levels[-1] >= levels[0] else 'noise → data'})"
+    levels = table.sort_values("time")["noise_level"].to_numpy()
+    xlabel = f"diffusion time ({'data → noise' if levels[-1] >= levels[0] else 'noise → data'})"
     axes = panels(len(layers), axs, size=(3.2, 3.0))
     for ax, layer in zip(axes, layers, strict=True):
         of_layer = table[table["layer"] == layer].set_index(["group", "statistic"]).sort_index()
         for group, (name, style) in product(groups, zip(names, LINE_STYLES, strict=False)):
-            rows = of_layer.loc[[(group, name)]].sort_values(x)
-            ax.plot(rows[x], rows["value"], style, color=palette[group], marker="o", markersize=3, linewidth=1.5)
+            rows = of_layer.loc[[(group, name)]].sort_values("time")
+            ax.plot(rows["time"], rows["value"], style, color=palette[group], marker="o", markersize=3, linewidth=1.5)
         ax.set(title=f"layer {layer}", xlabel=xlabel)
         without_frame(ax)
     common = commonprefix(names)
