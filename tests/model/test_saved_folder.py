@@ -13,16 +13,7 @@ import pytest
 import torch
 from builders import Canary
 
-from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _model_file, load
-
-
-@pytest.fixture(scope="module")
-def cells(make_cells):
-    """Build cells with conditions of every kind."""
-    adata = make_cells()
-    adata.obs["targets"] = np.resize(["A", "B", "A+B", "control"], adata.n_obs)
-    return adata
-
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, load
 
 EVERY_KIND = {
     "continuous_condition_keys": ["dose"],
@@ -33,19 +24,14 @@ EVERY_KIND = {
 
 
 @pytest.fixture(scope="module")
-def folder(either_class, cells, make_model, tmp_path_factory):
-    """Save a model of each kind with its cells."""
-    model = make_model(cells.copy(), cls=either_class, condition_keys=["cell_type"], setup=EVERY_KIND)
+def folder(either_class, make_cells, make_model, tmp_path_factory):
+    """Save a model of each kind with its cells, which have conditions of every kind."""
+    cells = make_cells()
+    cells.obs["targets"] = np.resize(["A", "B", "A+B", "control"], cells.n_obs)
+    model = make_model(cells, cls=either_class, condition_keys=["cell_type"], setup=EVERY_KIND)
     where = tmp_path_factory.mktemp("saved") / "model"
     model.save(where, save_anndata=True)
     return where
-
-
-@pytest.fixture
-def hub():
-    """Return scvi-tools' hub, which needs a library of its own."""
-    pytest.importorskip("huggingface_hub")
-    return importlib.import_module("scvi.hub")
 
 
 def contents(folder):
@@ -55,29 +41,26 @@ def contents(folder):
 def assert_plain(value):
     if isinstance(value, dict):
         assert all(type(key) is str for key in value)
-        for item in value.values():
-            assert_plain(item)
-    elif isinstance(value, list):
-        for item in value:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
             assert_plain(item)
     else:
         assert isinstance(value, torch.Tensor | str | int | float | None)
 
 
-# --- scvi-tools reads it ----------------------------------------------------------------------------------------------
-
-
-def test_the_file_has_the_layout_of_scvi_tools_and_holds_plain_values(folder, cells):
+def test_the_file_has_the_layout_of_scvi_tools_and_holds_plain_values(folder):
     content = contents(folder)
 
     assert {"model_state_dict", "var_names", "attr_dict"} <= set(content)
-    assert content["var_names"] == list(cells.var_names)
+    assert content["var_names"] == [f"gene_{gene}" for gene in range(12)]
     assert_plain(content["attr_dict"])
     json.dumps([content["attr_dict"]["registry_"], content["attr_dict"]["init_params_"]])
-    assert content["attr_dict"]["registry_"]["setup_args"]["condition_keys"] == ["cell_type"]
 
 
-def test_the_hub_of_scvi_tools_reads_the_folder(folder, hub):
+def test_the_hub_of_scvi_tools_reads_the_folder_and_makes_its_card(folder, tmp_path):
+    """scvi-tools makes cards for the names of its own models only; but for the name, it finds all that it needs."""
+    pytest.importorskip("huggingface_hub")
+    hub = importlib.import_module("scvi.hub")
     cls = load(folder).__class__
     metadata = hub.HubMetadata.from_dir(folder, anndata_version="0.12", model_parent_module="scgen_diffusion.model")
     metadata.save(folder / "_scvi_required_metadata.json", overwrite=True)
@@ -88,18 +71,10 @@ def test_the_hub_of_scvi_tools_reads_the_folder(folder, hub):
     assert metadata.model_cls_name == cls.__name__
     assert type(model) is cls
     assert model.adata.n_obs == 96
-
-
-def test_model_cards_of_scvi_tools_can_be_made_of_what_the_folder_holds(folder, hub, tmp_path):
-    """scvi-tools makes cards for the names of its own models only; but for the name, it finds all that it needs."""
-    with pytest.raises(ValueError, match="name .* not recognized"):
-        hub.HubModelCardHelper.from_dir(folder, license_info="mit", anndata_version="0.12")
     content = contents(folder)
     content["attr_dict"]["registry_"]["model_name"] = "SCVI"
     torch.save(content, tmp_path / "model.pt")
-
     card = hub.HubModelCardHelper.from_dir(tmp_path, license_info="mit", anndata_version="0.12").model_card
-
     for part in ("n_conditions", "condition_keys", "cell_type", "adata.X", '"size": "default"'):
         assert part in card.content
 
@@ -123,22 +98,18 @@ def test_registry_and_setup_are_shown(folder, capsys):
         assert "Condition" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("what", ["trained", "query"])
-def test_all_that_a_model_remembers_comes_back(trained, make_cells, tmp_path, what):
-    if what == "query":
-        trained = SCLDM.load_query_data(make_cells(), trained, trainable="all", accelerator="cpu")
-    trained.save(tmp_path / "m")
+@pytest.mark.parametrize("is_query", [False, True])
+def test_all_that_a_model_remembers_comes_back(trained, make_cells, tmp_path, is_query):
+    model = trained
+    if is_query:
+        model = SCLDM.load_query_data(make_cells(), trained, trainable="all", accelerator="cpu")
+    model.save(tmp_path / "m")
     loaded = SCLDM.load(tmp_path / "m")
-    remembered = {name for name in vars(trained) if name.endswith("_")}
+    remembered = {name for name in vars(model) if name.endswith("_")}
 
     assert {name for name in vars(loaded) if name.endswith("_")} == remembered
-    for name in remembered - {"registry_", "var_", "history_", "reference_"}:
-        np.testing.assert_equal(getattr(loaded, name), getattr(trained, name), err_msg=name)
-    if what == "query":
-        np.testing.assert_equal(loaded.reference_, trained.reference_)
-
-
-# --- nothing is executed ----------------------------------------------------------------------------------------------
+    for name in remembered - {"registry_", "var_", "history_", *(() if is_query else ["reference_"])}:
+        np.testing.assert_equal(getattr(loaded, name), getattr(model, name), err_msg=name)
 
 
 READERS = [
@@ -150,6 +121,9 @@ READERS = [
     and {"dir_path", "reference_model", "collection_path", "path"} & set(inspect.signature(method).parameters)
     and (inspect.ismethod(method) or isinstance(inspect.getattr_static(cls, name), staticmethod))
 ]
+
+
+assert {"load", "load_query_data", "from_reference_checkpoint"} <= {name for _, name in READERS}
 
 
 @pytest.mark.parametrize(("cls", "name"), [*READERS, (None, "load")])
@@ -178,34 +152,10 @@ def test_no_method_executes_what_is_in_a_folder(cls, name, tmp_path, make_cells)
     assert not (tmp_path / "canary").exists()
 
 
-def test_the_methods_that_read_files_are_known():
-    own = {
-        "load",
-        "load_registry",
-        "view_setup_args",
-        "convert_legacy_save",
-        "load_query_data",
-        "prepare_query_anndata",
-    }
-    assert own | {"from_reference_checkpoint"} <= {name for _, name in READERS}
-
-
-# --- a changed file ---------------------------------------------------------------------------------------------------
-
-
-def test_a_file_is_read_once(folder, monkeypatch):
-    read, paths = _model_file.load_plain, []
-    monkeypatch.setattr(_model_file, "load_plain", lambda path, *what: paths.append(path) or read(path, *what))
-
-    load(folder)
-
-    assert len(paths) == 1
-
-
 def test_attributes_that_no_model_has_are_refused(folder, tmp_path):
     content = contents(folder)
     content["attr_dict"]["train"] = "not a method"
     torch.save(content, tmp_path / "model.pt")
 
-    with pytest.raises(ValueError, match=r"model\.pt .*unknown attribute 'train'"):
+    with pytest.raises(ValueError, match=r"model\.pt .*'train'"):
         load(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import json
 import os
 import pickle
@@ -12,6 +13,7 @@ import weakref
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from unittest.mock import Mock
 
 import anndata
 import numpy as np
@@ -83,28 +85,18 @@ def test_a_trained_model_can_be_pickled(make_trained):
     assert same_cells(copy.generate(10, seed=3), trained.generate(10, seed=3))
 
 
-def test_methods_that_need_cells_ask_for_them_after_loading(trained, saved_model):
+def test_cells_given_to_a_model_without_cells_do_not_become_its_own(trained, saved_model, quick, tmp_path):
     loaded = SCLDM.load(saved_model)
 
-    with pytest.raises(ValueError, match="give `adata`"):
-        loaded.get_latent_representation()
-    np.testing.assert_allclose(
-        loaded.get_latent_representation(trained.adata), trained.get_latent_representation(), rtol=1e-6
-    )
-
-
-def test_cells_given_to_a_model_without_cells_do_not_become_its_own(trained, saved_model, quick):
-    loaded = SCLDM.load(saved_model)
-
-    loaded.get_latent_representation(trained.adata)
-
+    for _ in range(2):
+        for ask in (loaded.get_latent_representation, lambda: loaded.train(1, **quick)):
+            with pytest.raises(ValueError, match="adata|cells"):
+                ask()
+        with pytest.raises(ValueError, match="cells"):
+            loaded.save(tmp_path / "m", save_anndata=True)
+        found = loaded.get_latent_representation(trained.adata.copy())
+        np.testing.assert_allclose(found, trained.get_latent_representation(), rtol=1e-6)
     assert loaded.adata is None
-    with pytest.raises(ValueError, match="give `adata`"):
-        loaded.get_latent_representation()
-    with pytest.raises(ValueError, match="no cells to train on"):
-        loaded.train(1, **quick)
-    again = loaded.get_latent_representation(trained.adata.copy())  # registered like the first ones
-    np.testing.assert_allclose(again, trained.get_latent_representation(), rtol=1e-6)
 
 
 NK = {"cell_type": "NK"}
@@ -129,42 +121,30 @@ def test_copies_of_cells_that_a_model_has_read_are_cells_like_others(trained, sa
         for others in (cells[rows].copy(), cells[rows], cells[rows].copy()[:].copy()):
             np.testing.assert_allclose(read(loaded, others), expected[rows], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(read(loaded, cells), expected)
-
-
-def test_a_copy_of_cells_that_a_model_has_read_can_become_its_own(trained, saved_model):
-    loaded, cells = SCLDM.load(saved_model), trained.adata[:20].copy()
-    loaded.predict_perturbation(cells, NK, seed=0)
-
     loaded.adata = cells.copy()
-
     assert loaded.get_latent_representation().shape[0] == 20
 
 
-def test_cells_can_build_a_model_after_another_has_read_a_copy(saved_model, make_cells, tiny):
-    cells = make_cells()
-    SCLDM.setup_anndata(cells, condition_keys=["cell_type", "dose"])
-    SCLDM.load(saved_model).predict_perturbation(cells.copy(), NK, seed=0)
-
-    assert SCLDM(cells, **tiny).adata is cells
-
-
-LOADERS = {
-    "load": SCLDM.load,
-    "query": lambda folder, cells: SCLDM.load_query_data(cells, folder, trainable="all", accelerator="cpu"),
-}
-
-
-@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
-def test_cells_can_build_a_model_after_another_was_loaded_with_a_copy(saved_model, make_cells, tiny, load):
+@pytest.mark.parametrize(
+    "use",
+    [
+        SCLDM.load,
+        lambda folder, cells: SCLDM.load_query_data(cells, folder, trainable="all", accelerator="cpu"),
+        lambda folder, cells: SCLDM.load(folder).predict_perturbation(cells, NK, seed=0),
+    ],
+    ids=["load", "query", "predict"],
+)
+def test_cells_can_build_a_model_after_another_has_used_a_copy(saved_model, make_cells, tiny, use):
     cells = make_cells()
     SCLDM.setup_anndata(cells, condition_keys=["cell_type"])  # not as the saved model was set up
 
-    loaded = load(saved_model, cells.copy())
+    other = use(saved_model, cells.copy())
 
     model = SCLDM(cells, **tiny)
     assert model.adata is cells
     assert list(model.conditions.keys) == ["cell_type"]
-    assert loaded.get_latent_representation(cells).shape[0] == loaded.get_latent_representation().shape[0] == 96
+    if isinstance(other, SCLDM):
+        assert other.get_latent_representation(cells).shape[0] == other.get_latent_representation().shape[0] == 96
 
 
 def test_a_model_without_cells_keeps_none_of_those_that_it_reads(trained, saved_model):
@@ -189,19 +169,6 @@ def test_a_model_whose_cells_were_replaced_can_be_saved_and_loaded(trained, save
     assert same_cells(loaded.generate(10, seed=3), trained.generate(10, seed=3))
 
 
-def test_cells_that_replace_a_models_own_need_its_genes_in_order(trained, saved_model):
-    model, cells = SCLDM.load(saved_model, adata=trained.adata.copy()), trained.adata.copy()
-
-    for others, words in [
-        (cells[:, ::-1].copy(), "another order"),
-        (cells[:, 1:].copy(), "1 .'gene_0'. missing"),
-        (cells.X, "found ndarray"),
-    ]:
-        with pytest.raises((TypeError, ValueError), match=words):
-            model.adata = others
-    assert model.adata.var_names.equals(cells.var_names)
-
-
 @pytest.mark.parametrize("loads_with_cells", [True, False])
 def test_only_the_same_cells_in_the_same_order_keep_the_split(trained, saved_model, loads_with_cells):
     def attached(cells):
@@ -211,10 +178,9 @@ def test_only_the_same_cells_in_the_same_order_keep_the_split(trained, saved_mod
         return model
 
     same = attached(trained.adata.copy())
-    with pytest.warns(UserWarning, match="or another order, so their split is gone"):
+    with pytest.warns(UserWarning, match="split"):
         reordered = attached(trained.adata[::-1].copy())
 
-    assert same._split_fits
     assert same.validation_indices_.tolist() == trained.validation_indices_.tolist()
     assert reordered.train_indices_ is reordered.validation_indices_ is reordered.test_indices_ is None
 
@@ -230,50 +196,56 @@ def test_a_model_of_before_keeps_its_split_for_as_many_cells(trained, tmp_path):
     assert loaded.validation_indices_.tolist() == trained.validation_indices_.tolist()
 
 
-def test_cells_can_be_saved_with_the_model(trained, tmp_path):
-    trained.save(tmp_path / "m", save_anndata=True, prefix="my_")
+def test_cells_can_be_saved_with_the_model_which_trains_on(trained_any, quick, tmp_path):
+    trained_any.save(tmp_path / "m", save_anndata=True, prefix="my_")
+    cls = type(trained_any)
 
-    loaded = SCLDM.load(tmp_path / "m", prefix="my_")
+    loaded = cls.load(tmp_path / "m", prefix="my_")
 
-    np.testing.assert_array_equal(loaded.adata.X, trained.adata.X)
-    np.testing.assert_array_equal(loaded.get_latent_representation(), trained.get_latent_representation())
-    assert SCLDM.load(tmp_path / "m", adata=False, prefix="my_").adata is None
-
-
-def test_a_model_loaded_with_its_cells_can_be_trained_on(trained_any, tmp_path, quick):
-    trained_any.save(tmp_path / "m", save_anndata=True)
-
-    loaded = type(trained_any).load(tmp_path / "m")
+    np.testing.assert_array_equal(loaded.adata.X, trained_any.adata.X)
+    assert same_cells(loaded.generate(3, seed=0), trained_any.generate(3, seed=0))
     loaded.train(1, **quick)
-
-    assert loaded.generate(3, seed=0).n_obs == 3
-
-
-def test_cells_of_other_genes_are_refused_by_name(trained, saved_model):
-    with pytest.raises(ValueError, match="1 .'gene_3'. missing"):
-        SCLDM.load(saved_model, adata=trained.adata[:, trained.adata.var_names != "gene_3"].copy())
-    with pytest.raises(ValueError, match="another order"):
-        SCLDM.load(saved_model, adata=trained.adata[:, ::-1].copy())
+    path = tmp_path / "m" / "my_adata.h5ad"
+    path.write_bytes(path.read_bytes()[:2_000])
+    with pytest.raises(ValueError, match=r"adata\.h5ad is damaged"):
+        cls.load(tmp_path / "m", prefix="my_")
+    assert cls.load(tmp_path / "m", adata=False, prefix="my_").adata is None
 
 
-def test_cells_without_a_condition_column_are_refused_by_name(trained, saved_model):
-    adata = trained.adata.copy()
-    del adata.obs["dose"]
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda cells: cells[:, cells.var_names != "gene_3"].copy(), "gene_3"),
+        (lambda cells: cells[:, ::-1].copy(), "order"),
+        (lambda cells: cells.X, "ndarray"),
+        (lambda cells: anndata.AnnData(cells.X, cells.obs[["cell_type"]], cells.var), "dose"),
+        (lambda cells: True, "adata|AnnData"),
+    ],
+)
+def test_cells_that_do_not_fit_are_refused_by_name(trained, saved_model, change, named):
+    model, others = SCLDM.load(saved_model, adata=trained.adata.copy()), change(trained.adata.copy())
 
-    with pytest.raises(KeyError, match="'dose'"):
-        SCLDM.load(saved_model, adata=adata)
+    for load_model in (SCLDM.load, load):
+        with pytest.raises((KeyError, TypeError, ValueError), match=named):
+            load_model(saved_model, adata=others)
+    with pytest.raises((KeyError, TypeError, ValueError), match=named):
+        model.adata = others
+    assert model.adata.var_names.equals(trained.adata.var_names)
 
 
 def test_an_existing_folder_is_not_overwritten_unless_asked(trained, tmp_path):
     trained.save(tmp_path / "m")
     before = (tmp_path / "m" / "model.pt").read_bytes()
 
-    with pytest.raises(ValueError, match="without '/', but found 'sub/x_'"):
+    with pytest.raises(ValueError, match="sub/x_"):
         trained.save(tmp_path / "other", prefix="sub/x_")
-    with pytest.raises(ValueError, match="already exists.*overwrite=True"):
+    with pytest.raises(TypeError, match="save_adata"):
+        trained.save(tmp_path / "other", save_adata=True)
+    with pytest.raises(ValueError, match="overwrite"):
         trained.save(tmp_path / "m")
     assert (tmp_path / "m" / "model.pt").read_bytes() == before
     trained.save(tmp_path / "m", overwrite=True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "m"]
 
 
 @contextmanager
@@ -288,8 +260,7 @@ def full_disk():
 
 
 def test_a_checkpoint_that_cannot_be_written_is_named(make_model, quick, tmp_path):
-    where = r"Writing the checkpoint autoencoder.ckpt in .* failed: File too large.*make the same call again to resume"
-    with pytest.raises(OSError, match=where), full_disk():
+    with pytest.raises(OSError, match="autoencoder.ckpt.*File too large"), full_disk():
         make_model().train(1, checkpoint_dir=tmp_path, **quick)
 
 
@@ -314,34 +285,30 @@ def test_backed_cells_stay_those_of_their_file(make_model, make_cells, tmp_path)
     assert anndata.read_h5ad(tmp_path / "m" / "adata.h5ad").n_obs == cells.n_obs
 
 
-def test_a_save_that_fails_names_the_folder_and_leaves_no_new_one(trained, tmp_path):
-    with (
-        pytest.raises(OSError, match=r"Writing new in .*File too large"),
-        full_disk(),
-    ):
-        trained.save(tmp_path / "new")
-
-    assert not (tmp_path / "new").exists()
-
-
 def test_a_folder_that_is_a_file_or_may_not_be_written_is_named(trained, tmp_path, monkeypatch):
     (tmp_path / "m").write_text("mine")
-    with pytest.raises(NotADirectoryError, match="m is a file. `dir_path` must be a folder"):
+    with pytest.raises(NotADirectoryError, match="dir_path"):
         trained.save(tmp_path / "m", overwrite=True)
     assert (tmp_path / "m").read_text() == "mine"
-    monkeypatch.setattr("pathlib.Path.mkdir", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EACCES, "")))
-    with pytest.raises(OSError, match="failed: Permission denied. Allow writing there, or choose another folder"):
+    monkeypatch.setattr("pathlib.Path.mkdir", Mock(side_effect=OSError(errno.EACCES, "")))
+    with pytest.raises(OSError, match="Permission denied"):
         trained.save(tmp_path / "new")
 
 
-def test_a_save_that_fails_leaves_what_was_there(trained, tmp_path):
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_save_that_fails_names_the_folder_and_leaves_what_was_there(trained, tmp_path):
     trained.save(tmp_path / "m", save_anndata=True)
-    before = {file.name: file.read_bytes() for file in (tmp_path / "m").iterdir()}
+    before = contents(tmp_path / "m")
 
-    with pytest.raises(OSError, match="Writing model.pt in"), full_disk():
-        trained.save(tmp_path / "m", overwrite=True)
+    for folder, named in (("m", "model.pt"), ("new", "new")):
+        with pytest.raises(OSError, match=f"{named}.*File too large"), full_disk():
+            trained.save(tmp_path / folder, overwrite=True)
 
-    assert {file.name: file.read_bytes() for file in (tmp_path / "m").iterdir()} == before
+    assert contents(tmp_path / "m") == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "m"]
 
 
 def save_and_be_killed(model, folder, n_steps):
@@ -406,81 +373,69 @@ def test_cells_that_were_saved_earlier_are_not_those_of_the_model_that_replaces_
 
 def test_the_model_of_cells_that_cannot_be_removed_is_not_replaced(trained, make_model, tmp_path):
     make_model().save(tmp_path / "m")
-    before = (tmp_path / "m" / "model.pt").read_bytes()
+    before = contents(tmp_path / "m")
     (tmp_path / "m" / "adata.h5ad").mkdir()
 
     with pytest.raises(OSError, match="adata.h5ad"):
         trained.save(tmp_path / "m", overwrite=True)
 
-    assert (tmp_path / "m" / "model.pt").read_bytes() == before
-    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["adata.h5ad", "model.pt"]
-
-
-def test_cells_that_a_model_has_not_cannot_be_saved(saved_model, tmp_path):
-    with pytest.raises(ValueError, match="no cells in memory"):
-        SCLDM.load(saved_model).save(tmp_path / "m", save_anndata=True)
-
-
-def named(cells, name):
-    cells.obs.index.name = name
+    (tmp_path / "m" / "adata.h5ad").rmdir()
+    assert contents(tmp_path / "m") == before
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "named"),
     [
-        (lambda cells: cells.obs.insert(0, "note", pd.date_range("2024", periods=96)), "'note' to /obs"),
-        (lambda cells: cells.obs.insert(0, "note", pd.arrays.SparseArray([0.5, 0] * 48)), "'note' to /obs"),
-        (lambda cells: cells.obs.insert(0, "note", [1, "one"] * 48), "'note' to /obs"),
+        *(
+            (lambda cells, column=column: cells.obs.insert(0, "note", column), "'note' to /obs")
+            for column in (
+                pd.date_range("2024", periods=96),
+                pd.arrays.SparseArray([0.5, 0] * 48),
+                [1, "one"] * 48,
+            )
+        ),
         (lambda cells: cells.var.insert(0, "day", pd.Timestamp("2024-01-01")), "'day' to /var"),
-        (lambda cells: cells.obs.insert(0, "_index", 1), "'_index' is a reserved name.*'obs'"),
+        (lambda cells: cells.obs.insert(0, "_index", 1), "'_index'.*'obs'"),
         (lambda cells: cells.obs.insert(0, 3, 1), "3 of type.*'obs'"),
-        (lambda cells: named(cells, 0), "0 of type.*'obs'"),
-        (lambda cells: named(cells, "dose"), "'dose'.*also used by a column.*'obs'"),
+        (lambda cells: setattr(cells.obs.index, "name", 0), "0 of type.*'obs'"),
+        (lambda cells: setattr(cells.obs.index, "name", "dose"), "'dose'.*'obs'"),
         (lambda cells: cells.uns.update(made={"by": print}), "'by' to /uns/made"),
     ],
 )
-def test_what_a_file_cannot_hold_is_named_with_the_reason_and_nothing_is_written(
-    make_cells, make_model, tmp_path, change, words
-):
+def test_what_a_file_cannot_hold_is_named_and_nothing_is_written(make_cells, make_model, tmp_path, change, named):
     model = make_model(cells := make_cells())
     model.save(tmp_path / "m", save_anndata=True)
-    before = {file.name: file.read_bytes() for file in (tmp_path / "m").iterdir()}
+    before = contents(tmp_path / "m")
     change(cells)
 
     for folder in ("m", "new"):
-        with pytest.raises(TypeError, match=words):
+        with pytest.raises(TypeError, match=named):
             model.save(tmp_path / folder, save_anndata=True, overwrite=True)
 
     assert list(tmp_path.iterdir()) == [tmp_path / "m"]
-    assert {file.name: file.read_bytes() for file in (tmp_path / "m").iterdir()} == before
+    assert contents(tmp_path / "m") == before
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "named"),
     [
         (lambda cells: setattr(cells, "X", cells.X / 2), "not whole numbers"),
         (lambda cells: cells.obs.pop("cell_type"), "'cell_type'"),
         (lambda cells: setattr(cells.obs, "cell_type", cells.obs["cell_type"].cat.rename_categories(str.upper)), "NK"),
-        (lambda cells: cells._inplace_subset_var(cells.var_names != "gene_3"), "1 .'gene_3'. missing"),
+        (lambda cells: cells._inplace_subset_var(cells.var_names != "gene_3"), "gene_3"),
     ],
 )
-def test_cells_that_were_changed_in_place_are_not_saved(make_model, make_cells, tmp_path, change, message):
+def test_cells_that_were_changed_in_place_are_not_saved(make_model, make_cells, tmp_path, change, named):
     model = make_model(cells := make_cells())
     change(cells)
 
-    with pytest.raises(ValueError, match=rf"`load` would refuse these cells: .*{message}.*`save_anndata` out"):
+    with pytest.raises(ValueError, match=f"{named}.*save_anndata"):
         model.save(tmp_path / "m", save_anndata=True)
     assert list(tmp_path.iterdir()) == []
     model.save(tmp_path / "m")
     cells.write_h5ad(tmp_path / "m" / "adata.h5ad")
-    with pytest.raises((KeyError, ValueError), match=rf"{message}.*`adata=False`"):
+    with pytest.raises((KeyError, ValueError), match=f"{named}.*adata=False"):
         SCLDM.load(tmp_path / "m")
-
-
-def test_a_misspelt_argument_is_refused(trained, tmp_path):
-    with pytest.raises(TypeError, match=r"`save` got 'save_adata', .* closest first: 'save_anndata'"):
-        trained.save(tmp_path / "m", save_adata=True)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_path_may_begin_with_the_home_folder(make_model, quick, tmp_path, monkeypatch):
@@ -493,12 +448,6 @@ def test_a_path_may_begin_with_the_home_folder(make_model, quick, tmp_path, monk
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "model"]
     assert SCLDM.load("~/model").trained_stages_ == ["autoencoder"]
-
-
-@pytest.mark.parametrize("load", [SCLDM.load, load])
-def test_true_for_cells_is_refused_and_says_what_is_allowed(saved_model, load):
-    with pytest.raises(TypeError, match=r"None .*False .*found True"):
-        load(saved_model, adata=True)
 
 
 def test_cells_that_were_not_saved_with_a_model_are_kept(trained, make_cells, tmp_path):
@@ -518,84 +467,54 @@ def test_cells_that_were_not_saved_with_a_model_are_kept(trained, make_cells, tm
 def test_errors_of_the_system_are_not_taken_for_damage(trained, tmp_path, monkeypatch, module, name, error):
     trained.save(tmp_path / "model", save_anndata=True)
 
-    def read(path):
-        raise error
-
-    monkeypatch.setattr(module, name, read)
+    monkeypatch.setattr(module, name, Mock(side_effect=error))
     with pytest.raises(type(error)):
-        type(trained).load(tmp_path / "model")
+        SCLDM.load(tmp_path / "model")
 
 
-def test_damaged_cells_beside_a_model_are_named(trained, tmp_path):
-    trained.save(tmp_path / "m", save_anndata=True)
-    path = tmp_path / "m" / "adata.h5ad"
-    path.write_bytes(path.read_bytes()[:2_000])
-
-    with pytest.raises(ValueError, match=r"adata\.h5ad is damaged"):
-        SCLDM.load(tmp_path / "m")
-    assert SCLDM.load(tmp_path / "m", adata=False).is_trained
-
-
-def test_a_missing_model_is_reported(tmp_path):
+def test_a_missing_model_is_reported(saved_model, tmp_path):
     for folder in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"no saved model at {folder}: model.pt is missing"):
+        with pytest.raises(FileNotFoundError, match=f"{folder}.* model.pt"):
             SCLDM.load(folder)
-    with pytest.raises(FileNotFoundError, match=f"no saved model at {tmp_path}: mymodel.pt is missing"):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*mymodel.pt"):
         SCLDM.load(tmp_path, prefix="my")
+    for read in (SCLDM.load, SCLDM.load_registry, load):  # a file instead of its folder
+        with pytest.raises(FileNotFoundError, match=f"folder {saved_model}"):
+            read(saved_model / "model.pt")
 
 
-def folder_with(tmp_path, content):
-    tmp_path.joinpath("model.pt").write_bytes(content)
-    return tmp_path
+CHANGES = {
+    "genes": (("attr_dict", "registry_", "field_registries", "X", "summary_stats", "n_vars"), 2 * 10**9),
+    "width": (("attr_dict", "init_params_", "kwargs", "architecture", "width"), 10**6),
+    "layers": (("attr_dict", "init_params_", "kwargs", "architecture", "n_layers"), 10**9),
+    "combinations": (("attr_dict", "combinations_"), torch.zeros(1, 2).expand(10**11, 2)),
+    "weights": (("model_state_dict", "library_size.means"), torch.zeros(1).expand(10**12)),
+    **{f"no {name}": (("attr_dict", name), None) for name in ("var_", "combinations_", "combination_sizes_")},
+    "no attributes": (("attr_dict",), None),
+    "no state": (("model_state_dict",), None),
+    "another format": (("format",), "other"),
+}
 
 
-@pytest.mark.parametrize("name", ["var_", "combinations_", "combination_sizes_"])
-def test_a_file_without_what_every_model_has_is_damaged(saved_model, tmp_path, name):
+@pytest.mark.parametrize(("place", "value"), CHANGES.values(), ids=CHANGES)
+def test_a_changed_file_is_refused_before_memory_is_taken(saved_model, tmp_path, place, value):
     content = torch.load(saved_model / "model.pt", weights_only=True)
-    content["attr_dict"][name] = None
-    torch.save(content, tmp_path / "model.pt")
-
-    with pytest.raises(ValueError, match=r"model\.pt is damaged"):
-        SCLDM.load(tmp_path)
-
-
-def claim_genes(content):
-    content["attr_dict"]["registry_"]["field_registries"]["X"]["summary_stats"]["n_vars"] = 2 * 10**9
-
-
-def claim_width(content):
-    content["attr_dict"]["init_params_"]["kwargs"]["architecture"]["width"] = 10**6
-
-
-def claim_layers(content):
-    content["attr_dict"]["init_params_"]["kwargs"]["architecture"]["n_layers"] = 10**9
-
-
-def repeat_combinations(content):
-    content["attr_dict"]["combinations_"] = torch.zeros(1, 2).expand(10**11, 2)
-
-
-def repeat_weights(content):
-    content["model_state_dict"]["library_size.means"] = torch.zeros(1).expand(10**12)
-
-
-@pytest.mark.parametrize("claim", [claim_genes, claim_width, claim_layers, repeat_combinations, repeat_weights])
-def test_a_file_that_claims_to_be_larger_than_it_is_is_refused_before_memory_is_taken(saved_model, tmp_path, claim):
-    content = torch.load(saved_model / "model.pt", weights_only=True)
-    claim(content)
+    part = content
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
     torch.save(content, tmp_path / "model.pt")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    with pytest.raises(ValueError, match=r"model\.pt is damaged"):
+    with pytest.raises(ValueError, match=r"model\.pt"):
         SCLDM.load(tmp_path)
 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
-@pytest.mark.parametrize("load", [SCLDM.load, SCLDM.load_registry, load])
-def test_the_file_of_a_model_instead_of_its_folder_says_which_folder(saved_model, load):
-    with pytest.raises(FileNotFoundError, match=rf"model\.pt is a file; give the folder {saved_model}\.$"):
-        load(saved_model / "model.pt")
+def saved(value, save=torch.save):
+    save(value, buffer := io.BytesIO())
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -609,53 +528,30 @@ def test_the_file_of_a_model_instead_of_its_folder_says_which_folder(saved_model
         lambda _: b"eggs and spam",
         lambda _: b"\x80\x02",
         lambda _: bytes(1000),
+        *(lambda _, value=value: saved(value) for value in ({}, {"format": "other"}, [1], torch.ones(2), "text")),
     ],
 )
 def test_a_file_that_is_cut_or_something_else_is_named(saved_model, tmp_path, change):
-    content = change((saved_model / "model.pt").read_bytes())
+    (tmp_path / "model.pt").write_bytes(change((saved_model / "model.pt").read_bytes()))
 
-    with pytest.raises(ValueError, match=r"model\.pt is damaged or not a model file"):
-        SCLDM.load(folder_with(tmp_path, content))
+    with pytest.raises(ValueError, match=r"model\.pt"):
+        SCLDM.load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))], ids=["torch", "pickle"]
-)
-@pytest.mark.parametrize(
-    "wrap", [lambda c: c, lambda c: {"format": "scgen_diffusion-2", "attr_dict": c}], ids=["bare", "inside"]
-)
+@pytest.mark.parametrize("save", [torch.save, pickle.dump])
+@pytest.mark.parametrize("wrap", [lambda c: c, lambda c: {"format": "scgen_diffusion-2", "attr_dict": c}])
 def test_code_in_a_file_is_refused_and_never_runs(tmp_path, save, wrap):
-    canary = tmp_path / "canary"
-    save(wrap(Canary(canary)), tmp_path / "model.pt")
+    (tmp_path / "model.pt").write_bytes(saved(wrap(Canary(tmp_path / "canary")), save))
 
-    with pytest.raises(ValueError, match=r"model\.pt is damaged or not a model file"):
+    with pytest.raises(ValueError, match=r"model\.pt"):
         SCLDM.load(tmp_path)
 
-    assert not canary.exists()
-
-
-@pytest.mark.parametrize("content", [{}, {"format": "other"}, [1], torch.ones(2), "text"], ids=repr)
-def test_a_file_that_is_not_ours_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "model.pt")
-
-    with pytest.raises(ValueError, match="not written by scgen-diffusion"):
-        SCLDM.load(tmp_path)
-
-
-def test_a_file_of_ours_that_lacks_parts_is_refused(saved_model, tmp_path):
-    content = torch.load(saved_model / "model.pt", weights_only=True)
-    for part in ("attr_dict", "model_state_dict"):
-        torch.save({key: value for key, value in content.items() if key != part}, tmp_path / "model.pt")
-        with pytest.raises(ValueError, match=r"model\.pt"):
-            SCLDM.load(tmp_path)
+    assert not (tmp_path / "canary").exists()
 
 
 def test_a_model_of_another_class_is_refused(saved_model):
-    class Other(SCLDM):
-        """Another model."""
-
-    with pytest.raises(ValueError, match="class 'SCLDM', but Other.load was called"):
-        Other.load(saved_model)
+    with pytest.raises(ValueError, match="SCLDM.*WBDIT"):
+        WBDIT.load(saved_model)
 
 
 def test_an_untrained_model_can_be_saved_and_still_cannot_generate(make_model, any_class, tmp_path):
@@ -663,44 +559,24 @@ def test_an_untrained_model_can_be_saved_and_still_cannot_generate(make_model, a
     model.save(tmp_path / "m")
 
     for untrained in (model, any_class.load(tmp_path / "m")):
-        with pytest.raises(RuntimeError, match=r"call train\(\) first"):
+        with pytest.raises(RuntimeError, match="train"):
             untrained.generate(2)
 
 
-@pytest.mark.parametrize("keys", [["dose"], ["treated"], ["dose", "treated", "cell_type"], []], ids=str)
-def test_categories_keep_their_type_through_a_file(make_trained, tmp_path, keys):
-    model = make_trained(condition_keys=keys)
+@pytest.mark.parametrize("keys", [["dose"], np.array(["treated"]), ["dose", "treated", "cell_type"], []], ids=str)
+def test_categories_and_options_keep_their_type_through_a_file(make_trained, tmp_path, keys):
+    model = make_trained(condition_keys=keys, ema_decay=np.float64(0.9))
     model.save(tmp_path / "m")
     loaded = SCLDM.load(tmp_path / "m")
 
+    assert loaded.architecture.ema_decay == 0.9
+    assert loaded.conditions.keys == list(keys)
     for key in keys:
         before, after = model.generate(4, seed=0).obs[key], loaded.generate(4, seed=0).obs[key]
         pd.testing.assert_series_equal(before, after)
         value = model.adata.obs[key].iloc[5]
         assert set(loaded.generate(3, {key: value}, seed=0).obs[key]) == {value}
     assert same_cells(model.generate(4, seed=0), loaded.generate(4, seed=0))
-
-
-def test_dates_as_conditions_are_refused(make_cells):
-    adata = make_cells()
-    adata.obs["day"] = pd.to_datetime(np.where(adata.obs["treated"], "2024-01-01", "2024-02-01"))
-
-    with pytest.raises(ValueError, match="'day'"):
-        SCLDM.setup_anndata(adata, condition_keys=["day"])
-
-
-def test_numpy_numbers_as_options_survive_a_file(make_trained, tmp_path):
-    make_trained(ema_decay=np.float64(0.9)).save(tmp_path / "m")
-
-    assert SCLDM.load(tmp_path / "m").architecture.ema_decay == 0.9
-
-
-def test_keys_from_an_array_survive_a_file(make_cells, tiny, tmp_path):
-    adata = make_cells()
-    SCLDM.setup_anndata(adata, condition_keys=np.array(["cell_type"]))
-    SCLDM(adata, **tiny).save(tmp_path / "m")
-
-    assert SCLDM.load(tmp_path / "m").conditions.keys == ["cell_type"]
 
 
 def test_columns_of_var_survive_a_file(make_cells, make_trained, tmp_path):
@@ -726,9 +602,7 @@ def test_columns_of_var_survive_a_file(make_cells, make_trained, tmp_path):
     cells.write_h5ad(tmp_path / "cells.h5ad")
 
 
-def test_all_options_are_saved_so_that_later_defaults_change_no_model(trained, tmp_path):
-    trained.save(tmp_path / "model")
-
-    options = load(tmp_path / "model").init_params_["kwargs"]["architecture"]
+def test_all_options_are_saved_so_that_later_defaults_change_no_model(saved_model):
+    options = load(saved_model).init_params_["kwargs"]["architecture"]
 
     assert set(options) == {field.name for field in fields(SCLDMArchitecture)}

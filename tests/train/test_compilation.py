@@ -82,19 +82,17 @@ STAGES = {
 
 def run_epoch(plan, draw):
     """Return the losses and the sums of absolute gradients of an epoch's batches."""
-    found, seed = [], 0
-    for n in TRAINING:
-        seed += 1
-        loss = plan.compute_losses(draw(n, seed), torch.Generator().manual_seed(seed), training=True)["loss"]
-        parameters = [p for group in plan.parameter_groups() for p in group["params"]]
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        found.append(torch.stack([loss.detach(), *(g.abs().sum() for g in gradients if g is not None)]))
-    with torch.no_grad():
-        for n in VALIDATION:
-            seed += 1
-            loss = plan.compute_losses(draw(n, seed), torch.Generator().manual_seed(seed), training=False)["loss"]
-            found.append(loss[None])
-    return torch.cat(found)
+    found = []
+    for seed, n in enumerate((*TRAINING, *VALIDATION)):
+        training = seed < len(TRAINING)
+        with torch.set_grad_enabled(training):
+            loss = plan.compute_losses(draw(n, seed), torch.Generator().manual_seed(seed), training=training)["loss"]
+        found.append(loss.detach())
+        if training:
+            parameters = [p for group in plan.parameter_groups() for p in group["params"]]
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            found += [g.abs().sum() for g in gradients if g is not None]
+    return torch.stack(found)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -6,6 +6,7 @@ import errno
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -27,23 +28,14 @@ def rows():
     }
 
 
-def batches(size):
-    data = rows()
-    return ({name: array[i : i + size] for name, array in data.items()} for i in range(0, N, size))
-
-
-def make_cache(**kwargs):
-    return LatentCache(N, SHAPES, {"condition": torch.long}, **kwargs).fill(batches(7))
+def make_cache(memory_limit, n_rows=N):
+    batches = ({name: array[i : min(i + 7, n_rows)] for name, array in rows().items()} for i in range(0, n_rows, 7))
+    return LatentCache(N, SHAPES, {"condition": torch.long}, memory_limit=memory_limit).fill(batches)
 
 
 @pytest.fixture(params=[1 << 30, 0], ids=["memory", "file"])
-def memory_limit(request):
-    return request.param
-
-
-@pytest.fixture
-def cache(memory_limit):
-    return make_cache(memory_limit=memory_limit)
+def cache(request):
+    return make_cache(request.param)
 
 
 def loaders(*arguments, device="cpu"):
@@ -56,9 +48,7 @@ def loaders(*arguments, device="cpu"):
 def test_a_loader_that_drops_cells_is_refused():
     """Otherwise the last rows would hold whatever was in memory."""
     with pytest.raises(ValueError, match="cells"):
-        LatentCache(N, SHAPES, {"condition": torch.long}, memory_limit=0).fill(
-            {name: array[: N - 1] for name, array in batch.items()} for batch in batches(N)
-        )
+        make_cache(0, N - 1)
 
 
 def test_written_values_are_read_back(cache):
@@ -73,7 +63,7 @@ def test_written_values_are_read_back(cache):
 
 
 def test_a_memory_mapped_file_goes_with_its_cache():
-    cache = make_cache(memory_limit=0)
+    cache = make_cache(0)
     folder = Path(cache._folder.name)
     assert any(folder.iterdir())
 
@@ -82,27 +72,20 @@ def test_a_memory_mapped_file_goes_with_its_cache():
     assert not folder.exists()
 
 
-def test_the_training_loader_reads_every_training_cell_once(cache):
-    train, validation = np.array([3, 1, 4, 15, 9, 2, 6]), np.array([5, 8])
-    data = loaders(cache, train, validation, 3)
-
-    read = torch.cat([batch["log_total"] for batch in data.train_dataloader()])
-
-    assert sorted(read.tolist()) == sorted(rows()["log_total"][train].tolist())
-
-
-def test_the_training_loader_shuffles_and_the_validation_loader_does_not(cache):
-    data = loaders(cache, np.arange(20), np.array([24, 21, 23]), 30)
+def test_the_training_loader_reads_every_cell_once_and_shuffles_and_the_validation_loader_does_not(cache):
+    train = np.array([3, 1, 4, 15, 9, 2, 6])
+    data = loaders(cache, train, np.array([24, 21, 23]), 3)
     loader = data.train_dataloader()
 
-    first, again = (next(iter(loader))["log_total"] for _ in range(2))
+    first, again = (torch.cat([batch["log_total"] for batch in loader]) for _ in range(2))
     loader.sampler.set_epoch(1)
-    second = next(iter(loader))["log_total"]
+    second = torch.cat([batch["log_total"] for batch in loader])
 
+    assert sorted(first.tolist()) == sorted(rows()["log_total"][train].tolist())
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
-    validation = next(iter(data.val_dataloader()))
-    assert torch.equal(validation["mean"], rows()["mean"][[24, 21, 23]])
+    validation = torch.cat([batch["mean"] for batch in data.val_dataloader()])
+    assert torch.equal(validation, rows()["mean"][[24, 21, 23]])
 
 
 @pytest.mark.parametrize(("device", "sizes"), [("cpu", [2] * 9), ("cuda", [16, 2])])
@@ -123,13 +106,11 @@ def test_parts_of_a_cache_are_all_its_rows_and_memory_is_given_back(cache, monke
 
 
 def test_a_disk_without_room_is_noticed_before_anything_is_written(monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(os, "posix_fallocate", Mock(side_effect=full), raising=False)
 
     with pytest.raises(OSError, match="TMPDIR"):
-        make_cache(memory_limit=0)
+        make_cache(0)
 
 
 @pytest.mark.parametrize("n_training_cells", [7, 700, 2500])
@@ -147,16 +128,14 @@ def test_counts_per_gene_are_those_of_the_training_cells(n_training_cells):
     assert found == pytest.approx(expected, rel=0.03 if n_training_cells > 1024 else 1e-6)
 
 
+@pytest.mark.parametrize("memory_limit", [1 << 30, 0])
 def test_the_scale_of_the_prior_is_that_of_draws_from_the_posteriors(memory_limit):
     generator, found = torch.Generator().manual_seed(0), []
     mean, std = 3 + 2 * torch.randn(N, 2, 3, generator=generator), 0.5 + torch.rand(N, 2, 3, generator=generator)
-    cache = LatentCache(N, {"mean": (2, 3), "std": (2, 3)}, {}, memory_limit=memory_limit).fill(
-        [{"mean": mean, "std": std}]
-    )
+    cache = LatentCache(N, {"mean": (2, 3), "std": (2, 3)}, {}, memory_limit=memory_limit)
+    module = SimpleNamespace(standardise_latents=lambda *moments: found.extend(moments))
 
-    standardise_latents(
-        SimpleNamespace(standardise_latents=lambda *moments: found.extend(moments)), cache, np.arange(N)
-    )
+    standardise_latents(module, cache.fill([{"mean": mean, "std": std}]), np.arange(N))
 
     torch.testing.assert_close(found[0], mean.mean(0))
     # the variance of a mixture: that of its means, and the mean variance

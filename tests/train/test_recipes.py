@@ -13,20 +13,15 @@ from hypothesis import strategies as st
 from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES
 from scgen_diffusion.train._runner import _default_precision
 
-RECIPE_OF_STAGE = {
-    **{
-        (name, stage): getattr(recipes, stage)
-        for name, recipes in RECIPES.items()
-        for stage in ("autoencoder", "prior")
-    },
-    **{("SCRDIT", name): DIFFUSION_RECIPES["SCRDIT"][name] for name in ("mlp", "transformer", "profiles")},
-}
-STAGES = list(RECIPE_OF_STAGE)
+ALL = [
+    *(getattr(recipes, stage) for recipes in RECIPES.values() for stage in ("autoencoder", "prior")),
+    *(DIFFUSION_RECIPES["SCRDIT"][name] for name in ("mlp", "transformer", "profiles")),
+]
 
 
-@pytest.fixture(params=STAGES, ids="-".join)
+@pytest.fixture(params=ALL, ids=range(len(ALL)))
 def recipe(request):
-    return RECIPE_OF_STAGE[request.param]
+    return request.param
 
 
 def n_steps(recipe, n_cells):
@@ -53,53 +48,40 @@ def test_beyond_fifty_thousand_cells_the_prior_takes_no_more_steps():
     assert n_steps(replace(prior, most_cells=None), 1_000_000) == pytest.approx(89_443, rel=0.05)
 
 
-@given(st.sampled_from(STAGES), st.integers(1, 2_000_000), st.integers(8, 1024))
-def test_an_epoch_shows_every_cell_and_no_set_is_too_small_for_one(stage, n_cells, batch_size):
-    recipe = replace(RECIPE_OF_STAGE[stage], batch_size=batch_size)
+@given(st.sampled_from(ALL), st.integers(1, 10**9), st.integers(8, 10**6))
+def test_there_is_always_an_epoch_and_it_shows_every_cell(recipe, n_cells, batch_size):
+    recipe = replace(recipe, batch_size=batch_size)
 
+    assert recipe.max_epochs(n_cells) >= 1
     assert recipe.steps_per_epoch(n_cells) * batch_size >= n_cells
     assert recipe.steps_per_epoch(n_cells) >= recipe.smallest_epoch
 
 
-@pytest.mark.parametrize(("n_cells", "batch_size"), [(1, 128), (10**9, 128), (10, 10**6)])
-def test_there_is_always_an_epoch(recipe, n_cells, batch_size):
-    assert replace(recipe, batch_size=batch_size).max_epochs(n_cells) >= 1
+WRONG = {
+    "schedule": ["cosin"],
+    "gradient_clip": [-1],  # would turn the gradient around
+    "warm_up": [float("nan")],
+    "max_rounds": [0, 1.5],
+    "reference_cells": [0],
+    "reference_steps": [0],
+    "batch_size": [2.5],
+    "smallest_epoch": [1.5],
+    "betas": [0.9, (0.9,), (0.9, 1.0), ("a", 0.9)],
+    "learning_rate": [float("inf")],
+}
+SHARES = {"warm_up", "kl_warm_up", "keep_at_least", "drop_probability"}
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("schedule", "cosin"),
-        ("gradient_clip", -1),
-        ("warm_up", float("nan")),
-        ("max_rounds", 0),
-        ("max_rounds", 1.5),
-        ("reference_cells", 0),
-        ("reference_steps", 0),
-        ("batch_size", 2.5),
-        ("smallest_epoch", 1.5),
-        ("betas", 0.9),
-        ("betas", (0.9,)),
-        ("betas", (0.9, 1.0)),
-        ("betas", ("a", 0.9)),
-        ("learning_rate", float("inf")),
-    ],
-)
-def test_unknown_schedules_negative_numbers_and_parts_of_rounds_are_refused(recipe, option, value):
-    """A negative limit of the gradient would turn it around."""
-    with pytest.raises(ValueError, match=option):
-        replace(recipe, **{option: value})
-
-
-@pytest.mark.parametrize("option", ["warm_up", "kl_warm_up", "keep_at_least", "drop_probability"])
-def test_shares_and_probabilities_lie_between_0_and_1(option):
-    stages = [recipe for recipe in RECIPE_OF_STAGE.values() if hasattr(recipe, option)]
-    for usual in stages:
-        assert [getattr(replace(usual, **{option: end}), option) for end in (0, 1)] == [0, 1]
-        for value in (1.5, -0.1, float("nan"), "0.5"):
+@pytest.mark.parametrize("option", sorted({*WRONG, *SHARES}))
+def test_values_that_cannot_be_are_refused(option):
+    recipes = [recipe for recipe in ALL if hasattr(recipe, option)]
+    assert recipes
+    for recipe in recipes:
+        for value in [*WRONG.get(option, []), *([1.5, -0.1, float("nan"), "0.5"] if option in SHARES else [])]:
             with pytest.raises(ValueError, match=option):
-                replace(usual, **{option: value})
-    assert stages
+                replace(recipe, **{option: value})
+        for end in (0, 1) if option in SHARES else ():
+            assert getattr(replace(recipe, **{option: end}), option) == end
 
 
 def test_numbers_of_numpy_become_plain_as_checkpoints_need_them(recipe):
@@ -111,6 +93,12 @@ def test_numbers_of_numpy_become_plain_as_checkpoints_need_them(recipe):
     assert [*map(type, replace(recipe, betas=(0, 0)).betas)] == [float, float]  # torch takes no other
 
 
+USUAL = RECIPES["default"].autoencoder
+
+
+MASKING = DIFFUSION_RECIPES["SCRDIT"]["mlp"]
+
+
 @pytest.mark.parametrize(("model", "learning_rate"), [("SCRDIT", 3e-4), ("WBDIT", 1e-4)])
 def test_the_gene_space_models_are_trained_as_published(model, learning_rate):
     recipe = DIFFUSION_RECIPES[model]["published"]
@@ -120,14 +108,6 @@ def test_the_gene_space_models_are_trained_as_published(model, learning_rate):
     assert (recipe.drop_probability, recipe.n_epochs) == (0.1, 1600)
 
 
-# --- many cells, few genes --------------------------------------------------------------------------------------------
-
-USUAL = RECIPES["default"].autoencoder
-
-
-MASKING = DIFFUSION_RECIPES["SCRDIT"]["mlp"]
-
-
 def test_regularisation_fades_with_many_cells():
     assert USUAL.for_many_cells(10_000) is USUAL
     assert USUAL.for_many_cells(50_000) == replace(USUAL, loading_weight_decay=0.6, keep_at_least=0.86)
@@ -135,15 +115,12 @@ def test_regularisation_fades_with_many_cells():
     assert MASKING.for_many_cells(30_000) == replace(MASKING, loading_weight_decay=0.33)
 
 
-def test_numbers_shorten_the_prior():
-    usual = RECIPES["default"].prior
-    assert usual.for_numbers() == replace(usual, reference_steps=1333)
-
-
 def test_few_genes_with_many_counts_train_a_longer_autoencoder_of_smaller_kl_weight():
     assert USUAL.for_panel(2_000, 1_200) is USUAL.for_panel(765, 570) is USUAL
     assert USUAL.for_panel(33, 20_000) == replace(USUAL, kl_weight=0.1, reference_steps=2400, max_rounds=1)
     assert USUAL.for_panel(1_000, 20_000) == replace(USUAL, kl_weight=0.3, reference_steps=1200)
+    prior = RECIPES["default"].prior  # numbers shorten it
+    assert prior.for_numbers() == replace(prior, reference_steps=1333)
     assert USUAL.for_panel(33, 900) == replace(USUAL, kl_weight=0.27, reference_steps=1350)
 
 
