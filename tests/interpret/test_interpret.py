@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 
 import anndata
 import numpy as np
@@ -164,6 +163,9 @@ def test_there_is_a_row_for_every_time_group_layer_statistic_and_head(opened):
     assert list(table) == ["time", "noise_level", "group", "layer", "statistic", "head", "value", "std", "n_cells"]
     assert not table.duplicated(["time", "group", "layer", "statistic", "head"]).any()
     assert set(table["group"]) == {"B cell", "T cell", "NK", "rare"}  # not the one without cells
+    rates = table[table["statistic"] == "subspace_coding_rate_before"]
+    by_head = rates.pivot(index=["time", "group", "layer"], columns="head", values="value")
+    np.testing.assert_allclose(by_head["all"], by_head[HEADS].sum(axis=1), rtol=1e-6)
     assert len(table) == 2 * 4 * 2 * (11 + 2 * 2)
     assert set(table.query("statistic == 'subspace_coding_rate_after'")["head"]) == {"all", *HEADS}
     sizes = opened.adata.obs["cell_type"].value_counts()
@@ -171,15 +173,6 @@ def test_there_is_a_row_for_every_time_group_layer_statistic_and_head(opened):
     levels = table.groupby("time")["noise_level"].first()
     assert levels[0] == pytest.approx(0.01)  # sqrt(beta_0)
     assert levels[999] > 0.999
-
-
-def test_all_heads_together_are_the_sum_of_the_heads(opened):
-    table = interpret.layer_statistics(opened, times=[100], seed=0).query(
-        "statistic == 'subspace_coding_rate_before' and layer == 1"
-    )
-    by_head = table.set_index("head")["value"]
-
-    assert by_head["all"] == pytest.approx(by_head[["L1H0", "L1H1"]].sum())
 
 
 def test_the_mean_of_a_group_is_that_of_its_cells(opened):
@@ -225,19 +218,14 @@ def test_the_seed_alone_decides(opened, method):
     assert not np.allclose(one.select_dtypes("number"), other.select_dtypes("number"), equal_nan=True)
 
 
-def test_the_condition_changes_what_the_network_sees(opened):
-    told, not_told = (interpret.head_coding_rates(opened, seed=0, conditional=value) for value in (True, False))
-
-    assert not np.allclose(told, not_told)
-
-
 def test_without_conditions_a_cells_label_does_not_change_its_measurements(opened):
     renamed = opened.adata.copy()
     renamed.obs["cell_type"] = pd.Categorical(["T cell"] * 96, categories=opened.adata.obs["cell_type"].cat.categories)
 
-    rates = [interpret.head_coding_rates(opened, cells, seed=0, conditional=False) for cells in (None, renamed)]
+    one, same = (interpret.head_coding_rates(opened, cells, seed=0, conditional=False) for cells in (None, renamed))
 
-    np.testing.assert_array_equal(*rates)
+    np.testing.assert_array_equal(one, same)
+    assert not np.allclose(one, interpret.head_coding_rates(opened, seed=0))  # which have conditions
 
 
 def test_without_conditions_cells_need_none(opened):
@@ -263,26 +251,13 @@ def test_masking_counts_time_from_masked_to_data(make_opened):
     assert list(levels.index) == [0.0, 0.25, 0.5, 0.75, 0.9, 1.0]
     assert levels.is_monotonic_decreasing
     assert (levels[0.0], levels[1.0]) == (1.0, 0.0)
-    with pytest.raises(ValueError, match=r"between 0 \(all masked\) and 1 \(data\), but found 250"):
+    with pytest.raises(ValueError, match="time"):
         interpret.head_loadings(model, time=250)
-    with pytest.raises(ValueError, match=r"not whole numbers.*`generate\(\.\.\., counts=True\)`"):
+    with pytest.raises(ValueError, match="counts=True"):
         interpret.head_loadings(model, model.generate(5, seed=0), seed=0)
 
 
 # --- genes ------------------------------------------------------------------------------------------------------------
-
-
-def test_loadings_name_the_only_gene_that_the_network_looks_at(make_opened):
-    model = make_opened()
-    network = model.module.averaged_network.module.backbone
-    with torch.no_grad():
-        network.network.project_in.weight[:, [0, 2]] = 0  # of each patch, the network sees the middle gene
-
-    loadings = interpret.head_loadings(model, seed=0)
-
-    seen = model.var_.index[1::3]
-    assert (loadings.loc[seen] > 0).all(axis=None)
-    assert (loadings.drop(seen) == 0).all(axis=None)
 
 
 def test_loadings_follow_the_scale_of_a_gene(make_opened):
@@ -416,18 +391,8 @@ def test_a_loaded_model_shows_the_same(opened, tmp_path):
         interpret.layer_statistics(loaded, times=[5], seed=0), interpret.layer_statistics(opened, times=[5], seed=0)
     )
     without = WBDIT.load(tmp_path / "model", adata=False, accelerator="cpu")
-    with pytest.raises(ValueError, match="loaded without cells; give `adata`"):
+    with pytest.raises(ValueError, match="adata"):
         interpret.head_loadings(without)
-
-
-def test_a_model_without_conditions_can_be_opened_too(make_cells, quick):
-    cells = make_cells()
-    WBDIT.setup_anndata(cells)
-    model = WBDIT(cells, **SIZES)
-    model.train(1, **quick)
-
-    assert interpret.head_loadings(model, seed=0).shape == (12, 4)
-    assert set(interpret.layer_statistics(model, times=[0], groupby="dose", seed=0)["group"]) == {"1", "10", "100"}
 
 
 def test_a_cell_without_one_of_its_labels_has_no_conditions_as_in_training(make_cells, quick):
@@ -447,79 +412,7 @@ def test_a_cell_without_one_of_its_labels_has_no_conditions_as_in_training(make_
     pd.testing.assert_frame_equal(*of_cell)
 
 
-def test_conditions_that_training_never_showed_together_are_refused(make_opened):
-    model = make_opened(condition_strategy="mutually_exclusive")
-    with pytest.raises(ValueError, match="shows one key at a time, or none. Give `conditional=False`"):
-        interpret.layer_statistics(model, times=[0.5], seed=0)
-    assert len(interpret.layer_statistics(model, times=[0.5], seed=0, conditional=False))
-
-
 # --- errors -----------------------------------------------------------------------------------------------------------
-
-
-def test_an_untrained_model_has_nothing_to_show(make_cells):
-    cells = make_cells()
-    WBDIT.setup_anndata(cells)
-    model = WBDIT(cells, **SIZES)
-
-    methods = [
-        interpret.layer_statistics,
-        interpret.head_coding_rates,
-        interpret.head_loadings,
-        interpret.head_effects,
-        interpret.shuffle_weights,
-    ]
-    for method in methods:
-        with pytest.raises(RuntimeError, match=r"not trained.*call train\(\) first"):
-            method(model)
-
-
-def test_a_network_that_is_no_white_box_cannot_be_opened(make_opened):
-    model = make_opened(backbone="dit")
-
-    with pytest.raises(ValueError, match="Only white-box networks can be interpreted, but `backbone` is 'dit'"):
-        interpret.layer_statistics(model)
-
-
-@pytest.mark.parametrize("name", interpret.__all__)
-def test_every_function_says_that_models_with_a_latent_have_no_white_box(trained, name):
-    takes_table = name in ("head_specificity", "top_genes")
-    expected = "must be a table from .*, but found SCLDM" if takes_table else "white-box network of WBDIT.* is SCLDM"
-
-    with pytest.raises(TypeError if takes_table else ValueError, match=expected):
-        getattr(interpret, name)(trained)
-
-
-@pytest.mark.parametrize("time", [-1, 1000, "late", True, float("nan"), np.array(500)])
-def test_times_beyond_the_path_are_refused(opened, time):
-    with pytest.raises(ValueError, match=r"a timestep between 0 \(data\) and 999 \(noise\), but found"):
-        interpret.layer_statistics(opened, times=[0, time])
-    with pytest.raises(ValueError, match=re.escape(f"but found {time!r}")):
-        interpret.head_loadings(opened, time=time)
-
-
-@pytest.mark.parametrize("method", ["head_loadings", "head_effects", "head_coding_rates"])
-def test_only_statistics_take_several_times(opened, method):
-    with pytest.raises(ValueError, match=r"`time` must be one number, but found \[0, 500\]"):
-        getattr(interpret, method)(opened, time=[0, 500])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"groupby": "cell_typ"}, "`adata.obs` has no column 'cell_typ'. Known, closest first: 'cell_type'"),
-        ({"indices": []}, "`indices` selects no cells"),
-        ({"times": []}, "`times` is empty"),
-        ({"eps": -1}, "`eps` must be positive and finite, but found -1"),
-        ({"eps": np.inf}, "`eps` must be positive and finite, but found inf"),
-        ({"eps": "half"}, "`eps` must be positive and finite, but found 'half'"),
-        ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1, but found 0"),
-        ({"seed": -1}, "`seed` must be a whole number"),
-    ],
-)
-def test_statistics_say_what_is_wrong(opened, arguments, message):
-    with pytest.raises(KeyError if "groupby" in arguments else ValueError, match=message):
-        interpret.layer_statistics(opened, **arguments)
 
 
 def test_groups_of_numbers_are_whole_numbers_even_if_one_is_missing(opened):
@@ -528,27 +421,63 @@ def test_groups_of_numbers_are_whole_numbers_even_if_one_is_missing(opened):
     table = interpret.layer_statistics(opened, cells, range(10, 40), times=[0], groupby="donor", seed=0)
 
     assert list(table["group"].unique()) == ["1", "2"]
-    with pytest.raises(TypeError, match=r"`groupby` must name one column .* but found \['donor', 'dose'\]"):
-        interpret.layer_statistics(opened, cells, groupby=["donor", "dose"])
-
-
-def test_cells_without_a_group_are_counted(opened):
-    cells = opened.adata.copy()
-    cells.obs["donor"] = ["a"] * 90 + [None] * 6
-
-    with pytest.raises(ValueError, match="6 cells have no value of 'donor'"):
+    with pytest.raises(ValueError, match="'donor'"):
         interpret.head_effects(opened, cells, groupby="donor")
-    assert set(interpret.head_effects(opened, cells, range(90), groupby="donor").index.unique("group")) == {"a"}
 
 
-def test_genes_and_groups_say_what_is_wrong(opened):
-    with pytest.raises(ValueError, match="`n_probes` must be a whole number of at least 1, but found 0"):
-        interpret.head_loadings(opened, n_probes=0)
-    with pytest.raises(ValueError, match="`tokens` must be 'patches' or 'global', but found 'genes'"):
-        interpret.head_loadings(opened, tokens="genes")
-    with pytest.raises(ValueError, match="no global tokens; construct the model with `n_global_tokens`"):
-        interpret.head_loadings(opened, tokens="global")
-    with pytest.raises(ValueError, match="`n_genes` must be a whole number from 1 to 12, but found 13"):
+@pytest.mark.parametrize("name", interpret.__all__)
+def test_only_trained_models_with_a_white_box_can_be_opened(make_opened, make_cells, trained, name):
+    method = getattr(interpret, name)
+    if name in ("head_specificity", "top_genes"):
+        with pytest.raises(TypeError, match="loadings"):
+            method(trained)
+        return
+    cells = make_cells()
+    WBDIT.setup_anndata(cells)
+    with pytest.raises(RuntimeError, match="train"):
+        method(WBDIT(cells, **SIZES))
+    for model in (trained, make_opened(backbone="dit")):
+        with pytest.raises(ValueError, match="white-box"):
+            method(model)
+
+
+def test_conditions_that_training_never_showed_together_are_refused(make_opened):
+    model = make_opened(condition_strategy="mutually_exclusive")
+    with pytest.raises(ValueError, match="conditional"):
+        interpret.layer_statistics(model, times=[0.5], seed=0)
+    assert len(interpret.layer_statistics(model, times=[0.5], seed=0, conditional=False))
+
+
+@pytest.mark.parametrize("time", [-1, 1000, "late", float("nan"), [0, 500]])
+@pytest.mark.parametrize("method", ["head_loadings", "head_effects", "head_coding_rates"])
+def test_times_beyond_the_path_and_several_are_refused(opened, method, time):
+    with pytest.raises(ValueError, match="time"):
+        getattr(interpret, method)(opened, time=time)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "error", "name"),
+    [
+        ("layer_statistics", {"times": []}, ValueError, "times"),
+        ("layer_statistics", {"groupby": "cell_typ"}, KeyError, "cell_type"),
+        ("layer_statistics", {"groupby": ["cell_type", "dose"]}, TypeError, "groupby"),
+        ("layer_statistics", {"indices": []}, ValueError, "indices"),
+        ("layer_statistics", {"eps": -1}, ValueError, "eps"),
+        ("layer_statistics", {"eps": np.inf}, ValueError, "eps"),
+        ("layer_statistics", {"batch_size": 0}, ValueError, "batch_size"),
+        ("layer_statistics", {"seed": -1}, ValueError, "seed"),
+        ("head_loadings", {"n_probes": 0}, ValueError, "n_probes"),
+        ("head_loadings", {"tokens": "genes"}, ValueError, "tokens"),
+        ("head_loadings", {"tokens": "global"}, ValueError, "n_global_tokens"),  # there are none
+    ],
+)
+def test_arguments_that_are_not_allowed_are_refused(opened, method, options, error, name):
+    with pytest.raises(error, match=name):
+        getattr(interpret, method)(opened, **options)
+
+
+def test_genes_that_are_not_there_are_refused(opened):
+    with pytest.raises(ValueError, match="n_genes"):
         interpret.top_genes(interpret.head_loadings(opened, indices=[0], seed=0), 13)
     with pytest.raises(ValueError, match="missing"):
         interpret.head_loadings(opened, opened.adata[:, :11].copy())
