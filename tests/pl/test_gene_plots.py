@@ -415,7 +415,7 @@ ONE = with_column("x")
         (sgd.pl.library_size, (make_cells(), logged()), {}, ValueError, "synthetic"),
         (sgd.pl.library_size, (without_counts(), make_cells()), {}, ValueError, "real"),
         (sgd.pl.library_size, (make_cells(),) * 2, {"groupby": "type"}, KeyError, "real.*cell_type"),
-        (sgd.pl.marker_dotplot, (CLONES,) * 2, {"groupby": "column"}, ValueError, "labels"),
+        (sgd.pl.marker_dotplot, (CLONES,) * 2, {"groupby": "column"}, ValueError, "groupby.*101"),
         (sgd.pl.gene_correlation, (make_cells(),) * 2, {"n_genes": 2}, ValueError, "3 genes"),
         (sgd.pl.gene_correlation, (make_cells(),) * 2, {"genes": ["gen_1", "gene_2"]}, ValueError, "genes"),
         (sgd.pl.gene_correlation, (make_cells(), make_cells()[:3]), {"groupby": "cell_type"}, ValueError, "synthetic"),

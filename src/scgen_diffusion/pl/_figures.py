@@ -128,7 +128,7 @@ def choose(name: str, wanted: str | Iterable | None, known: Iterable, *, most: i
             msg = f"`{name}` has the unknown value {value!r}. {known_names(value, known)}"
             raise ValueError(msg)
     if most is not None and len(wanted) > most:
-        msg = f"A picture has room for {most} `{name}`, but there are {len(wanted)}; choose some."
+        msg = f"`{name}` has {len(wanted)} values, but a picture has room for {most}; choose some."
         raise ValueError(msg)
     return wanted
 

@@ -132,7 +132,7 @@ def library_size(
         ax.set(xlim=(low / 1.05, high * 1.05), ylabel="share of cells", title="Library size, medians as lines")
     else:
         labels = {name: labels_of(side.cells, groupby, name) for name, side in sides.items()}
-        order = choose("labels", None, label_order(real, groupby, *labels.values()), most=MOST_LABELS)
+        order = choose("groupby", None, label_order(real, groupby, *labels.values()), most=MOST_LABELS)
         (ax,) = panels(1, ax, size=(6.4 + long_names(order), 1.2 + 0.36 * len(order)))
         box = {"height": 0.34, "edgecolor": ink(), "linewidth": 0.8, "zorder": 2}
         for shift, (name, side) in zip((-0.19, 0.19), sides.items(), strict=True):
@@ -473,7 +473,7 @@ def marker_dotplot(
     check_count("n_genes", n_genes)
     sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed, groupby=groupby)
     labels = {name: labels_of(side.cells, groupby, name) for name, side in sides.items()}
-    order = choose("labels", None, label_order(real, groupby, *labels.values()), most=MOST_LABELS)
+    order = choose("groupby", None, label_order(real, groupby, *labels.values()), most=MOST_LABELS)
     if genes is None:
         title = "Marker genes of real cells"
         is_labelled = (labels["real"] != NO_LABEL).to_numpy()

@@ -102,7 +102,7 @@ def scores(
         choose("by", [by], [name for name in table if name not in COLUMNS])
     table = table.astype({"metric": object, "better": object})  # categories cannot be joined to other text
     metrics = choose("metrics", metrics, table["metric"].unique())
-    groups = choose("groups", ["all"] if by and groups is None else groups, table["group"].unique())
+    groups = choose("groups", ["all"] if by and groups is None else groups, table["group"].unique(), most=MOST_LABELS)
     if by and len(groups) > 1:
         msg = f"With `by`, the heat map shows one group, but `groups` has {groups}."
         raise ValueError(msg)
@@ -110,7 +110,7 @@ def scores(
     signs = table.drop_duplicates("metric").set_index("metric")["better"].map(SIGNS)
     table = table[table["group"].isin(groups)]
     column = by or "group"
-    names = choose("columns", groups if by is None else None, table[column].unique(), most=MOST_LABELS)
+    names = choose("by", None, table[by].unique(), most=MOST_LABELS) if by else groups
     if (repeated := table.duplicated(["metric", column])).any():
         metric, name = table.loc[repeated, ["metric", column]].iloc[0]
         msg = f"`table` has several rows of {metric!r} and {name!r}; name the column that tells them apart in `by`."
