@@ -124,6 +124,17 @@ def test_cells_are_placed_with_most_of_their_nearest_neighbours_and_not_by_thems
     assert (place(None, fitted, np.column_stack([fitted, fitted]))[:, 0] != fitted[:, 0]).all()
 
 
+def test_cells_with_the_same_neighbours_are_placed_beside_each_other(first_components):
+    real = make_cells(12)
+
+    axes = draw(real, real[np.repeat(0, 5)], fit="real")
+
+    points = drawn_points(axes[1])[0]
+    apart = np.abs(points - points[0]).max(axis=1)[1:]
+    assert (0 < apart).all()
+    assert apart.max() < 0.05 * np.ptp(axes[1].get_xlim())
+
+
 def test_the_geometric_median_of_a_triangle_is_its_fermat_point():
     triangle = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
     line = np.array([[0.0, 0.0], [1.0, 0.0], [9.0, 0.0]])

@@ -170,6 +170,15 @@ def test_a_figure_that_was_saved_and_shown_is_closed_unless_it_is_the_users(tmp_
     assert len(plt.get_fignums()) == 2
 
 
+def test_marks_and_lines_have_the_colours_of_the_theme():
+    with plt.style.context("dark_background"):
+        ax = sgd.pl.mean_variance(make_cells(), make_cells(seed=1), show=False)
+        axes = sgd.pl.zero_fraction(make_cells(), make_cells(seed=1), show=False)
+
+    assert to_rgb(ax.lines[0].get_color()) == (0, 0, 0)  # around the line of medians
+    assert to_rgb(axes[0].lines[0].get_color()) == (1, 1, 1)
+
+
 # --- library sizes ----------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +294,15 @@ def test_within_labels_differences_between_labels_do_not_count():
     assert np.nanmax(drawn_matrix(among_all[0])) > 0.5
     assert np.nanmax(drawn_matrix(within[0])) < 0.3
     assert within[0].figure.axes[-1].get_ylabel() == "correlation of genes\nwithin cell_type"
+
+
+def test_the_title_says_how_similar_the_correlations_are():
+    real = make_cells()
+
+    same = sgd.pl.gene_correlation(real, real, genes=["gene_1", "gene_6", "gene_2"], show=False)
+
+    assert same[1].get_title() == "synthetic\n(similarity 1.00 in these 3 genes)"
+    assert sorted(names(same[0].yaxis)) == ["gene_1", "gene_2", "gene_6"]
 
 
 # --- markers ----------------------------------------------------------------------------------------------------------
