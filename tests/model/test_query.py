@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -39,16 +38,24 @@ def scldm(make_trained):
     return make_trained(library_size="latent")
 
 
+OLD = {"cell_type": ["B cell", "T cell", "NK", "B cell"], "dose": [1, 10, 100, 10]}
+
+
 def options_of(model):
     return {} if isinstance(model, SCLDM) else {"counts": True}
 
 
-OLD = {"cell_type": ["B cell", "T cell", "NK", "B cell"], "dose": [1, 10, 100, 10]}
+def same(*cells):
+    one, other = (x.toarray() if sp.issparse(x) else x for x in (some.X for some in cells))
+    return np.array_equal(one, other)
 
 
-def same(one, other):
-    dense = [x.toarray() if sp.issparse(x) else x for x in (one.X, other.X)]
-    return np.array_equal(*dense)
+def tuned(cells, reference, quick, *, max_epochs=1, **options):
+    """Fine-tune a reference on new cells; with no epochs, only load them."""
+    model = type(reference).load_query_data(cells, reference, accelerator="cpu", **options)
+    if max_epochs:
+        model.train(max_epochs, **quick)
+    return model
 
 
 def old_cells(model, **options):
@@ -58,15 +65,10 @@ def old_cells(model, **options):
 def network_rows(model):
     """Return the table of the first key: raw, and averaged."""
     network, averaged = model.module.network_and_average
-    tables = []
-    for part in (network, averaged.module):
-        state = {
-            name: tensor
-            for name, tensor in part.state_dict().items()
-            if name.endswith("embed_condition.tables.0.weight")
-        }
-        tables.append(next(iter(state.values())))
-    return tables
+    return [
+        next(w for name, w in part.state_dict().items() if name.endswith("embed_condition.tables.0.weight"))
+        for part in (network, averaged.module)
+    ]
 
 
 def test_fine_tuning_keeps_the_kl_weight_of_the_reference(make_model, make_cells, quick, capsys):
@@ -83,12 +85,12 @@ def test_fine_tuning_keeps_the_kl_weight_of_the_reference(make_model, make_cells
 
 
 def test_what_the_reference_knew_stays_bit_for_bit(reference, make_cells, quick):
-    before = old_cells(reference)
-    guided = old_cells(reference, guidance_scale=2.0)
-    model = type(reference).load_query_data(query_cells(make_cells), reference, accelerator="cpu")
+    before, guided = old_cells(reference), old_cells(reference, guidance_scale=2.0)
+    model = tuned(query_cells(make_cells), reference, quick, max_epochs=0)
     assert same(old_cells(model), before)  # before training too
-    _, start = network_rows(model)
-    start = start.clone()
+    start = network_rows(model)[1].clone()
+    with pytest.raises(ValueError, match="plasma"):
+        model.generate(3, {"cell_type": NEW_TYPE})
 
     model.train(2, **quick)
 
@@ -98,13 +100,14 @@ def test_what_the_reference_knew_stays_bit_for_bit(reference, make_cells, quick)
     for rows in network_rows(model):
         assert torch.equal(rows[[0, 1, 2, 3, 4, 6]], start[[0, 1, 2, 3, 4, 6]])
         assert not torch.equal(rows[5], start[5])
+    assert set(model.generate(5, {"cell_type": NEW_TYPE}, seed=0, **options_of(model)).obs["cell_type"]) == {NEW_TYPE}
 
 
 @pytest.mark.parametrize("trainable", ["new_conditions", "conditions", "network", "all"])
 def test_combinations_that_the_reference_lacked_keep_their_effects_with_its_prior(scldm, make_cells, quick, trainable):
     absent = {"cell_type": ["T cell", "rare"], "dose": [100, 10]}
     before = scldm.generate(20, absent, seed=3)
-    model = SCLDM.load_query_data(query_cells(make_cells), scldm, trainable=trainable, accelerator="cpu")
+    model = tuned(query_cells(make_cells), scldm, quick, max_epochs=0, trainable=trainable)
     assert same(model.generate(20, absent, seed=3), before)
 
     model.train(1, **quick)
@@ -115,89 +118,60 @@ def test_combinations_that_the_reference_lacked_keep_their_effects_with_its_prio
         assert model.module.absent_effects is None
 
 
-def shares(cells, rows=slice(None)):
-    sums = np.asarray(cells.X[rows].sum(0)).ravel()
-    return sums / sums.sum()
-
-
 @pytest.mark.parametrize("trainable", ["new_conditions", "network"])
 def test_genes_that_only_a_new_class_has_are_learned(make_trained, make_cells, quick, trainable):
     old = make_cells()
     old.X[:, 3] = 0
-    reference = make_trained(old, library_size="latent")
     cells = query_cells(make_cells, n_cells=96)
     is_new = cells.obs["cell_type"].to_numpy() == NEW_TYPE
     cells.X[:, 3] = np.where(is_new, 3, 0)  # which the reference's decoder gives to nobody
     cells.X[is_new, 1] += 100
-    model = SCLDM.load_query_data(cells, reference, trainable=trainable, accelerator="cpu")
+    model = tuned(cells, make_trained(old, library_size="latent"), quick, trainable=trainable)
 
-    model.train(1, **quick)
+    sums, expected = model.generate(400, {"cell_type": NEW_TYPE}, seed=0).X.sum(0).A1, cells.X[is_new].sum(0)
 
-    found, expected = shares(model.generate(400, {"cell_type": NEW_TYPE}, seed=0)), shares(cells, is_new)
-    assert found[[1, 3]] == pytest.approx(expected[[1, 3]], rel=0.25)
+    assert (sums / sums.sum())[[1, 3]] == pytest.approx((expected / expected.sum())[[1, 3]], rel=0.25)
 
 
 def test_cells_without_a_label_do_not_teach_effects(make_trained, make_cells, quick):
+    old, cells = make_cells(), query_cells(make_cells)
+    old.obs["batch"], cells.obs["batch"] = "old", "new"
     setup = {"unlabeled_category": "Unknown"}
-    old = make_cells()
-    old.obs["batch"] = "old"
     reference = make_trained(old, condition_keys=["cell_type", "batch"], setup=setup, library_size="latent")
-    found = []
     for label in ("B cell", "Unknown"):
-        cells = query_cells(make_cells)
-        cells.obs["batch"] = "new"
-        cells.obs["cell_type"] = label
-        model = SCLDM.load_query_data(cells, reference, accelerator="cpu")
-        model.train(1, **quick)
-        found.append(bool(model.module.condition_effects.later.effects.any()))
-    assert found == [True, False]
+        labelled = cells.copy()
+        labelled.obs["cell_type"] = label
+        effects = tuned(labelled, reference, quick).module.condition_effects.later.effects
+        assert bool(effects.any()) == (label == "B cell")
 
 
-def test_the_new_class_starts_at_the_mean_of_the_learned_ones_and_not_given_moves_to_the_end(scldm, make_cells):
-    model = SCLDM.load_query_data(query_cells(make_cells), scldm, accelerator="cpu")
+def test_the_new_class_starts_at_the_mean_of_the_learned_ones_and_not_given_moves_to_the_end(scldm, make_cells, quick):
+    model = tuned(query_cells(make_cells), scldm, quick, max_epochs=0)
 
-    _, old = network_rows(scldm)
-    raw, averaged = network_rows(model)
-    assert torch.equal(raw, averaged)
-    assert torch.equal(averaged[:4], old[:4])
-    assert torch.equal(averaged[-1], old[-1])
-    for never_seen in (4, 5):
-        torch.testing.assert_close(averaged[never_seen], old[:4].mean(0))
+    old = network_rows(scldm)[1]
+    for rows in network_rows(model):
+        assert torch.equal(rows[[0, 1, 2, 3, -1]], old[[0, 1, 2, 3, -1]])
+        for never_seen in (4, 5):
+            torch.testing.assert_close(rows[never_seen], old[:4].mean(0))
     assert model.module.null_condition.tolist() == [6, 3]
     assert model.conditions.categories["cell_type"][-1] == NEW_TYPE
 
 
-def test_new_classes_are_generated_after_training_only(reference, make_cells, quick):
-    model = type(reference).load_query_data(query_cells(make_cells), reference, accelerator="cpu")
-    with pytest.raises(ValueError, match="plasma"):
-        model.generate(3, {"cell_type": NEW_TYPE})
-
-    model.train(1, **quick)
-
-    assert set(model.generate(5, {"cell_type": NEW_TYPE}, seed=0, **options_of(model)).obs["cell_type"]) == {NEW_TYPE}
-
-
 def test_conditions_are_drawn_from_old_and_new_cells(scldm, make_cells, quick):
     cells = query_cells(make_cells)
-    model = SCLDM.load_query_data(cells, scldm, accelerator="cpu")
-    model.train(1, **quick)
+    model = tuned(cells, scldm, quick)
     model.train(1, **quick)  # the new cells are not counted twice
 
-    counted = pd.DataFrame(
-        model.conditions.to_obs(model.combinations_, pd.RangeIndex(len(model.combinations_)).astype(str))
-    )
-    counted["n"] = model.combination_sizes_
-    found = counted.groupby("cell_type", observed=True)["n"].sum().to_dict()
+    names = pd.RangeIndex(len(model.combinations_)).astype(str)
+    counted = pd.DataFrame(model.conditions.to_obs(model.combinations_, names)).assign(n=model.combination_sizes_)
     both = pd.concat([scldm.adata.obs["cell_type"].astype(str), cells.obs["cell_type"].astype(str)])
-    assert found == both.value_counts().to_dict()
+    assert counted.groupby("cell_type", observed=True)["n"].sum().to_dict() == both.value_counts().to_dict()
 
 
 def test_library_sizes_of_new_groups_are_those_of_the_new_cells(scldm, make_cells, quick):
     cells = query_cells(make_cells, new=[NEW_TYPE])
     cells.X[(cells.obs["cell_type"] == NEW_TYPE).to_numpy()] *= 50
-    model = SCLDM.load_query_data(cells, scldm, accelerator="cpu")
-
-    model.train(1, **quick)
+    model = tuned(cells, scldm, quick)
 
     totals = model.generate(200, {"cell_type": [NEW_TYPE, "B cell"]}, seed=0).X.sum(1).A1
     assert np.median(totals[:100]) > 20 * np.median(totals[100:])
@@ -216,9 +190,7 @@ def test_groups_of_new_cells_take_their_library_sizes_if_the_network_does(
     cells, deep = query_cells(make_cells), make_cells()
     cells.X, deep.X = cells.X * by, deep.X * 16  # a quarter, or fourfold
     reference = make_trained(deep, cls=either_class, condition_keys=keys, library_size="latent")
-    model = either_class.load_query_data(cells, reference, trainable=trainable, accelerator="cpu")
-
-    model.train(1, **quick)
+    model = tuned(cells, reference, quick, trainable=trainable)
 
     for label, measured in (("B cell", cells), ("NK", deep)) if keys else ((None, cells),):
         real = measured[measured.obs["cell_type"] == label] if label else measured
@@ -231,33 +203,28 @@ def test_groups_of_new_cells_take_their_library_sizes_if_the_network_does(
 def changed_parts(model, quick):
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     model.train(1, **quick)
-    after = model.module.state_dict()
-    library_statistics = [name for name, tensor in after.items() if tensor.shape != before[name].shape]
-    changed = [n for n in after if n not in library_statistics and not torch.equal(after[n], before[n])]
-    return {name for name in changed if "n_averaged" not in name}
+    return {
+        name
+        for name, tensor in model.module.state_dict().items()
+        if tensor.shape == before[name].shape and not torch.equal(tensor, before[name]) and "n_averaged" not in name
+    }
 
 
 @pytest.mark.parametrize(
-    ("trainable", "first", "within"),
-    [
-        ("new_conditions", {"prior", "averaged_prior"}, "embed_condition.tables.0"),
-        ("conditions", {"prior", "averaged_prior"}, "embed_condition"),
-        ("network", {"prior", "averaged_prior"}, ""),
-        (
-            "all",
-            {"prior", "averaged_prior", "encoder", "decoder", "likelihood", "condition_effects"},
-            "",
-        ),
-    ],
+    ("trainable", "within"),
+    [("new_conditions", "embed_condition.tables.0"), ("conditions", "embed_condition"), ("network", ""), ("all", "")],
 )
-def test_only_what_was_asked_is_trained(scldm, make_cells, quick, trainable, first, within):
-    model = SCLDM.load_query_data(query_cells(make_cells), scldm, trainable=trainable, accelerator="cpu")
+def test_only_what_was_asked_is_trained(scldm, make_cells, quick, trainable, within):
+    model = tuned(query_cells(make_cells), scldm, quick, max_epochs=0, trainable=trainable)
 
     changed = changed_parts(model, quick)
 
-    if trainable != "all":  # effects of the new classes follow from the cells
+    expected = {"prior", "averaged_prior"}
+    if trainable == "all":
+        expected |= {"encoder", "decoder", "likelihood", "condition_effects"}
+    else:  # effects of the new classes follow from the cells
         changed -= {"condition_effects.later.effects"}
-    assert {name.split(".")[0] for name in changed} == first
+    assert {name.split(".")[0] for name in changed} == expected
     assert all(within in name for name in changed)
     assert ("autoencoder_loss_train" in model.history_) == (trainable == "all")
     assert all(p.requires_grad for p in model.module.prior.parameters())  # training ends without traces
@@ -266,16 +233,13 @@ def test_only_what_was_asked_is_trained(scldm, make_cells, quick, trainable, fir
 
 @pytest.mark.parametrize("trainable", ["conditions", "network", "all"])
 def test_gene_space_models_train_what_was_asked(make_trained, make_cells, quick, trainable):
-    reference = make_trained(cls=SCRDIT)
-    model = SCRDIT.load_query_data(query_cells(make_cells), reference, trainable=trainable, accelerator="cpu")
+    model = tuned(query_cells(make_cells), make_trained(cls=SCRDIT), quick, max_epochs=0, trainable=trainable)
 
-    changed = changed_parts(model, quick)
+    changed = changed_parts(model, quick) - {"training_zeros", "smallest_value", "largest_value"}
 
     assert not any(name.startswith("library_size.head") for name in changed)
-    limits = {"training_zeros", "smallest_value", "largest_value"}
-    others = [name for name in changed - limits if "embed_condition" not in name]
-    assert bool(others) == (trainable != "conditions")
-    assert not any(name in changed for name in ("shift", "scale"))
+    assert any("embed_condition" not in name for name in changed) == (trainable != "conditions")
+    assert not changed & {"shift", "scale"}
 
 
 def test_models_of_masked_molecules_are_fine_tuned_too(make_cells):
@@ -288,61 +252,52 @@ def test_models_of_masked_molecules_are_fine_tuned_too(make_cells):
     model = SCRDIT.load_query_data(query_cells(make_cells), reference, accelerator="cpu")
 
     assert model.architecture.path == "masking"
-    tables = [m.module.network.backbone.embed_condition.tables for m in (model, reference)]
-    copied, own = (part[-1].state_dict() for part in tables)
-    assert all(torch.equal(copied[name], own[name]) for name in own)
-    assert len(tables[0][0].weight) == len(tables[1][0].weight) + 1
-    assert model._trained_rows("diffusion")[tables[0][0].weight][:, 0].tolist() == [False] * 5 + [
-        True,
-        False,
-    ]  # of the new class
+    tables, own = (m.module.network.backbone.embed_condition.tables for m in (model, reference))
+    assert all(torch.equal(w, own[-1].state_dict()[name]) for name, w in tables[-1].state_dict().items())
+    assert len(tables[0].weight) == len(own[0].weight) + 1
+    of_new_class = [*[False] * 5, True, False]
+    assert model._trained_rows("diffusion")[tables[0].weight][:, 0].tolist() == of_new_class
 
 
 def test_a_frozen_autoencoder_cannot_be_trained_by_mistake(scldm, make_cells, quick):
-    model = SCLDM.load_query_data(query_cells(make_cells), scldm, accelerator="cpu")
+    model = tuned(query_cells(make_cells), scldm, quick, max_epochs=0)
 
-    for call in (
-        lambda: model.train_autoencoder(1, **quick),
-        lambda: model.train({"autoencoder": 1, "prior": 1}, **quick),
-        lambda: model.train(1, plan_kwargs={"autoencoder": {"learning_rate": 1e-3}}, **quick),
+    for train, epochs, options in (
+        (model.train_autoencoder, 1, {}),
+        (model.train, {"autoencoder": 1, "prior": 1}, {}),
+        (model.train, 1, {"plan_kwargs": {"autoencoder": {"learning_rate": 1e-3}}}),
     ):
-        with pytest.raises(ValueError, match="trainable='all'"):
-            call()
+        with pytest.raises(ValueError, match="trainable"):
+            train(epochs, **options, **quick)
 
 
 def test_a_query_model_is_whole_without_its_reference(reference, make_cells, quick, tmp_path):
-    cls = type(reference)
+    cls, cells, before = type(reference), query_cells(make_cells), old_cells(reference)
     reference.save(tmp_path / "reference")
-    cells = query_cells(make_cells)
     model = cls.load_query_data(cells, tmp_path / "reference", accelerator="cpu")
     model.save(tmp_path / "untrained")
     model.train(1, **quick)
     model.save(tmp_path / "query", save_anndata=True)
-    wanted = model.generate(20, seed=0, **options_of(model))
 
     loaded = cls.load(tmp_path / "query", accelerator="cpu")
 
-    assert same(loaded.generate(20, seed=0, **options_of(model)), wanted)
-    before = old_cells(reference)
-    loaded.train(1, **quick)  # goes on with the new rows only
-    assert same(old_cells(loaded), before)
-    again = cls.load(tmp_path / "untrained", adata=cells, accelerator="cpu")
-    again.train(1, **quick)
-    assert same(old_cells(again), before)
+    assert same(*(some.generate(20, seed=0, **options_of(model)) for some in (loaded, model)))
+    for again in (loaded, cls.load(tmp_path / "untrained", adata=cells, accelerator="cpu")):
+        again.train(1, **quick)  # goes on with the new rows only
+        assert same(old_cells(again), before)
 
 
 def test_a_reference_learns_more_classes_than_its_effects_have_dimensions(scldm, make_cells, quick, tmp_path):
     width = scldm.module.condition_effects.embed.width
     new = [f"type {number}" for number in range(width)]
-    model = SCLDM.load_query_data(query_cells(make_cells, new=new), scldm, accelerator="cpu")
+    model = tuned(query_cells(make_cells, new=new), scldm, quick)
     assert model.module.condition_effects.embed.width == width
-    model.train(1, **quick)
     model.save(tmp_path / "query")
 
-    loaded = SCLDM.load(tmp_path / "query", accelerator="cpu")
+    loaded = SCLDM.load(tmp_path / "query", adata=False, accelerator="cpu")
 
     assert same(old_cells(loaded), old_cells(scldm))
-    assert same(*[each.generate(20, {"cell_type": new[0]}, seed=0) for each in (model, loaded)])
+    assert same(*(each.generate(20, {"cell_type": new[0]}, seed=0) for each in (model, loaded)))
 
 
 DRUGS = ["ctrl", "A", "B", "A+B"]
@@ -369,46 +324,44 @@ def effects_on_old_cells(model, reference):
     return model.predict_perturbation(cells, {"drug": "B+A"}, method="transport", seed=0)
 
 
+@pytest.mark.filterwarnings("error:.* not occur in the training cells")  # the verdict says more
 def test_the_transport_of_the_reference_predicts_new_types_of_which_only_control_cells_are_known(
     with_transport, make_cells, quick, tmp_path
 ):
     cells = of_new_type(make_cells, ["ctrl"])
     new = cells[cells.obs["cell_type"] == NEW_TYPE].copy()
-    model = SCLDM.load_query_data(cells, with_transport, accelerator="cpu")
+    model = tuned(cells, with_transport, quick, max_epochs=0)
     assert model.trained_stages_ == ["autoencoder", "prior", "transport"]
-    assert str(model).endswith("model.predict_perturbation(control_cells, {'drug': ...}), or model.train() to generate")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".* not occur in the training cells")  # the verdict says more
-        predicted = model.predict_perturbation(new, {"drug": "A"}, seed=0)  # without training
-    outside = predicted.uns["scgen_diffusion"]["outside_training"]
-    assert len(outside) == 6  # with those of the given cells
-    assert all(NEW_TYPE in combination for combination in outside)
-    assert predicted.uns["scgen_diffusion"]["method"] == "transport"
-    assert predicted.uns["scgen_diffusion"]["verdict"]["combination"].str.contains(NEW_TYPE).all()
-    with pytest.raises(ValueError, match=f"'{NEW_TYPE}' of 'cell_type'"):
+    predicted = model.predict_perturbation(new, {"drug": "A"}, seed=0)  # without training
+    told = predicted.uns["scgen_diffusion"]
+    assert len(told["outside_training"]) == 6  # with those of the given cells
+    assert all(NEW_TYPE in combination for combination in told["outside_training"])
+    assert told["method"] == "transport"
+    assert told["verdict"]["combination"].str.contains(NEW_TYPE).all()
+    with pytest.raises(ValueError, match=NEW_TYPE):
         model.predict_perturbation(new, {"drug": "A"}, method="inversion", seed=0)
 
     model.train(1, **quick)
     model.save(tmp_path / "model")
 
+    before = effects_on_old_cells(with_transport, with_transport)
     for found in (model, SCLDM.load(tmp_path / "model", adata=False, accelerator="cpu")):
-        before, after = (effects_on_old_cells(m, with_transport) for m in (with_transport, found))
+        after = effects_on_old_cells(found, with_transport)
         assert same(before, after)
         assert before.uns["scgen_diffusion"]["mean_change"].equals(after.uns["scgen_diffusion"]["mean_change"])
         assert same(found.predict_perturbation(new, {"drug": "A"}, seed=0), predicted)
 
 
+@pytest.mark.filterwarnings("error:The transport")
 def test_new_cells_with_known_perturbations_keep_the_transport(with_transport, make_cells, quick):
+    before = effects_on_old_cells(with_transport, with_transport)
     for drugs in (["A"], DRUGS):  # without control cells, too
-        model = SCLDM.load_query_data(of_new_type(make_cells, drugs), with_transport, accelerator="cpu")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="The transport")
-            model.train(1, **quick)
-        assert same(*(effects_on_old_cells(m, with_transport) for m in (with_transport, model)))
+        model = tuned(of_new_type(make_cells, drugs), with_transport, quick)
+        assert same(before, effects_on_old_cells(model, with_transport))
 
     model.train_transport(1, **quick)
 
-    assert not same(*(effects_on_old_cells(m, with_transport) for m in (with_transport, model)))
+    assert not same(before, effects_on_old_cells(model, with_transport))
 
 
 def test_new_cells_of_known_values_do_not_teach_their_combination(make_trained, make_cells, quick, tmp_path):
@@ -418,24 +371,21 @@ def test_new_cells_of_known_values_do_not_teach_their_combination(make_trained, 
     reference = drug_model(make_trained, old[~is_left_out].copy())
     reference.train_transport(1, **quick)
     new = of_new_type(make_cells, ["ctrl", "A"])
-    query = SCLDM.load_query_data(new, reference, accelerator="cpu")
-    query.train(1, **quick)
+    query = tuned(new, reference, quick)
     query.save(tmp_path / "query")
     of_query = new.copy()
     of_query.obs["cell_type"] = of_query.obs["cell_type"].cat.rename_categories({NEW_TYPE: "mast"})
-    again = SCLDM.load_query_data(of_query, tmp_path / "query", accelerator="cpu")
-    again.train(1, **quick)
 
-    expected, *found = (
-        model.generate(30, request, seed=0)
-        for model in (reference, query, SCLDM.load(tmp_path / "query", adata=False, accelerator="cpu"), again)
-    )
+    expected = reference.generate(30, request, seed=0)
+    wanted = expected.uns["scgen_diffusion"]
 
-    for cells in found:
+    loaded = SCLDM.load(tmp_path / "query", adata=False, accelerator="cpu")
+    for model in (query, loaded, tuned(of_query, loaded, quick)):
+        cells = model.generate(30, request, seed=0)
+        told = cells.uns["scgen_diffusion"]
         assert same(cells, expected)
-        assert cells.uns["scgen_diffusion"]["outside_training"] == expected.uns["scgen_diffusion"]["outside_training"]
-        found, wanted = (one.uns["scgen_diffusion"]["verdict"] for one in (cells, expected))
-        assert found.astype(str).equals(wanted.astype(str))  # the categories of drugs differ
+        assert told["outside_training"] == wanted["outside_training"]
+        assert told["verdict"].astype(str).equals(wanted["verdict"].astype(str))  # the categories of drugs differ
 
 
 def test_new_cells_of_known_types_at_far_numbers_and_places_teach_nothing(make_trained, make_cells, quick):
@@ -465,17 +415,17 @@ def test_new_cells_of_known_types_at_far_numbers_and_places_teach_nothing(make_t
     assert model.combination_sizes_.sum() == reference.adata.n_obs + (~is_known).sum()
 
 
+@pytest.mark.filterwarnings("error:The transport is trained again")
 def test_new_perturbations_keep_the_transport_until_it_is_trained_on_them(with_transport, make_cells, quick):
     cells = of_new_type(make_cells, ["ctrl", "A+C+B", "D"])  # larger sets and more members than those of the reference
-    model = SCLDM.load_query_data(cells, with_transport, accelerator="cpu")
-    assert same(*(effects_on_old_cells(m, with_transport) for m in (with_transport, model)))
-    with pytest.warns(UserWarning, match="does not know drug='[^']*'.* It forgets the other perturbations"):
+    model = tuned(cells, with_transport, quick, max_epochs=0)
+    before = effects_on_old_cells(with_transport, with_transport)
+    assert same(before, effects_on_old_cells(model, with_transport))
+    with pytest.warns(UserWarning, match="does not know drug="):
         model.train(1, **quick)
-    assert not same(*(effects_on_old_cells(m, with_transport) for m in (with_transport, model)))
+    assert not same(before, effects_on_old_cells(model, with_transport))
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="The transport is trained again")
-        model.train(1, **quick)
+    model.train(1, **quick)
 
 
 def test_a_stopped_transport_is_resumed(with_transport, make_cells, quick, tmp_path):
@@ -497,8 +447,9 @@ def test_a_stopped_transport_is_resumed(with_transport, make_cells, quick, tmp_p
 
 
 def test_advice_on_a_fine_tuned_model_can_be_followed(with_transport, make_cells, quick):
-    model = SCLDM.load_query_data(of_new_type(make_cells, ["ctrl", "A"]), with_transport, accelerator="cpu")
-    with pytest.raises(ValueError, match="'transport', which is not trained. The transport of the reference knows"):
+    model = tuned(of_new_type(make_cells, ["ctrl", "A"]), with_transport, quick, max_epochs=0)
+    assert "predict_perturbation(control_cells" in str(model)
+    with pytest.raises(ValueError, match="transport"):
         model.train({"prior": 1, "transport": 1}, **quick)
     model.train(1, **quick)
     model.cut_short_ = {"autoencoder": "far too short", "transport": "far too short"}
@@ -506,8 +457,8 @@ def test_advice_on_a_fine_tuned_model_can_be_followed(with_transport, make_cells
 
 
 def test_a_new_autoencoder_leaves_the_transport_of_the_reference_behind(with_transport, make_cells, quick):
-    with pytest.warns(UserWarning, match="leaves out the reference's transport.* `train` trains another, on"):
-        model = SCLDM.load_query_data(of_new_type(make_cells, DRUGS), with_transport, trainable="all")
+    with pytest.warns(UserWarning, match="leaves out the reference's transport"):
+        model = tuned(of_new_type(make_cells, DRUGS), with_transport, quick, max_epochs=0, trainable="all")
     assert (model.trained_stages_, model.module.transport) == (["autoencoder", "prior"], None)
     model.train(1, **quick)
 
@@ -516,14 +467,11 @@ def test_a_new_autoencoder_leaves_the_transport_of_the_reference_behind(with_tra
 
 
 def test_a_query_model_can_be_a_reference(scldm, make_cells, quick):
-    first = SCLDM.load_query_data(query_cells(make_cells), scldm, accelerator="cpu")
-    first.train(1, **quick)
-    request = {"cell_type": NEW_TYPE, "dose": 10}
-    known = first.generate(20, request, seed=1, library_size=200)
+    request = {"condition": {"cell_type": NEW_TYPE, "dose": 10}, "seed": 1, "library_size": 200}
+    first = tuned(query_cells(make_cells), scldm, quick)
+    known = first.generate(20, **request)
 
-    cells = query_cells(make_cells, new=("mast", NEW_TYPE))
-    second = SCLDM.load_query_data(cells, first, accelerator="cpu")
-    second.train(1, **quick)
+    second = tuned(query_cells(make_cells, new=("mast", NEW_TYPE)), first, quick)
 
     assert second.conditions.categories["cell_type"][-2:] == [NEW_TYPE, "mast"]
     assert np.array_equal(second.reference_["of_autoencoder"], scldm.combinations_)  # which neither has trained since
@@ -533,66 +481,30 @@ def test_a_query_model_can_be_a_reference(scldm, make_cells, quick):
     assert after.codes.tolist() == [4, 5, 6]
     assert torch.equal(after.effects[:2], before.effects)
     assert after.effects.any(1).tolist() == [False, True, True]
-    assert same(second.generate(20, request, seed=1, library_size=200), known)
+    assert same(second.generate(20, **request), known)
 
 
 def test_classes_that_the_reference_declared_but_never_saw_are_new(scldm, make_cells, quick):
-    cells = query_cells(make_cells, new=("never seen",))
-    model = SCLDM.load_query_data(cells, scldm, accelerator="cpu")
-
-    model.train(1, **quick)
+    model = tuned(query_cells(make_cells, new=("never seen",)), scldm, quick)
 
     assert len(model.conditions.categories["cell_type"]) == 5
     assert model.generate(3, {"cell_type": "never seen"}, seed=0).n_obs == 3
     assert same(old_cells(model), old_cells(scldm))
 
 
-# --- cells in files ---------------------------------------------------------------------------------------------------
-
-
-def written(cells, folder):
-    """Write cells to two files, genes of the second in another order."""
-    paths = [folder / "first.h5ad", folder / "second.zarr"]
-    cells[:20].copy().write_h5ad(paths[0])
-    cells[20:, ::-1].copy().write_zarr(paths[1])
-    return paths
-
-
 def test_new_cells_may_stay_in_their_files(reference, make_cells, quick, tmp_path):
-    before = old_cells(reference)
-    cells = query_cells(make_cells)
-    in_memory = type(reference).load_query_data(cells, reference, accelerator="cpu")
-    model = type(reference).load_query_data(written(cells, tmp_path), reference, accelerator="cpu")
+    cells, paths = query_cells(make_cells), [tmp_path / "first.h5ad", tmp_path / "second.zarr"]
+    cells[:20].copy().write_h5ad(paths[0])
+    cells[20:, ::-1].copy().write_zarr(paths[1])  # genes in another order
+
+    in_memory, model = (tuned(given, reference, quick) for given in (cells, paths))
+
     assert model.adata is None
-
-    for some in (in_memory, model):
-        some.train(1, **quick)
-
-    assert same(old_cells(model), before)
+    assert same(old_cells(model), old_cells(reference))
     assert model.conditions.categories == in_memory.conditions.categories
     assert np.array_equal(model.combinations_, in_memory.combinations_)
     assert np.array_equal(model.combination_sizes_, in_memory.combination_sizes_)
     assert set(model.generate(5, {"cell_type": NEW_TYPE}, seed=0, **options_of(model)).obs["cell_type"]) == {NEW_TYPE}
-
-
-def test_embeddings_of_new_values_are_read_from_files(make_trained, make_cells, quick, tmp_path):
-    table = pd.DataFrame(np.random.default_rng(0).normal(size=(2, 3)), index=["A", "B"], columns=["x", "y", "z"])
-    reference = drug_model(
-        make_trained, perturbed(make_cells, ["ctrl", "A", "B"]), condition_embeddings={"drug": table}
-    )
-    cells = perturbed(make_cells, ["ctrl", "A", "C"], seed=1)
-    cells.uns["more"] = pd.DataFrame([[0.1, 5.0, -0.3]], index=["C"], columns=["x", "y", "z"])
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-
-    def load(**options):
-        return SCLDM.load_query_data(str(tmp_path / "cells.h5ad"), reference, accelerator="cpu", **options)
-
-    with pytest.raises(ValueError, match="embedding of 'drug'"):
-        load(trainable="conditions")
-    model = load(trainable="conditions", condition_embeddings={"drug": "more"})
-    model.train(1, **quick)
-
-    assert model.generate(3, {"drug": "C", "cell_type": "NK", "time": 1.0}, seed=0).n_obs == 3
 
 
 # --- other kinds of keys ---------------------------------------------------------------------------------------------
@@ -607,12 +519,8 @@ def perturbed(make_cells, sets, *, seed=0, time=(0.0, 1.0, 2.0)):
 
 
 def drug_model(make_trained, cells, **setup):
-    setup = {
-        "set_condition_keys": ["drug"],
-        "continuous_condition_keys": ["time"],
-        "control_values": {"drug": "ctrl"},
-        **setup,
-    }
+    of_drugs = {"set_condition_keys": ["drug"], "control_values": {"drug": "ctrl"}}
+    setup = {**of_drugs, "continuous_condition_keys": ["time"], **setup}
     return make_trained(cells, condition_keys=["cell_type"], setup=setup)
 
 
@@ -621,17 +529,14 @@ def test_sets_get_new_members_spellings_and_places(make_trained, make_cells, qui
     request = {"cell_type": "B cell", "drug": ["ctrl", "A", "B"], "time": [0.0, 1.0, 2.0]}
     before = reference.generate(30, request, seed=0)
     cells = perturbed(make_cells, ["ctrl", "C+A", "D", "A+B"], seed=1, time=(1.0, 5.0))
-    model = SCLDM.load_query_data(cells, reference, accelerator="cpu")
-
-    model.train(1, **quick)
+    model = tuned(cells, reference, quick)
 
     model.module.transport = None  # which would move control cells to the combinations never seen
     assert same(model.generate(30, request, seed=0), before)
-    key = next(key for key in model.conditions.by_key if key.name == "drug")
-    assert (key.members, key.largest) == (["A", "B", "C", "D"], 4)
-    time = next(key for key in model.conditions.by_key if key.name == "time")
-    known = next(key for key in reference.conditions.by_key if key.name == "time")
-    assert (time.mean, time.std, time.low, time.high) == (known.mean, known.std, 0.0, 5.0)
+    keys, known = ({key.name: key for key in some.conditions.by_key} for some in (model, reference))
+    assert (keys["drug"].members, keys["drug"].largest) == (["A", "B", "C", "D"], 4)
+    assert (keys["time"].mean, keys["time"].std) == (known["time"].mean, known["time"].std)
+    assert (keys["time"].low, keys["time"].high) == (0.0, 5.0)
     made = model.generate(20, {"drug": ["A+C", "D"], "time": 5.0, "cell_type": "T cell"}, seed=0)
     assert made.obs["drug"].unique().tolist() == ["C+A", "D"]
     drug, time = cells.obs["drug"], cells.obs["time"]
@@ -640,55 +545,54 @@ def test_sets_get_new_members_spellings_and_places(make_trained, make_cells, qui
     assert model.combination_sizes_.sum() == reference.adata.n_obs + n_learned
 
 
-def test_members_with_known_embeddings_need_rows(make_trained, make_cells, quick):
+def test_members_with_known_embeddings_need_rows(make_trained, make_cells, quick, tmp_path):
     table = pd.DataFrame(np.random.default_rng(0).normal(size=(2, 3)), index=["A", "B"], columns=["x", "y", "z"])
-    reference = drug_model(
-        make_trained, perturbed(make_cells, ["ctrl", "A", "B"]), condition_embeddings={"drug": table}
-    )
+    embeddings = {"condition_embeddings": {"drug": table}}
+    reference = drug_model(make_trained, perturbed(make_cells, ["ctrl", "A", "B"]), **embeddings)
     request = {"cell_type": "B cell", "drug": ["ctrl", "A", "B"], "time": [0.0, 1.0, 2.0]}
     cells = perturbed(make_cells, ["ctrl", "A", "C"], seed=1)
-    row = pd.DataFrame([[0.1, 5.0, -0.3]], index=["C"], columns=["x", "y", "z"])
+    cells.uns["more"] = row = pd.DataFrame([[0.1, 5.0, -0.3]], index=["C"], columns=["x", "y", "z"])
+    cells.write_h5ad(tmp_path / "cells.h5ad")
 
-    def load(table, **options):
-        embeddings = None if table is None else {"drug": table}
-        return SCLDM.load_query_data(cells, reference, condition_embeddings=embeddings, accelerator="cpu", **options)
+    def load(table, trainable="conditions", key="drug", cells=cells):
+        embeddings = None if table is None else {key: table}
+        options = {"trainable": trainable, "condition_embeddings": embeddings}
+        return SCLDM.load_query_data(cells, reference, **options, accelerator="cpu")
 
-    with pytest.raises(ValueError, match="embedding of 'drug'.*'C'"):
-        load(None, trainable="conditions")
-    with pytest.raises(ValueError, match="3 columns of the reference's"):
-        load(row[["x", "y"]], trainable="conditions")
-    with pytest.raises(ValueError, match="other vectors"):
-        load(pd.concat([row, table + 1]), trainable="conditions")
-    with pytest.raises(ValueError, match="nothing to train: .* or their embeddings are known"):
-        load(row)
-    with pytest.raises(ValueError, match="'cell_type'"):
-        SCLDM.load_query_data(cells, reference, condition_embeddings={"cell_type": row}, accelerator="cpu")
+    for arguments, name in (
+        ((None,), "'C'"),
+        ((row[["x", "y"]],), "3 columns"),
+        ((pd.concat([row, table + 1]),), "other vectors"),
+        ((row, "new_conditions"), "nothing to train"),
+        ((row, "new_conditions", "cell_type"), "cell_type"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            load(*arguments)
+    in_file = load("more", cells=str(tmp_path / "cells.h5ad"))
 
     reference.train_transport(1, **quick)  # which compares drugs by all embeddings
     with pytest.warns(UserWarning, match="leaves out the reference's transport"):
-        model = load(row, trainable="conditions")
+        model = load(row)
     reference.module.transport = None  # which would move control cells to combinations never seen
     assert same(model.generate(30, request, seed=0), reference.generate(30, request, seed=0))
     known = model.module.averaged_prior.module.embed_condition.tables[2].members.vectors
     raw = pd.concat([table, row]).to_numpy()
     steps = (known[2] - known[0]).numpy() / (raw[2] - raw[0])
     np.testing.assert_allclose(steps, (known[1] - known[0]).numpy() / (raw[1] - raw[0]), rtol=1e-4)
-    model.train(1, **quick)
-    assert model.generate(4, {"drug": "C"}, seed=0).n_obs == 4
+    for some in (model, in_file):
+        some.train(1, **quick)
+        assert some.generate(4, {"drug": "C"}, seed=0).n_obs == 4
 
 
 def test_classes_with_known_embeddings_take_new_rows(make_trained, make_cells, quick, tmp_path):
-    cells = make_cells()
-    table = pd.DataFrame(
-        np.random.default_rng(0).normal(size=(5, 2)), index=list(cells.obs["cell_type"].cat.categories)
-    )
+    cells, new = make_cells(), query_cells(make_cells)
+    types = list(cells.obs["cell_type"].cat.categories)
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 2)), index=types)
     reference = make_trained(cells, setup={"condition_embeddings": {"cell_type": table}})
-    new = query_cells(make_cells)
     new.uns["rows"] = pd.DataFrame([[1.0, 2.0]], index=[NEW_TYPE])
+    options = {"trainable": "network", "condition_embeddings": {"cell_type": "rows"}}
 
-    model = SCLDM.load_query_data(
-        new, reference, trainable="network", condition_embeddings={"cell_type": "rows"}, accelerator="cpu"
-    )
+    model = tuned(new, reference, quick, max_epochs=0, **options)
 
     assert same(old_cells(model), old_cells(reference))
     assert model.module.condition_effects.later is None  # their embeddings give their effects
@@ -697,41 +601,25 @@ def test_classes_with_known_embeddings_take_new_rows(make_trained, make_cells, q
     assert SCLDM.load(tmp_path / "m", adata=new).generate(2, {"cell_type": NEW_TYPE}, seed=0).n_obs == 2
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
-
-
-def test_mistakes_are_named(scldm, make_cells, make_model, make_trained, tmp_path):
+def test_mistakes_are_named(scldm, make_cells, make_model, trained_gene_space, tmp_path):
     cells = query_cells(make_cells)
-    without = cells.copy()
+    without, renamed = cells.copy(), cells.copy()
     del without.obs["dose"]
+    renamed.var_names = ["other" if name == "gene_3" else name for name in cells.var_names]
 
-    def load(adata=cells, reference=scldm, **options):
-        return SCLDM.load_query_data(adata, reference, accelerator="cpu", **options)
-
-    with pytest.raises(ValueError, match="trainable"):
-        load(trainable="prior")
-    with pytest.raises(RuntimeError, match="reference_model"):
-        load(reference=make_model())
-    with pytest.raises(ValueError, match="class 'SCRDIT', but SCLDM"):
-        load(reference=make_trained(cls=SCRDIT))
-    with pytest.raises(FileNotFoundError, match="no saved model"):
-        load(reference=tmp_path)
-    with pytest.raises(ValueError, match="0 cells"):
-        load(cells[:0].copy())
-    with pytest.raises(TypeError, match="must be an AnnData, or paths of files, but found DataFrame"):
-        load(cells.obs)
-    with pytest.raises(KeyError, match="'dose'"):
-        load(without)
-    with pytest.raises(ValueError, match="not whole numbers"):
-        load(query_cells(make_cells, values="log1p"))
-    with pytest.raises(ValueError, match="gene_3.*other"):
-        load(renamed(cells))
-
-
-def renamed(cells):
-    other = cells.copy()
-    other.var_names = ["other" if name == "gene_3" else name for name in other.var_names]
-    return other
+    for change, error, name in (
+        ({"trainable": "prior"}, ValueError, "trainable"),
+        ({"reference_model": make_model()}, RuntimeError, "reference_model"),
+        ({"reference_model": trained_gene_space}, ValueError, type(trained_gene_space).__name__),
+        ({"reference_model": tmp_path}, FileNotFoundError, "no saved model"),
+        ({"adata": cells[:0].copy()}, ValueError, "0 cells"),
+        ({"adata": cells.obs}, TypeError, "DataFrame"),
+        ({"adata": without}, KeyError, "dose"),
+        ({"adata": query_cells(make_cells, values="log1p")}, ValueError, "whole numbers"),
+        ({"adata": renamed}, ValueError, "gene_3.*other"),
+    ):
+        with pytest.raises(error, match=name):
+            SCLDM.load_query_data(**{"adata": cells, "reference_model": scldm} | change, accelerator="cpu")
 
 
 @pytest.mark.parametrize(
@@ -748,46 +636,39 @@ def test_new_classes_of_another_kind_are_refused(scldm, make_cells, key, values)
 def test_new_classes_are_refused_where_nothing_is_fine_tuned(scldm, make_cells, tmp_path):
     scldm.save(tmp_path / "m")
 
-    with pytest.raises(ValueError, match="unknown value 'plasma' for 'cell_type'"):
+    with pytest.raises(ValueError, match="plasma"):
         SCLDM.load(tmp_path / "m", adata=query_cells(make_cells))
-    with pytest.raises(ValueError, match="unknown value 'plasma' for 'cell_type'"):
+    with pytest.raises(ValueError, match="plasma"):
         scldm.predict_perturbation(query_cells(make_cells), {"dose": 10})
 
 
-# --- genes -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "matrix", [np.asarray, np.float16, sp.csr_matrix, sp.csc_matrix], ids=lambda matrix: matrix.__name__
-)
+@pytest.mark.parametrize("matrix", [np.asarray, np.float16, sp.csr_matrix, sp.csc_matrix])
 def test_genes_are_ordered_padded_and_dropped(scldm, make_cells, quick, matrix, dense):
     cells = query_cells(make_cells, n_cells=12)
-    shuffled = renamed(cells)[:, np.random.default_rng(0).permutation(cells.n_vars)].copy()
+    shuffled = cells[:, np.random.default_rng(0).permutation(cells.n_vars)].copy()
+    shuffled.var_names = names = ["other" if name == "gene_3" else name for name in shuffled.var_names]
     shuffled.X = matrix(shuffled.X)
     shuffled.layers["other"] = matrix(dense(shuffled.X).astype(int))
-    names = list(shuffled.var_names)
 
     prepared = SCLDM.prepare_query_anndata(shuffled, scldm)
 
     expected = cells.X.copy()
     expected[:, 3] = 0
-    np.testing.assert_array_equal(dense(prepared.X), expected)
-    np.testing.assert_array_equal(dense(prepared.layers["other"]), expected)
+    for found in (prepared.X, prepared.layers["other"]):
+        np.testing.assert_array_equal(dense(found), expected)
     assert prepared.layers["other"].dtype == shuffled.layers["other"].dtype
     assert sp.issparse(prepared.X) == sp.issparse(shuffled.X)
     assert list(prepared.var_names) == list(scldm.var_.index)
     pd.testing.assert_frame_equal(prepared.obs, shuffled.obs)
     assert list(shuffled.var_names) == names
-    assert SCLDM.load_query_data(prepared, scldm, accelerator="cpu").adata.n_obs == 12
+    assert tuned(prepared, scldm, quick, max_epochs=0).adata.n_obs == 12
 
 
 def test_few_genes_give_a_warning_and_none_or_duplicates_raise(scldm, make_cells):
     cells = query_cells(make_cells)
-    with pytest.warns(UserWarning, match="6 of the model's 12 genes"):
+    with pytest.warns(UserWarning, match="6 of .* 12 genes"):
         SCLDM.prepare_query_anndata(cells[:, :6].copy(), scldm)
-    cells.var_names = [f"ENSG{number}" for number in range(12)]
-    with pytest.raises(ValueError, match="'gene_0'.*'ENSG0'"):
-        SCLDM.prepare_query_anndata(cells, scldm)
-    cells.var_names = ["gene_0"] * 12
-    with pytest.raises(ValueError, match="adata.var_names has duplicates: 1 .'gene_0'"):
-        SCLDM.prepare_query_anndata(cells, scldm)
+    for names, found in (([f"ENSG{number}" for number in range(12)], "ENSG0"), (["gene_0"] * 12, "duplicates")):
+        cells.var_names = names
+        with pytest.raises(ValueError, match=found):
+            SCLDM.prepare_query_anndata(cells, scldm)
