@@ -158,17 +158,6 @@ def test_a_model_without_cells_keeps_none_of_those_that_it_reads(trained, saved_
     assert kept() is None
 
 
-def test_a_model_whose_cells_were_replaced_can_be_saved_and_loaded(trained, saved_model, make_cells, tmp_path):
-    model = SCLDM.load(saved_model, adata=trained.adata.copy())
-
-    model.adata = make_cells(40, seed=1)
-    model.save(tmp_path / "m", save_anndata=True)
-
-    loaded = SCLDM.load(tmp_path / "m")
-    assert loaded.adata.n_obs == 40
-    assert same_cells(loaded.generate(10, seed=3), trained.generate(10, seed=3))
-
-
 @pytest.mark.parametrize("loads_with_cells", [True, False])
 def test_only_the_same_cells_in_the_same_order_keep_the_split(trained, saved_model, loads_with_cells):
     def attached(cells):
@@ -196,7 +185,7 @@ def test_a_model_of_before_keeps_its_split_for_as_many_cells(trained, tmp_path):
     assert loaded.validation_indices_.tolist() == trained.validation_indices_.tolist()
 
 
-def test_cells_can_be_saved_with_the_model_which_trains_on(trained_any, quick, tmp_path):
+def test_cells_can_be_saved_with_the_model_which_trains_on(trained_any, make_cells, quick, tmp_path):
     trained_any.save(tmp_path / "m", save_anndata=True, prefix="my_")
     cls = type(trained_any)
 
@@ -205,6 +194,9 @@ def test_cells_can_be_saved_with_the_model_which_trains_on(trained_any, quick, t
     np.testing.assert_array_equal(loaded.adata.X, trained_any.adata.X)
     assert same_cells(loaded.generate(3, seed=0), trained_any.generate(3, seed=0))
     loaded.train(1, **quick)
+    loaded.adata = make_cells(40, seed=1)
+    loaded.save(tmp_path / "m", save_anndata=True, prefix="my_", overwrite=True)
+    assert cls.load(tmp_path / "m", prefix="my_").adata.n_obs == 40
     path = tmp_path / "m" / "my_adata.h5ad"
     path.write_bytes(path.read_bytes()[:2_000])
     with pytest.raises(ValueError, match=r"adata\.h5ad is damaged"):
@@ -349,18 +341,6 @@ def test_a_save_that_is_killed_leaves_no_cells_of_another_model(make_model, make
     assert {path.name for path in (tmp_path / "m").iterdir()} == {"model.pt", "adata.h5ad"}
 
 
-def test_a_link_in_the_folder_is_replaced_and_its_file_stays(trained, tmp_path):
-    trained.save(tmp_path / "m", save_anndata=True)
-    (tmp_path / "m" / "adata.h5ad").rename(tmp_path / "atlas.h5ad")
-    (tmp_path / "m" / "adata.h5ad").symlink_to(tmp_path / "atlas.h5ad")
-    atlas = (tmp_path / "atlas.h5ad").stat()
-
-    trained.save(tmp_path / "m", save_anndata=True, overwrite=True)
-
-    assert (tmp_path / "atlas.h5ad").stat() == atlas
-    assert not (tmp_path / "m" / "adata.h5ad").is_symlink()
-
-
 def test_cells_that_were_saved_earlier_are_not_those_of_the_model_that_replaces_it(trained, make_model, tmp_path):
     make_model().save(tmp_path / "m", save_anndata=True)
     (tmp_path / "m" / "README.md").write_text("mine")
@@ -440,7 +420,6 @@ def test_cells_that_were_changed_in_place_are_not_saved(make_model, make_cells, 
 
 def test_a_path_may_begin_with_the_home_folder(make_model, quick, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
     model = make_model()
 
     model.train_autoencoder(1, checkpoint_dir="~/checkpoints", **quick)
@@ -581,25 +560,27 @@ def test_categories_and_options_keep_their_type_through_a_file(make_trained, tmp
 
 def test_columns_of_var_survive_a_file(make_cells, make_trained, tmp_path):
     adata = make_cells()
-    adata.var["chromosome"] = pd.Categorical(["X"] * 6 + ["Y"] * 6)
-    adata.var["start"] = np.arange(12, dtype=np.int16)
-    adata.var["gc"] = np.linspace(0, 1, 12, dtype=np.float32)
-    adata.var["exons"] = pd.array([1, None] * 6, dtype="Int64")
-    adata.var["coding"] = pd.array([True, None] * 6, dtype="boolean")
-    adata.var["alias"] = pd.array(["text", None] * 6, dtype="string")
-    adata.var["note"] = ["text", None] * 6
-    adata.var.index.name = "gene"
+    adata.var = pd.DataFrame(
+        {
+            "chromosome": pd.Categorical(["X"] * 6 + ["Y"] * 6),
+            "start": np.arange(12, dtype=np.int16),
+            "gc": np.linspace(0, 1, 12, dtype=np.float32),
+            "exons": pd.array([1, None] * 6, dtype="Int64"),
+            "coding": pd.array([True, None] * 6, dtype="boolean"),
+            "alias": pd.array(["text", None] * 6, dtype="string"),
+            "note": ["text", None] * 6,
+        },
+        index=adata.var_names.rename("gene"),
+    )
     gaps = ["alias", "note"]  # become categories, which any anndata writes
     expected = adata.var.astype(dict.fromkeys(gaps, object)).astype(dict.fromkeys(gaps, "category"))
     adata.var["found"] = pd.to_datetime(["2024-01-01"] * 12)  # cannot be kept
     model = make_trained(adata)
     model.save(tmp_path / "m")
 
-    cells = SCLDM.load(tmp_path / "m").generate(2, seed=0)
-
-    pd.testing.assert_frame_equal(cells.var, expected)
-    pd.testing.assert_frame_equal(model.generate(2, seed=0).var, expected)
-    cells.write_h5ad(tmp_path / "cells.h5ad")
+    for cells in (model.generate(2, seed=0), SCLDM.load(tmp_path / "m").generate(2, seed=0)):
+        pd.testing.assert_frame_equal(cells.var, expected)
+        cells.write_h5ad(tmp_path / "cells.h5ad")
 
 
 def test_all_options_are_saved_so_that_later_defaults_change_no_model(saved_model):

@@ -77,9 +77,8 @@ def test_effects_start_at_mean_profiles_unless_there_are_too_many_combinations(
 
 @pytest.mark.parametrize(("rare", "most"), [(1000, 1000), (10, 1000), (1000, 1)])
 def test_effects_of_rare_combinations_are_corrected_unless_there_are_too_many(make_model, monkeypatch, rare, most):
-    monkeypatch.setattr(_initialise, "FEW_CELLS", rare)
-    monkeypatch.setattr(_initialise, "ENCODED_AT_A_TIME", 20)
-    monkeypatch.setattr(_initialise, "MOST_COMBINATIONS", most)
+    for name, value in (("FEW_CELLS", rare), ("ENCODED_AT_A_TIME", 20), ("MOST_COMBINATIONS", most)):
+        monkeypatch.setattr(_initialise, name, value)
     model, given = make_model(), {}
 
     def note(condition, cells, n_cells):
@@ -90,15 +89,14 @@ def test_effects_of_rare_combinations_are_corrected_unless_there_are_too_many(ma
     monkeypatch.setattr(model.module, "correct_effects", note)
     correct_effects(model.module, model._cells, np.arange(90))
 
-    codes = [tuple(row) for row in model._cells.codes[:90].tolist()]
-    assert set(given) == (set(codes) if most > 1 else set())
+    codes = model._cells.codes[:90]
+    assert set(given) == ({*map(tuple, codes.tolist())} if most > 1 else set())
     for code, (n, x) in given.items():
-        rows = [row for row, other in enumerate(codes) if other == code]
+        rows = np.flatnonzero((codes == code).all(1))
         assert n == len(rows)
+        assert (x is not None) == (n <= rare)
         if n <= rare:
             np.testing.assert_array_equal(x, model.adata.X[rows])
-        else:
-            assert x is None
 
 
 def test_each_stage_can_be_trained_alone_and_the_prior_needs_the_autoencoder(make_model, quick):
@@ -224,20 +222,16 @@ def test_a_prior_of_numbers_alone_trains_for_a_third_of_the_steps(
     assert model._recipe("prior").reference_steps == round(share * RECIPES[size].prior.reference_steps)
 
 
-def test_early_stopping_ends_a_stage_that_no_longer_improves(make_model, either_class, quick):
+def test_early_stopping_ends_a_stage_that_no_longer_improves_and_all_cells_may_be_trained_on(
+    make_model, either_class, quick
+):
     model = make_model(cls=either_class)
 
     model.train(60, early_stopping=True, early_stopping_patience=3, plan_kwargs={"learning_rate": 1e-12}, **quick)
-
     for stage in model.trained_stages_:
         assert 3 <= len(model.history[f"{stage}_loss_validation"]) < 60
 
-
-def test_all_cells_may_be_trained_on(make_model, either_class, quick):
-    model = make_model(cls=either_class)
-
-    model.train(1, train_size=1.0, **quick)
-
+    (model := make_model(cls=either_class)).train(1, train_size=1.0, **quick)
     assert f"{either_class._stages[0]}_loss_train" in model.history
     assert not [name for name in model.history if name.endswith("loss_validation")]
 
@@ -409,7 +403,7 @@ def test_a_checkpoint_of_the_prior_does_not_undo_a_later_autoencoder(make_model,
     model.train(1, checkpoint_dir=tmp_path, **quick)
     model.train_autoencoder(2, **quick)
 
-    with pytest.raises(ValueError, match="older stage"):
+    with pytest.raises(ValueError, match="prior"):
         model.train_prior(1, checkpoint_dir=tmp_path, **quick)
 
 

@@ -28,9 +28,6 @@ from scgen_diffusion.train import _initialise
 pytestmark = pytest.mark.usefixtures("seed_0")
 
 
-# --- cells that were changed ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -63,9 +60,6 @@ def test_changed_values_of_a_backed_file_are_refused(make_cells, make_model, qui
         model.train(1, **quick)
 
 
-# --- checkpoints of other cells ---------------------------------------------------------------------------------------
-
-
 def embeddings(scale):
     return {"condition_embeddings": {"cell_type": pd.DataFrame(scale * np.eye(5), TYPES, list("abcde"))}}
 
@@ -92,9 +86,6 @@ def test_a_checkpoint_of_other_cells_is_refused(either_class, change, setups, ma
 
     with pytest.raises(ValueError, match="checkpoint_dir"):
         train(others, setups[1])
-
-
-# --- arguments --------------------------------------------------------------------------------------------------------
 
 
 WRONG_VALUES = {
@@ -161,17 +152,11 @@ def test_a_stage_alone_says_what_it_does_not_take(make_trained, quick):
         make_trained().train_prior(1, train_size=0.5, **quick)
 
 
-def test_options_hold_for_all_stages_or_by_stage(make_model, quick, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(
-        "scgen_diffusion.train.StagePlan.configure_optimizers",
-        lambda self: seen.update({self.name: self.recipe.learning_rate}),
-    )
-    model = make_model()
-    model.train(1, plan_kwargs={"learning_rate": 0.5}, **quick)
-    assert seen == {"autoencoder": 0.5, "prior": 0.5}
-    model.train(1, plan_kwargs={"prior": {"learning_rate": 0.25}}, **quick)
-    assert seen == {"autoencoder": 4e-3, "prior": 0.25}
+def test_options_hold_for_all_stages_or_by_stage(make_model, quick):
+    for options, expected in (({"learning_rate": 0.5}, 0.5), ({"prior": {"learning_rate": 0.25}}, 4e-3)):
+        (model := make_model()).train(1, plan_kwargs=options, **quick)
+        assert model.recipes_["autoencoder"]["learning_rate"] == expected
+        assert model.recipes_["prior"]["learning_rate"] == options.get("prior", options)["learning_rate"]
 
 
 def test_sizes_split_the_cells_as_in_scvi_tools(make_model, make_cells, quick):
@@ -219,9 +204,6 @@ def test_batches_are_no_larger_than_the_default_or_the_cells(make_model, quick):
     make_model().train(1, train_size=1.0, callbacks=[Watch()], **{**quick, "batch_size": 1_000_000})
 
     assert sizes == {"autoencoder": {96}, "prior": {256}}
-
-
-# --- what the user sees -----------------------------------------------------------------------------------------------
 
 
 def lines_of(model):
@@ -294,15 +276,12 @@ def test_in_a_log_file_training_shows_a_line_per_stage_and_one_at_the_end(run_ap
     assert re.search(r"autoencoder: epochs 2, validation loss \S+; prior: epochs 2, ", last)
 
 
-class Stop(Callback):
-    """Press Ctrl-C in the second epoch of the prior."""
-
-    def on_train_epoch_start(self, trainer, plan):
-        if (plan.name, trainer.current_epoch) == ("prior", 1):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 def test_a_stopped_run_is_told_and_printed(make_model, quick, capsys, tmp_path):
+    class Stop(Callback):
+        def on_train_epoch_start(self, trainer, plan):
+            if (plan.name, trainer.current_epoch) == ("prior", 1):
+                os.kill(os.getpid(), signal.SIGINT)
+
     model = make_model()
     model.train(3, **{**quick, "enable_progress_bar": True}, callbacks=[Stop()])
     assert "prior: epochs 1" in capsys.readouterr().err.splitlines()[-1]
@@ -330,30 +309,20 @@ def test_a_refused_call_keeps_split_and_cells(make_model, make_cells, quick, tmp
 
 
 @pytest.mark.parametrize("stays_in_file", [False, True])
-def test_few_cells_are_repeated_to_fill_an_epoch(make_model, make_cells, quick, tmp_path, stays_in_file):
+def test_few_cells_are_repeated_in_whole_batches_and_new_orders(make_model, make_cells, quick, tmp_path, stays_in_file):
     make_cells().write_h5ad(tmp_path / "cells.h5ad")
     cells = CellFiles(tmp_path / "cells.h5ad", condition_keys=["cell_type", "dose"]) if stays_in_file else None
-    model = make_model()
-
-    model.train_autoencoder(2, plan_kwargs={"smallest_epoch": 7}, datamodule=cells, **quick)
-
-    assert model.trainer.global_step == 14
-
-
-def test_repeated_cells_of_files_come_in_whole_batches_and_new_orders(make_model, make_cells, quick, tmp_path):
-    make_cells().write_h5ad(tmp_path / "cells.h5ad")
-    cells = CellFiles(tmp_path / "cells.h5ad", condition_keys=["cell_type", "dose"])
-    seen, model = [], make_model()
+    seen = []
 
     class Watch(Callback):
         def on_train_batch_start(self, trainer, module, batch, *_):
-            seen.append(batch["X"].sum(1).tolist())
+            seen.append(tuple(batch["X"].sum(1).tolist()))
 
-    options = {**quick, "datamodule": cells, "batch_size": 60, "train_size": 1.0, "callbacks": [Watch()]}
-    model.train_autoencoder(1, plan_kwargs={"smallest_epoch": 6}, **options)
+    options = {**quick, "batch_size": 60, "train_size": 1.0, "callbacks": [Watch()]}
+    make_model().train_autoencoder(2, plan_kwargs={"smallest_epoch": 6}, datamodule=cells, **options)
 
-    assert [len(batch) for batch in seen] == [60] * 6
-    assert len({tuple(batch) for batch in seen}) == 6
+    assert [len(batch) for batch in seen] == [60] * 12
+    assert len(set(seen)) == 12
 
 
 @pytest.mark.parametrize("n_cells", [0, 1])
@@ -371,32 +340,25 @@ def test_labels_with_few_training_cells_are_named_once(make_model, quick, monkey
         model.train_prior(2, **quick)
 
 
-def test_a_training_that_is_far_too_short_is_named(make_model, quick):
-    with pytest.warns(UserWarning, match="86 training cells: 2 of the diffusion"):
-        (model := make_model(cls=SCRDIT)).train(2, **quick)
-    assert "diffusion (far too short)" in str(model)
-
-
-def test_a_training_that_an_option_ends_is_judged_by_the_epochs_it_had(make_model, quick):
+def test_a_far_too_short_training_is_named_by_the_epochs_it_had(make_model, quick):
     usual = {"plan_kwargs": {"reference_steps": 120}, **quick}  # 20 epochs
-    (model := make_model(cls=SCRDIT)).train(max_steps=1, **usual)
+    model = make_model(cls=SCRDIT)
+    with pytest.warns(UserWarning, match="86 training cells: 2 of the diffusion"):
+        model.train(2, **quick)
+    assert "diffusion (far too short)" in str(model)
+    model.train(max_steps=1, **usual)
     assert model.cut_short_ == {"diffusion": TOO_SHORT}
     model.train(**usual)
     assert model.trainer.current_epoch == 20
     assert model.cut_short_ == {}
 
 
-class Terminal(io.StringIO):
-    """What a terminal shows."""
-
-    def isatty(self):
-        return True
-
-
 def test_in_a_terminal_training_shows_a_bar_per_stage(make_model, quick, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
     make_model().train(2, **quick | {"enable_progress_bar": True})
-    shown = sys.stderr.getvalue().replace("\r", "\n").splitlines()
+    shown = terminal.getvalue().replace("\r", "\n").splitlines()
     assert any(re.match(r"Autoencoder .* 0%\|", line) for line in shown)
     assert any(re.match(r"Prior .* 100%\|.*epoch 2 of 2, validation loss", line) for line in shown)
 

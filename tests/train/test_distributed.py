@@ -104,12 +104,21 @@ def test_early_stopping_stops_all_processes_after_the_same_epoch(train_scldm, ru
     assert_same(first, second)
 
 
-class Expire(Callback):
-    """End the time in the second epoch of the autoencoder, by the first process's clock only."""
+class At(Callback):
+    """Do something after a step of a stage."""
+
+    def __init__(self, stage, step, work):
+        self.stage, self.step, self.work = stage, step, work
 
     def on_train_batch_end(self, trainer, plan, *_):
-        if trainer.is_global_zero and (plan.name, trainer.global_step) == ("autoencoder", 8):
-            next(each for each in trainer.callbacks if isinstance(each, Interruption)).deadline = time.monotonic()
+        if (plan.name, trainer.global_step) == (self.stage, self.step):
+            self.work(trainer)
+
+
+def expire(trainer):
+    """End the time by the first process's clock only."""
+    if trainer.is_global_zero:
+        next(each for each in trainer.callbacks if isinstance(each, Interruption)).deadline = time.monotonic()
 
 
 def test_a_limit_of_time_stops_all_processes_at_the_same_step_and_the_same_call_resumes(
@@ -119,7 +128,7 @@ def test_a_limit_of_time_stops_all_processes_at_the_same_step_and_the_same_call_
     options = {"checkpoint_dir": tmp_path, "checkpoint_minutes": 0.0, "max_time": {"hours": 1}}
 
     def stop(rank):
-        model = train_scldm(epochs, callbacks=[Expire()], **options)
+        model = train_scldm(epochs, callbacks=[At("autoencoder", 8, expire)], **options)
         return model.trainer.global_step, model.trained_stages_
 
     assert run_together(stop) == [(8, ["autoencoder"])] * 2
@@ -129,20 +138,13 @@ def test_a_limit_of_time_stops_all_processes_at_the_same_step_and_the_same_call_
     assert [len(first[0][f"{name}_loss_train"]) for name in epochs] == list(epochs.values())
 
 
-class Die(Callback):
-    """Kill this process without a warning, in the second epoch of the prior."""
-
-    def on_train_batch_end(self, trainer, plan, *_):
-        if (plan.name, trainer.global_step) == ("prior", 8):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_a_killed_process_ends_the_other_and_the_same_call_resumes(train_scldm, run_together, tmp_path):
     epochs = {"autoencoder": 2, "prior": 3, "transport": 1}
     options = {"checkpoint_dir": tmp_path, "checkpoint_minutes": 0.0}
+    die = At("prior", 8, lambda trainer: os.kill(os.getpid(), signal.SIGKILL))  # in the second epoch
 
     def work(rank):
-        train_scldm(epochs, callbacks=[Die()] if rank else [], **options)
+        train_scldm(epochs, callbacks=[die] if rank else [], **options)
 
     assert run_together(work) == [1, -signal.SIGKILL]
     assert torch.load(tmp_path / "prior.ckpt", weights_only=True)["n_epochs_done"] == 1

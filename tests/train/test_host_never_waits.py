@@ -24,7 +24,6 @@ from scgen_diffusion.nn import Classes, Members, Number
 from scgen_diffusion.train import DIFFUSION_RECIPES, RECIPES, AutoencoderPlan, DiffusionPlan, PriorPlan
 
 N_GENES, N_CELLS, DEVICE = 60, 8, "meta"
-STRATEGIES = ["joint", "mutually_exclusive", "additive"]
 
 
 class UnderWay(AutoencoderPlan):
@@ -47,6 +46,11 @@ def build_scldm(size="default", **options):
     return SCLDMModule(N_GENES, conditions(), architecture=architecture).to(DEVICE)
 
 
+def build_multimodal():
+    sizes = {"negative_binomial": N_GENES - 4, "bernoulli": 4}
+    return MultimodalModule([ModalityPanel(n, name) for name, n in sizes.items()], conditions()).to(DEVICE)
+
+
 def take_step(plan, batch):
     """Compute losses, gradients and their clipped norm, and update weights and averages, as the trainer does."""
     optimizer = torch.optim.AdamW(plan.parameter_groups())
@@ -60,38 +64,33 @@ def take_step(plan, batch):
         plan.on_train_batch_end()
 
 
-def cells_of(n_genes, module):
+def cells_of(module):
     condition = torch.empty(N_CELLS, len(module.null_condition), dtype=module.null_condition.dtype, device=DEVICE)
-    return {"X": torch.empty(N_CELLS, n_genes, device=DEVICE), CONDITIONS: condition}
+    return {"X": torch.empty(N_CELLS, N_GENES, device=DEVICE), CONDITIONS: condition}
 
 
 @pytest.mark.parametrize(
-    ("size", "options"),
+    ("size", "build"),
     [
-        ("default", {}),
-        ("published", {}),
-        ("default", {"dispersion": "gene-cell", "decoder": "gene_queries"}),
-        ("default", {"likelihood": "gaussian"}),
+        ("default", build_scldm),
+        ("published", lambda: build_scldm("published")),
+        ("default", lambda: build_scldm(dispersion="gene-cell", decoder="gene_queries")),
+        ("default", lambda: build_scldm(likelihood="gaussian")),
+        ("default", build_multimodal),
     ],
+    ids=["default", "published", "gene queries", "gaussian", "modalities"],
 )
-def test_a_step_of_the_autoencoder(size, options):
-    module = build_scldm(size, **options)
+def test_a_step_of_the_autoencoder(size, build):
+    module = build()
 
-    take_step(UnderWay(module, RECIPES[size].autoencoder, seed=0), cells_of(N_GENES, module))
-
-
-def test_a_step_with_several_modalities():
-    sizes = {"negative_binomial": N_GENES - 4, "bernoulli": 4}
-    module = MultimodalModule([ModalityPanel(n, name) for name, n in sizes.items()], conditions()).to(DEVICE)
-
-    take_step(UnderWay(module, RECIPES["default"].autoencoder, seed=0), cells_of(N_GENES, module))
+    take_step(UnderWay(module, RECIPES[size].autoencoder, seed=0), cells_of(module))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["joint", "mutually_exclusive", "additive"])
 def test_a_step_of_the_prior(strategy):
     module = build_scldm(condition_strategy=strategy)
     latents = {name: torch.empty(N_CELLS, *module.latent_shape, device=DEVICE) for name in ("mean", "std")}
-    rest = {"condition": cells_of(N_GENES, module)[CONDITIONS], "log_total": torch.empty(N_CELLS, device=DEVICE)}
+    rest = {"condition": cells_of(module)[CONDITIONS], "log_total": torch.empty(N_CELLS, device=DEVICE)}
 
     take_step(PriorPlan(module, RECIPES["default"].prior, seed=0), latents | rest)
 
@@ -106,7 +105,7 @@ def test_a_step_in_gene_space(model, recipe):
     module = gene_space_module(architecture)(N_GENES, conditions(), architecture=architecture).to(DEVICE)
     options = DIFFUSION_RECIPES[model].get(recipe, DIFFUSION_RECIPES[model]["transformer"])
 
-    take_step(DiffusionPlan(module, options, seed=0), cells_of(N_GENES, module))
+    take_step(DiffusionPlan(module, options, seed=0), cells_of(module))
 
 
 def test_the_check_sees_a_step_that_waits(monkeypatch):
@@ -115,4 +114,4 @@ def test_the_check_sees_a_step_that_waits(monkeypatch):
     monkeypatch.setattr(module.encoder.network.attention, "mask_padding", False)
 
     with pytest.raises((RuntimeError, NotImplementedError)):
-        take_step(UnderWay(module, RECIPES["default"].autoencoder, seed=0), cells_of(N_GENES, module))
+        take_step(UnderWay(module, RECIPES["default"].autoencoder, seed=0), cells_of(module))

@@ -22,49 +22,32 @@ def expression():
     return x
 
 
-class Cells:
-    """What training asks of cells, from memory."""
-
-    def loader(self, indices, batch_size, *, batches=None):
-        data = {"X": expression()[indices], "conditions": torch.arange(N_CELLS)[indices, None]}
-        return [{name: x[i : i + batch_size] for name, x in data.items()} for i in range(0, len(indices), batch_size)]
+def loader(indices, batch_size, *, batches=None):
+    data = {"X": expression()[indices], "conditions": torch.arange(N_CELLS)[indices, None]}
+    return [{name: x[i : i + batch_size] for name, x in data.items()} for i in range(0, len(indices), batch_size)]
 
 
-def resident(limit=1e9):
-    return ResidentCells.of(Cells().loader(np.arange(N_CELLS), 4), CPU, n_cells=N_CELLS, limit=limit)
+def test_any_rows_are_those_that_were_read_if_there_is_memory_for_them():
+    batches, needed = loader(np.arange(N_CELLS), 4), BYTES_PER_COUNT * int((expression() > 0).sum())
+    resident = ResidentCells.of(batches, CPU, n_cells=N_CELLS, limit=needed)
 
-
-@pytest.mark.parametrize("rows", [[0], [3], [5, 3, 0, 10], list(range(N_CELLS)), [2, 2]])
-def test_any_rows_are_those_that_were_read(rows):
-    batch = resident()[rows]
-
-    assert torch.equal(batch["X"], expression()[rows])
-    assert batch["conditions"][:, 0].tolist() == rows
-
-
-def test_cells_that_need_too_much_memory_stay_where_they_are():
-    needed = BYTES_PER_COUNT * int((expression() > 0).sum())
-
-    assert resident(limit=needed) is not None
-    assert resident(limit=needed - 1) is None
+    for rows in ([0], [3], [5, 3, 0, 10], list(range(N_CELLS)), [2, 2]):
+        assert torch.equal(resident[rows]["X"], expression()[rows])
+        assert resident[rows]["conditions"][:, 0].tolist() == rows
+    assert ResidentCells.of(batches, CPU, n_cells=N_CELLS, limit=needed - 1) is None
 
 
 def test_cells_are_not_all_read_to_learn_that_they_need_too_much():
-    seen = []
+    batches = iter(loader(np.arange(N_CELLS), 4))
 
-    def batches():
-        for batch in Cells().loader(np.arange(N_CELLS), 4):
-            seen.append(len(batch["X"]))
-            yield batch
-
-    assert ResidentCells.of(batches(), CPU, n_cells=10**6, limit=1e5) is None
-    assert seen == [4]
+    assert ResidentCells.of(batches, CPU, n_cells=10**6, limit=1e5) is None
+    assert len(list(batches)) == 2  # of three
 
 
 @pytest.mark.parametrize(("room", "is_resident"), [(1e9, True), (0.0, False), (1.0, False)])
 def test_a_stage_keeps_its_training_cells_on_the_device_where_there_is_room(monkeypatch, room, is_resident):
     monkeypatch.setattr(cells_module, "memory_for_cells", lambda device: room)
-    data = CellData(Cells(), np.arange(0, 8), np.arange(8, N_CELLS), 3)
+    data = CellData(SimpleNamespace(loader=loader), np.arange(0, 8), np.arange(8, N_CELLS), 3)
     stage = SimpleNamespace(seed=0, n_epochs_done=0)
     where = {"strategy": SimpleNamespace(root_device=CPU), "global_rank": 0, "world_size": 1}
     data.trainer = SimpleNamespace(lightning_module=stage, **where)

@@ -326,15 +326,15 @@ def test_a_stage_on_top_of_another_autoencoder_is_refused(train, tmp_path):
 
 @pytest.mark.parametrize("n_epochs", [1, 3], ids=["finished", "to be made longer"])
 def test_a_stage_can_be_made_longer_but_a_checkpoint_never_undoes_later_training(train, tmp_path, n_epochs):
-    model = train(tmp_path, ONE_EPOCH)
-    longer = deepcopy(model)
-    longer.train_prior(n_epochs, checkpoint_dir=tmp_path, **OPTIONS)
+    model = train(tmp_path / "run", ONE_EPOCH)
+    longer, copy = deepcopy(model), shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    longer.train_prior(n_epochs, checkpoint_dir=copy, **OPTIONS)
     assert longer.history_["prior_loss_train"].index.tolist() == list(range(n_epochs))
 
     model.train_prior(1, **OPTIONS)
     former = deepcopy(model)
     with pytest.raises(ValueError, match="prior"):
-        model.train_prior(n_epochs, checkpoint_dir=tmp_path, **OPTIONS)
+        model.train_prior(n_epochs, checkpoint_dir=tmp_path / "run", **OPTIONS)
     assert_same_model(former, model)
 
 
