@@ -153,10 +153,13 @@ def test_a_stage_alone_says_what_it_does_not_take(make_trained, quick):
 
 
 def test_options_hold_for_all_stages_or_by_stage(make_model, quick):
-    for options, expected in (({"learning_rate": 0.5}, 0.5), ({"prior": {"learning_rate": 0.25}}, 4e-3)):
-        (model := make_model()).train(1, plan_kwargs=options, **quick)
-        assert model.recipes_["autoencoder"]["learning_rate"] == expected
-        assert model.recipes_["prior"]["learning_rate"] == options.get("prior", options)["learning_rate"]
+    model = make_model()
+    for options, expected in (
+        ({"learning_rate": 0.5}, {"autoencoder": 0.5, "prior": 0.5}),
+        ({"prior": {"learning_rate": 0.25}}, {"autoencoder": 4e-3, "prior": 0.25}),
+    ):
+        model.train(1, plan_kwargs=options, **quick)
+        assert {stage: recipe["learning_rate"] for stage, recipe in model.recipes_.items()} == expected
 
 
 def test_sizes_split_the_cells_as_in_scvi_tools(make_model, make_cells, quick):
