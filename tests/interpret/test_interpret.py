@@ -395,6 +395,16 @@ def test_a_loaded_model_shows_the_same(opened, tmp_path):
         interpret.head_loadings(without)
 
 
+def test_a_model_without_conditions_can_be_opened_too(make_cells, quick):
+    cells = make_cells()
+    WBDIT.setup_anndata(cells)
+    model = WBDIT(cells, **SIZES)
+    model.train(1, **quick)
+
+    assert interpret.head_loadings(model, seed=0).shape == (12, 4)
+    assert set(interpret.layer_statistics(model, times=[0], groupby="dose", seed=0)["group"]) == {"1", "10", "100"}
+
+
 def test_a_cell_without_one_of_its_labels_has_no_conditions_as_in_training(make_cells, quick):
     cells = make_cells()
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str)
