@@ -201,7 +201,7 @@ def check_filters(path: Path) -> None:
             made = element.id.get_create_plist()
             for number, _, _, name in map(made.get_filter, range(made.get_nfilters())):
                 if not h5py.h5z.filter_avail(number):
-                    return f"{name.decode()} ({number})"
+                    return f"{name.decode()} ({number})".strip()
         return None
 
     missing = None

@@ -324,6 +324,20 @@ def save_and_be_killed(model, folder, n_steps):
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork")
+def test_a_model_that_was_saved_meanwhile_is_not_replaced(trained, tmp_path, monkeypatch):
+    def save_slowly(content, file, save=torch.save):
+        save(content, file)
+        (tmp_path / "m").mkdir()
+        (tmp_path / "m" / "model.pt").write_text("of another process")
+
+    monkeypatch.setattr(torch, "save", save_slowly)
+    with pytest.raises(FileExistsError):
+        trained.save(tmp_path / "m")
+
+    assert (tmp_path / "m" / "model.pt").read_text() == "of another process"
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
 @pytest.mark.parametrize("is_there", [True, False])
 def test_a_save_that_is_killed_leaves_no_cells_of_another_model(make_model, make_cells, tmp_path, is_there):
     new, old, codes = make_model(make_cells(40, seed=1)), make_model(make_cells()), []

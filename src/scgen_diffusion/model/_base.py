@@ -1453,7 +1453,7 @@ class DiffusionModel(BaseModelClass):
         if save_anndata:
             name = MUDATA_FILE if isinstance(self.adata, MuData) else ADATA_FILE
             writers[f"{prefix}{name}"] = partial(write_cells, self.adata, anndata_write_kwargs)
-        write_together(folder, writers, replaced)
+        write_together(folder, writers, replaced, overwrite=overwrite)
 
     @classmethod
     @suggests_arguments

@@ -234,7 +234,9 @@ def check_can_save(model: DiffusionModel, folder: Path, prefix: str, *, overwrit
     return cells
 
 
-def write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]], cells: list[str]) -> None:
+def write_together(
+    folder: Path, writers: Mapping[str, Callable[[Path], None]], cells: list[str], *, overwrite: bool
+) -> None:
     """Write the files of a model, the weights first; if that fails, the folder is as it was before.
 
     A new folder gets its name once it is complete. In an old one, files are renamed once all are complete. The old
@@ -244,7 +246,7 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], None]], 
     if not folder.exists():
         with explain_failed_write("Making a folder", folder.parent):
             folder.parent.mkdir(parents=True, exist_ok=True)
-        with write_atomically(folder) as beside:
+        with write_atomically(folder, overwrite=overwrite) as beside:
             beside.mkdir()
             for name, write in writers.items():
                 write(beside / name)
