@@ -133,7 +133,6 @@ def test_counts_from_log_values_need_totals(make_trained, make_cells):
         {"n_steps": 1001},
         {"library_size": 1000},
     ],
-    ids=str,
 )
 def test_a_request_that_only_other_models_or_outputs_answer_is_refused(trained_gene_space, request_):
     with pytest.raises(ValueError, match=next(iter(request_))):
