@@ -24,6 +24,7 @@ REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Allow writing there"),
     errno.EIO: "Check the disk",
 }
+LEFTOVER = "????????.part"  # end of the names of temporary folders, as `mkdtemp` makes them
 NO_MEMORY = r"alloc|out of memory|not enough memory"  # PyTorch and HDF5 say so in errors without a type of their own
 
 
@@ -108,7 +109,7 @@ def write_atomically(goal: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 def remove_leftovers(goal: Path) -> None:
     """Remove what killed processes left that wrote to a path."""
-    for left in goal.parent.glob(f"{glob.escape(f'.{goal.name}.')}????????.part"):  # as `mkdtemp` names folders
+    for left in goal.parent.glob(glob.escape(f".{goal.name}.") + LEFTOVER):
         if (lock := _lock(left, wait=False)) is not None:
             with suppress(OSError):
                 _put_back(left / "old", goal)

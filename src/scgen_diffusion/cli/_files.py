@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scgen_diffusion._arguments import known_names, list_first
-from scgen_diffusion._files import check_filters, explain_failed_read
+from scgen_diffusion._files import LEFTOVER, check_filters, explain_failed_read
 
 from ._options import value
 
@@ -41,7 +41,7 @@ def check_place(path: Path, *suffixes: str, overwrite: bool = True) -> None:
 def check_replaced(folder: Path) -> None:
     """Raise unless a folder is missing, is empty, or holds nothing but a model of this package."""
     names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    names -= set(fnmatch.filter(names, ".*.????????.part"))  # left by a killed process
+    names -= set(fnmatch.filter(names, f".*.{LEFTOVER}"))
     is_ours = False
     with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(folder / "model.pt") as archive:
         pickled = [name for name in archive.namelist() if name.endswith("/data.pkl")]
