@@ -357,6 +357,10 @@ class Metric:
         """What it measures and misses."""
         return " ".join((self.measure.__doc__ or "").split())
 
+    def limits_of(self, group: str) -> Limits | None:
+        """Return the limits of all cells, or of a group."""
+        return self.limits if group == ALL else self.limits_in_group
+
 
 @dataclass(frozen=True)
 class Context:

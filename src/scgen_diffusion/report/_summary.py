@@ -185,7 +185,7 @@ def _deviation(row: Row) -> float:
 def _excess(row: Row) -> float:
     """Return by how much a value is worse than its floor; 0 if chance explains it."""
     metric = CATALOGUE[row["metric"]]
-    limits = metric.limits if row["group"] == ALL else metric.limits_in_group
+    limits = metric.limits_of(row["group"])
     excess = excess_over_floor(row["metric"], row["better"], row["value"], row["floor"])
     if metric.ideal == GUESSING:  # nearer to the held-out cells than chance allows: were files swapped?
         excess = max(excess, min(GUESSING, row["floor"]) - row["value"])
@@ -199,7 +199,7 @@ def _excess(row: Row) -> float:
 def _level(row: Row, other_shares: float) -> Level:
     """Judge a row: what is worse than the floor must be clear, and large enough."""
     metric = CATALOGUE.get(row["metric"])
-    limits = metric and (metric.limits if row["group"] == ALL else metric.limits_in_group)
+    limits = metric and metric.limits_of(row["group"])
     if not limits or not np.isfinite([row["value"], row["floor"]]).all() or other_shares > metric.most_share_difference:
         return "not judged"
     unit = {"one": 1.0, "real": abs(row["floor"])}.get(limits.of)
