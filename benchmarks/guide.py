@@ -39,7 +39,7 @@ TOPICS = list(dict.fromkeys(metric.topic for metric in CATALOGUE.values()))
 
 def page_blocks() -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
-    stages = {stage: getattr(RECIPES["default"], stage) for stage in ("autoencoder", "prior", "transport")}
+    stages = {stage: getattr(RECIPES["default"], stage) for stage in ("autoencoder", "prior", "perturbation_flow")}
     diffusion = {"diffusion": DIFFUSION_RECIPES["SCRDIT"]["mlp"]}
     scldm = {size: asdict(build_architecture(size)) for size in ("default", "published")}
     scrdit = {name: asdict(build_gene_space_architecture("SCRDIT", **how)) for name, how in SCRDIT.items()}

@@ -271,8 +271,8 @@ IN_WORDS = {
     "recall": "recall",
     "within_label_correlation": "correlation between genes, within labels",
     "within_label_slope": "strength of these correlations (1 is right)",
-    "transfer_f1": "F1 of a classifier trained on generated cells",
-    "nearest_train_ratio": "distance to the nearest training cell (1 is right)",
+    "tstr_f1": "F1 of a classifier trained on generated cells",
+    "dcr_ratio": "distance to the nearest training cell (1 is right)",
     "membership_auc": "AUC of membership inference (0.5 is perfect)",
     "copied_cells": "share of cells that copy a training cell",
 }

@@ -31,7 +31,7 @@ from scvi.data import AnnDataManager
 
 from scgen_diffusion.diffusion import _random
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _scldm
-from scgen_diffusion.train import RECIPES, PriorRecipe, TrainingRecipe, TransportRecipe, _initialise
+from scgen_diffusion.train import RECIPES, PerturbationFlowRecipe, PriorRecipe, TrainingRecipe, _initialise
 
 settings.register_profile("busy", deadline=None)  # how long an example takes says how busy the machine is
 settings.load_profile("busy")
@@ -62,10 +62,10 @@ asyncio.to_thread = _at_once  # zarr does so for each of many small files, which
 
 _initialise.N_TOTALS = 2_000  # enough for small models; drawing a hundred thousand takes a quarter of a tiny training
 
-# As many epochs as usual, of 3 steps instead of 10: the prior's and the transport's take half of a tiny training.
+# As many epochs as usual, of 3 steps instead of 10: the prior's and the flow's take half of a tiny training.
 QUICK_RECIPE = TrainingRecipe(
     prior=PriorRecipe(smallest_epoch=3, reference_steps=1200),
-    transport=TransportRecipe(smallest_epoch=3, reference_steps=90, batch_size=64),
+    flow=PerturbationFlowRecipe(smallest_epoch=3, reference_steps=90, batch_size=64),
 )
 _scldm.RECIPES = {**RECIPES, "default": QUICK_RECIPE}
 
@@ -393,7 +393,7 @@ def start_apart(tmp_path_factory):
         )
         same = (
             "from scgen_diffusion.model import _scldm\nfrom scgen_diffusion.train import _initialise\n"
-            "from scgen_diffusion.train import AutoencoderRecipe, PriorRecipe, TrainingRecipe, TransportRecipe\n"
+            "from scgen_diffusion.train import AutoencoderRecipe, PriorRecipe, TrainingRecipe, PerturbationFlowRecipe\n"
             f"_initialise.N_TOTALS = {_initialise.N_TOTALS}\n_scldm.RECIPES['default'] = {QUICK_RECIPE}\n"
         )
         path.write_text(f"import os, sys\nsys.argv = {['-c', *map(str, arguments)]}\n{redirect}{same}{script}")

@@ -36,8 +36,8 @@ SHOWN = {
     "auc_genes": "AUC, genes",
     "within_label_correlation": "correlation",
     "library_size_ks": "library sizes (KS)",
-    "transfer_f1": "F1",
-    "nearest_train_ratio": "distance",
+    "tstr_f1": "F1",
+    "dcr_ratio": "distance",
 }
 
 
@@ -141,8 +141,8 @@ IN_SHORT = {
     "precision": "precision",
     "recall": "recall",
     "within_label_correlation": "correlation",
-    "transfer_f1": "F1",
-    "nearest_train_ratio": "distance",
+    "tstr_f1": "F1",
+    "dcr_ratio": "distance",
     "cpu_minutes": "minutes",
 }
 #: Methods of the tables of single metrics, and their names there.

@@ -33,7 +33,7 @@ SAMPLE = "--seconds 1 --threads 2 --stages generate generate_ddim"
 EVERYTHING = (
     "--systems published package-published-sizes package --threads 2 --seconds 2",
     "--systems package --threads 2 --seconds 1 --batch 256 --stages prior_step",
-    "--systems package --threads 2 --seconds 1 --batch 512 --stages transport_step",
+    "--systems package --threads 2 --seconds 1 --batch 512 --stages perturbation_flow_step",
     f"--systems published-scrdit SCRDIT-published-size {TRAIN} 16",
     f"--systems published-wbdit WBDIT-published-size {TRAIN} 16",
     f"--systems SCRDIT WBDIT {TRAIN} 16 128",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 STEP_NAMES: dict[tuple[str, str], tuple[str, tuple[str, str] | None]] = {
     ("package", "autoencoder_step"): ("SCLDM, training of the autoencoder", ("published", "autoencoder_step")),
     ("package", "prior_step"): ("SCLDM, training of the prior", ("published", "prior_step")),
-    ("package", "transport_step"): ("SCLDM, training of the transport", None),
+    ("package", "perturbation_flow_step"): ("SCLDM, training of the perturbation flow", None),
     ("package", "generate"): ("SCLDM, generation", ("published", "generate")),
 }
 for _stage, _what in (
@@ -40,7 +40,7 @@ CALL_NAMES = {
     "setup": "`setup_anndata`",
     "autoencoder_epochs": "`train_autoencoder`, an epoch",
     "prior_epochs": "`train_prior`, an epoch",
-    "transport_epochs": "`train_transport`, an epoch",
+    "perturbation_flow_epochs": "`train_perturbation_flow`, an epoch",
     "training_epochs": "`train`, an epoch",
     "generate_anndata": "`generate`, into an AnnData",
     "latent_representation": "`get_latent_representation`",
@@ -48,7 +48,7 @@ CALL_NAMES = {
     "load": "`load`",
 }
 LONG_CALLS = (
-    *("importing", "autoencoder_epochs", "prior_epochs", "transport_epochs", "training_epochs"),
+    *("importing", "autoencoder_epochs", "prior_epochs", "perturbation_flow_epochs", "training_epochs"),
     *("generate_anndata", "latent_representation"),
 )
 

@@ -86,13 +86,13 @@ def repeat(step: Callable[[], object], n_cells: float, setting: Setting, seconds
 TRAININGS = {
     "autoencoder": ("train_autoencoder", 128),
     "prior": ("train_prior", 256),
-    "transport": ("train_transport", 512),
+    "perturbation_flow": ("train_perturbation_flow", 512),
     "training": ("train", 128),
 }
 #: Stages of training that others depend on.
 NEEDED = {
     "prior": ("autoencoder",),
-    "transport": ("autoencoder",),
+    "perturbation_flow": ("autoencoder",),
     "latent": ("autoencoder",),
     **dict.fromkeys(("generate", "save", "load"), ("autoencoder", "prior")),
 }
@@ -359,8 +359,8 @@ class PublishedGeneSpace(Published):
         return Measured(found.cells_per_second * share)
 
 
-STEPS = ("autoencoder_step", "prior_step", "transport_step", "generate")
-CALLS = ("importing", "setup", "autoencoder_epochs", "prior_epochs", "transport_epochs", "generate_anndata")
+STEPS = ("autoencoder_step", "prior_step", "perturbation_flow_step", "generate")
+CALLS = ("importing", "setup", "autoencoder_epochs", "prior_epochs", "perturbation_flow_epochs", "generate_anndata")
 GENE_SPACE_CALLS = ("setup", "training_epochs", "generate_anndata", "save", "load")
 #: How each system is built, and its stages.
 SYSTEMS: dict[str, tuple[Callable[[Setting], Any], tuple[str, ...]]] = {

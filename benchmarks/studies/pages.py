@@ -24,12 +24,30 @@ ATLAS = "docs/how_to/atlas.md"
 
 #: Methods of each question, in the order of its table.
 OF_TYPES = (
-    *("floor", "scldm_transport", "latent_arithmetic", "scvi_arithmetic", "scgen", "cpa", "cellflow", "mean_shift"),
+    *(
+        "floor",
+        "scldm_perturbation_flow",
+        "latent_arithmetic",
+        "scvi_arithmetic",
+        "scgen",
+        "cpa",
+        "cellflow",
+        "mean_shift",
+    ),
     *("linear_additive", "no_change"),
 )
-OF_PAIRS = ("floor", "scldm_transport", "additive", "cpa", "cellflow", "mean_shift", "no_change")
+OF_PAIRS = ("floor", "scldm_perturbation_flow", "additive", "cpa", "cellflow", "mean_shift", "no_change")
 OF_HOURS = (
-    *("floor", "scldm_transport", "scldm_generate", "mean_shift", "proportional", "cpa", "cellflow", "no_change"),
+    *(
+        "floor",
+        "scldm_perturbation_flow",
+        "scldm_generate",
+        "mean_shift",
+        "proportional",
+        "cpa",
+        "cellflow",
+        "no_change",
+    ),
 )
 METRICS = {
     "energy distance": "energy_distance",
@@ -49,7 +67,7 @@ def perturbation(table: pd.DataFrame) -> Blocks:
     overall = _table(means, {NAMES[name]: name for name in OF_TYPES}, METRICS)
 
     energy = by_type.loc["energy_distance"].T
-    shown = {NAMES[name]: name for name in ("floor", "scldm_transport", "latent_arithmetic", "mean_shift")}
+    shown = {NAMES[name]: name for name in ("floor", "scldm_perturbation_flow", "latent_arithmetic", "mean_shift")}
     shown |= {"`generate`": "scldm_generate"}
     types = _table(energy, {name: name for name in energy.index}, shown, corner="left-out type")
 

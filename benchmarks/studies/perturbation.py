@@ -136,7 +136,7 @@ def load_pairs() -> ad.AnnData:
     return cells[cells.obs[CELL_TYPE] == "k562"].copy()
 
 
-#: How cells of a question are read, what is left out by its name, and the types on which the transport was tuned.
+#: How cells of a question are read, what is left out by its name, and the types on which the flow was tuned.
 QUESTIONS: dict[str, tuple[Callable[[], ad.AnnData], Callable[[ad.AnnData], dict[str, Any]], Callable[..., Case]]] = {
     "types": (lambda: load("kang_ifnb"), lambda cells: {name: name for name in judged_types(cells)}, leave_out_type),
     "pairs": (load_pairs, lambda _: {"all": None}, lambda cells, _: leave_out_pairs(cells)),
@@ -177,29 +177,31 @@ class Trained:
         return model
 
     @cached_property
-    def with_transport(self) -> SCLDM:
-        self.with_autoencoder.train_transport(**CPU)
+    def with_perturbation_flow(self) -> SCLDM:
+        self.with_autoencoder.train_perturbation_flow(**CPU)
         return self.with_autoencoder
 
     @cached_property
     def with_all(self) -> SCLDM:
-        self.with_transport.train_prior(**CPU)
-        return self.with_transport
+        self.with_perturbation_flow.train_prior(**CPU)
+        return self.with_perturbation_flow
 
 
-def transport(trained: Trained, **how: str) -> ad.AnnData:
+def flow(trained: Trained, **how: str) -> ad.AnnData:
     """Move control cells by the shift that is expected of the perturbation."""
-    model, case = trained.with_transport, trained.case
+    model, case = trained.with_perturbation_flow, trained.case
     moved = []
     for name, condition in case.asked.items():
-        predicted = model.predict_perturbation(case.control, condition, method="transport", seed=trained.seed, **how)
+        predicted = model.predict_perturbation(
+            case.control, condition, method="perturbation_flow", seed=trained.seed, **how
+        )
         moved.append(case.cells(name, predicted.X))
     return join(moved)
 
 
-def transport_with_new_counts(trained: Trained) -> ad.AnnData:
+def perturbation_flow_with_new_counts(trained: Trained) -> ad.AnnData:
     """Do the same, but draw all counts anew."""
-    return transport(trained, residuals="new")
+    return flow(trained, residuals="new")
 
 
 def generate(trained: Trained) -> ad.AnnData:
@@ -275,12 +277,12 @@ RIVAL_METHODS = tuple(f"{rival}{ending}" for rival in RIVALS for ending in ("", 
 METHODS: dict[str, dict[str, Callable[[Trained], ad.AnnData]]] = {
     "types": {
         "latent_arithmetic": latent_arithmetic,
-        "scldm_transport": transport,
-        "scldm_transport_new_counts": transport_with_new_counts,
+        "scldm_perturbation_flow": flow,
+        "scldm_perturbation_flow_new_counts": perturbation_flow_with_new_counts,
         "scldm_generate": generate,
     },
-    "pairs": {"scldm_transport": transport, "scldm_transport_new_counts": transport_with_new_counts},
-    "hours": {"proportional": proportional, "scldm_transport": transport, "scldm_generate": generate},
+    "pairs": {"scldm_perturbation_flow": flow, "scldm_perturbation_flow_new_counts": perturbation_flow_with_new_counts},
+    "hours": {"proportional": proportional, "scldm_perturbation_flow": flow, "scldm_generate": generate},
 }
 NAMES = {
     "floor": "real cells",
@@ -295,8 +297,8 @@ NAMES = {
     "cellflow": "CellFlow",
     "latent_arithmetic": "latent arithmetic",
     "scldm_generate": "SCLDM, generate",
-    "scldm_transport": "SCLDM, transport",
-    "scldm_transport_new_counts": "SCLDM, transport, new counts",
+    "scldm_perturbation_flow": "SCLDM, flow",
+    "scldm_perturbation_flow_new_counts": "SCLDM, flow, new counts",
 }
 
 
@@ -362,7 +364,7 @@ def _number(value: float) -> str:
 
 #: Metrics and methods in the picture.
 DRAWN = ("energy_distance", "mean_change_correlation", "mean_change_slope", "mean_change_debiased_error")
-DRAWN_METHODS = ("mean_shift", "latent_arithmetic", "scvi_arithmetic", "scldm_transport")
+DRAWN_METHODS = ("mean_shift", "latent_arithmetic", "scvi_arithmetic", "scldm_perturbation_flow")
 
 
 def draw_scores(table: pd.DataFrame, path: Path) -> None:

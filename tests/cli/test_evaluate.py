@@ -137,7 +137,7 @@ def test_logarithms_that_no_file_marks_are_judged_as_they_were_trained_on(call, 
     real, synthetic, train = (tmp_path / f"{name}.h5ad" for name in ("real", "synthetic", "train"))
     marked = [tmp_path / f"marked_{name}.h5ad" for name in ("real", "synthetic", "train")]
     options = ["--values", "log1p", *(["--layer", "lognorm"] if place == "layer" else [])]
-    judging = ["--metric", "gene_mean_error", "--metric", "nearest_train_ratio", *QUICK]
+    judging = ["--metric", "gene_mean_error", "--metric", "dcr_ratio", *QUICK]
     expected = call("evaluate", *marked[:2], "--train", marked[2], *judging)
     parts = ["--train", tmp_path / "first.h5ad", "--train", tmp_path / "second.h5ad"]
 
@@ -155,7 +155,7 @@ def test_logarithms_that_no_file_marks_are_judged_as_they_were_trained_on(call, 
 def test_training_cells_in_several_files_are_as_free_as_those_in_one(call, refused, files, tmp_path):
     """Cells without counts, and logarithms to another base, which no model would train on."""
     sets = ["evaluate", files / "real.h5ad", files / "synthetic.h5ad", "--metric", "gene_mean_error", *QUICK]
-    sets += ["--metric", "nearest_train_ratio"]
+    sets += ["--metric", "dcr_ratio"]
     train = anndata.read_h5ad(files / "train.h5ad")
     train.X[[2, 50]] = 0
     binary = train.copy()

@@ -22,7 +22,7 @@ def cells(make_cells):
 @pytest.fixture(scope="module")
 def model(make_trained, cells):
     model = make_trained(cells.copy(), max_epochs=2)
-    model.train_transport(2, control_values={"dose": 1}, **QUICK)
+    model.train_perturbation_flow(2, control_values={"dose": 1}, **QUICK)
     return model
 
 

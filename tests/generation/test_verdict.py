@@ -18,7 +18,7 @@ from scgen_diffusion.generation._verdict import (
     judge,
     verdict_columns,
 )
-from scgen_diffusion.module._transport import LatentTransport
+from scgen_diffusion.module._perturbation_flow import PerturbationFlow
 from scgen_diffusion.nn import Classes, Members
 
 SIZE, N_TYPES = 4, 9
@@ -33,16 +33,16 @@ NEAR, FAR = torch.zeros(5, SIZE), torch.full((5, SIZE), 50.0)
 KNOWN, NEW, SEEN = [8, 1], [8, 2], [0, 1]
 
 
-def module_of(transport, codes, centres, shifts, *, variance=1e-3, left_out=None, error=0.0, profiles_of=None):
+def module_of(flow, codes, centres, shifts, *, variance=1e-3, left_out=None, error=0.0, profiles_of=None):
     """Fit the shifts of groups; the decoder shows every shift of the latents, or as little as asked for."""
     n, cells = len(codes), [centre[None] for centre in centres]
     perturbations, variances = torch.as_tensor(codes).float(), torch.full((n,), variance)
-    transport.add_shift(n).fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations)
+    flow.add_shift(n).fit(cells, centres, shifts, variances, torch.eye(SIZE), perturbations)
     if left_out is not None:
-        transport.shift.left_out[: len(left_out)] = torch.tensor(left_out)
-    transport.add_error(n, 5).misfit.fill_(error)
+        flow.shift.left_out[: len(left_out)] = torch.tensor(left_out)
+    flow.add_error(n, 5).misfit.fill_(error)
     return SimpleNamespace(
-        transport=transport,
+        flow=flow,
         condition_tensor=lambda codes: torch.from_numpy(codes).float(),
         latent_shape=(1, SIZE),
         profiles_of=profiles_of or (lambda states: states.flatten(1)),
@@ -52,11 +52,11 @@ def module_of(transport, codes, centres, shifts, *, variance=1e-3, left_out=None
 def module_with(n_groups=6, *, variance=1e-2, **options):
     """Cells of some types, near zero, whose effects of a drug are known and alike."""
     torch.manual_seed(0)
-    transport = LatentTransport((1, SIZE), (N_TYPES, 3), width=8)
-    transport.start_from(torch.tensor([-torch.inf, 0.0]))
+    flow = PerturbationFlow((1, SIZE), (N_TYPES, 3), width=8)
+    flow.start_from(torch.tensor([-torch.inf, 0.0]))
     centres, shifts = torch.randn(n_groups, SIZE), 1 + 0.1 * torch.randn(n_groups, SIZE)
     codes = [[group, 1] for group in range(n_groups)]
-    return module_of(transport, codes, centres, shifts, variance=variance, **options)
+    return module_of(flow, codes, centres, shifts, variance=variance, **options)
 
 
 def verdict_on(codes, cells=NEAR, misfit=0.0, **options):
@@ -100,11 +100,11 @@ def test_a_new_set_of_known_parts_is_extrapolated(seen):
     pair, n = "CNN1+MAPK1", len(seen)
     key = SetKey.of("genes", pd.Series(["none", pair, *seen]), "+", "none", None)
     conditions = Conditions.from_codes([key], key.encode(["none"]))
-    transport = LatentTransport((1, SIZE), (Members(key.n_values, key.largest),), width=8)
-    transport.start_from(torch.from_numpy(key.encode(["none"])[0]).float())
+    flow = PerturbationFlow((1, SIZE), (Members(key.n_values, key.largest),), width=8)
+    flow.start_from(torch.from_numpy(key.encode(["none"])[0]).float())
     shifts = torch.linspace(1, 2, n)[:, None].expand(n, SIZE)
     explained_well = [1e-9, 1.0]  # two groups, by the others
-    module = module_of(transport, key.encode(seen), torch.zeros(n, SIZE), shifts, left_out=explained_well)
+    module = module_of(flow, key.encode(seen), torch.zeros(n, SIZE), shifts, left_out=explained_well)
 
     assert judge(module, conditions, [NEAR], key.encode([pair]))[0].code == "extrapolated"
 
@@ -132,16 +132,16 @@ def test_a_gene_never_perturbed_is_extrapolated_if_embeddings_predict_those_that
     genes = (0.0, 0.1, 3.0, 3.1)
     n, vectors = len(genes), torch.tensor([-9.0, *genes, wanted])[:, None]
     conditions = Conditions.from_codes([CategoricalKey("gene", [f"g{i}" for i in range(n + 2)])], np.zeros((1, 1)))
-    transport = LatentTransport((1, SIZE), (Classes(n + 2, vectors),), width=8)
-    transport.start_from(torch.tensor([0.0]))
+    flow = PerturbationFlow((1, SIZE), (Classes(n + 2, vectors),), width=8)
+    flow.start_from(torch.tensor([0.0]))
     shifts = torch.tensor(effects)[:, None].expand(n, SIZE)
-    module = module_of(transport, np.arange(1, n + 1)[:, None], torch.zeros(n, SIZE), shifts)
+    module = module_of(flow, np.arange(1, n + 1)[:, None], torch.zeros(n, SIZE), shifts)
 
     assert judge(module, conditions, [NEAR], np.array([[n + 1.0]]))[0].code == code
 
 
 def test_no_prediction_is_surer_than_those_of_left_out_groups():
-    shift = module_with().transport.shift
+    shift = module_with().perturbation_flow.shift
 
     assert verdict_on(SEEN).variance == pytest.approx(float(shift.left_out[:, 0].mean()), rel=1e-5)
     assert verdict_on(KNOWN, FAR).variance > 2 * float(shift.left_out[:, 0].mean())
@@ -150,7 +150,7 @@ def test_no_prediction_is_surer_than_those_of_left_out_groups():
 def test_an_interval_has_the_noise_of_these_and_of_as_many_measured_cells():
     groups = PerturbedGroups.__new__(PerturbedGroups)
     error = SimpleNamespace(changes=torch.zeros(1, 3), half_width=lambda variance, change, departure, noise, _: noise)
-    groups.module = SimpleNamespace(transport=SimpleNamespace(error=error))
+    groups.module = SimpleNamespace(flow=SimpleNamespace(error=error))
     verdict = Verdict("", 0, 0, 0, 0, 0, torch.ones(1).double(), None)
     y = torch.rand(50, 3, generator=torch.Generator().manual_seed(0)).double()
     n, total, squares = torch.full((3,), 50.0).double(), y.sum(0), y.square().sum(0)

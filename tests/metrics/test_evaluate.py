@@ -89,7 +89,7 @@ def test_rows_of_labels_with_cells_of_their_own_do_not_depend_on_the_other_metri
     options = {"train": cells(1400, seed=3, labels="abcdefghij", n_genes=120), "groupby": "type", "max_cells": 50}
     real, synthetic = sets
     alone = table(real, synthetic, metrics=names, n_floor=2, n_bootstrap=5, **options)
-    more = table(real, synthetic, metrics=[*names, "nearest_train_ratio"], n_floor=2, n_bootstrap=5, **options)
+    more = table(real, synthetic, metrics=[*names, "dcr_ratio"], n_floor=2, n_bootstrap=5, **options)
     pd.testing.assert_frame_equal(alone, more[more["metric"].isin(names)].reset_index(drop=True))
     without = table(real, synthetic, metrics=names, n_floor=0, n_bootstrap=5, **options)
     figures = ["value", "shuffled", "low", "high"]
@@ -122,11 +122,11 @@ def test_groups_have_rows_of_what_can_be_measured_in_them(full):
 
 
 def test_cells_of_the_same_distribution_score_like_the_floor(full):
-    for metric in ("w2", "precision", "recall", "coverage", "transfer_f1", "label_fidelity"):
+    for metric in ("w2", "precision", "recall", "coverage", "tstr_f1", "trts_accuracy"):
         assert figure(full, metric) == pytest.approx(figure(full, metric, "floor"), rel=0.3), metric  # 80 cells
     for metric in ("auc_logistic", "auc_neighbours", "auc_boosting", "auc_genes", "membership_auc"):
         assert figure(full, metric, "floor") == pytest.approx(0.5, abs=0.2), metric  # the standard error is 0.046
-    assert figure(full, "nearest_train_ratio", "floor") == pytest.approx(1, abs=0.15)
+    assert figure(full, "dcr_ratio", "floor") == pytest.approx(1, abs=0.15)
     assert figure(full, "copied_cells") == figure(full, "copied_cells", "floor") == 0
 
 
@@ -152,7 +152,7 @@ def test_log_normalised_cells_have_no_metrics_of_counts():
         return ad.AnnData(adata.X.log1p(), obs=adata.obs, var=adata.var, uns={"log1p": {}})
 
     real, synthetic, train = (logarithms(cells(n, seed=n)) for n in (120, 121, 240))
-    assert table(real, synthetic, train=train, metrics="nearest_train_ratio")["value"].notna().all()
+    assert table(real, synthetic, train=train, metrics="dcr_ratio")["value"].notna().all()
     with pytest.raises(ValueError, match="'library_size_ks'"):
         table(real, synthetic, train=train, metrics="library_size_ks")
 
@@ -168,7 +168,7 @@ def in_logarithms(adata, base):
 @pytest.mark.parametrize("base", [2, 10])
 def test_logarithms_to_another_base_give_the_same_table(base):
     sets = [cells(n, seed=n) for n in (120, 121, 240)]
-    metrics = ["w2", "gene_mean_error", "gene_variance_error", "nearest_train_ratio"]
+    metrics = ["w2", "gene_mean_error", "gene_variance_error", "dcr_ratio"]
     real, synthetic, train = (in_logarithms(adata, base) for adata in sets)
     expected = table(*sets[:2], train=sets[2], metrics=metrics)
     # single precision of the logarithms
@@ -372,11 +372,11 @@ def test_copies_of_training_cells_are_seen():
     train = cells(240, seed=3)
     copies = train[:120].copy()
     copies.obs_names = [f"copy_{n}" for n in range(120)]
-    names = ["nearest_train_ratio", "nearer_than_held_out", "copied_cells", "duplicate_share", "membership_auc"]
+    names = ["dcr_ratio", "nearer_than_held_out", "copied_cells", "duplicate_share", "membership_auc"]
     found = table(synthetic=copies, train=train, metrics=names)
-    assert figure(found, "nearest_train_ratio") == 0
+    assert figure(found, "dcr_ratio") == 0
     assert figure(found, "nearer_than_held_out") == figure(found, "copied_cells") == 1
-    assert figure(found, "nearest_train_ratio", "floor") == pytest.approx(1, abs=0.15)
+    assert figure(found, "dcr_ratio", "floor") == pytest.approx(1, abs=0.15)
     assert figure(found, "copied_cells", "floor") == figure(found, "duplicate_share") == 0
     assert figure(found, "membership_auc") > 0.65  # half of the training cells were copied
 
@@ -605,7 +605,7 @@ def test_training_cells_in_files_give_the_same_table(tmp_path):
     train = cells(240, seed=3)
     train[:100, ::-1].copy().write_h5ad(tmp_path / "first.h5ad")
     train[100:].copy().write_h5ad(tmp_path / "second.h5ad")
-    metrics = [*QUICK, "nearest_train_ratio", "copied_cells"]
+    metrics = [*QUICK, "dcr_ratio", "copied_cells"]
 
     found = table(
         train=CellFiles([tmp_path / "first.h5ad", tmp_path / "second.h5ad"]), metrics=metrics, groupby=["type", "batch"]

@@ -235,7 +235,7 @@ def test_a_modality_of_one_feature_is_judged_beside_the_others(cells):
     values = found[found["group"] == "all"].set_index(["modality", "metric"])["value"]
     assert set(values.index[values.isna()]) <= {
         *(("prot", name) for name in ("within_label_correlation", "within_label_slope", "near_copies")),
-        *(("prot", name) for name in ("nearest_train_ratio", "nearer_than_held_out")),  # equal counts are usual
+        *(("prot", name) for name in ("dcr_ratio", "nearer_than_held_out")),  # equal counts are usual
         ("rna", "within_label_slope"),
     }
     assert np.isfinite(values["prot"][["w2", "gene_mean_error", "library_size_ks"]]).all()

@@ -51,13 +51,13 @@ def test_distances_of_copies_are_exactly_zero_far_from_the_origin():
 
 def test_new_real_cells_are_not_memorised():
     found = memorisation(points(2_000, seed=1), points(2_000, seed=2), points(2_000))
-    assert found["nearest_train_ratio"] == pytest.approx(1, abs=0.05)  # medians of 2000 distances
+    assert found["dcr_ratio"] == pytest.approx(1, abs=0.05)  # medians of 2000 distances
     assert found["nearer_than_held_out"] == pytest.approx(0.01, abs=0.013)  # four standard errors of either share
 
 
 def test_copies_are_memorised():
     train = points()
-    expected = {"nearest_train_ratio": 0, "nearer_than_held_out": 1, "near_copies": 1}
+    expected = {"dcr_ratio": 0, "nearer_than_held_out": 1, "near_copies": 1}
     assert memorisation(train[::2], points(seed=1), train) == expected
 
 
@@ -67,7 +67,7 @@ def test_a_few_copies_are_seen_by_the_share_and_not_by_the_median():
     synthetic[:200] = train[:200] + 1e-3
     found = memorisation(synthetic, points(2_000, seed=2), train)
     assert found["nearer_than_held_out"] - before["nearer_than_held_out"] == pytest.approx(0.1, abs=0.005)
-    assert found["nearest_train_ratio"] > 0.85
+    assert found["dcr_ratio"] > 0.85
     assert (before["near_copies"], found["near_copies"]) == (0, 0.1)
 
 
@@ -115,12 +115,12 @@ def test_without_a_total_the_chance_of_equal_counts_is_that_of_one_count_of_each
 
 
 def test_cells_that_are_off_have_a_large_ratio():
-    assert memorisation(points(seed=1) + 10, points(seed=2), points())["nearest_train_ratio"] > 3
+    assert memorisation(points(seed=1) + 10, points(seed=2), points())["dcr_ratio"] > 3
 
 
 def test_held_out_cells_that_are_copies_leave_the_ratio_undefined():
     train = points()
-    assert np.isnan(memorisation(points(seed=1), train, train)["nearest_train_ratio"])
+    assert np.isnan(memorisation(points(seed=1), train, train)["dcr_ratio"])
 
 
 def test_a_few_copies_among_held_out_cells_leave_the_share_undefined():

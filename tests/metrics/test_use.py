@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from scgen_diffusion.metrics import CATALOGUE, augmentation_gain, label_fidelity, transfer_f1
+from scgen_diffusion.metrics import CATALOGUE, augmentation_gain, trts_accuracy, tstr_f1
 from scgen_diffusion.metrics._cells import Expression
 from scgen_diffusion.metrics._comparison import CellComparison, Sample
 
@@ -26,25 +26,25 @@ def clear_cells(n_per_label=60, seed=0, n_features=2):
 
 
 def test_clear_labels_are_transferred():
-    assert transfer_f1(*clear_cells(), *clear_cells(seed=1)) > 0.99
+    assert tstr_f1(*clear_cells(), *clear_cells(seed=1)) > 0.99
 
 
 def test_labels_that_are_all_swapped_score_nothing():
     values, labels = clear_cells()
-    assert transfer_f1(values, np.roll(labels, 60), *clear_cells(seed=1)) < 0.01
+    assert tstr_f1(values, np.roll(labels, 60), *clear_cells(seed=1)) < 0.01
 
 
 def test_a_missing_label_scores_nothing_and_drags_the_one_it_is_taken_for():
     values, labels = clear_cells()
     kept = labels != "c"
     # c is taken for a or b: with shares s and 1 - s, their F1 are 2 / (2 + s) and 2 / (3 - s), between 2 / 3 and 1
-    found = transfer_f1(values[kept], labels[kept], *clear_cells(seed=1))
+    found = tstr_f1(values[kept], labels[kept], *clear_cells(seed=1))
     assert 2 * 2 / 3 / 3 < found < 2 / 3
 
 
 def test_synthetic_cells_of_one_label_teach_nothing():
     values, _ = clear_cells()
-    assert np.isnan(transfer_f1(values, ["a"] * len(values), *clear_cells()))
+    assert np.isnan(tstr_f1(values, ["a"] * len(values), *clear_cells()))
 
 
 def test_labels_of_few_cells_each_are_not_taken_for_numbers():
@@ -52,7 +52,7 @@ def test_labels_of_few_cells_each_are_not_taken_for_numbers():
     values = labels[:, None] + np.random.default_rng(0).normal(size=(60, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for measure in (transfer_f1, label_fidelity):
+        for measure in (tstr_f1, trts_accuracy):
             assert 0 <= measure(values, labels, values, labels) <= 1
 
 
@@ -70,7 +70,7 @@ def test_points_and_labels_that_do_not_fit_are_refused(name, value):
     values, labels = clear_cells()
     given = {"train_values": values, "train_labels": labels, "test_values": values, "test_labels": labels}
     with pytest.raises(ValueError, match=f"`{name}`"):
-        transfer_f1(**{**given, name: value})
+        tstr_f1(**{**given, name: value})
 
 
 def test_fidelity_is_the_share_of_requests_that_were_followed_label_by_label():
@@ -79,27 +79,27 @@ def test_fidelity_is_the_share_of_requests_that_were_followed_label_by_label():
     kept = np.r_[0:60, 60:72, 120:180]  # the mean is over labels, so that their sizes do not matter
     asked = labels[kept].copy()
     asked[:15] = "b"  # cells of a requested as b: 15 of 27 requests for b fail
-    assert label_fidelity(*real, values[kept], asked) == pytest.approx((1 + 12 / 27 + 1) / 3, abs=0.01)
+    assert trts_accuracy(*real, values[kept], asked) == pytest.approx((1 + 12 / 27 + 1) / 3, abs=0.01)
 
 
 def test_labels_of_whole_numbers_may_be_floats():
     values, labels = clear_cells()
     codes = pd.factorize(labels)[0]
     others = codes.astype(float)  # as a missing value makes them
-    assert label_fidelity(values, codes, values, others) > 0.99
-    assert transfer_f1(values, others, values, codes) > 0.99
+    assert trts_accuracy(values, codes, values, others) > 0.99
+    assert tstr_f1(values, others, values, codes) > 0.99
 
 
 def test_fidelity_does_not_see_that_all_cells_are_the_same():
-    assert label_fidelity(*clear_cells(), CENTRES.repeat(10, axis=0), LABELS.repeat(10)) == 1
+    assert trts_accuracy(*clear_cells(), CENTRES.repeat(10, axis=0), LABELS.repeat(10)) == 1
 
 
 def test_fidelity_leaves_out_labels_that_real_cells_do_not_have():
     real, (values, labels) = clear_cells(), clear_cells(seed=1)
     asked = labels.astype("<U9")
     asked[labels == "c"] = "unseen"
-    assert label_fidelity(*real, values, asked) == label_fidelity(*real, values[:120], labels[:120]) > 0.99
-    assert np.isnan(label_fidelity(*real, values, np.full(180, "unseen")))
+    assert trts_accuracy(*real, values, asked) == trts_accuracy(*real, values[:120], labels[:120]) > 0.99
+    assert np.isnan(trts_accuracy(*real, values, np.full(180, "unseen")))
 
 
 def starved_cells():
@@ -134,7 +134,7 @@ def test_scores_are_those_of_the_classifiers():
         predicted = LogisticRegression(max_iter=2_000, C=0.1).fit(*seen).predict(test[0])
         expected = f1_score(test[1], predicted, average=None)
         np.testing.assert_allclose(found[column], [*expected, expected.mean()])
-        assert transfer_f1(*seen, *test) == pytest.approx(expected.mean())
+        assert tstr_f1(*seen, *test) == pytest.approx(expected.mean())
 
 
 def test_mislabelled_cells_do_harm():
@@ -180,5 +180,5 @@ def test_the_table_teaches_by_synthetic_cells_and_checks_them_by_real_ones():
     (values, labels), (others, asked) = clear_cells(), clear_cells(seed=1)
     kept, asked = asked != "c", np.where(np.arange(180) < 15, "b", asked)  # 15 cells of a were asked for as b
     both = CellComparison(sample(values, labels), sample(others[kept], asked[kept]))
-    assert CATALOGUE["transfer_f1"].measure(both) < 2 / 3  # c is never learned
-    assert CATALOGUE["label_fidelity"].measure(both) == pytest.approx((1 + 60 / 75) / 2, abs=0.01)
+    assert CATALOGUE["tstr_f1"].measure(both) < 2 / 3  # c is never learned
+    assert CATALOGUE["trts_accuracy"].measure(both) == pytest.approx((1 + 60 / 75) / 2, abs=0.01)

@@ -171,20 +171,20 @@ NUMBERS = {"condition_keys": ["cell_type"], "continuous_condition_keys": ["dose"
     [(KEYS, {"cell_type": "NK"}, {"cell_type": "T cell"}), (NUMBERS, {"dose": 1}, {"dose": 30})],
     ids=["class", "number"],
 )
-def test_the_transport_is_trained_on_files_and_predicts_their_cells(
+def test_the_perturbation_flow_is_trained_on_files_and_predicts_their_cells(
     adata, quick, tmp_path, keys, unperturbed, condition
 ):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     cells = CellFiles(tmp_path / "cells.h5ad", **keys, control_values=unperturbed)
     model = of_files(cells)
 
-    model.train({"autoencoder": 1, "prior": 1, "transport": 1}, datamodule=cells, **quick)
+    model.train({"autoencoder": 1, "prior": 1, "perturbation_flow": 1}, datamodule=cells, **quick)
 
-    assert "transport" in model.trained_stages_
+    assert "perturbation_flow" in model.trained_stages_
     ((name, value),) = unperturbed.items()
     control = np.flatnonzero(adata.obs[name] == value)
     predicted = model.predict_perturbation(adata[control].copy(), condition=condition, seed=0)
-    assert predicted.uns["scgen_diffusion"]["method"] == "transport"
+    assert predicted.uns["scgen_diffusion"]["method"] == "perturbation_flow"
     assert predicted.obs_names.str.split("-").str[-1].tolist() == adata.obs_names[control].tolist()
 
 

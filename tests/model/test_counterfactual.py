@@ -92,7 +92,7 @@ def test_a_combination_never_seen_is_predicted_with_a_warning(trained):
         cells = trained.predict_perturbation(trained.adata[is_t_cell].copy(), condition={"dose": 100}, seed=0)
 
     assert set(cells.obs["dose"]) == {100}
-    assert any("inversion" in str(one.message) for one in caught)  # there is no transport
+    assert any("inversion" in str(one.message) for one in caught)  # there is no perturbation flow
 
 
 def test_numbers_and_sets_can_be_requested_too(make_trained, make_cells):

@@ -452,11 +452,11 @@ def test_a_modality_of_treated_cells_only_is_not_taken_for_an_effect_without_a_w
 
 @pytest.fixture(scope="module")
 def treated(tiny, quick):
-    """Train a model with a transport from untreated to treated cells."""
+    """Train a model with a perturbation flow from untreated to treated cells."""
     torch.manual_seed(0)
     model = of_drugs(make_treated(), tiny)
     small_steps = {**quick, "batch_size": 16, "train_size": 1.0}
-    model.train({"autoencoder": 15, "prior": 1, "transport": 5}, **small_steps)
+    model.train({"autoencoder": 15, "prior": 1, "perturbation_flow": 5}, **small_steps)
     return model
 
 
@@ -475,7 +475,7 @@ def test_a_number_says_which_cells_are_untreated(tiny, quick):
 
     found = model.predict_perturbation(untreated(model), {"dose": 1.5}, seed=0)
 
-    assert found.uns["scgen_diffusion"]["method"] == "transport"
+    assert found.uns["scgen_diffusion"]["method"] == "perturbation_flow"
 
 
 DRUG = {"drug": "yes"}
@@ -499,7 +499,7 @@ def test_treated_counterparts_of_untreated_cells(treated, tmp_path):
         assert set(cells.obs["drug"]) == {"yes"}
         assert set(cells.obs["drug_of_control"]) == {"no"}
         assert cells.obs["cell_type"].tolist() == control.obs["cell_type"].tolist()
-        assert cells.uns["scgen_diffusion"]["method"] == "transport"
+        assert cells.uns["scgen_diffusion"]["method"] == "perturbation_flow"
     for name, feature in (("rna", "f3"), ("prot", "f2")):
         measured = control[name].to_df()
         change = (found[name].to_df().set_axis(control.obs_names).loc[measured.index] - measured).mean()
@@ -508,14 +508,14 @@ def test_treated_counterparts_of_untreated_cells(treated, tmp_path):
     assert found["atac"].X.max() == 1
 
 
-def test_control_cells_of_a_new_type_are_predicted_by_the_transport_of_a_reference(treated):
+def test_control_cells_of_a_new_type_are_predicted_by_the_perturbation_flow_of_a_reference(treated):
     new = untreated(treated)
     new.obs["cell_type"] = "never seen"
 
     model = MULTISCLDM.load_query_data(new, treated, accelerator="cpu")
     found = model.predict_perturbation(new, DRUG, seed=0)
 
-    assert found.uns["scgen_diffusion"]["method"] == "transport"
+    assert found.uns["scgen_diffusion"]["method"] == "perturbation_flow"
     record = treated.predict_perturbation(untreated(treated), DRUG, seed=0).uns["scgen_diffusion"]
     of_types = record["mean_change"].groupby("gene", observed=True, sort=False)["change"].mean()
     changes = found.uns["scgen_diffusion"]["mean_change"].set_index("gene")["change"]
@@ -572,7 +572,7 @@ def test_totals_of_predictions_are_given_per_modality(treated):
 def test_totals_of_one_modality_can_be_given_before_the_prior_is_trained(tiny, quick):
     model = of_drugs(make_treated()[:N_WITH_PROTEIN].copy(), tiny)
     model.train_autoencoder(1, **quick)
-    model.train_transport(1, **quick)
+    model.train_perturbation_flow(1, **quick)
 
     given = model.predict_perturbation(untreated(model), DRUG, library_size={"prot": 5000}, residuals="new", seed=0)
 

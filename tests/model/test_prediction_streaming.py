@@ -23,7 +23,7 @@ READ = {".zarr": anndata.read_zarr, ".h5ad": anndata.read_h5ad}
 def model(make_trained, make_cells):
     """Take cells of the lowest dose as unperturbed."""
     model = make_trained(make_cells(240), max_epochs=2)
-    model.train_transport(2, control_values={"dose": 1}, **QUICK)
+    model.train_perturbation_flow(2, control_values={"dose": 1}, **QUICK)
     return model
 
 

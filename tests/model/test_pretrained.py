@@ -93,7 +93,7 @@ def test_isg15_rises_in_predicted_cells(models):
     model = models["kang_ifnb"]
     control = model.generate(40, {"cell_type": "CD14 Mono", "condition": "control"}, seed=0)
     treated = model.predict_perturbation(control, {"condition": "stimulated"}, seed=0)
-    assert "transport" in model.trained_stages_
+    assert "perturbation_flow" in model.trained_stages_
     assert treated[:, "ISG15"].X.mean() > 5 * control[:, "ISG15"].X.mean()
 
 

@@ -304,10 +304,10 @@ DRUGS = ["ctrl", "A", "B", "A+B"]
 
 
 @pytest.fixture(scope="module")
-def with_transport(make_trained, make_cells, quick):
-    """Train one SCLDM with a transport to sets of drugs; tests must not change it."""
+def with_perturbation_flow(make_trained, make_cells, quick):
+    """Train one SCLDM with a perturbation flow to sets of drugs; tests must not change it."""
     reference = drug_model(make_trained, perturbed(make_cells, DRUGS))
-    reference.train_transport(max_epochs=3, **quick)
+    reference.train_perturbation_flow(max_epochs=3, **quick)
     return reference
 
 
@@ -321,22 +321,22 @@ def of_new_type(make_cells, sets, **options):
 def effects_on_old_cells(model, reference):
     """Predict the effect of two drugs on control cells of the reference."""
     cells = reference.adata[reference.adata.obs["drug"] == "ctrl"].copy()
-    return model.predict_perturbation(cells, {"drug": "B+A"}, method="transport", seed=0)
+    return model.predict_perturbation(cells, {"drug": "B+A"}, method="perturbation_flow", seed=0)
 
 
 @pytest.mark.filterwarnings("error:.* not occur in the training cells")  # the verdict says more
-def test_the_transport_of_the_reference_predicts_new_types_of_which_only_control_cells_are_known(
-    with_transport, make_cells, quick, tmp_path
+def test_the_perturbation_flow_of_the_reference_predicts_new_types_of_which_only_control_cells_are_known(
+    with_perturbation_flow, make_cells, quick, tmp_path
 ):
     cells = of_new_type(make_cells, ["ctrl"])
     new = cells[cells.obs["cell_type"] == NEW_TYPE].copy()
-    model = tuned(cells, with_transport, quick, max_epochs=0)
-    assert model.trained_stages_ == ["autoencoder", "prior", "transport"]
+    model = tuned(cells, with_perturbation_flow, quick, max_epochs=0)
+    assert model.trained_stages_ == ["autoencoder", "prior", "perturbation_flow"]
     predicted = model.predict_perturbation(new, {"drug": "A"}, seed=0)  # without training
     told = predicted.uns["scgen_diffusion"]
     assert len(told["outside_training"]) == 6  # with those of the given cells
     assert all(NEW_TYPE in combination for combination in told["outside_training"])
-    assert told["method"] == "transport"
+    assert told["method"] == "perturbation_flow"
     assert told["verdict"]["combination"].str.contains(NEW_TYPE).all()
     with pytest.raises(ValueError, match=NEW_TYPE):
         model.predict_perturbation(new, {"drug": "A"}, method="inversion", seed=0)
@@ -344,24 +344,24 @@ def test_the_transport_of_the_reference_predicts_new_types_of_which_only_control
     model.train(1, **quick)
     model.save(tmp_path / "model")
 
-    before = effects_on_old_cells(with_transport, with_transport)
+    before = effects_on_old_cells(with_perturbation_flow, with_perturbation_flow)
     for found in (model, SCLDM.load(tmp_path / "model", adata=False, accelerator="cpu")):
-        after = effects_on_old_cells(found, with_transport)
+        after = effects_on_old_cells(found, with_perturbation_flow)
         assert same(before, after)
         assert before.uns["scgen_diffusion"]["mean_change"].equals(after.uns["scgen_diffusion"]["mean_change"])
         assert same(found.predict_perturbation(new, {"drug": "A"}, seed=0), predicted)
 
 
-@pytest.mark.filterwarnings("error:The transport")
-def test_new_cells_with_known_perturbations_keep_the_transport(with_transport, make_cells, quick):
-    before = effects_on_old_cells(with_transport, with_transport)
+@pytest.mark.filterwarnings("error:The perturbation flow")
+def test_new_cells_with_known_perturbations_keep_the_perturbation_flow(with_perturbation_flow, make_cells, quick):
+    before = effects_on_old_cells(with_perturbation_flow, with_perturbation_flow)
     for drugs in (["A"], DRUGS):  # without control cells, too
-        model = tuned(of_new_type(make_cells, drugs), with_transport, quick)
-        assert same(before, effects_on_old_cells(model, with_transport))
+        model = tuned(of_new_type(make_cells, drugs), with_perturbation_flow, quick)
+        assert same(before, effects_on_old_cells(model, with_perturbation_flow))
 
-    model.train_transport(1, **quick)
+    model.train_perturbation_flow(1, **quick)
 
-    assert not same(before, effects_on_old_cells(model, with_transport))
+    assert not same(before, effects_on_old_cells(model, with_perturbation_flow))
 
 
 def test_new_cells_of_known_values_do_not_teach_their_combination(make_trained, make_cells, quick, tmp_path):
@@ -369,7 +369,7 @@ def test_new_cells_of_known_values_do_not_teach_their_combination(make_trained, 
     old, request = perturbed(make_cells, DRUGS), {"cell_type": "B cell", "drug": "A", "time": 1.0}
     is_left_out = (old.obs[["cell_type", "drug"]] == ["B cell", "A"]).all(axis=1)
     reference = drug_model(make_trained, old[~is_left_out].copy())
-    reference.train_transport(1, **quick)
+    reference.train_perturbation_flow(1, **quick)
     new = of_new_type(make_cells, ["ctrl", "A"])
     query = tuned(new, reference, quick)
     query.save(tmp_path / "query")
@@ -415,55 +415,59 @@ def test_new_cells_of_known_types_at_far_numbers_and_places_teach_nothing(make_t
     assert model.combination_sizes_.sum() == reference.adata.n_obs + (~is_known).sum()
 
 
-@pytest.mark.filterwarnings("error:The transport is trained again")
-def test_new_perturbations_keep_the_transport_until_it_is_trained_on_them(with_transport, make_cells, quick):
+@pytest.mark.filterwarnings("error:The perturbation flow is trained again")
+def test_new_perturbations_keep_the_perturbation_flow_until_it_is_trained_on_them(
+    with_perturbation_flow, make_cells, quick
+):
     cells = of_new_type(make_cells, ["ctrl", "A+C+B", "D"])  # larger sets and more members than those of the reference
-    model = tuned(cells, with_transport, quick, max_epochs=0)
-    before = effects_on_old_cells(with_transport, with_transport)
-    assert same(before, effects_on_old_cells(model, with_transport))
+    model = tuned(cells, with_perturbation_flow, quick, max_epochs=0)
+    before = effects_on_old_cells(with_perturbation_flow, with_perturbation_flow)
+    assert same(before, effects_on_old_cells(model, with_perturbation_flow))
     with pytest.warns(UserWarning, match="does not know drug="):
         model.train(1, **quick)
-    assert not same(before, effects_on_old_cells(model, with_transport))
+    assert not same(before, effects_on_old_cells(model, with_perturbation_flow))
 
     model.train(1, **quick)
 
 
-def test_a_stopped_transport_is_resumed(with_transport, make_cells, quick, tmp_path):
+def test_a_stopped_perturbation_flow_is_resumed(with_perturbation_flow, make_cells, quick, tmp_path):
     class Stop(Callback):
         def on_train_epoch_start(self, trainer, plan):
-            if plan.name == "transport" and trainer.current_epoch == 1:
+            if plan.name == "perturbation_flow" and trainer.current_epoch == 1:
                 os.kill(os.getpid(), signal.SIGINT)
 
     cells = of_new_type(make_cells, ["ctrl", "A", "D"])
-    model = SCLDM.load_query_data(cells, with_transport, accelerator="cpu")
-    options = {"max_epochs": {"prior": 1, "transport": 3}, "checkpoint_dir": tmp_path, **quick}
+    model = SCLDM.load_query_data(cells, with_perturbation_flow, accelerator="cpu")
+    options = {"max_epochs": {"prior": 1, "perturbation_flow": 3}, "checkpoint_dir": tmp_path, **quick}
     model.train(callbacks=[Stop()], **options)
-    assert model.cut_short_["transport"] == "stopped far too early"
+    assert model.cut_short_["perturbation_flow"] == "stopped far too early"
 
     model.train(**options)
 
-    assert "transport" not in model.cut_short_
-    assert len(model.history["transport_loss_train"]) == 3
+    assert "perturbation_flow" not in model.cut_short_
+    assert len(model.history["perturbation_flow_loss_train"]) == 3
 
 
-def test_advice_on_a_fine_tuned_model_can_be_followed(with_transport, make_cells, quick):
-    model = tuned(of_new_type(make_cells, ["ctrl", "A"]), with_transport, quick, max_epochs=0)
+def test_advice_on_a_fine_tuned_model_can_be_followed(with_perturbation_flow, make_cells, quick):
+    model = tuned(of_new_type(make_cells, ["ctrl", "A"]), with_perturbation_flow, quick, max_epochs=0)
     assert "predict_perturbation(control_cells" in str(model)
-    with pytest.raises(ValueError, match="transport"):
-        model.train({"prior": 1, "transport": 1}, **quick)
+    with pytest.raises(ValueError, match="perturbation_flow"):
+        model.train({"prior": 1, "perturbation_flow": 1}, **quick)
     model.train(1, **quick)
-    model.cut_short_ = {"autoencoder": "far too short", "transport": "far too short"}
+    model.cut_short_ = {"autoencoder": "far too short", "perturbation_flow": "far too short"}
     assert "model.generate(" in str(model)  # neither can be trained again
 
 
-def test_a_new_autoencoder_leaves_the_transport_of_the_reference_behind(with_transport, make_cells, quick):
-    with pytest.warns(UserWarning, match="leaves out the reference's transport"):
-        model = tuned(of_new_type(make_cells, DRUGS), with_transport, quick, max_epochs=0, trainable="all")
-    assert (model.trained_stages_, model.module.transport) == (["autoencoder", "prior"], None)
+def test_a_new_autoencoder_leaves_the_perturbation_flow_of_the_reference_behind(
+    with_perturbation_flow, make_cells, quick
+):
+    with pytest.warns(UserWarning, match="leaves out the reference's perturbation flow"):
+        model = tuned(of_new_type(make_cells, DRUGS), with_perturbation_flow, quick, max_epochs=0, trainable="all")
+    assert (model.trained_stages_, model.module.perturbation_flow) == (["autoencoder", "prior"], None)
     model.train(1, **quick)
 
-    assert "transport" in model.trained_stages_
-    assert model.module.transport.shift.weights.any()  # which start at zero
+    assert "perturbation_flow" in model.trained_stages_
+    assert model.module.perturbation_flow.shift.weights.any()  # which start at zero
 
 
 def test_a_query_model_can_be_a_reference(scldm, make_cells, quick):
@@ -531,7 +535,7 @@ def test_sets_get_new_members_spellings_and_places(make_trained, make_cells, qui
     cells = perturbed(make_cells, ["ctrl", "C+A", "D", "A+B"], seed=1, time=(1.0, 5.0))
     model = tuned(cells, reference, quick)
 
-    model.module.transport = None  # which would move control cells to the combinations never seen
+    model.module.perturbation_flow = None  # which would move control cells to the combinations never seen
     assert same(model.generate(30, request, seed=0), before)
     keys, known = ({key.name: key for key in some.conditions.by_key} for some in (model, reference))
     assert (keys["drug"].members, keys["drug"].largest) == (["A", "B", "C", "D"], 4)
@@ -570,10 +574,10 @@ def test_members_with_known_embeddings_need_rows(make_trained, make_cells, quick
             load(*arguments)
     in_file = load("more", cells=str(tmp_path / "cells.h5ad"))
 
-    reference.train_transport(1, **quick)  # which compares drugs by all embeddings
-    with pytest.warns(UserWarning, match="leaves out the reference's transport"):
+    reference.train_perturbation_flow(1, **quick)  # which compares drugs by all embeddings
+    with pytest.warns(UserWarning, match="leaves out the reference's perturbation flow"):
         model = load(row)
-    reference.module.transport = None  # which would move control cells to combinations never seen
+    reference.module.perturbation_flow = None  # which would move control cells to combinations never seen
     assert same(model.generate(30, request, seed=0), reference.generate(30, request, seed=0))
     known = model.module.averaged_prior.module.embed_condition.tables[2].members.vectors
     raw = pd.concat([table, row]).to_numpy()

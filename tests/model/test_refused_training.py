@@ -68,11 +68,11 @@ def test_after_an_error_in_the_first_stage_a_trained_model_is_as_before(make_tra
     assert np.array_equal(cells_of(model), before)
 
 
-def test_training_only_the_transport_leaves_what_can_be_generated(make_trained, make_cells, quick):
+def test_training_only_the_perturbation_flow_leaves_what_can_be_generated(make_trained, make_cells, quick):
     model = make_trained(make_cells(200), setup={"control_values": {"dose": 1}})
     sizes = model.combination_sizes_.copy()
     model.adata = model.adata[model.adata.obs["cell_type"] == "NK"].copy()
-    model.train_transport(1, **quick)
+    model.train_perturbation_flow(1, **quick)
     assert np.array_equal(model.combination_sizes_, sizes)
     assert model.generate(3, {"cell_type": "B cell"}).n_obs == 3
 
@@ -109,11 +109,13 @@ def test_a_stage_that_was_stopped_and_trained_on_is_still_far_too_short_unless_i
     assert late.cut_short_ == {}
 
 
-def test_a_transport_of_too_many_groups_is_refused_before_the_other_stages_are_trained(make_model, quick, monkeypatch):
+def test_a_perturbation_flow_of_too_many_groups_is_refused_before_the_other_stages_are_trained(
+    make_model, quick, monkeypatch
+):
     monkeypatch.setattr(_training_pairs, "MOST_GROUPS", 2)
     model = make_model(setup={"control_values": {"dose": 1}})
-    with pytest.warns(UserWarning, match="transport"):
+    with pytest.warns(UserWarning, match="perturbation_flow"):
         model.train(1, **quick)
     assert model.trained_stages_ == ["autoencoder", "prior"]
     with pytest.raises(ValueError, match="groups"):
-        model.train_transport(1, **quick)
+        model.train_perturbation_flow(1, **quick)

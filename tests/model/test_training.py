@@ -202,7 +202,7 @@ def test_few_genes_with_many_counts_have_a_recipe_of_their_own_unless_the_user_h
     recipe = model.recipes_["autoencoder"]
     assert recipe["kl_weight"] == expected
     assert recipe["loading_weight_decay"] == pytest.approx(3 * 45 / 86, rel=0.1)
-    assert recipe["keep_at_least"] == pytest.approx(1 - 0.7 * 45 / 86, rel=0.1)
+    assert recipe["min_kept_fraction"] == pytest.approx(1 - 0.7 * 45 / 86, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ MISTAKES = [
 #: Of the second stage of SCLDM, and of its rounds.
 LATE_MISTAKES = [
     (ValueError, "max_epochs", {"max_epochs": {"prior": 0}}),
-    (ValueError, "transport.*control_values", {"max_epochs": {"transport": 3}}),
+    (ValueError, "flow.*control_values", {"max_epochs": {"perturbation_flow": 3}}),
     (ValueError, "batch_size", {"plan_kwargs": {"prior": {"batch_size": 0}}}),
     (TypeError, "learning_rate", {"plan_kwargs": {"prior": {"learnig_rate": 1.0}}}),
     (ValueError, "drop_probability", {"plan_kwargs": {"prior": {"drop_probability": 1.5}}}),
@@ -221,11 +221,11 @@ def test_a_model_is_printed_in_five_lines(make_model, quick):
     assert "SCLDM of 96 cells" in first
     assert "12" in genes
     assert "cell_type (5 classes), dose (3 classes; control: 1)" in conditions
-    assert "autoencoder, prior, transport" in trained
+    assert "autoencoder, prior, flow" in trained
     assert "model.train()" in following
     for stage, suggested in (
-        ("autoencoder", ["model.train_transport()", "model.train_prior()"]),
-        ("transport", ["model.predict_perturbation(control_cells, {'dose': ...})"]),
+        ("autoencoder", ["model.train_perturbation_flow()", "model.train_prior()"]),
+        ("perturbation_flow", ["model.predict_perturbation(control_cells, {'dose': ...})"]),
         ("prior", ["model.generate(1_000, condition={'cell_type': 'B cell'})", "predict_perturbation", "model.save("]),
     ):
         getattr(model, f"train_{stage}")(1, **quick)

@@ -13,7 +13,7 @@ from scgen_diffusion.generation._verdict import NUMBERS, PerturbedGroups
 from scgen_diffusion.model import SCLDM
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
-TRANSPORT = {"reference_steps": 300, "smallest_epoch": 10, "batch_size": 512}  # as users train it
+PERTURBATION_FLOW = {"reference_steps": 300, "smallest_epoch": 10, "batch_size": 512}  # as users train it
 SIZES = {"n_latent_tokens": 2, "n_latent": 4, "width": 16, "n_layers": 1, "n_heads": 2, "n_heads_cross": 2}
 N_TYPES, N_CELLS, N_GENES = 7, 120, 60
 LEFT_OUT = "type 6"
@@ -62,7 +62,7 @@ def model(all_cells):
     model = made(all_cells[~is_out])
     with seeded(SEED):
         model.train_autoencoder(12, batch_size=128, **QUICK)
-        model.train_transport(5, plan_kwargs=TRANSPORT, **QUICK)
+        model.train_perturbation_flow(5, plan_kwargs=PERTURBATION_FLOW, **QUICK)
     return model
 
 
@@ -111,7 +111,7 @@ def test_intervals_hold_what_is_measured(model, predicted):
 @contextmanager
 def believing(model, share):
     """Let the decoder count more or less beside what groups suggest; infinitely more: it alone counts."""
-    departure = model.module.transport.error.departure
+    departure = model.module.perturbation_flow.error.departure
     learned = departure.clone()
     departure.mul_(share)
     try:
@@ -153,7 +153,7 @@ def test_the_last_frame_has_the_changes_that_the_decoder_lacks(generating):
 
 
 def test_predictions_are_the_same_in_a_file_and_a_loaded_model(model, tmp_path):
-    assert model.module.transport.error.departure.isfinite().all()
+    assert model.module.perturbation_flow.error.departure.isfinite().all()
     cells = controls(model)
     with believing(model, 0.01):
         expected = model.predict_perturbation(cells, TREATED, seed=0)
@@ -184,7 +184,7 @@ def test_a_model_of_logarithms_knows_its_cells_and_not_those_with_shuffled_genes
     torch.manual_seed(0)
     model = made(cells, setup={"values": "log1p"}, likelihood="gaussian")
     model.train_autoencoder(12, batch_size=128, **QUICK)
-    model.train_transport(5, plan_kwargs=TRANSPORT, **QUICK)
+    model.train_perturbation_flow(5, plan_kwargs=PERTURBATION_FLOW, **QUICK)
     known = controls(model)
 
     for given, code in ((known, "supported"), (with_shuffled_genes(known), "unknown")):
@@ -201,9 +201,9 @@ def test_shuffled_genes_are_unknown(model):
 def test_an_effect_seen_in_one_type_is_unknown_in_others(model, all_cells):
     obs, weights = all_cells.obs, model.module.state_dict()
     model = made(all_cells[(obs["drug"] == "no") | (obs["cell_type"] == "type 0")])
-    model.module.load_state_dict({name: w for name, w in weights.items() if not name.startswith("transport.")})
+    model.module.load_state_dict({name: w for name, w in weights.items() if not name.startswith("perturbation_flow.")})
     model.trained_stages_ = ["autoencoder"]
-    model.train_transport(1, **QUICK)
+    model.train_perturbation_flow(1, **QUICK)
 
     with pytest.warns(UserWarning, match="is unknown"):
         found = model.predict_perturbation(controls(model), TREATED, seed=0)
@@ -217,7 +217,7 @@ def test_a_drug_without_its_dose_and_a_dose_without_its_drug_are_unknown():
     control = {"drug": "no", "dose": 0.0}
     model = made(cells, setup={"continuous_condition_keys": ["dose"], "control_values": control})
     model.train_autoencoder(2, batch_size=128, **QUICK)
-    model.train_transport(1, **QUICK)
+    model.train_perturbation_flow(1, **QUICK)
 
     for part in ({"drug": "yes"}, {"dose": 1.0}):
         with pytest.warns(UserWarning, match="is unknown"):

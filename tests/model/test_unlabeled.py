@@ -185,7 +185,7 @@ def test_new_cells_without_labels_can_fine_tune_a_model(half_labeled, make_cells
     assert hidden.all() or (query.module.library_size.codes[:, 0] < len(found)).all()
 
 
-def test_the_transport_pairs_labeled_cells_only(make_cells, make_model, quick):
+def test_the_perturbation_flow_pairs_labeled_cells_only(make_cells, make_model, quick):
     adata, hidden = hide(make_cells(300), 0.3)
     setup = {**UNKNOWN, "control_values": {"treated": False}}
     model = make_model(adata, condition_keys=["cell_type", "treated"], setup=setup)

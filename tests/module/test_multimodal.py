@@ -112,7 +112,7 @@ def test_genes_hidden_from_the_encoder_do_not_count_against_the_latent(module):
     torch.testing.assert_close(loss, -module.likelihood(only(x, 0, 2), **decoded).sum())
 
 
-@pytest.mark.parametrize("is_fitted", [False, True])  # as the transport does before the prior is trained
+@pytest.mark.parametrize("is_fitted", [False, True])  # as the perturbation flow does before the prior is trained
 def test_lacking_totals_cannot_be_predicted_before_the_prior_is_trained(module, is_fitted):
     x = only(make_cells(), 0)
     if is_fitted:

@@ -31,9 +31,9 @@ GOOD = {
     "group_share_difference": (0.04, 0.04, 0.02, "lower"),
     "marker_overlap": (0.7, 0.7, 0.05, "higher"),
     "marker_slope": (1.0, 1.0, 0.05, "floor"),
-    "transfer_f1": (0.9, 0.88, 0.02, "higher"),
-    "label_fidelity": (0.9, 0.9, 0.02, "higher"),
-    "nearest_train_ratio": (1.0, 1.0, 0.02, "floor"),
+    "tstr_f1": (0.9, 0.88, 0.02, "higher"),
+    "trts_accuracy": (0.9, 0.9, 0.02, "higher"),
+    "dcr_ratio": (1.0, 1.0, 0.02, "floor"),
     "nearer_than_held_out": (0.01, 0.01, 0.01, "lower"),
     "copied_cells": (0.0, 0.0, 0.0, "lower"),
     "duplicate_share": (0.0, 0.0, 0.0, "lower"),
@@ -91,7 +91,7 @@ def test_cells_that_score_like_real_ones_get_no_complaint():
         ("membership_auc", 0.35, "warning"),
         ("auc_neighbours", 0.2, "warning"),
         ("nearer_than_held_out", 0.5, "warning"),
-        ("nearest_train_ratio", 0.5, "warning"),
+        ("dcr_ratio", 0.5, "warning"),
         ("recall", 0.6, "warning"),
         ("coverage", 0.6, "warning"),
         ("precision", 0.5, "warning"),
@@ -111,9 +111,9 @@ def test_cells_that_score_like_real_ones_get_no_complaint():
         ("within_label_slope", 0.5, "warning"),
         ("within_label_slope", 1.6, "warning"),
         ("cross_correlation_error", 0.2, "warning"),
-        ("label_fidelity", 0.5, "warning"),
-        ("label_fidelity", 1.0, "ok"),
-        ("transfer_f1", 0.5, "warning"),
+        ("trts_accuracy", 0.5, "warning"),
+        ("trts_accuracy", 1.0, "ok"),
+        ("tstr_f1", 0.5, "warning"),
         ("marker_overlap", 0.3, "warning"),
         ("marker_slope", 0.4, "warning"),
         ("marker_slope", 1.7, "warning"),
@@ -173,11 +173,11 @@ def test_floors_of_few_cells_are_off_by_chance(n_cells, is_unlike):
 
 def test_figures_that_pool_labels_are_not_judged_if_labels_have_other_shares():
     pooled = {"within_label_correlation": 0.2, "within_label_slope": 0.34, "marker_overlap": 0.4, "marker_slope": 0.5}
-    near = {"nearest_train_ratio": 0.6, "nearer_than_held_out": 0.5, "copied_cells": 0.01, "membership_auc": 0.65}
+    near = {"dcr_ratio": 0.6, "nearer_than_held_out": 0.5, "copied_cells": 0.01, "membership_auc": 0.65}
     assert {*summary(table(**pooled, **near)).of_level("warning")} == {*pooled, *near}
     found = summary(table(**pooled, **near, group_share_difference=0.4))
     assert found.of_level("warning") == ["copied_cells", "membership_auc"]
-    assert {*found.of_level("not judged")} >= {*pooled, "nearest_train_ratio", "nearer_than_held_out"}
+    assert {*found.of_level("not judged")} >= {*pooled, "dcr_ratio", "nearer_than_held_out"}
     found = summary(table(**pooled, **near, group_share_difference=0.1))
     assert {*found.of_level("warning")} == {*pooled, "copied_cells", "membership_auc"}
 
@@ -295,7 +295,7 @@ def thinned(synthetic, _):
 
 def test_faults_of_real_cells_are_found_and_real_cells_get_no_warning():
     assert not judge_pbmc68k(lambda synthetic, train: synthetic)
-    assert judge_pbmc68k(copies) >= {"copied_cells", "near_copies", "nearest_train_ratio", "membership_auc"}
+    assert judge_pbmc68k(copies) >= {"copied_cells", "near_copies", "dcr_ratio", "membership_auc"}
     assert judge_pbmc68k(thinned) >= {"gene_zero_error", "library_size_ks"}
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scgen_diffusion.train import EpochBatches, PerturbationGroup, TransportRecipe, perturbation_groups
+from scgen_diffusion.train import EpochBatches, PerturbationFlowRecipe, PerturbationGroup, perturbation_groups
 from scgen_diffusion.train import _cells as cells_module
-from scgen_diffusion.train._transport import GroupBatches
+from scgen_diffusion.train._perturbation_stage import GroupBatches
 
 
 def epoch(batches, number):
@@ -83,7 +83,7 @@ def test_pairs_are_drawn_within_groups_by_seed_epoch_and_process():
         PerturbationGroup(np.arange(3), np.arange(10, 12)),
         PerturbationGroup(np.arange(20, 25), np.arange(30, 39)),
     ]
-    recipe = TransportRecipe(batch_size=8, n_paired=4)
+    recipe = PerturbationFlowRecipe(batch_size=8, n_paired=4)
 
     drawn = {}
     for key in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0)):
@@ -97,6 +97,6 @@ def test_pairs_are_drawn_within_groups_by_seed_epoch_and_process():
     assert len(set(drawn.values())) == 4
 
 
-def test_a_step_of_the_transport_takes_at_least_one_group():
+def test_a_step_of_the_perturbation_flow_takes_at_least_one_group():
     with pytest.raises(ValueError, match="batch_size"):
-        TransportRecipe(batch_size=8)
+        PerturbationFlowRecipe(batch_size=8)

@@ -52,7 +52,7 @@ def test_two_processes_train_all_stages_of_scldm(train_scldm, run_together):
     def work(rank):
         torch.manual_seed(rank)
         rounds = {"autoencoder": {"max_rounds": 3}}
-        model = train_scldm({"autoencoder": 2, "prior": 4, "transport": 2}, plan_kwargs=rounds)
+        model = train_scldm({"autoencoder": 2, "prior": 4, "perturbation_flow": 2}, plan_kwargs=rounds)
         return *described(model), model.trainer.global_step, model.generate(4, seed=0).n_obs
 
     first, second = run_together(work)
@@ -60,7 +60,7 @@ def test_two_processes_train_all_stages_of_scldm(train_scldm, run_together):
     assert_same(first, second)
     history, _, n_processes, n_steps, n_cells = first
     assert (n_processes, n_steps, n_cells) == (2, 6, 4)
-    assert {name.split("_")[0] for name in history} == {"autoencoder", "prior", "transport"}
+    assert {name.split("_")[0] for name in history} == {"autoencoder", "prior", "perturbation_flow"}
     assert len(history["autoencoder_loss_train"]) in (4, 6)  # rounds of two epochs
     assert history["autoencoder_loss_train"][-1] < history["autoencoder_loss_train"][0]
     assert np.isfinite(history["prior_loss_validation"]).all()
@@ -97,7 +97,7 @@ def test_early_stopping_stops_all_processes_after_the_same_epoch(train_scldm, ru
     options = {"early_stopping": True, "early_stopping_patience": 2, "plan_kwargs": {"prior": {"learning_rate": 1e-12}}}
 
     first, second = run_together(
-        lambda rank: described(train_scldm({"autoencoder": 1, "prior": 40, "transport": 1}, **options))
+        lambda rank: described(train_scldm({"autoencoder": 1, "prior": 40, "perturbation_flow": 1}, **options))
     )
 
     assert 3 <= len(first[0]["prior_loss_validation"]) < 40
@@ -124,7 +124,7 @@ def expire(trainer):
 def test_a_limit_of_time_stops_all_processes_at_the_same_step_and_the_same_call_resumes(
     train_scldm, run_together, tmp_path
 ):
-    epochs = {"autoencoder": 2, "prior": 1, "transport": 1}
+    epochs = {"autoencoder": 2, "prior": 1, "perturbation_flow": 1}
     options = {"checkpoint_dir": tmp_path, "checkpoint_minutes": 0.0, "max_time": {"hours": 1}}
 
     def stop(rank):
@@ -139,7 +139,7 @@ def test_a_limit_of_time_stops_all_processes_at_the_same_step_and_the_same_call_
 
 
 def test_a_killed_process_ends_the_other_and_the_same_call_resumes(train_scldm, run_together, tmp_path):
-    epochs = {"autoencoder": 2, "prior": 3, "transport": 1}
+    epochs = {"autoencoder": 2, "prior": 3, "perturbation_flow": 1}
     options = {"checkpoint_dir": tmp_path, "checkpoint_minutes": 0.0}
     die = At("prior", 8, lambda trainer: os.kill(os.getpid(), signal.SIGKILL))  # in the second epoch
 

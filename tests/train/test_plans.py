@@ -142,7 +142,7 @@ def test_the_averaged_weights_move_after_every_step_of_the_prior(module, monkeyp
 @pytest.mark.parametrize(("step", "expected"), [(0, 0.0), (5, 0.25), (10, 0.5), (20, 0.5), (100, 0.5)])
 def test_the_divergence_weight_rises_over_the_warm_up(module, monkeypatch, step, expected):
     monkeypatch.setattr(AutoencoderPlan, "progress", step / 100)
-    plan = AutoencoderPlan(module, AutoencoderRecipe(kl_weight=0.5, kl_warm_up=0.1, keep_at_least=1.0), seed=0)
+    plan = AutoencoderPlan(module, AutoencoderRecipe(kl_weight=0.5, kl_warm_up=0.1, min_kept_fraction=1.0), seed=0)
     batch = a_batch()
 
     for training, weight in ((True, expected), (False, 0.5)):
@@ -170,7 +170,7 @@ def test_validation_sees_whole_cells_and_the_same_random_numbers_each_time(modul
     logged, batch = [], a_batch()
     monkeypatch.setattr(StagePlan, "_add", lambda self, subset, losses, batch: logged.append(losses["loss"].item()))
     thinned, whole = (
-        attached(AutoencoderPlan(module, AutoencoderRecipe(keep_at_least=share), seed=0)) for share in (0.1, 1.0)
+        attached(AutoencoderPlan(module, AutoencoderRecipe(min_kept_fraction=share), seed=0)) for share in (0.1, 1.0)
     )
 
     for plan, number in ((thinned, 0), (thinned, 0), (thinned, 1), (whole, 0)):

@@ -69,7 +69,7 @@ WRONG = {
     "betas": [0.9, (0.9,), (0.9, 1.0), ("a", 0.9)],
     "learning_rate": [float("inf")],
 }
-SHARES = {"warm_up", "kl_warm_up", "keep_at_least", "drop_probability"}
+SHARES = {"warm_up", "kl_warm_up", "min_kept_fraction", "drop_probability"}
 
 
 @pytest.mark.parametrize("option", sorted({*WRONG, *SHARES}))
@@ -110,8 +110,8 @@ def test_the_gene_space_models_are_trained_as_published(model, learning_rate):
 
 def test_regularisation_fades_with_many_cells():
     assert USUAL.for_many_cells(10_000) is USUAL
-    assert USUAL.for_many_cells(50_000) == replace(USUAL, loading_weight_decay=0.6, keep_at_least=0.86)
-    assert USUAL.for_many_cells(1_000_000) == replace(USUAL, loading_weight_decay=0.03, keep_at_least=0.99)
+    assert USUAL.for_many_cells(50_000) == replace(USUAL, loading_weight_decay=0.6, min_kept_fraction=0.86)
+    assert USUAL.for_many_cells(1_000_000) == replace(USUAL, loading_weight_decay=0.03, min_kept_fraction=0.99)
     assert MASKING.for_many_cells(30_000) == replace(MASKING, loading_weight_decay=0.33)
 
 

@@ -22,7 +22,7 @@ from scgen_diffusion.model import SCRDIT, WBDIT
 from scgen_diffusion.train import Interruption
 from scgen_diffusion.train import _cells as cells_module
 
-STAGES = ["autoencoder", "prior", "transport"]
+STAGES = ["autoencoder", "prior", "perturbation_flow"]
 N_EPOCHS = dict.fromkeys(STAGES, 2)  # of 3 steps
 MIDDLE = 5  # a step of the second epoch
 EVERY_EPOCH = {"checkpoint_minutes": 0.0}
@@ -117,7 +117,7 @@ def test_a_resumed_call_says_which_stages_are_finished_and_where_it_resumes(trai
 
     shown = capsys.readouterr().err
     assert 0 <= shown.find(str(tmp_path / "autoencoder.ckpt")) < shown.find("Resuming the prior after epoch 1 of 2")
-    assert "Resuming the transport" not in shown
+    assert "Resuming the perturbation flow" not in shown
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_sigterm_ends_the_process_after_the_step_with_the_code_of_a_terminated_o
 
 @pytest.mark.parametrize(
     ("stage", "step", "n_whole"),
-    [("autoencoder", 2, 0), ("autoencoder", 6, 2), ("prior", MIDDLE, 1), ("transport", MIDDLE, 1)],
+    [("autoencoder", 2, 0), ("autoencoder", 6, 2), ("prior", MIDDLE, 1), ("perturbation_flow", MIDDLE, 1)],
 )
 def test_ctrl_c_keeps_the_weights_and_the_same_call_ends_as_if_it_had_not_been(
     train, whole, tmp_path, stage, step, n_whole
@@ -315,7 +315,7 @@ def test_a_stage_that_early_stopping_had_ended_takes_no_further_epoch(make_model
 def test_a_stage_on_top_of_another_autoencoder_is_refused(train, tmp_path):
     train(tmp_path, ONE_EPOCH)
     shutil.copy(tmp_path / "prior.ckpt", tmp_path.parent / "kept.ckpt")
-    for stage in ("prior", "transport"):
+    for stage in ("prior", "perturbation_flow"):
         (tmp_path / f"{stage}.ckpt").unlink()
     train(tmp_path, {**ONE_EPOCH, "autoencoder": 2})
     shutil.move(tmp_path.parent / "kept.ckpt", tmp_path / "prior.ckpt")

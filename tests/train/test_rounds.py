@@ -302,7 +302,7 @@ def test_no_gain_ctrl_c_or_a_loss_that_is_no_number_return_to_the_weights_from_b
     assert all(map(torch.equal, encoder_of(model), before))
 
 
-def test_rounds_of_the_prior_leave_a_later_transport_alone(make_model, make_cells, tmp_path, monkeypatch):
+def test_rounds_of_the_prior_leave_a_later_perturbation_flow_alone(make_model, make_cells, tmp_path, monkeypatch):
     monkeypatch.setattr(plans, "LEAST_GAIN", NEVER)
     model = make_model(make_cells(n_cells=96), setup={"control_values": {"dose": 1}})
     quiet = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -310,9 +310,9 @@ def test_rounds_of_the_prior_leave_a_later_transport_alone(make_model, make_cell
     model.train_autoencoder(1, **quiet)
     with pytest.raises(RuntimeError, match="killed"):
         model.train_prior(callbacks=[Press(7, RuntimeError("killed"))], checkpoint_minutes=0.0, **options)
-    model.train_transport(1, **quiet)
-    before = [value.clone() for value in model.module.transport.state_dict().values()]
+    model.train_perturbation_flow(1, **quiet)
+    before = [value.clone() for value in model.module.perturbation_flow.state_dict().values()]
 
     model.train_prior(**options)
 
-    assert all(map(torch.equal, model.module.transport.state_dict().values(), before))
+    assert all(map(torch.equal, model.module.perturbation_flow.state_dict().values(), before))

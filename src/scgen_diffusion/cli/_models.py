@@ -90,7 +90,7 @@ def train(terminal: Terminal, cells: list[Path], out: Path, seed: int, **options
     terminal.say(str(model).partition("\n  trained:")[0])
 
     folder = checkpoints or out.absolute().with_name(f".{out.name}.checkpoints")
-    for stage in ("autoencoder", "prior", "transport", "diffusion") if restart else ():
+    for stage in ("autoencoder", "prior", "perturbation_flow", "diffusion") if restart else ():
         (folder / f"{stage}.ckpt").unlink(missing_ok=True)  # the user's folder may hold others
     terminal.on_interrupt = f"The checkpoints are in {folder}; run the same command again to resume."
     try:
@@ -221,7 +221,7 @@ def generate(terminal: Terminal, model: str, out: Path, **options: Any) -> None:
     option("--condition -c", "New condition of all cells. Keys left out keep each cell's own value.", Keyed()),
     option("--where -w", "Use only cells with this value, or one of several.", Keyed("COLUMN=VALUE", repeats=True)),
     flag("--backed", "Read cells from the file part by part; several files always are."),
-    option("--method", "Method: transport or inversion."),
+    option("--method", "Method: perturbation_flow or inversion."),
     *REQUEST,
     epilog=RESUME,
 )

@@ -38,7 +38,7 @@ class Counterfactual:
     sampling
         Sampler, steps, and guidance on the way to the new condition.
     inversion
-        The inversion; None to use the trained transport.
+        The inversion; None to use the trained perturbation flow.
     residuals
         Whether cells keep their own residuals (``"own"``) or draw new ones (``"new"``).
     library_size
@@ -101,10 +101,10 @@ def predict_block(
     generators = Generators(request.seed, request.rows[positions].tolist(), module.device)
     own = module.condition_tensor(request.own[positions])
     new = without_ignored(request.codes[positions], sampling.guidance, request.library_size, generators)
-    by_transport: dict[str, Any] = {}
+    by_perturbation_flow: dict[str, Any] = {}
     if request.inversion is None:
         lacking = None if request.lacking is None else request.lacking.of(request.codes[positions])
-        by_transport["perturbed"] = (own, new, lacking)
+        by_perturbation_flow["perturbed"] = (own, new, lacking)
 
     def predict(generators: Generators) -> Tensor:
         given: Tensor | None = None
@@ -112,9 +112,9 @@ def predict_block(
         def move(states: Tensor) -> Tensor:
             nonlocal given
             options: dict[str, Any] = {"n_steps": sampling.n_steps, "generators": generators}
-            if request.inversion is None:  # the transport moves the cells that become perturbed
+            if request.inversion is None:  # the perturbation flow moves the cells that become perturbed
                 given = module.unstandardise(states)
-                return module.transported(states, own, new, sampling.sampler, **options)
+                return module.perturbed_latents(states, own, new, sampling.sampler, **options)
             plain = sampling.guidance.plain
             return request.inversion(
                 module.denoiser(own, ResolvedGuidance(plain, plain)),
@@ -143,7 +143,7 @@ def predict_block(
             output=sampling.output,
             residuals=request.residuals,
             n_wanted=block.n_wanted,
-            **by_transport,
+            **by_perturbation_flow,
         )[: block.n_wanted]
 
     values = module.redraw_empty(predict(generators), predict, generators)

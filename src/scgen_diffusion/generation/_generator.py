@@ -88,7 +88,7 @@ class Block:
     condition
         The codes as a tensor for the module, other ones in keys that guidance ignores.
     start_condition
-        Conditions to generate under before the transport moves cells, as a tensor; None: the codes themselves.
+        Conditions to generate under before the perturbation flow moves cells, as a tensor; None: the codes themselves.
     lacking
         Changes that the decoder lacks, ``(block, genes)``; None: none.
     generators
@@ -170,7 +170,7 @@ class CellGenerator:
         provenance = self.provenance(condition, options, sizes, seed)
         provenance |= {"outside_training": outside, "few_training_cells": few}
         if starts is not None:
-            provenance["method"] = "transport of generated control cells, where the combination is new"
+            provenance["method"] = "perturbation flow of generated control cells, where the combination is new"
         identity = identity_of(self.module, self.conditions, codes, options, sizes, provenance)
         return CellRequest(codes, options, sizes, seed, identity, provenance)
 
@@ -190,7 +190,7 @@ class CellGenerator:
         Raises
         ------
         ValueError
-            For guidance of the transport, a sampler that does not fit, and totals that the model cannot set.
+            For guidance of the perturbation flow, a sampler that does not fit, and totals that the model cannot set.
         """
         inversion = None
         if method == "inversion":  # in any number of steps, on any path
@@ -198,7 +198,7 @@ class CellGenerator:
         else:
             check_sampler(sampling.sampler, self.module.path, sampling.n_steps)
             if sampling.guidance != Guidance().resolve(self.module.strategy, self.conditions.keys):
-                msg = "The transport has no guidance; leave `guidance_scale` out, or choose method='inversion'."
+                msg = "The perturbation flow has no guidance; leave `guidance_scale` out, or choose method='inversion'."
                 raise ValueError(msg)
         if library_size is not None and self.module.keeps_totals:
             msg = "A model with `path='masking'` keeps the totals of the given cells; leave `library_size` out."
@@ -208,7 +208,7 @@ class CellGenerator:
         return Counterfactual(np.arange(len(own)), own, codes, sampling, inversion, residuals, totals, seed, group)
 
     def verdicts(self, request: CellRequest) -> tuple[dict[str, Any], LackingChanges | None] | None:
-        """Judge the combinations that the transport makes of generated control cells, from some of these, if any.
+        """Judge the combinations that the flow makes of generated control cells, from some of these, if any.
 
         With the columns of a table come the changes that the decoder lacks. Numbers that do not perturb, such as
         positions, are left out of a combination, as for given cells: its control cells are spread over those that were
@@ -247,7 +247,7 @@ class CellGenerator:
         """Warn about conditions ``(n, columns)`` outside the training cells, and describe them for the provenance.
 
         They are those of a request, or those of given cells and of their predictions. Control cells that only the
-        transport needs are told from these.
+        perturbation flow needs are told from these.
         ``draws_totals`` says that cells get totals by their conditions. ``unjudged (m, columns)`` are those without a
         verdict, and the control cells that the model generates for one; the verdict says more than such a warning.
         """
@@ -474,7 +474,7 @@ class CellGenerator:
         """Turn codes ``(n, columns)`` into conditions that do not tell the keys without weight in guidance.
 
         Networks do not see these keys, but totals would follow them. They are left out where the latent tells the
-        total, and else drawn anew, given the others: also of cells that the transport moves, whose latents tell their
+        total, and else drawn anew, given the others: also of cells that the flow moves, whose latents tell their
         totals from before. Codes that it changes, ``moved (n, columns)``, stay.
         """
         key_of_column = self.module.key_of_column.cpu().numpy()
@@ -489,8 +489,8 @@ class CellGenerator:
         return torch.where(torch.from_numpy(left_out).to(condition.device), self.module.null_condition, condition)
 
     def _scales_of_perturbing(self, guidance: ResolvedGuidance) -> dict[str, float]:
-        """Return the scales of the keys that perturb; empty without a transport, or if guidance ignores these keys."""
-        perturb = [] if self.module.transport is None else self.module.transport.perturbing_keys
+        """Return the scales of the keys that perturb; empty without a flow, or if guidance ignores these keys."""
+        perturb = [] if self.module.perturbation_flow is None else self.module.perturbation_flow.perturbing_keys
         numbered = enumerate(zip(self.conditions.keys, perturb, strict=False))
         scales = {key: guidance.weights.get(number, 0.0) for number, (key, does) in numbered if does}
         return scales if any(scales.values()) or not guidance.covers_path else {}
@@ -498,12 +498,12 @@ class CellGenerator:
     @cached_property
     def _perturbing(self) -> tuple[np.ndarray, np.ndarray]:
         """Which columns perturb, and their codes of control cells, each ``(columns,)``; every block asks for them."""
-        transport: Any = self.module.transport
-        return transport.perturbs.cpu().numpy(), self.conditions.exact(transport.control.cpu().numpy())
+        flow: Any = self.module.perturbation_flow
+        return flow.perturbs.cpu().numpy(), self.conditions.exact(flow.control.cpu().numpy())
 
     def _check_is_whole(self, codes: np.ndarray, guidance: ResolvedGuidance) -> None:
         """Raise if a perturbation is asked for in part, and no training cell of this kind can say the rest."""
-        if self.module.transport is None or not self._scales_of_perturbing(guidance):
+        if self.module.perturbation_flow is None or not self._scales_of_perturbing(guidance):
             return
         perturbs, control = self._perturbing
         is_given = (codes != OPEN)[:, perturbs]
@@ -519,11 +519,11 @@ class CellGenerator:
             raise ValueError(msg)
 
     def _start_conditions(self, codes: np.ndarray, guidance: ResolvedGuidance) -> np.ndarray | None:
-        """Return the conditions ``(n, columns)`` to generate before the transport moves cells; None: the given ones.
+        """Return the conditions ``(n, columns)`` to generate before the flow moves cells; None: the given ones.
 
         Cells of perturbed combinations that training never saw start as control cells, if training saw these.
         """
-        if self.module.transport is None or not self._scales_of_perturbing(guidance):
+        if self.module.perturbation_flow is None or not self._scales_of_perturbing(guidance):
             return None
         perturbs, control = self._perturbing
         controls = np.where(perturbs, control, codes)
@@ -534,7 +534,7 @@ class CellGenerator:
         """Mark combinations ``codes (n, columns)`` that training never saw, but whose control cells it saw, ``(n,)``.
 
         Numbers that do not perturb, such as positions, are no part of a combination: else they would decide cell by
-        cell which of them the transport makes.
+        cell which of them the perturbation flow makes.
         """
         perturbs, control = self._perturbing
         codes = combination_codes(self.conditions, perturbs, codes)
@@ -579,7 +579,9 @@ class CellGenerator:
                 frames.append(torch.stack([read(x), read(denoiser.estimate(x, t).data)]))
             finished = next(walk)
             if start is not None:
-                finished = module.transported(finished, start, block.condition, request.sampling.sampler, **options)
+                finished = module.perturbed_latents(
+                    finished, start, block.condition, request.sampling.sampler, **options
+                )
             last = read(finished)
             if block.lacking is not None:
                 corrected = module.corrected_profiles(module.unstandardise(finished), shown, block.lacking)

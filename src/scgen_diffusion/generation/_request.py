@@ -82,7 +82,7 @@ class CellRequest:
     provenance
         Record of the request in ``uns``.
     lacking
-        Changes that the decoder lacks where the transport moves cells; None: none.
+        Changes that the decoder lacks where the perturbation flow moves cells; None: none.
     """
 
     codes: RequestedCodes

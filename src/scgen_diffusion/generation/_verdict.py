@@ -152,13 +152,13 @@ def judge(
         Combinations that the autoencoder was trained on, ``(combinations, columns)``. Needed without misfits: the model
         explains the cells that it generates, but they may be unlike real ones if it never learned their class.
     """
-    transport: Any = module.transport
-    shift = transport.shift
+    flow: Any = module.perturbation_flow
+    shift = flow.shift
     condition = module.condition_tensor(codes)
     related = shift.related(condition).cpu().numpy()
     are_new = shift.are_new(condition).tolist()
     explained = shift.left_out[shift.left_out[:, 0] <= (1 - LEAST_EXPLAINED) * shift.left_out[:, 1], 0].tolist()
-    perturbs = transport.perturbs.cpu().numpy()
+    perturbs = flow.perturbs.cpu().numpy()
     from_embeddings = shift.explained_by_others() if any(are_new) else 0.0  # share of the effects that were seen
     is_context = _context_columns(conditions, perturbs)
     perturbed = shift.perturbations.double().cpu().numpy()
@@ -167,15 +167,15 @@ def judge(
     came_later = np.zeros(len(codes), dtype=bool)
     if learned is not None:
         came_later = _came_later(conditions, np.concatenate([learned, perturbed]), wanted_contexts)
-    corrects = transport.missed is not None
-    suggestions = [shift.suggest(transport.error.groups, x, wanted) for x, wanted in zip(cells, condition, strict=True)]
+    corrects = flow.missed is not None
+    suggestions = [shift.suggest(flow.error.groups, x, wanted) for x, wanted in zip(cells, condition, strict=True)]
     answers = [1.0] * len(codes) if corrects else _answers(module, cells, condition, suggestions)
     were_seen = shift.have_groups(condition, torch.from_numpy(perturbs | is_context)).tolist()
     verdicts = []
     for number, (variance, prior) in enumerate(shift.uncertainty(cells, condition).tolist()):
         seen, wanted = np.unique(contexts[related[number]], axis=0), wanted_contexts[number]
         in_own_context = bool(((seen == wanted) | (wanted == OPEN)).all(1).any())
-        misfit = float("nan") if misfits is None else misfits[number] - float(transport.error.misfit)
+        misfit = float("nan") if misfits is None else misfits[number] - float(flow.error.misfit)
         n_cells, is_new = len(cells[number]), are_new[number]
         is_unknown = (
             prior <= 0  # such as a drug at the dose of control cells
@@ -220,8 +220,8 @@ def _answers(
 
     The latent may be moved rightly, and the decoder, which never saw such cells perturbed, hardly show it.
     """
-    transport: Any = module.transport
-    shift, groups = transport.shift, transport.error.groups
+    flow: Any = module.perturbation_flow
+    shift, groups = flow.shift, flow.error.groups
 
     def decoded_change(x: Tensor, condition: Tensor) -> Tensor:
         states = x.view(-1, *module.latent_shape)
@@ -244,20 +244,20 @@ def _lacking(
     The latent may be moved rightly, and a decoder that never saw such cells perturbed show something else than the
     change that the groups suggest. See :meth:`ChangeError.share`.
     """
-    transport: Any = module.transport
-    missed, error = transport.missed, transport.error
+    flow: Any = module.perturbation_flow
+    missed, error = flow.missed, flow.error
     if suggestion.variance > (1 - LEAST_EXPLAINED) * suggestion.prior:  # the groups with known errors suggest nothing
         return None
     chosen = evenly(np.arange(len(x)), DECODED_CELLS)
     states = x[chosen].view(-1, *module.latent_shape)
     wanted = condition.expand(len(states), -1)
-    moved = transport.move(states, wanted, sampler=FLOW_SAMPLERS["midpoint"])
+    moved = flow.move(states, wanted, sampler=FLOW_SAMPLERS["midpoint"])
     totals = missed.depth.expand(len(states), 1)
 
     before = after = None
     if start is not None:  # generated cells show the effects of their conditions too
         before = start[chosen]
-        after = torch.where(transport.perturbs, condition, before)
+        after = torch.where(flow.perturbs, condition, before)
 
     def decode(states: Tensor, shown: Tensor | None) -> Tensor:
         decoded = module.decode(module.unstandardise(states), totals, shown)
@@ -265,9 +265,9 @@ def _lacking(
 
     change = decode(moved, after) - decode(states, before)
     if start is None:
-        change = change + missed(transport.shift.covariance_with_groups(states, wanted), len(change)).mean(0)
+        change = change + missed(flow.shift.covariance_with_groups(states, wanted), len(change)).mean(0)
     suggested = suggestion.weights @ error.changes.double()
-    sampling = float(transport.shift.noise_of(error.groups, suggestion.weights))
+    sampling = float(flow.shift.noise_of(error.groups, suggestion.weights))
     departure = torch.where(error.are_known, change - suggested, 0)
     share = error.share(max(suggestion.variance - sampling, 0.0), sampling, departure)
     return ((share - 1) * departure).float() if share < 1 else None
@@ -353,8 +353,8 @@ class PerturbedGroups:
 
     def __init__(self, module: SCLDMModule, conditions: Conditions, own: np.ndarray, new: np.ndarray) -> None:
         self.module, self.conditions = module, conditions
-        transport: Any = module.transport
-        perturbs = transport.perturbs.cpu().numpy()
+        flow: Any = module.perturbation_flow
+        perturbs = flow.perturbs.cpu().numpy()
         shown = combination_codes(conditions, perturbs, new)
         changed = (own != new).any(1)
         codes, number = np.unique(shown[changed], axis=0, return_inverse=True)
@@ -389,8 +389,8 @@ class PerturbedGroups:
     @torch.inference_mode()
     def changes(self, sums: np.ndarray, verdicts: Sequence[Verdict]) -> list[MeanChange]:
         """Return the mean changes of each group from its sums ``(groups, 5, genes)`` of :func:`sum_profiles`."""
-        transport: Any = self.module.transport
-        error, found = transport.error, []
+        flow: Any = self.module.perturbation_flow
+        error, found = flow.error, []
         for number, verdict in enumerate(verdicts):
             n, control, predicted, squares, _ = torch.from_numpy(sums[number])
             change = (predicted - control) / n

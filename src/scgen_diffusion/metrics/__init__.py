@@ -56,7 +56,7 @@ from ._safety import (
     nearest_distances,
 )
 from ._space import ComparisonSpace
-from ._use import augmentation_gain, label_fidelity, transfer_f1
+from ._use import augmentation_gain, trts_accuracy, tstr_f1
 
 __all__ = [
     "ALL",
@@ -95,7 +95,6 @@ __all__ = [
     "gene_profile_errors",
     "gene_statistics",
     "ilisi",
-    "label_fidelity",
     "library_size_ks",
     "log_normalise",
     "marker_agreement",
@@ -112,7 +111,8 @@ __all__ = [
     "perturbation_discrimination",
     "precision_recall_density_coverage",
     "squared_mmd",
-    "transfer_f1",
+    "trts_accuracy",
+    "tstr_f1",
     "variance_error",
     "wasserstein_2",
 ]

@@ -370,17 +370,17 @@ def mmd_per_label(comparison: CellComparison) -> float:
     limits=Limits(0.05, 0.15, of="real", n_deviations=4.0),
     most_share_difference=OTHER_SHARES,
 )
-def transfer_f1(comparison: CellComparison) -> float:
+def tstr_f1(comparison: CellComparison) -> float:
     """How well a classifier trained on synthetic cells labels real ones. Misses too little spread, and copies."""
     real, synthetic = comparison.real, comparison.synthetic
-    return _use.transfer_f1(synthetic.pcs, synthetic.labels, real.pcs, real.labels)
+    return _use.tstr_f1(synthetic.pcs, synthetic.labels, real.pcs, real.labels)
 
 
 @_metric("Labels", "higher", needs=("groups",), scopes=JOINT, bounds=SHARE, limits=Limits(0.05, 0.15, of="real"))
-def label_fidelity(comparison: CellComparison) -> float:
+def trts_accuracy(comparison: CellComparison) -> float:
     """How often a classifier trained on real cells finds the requested label. Misses a lack of variety."""
     real, synthetic = comparison.real, comparison.synthetic
-    return _use.label_fidelity(real.pcs, real.labels, synthetic.pcs, synthetic.labels)
+    return _use.trts_accuracy(real.pcs, real.labels, synthetic.pcs, synthetic.labels)
 
 
 # --- memorisation -----------------------------------------------------------------------------------------------------
@@ -393,7 +393,7 @@ def _distances_to_training(comparison: CellComparison) -> Scores:
 
 # Where a dense and a loose label have half of the cells each, the median distance jumps from one to the other.
 @_metric("Memorisation", "floor", needs=("train",), scopes=JOINT, limits=Limits(0.10, 0.25), most_share_difference=0.04)
-def nearest_train_ratio(comparison: CellComparison) -> float:
+def dcr_ratio(comparison: CellComparison) -> float:
     """Median distance to training cells beside that of held-out cells (``memorisation``). Misses a few copies."""
     return _safety.nearest_ratio(*comparison.scores(_distances_to_training))
 

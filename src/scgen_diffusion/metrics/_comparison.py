@@ -370,7 +370,7 @@ class Context:
     ----------
     names
         Columns that identify the rows, such as the group.
-    players
+    comparisons
         For each column of the table, the comparisons that its figure averages: ``value`` for synthetic cells, ``floor``
         for other real cells in their place, and so on.
     held_out_floors
@@ -382,25 +382,25 @@ class Context:
     """
 
     names: Mapping[str, str]
-    players: Mapping[str, Sequence[Comparison]]
+    comparisons: Mapping[str, Sequence[Comparison]]
     held_out_floors: Sequence[Comparison] = ()
     halves: Sequence[Comparison] = ()
     all_cells: AllCells | None = None
 
     def row(self, metric: Metric, group: str | None = None) -> dict[str, object]:
         """Return the row of a metric, or that of one group for a metric that measures each group among all others."""
-        players = self.players
+        comparisons = self.comparisons
         if "train" in metric.needs:
-            players = {**players, "floor": self.held_out_floors}
+            comparisons = {**comparisons, "floor": self.held_out_floors}
         measure = metric.measure if group is None else lambda c: c.once(metric.by_group).get(group, metric.absent)
         figures = {
-            player: _mean([measure(comparison) for comparison in comparisons[: 1 if metric.slow else None]])
-            for player, comparisons in players.items()
-            if metric.of_all is None or player == "shuffled"  # the others are counted in all cells
+            side: _mean([measure(comparison) for comparison in comparisons[: 1 if metric.slow else None]])
+            for side, comparisons in comparisons.items()
+            if metric.of_all is None or side == "shuffled"  # the others are counted in all cells
         }
         if metric.of_all is not None:
             share, usual = metric.of_all(self.all_cells)
-            usual = usual if players["floor"] else ()
+            usual = usual if comparisons["floor"] else ()
             figures |= {"value": share.value, "floor": usual[0].value if usual else UNKNOWN}
             low, high = share_interval(share, usual) if self.halves else (UNKNOWN, UNKNOWN)
         else:

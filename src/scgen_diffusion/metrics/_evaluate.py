@@ -190,7 +190,7 @@ def evaluate(
       total counts, no correlation. A model near this has learned nothing beyond single genes.
     - `low`, `high`: 95 % confidence interval of the mean value over draws of this size from the same model and tissue.
       About 90 % of such draws have a value in it, as far as was measured. It is too narrow, or has no width, for a
-      share near its best or worst value, such as a ``label_fidelity`` of 1.
+      share near its best or worst value, such as a ``trts_accuracy`` of 1.
       Copies and duplicates are counted in all cells and have Wilson's interval of a share, so its upper limit is above
       0 even if none was found. Their lower limit also allows for the uncertainty of the floor (Newcombe), but for
       no more equal cells than chance can explain.
@@ -559,10 +559,10 @@ def compare_cells(
     of_all = make_context(pools, None, draws)
     if counts_copies:
         of_all = replace(of_all, all_cells=read_all_cells(sources, pools, draws))
-    if not np.ptp(of_all.players["value"][0].real.pcs, axis=0).any():
+    if not np.ptp(of_all.comparisons["value"][0].real.pcs, axis=0).any():
         msg = "All cells of `real_test` are equal, so there is nothing to compare."
         raise ValueError(msg)
-    compared = [*of_all.players["value"], *of_all.players["floor"][:1]]
+    compared = [*of_all.comparisons["value"], *of_all.comparisons["floor"][:1]]
     share, *usual = (CATALOGUE["copied_test_cells"].measure(comparison) for comparison in compared)
     warn_of_copies(share, sum(usual))
     leaked = leaked_share(of_all.all_cells) if counts_copies and "train" in sources else 0.0
@@ -581,7 +581,7 @@ def compare_cells(
     for group in groups:
         context = make_context(pools, group, draws)  # one at a time: it has many copies of the group's cells
         if context is not None:
-            n_cells[group] = len(context.players["value"][0].real)
+            n_cells[group] = len(context.comparisons["value"][0].real)
             rows += [context.row(metric) for metric in of_groups]
         else:
             rows += [{"group": group, "metric": metric.name, "better": metric.better} for metric in of_groups]

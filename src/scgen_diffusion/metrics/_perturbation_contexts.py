@@ -476,11 +476,11 @@ def perturbation_contexts(
         of_real = replace(of_real, moments=real.moments(parts, group))
         compare = partial(Prediction, control=control, mean_response=predictions.get("mean_shift"))
         whole, *of_halves = panels.get((parts, group), [None] * (1 + draws.n_floor))
-        players = {name: [compare(of_real, own, panel=whole)] for name, own in predictions.items()}
+        comparisons = {name: [compare(of_real, own, panel=whole)] for name, own in predictions.items()}
         pairs = [[profiles.of(cells[half]) for half in pair] for pair in halves[parts, group]]
         if pairs:
-            players["floor"] = [compare(*pair, panel=panel) for pair, panel in zip(pairs, of_halves, strict=True)]
-        yield Context({"perturbation": names[parts], "group": group}, players)
+            comparisons["floor"] = [compare(*pair, panel=panel) for pair, panel in zip(pairs, of_halves, strict=True)]
+        yield Context({"perturbation": names[parts], "group": group}, comparisons)
 
 
 def _halves_of(n_cells: int, draws: Draws) -> list[list[NDArray[np.intp]]]:

@@ -131,7 +131,7 @@ def memorisation(synthetic: ArrayLike, held_out: ArrayLike, train: ArrayLike) ->
 
     Returns
     -------
-    `nearest_train_ratio` (NaN if most held-out cells are copies of training cells), `nearer_than_held_out` (NaN if more
+    `dcr_ratio` (NaN if most held-out cells are copies of training cells), `nearer_than_held_out` (NaN if more
     than about 1 % are, as in very sparse data: no cell can be nearer than these), and `near_copies`.
 
     References
@@ -142,7 +142,7 @@ def memorisation(synthetic: ArrayLike, held_out: ArrayLike, train: ArrayLike) ->
     distances = [nearest_distances(cells, train) for cells in (held_out, synthetic)]
     points = as_points(synthetic=synthetic, train=train)
     return {
-        "nearest_train_ratio": nearest_ratio(*distances),
+        "dcr_ratio": nearest_ratio(*distances),
         "nearer_than_held_out": share_of_nearer(*distances),
         "near_copies": share_of_near_copies(relative_nearness(*points)),
     }

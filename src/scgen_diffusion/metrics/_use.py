@@ -23,7 +23,7 @@ N_RESAMPLES = 500
 INTERVAL = (0.025, 0.975)
 
 
-def transfer_f1(
+def tstr_f1(
     train_values: NDArray,
     train_labels: ArrayLike,
     test_values: NDArray,
@@ -66,7 +66,7 @@ def transfer_f1(
         return float(f1_score(test_labels, predicted, labels=np.unique(test_labels), average="macro", zero_division=0))
 
 
-def label_fidelity(
+def trts_accuracy(
     real_values: NDArray,
     real_labels: ArrayLike,
     synthetic_values: NDArray,

@@ -430,11 +430,11 @@ class DiffusionModel(BaseModelClass):
     ) -> None:
         """Train the model, stage by stage; a trained model is trained on.
 
-        SCLDM has the stages ``"autoencoder"`` and ``"prior"``. It adds ``"transport"`` if ``setup_anndata`` was given
-        ``control_values`` and some perturbed cells have controls with the same values of the other keys. SCRDIT and
-        WBDIT have one stage, ``"diffusion"``. Afterwards ``trained_stages_`` lists the trained stages, ``history``
+        SCLDM has the stages ``"autoencoder"`` and ``"prior"``. It adds ``"perturbation_flow"`` if ``setup_anndata``
+        was given ``control_values`` and some perturbed cells have controls with the same values of the other keys.
+        SCRDIT and WBDIT have one stage, ``"diffusion"``. Afterwards ``trained_stages_`` lists the trained stages, ``history``
         holds the losses of each epoch of a stage's last training, ``recipes_`` the training options of each stage and
-        ``scvi.settings.seed`` (None if there was none), with the transport's control values and match keys, and
+        ``scvi.settings.seed`` (None if there was none), with the perturbation flow's control values and match keys, and
         ``trainer`` is the trainer of the last stage.
 
         Press Ctrl-C to stop after the current step and keep the weights (in a later round, those of the best one);
@@ -464,16 +464,16 @@ class DiffusionModel(BaseModelClass):
             Share of cells to validate on. Default: all cells that are not trained on.
         batch_size
             Cells per step, of all processes together. Default: 128 for autoencoder and diffusion, 256 for the prior.
-            For the transport it counts pairs of a control and a perturbed cell: by default 512 pairs, so 1,024 cells.
-            The transport ignores it unless trained alone. A value above both the default and the number of training
+            For the flow it counts pairs of a control and a perturbed cell: by default 512 pairs, so 1,024 cells.
+            The flow ignores it unless trained alone. A value above both the default and the number of training
             cells is reduced.
         early_stopping
-            Whether to stop a stage when its validation loss no longer falls. The transport has no validation. With
+            Whether to stop a stage when its validation loss no longer falls. The flow has no validation. With
             ``path="masking"``, whose loss does not judge the cells, it is an error.
         plan_kwargs
             Training options of every stage, such as ``{"learning_rate": 1e-3}``, or a mapping from stage to options:
             ``{"prior": {"learning_rate": 1e-3}}``. See :class:`~scgen_diffusion.train.AutoencoderRecipe`,
-            :class:`~scgen_diffusion.train.PriorRecipe`, :class:`~scgen_diffusion.train.TransportRecipe` and
+            :class:`~scgen_diffusion.train.PriorRecipe`, :class:`~scgen_diffusion.train.PerturbationFlowRecipe` and
             :class:`~scgen_diffusion.train.DiffusionRecipe`.
         datamodule
             Cells in files, :class:`~scgen_diffusion.data.CellFiles` (not for MULTISCLDM). They replace the model's
@@ -616,9 +616,9 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def control_values_(self) -> Mapping[str, Any]:
-        """Values of the unperturbed cells that the transport learned from, or else those of ``setup_anndata``."""
-        transport = self.recipes_.get("transport", {}) if "transport" in self.trained_stages_ else {}
-        return transport.get("control_values", self.registry_["setup_args"]["control_values"])
+        """Values of the unperturbed cells that the flow learned from, or else those of ``setup_anndata``."""
+        flow = self.recipes_.get("perturbation_flow", {}) if "perturbation_flow" in self.trained_stages_ else {}
+        return flow.get("control_values", self.registry_["setup_args"]["control_values"])
 
     @property
     def summary_string(self) -> str:
@@ -686,7 +686,7 @@ class DiffusionModel(BaseModelClass):
             - Cells (AnnData), for new cells under the same conditions. Keys that they lack are drawn.
 
             You can ask for combinations that training never saw if you give every key. If a perturbation is new for
-            such cells, but their controls are not, an SCLDM with a transport generates control cells and moves them, as
+            such cells, but their controls are not, an SCLDM with a flow generates control cells and moves them, as
             :meth:`predict_perturbation` does. The table ``uns["scgen_diffusion"]["verdict"]`` then says how far these
             cells can be trusted, and a warning if they cannot. It has the columns of :meth:`predict_perturbation`,
             without ``strength``.
@@ -915,7 +915,7 @@ class DiffusionModel(BaseModelClass):
         adata_control: AnnData | CellFiles | None = None,
         condition: ConditionRequest = None,
         *,
-        method: Literal["transport", "inversion"] | None = None,
+        method: Literal["perturbation_flow", "inversion"] | None = None,
         residuals: Literal["own", "new"] | None = None,
         guidance_scale: GuidanceScale | Guidance = 1.0,
         sampler: str | Sampler | None = None,
@@ -947,20 +947,20 @@ class DiffusionModel(BaseModelClass):
             - A table with one row per cell and keys as columns, or cells with these conditions, as in :meth:`generate`.
             - None: every cell's own condition.
         method
-            - ``"transport"`` (SCLDM and MULTISCLDM): the way from control to perturbed cells
-              (:meth:`SCLDM.train_transport`) moves the cell's latent. The cells must be unperturbed, and all keys that
-              do not perturb must stay the same.
+            - ``"perturbation_flow"`` (SCLDM and MULTISCLDM): the way from control to perturbed cells
+              (:meth:`SCLDM.train_perturbation_flow`) moves the cell's latent. The cells must be unperturbed, and all
+              keys that do not perturb must stay the same.
             - ``"inversion"``: go back to noise under the cell's own condition, then forward under the new one. This
               keeps what the condition does not determine.
 
-            Default: the transport if it is trained and fits the request, else the inversion.
+            Default: the perturbation flow if it is trained and fits the request, else the inversion.
         residuals
             What to do with the part of a cell's counts that the latent of SCLDM or MULTISCLDM does not explain.
             ``"own"`` (default): keep it; molecules are removed or added as the means of the genes fall or rise. Counts
             that only outliers explain stay, or are drawn anew. ``"new"``: draw all counts anew.
         guidance_scale
             Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back uses none. The
-            transport has none: leave it out there.
+            perturbation flow has none: leave it out there.
         sampler
             SCLDM and MULTISCLDM: ``"euler"``, ``"midpoint"`` or ``"heun"``. SCRDIT and WBDIT: ``"unmasking"``; with
             another path than ``"masking"`` ``"ddpm"`` (default; fresh noise at every step), ``"ddim"`` (one noise for
@@ -988,7 +988,7 @@ class DiffusionModel(BaseModelClass):
             One predicted cell per given cell, in the same order and with the same ``obs``. The requested keys have
             their new values; ``obs["<key>_of_control"]`` has the old ones (for arrays, both are in ``obsm``). Cell
             names end in the place and the name of the given cell. Values in ``X`` as in :meth:`generate`.
-            ``uns["scgen_diffusion"]`` records how the cells were made. With the transport, it says how far
+            ``uns["scgen_diffusion"]`` records how the cells were made. With the perturbation flow, it says how far
             the prediction can be trusted, in two tables:
 
             - ``"verdict"``: one row per combination of conditions, at most 1 000. ``verdict`` is ``"supported"``,
@@ -1009,7 +1009,7 @@ class DiffusionModel(BaseModelClass):
         -----
         UserWarning
             If an effect is extrapolated or unknown, some cells or all keep their conditions, the inversion replaces the
-            transport, training had no such conditions, or was cut short.
+            perturbation flow, training had no such conditions, or was cut short.
 
         Raises
         ------
@@ -1044,7 +1044,7 @@ class DiffusionModel(BaseModelClass):
         adata_control: AnnData | CellFiles | None = None,
         condition: ConditionRequest = None,
         *,
-        method: Literal["transport", "inversion"] | None = None,
+        method: Literal["perturbation_flow", "inversion"] | None = None,
         residuals: Literal["own", "new"] | None = None,
         guidance_scale: GuidanceScale | Guidance = 1.0,
         sampler: str | Sampler | None = None,
@@ -1188,7 +1188,7 @@ class DiffusionModel(BaseModelClass):
             msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
             raise ValueError(msg)
         groups = None
-        if method == "transport":
+        if method == "perturbation_flow":
             found = PerturbedGroups(module, engine.conditions, cells.own, cells.codes)
             groups = found if len(found.codes) else None
         request = engine.counterfactual(
@@ -1208,7 +1208,7 @@ class DiffusionModel(BaseModelClass):
         if library_size is None and output == "counts":
             provenance["library_size"] = "that of each control cell"
         identity = identity_of(module, engine.conditions, requested, sampling, request.library_size, provenance) | how
-        stages = sorted(self._stages_to_generate) if groups is None else ("autoencoder", "transport")
+        stages = sorted(self._stages_to_generate) if groups is None else ("autoencoder", "perturbation_flow")
 
         def read(rows: np.ndarray, batch_size: int) -> Iterator[Tensor]:
             return (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self._read(source, rows, batch_size))
@@ -1608,7 +1608,7 @@ class DiffusionModel(BaseModelClass):
         combinations have the library sizes of the new cells. New cells that ``trainable`` learns nothing of do not
         count.
 
-        SCLDM keeps the reference's transport: :meth:`predict_perturbation` predicts control cells of new types at once.
+        SCLDM keeps the reference's flow: :meth:`predict_perturbation` predicts control cells of new types at once.
         :meth:`train` trains another one, on the new cells alone, only if they have a perturbation of a new class or
         member.
 
@@ -1660,7 +1660,7 @@ class DiffusionModel(BaseModelClass):
         Warns
         -----
         UserWarning
-            If the reference's transport (SCLDM) does not fit the new model: with ``"all"``, and with more known
+            If the reference's perturbation flow (SCLDM) does not fit the new model: with ``"all"``, and with more known
             embeddings of perturbations.
 
         Examples

@@ -119,7 +119,7 @@ class Prediction:
     keys
         Keys of ``condition``.
     groups
-        Groups of cells that the transport perturbs; None for none.
+        Groups of cells that the perturbation flow perturbs; None for none.
     identity, provenance
         As those of :class:`~scgen_diffusion.generation.CellRequest`.
     is_uniform
@@ -151,7 +151,7 @@ class Prediction:
         return replace(self, request=request, identity=identity, provenance={**self.provenance, "seed": seed})
 
     def judged(self) -> Prediction:
-        """Return the request with a verdict on each effect that the transport predicts.
+        """Return the request with a verdict on each effect that the perturbation flow predicts.
 
         Warns
         -----
@@ -300,9 +300,9 @@ def _unwritable_texts(obs: pd.DataFrame) -> dict[str, pd.Series]:
 def check_learned(module: Any, conditions: Conditions, codes: np.ndarray, method: str) -> None:
     """Raise for values in the cells' own conditions ``(cells, columns)`` that the model has not learned but needs.
 
-    The transport sees only the keys that perturb, so it takes control cells of new types or donors.
+    The perturbation flow sees only the keys that perturb, so it takes control cells of new types or donors.
     """
-    perturbing = module.transport.perturbing_keys if method == "transport" else repeat(True)
+    perturbing = module.perturbation_flow.perturbing_keys if method == "perturbation_flow" else repeat(True)
     for key, columns in compress(conditions.parts, perturbing):
         key.check_learned(codes[:, columns], conditions.combinations[:, columns])
 

@@ -36,7 +36,7 @@ def describe(model: DiffusionModel) -> str:
 
 def _trained(model: DiffusionModel) -> str:
     has_control = bool(model.control_values_)
-    missing = [s for s in model._stages if s not in model.trained_stages_ and (s != "transport" or has_control)]
+    missing = [s for s in model._stages if s not in model.trained_stages_ and (s != "perturbation_flow" or has_control)]
     how = model.cut_short_
     trained = ", ".join(f"{name} ({how[name]})" if name in how else name for name in model.trained_stages_)
     if is_untrained_query(model):
@@ -107,17 +107,17 @@ def _next_training(model: DiffusionModel, is_query: bool) -> str:
     control = model.control_values_
     predict = _predict(model)
     if "autoencoder" not in model.trained_stages_ or is_query:
-        can_predict = bool(control) and "transport" in model.trained_stages_
+        can_predict = bool(control) and "perturbation_flow" in model.trained_stages_
         return f"{predict}, or model.train() to generate" if can_predict else "model.train()"
     if not control:
         return "model.train_prior()"
-    if "transport" in model.trained_stages_:
+    if "perturbation_flow" in model.trained_stages_:
         return f"{predict}, or model.train_prior() to generate"
     if not (model._has_cells and model._split_fits):
         return "model.train_prior()"
     if not TrainingPairs(model.conditions, model._cells, model.train_indices_, control).groups:
         return "model.train_prior()"
-    return "model.train_transport() to predict perturbations, or model.train_prior() to generate"
+    return "model.train_perturbation_flow() to predict perturbations, or model.train_prior() to generate"
 
 
 def next_step(model: DiffusionModel) -> str:
@@ -132,5 +132,5 @@ def next_step(model: DiffusionModel) -> str:
     match model.conditions.by_key[:1]:
         case [CategoricalKey() as key] if len(model.combinations_):
             condition = f", condition={{{key.name!r}: {key.values[int(model.combinations_[0, 0])]!r}}}"
-    predict = f", {_predict(model)}" if "transport" in model.trained_stages_ else ""
+    predict = f", {_predict(model)}" if "perturbation_flow" in model.trained_stages_ else ""
     return f"model.generate(1_000{condition}){predict} and model.save('my_model')"

@@ -43,7 +43,7 @@ def advise_to_train_on(model: DiffusionModel) -> str:
         if stopped[0] == model._stages[0]:
             return again
         return f"with `checkpoint_dir`, {again}; without, model.train_{stopped[0]}()"
-    fixed = {"autoencoder", "transport"} if model._keeps_autoencoder else set()  # those of the reference
+    fixed = {"autoencoder", "perturbation_flow"} if model._keeps_autoencoder else set()  # those of the reference
     short = [s for s in model.trained_stages_ if model.cut_short_.get(s) == TOO_SHORT and s not in fixed]
     if not short:
         return ""

@@ -45,7 +45,7 @@ class Generation:
     cut_short
         How stages ended that were stopped or far too short.
     stages
-        The stages that generating needs; besides, new combinations need the transport.
+        The stages that generating needs; besides, new combinations need the perturbation flow.
     """
 
     task: ClassVar[str] = "Generating"
@@ -83,7 +83,7 @@ class Generation:
             Unless all are supported, and if the training of a stage was short.
         """
         judged = self.engine.verdicts(self.request)
-        stages = self.stages if judged is None else (*self.stages, "transport")
+        stages = self.stages if judged is None else (*self.stages, "perturbation_flow")
         provenance = {**self.request.provenance, **record_of_short(self.cut_short, stages)}
         if judged is None:
             return replace(self, request=replace(self.request, provenance=provenance))

@@ -455,7 +455,7 @@ class MULTISCLDM(SCLDM):
     def _trained_rows(self, stage: str) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
         """Leave out what belongs to modalities that no training cell has: weight decay alone would change it."""
         trained, module = super()._trained_rows(stage), self.module
-        if stage == "transport":
+        if stage == "perturbation_flow":
             return trained
         has = self._find_modalities()
         if has.all():

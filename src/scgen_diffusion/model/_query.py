@@ -10,7 +10,7 @@ import torch
 
 from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import Conditions, digest_of, mark_occurring, recode
-from scgen_diffusion.module import TRAINABLE, copy_reference, trained_masks, transport_fits
+from scgen_diffusion.module import TRAINABLE, copy_reference, perturbation_flow_fits, trained_masks
 
 from ._end_of_training import TOO_SHORT
 
@@ -43,28 +43,28 @@ def start_from(model: DiffusionModel, reference: DiffusionModel, trainable: Trai
         "combination_sizes": model.combination_sizes_,
         "of_autoencoder": recode(reference._combinations_of_autoencoder, before, after),
     }
-    keeps_transport = trainable != "all" and transport_fits(model.module, reference.module)
+    keeps_perturbation_flow = trainable != "all" and perturbation_flow_fits(model.module, reference.module)
     copy_reference(
         model.module,
         reference.module,
         _mark_occurring(after, model.combinations_),
         lambda codes: torch.from_numpy(recode(codes.cpu().numpy(), before, after)),
         trainable=trainable,
-        with_transport=keeps_transport,
+        with_perturbation_flow=keeps_perturbation_flow,
     )
     model._copy_features(reference)
     stages = {*reference.trained_stages_}
-    if "transport" in stages and not keeps_transport:
-        stages.remove("transport")
+    if "perturbation_flow" in stages and not keeps_perturbation_flow:
+        stages.remove("perturbation_flow")
         warn_user(
-            "The new model leaves out the reference's transport, which does not fit a new autoencoder or more known "
+            "The new model leaves out the reference's flow, which does not fit a new autoencoder or more known "
             "embeddings of perturbations. `train` trains another, on the control and perturbed cells among the new "
             "ones alone."
         )
     model.library_head_is_trained_ = reference.library_head_is_trained_
-    # TOO_SHORT instead: "stopped" would tell `train` that this model began the transport
+    # TOO_SHORT instead: "stopped" would tell `train` that this model began the perturbation flow
     states = reference.cut_short_.items()
-    model.cut_short_ = {stage: TOO_SHORT if stage == "transport" else state for stage, state in states}
+    model.cut_short_ = {stage: TOO_SHORT if stage == "perturbation_flow" else state for stage, state in states}
     model.recipes_ = dict(reference.recipes_)
     model._record_trained(*stages)
     check_learns_something(model)
@@ -130,6 +130,6 @@ def trained_rows(model: DiffusionModel) -> dict[torch.nn.Parameter, Tensor | Non
     masks = trained_masks(model.module, model.reference_["trainable"], new_values(model))
     if not model.library_head_is_trained_:  # published weights lack this head
         masks |= dict.fromkeys(model.module.library_size.parameters())
-    if (transport := model.module.transport) is not None:
-        masks |= dict.fromkeys(transport.parameters())
+    if (flow := model.module.perturbation_flow) is not None:
+        masks |= dict.fromkeys(flow.parameters())
     return masks

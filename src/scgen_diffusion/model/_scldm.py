@@ -20,8 +20,8 @@ from scgen_diffusion.train import (
     AutoencoderPlan,
     LatentData,
     PairData,
+    PerturbationFlowPlan,
     PriorPlan,
-    TransportPlan,
     add_absent_effects,
     cache_latents,
     correct_effects,
@@ -108,10 +108,10 @@ class SCLDM(AutoencoderModel):
     """
 
     _module_cls: type = SCLDMModule
-    _counterfactual_options: ClassVar = {"method": ("transport", "inversion"), "residuals": ("own", "new")}
+    _counterfactual_options: ClassVar = {"method": ("perturbation_flow", "inversion"), "residuals": ("own", "new")}
     default_sampler = "midpoint"
     architecture: SCLDMArchitecture
-    _stages = ("autoencoder", "prior", "transport")
+    _stages = ("autoencoder", "prior", "perturbation_flow")
     _stages_to_generate = frozenset({"autoencoder", "prior"})
 
     def __init__(
@@ -191,7 +191,7 @@ class SCLDM(AutoencoderModel):
         )
 
     @suggests_training_arguments
-    def train_transport(
+    def train_perturbation_flow(
         self,
         max_epochs: int | None = None,
         *,
@@ -203,7 +203,7 @@ class SCLDM(AutoencoderModel):
         checkpoint_dir: str | os.PathLike[str] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train only the transport, the way from control to perturbed cells that :meth:`predict_perturbation` uses.
+        """Train only the flow, the way from control to perturbed cells that :meth:`predict_perturbation` uses.
 
         Both of its parts learn from control and perturbed cells that have the same classes and sets in all other keys.
         Four flows learn to go from one to the other, paired by optimal transport. A Gaussian process learns the shift
@@ -226,7 +226,7 @@ class SCLDM(AutoencoderModel):
         batch_size, datamodule, checkpoint_dir, **trainer_kwargs
             As in :meth:`train`.
         plan_kwargs
-            Options of the :class:`~scgen_diffusion.train.TransportRecipe`.
+            Options of the :class:`~scgen_diffusion.train.PerturbationFlowRecipe`.
 
         Raises
         ------
@@ -247,7 +247,7 @@ class SCLDM(AutoencoderModel):
         """
         self._check_has_autoencoder()
         self._train(
-            ["transport"],
+            ["perturbation_flow"],
             {"checkpoint_dir": checkpoint_dir, **trainer_kwargs},
             keep_split=True,
             max_epochs=max_epochs,
@@ -319,7 +319,7 @@ class SCLDM(AutoencoderModel):
         if "autoencoder" not in self.trained_stages_:
             start_autoencoder(self.module, self._cells, self.train_indices_)
         self._record_trained(*{"autoencoder"} & {*self.trained_stages_})  # the other stages need the old latents
-        self.module.transport = self.module.absent_effects = None
+        self.module.perturbation_flow = self.module.absent_effects = None
         if self.reference_ is None:  # fine-tuning keeps the head of the reference
             self.library_head_is_trained_ = False
             for part in self.module.library_size.modules():
@@ -352,7 +352,7 @@ class SCLDM(AutoencoderModel):
         self.library_head_is_trained_ = True
         return plan
 
-    def _train_transport(
+    def _train_perturbation_flow(
         self,
         run: StageRun,
         *,
@@ -365,14 +365,14 @@ class SCLDM(AutoencoderModel):
             raise TypeError(msg)
         if not control:
             msg = (
-                "The transport needs `control_values`, the values of unperturbed cells, such as "
+                "The perturbation flow needs `control_values`, the values of unperturbed cells, such as "
                 "{'condition': 'control'}. Give them here or to setup_anndata."
             )
             raise ValueError(msg)
         pairs = TrainingPairs(self.conditions, self._cells, self.train_indices_, control, match_keys)
         pairs.check()
         recipe: Any = run.job.recipe
-        seed = stage_seed("transport")
+        seed = stage_seed("perturbation_flow")
         with self._cache_latents() as cache:
             if self.modalities:
                 pairs.warn_of_modalities(list(self.modalities), ~cache.arrays["log_total"].isnan().numpy())
@@ -380,53 +380,53 @@ class SCLDM(AutoencoderModel):
                 self._fit_to_latents(cache)
             with torch.random.fork_rng(devices=[]):  # a resumed run has drawn fewer global random numbers so far
                 torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
-                transport = self.module.add_transport()
-            transport.start_from(torch.from_numpy(pairs.code).to(self.device))
+                flow = self.module.add_perturbation_flow()
+            flow.start_from(torch.from_numpy(pairs.code).to(self.device))
             fit_shift(self.module, cache, pairs.groups)
             measure_errors(self.module, self._cells, pairs.groups, run.bar)
             data = PairData(cache, pairs.groups, recipe, recipe.steps_per_epoch(len(self.train_indices_)))
-            plan = TransportPlan(self.module, recipe, seed=seed)
+            plan = PerturbationFlowPlan(self.module, recipe, seed=seed)
             matches = [list(pairs.labels), pairs.matched] if len(pairs.labels.columns) else []
             parts = [(key, pairs.code[None, own]) for key, own in self.conditions.parts if key.name in control]
             values = {key.name: key.decode(code)[0] for key, code in parts}
             arguments = {"control_values": values, "match_keys": list(pairs.labels)}
             run.fit(plan, data, self._autoencoder_digest, sorted(control.items()), *matches, arguments=arguments)
             fit_missed(self.module, self._cells, pairs.groups, run.bar)
-        self._record_trained(*self.trained_stages_, "transport")
+        self._record_trained(*self.trained_stages_, "perturbation_flow")
         return plan
 
     def _due_stages(self) -> Sequence[str]:
         control = self.registry_["setup_args"]["control_values"]
         stages = ["prior"] if self._keeps_autoencoder else ["autoencoder", "prior"]
         if not control:
-            if "transport" in self.trained_stages_ and "autoencoder" in stages:
+            if "perturbation_flow" in self.trained_stages_ and "autoencoder" in stages:
                 warn_user(
-                    "The autoencoder is trained again, and the transport is discarded. Call `train_transport` again, "
-                    "or give `control_values` to `setup_anndata`: `train` then trains it, too."
+                    "The autoencoder is trained again, and the flow is discarded. Call `train_perturbation_flow` "
+                    "again, or give `control_values` to `setup_anndata`: `train` then trains it, too."
                 )
             return stages
         pairs = TrainingPairs(self.conditions, self._cells, self.train_indices_, control)
-        keeps = self._keeps_transport
+        keeps = self._keeps_perturbation_flow
         new = self._name_new_perturbations([group.perturbed[0] for group in pairs.groups]) if keeps else ""
         if keeps and not new:
             return stages
         if pairs.fault:
-            warn_user(f"The transport is not trained. {pairs.fault}")
+            warn_user(f"The perturbation flow is not trained. {pairs.fault}")
             return stages
         if new:
             warn_user(
-                f"The transport is trained again, as the reference's does not know {new}. It forgets the other "
-                "perturbations: predict them with the reference. `train_prior` keeps the reference's transport."
+                f"The perturbation flow is trained again, as the reference's does not know {new}. It forgets the other "
+                "perturbations: predict them with the reference. `train_prior` keeps the reference's perturbation flow."
             )
-        return [*stages, "transport"]
+        return [*stages, "perturbation_flow"]
 
     def _why_not_trained(self, stage: str) -> str:
-        if stage == "transport" and self._keeps_transport:
-            return "The transport of the reference knows these perturbations; `train_transport` trains another."
-        if stage == "transport":
+        if stage == "perturbation_flow" and self._keeps_perturbation_flow:
+            return "The flow of the reference knows these perturbations; `train_perturbation_flow` trains another."
+        if stage == "perturbation_flow":
             return (
                 "It needs `control_values` in `setup_anndata`, and perturbed cells that have control cells with the "
-                "same values of the other keys. `train_transport` trains it alone."
+                "same values of the other keys. `train_perturbation_flow` trains it alone."
             )
         if stage == "autoencoder" and self._keeps_autoencoder:
             return AUTOENCODER_STAYS
@@ -458,21 +458,23 @@ class SCLDM(AutoencoderModel):
         """Store library sizes and the scale of the latents, which ``generate`` needs."""
         rows = torch.from_numpy(self._seen_indices)
         self.module.library_size.fit(cache.arrays["log_total"][rows], cache.arrays["condition"][rows])
-        in_use = self.reference_ is not None or "transport" in self.trained_stages_  # they have learned in this scale
+        in_use = (
+            self.reference_ is not None or "perturbation_flow" in self.trained_stages_
+        )  # they have learned in this scale
         if not in_use:
             standardise_latents(self.module, cache, self._seen_indices)
 
     @property
-    def _keeps_transport(self) -> bool:
-        """Whether `train` leaves a trained transport as it is, unless the cells have new perturbations."""
-        is_begun = was_stopped(self, "transport")  # by this model
-        return self._keeps_autoencoder and "transport" in self.trained_stages_ and not is_begun
+    def _keeps_perturbation_flow(self) -> bool:
+        """Whether `train` leaves a trained perturbation flow as it is, unless the cells have new perturbations."""
+        is_begun = was_stopped(self, "perturbation_flow")  # by this model
+        return self._keeps_autoencoder and "perturbation_flow" in self.trained_stages_ and not is_begun
 
     def _name_new_perturbations(self, rows: Sequence[int] | np.ndarray) -> str:
-        """Name the perturbations of cells that have a class or member whose effect the transport never saw."""
-        transport: Any = self.module.transport
-        codes = np.unique(np.where(transport.perturbs.cpu().numpy(), self._registered_codes[rows], OPEN), axis=0)
-        are_new = transport.shift.are_new(self.module.condition_tensor(codes)).cpu().numpy()
+        """Name the perturbations of cells that have a class or member whose effect the perturbation flow never saw."""
+        flow: Any = self.module.perturbation_flow
+        codes = np.unique(np.where(flow.perturbs.cpu().numpy(), self._registered_codes[rows], OPEN), axis=0)
+        are_new = flow.shift.are_new(self.module.condition_tensor(codes)).cpu().numpy()
         return list_first([self.conditions.describe(row) for row in codes[are_new]])
 
     @property
@@ -494,32 +496,32 @@ class SCLDM(AutoencoderModel):
         return (self.module.output_values,)
 
     def _counterfactual_method(self, cells: ControlCells, method: str | None) -> str:
-        has_transport = "transport" in self.trained_stages_
-        if method == "transport" and not has_transport:
-            msg = "The model has no transport yet; call train_transport() first, or choose method='inversion'."
+        has_perturbation_flow = "perturbation_flow" in self.trained_stages_
+        if method == "perturbation_flow" and not has_perturbation_flow:
+            msg = "The model has no flow yet; call train_perturbation_flow() first, or choose method='inversion'."
             raise RuntimeError(msg)
-        unfit = self._unfit_for_transport(cells) if has_transport and method != "inversion" else ""
-        if method == "transport" and unfit:
+        unfit = self._unfit_for_perturbation_flow(cells) if has_perturbation_flow and method != "inversion" else ""
+        if method == "perturbation_flow" and unfit:
             msg = f"{unfit} Give only cells that fit, or choose method='inversion'."
             raise ValueError(msg)
-        if has_transport and method != "inversion" and not unfit:
-            return "transport"
+        if has_perturbation_flow and method != "inversion" and not unfit:
+            return "perturbation_flow"
         if unfit and not self.is_trained_:
             msg = f"{unfit} Give only cells that fit; for the others, a prediction needs the prior: train_prior()."
             raise RuntimeError(msg)
         self._check_ready_to_generate()
-        if not has_transport and method is None and self.conditions.are_unseen(cells.codes).any():
-            unfit = "The model has no transport: call `train_transport(control_values=...)`."
+        if not has_perturbation_flow and method is None and self.conditions.are_unseen(cells.codes).any():
+            unfit = "The model has no perturbation flow: call `train_perturbation_flow(control_values=...)`."
         if unfit and (cells.own != cells.codes).any():
             warn_user(f"Predicted by inversion, which is less accurate and has no verdict. {unfit}")
         return "inversion"
 
-    def _unfit_for_transport(self, cells: ControlCells) -> str:
-        """Say which of the cells the transport cannot predict, and why; empty if it can predict all."""
-        transport: Any = self.module.transport
+    def _unfit_for_perturbation_flow(self, cells: ControlCells) -> str:
+        """Say which of the cells the perturbation flow cannot predict, and why; empty if it can predict all."""
+        flow: Any = self.module.perturbation_flow
         perturbed, would_change = (
             np.flatnonzero(found.cpu().numpy())
-            for found in transport.unfit(*(self.module.condition_tensor(codes) for codes in (cells.own, cells.codes)))
+            for found in flow.unfit(*(self.module.condition_tensor(codes) for codes in (cells.own, cells.codes)))
         )
         faults = [
             f"{len(rows):,} of {len(cells.rows):,} cells {fault} (such as {cells.names[rows[0]]!r})"
@@ -528,9 +530,9 @@ class SCLDM(AutoencoderModel):
         ]
         if not faults:
             return ""
-        control = np.where(transport.perturbs.cpu().numpy(), transport.control.cpu().numpy(), OPEN)
+        control = np.where(flow.perturbs.cpu().numpy(), flow.control.cpu().numpy(), OPEN)
         start = self.conditions.describe(self.conditions.exact(control))
         return (
-            f"The transport starts from unperturbed cells ({start}) and changes no other key, but "
+            f"The perturbation flow starts from unperturbed cells ({start}) and changes no other key, but "
             f"{' and '.join(faults)}."
         )

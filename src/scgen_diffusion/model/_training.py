@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MAX_VALIDATION_CELLS = 2000
 SHORTEST = 0.1  # share of the default number of epochs below which there is a warning
 SECONDS_WITHOUT_BAR = 3  # of what comes before and after the steps of a stage
-FURTHER_SEEDS = {"prior": 1, "transport": 2}  # added to scvi-tools' seed
+FURTHER_SEEDS = {"prior": 1, "perturbation_flow": 2}  # added to scvi-tools' seed
 NO_END = {"max_steps": -1, "min_steps": None, "min_epochs": None, "fast_dev_run": False}  # of Lightning's trainer
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -139,13 +139,13 @@ def plan_jobs(
     n_cells, stages = len(model.train_indices_), list(recipes)
     epochs = _by_stage(model, "max_epochs", max_epochs, stages)
     changes = _by_stage(model, "plan_kwargs", plan_kwargs, stages)
-    # fine-tuning goes on from the reference, unless it has classes to learn; the transport starts from nothing
+    # fine-tuning goes on from the reference, unless it has classes to learn; the perturbation flow starts from nothing
     known = stages if model.reference_ is not None else model.trained_stages_
-    begun = set() if has_values_to_learn(model) else {*known} - {"transport"}
+    begun = set() if has_values_to_learn(model) else {*known} - {"perturbation_flow"}
     jobs = []
     for stage, usual in recipes.items():
-        is_validated = stage != "transport" and len(model.validation_indices_) > 0
-        size = None if stage == "transport" and len(stages) > 1 else batch_size
+        is_validated = stage != "perturbation_flow" and len(model.validation_indices_) > 0
+        size = None if stage == "perturbation_flow" and len(stages) > 1 else batch_size
         one_round = bool(ends) or epochs[stage] is not None or not is_validated
         recipe = change_recipe(usual, stage, size, changes[stage], n_cells, one_round=one_round)
         if recipe.max_rounds > 1 and (ends or not is_validated):
@@ -159,7 +159,7 @@ def plan_jobs(
     if "early_stopping" in ends and not any(job.is_validated for job in jobs):
         msg = (
             "`early_stopping` watches the validation loss, but there are no validation cells. Set `train_size` below "
-            "1, or leave `early_stopping` out. The transport cannot be stopped early."
+            "1, or leave `early_stopping` out. The perturbation flow cannot be stopped early."
         )
         raise ValueError(msg)
     if model.reference_ is None and not model.trained_stages_:

@@ -1,4 +1,4 @@
-"""Control and perturbed training cells, from which the transport learns."""
+"""Control and perturbed training cells, from which the perturbation flow learns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 SMALLEST_DIFFERENCE = 0.3  # of shares of cells with a modality
 FALSE_ALARMS = 0.005  # share of models with equal shares that are warned of
-MOST_GROUPS = 10_000  # of the transport, whose memory and time grow with their square and cube: 4 GB and minutes
+MOST_GROUPS = (
+    10_000  # of the perturbation flow, whose memory and time grow with their square and cube: 4 GB and minutes
+)
 
 
 class TrainingPairs:
@@ -96,7 +98,7 @@ class TrainingPairs:
 
     @property
     def fault(self) -> str:
-        """Why the transport cannot learn from the groups; empty if it can."""
+        """Why the perturbation flow cannot learn from the groups; empty if it can."""
         if not self.groups:
             return (
                 f"No perturbed training cells have control cells ({self.control}) with {self._same}. `control_values` "
@@ -106,20 +108,20 @@ class TrainingPairs:
         if len(self.groups) > MOST_GROUPS:
             return (
                 f"There are {len(self.groups):,} groups of perturbed cells, such as a perturbation in a cell type, and "
-                f"the transport learns from {MOST_GROUPS:,} at most. Train a model on fewer perturbations, or "
+                f"the perturbation flow learns from {MOST_GROUPS:,} at most. Train a model on fewer perturbations, or "
                 "condition on fewer keys."
             )
         return ""
 
     def check(self) -> None:
-        """Raise unless the transport can learn from the groups; warn of perturbed cells that are in none."""
+        """Raise unless the perturbation flow can learn from the groups; warn of perturbed cells that are in none."""
         if self.fault:
             raise ValueError(self.fault)
         unpaired = np.setdiff1d(self.perturbed, np.concatenate([group.perturbed for group in self.groups]))
         if len(unpaired):
             warn_user(
                 f"{len(unpaired)} of {len(self.perturbed)} perturbed cells have no control cells with {self._same}; "
-                "the transport does not learn from them. They are those of "
+                "the perturbation flow does not learn from them. They are those of "
                 f"{self._name_groups(unpaired)}. If a key such as the donor is confounded with the perturbation, leave "
                 "it out."
             )
@@ -127,7 +129,7 @@ class TrainingPairs:
     def warn_of_modalities(self, names: Sequence[str], has: np.ndarray) -> None:
         """Warn if control and perturbed cells of a group differ in the modalities that they have.
 
-        Latents tell which modalities were measured, so that the transport takes a difference for an effect.
+        Latents tell which modalities were measured, so that the perturbation flow takes a difference for an effect.
 
         Parameters
         ----------
@@ -151,7 +153,7 @@ class TrainingPairs:
             warn_user(
                 f"In {apart.any(1).sum()} of {len(self.groups)} groups, control and perturbed cells do not have a "
                 f"modality equally often (one has {names[which]!r} in {control:.0%} of the control and in "
-                f"{perturbed:.0%} of the perturbed cells). The transport takes this for an effect, so verdicts may be "
+                f"{perturbed:.0%} of the perturbed cells). The flow takes this for an effect, so verdicts may be "
                 "wrong. Train on cells that have all modalities, or leave this modality out."
             )
 

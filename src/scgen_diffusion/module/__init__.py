@@ -8,7 +8,7 @@ from ._conditioned import CONDITIONS
 from ._ema import AverageUpdate
 from ._expected_shift import Suggestion
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
-from ._fine_tuning import TRAINABLE, Trainable, copy_reference, trained_masks, transport_fits
+from ._fine_tuning import TRAINABLE, Trainable, copy_reference, perturbation_flow_fits, trained_masks
 from ._gene_space import GeneSpaceModule, library_features, to_counts
 from ._gene_space_architecture import GeneSpaceArchitecture, build_gene_space_architecture
 from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
@@ -53,8 +53,8 @@ __all__ = [
     "gene_space_module",
     "library_features",
     "log_profile",
+    "perturbation_flow_fits",
     "to_counts",
     "total_counts",
     "trained_masks",
-    "transport_fits",
 ]

@@ -122,7 +122,7 @@ class AbsentEffects(nn.Module):
         condition
             Conditions of the cells, ``(cells, columns)``.
         start
-            Conditions that a transport starts from. Where these have training cells, it makes the new combination.
+            Conditions that a flow starts from. Where these have training cells, it makes the new combination.
         n_genes
             Size of the panel.
         """

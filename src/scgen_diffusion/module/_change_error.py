@@ -142,7 +142,7 @@ class ChangeError(nn.Module):
         change
             Predicted change, ``(genes,)``.
         departure
-            What transport and decoder alone predict, minus the second prediction, ``(genes,)``.
+            What perturbation flow and decoder alone predict, minus the second prediction, ``(genes,)``.
         noise
             Sampling variance of predicted and observed means together, ``(genes,)``.
         coverage

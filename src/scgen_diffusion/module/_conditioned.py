@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ._absent_combinations import AbsentEffects
     from ._expression import InputValues
     from ._library_size import LibrarySizeKind
-    from ._transport import LatentTransport
+    from ._perturbation_flow import PerturbationFlow
 
 TensorMap = Callable[[Tensor], Tensor]
 MOST_REDRAWS = 50  # of a cell; a tenth of draws with a count leaves 1 in 200 empty
@@ -46,11 +46,11 @@ class ConditionedModule(BaseModuleClass):
     null_condition: Tensor
     key_of_column: Tensor
     conditions: tuple[ConditionSpec, ...]
-    unstandardise: Callable[[Tensor], Tensor]  # of modules with a transport
+    unstandardise: Callable[[Tensor], Tensor]  # of modules with a perturbation flow
 
     def __init__(self) -> None:
         super().__init__()
-        self.transport: LatentTransport | None = None  # for modules that learn one
+        self.perturbation_flow: PerturbationFlow | None = None  # for modules that learn one
         self.condition_effects: ConditionEffects | None = None  # likewise
         self.absent_effects: AbsentEffects | None = None  # likewise
 
@@ -120,10 +120,10 @@ class ConditionedModule(BaseModuleClass):
     def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:
         """Return the denoiser for samplers, given ``condition (cells, columns)`` and guidance."""
 
-    def transported(self, states: Tensor, own: Tensor, new: Tensor, sampler: Sampler, **options: Any) -> Tensor:
+    def perturbed_latents(self, states: Tensor, own: Tensor, new: Tensor, sampler: Sampler, **options: Any) -> Tensor:
         """Move the states ``(cells, ...)`` of cells whose conditions ``own (cells, columns)`` become ``new``."""
-        assert self.transport is not None
-        moved = self.transport.move(states, new, sampler=sampler, **options)
+        assert self.perturbation_flow is not None
+        moved = self.perturbation_flow.move(states, new, sampler=sampler, **options)
         return torch.where(expand_like((own == new).all(1), states), states, moved)
 
     def sample_cells(
@@ -157,7 +157,7 @@ class ConditionedModule(BaseModuleClass):
         n_wanted
             Number of cells to return, from the start of the block.
         start_condition
-            Conditions ``(block, columns)`` to generate under; the transport then moves the cells to ``condition``.
+            Conditions ``(block, columns)`` to generate under; the flow then moves the cells to ``condition``.
             None: ``condition`` itself.
         lacking
             Changes of log-normalised means ``(block, genes)`` that the decoder lacks.
@@ -174,10 +174,10 @@ class ConditionedModule(BaseModuleClass):
         def draw(generators: Generators, noise: Tensor) -> Tensor:
             options: dict[str, Any] = {"n_steps": n_steps, "generators": generators}
             states = sampler(denoiser, noise, **options)
-            before = None  # latents from which totals follow, if the transport moves the cells
+            before = None  # latents from which totals follow, if the perturbation flow moves the cells
             if start_condition is not None:
                 before = self.unstandardise(states)
-                states = self.transported(states, start_condition, condition, sampler, **options)
+                states = self.perturbed_latents(states, start_condition, condition, sampler, **options)
 
             def draw_totals(features: Tensor) -> Tensor:
                 known = features if before is None else before
@@ -248,7 +248,7 @@ class ConditionedModule(BaseModuleClass):
         output
             ``"counts"`` or ``"log1p"``.
         lacking
-            As in :meth:`sample_cells`; ignored by modules without a transport.
+            As in :meth:`sample_cells`; ignored by modules without a perturbation flow.
         """
 
     @abstractmethod
@@ -311,7 +311,7 @@ class ConditionedModule(BaseModuleClass):
     ) -> Tensor:
         """Draw total counts ``(cells, ...)`` from conditions ``(cells, columns)`` and features; given totals stay.
 
-        Cells that the transport moves have the features that they had under the conditions ``start``.
+        Cells that the perturbation flow moves have the features that they had under the conditions ``start``.
         """
         uniform = generators.uniform(*self.library_size.shape)  # drawn for given totals, too: later draws stay the same
         if isinstance(library_size, np.ndarray):

@@ -69,7 +69,7 @@ class ExpectedShift(nn.Module):
     n_groups
         Number of groups to learn from.
     control, perturbs
-        Codes of unperturbed cells, and which columns perturb, ``(columns,)``; saved by the transport alone.
+        Codes of unperturbed cells, and which columns perturb, ``(columns,)``; saved by the perturbation flow alone.
     """
 
     def __init__(

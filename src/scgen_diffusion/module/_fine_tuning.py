@@ -20,21 +20,25 @@ if TYPE_CHECKING:
 
 Trainable = Literal["new_conditions", "conditions", "network", "all"]
 TRAINABLE: tuple[str, ...] = get_args(Trainable)
-TRANSPORT, ABSENT, EFFECTS = "transport.", "absent_effects.", "condition_effects."  # prefixes of names in a state
+PERTURBATION_FLOW, ABSENT, EFFECTS = (
+    "perturbation_flow.",
+    "absent_effects.",
+    "condition_effects.",
+)  # prefixes of names in a state
 
 
-def transport_fits(module: ConditionedModule, reference: ConditionedModule) -> bool:
-    """Return whether a trained module has a transport that fits a module with the same keys and the same autoencoder.
+def perturbation_flow_fits(module: ConditionedModule, reference: ConditionedModule) -> bool:
+    """Return whether a trained module has a flow that fits a module with the same keys and the same autoencoder.
 
     It sees only the keys that perturb. If they have known embeddings, it compares perturbations by all of them, so
     these must be the same.
     """
-    if reference.transport is None:
+    if reference.perturbation_flow is None:
         return False
     before, after = (
         [getattr(encoding, "vectors", None) for encoding in encodings_of(of.conditions)] for of in (reference, module)
     )
-    keys = zip(before, after, reference.transport.perturbing_keys, strict=True)
+    keys = zip(before, after, reference.perturbation_flow.perturbing_keys, strict=True)
     return all(old is None or torch.equal(old, new) for old, new, perturbs in keys if perturbs)
 
 
@@ -46,7 +50,7 @@ def copy_reference(
     recode: Callable[[Tensor], Tensor],
     *,
     trainable: Trainable,
-    with_transport: bool,
+    with_perturbation_flow: bool,
 ) -> None:
     """Copy everything from a trained module with the same keys.
 
@@ -64,12 +68,12 @@ def copy_reference(
         Turns codes ``(n, columns)`` of the reference into codes of the module.
     trainable
         Part to train. The groups of library sizes stay whatever the new cells are if the network does.
-    with_transport
-        Whether to copy the transport, too.
+    with_perturbation_flow
+        Whether to copy the perturbation flow, too.
     """
-    if with_transport:
-        module.add_transport()
-    own, added = module.state_dict(), (ABSENT, TRANSPORT) if with_transport else (ABSENT,)
+    if with_perturbation_flow:
+        module.add_perturbation_flow()
+    own, added = module.state_dict(), (ABSENT, PERTURBATION_FLOW) if with_perturbation_flow else (ABSENT,)
     state = {name: tensor for name, tensor in reference.state_dict().items() if name in own or name.startswith(added)}
     for name, part in module.named_modules():
         if isinstance(part, ConditionEmbedding):
@@ -83,8 +87,8 @@ def copy_reference(
             state |= {f"{name}.codes": codes, f"{name}.n_kept": n_kept}
     if reference.condition_effects is not None:
         state |= _state_of_later_effects(module, reference.condition_effects, learned)
-    if with_transport:
-        state |= _recoded_transport(module, reference, recode)
+    if with_perturbation_flow:
+        state |= _recoded_perturbation_flow(module, reference, recode)
     if reference.absent_effects is not None:
         state[f"{ABSENT}codes"] = recode(reference.absent_effects.codes)
     state["null_condition"] = module.null_condition
@@ -118,18 +122,18 @@ def _state_of_later_effects(
     return {f"{EFFECTS}later.{name}": tensor for name, tensor in state.items()}
 
 
-def _recoded_transport(
+def _recoded_perturbation_flow(
     module: ConditionedModule, reference: ConditionedModule, recode: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """Return the parts of the transport's state that hold codes of conditions, for a module with more of them."""
-    transport = reference.transport
-    keys = zip(transport.perturbing_keys, encodings_of(module.conditions), strict=True)
+    """Return the parts of the flow's state that hold codes of conditions, for a module with more of them."""
+    flow = reference.perturbation_flow
+    keys = zip(flow.perturbing_keys, encodings_of(module.conditions), strict=True)
     perturbs = torch.tensor([own for own, encoding in keys for _ in encoding.null])
-    control = recode(torch.where(transport.perturbs, transport.control, 0)[None])[0]
+    control = recode(torch.where(flow.perturbs, flow.control, 0)[None])[0]
     return {
-        f"{TRANSPORT}perturbs": perturbs,
-        f"{TRANSPORT}control": torch.where(perturbs, control, module.null_condition.to(control)),
-        f"{TRANSPORT}shift.perturbations": recode(transport.shift.perturbations),
+        f"{PERTURBATION_FLOW}perturbs": perturbs,
+        f"{PERTURBATION_FLOW}control": torch.where(perturbs, control, module.null_condition.to(control)),
+        f"{PERTURBATION_FLOW}shift.perturbations": recode(flow.shift.perturbations),
     }
 
 

@@ -169,7 +169,7 @@ class LibrarySizeModel(nn.Module):
         uniform
             Random numbers in ``[0, 1)``, ``(n,)``.
         start
-            Conditions of the latents, ``(n, columns)``, if the transport moves the cells afterwards: they keep their
+            Conditions of the latents, ``(n, columns)``, if the flow moves the cells afterwards: they keep their
             level, as moved latents that fall a little short would be among the least of their new group.
 
         Returns

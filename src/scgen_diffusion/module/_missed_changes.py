@@ -1,4 +1,4 @@
-"""Mean changes of genes that a prediction by transport and decoder misses."""
+"""Mean changes of genes that a prediction by perturbation flow and decoder misses."""
 
 from __future__ import annotations
 

@@ -44,8 +44,8 @@ from ._ema import averaged_copy
 from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeModel
 from ._missed_changes import MissedChanges
+from ._perturbation_flow import PerturbationFlow
 from ._shrinkage import even_shares, shrink
-from ._transport import LatentTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -140,24 +140,24 @@ class SCLDMModule(ConditionedModule):
     def _build_library_size(self, conditions: Sequence[ConditionSpec], n_latent: int) -> LibrarySizeModel:
         return LibrarySizeModel(conditions, n_latent)
 
-    def add_transport(self) -> LatentTransport:
-        """Add or replace the transport from control to perturbed cells, which few models need."""
-        self.transport = LatentTransport(self.latent_shape, self.conditions).to(self.latent_mean.device)
-        return self.transport
+    def add_perturbation_flow(self) -> PerturbationFlow:
+        """Add or replace the perturbation flow from control to perturbed cells, which few models need."""
+        self.perturbation_flow = PerturbationFlow(self.latent_shape, self.conditions).to(self.latent_mean.device)
+        return self.perturbation_flow
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights, and add the transport and the effects that only some models have if they contain any.
+        """Load weights, and add the perturbation flow and the effects that only some models have if they contain any.
 
         After fine-tuning, the condition effects have the dimensions of the reference, which has fewer classes.
         """
-        if self.transport is None and any(name.startswith("transport.") for name in state_dict):
-            self.add_transport()
-        if (centres := state_dict.get("transport.shift.centres")) is not None:
-            self.transport.add_shift(len(centres))
-        if (changes := state_dict.get("transport.error.changes")) is not None:
-            self.transport.add_error(*changes.shape)
-        if (weights := state_dict.get("transport.missed.weights")) is not None:
-            self.transport.missed = MissedChanges(*weights.shape).to(self.latent_mean.device)
+        if self.perturbation_flow is None and any(name.startswith("perturbation_flow.") for name in state_dict):
+            self.add_perturbation_flow()
+        if (centres := state_dict.get("perturbation_flow.shift.centres")) is not None:
+            self.perturbation_flow.add_shift(len(centres))
+        if (changes := state_dict.get("perturbation_flow.error.changes")) is not None:
+            self.perturbation_flow.add_error(*changes.shape)
+        if (weights := state_dict.get("perturbation_flow.missed.weights")) is not None:
+            self.perturbation_flow.missed = MissedChanges(*weights.shape).to(self.latent_mean.device)
         if (codes := state_dict.get("absent_effects.codes")) is not None:
             absent = AbsentEffects(*codes.shape, len(state_dict["absent_effects.effects"]))
             self.absent_effects = absent.to(self.latent_mean.device)
@@ -255,9 +255,9 @@ class SCLDMModule(ConditionedModule):
             return {"outputs": outputs, "library_size": library_size}
         effects = self.condition_effects(condition)
         if self.absent_effects is not None:
-            transport, start = self.transport, condition
-            if transport is not None:
-                start = torch.where(transport.perturbs, transport.control, condition)
+            flow, start = self.perturbation_flow, condition
+            if flow is not None:
+                start = torch.where(flow.perturbs, flow.control, condition)
             effects[..., 0] += self.absent_effects(condition, start, effects.shape[1])
         missing = effects.shape[-1] - outputs.shape[-1]
         return {"outputs": pad(outputs, (0, missing)) + effects, "library_size": library_size}
@@ -421,7 +421,7 @@ class SCLDMModule(ConditionedModule):
     ) -> Tensor:
         """Move the latents of cells ``x (block, genes)`` to new conditions and decode them, ``(n_wanted, genes)``.
 
-        If the transport moves them, ``perturbed`` has their own and new conditions ``(block, columns)``, and further
+        If the flow moves them, ``perturbed`` has their own and new conditions ``(block, columns)``, and further
         changes that the decoder lacks.
         """
         posterior = self.inference(x)["posterior"]
@@ -523,14 +523,14 @@ class SCLDMModule(ConditionedModule):
         new: Tensor,
         lacking: Tensor | None = None,
     ) -> Mapping[str, Tensor]:
-        """Add to decoded cells what the transport's predictions miss, see :class:`MissedChanges`.
+        """Add to decoded cells what the perturbation flow's predictions miss, see :class:`MissedChanges`.
 
         Given cells need it; generated ones have condition effects.
 
         Parameters
         ----------
         decoded
-            Outputs of the decoder, after the transport.
+            Outputs of the decoder, after the perturbation flow.
         start
             Standardised latents before it, ``(cells, tokens, n_latent)``.
         own, new
@@ -538,11 +538,11 @@ class SCLDMModule(ConditionedModule):
         lacking
             Further changes of log-normalised means that the decoder lacks, ``(cells, genes)``.
         """
-        transport = self.transport
-        if transport.missed is None:
+        flow = self.perturbation_flow
+        if flow.missed is None:
             return decoded
-        covariance = transport.shift.covariance_with_groups(start, new)
-        changes = transport.missed(covariance, decoded["outputs"].shape[1])
+        covariance = flow.shift.covariance_with_groups(start, new)
+        changes = flow.missed(covariance, decoded["outputs"].shape[1])
         changes = changes if lacking is None else changes + lacking
         return self.add_changes(decoded, (own != new).any(1, keepdim=True), changes)
 
@@ -554,7 +554,9 @@ class SCLDMModule(ConditionedModule):
         What all genes share is lost, since their shares of a cell's counts add up to one.
         """
         outputs = decoded["outputs"].clone()
-        outputs[..., 0] += strength * self.transport.missed.log_factors(self.likelihood.mean(**decoded), changes)
+        outputs[..., 0] += strength * self.perturbation_flow.missed.log_factors(
+            self.likelihood.mean(**decoded), changes
+        )
         return {**decoded, "outputs": outputs}
 
     def counterfactual_cells(

@@ -207,7 +207,7 @@ def perturbation_strengths(
     Parameters
     ----------
     verdicts
-        The table ``uns["scgen_diffusion"]["verdict"]`` that a transport leaves in the cells of
+        The table ``uns["scgen_diffusion"]["verdict"]`` that a perturbation flow leaves in the cells of
         :meth:`~scgen_diffusion.model.SCLDM.predict_perturbation`, or those of several predictions, concatenated.
     perturbation_key
         Column of the table with the perturbations, or several, such as drug and dose.

@@ -15,21 +15,29 @@ from ._initialise import (
     widen_limits,
 )
 from ._latents import LatentCache, LatentData, cache_latents
-from ._plans import AutoencoderPlan, DiffusionPlan, PriorPlan, StagePlan, TransportPlan
+from ._perturbation_stage import (
+    Bar,
+    PairData,
+    PerturbationGroup,
+    fit_missed,
+    fit_shift,
+    measure_errors,
+    perturbation_groups,
+)
+from ._plans import AutoencoderPlan, DiffusionPlan, PerturbationFlowPlan, PriorPlan, StagePlan
 from ._recipes import (
     DIFFUSION_RECIPES,
     MANY_GENES,
     RECIPES,
     AutoencoderRecipe,
     DiffusionRecipe,
+    PerturbationFlowRecipe,
     PriorRecipe,
     Recipe,
     TrainingRecipe,
-    TransportRecipe,
     learning_rate_factor,
 )
 from ._runner import Interruption, RunOptions, is_interrupted, quiet, run_stage, show
-from ._transport import Bar, PairData, PerturbationGroup, fit_missed, fit_shift, measure_errors, perturbation_groups
 
 __all__ = [
     "DIFFUSION_RECIPES",
@@ -46,6 +54,8 @@ __all__ = [
     "LatentCache",
     "LatentData",
     "PairData",
+    "PerturbationFlowPlan",
+    "PerturbationFlowRecipe",
     "PerturbationGroup",
     "PriorPlan",
     "PriorRecipe",
@@ -55,8 +65,6 @@ __all__ = [
     "StagePlan",
     "TrainingCells",
     "TrainingRecipe",
-    "TransportPlan",
-    "TransportRecipe",
     "add_absent_effects",
     "cache_latents",
     "correct_effects",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ._cells import TrainingCells
     from ._latents import LatentCache
-    from ._transport import Bar
+    from ._perturbation_stage import Bar
 
 N_TOTALS = 100_000  # drawn to describe the distribution of totals
 LATENTS_AT_A_TIME = 1 << 14

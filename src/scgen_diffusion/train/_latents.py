@@ -1,4 +1,4 @@
-"""Latents of the cells: computed once, and cached for the prior and the transport."""
+"""Latents of the cells: computed once, and cached for the prior and the perturbation flow."""
 
 from __future__ import annotations
 

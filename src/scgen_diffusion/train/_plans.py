@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.module import GeneSpaceModule, SCLDMModule
 
-    from ._recipes import AutoencoderRecipe, DiffusionRecipe, PriorRecipe, Recipe, TransportRecipe
+    from ._recipes import AutoencoderRecipe, DiffusionRecipe, PerturbationFlowRecipe, PriorRecipe, Recipe
 
 
 FUSED_ON = ("cpu", "cuda")
@@ -40,7 +40,7 @@ OUTLIERS_COUNT_FROM = 0.4  # share of the first round's steps
 LEAST_GAIN = 5e-4  # of the validation loss by a round, below which training ends
 STEP_OPTIONS = ("limit_train_batches", "max_steps", "accumulate_grad_batches")  # of Lightning's trainer
 VALIDATION_OPTIONS = ("limit_val_batches", "check_val_every_n_epoch", "val_check_interval")  # likewise
-TRANSPORT = "module.transport."  # prefix of names in a checkpoint
+PERTURBATION_FLOW = "module.perturbation_flow."  # prefix of names in a checkpoint
 
 
 class StagePlan(pl.LightningModule):
@@ -468,10 +468,10 @@ class StagePlan(pl.LightningModule):
         return ""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Restore everything but the transport; in the stage of the transport, only the transport."""
+        """Restore everything but the flow; in the stage of the perturbation flow, only the perturbation flow."""
 
         def is_own(name: str) -> bool:
-            return name.startswith(TRANSPORT) == (self.name == "transport")
+            return name.startswith(PERTURBATION_FLOW) == (self.name == "perturbation_flow")
 
         own = {name: tensor for name, tensor in state_dict.items() if is_own(name)}
         others = {name: tensor for name, tensor in self.state_dict().items() if not is_own(name)}
@@ -565,7 +565,7 @@ class AutoencoderPlan(StagePlan):
         """Encode (in training a thinned copy of) the cells, draw latents, decode and compare."""
         module, recipe, x = self.module, self.recipe, batch[REGISTRY_KEYS.X_KEY]
         noise = torch.randn(len(x), *module.latent_shape, generator=generator, device=x.device)
-        keep = module.draw_keep(x, recipe.keep_at_least, generator) if training else None
+        keep = module.draw_keep(x, recipe.min_kept_fraction, generator) if training else None
         condition = None  # effects learn in training and are no part of the loss
         if training and module.condition_effects is not None:
             condition, columns = module.condition_of(batch), module.condition_columns
@@ -620,18 +620,18 @@ class PriorPlan(AveragingPlan):
         return {"loss": total, "velocity_loss": velocity_loss, "library_size_loss": library_loss}
 
 
-class TransportPlan(StagePlan):
+class PerturbationFlowPlan(StagePlan):
     """Train the velocity between latents of control and perturbed cells. Parameters as in :class:`StagePlan`."""
 
-    name = "transport"
+    name = "perturbation_flow"
     purpose = "perturbs cells"
     can_replay = False  # the host pairs cells
     module: SCLDMModule
-    recipe: TransportRecipe
+    recipe: PerturbationFlowRecipe
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the parameters of the transport."""
-        return [{"params": list(self.module.transport.parameters())}]
+        """Return the parameters of the perturbation flow."""
+        return [{"params": list(self.module.perturbation_flow.parameters())}]
 
     def compute_losses(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, *, training: bool
@@ -640,11 +640,11 @@ class TransportPlan(StagePlan):
         mean = batch["mean"]
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         start, end = self.module.standardise(mean + batch["std"] * noise).unbind()
-        along_axes, n_paired = self.module.transport.along_axes, self.recipe.n_paired
+        along_axes, n_paired = self.module.perturbation_flow.along_axes, self.recipe.n_paired
         groups = zip(*(states.split(n_paired) for states in (along_axes(start), along_axes(end), end)), strict=True)
         end = torch.cat([ends[optimal_pairs(*seen)] for *seen, ends in groups])
         condition = batch["condition"][1]  # equal within a group
-        return {"loss": self.module.transport.loss(start, end, condition, generator).mean()}
+        return {"loss": self.module.perturbation_flow.loss(start, end, condition, generator).mean()}
 
 
 class DiffusionPlan(AveragingPlan):

@@ -20,7 +20,7 @@ LEAST_KL_WEIGHT = 0.1
 MOST_STEPS = 4  # of the autoencoder, times those for a whole panel
 RATE_OF_NEXT_ROUND = 0.5  # relative to the round before
 SHARE_FOR_NUMBERS = 1 / 3  # of the prior's steps
-SHARES = ("warm_up", "kl_warm_up", "keep_at_least", "drop_probability")  # options from 0 to 1
+SHARES = ("warm_up", "kl_warm_up", "min_kept_fraction", "drop_probability")  # options from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class AutoencoderRecipe(Recipe):
         Weight of the latent's KL divergence in the loss.
     kl_warm_up
         Share of the first round's steps in which ``kl_weight`` rises from zero.
-    keep_at_least
+    min_kept_fraction
         The encoder sees each cell thinned to a random share of its counts between this and 1; the decoder reconstructs
         the whole cell. 1 switches thinning off.
     dispersion_learning_rate_factor
@@ -149,7 +149,7 @@ class AutoencoderRecipe(Recipe):
     max_rounds: int = 3
     kl_weight: float = 0.6
     kl_warm_up: float = 0.33
-    keep_at_least: float = 0.3
+    min_kept_fraction: float = 0.3
     loading_weight_decay: float = 3.0
     effect_weight_decay: float = 0.3
     dispersion_learning_rate_factor: float = 10.0
@@ -166,7 +166,7 @@ class AutoencoderRecipe(Recipe):
         return replace(
             self,
             loading_weight_decay=two_digits(share * self.loading_weight_decay),
-            keep_at_least=two_digits(1 - share * (1 - self.keep_at_least)),
+            min_kept_fraction=two_digits(1 - share * (1 - self.min_kept_fraction)),
         )
 
     def for_panel(self, n_genes: int, counts_per_gene: float) -> AutoencoderRecipe:
@@ -250,8 +250,8 @@ class DiffusionRecipe(Recipe):
 
 
 @dataclass(frozen=True)
-class TransportRecipe(Recipe):
-    """Training of the transport from control to perturbed cells. Its other options are those of :class:`Recipe`.
+class PerturbationFlowRecipe(Recipe):
+    """Training of the flow from control to perturbed cells. Its other options are those of :class:`Recipe`.
 
     Parameters
     ----------
@@ -271,7 +271,7 @@ class TransportRecipe(Recipe):
         super().__post_init__()
         if check_count("n_paired", self.n_paired) > self.batch_size:
             msg = (
-                f"A step of the transport takes whole groups of `n_paired` pairs, so `batch_size` must be at least "
+                f"A step of the flow takes whole groups of `n_paired` pairs, so `batch_size` must be at least "
                 f"{self.n_paired}, but found {self.batch_size}."
             )
             raise ValueError(msg)
@@ -283,13 +283,13 @@ class TrainingRecipe:
 
     Parameters
     ----------
-    autoencoder, prior, transport
+    autoencoder, prior, perturbation_flow
         Options of each stage.
     """
 
     autoencoder: AutoencoderRecipe = AutoencoderRecipe()
     prior: PriorRecipe = PriorRecipe()
-    transport: TransportRecipe = TransportRecipe()
+    perturbation_flow: PerturbationFlowRecipe = PerturbationFlowRecipe()
 
 
 RECIPES: dict[str, TrainingRecipe] = {
@@ -304,7 +304,7 @@ RECIPES: dict[str, TrainingRecipe] = {
             warm_up=0.1,
             reference_steps=6000,
             max_rounds=1,
-            keep_at_least=1.0,
+            min_kept_fraction=1.0,
             loading_weight_decay=0.0,
             dispersion_learning_rate_factor=1.0,
             bfloat16=True,

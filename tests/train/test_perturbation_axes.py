@@ -6,7 +6,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from scgen_diffusion.train._transport import axes_of_expression
+from scgen_diffusion.train._perturbation_stage import axes_of_expression
 
 EFFECTS = torch.tensor([[3.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 2.0, 0.0]])  # of 3 latents on 4 genes
 
@@ -43,7 +43,7 @@ def test_what_changes_no_gene_hardly_counts_and_axes_are_finite(controls):
 
 
 def test_of_many_cells_some_are_decoded_and_few_at_a_time(controls, monkeypatch):
-    monkeypatch.setattr("scgen_diffusion.train._transport.MOST_DECODED", 300)
+    monkeypatch.setattr("scgen_diffusion.train._perturbation_stage.MOST_DECODED", 300)
     module = decoder()
     found, module.expected_profiles = axes_of_expression(module, controls), Mock(wraps=module.expected_profiles)
 

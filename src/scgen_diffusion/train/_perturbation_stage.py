@@ -1,4 +1,4 @@
-"""What the transport learns from control and perturbed cells: mean shifts, errors of predictions, batches of pairs."""
+"""What the flow learns from control and perturbed cells: mean shifts, errors of predictions, batches of pairs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ._cells import TrainingCells
     from ._latents import LatentCache
-    from ._recipes import TransportRecipe
+    from ._recipes import PerturbationFlowRecipe
 
 Bar: TypeAlias = "Callable[..., Iterable[Any]]"
 """Shows the progress of a loop, as :class:`tqdm.tqdm` does: its steps, what they do, and how many they are."""
@@ -76,8 +76,8 @@ def perturbation_groups(
 
 @torch.no_grad()
 def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[PerturbationGroup]) -> None:
-    """Fit the transport's expected shift to the latents of groups of cells."""
-    transport, generator = module.transport, torch.Generator().manual_seed(0)
+    """Fit the perturbation flow's expected shift to the latents of groups of cells."""
+    flow, generator = module.perturbation_flow, torch.Generator().manual_seed(0)
     of_group = [int(group.control[0]) for group in groups]
     sets = {first: group.control for first, group in zip(of_group, groups, strict=True)}  # equal ones are read once
     drawn = {first: _draw_latents(module, cache, rows, generator) for first, rows in sets.items()}
@@ -88,7 +88,7 @@ def fit_shift(module: SCLDMModule, cache: LatentCache, groups: Sequence[Perturba
     n_control, n_perturbed = torch.tensor([(len(g.control), len(g.perturbed)) for g in groups], device=squares.device).T
     n_degrees = sum(len(rows) - 1 for rows in sets.values()) + int((n_perturbed - 1).sum())
     within = (squares / max(n_degrees, 1)).mean()
-    transport.add_shift(len(groups)).fit(
+    flow.add_shift(len(groups)).fit(
         [drawn[first] for first in of_group],
         centres,
         perturbed - centres,
@@ -142,11 +142,11 @@ def axes_of_expression(module: SCLDMModule, controls: Sequence[Tensor]) -> Tenso
 
 @torch.no_grad()
 def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[PerturbationGroup], bar: Bar) -> None:
-    """Predict the mean changes of groups from all other groups, and store in the transport how wrong they are.
+    """Predict the mean changes of groups from all other groups, and store in the perturbation flow how wrong they are.
 
     The expected shift predicts them alone, since the flow learns from all groups at once.
     """
-    transport, shift = module.transport, module.transport.shift
+    flow, shift = module.perturbation_flow, module.perturbation_flow.shift
     clear = shift.left_out[:, 0].isfinite().tolist()
     several = [min(len(group.control), len(group.perturbed)) > 1 for group in groups]
     measured = evenly(np.flatnonzero(np.logical_and(clear, several)), MOST_MEASURED)
@@ -177,7 +177,7 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[P
         noise.append(_variance_of_mean(after) + _variance_of_mean(observed))
         misfits.append(module.misfit(*module.observed_and_expected(x, z)))
         totals.append(float(x.sum()))
-    error = transport.add_error(len(measured), len(cells.var))
+    error = flow.add_error(len(measured), len(cells.var))
     error.misfit.fill_(np.average(misfits, weights=totals))
     if len(measured):
         numbers = torch.from_numpy(measured)
@@ -189,13 +189,13 @@ def measure_errors(module: SCLDMModule, cells: TrainingCells, groups: Sequence[P
 
 @torch.no_grad()
 def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[PerturbationGroup], bar: Bar) -> None:
-    """Learn which mean changes of groups the trained transport and decoder miss. Only for one modality of counts."""
+    """Learn which mean changes of groups the trained flow and decoder miss. Only for one modality of counts."""
     if not isinstance(module.likelihood, NegativeBinomialLikelihood):
         return
-    transport, shift = module.transport, module.transport.shift
+    flow, shift = module.perturbation_flow, module.perturbation_flow.shift
     chosen = evenly(np.arange(len(groups)), MOST_LEARNED)
     errors, squares, numbers, depths = [], [], [], []
-    move = partial(transport.move, sampler=FLOW_SAMPLERS["midpoint"])
+    move = partial(flow.move, sampler=FLOW_SAMPLERS["midpoint"])
     read_controls = _controls_of(module, cells, groups)
     parts = np.array_split(chosen, -(-len(chosen) // MOVED_TOGETHER))  # a flow takes many small steps
     for some in bar(parts, "Learning what is missed"):
@@ -218,7 +218,7 @@ def fit_missed(module: SCLDMModule, cells: TrainingCells, groups: Sequence[Pertu
     learned = MissedChanges.learn(
         torch.from_numpy(chosen), torch.stack(errors), variances, covariance, noise, float(np.mean(depths))
     )
-    transport.missed = learned.to(module.device)
+    flow.missed = learned.to(module.device)
 
 
 def _read(module: SCLDMModule, cells: TrainingCells, rows: np.ndarray) -> Tensor:
@@ -287,7 +287,7 @@ class GroupBatches(Sampler[np.ndarray]):
     def __init__(
         self,
         groups: Sequence[PerturbationGroup],
-        recipe: TransportRecipe,
+        recipe: PerturbationFlowRecipe,
         n_steps: int,
         *,
         seed: int,
@@ -337,7 +337,7 @@ class PairData(LatentData):
     """
 
     def __init__(
-        self, cache: LatentCache, groups: Sequence[PerturbationGroup], recipe: TransportRecipe, n_steps: int
+        self, cache: LatentCache, groups: Sequence[PerturbationGroup], recipe: PerturbationFlowRecipe, n_steps: int
     ) -> None:
         none = np.array([], dtype=int)
         super().__init__(cache, none, none, recipe.batch_size)

@@ -1,4 +1,4 @@
-"""``train_transport``, and predictions by it."""
+"""``train_perturbation_flow``, and predictions by it."""
 
 import re
 import warnings
@@ -22,10 +22,10 @@ PERTURBED = {"dose": 10}
 
 
 @pytest.fixture(scope="module")
-def transported(make_trained):
+def perturbed_latents(make_trained):
     """Take cells of the lowest dose as unperturbed."""
     model = make_trained(max_epochs=2)
-    model.train_transport(2, control_values={"dose": 1}, **QUICK)
+    model.train_perturbation_flow(2, control_values={"dose": 1}, **QUICK)
     return model
 
 
@@ -33,13 +33,13 @@ def controls(model, changed=slice(None)):
     return model.adata[(model.adata.obs["dose"] == 1).to_numpy()][changed].copy()
 
 
-def test_latents_move_and_own_residuals_keep_more_of_a_cell_than_new_ones(transported):
-    given = controls(transported)
-    request = {"condition": PERTURBED, "method": "transport", "seed": 0}
+def test_latents_move_and_own_residuals_keep_more_of_a_cell_than_new_ones(perturbing):
+    given = controls(perturbing)
+    request = {"condition": PERTURBED, "method": "perturbation_flow", "seed": 0}
 
-    own, new = (transported.predict_perturbation(given, **request, residuals=kind) for kind in ("own", "new"))
-    unmoved = transported.predict_perturbation(given, residuals="new", seed=0)
-    same = transported.predict_perturbation(given, condition={"dose": 1}, method="transport", seed=0)
+    own, new = (perturbing.predict_perturbation(given, **request, residuals=kind) for kind in ("own", "new"))
+    unmoved = perturbing.predict_perturbation(given, residuals="new", seed=0)
+    same = perturbing.predict_perturbation(given, condition={"dose": 1}, method="perturbation_flow", seed=0)
 
     def likeness(cells):
         return np.corrcoef(cells.X.toarray().ravel(), given.X.ravel())[0, 1]
@@ -71,7 +71,7 @@ def test_changes_that_the_decoder_misses_are_added(make_cells, make_trained, mon
 
     before = mean_of_first_gene(given.X)
     real, whole = mean_of_first_gene(cells.X[is_new]) - before, change()
-    model.module.transport.missed = None
+    model.module.perturbation_flow.missed = None
     without = change()
 
     assert whole == pytest.approx(real, rel=0.3)
@@ -98,18 +98,18 @@ def test_a_part_of_a_perturbation_is_not_enough_for_a_new_combination(make_cells
         assert found.obs["dose"].eq(10).all()
 
 
-def test_it_is_the_default_where_it_fits_and_else_you_are_warned(transported):
-    cells, treated = controls(transported), (transported.adata.obs["dose"] == 100).to_numpy()
-    mixed = anndata.concat([cells, transported.adata[treated][:2]])
+def test_it_is_the_default_where_it_fits_and_else_you_are_warned(perturbing):
+    cells, treated = controls(perturbing), (perturbing.adata.obs["dose"] == 100).to_numpy()
+    mixed = anndata.concat([cells, perturbing.adata[treated][:2]])
 
     for given, changes, found, warning in (
-        (cells, {}, "transport", None),
+        (cells, {}, "perturbation_flow", None),
         (cells, {"cell_type": "NK"}, "inversion", rf"of {len(cells)} cells would change in other keys"),
         (mixed, {}, "inversion", rf"inversion.* 2 of {len(mixed)} cells.*{mixed.obs_names[-2]}"),
     ):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            cells = transported.predict_perturbation(given, PERTURBED | changes)
+            cells = perturbing.predict_perturbation(given, PERTURBED | changes)
         assert cells.uns["scgen_diffusion"]["method"] == found
         assert warning is None or any(re.search(warning, str(one.message)) for one in caught)
 
@@ -117,7 +117,7 @@ def test_it_is_the_default_where_it_fits_and_else_you_are_warned(transported):
 def test_it_needs_no_prior(make_model):
     model = make_model()
     model.train_autoencoder(1, **QUICK)
-    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    model.train_perturbation_flow(1, control_values={"dose": 1}, **QUICK)
     cells, treated = controls(model), model.adata[(model.adata.obs["dose"] == 10).to_numpy()].copy()
 
     assert model.predict_perturbation(cells, PERTURBED).n_obs == cells.n_obs
@@ -130,7 +130,7 @@ def test_it_needs_no_prior(make_model):
 
 def test_a_prior_of_other_cells_leaves_its_scale_alone(make_trained, tmp_path):
     model = make_trained()
-    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    model.train_perturbation_flow(1, control_values={"dose": 1}, **QUICK)
     before = model.module.latent_mean.clone()
     model.adata[: model.adata.n_obs // 2].write_h5ad(tmp_path / "cells.h5ad")
 
@@ -143,10 +143,10 @@ def test_a_prior_of_other_cells_leaves_its_scale_alone(make_trained, tmp_path):
 
 
 def test_it_must_be_trained_and_the_autoencoder_first(trained, make_model):
-    with pytest.raises(RuntimeError, match="train_transport"):
-        trained.predict_perturbation(condition=PERTURBED, method="transport")
+    with pytest.raises(RuntimeError, match="train_perturbation_flow"):
+        trained.predict_perturbation(condition=PERTURBED, method="perturbation_flow")
     with pytest.raises(RuntimeError, match="train"):
-        make_model().train_transport(1, control_values={"dose": 1}, **QUICK)
+        make_model().train_perturbation_flow(1, control_values={"dose": 1}, **QUICK)
 
 
 @pytest.mark.parametrize(
@@ -154,18 +154,18 @@ def test_it_must_be_trained_and_the_autoencoder_first(trained, make_model):
     [
         ({"method": "teleport"}, "method"),
         ({"residuals": "old"}, "residuals"),
-        ({"method": "transport", "adata_control": None}, "perturbed already"),
+        ({"method": "perturbation_flow", "adata_control": None}, "perturbed already"),
         ({"sampler": "heun", "n_steps": 0}, "n_steps"),
         ({"guidance_scale": 3.0}, "guidance"),
         ({"guidance_scale": Guidance(rescale=0.5)}, "guidance"),
     ],
 )
-def test_bad_requests_are_refused(transported, tmp_path, request_, name):
-    request_ = {"adata_control": controls(transported), "condition": PERTURBED} | request_
+def test_bad_requests_are_refused(perturbing, tmp_path, request_, name):
+    request_ = {"adata_control": controls(perturbing), "condition": PERTURBED} | request_
     with pytest.raises(ValueError, match=name):
-        transported.predict_perturbation(**request_)
+        perturbing.predict_perturbation(**request_)
     with pytest.raises(ValueError, match=name):
-        transported.predict_perturbation_to(tmp_path / "cells.h5ad", **request_)
+        perturbing.predict_perturbation_to(tmp_path / "cells.h5ad", **request_)
     assert not list(tmp_path.iterdir())
 
 
@@ -174,7 +174,7 @@ def test_bad_requests_are_refused(transported, tmp_path, request_, name):
 )
 def test_what_is_unperturbed_must_be_known(trained, control_values, name):
     with pytest.raises(ValueError, match=name):
-        trained.train_transport(1, control_values=control_values, **QUICK)
+        trained.train_perturbation_flow(1, control_values=control_values, **QUICK)
 
 
 def test_groups_without_control_cells_give_a_warning_or_an_error_where_none_has_any(make_cells, make_trained):
@@ -185,9 +185,9 @@ def test_groups_without_control_cells_give_a_warning_or_an_error_where_none_has_
     none.obs["dose"] = (none.obs["cell_type"] == "NK").astype(int).astype("category")
 
     with pytest.warns(UserWarning, match="no control cells"):
-        make_trained(cells).train_transport(1, control_values={"dose": 1}, **QUICK)
+        make_trained(cells).train_perturbation_flow(1, control_values={"dose": 1}, **QUICK)
     with pytest.raises(ValueError, match="control cells"):
-        make_trained(none).train_transport(1, control_values={"dose": 1}, **QUICK)
+        make_trained(none).train_perturbation_flow(1, control_values={"dose": 1}, **QUICK)
 
 
 # --- generate --------------------------------------------------------------------------------------------------------
@@ -215,11 +215,11 @@ def test_generate_moves_control_cells_to_a_combination_never_seen(without_a_comb
         return [model.generate(200, request, seed=0, library_size=500) for request in (NEW, seen)]
 
     before, seen_before = cells()
-    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    model.train_perturbation_flow(1, control_values={"dose": 1}, **QUICK)
     after, seen_after = cells()
 
     assert "method" not in before.uns["scgen_diffusion"]
-    assert after.uns["scgen_diffusion"]["method"].startswith("transport")
+    assert after.uns["scgen_diffusion"]["method"].startswith("perturbation_flow")
     assert (after.X != before.X).nnz
     assert (after.obs["dose"] == 10).all()
     assert (seen_after.X != seen_before.X).nnz == 0  # what training saw stays as it was
@@ -231,12 +231,12 @@ def test_generate_moves_control_cells_to_a_combination_never_seen(without_a_comb
 @pytest.mark.filterwarnings("ignore:The (combination|effect)")
 def test_totals_of_moved_cells_do_not_depend_on_how_far_they_come(without_a_combination, monkeypatch, makes):
     model, drawn = without_a_combination, []
-    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    model.train_perturbation_flow(1, control_values={"dose": 1}, **QUICK)
     module, draw = model.module, model.module.draw_totals
     of = controls(model, slice(9)) if makes == "predict_perturbation" else 9
     monkeypatch.setattr(module, "draw_totals", lambda *args: drawn.append(draw(*args)) or drawn[-1])
     for distance in (0, 9):
-        monkeypatch.setattr(module.transport, "move", lambda x, *_, by=distance, **__: x + by)
+        monkeypatch.setattr(module.perturbation_flow, "move", lambda x, *_, by=distance, **__: x + by)
         changed = NEW if makes == "generate" else PERTURBED
         getattr(model, makes)(of, changed, library_size="latent", seed=0)
 
@@ -246,7 +246,7 @@ def test_totals_of_moved_cells_do_not_depend_on_how_far_they_come(without_a_comb
 @pytest.mark.filterwarnings("ignore:The combination")
 def test_a_finished_file_is_not_judged_again(without_a_combination, tmp_path, monkeypatch):
     model, judged, judge = without_a_combination, [], CellGenerator.verdicts
-    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    model.train_perturbation_flow(1, control_values={"dose": 1}, **QUICK)
     monkeypatch.setattr(CellGenerator, "verdicts", lambda *a: judged.append(a) or judge(*a))
 
     for _ in range(2):
@@ -262,7 +262,7 @@ def test_generated_cells_at_many_places_have_one_verdict(make_cells, make_traine
     cells = of_nk_unperturbed(make_cells)
     cells.obsm["spatial"] = np.random.default_rng(0).uniform(size=(cells.n_obs, 2))
     model = make_trained(cells, max_epochs=2, setup={"continuous_condition_keys": ["spatial"]})
-    model.train_transport(1, control_values={"dose": 1}, **QUICK)
+    model.train_perturbation_flow(1, control_values={"dose": 1}, **QUICK)
     places = cells.obsm["spatial"][(cells.obs["cell_type"] == "NK").to_numpy()]
     started, fill = [], Conditions.fill
     monkeypatch.setattr(Conditions, "fill", lambda self, codes, *a: started.append(codes) or fill(self, codes, *a))
@@ -295,7 +295,7 @@ def groups_of(model, monkeypatch, **options):
         return PairData(cache, groups, *arguments)
 
     monkeypatch.setattr("scgen_diffusion.model._scldm.PairData", keep)
-    model.train_transport(1, control_values={"dose": 1}, **options, **QUICK)
+    model.train_perturbation_flow(1, control_values={"dose": 1}, **options, **QUICK)
     return found
 
 
@@ -311,7 +311,7 @@ def test_cells_are_paired_within_their_donor(with_donors, monkeypatch):
         assert len(rows) == len(set(rows))
     cells = controls(with_donors)
     del cells.obs["donor"]
-    assert with_donors.predict_perturbation(cells, PERTURBED).uns["scgen_diffusion"]["method"] == "transport"
+    assert with_donors.predict_perturbation(cells, PERTURBED).uns["scgen_diffusion"]["method"] == "perturbation_flow"
 
 
 def test_donors_without_control_cells_are_named(with_donors):
@@ -320,10 +320,10 @@ def test_donors_without_control_cells_are_named(with_donors):
     matched = {"control_values": {"dose": 1}, "match_keys": ["donor"], **QUICK}
 
     with pytest.warns(UserWarning, match="'NK', 'donor': 'd2'"):
-        with_donors.train_transport(1, **matched)
+        with_donors.train_perturbation_flow(1, **matched)
     obs["donor"] = np.where(obs["dose"] == 1, "d1", "d2")
     with pytest.raises(ValueError, match="control cells .*'donor'"):
-        with_donors.train_transport(1, **matched)
+        with_donors.train_perturbation_flow(1, **matched)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_donors_without_control_cells_are_named(with_donors):
 )
 def test_match_keys_that_cannot_be_matched_are_refused(with_donors, keys, error, name):
     with pytest.raises(error, match=name):
-        with_donors.train_transport(1, control_values={"dose": 1}, match_keys=keys, **QUICK)
+        with_donors.train_perturbation_flow(1, control_values={"dose": 1}, match_keys=keys, **QUICK)
 
 
 def test_donors_are_read_from_files(with_donors, tmp_path):
@@ -342,35 +342,35 @@ def test_donors_are_read_from_files(with_donors, tmp_path):
     assert cells.match_labels(["donor"])["donor"].tolist() == with_donors.adata.obs["donor"].tolist()
     with pytest.raises(KeyError, match="'patient'"):
         cells.match_labels(["patient"])
-    with_donors.train_transport(1, control_values={"dose": 1}, match_keys=["donor"], datamodule=cells, **QUICK)
+    with_donors.train_perturbation_flow(1, control_values={"dose": 1}, match_keys=["donor"], datamodule=cells, **QUICK)
 
 
-def test_a_saved_model_tells_how_its_transport_was_trained(make_cells, make_trained, tmp_path):
+def test_a_saved_model_tells_how_its_perturbation_flow_was_trained(make_cells, make_trained, tmp_path):
     cells = make_cells()
     cells.obs["donor"] = np.resize(["d1", "d2", "d2"], cells.n_obs)
     cells.obs["drug"] = np.resize(["B+A", "A"], cells.n_obs)
     model = make_trained(cells, condition_keys=["dose"], setup={"set_condition_keys": ["drug"]})
 
-    model.train_transport(1, control_values={"drug": {"A", "B"}, "dose": [1]}, match_keys=["donor"], **QUICK)
+    model.train_perturbation_flow(1, control_values={"drug": {"A", "B"}, "dose": [1]}, match_keys=["donor"], **QUICK)
     model.cut_short_ = {}  # as if trained long enough
     model.save(tmp_path / "model")
 
     saved = SCLDM.load(tmp_path / "model", adata=False, accelerator="cpu")
-    recorded = saved.recipes_["transport"]
+    recorded = saved.recipes_["perturbation_flow"]
     assert recorded["control_values"] == {"dose": 1, "drug": "B+A"}
     assert recorded["match_keys"] == ["donor"]
     assert "control: 'B+A'" in str(saved)
     assert "model.predict_perturbation(control_cells, {'dose': ..., 'drug': ...})" in str(saved)
     model.train_autoencoder(1, **QUICK)
-    assert model.trained_stages_ == ["autoencoder"]  # the transport is discarded
+    assert model.trained_stages_ == ["autoencoder"]  # the perturbation flow is discarded
     assert "control" not in str(model)
 
 
 def test_a_checkpoint_of_other_pairs_is_not_resumed(with_donors, tmp_path):
     quick = QUICK | {"control_values": {"dose": 1}, "checkpoint_dir": tmp_path}
-    with_donors.train_transport(1, **quick)
+    with_donors.train_perturbation_flow(1, **quick)
     with pytest.raises((RuntimeError, ValueError), match="checkpoint"):
-        with_donors.train_transport(1, match_keys=["donor"], **quick)
+        with_donors.train_perturbation_flow(1, match_keys=["donor"], **quick)
 
 
 # --- as a part of train() ---------------------------------------------------------------------------------------------
@@ -381,9 +381,9 @@ def test_train_trains_it_where_the_setup_says_what_is_unperturbed(trained, make_
 
     model.train(2, early_stopping=True, **quick)
 
-    assert "transport_loss_train" not in trained.history_
-    assert len(model.history_["transport_loss_train"]) == 2  # with an end and a batch size of its own
-    assert model.recipes_["transport"]["batch_size"] > quick["batch_size"]
+    assert "perturbation_flow_loss_train" not in trained.history_
+    assert len(model.history_["perturbation_flow_loss_train"]) == 2  # with an end and a batch size of its own
+    assert model.recipes_["perturbation_flow"]["batch_size"] > quick["batch_size"]
 
 
 @pytest.mark.filterwarnings("ignore:The effect on")  # so few cells and epochs tell little
@@ -395,33 +395,33 @@ def test_a_number_says_what_is_unperturbed_also_in_a_loaded_model(make_trained, 
     loaded = SCLDM.load(tmp_path / "model", adata=False)
     found, expected = (one.predict_perturbation(controls(model), {"dose": 30}, seed=0) for one in (loaded, model))
 
-    assert found.uns["scgen_diffusion"]["method"] == "transport"  # by default, between the doses of training
+    assert found.uns["scgen_diffusion"]["method"] == "perturbation_flow"  # by default, between the doses of training
     assert (found.X != expected.X).nnz == 0
     assert loaded.registry_["setup_args"]["control_values"] == {"dose": 1}
     assert "method" not in loaded.generate(5, {"cell_type": "B cell", "dose": 30}).uns["scgen_diffusion"]
 
 
-def test_an_aborted_training_leaves_the_former_transport_or_none(transported, make_trained):
+def test_an_aborted_training_leaves_the_former_perturbation_flow_or_none(perturbing, make_trained):
     class Abort(Callback):
         def on_train_batch_end(self, *_):
             raise MemoryError
 
     def cells():
-        return transported.predict_perturbation(controls(transported), PERTURBED, method="transport", seed=0)
+        return perturbing.predict_perturbation(controls(perturbing), PERTURBED, method="perturbation_flow", seed=0)
 
     model, before = make_trained(), cells()
-    for aborted in (transported, model):
+    for aborted in (perturbing, model):
         with pytest.raises(MemoryError):
-            aborted.train_transport(2, control_values={"dose": 10}, callbacks=[Abort()], **QUICK)
+            aborted.train_perturbation_flow(2, control_values={"dose": 10}, callbacks=[Abort()], **QUICK)
 
     assert same_cells(cells(), before)
-    assert model.module.transport is None
+    assert model.module.perturbation_flow is None
 
 
-def test_guidance_that_changes_nothing_is_accepted(transported):
-    found = transported.predict_perturbation(controls(transported), PERTURBED, guidance_scale={"dose": 1})
+def test_guidance_that_changes_nothing_is_accepted(perturbing):
+    found = perturbing.predict_perturbation(controls(perturbing), PERTURBED, guidance_scale={"dose": 1})
 
-    assert found.uns["scgen_diffusion"]["method"] == "transport"
+    assert found.uns["scgen_diffusion"]["method"] == "perturbation_flow"
 
 
 def test_a_small_dose_is_no_control_value(make_cells, make_model):
@@ -440,15 +440,15 @@ def test_every_stage_restores_its_own_part(make_model, tmp_path):
         return {name: w.clone() for name, w in getattr(model.module, stage).state_dict().items()}
 
     model, quick = make_model(setup={"control_values": {"dose": 1}}), QUICK | {"checkpoint_dir": tmp_path}
-    for _ in range(2):  # the checkpoints of the first stages know no transport
+    for _ in range(2):  # the checkpoints of the first stages know no perturbation flow
         model.train(1, batch_size=32, **quick)
-    transport = weights("transport")
+    flow = weights("perturbation_flow")
     model.train_prior(2, **QUICK)
     prior = weights("prior")
 
-    model.train_transport(1, **quick)  # restores the finished stage
+    model.train_perturbation_flow(1, **quick)  # restores the finished stage
 
-    for stage, expected in (("prior", prior), ("transport", transport)):
+    for stage, expected in (("prior", prior), ("perturbation_flow", flow)):
         assert all(torch.equal(w, expected[name]) for name, w in weights(stage).items())
 
 

@@ -1,4 +1,4 @@
-"""Transport of latents: a flow that starts at control cells instead of noise, and an expected shift."""
+"""The perturbation flow: it starts at control cells instead of noise, and an expected shift."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class VelocityNetwork(nn.Module):
         return self.last(silu(self.hidden(h)))
 
 
-class LatentTransport(nn.Module):
+class PerturbationFlow(nn.Module):
     r"""Move the latents of control cells to those of perturbed cells, by flows and by an expected shift.
 
     The flows go from control cells, at ``t = 0``, to perturbed cells, at ``t = 1``. Their networks learn the velocity
@@ -122,7 +122,7 @@ class LatentTransport(nn.Module):
     def unfit(self, own: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
         """Return which cells are perturbed already, and which would change in other keys too, each ``(n,)``.
 
-        ``own`` and ``new`` are their conditions before and after, ``(n, columns)``. The transport moves neither.
+        ``own`` and ``new`` are their conditions before and after, ``(n, columns)``. The flow moves neither.
         """
         is_control = own.double().isclose(self.control.double()) | ~self.perturbs
         stays = (own == new) | self.perturbs
@@ -176,7 +176,7 @@ class LatentTransport(nn.Module):
         return start + share * mean + (1 - share) * self.shift(start, condition)
 
 
-def _renew_shift(transport: LatentTransport, keys: object = None) -> None:
+def _renew_shift(flow: PerturbationFlow, keys: object = None) -> None:
     """Give the expected shift the new control, as its own may be a copy, and forget the old inverse."""
-    if (shift := transport.shift) is not None:
-        shift.control, shift.perturbs, shift.inverse = transport.control, transport.perturbs, None
+    if (shift := flow.shift) is not None:
+        shift.control, shift.perturbs, shift.inverse = flow.control, flow.perturbs, None
