@@ -116,7 +116,7 @@ def metric_table(topic: str) -> str:
     for name, metric in CATALOGUE.items():
         if metric.topic != topic:
             continue
-        best = metric.better.replace("floor", "like the floor" if metric.ideal is None else f"near {metric.ideal:g}")
+        best = metric.better.replace("real", "like real cells" if metric.ideal is None else f"near {metric.ideal:g}")
         text = re.sub("``(.*?)``", _link, metric.text)
         lines.append([_link(name), text, best])
     return _left(["metric", "measures", "better"], lines)

@@ -170,7 +170,7 @@ def empty_cells(cells: Cells, keys: Sequence[str]) -> Cells:
 
 def store(name: str, table: pd.DataFrame) -> None:
     """Add figures of a model, in place of those of the same parts."""
-    columns = ["model", "part", "metric", "group", "value", "floor", "no_change", "mean_shift"]
+    columns = ["model", "part", "metric", "group", "value", "real", "no_change", "mean_shift"]
     content = (ROOT / FOLDER / name / "model.pt").read_bytes()  # tests know by its hash that the shipped one was judged
     source = describe_source("torch", "scvi-tools", "anndata") | {
         "file": f"sha256:{hashlib.sha256(content).hexdigest()}"
@@ -303,7 +303,7 @@ def page_blocks(figures: pd.DataFrame) -> dict[tuple[str, str], str]:
         if "perturbation" in by_part:
             blocks[page, "perturbation"] = _perturbation(by_part["perturbation"])
         blocks[page, "labels"] = _labels(labels[labels["model"] == name])
-        aucs = [f"{rna['value'][metric]:.2f} ({rna['floor'][metric]:.2f})" for metric in ("auc_boosting", "auc_genes")]
+        aucs = [f"{rna['value'][metric]:.2f} ({rna['real'][metric]:.2f})" for metric in ("auc_boosting", "auc_genes")]
         rows.append([f"`{name}`", *aucs, attack[1]])
     table = markdown_table(["model", "AUC, PCs", "AUC, genes", "attack"], rows)
     return blocks | {("docs/how_to/pretrained.md", "pretrained"): table}
@@ -312,14 +312,14 @@ def page_blocks(figures: pd.DataFrame) -> dict[tuple[str, str], str]:
 def _figures(by_part: dict[str, pd.DataFrame]) -> str:
     parts, rows = [part for part in PARTS if part in by_part], []
     for metric, words in IN_WORDS.items():
-        found = [by_part[part].reindex([metric])[column].iloc[0] for part in parts for column in ("value", "floor")]
+        found = [by_part[part].reindex([metric])[column].iloc[0] for part in parts for column in ("value", "real")]
         rows.append([words, *("" if pd.isna(value) else f"{value:.2f}" for value in found)])
     header = [word for part in parts for word in (PARTS[part] if len(parts) > 1 else "generated", "real cells")]
     return markdown_table(["", *header], rows)
 
 
 def _perturbation(table: pd.DataFrame) -> str:
-    columns = {"value": "predicted", "floor": "real cells", "no_change": "no change", "mean_shift": "mean shift"}
+    columns = {"value": "predicted", "real": "real cells", "no_change": "no change", "mean_shift": "mean shift"}
     means = table.groupby(level="metric")[list(columns)].mean()
     rows = [[words, *(f"{value:.2f}" for value in means.loc[metric])] for metric, words in OF_PERTURBATION.items()]
     return markdown_table(["", *columns.values()], rows)

@@ -1,10 +1,11 @@
-"""Whether two commits make the same cells: the digest of what each call returns after a short training, beside its seconds.
+"""Whether two commits make the same cells: the digest of what each call returns after a short training, beside its
+seconds.
 
     python -m benchmarks.record                     # this tree: digests, scores and seconds
     python -m benchmarks.record --against COMMIT    # beside those of another commit on the same machine
 
-Equal digests mean that all stored scores of cells hold for both commits. Different machines round differently, so digests are compared
-on one machine only.
+Equal digests mean that all stored scores of cells hold for both commits. Different machines round differently, so
+digests are compared on one machine only.
 """
 
 from __future__ import annotations

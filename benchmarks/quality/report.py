@@ -49,7 +49,7 @@ def means_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     rows = table[table["group"] == "all"].copy()
     rows["variance"] = ((rows["high"] - rows["low"]) / (2 * TEN_HALVES_95)) ** 2
     grouped = rows.groupby(["dataset", "metric", "method"], sort=False)
-    means = grouped[["value", "floor", "shuffled"]].mean()
+    means = grouped[["value", "real", "shuffled"]].mean()
     n_seeds = grouped["seed"].nunique()
     within = np.sqrt(grouped["variance"].mean())
     between = grouped["value"].std().fillna(0)
@@ -60,17 +60,18 @@ def means_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def shortfall(rows: pd.DataFrame) -> pd.Series:
-    """Return how far a value is on the bad side of the floor; 0 if it is as good as real cells.
+    """Return how far a value is on the bad side of the real value; 0 if it is as good as real cells.
 
-    A value better than the floor earns nothing: cells closer to held-out cells than other real cells are too similar.
+    A value better than the real value earns nothing: cells closer to held-out cells than other real cells are too
+    similar.
     """
-    floor = rows["floor"]
-    below, above = floor - rows["value"], rows["value"] - floor
+    real = rows["real"]
+    below, above = real - rows["value"], rows["value"] - real
     far = np.select(
-        [rows["better"] == "lower", rows["better"] == "higher"], [above, below], (rows["value"] - floor).abs()
+        [rows["better"] == "lower", rows["better"] == "higher"], [above, below], (rows["value"] - real).abs()
     )
-    without_floor = floor.isna()
-    return pd.Series(np.where(without_floor, rows["value"], np.maximum(far, 0)), index=rows.index)
+    without_real = real.isna()
+    return pd.Series(np.where(without_real, rows["value"], np.maximum(far, 0)), index=rows.index)
 
 
 def leaders(rows: pd.DataFrame) -> pd.Series:
@@ -87,11 +88,11 @@ def summarise(table: pd.DataFrame, methods: Sequence[str]) -> str:
     """Write one markdown table per data set."""
     means = means_over_seeds(table)
     parts = [
-        "Means over seeds, for equal numbers of generated and held-out cells. The floor is what real cells score in "
+        "Means over seeds, for equal numbers of generated and held-out cells. The real value is what real cells score in "
         "place of synthetic ones: training cells that the PCA was not fitted to, or, for memorisation, halves of the "
         "held-out cells. *shuffled* are such cells with every gene shuffled among the cells of a label. **Bold**: "
         "best, or not significantly different from the best (costs have no error); values better "
-        "than the floor count as the floor. Synthetic cells have exactly the labels of the held-out ones, floor cells "
+        "than the real value count as the real value. Synthetic cells have exactly the labels of the held-out ones, real cells "
         "random ones, which favours all methods slightly. `cpu_minutes` covers training and drawing on one core; "
         "`peak_memory_gib` is that of the process, including loading the data. Written by `python -m "
         "benchmarks.quality`.",
@@ -114,20 +115,20 @@ def _summarise_one(rows: pd.DataFrame, methods: Sequence[str]) -> str:
             _number(of_metric["value"][method], bold=bool(first[method])) if method in of_metric.index else ""
             for method in present
         ]
-        bounds = [_number(of_metric[name].mean()) for name in ("floor", "shuffled")]
+        bounds = [_number(of_metric[name].mean()) for name in ("real", "shuffled")]
         lines.append([metric, better, *bounds, *values])
-    return markdown_table(["figure", "better", "floor", "shuffled", *present], lines)
+    return markdown_table(["figure", "better", "real", "shuffled", *present], lines)
 
 
 def means_over_untouched(means: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return means over the data sets on which no default was chosen, for each method that has several of them.
 
-    One row per metric: the value, the floor of the same data sets, and their number.
+    One row per metric: the value, the real value of the same data sets, and their number.
     """
     rows = means[means["dataset"].isin(UNTOUCHED)]
     by_method = {
         method: of_method.groupby("metric").agg(
-            value=("value", "mean"), floor=("floor", "mean"), n_datasets=("dataset", "nunique")
+            value=("value", "mean"), real=("real", "mean"), n_datasets=("dataset", "nunique")
         )
         for method, of_method in rows.groupby("method")
     }
@@ -223,7 +224,7 @@ def summarise_untouched(table: pd.DataFrame, methods: Sequence[str]) -> str:
         n_datasets = by_method[method]["n_datasets"].max()
         rows = by_method[method].reindex(list(IN_SHORT))
         numbers = [
-            f"{row.value:.1f}" if np.isnan(row.floor) else f"{row.value:.2f} ({row.floor:.2f})"
+            f"{row.value:.1f}" if np.isnan(row.real) else f"{row.value:.2f} ({row.real:.2f})"
             for row in rows.itertuples()
         ]
         lines.append([IN_WORDS.get(method, method), str(n_datasets), *numbers])
@@ -235,7 +236,7 @@ def summarise_metric(table: pd.DataFrame, metric: str, names: Mapping[str, str],
     shown = table[(table["metric"] == metric) & table["dataset"].isin(DATASETS) & table["method"].isin(names)]
     lines = []
     for dataset, rows in means_over_seeds(shown).groupby("dataset", sort=False):
-        values = {REAL: rows["floor"].mean(), **rows.set_index("method")["value"]}
+        values = {REAL: rows["real"].mean(), **rows.set_index("method")["value"]}
         numbers = (values.get(method, np.nan) for method in (REAL, *names))
         lines.append([dataset, *("" if np.isnan(number) else form(number) for number in numbers)])
     return markdown_table(["", REAL, *names.values()], lines)
@@ -252,7 +253,7 @@ def _column(of_metric: pd.DataFrame) -> dict[str, str]:
     values = {
         method: f"**{value:.2f}**" if first[method] else f"{value:.2f}" for method, value in of_metric["value"].items()
     }
-    return {REAL: f"{of_metric['floor'].mean():.2f}", **values}
+    return {REAL: f"{of_metric['real'].mean():.2f}", **values}
 
 
 def _number(value: float, *, bold: bool = False) -> str:
@@ -263,7 +264,7 @@ def _number(value: float, *, bold: bool = False) -> str:
 
 
 def draw_comparison(table: pd.DataFrame, methods: Sequence[str], path: Path) -> None:
-    """Draw every method's figures on a scale from the floor (0) to the worst method (1).
+    """Draw every method's figures on a scale from the real value (0) to the worst method (1).
 
     A scale has at least the width of ``CLEAR_ERRORS`` standard errors. If there are rows of the data sets and methods
     that pages show, only those are drawn.

@@ -2,9 +2,9 @@
 
 Settings of its tutorials (``cpa.json``): for one perturbation, that on the question of `studies/perturbation.py`; for
 sets of genes, that on Norman et al. 2019. Early stopping looks at all genes instead of marker genes. Batches are
-smaller, which gives an epoch about as many steps as the tutorial's, on fewer cells. A control cell is predicted as CPA's
-documentation has it: its counts, with the label of the other condition. These cells belong to the split that is not
-trained on, in place of the left-out cells of the tutorial.
+smaller, which gives an epoch about as many steps as the tutorial's, on fewer cells. A control cell is predicted as
+CPA's documentation has it: its counts, with the label of the other condition. These cells belong to the split that is
+not trained on, in place of the left-out cells of the tutorial.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def ask_for_predictions(
 def as_log_cells(values: NDArray, obs: pd.DataFrame, var: pd.DataFrame) -> ad.AnnData:
     """Return log-normalised values ``(cells, genes)`` as cells. Negative values become zero.
 
-    Profiles, which are means, lack the zeros of cells. They stand for fewer counts in all than a cell has, and the judge
-    raises them, because it scales all cells to the same sum.
+    Profiles, which are means, lack the zeros of cells. They stand for fewer counts in all than a cell has, and the
+    judge raises them, because it scales all cells to the same sum.
     """
     return ad.AnnData(sp.csr_matrix(np.maximum(values, 0)), obs=obs, var=var, uns={"log1p": {}})

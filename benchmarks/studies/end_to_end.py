@@ -132,7 +132,7 @@ def measure(folder: Path, cells: int, genes: int, processes: int, step: str) -> 
         )
     table = pd.read_csv(folder / "table.csv")
     table = table[table["group"] == "all"].set_index("metric").reindex(IN_SHORT).dropna(how="all")
-    return pd.DataFrame([table["floor" if step == REAL else "value"].to_dict()])
+    return pd.DataFrame([table["real" if step == REAL else "value"].to_dict()])
 
 
 def costs_of(rows: pd.DataFrame) -> str:

@@ -6,10 +6,10 @@
 
 Cells have a type and a second label. Their counts are negative binomial; the second label multiplies 20 genes by e. The
 classifier knows the world: it finds the labels under which a cell is most likely. The study counts how often these are
-the requested ones, for fresh cells of the world (the floor), generated cells, and training cells that were encoded and
-decoded (SCLDM's autoencoder alone). There are two worlds: *known_world* has ten combinations of type and condition, four
-of them rare; *many_labels* has 20 types and 50 donors, of whose 1,000 combinations 100 have training cells. Models also
-draw those that no training cell has; baselines cannot. Each world has a table and a summary in ``results``.
+the requested ones, for fresh cells of the world (the real value), generated cells, and training cells that were encoded
+and decoded (SCLDM's autoencoder alone). There are two worlds: *known_world* has ten combinations of type and condition,
+four of them rare; *many_labels* has 20 types and 50 donors, of whose 1,000 combinations 100 have training cells. Models
+also draw those that no training cell has; baselines cannot. Each world has a table and a summary in ``results``.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
 
 Cells come from `benchmarks.studies.world`. Small training sets are the first cells of the large ones. Every method
 trains and draws in its own process with one thread. Its cells are compared with fresh cells of the world, one for each
-and of the same type, and so is a second fresh draw: the floor. All use one space of comparison, fitted to other cells.
-Models learn all genes of a world, and the genes of the default world are judged, so that worlds compare.
+and of the same type, and so is a second fresh draw: the real value. All use one space of comparison, fitted to other
+cells. Models learn all genes of a world, and the genes of the default world are judged, so that worlds compare.
 Adds to ``results/learning_curves.csv`` and writes ``results/learning_curves.md`` and
 ``docs/_static/learning_curves.png``.
 """
@@ -28,7 +28,7 @@ from benchmarks.quality.methods import COSTS_KEY, KNOWN, choose_methods, draw, w
 from benchmarks.quality.report import IN_SHORT
 from benchmarks.quality.splits import Split, judge
 from benchmarks.runner import in_fresh_process, options, run, start, write_summary
-from benchmarks.studies.world import FLOOR, HELD_OUT, N_GENES, N_TYPES, RARE, SOURCE, SPACE, TRAIN, World
+from benchmarks.studies.world import HELD_OUT, N_GENES, N_TYPES, RARE, REAL_CELLS, SOURCE, SPACE, TRAIN, World
 from benchmarks.tables import REAL, ROOT, markdown_table
 
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ COSTS = {"train_minutes": "minutes", "peak_memory_gib": "peak GiB"}
 
 
 def write_world(folder: Path, n_cells: int, n_genes: int = N_GENES, n_types: int = N_TYPES) -> None:
-    """Write the training cells, the cells to compare with, the floor, and the cells and genes that give the space."""
+    """Write the training cells, the cells to compare with, the real value, and the cells and genes that give the space."""
     world = World.fit(n_genes=n_genes, n_types=n_types)
     world.write(folder / "train", n_cells, TRAIN, PART)
     rare = [world.draw(N_RARE, HELD_OUT, name) for name in RARE]
     held_out = ad.concat([world.draw(N_JUDGED, HELD_OUT), *rare])
     write_cells(held_out, folder / "held_out.h5ad")
-    write_cells(world.draw_like(held_out.obs["cell_type"].to_list(), FLOOR), folder / "floor.h5ad")
+    write_cells(world.draw_like(held_out.obs["cell_type"].to_list(), REAL_CELLS), folder / "real.h5ad")
     judged = world.genes if n_genes <= N_GENES else World.fit(n_genes=N_GENES).genes
     write_cells(world.draw(N_SPACE, SPACE)[:, judged].copy(), folder / "space.h5ad")
 
@@ -85,7 +85,7 @@ def figures(split: Split, space: ad.AnnData, cells: ad.AnnData) -> pd.DataFrame:
     for group, rows in groups.items():
         part = Split(train, held_out[rows].copy(), split.condition_keys, space)
         names = list(FIGURES if group == "all" else FIGURES_OF_RARE)
-        found = judge(part, counts[rows], seed=0, metrics=names, n_floor=0)
+        found = judge(part, counts[rows], seed=0, metrics=names, n_repeats=0)
         tables.append(found[["metric", "value", "low", "high"]].assign(group=group))
     if COSTS_KEY in cells.uns:
         costs = [{"metric": name, "group": "all", "value": float(cells.uns[COSTS_KEY][name])} for name in COSTS]
@@ -114,7 +114,7 @@ def study(
     folder = folder / ("world" if is_default else f"world-{genes}-genes-{types}-types")
     if not (folder / "train" / f"part-{most // PART - 1:04}.h5ad").exists():
         write_world(folder, most, genes, types)
-    path = folder / ("floor.h5ad" if method == REAL else f"{method}-{cells}-{DEFAULT}.h5ad")
+    path = folder / ("real.h5ad" if method == REAL else f"{method}-{cells}-{DEFAULT}.h5ad")
     if not path.exists():
         in_fresh_process(draw_one, folder, method, cells, variant, path)
     return figures(read_split(folder, cells), with_layer(folder / "space.h5ad"), ad.read_h5ad(path))

@@ -25,7 +25,7 @@ ATLAS = "docs/how_to/atlas.md"
 #: Methods of each question, in the order of its table.
 OF_TYPES = (
     *(
-        "floor",
+        "real",
         "scldm_perturbation_flow",
         "latent_arithmetic",
         "scvi_arithmetic",
@@ -36,10 +36,10 @@ OF_TYPES = (
     ),
     *("linear_additive", "no_change"),
 )
-OF_PAIRS = ("floor", "scldm_perturbation_flow", "additive", "cpa", "cellflow", "mean_shift", "no_change")
+OF_PAIRS = ("real", "scldm_perturbation_flow", "additive", "cpa", "cellflow", "mean_shift", "no_change")
 OF_HOURS = (
     *(
-        "floor",
+        "real",
         "scldm_perturbation_flow",
         "scldm_generate",
         "mean_shift",
@@ -67,7 +67,7 @@ def perturbation(table: pd.DataFrame) -> Blocks:
     overall = _table(means, {NAMES[name]: name for name in OF_TYPES}, METRICS)
 
     energy = by_type.loc["energy_distance"].T
-    shown = {NAMES[name]: name for name in ("floor", "scldm_perturbation_flow", "latent_arithmetic", "mean_shift")}
+    shown = {NAMES[name]: name for name in ("real", "scldm_perturbation_flow", "latent_arithmetic", "mean_shift")}
     shown |= {"`generate`": "scldm_generate"}
     types = _table(energy, {name: name for name in energy.index}, shown, corner="left-out type")
 
@@ -106,10 +106,10 @@ def learning_curves(table: pd.DataFrame) -> Blocks:
     """Write quality, minutes and memory by number of cells, and by numbers of genes and types."""
     worlds = columns_of(table)
     wide = of_default_world(worlds)
-    floor = wide.xs(REAL, level="method").iloc[[0]]
+    of_real = wide.xs(REAL, level="method").iloc[[0]]
     models = wide.loc[[key for method in METHODS for key in sorted(wide.index) if key[0] == method]]
     models.index = [f"{method}, {cells:,}" for method, cells in models.index]
-    shown = pd.concat([floor.set_axis([REAL]), models])
+    shown = pd.concat([of_real.set_axis([REAL]), models])
     costs = list(COSTS.values())
     left_out = [*costs, "F1", "distance", "copies"]  # hardly differ
     columns = {name: name for name in shown if name not in left_out}

@@ -49,7 +49,7 @@ LEAST_EXPECTED = 0.02  # counts per cell of a type; rarer genes take part in no 
 LEAST_CELLS = 100  # real cells of a type; programmes cannot be told from noise in fewer
 BLOCK = 1_000  # cells that are drawn at once
 #: Draws that share no randomness.
-TRAIN, HELD_OUT, FLOOR, SPACE = 0, 1, 2, 3
+TRAIN, HELD_OUT, REAL_CELLS, SPACE = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def test_few_training_cells_are_of_every_label_and_the_others_are_spare(cells, s
 def test_spare_cells_give_the_space_so_that_all_training_cells_are_compared(cells):
     few = splits.split_cells(cells, ("cell_type",), seed=0, n_genes=20, n_train=100)
     drawn = baselines.BASELINES["independent-NB"](few.train, few.train_labels, few.held_out_labels, seed=0)
-    found = splits.judge(few, drawn, 0, metrics=["w2"], n_floor=1, n_bootstrap=0)
+    found = splits.judge(few, drawn, 0, metrics=["w2"], n_repeats=1, n_bootstrap=0)
     assert found.attrs["n_cells"]["all"] == 100  # half of them would give the space
 
 
@@ -125,7 +125,7 @@ def test_unknown_parts_of_a_variant_are_arguments_of_the_model():
 
 
 def test_what_is_as_good_as_real_cells_and_what_is_within_the_errors_comes_first():
-    rows = pd.DataFrame({"value": [0.4, 0.52, 0.7], "floor": 0.5, "error": 0.02, "better": "lower"}, index=list("abc"))
+    rows = pd.DataFrame({"value": [0.4, 0.52, 0.7], "real": 0.5, "error": 0.02, "better": "lower"}, index=list("abc"))
     assert report.leaders(rows).tolist() == [True, True, False]
 
 

@@ -10,7 +10,7 @@ from mudata import MuData
 
 import scgen_diffusion as sgd
 
-QUICK = ["--n-floor", "1", "--n-bootstrap", "0", "--max-cells", "60"]
+QUICK = ["--n-repeats", "1", "--n-bootstrap", "0", "--max-cells", "60"]
 TWO = ["--metric", "gene_mean_error", "--metric", "copied_cells"]
 
 
@@ -51,7 +51,7 @@ def test_the_table_is_that_of_evaluate(judge, files, tmp_path):
         train=anndata.read_h5ad(files / "train.h5ad"),
         groupby="cell_type",
         metrics=["gene_mean_error", "copied_cells"],
-        n_floor=1,
+        n_repeats=1,
         n_bootstrap=0,
         max_cells=60,
     )
@@ -229,14 +229,14 @@ def perturbed(tmp_path):
 
 def test_predictions_of_perturbations_are_judged_beside_baselines_and_others(call, refused, perturbed):
     real, predicted, control, other = (perturbed / f"{n}.h5ad" for n in ("real", "predicted", "control", "other"))
-    options = ["--control", control, "-p", "gene", "--other", f"lazy={other}", "--n-floor", "1"]
+    options = ["--control", control, "-p", "gene", "--other", f"lazy={other}", "--n-repeats", "1"]
     options += ["--metric", "energy_distance", "--metric", "mean_change_correlation"]
     code, out, err = call("evaluate", real, predicted, *options)
     assert code == 0, err
     table = pd.read_csv(io.StringIO(out)).set_index("metric")
     assert table.loc["energy_distance", "value"] < table.loc["energy_distance", "lazy"]
     assert set(table.index) == {"energy_distance", "mean_change_correlation"}
-    assert all(name in err for name in ("floor", "no_change", "lazy"))
+    assert all(name in err for name in ("real", "no_change", "lazy"))
     anndata.read_h5ad(other)[:, 2:].write_h5ad(other)
     code, _, err = call("evaluate", real, predicted, *options, "--shared-genes")
     assert (code, "18 of the 20 genes" in err) == (0, True), err
@@ -253,7 +253,7 @@ def test_the_report_shows_the_table_that_was_computed_before(call, refused, file
     read_as_missing = {"a": "NA", "b": ""}  # by pandas
     cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories(read_as_missing)
     cells.write_h5ad(tmp_path / "real.h5ad")
-    pd.concat([found, found.assign(group="NA", floor=np.nan), found.assign(group="")]).to_csv(table, index=False)
+    pd.concat([found, found.assign(group="NA", real=np.nan), found.assign(group="")]).to_csv(table, index=False)
     command = ["report", tmp_path / "real.h5ad", synthetic, "--train", train, "--table", table, "--model", saved_model]
     code, out, err = call(*command, "-g", "cell_type", "--title", "Ours", "--out", page)
     assert (code, out) == (0, f"{page}\n"), err

@@ -21,7 +21,7 @@ from scgen_diffusion.report import summary
 N_GENES = 40
 OF_CELLS = [name for name, metric in CATALOGUE.items() if "all" in metric.scopes and metric.min_features <= N_GENES]
 QUICK = ["w2", "mmd2", "recall", "gene_mean_error", "library_size_ks"]
-BOUNDS_COLUMNS = ["value", "floor", "shuffled", "low", "high"]
+BOUNDS_COLUMNS = ["value", "real", "shuffled", "low", "high"]
 
 
 def cells(n_cells, *, seed, labels="ab", n_genes=N_GENES, effect=0.5):
@@ -42,11 +42,13 @@ def cells(n_cells, *, seed, labels="ab", n_genes=N_GENES, effect=0.5):
     return ad.AnnData(sp.csr_matrix(rng.poisson(rates).astype(np.float32)), obs=obs, var=var)
 
 
-def table(real=None, synthetic=None, *, train="own", metrics=QUICK, n_floor=2, n_bootstrap=5, **options):
+def table(real=None, synthetic=None, *, train="own", metrics=QUICK, n_repeats=2, n_bootstrap=5, **options):
     real = cells(120, seed=1) if real is None else real
     synthetic = cells(120, seed=2) if synthetic is None else synthetic
     train = cells(240, seed=3) if isinstance(train, str) else train
-    return evaluate(real, synthetic, train=train, metrics=metrics, n_floor=n_floor, n_bootstrap=n_bootstrap, **options)
+    return evaluate(
+        real, synthetic, train=train, metrics=metrics, n_repeats=n_repeats, n_bootstrap=n_bootstrap, **options
+    )
 
 
 def figure(found, metric, column="value", group="all"):
@@ -72,7 +74,7 @@ def test_all_cells_have_every_metric_in_the_catalogues_order(full):
 def test_metrics_of_top_genes_are_left_out_of_small_panels_unless_requested(full):
     assert not {"marker_overlap", "mean_variance_error"} & set(full["metric"])
     assert "mean_variance_error" in {metric.name for metric in choose_metrics(None, "all", (), n_features=100)}
-    requested = table(metrics="marker_overlap", groupby="type", n_floor=0, n_bootstrap=0)
+    requested = table(metrics="marker_overlap", groupby="type", n_repeats=0, n_bootstrap=0)
     assert figure(requested, "marker_overlap") == 1  # all 40 genes are among the 50 top ones
 
 
@@ -83,22 +85,22 @@ def test_a_row_does_not_depend_on_the_other_metrics(full):
     pd.testing.assert_frame_equal(alone, together)
 
 
-def test_rows_of_labels_with_cells_of_their_own_do_not_depend_on_the_other_metrics_nor_on_floors():
+def test_rows_of_labels_with_cells_of_their_own_do_not_depend_on_the_other_metrics_nor_on_repeatss():
     sets = (cells(n, seed=seed, labels="abcdefghij", n_genes=120) for n, seed in ((700, 1), (701, 2)))
     names = ["marker_overlap", "marker_slope", "mmd_per_label", "group_share_difference"]
     options = {"train": cells(1400, seed=3, labels="abcdefghij", n_genes=120), "groupby": "type", "max_cells": 50}
     real, synthetic = sets
-    alone = table(real, synthetic, metrics=names, n_floor=2, n_bootstrap=5, **options)
-    more = table(real, synthetic, metrics=[*names, "dcr_ratio"], n_floor=2, n_bootstrap=5, **options)
+    alone = table(real, synthetic, metrics=names, n_repeats=2, n_bootstrap=5, **options)
+    more = table(real, synthetic, metrics=[*names, "dcr_ratio"], n_repeats=2, n_bootstrap=5, **options)
     pd.testing.assert_frame_equal(alone, more[more["metric"].isin(names)].reset_index(drop=True))
-    without = table(real, synthetic, metrics=names, n_floor=0, n_bootstrap=5, **options)
+    without = table(real, synthetic, metrics=names, n_repeats=0, n_bootstrap=5, **options)
     figures = ["value", "shuffled", "low", "high"]
     pd.testing.assert_frame_equal(alone[figures], without[figures])
 
 
 def test_every_figure_of_all_cells_is_known(full):
     known = full[full["group"] == "all"].set_index("metric")
-    assert known[["value", "floor", "shuffled"]].notna().all(axis=None)
+    assert known[["value", "real", "shuffled"]].notna().all(axis=None)
     assert known[["low", "high"]].notna().all(axis=None)
 
 
@@ -121,29 +123,29 @@ def test_groups_have_rows_of_what_can_be_measured_in_them(full):
     assert all(30 <= n <= 40 for n in n_cells.values())  # as many as there are in every set
 
 
-def test_cells_of_the_same_distribution_score_like_the_floor(full):
+def test_cells_of_the_same_distribution_score_like_the_real_value(full):
     for metric in ("w2", "precision", "recall", "coverage", "tstr_f1", "trts_accuracy"):
-        assert figure(full, metric) == pytest.approx(figure(full, metric, "floor"), rel=0.3), metric  # 80 cells
+        assert figure(full, metric) == pytest.approx(figure(full, metric, "real"), rel=0.3), metric  # 80 cells
     for metric in ("auc_logistic", "auc_neighbours", "auc_boosting", "auc_genes", "membership_auc"):
-        assert figure(full, metric, "floor") == pytest.approx(0.5, abs=0.2), metric  # the standard error is 0.046
-    assert figure(full, "dcr_ratio", "floor") == pytest.approx(1, abs=0.15)
-    assert figure(full, "copied_cells") == figure(full, "copied_cells", "floor") == 0
+        assert figure(full, metric, "real") == pytest.approx(0.5, abs=0.2), metric  # the standard error is 0.046
+    assert figure(full, "dcr_ratio", "real") == pytest.approx(1, abs=0.15)
+    assert figure(full, "copied_cells") == figure(full, "copied_cells", "real") == 0
 
 
 def test_shuffled_genes_keep_their_margins_and_lose_their_correlation(full):
     assert figure(full, "gene_mean_error", "shuffled") == pytest.approx(
-        figure(full, "gene_mean_error", "floor"), rel=0.5
+        figure(full, "gene_mean_error", "real"), rel=0.5
     )
     assert abs(figure(full, "within_label_correlation", "shuffled")) < 0.2
-    assert figure(full, "within_label_correlation", "floor") > 0.5
+    assert figure(full, "within_label_correlation", "real") > 0.5
     assert figure(full, "library_size_ks", "shuffled") < 0.3
 
 
-def test_without_training_cells_their_metrics_are_left_out_and_a_half_of_the_real_ones_is_the_floor():
-    found = table(cells(200, seed=1), train=None, metrics=None, n_floor=1, n_bootstrap=0)
+def test_without_training_cells_their_metrics_are_left_out_and_a_half_of_the_real_ones_is_the_real_value():
+    found = table(cells(200, seed=1), train=None, metrics=None, n_repeats=1, n_bootstrap=0)
     needy = {metric.name for metric in CATALOGUE.values() if {"train", "groups"} & set(metric.needs)}
     assert found["metric"].tolist() == [name for name in OF_CELLS if name not in needy]
-    assert found["floor"].notna().all()
+    assert found["real"].notna().all()
     assert found[["low", "high"]].isna().all(axis=None)
 
 
@@ -196,7 +198,7 @@ def test_a_group_that_was_dropped_is_visible():
     assert dropped.loc[QUICK, BOUNDS_COLUMNS].isna().all(axis=None)
     assert dropped.loc["group_share_difference", "value"] == pytest.approx(1 / 3, abs=0.01)
     assert figure(found, "group_share_difference") == pytest.approx(1 / 3, abs=0.01)
-    assert figure(found, "group_share_difference", "floor") < 0.1
+    assert figure(found, "group_share_difference", "real") < 0.1
     assert found.attrs["n_cells"]["c"] == 0
     assert found.attrs["n_labelled"] == {"all": (240, 240), "a": (80, 120), "b": (80, 120), "c": (80, 0)}
     assert json.loads(json.dumps(found.attrs))["n_labelled"]["b"] == [80, 120]  # as parquet keeps them
@@ -220,7 +222,7 @@ def test_means_over_labels_do_not_pass_over_a_label_that_was_dropped():
 def test_half_samples_keep_labels_that_have_just_enough_cells(metric, labels):
     # 30 cells a label, of which an MMD needs 20, and 15, of which markers need 10
     sets = [cells(n_cells, seed=seed, labels=labels, n_genes=120) for seed, n_cells in enumerate([180, 180, 400])]
-    found = table(*sets[:2], train=sets[2], groupby="type", metrics=metric, n_floor=0, n_bootstrap=10)
+    found = table(*sets[:2], train=sets[2], groupby="type", metrics=metric, n_repeats=0, n_bootstrap=10)
     reach = (figure(found, metric, "high") - figure(found, metric, "low")) / 2
     assert 0.005 < reach < 0.04  # 1.96 standard deviations between draws are 0.006 and 0.024
 
@@ -231,7 +233,7 @@ def test_a_group_that_was_invented_is_visible_in_the_shares_alone():
     invented = found[found["group"] == "c"]
     assert invented["metric"].tolist() == ["group_share_difference"]
     assert invented["value"].item() == pytest.approx(1 / 3, abs=0.01)
-    assert invented["floor"].item() == 0  # no real cell has it
+    assert invented["real"].item() == 0  # no real cell has it
 
 
 def test_groups_with_few_real_cells_have_no_rows():
@@ -257,7 +259,7 @@ def test_shares_of_labels_are_counted_in_all_cells(n_synthetic):
 
     equal = table(**sets, **options)
     assert equal["value"].max() == pytest.approx(0, abs=1e-12)  # of 50 cells by chance: 0.25
-    assert 0.02 < figure(equal, "group_share_difference", "floor") < 0.15
+    assert 0.02 < figure(equal, "group_share_difference", "real") < 0.15
     assert figure(equal, "group_share_difference", "high") < 0.15
 
     sets["synthetic"].obs["type"] = np.where(np.arange(n_synthetic) % 10, sets["synthetic"].obs["type"], "a")
@@ -277,7 +279,7 @@ def test_labels_of_which_few_cells_are_drawn_are_compared_by_cells_of_their_own(
     assert found[BOUNDS_COLUMNS].notna().all(axis=None)
     assert set(found.loc[found["metric"] == "marker_overlap", "group"]) == {"all", *labels}
     for metric, tolerance in {"marker_overlap": 0.03, "marker_slope": 0.05, "mmd_per_label": 0.01}.items():
-        assert figure(found, metric) == pytest.approx(figure(found, metric, "floor"), abs=tolerance)
+        assert figure(found, metric) == pytest.approx(figure(found, metric, "real"), abs=tolerance)
 
     swapped = synthetic.copy()
     swapped.obs["type"] = swapped.obs["type"].replace({"a": "b", "b": "a"})
@@ -341,7 +343,7 @@ def test_cells_with_each_others_labels_are_visible_within_labels_alone():
     found = table(synthetic=synthetic, groupby="type", metrics=["mmd2", "mmd_per_label"])
     assert figure(found, "mmd2") < 0.02
     assert figure(found, "mmd_per_label") > 0.2
-    assert abs(figure(found, "mmd_per_label", "floor")) < 0.02
+    assert abs(figure(found, "mmd_per_label", "real")) < 0.02
 
 
 @pytest.mark.parametrize(("n_real", "counts"), [(19, False), (20, True)])
@@ -364,7 +366,7 @@ def test_held_out_cells_that_are_given_as_synthetic_ones_are_noticed(train):
     with pytest.warns(UserWarning, match="`synthetic` are exact copies of cells in `real_test`"):
         found = table(real, repeated, train=train, metrics=["w2", "copied_test_cells"])
     assert figure(found, "copied_test_cells") > 0.3  # without `train`, a third of the real cells is compared
-    assert figure(found, "copied_test_cells", "floor") == 0
+    assert figure(found, "copied_test_cells", "real") == 0
     assert summary(found).of_level("warning") == ["copied_test_cells"]
 
 
@@ -376,8 +378,8 @@ def test_copies_of_training_cells_are_seen():
     found = table(synthetic=copies, train=train, metrics=names)
     assert figure(found, "dcr_ratio") == 0
     assert figure(found, "nearer_than_held_out") == figure(found, "copied_cells") == 1
-    assert figure(found, "dcr_ratio", "floor") == pytest.approx(1, abs=0.15)
-    assert figure(found, "copied_cells", "floor") == figure(found, "duplicate_share") == 0
+    assert figure(found, "dcr_ratio", "real") == pytest.approx(1, abs=0.15)
+    assert figure(found, "copied_cells", "real") == figure(found, "duplicate_share") == 0
     assert figure(found, "membership_auc") > 0.65  # half of the training cells were copied
 
 
@@ -401,23 +403,23 @@ def test_a_few_copies_among_many_cells_are_all_counted(tmp_path, is_backed):
     assert figure(found, "copied_cells") == 11 / 600
     assert figure(found, "copied_test_cells") == 4 / 600
     assert figure(found, "duplicate_share") == 10 / 600
-    assert found["floor"].tolist() == found["shuffled"].tolist() == [0, 0, 0]
+    assert found["real"].tolist() == found["shuffled"].tolist() == [0, 0, 0]
     assert summary(found).of_level("warning") == ["copied_cells", "duplicate_share"]
 
 
-def test_floors_of_copies_are_counted_in_all_real_cells():
+def test_real_values_of_copies_are_counted_in_all_real_cells():
     real, train = cells(120, seed=1), cells(240, seed=3)
     leaked = with_copies(real, train[:6])
     with pytest.warns(UserWarning, match="At least 4.8% .*`real_test`"):
         found = table(leaked, cells(120, seed=2), train=with_copies(train, train[:5]), metrics=COPIES)
-    assert figure(found, "copied_cells", "floor") == found.attrs["leaked"] == 6 / 126
+    assert figure(found, "copied_cells", "real") == found.attrs["leaked"] == 6 / 126
     # of 245 training cells, two copies of five and one of a sixth
-    assert figure(found, "copied_test_cells", "floor") == 11 / 245
-    assert 0 < figure(found, "duplicate_share", "floor") < 10 / 245  # among 120 of them, there are fewer twins
+    assert figure(found, "copied_test_cells", "real") == 11 / 245
+    assert 0 < figure(found, "duplicate_share", "real") < 10 / 245  # among 120 of them, there are fewer twins
     of_real = table(
         with_copies(cells(150, seed=1), cells(150, seed=1)[:3]), cells(60, seed=2), train=None, metrics=COPIES[1:]
     )
-    assert figure(of_real, "copied_test_cells", "floor") == 6 / 153
+    assert figure(of_real, "copied_test_cells", "real") == 6 / 153
 
 
 def test_the_interval_of_no_copies_depends_on_the_number_of_cells():
@@ -426,14 +428,14 @@ def test_the_interval_of_no_copies_depends_on_the_number_of_cells():
     # the upper limit of Wilson's interval of 0 of n is z² / (n + z²)
     assert figure(few, "copied_cells", "high") == pytest.approx(3.8415 / 123.8415, rel=1e-4)
     assert figure(many, "copied_cells", "high") == pytest.approx(3.8415 / 1203.8415, rel=1e-4)
-    bare = table(metrics="copied_cells", n_bootstrap=0, n_floor=0)
-    assert bare[["floor", "low", "high"]].isna().all(axis=None)
+    bare = table(metrics="copied_cells", n_bootstrap=0, n_repeats=0)
+    assert bare[["real", "low", "high"]].isna().all(axis=None)
 
 
 def test_counts_and_logarithms_have_no_copies_of_each_other():
     real, train = in_logarithms(cells(120, seed=1), None), in_logarithms(cells(240, seed=3), None)
     found = table(real, cells(120, seed=2), train=train, metrics=["copied_cells", "copied_test_cells"])
-    assert found[["value", "floor", "low", "high"]].isna().all(axis=None)
+    assert found[["value", "real", "low", "high"]].isna().all(axis=None)
     synthetic = with_copies(in_logarithms(cells(60, seed=2), None), real[:20])
     synthetic.uns = real.uns
     assert figure(table(real, synthetic, train=train, metrics="copied_test_cells"), "copied_test_cells") == 0.25
@@ -449,7 +451,7 @@ def test_a_few_changed_copies_among_all_synthetic_cells_are_found_even_beside_ot
     for with_copies, least, most in ((synthetic, 8, 12), (synthetic[:1500], 0, 0)):
         found = table(real, with_copies, train=train, metrics=["near_copies", "nearer_than_held_out"])
         assert least <= round(1512 * figure(found, "near_copies")) <= most
-        assert figure(found, "near_copies", "floor") == 0
+        assert figure(found, "near_copies", "real") == 0
         assert ("near_copies" in summary(found).of_level("warning")) == (most > 0)
 
 
@@ -520,7 +522,7 @@ def test_the_attack_uses_all_synthetic_cells_not_only_those_compared():
     train = cells(400, seed=3)
     found = table(cells(60, seed=1), train.copy(), train=train, metrics=["membership_auc", "copied_cells"])
     assert figure(found, "membership_auc") == figure(found, "membership_auc", "high") == 1  # every member was copied
-    assert figure(found, "membership_auc", "floor") == pytest.approx(0.5, abs=0.25)
+    assert figure(found, "membership_auc", "real") == pytest.approx(0.5, abs=0.25)
 
 
 def test_the_cells_that_the_components_were_chosen_on_take_no_part_in_the_attack():
@@ -528,11 +530,11 @@ def test_the_cells_that_the_components_were_chosen_on_take_no_part_in_the_attack
     # synthetic cells are
     sets = [cells(n, seed=seed, n_genes=400) for n, seed in ((150, 1), (150, 2), (300, 3))]
     found = table(*sets[:2], train=sets[2], metrics=["membership_auc"])
-    for column in ("value", "floor"):
+    for column in ("value", "real"):
         assert figure(found, "membership_auc", column) == pytest.approx(0.5, abs=0.12)  # standard error 0.03
 
 
-def test_every_floor_of_the_attack_draws_its_own_training_cells(monkeypatch):
+def test_every_real_value_of_the_attack_draws_its_own_training_cells(monkeypatch):
     seeds = []
 
     def attack(*points, seed):
@@ -540,7 +542,7 @@ def test_every_floor_of_the_attack_draws_its_own_training_cells(monkeypatch):
         return nearness(*points, seed=seed)
 
     monkeypatch.setattr("scgen_diffusion.metrics._safety.nearness", attack)
-    table(metrics="membership_auc", n_floor=3)
+    table(metrics="membership_auc", n_repeats=3)
     assert len(set(seeds)) == 4  # the value, too
 
 
@@ -595,9 +597,9 @@ def test_the_sets_are_left_as_they_are():
 
 def test_arrays_are_counts():
     sets = [cells(n, seed=n) for n in (120, 121, 240)]
-    of_arrays = evaluate(*(s.X.toarray() for s in sets[:2]), train=sets[2].X, metrics=QUICK, n_floor=1, n_bootstrap=0)
+    of_arrays = evaluate(*(s.X.toarray() for s in sets[:2]), train=sets[2].X, metrics=QUICK, n_repeats=1, n_bootstrap=0)
     pd.testing.assert_frame_equal(
-        of_arrays, evaluate(*sets[:2], train=sets[2], metrics=QUICK, n_floor=1, n_bootstrap=0)
+        of_arrays, evaluate(*sets[:2], train=sets[2], metrics=QUICK, n_repeats=1, n_bootstrap=0)
     )
 
 
@@ -666,13 +668,13 @@ def test_only_drawn_cells_are_normalised(monkeypatch):
         lambda values, *args, **options: read.append(values.shape[0]) or on_scale(values, *args, **options),
     )
     big = [cells(3000, seed=seed) for seed in (1, 2)]
-    evaluate(*big, train=cells(400, seed=3), metrics=["gene_mean_error"], max_cells=60, n_floor=2, n_bootstrap=5)
+    evaluate(*big, train=cells(400, seed=3), metrics=["gene_mean_error"], max_cells=60, n_repeats=2, n_bootstrap=5)
     # 200 fit the space, 60 are compared, twice as many real cells are kept for draws; 20 of each set are looked at
     # first
     assert sum(read) == 200 + 60 + 2 * 120 + 3 * 20
 
 
-def test_with_a_given_space_all_training_cells_are_available_for_the_floor():
+def test_with_a_given_space_all_training_cells_are_available_for_the_real_value():
     space = ComparisonSpace.fit(cells(200, seed=9))
     assert table(train=cells(110, seed=3), space=space).attrs["n_cells"] == {"all": 110}
     assert table(real=cells(180, seed=1), train=None, space=space).attrs["n_cells"] == {"all": 90}
@@ -689,7 +691,7 @@ def test_sparse_cells_are_never_made_dense_as_a_whole(monkeypatch):
         train=cells(200, seed=3, n_genes=2500),
         metrics=["gene_mean_error", "auc_logistic", "within_label_correlation"],
         max_cells=50,
-        n_floor=1,
+        n_repeats=1,
         n_bootstrap=5,
     )
     assert max(largest) <= 100 * 2000  # drawn cells in the space's genes
@@ -718,7 +720,7 @@ def test_intervals_of_few_half_samples_hold_the_true_value_as_often():
 
 
 def test_intervals_of_a_classifier_are_as_wide_as_its_auc_varies_between_draws_of_cells():
-    options = {"metrics": ["auc_logistic"], "n_floor": 0, "n_bootstrap": 10}
+    options = {"metrics": ["auc_logistic"], "n_repeats": 0, "n_bootstrap": 10}
     space = ComparisonSpace.fit(cells(240, seed=3))
     found = [
         table(cells(120, seed=100 + seed), cells(120, seed=200 + seed), space=space, **options).iloc[0]
@@ -757,7 +759,7 @@ def test_intervals_do_not_leave_the_bounds():
         ({"seed": -1}, ValueError, "`seed`"),
         ({"seed": 2**32}, ValueError, "`seed`"),
         ({"n_bootstrap": 4}, ValueError, "`n_bootstrap`"),
-        ({"n_floor": -1}, ValueError, "`n_floor`"),
+        ({"n_repeats": -1}, ValueError, "`n_repeats`"),
         ({"space": ComparisonSpace.fit(cells(60, seed=9, n_genes=50))}, ValueError, "40 genes"),
         ({"space": ComparisonSpace.fit(cells(60, seed=9)[:, ::-1].copy())}, ValueError, "'g0'.*'g39'"),
         ({"synthetic": pd.DataFrame(np.ones((60, N_GENES)))}, TypeError, "`synthetic`"),

@@ -7,8 +7,8 @@ import pytest
 
 from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, _evaluate, evaluate
 
-QUICK = {"n_floor": 1, "n_bootstrap": 0}
-COLUMNS = ["modality", "metric", "group", "value", "floor", "shuffled", "low", "high", "better"]
+QUICK = {"n_repeats": 1, "n_bootstrap": 0}
+COLUMNS = ["modality", "metric", "group", "value", "real", "shuffled", "low", "high", "better"]
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def test_three_modalities_are_compared_in_pairs(cells):
         return md.MuData({"rna": mdata["rna"], "prot": mdata["prot"], "third": third})
 
     real, synthetic = (with_third(cells(seed, 200)) for seed in (0, 1))
-    found = evaluate(real, synthetic, metrics="cross_correlation_error", n_floor=1)
+    found = evaluate(real, synthetic, metrics="cross_correlation_error", n_repeats=1)
     assert found["modality"].tolist() == ["rna+prot", "rna+third", "prot+third"]
 
 
@@ -283,17 +283,17 @@ def pair_figures():
     """Return the figures of a pair of modalities."""
 
     def figures(real, synthetic, **options):
-        found = evaluate(real, synthetic, metrics="cross_correlation_error", **{"n_floor": 5, **options})
+        found = evaluate(real, synthetic, metrics="cross_correlation_error", **{"n_repeats": 5, **options})
         return found.set_index("metric").loc["cross_correlation_error"]
 
     return figures
 
 
-def test_linked_modalities_reach_the_floor_and_unlinked_ones_the_shuffled_cells(cells, pair_figures):
+def test_linked_modalities_reach_the_real_value_and_unlinked_ones_the_shuffled_cells(cells, pair_figures):
     right = pair_figures(cells(0), cells(1))
     wrong = pair_figures(cells(0), cells(1, linked=False))
     # correlations of 150 cells have a standard error of 0.08 each
-    assert right["value"] == pytest.approx(right["floor"], abs=0.05)
+    assert right["value"] == pytest.approx(right["real"], abs=0.05)
     assert wrong["value"] == pytest.approx(wrong["shuffled"], abs=0.1)
     assert wrong["value"] > 1.2 * right["value"]
 
@@ -302,12 +302,12 @@ def test_links_that_are_too_weak_are_seen(cells, pair_figures):
     sets = [cells(0, 1000), cells(1, 1000, strength=0.15)]
     linked = [md.MuData({"rna": own["rna"][:, :5].copy(), "prot": own["prot"][:, :5].copy()}) for own in sets]
     found = pair_figures(*linked)
-    assert found["value"] > 1.3 * found["floor"]
+    assert found["value"] > 1.3 * found["real"]
 
 
 def test_figures_of_a_pair_are_those_of_its_correlations(cells, pair_figures):
     real, synthetic = cells(0), cells(1)
-    found = pair_figures(real, synthetic, n_floor=1, groupby="kind")
+    found = pair_figures(real, synthetic, n_repeats=1, groupby="kind")
     rng = np.random.default_rng(0)
     order, drawn = rng.permutation(real.n_obs)[:150], rng.permutation(synthetic.n_obs)[:150]
 
@@ -319,9 +319,9 @@ def test_figures_of_a_pair_are_those_of_its_correlations(cells, pair_figures):
 
     pair = correlations(real, order), correlations(synthetic, drawn)
     assert found["value"] == pytest.approx(np.abs(pair[0] - pair[1]).mean(), rel=1e-4)
-    without_floor = pair_figures(real, synthetic, n_floor=0, groupby="kind")
-    assert without_floor["value"] == found["value"]
-    assert np.isnan(without_floor["floor"])
+    without_real = pair_figures(real, synthetic, n_repeats=0, groupby="kind")
+    assert without_real["value"] == found["value"]
+    assert np.isnan(without_real["real"])
 
 
 def test_within_labels_differences_between_labels_vanish(cells, pair_figures):

@@ -24,7 +24,7 @@ from scgen_diffusion.metrics import (
 from scgen_diffusion.metrics._perturbation import GeneMoments
 from scgen_diffusion.metrics._perturbation_contexts import Shift, Trained, mix, parts_of
 
-COLUMNS = ["metric", "perturbation", "group", "value", "floor", "no_change", "mean_shift", "additive", "better"]
+COLUMNS = ["metric", "perturbation", "group", "value", "real", "no_change", "mean_shift", "additive", "better"]
 
 BASE = np.full(40, 60.0)
 # every perturbation keeps the total, so that logarithms of normalised values change by what is written here
@@ -63,7 +63,7 @@ def test_there_is_a_row_per_metric_and_perturbation():
     assert len(table) == 2 * table["metric"].nunique() == 2 * 13
     assert set(table["metric"]) > {"de_overlap_top_20", "variance_error_top_20", "mean_change_correlation_top_20"}
     assert not table["metric"].str.endswith("_top_100").any()  # of 40 genes
-    assert table[["value", "floor", "no_change", "mean_shift", "additive"]].notna().all(axis=None)
+    assert table[["value", "real", "no_change", "mean_shift", "additive"]].notna().all(axis=None)
 
 
 def test_effects_in_the_wrong_direction_have_values_within_their_bounds():
@@ -81,7 +81,7 @@ def test_the_additive_baseline_is_as_good_as_real_cells_where_effects_add_up():
     assert correlation["additive"] > 0.99
     assert correlation["additive"] > correlation["mean_shift"] > correlation["no_change"] == 0
     # the change from counts without noise is known up to sampling, which is what two halves of real cells differ by
-    assert abs(energy["additive"] - energy["floor"]) < 0.05 * energy["mean_shift"]
+    assert abs(energy["additive"] - energy["real"]) < 0.05 * energy["mean_shift"]
     assert energy["mean_shift"] < energy["no_change"]
 
 
@@ -150,7 +150,7 @@ UNLABELLED.obs.loc[UNLABELLED.obs_names[:2], "gene"] = None
         ({"control": None}, ValueError, "`control`"),
         ({"control": None, "perturbation_key": None, "others": {"x": 1}}, ValueError, "`others`"),
         ({"scales": {"rna": "log1p"}}, ValueError, "`scales`"),
-        ({"others": {"floor": cells("A", seed=3)}}, ValueError, "`others`.*'floor'"),
+        ({"others": {"real": cells("A", seed=3)}}, ValueError, "`others`.*'real'"),
         ({"others": {"train": cells("A", seed=3)}}, ValueError, "`others`.*'train'"),
         ({"others": {"better": cells("A", seed=3)}}, ValueError, "`others`.*'better'"),
         ({"synthetic": cells("A")[:0]}, ValueError, "`synthetic`"),
@@ -165,12 +165,12 @@ def test_arguments_that_cannot_be_compared_raise(change, error, message):
         evaluate(**{**sets, "perturbation_key": "gene", **change})
 
 
-def test_true_cells_reach_the_floor_and_control_cells_score_as_no_change():
+def test_true_cells_reach_the_real_value_and_control_cells_score_as_no_change():
     control = cells("ctrl", seed=9)
     true = judge(cells("A+B", seed=1), cells("A+B", seed=2), control=control)
     none = judge(cells("A+B", seed=1), cells("A+B", seed=4, rates=list(BASE)), control=control)
     for metric, sign in (("energy_distance", 1), ("mean_change_error", 1), ("mean_change_correlation", -1)):
-        assert sign * row(true, metric)["value"] < sign * row(true, metric)["floor"] + 0.05
+        assert sign * row(true, metric)["value"] < sign * row(true, metric)["real"] + 0.05
     for metric in ("energy_distance", "mean_change_error"):
         assert row(none, metric)["value"] == pytest.approx(row(none, metric)["no_change"], rel=0.1)
 
@@ -201,13 +201,13 @@ def test_names_of_the_control_in_a_combination_are_no_perturbation():
 
 def test_the_name_of_the_control_may_have_the_separator():
     real, predicted = cells("A", "DMSO+PBS", seed=1), cells("A", seed=2)
-    found = judge(real, predicted, control=cells("DMSO+PBS", seed=9), metrics="mean_change_error", n_floor=1)
+    found = judge(real, predicted, control=cells("DMSO+PBS", seed=9), metrics="mean_change_error", n_repeats=1)
     assert found["perturbation"].tolist() == ["A"]
 
 
 def test_perturbed_cells_of_train_are_not_held_out_cells():
     real, predicted, control = cells("A", seed=1), cells("A", seed=2), cells("ctrl", seed=9)
-    train, quick = cells("B", seed=3), {"control": control, "metrics": "mean_change_error", "n_floor": 1}
+    train, quick = cells("B", seed=3), {"control": control, "metrics": "mean_change_error", "n_repeats": 1}
     with pytest.raises(ValueError, match="`real_test` has cells of `train`: the same `obs_names`"):
         judge(real, predicted, train=ad.concat([real, train]), **quick)
     real, train = ad.concat([real, control]), ad.concat([train, control])
@@ -271,8 +271,8 @@ def test_control_cells_predict_nothing_and_the_mean_response_nothing_specific():
     assert table.loc["perturbation_discrimination", "mean_shift"].mean() == pytest.approx(0.5)
     assert (table.loc["specific_change_correlation", "mean_shift"] == 0).all()
     assert (table.loc["perturbation_discrimination", ["value", "additive"]] == 1).all(axis=None)
-    assert (table.loc["perturbation_discrimination", "floor"] > 0.9).all()
-    np.testing.assert_allclose(table.loc["mean_change_slope", ["value", "floor", "additive"]], 1, atol=0.05)
+    assert (table.loc["perturbation_discrimination", "real"] > 0.9).all()
+    np.testing.assert_allclose(table.loc["mean_change_slope", ["value", "real", "additive"]], 1, atol=0.05)
     specific = table.loc["specific_change_correlation"]
     assert (specific[["value", "additive"]] > 0.95).all(axis=None)
 
@@ -307,12 +307,12 @@ def test_the_additive_prediction_of_additive_effects_has_no_debiased_error():
         sets = cells("A+B", seed=100 + seed, n_cells=30), cells("A+B", seed=200 + seed, n_cells=30)
         train, control = cells("A", "B", seed=300 + seed, n_cells=30), cells("ctrl", seed=400 + seed, n_cells=30)
         wanted = ["mean_change_debiased_error", "mean_change_slope"]
-        table = judge(*sets, train=train, control=control, metrics=wanted, n_floor=1)
-        errors.append(table.set_index("metric")[["value", "additive", "floor", "no_change", "mean_shift"]].stack())
+        table = judge(*sets, train=train, control=control, metrics=wanted, n_repeats=1)
+        errors.append(table.set_index("metric")[["value", "additive", "real", "no_change", "mean_shift"]].stack())
     errors = pd.concat(errors, axis=1)
     expected, spread = errors.mean(axis=1), errors.std(axis=1) / np.sqrt(errors.shape[1])
     of_error, of_slope = expected["mean_change_debiased_error"], expected["mean_change_slope"]
-    for name in ("value", "additive", "floor"):
+    for name in ("value", "additive", "real"):
         assert abs(of_error[name]) < 4 * spread["mean_change_debiased_error", name] < 0.02 * of_error["no_change"]
         assert abs(of_slope[name] - 1) < 4 * spread["mean_change_slope", name]
     assert of_error["mean_shift"] > 0.2 * of_error["no_change"]
@@ -323,10 +323,10 @@ def test_control_cells_have_no_differential_genes_and_the_variance_of_control():
     for metric in ("de_overlap_top_20", "de_jaccard", "de_direction"):
         assert row(table, metric)["no_change"] == 0
     variance = row(table, "variance_error")
-    assert variance["no_change"] == variance["mean_shift"] == variance["additive"] > variance["floor"]
+    assert variance["no_change"] == variance["mean_shift"] == variance["additive"] > variance["real"]
     # five of forty genes change, so that a list of twenty is noise for the most part
-    assert row(table, "de_overlap_top_20")["floor"] < 0.8
-    assert row(table, "de_direction")["additive"] == row(table, "de_direction")["floor"] == 1
+    assert row(table, "de_overlap_top_20")["real"] < 0.8
+    assert row(table, "de_direction")["additive"] == row(table, "de_direction")["real"] == 1
 
 
 def test_groups_are_compared_with_their_own_control():
@@ -400,7 +400,7 @@ def test_donors_with_a_single_cell_are_not_free_of_noise():
 
     found = []
     for seed in range(0, 1_000, 100):
-        options = {"control": cells_of("ctrl", seed, [30]), "match_keys": ["donor"], "n_floor": 0}
+        options = {"control": cells_of("ctrl", seed, [30]), "match_keys": ["donor"], "n_repeats": 0}
         options["metrics"] = ["mean_change_debiased_error", "energy_distance", "mean_change_slope"]
         table = judge(cells_of("A", seed + 20, [1, 2]), cells_of("A", seed + 40, [30]), **options).set_index("metric")
         shares = table["value"] / table["no_change"]
@@ -471,7 +471,7 @@ def test_energy_distance_has_a_closed_form_if_cells_of_a_donor_are_equal(n_real,
         "control": of_donors("ctrl", 4, (20, 5), first, off),
         "others": {"few": of_donors("A", 3, (2, 3), first, off)},
     }
-    options = {"match_keys": ["donor"], "metrics": "energy_distance", "max_cells": max_cells, "n_floor": 0}
+    options = {"match_keys": ["donor"], "metrics": "energy_distance", "max_cells": max_cells, "n_repeats": 0}
     found = judge(of_donors("A", 1, n_real, first, second), of_donors("A", 2, (2, 7), first, second), **sets, **options)
     apart = np.linalg.norm(np.log1p(100 * second) - np.log1p(100 * off))
     share = n_real[1] / sum(n_real)
@@ -488,7 +488,7 @@ def test_unlike_donors_are_no_error_of_the_right_prediction():
             cells_of_donors("A", seed + 3_020, d1=10, d2=30),
             cells_of_donors("ctrl", seed + 4_530, d1=15, d2=20),
         )
-        options = {"train": train, "control": control, "match_keys": ["donor"], "n_floor": 1}
+        options = {"train": train, "control": control, "match_keys": ["donor"], "n_repeats": 1}
         metrics = ["mean_change_debiased_error", "mean_change_slope", "energy_distance"]
         table = judge(real, predicted, metrics=metrics, **options)
         errors.append(table.set_index("metric")[["value", "additive", "no_change"]].stack())
@@ -598,4 +598,4 @@ def test_real_cells_are_better_than_no_change_in_the_direction_of_every_metric()
     gain, better = means["value"] - means["no_change"], table.groupby("metric")["better"].first()
     assert (gain[better == "higher"] > 0).all()
     assert (gain[better == "lower"] < 0).all()
-    assert set(better.index[better == "floor"]) == {"mean_change_slope"}
+    assert set(better.index[better == "real"]) == {"mean_change_slope"}

@@ -13,7 +13,7 @@ from scgen_diffusion.model import SCLDM, WBDIT
 TABLE = pd.DataFrame(np.random.default_rng(0).normal(size=(4, 3)), index=["A", "B", "C", "NEW"])
 
 
-IS_NEW = "not occur in the training cells|The effect on"  # SCLDM's flow gives a verdict
+IS_NEW = "not occur in the training cells|The effect on"  # SCLDM's flow gives a support
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 def test_a_cell_under_its_own_condition_is_itself_or_its_reconstruction(trained):
     with pytest.warns(UserWarning, match="nothing is predicted"):
-        own, drawn = (trained.predict_perturbation(seed=3, residuals=residuals) for residuals in ("own", "new"))
+        own, drawn = (trained.predict_perturbation(seed=3, keep_residuals=keep) for keep in (True, False))
 
     for found, expected in ((own, trained.adata), (drawn, trained.get_reconstruction(seed=3))):
         assert (found.X != expected.X).mean() < 0.01  # a last bit of a rate may turn a count
@@ -25,7 +25,7 @@ def test_a_cell_under_its_own_condition_is_itself_or_its_reconstruction(trained)
 
 def test_another_condition_changes_cells_and_guidance_changes_them_more(trained):
     def cells(condition, scale):
-        request = {"condition": condition, "guidance_scale": scale, "residuals": "new", "seed": 0}
+        request = {"condition": condition, "guidance_scale": scale, "keep_residuals": False, "seed": 0}
         return trained.predict_perturbation(trained.adata[:50].copy(), **request).X.toarray()
 
     same, nk = cells(None, 1.0), {"cell_type": "NK"}
@@ -60,13 +60,13 @@ def test_predictions_are_named_by_the_request_and_the_cell(trained):
     names = trained.predict_perturbation(trained.adata[[7, 3]].copy(), **request).obs_names
 
     assert trained.predict_perturbation(trained.adata[[7]].copy(), **request).obs_names.tolist() == [names[0]]
-    for other in ({"seed": 1}, {"condition": {"dose": 1}}, {"residuals": "new"}):
+    for other in ({"seed": 1}, {"condition": {"dose": 1}}, {"keep_residuals": False}):
         others = trained.predict_perturbation(trained.adata[[7, 3]].copy(), **request | other).obs_names
         assert not set(names) & set(others), other
 
 
 def test_a_cell_keeps_its_total_unless_another_is_requested(trained):
-    request = {"condition": {"dose": 1}, "residuals": "new", "seed": 0}
+    request = {"condition": {"dose": 1}, "keep_residuals": False, "seed": 0}
 
     kept, set_to = (trained.predict_perturbation(**request, library_size=size).X.sum(1) for size in (None, 1000))
 
@@ -153,7 +153,7 @@ def test_requests_of_one_seed_share_their_noise(make_trained):
 
 def test_given_totals_mean_what_they_mean_in_generate(trained):
     least = trained.adata.X.sum(1).min()
-    request = {"condition": {"dose": 10}, "residuals": "new", "seed": 0}
+    request = {"condition": {"dose": 10}, "keep_residuals": False, "seed": 0}
 
     usual, shallow = (
         trained.predict_perturbation(**request, library_size=size).X.toarray() for size in (least, least / 4)

@@ -553,14 +553,14 @@ def test_the_inversion_takes_any_change(multimodal, treated):
 
     assert found.uns["scgen_diffusion"]["method"] == "inversion"
     assert set(found.obs["cell_type"]) == {"B"}
-    assert (values(multimodal.predict_perturbation(**request, residuals="new")) != values(found)).any()
+    assert (values(multimodal.predict_perturbation(**request, keep_residuals=False)) != values(found)).any()
     with pytest.warns(UserWarning, match="Predicted by inversion"):
         treated.predict_perturbation(condition={"drug": "no"}, seed=0, n_steps=2)
 
 
 def test_totals_of_predictions_are_given_per_modality(treated):
     control = untreated(treated)
-    request = {"condition": DRUG, "seed": 0, "residuals": "new"}
+    request = {"condition": DRUG, "seed": 0, "keep_residuals": False}
 
     own, given = (treated.predict_perturbation(control, **request, library_size=s) for s in (None, {"prot": 5000}))
 
@@ -574,7 +574,9 @@ def test_totals_of_one_modality_can_be_given_before_the_prior_is_trained(tiny, q
     model.train_autoencoder(1, **quick)
     model.train_perturbation_flow(1, **quick)
 
-    given = model.predict_perturbation(untreated(model), DRUG, library_size={"prot": 5000}, residuals="new", seed=0)
+    given = model.predict_perturbation(
+        untreated(model), DRUG, library_size={"prot": 5000}, keep_residuals=False, seed=0
+    )
 
     assert given["prot"].X.sum(1).mean() == pytest.approx(5000, rel=0.1)
 

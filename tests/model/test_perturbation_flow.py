@@ -37,8 +37,8 @@ def test_latents_move_and_own_residuals_keep_more_of_a_cell_than_new_ones(pertur
     given = controls(perturbing)
     request = {"condition": PERTURBED, "method": "perturbation_flow", "seed": 0}
 
-    own, new = (perturbing.predict_perturbation(given, **request, residuals=kind) for kind in ("own", "new"))
-    unmoved = perturbing.predict_perturbation(given, residuals="new", seed=0)
+    own, new = (perturbing.predict_perturbation(given, **request, keep_residuals=keep) for keep in (True, False))
+    unmoved = perturbing.predict_perturbation(given, keep_residuals=False, seed=0)
     same = perturbing.predict_perturbation(given, condition={"dose": 1}, method="perturbation_flow", seed=0)
 
     def likeness(cells):
@@ -54,7 +54,7 @@ def test_changes_that_the_decoder_misses_are_added(make_cells, make_trained, mon
 
     What new combinations lack besides is left out, since it would hide whether groups of training cells tell of it.
     """
-    monkeypatch.setattr(LackingChanges, "of_verdicts", lambda *_: None)
+    monkeypatch.setattr(LackingChanges, "of_supports", lambda *_: None)
     cells = make_cells(400)
     cells.obs["treated"] = np.arange(400) % 2 == 1
     cells.X[cells.obs["treated"], 0] += 10
@@ -90,7 +90,7 @@ def test_a_part_of_a_perturbation_is_not_enough_for_a_new_combination(make_cells
 
     with pytest.raises(ValueError, match=r"\['dose'\]"):
         model.generate(10, part)
-    assert "verdict" in model.generate(10, part | {"dose": 10}, seed=0).uns["scgen_diffusion"]
+    assert "support" in model.generate(10, part | {"dose": 10}, seed=0).uns["scgen_diffusion"]
     known = part | {"cell_type": "T cell"}
     with pytest.warns(UserWarning, match="spatial=.* does not occur"):
         elsewhere = model.generate(10, known | {"spatial": [110, 110]}, seed=0)
@@ -153,7 +153,7 @@ def test_it_must_be_trained_and_the_autoencoder_first(trained, make_model):
     ("request_", "name"),
     [
         ({"method": "teleport"}, "method"),
-        ({"residuals": "old"}, "residuals"),
+        ({"method": "other"}, "method"),
         ({"method": "perturbation_flow", "adata_control": None}, "perturbed already"),
         ({"sampler": "heun", "n_steps": 0}, "n_steps"),
         ({"guidance_scale": 3.0}, "guidance"),
@@ -245,20 +245,20 @@ def test_totals_of_moved_cells_do_not_depend_on_how_far_they_come(without_a_comb
 
 @pytest.mark.filterwarnings("ignore:The combination")
 def test_a_finished_file_is_not_judged_again(without_a_combination, tmp_path, monkeypatch):
-    model, judged, judge = without_a_combination, [], CellGenerator.verdicts
+    model, judged, judge = without_a_combination, [], CellGenerator.supports
     model.train_perturbation_flow(1, control_values={"dose": 1}, **QUICK)
-    monkeypatch.setattr(CellGenerator, "verdicts", lambda *a: judged.append(a) or judge(*a))
+    monkeypatch.setattr(CellGenerator, "supports", lambda *a: judged.append(a) or judge(*a))
 
     for _ in range(2):
         path = model.generate_to(tmp_path / "cells.h5ad", 5, NEW, seed=0)
 
     assert len(judged) == 1
-    expected = model.generate(5, NEW, seed=0).uns["scgen_diffusion"]["verdict"]
-    assert anndata.read_h5ad(path).uns["scgen_diffusion"]["verdict"].astype(str).equals(expected.astype(str))
+    expected = model.generate(5, NEW, seed=0).uns["scgen_diffusion"]["support"]
+    assert anndata.read_h5ad(path).uns["scgen_diffusion"]["support"].astype(str).equals(expected.astype(str))
 
 
 @pytest.mark.filterwarnings("ignore:The (combination|effect)")
-def test_generated_cells_at_many_places_have_one_verdict(make_cells, make_trained, monkeypatch):
+def test_generated_cells_at_many_places_have_one_support(make_cells, make_trained, monkeypatch):
     cells = of_nk_unperturbed(make_cells)
     cells.obsm["spatial"] = np.random.default_rng(0).uniform(size=(cells.n_obs, 2))
     model = make_trained(cells, max_epochs=2, setup={"continuous_condition_keys": ["spatial"]})
@@ -269,9 +269,9 @@ def test_generated_cells_at_many_places_have_one_verdict(make_cells, make_traine
 
     made = model.generate(len(places), NEW | {"spatial": places}, seed=0)
 
-    verdict = made.uns["scgen_diffusion"]["verdict"]
-    assert verdict["n_cells"].tolist() == [len(places)]
-    assert "spatial" not in verdict["combination"][0]
+    support = made.uns["scgen_diffusion"]["support"]
+    assert support["n_cells"].tolist() == [len(places)]
+    assert "spatial" not in support["combination"][0]
     assert len(np.unique(started[0], axis=0)) == len(places)  # control cells of all places are judged
 
 

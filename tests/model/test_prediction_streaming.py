@@ -56,7 +56,7 @@ def assert_same(path, expected, *, columns=None):
     assert list(found.obs) == columns
     assert found.obs.astype(str).equals(expected.obs[columns].astype(str))
     record, other = (dict(cells.uns["scgen_diffusion"]) for cells in (found, expected))
-    for name in ("verdict", "mean_change"):
+    for name in ("support", "mean_change"):
         table = other.pop(name).reset_index(drop=True)
         # sums over cells add up in another order
         pd.testing.assert_frame_equal(
@@ -213,8 +213,8 @@ def test_other_control_cells_are_another_request(model, control, tmp_path):
 
     with pytest.raises(FileExistsError, match="What differs: the control cells"):
         model.predict_perturbation_to(goal, other, **REQUEST)
-    with pytest.raises(FileExistsError, match="What differs: `residuals`"):
-        model.predict_perturbation_to(goal, control.copy(), **{**REQUEST, "residuals": "new"})
+    with pytest.raises(FileExistsError, match="What differs: `keep_residuals`"):
+        model.predict_perturbation_to(goal, control.copy(), **{**REQUEST, "keep_residuals": False})
 
 
 @pytest.mark.parametrize("column", ["cell_type", "treated"])
@@ -245,7 +245,7 @@ def test_cells_without_any_columns_are_written_too(make_trained, make_cells, tmp
     cells = make_cells()
     cells.obs = cells.obs[[]]
     model = make_trained(cells, condition_keys=[])
-    path = model.predict_perturbation_to(tmp_path / "cells.h5ad", residuals="new", seed=0)
+    path = model.predict_perturbation_to(tmp_path / "cells.h5ad", keep_residuals=False, seed=0)
     assert anndata.read_h5ad(path).n_obs == cells.n_obs
 
 
@@ -264,7 +264,7 @@ def test_the_inversion_streams_without_tables(model, control, tmp_path):
 
     found = anndata.read_h5ad(path)
     np.testing.assert_array_equal(found.X.toarray(), expected.X.toarray())
-    assert not {"verdict", "mean_change"} & set(found.uns["scgen_diffusion"])
+    assert not {"support", "mean_change"} & set(found.uns["scgen_diffusion"])
 
 
 def test_gene_space_models_stream_too(trained_gene_space, control, tmp_path):

@@ -324,7 +324,7 @@ def effects_on_old_cells(model, reference):
     return model.predict_perturbation(cells, {"drug": "B+A"}, method="perturbation_flow", seed=0)
 
 
-@pytest.mark.filterwarnings("error:.* not occur in the training cells")  # the verdict says more
+@pytest.mark.filterwarnings("error:.* not occur in the training cells")  # the support says more
 def test_the_perturbation_flow_of_the_reference_predicts_new_types_of_which_only_control_cells_are_known(
     with_perturbation_flow, make_cells, quick, tmp_path
 ):
@@ -337,7 +337,7 @@ def test_the_perturbation_flow_of_the_reference_predicts_new_types_of_which_only
     assert len(told["outside_training"]) == 6  # with those of the given cells
     assert all(NEW_TYPE in combination for combination in told["outside_training"])
     assert told["method"] == "perturbation_flow"
-    assert told["verdict"]["combination"].str.contains(NEW_TYPE).all()
+    assert told["support"]["combination"].str.contains(NEW_TYPE).all()
     with pytest.raises(ValueError, match=NEW_TYPE):
         model.predict_perturbation(new, {"drug": "A"}, method="inversion", seed=0)
 
@@ -385,7 +385,7 @@ def test_new_cells_of_known_values_do_not_teach_their_combination(make_trained, 
         told = cells.uns["scgen_diffusion"]
         assert same(cells, expected)
         assert told["outside_training"] == wanted["outside_training"]
-        assert told["verdict"].astype(str).equals(wanted["verdict"].astype(str))  # the categories of drugs differ
+        assert told["support"].astype(str).equals(wanted["support"].astype(str))  # the categories of drugs differ
 
 
 def test_new_cells_of_known_types_at_far_numbers_and_places_teach_nothing(make_trained, make_cells, quick):

@@ -1,4 +1,4 @@
-"""How far predictions can be trusted: intervals of mean changes, and verdicts, on a world whose truth is known."""
+"""How far predictions can be trusted: intervals of mean changes, and supports, on a world whose truth is known."""
 
 from contextlib import contextmanager
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from builders import seeded
 
-from scgen_diffusion.generation._verdict import NUMBERS, PerturbedGroups
+from scgen_diffusion.generation._support import NUMBERS, PerturbedGroups
 from scgen_diffusion.model import SCLDM
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -76,8 +76,8 @@ def mean_of(cells):
     return np.log1p(x / np.maximum(x.sum(1, keepdims=True), 1) * 1e4).mean(0)
 
 
-def verdict_of(cells):
-    return cells.uns["scgen_diffusion"]["verdict"]
+def support_of(cells):
+    return cells.uns["scgen_diffusion"]["support"]
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def test_intervals_hold_what_is_measured(model, predicted):
     np.testing.assert_allclose(table["change"], mean_of(predicted) - before, atol=1e-4)
     assert table["gene"].tolist() == predicted.var_names.tolist()
     assert table["combination"].unique().tolist() == [COMBINATION]
-    verdict = verdict_of(predicted)  # a type like others
-    assert verdict[["verdict", "n_contexts"]].to_numpy().tolist() == [["supported", 6]]
+    support = support_of(predicted)  # a type like others
+    assert support[["support", "n_contexts"]].to_numpy().tolist() == [["supported", 6]]
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def test_predictions_are_the_same_in_a_file_and_a_loaded_model(model, tmp_path):
     in_memory, written = loaded.predict_perturbation(cells, TREATED, seed=0), anndata.read_h5ad(path)
 
     assert (written.X != expected.X).nnz == 0
-    for name in ("verdict", "mean_change"):
+    for name in ("support", "mean_change"):
         table, again, read = (some.uns["scgen_diffusion"][name] for some in (expected, in_memory, written))
         pd.testing.assert_frame_equal(again, table)
         assert read.astype(str).equals(table.astype(str))
@@ -188,14 +188,14 @@ def test_a_model_of_logarithms_knows_its_cells_and_not_those_with_shuffled_genes
     known = controls(model)
 
     for given, code in ((known, "supported"), (with_shuffled_genes(known), "unknown")):
-        assert verdict_of(model.predict_perturbation(given, TREATED, seed=0))["verdict"].tolist() == [code]
+        assert support_of(model.predict_perturbation(given, TREATED, seed=0))["support"].tolist() == [code]
 
 
 def test_shuffled_genes_are_unknown(model):
     with pytest.warns(UserWarning, match="is unknown"):
         found = model.predict_perturbation(with_shuffled_genes(controls(model)), TREATED, seed=0)
 
-    assert verdict_of(found)["verdict"].tolist() == ["unknown"]
+    assert support_of(found)["support"].tolist() == ["unknown"]
 
 
 def test_an_effect_seen_in_one_type_is_unknown_in_others(model, all_cells):
@@ -222,7 +222,7 @@ def test_a_drug_without_its_dose_and_a_dose_without_its_drug_are_unknown():
     for part in ({"drug": "yes"}, {"dose": 1.0}):
         with pytest.warns(UserWarning, match="is unknown"):
             found = model.predict_perturbation(controls(model, "type 0"), part, seed=0)
-        assert verdict_of(found)["explained"].tolist() == [0]
+        assert support_of(found)["explained"].tolist() == [0]
 
 
 def test_several_combinations_have_their_own_rows_and_unmoved_cells_none(model):
@@ -231,21 +231,21 @@ def test_several_combinations_have_their_own_rows_and_unmoved_cells_none(model):
 
     found = model.predict_perturbation(model.adata[rows].copy(), condition={"drug": list(treated)}, seed=0)
 
-    table = verdict_of(found)
+    table = support_of(found)
     assert len(table) == N_TYPES
     assert found.uns["scgen_diffusion"]["mean_change"]["gene"].tolist() == model.var_.index.tolist() * N_TYPES
-    assert list(table) == ["combination", *keys, "n_cells", "strength", "verdict", *NUMBERS]
+    assert list(table) == ["combination", *keys, "n_cells", "strength", "support", *NUMBERS]
     joined = found.obs.reset_index().merge(table, on=keys)  # which have columns as `obs` has them
     assert len(joined) == (treated == "yes").sum()
     assert (joined.groupby("combination").size() == table.set_index("combination")["n_cells"]).all()
     unmoved = model.predict_perturbation(controls(model), {"drug": "no"}, seed=0).uns["scgen_diffusion"]
-    assert not {"verdict", "mean_change"} & set(unmoved)
+    assert not {"support", "mean_change"} & set(unmoved)
 
 
 def test_the_strength_is_that_of_the_mean_change_without_the_noise_of_few_cells(model, predicted):
     def strengths(cells):
         record = cells.uns["scgen_diffusion"]
-        return record["verdict"]["strength"].item(), np.sqrt((record["mean_change"]["change"] ** 2).mean())
+        return record["support"]["strength"].item(), np.sqrt((record["mean_change"]["change"] ** 2).mean())
 
     few = [
         strengths(model.predict_perturbation(controls(model)[number : number + 2], TREATED, seed=number))
@@ -261,7 +261,7 @@ def test_the_strength_is_that_of_the_mean_change_without_the_noise_of_few_cells(
 
 
 def test_of_very_many_combinations_the_first_are_judged(model, monkeypatch):
-    monkeypatch.setattr("scgen_diffusion.generation._verdict.MOST_COMBINATIONS", 2)
+    monkeypatch.setattr("scgen_diffusion.generation._support.MOST_COMBINATIONS", 2)
     cells = model.adata[(model.adata.obs["drug"] == "no").to_numpy()].copy()
 
     with pytest.warns(UserWarning, match="first 2 combinations.* 5 more"):
@@ -269,33 +269,33 @@ def test_of_very_many_combinations_the_first_are_judged(model, monkeypatch):
 
     judged = [f"cell_type='type {number}', drug='yes'" for number in (0, 1)]
     assert found.n_obs == cells.n_obs
-    for table in ("verdict", "mean_change"):
+    for table in ("support", "mean_change"):
         assert found.uns["scgen_diffusion"][table]["combination"].unique().tolist() == judged
 
 
-def test_a_verdict_reads_cells_from_all_of_a_group(model, monkeypatch):
-    monkeypatch.setattr("scgen_diffusion.generation._verdict.MOST_CELLS", 10)
+def test_a_support_reads_cells_from_all_of_a_group(model, monkeypatch):
+    monkeypatch.setattr("scgen_diffusion.generation._support.MOST_CELLS", 10)
     cells, read = controls(model), []
     own = np.array([[6.0, 0.0]] * cells.n_obs)
     groups = PerturbedGroups(model.module, model.conditions, own, own + [0, 1])
 
-    groups.verdicts(lambda rows: read.append(rows) or torch.from_numpy(np.asarray(cells.X)[rows]))
+    groups.supports(lambda rows: read.append(rows) or torch.from_numpy(np.asarray(cells.X)[rows]))
 
     assert (len(read[0]), read[0][0], read[0][-1]) == (10, 0, cells.n_obs - 1)
 
 
-@pytest.mark.filterwarnings("error:.* not occur in the training cells")  # the verdict says more
-def test_generated_cells_of_new_combinations_have_a_verdict(generating, tmp_path):
+@pytest.mark.filterwarnings("error:.* not occur in the training cells")  # the support says more
+def test_generated_cells_of_new_combinations_have_a_support(generating, tmp_path):
     new = {"cell_type": LEFT_OUT, **TREATED}
 
     found = generating.generate(10, new, seed=0)
     path = generating.generate_to(tmp_path / "cells.h5ad", 10, new, seed=0)
 
     columns = ["combination", "cell_type", "drug", "n_cells"]
-    assert verdict_of(found)[columns].to_numpy().tolist() == [[COMBINATION, "type 6", "yes", 10]]
+    assert support_of(found)[columns].to_numpy().tolist() == [[COMBINATION, "type 6", "yes", 10]]
     assert found.uns["scgen_diffusion"]["outside_training"] == [COMBINATION]
-    assert verdict_of(anndata.read_h5ad(path)).astype(str).equals(verdict_of(found).astype(str))
-    assert "verdict" not in generating.generate(10, new | {"drug": "no"}).uns["scgen_diffusion"]
+    assert support_of(anndata.read_h5ad(path)).astype(str).equals(support_of(found).astype(str))
+    assert "support" not in generating.generate(10, new | {"drug": "no"}).uns["scgen_diffusion"]
 
 
 def test_a_treated_class_that_came_with_fine_tuning_is_extrapolated_at_most(generating, tmp_path):
@@ -309,14 +309,14 @@ def test_a_treated_class_that_came_with_fine_tuning_is_extrapolated_at_most(gene
 
     for model in (SCLDM.load(tmp_path / "query", adata=False, accelerator="cpu"), of_query):
         with pytest.warns(UserWarning, match="'new'.* extrapolated"):
-            verdict = verdict_of(model.generate(4, {"cell_type": ["new", LEFT_OUT], **TREATED}, seed=0))
-        assert verdict[["verdict", "n_cells"]].to_numpy().tolist() == [["supported", 2], ["extrapolated", 2]]
+            support = support_of(model.generate(4, {"cell_type": ["new", LEFT_OUT], **TREATED}, seed=0))
+        assert support[["support", "n_cells"]].to_numpy().tolist() == [["supported", 2], ["extrapolated", 2]]
     again = generating.generate(4, {"cell_type": LEFT_OUT, **TREATED}, seed=0)
-    assert verdict_of(again)["verdict"].tolist() == ["supported"]
+    assert support_of(again)["support"].tolist() == ["supported"]
 
 
-def test_without_a_verdict_you_are_warned_that_a_combination_is_new(generating):
+def test_without_a_support_you_are_warned_that_a_combination_is_new(generating):
     with pytest.warns(UserWarning, match="drug='yes' does not occur"):
         found = generating.predict_perturbation(controls(generating)[:5], TREATED, method="inversion", seed=0)
 
-    assert "verdict" not in found.uns["scgen_diffusion"]
+    assert "support" not in found.uns["scgen_diffusion"]

@@ -147,7 +147,7 @@ def table():
             control=CONTROL,
             perturbation_key="treatment",
             groupby="cell_type",
-            n_floor=1,
+            n_repeats=1,
             seed=seed,
             others={"arithmetic": cells(5 + seed, effect=0.2)},
         )
@@ -169,8 +169,8 @@ def test_every_method_has_the_mean_of_its_seeds_in_every_case(table):
     means = table[table["metric"] == "energy_distance"].groupby("group")[["value", "arithmetic", "no_change"]].mean()
     np.testing.assert_allclose(points_in(ax)[:, 0], means.loc[["B", "T"]].to_numpy().ravel())
     lines = [c.get_segments()[0][0, 0] for c in ax.collections if isinstance(c, LineCollection)]
-    floors = table[table["metric"] == "energy_distance"].groupby("group")["floor"].mean()
-    np.testing.assert_allclose(lines, floors.loc[["B", "T"]])
+    real_values = table[table["metric"] == "energy_distance"].groupby("group")["real"].mean()
+    np.testing.assert_allclose(lines, real_values.loc[["B", "T"]])
     assert [label.get_text() for label in ax.get_yticklabels()] == ["B", "T"]
     assert [text.get_text() for text in ax.get_legend().get_texts()][:3] == ["predicted", "arithmetic", "no change"]
     assert ax.get_title() == "energy_distance ↓"
@@ -231,7 +231,7 @@ SCREEN = pd.DataFrame(
         ("strong", "T", 0.4, "supported"),  # and no B
         ("alone", "B", np.nan, "unknown"),
     ],
-    columns=["drug", "cell_type", "strength", "verdict"],
+    columns=["drug", "cell_type", "strength", "support"],
 ).astype({"cell_type": pd.CategoricalDtype(["T", "B"])})
 
 
@@ -263,8 +263,8 @@ def test_a_screen_may_have_one_group_several_keys_and_more_perturbations_than_ar
     [
         (SCREEN, {"groupby": "celltype"}, "groupby"),
         (SCREEN, {}, "groupby"),
-        (SCREEN.drop(columns="strength"), {}, "verdicts"),
-        (SCREEN[:0], {"groupby": "cell_type"}, "verdicts"),
+        (SCREEN.drop(columns="strength"), {}, "supports"),
+        (SCREEN[:0], {"groupby": "cell_type"}, "supports"),
         (SCREEN, {"perturbation_key": []}, "perturbation_key"),
         (SCREEN, {"n_top": 0}, "n_top"),
     ],
@@ -297,7 +297,7 @@ def test_changes_that_cannot_be_drawn_are_refused(options, error, name):
     [
         (lambda table: table, {"metrics": ["w3"]}, "metrics"),
         (lambda table: table, {"cases": ["NK"]}, "cases"),
-        (lambda table: table, {"methods": ["floor"]}, "methods"),
+        (lambda table: table, {"methods": ["real"]}, "methods"),
         (lambda table: table[:0], {}, "metrics"),
         (lambda table: pd.concat([table.assign(perturbation=f"P{n}") for n in range(201)]), {}, "cases"),
         (lambda table: table.assign(**{f"method_{n}": 1.0 for n in range(9)}), {}, "methods"),

@@ -16,12 +16,12 @@ import scgen_diffusion as sgd
 from scgen_diffusion.pl._scores import badness, short
 
 
-def make_row(value, *, metric="recall", group="all", floor=0.9, shuffled=0.4, better="higher", half=0.01):
+def make_row(value, *, metric="recall", group="all", real=0.9, shuffled=0.4, better="higher", half=0.01):
     return {
         "metric": metric,
         "group": group,
         "value": value,
-        "floor": floor,
+        "real": real,
         "shuffled": shuffled,
         "low": value - half,
         "high": value + half,
@@ -30,13 +30,13 @@ def make_row(value, *, metric="recall", group="all", floor=0.9, shuffled=0.4, be
 
 
 def make_table():
-    of_w2 = {"metric": "w2", "better": "lower", "floor": 10.0, "shuffled": 14.0}
+    of_w2 = {"metric": "w2", "better": "lower", "real": 10.0, "shuffled": 14.0}
     return pd.DataFrame(
         [
             make_row(11, **of_w2),
             make_row(0.65),
             make_row(14, group="B", **of_w2),
-            make_row(np.nan, group="B", floor=np.nan),
+            make_row(np.nan, group="B", real=np.nan),
         ]
     )
 
@@ -73,35 +73,35 @@ def tick_names(axis):
         (make_row(0.65), 0.5),
         (make_row(0.4), 1),
         (make_row(0.1), 1),
-        (make_row(11, floor=10, shuffled=14, better="lower"), 0.25),
-        (make_row(9, floor=10, shuffled=14, better="lower"), 0),
-        (make_row(9, floor=10, shuffled=14, better="floor"), 0.25),
+        (make_row(11, real=10, shuffled=14, better="lower"), 0.25),
+        (make_row(9, real=10, shuffled=14, better="lower"), 0),
+        (make_row(9, real=10, shuffled=14, better="real"), 0.25),
         (
-            make_row(0.06, floor=0.04, shuffled=0.04, better="lower"),
+            make_row(0.06, real=0.04, shuffled=0.04, better="lower"),
             0.5,
-        ),  # shuffling keeps totals: twice the floor is bad
-        (make_row(0.2, floor=0.0, shuffled=0.0, better="lower", half=0), 1),  # copies, where real cells have none
-        (make_row(0.0, floor=0.0, shuffled=0.0, better="lower", half=0), 0),
-        (make_row(0.8, floor=np.nan), np.nan),
-        (make_row(0.95, floor=0.8, shuffled=0.0, better="floor") | {"metric": "within_label_slope"}, 0),  # nearer to 1
-        (make_row(0.7, floor=0.9, shuffled=0.5, better="floor") | {"metric": "within_label_slope"}, 0.5),
-        (make_row(0.5, floor=0.4, shuffled=0.9, better="lower") | {"metric": "auc_logistic"}, 0),  # guessing
-        (make_row(0.6, floor=1.0, shuffled=0.7, better="floor") | {"metric": "density"}, 0.4),  # shuffled: dense, too
+        ),  # shuffling keeps totals: twice the real value is bad
+        (make_row(0.2, real=0.0, shuffled=0.0, better="lower", half=0), 1),  # copies, where real cells have none
+        (make_row(0.0, real=0.0, shuffled=0.0, better="lower", half=0), 0),
+        (make_row(0.8, real=np.nan), np.nan),
+        (make_row(0.95, real=0.8, shuffled=0.0, better="real") | {"metric": "within_label_slope"}, 0),  # nearer to 1
+        (make_row(0.7, real=0.9, shuffled=0.5, better="real") | {"metric": "within_label_slope"}, 0.5),
+        (make_row(0.5, real=0.4, shuffled=0.9, better="lower") | {"metric": "auc_logistic"}, 0),  # guessing
+        (make_row(0.6, real=1.0, shuffled=0.7, better="real") | {"metric": "density"}, 0.4),  # shuffled: dense, too
     ],
 )
-def test_badness_is_the_way_from_the_floor_to_shuffled_cells(row, expected):
+def test_badness_is_the_way_from_the_real_value_to_shuffled_cells(row, expected):
     np.testing.assert_allclose(badness(pd.DataFrame([row]))["bad"], [expected])
 
 
 def test_a_difference_within_the_noise_is_not_bad():
-    noisy = make_row(0.85, floor=0.9, shuffled=0.88, half=0.3)
+    noisy = make_row(0.85, real=0.9, shuffled=0.88, half=0.3)
 
     assert badness(pd.DataFrame([noisy]))["bad"].item() < 0.1
 
 
-def test_a_value_whose_interval_holds_the_floor_is_half_as_dark():
+def test_a_value_whose_interval_holds_the_real_value_is_half_as_dark():
     noisy, clear = (make_row(0.7, group=group, half=half) for group, half in (("B", 0.3), ("T", 0.1)))
-    clear["floor"] = 0.9001  # of its own group
+    clear["real"] = 0.9001  # of its own group
     np.testing.assert_allclose(badness(pd.DataFrame([noisy, clear]))["bad"], [0.2, 0.4], atol=1e-3)
 
 
@@ -109,7 +109,7 @@ def test_a_value_whose_interval_holds_the_floor_is_half_as_dark():
 @pytest.mark.parametrize("halves", [(0.04, 0.04, 0.12), (0.12, 0.04, 0.04), (0.01, 0.3, 0.01)])
 def test_a_worse_value_is_never_paler(shuffled, halves):
     values = (0.87, 0.74, 0.52)
-    rows = [make_row(v, floor=0.957, shuffled=shuffled, half=h) for v, h in zip(values, halves, strict=True)]
+    rows = [make_row(v, real=0.957, shuffled=shuffled, half=h) for v, h in zip(values, halves, strict=True)]
 
     bad = badness(pd.DataFrame(rows))["bad"]
 
@@ -118,7 +118,7 @@ def test_a_worse_value_is_never_paler(shuffled, halves):
 
 
 def test_metrics_that_shuffling_does_not_harm_have_a_star():
-    rows = [make_row(0.2, metric="library_size_ks", floor=0.1, shuffled=0.1, better="lower"), make_row(0.7)]
+    rows = [make_row(0.2, metric="library_size_ks", real=0.1, shuffled=0.1, better="lower"), make_row(0.7)]
 
     ax = sgd.pl.scores(pd.DataFrame(rows), show=False)
 
@@ -151,7 +151,7 @@ def test_the_table_of_evaluate_can_be_drawn(make_cells):
     real, synthetic = make_cells(200), make_cells(200, seed=1)
 
     table = sgd.metrics.evaluate(
-        real, synthetic, metrics=["gene_mean_error", "library_size_ks"], n_floor=1, n_bootstrap=5
+        real, synthetic, metrics=["gene_mean_error", "library_size_ks"], n_repeats=1, n_bootstrap=5
     )
     ax = sgd.pl.scores(table, show=False)
 

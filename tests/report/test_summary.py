@@ -9,7 +9,7 @@ from scgen_diffusion import datasets
 from scgen_diffusion.metrics import CATALOGUE, evaluate
 from scgen_diffusion.report import summary
 
-COLUMNS = ["metric", "group", "value", "floor", "shuffled", "low", "high", "better"]
+COLUMNS = ["metric", "group", "value", "real", "shuffled", "low", "high", "better"]
 
 # what real cells score in each metric, what shuffled genes do, the reach of the interval, and which way is better
 GOOD = {
@@ -25,15 +25,15 @@ GOOD = {
     "gene_zero_error": (0.016, 0.016, 0.001, "lower"),
     "mean_variance_error": (0.05, 0.05, 0.005, "lower"),
     "within_label_correlation": (0.63, 0.01, 0.03, "higher"),
-    "within_label_slope": (1.0, 0.0, 0.05, "floor"),
+    "within_label_slope": (1.0, 0.0, 0.05, "real"),
     "cross_correlation_error": (0.08, 0.2, np.nan, "lower"),
     "library_size_ks": (0.04, 0.04, 0.02, "lower"),
     "group_share_difference": (0.04, 0.04, 0.02, "lower"),
     "marker_overlap": (0.7, 0.7, 0.05, "higher"),
-    "marker_slope": (1.0, 1.0, 0.05, "floor"),
+    "marker_slope": (1.0, 1.0, 0.05, "real"),
     "tstr_f1": (0.9, 0.88, 0.02, "higher"),
     "trts_accuracy": (0.9, 0.9, 0.02, "higher"),
-    "dcr_ratio": (1.0, 1.0, 0.02, "floor"),
+    "dcr_ratio": (1.0, 1.0, 0.02, "real"),
     "nearer_than_held_out": (0.01, 0.01, 0.01, "lower"),
     "copied_cells": (0.0, 0.0, 0.0, "lower"),
     "duplicate_share": (0.0, 0.0, 0.0, "lower"),
@@ -43,9 +43,9 @@ GOOD = {
 
 
 def row(metric, value=None, group="all", reach=None):
-    floor, shuffled, usual_reach, better = GOOD[metric]
-    value, reach = floor if value is None else value, usual_reach if reach is None else reach
-    return [metric, group, value, floor, shuffled, value - reach, value + reach, better]
+    real, shuffled, usual_reach, better = GOOD[metric]
+    value, reach = real if value is None else value, usual_reach if reach is None else reach
+    return [metric, group, value, real, shuffled, value - reach, value + reach, better]
 
 
 def table(groups=("B", "T"), **values):
@@ -128,16 +128,16 @@ def test_a_figure_has_the_level_of_its_excess(metric, value, level):
 
 
 @pytest.mark.parametrize(
-    ("slope", "floor", "level"),
+    ("slope", "real", "level"),
     [(0.97, 0.86, "ok"), (0.75, 0.86, "ok"), (0.60, 0.86, "note"), (1.0, 0.75, "note"), (1.2, 0.83, "warning")],
 )
-def test_differences_between_groups_are_judged_by_their_distance_to_the_floor(slope, floor, level):
-    assert level_of(summary(change(table(marker_slope=slope), "marker_slope", floor=floor)), "marker_slope") == level
+def test_differences_between_groups_are_judged_by_their_distance_to_the_real_value(slope, real, level):
+    assert level_of(summary(change(table(marker_slope=slope), "marker_slope", real=real)), "marker_slope") == level
 
 
-def test_a_floor_below_guessing_is_chance():
-    found = change(table(auc_logistic=0.58, membership_auc=0.5), "auc_logistic", floor=0.40)
-    assert set(summary(change(found, "membership_auc", floor=0.2)).table["level"]) == {"ok"}
+def test_a_real_value_below_guessing_is_chance():
+    found = change(table(auc_logistic=0.58, membership_auc=0.5), "auc_logistic", real=0.40)
+    assert set(summary(change(found, "membership_auc", real=0.2)).table["level"]) == {"ok"}
 
 
 def test_an_excess_within_chance_is_not_reported():
@@ -149,15 +149,15 @@ def test_an_excess_within_chance_is_not_reported():
 
 
 def test_data_without_structure_between_genes_is_not_judged_by_it():
-    without = change(table(within_label_correlation=0.02), "within_label_correlation", floor=0.05)
+    without = change(table(within_label_correlation=0.02), "within_label_correlation", real=0.05)
     assert level_of(summary(without), "within_label_correlation") == "not judged"
     for value, shuffled, level in ((0.1, np.nan, "warning"), (0.53, 0.4, "note")):  # real cells: 0.63
         low = change(table(within_label_correlation=value), "within_label_correlation", shuffled=shuffled)
         assert level_of(summary(low), "within_label_correlation") == level
 
 
-def test_beside_floors_from_other_donors_only_what_is_worse_is_judged():
-    found = change(table(gene_zero_error=0.04, membership_auc=0.7, auc_boosting=0.93), "auc_boosting", floor=0.89)
+def test_beside_real_values_from_other_donors_only_what_is_worse_is_judged():
+    found = change(table(gene_zero_error=0.04, membership_auc=0.7, auc_boosting=0.93), "auc_boosting", real=0.89)
     result = summary(found)
     assert result.of_level("warning") == ["gene_zero_error"]
     assert not result.of_level("ok")
@@ -165,8 +165,8 @@ def test_beside_floors_from_other_donors_only_what_is_worse_is_judged():
 
 
 @pytest.mark.parametrize(("n_cells", "is_unlike"), [(60, False), (2_000, True)])
-def test_floors_of_few_cells_are_off_by_chance(n_cells, is_unlike):
-    found = change(table(groups=()), "auc_boosting", value=0.99, floor=0.66, low=0.98, high=1.0)
+def test_real_values_of_few_cells_are_off_by_chance(n_cells, is_unlike):
+    found = change(table(groups=()), "auc_boosting", value=0.99, real=0.66, low=0.98, high=1.0)
     found.attrs["n_cells"] = {"all": n_cells}
     assert ("AUC 0.66" in summary(found).headline) == is_unlike
 
@@ -192,7 +192,7 @@ def test_a_group_that_is_off_is_named():
 
 
 def test_the_headline_counts_labels_that_were_not_judged():
-    rows = change(table(groups=("B", "T", "NK")), "recall", "T", floor=np.nan)
+    rows = change(table(groups=("B", "T", "NK")), "recall", "T", real=np.nan)
     assert "; 1 of 3 labels have too few cells" in summary(rows).headline
     rows.attrs["n_cells"] = {"all": 100, "B": 50, "T": 40, "NK": 50, "rare": 0, "rarer": 0}
     assert "; 3 of 5 labels have too few cells" in summary(rows).headline
@@ -224,7 +224,7 @@ def test_whether_a_rare_label_is_missing_is_judged_from_all_cells_not_from_those
         return AnnData(counts, obs=pd.DataFrame({"type": labels}, index=[f"{seed}-{row}" for row in range(n_cells)]))
 
     options = {"groupby": "type", "metrics": ["precision", "recall", "group_share_difference"], "n_bootstrap": 0}
-    found = evaluate(cells(1, 1500, n_rare=12), cells(2, n_synthetic, n_rare=0), max_cells=100, n_floor=1, **options)
+    found = evaluate(cells(1, 1500, n_rare=12), cells(2, n_synthetic, n_rare=0), max_cells=100, n_repeats=1, **options)
     assert ("label_share of rare" in summary(found).of_level("warning")) == is_missing
 
 
@@ -238,12 +238,12 @@ def test_held_out_cells_that_are_training_cells_are_a_warning():
     assert not summary(found.assign(modality="prot")).of_level("warning")
 
 
-def test_a_table_without_floors_and_metrics_without_limits_are_not_judged():
-    own = [["density", "all", 0.5, 0.6, 0.1, np.nan, np.nan, "floor"], ["mine", "all", 0.5, 0.6, 0.1, 0, 1, "lower"]]
-    for bare in (table(groups=()).assign(floor=np.nan), pd.DataFrame(own, columns=COLUMNS)):
+def test_a_table_without_reals_and_metrics_without_limits_are_not_judged():
+    own = [["density", "all", 0.5, 0.6, 0.1, np.nan, np.nan, "real"], ["mine", "all", 0.5, 0.6, 0.1, 0, 1, "lower"]]
+    for bare in (table(groups=()).assign(real=np.nan), pd.DataFrame(own, columns=COLUMNS)):
         found = summary(bare)
         assert not found.is_judged
-        assert "n_floor" in found.headline
+        assert "n_repeats" in found.headline
 
 
 def test_a_table_that_was_written_and_read_has_the_same_summary(tmp_path):
@@ -276,7 +276,7 @@ def judge_pbmc68k(corrupt, seed=0):
     adata = datasets.pbmc68k_reduced()
     order = np.random.default_rng(seed).permutation(adata.n_obs)
     real, train, synthetic = (adata[rows].copy() for rows in np.array_split(order, 3))
-    options = {"groupby": "cell_type", "metrics": FAST, "n_floor": 3, "seed": seed}
+    options = {"groupby": "cell_type", "metrics": FAST, "n_repeats": 3, "seed": seed}
     return {*summary(evaluate(real, corrupt(synthetic, train), train=train, **options)).of_level("warning")}
 
 
@@ -305,7 +305,7 @@ def test_swapped_training_and_held_out_cells_are_found():
     synthetic = train.copy()
     synthetic.layers["counts"].data[::50] += 1
     synthetic.obs_names = [f"copy{i}" for i in range(synthetic.n_obs)]
-    found = summary(evaluate(train, synthetic, train=real, metrics=["membership_auc"], n_floor=3))
+    found = summary(evaluate(train, synthetic, train=real, metrics=["membership_auc"], n_repeats=3))
     assert found.of_level("warning") == ["membership_auc"]
 
 
@@ -321,7 +321,7 @@ def judge_sparse_panel(seed, share_copied=0.0):
     )
     n_copied = round(share_copied * len(synthetic))
     synthetic[:n_copied] = train[rng.choice(len(train), n_copied, replace=False)]
-    options = {"metrics": COPIES, "max_cells": 50, "n_floor": 1, "n_bootstrap": 5}
+    options = {"metrics": COPIES, "max_cells": 50, "n_repeats": 1, "n_bootstrap": 5}
     return summary(evaluate(real, synthetic, train=train, **options)).of_level("warning")
 
 

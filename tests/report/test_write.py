@@ -44,7 +44,7 @@ def without_rendering(monkeypatch):
 
 TABLE = pd.DataFrame(
     [["precision", group, 0.9, 0.9, 0.5, 0.8, 1.0, "higher"] for group in ("all", "A & B")],
-    columns=["metric", "group", "value", "floor", "shuffled", "low", "high", "better"],
+    columns=["metric", "group", "value", "real", "shuffled", "low", "high", "better"],
 )
 
 

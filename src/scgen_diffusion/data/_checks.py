@@ -129,7 +129,7 @@ def obs_column(cells: AnnData, key: str, name: str) -> pd.Series:
 
 
 def check_one_modality(table: pd.DataFrame) -> None:
-    """Raise if a metric has rows of several modalities, whose values and floors cannot be compared or averaged."""
+    """Raise if a metric has rows of several modalities, whose values cannot be compared or averaged."""
     for (metric, group), rows in table.groupby(["metric", "group"], sort=False) if "modality" in table else ():
         modalities = list(rows["modality"].unique())
         if len(modalities) > 1:

@@ -5,7 +5,7 @@ from ._generator import Block, CellGenerator, Frames
 from ._library_sizes import LibrarySizes
 from ._request import DIGEST, CellRequest, SamplingOptions, check_batch_size, differences, identity_of, name_of
 from ._rows import check_finite, rows_of
-from ._verdict import LackingChanges, MeanChange, PerturbedGroups, ProfileSums, Verdict, add_sums, verdict_columns
+from ._support import LackingChanges, MeanChange, PerturbedGroups, ProfileSums, Support, add_sums, support_columns
 
 __all__ = [
     "DIGEST",
@@ -20,7 +20,7 @@ __all__ = [
     "PerturbedGroups",
     "ProfileSums",
     "SamplingOptions",
-    "Verdict",
+    "Support",
     "add_sums",
     "check_batch_size",
     "check_finite",
@@ -28,5 +28,5 @@ __all__ = [
     "identity_of",
     "name_of",
     "rows_of",
-    "verdict_columns",
+    "support_columns",
 ]

@@ -11,7 +11,7 @@ import torch
 from scgen_diffusion.diffusion import Generators, ResolvedGuidance
 
 from ._rows import check_finite, rows_of
-from ._verdict import sum_profiles
+from ._support import sum_profiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import Inversion
 
     from ._request import SamplingOptions
-    from ._verdict import LackingChanges, ProfileSums
+    from ._support import LackingChanges, ProfileSums
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Counterfactual:
         Sampler, steps, and guidance on the way to the new condition.
     inversion
         The inversion; None to use the trained perturbation flow.
-    residuals
-        Whether cells keep their own residuals (``"own"``) or draw new ones (``"new"``).
+    keep_residuals
+        Whether cells keep their own residuals or draw new ones.
     library_size
         Name of a distribution, totals ``(cells, ...)`` with NaN for the cells' own, or None for the cells' own.
     seed
@@ -56,7 +56,7 @@ class Counterfactual:
     codes: np.ndarray
     sampling: SamplingOptions
     inversion: Inversion | None
-    residuals: str
+    keep_residuals: bool
     library_size: Any
     seed: int
     group: np.ndarray | None = None
@@ -141,7 +141,7 @@ def predict_block(
             draw_totals,
             generators,
             output=sampling.output,
-            residuals=request.residuals,
+            keep_residuals=request.keep_residuals,
             n_wanted=block.n_wanted,
             **by_perturbation_flow,
         )[: block.n_wanted]

@@ -35,7 +35,7 @@ from ._request import (
     identity_of,
 )
 from ._rows import check_finite, rows_of
-from ._verdict import LackingChanges, combination_codes, judge, limit_combinations, verdict_columns
+from ._support import LackingChanges, combination_codes, judge, limit_combinations, support_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.module import GeneSpaceModule, InputValues, SCLDMModule
 
     from ._library_sizes import LibrarySizes
-    from ._verdict import PerturbedGroups, ProfileSums
+    from ._support import PerturbedGroups, ProfileSums
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,7 +58,7 @@ N_GPU_WORKERS = 2
 VALUES_AT_ONCE = {"cuda": 1 << 24}
 """Cells times genes for which a device needs no more of Python's time than of its own."""
 MOST_BLOCKS = 8  # of random numbers in a block of cells
-N_JUDGED = 64  # generated control cells that the verdict on a new combination looks at
+N_JUDGED = 64  # generated control cells that the support on a new combination looks at
 LARGE_TOTAL = 2.0  # times the largest total of the training cells: then cells are extrapolated
 N_UNSEEN = 20  # combinations listed in provenance
 N_NAMED = 3  # combinations named in a warning
@@ -180,7 +180,7 @@ class CellGenerator:
         codes: np.ndarray,
         sampling: SamplingOptions,
         method: str,
-        residuals: str,
+        keep_residuals: bool,
         library_size: Any,
         seed: int,
         groups: PerturbedGroups | None,
@@ -205,9 +205,9 @@ class CellGenerator:
             raise ValueError(msg)
         totals = None if library_size is None else self.totals(library_size, len(own), sampling.output)
         group = None if groups is None else groups.group
-        return Counterfactual(np.arange(len(own)), own, codes, sampling, inversion, residuals, totals, seed, group)
+        return Counterfactual(np.arange(len(own)), own, codes, sampling, inversion, keep_residuals, totals, seed, group)
 
-    def verdicts(self, request: CellRequest) -> tuple[dict[str, Any], LackingChanges | None] | None:
+    def supports(self, request: CellRequest) -> tuple[dict[str, Any], LackingChanges | None] | None:
         """Judge the combinations that the flow makes of generated control cells, from some of these, if any.
 
         With the columns of a table come the changes that the decoder lacks. Numbers that do not perturb, such as
@@ -237,9 +237,9 @@ class CellGenerator:
 
         made = list(self.in_parallel(generate, firsts))
         cells, given = zip(*(made[n] for n in number.ravel()), strict=True)
-        verdicts = judge(self.module, self.conditions, cells, codes, starts=given, learned=self.learned)
-        columns = verdict_columns(self.conditions, codes, n_cells[: len(codes)], verdicts)
-        return columns, LackingChanges.of_verdicts(codes, verdicts)
+        supports = judge(self.module, self.conditions, cells, codes, starts=given, learned=self.learned)
+        columns = support_columns(self.conditions, codes, n_cells[: len(codes)], supports)
+        return columns, LackingChanges.of_supports(codes, supports)
 
     def warn_outside_training(
         self, codes: np.ndarray, *, draws_totals: bool, unjudged: np.ndarray | None = None
@@ -249,7 +249,7 @@ class CellGenerator:
         They are those of a request, or those of given cells and of their predictions. Control cells that only the
         perturbation flow needs are told from these.
         ``draws_totals`` says that cells get totals by their conditions. ``unjudged (m, columns)`` are those without a
-        verdict, and the control cells that the model generates for one; the verdict says more than such a warning.
+        support, and the control cells that the model generates for one; the support says more than such a warning.
         """
         unseen, extrapolated = self.conditions.unseen(codes), self.conditions.extrapolated(codes)
         described = [self.conditions.describe(combination) for combination in unseen[:N_UNSEEN]]

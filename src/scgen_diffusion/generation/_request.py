@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import ResolvedGuidance, Sampler
     from scgen_diffusion.module import InputValues
 
-    from ._verdict import LackingChanges
+    from ._support import LackingChanges
 
 DEFAULT_BATCH_SIZE = 2048
 LONGEST_LIST = 1000  # largest length of a list in provenance
@@ -31,7 +31,7 @@ DIGEST = "sha256:"
 """Prefix of digests, whose values messages do not show."""
 ARGUMENTS = (
     *("n_cells", "seed", "shard_size", "sampler", "n_steps", "condition", "library_size", "guidance_scale", "counts"),
-    *("method", "strength", "residuals"),
+    *("method", "strength", "keep_residuals"),
 )
 OF_OTHER_NAMES = {"guidance": "guidance_scale", "values": "counts"}  # arguments that set these entries of identities
 N_DIGITS = 10  # of names; among ten thousand requests, two share a name with probability 1 in 20 000

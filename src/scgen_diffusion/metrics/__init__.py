@@ -4,7 +4,7 @@ Cells are compared on one scale, `log1p` of values that sum to 10 000 per cell. 
 real training cells (:class:`ComparisonSpace`), so that you can compare the figures of different models.
 """
 
-from ._catalogue import CATALOGUE, GUESSING, excess_over_floor
+from ._catalogue import CATALOGUE, GUESSING, excess_over_real
 from ._cells import Expression, align_genes, expression_of, log_normalise
 from ._comparison import ALL, FIGURES, QUANTILE, Limits, Metric
 from ._distribution import (
@@ -85,7 +85,7 @@ __all__ = [
     "effects",
     "energy_distance",
     "evaluate",
-    "excess_over_floor",
+    "excess_over_real",
     "expression_of",
     "gene_changes",
     "gene_correlation_similarity",

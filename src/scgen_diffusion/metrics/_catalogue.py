@@ -42,26 +42,26 @@ FEW_LEAKED = 0.005
 OTHER_SHARES = 0.10
 
 
-def excess_over_floor(metric: str, better: Better, value: float, floor: float) -> float:
-    """Return by how much a figure of the table is worse than its floor; negative if it is better.
+def excess_over_real(metric: str, better: Better, value: float, real: float) -> float:
+    """Return by how much a figure of the table is worse than its real value; negative if it is better.
 
     Parameters
     ----------
-    metric, better, value, floor
-        From a row of the table of :func:`evaluate`. A floor of an AUC below 0.5 counts as 0.5, which is guessing.
-        ``within_label_slope``, whose floor is noisy, is worse the farther it is from 1 than its floor.
+    metric, better, value, real
+        From a row of the table of :func:`evaluate`. A real value of an AUC below 0.5 counts as 0.5, which is guessing.
+        ``within_label_slope``, whose real value is noisy, is worse the farther it is from 1 than its real value.
 
     Examples
     --------
-    >>> round(excess_over_floor("recall", "higher", 0.7, 0.9), 2)
+    >>> round(excess_over_real("recall", "higher", 0.7, 0.9), 2)
     0.2
     """
     ideal = CATALOGUE[metric].ideal if metric in CATALOGUE else None
-    if better == "floor":
-        return abs(value - floor) if ideal is None else abs(value - ideal) - abs(floor - ideal)
+    if better == "real":
+        return abs(value - real) if ideal is None else abs(value - ideal) - abs(real - ideal)
     if better == "higher":
-        return floor - value
-    return value - (floor if ideal is None else max(floor, ideal))  # NaN stays NaN
+        return real - value
+    return value - (real if ideal is None else max(real, ideal))  # NaN stays NaN
 
 
 def _metric(topic: str, better: Better, **options: Any) -> Callable[[Callable], Callable]:
@@ -112,7 +112,7 @@ def recall(comparison: CellComparison) -> float:
     return comparison.once(_neighbourhoods).recall
 
 
-@_metric("Distribution", "floor", scopes=GROUPS_JOINT)
+@_metric("Distribution", "real", scopes=GROUPS_JOINT)
 def density(comparison: CellComparison) -> float:
     """How closely real cells surround synthetic ones. Misses lost types."""
     return comparison.once(_neighbourhoods).density
@@ -191,7 +191,7 @@ def _profile_errors(comparison: CellComparison) -> Mapping[str, float]:
     return _genes.gene_profile_errors(comparison.real.expression, comparison.synthetic.expression)
 
 
-# Sampling alone gives the floor: a quarter more is visible, at 75 % more the model's own error is as large.
+# Sampling alone gives the real value: a quarter more is visible, at 75 % more the model's own error is as large.
 _OF_PROFILES = {"scopes": GROUPS, "limits": Limits(0.25, 0.75, of="real")}
 
 
@@ -248,7 +248,7 @@ def within_label_correlation(comparison: CellComparison) -> float:
 # Changes, or correlations, a seventh or a third too small or too large.
 @_metric(
     "Genes",
-    "floor",
+    "real",
     scopes=GROUPS,
     bounds=SIGNED,
     ideal=1.0,
@@ -331,10 +331,10 @@ def marker_overlap(comparison: CellComparison) -> float:
     return _mean_over_labels(comparison.once(_marker_table), "overlap")
 
 
-# Real cells of rare labels differ from their floor by up to 1.9 times what intervals say.
+# Real cells of rare labels differ from their real value by up to 1.9 times what intervals say.
 @_metric(
     "Labels",
-    "floor",
+    "real",
     needs=("groups",),
     bounds=SIGNED,
     by_group=lambda comparison: comparison.once(_marker_table)["slope"].to_dict(),
@@ -342,7 +342,7 @@ def marker_overlap(comparison: CellComparison) -> float:
     most_share_difference=OTHER_SHARES,
 )
 def marker_slope(comparison: CellComparison) -> float:
-    """Fold changes of markers beside real ones; above the floor is too much. Misses differences within a label."""
+    """Fold changes of markers beside real ones; above the real value is too much. Misses differences within a label."""
     return _mean_over_labels(comparison.once(_marker_table), "slope")
 
 
@@ -392,7 +392,7 @@ def _distances_to_training(comparison: CellComparison) -> Scores:
 
 
 # Where a dense and a loose label have half of the cells each, the median distance jumps from one to the other.
-@_metric("Memorisation", "floor", needs=("train",), scopes=JOINT, limits=Limits(0.10, 0.25), most_share_difference=0.04)
+@_metric("Memorisation", "real", needs=("train",), scopes=JOINT, limits=Limits(0.10, 0.25), most_share_difference=0.04)
 def dcr_ratio(comparison: CellComparison) -> float:
     """Median distance to training cells beside that of held-out cells (``memorisation``). Misses a few copies."""
     return _safety.nearest_ratio(*comparison.scores(_distances_to_training))
@@ -459,11 +459,11 @@ def _copied_of_all(cells: AllCells) -> tuple[Share, list[Share]]:
 def _twins_of_all(cells: AllCells) -> tuple[Share, list[Share]]:
     others, n_cells = cells.real if cells.train is None else cells.train, len(cells.synthetic)
     # twins grow with the number of cells, which makes the share of few real cells less certain
-    floor = Share(_safety.expected_share_of_twins(others, n_cells), len(others) ** 2 / (2 * n_cells))
+    usual = Share(_safety.expected_share_of_twins(others, n_cells), len(others) ** 2 / (2 * n_cells))
     more = max(n_cells / len(others), 1.0)
     equal_to_real = Share(min(more * float(np.isin(cells.synthetic, others).mean()), 1.0), n_cells / more)
     explained = _explained(cells, _safety.have_twins(cells.synthetic), n_cells)
-    return _twins(cells.synthetic), [floor, equal_to_real, explained]
+    return _twins(cells.synthetic), [usual, equal_to_real, explained]
 
 
 def _copied_test_of_all(cells: AllCells) -> tuple[Share, list[Share]]:
@@ -564,7 +564,7 @@ def mean_change_debiased_error(comparison: Prediction) -> float:
     return _perturbation.mean_change_debiased_error(*comparison.once(_effects))
 
 
-@_metric("Perturbations", "floor", bounds=SIGNED, **_OF_EFFECTS)
+@_metric("Perturbations", "real", bounds=SIGNED, **_OF_EFFECTS)
 def mean_change_slope(comparison: Prediction) -> float:
     """Size of effects relative to real ones: 1 is right, below 1 too small. Misses changes in the wrong genes."""
     return _perturbation.mean_change_slope(*comparison.once(_effects))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ALL = "all"
-FIGURES = ("value", "floor", "shuffled", "low", "high")  # columns of the table with numbers
+FIGURES = ("value", "real", "shuffled", "low", "high")  # columns of the table with numbers
 UNKNOWN = float("nan")
 QUANTILE = 1.959964  # of the normal distribution, for a 95 % interval
 #: Real cells that a label needs for its MMD: smaller labels would make the mean uncertain. If fewer are drawn on a
@@ -39,14 +39,14 @@ class Draws:
     """The numbers of cells and draws behind a table, and their seed: arguments of :func:`evaluate`."""
 
     max_cells: int
-    n_floor: int
+    n_repeats: int
     n_bootstrap: int
     seed: int
 
     def check(self, min_cells: int) -> None:
         """Raise if a number is not allowed."""
         check_count("max_cells", self.max_cells, least=min_cells)
-        check_count("n_floor", self.n_floor, least=0)
+        check_count("n_repeats", self.n_repeats, least=0)
         check_count("seed", self.seed, least=0, most=2**32 - 1)  # the range of scikit-learn's seeds
         if 0 < check_count("n_bootstrap", self.n_bootstrap, least=0) < FEWEST_HALVES:
             msg = f"`n_bootstrap` is {self.n_bootstrap}; it must be 0 (no interval), or {FEWEST_HALVES} or more."
@@ -217,7 +217,7 @@ class CellComparison(Comparison):
         Positions of the space's genes, sorted by mean expression in the cells that the space was fitted to, highest
         first.
     squared_scale
-        Unit of the kernel widths, the same for value, floor and shuffled cells.
+        Unit of the kernel widths, the same for value, real value and shuffled cells.
     training
         The training cells; None without ``train``.
     released
@@ -262,8 +262,8 @@ class CellComparison(Comparison):
         return [side.expression.values[:, genes].toarray() for side in (self.real, self.synthetic)]
 
 
-#: Which values are good: low ones, high ones, or those close to the floor.
-Better: TypeAlias = Literal["lower", "higher", "floor"]
+#: Which values are good: low ones, high ones, or those close to the real value.
+Better: TypeAlias = Literal["lower", "higher", "real"]
 #: What a metric needs: training cells, labels, total counts, unperturbed cells, perturbed training cells, several
 #: perturbations, several modalities.
 Need: TypeAlias = Literal["train", "groups", "counts", "control", "mean_response", "perturbations", "modalities"]
@@ -325,13 +325,13 @@ class Metric:
         The figure of a group that `by_group` does not return, because neither side has it.
     of_all
         For a share of cells that are copies: function that returns, from what is known of all cells, the share of
-        synthetic cells, then the floor and other shares that chance does not exceed. `measure` is for drawn cells.
+        synthetic cells, then the real value and other shares that chance does not exceed. `measure` is for drawn cells.
     widening
         By how much the standard deviation of the half-samples is too small.
     min_features
         With fewer features the metric has no meaning. It is then left out of the table, unless requested.
     slow
-        Whether the floor comes from one draw instead of several.
+        Whether the real value comes from one draw instead of several.
     """
 
     name: str
@@ -371,10 +371,10 @@ class Context:
     names
         Columns that identify the rows, such as the group.
     comparisons
-        For each column of the table, the comparisons that its figure averages: ``value`` for synthetic cells, ``floor``
+        For each column of the table, the comparisons that its figure averages: ``value`` for synthetic cells, ``real``
         for other real cells in their place, and so on.
-    held_out_floors
-        Floors for the metrics of memorisation: both sides are held-out cells.
+    held_out_pairs
+        Real pairs for the metrics of memorisation: both sides are held-out cells.
     halves
         Half-samples of ``value``, for the interval.
     all_cells
@@ -383,7 +383,7 @@ class Context:
 
     names: Mapping[str, str]
     comparisons: Mapping[str, Sequence[Comparison]]
-    held_out_floors: Sequence[Comparison] = ()
+    held_out_pairs: Sequence[Comparison] = ()
     halves: Sequence[Comparison] = ()
     all_cells: AllCells | None = None
 
@@ -391,7 +391,7 @@ class Context:
         """Return the row of a metric, or that of one group for a metric that measures each group among all others."""
         comparisons = self.comparisons
         if "train" in metric.needs:
-            comparisons = {**comparisons, "floor": self.held_out_floors}
+            comparisons = {**comparisons, "real": self.held_out_pairs}
         measure = metric.measure if group is None else lambda c: c.once(metric.by_group).get(group, metric.absent)
         figures = {
             side: _mean([measure(comparison) for comparison in comparisons[: 1 if metric.slow else None]])
@@ -400,8 +400,8 @@ class Context:
         }
         if metric.of_all is not None:
             share, usual = metric.of_all(self.all_cells)
-            usual = usual if comparisons["floor"] else ()
-            figures |= {"value": share.value, "floor": usual[0].value if usual else UNKNOWN}
+            usual = usual if comparisons["real"] else ()
+            figures |= {"value": share.value, "real": usual[0].value if usual else UNKNOWN}
             low, high = share_interval(share, usual) if self.halves else (UNKNOWN, UNKNOWN)
         else:
             halves = [measure(half) for half in self.halves]
@@ -427,15 +427,15 @@ def interval(
 
 
 def share_interval(share: Share, usual: Sequence[Share]) -> tuple[float, float]:
-    """Return Wilson's interval of a share, whose lower limit allows for the uncertainty of the floor, if there is one.
+    """Return Wilson's interval of a share, whose lower limit allows for the uncertainty of the real value, if any.
 
-    This is Newcombe's lower limit of the difference from the floor, which comes first in ``usual``. The floor can be as
-    high as the lowest of the upper limits of ``usual``.
+    This is Newcombe's lower limit of the difference from the real value, which comes first in ``usual``. The real value
+    can be as high as the lowest of the upper limits of ``usual``.
     """
     low, high = share.limits
     if usual:
-        floor, highest = usual[0].value, min(known.limits[1] for known in usual)
-        low = max(share.value - float(np.hypot(share.value - low, max(highest - floor, 0))), 0.0)
+        usual_value, highest = usual[0].value, min(known.limits[1] for known in usual)
+        low = max(share.value - float(np.hypot(share.value - low, max(highest - usual_value, 0))), 0.0)
     return low, high
 
 

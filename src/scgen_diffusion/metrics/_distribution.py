@@ -63,10 +63,10 @@ def wasserstein_2(real: ArrayLike, synthetic: ArrayLike, *, max_cells: int = 5_0
     better.
 
     *Catches* shifts, lost or invented populations and wrong proportions. *Misses* cells that are too smooth: in many
-    dimensions they score below the floor, because the centre is close to everything. Read it together with recall.
+    dimensions they score below the real value, because the centre is close to everything. Read it together with recall.
 
     Even for equal distributions the value is far above 0, and it falls slowly with the number of cells (as
-    :math:`n^{-1/d}`). Compare only figures for equal numbers of cells, next to their floor.
+    :math:`n^{-1/d}`). Compare only figures for equal numbers of cells, next to their real value.
 
     Parameters
     ----------
@@ -178,8 +178,8 @@ def precision_recall_density_coverage(real: ArrayLike, synthetic: ArrayLike, *, 
     """Measure whether synthetic cells look real (precision, density) and cover all real cells (recall, coverage).
 
     Each cell has a ball that reaches to its `k`-th nearest neighbour in its own set. Precision, recall and coverage run
-    from 0 to 1; higher is better. Density is best near its floor. For equal distributions, precision, recall and
-    coverage are below 1: the floor depends on the number of cells and features.
+    from 0 to 1; higher is better. Density is best near its real value. For equal distributions, precision, recall and
+    coverage are below 1: the real value depends on the number of cells and features.
 
     *Catches* cells far from real ones (precision falls), lost populations (recall and coverage fall), scattered cells
     (density falls) and crowded cells (density rises). *Misses* proportions: one cell covers a ball as well as ten.

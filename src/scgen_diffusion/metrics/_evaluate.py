@@ -1,4 +1,4 @@
-"""All metrics in one tidy table, each figure next to its floor: check the sets, compare them, and collect the rows."""
+"""All metrics in one tidy table, each next to its real value: check the sets, compare them, and collect the rows."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
     Row = dict[str, object]
 
-FIGURES_OF_PERTURBATIONS = ("value", "floor", "no_change", "mean_shift", "additive")  # and one per entry of `others`
+FIGURES_OF_PERTURBATIONS = ("value", "real", "no_change", "mean_shift", "additive")  # and one per entry of `others`
 SETS = ("real_test", "synthetic", "control", "train")
 MIN_CELLS = 50
 N_CELLS_CHECKED = 20
@@ -83,7 +83,7 @@ def evaluate(
     scales: Mapping[str, ScaleName] | None = None,
     space: ComparisonSpace | None = None,
     max_cells: int = 2_000,
-    n_floor: int = 5,
+    n_repeats: int = 5,
     n_bootstrap: int = 10,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -112,11 +112,11 @@ def evaluate(
         that of ``real_test``, is an error.
     train
         Cells that the model was trained on, 100 or more (with ``control``, any number); needed for metrics of
-        memorisation. These assume that ``train`` and ``real_test`` come from one distribution, and so do floors. For
-        held-out donors, batches or times they measure the difference between donors, not a leak: leave ``train`` out
-        then. :class:`~scgen_diffusion.data.CellFiles` stay in their files and are read part by part. With ``control``,
-        the baselines ``mean_shift`` and ``additive`` and the principal components come from these cells, which must be
-        an AnnData then.
+        memorisation. These assume that ``train`` and ``real_test`` come from one distribution, and so do the real
+        values. For held-out donors, batches or times they measure the difference between donors, not a leak: leave
+        ``train`` out then. :class:`~scgen_diffusion.data.CellFiles` stay in their files and are read part by part. With
+        ``control``, the baselines ``mean_shift`` and ``additive`` and the principal components come from these cells,
+        which must be an AnnData then.
     groupby
         Column of `obs`, or several (joined by ``|``; a ``|`` inside a value becomes ``\|``), in all sets: the label
         that each synthetic cell was generated for. Adds metrics of labels, and rows for every label with 30 or more
@@ -169,8 +169,8 @@ def evaluate(
         duplicates (``copied_cells``, ``near_copies``, ``copied_test_cells``, ``duplicate_share``) are counted in all
         cells of all sets, read part by part; ``near_copies`` in a random part if that would be more than a billion
         pairs of cells. Means and variances of perturbations use all cells.
-    n_floor
-        Number of draws that a floor averages (one for boosting, which is slow). 0 leaves the floor out.
+    n_repeats
+        Number of draws that a real value averages (one for boosting, which is slow). 0 leaves the real value out.
     n_bootstrap
         Number of half-samples for the interval, 5 or more. 0 leaves it out.
     seed
@@ -182,7 +182,7 @@ def evaluate(
 
     - `metric`, `group`: names; the group ``"all"`` is all cells. A group with fewer than 30 synthetic cells has NaN.
     - `value`: synthetic against real cells.
-    - `floor`: real against as many other real cells: what a perfect model would score. Half of ``train`` plays the
+    - `real`: real against as many other real cells: what a perfect model would score. Half of ``train`` plays the
       synthetic cells, or, without it, part of ``real_test``. For metrics of memorisation, one half of ``real_test`` is
       compared with the other; for ``copied_cells`` and ``near_copies``, ``real_test`` with ``train``. NaN in a group
       with fewer than 30 such cells: a label needs about 60 cells in ``train``, or 90 in ``real_test`` without it.
@@ -192,9 +192,9 @@ def evaluate(
       About 90 % of such draws have a value in it, as far as was measured. It is too narrow, or has no width, for a
       share near its best or worst value, such as a ``trts_accuracy`` of 1.
       Copies and duplicates are counted in all cells and have Wilson's interval of a share, so its upper limit is above
-      0 even if none was found. Their lower limit also allows for the uncertainty of the floor (Newcombe), but for
+      0 even if none was found. Their lower limit also allows for the uncertainty of the real value (Newcombe), but for
       no more equal cells than chance can explain.
-    - `better`: ``"lower"``, ``"higher"``, or ``"floor"`` if the best value is the floor itself.
+    - `better`: ``"lower"``, ``"higher"``, or ``"real"`` if the best value is the real value itself.
 
     ``attrs["n_cells"]`` maps every label of ``real_test`` to the number of cells compared on either side; 0 if a side
     has fewer than 30. ``attrs["n_labelled"]`` maps it, and ``"all"``, to the numbers of such cells in ``real_test`` and
@@ -202,10 +202,10 @@ def evaluate(
     chance may explain; above 0.5 %, you get a warning, too. It is 0 for less, and if no metric of copies was asked for,
     or counts are compared with logarithms.
 
-    With ``control``, there is one row per metric, `perturbation` and group. `floor` uses one half of the perturbation's
+    With ``control``, there is one row per metric, `perturbation` and group. `real` uses one half of the perturbation's
     real cells as the prediction of the other, averaged over splits (NaN below four cells). Halves have more sampling
-    noise than all cells, so a perfect prediction of full size scores better than this floor, and with few cells even a
-    mediocre one can. Instead of `shuffled` and the interval there are baselines: `no_change`, the control cells;
+    noise than all cells, so a perfect prediction of full size scores better than this real value, and with few cells
+    even a mediocre one can. Instead of `shuffled` and the interval there are baselines: `no_change`, the control cells;
     `mean_shift`, control cells moved by the mean change of all training perturbations; `additive`, control cells moved
     by the sum of the changes of the parts (NaN if ``train`` lacks a part); and ``others`` (NaN if a method has fewer
     than two cells of a perturbation). A model has predicted an effect only if it beats every baseline.
@@ -239,7 +239,7 @@ def evaluate(
     fail, because repeated cells are each other's neighbours. For AUCs of classifiers, the cross-validated scores of the
     cells are resampled. The interval does not include what another training run would change.
 
-    Floors draw real cells at random, labels included. Synthetic cells generated with exactly the labels of
+    Real values draw real cells at random, labels included. Synthetic cells generated with exactly the labels of
     ``real_test`` lack this scatter of labels, which favours them slightly in small sets.
 
     Without ``groupby``, `within_label_correlation` and `within_label_slope` include differences between cell types.
@@ -267,7 +267,7 @@ def evaluate(
     ... )
     >>> table[["metric", "group", "better"]].values.tolist()
     [['gene_mean_error', 'all', 'lower'], ['library_size_ks', 'all', 'lower']]
-    >>> bool((table["value"] > table["floor"]).all())
+    >>> bool((table["value"] > table["real"]).all())
     True
     """
     given = {"real_test": real_test, "synthetic": synthetic, "control": control, "train": train}
@@ -275,7 +275,7 @@ def evaluate(
     if PROVENANCE_KEY in getattr(real_test, "uns", ()) and PROVENANCE_KEY not in getattr(synthetic, "uns", ()):
         msg = "`real_test` holds generated cells, and `synthetic` does not; the real cells come first."
         raise ValueError(msg)
-    draws = Draws(max_cells, n_floor, n_bootstrap, seed)
+    draws = Draws(max_cells, n_repeats, n_bootstrap, seed)
     draws.check(MIN_CELLS if control is None else MIN_CELLS_PER_PERTURBATION)
     names = _known_metrics(metrics)
     is_multimodal = any(isinstance(cells, MuData) for cells in sets.values())
@@ -393,7 +393,7 @@ def _evaluate_modalities(
     least_of_pair = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
     for pair in combinations(modalities, 2) if of_pair else ():
         if paired := paired_cells(cells, least_of_pair, pair, "Modalities are not compared as a pair"):
-            context = pair_context(paired, fitted, layers, keys, n_splits=draws.n_floor, seed=draws.seed)
+            context = pair_context(paired, fitted, layers, keys, n_splits=draws.n_repeats, seed=draws.seed)
             rows.extend({"modality": "+".join(pair), **context.row(metric)} for metric in of_pair)
     table = _table(rows, ("modality", "metric", "group"), FIGURES)
     for what in Noted._fields:
@@ -562,12 +562,12 @@ def compare_cells(
     if not np.ptp(of_all.comparisons["value"][0].real.pcs, axis=0).any():
         msg = "All cells of `real_test` are equal, so there is nothing to compare."
         raise ValueError(msg)
-    compared = [*of_all.comparisons["value"], *of_all.comparisons["floor"][:1]]
+    compared = [*of_all.comparisons["value"], *of_all.comparisons["real"][:1]]
     share, *usual = (CATALOGUE["copied_test_cells"].measure(comparison) for comparison in compared)
     warn_of_copies(share, sum(usual))
     leaked = leaked_share(of_all.all_cells) if counts_copies and "train" in sources else 0.0
     warn_of_leak(leaked)
-    n_sides = 2 if pools.floor is None else 1  # in the first case, one half of the real cells plays the synthetic ones
+    n_sides = 2 if pools.others is None else 1  # in the first case, one half of the real cells plays the synthetic ones
     groups = pools.real.frequent_labels(n_sides * MIN_CELLS_PER_GROUP)
     groups_of_either = {*groups, *pools.synthetic.frequent_labels(MIN_CELLS_PER_GROUP)}
     rows = []

@@ -193,7 +193,7 @@ def gene_correlation_similarity(
     .. math:: \operatorname{corr}_{g < h} \bigl( r_{gh}, r_{gh}' \bigr)
 
     with :func:`gene_correlations` of real and synthetic cells. From -1 to 1; higher is better. Correlations between
-    sparse genes are noisy, so even new real cells do not reach 1: read it next to its floor.
+    sparse genes are noisy, so even new real cells do not reach 1: read it next to its real value.
 
     *Catches* genes that are shuffled or drawn independently, and lost or invented gene programmes. *Misses* the
     strength of the correlations (all halved still scores 1; :func:`gene_correlation_slope` sees it), and everything
@@ -511,8 +511,8 @@ def marker_agreement(
 
     *Catches* labels that are ignored or swapped, and labels that differ in the wrong genes or too little. *Misses* how
     cells of one label differ from each other, correlations, zeros, and memorisation. Noise of the real changes lowers
-    the overlap and the slope, also of real cells: read them next to their floors. A label's markers depend on the cells
-    that it is compared with, so other shares of labels change them: compare cells with equal shares.
+    the overlap and the slope, also of real cells: read them next to their real values. A label's markers depend on the
+    cells that it is compared with, so other shares of labels change them: compare cells with equal shares.
 
     Parameters
     ----------

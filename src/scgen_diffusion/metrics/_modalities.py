@@ -197,10 +197,10 @@ def pair_context(
     real, synthetic = sides
     rng = np.random.default_rng(seed)
     n_cells = min(len(real) // 2, len(synthetic))
-    comparisons: dict[str, list[Comparison]] = {"value": [], "floor": [], "shuffled": []}
+    comparisons: dict[str, list[Comparison]] = {"value": [], "real": [], "shuffled": []}
     for _ in range(max(n_splits, 1)):
         order, drawn = rng.permutation(len(real)), rng.permutation(len(synthetic))[:n_cells]
         first, other = real[order[:n_cells]], real[order[n_cells : 2 * n_cells]]
         for name, cells in zip(comparisons, (synthetic[drawn], other, other.repaired(rng)), strict=True):
             comparisons[name].append(Comparison(first, cells))
-    return Context({"group": ALL}, comparisons if n_splits else comparisons | {"floor": []})
+    return Context({"group": ALL}, comparisons if n_splits else comparisons | {"real": []})

@@ -536,7 +536,7 @@ def de_overlap(real: Effect, predicted: Effect, *, n_top: int = 100) -> float:
 
     *Catches* effects in the wrong genes, and effects hidden by too much spread. *Misses* direction
     (:func:`de_direction`) and size. The weakest gene of the real list counts as much as the strongest. If hardly any
-    gene changes, the real list is noise: read the overlap next to the floor.
+    gene changes, the real list is noise: read the overlap next to the real value.
 
     Parameters
     ----------
@@ -577,7 +577,7 @@ def de_jaccard(real: Effect, predicted: Effect) -> float:
 
     *Catches* wrong numbers of differential genes, which :func:`de_overlap` does not see: too few if effects are too
     small or too noisy, too many if they are exaggerated. *Misses* direction and size. It falls with the number of
-    cells even for real cells, as statistical power does, so compare it only with the floor.
+    cells even for real cells, as statistical power does, so compare it only with the real value.
 
     Parameters
     ----------

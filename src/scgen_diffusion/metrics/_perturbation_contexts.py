@@ -467,7 +467,7 @@ def perturbation_contexts(
     perturbed = {part for parts, _ in real.rows for part in parts}
     panels = {}
     if with_panels:
-        panels = _panels(real, controls, halves, draws.n_floor, ~given["real_test"].var_names.isin(perturbed))
+        panels = _panels(real, controls, halves, draws.n_repeats, ~given["real_test"].var_names.isin(perturbed))
     for parts, group in sorted(real.rows, key=lambda place: place[1]):  # in a group, many have the same control cells
         cells, shares = real.of(parts, group), real.shares(parts, group)
         control = control_of(group, tuple(shares.items()))
@@ -475,11 +475,11 @@ def perturbation_contexts(
         of_real = profiles.matched("real_test", parts, group, shares)
         of_real = replace(of_real, moments=real.moments(parts, group))
         compare = partial(Prediction, control=control, mean_response=predictions.get("mean_shift"))
-        whole, *of_halves = panels.get((parts, group), [None] * (1 + draws.n_floor))
+        whole, *of_halves = panels.get((parts, group), [None] * (1 + draws.n_repeats))
         comparisons = {name: [compare(of_real, own, panel=whole)] for name, own in predictions.items()}
         pairs = [[profiles.of(cells[half]) for half in pair] for pair in halves[parts, group]]
         if pairs:
-            comparisons["floor"] = [compare(*pair, panel=panel) for pair, panel in zip(pairs, of_halves, strict=True)]
+            comparisons["real"] = [compare(*pair, panel=panel) for pair, panel in zip(pairs, of_halves, strict=True)]
         yield Context({"perturbation": names[parts], "group": group}, comparisons)
 
 
@@ -488,7 +488,7 @@ def _halves_of(n_cells: int, draws: Draws) -> list[list[NDArray[np.intp]]]:
     if n_cells < 2 * MIN_CELLS:
         return []
     rng = np.random.default_rng(draws.seed)
-    return [np.array_split(rng.permutation(n_cells), 2) for _ in range(draws.n_floor)]
+    return [np.array_split(rng.permutation(n_cells), 2) for _ in range(draws.n_repeats)]
 
 
 def _panels(

@@ -88,7 +88,7 @@ class Pools:
     ----------
     real, synthetic
         The cells to compare.
-    floor
+    others
         Real cells that play the synthetic ones; None if one half of `real` plays them.
     space
         Genes and components.
@@ -104,7 +104,7 @@ class Pools:
 
     real: Pool
     synthetic: Pool
-    floor: Pool | None
+    others: Pool | None
     space: ComparisonSpace
     training: Training | None
     released: NDArray[np.float32] | None
@@ -136,7 +136,7 @@ def draw_pools(
     drawn = draw(real, real_rows, POOL_FACTOR), draw(synthetic, np.arange(len(synthetic)), 1)
     return Pools(
         *drawn,
-        floor=None if train is None else draw(train, rest, POOL_FACTOR),
+        others=None if train is None else draw(train, rest, POOL_FACTOR),
         space=space,
         training=training,
         released=released,
@@ -214,13 +214,13 @@ def _nearness(pools: Pools, alike: NDArray[np.float64], seed: int) -> Nearness:
 def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | None:
     """Draw the comparisons of a group (None: of all cells). Return None if a side has too few cells."""
     real, synthetic = pools.real.positions(group), pools.synthetic.positions(group)
-    others = real[len(real) // 2 :] if pools.floor is None else pools.floor.positions(group)
+    others = real[len(real) // 2 :] if pools.others is None else pools.others.positions(group)
     has_others = len(others) >= MIN_CELLS_PER_GROUP
-    n_real = len(real) - len(others) if pools.floor is None else len(real)
+    n_real = len(real) - len(others) if pools.others is None else len(real)
     n_cells = min(n_real, len(synthetic), pools.n_cells, *([len(others)] if has_others else []))
     if n_cells < MIN_CELLS_PER_GROUP:
         return None
-    # one generator each, because how many floors are drawn depends on which metrics are asked for
+    # one generator each, because how many real pairs are drawn depends on which metrics are asked for
     rng, mixing, halving = (np.random.default_rng([draws.seed, purpose]) for purpose in (1, 2, 3))
     has_further = group is None and pools.real.sizes is not None
     n_further = [pool.sizes.sum() - n_cells if has_further else 0 for pool in (pools.real, pools.synthetic)]
@@ -237,7 +237,7 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
 
     def draw_others(rng: np.random.Generator = rng, counting: np.random.Generator = counting) -> Sample:
         rows = [rng.choice(others, n_cells, replace=False)]
-        return draw_from(pools.floor or pools.real, rows, n_further[1:], rng=counting)[0]
+        return draw_from(pools.others or pools.real, rows, n_further[1:], rng=counting)[0]
 
     def split_real() -> CellComparison:
         order = rng.permutation(real)
@@ -246,18 +246,18 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
 
     drawn = draw_from(pools.synthetic, [synthetic[:n_cells]], n_further[1:], rng=counting, is_value=True)
     value = compare(first, *drawn, released=pools.released)
-    draw_floor = split_real if pools.floor is None else lambda: compare(first, draw_others())
-    floors = [draw_floor() for _ in range(draws.n_floor if has_others else 0)]
+    draw_real_pair = split_real if pools.others is None else lambda: compare(first, draw_others())
+    pairs = [draw_real_pair() for _ in range(draws.n_repeats if has_others else 0)]
     is_judged_by_training = pools.training is not None and group is None
-    n_held_out = draws.n_floor if is_judged_by_training else 0
+    n_held_out = draws.n_repeats if is_judged_by_training else 0
     # each has its own draw of training cells, so that their mean has less noise
-    held_out_floors = [replace(split_real(), seed=draws.seed + i) for i in range(1, n_held_out + 1)]
+    held_out_pairs = [replace(split_real(), seed=draws.seed + i) for i in range(1, n_held_out + 1)]
     to_shuffle = [draw_others(mixing, mixing_further)] if has_others else []
     shuffled = [compare(first, shuffle_genes(sample, pools.space.project, mixing)) for sample in to_shuffle]
     return Context(
         {"group": ALL if group is None else group},
-        {"value": [value], "floor": floors, "shuffled": shuffled},
-        held_out_floors=held_out_floors,
+        {"value": [value], "real": pairs, "shuffled": shuffled},
+        held_out_pairs=held_out_pairs,
         halves=[value.half(halving) for _ in range(draws.n_bootstrap)],
     )
 

@@ -189,7 +189,7 @@ def copied_cells(synthetic: Cells | Expression, train: Cells | Expression, *, la
     .. math:: \frac{1}{n} \bigl|\{i : x_i' = x_j \text{ for some training cell } j\}\bigr|
 
     From 0 (no copies) to 1; lower is better. Cells without counts are ignored. In data with many counts per cell, two
-    real cells are never equal and the floor is 0; in very sparse data it is not.
+    real cells are never equal and the real value is 0; in very sparse data it is not.
 
     *Catches* every exact copy. *Misses* copies with one changed count: use :func:`memorisation` for those.
 

@@ -77,8 +77,8 @@ def trts_accuracy(
     .. math:: \frac{1}{K} \sum_k \frac{|\{i : \hat l_i = l_i = k\}|}{|\{i : l_i = k\}|}
 
     where cell :math:`i` was generated for label :math:`l_i` and classified as :math:`\hat l_i`, averaged over the
-    :math:`K` requested labels that real cells have. From 0 to 1; higher is better, up to the floor: pass held-out real
-    cells as `synthetic_values` to get it. Above the floor, cells are more typical than real ones.
+    :math:`K` requested labels that real cells have. From 0 to 1; higher is better, up to the real value: pass held-out
+    real cells as `synthetic_values` to get it. Above the real value, cells are more typical than real ones.
 
     *Catches* conditions that are ignored or mixed up, also label by label. *Misses* diversity: one perfect cell
     repeated a hundred times scores 1, and so does exaggerated guidance. It says nothing about labels that were not

@@ -155,8 +155,10 @@ class DiffusionModel(BaseModelClass):
     _file_cells: TrainingCells | None = None  # the `datamodule` given to `train`
     split_digest_: str | None = None  # of the names of the cells that were split into training and validation cells
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
-    _counterfactual_options: ClassVar[Mapping[str, tuple[Any, ...]]]
-    """Allowed values of ``method`` and ``residuals`` in ``predict_perturbation``; the default first."""
+    _prediction_methods: ClassVar[tuple[str, ...]] = ("inversion",)
+    """Allowed values of ``method`` in ``predict_perturbation``."""
+    _draws_residuals: ClassVar[bool] = False
+    """Whether predictions can draw the residuals of cells anew."""
     _stages: ClassVar[tuple[str, ...]]
     """Training stages in order; a method ``_train_<stage>`` trains each."""
     _stages_to_generate: ClassVar[frozenset[str]]
@@ -432,10 +434,10 @@ class DiffusionModel(BaseModelClass):
 
         SCLDM has the stages ``"autoencoder"`` and ``"prior"``. It adds ``"perturbation_flow"`` if ``setup_anndata``
         was given ``control_values`` and some perturbed cells have controls with the same values of the other keys.
-        SCRDIT and WBDIT have one stage, ``"diffusion"``. Afterwards ``trained_stages_`` lists the trained stages, ``history``
-        holds the losses of each epoch of a stage's last training, ``recipes_`` the training options of each stage and
-        ``scvi.settings.seed`` (None if there was none), with the perturbation flow's control values and match keys, and
-        ``trainer`` is the trainer of the last stage.
+        SCRDIT and WBDIT have one stage, ``"diffusion"``. Afterwards ``trained_stages_`` lists the trained stages,
+        ``history`` holds the losses of each epoch of a stage's last training, ``recipes_`` the training options of each
+        stage and ``scvi.settings.seed`` (None if there was none), with the perturbation flow's control values and match
+        keys, and ``trainer`` is the trainer of the last stage.
 
         Press Ctrl-C to stop after the current step and keep the weights (in a later round, those of the best one);
         press it again to abort. After the last step of a stage, the stage is finished first. After an error or an
@@ -687,7 +689,7 @@ class DiffusionModel(BaseModelClass):
 
             You can ask for combinations that training never saw if you give every key. If a perturbation is new for
             such cells, but their controls are not, an SCLDM with a flow generates control cells and moves them, as
-            :meth:`predict_perturbation` does. The table ``uns["scgen_diffusion"]["verdict"]`` then says how far these
+            :meth:`predict_perturbation` does. The table ``uns["scgen_diffusion"]["support"]`` then says how far these
             cells can be trusted, and a warning if they cannot. It has the columns of :meth:`predict_perturbation`,
             without ``strength``.
         guidance_scale
@@ -916,7 +918,7 @@ class DiffusionModel(BaseModelClass):
         condition: ConditionRequest = None,
         *,
         method: Literal["perturbation_flow", "inversion"] | None = None,
-        residuals: Literal["own", "new"] | None = None,
+        keep_residuals: bool = True,
         guidance_scale: GuidanceScale | Guidance = 1.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
@@ -929,9 +931,9 @@ class DiffusionModel(BaseModelClass):
         """Predict how given cells would look under another condition.
 
         SCLDM moves a cell's latent to the new condition (``method``), then changes its counts as the means of the genes
-        change (``residuals``). SCRDIT and WBDIT find the noise that leads to the cell under its own condition, and
+        change (``keep_residuals``). SCRDIT and WBDIT find the noise that leads to the cell under its own condition, and
         sample from the same noise under the new one. Under its own condition a cell comes back unchanged, or as its
-        reconstruction with ``residuals="new"``. See the user guide, "Counterfactuals".
+        reconstruction with ``keep_residuals=False``. See the user guide, "Counterfactuals".
 
         Parameters
         ----------
@@ -954,10 +956,10 @@ class DiffusionModel(BaseModelClass):
               keeps what the condition does not determine.
 
             Default: the perturbation flow if it is trained and fits the request, else the inversion.
-        residuals
-            What to do with the part of a cell's counts that the latent of SCLDM or MULTISCLDM does not explain.
-            ``"own"`` (default): keep it; molecules are removed or added as the means of the genes fall or rise. Counts
-            that only outliers explain stay, or are drawn anew. ``"new"``: draw all counts anew.
+        keep_residuals
+            Whether to keep the part of a cell's counts that the latent of SCLDM or MULTISCLDM does not explain:
+            molecules are removed or added as the means of the genes fall or rise. Counts that only outliers explain
+            stay, or are drawn anew. If False, all counts are drawn anew.
         guidance_scale
             Guidance on the way from noise to the new condition, as in :meth:`generate`. The way back uses none. The
             perturbation flow has none: leave it out there.
@@ -972,7 +974,7 @@ class DiffusionModel(BaseModelClass):
             Whether to return integer counts, as in :meth:`generate`.
         library_size
             Total counts to expect of the predicted cells, as in :meth:`generate`; default: every cell's own, also in
-            modalities that a mapping leaves out. With ``residuals="own"``, single cells can be far from them.
+            modalities that a mapping leaves out. With ``keep_residuals``, single cells can be far from them.
         batch_size
             Cells read at a time, rounded up to whole blocks (128 cells on a CPU, up to 8,192 on a GPU). It does not
             change the result.
@@ -991,7 +993,7 @@ class DiffusionModel(BaseModelClass):
             ``uns["scgen_diffusion"]`` records how the cells were made. With the perturbation flow, it says how far
             the prediction can be trusted, in two tables:
 
-            - ``"verdict"``: one row per combination of conditions, at most 1 000. ``verdict`` is ``"supported"``,
+            - ``"support"``: one row per combination of conditions, at most 1 000. ``support`` is ``"supported"``,
               ``"extrapolated"`` or ``"unknown"``, by the numbers in ``misfit``, ``explained``, ``n_contexts`` and
               ``decoded``. See the user guide, "Can I trust this prediction?". The conditions are columns, as in `obs`,
               unless they are named like another column, and ``n_cells`` counts the cells. ``strength`` is the root mean
@@ -1026,7 +1028,7 @@ class DiffusionModel(BaseModelClass):
             adata_control,
             condition,
             method=method,
-            residuals=residuals,
+            keep_residuals=keep_residuals,
             guidance_scale=guidance_scale,
             sampler=sampler,
             n_steps=n_steps,
@@ -1045,7 +1047,7 @@ class DiffusionModel(BaseModelClass):
         condition: ConditionRequest = None,
         *,
         method: Literal["perturbation_flow", "inversion"] | None = None,
-        residuals: Literal["own", "new"] | None = None,
+        keep_residuals: bool = True,
         guidance_scale: GuidanceScale | Guidance = 1.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
@@ -1075,7 +1077,7 @@ class DiffusionModel(BaseModelClass):
             :class:`~scgen_diffusion.data.CellFiles` that were opened with ``CellFiles.like(model.registry, paths)``;
             default: the model's cells. Of files opened with ``indices``, these cells. Memory holds their ``obs``, or
             for ``CellFiles`` their conditions, which are then the only columns of ``obs`` in the new file.
-        condition, method, residuals, guidance_scale, sampler, n_steps, counts
+        condition, method, keep_residuals, guidance_scale, sampler, n_steps, counts
             See :meth:`predict_perturbation`.
         library_size, batch_size, seed
             See :meth:`predict_perturbation`. Without a seed, a resumed call keeps its first seed.
@@ -1107,7 +1109,7 @@ class DiffusionModel(BaseModelClass):
             adata_control,
             condition,
             method=method,
-            residuals=residuals,
+            keep_residuals=keep_residuals,
             guidance_scale=guidance_scale,
             sampler=sampler,
             n_steps=n_steps,
@@ -1154,7 +1156,7 @@ class DiffusionModel(BaseModelClass):
         condition: ConditionRequest,
         *,
         method: str | None,
-        residuals: str | None,
+        keep_residuals: bool,
         guidance_scale: GuidanceScale | Guidance,
         sampler: str | Sampler | None,
         n_steps: int | None,
@@ -1169,16 +1171,17 @@ class DiffusionModel(BaseModelClass):
         source, rows = self._control_source(adata_control)
         cells, requested = control_cells(engine.conditions, source, rows, condition)
         check_order({"`library_size`": library_size}, lambda: cells.names, CELL_NAMES)
-        for name, value in {"method": method, "residuals": residuals}.items():
-            known = self._counterfactual_options[name]
-            if value is not None and value not in known:
-                msg = f"{type(self).__name__} does not support `{name}` {value!r}. {known_names(value, known)}"
-                raise ValueError(msg)
-        residuals = residuals or self._counterfactual_options["residuals"][0]
+        if method is not None and method not in self._prediction_methods:
+            known = known_names(method, self._prediction_methods)
+            msg = f"{type(self).__name__} does not support `method` {method!r}. {known}"
+            raise ValueError(msg)
+        if not keep_residuals and not self._draws_residuals:
+            msg = f"{type(self).__name__} cannot draw residuals; `keep_residuals` must be True."
+            raise ValueError(msg)
         method = self._counterfactual_method(cells, method)
         check_learned(module, engine.conditions, cells.own, method)
         is_same = (cells.own == cells.codes).all(1)
-        come_back = residuals == "own" and library_size is None and not self.modalities
+        come_back = keep_residuals and library_size is None and not self.modalities
         if is_same.any() and (condition is not None or come_back):
             warn_user(
                 f"{is_same.sum():,} of {len(is_same):,} cells have the requested conditions already, so nothing is "
@@ -1192,16 +1195,16 @@ class DiffusionModel(BaseModelClass):
             found = PerturbedGroups(module, engine.conditions, cells.own, cells.codes)
             groups = found if len(found.codes) else None
         request = engine.counterfactual(
-            cells.own, cells.codes, sampling, method, residuals, library_size, resolve_seed(seed), groups
+            cells.own, cells.codes, sampling, method, keep_residuals, library_size, resolve_seed(seed), groups
         )
         both = np.concatenate([cells.codes, cells.own])
-        unjudged = None if groups is None else both[np.tile(is_same, 2)]  # a verdict looks at the control cells too
+        unjudged = None if groups is None else both[np.tile(is_same, 2)]  # a support looks at the control cells too
         draws_totals = isinstance(request.library_size, str)
         outside = engine.warn_outside_training(both, draws_totals=draws_totals, unjudged=unjudged)
         if output == "counts" and request.library_size is not None:
             outside += engine.warn_of_large_totals(request.library_size)
         provenance = engine.provenance(condition, sampling, library_size, request.seed)
-        how = {"task": "predict_perturbation", "method": method, "residuals": residuals}
+        how = {"task": "predict_perturbation", "method": method, "keep_residuals": keep_residuals}
         provenance |= how | {"outside_training": outside}
         if condition is None:
             provenance["condition"] = "that of each control cell"

@@ -37,7 +37,7 @@ from scgen_diffusion.generation import (
     add_sums,
     check_batch_size,
     name_of,
-    verdict_columns,
+    support_columns,
 )
 
 from ._end_of_training import record_of_short
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from scgen_diffusion.data import ConditionRequest, Conditions, RequestedCodes, Rows
-    from scgen_diffusion.generation import CellGenerator, Verdict
+    from scgen_diffusion.generation import CellGenerator, Support
 
     from ._generation import Assembly
 
@@ -126,7 +126,7 @@ class Prediction:
         Whether the same conditions were requested for all cells.
     cut_short
         How those stages ended, of which it needs, that were stopped or far too short.
-    verdicts
+    supports
         How far the effect on each group can be trusted, once it is judged.
     """
 
@@ -143,7 +143,7 @@ class Prediction:
     provenance: Mapping[str, Any]
     is_uniform: bool
     cut_short: Mapping[str, str]
-    verdicts: Sequence[Verdict] = ()
+    supports: Sequence[Support] = ()
 
     def as_begun(self, seed: int, identity: Mapping[str, Any]) -> Prediction:
         """Return the same request with the seed and the identity of the process that began it."""
@@ -151,7 +151,7 @@ class Prediction:
         return replace(self, request=request, identity=identity, provenance={**self.provenance, "seed": seed})
 
     def judged(self) -> Prediction:
-        """Return the request with a verdict on each effect that the perturbation flow predicts.
+        """Return the request with a support on each effect that the perturbation flow predicts.
 
         Warns
         -----
@@ -165,10 +165,10 @@ class Prediction:
         def read(positions: np.ndarray) -> Tensor:
             return torch.cat([*self.read(self.cells.rows[positions], len(positions))])
 
-        groups, verdicts = self.groups, self.groups.verdicts(read)
-        table = pd.DataFrame(verdict_columns(self.engine.conditions, groups.codes, groups.n_cells, verdicts))
-        request = replace(self.request, lacking=LackingChanges.of_verdicts(groups.codes, verdicts))
-        return replace(self, request=request, verdicts=verdicts, provenance={**provenance, "verdict": table})
+        groups, supports = self.groups, self.groups.supports(read)
+        table = pd.DataFrame(support_columns(self.engine.conditions, groups.codes, groups.n_cells, supports))
+        request = replace(self.request, lacking=LackingChanges.of_supports(groups.codes, supports))
+        return replace(self, request=request, supports=supports, provenance={**provenance, "support": table})
 
     @property
     def n_cells(self) -> int:
@@ -230,11 +230,11 @@ class Prediction:
         return stack_rows(parts), total
 
     def mean_change(self, sums: ProfileSums) -> dict[str, pd.DataFrame]:
-        """Return the mean changes and the verdict with their strength, entries of ``uns``; none without sums."""
+        """Return the mean changes and the support with their strength, entries of ``uns``; none without sums."""
         if self.groups is None or not len(sums.numbers):
             return {}
         genes = self.genes
-        changes = self.groups.changes(sums.values, self.verdicts)
+        changes = self.groups.changes(sums.values, self.supports)
         columns = {name: np.concatenate([getattr(one, name) for one in changes]) for name in MeanChange._fields}
         number = np.repeat(np.arange(len(changes)), len(genes))
         gene, names = pd.factorize(genes.astype(str))
@@ -243,12 +243,12 @@ class Prediction:
             "gene": pd.Categorical.from_codes(np.tile(gene, len(changes)), names),
             **columns,
         }
-        verdict = self.provenance["verdict"].copy()
-        end = verdict.columns.get_loc("n_cells")
-        given = [key for key in verdict.columns[1:end] if key not in table]
-        table |= {key: verdict[key].array.take(number) for key in given}
-        verdict.insert(end + 1, "strength", self.groups.strengths(sums.values))
-        return {"verdict": verdict, "mean_change": drop_unused_categories(pd.DataFrame(table))}
+        support = self.provenance["support"].copy()
+        end = support.columns.get_loc("n_cells")
+        given = [key for key in support.columns[1:end] if key not in table]
+        table |= {key: support[key].array.take(number) for key in given}
+        support.insert(end + 1, "strength", self.groups.strengths(sums.values))
+        return {"support": support, "mean_change": drop_unused_categories(pd.DataFrame(table))}
 
     def _assemble(self, rows: range, x: Rows, assemble: Callable[..., Any], **effects: pd.DataFrame) -> Any:
         """Build some of the predicted cells by ``assemble``; ``effects`` are further entries of ``uns``."""

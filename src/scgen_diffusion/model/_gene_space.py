@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 class GeneSpaceModel(DiffusionModel):
     """Base class of diffusion models in gene space; subclasses differ in the network."""
 
-    _counterfactual_options: ClassVar = {"method": ("inversion",), "residuals": ("own",)}
     _family: ClassVar[str]
     _stages = ("diffusion",)
     _stages_to_generate = frozenset(_stages)

@@ -82,13 +82,13 @@ class Generation:
         UserWarning
             Unless all are supported, and if the training of a stage was short.
         """
-        judged = self.engine.verdicts(self.request)
+        judged = self.engine.supports(self.request)
         stages = self.stages if judged is None else (*self.stages, "perturbation_flow")
         provenance = {**self.request.provenance, **record_of_short(self.cut_short, stages)}
         if judged is None:
             return replace(self, request=replace(self.request, provenance=provenance))
         columns, lacking = judged
-        provenance["verdict"] = pd.DataFrame(columns)
+        provenance["support"] = pd.DataFrame(columns)
         return replace(self, request=replace(self.request, provenance=provenance, lacking=lacking))
 
     def make(self, batch_size: int | None, progress: tqdm) -> Any:

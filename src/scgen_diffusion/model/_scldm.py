@@ -108,7 +108,8 @@ class SCLDM(AutoencoderModel):
     """
 
     _module_cls: type = SCLDMModule
-    _counterfactual_options: ClassVar = {"method": ("perturbation_flow", "inversion"), "residuals": ("own", "new")}
+    _prediction_methods: ClassVar = ("perturbation_flow", "inversion")
+    _draws_residuals: ClassVar = True
     default_sampler = "midpoint"
     architecture: SCLDMArchitecture
     _stages = ("autoencoder", "prior", "perturbation_flow")
@@ -513,7 +514,7 @@ class SCLDM(AutoencoderModel):
         if not has_perturbation_flow and method is None and self.conditions.are_unseen(cells.codes).any():
             unfit = "The model has no perturbation flow: call `train_perturbation_flow(control_values=...)`."
         if unfit and (cells.own != cells.codes).any():
-            warn_user(f"Predicted by inversion, which is less accurate and has no verdict. {unfit}")
+            warn_user(f"Predicted by inversion, which is less accurate and has no support. {unfit}")
         return "inversion"
 
     def _unfit_for_perturbation_flow(self, cells: ControlCells) -> str:

@@ -153,7 +153,7 @@ class TrainingPairs:
             warn_user(
                 f"In {apart.any(1).sum()} of {len(self.groups)} groups, control and perturbed cells do not have a "
                 f"modality equally often (one has {names[which]!r} in {control:.0%} of the control and in "
-                f"{perturbed:.0%} of the perturbed cells). The flow takes this for an effect, so verdicts may be "
+                f"{perturbed:.0%} of the perturbed cells). The flow takes this for an effect, so supports may be "
                 "wrong. Train on cells that have all modalities, or leave this modality out."
             )
 

@@ -283,8 +283,8 @@ class ConditionedModule(BaseModuleClass):
             Maps latents or profiles to total counts ``(block, ...)``.
         generators
             One random generator per cell.
-        output, residuals
-            Counts or profiles; whether cells keep their own residuals (``"own"``), ignored without the choice.
+        output, keep_residuals
+            Counts or profiles; whether cells keep their own residuals, ignored without the choice.
         n_wanted
             Number of cells that are wanted, from the start of the block.
 

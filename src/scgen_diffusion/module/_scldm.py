@@ -415,7 +415,7 @@ class SCLDMModule(ConditionedModule):
         generators: Generators,
         output: InputValues = "counts",
         *,
-        residuals: str = "own",
+        keep_residuals: bool = True,
         n_wanted: int,
         perturbed: tuple[Tensor, Tensor, Tensor | None] | None = None,
     ) -> Tensor:
@@ -429,12 +429,12 @@ class SCLDMModule(ConditionedModule):
         states = self.standardise(z)
         new_z = self.unstandardise(move(states))
         totals = draw_totals(new_z).reshape(len(z), -1)
-        raised = self._raised(totals) if residuals != "own" else totals  # as in `cells_of`
+        raised = totals if keep_residuals else self._raised(totals)  # as in `cells_of`
         decoded = self.generative(new_z, raised)
         if perturbed is not None:
             decoded = self.with_missed_changes(decoded, states, *perturbed)
         wanted = generators.first(n_wanted)
-        if residuals == "own":
+        if keep_residuals:
             return self.counterfactual_cells(x, z, decoded, wanted)
         return self._draw(decoded, totals / raised, wanted)
 

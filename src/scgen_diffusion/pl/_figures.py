@@ -34,8 +34,8 @@ SOURCES = {"real": "#6e6e6e", "synthetic": "#D55E00"}
 #: Okabe and Ito's colours, ordered so that neighbours also differ in lightness.
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
-SIGNS = {"lower": "↓", "higher": "↑", "floor": "="}
-FLOOR_LABEL = "floor: real\nagainst real cells"
+SIGNS = {"lower": "↓", "higher": "↑", "real": "="}
+REAL_LABEL = "real cells\nagainst real cells"
 OURS = "scgen_diffusion"  # marks figures that were made here, which may be widened and closed
 N_COLUMNS = 4
 MOST_LABELS = 100  # of a picture; larger ones are unreadable and take gigabytes

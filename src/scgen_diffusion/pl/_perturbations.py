@@ -17,11 +17,11 @@ from scgen_diffusion.metrics import correlation, gene_changes
 
 from ._figures import (
     COLORS,
-    FLOOR_LABEL,
     MARKERS,
     MOST_LABELS,
     MOST_VECTORS,
     N_COLUMNS,
+    REAL_LABEL,
     SIGNS,
     SOURCES,
     choose,
@@ -45,22 +45,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-EXTRAPOLATED, UNKNOWN = "extrapolated", "unknown"  # verdicts, with their marks in a plot and in its title
+EXTRAPOLATED, UNKNOWN = "extrapolated", "unknown"  # support, with their marks in a plot and in its title
 MARKS = {EXTRAPOLATED: ("o", "○"), UNKNOWN: ("x", "×")}
-NUMBERS = ("misfit", "explained", "n_contexts", "decoded")  # behind a verdict
-FIGURES = ("n_cells", "strength", "verdict", *NUMBERS)  # columns of verdicts that are no conditions
+NUMBERS = ("misfit", "explained", "n_contexts", "decoded")  # behind a support
+FIGURES = ("n_cells", "strength", "support", *NUMBERS)  # columns of support that are no conditions
 MOST_NAMED = 60  # perturbations or groups
 MOST_CASES = 200  # rows of a figure, which is then 7 feet high
 LETTER, NAME_LETTER = 0.08, 0.066  # inches, of labels and of names of genes
 TITLE_LENGTH = 26  # letters, and gaps after underscores, above which a title gets a second line
-WORDS = {"lower": "lower is better", "higher": "higher is better", "floor": "best at the floor"}
+WORDS = {"lower": "lower is better", "higher": "higher is better", "real": "best near the real value"}
 TOP_COLOR = COLORS[1]  # for the genes that change most
 CHANGE = "mean change, ln(1 + CP10k)"
 MARGIN = 0.06  # around the points, as a share of the range
 LINE_HEIGHT = 0.055  # between names, as a share of the axis
 
 #: Columns of the table of scores that are not methods.
-NOT_METHODS = ("metric", "perturbation", "group", "floor", "better")
+NOT_METHODS = ("metric", "perturbation", "group", "real", "better")
 GREYS = {"no_change": 0.6, "mean_shift": 0.42, "additive": 0.24}  # for the baselines, as shares of ink
 METRICS = ("energy_distance", "mean_change_correlation", "de_overlap_top_100")
 SPREAD = 0.7  # share of a row's height over which its methods are spread
@@ -189,7 +189,7 @@ def spread_out(heights: NDArray, gap: float, low: float, high: float) -> NDArray
 
 
 def perturbation_strengths(
-    verdicts: pd.DataFrame,
+    support: pd.DataFrame,
     *,
     perturbation_key: str | Sequence[str],
     groupby: str | Sequence[str] | None = None,
@@ -206,8 +206,8 @@ def perturbation_strengths(
 
     Parameters
     ----------
-    verdicts
-        The table ``uns["scgen_diffusion"]["verdict"]`` that a perturbation flow leaves in the cells of
+    support
+        The table ``uns["scgen_diffusion"]["support"]`` that a perturbation flow leaves in the cells of
         :meth:`~scgen_diffusion.model.SCLDM.predict_perturbation`, or those of several predictions, concatenated.
     perturbation_key
         Column of the table with the perturbations, or several, such as drug and dose.
@@ -239,31 +239,31 @@ def perturbation_strengths(
     ...     {
     ...         "drug": ["a", "b"],
     ...         "strength": [0.2, 0.4],
-    ...         "verdict": ["supported", "unknown"],
+    ...         "support": ["supported", "unknown"],
     ...     }
     ... )
     >>> ax = scgd.pl.perturbation_strengths(table, perturbation_key="drug", show=False)
     """
-    if not {"strength", "verdict"} <= set(verdicts):
-        msg = "`verdicts` must be `uns['scgen_diffusion']['verdict']` of cells that `predict_perturbation` returned."
+    if not {"strength", "support"} <= set(support):
+        msg = "`support` must be `uns['scgen_diffusion']['support']` of cells that `predict_perturbation` returned."
         raise ValueError(msg)
     check_count("n_top", n_top)
     keys, group_keys = as_list(perturbation_key), as_list(groupby)
-    conditions = [name for name in verdicts if name not in FIGURES]
+    conditions = [name for name in support if name not in FIGURES]
     choose("perturbation_key", keys, conditions)
     if group_keys:
         choose("groupby", group_keys, conditions)
-    verdicts = verdicts.sort_values(group_keys, kind="stable") if group_keys else verdicts
-    rows = pd.Series(join_labels(verdicts, keys), verdicts.index)
-    columns = pd.Series(join_labels(verdicts, group_keys) if group_keys else "", verdicts.index)
-    fields = verdicts[["strength", "verdict"]].set_index([rows, columns])
+    support = support.sort_values(group_keys, kind="stable") if group_keys else support
+    rows = pd.Series(join_labels(support, keys), support.index)
+    columns = pd.Series(join_labels(support, group_keys) if group_keys else "", support.index)
+    fields = support[["strength", "support"]].set_index([rows, columns])
     if (repeated := fields.index.duplicated()).any():
         one = fields.index[repeated][0]
-        msg = f"`verdicts` has several predictions of {one}; name columns that tell them apart in `groupby`."
+        msg = f"`support` has several predictions of {one}; name columns that tell them apart in `groupby`."
         raise ValueError(msg)
-    fields["strength"] = fields["strength"].where(fields["verdict"] != UNKNOWN)
+    fields["strength"] = fields["strength"].where(fields["support"] != UNKNOWN)
     means = fields.groupby(level=0, sort=False)["strength"].mean()
-    shown = choose("verdicts", None, means.sort_values(ascending=False, kind="stable").index)[:n_top]
+    shown = choose("support", None, means.sort_values(ascending=False, kind="stable").index)[:n_top]
     strengths, states = (fields[name].unstack().reindex(shown, columns=columns.unique()) for name in fields)
     names = LETTER * max(map(len, strengths.columns))  # below the map
     (ax,) = panels(1, ax, size=(2.4 + 0.28 * strengths.shape[1], 1 + 0.22 * len(shown) + names))
@@ -291,11 +291,11 @@ def perturbation_scores(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
-    """Plot how well methods predict perturbations, next to baselines and floor: one panel per metric, one row per case.
+    """Plot how well methods predict perturbations, next to baselines: one panel per metric, one row per case.
 
-    A case is a perturbation in a group. Baselines are grey. The black line is the floor: real cells as a prediction of
-    each other. Several rows for one metric and case, such as several seeds, are small points next to their mean. The
-    sign behind a metric shows which direction is better.
+    A case is a perturbation in a group. Baselines are grey. The black line is the real value: real cells as a
+    prediction of each other. Several rows for one metric and case, such as several seeds, are small points next to
+    their mean. The sign behind a metric shows which direction is better.
 
     Parameters
     ----------
@@ -337,7 +337,7 @@ def perturbation_scores(
     ...     "group": "B",
     ...     "better": "lower",
     ... }
-    >>> table = pd.DataFrame([{**row, "value": 0.5, "floor": 0.1, "no_change": 13.8}])
+    >>> table = pd.DataFrame([{**row, "value": 0.5, "real": 0.1, "no_change": 13.8}])
     >>> axes = scgd.pl.perturbation_scores(table, show=False)
     """
     if not set(NOT_METHODS) <= set(table):
@@ -371,7 +371,7 @@ def perturbation_scores(
             rows = table[(table["metric"] == metric) & (labels == case)]
             if place % 2:
                 ax.axhspan(place - 0.5, place + 0.5, color=ink(0.04), linewidth=0, zorder=0)
-            ax.vlines(rows["floor"].mean(), place - 0.45, place + 0.45, zorder=1, color=ink(), linewidth=1.2)
+            ax.vlines(rows["real"].mean(), place - 0.45, place + 0.45, zorder=1, color=ink(), linewidth=1.2)
             for offset, (column, look) in zip(offsets, styles.items(), strict=True):
                 values, y, color = rows[column].dropna(), place + offset, look["color"]
                 if len(values) > 1:
@@ -389,7 +389,7 @@ def perturbation_scores(
         Line2D([], [], linestyle="", markersize=5.5, label=names.get(column, column.replace("_", " ")), **look)
         for column, look in styles.items()
     ]
-    floor = Line2D([], [], linestyle="", marker="|", markersize=12, markeredgewidth=1.2, color=ink(), label=FLOOR_LABEL)
+    line = Line2D([], [], linestyle="", marker="|", markersize=12, markeredgewidth=1.2, color=ink(), label=REAL_LABEL)
     signs = [Line2D([], [], linestyle="", label=f"{SIGNS[n]} {WORDS[n]}") for n in better[metrics].unique()]
-    legend_beside(end_of_first_row(axes), [*handles, floor, *signs])
+    legend_beside(end_of_first_row(axes), [*handles, line, *signs])
     return finish(axes, show, save)

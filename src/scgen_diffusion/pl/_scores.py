@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.colors import Normalize
 
 from scgen_diffusion.data import check_one_modality
-from scgen_diffusion.metrics import FIGURES, MIN_CELLS_PER_GROUP, excess_over_floor
+from scgen_diffusion.metrics import FIGURES, MIN_CELLS_PER_GROUP, excess_over_real
 
 from ._figures import MOST_LABELS, SIGNS, choose, finish, panels
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 COLUMNS = {"metric", "group", *FIGURES, "better"}
 KEY = (
-    "↓ lower is better   ↑ higher is better   = best at the floor\n"
-    f"grey: no value, or no floor (fewer than {MIN_CELLS_PER_GROUP} cells of the label in half of `train`, if given)\n"
-    "* shuffling does no clear harm: darkest at twice the floor, or well beyond the interval\n"
-    "half as dark: chance may explain the value (its interval holds the floor)"
+    "↓ lower is better   ↑ higher is better   = best near the real value\n"
+    f"grey: no value, or no real value (below {MIN_CELLS_PER_GROUP} cells of the label in half of `train`, if given)\n"
+    "* shuffling does no clear harm: darkest at twice the real value, or well beyond the interval\n"
+    "half as dark: chance may explain the value (its interval holds the real value)"
 )
 DARK = 0.6  # badness above which the text is white
-CLEAR = 2.0  # half-intervals by which cells must be worse than the floor to be clearly worse
-OF_FLOOR = {"density"}  # whose scale is the floor: shuffled cells are nearly as dense as real ones
+CLEAR = 2.0  # half-intervals by which cells must be worse than the real value to be clearly worse
+OF_REAL = {"density"}  # whose scale is the real value: shuffled cells are nearly as dense as real ones
 
 
 def scores(
@@ -43,21 +43,21 @@ def scores(
 ) -> Axes | None:
     r"""Plot all metrics of one evaluation, or of several, as a heat map that is coloured by how bad they are.
 
-    The text is the value. The colour shows how far it is from its floor (real against real cells), on the way to cells
-    with shuffled genes:
+    The text is the value. The colour shows how far it is from its real value (real against real cells), on the way to
+    cells with shuffled genes:
 
     .. math:: \text{badness} =
         \min\Bigl(1, \frac{\text{worse}(\text{value})}{\text{worse}(\text{shuffled})}\Bigr), \qquad
-        \text{worse}(x) = \max(0, \pm (x - \text{floor}))
+        \text{worse}(x) = \max(0, \pm (x - \text{real}))
 
-    with the sign in which the metric gets worse, or both signs if the best value is the floor. ``within_label_slope``
-    is worse the farther it is from 1 than its floor, and AUCs than guessing (0.5) if their floor is below it. Badness
-    is 0 for values better than their floor. For the metrics with a star, such as total counts, shuffling does no clear
-    harm (less than two half-widths of the metric's typical interval). The floor then replaces
-    :math:`\text{worse}(\text{shuffled})`, as always for ``density``, which shuffling changes little. No scale is
-    shorter than two half-widths of the typical interval. Badness is halved where the interval holds the floor, unless a
-    value that is no worse beside the same floor has an interval that does not: of two values beside the same floor, the
-    worse one is never paler.
+    with the sign in which the metric gets worse, or both signs if the best value is the real value.
+    ``within_label_slope`` is worse the farther it is from 1 than its real value, and AUCs than guessing (0.5) if their
+    real value is below it. Badness is 0 for values better than their real value. For the metrics with a star, such as
+    total counts, shuffling does no clear harm (less than two half-widths of the metric's typical interval). The real
+    value then replaces :math:`\text{worse}(\text{shuffled})`, as always for ``density``, which shuffling changes
+    little. No scale is shorter than two half-widths of the typical interval. Badness is halved where the interval holds
+    the real value, unless a value that is no worse beside the same real value has an interval that does not: of two
+    values beside the same real value, the worse one is never paler.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def scores(
     >>> import pandas as pd, scgen_diffusion as scgd
     >>> table = pd.DataFrame({"model": ["SCLDM", "scVI"], "value": [0.8, 0.7]})
     >>> table = table.assign(metric="recall", group="all", better="higher")
-    >>> table = table.assign(low=0.6, high=0.9, floor=0.9, shuffled=0.2)
+    >>> table = table.assign(low=0.6, high=0.9, real=0.9, shuffled=0.2)
     >>> axis = scgd.pl.scores(table, by="model", show=False)
     """
     if not isinstance(table, pd.DataFrame) or not set(table) >= COLUMNS:
@@ -116,7 +116,7 @@ def scores(
         msg = f"`table` has several rows of {metric!r} and {name!r}; name the column that tells them apart in `by`."
         raise ValueError(msg)
     table = table.assign(**badness(table))
-    signs[table.loc[table["by_floor"], "metric"].unique()] += "*"
+    signs[table.loc[table["by_real"], "metric"].unique()] += "*"
     cells = table.pivot(index="metric", columns=column, values=["value", "bad"])
     values, bad = (cells[name].reindex(metrics, columns=names).to_numpy(float) for name in ("value", "bad"))
     (ax,) = panels(1, ax, size=(3.6 + 0.62 * len(names), 2.0 + 0.26 * len(metrics)))
@@ -136,28 +136,28 @@ def scores(
 
 
 def badness(table: pd.DataFrame) -> pd.DataFrame:
-    """Return how bad each value is, from 0 to 1 or NaN, and whether its scale is the floor, not shuffled cells.
+    """Return how bad each value is, from 0 to 1 or NaN, and whether its scale is the real value, not shuffled cells.
 
     The scale must not depend on the interval of the value itself: worse values, with wider ones, would be paler.
     """
 
-    def worse_than_floor(column: str) -> pd.Series:
-        rows = table[["metric", "better", column, "floor"]].itertuples(index=False, name=None)
-        return pd.Series([excess_over_floor(*row) for row in rows], table.index, dtype=float).clip(lower=0)
+    def worse_than_real(column: str) -> pd.Series:
+        rows = table[["metric", "better", column, "real"]].itertuples(index=False, name=None)
+        return pd.Series([excess_over_real(*row) for row in rows], table.index, dtype=float).clip(lower=0)
 
     def typical(numbers: pd.Series) -> pd.Series:
         return numbers.groupby(table["metric"].to_numpy()).transform("median")
 
-    worse, of_shuffled = worse_than_floor("value"), worse_than_floor("shuffled")
+    worse, of_shuffled = worse_than_real("value"), worse_than_real("shuffled")
     clear = CLEAR * typical((table["high"] - table["low"]).fillna(0) / 2)
-    by_floor = ~(typical(of_shuffled) > clear) | of_shuffled.isna() | table["metric"].isin(OF_FLOOR)
-    scale = np.maximum(of_shuffled.where(~by_floor, table["floor"].abs()), clear)
+    by_real = ~(typical(of_shuffled) > clear) | of_shuffled.isna() | table["metric"].isin(OF_REAL)
+    scale = np.maximum(of_shuffled.where(~by_real, table["real"].abs()), clear)
     share = (worse / scale).where(scale > 0, np.inf).where(worse > 0, 0.0)
     bad = share.clip(upper=1).where(worse.notna())
-    is_clear = ~table["floor"].between(table["low"], table["high"])
-    least_clear = worse.where(is_clear).groupby([table["metric"], table["floor"]]).transform("min")
+    is_clear = ~table["real"].between(table["low"], table["high"])
+    least_clear = worse.where(is_clear).groupby([table["metric"], table["real"]]).transform("min")
     bad = bad.where(is_clear | (worse >= least_clear), bad / 2)
-    return pd.DataFrame({"bad": bad, "by_floor": by_floor & bad.notna()})
+    return pd.DataFrame({"bad": bad, "by_real": by_real & bad.notna()})
 
 
 def short(value: float) -> str:

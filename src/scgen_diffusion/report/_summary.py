@@ -12,7 +12,7 @@ from scipy.stats import binom
 
 from scgen_diffusion._arguments import list_first
 from scgen_diffusion.data import check_one_modality
-from scgen_diffusion.metrics import ALL, CATALOGUE, FIGURES, GUESSING, QUANTILE, excess_over_floor
+from scgen_diffusion.metrics import ALL, CATALOGUE, FIGURES, GUESSING, QUANTILE, excess_over_real
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,10 +23,10 @@ Level: TypeAlias = Literal["ok", "note", "warning", "not judged"]
 
 COLUMNS = ["metric", "group", *FIGURES, "better"]
 MIN_STRUCTURE = 0.10  # with less between shuffled and real cells there is no structure to judge
-UNLIKE = 0.60  # AUC from which on the cells behind the floors are not from where the held-out cells are
+UNLIKE = 0.60  # AUC from which on the cells behind the real values are not from where the held-out cells are
 N_DEVIATIONS = 3.0
 MISSING = 0.25  # a label whose share is below this part of the real one is missing
-NOTHING = "no metric can be judged: each needs a value and a floor (`n_floor` above 0)"
+NOTHING = "no metric can be judged: each needs a value and a real value (`n_repeats` above 0)"
 UNLIKELY = 0.01  # in so many evaluations, at most, chance makes a label look missing
 
 
@@ -72,9 +72,9 @@ def summary(table: pd.DataFrame) -> Summary:
     enough to matter: ``metrics.CATALOGUE[name].limits``. Without intervals (``n_bootstrap=0``), the second alone
     decides. Limits are chosen so that unseen real cells seldom get a warning. Groups have a row only for what is off.
 
-    Not judged are metrics without limits, without a value or a floor, and metrics that even perfect cells fail because
-    labels have other shares than in the held-out cells. If a classifier tells the training cells, which give the
-    floors, from the held-out ones (say, other donors), only what is worse than the floors is judged, and nothing of
+    Not judged are metrics without limits, without a value or a real value, and metrics that even perfect cells fail
+    because labels have other shares than in the held-out cells. If a classifier tells the training cells, which give
+    the real values, from the held-out ones (say, other donors), only what is worse than they is judged, and nothing of
     memorisation.
 
     Two rows come from what :func:`~scgen_diffusion.metrics.evaluate` noted in ``attrs``, which a file does not keep:
@@ -100,7 +100,7 @@ def summary(table: pd.DataFrame) -> Summary:
     Examples
     --------
     >>> import pandas as pd
-    >>> columns = ["metric", "group", "value", "floor", "shuffled", "low", "high", "better"]
+    >>> columns = ["metric", "group", "value", "real", "shuffled", "low", "high", "better"]
     >>> rows = [["copied_cells", "all", 0.2, 0.0, 0.0, 0.17, 0.23, "lower"]]
     >>> summary(pd.DataFrame(rows, columns=columns))
     Clearly worse than real cells: copied_cells.
@@ -110,7 +110,7 @@ def summary(table: pd.DataFrame) -> Summary:
     _check_table(table)
     rows = table[COLUMNS].to_dict("records")
     n_cells, n_labelled, leaked = (_noted(table, name) for name in ("n_cells", "n_labelled", "leaked"))
-    told = _auc_of_floors(rows, (n_cells or {}).get(ALL, np.inf))
+    told = _auc_of_real(rows, (n_cells or {}).get(ALL, np.inf))
     other_shares = max(
         [_excess(row) for row in rows if (row["metric"], row["group"]) == ("group_share_difference", ALL)], default=0.0
     )
@@ -119,10 +119,10 @@ def summary(table: pd.DataFrame) -> Summary:
         level = _level(row, other_shares)
         needs_train = "train" in getattr(CATALOGUE.get(row["metric"]), "needs", ())
         passes_by_leak = leaked and needs_train and level == "ok"
-        if passes_by_leak or (told and (needs_train or level == "ok")):  # beside such floors, bad cells pass, too
+        if passes_by_leak or (told and (needs_train or level == "ok")):  # beside such values, bad cells pass, too
             level = "not judged"
         if row["group"] == ALL or level in ("note", "warning"):
-            judged.append((row["metric"], row["group"], row["value"], row["floor"], level))
+            judged.append((row["metric"], row["group"], row["value"], row["real"], level))
     for label, (real, synthetic) in _missing_labels(n_labelled or {}).items():
         judged.append(("label_share", label, synthetic, real, "warning"))
     if leaked:
@@ -136,10 +136,10 @@ def summary(table: pd.DataFrame) -> Summary:
         n_judged = len(found.of_level("ok"))
         parts = [f"like real cells in all {n_judged} metrics that were judged"] if n_judged else [NOTHING]
     if told:
-        parts.append(f"the training cells, which give the floors, differ from the held-out ones (AUC {told:.2f})")
+        parts.append(f"the training cells, which give the real values, differ from the held-out ones (AUC {told:.2f})")
     of_groups = [row for row in rows if row["group"] != ALL and row["metric"] == "recall"]
     labels = {row["group"] for row in of_groups} | {label for label, n in (n_cells or {}).items() if not n}
-    few = labels - {row["group"] for row in of_groups if np.isfinite([row["value"], row["floor"]]).all()}
+    few = labels - {row["group"] for row in of_groups if np.isfinite([row["value"], row["real"]]).all()}
     if of_groups and few:
         parts.append(f"{len(few)} of {len(labels)} labels have too few cells to judge")
     headline = "; ".join(parts)
@@ -152,7 +152,7 @@ def _check_table(table: pd.DataFrame) -> None:
         msg = f"`table` must be what `evaluate` returns, a DataFrame, but is {type(table).__name__}."
         raise TypeError(msg)
     if "perturbation" in table:
-        msg = "`table` is of perturbations: compare its `value` with `floor` and the baselines; it has no summary."
+        msg = "`table` is of perturbations: compare its `value` with `real` and the baselines; it has no summary."
         raise ValueError(msg)
     if missing := [column for column in COLUMNS if column not in table]:
         msg = f"`table` must be what `evaluate` returns, but lacks the columns {missing}; it has {list(table)}."
@@ -183,28 +183,28 @@ def _deviation(row: Row) -> float:
 
 
 def _excess(row: Row) -> float:
-    """Return by how much a value is worse than its floor; 0 if chance explains it."""
+    """Return by how much a value is worse than its real value; 0 if chance explains it."""
     metric = CATALOGUE[row["metric"]]
     limits = metric.limits_of(row["group"])
-    excess = excess_over_floor(row["metric"], row["better"], row["value"], row["floor"])
+    excess = excess_over_real(row["metric"], row["better"], row["value"], row["real"])
     if metric.ideal == GUESSING:  # nearer to the held-out cells than chance allows: were files swapped?
-        excess = max(excess, min(GUESSING, row["floor"]) - row["value"])
-    if metric.of_all is not None:  # whose lower limit allows for the uncertainty of the floor
-        is_clear = not row["low"] <= row["floor"]
+        excess = max(excess, min(GUESSING, row["real"]) - row["value"])
+    if metric.of_all is not None:  # whose lower limit allows for the uncertainty of the real value
+        is_clear = not row["low"] <= row["real"]
     else:
         is_clear = excess > limits.n_deviations * _deviation(row)
     return excess if is_clear else 0.0
 
 
 def _level(row: Row, other_shares: float) -> Level:
-    """Judge a row: what is worse than the floor must be clear, and large enough."""
+    """Judge a row: what is worse than the real value must be clear, and large enough."""
     metric = CATALOGUE.get(row["metric"])
     limits = metric and metric.limits_of(row["group"])
-    if not limits or not np.isfinite([row["value"], row["floor"]]).all() or other_shares > metric.most_share_difference:
+    if not limits or not np.isfinite([row["value"], row["real"]]).all() or other_shares > metric.most_share_difference:
         return "not judged"
-    unit = {"one": 1.0, "real": abs(row["floor"])}.get(limits.of)
+    unit = {"one": 1.0, "real": abs(row["real"])}.get(limits.of)
     if unit is None:  # what real cells have beyond shuffled ones
-        unit = row["floor"] - np.nan_to_num(row["shuffled"])
+        unit = row["real"] - np.nan_to_num(row["shuffled"])
         if unit < MIN_STRUCTURE:
             return "not judged"
     excess = _excess(row)
@@ -213,13 +213,13 @@ def _level(row: Row, other_shares: float) -> Level:
     return "warning" if excess > limits.warning * unit else "note"
 
 
-def _auc_of_floors(rows: Sequence[Row], n_cells: float) -> float:
-    """Return the AUC of a classifier that tells the cells behind the floors from the held-out ones; 0 if none can.
+def _auc_of_real(rows: Sequence[Row], n_cells: float) -> float:
+    """Return the AUC of a classifier that tells the cells behind the real values from the held-out ones; 0 if none can.
 
     The AUC of guessing has a variance of about ``1 / (6 * n_cells)``.
     """
     found = [row for row in rows if row["metric"].startswith("auc_") and row["group"] == ALL]
-    return max([row["floor"] for row in found if row["floor"] > _highest_of_chance(row, n_cells)], default=0.0)
+    return max([row["real"] for row in found if row["real"] > _highest_of_chance(row, n_cells)], default=0.0)
 
 
 def _highest_of_chance(row: Row, n_cells: float) -> float:

@@ -55,7 +55,7 @@ NONE = "–"
 N_GENES = 10  # that differ most
 MOST_LABELS = 40  # of which there are pictures; with hundreds, one would have a hundred million pixels
 MIN_GENES_CORRELATED = 3
-BETTER = {"lower": "↓", "higher": "↑", "floor": "="}
+BETTER = {"lower": "↓", "higher": "↑", "real": "="}
 SECTIONS = {
     "Labels": "A rare label can be poor although all cells together look good.",
     "Genes": "How genes vary, one by one and together.",
@@ -79,8 +79,8 @@ def write(
 ) -> Path:
     """Write one HTML file that judges and shows synthetic cells; it needs no network and no other file.
 
-    It holds the :func:`summary`, a UMAP, every metric of :func:`~scgen_diffusion.metrics.evaluate` beside its floor,
-    and the plots of :mod:`scgen_diffusion.pl`.
+    It holds the :func:`summary`, a UMAP, every metric of :func:`~scgen_diffusion.metrics.evaluate` beside its real
+    value, and the plots of :mod:`scgen_diffusion.pl`.
 
     Parameters
     ----------

@@ -9,14 +9,14 @@ import torch
 
 from scgen_diffusion.data import OPEN, Conditions
 from scgen_diffusion.data._conditions import CategoricalKey, SetKey
-from scgen_diffusion.generation._verdict import (
+from scgen_diffusion.generation._support import (
     NUMBERS,
     LackingChanges,
     PerturbedGroups,
-    Verdict,
+    Support,
     _variance,
     judge,
-    verdict_columns,
+    support_columns,
 )
 from scgen_diffusion.module._perturbation_flow import PerturbationFlow
 from scgen_diffusion.nn import Classes, Members
@@ -59,7 +59,7 @@ def module_with(n_groups=6, *, variance=1e-2, **options):
     return module_of(flow, codes, centres, shifts, variance=variance, **options)
 
 
-def verdict_on(codes, cells=NEAR, misfit=0.0, **options):
+def support_on(codes, cells=NEAR, misfit=0.0, **options):
     return judge(module_with(**options), CONDITIONS, [cells], np.array([codes], dtype=float), [misfit])[0]
 
 
@@ -81,18 +81,18 @@ def verdict_on(codes, cells=NEAR, misfit=0.0, **options):
     ],
 )
 def test_every_rule(request_, code):
-    assert verdict_on(**request_).code == code
+    assert support_on(**request_).code == code
 
 
 @pytest.mark.parametrize(("shown", "code"), [(1.0, "supported"), (0.6, "supported"), (0.4, "extrapolated")])
 def test_a_decoder_that_hardly_shows_the_shift_of_such_cells_is_not_trusted(shown, code):
-    found = verdict_on(KNOWN, profiles_of=lambda states: states.flatten(1) * (1.0 if len(states) > 1 else shown))
+    found = support_on(KNOWN, profiles_of=lambda states: states.flatten(1) * (1.0 if len(states) > 1 else shown))
 
     assert found.code == code
     assert found.decoded == pytest.approx(shown, abs=0.01)
     assert 0.5 < found.explained < 1
     assert found.n_contexts == 6
-    assert verdict_on(KNOWN, misfit=0.2, error=0.15).misfit == pytest.approx(0.05)
+    assert support_on(KNOWN, misfit=0.2, error=0.15).misfit == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("seen", [["MAPK1", "CBL", "CBL+CNN1"], ["MAPK1", "CBL", "CNN1"]])
@@ -143,45 +143,45 @@ def test_a_gene_never_perturbed_is_extrapolated_if_embeddings_predict_those_that
 def test_no_prediction_is_surer_than_those_of_left_out_groups():
     shift = module_with().perturbation_flow.shift
 
-    assert verdict_on(SEEN).variance == pytest.approx(float(shift.left_out[:, 0].mean()), rel=1e-5)
-    assert verdict_on(KNOWN, FAR).variance > 2 * float(shift.left_out[:, 0].mean())
+    assert support_on(SEEN).variance == pytest.approx(float(shift.left_out[:, 0].mean()), rel=1e-5)
+    assert support_on(KNOWN, FAR).variance > 2 * float(shift.left_out[:, 0].mean())
 
 
 def test_an_interval_has_the_noise_of_these_and_of_as_many_measured_cells():
     groups = PerturbedGroups.__new__(PerturbedGroups)
     error = SimpleNamespace(changes=torch.zeros(1, 3), half_width=lambda variance, change, departure, noise, _: noise)
     groups.module = SimpleNamespace(flow=SimpleNamespace(error=error))
-    verdict = Verdict("", 0, 0, 0, 0, 0, torch.ones(1).double(), None)
+    support = Support("", 0, 0, 0, 0, 0, torch.ones(1).double(), None)
     y = torch.rand(50, 3, generator=torch.Generator().manual_seed(0)).double()
     n, total, squares = torch.full((3,), 50.0).double(), y.sum(0), y.square().sum(0)
 
-    (found,) = groups.changes(torch.stack([n, 0 * n, total, squares, squares])[None].numpy(), [verdict])
+    (found,) = groups.changes(torch.stack([n, 0 * n, total, squares, squares])[None].numpy(), [support])
 
     np.testing.assert_allclose(found.upper - found.change, 2 * _variance(n, total, squares) / n)
 
 
 def test_changes_that_the_decoder_lacks_go_to_the_cells_of_their_combination():
     lacking = (None, torch.ones(2), 2 * torch.ones(2))
-    verdicts = [Verdict("", 0, 0, 0, 0, 0, torch.ones(1), one) for one in lacking]
+    supports = [Support("", 0, 0, 0, 0, 0, torch.ones(1), one) for one in lacking]
     codes, cells = np.array([[0, 1], [1, OPEN], [2, 1]]), np.array([[1, 5], [0, 1], [2, 1], [2, 0], [1, OPEN]])
 
-    assert LackingChanges.of_verdicts(codes, verdicts).of(cells)[:, 0].tolist() == [1, 0, 2, 0, 1]
-    assert LackingChanges.of_verdicts(codes[:1], verdicts[:1]) is None
+    assert LackingChanges.of_supports(codes, supports).of(cells)[:, 0].tolist() == [1, 0, 2, 0, 1]
+    assert LackingChanges.of_supports(codes[:1], supports[:1]) is None
 
 
 def test_the_most_doubtful_combination_is_the_one_of_the_warning():
-    verdicts = [verdict_on(KNOWN), verdict_on(KNOWN, FAR), verdict_on(NEW)]
+    supports = [support_on(KNOWN), support_on(KNOWN, FAR), support_on(NEW)]
 
     with pytest.warns(UserWarning, match="drug='new' is unknown"):
-        table = verdict_columns(CONDITIONS, np.array([KNOWN, KNOWN, NEW], float), np.array([1, 2, 3]), verdicts)
+        table = support_columns(CONDITIONS, np.array([KNOWN, KNOWN, NEW], float), np.array([1, 2, 3]), supports)
 
-    assert table["verdict"] == ["supported", "extrapolated", "unknown"]
+    assert table["support"] == ["supported", "extrapolated", "unknown"]
     assert list(table["drug"]) == ["known", "known", "new"]
 
 
 @pytest.mark.filterwarnings("error")
 def test_supported_effects_give_no_warning():
-    table = verdict_columns(CONDITIONS, np.array([[OPEN, 1]]), np.array([1]), [verdict_on(KNOWN)])
+    table = support_columns(CONDITIONS, np.array([[OPEN, 1]]), np.array([1]), [support_on(KNOWN)])
 
-    assert list(table) == ["combination", "drug", "n_cells", "verdict", *NUMBERS]  # no type was given
+    assert list(table) == ["combination", "drug", "n_cells", "support", *NUMBERS]  # no type was given
     assert table["combination"] == ["drug='known'"]

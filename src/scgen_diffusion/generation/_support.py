@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 SUPPORTED, EXTRAPOLATED, UNKNOWN = "supported", "extrapolated", "unknown"
 NUMBERS = ("misfit", "explained", "n_contexts", "decoded")  # columns of the table that say why
-COLUMNS = ("combination", "n_cells", "strength", "verdict", *NUMBERS)  # beside the conditions
+COLUMNS = ("combination", "n_cells", "strength", "support", *NUMBERS)  # beside the conditions
 COVERAGE = 0.9  # of intervals
 FEWEST_CELLS = 5  # that are judged by their mean expression
 SMALLEST = 1e-9  # change
 FEWEST_OF_INTERVAL = 2  # cells, whose spread is known
-MOST_CELLS = 200  # of a combination that the verdict is about
+MOST_CELLS = 200  # of a combination that the support is about
 MOST_COMBINATIONS = 1000  # of a request; more are not judged
 STRANGE, UNLIKE = 0.1, 0.5  # misfit of control cells beyond those of training, in nats per molecule
 LEAST_EXPLAINED = 0.5  # share of the variance of an effect that groups must explain to be of use
@@ -37,7 +37,7 @@ LEAST_ANSWER = 0.5  # share of the change that the groups suggest
 DECODED_CELLS = 64  # of a combination, whose mean change is decoded
 
 
-class Verdict(NamedTuple):
+class Support(NamedTuple):
     """What is known about a combination of conditions: a code, and the numbers that it follows from.
 
     Attributes
@@ -87,13 +87,13 @@ class LackingChanges:
     changes: Tensor
 
     @classmethod
-    def of_verdicts(cls, codes: np.ndarray, verdicts: Sequence[Verdict]) -> LackingChanges | None:
+    def of_supports(cls, codes: np.ndarray, supports: Sequence[Support]) -> LackingChanges | None:
         """Gather the changes of the combinations ``codes``; None if there are none."""
-        which = [number for number, verdict in enumerate(verdicts) if verdict.lacking is not None]
+        which = [number for number, support in enumerate(supports) if support.lacking is not None]
         which.sort(key=lambda number: (codes[number] == OPEN).sum())  # the first that fits a cell says most of it
         if not which:
             return None
-        changes = torch.stack([verdicts[number].lacking for number in which])
+        changes = torch.stack([supports[number].lacking for number in which])
         return cls(codes[which], torch.cat([changes, torch.zeros_like(changes[:1])]))
 
     def of(self, codes: np.ndarray) -> Tensor:
@@ -133,7 +133,7 @@ def judge(
     misfits: Sequence[float] | None = None,
     starts: Sequence[Tensor] | None = None,
     learned: np.ndarray | None = None,
-) -> list[Verdict]:
+) -> list[Support]:
     """Return what is known about the effects of perturbations on sets of control cells.
 
     Parameters
@@ -171,7 +171,7 @@ def judge(
     suggestions = [shift.suggest(flow.error.groups, x, wanted) for x, wanted in zip(cells, condition, strict=True)]
     answers = [1.0] * len(codes) if corrects else _answers(module, cells, condition, suggestions)
     were_seen = shift.have_groups(condition, torch.from_numpy(perturbs | is_context)).tolist()
-    verdicts = []
+    supports = []
     for number, (variance, prior) in enumerate(shift.uncertainty(cells, condition).tolist()):
         seen, wanted = np.unique(contexts[related[number]], axis=0), wanted_contexts[number]
         in_own_context = bool(((seen == wanted) | (wanted == OPEN)).all(1).any())
@@ -198,8 +198,8 @@ def judge(
         if corrects and not were_seen[number]:
             start = None if starts is None else starts[number]
             lacking = _lacking(module, cells[number], start, condition[number], suggestions[number])
-        verdicts.append(
-            Verdict(
+        supports.append(
+            Support(
                 code=UNKNOWN if is_unknown else EXTRAPOLATED if is_extrapolated else SUPPORTED,
                 misfit=misfit,
                 explained=1 - variance / prior if prior > 0 else 0.0,
@@ -210,7 +210,7 @@ def judge(
                 lacking=lacking,
             )
         )
-    return verdicts
+    return supports
 
 
 def _answers(
@@ -281,22 +281,22 @@ def _came_later(conditions: Conditions, learned: np.ndarray, codes: np.ndarray) 
     return came_later
 
 
-def verdict_columns(
-    conditions: Conditions, codes: np.ndarray, n_cells: np.ndarray, verdicts: Sequence[Verdict]
+def support_columns(
+    conditions: Conditions, codes: np.ndarray, n_cells: np.ndarray, supports: Sequence[Support]
 ) -> dict[str, Any]:
     """Return the columns of a table with a row per combination, and warn unless all are supported.
 
     ``codes (n, columns)`` are the conditions of the combinations; ``n_cells (n,)`` are their numbers of cells.
     Conditions are columns too, unless some combinations leave them open, or the table has another column of this name.
     """
-    names, found = [conditions.describe(combination) for combination in codes], [one.code for one in verdicts]
+    names, found = [conditions.describe(combination) for combination in codes], [one.code for one in supports]
     for code in (UNKNOWN, EXTRAPOLATED):
         if code in found:
             n_more = len(found) - found.count(SUPPORTED) - 1
             more = f", and {n_more} more are not supported" if n_more else ""
             warn_user(
                 f"The effect on {names[found.index(code)]} is {code}{more}. The numbers behind are in "
-                "`uns['scgen_diffusion']['verdict']`; see the user guide, \"Can I trust this prediction?\"."
+                "`uns['scgen_diffusion']['support']`; see the user guide, \"Can I trust this prediction?\"."
             )
             break
     is_whole = (codes != OPEN).all(0)
@@ -305,8 +305,8 @@ def verdict_columns(
         "combination": names,
         **{key.name: key.decode(codes[:, columns]) for key, columns in shown if is_whole[columns].all()},
         "n_cells": n_cells,
-        "verdict": found,
-        **{name: [getattr(one, name) for one in verdicts] for name in NUMBERS},
+        "support": found,
+        **{name: [getattr(one, name) for one in supports] for name in NUMBERS},
     }
 
 
@@ -327,7 +327,7 @@ def limit_combinations(codes: np.ndarray) -> np.ndarray:
     """Return the first ``MOST_COMBINATIONS`` of ``codes (combinations, columns)``, and warn if there are more."""
     if n_more := max(len(codes) - MOST_COMBINATIONS, 0):
         warn_user(
-            f"Only the first {MOST_COMBINATIONS:,} combinations are judged: {n_more:,} more have neither a verdict nor "
+            f"Only the first {MOST_COMBINATIONS:,} combinations are judged: {n_more:,} more have neither a support nor "
             "mean changes, and are predicted by the decoder alone. Ask for fewer at a time if you need them."
         )
     return codes[:MOST_COMBINATIONS]
@@ -374,8 +374,8 @@ class PerturbedGroups:
 
     @one_torch_thread()
     @torch.inference_mode()
-    def verdicts(self, read: Callable[[np.ndarray], Tensor]) -> list[Verdict]:
-        """Return the verdict of each group; ``read`` returns the expression of cells at some positions."""
+    def supports(self, read: Callable[[np.ndarray], Tensor]) -> list[Support]:
+        """Return the support of each group; ``read`` returns the expression of cells at some positions."""
         module, cells, misfits = self.module, [], []
         for number in range(len(self.codes)):
             x = read(evenly(np.flatnonzero(self.group == number), MOST_CELLS))
@@ -387,17 +387,17 @@ class PerturbedGroups:
         return judge(module, self.conditions, cells, self.codes, misfits)
 
     @torch.inference_mode()
-    def changes(self, sums: np.ndarray, verdicts: Sequence[Verdict]) -> list[MeanChange]:
+    def changes(self, sums: np.ndarray, supports: Sequence[Support]) -> list[MeanChange]:
         """Return the mean changes of each group from its sums ``(groups, 5, genes)`` of :func:`sum_profiles`."""
         flow: Any = self.module.perturbation_flow
         error, found = flow.error, []
-        for number, verdict in enumerate(verdicts):
+        for number, support in enumerate(supports):
             n, control, predicted, squares, _ = torch.from_numpy(sums[number])
             change = (predicted - control) / n
             noise = 2 * _variance(n, predicted, squares) / n  # of these cells, and of as many measured ones
-            suggested = (verdict.weights @ error.changes.to(verdict.weights)).cpu()
-            shown = change if verdict.lacking is None else change - verdict.lacking.cpu()  # by the decoder alone
-            half = error.half_width(verdict.variance, change, shown - suggested, noise, COVERAGE)
+            suggested = (support.weights @ error.changes.to(support.weights)).cpu()
+            shown = change if support.lacking is None else change - support.lacking.cpu()  # by the decoder alone
+            half = error.half_width(support.variance, change, shown - suggested, noise, COVERAGE)
             found.append(MeanChange(*(values.numpy() for values in (change, change - half, change + half))))
         return found
 
