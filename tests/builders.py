@@ -65,7 +65,7 @@ _initialise.N_TOTALS = 2_000  # enough for small models; drawing a hundred thous
 # As many epochs as usual, of 3 steps instead of 10: the prior's and the flow's take half of a tiny training.
 QUICK_RECIPE = TrainingRecipe(
     prior=PriorRecipe(smallest_epoch=3, reference_steps=1200),
-    flow=PerturbationFlowRecipe(smallest_epoch=3, reference_steps=90, batch_size=64),
+    perturbation_flow=PerturbationFlowRecipe(smallest_epoch=3, reference_steps=90, batch_size=64),
 )
 _scldm.RECIPES = {**RECIPES, "default": QUICK_RECIPE}
 

@@ -42,7 +42,7 @@ def module_of(flow, codes, centres, shifts, *, variance=1e-3, left_out=None, err
         flow.shift.left_out[: len(left_out)] = torch.tensor(left_out)
     flow.add_error(n, 5).misfit.fill_(error)
     return SimpleNamespace(
-        flow=flow,
+        perturbation_flow=flow,
         condition_tensor=lambda codes: torch.from_numpy(codes).float(),
         latent_shape=(1, SIZE),
         profiles_of=profiles_of or (lambda states: states.flatten(1)),
@@ -150,7 +150,7 @@ def test_no_prediction_is_surer_than_those_of_left_out_groups():
 def test_an_interval_has_the_noise_of_these_and_of_as_many_measured_cells():
     groups = PerturbedGroups.__new__(PerturbedGroups)
     error = SimpleNamespace(changes=torch.zeros(1, 3), half_width=lambda variance, change, departure, noise, _: noise)
-    groups.module = SimpleNamespace(flow=SimpleNamespace(error=error))
+    groups.module = SimpleNamespace(perturbation_flow=SimpleNamespace(error=error))
     support = Support("", 0, 0, 0, 0, 0, torch.ones(1).double(), None)
     y = torch.rand(50, 3, generator=torch.Generator().manual_seed(0)).double()
     n, total, squares = torch.full((3,), 50.0).double(), y.sum(0), y.square().sum(0)
