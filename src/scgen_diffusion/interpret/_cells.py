@@ -203,7 +203,7 @@ def opened_network(model: WBDIT) -> GeneDiT:
 
 def cells_of(model: WBDIT, adata: AnnData | None, indices: Sequence[int] | None) -> tuple[AnnData, np.ndarray]:
     """Return the cells to look at, by default those of the model, and the requested rows."""
-    source = model._given(adata, "adata")
+    source = model.given_cells(adata, "adata")
     return source, check_rows(indices, source.n_obs)
 
 
@@ -229,9 +229,7 @@ def noised_cells(
         raise ValueError(msg)
     if batch_size is None:
         batch_size = max(1, TOKENS_AT_A_TIME // len(opened_network(model).network.positions))
-    model._check_ready_to_generate()
-    cells = model._to_read(source, rows, with_labels=conditional)
-    for tensors, batch in model._read(cells, rows, check_batch_size(batch_size)):
+    for tensors, batch in model.read_cells(source, rows, check_batch_size(batch_size), with_labels=conditional):
         data = module.inference(tensors[REGISTRY_KEYS.X_KEY])["data"]
         generators = Generators(seed, batch, data.device)
         noise = module.draw_noise(generators)

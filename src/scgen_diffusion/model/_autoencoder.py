@@ -225,7 +225,7 @@ class AutoencoderModel(DiffusionModel):
         """
         seed = resolve_seed(seed)
         keep_dense = not sample or self._outputs[0] == "log1p"
-        source = self._given(adata, "adata")
+        source = self.given_cells(adata, "adata")
         values = []
         for x, cells in self._expression(adata, indices, batch_size):
             generators = Generators(seed, cells.tolist(), x.device) if sample else None
@@ -404,9 +404,9 @@ class AutoencoderModel(DiffusionModel):
             check_same_registry(files.registry, self.registry_)
             yield from self._read(files, check_rows(indices, files.n_cells), batch_size)
             return
-        given = self._given(adata, "adata")
+        given = self.given_cells(adata, "adata")
         rows = check_rows(indices, given.n_obs)
-        yield from self._read(self._to_read(given, rows, with_labels=False), rows, batch_size)
+        yield from self.read_cells(given, rows, batch_size, with_labels=False)
 
     def _check_has_autoencoder(self) -> None:
         if "autoencoder" not in self.trained_stages_:
@@ -452,7 +452,7 @@ class AutoencoderModel(DiffusionModel):
         if keeps_samples and return_numpy is False:
             msg = "`return_numpy` is False, but several samples without `return_mean` do not fit a table."
             raise ValueError(msg)
-        source = None if keeps_samples or return_numpy else self._given(adata, "adata")  # a table needs names
+        source = None if keeps_samples or return_numpy else self.given_cells(adata, "adata")  # a table needs names
         module, parts = self.module, []
         for x, rows in self._expression(adata, indices, batch_size):
             posterior = module.inference(x)["posterior"]

@@ -1237,7 +1237,7 @@ class DiffusionModel(BaseModelClass):
         if isinstance(files, CellFiles):
             check_same_registry(files.registry, self.registry_)
             return files, np.flatnonzero((files.codes != OPEN).all(1))  # of files opened with `indices`, these
-        given = self._given(adata, "adata_control")
+        given = self.given_cells(adata, "adata_control")
         check_distinct_columns(given.obs.columns, "adata_control.obs")
         rows = np.arange(given.n_obs)
         source = self._to_read(given, rows, with_labels=True)
@@ -1308,7 +1308,7 @@ class DiffusionModel(BaseModelClass):
 
     # --- reading given cells ------------------------------------------------------------------------------------------
 
-    def _given(self, adata: AnnData | None, argument: str) -> AnnData:
+    def given_cells(self, adata: AnnData | None, argument: str) -> AnnData:
         """Return the cells given, or else those of the model; raise if there are none in memory, or for other genes."""
         if isinstance(adata, Mapping):
             msg = f"`{argument}` must be cells, but found a mapping. A condition needs its name: `condition=...`."
@@ -1322,6 +1322,12 @@ class DiffusionModel(BaseModelClass):
         cells = self.adata if adata is None else adata
         self._check_same_features(cells)
         return cells
+
+    def read_cells(
+        self, cells: AnnData, rows: np.ndarray, batch_size: int, *, with_labels: bool
+    ) -> Iterator[tuple[Mapping[str, Tensor], np.ndarray]]:
+        """Yield expression and conditions of some rows of an AnnData; ``with_labels``, each needs its conditions."""
+        return self._read(self._to_read(cells, rows, with_labels=with_labels), rows, batch_size)
 
     def _to_read(self, cells: AnnData, rows: np.ndarray, *, with_labels: bool) -> GivenCells:
         """Return cells of an AnnData for :meth:`_read`. None of them need conditions, or ``with_labels`` these rows."""
