@@ -297,8 +297,8 @@ NAMES = {
     "cellflow": "CellFlow",
     "latent_arithmetic": "latent arithmetic",
     "scldm_generate": "SCLDM, generate",
-    "scldm_perturbation_flow": "SCLDM, flow",
-    "scldm_perturbation_flow_new_counts": "SCLDM, flow, new counts",
+    "scldm_perturbation_flow": "SCLDM, perturbation flow",
+    "scldm_perturbation_flow_new_counts": "SCLDM, perturbation flow, new counts",
 }
 
 

@@ -22,7 +22,7 @@ PERTURBED = {"dose": 10}
 
 
 @pytest.fixture(scope="module")
-def perturbed_latents(make_trained):
+def perturbing(make_trained):
     """Take cells of the lowest dose as unperturbed."""
     model = make_trained(max_epochs=2)
     model.train_perturbation_flow(2, control_values={"dose": 1}, **QUICK)
@@ -219,7 +219,7 @@ def test_generate_moves_control_cells_to_a_combination_never_seen(without_a_comb
     after, seen_after = cells()
 
     assert "method" not in before.uns["scgen_diffusion"]
-    assert after.uns["scgen_diffusion"]["method"].startswith("perturbation_flow")
+    assert after.uns["scgen_diffusion"]["method"].startswith("perturbation flow")
     assert (after.X != before.X).nnz
     assert (after.obs["dose"] == 10).all()
     assert (seen_after.X != seen_before.X).nnz == 0  # what training saw stays as it was

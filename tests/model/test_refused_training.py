@@ -114,7 +114,7 @@ def test_a_perturbation_flow_of_too_many_groups_is_refused_before_the_other_stag
 ):
     monkeypatch.setattr(_training_pairs, "MOST_GROUPS", 2)
     model = make_model(setup={"control_values": {"dose": 1}})
-    with pytest.warns(UserWarning, match="perturbation_flow"):
+    with pytest.warns(UserWarning, match="groups"):
         model.train(1, **quick)
     assert model.trained_stages_ == ["autoencoder", "prior"]
     with pytest.raises(ValueError, match="groups"):

@@ -221,7 +221,7 @@ def test_a_model_is_printed_in_five_lines(make_model, quick):
     assert "SCLDM of 96 cells" in first
     assert "12" in genes
     assert "cell_type (5 classes), dose (3 classes; control: 1)" in conditions
-    assert "autoencoder, prior, flow" in trained
+    assert "autoencoder, prior, perturbation_flow" in trained
     assert "model.train()" in following
     for stage, suggested in (
         ("autoencoder", ["model.train_perturbation_flow()", "model.train_prior()"]),

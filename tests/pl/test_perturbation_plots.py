@@ -263,8 +263,8 @@ def test_a_screen_may_have_one_group_several_keys_and_more_perturbations_than_ar
     [
         (SCREEN, {"groupby": "celltype"}, "groupby"),
         (SCREEN, {}, "groupby"),
-        (SCREEN.drop(columns="strength"), {}, "supports"),
-        (SCREEN[:0], {"groupby": "cell_type"}, "supports"),
+        (SCREEN.drop(columns="strength"), {}, "support"),
+        (SCREEN[:0], {"groupby": "cell_type"}, "support"),
         (SCREEN, {"perturbation_key": []}, "perturbation_key"),
         (SCREEN, {"n_top": 0}, "n_top"),
     ],

@@ -82,15 +82,15 @@ def fit_shift(flow, shifts, centres):
 )
 def test_flows_count_as_far_as_they_agree(deviation, share):
     flow = make_perturbation_flow()
-    flow, expected = torch.tensor([0.6, 0.8]), torch.tensor([-3.0, 5.0])
+    shift, expected = torch.tensor([0.6, 0.8]), torch.tensor([-3.0, 5.0])
     with torch.no_grad():
         for network, sign in zip(flow.networks, (1, 1, -1, -1), strict=True):
-            network.last.bias.copy_(flow + sign * deviation * torch.tensor([0.0, 1.0]))
+            network.last.bias.copy_(shift + sign * deviation * torch.tensor([0.0, 1.0]))
     fit_shift(flow, expected.expand(1, 2), torch.zeros(1, 2))
 
     moved = move(flow, [0, 1])
 
-    torch.testing.assert_close(moved, share * flow + (1 - share) * expected, atol=2e-3, rtol=0)
+    torch.testing.assert_close(moved, share * shift + (1 - share) * expected, atol=2e-3, rtol=0)
 
 
 def test_cells_that_are_perturbed_already_or_change_in_other_keys_are_unfit():
