@@ -41,6 +41,7 @@ N_VALUES = 256  # distinct values kept of a number
 MOST_COLUMNS = 50  # of an array
 N_PLACES = 16_384  # values kept of an array
 N_SHOWN = 60  # characters of a wrong value
+N_RANGES = 3  # columns of an array whose ranges are shown
 EXTRA_MEMBERS = 2  # members that a set can have beyond the largest training set
 FEWEST_TRAINING_CELLS = 10  # labels and combinations with fewer give a warning
 FEW_DISTANCES = 10**6  # to compute one by one, which takes less time than to prepare a search
@@ -80,6 +81,19 @@ class ConditionKey(ABC):
         """Whether cells may lack a value."""
         return False
 
+    @property
+    def needs_training_cells(self) -> bool:
+        """Whether values can only be generated if training cells have them.
+
+        A model inter- and extrapolates numbers, and classes and members with known embeddings.
+        """
+        return not self.is_numeric
+
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """The values of the training cells in a few words."""
+
     def is_single(self, values: Any) -> bool:
         """Return whether this is one value for all cells (possibly a set), not a list of values."""
         if values is None or isinstance(values, str | AbstractSet):
@@ -113,10 +127,12 @@ class ConditionKey(ABC):
     def check_learned(self, codes: np.ndarray, seen: np.ndarray) -> None:
         """Raise if columns ``(n, n_columns)`` hold a class or member that is not among those ``seen`` in training.
 
-        Every number is allowed: the model inter- or extrapolates; and every class or member with a known embedding.
+        Those with known embeddings, and all numbers, are allowed.
         """
+        if not self.needs_training_cells:
+            return
         missing = np.setdiff1d(codes, [*np.unique(seen), self.n_values])  # the latter stands for no member
-        if len(missing) and not getattr(self, "has_vectors", self.is_numeric):
+        if len(missing):
             value = self.labels[int(missing[0])]
             msg = f"The model does not know {value!r} of {self.name!r}: no cell of its training with all labels has it."
             raise ValueError(msg)
@@ -196,6 +212,16 @@ class CategoricalKey(ConditionKey):
     def labels(self) -> Sequence[Any]:
         """The classes."""
         return self.values
+
+    @property
+    def needs_training_cells(self) -> bool:
+        """Whether the classes have no known embeddings."""
+        return not self.has_vectors
+
+    @property
+    def summary(self) -> str:
+        """The number of classes."""
+        return f"{self.n_values} classes"
 
     @property
     def may_be_lacking(self) -> bool:
@@ -296,6 +322,11 @@ class ContinuousKey(ConditionKey):
             raise ValueError(msg)
         return key
 
+    @property
+    def summary(self) -> str:
+        """The range."""
+        return f"{self.low:g} to {self.high:g}"
+
     def extended(self, column: pd.Series, table: pd.DataFrame | None = None) -> ContinuousKey:
         """Widen the range and keep the scale."""
         self.encode(column.to_numpy(), source="obs")
@@ -392,6 +423,13 @@ class ArrayKey(ConditionKey):
     def n_columns(self) -> int:
         """Number of columns of the array."""
         return len(self.mean)
+
+    @property
+    def summary(self) -> str:
+        """The range of each of a few columns, or their number."""
+        if self.n_columns > N_RANGES:
+            return f"{self.n_columns} columns"
+        return " by ".join(f"{low:.4g} to {high:.4g}" for low, high in zip(self.low, self.high, strict=True))
 
     @property
     def table_columns(self) -> list[str]:
@@ -523,6 +561,16 @@ class SetKey(ConditionKey):
     def labels(self) -> Sequence[str]:
         """The members."""
         return self.members
+
+    @property
+    def needs_training_cells(self) -> bool:
+        """Whether the members have no known embeddings."""
+        return not self.has_vectors
+
+    @property
+    def summary(self) -> str:
+        """The number of members."""
+        return f"combinations of {self.n_values} members"
 
     @cached_property
     def _number(self) -> dict[str, int]:
@@ -1059,7 +1107,7 @@ class Conditions:
         The rarest come first; their numbers of cells are returned, too. Values with known embeddings learn from each
         other, so their keys do not count.
         """
-        left_out = _columns_where(self.by_key, lambda key: getattr(key, "has_vectors", key.is_numeric))
+        left_out = _columns_where(self.by_key, lambda key: not key.needs_training_cells)
         codes = np.unique(np.where(left_out, OPEN, codes), axis=0)
         if (codes == OPEN).all():
             return codes[:0], np.zeros(0, dtype=int)

@@ -6,7 +6,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from scgen_diffusion._arguments import list_first
-from scgen_diffusion.data import ArrayKey, CategoricalKey, ContinuousKey, SetKey, have_labels, with_columns
+from scgen_diffusion.data import CategoricalKey, have_labels, with_columns
 
 from ._end_of_training import advise_to_train_on
 from ._query import is_untrained_query, new_values
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from scgen_diffusion.data import ConditionKey
 
     from ._base import DiffusionModel
-
-N_RANGES = 3
 
 
 def describe(model: DiffusionModel) -> str:
@@ -68,17 +66,7 @@ def _condition(key: ConditionKey, control: Any, new: list[str], n_unlabeled: int
     control = "" if control is None else f"; control: {control!r}"
     unlabeled = f"; {n_unlabeled:,} cells without a label" if n_unlabeled else ""
     added = f"; new: {list_first(new)}" if new else ""
-    match key:
-        case CategoricalKey():
-            return f"{key.name} ({len(key.values)} classes{control}{added}{unlabeled})"
-        case SetKey():
-            return f"{key.name} (combinations of {len(key.members)} members{control}{added})"
-        case ContinuousKey():
-            return f"{key.name} ({key.low:g} to {key.high:g}{control})"
-        case ArrayKey():
-            ranges = [f"{low:.4g} to {high:.4g}" for low, high in zip(key.low, key.high, strict=True)]
-            return f"{key.name} ({' by '.join(ranges) if len(ranges) <= N_RANGES else f'{len(ranges)} columns'})"
-    return key.name
+    return f"{key.name} ({key.summary}{control}{added}{unlabeled})"
 
 
 def _new_labels(model: DiffusionModel) -> list[list[str]]:

@@ -15,11 +15,8 @@ from scvi import REGISTRY_KEYS
 
 from scgen_diffusion._arguments import check_argument_names
 from scgen_diffusion.data import (
-    ArrayKey,
-    CategoricalKey,
     CellFiles,
     ConditionKey,
-    ContinuousKey,
     SetKey,
     savable_columns,
 )
@@ -111,17 +108,11 @@ def check_datamodule(datamodule: object) -> None:
 
 def spec_of(key: ConditionKey, table: pd.DataFrame | None) -> ConditionSpec:
     vectors = None if table is None else torch.from_numpy(table.to_numpy(dtype=np.float32))
-    match key:
-        case CategoricalKey():
-            return Classes(len(key.values), vectors)
-        case ContinuousKey():
-            return Number()
-        case ArrayKey():
-            return Number(key.n_columns)
-        case SetKey():
-            return Members(len(key.members), key.largest, vectors)
-    msg = f"There is no embedding of conditions of the kind {type(key).__name__}."
-    raise TypeError(msg)
+    if key.is_numeric:
+        return Number(key.n_columns)
+    if isinstance(key, SetKey):
+        return Members(key.n_values, key.largest, vectors)
+    return Classes(key.n_values, vectors)
 
 
 def plain_columns(var: pd.DataFrame, known: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -13,7 +13,6 @@ from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import OPEN, digest_of
 from scgen_diffusion.diffusion import FLOW_SAMPLERS
 from scgen_diffusion.module import InputValues, LibrarySizeModel, SCLDMModule, build_architecture
-from scgen_diffusion.nn import Number
 from scgen_diffusion.train import (
     MANY_GENES,
     RECIPES,
@@ -441,7 +440,7 @@ class SCLDM(AutoencoderModel):
             return recipe
         if stage == "autoencoder":
             return self._for_these_cells(recipe.for_many_cells(len(self.train_indices_)))
-        are_numbers = [isinstance(spec, Number) and spec.n == 1 for spec in self._condition_specs]
+        are_numbers = [one.is_numeric and one.n_columns == 1 for one in self._condition_specs]
         return recipe.for_numbers() if stage == "prior" and are_numbers and all(are_numbers) else recipe
 
     def _for_these_cells(self, recipe: AutoencoderRecipe) -> AutoencoderRecipe:

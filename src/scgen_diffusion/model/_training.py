@@ -207,7 +207,7 @@ def warn_of_rare_labels(keys: Sequence[ConditionKey], codes: np.ndarray, train_r
         all_cells, training = (_count_labels(c, key.n_values) for c in (codes[:, columns], codes[train_rows, columns]))
         are_few = (all_cells > 0) & (training < FEWEST_TRAINING_CELLS)
         few = [f"{key.labels[i]!r} ({training[i]})" for i in np.flatnonzero(are_few).tolist()]
-        if few and not getattr(key, "has_vectors", False):
+        if few and key.needs_training_cells:
             rare.append(f"{key.name} {list_first(few)}")
     if rare:
         warn_user(
@@ -220,7 +220,7 @@ def warn_of_lost_labels(keys: Sequence[ConditionKey], before: np.ndarray, after:
     """Warn about labels in codes ``(n, columns)`` that the model could generate before, and cannot after training."""
     lost = []
     for key, was, stays in zip(keys, mark_occurring(keys, before), mark_occurring(keys, after), strict=True):
-        if (gone := np.flatnonzero(was & ~stays)).size and not getattr(key, "has_vectors", False):
+        if (gone := np.flatnonzero(was & ~stays)).size and key.needs_training_cells:
             lost.append(f"{key.name} {list_first([repr(key.labels[i]) for i in gone.tolist()])}")
     if lost:
         warn_user(

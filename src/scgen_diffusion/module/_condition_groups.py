@@ -9,7 +9,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from scgen_diffusion.nn import Members, Number, encodings_of
+from scgen_diffusion.nn import encodings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,12 +59,12 @@ class ConditionGroups:
 
     def __init__(self, conditions: Sequence[ConditionSpec]) -> None:
         encodings = encodings_of(conditions)
-        ends = [0, *accumulate(len(encoding.null) for encoding in encodings)]
+        ends = [0, *accumulate(encoding.n_columns for encoding in encodings)]
         self.keys = [slice(start, stop) for start, stop in pairwise(ends)]
         self.n_columns = ends[-1]
-        self.numbers = [self.keys[i] for i, e in enumerate(encodings) if isinstance(e, Number)]
+        self.numbers = [self.keys[i] for i, e in enumerate(encodings) if e.is_numeric]
         self.n_numbers = sum(columns.stop - columns.start for columns in self.numbers)
-        self.sets = {i: e.n for i, e in enumerate(encodings) if isinstance(e, Members) and e.largest > 1}
+        self.sets = {i: e.n for i, e in enumerate(encodings) if e.n_columns > 1 and not e.is_numeric}
 
     def find_centres(self, condition: Tensor) -> Tensor:
         """Choose centres of the numeric conditions ``(cells, columns)``: all values if they are few.

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scgen_diffusion.nn import Classes, Members, encodings_of
+from scgen_diffusion.nn import encodings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from scgen_diffusion.nn import ConditionSpec
+    from scgen_diffusion.nn import ConditionEncoding, ConditionSpec
 
 SHARED = 10.0  # variance of what a perturbation does everywhere, relative to the mean square of all shifts
 SPECIFIC = (1.0, 0.1, 0.3, 3.0)  # variance of what it does in similar cells only, likewise
@@ -241,7 +241,7 @@ class ExpectedShift(nn.Module):
         With them comes which of these name a class or member that is not the control's.
         """
         for encoding, none, *own in self._by_key(*codes):
-            if isinstance(encoding, Classes | Members):
+            if not encoding.is_numeric:
                 yield [(values, (values < encoding.n) & ~torch.isin(values, none)) for values in own]
 
     def _inverse(self) -> Tensor:
@@ -344,7 +344,7 @@ class ExpectedShift(nn.Module):
 
     def _by_key(self, *codes: Tensor) -> Iterator[tuple[Any, ...]]:
         """Yield the encoding of each key that perturbs, and its columns of the control and codes ``(n, columns)``."""
-        widths = [len(encoding.null) for encoding in self.encodings]
+        widths = [encoding.n_columns for encoding in self.encodings]
         columns = (values.split(widths, -1) for values in (self.perturbs, self.control, *codes))
         for encoding, perturb, *own in zip(self.encodings, *columns, strict=True):
             if perturb.any():
@@ -357,14 +357,10 @@ class ExpectedShift(nn.Module):
         """
         discrete, numbers = None, []
         for encoding, c, p, q in self._by_key(condition, other):
-            if isinstance(encoding, Classes):
-                alike = (p == q.T) if encoding.vectors is None else _alike_vectors(encoding.vectors, p, q)
-                alike = alike.double() * (p != c) * (q != c).T
-            elif isinstance(encoding, Members):
-                alike = _shared_members(encoding, p, q, c)
-            else:
+            if encoding.is_numeric:
                 numbers.append((p, q, c))
                 continue
+            alike = _same_class(encoding, p, q, c) if encoding.n_columns == 1 else _shared_members(encoding, p, q, c)
             discrete = alike if discrete is None else discrete + alike
         if not numbers:
             return discrete
@@ -391,7 +387,13 @@ def _alike_vectors(vectors: Tensor, p: Tensor, q: Tensor) -> Tensor:
     return (-torch.cdist(known[p[:, 0].long()], known[q[:, 0].long()]).square() / 2).exp()
 
 
-def _shared_members(encoding: Members, p: Tensor, q: Tensor, control: Tensor) -> Tensor:
+def _same_class(encoding: ConditionEncoding, p: Tensor, q: Tensor, control: Tensor) -> Tensor:
+    """Return 1 for equal classes, less for others with known embeddings, and 0 for the control."""
+    alike = (p == q.T) if encoding.vectors is None else _alike_vectors(encoding.vectors, p, q)
+    return alike.double() * (p != control) * (q != control).T
+
+
+def _shared_members(encoding: ConditionEncoding, p: Tensor, q: Tensor, control: Tensor) -> Tensor:
     """Count the members that sets share, without those of the control; equal sets of several share a little more."""
     n = encoding.n
     ours, theirs = _marks(n, p, control), _marks(n, q, control)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from scgen_diffusion.nn import ConditionEmbedding, Number, encodings_of, extended_state, row_masks
+from scgen_diffusion.nn import ConditionEmbedding, encodings_of, extended_state, row_masks
 
 from ._library_size import LibrarySizeModel
 
@@ -35,9 +35,7 @@ def perturbation_flow_fits(module: ConditionedModule, reference: ConditionedModu
     """
     if reference.perturbation_flow is None:
         return False
-    before, after = (
-        [getattr(encoding, "vectors", None) for encoding in encodings_of(of.conditions)] for of in (reference, module)
-    )
+    before, after = ([one.vectors for one in encodings_of(of.conditions)] for of in (reference, module))
     keys = zip(before, after, reference.perturbation_flow.perturbing_keys, strict=True)
     return all(old is None or torch.equal(old, new) for old, new, perturbs in keys if perturbs)
 
@@ -112,7 +110,7 @@ def _state_of_later_effects(
     if (later := effects.later) is not None:
         rows = dict(zip(zip(later.keys.tolist(), later.codes.tolist(), strict=True), later.effects, strict=True))
     for key, (encoding, known) in enumerate(zip(encodings_of(module.conditions), learned, strict=True)):
-        if not isinstance(encoding, Number) and encoding.vectors is None:
+        if encoding.learns_vectors:
             for code in (~known).nonzero()[:, 0].tolist():
                 rows.setdefault((key, code), effects.loadings.weight.new_zeros(effects.loadings.out_features))
     if not rows:
@@ -128,7 +126,7 @@ def _recoded_perturbation_flow(
     """Return the parts of the flow's state that hold codes of conditions, for a module with more of them."""
     flow = reference.perturbation_flow
     keys = zip(flow.perturbing_keys, encodings_of(module.conditions), strict=True)
-    perturbs = torch.tensor([own for own, encoding in keys for _ in encoding.null])
+    perturbs = torch.tensor([own for own, encoding in keys for _ in range(encoding.n_columns)])
     control = recode(torch.where(flow.perturbs, flow.control, 0)[None])[0]
     return {
         f"{PERTURBATION_FLOW}perturbs": perturbs,

@@ -105,7 +105,7 @@ class PerturbationFlow(nn.Module):
     @property
     def perturbing_keys(self) -> list[bool]:
         """Which condition keys perturb."""
-        widths = [len(encoding.null) for encoding in encodings_of(self.conditions)]
+        widths = [encoding.n_columns for encoding in encodings_of(self.conditions)]
         return [bool(own.any()) for own in self.perturbs.split(widths)]
 
     def add_shift(self, n_groups: int) -> ExpectedShift:

@@ -26,7 +26,7 @@ from scgen_diffusion.diffusion import (
     draw_binomial,
     keep_molecules,
 )
-from scgen_diffusion.nn import ConditionEffects, DiT, Number, classes_are_given, encodings_of
+from scgen_diffusion.nn import ConditionEffects, DiT, classes_are_given, encodings_of
 
 from ._absent_combinations import AbsentEffects
 from ._architecture import SCLDMArchitecture
@@ -130,10 +130,10 @@ class SCLDMModule(ConditionedModule):
 
     def _build_condition_effects(self, n_input: int, conditions: Sequence[ConditionSpec]) -> ConditionEffects | None:
         a = self.architecture
-        discrete = [encoding for encoding in encodings_of(conditions) if not isinstance(encoding, Number)]
+        discrete = [encoding for encoding in encodings_of(conditions) if not encoding.is_numeric]
         if not discrete or not a.condition_effects or a.likelihood != "negative_binomial":
             return None
-        n_vectors = sum(encoding.n + 1 for encoding in discrete if encoding.vectors is None)  # with "not given"
+        n_vectors = sum(encoding.n + 1 for encoding in discrete if encoding.learns_vectors)  # with "not given"
         width = max(a.n_latent_tokens * a.n_latent, min(n_vectors, MOST_DIMENSIONS))
         return ConditionEffects(n_input, conditions, width=width)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
-from ._conditions import ConditionEmbedding, Number, encodings_of, keys_of_columns, null_condition
+from ._conditions import ConditionEmbedding, encodings_of, keys_of_columns, null_condition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +52,7 @@ class ConditionEffects(nn.Module):
 
     def __init__(self, n_genes: int, conditions: Sequence[ConditionSpec], *, width: int) -> None:
         super().__init__()
-        are_numbers = torch.tensor([isinstance(encoding, Number) for encoding in encodings_of(conditions)])
+        are_numbers = torch.tensor([encoding.is_numeric for encoding in encodings_of(conditions)])
         self.register_buffer("null", null_condition(conditions), persistent=False)
         self.register_buffer("key_of_column", keys_of_columns(conditions), persistent=False)
         self.register_buffer("is_number", are_numbers[self.key_of_column], persistent=False)

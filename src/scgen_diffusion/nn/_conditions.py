@@ -6,8 +6,9 @@ The condition of ``n`` cells is one tensor ``(n, columns)``, in which every key 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +23,33 @@ VECTORS = "vectors"  # known embeddings, in the names of a state dict
 N_OCTAVES = 4  # frequencies for the sines and cosines of a number; the slowest has a period of 16 standard deviations
 
 
-class ConditionEncoding(Protocol):
+class ConditionEncoding(ABC):
     """How the columns of one key encode its values, and which module embeds them."""
 
+    is_numeric: ClassVar[bool] = False
+    """Whether its columns hold numbers instead of the numbers of classes or members."""
+    vectors: Tensor | None = None
+    """Known embeddings of its classes or members."""
+    n: int
+
     @property
+    @abstractmethod
     def null(self) -> tuple[float, ...]:
         """The values of its columns if it is not given."""
-        ...
 
+    @property
+    def n_columns(self) -> int:
+        """Number of columns."""
+        return len(self.null)
+
+    @property
+    def learns_vectors(self) -> bool:
+        """Whether each class or member has a vector of its own that is learned."""
+        return self.vectors is None and not self.is_numeric
+
+    @abstractmethod
     def build(self, width: int) -> nn.Module:
         """Build the module that embeds its columns ``(n, columns of the key)`` as ``(n, width)``."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +87,7 @@ class Number(ConditionEncoding):
         How many.
     """
 
+    is_numeric = True
     n: int = 1
 
     @property
@@ -127,7 +145,7 @@ def null_condition(conditions: Sequence[ConditionSpec]) -> Tensor:
 
 def keys_of_columns(conditions: Sequence[ConditionSpec]) -> Tensor:
     """Return the key that each column belongs to, ``(columns,)``."""
-    keys = [key for key, encoding in enumerate(encodings_of(conditions)) for _ in encoding.null]
+    keys = [key for key, encoding in enumerate(encodings_of(conditions)) for _ in range(encoding.n_columns)]
     return torch.tensor(keys, dtype=torch.long)
 
 
@@ -135,9 +153,9 @@ def classes_are_given(condition: Tensor, conditions: Sequence[ConditionSpec]) ->
     """Mark the conditions ``(n, columns)`` that give all classes and sets, ``(n,)``; numbers may be missing."""
     given, start = torch.ones(len(condition), dtype=torch.bool, device=condition.device), 0
     for encoding in encodings_of(conditions):
-        if not isinstance(encoding, Number):
+        if not encoding.is_numeric:
             given &= condition[:, start] != encoding.null[0]
-        start += len(encoding.null)
+        start += encoding.n_columns
     return given
 
 
@@ -166,7 +184,7 @@ class ConditionEmbedding(nn.Module):
         super().__init__()
         encodings = encodings_of(conditions)
         self.width = width
-        self.n_columns = [len(encoding.null) for encoding in encodings]
+        self.n_columns = [encoding.n_columns for encoding in encodings]
         self.tables = nn.ModuleList(encoding.build(width) for encoding in encodings)
 
     def forward(self, condition: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 
 from scgen_diffusion.data import evenly
 from scgen_diffusion.module import FEW_CELLS, expected_log_shares, library_features, log_profile, total_counts
-from scgen_diffusion.nn import Classes, classes_are_given, encodings_of
+from scgen_diffusion.nn import classes_are_given, encodings_of
 
 from ._cells import ROWS_AT_A_TIME
 from ._latents import ENCODED_AT_A_TIME
@@ -180,7 +180,7 @@ def add_absent_effects(
     classes.
     """
     combinations = _combinations(module, cells, indices)
-    are_classes = all(isinstance(encoding, Classes) for encoding in encodings_of(module.conditions))
+    are_classes = all(one.n_columns == 1 and not one.is_numeric for one in encodings_of(module.conditions))
     if combinations is None or not are_classes or len(module.conditions) < 2:
         return
     codes, which, sizes = combinations
