@@ -146,14 +146,15 @@ def measure() -> pd.DataFrame:
 
 
 def measure_commit(commit: str) -> pd.DataFrame:
-    """Run this file on the package of another commit."""
+    """Run the record of another commit, in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
             ["git", "worktree", "add", "--detach", f"{folder}/tree", commit], check=True, capture_output=True
         )
         try:
             environment = {**os.environ, "PYTHONPATH": f"{folder}/tree/src"}
-            subprocess.run([sys.executable, __file__, "--out", f"{folder}/rows.csv"], check=True, env=environment)
+            command = [sys.executable, "-m", "benchmarks.record", "--out", f"{folder}/rows.csv"]
+            subprocess.run(command, check=True, env=environment, cwd=f"{folder}/tree")
             return pd.read_csv(f"{folder}/rows.csv", dtype={"digest": str})
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", f"{folder}/tree"], check=True)
