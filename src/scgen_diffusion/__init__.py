@@ -15,7 +15,7 @@ __all__ = ["__version__", "data", "datasets", "interpret", "metrics", "model", "
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 # Imported on first use: PyTorch and scvi-tools take seconds to import, and the command line's help needs neither.
-_PARTS = {*__all__, "cli", "diffusion", "generation", "module", "nn", "train"} - {"__version__"}
+_PARTS = {*__all__, "cli", "diffusion", "generation", "module", "nn", "perturbation", "train"} - {"__version__"}
 
 
 def __getattr__(name: str) -> Any:

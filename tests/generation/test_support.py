@@ -14,12 +14,11 @@ from scgen_diffusion.generation._support import (
     LackingChanges,
     PerturbedGroups,
     Support,
-    _variance,
     judge,
     support_columns,
 )
-from scgen_diffusion.module._perturbation_flow import PerturbationFlow
 from scgen_diffusion.nn import Classes, Members
+from scgen_diffusion.perturbation import PerturbationFlow, variance_of_sums
 
 SIZE, N_TYPES = 4, 9
 CONDITIONS = Conditions.from_codes(
@@ -109,17 +108,6 @@ def test_a_new_set_of_known_parts_is_extrapolated(seen):
     assert judge(module, conditions, [NEAR], key.encode([pair]))[0].code == "extrapolated"
 
 
-def test_a_gene_counts_as_if_one_more_cell_expressed_it():
-    """Otherwise genes without molecules among few cells would have no sampling noise."""
-    n, n_expressing, value = torch.full((3,), 10.0), torch.tensor([0.0, 1.0, 5.0]), 2.0
-
-    found = _variance(n, n_expressing * value, n_expressing * value**2)
-
-    share = (n_expressing + 1) / 11
-    torch.testing.assert_close(found, value**2 * share * (1 - share) * 10 / 9)
-    assert _variance(torch.ones(3), n_expressing, n_expressing).isnan().all()
-
-
 @pytest.mark.parametrize(
     ("effects", "wanted", "code"),
     [
@@ -157,7 +145,7 @@ def test_an_interval_has_the_noise_of_these_and_of_as_many_measured_cells():
 
     (found,) = groups.changes(torch.stack([n, 0 * n, total, squares, squares])[None].numpy(), [support])
 
-    np.testing.assert_allclose(found.upper - found.change, 2 * _variance(n, total, squares) / n)
+    np.testing.assert_allclose(found.upper - found.change, 2 * variance_of_sums(n, total, squares) / n)
 
 
 def test_changes_that_the_decoder_lacks_go_to_the_cells_of_their_combination():

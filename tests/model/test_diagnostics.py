@@ -12,7 +12,7 @@ import torch
 from scgen_diffusion.data import ValueSummary
 from scgen_diffusion.model import SCRDIT
 from scgen_diffusion.model._diagnostics import warn_of_missing_zeros
-from scgen_diffusion.module import log_profile
+from scgen_diffusion.nn import log_profile
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,8 @@ from builders import seeded
 
 from scgen_diffusion.model import SCRDIT, WBDIT
 from scgen_diffusion.model._training import split_cells
-from scgen_diffusion.module import LibrarySizeModel, library_features, log_profile
+from scgen_diffusion.module import LibrarySizeModel, library_features
+from scgen_diffusion.nn import log_profile
 
 pytestmark = pytest.mark.usefixtures("seed_0")
 

@@ -9,13 +9,8 @@ from hypothesis import strategies as st
 from scvi import REGISTRY_KEYS
 
 from scgen_diffusion.diffusion import DDPMSampler, DPMSolverSampler, Generators, Joint, ResolvedGuidance
-from scgen_diffusion.module import (
-    GeneSpaceArchitecture,
-    GeneSpaceModule,
-    ProfileSummary,
-    log_profile,
-    to_counts,
-)
+from scgen_diffusion.module import GeneSpaceArchitecture, GeneSpaceModule, ProfileSummary, to_counts
+from scgen_diffusion.nn import log_profile
 
 N_GENES = 9
 SIZES = {

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scgen_diffusion.train import EpochBatches, PerturbationFlowRecipe, PerturbationGroup, perturbation_groups
+from scgen_diffusion.perturbation import PerturbationGroup, perturbation_groups
+from scgen_diffusion.train import EpochBatches, PerturbationFlowRecipe
 from scgen_diffusion.train import _cells as cells_module
 from scgen_diffusion.train._perturbation_stage import GroupBatches
 

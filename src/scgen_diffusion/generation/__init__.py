@@ -5,7 +5,7 @@ from ._generator import Block, CellGenerator, Frames
 from ._library_sizes import LibrarySizes
 from ._request import DIGEST, CellRequest, SamplingOptions, check_batch_size, differences, identity_of, name_of
 from ._rows import check_finite, rows_of
-from ._support import LackingChanges, MeanChange, PerturbedGroups, ProfileSums, Support, add_sums, support_columns
+from ._support import LackingChanges, MeanChange, PerturbedGroups, Support, support_columns
 
 __all__ = [
     "DIGEST",
@@ -18,10 +18,8 @@ __all__ = [
     "LibrarySizes",
     "MeanChange",
     "PerturbedGroups",
-    "ProfileSums",
     "SamplingOptions",
     "Support",
-    "add_sums",
     "check_batch_size",
     "check_finite",
     "differences",

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import Rows
     from scgen_diffusion.diffusion import Inversion
+    from scgen_diffusion.perturbation import ProfileSums
 
     from ._request import SamplingOptions
-    from ._support import LackingChanges, ProfileSums
+    from ._support import LackingChanges
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,12 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ConditionRequest, Conditions, Rows
     from scgen_diffusion.diffusion import ResolvedGuidance, Sampler
-    from scgen_diffusion.module import GeneSpaceModule, InputValues, SCLDMModule
+    from scgen_diffusion.module import GeneSpaceModule, SCLDMModule
+    from scgen_diffusion.nn import InputValues
+    from scgen_diffusion.perturbation import ProfileSums
 
     from ._library_sizes import LibrarySizes
-    from ._support import PerturbedGroups, ProfileSums
+    from ._support import PerturbedGroups
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import Conditions, RequestedCodes
     from scgen_diffusion.diffusion import ResolvedGuidance, Sampler
-    from scgen_diffusion.module import InputValues
+    from scgen_diffusion.nn import InputValues
 
     from ._support import LackingChanges
 

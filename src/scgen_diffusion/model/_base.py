@@ -123,8 +123,8 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ConditionRequest, Modality, Paths
     from scgen_diffusion.diffusion import GuidanceScale, Sampler
-    from scgen_diffusion.module import InputValues, LibrarySizeKind
-    from scgen_diffusion.nn import ConditionSpec
+    from scgen_diffusion.module import LibrarySizeKind
+    from scgen_diffusion.nn import ConditionSpec, InputValues
     from scgen_diffusion.train import Recipe, TrainingCells
 
     from ._counterfactual import ControlCells

@@ -33,12 +33,11 @@ from scgen_diffusion.generation import (
     LackingChanges,
     MeanChange,
     PerturbedGroups,
-    ProfileSums,
-    add_sums,
     check_batch_size,
     name_of,
     support_columns,
 )
+from scgen_diffusion.perturbation import ProfileSums, add_sums, strengths
 
 from ._end_of_training import record_of_short
 
@@ -247,7 +246,7 @@ class Prediction:
         end = support.columns.get_loc("n_cells")
         given = [key for key in support.columns[1:end] if key not in table]
         table |= {key: support[key].array.take(number) for key in given}
-        support.insert(end + 1, "strength", self.groups.strengths(sums.values))
+        support.insert(end + 1, "strength", strengths(sums.values))
         return {"support": support, "mean_change": drop_unused_categories(pd.DataFrame(table))}
 
     def _assemble(self, rows: range, x: Rows, assemble: Callable[..., Any], **effects: pd.DataFrame) -> Any:

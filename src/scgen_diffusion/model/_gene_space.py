@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 import torch
 
 from scgen_diffusion.diffusion import DDIMSampler
-from scgen_diffusion.module import GeneSpaceArchitecture, InputValues, build_gene_space_architecture, gene_space_module
+from scgen_diffusion.module import GeneSpaceArchitecture, build_gene_space_architecture, gene_space_module
 from scgen_diffusion.train import (
     DIFFUSION_RECIPES,
     DiffusionPlan,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ValueSummary
     from scgen_diffusion.diffusion import Sampler
+    from scgen_diffusion.nn import InputValues
     from scgen_diffusion.train import DiffusionRecipe, Recipe, StagePlan
 
     from ._training import StageRun

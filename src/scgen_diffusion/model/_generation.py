@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from scgen_diffusion.generation import CellGenerator, CellRequest
-    from scgen_diffusion.module import InputValues
+    from scgen_diffusion.nn import InputValues
 
 FRAME_COLUMNS = ("cell", "frame", "time", "noise_level")  # columns of a sampling path's `obs`
 

@@ -12,7 +12,8 @@ import torch
 from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import OPEN, digest_of
 from scgen_diffusion.diffusion import FLOW_SAMPLERS
-from scgen_diffusion.module import InputValues, LibrarySizeModel, SCLDMModule, build_architecture
+from scgen_diffusion.module import LibrarySizeModel, SCLDMModule, build_architecture
+from scgen_diffusion.nn import InputValues
 from scgen_diffusion.train import (
     MANY_GENES,
     RECIPES,

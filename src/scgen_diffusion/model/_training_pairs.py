@@ -11,13 +11,14 @@ from scipy.stats import norm
 
 from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import are_same_codes, check_names, have_labels
-from scgen_diffusion.train import perturbation_groups
+from scgen_diffusion.perturbation import perturbation_groups
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from scgen_diffusion.data import Conditions
-    from scgen_diffusion.train import PerturbationGroup, TrainingCells
+    from scgen_diffusion.perturbation import PerturbationGroup
+    from scgen_diffusion.train import TrainingCells
 
 
 SMALLEST_DIFFERENCE = 0.3  # of shares of cells with a modality

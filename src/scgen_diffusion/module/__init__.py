@@ -6,14 +6,11 @@ from ._autoencoder import Posterior
 from ._condition_groups import ANY
 from ._conditioned import CONDITIONS
 from ._ema import AverageUpdate
-from ._expected_shift import Suggestion
-from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._fine_tuning import TRAINABLE, Trainable, copy_reference, perturbation_flow_fits, trained_masks
 from ._gene_space import GeneSpaceModule, library_features, to_counts
 from ._gene_space_architecture import GeneSpaceArchitecture, build_gene_space_architecture
 from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
 from ._likelihoods import NegativeBinomialLikelihood, OutlierCounts
-from ._missed_changes import MissedChanges
 from ._modality_likelihoods import ModalityPanel
 from ._molecules import MoleculeModule, gene_space_module
 from ._multimodal import MultimodalModule
@@ -26,15 +23,12 @@ __all__ = [
     "CONDITIONS",
     "FEW_CELLS",
     "LIBRARY_SIZE_KINDS",
-    "TARGET_SUM",
     "TRAINABLE",
     "AverageUpdate",
     "GeneSpaceArchitecture",
     "GeneSpaceModule",
-    "InputValues",
     "LibrarySizeKind",
     "LibrarySizeModel",
-    "MissedChanges",
     "ModalityPanel",
     "MoleculeModule",
     "MultimodalModule",
@@ -44,7 +38,6 @@ __all__ = [
     "ProfileSummary",
     "SCLDMArchitecture",
     "SCLDMModule",
-    "Suggestion",
     "Trainable",
     "build_architecture",
     "build_gene_space_architecture",
@@ -52,9 +45,7 @@ __all__ = [
     "expected_log_shares",
     "gene_space_module",
     "library_features",
-    "log_profile",
     "perturbation_flow_fits",
     "to_counts",
-    "total_counts",
     "trained_masks",
 ]

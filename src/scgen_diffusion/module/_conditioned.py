@@ -13,9 +13,7 @@ from scvi.module.base import BaseModuleClass
 from torch import Tensor
 
 from scgen_diffusion.diffusion import CONDITION_STRATEGIES, ConditionColumns, expand_like
-from scgen_diffusion.nn import keys_of_columns, null_condition
-
-from ._expression import total_counts
+from scgen_diffusion.nn import keys_of_columns, null_condition, total_counts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,12 +22,11 @@ if TYPE_CHECKING:
     from torch.optim.swa_utils import AveragedModel
 
     from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Inversion, ResolvedGuidance, Sampler
-    from scgen_diffusion.nn import ConditionEffects, ConditionSpec
+    from scgen_diffusion.nn import ConditionEffects, ConditionSpec, InputValues
+    from scgen_diffusion.perturbation import PerturbationFlow
 
     from ._absent_combinations import AbsentEffects
-    from ._expression import InputValues
     from ._library_size import LibrarySizeKind
-    from ._perturbation_flow import PerturbationFlow
 
 TensorMap = Callable[[Tensor], Tensor]
 MOST_REDRAWS = 50  # of a cell; a tenth of draws with a count leaves 1 in 200 empty

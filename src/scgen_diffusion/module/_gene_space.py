@@ -22,11 +22,10 @@ from scgen_diffusion.diffusion import (
     Sampler,
     Target,
 )
-from scgen_diffusion.nn import GeneDiT, GeneMLP
+from scgen_diffusion.nn import GeneDiT, GeneMLP, InputValues, log_profile, total_counts
 
 from ._conditioned import ConditionedModule, TensorMap
 from ._ema import averaged_copy
-from ._expression import InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeModel
 from ._profile_networks import build_network
 from ._profile_summary import ProfileSummary

@@ -12,7 +12,7 @@ from ._options import WIDER_FROM, change_options, check_options
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ._expression import InputValues
+    from scgen_diffusion.nn import InputValues
 
 Backbone = Literal["dit", "unet", "white_box", "mlp"]
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scgen_diffusion.diffusion import Masking
-
-from ._expression import total_counts
+from scgen_diffusion.nn import total_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,8 +10,8 @@ from scvi.module.base import auto_move_data
 from torch import Tensor
 
 from scgen_diffusion.diffusion import Kinds, UnmaskingInversion, UnmaskingSampler, keep_molecules, with_masked
+from scgen_diffusion.nn import InputValues, log_profile
 
-from ._expression import InputValues, log_profile
 from ._gene_space import GeneSpaceModule
 from ._molecule_network import MoleculeSummary
 

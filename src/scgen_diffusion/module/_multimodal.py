@@ -9,6 +9,8 @@ import torch
 from scvi import REGISTRY_KEYS
 from torch import Tensor, nn
 
+from scgen_diffusion.nn import TARGET_SUM, InputValues, log_profile, total_counts
+
 from ._autoencoder import (
     Decoder,
     Encoder,
@@ -18,7 +20,6 @@ from ._autoencoder import (
     initialise_decoder,
     share_gene_embedding,
 )
-from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._modality_likelihoods import BernoulliLikelihood, ModalityPanel, MultimodalLikelihood, has_counts
 from ._multimodal_library_size import MultimodalLibrarySize
 from ._scldm import SCLDMModule, log_share

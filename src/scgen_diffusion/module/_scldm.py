@@ -26,7 +26,17 @@ from scgen_diffusion.diffusion import (
     draw_binomial,
     keep_molecules,
 )
-from scgen_diffusion.nn import ConditionEffects, DiT, classes_are_given, encodings_of
+from scgen_diffusion.nn import (
+    TARGET_SUM,
+    ConditionEffects,
+    DiT,
+    InputValues,
+    classes_are_given,
+    encodings_of,
+    log_profile,
+    total_counts,
+)
+from scgen_diffusion.perturbation import MissedChanges, PerturbationFlow
 
 from ._absent_combinations import AbsentEffects
 from ._architecture import SCLDMArchitecture
@@ -41,10 +51,7 @@ from ._autoencoder import (
 )
 from ._conditioned import ConditionedModule, TensorMap
 from ._ema import averaged_copy
-from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._library_size import LibrarySizeModel
-from ._missed_changes import MissedChanges
-from ._perturbation_flow import PerturbationFlow
 from ._shrinkage import even_shares, shrink
 
 if TYPE_CHECKING:

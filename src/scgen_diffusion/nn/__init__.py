@@ -31,6 +31,7 @@ from ._conditions import (
     row_masks,
 )
 from ._dit import DiT
+from ._expression import TARGET_SUM, InputValues, log_profile, total_counts
 from ._gene_networks import GeneDiT, GeneMLP
 from ._sets import (
     AttentionPooling,
@@ -47,6 +48,7 @@ from ._white_box import SparseCoding, SubspaceAttention, coding_rate, sparsity, 
 __all__ = [
     "LAYER_NORM_EPS",
     "MLP",
+    "TARGET_SUM",
     "AttentionPooling",
     "BlockTrace",
     "Classes",
@@ -65,6 +67,7 @@ __all__ = [
     "GeneSet",
     "GeneUNet",
     "HalfTrace",
+    "InputValues",
     "Members",
     "ModulatedBlock",
     "Number",
@@ -81,6 +84,7 @@ __all__ = [
     "expressed_genes",
     "extended_state",
     "keys_of_columns",
+    "log_profile",
     "modulate",
     "null_condition",
     "patch_position_embedding",
@@ -88,4 +92,5 @@ __all__ = [
     "row_masks",
     "sparsity",
     "subspace_coding_rate",
+    "total_counts",
 ]

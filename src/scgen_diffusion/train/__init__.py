@@ -18,11 +18,9 @@ from ._latents import LatentCache, LatentData, cache_latents
 from ._perturbation_stage import (
     Bar,
     PairData,
-    PerturbationGroup,
     fit_missed,
     fit_shift,
     measure_errors,
-    perturbation_groups,
 )
 from ._plans import AutoencoderPlan, DiffusionPlan, PerturbationFlowPlan, PriorPlan, StagePlan
 from ._recipes import (
@@ -56,7 +54,6 @@ __all__ = [
     "PairData",
     "PerturbationFlowPlan",
     "PerturbationFlowRecipe",
-    "PerturbationGroup",
     "PriorPlan",
     "PriorRecipe",
     "Recipe",
@@ -78,7 +75,6 @@ __all__ = [
     "learn_later_effects",
     "learning_rate_factor",
     "measure_errors",
-    "perturbation_groups",
     "quiet",
     "run_stage",
     "show",

@@ -11,8 +11,8 @@ from scvi import REGISTRY_KEYS
 from sklearn.decomposition import PCA
 
 from scgen_diffusion.data import evenly
-from scgen_diffusion.module import FEW_CELLS, expected_log_shares, library_features, log_profile, total_counts
-from scgen_diffusion.nn import classes_are_given, encodings_of
+from scgen_diffusion.module import FEW_CELLS, expected_log_shares, library_features
+from scgen_diffusion.nn import classes_are_given, encodings_of, log_profile, total_counts
 
 from ._cells import ROWS_AT_A_TIME
 from ._latents import ENCODED_AT_A_TIME

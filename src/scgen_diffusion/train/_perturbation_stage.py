@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,7 +12,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from scgen_diffusion.data import evenly
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators
-from scgen_diffusion.module import MissedChanges, NegativeBinomialLikelihood
+from scgen_diffusion.module import NegativeBinomialLikelihood
+from scgen_diffusion.perturbation import MissedChanges
 
 from ._latents import LatentData
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.module import Posterior, SCLDMModule
+    from scgen_diffusion.perturbation import PerturbationGroup
 
     from ._cells import TrainingCells
     from ._latents import LatentCache
@@ -39,39 +40,6 @@ MOST_DECODED = 2000  # cells from which latents are related to expression
 DECODED_TOGETHER = 128
 RIDGE = 1e-3  # relative to the variance of standardised latents
 SMALLEST = 1e-6
-
-
-@dataclass(frozen=True)
-class PerturbationGroup:
-    """Row numbers of control and perturbed cells whose conditions differ only by the perturbation."""
-
-    control: np.ndarray
-    perturbed: np.ndarray
-
-
-def perturbation_groups(
-    rows: np.ndarray, is_control: np.ndarray, perturbation: np.ndarray, others: np.ndarray
-) -> list[PerturbationGroup]:
-    """List the cells of each perturbation, with the control cells that have the same values of the other conditions.
-
-    Parameters
-    ----------
-    rows
-        Row numbers of the cells.
-    is_control
-        Mask of unperturbed cells.
-    perturbation, others
-        Codes of the conditions that perturb, and of the others, ``(cells, columns)``.
-    """
-    _, number, sizes = np.unique(np.hstack([others, perturbation]), axis=0, return_inverse=True, return_counts=True)
-    of_each = np.split(np.argsort(number.ravel(), kind="stable"), np.cumsum(sizes)[:-1])
-    _, place = np.unique(others, axis=0, return_inverse=True)
-    place = place.ravel()
-    of_place = rows[is_control][np.argsort(place[is_control], kind="stable")]
-    ends = np.cumsum(np.bincount(place[is_control], minlength=place.max(initial=-1) + 1))
-    controls = np.split(of_place, ends[:-1])  # groups share the arrays, which may be large
-    perturbed = [of_each[n] for n in np.unique(number[~is_control])]
-    return [PerturbationGroup(same, rows[m]) for m in perturbed if len(same := controls[place[m[0]]])]
 
 
 @torch.no_grad()

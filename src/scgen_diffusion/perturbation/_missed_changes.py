@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ._expression import TARGET_SUM
+from scgen_diffusion.nn import TARGET_SUM
 
 SIGNALS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # variance of what is missed, relative to the noise
 LEAST_GAIN = 1.0  # of the log likelihood

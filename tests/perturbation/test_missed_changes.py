@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scgen_diffusion.module import MissedChanges
+from scgen_diffusion.perturbation import MissedChanges
 
 N_GROUPS, N_GENES, N_CELLS = 30, 400, 50
 ALIKE, UNLIKE = torch.ones(N_GROUPS, N_GROUPS).double(), torch.eye(N_GROUPS).double()

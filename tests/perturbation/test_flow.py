@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS
-from scgen_diffusion.module._perturbation_flow import PerturbationFlow
 from scgen_diffusion.nn import Number
+from scgen_diffusion.perturbation import PerturbationFlow
 
 SHIFTS = torch.tensor([[0.0, 0.0], [2.0, -1.0], [-1.0, 3.0]])  # of each class of the key that perturbs
 CONTROL = torch.tensor([float("-inf"), 0.0])

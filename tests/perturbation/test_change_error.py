@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scgen_diffusion.module._change_error import ChangeError
+from scgen_diffusion.perturbation import ChangeError
 
 N_GROUPS, N_GENES = 12, 4000
 COVERAGE = 0.9

@@ -8,7 +8,7 @@ import pytest
 import scanpy as sc
 import torch
 
-from scgen_diffusion.module import TARGET_SUM, log_profile, total_counts
+from scgen_diffusion.nn import TARGET_SUM, log_profile, total_counts
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from scgen_diffusion.module._expected_shift import ExpectedShift
 from scgen_diffusion.nn import Members, Number
+from scgen_diffusion.perturbation import ExpectedShift
 
 SIZE = 4
 FAR = 50.0  # standard deviations

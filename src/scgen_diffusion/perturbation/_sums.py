@@ -1,0 +1,61 @@
+"""Sums of profiles over groups of cells, and what follows from them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+
+class ProfileSums(NamedTuple):
+    """Sums over cells of some groups: their numbers ``(groups,)``, and for each gene ``(groups, 5, genes)``.
+
+    The five are the number of cells whose gene was measured, the log-normalised expression of the control cells and of
+    their predictions, the square of the latter, and that of their difference.
+    """
+
+    numbers: np.ndarray
+    values: np.ndarray
+
+
+def add_sums(parts: Iterable[ProfileSums]) -> ProfileSums:
+    """Add up the sums of parts of the cells; only the groups that occur."""
+    total: dict[int, np.ndarray] = {}
+    for part in parts:
+        for number, values in zip(np.asarray(part.numbers).tolist(), part.values, strict=True):
+            total[number] = total[number] + values if number in total else values
+    numbers = sorted(total)
+    return ProfileSums(np.array(numbers, dtype=int), np.array([total[number] for number in numbers]))
+
+
+def strengths(sums: np.ndarray) -> np.ndarray:
+    """Return the root mean square of each group's mean changes over genes, ``(groups,)``, NaN for a single cell.
+
+    The sampling noise of the cells is taken off, so that groups of few cells do not seem to change most.
+    """
+    n, control, predicted, _, squares = sums.swapaxes(0, 1)
+    has_several = n > 1
+    n = np.where(has_several, n, np.nan)
+    change = (predicted - control) / n
+    noise = (squares / n - change**2) / (n - 1)
+    total = np.nansum(change**2 - noise, axis=1)
+    n_genes = has_several.sum(1)
+    return np.sqrt(np.clip(total / np.where(n_genes > 0, n_genes, np.nan), 0, None))
+
+
+def variance_of_sums(n: Tensor, total: Tensor, squares: Tensor) -> Tensor:
+    """Return the variance of each gene over ``n`` cells from its sums, each ``(genes,)``; NaN for one cell.
+
+    One more cell expresses the gene as the others do: of a few cells, a gene without molecules need not be silent.
+    """
+    once = squares / total  # of a cell that expresses the gene
+    once = torch.where(once.isnan(), once.nanmedian(), once).nan_to_num()
+    mean = (total + once) / (n + 1)
+    variance = ((squares + once.square()) / (n + 1) - mean.square()).clamp(min=0)
+    return torch.where(n > 1, variance * n / (n - 1), torch.nan)
