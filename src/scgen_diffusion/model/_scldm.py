@@ -13,7 +13,6 @@ from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import OPEN, digest_of
 from scgen_diffusion.diffusion import FLOW_SAMPLERS
 from scgen_diffusion.module import LibrarySizeModel, SCLDMModule, build_architecture
-from scgen_diffusion.nn import InputValues
 from scgen_diffusion.train import (
     MANY_GENES,
     RECIPES,
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scgen_diffusion.module import SCLDMArchitecture
+    from scgen_diffusion.nn import InputValues
     from scgen_diffusion.train import (
         AutoencoderRecipe,
         LatentCache,
