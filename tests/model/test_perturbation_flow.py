@@ -270,6 +270,13 @@ def test_cells_are_paired_within_their_donor_and_those_without_control_cells_are
         with_donors.train_perturbation_flow(1, **UNPERTURBED, **matched)
 
 
+def test_a_checkpoint_of_other_pairs_is_not_resumed(with_donors, tmp_path):
+    options = {**UNPERTURBED, "checkpoint_dir": tmp_path}
+    with_donors.train_perturbation_flow(1, **options)
+    with pytest.raises(ValueError, match="checkpoint"):
+        with_donors.train_perturbation_flow(1, match_keys=["donor"], **options)
+
+
 def test_donors_are_read_from_files(with_donors, tmp_path):
     with_donors.adata.write_h5ad(tmp_path / "cells.h5ad")
     cells = CellFiles.like(with_donors.registry, tmp_path / "cells.h5ad")
