@@ -1,4 +1,4 @@
-"""Write the marked tables of README and documentation from the stored results, the code and the lab notebook.
+"""Write the marked tables of README and documentation from the stored results and the code.
 
     python -m benchmarks.pages
 
@@ -7,17 +7,12 @@
 
 from __future__ import annotations
 
-import re
-
 from benchmarks import guide, pretrained
 from benchmarks.quality import report as quality
 from benchmarks.speed import report as speed
 from benchmarks.studies import pages as studies
 from benchmarks.tables import ROOT, read_table, write_block
 
-NOTEBOOK = ROOT / "docs" / "developer" / "notebook.md"
-#: A table of the notebook, and its place on a page.
-COPIED = re.compile(r"<!-- (notebook: .+?) -->\n(.*?)\n<!-- /\1 -->", re.DOTALL)
 RESULTS = {
     "quality/results/compare.csv": quality.page_blocks,
     "speed/results/speed.csv": speed.page_blocks,
@@ -29,21 +24,10 @@ RESULTS = {
 
 def blocks() -> dict[tuple[str, str], str]:
     """Return the text of each marked place, by page and mark."""
-    texts = guide.page_blocks() | copies_of_the_notebook()
+    texts = guide.page_blocks()
     for path, page_blocks in RESULTS.items():
         texts |= page_blocks(read_table(ROOT / "benchmarks" / path))
     return texts
-
-
-def copies_of_the_notebook() -> dict[tuple[str, str], str]:
-    """Return the tables that pages copy from the notebook, by page and mark."""
-    tables = dict(COPIED.findall(NOTEBOOK.read_text(encoding="utf-8")))
-    pages = [path for folder in ("how_to", "user_guide") for path in (ROOT / "docs" / folder).glob("*.md")]
-    return {
-        (str(page.relative_to(ROOT)), mark): tables[mark]
-        for page in pages
-        for mark, _ in COPIED.findall(page.read_text(encoding="utf-8"))
-    }
 
 
 def main() -> None:
