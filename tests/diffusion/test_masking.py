@@ -78,17 +78,6 @@ def test_an_estimate_adds_the_expected_kinds_of_masked_items():
     assert estimate.noise.tolist() == [[0, 0, 0, 0, 13]]
 
 
-def test_a_trace_shows_more_and_more_items():
-    times, states = UnmaskingSampler().trace(
-        always(SHARES), all_masked(5, 500), n_frames=5, n_steps=16, generators=generators(5)
-    )
-
-    seen = torch.stack([*states])[..., :-1].sum(2)
-    assert times.tolist() == [0, 0.25, 0.5, 0.75, 1]
-    assert (seen[0] == 0).all()
-    assert (seen.diff(dim=0) >= 0).all()
-
-
 def test_samples_do_not_depend_on_the_others():
     few = UnmaskingSampler()(always(SHARES), all_masked(3, 100), n_steps=8, generators=generators(3))
     many = UnmaskingSampler()(always(SHARES), all_masked(40, 100), n_steps=8, generators=generators(40))

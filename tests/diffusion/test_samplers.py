@@ -299,52 +299,8 @@ def test_a_path_admits_objects_of_its_own_samplers_only(path):
         ("generators", lambda: DDPMSampler()(build_denoiser(), start(), n_steps=2)),
         ("generators", lambda: DDIMSampler(eta=0.1)(build_denoiser(), start(), n_steps=2)),
         ("generators", lambda: DDPMSampler()(build_denoiser(), start(), n_steps=2, generators=Generators(0, [0]))),
-        ("n_frames", lambda: FLOW_SAMPLERS["euler"].trace(build_denoiser(STRAIGHT), start(), n_frames=1, n_steps=4)),
-        ("n_frames", lambda: DPMSolverSampler().trace(build_denoiser(), start(), n_frames=7, n_steps=5)),
     ],
 )
 def test_an_error_names_its_argument(argument, call):
     with pytest.raises(ValueError, match=f"`{argument}`"):
         call()
-
-
-# --- looking at samples on their way ----------------------------------------------------------------------------------
-
-
-def traced(sampler, *arguments, **options):
-    """Return times, and states ``(frames, n, ...)``."""
-    times, states = sampler.trace(*arguments, **options)
-    return times, torch.stack([*states])
-
-
-@per_sampler
-def test_a_trace_leads_from_the_noise_to_exactly_the_samples_and_costs_nothing(path, sampler):
-    unseen, seen = [], []
-    ends = sampler(build_denoiser(path, counts=unseen), start(), generators=Generators(0, range(5)), n_steps=4)
-    options = {"generators": Generators(0, range(5)), "n_steps": 4, "n_frames": 3}
-    times, states = traced(sampler, build_denoiser(path, counts=seen), start(), **options)
-
-    assert states.shape == (3, 5, 2)
-    assert torch.equal(states[0], start())
-    assert torch.equal(states[-1], ends)
-    assert (times.diff() > 0).all()
-    assert seen == unseen
-
-
-def test_states_are_computed_one_by_one():
-    seen = []
-    _, states = FLOW_SAMPLERS["euler"].trace(build_denoiser(STRAIGHT, counts=seen), start(), n_frames=3, n_steps=4)
-    assert [len(seen) for _ in states] == [0, 2, 4]
-
-
-def test_frames_are_chosen_evenly_from_the_steps():
-    denoiser = build_denoiser(STRAIGHT)
-    few, all_of_them = (traced(FLOW_SAMPLERS["heun"], denoiser, start(), n_frames=n, n_steps=10) for n in (4, 11))
-    assert all(torch.equal(some, every[[0, 3, 7, 10]]) for some, every in zip(few, all_of_them, strict=True))
-
-
-def test_the_states_of_diffusion_hold_as_much_noise_as_their_times_say():
-    denoiser = Denoiser(lambda x, k: torch.zeros_like(x), PATH, TARGETS["data"])  # data are zero: x_t = sigma_t noise
-    times, states = traced(DDIMSampler(), denoiser, start(), n_frames=6, n_steps=50)
-    expected = PATH.sigma(times)[:, None, None] / PATH.sigma(times[0]) * start()
-    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)

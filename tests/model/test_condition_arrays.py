@@ -55,8 +55,6 @@ def test_positions_are_kept_in_obsm_in_the_order_they_were_asked_for_and_change_
     assert list(made.obs) == ["cell_type", "synthetic"]
     twice = model.generate(6, {"spatial": asked}, seed=0, n_steps=1)
     assert twice.obsm["spatial"].tolist() == asked.repeat(2, 0).tolist()
-    path = model.get_sampling_path(3, {"spatial": asked}, n_frames=2, seed=0)
-    np.testing.assert_array_equal(path.obsm["spatial"], np.tile(asked, (2, 1)))  # frame by frame
     here, there, guided = (
         model.generate(64, {"cell_type": "NK", "fate": [0.5, 0.5], "spatial": spot}, seed=0, guidance_scale=scale).X
         for spot, scale in (([30, 250], 1.0), ([80, 250], 1.0), ([30, 250], {"spatial": 3.0}))

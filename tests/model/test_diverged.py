@@ -61,11 +61,6 @@ def test_generation_by_a_diverged_model_is_an_error(diverged, sampler):
         diverged.generate(3, seed=0, sampler=sampler)
 
 
-def test_a_sampling_path_by_a_diverged_model_is_an_error(diverged):
-    with pytest.raises(FloatingPointError, match="the model itself has diverged"):
-        diverged.get_sampling_path(3, n_frames=2, seed=0)
-
-
 def test_a_file_by_a_diverged_model_is_an_error(diverged, tmp_path):
     with pytest.raises(FloatingPointError, match="diverged"):
         diverged.generate_to(tmp_path / "cells.h5ad", 3, seed=0)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from scgen_diffusion.diffusion import CONDITION_STRATEGIES, Guidance
-from scgen_diffusion.model import SCRDIT
 
 KEYS = ["cell_type", "dose", "treated"]
 REQUEST = {"n_cells": 12, "condition": {"cell_type": "NK", "dose": 10, "treated": True}, "seed": 0}
@@ -91,14 +90,6 @@ def test_guidance_of_gene_space_models_knows_their_path(trained_gene_space, monk
 
     # Path times 0, 0.1, ..., 0.9, of which 0.3, 0.4, 0.5 and 0.6 need two predictions.
     assert [n // rows[0] for n in rows] == [1, 1, 1, 2, 2, 2, 2, 1, 1, 1]
-
-
-def test_a_sampling_path_ends_in_the_cells_of_the_same_guidance(make_trained):
-    model = make_trained(cls=SCRDIT, condition_keys=KEYS, condition_strategy="additive")
-    how = {"guidance_scale": Guidance({"dose": 3.0}, interval=(0.1, 0.8), rescale=0.5), "n_steps": 5}
-    path = model.get_sampling_path(**REQUEST, **how, n_frames=2)
-    np.testing.assert_array_equal(path.X[-12:], model.generate(**REQUEST, **how).X.toarray())
-    assert path.uns["scgen_diffusion"]["guidance_interval"] == [0.1, 0.8]
 
 
 def test_provenance_records_guidance_and_can_be_written(additive, tmp_path):

@@ -86,15 +86,6 @@ def test_totals_that_a_condition_never_has_look_like_its_usual_ones(make_cells, 
         assert not torch.allclose(predict(masked(unusual), t), plain(masked(unusual), t))
 
 
-def test_a_sampling_path_shows_molecules_being_unmasked(model, dense):
-    frames = model.get_sampling_path(6, n_frames=5, n_steps=8, seed=0)
-
-    assert frames.obs["noise_level"].unique()[[0, -1]].tolist() == [1, 0]
-    first, last = (dense(frames[frames.obs["frame"] == frame].X) for frame in (0, 4))
-    assert (first == 0).all()
-    np.testing.assert_array_equal(last, dense(model.generate(6, n_steps=8, seed=0).X))
-
-
 def test_only_under_another_condition_a_cell_changes_but_keeps_its_total(model, dense):
     request = {"condition": {"dose": 10}, "seed": 0, "n_steps": 6}
     given, has_changed = np.asarray(model.adata.X), (model.adata.obs["dose"] != 10).to_numpy()

@@ -245,15 +245,6 @@ def test_posterior_predictive_checks_of_scvi_tools_take_a_modality(multimodal):
     assert check.metrics["zero_fraction"].index.equals(mdata["rna"].var_names)
 
 
-def test_the_way_from_noise_is_shown_by_modality(multimodal):
-    path = multimodal.get_sampling_path(4, n_frames=3, seed=0)
-
-    assert path.n_obs == 12
-    assert path["atac"].layers["estimate"].shape == (12, 7)
-    assert path["prot"].obs["frame"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    np.testing.assert_allclose(np.expm1(path["rna"].X).sum(1), 1e4, rtol=1e-3)
-
-
 def test_a_small_panel_changes_the_kl_weight_only(tiny):
     mdata = make_mudata()
     mdata["rna"].X = mdata["rna"].X * 1000

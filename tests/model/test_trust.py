@@ -139,19 +139,6 @@ def test_what_the_decoder_alone_shows_of_cells_never_seen_perturbed_gives_way(ma
     assert (cells("type 0", "yes", 0).X != cells("type 0", "yes", torch.inf).X).nnz == 0  # seen perturbed
 
 
-def test_the_last_frame_has_the_changes_that_the_decoder_lacks(generating):
-    new = {"cell_type": LEFT_OUT, **TREATED}
-    frames = []
-    for share in (0, torch.inf):
-        with believing(generating, share):
-            path = generating.get_sampling_path(20, new, n_frames=2, seed=0)
-            cells = generating.generate(400, new, seed=0)
-        frames.append(path[path.obs["frame"] == 1].X.mean(0) - mean_of(cells))
-
-    assert np.abs(np.expm1(path.X).sum(1) / 1e4 - 1).max() < 1e-3
-    assert np.abs(frames[0] - frames[1]).mean() < 0.1
-
-
 def test_predictions_are_the_same_in_a_file_and_a_loaded_model(model, tmp_path):
     assert model.module.perturbation_flow.error.departure.isfinite().all()
     cells = controls(model)

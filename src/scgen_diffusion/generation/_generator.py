@@ -6,7 +6,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -64,15 +64,6 @@ N_JUDGED = 64  # generated control cells that the support on a new combination l
 LARGE_TOTAL = 2.0  # times the largest total of the training cells: then cells are extrapolated
 N_UNSEEN = 20  # combinations listed in provenance
 N_NAMED = 3  # combinations named in a warning
-
-
-class Frames(NamedTuple):
-    """Sampling path of a block: times ``(frames,)``, states and estimates ``(frames, cells, genes)``, and codes."""
-
-    times: Tensor
-    states: np.ndarray
-    estimates: np.ndarray
-    codes: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -391,27 +382,6 @@ class CellGenerator:
         firsts = rows[:: self.block_size]
         return self.in_parallel(partial(self._cells_of_block, request, stop=rows.stop), firsts, batch_size)
 
-    def frames(self, request: CellRequest, n_frames: int) -> Iterator[Frames]:
-        """Make the same cells, and keep ``n_frames`` states of their sampling paths.
-
-        Raises
-        ------
-        TypeError
-            For a sampler without a ``trace`` method.
-        ValueError
-            For fewer than two frames.
-        """
-        check_count("n_frames", n_frames, least=2)  # noise and cells
-        sampler = request.sampling.sampler
-        if not hasattr(sampler, "trace"):
-            msg = (
-                f"`sampler` {sampler!r} has no method `trace`, which a sampling path needs; derive it from "
-                "scgen_diffusion.diffusion.SteppingSampler."
-            )
-            raise TypeError(msg)
-        firsts = range(0, request.n_cells, self.block_size)
-        return self.in_parallel(partial(self._frames_of_block, request, sampler, n_frames), firsts)
-
     def predictions(
         self, request: Counterfactual, batches: Iterable[Tensor], batch_size: int | None
     ) -> Iterator[tuple[Rows, ProfileSums | None]]:
@@ -559,45 +529,6 @@ class CellGenerator:
         x = rows_of(values, sparse=self.module.has_zeros(sampling.output))
         check_finite(x)  # here, because the values are on the host now, and later blocks would be wasted
         return x, block.codes[: block.n_wanted]
-
-    def _frames_of_block(self, request: CellRequest, sampler: Any, n_frames: int, first: int) -> Frames:
-        block, module = self.block(request, first, request.n_cells), self.module
-        start = block.start_condition
-        condition = block.condition if start is None else start
-        denoiser = module.denoiser(condition, request.sampling.guidance)
-        shown = module.shown_conditions(block.condition, request.sampling.guidance)
-        noise = module.initial_states(condition, block.generators, None)
-        times = noise.new_empty(0)
-
-        def read(x: Tensor) -> Tensor:  # at once, because a block holds more cells than are wanted
-            return module.profiles_of(x, shown)[: block.n_wanted].float().cpu()
-
-        def draw(generators: Generators, noise: Tensor) -> Tensor:
-            nonlocal times
-            options: dict[str, Any] = {"n_steps": request.sampling.n_steps, "generators": generators}
-            times, walk = sampler.trace(denoiser, noise, n_frames=n_frames, **options)
-            frames, walk = [], iter(walk)
-            for t, x in zip(times[:-1], walk, strict=False):
-                frames.append(torch.stack([read(x), read(denoiser.estimate(x, t).data)]))
-            finished = next(walk)
-            if start is not None:
-                finished = module.perturbed_latents(
-                    finished, start, block.condition, request.sampling.sampler, **options
-                )
-            last = read(finished)
-            if block.lacking is not None:
-                corrected = module.corrected_profiles(module.unstandardise(finished), shown, block.lacking)
-                last = corrected[: block.n_wanted].float().cpu()
-            return torch.stack([*frames, torch.stack([last, last])])  # the finished cell is its own estimate
-
-        frames = module.redraw_empty(
-            draw(block.generators, noise),
-            lambda others: draw(others, module.other_noise(noise, others)),
-            block.generators,
-        )
-        states, estimates = frames.numpy().swapaxes(0, 1)
-        check_finite(states[-1])
-        return Frames(times, states, estimates, block.codes[: block.n_wanted])
 
 
 def in_parallel(

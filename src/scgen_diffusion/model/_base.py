@@ -76,7 +76,7 @@ from scgen_diffusion.train import CellData, Interruption, RunOptions, StagePlan,
 from ._counterfactual import CELL_NAMES, Prediction, check_learned, control_cells
 from ._description import describe
 from ._end_of_training import advise_to_train_on, describe_training, was_stopped
-from ._generation import FRAME_COLUMNS, Assembly, Generation
+from ._generation import Assembly, Generation
 from ._model_file import (
     ADATA_FILE,
     MODEL_FILE,
@@ -845,71 +845,6 @@ class DiffusionModel(BaseModelClass):
             strategy=strategy,
             num_nodes=num_nodes,
         )
-
-    @suggests_arguments
-    def get_sampling_path(
-        self,
-        n_cells: int | None = None,
-        condition: ConditionRequest = None,
-        *,
-        n_frames: int = 11,
-        guidance_scale: GuidanceScale | Guidance = 1.0,
-        sampler: str | Sampler | None = None,
-        n_steps: int | None = None,
-        seed: int | None = None,
-        show_progress: bool = False,
-    ) -> AnnData:
-        r"""Return the states of cells on their way from noise, for :func:`scgen_diffusion.pl.sampling_path`.
-
-        The cells are those that :meth:`generate` returns for the same arguments.
-
-        Parameters
-        ----------
-        n_cells, condition, guidance_scale, sampler, n_steps, seed, show_progress
-            See :meth:`generate`.
-        n_frames
-            Number of frames, from noise to finished cells. At most one more than the sampler's steps, which the frames
-            sample evenly. More frames need more steps, for example ``n_steps=40, n_frames=41``.
-
-        Returns
-        -------
-        AnnData
-            ``n_frames`` times the cells, dense, frame by frame: frame 0 is noise, the last frame the finished cells.
-
-            - ``X``: each cell's state as a log-normalised profile. SCLDM decodes the latent to the profile of its
-              expected counts. For SCRDIT and WBDIT the last frame is what :meth:`generate` returns.
-            - ``layers["estimate"]``: the model's estimate of the finished cell at that time.
-            - ``obs``: the conditions, and ``cell`` (its name in :meth:`generate`), ``frame``, ``time`` from 0 (noise)
-              to 1 (cells), and ``noise_level`` :math:`\sigma_t`.
-            - ``uns["scgen_diffusion"]``: as in :meth:`generate`.
-
-        Raises
-        ------
-        RuntimeError
-            If the model is not trained.
-        TypeError
-            For a custom sampler without a ``trace`` method.
-        ValueError
-            If ``n_frames`` does not fit the steps, and as in :meth:`generate`.
-        """
-        if taken := sorted(set(self.conditions.keys) & set(FRAME_COLUMNS)):
-            msg = (
-                f"A sampling path needs the columns {', '.join(FRAME_COLUMNS)} of `obs`, but {taken[0]!r} is a "
-                "condition key of the model."
-            )
-            raise ValueError(msg)
-        generation = self._generation(
-            n_cells,
-            condition,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            n_steps=n_steps,
-            library_size=None,
-            seed=seed,
-            output="log1p",
-        ).judged()
-        with tqdm(total=generation.n_cells, desc=generation.task, unit="cell", disable=not show_progress) as progress:
-            return generation.make_path(n_frames, self._outputs[0], progress)
 
     @suggests_arguments
     def predict_perturbation(

@@ -110,37 +110,6 @@ class Generation:
         obsm = conditions.to_obsm(codes, obs.index)
         return assemble(x, obs, request.provenance, is_log1p=output == "log1p", obsm=obsm)
 
-    def make_path(self, n_frames: int, default: InputValues, progress: tqdm) -> Any:
-        """Make the states of all cells on their way from noise, frame by frame.
-
-        ``default`` is the kind of values that ``generate`` returns by default, whose names the cells have.
-        """
-        request, conditions, module, parts = self.request, self.engine.conditions, self.engine.module, []
-        for frames in self.engine.frames(request, n_frames):
-            parts.append(frames)
-            progress.update(len(frames.codes))
-        times, codes = parts[0].times, np.concatenate([part.codes for part in parts])
-        states = np.concatenate([part.states for part in parts], axis=1)
-        estimates = np.concatenate([part.estimates for part in parts], axis=1)
-        self.assembly.check(ValueSummary.of(states[-1]), "log1p")
-        identity = {**request.identity, "values": default}
-        if default == "counts":
-            identity["library_size"] = module.architecture.library_size
-        names = replace(request, identity=identity).names(0, request.n_cells)
-        cells = conditions.to_obs(codes, pd.Index(names))
-        obs = pd.concat([cells] * len(times))
-        obs["cell"] = pd.Categorical(obs.index, categories=cells.index)
-        obs["frame"] = np.repeat(np.arange(len(times)), len(cells))
-        obs["time"] = np.repeat(times.float().cpu().numpy(), len(cells))
-        levels = module.path.sigma(times.double().cpu()).abs()  # zero at the end, and not its negative
-        obs["noise_level"] = np.repeat(levels.float().numpy(), len(cells))
-        obs.index = obs["cell"].astype(str) + "_frame_" + obs["frame"].astype(str)
-        layers = {"estimate": np.concatenate(estimates)}  # frame by frame
-        provenance = {**request.provenance, "n_frames": int(n_frames)}
-        obsm = conditions.to_obsm(np.tile(codes, (len(times), 1)), obs.index)
-        states = np.concatenate(states)
-        return self.assembly.whole(states, obs, provenance, is_log1p=True, layers=layers, obsm=obsm)
-
     def merge(self, parts: Iterator[dict[str, Any]]) -> Mapping[str, Any]:
         """Return the ``uns`` of the file: that of any part."""
         return next(parts)

@@ -6,7 +6,7 @@ take the tables from :mod:`~scgen_diffusion.metrics`. Plots of the white-box mod
 colours come from ``uns``.
 """
 
-from ._embeddings import sampling_path, umap
+from ._embeddings import umap
 from ._genes import gene_correlation, library_size, marker_dotplot, mean_variance, zero_fraction
 from ._perturbations import mean_change, perturbation_scores, perturbation_strengths
 from ._scores import scores
@@ -24,7 +24,6 @@ __all__ = [
     "mean_variance",
     "perturbation_scores",
     "perturbation_strengths",
-    "sampling_path",
     "scores",
     "training_history",
     "umap",

@@ -1,4 +1,4 @@
-"""Cells in the plane: real and synthetic ones in a UMAP, and the way from noise to cells in principal components."""
+"""Real and synthetic cells in a UMAP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from scgen_diffusion.metrics import ComparisonSpace, Expression, align_genes, ex
 
 from ._figures import (
     MISSING_COLOR,
-    MOST_VECTORS,
     SOURCES,
     choose,
     explain_colors,
@@ -50,9 +49,6 @@ JITTER = 0.005  # of the picture's width, so that cells with the same neighbours
 LEAST_CELLS = 4
 N_ITERATIONS = 50
 SMALLEST_SHARE = 1e-3  # distances below this share of the points' spread count as equal
-BACKGROUND = "#d4d4d4"
-MAX_REFERENCE_CELLS = 20_000
-MOST_PANELS = 5
 
 
 def umap(
@@ -278,113 +274,3 @@ def geometric_median(points: NDArray) -> NDArray[np.float64]:
         weights = 1 / np.maximum(distances, SMALLEST_SHARE * scale)
         median = (points * (weights / weights.sum(axis=1, keepdims=True))[..., None]).sum(axis=1)
     return median
-
-
-def sampling_path(
-    path: AnnData,
-    *,
-    reference: AnnData | None = None,
-    color: str | None = None,
-    values: Literal["state", "estimate"] = "state",
-    n_panels: int | None = None,
-    layer: str | None = None,
-    palette: Mapping[str, Color] | Sequence[Color] | None = None,
-    axs: Axes | Sequence[Axes] | None = None,
-    show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
-) -> list[Axes] | None:
-    """Plot how noise turns into cells, as a row of panels.
-
-    All panels show the first two principal components of real cells, which are grey in the background.
-
-    Parameters
-    ----------
-    path
-        Result of a model's ``get_sampling_path``, such as :meth:`~scgen_diffusion.model.SCLDM.get_sampling_path`.
-    reference
-        Real cells with the same genes: counts, or `log1p` values with ``uns["log1p"]`` set. Without them, the principal
-        components are those of the finished cells.
-    color
-        Column of ``path.obs``, such as a condition. Default: none.
-    values
-        ``"state"``: the cells at that time. ``"estimate"``: the finished cells as the model estimates them at that
-        time.
-    n_panels
-        Number of panels, evenly spaced over the frames. Default: as many as there are frames, at most 5.
-    layer
-        Layer of `reference` with the counts. Default: ``"counts"`` if there is one, else `X`.
-    palette
-        Colour of each label, or colours in label order. Default: ``reference.uns[f"{color}_colors"]``, else scanpy's.
-    axs
-        Axes to draw on, one per panel.
-    show
-        Whether to show the figure instead of returning the axes. Default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
-
-    Returns
-    -------
-    list of matplotlib.axes.Axes or None
-        The axes, or None if the figure is shown.
-
-    Raises
-    ------
-    KeyError
-        If `color` is not a column of ``path.obs``.
-    ValueError
-        If `path` does not come from ``get_sampling_path``, has fewer frames than panels, or has genes that `reference`
-        lacks, or `n_panels` is no whole number above 1.
-    """
-    check_is_anndata(path, "path", " Of several modalities, give one: `path['rna']`.")
-    choose("values", [values], ["state", "estimate"])
-    if lacking := {"cell", "frame", "time"} - set(path.obs):
-        msg = f"`path` must come from a model's get_sampling_path, but its `obs` lacks {sorted(lacking)}."
-        raise ValueError(msg)
-    numbered = path.obs[["frame"]].assign(cell=path.obs["cell"].astype(str), row=np.arange(path.n_obs))
-    table = numbered.pivot(index="frame", columns="cell", values="row")  # of the number of each row
-    if len(table) < 2 or table.isna().any(axis=None):
-        msg = f"`path` must have the same cells in at least two frames, but found {path.n_obs} rows in {len(table)}."
-        raise ValueError(msg)
-    rows = table.to_numpy()[:, np.random.default_rng(0).permutation(table.shape[1])]
-    n_panels = min(len(rows), MOST_PANELS) if n_panels is None else check_count("n_panels", n_panels, 2, len(rows))
-    matrix = path.X if values == "state" else path.layers["estimate"]
-
-    fitted = matrix[rows[-1]]
-    if reference is not None:
-        real = subsample(reference, "reference", MAX_REFERENCE_CELLS, 0)
-        real = align_genes(real, path.var_names, name="reference")
-        # Normalise counts over the genes of the path, as models do. Logarithms were normalised over all genes.
-        expression = expression_of(real, layer=layer, name="reference")
-        if expression.library_sizes is None:
-            expression = expression_of(real, layer=layer, name="reference", scale=sp.csr_matrix.log1p)
-        fitted = expression.values
-    if min(fitted.shape) < 3:
-        msg = f"Principal components need 3 cells and 3 genes, but found {fitted.shape}; pass a larger `reference`."
-        raise ValueError(msg)
-    space = ComparisonSpace.fit(Expression(sp.csr_matrix(fitted), None), n_components=2)
-    # not normalised: noise has no total
-    points = [space.project(Expression(sp.csr_matrix(matrix[frame]), None)) for frame in rows]
-    background = np.empty((0, 2)) if reference is None else space.project(expression)
-    cells = path[rows[0]]
-    colors, legend, scale = [SOURCES["synthetic"]], {"synthetic": SOURCES["synthetic"]}, None
-    if color is not None:
-        owner = cells if reference is None or color not in reference.obs else reference
-        colors, legend, scale = colors_of(color, {"path": cells}, owner, palette)
-    axes = panels(n_panels, axs, size=(2.6, 2.9), n_columns=n_panels)
-    size = float(np.clip(4_000 / cells.n_obs, 4, 18))
-    (left, bottom), (right, top) = limits_around(np.concatenate([*points, background]))
-    times = path.obs["time"].to_numpy(dtype=float)[rows[:, 0]]
-    ends = {times[0]: "noise, ", times[-1]: "cells, "}
-    for ax, frame in zip(axes, np.linspace(0, len(times) - 1, n_panels).round().astype(int), strict=True):
-        many = len(background) > MOST_VECTORS
-        ax.scatter(*background.T, s=0.6 * size, c=BACKGROUND, linewidths=0, rasterized=many)
-        ax.scatter(*points[frame].T, s=size, c=colors[0], linewidths=0, rasterized=cells.n_obs > MOST_VECTORS)
-        ax.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], xlabel="PC 1")
-        ax.set_title(f"{ends.get(times[frame], '')}$t = {times[frame]:.2f}$")
-    axes[0].set_ylabel("PC 2")
-    legend |= {} if reference is None else {"real cells": BACKGROUND}
-    if legend:
-        explain_colors(axes[-1], (color if color and scale is None else "", legend))
-    if scale is not None:
-        axes[0].figure.colorbar(scale, ax=axes, label=color, location="bottom", shrink=0.5, aspect=30)
-    return finish(axes, show, save)
