@@ -1,7 +1,7 @@
 """The engine between a request for cells and the network: no AnnData goes in or out, and no files."""
 
 from ._counterfactual import Counterfactual
-from ._generator import Block, CellGenerator, Frames
+from ._generator import Block, CellGenerator
 from ._library_sizes import LibrarySizes
 from ._request import DIGEST, CellRequest, SamplingOptions, check_batch_size, differences, identity_of, name_of
 from ._rows import check_finite, rows_of
@@ -13,7 +13,6 @@ __all__ = [
     "CellGenerator",
     "CellRequest",
     "Counterfactual",
-    "Frames",
     "LackingChanges",
     "LibrarySizes",
     "MeanChange",
