@@ -68,7 +68,7 @@ def length_table(stages: Mapping[str, Recipe]) -> str:
     for n_cells in N_TRAINING_CELLS:
         epochs = [(recipe.max_epochs(n_cells), recipe.steps_per_epoch(n_cells)) for recipe in stages.values()]
         lines.append([_grouped(n_cells), *(f"{n:,} ({_grouped(n * steps)})" for n, steps in epochs)])
-    header = ["training cells", *(f"{stage}: epochs (steps)" for stage in stages)]
+    header = ["training cells", *(f"{stage.replace('_', ' ')}: epochs (steps)" for stage in stages)]
     return markdown_table(header if len(stages) > 1 else ["training cells", "epochs (steps)"], lines)
 
 
