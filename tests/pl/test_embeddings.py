@@ -13,7 +13,6 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb, to_rgba
 
 import scgen_diffusion as sgd
-from scgen_diffusion.pl._embeddings import geometric_median, place
 
 LABELS = ["T", "B", "NK"]
 COLORS = ["#ff0000", "#00ff00", "#0000ff"]
@@ -85,58 +84,6 @@ def test_genes_may_come_in_another_order(first_components):
     axes, turned = draw(), draw(synthetic=make_cells(seed=1)[:, ::-1])
 
     np.testing.assert_allclose(drawn_points(axes[1])[0], drawn_points(turned[1])[0])
-
-
-def test_noise_lies_apart_from_real_cells_unless_it_is_placed_on_them_which_the_titles_say(first_components):
-    synthetic = make_cells(seed=1)[::3].copy()  # T cells
-    synthetic.X[:, 5:] = 0  # that express no other gene
-
-    apart, hidden = (draw(synthetic=synthetic, **how) for how in ({}, {"fit": "real"}))
-
-    shares = []
-    for axes in (apart, hidden):
-        real_xy, synthetic_xy, _ = (drawn_points(ax)[0] for ax in axes)
-        margin = 0.05 * np.ptp(real_xy, axis=0)  # points are drawn a little off their places
-        is_inside = (synthetic_xy >= real_xy.min(0) - margin) & (synthetic_xy <= real_xy.max(0) + margin)
-        shares.append(is_inside.all(axis=1).mean())
-    assert shares == [0, 1]
-    assert ["nearest real cells" in ax.get_title() for ax in (*apart, *hidden)] == [False] * 3 + [True] * 3
-
-
-def test_held_out_cells_are_placed_where_real_cells_are(first_components):
-    train, real, synthetic = (make_cells(300, seed=seed) for seed in range(3))
-
-    axes = draw(real, synthetic, train=train, fit="real")
-
-    real_xy, synthetic_xy = (drawn_points(ax)[0] for ax in axes[:2])
-    np.testing.assert_allclose(real_xy.mean(axis=0), synthetic_xy.mean(axis=0), atol=0.1)
-    np.testing.assert_allclose(real_xy.std(axis=0), synthetic_xy.std(axis=0), rtol=0.1)
-
-
-def test_cells_are_placed_with_most_of_their_nearest_neighbours_and_not_by_themselves():
-    fitted = np.array([[0.0], [0.1], [0.2], [1.8], [1.9]])
-    coordinates = np.array([[0.0, 0], [0, 1], [1, 0], [100, 100], [101, 100]])
-    assert (place(np.array([[1.0]]), fitted, coordinates) < 1).all()  # the mean would be 40
-    fitted = np.array([[0.0], [1.0], [10.0], [11.0]])
-    assert (place(None, fitted, np.column_stack([fitted, fitted]))[:, 0] != fitted[:, 0]).all()
-
-
-def test_cells_with_the_same_neighbours_are_placed_beside_each_other(first_components):
-    real = make_cells(12)
-
-    axes = draw(real, real[np.repeat(0, 5)], fit="real")
-
-    points = drawn_points(axes[1])[0]
-    apart = np.abs(points - points[0]).max(axis=1)[1:]
-    assert (0 < apart).all()
-    assert apart.max() < 0.05 * np.ptp(axes[1].get_xlim())
-
-
-def test_the_geometric_median_of_a_triangle_is_its_fermat_point():
-    triangle = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
-    line = np.array([[0.0, 0.0], [1.0, 0.0], [9.0, 0.0]])
-
-    np.testing.assert_allclose(geometric_median(np.stack([triangle, line])), [[0.5, np.sqrt(3) / 6], [1, 0]], atol=0.01)
 
 
 @pytest.mark.slow  # umap-learn compiles itself first
@@ -293,10 +240,8 @@ def test_many_labels_widen_the_figure(first_components):
         ({"color": "Gene_3"}, KeyError, "`color`.*gene_3"),
         ({"color": "cell_type", "palette": {"T": "red"}}, ValueError, "palette"),
         ({"color": "cell_type", "palette": ["red"]}, ValueError, "palette"),
-        ({"fit": "train"}, ValueError, "fit"),
         ({"max_cells": 1}, ValueError, "max_cells"),
         ({"axs": []}, ValueError, "axs"),
-        ({"real": make_cells(3), "fit": "real"}, ValueError, "4 cells"),
         ({"synthetic": make_cells().X}, TypeError, "synthetic"),
         ({"synthetic": make_cells()[:, 2:]}, ValueError, "synthetic"),
         ({"synthetic": anndata.AnnData(make_cells().X, var=make_cells().var), "color": "cell_type"}, KeyError, "color"),

@@ -13,7 +13,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 import scgen_diffusion as sgd
-from scgen_diffusion.pl._scores import badness, short
+from scgen_diffusion.pl._scores import badness
 
 
 def make_row(value, *, metric="recall", group="all", real=0.9, shuffled=0.4, better="higher", half=0.01):
@@ -99,24 +99,6 @@ def test_a_difference_within_the_noise_is_not_bad():
     assert badness(pd.DataFrame([noisy]))["bad"].item() < 0.1
 
 
-def test_a_value_whose_interval_holds_the_real_value_is_half_as_dark():
-    noisy, clear = (make_row(0.7, group=group, half=half) for group, half in (("B", 0.3), ("T", 0.1)))
-    clear["real"] = 0.9001  # of its own group
-    np.testing.assert_allclose(badness(pd.DataFrame([noisy, clear]))["bad"], [0.2, 0.4], atol=1e-3)
-
-
-@pytest.mark.parametrize("shuffled", [0.4, 0.8, 0.857, 0.95])
-@pytest.mark.parametrize("halves", [(0.04, 0.04, 0.12), (0.12, 0.04, 0.04), (0.01, 0.3, 0.01)])
-def test_a_worse_value_is_never_paler(shuffled, halves):
-    values = (0.87, 0.74, 0.52)
-    rows = [make_row(v, real=0.957, shuffled=shuffled, half=h) for v, h in zip(values, halves, strict=True)]
-
-    bad = badness(pd.DataFrame(rows))["bad"]
-
-    assert bad.is_monotonic_increasing
-    assert bad.iloc[-1] > bad.iloc[0]
-
-
 def test_metrics_that_shuffling_does_not_harm_have_a_star():
     rows = [make_row(0.2, metric="library_size_ks", real=0.1, shuffled=0.1, better="lower"), make_row(0.7)]
 
@@ -130,7 +112,7 @@ def test_colours_are_badness_and_texts_are_values():
 
     np.testing.assert_allclose(ax.images[0].get_array().filled(np.nan), [[0.25, 1], [0.5, np.nan]])
     assert ax.images[0].get_clim() == (0, 1)
-    assert [text.get_text() for text in ax.texts] == ["11.0", "14.0", "0.650", ""]
+    assert [text.get_text() for text in ax.texts] == ["11", "14", "0.65", ""]
     assert tick_names(ax.yaxis) == ["w2 ↓", "recall ↑"]
     assert tick_names(ax.xaxis) == ["all", "B"]
 
@@ -140,11 +122,6 @@ def test_metrics_and_groups_come_in_the_requested_order():
 
     np.testing.assert_allclose(ax.images[0].get_array().filled(np.nan), [[np.nan], [1]])
     assert tick_names(ax.yaxis) == ["recall ↑", "w2 ↓"]
-
-
-def test_numbers_are_short():
-    values = [0.0, 0.1234, -0.02, 12.345, 123.4, 2e-5, np.nan]
-    assert [short(value) for value in values] == ["0.000", "0.123", "-0.020", "12.3", "123", "2e-5", ""]
 
 
 def test_the_table_of_evaluate_can_be_drawn(make_cells):
@@ -165,12 +142,12 @@ def test_several_evaluations_have_a_column_each():
 
     ax = sgd.pl.scores(tables, by="model", show=False)
     assert tick_names(ax.xaxis) == ["SCLDM", "copula"]
-    assert [text.get_text() for text in ax.texts] == ["11.0", "10.0", "0.650", "0.900"]
+    assert [text.get_text() for text in ax.texts] == ["11", "10", "0.65", "0.9"]
     np.testing.assert_allclose(ax.images[0].get_array().filled(np.nan), [[0.25, 0], [0.5, 0]])
 
     of_all = tables[(tables["group"] == "all") | (tables["metric"] == "w2")]
     ax = sgd.pl.scores(of_all, by="model", groups="B", show=False)
-    assert [text.get_text() for text in ax.texts] == ["14.0", "12.0", "", ""]
+    assert [text.get_text() for text in ax.texts] == ["14", "12", "", ""]
 
 
 TWICE = pd.concat([make_table(), make_table()]).assign(model="SCLDM")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,21 +13,18 @@ from anndata import AnnData
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgba_array
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
-from sklearn.neighbors import NearestNeighbors
 
 from scgen_diffusion._arguments import as_list, check_count, known_names
-from scgen_diffusion.data import check_is_anndata, obs_column
+from scgen_diffusion.data import as_labels, check_is_anndata, obs_column
 from scgen_diffusion.metrics import ComparisonSpace, Expression, align_genes, expression_of
 
 from ._figures import (
     MISSING_COLOR,
     SOURCES,
-    choose,
     explain_colors,
     finish,
     label_colors,
     label_order,
-    labels_of,
     limits_around,
     mixed_scatter,
     panels,
@@ -44,12 +41,6 @@ if TYPE_CHECKING:
 
     from ._figures import Color, Side
 
-N_PLACED_BY = 5
-JITTER = 0.005  # of the picture's width, so that cells with the same neighbours do not hide each other
-LEAST_CELLS = 4
-N_ITERATIONS = 50
-SMALLEST_SHARE = 1e-3  # distances below this share of the points' spread count as equal
-
 
 def umap(
     real: AnnData,
@@ -57,7 +48,6 @@ def umap(
     *,
     color: str | Sequence[str] | None = None,
     train: AnnData | None = None,
-    fit: Literal["both", "real"] = "both",
     layer: str | None = None,
     max_cells: int = 10_000,
     palette: Mapping[str, Color] | Sequence[Color] | None = None,
@@ -68,13 +58,8 @@ def umap(
 ) -> list[Axes] | None:
     """Plot real cells, synthetic cells, and both together, in one UMAP.
 
-    By default, one UMAP is made of equal numbers of both, in their common principal components. Cells unlike any real
-    cell lie apart from the real ones.
-
-    With ``fit="real"``, the UMAP is made of real cells alone, and every cell, real or synthetic, is placed at the
-    geometric median of the five nearest other real cells, with a little noise so that points do not hide each other.
-    This shows which real cells the synthetic ones are nearest to, not how near: even noise lies among real cells, so
-    do not judge a model by it. The titles say so.
+    The UMAP is made of equal numbers of both, in their common principal components. Cells unlike any real cell lie
+    apart from the real ones.
 
     Parameters
     ----------
@@ -84,10 +69,7 @@ def umap(
         Column of `obs`, or a gene; or several, each with a row of panels. Default: none. Missing labels and numbers are
         grey.
     train
-        Real cells to fit to instead, such as the training cells: the principal components, and with ``fit="real"`` the
-        UMAP.
-    fit
-        Make the UMAP of ``"both"`` sets, or of ``"real"`` cells alone.
+        Real cells, such as the training cells, to take the principal components from instead.
     layer
         Layer with the counts. Default: ``"counts"`` if it exists, else `X`.
     max_cells
@@ -122,35 +104,23 @@ def umap(
     >>> adata = scgd.datasets.pbmc68k_reduced()
     >>> axes = scgd.pl.umap(adata[::2], adata[1::2], color="cell_type", show=False)
     """
-    choose("fit", fit, ["both", "real"])
-    check_count("max_cells", max_cells, least=2)
     for name, cells in {"real": real, "synthetic": synthetic}.items():
         check_is_anndata(cells, name)
-    n_cells = max(min(real.n_obs, synthetic.n_obs, max_cells), 2)
+    n_cells = min(real.n_obs, synthetic.n_obs, check_count("max_cells", max_cells, least=2))
     sides = sides_of(real, synthetic, layer=layer, max_cells=n_cells, seed=seed)
     names = as_list(color) or [None]
     looks = [look_of(name, sides, palette) for name in names]
     expressions = [side.expression for side in sides.values()]
-    reference = expressions[0] if fit == "real" else Expression(sp.vstack([part.values for part in expressions]), None)
-    if train is not None:
+    if train is None:
+        reference = Expression(sp.vstack([part.values for part in expressions]), None)
+    else:
         train = align_genes(subsample(train, "train", max_cells, seed), real.var_names, name="train")
         reference = expression_of(train, layer=layer, name="train")
     axes = panels(3 * len(names), axs, size=(3.6, 3.4), n_columns=3)
 
     space = ComparisonSpace.fit(reference, seed=seed)
-    values = [space.project(expression) for expression in expressions]
-    how_placed = ""
-    if fit == "both":
-        points = np.split(umap_of(np.concatenate(values), seed=seed), [len(values[0])])
-    else:
-        fitted = values[0] if train is None else space.project(reference)
-        coordinates, how_placed = umap_of(fitted, seed=seed), "\nplaced on nearest real cells"
-        to_place = None if train is None else values[0], values[1]
-        rng, scale = np.random.default_rng(seed), JITTER * np.ptp(coordinates, axis=0)
-        points = [place(side, fitted, coordinates) for side in to_place]
-        points = [placed + rng.normal(scale=scale, size=placed.shape) for placed in points]
-
-    both = np.concatenate(points)
+    both = umap_of(np.concatenate([space.project(expression) for expression in expressions]), seed=seed)
+    points = np.split(both, [sides["real"].cells.n_obs])
     size = float(np.clip(16_000 / len(both), 2, 18))
     low, high = limits_around(both)
     counts = {"real": len(points[0]), "synthetic": len(points[1]), "both": len(both)}
@@ -161,7 +131,7 @@ def umap(
         mixed_scatter(row[2], points, list(SOURCES.values()), size=size)
         for ax, (title, count) in zip(row, counts.items(), strict=True):
             ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
-            ax.set(xlabel="UMAP 1", title=f"{title} ({count:,} cells){how_placed}")
+            ax.set(xlabel="UMAP 1", title=f"{title} ({count:,} cells)")
         row[0].set_ylabel("UMAP 2")
         explain_colors(row[2], *([(name, legend), ("both", SOURCES)] if legend else [("", SOURCES)]))
         if scale is not None:
@@ -172,39 +142,23 @@ def umap(
 def look_of(
     color: str | None, sides: Mapping[str, Side], palette: Mapping[str, Color] | Sequence[Color] | None
 ) -> tuple[Sequence[Any], dict[str, Color], ScalarMappable | None]:
-    """Return the colours of both sets by a column of both `obs` or a gene; see :func:`colors_of`."""
+    """Return the colours of both sets by a column of both `obs` or a gene, a legend, and a scale of numbers."""
     if color is None:
         return list(SOURCES.values()), {}, None
-    sets, genes = {name: side.cells for name, side in sides.items()}, sides["real"].cells.var_names
-    lacking = [name for name, cells in sets.items() if color not in cells.obs]
-    if not lacking:
-        return colors_of(color, sets, sets["real"], palette)
+    real, genes = sides["real"].cells, sides["real"].cells.var_names
+    lacking = [name for name, side in sides.items() if color not in side.cells.obs]
     if len(lacking) == 2 and color in genes:
         gene = genes.get_indexer([color])
         return number_colors(color, [side.expression.values[:, gene].toarray().ravel() for side in sides.values()])
-    known = [*sets[lacking[0]].obs, *genes]
-    msg = f"`color` {color!r} is neither a column of `{lacking[0]}.obs` nor a gene. {known_names(color, known)}"
-    raise KeyError(msg)
-
-
-def colors_of(
-    color: str,
-    sets: Mapping[str, AnnData],
-    owner: AnnData,
-    palette: Mapping[str, Color] | Sequence[Color] | None,
-) -> tuple[list[NDArray], dict[str, Color], ScalarMappable | None]:
-    """Return the colours of each set of cells by a column of `obs`, ``(cells, 4)``, a legend, and a scale of numbers.
-
-    Colours are those of an embedding of the ``owner``, some of whose labels may not be drawn.
-    """
-    columns = [obs_column(cells, color, name) for name, cells in sets.items()]
+    if lacking:
+        known = [*sides[lacking[0]].cells.obs, *genes]
+        msg = f"`color` {color!r} is neither a column of `{lacking[0]}.obs` nor a gene. {known_names(color, known)}"
+        raise KeyError(msg)
+    columns = [obs_column(side.cells, color, name) for name, side in sides.items()]
     if all(is_numeric_dtype(column) and not is_bool_dtype(column) for column in columns):
         return number_colors(color, [column.astype(float).to_numpy() for column in columns])
-    labels = [labels_of(cells, color, name) for name, cells in sets.items()]
-    order = label_order(owner, color, *labels)
-    colored = order if palette is not None else label_order(owner, color, *labels, labels_of(owner, color, "real"))
-    found = label_colors(owner, color, colored, palette)
-    legend = {label: found[label] for label in order}
+    labels = [as_labels(column) for column in columns]
+    legend = label_colors(real, color, label_order(real, color, *labels), palette)
     return [to_rgba_array([legend[label] for label in series]) for series in labels], legend, None
 
 
@@ -225,52 +179,9 @@ def number_colors(
 
 def umap_of(values: NDArray, *, seed: int) -> NDArray[np.float32]:
     """Return scanpy's UMAP, `(cells, 2)`."""
-    if len(values) < LEAST_CELLS:
-        msg = f"A UMAP needs at least {LEAST_CELLS} cells to be fitted to, but found {len(values)}."
-        raise ValueError(msg)
     cells = AnnData(np.ascontiguousarray(values, dtype=np.float32))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # umap-learn warns about seeds and threads
         sc.pp.neighbors(cells, n_neighbors=min(15, len(values) - 1), use_rep="X", random_state=seed)
         sc.tl.umap(cells, random_state=seed)
     return cells.obsm["X_umap"]
-
-
-def place(values: NDArray | None, fitted: NDArray, coordinates: NDArray) -> NDArray:
-    """Place cells at the geometric median of the coordinates of the nearest fitted cells.
-
-    A mean would put cells between two islands into the empty space between them, and a median of each coordinate would
-    put cells in rows.
-
-    Parameters
-    ----------
-    values
-        Cells to place, `(cells, features)`. None places the fitted cells themselves, each by its neighbours.
-    fitted
-        Cells that have coordinates, `(cells, features)`.
-    coordinates
-        Coordinates of the fitted cells, `(cells, 2)`.
-    """
-    n_others = len(fitted) - (values is None)
-    neighbors = NearestNeighbors(n_neighbors=min(N_PLACED_BY, n_others)).fit(fitted)
-    return geometric_median(coordinates[neighbors.kneighbors(values, return_distance=False)])
-
-
-def geometric_median(points: NDArray) -> NDArray[np.float64]:
-    r"""Return the point with the smallest sum of distances to each set of points (Weiszfeld's algorithm).
-
-    .. math:: y \leftarrow \frac{\sum_i x_i / \lVert x_i - y \rVert}{\sum_i 1 / \lVert x_i - y \rVert}
-
-    Parameters
-    ----------
-    points
-        `(sets, points, 2)`.
-    """
-    points = points.astype(np.float64)
-    scale = np.maximum(np.ptp(points, axis=1).max(axis=-1), 1e-12)[:, None]
-    median = points.mean(axis=1)
-    for _ in range(N_ITERATIONS):
-        distances = np.linalg.norm(points - median[:, None], axis=2)
-        weights = 1 / np.maximum(distances, SMALLEST_SHARE * scale)
-        median = (points * (weights / weights.sum(axis=1, keepdims=True))[..., None]).sum(axis=1)
-    return median

@@ -13,7 +13,7 @@ import pandas as pd
 import scanpy as sc
 from matplotlib.colors import is_color_like, to_hex, to_rgba, to_rgba_array
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from scgen_diffusion._arguments import as_list, check_count, known_names
 from scgen_diffusion.data import NO_LABEL, as_labels, check_is_anndata, make_indexable, obs_column
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.image import AxesImage
     from numpy.typing import NDArray
 
 #: Grey, which no label palette uses, and Okabe and Ito's vermilion: distinct for everybody, but not in grey print.
@@ -36,11 +37,11 @@ COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 SIGNS = {"lower": "↓", "higher": "↑", "real": "="}
 REAL_LABEL = "real cells\nagainst real cells"
-OURS = "scgen_diffusion"  # marks figures that were made here, which may be widened and closed
+OURS = "scgen_diffusion"  # marks figures that were made here, which may be widened
 N_COLUMNS = 4
 MOST_LABELS = 100  # of a picture; larger ones are unreadable and take gigabytes
 MOST_FOR_ONE_TWO_FIVE = 50  # if an axis spans a larger factor, its numbers would overlap
-FROM_WHERE_THOUSANDS = 100_000  # an axis that goes so far counts in thousands, as its numbers would overlap, too
+MOST_NAMED = 60  # rows or columns of a heat map, whose names would overlap otherwise
 MOST_VECTORS = 2_000  # with more points, a vector graphic would be too large
 Color: TypeAlias = "str | tuple[float, float, float, float]"
 
@@ -92,10 +93,7 @@ def end_of_first_row(axes: Sequence[Axes]) -> Axes:
 
 
 def finish(axes: Axes | list[Axes], show: bool | None, save: str | os.PathLike[str] | None) -> Axes | list[Axes] | None:
-    """Save and show the figure if requested, and return the axes if it is not shown.
-
-    Like scanpy's, a figure that was saved and shown is closed, unless the axes were given.
-    """
+    """Save and show the figure if requested, and return the axes if it is not shown."""
     figure = (axes[0] if isinstance(axes, list) else axes).figure.figure  # also of the axes of a subfigure
     if save is not None:
         if not Path(save).suffix:
@@ -104,8 +102,6 @@ def finish(axes: Axes | list[Axes], show: bool | None, save: str | os.PathLike[s
         figure.savefig(Path(save).expanduser(), bbox_inches="tight", dpi=150)
     if sc.settings.autoshow if show is None else show:
         plt.show()
-        if save is not None and figure.get_gid() == OURS:
-            plt.close(figure)
         return None
     return axes
 
@@ -142,25 +138,23 @@ def without_frame(ax: Axes) -> None:
 
 
 def plain_numbers(axis: Axis) -> None:
-    """Write 500 rather than a power of ten along a logarithmic axis; 200k where 200,000 would be too long."""
+    """Write 500 rather than a power of ten along a logarithmic axis."""
     low, high = axis.get_view_interval()
-
-    def written(value: float, _: int) -> str:
-        if value >= 1_000 and high >= FROM_WHERE_THOUSANDS:
-            return f"{value / 1_000:,g}k"
-        return f"{value:,.0f}" if value >= 100 else f"{value:g}"
-
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MOST_FOR_ONE_TWO_FIVE * low else (1,)))
-    axis.set_major_formatter(FuncFormatter(written))
+    axis.set_major_formatter("{x:,g}")
     axis.set_minor_formatter(NullFormatter())
 
 
-def name_both_axes(ax: Axes, rows: Sequence[str], columns: Sequence[str], *, most: int, fontsize: str | float) -> None:
-    """Name the rows and columns of a heat map, or as many as are readable."""
+def heat_map(
+    ax: Axes, values: NDArray, rows: Sequence[str], columns: Sequence[str], *, fontsize: str | float, **look: object
+) -> AxesImage:
+    """Draw numbers as colours, and name the rows and columns, or as many as are readable."""
+    image = ax.imshow(values, interpolation="nearest", **look)
     for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
-        step = -(-len(names) // most)
+        step = -(-len(names) // MOST_NAMED)
         axis.set_ticks(range(0, len(names), step), list(names[::step]), fontsize=fontsize)
     ax.tick_params(axis="x", rotation=90)
+    return image
 
 
 def limits_around(points: NDArray) -> tuple[NDArray, NDArray]:
@@ -187,8 +181,6 @@ def mixed_scatter(
 def ink(share: float = 1.0) -> tuple[float, ...]:
     """Return the theme's colour of text, mixed with that of its background: black, greys and white, or the reverse."""
     text, ground = (np.array(to_rgba(plt.rcParams[name])) for name in ("text.color", "axes.facecolor"))
-    if ground[3] == 0:  # transparent: it lies on the opposite of the text
-        ground = 1 - text
     return tuple(share * text[:3] + (1 - share) * ground[:3])
 
 

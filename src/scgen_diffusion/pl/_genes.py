@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import scanpy as sc
+import scipy.sparse as sp
+import seaborn as sns
 from anndata import AnnData
 from matplotlib.colors import Normalize
 from scipy.cluster.hierarchy import leaves_list, linkage
@@ -17,15 +20,17 @@ from scgen_diffusion.metrics import correlation, gene_correlations, gene_statist
 
 from ._figures import (
     MOST_LABELS,
+    MOST_NAMED,
+    OURS,
     SOURCES,
     choose,
     explain_colors,
     finish,
+    heat_map,
     ink,
     label_order,
     labels_of,
     mixed_scatter,
-    name_both_axes,
     panels,
     plain_numbers,
     sides_of,
@@ -36,20 +41,16 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
-    import scipy.sparse as sp
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
 MEAN = "mean expression, ln(1 + CP10k)"
 VARIANCE = "variance, (ln(1 + CP10k))²"
+LETTER = 0.085  # inches, of a label
 N_TREND_POINTS = 20
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-LARGEST_DOT = 130.0  # area for a gene that every cell expresses, in points squared
-SHIFTS = (-0.22, 0.22)  # vertical shift of the rows of real and synthetic cells within a label
-LEAST_DRAWN = 5  # cells of a label
 MOST_GENES = 300  # of a dot plot
-MOST_NAMES = 60  # readable along one axis
 UNCLIPPED_SHARE = 0.99
+ROW = "label and kind of cells"  # unlike any gene
 
 
 def library_size(
@@ -66,9 +67,8 @@ def library_size(
 ) -> Axes | None:
     """Plot the distribution of total counts in real and synthetic cells, on a logarithmic axis.
 
-    Without `groupby`, it draws histograms with lines at the medians. By group, it draws boxes from the first to the
-    third quartile, with a thick line at the median and whiskers from the 5th to the 95th percentile. Of fewer than 5
-    cells it gives only the number. Cells without counts cannot be drawn; the legend gives their number.
+    Without `groupby`, it draws histograms with lines at the medians. By group, it draws violins with lines at the
+    quartiles. Cells without counts are left out.
 
     Parameters
     ----------
@@ -107,58 +107,36 @@ def library_size(
     scgen_diffusion.metrics.library_size_ks : The difference as a number.
     """
     sides = sides_of(real, synthetic, layer=layer, max_cells=max_cells, seed=seed, groupby=groupby)
-    sizes, names = {}, {}
+    tables = []
     for name, side in sides.items():
-        values = side.expression.library_sizes
-        if values is None or not values.any():
+        totals = side.expression.library_sizes
+        if totals is None or not totals.any():
             msg = f"`{name}` holds no counts, or log-normalised values; set `layer` to the layer with counts."
             raise ValueError(msg)
-        sizes[name] = values[values > 0]
-        n_empty = len(values) - len(sizes[name])
-        empty = f"\n{n_empty:,} without counts" if n_empty else ""
-        median = f"\n(median {np.median(sizes[name]):,.0f})" if groupby is None else ""
-        names[f"{name}{median}{empty}"] = SOURCES[name]
+        labels = "" if groupby is None else labels_of(side.cells, groupby, name).to_numpy()
+        tables.append(pd.DataFrame({"total": totals, "cells": name, "label": labels}))
+    table = pd.concat(tables, ignore_index=True).query("total > 0")
+    look = {"x": "total", "hue": "cells", "palette": SOURCES, "legend": False}
+    names = {name: name for name in SOURCES}
     if groupby is None:
         (ax,) = panels(1, ax, size=(3.6, 3.6))
-        both = np.concatenate(list(sizes.values()))
-        low, high = both.min() / 1.02, both.max() * 1.02
-        n_bins = int(np.clip(2 * min(map(len, sizes.values())) ** (1 / 3), 8, 60))  # Rice's rule
-        bins = np.geomspace(low, high, n_bins + 1)
-        for (name, values), style in zip(sizes.items(), ("-", "--"), strict=True):
-            color, weights = SOURCES[name], np.full(len(values), 1 / len(values))
-            ax.hist(values, bins, weights=weights, histtype="stepfilled", color=color, alpha=0.25)
-            ax.hist(values, bins, weights=weights, histtype="step", color=color, linewidth=1.5)
-            ax.axvline(np.median(values), color=color, linestyle=style, linewidth=1.5)
-        ax.set(xlim=(low / 1.05, high * 1.05), ylabel="share of cells", title="Library size, medians as lines")
+        bars = {"stat": "proportion", "common_norm": False, "log_scale": True, "element": "step", "alpha": 0.25}
+        sns.histplot(table, ax=ax, **look, **bars)
+        for name, median in table.groupby("cells")["total"].median().items():
+            ax.axvline(median, color=SOURCES[name], linestyle="-" if name == "real" else "--", linewidth=1.5)
+            names[name] += f"\n(median {median:,.0f})"
+        ax.set(ylabel="share of cells", title="Library size, medians as lines")
     else:
-        labels = {name: labels_of(side.cells, groupby, name) for name, side in sides.items()}
-        order = choose("groupby", None, label_order(real, groupby, *labels.values()), most=MOST_LABELS)
-        (ax,) = panels(1, ax, size=(6.4 + long_names(order), 1.2 + 0.36 * len(order)))
-        box = {"height": 0.34, "edgecolor": ink(), "linewidth": 0.8, "zorder": 2}
-        for shift, (name, side) in zip((-0.19, 0.19), sides.items(), strict=True):
-            values = side.expression.library_sizes
-            for row, label in enumerate(order):
-                group = values[(labels[name] == label).to_numpy() & (values > 0)]
-                if not write_if_few(ax, row + shift, len(group)):
-                    low, first, median, third, high = np.quantile(group, QUANTILES)
-                    ax.hlines(row + shift, low, high, color=ink(), linewidth=0.8, zorder=1)
-                    ax.barh(row + shift, third - first, left=first, facecolor=SOURCES[name], **box)
-                    ax.vlines(median, row + shift - 0.19, row + shift + 0.19, color=ink(), linewidth=2.2, zorder=3)
-        ax.set(ylim=(len(order) - 0.4, -0.6), title="Library size")  # the first label on top
-        ax.set_yticks(range(len(order)), order)
-    ax.set(xscale="log", xlabel="total counts per cell")
+        order = choose("groupby", None, label_order(real, groupby, table["label"]), most=MOST_LABELS)
+        (ax,) = panels(1, ax, size=(5.5 + LETTER * max(map(len, order)), 1.2 + 0.36 * len(order)))
+        shapes = {"inner": "quart", "cut": 0, "density_norm": "width", "linewidth": 0.8, "log_scale": True}
+        sns.violinplot(table, y="label", order=order, ax=ax, **look, **shapes)
+        ax.set(ylabel="", title="Library size")
+    ax.set_xlabel("total counts per cell")
     plain_numbers(ax.xaxis)
     without_frame(ax)
-    explain_colors(ax, ("", names))
+    explain_colors(ax, ("", {names[name]: color for name, color in SOURCES.items()}))
     return finish(ax, show, save)
-
-
-def write_if_few(ax: Axes, row: float, n_cells: int) -> bool:
-    """Write the number of cells into a row that has too few to be drawn, and return whether it has."""
-    if n_cells < LEAST_DRAWN:
-        place = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center"}
-        ax.annotate("1 cell" if n_cells == 1 else f"{n_cells or 'no'} cells", (0, row), (4, 0), fontsize=7, **place)
-    return n_cells < LEAST_DRAWN
 
 
 def mean_variance(
@@ -296,11 +274,8 @@ def draw_genes(ax: Axes, tables: Mapping[str, pd.DataFrame], statistic: str) -> 
     ax.set(xscale="log", xlabel=MEAN)
     plain_numbers(ax.xaxis)
     without_frame(ax)
-    shares = {
-        name: f"{n_genes:,} genes" if len(table) == n_genes else f"{len(table):,} of {n_genes:,}\ngenes drawn"
-        for name, table in drawn.items()
-    }
-    explain_colors(ax, ("", {f"{name}\n({share})": SOURCES[name] for name, share in shares.items()}))
+    names = {name: f"{name}\n({len(table):,} of {n_genes:,} genes)" for name, table in drawn.items()}
+    explain_colors(ax, ("", {names[name]: SOURCES[name] for name in names}))
     return drawn
 
 
@@ -393,13 +368,13 @@ def gene_correlation(
 
     names = list(real.var_names[places[order]])
     limit = max(np.quantile(np.abs(np.concatenate(vectors)), UNCLIPPED_SHARE), 0.05)
-    side_length = 1.4 + 0.105 * min(len(names), MOST_NAMES)
+    side_length = 1.4 + 0.105 * min(len(names), MOST_NAMED)
     axes = panels(2, axs, size=(side_length + 0.8, side_length))
     for ax, matrix in zip(axes, matrices, strict=True):
         without_diagonal = np.ma.masked_array(matrix[np.ix_(order, order)], np.eye(len(order), dtype=bool))
-        image = ax.imshow(without_diagonal, cmap="RdBu_r", norm=Normalize(-limit, limit), interpolation="nearest")
+        look = {"cmap": "RdBu_r", "norm": Normalize(-limit, limit), "fontsize": 6}
+        image = heat_map(ax, without_diagonal, names, names, **look)
         ax.set_facecolor("0.85")
-        name_both_axes(ax, names, names, most=MOST_NAMES, fontsize=6)
         ax.tick_params(length=0)
     axes[0].set_title("real")
     axes[1].set_title(f"synthetic\n(similarity {correlation(*vectors):.2f} in these {len(names)} genes)")
@@ -422,14 +397,14 @@ def marker_dotplot(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> Axes | None:
-    """Plot the expression of marker genes as dots: for each label, a row of real cells above a row of synthetic ones.
+    """Plot marker genes as scanpy's dot plot: for each label, a row of real cells above a row of synthetic ones.
 
     The area of a dot is the share of cells that express the gene, its colour the mean log-normalised expression.
     Markers come from the real cells, label by label. Genes that are specific to a label come first: they are ranked by
     Welch's t (:func:`~scgen_diffusion.metrics.marker_genes`) times the share of the label's cells that express the gene
     minus that of all others. So genes that all cells express, such as those of ribosomes, are no markers. A gene that
     marks several labels is drawn once, with the first of them. Each row has its number of cells (after subsampling) in
-    brackets, as dots of few cells are noisy; labels with fewer than 5 cells have only their number.
+    brackets, as dots of few cells are noisy.
 
     Parameters
     ----------
@@ -488,44 +463,22 @@ def marker_dotplot(
         places = real.var_names.get_indexer(choose("genes", genes, real.var_names))
     places = choose("genes", None, dict.fromkeys(places), most=MOST_GENES)
     genes = list(real.var_names[places])
-    means, shares = {}, {}  # labels in rows, genes in columns
-    for name, side in sides.items():
-        values = pd.DataFrame(side.expression.values[:, places].toarray())
-        groups = labels[name].to_numpy()
-        means[name], shares[name] = values.groupby(groups).mean(), (values > 0).groupby(groups).mean()
-
-    width = 5.5 + 0.24 * len(genes) + long_names(order)  # with room for the legend
-    (ax,) = panels(1, ax, size=(width, max(1.3 + 0.44 * len(order), 3.5)))
-    for place in range(0, len(order), 2):
-        ax.axhspan(place - 0.5, place + 0.5, color=ink(0.05), zorder=0, linewidth=0)
-    norm = Normalize(0, max(table.max(axis=None) for table in means.values()) or 1)
-    look = {"cmap": "Reds", "norm": norm, "edgecolors": "0.4", "linewidths": 0.4}
-    options = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "fontsize": 7}
-    for shift, (name, color) in zip(SHIFTS, SOURCES.items(), strict=True):
-        rows = {label: place + shift for place, label in enumerate(order)}
-        n_cells = {label: int((labels[name] == label).sum()) for label in order}
-        there = [label for label, row in rows.items() if not write_if_few(ax, row, n_cells[label])]
-        for label, row in rows.items():
-            words = f"{name} ({n_cells[label]:,})" if label in there else name
-            ax.annotate(words, (0, row), (-4, 0), ha="right", color=color, **options)
-        x, y = np.meshgrid(range(len(genes)), [rows[label] for label in there])
-        areas = LARGEST_DOT * shares[name].loc[there].to_numpy()
-        image = ax.scatter(x, y, s=areas, c=means[name].loc[there].to_numpy(), **look)
-    ax.set_xticks(range(len(genes)), genes, rotation=90, fontsize="small")
-    ax.set_yticks(range(len(order)), order)
-    ax.tick_params(axis="y", length=0, pad=78)
-    ax.set(xlim=(-0.7, len(genes) - 0.3), ylim=(len(order) - 0.4, -0.6), title=title)
-    without_frame(ax)
-    inch = ax.figure.dpi / ax.get_window_extent().width  # as a share of the axis, beside which the legends are
-    bar = ax.inset_axes((1 + 0.15 * inch, 0, 0.13 * inch, 0.4))
-    ax.figure.colorbar(image, cax=bar)
-    bar.set_title("mean expression,\nln(1 + CP10k)", loc="left", fontsize="small")  # longer than a bar of few labels
-    bar.tick_params(labelsize="small")
-    dot = {"color": "0.6", "edgecolors": "0.4", "linewidths": 0.4}
-    handles = [ax.scatter([], [], s=LARGEST_DOT * share, label=f"{share:.0%}", **dot) for share in (0.25, 0.5, 0.75, 1)]
-    look = {"alignment": "left", "frameon": False, "borderaxespad": 0, "fontsize": "small", "title_fontsize": "small"}
-    ax.legend(handles=handles, title="cells expressing", loc="upper left", bbox_to_anchor=(1 + 0.1 * inch, 1), **look)
-    return finish(ax, show, save)
+    rows = pd.concat([found + f", {name}" for name, found in labels.items()])
+    sizes = rows.value_counts()
+    known = [row for label in order for name in labels if (row := f"{label}, {name}") in sizes]
+    rows = pd.Categorical(rows, known).rename_categories([f"{row} ({sizes[row]:,})" for row in known])
+    values = sp.vstack([side.expression.values[:, places] for side in sides.values()])
+    obs = pd.DataFrame({ROW: rows}, index=np.arange(len(rows)).astype(str))
+    cells = AnnData(values, obs=obs, var=pd.DataFrame(index=genes))
+    plot = sc.pl.DotPlot(cells, genes, ROW, vmin=0, ax=ax)
+    plot.legend(size_title="cells expressing (%)", colorbar_title="mean expression,\nln(1 + CP10k)")
+    drawn = plot.get_axes()["mainplot_ax"]
+    drawn.set_title(title)
+    for text, row in zip(drawn.get_yticklabels(), known, strict=True):
+        text.set_color(SOURCES[row.rpartition(", ")[2]])
+    if ax is None:
+        drawn.figure.set_gid(OURS)
+    return finish(drawn, show, save)
 
 
 def specific_genes(values: sp.csr_matrix, labels: NDArray, n_genes: int) -> dict[str, list[int]]:
@@ -546,8 +499,3 @@ def specific_genes(values: sp.csr_matrix, labels: NDArray, n_genes: int) -> dict
         specificity = rows["score"].clip(lower=0).to_numpy() * (inside - outside).round(2)[places]
         found[label] = places[np.argsort(-specificity, kind="stable")[:n_genes]].tolist()
     return found
-
-
-def long_names(names: Sequence[str]) -> float:
-    """Return the inches by which the names beside an axis are longer than usual."""
-    return 0.085 * max(0, max(map(len, names)) - 20)

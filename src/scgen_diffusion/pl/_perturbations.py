@@ -28,11 +28,11 @@ from ._figures import (
     end_of_first_row,
     finish,
     first_column,
+    heat_map,
     ink,
     label_order,
     labels_of,
     legend_beside,
-    name_both_axes,
     panels,
     without_frame,
 )
@@ -47,13 +47,12 @@ if TYPE_CHECKING:
 
 EXTRAPOLATED, UNKNOWN = "extrapolated", "unknown"  # support, with their marks in a plot and in its title
 MARKS = {EXTRAPOLATED: ("o", "○"), UNKNOWN: ("x", "×")}
-NUMBERS = ("misfit", "explained", "n_contexts", "decoded")  # behind a support
-FIGURES = ("n_cells", "strength", "support", *NUMBERS)  # columns of support that are no conditions
-MOST_NAMED = 60  # perturbations or groups
+#: Columns of the table of support that are no conditions.
+FIGURES = ("n_cells", "strength", "support", "misfit", "explained", "n_contexts", "decoded")
 MOST_CASES = 200  # rows of a figure, which is then 7 feet high
 LETTER, NAME_LETTER = 0.08, 0.066  # inches, of labels and of names of genes
 TITLE_LENGTH = 26  # letters, and gaps after underscores, above which a title gets a second line
-WORDS = {"lower": "lower is better", "higher": "higher is better", "real": "best near the real value"}
+WORDS = {"lower": "lower is better", "higher": "higher is better", "real": "best where real cells are"}
 TOP_COLOR = COLORS[1]  # for the genes that change most
 CHANGE = "mean change, ln(1 + CP10k)"
 MARGIN = 0.06  # around the points, as a share of the range
@@ -135,23 +134,21 @@ def mean_change(
     sets = {"real": real, "predicted": predicted, "control": control}
     for name, cells in sets.items():
         check_is_anndata(cells, name)
-    sets_of_panels = {"": sets}
+    panel_sets = {"": sets}
     if groupby is not None:
-        sets = {name: make_indexable(cells) for name, cells in sets.items()}
         labels = {name: labels_of(cells, groupby, name).to_numpy() for name, cells in sets.items()}
         known = [label for label in label_order(real, groupby, labels["real"]) if label != NO_LABEL]
         wanted = None if groups is None else [as_label(one) for one in as_list(groups)]
         groups = choose("groups", wanted, known, most=MOST_LABELS)
-        for name, found in labels.items():
-            choose(f"groups` of `{name}", groups, np.unique(found))
-        sets_of_panels = {group: {name: sets[name][labels[name] == group] for name in sets} for group in groups}
-    tables = [gene_changes(**cells, layer=layer) for cells in sets_of_panels.values()]
+        sets = {name: make_indexable(cells) for name, cells in sets.items()}
+        panel_sets = {group: {name: sets[name][labels[name] == group] for name in sets} for group in groups}
+    tables = [gene_changes(**cells, layer=layer) for cells in panel_sets.values()]
     letters = max(len(str(name)) for table in tables for name in ["", *table.index[:n_names]])
     axes = panels(len(tables), axs, size=(3.4 + NAME_LETTER * letters, 3.5))
     changes = np.concatenate([table[["real", "predicted"]] for table in tables])
     margin = MARGIN * max(np.ptp(changes), 1e-6)
     limits = (changes.min() - margin, changes.max() + margin)
-    for ax, title, table in zip(axes, sets_of_panels, tables, strict=True):
+    for ax, title, table in zip(axes, panel_sets, tables, strict=True):
         ax.set(xlim=limits, ylim=limits, title=title, xlabel=f"real {CHANGE}")
         ax.set(aspect="equal", anchor="E")  # on the right of its place, so that the layout leaves room for all names
         top = table.iloc[:n_top]
@@ -200,9 +197,9 @@ def perturbation_strengths(
 ) -> Axes | None:
     """Plot how much each perturbation of a screen changes the cells of each group, as a heat map.
 
-    The perturbations that change cells most come first, by their mean over groups. Extrapolated predictions have a dot.
-    Unknown ones have a cross instead of a colour, and do not count, because their strengths mean nothing. What was not
-    predicted is empty.
+    The perturbations that change cells most come first, by their mean over groups. A dot marks extrapolated
+    predictions. A cross stands for unknown ones, whose strengths mean nothing and do not count. What was not predicted
+    is empty.
 
     Parameters
     ----------
@@ -267,7 +264,8 @@ def perturbation_strengths(
     strengths, states = (fields[name].unstack().reindex(shown, columns=columns.unique()) for name in fields)
     names = LETTER * max(map(len, strengths.columns))  # below the map
     (ax,) = panels(1, ax, size=(2.4 + 0.28 * strengths.shape[1], 1 + 0.22 * len(shown) + names))
-    image = ax.imshow(strengths, cmap="viridis", vmin=0, aspect="auto", interpolation="nearest")
+    look = {"cmap": "viridis", "vmin": 0, "aspect": "auto", "fontsize": "small"}
+    image = heat_map(ax, strengths, shown, list(strengths.columns), **look)
     ax.figure.colorbar(image, ax=ax, label="strength")
     marks = {name: np.nonzero((states == name).to_numpy()) for name in MARKS}
     for name, (row, column) in marks.items():
@@ -275,7 +273,6 @@ def perturbation_strengths(
         ax.scatter(column, row, s=14, marker=MARKS[name][0], linewidths=0.8, **look)
     explained = [f"{MARKS[name][1]} {name}" for name, (row, _) in marks.items() if len(row)]
     ax.set_title("   ".join(explained), fontsize="small")
-    name_both_axes(ax, list(shown), list(strengths.columns), most=MOST_NAMED, fontsize="small")
     some = f" ({len(shown)} of {len(means)})" if len(shown) < len(means) else ""
     ax.set(xlabel=", ".join(group_keys), ylabel=", ".join(keys) + some)
     return finish(ax, show, save)
@@ -293,8 +290,8 @@ def perturbation_scores(
 ) -> list[Axes] | None:
     """Plot how well methods predict perturbations, next to baselines: one panel per metric, one row per case.
 
-    A case is a perturbation in a group. Baselines are grey. The black line is the real value: real cells as a
-    prediction of each other. Several rows for one metric and case, such as several seeds, are small points next to
+    A case is a perturbation in a group. Baselines are grey. The black line is the score of real cells as a prediction
+    of each other. Several rows for one metric and case, such as several seeds, are small points next to
     their mean. The sign behind a metric shows which direction is better.
 
     Parameters

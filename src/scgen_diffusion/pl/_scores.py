@@ -21,14 +21,13 @@ if TYPE_CHECKING:
 
 COLUMNS = {"metric", "group", *FIGURES, "better"}
 KEY = (
-    "↓ lower is better   ↑ higher is better   = best near the real value\n"
-    f"grey: no value, or no real value (below {MIN_CELLS_PER_GROUP} cells of the label in half of `train`, if given)\n"
-    "* shuffling does no clear harm: darkest at twice the real value, or well beyond the interval\n"
-    "half as dark: chance may explain the value (its interval holds the real value)"
+    "↓ lower is better   ↑ higher is better   = best where real cells are\n"
+    f"grey: no value, of the synthetic or of the real cells (labels need {MIN_CELLS_PER_GROUP} cells)\n"
+    "* shuffling does no clear harm: darkest at twice the value of real cells"
 )
 DARK = 0.6  # badness above which the text is white
-CLEAR = 2.0  # half-intervals by which cells must be worse than the real value to be clearly worse
-OF_REAL = {"density"}  # whose scale is the real value: shuffled cells are nearly as dense as real ones
+CLEAR = 2.0  # half-intervals by which cells must be worse than real ones to be clearly worse
+OF_REAL = {"density"}  # whose scale is the value of real cells: shuffled ones are nearly as dense
 
 
 def scores(
@@ -43,21 +42,18 @@ def scores(
 ) -> Axes | None:
     r"""Plot all metrics of one evaluation, or of several, as a heat map that is coloured by how bad they are.
 
-    The text is the value. The colour shows how far it is from its real value (real against real cells), on the way to
-    cells with shuffled genes:
+    The text is the value. The colour shows how much worse it is than the value of real cells, on the way to cells with
+    shuffled genes:
 
     .. math:: \text{badness} =
         \min\Bigl(1, \frac{\text{worse}(\text{value})}{\text{worse}(\text{shuffled})}\Bigr), \qquad
         \text{worse}(x) = \max(0, \pm (x - \text{real}))
 
-    with the sign in which the metric gets worse, or both signs if the best value is the real value.
-    ``within_label_slope`` is worse the farther it is from 1 than its real value, and AUCs than guessing (0.5) if their
-    real value is below it. Badness is 0 for values better than their real value. For the metrics with a star, such as
-    total counts, shuffling does no clear harm (less than two half-widths of the metric's typical interval). The real
-    value then replaces :math:`\text{worse}(\text{shuffled})`, as always for ``density``, which shuffling changes
-    little. No scale is shorter than two half-widths of the typical interval. Badness is halved where the interval holds
-    the real value, unless a value that is no worse beside the same real value has an interval that does not: of two
-    values beside the same real value, the worse one is never paler.
+    with the sign in which the metric gets worse, or both signs if the best value is that of real cells. For
+    ``within_label_slope``, worse is farther from 1; for an AUC, farther from guessing (0.5). Metrics with a star, such
+    as total counts, are hardly harmed by shuffling (less than two half-widths of the metric's typical interval); there,
+    and for ``density``, the value of real cells takes the place of :math:`\text{worse}(\text{shuffled})`. No scale is
+    shorter than two half-widths of the typical interval.
 
     Parameters
     ----------
@@ -124,7 +120,8 @@ def scores(
     ax.set_facecolor("0.9")
     for (row, place), value in np.ndenumerate(values):
         color = "white" if bad[row, place] > DARK else "black"
-        ax.text(place, row, short(value), ha="center", va="center", fontsize=7, color=color)
+        text = "" if np.isnan(value) else f"{value:.3g}"
+        ax.text(place, row, text, ha="center", va="center", fontsize=7, color=color)
     ax.set_yticks(range(len(metrics)), [f"{metric} {signs[metric]}" for metric in metrics], fontsize="small")
     ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize="small")
     ax.tick_params(length=0)
@@ -136,10 +133,7 @@ def scores(
 
 
 def badness(table: pd.DataFrame) -> pd.DataFrame:
-    """Return how bad each value is, from 0 to 1 or NaN, and whether its scale is the real value, not shuffled cells.
-
-    The scale must not depend on the interval of the value itself: worse values, with wider ones, would be paler.
-    """
+    """Return how bad each value is, from 0 to 1 or NaN, and whether its scale is the value of real cells."""
 
     def worse_than_real(column: str) -> pd.Series:
         rows = table[["metric", "better", column, "real"]].itertuples(index=False, name=None)
@@ -154,16 +148,4 @@ def badness(table: pd.DataFrame) -> pd.DataFrame:
     scale = np.maximum(of_shuffled.where(~by_real, table["real"].abs()), clear)
     share = (worse / scale).where(scale > 0, np.inf).where(worse > 0, 0.0)
     bad = share.clip(upper=1).where(worse.notna())
-    is_clear = ~table["real"].between(table["low"], table["high"])
-    least_clear = worse.where(is_clear).groupby([table["metric"], table["real"]]).transform("min")
-    bad = bad.where(is_clear | (worse >= least_clear), bad / 2)
     return pd.DataFrame({"bad": bad, "by_real": by_real & bad.notna()})
-
-
-def short(value: float) -> str:
-    """Format a number with three digits, and NaN as an empty string."""
-    if np.isnan(value):
-        return ""
-    if 0 < abs(value) < 0.0005:
-        return f"{value:.0e}".replace("e-0", "e-")
-    return f"{value:.3f}" if abs(value) < 1 else f"{value:#.3g}".rstrip(".")

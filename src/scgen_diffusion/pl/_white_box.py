@@ -17,9 +17,9 @@ from ._figures import (
     end_of_first_row,
     finish,
     first_column,
+    heat_map,
     ink,
     legend_beside,
-    palette_of,
     panels,
     scanpy_colors,
     without_frame,
@@ -27,7 +27,7 @@ from ._figures import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import pandas as pd
     from matplotlib.axes import Axes
@@ -42,7 +42,6 @@ def layer_statistics(
     head: str | None = None,
     layers: Sequence[int] | None = None,
     groups: Sequence[str] | None = None,
-    palette: Mapping[str, str] | None = None,
     axs: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
@@ -59,8 +58,6 @@ def layer_statistics(
         One head, such as ``"L0H2"``. Default: all heads together.
     layers, groups
         Layers and groups to show. Default: all.
-    palette
-        Colour of each group. Default: scanpy's colours, in the order of the table.
     axs
         Axes to draw on, one per layer.
     show
@@ -76,7 +73,7 @@ def layer_statistics(
     Raises
     ------
     ValueError
-        If a statistic, layer, group or column is not in the table, or the palette lacks a group.
+        If a statistic, layer, group or column is not in the table.
     """
     (head,) = choose("head", head or "all", table["head"].unique())
     table = table[table["head"] == head]
@@ -85,7 +82,7 @@ def layer_statistics(
     layers = choose("layers", layers, sorted(table["layer"].unique()))
     known = list(table["group"].unique())
     groups = choose("groups", groups, known)
-    palette = scanpy_colors(known) if palette is None else palette_of(groups, palette)
+    colors = scanpy_colors(known)
 
     levels = table.sort_values("time")["noise_level"].to_numpy()
     xlabel = f"diffusion time ({'data → noise' if levels[-1] >= levels[0] else 'noise → data'})"
@@ -94,7 +91,7 @@ def layer_statistics(
         of_layer = table[table["layer"] == layer].set_index(["group", "statistic"]).sort_index()
         for group, (name, style) in product(groups, zip(names, LINE_STYLES, strict=False)):
             rows = of_layer.loc[[(group, name)]].sort_values("time")
-            ax.plot(rows["time"], rows["value"], style, color=palette[group], marker="o", markersize=3, linewidth=1.5)
+            ax.plot(rows["time"], rows["value"], style, color=colors[group], marker="o", markersize=3, linewidth=1.5)
         ax.set(title=f"layer {layer}", xlabel=xlabel)
         without_frame(ax)
     common = commonprefix(names)
@@ -102,7 +99,7 @@ def layer_statistics(
     unit = " (nats)" * ("coding_rate" in shared)
     for ax in first_column(axes):
         ax.set_ylabel(shared.strip("_").replace("_", " ") + unit)
-    handles = [Line2D([], [], color=palette[group], label=group) for group in groups if len(groups) > 1]
+    handles = [Line2D([], [], color=colors[group], label=group) for group in groups if len(groups) > 1]
     for name, style in zip(names, LINE_STYLES, strict=False):
         if len(names) > 1:
             handles.append(Line2D([], [], color=ink(0.7), linestyle=style, label=name[len(shared) :]))
@@ -178,10 +175,8 @@ def head_loadings(
     cmap, norm, label = "viridis", Normalize(0, values.max()), "loading"
     if values.min() < 0:  # relative
         cmap, norm, label = "RdBu_r", CenteredNorm(), "loading, relative to\ngene and head ($\\log_2$)"
-    image = ax.imshow(values, aspect="auto", cmap=cmap, norm=norm)
+    image = heat_map(ax, values, genes, list(table), fontsize="x-small", aspect="auto", cmap=cmap, norm=norm)
     ax.figure.colorbar(image, ax=ax, label=label, shrink=0.6)
-    ax.set_xticks(range(table.shape[1]), list(table), rotation=90, fontsize="small")
-    ax.set_yticks(range(len(genes)), genes, fontsize="x-small")
     ax.set_xlabel("head")
     layers = [head.partition("H")[0] for head in table]
     for place in np.flatnonzero(np.array(layers[1:]) != np.array(layers[:-1])):
