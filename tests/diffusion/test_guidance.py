@@ -1,6 +1,5 @@
 import warnings
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,15 +7,12 @@ from hypothesis import strategies as st
 
 from scgen_diffusion.diffusion import (
     CONDITION_STRATEGIES,
-    PATHS,
     Additive,
     ConditionColumns,
     Guidance,
     GuidedField,
     Joint,
-    LinearInterpolant,
     MutuallyExclusive,
-    ResolvedGuidance,
 )
 
 SCALES = st.floats(-2, 5, allow_nan=False).map(lambda s: round(s, 3))
@@ -51,9 +47,8 @@ def build_inputs(n_classes, n_samples=5):
     return x_t, t, condition, columns_of(n_classes)
 
 
-def build_field(network, condition, columns, strategy, scales, path=LinearInterpolant(), **how):
-    guidance = ResolvedGuidance.of(CONDITION_STRATEGIES[strategy], scales, **how)
-    return GuidedField(network, condition, columns, path, guidance)
+def build_field(network, condition, columns, strategy, scales):
+    return GuidedField(network, condition, columns, Guidance.of(CONDITION_STRATEGIES[strategy], scales))
 
 
 def predictions(x_t, t, condition, columns):
@@ -101,19 +96,11 @@ def test_guidance_that_is_one_prediction_costs_no_other(strategy, scales, expect
     assert network.rows == [len(x_t)]
 
 
-@pytest.mark.parametrize(
-    ("strategy", "scales", "rescale", "n_evaluated"),
-    [
-        *[("joint", [2.0, 3.0], rescale, 2) for rescale in (0, 0.5)],
-        *[("mutually_exclusive", [2.0, 3.0], rescale, 3) for rescale in (0, 0.5)],
-        *[("additive", [2.0, 3.0], rescale, 3) for rescale in (0, 0.5)],
-        ("joint", [0.0, 0.0], 0.5, 2),  # rescaling needs the conditional prediction, too
-    ],
-)
-def test_all_needed_predictions_run_as_one_batch(strategy, scales, rescale, n_evaluated):
+@pytest.mark.parametrize(("strategy", "n_evaluated"), [("joint", 2), ("mutually_exclusive", 3), ("additive", 3)])
+def test_all_needed_predictions_run_as_one_batch(strategy, n_evaluated):
     x_t, t, condition, columns = build_inputs([3, 4])
     network = RecordingNetwork()
-    build_field(network, condition, columns, strategy, scales, rescale=rescale)(x_t, t)
+    build_field(network, condition, columns, strategy, [2.0, 3.0])(x_t, t)
     assert network.rows == [n_evaluated * len(x_t)]
 
 
@@ -126,92 +113,28 @@ def test_guided_samples_do_not_depend_on_their_batch(strategy):
         torch.testing.assert_close(alone[0], together[i], rtol=1e-12, atol=1e-12)
 
 
-# --- in an interval ---------------------------------------------------------------------------------------------------
-
-TIMES = (0.0, 0.3, 0.5, 0.7, 1.0)
-
-
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_outside_of_the_interval_the_prediction_is_the_conditional_one_and_costs_only_that(path, dtype):
-    x_t, _, condition, columns = build_inputs([3, 4])
-    x_t = x_t.to(dtype)
-    for time in TIMES:
-        t = path.network_time(torch.tensor(time, dtype=dtype))
-        network = RecordingNetwork()
-        field = build_field(network, condition, columns, "additive", [2.0, 3.0], path, interval=(0.3, 0.7))
-        is_inside = 0.3 <= time <= 0.7
-        expected = build_field(
-            RecordingNetwork(), condition, columns, "additive", [2.0, 3.0] if is_inside else [1.0, 1.0]
-        )
-        torch.testing.assert_close(field(x_t, t), expected(x_t, t), rtol=0, atol=0)
-        assert network.rows == [(3 if is_inside else 1) * len(x_t)]
-
-
-BAD_INTERVALS = [(0.5, 0.5), (0.7, 0.3), (-0.1, 1), (0, 1.1), (0.5,), 0.5, None, ("a", "b"), (0, np.nan)]
-BAD = [("interval", value) for value in BAD_INTERVALS]
-BAD += [("rescale", value) for value in (-0.1, 1.1, np.nan, "much", None, True)]
-
-
-@pytest.mark.parametrize(("argument", "value"), BAD)
-def test_an_invalid_value_is_refused(argument, value):
-    with pytest.raises(ValueError, match=argument):
-        Guidance(**{argument: value})
-
-
-def test_an_interval_may_be_an_array_or_a_list():
-    assert Guidance(interval=np.array([0, 0.5])) == Guidance(interval=[0, 0.5]) == Guidance(interval=(0.0, 0.5))
-
-
-# --- per key ----------------------------------------------------------------------------------------------------------
-
-
 def test_keys_that_are_dropped_together_share_the_mean_of_their_scales_and_a_warning_says_so():
     with pytest.warns(UserWarning, match="guidance scale 2"):
-        shared = Guidance({"a": 3.0}).resolve(Joint(), ["a", "b"])
+        shared = Guidance.resolve({"a": 3.0}, Joint(), ["a", "b"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert shared == Guidance({"a": 2.0, "b": 2.0}).resolve(Joint(), ["a", "b"])
-        Guidance({"a": 3.0}).resolve(Additive(), ["a", "b"])
-        Guidance({"a": 3.0}).resolve(MutuallyExclusive(), ["a", "b"])
+        assert shared == Guidance.resolve(2.0, Joint(), ["a", "b"])
+        Guidance.resolve({"a": 3.0}, Additive(), ["a", "b"])
+        Guidance.resolve({"a": 3.0}, MutuallyExclusive(), ["a", "b"])
 
 
-# --- rescaled ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
-@pytest.mark.parametrize("share", [0.3, 1.0])
-def test_rescaling_brings_the_spread_of_each_sample_back_and_keeps_its_direction(strategy, share):
-    x_t, t, condition, columns = build_inputs([3, 4])
-    plain, guided = (build_field(RecordingNetwork(), condition, columns, strategy, [s] * 2)(x_t, t) for s in (1.0, 4.0))
-    rescaled = build_field(RecordingNetwork(), condition, columns, strategy, [4.0] * 2, rescale=share)(x_t, t)
-    spreads = [v.flatten(1).std(1) for v in (plain, guided, rescaled)]
-    torch.testing.assert_close(spreads[2], share * spreads[0] + (1 - share) * spreads[1])
-    torch.testing.assert_close(
-        torch.nn.functional.cosine_similarity(rescaled.flatten(1), guided.flatten(1)), torch.ones(5).double()
-    )
-
-
-@pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
-def test_rescaling_by_nothing_and_at_scale_one_changes_nothing_and_costs_nothing(strategy):
-    x_t, t, condition, columns = build_inputs([3, 4])
-    for scale, share in [(3.0, 0.0), (1.0, 0.7)]:
-        network, other = RecordingNetwork(), RecordingNetwork()
-        rescaled = build_field(network, condition, columns, strategy, [scale] * 2, rescale=share)(x_t, t)
-        expected = build_field(other, condition, columns, strategy, [scale] * 2)(x_t, t)
-        assert torch.equal(rescaled, expected)
-        assert network.rows == other.rows
-
-
-def test_a_prediction_without_spread_is_left_as_it_is():
-    condition, columns = torch.zeros(4, 1, dtype=torch.long), columns_of([2])
-
-    def constant(x_t, t, codes):
-        return codes.double().expand_as(x_t) + 1
-
-    field = build_field(constant, condition, columns, "joint", [3.0], rescale=1.0)
-    guided = field(torch.randn(4, 3, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64))
-    torch.testing.assert_close(guided, torch.full((4, 3), 3.0 * 1 - 2.0 * 3, dtype=torch.float64))
+@pytest.mark.parametrize(
+    ("scale", "keys", "name"),
+    [
+        ({"doses": 1.0}, ["dose"], "doses"),
+        ({"dose": float("nan")}, ["dose"], "guidance_scale"),
+        ("2", ["dose"], "guidance_scale"),
+        (2.0, [], "guidance_scale"),
+    ],
+)
+def test_a_bad_scale_is_refused_by_name(scale, keys, name):
+    with pytest.raises(ValueError, match=name):
+        Guidance.resolve(scale, Additive(), keys)
 
 
 # --- where the true fields are known ----------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from builders import same_cells
 
-from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.model import SCLDM
 
 # Matrix products add in another order where rows lie elsewhere in a block, in single precision.
@@ -30,14 +29,11 @@ def test_another_condition_changes_cells_and_guidance_changes_them_more(trained)
 
     same, nk = cells(None, 1.0), {"cell_type": "NK"}
     plain, guided = cells(nk, 1.0), cells(nk, 4.0)
-    limited, rescaled = (cells(nk, Guidance(4.0, **how)) for how in ({"interval": (0.4, 0.6)}, {"rescale": 1.0}))
 
     was_nk = (trained.adata.obs["cell_type"][:50] == "NK").to_numpy()
     np.testing.assert_allclose(plain[was_nk], same[was_nk], **CLOSE)
     assert np.abs(plain - same)[~was_nk].mean() > 1e-3
     assert np.abs(guided - same).mean() > np.abs(plain - same).mean()
-    assert 0 < np.abs(limited - plain).mean() < np.abs(guided - plain).mean()
-    assert np.abs(rescaled - guided).max() > 0
 
 
 def test_rows_names_and_obs_are_those_of_the_control_cells(trained):

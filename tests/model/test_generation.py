@@ -13,7 +13,7 @@ import scvi
 import torch
 from builders import same_cells
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, FixedStepSampler, Guidance
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, FixedStepSampler
 from scgen_diffusion.model import SCLDM, SCRDIT
 
 SAMPLERS = ["euler", "midpoint", "heun"]
@@ -202,7 +202,6 @@ NAMED_OTHERWISE = [
     {"condition": None},
     {"condition": {"cell_type": ["NK", "B cell"]}},
     {"guidance_scale": 2.0},
-    {"guidance_scale": Guidance(2.0, interval=(0.1, 0.9))},
     {"sampler": "euler"},
     {"n_steps": 3},
     {"library_size": 100},

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, ResolvedGuidance
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Guidance
 from scgen_diffusion.module import CONDITIONS, SCLDMArchitecture, SCLDMModule
 from scgen_diffusion.nn import Members, Number
 
@@ -85,7 +85,7 @@ def test_a_guidance_scale_of_zero_leaves_the_effects_of_a_key_out(build):
     seen = []
     module.condition_effects.register_forward_hook(lambda _, given, __: seen.append(given[0]))
     for scales in ([1.0, 1.0], [2.0, 0.0], [0.0, 0.0]):
-        guidance = ResolvedGuidance.of(module.strategy, scales)
+        guidance = Guidance.of(module.strategy, scales)
         module.sample_cells(
             torch.ones(4, 2, dtype=torch.long),
             Generators(0, range(4)),

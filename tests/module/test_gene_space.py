@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.diffusion import DDPMSampler, DPMSolverSampler, Generators, Joint, ResolvedGuidance
+from scgen_diffusion.diffusion import DDPMSampler, DPMSolverSampler, Generators, Guidance, Joint
 from scgen_diffusion.module import GeneSpaceArchitecture, GeneSpaceModule, ProfileSummary, to_counts
 from scgen_diffusion.nn import log_profile
 
@@ -146,7 +146,7 @@ def test_a_network_that_knows_the_data_samples_it(profiles, sampler):
     sampled = module.sample_cells(
         torch.zeros(5, 0).long(),
         Generators(0, range(5)),
-        guidance=ResolvedGuidance.of(Joint(), []),
+        guidance=Guidance.of(Joint(), []),
         sampler=sampler,
         n_steps=20,
         n_wanted=5,

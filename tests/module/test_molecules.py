@@ -6,10 +6,10 @@ import torch
 from scgen_diffusion.diffusion import (
     Denoiser,
     Generators,
+    Guidance,
     Joint,
     Kinds,
     Masking,
-    ResolvedGuidance,
     UnmaskingSampler,
     with_masked,
 )
@@ -142,7 +142,7 @@ def test_profiles_are_those_of_cells_with_totals_of_the_default_distribution():
     module, none = module_of(5, library_size="normal"), torch.zeros(50, 0)
     module.library_size.fit(torch.tensor([0.0] * 9 + [9.0]), none[:10])
     options = {
-        "guidance": ResolvedGuidance.of(Joint(), []),
+        "guidance": Guidance.of(Joint(), []),
         "sampler": UnmaskingSampler(),
         "n_steps": 4,
         "n_wanted": 50,

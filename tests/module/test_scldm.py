@@ -9,7 +9,7 @@ import pytest
 import torch
 from scvi import REGISTRY_KEYS
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Joint, ResolvedGuidance
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, Generators, Guidance, Joint
 from scgen_diffusion.module import Posterior, SCLDMArchitecture, SCLDMModule
 
 COUNT_HEADS = [
@@ -130,7 +130,7 @@ def test_latents_are_sampled_on_their_own_scale(build, monkeypatch):
     z = module.sample_cells(
         torch.zeros(64, 0).long(),
         Generators(0, range(64)),
-        guidance=ResolvedGuidance.of(Joint(), []),
+        guidance=Guidance.of(Joint(), []),
         sampler=FLOW_SAMPLERS["euler"],
         n_steps=2,
         library_size=np.full(64, 100.0),

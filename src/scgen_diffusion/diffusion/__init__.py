@@ -20,7 +20,7 @@ from ._count_draws import (
 )
 from ._coupling import optimal_pairs
 from ._denoiser import TARGETS, Denoiser, Estimate, Field, Kinds, Network, Target, diffusion_loss, spike_and_slab_mean
-from ._guidance import Guidance, GuidanceScale, GuidedField, ResolvedGuidance
+from ._guidance import Guidance, GuidanceScale, GuidedField
 from ._inversion import FlowInversion, Inversion, NoiseInversion, UnmaskingInversion
 from ._paths import (
     PATHS,
@@ -80,7 +80,6 @@ __all__ = [
     "Network",
     "NoiseInversion",
     "Path",
-    "ResolvedGuidance",
     "Sampler",
     "SteppingSampler",
     "Target",

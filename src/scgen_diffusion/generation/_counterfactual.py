@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from scgen_diffusion.diffusion import Generators, ResolvedGuidance
+from scgen_diffusion.diffusion import Generators, Guidance
 
 from ._rows import check_finite, rows_of
 from ._support import sum_profiles
@@ -116,9 +116,8 @@ def predict_block(
             if request.inversion is None:  # the perturbation flow moves the cells that become perturbed
                 given = module.unstandardise(states)
                 return module.perturbed_latents(states, own, new, sampling.sampler, **options)
-            plain = sampling.guidance.plain
             return request.inversion(
-                module.denoiser(own, ResolvedGuidance(plain, plain)),
+                module.denoiser(own, Guidance.of(module.strategy, [1.0] * len(module.conditions))),
                 module.denoiser(new, sampling.guidance),
                 states,
                 **options,

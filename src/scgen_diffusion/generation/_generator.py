@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.data import ConditionRequest, Conditions, Rows
-    from scgen_diffusion.diffusion import ResolvedGuidance, Sampler
+    from scgen_diffusion.diffusion import GuidanceScale, Sampler
     from scgen_diffusion.module import GeneSpaceModule, SCLDMModule
     from scgen_diffusion.nn import InputValues
     from scgen_diffusion.perturbation import ProfileSums
@@ -138,7 +139,7 @@ class CellGenerator:
         n_cells: int | None,
         condition: ConditionRequest,
         *,
-        guidance: Guidance,
+        guidance_scale: GuidanceScale,
         sampler: str | Sampler | None,
         n_steps: int | None,
         library_size: Any,
@@ -151,7 +152,7 @@ class CellGenerator:
         codes = self.conditions.request(condition, n_cells)
         distinct, _ = codes.runs()
         sizes = self.totals(library_size, len(codes), output)
-        options = self.sampling(sampler, n_steps, guidance, output)
+        options = self.sampling(sampler, n_steps, guidance_scale, output)
         self._check_is_whole(distinct, options.guidance)
         check_sampler(options.sampler, self.module.path, options.n_steps)
         draws_totals = isinstance(sizes, str) or bool(np.isnan(sizes[:1]).any())  # NaN for all cells or none
@@ -190,7 +191,7 @@ class CellGenerator:
             inversion = self.module.inversion_by(sampling.sampler)
         else:
             check_sampler(sampling.sampler, self.module.path, sampling.n_steps)
-            if sampling.guidance != Guidance().resolve(self.module.strategy, self.conditions.keys):
+            if sampling.guidance != Guidance.of(self.module.strategy, [1.0] * len(self.conditions.keys)):
                 msg = "The perturbation flow has no guidance; leave `guidance_scale` out, or choose method='inversion'."
                 raise ValueError(msg)
         if library_size is not None and self.module.keeps_totals:
@@ -293,14 +294,17 @@ class CellGenerator:
         return described
 
     def sampling(
-        self, sampler: str | Sampler | None, n_steps: int | None, guidance: Guidance, output: InputValues
+        self, sampler: str | Sampler | None, n_steps: int | None, guidance_scale: GuidanceScale, output: InputValues
     ) -> SamplingOptions:
         """Check and resolve the sampling options."""
         name, chosen = self.sampler(sampler)
         n_steps = None if n_steps is None else check_count("n_steps", n_steps)
         trained = self.module.strategy
-        resolved = guidance.resolve(trained, self.conditions.keys)
-        return SamplingOptions(name, chosen, n_steps, resolved, guidance.describe(trained), output)
+        guidance = Guidance.resolve(guidance_scale, trained, self.conditions.keys)
+        is_per_key = isinstance(guidance_scale, Mapping)
+        scales = {key: float(scale) for key, scale in guidance_scale.items()} if is_per_key else float(guidance_scale)
+        record = {"guidance_scale": scales, "composition": trained.name}
+        return SamplingOptions(name, chosen, n_steps, guidance, record, output)
 
     def sampler(self, sampler: str | Sampler | None) -> tuple[str, Sampler]:
         """Return name and object of a sampler that fits the module's path."""
@@ -438,7 +442,7 @@ class CellGenerator:
     def without_ignored(
         self,
         codes: np.ndarray,
-        guidance: ResolvedGuidance,
+        guidance: Guidance,
         library_size: Any,
         generators: Generators,
         moved: np.ndarray | bool = False,
@@ -460,12 +464,10 @@ class CellGenerator:
         condition = self.module.condition_tensor(codes)
         return torch.where(torch.from_numpy(left_out).to(condition.device), self.module.null_condition, condition)
 
-    def _scales_of_perturbing(self, guidance: ResolvedGuidance) -> dict[str, float]:
-        """Return the scales of the keys that perturb; empty without a flow, or if guidance ignores these keys."""
-        perturb = [] if self.module.perturbation_flow is None else self.module.perturbation_flow.perturbing_keys
-        numbered = enumerate(zip(self.conditions.keys, perturb, strict=False))
-        scales = {key: guidance.weights.get(number, 0.0) for number, (key, does) in numbered if does}
-        return scales if any(scales.values()) or not guidance.covers_path else {}
+    def _moves_cells(self, guidance: Guidance) -> bool:
+        """Return whether there is a flow, and guidance does not ignore all keys that perturb."""
+        flow = self.module.perturbation_flow
+        return flow is not None and any(flow.perturbing_keys[key] for key in guidance.keys)
 
     @cached_property
     def _perturbing(self) -> tuple[np.ndarray, np.ndarray]:
@@ -473,9 +475,9 @@ class CellGenerator:
         flow: Any = self.module.perturbation_flow
         return flow.perturbs.cpu().numpy(), self.conditions.exact(flow.control.cpu().numpy())
 
-    def _check_is_whole(self, codes: np.ndarray, guidance: ResolvedGuidance) -> None:
+    def _check_is_whole(self, codes: np.ndarray, guidance: Guidance) -> None:
         """Raise if a perturbation is asked for in part, and no training cell of this kind can say the rest."""
-        if self.module.perturbation_flow is None or not self._scales_of_perturbing(guidance):
+        if not self._moves_cells(guidance):
             return
         perturbs, control = self._perturbing
         is_given = (codes != OPEN)[:, perturbs]
@@ -490,12 +492,12 @@ class CellGenerator:
             )
             raise ValueError(msg)
 
-    def _start_conditions(self, codes: np.ndarray, guidance: ResolvedGuidance) -> np.ndarray | None:
+    def _start_conditions(self, codes: np.ndarray, guidance: Guidance) -> np.ndarray | None:
         """Return the conditions ``(n, columns)`` to generate before the flow moves cells; None: the given ones.
 
         Cells of perturbed combinations that training never saw start as control cells, if training saw these.
         """
-        if self.module.perturbation_flow is None or not self._scales_of_perturbing(guidance):
+        if not self._moves_cells(guidance):
             return None
         perturbs, control = self._perturbing
         controls = np.where(perturbs, control, codes)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from scgen_diffusion.data import Conditions, RequestedCodes
-    from scgen_diffusion.diffusion import ResolvedGuidance, Sampler
+    from scgen_diffusion.diffusion import Guidance, Sampler
     from scgen_diffusion.nn import InputValues
 
     from ._support import LackingChanges
@@ -48,7 +48,7 @@ class SamplingOptions:
     n_steps
         Its number of steps; None for its default.
     guidance
-        Resolved guidance.
+        Guidance.
     guidance_record
         Guidance as recorded in provenance.
     output
@@ -58,7 +58,7 @@ class SamplingOptions:
     sampler_name: str
     sampler: Sampler
     n_steps: int | None
-    guidance: ResolvedGuidance
+    guidance: Guidance
     guidance_record: Mapping[str, Any]
     output: InputValues
 
@@ -231,10 +231,9 @@ def _digest_of_model(module: nn.Module, conditions: Conditions) -> str:
     return DIGEST + digest.hexdigest()
 
 
-def _digest_of_guidance(guidance: ResolvedGuidance) -> str:
+def _digest_of_guidance(guidance: Guidance) -> str:
     """Return a digest of what guidance computes: scales that mean the same give the same cells."""
-    terms = [sorted(some.items()) for some in (guidance.terms, guidance.plain)]
-    text = json.dumps([*terms, guidance.interval, guidance.rescale], default=float)  # NumPy's numbers as Python's
+    text = json.dumps(sorted(guidance.terms.items()))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

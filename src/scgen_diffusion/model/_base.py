@@ -68,7 +68,6 @@ from scgen_diffusion.data import (
     registered_keys,
     resolve_seed,
 )
-from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.generation import CellGenerator, LibrarySizes, PerturbedGroups, check_batch_size, identity_of
 from scgen_diffusion.module import TRAINABLE, Trainable
 from scgen_diffusion.train import CellData, Interruption, RunOptions, StagePlan, is_interrupted, show
@@ -660,7 +659,7 @@ class DiffusionModel(BaseModelClass):
         n_cells: int | None = None,
         condition: ConditionRequest = None,
         *,
-        guidance_scale: GuidanceScale | Guidance = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
@@ -693,8 +692,8 @@ class DiffusionModel(BaseModelClass):
             cells can be trusted, and a warning if they cannot. It has the columns of :meth:`predict_perturbation`,
             without ``strength``.
         guidance_scale
-            1: conditional; 0: unconditional; larger: more typical of the condition and less diverse. One number, a
-            mapping from keys to numbers, or a :class:`~scgen_diffusion.diffusion.Guidance` with more options. See the
+            1: conditional; 0: unconditional; larger: more typical of the condition and less diverse, and far above 5
+            unlike real cells; negative: away from the condition. One number, or a mapping from keys to numbers. See the
             user guide, "Guidance".
         sampler
             Name of a sampler, or a sampler object of :mod:`scgen_diffusion.diffusion`. SCLDM has ``"midpoint"``,
@@ -766,7 +765,7 @@ class DiffusionModel(BaseModelClass):
         n_cells: int | None = None,
         condition: ConditionRequest = None,
         *,
-        guidance_scale: GuidanceScale | Guidance = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
@@ -854,7 +853,7 @@ class DiffusionModel(BaseModelClass):
         *,
         method: Literal["perturbation_flow", "inversion"] | None = None,
         keep_residuals: bool = True,
-        guidance_scale: GuidanceScale | Guidance = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
@@ -983,7 +982,7 @@ class DiffusionModel(BaseModelClass):
         *,
         method: Literal["perturbation_flow", "inversion"] | None = None,
         keep_residuals: bool = True,
-        guidance_scale: GuidanceScale | Guidance = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
         sampler: str | Sampler | None = None,
         n_steps: int | None = None,
         counts: bool | None = None,
@@ -1071,17 +1070,16 @@ class DiffusionModel(BaseModelClass):
         n_cells: int | None,
         condition: ConditionRequest,
         *,
-        guidance_scale: GuidanceScale | Guidance,
+        guidance_scale: GuidanceScale,
         output: InputValues,
         seed: int | None,
         **options: Any,
     ) -> Generation:
         """Check and resolve the arguments of ``generate``; ``options`` are those of :meth:`CellGenerator.request`."""
-        guidance = Guidance.of(guidance_scale)
         self._check_ready_to_generate()
         respect_thread_limit()
         engine = self._engine
-        options |= {"guidance": guidance, "output": output, "seed": resolve_seed(seed)}
+        options |= {"guidance_scale": guidance_scale, "output": output, "seed": resolve_seed(seed)}
         request = engine.request(n_cells, condition, **options)
         return Generation(engine, request, self._assembly, self.cut_short_, sorted(self._stages_to_generate))
 
@@ -1092,7 +1090,7 @@ class DiffusionModel(BaseModelClass):
         *,
         method: str | None,
         keep_residuals: bool,
-        guidance_scale: GuidanceScale | Guidance,
+        guidance_scale: GuidanceScale,
         sampler: str | Sampler | None,
         n_steps: int | None,
         counts: bool | None,
@@ -1101,7 +1099,7 @@ class DiffusionModel(BaseModelClass):
     ) -> Prediction:
         """Check and resolve the arguments of ``predict_perturbation``."""
         engine, output, module = self._engine, self._output(counts), self.module
-        sampling = engine.sampling(self._counterfactual_sampler(sampler), n_steps, Guidance.of(guidance_scale), output)
+        sampling = engine.sampling(self._counterfactual_sampler(sampler), n_steps, guidance_scale, output)
         condition = engine.conditions.as_table(condition)
         source, rows = self._control_source(adata_control)
         cells, requested = control_cells(engine.conditions, source, rows, condition)

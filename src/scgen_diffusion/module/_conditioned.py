@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim.swa_utils import AveragedModel
 
-    from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Inversion, ResolvedGuidance, Sampler
+    from scgen_diffusion.diffusion import ConditionStrategy, Denoiser, Generators, Guidance, Inversion, Sampler
     from scgen_diffusion.nn import ConditionEffects, ConditionSpec, InputValues
     from scgen_diffusion.perturbation import PerturbationFlow
 
@@ -94,7 +94,7 @@ class ConditionedModule(BaseModuleClass):
         """Drop keys of training cells ``(cells, columns)`` as the strategy does, all of them with ``probability``."""
         return self.strategy.drop(condition, self.condition_columns, probability, generator)
 
-    def shown_conditions(self, condition: Tensor, guidance: ResolvedGuidance) -> Tensor:
+    def shown_conditions(self, condition: Tensor, guidance: Guidance) -> Tensor:
         """Leave out the keys of conditions ``(cells, columns)`` that guidance ignores."""
         return self.condition_columns.keep(condition, guidance.keys)
 
@@ -114,7 +114,7 @@ class ConditionedModule(BaseModuleClass):
         return self.draw_noise(generators)
 
     @abstractmethod
-    def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:
+    def denoiser(self, condition: Tensor, guidance: Guidance) -> Denoiser:
         """Return the denoiser for samplers, given ``condition (cells, columns)`` and guidance."""
 
     def perturbed_latents(self, states: Tensor, own: Tensor, new: Tensor, sampler: Sampler, **options: Any) -> Tensor:
@@ -128,7 +128,7 @@ class ConditionedModule(BaseModuleClass):
         condition: Tensor,
         generators: Generators,
         *,
-        guidance: ResolvedGuidance,
+        guidance: Guidance,
         sampler: Sampler,
         n_steps: int | None = None,
         library_size: LibrarySizeKind | np.ndarray = "empirical",

@@ -15,10 +15,10 @@ from scgen_diffusion.diffusion import (
     DDPMSampler,
     Denoiser,
     Generators,
+    Guidance,
     GuidedField,
     NoiseInversion,
     Path,
-    ResolvedGuidance,
     Sampler,
     Target,
 )
@@ -247,9 +247,9 @@ class GeneSpaceModule(ConditionedModule):
         noise = torch.randn(x.shape, generator=generator, device=x.device)
         return {"noise": noise, "t": self.path.draw_times(len(x), generator, x.device)}
 
-    def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:
+    def denoiser(self, condition: Tensor, guidance: Guidance) -> Denoiser:
         """Return the denoiser for ``condition (cells, columns)`` and guidance."""
-        field = GuidedField(self.averaged_network, condition, self.condition_columns, self.path, guidance)
+        field = GuidedField(self.averaged_network, condition, self.condition_columns, guidance)
         return Denoiser(field, self.path, self.target)
 
     def cells_of(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from scgen_diffusion.diffusion import Denoiser, Generators, Inversion, ResolvedGuidance, Sampler
+    from scgen_diffusion.diffusion import Denoiser, Generators, Guidance, Inversion, Sampler
 
     from ._conditioned import TensorMap
     from ._gene_space_architecture import GeneSpaceArchitecture
@@ -95,7 +95,7 @@ class MoleculeModule(GeneSpaceModule):
             drawn["shown"] = torch.rand(x.shape, generator=generator, device=x.device) >= HIDDEN_GENES
         return drawn
 
-    def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:
+    def denoiser(self, condition: Tensor, guidance: Guidance) -> Denoiser:
         """Return the denoiser for ``condition (cells, columns)`` and guidance.
 
         Totals that no training cell of the condition has look to the network like its usual low or high ones. Otherwise

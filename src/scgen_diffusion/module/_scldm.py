@@ -18,9 +18,9 @@ from scgen_diffusion.diffusion import (
     FixedStepSampler,
     FlowInversion,
     Generators,
+    Guidance,
     GuidedField,
     LinearInterpolant,
-    ResolvedGuidance,
     Sampler,
     diffusion_loss,
     draw_binomial,
@@ -382,9 +382,9 @@ class SCLDMModule(ConditionedModule):
         """Draw the noise that generation starts from, ``(cells, tokens, n_latent)``."""
         return generators.normal(*self.latent_shape)
 
-    def denoiser(self, condition: Tensor, guidance: ResolvedGuidance) -> Denoiser:
+    def denoiser(self, condition: Tensor, guidance: Guidance) -> Denoiser:
         """Return the denoiser of standardised latents for ``condition (cells, columns)`` and guidance."""
-        field = GuidedField(self.averaged_prior, condition, self.condition_columns, self.path, guidance)
+        field = GuidedField(self.averaged_prior, condition, self.condition_columns, guidance)
         return Denoiser(field, self.path, TARGETS["velocity"])
 
     def cells_of(
@@ -699,7 +699,7 @@ class SCLDMModule(ConditionedModule):
         self, condition: Tensor, log_shares: Tensor, sampler: Sampler, bar: Callable[[Sequence[Any]], Iterable[Any]]
     ) -> Tensor:
         """Return the log ratios of expected shares to those of a few generated cells, ``(m, genes)``."""
-        guidance = ResolvedGuidance.of(self.strategy, [1.0] * len(self.conditions))
+        guidance = Guidance.of(self.strategy, [1.0] * len(self.conditions))
         device, found = self.latent_mean.device, []
         for codes, expected in bar([*zip(condition.split(AT_ONCE), log_shares.split(AT_ONCE), strict=True)]):
             given = codes.repeat_interleave(N_TO_COMPARE, 0)
