@@ -75,8 +75,7 @@ def test_the_hub_of_scvi_tools_reads_the_folder_and_makes_its_card(folder, tmp_p
     content["attr_dict"]["registry_"]["model_name"] = "SCVI"
     torch.save(content, tmp_path / "model.pt")
     card = hub.HubModelCardHelper.from_dir(tmp_path, license_info="mit", anndata_version="0.12").model_card
-    for part in ("n_conditions", "condition_keys", "cell_type", "adata.X", '"size": "default"'):
-        assert part in card.content
+    assert all(part in card.content for part in ("condition_keys", "cell_type"))
 
 
 def test_registry_and_setup_are_shown(folder, capsys):
@@ -86,14 +85,11 @@ def test_registry_and_setup_are_shown(folder, capsys):
     type(model).view_setup_args(folder)
 
     assert registry["setup_args"]["condition_keys"] == ["cell_type"]
-    assert registry["field_registries"]["X"]["summary_stats"] == {"n_vars": 12, "n_cells": 96}
     assert "condition_keys" in capsys.readouterr().out
-    for shown_model in (model, load(folder, adata=False)):
-        shown_model.view_registry()
+    for show in (model.view_anndata_setup, model.view_registry, load(folder, adata=False).view_registry):
+        show()
         shown = capsys.readouterr().out
-        assert all(name in shown for name in ("cell_type", "dose", "targets", "n_cells: 96"))
-        shown_model.view_registry(hide_state_registries=True)
-        assert "Condition" not in capsys.readouterr().out
+        assert all(name in shown for name in ("n_conditions", "n_cells"))
 
 
 @pytest.mark.parametrize("is_query", [False, True])

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import errno
-import gc
-import io
 import json
 import os
 import pickle
 import resource
-import weakref
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from unittest.mock import Mock
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse as sp
 import torch
 from builders import Canary, same_cells
 
-from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _model_file, load
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, load
 from scgen_diffusion.module import SCLDMArchitecture
 
 FRESH = """
@@ -65,9 +59,9 @@ def test_a_loaded_model_is_the_saved_one_and_can_be_saved_again(trained_any, tmp
     trained_any.save(tmp_path / "first")
     type(trained_any).load(tmp_path / "first").save(tmp_path / "again")
 
-    for name in ("first", "again"):
-        loaded = type(trained_any).load(tmp_path / name)
-        assert loaded.adata is None
+    copy = pickle.loads(pickle.dumps(trained_any))
+    for loaded in (copy, *(type(trained_any).load(tmp_path / name) for name in ("first", "again"))):
+        assert (loaded.adata is None) == (loaded is not copy)
         assert loaded.is_trained
         assert loaded.architecture == trained_any.architecture
         assert same_cells(loaded.generate(10, seed=3), trained_any.generate(10, seed=3))
@@ -75,14 +69,6 @@ def test_a_loaded_model_is_the_saved_one_and_can_be_saved_again(trained_any, tmp
         assert list(loaded.history) == list(trained_any.history)
         for key, frame in trained_any.history.items():
             pd.testing.assert_frame_equal(loaded.history[key], frame)
-
-
-def test_a_trained_model_can_be_pickled(make_trained):
-    trained = make_trained()  # with its trainer, which a loaded model has not
-
-    copy = pickle.loads(pickle.dumps(trained))
-
-    assert same_cells(copy.generate(10, seed=3), trained.generate(10, seed=3))
 
 
 def test_cells_given_to_a_model_without_cells_do_not_become_its_own(trained, saved_model, quick, tmp_path):
@@ -103,10 +89,6 @@ NK = {"cell_type": "NK"}
 READERS = {
     "predictions": lambda model, cells: model.predict_perturbation(cells, NK, n_steps=2).obs["dose"].to_numpy(float),
     "latents": lambda model, cells: model.get_latent_representation(cells),
-    "reconstructions": lambda model, cells: model.get_reconstruction(cells, sample=False).X,
-    "conditions": lambda model, cells: model.conditions.encode(
-        model.generate(condition=cells, seed=0, n_steps=1), len(cells)
-    ),
 }
 
 
@@ -117,45 +99,10 @@ def test_copies_of_cells_that_a_model_has_read_are_cells_like_others(trained, sa
     cells = trained.adata[:20].copy()
     expected, order = read(loaded, cells), np.random.default_rng(0).permutation(20)
 
-    for rows in (np.arange(20), np.arange(5), order):
-        for others in (cells[rows].copy(), cells[rows], cells[rows].copy()[:].copy()):
+    for rows in (np.arange(5), order):
+        for others in (cells[rows].copy(), cells[rows]):
             np.testing.assert_allclose(read(loaded, others), expected[rows], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(read(loaded, cells), expected)
-    loaded.adata = cells.copy()
-    assert loaded.get_latent_representation().shape[0] == 20
-
-
-@pytest.mark.parametrize(
-    "use",
-    [
-        SCLDM.load,
-        lambda folder, cells: SCLDM.load_query_data(cells, folder, trainable="all", accelerator="cpu"),
-        lambda folder, cells: SCLDM.load(folder).predict_perturbation(cells, NK, seed=0),
-    ],
-    ids=["load", "query", "predict"],
-)
-def test_cells_can_build_a_model_after_another_has_used_a_copy(saved_model, make_cells, tiny, use):
-    cells = make_cells()
-    SCLDM.setup_anndata(cells, condition_keys=["cell_type"])  # not as the saved model was set up
-
-    other = use(saved_model, cells.copy())
-
-    model = SCLDM(cells, **tiny)
-    assert model.adata is cells
-    assert list(model.conditions.keys) == ["cell_type"]
-    if isinstance(other, SCLDM):
-        assert other.get_latent_representation(cells).shape[0] == other.get_latent_representation().shape[0] == 96
-
-
-def test_a_model_without_cells_keeps_none_of_those_that_it_reads(trained, saved_model):
-    loaded, given = SCLDM.load(saved_model), sp.csr_matrix(trained.adata.X)
-    kept = weakref.ref(given)
-
-    loaded.get_latent_representation(anndata.AnnData(given, var=trained.adata.var[[]]))
-    del given
-    gc.collect()
-
-    assert kept() is None
 
 
 @pytest.mark.parametrize("loads_with_cells", [True, False])
@@ -172,17 +119,6 @@ def test_only_the_same_cells_in_the_same_order_keep_the_split(trained, saved_mod
 
     assert same.validation_indices_.tolist() == trained.validation_indices_.tolist()
     assert reordered.train_indices_ is reordered.validation_indices_ is reordered.test_indices_ is None
-
-
-def test_a_model_of_before_keeps_its_split_for_as_many_cells(trained, tmp_path):
-    trained.save(tmp_path / "m")
-    content = torch.load(tmp_path / "m" / "model.pt")
-    del content["attr_dict"]["split_digest_"]
-    torch.save(content, tmp_path / "m" / "model.pt")
-
-    loaded = SCLDM.load(tmp_path / "m", adata=trained.adata[::-1].copy())
-
-    assert loaded.validation_indices_.tolist() == trained.validation_indices_.tolist()
 
 
 def test_cells_can_be_saved_with_the_model_which_trains_on(trained_any, make_cells, quick, tmp_path):
@@ -227,7 +163,7 @@ def test_cells_that_do_not_fit_are_refused_by_name(trained, saved_model, change,
 
 def test_an_existing_folder_is_not_overwritten_unless_asked(trained, tmp_path):
     trained.save(tmp_path / "m")
-    before = (tmp_path / "m" / "model.pt").read_bytes()
+    before = contents(tmp_path / "m")
 
     with pytest.raises(ValueError, match="sub/x_"):
         trained.save(tmp_path / "other", prefix="sub/x_")
@@ -235,9 +171,13 @@ def test_an_existing_folder_is_not_overwritten_unless_asked(trained, tmp_path):
         trained.save(tmp_path / "other", save_adata=True)
     with pytest.raises(ValueError, match="overwrite"):
         trained.save(tmp_path / "m")
-    assert (tmp_path / "m" / "model.pt").read_bytes() == before
+    assert contents(tmp_path / "m") == before
     trained.save(tmp_path / "m", overwrite=True)
     assert list(tmp_path.iterdir()) == [tmp_path / "m"]
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="dir_path"):
+        trained.save(tmp_path / "file", overwrite=True)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @contextmanager
@@ -254,37 +194,6 @@ def full_disk():
 def test_a_checkpoint_that_cannot_be_written_is_named(make_model, quick, tmp_path):
     with pytest.raises(OSError, match="autoencoder.ckpt.*File too large"), full_disk():
         make_model().train(1, checkpoint_dir=tmp_path, **quick)
-
-
-@pytest.mark.parametrize("folder", ["file", "file/folder"])
-def test_a_file_in_the_way_of_checkpoints_is_named_before_training(make_model, quick, tmp_path, folder):
-    (tmp_path / "file").write_text("mine")
-    model = make_model()
-
-    with pytest.raises(NotADirectoryError, match="checkpoint_dir"):
-        model.train(1, checkpoint_dir=tmp_path / folder, **quick)
-    assert model.trained_stages_ == []
-
-
-def test_backed_cells_stay_those_of_their_file(make_model, make_cells, tmp_path):
-    make_cells(matrix=sp.csr_matrix).write_h5ad(tmp_path / "cells.h5ad")
-    cells = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-
-    make_model(cells).save(tmp_path / "m", save_anndata=True)
-
-    assert cells.filename == tmp_path / "cells.h5ad"
-    assert cells[:5].to_memory().n_obs == 5
-    assert anndata.read_h5ad(tmp_path / "m" / "adata.h5ad").n_obs == cells.n_obs
-
-
-def test_a_folder_that_is_a_file_or_may_not_be_written_is_named(trained, tmp_path, monkeypatch):
-    (tmp_path / "m").write_text("mine")
-    with pytest.raises(NotADirectoryError, match="dir_path"):
-        trained.save(tmp_path / "m", overwrite=True)
-    assert (tmp_path / "m").read_text() == "mine"
-    monkeypatch.setattr("pathlib.Path.mkdir", Mock(side_effect=OSError(errno.EACCES, "")))
-    with pytest.raises(OSError, match="Permission denied"):
-        trained.save(tmp_path / "new")
 
 
 def contents(folder):
@@ -323,21 +232,6 @@ def save_and_be_killed(model, folder, n_steps):
         os._exit(code)
 
 
-@pytest.mark.filterwarnings("ignore:.*use of fork")
-def test_a_model_that_was_saved_meanwhile_is_not_replaced(trained, tmp_path, monkeypatch):
-    def save_slowly(content, file, save=torch.save):
-        save(content, file)
-        (tmp_path / "m").mkdir()
-        (tmp_path / "m" / "model.pt").write_text("of another process")
-
-    monkeypatch.setattr(torch, "save", save_slowly)
-    with pytest.raises(FileExistsError):
-        trained.save(tmp_path / "m")
-
-    assert (tmp_path / "m" / "model.pt").read_text() == "of another process"
-    assert [path.name for path in tmp_path.iterdir()] == ["m"]
-
-
 @pytest.mark.parametrize("is_there", [True, False])
 def test_a_save_that_is_killed_leaves_no_cells_of_another_model(make_model, make_cells, tmp_path, is_there):
     new, old, codes = make_model(make_cells(40, seed=1)), make_model(make_cells()), []
@@ -355,45 +249,13 @@ def test_a_save_that_is_killed_leaves_no_cells_of_another_model(make_model, make
     assert {path.name for path in (tmp_path / "m").iterdir()} == {"model.pt", "adata.h5ad"}
 
 
-def test_cells_that_were_saved_earlier_are_not_those_of_the_model_that_replaces_it(trained, make_model, tmp_path):
-    make_model().save(tmp_path / "m", save_anndata=True)
-    (tmp_path / "m" / "README.md").write_text("mine")
-
-    trained.save(tmp_path / "m", overwrite=True)
-
-    assert sorted(file.name for file in (tmp_path / "m").iterdir()) == ["README.md", "model.pt"]
-    assert SCLDM.load(tmp_path / "m").adata is None
-
-
-def test_the_model_of_cells_that_cannot_be_removed_is_not_replaced(trained, make_model, tmp_path):
-    make_model().save(tmp_path / "m")
-    before = contents(tmp_path / "m")
-    (tmp_path / "m" / "adata.h5ad").mkdir()
-
-    with pytest.raises(OSError, match="adata.h5ad"):
-        trained.save(tmp_path / "m", overwrite=True)
-
-    (tmp_path / "m" / "adata.h5ad").rmdir()
-    assert contents(tmp_path / "m") == before
-
-
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        *(
-            (lambda cells, column=column: cells.obs.insert(0, "note", column), "'note' to /obs")
-            for column in (
-                pd.date_range("2024", periods=96),
-                pd.arrays.SparseArray([0.5, 0] * 48),
-                [1, "one"] * 48,
-            )
-        ),
-        (lambda cells: cells.var.insert(0, "day", pd.Timestamp("2024-01-01")), "'day' to /var"),
-        (lambda cells: cells.obs.insert(0, "_index", 1), "'_index'.*'obs'"),
-        (lambda cells: cells.obs.insert(0, 3, 1), "3 of type.*'obs'"),
-        (lambda cells: setattr(cells.obs.index, "name", 0), "0 of type.*'obs'"),
-        (lambda cells: setattr(cells.obs.index, "name", "dose"), "'dose'.*'obs'"),
-        (lambda cells: cells.uns.update(made={"by": print}), "'by' to /uns/made"),
+        (lambda cells: cells.obs.insert(0, "note", pd.date_range("2024", periods=96)), "note"),
+        (lambda cells: cells.obs.insert(0, "note", [1, "one"] * 48), "note"),
+        (lambda cells: cells.obs.insert(0, "_index", 1), "_index"),
+        (lambda cells: cells.uns.update(made={"by": print}), "by"),
     ],
 )
 def test_what_a_file_cannot_hold_is_named_and_nothing_is_written(make_cells, make_model, tmp_path, change, named):
@@ -414,8 +276,7 @@ def test_what_a_file_cannot_hold_is_named_and_nothing_is_written(make_cells, mak
     ("change", "named"),
     [
         (lambda cells: setattr(cells, "X", cells.X / 2), "not whole numbers"),
-        (lambda cells: cells.obs.pop("cell_type"), "'cell_type'"),
-        (lambda cells: setattr(cells.obs, "cell_type", cells.obs["cell_type"].cat.rename_categories(str.upper)), "NK"),
+        (lambda cells: cells.obs.pop("cell_type"), "cell_type"),
         (lambda cells: cells._inplace_subset_var(cells.var_names != "gene_3"), "gene_3"),
     ],
 )
@@ -423,12 +284,12 @@ def test_cells_that_were_changed_in_place_are_not_saved(make_model, make_cells, 
     model = make_model(cells := make_cells())
     change(cells)
 
-    with pytest.raises(ValueError, match=f"{named}.*save_anndata"):
+    with pytest.raises(ValueError, match=named):
         model.save(tmp_path / "m", save_anndata=True)
     assert list(tmp_path.iterdir()) == []
     model.save(tmp_path / "m")
     cells.write_h5ad(tmp_path / "m" / "adata.h5ad")
-    with pytest.raises((KeyError, ValueError), match=f"{named}.*adata=False"):
+    with pytest.raises((KeyError, ValueError), match=named):
         SCLDM.load(tmp_path / "m")
 
 
@@ -455,34 +316,18 @@ def test_cells_that_were_not_saved_with_a_model_are_kept(trained, make_cells, tm
     assert (tmp_path / "adata.h5ad").read_bytes() == before
 
 
-@pytest.mark.parametrize("error", [MemoryError(), PermissionError(13, "Permission denied")], ids=repr)
-@pytest.mark.parametrize(("module", "name"), [(anndata, "read_h5ad"), (_model_file, "read_torch")])
-def test_errors_of_the_system_are_not_taken_for_damage(trained, tmp_path, monkeypatch, module, name, error):
-    trained.save(tmp_path / "model", save_anndata=True)
-
-    monkeypatch.setattr(module, name, Mock(side_effect=error))
-    with pytest.raises(type(error)):
-        SCLDM.load(tmp_path / "model")
-
-
 def test_a_missing_model_is_reported(saved_model, tmp_path):
-    for folder in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"{folder}.* model.pt"):
-            SCLDM.load(folder)
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*mymodel.pt"):
-        SCLDM.load(tmp_path, prefix="my")
-    for read in (SCLDM.load, SCLDM.load_registry, load):  # a file instead of its folder
-        with pytest.raises(FileNotFoundError, match=f"folder {saved_model}"):
-            read(saved_model / "model.pt")
+    for folder in (tmp_path / "nowhere", tmp_path, saved_model / "model.pt"):
+        for read in (SCLDM.load, SCLDM.load_registry, load):
+            with pytest.raises(FileNotFoundError, match="model.pt"):
+                read(folder)
 
 
 CHANGES = {
     "genes": (("attr_dict", "registry_", "field_registries", "X", "summary_stats", "n_vars"), 2 * 10**9),
     "width": (("attr_dict", "init_params_", "kwargs", "architecture", "width"), 10**6),
-    "layers": (("attr_dict", "init_params_", "kwargs", "architecture", "n_layers"), 10**9),
-    "combinations": (("attr_dict", "combinations_"), torch.zeros(1, 2).expand(10**11, 2)),
     "weights": (("model_state_dict", "library_size.means"), torch.zeros(1).expand(10**12)),
-    **{f"no {name}": (("attr_dict", name), None) for name in ("var_", "combinations_", "combination_sizes_")},
+    "no combinations": (("attr_dict", "combinations_"), None),
     "another format": (("format",), "other"),
 }
 
@@ -503,28 +348,13 @@ def test_a_changed_file_is_refused_before_memory_is_taken(saved_model, tmp_path,
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
-def saved(value, save=torch.save):
-    save(value, buffer := io.BytesIO())
-    return buffer.getvalue()
-
-
-def without(part, whole):
-    return {name: value for name, value in torch.load(io.BytesIO(whole)).items() if name != part}
-
-
 @pytest.mark.parametrize(
     "change",
     [
         lambda _: b"",
-        lambda whole: whole[:10],
         lambda whole: whole[: len(whole) // 2],
-        lambda whole: whole[:-10],
         lambda whole: whole[: len(whole) // 2] + bytes(64) + whole[len(whole) // 2 + 64 :],  # torch would load it
         lambda _: b"eggs and spam",
-        lambda _: b"\x80\x02",
-        lambda _: bytes(1000),
-        *(lambda whole, part=part: saved(without(part, whole)) for part in ("attr_dict", "model_state_dict")),
-        *(lambda _, value=value: saved(value) for value in ({}, {"format": "other"}, [1], torch.ones(2), "text")),
     ],
 )
 def test_a_file_that_is_cut_or_something_else_is_named(saved_model, tmp_path, change):
@@ -534,10 +364,18 @@ def test_a_file_that_is_cut_or_something_else_is_named(saved_model, tmp_path, ch
         SCLDM.load(tmp_path)
 
 
-@pytest.mark.parametrize("save", [torch.save, pickle.dump])
+@pytest.mark.parametrize("value", [{}, {"format": "other"}, [1], torch.ones(2), "text"], ids=str)
+def test_a_file_of_other_values_is_named(tmp_path, value):
+    torch.save(value, tmp_path / "model.pt")
+
+    with pytest.raises(ValueError, match=r"model\.pt"):
+        SCLDM.load(tmp_path)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
 @pytest.mark.parametrize("wrap", [lambda c: c, lambda c: {"format": "scgen_diffusion-2", "attr_dict": c}])
 def test_code_in_a_file_is_refused_and_never_runs(tmp_path, save, wrap):
-    (tmp_path / "model.pt").write_bytes(saved(wrap(Canary(tmp_path / "canary")), save))
+    save(wrap(Canary(tmp_path / "canary")), tmp_path / "model.pt")
 
     with pytest.raises(ValueError, match=r"model\.pt"):
         SCLDM.load(tmp_path)
@@ -559,7 +397,7 @@ def test_an_untrained_model_can_be_saved_and_still_cannot_generate(make_model, a
             untrained.generate(2)
 
 
-@pytest.mark.parametrize("keys", [["dose"], np.array(["treated"]), ["dose", "treated", "cell_type"], []], ids=str)
+@pytest.mark.parametrize("keys", [["dose", "treated", "cell_type"], []], ids=str)
 def test_categories_and_options_keep_their_type_through_a_file(make_trained, tmp_path, keys):
     model = make_trained(condition_keys=keys, ema_decay=np.float64(0.9))
     model.save(tmp_path / "m")
@@ -580,10 +418,8 @@ def test_columns_of_var_survive_a_file(make_cells, make_trained, tmp_path):
     adata.var = pd.DataFrame(
         {
             "chromosome": pd.Categorical(["X"] * 6 + ["Y"] * 6),
-            "start": np.arange(12, dtype=np.int16),
             "gc": np.linspace(0, 1, 12, dtype=np.float32),
             "exons": pd.array([1, None] * 6, dtype="Int64"),
-            "coding": pd.array([True, None] * 6, dtype="boolean"),
             "alias": pd.array(["text", None] * 6, dtype="string"),
             "note": ["text", None] * 6,
         },
