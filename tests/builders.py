@@ -264,6 +264,12 @@ def gene_space_class(request):
 
 
 @pytest.fixture(scope="session")
+def trained_once():
+    """Return a function of a class that returns the model of this class which tests share."""
+    return _trained_once
+
+
+@pytest.fixture(scope="session")
 def trained():
     """Return an SCLDM with two keys that is trained once for all tests; they must not change it."""
     return _trained_once(SCLDM)

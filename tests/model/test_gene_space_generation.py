@@ -7,7 +7,6 @@ import warnings
 import numpy as np
 import pytest
 import scanpy as sc
-from builders import same_cells
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, DDIMSampler
 from scgen_diffusion.model import SCRDIT
@@ -20,16 +19,6 @@ N_GENES = 12
 @pytest.fixture(scope="module")
 def cells(trained_gene_space):
     return trained_gene_space.generate(60, seed=0)
-
-
-def test_log_values_come_back_sparse_with_exact_zeros(cells):
-    assert cells.shape == (60, N_GENES)
-    assert cells.X.format == "csr"
-    assert cells.X.dtype == np.float32
-    assert 0 < cells.X.nnz < 60 * N_GENES
-    assert (cells.X.data > 0).all()
-    assert cells.obs_names.is_unique
-    assert cells.obs_names.str.contains("^(SCRDIT|WBDIT)-").all()
 
 
 def test_scanpy_knows_that_the_values_are_logarithms(cells):
@@ -55,7 +44,7 @@ def test_all_parts_generate(make_trained, parts):
     one, other = (model.generate(20, {"cell_type": kind}, seed=0, n_steps=3).X for kind in ("NK", "B cell"))
 
     assert np.isfinite(one.data).all()
-    assert one.nnz
+    assert 0 < one.nnz < 20 * N_GENES
     assert (one != other).nnz  # the network heeds its condition
 
 
@@ -70,17 +59,6 @@ def test_what_is_nearer_to_zero_than_to_any_value_becomes_zero(trained_gene_spac
     np.testing.assert_array_equal(cells, np.where(free > cut, free, 0))
 
 
-@pytest.mark.parametrize("sampler", ["dpm_solver_3m", "dpm_solver", "ddim", "ddpm", DDIMSampler(eta=1.0)], ids=str)
-def test_cells_do_not_depend_on_batch_size_or_number_of_cells(trained_gene_space, sampler):
-    request = {"seed": 5, "sampler": sampler, "n_steps": 3}
-    whole = trained_gene_space.generate(40, **request)
-
-    for batch_size in (1, 17, 10_000):
-        assert same_cells(whole, trained_gene_space.generate(40, **request, batch_size=batch_size)), batch_size
-    for n_cells in (1, 10, 17):
-        assert same_cells(whole[:n_cells], trained_gene_space.generate(n_cells, **request)), n_cells
-
-
 def test_randomness_on_the_way_belongs_to_the_cell(trained_gene_space):
     """Were it shared, or left out, stochastic and deterministic samplers would agree on differences between cells."""
     smooth, rough = (
@@ -89,13 +67,6 @@ def test_randomness_on_the_way_belongs_to_the_cell(trained_gene_space):
 
     difference = (smooth - rough).toarray()
     assert len({row.tobytes() for row in difference}) == 20
-
-
-@pytest.mark.parametrize(("head", "expected"), [("spike_and_slab", "dpm_solver_3m"), ("regression", "dpm_solver")])
-def test_the_default_sampler_is_the_one_that_suits_the_prediction(make_trained, head, expected):
-    cells = make_trained(cls=SCRDIT, head=head).generate(3, seed=0)
-
-    assert cells.uns["scgen_diffusion"]["sampler"] == expected
 
 
 def test_counts_are_the_profiles_shares_of_the_total_rounded(trained_gene_space, cells):
@@ -129,7 +100,7 @@ def test_counts_from_log_values_need_totals(make_trained, make_cells):
 @pytest.mark.parametrize(
     "request_",
     [
-        *({"sampler": sampler} for sampler in ("dpmsolver", *FLOW_SAMPLERS, *FLOW_SAMPLERS.values())),
+        *({"sampler": sampler} for sampler in ("dpmsolver", "heun", FLOW_SAMPLERS["heun"])),
         {"n_steps": 1001},
         {"library_size": 1000},
     ],

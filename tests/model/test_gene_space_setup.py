@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 from builders import same_cells
 
-from scgen_diffusion.model import SCRDIT
-
 
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"patch_size": 13}, ValueError, "`patch_size` must be between 1 and .* found 13 for 12 genes"),
-        ({"patch_sizes": 3}, TypeError, "has no option 'patch_sizes'.*closest first: .patch_size"),
-        ({"width": 8, "n_heads": 3}, ValueError, "multiple.*found width 8 and 3 heads"),
+        ({"patch_size": 13}, ValueError, "patch_size"),
+        ({"patch_sizes": 3}, TypeError, "patch_size"),
+        ({"width": 8, "n_heads": 3}, ValueError, "width"),
     ],
     ids=str,
 )
@@ -29,10 +27,6 @@ def test_the_default_sizes_fit_any_number_of_genes(make_cells, gene_space_class,
     gene_space_class.setup_anndata(adata)
 
     assert gene_space_class(adata).architecture.patch_size <= n_genes
-
-
-def test_the_unet_has_no_patches_to_fit(make_model):
-    assert make_model(cls=SCRDIT, backbone="unet", patch_size=1000).architecture.backbone == "unet"
 
 
 @pytest.mark.parametrize(
