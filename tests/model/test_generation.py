@@ -12,7 +12,7 @@ import scvi
 import torch
 from builders import same_cells
 
-from scgen_diffusion.diffusion import FLOW_SAMPLERS, DDIMSampler, FixedStepSampler, Guidance
+from scgen_diffusion.diffusion import FLOW_SAMPLERS, DDIMSampler, FixedStepSampler
 from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
 
 
@@ -155,7 +155,6 @@ REQUESTS = [
     {"condition": {"cell_type": ["NK", "B cell"], "dose": [1, 10]}},
     {"condition": pd.DataFrame({"dose": [1, 10]})},
     {"n_cells": 3, "guidance_scale": {"cell_type": 2.0}},
-    {"n_cells": 3, "guidance_scale": Guidance(2.0, interval=(0.1, 0.9))},
     {"n_cells": 3, "library_size": 100},
     {"n_cells": 3, "library_size": [50, 60, 70]},
     {"n_cells": 3, "n_steps": 3},
