@@ -91,17 +91,6 @@ def test_mutually_exclusive_shows_every_key_in_an_equal_share_of_batches():
     assert ((shown - 1_000).abs() < 104).all()  # binomial: standard deviation 26, four of them allowed
 
 
-@given(n_columns=st.lists(st.integers(1, 3), min_size=1, max_size=4), is_number=st.booleans())
-@settings(max_examples=50, deadline=None)
-def test_keeping_keys_of_each_sample_is_keeping_them_sample_by_sample(n_columns, is_number):
-    columns, condition = draw_columns(n_columns, is_number=is_number)
-    given = torch.rand(7, columns.n_keys, generator=torch.Generator().manual_seed(1)) < 0.5
-    together = columns.null_unless(condition, given)
-    for sample in range(7):
-        alone = columns.keep(condition[[sample]], given[sample].nonzero()[:, 0])
-        assert torch.equal(together[[sample]], alone)
-
-
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.8])
 def test_every_strategy_drops_as_often_as_its_coins_say(probability):
     n, p = 40_000, probability
@@ -122,18 +111,6 @@ def test_one_key_alone_is_dropped_as_often_as_by_joint():
     condition, columns = draw_classes(n, [3])
     dropped = Additive().drop(condition, columns, probability, torch.Generator().manual_seed(0))
     assert torch.equal(dropped, drop("joint", condition, columns, probability))
-
-
-@pytest.mark.parametrize("strategy", CONDITION_STRATEGIES)
-def test_dropping_draws_from_its_generator_alone(strategy):
-    condition, columns = draw_classes(50, (3, 2))
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    first = drop(strategy, condition, columns, 0.5, seed=1)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(1)
-    assert torch.equal(drop(strategy, condition, columns, 0.5, seed=1), first)
-    assert not torch.equal(drop(strategy, condition, columns, 0.5, seed=2), first)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

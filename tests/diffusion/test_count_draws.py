@@ -79,25 +79,17 @@ def test_rare_counts_are_as_rare_as_they_should_be():
     assert counts.mean().item() == pytest.approx(0.5, abs=0.01)  # half of these numbers lie below the probability
 
 
-def test_a_count_does_not_depend_on_the_others_nor_on_the_parts_that_are_drawn_together(monkeypatch):
-    mu, theta = torch.logspace(-3, 3, 600).view(3, 200), torch.tensor([[0.05], [2.0], [300.0]]).expand(3, 200)
-    u = uniforms(600).view(3, 200)
-    together = draw_negative_binomial(u, mu, theta)
-    backwards = draw_negative_binomial(u.flip(1), mu.flip(1), theta.flip(1)).flip(1)
-    assert torch.equal(together, backwards)
-    monkeypatch.setattr(_count_draws, "PART_SIZE", 200)  # one row
-    assert torch.equal(draw_negative_binomial(u, mu, theta), together)
-
-
 @pytest.mark.parametrize("seed", range(20))
-def test_any_counts_alone_are_what_they_are_among_others(seed):
+def test_any_counts_alone_are_what_they_are_among_others_and_in_parts(seed, monkeypatch):
     rng = torch.Generator().manual_seed(seed)
     mu, theta = (10 ** (torch.rand(5000, generator=rng) * 5 - shift) for shift in (1, 2))
     u, n = uniforms(5000, seed), int(torch.randint(1, 200, (1,), generator=rng))
     chosen = torch.randperm(5000, generator=rng)[:n]
-    alone = draw_negative_binomial(u[chosen], mu[chosen], theta[chosen])
-    assert torch.equal(draw_negative_binomial(u, mu, theta)[chosen], alone)
-    assert torch.equal(draw_poisson(u, mu)[chosen], draw_poisson(u[chosen], mu[chosen]))
+    alone = draw_negative_binomial(u[chosen], mu[chosen], theta[chosen]), draw_poisson(u[chosen], mu[chosen])
+    for part_size in (_count_draws.PART_SIZE, 700):
+        monkeypatch.setattr(_count_draws, "PART_SIZE", part_size)
+        assert torch.equal(draw_negative_binomial(u, mu, theta)[chosen], alone[0])
+        assert torch.equal(draw_poisson(u, mu)[chosen], alone[1])
 
 
 @pytest.mark.parametrize("theta", [np.exp(-80.0), 1e-6, 1e8, np.exp(80.0)], ids=str)
@@ -158,23 +150,6 @@ def test_each_cell_is_thinned_binomially_by_its_own_share():
         found, expected = torch.bincount(cell.long(), minlength=7), stats.binom.pmf(range(7), 6, share) * 20_000
         few = expected[:3].sum()  # of which hardly any are expected at 0.9
         assert stats.chisquare([found[:3].sum(), *found[3:]], [few, *expected[3:]]).pvalue > 1e-4
-
-
-# --- numbers that follow from one number ------------------------------------------------------------------------------
-
-
-def test_numbers_that_follow_from_one_number_are_uniform_and_independent():
-    stream = _count_draws.Stream(uniforms(20_000))
-    drawn = np.stack([stream.draw().numpy() for _ in range(5)])
-    assert min(stats.kstest(numbers, "uniform").pvalue for numbers in drawn) > 1e-3
-    assert np.abs(np.corrcoef(drawn)[np.triu_indices(5, 1)]).max() < 5 / 20_000**0.5
-    assert stats.kstest(stream.draw_normal().numpy(), "norm").pvalue > 1e-3
-
-
-def test_neighbouring_numbers_have_streams_of_their_own():
-    drawn = _count_draws.Stream(torch.arange(20_000).double() * 2.0**-53).draw().numpy()
-    assert stats.kstest(drawn, "uniform").pvalue > 1e-3
-    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 5 / 20_000**0.5
 
 
 # --- counts under another mean ----------------------------------------------------------------------------------------

@@ -1,4 +1,3 @@
-import math
 import os
 from pathlib import Path as FilePath
 
@@ -69,27 +68,6 @@ def test_the_time_of_what_the_network_sees_is_found_again(path):
     assert isinstance(path, VariancePreserving) or torch.equal(path.network_time(t), t)
 
 
-@every_path
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
-def test_precision_and_shape_are_those_of_the_times(path, dtype, shape):
-    t = torch.full(shape, 0.3, dtype=dtype)
-    for of in (path.alpha, path.sigma, path.alpha_rate, path.sigma_rate, path.network_time):
-        assert (of(t).shape, of(t).dtype) == (shape, dtype)
-
-
-@every_path
-def test_training_times_come_from_their_generator_alone(path):
-    before = torch.get_rng_state()
-    first, again = (path.draw_times(1000, torch.Generator().manual_seed(0), "cpu") for _ in range(2))
-    assert first.shape == (1000,)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, path.draw_times(1000, torch.Generator().manual_seed(1), "cpu"))
-    assert first.min() >= 0
-    assert first.max() < 1
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_training_times_of_the_straight_path_are_uniform():
     t = LinearInterpolant().draw_times(10_000, torch.Generator().manual_seed(0), "cpu")
     assert abs(t.mean() - 0.5) < 4 / (12 * 10_000) ** 0.5
@@ -106,22 +84,6 @@ def test_linear_schedule_and_noising_are_the_published_ones(model):
     torch.testing.assert_close(path.alpha_bar().float(), recorded["alpha_bar"], rtol=1e-5, atol=0)
     noised = path.interpolate(recorded["x"], recorded["noise"], path.time(recorded["t"]))
     torch.testing.assert_close(noised, recorded["noised"], rtol=1e-5, atol=1e-6)  # single precision
-
-
-def test_linear_betas_rise_in_equal_steps():
-    betas = VariancePreserving("linear", n_timesteps=3).betas()
-    torch.testing.assert_close(betas, torch.tensor([1e-4, 0.01005, 0.02], dtype=torch.float64))
-
-
-def test_cosine_schedule_follows_the_squared_cosine_but_for_the_cap():
-    path = VariancePreserving("cosine")
-
-    def signal(share):
-        return math.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    expected = [signal((k + 1) / 1000) / signal(0) for k in range(999)]
-    torch.testing.assert_close(path.alpha_bar()[:999], torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=0)
-    assert path.betas()[999] == 0.999
 
 
 @given(path=PATHS_OF_ANY_SIZE, t=TIMES)

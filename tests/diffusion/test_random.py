@@ -11,9 +11,10 @@ SEEDS = st.integers(0, 2**63 - 1)
 INDICES = st.lists(st.integers(0, 10**9), min_size=1, max_size=8, unique=True)
 
 
-def draw_everything(seed, indices):
+def draw_everything(seed, indices, *, first=None):
     """Draw all kinds of numbers in turn, so the state after each draw matters too."""
     generators = Generators(seed, indices)
+    generators = generators if first is None else generators.first(first)
     drawn = [
         generators.normal(2, 3).flatten(1),
         generators.uniform()[:, None],
@@ -48,26 +49,10 @@ def test_seeds_of_numpy_are_those_of_python():
     assert sample_seed(np.int64(7), 3) == sample_seed(7, 3)
 
 
-# Samples of a request are fewer than 2**32; a bit beyond them would change the upper half of the seed alone.
-@given(seed=SEEDS, index=st.integers(0, 2**32 - 1), bit=st.integers(0, 31))
-@settings(max_examples=200, deadline=None)
-def test_changing_one_bit_of_the_index_changes_about_half_of_the_seed(seed, index, bit):
-    changed = (sample_seed(seed, index) ^ sample_seed(seed, index ^ (1 << bit))).bit_count()
-    assert 10 <= changed <= 53  # Binomial(63, 1/2): 31.5 +- 4, more than five standard deviations allowed
-
-
-@pytest.fixture(scope="module")
-def drawn():
-    """Return the first five normal numbers of 10 000 neighbouring samples."""
-    return Generators(0, range(10_000)).normal(5).numpy()
-
-
-def test_first_numbers_of_neighbouring_samples_are_standard_normal(drawn):
+def test_first_numbers_of_neighbouring_samples_are_standard_normal_and_independent():
+    drawn = Generators(0, range(10_000)).normal(5).numpy()
     for column in drawn.T:
         assert stats.kstest(column, "norm").pvalue > 1e-4  # a fixed seed: fails by chance never, by a bias always
-
-
-def test_first_numbers_of_neighbouring_samples_are_independent(drawn):
     lagged = np.corrcoef(drawn[:-1].T, drawn[1:].T)[:5, 5:]
     within = np.corrcoef(drawn.T)[np.triu_indices(5, 1)]
     # The standard error of a correlation of 10 000 pairs is 0.01; four of them allowed.
@@ -82,20 +67,7 @@ def test_no_two_of_many_samples_share_the_bits_that_a_cpu_generator_looks_at(see
 
 @pytest.mark.parametrize("n", [1, 5, 64, 128])
 def test_the_first_samples_get_what_they_get_with_the_others(n):
-    def draw(generators):
-        return torch.cat(
-            [generators.normal(2, 3).flatten(1), generators.uniform()[:, None], generators.normal(20)], dim=1
-        )
-
-    assert torch.equal(draw(Generators(3, range(128, 256)).first(n)), draw(Generators(3, range(128, 256)))[:n])
-    assert len(Generators(3, range(128, 256)).first(n)) == n
-
-
-def test_blocks_and_requests_get_numbers_of_their_own():
-    numbers = [Generators(seed, range(first, first + 128)).normal(8) for seed in (0, 1) for first in (0, 128)]
-
-    for i, one in enumerate(numbers):
-        assert not any(torch.isclose(one, other).any() for other in numbers[:i])
+    assert torch.equal(draw_everything(3, range(128, 256), first=n), draw_everything(3, range(128, 256))[:n])
 
 
 def test_a_whole_block_is_drawn_at_once(monkeypatch):

@@ -184,12 +184,6 @@ def test_data_on_a_parabola_of_the_log_snr_are_half_corrected_by_a_third_predict
     assert float(_integral(known, h)) == pytest.approx(expected)
 
 
-def test_dpm_solver_of_two_steps_is_ddim():
-    # The first and the last step are of order 1, which is DDIM's.
-    solved, implicit = (one(build_denoiser(), start(), n_steps=2) for one in (DPMSolverSampler(), DDIMSampler()))
-    torch.testing.assert_close(solved, implicit, rtol=1e-12, atol=1e-12)
-
-
 def test_slowing_steps_grow_shorter():
     times = DPMSolverSampler(spacing="slowing").walk(build_denoiser(), start(), n_steps=12).times
     assert times[[0, -1]].tolist() == [0, 1]
