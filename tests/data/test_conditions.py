@@ -12,8 +12,9 @@ from anndata import AnnData
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scgen_diffusion.data import OPEN, ArrayKey, CategoricalKey, Conditions, ContinuousKey, RequestedCodes
+from scgen_diffusion.data import OPEN, ArrayKey, CategoricalKey, Conditions, ContinuousKey, RequestedCodes, SetKey
 from scgen_diffusion.data import _conditions as conditions_module
+from scgen_diffusion.data._condition_keys import LARGEST_DISTANCE
 
 CATEGORIES = {"cell_type": ["B", "T", "NK", "empty"], "dose": [1, 10, 100], "treated": [False, True]}
 COMBINATIONS = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 0], [1, 2, 1], [2, 2, 0]])
@@ -29,31 +30,34 @@ def conditions():
     return Conditions(categorical_keys(CATEGORIES), COMBINATIONS, N_CELLS)
 
 
-def test_none_leaves_every_key_open(conditions):
-    assert (conditions.encode(None, 4) == OPEN).all()
-    assert conditions.encode(None, 4).shape == (4, 3)
-
-
-def test_a_scalar_is_given_to_every_cell(conditions):
-    codes = conditions.encode({"cell_type": "NK", "treated": True}, 3)
-
-    assert codes.tolist() == [[2, OPEN, 1]] * 3
-
-
-@pytest.mark.parametrize(("name", "value"), [("cell_type", "NK"), ("dose", 100), ("treated", True)])
-def test_an_array_without_axes_is_a_scalar(conditions, name, value):
-    np.testing.assert_array_equal(conditions.encode({name: np.array(value)}, 2), conditions.encode({name: value}, 2))
-
-
-def test_a_list_gives_one_value_per_cell_and_the_number_of_cells(conditions):
-    codes = conditions.encode({"dose": [100, 1, 10]}, None)
-
-    assert codes[:, 1].tolist() == [2, 0, 1]
-
-
-@pytest.mark.parametrize(("n_cells", "expected"), [(6, [0, 0, 0, 1, 1, 1]), (5, [0, 0, 0, 1, 1]), (2, [0, 1])])
-def test_a_short_list_is_shared_evenly_among_consecutive_cells(conditions, n_cells, expected):
-    assert conditions.encode({"cell_type": ["B", "T"]}, n_cells)[:, 0].tolist() == expected
+@pytest.mark.parametrize(
+    ("request_", "n_cells", "expected"),
+    [
+        (None, 2, [[OPEN] * 3] * 2),
+        ({"cell_type": "NK", "treated": True}, 3, [[2, OPEN, 1]] * 3),
+        ({"dose": np.array(100)}, 2, [[OPEN, 2, OPEN]] * 2),  # an array without axes
+        ({"treated": np.array(True)}, 1, [[OPEN, OPEN, 1]]),
+        ({"dose": [100, 1, 10]}, None, [[OPEN, code, OPEN] for code in (2, 0, 1)]),
+        *(
+            ({"cell_type": ["B", "T"]}, len(shares), [[code, OPEN, OPEN] for code in shares])
+            for shares in ([0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1], [0, 1])  # shared evenly among consecutive cells
+        ),
+        *(
+            (
+                pd.DataFrame({"treated": [True, False], "cell_type": ["T", "B"]}, index=["x", "y"]),
+                n,
+                [[1, OPEN, 1], [0, OPEN, 0]],
+            )
+            for n in (None, 2)
+        ),
+        *(
+            ({"cell_type": make(["T", "B"])}, None, [[1, OPEN, OPEN], [0, OPEN, OPEN]])
+            for make in (list, tuple, np.array, pd.Series, pd.Categorical, pd.Index)
+        ),
+    ],
+)
+def test_requests_of_any_form_become_codes(conditions, request_, n_cells, expected):
+    assert conditions.encode(request_, n_cells).tolist() == expected
 
 
 @given(n_values=st.integers(1, 20), extra=st.integers(0, 50))
@@ -118,9 +122,11 @@ def evenly(n):
 
 def test_open_keys_follow_their_joint_distribution(conditions):
     n = 1000
-    drawn = conditions.fill(np.full((n, 3), OPEN), evenly(n))
+    codes = np.full((n, 3), OPEN)
 
-    found, shares = np.unique(drawn, axis=0, return_counts=True)
+    found, shares = np.unique(conditions.fill(codes, evenly(n)), axis=0, return_counts=True)
+
+    assert (codes == OPEN).all()  # the input stays as it is
     assert found.tolist() == COMBINATIONS.tolist()
     assert shares.tolist() == (10 * N_CELLS).tolist()
 
@@ -137,10 +143,7 @@ def test_open_keys_follow_their_distribution_given_the_others(conditions):
 
 
 def test_what_is_given_is_kept_even_where_it_does_not_occur_together(conditions):
-    codes = np.full((50, 3), OPEN)
-    codes[:, :2] = [2, 0]  # NK cells were never given the dose 1
-
-    filled = conditions.fill(codes, evenly(50))
+    filled = conditions.fill(np.array([[2, 0, OPEN]] * 50), evenly(50))  # NK cells were never given the dose 1
 
     assert (filled[:, :2] == [2, 0]).all()
     assert set(filled[:, 2]) == {0, 1}
@@ -161,14 +164,6 @@ def test_draws_at_the_ends_of_the_unit_interval_occur_in_training(conditions, un
     drawn = conditions.fill(np.full((1, 3), OPEN), np.array([uniform]))
 
     assert drawn[0].tolist() in COMBINATIONS.tolist()
-
-
-def test_filling_leaves_its_input_alone(conditions):
-    codes = np.full((5, 3), OPEN)
-
-    conditions.fill(codes, evenly(5))
-
-    assert (codes == OPEN).all()
 
 
 def test_no_keys_are_no_trouble():
@@ -356,3 +351,148 @@ def test_many_new_combinations_take_little_memory():
     tracemalloc.stop()
     assert found.tolist() == [True] * is_new.sum() + [False] * 10
     assert peak < 1e7  # each of the 200 would hold 160 kB
+
+
+def test_few_cells_of_an_array_stand_for_many():
+    rng = np.random.default_rng(0)
+    types, places = rng.choice(2, 50_000, p=[0.9999, 0.0001]), rng.normal(size=(50_000, 2))
+    key = ArrayKey.of("spatial", places)
+    codes = np.concatenate([types[:, None], key.encode(places)], axis=1)
+
+    conditions = Conditions.from_codes([CLASSES, key], codes)
+
+    assert 16_000 < len(conditions.combinations) < 17_000
+    assert {tuple(row) for row in conditions.combinations} <= {tuple(row) for row in codes}
+    of_y = conditions.combinations[:, 0] == 1
+    assert (conditions.n_cells[of_y].sum(), conditions.n_cells.sum()) == (types.sum(), 50_000)
+
+
+def test_open_keys_are_drawn_from_the_nearest_cells_in_proportion():
+    places = np.repeat([[0.0, 0], [10, 0], [10, 1]], [40, 40, 2], axis=0)
+    types = np.r_[np.tile([0, 0, 0, 1], 10), np.full(42, 1)]
+    key = ArrayKey.of("spatial", places)
+    conditions = Conditions.from_codes([CLASSES, key], np.column_stack([types, key.encode(places)]))
+    asked = conditions.encode({"spatial": [0.5, 0]}, 1000)
+
+    drawn = conditions.fill(asked, evenly(1000))[:, 0]
+    assert drawn.mean() == 0.25  # only cells of the nearest place, and all of them
+    both = conditions.fill(asked[:2], np.array([0.1, 0.9]))
+    assert both[:, 0].tolist() == [conditions.fill(asked[[n]], np.array([u]))[0, 0] for n, u in enumerate([0.1, 0.9])]
+
+
+# --- keys of several kinds --------------------------------------------------------------------------------------------
+
+CLASSES, NUMBER = CategoricalKey("c", ["x", "y"]), ContinuousKey("d", 2.0, 4.0, -1.0, 9.0)
+SETS = SetKey("p", ["A", "B", "C", "D"], "+", 3, "ctrl", ["A", "B+A", "C", "ctrl"])
+
+
+@pytest.fixture
+def mixed():
+    """Return conditions of 100 cells: x with doses 0 and 8, y with dose 8 and the set A only."""
+    values = ["x"] * 60 + ["y"] * 40, [0.0] * 30 + [8.0] * 70, ["B+A"] * 60 + ["A"] * 40
+    return joint([CLASSES, NUMBER, SETS], *values)
+
+
+def joint(keys, *values):
+    return Conditions.from_codes(keys, np.hstack([key.encode(own) for key, own in zip(keys, values, strict=True)]))
+
+
+def numbers_alone(numbers):
+    return joint([ContinuousKey.of("d", pd.Series(numbers))], numbers)
+
+
+def test_columns_lie_side_by_side(mixed):
+    codes = mixed.encode({"p": "B", "c": "y"}, 2)
+    assert codes.tolist() == [[1, OPEN, 1, 4, 4]] * 2
+    assert mixed.describe(codes[0]) == "c='y', p='B'"
+
+
+def test_open_keys_are_drawn_given_the_others(mixed):
+    obs = mixed.to_obs(mixed.fill(mixed.encode({"d": 7.5}, 1000), evenly(1000)), pd.RangeIndex(1000))
+
+    assert set(obs["d"]) == {7.5}
+    assert (obs["c"] == "y").mean() == pytest.approx(4 / 7, abs=2e-3)  # as of the nearest dose, 8
+    assert set(obs.loc[obs["c"] == "y", "p"]) == {"A"}
+
+
+def test_what_no_training_cell_has_is_named(mixed):
+    codes = mixed.encode({"c": ["x", "y", "y"], "d": [0.0, 0.0, 8.0], "p": ["A+B", "A", "A"]}, None)
+    assert [mixed.describe(row) for row in mixed.unseen(codes)] == ["c='y', d=0.0, p='A'"]
+
+
+def test_numbers_outside_the_training_range_are_named(mixed):
+    assert mixed.extrapolated(mixed.encode({"d": [-1.0, 9.0]}, None)) == []
+    assert mixed.extrapolated(mixed.encode({"d": [9.5, 3.0]}, None)) == ["d=9.5 (no training cell is near)"]
+    assert mixed.extrapolated(mixed.encode(None, 3)) == []
+
+
+@pytest.mark.parametrize("numbers", [[0, 2, 4, 8], [0, 1, 3, 9], [0, 24, 48], [0, 10, 100, 1000], range(20, 90, 5)])
+def test_numbers_between_those_of_a_series_are_not_far_from_them(numbers):
+    conditions, between = numbers_alone(numbers), np.linspace(min(numbers), max(numbers), 50)
+    assert conditions.extrapolated(conditions.encode({"d": between}, None)) == []
+
+
+def test_numbers_in_a_hole_of_the_training_numbers_are_named():
+    minutes = [*range(210, 475, 5), *range(585, 785, 5)]  # as worm_embryo without 480 to 559
+    conditions = numbers_alone(minutes)
+    assert conditions.extrapolated(conditions.encode({"d": [480, 500, 550, *minutes]}, None)) == []
+    found = conditions.extrapolated(conditions.encode({"d": [300, 520, 525, 800]}, None))
+    assert found == ["d=520.0 (no training cell is near, one of 3)"]
+
+
+def test_members_without_training_cells_need_known_embeddings(mixed):
+    with pytest.raises(ValueError, match="D"):
+        mixed.encode({"p": "A+D"}, 1)
+    with_vectors = SetKey("p", ["A", "B", "C", "D"], "+", 3, "ctrl", ["A"], has_vectors=True)
+    known = Conditions([CLASSES, NUMBER, with_vectors], mixed.combinations, mixed.n_cells)
+    assert known.encode({"p": "A+D"}, 1)[0, 2:].tolist() == [0, 3, 4]
+
+
+def test_many_values_of_a_number_are_rounded_to_a_few():
+    values = np.random.default_rng(0).normal(size=5000)
+    conditions = numbers_alone(values)
+
+    assert len(conditions.combinations) == 256
+    assert conditions.n_cells.sum() == 5000
+    drawn = conditions.by_key[0].decode(conditions.fill(np.full((5000, 1), OPEN), evenly(5000)))
+    assert np.abs(np.sort(drawn) - np.sort(values))[50:-50].max() < 0.1
+
+
+def test_a_number_is_near_those_of_cells_with_the_same_classes():
+    rng = np.random.default_rng(0)
+    classes, ages = rng.choice(["x", "y"], 400), rng.uniform(0, 80, 400)
+    keys = [CLASSES, ContinuousKey.of("d", pd.Series(ages)), CategoricalKey("sex", ["f", "m"])]
+    conditions = joint(keys, classes, ages, np.where(classes == "y", "f", rng.choice(["f", "m"], 400)))
+
+    asked = conditions.encode({"c": "y", "d": np.linspace(5, 75, 200).tolist()}, None)
+
+    assert not len(conditions.unseen(asked))
+    assert set(conditions.to_obs(conditions.fill(asked, rng.random(200)), pd.RangeIndex(200))["sex"]) == {"f"}
+
+
+def test_combinations_of_numbers_are_unseen_if_no_cell_of_the_class_is_near_in_all():
+    rng = np.random.default_rng(0)
+    classes, numbers = rng.choice(["x", "y"], 250), rng.normal(size=(250, 2))
+    conditions = joint(
+        [CLASSES, *(ContinuousKey.of(f"d{n}", pd.Series(numbers[:, n])) for n in (0, 1))], classes, *numbers.T
+    )
+    codes = np.repeat(conditions.combinations, conditions.n_cells, axis=0)
+    asked = np.concatenate([rng.permutation(codes[:, :1]), codes[:, 1:]], axis=1)
+
+    found = conditions.are_unseen(asked)
+
+    distances = [np.abs(codes[codes[:, 0] == one[0], 1:] - one[1:]).max(1).min() for one in asked]
+    assert found.tolist() == (np.array(distances) > LARGEST_DISTANCE).tolist()
+    assert 10 < found.sum() < 200
+
+
+@pytest.mark.parametrize("sets", [[("B", "A"), {"A"}], [["A"]], np.array([["B", "A"]]), ("A", "B")])
+def test_a_tuple_or_list_is_no_set(mixed, sets):
+    with pytest.raises(TypeError, match="condition"):
+        mixed.encode({"p": sets}, 2)
+
+
+@pytest.mark.parametrize("value", [np.array(8.0), np.float32(8.0), 8])
+def test_numbers_may_come_as_any_scalar(mixed, value):
+    obs = mixed.to_obs(mixed.encode({"d": value, "c": "x", "p": "A"}, 2), pd.RangeIndex(2))
+    assert obs["d"].tolist() == [8, 8]

@@ -19,7 +19,8 @@ from pandas.api.types import union_categoricals
 from scgen_diffusion._arguments import known_names
 from scgen_diffusion._files import explain_failed_read
 
-from ._anndata import PROVENANCE_KEY, widen
+from ._generated import PROVENANCE_KEY
+from ._labels import widen
 from ._matrices import FileMatrix, naming_file, read_part
 
 if TYPE_CHECKING:

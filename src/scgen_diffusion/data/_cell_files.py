@@ -21,12 +21,20 @@ from scvi.data.fields import LayerField
 from scgen_diffusion._arguments import check_count, known_names
 
 from ._anndata_file import closing_if_refused, open_anndata_files
-from ._checks import check_natural_logarithms, check_not_empty, check_rows, check_size, check_values, list_some
+from ._checks import (
+    check_names,
+    check_natural_logarithms,
+    check_not_empty,
+    check_rows,
+    check_size,
+    check_values,
+    list_some,
+)
+from ._condition_keys import check_array
 from ._condition_setup import (
     ConditionField,
     ConditionSetup,
     check_conditions,
-    check_names,
     encode_conditions,
     extend_tables,
     keys_to_check,
@@ -34,7 +42,7 @@ from ._condition_setup import (
     registered_keys,
     values_of,
 )
-from ._conditions import OPEN, Conditions, check_array
+from ._conditions import OPEN, Conditions
 from ._matrices import JoinedMatrix
 from ._registered_cells import digest_of_cells, sampled_rows
 from ._windows import WINDOW_SIZE, Batches, WindowLoader, choose_block_size
@@ -43,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
     from ._anndata_file import AnnDataFile
-    from ._conditions import ConditionKey
+    from ._condition_keys import ConditionKey
     from ._matrices import FileMatrix, Rows
 
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]

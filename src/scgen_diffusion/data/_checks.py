@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Set
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -235,6 +235,17 @@ def _check_base(x: sp.csr_matrix | np.ndarray, where: str) -> None:
             raise ValueError(msg)
 
 
+def check_names(names: Sequence[str] | None, argument: str) -> list[str]:
+    """Return names as a list, empty for None; raise TypeError for anything but a list of names."""
+    if names is None:
+        return []
+    is_list = isinstance(names, Collection) and not isinstance(names, str | Mapping | Set)
+    if not is_list or not all(isinstance(name, str) for name in names):
+        msg = f"`{argument}` must be a list of names, but found {names!r:.60}."
+        raise TypeError(msg)
+    return [str(name) for name in names]  # also subclasses of str
+
+
 def check_not_empty(totals: np.ndarray, names: pd.Index, where: str) -> None:
     """Raise if the values of any cell add up to zero."""
     empty = totals == 0
@@ -274,28 +285,6 @@ def check_distinct_columns(columns: pd.Index, where: str) -> None:
         repeated = columns[columns.duplicated()][0]
         msg = f"{where} has several columns of the name {repeated!r}; rename them, or remove all but one."
         raise ValueError(msg)
-
-
-def check_same_genes(
-    found: pd.Index,
-    expected: pd.Index,
-    *,
-    to_order: str = "Use adata[:, model.get_var_names()].",
-    to_pad: str = "`prepare_query_anndata` fills in zeros; the page on matching genes says what that does.",
-) -> None:
-    """Raise unless ``found`` holds the ``expected`` genes in the same order, with advice how to order or pad them."""
-    if list(found) == list(expected):
-        return
-    if not found.is_unique:
-        msg = f"Genes occur more than once: {list_some(found[found.duplicated()].unique())}."
-        raise ValueError(msg)
-    missing, extra = expected.difference(found, sort=False), found.difference(expected, sort=False)
-    msg = "The genes are those of the model in another order."
-    if len(missing) or len(extra):
-        found = f"{list_some(missing)} missing, {list_some(extra)} unknown"
-        msg = f"The genes differ from the {len(expected)} of the model: {found}."
-    msg = f"{msg} {to_pad if len(missing) else to_order}"
-    raise ValueError(msg)
 
 
 def check_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:

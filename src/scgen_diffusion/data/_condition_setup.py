@@ -8,7 +8,6 @@ scvi-tools' loaders read batches.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -22,9 +21,8 @@ from scvi.data.fields import BaseAnnDataField
 
 from scgen_diffusion._arguments import known_names, warn_user
 
-from ._anndata import SYNTHETIC, widen
-from ._checks import check_distinct_columns
-from ._conditions import (
+from ._checks import check_distinct_columns, check_names
+from ._condition_keys import (
     NUMBERS,
     ArrayKey,
     CategoricalKey,
@@ -38,6 +36,8 @@ from ._conditions import (
     labeled_part,
     with_columns,
 )
+from ._generated import SYNTHETIC
+from ._labels import widen
 from ._plain import NAME_OF_INDEX
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ def keys_of_state(state_registry: dict[str, Any]) -> list[ConditionKey]:
 
 def keys_to_check(by_key: Sequence[ConditionKey]) -> tuple[list[str], list[str], list[str]]:
     """Return the names of all keys, of those that hold numbers, and of those of which cells may lack labels."""
-    may_lack = [key.name for key in by_key if key.may_be_lacking]
+    may_lack = [key.name for key in by_key if key.may_be_missing]
     return [key.name for key in by_key], [key.name for key in by_key if key.is_numeric], may_lack
 
 
@@ -362,22 +362,6 @@ def _extend_table(adata: AnnData, name: str, table: pd.DataFrame, further: pd.Da
         msg = f"The embedding of {name!r} has other vectors than the reference's for known values; leave these out."
         raise ValueError(msg)
     return pd.concat([table, further.drop(index=shared)])
-
-
-def check_names(names: Collection[str] | None, argument: str) -> list[str]:
-    """Return names as a list, empty for None; raise TypeError for anything but a list of names."""
-    if names is None:
-        return []
-    if isinstance(names, str):
-        msg = f"`{argument}` must be a list of names, but found the string {names!r}. Did you mean [{names!r}]?"
-        raise TypeError(msg)
-    is_ordered = isinstance(names, Collection) and not isinstance(names, Mapping | AbstractSet)
-    if not is_ordered or any(not isinstance(name, str) for name in names):
-        strange = [name for name in names if not isinstance(name, str)] if is_ordered else []
-        found = f"{strange[0]!r} of type {type(strange[0]).__name__} in it" if strange else type(names).__name__
-        msg = f"`{argument}` must be a list of names, but found {found}."
-        raise TypeError(msg)
-    return [str(name) for name in names]  # also subclasses of str
 
 
 def check_conditions(

@@ -11,8 +11,10 @@ from anndata import AnnData
 
 from scgen_diffusion._arguments import known_names
 
-from ._anndata import PROVENANCE_KEY, as_labels
-from ._checks import check_expression, check_is_anndata, list_some, obs_column, resolve_seed, to_csr
+from ._checks import check_expression, check_is_anndata, list_some, obs_column, resolve_seed
+from ._generated import PROVENANCE_KEY
+from ._labels import as_labels
+from ._matrices import to_csr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import mudata
@@ -20,16 +19,15 @@ from scvi.data.fields import BaseAnnDataField
 
 from scgen_diffusion._arguments import known_names
 
-from ._anndata import PROVENANCE_KEY, build_anndata, mark_synthetic
 from ._checks import (
     check_layer,
-    check_same_genes,
+    check_names,
     check_shape,
     check_unique_names,
     check_values,
     list_some,
 )
-from ._condition_setup import check_names
+from ._genes import check_same_genes
 from ._matrices import exceeds_one
 
 if TYPE_CHECKING:
@@ -310,36 +308,6 @@ def check_same_features(mdata: MuData, modalities: Mapping[str, Modality]) -> No
 
 def _matrix(adata: AnnData, layer: str | None) -> Any:
     return adata.X if layer is None else adata.layers[layer]
-
-
-# --- generated cells ------------------------------------------------------------------------------------------------
-
-
-def build_mudata(
-    x: sp.csr_matrix | np.ndarray,
-    obs: pd.DataFrame,
-    variables: Mapping[str, pd.DataFrame],
-    provenance: Mapping[str, Any],
-    *,
-    is_log1p: bool,
-    layers: Mapping[str, np.ndarray] | None = None,
-    obsm: Mapping[str, np.ndarray | pd.DataFrame] | None = None,
-) -> MuData:
-    """Build a MuData of paired cells from values ``(cells, features of all modalities)``.
-
-    ``obs``, ``obsm`` and provenance are in the MuData and in each modality, so that modalities can be used alone.
-    """
-    parts, ends = {}, accumulate(map(len, variables.values()), initial=0)
-    for name, own in zip(variables, (slice(*part) for part in pairwise(ends)), strict=True):
-        own_layers = {layer: values[:, own] for layer, values in (layers or {}).items()}
-        parts[name] = build_anndata(
-            x[:, own], obs.copy(), variables[name], provenance, is_log1p=is_log1p, layers=own_layers, obsm=obsm
-        )
-    mdata = mudata_of(parts)
-    mdata.obs = mark_synthetic(obs, provenance)
-    mdata.obsm.update(obsm or {})
-    mdata.uns[PROVENANCE_KEY] = dict(provenance)
-    return mdata
 
 
 def mudata_of(modalities: Mapping[str, AnnData]) -> MuData:

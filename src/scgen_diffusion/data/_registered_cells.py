@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from scgen_diffusion._compat import was_set_up_last
 
-from ._checks import check_not_empty, check_same_genes, check_values
+from ._checks import check_not_empty, check_values
 from ._condition_setup import (
     CONDITIONS,
     check_conditions,
@@ -23,6 +23,7 @@ from ._condition_setup import (
     registered_genes,
     registered_keys,
 )
+from ._genes import check_same_genes
 from ._matrices import Rows, dense, in_file, row_sums
 from ._mudata import JOINED
 from ._windows import WindowLoader, choose_block_size

@@ -23,7 +23,8 @@ from anndata.io import read_elem, sparse_dataset, write_elem
 
 from scgen_diffusion._files import explain_failed_read, is_of_system
 
-from ._anndata import ValueSummary, drop_unused_categories
+from ._generated import drop_unused_categories
+from ._matrices import ValueSummary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

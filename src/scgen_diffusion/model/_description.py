@@ -80,7 +80,7 @@ def _new_labels(model: DiffusionModel) -> list[list[str]]:
 def _n_unlabeled(model: DiffusionModel) -> list[int]:
     """Count, per key, the model's cells without a label."""
     keys = model.conditions.by_key
-    if not any(key.may_be_lacking for key in keys):  # then the columns of the cells, which may be gone, do not matter
+    if not any(key.may_be_missing for key in keys):  # then the columns of the cells, which may be gone, do not matter
         return [0] * len(keys)
     codes = model._registered_codes
     return [int((~have_labels([key], codes[:, columns])).sum()) for key, columns in with_columns(keys)]

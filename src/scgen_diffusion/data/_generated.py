@@ -1,0 +1,86 @@
+"""The cells that a model returns, as AnnData or MuData."""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scgen_diffusion._version import VERSION
+
+from ._mudata import mudata_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import scipy.sparse as sp
+    from mudata import MuData
+
+PROVENANCE_KEY = "scgen_diffusion"
+SYNTHETIC = "synthetic"
+OF_CONTROL = "_of_control"  # ends the names of columns with the old conditions of predicted cells
+
+
+def build_anndata(
+    x: sp.csr_matrix | np.ndarray,
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    provenance: Mapping[str, Any],
+    *,
+    is_log1p: bool,
+    layers: Mapping[str, np.ndarray] | None = None,
+    obsm: Mapping[str, np.ndarray | pd.DataFrame] | None = None,
+) -> AnnData:
+    """Build the AnnData of generated cells; ``uns["log1p"]`` tells scanpy that values are logarithms."""
+    uns: dict[str, Any] = {PROVENANCE_KEY: dict(provenance)}
+    if is_log1p:
+        uns["log1p"] = {}
+    return AnnData(X=x, obs=mark_synthetic(obs, provenance), var=var.copy(), uns=uns, layers=layers, obsm=obsm)
+
+
+def mark_synthetic(obs: pd.DataFrame, provenance: Mapping[str, Any]) -> pd.DataFrame:
+    """Add the column that marks cells as synthetic and names the model."""
+    maker = f"{provenance['model']} {VERSION}"
+    return obs.assign(**{SYNTHETIC: pd.Categorical.from_codes(np.zeros(len(obs), dtype=int), categories=[maker])})
+
+
+def drop_unused_categories(obs: pd.DataFrame) -> pd.DataFrame:
+    """Return `obs` without categories that no cell has, which scanpy would take for empty groups.
+
+    Ordered ones stay: if they differ, anndata cannot join cells.
+    """
+    obs = obs.copy()
+    for name, dtype in obs.dtypes.items():
+        if isinstance(dtype, pd.CategoricalDtype) and not dtype.ordered:
+            obs[name] = obs[name].cat.remove_unused_categories()
+    return obs
+
+
+def build_mudata(
+    x: sp.csr_matrix | np.ndarray,
+    obs: pd.DataFrame,
+    variables: Mapping[str, pd.DataFrame],
+    provenance: Mapping[str, Any],
+    *,
+    is_log1p: bool,
+    layers: Mapping[str, np.ndarray] | None = None,
+    obsm: Mapping[str, np.ndarray | pd.DataFrame] | None = None,
+) -> MuData:
+    """Build a MuData of paired cells from values ``(cells, features of all modalities)``.
+
+    ``obs``, ``obsm`` and provenance are in the MuData and in each modality, so that modalities can be used alone.
+    """
+    parts, ends = {}, accumulate(map(len, variables.values()), initial=0)
+    for name, own in zip(variables, (slice(*part) for part in pairwise(ends)), strict=True):
+        own_layers = {layer: values[:, own] for layer, values in (layers or {}).items()}
+        parts[name] = build_anndata(
+            x[:, own], obs.copy(), variables[name], provenance, is_log1p=is_log1p, layers=own_layers, obsm=obsm
+        )
+    mdata = mudata_of(parts)
+    mdata.obs = mark_synthetic(obs, provenance)
+    mdata.obsm.update(obsm or {})
+    mdata.uns[PROVENANCE_KEY] = dict(provenance)
+    return mdata
