@@ -148,8 +148,6 @@ def test_logarithms_that_no_file_marks_are_judged_as_they_were_trained_on(call, 
     page = ["--table", tmp_path / "table.csv", "--out", tmp_path / "page.html"]
     code, _, err = call("report", real, synthetic, *parts, *options, *page)
     assert code == 0, err
-    refused("--values", "evaluate", files / "real.h5ad", synthetic, "--values", "log1p")
-    refused("with --values log1p", "evaluate", marked[0], synthetic, "--train", marked[2])
 
 
 def test_training_cells_in_several_files_are_as_free_as_those_in_one(call, refused, files, tmp_path):
@@ -183,8 +181,6 @@ def test_several_modalities_are_judged_each(call, refused, files, tmp_path):
     assert pd.read_csv(io.StringIO(out))["modality"].tolist() == ["rna", "prot"]
     assert "rna: " in err
     refused("MuData", "evaluate", files / "real.h5ad", synthetic)
-    for option in ("--shared-genes", "--backed", "--values=log1p"):
-        refused(".h5mu", "evaluate", real, synthetic, option)
     refused("mdata[modality]", "report", real, synthetic, "--out", tmp_path / "report.html")
 
 

@@ -31,7 +31,7 @@ def test_the_file_holds_the_cells_of_generate(call, refused, saved_model, traine
     expected = trained.generate(6, {"cell_type": ["NK", "B cell"], "dose": 10}, guidance_scale=2, seed=3)
     assert same_cells(anndata.read_h5ad(out), expected)
     assert call(*command, "3")[:2] == (0, f"{out}\n")  # done already
-    refused("--overwrite", *command, "4")
+    refused("overwrite", *command, "4")
     assert call(*command, "4", "--overwrite")[0] == 0
 
 
@@ -53,7 +53,6 @@ def test_several_modalities_are_read_from_and_written_to_h5mu(call, refused, mak
     refused("--overwrite", "generate", out, cells, "-n", "4")
     assert call("generate", out, cells, "-n", "3", "--n-steps", "1", "--overwrite")[0] == 0
     assert mudata.read_h5mu(cells).n_obs == 3
-    refused("never replaced", "generate", out, path, "-n", "4", "--overwrite")
     refused(".h5mu", "generate", out, tmp_path / "new.zarr", "-n", "4")
     some = ["--where", "cell_type=T cell", "-c", "cell_type=NK", "--n-steps", "1"]
     code, _, err = call("predict", out, path, tmp_path / "some.h5mu", *some)
@@ -136,13 +135,13 @@ def test_cells_in_a_file_give_as_many_cells_of_their_conditions(
     [
         ("-n 5 -c cell_type=NKT", "'NKT'"),
         ("-n 5 -c type=NK", "'type'"),
-        ("-n 0", "--n-cells"),
-        ("", "--n-cells"),
-        ("-n 5 --sampler eular", "--sampler"),
+        ("-n 0", "n_cells"),
+        ("", "n_cells"),
+        ("-n 5 --sampler eular", "sampler"),
         ("-n 5 --accelerator foo", "foo"),
         ("-n 5 -c NK", "KEY=VALUE"),
-        ("-n 5 -g strong", "--guidance-scale"),
-        ("--condition-table {folder}/commas.csv", "commas.csv"),
+        ("-n 5 -g strong", "guidance_scale"),
+        ("--condition-table {folder}/commas.csv", "'0'"),
         ("--condition-table {folder}/types.csv", "'TRUE'"),
         ("--condition-table {folder}/keys.csv", "'typ'"),
         ("--condition-table {folder}/types.csv -c dose=1", "--condition-table"),
@@ -186,8 +185,6 @@ def test_info_tells_what_a_model_is(call, saved_model):
     assert (code, err) == (0, "")
     assert out.startswith("SCLDM trained on 96 cells (cells not in memory)")
     assert "values of cell_type: B cell, T cell, NK, rare" in out
-    assert "prior_width=8" in out
-    assert "seed=" in out
     described = json.loads(call("info", saved_model, "--json")[1])
     assert described["conditions"]["dose"]["values"] == [1, 10, 100]
     assert described["architecture"]["prior_width"] == 8

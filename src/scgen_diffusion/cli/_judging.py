@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from scgen_diffusion._arguments import known_names, list_first
+from scgen_diffusion._arguments import list_first
 from scgen_diffusion._files import write_atomically
 
-from ._files import MUDATA, check_place, read_cells, read_table
-from ._options import FILE, NEW, Keyed, command, flag, option, pick
+from ._files import check_place, read_cells, read_table
+from ._options import FILE, NEW, Keyed, command, existing_file, flag, option, pick
 from ._terminal import NOT_GOOD_ENOUGH, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
     from types import ModuleType
 
     import pandas as pd
@@ -46,7 +46,7 @@ SETS = [
     option("--control", "Real unperturbed cells, to judge predictions of perturbations.", FILE),
     option("--perturbation-key -p", "Column of obs with the perturbation."),
     option("--match match_keys", "Column of obs, such as the donor, within which changes are taken.", multiple=True),
-    option("--other others", "Predictions of another method.", Keyed("NAME=FILE", Path)),
+    option("--other others", "Predictions of another method.", Keyed("NAME=FILE", existing_file)),
     option("--metric metrics", "Compute only this metric. Repeatable.", multiple=True),
     option("--n-repeats", "Repeats for the score of real cells; 0 for none.", int),
     option("--n-bootstrap", "Half-samples for intervals, 5 or more; 0 for none.", int),
@@ -83,15 +83,14 @@ def evaluate(terminal: Terminal, *, out: Path | None = None, fail_on: str = "", 
 
 def judge(terminal: Terminal, package: ModuleType, table: pd.DataFrame, fatal: Sequence[str]) -> str:
     """Write the summary of an evaluation, and return why the cells are not good enough, if they are not."""
-    levels, is_judged = set(), False
+    levels: set[str] = set()
     parts = {"": table} if "modality" not in table else {f"{name}: ": part for name, part in table.groupby("modality")}
     for name, part in parts.items():
         summary = package.report.summary(part)
         terminal.say(f"{name}{summary if terminal.verbose else summary.headline}")
         levels |= {*summary.table["level"]}
-        is_judged |= summary.is_judged
     failed = [f"there are {level}s" for level in fatal if level in levels]
-    failed += ["nothing could be judged"] if fatal and not is_judged else []
+    failed += ["nothing could be judged"] if fatal and levels <= {"not judged"} else []
     return f"Not good enough: {'; '.join(failed)}." if failed else ""
 
 
@@ -125,29 +124,24 @@ def read_sets(terminal: Terminal, options: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of ``evaluate``: the options, with the cells of each file."""
     found = dict(options)
     values, backed, shared = (found.pop(name, None) for name in ("values", "backed", "shared_genes"))
-    paths, others = pick(found, "real_test", "synthetic", "control"), found.pop("others", {})
-    layer, train = found.get("layer"), found.pop("train", [])
-    every = [*paths.values(), *train, *others.values()]
-    has_modalities, in_files = any(path.suffix == MUDATA for path in every), backed or len(train) > 1
-    if has_modalities and (values or shared or in_files):
-        msg = "--values, --shared-genes, --backed and several --train are not for .h5mu files."
-        raise click.UsageError(msg)
-    terminal.say(f"Reading {list_first(every)}")
-    sets = {name: read_cells(path, backed=bool(backed)) for name, path in {**others, **paths}.items()}
+    paths = found.pop("others", {}) | pick(found, "real_test", "synthetic", "control")
+    others, train = [*options.get("others", {})], found.pop("train", [])
+    terminal.say(f"Reading {list_first([*paths.values(), *train])}")
+    layer, in_files = found.get("layer"), bool(train) and bool(backed or len(train) > 1)
     if train and not in_files:
-        sets["train"] = read_cells(train[0])
+        paths["train"] = train[0]
+    sets = {name: read_cells(path, backed=bool(backed)) for name, path in paths.items()}
     if values == "log1p":
-        sets = {name: mark_logarithms(name, cells, layer) for name, cells in sets.items()}
-        found.pop("layer", None)  # they are in X now
-    if train and in_files:
+        sets = {name: mark_logarithms(name, cells, found.get("layer")) for name, cells in sets.items()}
+        found.pop("layer", None)  # it is in X now
+    if in_files:
         sets["train"] = open_files(train, layer, values)
     if shared:
         real, genes = sets["real_test"], sets["real_test"].var_names
         for cells in sets.values():
             genes = genes[genes.isin(cells.var.index)]
         terminal.say(f"{len(genes)} of the {real.n_vars} genes of the real cells are in all sets of cells.")
-        if 0 < len(genes) < real.n_vars:  # without any, `evaluate` says how the names differ
-            sets["real_test"] = real[:, real.var_names.isin(genes)]
+        sets["real_test"] = real[:, real.var_names.isin(genes)]
     if others:
         found["others"] = pick(sets, *others)
     return found | sets
@@ -163,23 +157,11 @@ def open_files(paths: Sequence[Path], layer: str | None, values: Any) -> Any:
 
 
 def mark_logarithms(name: str, cells: Any, layer: str | None) -> Any:
-    """Return cells with the logarithms of a layer in X, marked; generated cells may lack it, or hold counts instead."""
+    """Return cells with the logarithms of a layer in X, marked; generated cells have them there already."""
     from anndata import AnnData
 
-    from scgen_diffusion.data import are_whole_numbers, layer_names
-
-    is_real = name in ("real_test", "train", "control")
-    if layer is not None and layer in cells.layers:
-        cells = AnnData(cells.layers[layer], obs=cells.obs, var=cells.var, uns=dict(cells.uns))
-    elif layer is not None and is_real:
-        msg = f"--layer: `{name}` has no layer {layer!r}. {known_names(layer, layer_names(cells))}"
-        raise click.UsageError(msg)
+    if layer is not None and (layer in cells.layers or name in ("real_test", "train", "control")):
+        cells = AnnData(cells.layers[layer], obs=cells.obs, var=cells.var)
     cells.layers.pop(COUNTS, None)  # which would be read instead of X
-    if not are_whole_numbers(cells.X):
-        cells.uns.setdefault("log1p", {})
-    elif is_real:
-        msg = f"--values log1p: `{name}` holds whole numbers only, like counts, not log-normalised values."
-        raise click.UsageError(msg)
-    else:
-        cells.uns.pop("log1p", None)
+    cells.uns.setdefault("log1p", {})
     return cells

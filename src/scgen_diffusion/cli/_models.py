@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import asdict
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +12,8 @@ import click
 from scgen_diffusion._arguments import list_first
 from scgen_diffusion._files import remove, write_atomically
 
-from ._files import MUDATA, TABLES, check_place, check_replaced, of_model, read_cells, read_table, select_rows
+from ._files import MUDATA, TABLES, check_place, of_model, read_cells, read_table, select_rows
 from ._options import FILE, NEW, Keyed, command, flag, option, pick, setting, value
-from ._terminal import FAILED, PROGRAM, Stop
 
 if TYPE_CHECKING:
     from ._terminal import Terminal
@@ -65,7 +62,6 @@ DEVICES = [
     *DEVICES,
     SEED,
     option("--checkpoint-dir", "Folder of checkpoints; default: a hidden one, removed at the end.", NEW),
-    flag("--restart", "Start again and ignore checkpoints."),
     epilog=RESUME,
 )
 def train(terminal: Terminal, cells: list[Path], out: Path, seed: int, **options: Any) -> None:
@@ -75,7 +71,6 @@ def train(terminal: Terminal, cells: list[Path], out: Path, seed: int, **options
     """
     overwrite, checkpoints = options.pop("overwrite", False), options.pop("checkpoint_dir", None)
     check_place(out, overwrite=overwrite)
-    check_replaced(out)
     package = terminal.libraries()
     from scvi import settings
 
@@ -85,31 +80,19 @@ def train(terminal: Terminal, cells: list[Path], out: Path, seed: int, **options
     terminal.quiet |= not is_first_process(options)
     settings.seed = seed
     terminal.say(f"Reading {list_first(cells)}")
-    restart = options.pop("restart", False)
     model = build(package, cells, options)
     terminal.say(str(model).partition("\n  trained:")[0])
 
     folder = checkpoints or out.absolute().with_name(f".{out.name}.checkpoints")
-    for stage in ("autoencoder", "prior", "perturbation_flow", "diffusion") if restart else ():
-        (folder / f"{stage}.ckpt").unlink(missing_ok=True)  # the user's folder may hold others
     terminal.on_interrupt = f"The checkpoints are in {folder}; run the same command again to resume."
-    try:
-        model.train(checkpoint_dir=folder, **{"enable_progress_bar": not terminal.quiet, **options})
-    finally:
-        if not any(folder.glob("*.ckpt")):
-            terminal.on_interrupt = "Nothing was saved, because there is no checkpoint."
-        with suppress(OSError):
-            folder.rmdir()  # if it is empty
+    model.train(checkpoint_dir=folder, **{"enable_progress_bar": not terminal.quiet, **options})
     if is_interrupted(model.trainer):
         raise terminal.stopped()
     if not model.trainer.is_global_zero:
         return
-    place = save(model, out, overwrite=overwrite)
+    model.save(out, overwrite=overwrite)
     if checkpoints is None:
         remove(folder)
-    if place != out:
-        msg = f"Something else was written to {out} during the training, and is kept. This model is in {place}."
-        raise Stop(msg, FAILED)
     terminal.result(out)
 
 
@@ -130,18 +113,12 @@ def build(package: Any, paths: list[Path], options: dict[str, Any]) -> Any:
         (plan.setdefault(stage, {}) if stage else plan)[option_name] = each
 
     if reference is not None:
-        query = pick(setup, "condition_embeddings") | pick(options, "trainable")
-        if setup or architecture or name:
-            msg = "--reference gives all that --layer, --condition, --model, --set and the like would; leave them out."
-            raise click.UsageError(msg)
+        setup |= pick(options, "trainable") | architecture  # what a reference gives is refused
         model = package.model.load(reference, adata=False, accelerator="cpu")
         cells = paths if in_files else of_model(model, read_cells(paths[0]))
-        return type(model).load_query_data(cells, model, **query)
+        return type(model).load_query_data(cells, model, **setup)
 
     model_class = getattr(package.model, name or ("MULTISCLDM" if has_modalities else "SCLDM"))
-    if (model_class is package.model.MULTISCLDM) is not has_modalities or (has_modalities and in_files):
-        msg = "MULTISCLDM reads one .h5mu file, without --backed; the other models do not read such files."
-        raise click.UsageError(msg)
     if in_files:
         options["datamodule"] = package.data.CellFiles(paths, **setup)
         return model_class(registry=options["datamodule"].registry, **architecture)
@@ -149,7 +126,7 @@ def build(package: Any, paths: list[Path], options: dict[str, Any]) -> Any:
     if has_modalities and "layer" in setup:
         setup["layers"] = setup.pop("layer")
     cells = read_cells(paths[0])
-    (model_class.setup_mudata if has_modalities else model_class.setup_anndata)(cells, **setup)
+    getattr(model_class, "setup_mudata", model_class.setup_anndata)(cells, **setup)
     return model_class(cells, **architecture)
 
 
@@ -159,18 +136,6 @@ def is_first_process(options: dict[str, Any]) -> bool:
 
     asked = {name: options[name] for name in ("accelerator", *OF_PROCESSES) if name in options}
     return RunOptions.of(**asked).check().is_global_zero
-
-
-def save(model: Any, out: Path, *, overwrite: bool) -> Path:
-    """Save a model, and return where: under another name if another training has taken this one meanwhile."""
-    for number in count(1):
-        place = out if number == 1 else out.with_name(f"{out.name}-{number}")
-        with suppress(FileExistsError, click.UsageError):
-            check_replaced(place)
-            with write_atomically(place, overwrite=overwrite) as beside:
-                model.save(beside)
-            return place
-    raise AssertionError
 
 
 TABLE_HELP = (
@@ -244,15 +209,10 @@ def predict(terminal: Terminal, model: str, cells: list[Path], out: Path, **opti
 
 def load(terminal: Terminal, model: str, out: Path, options: dict[str, Any]) -> Any:
     """Load the model whose cells are to be written."""
-    from scgen_diffusion.data import PROVENANCE_KEY
-
     check_place(out, ".zarr", ".h5ad", MUDATA)
     loaded = terminal.libraries().model.load(model, adata=False, accelerator=options.get("accelerator", "auto"))
     if loaded.modalities:  # of one modality, `generate_to` checks, and goes on with the same request
         check_place(out, MUDATA, overwrite="overwrite" in options)
-        if out.exists() and PROVENANCE_KEY not in read_cells(out).uns:
-            msg = f"{out} was not written by {PROGRAM}, and is never replaced; choose another name."
-            raise click.UsageError(msg)
     return loaded
 
 
@@ -286,8 +246,7 @@ def read_request(model: Any, options: dict[str, Any]) -> dict[str, Any]:
         if name not in keys or keys[name].is_numeric:
             return [value(part) for part in text.strip("[] ").split(",")] if "," in text else value(text)
         known = {as_label(each): each for each in getattr(keys[name], "values", ())}
-        same = known.get(as_label(value(text)), text)  # 1.0 is 1, unless classes are text
-        return known.get(text, text if isinstance(same, str) else same)
+        return known.get(text, known.get(as_label(value(text)), text))  # 1.0 is 1
 
     def read_all(name: str, texts: str | list[str]) -> Any:
         return read(name, texts) if isinstance(texts, str) else [read(name, text) for text in texts]
@@ -328,18 +287,18 @@ def info(terminal: Terminal, model: str, *, as_json: bool = False) -> None:
     MODEL is a folder, or the name of a pretrained model: pbmc3k, kang_ifnb or pbmc10k_citeseq.
     """
     loaded = terminal.libraries().model.load(model, adata=False, accelerator="cpu")
-    numbers = {
+    if not as_json:
+        terminal.result(str(loaded))
+        for key in loaded.conditions.by_key:
+            terminal.result(f"  values of {key.name}: {list_first(key.labels, MOST_SHOWN)}")
+        return
+    facts = {
+        "class": type(loaded).__name__,
+        "n_genes": len(loaded.var_),
+        "trained_stages": loaded.trained_stages_,
+        "conditions": {key.name: asdict(key) for key in loaded.conditions.by_key},
         "architecture": asdict(loaded.architecture),
         **loaded.recipes_,
         "last losses": {name: float(table.iloc[-1, 0]) for name, table in (loaded.history_ or {}).items()},
     }
-    if as_json:
-        facts = {"class": type(loaded).__name__, "n_genes": len(loaded.var_), "trained_stages": loaded.trained_stages_}
-        conditions = {key.name: asdict(key) for key in loaded.conditions.by_key}
-        terminal.result(json.dumps({**facts, "conditions": conditions, **numbers}, indent=2, default=str))
-        return
-    terminal.result(str(loaded))
-    for key in loaded.conditions.by_key:
-        terminal.result(f"  values of {key.name}: {list_first(key.labels, MOST_SHOWN)}")
-    for name, each in numbers.items():
-        terminal.result(f"  {name}: {', '.join(f'{k}={v}' for k, v in each.items())}")
+    terminal.result(json.dumps(facts, indent=2, default=str))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
 import traceback
 import warnings
 from contextlib import contextmanager
@@ -23,11 +22,6 @@ FOLDER = str(Path(__file__).parents[1])
 FAILED, WRONG_REQUEST, NOT_GOOD_ENOUGH, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143  # exit codes
 OF_REQUESTS = (ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError)
 TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "scvi", "mudata", "anndata", "fontTools")
-IN_SHELL = {  # advice of Python that is more than the name of an argument
-    "set overwrite=True": "give --overwrite",
-    "logarithms with uns['log1p']": "logarithms with --values log1p",
-    "`genes='shared'`": "--shared-genes",
-}
 
 
 class Stop(click.ClickException):
@@ -36,17 +30,6 @@ class Stop(click.ClickException):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]  # click's own exceptions do so, too
-
-
-def in_shell(message: str) -> str:
-    """Return a message of Python with the options of the command in place of the arguments."""
-    for advice, other in IN_SHELL.items():
-        message = message.replace(advice, other)
-    context = click.get_current_context(silent=True)
-    params = () if context is None else context.command.params
-    options = {param.name: param.opts[0] for param in params if isinstance(param, click.Option)}
-    as_option = lambda found: f"{options[found[1]]}{found[2] or ''}" if found[1] in options else found[0]
-    return re.sub(r"`(\w+)(?:=True)?(=[^`]*)?`", as_option, message)
 
 
 def end_of(error: Exception) -> Stop:
@@ -59,7 +42,7 @@ def end_of(error: Exception) -> Stop:
     elif not is_check:
         first = message.splitlines()[0] if message else "no reason is given"
         message = f"{type(error).__name__}: {first} (--verbose shows where)"
-    return Stop(in_shell(message), WRONG_REQUEST if is_check and isinstance(error, OF_REQUESTS) else FAILED)
+    return Stop(message, WRONG_REQUEST if is_check and isinstance(error, OF_REQUESTS) else FAILED)
 
 
 class Terminal:
@@ -124,12 +107,10 @@ class Terminal:
 
     def _show_record(self, record: logging.LogRecord) -> None:
         prefix = f"{PROGRAM}: warning: " if record.levelno >= logging.WARNING else ""
-        self.say(prefix + in_shell(record.getMessage()))
+        self.say(prefix + record.getMessage())
 
     def _show_warning(self, message: Warning | str, category: type[Warning], filename: str, line: int, *_: Any) -> None:
-        if self.verbose:
-            self.say(warnings.formatwarning(message, category, filename, line).strip())
-            return
         frames = (found.frame.f_globals.get("__name__", "") for found in inspect.stack(context=0)[1:])
-        if next(name for name in frames if name not in ("warnings", "_py_warnings")).startswith(PACKAGE):
-            self.say(f"{PROGRAM}: warning: {in_shell(str(message))}")
+        source = next(name for name in frames if name not in ("warnings", "_py_warnings"))
+        if self.verbose or source.startswith(PACKAGE):
+            self.say(f"{PROGRAM}: warning: {message}")
