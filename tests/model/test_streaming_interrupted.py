@@ -141,15 +141,30 @@ def test_kills_at_any_moment_change_nothing(trained, goal, expected, options):
     assert_whole(goal, expected)
 
 
-def test_a_resumed_call_counts_what_is_done(trained, h5ad, expected, stop_after, capsys):
+def test_a_resumed_call_keeps_what_is_done_also_of_a_loaded_model(
+    trained, saved_model, h5ad, expected, stop_after, capsys, monkeypatch
+):
     done = {part: part.stat().st_mtime_ns for part in stop_after(3, h5ad, **REQUEST)}
     assert len(done) == 3
     assert {part: part.stat().st_mtime_ns for part in stop_after(4, h5ad, **REQUEST) if part in done} == done
     capsys.readouterr()
 
-    trained.generate_to(h5ad, **REQUEST, show_progress=True)
+    type(trained).load(saved_model, adata=False).generate_to(h5ad, **REQUEST, show_progress=True)
 
     assert "512/600" in capsys.readouterr().err
+    assert_whole(h5ad, expected)
+    monkeypatch.setattr(CellGenerator, "cells", None)
+    assert trained.generate_to(h5ad, **REQUEST) == h5ad  # the finished call returns at once
+
+
+def test_parts_of_other_arguments_stay_or_are_discarded_on_request(trained, h5ad, expected, stop_after):
+    trained.generate_to(h5ad, 3, seed=1)
+    begun = stop_after(2, h5ad, **{**REQUEST, "seed": 2}, overwrite=True)
+
+    trained.generate_to(h5ad, 3, seed=1)  # is finished
+
+    assert parts_of(h5ad) == begun != []
+    trained.generate_to(h5ad, **REQUEST, overwrite=True)
     assert_whole(h5ad, expected)
 
 
@@ -181,52 +196,6 @@ def test_two_processes_share_the_parts_and_make_the_same_file(trained, goal, exp
     assert_whole(goal, expected)
 
 
-def test_two_processes_resume_what_one_began_and_one_may_have_nothing_to_do(
-    h5ad, trained, expected, stop_after, run_together
-):
-    stop_after(4, h5ad, **REQUEST)
-
-    run_together(lambda _: trained.generate_to(h5ad, **REQUEST, accelerator="cpu", devices=2, strategy="ddp"))
-
-    assert_whole(h5ad, expected)
-
-
-def test_one_device_takes_no_role_from_the_environment(trained, h5ad, expected, monkeypatch):
-    for name, value in {
-        "RANK": "1",
-        "LOCAL_RANK": "1",
-        "SLURM_PROCID": "1",
-        "SLURM_NTASKS": "4",
-        "SLURM_JOB_NAME": "x",
-    }.items():
-        monkeypatch.setenv(name, value)
-
-    trained.generate_to(h5ad, **REQUEST)
-
-    assert_whole(h5ad, expected)
-
-
-def test_sigterm_ends_a_call_between_two_instructions(trained, h5ad, expected):
-    process = start(lambda: trained.generate_to(h5ad, **REQUEST))
-    wait_for(process, lambda: MOMENTS["one part"](h5ad))
-    process.terminate()
-    process.join()
-    assert process.exitcode in (143, 0)
-
-    trained.generate_to(h5ad, **REQUEST)
-
-    assert_whole(h5ad, expected)
-
-
-def test_a_finished_call_returns_at_once(trained, h5ad, expected, monkeypatch):
-    trained.generate_to(h5ad, **REQUEST)
-    monkeypatch.setattr(CellGenerator, "cells", None)
-
-    assert trained.generate_to(h5ad, **REQUEST) == h5ad
-
-    assert_whole(h5ad, expected)
-
-
 @pytest.mark.parametrize("damage", ["cut", "empty"])
 def test_a_damaged_part_is_named_and_can_be_made_again(trained, h5ad, expected, stop_after, damage):
     part = stop_after(3, h5ad, **REQUEST)[1]
@@ -241,57 +210,13 @@ def test_a_damaged_part_is_named_and_can_be_made_again(trained, h5ad, expected, 
     assert_whole(h5ad, expected)
 
 
-def test_a_loaded_model_resumes(trained, saved_model, h5ad, expected, stop_after):
-    stop_after(2, h5ad, **REQUEST)
-
-    type(trained).load(saved_model, adata=False).generate_to(h5ad, **REQUEST)
-
-    assert_whole(h5ad, expected)
-
-
-def test_files_of_other_arguments_can_be_discarded(trained, h5ad, expected, stop_after):
-    stop_after(2, h5ad, **{**REQUEST, "seed": 1})
-
-    trained.generate_to(h5ad, **REQUEST, overwrite=True)
-
-    assert_whole(h5ad, expected)
-
-
-def test_a_finished_call_leaves_the_parts_of_another_alone(trained, h5ad, stop_after):
-    trained.generate_to(h5ad, 3, seed=1)
-    begun = stop_after(2, h5ad, **REQUEST, overwrite=True)
-
-    trained.generate_to(h5ad, 3, seed=1)
-
-    assert parts_of(h5ad) == begun != []
-
-
-def test_a_folder_without_a_request_can_be_used(trained, h5ad, expected):
-    (folder_of(h5ad) / "x").mkdir(parents=True)  # as of a process that was killed while it removed the parts
-
-    trained.generate_to(h5ad, **REQUEST)
-
-    assert_whole(h5ad, expected)
-
-
-def test_folders_that_are_missing_none_or_closed_are_named_before_any_work(trained, tmp_path, monkeypatch):
+def test_folders_that_are_missing_or_none_are_named_before_any_work(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(CellGenerator, "cells", None)
     (tmp_path / "file").touch()
 
-    with pytest.raises(FileNotFoundError, match="The folder .*missing of `path` does not exist"):
-        trained.generate_to(tmp_path / "missing" / "cells.zarr", **REQUEST)
-    with pytest.raises(NotADirectoryError, match="file, the parent of `path`, is not a folder"):
-        trained.generate_to(tmp_path / "file" / "cells.zarr", **REQUEST)
-    monkeypatch.setattr(os, "mkdir", refused(errno.EACCES))  # root may write anywhere
-    with pytest.raises(OSError, match="Permission denied"):
-        trained.generate_to(tmp_path / "cells.zarr", **REQUEST)
-
-
-def refused(number):
-    def refuse(*_, **__):
-        raise OSError(number, os.strerror(number))
-
-    return refuse
+    for folder, error in (("missing", FileNotFoundError), ("file", NotADirectoryError)):
+        with pytest.raises(error, match=f"{folder}.*`path`|`path`.*{folder}"):
+            trained.generate_to(tmp_path / folder / "cells.zarr", **REQUEST)
 
 
 def test_a_part_that_the_file_system_refuses_is_explained(trained, h5ad, expected):
