@@ -59,7 +59,7 @@ def test_any_prediction_adds_up_to_the_sample_and_survives_the_way_through_anoth
 
 
 @pytest.mark.parametrize("t", [0.0, 1.0])
-@pytest.mark.parametrize(("path", "target"), [("vp_cosine", "v"), ("flow_matching", "velocity")])
+@pytest.mark.parametrize(("path", "target"), [("vp_linear", "v"), ("flow_matching", "velocity")])
 def test_v_and_the_straight_velocity_are_informative_at_both_ends(path, target, t):
     path, target, (data, noise, _), t = PATHS[path], TARGETS[target], draw(), torch.tensor(t, dtype=torch.float64)
     prediction = target.of(path, data, noise, t)

@@ -85,12 +85,11 @@ def test_data_are_carried_over_one_by_one(inversion):
     assert torch.equal(few, inversion(own, new, x, generators=generators())[7:9])
 
 
-@pytest.mark.parametrize(("argument", "value"), [("n_steps", 0), ("generators", None)])
-def test_an_error_names_its_argument(argument, value):
-    denoiser, x = denoiser_of(OWN, STD), normal_data()
+def test_no_steps_are_refused():
+    denoiser = denoiser_of(OWN, STD)
 
-    with pytest.raises(ValueError, match=f"`{argument}`"):
-        NoiseInversion()(denoiser, denoiser, x, **{"generators": generators(), argument: value})
+    with pytest.raises(ValueError, match="`n_steps`"):
+        NoiseInversion()(denoiser, denoiser, normal_data(), n_steps=0, generators=generators())
 
 
 # --- noise that leads to the data -------------------------------------------------------------------------------------

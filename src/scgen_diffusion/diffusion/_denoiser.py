@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
-from ._paths import Path, expand_time
+from ._paths import expand_time
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ._paths import Path
+
 Field = Callable[["Tensor", "Tensor"], "Tensor"]  # (x_t, t) -> prediction
-PathT = TypeVar("PathT", bound=Path)
 LOG_STD_RANGE = (-4.0, 2.0)
 
 
@@ -158,15 +159,6 @@ class Denoiser:
     def estimate(self, x_t: Tensor, t: Tensor) -> Estimate:
         """Estimate the data and noise in ``x_t (n, ...)``, for one time or times ``(n,)``."""
         return Estimate(*self.target.to_data_and_noise(self.path, self.predict(x_t, t), x_t, t))
-
-
-def as_denoiser(field: Field, kind: type[PathT]) -> tuple[Denoiser, PathT]:
-    """Return a field that is a denoiser on a kind of path, with its path; raise ValueError for other fields."""
-    if not isinstance(field, Denoiser) or not isinstance(field.path, kind):
-        found = f"a Denoiser on {field.path}" if isinstance(field, Denoiser) else type(field).__name__
-        msg = f"`field` must be a Denoiser on a {kind.__name__} path, but found {found}."
-        raise ValueError(msg)
-    return field, field.path
 
 
 class Network(Protocol):

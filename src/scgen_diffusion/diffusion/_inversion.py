@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scgen_diffusion._arguments import check_count
-
 from ._count_draws import LARGEST_THETA, counterfactual_counts, draw_binomial
 from ._paths import with_masked
-from ._random import check_generators
 from ._samplers import (
     N_UNMASKING_STEPS,
     DDIMSampler,
     Level,
     Step,
+    equal_times,
     expected_step,
     levels_at,
     midpoint_step,
@@ -70,16 +68,10 @@ class FlowInversion:
     default_n_steps: int = 10
 
     def __call__(
-        self,
-        own: Field,
-        new: Field,
-        x: Tensor,
-        *,
-        n_steps: int | None = None,
-        generators: Generators | None = None,
+        self, own: Field, new: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
     ) -> Tensor:
         """Carry data ``x (n, ...)`` back to noise along ``own``, and to data along ``new``."""
-        times = _times(self.default_n_steps if n_steps is None else n_steps).to(x)
+        times = equal_times(n_steps, self.default_n_steps, dtype=torch.float64).to(x)
         return _replay(self._advance, own, new, self.invert(own, x, times), times)
 
     def invert(self, own: Field, x: Tensor, times: Tensor) -> list[Tensor]:
@@ -139,17 +131,10 @@ class NoiseInversion:
     default_n_steps: int = 50
 
     def __call__(
-        self,
-        own: Denoiser,
-        new: Denoiser,
-        x: Tensor,
-        *,
-        n_steps: int | None = None,
-        generators: Generators | None = None,
+        self, own: Denoiser, new: Denoiser, x: Tensor, *, n_steps: int | None = None, generators: Generators
     ) -> Tensor:
         """Draw a trajectory from noise to data ``x (n, ...)``, and repeat it under ``new``."""
-        generators = check_generators(generators, len(x), self)
-        times = _times(self.default_n_steps if n_steps is None else n_steps)
+        times = equal_times(n_steps, self.default_n_steps, dtype=torch.float64)
         levels = levels_at(own.path, times, x)
         return _replay(self._advance, own, new, self._states(x, levels, generators), levels)
 
@@ -189,18 +174,11 @@ class UnmaskingInversion:
     default_n_steps: int = N_UNMASKING_STEPS
 
     def __call__(
-        self,
-        own: Denoiser,
-        new: Denoiser,
-        x: Tensor,
-        *,
-        n_steps: int | None = None,
-        generators: Generators | None = None,
+        self, own: Denoiser, new: Denoiser, x: Tensor, *, n_steps: int | None = None, generators: Generators
     ) -> Tensor:
         """Unmask the items of ``x (n, kinds + 1)``, and repeat the steps under ``new``."""
-        generators = check_generators(generators, len(x), self)
         counts, totals, n_kinds = x[:, :-1], x.sum(1), x.shape[1] - 1
-        times = _times(self.default_n_steps if n_steps is None else n_steps).to(x.device, x.dtype)
+        times = equal_times(n_steps, self.default_n_steps, dtype=torch.float64).to(x.device, x.dtype)
         state = own.path.interpolate(x, generators.uniform(n_kinds, dtype=torch.float64), times[0])
         new_state = state
         for t, s in pairwise(times):
@@ -228,8 +206,3 @@ def _replay(advance: Advance, own: Any, new: Any, states: Iterable[Tensor], mome
         x_new = x_next + (advance(new, x_new, t, s) - advance(own, x, t, s))
         x = x_next
     return x_new
-
-
-def _times(n_steps: int) -> Tensor:
-    """Return the times of ``n_steps`` equal steps from 0 to 1, in double precision."""
-    return torch.linspace(0, 1, check_count("n_steps", n_steps) + 1, dtype=torch.float64)

@@ -6,18 +6,14 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-
-from scgen_diffusion._arguments import check_count
 
 from ._count_draws import draw_binomial
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Schedule = Literal["linear", "cosine"]
 
 
 class Path(Protocol):
@@ -102,53 +98,36 @@ class LinearInterpolant(Path):
 
 @dataclass(frozen=True)
 class VariancePreserving(Path):
-    r"""The path of denoising diffusion, :math:`\alpha_t^2 + \sigma_t^2 = 1`.
+    r"""The path of denoising diffusion, :math:`\alpha_t^2 + \sigma_t^2 = 1`, with the linear schedule.
 
     As published, the timestep indices ``k = 0, ..., n_timesteps - 1`` have
-    :math:`\alpha^2 = \bar\alpha_k = \prod_{i \le k} (1 - \beta_i)`. Here, index ``k`` corresponds to ``t = 1 - (k + 1)
+    :math:`\alpha^2 = \bar\alpha_k = \prod_{i \le k} (1 - \beta_i)`, where :math:`\beta_k` increases in equal
+    steps from 1e-4 to 0.02. Here, index ``k`` corresponds to ``t = 1 - (k + 1)
     / n_timesteps`` and clean data to ``t = 1``; between these times :math:`\log \bar\alpha` is linear. The network sees
     ``k``, and training draws it uniformly. :math:`\dot\sigma_t` is infinite at ``t = 1``.
 
     Parameters
     ----------
-    schedule
-        ``"linear"``: :math:`\beta_k` increases in equal steps from 1e-4 to 0.02, as published. ``"cosine"``:
-        :math:`\bar\alpha` follows :math:`\cos^2(\frac{\pi}{2}\,\frac{s + 0.008}{1.008})`, with
-        :math:`\beta_k \le 0.999`.
     n_timesteps
         Number of timesteps; the published value is 1 000.
 
     References
     ----------
-    Ho et al. (2020), *Denoising diffusion probabilistic models*; Nichol and Dhariwal (2021), *Improved denoising
-    diffusion probabilistic models*.
+    Ho et al. (2020), *Denoising diffusion probabilistic models*.
 
     Examples
     --------
     >>> import torch
-    >>> path = VariancePreserving("linear")
+    >>> path = VariancePreserving()
     >>> path.network_time(torch.tensor([0.0, 0.5, 1.0]))
     tensor([999., 499.,  -1.])
     """
 
-    schedule: Schedule = "linear"
     n_timesteps: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.schedule not in get_args(Schedule):
-            msg = f"`schedule` must be one of {get_args(Schedule)}, but found {self.schedule!r}."
-            raise ValueError(msg)
-        check_count("n_timesteps", self.n_timesteps)
 
     def betas(self) -> Tensor:
         r"""Return :math:`\beta_k`, ``(n_timesteps,)``, in double precision."""
-        if self.schedule == "cosine":
-            return _cosine_betas(self.n_timesteps)
         return torch.linspace(1e-4, 0.02, self.n_timesteps, dtype=torch.float64)
-
-    def alpha_bar(self) -> Tensor:
-        r"""Return :math:`\bar\alpha_k`, ``(n_timesteps,)``, in double precision."""
-        return (1 - self.betas()).cumprod(0)
 
     def alpha(self, t: Tensor) -> Tensor:
         r"""Return :math:`\sqrt{\bar\alpha_t}`."""
@@ -195,13 +174,6 @@ class VariancePreserving(Path):
 def _look_up(table: Tensor, index: Tensor) -> Tensor:
     """Return ``table[index]`` without the device synchronisation that plain indexing by a single number causes."""
     return table.index_select(0, index.flatten()).reshape(index.shape)
-
-
-def _cosine_betas(n_timesteps: int) -> Tensor:
-    """Return the betas of Nichol and Dhariwal (2021), equation 17, ``(n_timesteps,)``."""
-    position = torch.arange(n_timesteps + 1, dtype=torch.float64) / n_timesteps
-    signal = ((position + 0.008) / 1.008 * math.pi / 2).cos().square()
-    return (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
 
 
 @lru_cache(maxsize=64)
@@ -293,8 +265,7 @@ def with_masked(seen: Tensor, totals: Tensor) -> Tensor:
 
 
 PATHS: dict[str, Path] = {
-    "vp_linear": VariancePreserving("linear"),
-    "vp_cosine": VariancePreserving("cosine"),
+    "vp_linear": VariancePreserving(),
     "flow_matching": LinearInterpolant(),
 }
 

@@ -96,17 +96,6 @@ class Generators:
         return numbers
 
 
-def check_generators(generators: Generators | None, n: int, user: object) -> Generators:
-    """Return the generators of ``user``; raise ValueError unless there is one for each of ``n`` samples."""
-    if generators is None:
-        msg = f"`generators` must be given, because {type(user).__name__} draws random numbers."
-        raise ValueError(msg)
-    if len(generators) != n:
-        msg = f"`generators` must be one per sample, but found {len(generators)} for {n} samples."
-        raise ValueError(msg)
-    return generators
-
-
 def sample_seed(seed: int, index: int) -> int:
     """Combine a request's seed and a block's number into the block's seed.
 

@@ -8,23 +8,23 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import torch
 
 from scgen_diffusion._arguments import check_count, is_whole_number
 
 from ._count_draws import draw_poisson
-from ._denoiser import TARGETS, Denoiser, Field, as_denoiser
+from ._denoiser import Denoiser, Field
 from ._paths import Masking, VariancePreserving, with_masked
-from ._random import Generators, check_generators
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
     from ._paths import Path
+    from ._random import Generators
 
 Step = Callable[[Field, "Tensor", "Tensor", "Tensor"], "Tensor"]
 Spacing = Literal["time", "slowing"]
@@ -40,27 +40,6 @@ class Sampler(Protocol):
     ) -> Tensor:
         """Carry noise ``x (n, ...)`` from ``t = 0`` to data at ``t = 1``."""
         ...
-
-
-class Walk(NamedTuple):
-    """A lazy trajectory: its times ``(states,)``, and an iterator that computes the state ``(n, ...)`` at each."""
-
-    times: Tensor
-    states: Iterator[Tensor]
-
-
-class SteppingSampler(ABC):
-    """A sampler that moves from noise to data in steps, the same for all samples."""
-
-    def __call__(
-        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
-    ) -> Tensor:
-        """Carry noise ``x (n, ...)`` from ``t = 0`` to data; see :meth:`walk`."""
-        return deque(self.walk(field, x, n_steps=n_steps, generators=generators).states, maxlen=1).pop()
-
-    @abstractmethod
-    def walk(self, field: Field, x: Tensor, *, n_steps: int | None, generators: Generators | None) -> Walk:
-        """Prepare to carry noise ``x (n, ...)`` to data in ``n_steps`` steps."""
 
 
 # --- flows: integrate dx/dt = v(x, t) ---------------------------------------------------------------------------------
@@ -83,7 +62,7 @@ def heun_step(field: Field, x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FixedStepSampler(SteppingSampler):
+class FixedStepSampler:
     """Integrate with equal steps.
 
     Parameters
@@ -97,26 +76,18 @@ class FixedStepSampler(SteppingSampler):
     step: Step
     default_n_steps: int
 
-    def __post_init__(self) -> None:
-        check_count("default_n_steps", self.default_n_steps)
-
-    def walk(
+    def __call__(
         self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
-    ) -> Walk:
-        """Prepare to integrate ``field`` from noise ``x (n, ...)`` in equal steps, without random numbers."""
-        times = equal_times(self.default_n_steps if n_steps is None else n_steps, x.device)
-        return Walk(times, self._states(field, x, times))
-
-    def _states(self, field: Field, x: Tensor, times: Tensor) -> Iterator[Tensor]:
-        yield x
-        for t, t_next in pairwise(times):
+    ) -> Tensor:
+        """Integrate ``field`` from noise ``x (n, ...)`` in equal steps, without random numbers."""
+        for t, t_next in pairwise(equal_times(n_steps, self.default_n_steps, device=x.device)):
             x = self.step(field, x, t, t_next - t)
-            yield x
+        return x
 
 
-def equal_times(n_steps: int, device: torch.device | str) -> Tensor:
-    """Return the times of ``n_steps`` equal steps from 0 to 1; raise ValueError for fewer than one step."""
-    return torch.linspace(0, 1, check_count("n_steps", n_steps) + 1, device=device)
+def equal_times(n_steps: int | None, default: int, **options: Any) -> Tensor:
+    """Return the times of equal steps from 0 to 1; raise ValueError for fewer than one step."""
+    return torch.linspace(0, 1, check_count("n_steps", default if n_steps is None else n_steps) + 1, **options)
 
 
 # --- denoising diffusion, on variance-preserving paths ----------------------------------------------------------------
@@ -144,7 +115,7 @@ def levels_at(path: Path, times: Tensor, x: Tensor) -> list[Level]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionSampler(SteppingSampler):
+class DiffusionSampler(ABC):
     r"""Base class of the samplers of denoising diffusion: their steps.
 
     Parameters
@@ -155,18 +126,10 @@ class DiffusionSampler(SteppingSampler):
 
     default_n_steps: int
 
-    def __post_init__(self) -> None:
-        check_count("default_n_steps", self.default_n_steps)
-
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether random numbers are drawn during sampling."""
-        return False
-
-    def walk(
-        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
-    ) -> Walk:
-        """Prepare to carry noise ``x (n, ...)`` to data.
+    def __call__(
+        self, field: Denoiser, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
+    ) -> Tensor:
+        """Carry noise to data.
 
         Parameters
         ----------
@@ -177,30 +140,26 @@ class DiffusionSampler(SteppingSampler):
         n_steps
             Number of steps, from 1 to the path's number of timesteps.
         generators
-            One generator per sample, for stochastic samplers.
+            One generator per sample, for samplers that draw random numbers.
         """
-        denoiser, path = as_denoiser(field, VariancePreserving)
-        if self.is_stochastic:
-            check_generators(generators, len(x), self)
-        levels = self._levels(path, x, n_steps)
-        return Walk(torch.stack([level.t for level in levels]), self._states(denoiser, x, levels, generators))
+        times = self.times(self.n_steps_on(field.path, n_steps))
+        return self.carry(field, x, levels_at(field.path, times, x), generators)
 
     @abstractmethod
-    def _states(
-        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None
-    ) -> Iterator[Tensor]:
-        """Carry ``x`` from the first level to the last, and yield it at each."""
+    def carry(self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None) -> Tensor:
+        """Carry ``x (n, ...)`` from the first level to the last."""
 
-    def _levels(self, path: VariancePreserving, x: Tensor, n_steps: int | None) -> list[Level]:
+    def n_steps_on(self, path: VariancePreserving, n_steps: int | None) -> int:
+        """Return the number of steps; raise ValueError if the path has fewer timesteps."""
         if n_steps is None:
-            n_steps = min(self.default_n_steps, path.n_timesteps)
+            return min(self.default_n_steps, path.n_timesteps)
         if not (is_whole_number(n_steps) and 1 <= n_steps <= path.n_timesteps):
             allowed = f"from 1 to the path's {path.n_timesteps} timesteps"
             msg = f"`n_steps` must be a whole number {allowed}, but found {n_steps!r}."
             raise ValueError(msg)
-        return levels_at(path, self._times(n_steps), x)
+        return n_steps
 
-    def _times(self, n_steps: int) -> Tensor:
+    def times(self, n_steps: int) -> Tensor:
         """Return the times of ``n_steps`` equal steps, in double precision."""
         return torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
 
@@ -209,17 +168,15 @@ class DiffusionSampler(SteppingSampler):
 class _RandomWalk(DiffusionSampler):
     """Steps to ``alpha_s data + direction noise + std z`` with fresh noise ``z``, except in the last step."""
 
-    def _states(
-        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None
-    ) -> Iterator[Tensor]:
-        yield x
+    def carry(self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None) -> Tensor:
+        """Carry ``x (n, ...)`` from the first level to the last."""
         for now, following in pairwise(levels):
             estimate = denoiser.estimate(x, now.t)
             direction, std = self.weights(now, following)
             x = following.alpha * estimate.data + direction * estimate.noise
-            if generators is not None and std > 0 and following is not levels[-1]:
+            if std > 0 and following is not levels[-1]:
                 x = x + std * generators.normal(*x.shape[1:]).to(x)
-            yield x
+        return x
 
     @abstractmethod
     def weights(self, now: Level, following: Level) -> tuple[float, float]:
@@ -251,7 +208,7 @@ class DDPMSampler(_RandomWalk):
     >>> import torch
     >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser, Generators
     >>> denoiser = Denoiser(
-    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"]
+    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_linear"], TARGETS["data"]
     ... )
     >>> DDPMSampler()(
     ...     denoiser, torch.zeros(1, 2), n_steps=10, generators=Generators(0, [0])
@@ -260,11 +217,6 @@ class DDPMSampler(_RandomWalk):
     """
 
     default_n_steps: int = 1000
-
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether random numbers are drawn: always."""
-        return True
 
     def weights(self, now: Level, following: Level) -> tuple[float, float]:
         """Return the weights of the estimated noise and of the fresh noise."""
@@ -307,15 +259,9 @@ class DDIMSampler(_RandomWalk):
     default_n_steps: int = 100
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 <= self.eta <= 1:
             msg = f"`eta` must be between 0 and 1, but found {self.eta}."
             raise ValueError(msg)
-
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether random numbers are drawn: unless ``eta`` is 0."""
-        return self.eta > 0
 
     def weights(self, now: Level, following: Level) -> tuple[float, float]:
         """Return the weights of the estimated noise and of the fresh noise."""
@@ -361,7 +307,7 @@ class DPMSolverSampler(DiffusionSampler):
     >>> import torch
     >>> from scgen_diffusion.diffusion import PATHS, TARGETS, Denoiser
     >>> denoiser = Denoiser(
-    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_cosine"], TARGETS["data"]
+    ...     lambda x, k: torch.full_like(x, 2.0), PATHS["vp_linear"], TARGETS["data"]
     ... )
     >>> DPMSolverSampler()(denoiser, torch.zeros(1, 2), n_steps=10)
     tensor([[2., 2.]])
@@ -372,7 +318,6 @@ class DPMSolverSampler(DiffusionSampler):
     default_n_steps: int = 20
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not is_whole_number(self.order) or self.order not in (2, 3):
             msg = f"`order` must be 2 or 3, but found {self.order!r}."
             raise ValueError(msg)
@@ -380,21 +325,20 @@ class DPMSolverSampler(DiffusionSampler):
             msg = f"`spacing` must be one of {get_args(Spacing)}, but found {self.spacing!r}."
             raise ValueError(msg)
 
-    def _times(self, n_steps: int) -> Tensor:
-        times = super()._times(n_steps)
+    def times(self, n_steps: int) -> Tensor:
+        """Return the times of the steps, in double precision."""
+        times = super().times(n_steps)
         return 1 - (1 - times) ** SLOWING if self.spacing == "slowing" else times
 
-    def _states(
-        self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None
-    ) -> Iterator[Tensor]:
-        yield x
+    def carry(self, denoiser: Denoiser, x: Tensor, levels: list[Level], generators: Generators | None) -> Tensor:
+        """Carry ``x (n, ...)`` from the first level to the last."""
         known: deque[tuple[float, Tensor]] = deque(maxlen=self.order)  # log SNR and estimated data of the last steps
         for now, following in pairwise(levels):
             known.append((now.log_snr, denoiser.estimate(x, now.t).data))
             if following is levels[-1]:
                 known = deque([known[-1]])
             x = following.sigma / now.sigma * x + following.alpha * _integral(known, following.log_snr - now.log_snr)
-            yield x
+        return x
 
 
 def _integral(known: Sequence[tuple[float, Tensor]], h: float) -> Tensor:
@@ -417,7 +361,7 @@ def _integral(known: Sequence[tuple[float, Tensor]], h: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class UnmaskingSampler(SteppingSampler):
+class UnmaskingSampler:
     r"""Unmask items in steps.
 
     Of :math:`m` masked items, a step from ``t`` to ``s`` unmasks :math:`\operatorname{Poisson}\bigl(m\,p_k\,(\alpha_s -
@@ -444,13 +388,8 @@ class UnmaskingSampler(SteppingSampler):
 
     default_n_steps: int = N_UNMASKING_STEPS
 
-    def __post_init__(self) -> None:
-        check_count("default_n_steps", self.default_n_steps)
-
-    def walk(
-        self, field: Field, x: Tensor, *, n_steps: int | None = None, generators: Generators | None = None
-    ) -> Walk:
-        """Prepare to unmask the items of states ``x (n, kinds + 1)``, usually all.
+    def __call__(self, field: Denoiser, x: Tensor, *, n_steps: int | None = None, generators: Generators) -> Tensor:
+        """Unmask the items of states ``x (n, kinds + 1)``, usually all.
 
         Parameters
         ----------
@@ -463,19 +402,12 @@ class UnmaskingSampler(SteppingSampler):
         generators
             One generator per sample.
         """
-        denoiser, _ = as_denoiser(field, Masking)
-        generators = check_generators(generators, len(x), self)
-        times = equal_times(self.default_n_steps if n_steps is None else n_steps, x.device)
-        return Walk(times, self._states(denoiser, x, times, generators))
-
-    def _states(self, denoiser: Denoiser, x: Tensor, times: Tensor, generators: Generators) -> Iterator[Tensor]:
-        yield x
         totals = x.sum(1)
-        for t, s in pairwise(times):
-            expected = expected_step(denoiser, x, t, s)
+        for t, s in pairwise(equal_times(n_steps, self.default_n_steps, device=x.device)):
+            expected = expected_step(field, x, t, s)
             drawn = draw_poisson(generators.uniform(expected.shape[1], dtype=torch.float64), expected)
             x = with_masked(x[:, :-1] + drawn, totals)
-            yield x
+        return x
 
 
 def expected_step(denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -524,15 +456,13 @@ def check_sampler(sampler: Sampler, path: Path, n_steps: int | None = None) -> N
 
     Samplers of classes outside of this package are not checked.
     """
-    known, classes = samplers_for(path), (FixedStepSampler, DiffusionSampler, UnmaskingSampler)
-    fitting = tuple(one for one in classes if any(isinstance(each, one) for each in known.values()))
-    if not isinstance(sampler, classes):
-        return
-    if not isinstance(sampler, fitting):
+    kinds, known = (FixedStepSampler, DiffusionSampler, UnmaskingSampler), samplers_for(path)
+    (kind,) = [one for one in kinds if isinstance(next(iter(known.values())), one)]
+    if isinstance(sampler, kinds) and not isinstance(sampler, kind):
         msg = (
             f"`sampler` is a {type(sampler).__name__}, which does not fit the model's path. Give one of "
-            f"{', '.join(map(repr, known))}, or an object of class {' or '.join(one.__name__ for one in fitting)}."
+            f"{', '.join(map(repr, known))}, or an object of class {kind.__name__}."
         )
         raise ValueError(msg)
-    unused = Denoiser(lambda x, _: x, path, TARGETS["data"])
-    sampler.walk(unused, torch.zeros(0, 1), n_steps=n_steps, generators=Generators(0, []))
+    if isinstance(sampler, DiffusionSampler):
+        sampler.n_steps_on(path, n_steps)

@@ -301,8 +301,10 @@ class CellGenerator:
         n_steps = None if n_steps is None else check_count("n_steps", n_steps)
         trained = self.module.strategy
         guidance = Guidance.resolve(guidance_scale, trained, self.conditions.keys)
-        is_per_key = isinstance(guidance_scale, Mapping)
-        scales = {key: float(scale) for key, scale in guidance_scale.items()} if is_per_key else float(guidance_scale)
+        if isinstance(guidance_scale, Mapping):
+            scales: Any = {key: float(scale) for key, scale in guidance_scale.items()}
+        else:
+            scales = float(guidance_scale)
         record = {"guidance_scale": scales, "composition": trained.name}
         return SamplingOptions(name, chosen, n_steps, guidance, record, output)
 
