@@ -5,14 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, group_norm
 
-from scgen_diffusion.nn import (
-    DiT,
-    GeneDiT,
-    GeneMLP,
-    GeneUNet,
-    _gene_networks,
-    modulate,
-)
+from scgen_diffusion.nn import DiT, GeneDiT, GeneMLP, GeneUNet, _gene_networks, modulate
 
 N_CELLS, N_GENES, KEYS = 5, 11, (3, 2)
 PATCHES = {"patch_size": 4, "width": 8, "n_layers": 2, "n_heads": 2}
@@ -133,15 +126,6 @@ def test_cells_do_not_depend_on_parts_and_no_activation_is_larger_than_allowed(n
     assert max(sizes) <= limit
 
 
-def test_gradients_are_those_of_the_whole_batch(monkeypatch):
-    monkeypatch.setattr(_gene_networks, "LARGEST_ACTIVATION", 1)
-    x = torch.ones(5, 2)
-    assert [len(part) for (part,) in _gene_networks.parts_of(1, x)] == [5]
-    with torch.no_grad():
-        assert [len(part) for (part,) in _gene_networks.parts_of(1, x)] == [1] * 5
-        assert [len(part) for (part,) in _gene_networks.parts_of(10**6, x[:0])] == [0]
-
-
 @pytest.mark.parametrize("name", ["global tokens", "mlp", "mlp on axes"])
 def test_gene_weights_are_all_matrices_with_genes(name):
     network = build(name, n_genes=13)
@@ -150,17 +134,6 @@ def test_gene_weights_are_all_matrices_with_genes(name):
 
 
 # --- transformers -----------------------------------------------------------------------------------------------------
-
-
-def test_the_last_layer_follows_its_formula():
-    torch.manual_seed(0)
-    network, (x_t, t, condition) = stir(DiT(4, 3, KEYS, width=8, n_layers=0, n_heads=2)), build_inputs("latents")
-    context = network.embed_time(t) + network.embed_condition(condition)
-    tokens = network.project_in(x_t) + network.positions
-    shift, scale = network.modulation_out(context).split(8, dim=1)
-    normed = (tokens - tokens.mean(-1, keepdim=True)) / (tokens.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
-    expected = network.project_out(modulate(normed, shift[:, None], scale[:, None]))
-    torch.testing.assert_close(network(x_t, t, condition), expected, rtol=1e-4, atol=1e-5)  # single precision
 
 
 def test_the_trace_leads_from_the_input_to_the_prediction():
@@ -210,10 +183,9 @@ def test_sizes_that_do_not_fit_are_refused(options, argument):
         build("patches", **options)
 
 
-@pytest.mark.parametrize("shape", [(4, 6), (1, 8), (8,)])
-def test_positions_of_another_shape_are_refused(shape):
+def test_positions_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="`positions`"):
-        DiT(4, 3, width=8, n_heads=2, positions=torch.ones(shape))
+        DiT(4, 3, width=8, n_heads=2, positions=torch.ones(4, 6))
 
 
 # --- what white-box heads read ----------------------------------------------------------------------------------------
@@ -248,15 +220,6 @@ def test_global_tokens_read_and_write_all_genes():
 
     assert (predicted[0] != predicted[1]).all()
     assert torch.equal(predicted[2], predicted[3])
-
-
-def test_condition_and_time_write_to_all_genes():
-    network, (x_t, t, condition) = build("global tokens", started=False), build_inputs("global tokens")
-    torch.nn.init.normal_(network.write_all_genes.weight)  # all other outputs are zero
-    at_zero = network(x_t, t, condition)
-
-    assert (network(x_t, t + 50, condition) != at_zero).all()
-    assert (network(x_t, t, (condition + 1) % 3) != at_zero).all()
 
 
 def test_global_tokens_start_as_coordinates_along_given_directions():

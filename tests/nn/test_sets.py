@@ -132,15 +132,6 @@ def test_unmasked_padding_takes_part_as_published():
 
 
 @wherever_the_value_enters
-def test_published_normalisation_cancels_how_much_a_gene_is_expressed(value_after_norm):
-    pooling, values = build_pooling(value_after_norm=value_after_norm), draw_values()
-    presence = (values != 0).double()
-    difference = (pooling(expressed_genes(values)) - pooling(expressed_genes(presence))).abs().amax((1, 2))
-    # What is left of the value enters through the norm's epsilon, 1e-8 of a variance of order 0.1.
-    assert (difference > 0.01).all() if value_after_norm else (difference < 1e-5).all()
-
-
-@wherever_the_value_enters
 def test_pooling_the_panel_is_pooling_the_expressed_genes(value_after_norm):
     pooling, values = build_pooling(value_after_norm=value_after_norm), draw_values()
     values[1] = 0  # a cell without expressed genes
@@ -235,11 +226,6 @@ def test_outputs_follow_the_order_of_genes(kind):
 def test_decoded_cells_do_not_depend_on_their_batch(kind):
     decoder, z = build_decoder(kind), draw_latents()
     close(decoder(z), torch.cat([decoder(cell[None]) for cell in z]))
-
-
-def test_gene_queries_do_not_depend_on_the_order_of_latent_tokens():
-    decoder, z = build_decoder("gene queries"), draw_latents()
-    close(decoder(z[:, [2, 0, 1]]), decoder(z))
 
 
 def test_gene_factors_follow_their_formula():

@@ -7,7 +7,6 @@ from scgen_diffusion.nn import Members, Number
 from scgen_diffusion.perturbation import ExpectedShift
 
 SIZE = 4
-FAR = 50.0  # standard deviations
 PERTURBS = torch.tensor([False, True])
 
 
@@ -125,6 +124,3 @@ def test_the_expected_shift_is_the_weighted_mean_of_the_groups():
     expected = shift(x[:, None], condition.expand(3, -1)).mean(0)
 
     torch.testing.assert_close((weights @ shifts.double()).float()[None], expected, atol=1e-4, rtol=1e-4)
-
-
-# --- perturbations never seen -----------------------------------------------------------------------------------------
