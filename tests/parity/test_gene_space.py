@@ -85,7 +85,7 @@ def test_accelerated_sampling_ends_where_the_published_code_does(module, predict
     denoiser, x = Denoiser(predict, module.path, module.target), recorded["x_T"]
     times = module.path.time(torch.tensor([*range(990, 0, -10), 1, 0], dtype=torch.float64))  # not those of the sampler
 
-    *_, ends = DDIMSampler()._states(denoiser, x, levels_at(module.path, times, x), None)
+    ends = DDIMSampler().carry(denoiser, x, levels_at(module.path, times, x), None)
 
     # A hundred steps of an untrained network let values grow to 440; float32 keeps six digits of them.
     error = (ends - recorded["ddim_eta0_stride10"]).abs().max() / recorded["ddim_eta0_stride10"].abs().max()
