@@ -11,14 +11,14 @@ import torch
 
 from scgen_diffusion.data import ValueSummary
 from scgen_diffusion.model import SCRDIT
-from scgen_diffusion.model._diagnostics import warn_of_missing_zeros
+from scgen_diffusion.model._diagnostics import warn_of_odd_values
 from scgen_diffusion.nn import log_profile
 
 
 @pytest.fixture(autouse=True)
 def _no_word_on_short_training(monkeypatch):
     """The models are trained for a few epochs, of which every request would warn."""
-    monkeypatch.setattr("scgen_diffusion.model._generation.record_of_short", lambda *_: {})
+    monkeypatch.setattr("scgen_diffusion.model._base.warn_of_short_stages", lambda *_: None)
 
 
 @pytest.fixture
@@ -96,12 +96,13 @@ def test_the_training_cells_themselves_show_no_signs(plant, trained_gene_space):
 
 @pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix])
 @pytest.mark.parametrize(("n_zeros", "warns"), [(0, True), (3, True), (4, False), (12, False)])
-def test_half_of_the_fewest_zeros_of_a_training_cell_are_enough(kind, n_zeros, warns):
+def test_half_of_the_fewest_zeros_of_a_training_cell_are_enough(trained_gene_space, monkeypatch, kind, n_zeros, warns):
+    monkeypatch.setitem(trained_gene_space.module._buffers, "training_zeros", torch.tensor(0.6))
     x = np.ones(12, dtype=np.float32)
     x[:n_zeros] = 0
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of_missing_zeros(ValueSummary.of(kind(x.reshape(3, 4))), 0.6, needs_negation=True)
+        warn_of_odd_values(trained_gene_space.module, ValueSummary.of(kind(x.reshape(3, 4))), "log1p")
 
     assert bool(caught) == warns

@@ -25,7 +25,6 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 from scvi.model.base import BaseModelClass
-from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import known_names, suggests_arguments, warn_user
 from scgen_diffusion._compat import parse_device_args, respect_thread_limit, separate_copy
@@ -41,7 +40,6 @@ from scgen_diffusion.data import (
     GivenCells,
     ReadTables,
     RegisteredCells,
-    ValueSummary,
     advice_on_raw,
     build_anndata,
     check_conditions,
@@ -51,13 +49,11 @@ from scgen_diffusion.data import (
     check_layer,
     check_natural_logarithms,
     check_not_empty,
-    check_order,
     check_same_genes,
     check_same_registry,
     check_storage,
     check_values,
     digest_of,
-    drop_unused_categories,
     encode_conditions,
     extend_tables,
     keys_to_check,
@@ -68,14 +64,14 @@ from scgen_diffusion.data import (
     registered_keys,
     resolve_seed,
 )
-from scgen_diffusion.generation import CellGenerator, LibrarySizes, PerturbedGroups, check_batch_size, identity_of
-from scgen_diffusion.module import TRAINABLE, Trainable
+from scgen_diffusion.generation import CellGenerator, check_batch_size
+from scgen_diffusion.module import LIBRARY_SIZE_KINDS, TRAINABLE, Trainable
 from scgen_diffusion.train import CellData, Interruption, RunOptions, StagePlan, is_interrupted, show
 
-from ._counterfactual import CELL_NAMES, Prediction, check_learned, control_cells
+from ._counterfactual import Prediction, control_cells
 from ._description import describe
-from ._end_of_training import advise_to_train_on, describe_training, was_stopped
-from ._generation import Assembly, Generation
+from ._end_of_training import advise_to_train_on, describe_training, warn_of_short_stages, was_stopped
+from ._generation import Generation
 from ._model_file import (
     ADATA_FILE,
     MODEL_FILE,
@@ -128,7 +124,6 @@ if TYPE_CHECKING:
 
     from ._counterfactual import ControlCells
 
-CHECKED_AT_A_TIME = 8_192  # cells
 ADVICE_ON_COUNTS = "The model was set up with counts there; give cells with counts in {where}."
 
 
@@ -343,13 +338,9 @@ class DiffusionModel(BaseModelClass):
         check_readable(adata)
         check_same_genes(adata.var_names, self.var_.index)
 
-    def _assemble(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> AnnData:
-        """Build what ``generate`` returns; arguments are those of :func:`~scgen_diffusion.data.build_anndata`."""
-        return self._assemble_part(x, drop_unused_categories(obs), *args, **options)
-
-    def _assemble_part(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> AnnData:
-        """Build a part of a stream, with all categories."""
-        return build_anndata(x, obs, self.var_, *args, **options)
+    def _build(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, uns: Mapping[str, Any], **options: Any) -> Any:
+        """Build what ``generate`` returns, from values, ``obs`` and provenance."""
+        return build_anndata(x, obs, self.var_, uns, is_log1p=uns["values"] == "log1p", **options)
 
     @property
     def _seen_indices(self) -> np.ndarray:
@@ -744,19 +735,10 @@ class DiffusionModel(BaseModelClass):
         FloatingPointError
             If sampling diverges to values that are not finite.
         """
-        check_batch_size(batch_size)
-        generation = self._generation(
-            n_cells,
-            condition,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            n_steps=n_steps,
-            library_size=library_size,
-            seed=seed,
-            output=self._output(counts),
-        ).judged()
-        with tqdm(total=generation.n_cells, desc=generation.task, unit="cell", disable=not show_progress) as progress:
-            return generation.make(batch_size, progress)
+        job = self._generation(
+            n_cells, condition, guidance_scale, sampler, n_steps, counts, library_size, batch_size, seed
+        )
+        return job.make(show_progress=show_progress)
 
     @suggests_arguments
     def generate_to(
@@ -820,29 +802,11 @@ class DiffusionModel(BaseModelClass):
             If the folder does not exist or cannot be written to, or the disk is full.
         """
         goal = check_goal(path, has_modalities=bool(self.modalities))
-        check_batch_size(batch_size)
-        generation = self._generation(
-            n_cells,
-            condition,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            n_steps=n_steps,
-            library_size=library_size,
-            seed=seed,
-            output=self._output(counts),
+        job = self._generation(
+            n_cells, condition, guidance_scale, sampler, n_steps, counts, library_size, batch_size, seed
         )
         return write_stream(
-            goal,
-            generation,
-            shard_size=shard_size,
-            batch_size=batch_size,
-            seed=seed,
-            show_progress=show_progress,
-            overwrite=overwrite,
-            accelerator=accelerator,
-            devices=devices,
-            strategy=strategy,
-            num_nodes=num_nodes,
+            goal, job, shard_size, seed, show_progress, overwrite, accelerator, devices, strategy, num_nodes
         )
 
     @suggests_arguments
@@ -957,21 +921,9 @@ class DiffusionModel(BaseModelClass):
             For arguments of a wrong type, unknown keys or values, missing labels, genes or values that differ from
             training, and lengths that do not fit.
         """
-        check_batch_size(batch_size)
-        prediction = self._prediction(
-            adata_control,
-            condition,
-            method=method,
-            keep_residuals=keep_residuals,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            n_steps=n_steps,
-            counts=counts,
-            library_size=library_size,
-            seed=seed,
-        ).judged()
-        with tqdm(total=prediction.n_cells, desc=prediction.task, unit="cell", disable=not show_progress) as progress:
-            return prediction.make(batch_size, progress)
+        options = guidance_scale, sampler, n_steps, counts, library_size, batch_size, seed
+        job = self._prediction(adata_control, condition, method, keep_residuals, *options)
+        return job.make(show_progress=show_progress)
 
     @suggests_arguments
     def predict_perturbation_to(
@@ -1038,56 +990,37 @@ class DiffusionModel(BaseModelClass):
             If the folder does not exist or cannot be written to, or the disk is full.
         """
         goal = check_goal(path, has_modalities=bool(self.modalities))
-        check_batch_size(batch_size)
-        prediction = self._prediction(
-            adata_control,
-            condition,
-            method=method,
-            keep_residuals=keep_residuals,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            n_steps=n_steps,
-            counts=counts,
-            library_size=library_size,
-            seed=seed,
-        )
+        options = guidance_scale, sampler, n_steps, counts, library_size, batch_size, seed
+        job = self._prediction(adata_control, condition, method, keep_residuals, *options)
         return write_stream(
-            goal,
-            prediction,
-            shard_size=shard_size,
-            batch_size=batch_size,
-            seed=seed,
-            show_progress=show_progress,
-            overwrite=overwrite,
-            accelerator=accelerator,
-            devices=devices,
-            strategy=strategy,
-            num_nodes=num_nodes,
+            goal, job, shard_size, seed, show_progress, overwrite, accelerator, devices, strategy, num_nodes
         )
 
     def _generation(
         self,
         n_cells: int | None,
         condition: ConditionRequest,
-        *,
         guidance_scale: GuidanceScale,
-        output: InputValues,
+        sampler: str | Sampler | None,
+        n_steps: int | None,
+        counts: bool | None,
+        library_size: Any,
+        batch_size: int | None,
         seed: int | None,
-        **options: Any,
     ) -> Generation:
-        """Check and resolve the arguments of ``generate``; ``options`` are those of :meth:`CellGenerator.request`."""
-        self._check_ready_to_generate()
+        """Check and resolve the arguments of ``generate``."""
+        check_batch_size(batch_size)
         respect_thread_limit()
-        engine = self._engine
-        options |= {"guidance_scale": guidance_scale, "output": output, "seed": resolve_seed(seed)}
-        request = engine.request(n_cells, condition, **options)
-        return Generation(engine, request, self._assembly, self.cut_short_, sorted(self._stages_to_generate))
+        self._check_ready_to_generate()
+        warn_of_short_stages(self.cut_short_, sorted(self._stages_to_generate))
+        engine, seed = self._engine, resolve_seed(seed)
+        sampling = engine.sampling(sampler, n_steps, guidance_scale, self._output(counts))
+        return Generation.of(engine, n_cells, condition, sampling, library_size, seed, self._build, batch_size)
 
     def _prediction(
         self,
         adata_control: AnnData | CellFiles | None,
         condition: ConditionRequest,
-        *,
         method: str | None,
         keep_residuals: bool,
         guidance_scale: GuidanceScale,
@@ -1095,15 +1028,13 @@ class DiffusionModel(BaseModelClass):
         n_steps: int | None,
         counts: bool | None,
         library_size: Any,
+        batch_size: int | None,
         seed: int | None,
     ) -> Prediction:
         """Check and resolve the arguments of ``predict_perturbation``."""
-        engine, output, module = self._engine, self._output(counts), self.module
+        check_batch_size(batch_size)
+        engine, output, seed = self._engine, self._output(counts), resolve_seed(seed)
         sampling = engine.sampling(self._counterfactual_sampler(sampler), n_steps, guidance_scale, output)
-        condition = engine.conditions.as_table(condition)
-        source, rows = self._control_source(adata_control)
-        cells, requested = control_cells(engine.conditions, source, rows, condition)
-        check_order({"`library_size`": library_size}, lambda: cells.names, CELL_NAMES)
         if method is not None and method not in self._prediction_methods:
             known = known_names(method, self._prediction_methods)
             msg = f"{type(self).__name__} does not support `method` {method!r}. {known}"
@@ -1111,58 +1042,22 @@ class DiffusionModel(BaseModelClass):
         if not keep_residuals and not self._draws_residuals:
             msg = f"{type(self).__name__} cannot draw residuals; `keep_residuals` must be True."
             raise ValueError(msg)
-        method = self._counterfactual_method(cells, method)
-        check_learned(module, engine.conditions, cells.own, method)
-        is_same = (cells.own == cells.codes).all(1)
-        come_back = keep_residuals and library_size is None and not self.modalities
-        if is_same.any() and (condition is not None or come_back):
-            warn_user(
-                f"{is_same.sum():,} of {len(is_same):,} cells have the requested conditions already, so nothing is "
-                "predicted: they come back as they are, or as their reconstruction. Leave them out."
-            )
         if library_size is None and output == "counts" and self._input_values == "log1p":
             msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
             raise ValueError(msg)
-        groups = None
-        if method == "perturbation_flow":
-            found = PerturbedGroups(module, engine.conditions, cells.own, cells.codes)
-            groups = found if len(found.codes) else None
-        request = engine.counterfactual(
-            cells.own, cells.codes, sampling, method, keep_residuals, library_size, resolve_seed(seed), groups
+        source, rows = self._control_source(adata_control)
+        given = control_cells(engine.conditions, source, rows, condition)
+        method = self._counterfactual_method(given, method)
+        by_flow = method == "perturbation_flow"
+        warn_of_short_stages(
+            self.cut_short_, ("autoencoder", "perturbation_flow") if by_flow else sorted(self._stages_to_generate)
         )
-        both = np.concatenate([cells.codes, cells.own])
-        unjudged = None if groups is None else both[np.tile(is_same, 2)]  # a support looks at the control cells too
-        draws_totals = isinstance(request.library_size, str)
-        outside = engine.warn_outside_training(both, draws_totals=draws_totals, unjudged=unjudged)
-        if output == "counts" and request.library_size is not None:
-            outside += engine.warn_of_large_totals(request.library_size)
-        provenance = engine.provenance(condition, sampling, library_size, request.seed)
-        how = {"task": "predict_perturbation", "method": method, "keep_residuals": keep_residuals}
-        provenance |= how | {"outside_training": outside}
-        if condition is None:
-            provenance["condition"] = "that of each control cell"
-        if library_size is None and output == "counts":
-            provenance["library_size"] = "that of each control cell"
-        identity = identity_of(module, engine.conditions, requested, sampling, request.library_size, provenance) | how
-        stages = sorted(self._stages_to_generate) if groups is None else ("autoencoder", "perturbation_flow")
 
         def read(rows: np.ndarray, batch_size: int) -> Iterator[Tensor]:
             return (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self._read(source, rows, batch_size))
 
-        return Prediction(
-            engine,
-            request,
-            cells,
-            read,
-            self._assembly,
-            self.var_.index,
-            list(engine.conditions.named(condition)),
-            groups,
-            identity,
-            provenance,
-            requested.is_uniform,
-            {stage: self.cut_short_[stage] for stage in stages if stage in self.cut_short_},
-        )
+        of_model = {"read": read, "genes": self.var_.index, "build": self._build, "batch_size": batch_size}
+        return Prediction.of(engine, given, method, sampling, keep_residuals, library_size, seed, **of_model)
 
     def _control_source(self, adata: AnnData | CellFiles | None) -> tuple[GivenCells | CellFiles, np.ndarray]:
         """Return given control cells, or the model's, checked, and the rows to predict."""
@@ -1173,33 +1068,27 @@ class DiffusionModel(BaseModelClass):
         given = self.given_cells(adata, "adata_control")
         check_distinct_columns(given.obs.columns, "adata_control.obs")
         rows = np.arange(given.n_obs)
-        source = self._to_read(given, rows, with_labels=True)
-        if adata is not None:
-            self._check_all_values(source, rows)
-        return source, rows
-
-    @property
-    def _assembly(self) -> Assembly:
-        return Assembly(self._assemble, self._assemble_part, self._warn_of_odd_values)
+        return self._to_read(given, rows, with_labels=True), rows
 
     @property
     def _engine(self) -> CellGenerator:
         """The object that turns requests into cells; it needs no AnnData."""
+        is_fitted = self.module.library_size.is_fitted
         return CellGenerator(
             module=self.module,
             conditions=self.conditions,
-            library_sizes=self._library_sizes,
             name=type(self).__name__,
             default_sampler=self.default_sampler,
             learned=self._combinations_of_autoencoder,
             n_genes=len(self.var_),
-            knows_n_cells=bool(self.recipes_),  # published weights do not say how many cells a combination had
+            library_sizes=[
+                kind for kind in LIBRARY_SIZE_KINDS if is_fitted and (kind != "latent" or self.library_head_is_trained_)
+            ],
+            largest={
+                name: len(modality.features) if modality.likelihood == "bernoulli" else np.inf
+                for name, modality in self.modalities.items()
+            },
         )
-
-    @property
-    def _library_sizes(self) -> LibrarySizes:
-        is_fitted = self.module.library_size.is_fitted
-        return LibrarySizes(self.architecture.library_size, is_fitted, self.library_head_is_trained_)
 
     @property
     @abstractmethod
@@ -1226,9 +1115,6 @@ class DiffusionModel(BaseModelClass):
             advice = advise_to_train_on(self) if stopped else f"call {call} first"
             msg = f"The model cannot generate yet; {advice}."
             raise RuntimeError(msg)
-
-    def _warn_of_odd_values(self, values: ValueSummary, output: InputValues) -> None:
-        """Warn if generated values, all of them finite, cannot be right."""
 
     def _counterfactual_sampler(self, sampler: str | Sampler | None) -> str | Sampler:
         """Return the sampler of ``predict_perturbation``, or its default."""
@@ -1312,13 +1198,6 @@ class DiffusionModel(BaseModelClass):
         """Return the layer that the model reads; None for ``X``, where generated cells have their values."""
         layer = self.registry_["setup_args"]["layer"]
         return layer_of(cells, layer) if PROVENANCE_KEY in cells.uns else layer
-
-    def _check_all_values(self, source: GivenCells, rows: np.ndarray) -> None:
-        """Raise unless the values of all these rows are of the registered kind."""
-        rows = np.sort(rows)
-        for start in range(0, len(rows), CHECKED_AT_A_TIME):
-            part = rows[start : start + CHECKED_AT_A_TIME]
-            self._check_values(source.read(part), part, source.cells)
 
     def _read(
         self, source: GivenCells | TrainingCells, rows: np.ndarray, batch_size: int

@@ -51,14 +51,11 @@ def advise_to_train_on(model: DiffusionModel) -> str:
     return f"{' and '.join(f'model.{call}' for call in calls)}, as the training so far was far too short"
 
 
-def record_of_short(cut_short: Mapping[str, str], stages: Iterable[str]) -> dict[str, str]:
-    """Return what generated cells record if stages were far too short, and warn; a stop near the end counts not."""
-    short = [stage for stage in stages if cut_short.get(stage) in (STOPPED_EARLY, TOO_SHORT)]
-    if not short:
-        return {}
-    record = f"the training {' and that '.join(f'of the {stage} was {cut_short[stage]}' for stage in short)}"
-    warn_user(f"Too few epochs: {record}. The cells, and effects of perturbations, may be unlike real ones.")
-    return {"short_training": record}
+def warn_of_short_stages(cut_short: Mapping[str, str], stages: Iterable[str]) -> None:
+    """Warn if stages that cells need were far too short; a stop near the end counts not."""
+    if short := [stage for stage in stages if cut_short.get(stage) in (STOPPED_EARLY, TOO_SHORT)]:
+        trained = " and that ".join(f"of the {stage} was {cut_short[stage]}" for stage in short)
+        warn_user(f"Too few epochs: the training {trained}. Cells and effects may be unlike real ones.")
 
 
 def describe_training(plans: Sequence[StagePlan], seconds: float, *, is_stopped: bool) -> str:

@@ -19,7 +19,6 @@ from scgen_diffusion.train import (
 )
 
 from ._base import DiffusionModel
-from ._diagnostics import warn_of_divergence, warn_of_missing_zeros
 from ._training import stage_seed
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from scgen_diffusion.data import ValueSummary
     from scgen_diffusion.diffusion import Sampler
     from scgen_diffusion.nn import InputValues
     from scgen_diffusion.train import DiffusionRecipe, Recipe, StagePlan
@@ -116,13 +114,6 @@ class GeneSpaceModel(DiffusionModel):
         if sampler not in (None, "ddpm", "ddim"):
             return sampler
         return DDIMSampler(eta=0.0 if sampler == "ddim" else 1.0, default_n_steps=50)
-
-    def _warn_of_odd_values(self, values: ValueSummary, output: InputValues) -> None:
-        module, a = self.module, self.architecture
-        warn_of_divergence(values, module.largest_value.item() if output == "log1p" else float("inf"))
-        if output == "log1p":
-            needs_negation = a.head == "regression" and a.zero_value is None
-            warn_of_missing_zeros(values, module.training_zeros.item(), needs_negation=needs_negation)
 
 
 class SCRDIT(GeneSpaceModel):
