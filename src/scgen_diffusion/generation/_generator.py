@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgen_diffusion.data import Conditions, RequestedCodes, Rows
-    from scgen_diffusion.diffusion import GuidanceScale, Guidance, Sampler
+    from scgen_diffusion.diffusion import GuidanceScale, Sampler
     from scgen_diffusion.module import GeneSpaceModule, SCLDMModule
     from scgen_diffusion.nn import InputValues
     from scgen_diffusion.perturbation import ProfileSums
