@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from builders import TINY_GENE_SPACE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scvi import REGISTRY_KEYS
@@ -13,19 +14,7 @@ from scgen_diffusion.module import GeneSpaceArchitecture, GeneSpaceModule, Profi
 from scgen_diffusion.nn import log_profile
 
 N_GENES = 9
-SIZES = {
-    "patch_size": 4,
-    "width": 8,
-    "n_layers": 1,
-    "n_heads": 2,
-    "n_global_tokens": 1,
-    "unet_width": 4,
-    "path": "vp_linear",
-    "target": "data",
-    "head": "regression",
-    "zero_value": None,
-    "scaling": "none",
-}
+SIZES = {**TINY_GENE_SPACE, "patch_size": 4, "scaling": "none"}
 HEADS = [("noise", "regression"), ("data", "regression"), ("data", "spike_and_slab")]
 
 

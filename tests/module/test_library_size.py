@@ -61,16 +61,6 @@ def test_empirical_draws_reproduce_the_distribution_of_the_group(fitted, cells, 
     assert distance < 0.01  # quantiles are kept at 257 levels, and totals are rounded to whole counts
 
 
-def test_thousands_of_combinations_have_their_own_totals():
-    condition = torch.cartesian_prod(torch.arange(60), torch.arange(80)).repeat(30, 1)  # 30 cells of each
-    low = 100 + torch.arange(60 * 80).float()
-    model = fit((60, 80), torch.cat([low, 2 * low]).log().repeat(15), condition)
-
-    least, *_, largest = model.bounds(condition[: 60 * 80].flip(0))
-    torch.testing.assert_close(least, low.flip(0))
-    torch.testing.assert_close(largest, 2 * low.flip(0))
-
-
 def test_a_low_and_a_high_total_enclose_95_percent_of_the_cells():
     condition = torch.zeros(1001, 1, dtype=torch.long)
     bounds = fit((2,), torch.arange(1000.0, 2001).log(), condition).bounds(condition[:1])
@@ -78,7 +68,7 @@ def test_a_low_and_a_high_total_enclose_95_percent_of_the_cells():
 
 
 def test_limits_are_those_of_all_training_cells():
-    """Of those that fine-tuning adds, those without a label, and not of a rare combination that is extrapolated."""
+    """Of those that fine-tuning adds, and those without a label."""
     condition = torch.zeros(100, 1, dtype=torch.long)
     model = fit((2,), torch.arange(100.0, 200).log(), condition)
     assert model.limits().tolist() == [[100, 199]]
@@ -91,21 +81,14 @@ def test_limits_are_those_of_all_training_cells():
     assert model.limits().tolist() == [[1000, 50_000]]
     assert model.bounds(torch.tensor([[ANY]]))[-1] == 2000
 
-    condition = torch.tensor([[0, 0], [1, 0], [0, 1]]).repeat_interleave(150, 0)
-    totals = torch.tensor([1000.0, 4000, 4000]).repeat_interleave(150)
-    model = fit((2, 2), torch.cat([totals, totals[-8:]]).log(), torch.cat([condition, torch.tensor([[1, 1]] * 8)]))
-    assert model.bounds(torch.tensor([[1, 1]]))[-1] > 8000
-    assert model.limits().tolist() == [[1000, 4000]]
-
 
 def test_normal_draws_have_the_mean_and_deviation_of_the_group(fitted, cells):
     drawn = draw(fitted, "normal", [0, 1]).log()
 
     group = cells[0][400:800]
     assert drawn.mean().item() == pytest.approx(group.mean().item(), abs=1e-3)  # totals are rounded
-    assert drawn.std().item() == pytest.approx(
-        group.std(correction=0).item(), rel=0.01
-    )  # 2000 levels have no far tails
+    spread = group.std(correction=0).item()
+    assert drawn.std().item() == pytest.approx(spread, rel=0.01)  # 2000 levels have no far tails
     assert stats.kstest(drawn, stats.norm(drawn.mean().item(), drawn.std().item()).cdf).statistic < 0.01
 
 
@@ -220,24 +203,6 @@ def test_the_state_loads_into_a_model_with_other_groups_and_without_cells_it_sta
         assert torch.equal(draw(other, kind, [1, 1]), draw(fitted, kind, [1, 1])), kind
 
 
-def test_the_latent_head_learns_the_total_that_the_latent_tells():
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(512, 2, 3, generator=generator)
-    log_totals = 7 + 0.5 * z[:, 0, 0] + 0.1 * torch.randn(512, generator=generator)
-    torch.manual_seed(0)
-    model = fit((), log_totals, torch.zeros(512, 0, dtype=torch.long))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(300):
-        optimizer.zero_grad()
-        model.loss(z, log_totals).mean().backward()
-        optimizer.step()
-
-    mean, std = model.predict(z)
-
-    assert torch.corrcoef(torch.stack([mean, 7 + 0.5 * z[:, 0, 0]]))[0, 1] > 0.98
-    assert 0.05 < std.mean() < 0.15  # the truth is 0.1; 450 parameters on 512 cells fit some of the noise
-
-
 def test_the_latent_loss_is_the_negative_log_likelihood_of_a_normal(fitted):
     z, log_totals = torch.randn(5, 2, 3), torch.tensor([5.0, 6.0, 7.0, 8.0, 9.0])
     mean, std = fitted.predict(z)
@@ -275,9 +240,8 @@ def test_the_latent_decides_about_a_cells_place_among_its_groups_totals():
 
     assert torch.corrcoef(torch.stack([drawn.log(), mean]))[0, 1] > 0.1
     levels = torch.tensor([0.1, 0.5, 0.9])
-    torch.testing.assert_close(
-        drawn.log().quantile(levels), totals.log().quantile(levels), rtol=0, atol=0.02
-    )  # 20 000 draws
+    found, expected = drawn.log().quantile(levels), totals.log().quantile(levels)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)  # 20 000 draws
 
 
 def test_the_latent_tells_the_total_of_a_cell_without_a_condition():
@@ -376,15 +340,3 @@ def test_sets_have_their_own_totals_and_those_that_do_not_occur_add_up_what_thei
     for asked, mean in [([3, 3], 7.0), ([2, 3], 6.0), ([1, 2], 7.0)]:
         assert mean_of(model, asked) == pytest.approx(mean, abs=2e-3)
     assert mean_of(model, [0, 1]) == pytest.approx(7 + 0.5 + 1.0, abs=5e-3)
-
-
-def test_totals_of_cells_without_labels_count_if_no_other_cell_has_the_modality():
-    model = LibrarySizeModel((3,), 6)
-    totals, unlabeled = torch.linspace(6, 8, 50), torch.full((50, 1), 3)
-
-    model.fit(totals, unlabeled)
-    model.fit_predicted(totals, unlabeled)
-
-    assert model.is_fitted
-    median = model.draw("empirical", torch.zeros(1, 1, dtype=torch.long), Z, torch.tensor([0.5]))
-    assert median.log().item() == pytest.approx(7, abs=0.05)

@@ -99,54 +99,23 @@ def test_modalities_of_a_cell_add_up_and_missing_ones_say_nothing():
     torch.testing.assert_close(together(target, outputs, sizes), expected)
 
 
-def test_a_cell_of_several_modalities_is_drawn_whole():
-    together, parts, outputs = two_modalities()
-    sizes = torch.tensor([[300.0, 2.0]] * 4)
-    parameters = together.parameters_per_cell(outputs, sizes)
-
-    drawn = together.sample(parameters, Generators(0, range(4)))
-
-    assert drawn.shape == (4, 8)
-    assert drawn[:, :3].sum() > 80
-    assert set(drawn[:, 3:].flatten().tolist()) <= {0.0, 1.0}
-    alone = parts[0].sample(parameters[:, :6].view(4, 2, 3), Generators(0, range(4)))
-    torch.testing.assert_close(drawn[:, :3], alone)
-
-
 # --- other parameters, the same residuals -----------------------------------------------------------------------------
 
 
-def likelihoods():
-    return {
-        "bernoulli": (BernoulliLikelihood(), 1),
-        "negative_binomial": (NegativeBinomialLikelihood(4, outliers=False), 2),
-    }
-
-
-def parameters(name, values, n_cells):
-    rows = [torch.tensor(values)] + [torch.full((4,), 3.0)] * (likelihoods()[name][1] - 1)
-    return torch.stack(rows).expand(n_cells, -1, -1)
-
-
-@pytest.mark.parametrize("name", likelihoods())
-def test_counterfactuals_are_distributed_as_the_new_parameters_say(name):
-    likelihood, n_cells = likelihoods()[name][0], 40_000
-    scale = 1.0 if name == "bernoulli" else 6.0
+def test_counterfactual_ones_are_distributed_as_the_new_parameters_say():
+    likelihood, n_cells = BernoulliLikelihood(), 40_000
     before, after = (
-        parameters(name, [scale * p for p in values], n_cells)
-        for values in ([0.5, 0.3, 0.9, 0.02], [0.5, 0.6, 0.2, 0.04])
+        torch.tensor([values]).expand(n_cells, -1, -1) for values in ([0.5, 0.3, 0.9, 0.02], [0.5, 0.6, 0.2, 0.04])
     )
     x = likelihood.sample(before, Generators(0, range(n_cells)))
 
     drawn = likelihood.counterfactual(x, before, after, Generators(1, range(n_cells)))
-    fresh = likelihood.sample(after, Generators(2, range(n_cells)))
 
     assert torch.equal(drawn[:, 0], x[:, 0])  # its parameter stays
     assert (drawn[:, 1] >= x[:, 1]).all()
     assert (drawn[:, 2] <= x[:, 2]).all()
-    tolerance = 5 * ((fresh.var(0) + drawn.var(0)) / n_cells).sqrt()
-    assert ((drawn.mean(0) - fresh.mean(0)).abs() <= tolerance).all()
-    torch.testing.assert_close(drawn.var(0), fresh.var(0), rtol=0.1, atol=0)  # sampling errors of a variance
+    mean = after[0, 0]
+    assert ((drawn.mean(0) - mean).abs() <= 5 * (mean * (1 - mean) / n_cells).sqrt()).all()
 
 
 def test_a_modality_that_a_cell_lacks_is_drawn_and_its_neighbours_do_not_notice():

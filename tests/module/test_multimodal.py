@@ -158,8 +158,8 @@ def test_architectures_that_do_not_suit_several_modalities_are_refused(tiny, cha
 # --- library sizes ----------------------------------------------------------------------------------------------------
 
 
-def fitted_sizes(n_cells=2000, missing=0):
-    """Fit log totals of two modalities, the second of which is the first plus 1 (and some noise)."""
+def trained_sizes(missing=0, n_cells=2000):
+    """Learn log totals of two modalities, the second of which is the first plus 1 (and some noise)."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     first = 5 + torch.randn(n_cells, generator=generator)
@@ -168,11 +168,6 @@ def fitted_sizes(n_cells=2000, missing=0):
     condition = torch.zeros(n_cells, 1, dtype=torch.long)
     sizes = MultimodalLibrarySize(2, [Classes(1)], 3)
     sizes.fit(totals, condition)
-    return sizes, totals, condition
-
-
-def trained_sizes(missing=0):
-    sizes, totals, condition = fitted_sizes(missing=missing)
     optimizer = torch.optim.Adam(sizes.parameters(), lr=1e-2)
     z = torch.zeros(len(totals), 3)
     for _ in range(250):

@@ -99,13 +99,6 @@ def test_the_divergence_is_that_of_two_normals():
     assert torch.equal(point.draw(torch.randn(5, 2, 3)), mean)
 
 
-def test_a_deterministic_latent_is_normalised(build, counts):
-    mean = build(latent="deterministic").inference(counts)["posterior"].mean
-
-    torch.testing.assert_close(mean.mean(-1), torch.zeros(6, 2), atol=1e-5, rtol=0)  # single precision
-    torch.testing.assert_close(mean.var(-1, correction=0), torch.ones(6, 2), atol=1e-2, rtol=0)  # the norm's epsilon
-
-
 def test_the_decoder_starts_at_the_mean_cell(build):
     module = build(decoder="factors", latent="variational", outliers=False, n_genes=5)
     mean_counts = torch.tensor([8.0, 4.0, 2.0, 1.0, 1.0])
