@@ -20,7 +20,7 @@ def test_an_invalid_count_raises_with_the_name_of_the_argument(value):
         check_count("n_cells", value)
 
 
-@pytest.mark.parametrize("value", [2**63, 10**400, 10**5000, -(2**63), np.uint64(2**64 - 1)], ids=range(5))
+@pytest.mark.parametrize("value", [2**63, 10**400, -(2**63), np.uint64(2**64 - 1)], ids=range(4))
 def test_a_count_beyond_its_type_raises_with_the_name_of_the_argument(value):
     with pytest.raises(ValueError, match="`n_cells`"):
         check_count("n_cells", value)

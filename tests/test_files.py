@@ -56,12 +56,17 @@ def write_nothing(put, goal):
         pass
 
 
-@pytest.mark.parametrize("write", [write_and_fail, write_nothing])
+def write_what_is_there(put, goal):
+    with write_atomically(goal, overwrite=False) as part:
+        put(part, "new")
+
+
+@pytest.mark.parametrize("write", [write_and_fail, write_nothing, write_what_is_there])
 def test_after_an_error_the_goal_is_what_it_was(put, tmp_path, write):
     goal = tmp_path / "goal"
     put(goal, "old")
 
-    with pytest.raises(OSError, match=r"full|No such file"):
+    with pytest.raises(OSError, match=r"full|No such file|exists"):
         write(put, goal)
 
     assert put(goal) == "old"
@@ -176,7 +181,7 @@ def test_a_missing_filter_of_hdf5_is_named(cells_file):
         h5py.h5d.create(root.id, b"X", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((5, 3)), made)
         root["X"].id.write_direct_chunk((0, 0), bytes(60), 0)
 
-    with pytest.raises(OSError, match=r"cells.h5ad .*filter.*40000.*hdf5plugin"):
+    with pytest.raises(OSError, match=r"cells.h5ad .*filter.*hdf5plugin"):
         CellFiles(cells_file)
 
 

@@ -9,7 +9,6 @@ import inspect
 import math
 import re
 import warnings
-from decimal import Decimal
 from difflib import SequenceMatcher
 from functools import wraps
 from numbers import Integral, Real
@@ -42,10 +41,8 @@ def is_number(value: object) -> bool:
 def check_count(name: str, value: Any, least: int = 1, most: int = LARGEST) -> int:
     """Return the argument ``name`` as an int; raise ValueError unless it is whole and from ``least`` to ``most``."""
     if not is_whole_number(value) or not least <= value <= most:
-        is_huge = is_whole_number(value) and abs(value) > LARGEST
-        found = f"about {Decimal(int(value)):.0e}" if is_huge else repr(value)
-        allowed = f"from {least} to {most}" if is_huge or most != LARGEST else f"of at least {least}"
-        msg = f"`{name}` must be a whole number {allowed}, but found {found}."
+        allowed = f"of at least {least}" if most == LARGEST else f"from {least} to {most}"
+        msg = f"`{name}` must be a whole number {allowed}, but found {value!r}."
         raise ValueError(msg)
     return int(value)
 

@@ -26,6 +26,7 @@ REMEDIES = {
 }
 LEFTOVER = "????????.part"  # end of the names of temporary folders, as `mkdtemp` makes them
 NO_MEMORY = r"alloc|out of memory|not enough memory"  # PyTorch and HDF5 say so in errors without a type of their own
+NO_FILTER = r"filter .* is not registered|can't open directory .*plugin"  # HDF5 looks for filters there
 
 
 class FailedWriteError(OSError):
@@ -83,7 +84,7 @@ def write_atomically(goal: Path, *, overwrite: bool = True) -> Iterator[Path]:
     Raises
     ------
     FileExistsError
-        Without ``overwrite``, if there is a file or a folder that is not empty at the end; only for folders.
+        Without ``overwrite``, if there is something at the end.
     """
     with explain_failed_write(f"Writing {goal.name}", goal.absolute().parent):
         remove_leftovers(goal)
@@ -92,14 +93,11 @@ def write_atomically(goal: Path, *, overwrite: bool = True) -> Iterator[Path]:
         try:
             yield new
             sync(new)
-            if overwrite and goal.is_dir():
+            if not overwrite and os.path.lexists(goal):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(goal))
+            if goal.is_dir():
                 goal.rename(old)  # a folder with files cannot be replaced in one step
-            try:
-                new.replace(goal)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    raise
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(goal)) from error
+            new.replace(goal)
         finally:
             _put_back(old, goal)
             remove(beside)
@@ -179,9 +177,11 @@ def explain_failed_read(path: str | os.PathLike[str], verdict: str) -> Iterator[
         if isinstance(error, BlockingIOError):
             msg = f"{path} is locked by another process, which may be writing it. Wait until that has closed it."
             raise BlockingIOError(error.errno, msg) from error
+        if re.search(NO_FILTER, str(error)):
+            msg = f"{path} is compressed by a filter that is not installed; try `import hdf5plugin` first. {error}"
+            raise OSError(msg) from error
         if is_of_system(error):
             raise
-        check_filters(Path(path))
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         msg = f"{verdict}: {reason}"
         raise ValueError(msg) from error
@@ -191,29 +191,6 @@ def is_of_system(error: Exception) -> bool:
     """Return whether an error of reading a file tells of memory, rights or the disk, so that the file may be good."""
     of_contents = (None, errno.EINVAL)  # torch seeks before the start of a file that was cut
     return isinstance(error, MemoryError | ImportError) or getattr(error, "errno", None) not in of_contents
-
-
-def check_filters(path: Path) -> None:
-    """Raise OSError if an HDF5 file is compressed by a filter that is not installed; pass any other file."""
-    import h5py  # slow
-
-    def find(_: str, element: Any) -> str | None:
-        if isinstance(element, h5py.Dataset):
-            made = element.id.get_create_plist()
-            for number, _, _, name in map(made.get_filter, range(made.get_nfilters())):
-                if not h5py.h5z.filter_avail(number):
-                    return f"{name.decode()} ({number})".strip()
-        return None
-
-    missing = None
-    with suppress(OSError, RuntimeError), h5py.File(path, "r") as root:
-        missing = root.visititems(find)
-    if missing:
-        msg = (
-            f"{path} is compressed by the HDF5 filter {missing}, which is not installed. Install the package "
-            "hdf5plugin and `import hdf5plugin` first, or write the file with another compression, such as 'gzip'."
-        )
-        raise OSError(msg)
 
 
 def read_torch(path: Path) -> Any:

@@ -435,13 +435,9 @@ def test_groups_of_numbers_are_whole_numbers_even_if_one_is_missing(opened):
         interpret.head_effects(opened, cells, groupby="donor")
 
 
-@pytest.mark.parametrize("name", interpret.__all__)
+@pytest.mark.parametrize("name", sorted({*interpret.__all__} - {"head_specificity", "top_genes"}))
 def test_only_trained_models_with_a_white_box_can_be_opened(make_opened, make_cells, trained, name):
     method = getattr(interpret, name)
-    if name in ("head_specificity", "top_genes"):
-        with pytest.raises(TypeError, match="loadings"):
-            method(trained)
-        return
     cells = make_cells()
     WBDIT.setup_anndata(cells)
     with pytest.raises(RuntimeError, match="train"):
@@ -470,7 +466,7 @@ def test_times_beyond_the_path_and_several_are_refused(opened, method, time):
     [
         ("layer_statistics", {"times": []}, ValueError, "times"),
         ("layer_statistics", {"groupby": "cell_typ"}, KeyError, "cell_type"),
-        ("layer_statistics", {"groupby": ["cell_type", "dose"]}, TypeError, "groupby"),
+        ("layer_statistics", {"groupby": ["cell_type", "dose"]}, TypeError, "column"),
         ("layer_statistics", {"indices": []}, ValueError, "indices"),
         ("layer_statistics", {"eps": -1}, ValueError, "eps"),
         ("layer_statistics", {"eps": np.inf}, ValueError, "eps"),

@@ -11,7 +11,14 @@ import torch
 
 from scgen_diffusion.data import ValueSummary
 from scgen_diffusion.model import SCRDIT
+from scgen_diffusion.model._diagnostics import warn_of_odd_values
 from scgen_diffusion.nn import log_profile
+
+
+@pytest.fixture(autouse=True)
+def _no_word_on_short_training(monkeypatch):
+    """The models are trained for a few epochs, of which every request would warn."""
+    monkeypatch.setattr("scgen_diffusion.model._base.warn_of_short_stages", lambda *_: None)
 
 
 @pytest.fixture
@@ -59,15 +66,20 @@ def test_values_far_above_training_give_a_warning_at_the_users_line(plant, train
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"zero_value": -5.0}, {"head": "spike_and_slab", "target": "data"}], ids=["", "negation", "spike"]
+    ("options", "advice"),
+    [
+        ({}, "`zero_value`"),
+        ({"zero_value": -5.0}, "train longer"),
+        ({"head": "spike_and_slab", "target": "data"}, "train longer"),
+    ],
 )
-def test_missing_zeros_give_a_warning_at_the_users_line(make_cells, make_trained, monkeypatch, options):
+def test_missing_zeros_give_a_warning_at_the_users_line(make_cells, make_trained, monkeypatch, options, advice):
     cells = make_cells()
     cells.X[:, 8:] = 0
     model = make_trained(cells, cls=SCRDIT, **options)
     monkeypatch.setattr(model.module, "expected_profiles", lambda *_, **__: torch.full((128, 12), 5.0))
 
-    with pytest.warns(UserWarning, match="^0%.*33%") as caught:
+    with pytest.warns(UserWarning, match=f"^0%.*33%.*{advice}") as caught:
         model.generate(5, seed=0)
 
     assert [warning.filename for warning in caught] == [__file__]
@@ -85,12 +97,12 @@ def test_the_training_cells_themselves_show_no_signs(plant, trained_gene_space):
 @pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix])
 @pytest.mark.parametrize(("n_zeros", "warns"), [(0, True), (3, True), (4, False), (12, False)])
 def test_half_of_the_fewest_zeros_of_a_training_cell_are_enough(trained_gene_space, monkeypatch, kind, n_zeros, warns):
+    monkeypatch.setitem(trained_gene_space.module._buffers, "training_zeros", torch.tensor(0.6))
     x = np.ones(12, dtype=np.float32)
     x[:n_zeros] = 0
-    monkeypatch.setitem(trained_gene_space.module._buffers, "training_zeros", torch.tensor(0.6))
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trained_gene_space._warn_of_odd_values(ValueSummary.of(kind(x.reshape(3, 4))), "log1p")
+        warn_of_odd_values(trained_gene_space.module, ValueSummary.of(kind(x.reshape(3, 4))), "log1p")
 
     assert bool(caught) == warns

@@ -173,7 +173,7 @@ def test_log_values_are_refused(make_cells, make_model):
 
 
 def test_requests_that_do_not_fit_are_refused(model, tmp_path):
-    for request, name in (({"sampler": "ddim"}, "ddim"), ({"library_size": "latent", "counts": True}, "masking")):
+    for request, name in (({"sampler": "ddim"}, "ddim"), ({"library_size": "latent", "counts": True}, "library_size")):
         with pytest.raises(ValueError, match=name):
             model.generate(3, **request)
     for request, name in (({"sampler": "ddpm"}, "unmask"), ({"library_size": 5000, "counts": True}, "library_size")):

@@ -188,7 +188,7 @@ def test_other_control_cells_are_another_request(model, control, h5ad, tmp_path,
     change(other)
 
     for cells in (other, CellFiles.like(model.registry, h5ad, indices=np.arange(5))):
-        with pytest.raises(FileExistsError, match="control cells"):
+        with pytest.raises(FileExistsError, match="adata_control"):
             model.predict_perturbation_to(goal, cells, **REQUEST)
     with pytest.raises(FileExistsError, match="keep_residuals"):
         model.predict_perturbation_to(goal, control.copy(), **{**REQUEST, "keep_residuals": False})

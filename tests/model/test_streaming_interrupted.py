@@ -215,7 +215,7 @@ def test_folders_that_are_missing_or_none_are_named_before_any_work(trained, tmp
     (tmp_path / "file").touch()
 
     for folder, error in (("missing", FileNotFoundError), ("file", NotADirectoryError)):
-        with pytest.raises(error, match=f"{folder}.*`path`|`path`.*{folder}"):
+        with pytest.raises(error, match=folder):
             trained.generate_to(tmp_path / folder / "cells.zarr", **REQUEST)
 
 

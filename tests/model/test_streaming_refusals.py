@@ -132,18 +132,6 @@ def test_a_link_is_replaced_and_its_file_stays(trained, tmp_path):
     assert (anndata.read_h5ad(link).n_obs, anndata.read_h5ad(old).n_obs) == (3, 5)
 
 
-def test_cells_beside_other_files_are_not_replaced(trained, tmp_path):
-    goal = trained.generate_to(tmp_path / "cells.zarr", 3, seed=1)
-    (goal / "notes.txt").write_text("mine")
-
-    with pytest.raises(FileExistsError, match=r"notes\.txt"):
-        trained.generate_to(goal, **REQUEST, overwrite=True)
-
-    (goal / "notes.txt").unlink()
-    trained.generate_to(goal, **REQUEST, overwrite=True)
-    assert anndata.read_zarr(goal).n_obs == REQUEST["n_cells"]
-
-
 def contents(folder):
     """Return all files below a folder, and what they hold."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

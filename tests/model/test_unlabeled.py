@@ -275,6 +275,8 @@ def test_labelled_cells_of_a_model_that_knows_unlabeled_ones_give_no_warning(hal
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
+        for other in ("These cells have other names", "Too few epochs"):
+            warnings.filterwarnings("ignore", other)
         assert model.get_latent_representation(new).shape == (20, 8)
         assert model.predict_perturbation(new, {"cell_type": "T cell"}, method="inversion").n_obs == 20
         model.adata, before = new, model.adata

@@ -255,7 +255,6 @@ def test_a_table_that_was_written_and_read_has_the_same_summary(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        ({}, TypeError, "DataFrame"),
         (table().drop(columns=["shuffled"]), ValueError, "shuffled"),
         (table().assign(perturbation="STAT1"), ValueError, "perturbations"),
         (table().assign(value="high"), ValueError, "numbers"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scgen_diffusion._arguments import as_list, known_names
-from scgen_diffusion._files import check_filters, explain_failed_read
+from scgen_diffusion._files import explain_failed_read
 
 from ._options import value
 
@@ -44,8 +44,6 @@ def read_cells(path: Path, *, backed: bool = False) -> Any:
     if path.suffix not in CELLS:
         msg = f"{path}: the name must end in {', '.join(CELLS)}."
         raise click.UsageError(msg)
-    if backed:
-        check_filters(path)
     with explain_failed_read(path, f"{path} cannot be read; it is damaged, or has the wrong suffix"):
         if path.suffix == ".h5ad":
             return anndata.read_h5ad(path, backed="r" if backed else None)

@@ -66,7 +66,7 @@ def part_of(cells: AnnData) -> memoryview:
     """Return the content of an ``.h5ad`` file of cells."""
     content = io.BytesIO()  # in memory, because HDF5 crashes if the disk is full
     with h5py.File(content, "w") as root:
-        write_elem(root, "/", cells, dataset_kwargs=GZIP)
+        write_elem(root, "/", cells)
     return content.getbuffer()
 
 

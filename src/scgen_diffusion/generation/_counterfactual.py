@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,14 +26,12 @@ if TYPE_CHECKING:
     from ._support import LackingChanges
 
 
-@dataclass(frozen=True)
+@dataclass
 class Counterfactual:
     """A checked request to predict given cells under new conditions.
 
     Parameters
     ----------
-    rows
-        Numbers of the cells in the request, ``(cells,)``; their random numbers depend on them.
     own, codes
         Codes of their own and of their new conditions, ``(cells, columns)``.
     sampling
@@ -52,7 +50,6 @@ class Counterfactual:
         Changes that the decoder lacks; None: none.
     """
 
-    rows: np.ndarray
     own: np.ndarray
     codes: np.ndarray
     sampling: SamplingOptions
@@ -62,12 +59,6 @@ class Counterfactual:
     seed: int
     group: np.ndarray | None = None
     lacking: LackingChanges | None = None
-
-    def part(self, start: int, stop: int) -> Counterfactual:
-        """Return the request for some of the cells; the same cells come out if ``start`` begins a block."""
-        arrays = {name: getattr(self, name) for name in ("rows", "own", "codes", "library_size", "group")}
-        cut: dict[str, Any] = {name: a[start:stop] for name, a in arrays.items() if isinstance(a, np.ndarray)}
-        return replace(self, **cut)
 
 
 class ControlBlock(NamedTuple):
@@ -81,9 +72,8 @@ class ControlBlock(NamedTuple):
     n_wanted: int
 
 
-def blocks_of(batches: Iterable[Tensor], size: int) -> Iterator[ControlBlock]:
-    """Cut batches ``(cells, genes)`` into blocks; all batches but the last must have whole blocks."""
-    start = 0
+def blocks_of(batches: Iterable[Tensor], size: int, start: int) -> Iterator[ControlBlock]:
+    """Cut batches ``(cells, genes)``, the first from ``start`` on, into blocks; only the last may be cut short."""
     for x in batches:
         for first in range(0, len(x), size):
             picked = np.minimum(np.arange(first, first + size), len(x) - 1)
@@ -99,7 +89,7 @@ def predict_block(
     ``without_ignored`` is :meth:`CellGenerator.without_ignored`.
     """
     positions, sampling = block.positions, request.sampling
-    generators = Generators(request.seed, request.rows[positions].tolist(), module.device)
+    generators = Generators(request.seed, positions.tolist(), module.device)
     own = module.condition_tensor(request.own[positions])
     new = without_ignored(request.codes[positions], sampling.guidance, request.library_size, generators)
     by_perturbation_flow: dict[str, Any] = {}

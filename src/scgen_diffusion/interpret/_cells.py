@@ -62,24 +62,11 @@ def resolve_times(path: Path, times: Sequence[float] | float | None, *, default:
     ValueError
         If there are no times, or one is not a number or beyond the ends of the path.
     """
-    is_vp = isinstance(path, VariancePreserving)
-    if times is None:
-        times = default[type(path)]
-    try:
-        values = [times] if isinstance(times, str) else list(times)
-    except TypeError:  # one number, also as an array without dimensions
-        values = [times]
-    if not values:
-        msg = "`times` is empty; leave it out for the default, or pass at least one time."
+    values = np.ravel(default[type(path)] if times is None else times).tolist()
+    highest = path.n_timesteps - 1 if isinstance(path, VariancePreserving) else 1
+    if not values or not all(is_number(value) and 0 <= value <= highest for value in values):
+        msg = f"`times` must be numbers from 0 to {highest}, but found {times!r}."
         raise ValueError(msg)
-    highest = path.n_timesteps - 1 if is_vp else 1
-    for value in values:
-        if not is_number(value) or not 0 <= value <= highest:
-            ends = (
-                f"a timestep between 0 (data) and {highest} (noise)" if is_vp else "between 0 (all masked) and 1 (data)"
-            )
-            msg = f"A diffusion time of this model must be {ends}, but found {value!r}."
-            raise ValueError(msg)
     return [Moment.of(path, float(value)) for value in values]
 
 
@@ -144,9 +131,6 @@ def group_cells(adata: AnnData, rows: np.ndarray, groupby: str | None) -> tuple[
     """
     if groupby is None:
         return [ALL], np.zeros(adata.n_obs, dtype=int)
-    if not isinstance(groupby, str):
-        msg = f"`groupby` must name one column of `obs`, but found {groupby!r}. Combine several columns into one first."
-        raise TypeError(msg)
     column = obs_column(adata, groupby, "adata").astype("category").cat
     codes = column.codes.to_numpy().astype(int)
     if n_missing := int((codes[rows] < 0).sum()):
@@ -189,15 +173,12 @@ def opened_network(model: WBDIT) -> GeneDiT:
         If its network does not have white-box blocks.
     """
     backbone = getattr(model.module.architecture, "backbone", None)
-    if backbone is None:
-        msg = f"Only the white-box network of WBDIT can be interpreted, but the model is {type(model).__name__}."
+    if backbone != "white_box":
+        msg = f"Only white-box networks of WBDIT can be interpreted, but this {type(model).__name__} has {backbone!r}."
         raise ValueError(msg)
     if not model.is_trained_:
         msg = "The model is not trained; call train() first."
         raise RuntimeError(msg)
-    if backbone != "white_box":
-        msg = f"Only white-box networks can be interpreted, but `backbone` is {backbone!r}."
-        raise ValueError(msg)
     return model.module.averaged_network.module.backbone
 
 

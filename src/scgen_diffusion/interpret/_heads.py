@@ -159,11 +159,8 @@ def places_of(network: GeneDiT, tokens: Tokens | None) -> slice:
     """Return where tokens of a kind are among all; by default the global ones, if the network has any."""
     if tokens is None:
         tokens = "global" if network.n_global_tokens else "patches"
-    if tokens not in ("patches", "global"):
-        msg = f"`tokens` must be 'patches' or 'global', but found {tokens!r}."
-        raise ValueError(msg)
-    if tokens == "global" and not network.n_global_tokens:
-        msg = "The network has no global tokens; construct the model with `n_global_tokens`, or use tokens='patches'."
+    if tokens not in ("patches", "global") or (tokens == "global" and not network.n_global_tokens):
+        msg = f"`tokens` must be 'patches', or 'global' for a model with `n_global_tokens`, but found {tokens!r}."
         raise ValueError(msg)
     return slice(network.n_patches) if tokens == "patches" else slice(network.n_patches, None)
 
@@ -281,25 +278,12 @@ def head_specificity(loadings: pd.DataFrame) -> pd.DataFrame:
     -------
     pandas.DataFrame
         Genes by heads.
-
-    Raises
-    ------
-    TypeError
-        If ``loadings`` is not a table.
     """
-    check_loadings(loadings)
     smallest = max(SMALLEST_SHARE * loadings.to_numpy().max(), np.finfo(float).tiny)
     logs = np.log2(loadings.clip(lower=smallest))
     layers = logs.T.groupby(layer_of_head, sort=False)
     centred = layers.transform(lambda of_heads: of_heads - of_heads.mean()).T
     return centred - centred.mean()
-
-
-def check_loadings(loadings: object) -> None:
-    """Raise TypeError unless loadings are a table."""
-    if not isinstance(loadings, pd.DataFrame):
-        msg = f"`loadings` must be a table from head_loadings, but found {type(loadings).__name__}."
-        raise TypeError(msg)
 
 
 def top_genes(loadings: pd.DataFrame, n_genes: int = 20) -> pd.DataFrame:
@@ -319,17 +303,14 @@ def top_genes(loadings: pd.DataFrame, n_genes: int = 20) -> pd.DataFrame:
 
     Raises
     ------
-    TypeError, ValueError
-        If ``loadings`` is not a table, or has fewer genes.
+    ValueError
+        If ``loadings`` has fewer genes.
     """
-    check_loadings(loadings)
     check_count("n_genes", n_genes, most=len(loadings))
-    parts = []
-    for head in loadings:
-        best = loadings[head].sort_values(ascending=False, kind="stable").iloc[:n_genes]
-        ranks = np.arange(1, n_genes + 1)
-        parts.append(pd.DataFrame({"head": head, "rank": ranks, "gene": best.index, "loading": best.to_numpy()}))
-    return pd.concat(parts, ignore_index=True)
+    best = {head: loadings[head].nlargest(n_genes) for head in loadings}
+    table = pd.concat(best, names=["head", "gene"]).rename("loading").reset_index()
+    table["rank"] = table.groupby("head", sort=False).cumcount() + 1
+    return table[["head", "rank", "gene", "loading"]]
 
 
 def shuffle_weights(model: WBDIT, seed: int | None = None) -> WBDIT:

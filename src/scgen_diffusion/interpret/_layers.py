@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import is_number
 from scgen_diffusion.nn import coding_rate, sparsity, subspace_coding_rate
@@ -57,7 +56,6 @@ def layer_statistics(
     eps: float = 0.5,
     batch_size: int | None = None,
     seed: int | None = None,
-    show_progress: bool = False,
 ) -> pd.DataFrame:
     r"""Measure how each layer compresses and sparsifies the tokens of noised cells.
 
@@ -105,8 +103,6 @@ def layer_statistics(
         Cells per batch. Default: about 4 000 tokens.
     seed
         Seed of the noise. Each cell keeps its noise at all times and in all batches.
-    show_progress
-        Whether to show a progress bar.
 
     Returns
     -------
@@ -146,16 +142,12 @@ def layer_statistics(
     moments = resolve_times(model.module.path, times, default=DEFAULT_TIMES)
     averages = [Averages(groups) for _ in moments]
     batches = noised_cells(model, source, rows, conditional=conditional, seed=seed, batch_size=batch_size)
-    with tqdm(total=len(rows), desc="Measuring cells", unit="cell", disable=not show_progress) as progress:
-        for batch in batches:
-            for moment, averages_then in zip(moments, averages, strict=True):
-                labels, values = cell_statistics(network, *batch.inputs(model.module, moment), eps)
-                averages_then.add(values, codes[batch.rows])
-            progress.update(len(batch.rows))
-    return pd.concat(
-        [table_of(averages_then, labels, moment) for moment, averages_then in zip(moments, averages, strict=True)],
-        ignore_index=True,
-    )
+    for batch in batches:
+        for moment, averages_then in zip(moments, averages, strict=True):
+            labels, values = cell_statistics(network, *batch.inputs(model.module, moment), eps)
+            averages_then.add(values, codes[batch.rows])
+    tables = [table_of(averages_then, labels, moment) for moment, averages_then in zip(moments, averages, strict=True)]
+    return pd.concat(tables, ignore_index=True)
 
 
 def table_of(averages: Averages, labels: Sequence[Label], moment: Moment) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from scgen_diffusion.data import (
     CellFiles,
     check_rows,
     check_same_registry,
+    drop_unused_categories,
     registered_genes,
     resolve_seed,
     row_numbers,
@@ -232,9 +233,9 @@ class AutoencoderModel(DiffusionModel):
             values.append(rows_of(self._reconstruct(x, generators), sparse=not keep_dense))
             check_finite(values[-1])
         stacked = stack_rows(values)
-        obs = source.obs.iloc[row_numbers(indices, source.n_obs)]
-        provenance = {"model": type(self).__name__, "reconstruction": "sampled" if sample else "mean", "seed": seed}
-        return self._assemble(stacked, obs.copy(), provenance, is_log1p=self._outputs[0] == "log1p")
+        obs = drop_unused_categories(source.obs.iloc[row_numbers(indices, source.n_obs)])
+        kind = {"reconstruction": "sampled" if sample else "mean", "values": self._outputs[0]}
+        return self._build(stacked, obs, {"model": type(self).__name__, **kind, "seed": seed})
 
     @suggests_arguments
     @torch.inference_mode()

@@ -7,7 +7,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -19,14 +18,13 @@ import rich
 import rich.pretty  # scvi-tools 1.4 uses it without importing it
 import rich.table
 import scipy.sparse as sp
-import torch
+from anndata import AnnData
 from mudata import MuData
 from rich.markup import escape
-from scvi import REGISTRY_KEYS, settings
+from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 from scvi.model.base import BaseModelClass
-from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import known_names, suggests_arguments, warn_user
 from scgen_diffusion._compat import parse_device_args, respect_thread_limit, separate_copy
@@ -42,7 +40,6 @@ from scgen_diffusion.data import (
     GivenCells,
     ReadTables,
     RegisteredCells,
-    ValueSummary,
     advice_on_raw,
     build_anndata,
     check_conditions,
@@ -52,34 +49,29 @@ from scgen_diffusion.data import (
     check_layer,
     check_natural_logarithms,
     check_not_empty,
-    check_order,
     check_same_genes,
     check_same_registry,
     check_storage,
     check_values,
     digest_of,
-    drop_unused_categories,
     encode_conditions,
     extend_tables,
-    have_labels,
     keys_to_check,
     layer_of,
-    mark_occurring,
     owner_of,
     pad_genes,
-    recode,
     registered_genes,
     registered_keys,
     resolve_seed,
-    to_plain,
 )
-from scgen_diffusion.generation import CellGenerator, LibrarySizes, PerturbedGroups, check_batch_size, identity_of
-from scgen_diffusion.module import TRAINABLE, Trainable, copy_reference, perturbation_flow_fits, trained_masks
-from scgen_diffusion.train import CellData, RunOptions, StagePlan, run_stage, show
+from scgen_diffusion.generation import CellGenerator, check_batch_size
+from scgen_diffusion.module import LIBRARY_SIZE_KINDS, TRAINABLE, Trainable
+from scgen_diffusion.train import CellData, Interruption, RunOptions, StagePlan, is_interrupted, show
 
-from ._counterfactual import CELL_NAMES, Prediction, check_learned, control_cells
+from ._counterfactual import Prediction, control_cells
 from ._description import describe
-from ._generation import Assembly, Generation
+from ._end_of_training import advise_to_train_on, describe_training, warn_of_short_stages, was_stopped
+from ._generation import Generation
 from ._model_file import (
     ADATA_FILE,
     MODEL_FILE,
@@ -96,7 +88,9 @@ from ._model_file import (
     write_model,
     write_together,
 )
+from ._query import are_learned, are_paths, check_learns_something, start_from, trained_rows
 from ._registration import (
+    check_datamodule,
     check_is_no_view,
     check_is_set_up,
     check_readable,
@@ -108,16 +102,17 @@ from ._registration import (
 from ._streaming import check_goal, write_stream
 from ._training import (
     StageRun,
-    describe_training,
-    plan_runs,
+    check_labelled,
+    other_ends,
+    plan_jobs,
     split_cells,
     suggests_training_arguments,
-    warn_of_rare_labels,
+    warn_of_lost_labels,
 )
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-    from anndata import AnnData
+    import torch
     from lightning.pytorch.strategies import Strategy
     from torch import Tensor
 
@@ -125,11 +120,10 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import GuidanceScale, Sampler
     from scgen_diffusion.module import LibrarySizeKind
     from scgen_diffusion.nn import ConditionSpec, InputValues
-    from scgen_diffusion.train import Recipe, StageData, TrainingCells
+    from scgen_diffusion.train import Recipe, TrainingCells
 
     from ._counterfactual import ControlCells
 
-CHECKED_AT_A_TIME = 8_192  # cells
 ADVICE_ON_COUNTS = "The model was set up with counts there; give cells with counts in {where}."
 
 
@@ -151,7 +145,7 @@ class DiffusionModel(BaseModelClass):
     library_head_is_trained_: bool
     default_sampler: str
     recipes_: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  # training options and seed of each trained stage
-    cut_short_: Mapping[str, str] = MappingProxyType({})  # stages that the user stopped
+    cut_short_: Mapping[str, str] = MappingProxyType({})  # how stages ended that were stopped or far too short
     _file_cells: TrainingCells | None = None  # the `datamodule` given to `train`
     split_digest_: str | None = None  # of the names of the cells that were split into training and validation cells
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
@@ -312,17 +306,22 @@ class DiffusionModel(BaseModelClass):
         """Let these cells replace the model's cells; None keeps them."""
         if datamodule is None:
             return
-        if not isinstance(datamodule, CellFiles):
-            msg = f"`datamodule` must be scgen_diffusion.data.CellFiles, but found {type(datamodule).__name__}."
-            raise TypeError(msg)
+        check_datamodule(datamodule)
         check_same_registry(datamodule.registry, self.registry_)
         self._file_cells, self._adata = datamodule, None
         self.var_ = plain_columns(datamodule.var, self.var_)
 
     def _drop_split_of_others(self) -> None:
         """Drop the split into training and validation cells, which are row numbers, unless it is that of the cells."""
-        if self.train_indices_ is not None and self.split_digest_ != self._digest_of_names():
-            self.train_indices_ = self.validation_indices_ = self.test_indices_ = self.split_digest_ = None
+        if self.split_digest_ is None or self.split_digest_ == self._digest_of_names():
+            return
+        for name in ("train_indices_", "validation_indices_", "test_indices_", "split_digest_"):
+            setattr(self, name, None)
+        warn_user(
+            "These cells have other names than those that the model was trained on, or another order, so their split "
+            "is gone. Training draws a new one: cells that were validation cells may then be trained on. To keep the "
+            "split, load the model again with the cells of its training in the same order."
+        )
 
     def _digest_of_names(self) -> str:
         return digest_of("\n".join(map(str, self._cells.names(np.arange(self._cells.n_cells)))))
@@ -339,26 +338,15 @@ class DiffusionModel(BaseModelClass):
         check_readable(adata)
         check_same_genes(adata.var_names, self.var_.index)
 
-    def _assemble(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> AnnData:
-        """Build what ``generate`` returns; arguments are those of :func:`~scgen_diffusion.data.build_anndata`."""
-        return self._assemble_part(x, drop_unused_categories(obs), *args, **options)
-
-    def _assemble_part(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> AnnData:
-        """Build a part of a stream, with all categories."""
-        return build_anndata(x, obs, self.var_, *args, **options)
+    def _build(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, uns: Mapping[str, Any], **options: Any) -> Any:
+        """Build what ``generate`` returns, from values, ``obs`` and provenance."""
+        return build_anndata(x, obs, self.var_, uns, is_log1p=uns["values"] == "log1p", **options)
 
     @property
     def _seen_indices(self) -> np.ndarray:
         """Rows of the training and validation cells of which training learns the conditions, in order."""
-        rows, reference = np.sort(np.concatenate([self.train_indices_, self.validation_indices_])), self.reference_
-        if reference is None or reference["trainable"] != "new_conditions":
-            return rows
-        # the reference's combinations count, and those with a new class or member; numbers far from its own do not
-        codes = self._registered_codes[rows]
-        before = Conditions(self._condition_keys, reference["combinations"], reference["combination_sizes"])
-        parts = zip(before.parts, self._new_values, strict=True)
-        have_new = [np.isin(codes[:, columns], np.flatnonzero(new)).any(1) for (_, columns), new in parts]
-        return rows[np.any(have_new, axis=0) | ~(before.are_unseen(codes) | before.are_far(codes))]
+        rows = np.sort(np.concatenate([self.train_indices_, self.validation_indices_]))
+        return rows[are_learned(self, self._registered_codes[rows])]
 
     def _count_combinations(self, codes: np.ndarray) -> None:
         """Count the cells of each combination of conditions, including those of the reference."""
@@ -443,8 +431,8 @@ class DiffusionModel(BaseModelClass):
 
         Press Ctrl-C to stop after the current step and keep the weights (in a later round, those of the best one);
         press it again to abort. After the last step of a stage, the stage is finished first. After an error or an
-        abort, the model is as it was before the stage. ``cut_short_`` names the stages that were stopped, also in a
-        saved model.
+        abort, the model is as it was before the stage. ``cut_short_`` lists the stages that were stopped or far too
+        short, also in a saved model.
 
         Each stage, and each round of the autoencoder, shows a progress bar, or in a log file a line now and then; one
         line at the end has the epochs, the validation losses and the minutes. ``enable_progress_bar=False`` switches
@@ -457,7 +445,8 @@ class DiffusionModel(BaseModelClass):
             mapping leaves out: depends on the number of cells, for SCLDM on genes and counts too, see the user guide.
             SCLDM's autoencoder then takes up to three times as many, in rounds, as long as each lowers the validation
             loss. With ``max_rounds`` in ``plan_kwargs``, epochs of one round. A trained model is trained on, all its
-            stages; ``train_prior`` trains the prior alone.
+            stages; ``train_prior`` trains the prior alone. Rounds then keep the weights from before unless they lower
+            their validation loss.
         accelerator, devices
             Where to train; passed to Lightning.
         train_size
@@ -487,6 +476,7 @@ class DiffusionModel(BaseModelClass):
             Whether to compile the networks and, on a GPU, SCLDM's likelihood with ``torch.compile``.
         **trainer_kwargs
             Passed to Lightning's trainer: ``precision``, ``strategy``, ``callbacks``, ``enable_progress_bar`` ...
+            ``max_time`` limits the whole call; then training stops as after Ctrl-C.
 
         Raises
         ------
@@ -500,134 +490,100 @@ class DiffusionModel(BaseModelClass):
         Warns
         -----
         UserWarning
-            For labels with fewer than 10 training cells, and for less than a tenth of the default epochs.
+            For labels with fewer than 10 training cells, for labels that a trained model has learned and these cells
+            lack, and for less than a tenth of the default epochs.
         """
         self._train(
             None,
+            {
+                "accelerator": accelerator,
+                "devices": devices,
+                "early_stopping": early_stopping,
+                "checkpoint_dir": checkpoint_dir,
+                "compile": compile,
+                **trainer_kwargs,
+            },
             max_epochs=max_epochs,
-            accelerator=accelerator,
-            devices=devices,
             train_size=train_size,
             validation_size=validation_size,
             batch_size=batch_size,
-            early_stopping=early_stopping,
             plan_kwargs=plan_kwargs,
             datamodule=datamodule,
-            checkpoint_dir=checkpoint_dir,
-            compile=compile,
-            **trainer_kwargs,
         )
 
     def _train(
         self,
         stages: Sequence[str] | None,
+        options: Mapping[str, Any],
         *,
-        max_epochs: int | Mapping[str, int] | None = None,
+        max_epochs: int | Mapping[str, int] | None,
+        batch_size: int | None,
+        plan_kwargs: Mapping[str, Any] | None,
+        datamodule: TrainingCells | None,
         train_size: float | None = None,
         validation_size: float | None = None,
-        batch_size: int | None = None,
-        plan_kwargs: Mapping[str, Any] | None = None,
-        datamodule: TrainingCells | None = None,
-        of_stage: Mapping[str, Any] = MappingProxyType({}),
-        **options: Any,
+        keep_split: bool = False,
+        **of_stage: Any,
     ) -> None:
         """Check all arguments, then train the stages (None: those that are due) until the user stops one.
 
         After an error the model is as it was before, but for stages whose training has ended.
         """
         respect_thread_limit()
-        started, how, before, plans = time.monotonic(), RunOptions.of(**options), self._snapshot(), list[StagePlan]()
-        how = replace(how, enable_progress_bar=how.is_first_process() and how.enable_progress_bar)
+        started, how, plans = time.monotonic(), RunOptions.of(**options), list[StagePlan]()
+        is_quiet = not (how.enable_progress_bar and how.check().is_global_zero)
+        before = self._snapshot()
         try:
             self._take_cells(datamodule)
             self._cells.check()
-            self._split(train_size, validation_size)
+            self._split(train_size, validation_size, keep_split=keep_split)
             if stages is None or self._stages_to_generate & {*stages}:  # else what the model can generate stays
                 self._take_conditions()
             stages = self._due_stages() if stages is None else stages
             if set(stages) != {"autoencoder"}:  # which learns from expression alone
-                self._check_labelled()
-            runs = plan_runs(
-                {stage: self._recipe(stage) for stage in stages},
-                how,
-                max_epochs,
-                batch_size,
-                plan_kwargs,
-                len(self.train_indices_),
-                has_validation=len(self.validation_indices_) > 0,
-                trained=self.trained_stages_,
-            )
+                check_labelled(self)
+            usual = {stage: self._recipe(stage) for stage in stages}
+            jobs = plan_jobs(self, usual, max_epochs, batch_size, plan_kwargs, other_ends(how))
             if how.checkpoint_dir is not None:
                 with explain_failed_write("Making `checkpoint_dir`", how.checkpoint_dir.parent):
                     how.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-            for run in runs:
-                with run.interruption:  # after the last step, Ctrl-C lets the stage finish
-                    plans.append(getattr(self, f"_train_{run.stage}")(run, **of_stage))
-                before = self._snapshot()
-                if run.interruption.is_pressed:
+            for job in jobs:
+                with Interruption(how.deadline) as interruption:  # after the last step, Ctrl-C lets the stage finish
+                    run = StageRun(self, job, how, interruption, is_quiet)
+                    plans.append(getattr(self, f"_train_{job.name}")(run, **of_stage))
+                if not plans[-1].was_finished:
+                    before = self._snapshot()
+                if is_interrupted(self.trainer):
                     break
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
-        if how.enable_progress_bar:
-            show(describe_training(plans, time.monotonic() - started))
-
-    def _fit(self, run: StageRun, plan: StagePlan, data: StageData, *depends_on: object, **arguments: Any) -> StagePlan:
-        """Train a stage, and record how; return its plan.
-
-        Parameters
-        ----------
-        run, plan, data
-            The stage.
-        *depends_on
-            What its result depends on besides model and cells; a checkpoint is resumed only if it is the same.
-        **arguments
-            What to record besides the recipe.
-        """
-        plan.trained_rows = self._trained_rows(plan.name)
-        history, loss = self.history_ or {}, f"{plan.name}_loss_train"
-        if run.options.checkpoint_dir is not None:
-            # total counts come from both parts of the split
-            plan.fingerprint = digest_of(self._fingerprint, self.train_indices_, self.validation_indices_, *depends_on)
-            plan.losses_before = history[loss][loss].dropna().to_dict() if loss in history else {}
-        self.trainer = run_stage(plan, data, run.options, max_epochs=run.n_epochs, interruption=run.interruption)
-        self.to_device(self.trainer.strategy.root_device)  # like scvi-tools' models, it stays where it was trained
-        self.history_ = {**history, **plan.history}
-        recorded = {**asdict(run.recipe), **arguments, "seed": settings.seed}
-        self.recipes_ = {**self.recipes_, run.stage: to_plain(recorded)}
-        others = {stage: how for stage, how in self.cut_short_.items() if stage != run.stage}
-        self.cut_short_ = {**others, run.stage: "stopped"} if plan.was_stopped else others
-        return plan
+        if not is_quiet:
+            show(describe_training(plans, time.monotonic() - started, is_stopped=interruption.is_stopped))
 
     def _snapshot(self) -> dict[str, Any]:
         """Return the model's attributes, which training replaces, with a copy of the module, which it changes."""
         return {**self.__dict__, "module": deepcopy(self.module)}
 
-    def _split(self, train_size: float | None, validation_size: float | None) -> None:
+    def _split(self, train_size: float | None, validation_size: float | None, *, keep_split: bool) -> None:
         """Split the cells; by default, a trained model keeps its split."""
-        if train_size is validation_size is None:
+        if train_size is None and validation_size is None:
             self._drop_split_of_others()
-            if self.trained_stages_ and self.train_indices_ is not None:
-                return
-        parts = split_cells(self._cells.n_cells, train_size, validation_size)
-        self.train_indices_, self.validation_indices_, self.test_indices_ = parts
-        self.split_digest_ = self._digest_of_names()
+            keep_split |= bool(self.trained_stages_)
+        if not (keep_split and self._split_fits):
+            parts = split_cells(self._cells.n_cells, train_size, validation_size)
+            self.train_indices_, self.validation_indices_, self.test_indices_ = parts
+            self.split_digest_ = self._digest_of_names()
 
     def _take_conditions(self) -> None:
         """Count the combinations of conditions of the training and validation cells; generation draws from them."""
         if self.reference_ is not None:
-            self._check_learns_something()
-        elif not self.trained_stages_:
-            warn_of_rare_labels(self._condition_keys, self._registered_codes, self.train_indices_)
+            check_learns_something(self)
+        before = self.combinations_
         self._count_combinations(self._registered_codes[self._seen_indices])
-
-    def _check_labelled(self) -> None:
-        """Raise unless a cell has all labels; fine-tuning learns a key also from cells without the label of another."""
-        codes = self._registered_codes[self._seen_indices]
-        if not (have_labels(self._condition_keys, codes).any() if self.reference_ is None else len(codes)):
-            msg = "No training or validation cell has all labels. Choose larger shares, or label more cells."
-            raise ValueError(msg)
+        if self.trained_stages_:
+            warn_of_lost_labels(self._condition_keys, before, self.combinations_)
 
     def _due_stages(self) -> Sequence[str]:
         """Stages that ``train`` trains."""
@@ -636,6 +592,9 @@ class DiffusionModel(BaseModelClass):
     @abstractmethod
     def _recipe(self, stage: str) -> Recipe:
         """Return the default recipe of a stage."""
+
+    def _why_not_trained(self, stage: str) -> str:
+        return f"`train_{stage}` trains it."
 
     def _record_trained(self, *stages: str) -> None:
         """Record which stages are trained, and whether the model can generate; forget how others were trained."""
@@ -665,6 +624,12 @@ class DiffusionModel(BaseModelClass):
     def _cell_data(self, recipe: Recipe) -> CellData:
         split = self.train_indices_, self.validation_indices_
         return CellData(self._cells, *split, recipe.batch_size, recipe.smallest_epoch)
+
+    @property
+    def _split_fits(self) -> bool:
+        """Whether there is a split of the model's number of cells."""
+        parts = (self.train_indices_, self.validation_indices_, self.test_indices_)
+        return all(part is not None for part in parts) and sum(map(len, parts)) == self._cells.n_cells
 
     @property
     def _fingerprint(self) -> str:
@@ -759,7 +724,7 @@ class DiffusionModel(BaseModelClass):
         -----
         UserWarning
             For conditions that few or no training cells have, effects that are not supported, keys that must share a
-            guidance scale, and values unlike those of training.
+            guidance scale, training that was cut short, and values unlike those of training.
 
         Raises
         ------
@@ -770,19 +735,10 @@ class DiffusionModel(BaseModelClass):
         FloatingPointError
             If sampling diverges to values that are not finite.
         """
-        check_batch_size(batch_size)
-        generation = self._generation(
-            n_cells,
-            condition,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            n_steps=n_steps,
-            library_size=library_size,
-            seed=seed,
-            output=self._output(counts),
-        ).judged()
-        with tqdm(total=generation.n_cells, desc=generation.task, unit="cell", disable=not show_progress) as progress:
-            return generation.make(batch_size, progress)
+        job = self._generation(
+            n_cells, condition, guidance_scale, sampler, n_steps, counts, library_size, batch_size, seed
+        )
+        return job.make(show_progress=show_progress)
 
     @suggests_arguments
     def generate_to(
@@ -846,29 +802,11 @@ class DiffusionModel(BaseModelClass):
             If the folder does not exist or cannot be written to, or the disk is full.
         """
         goal = check_goal(path, has_modalities=bool(self.modalities))
-        check_batch_size(batch_size)
-        generation = self._generation(
-            n_cells,
-            condition,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            n_steps=n_steps,
-            library_size=library_size,
-            seed=seed,
-            output=self._output(counts),
+        job = self._generation(
+            n_cells, condition, guidance_scale, sampler, n_steps, counts, library_size, batch_size, seed
         )
         return write_stream(
-            goal,
-            generation,
-            shard_size=shard_size,
-            batch_size=batch_size,
-            seed=seed,
-            show_progress=show_progress,
-            overwrite=overwrite,
-            accelerator=accelerator,
-            devices=devices,
-            strategy=strategy,
-            num_nodes=num_nodes,
+            goal, job, shard_size, seed, show_progress, overwrite, accelerator, devices, strategy, num_nodes
         )
 
     @suggests_arguments
@@ -983,21 +921,9 @@ class DiffusionModel(BaseModelClass):
             For arguments of a wrong type, unknown keys or values, missing labels, genes or values that differ from
             training, and lengths that do not fit.
         """
-        check_batch_size(batch_size)
-        prediction = self._prediction(
-            adata_control,
-            condition,
-            method=method,
-            keep_residuals=keep_residuals,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            n_steps=n_steps,
-            counts=counts,
-            library_size=library_size,
-            seed=seed,
-        ).judged()
-        with tqdm(total=prediction.n_cells, desc=prediction.task, unit="cell", disable=not show_progress) as progress:
-            return prediction.make(batch_size, progress)
+        options = guidance_scale, sampler, n_steps, counts, library_size, batch_size, seed
+        job = self._prediction(adata_control, condition, method, keep_residuals, *options)
+        return job.make(show_progress=show_progress)
 
     @suggests_arguments
     def predict_perturbation_to(
@@ -1064,56 +990,37 @@ class DiffusionModel(BaseModelClass):
             If the folder does not exist or cannot be written to, or the disk is full.
         """
         goal = check_goal(path, has_modalities=bool(self.modalities))
-        check_batch_size(batch_size)
-        prediction = self._prediction(
-            adata_control,
-            condition,
-            method=method,
-            keep_residuals=keep_residuals,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            n_steps=n_steps,
-            counts=counts,
-            library_size=library_size,
-            seed=seed,
-        )
+        options = guidance_scale, sampler, n_steps, counts, library_size, batch_size, seed
+        job = self._prediction(adata_control, condition, method, keep_residuals, *options)
         return write_stream(
-            goal,
-            prediction,
-            shard_size=shard_size,
-            batch_size=batch_size,
-            seed=seed,
-            show_progress=show_progress,
-            overwrite=overwrite,
-            accelerator=accelerator,
-            devices=devices,
-            strategy=strategy,
-            num_nodes=num_nodes,
+            goal, job, shard_size, seed, show_progress, overwrite, accelerator, devices, strategy, num_nodes
         )
 
     def _generation(
         self,
         n_cells: int | None,
         condition: ConditionRequest,
-        *,
         guidance_scale: GuidanceScale,
-        output: InputValues,
+        sampler: str | Sampler | None,
+        n_steps: int | None,
+        counts: bool | None,
+        library_size: Any,
+        batch_size: int | None,
         seed: int | None,
-        **options: Any,
     ) -> Generation:
-        """Check and resolve the arguments of ``generate``; ``options`` are those of :meth:`CellGenerator.request`."""
-        self._check_ready_to_generate()
+        """Check and resolve the arguments of ``generate``."""
+        check_batch_size(batch_size)
         respect_thread_limit()
-        engine = self._engine
-        options |= {"guidance_scale": guidance_scale, "output": output, "seed": resolve_seed(seed)}
-        request = engine.request(n_cells, condition, **options)
-        return Generation(engine, request, self._assembly)
+        self._check_ready_to_generate()
+        warn_of_short_stages(self.cut_short_, sorted(self._stages_to_generate))
+        engine, seed = self._engine, resolve_seed(seed)
+        sampling = engine.sampling(sampler, n_steps, guidance_scale, self._output(counts))
+        return Generation.of(engine, n_cells, condition, sampling, library_size, seed, self._build, batch_size)
 
     def _prediction(
         self,
         adata_control: AnnData | CellFiles | None,
         condition: ConditionRequest,
-        *,
         method: str | None,
         keep_residuals: bool,
         guidance_scale: GuidanceScale,
@@ -1121,15 +1028,13 @@ class DiffusionModel(BaseModelClass):
         n_steps: int | None,
         counts: bool | None,
         library_size: Any,
+        batch_size: int | None,
         seed: int | None,
     ) -> Prediction:
         """Check and resolve the arguments of ``predict_perturbation``."""
-        engine, output, module = self._engine, self._output(counts), self.module
+        check_batch_size(batch_size)
+        engine, output, seed = self._engine, self._output(counts), resolve_seed(seed)
         sampling = engine.sampling(self._counterfactual_sampler(sampler), n_steps, guidance_scale, output)
-        condition = engine.conditions.as_table(condition)
-        source, rows = self._control_source(adata_control)
-        cells, requested = control_cells(engine.conditions, source, rows, condition)
-        check_order({"`library_size`": library_size}, lambda: cells.names, CELL_NAMES)
         if method is not None and method not in self._prediction_methods:
             known = known_names(method, self._prediction_methods)
             msg = f"{type(self).__name__} does not support `method` {method!r}. {known}"
@@ -1137,56 +1042,22 @@ class DiffusionModel(BaseModelClass):
         if not keep_residuals and not self._draws_residuals:
             msg = f"{type(self).__name__} cannot draw residuals; `keep_residuals` must be True."
             raise ValueError(msg)
-        method = self._counterfactual_method(cells, method)
-        check_learned(module, engine.conditions, cells.own, method)
-        is_same = (cells.own == cells.codes).all(1)
-        come_back = keep_residuals and library_size is None and not self.modalities
-        if is_same.any() and (condition is not None or come_back):
-            warn_user(
-                f"{is_same.sum():,} of {len(is_same):,} cells have the requested conditions already, so nothing is "
-                "predicted: they come back as they are, or as their reconstruction. Leave them out."
-            )
         if library_size is None and output == "counts" and self._input_values == "log1p":
             msg = "Log-normalised values do not tell library sizes; give `library_size`, one number or one per cell."
             raise ValueError(msg)
-        groups = None
-        if method == "perturbation_flow":
-            found = PerturbedGroups(module, engine.conditions, cells.own, cells.codes)
-            groups = found if len(found.codes) else None
-        request = engine.counterfactual(
-            cells.own, cells.codes, sampling, method, keep_residuals, library_size, resolve_seed(seed), groups
+        source, rows = self._control_source(adata_control)
+        given = control_cells(engine.conditions, source, rows, condition)
+        method = self._counterfactual_method(given, method)
+        by_flow = method == "perturbation_flow"
+        warn_of_short_stages(
+            self.cut_short_, ("autoencoder", "perturbation_flow") if by_flow else sorted(self._stages_to_generate)
         )
-        both = np.concatenate([cells.codes, cells.own])
-        unjudged = None if groups is None else both[np.tile(is_same, 2)]  # a support looks at the control cells too
-        draws_totals = isinstance(request.library_size, str)
-        outside = engine.warn_outside_training(both, draws_totals=draws_totals, unjudged=unjudged)
-        if output == "counts" and request.library_size is not None:
-            outside += engine.warn_of_large_totals(request.library_size)
-        provenance = engine.provenance(condition, sampling, library_size, request.seed)
-        how = {"task": "predict_perturbation", "method": method, "keep_residuals": keep_residuals}
-        provenance |= how | {"outside_training": outside}
-        if condition is None:
-            provenance["condition"] = "that of each control cell"
-        if library_size is None and output == "counts":
-            provenance["library_size"] = "that of each control cell"
-        identity = identity_of(module, engine.conditions, requested, sampling, request.library_size, provenance) | how
 
         def read(rows: np.ndarray, batch_size: int) -> Iterator[Tensor]:
             return (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self._read(source, rows, batch_size))
 
-        return Prediction(
-            engine,
-            request,
-            cells,
-            read,
-            self._assembly,
-            self.var_.index,
-            list(engine.conditions.named(condition)),
-            groups,
-            identity,
-            provenance,
-            requested.is_uniform,
-        )
+        of_model = {"read": read, "genes": self.var_.index, "build": self._build, "batch_size": batch_size}
+        return Prediction.of(engine, given, method, sampling, keep_residuals, library_size, seed, **of_model)
 
     def _control_source(self, adata: AnnData | CellFiles | None) -> tuple[GivenCells | CellFiles, np.ndarray]:
         """Return given control cells, or the model's, checked, and the rows to predict."""
@@ -1197,33 +1068,27 @@ class DiffusionModel(BaseModelClass):
         given = self.given_cells(adata, "adata_control")
         check_distinct_columns(given.obs.columns, "adata_control.obs")
         rows = np.arange(given.n_obs)
-        source = self._to_read(given, rows, with_labels=True)
-        if adata is not None:
-            self._check_all_values(source, rows)
-        return source, rows
-
-    @property
-    def _assembly(self) -> Assembly:
-        return Assembly(self._assemble, self._assemble_part, self._warn_of_odd_values)
+        return self._to_read(given, rows, with_labels=True), rows
 
     @property
     def _engine(self) -> CellGenerator:
         """The object that turns requests into cells; it needs no AnnData."""
+        is_fitted = self.module.library_size.is_fitted
         return CellGenerator(
             module=self.module,
             conditions=self.conditions,
-            library_sizes=self._library_sizes,
             name=type(self).__name__,
             default_sampler=self.default_sampler,
             learned=self._combinations_of_autoencoder,
             n_genes=len(self.var_),
-            knows_n_cells=bool(self.recipes_),  # published weights do not say how many cells a combination had
+            library_sizes=[
+                kind for kind in LIBRARY_SIZE_KINDS if is_fitted and (kind != "latent" or self.library_head_is_trained_)
+            ],
+            largest={
+                name: len(modality.features) if modality.likelihood == "bernoulli" else np.inf
+                for name, modality in self.modalities.items()
+            },
         )
-
-    @property
-    def _library_sizes(self) -> LibrarySizes:
-        is_fitted = self.module.library_size.is_fitted
-        return LibrarySizes(self.architecture.library_size, is_fitted, self.library_head_is_trained_)
 
     @property
     @abstractmethod
@@ -1246,11 +1111,10 @@ class DiffusionModel(BaseModelClass):
         if not self.is_trained_:
             missing = next(s for s in self._stages if s in self._stages_to_generate and s not in self.trained_stages_)
             call = "train()" if missing == self._stages[0] else f"train_{missing}()"
-            msg = f"The model cannot generate yet; call {call} first."
+            stopped = any(was_stopped(self, stage) for stage in self.trained_stages_)
+            advice = advise_to_train_on(self) if stopped else f"call {call} first"
+            msg = f"The model cannot generate yet; {advice}."
             raise RuntimeError(msg)
-
-    def _warn_of_odd_values(self, values: ValueSummary, output: InputValues) -> None:
-        """Warn if generated values, all of them finite, cannot be right."""
 
     def _counterfactual_sampler(self, sampler: str | Sampler | None) -> str | Sampler:
         """Return the sampler of ``predict_perturbation``, or its default."""
@@ -1334,13 +1198,6 @@ class DiffusionModel(BaseModelClass):
         """Return the layer that the model reads; None for ``X``, where generated cells have their values."""
         layer = self.registry_["setup_args"]["layer"]
         return layer_of(cells, layer) if PROVENANCE_KEY in cells.uns else layer
-
-    def _check_all_values(self, source: GivenCells, rows: np.ndarray) -> None:
-        """Raise unless the values of all these rows are of the registered kind."""
-        rows = np.sort(rows)
-        for start in range(0, len(rows), CHECKED_AT_A_TIME):
-            part = rows[start : start + CHECKED_AT_A_TIME]
-            self._check_values(source.read(part), part, source.cells)
 
     def _read(
         self, source: GivenCells | TrainingCells, rows: np.ndarray, batch_size: int
@@ -1581,7 +1438,8 @@ class DiffusionModel(BaseModelClass):
         adata
             New cells with the reference's layer, condition columns and genes (see :meth:`prepare_query_anndata`). They
             need no ``setup_anndata``. Cells may stay in their files: give a path, or several
-            (:class:`~scgen_diffusion.data.CellFiles`). MULTISCLDM takes MuData, whose cells may lack modalities.
+            (:class:`~scgen_diffusion.data.CellFiles`). MULTISCLDM takes MuData, or paths of ``.h5mu`` files; the cells
+            may lack modalities.
         reference_model
             A trained model of this class, its folder, or the name of a pretrained model. It is not changed.
         trainable
@@ -1614,10 +1472,11 @@ class DiffusionModel(BaseModelClass):
         RuntimeError
             If the reference is not trained.
         TypeError
-            If ``adata`` is neither cells of this class of model nor paths, or the reference is neither a model of this
-            class nor a folder.
+            If ``adata`` is neither cells of this class of model nor paths, or the reference is neither a model nor a
+            folder.
         ValueError
-            For other genes or another kind of values, and, with ``"new_conditions"``, if nothing is new in the cells.
+            For another class of model, other genes or another kind of values, and, with ``"new_conditions"``, if
+            nothing is new in the cells.
 
         Warns
         -----
@@ -1641,29 +1500,29 @@ class DiffusionModel(BaseModelClass):
         ... )  # doctest: +SKIP
         """
         if trainable not in TRAINABLE:
-            msg = f"`trainable` must be one of {TRAINABLE}, but found {trainable!r}."
+            msg = (
+                f"`trainable` must be one of {TRAINABLE}, but found {trainable!r}. {known_names(trainable, TRAINABLE)}"
+            )
             raise ValueError(msg)
         _, _, device = parse_device_args(accelerator, device, one=True)
         reference = cls._reference(reference_model)
-        if not reference.is_trained_:
-            msg = "`reference_model` must be trained before it can be fine-tuned."
-            raise RuntimeError(msg)
+        try:
+            reference._check_ready_to_generate()
+        except RuntimeError as error:
+            msg = f"`reference_model` must be trained before it can be fine-tuned. {error}"
+            raise RuntimeError(msg) from error
         registry, options = reference.registry_, init_options(reference.init_params_)
-        if isinstance(adata, str | os.PathLike | list | tuple):
+        if are_paths(adata):
             cells = CellFiles.like(registry, adata, new_values=True, condition_embeddings=condition_embeddings)
             model = cls(registry=cells.registry, **options)
             model._take_cells(cells)
         else:
-            try:
-                reference._check_same_features(adata)
-            except ValueError as error:
-                error.add_note("`prepare_query_anndata` gives new cells the genes of a model.")
-                raise
+            reference._check_query_cells(adata)
             tables = extend_tables(registry["setup_args"]["condition_embeddings"], condition_embeddings, adata)
             extended = {"extend_categories": True, "condition_embeddings": tables}
             cls._register_like(adata, registry, reference.var_.index, **extended)
             model = cls(adata, **options)
-        model._start_from(reference, trainable)
+        start_from(model, reference, trainable)
         model.to_device(device)
         model.module.eval()
         return model
@@ -1704,70 +1563,34 @@ class DiffusionModel(BaseModelClass):
         check_is_anndata(adata, "adata")
         return pad_genes(adata, reference.var_)
 
+    def _check_query_cells(self, adata: AnnData) -> None:
+        """Raise unless new cells have the genes of the model."""
+        if not isinstance(adata, AnnData):
+            msg = f"`adata` must be an AnnData, or paths of files, but found {type(adata).__name__}."
+            raise TypeError(msg)
+        try:
+            check_same_genes(adata.var_names, self.var_.index)
+        except ValueError as error:
+            msg = (
+                f"{error} Call `prepare_query_anndata` to give the cells the reference's genes: it returns new cells, "
+                "and does not change yours."
+            )
+            raise ValueError(msg) from error
+
     @classmethod
     def _reference(cls, reference_model: Self | str | os.PathLike[str]) -> Self:
-        if isinstance(reference_model, str | os.PathLike):
-            return cls.load(reference_model, adata=False, accelerator="cpu")
-        if type(reference_model) is not cls:
+        if not isinstance(reference_model, DiffusionModel | str | os.PathLike):
             msg = (
-                f"`reference_model` must be a {cls.__name__} or its folder, but found {type(reference_model).__name__}."
+                f"`reference_model` must be a trained {cls.__name__} or its folder, but found "
+                f"{type(reference_model).__name__}. The new cells come first, then the model."
             )
             raise TypeError(msg)
-        return reference_model
-
-    def _start_from(self, reference: Self, trainable: Trainable) -> None:
-        """Copy weights, conditions and trained stages of a reference."""
-        before, after = reference.conditions.by_key, self.conditions.by_key
-        self.combinations_ = recode(reference.combinations_, before, after)
-        self.combination_sizes_ = reference.combination_sizes_
-        self.reference_ = {
-            "trainable": trainable,
-            "digest": digest_of(*(tensor.cpu().numpy() for tensor in reference.module.state_dict().values())),
-            "combinations": self.combinations_,
-            "combination_sizes": self.combination_sizes_,
-            "of_autoencoder": recode(reference._combinations_of_autoencoder, before, after),
-        }
-        keeps_perturbation_flow = trainable != "all" and perturbation_flow_fits(self.module, reference.module)
-        copy_reference(
-            self.module,
-            reference.module,
-            [torch.from_numpy(known) for known in mark_occurring(after, self.combinations_)],
-            lambda codes: torch.from_numpy(recode(codes.cpu().numpy(), before, after)),
-            trainable=trainable,
-            with_perturbation_flow=keeps_perturbation_flow,
-        )
-        self._copy_features(reference)
-        stages = {*reference.trained_stages_}
-        if "perturbation_flow" in stages and not keeps_perturbation_flow:
-            stages.remove("perturbation_flow")
-            warn_user(
-                "The new model leaves out the reference's flow, which does not fit a new autoencoder or more known "
-                "embeddings of perturbations. `train` trains another, on the control and perturbed cells among the "
-                "new ones alone."
-            )
-        self.library_head_is_trained_ = reference.library_head_is_trained_
-        # "stopped" would tell `train` that this model began the flow
-        self.cut_short_ = {s: how for s, how in reference.cut_short_.items() if s != "perturbation_flow"}
-        self.recipes_ = dict(reference.recipes_)
-        self._record_trained(*stages)
-        self._check_learns_something()
-
-    def _check_learns_something(self) -> None:
-        """Raise if fine-tuning has nothing to train on the model's cells."""
-        trainable = self.reference_["trainable"]
-        if not trained_masks(self.module, trainable, self._new_values):
-            msg = (
-                f"There is nothing to train with `trainable` {trainable!r}: the reference knows all classes and "
-                f"members of the new cells, or has no vectors of conditions. Set it to one of {TRAINABLE[2:]}."
-            )
+        if not isinstance(reference_model, DiffusionModel):
+            return cls.load(reference_model, adata=False, accelerator="cpu")
+        if type(reference_model) is not cls:
+            msg = f"`reference_model` is of class {type(reference_model).__name__!r}, but {cls.__name__} was called."
             raise ValueError(msg)
-
-    @property
-    def _new_values(self) -> list[Tensor]:
-        """Masks, per key, of the classes and members that the model's cells have and the reference's cells lacked."""
-        codes = self._registered_codes, self.reference_["combinations"]
-        here, before = (mark_occurring(self._condition_keys, of) for of in codes)
-        return [torch.from_numpy(own & ~known) for own, known in zip(here, before, strict=True)]
+        return reference_model
 
     def _copy_features(self, reference: Self) -> None:
         """Take what is known of the genes from a reference."""
@@ -1775,14 +1598,7 @@ class DiffusionModel(BaseModelClass):
 
     def _trained_rows(self, stage: str) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
         """Return the parameters that a stage trains, with masks of their rows; None means all."""
-        if self.reference_ is None:
-            return None
-        masks = trained_masks(self.module, self.reference_["trainable"], self._new_values)
-        if not self.library_head_is_trained_:  # published weights lack this head
-            masks |= dict.fromkeys(self.module.library_size.parameters())
-        if (flow := self.module.perturbation_flow) is not None:
-            masks |= dict.fromkeys(flow.parameters())
-        return masks
+        return None if self.reference_ is None else trained_rows(self)
 
     @property
     def _keeps_autoencoder(self) -> bool:

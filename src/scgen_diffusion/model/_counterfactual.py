@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import compress, repeat
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 import torch
 from pandas.api.types import infer_dtype
 
+from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.data import (
     OF_CONTROL,
     OPEN,
@@ -27,36 +28,35 @@ from scgen_diffusion.data import (
     keys_to_check,
     stack_rows,
 )
+from scgen_diffusion.diffusion import Guidance
 from scgen_diffusion.generation import (
-    DIGEST,
     Counterfactual,
     LackingChanges,
     MeanChange,
     PerturbedGroups,
     check_batch_size,
-    name_of,
+    describe_condition,
     support_columns,
 )
 from scgen_diffusion.perturbation import ProfileSums, add_sums, strengths
 
+from ._generation import Job
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from anndata import AnnData
     from torch import Tensor
     from tqdm import tqdm
 
     from scgen_diffusion.data import ConditionRequest, Conditions, RequestedCodes, Rows
-    from scgen_diffusion.generation import CellGenerator, Support
-
-    from ._generation import Assembly
+    from scgen_diffusion.generation import CellGenerator, SamplingOptions, Support
 
 CELL_NAMES = "adata_control.obs_names"
 
 
 @dataclass(frozen=True)
 class ControlCells:
-    """Given cells and their new conditions.
+    """Given cells and what is asked of them.
 
     Parameters
     ----------
@@ -64,156 +64,168 @@ class ControlCells:
         The cells, in memory or in files.
     rows
         Their row numbers, ``(cells,)``.
+    condition
+        The new condition; a table of cells that were given for it.
+    requested
+        Codes of the new condition, open for keys left out.
     own, codes
         Codes of their own and of their new conditions, ``(cells, columns)``.
-    categories
-        Columns of text with gaps, or of pandas' type of text, as categories of all cells of ``source``: anndata does
-        not write them otherwise.
     """
 
     source: GivenCells | CellFiles
     rows: np.ndarray
+    condition: Any
+    requested: RequestedCodes
     own: np.ndarray
     codes: np.ndarray
-    categories: Mapping[str, pd.Series]
-
-    def part(self, rows: range) -> ControlCells:
-        """Return some consecutive cells."""
-        cut = slice(rows.start, rows.stop)
-        return replace(self, rows=self.rows[cut], own=self.own[cut], codes=self.codes[cut])
 
     @property
     def names(self) -> pd.Index:
         """Their names."""
         return self.source.names(self.rows)
 
-    def obs(self, conditions: Conditions) -> pd.DataFrame:
-        """Return their ``obs``; of cells in files only the conditions."""
-        if isinstance(self.source, CellFiles):
-            return conditions.to_obs(self.own, self.names)
-        obs = self.source.cells.obs.iloc[self.rows].copy()
-        for name, column in self.categories.items():
-            obs[name] = column.iloc[self.rows]
-        return obs
 
-
-@dataclass(frozen=True)
-class Prediction:
+@dataclass
+class Prediction(Job):
     """A checked request of ``predict_perturbation``.
 
     Parameters
     ----------
-    engine, request
-        The engine that predicts, and its request.
-    cells
+    given
         The given cells.
+    obs
+        Their ``obs``; None for cells in files, of which only the conditions are known.
     read
         ``read(rows, batch_size)`` yields the expression of rows of the source.
-    assembly
-        Builds cells.
     genes
         Names of the genes.
-    keys
-        Keys of ``condition``.
     groups
         Groups of cells that the perturbation flow perturbs; None for none.
-    identity, provenance
-        As those of :class:`~scgen_diffusion.generation.CellRequest`.
-    is_uniform
-        Whether the same conditions were requested for all cells.
     supports
         How far the effect on each group can be trusted, once it is judged.
     """
 
-    task: ClassVar[str] = "Predicting"
-    engine: CellGenerator
+    task = "Predicting"
     request: Counterfactual
-    cells: ControlCells
+    given: ControlCells
+    obs: pd.DataFrame | None
     read: Callable[[np.ndarray, int], Iterator[Tensor]]
-    assembly: Assembly
     genes: pd.Index
-    keys: Sequence[str]
     groups: PerturbedGroups | None
-    identity: Mapping[str, Any]
-    provenance: Mapping[str, Any]
-    is_uniform: bool
     supports: Sequence[Support] = ()
 
-    def as_begun(self, seed: int, identity: Mapping[str, Any]) -> Prediction:
-        """Return the same request with the seed and the identity of the process that began it."""
-        request = replace(self.request, seed=seed)
-        return replace(self, request=request, identity=identity, provenance={**self.provenance, "seed": seed})
+    @classmethod
+    def of(
+        cls,
+        engine: CellGenerator,
+        given: ControlCells,
+        method: str,
+        sampling: SamplingOptions,
+        keep_residuals: bool,
+        library_size: Any,
+        seed: int,
+        **of_model: Any,
+    ) -> Self:
+        """Check a user's request; warn about conditions outside the training cells.
 
-    def judged(self) -> Prediction:
-        """Return the request with a support on each effect that the perturbation flow predicts.
-
-        Warns
-        -----
-        UserWarning
-            Unless all are supported.
+        ``of_model`` are ``read``, ``genes``, ``build`` and ``batch_size``.
         """
-        if self.groups is None:
-            return self
-
-        def read(positions: np.ndarray) -> Tensor:
-            return torch.cat([*self.read(self.cells.rows[positions], len(positions))])
-
-        groups, supports = self.groups, self.groups.supports(read)
-        table = pd.DataFrame(support_columns(self.engine.conditions, groups.codes, groups.n_cells, supports))
-        request = replace(self.request, lacking=LackingChanges.of_supports(groups.codes, supports))
-        return replace(self, request=request, supports=supports, provenance={**self.provenance, "support": table})
+        module, conditions, own, codes = engine.module, engine.conditions, given.own, given.codes
+        check_learned(module, conditions, own, method)
+        check_order({"`library_size`": library_size}, lambda: given.names, CELL_NAMES)
+        if method == "inversion":  # in any number of steps, on any path
+            inversion = module.inversion_by(sampling.sampler)
+        else:
+            inversion = None
+            engine.check_sampler(sampling)
+            if sampling.guidance != Guidance.of(module.strategy, [1.0] * len(conditions.keys)):
+                msg = "The perturbation flow has no guidance; leave `guidance_scale` out, or choose method='inversion'."
+                raise ValueError(msg)
+        if library_size is not None and module.keeps_totals:
+            msg = "A model with `path='masking'` keeps the totals of the given cells; leave `library_size` out."
+            raise ValueError(msg)
+        totals = None if library_size is None else engine.totals(library_size, len(own), sampling.output)
+        is_same = (own == codes).all(1)
+        if is_same.any() and (given.condition is not None or keep_residuals):
+            warn_user(
+                f"{is_same.sum():,} of {len(is_same):,} cells have the requested conditions already, so nothing is "
+                "predicted: they come back as they are, or as their reconstruction. Leave them out."
+            )
+        groups = PerturbedGroups(module, conditions, own, codes) if method == "perturbation_flow" else None
+        if groups is not None and not len(groups.codes):
+            groups = None
+        are_judged = np.tile(~is_same & (groups is not None), 2)  # a support looks at the control cells too
+        how = {"task": "predict_perturbation", "method": method, "keep_residuals": keep_residuals}
+        asked = "that of each control cell" if given.condition is None else describe_condition(given.condition)
+        outside = engine.warn_outside_training(np.concatenate([codes, own]), are_judged, totals)
+        provenance = engine.record(sampling, totals, seed) | how | {"condition": asked, "outside_training": outside}
+        identity = engine.identity(sampling, given.requested, totals) | how
+        group = None if groups is None else groups.group
+        request = Counterfactual(own, codes, sampling, inversion, keep_residuals, totals, seed, group)
+        obs = None if isinstance(given.source, CellFiles) else writable(given.source.cells.obs.iloc[given.rows])
+        is_uniform = given.requested.is_uniform
+        return cls(engine, request, identity, provenance, is_uniform, given=given, obs=obs, groups=groups, **of_model)
 
     @property
     def n_cells(self) -> int:
         """Number of cells."""
-        return len(self.cells.rows)
+        return len(self.given.rows)
 
-    def identify(self, suffix: str) -> Mapping[str, Any]:
-        """Return what the cells depend on, the given cells included, but for their number and the seed.
+    def identify(self, suffix: str) -> dict[str, Any]:
+        """Return what the cells depend on, the given cells included.
 
         Raises
         ------
-        ValueError
-            For columns of ``obs`` that a file of the predictions, with this ``suffix``, cannot have.
+        TypeError
+            For columns of ``obs`` that a file of the predictions cannot have.
         """
-        cells, of_obs = self.cells, ""
-        if isinstance(cells.source, GivenCells):  # of files, only the conditions are written
-            obs = cells.obs(self.engine.conditions)
-            obs = obs.set_axis(obs.index.astype(object).rename(None))  # the file has other names of cells
+        given, of_obs = self.given, ""
+        if self.obs is not None:
+            obs = self.obs.set_axis(self.obs.index.astype(object).rename(None))  # the file has other names of cells
             check_writable(obs, to_zarr=suffix == ".zarr")
-            columns = (pd.util.hash_pandas_object(column, index=False).to_numpy() for _, column in obs.items())
-            of_obs = digest_of(list(obs), *columns)
-        of_cells = digest_of(cells.source.digest, cells.rows, cells.own, of_obs)
-        return {**self.identity, "control cells": DIGEST + of_cells}
+            hashes = (pd.util.hash_pandas_object(column, index=False).to_numpy() for _, column in obs.items())
+            of_obs = digest_of(list(obs), *hashes)
+        return {**self.identity, "adata_control": digest_of(given.source.digest, given.rows, given.own, of_obs)}
 
-    def make(self, batch_size: int | None, progress: tqdm) -> Any:
-        """Predict all cells."""
-        rows = range(self.n_cells)
-        x, sums = self._predict(rows, batch_size, progress)
-        return self._assemble(rows, x, self.assembly.whole, **self.mean_change(sums))
+    def judge(self) -> None:
+        """Judge each effect that the perturbation flow predicts."""
+        if self.groups is None:
+            return
 
-    def make_part(self, rows: range, batch_size: int | None, progress: tqdm) -> AnnData:
-        """Predict a part of a stream, whose first row begins a block; its ``uns`` has the sums of its profiles."""
-        x, sums = self._predict(rows, batch_size, progress)
-        part = self._assemble(rows, x, self.assembly.part)
-        part.uns["sums"] = {"numbers": sums.numbers, "values": sums.values}
-        return part
+        def read(positions: np.ndarray) -> Tensor:
+            return torch.cat([*self.read(self.given.rows[positions], len(positions))])
+
+        groups, self.supports = self.groups, self.groups.supports(read)
+        self.request.lacking = LackingChanges.of_supports(groups.codes, self.supports)
+        columns = support_columns(self.engine.conditions, groups.codes, groups.n_cells, self.supports)
+        self.provenance["support"] = pd.DataFrame(columns)
+
+    def cells(
+        self, rows: range, progress: tqdm, *, as_part: bool = False
+    ) -> tuple[Any, pd.DataFrame, dict[str, Any], dict[str, Any]]:
+        """Predict some cells; the provenance of a part has the sums of its profiles."""
+        x, sums = self._predict(rows, progress)
+        self.warn_of_odd_values(ValueSummary.of(x))
+        obs, obsm = self._conditions(rows)
+        as_they_are = {"sums": {"numbers": sums.numbers, "values": sums.values}}
+        return x, obs, self.provenance | (as_they_are if as_part else self.mean_change(sums)), obsm
 
     def merge(self, parts: Iterator[dict[str, Any]]) -> Mapping[str, Any]:
         """Return the ``uns`` of the file: that of any part, with the mean changes of all."""
         uns, total = {}, add_sums(())
         for uns in parts:
-            total = add_sums([total, ProfileSums(**uns.pop("sums"))])
+            total = add_sums([total, ProfileSums(**uns[PROVENANCE_KEY].pop("sums"))])
         uns[PROVENANCE_KEY] |= self.mean_change(total)
         return uns
 
-    def _predict(self, rows: range, batch_size: int | None, progress: tqdm) -> tuple[Rows, ProfileSums]:
+    def _predict(self, rows: range, progress: tqdm) -> tuple[Rows, ProfileSums]:
         """Return the values of some of the cells, and the sums of their profiles."""
-        engine, parts = self.engine, []
-        batches = self.read(self.cells.part(rows).rows, engine.round_to_blocks(check_batch_size(batch_size)))
+        engine, parts = self.engine, list[Any]()
+        chosen = self.given.rows[rows.start : rows.stop]
+        batches = self.read(chosen, engine.round_to_blocks(check_batch_size(self.batch_size)))
 
         def sums() -> Iterator[ProfileSums]:
-            for x, of_block in engine.predictions(self.request.part(rows.start, rows.stop), batches, batch_size):
+            for x, of_block in engine.predictions(self.request, batches, rows.start, self.batch_size):
                 parts.append(x)
                 progress.update(x.shape[0])
                 if of_block is not None:
@@ -221,6 +233,23 @@ class Prediction:
 
         total = add_sums(sums())
         return stack_rows(parts), total
+
+    def _conditions(self, rows: range) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """Return ``obs`` and arrays of some cells: new values of the requested keys, and the old ones beside them.
+
+        A cell in another place draws other random numbers, so its name has the place.
+        """
+        given, conditions, cut = self.given, self.engine.conditions, slice(rows.start, rows.stop)
+        own, codes = given.own[cut], given.codes[cut]
+        cells = given.source.names(given.rows[cut])
+        names = pd.Index([f"{self.name}-{row}-{cell}" for row, cell in zip(rows, cells, strict=True)])
+        obs = conditions.to_obs(own, names) if self.obs is None else self.obs.iloc[cut].set_axis(names)
+        new = conditions.to_obs(codes, names)
+        arrays, old = (conditions.to_obsm(some, names) for some in (codes, own))
+        keys = list(conditions.named(given.condition))
+        columns = [key for key in keys if key in new]
+        obs = obs.assign(**{f"{key}{OF_CONTROL}": obs[key] for key in columns}, **{key: new[key] for key in columns})
+        return obs, arrays | {f"{key}{OF_CONTROL}": old[key] for key in keys if key in old}
 
     def mean_change(self, sums: ProfileSums) -> dict[str, pd.DataFrame]:
         """Return the mean changes and the support with their strength, entries of ``uns``; none without sums."""
@@ -243,28 +272,12 @@ class Prediction:
         support.insert(end + 1, "strength", strengths(sums.values))
         return {"support": support, "mean_change": drop_unused_categories(pd.DataFrame(table))}
 
-    def _assemble(self, rows: range, x: Rows, assemble: Callable[..., Any], **effects: pd.DataFrame) -> Any:
-        """Build some of the predicted cells by ``assemble``; ``effects`` are further entries of ``uns``."""
-        cells, output = self.cells.part(rows), self.request.sampling.output
-        self.assembly.check(ValueSummary.of(x), output)
-        obs, obsm = counterfactual_conditions(self.engine.conditions, cells, self.keys, self._names(rows, cells))
-        return assemble(x, obs, {**self.provenance, **effects}, is_log1p=output == "log1p", obsm=obsm)
-
-    def _names(self, rows: range, cells: ControlCells) -> pd.Index:
-        """Name the predictions of some of the cells by the request, and by place and name of the cells.
-
-        A cell in another place draws other random numbers, so its prediction has another name.
-        """
-        n_cells = None if self.is_uniform else self.n_cells
-        name = name_of(self.identity, self.request.seed, n_cells)
-        return pd.Index([f"{name}-{row}-{cell}" for row, cell in zip(rows, cells.names, strict=True)])
-
 
 def control_cells(
     conditions: Conditions, source: GivenCells | CellFiles, rows: np.ndarray, condition: ConditionRequest
-) -> tuple[ControlCells, RequestedCodes]:
-    """Return given cells with their new conditions, checked, and what was requested of these."""
-    own = source.codes[rows]
+) -> ControlCells:
+    """Return given cells with their new conditions, checked."""
+    own, condition = source.codes[rows], conditions.as_table(condition)
     if n_unlabeled := int((~have_labels(conditions.by_key, own)).sum()):
         *_, may_lack = keys_to_check(conditions.by_key)
         msg = (
@@ -276,18 +289,16 @@ def control_cells(
         _check_one_per_cell(conditions, condition, len(rows), lambda: source.names(rows))
     requested = conditions.request(condition, len(rows))
     codes = requested.all()
-    texts: dict[str, pd.Series] = _unwritable_texts(source.cells.obs) if isinstance(source, GivenCells) else {}
-    return ControlCells(source, rows, own, np.where(codes == OPEN, own, codes), texts), requested
+    return ControlCells(source, rows, condition, requested, own, np.where(codes == OPEN, own, codes))
 
 
-def _unwritable_texts(obs: pd.DataFrame) -> dict[str, pd.Series]:
-    """Return columns of text that anndata writes only as categories, as categories."""
-    texts = obs.select_dtypes([object, "string"])
-    return {
-        name: text.astype("category")
-        for name, text in texts.items()
-        if infer_dtype(text) == "string" and (text.dtype != object or text.isna().any())
-    }
+def writable(obs: pd.DataFrame) -> pd.DataFrame:
+    """Return ``obs`` with columns of text as categories where anndata writes them only so."""
+    obs = obs.copy()
+    for name, text in obs.select_dtypes([object, "string"]).items():
+        if infer_dtype(text) == "string" and (text.dtype != object or text.isna().any()):
+            obs[name] = text.astype("category")
+    return obs
 
 
 def check_learned(module: Any, conditions: Conditions, codes: np.ndarray, method: str) -> None:
@@ -318,15 +329,3 @@ def _check_one_per_cell(
             )
             raise ValueError(msg)
     check_order(ordered, names, CELL_NAMES)
-
-
-def counterfactual_conditions(
-    conditions: Conditions, cells: ControlCells, keys: Sequence[str], names: pd.Index
-) -> tuple[pd.DataFrame, dict[str, np.ndarray | pd.DataFrame]]:
-    """Return the cells' ``obs`` and arrays with the new values of some keys, and the old ones beside them."""
-    obs = cells.obs(conditions).set_axis(names)
-    new = conditions.to_obs(cells.codes, names)
-    arrays, old = (conditions.to_obsm(codes, names) for codes in (cells.codes, cells.own))
-    columns = [key for key in keys if key in new]
-    obs = obs.assign(**{f"{key}{OF_CONTROL}": obs[key] for key in columns}, **{key: new[key] for key in columns})
-    return obs, arrays | {f"{key}{OF_CONTROL}": old[key] for key in keys if key in old}

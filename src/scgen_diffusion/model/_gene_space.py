@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 import torch
 
-from scgen_diffusion._arguments import warn_user
 from scgen_diffusion.diffusion import DDIMSampler
 from scgen_diffusion.module import GeneSpaceArchitecture, build_gene_space_architecture, gene_space_module
 from scgen_diffusion.train import (
@@ -20,22 +19,18 @@ from scgen_diffusion.train import (
 )
 
 from ._base import DiffusionModel
+from ._training import stage_seed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from anndata import AnnData
 
-    from scgen_diffusion.data import ValueSummary
     from scgen_diffusion.diffusion import Sampler
     from scgen_diffusion.nn import InputValues
     from scgen_diffusion.train import DiffusionRecipe, Recipe, StagePlan
 
     from ._training import StageRun
-
-
-LARGEST_VALUE = 1.5  # times the largest training value
-FEWEST_ZEROS = 0.5  # times the zeros of the training cell with the fewest
 
 
 class GeneSpaceModel(DiffusionModel):
@@ -94,7 +89,9 @@ class GeneSpaceModel(DiffusionModel):
         if has_counts:
             describe_totals(module, cells, self._seen_indices)
         start = [tensor.cpu().numpy() for tensor in (module.shift, module.scale, module.training_zeros)]
-        plan = self._fit(run, DiffusionPlan(module, run.recipe), self._cell_data(run.recipe), *start)
+        recipe: Any = run.job.recipe
+        plan = DiffusionPlan(module, recipe, seed=stage_seed("diffusion"), compile=run.options.compile)
+        run.fit(plan, self._cell_data(recipe), *start)
         self._record_trained("diffusion")
         if module.predicts_totals:
             describe_predicted_profile_totals(module, cells, self._seen_indices)
@@ -117,20 +114,6 @@ class GeneSpaceModel(DiffusionModel):
         if sampler not in (None, "ddpm", "ddim"):
             return sampler
         return DDIMSampler(eta=0.0 if sampler == "ddim" else 1.0, default_n_steps=50)
-
-    def _warn_of_odd_values(self, values: ValueSummary, output: InputValues) -> None:
-        """Warn if log-normalised values are far larger than in training, or far fewer are zeros than in any cell."""
-        largest, zeros = self.module.largest_value.item(), self.module.training_zeros.item()
-        if output == "log1p" and values.largest > LARGEST_VALUE * largest:
-            warn_user(
-                f"Sampling seems to have diverged: the largest value is {values.largest:.3g}, in training it was "
-                f"{largest:.3g}. Try more steps, another sampler or less guidance, or train longer."
-            )
-        if output == "log1p" and values.zeros < FEWEST_ZEROS * zeros:
-            warn_user(
-                f"{values.zeros:.0%} of the values are zeros, but at least {zeros:.0%} in every training cell. "
-                "Train longer, or set `zero_value` (zero negation) or `head='spike_and_slab'`."
-            )
 
 
 class SCRDIT(GeneSpaceModel):

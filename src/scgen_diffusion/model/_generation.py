@@ -1,105 +1,170 @@
-"""Requests of ``generate`` and of sampling paths: judging them, and making their cells."""
+"""Jobs: checked requests whose cells are made at once, or part by part for a file. Here, those of ``generate``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
-from scgen_diffusion.data import ValueSummary, stack_rows
+from scgen_diffusion.data import ValueSummary, check_order_of_totals, digest_of, drop_unused_categories, stack_rows
+from scgen_diffusion.generation import CellRequest, describe_condition
+
+from ._diagnostics import warn_of_odd_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from anndata import AnnData
-    from tqdm import tqdm
 
-    from scgen_diffusion.generation import CellGenerator, CellRequest
-    from scgen_diffusion.nn import InputValues
+    from scgen_diffusion.data import ConditionRequest
+    from scgen_diffusion.generation import CellGenerator, SamplingOptions
 
-FRAME_COLUMNS = ("cell", "frame", "time", "noise_level")  # columns of a sampling path's `obs`
-
-
-class Assembly(NamedTuple):
-    """How a model turns values into cells: what ``generate`` returns, a part of a stream, and a look at the values."""
-
-    whole: Callable[..., Any]
-    part: Callable[..., AnnData]
-    check: Callable[[ValueSummary, InputValues], None]
+N_DIGITS = 10  # of names; among ten thousand requests, two share a name with probability 1 in 20 000
 
 
-@dataclass(frozen=True)
-class Generation:
-    """A checked request of ``generate``.
+@dataclass
+class Job(ABC):
+    """A checked request for cells.
 
     Parameters
     ----------
     engine, request
-        The engine that generates, and its request.
-    assembly
-        Builds cells.
+        The engine that makes the cells, and what it needs to know.
+    identity
+        What the cells depend on, but for their number and the seed; see :meth:`CellGenerator.identity`.
+    provenance
+        Record of the request in ``uns``.
+    is_uniform
+        Whether the same conditions were requested for all cells.
+    build
+        Builds an AnnData or MuData from values, ``obs``, provenance and ``obsm``.
+    batch_size
+        Number of cells made at a time.
     """
 
-    task: ClassVar[str] = "Generating"
+    task: ClassVar[str]
     engine: CellGenerator
+    request: Any
+    identity: dict[str, Any]
+    provenance: dict[str, Any]
+    is_uniform: bool
+    build: Callable[..., Any]
+    batch_size: int | None
+
+    @property
+    @abstractmethod
+    def n_cells(self) -> int:
+        """Number of cells."""
+
+    @property
+    def name(self) -> str:
+        """Beginning of the names of the cells: the model, and a digest of all that they depend on.
+
+        Cells of like conditions do not depend on their number.
+        """
+        n_cells = None if self.is_uniform else self.n_cells
+        return f"{self.engine.name}-{digest_of(sorted(self.identity.items()), self.request.seed, n_cells)[:N_DIGITS]}"
+
+    def identify(self, suffix: str) -> dict[str, Any]:
+        """Return the identity of a file of these cells, whose name has this ``suffix``."""
+        return self.identity
+
+    def resume(self, seed: int, identity: dict[str, Any]) -> None:
+        """Take seed and identity of the process that began the job."""
+        self.request.seed = self.provenance["seed"] = seed
+        self.identity = identity
+
+    @abstractmethod
+    def judge(self) -> None:
+        """Record how far effects of perturbations can be trusted, and warn unless all are supported."""
+
+    def make(self, *, show_progress: bool) -> Any:
+        """Judge, and make all cells."""
+        self.judge()
+        with tqdm(total=self.n_cells, desc=self.task, unit="cell", disable=not show_progress) as progress:
+            x, obs, uns, obsm = self.cells(range(self.n_cells), progress)
+        return self.build(x, drop_unused_categories(obs), uns, obsm=obsm)
+
+    def make_part(self, rows: range, progress: tqdm) -> AnnData:
+        """Make a part for a file, whose first row begins a block, with all categories."""
+        x, obs, uns, obsm = self.cells(rows, progress, as_part=True)
+        return self.build(x, obs, uns, obsm=obsm)
+
+    @abstractmethod
+    def cells(
+        self, rows: range, progress: tqdm, *, as_part: bool = False
+    ) -> tuple[Any, pd.DataFrame, dict[str, Any], dict[str, Any]]:
+        """Make some cells: values, ``obs``, provenance and ``obsm``."""
+
+    def merge(self, parts: Iterator[dict[str, Any]]) -> Mapping[str, Any]:
+        """Return the ``uns`` of the file, from those of the parts: that of any part."""
+        return next(parts)
+
+    def warn_of_odd_values(self, values: ValueSummary) -> None:
+        """Warn if values cannot be right."""
+        warn_of_odd_values(self.engine.module, values, self.request.sampling.output)
+
+
+@dataclass
+class Generation(Job):
+    """A checked request of ``generate``."""
+
+    task = "Generating"
     request: CellRequest
-    assembly: Assembly
+
+    @classmethod
+    def of(
+        cls,
+        engine: CellGenerator,
+        n_cells: int | None,
+        condition: ConditionRequest,
+        sampling: SamplingOptions,
+        library_size: Any,
+        seed: int,
+        build: Callable[..., Any],
+        batch_size: int | None,
+    ) -> Self:
+        """Check a user's request; warn about conditions outside the training cells."""
+        engine.check_sampler(sampling)
+        check_order_of_totals(condition, library_size)
+        condition = engine.conditions.as_table(condition)
+        codes = engine.conditions.request(condition, n_cells)
+        totals = engine.totals(library_size, len(codes), sampling.output)
+        distinct, _ = codes.runs()
+        are_judged = (engine.start_conditions(distinct, sampling.guidance) != distinct).any(1)
+        provenance = engine.record(sampling, totals, seed) | {
+            "condition": describe_condition(condition),
+            "outside_training": engine.warn_outside_training(distinct, are_judged, totals),
+        }
+        request = CellRequest(codes, sampling, totals, seed)
+        identity = engine.identity(sampling, codes, totals)
+        return cls(engine, request, identity, provenance, codes.is_uniform, build, batch_size)
 
     @property
     def n_cells(self) -> int:
         """Number of cells."""
         return self.request.n_cells
 
-    def identify(self, _suffix: str) -> Mapping[str, Any]:
-        """Return the identity; any file can have these cells."""
-        return self.identity
+    def judge(self) -> None:
+        """Judge combinations that training never saw, which the perturbation flow makes."""
+        if (judged := self.engine.supports(self.request)) is not None:
+            columns, self.request.lacking = judged
+            self.provenance["support"] = pd.DataFrame(columns)
 
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """What the cells depend on, but for their number and the seed."""
-        return self.request.identity
-
-    def as_begun(self, seed: int, identity: Mapping[str, Any]) -> Generation:
-        """Return the same request with the seed and the identity of the process that began it."""
-        provenance = {**self.request.provenance, "seed": seed}
-        return replace(self, request=replace(self.request, seed=seed, identity=identity, provenance=provenance))
-
-    def judged(self) -> Generation:
-        """Record how far combinations that training never saw can be trusted.
-
-        Warns
-        -----
-        UserWarning
-            Unless all are supported.
-        """
-        judged = self.engine.supports(self.request)
-        if judged is None:
-            return self
-        columns, lacking = judged
-        provenance = {**self.request.provenance, "support": pd.DataFrame(columns)}
-        return replace(self, request=replace(self.request, provenance=provenance, lacking=lacking))
-
-    def make(self, batch_size: int | None, progress: tqdm) -> Any:
-        """Make all cells."""
-        return self._make(range(self.n_cells), batch_size, progress, self.assembly.whole)
-
-    def make_part(self, rows: range, batch_size: int | None, progress: tqdm) -> AnnData:
-        """Make a part of a stream, whose first row begins a block."""
-        return self._make(rows, batch_size, progress, self.assembly.part)
-
-    def _make(self, rows: range, batch_size: int | None, progress: tqdm, assemble: Callable[..., Any]) -> Any:
-        request, conditions, output, parts = self.request, self.engine.conditions, self.request.sampling.output, []
-        for x, codes in self.engine.cells(request, rows, batch_size):
+    def cells(
+        self, rows: range, progress: tqdm, *, as_part: bool = False
+    ) -> tuple[Any, pd.DataFrame, dict[str, Any], dict[str, Any]]:
+        """Make some cells."""
+        parts = []
+        for x, codes in self.engine.cells(self.request, rows, self.batch_size):
             parts.append((x, codes))
             progress.update(len(codes))
         x, codes = stack_rows([x for x, _ in parts]), np.concatenate([codes for _, codes in parts])
-        self.assembly.check(ValueSummary.of(x), output)
-        obs = conditions.to_obs(codes, pd.Index(request.names(rows.start, rows.stop)))
-        obsm = conditions.to_obsm(codes, obs.index)
-        return assemble(x, obs, request.provenance, is_log1p=output == "log1p", obsm=obsm)
-
-    def merge(self, parts: Iterator[dict[str, Any]]) -> Mapping[str, Any]:
-        """Return the ``uns`` of the file: that of any part."""
-        return next(parts)
+        self.warn_of_odd_values(ValueSummary.of(x))
+        names = pd.Index([f"{self.name}-{number}" for number in rows])
+        conditions = self.engine.conditions
+        return x, conditions.to_obs(codes, names), self.provenance, conditions.to_obsm(codes, names)

@@ -25,7 +25,6 @@ from scgen_diffusion.data import (
     check_is_mudata,
     check_modalities,
     check_same_features,
-    drop_unused_categories,
     evenly,
     expression_state,
     join_expression,
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from sparse import GCXS
     from torch import Tensor
 
-    from scgen_diffusion.generation import LibrarySizes
     from scgen_diffusion.train import AutoencoderRecipe, StagePlan
 
     from ._training import StageRun
@@ -481,20 +479,12 @@ class MULTISCLDM(SCLDM):
             for name in (modalities if modality is None else [modality])
         }
 
-    def _assemble(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, *args: Any, **options: Any) -> MuData:
-        return build_mudata(x, drop_unused_categories(obs), self.modality_vars_, *args, **options)
+    def _build(self, x: sp.csr_matrix | np.ndarray, obs: pd.DataFrame, uns: Mapping[str, Any], **options: Any) -> Any:
+        return build_mudata(x, obs, self.modality_vars_, uns, is_log1p=False, **options)
 
     def _for_these_cells(self, recipe: AutoencoderRecipe) -> AutoencoderRecipe:
         """Give cells with proteins, or another small panel, a smaller KL weight; few features change nothing else."""
         return replace(recipe, kl_weight=KL_WEIGHT_WITH_PANEL) if self.module.has_small_panel else recipe
-
-    @property
-    def _library_sizes(self) -> LibrarySizes:
-        largest = {
-            name: len(modality.features) if modality.likelihood == "bernoulli" else np.inf
-            for name, modality in self.modalities.items()
-        }
-        return replace(super()._library_sizes, largest=largest)
 
     @property
     def _fingerprint(self) -> str:

@@ -23,11 +23,10 @@ import lightning.pytorch as pl
 from scvi import settings
 from tqdm.auto import tqdm
 
-from scgen_diffusion._arguments import check_count, list_first
+from scgen_diffusion._arguments import check_count
 from scgen_diffusion._compat import handle_sigterm_by, parse_device_args, refusing_as_value_error
 from scgen_diffusion._files import explain_failed_write, remove, remove_leftovers, write_atomically
 from scgen_diffusion.data import join_parts, part_of, read_record
-from scgen_diffusion.generation import differences
 from scgen_diffusion.train import RunOptions, quiet
 
 if TYPE_CHECKING:
@@ -38,19 +37,21 @@ if TYPE_CHECKING:
 
     from scgen_diffusion.data import ValueSummary
 
-    from ._counterfactual import Prediction
-    from ._generation import Generation
+    from ._generation import Job
 
-SHARD_SIZE = "shard_size"
 SUFFIXES = (".zarr", ".h5ad")
 VALUES_PER_PART = 2**25  # entries of a part's matrix, zeros included: 128 MiB if it is dense
 CELLS_PER_PART = 2**16  # limit for few genes
 REQUEST = "request.json"
-NAMES_IN_ZARR = {"zarr.json", "X", "layers", "obs", "obsm", "obsp", "raw", "uns", "var", "varm", "varp"}
 EXIT_CODE_OF_SIGTERM = 143
 explain_failed_part = partial(
     explain_failed_write, kept="Finished parts are kept. ", again=" and run the same call again to resume"
 )
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Name what differs between the identities of two requests; "" if nothing does."""
+    return ", ".join(f"`{name}`" for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name))
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Stream:
     goal
         Path of the file.
     identity
-        Arguments that identify the request.
+        What identifies the request.
     rows
         Rows of each part.
     overwrite
@@ -89,7 +90,7 @@ class Stream:
         Raises
         ------
         FileExistsError
-            If other cells are there and ``overwrite`` is False, or anything else is there, also beside such cells.
+            If other cells are there and ``overwrite`` is False, or anything else is there.
         """
         if not self.goal.exists():
             return False
@@ -97,14 +98,9 @@ class Stream:
         if record is None:
             msg = f"{self.goal} was not written by `generate_to`; such a file is never replaced. Choose another path."
             raise FileExistsError(msg)
-        # the joined cells do not depend on the size of parts
-        differing = differences(record, {**self.identity, SHARD_SIZE: record.get(SHARD_SIZE)})
-        names = {entry.name for entry in self.goal.iterdir()} if differing and self.goal.is_dir() else set()
-        if others := names - NAMES_IN_ZARR:
-            msg = f"{self.goal} has other files too ({list_first(sorted(others))}); such a folder is never replaced."
-            raise FileExistsError(msg)
+        differing = differences(record, self.identity)
         if differing and not self.overwrite:
-            msg = f"{self.goal} already exists. What differs: {'; '.join(differing)}. To replace, set overwrite=True."
+            msg = f"{self.goal} already exists. What differs: {differing}. To replace, set overwrite=True."
             raise FileExistsError(msg)
         return not differing
 
@@ -112,6 +108,10 @@ class Stream:
         """Return the request of the finished parts with its seed, if there are any."""
         path = self.folder / REQUEST
         return json.loads(path.read_text()) if path.exists() else None
+
+    def differs_from(self, begun: Mapping[str, Any]) -> str:
+        """Name what differs between this request, with the size of its parts, and one that was begun."""
+        return differences(begun["identity"], {**self.identity, "shard_size": len(self.rows[0])})
 
     def begin(self, seed: int) -> int:
         """Make the folder of parts unless it is there; return the seed of its request.
@@ -122,18 +122,19 @@ class Stream:
             If it has parts of another request and ``overwrite`` is False.
         """
         if (begun := self.begun()) is not None:
-            differing = differences(begun["identity"], self.identity)
+            differing = self.differs_from(begun)
             if not differing:
                 return begun["seed"]
             if not self.overwrite:
                 msg = (
-                    f"{self.goal} was begun with other arguments. What differs: {'; '.join(differing)}. Use the former "
-                    f"ones to resume, or remove {self.folder} or set overwrite=True to start again."
+                    f"{self.goal} was begun with other arguments. What differs: {differing}. Use the former ones to "
+                    f"resume, or remove {self.folder} or set overwrite=True to start again."
                 )
                 raise ValueError(msg)
+        identity = {**self.identity, "shard_size": len(self.rows[0])}
         with write_atomically(self.folder) as beside:
             beside.mkdir()
-            (beside / REQUEST).write_text(json.dumps({"identity": dict(self.identity), "seed": seed}, indent=1))
+            (beside / REQUEST).write_text(json.dumps({"identity": identity, "seed": seed}, indent=1))
         return seed
 
     def write(self, number: int, cells: AnnData) -> None:
@@ -146,7 +147,7 @@ class Stream:
     def join(self, merge: Callable[..., Mapping[str, Any]]) -> ValueSummary:
         """Join all parts to the file; return a summary of its values."""
         parts = [self.path(number) for number in range(len(self.rows))]
-        n_bytes = sum(part.stat().st_size for part in parts)  # parts are compressed as the file is
+        n_bytes = sum(part.stat().st_size for part in parts)  # at most, as the file is compressed
         explained = explain_failed_part(f"Writing {self.goal.name}", self.goal.parent, n_bytes=n_bytes)
         with write_atomically(self.goal) as beside, explained:
             if shutil.disk_usage(self.goal.parent).free < n_bytes:  # HDF5 would crash
@@ -156,7 +157,7 @@ class Stream:
     def clean(self) -> None:
         """Remove the parts of this request, and what killed processes left."""
         remove_leftovers(self.goal)
-        if (begun := self.begun()) is not None and not differences(begun["identity"], self.identity):
+        if (begun := self.begun()) is not None and not self.differs_from(begun):
             remove(self.folder)
 
 
@@ -169,18 +170,14 @@ class PartMaker(pl.LightningModule):
         Where the parts go.
     job
         The request, whose module Lightning moves to its device.
-    batch_size
-        Number of cells made at a time.
     show_progress
         Whether to show a progress bar.
     """
 
-    def __init__(
-        self, stream: Stream, job: Generation | Prediction, batch_size: int | None, *, show_progress: bool
-    ) -> None:
+    def __init__(self, stream: Stream, job: Job, *, show_progress: bool) -> None:
         super().__init__()
         self.module = job.engine.module
-        self.stream, self.job, self.batch_size, self.show_progress = stream, job, batch_size, show_progress
+        self.stream, self.job, self.show_progress = stream, job, show_progress
         self.values: ValueSummary | None = None
         """Summary of the values of the file, once this process has joined it."""
 
@@ -192,10 +189,11 @@ class PartMaker(pl.LightningModule):
     def on_predict_start(self) -> None:
         """Take the seed and the names of cells from the first process."""
         is_first, rows = self.trainer.is_global_zero, self.stream.rows
-        seed, identity = self.trainer.strategy.broadcast((self.job.request.seed, self.job.identity))
+        begun = self.trainer.strategy.broadcast((self.job.request.seed, self.job.identity))
         if not is_first:
+            self.job.resume(*begun)
             with warnings.catch_warnings(action="ignore"):  # the first process warns
-                self.job = self.job.as_begun(seed, identity).judged()
+                self.job.judge()
         own = [number for number in self.predict_dataloader() if number < len(rows)]
         n_done = sum(len(rows[number]) for number in own if self.stream.path(number).exists())
         bar = {"desc": self.job.task, "unit": "cell", "disable": not (self.show_progress and is_first)}
@@ -205,7 +203,7 @@ class PartMaker(pl.LightningModule):
         """Make and write a part that is missing."""
         if number < len(self.stream.rows) and not self.stream.path(number).exists():
             with warnings.catch_warnings(action="ignore"):  # a part may look odd; all cells are checked at the end
-                cells = self.job.make_part(self.stream.rows[number], batch_size=self.batch_size, progress=self.bar)
+                cells = self.job.make_part(self.stream.rows[number], self.bar)
             self.stream.write(number, cells)
         return number
 
@@ -220,10 +218,8 @@ class PartMaker(pl.LightningModule):
 
 def write_stream(
     goal: Path,
-    job: Generation | Prediction,
-    *,
+    job: Job,
     shard_size: int | None,
-    batch_size: int | None,
     seed: int | None,
     show_progress: bool,
     overwrite: bool,
@@ -236,11 +232,11 @@ def write_stream(
     module, n_cells = job.engine.module, job.n_cells
     if shard_size is None:
         shard_size = min(max(VALUES_PER_PART // job.engine.n_genes, 1), CELLS_PER_PART)
-    size = job.engine.round_to_blocks(check_count(SHARD_SIZE, shard_size))
+    size = job.engine.round_to_blocks(check_count("shard_size", shard_size))
     rows = [range(start, min(start + size, n_cells)) for start in range(0, n_cells, size)]
     seed = settings.seed if seed is None else seed
     identity = {**job.identify(goal.suffix), "n_cells": n_cells, "seed": None if seed is None else int(seed)}
-    stream = Stream(goal, {**identity, SHARD_SIZE: size}, rows, overwrite)
+    stream = Stream(goal, identity, rows, overwrite)
     if not stream.is_joined():
         place = module.device
         if devices == "auto" and (accelerator == "auto" or parse_device_args(accelerator, "auto")[0] == place.type):
@@ -253,8 +249,9 @@ def write_stream(
         handle_sigterm_by(trainer, lambda *_: sys.exit(EXIT_CODE_OF_SIGTERM))  # Lightning would go on
         if trainer.is_global_zero:
             module.to(trainer.strategy.root_device)
-            job = job.as_begun(stream.begin(job.request.seed), job.identity).judged()
-        maker = PartMaker(stream, job, batch_size, show_progress=show_progress)
+            job.resume(stream.begin(job.request.seed), job.identity)
+            job.judge()
+        maker = PartMaker(stream, job, show_progress=show_progress)
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             with quiet():
@@ -267,7 +264,7 @@ def write_stream(
         finally:
             module.to(place)
         if maker.values is not None:
-            job.assembly.check(maker.values, job.request.sampling.output)
+            job.warn_of_odd_values(maker.values)
     stream.clean()
     return goal
 
@@ -281,10 +278,4 @@ def check_goal(path: str | os.PathLike[str], *, has_modalities: bool) -> Path:
     if goal.suffix not in SUFFIXES:
         msg = f"`path` must end in {' or '.join(SUFFIXES)}, but found {str(goal)!r}."
         raise ValueError(msg)
-    if not goal.parent.exists():
-        msg = f"The folder {goal.parent} of `path` does not exist; create it first."
-        raise FileNotFoundError(errno.ENOENT, msg)
-    if not goal.parent.is_dir():
-        msg = f"{goal.parent}, the parent of `path`, is not a folder."
-        raise NotADirectoryError(errno.ENOTDIR, msg)
     return goal

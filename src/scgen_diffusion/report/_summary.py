@@ -23,10 +23,10 @@ Level: TypeAlias = Literal["ok", "note", "warning", "not judged"]
 
 COLUMNS = ["metric", "group", *FIGURES, "better"]
 MIN_STRUCTURE = 0.10  # with less between shuffled and real cells there is no structure to judge
-UNLIKE = 0.60  # AUC from which on the cells behind the real values are not from where the held-out cells are
+UNLIKE = 0.60  # AUC above which training and held-out cells come from different sources, such as other donors
 N_DEVIATIONS = 3.0
 MISSING = 0.25  # a label whose share is below this part of the real one is missing
-NOTHING = "no metric can be judged: each needs a value and a real value (`n_repeats` above 0)"
+NOTHING = "no metric can be judged: each needs a score of synthetic and of real cells (`n_repeats` above 0)"
 UNLIKELY = 0.01  # in so many evaluations, at most, chance makes a label look missing
 
 
@@ -72,13 +72,13 @@ def summary(table: pd.DataFrame) -> Summary:
     enough to matter: ``metrics.CATALOGUE[name].limits``. Without intervals (``n_bootstrap=0``), the second alone
     decides. Limits are chosen so that unseen real cells seldom get a warning. Groups have a row only for what is off.
 
-    Not judged are metrics without limits, without a value or a real value, and metrics that even perfect cells fail
-    because labels have other shares than in the held-out cells. If a classifier tells the training cells, which give
-    the real values, from the held-out ones (say, other donors), only what is worse than they is judged, and nothing of
-    memorisation.
+    A metric is not judged without limits, without a score of synthetic or of real cells, or if labels have other shares
+    than in the held-out cells and even perfect cells would fail. The scores of real cells come from training cells. If
+    a classifier tells these from the held-out ones (say, other donors), a metric is judged only where synthetic cells
+    are worse than they, and memorisation is not judged.
 
-    Two rows come from what :func:`~scgen_diffusion.metrics.evaluate` noted in ``attrs``, which a file does not keep:
-    ``label_share`` of labels that nearly no synthetic cell has, and ``leaked``, held-out cells that are in ``train``.
+    Two rows need the ``attrs`` of the table, which a file does not keep: ``label_share`` of labels that nearly no
+    synthetic cell has, and ``leaked``, the number of held-out cells that are in ``train``.
 
     Parameters
     ----------
@@ -92,8 +92,6 @@ def summary(table: pd.DataFrame) -> Summary:
 
     Raises
     ------
-    TypeError
-        If it is no table.
     ValueError
         If the columns are others, or a metric has several rows of a group, as in the table of several modalities.
 
@@ -136,7 +134,9 @@ def summary(table: pd.DataFrame) -> Summary:
         n_judged = len(found.of_level("ok"))
         parts = [f"like real cells in all {n_judged} metrics that were judged"] if n_judged else [NOTHING]
     if told:
-        parts.append(f"the training cells, which give the real values, differ from the held-out ones (AUC {told:.2f})")
+        parts.append(
+            f"training cells, which the scores of real cells come from, differ from held-out ones (AUC {told:.2f})"
+        )
     of_groups = [row for row in rows if row["group"] != ALL and row["metric"] == "recall"]
     labels = {row["group"] for row in of_groups} | {label for label, n in (n_cells or {}).items() if not n}
     few = labels - {row["group"] for row in of_groups if np.isfinite([row["value"], row["real"]]).all()}
@@ -148,9 +148,6 @@ def summary(table: pd.DataFrame) -> Summary:
 
 def _check_table(table: pd.DataFrame) -> None:
     """Raise unless it is a table of `evaluate`, of one modality, or a copy read from a file."""
-    if not isinstance(table, pd.DataFrame):
-        msg = f"`table` must be what `evaluate` returns, a DataFrame, but is {type(table).__name__}."
-        raise TypeError(msg)
     if "perturbation" in table:
         msg = "`table` is of perturbations: compare its `value` with `real` and the baselines; it has no summary."
         raise ValueError(msg)
@@ -183,13 +180,13 @@ def _deviation(row: Row) -> float:
 
 
 def _excess(row: Row) -> float:
-    """Return by how much a value is worse than its real value; 0 if chance explains it."""
+    """Return by how much a value is worse than that of real cells; 0 if chance explains it."""
     metric = CATALOGUE[row["metric"]]
     limits = metric.limits_of(row["group"])
     excess = excess_over_real(row["metric"], row["better"], row["value"], row["real"])
     if metric.ideal == GUESSING:  # nearer to the held-out cells than chance allows: were files swapped?
         excess = max(excess, min(GUESSING, row["real"]) - row["value"])
-    if metric.of_all is not None:  # whose lower limit allows for the uncertainty of the real value
+    if metric.of_all is not None:  # whose lower limit allows for the uncertainty of the real cells' score
         is_clear = not row["low"] <= row["real"]
     else:
         is_clear = excess > limits.n_deviations * _deviation(row)
@@ -197,7 +194,7 @@ def _excess(row: Row) -> float:
 
 
 def _level(row: Row, other_shares: float) -> Level:
-    """Judge a row: what is worse than the real value must be clear, and large enough."""
+    """Judge a row: a difference to real cells must be clear, and large enough."""
     metric = CATALOGUE.get(row["metric"])
     limits = metric and metric.limits_of(row["group"])
     if not limits or not np.isfinite([row["value"], row["real"]]).all() or other_shares > metric.most_share_difference:
@@ -214,7 +211,7 @@ def _level(row: Row, other_shares: float) -> Level:
 
 
 def _auc_of_real(rows: Sequence[Row], n_cells: float) -> float:
-    """Return the AUC of a classifier that tells the cells behind the real values from the held-out ones; 0 if none can.
+    """Return the AUC of a classifier that tells training cells from held-out ones; 0 if none can.
 
     The AUC of guessing has a variance of about ``1 / (6 * n_cells)``.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -43,6 +42,7 @@ from scgen_diffusion.metrics import (
 from ._summary import summary
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from anndata import AnnData
@@ -79,8 +79,8 @@ def write(
 ) -> Path:
     """Write one HTML file that judges and shows synthetic cells; it needs no network and no other file.
 
-    It holds the :func:`summary`, a UMAP, every metric of :func:`~scgen_diffusion.metrics.evaluate` beside its real
-    value, and the plots of :mod:`scgen_diffusion.pl`.
+    It holds the :func:`summary`, a UMAP, every metric of :func:`~scgen_diffusion.metrics.evaluate` beside the score
+    of real cells, and the plots of :mod:`scgen_diffusion.pl`.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def write(
     KeyError
         If a layer or a column of ``groupby`` is missing.
     TypeError
-        If ``real_test`` or ``synthetic`` is no AnnData, or ``path`` is no name.
+        If ``real_test`` or ``synthetic`` is no AnnData.
     ValueError
         If ``path`` does not end in ``.html``, ``table`` has labels that the cells lack, and what
         :func:`~scgen_diffusion.metrics.evaluate` raises.
@@ -156,8 +156,9 @@ def write(
 
     rng = np.random.default_rng(seed)
     real, drawn = (_for_plots(cells, keys, max_cells, rng) for cells in sets.values())
-    label = _escape_dollars(JOIN.join(keys)) if keys else None
-    pictures = draw(real, drawn, table, label=label, layer=layer, model=model, seed=seed)
+    label = JOIN.join(keys) if keys else None
+    with plt.rc_context({"text.parse_math": False}):  # names may have "$"
+        pictures = draw(real, drawn, table, label=label, layer=layer, model=model, seed=seed)
     seen = "training cells not given"
     if train is not None:
         seen = f"{train.n_cells if isinstance(train, CellFiles) else train.n_obs:,} training cells"
@@ -201,9 +202,6 @@ def write(
 
 def _check_path(path: str | os.PathLike[str]) -> Path:
     """Return the path of a report; raise unless a file can be written there."""
-    if not isinstance(path, str | os.PathLike):
-        msg = f"`path` must be the name of a file, but is {type(path).__name__}; it comes third."
-        raise TypeError(msg)
     path = Path(path).expanduser()
     if path.suffix.lower() != SUFFIX:
         msg = f"`path` must end in {SUFFIX!r}, but found {str(path)!r}."
@@ -222,23 +220,12 @@ def _as_text(value: Any) -> str:
 
 
 def _for_plots(cells: AnnData, keys: Sequence[str], max_cells: int, rng: np.random.Generator) -> AnnData:
-    """Return some of the cells, several labels joined to one, with names that are drawn as they are.
-
-    Text between two `$` would be drawn as a formula.
-    """
+    """Return some of the cells, with several labels joined to one."""
     cells = make_indexable(cells)[np.sort(rng.permutation(cells.n_obs)[:max_cells])]
     cells = cells.to_memory() if cells.isbacked else cells.copy()
-    if keys:
-        label = JOIN.join(keys)
-        if len(keys) > 1:
-            cells.obs[label] = pd.Categorical(join_labels(cells.obs, keys))
-        cells.obs[_escape_dollars(label)] = cells.obs[label].map(_escape_dollars)  # its colours are in `uns`
-    cells.var_names = cells.var_names.map(_escape_dollars)
+    if len(keys) > 1:
+        cells.obs[JOIN.join(keys)] = pd.Categorical(join_labels(cells.obs, keys))
     return cells
-
-
-def _escape_dollars(name: Any) -> Any:
-    return name.replace("$", r"\$") if isinstance(name, str) else name
 
 
 def draw(
@@ -263,7 +250,7 @@ def draw(
     axes = pl.umap(real, synthetic, color=label, **options)
     add("Cells", axes, "One UMAP of real and synthetic cells. Cells unlike any real cell lie apart from the real ones.")
     if label is not None and (table["group"] != ALL).any():
-        axes = pl.scores(table.assign(group=table["group"].map(_escape_dollars)), show=False)
+        axes = pl.scores(table, show=False)
         add("Labels", axes, "Scores of all cells, and of the labels that have any.")
     if label is not None and 1 < real.obs[label].value_counts().max() < real.n_obs - 1:
         axes = pl.marker_dotplot(real, synthetic, groupby=label, **options)
@@ -340,7 +327,7 @@ def _genes(real: AnnData, synthetic: AnnData, label: str | None, layer: str | No
         label = label if (sizes.min(axis=1, skipna=False) >= MIN_CELLS_TESTED).any() else None
     names = ("real", "synthetic", "real_share", "synthetic_share", "t")
     return [
-        {"gene": row["gene"].replace(r"\$", "$"), "group": "" if label is None else row["group"].replace(r"\$", "$")}
+        {"gene": row["gene"], "group": "" if label is None else row["group"]}
         | {name: written(row[name]) for name in names}
         for _, row in gene_differences(real, synthetic, groupby=label, layer=layer).head(N_GENES).iterrows()
     ]
@@ -350,9 +337,4 @@ def written(figure: float) -> str:
     """Write a figure with three significant digits; a dash where there is none."""
     if not np.isfinite(figure):
         return NONE
-    if figure == 0:
-        return "0"
-    magnitude = abs(figure)
-    if magnitude >= 999.5:  # it rounds to four digits
-        return f"{figure:,.0f}"
-    return f"{figure:.2e}" if magnitude < 1e-4 else f"{figure:.3g}"
+    return f"{figure:,.0f}" if abs(figure) >= 999.5 else f"{figure:.3g}"
