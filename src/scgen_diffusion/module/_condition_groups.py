@@ -1,11 +1,15 @@
-"""Groups of training cells with equal conditions, and the group that a request belongs to."""
+"""Groups of training cells with equal conditions, and the effects of their conditions on log totals."""
 
 from __future__ import annotations
 
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
 import torch
+from scipy.sparse.linalg import lsqr
 from sklearn.cluster import KMeans
 from torch import Tensor
 
@@ -20,6 +24,8 @@ ANY = -1
 BASELINE = -2
 N_CENTRES = 16  # per key of numbers
 CELLS_AT_A_TIME = 1 << 16
+RIDGE = 0.1  # number of cells at which an effect is halved
+BASELINE_SCALE, SET_SCALE = 10.0, 0.03  # prior standard deviations relative to the effect of a value or member
 EXACT = "donot_use_mm_for_euclid_dist"  # a matrix product would round distances
 
 
@@ -107,7 +113,7 @@ class ConditionGroups:
 
     def split(self, codes: Tensor) -> list[Group]:
         """Group cells by codes ``(cells, columns)``: all, and those of each value, set, member and combination."""
-        everyone = torch.arange(len(codes), device=codes.device)
+        everyone = torch.arange(len(codes))
         whole = codes.new_empty(self.n_columns)
         groups = [Group("all", torch.full_like(whole, ANY), everyone)]
         if self.can_combine:
@@ -146,34 +152,14 @@ class ConditionGroups:
         return codes
 
 
-def _distinct(codes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _distinct(codes: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Return the distinct codes in lexicographic order, each with the indices of its rows.
 
     ``unique(dim=0)`` does the same, but makes a tensor of about 300 bytes for each row.
     """
-    number, n_numbers = torch.zeros(len(codes), dtype=torch.long, device=codes.device), 1
-    for column in codes.unbind(1) if len(codes) else ():
-        low, high = int(column.min()), int(column.max())
-        if low == high:
-            continue
-        n_digits = high - low + 1
-        number = _renumber(number.mul_(n_digits).add_(column).sub_(low), n_numbers * n_digits)
-        n_numbers = int(number.max()) + 1
-    groups = codes.new_empty(int(number.max()) + 1 if len(codes) else 0, codes.shape[1])
-    groups[number] = codes
-    rows = number.argsort(stable=True).split(number.bincount(minlength=len(groups)).tolist())
-    return zip(groups, rows, strict=True)
-
-
-def _renumber(numbers: Tensor, size: int) -> Tensor:
-    """Renumber values below ``size`` without gaps, in order.
-
-    ``unique`` does the same by sorting, which takes several times the memory.
-    """
-    if size > max(len(numbers), CELLS_AT_A_TIME):
-        return numbers.unique(return_inverse=True)[1]
-    occurs = numbers.bincount(minlength=size) > 0
-    return (occurs.cumsum(0) - 1)[numbers]
+    frame = pd.DataFrame(codes.numpy())
+    number = torch.from_numpy(frame.groupby([*frame], sort=True).ngroup().to_numpy())
+    return [(codes[rows[0]], rows) for rows in number.argsort(stable=True).split(number.bincount().tolist())]
 
 
 def _centres(values: Tensor) -> Tensor:
@@ -181,10 +167,10 @@ def _centres(values: Tensor) -> Tensor:
     distinct = values.unique(dim=0)
     if len(distinct) > N_CENTRES and values.shape[1] == 1:
         order = (torch.arange(N_CENTRES, dtype=torch.float64) + 0.5) / N_CENTRES * (len(values) - 1)
-        return values.sort(dim=0).values[order.round().long().to(values.device)]
+        return values.sort(dim=0).values[order.round().long()]
     if len(distinct) > N_CENTRES:
-        some = values[torch.linspace(0, len(values) - 1, min(len(values), CELLS_AT_A_TIME)).long().to(values.device)]
-        clusters = KMeans(N_CENTRES, n_init=1, random_state=0).fit(some.cpu().numpy())
+        some = values[torch.linspace(0, len(values) - 1, min(len(values), CELLS_AT_A_TIME)).long()]
+        clusters = KMeans(N_CENTRES, n_init=1, random_state=0).fit(some.numpy())
         return torch.from_numpy(clusters.cluster_centers_).to(values)
     return torch.cat([distinct, distinct[-1:].expand(N_CENTRES - len(distinct), -1)])
 
@@ -198,3 +184,64 @@ def _add_new_centres(centres: Tensor, values: Tensor) -> Tensor:
         new = new[torch.linspace(0, len(new) - 1, n_free).round().long()]
     filled = torch.cat([used, new.to(used)])
     return torch.cat([filled, filled[-1:].expand(len(centres) - len(filled), -1)])
+
+
+def remove_other_effects(
+    log_totals: Tensor, groups: Sequence[Group], combinations: Sequence[Group], known: Tensor, baseline: Tensor | None
+) -> Iterator[Tensor]:
+    r"""Yield the log totals of each group's cells, corrected for the effects of the cells' other conditions.
+
+    The model for the mean of a combination is :math:`\mu + \sum_k e_k`, with one effect per value of a key, per member
+    of a set, and per set for what goes beyond its members. All effects are fitted at once, by ridge regression weighted
+    by the number of cells.
+
+    Parameters
+    ----------
+    log_totals
+        ``(cells,)``.
+    groups
+        Groups whose totals to yield and whose effects to fit.
+    combinations
+        All combinations; together they contain every cell once.
+    known
+        Known effects of each combination, ``(combinations, keys)``; zero for those to fit.
+    baseline
+        The mean :math:`\mu` that known effects add to; None to fit it.
+    """
+    n_cells = torch.tensor([len(combination.cells) for combination in combinations])
+    number = torch.empty(len(log_totals), dtype=torch.long)
+    for place, combination in enumerate(combinations):
+        number[combination.cells] = place
+    means = log_totals.new_zeros(len(combinations)).index_add_(0, number, log_totals) / n_cells
+    single = [group for group in groups if group.kind in ("value", "set", "member")]
+    having = [number[group.cells].unique() for group in single]
+    scales = [BASELINE_SCALE if baseline is None else 0.0, *(SET_SCALE if g.kind == "set" else 1.0 for g in single)]
+    rest = means - (log_totals.mean() if baseline is None else baseline) - known.sum(1)
+    fitted, effects = _fit(having, rest, n_cells, scales), known.clone()
+    for group, rows, effect in zip(single, having, fitted, strict=True):
+        effects[rows, group.key] += effect
+    own_of_member = {id(group): effect for group, effect in zip(single, fitted, strict=True) if group.kind == "member"}
+    total = effects.sum(1)
+    for group in groups:
+        values = log_totals[group.cells]
+        match group.kind:
+            case "all" | "combination":
+                yield values
+                continue
+            case "value" | "set":
+                others = total - effects[:, group.key]
+            case "member":
+                others = total - own_of_member[id(group)]
+            case _:
+                others = total
+        yield values - others[number[group.cells]]
+
+
+def _fit(having: Sequence[Tensor], means: Tensor, n_cells: Tensor, scales: Sequence[float]) -> list[float]:
+    """Fit a baseline and effects to the means ``(combinations,)``; ``having`` lists the combinations of each effect."""
+    rows = np.concatenate([np.arange(len(means)), *(column.numpy() for column in having)])
+    columns = np.repeat(np.arange(1 + len(having)), [len(means), *map(len, having)])
+    weights, scale = np.sqrt(n_cells.numpy()), np.asarray(scales)
+    design = sp.csr_matrix((weights[rows] * scale[columns], (rows, columns)), shape=(len(means), len(scale)))
+    solution = lsqr(design, weights * means.numpy(), damp=RIDGE**0.5, atol=1e-10, btol=1e-10, conlim=0)[0]
+    return (solution * scale)[1:].tolist()

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from scgen_diffusion.diffusion import expand_like
 from scgen_diffusion.nn import classes_are_given
 
-from ._condition_groups import ANY, BASELINE, N_CENTRES, ConditionGroups
-from ._main_effects import remove_other_effects
+from ._condition_groups import ANY, BASELINE, N_CENTRES, ConditionGroups, remove_other_effects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from scgen_diffusion.nn import ConditionSpec
 
@@ -25,7 +24,6 @@ LIBRARY_SIZE_KINDS: tuple[str, ...] = get_args(LibrarySizeKind)
 N_QUANTILES = 257
 HEAD_WIDTH = 64  # of the network that reads the latent
 ENOUGH_CELLS = 30  # of a combination: fewer tell less of its totals than its parts do
-AT_ONCE = 2**20  # values of groups that are summarised together
 HASH_BASE = -7046029254386353131  # an odd number whose 64 bits look random
 BOUNDS = (0.0, 0.025, 0.975, 1.0)  # levels of a condition's totals
 SMALLEST_STD = 0.01  # of log totals, in the units of the head
@@ -102,23 +100,22 @@ class LibrarySizeModel(nn.Module):
         Cells without a label are left out, if others have one: generated cells have all, drawn from the cells that do.
         Only :meth:`limits` are those of all cells.
         """
-        seen = torch.cat([log_totals, self.extremes.to(log_totals)]) if self.n_kept else log_totals
+        seen = torch.cat([log_totals.cpu(), self.extremes.cpu()]) if self.n_kept else log_totals
         log_totals, condition = self._labeled(log_totals, condition)
         if not len(log_totals):  # no cell has this modality
             return
-        groups, kept_centres = self.groups, self.centres.to(condition.device)
-        centres = groups.add_centres(kept_centres, condition) if self.n_kept else groups.find_centres(condition)
+        groups, centres = self.groups, self.centres.cpu()
+        centres = groups.add_centres(centres, condition) if self.n_kept else groups.find_centres(condition)
         self.centres = centres.to(self.means.device)
         found = groups.split(self._discretise(condition))
         stay = self._staying(found)
-        kept = {name: getattr(self, name)[stay].to(log_totals.device) for name in TABLES}
+        kept = {name: getattr(self, name)[stay].cpu() for name in TABLES}
         predicted, self.codes = self.predicted_quantiles[stay], self.codes[stay]
         codes, n_cells, totals = self._new_groups(found, log_totals, kept["means"])
-        summaries = [_summarise(some) for some in _batches(totals)]
-        new = {name: [summary[name] for summary in summaries] for name in ("means", "stds", "quantiles")}
-        tables = {name: torch.cat([kept[name], *parts]) for name, parts in new.items()}
-        self.set_groups(torch.cat([kept["codes"].to(codes), codes]), **tables)
-        for name in new:
+        new = [_summarise(values) for values in totals]
+        tables = {name: torch.cat([kept[name], *(one[name] for one in new)]) for name in ("means", "stds", "quantiles")}
+        self.set_groups(torch.cat([kept["codes"], codes]), **tables)
+        for name in tables:
             setattr(self, name, self._steady(getattr(self, name), n_cells))
         self.extremes = torch.stack([seen.min(), seen.max()]).to(self.means)
         self.predicted_quantiles = torch.cat([predicted, self.quantiles[len(predicted) :]])
@@ -129,16 +126,16 @@ class LibrarySizeModel(nn.Module):
         if not len(drawn):
             return
         found = self.groups.split(self._discretise(condition))
-        kept = self.predicted_quantiles[self._staying(found)].to(drawn.device)  # the first
+        kept = self.predicted_quantiles[self._staying(found)].cpu()  # the first
         _, n_drawn, totals = self._new_groups(found, drawn, kept.mean(1))
-        new = [_summarise(some)["quantiles"] for some in _batches(totals)]
-        self.predicted_quantiles = self._steady(torch.cat([kept, *new]).to(self.means.device), n_drawn / n_draws)
+        table = torch.cat([kept, *(_summarise(values)["quantiles"] for values in totals)])
+        self.predicted_quantiles = self._steady(table.to(self.means.device), n_drawn / n_draws)
 
     def _labeled(self, log_totals: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        log_totals, condition = log_totals.cpu(), condition.cpu()
         given = classes_are_given(condition, self.conditions)
-        if not given.any():  # only cells without labels have this modality
-            given = torch.ones_like(given)
-        return (log_totals, condition) if given.all() else (log_totals[given.to(log_totals.device)], condition[given])
+        # maybe only cells without labels have this modality
+        return (log_totals[given], condition[given]) if given.any() else (log_totals, condition)
 
     def set_groups(self, codes: Tensor, *, means: Tensor, stds: Tensor, quantiles: Tensor | None = None) -> None:
         """Set the table of groups; default quantiles are those of normal distributions."""
@@ -149,9 +146,12 @@ class LibrarySizeModel(nn.Module):
         self.codes, self.quantiles = codes.to(device), quantiles.float().to(device)
         self.predicted_quantiles = self.quantiles
         self.means, self.stds = means.float().to(device), stds.float().to(device)
-        self.extremes = _extremes_of(self.codes, self.quantiles)
+        of_cells = (self.codes >= 0).all(1)  # unlike parts of a condition
+        of_cells[0] = True
+        least, largest = self.quantiles[of_cells][:, [0, -1]].unbind(1)
+        self.extremes = torch.stack([least.min(), largest.max()])
         if not self.head_std:
-            self.head_mean, self.head_std = _units_of(self.means, self.stds)
+            self.head_mean, self.head_std = self.means[0].clone(), self.stds[0].clamp(min=SMALLEST_STD)
 
     def draw(
         self, kind: LibrarySizeKind, condition: Tensor, z: Tensor, uniform: Tensor, start: Tensor | None = None
@@ -248,22 +248,21 @@ class LibrarySizeModel(nn.Module):
         self, groups: Sequence[Group], log_totals: Tensor, kept: Tensor
     ) -> tuple[Tensor, Tensor, Iterator[Tensor]]:
         """Return codes, sizes and log totals of the groups that are not kept; ``kept`` are the means of the others."""
-        of_groups = torch.stack([group.codes for group in groups])
         of_kept = {tuple(codes) for codes in self.codes[: len(kept)].tolist()}
-        is_new = torch.tensor([tuple(codes) not in of_kept for codes in of_groups.tolist()], device=of_groups.device)
-        if len(kept):
-            is_new &= torch.tensor([group.kind != "baseline" for group in groups], device=is_new.device)
-        new = [group for group, is_one in zip(groups, is_new.tolist(), strict=True) if is_one]
+        new = [group for group in groups if tuple(group.codes.tolist()) not in of_kept]
+        new = [group for group in new if not of_kept or group.kind != "baseline"]
+        codes = torch.cat([self.codes[:0].cpu(), *(group.codes[None] for group in new)])
         values, sizes = log_totals.double(), torch.tensor([len(group.cells) for group in new])
         if not self.groups.can_combine:
-            return of_groups[is_new], sizes, (values[group.cells] for group in new)
+            return codes, sizes, (values[group.cells] for group in new)
         combinations = [group for group in groups if group.kind == "combination"]
         known, baseline = torch.zeros(len(combinations), len(self.groups.keys), dtype=torch.double), None
-        if len(kept):
-            table, requested = kept.to(self.codes.device).double(), torch.stack([group.codes for group in combinations])
-            effects = [self._effect(table, requested.to(table.device), key) for key in range(len(self.groups.keys))]
+        if of_kept:
+            table = kept.to(self.codes.device).double()
+            requested = torch.stack([group.codes for group in combinations]).to(table.device)
+            effects = [self._effect(table, requested, key) for key in range(len(self.groups.keys))]
             known, baseline = torch.stack(effects, dim=1).cpu(), self._baseline(table).cpu()
-        return of_groups[is_new], sizes, remove_other_effects(values, new, combinations, known, baseline)
+        return codes, sizes, remove_other_effects(values, new, combinations, known, baseline)
 
     def _steady(self, table: Tensor, n_cells: Tensor) -> Tensor:
         """Move combinations of few cells among the last groups, which have ``n_cells``, to what their parts tell."""
@@ -326,53 +325,18 @@ class LibrarySizeModel(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _extremes_of(codes: Tensor, quantiles: Tensor) -> Tensor:
-    """Return the least and the largest log total that groups have, without those of parts of a condition, ``(2,)``."""
-    of_cells = (codes >= 0).all(1)
-    of_cells[0] = True
-    least, largest = quantiles[of_cells][:, [0, -1]].unbind(1)
-    return torch.stack([least.min(), largest.max()])
-
-
-def _units_of(means: Tensor, stds: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of all cells, the first group; zeros if there are no groups."""
-    if not len(means):
-        return means.new_zeros(()), stds.new_zeros(())
-    return means[0].clone(), stds[0].clamp(min=SMALLEST_STD)
-
-
 def _hash(codes: Tensor) -> Tensor:
     """Return a whole number for each of some codes ``(n, columns)``; different ones hardly ever share it."""
     factors = torch.full((codes.shape[1],), HASH_BASE, device=codes.device).cumprod(0)  # sums wrap around on purpose
     return (codes * factors).sum(1)
 
 
-def _batches(groups: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield groups of values together that have about ``AT_ONCE`` values, or one that has more."""
-    some, n_values = list[Tensor](), 0
-    for values in groups:
-        some.append(values)
-        n_values += len(values)
-        if n_values >= AT_ONCE:
-            yield some
-            some, n_values = [], 0
-    if some:
-        yield some
-
-
-def _summarise(groups: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return mean, standard deviation and quantiles of each group of values, by the names of their tables."""
-    sizes = torch.tensor([len(values) for values in groups], device=groups[0].device)
-    number = torch.arange(len(groups), device=sizes.device).repeat_interleave(sizes)
-    values, starts = torch.cat([own.sort().values for own in groups]), (sizes.cumsum(0) - sizes)[:, None]
-    means = values.new_zeros(len(groups)).index_add_(0, number, values) / sizes
-    variances = values.new_zeros(len(groups)).index_add_(0, number, (values - means[number]).square()) / sizes
-    last = (sizes - 1)[:, None]
-    position = torch.linspace(0, 1, N_QUANTILES, dtype=values.dtype, device=values.device) * last
-    below = position.floor().long()
-    low, high = values[starts + below], values[starts + (below + 1).minimum(last)]
-    quantiles = low + (position - below) * (high - low)
-    return {"means": means.float(), "stds": variances.sqrt().float(), "quantiles": quantiles.float()}
+def _summarise(values: Tensor) -> dict[str, Tensor]:
+    """Return mean, standard deviation and quantiles of a group's values, by the names of their tables."""
+    levels = torch.linspace(0, 1, N_QUANTILES, dtype=values.dtype)
+    quantiles = _interpolate(values.sort().values[None], levels)
+    summary = {"means": values.mean(), "stds": values.std(correction=0), "quantiles": quantiles}
+    return {name: value[None].float() for name, value in summary.items()}
 
 
 def _interpolate(quantiles: Tensor, levels: Tensor) -> Tensor:
