@@ -136,7 +136,7 @@ def predict_block(
             **by_perturbation_flow,
         )[: block.n_wanted]
 
-    values = module.redraw_empty(predict(generators), predict, generators)
+    values = module.redraw_empty(predict, generators)
     rows = rows_of(values, sparse=module.has_zeros(sampling.output))
     check_finite(rows)
     if request.group is None:

@@ -166,11 +166,11 @@ class ConditionedModule(BaseModuleClass):
         """
         given = condition if start_condition is None else start_condition
         denoiser, shown = self.denoiser(given, guidance), self.shown_conditions(condition, guidance)
-        noise = self.initial_states(given, generators, library_size if output == "counts" else None)
 
-        def draw(generators: Generators, noise: Tensor) -> Tensor:
+        def draw(generators: Generators) -> Tensor:
             options: dict[str, Any] = {"n_steps": n_steps, "generators": generators}
-            states = sampler(denoiser, noise, **options)
+            start = self.initial_states(given, generators, library_size if output == "counts" else None)
+            states = sampler(denoiser, start, **options)
             before = None  # latents from which totals follow, if the perturbation flow moves the cells
             if start_condition is not None:
                 before = self.unstandardise(states)
@@ -183,32 +183,25 @@ class ConditionedModule(BaseModuleClass):
             wanted = generators.first(n_wanted)
             return self.cells_of(states, draw_totals, wanted, shown, output, lacking=lacking)[:n_wanted]
 
-        return self.redraw_empty(
-            draw(generators, noise), lambda others: draw(others, self.other_noise(noise, others)), generators
-        )
+        return self.redraw_empty(draw, generators)
 
-    def redraw_empty(
-        self, cells: Tensor, draw: Callable[[Generators], Tensor], generators: Generators, number: int = 0
-    ) -> Tensor:
-        """Draw cells without any count again, until they have one, as all training cells do.
+    def redraw_empty(self, draw: Callable[[Generators], Tensor], generators: Generators, number: int = 0) -> Tensor:
+        """Draw cells ``(cells, genes)``, and those without any count again until they have one, as training cells do.
 
         Parameters
         ----------
-        cells
-            Drawn cells, ``(cells, genes)``, or their frames, ``(..., cells, genes)``, of which the last decides.
         draw
-            Draws all of them from other random numbers.
+            Draws all of them from random numbers.
         generators
-            The generators of the cells, which are not drawn from.
+            The generators of the cells; those of later draws follow from them.
         number
             Number of the draw, if cells are drawn several times.
         """
-        others = None
+        cells, others = draw(generators), generators.apart(2 + number)
         for _ in range(MOST_REDRAWS):
-            are_empty = self.are_empty(cells.reshape(-1, *cells.shape[-2:])[-1])
+            are_empty = self.are_empty(cells)
             if not are_empty.any():
                 break
-            others = generators.apart(2 + number) if others is None else others
             cells = torch.where(are_empty, draw(others), cells)
         return cells
 
@@ -216,19 +209,9 @@ class ConditionedModule(BaseModuleClass):
         """Mark cells ``(cells, genes)`` without any count, ``(cells, 1)``; of several modalities, each for itself."""
         return (cells == 0).all(1, keepdim=True)
 
-    def other_noise(self, noise: Tensor, generators: Generators) -> Tensor:
-        """Draw what generation starts from when it makes cells again, like ``noise (cells, ...)``."""
-        return self.draw_noise(generators)
-
     @abstractmethod
     def cells_of(
-        self,
-        states: Tensor,
-        draw_totals: TensorMap,
-        wanted: Generators,
-        shown: Tensor,
-        output: InputValues,
-        **options: Any,
+        self, states: Tensor, draw_totals: TensorMap, wanted: Generators, shown: Tensor, output: InputValues, **_: Any
     ) -> Tensor:
         """Turn finished states ``(block, ...)`` into cells ``(block, genes)``; or only those that are wanted.
 
@@ -260,13 +243,7 @@ class ConditionedModule(BaseModuleClass):
 
     @abstractmethod
     def predict_cells(
-        self,
-        x: Tensor,
-        move: TensorMap,
-        draw_totals: TensorMap,
-        generators: Generators,
-        output: InputValues,
-        **options: Any,
+        self, x: Tensor, move: TensorMap, draw_totals: TensorMap, generators: Generators, output: InputValues, **_: Any
     ) -> Tensor:
         """Predict given cells under new conditions.
 
@@ -292,11 +269,8 @@ class ConditionedModule(BaseModuleClass):
         """
 
     @abstractmethod
-    def profiles_of(self, states: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Convert states between noise and cells, ``(cells, ...)``, to log-normalised profiles ``(cells, genes)``.
-
-        Modules whose conditions act on genes need the ``condition (cells, columns)``.
-        """
+    def profiles_of(self, states: Tensor) -> Tensor:
+        """Convert states of finished cells, ``(cells, ...)``, to log-normalised profiles ``(cells, genes)``."""
 
     def draw_totals(
         self,

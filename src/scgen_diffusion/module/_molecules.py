@@ -54,7 +54,7 @@ class MoleculeModule(GeneSpaceModule):
         """Return the data that diffuse: the states of counts ``(cells, genes)`` with all molecules seen."""
         return {"data": with_masked(x, x.sum(1))}
 
-    def profiles_of(self, states: Tensor, condition: Tensor | None = None) -> Tensor:
+    def profiles_of(self, states: Tensor) -> Tensor:
         """Return the profiles of the molecules that are seen, ``(cells, genes)``."""
         return log_profile(states[:, :-1], "counts")
 
@@ -121,10 +121,6 @@ class MoleculeModule(GeneSpaceModule):
         kind = self.architecture.library_size if library_size is None else library_size
         totals = self.draw_totals(kind, condition, condition, generators).round()
         return with_masked(totals.new_zeros(len(totals), self.n_input), totals)
-
-    def other_noise(self, noise: Tensor, generators: Generators) -> Tensor:
-        """Return the same masked cells: they keep their totals."""
-        return noise
 
     def cells_of(
         self, states: Tensor, draw_totals: TensorMap, wanted: Generators, shown: Tensor, output: InputValues, **_: Any

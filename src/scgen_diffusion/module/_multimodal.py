@@ -302,7 +302,7 @@ class MultimodalModule(SCLDMModule):
         """Return the input of factor pooling, ``(cells, features of all)``."""
         return torch.cat([pooled_profile(values) for values in self.split(x)], dim=1)
 
-    def expected_profiles(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+    def expected_profiles(self, z: Tensor) -> Tensor:
         """Decode latents to log-normalised profiles of expected values at typical totals, modality by modality."""
         sizes = self.library_size.typical() if self.library_size.is_fitted else torch.ones(len(self.modalities))
         mean = self.likelihood.mean(**self.generative(z, sizes.to(z.device).expand(len(z), -1)))

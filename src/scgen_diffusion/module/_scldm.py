@@ -38,7 +38,7 @@ from scgen_diffusion.nn import (
 )
 from scgen_diffusion.perturbation import MissedChanges, PerturbationFlow
 
-from ._absent_combinations import AbsentEffects
+from ._absent_combinations import AbsentEffects, even_shares, shrink
 from ._architecture import SCLDMArchitecture
 from ._autoencoder import (
     Decoder,
@@ -52,7 +52,6 @@ from ._autoencoder import (
 from ._conditioned import ConditionedModule, TensorMap
 from ._ema import averaged_copy
 from ._library_size import LibrarySizeModel
-from ._shrinkage import even_shares, shrink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -445,9 +444,9 @@ class SCLDMModule(ConditionedModule):
             return self.counterfactual_cells(x, z, decoded, wanted)
         return self._draw(decoded, totals / raised, wanted)
 
-    def profiles_of(self, states: Tensor, condition: Tensor | None = None) -> Tensor:
+    def profiles_of(self, states: Tensor) -> Tensor:
         """Decode standardised latents ``(cells, tokens, n_latent)`` to expected profiles, ``(cells, genes)``."""
-        return self.expected_profiles(self.unstandardise(states), condition)
+        return self.expected_profiles(self.unstandardise(states))
 
     def standardise(self, z: Tensor) -> Tensor:
         """Scale latents for the prior, both ``(cells, tokens, n_latent)``."""
@@ -457,19 +456,11 @@ class SCLDMModule(ConditionedModule):
         """Scale states of the prior back to latents, both ``(cells, tokens, n_latent)``."""
         return states * self.latent_std + self.latent_mean
 
-    def expected_profiles(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Decode latents ``(cells, tokens, n_latent)`` to the profiles of expected values, ``(cells, genes)``.
-
-        With conditions ``(cells, columns)`` their effects are added.
-        """
+    def expected_profiles(self, z: Tensor) -> Tensor:
+        """Decode latents ``(cells, tokens, n_latent)`` to the profiles of expected values, ``(cells, genes)``."""
         totals = torch.full((len(z), 1), TARGET_SUM, device=z.device)
-        mean = self.likelihood.mean(**self.decode(z, totals, condition))
+        mean = self.likelihood.mean(**self.generative(z, totals))
         return log_profile(mean, "counts") if self.output_values == "counts" else mean
-
-    def corrected_profiles(self, z: Tensor, condition: Tensor, lacking: Tensor) -> Tensor:
-        """Return expected profiles of counts with changes ``(cells, genes)`` that the decoder lacks."""
-        totals = torch.full((len(z), 1), TARGET_SUM, device=z.device)
-        return log_profile(self.likelihood.mean(**self.decode(z, totals, condition, lacking)), "counts")
 
     def frequencies(self, z: Tensor) -> Tensor:
         """Return each gene's share of a cell's counts, without outliers, ``(cells, genes)``."""
@@ -502,7 +493,7 @@ class SCLDMModule(ConditionedModule):
         def draw(generators: Generators) -> Tensor:
             return self._thinned(self.likelihood.sample(parameters, generators), kept, generators)
 
-        return self.redraw_empty(draw(generators), draw, generators, number)
+        return self.redraw_empty(draw, generators, number)
 
     def _raised(self, totals: Tensor) -> Tensor:
         """Raise totals ``(cells, ...)`` to the least one of training cells where outliers do not follow them."""
@@ -576,8 +567,7 @@ class SCLDMModule(ConditionedModule):
         before = self.likelihood.parameters_per_cell(**self.generative(z, self.totals(x)))
         after = self.likelihood.parameters_per_cell(**decoded)
         wanted = [values[: len(generators)] for values in (self.modelled_values(x), before, after)]
-        draw = partial(self.likelihood.counterfactual, *wanted)
-        return self.redraw_empty(draw(generators), draw, generators)
+        return self.redraw_empty(partial(self.likelihood.counterfactual, *wanted), generators)
 
     def standardise_latents(self, mean: Tensor, std: Tensor) -> None:
         """Set mean and scale of the latents for the prior, each ``(tokens, n_latent)``."""
