@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scgen_diffusion.data import OPEN, Conditions
-from scgen_diffusion.data._conditions import CategoricalKey, SetKey
+from scgen_diffusion.data._condition_keys import CategoricalKey, SetKey
 from scgen_diffusion.generation._support import (
     NUMBERS,
     LackingChanges,
