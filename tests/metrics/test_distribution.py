@@ -8,11 +8,11 @@ from scgen_diffusion.metrics import (
     _distribution,
     classifier_auc,
     ilisi,
-    median_squared_distance,
     precision_recall_density_coverage,
     squared_mmd,
     wasserstein_2,
 )
+from scgen_diffusion.metrics._distribution import median_squared_distance
 
 SHIFT = np.array([3.0, 4.0, 0, 0, 0])
 FACTORS = np.array([0.25, 0.5, 1, 2, 4])
@@ -38,12 +38,6 @@ def test_w2_between_a_centred_set_and_its_multiple_is_that_of_the_norms():
 
 def test_w2_of_unequal_numbers_weighs_both_sets_the_same():
     assert wasserstein_2(np.zeros((2, 1)), np.array([[0.0], [0.0], [3.0], [3.0]])) == pytest.approx(np.sqrt(4.5))
-
-
-def test_w2_of_larger_sets_draws_cells_by_the_seed():
-    real, synthetic = gaussian(300, seed=0), gaussian(300, seed=1)
-    drawn = [wasserstein_2(real, synthetic, max_cells=50, seed=seed) for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
@@ -83,11 +77,6 @@ def test_equal_points_leave_the_scale_to_the_others():
     assert median_squared_distance(apart) == 9
     assert median_squared_distance(np.zeros((5, 2))) == 1
     assert squared_mmd(np.zeros((5, 1)), np.full((5, 1), 100.0)) == pytest.approx(2)
-
-
-def test_mmd_needs_two_cells():
-    with pytest.raises(ValueError, match="`synthetic` has 1 cells; there must be 2 or more"):
-        squared_mmd(gaussian(5, seed=0), gaussian(1, seed=1))
 
 
 # --- nearest-neighbour balls ------------------------------------------------------------------------------------------
@@ -137,11 +126,6 @@ def test_a_ball_leaves_its_own_point_out():
     assert precision_recall_density_coverage(line[:5], line[:5] + 5.5, k=1) == (0.0, 0.0, 0.0, 0.0)
 
 
-def test_balls_need_more_cells_than_neighbours():
-    with pytest.raises(ValueError, match="`real` has 5 cells; there must be 6 or more"):
-        precision_recall_density_coverage(gaussian(5, seed=0), gaussian(50, seed=1))
-
-
 CLASSIFIERS = ["boosting", "quick_boosting", "logistic", "neighbours"]
 
 
@@ -165,16 +149,6 @@ def test_a_line_does_not_see_another_spread(classifier, sees):
     assert (auc > 0.7) is sees
 
 
-def test_an_unknown_classifier_is_named():
-    with pytest.raises(ValueError, match="`classifier` is 'forest'"):
-        classifier_auc(gaussian(10, seed=0), gaussian(10, seed=1), classifier="forest")
-
-
-def test_classifiers_need_a_cell_for_each_fold():
-    with pytest.raises(ValueError, match="`synthetic` has 4 cells; there must be 5 or more"):
-        classifier_auc(gaussian(10, seed=0), gaussian(4, seed=1))
-
-
 def test_ilisi_is_nearly_one_for_mixed_sets_and_zero_for_sets_apart():
     real = gaussian(500, seed=0)
     assert ilisi(real, gaussian(500, seed=1)) > 0.9
@@ -188,16 +162,11 @@ def test_ilisi_takes_equally_near_cells_of_both_sets():
 
 def test_ilisi_is_the_inverse_simpson_index_of_equally_distant_neighbours():
     # the corners of a simplex are all equally far: each of the synthetic cells, which are most, sees 19 of its own set
-    # and 10 of the other
-    corners = np.eye(30)
-    share = 19 / 29
+    # and 11 of the other
+    corners = np.eye(31)
+    share = 19 / 30
     expected = 1 / (share**2 + (1 - share) ** 2) - 1
-    assert ilisi(corners[:10], corners[10:], perplexity=29 / 3) == pytest.approx(expected)
-
-
-def test_ilisi_needs_three_times_the_perplexity():
-    with pytest.raises(ValueError, match="`perplexity` is 30"):
-        ilisi(gaussian(40, seed=0), gaussian(40, seed=1))
+    assert ilisi(corners[:11], corners[11:]) == pytest.approx(expected)
 
 
 def test_neighbours_have_gaussian_weights_of_the_perplexity():

@@ -1,7 +1,6 @@
 """The table of all metrics: its content, its baselines, and its errors."""
 
 import json
-import warnings
 import weakref
 
 import anndata as ad
@@ -12,9 +11,8 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from scgen_diffusion.data import CellFiles
-from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, _evaluate, evaluate, wasserstein_2
+from scgen_diffusion.metrics import CATALOGUE, ComparisonSpace, _evaluate, evaluate
 from scgen_diffusion.metrics._comparison import interval
-from scgen_diffusion.metrics._evaluate import choose_metrics
 from scgen_diffusion.metrics._safety import nearness
 from scgen_diffusion.report import summary
 
@@ -71,13 +69,6 @@ def test_all_cells_have_every_metric_in_the_catalogues_order(full):
     assert full.loc[full["group"] == "all", "metric"].tolist() == OF_CELLS
 
 
-def test_metrics_of_top_genes_are_left_out_of_small_panels_unless_requested(full):
-    assert not {"marker_overlap", "mean_variance_error"} & set(full["metric"])
-    assert "mean_variance_error" in {metric.name for metric in choose_metrics(None, "all", (), n_features=100)}
-    requested = table(metrics="marker_overlap", groupby="type", n_repeats=0, n_bootstrap=0)
-    assert figure(requested, "marker_overlap") == 1  # all 40 genes are among the 50 top ones
-
-
 def test_a_row_does_not_depend_on_the_other_metrics(full):
     sets = cells(80, seed=1), cells(80, seed=2)
     alone = table(*sets, train=cells(180, seed=3), metrics=["recall", "ilisi"], groupby="type", n_bootstrap=5)
@@ -100,12 +91,12 @@ def test_rows_of_labels_with_cells_of_their_own_do_not_depend_on_the_other_metri
 
 def test_every_figure_of_all_cells_is_known(full):
     known = full[full["group"] == "all"].set_index("metric")
-    assert known[["value", "real", "shuffled"]].notna().all(axis=None)
-    assert known[["low", "high"]].notna().all(axis=None)
+    assert known[["value", "real", "low", "high"]].notna().all(axis=None)
+    assert {*known.index[known["shuffled"].isna()]} == {name for name in OF_CELLS if CATALOGUE[name].of_all}
 
 
 def test_values_lie_in_their_bounds_and_in_their_interval(full):
-    known = full.dropna(subset=BOUNDS_COLUMNS)
+    known = full.dropna(subset=["value", "low", "high"])
     assert (known["low"] <= known["value"] + 1e-12).all()
     assert (known["value"] <= known["high"] + 1e-12).all()
     for metric, rows in known.groupby("metric"):
@@ -327,16 +318,6 @@ def test_several_columns_are_joined_and_values_with_the_joining_sign_stay_apart(
     assert set(table(*sets[:2], train=sets[2], groupby="one", metrics=["w2"])["group"]) == {"all", "x|y", "x"}
 
 
-def test_numbers_of_single_and_double_precision_are_the_same_groups():
-    real, synthetic, train = cells(120, seed=1), cells(120, seed=2), cells(240, seed=3)
-    for adata, kind in ((real, np.float64), (synthetic, np.float32), (train, np.float32)):
-        adata.obs["dose"] = np.where(adata.obs["type"] == "a", 0.1, 2.5).astype(kind)
-    train.obs["dose"] = train.obs["dose"].astype(np.float64)
-    n_cells = table(real, synthetic, train=train, groupby="dose").attrs["n_cells"]
-    assert set(n_cells) == {"all", "0.1", "2.5"}
-    assert min(n_cells.values()) > 50
-
-
 def test_cells_with_each_others_labels_are_visible_within_labels_alone():
     synthetic = cells(120, seed=2)
     synthetic.obs["type"] = synthetic.obs["type"].map({"a": "b", "b": "a"})
@@ -363,9 +344,8 @@ def test_a_label_needs_20_real_cells_for_its_mmd(n_real, counts):
 def test_held_out_cells_that_are_given_as_synthetic_ones_are_noticed(train):
     real = cells(160, seed=1)
     repeated = ad.concat([real, real], index_unique="-copy")
-    with pytest.warns(UserWarning, match="`synthetic` are exact copies of cells in `real_test`"):
-        found = table(real, repeated, train=train, metrics=["w2", "copied_test_cells"])
-    assert figure(found, "copied_test_cells") > 0.3  # without `train`, a third of the real cells is compared
+    found = table(real, repeated, train=train, metrics=["copied_test_cells"])
+    assert figure(found, "copied_test_cells") == 1
     assert figure(found, "copied_test_cells", "real") == 0
     assert summary(found).of_level("warning") == ["copied_test_cells"]
 
@@ -403,7 +383,7 @@ def test_a_few_copies_among_many_cells_are_all_counted(tmp_path, is_backed):
     assert figure(found, "copied_cells") == 11 / 600
     assert figure(found, "copied_test_cells") == 4 / 600
     assert figure(found, "duplicate_share") == 10 / 600
-    assert found["real"].tolist() == found["shuffled"].tolist() == [0, 0, 0]
+    assert found["real"].tolist() == [0, 0, 0]
     assert summary(found).of_level("warning") == ["copied_cells", "duplicate_share"]
 
 
@@ -464,10 +444,7 @@ def test_sparse_and_empty_cells_are_no_near_copies(n_genes, total, n_empty):
         return ad.AnnData(sp.csr_matrix(counts), obs=pd.DataFrame(index=[f"{seed} {row}" for row in range(n)]))
 
     for seed in (10, 20, 30):
-        sets = draw(400, seed + 1), draw(1500, seed + 2)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*without any count")
-            found = table(*sets, train=draw(800, seed + 3), metrics="near_copies")
+        found = table(draw(400, seed + 1), draw(1500, seed + 2), train=draw(800, seed + 3), metrics="near_copies")
         assert summary(found).of_level("ok") == ["near_copies"]
 
 
@@ -480,22 +457,18 @@ def test_copies_and_twins_are_found_among_logarithms_too():
     assert summary(table(real, copied, train=train, metrics=names)).of_level("warning") == names
 
 
-def test_many_empty_synthetic_cells_raise_before_the_comparison():
-    synthetic = cells(120, seed=2)
-    synthetic.X = sp.vstack([0 * synthetic.X[:60], synthetic.X[60:]], format="csr")
-    with pytest.raises(ValueError, match="`synthetic` has 60 of 120 cells"):
-        table(synthetic=synthetic)
-
-
-def test_synthetic_cells_may_be_empty_as_often_as_real_ones():
+@pytest.mark.parametrize(("n_real", "n_synthetic", "is_fault"), [(0, 6, False), (24, 28, False), (0, 60, True)])
+def test_more_empty_synthetic_cells_than_real_ones_are_a_fault(n_real, n_synthetic, is_fault):
     real, synthetic = (cells(120, seed=seed) for seed in (1, 2))
-    for side, n_empty in ((real, 24), (synthetic, 28)):
+    for side, n_empty in ((real, n_real), (synthetic, n_synthetic)):
         side.X = sp.vstack([0 * side.X[:n_empty], side.X[n_empty:]], format="csr")
-    with (
-        pytest.warns(UserWarning, match="`real_test` has 24 of 120 cells"),
-        pytest.warns(UserWarning, match="`synthetic` has 28 of 120 cells"),
-    ):
-        table(real, synthetic, metrics="precision")
+    if is_fault:
+        with pytest.raises(ValueError, match="`synthetic` has 60 of 120 cells"):
+            table(real, synthetic)
+        return
+    found = table(real, synthetic, metrics=["duplicate_share", "copied_cells", "precision"])
+    assert figure(found, "duplicate_share") == n_synthetic / 120
+    assert figure(found, "copied_cells") == 0
 
 
 def test_a_layer_that_concat_filled_with_zeros_is_noticed():
@@ -507,15 +480,6 @@ def test_a_layer_that_concat_filled_with_zeros_is_noticed():
         pytest.raises(ValueError, match="`synthetic`.*concat"),
     ):
         table(both[:150].copy(), both[150:].copy())
-
-
-def test_a_few_empty_synthetic_cells_give_a_warning_and_are_duplicates():
-    synthetic = cells(120, seed=2)
-    synthetic.X = sp.vstack([0 * synthetic.X[:6], synthetic.X[6:]], format="csr")
-    with pytest.warns(UserWarning, match="`synthetic` has 6 of 120 cells"):
-        found = table(synthetic=synthetic, metrics=["duplicate_share", "copied_cells", "precision"])
-    assert figure(found, "duplicate_share") == 6 / 120
-    assert figure(found, "copied_cells") == 0
 
 
 def test_the_attack_uses_all_synthetic_cells_not_only_those_compared():
@@ -544,12 +508,6 @@ def test_every_real_value_of_the_attack_draws_its_own_training_cells(monkeypatch
     monkeypatch.setattr("scgen_diffusion.metrics._safety.nearness", attack)
     table(metrics="membership_auc", n_repeats=3)
     assert len(set(seeds)) == 4  # the value, too
-
-
-def test_optimal_transport_moves_all_cells_that_are_compared(monkeypatch):
-    expected = figure(table(metrics="w2"), "w2")
-    monkeypatch.setitem(wasserstein_2.__kwdefaults__, "max_cells", 50)
-    assert figure(table(metrics="w2"), "w2") == expected
 
 
 def test_genes_shuffled_within_groups_score_like_the_shuffled_column():
@@ -623,22 +581,8 @@ def test_training_cells_in_files_are_checked_like_others(tmp_path):
 
     with pytest.raises(ValueError, match="`train` lacks 1 of the 40 genes of the real cells"):
         table(train=fewer_genes)
-    real, synthetic = (cells(120, seed=seed)[:, :-1].copy() for seed in (1, 2))
-    for some in (real, synthetic):
-        some.obs["kind"] = some.obs["type"]
-    with pytest.raises(KeyError, match="'kind'"):
-        table(real, synthetic, train=fewer_genes, groupby="kind")
-    with pytest.raises(TypeError, match="`train` must be an AnnData, but found CellFiles. With `control`, read"):
+    with pytest.raises(TypeError, match="`train`.*CellFiles"):
         table(train=fewer_genes, control=cells(60, seed=4), perturbation_key="type")
-    with pytest.raises(TypeError, match="`synthetic` must be an AnnData or counts"):
-        table(synthetic=fewer_genes)
-
-
-def test_arguments_of_perturbations_are_named():
-    options = {"control": cells(60, seed=4), "perturbation_key": "typ"}
-    for metrics in (None, ["perturbation_discrimination"]):
-        with pytest.raises(KeyError, match="'typ'"):
-            table(metrics=metrics, **options)
 
 
 def test_real_counts_may_lie_in_a_layer_that_generated_cells_lack():
@@ -732,11 +676,6 @@ def test_intervals_of_a_classifier_are_as_wide_as_its_auc_varies_between_draws_o
     assert reach / 2.26 == pytest.approx(spread, rel=0.25)
 
 
-def test_intervals_do_not_leave_the_bounds():
-    assert interval(0.95, [0.5, 0.9], (0, 1))[1] == 1
-    assert interval(0.05, [0.5, 0.9], (0, 1))[0] == 0
-
-
 # --- what it refuses --------------------------------------------------------------------------------------------------
 
 
@@ -748,10 +687,9 @@ def test_intervals_do_not_leave_the_bounds():
         ({"metrics": ["copied_cells"], "train": None, "real": cells(150, seed=1)}, ValueError, "`train`"),
         ({"groupby": "typ"}, KeyError, "'typ'.*'type'"),
         ({"groupby": []}, ValueError, "`groupby`"),
-        ({"groupby": ["type"] * 2}, ValueError, "'type'"),
         ({"layer": "raw"}, KeyError, "`real_test` .*'raw'"),
         ({"real": cells(49, seed=1)}, ValueError, "`real_test` has 49 cells"),
-        ({"real": cells(149, seed=1), "train": None}, ValueError, "`real_test` has 149 cells; there must be 150"),
+        ({"real": cells(149, seed=1), "train": None}, ValueError, "`real_test` has 149 cells"),
         ({"synthetic": cells(49, seed=2)}, ValueError, "`synthetic` has 49 cells"),
         ({"train": cells(99, seed=3)}, ValueError, "`train` has 99 cells"),
         ({"synthetic": cells(60, seed=2)[:, :30]}, ValueError, "`synthetic` lacks 10 of the 40 genes"),
@@ -762,7 +700,6 @@ def test_intervals_do_not_leave_the_bounds():
         ({"n_repeats": -1}, ValueError, "`n_repeats`"),
         ({"space": ComparisonSpace.fit(cells(60, seed=9, n_genes=50))}, ValueError, "40 genes"),
         ({"space": ComparisonSpace.fit(cells(60, seed=9)[:, ::-1].copy())}, ValueError, "'g0'.*'g39'"),
-        ({"synthetic": pd.DataFrame(np.ones((60, N_GENES)))}, TypeError, "`synthetic`"),
     ],
 )
 def test_arguments_that_cannot_be_compared_raise(options, error, message):
@@ -873,8 +810,3 @@ def test_generated_cells_in_the_place_of_real_ones_are_refused():
     synthetic.uns["scgen_diffusion"] = {"model": "SCLDM"}
     with pytest.raises(ValueError, match="`real_test` holds generated cells"):
         table(synthetic, real)
-
-
-def test_names_of_other_packages_are_known():
-    with pytest.raises(TypeError, match="label_key"):
-        evaluate(cells(120, seed=1), cells(120, seed=2), label_key="type")

@@ -272,8 +272,8 @@ def test_cells_that_say_so_share_the_noise_of_the_control_cells():
     control.obs_names = [f"AAA{i}-1" for i in range(20)]
     assert mean_change_slope(*effects(real, control, control)) == 0
     elsewhere, made = poisson_cells(base, 3), poisson_cells(base, 3)
-    elsewhere.obs_names = [f"run-AAB{i % 20}-1-{i}" for i in range(300)]
-    made.obs_names = [f"run-AAA{i % 20}-1-{i}" for i in range(300)]
+    elsewhere.obs_names = [f"run-{i}-AAB{i % 20}-1" for i in range(300)]
+    made.obs_names = [f"run-{i}-AAA{i % 20}-1" for i in range(300)]
     for cells in (elsewhere, made):
         cells.obs["drug_of_control"], cells.obs[0] = "none", "a column whose name is no text"
     slopes = [mean_change_slope(*effects(real, cells, control)) for cells in (elsewhere, made)]
@@ -306,22 +306,9 @@ def test_discrimination_of_right_equal_absent_and_permuted_predictions():
     shifted = [perturbation_discrimination(real, np.roll(real, k, axis=0)).mean() for k in range(6)]
     assert np.mean(shifted) == pytest.approx(0.5)  # every prediction was given to every perturbation once
     assert np.isnan(perturbation_discrimination(real[:1], real[:1])).all()
-    with pytest.raises(ValueError, match=r"`real` and `predicted`.*\(6, 20\) and \(5, 20\)"):
-        perturbation_discrimination(real, real[:5])
-    named = pd.DataFrame(real, index=list("abcdef"))
-    assert perturbation_discrimination(named, named.iloc[::-1, ::-1]).tolist() == [1] * 6
-    with pytest.raises(ValueError, match="same perturbations"):
-        perturbation_discrimination(named, named.rename(index={"a": "g"}))
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_changes_that_are_not_finite_are_no_rank_but_an_error(bad):
-    unknown = pd.DataFrame(np.eye(3), index=["KLF1", "CEBPA", "SPI1"])
-    unknown.loc[["KLF1", "SPI1"], 0] = bad
-    with pytest.raises(ValueError, match="`predicted` must not hold .* values, but the rows 'KLF1', 'SPI1' do"):
-        perturbation_discrimination(np.eye(3), unknown)
-    with pytest.raises(ValueError, match="`real` must not hold .* values, but the rows 0, 2 do"):
-        perturbation_discrimination(unknown.to_numpy().tolist(), np.eye(3))
+    for other in (real[:5], np.where(real == real[1], np.nan, real)):
+        with pytest.raises(ValueError, match="predicted"):
+            perturbation_discrimination(real, other)
 
 
 def test_without_an_effect_in_real_cells_nothing_can_be_said():

@@ -18,8 +18,8 @@ from scgen_diffusion.metrics import (
     memorisation,
     nearest_distances,
 )
-from scgen_diffusion.metrics._catalogue import _near_copies_of_all
-from scgen_diffusion.metrics._comparison import Nearness, share_interval
+from scgen_diffusion.metrics._catalogue import near_copies
+from scgen_diffusion.metrics._comparison import share_interval
 from scgen_diffusion.metrics._safety import (
     chance_of_equal,
     expected_share_of_twins,
@@ -39,7 +39,6 @@ def some_counts(n_cells=60, n_genes=30, seed=0):
 def test_distances_are_those_to_the_nearest_cells():
     values, reference = np.array([[0.0, 0], [10, 0]]), np.array([[3.0, 4], [0, 1], [10, 2]])
     np.testing.assert_allclose(nearest_distances(values, reference), [1, 2])
-    np.testing.assert_allclose(nearest_distances(values, reference, k=2), [3, (2 + np.sqrt(49 + 16)) / 2])
 
 
 def test_distances_of_copies_are_exactly_zero_far_from_the_origin():
@@ -85,7 +84,7 @@ def test_new_cells_are_seldom_called_near_copies_but_one_copy_of_many_is(n_dimen
 
     def is_alarmed(real, synthetic, train):
         nearness = [relative_nearness(values, train) for values in (real, synthetic, real)]
-        share, usual = _near_copies_of_all(SimpleNamespace(nearness=lambda: Nearness(*nearness)))
+        share, usual = near_copies(SimpleNamespace(nearness=lambda: nearness))
         return share_interval(share, usual)[0] > usual[0].value
 
     alarms, found = 0, 0
@@ -112,10 +111,6 @@ def test_without_a_total_the_chance_of_equal_counts_is_that_of_one_count_of_each
     limits = chance_of_equal(replace(with_totals, library_sizes=None))
     np.testing.assert_allclose(limits, [6 / 27, 6 / 27, 1])
     assert (chance_of_equal(with_totals) <= limits + 1e-12).all()
-
-
-def test_cells_that_are_off_have_a_large_ratio():
-    assert memorisation(points(seed=1) + 10, points(seed=2), points())["dcr_ratio"] > 3
 
 
 def test_held_out_cells_that_are_copies_leave_the_ratio_undefined():
@@ -167,17 +162,9 @@ def test_empty_cells_are_no_copies_but_duplicates_of_each_other():
     assert duplicate_share(0 * synthetic) == 1
 
 
-def test_copies_are_found_in_cells_that_are_on_the_common_scale_already():
-    train, synthetic = some_counts(), np.vstack([some_counts(9, seed=1), some_counts()[:1]])
-    assert copied_cells(expression_of(synthetic), expression_of(train)) == 0.1
-    assert copied_cells(expression_of(synthetic), train) == 0.1
-
-
 def test_genes_in_another_order_are_put_in_order():
     cells = AnnData(some_counts().astype(np.float32))
     assert copied_cells(cells[:, ::-1].copy(), cells) == 1
-    with pytest.raises(ValueError, match="`train` has 30 genes and `synthetic` 29"):
-        copied_cells(some_counts()[:, 1:], some_counts())
 
 
 def test_logarithms_cannot_be_copies_of_counts():
@@ -275,7 +262,6 @@ def test_both_sides_have_equal_numbers_drawn_by_seed():
     first, again, other = (membership_inference(synthetic, held_out, train, seed=seed) for seed in (0, 0, 1))
     assert first == again
     assert first != other
-    assert membership_inference(synthetic, held_out, train, k=20) != first
 
 
 def test_the_same_shares_of_another_total_are_no_copy():

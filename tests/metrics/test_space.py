@@ -2,15 +2,14 @@
 
 import hypothesis.strategies as st
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
-from scgen_diffusion.metrics import ComparisonSpace, expression_of, log_normalise
-from scgen_diffusion.metrics._cells import Expression
+from scgen_diffusion.metrics import ComparisonSpace, expression_of
+from scgen_diffusion.metrics._cells import Expression, log_normalise
 from scgen_diffusion.metrics._space import choose_scales, log1p_of_counts, make_scale, tf_idf
 
 
@@ -44,17 +43,6 @@ def test_scales_leave_the_users_counts_as_they_are(dtype):
         np.testing.assert_allclose(scale(unsorted).toarray() > 0, [[True, False, True], [True, True, False]])
     np.testing.assert_array_equal(unsorted.data, data)
     np.testing.assert_array_equal(unsorted.indices, indices)
-
-
-def test_counts_may_be_lists_or_tables():
-    counts = np.array([[1.0, 0, 3], [2, 2, 0]])
-    for same in (counts.tolist(), pd.DataFrame(counts), counts.astype(">f2")):
-        np.testing.assert_array_equal(log_normalise(same).toarray(), log_normalise(counts).toarray())
-
-
-def test_log_normalise_refuses_negative_values():
-    with pytest.raises(ValueError, match="`values`"):
-        log_normalise(np.array([[-1.0, 3.0]]))
 
 
 def test_a_rise_of_one_protein_is_no_fall_of_others_on_the_scale_of_proteins():
@@ -96,16 +84,11 @@ def test_a_space_is_of_the_genes_that_vary_most():
     assert ComparisonSpace.fit(Expression(sp.csr_matrix(x), None), n_genes=3).genes.tolist() == [1, 3, 4]
 
 
-def test_cells_of_another_panel_are_refused():
-    counts = np.random.default_rng(0).poisson(2.0, (50, 12))
-    space = ComparisonSpace.fit(counts[:, :8], n_components=3)
-    with pytest.raises(ValueError, match="12 genes, but the space was fitted to cells with 8"):
-        space.project(counts)
-
-
-def test_genes_in_another_order_are_refused():
+def test_cells_of_other_genes_are_refused():
     train = AnnData(np.random.default_rng(0).poisson(2.0, (50, 8)).astype(np.float32))
     space = ComparisonSpace.fit(train, n_components=3)
     assert space.project(train).shape == (50, 3)
+    with pytest.raises(ValueError, match="5 genes.* 8"):
+        space.project(train[:, :5].copy())
     with pytest.raises(ValueError, match="'7'.*'0'"):
         space.project(train[:, ::-1].copy())

@@ -1,7 +1,5 @@
 """What classifiers learn from synthetic cells."""
 
-import warnings
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,21 +45,10 @@ def test_synthetic_cells_of_one_label_teach_nothing():
     assert np.isnan(tstr_f1(values, ["a"] * len(values), *clear_cells()))
 
 
-def test_labels_of_few_cells_each_are_not_taken_for_numbers():
-    labels = np.arange(60) * 2 // 3  # 40 labels
-    values = labels[:, None] + np.random.default_rng(0).normal(size=(60, 2))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for measure in (tstr_f1, trts_accuracy):
-            assert 0 <= measure(values, labels, values, labels) <= 1
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("test_values", np.ones((180, 1))),
         ("train_values", np.full((180, 2), np.nan)),
-        ("test_labels", ["a"] * 179),
         ("train_labels", [None] * 180),
         ("train_labels", [*["a"] * 179, float("nan")]),
     ],
@@ -69,7 +56,7 @@ def test_labels_of_few_cells_each_are_not_taken_for_numbers():
 def test_points_and_labels_that_do_not_fit_are_refused(name, value):
     values, labels = clear_cells()
     given = {"train_values": values, "train_labels": labels, "test_values": values, "test_labels": labels}
-    with pytest.raises(ValueError, match=f"`{name}`"):
+    with pytest.raises(ValueError, match=name):
         tstr_f1(**{**given, name: value})
 
 

@@ -5,14 +5,13 @@ real training cells (:class:`ComparisonSpace`), so that you can compare the figu
 """
 
 from ._catalogue import CATALOGUE, GUESSING, excess_over_real
-from ._cells import Expression, align_genes, expression_of, log_normalise
+from ._cells import Expression, align_genes, expression_of
 from ._comparison import ALL, FIGURES, QUANTILE, Limits, Metric
 from ._distribution import (
     Neighbourhoods,
     classifier_auc,
     energy_distance,
     ilisi,
-    median_squared_distance,
     precision_recall_density_coverage,
     squared_mmd,
     wasserstein_2,
@@ -96,7 +95,6 @@ __all__ = [
     "gene_statistics",
     "ilisi",
     "library_size_ks",
-    "log_normalise",
     "marker_agreement",
     "marker_genes",
     "mean_change_correlation",
@@ -104,7 +102,6 @@ __all__ = [
     "mean_change_error",
     "mean_change_slope",
     "mean_variance_error",
-    "median_squared_distance",
     "membership_inference",
     "memorisation",
     "nearest_distances",

@@ -8,16 +8,17 @@ import numpy as np
 import pandas as pd
 
 from . import _distribution, _genes, _perturbation, _safety, _use
-from ._comparison import MIN_CELLS_PER_LABEL, UNLIKELY, Limits, Metric, Share
-from ._distribution import Scores, auc_of_scores, classifier_scores, squared_mmd
+from ._comparison import MIN_CELLS_PER_LABEL, UNLIKELY, CellComparison, Limits, Metric, Share
+from ._distribution import auc_of_scores, classifier_scores, squared_mmd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from numpy.typing import NDArray
 
-    from ._comparison import AllCells, Better, CellComparison, Comparison, Scope
-    from ._perturbation_contexts import Prediction
+    from ._comparison import AllCells, Better, Comparison, Need, Scope
+    from ._distribution import Classifier
+    from ._perturbation import Prediction
 
 #: All metrics by name, in the order of the table.
 CATALOGUE: dict[str, Metric] = {}
@@ -31,7 +32,6 @@ JOINT: tuple[Scope, ...] = ("all", "joint")
 GROUPS_JOINT: tuple[Scope, ...] = ("all", "group", "joint")
 
 GUESSING = 0.5  # AUC of a classifier that guesses
-PERPLEXITY = 30
 N_CORRELATED_GENES = 100
 #: With fewer features, 50 markers are nearly all of them, and variances show no trend along the means.
 FEW_FEATURES = 100
@@ -81,8 +81,7 @@ def _metric(topic: str, better: Better, **options: Any) -> Callable[[Callable], 
 @_metric("Distribution", "lower", scopes=GROUPS_JOINT, limits=Limits(0.06, 0.15, of="real"))
 def w2(comparison: CellComparison) -> float:
     """How far cells must move to turn one set into the other (``wasserstein_2``). Misses cells that are too smooth."""
-    sides = comparison.real.pcs, comparison.synthetic.pcs
-    return _distribution.wasserstein_2(*sides, max_cells=len(sides[0]))  # as many as are compared by other metrics
+    return _distribution.wasserstein_2(comparison.real.pcs, comparison.synthetic.pcs)
 
 
 @_metric("Distribution", "lower", scopes=GROUPS_JOINT, bounds=SIGNED)
@@ -136,52 +135,41 @@ _OF_CLASSIFIERS = {
 }
 
 
-def _boosting(comparison: CellComparison) -> Scores:
-    return classifier_scores(comparison.real.pcs, comparison.synthetic.pcs, classifier="boosting", seed=comparison.seed)
-
-
-def _logistic(comparison: CellComparison) -> Scores:
-    return classifier_scores(comparison.real.pcs, comparison.synthetic.pcs, classifier="logistic", seed=comparison.seed)
-
-
-def _neighbours(comparison: CellComparison) -> Scores:
-    real, synthetic = comparison.real.pcs, comparison.synthetic.pcs
-    return classifier_scores(real, synthetic, classifier="neighbours", seed=comparison.seed)
-
-
-def _boosting_of_genes(comparison: CellComparison) -> Scores:
-    return classifier_scores(*comparison.gene_values(), classifier="quick_boosting", seed=comparison.seed)
+def _told_apart(comparison: CellComparison, classifier: Classifier) -> tuple[NDArray, NDArray]:
+    sides = comparison.real.pcs, comparison.synthetic.pcs
+    if classifier == "quick_boosting":
+        sides = comparison.gene_values()
+    return classifier_scores(*sides, classifier=classifier, seed=comparison.seed)
 
 
 @_metric("Distribution", "lower", scopes=JOINT, slow=True, **_OF_CLASSIFIERS)
 def auc_boosting(comparison: CellComparison) -> float:
     """How well boosted trees tell synthetic from real cells (``classifier_auc``); 0.5 is perfect. Misses the cause."""
-    return auc_of_scores(*comparison.scores(_boosting))
+    return auc_of_scores(*comparison.scores(_told_apart, "boosting"))
 
 
 @_metric("Distribution", "lower", scopes=GROUPS, **_OF_CLASSIFIERS)
 def auc_logistic(comparison: CellComparison) -> float:
     """How well a linear classifier does. Misses spread and shape."""
-    return auc_of_scores(*comparison.scores(_logistic))
+    return auc_of_scores(*comparison.scores(_told_apart, "logistic"))
 
 
 @_metric("Distribution", "lower", scopes=GROUPS_JOINT, **_OF_CLASSIFIERS)
 def auc_neighbours(comparison: CellComparison) -> float:
     """How well nearest neighbours do; well below 0.5 suggests copies. Misses small shifts."""
-    return auc_of_scores(*comparison.scores(_neighbours))
+    return auc_of_scores(*comparison.scores(_told_apart, "neighbours"))
 
 
 @_metric("Distribution", "lower", slow=True, **_OF_CLASSIFIERS)
 def auc_genes(comparison: CellComparison) -> float:
     """How well boosted trees do that see single genes: the hardest test. Misses what takes many genes to see."""
-    return auc_of_scores(*comparison.scores(_boosting_of_genes))
+    return auc_of_scores(*comparison.scores(_told_apart, "quick_boosting"))
 
 
 @_metric("Distribution", "higher", scopes=GROUPS, bounds=SHARE)
 def ilisi(comparison: CellComparison) -> float:
     """How well the two sets mix locally; 1 is fully mixed. Misses lost types and a few misplaced cells."""
-    perplexity = min(PERPLEXITY, (len(comparison.real) + len(comparison.synthetic) - 1) // 3)
-    return _distribution.ilisi(comparison.real.pcs, comparison.synthetic.pcs, perplexity=perplexity)
+    return _distribution.ilisi(comparison.real.pcs, comparison.synthetic.pcs)
 
 
 # --- genes ------------------------------------------------------------------------------------------------------------
@@ -220,41 +208,25 @@ def mean_variance_error(comparison: CellComparison) -> float:
     return _genes.mean_variance_error(comparison.real.expression, comparison.synthetic.expression)
 
 
-def _correlated_values(comparison: CellComparison) -> list[NDArray[np.float32]]:
-    return comparison.gene_values(N_CORRELATED_GENES)
-
-
 def _on_correlated_genes(function: Callable[..., float], comparison: CellComparison) -> float:
-    values = comparison.once(_correlated_values)
+    values = comparison.once(CellComparison.gene_values, N_CORRELATED_GENES)
     if values[0].shape[1] < 2:  # a modality of one feature
         return float("nan")
     return function(*values, comparison.real.labels, comparison.synthetic.labels)
 
 
+_WITHIN_LABELS = {"scopes": GROUPS, "most_share_difference": OTHER_SHARES}
+
+
 # A quarter, or half, of what the correlations of real cells are above those of shuffled genes.
-@_metric(
-    "Genes",
-    "higher",
-    scopes=GROUPS,
-    bounds=CORRELATION,
-    limits=Limits(0.25, 0.50, of="structure"),
-    most_share_difference=OTHER_SHARES,
-)
+@_metric("Genes", "higher", bounds=CORRELATION, limits=Limits(0.25, 0.50, of="structure"), **_WITHIN_LABELS)
 def within_label_correlation(comparison: CellComparison) -> float:
     """How similar correlations of expressed genes are (``gene_correlation_similarity``). Misses their strength."""
     return _on_correlated_genes(_genes.gene_correlation_similarity, comparison)
 
 
 # Changes, or correlations, a seventh or a third too small or too large.
-@_metric(
-    "Genes",
-    "real",
-    scopes=GROUPS,
-    bounds=SIGNED,
-    ideal=1.0,
-    limits=Limits(0.15, 0.35),
-    most_share_difference=OTHER_SHARES,
-)
+@_metric("Genes", "real", bounds=SIGNED, ideal=1.0, limits=Limits(0.15, 0.35), **_WITHIN_LABELS)
 def within_label_slope(comparison: CellComparison) -> float:
     """Strength of correlations; 1 is right (``gene_correlation_slope``). Misses which genes vary together."""
     return _on_correlated_genes(_genes.gene_correlation_slope, comparison)
@@ -274,7 +246,7 @@ def _share_differences(comparison: CellComparison) -> Mapping[str, float]:
     shares = []
     for side in (comparison.real, comparison.synthetic):
         sizes = pd.Series(side.labels).value_counts()
-        sizes = sizes if side.further is None else sizes.add(side.further.sizes, fill_value=0)
+        sizes = sizes if side.n_further is None else sizes.add(side.n_further, fill_value=0)
         shares.append(sizes / sizes.sum())
     return shares[0].sub(shares[1], fill_value=0).abs().to_dict()
 
@@ -286,7 +258,7 @@ def _share_differences(comparison: CellComparison) -> Mapping[str, float]:
     "lower",
     needs=("groups",),
     bounds=SHARE,
-    by_group=lambda comparison: comparison.once(_share_differences),
+    by_group=_share_differences,
     absent=0.0,
     limits=Limits(OTHER_SHARES, np.inf, n_deviations=2.0),
     limits_in_group=Limits(0.02, np.inf, n_deviations=2.0),
@@ -316,15 +288,17 @@ def _mean_over_labels(table: pd.DataFrame, column: str) -> float:
     return float("nan") if is_unknown else float(table[column].mean())
 
 
+_POOLED = {"needs": ("groups",), "most_share_difference": OTHER_SHARES}
+
+
 @_metric(
     "Labels",
     "higher",
-    needs=("groups",),
     bounds=SHARE,
-    by_group=lambda comparison: comparison.once(_marker_table)["overlap"].to_dict(),
+    by_group=lambda comparison: comparison.once(_marker_table)["overlap"],
     min_features=FEW_FEATURES,
     limits=Limits(0.15, 0.35, of="real"),
-    most_share_difference=OTHER_SHARES,
+    **_POOLED,
 )
 def marker_overlap(comparison: CellComparison) -> float:
     """Share of a label's 50 top markers found again (``marker_agreement``). Misses differences within a label."""
@@ -335,11 +309,10 @@ def marker_overlap(comparison: CellComparison) -> float:
 @_metric(
     "Labels",
     "real",
-    needs=("groups",),
     bounds=SIGNED,
-    by_group=lambda comparison: comparison.once(_marker_table)["slope"].to_dict(),
+    by_group=lambda comparison: comparison.once(_marker_table)["slope"],
     limits=Limits(0.15, 0.35, n_deviations=5.0),
-    most_share_difference=OTHER_SHARES,
+    **_POOLED,
 )
 def marker_slope(comparison: CellComparison) -> float:
     """Fold changes of markers beside real ones; above the real value is too much. Misses differences within a label."""
@@ -361,15 +334,7 @@ def mmd_per_label(comparison: CellComparison) -> float:
 
 
 # Share of what real cells of another sample reach. Those of rare labels differ by up to 1.3 times what intervals say.
-@_metric(
-    "Labels",
-    "higher",
-    needs=("groups",),
-    scopes=JOINT,
-    bounds=SHARE,
-    limits=Limits(0.05, 0.15, of="real", n_deviations=4.0),
-    most_share_difference=OTHER_SHARES,
-)
+@_metric("Labels", "higher", scopes=JOINT, bounds=SHARE, limits=Limits(0.05, 0.15, "real", 4.0), **_POOLED)
 def tstr_f1(comparison: CellComparison) -> float:
     """How well a classifier trained on synthetic cells labels real ones. Misses too little spread, and copies."""
     real, synthetic = comparison.real, comparison.synthetic
@@ -386,31 +351,29 @@ def trts_accuracy(comparison: CellComparison) -> float:
 # --- memorisation -----------------------------------------------------------------------------------------------------
 
 
-def _distances_to_training(comparison: CellComparison) -> Scores:
+_OF_TRAINING = {"needs": ("train",), "scopes": JOINT}
+
+
+def _distances_to_training(comparison: CellComparison) -> tuple[NDArray, NDArray]:
     sides = comparison.real.pcs, comparison.synthetic.pcs
-    return Scores(*(_safety.nearest_distances(side, comparison.training.pcs) for side in sides))
+    return tuple(_safety.nearest_distances(side, comparison.training.pcs) for side in sides)
 
 
 # Where a dense and a loose label have half of the cells each, the median distance jumps from one to the other.
-@_metric("Memorisation", "real", needs=("train",), scopes=JOINT, limits=Limits(0.10, 0.25), most_share_difference=0.04)
+@_metric("Memorisation", "real", limits=Limits(0.10, 0.25), most_share_difference=0.04, **_OF_TRAINING)
 def dcr_ratio(comparison: CellComparison) -> float:
     """Median distance to training cells beside that of held-out cells (``memorisation``). Misses a few copies."""
     return _safety.nearest_ratio(*comparison.scores(_distances_to_training))
 
 
 # If cells are right within labels, the share that lies near differs by no more than the shares of labels do.
-@_metric(
-    "Memorisation",
-    "lower",
-    needs=("train",),
-    scopes=JOINT,
-    bounds=SHARE,
-    limits=Limits(0.02, 0.05),
-    most_share_difference=0.02,
-)
+@_metric("Memorisation", "lower", bounds=SHARE, limits=Limits(0.02, 0.05), most_share_difference=0.02, **_OF_TRAINING)
 def nearer_than_held_out(comparison: CellComparison) -> float:
     """Share of synthetic cells closer to a training cell than all but 1 % of held-out cells. Misses single copies."""
     return _safety.share_of_nearer(*comparison.scores(_distances_to_training))
+
+
+_OF_ALL = {"bounds": SHARE, "of_all": True}
 
 
 def _copies(cells: NDArray[np.uint64], known: NDArray[np.uint64]) -> Share:
@@ -430,24 +393,29 @@ def _explained(cells: AllCells, is_equal: NDArray[np.bool_], n_others: int) -> S
 
 def leaked_share(cells: AllCells) -> float:
     """Return which share of the held-out cells equal training cells beyond what chance explains; 0 for few."""
+    if cells.train is None:
+        return 0.0
     expected = cells.chance_of_real * len(cells.real) * len(cells.train)
     share = float((np.isin(cells.real, cells.train) & (expected <= UNLIKELY)).mean())
     return share if share > FEW_LEAKED else 0.0
 
 
-def _near_copies_of_all(cells: AllCells) -> tuple[Share, list[Share]]:
-    nearness = cells.nearness()
-    synthetic, real = (
-        Share(_safety.share_of_near_copies(own), len(own)) for own in (nearness.synthetic, nearness.real)
-    )
+# Any copies of training cells count, if they are more than unseen real cells are by chance (in very sparse data).
+@_metric("Memorisation", "lower", needs=("train",), limits=Limits(0.0, 0.0), **_OF_ALL)
+def near_copies(cells: AllCells) -> tuple[Share, list[Share]]:
+    """Share of synthetic cells ten times closer to a training cell than any other is. Misses much changed copies."""
+    *told, of_usual = cells.nearness()
+    real, synthetic = (Share(_safety.share_of_near_copies(own), len(own)) for own in told)
     if real.value > 0:
         return synthetic, [real]
-    expected, n_cells = _safety.expected_share_of_near_copies(nearness.usual), len(nearness.synthetic)
-    is_unlikely = expected * n_cells <= UNLIKELY
-    return synthetic, [real, Share(expected, np.inf if is_unlikely else n_cells)]
+    expected = _safety.expected_share_of_near_copies(of_usual)
+    is_unlikely = expected * synthetic.n_cells <= UNLIKELY
+    return synthetic, [real, Share(expected, np.inf if is_unlikely else synthetic.n_cells)]
 
 
-def _copied_of_all(cells: AllCells) -> tuple[Share, list[Share]]:
+@_metric("Memorisation", "lower", needs=("train",), limits=Limits(0.0, 0.0), **_OF_ALL)
+def copied_cells(cells: AllCells) -> tuple[Share, list[Share]]:
+    """Share of synthetic cells with exactly the counts of a training cell. Misses copies with one count changed."""
     if not cells.are_comparable:
         return Share(np.nan, 1), [Share(np.nan, 1)]
     # where few cells are held out, the training cells themselves tell how seldom two real cells are equal
@@ -456,7 +424,10 @@ def _copied_of_all(cells: AllCells) -> tuple[Share, list[Share]]:
     return _copies(cells.synthetic, cells.train), usual
 
 
-def _twins_of_all(cells: AllCells) -> tuple[Share, list[Share]]:
+# A twin here and there harms nobody; more than half a per cent is no accident.
+@_metric("Memorisation", "lower", limits=Limits(0.0, 0.005), **_OF_ALL)
+def duplicate_share(cells: AllCells) -> tuple[Share, list[Share]]:
+    """Share of synthetic cells with exactly the counts of another one. Misses cells that are similar, not equal."""
     others, n_cells = cells.real if cells.train is None else cells.train, len(cells.synthetic)
     # twins grow with the number of cells, which makes the share of few real cells less certain
     usual = Share(_safety.expected_share_of_twins(others, n_cells), len(others) ** 2 / (2 * n_cells))
@@ -466,7 +437,22 @@ def _twins_of_all(cells: AllCells) -> tuple[Share, list[Share]]:
     return _twins(cells.synthetic), [usual, equal_to_real, explained]
 
 
-def _copied_test_of_all(cells: AllCells) -> tuple[Share, list[Share]]:
+def _attack(comparison: CellComparison) -> tuple[NDArray, NDArray]:
+    """Return how near held-out cells and training cells are to the cells released."""
+    released = comparison.synthetic.pcs if comparison.released is None else comparison.released
+    return _safety.nearness(released, comparison.real.pcs, comparison.training.members, seed=comparison.seed)
+
+
+@_metric("Memorisation", "lower", bounds=SHARE, ideal=GUESSING, limits=Limits(0.03, 0.08), **_OF_TRAINING)
+def membership_auc(comparison: CellComparison) -> float:
+    """How well an attacker finds training cells; 0.5 is perfect (``membership_inference``). Misses stronger attacks."""
+    return auc_of_scores(*comparison.scores(_attack))
+
+
+# No model has seen the held-out cells: copies of these are a mistake in the files.
+@_metric("Memorisation", "lower", limits=Limits(0.001, 0.01), **_OF_ALL)
+def copied_test_cells(cells: AllCells) -> tuple[Share, list[Share]]:
+    """Share of synthetic cells with exactly the counts of a held-out cell: a mix-up of files. Misses changed copies."""
     if not cells.are_comparable:
         return Share(np.nan, 1), [Share(np.nan, 1)]
     # without training cells, each real cell against all other ones
@@ -474,50 +460,6 @@ def _copied_test_of_all(cells: AllCells) -> tuple[Share, list[Share]]:
     usual = _twins(real) if cells.train is None else _copies(cells.train, cells.real)
     explained = _explained(cells, np.isin(cells.synthetic, cells.real), len(cells.real))
     return _copies(cells.synthetic, cells.real), [usual, explained]
-
-
-# Any copies of training cells count, if they are more than unseen real cells are by chance (in very sparse data).
-@_metric("Memorisation", "lower", needs=("train",), bounds=SHARE, of_all=_near_copies_of_all, limits=Limits(0.0, 0.0))
-def near_copies(comparison: CellComparison) -> float:
-    """Share of synthetic cells ten times closer to a training cell than any other is. Misses much changed copies."""
-    nearness = _safety.relative_nearness(comparison.synthetic.pcs, comparison.training.pcs)
-    return _safety.share_of_near_copies(nearness)
-
-
-@_metric("Memorisation", "lower", needs=("train",), bounds=SHARE, of_all=_copied_of_all, limits=Limits(0.0, 0.0))
-def copied_cells(comparison: CellComparison) -> float:
-    """Share of synthetic cells with exactly the counts of a training cell. Misses copies with one count changed."""
-    fingerprints = _safety.fingerprints_of(comparison.synthetic.expression)
-    return _safety.share_of_copies(fingerprints, comparison.training.fingerprints)
-
-
-# A twin here and there harms nobody; more than half a per cent is no accident.
-@_metric("Memorisation", "lower", bounds=SHARE, of_all=_twins_of_all, limits=Limits(0.0, 0.005))
-def duplicate_share(comparison: CellComparison) -> float:
-    """Share of synthetic cells with exactly the counts of another one. Misses cells that are similar, not equal."""
-    return _safety.duplicate_share(comparison.synthetic.expression)
-
-
-def _attack(comparison: CellComparison) -> Scores:
-    """Return how near held-out cells ("real") and training cells ("synthetic") are to the cells released."""
-    released = comparison.synthetic.pcs if comparison.released is None else comparison.released
-    members = comparison.training.members
-    return Scores(*_safety.nearness(released, comparison.real.pcs, members, seed=comparison.seed))
-
-
-@_metric(
-    "Memorisation", "lower", needs=("train",), scopes=JOINT, bounds=SHARE, ideal=GUESSING, limits=Limits(0.03, 0.08)
-)
-def membership_auc(comparison: CellComparison) -> float:
-    """How well an attacker finds training cells; 0.5 is perfect (``membership_inference``). Misses stronger attacks."""
-    return auc_of_scores(*comparison.scores(_attack))
-
-
-# No model has seen the held-out cells: copies of these are a mistake in the files.
-@_metric("Memorisation", "lower", bounds=SHARE, of_all=_copied_test_of_all, limits=Limits(0.001, 0.01))
-def copied_test_cells(comparison: CellComparison) -> float:
-    """Share of synthetic cells with exactly the counts of a held-out cell: a mix-up of files. Misses changed copies."""
-    return _safety.copied_cells(comparison.synthetic.expression, comparison.real.expression)
 
 
 # --- perturbations ----------------------------------------------------------------------------------------------------
@@ -624,4 +566,39 @@ _add_top_genes(_perturbation.variance_error, "lower", (0.0, np.inf))
 @_metric("Several modalities", "lower", needs=("modalities",), scopes=("pair",), limits=Limits(0.25, 0.75, of="real"))
 def cross_correlation_error(comparison: Comparison) -> float:
     """Difference of correlations between features of two modalities, averaged over pairs of features."""
-    return float(np.abs(comparison.real.correlations() - comparison.synthetic.correlations()).mean())
+    return float(np.abs(comparison.real - comparison.synthetic).mean())
+
+
+_NEEDS = {
+    "train": "`train`, the cells that the model was trained on",
+    "groups": "`groupby`, a column of `obs`",
+    "counts": "counts in all sets, not log-normalised values",
+    "control": "`control`, unperturbed cells",
+    "mean_response": "`train`, with perturbed cells",
+    "perturbations": "two or more perturbations in `real_test`",
+    "modalities": "MuData with several modalities",
+}
+
+
+def choose_metrics(
+    names: Collection[str] | None, scope: Scope, available: Collection[Need], n_features: float = np.inf
+) -> list[Metric]:
+    """Return the requested metrics, in the order of the catalogue; without a request, all that apply.
+
+    Raises
+    ------
+    ValueError
+        If a requested metric lacks what it needs, or does not apply here.
+    """
+    if names is None:
+        metrics = [one for one in CATALOGUE.values() if scope in one.scopes and n_features >= one.min_features]
+        return [metric for metric in metrics if set(metric.needs) <= set(available)]
+    metrics = [metric for name, metric in CATALOGUE.items() if name in names]
+    for metric in metrics:
+        if scope == "perturbation" and scope not in metric.scopes:
+            msg = f"`metrics` asks for {metric.name!r}, which does not apply to perturbations; leave `control` out."
+            raise ValueError(msg)
+        if missing := [need for need in metric.needs if need not in available]:
+            msg = f"`metrics` asks for {metric.name!r}, which needs {_NEEDS[missing[0]]}."
+            raise ValueError(msg)
+    return metrics

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,6 @@ from scipy.special import stdtrit
 from scgen_diffusion._arguments import check_count
 
 from ._cells import stacked
-from ._distribution import Scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -65,14 +64,17 @@ class Sample:
         Principal components, `(cells, components)`.
     labels
         Groups, `(cells,)`; None without ``groupby``.
-    further
-        Cells that were not drawn, for metrics that compare labels; None if all were.
+    n_further
+        Numbers of cells of each label that were not drawn, for metrics that compare labels; None without ``groupby``.
+    rare
+        Some of these, of labels of which few were drawn: metrics that compare labels would find few cells among many.
     """
 
     expression: Expression
     pcs: NDArray[np.float32]
     labels: NDArray[np.str_] | None
-    further: Further | None = None
+    n_further: pd.Series | None = None
+    rare: Sample | None = None
 
     def __len__(self) -> int:
         return len(self.pcs)
@@ -82,35 +84,19 @@ class Sample:
         return Sample(self.expression[rows], self.pcs[rows], None if self.labels is None else self.labels[rows])
 
     def with_rare(self) -> Sample:
-        """Return these cells, followed by further ones of labels of which few were drawn."""
-        if self.further is None or not len(self.further.rows):
+        """Return these cells, followed by those of rare labels."""
+        if not self.rare:
             return self
-        more = self.further.cells[self.further.rows]
-        pairs = (self.pcs, more.pcs), (self.labels, more.labels)
-        return Sample(stacked([self.expression, more.expression]), *map(np.concatenate, pairs))
+        pairs = (self.pcs, self.rare.pcs), (self.labels, self.rare.labels)
+        return Sample(stacked([self.expression, self.rare.expression]), *map(np.concatenate, pairs))
 
-
-@dataclass(frozen=True)
-class Further:
-    """Cells of one side that were not drawn. Metrics that compare labels would find few cells of each among many.
-
-    Attributes
-    ----------
-    sizes
-        Number of cells of each label.
-    cells, rows
-        Some of those of labels of which few were drawn, by their positions in a pool: they are copied when needed.
-    """
-
-    sizes: pd.Series
-    cells: Sample
-    rows: NDArray[np.intp]
-
-    def half(self, rng: np.random.Generator) -> Further:
-        """Draw one half of the cells."""
-        sizes = rng.multivariate_hypergeometric(self.sizes.to_numpy(), self.sizes.sum() // 2)
-        rows = rng.permutation(self.rows)[: len(self.rows) // 2]
-        return Further(pd.Series(sizes, self.sizes.index), self.cells, rows)
+    def half(self, rows: NDArray, rng: np.random.Generator) -> Sample:
+        """Return some of the cells, beside one half of the further ones."""
+        if self.n_further is None:
+            return self[rows]
+        drawn = rng.multivariate_hypergeometric(self.n_further.to_numpy(), self.n_further.sum() // 2)
+        rare = self.rare[rng.permutation(len(self.rare))[: len(self.rare) // 2]]
+        return replace(self[rows], n_further=pd.Series(drawn, self.n_further.index), rare=rare)
 
 
 @dataclass(frozen=True)
@@ -133,22 +119,6 @@ class Training:
     fingerprints: NDArray[np.uint64]
 
 
-class Nearness(NamedTuple):
-    """How near cells are to training cells (:func:`relative_nearness`), each ``(cells,)``.
-
-    Attributes
-    ----------
-    real, synthetic
-        Many or all cells of each set; infinite for cells of so few genes that chance makes others like them.
-    usual
-        Those of ``real``, with these cells, too.
-    """
-
-    real: NDArray[np.float64]
-    synthetic: NDArray[np.float64]
-    usual: NDArray[np.float64]
-
-
 @dataclass(frozen=True)
 class AllCells:
     """What metrics that look for copies know of *all* cells: a draw would miss most copies.
@@ -163,7 +133,9 @@ class AllCells:
     are_comparable
         Whether all sets hold counts, or all hold logarithms. Otherwise, no cells of two sets can be equal.
     nearness
-        Function that measures the nearness to training cells, which takes time.
+        Function that measures how near cells are to training cells (:func:`relative_nearness`), which takes time: real
+        and synthetic ones, infinite for cells of so few genes that chance makes others like them; then real ones with
+        these cells, too.
     """
 
     real: NDArray[np.uint64]
@@ -172,7 +144,7 @@ class AllCells:
     chance: NDArray[np.float64]
     chance_of_real: NDArray[np.float64]
     are_comparable: bool
-    nearness: Callable[[], Nearness]
+    nearness: Callable[[], tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]
 
 
 class Share(NamedTuple):
@@ -198,13 +170,13 @@ class Comparison:
 
     real: Any
     synthetic: Any
-    _results: dict[Callable, object] = field(default_factory=dict, repr=False, compare=False, kw_only=True)
+    _results: dict[tuple, Any] = field(default_factory=dict, repr=False, compare=False, kw_only=True)
 
-    def once(self, function: Callable[[Self], T]) -> T:
+    def once(self, function: Callable[..., T], *options: object) -> T:
         """Return the result of a function of this comparison, computed once for all metrics that share it."""
-        if function not in self._results:
-            self._results[function] = function(self)
-        return self._results[function]
+        if (function, options) not in self._results:
+            self._results[function, options] = function(self, *options)
+        return self._results[function, options]
 
 
 @dataclass(frozen=True)
@@ -240,20 +212,18 @@ class CellComparison(Comparison):
     whole: CellComparison | None = None
     rows: tuple[NDArray[np.intp], NDArray[np.intp]] | None = None
 
-    def scores(self, function: Callable[[CellComparison], Scores]) -> Scores:
-        """Return a number per cell. A half-sample takes those of all cells, so that nothing is fitted again."""
+    def scores(self, function: Callable[..., tuple[NDArray, NDArray]], *options: object) -> list[NDArray]:
+        """Return a number per cell of both sides. A half-sample takes those of all cells: nothing is fitted again."""
         if self.whole is None:
-            return self.once(function)
-        return Scores(*(side[rows] for side, rows in zip(self.whole.once(function), self.rows, strict=True)))
+            return list(self.once(function, *options))
+        of_all = self.whole.once(function, *options)
+        return [side[rows] for side, rows in zip(of_all, self.rows, strict=True)]
 
     def half(self, rng: np.random.Generator) -> CellComparison:
         """Draw one half of the cells of each side."""
         rows = tuple(np.sort(rng.permutation(len(side))[: len(side) // 2]) for side in (self.real, self.synthetic))
         (own,) = rng.spawn(1)  # which leaves the other draws alone
-        real, synthetic = (
-            side[kept] if side.further is None else replace(side[kept], further=side.further.half(own))
-            for side, kept in zip((self.real, self.synthetic), rows, strict=True)
-        )
+        real, synthetic = self.real.half(rows[0], own), self.synthetic.half(rows[1], own)
         return replace(self, real=real, synthetic=synthetic, whole=self, rows=rows, _results={})
 
     def gene_values(self, n_genes: int | None = None) -> list[NDArray[np.float32]]:
@@ -303,7 +273,9 @@ class Metric:
     better
         Which values are good.
     measure
-        Function that returns the figure for a comparison; its docstring says what the metric measures and misses.
+        Function that returns the figure for a comparison; its docstring says what the metric measures and misses. With
+        `of_all`, it returns the share of synthetic cells that are copies, then the real value and other shares that
+        chance does not exceed.
     topic
         Heading under which it is listed.
     needs
@@ -324,8 +296,7 @@ class Metric:
     absent
         The figure of a group that `by_group` does not return, because neither side has it.
     of_all
-        For a share of cells that are copies: function that returns, from what is known of all cells, the share of
-        synthetic cells, then the real value and other shares that chance does not exceed. `measure` is for drawn cells.
+        Whether it counts copies among all cells (:class:`AllCells`), not only among those drawn.
     widening
         By how much the standard deviation of the half-samples is too small.
     min_features
@@ -336,7 +307,7 @@ class Metric:
 
     name: str
     better: Better
-    measure: Callable[[Any], float]
+    measure: Callable[[Any], Any]
     topic: str = "Other metrics"
     needs: tuple[Need, ...] = ()
     scopes: tuple[Scope, ...] = ("all",)
@@ -347,7 +318,7 @@ class Metric:
     most_share_difference: float = np.inf
     by_group: Callable[[Any], Mapping[str, float]] | None = None
     absent: float = UNKNOWN
-    of_all: Callable[[AllCells], tuple[Share, Sequence[Share]]] | None = None
+    of_all: bool = False
     widening: float = 1.0
     min_features: int = 0
     slow: bool = False
@@ -389,25 +360,29 @@ class Context:
 
     def row(self, metric: Metric, group: str | None = None) -> dict[str, object]:
         """Return the row of a metric, or that of one group for a metric that measures each group among all others."""
-        comparisons = self.comparisons
-        if "train" in metric.needs:
-            comparisons = {**comparisons, "real": self.held_out_pairs}
-        measure = metric.measure if group is None else lambda c: c.once(metric.by_group).get(group, metric.absent)
-        figures = {
-            side: _mean([measure(comparison) for comparison in comparisons[: 1 if metric.slow else None]])
-            for side, comparisons in comparisons.items()
-            if metric.of_all is None or side == "shuffled"  # the others are counted in all cells
-        }
-        if metric.of_all is not None:
-            share, usual = metric.of_all(self.all_cells)
-            usual = usual if comparisons["real"] else ()
-            figures |= {"value": share.value, "real": usual[0].value if usual else UNKNOWN}
+        names = self.names if group is None else {**self.names, "group": group}
+        if metric.of_all:
+            share, usual = metric.measure(self.all_cells)
+            usual = usual if self.comparisons["real"] else ()
+            figures = {"value": share.value, "real": usual[0].value if usual else UNKNOWN}
             low, high = share_interval(share, usual) if self.halves else (UNKNOWN, UNKNOWN)
         else:
+            measure = metric.measure if group is None else lambda c: c.once(metric.by_group).get(group, metric.absent)
+            comparisons = dict(self.comparisons)
+            if "train" in metric.needs:
+                comparisons["real"] = self.held_out_pairs
+            figures = {
+                side: _mean([measure(comparison) for comparison in own[: 1 if metric.slow else None]])
+                for side, own in comparisons.items()
+            }
             halves = [measure(half) for half in self.halves]
             low, high = interval(figures["value"], halves, metric.bounds, metric.widening)
-        names = self.names if group is None else {**self.names, "group": group}
         return {**names, "metric": metric.name, **figures, "low": low, "high": high, "better": metric.better}
+
+
+def table_of(rows: Sequence[Mapping[str, object]], leading: Sequence[str], figures: Sequence[str]) -> pd.DataFrame:
+    """Return rows as a table."""
+    return pd.DataFrame(rows, columns=[*leading, *figures, "better"]).astype(dict.fromkeys(figures, float))
 
 
 def interval(

@@ -6,26 +6,16 @@ from collections.abc import Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
 
-from scgen_diffusion._arguments import as_list, known_names, suggests_arguments
-from scgen_diffusion.data import (
-    PROVENANCE_KEY,
-    CellFiles,
-    as_labels,
-    check_is_anndata,
-    check_names,
-    obs_column,
-    to_csr,
-)
+from scgen_diffusion._arguments import as_list, known_names, suggests_arguments, warn_user
+from scgen_diffusion.data import PROVENANCE_KEY, SEPARATOR, CellFiles, to_csr
 
-from ._catalogue import CATALOGUE, leaked_share
+from ._catalogue import CATALOGUE, choose_metrics, leaked_share
 from ._cells import (
     Cells,
     Source,
@@ -34,7 +24,7 @@ from ._cells import (
     check_for_training_cells,
     check_same_number_of_genes,
 )
-from ._comparison import ALL, FIGURES, Draws, Metric
+from ._comparison import ALL, FIGURES, Draws, Metric, table_of
 from ._genes import count_labels
 from ._modalities import (
     MIN_PAIRED_CELLS,
@@ -45,13 +35,14 @@ from ._modalities import (
     paired_cells,
 )
 from ._perturbation_contexts import MIN_CELLS as MIN_CELLS_PER_PERTURBATION
-from ._perturbation_contexts import SEPARATOR, perturbation_contexts
+from ._perturbation_contexts import evaluate_perturbations
 from ._pools import MIN_CELLS_PER_GROUP, draw_pools, make_context, read_all_cells
-from ._safety import warn_of_copies, warn_of_leak
 from ._space import ComparisonSpace, choose_scales, make_scale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    import pandas as pd
 
     from ._cells import Scale
     from ._comparison import Need, Scope
@@ -59,8 +50,6 @@ if TYPE_CHECKING:
 
     Row = dict[str, object]
 
-FIGURES_OF_PERTURBATIONS = ("value", "real", "no_change", "mean_shift", "additive")  # and one per entry of `others`
-SETS = ("real_test", "synthetic", "control", "train")
 MIN_CELLS = 50
 N_CELLS_CHECKED = 20
 N_LABELS_NAMED = 5
@@ -107,9 +96,8 @@ def evaluate(
         all, you get a warning and no such rows. Real cells without any count in a modality lack it.
     synthetic
         Cells to judge, 50 or more (with ``control``, two of each perturbation), with the same genes in any order. If
-        both come as arrays, the order must be the same too. A few cells without counts, which a model of very sparse
-        data may draw, give a warning and are judged like the others. A share of more than 5 %, and 5 points above
-        that of ``real_test``, is an error.
+        both come as arrays, the order must be the same too. A share of cells without counts that is more than 5 points
+        above that of ``real_test`` is an error.
     train
         Cells that the model was trained on, 100 or more (with ``control``, any number); needed for metrics of
         memorisation. These assume that ``train`` and ``real_test`` come from one distribution, and so do the real
@@ -187,7 +175,7 @@ def evaluate(
       compared with the other; for ``copied_cells`` and ``near_copies``, ``real_test`` with ``train``. NaN in a group
       with fewer than 30 such cells: a label needs about 60 cells in ``train``, or 90 in ``real_test`` without it.
     - `shuffled`: real cells with every gene's values shuffled within the group (or among all cells): right margins and
-      total counts, no correlation. A model near this has learned nothing beyond single genes.
+      total counts, no correlation. A model near this has learned nothing beyond single genes. NaN for copies.
     - `low`, `high`: 95 % confidence interval of the mean value over draws of this size from the same model and tissue.
       About 90 % of such draws have a value in it, as far as was measured. It is too narrow, or has no width, for a
       share near its best or worst value, such as a ``trts_accuracy`` of 1.
@@ -277,7 +265,10 @@ def evaluate(
         raise ValueError(msg)
     draws = Draws(max_cells, n_repeats, n_bootstrap, seed)
     draws.check(MIN_CELLS if control is None else MIN_CELLS_PER_PERTURBATION)
-    names = _known_metrics(metrics)
+    names = None if metrics is None else as_list(metrics)
+    if unknown := [name for name in names or () if name not in CATALOGUE]:
+        msg = f"`metrics` has the unknown name {unknown[0]!r}. {known_names(unknown[0], list(CATALOGUE))}"
+        raise ValueError(msg)
     is_multimodal = any(isinstance(cells, MuData) for cells in sets.values())
     if is_multimodal and (control is not None or space is not None):
         msg = "`control` and `space` need cells of one modality, such as mdata['rna'], but found MuData."
@@ -295,51 +286,13 @@ def evaluate(
         return _evaluate_modalities(sets, names, groupby, scales, layer, draws)
     if control is not None:
         options = {"key": perturbation_key, "separator": separator, "groupby": groupby, "layer": layer, "space": space}
-        return _evaluate_perturbations(sets, names, others, draws, match_keys=match_keys, **options)
+        return evaluate_perturbations(sets, dict(others or {}), names, draws, match_keys=match_keys, **options)
     sources = read_sources(sets, groupby, layer)
     metrics = check_sources(sources, names, n_features=real_test.shape[1])
     rows, noted = compare_cells(sources, metrics, draws, space=space)
-    table = _table(rows, ("metric", "group"), FIGURES)
-    table.attrs.update(noted._asdict())
+    table = table_of(rows, ("metric", "group"), FIGURES)
+    table.attrs.update(noted)
     return table
-
-
-def _evaluate_perturbations(
-    sets: Mapping[str, AnnData],
-    names: Collection[str] | None,
-    others: Mapping[str, AnnData] | None,
-    draws: Draws,
-    **options: object,
-) -> pd.DataFrame:
-    """Return the table of every perturbation; ``options`` are those of :func:`perturbation_contexts`."""
-    leading, figures = ("metric", "perturbation", "group"), (*FIGURES_OF_PERTURBATIONS, *(others or {}))
-    for name in others or {}:
-        if name in {*leading, *FIGURES_OF_PERTURBATIONS, *SETS, "better"}:
-            msg = f"`others` has the name {name!r}, which the table already uses; choose another name."
-            raise ValueError(msg)
-    sets = {**sets, **(others or {})}
-    for name, cells in sets.items():
-        advice = " With `control`, read its cells: `train.read(rows)`." if isinstance(cells, CellFiles) else ""
-        check_is_anndata(cells, name, advice)
-    key, separator = options["key"], options["separator"]
-    if not (isinstance(key, str) and separator and isinstance(separator, str)):
-        msg = f"`perturbation_key` and `separator` must be non-empty strings, but are {key!r} and {separator!r}."
-        raise TypeError(msg)
-    perturbations = set(as_labels(obs_column(sets["real_test"], key, "real_test")))
-    controls = set(as_labels(obs_column(sets["control"], key, "control"))) if key in sets["control"].obs else set()
-    available: set[Need] = {"control"} | ({"mean_response"} if "train" in sets else set())
-    available |= {"perturbations"} if len(perturbations - controls) > 1 else set()
-    wanted = choose_metrics(names, "perturbation", available, sets["real_test"].n_vars)
-    options["match_keys"] = check_names(options["match_keys"], "match_keys")
-    options["with_panels"] = any("perturbations" in metric.needs for metric in wanted)
-    contexts = perturbation_contexts(sets, draws=draws, **options)
-    rows = [context.row(metric) for context in contexts for metric in wanted]
-    rows.sort(key=lambda row: (row["perturbation"], row["group"]))
-    return _table(rows, leading, figures)
-
-
-def _table(rows: Sequence[Row], leading: Sequence[str], figures: Sequence[str]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=[*leading, *figures, "better"]).astype(dict.fromkeys(figures, float))
 
 
 def _evaluate_modalities(
@@ -365,40 +318,40 @@ def _evaluate_modalities(
     }
     scale_names = choose_scales(real, scales, layers)
     fitted = {name: make_scale(scale_names[name], reference[name], layers.get(name)) for name in modalities}
-    wanted: dict[Scope, list[str] | None] = dict.fromkeys(("all", "joint", "pair"))
     if names is not None:
         choose_metrics([n for n in names if "pair" not in CATALOGUE[n].scopes], "all", {"train", "groups", "counts"})
-        wanted = {scope: [name for name in names if scope in CATALOGUE[name].scopes] for scope in wanted}
-    of_pair = choose_metrics(wanted["pair"], "pair", {"modalities"} if len(modalities) > 1 else set())
-    rows: list[Row] = []
-    noted: dict[str, Noted] = {}
+
+    def wanted(scope: Scope) -> list[str] | None:
+        return None if names is None else [name for name in names if scope in CATALOGUE[name].scopes]
 
     checked = {}  # all modalities, before any is judged
-    for modality in modalities if wanted["all"] != [] else ():
+    for modality in modalities if wanted("all") != [] else ():
         own = {name: by_modality[modality] for name, by_modality in cells.items()}
         with _naming(modality):
             sources = read_sources(own, keys or None, layers.get(modality), fitted[modality])
-            metrics = check_sources(sources, wanted["all"], n_features=reference[modality].n_vars)
+            metrics = check_sources(sources, wanted("all"), n_features=reference[modality].n_vars)
             checked[modality] = sources, metrics
     least = {name: least_cells(name, has_train="train" in sets) for name in sets}
-    is_joint = len(modalities) > 1 and wanted["joint"] != []
+    is_joint = len(modalities) > 1 and wanted("joint") != []
     if is_joint and (paired := paired_cells(cells, least, modalities, "Modalities are not judged together")):
         with _naming("+".join(modalities)):
             sources = joint_sources(paired, reference, fitted, layers, keys)
-            checked["+".join(modalities)] = sources, check_sources(sources, wanted["joint"], scope="joint")
-    for modality in [*checked]:
-        with _naming(modality):
-            own_rows, noted[modality] = compare_cells(*checked.pop(modality), draws)
+            checked["+".join(modalities)] = sources, check_sources(sources, wanted("joint"), scope="joint")
+    rows: list[Row] = []
+    noted: dict[str, dict[str, object]] = {"n_cells": {}, "n_labelled": {}, "leaked": {}}
+    for modality, own in checked.items():
+        own_rows, of_cells = compare_cells(*own, draws)
         rows.extend({"modality": modality, **row} for row in own_rows)
-    least_of_pair = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
+        for what, value in of_cells.items():
+            noted[what][modality] = value
+    of_pair = choose_metrics(wanted("pair"), "pair", {"modalities"} if len(modalities) > 1 else set())
+    least = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
     for pair in combinations(modalities, 2) if of_pair else ():
-        if paired := paired_cells(cells, least_of_pair, pair, "Modalities are not compared as a pair"):
+        if paired := paired_cells(cells, least, pair, "Modalities are not compared as a pair"):
             context = pair_context(paired, fitted, layers, keys, n_splits=draws.n_repeats, seed=draws.seed)
             rows.extend({"modality": "+".join(pair), **context.row(metric)} for metric in of_pair)
-    table = _table(rows, ("modality", "metric", "group"), FIGURES)
-    for what in Noted._fields:
-        table.attrs[what] = {modality: getattr(own, what) for modality, own in noted.items()}
-    table.attrs["scales"] = scale_names
+    table = table_of(rows, ("modality", "metric", "group"), FIGURES)
+    table.attrs.update(noted, scales=scale_names)
     return table
 
 
@@ -413,58 +366,6 @@ def _naming(modality: str) -> Iterator[None]:
 
 
 # --- checks of the sets, before any long computation ------------------------------------------------------------------
-
-_NEEDS = {
-    "train": "`train`, the cells that the model was trained on",
-    "groups": "`groupby`, a column of `obs`",
-    "counts": "counts in all sets, not log-normalised values",
-    "control": "`control`, unperturbed cells",
-    "mean_response": "`train`, with perturbed cells",
-    "perturbations": "two or more perturbations in `real_test`",
-    "modalities": "MuData with several modalities",
-}
-
-
-def _known_metrics(metrics: str | Sequence[str] | None) -> list[str] | None:
-    """Return the requested names; raise unless all are those of metrics."""
-    if not isinstance(metrics, Collection | None):
-        msg = f"`metrics` must be a list of names, but is {metrics!r}."
-        raise TypeError(msg)
-    if metrics is None:
-        return None
-    names = as_list(metrics)
-    for name in names:
-        if name not in CATALOGUE:
-            msg = f"`metrics` has the unknown name {name!r}. {known_names(name, list(CATALOGUE))}"
-            raise ValueError(msg)
-    return names
-
-
-def choose_metrics(
-    names: Collection[str] | None, scope: Scope, available: Collection[Need], n_features: float = np.inf
-) -> list[Metric]:
-    """Return the requested metrics, in the order of the catalogue; without a request, all that apply.
-
-    Raises
-    ------
-    ValueError
-        If a requested metric lacks what it needs, or does not apply here.
-    """
-    if names is None:
-        metrics = [
-            metric for metric in CATALOGUE.values() if scope in metric.scopes and n_features >= metric.min_features
-        ]
-        return [metric for metric in metrics if set(metric.needs) <= set(available)]
-    metrics = [metric for name, metric in CATALOGUE.items() if name in names]
-    for metric in metrics:
-        missing = [need for need in metric.needs if need not in available]
-        if scope == "perturbation" and scope not in metric.scopes:
-            msg = f"`metrics` asks for {metric.name!r}, which does not apply to perturbations; leave `control` out."
-            raise ValueError(msg)
-        if missing:
-            msg = f"`metrics` asks for {metric.name!r}, which needs {_NEEDS[missing[0]]}."
-            raise ValueError(msg)
-    return metrics
 
 
 def least_cells(name: str, *, has_train: bool) -> int:
@@ -485,20 +386,13 @@ def read_sources(
     """Check each set on its own; arrays are counts."""
     sources, genes = {}, None
     for name, cells in sets.items():
-        is_train = name == "train"
-        if not isinstance(cells, AnnData | CellFiles if is_train else AnnData):
-            if not (sp.issparse(cells) or isinstance(cells, np.ndarray)) or cells.ndim != 2:
-                kinds = "an AnnData, CellFiles" if is_train else "an AnnData"
-                msg = f"`{name}` must be {kinds} or counts of shape (cells, genes), but is {type(cells).__name__}."
-                raise TypeError(msg)
-            check_same_number_of_genes(sets["real_test"].shape[1], cells.shape[1], ("real_test", name))
-            cells = AnnData(to_csr(cells, name))
+        if not isinstance(cells, AnnData | CellFiles if name == "train" else AnnData):
+            counts = to_csr(cells, name)
+            check_same_number_of_genes(sets["real_test"].shape[1], counts.shape[1], ("real_test", name))
+            cells = AnnData(counts)
         n_cells = cells.n_cells if isinstance(cells, CellFiles) else cells.n_obs
-        least = least_cells(name, has_train="train" in sets)
-        if n_cells < least:
-            is_split = name == "real_test" and "train" not in sets
-            hint = "; it is split in three if there is no `train`" if is_split else ""
-            msg = f"`{name}` has {n_cells} cells; there must be {least} or more{hint}."
+        if n_cells < (least := least_cells(name, has_train="train" in sets)):
+            msg = f"`{name}` has {n_cells} cells; there must be {least} or more."
             raise ValueError(msg)
         genes = cells.var_names if genes is None else genes  # `real_test` comes first
         sources[name] = Source.of(cells, name, genes, groupby=groupby, layer=layer, scale=scale)
@@ -526,22 +420,15 @@ def check_sources(
             found, known = (np.unique(side.labels)[:N_LABELS_NAMED].tolist() for side in (source, real))
             msg = f"`{name}` and `real_test` have no label in common: {found} and {known}. Use the same labels in both."
             raise ValueError(msg)
-    check_for_training_cells(sources)
+    if "train" in sources:
+        check_for_training_cells(real, sources["train"])
     available: set[Need] = {"groups"} if real.labels is not None else set()
-    available |= {"train"} if "train" in sources else set()
-    available |= {"counts"} if all(source.are_counts for source in sources.values()) else set()
+    available |= {"train"} & {*sources}
+    available |= {"counts"} if all(source.log_base is None for source in sources.values()) else set()
     return choose_metrics(names, scope, available, n_features)
 
 
 # --- the rows of all cells and of each group --------------------------------------------------------------------------
-
-
-class Noted(NamedTuple):
-    """What ``attrs`` of a table tell of the cells that were compared."""
-
-    n_cells: dict[str, int]
-    n_labelled: dict[str, tuple[int, int]]
-    leaked: float
 
 
 def compare_cells(
@@ -550,23 +437,22 @@ def compare_cells(
     draws: Draws,
     *,
     space: ComparisonSpace | None = None,
-) -> tuple[list[Row], Noted]:
+) -> tuple[list[Row], dict[str, object]]:
     """Return the rows of all cells and of each group, and what to note beside them, of sets that were checked."""
-    counts_copies = any(metric.of_all is not None for metric in metrics)
+    counts_copies = any(metric.of_all for metric in metrics)
     with_training = counts_copies or any("train" in metric.needs for metric in metrics)
     pools = draw_pools(sources, space, draws, with_training=with_training)
 
     of_all = make_context(pools, None, draws)
-    if counts_copies:
-        of_all = replace(of_all, all_cells=read_all_cells(sources, pools, draws))
     if not np.ptp(of_all.comparisons["value"][0].real.pcs, axis=0).any():
         msg = "All cells of `real_test` are equal, so there is nothing to compare."
         raise ValueError(msg)
-    compared = [*of_all.comparisons["value"], *of_all.comparisons["real"][:1]]
-    share, *usual = (CATALOGUE["copied_test_cells"].measure(comparison) for comparison in compared)
-    warn_of_copies(share, sum(usual))
-    leaked = leaked_share(of_all.all_cells) if counts_copies and "train" in sources else 0.0
-    warn_of_leak(leaked)
+    leaked = 0.0
+    if counts_copies:
+        of_all = replace(of_all, all_cells=read_all_cells(sources, pools, draws))
+        leaked = leaked_share(of_all.all_cells)
+    if leaked:
+        warn_user(f"At least {leaked:.1%} of the cells in `real_test` are in `train`, too, which hides memorisation.")
     n_sides = 2 if pools.others is None else 1  # in the first case, one half of the real cells plays the synthetic ones
     groups = pools.real.frequent_labels(n_sides * MIN_CELLS_PER_GROUP)
     groups_of_either = {*groups, *pools.synthetic.frequent_labels(MIN_CELLS_PER_GROUP)}
@@ -575,7 +461,11 @@ def compare_cells(
         rows.append(of_all.row(metric))
         if metric.by_group is not None:
             rows += [of_all.row(metric, group) for group in groups_of_either]
-    n_labelled = _count_labels(sources) if sources["real_test"].labels is not None else {}
+    n_labelled = {}
+    if sources["real_test"].labels is not None:
+        n_real, n_synthetic = (count_labels(sources[name].labels) for name in ("real_test", "synthetic"))
+        n_labelled = {ALL: (int(n_real.sum()), int(n_synthetic.sum()))}
+        n_labelled |= {label: (int(n), int(n_synthetic.get(label, 0))) for label, n in n_real.items()}
     n_cells = dict.fromkeys(n_labelled, 0) | {ALL: pools.n_cells}
     of_groups = [metric for metric in metrics if metric.by_group is None and "group" in metric.scopes]
     for group in groups:
@@ -588,11 +478,4 @@ def compare_cells(
     place = {metric.name: position for position, metric in enumerate(metrics)}
     # all cells first, then group by group, metrics in the order of the catalogue
     rows.sort(key=lambda row: (row["group"] != ALL, row["group"], place[row["metric"]]))
-    return rows, Noted(n_cells, n_labelled, leaked)
-
-
-def _count_labels(sources: Mapping[str, Source]) -> dict[str, tuple[int, int]]:
-    """Return the numbers of real and synthetic cells in all, and of each label of the real ones."""
-    real, synthetic = (count_labels(sources[name].labels) for name in ("real_test", "synthetic"))
-    of_each = {label: (int(n), int(synthetic.get(label, 0))) for label, n in real.items()}
-    return {ALL: (int(real.sum()), int(synthetic.sum()))} | of_each
+    return rows, {"n_cells": n_cells, "n_labelled": n_labelled, "leaked": leaked}

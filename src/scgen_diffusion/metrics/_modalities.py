@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -131,8 +130,7 @@ def joint_sources(
         values = sp.hstack([block * np.float32(1 / np.sqrt(variance)) for block, variance in blocks], format="csr")
         first = next(iter(parts.values()))
         labels = labels_of(first, keys, name=name) if keys else None
-        read = Expression(values, None).__getitem__
-        sources[name] = Source(name, first.obs_names, labels, are_counts=False, values=values.__getitem__, read=read)
+        sources[name] = Source(name, first.obs_names, labels, values.__getitem__, log_base=np.e, scale=None)
     return sources
 
 
@@ -146,34 +144,6 @@ def scaled_values(
     ]
 
 
-@dataclass(frozen=True)
-class Paired:
-    """Values of some features of two modalities of the same cells, `(cells, features)` each, and the cells' labels."""
-
-    first: sp.csr_matrix
-    second: sp.csr_matrix
-    labels: NDArray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, rows: NDArray) -> Paired:
-        return Paired(self.first[rows], self.second[rows], self.labels[rows])
-
-    def repaired(self, rng: np.random.Generator) -> Paired:
-        """Shuffle the second modality among the cells of each label."""
-        order = np.arange(len(self))
-        for label in np.unique(self.labels):
-            members = np.flatnonzero(self.labels == label)
-            order[members] = rng.permutation(members)
-        return Paired(self.first, self.second[order], self.labels)
-
-    def correlations(self) -> NDArray[np.float64]:
-        """Return the correlations of all features of both modalities, after subtracting every label's mean."""
-        first, second = (unit_residuals(values.toarray(), self.labels) for values in (self.first, self.second))
-        return first.T @ second
-
-
 def pair_context(
     paired: Mapping[str, Mapping[str, AnnData]],
     scales: Mapping[str, Scale],
@@ -183,24 +153,42 @@ def pair_context(
     n_splits: int,
     seed: int,
 ) -> Context:
-    """Compare one half of the real cells with as many synthetic cells, the other half, and the other half re-paired.
+    """Compare correlations in one half of the real cells, synthetic cells, the other half, and that one re-paired.
 
-    Of each modality of the pair, the features that vary most in real cells count.
+    Each label's mean is subtracted. Of each modality of the pair, the features that vary most in real cells count.
     """
     values = {name: scaled_values(parts, scales, layers, name) for name, parts in paired.items()}
     kept = [np.argsort(-variances(own), kind="stable")[:N_CORRELATED] for own in values["real_test"]]
-    sides = []
+    labels = {}
     for name, parts in paired.items():
         first = next(iter(parts.values()))
-        labels = labels_of(first, keys, name=name) if keys else np.zeros(first.n_obs, int)
-        sides.append(Paired(*(own[:, features] for own, features in zip(values[name], kept, strict=True)), labels))
-    real, synthetic = sides
+        labels[name] = labels_of(first, keys, name=name) if keys else np.zeros(first.n_obs, int)
+
+    def correlations(name: str, rows: NDArray, order: NDArray | None = None) -> NDArray[np.float64]:
+        """Return the correlations of features of both modalities; of the second one, the cells may have an order."""
+        first, second = (
+            unit_residuals(own[of_side][:, features].toarray(), labels[name][rows])
+            for own, features, of_side in zip(values[name], kept, (rows, rows if order is None else order), strict=True)
+        )
+        return first.T @ second
+
     rng = np.random.default_rng(seed)
-    n_cells = min(len(real) // 2, len(synthetic))
+    n_real, n_synthetic = (len(labels[name]) for name in ("real_test", "synthetic"))
+    n_cells = min(n_real // 2, n_synthetic)
     comparisons: dict[str, list[Comparison]] = {"value": [], "real": [], "shuffled": []}
     for _ in range(max(n_splits, 1)):
-        order, drawn = rng.permutation(len(real)), rng.permutation(len(synthetic))[:n_cells]
-        first, other = real[order[:n_cells]], real[order[n_cells : 2 * n_cells]]
-        for name, cells in zip(comparisons, (synthetic[drawn], other, other.repaired(rng)), strict=True):
-            comparisons[name].append(Comparison(first, cells))
+        order, drawn = rng.permutation(n_real), rng.permutation(n_synthetic)[:n_cells]
+        first, other = order[:n_cells], order[n_cells : 2 * n_cells]
+        # the second modality of each cell is that of another cell of its label
+        of_other, mixed = labels["real_test"][other], other.copy()
+        for label in np.unique(of_other):
+            mixed[of_other == label] = rng.permutation(other[of_other == label])
+        of_real = correlations("real_test", first)
+        found = (
+            correlations("synthetic", drawn),
+            correlations("real_test", other),
+            correlations("real_test", other, mixed),
+        )
+        for side, own in zip(comparisons, found, strict=True):
+            comparisons[side].append(Comparison(of_real, own))
     return Context({"group": ALL}, comparisons if n_splits else comparisons | {"real": []})

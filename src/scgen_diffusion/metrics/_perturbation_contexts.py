@@ -1,4 +1,4 @@
-"""The comparisons behind the rows of each perturbation: its real cells, and all predictions of them.
+"""The table of perturbations: real cells of each, beside all predictions of them.
 
 Cells are read by perturbation, group and match. The baselines are predicted from control and training cells.
 """
@@ -7,123 +7,38 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING, Self, TypeAlias
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 import numpy as np
-from sklearn.metrics import pairwise_distances
 
 from scgen_diffusion._arguments import list_first, warn_user
-from scgen_diffusion.data import SEPARATOR, as_labels
+from scgen_diffusion.data import SEPARATOR, CellFiles, as_labels, check_is_anndata, check_names
 
-from ._cells import Source, check_for_empty_cells, check_for_training_cells, labels_of, means, stacked
-from ._comparison import ALL, UNKNOWN, Comparison, Context
-from ._perturbation import GeneMoments, control_share_of, rank_score, unit_vectors
-from ._safety import copied_cells, warn_of_copies
+from ._catalogue import choose_metrics
+from ._cells import Source, check_for_empty_cells, labels_of, means, stacked
+from ._comparison import ALL, UNKNOWN, Context, table_of
+from ._perturbation import GeneMoments, Panel, Prediction, Profile, control_share_of, unit_vectors
+from ._safety import copied_cells
 from ._space import ComparisonSpace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
 
     from ._cells import Expression
-    from ._comparison import Draws
+    from ._comparison import Draws, Need
 
 #: The single perturbations of a cell, sorted; empty for unperturbed cells.
 Parts: TypeAlias = tuple[str, ...]
 
 MIN_CELLS = 2
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What metrics of perturbations need to know about some cells.
-
-    Attributes
-    ----------
-    moments
-        Mean and variance of all genes.
-    pcs
-        The cells in the space for distances, those of a match together, `(cells, dimensions)`.
-    n_cells, shares
-        Number of these cells of each match, and its share, which need not be that of these cells, `(matches,)`.
-    moved_from
-        The cells that were all moved by one step, which does not change the distances between them.
-    """
-
-    moments: GeneMoments
-    pcs: NDArray
-    n_cells: NDArray[np.intp]
-    shares: NDArray[np.float64]
-    moved_from: Profile | None = None
-
-    @cached_property
-    def spread(self) -> float:
-        """Mean distance between two different cells."""
-        return self.distance(self) if self.moved_from is None else self.moved_from.spread
-
-    def distance(self, other: Profile) -> float:
-        """Return the mean distance to other cells, or between different cells of one set, with the shares of matches.
-
-        A match with a single cell has no two different ones; the mean of the other matches takes the place of theirs.
-        If every match has a single cell, it is unknown (NaN): cells of different donors may be farther apart.
-        """
-        x = self.pcs.astype(np.float64)
-        y = x if other is self else other.pcs.astype(np.float64)
-        n_pairs = np.outer(self.n_cells, other.n_cells) - (np.diag(self.n_cells) if other is self else 0)
-        sums = np.add.reduceat(pairwise_distances(x, y), np.cumsum(self.n_cells) - self.n_cells)
-        sums = np.add.reduceat(sums, np.cumsum(other.n_cells) - other.n_cells, axis=1)
-        means, weights = sums / np.maximum(n_pairs, 1), np.outer(self.shares, other.shares)
-        if (lacks := n_pairs == 0).any():
-            known = np.eye(len(lacks), dtype=bool) & ~lacks
-            means[lacks] = np.average(means[known], weights=weights[known]) if known.any() else UNKNOWN
-        return float((weights * means).sum())
-
-
-@dataclass(frozen=True)
-class Panel:
-    """The real changes of all perturbations in a group, for :func:`perturbation_discrimination`.
-
-    Attributes
-    ----------
-    directions
-        Changes against control, scaled to length 1, `(perturbations, genes)`.
-    row
-        Place of the perturbation that is predicted.
-    genes
-        Which genes count: those that are no perturbation.
-    """
-
-    directions: NDArray[np.float32]
-    row: int
-    genes: NDArray[np.bool_]
-
-    def score(self, change: NDArray) -> float:
-        """Return the score of a predicted change, `(all genes,)`."""
-        return rank_score(self.directions @ change[self.genes].astype(np.float32), self.row)
-
-
-@dataclass(frozen=True)
-class Prediction(Comparison):
-    """Real cells of a perturbation, and a prediction of them.
-
-    Attributes
-    ----------
-    control
-        Unperturbed cells.
-    mean_response
-        Control cells with the mean change of all training perturbations.
-    panel
-        The real changes of all perturbations.
-    """
-
-    real: Profile
-    synthetic: Profile
-    control: Profile
-    mean_response: Profile | None = None
-    panel: Panel | None = None
+FIGURES = ("value", "real", "no_change", "mean_shift", "additive")  # columns, and one per entry of `others`
+SETS = ("real_test", "synthetic", "control", "train")
+MANY_COPIES = 0.2  # a larger share of held-out cells among synthetic ones is no accident
 
 
 @dataclass(frozen=True)
@@ -132,8 +47,6 @@ class Perturbed:
 
     Attributes
     ----------
-    name
-        Name of the set in error messages.
     expression
         Log-normalised values.
     rows
@@ -143,7 +56,6 @@ class Perturbed:
         ``match_keys``.
     """
 
-    name: str
     expression: Expression
     rows: dict[tuple[Parts, str], NDArray[np.intp]]
     matches: NDArray[np.str_]
@@ -164,7 +76,7 @@ class Perturbed:
         matches = labels_of(cells, match_keys, name=source.name) if match_keys else np.zeros(len(source), dtype=str)
         parts: list[Parts] = [()] * len(source)
         if source.name != "control":
-            parts = _parts_of_cells(cells, key, split_name, source.name)
+            parts = [*map(lru_cache(split_name), labels_of(cells, key, name=source.name).tolist())]
         kept = np.arange(len(source))
         if source.name in ("real_test", "train"):
             kept = np.array([row for row in kept if parts[row]], dtype=np.intp)
@@ -177,7 +89,7 @@ class Perturbed:
             group = ALL if source.labels is None else str(source.labels[row])
             places.setdefault((parts[row], group), []).append(place)
         rows = {key: np.array(own, dtype=np.intp) for key, own in sorted(places.items())}
-        return cls(source.name, stacked(source.chunks(kept)), rows, matches[kept])
+        return cls(stacked(source.chunks(kept)), rows, matches[kept])
 
     def rows_of(self, parts: Parts, group: str, match: str | None = None) -> NDArray[np.intp]:
         """Return the positions of the cells of one perturbation (empty for control) in one group, or of one match."""
@@ -216,13 +128,6 @@ class Perturbed:
         return dict(zip(found.tolist(), (n_cells / n_cells.sum()).tolist(), strict=True))
 
 
-def _parts_of_cells(cells: AnnData, key: str, split_name: Callable[[str], Parts], name: str) -> list[Parts]:
-    """Return the single perturbations of each cell."""
-    named = labels_of(cells, key, name=name)
-    by_name = {each: split_name(each) for each in np.unique(named).tolist()}
-    return [by_name[each] for each in named]
-
-
 def read_perturbed(
     given: Mapping[str, AnnData],
     *,
@@ -230,7 +135,7 @@ def read_perturbed(
     separator: str,
     groupby: str | Sequence[str] | None,
     layer: str | None,
-    match_keys: Sequence[str] | None = None,
+    match_keys: Sequence[str],
 ) -> tuple[dict[str, Perturbed], Callable[[str], Parts]]:
     """Check and read ``real_test``, ``control`` and other sets. Return also what splits the name of a combination."""
     genes, untreated = given["real_test"].var_names, given["control"].obs
@@ -240,37 +145,29 @@ def read_perturbed(
     split_name = partial(parts_of, separator=separator, ignored=controls)
     sources = {n: Source.of(cells, n, genes, groupby=groupby, layer=layer) for n, cells in given.items()}
     check_for_empty_cells(sources)
-    if "train" in sources:  # may share its control cells with the others
-        perturbed = {}
-        for name in ("real_test", "synthetic", "train"):
-            is_perturbed = [bool(parts) for parts in _parts_of_cells(given[name], key, split_name, name)]
-            perturbed[name] = sources[name][np.flatnonzero(is_perturbed)]
-        check_for_training_cells(perturbed)
     sets = {name: Perturbed.read(given[name], source, key, split_name, match_keys) for name, source in sources.items()}
-    _check_numbers_of_cells(sets)
-    return sets, split_name
-
-
-def _check_numbers_of_cells(sets: Mapping[str, Perturbed]) -> None:
-    """Raise unless every perturbation has two real, predicted and control cells of its group, with each match."""
-    real, faults = sets["real_test"], []
+    real = sets["real_test"]
     for parts, group in real.rows:
         needed: list[tuple[str, Parts, str | None]] = [("real_test", parts, None)]
         for match in real.shares(parts, group):
             needed += [("synthetic", parts, match), ("control", (), match)]
         for name, which, match in needed:
             if (n_cells := len(sets[name].rows_of(which, group, match))) < MIN_CELLS:
-                where = f"perturbation {SEPARATOR.join(parts)!r}" + ("" if group == ALL else f" in group {group!r}")
+                where = f"perturbation {SEPARATOR.join(parts)!r} in group {group!r}"
                 where += f" with the match {match!r}" if match else ""
-                faults.append(f"`{name}` must have at least {MIN_CELLS} cells for {where}, but has {n_cells}.")
-    if faults:
-        others = f" In all, there are {len(faults)} such cases." if len(faults) > 1 else ""
-        msg = f"{faults[0]}{others} Leave such perturbations out of `real_test`, or give more cells."
+                msg = f"`{name}` must have at least {MIN_CELLS} cells for {where}, but has {n_cells}."
+                raise ValueError(msg)
+    if "train" in sets and copied_cells(real.expression, sets["train"].expression) > 0.5:
+        msg = "`real_test` has cells of `train`."
         raise ValueError(msg)
+    share, usual = (copied_cells(sets[name].expression, real.expression) for name in ("synthetic", "control"))
+    if share - usual > MANY_COPIES:
+        msg = f"{share:.0%} of the cells in `synthetic` are exact copies of cells in `real_test`. A mix-up?"
+        warn_user(msg)
+    return sets, split_name
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(NamedTuple):
     """The training cells of a perturbation in a group: their moments, and the share of each match."""
 
     moments: GeneMoments
@@ -336,8 +233,6 @@ class Shift:
 
 def mix(parts: Mapping[str, GeneMoments], shares: Mapping[str, float]) -> GeneMoments:
     """Return the moments of cells of which each part has a given share, whatever its number of cells."""
-    if len(parts) == 1:
-        return next(iter(parts.values()))
     weighted = [(parts[match], share) for match, share in shares.items()]
     mean = np.sum([share * own.mean for own, share in weighted], axis=0)
     return GeneMoments(
@@ -394,7 +289,7 @@ class Profiles:
         """Shift all cells by a change of the genes. The projection is linear."""
         step = shift.change if self.space is None else self.space.pca.components_ @ shift.change[self.space.genes]
         moments = shift.move(cells.moments, group, shares, self.controls)
-        return replace(cells, moments=moments, pcs=cells.pcs + step, moved_from=cells)
+        return replace(cells, moments=moments, pcs=cells.pcs + step)
 
     def predictions(
         self, parts: Parts, group: str, shares: Mapping[str, float], control: Profile, mean_response: Shift | None
@@ -408,40 +303,74 @@ class Profiles:
             changes = Shift.of({(part, group): own for part, own in single.items()}, self.controls)
             found["additive"] = self.moved(control, group, shares, changes)
         for name, cells in self.sets.items():
-            is_other = name not in ("real_test", "synthetic", "control", "train")
-            if is_other and all(len(cells.rows_of(parts, group, match)) >= MIN_CELLS for match in shares):
+            if name not in SETS and all(len(cells.rows_of(parts, group, match)) >= MIN_CELLS for match in shares):
                 found[name] = self.matched(name, parts, group, shares)
         return found
 
 
-def perturbation_contexts(
+def evaluate_perturbations(
     given: Mapping[str, AnnData],
+    others: Mapping[str, AnnData],
+    names: Collection[str] | None,
+    draws: Draws,
     *,
     key: str,
     separator: str,
     groupby: str | Sequence[str] | None,
     layer: str | None,
     space: ComparisonSpace | None,
-    draws: Draws,
-    with_panels: bool,
     match_keys: Sequence[str] | None = None,
-) -> Iterator[Context]:
-    """Yield the comparisons of each perturbation in each group: its real cells, and all predictions of them.
+) -> pd.DataFrame:
+    """Return the table of every perturbation.
 
     Parameters
     ----------
     given
-        ``real_test``, ``synthetic``, ``control``, ``train`` if given, and the predictions of other methods.
-    key, separator, groupby, layer, space, draws, match_keys
+        ``real_test``, ``synthetic``, ``control``, and ``train`` if given.
+    others
+        The predictions of other methods.
+    names
+        The metrics.
+    draws, key, separator, groupby, layer, space, match_keys
         As in :func:`evaluate`.
-    with_panels
-        Whether the comparisons get panels, which hold the changes of all genes under all perturbations.
     """
+    leading, figures = ("metric", "perturbation", "group"), (*FIGURES, *others)
+    if taken := [name for name in others if name in {*leading, *FIGURES, *SETS, "better"}]:
+        msg = f"`others` has the name {taken[0]!r}, which the table already uses; choose another name."
+        raise ValueError(msg)
+    given = {**given, **others}
+    for name, cells in given.items():
+        advice = " With `control`, read its cells: `train.read(rows)`." if isinstance(cells, CellFiles) else ""
+        check_is_anndata(cells, name, advice)
+    match_keys = check_names(match_keys, "match_keys")
     sets, split_name = read_perturbed(
         given, key=key, separator=separator, groupby=groupby, layer=layer, match_keys=match_keys
     )
+    available: set[Need] = {"control"} | ({"mean_response"} if "train" in sets else set())
+    available |= {"perturbations"} if len({parts for parts, _ in sets["real_test"].rows}) > 1 else set()
+    metrics = choose_metrics(names, "perturbation", available, given["real_test"].n_vars)
+    with_panels = any("perturbations" in metric.needs for metric in metrics)
+    contexts = _contexts(given, sets, split_name, space, draws, key=key, with_panels=with_panels)
+    rows = [context.row(metric) for context in contexts for metric in metrics]
+    rows.sort(key=lambda row: (row["perturbation"], row["group"]))
+    return table_of(rows, leading, figures)
+
+
+def _contexts(
+    given: Mapping[str, AnnData],
+    sets: Mapping[str, Perturbed],
+    split_name: Callable[[str], Parts],
+    space: ComparisonSpace | None,
+    draws: Draws,
+    *,
+    key: str,
+    with_panels: bool,
+) -> Iterator[Context]:
+    """Yield the comparisons of each perturbation in each group: its real cells, and all predictions of them.
+
+    With panels, they hold the changes of all genes under all perturbations.
+    """
     real = sets["real_test"]
-    warn_of_copies(*(copied_cells(sets[name].expression, real.expression) for name in ("synthetic", "control")))
     controls = {
         (group, match): GeneMoments.of(sets["control"].of((), group, match))
         for _, group in sets["control"].rows
@@ -452,13 +381,13 @@ def perturbation_contexts(
         space = ComparisonSpace.fit(sets["train"].expression, seed=draws.seed) if space is None else space
         train = sets["train"].with_matches(controls)
         trained = {place: Trained(train.moments(*place), train.shares(*place)) for place in train.rows}
-        if sets["train"].rows and not trained:
+        if not trained:
             warn_user("`control` has no cells of the groups in `train`, so `mean_shift` and `additive` are empty.")
     mean_response = Shift.of(trained, controls, weight=1 / len(trained)) if trained else None
     control_shares = {name: control_share_of(cells, given["control"]) for name, cells in given.items()}
     profiles = Profiles(sets, controls, trained, control_shares, space, draws)
 
-    @lru_cache(maxsize=1)
+    @lru_cache(maxsize=1)  # in a group, many perturbations have the same control cells
     def control_of(group: str, shares: tuple[tuple[str, float], ...]) -> Profile:
         return profiles.matched("control", (), group, dict(shares))
 
@@ -468,7 +397,7 @@ def perturbation_contexts(
     panels = {}
     if with_panels:
         panels = _panels(real, controls, halves, draws.n_repeats, ~given["real_test"].var_names.isin(perturbed))
-    for parts, group in sorted(real.rows, key=lambda place: place[1]):  # in a group, many have the same control cells
+    for parts, group in sorted(real.rows, key=lambda place: place[1]):
         cells, shares = real.of(parts, group), real.shares(parts, group)
         control = control_of(group, tuple(shares.items()))
         predictions = profiles.predictions(parts, group, shares, control, mean_response)
@@ -478,8 +407,7 @@ def perturbation_contexts(
         whole, *of_halves = panels.get((parts, group), [None] * (1 + draws.n_repeats))
         comparisons = {name: [compare(of_real, own, panel=whole)] for name, own in predictions.items()}
         pairs = [[profiles.of(cells[half]) for half in pair] for pair in halves[parts, group]]
-        if pairs:
-            comparisons["real"] = [compare(*pair, panel=panel) for pair, panel in zip(pairs, of_halves, strict=True)]
+        comparisons["real"] = [compare(*pair, panel=panel) for pair, panel in zip(pairs, of_halves, strict=False)]
         yield Context({"perturbation": names[parts], "group": group}, comparisons)
 
 

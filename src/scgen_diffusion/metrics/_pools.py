@@ -21,8 +21,6 @@ from ._comparison import (
     AllCells,
     CellComparison,
     Context,
-    Further,
-    Nearness,
     Sample,
     Training,
 )
@@ -191,13 +189,15 @@ def read_all_cells(sources: Mapping[str, Source], pools: Pools, draws: Draws) ->
     real, chance_of_real = _of_all_cells(sources["real_test"], fingerprints_of, chance_of_equal)
     synthetic, chance, alike = _of_all_cells(sources["synthetic"], fingerprints_of, chance_of_equal, chance_of_alike)
     train = None if pools.training is None else pools.training.fingerprints
-    are_comparable = len({source.are_counts for source in sources.values()}) == 1
+    are_comparable = len({source.log_base is None for source in sources.values()}) == 1
     nearness = partial(_nearness, pools, alike, draws.seed)
     return AllCells(real, synthetic, train, chance, chance_of_real, are_comparable, nearness)
 
 
-def _nearness(pools: Pools, alike: NDArray[np.float64], seed: int) -> Nearness:
-    """Measure all synthetic cells, or a random part of them where there are too many pairs, and drawn real cells."""
+def _nearness(
+    pools: Pools, alike: NDArray[np.float64], seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Measure drawn real cells and all synthetic cells, or a random part of them where there are too many pairs."""
     train, released, real = pools.training.pcs, pools.released, pools.real.sample
     most = max(PAIRS // len(train), CELLS_PER_GROUP)
     rows = np.random.default_rng([seed, 4]).permutation(len(released))[:most]
@@ -208,25 +208,40 @@ def _nearness(pools: Pools, alike: NDArray[np.float64], seed: int) -> Nearness:
         return np.where(chance * len(found) * len(train) <= UNLIKELY, found, np.inf)
 
     told = without_chance(of_real, chance_of_alike(real.expression)), without_chance(of_synthetic, alike[rows])
-    return Nearness(*told, usual=of_real)
+    return *told, of_real
 
 
 def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | None:
     """Draw the comparisons of a group (None: of all cells). Return None if a side has too few cells."""
     real, synthetic = pools.real.positions(group), pools.synthetic.positions(group)
-    others = real[len(real) // 2 :] if pools.others is None else pools.others.positions(group)
+    source = pools.others or pools.real
+    others = real[len(real) // 2 :] if pools.others is None else source.positions(group)
     has_others = len(others) >= MIN_CELLS_PER_GROUP
-    n_real = len(real) - len(others) if pools.others is None else len(real)
-    n_cells = min(n_real, len(synthetic), pools.n_cells, *([len(others)] if has_others else []))
+    n_real = len(real) // 2 if pools.others is None else len(real)
+    n_cells = min(n_real, len(synthetic), pools.n_cells, len(others) if has_others else n_real)
     if n_cells < MIN_CELLS_PER_GROUP:
         return None
     # one generator each, because how many real pairs are drawn depends on which metrics are asked for
     rng, mixing, halving = (np.random.default_rng([draws.seed, purpose]) for purpose in (1, 2, 3))
-    has_further = group is None and pools.real.sizes is not None
-    n_further = [pool.sizes.sum() - n_cells if has_further else 0 for pool in (pools.real, pools.synthetic)]
-    counting, mixing_further = rng.spawn(1)[0], mixing.spawn(1)[0]  # which leaves the other draws alone
-    draw_from = partial(_draw_from, rare=pools.rare)
-    (first,) = draw_from(pools.real, [real[:n_cells]], n_further[:1], rng=counting, is_value=True)
+    counting, mixing_rare = rng.spawn(1)[0], mixing.spawn(1)[0]  # which leaves the other draws alone
+    has_rare = group is None and pools.real.sizes is not None
+
+    def sample(pool: Pool, *parts: NDArray[np.intp], rng: np.random.Generator = counting, **how: bool) -> list[Sample]:
+        if not has_rare:
+            return [pool.sample[rows] for rows in parts]
+        n_further = [own.sizes.sum() - n_cells for own in (pools.real, pools.synthetic)]
+        return _draw_rare(pool, parts, n_further[-len(parts) :], pools.rare, rng, **how)
+
+    def split_real() -> CellComparison:
+        order = rng.permutation(real)
+        n_half = min(n_cells, len(order) // 2)
+        return compare(*sample(pools.real, order[:n_half], order[n_half : 2 * n_half]))
+
+    def draw_others(rng: np.random.Generator, of_rare: np.random.Generator) -> Sample:
+        return sample(source, rng.choice(others, n_cells, replace=False), rng=of_rare)[0]
+
+    (first,) = sample(pools.real, real[:n_cells], are_all=True)
+    (drawn,) = sample(pools.synthetic, synthetic[:n_cells], are_all=True)
     compare = partial(
         CellComparison,
         genes=pools.space.genes[np.argsort(-pools.space.pca.mean_, kind="stable")],
@@ -234,26 +249,14 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
         training=pools.training,
         seed=draws.seed,
     )
-
-    def draw_others(rng: np.random.Generator = rng, counting: np.random.Generator = counting) -> Sample:
-        rows = [rng.choice(others, n_cells, replace=False)]
-        return draw_from(pools.others or pools.real, rows, n_further[1:], rng=counting)[0]
-
-    def split_real() -> CellComparison:
-        order = rng.permutation(real)
-        n_half = min(n_cells, len(order) // 2)
-        return compare(*draw_from(pools.real, [order[:n_half], order[n_half : 2 * n_half]], n_further, rng=counting))
-
-    drawn = draw_from(pools.synthetic, [synthetic[:n_cells]], n_further[1:], rng=counting, is_value=True)
-    value = compare(first, *drawn, released=pools.released)
-    draw_real_pair = split_real if pools.others is None else lambda: compare(first, draw_others())
-    pairs = [draw_real_pair() for _ in range(draws.n_repeats if has_others else 0)]
-    is_judged_by_training = pools.training is not None and group is None
-    n_held_out = draws.n_repeats if is_judged_by_training else 0
+    value = compare(first, drawn, released=pools.released)
+    draw_pair = split_real if pools.others is None else lambda: compare(first, draw_others(rng, counting))
+    pairs = [draw_pair() for _ in range(draws.n_repeats if has_others else 0)]
+    n_held_out = draws.n_repeats if pools.training is not None and group is None else 0
     # each has its own draw of training cells, so that their mean has less noise
     held_out_pairs = [replace(split_real(), seed=draws.seed + i) for i in range(1, n_held_out + 1)]
-    to_shuffle = [draw_others(mixing, mixing_further)] if has_others else []
-    shuffled = [compare(first, shuffle_genes(sample, pools.space.project, mixing)) for sample in to_shuffle]
+    to_shuffle = [draw_others(mixing, mixing_rare)] if has_others else []
+    shuffled = [compare(first, shuffle_genes(own, pools.space.project, mixing)) for own in to_shuffle]
     return Context(
         {"group": ALL if group is None else group},
         {"value": [value], "real": pairs, "shuffled": shuffled},
@@ -262,29 +265,28 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
     )
 
 
-def _draw_from(
+def _draw_rare(
     pool: Pool,
     parts: Sequence[NDArray[np.intp]],
     n_further: Sequence[int],
-    *,
-    rare: pd.Series,
+    n_rare: pd.Series,
     rng: np.random.Generator,
-    is_value: bool = False,
+    *,
+    are_all: bool = False,
 ) -> list[Sample]:
-    """Return samples of a pool, beside so many further cells: all others of its set, or as a perfect model draws."""
-    samples = [pool.sample[rows] for rows in parts]
-    if not any(n_further):
-        return samples
-    rows = rng.permutation(np.setdiff1d(np.flatnonzero(np.isin(pool.sample.labels, rare.index)), np.concatenate(parts)))
-    for position, n_cells in enumerate(n_further):
-        drawn = count_labels(samples[position].labels)
-        if is_value:
-            sizes = pool.sizes.sub(drawn, fill_value=0).astype(int)
-        else:
+    """Return samples of a pool, beside all other cells of its set, or so many as a perfect model draws."""
+    is_rare = np.isin(pool.sample.labels, n_rare.index)
+    rows = rng.permutation(np.setdiff1d(np.flatnonzero(is_rare), np.concatenate(parts)))
+    samples = []
+    for part, n_cells in zip(parts, n_further, strict=True):
+        own = pool.sample[part]
+        drawn = count_labels(own.labels)
+        sizes = pool.sizes.sub(drawn, fill_value=0).astype(int)
+        if not are_all:
             sizes = pd.Series(rng.multinomial(n_cells, pool.sizes / pool.sizes.sum()), pool.sizes.index)
         labels = pd.Series(pool.sample.labels[rows])
-        is_taken = (labels.groupby(labels).cumcount() < labels.map(rare.sub(drawn, fill_value=0))).to_numpy()
-        samples[position] = replace(samples[position], further=Further(sizes, pool.sample, rows[is_taken]))
+        is_taken = (labels.groupby(labels).cumcount() < labels.map(n_rare.sub(drawn, fill_value=0))).to_numpy()
+        samples.append(replace(own, n_further=sizes, rare=pool.sample[rows[is_taken]]))
         rows = rows[~is_taken]
     return samples
 
@@ -300,8 +302,5 @@ def shuffle_genes(sample: Sample, project: Callable[[Expression], NDArray], rng:
             by_gene[:, cells] = rng.permuted(by_gene[:, cells], axis=1)
         parts.append(sp.csr_matrix(by_gene.T))
     expression = Expression(sp.hstack(parts, format="csr"), sample.expression.library_sizes)
-    further = sample.further
-    if further is not None and len(further.rows):
-        cells = shuffle_genes(further.cells[further.rows], project, rng)
-        further = replace(further, cells=cells, rows=np.arange(len(cells)))
-    return Sample(expression, project(expression), sample.labels, further)
+    rare = sample.rare and shuffle_genes(sample.rare, project, rng)
+    return Sample(expression, project(expression), sample.labels, sample.n_further, rare)

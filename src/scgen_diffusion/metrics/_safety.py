@@ -11,8 +11,6 @@ from scipy.stats import hypergeom
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 
-from scgen_diffusion._arguments import is_whole_number, warn_user
-
 from ._cells import as_points, expression_of, pair_of_expressions
 
 if TYPE_CHECKING:
@@ -26,7 +24,6 @@ SAME = 1e-5  # of a typical distance: what rounding leaves between equal cells
 N_CANDIDATES = 3  # extra neighbours to look up, whose distances are computed again
 N_DECIMALS = 2  # of logarithms: those of another precision differ in the sixth or seventh, and seldom round apart
 EMPTY = 0  # fingerprint of a cell without counts
-MANY_COPIES = 0.2  # a larger share of held-out cells among synthetic ones is no accident
 
 
 class MembershipInference(NamedTuple):
@@ -44,36 +41,19 @@ class MembershipInference(NamedTuple):
     advantage: float
 
 
-def nearest_distances(values: ArrayLike, reference: ArrayLike, *, k: int = 1) -> NDArray[np.float64]:
-    r"""Return every cell's mean Euclidean distance to its nearest cells in another set.
-
-    .. math:: d_i = \frac{1}{k} \sum_{j \in N_k(i)} \lVert v_i - r_j \rVert
-
-    where :math:`N_k(i)` are the :math:`k` reference cells nearest to cell :math:`i`. Copies have a distance of exactly
-    0.
+def nearest_distances(values: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:
+    r"""Return every cell's Euclidean distance to its nearest cell in another set; exactly 0 for copies.
 
     Parameters
     ----------
     values, reference
         Points with the same features, `(cells, features)`.
-    k
-        Number of neighbours to average over.
 
     Returns
     -------
     Distances in units of the features, from 0 upwards, `(cells,)`.
     """
-    values, reference = as_points(values=values, reference=reference)
-    _check_k(k, reference, "reference")
-    distances, _ = _nearest(values, reference, k)
-    return distances.mean(axis=1)
-
-
-def _check_k(k: int, cells: NDArray, name: str) -> None:
-    """Raise unless there are as many cells as neighbours are asked for."""
-    if not (is_whole_number(k) and 1 <= k <= len(cells)):
-        msg = f"`k` must be a whole number from 1 to the number of cells in `{name}`, {len(cells)}, but found {k!r}."
-        raise ValueError(msg)
+    return _nearest(*as_points(values=values, reference=reference), 1)[0][:, 0]
 
 
 def _nearest(values: NDArray, reference: NDArray, k: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
@@ -212,19 +192,6 @@ def copied_cells(synthetic: Cells | Expression, train: Cells | Expression, *, la
     return share_of_copies(fingerprints_of(of_synthetic), fingerprints_of(of_train))
 
 
-def warn_of_copies(share: float, usual: float) -> None:
-    """Warn if ``synthetic`` has many more cells of ``real_test`` than other real cells do, whose share is ``usual``."""
-    if share - usual > MANY_COPIES:
-        msg = f"{share:.0%} of the compared cells in `synthetic` are exact copies of cells in `real_test`. A mix-up?"
-        warn_user(msg)
-
-
-def warn_of_leak(share: float) -> None:
-    """Warn if a ``share`` of ``real_test`` is in ``train``."""
-    if share > 0:
-        warn_user(f"At least {share:.1%} of the cells in `real_test` are in `train`, too, which hides memorisation.")
-
-
 def duplicate_share(synthetic: Cells | Expression, *, layer: str | None = None) -> float:
     r"""Measure how often a model repeats itself: the share of synthetic cells that equal another synthetic cell.
 
@@ -251,17 +218,17 @@ def duplicate_share(synthetic: Cells | Expression, *, layer: str | None = None) 
 
 
 def membership_inference(
-    synthetic: ArrayLike, held_out: ArrayLike, train: ArrayLike, *, k: int = 1, seed: int = 0
+    synthetic: ArrayLike, held_out: ArrayLike, train: ArrayLike, *, seed: int = 0
 ) -> MembershipInference:
     r"""Attack the model: guess which real cells it was trained on from how near synthetic cells come to them.
 
     Every real cell :math:`r` is scored by its nearness to the synthetic cells :math:`S`; cells with high scores are
     taken for training cells:
 
-    .. math:: s(r) = -d_k(r, S), \qquad \text{AUC} = P\bigl( s(r_{\text{train}}) > s(r_{\text{held-out}}) \bigr), \qquad
+    .. math:: s(r) = -d(r, S), \qquad \text{AUC} = P\bigl( s(r_{\text{train}}) > s(r_{\text{held-out}}) \bigr), \qquad
         \text{advantage} = \max_c\; \bigl[ \text{TPR}(c) - \text{FPR}(c) \bigr]
 
-    with the distance :math:`d_k` of :func:`nearest_distances`. The AUC is between 0 and 1, and 0.5 means that nothing
+    with the distance :math:`d` of :func:`nearest_distances`. The AUC is between 0 and 1, and 0.5 means that nothing
     leaks (with :math:`n` cells a side, chance alone reaches about :math:`0.5 \pm 0.8 / \sqrt{n}`). The advantage is
     between 0 and 1, and about :math:`0.63 \sqrt{2 / n}` by chance. The closer to these, the better.
 
@@ -279,8 +246,6 @@ def membership_inference(
     synthetic, held_out, train
         Synthetic cells, real cells that the model has not seen, and its training cells from the same distribution:
         points with the same features, `(cells, features)`.
-    k
-        Number of synthetic cells to average the distance over.
     seed
         Seed that chooses which cells to drop if there are more training than held-out cells, or fewer.
 
@@ -294,21 +259,20 @@ def membership_inference(
     Privacy risk in machine learning (for the advantage).
     """
     synthetic, held_out, train = as_points(synthetic=synthetic, held_out=held_out, train=train)
-    others, members = nearness(synthetic, held_out, train, k=k, seed=seed)
+    others, members = nearness(synthetic, held_out, train, seed=seed)
     is_member, scores = np.repeat([1, 0], len(members)), np.concatenate([members, others])
     false_positives, true_positives, _ = roc_curve(is_member, scores, drop_intermediate=False)
     return MembershipInference(float(roc_auc_score(is_member, scores)), float((true_positives - false_positives).max()))
 
 
 def nearness(
-    synthetic: NDArray, held_out: NDArray, train: NDArray, *, k: int = 1, seed: int = 0
+    synthetic: NDArray, held_out: NDArray, train: NDArray, *, seed: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return how near held-out cells, and as many training cells, are to synthetic ones, each `(cells,)`."""
-    _check_k(k, synthetic, "synthetic")
     rng = np.random.default_rng(seed)
     n_cells = min(len(train), len(held_out))
     members, others = (cells[rng.permutation(len(cells))[:n_cells]] for cells in (train, held_out))
-    return -nearest_distances(others, synthetic, k=k), -nearest_distances(members, synthetic, k=k)
+    return -nearest_distances(others, synthetic), -nearest_distances(members, synthetic)
 
 
 def fingerprints_of(expression: Expression) -> NDArray[np.uint64]:
@@ -320,18 +284,16 @@ def fingerprints_of(expression: Expression) -> NDArray[np.uint64]:
     Of ten million synthetic and as many training cells, a pair with other counts, or other rounded logarithms, has the
     same hash by chance with a probability of 5e-6.
     """
-    values, sizes = expression.values, expression.library_sizes
-    if not values.has_canonical_format:
-        values = values.copy()
-        values.sum_duplicates()
+    values, sizes = expression.values.copy(), expression.library_sizes
+    values.sum_duplicates()
+    values.eliminate_zeros()
+    shown = values.data if sizes is not None else values.data.round(N_DECIMALS)
     found = np.full(len(expression), EMPTY, dtype=np.uint64)
     for row, (start, end) in enumerate(zip(values.indptr, values.indptr[1:], strict=False)):
-        data = values.data[start:end]
-        if not (expressed := data != 0).any():
+        if start == end:
             continue
-        content = blake2b(values.indices[start:end][expressed].astype(np.int64).tobytes(), digest_size=8)
-        shown = data[expressed] if sizes is not None else data[expressed].round(N_DECIMALS)
-        content.update(shown.astype(np.float32).tobytes())
+        content = blake2b(values.indices[start:end].astype(np.int64).tobytes(), digest_size=8)
+        content.update(shown[start:end].tobytes())
         if sizes is not None:
             content.update(sizes[row].tobytes())
         found[row] = int.from_bytes(content.digest(), "little") or 1

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 from sklearn.decomposition import PCA
 
-from scgen_diffusion._arguments import check_count, known_names
+from scgen_diffusion._arguments import known_names
 from scgen_diffusion.data import to_csr
 
 from ._cells import (
@@ -69,31 +69,28 @@ def choose_scales(
     real: Mapping[str, AnnData], scales: Mapping[str, ScaleName] | None, layers: Mapping[str, str]
 ) -> dict[str, ScaleName]:
     """Return the name of each modality's scale: the given one, or one that suits its values and number of features."""
-    chosen = dict(scales or {})
-    for modality in [*chosen, *layers]:
+    for modality in [*(scales or {}), *layers]:
         if modality not in real:
             msg = f"`scales` and `layer` have no modality {modality!r}. {known_names(modality, list(real))}"
             raise KeyError(msg)
+    chosen = {}
     for modality, cells in real.items():
-        if modality not in chosen:
-            matrix, log_base = matrix_of(cells, layers.get(modality), modality)
-            values = to_csr(matrix[:], modality).data
-            is_binary = log_base is None and len(values) > 0 and values.max() <= 1
-            few_or_many = "log1p" if cells.n_vars < FEW_FEATURES else "log_normalised"
-            chosen[modality] = "tf_idf" if is_binary else few_or_many
-    return {modality: chosen[modality] for modality in real}
+        matrix, log_base = matrix_of(cells, layers.get(modality), modality)
+        largest = to_csr(matrix[:], modality).data.max(initial=0)
+        few_or_many = "log1p" if cells.n_vars < FEW_FEATURES else "log_normalised"
+        chosen[modality] = "tf_idf" if log_base is None and 0 < largest <= 1 else few_or_many
+    return chosen | dict(scales or {})
 
 
 def make_scale(name: ScaleName, reference: AnnData, layer: str | None) -> Scale:
     """Return a scale, fitted to the reference cells if it needs fitting."""
-    if name == "log_normalised":
-        return log_normalise
-    if name == "log1p":
-        return log1p_of_counts
     if name == "tf_idf":
         return tf_idf(to_csr(matrix_of(reference, layer, "train")[0][:], "train"))
-    msg = f"`scales` has {name!r}; a scale must be one of {list(get_args(ScaleName))}."
-    raise ValueError(msg)
+    known = {"log_normalised": log_normalise, "log1p": log1p_of_counts}
+    if name not in known:
+        msg = f"`scales` has {name!r}; a scale must be one of {[*known, 'tf_idf']}."
+        raise ValueError(msg)
+    return known[name]
 
 
 N_GENES = 2_000
@@ -157,13 +154,8 @@ class ComparisonSpace:
         seed
             Seed of the randomised decomposition, and of the 10 000 cells that it uses if there are more.
         """
-        check_count("n_genes", n_genes)
-        check_count("n_components", n_components)
         expression = expression_of(train, layer=layer, name="train")
         of_genes = variances(expression.values)
-        if len(expression) < 2 or not of_genes.any():
-            msg = f"`train` must have two or more cells that differ, but found {len(expression)} without variance."
-            raise ValueError(msg)
         genes = np.sort(np.argsort(-of_genes, kind="stable")[:n_genes])
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.permutation(len(expression))[:MAX_FITTED_CELLS])
@@ -180,15 +172,9 @@ class ComparisonSpace:
 
     def check_genes(self, n_genes: int, names: pd.Index | None = None) -> None:
         """Raise unless cells with so many genes, and with these names if they have names, can be projected."""
-        if n_genes != self.panel_size:
-            msg = f"The cells have {n_genes} genes, but the space was fitted to cells with {self.panel_size}."
-            raise ValueError(msg)
-        if self.names is None or names is None:
-            return
-        differing = np.flatnonzero(np.asarray(names) != self.names)
-        if len(differing):
-            place = differing[0]
-            msg = (
-                f"Gene {place} of the cells is {names[place]!r}, but {self.names[place]!r} in the space: use one order."
-            )
+        is_known = self.names is None or names is None or np.array_equal(names, self.names)
+        if n_genes != self.panel_size or not is_known:
+            found = "" if names is None else f", {names[0]!r} to {names[-1]!r}"
+            own = "" if self.names is None else f", {self.names[0]!r} to {self.names[-1]!r}, in this order"
+            msg = f"The cells have {n_genes} genes{found}, but the space is of {self.panel_size}{own}."
             raise ValueError(msg)

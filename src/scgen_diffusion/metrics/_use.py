@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +9,10 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from ._cells import as_points, check_labels
+from ._cells import as_points, text_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import ArrayLike, NDArray
-
 
 N_RESAMPLES = 500
 INTERVAL = (0.025, 0.975)
@@ -56,14 +51,12 @@ def tstr_f1(
     ----------
     Esteban et al. 2017, Real-valued (medical) time series generation with recurrent conditional GANs ("TSTR").
     """
-    train_values, test_values = _doubles(train_values=train_values, test_values=test_values)
-    train_labels = check_labels(train_labels, len(train_values), "train_labels")
-    test_labels = check_labels(test_labels, len(test_values), "test_labels")
+    train_values, test_values = as_points(train_values=train_values, test_values=test_values)
+    train_labels, test_labels = text_labels(train_labels, "train_labels"), text_labels(test_labels, "test_labels")
     if len(np.unique(train_labels)) < 2:
         return float("nan")
     predicted = _fit(train_values, train_labels).predict(test_values)
-    with _many_labels_allowed():
-        return float(f1_score(test_labels, predicted, labels=np.unique(test_labels), average="macro", zero_division=0))
+    return float(f1_score(test_labels, predicted, labels=np.unique(test_labels), average="macro", zero_division=0))
 
 
 def trts_accuracy(
@@ -99,9 +92,8 @@ def trts_accuracy(
     ----------
     Ravuri and Vinyals 2019, Classification accuracy score for conditional generative models (for its counterpart).
     """
-    real_values, synthetic_values = _doubles(real_values=real_values, synthetic_values=synthetic_values)
-    real_labels = check_labels(real_labels, len(real_values), "real_labels")
-    requested = check_labels(requested_labels, len(synthetic_values), "requested_labels")
+    real_values, synthetic_values = as_points(real_values=real_values, synthetic_values=synthetic_values)
+    real_labels, requested = text_labels(real_labels, "real_labels"), text_labels(requested_labels, "requested_labels")
     known = np.isin(requested, real_labels)
     if len(np.unique(real_labels)) < 2 or not known.any():
         return float("nan")
@@ -155,23 +147,22 @@ def augmentation_gain(
     Marouf et al. 2020, Realistic in silico generation and augmentation of single-cell RNA-seq data using generative
     adversarial networks.
     """
-    train_values, synthetic_values, test_values = _doubles(
+    train_values, synthetic_values, test_values = as_points(
         train_values=train_values, synthetic_values=synthetic_values, test_values=test_values
     )
-    train_labels = check_labels(train_labels, len(train_values), "train_labels")
-    synthetic_labels = check_labels(synthetic_labels, len(synthetic_values), "synthetic_labels")
-    test_labels = check_labels(test_labels, len(test_values), "test_labels")
+    train_labels, test_labels = text_labels(train_labels, "train_labels"), text_labels(test_labels, "test_labels")
+    synthetic_labels = text_labels(synthetic_labels, "synthetic_labels")
     both = np.concatenate([train_values, synthetic_values]), np.concatenate([train_labels, synthetic_labels])
-    of_real = _predict(train_values, train_labels, test_values)
-    of_repeated = _predict(train_values, train_labels, test_values, _weights_as_often(train_labels, synthetic_labels))
-    of_both = _predict(*both, test_values)
+    sizes, added = (pd.Series(labels).value_counts() for labels in (train_labels, synthetic_labels))
+    as_often = pd.Series(train_labels).map(1 + added.reindex(sizes.index, fill_value=0) / sizes)
 
     names = np.unique(test_labels)
     n_test = len(test_labels)
     draws = np.random.default_rng(seed).multinomial(n_test, np.full(n_test, 1 / n_test), N_RESAMPLES)
     weights = np.vstack([np.ones(n_test, int), draws])  # the cells as they are, then resampled
+    fits = _fit(train_values, train_labels), _fit(train_values, train_labels, as_often), _fit(*both)
     f1_real, f1_repeated, f1_both = (
-        _weighted_f1(test_labels, found, names, weights) for found in (of_real, of_repeated, of_both)
+        _weighted_f1(test_labels, fit.predict(test_values), names, weights) for fit in fits
     )
     low, high = np.nanquantile((f1_both - f1_real)[1:], INTERVAL, axis=0)
     sizes = {
@@ -184,39 +175,8 @@ def augmentation_gain(
     return pd.DataFrame({**scores, **sizes}, index=index)
 
 
-def _doubles(**given: ArrayLike) -> list[NDArray[np.float64]]:
-    return [values.astype(np.float64) for values in as_points(**given)]
-
-
-def _fit(values: NDArray, labels: NDArray, weights: NDArray | None = None) -> LogisticRegression:
-    with _many_labels_allowed():
-        return LogisticRegression(max_iter=2_000, C=0.1).fit(values, labels, weights)
-
-
-@contextmanager
-def _many_labels_allowed() -> Iterator[None]:
-    """Keep scikit-learn from warning that labels of few cells each may be numbers: they are labels."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
-        yield
-
-
-def _predict(
-    values: NDArray,
-    labels: NDArray,
-    test_values: NDArray,
-    weights: NDArray | None = None,
-) -> NDArray:
-    if len(names := np.unique(labels)) < 2:
-        return np.repeat(names, len(test_values))  # there is only one label
-    return _fit(values, labels, weights).predict(test_values)
-
-
-def _weights_as_often(labels: NDArray, added: NDArray) -> NDArray[np.float64]:
-    """Return weights of cells, as if all of each ``added`` label were repeated alike, as often as it is added."""
-    names, which, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    n_added = (added[:, None] == names).sum(axis=0)
-    return (1 + n_added / sizes)[which.ravel()]
+def _fit(values: NDArray, labels: NDArray, weights: pd.Series | None = None) -> LogisticRegression:
+    return LogisticRegression(max_iter=2_000, C=0.1).fit(values.astype(np.float64), labels, weights)
 
 
 def _weighted_f1(labels: NDArray, predicted: NDArray, names: NDArray, weights: NDArray) -> NDArray[np.float64]:

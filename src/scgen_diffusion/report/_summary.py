@@ -186,7 +186,7 @@ def _excess(row: Row) -> float:
     excess = excess_over_real(row["metric"], row["better"], row["value"], row["real"])
     if metric.ideal == GUESSING:  # nearer to the held-out cells than chance allows: were files swapped?
         excess = max(excess, min(GUESSING, row["real"]) - row["value"])
-    if metric.of_all is not None:  # whose lower limit allows for the uncertainty of the real cells' score
+    if metric.of_all:  # whose lower limit allows for the uncertainty of the real cells' score
         is_clear = not row["low"] <= row["real"]
     else:
         is_clear = excess > limits.n_deviations * _deviation(row)
