@@ -165,7 +165,7 @@ def test_training_cells_in_several_files_are_as_free_as_those_in_one(call, refus
         expected, found = call(*sets, "--train", one), call(*sets, "--train", first, "--train", second)
         assert expected[0] == found[0] == 0, found[2]
         assert expected[1] == found[1]
-    refused("--train", *sets, "--train", tmp_path / "first0.h5ad", "--train", second)
+    refused("`train`", *sets, "--train", tmp_path / "first0.h5ad", "--train", second)
 
 
 def test_several_modalities_are_judged_each(call, refused, files, tmp_path):
