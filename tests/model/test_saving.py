@@ -272,27 +272,6 @@ def test_what_a_file_cannot_hold_is_named_and_nothing_is_written(make_cells, mak
     assert contents(tmp_path / "m") == before
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (lambda cells: setattr(cells, "X", cells.X / 2), "not whole numbers"),
-        (lambda cells: cells.obs.pop("cell_type"), "cell_type"),
-        (lambda cells: cells._inplace_subset_var(cells.var_names != "gene_3"), "gene_3"),
-    ],
-)
-def test_cells_that_were_changed_in_place_are_not_saved(make_model, make_cells, tmp_path, change, named):
-    model = make_model(cells := make_cells())
-    change(cells)
-
-    with pytest.raises(ValueError, match=named):
-        model.save(tmp_path / "m", save_anndata=True)
-    assert list(tmp_path.iterdir()) == []
-    model.save(tmp_path / "m")
-    cells.write_h5ad(tmp_path / "m" / "adata.h5ad")
-    with pytest.raises((KeyError, ValueError), match=named):
-        SCLDM.load(tmp_path / "m")
-
-
 def test_a_path_may_begin_with_the_home_folder(make_model, quick, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     model = make_model()
@@ -324,8 +303,6 @@ def test_a_missing_model_is_reported(saved_model, tmp_path):
 
 
 CHANGES = {
-    "genes": (("attr_dict", "registry_", "field_registries", "X", "summary_stats", "n_vars"), 2 * 10**9),
-    "width": (("attr_dict", "init_params_", "kwargs", "architecture", "width"), 10**6),
     "weights": (("model_state_dict", "library_size.means"), torch.zeros(1).expand(10**12)),
     "no combinations": (("attr_dict", "combinations_"), None),
     "another format": (("format",), "other"),

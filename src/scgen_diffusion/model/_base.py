@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import rich
 import rich.pretty  # scvi-tools 1.4 uses it without importing it
-import rich.table
 import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
@@ -82,7 +81,6 @@ from ._model_file import (
     init_options,
     model_content,
     name_damaged_file,
-    no_more_weights_than,
     read_model_file,
     write_cells,
     write_model,
@@ -1172,18 +1170,6 @@ class DiffusionModel(BaseModelClass):
             return values.tocsr()
         return values.copy() if cells.is_view else values
 
-    def _check_loadable(self) -> None:
-        """Raise if `load` would refuse the model's cells, which may have changed since they were set up."""
-        self._check_same_features(self.adata)
-        check_conditions(self.adata, *keys_to_check(self._condition_keys))
-        encode_conditions(self.adata, self._condition_keys)
-        self._check_own_values()
-
-    def _check_own_values(self) -> None:
-        """Raise unless the model's cells have values of the registered kind."""
-        where = check_layer(self.adata, layer := self.registry_["setup_args"]["layer"])
-        check_expression(self.adata, layer, self._input_values, ADVICE_ON_COUNTS.format(where=where))
-
     def _check_values(self, x: Any, rows: np.ndarray, cells: AnnData) -> None:
         """Raise unless the values ``(rows, genes)`` of some cells are of the registered kind."""
         where = check_layer(cells, layer := self._layer_of(cells))
@@ -1256,8 +1242,7 @@ class DiffusionModel(BaseModelClass):
             there are ``anndata_write_kwargs``.
         ValueError
             If ``prefix`` has a "/", the folder exists and ``overwrite`` is False or it holds cells of these names
-            without a model, or ``save_anndata`` is True and there are no cells in memory, or their genes, labels or
-            values have changed since they were set up.
+            without a model, or ``save_anndata`` is True and there are no cells in memory.
         OSError
             If ``dir_path`` is a file, or the files cannot be written. Files from before stay as they were.
         """
@@ -1267,11 +1252,14 @@ class DiffusionModel(BaseModelClass):
             msg = f"`save` got {name!r}, which only `save_anndata=True` could pass on. {options}"
             raise TypeError(msg)
         folder, prefix = Path(dir_path).expanduser(), prefix or ""
-        replaced = check_can_save(self, folder, prefix, overwrite=overwrite, with_cells=save_anndata)
-        writers: dict[str, Callable[[Path], None]] = {
-            f"{prefix}{MODEL_FILE}": partial(write_model, model_content(self))
-        }
+        replaced = check_can_save(folder, prefix, overwrite=overwrite)
+        names = {n: list(m.features) for n, m in self.modalities.items()} or list(self.var_.index)
+        content = model_content(vars(self), self.module.state_dict(), names)
+        writers: dict[str, Callable[[Path], None]] = {f"{prefix}{MODEL_FILE}": partial(write_model, content)}
         if save_anndata:
+            if self.adata is None:
+                msg = "`save_anndata` is True, but the model has no cells in memory; leave it out, or set model.adata."
+                raise ValueError(msg)
             name = MUDATA_FILE if isinstance(self.adata, MuData) else ADATA_FILE
             writers[f"{prefix}{name}"] = partial(write_cells, self.adata, anndata_write_kwargs)
         write_together(folder, writers, replaced, overwrite=overwrite)
@@ -1337,10 +1325,8 @@ class DiffusionModel(BaseModelClass):
                         f"{error.args[0]} These cells were saved with the model; `adata=False` ignores them.",
                     )
                 raise
-        with name_damaged_file(saved.path), no_more_weights_than(saved.path.stat().st_size):
-            cls(None, registry=saved.registry, **saved.options)
-        model = cls(cells, registry=saved.registry, **saved.options)
         with name_damaged_file(saved.path):
+            model = cls(cells, registry=saved.registry, **saved.options)
             for name, value in saved.attributes.items():
                 setattr(model, name, value)
             model.module.load_state_dict(saved.weights)
@@ -1388,15 +1374,9 @@ class DiffusionModel(BaseModelClass):
         hide_state_registries
             Whether to leave out the condition keys.
         """
-        registry = self.registry_
-        rich.print(f"Set up with scvi-tools {registry['scvi_version']}.")
-        AnnDataManager.view_setup_method_args(registry)
-        table = rich.table.Table("field", "location", "sizes")
-        for name, field in registry["field_registries"].items():
-            where = ".".join(str(part) for part in field["data_registry"].values() if part)
-            numbers = ", ".join(f"{what}: {number}" for what, number in field["summary_stats"].items())
-            table.add_row(name, escape(where), numbers)
-        rich.print(table)
+        rich.print(f"Set up with scvi-tools {self.registry_['scvi_version']}.")
+        AnnDataManager.view_setup_method_args(self.registry_)
+        rich.print(dict(self.summary_stats))
         if not hide_state_registries:
             rich.print(*(escape(f"Condition {key.name}: {key.kind}") for key in self.conditions.by_key), sep="\n")
 

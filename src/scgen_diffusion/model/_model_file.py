@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anndata
@@ -27,13 +26,12 @@ from scgen_diffusion.data import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import pandas as pd
     from torch import Tensor
 
-    from ._base import DiffusionModel
 
 MODEL_FILE = "model.pt"
 ADATA_FILE = "adata.h5ad"
@@ -91,21 +89,25 @@ class ModelFile(NamedTuple):
     attributes: dict[str, Any]
 
 
-def model_content(model: Any) -> dict[str, Any]:
-    """Return the content of a model file. ``registry_`` is JSON, so embedding tables are stored beside it."""
-    registry = to_plain(model.registry_)
+def model_content(
+    attributes: Mapping[str, Any], weights: Mapping[str, Tensor], var_names: list[str] | dict[str, list[str]]
+) -> dict[str, Any]:
+    """Return the content of a model file, from a model's attributes, weights, and names of genes (by modality).
+
+    ``registry_`` is JSON, so embedding tables are stored beside it.
+    """
+    registry = to_plain(attributes["registry_"])
     tables = registry["setup_args"]["condition_embeddings"]
     registry["setup_args"]["condition_embeddings"] = list(tables)
-    attributes = {name: vars(model)[name] for name in ATTRIBUTES if name in vars(model)}
     return {
         "format": FORMAT,
-        "model_state_dict": {name: tensor.cpu() for name, tensor in model.module.state_dict().items()},
-        "var_names": {n: list(m.features) for n, m in model.modalities.items()} or list(model.var_.index),
+        "model_state_dict": {name: tensor.cpu() for name, tensor in weights.items()},
+        "var_names": var_names,
         "attr_dict": {
             "registry_": registry,
             "condition_embeddings_": tables,
-            "init_params_": to_plain(model.init_params_),
-            **to_plain(attributes),
+            "init_params_": to_plain(attributes["init_params_"]),
+            **to_plain({name: attributes[name] for name in ATTRIBUTES if name in attributes}),
         },
     }
 
@@ -171,37 +173,11 @@ def _parse(path: Path, content: Mapping[str, Any]) -> ModelFile:
     return ModelFile(path, registry, options, weights, attributes)
 
 
-@contextmanager
-def no_more_weights_than(limit: int) -> Iterator[None]:
-    """Raise ValueError as soon as the body has built modules with more values than that; nothing is allocated."""
-    n_values, thread = 0, threading.get_ident()
-
-    def count(_: torch.nn.Module, name: str, tensor: Tensor | None) -> None:
-        nonlocal n_values
-        if tensor is not None and threading.get_ident() == thread:
-            n_values += tensor.numel()
-        if n_values > limit:
-            msg = f"it describes a larger network than its weights are of: {name!r} has {n_values:,} values"
-            raise ValueError(msg)
-
-    hooks = torch.nn.modules.module
-    handles = [
-        hooks.register_module_parameter_registration_hook(count),
-        hooks.register_module_buffer_registration_hook(count),
-    ]
-    try:
-        with torch.device("meta"):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 # --- files of the folder ----------------------------------------------------------------------------------------------
 
 
-def check_can_save(model: DiffusionModel, folder: Path, prefix: str, *, overwrite: bool, with_cells: bool) -> list[str]:
-    """Raise unless the model can be saved to a folder; return the names that files of cells may have there."""
+def check_can_save(folder: Path, prefix: str, *, overwrite: bool) -> list[str]:
+    """Raise unless a model can be saved to a folder; return the names that files of cells may have there."""
     if folder.is_file():
         msg = f"{folder} is a file. `dir_path` must be a folder."
         raise NotADirectoryError(msg)
@@ -211,18 +187,6 @@ def check_can_save(model: DiffusionModel, folder: Path, prefix: str, *, overwrit
     if folder.exists() and not overwrite:
         msg = f"{folder} already exists. Choose another folder or set overwrite=True."
         raise ValueError(msg)
-    if with_cells and model.adata is None:
-        msg = "`save_anndata` is True, but the model has no cells in memory; leave it out, or set model.adata."
-        raise ValueError(msg)
-    if with_cells:
-        try:
-            model._check_loadable()
-        except (KeyError, ValueError) as error:
-            msg = (
-                f"`save_anndata` is True, but `load` would refuse these cells: {error.args[0]} Undo what was "
-                "changed since the cells were set up, or leave `save_anndata` out."
-            )
-            raise ValueError(msg) from error
     cells = [f"{prefix}{name}" for name in (ADATA_FILE, MUDATA_FILE)]
     others = [name for name in cells if (folder / name).exists()]
     if others and not (folder / f"{prefix}{MODEL_FILE}").exists():

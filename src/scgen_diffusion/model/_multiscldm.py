@@ -404,9 +404,6 @@ class MULTISCLDM(SCLDM):
         self._check_modalities(cells, layers)
         return join_expression(cells, self.modalities, layers)
 
-    def _check_own_values(self) -> None:
-        self._check_modalities(self.adata, self.registry_["setup_args"]["layers"])
-
     def _check_modalities(self, cells: MuData, layers: Mapping[str, str | None]) -> None:
         """Raise unless the modalities that cells have hold values of the registered kinds."""
         likelihoods = {name: modality.likelihood for name, modality in self.modalities.items()}
