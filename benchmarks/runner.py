@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.tables import ROOT, describe_source, read_table, store_rows, stored_keys, write_text
+from benchmarks.tables import ROOT, describe_source, read_table, store_rows, stored_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -45,13 +45,6 @@ def run(path: Path, cases: Iterable[Mapping[str, object]], measure: Callable[...
             known = {**case, **describe_source(*PACKAGES)}
             store_rows(path, rows.assign(**{key: known[key] for key in known if key not in rows}), list(case))
     return read_table(path)
-
-
-def write_summary(path: Path, summarise: Callable[[pd.DataFrame], str]) -> None:
-    """Write the text of a table beside it."""
-    table = read_table(path)
-    if not table.empty:
-        write_text(path.with_suffix(".md"), summarise(table))
 
 
 def options(

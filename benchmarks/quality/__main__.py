@@ -8,7 +8,7 @@
 
 Every method trains and draws in its own process with one torch thread, so its time and peak memory are its own. Its
 cells are kept in ``--folder``. They are judged by ``scgen_diffusion.metrics.evaluate``, and the figures are added to
-``compare.csv`` in ``--results``. ``compare.md`` compares the methods, and a picture goes to ``--picture``. Published
+``compare.csv`` in ``--results``. A picture goes to ``--picture``. Published
 rivals are drawn by ``python -m benchmarks.rivals`` and judged here.
 """
 
@@ -24,11 +24,10 @@ import pandas as pd
 
 from benchmarks.quality.baselines import BASELINES
 from benchmarks.quality.methods import COSTS_KEY, KNOWN, MODELS, VARIANTS, choose_methods, draw_one
-from benchmarks.quality.report import draw_comparison, summarise
+from benchmarks.quality.report import draw_comparison
 from benchmarks.quality.splits import DATASETS, file_of, judge, load_split, parse_dataset
 from benchmarks.rivals import RIVALS, is_rival
 from benchmarks.runner import in_fresh_process, options, run, start
-from benchmarks.tables import write_text
 
 if TYPE_CHECKING:
     import argparse
@@ -77,7 +76,6 @@ def compare(chosen: argparse.Namespace) -> None:
     if "judge" in chosen.steps and not table.empty:
         order = dict.fromkeys([*METHODS, *VARIANTS, *BASELINES, *table["method"]])
         present = [method for method in order if method in set(table["method"])]
-        write_text(path.with_suffix(".md"), summarise(table, present))
         draw_comparison(table, present, chosen.picture or path.with_suffix(".png"))
 
 

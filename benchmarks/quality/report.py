@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from benchmarks.quality.splits import CHOSEN_ON, DATASETS, HELD_BACK, heading
+from benchmarks.quality.splits import CHOSEN_ON, DATASETS, HELD_BACK
 from benchmarks.tables import REAL, markdown_table
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ NORMAL_95 = 1.96
 
 #: Intervals of `evaluate` reach this many standard deviations of its ten half-samples (Student's t).
 TEN_HALVES_95 = 2.262157
-
-#: Wall time depends on what else ran on the machine, so it appears only in the CSV file.
-LEFT_OUT = ("wall_minutes",)
 
 #: The metrics in the picture, in words; the tables have all metrics.
 CLEAR_ERRORS = 3  # standard errors; the picture stretches no smaller difference
@@ -82,42 +79,6 @@ def leaders(rows: pd.DataFrame) -> pd.Series:
     best = far.idxmin()
     reach = NORMAL_95 * np.sqrt(rows["error"].fillna(0) ** 2 + np.nan_to_num(rows["error"][best]) ** 2)
     return far <= far[best] + reach
-
-
-def summarise(table: pd.DataFrame, methods: Sequence[str]) -> str:
-    """Write one markdown table per data set."""
-    means = means_over_seeds(table)
-    parts = [
-        "Means over seeds, for equal numbers of generated and held-out cells. The real value is what real cells score in "
-        "place of synthetic ones: training cells that the PCA was not fitted to, or, for memorisation, halves of the "
-        "held-out cells. *shuffled* are such cells with every gene shuffled among the cells of a label. **Bold**: "
-        "best, or not significantly different from the best (costs have no error); values better "
-        "than the real value count as the real value. Synthetic cells have exactly the labels of the held-out ones, real cells "
-        "random ones, which favours all methods slightly. `cpu_minutes` covers training and drawing on one core; "
-        "`peak_memory_gib` is that of the process, including loading the data. Written by `python -m "
-        "benchmarks.quality`.",
-        "",
-    ]
-    for dataset, rows in means.groupby("dataset", sort=False):
-        parts += [heading(dataset), "", _summarise_one(rows, methods), ""]
-    parts.append(f"Measured with {'; '.join(table['versions'].unique())}, on {'; '.join(table['machine'].unique())}.")
-    return "\n".join(parts) + "\n"
-
-
-def _summarise_one(rows: pd.DataFrame, methods: Sequence[str]) -> str:
-    present = [method for method in methods if method in set(rows["method"])]
-    n_seeds = rows.groupby("method")["n_seeds"].max()
-    lines = [["seeds", "", "", "", *(str(n_seeds[method]) for method in present)]]
-    for metric, of_metric in rows[~rows["metric"].isin(LEFT_OUT)].groupby("metric", sort=False):
-        of_metric = of_metric.set_index("method")
-        first, better = leaders(of_metric) & of_metric["has_interval"], of_metric["better"].iloc[0]
-        values = [
-            _number(of_metric["value"][method], bold=bool(first[method])) if method in of_metric.index else ""
-            for method in present
-        ]
-        bounds = [_number(of_metric[name].mean()) for name in ("real", "shuffled")]
-        lines.append([metric, better, *bounds, *values])
-    return markdown_table(["figure", "better", "real", "shuffled", *present], lines)
 
 
 def means_over_untouched(means: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -254,13 +215,6 @@ def _column(of_metric: pd.DataFrame) -> dict[str, str]:
         method: f"**{value:.2f}**" if first[method] else f"{value:.2f}" for method, value in of_metric["value"].items()
     }
     return {REAL: f"{of_metric['real'].mean():.2f}", **values}
-
-
-def _number(value: float, *, bold: bool = False) -> str:
-    if np.isnan(value):
-        return ""
-    text = f"{value:.3g}" if abs(value) >= 0.01 else f"{value:.4f}"
-    return f"**{text}**" if bold else text
 
 
 def draw_comparison(table: pd.DataFrame, methods: Sequence[str], path: Path) -> None:

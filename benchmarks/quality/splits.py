@@ -112,12 +112,6 @@ def parse_dataset(text: str) -> tuple[str, int | None]:
     return name, int(size) if size else None
 
 
-def heading(dataset: str) -> str:
-    """Return the heading of a data set's table, with what the set was used for."""
-    known = DATASETS.get(dataset.partition(":")[0])
-    return f"**{dataset}**" + (f" ({known.use})" if known else "")
-
-
 def load(dataset: str) -> ad.AnnData:
     """Return the RNA of a data set.
 

@@ -1,13 +1,13 @@
-"""How fast, in how much memory? The package's calls and the steps of the published systems, on simulated cells.
+"""How fast, in how much memory? The package's calls on simulated cells.
 
     python -m benchmarks.speed                                  # everything on this processor; 20 minutes on two cores
     python -m benchmarks.speed --write-only                     # only write the tables from the stored results
     python -m benchmarks.speed --systems package SCRDIT --threads 1
-    python -m benchmarks.speed --systems published-scrdit SCRDIT-published-size SCRDIT --batch 16 128
+    python -m benchmarks.speed --systems SCRDIT-published-size SCRDIT --batch 16 128
     python -m benchmarks.speed --systems package --genes 17002 --expressed 6147 --device cuda --precision bf16
 
-Rows are added to ``results/speed.csv``. Without ``--systems``, ``results/speed.md`` and the marked tables of
-``docs/user_guide/speed.md`` and ``README.md`` are written too. For a GPU, see ``python -m benchmarks.speed.gpu``.
+Rows are added to ``results/speed.csv``. Without ``--systems``, the marked tables of ``docs/user_guide/speed.md`` and
+``README.md`` are written too. For a GPU, see ``python -m benchmarks.speed.gpu``.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results"
 TRAIN = "--seconds 1 --threads 2 --stages training_step --batch"
-SAMPLE = "--seconds 1 --threads 2 --stages generate generate_ddim"
+SAMPLE = "--seconds 1 --threads 2 --stages generate"
 #: What a run without ``--systems`` measures; the last line, with one thread, gives CPU time.
 EVERYTHING = (
-    "--systems published package-published-sizes package --threads 2 --seconds 2",
+    "--systems package-published-sizes package --threads 2 --seconds 2",
     "--systems package --threads 2 --seconds 1 --batch 256 --stages prior_step",
     "--systems package --threads 2 --seconds 1 --batch 512 --stages perturbation_flow_step",
-    f"--systems published-scrdit SCRDIT-published-size {TRAIN} 16",
-    f"--systems published-wbdit WBDIT-published-size {TRAIN} 16",
+    f"--systems SCRDIT-published-size WBDIT-published-size {TRAIN} 16",
     f"--systems SCRDIT WBDIT {TRAIN} 16 128",
-    f"--systems published-scrdit SCRDIT published-wbdit WBDIT {SAMPLE}",
+    f"--systems SCRDIT WBDIT {SAMPLE}",
     "--systems calls-SCLDM calls-SCRDIT calls-WBDIT --threads 2 --seconds 1",
     "--systems package SCRDIT WBDIT --threads 1 --seconds 1",
 )

@@ -1,4 +1,4 @@
-"""Write figures of speed as tables: `results/speed.md`, the guide and the README."""
+"""Write figures of speed as tables of the guide and the README."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.tables import markdown_table, read_table, write_block, write_text
+from benchmarks.tables import markdown_table, read_table, write_block
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,13 +54,8 @@ LONG_CALLS = (
 
 
 def write(results: Path, root: Path) -> None:
-    """Write the tables of the stored results: ``speed.md``, and the marked places of the pages."""
-    stored = read_table(results / "speed.csv")
-    shown = latest(stored)
-    steps, calls = step_table(Figures(shown)), call_table(Figures(shown), list(CALL_NAMES))
-    parts = [f"{describe(shown)} Written by `python -m benchmarks.speed`.", "## Steps", steps, "## Calls", calls]
-    write_text(results / "speed.md", "\n\n".join(parts) + "\n")
-    for (page, name), text in page_blocks(stored).items():
+    """Write the marked places of the pages."""
+    for (page, name), text in page_blocks(read_table(results / "speed.csv")).items():
         write_block(root / page, name, text)
 
 

@@ -1,4 +1,4 @@
-"""The systems to measure: the package as users call it, and plain re-implementations of the published systems."""
+"""The systems to measure: the package as users call it, in several sizes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,10 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from benchmarks.speed import published
-from benchmarks.speed.published_gene_space import DDIM_TIMESTEPS, Diffusion, NoisePredictor
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from torch import Tensor, nn
+    from torch import nn
 
 #: Two conditions, as in the published dentate-gyrus and perturbation sets.
 N_CLASSES = {"cell_type": 20, "condition": 10}
@@ -243,130 +240,11 @@ class Package:
         self.trained.add(kind)
 
 
-# --- published systems ------------------------------------------------------------------------------------------------
-
-#: An untrained prior is nearly a straight line, which an adaptive solver crosses in a few evaluations.
-N_PRIOR_STEPS_BEFORE_SAMPLING = 50
-ZERO_VALUE = -10.0  # published for scRDiT
-N_SAMPLED = 128  # cells per call
-N_STEPS = 3  # sampling steps to measure: all cost the same
-
-
-class Published:
-    """What the published systems share: steps on one batch of simulated cells, in eager float32."""
-
-    networks: tuple[nn.Module, ...]
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-        generator = torch.Generator().manual_seed(0)
-        torch.manual_seed(0)
-        order = torch.rand(setting.batch_size, setting.n_genes, generator=generator).argsort(dim=1)
-        genes = order[:, : setting.n_expressed].sort(dim=1).values
-        expressed = 1 + torch.poisson(torch.full(genes.shape, 1.5), generator=generator)
-        counts = torch.zeros(setting.batch_size, setting.n_genes).scatter_(1, genes, expressed)
-        classes = {key: torch.randint(n, (setting.batch_size,), generator=generator) for key, n in N_CLASSES.items()}
-        self.condition: Mapping[str, Tensor] = {key: each.to(setting.device) for key, each in classes.items()}
-        self.genes, self.expressed, self.counts = (each.to(setting.device) for each in (genes + 1, expressed, counts))
-
-    def n_cells(self, stage: str) -> int:
-        return self.setting.batch_size
-
-    def precision(self, stage: str) -> str:
-        return "float32"
-
-    def describe(self, stage: str) -> str:
-        return "eager float32"
-
-    def measure(self, stage: str, seconds: float) -> Measured:
-        return repeat(getattr(self, stage), self.n_cells(stage), self.setting, seconds)
-
-    def optimise(self, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> None:
-        """Take one optimiser step; a clip of 0 means no clipping."""
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if clip:
-            torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
-        optimizer.step()
-
-
-class PublishedScldm(Published):
-    """The published scLDM at its published sizes, encoding again in every step of the prior."""
-
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
-        self.autoencoder = published.Autoencoder(setting.n_genes).to(setting.device)
-        self.prior = published.Prior(N_CLASSES).to(setting.device)
-        self.networks = (self.autoencoder, self.prior)
-        adam, weights = torch.optim.AdamW, self.autoencoder.parameters()
-        self.autoencoder_optimizer = adam(weights, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
-        self.prior_optimizer = adam(self.prior.parameters(), lr=5e-4)
-        self.n_prior_steps = 0
-
-    def autoencoder_step(self) -> None:
-        loss = self.autoencoder.loss(self.genes, self.expressed, self.counts).mean()
-        self.optimise(loss, self.autoencoder, self.autoencoder_optimizer, 10.0)
-
-    def prior_step(self) -> None:
-        """Encode the batch and take one optimiser step of the prior."""
-        with torch.no_grad():
-            z = self.autoencoder.encode(self.genes, self.expressed)
-        self.optimise(self.prior.loss(z, self.condition), self.prior, self.prior_optimizer, 10.0)
-        self.n_prior_steps += 1
-
-    def generate(self) -> None:
-        """Sample latents by dopri5, decode them and draw counts."""
-        while self.n_prior_steps < N_PRIOR_STEPS_BEFORE_SAMPLING:
-            self.prior_step()
-        with torch.inference_mode():
-            z = self.prior.sample(torch.randn(len(self.counts), 16, 16, device=self.counts.device), self.condition)
-            mean, theta = self.autoencoder.decode(z, self.counts.sum(1, keepdim=True))
-            torch.poisson(torch.distributions.Gamma(theta, theta / mean.clamp(min=1e-8)).sample())
-
-
-class PublishedGeneSpace(Published):
-    """The published scRDiT, or white-box diffusion transformer, at its published size: unconditional."""
-
-    def __init__(self, setting: Setting, *, white_box: bool) -> None:
-        super().__init__(setting)
-        profiles = (1e4 * self.counts / self.counts.sum(1, keepdim=True)).log1p()
-        self.profiles = profiles if white_box else torch.where(profiles == 0, ZERO_VALUE, profiles)
-        self.diffusion = Diffusion(setting.device)
-        self.network = NoisePredictor(setting.n_genes, white_box=white_box).to(setting.device)
-        self.networks = (self.network,)
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4 if white_box else 3e-4)
-
-    def training_step(self) -> None:
-        self.optimise(self.diffusion.loss(self.network, self.profiles), self.network, self.optimizer, 0)
-
-    @torch.inference_mode()
-    def generate_ddim(self) -> None:
-        """Take some of the 100 steps of DDIM with eta 1."""
-        noise = torch.randn(N_SAMPLED, self.profiles.shape[1], device=self.setting.device)
-        self.diffusion.ddim(self.network, noise, DDIM_TIMESTEPS[: N_STEPS + 1])
-
-    def n_cells(self, stage: str) -> int:
-        return N_SAMPLED if stage == "generate_ddim" else self.setting.batch_size
-
-    def describe(self, stage: str) -> str:
-        how = f", {len(DDIM_TIMESTEPS) - 1} steps, extrapolated from {N_STEPS}" if stage == "generate_ddim" else ""
-        return f"eager float32{how}"
-
-    def measure(self, stage: str, seconds: float) -> Measured:
-        """Measure a stage; sampling is extrapolated."""
-        found = super().measure(stage, seconds)
-        share = N_STEPS / (len(DDIM_TIMESTEPS) - 1) if stage == "generate_ddim" else 1
-        return Measured(found.cells_per_second * share)
-
-
 STEPS = ("autoencoder_step", "prior_step", "perturbation_flow_step", "generate")
 CALLS = ("importing", "setup", "autoencoder_epochs", "prior_epochs", "perturbation_flow_epochs", "generate_anndata")
 GENE_SPACE_CALLS = ("setup", "training_epochs", "generate_anndata", "save", "load")
 #: How each system is built, and its stages.
 SYSTEMS: dict[str, tuple[Callable[[Setting], Any], tuple[str, ...]]] = {
-    "published": (PublishedScldm, ("autoencoder_step", "prior_step", "generate")),
-    "published-scrdit": (partial(PublishedGeneSpace, white_box=False), ("training_step", "generate_ddim")),
-    "published-wbdit": (partial(PublishedGeneSpace, white_box=True), ("training_step", "generate_ddim")),
     "package": (partial(Package, model_class="SCLDM"), STEPS),
     "package-published-sizes": (
         partial(Package, model_class="SCLDM", size="published"),

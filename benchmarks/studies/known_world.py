@@ -9,7 +9,7 @@ classifier knows the world: it finds the labels under which a cell is most likel
 the requested ones, for fresh cells of the world (the real value), generated cells, and training cells that were encoded
 and decoded (SCLDM's autoencoder alone). There are two worlds: *known_world* has ten combinations of type and condition,
 four of them rare; *many_labels* has 20 types and 50 donors, of whose 1,000 combinations 100 have training cells. Models
-also draw those that no training cell has; baselines cannot. Each world has a table and a summary in ``results``.
+also draw those that no training cell has; baselines cannot. Each world has a table in ``results``.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from scipy.special import logsumexp
 from benchmarks.quality.baselines import BASELINES
 from benchmarks.quality.methods import IDEAL_PRIOR, KNOWN, choose_methods, draw_counts, train_model
 from benchmarks.quality.splits import Split, to_dense
-from benchmarks.runner import options, run, start, write_summary
-from benchmarks.tables import REAL, markdown_table
+from benchmarks.runner import options, run, start
+from benchmarks.tables import REAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 UNCHANGED = "control"
 AUTOENCODER, GENERATED = "encoded and decoded", "generated"
-#: Combinations should come out right this often, relative to real cells.
-GOAL = 0.95
 GUIDANCE_SCALE = 1.5
 N_SHIFTED = 20
 TYPE_SPREAD = 0.5  # standard deviation of a type's log means around the shared ones
@@ -204,30 +202,6 @@ def study(question: Question, model: str, seed: int, variant: Variant | None) ->
     return pd.concat(tables).assign(cpu_minutes=minutes, settings=json.dumps(variant) if variant else "")
 
 
-def summarise(table: pd.DataFrame) -> str:
-    """Write how often each combination, or group of them, is confirmed, means over seeds."""
-    column = np.where(table["cells"] == REAL, REAL, table["model"] + ", " + table["cells"])
-    index = [name for name in ("type", "condition", "n_train") if name in table]
-    means = table.assign(column=column).pivot_table(index=index, columns="column", values="confirmed", sort=False)
-    columns = [REAL, *means.columns.drop(REAL)]
-    lines = []
-    for name, (real, *others) in zip(means.index, means[columns].to_numpy(), strict=True):
-        marked = [f"**{value:.3f}**" if value >= GOAL * real else f"{value:.3f}" for value in others]
-        shown = ["" if np.isnan(value) else text for value, text in zip(others, marked, strict=True)]
-        lines.append([name if isinstance(name, str) else ", ".join(map(str, name)), f"{real:.3f}", *shown])
-    seeds = table.groupby("model")["seed"].nunique()
-    return "\n".join(
-        [
-            "How often a classifier that knows the world finds both requested labels, means over seeds "
-            f"({', '.join(f'{model} {n}' for model, n in seeds.items())}), by training cells. **Bold**: at least {GOAL} "
-            "of what real cells score. Written by `python -m benchmarks.studies.known_world`.",
-            "",
-            markdown_table(["training cells", *columns], lines),
-            "",
-        ]
-    )
-
-
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
@@ -243,7 +217,6 @@ def main() -> None:
 
         path = chosen.results / f"{name}.csv"
         run(path, cases, measure)
-        write_summary(path, summarise)
 
 
 if __name__ == "__main__":

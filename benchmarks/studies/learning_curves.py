@@ -8,8 +8,7 @@ Cells come from `benchmarks.studies.world`. Small training sets are the first ce
 trains and draws in its own process with one thread. Its cells are compared with fresh cells of the world, one for each
 and of the same type, and so is a second fresh draw: the real value. All use one space of comparison, fitted to other
 cells. Models learn all genes of a world, and the genes of the default world are judged, so that worlds compare.
-Adds to ``results/learning_curves.csv`` and writes ``results/learning_curves.md`` and
-``docs/_static/learning_curves.png``.
+Adds to ``results/learning_curves.csv`` and writes ``docs/_static/learning_curves.png``.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ import pandas as pd
 from benchmarks.quality.methods import COSTS_KEY, KNOWN, choose_methods, draw, write_cells
 from benchmarks.quality.report import IN_SHORT
 from benchmarks.quality.splits import Split, judge
-from benchmarks.runner import in_fresh_process, options, run, start, write_summary
-from benchmarks.studies.world import HELD_OUT, N_GENES, N_TYPES, RARE, REAL_CELLS, SOURCE, SPACE, TRAIN, World
-from benchmarks.tables import REAL, ROOT, markdown_table
+from benchmarks.runner import in_fresh_process, options, run, start
+from benchmarks.studies.world import HELD_OUT, N_GENES, N_TYPES, RARE, REAL_CELLS, SPACE, TRAIN, World
+from benchmarks.tables import REAL, ROOT
 
 if TYPE_CHECKING:
     from benchmarks.quality.methods import Variant
@@ -136,35 +135,6 @@ def of_default_world(wide: pd.DataFrame) -> pd.DataFrame:
     return wide[own].droplevel(list(levels))
 
 
-def summarise(table: pd.DataFrame) -> str:
-    """Write the table of all figures."""
-    wide = columns_of(table).sort_index(level=["genes", "types", "cells"], sort_remaining=False)
-    rows = []
-    for (method, cells, steps, genes, types), row in zip(wide.index, wide.to_numpy(), strict=True):
-        name = [f"{method}, {cells:,} cells"] + [steps] * (steps != DEFAULT)
-        name += [f"{genes:,} genes"] * (genes != N_GENES) + [f"{types} types"] * (types != N_TYPES)
-        rows.append([", ".join(name), *map(_number, row)])
-    rare = ", ".join(f"{name} {100 * share:g} %" for name, share in RARE.items())
-    return "\n".join(
-        [
-            "# Learning curves",
-            "",
-            f"`python -m benchmarks.studies.learning_curves`. Simulated cells like those of `{SOURCE}`, {N_GENES:,} "
-            f"genes and {N_TYPES} types unless the row says otherwise, 8 donors, {N_JUDGED:,} cells judged in "
-            f"proportion and {N_RARE} of each rare type ({rare}). Models know the type, not the donor. Of more genes, "
-            f"those {N_GENES:,} are judged. One seed. Minutes of training are processor time of one core. "
-            "`real cells` are a second draw of the world.",
-            "",
-            markdown_table(["", *wide.columns], rows),
-            "",
-        ]
-    )
-
-
-def _number(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
-
-
 def draw_picture(table: pd.DataFrame, path: Path) -> None:
     """Draw quality and costs against the number of cells; nothing without rows of the default world."""
     wide = of_default_world(columns_of(table))
@@ -213,7 +183,7 @@ def main() -> None:
 
     path = chosen.results / "learning_curves.csv"
     table = run(path, cases, measure)
-    write_summary(path, summarise)
+
     draw_picture(table, chosen.picture)
 
 

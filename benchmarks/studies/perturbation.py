@@ -8,8 +8,8 @@
 - *pairs*: all pairs of genes of K562 cells (`norman_mcfaline_devel`) whose parts were measured alone.
 - *hours*: the cells of one hour of dexamethasone (`a549_scicar.h5mu` in ``BENCHMARK_DATA_DIR``), from the other hour.
 
-Figures of ``scgen_diffusion.metrics.evaluate`` are added to ``results/perturbation.csv``. The summary goes to
-``results/perturbation.md``, and a picture to ``docs/_static``. Rivals decode control cells with and without the
+Figures of ``scgen_diffusion.metrics.evaluate`` are added to ``results/perturbation.csv``, and a picture goes to
+``docs/_static``. Rivals decode control cells with and without the
 perturbation, and what they change is added to each control cell; ``_profiles`` is what they decode, as it is.
 """
 
@@ -34,8 +34,8 @@ import torch
 from benchmarks.quality.splits import data_folder, load, log_normalise, most_variable
 from benchmarks.rivals.exchange import as_log_cells, ask_for_predictions
 from benchmarks.rivals.worker import COSTS
-from benchmarks.runner import options, run, start, write_summary
-from benchmarks.tables import ROOT, markdown_table
+from benchmarks.runner import options, run, start
+from benchmarks.tables import ROOT
 from scgen_diffusion import metrics, pl
 from scgen_diffusion.diffusion import Generators
 
@@ -136,13 +136,12 @@ def load_pairs() -> ad.AnnData:
     return cells[cells.obs[CELL_TYPE] == "k562"].copy()
 
 
-#: How cells of a question are read, what is left out by its name, and the types on which the flow was tuned.
+#: How cells of a question are read, and what is left out by its name.
 QUESTIONS: dict[str, tuple[Callable[[], ad.AnnData], Callable[[ad.AnnData], dict[str, Any]], Callable[..., Case]]] = {
     "types": (lambda: load("kang_ifnb"), lambda cells: {name: name for name in judged_types(cells)}, leave_out_type),
     "pairs": (load_pairs, lambda _: {"all": None}, lambda cells, _: leave_out_pairs(cells)),
     "hours": (load_hours, lambda _: {"1 h": 1.0, "3 h": 3.0}, leave_out_hour),
 }
-TUNED = ("B", "CD14 Mono", "CD4 Naive T", "T activated")
 
 
 def judged_types(adata: ad.AnnData) -> list[str]:
@@ -326,42 +325,6 @@ def judge(case: Case, method: str, cells: ad.AnnData, seed: int) -> pd.DataFrame
     return long
 
 
-def summarise(table: pd.DataFrame) -> str:
-    """Write two tables for each question: all figures, and the energy distance of everything left out."""
-    table = table[table["metric"] != TRAIN_MINUTES]
-    parts = [
-        "Means over what was left out and over seeds. The first row is what one half of the real cells scores as a "
-        "prediction of the other. Empty: not measured everywhere. Written by `python -m "
-        "benchmarks.studies.perturbation`.",
-        "",
-    ]
-    for question, rows in table.groupby("question", sort=False):
-        rows = rows.assign(name=rows["left_out"].where(rows["left_out"] != "all", rows["perturbation"]))
-        means = rows.groupby(["method", "metric", "name"])["value"].mean().unstack()
-        better = rows.groupby("metric", sort=False)["better"].first()
-        tables = {f"{question}: {', '.join(means)}": _over(means, better.index)}
-        if question == "types":
-            tables["types that were not used for tuning"] = _over(
-                means.drop(columns=[*TUNED], errors="ignore"), better.index
-            )
-        tables[f"{question}, energy distance"] = means.xs("energy_distance", level="metric")
-        for title, values in tables.items():
-            order = [name for name in (*NAMES, *values.index.difference([*NAMES])) if name in values.index]
-            lines = [[NAMES.get(name, name), *map(_number, values.loc[name])] for name in order]
-            header = [f"`{name}` ({better[name]})" if name in better else str(name) for name in values]
-            parts += [f"**{title}**", "", markdown_table(["", *header], lines), ""]
-    return "\n".join(parts)
-
-
-def _over(means: pd.DataFrame, figures: pd.Index) -> pd.DataFrame:
-    """Return the means of each method over all that was left out, one column per figure."""
-    return means.mean(axis=1, skipna=False).unstack("metric")[figures].dropna(how="all")
-
-
-def _number(value: float) -> str:
-    return "" if pd.isna(value) else f"{value:.3f}"
-
-
 #: Metrics and methods in the picture.
 DRAWN = ("energy_distance", "mean_change_correlation", "mean_change_slope", "mean_change_debiased_error")
 DRAWN_METHODS = ("mean_shift", "latent_arithmetic", "scvi_arithmetic", "scldm_perturbation_flow")
@@ -413,7 +376,7 @@ def main() -> None:
         ]
     path = chosen.results / "perturbation.csv"
     table = run(path, cases, measure)
-    write_summary(path, summarise)
+
     if "types" in set(table["question"]):
         draw_scores(table, chosen.picture)
 
