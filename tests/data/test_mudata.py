@@ -42,201 +42,117 @@ LIKELIHOODS = {"rna": "negative_binomial", "prot": "negative_binomial"}
 MODALITIES = {"rna": Modality(["CD4", "ACTB"], "negative_binomial"), "prot": Modality(["CD4"], "negative_binomial")}
 
 
-def test_modalities_are_concatenated_in_the_order_of_the_cells(mdata):
+def test_modalities_are_joined_in_the_order_of_the_cells_and_an_absent_one_is_zero(mdata):
+    mdata["rna"].layers["twice"] = mdata["rna"].X * 2
     joined = pd.DataFrame(join_expression(mdata, MODALITIES, {}).toarray(), index=mdata.obs_names).loc[list("abcd")]
-
-    assert joined.to_numpy().tolist() == [[1, 0, 0], [2, 3, 7], [0, 4, 8], [0, 0, 9]]
-
-
-def test_modalities_may_have_the_same_cells_in_another_order():
-    parts = {"rna": modality([[1], [2], [3]], "abc", ["CD4"]), "prot": modality([[6], [4], [5]], "cab", ["CD4"])}
-    both = mudata.MuData(parts)
-
-    joined = join_expression(both, dict.fromkeys(parts, MODALITIES["prot"]), {}).toarray()
-
-    assert pd.DataFrame(joined, both.obs_names).loc[list("abc")].to_numpy().tolist() == [[1, 4], [2, 5], [3, 6]]
-
-
-def test_an_absent_modality_is_zero(mdata):
     alone = mudata.MuData({"rna": mdata["rna"].copy()})
 
+    assert joined.to_numpy().tolist() == [[1, 0, 0], [2, 3, 7], [0, 4, 8], [0, 0, 9]]
     assert join_expression(alone, MODALITIES, {}).toarray().tolist() == [[1, 0, 0], [2, 3, 0], [0, 4, 0]]
-
-
-def test_a_layer_is_read_for_its_modality(mdata):
-    mdata["rna"].layers["twice"] = mdata["rna"].X * 2
-
-    joined = join_expression(mdata, MODALITIES, {"rna": "twice"})
-
-    assert joined.sum() == 2 * 10 + 24
+    assert join_expression(mdata, MODALITIES, {"rna": "twice"}).sum() == 2 * 10 + 24
 
 
 def test_built_cells_are_paired_and_split_by_modality():
     obs = pd.DataFrame({"cell_type": ["B", "T"]}, index=["x", "y"])
     variables = {"rna": pd.DataFrame(index=["CD4", "ACTB"]), "prot": pd.DataFrame(index=["CD4"])}
+    values = np.array([[1, 2, 3], [4, 5, 6]])
 
-    built = build_mudata(
-        sp.csr_matrix(np.array([[1, 2, 3], [4, 5, 6]])), obs, variables, {"model": "SCLDM"}, is_log1p=False
-    )
+    built = build_mudata(values, obs, variables, {"model": "SCLDM"}, is_log1p=True, layers={"estimate": values * 2})
 
-    assert built["rna"].X.toarray().tolist() == [[1, 2], [4, 5]]
-    assert built["prot"].X.toarray().tolist() == [[3], [6]]
+    assert built["rna"].X.tolist() == [[1, 2], [4, 5]]
+    assert built["prot"].X.tolist() == [[3], [6]]
     for part in (built, built["rna"], built["prot"]):
         assert part.obs["cell_type"].tolist() == ["B", "T"]
         assert part.obs["synthetic"].str.startswith("SCLDM ").all()
         assert part.uns["scgen_diffusion"] == {"model": "SCLDM"}
-
-
-def test_layers_are_split_with_the_values():
-    obs = pd.DataFrame(index=["x"])
-    variables = {"rna": pd.DataFrame(index=["a"]), "prot": pd.DataFrame(index=["b"])}
-
-    built = build_mudata(
-        np.array([[1.0, 2.0]]),
-        obs,
-        variables,
-        {"model": "SCLDM"},
-        is_log1p=True,
-        layers={"estimate": np.array([[3.0, 4.0]])},
-    )
-
-    assert built["rna"].layers["estimate"].tolist() == [[3.0]]
-    assert built["prot"].layers["estimate"].tolist() == [[4.0]]
+    assert built["prot"].layers["estimate"].tolist() == [[6], [12]]
     assert built["prot"].uns["log1p"] == {}
 
 
 # --- what a user says of modalities ---------------------------------------------------------------------------------
 
 
-def test_names_may_be_left_out_listed_or_given_likelihoods(mdata):
+def test_modalities_may_be_left_out_listed_or_given_likelihoods_and_layers(mdata):
+    for part in mdata.mod.values():
+        part.layers["counts"] = part.X.copy()
     negative_binomial = "negative_binomial"
+
     assert resolve_modalities(mdata, None, None)[0] == {"rna": negative_binomial, "prot": negative_binomial}
     assert resolve_modalities(mdata, ["prot"], None)[0] == {"prot": negative_binomial}
     given = {"prot": "bernoulli", "rna": None}
     assert resolve_modalities(mdata, given, None)[0] == {"prot": "bernoulli", "rna": negative_binomial}
+    assert resolve_modalities(mdata, None, "counts")[1] == {"rna": "counts", "prot": "counts"}
+    assert resolve_modalities(mdata, None, {"rna": "counts"})[1] == {"rna": "counts", "prot": None}
+    atac = mudata.MuData({"atac": modality([[0, 1]], "a", "xy")})
+    assert resolve_modalities(atac, None, None)[0] == {"atac": "bernoulli"}  # zeros and ones: open or closed
 
 
 @pytest.mark.parametrize(
-    ("modalities", "error", "message"),
+    ("modalities", "layers", "error", "name"),
     [
-        ("rna", TypeError, "rna"),
-        ([], ValueError, "at least one"),
-        (["rna", "rna"], ValueError, "rna"),
-        (["rna", "protein"], KeyError, "protein"),
-        ({"rna": "binomial"}, ValueError, "rna"),
+        ("rna", None, TypeError, "rna"),
+        ([], None, ValueError, "at least one"),
+        (["rna", "rna"], None, ValueError, "rna"),
+        (["rna", "protein"], None, KeyError, "protein"),
+        ({"rna": "binomial"}, None, ValueError, "rna"),
+        (None, {"atac": "counts"}, KeyError, "atac"),
+        (None, "count", KeyError, "rna"),
     ],
 )
-def test_wrong_modalities_are_named(mdata, modalities, error, message):
-    with pytest.raises(error, match=message):
-        resolve_modalities(mdata, modalities, None)
+def test_wrong_modalities_and_layers_are_named(mdata, modalities, layers, error, name):
+    with pytest.raises(error, match=name):
+        resolve_modalities(mdata, modalities, layers)
 
 
-def test_a_modality_that_files_cannot_store_raises_with_advice(mdata):
-    mdata.mod["rna/spliced"] = mdata.mod.pop("rna")
-
-    with pytest.raises(ValueError, match="/"):
-        resolve_modalities(mdata, None, None)
-
-
-def test_modalities_that_share_features_are_refused(mdata):
-    with pytest.raises(ValueError, match="share cells"):
-        resolve_modalities(mudata.MuData({"a": mdata["rna"].copy(), "b": mdata["rna"].copy()}, axis=1), None, None)
-
-
-def test_mudata_within_mudata_is_refused(mdata):
-    nested = mudata.MuData({"all": mdata, "rna": mdata["rna"].copy()})
-
-    assert list(resolve_modalities(nested, ["rna"], None)[0]) == ["rna"]
+def test_mudata_of_another_structure_is_refused(mdata):
+    rna = mdata["rna"]
+    with pytest.raises(ValueError, match="axis"):
+        resolve_modalities(mudata.MuData({"a": rna.copy(), "b": rna.copy()}, axis=1), None, None)
     with pytest.raises(TypeError, match="all"):
-        resolve_modalities(nested, None, None)
-
-
-def test_anndata_is_refused(mdata):
-    with pytest.raises(TypeError, match="found AnnData"):
-        check_is_mudata(mdata["rna"])
-
-
-def test_layers_are_one_for_all_or_one_each(mdata):
-    for part in mdata.mod.values():
-        part.layers["counts"] = part.X.copy()
-
-    assert resolve_modalities(mdata, None, "counts")[1] == {"rna": "counts", "prot": "counts"}
-    assert resolve_modalities(mdata, None, {"rna": "counts"})[1] == {"rna": "counts", "prot": None}
-    with pytest.raises(KeyError, match="modality 'atac'"):
-        resolve_modalities(mdata, None, {"atac": "counts"})
-    with pytest.raises(KeyError, match=r"mdata\['rna'\].layers"):
-        resolve_modalities(mdata, None, "count")
-
-
-def test_zeros_and_ones_are_taken_for_open_or_closed():
-    atac = mudata.MuData({"atac": modality([[0, 1]], "a", "xy")})
-
-    assert resolve_modalities(atac, None, None)[0] == {"atac": "bernoulli"}
+        resolve_modalities(mudata.MuData({"all": mdata.copy(), "rna": rna.copy()}), None, None)
+    with pytest.raises(TypeError, match="AnnData"):
+        check_is_mudata(rna)
+    mdata.mod["rna/spliced"] = mdata.mod.pop("rna")
+    with pytest.raises(ValueError, match="rna/spliced"):  # which files cannot store
+        resolve_modalities(mdata, None, None)
 
 
 # --- values and cells -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("values", "cells", "names", "likelihood", "message"),
+    ("values", "cells", "names", "likelihood"),
     [
-        (np.zeros((0, 2)), "", "xy", None, "m"),
-        (np.zeros((2, 0)), "ab", "", None, "has 2 cells and 0 genes"),
-        ([[0, 0], [0, 0]], "ab", "xy", None, "holds no counts"),
-        ([[0.5, 1], [1, 1]], "ab", "xy", None, "m"),
-        ([[-1, 1], [1, 1]], "ab", "xy", None, "negative"),
-        ([[np.nan, 1], [1, 1]], "ab", "xy", None, "NaN"),
-        ([[1, 1], [1, 1]], "ab", "xx", None, "m"),
-        ([[1, 1], [1, 1]], "aa", "xy", None, "m"),
-        ([[1, 2], [1, 1]], "ab", "xy", "bernoulli", "modalities"),
+        (np.zeros((0, 2)), "", "xy", None),
+        (np.zeros((2, 0)), "ab", "", None),
+        ([[0, 0], [0, 0]], "ab", "xy", None),
+        ([[0.5, 1], [1, 1]], "ab", "xy", None),
+        ([[-1, 1], [1, 1]], "ab", "xy", None),
+        ([[np.nan, 1], [1, 1]], "ab", "xy", None),
+        ([[1, 1], [1, 1]], "ab", "xx", None),
+        ([[1, 1], [1, 1]], "aa", "xy", None),
+        ([[1, 2], [1, 1]], "ab", "xy", "bernoulli"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_values_outside_every_likelihood_raise(values, cells, names, likelihood, message):
-    with pytest.raises(ValueError, match=message):
+def test_values_outside_every_likelihood_raise(values, cells, names, likelihood):
+    with pytest.raises(ValueError, match=r"mdata\['m'\]"):
         check_modalities(mudata.MuData({"m": modality(values, cells, names)}), {"m": likelihood}, {})
 
 
-@pytest.mark.parametrize("dtype", [str, object])
-def test_matrices_of_text_are_refused_by_the_type_of_their_values(dtype):
-    text = anndata.AnnData(np.array([["a", "b"]], dtype=dtype), obs=pd.DataFrame(index=["c"]))
-    mdata = mudata.MuData({"m": text})
-
-    assert resolve_modalities(mdata, None, None)[0] == {"m": "negative_binomial"}  # which is no error of its own
-    with pytest.raises(ValueError, match="m"):
-        check_modalities(mdata, {"m": "negative_binomial"}, {})
-
-
-def test_cells_of_other_names_are_refused():
-    mdata = mudata.MuData({"rna": modality([[1], [1]], ["A-1", "B-1"], "x"), "prot": modality([[1], [1]], "AB", "y")})
-
+def test_every_cell_has_a_count_and_every_modality_shares_cells(mdata):
+    apart = {"rna": modality([[1], [1]], ["A-1", "B-1"], "x"), "prot": modality([[1], [1]], "AB", "y")}
     with pytest.raises(ValueError, match="rna"):
-        check_modalities(mdata, LIKELIHOODS, {})
-
-
-def test_modalities_may_be_linked_through_a_third():
-    parts = {
-        "rna": modality([[1]] * 2, "ab", "x"),
-        "prot": modality([[1]] * 2, "bc", "y"),
-        "atac": modality([[1]], "c", "z"),
-    }
-
+        check_modalities(mudata.MuData(apart), LIKELIHOODS, {})
+    linked = {"rna": "ab", "prot": "bc", "atac": "c"}  # through a third
+    parts = {name: modality([[1]] * len(cells), cells, "x") for name, cells in linked.items()}
     check_modalities(mudata.MuData(parts), dict.fromkeys(parts), {})
 
-
-def test_cells_without_any_count_are_named(mdata):
     mdata["rna"].X[0, 0] = 0
-
     with pytest.raises(ValueError, match="rna"):
         check_modalities(mdata, LIKELIHOODS, {})
-    with pytest.raises(ValueError, match="prot"):
-        check_modalities(mdata, {"prot": None}, {})
-
-
-def test_cells_that_were_added_to_a_modality_only_are_found(mdata):
     mdata.mod["rna"] = modality([[1, 0], [2, 3]], "ae", ["CD4", "ACTB"])
-
-    with pytest.raises(ValueError, match=r"mdata\.obs"):
+    with pytest.raises(ValueError, match=r"mdata\.obs"):  # cells that were added to a modality only
         check_modalities(mdata, LIKELIHOODS, {})
 
 
@@ -252,32 +168,18 @@ def test_a_condition_of_a_modality_is_brought_up():
             setup.checked(mdata)
         exec(str(error.value.args[0]).split("Copy it: ")[1].removesuffix("."), {"mdata": mdata})
     setup.checked(mdata)
-    assert list(mdata.obs_names) == list("abc")
     assert list(mdata.obs["cell_type"]) == list(mdata.obs["prot:cell_type"]) == list("ABC")
     assert mdata.obsm["spatial"].tolist() == [[1], [2], [3]]
-
-
-def test_an_array_of_all_modalities_may_have_the_name_of_a_column_of_one(mdata):
-    mdata["rna"].obs["spatial"] = "slide 1"
-    mdata.obsm["spatial"] = np.arange(8.0).reshape(4, 2)
-
-    ConditionSetup.of(None, ["spatial"], None, None, None).checked(mdata)
 
 
 # --- cells for a model that is there --------------------------------------------------------------------------------
 
 
-def test_features_must_be_the_models(mdata):
+def test_some_of_the_models_modalities_are_needed_with_its_features(mdata):
     check_same_features(mdata, MODALITIES)
-    other = mudata.MuData({"rna": mdata["rna"][:, ::-1].copy()})
-
-    with pytest.raises(ValueError, match="rna"):
-        check_same_features(other, MODALITIES)
-
-
-def test_one_of_the_modalities_is_enough_and_none_is_not(mdata):
     check_same_features(mudata.MuData({"prot": mdata["prot"].copy()}), MODALITIES)
-    with pytest.raises(ValueError, match="rna"):
-        check_same_features(mudata.MuData({"atac": mdata["prot"].copy()}), MODALITIES)
-    with pytest.raises(TypeError, match="reads MuData"):
+    for parts in ({"rna": mdata["rna"][:, ::-1].copy()}, {"atac": mdata["prot"].copy()}):
+        with pytest.raises(ValueError, match="rna"):
+            check_same_features(mudata.MuData(parts), MODALITIES)
+    with pytest.raises(TypeError, match="AnnData"):
         check_same_features(mdata["rna"], MODALITIES)
