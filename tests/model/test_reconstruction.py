@@ -51,8 +51,6 @@ def test_genes_are_chosen_by_name(trained):
         ({"gene_list": "gene_5"}, TypeError, "gene_5"),
         ({"library_size": 0}, ValueError, "library_size"),
         ({"library_size": "own"}, ValueError, "own"),
-        ({"library_size": 1e300}, ValueError, "library_size"),
-        ({"library_size": 10**400}, ValueError, "library_size"),
         ({"n_samples": 0}, ValueError, "n_samples"),
         ({"n_samples": 2, "return_mean": False, "return_numpy": False}, ValueError, "return_mean"),
     ],
@@ -86,16 +84,15 @@ def test_posterior_predictive_checks_of_scvi_tools_take_the_model(make_trained, 
         assert variation.index.equals(model.adata.var_names)
         assert np.corrcoef(variation["SCLDM"], variation["Raw"])[0, 1] > 0.5
         assert zeros["SCLDM"].mean() == pytest.approx(zeros["Raw"].mean(), abs=0.1)
-    few = scvi.criticism.PosteriorPredictiveCheck(model.adata, {"SCLDM": model}, n_samples=2, indices=[5, 1])
-    assert few.samples_dataset["SCLDM"].shape == (2, 12, 2)
 
 
-def test_a_gaussian_head_has_neither_frequencies_nor_samples(make_trained):
+def test_a_gaussian_head_reconstructs_log_values_and_has_neither_frequencies_nor_samples(make_trained):
     model = make_trained(likelihood="gaussian")
 
     for method in (model.get_normalized_expression, model.posterior_predictive_sample):
         with pytest.raises(NotImplementedError, match="get_reconstruction"):
             method()
+    assert "log1p" in model.get_reconstruction(sample=False).uns
     assert np.isfinite(model.get_elbo())
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from builders import seeded
 
-from scgen_diffusion.generation._support import NUMBERS, PerturbedGroups
+from scgen_diffusion.generation._support import NUMBERS
 from scgen_diffusion.model import SCLDM
 
 QUICK = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -164,20 +164,6 @@ def with_shuffled_genes(cells):
     return cells
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_model_of_logarithms_knows_its_cells_and_not_those_with_shuffled_genes(all_cells):
-    cells = all_cells.copy()
-    cells.X = np.log1p(cells.X / cells.X.sum(1, keepdims=True) * 1e4)
-    torch.manual_seed(0)
-    model = made(cells, setup={"values": "log1p"}, likelihood="gaussian")
-    model.train_autoencoder(12, batch_size=128, **QUICK)
-    model.train_perturbation_flow(5, plan_kwargs=PERTURBATION_FLOW, **QUICK)
-    known = controls(model)
-
-    for given, code in ((known, "supported"), (with_shuffled_genes(known), "unknown")):
-        assert support_of(model.predict_perturbation(given, TREATED, seed=0))["support"].tolist() == [code]
-
-
 def test_shuffled_genes_are_unknown(model):
     with pytest.warns(UserWarning, match="is unknown"):
         found = model.predict_perturbation(with_shuffled_genes(controls(model)), TREATED, seed=0)
@@ -196,20 +182,6 @@ def test_an_effect_seen_in_one_type_is_unknown_in_others(model, all_cells):
         found = model.predict_perturbation(controls(model), TREATED, seed=0)
 
     assert found.uns["scgen_diffusion"]["mean_change"]["lower"].isna().all()
-
-
-def test_a_drug_without_its_dose_and_a_dose_without_its_drug_are_unknown():
-    cells = make_cells(range(3))
-    cells.obs["dose"] = np.where(cells.obs["drug"] == "no", 0.0, np.arange(len(cells)) % 2 + 1)
-    control = {"drug": "no", "dose": 0.0}
-    model = made(cells, setup={"continuous_condition_keys": ["dose"], "control_values": control})
-    model.train_autoencoder(2, batch_size=128, **QUICK)
-    model.train_perturbation_flow(1, **QUICK)
-
-    for part in ({"drug": "yes"}, {"dose": 1.0}):
-        with pytest.warns(UserWarning, match="is unknown"):
-            found = model.predict_perturbation(controls(model, "type 0"), part, seed=0)
-        assert support_of(found)["explained"].tolist() == [0]
 
 
 def test_several_combinations_have_their_own_rows_and_unmoved_cells_none(model):
@@ -247,30 +219,6 @@ def test_the_strength_is_that_of_the_mean_change_without_the_noise_of_few_cells(
     assert with_noise > 1.15 * of_many  # 0.547
 
 
-def test_of_very_many_combinations_the_first_are_judged(model, monkeypatch):
-    monkeypatch.setattr("scgen_diffusion.generation._support.MOST_COMBINATIONS", 2)
-    cells = model.adata[(model.adata.obs["drug"] == "no").to_numpy()].copy()
-
-    with pytest.warns(UserWarning, match="first 2 combinations.* 5 more"):
-        found = model.predict_perturbation(cells, condition=TREATED, seed=0)
-
-    judged = [f"cell_type='type {number}', drug='yes'" for number in (0, 1)]
-    assert found.n_obs == cells.n_obs
-    for table in ("support", "mean_change"):
-        assert found.uns["scgen_diffusion"][table]["combination"].unique().tolist() == judged
-
-
-def test_a_support_reads_cells_from_all_of_a_group(model, monkeypatch):
-    monkeypatch.setattr("scgen_diffusion.generation._support.MOST_CELLS", 10)
-    cells, read = controls(model), []
-    own = np.array([[6.0, 0.0]] * cells.n_obs)
-    groups = PerturbedGroups(model.module, model.conditions, own, own + [0, 1])
-
-    groups.supports(lambda rows: read.append(rows) or torch.from_numpy(np.asarray(cells.X)[rows]))
-
-    assert (len(read[0]), read[0][0], read[0][-1]) == (10, 0, cells.n_obs - 1)
-
-
 @pytest.mark.filterwarnings("error:.* not occur in the training cells")  # the support says more
 def test_generated_cells_of_new_combinations_have_a_support(generating, tmp_path):
     new = {"cell_type": LEFT_OUT, **TREATED}
@@ -300,10 +248,3 @@ def test_a_treated_class_that_came_with_fine_tuning_is_extrapolated_at_most(gene
         assert support[["support", "n_cells"]].to_numpy().tolist() == [["supported", 2], ["extrapolated", 2]]
     again = generating.generate(4, {"cell_type": LEFT_OUT, **TREATED}, seed=0)
     assert support_of(again)["support"].tolist() == ["supported"]
-
-
-def test_without_a_support_you_are_warned_that_a_combination_is_new(generating):
-    with pytest.warns(UserWarning, match="drug='yes' does not occur"):
-        found = generating.predict_perturbation(controls(generating)[:5], TREATED, method="inversion", seed=0)
-
-    assert "support" not in found.uns["scgen_diffusion"]

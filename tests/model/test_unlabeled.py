@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import mudata
 import numpy as np
 import pandas as pd
@@ -49,13 +47,16 @@ def test_the_value_and_missing_values_are_no_class(half_labeled, make_cells):
     assert (sizes.codes[:, 0] < len(model.conditions.categories["cell_type"])).all()
 
 
-def test_categories_keep_their_order_without_the_value(make_cells, make_model):
+def test_the_order_of_categories_stays_and_rows_for_the_value_do_no_harm(make_cells, make_model):
     adata = make_cells()
     adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"NK": "Unknown"})
+    known = ["B cell", "T cell", "rare", "never seen"]
+    rows = pd.DataFrame(np.eye(5), [*known, "Unknown"], list("abcde"))
 
-    model = make_model(adata, condition_keys=["cell_type"], setup=UNKNOWN)
-
-    assert model.conditions.categories["cell_type"] == ["B cell", "T cell", "rare", "never seen"]
+    for embeddings in (None, {"cell_type": rows}):
+        setup = {**UNKNOWN, "condition_embeddings": embeddings}
+        model = make_model(adata, condition_keys=["cell_type"], setup=setup)
+        assert model.conditions.categories["cell_type"] == known
 
 
 def test_generated_cells_are_never_unlabeled_and_come_from_labeled_combinations(half_labeled):
@@ -70,36 +71,6 @@ def test_generated_cells_are_never_unlabeled_and_come_from_labeled_combinations(
     for value in ("Unknown", np.nan):
         with pytest.raises(ValueError, match="cell_type"):
             model.generate(3, condition={"cell_type": value})
-
-
-def test_an_embedding_of_the_value_makes_it_no_class(make_cells, make_trained, tmp_path):
-    def table(*labels):
-        return pd.DataFrame(np.random.default_rng(0).normal(size=(len(labels), 2)), list(labels), ["x", "y"])
-
-    adata, _ = hide(make_cells())
-    rows = {"cell_type": table("Unknown", "B cell", "NK", "T cell", "rare")}
-    model = make_trained(adata, condition_keys=["cell_type"], setup={**UNKNOWN, "condition_embeddings": rows})
-    new, _ = hide(make_cells(48, seed=1))
-    new.uns["rows"] = table("plasma", "Unknown")
-    new.write_h5ad(tmp_path / "new.h5ad")
-    options = {"condition_embeddings": {"cell_type": "rows"}, "trainable": "network"}
-    of_files, query = (SCLDM.load_query_data(cells, model, **options) for cells in (tmp_path / "new.h5ad", new))
-
-    assert model.conditions.categories["cell_type"] == ["B cell", "NK", "T cell", "rare"]
-    for some in (query, of_files):
-        assert some.conditions.categories["cell_type"] == ["B cell", "NK", "T cell", "rare", "plasma"]
-        with pytest.raises(ValueError, match="Unknown"):
-            some.generate(3, {"cell_type": "Unknown"})
-
-
-def test_unlabeled_cells_are_no_rare_label(make_cells, make_model, quick):
-    adata, _ = hide(make_cells(60), 0.1)
-    model = make_model(adata, setup=UNKNOWN)
-
-    with pytest.warns(UserWarning, match="Too few training cells") as record:
-        model.train(1, **quick)
-
-    assert not any("Unknown" in str(one.message) or "nan" in str(one.message) for one in record)
 
 
 @pytest.mark.parametrize("strategy", ["joint", "additive"])
@@ -137,21 +108,6 @@ def test_a_cell_that_lacks_one_label_shows_none_with_joint_conditions_and_the_ot
     assert (condition[hidden, 1] != null[1]).all()
     assert torch.equal(shown[hidden], null.expand_as(shown[hidden]) if strategy == "joint" else condition[hidden])
     assert torch.equal(shown[~hidden], condition[~hidden])
-
-
-def test_what_is_not_given_has_no_effect_at_the_start(make_cells, make_model):
-    """The overall profile is that of all cells, also of those without a label."""
-    adata, _ = hide(make_cells(300))
-    model = make_model(adata, condition_keys=["cell_type"], setup=UNKNOWN, likelihood="negative_binomial")
-    codes, number, sizes = np.unique(model._registered_codes, axis=0, return_inverse=True, return_counts=True)
-    counts = np.zeros((len(codes), adata.n_vars))
-    np.add.at(counts, number.ravel(), adata.X)
-    module = model.module
-
-    module.start_effects(module.condition_tensor(codes), torch.from_numpy(counts), torch.from_numpy(sizes))
-
-    effects = module.condition_effects(module.condition_tensor(codes))[..., 0]
-    assert effects[-1].abs().max() < 0.2 * effects[:-1].abs().max()
 
 
 def test_a_saved_model_works_without_its_cells_and_with_them_trains_on(half_labeled, tmp_path, quick):
@@ -229,60 +185,6 @@ def test_other_models_learn_from_unlabeled_cells(make_cells, make_model, tiny, q
         assert "Unknown" not in set(labels)
 
 
-def missing_number(adata):
-    adata.obs["dose"] = adata.obs["dose"].astype(float)
-    adata.obs.loc["cell_3", "dose"] = np.nan
-
-
-def no_cell_with_all_labels(adata):
-    adata.obs["donor"] = np.where(np.arange(96) < 48, "A", "Unknown")
-    adata.obs["cell_type"] = np.where(np.arange(96) < 48, "Unknown", "B cell")
-
-
-@pytest.mark.parametrize(
-    ("change", "options", "error", "named"),
-    [
-        (hide, {"unlabeled_category": None}, ValueError, "unlabeled_category"),
-        (missing_number, {"continuous_condition_keys": ["dose"]}, ValueError, "dose"),
-        (lambda adata: hide(adata, key="treated"), {"set_condition_keys": ["treated"]}, ValueError, "treated"),
-        (no_cell_with_all_labels, {"condition_keys": ["donor", "cell_type"]}, ValueError, "donor"),
-        (None, {"unlabeled_category": np.nan}, TypeError, "unlabeled_category"),
-        (None, {"unlabeled_category": -1}, TypeError, "unlabeled_category"),
-        (None, {"condition_keys": []}, ValueError, "condition_keys"),
-    ],
-)
-def test_what_cannot_be_set_up_is_refused(make_cells, change, options, error, named):
-    adata = make_cells()
-    if change:
-        change(adata)
-
-    with pytest.raises(error, match=named):
-        SCLDM.setup_anndata(adata, **{"condition_keys": ["cell_type"], **UNKNOWN, **options})
-
-
-def test_a_value_that_no_cell_has_is_warned_of(make_cells):
-    adata = make_cells()
-    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"NK": "unknown"})
-
-    with pytest.warns(UserWarning, match="'Unknown'.*cell_type.*'unknown'"):
-        SCLDM.setup_anndata(adata, condition_keys=["cell_type"], **UNKNOWN)
-
-
-def test_labelled_cells_of_a_model_that_knows_unlabeled_ones_give_no_warning(half_labeled, make_cells):
-    model, adata, _ = half_labeled
-    new = make_cells(20, seed=3)
-    new.obs["cell_type"], new.obs["dose"] = "B cell", 10
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        for other in ("These cells have other names", "Too few epochs"):
-            warnings.filterwarnings("ignore", other)
-        assert model.get_latent_representation(new).shape == (20, 8)
-        assert model.predict_perturbation(new, {"cell_type": "T cell"}, method="inversion").n_obs == 20
-        model.adata, before = new, model.adata
-        model.adata = before
-
-
 @pytest.mark.parametrize("is_query", [False, True])
 def test_training_without_any_cell_that_has_all_labels_is_refused(
     half_labeled, make_cells, make_model, quick, seed_0, is_query
@@ -302,3 +204,24 @@ def test_training_without_any_cell_that_has_all_labels_is_refused(
     if not is_query:
         model.train_autoencoder(1, **sizes, **quick)  # it needs no labels
         assert model.trained_stages_ == ["autoencoder"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "named"),
+    [
+        ({"unlabeled_category": None}, ValueError, "unlabeled_category"),
+        ({"unlabeled_category": np.nan}, TypeError, "unlabeled_category"),
+        ({"condition_keys": []}, ValueError, "condition_keys"),
+        ({"condition_keys": ["donor", "cell_type"]}, ValueError, "donor"),  # no cell has both labels
+        ({"continuous_condition_keys": ["age"]}, ValueError, "age"),
+        ({"set_condition_keys": ["drug"]}, ValueError, "drug"),
+    ],
+)
+def test_what_cannot_be_set_up_is_refused(make_cells, options, error, named):
+    adata, half = make_cells(), np.arange(96) < 48
+    adata.obs["cell_type"] = np.where(half, None, "B cell")
+    adata.obs["donor"] = np.where(half, "A", "Unknown")
+    adata.obs["age"], adata.obs["drug"] = np.where(half, np.nan, 7.0), np.where(half, None, "A")
+
+    with pytest.raises(error, match=named):
+        SCLDM.setup_anndata(adata, **{"condition_keys": ["cell_type"], **UNKNOWN, **options})
