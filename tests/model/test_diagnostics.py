@@ -15,12 +15,6 @@ from scgen_diffusion.model._diagnostics import warn_of_odd_values
 from scgen_diffusion.nn import log_profile
 
 
-@pytest.fixture(autouse=True)
-def _no_word_on_short_training(monkeypatch):
-    """The models are trained for a few epochs, of which every request would warn."""
-    monkeypatch.setattr("scgen_diffusion.model._base.warn_of_short_stages", lambda *_: None)
-
-
 @pytest.fixture
 def plant(trained_gene_space, monkeypatch):
     """Make the shared model generate given profiles."""

@@ -256,11 +256,6 @@ def test_an_unseen_combination_warns_once_and_works(trained):
     assert set(cells.obs["dose"]) == {100}
 
 
-def test_cells_of_a_far_too_short_training_warn(trained):
-    with pytest.warns(UserWarning, match="autoencoder.*prior"):
-        trained.generate(2, seed=0)
-
-
 @pytest.mark.parametrize("kind", ["empirical", "normal", "latent"])
 def test_totals_of_every_kind_resemble_those_of_training(trained_any, kind):
     real = trained_any.adata.X.sum(1)

@@ -342,15 +342,6 @@ def of_drugs(mdata, tiny):
     return MULTISCLDM(mdata, **tiny)
 
 
-def test_a_modality_of_treated_cells_only_is_not_taken_for_an_effect_without_a_word(tiny, quick):
-    mdata = make_treated()
-    has = mdata["prot"].obs_names.str[5:].astype(int) % 2 == 1
-    mosaic = mudata.MuData({"rna": mdata["rna"].copy(), "prot": mdata["prot"][has].copy()})
-    mosaic.obs = mdata.obs.reindex(mosaic.obs_names)
-    with pytest.warns(UserWarning, match="'prot' in 0% of the control"):
-        of_drugs(mosaic, tiny).train(1, **quick)
-
-
 @pytest.fixture(scope="module")
 def treated(tiny, quick):
     """Train a model with a perturbation flow from untreated to treated cells."""

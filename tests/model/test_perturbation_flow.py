@@ -292,7 +292,6 @@ def test_a_saved_model_tells_how_its_perturbation_flow_was_trained(make_cells, m
     model = make_trained(cells, condition_keys=["dose"], setup={"set_condition_keys": ["drug"]})
 
     model.train_perturbation_flow(1, control_values={"drug": {"A", "B"}, "dose": [1]}, match_keys=["donor"], **QUICK)
-    model.cut_short_ = {}  # as if trained long enough
     model.save(tmp_path / "model")
 
     saved = SCLDM.load(tmp_path / "model", adata=False, accelerator="cpu")

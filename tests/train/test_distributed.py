@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from builders import seeded
 from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.model import SCRDIT
-from scgen_diffusion.train import Interruption
 
 TOGETHER = {"devices": 2, "strategy": "ddp", "accelerator": "cpu", "enable_progress_bar": False}
 
@@ -113,29 +111,6 @@ class At(Callback):
     def on_train_batch_end(self, trainer, plan, *_):
         if (plan.name, trainer.global_step) == (self.stage, self.step):
             self.work(trainer)
-
-
-def expire(trainer):
-    """End the time by the first process's clock only."""
-    if trainer.is_global_zero:
-        next(each for each in trainer.callbacks if isinstance(each, Interruption)).deadline = time.monotonic()
-
-
-def test_a_limit_of_time_stops_all_processes_at_the_same_step_and_the_same_call_resumes(
-    train_scldm, run_together, tmp_path
-):
-    epochs = {"autoencoder": 2, "prior": 1, "perturbation_flow": 1}
-    options = {"checkpoint_dir": tmp_path, "checkpoint_minutes": 0.0, "max_time": {"hours": 1}}
-
-    def stop(rank):
-        model = train_scldm(epochs, callbacks=[At("autoencoder", 8, expire)], **options)
-        return model.trainer.global_step, model.trained_stages_
-
-    assert run_together(stop) == [(8, ["autoencoder"])] * 2
-
-    first, second = run_together(lambda rank: described(train_scldm(epochs, **options)))
-    assert_same(first, second)
-    assert [len(first[0][f"{name}_loss_train"]) for name in epochs] == list(epochs.values())
 
 
 def test_a_killed_process_ends_the_other_and_the_same_call_resumes(train_scldm, run_together, tmp_path):

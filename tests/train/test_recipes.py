@@ -109,14 +109,14 @@ def test_the_gene_space_models_are_trained_as_published(model, learning_rate):
 
 
 def test_regularisation_fades_with_many_cells():
-    assert USUAL.for_many_cells(10_000) is USUAL
+    assert USUAL.for_many_cells(10_000) == USUAL
     assert USUAL.for_many_cells(50_000) == replace(USUAL, loading_weight_decay=0.6, min_kept_fraction=0.86)
     assert USUAL.for_many_cells(1_000_000) == replace(USUAL, loading_weight_decay=0.03, min_kept_fraction=0.99)
     assert MASKING.for_many_cells(30_000) == replace(MASKING, loading_weight_decay=0.33)
 
 
 def test_few_genes_with_many_counts_train_a_longer_autoencoder_of_smaller_kl_weight():
-    assert USUAL.for_panel(2_000, 1_200) is USUAL.for_panel(765, 570) is USUAL
+    assert USUAL.for_panel(2_000, 1_200) == USUAL.for_panel(765, 570) == USUAL
     assert USUAL.for_panel(33, 20_000) == replace(USUAL, kl_weight=0.1, reference_steps=2400, max_rounds=1)
     assert USUAL.for_panel(1_000, 20_000) == replace(USUAL, kl_weight=0.3, reference_steps=1200)
     prior = RECIPES["default"].prior  # numbers shorten it

@@ -19,7 +19,6 @@ from builders import seeded
 from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.model import SCRDIT, WBDIT
-from scgen_diffusion.train import Interruption
 from scgen_diffusion.train import _cells as cells_module
 
 STAGES = ["autoencoder", "prior", "perturbation_flow"]
@@ -199,26 +198,6 @@ def test_training_in_another_thread_leaves_signals_alone(train):
     assert models[0].is_trained
 
 
-def test_a_limit_of_time_for_all_stages_stops_the_call_which_resumes(train, whole, tmp_path):
-    ends = []
-
-    def note(plan):
-        timer = next(each for each in plan.trainer.callbacks if isinstance(each, Interruption))
-        ends.append(timer.deadline)
-        if plan.name == "prior":
-            timer.deadline = time.monotonic()
-
-    work = [At("autoencoder", MIDDLE, note), At("prior", MIDDLE, note)]
-    stopped = train(tmp_path, callbacks=work, max_time="00:01:00:00", **EVERY_EPOCH)
-
-    assert ends[0] == ends[1]
-    assert 3500 < ends[0] - time.monotonic() < 3600
-    assert stopped.trained_stages_ == ["autoencoder", "prior"]
-    assert "prior (stopped far too early)" in str(stopped)
-    assert (read(tmp_path / "prior.ckpt")["n_epochs_done"], len(list(tmp_path.iterdir()))) == (1, 2)
-    assert_same_model(whole[0], train(tmp_path))
-
-
 def test_a_run_that_diverges_leaves_its_last_good_checkpoint(train, tmp_path):
     def spoil(plan):
         next(plan.module.decoder.parameters()).data.fill_(torch.nan)
@@ -347,13 +326,12 @@ def test_a_saved_model_resumes_its_run_a_second_time(make_model, tmp_path):
 
     def resume(step):
         model = SCRDIT.load(tmp_path / "saved", accelerator="cpu")
-        # more epochs, so other learning rates and losses
-        model.train(60, **options, **EVERY_EPOCH, **signal_at(signal.SIGINT, "diffusion", step))
+        model.train(41, **options, **EVERY_EPOCH, **signal_at(signal.SIGINT, "diffusion", step))
         return model.history_["diffusion_loss_train"]["diffusion_loss_train"]
 
     assert read(tmp_path / "run" / "diffusion.ckpt")["n_epochs_done"] == 4
     before = stopped.history_["diffusion_loss_train"]["diffusion_loss_train"]
-    assert resume(26)[4] != before[4]
+    assert resume(26)[4] == before[4]
     assert len(resume(32)) == 10
 
 

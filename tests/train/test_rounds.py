@@ -244,61 +244,24 @@ def test_the_kl_weight_rises_and_outliers_begin_to_count_in_the_first_round_alon
     assert model.module.likelihood.outliers.responsibility_weight == 1
 
 
-class Watch(Callback):
-    """Note the best round with which a training begins."""
-
-    def on_train_start(self, trainer, plan):
-        self.best_round = dict(plan.best_round)
-
-
-def test_more_training_that_helps_keeps_its_best_round(train, monkeypatch):
-    model, watch = train(recipe={"max_rounds": 1}), Watch()
+def test_a_trained_model_trains_on_from_its_weights(train, monkeypatch):
+    model = train(recipe={"max_rounds": 1})
     before = losses(model).iloc[-1]
     monkeypatch.setattr(plans, "LEAST_GAIN", 0.0)
 
-    train_on(model, callbacks=[watch])
-
-    assert watch.best_round["loss"] == pytest.approx(before, rel=1e-4)  # correcting rare effects changes no loss
-    assert losses(model).min() < before
-    assert len(losses(model)) > PER_ROUND
-
-
-def test_a_stage_that_was_stopped_trains_on_from_where_it_stopped(train):
-    model, watch = train(callbacks=[Press(5)]), Watch()
-
-    train_on(model, callbacks=[watch])
-
-    assert watch.best_round == {}
-
-
-def test_more_training_that_is_killed_must_still_beat_the_weights_from_before(train, monkeypatch, tmp_path):
-    monkeypatch.setattr(plans, "LEAST_GAIN", NEVER)
-    options = {"recipe": {"max_rounds": 2, "learning_rate": 1.0}, "checkpoint_dir": tmp_path, "checkpoint_minutes": 0.0}
-    with pytest.raises(RuntimeError, match="killed"):
-        train_on(train(NEVER), callbacks=[Press(7, RuntimeError("killed"))], **options)
-
-    model = train(NEVER)
-    before = encoder_of(model)
-    train_on(model, **options)
-
-    assert losses(model).index.tolist() == list(range(PER_ROUND))
-    assert all(map(torch.equal, encoder_of(model), before))
-
-
-def test_no_gain_ctrl_c_or_a_loss_that_is_no_number_return_to_the_weights_from_before(train, monkeypatch):
-    model = train()
-    before = encoder_of(model)
-
-    train_on(model, callbacks=[Press(5)])
-    assert all(map(torch.equal, encoder_of(model), before))
-    model.cut_short_ = {}
-    with pytest.warns(UserWarning, match="nan in epoch 1 of 2"):
-        train_on(model, callbacks=[Spoil(5)])
-    assert all(map(torch.equal, encoder_of(model), before))
-    model = train()
-    monkeypatch.setattr(plans, "LEAST_GAIN", NEVER)
     train_on(model)
-    assert len(losses(model)) == PER_ROUND
+
+    assert losses(model).iloc[0] < before + 0.1
+    assert losses(model).min() < before
+
+
+def test_more_training_that_diverges_leaves_the_weights_from_before(train):
+    model = train()
+    before = encoder_of(model)
+
+    with pytest.raises(FloatingPointError, match="nan in epoch 1 of 2"):
+        train_on(model, callbacks=[Spoil(5)])
+
     assert all(map(torch.equal, encoder_of(model), before))
 
 

@@ -135,7 +135,7 @@ def is_first_process(options: dict[str, Any]) -> bool:
     from scgen_diffusion.train import RunOptions
 
     asked = {name: options[name] for name in ("accelerator", *OF_PROCESSES) if name in options}
-    return RunOptions.of(**asked).check().is_global_zero
+    return RunOptions.of(**asked).is_first_process()
 
 
 TABLE_HELP = (

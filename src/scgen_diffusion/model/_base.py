@@ -7,6 +7,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -17,10 +18,10 @@ import pandas as pd
 import rich
 import rich.pretty  # scvi-tools 1.4 uses it without importing it
 import scipy.sparse as sp
-from anndata import AnnData
+import torch
 from mudata import MuData
 from rich.markup import escape
-from scvi import REGISTRY_KEYS
+from scvi import REGISTRY_KEYS, settings
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 from scvi.model.base import BaseModelClass
@@ -55,21 +56,31 @@ from scgen_diffusion.data import (
     digest_of,
     encode_conditions,
     extend_tables,
+    have_labels,
     keys_to_check,
     layer_of,
+    mark_occurring,
     owner_of,
     pad_genes,
+    recode,
     registered_genes,
     registered_keys,
     resolve_seed,
+    to_plain,
 )
 from scgen_diffusion.generation import CellGenerator, check_batch_size
-from scgen_diffusion.module import LIBRARY_SIZE_KINDS, TRAINABLE, Trainable
-from scgen_diffusion.train import CellData, Interruption, RunOptions, StagePlan, is_interrupted, show
+from scgen_diffusion.module import (
+    LIBRARY_SIZE_KINDS,
+    TRAINABLE,
+    Trainable,
+    copy_reference,
+    perturbation_flow_fits,
+    trained_masks,
+)
+from scgen_diffusion.train import CellData, RunOptions, StagePlan, run_stage, show
 
 from ._counterfactual import Prediction, control_cells
 from ._description import describe
-from ._end_of_training import advise_to_train_on, describe_training, warn_of_short_stages, was_stopped
 from ._generation import Generation
 from ._model_file import (
     ADATA_FILE,
@@ -86,9 +97,7 @@ from ._model_file import (
     write_model,
     write_together,
 )
-from ._query import are_learned, are_paths, check_learns_something, start_from, trained_rows
 from ._registration import (
-    check_datamodule,
     check_is_no_view,
     check_is_set_up,
     check_readable,
@@ -100,17 +109,16 @@ from ._registration import (
 from ._streaming import check_goal, write_stream
 from ._training import (
     StageRun,
-    check_labelled,
-    other_ends,
-    plan_jobs,
+    describe_training,
+    plan_runs,
     split_cells,
     suggests_training_arguments,
-    warn_of_lost_labels,
+    warn_of_rare_labels,
 )
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-    import torch
+    from anndata import AnnData
     from lightning.pytorch.strategies import Strategy
     from torch import Tensor
 
@@ -118,7 +126,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.diffusion import GuidanceScale, Sampler
     from scgen_diffusion.module import LibrarySizeKind
     from scgen_diffusion.nn import ConditionSpec, InputValues
-    from scgen_diffusion.train import Recipe, TrainingCells
+    from scgen_diffusion.train import Recipe, StageData, TrainingCells
 
     from ._counterfactual import ControlCells
 
@@ -143,7 +151,7 @@ class DiffusionModel(BaseModelClass):
     library_head_is_trained_: bool
     default_sampler: str
     recipes_: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  # training options and seed of each trained stage
-    cut_short_: Mapping[str, str] = MappingProxyType({})  # how stages ended that were stopped or far too short
+    cut_short_: Mapping[str, str] = MappingProxyType({})  # stages that the user stopped
     _file_cells: TrainingCells | None = None  # the `datamodule` given to `train`
     split_digest_: str | None = None  # of the names of the cells that were split into training and validation cells
     reference_: Mapping[str, Any] | None = None  # what a fine-tuned model keeps of its reference
@@ -304,22 +312,17 @@ class DiffusionModel(BaseModelClass):
         """Let these cells replace the model's cells; None keeps them."""
         if datamodule is None:
             return
-        check_datamodule(datamodule)
+        if not isinstance(datamodule, CellFiles):
+            msg = f"`datamodule` must be scgen_diffusion.data.CellFiles, but found {type(datamodule).__name__}."
+            raise TypeError(msg)
         check_same_registry(datamodule.registry, self.registry_)
         self._file_cells, self._adata = datamodule, None
         self.var_ = plain_columns(datamodule.var, self.var_)
 
     def _drop_split_of_others(self) -> None:
         """Drop the split into training and validation cells, which are row numbers, unless it is that of the cells."""
-        if self.split_digest_ is None or self.split_digest_ == self._digest_of_names():
-            return
-        for name in ("train_indices_", "validation_indices_", "test_indices_", "split_digest_"):
-            setattr(self, name, None)
-        warn_user(
-            "These cells have other names than those that the model was trained on, or another order, so their split "
-            "is gone. Training draws a new one: cells that were validation cells may then be trained on. To keep the "
-            "split, load the model again with the cells of its training in the same order."
-        )
+        if self.train_indices_ is not None and self.split_digest_ != self._digest_of_names():
+            self.train_indices_ = self.validation_indices_ = self.test_indices_ = self.split_digest_ = None
 
     def _digest_of_names(self) -> str:
         return digest_of("\n".join(map(str, self._cells.names(np.arange(self._cells.n_cells)))))
@@ -343,8 +346,15 @@ class DiffusionModel(BaseModelClass):
     @property
     def _seen_indices(self) -> np.ndarray:
         """Rows of the training and validation cells of which training learns the conditions, in order."""
-        rows = np.sort(np.concatenate([self.train_indices_, self.validation_indices_]))
-        return rows[are_learned(self, self._registered_codes[rows])]
+        rows, reference = np.sort(np.concatenate([self.train_indices_, self.validation_indices_])), self.reference_
+        if reference is None or reference["trainable"] != "new_conditions":
+            return rows
+        # the reference's combinations count, and those with a new class or member; numbers far from its own do not
+        codes = self._registered_codes[rows]
+        before = Conditions(self._condition_keys, reference["combinations"], reference["combination_sizes"])
+        parts = zip(before.parts, self._new_values, strict=True)
+        have_new = [np.isin(codes[:, columns], np.flatnonzero(new)).any(1) for (_, columns), new in parts]
+        return rows[np.any(have_new, axis=0) | ~(before.are_unseen(codes) | before.are_far(codes))]
 
     def _count_combinations(self, codes: np.ndarray) -> None:
         """Count the cells of each combination of conditions, including those of the reference."""
@@ -429,8 +439,8 @@ class DiffusionModel(BaseModelClass):
 
         Press Ctrl-C to stop after the current step and keep the weights (in a later round, those of the best one);
         press it again to abort. After the last step of a stage, the stage is finished first. After an error or an
-        abort, the model is as it was before the stage. ``cut_short_`` lists the stages that were stopped or far too
-        short, also in a saved model.
+        abort, the model is as it was before the stage. ``cut_short_`` names the stages that were stopped, also in a
+        saved model.
 
         Each stage, and each round of the autoencoder, shows a progress bar, or in a log file a line now and then; one
         line at the end has the epochs, the validation losses and the minutes. ``enable_progress_bar=False`` switches
@@ -443,8 +453,7 @@ class DiffusionModel(BaseModelClass):
             mapping leaves out: depends on the number of cells, for SCLDM on genes and counts too, see the user guide.
             SCLDM's autoencoder then takes up to three times as many, in rounds, as long as each lowers the validation
             loss. With ``max_rounds`` in ``plan_kwargs``, epochs of one round. A trained model is trained on, all its
-            stages; ``train_prior`` trains the prior alone. Rounds then keep the weights from before unless they lower
-            their validation loss.
+            stages; ``train_prior`` trains the prior alone.
         accelerator, devices
             Where to train; passed to Lightning.
         train_size
@@ -474,7 +483,6 @@ class DiffusionModel(BaseModelClass):
             Whether to compile the networks and, on a GPU, SCLDM's likelihood with ``torch.compile``.
         **trainer_kwargs
             Passed to Lightning's trainer: ``precision``, ``strategy``, ``callbacks``, ``enable_progress_bar`` ...
-            ``max_time`` limits the whole call; then training stops as after Ctrl-C.
 
         Raises
         ------
@@ -488,100 +496,134 @@ class DiffusionModel(BaseModelClass):
         Warns
         -----
         UserWarning
-            For labels with fewer than 10 training cells, for labels that a trained model has learned and these cells
-            lack, and for less than a tenth of the default epochs.
+            For labels with fewer than 10 training cells, and for less than a tenth of the default epochs.
         """
         self._train(
             None,
-            {
-                "accelerator": accelerator,
-                "devices": devices,
-                "early_stopping": early_stopping,
-                "checkpoint_dir": checkpoint_dir,
-                "compile": compile,
-                **trainer_kwargs,
-            },
             max_epochs=max_epochs,
+            accelerator=accelerator,
+            devices=devices,
             train_size=train_size,
             validation_size=validation_size,
             batch_size=batch_size,
+            early_stopping=early_stopping,
             plan_kwargs=plan_kwargs,
             datamodule=datamodule,
+            checkpoint_dir=checkpoint_dir,
+            compile=compile,
+            **trainer_kwargs,
         )
 
     def _train(
         self,
         stages: Sequence[str] | None,
-        options: Mapping[str, Any],
         *,
-        max_epochs: int | Mapping[str, int] | None,
-        batch_size: int | None,
-        plan_kwargs: Mapping[str, Any] | None,
-        datamodule: TrainingCells | None,
+        max_epochs: int | Mapping[str, int] | None = None,
         train_size: float | None = None,
         validation_size: float | None = None,
-        keep_split: bool = False,
-        **of_stage: Any,
+        batch_size: int | None = None,
+        plan_kwargs: Mapping[str, Any] | None = None,
+        datamodule: TrainingCells | None = None,
+        of_stage: Mapping[str, Any] = MappingProxyType({}),
+        **options: Any,
     ) -> None:
         """Check all arguments, then train the stages (None: those that are due) until the user stops one.
 
         After an error the model is as it was before, but for stages whose training has ended.
         """
         respect_thread_limit()
-        started, how, plans = time.monotonic(), RunOptions.of(**options), list[StagePlan]()
-        is_quiet = not (how.enable_progress_bar and how.check().is_global_zero)
-        before = self._snapshot()
+        started, how, before, plans = time.monotonic(), RunOptions.of(**options), self._snapshot(), list[StagePlan]()
+        how = replace(how, enable_progress_bar=how.is_first_process() and how.enable_progress_bar)
         try:
             self._take_cells(datamodule)
             self._cells.check()
-            self._split(train_size, validation_size, keep_split=keep_split)
+            self._split(train_size, validation_size)
             if stages is None or self._stages_to_generate & {*stages}:  # else what the model can generate stays
                 self._take_conditions()
             stages = self._due_stages() if stages is None else stages
             if set(stages) != {"autoencoder"}:  # which learns from expression alone
-                check_labelled(self)
-            usual = {stage: self._recipe(stage) for stage in stages}
-            jobs = plan_jobs(self, usual, max_epochs, batch_size, plan_kwargs, other_ends(how))
+                self._check_labelled()
+            runs = plan_runs(
+                {stage: self._recipe(stage) for stage in stages},
+                how,
+                max_epochs,
+                batch_size,
+                plan_kwargs,
+                len(self.train_indices_),
+                has_validation=len(self.validation_indices_) > 0,
+                trained=self.trained_stages_,
+            )
             if how.checkpoint_dir is not None:
                 with explain_failed_write("Making `checkpoint_dir`", how.checkpoint_dir.parent):
                     how.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-            for job in jobs:
-                with Interruption(how.deadline) as interruption:  # after the last step, Ctrl-C lets the stage finish
-                    run = StageRun(self, job, how, interruption, is_quiet)
-                    plans.append(getattr(self, f"_train_{job.name}")(run, **of_stage))
-                if not plans[-1].was_finished:
-                    before = self._snapshot()
-                if is_interrupted(self.trainer):
+            for run in runs:
+                with run.interruption:  # after the last step, Ctrl-C lets the stage finish
+                    plans.append(getattr(self, f"_train_{run.stage}")(run, **of_stage))
+                before = self._snapshot()
+                if run.interruption.is_pressed:
                     break
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
-        if not is_quiet:
-            show(describe_training(plans, time.monotonic() - started, is_stopped=interruption.is_stopped))
+        if how.enable_progress_bar:
+            show(describe_training(plans, time.monotonic() - started))
+
+    def _fit(self, run: StageRun, plan: StagePlan, data: StageData, *depends_on: object, **arguments: Any) -> StagePlan:
+        """Train a stage, and record how; return its plan.
+
+        Parameters
+        ----------
+        run, plan, data
+            The stage.
+        *depends_on
+            What its result depends on besides model and cells; a checkpoint is resumed only if it is the same.
+        **arguments
+            What to record besides the recipe.
+        """
+        plan.trained_rows = self._trained_rows(plan.name)
+        history, loss = self.history_ or {}, f"{plan.name}_loss_train"
+        if run.options.checkpoint_dir is not None:
+            # total counts come from both parts of the split
+            plan.fingerprint = digest_of(self._fingerprint, self.train_indices_, self.validation_indices_, *depends_on)
+            plan.losses_before = history[loss][loss].dropna().to_dict() if loss in history else {}
+        self.trainer = run_stage(plan, data, run.options, max_epochs=run.n_epochs, interruption=run.interruption)
+        self.to_device(self.trainer.strategy.root_device)  # like scvi-tools' models, it stays where it was trained
+        self.history_ = {**history, **plan.history}
+        recorded = {**asdict(run.recipe), **arguments, "seed": settings.seed}
+        self.recipes_ = {**self.recipes_, run.stage: to_plain(recorded)}
+        others = {stage: how for stage, how in self.cut_short_.items() if stage != run.stage}
+        self.cut_short_ = {**others, run.stage: "stopped"} if plan.was_stopped else others
+        return plan
 
     def _snapshot(self) -> dict[str, Any]:
         """Return the model's attributes, which training replaces, with a copy of the module, which it changes."""
         return {**self.__dict__, "module": deepcopy(self.module)}
 
-    def _split(self, train_size: float | None, validation_size: float | None, *, keep_split: bool) -> None:
+    def _split(self, train_size: float | None, validation_size: float | None) -> None:
         """Split the cells; by default, a trained model keeps its split."""
-        if train_size is None and validation_size is None:
+        if train_size is validation_size is None:
             self._drop_split_of_others()
-            keep_split |= bool(self.trained_stages_)
-        if not (keep_split and self._split_fits):
-            parts = split_cells(self._cells.n_cells, train_size, validation_size)
-            self.train_indices_, self.validation_indices_, self.test_indices_ = parts
-            self.split_digest_ = self._digest_of_names()
+            if self.trained_stages_ and self.train_indices_ is not None:
+                return
+        parts = split_cells(self._cells.n_cells, train_size, validation_size)
+        self.train_indices_, self.validation_indices_, self.test_indices_ = parts
+        self.split_digest_ = self._digest_of_names()
 
     def _take_conditions(self) -> None:
         """Count the combinations of conditions of the training and validation cells; generation draws from them."""
         if self.reference_ is not None:
-            check_learns_something(self)
-        before = self.combinations_
+            self._check_learns_something()
+        elif not self.trained_stages_:
+            warn_of_rare_labels(self._condition_keys, self._registered_codes, self.train_indices_)
         self._count_combinations(self._registered_codes[self._seen_indices])
-        if self.trained_stages_:
-            warn_of_lost_labels(self._condition_keys, before, self.combinations_)
+
+    def _check_labelled(self) -> None:
+        """Raise unless a cell has all labels; fine-tuning learns a key also from cells without the label of another."""
+        codes = self._registered_codes[self._seen_indices]
+        if not (have_labels(self._condition_keys, codes).any() if self.reference_ is None else len(codes)):
+            msg = "No training or validation cell has all labels. Choose larger shares, or label more cells."
+            raise ValueError(msg)
 
     def _due_stages(self) -> Sequence[str]:
         """Stages that ``train`` trains."""
@@ -590,9 +632,6 @@ class DiffusionModel(BaseModelClass):
     @abstractmethod
     def _recipe(self, stage: str) -> Recipe:
         """Return the default recipe of a stage."""
-
-    def _why_not_trained(self, stage: str) -> str:
-        return f"`train_{stage}` trains it."
 
     def _record_trained(self, *stages: str) -> None:
         """Record which stages are trained, and whether the model can generate; forget how others were trained."""
@@ -622,12 +661,6 @@ class DiffusionModel(BaseModelClass):
     def _cell_data(self, recipe: Recipe) -> CellData:
         split = self.train_indices_, self.validation_indices_
         return CellData(self._cells, *split, recipe.batch_size, recipe.smallest_epoch)
-
-    @property
-    def _split_fits(self) -> bool:
-        """Whether there is a split of the model's number of cells."""
-        parts = (self.train_indices_, self.validation_indices_, self.test_indices_)
-        return all(part is not None for part in parts) and sum(map(len, parts)) == self._cells.n_cells
 
     @property
     def _fingerprint(self) -> str:
@@ -722,7 +755,7 @@ class DiffusionModel(BaseModelClass):
         -----
         UserWarning
             For conditions that few or no training cells have, effects that are not supported, keys that must share a
-            guidance scale, training that was cut short, and values unlike those of training.
+            guidance scale, and values unlike those of training.
 
         Raises
         ------
@@ -1010,7 +1043,6 @@ class DiffusionModel(BaseModelClass):
         check_batch_size(batch_size)
         respect_thread_limit()
         self._check_ready_to_generate()
-        warn_of_short_stages(self.cut_short_, sorted(self._stages_to_generate))
         engine, seed = self._engine, resolve_seed(seed)
         sampling = engine.sampling(sampler, n_steps, guidance_scale, self._output(counts))
         return Generation.of(engine, n_cells, condition, sampling, library_size, seed, self._build, batch_size)
@@ -1046,10 +1078,6 @@ class DiffusionModel(BaseModelClass):
         source, rows = self._control_source(adata_control)
         given = control_cells(engine.conditions, source, rows, condition)
         method = self._counterfactual_method(given, method)
-        by_flow = method == "perturbation_flow"
-        warn_of_short_stages(
-            self.cut_short_, ("autoencoder", "perturbation_flow") if by_flow else sorted(self._stages_to_generate)
-        )
 
         def read(rows: np.ndarray, batch_size: int) -> Iterator[Tensor]:
             return (tensors[REGISTRY_KEYS.X_KEY] for tensors, _ in self._read(source, rows, batch_size))
@@ -1109,9 +1137,7 @@ class DiffusionModel(BaseModelClass):
         if not self.is_trained_:
             missing = next(s for s in self._stages if s in self._stages_to_generate and s not in self.trained_stages_)
             call = "train()" if missing == self._stages[0] else f"train_{missing}()"
-            stopped = any(was_stopped(self, stage) for stage in self.trained_stages_)
-            advice = advise_to_train_on(self) if stopped else f"call {call} first"
-            msg = f"The model cannot generate yet; {advice}."
+            msg = f"The model cannot generate yet; call {call} first."
             raise RuntimeError(msg)
 
     def _counterfactual_sampler(self, sampler: str | Sampler | None) -> str | Sampler:
@@ -1418,8 +1444,7 @@ class DiffusionModel(BaseModelClass):
         adata
             New cells with the reference's layer, condition columns and genes (see :meth:`prepare_query_anndata`). They
             need no ``setup_anndata``. Cells may stay in their files: give a path, or several
-            (:class:`~scgen_diffusion.data.CellFiles`). MULTISCLDM takes MuData, or paths of ``.h5mu`` files; the cells
-            may lack modalities.
+            (:class:`~scgen_diffusion.data.CellFiles`). MULTISCLDM takes MuData, whose cells may lack modalities.
         reference_model
             A trained model of this class, its folder, or the name of a pretrained model. It is not changed.
         trainable
@@ -1452,11 +1477,10 @@ class DiffusionModel(BaseModelClass):
         RuntimeError
             If the reference is not trained.
         TypeError
-            If ``adata`` is neither cells of this class of model nor paths, or the reference is neither a model nor a
-            folder.
+            If ``adata`` is neither cells of this class of model nor paths, or the reference is neither a model of this
+            class nor a folder.
         ValueError
-            For another class of model, other genes or another kind of values, and, with ``"new_conditions"``, if
-            nothing is new in the cells.
+            For other genes or another kind of values, and, with ``"new_conditions"``, if nothing is new in the cells.
 
         Warns
         -----
@@ -1480,29 +1504,29 @@ class DiffusionModel(BaseModelClass):
         ... )  # doctest: +SKIP
         """
         if trainable not in TRAINABLE:
-            msg = (
-                f"`trainable` must be one of {TRAINABLE}, but found {trainable!r}. {known_names(trainable, TRAINABLE)}"
-            )
+            msg = f"`trainable` must be one of {TRAINABLE}, but found {trainable!r}."
             raise ValueError(msg)
         _, _, device = parse_device_args(accelerator, device, one=True)
         reference = cls._reference(reference_model)
-        try:
-            reference._check_ready_to_generate()
-        except RuntimeError as error:
-            msg = f"`reference_model` must be trained before it can be fine-tuned. {error}"
-            raise RuntimeError(msg) from error
+        if not reference.is_trained_:
+            msg = "`reference_model` must be trained before it can be fine-tuned."
+            raise RuntimeError(msg)
         registry, options = reference.registry_, init_options(reference.init_params_)
-        if are_paths(adata):
+        if isinstance(adata, str | os.PathLike | list | tuple):
             cells = CellFiles.like(registry, adata, new_values=True, condition_embeddings=condition_embeddings)
             model = cls(registry=cells.registry, **options)
             model._take_cells(cells)
         else:
-            reference._check_query_cells(adata)
+            try:
+                reference._check_same_features(adata)
+            except ValueError as error:
+                error.add_note("`prepare_query_anndata` gives new cells the genes of a model.")
+                raise
             tables = extend_tables(registry["setup_args"]["condition_embeddings"], condition_embeddings, adata)
             extended = {"extend_categories": True, "condition_embeddings": tables}
             cls._register_like(adata, registry, reference.var_.index, **extended)
             model = cls(adata, **options)
-        start_from(model, reference, trainable)
+        model._start_from(reference, trainable)
         model.to_device(device)
         model.module.eval()
         return model
@@ -1543,34 +1567,70 @@ class DiffusionModel(BaseModelClass):
         check_is_anndata(adata, "adata")
         return pad_genes(adata, reference.var_)
 
-    def _check_query_cells(self, adata: AnnData) -> None:
-        """Raise unless new cells have the genes of the model."""
-        if not isinstance(adata, AnnData):
-            msg = f"`adata` must be an AnnData, or paths of files, but found {type(adata).__name__}."
-            raise TypeError(msg)
-        try:
-            check_same_genes(adata.var_names, self.var_.index)
-        except ValueError as error:
-            msg = (
-                f"{error} Call `prepare_query_anndata` to give the cells the reference's genes: it returns new cells, "
-                "and does not change yours."
-            )
-            raise ValueError(msg) from error
-
     @classmethod
     def _reference(cls, reference_model: Self | str | os.PathLike[str]) -> Self:
-        if not isinstance(reference_model, DiffusionModel | str | os.PathLike):
-            msg = (
-                f"`reference_model` must be a trained {cls.__name__} or its folder, but found "
-                f"{type(reference_model).__name__}. The new cells come first, then the model."
-            )
-            raise TypeError(msg)
-        if not isinstance(reference_model, DiffusionModel):
+        if isinstance(reference_model, str | os.PathLike):
             return cls.load(reference_model, adata=False, accelerator="cpu")
         if type(reference_model) is not cls:
-            msg = f"`reference_model` is of class {type(reference_model).__name__!r}, but {cls.__name__} was called."
-            raise ValueError(msg)
+            msg = (
+                f"`reference_model` must be a {cls.__name__} or its folder, but found {type(reference_model).__name__}."
+            )
+            raise TypeError(msg)
         return reference_model
+
+    def _start_from(self, reference: Self, trainable: Trainable) -> None:
+        """Copy weights, conditions and trained stages of a reference."""
+        before, after = reference.conditions.by_key, self.conditions.by_key
+        self.combinations_ = recode(reference.combinations_, before, after)
+        self.combination_sizes_ = reference.combination_sizes_
+        self.reference_ = {
+            "trainable": trainable,
+            "digest": digest_of(*(tensor.cpu().numpy() for tensor in reference.module.state_dict().values())),
+            "combinations": self.combinations_,
+            "combination_sizes": self.combination_sizes_,
+            "of_autoencoder": recode(reference._combinations_of_autoencoder, before, after),
+        }
+        keeps_perturbation_flow = trainable != "all" and perturbation_flow_fits(self.module, reference.module)
+        copy_reference(
+            self.module,
+            reference.module,
+            [torch.from_numpy(known) for known in mark_occurring(after, self.combinations_)],
+            lambda codes: torch.from_numpy(recode(codes.cpu().numpy(), before, after)),
+            trainable=trainable,
+            with_perturbation_flow=keeps_perturbation_flow,
+        )
+        self._copy_features(reference)
+        stages = {*reference.trained_stages_}
+        if "perturbation_flow" in stages and not keeps_perturbation_flow:
+            stages.remove("perturbation_flow")
+            warn_user(
+                "The new model leaves out the reference's flow, which does not fit a new autoencoder or more known "
+                "embeddings of perturbations. `train` trains another, on the control and perturbed cells among the "
+                "new ones alone."
+            )
+        self.library_head_is_trained_ = reference.library_head_is_trained_
+        # "stopped" would tell `train` that this model began the flow
+        self.cut_short_ = {s: how for s, how in reference.cut_short_.items() if s != "perturbation_flow"}
+        self.recipes_ = dict(reference.recipes_)
+        self._record_trained(*stages)
+        self._check_learns_something()
+
+    def _check_learns_something(self) -> None:
+        """Raise if fine-tuning has nothing to train on the model's cells."""
+        trainable = self.reference_["trainable"]
+        if not trained_masks(self.module, trainable, self._new_values):
+            msg = (
+                f"There is nothing to train with `trainable` {trainable!r}: the reference knows all classes and "
+                f"members of the new cells, or has no vectors of conditions. Set it to one of {TRAINABLE[2:]}."
+            )
+            raise ValueError(msg)
+
+    @property
+    def _new_values(self) -> list[Tensor]:
+        """Masks, per key, of the classes and members that the model's cells have and the reference's cells lacked."""
+        codes = self._registered_codes, self.reference_["combinations"]
+        here, before = (mark_occurring(self._condition_keys, of) for of in codes)
+        return [torch.from_numpy(own & ~known) for own, known in zip(here, before, strict=True)]
 
     def _copy_features(self, reference: Self) -> None:
         """Take what is known of the genes from a reference."""
@@ -1578,7 +1638,14 @@ class DiffusionModel(BaseModelClass):
 
     def _trained_rows(self, stage: str) -> Mapping[torch.nn.Parameter, Tensor | None] | None:
         """Return the parameters that a stage trains, with masks of their rows; None means all."""
-        return None if self.reference_ is None else trained_rows(self)
+        if self.reference_ is None:
+            return None
+        masks = trained_masks(self.module, self.reference_["trainable"], self._new_values)
+        if not self.library_head_is_trained_:  # published weights lack this head
+            masks |= dict.fromkeys(self.module.library_size.parameters())
+        if (flow := self.module.perturbation_flow) is not None:
+            masks |= dict.fromkeys(flow.parameters())
+        return masks
 
     @property
     def _keeps_autoencoder(self) -> bool:

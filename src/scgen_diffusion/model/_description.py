@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 from scgen_diffusion._arguments import list_first
 from scgen_diffusion.data import CategoricalKey, have_labels, with_columns
 
-from ._end_of_training import advise_to_train_on
-from ._query import is_untrained_query, new_values
 from ._training_pairs import TrainingPairs
 
 if TYPE_CHECKING:
@@ -30,6 +28,11 @@ def describe(model: DiffusionModel) -> str:
         "next": next_step(model),
     }
     return "\n".join([f"{type(model).__name__} {_cells(model)}", *(f"  {n + ':':<12}{v}" for n, v in lines.items())])
+
+
+def is_untrained_query(model: DiffusionModel) -> bool:
+    """Return whether a model starts from a reference, and was not trained since."""
+    return model.reference_ is not None and not model.history_
 
 
 def _trained(model: DiffusionModel) -> str:
@@ -73,7 +76,7 @@ def _new_labels(model: DiffusionModel) -> list[list[str]]:
     """Return, per key, the classes or members that a query has and its reference lacked."""
     if model.reference_ is None or not model._has_cells:
         return [[] for _ in model.conditions.by_key]
-    found = zip(model.conditions.by_key, new_values(model), strict=True)
+    found = zip(model.conditions.by_key, model._new_values, strict=True)
     return [[repr(label) for label in compress(key.labels, are_new)] for key, are_new in found]
 
 
@@ -101,7 +104,7 @@ def _next_training(model: DiffusionModel, is_query: bool) -> str:
         return "model.train_prior()"
     if "perturbation_flow" in model.trained_stages_:
         return f"{predict}, or model.train_prior() to generate"
-    if not (model._has_cells and model._split_fits):
+    if not model._has_cells or model.train_indices_ is None:
         return "model.train_prior()"
     if not TrainingPairs(model.conditions, model._cells, model.train_indices_, control).groups:
         return "model.train_prior()"
@@ -111,7 +114,10 @@ def _next_training(model: DiffusionModel, is_query: bool) -> str:
 def next_step(model: DiffusionModel) -> str:
     """Return what to call next."""
     is_query = is_untrained_query(model)
-    train = "" if is_query else advise_to_train_on(model)
+    stopped = [stage for stage in model.trained_stages_ if stage in model.cut_short_]
+    train = ""
+    if stopped and not is_query:
+        train = "model.train()" if stopped[0] == model._stages[0] else f"model.train_{stopped[0]}()"
     if not train and (is_query or not model.is_trained_):
         train = _next_training(model, is_query)
     if train:

@@ -19,7 +19,6 @@ from scgen_diffusion.train import (
 )
 
 from ._base import DiffusionModel
-from ._training import stage_seed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,9 +88,7 @@ class GeneSpaceModel(DiffusionModel):
         if has_counts:
             describe_totals(module, cells, self._seen_indices)
         start = [tensor.cpu().numpy() for tensor in (module.shift, module.scale, module.training_zeros)]
-        recipe: Any = run.job.recipe
-        plan = DiffusionPlan(module, recipe, seed=stage_seed("diffusion"), compile=run.options.compile)
-        run.fit(plan, self._cell_data(recipe), *start)
+        plan = self._fit(run, DiffusionPlan(module, run.recipe), self._cell_data(run.recipe), *start)
         self._record_trained("diffusion")
         if module.predicts_totals:
             describe_predicted_profile_totals(module, cells, self._seen_indices)

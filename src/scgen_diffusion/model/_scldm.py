@@ -35,10 +35,8 @@ from scgen_diffusion.train import (
 )
 
 from ._autoencoder import AutoencoderModel
-from ._end_of_training import was_stopped
-from ._query import new_values
 from ._reference import load_reference
-from ._training import stage_seed, suggests_training_arguments
+from ._training import suggests_training_arguments
 from ._training_pairs import TrainingPairs
 
 if TYPE_CHECKING:
@@ -55,7 +53,6 @@ if TYPE_CHECKING:
         LatentCache,
         Recipe,
         StagePlan,
-        TrainingCells,
     )
 
     from ._counterfactual import ControlCells
@@ -143,53 +140,22 @@ class SCLDM(AutoencoderModel):
         *,
         train_size: float | None = None,
         validation_size: float | None = None,
-        batch_size: int | None = None,
-        plan_kwargs: Mapping[str, Any] | None = None,
-        datamodule: TrainingCells | None = None,
-        checkpoint_dir: str | os.PathLike[str] | None = None,
-        compile: bool = False,
-        **trainer_kwargs: Any,
+        **options: Any,
     ) -> None:
         """Train only the autoencoder, after which the other stages must be retrained.
 
-        Parameters as in :meth:`train`.
+        Parameters and options as in :meth:`train`.
         """
         if self._keeps_autoencoder:
             raise ValueError(AUTOENCODER_STAYS)
-        self._train(
-            ["autoencoder"],
-            {"checkpoint_dir": checkpoint_dir, "compile": compile, **trainer_kwargs},
-            max_epochs=max_epochs,
-            train_size=train_size,
-            validation_size=validation_size,
-            batch_size=batch_size,
-            plan_kwargs=plan_kwargs,
-            datamodule=datamodule,
-        )
+        sizes = {"train_size": train_size, "validation_size": validation_size}
+        self._train(["autoencoder"], max_epochs=max_epochs, **sizes, **options)
 
     @suggests_training_arguments
-    def train_prior(
-        self,
-        max_epochs: int | None = None,
-        *,
-        batch_size: int | None = None,
-        plan_kwargs: Mapping[str, Any] | None = None,
-        datamodule: TrainingCells | None = None,
-        checkpoint_dir: str | os.PathLike[str] | None = None,
-        compile: bool = False,
-        **trainer_kwargs: Any,
-    ) -> None:
-        """Train only the prior, with the autoencoder's split of the cells. Parameters as in :meth:`train`."""
+    def train_prior(self, max_epochs: int | None = None, **options: Any) -> None:
+        """Train only the prior, with the autoencoder's split of the cells. Options as in :meth:`train`."""
         self._check_has_autoencoder()
-        self._train(
-            ["prior"],
-            {"checkpoint_dir": checkpoint_dir, "compile": compile, **trainer_kwargs},
-            keep_split=True,
-            max_epochs=max_epochs,
-            batch_size=batch_size,
-            plan_kwargs=plan_kwargs,
-            datamodule=datamodule,
-        )
+        self._train(["prior"], max_epochs=max_epochs, **options)
 
     @suggests_training_arguments
     def train_perturbation_flow(
@@ -198,11 +164,7 @@ class SCLDM(AutoencoderModel):
         *,
         control_values: Mapping[str, Any] | None = None,
         match_keys: Sequence[str] | None = None,
-        batch_size: int | None = None,
-        plan_kwargs: Mapping[str, Any] | None = None,
-        datamodule: TrainingCells | None = None,
-        checkpoint_dir: str | os.PathLike[str] | None = None,
-        **trainer_kwargs: Any,
+        **options: Any,
     ) -> None:
         """Train only the flow, the way from control to perturbed cells that :meth:`predict_perturbation` uses.
 
@@ -224,10 +186,9 @@ class SCLDM(AutoencoderModel):
             Columns of ``obs`` within which cells are paired, such as ``["donor"]``: a perturbed cell is then paired
             with control cells of its own donor. They need not be conditions, and new cells for
             :meth:`predict_perturbation` need not have them.
-        batch_size, datamodule, checkpoint_dir, **trainer_kwargs
-            As in :meth:`train`.
-        plan_kwargs
-            Options of the :class:`~scgen_diffusion.train.PerturbationFlowRecipe`.
+        **options
+            As in :meth:`train`; ``plan_kwargs`` are those of the
+            :class:`~scgen_diffusion.train.PerturbationFlowRecipe`.
 
         Raises
         ------
@@ -249,14 +210,9 @@ class SCLDM(AutoencoderModel):
         self._check_has_autoencoder()
         self._train(
             ["perturbation_flow"],
-            {"checkpoint_dir": checkpoint_dir, **trainer_kwargs},
-            keep_split=True,
             max_epochs=max_epochs,
-            batch_size=batch_size,
-            plan_kwargs=plan_kwargs,
-            datamodule=datamodule,
-            control_values=control_values,
-            match_keys=match_keys,
+            of_stage={"control_values": control_values, "match_keys": match_keys},
+            **options,
         )
 
     @classmethod
@@ -326,29 +282,25 @@ class SCLDM(AutoencoderModel):
             for part in self.module.library_size.modules():
                 if isinstance(part, LibrarySizeModel):  # of one modality
                     part.predicted_quantiles = part.quantiles
-        recipe: Any = run.job.recipe
-        plan = AutoencoderPlan(self.module, recipe, seed=stage_seed("autoencoder"), compile=run.options.compile)
-        run.fit(plan, self._cell_data(recipe))
+        plan = self._fit(run, AutoencoderPlan(self.module, run.recipe), self._cell_data(run.recipe))
         correct_effects(self.module, self._cells, self.train_indices_)
         self._record_trained("autoencoder")
         return plan
 
     def _train_prior(self, run: StageRun) -> StagePlan:
-        recipe: Any = run.job.recipe
         if self.reference_ is None or self.reference_["trainable"] != "new_conditions":
             self.module.absent_effects = None  # those of the prior before
         with self._cache_latents() as cache:
             self._fit_to_latents(cache)
             split = self.train_indices_, self.validation_indices_
-            data = LatentData(cache, *split, recipe.batch_size, recipe.smallest_epoch)
-            plan = PriorPlan(self.module, recipe, seed=stage_seed("prior"), compile=run.options.compile)
-            run.fit(plan, data, self._autoencoder_digest)
+            data = LatentData(cache, *split, run.recipe.batch_size, run.recipe.smallest_epoch)
+            plan = self._fit(run, PriorPlan(self.module, run.recipe), data, self._autoencoder_digest)
             describe_predicted_totals(self.module, cache, self._seen_indices)
         if self.reference_ is None:  # else the cells of the reference, which have other combinations, are gone
             sampler = FLOW_SAMPLERS[self.default_sampler]
             add_absent_effects(self.module, self._cells, self._seen_indices, sampler, run.bar)
         elif self.reference_["trainable"] != "all":  # else they learn with the autoencoder
-            learn_later_effects(self.module, self._cells, self.train_indices_, new_values(self), run.bar)
+            learn_later_effects(self.module, self._cells, self.train_indices_, self._new_values, run.bar)
         self._record_trained(*self.trained_stages_, "prior")
         self.library_head_is_trained_ = True
         return plan
@@ -361,37 +313,30 @@ class SCLDM(AutoencoderModel):
         match_keys: Sequence[str] | None = None,
     ) -> StagePlan:
         control = self.registry_["setup_args"]["control_values"] if control_values is None else control_values
-        if not isinstance(control, Mapping):
-            msg = f"`control_values` must be a mapping from condition keys, but found {type(control).__name__}."
-            raise TypeError(msg)
-        if not control:
+        if not isinstance(control, Mapping) or not control:
             msg = (
-                "The perturbation flow needs `control_values`, the values of unperturbed cells, such as "
-                "{'condition': 'control'}. Give them here or to setup_anndata."
+                "`control_values`, here or in `setup_anndata`, must be a mapping from condition keys to the values of "
+                f"unperturbed cells, such as {{'condition': 'control'}}, but found {control!r}."
             )
-            raise ValueError(msg)
+            raise (ValueError if isinstance(control, Mapping) else TypeError)(msg)
         pairs = TrainingPairs(self.conditions, self._cells, self.train_indices_, control, match_keys)
         pairs.check()
-        recipe: Any = run.job.recipe
-        seed = stage_seed("perturbation_flow")
+        plan = PerturbationFlowPlan(self.module, run.recipe)
         with self._cache_latents() as cache:
-            if self.modalities:
-                pairs.warn_of_modalities(list(self.modalities), ~cache.arrays["log_total"].isnan().numpy())
             if "prior" not in self.trained_stages_:
                 self._fit_to_latents(cache)
             with torch.random.fork_rng(devices=[]):  # a resumed run has drawn fewer global random numbers so far
-                torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+                torch.set_rng_state(torch.Generator().manual_seed(plan.seed).get_state())
                 flow = self.module.add_perturbation_flow()
             flow.start_from(torch.from_numpy(pairs.code).to(self.device))
             fit_shift(self.module, cache, pairs.groups)
             measure_errors(self.module, self._cells, pairs.groups, run.bar)
-            data = PairData(cache, pairs.groups, recipe, recipe.steps_per_epoch(len(self.train_indices_)))
-            plan = PerturbationFlowPlan(self.module, recipe, seed=seed)
+            data = PairData(cache, pairs.groups, run.recipe, run.recipe.steps_per_epoch(len(self.train_indices_)))
             matches = [list(pairs.labels), pairs.matched] if len(pairs.labels.columns) else []
             parts = [(key, pairs.code[None, own]) for key, own in self.conditions.parts if key.name in control]
             values = {key.name: key.decode(code)[0] for key, code in parts}
-            arguments = {"control_values": values, "match_keys": list(pairs.labels)}
-            run.fit(plan, data, self._autoencoder_digest, sorted(control.items()), *matches, arguments=arguments)
+            depends_on = self._autoencoder_digest, sorted(control.items()), *matches
+            self._fit(run, plan, data, *depends_on, control_values=values, match_keys=list(pairs.labels))
             fit_missed(self.module, self._cells, pairs.groups, run.bar)
         self._record_trained(*self.trained_stages_, "perturbation_flow")
         return plan
@@ -400,38 +345,25 @@ class SCLDM(AutoencoderModel):
         control = self.registry_["setup_args"]["control_values"]
         stages = ["prior"] if self._keeps_autoencoder else ["autoencoder", "prior"]
         if not control:
-            if "perturbation_flow" in self.trained_stages_ and "autoencoder" in stages:
-                warn_user(
-                    "The autoencoder is trained again, and the flow is discarded. Call `train_perturbation_flow` "
-                    "again, or give `control_values` to `setup_anndata`: `train` then trains it, too."
-                )
             return stages
         pairs = TrainingPairs(self.conditions, self._cells, self.train_indices_, control)
-        keeps = self._keeps_perturbation_flow
-        new = self._name_new_perturbations([group.perturbed[0] for group in pairs.groups]) if keeps else ""
-        if keeps and not new:
-            return stages
+        of_reference = {*self.trained_stages_} - {*self.cut_short_} if self._keeps_autoencoder else set()
+        if "perturbation_flow" in of_reference:
+            flow: Any = self.module.perturbation_flow
+            codes = self._registered_codes[[group.perturbed[0] for group in pairs.groups]]
+            codes = np.unique(np.where(flow.perturbs.cpu().numpy(), codes, OPEN), axis=0)
+            new = codes[flow.shift.are_new(self.module.condition_tensor(codes)).cpu().numpy()]
+            if not len(new):
+                return stages
+            warn_user(
+                "The perturbation flow is trained again, as the reference's does not know "
+                f"{list_first([self.conditions.describe(row) for row in new])}. It forgets the other perturbations: "
+                "predict them with the reference. `train_prior` keeps the reference's perturbation flow."
+            )
         if pairs.fault:
             warn_user(f"The perturbation flow is not trained. {pairs.fault}")
             return stages
-        if new:
-            warn_user(
-                f"The perturbation flow is trained again, as the reference's does not know {new}. It forgets the other "
-                "perturbations: predict them with the reference. `train_prior` keeps the reference's perturbation flow."
-            )
         return [*stages, "perturbation_flow"]
-
-    def _why_not_trained(self, stage: str) -> str:
-        if stage == "perturbation_flow" and self._keeps_perturbation_flow:
-            return "The flow of the reference knows these perturbations; `train_perturbation_flow` trains another."
-        if stage == "perturbation_flow":
-            return (
-                "It needs `control_values` in `setup_anndata`, and perturbed cells that have control cells with the "
-                "same values of the other keys. `train_perturbation_flow` trains it alone."
-            )
-        if stage == "autoencoder" and self._keeps_autoencoder:
-            return AUTOENCODER_STAYS
-        return super()._why_not_trained(stage)
 
     def _recipe(self, stage: str) -> Recipe:
         recipe = getattr(RECIPES[self._recipe_name], stage)
@@ -459,24 +391,9 @@ class SCLDM(AutoencoderModel):
         """Store library sizes and the scale of the latents, which ``generate`` needs."""
         rows = torch.from_numpy(self._seen_indices)
         self.module.library_size.fit(cache.arrays["log_total"][rows], cache.arrays["condition"][rows])
-        in_use = (
-            self.reference_ is not None or "perturbation_flow" in self.trained_stages_
-        )  # they have learned in this scale
-        if not in_use:
+        # after fine-tuning began, or with a perturbation flow, networks have learned in this scale
+        if self.reference_ is None and "perturbation_flow" not in self.trained_stages_:
             standardise_latents(self.module, cache, self._seen_indices)
-
-    @property
-    def _keeps_perturbation_flow(self) -> bool:
-        """Whether `train` leaves a trained perturbation flow as it is, unless the cells have new perturbations."""
-        is_begun = was_stopped(self, "perturbation_flow")  # by this model
-        return self._keeps_autoencoder and "perturbation_flow" in self.trained_stages_ and not is_begun
-
-    def _name_new_perturbations(self, rows: Sequence[int] | np.ndarray) -> str:
-        """Name the perturbations of cells that have a class or member whose effect the perturbation flow never saw."""
-        flow: Any = self.module.perturbation_flow
-        codes = np.unique(np.where(flow.perturbs.cpu().numpy(), self._registered_codes[rows], OPEN), axis=0)
-        are_new = flow.shift.are_new(self.module.condition_tensor(codes)).cpu().numpy()
-        return list_first([self.conditions.describe(row) for row in codes[are_new]])
 
     @property
     def _autoencoder_digest(self) -> str:
@@ -497,21 +414,21 @@ class SCLDM(AutoencoderModel):
         return (self.module.output_values,)
 
     def _counterfactual_method(self, cells: ControlCells, method: str | None) -> str:
-        has_perturbation_flow = "perturbation_flow" in self.trained_stages_
-        if method == "perturbation_flow" and not has_perturbation_flow:
-            msg = "The model has no flow yet; call train_perturbation_flow() first, or choose method='inversion'."
+        has_flow = "perturbation_flow" in self.trained_stages_
+        if method == "perturbation_flow" and not has_flow:
+            msg = "`method` is 'perturbation_flow', but the model has none; call train_perturbation_flow() first."
             raise RuntimeError(msg)
-        unfit = self._unfit_for_perturbation_flow(cells) if has_perturbation_flow and method != "inversion" else ""
-        if method == "perturbation_flow" and unfit:
+        unfit = self._unfit_for_perturbation_flow(cells) if has_flow and method != "inversion" else ""
+        if has_flow and method != "inversion" and not unfit:
+            return "perturbation_flow"
+        if method == "perturbation_flow":
             msg = f"{unfit} Give only cells that fit, or choose method='inversion'."
             raise ValueError(msg)
-        if has_perturbation_flow and method != "inversion" and not unfit:
-            return "perturbation_flow"
         if unfit and not self.is_trained_:
             msg = f"{unfit} Give only cells that fit; for the others, a prediction needs the prior: train_prior()."
             raise RuntimeError(msg)
         self._check_ready_to_generate()
-        if not has_perturbation_flow and method is None and self.conditions.are_unseen(cells.codes).any():
+        if not has_flow and method is None and self.conditions.are_unseen(cells.codes).any():
             unfit = "The model has no perturbation flow: call `train_perturbation_flow(control_values=...)`."
         if unfit and (cells.own != cells.codes).any():
             warn_user(f"Predicted by inversion, which is less accurate and has no support. {unfit}")

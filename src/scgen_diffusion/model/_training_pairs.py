@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
 
 from scgen_diffusion._arguments import list_first, warn_user
 from scgen_diffusion.data import are_same_codes, check_names, have_labels
@@ -21,11 +20,7 @@ if TYPE_CHECKING:
     from scgen_diffusion.train import TrainingCells
 
 
-SMALLEST_DIFFERENCE = 0.3  # of shares of cells with a modality
-FALSE_ALARMS = 0.005  # share of models with equal shares that are warned of
-MOST_GROUPS = (
-    10_000  # of the perturbation flow, whose memory and time grow with their square and cube: 4 GB and minutes
-)
+MOST_GROUPS = 10_000  # memory and time of the flow grow with their square and cube: 4 GB and minutes
 
 
 class TrainingPairs:
@@ -93,24 +88,19 @@ class TrainingPairs:
         return perturbation_groups(self.rows, self._are_control, codes[:, self._columns_of(self.control)], others)
 
     @property
-    def _same(self) -> str:
-        """In what the cells of a group are the same."""
-        return " and ".join(["the same values of the other keys", *(f"the same {name!r}" for name in self.labels)])
-
-    @property
     def fault(self) -> str:
         """Why the perturbation flow cannot learn from the groups; empty if it can."""
         if not self.groups:
+            same = f" and the same {list(self.labels)}" if len(self.labels.columns) else ""
             return (
-                f"No perturbed training cells have control cells ({self.control}) with {self._same}. `control_values` "
-                "must have every key that perturbs, such as a drug and its dose. If a key such as the donor is "
-                "confounded with the perturbation, leave it out."
+                f"No perturbed training cells have control cells ({self.control}) with the same values of the other "
+                f"keys{same}. `control_values` must have every key that perturbs, such as a drug and its dose. Leave "
+                "out keys that are confounded with the perturbation, such as the donor."
             )
         if len(self.groups) > MOST_GROUPS:
             return (
                 f"There are {len(self.groups):,} groups of perturbed cells, such as a perturbation in a cell type, and "
-                f"the perturbation flow learns from {MOST_GROUPS:,} at most. Train a model on fewer perturbations, or "
-                "condition on fewer keys."
+                f"the perturbation flow learns from {MOST_GROUPS:,} at most. Condition on fewer keys or perturbations."
             )
         return ""
 
@@ -120,49 +110,14 @@ class TrainingPairs:
             raise ValueError(self.fault)
         unpaired = np.setdiff1d(self.perturbed, np.concatenate([group.perturbed for group in self.groups]))
         if len(unpaired):
+            contexts = self.conditions.to_obs(self.codes[unpaired], pd.RangeIndex(len(unpaired)))[self.context_keys]
+            found = contexts.join(self.labels.iloc[unpaired].reset_index(drop=True), rsuffix=" (matched)")
             warn_user(
-                f"{len(unpaired)} of {len(self.perturbed)} perturbed cells have no control cells with {self._same}; "
-                "the perturbation flow does not learn from them. They are those of "
-                f"{self._name_groups(unpaired)}. If a key such as the donor is confounded with the perturbation, leave "
-                "it out."
+                f"{len(unpaired)} of {len(self.perturbed)} perturbed cells have no control cells like them, so the "
+                "perturbation flow does not learn from them. They are those of "
+                f"{list_first(found.drop_duplicates().astype(str).to_dict('records'))}. If a key such as the donor is "
+                "confounded with the perturbation, leave it out."
             )
-
-    def warn_of_modalities(self, names: Sequence[str], has: np.ndarray) -> None:
-        """Warn if control and perturbed cells of a group differ in the modalities that they have.
-
-        Latents tell which modalities were measured, so that the perturbation flow takes a difference for an effect.
-
-        Parameters
-        ----------
-        names
-            Names of the modalities.
-        has
-            Which cells of the model have each, ``(cells, modalities)``.
-        """
-        controls = {int(group.control[0]): group.control for group in self.groups}  # which groups share
-        of_control = {first: has[rows].sum(0) for first, rows in controls.items()}
-        sizes = np.array([[len(group.control), len(group.perturbed)] for group in self.groups])
-        counts = np.array([[of_control[int(g.control[0])], has[g.perturbed].sum(0)] for g in self.groups])
-        shares, pooled = counts / sizes[:, :, None], counts.sum(1) / sizes.sum(1, keepdims=True)
-        difference = abs(shares[:, 0] - shares[:, 1])  # (groups, modalities)
-        n_errors = norm.isf(FALSE_ALARMS / difference.size)  # chance of many groups
-        chance = n_errors * np.sqrt(pooled * (1 - pooled) * (1 / sizes).sum(1, keepdims=True))
-        apart = difference > np.maximum(chance, SMALLEST_DIFFERENCE)
-        if apart.any():
-            group, which = np.unravel_index((difference * apart).argmax(), apart.shape)
-            control, perturbed = shares[group, :, which]
-            warn_user(
-                f"In {apart.any(1).sum()} of {len(self.groups)} groups, control and perturbed cells do not have a "
-                f"modality equally often (one has {names[which]!r} in {control:.0%} of the control and in "
-                f"{perturbed:.0%} of the perturbed cells). The flow takes this for an effect, so supports may be "
-                "wrong. Train on cells that have all modalities, or leave this modality out."
-            )
-
-    def _name_groups(self, rows: np.ndarray) -> str:
-        """Name the first groups of cells by their values of the keys that do not perturb."""
-        table = self.conditions.to_obs(self.codes[rows], pd.RangeIndex(len(rows)))[self.context_keys]
-        matched = {name: self.labels[name].to_numpy()[rows] for name in self.labels if name not in table}
-        return list_first(table.assign(**matched).drop_duplicates().astype(str).to_dict("records"))
 
     def _columns_of(self, names: Iterable[str]) -> list[int]:
         slices = (self.conditions.columns(name) for name in names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import lightning.pytorch as pl
 import numpy as np
@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    import pandas as pd
     from torch import Tensor
+
+    from scgen_diffusion.data import CellFiles, RegisteredCells
 
 LONGEST_EPOCH = 1000  # steps; a longer pass is cut into epochs, because runs resume between epochs
 ROWS_AT_A_TIME = 1024
@@ -23,55 +24,8 @@ DEVICE_SHARE = 0.25  # of a GPU's free memory, for cells
 BYTES_PER_COUNT = 8  # gene index and value
 
 
-class TrainingCells(Protocol):
-    """Interface of cells for training, whether from an AnnData, a MuData, files or a custom class."""
-
-    @property
-    def registry(self) -> Mapping[str, Any]:
-        """Registry of scvi-tools to build a model from."""
-
-    @property
-    def var(self) -> pd.DataFrame:
-        """The table of genes."""
-
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-
-    @property
-    def codes(self) -> np.ndarray:
-        """Condition codes, ``(cells, columns)``."""
-
-    @property
-    def digest(self) -> str:
-        """Digest of the cells; checkpoints are resumed only with the same digest."""
-
-    def names(self, rows: np.ndarray) -> pd.Index:
-        """Return the names of cells, in the order of their row numbers."""
-
-    def check(self) -> None:
-        """Raise if the cells changed since they were registered."""
-
-    def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
-        """Return columns of ``obs``, such as the donor; needed only for ``match_keys``."""
-
-    def loader(
-        self, indices: np.ndarray | None, batch_size: int, *, batches: EpochBatches | None = None
-    ) -> Iterable[Mapping[str, Tensor]]:
-        """Return an iterable of batches of expression and conditions, by their names in the registry.
-
-        You can iterate over it several times.
-
-        Parameters
-        ----------
-        indices
-            Row numbers; None for all cells.
-        batch_size
-            Cells per batch.
-        batches
-            Positions among ``indices`` for each batch; default: all in order. A source without fast random access uses
-            only its seed, pass, first batch and number of batches. The loader has it as ``sampler``.
-        """
+TrainingCells: TypeAlias = "RegisteredCells | CellFiles"
+"""Cells to train on, in memory or in files."""
 
 
 class EpochBatches(Sampler[np.ndarray]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import tempfile
 from pathlib import Path
@@ -14,6 +13,8 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from scgen_diffusion._files import explain_failed_write
+
 from ._cells import StageData, copy_to_device, memory_for_cells
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from ._cells import EpochBatches, TrainingCells
 
-RELEASE_AFTER = 1024  # rows; the system maps up to 64 KiB around each row that is read
 ENCODED_AT_A_TIME = 512
 BATCHES_TOGETHER = 8  # of validation latents, on a GPU
 
@@ -58,22 +58,23 @@ class LatentCache(Dataset):
         sizes = {name: n_rows * int(np.prod(shape)) * dtypes[name].itemsize for name, shape in shapes.items()}
         self.n_bytes = sum(sizes.values())
         self._folder = tempfile.TemporaryDirectory() if self.n_bytes > memory_limit else None
-        self._maps: list[mmap.mmap] = []
-        self._rows_since_release = 0
         self.arrays: dict[str, Tensor] = {}
         for name, shape in shapes.items():
             if self._folder is None or sizes[name] == 0:
                 self.arrays[name] = torch.empty((n_rows, *shape), dtype=dtypes[name])
-            else:
-                self._maps.append(_mapped_file(Path(self._folder.name) / name, sizes[name]))
-                self.arrays[name] = torch.frombuffer(self._maps[-1], dtype=dtypes[name]).view(n_rows, *shape)
+                continue
+            file = Path(self._folder.name) / name
+            make_file(file, sizes[name])
+            n_values = sizes[name] // dtypes[name].itemsize
+            mapped = torch.from_file(str(file), shared=True, size=n_values, dtype=dtypes[name])
+            self.arrays[name] = mapped.view(n_rows, *shape)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Release the arrays, even though loaders of a finished stage still refer to the cache."""
-        self.arrays, self._maps = {}, []
+        self.arrays = {}
         if self._folder is not None:
             self._folder.cleanup()
 
@@ -84,7 +85,6 @@ class LatentCache(Dataset):
             stop = start + len(next(iter(batch.values())))
             for name, rows in batch.items():
                 self.arrays[name][start:stop] = rows
-            self._release_after(stop - start)
             start = stop
         if start < len(self):
             msg = f"The loader of all {len(self)} cells gave only {start} of them."
@@ -95,14 +95,6 @@ class LatentCache(Dataset):
         """Yield rows, ``size`` at a time; no more of a file is in memory."""
         for start in range(0, len(rows), size):
             yield self[rows[start : start + size]]
-
-    def _release_after(self, n_rows: int) -> None:
-        """Release mapped memory after every so many rows; the content stays in the file."""
-        self._rows_since_release += n_rows
-        if self._rows_since_release >= RELEASE_AFTER and hasattr(mmap, "MADV_DONTNEED"):
-            self._rows_since_release = 0
-            for file in self._maps:
-                file.madvise(mmap.MADV_DONTNEED)
 
     def to(self, device: torch.device) -> LatentCache:
         """Move to a GPU if there is room, so that no step waits for a copy."""
@@ -115,25 +107,17 @@ class LatentCache(Dataset):
 
     def __getitem__(self, rows: Sequence[int] | np.ndarray | Tensor) -> dict[str, Tensor]:
         chosen = torch.as_tensor(rows)
-        self._release_after(chosen.numel())
         chosen = copy_to_device(chosen, next(iter(self.arrays.values())).device)  # once for all arrays
         return {name: array[chosen] for name, array in self.arrays.items()}
 
 
-def _mapped_file(path: Path, n_bytes: int) -> mmap.mmap:
-    """Map a new file into memory; raise if the disk is too small, because a later write would kill the process."""
-    with path.open("w+b") as file:
-        file.truncate(n_bytes)
-        if hasattr(os, "posix_fallocate"):
-            try:
+def make_file(path: Path, n_bytes: int) -> None:
+    """Make a file; raise if the disk is too small, because a later write would kill the process."""
+    with explain_failed_write("Caching latents (environment variable TMPDIR)", path.parent, n_bytes=n_bytes):
+        with path.open("wb") as file:
+            file.truncate(n_bytes)
+            if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, n_bytes)
-            except OSError as error:
-                msg = (
-                    f"No room for {n_bytes / 2**30:.1f} GiB of latents in {path.parent}: {error.strerror}. Choose "
-                    "another folder by the environment variable TMPDIR."
-                )
-                raise OSError(error.errno, msg) from error
-        return mmap.mmap(file.fileno(), n_bytes)
 
 
 class LatentData(StageData):

@@ -33,13 +33,15 @@ if TYPE_CHECKING:
     from ._recipes import AutoencoderRecipe, DiffusionRecipe, PerturbationFlowRecipe, PriorRecipe, Recipe
 
 
-FUSED_ON = ("cpu", "cuda")
 REPLAYED_ON = ("cuda",)
 N_CELLS = "n_cells"  # key in the sums of losses
 OUTLIERS_COUNT_FROM = 0.4  # share of the first round's steps
 LEAST_GAIN = 5e-4  # of the validation loss by a round, below which training ends
-STEP_OPTIONS = ("limit_train_batches", "max_steps", "accumulate_grad_batches")  # of Lightning's trainer
-VALIDATION_OPTIONS = ("limit_val_batches", "check_val_every_n_epoch", "val_check_interval")  # likewise
+CHANGE_TRAINING = (  # options of Lightning's trainer
+    *("limit_train_batches", "max_steps", "accumulate_grad_batches"),
+    *("limit_val_batches", "check_val_every_n_epoch", "val_check_interval"),
+)
+ADVICE_ON_DIVERGENCE = "try a lower learning rate, or look for extreme cells. The model is as it was before the stage."
 PERTURBATION_FLOW = "module.perturbation_flow."  # prefix of names in a checkpoint
 
 
@@ -56,9 +58,8 @@ class StagePlan(pl.LightningModule):
     recipe
         Optimiser, schedule and length.
     seed
-        Seed of random numbers and of the order of cells. All processes of a distributed run use the seed of the first.
-    compile
-        Whether to compile the networks.
+        Seed of random numbers and of the order of cells. Default: scvi-tools' seed, or else random; stages share none.
+        All processes of a distributed run use the seed of the first.
 
     Attributes
     ----------
@@ -73,6 +74,10 @@ class StagePlan(pl.LightningModule):
         Whether a validation loss that rises means that generated cells get worse.
     can_replay
         Whether a CUDA GPU may replay a recorded step: it never asks the GPU for a value.
+    further_seed
+        What is added to scvi-tools' seed.
+    is_compiled
+        Whether to compile the networks.
     compiled_parts
         What to compile: parts of the module that the losses call.
     trained_rows
@@ -80,20 +85,17 @@ class StagePlan(pl.LightningModule):
     fingerprint
         Digest of model and data; a checkpoint must have the same to be resumed.
     losses_before
-        Training losses by epoch, without NaN, that models remembered of this stage when the run was started and
-        resumed; the last is of this model. A checkpoint is resumed only if nothing is lost: the model is as it was at
-        one of these times, or at an epoch of the run.
+        Training losses by epoch, without NaN, that the model remembered of this stage when the run was started. A
+        checkpoint is resumed only if nothing is lost: the model is as it was then, or at an epoch of the run.
     n_epochs_done
         Finished epochs, including those before an interruption.
-    is_finished, was_finished
-        Whether the next checkpoint is that of a finished stage, and whether the resumed one was.
+    is_finished, was_stopped
+        Whether the next checkpoint is that of a finished stage, and whether the user stopped it.
     round
         Number of the round, from 0.
-    must_beat_former
-        Whether the stage was finished before, so that its former weights count as a round that the others must beat.
     best_round
-        Validation loss, by which share it lowered that of the round before, finished epochs and, until training ends,
-        weights of the best finished round, if there can be several.
+        Validation loss, finished epochs and, until training ends, weights of the best finished round, if there can be
+        several.
     """
 
     name: str
@@ -101,24 +103,25 @@ class StagePlan(pl.LightningModule):
     key_part = "loss"
     loss_judges_cells = True
     can_replay = True
+    further_seed = 0
 
-    def __init__(self, module: BaseModuleClass, recipe: Recipe, *, seed: int, compile: bool = False) -> None:
+    def __init__(self, module: BaseModuleClass, recipe: Recipe, *, seed: int | None = None) -> None:
         super().__init__()
         self.module = module
         self.recipe = recipe
-        self.seed = seed
-        self.is_compiled = compile
+        of_scvi = int(torch.randint(2**31, (1,)) if settings.seed is None else settings.seed)
+        self.seed = of_scvi + self.further_seed if seed is None else seed
+        self.is_compiled = False
         self.trained_rows: Mapping[nn.Parameter, Tensor | None] | None = None
         self.fingerprint = ""
-        self.losses_before: Sequence[Mapping[int, float]] = [{}]
+        self.losses_before: Mapping[int, float] = {}
         self.generator = torch.Generator()
         self.n_epochs_done = 0
-        self.is_finished = self.was_finished = False
+        self.is_finished = self.was_stopped = False
         self._sums: dict[str, dict[str, Any]] = {"train": {}, "validation": {}}
         self._losses: dict[str, dict[int, float]] = {}
         self._has_validated = False
         self.round = 0
-        self.must_beat_former = False
         self.best_round: dict[str, Any] = {}
         self._frozen: list[nn.Parameter] = []
         self._masks: list[RemovableHandle] = []
@@ -246,8 +249,7 @@ class StagePlan(pl.LightningModule):
             lr=recipe.learning_rate,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
-            # the gradient scaler of "16-mixed" needs separate steps
-            fused=self.device.type in FUSED_ON and self.trainer.precision != "16-mixed",
+            fused=self.trainer.precision != "16-mixed",  # whose gradient scaler needs separate steps
         )
         options = {"n_steps": self.n_steps, "warm_up": recipe.warm_up, "max_rounds": recipe.max_rounds}
         factor = partial(learning_rate_factor, schedule=recipe.schedule, **options)  # can be pickled
@@ -265,7 +267,7 @@ class StagePlan(pl.LightningModule):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val, foreach=self.device.type in FUSED_ON)
+            torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val, foreach=self.device.type in ("cpu", "cuda"))
 
     @property
     def n_steps(self) -> int:
@@ -317,12 +319,7 @@ class StagePlan(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the losses and mark them as this epoch's; Lightning keeps those of the last validation."""
         self._log_means("validation")
-        self._has_validated = not self.trainer.sanity_checking
-
-    def on_validation_end(self) -> None:
-        """Remember the weights with which a stage goes on, before its first epoch; a checkpoint has them."""
-        if self.trainer.sanity_checking and self.must_beat_former and not self.best_round:
-            self._remember(float(self.trainer.callback_metrics[self.key_loss("validation")]), math.inf)
+        self._has_validated = True
 
     def on_train_epoch_end(self) -> None:
         """Record the epoch's losses, before a checkpoint is written.
@@ -344,7 +341,7 @@ class StagePlan(pl.LightningModule):
         if is_lost := not math.isfinite(loss):
             where = self.describe_epoch(self.current_epoch)
             if not self.best_round:
-                msg = f"The {self.name}'s loss is {loss} in {where}; {self.advice_on_divergence}"
+                msg = f"The {self.name}'s loss is {loss} in {where}; {ADVICE_ON_DIVERGENCE}"
                 raise FloatingPointError(msg)
             warn_user(f"The {self.name}'s loss is {loss} in {where}. Training ends with the best weights before.")
             self.return_to_best_round()
@@ -359,18 +356,15 @@ class StagePlan(pl.LightningModule):
 
     def _end_round(self) -> None:
         """Remember a round that lowered the validation loss; after any other, return to the best one and end."""
-        loss = self._losses.get(self.key_loss("validation"), {}).get(self.current_epoch, math.nan)
-        loss, best = loss if math.isfinite(loss) else math.inf, self.best_round.get("loss", math.inf)
-        gain = math.inf if loss < best == math.inf else (best - loss) / abs(best)
-        if not self.best_round or gain >= LEAST_GAIN:
-            self._remember(loss, gain)
+        loss = self._losses.get(self.key_loss("validation"), {}).get(self.current_epoch, math.inf)
+        best = self.best_round.get("loss", math.inf)
+        if best == math.inf or best - loss >= LEAST_GAIN * abs(best):
+            weights = {name: value.clone() for name, value in self.state_dict().items()}
+            loss = loss if math.isfinite(loss) else math.inf
+            self.best_round = {"loss": loss, "n_epochs_done": self.n_epochs_done, "weights": weights}
         else:
             self.return_to_best_round()
             self.trainer.should_stop = True
-
-    def _remember(self, loss: float, gain: float) -> None:
-        weights = {name: value.clone() for name, value in self.state_dict().items()}
-        self.best_round = {"loss": loss, "gain": gain, "n_epochs_done": self.n_epochs_done, "weights": weights}
 
     def return_to_best_round(self) -> None:
         """Return to the weights of the best finished round, if there is one."""
@@ -390,30 +384,19 @@ class StagePlan(pl.LightningModule):
         return f"{self.name}_{self.key_part}_{subset}"
 
     @property
-    def validation_losses(self) -> list[float]:
-        """The key part of the loss at each validation so far."""
-        return [*self._losses.get(self.key_loss("validation"), {}).values()]
-
-    @property
     def is_finite(self) -> bool:
         """Whether all trained weights are finite; synchronises with the device."""
         return all(bool(torch.isfinite(weight).all()) for weight in self.trained_parameters)
-
-    @property
-    def advice_on_divergence(self) -> str:
-        """What to do if the loss or the weights are not finite."""
-        return f"try a lower learning rate, or look for extreme cells. The model is as it was before the {self.name}."
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     @property
     def _options(self) -> dict[str, Any]:
-        """Options of the recipe, and those of the trainer that change the steps."""
-        watched = self.trainer.early_stopping_callbacks
-        names = STEP_OPTIONS + (VALIDATION_OPTIONS if watched or self.recipe.max_rounds > 1 else ())
-        of_trainer = {name: str(getattr(self.trainer, name)) for name in names}  # 1 batch is not the share 1.0
-        rules = [f"{rule.patience} validations, min_delta {float(abs(rule.min_delta))}" for rule in watched]
-        return asdict(self.recipe) | of_trainer | {"early_stopping": ", ".join(rules) or "False"}
+        """Options of the recipe, and those of the trainer that change the training."""
+        watching = self.trainer.early_stopping_callbacks
+        rules = [f"{rule.patience} validations, min_delta {float(rule.min_delta)}" for rule in watching]
+        of_trainer = {name: str(getattr(self.trainer, name)) for name in CHANGE_TRAINING}  # 1 is not the share 1.0
+        return asdict(self.recipe) | of_trainer | {"early_stopping": ", ".join(rules)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add history, seed, options and fingerprint."""
@@ -439,12 +422,11 @@ class StagePlan(pl.LightningModule):
         """
         if why := self._why_refused(checkpoint):
             msg = (
-                f"The checkpoint of the {self.name} {why}. Use another `checkpoint_dir`, or remove {self.name}.ckpt to "
-                "start again (on the command line, `--restart`)."
+                f"The checkpoint of the {self.name} {why}. Use another `checkpoint_dir`, or remove {self.name}.ckpt "
+                "(on the command line, `--restart`)."
             )
             raise ValueError(msg)
-        before, former = self.losses_before[-1], checkpoint["losses_before"]
-        self.losses_before = [*(each for each in former if each != before), before]
+        self.losses_before = checkpoint["losses_before"]
         self.seed, self.n_epochs_done, self._losses = (checkpoint[k] for k in ("seed", "n_epochs_done", "history"))
         self.best_round = checkpoint["best_round"]
 
@@ -461,9 +443,9 @@ class StagePlan(pl.LightningModule):
         if n_done > n_now or (self.recipe.max_rounds > 1 and n_saved != n_now):
             return f"has {n_done} of {n_saved} epochs, and this run has {n_now}"
         losses = checkpoint["history"].get(f"{self.name}_loss_train", {})
-        done, before = {n: loss for n, loss in losses.items() if not math.isnan(loss)}, self.losses_before[-1]
+        done, before = {n: loss for n, loss in losses.items() if not math.isnan(loss)}, self.losses_before
         is_at_epoch = before.items() <= done.items() or done.items() <= before.items()
-        if not is_at_epoch and before not in checkpoint["losses_before"]:
+        if not is_at_epoch and before != checkpoint["losses_before"]:
             return "lacks later training of this model"
         return ""
 
@@ -513,8 +495,8 @@ class AutoencoderPlan(StagePlan):
     recipe: AutoencoderRecipe
     kl_weight: Tensor
 
-    def __init__(self, module: SCLDMModule, recipe: AutoencoderRecipe, *, seed: int, compile: bool = False) -> None:
-        super().__init__(module, recipe, seed=seed, compile=compile)
+    def __init__(self, module: SCLDMModule, recipe: AutoencoderRecipe, *, seed: int | None = None) -> None:
+        super().__init__(module, recipe, seed=seed)
         self.register_buffer("kl_weight", torch.tensor(recipe.kl_weight), persistent=False)
 
     @property
@@ -588,6 +570,7 @@ class PriorPlan(AveragingPlan):
     """Train SCLDM's prior and library-size head on latents of the cells. Parameters as in :class:`StagePlan`."""
 
     name = "prior"
+    further_seed = 1
     purpose = "generates cells"
     key_part = "velocity_loss"
     module: SCLDMModule
@@ -624,6 +607,7 @@ class PerturbationFlowPlan(StagePlan):
     """Train the velocity between latents of control and perturbed cells. Parameters as in :class:`StagePlan`."""
 
     name = "perturbation_flow"
+    further_seed = 2
     purpose = "perturbs cells"
     can_replay = False  # the host pairs cells
     module: SCLDMModule

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, fields, replace
-from numbers import Real
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,6 +19,7 @@ MOST_STEPS = 4  # of the autoencoder, times those for a whole panel
 RATE_OF_NEXT_ROUND = 0.5  # relative to the round before
 SHARE_FOR_NUMBERS = 1 / 3  # of the prior's steps
 SHARES = ("warm_up", "kl_warm_up", "min_kept_fraction", "drop_probability")  # options from 0 to 1
+WHOLE = ("batch_size", "reference_steps", "reference_cells", "max_rounds", "n_epochs", "most_cells", "smallest_epoch")
 
 
 @dataclass(frozen=True)
@@ -80,30 +79,27 @@ class Recipe:
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
-        """Check the options, and turn numbers of numpy into plain ones."""
+        """Check the options, and turn numbers of numpy, which checkpoints do not take, into plain ones."""
         if self.schedule not in get_args(Schedule):
             msg = f"`schedule` must be one of {get_args(Schedule)}, but found {self.schedule!r}."
             raise ValueError(msg)
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name in (field.name for field in fields(self) if field.name not in ("schedule", "betas")):
+            value = getattr(self, name)
             if isinstance(value, np.generic):
-                value = value.item()
-                object.__setattr__(self, field.name, value)  # checkpoints and Lightning take no numbers of numpy
-            if field.name in SHARES and not (is_number(value) and 0 <= value <= 1):
-                msg = f"`{field.name}` must be a number from 0 to 1, but found {value!r}."
+                object.__setattr__(self, name, value := value.item())
+            if isinstance(value, bool) or (value is None and name in ("n_epochs", "most_cells")):
+                continue
+            if name in WHOLE:
+                check_count(name, value, least=int(name != "smallest_epoch"))
+            elif not is_number(value) or value < 0 or (name in SHARES and value > 1):
+                largest = "1" if name in SHARES else "any finite number"
+                msg = f"`{name}` must be a number from 0 to {largest}, but found {value!r}."
                 raise ValueError(msg)
-            if isinstance(value, Real) and not 0 <= value <= sys.float_info.max:
-                msg = f"`{field.name}` must be a finite number and not negative, but found {value!r}."
-                raise ValueError(msg)
-        for name in ("batch_size", "reference_steps", "reference_cells", "max_rounds", "n_epochs", "most_cells"):
-            if (value := getattr(self, name)) is not None:
-                check_count(name, value)
-        check_count("smallest_epoch", self.smallest_epoch, least=0)
-        betas = np.asarray(self.betas)
-        if betas.shape != (2,) or not all(is_number(beta) and 0 <= beta < 1 for beta in betas.tolist()):
+        betas = np.ravel(self.betas).tolist()
+        if len(betas) != 2 or not all(is_number(beta) and 0 <= beta < 1 for beta in betas):
             msg = f"`betas` must be two numbers from 0 to below 1, but found {self.betas!r}."
             raise ValueError(msg)
-        object.__setattr__(self, "betas", tuple(betas.astype(float).tolist()))
+        object.__setattr__(self, "betas", tuple(map(float, betas)))
 
     def max_epochs(self, n_cells: int) -> int:
         """Return the number of epochs of a round for ``n_cells`` training cells."""
@@ -156,13 +152,11 @@ class AutoencoderRecipe(Recipe):
     drop_probability: float = 0.1
 
     def for_many_cells(self, n_cells: int) -> AutoencoderRecipe:
-        """Return the recipe for many training cells, which are not learned by heart; for others, itself.
+        """Return the recipe for many training cells, which are not learned by heart.
 
         Weight decay of the gene loadings and thinning fade, see :func:`fading`.
         """
         share = fading(n_cells)
-        if share == 1:
-            return self
         return replace(
             self,
             loading_weight_decay=two_digits(share * self.loading_weight_decay),
@@ -170,7 +164,7 @@ class AutoencoderRecipe(Recipe):
         )
 
     def for_panel(self, n_genes: int, counts_per_gene: float) -> AutoencoderRecipe:
-        """Return the recipe for cells with few genes; for others, itself.
+        """Return the recipe for cells with few genes.
 
         Few genes explain little of a cell, so the same KL divergence weighs more, and the latent forgets labels and
         what genes share. If these genes have many counts, the autoencoder hardly overfits with a small weight, and can
@@ -185,9 +179,7 @@ class AutoencoderRecipe(Recipe):
         counts_per_gene
             Their mean number of counts, summed over the training cells.
         """
-        share = max(n_genes / MANY_GENES, (FEW_COUNTS / max(counts_per_gene, FEW_COUNTS)) ** 2)
-        if share >= 1:
-            return self
+        share = min(max(n_genes / MANY_GENES, (FEW_COUNTS / max(counts_per_gene, FEW_COUNTS)) ** 2), 1)
         kl_weight = max(share * self.kl_weight, LEAST_KL_WEIGHT)
         steps = round(self.reference_steps * min(1 / share, MOST_STEPS))
         max_rounds = self.max_rounds if share > 1 / MOST_STEPS else 1
@@ -244,9 +236,8 @@ class DiffusionRecipe(Recipe):
     dispersion_learning_rate_factor: float = 5.0
 
     def for_many_cells(self, n_cells: int) -> DiffusionRecipe:
-        """Return the recipe for many training cells; for others, itself. Weight decay of the loadings fades."""
-        share = fading(n_cells)
-        return self if share == 1 else replace(self, loading_weight_decay=two_digits(share * self.loading_weight_decay))
+        """Return the recipe for many training cells. Weight decay of the loadings fades."""
+        return replace(self, loading_weight_decay=two_digits(fading(n_cells) * self.loading_weight_decay))
 
 
 @dataclass(frozen=True)
@@ -270,10 +261,7 @@ class PerturbationFlowRecipe(Recipe):
         """Check that a step takes at least one group."""
         super().__post_init__()
         if check_count("n_paired", self.n_paired) > self.batch_size:
-            msg = (
-                f"A step of the flow takes whole groups of `n_paired` pairs, so `batch_size` must be at least "
-                f"{self.n_paired}, but found {self.batch_size}."
-            )
+            msg = f"`batch_size` must be at least `n_paired`, {self.n_paired}, but found {self.batch_size}."
             raise ValueError(msg)
 
 

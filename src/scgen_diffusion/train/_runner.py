@@ -11,20 +11,21 @@ import time
 import warnings
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar, Timer
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm.auto import tqdm
 
 from scgen_diffusion._arguments import check_count, is_number
 from scgen_diffusion._compat import dump_checkpoint, handle_sigterm_by, parse_device_args, refusing_as_value_error
-from scgen_diffusion._files import explain_failed_read, explain_failed_write, read_torch, write_atomically
+from scgen_diffusion._files import explain_failed_read, read_torch, write_atomically
+
+from ._plans import ADVICE_ON_DIVERGENCE
 
 if TYPE_CHECKING:
     import os
@@ -45,8 +46,9 @@ N_CHECKPOINTS = 20
 SECONDS_PER_LINE = 60.0  # between lines in a log file
 EXIT_CODE_OF_SIGTERM = 143
 FIRST_WITH_BF16 = 8  # compute capability; older GPUs emulate bfloat16, slowly
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-OF_STAGES = {"gradient_clip_val", "enable_checkpointing", "use_distributed_sampler", "overfit_batches"}  # set by us
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # weights have single precision
+#: Arguments of Lightning's trainer that are set here. Its limit of time would count a stage as finished.
+OF_STAGES = {"gradient_clip_val", "enable_checkpointing", "use_distributed_sampler", "overfit_batches", "max_time"}
 NEEDLESS_WARNINGS = (
     ".*does not have many workers",
     ".*has `shuffle=True`",
@@ -89,8 +91,6 @@ class RunOptions:
         Whether to show a progress bar, unless the callbacks contain one.
     compile
         Whether to compile the networks.
-    deadline
-        When to stop, on the clock of :func:`time.monotonic`.
     of_trainer
         Other arguments of :class:`lightning.pytorch.Trainer`.
     """
@@ -108,59 +108,58 @@ class RunOptions:
     callbacks: Sequence[Callback] = ()
     enable_progress_bar: bool = True
     compile: bool = False
-    deadline: float | None = None
     of_trainer: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def names() -> list[str]:
         """List the names that :meth:`of` takes."""
         of_trainer = set(inspect.signature(pl.Trainer).parameters) - OF_STAGES
-        return sorted({*of_trainer, *(each.name for each in fields(RunOptions))} - {"deadline", "of_trainer"})
+        return sorted({*of_trainer, *(each.name for each in fields(RunOptions))} - {"of_trainer"})
 
     @classmethod
-    def of(cls, *, checkpoint_dir: str | os.PathLike[str] | None = None, max_time: Any = None, **options: Any) -> Self:
-        """Sort the arguments of ``train``.
-
-        Raises
-        ------
-        TypeError, ValueError
-            For what Lightning refuses or would fail with later, before anything is changed.
-        """
-        for name, least in {"early_stopping_patience": 0, "check_val_every_n_epoch": 1}.items():
-            if options.get(name) is not None:
-                check_count(name, options[name], least)
-        for name in ("early_stopping_min_delta", "checkpoint_minutes"):
-            if not (is_number(value := options.get(name, 0)) and value >= 0):  # NaN is none
-                msg = f"`{name}` must be a number of at least 0, but found {value!r}."
-                raise ValueError(msg)
-        callbacks = options.pop("callbacks", None) or []
-        if not isinstance(callbacks, list | tuple) or any(not isinstance(callback, Callback) for callback in callbacks):
-            msg = f"`callbacks` must be a list of Lightning's callbacks, but found {callbacks!r}."
-            raise TypeError(msg)
+    def of(cls, checkpoint_dir: str | os.PathLike[str] | None = None, **options: Any) -> Self:
+        """Sort the arguments of ``train``."""
         own = {each.name for each in fields(cls)}
         of_trainer = {name: options.pop(name) for name in [*options] if name not in own}
         folder = None if checkpoint_dir is None else Path(checkpoint_dir).expanduser()
-        if folder is not None and any(place.is_file() for place in (folder, *folder.parents)):
-            msg = f"`checkpoint_dir` must be a folder, but {folder} or a part of it is a file."
-            raise NotADirectoryError(msg)
-        others = {"checkpoint_dir": folder, "deadline": _deadline_after(max_time), "of_trainer": of_trainer}
-        chosen = cls(**options, **others, callbacks=callbacks)
-        if (precision := chosen.check().precision) not in PRECISIONS:  # weights have single precision
-            msg = f"`precision` must be one of {PRECISIONS}, but found {precision!r}."
-            raise ValueError(msg)
-        return chosen
+        return cls(**options, checkpoint_dir=folder, of_trainer=of_trainer)
 
-    def check(self) -> pl.Trainer:
-        """Return a trainer that is not used; it knows whether this is the first of several processes."""
+    def __post_init__(self) -> None:
+        """Check what Lightning does not check, or would fail with later."""
+        check_count("early_stopping_patience", self.early_stopping_patience, 0)
+        if self.check_val_every_n_epoch is not None:
+            check_count("check_val_every_n_epoch", self.check_val_every_n_epoch)
+        for name in ("early_stopping_min_delta", "checkpoint_minutes"):
+            if not (is_number(value := getattr(self, name)) and value >= 0):
+                msg = f"`{name}` must be a number of at least 0, but found {value!r}."
+                raise ValueError(msg)
+        is_list = isinstance(self.callbacks, list | tuple)
+        if not (is_list and all(isinstance(callback, Callback) for callback in self.callbacks)):
+            msg = f"`callbacks` must be a list of Lightning's callbacks, but found {self.callbacks!r}."
+            raise TypeError(msg)
+
+    def is_first_process(self) -> bool:
+        """Return whether this is the first of several processes; raise ValueError for what Lightning refuses."""
         with refusing_as_value_error(), quiet():
-            return replace(self, enable_progress_bar=False).build_trainer(enable_checkpointing=False)
+            trainer = self.build_trainer(enable_checkpointing=False, enable_progress_bar=False)
+        if trainer.precision not in PRECISIONS:
+            msg = f"`precision` must be one of {PRECISIONS}, but found {trainer.precision!r}."
+            raise ValueError(msg)
+        return trainer.is_global_zero
 
     def build_trainer(self, **more: Any) -> pl.Trainer:
         """Build Lightning's trainer. With one device of one machine, it does not look for a cluster."""
         accelerator, devices, _ = parse_device_args(self.accelerator, self.devices)
-        defaults = {"num_sanity_val_steps": 0, "enable_model_summary": False, "logger": False}
-        defaults["benchmark"] = not self.of_trainer.get("deterministic")
-        options = {**defaults, **self.of_trainer, "precision": self.precision or "32-true", **more}
+        options = {
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "logger": False,
+            "benchmark": not self.of_trainer.get("deterministic"),
+            "enable_progress_bar": self.enable_progress_bar,
+            "precision": self.precision or "32-true",
+            **self.of_trainer,
+            **more,
+        }
         given = options.pop("plugins", None) or []
         plugins = [*given] if isinstance(given, list | tuple) else [given]
         n_devices = len(devices) if isinstance(devices, list) else devices
@@ -171,7 +170,6 @@ class RunOptions:
             accelerator=accelerator,
             devices=devices,
             strategy=deepcopy(self.strategy),
-            enable_progress_bar=self.enable_progress_bar,
             plugins=plugins,
             use_distributed_sampler=False,  # our loaders yield whole batches and distribute them themselves
             **options,
@@ -192,19 +190,6 @@ class OneProcess(LightningEnvironment):
     def node_rank(self) -> int:
         """Return 0."""
         return 0
-
-
-def _deadline_after(max_time: Any) -> float | None:
-    """Return when a time as Lightning's trainer takes it will have passed, on the clock of :func:`time.monotonic`."""
-    try:
-        left = Timer(max_time).time_remaining()
-    except (AttributeError, MisconfigurationException, OverflowError, TypeError, ValueError) as error:
-        msg = (
-            "`max_time` must be text (days:hours:minutes:seconds) such as '00:01:30:00', a `timedelta`, or a dict such "
-            f"as {{'minutes': 90}}, but found {max_time!r}."
-        )
-        raise ValueError(msg) from error
-    return None if left is None else time.monotonic() + left
 
 
 @contextmanager
@@ -251,9 +236,10 @@ def run_stage(
     path = None if folder is None else folder / f"{plan.name}.ckpt"
     per_round = max_epochs * data.epochs_per_pass
     n_epochs = per_round * recipe.max_rounds
-    rule = "early_stopping" if options.early_stopping else "max_rounds" if recipe.max_rounds > 1 else ""
-    if rule and not plan.loss_judges_cells:
-        msg = f"`{rule}` watches the validation loss of the {plan.name}, which may rise while cells get better."
+    if (options.early_stopping or recipe.max_rounds > 1) and not plan.loss_judges_cells:
+        msg = (
+            f"`early_stopping` and `max_rounds` do not go with the {plan.name}: its loss may rise as cells get better."
+        )
         raise ValueError(msg)
     callbacks = [interruption, *options.callbacks]
     if options.early_stopping:
@@ -263,8 +249,6 @@ def run_stage(
         callbacks.append(StageCheckpoint(path, max(per_round // N_CHECKPOINTS, 1), options.checkpoint_minutes))
     if options.enable_progress_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks.append(StageProgress())
-    # all validation cells, before the first epoch
-    first = {"num_sanity_val_steps": -1} if plan.must_beat_former else {}
     with quiet():
         trainer = options.build_trainer(
             max_epochs=n_epochs,
@@ -273,21 +257,22 @@ def run_stage(
             check_val_every_n_epoch=_validation_interval(plan, per_round, options),
             callbacks=callbacks,
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-            **first,
         )
         checkpoint = read_checkpoint(path) if path is not None and path.exists() else None
         if checkpoint is not None and checkpoint.get("is_finished") and checkpoint.get("max_epochs") == n_epochs:
-            plan.trainer, plan.was_finished = trainer, True
+            plan.trainer = trainer
             plan.on_load_checkpoint(checkpoint)
             plan.load_state_dict(checkpoint["state_dict"])
             plan.module.eval()
-            if options.enable_progress_bar and trainer.is_global_zero:
+            if options.enable_progress_bar:
                 show(f"The {plan.name} was finished before: its weights are from {path}.")
             return trainer
         plan.module.train()
+        plan.is_compiled = options.compile
         try:
             trainer.fit(plan, data, ckpt_path=None if checkpoint is None else path, weights_only=True)
         except StoppedError:
+            plan.was_stopped = True
             plan.return_to_best_round()
         finally:  # Lightning cleans up only if there was no error
             plan.teardown("fit")
@@ -295,7 +280,7 @@ def run_stage(
     if interruption.is_terminated:  # after the last step
         raise SystemExit(EXIT_CODE_OF_SIGTERM)
     if not plan.is_finite:  # the same in all processes
-        msg = f"The {plan.name} has weights that are NaN or infinite; {plan.advice_on_divergence}"
+        msg = f"The {plan.name} has weights that are NaN or infinite; {ADVICE_ON_DIVERGENCE}"
         raise FloatingPointError(msg)
     plan.module.eval()
     return trainer
@@ -360,14 +345,7 @@ class StageCheckpoint(Checkpoint):
         content = dump_checkpoint(trainer)  # in all processes
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)  # another training may have removed it at its end
-            kept = "The former checkpoint is kept. " if self.path.exists() else ""
-            failing = explain_failed_write(
-                f"Writing the checkpoint {self.path.name}",
-                self.path.parent,
-                kept=kept,
-                again=" and make the same call again to resume",
-            )
-            with write_atomically(self.path) as part, failing, part.open("wb") as file:
+            with write_atomically(self.path) as part, part.open("wb") as file:
                 torch.save(content, file)
         trainer.strategy.barrier()
 
@@ -380,19 +358,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     ValueError
         If the file is damaged, or holds more than plain values.
     """
-    verdict = (
-        f"The checkpoint {path} is damaged, or is none of this package; remove it to start again (on the command line: "
-        "`--restart`)"
-    )
-    with explain_failed_read(path, verdict):
+    with explain_failed_read(path, f"The checkpoint {path} is damaged, or is none of this package; remove it"):
         return read_torch(path)
 
 
-# --- Ctrl-C, SIGTERM and the time limit -------------------------------------------------------------------------------
+# --- Ctrl-C and SIGTERM -----------------------------------------------------------------------------------------------
 
 
 class StoppedError(Exception):
-    """Training ends between two steps, because the user pressed Ctrl-C or the time is up."""
+    """Training ends between two steps, because the user pressed Ctrl-C."""
 
 
 class Interruption(Callback):
@@ -401,12 +375,10 @@ class Interruption(Callback):
     After Ctrl-C the weights are kept, and so is a stage whose last step is done; a second Ctrl-C aborts at once. With
     several processes, Lightning handles Ctrl-C and ends the process at once. SIGTERM to any of them ends all with its
     exit code; Lightning's own handler would broadcast in the middle of a step, where the others expect gradients.
-    Lightning's own limit of time would count the stage as finished, and also the time before a resumption.
     """
 
-    def __init__(self, deadline: float | None = None) -> None:
-        self.deadline = deadline
-        self.is_stopped = self.is_pressed = self.is_terminated = False
+    def __init__(self) -> None:
+        self.is_pressed = self.is_terminated = False
         self._previous: Any = None
 
     def __enter__(self) -> Self:
@@ -438,17 +410,9 @@ class Interruption(Callback):
             raise SystemExit(EXIT_CODE_OF_SIGTERM)  # a shell would take 0 for success
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Stop if it is time; Lightning's ``should_stop`` would count the epoch as finished.
-
-        Raises
-        ------
-        StoppedError
-            If Ctrl-C was pressed, or the time is up.
-        """
+        """Stop after Ctrl-C by raising StoppedError; Lightning's ``should_stop`` would count the epoch as finished."""
         self._end_if_terminated(trainer)
-        is_late = self.deadline is not None and trainer.strategy.broadcast(time.monotonic() >= self.deadline)
-        self.is_stopped = self.is_pressed or is_late
-        if self.is_stopped:
+        if self.is_pressed:
             raise StoppedError
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: StagePlan) -> None:
@@ -458,8 +422,8 @@ class Interruption(Callback):
 
 
 def is_interrupted(trainer: pl.Trainer) -> bool:
-    """Return whether Ctrl-C or the time limit ended training, or Ctrl-C came after the last step."""
-    return any(isinstance(each, Interruption) and (each.is_stopped or each.is_pressed) for each in trainer.callbacks)
+    """Return whether Ctrl-C was pressed during training."""
+    return any(isinstance(each, Interruption) and each.is_pressed for each in trainer.callbacks)
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------
