@@ -52,7 +52,6 @@ def test_genes_are_chosen_by_name(trained):
         ({"library_size": 0}, ValueError, "library_size"),
         ({"library_size": "own"}, ValueError, "own"),
         ({"n_samples": 0}, ValueError, "n_samples"),
-        ({"n_samples": 2, "return_mean": False, "return_numpy": False}, ValueError, "return_mean"),
     ],
 )
 def test_what_cannot_be_normalised_is_refused(trained, arguments, error, name):

@@ -297,25 +297,13 @@ class AutoencoderModel(DiffusionModel):
         genes = registered_genes(self.registry_)
         columns = gene_columns(gene_list, genes)
 
-        def decode(x: Tensor, z: Tensor) -> list[Tensor]:
+        def decode(x: Tensor, z: Tensor) -> Tensor:
             if scale is None:
-                values = module.likelihood.mean(**module.generative(z, module.totals(x)))
-            else:
-                values = module.frequencies(z) * scale
-            return [values[:, columns]]
+                return module.likelihood.mean(**module.generative(z, module.totals(x)))[:, columns]
+            return module.frequencies(z)[:, columns] * scale
 
-        (values,) = self._decode_draws(
-            decode,
-            [genes[columns]],
-            adata,
-            indices,
-            n_samples=n_samples,
-            return_mean=return_mean,
-            return_numpy=return_numpy,
-            batch_size=batch_size,
-            seed=seed,
-        )
-        return values
+        how = n_samples, return_mean, return_numpy, batch_size, seed
+        return self._decode_draws(decode, genes[columns], adata, indices, *how)
 
     @suggests_arguments
     @torch.inference_mode()
@@ -364,8 +352,7 @@ class AutoencoderModel(DiffusionModel):
         """
         self._check_gives_expression("posterior_predictive_sample")
         columns = gene_columns(gene_list, registered_genes(self.registry_))
-        (samples,) = self._sample_counts([columns], adata, indices, n_samples, batch_size, seed)
-        return samples
+        return self._sample_counts(columns, adata, indices, n_samples, batch_size, seed)
 
     def _losses(
         self,
@@ -426,77 +413,67 @@ class AutoencoderModel(DiffusionModel):
 
     def _decode_draws(
         self,
-        decode: Callable[[Tensor, Tensor], Sequence[Tensor]],
-        panels: Sequence[pd.Index],
+        decode: Callable[[Tensor, Tensor], Tensor],
+        names: pd.Index,
         adata: AnnData | CellFiles | None,
         indices: Sequence[int] | np.ndarray | None,
-        *,
         n_samples: int,
         return_mean: bool,
         return_numpy: bool | None,
         batch_size: int | None,
         seed: int | None,
-    ) -> list[pd.DataFrame | np.ndarray]:
-        """Draw latents of cells and decode them; return a table or an array per panel of features.
+    ) -> pd.DataFrame | np.ndarray:
+        """Draw latents of cells and decode them.
 
         Parameters
         ----------
         decode
-            Maps cells ``(cells, genes)`` and their latents to the values of each panel, ``(cells, features)``.
-        panels
+            Maps cells ``(cells, genes)`` and their latents to values ``(cells, features)``.
+        names
             Names of the features.
         adata, indices, n_samples, return_mean, return_numpy, batch_size, seed
             As for :meth:`get_normalized_expression`.
         """
         seed = resolve_seed(seed)
         keeps_samples = check_count("n_samples", n_samples) > 1 and not return_mean
-        if keeps_samples and return_numpy is False:
-            msg = "`return_numpy` is False, but several samples without `return_mean` do not fit a table."
-            raise ValueError(msg)
         source = None if keeps_samples or return_numpy else self.given_cells(adata, "adata")  # a table needs names
-        module, parts = self.module, []
+        parts = []
         for x, rows in self._expression(adata, indices, batch_size):
-            posterior = module.inference(x)["posterior"]
+            posterior = self.module.inference(x)["posterior"]
             generators = Generators(seed, rows.tolist(), x.device)
             samples, total = [], torch.zeros(())  # the mean needs no memory for all samples
             for _ in range(n_samples):
-                z = posterior.draw(generators.normal(*module.latent_shape))
-                values = torch.cat(list(decode(x, z)), dim=1)
+                values = decode(x, posterior.draw(generators.normal(*self.module.latent_shape)))
                 if keeps_samples:
                     samples.append(values.cpu())
                 else:
                     total = total.to(values) + values
             parts.append((torch.stack(samples) if keeps_samples else total / n_samples).cpu().numpy())
-        ends = np.cumsum([len(panel) for panel in panels])
-        values = np.split(np.concatenate(parts, axis=-2), ends[:-1], axis=-1)
+        values = np.concatenate(parts, axis=-2)
         if source is None:
             return values
-        names = source.obs_names[row_numbers(indices, source.n_obs)]
-        return [pd.DataFrame(of_panel, names, panel) for of_panel, panel in zip(values, panels, strict=True)]
+        return pd.DataFrame(values, source.obs_names[row_numbers(indices, source.n_obs)], names)
 
     def _sample_counts(
         self,
-        panels: Sequence[np.ndarray],
+        columns: np.ndarray,
         adata: AnnData | CellFiles | None,
         indices: Sequence[int] | np.ndarray | None,
         n_samples: int,
         batch_size: int | None,
         seed: int | None,
-    ) -> list[GCXS]:
-        """Draw reconstructions of cells; return those of each panel of columns, as `posterior_predictive_sample`."""
+    ) -> GCXS:
+        """Draw reconstructions of cells, and keep some columns, as ``posterior_predictive_sample`` does."""
         import sparse  # imported here because it takes a second
 
         seed, n_samples = resolve_seed(seed), check_count("n_samples", n_samples)
-        columns, ends = np.concatenate(panels), np.cumsum([len(panel) for panel in panels])
         parts = []
         for x, rows in self._expression(adata, indices, batch_size):
             generators = Generators(seed, rows.tolist(), x.device)
             samples = [self._reconstruct(x, generators, n)[:, columns].cpu().numpy() for n in range(n_samples)]
-            drawn = np.stack(samples, axis=-1)
-            check_finite(drawn)
-            of_panels = np.split(drawn[..., 0] if n_samples == 1 else drawn, ends[:-1], axis=1)
-            parts.append([sparse.GCXS.from_numpy(values) for values in of_panels])
-        return [sparse.concatenate(of_panel, axis=0) for of_panel in zip(*parts, strict=True)]
+            check_finite(drawn := np.stack(samples, axis=-1))
+            parts.append(sparse.GCXS.from_numpy(drawn[..., 0] if n_samples == 1 else drawn))
+        return sparse.concatenate(parts, axis=0)
 
     def _check_gives_expression(self, method: str) -> None:
         """Raise unless decoded cells are counts."""

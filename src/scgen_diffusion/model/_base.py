@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
@@ -40,7 +39,6 @@ from scgen_diffusion.data import (
     GivenCells,
     ReadTables,
     RegisteredCells,
-    advice_on_raw,
     build_anndata,
     check_conditions,
     check_distinct_columns,
@@ -117,6 +115,8 @@ from ._training import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
     import lightning.pytorch as pl
     from anndata import AnnData
     from lightning.pytorch.strategies import Strategy
@@ -1153,14 +1153,8 @@ class DiffusionModel(BaseModelClass):
 
     def given_cells(self, adata: AnnData | None, argument: str) -> AnnData:
         """Return the cells given, or else those of the model; raise if there are none in memory, or for other genes."""
-        if isinstance(adata, Mapping):
-            msg = f"`{argument}` must be cells, but found a mapping. A condition needs its name: `condition=...`."
-            raise TypeError(msg)
-        if adata is None and self._file_cells is not None:
-            msg = f"The model's cells are in files; read the cells you want: `{argument}=cells.read(indices)`."
-            raise ValueError(msg)
         if adata is None and self.adata is None:
-            msg = f"The model was loaded without cells; give `{argument}`."
+            msg = f"The model has no cells in memory; give `{argument}`."
             raise ValueError(msg)
         cells = self.adata if adata is None else adata
         self._check_same_features(cells)
@@ -1198,13 +1192,9 @@ class DiffusionModel(BaseModelClass):
 
     def _check_values(self, x: Any, rows: np.ndarray, cells: AnnData) -> None:
         """Raise unless the values ``(rows, genes)`` of some cells are of the registered kind."""
-        where = check_layer(cells, layer := self._layer_of(cells))
-        advice = ADVICE_ON_COUNTS.format(where=where)
-        if layer is None:
-            advice += advice_on_raw(cells)
-        if PROVENANCE_KEY in cells.uns:
-            advice += " Generated cells have counts with `generate(..., counts=True)`."
-        check_not_empty(check_values(x, where, self._input_values, advice), cells.obs_names[rows], where)
+        where = check_layer(cells, self._layer_of(cells))
+        values = check_values(x, where, self._input_values, ADVICE_ON_COUNTS.format(where=where))
+        check_not_empty(values, cells.obs_names[rows], where)
 
     def _layer_of(self, cells: AnnData) -> str | None:
         """Return the layer that the model reads; None for ``X``, where generated cells have their values."""

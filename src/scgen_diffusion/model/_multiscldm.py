@@ -274,22 +274,17 @@ class MULTISCLDM(SCLDM):
         names = list(modalities)
         sizes = {names.index(n): None if n in probabilities and library_size is None else scale for n in columns}
 
-        def decode(x: Tensor, z: Tensor) -> list[Tensor]:
+        def decode(x: Tensor, z: Tensor) -> Tensor:
             decoded = self.module.expected_values(x, z, sizes)
-            return [values[:, wanted] for values, wanted in zip(decoded, columns.values(), strict=True)]
+            return torch.cat([values[:, wanted] for values, wanted in zip(decoded, columns.values(), strict=True)], 1)
 
-        values = self._decode_draws(
-            decode,
-            [pd.Index(modalities[name].features)[wanted] for name, wanted in columns.items()],
-            adata,
-            indices,
-            n_samples=n_samples,
-            return_mean=return_mean,
-            return_numpy=return_numpy,
-            batch_size=batch_size,
-            seed=seed,
-        )
-        return dict(zip(columns, values, strict=True)) if modality is None else values[0]
+        features = [name for own, wanted in columns.items() for name in np.array(modalities[own].features)[wanted]]
+        how = n_samples, return_mean, return_numpy, batch_size, seed
+        values = self._decode_draws(decode, pd.Index(features), adata, indices, *how)
+        is_table = isinstance(values, pd.DataFrame)
+        slices = _consecutive(columns)
+        parts = {name: values.iloc[:, own] if is_table else values[..., own] for name, own in slices.items()}
+        return parts if modality is None else parts[modality]
 
     @suggests_arguments
     @torch.inference_mode()
@@ -346,9 +341,10 @@ class MULTISCLDM(SCLDM):
         """
         columns = self._columns_by_modality(modality, gene_list)
         starts = dict(zip(self.modalities, np.cumsum([0, *self.module.n_features]), strict=False))
-        panels = [starts[name] + wanted for name, wanted in columns.items()]
-        samples = self._sample_counts(panels, adata, indices, n_samples, batch_size, seed)
-        return dict(zip(columns, samples, strict=True)) if modality is None else samples[0]
+        chosen = np.concatenate([starts[name] + wanted for name, wanted in columns.items()])
+        samples = self._sample_counts(chosen, adata, indices, n_samples, batch_size, seed)
+        parts = {name: samples[:, own] for name, own in _consecutive(columns).items()}
+        return parts if modality is None else parts[modality]
 
     @property
     def modalities(self) -> dict[str, Modality]:
@@ -487,3 +483,9 @@ class MULTISCLDM(SCLDM):
     def _fingerprint(self) -> str:
         """Digest of the model's options, its cells and the likelihoods of the modalities."""
         return "-".join([super()._fingerprint, *(modality.likelihood for modality in self.modalities.values())])
+
+
+def _consecutive(columns: Mapping[str, np.ndarray]) -> dict[str, slice]:
+    """Return where the chosen columns of each modality are, one after the other."""
+    ends = np.cumsum([len(wanted) for wanted in columns.values()])
+    return {name: slice(end - len(wanted), end) for (name, wanted), end in zip(columns.items(), ends, strict=True)}
