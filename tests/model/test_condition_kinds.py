@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from builders import same_cells
 
-from scgen_diffusion.data import ContinuousKey
 from scgen_diffusion.model import SCLDM, WBDIT
 
 TABLE = pd.DataFrame(np.random.default_rng(0).normal(size=(4, 3)), index=["A", "B", "C", "NEW"])
@@ -69,20 +68,6 @@ def test_conditions_are_drawn_like_the_training_cells(model, cells):
     for name in ("gene", "cell_type"):
         real, drawn = (table[name].value_counts(normalize=True) for table in (cells.obs, obs))
         assert (real.reindex(drawn.index, fill_value=0) - drawn).abs().max() < 0.08
-
-
-@pytest.mark.parametrize(
-    ("training", "inside", "outside"),
-    [
-        (np.array([0.1, 0.3, 0.7], np.float32), [0.1, 0.7], [0.0999, 0.7001]),
-        ([1.7e9, 1.7e9 + 1800, 1.7e9 + 3600], [1.7e9, 1.7e9 + 3600], [1.7e9 - 1, 1.7e9 + 3601]),
-    ],
-)
-def test_the_ends_of_a_range_are_inside_however_precise_the_training_cells_are(training, inside, outside):
-    key = ContinuousKey.of("dose", pd.Series(training))
-
-    assert not key.is_outside(key.encode(inside)).any()
-    assert key.is_outside(key.encode(outside)).all()
 
 
 def test_values_outside_training_give_a_warning_and_are_kept(model, tmp_path):

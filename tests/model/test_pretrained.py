@@ -47,11 +47,6 @@ for name in {NAMES}:
     assert [line for line in out.splitlines() if line.startswith(NAMES)] == [f"{name} 3" for name in NAMES]
 
 
-def test_the_models_are_listed():
-    assert tuple(pretrained_models()) == NAMES
-    assert all(name in load.__doc__ for name in NAMES)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_knows_the_genes_and_labels_that_users_look_for(models, name):
     model = models[name]
