@@ -30,56 +30,37 @@ def of_group(adata, group, gene):
     return adata[adata.obs["group"] == group, gene].X.toarray().ravel()
 
 
-def test_means_differ_by_the_fold_changes(cells):
+def test_means_differ_by_the_fold_changes_and_dispersions_stay(cells):
     planted = plant_fold_changes(cells, TRUTH, "group", seed=0)
 
     for gene, group in (("up", "a"), ("down", "a"), ("far", "b")):
         changed, other = of_group(planted, group, gene), of_group(planted, "c", gene)
         error = np.hypot(changed.std() / changed.mean(), other.std() / other.mean()) / np.sqrt(len(other))
         assert np.log(changed.mean() / other.mean()) == pytest.approx(TRUTH.loc[gene, group] * np.log(2), abs=4 * error)
-
-
-def test_counts_stay_negative_binomial_with_the_same_dispersion(cells):
-    planted = plant_fold_changes(cells, TRUTH, "group", seed=0)
-
     for gene, group, mean in (("down", "a", MEAN / 4), ("up", "c", MEAN / 2), ("far", "a", MEAN / 8)):
         counts = of_group(planted, group, gene)
         zeros = (THETA / (THETA + mean)) ** THETA
         assert counts.var() == pytest.approx(mean + mean**2 / THETA, rel=0.1)
         assert (counts == 0).mean() == pytest.approx(zeros, abs=4 * np.sqrt(zeros * (1 - zeros) / len(counts)))
-
-
-def test_groups_of_the_largest_change_and_other_genes_keep_all_molecules(cells):
-    planted = plant_fold_changes(cells, TRUTH, "group", seed=0)
-
-    for gene, groups in {"up": "a", "down": "bc", "far": "b", "same": "abc"}.items():
+    for gene, groups in {"up": "a", "down": "bc", "far": "b", "same": "abc"}.items():  # the largest change, and others
         for group in groups:
             np.testing.assert_array_equal(of_group(planted, group, gene), of_group(cells, group, gene))
     assert (planted.X > cells.X).nnz == 0
 
 
+@pytest.mark.usefixtures("seed_0")
 def test_a_seed_gives_the_same_counts_however_they_are_stored(cells, tmp_path):
     some = cells[:200].copy()
-    first = plant_fold_changes(some, TRUTH, "group", seed=3)
-    other = plant_fold_changes(some, TRUTH, "group", seed=4)
+    first, dense = plant_fold_changes(some, TRUTH, "group", seed=0), some.X.toarray()
 
-    dense = some.X.toarray()
+    assert (plant_fold_changes(some, TRUTH, "group").X != first.X).nnz == 0  # by default, that of scvi-tools
+    assert (plant_fold_changes(some, TRUTH, "group", seed=4).X != first.X).nnz
     for matrix in (sp.csc_matrix(some.X), dense, dense.astype("i4"), dense.astype("f2"), dense.astype(">i4")):
-        again = plant_fold_changes(anndata.AnnData(matrix, some.obs, some.var), TRUTH, "group", seed=3)
+        again = plant_fold_changes(anndata.AnnData(matrix, some.obs, some.var), TRUTH, "group", seed=0)
         np.testing.assert_array_equal(again.X.toarray(), first.X.toarray())
-        kept = np.float32 if matrix.dtype == np.float16 else matrix.dtype.newbyteorder("=")  # as scipy allows
-        assert again.X.dtype == kept
     some.write_h5ad(tmp_path / "cells.h5ad")
     in_file = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    np.testing.assert_array_equal(plant_fold_changes(in_file, TRUTH, "group", seed=3).X.toarray(), first.X.toarray())
-    assert (first.X != other.X).nnz
-
-
-@pytest.mark.usefixtures("seed_0")
-def test_the_default_seed_is_that_of_scvi_tools(cells):
-    some = cells[:200].copy()
-
-    assert (plant_fold_changes(some, TRUTH, "group").X != plant_fold_changes(some, TRUTH, "group", seed=0).X).nnz == 0
+    np.testing.assert_array_equal(plant_fold_changes(in_file, TRUTH, "group", seed=0).X.toarray(), first.X.toarray())
 
 
 def test_the_cells_can_be_written_and_say_what_was_planted(cells, tmp_path):
@@ -95,24 +76,11 @@ def test_the_cells_can_be_written_and_say_what_was_planted(cells, tmp_path):
     pd.testing.assert_frame_equal(read.obs.astype(str), given.obs)
     assert read.uns["scgen_diffusion"] == {"seed": 1, "planted": {"group": 0}}
     assert list(read.uns) == ["scgen_diffusion"]
-    assert planted.uns["scgen_diffusion"] is not given.uns["scgen_diffusion"]
     assert not read.layers
     assert not read.obsm
     assert given.uns["scgen_diffusion"] == {"seed": 1}
     assert "log1p" in given.uns
-    joined = anndata.concat([planted, planted], merge="same", index_unique="-")
-    pd.testing.assert_frame_equal(joined.varm["log2_fold_changes_group"], planted.varm["log2_fold_changes_group"])
     np.testing.assert_array_equal(given.layers["raw"].toarray(), cells.X[:50].toarray())
-
-
-def test_a_group_may_have_any_name(cells):
-    some = cells[:2_000].copy()
-    some.obs["drug"] = some.obs["group"].map({"a": "A", "b": "none", "c": "none"})
-    planted = plant_fold_changes(some, pd.DataFrame({"none": [-2.0]}, index=["same"]), "drug", seed=0)
-
-    kept = planted[:, "same"].X.sum(axis=1).A1 / np.maximum(some[:, "same"].X.sum(axis=1).A1, 1)
-    assert kept[some.obs["drug"] == "A"].mean() == 1
-    assert kept[some.obs["drug"] == "none"].mean() == pytest.approx(0.25, abs=0.05)
 
 
 @pytest.mark.parametrize("change", [1.0, -1.0])
@@ -131,42 +99,35 @@ def test_groups_may_be_numbers_and_cells_without_a_group_do_not_change(cells, ch
     ("changes", "error", "words"),
     [
         (TRUTH["a"], TypeError, "log2_fold_changes"),
-        (TRUTH.rename(index={"up": "Up"}), KeyError, "unknown gene 'Up'.*'up'"),
-        (TRUTH.rename(columns={"b": "d"}), KeyError, "unknown group 'd'"),
-        (pd.concat([TRUTH, TRUTH]), ValueError, r"gene twice: 3 \('up'"),
-        (pd.concat([TRUTH, TRUTH], axis=1), ValueError, "group twice"),
-        (TRUTH.replace(3.0, np.inf), ValueError, "finite.*'far'"),
-        (TRUTH.replace(3.0, np.nan), ValueError, "finite.*'far'"),
-        (TRUTH.astype(object).where(TRUTH != 3.0, "much"), ValueError, "numbers.*much"),
+        (TRUTH.rename(index={"up": "Up"}), KeyError, "Up"),
+        (TRUTH.rename(columns={"b": "d"}), KeyError, "'d'"),
+        (pd.concat([TRUTH, TRUTH]), ValueError, "up"),
+        (pd.concat([TRUTH, TRUTH], axis=1), ValueError, "group"),
+        (TRUTH.replace(3.0, np.inf), ValueError, "far"),
+        (TRUTH.replace(3.0, np.nan), ValueError, "far"),
+        (TRUTH.astype(object).where(TRUTH != 3.0, "much"), ValueError, "much"),
     ],
 )
-def test_wrong_fold_changes_are_explained(cells, changes, error, words):
+def test_wrong_fold_changes_are_named(cells, changes, error, words):
     with pytest.raises(error, match=words):
         plant_fold_changes(cells[:100].copy(), changes, "group")
 
 
-def test_wrong_cells_are_explained(cells):
-    some = cells[:100].copy()
-
-    with pytest.raises(TypeError, match="adata"):
-        plant_fold_changes(some.X, TRUTH, "group")
-    with pytest.raises(TypeError, match="but found MuData"):
-        plant_fold_changes(MuData({"rna": some}), TRUTH, "group")
-    with pytest.raises(KeyError, match="adata"):
-        plant_fold_changes(some, TRUTH, "gruop")
-    with pytest.raises(TypeError, match="adata"):
-        plant_fold_changes(some, TRUTH, ["group", "batch"])
-    with pytest.raises(ValueError, match="group"):
-        plant_fold_changes(some[some.obs["group"] == "a"].copy(), TRUTH[["a"]], "group")
-    some.X = some.X * 0.5
-    with pytest.raises(ValueError, match="not whole numbers.*removing molecules"):
-        plant_fold_changes(some, TRUTH, "group")
-
-
-def test_fold_changes_between_the_same_groups_are_planted_once(cells):
-    planted = plant_fold_changes(cells, TRUTH, "group", seed=0)
-    with pytest.raises(ValueError, match="group"):
-        plant_fold_changes(planted, TRUTH, "group", seed=0)
+@pytest.mark.parametrize(
+    ("change", "key", "error", "words"),
+    [
+        (lambda some: some.X, "group", TypeError, "adata"),
+        (lambda some: MuData({"rna": some}), "group", TypeError, "MuData"),
+        (lambda some: some, "gruop", KeyError, "adata"),
+        (lambda some: some, ["group", "batch"], TypeError, "adata"),
+        (lambda some: some[some.obs["group"] == "a"].copy(), "group", ValueError, "group"),
+        (lambda some: anndata.AnnData(some.X * 0.5, some.obs, some.var), "group", ValueError, "X"),
+        (lambda some: plant_fold_changes(some, TRUTH, "group", seed=0), "group", ValueError, "group"),  # once is enough
+    ],
+)
+def test_wrong_cells_are_refused(cells, change, key, error, words):
+    with pytest.raises(error, match=words):
+        plant_fold_changes(change(cells[:100].copy()), TRUTH, key)
 
 
 def test_groups_of_another_column_may_have_fold_changes_of_their_own(cells):
