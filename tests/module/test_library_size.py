@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from scgen_diffusion.module import ANY, LibrarySizeModel
-from scgen_diffusion.module._multimodal_library_size import MultimodalLibrarySize
+from scgen_diffusion.module._library_size import MultimodalLibrarySize
 from scgen_diffusion.nn import Members, Number
 
 Z = torch.zeros(1, 2, 3)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from scgen_diffusion.diffusion import Generators
-from scgen_diffusion.module._likelihoods import NegativeBinomialLikelihood
-from scgen_diffusion.module._modality_likelihoods import (
+from scgen_diffusion.module._likelihoods import (
     BernoulliLikelihood,
     MultimodalLikelihood,
+    NegativeBinomialLikelihood,
     total_rate,
 )
 

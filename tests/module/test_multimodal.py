@@ -7,8 +7,8 @@ import torch
 
 from scgen_diffusion.diffusion import Generators
 from scgen_diffusion.module import ModalityPanel, MultimodalModule, SCLDMArchitecture
+from scgen_diffusion.module._library_size import MultimodalLibrarySize
 from scgen_diffusion.module._multimodal import pooled_profile
-from scgen_diffusion.module._multimodal_library_size import MultimodalLibrarySize
 from scgen_diffusion.nn import Classes
 
 PANELS = [ModalityPanel(6, "negative_binomial"), ModalityPanel(4, "bernoulli"), ModalityPanel(3, "negative_binomial")]

@@ -49,12 +49,6 @@ def test_a_number_of_no_class_is_refused(kind):
         build(kind)(torch.tensor([[6]]))
 
 
-@pytest.mark.parametrize("n_keys", [1, 3])
-def test_another_number_of_keys_is_refused(n_keys):
-    with pytest.raises(ValueError, match="columns"):
-        ConditionEmbedding((3, 2), 5)(torch.zeros(4, n_keys, dtype=torch.long))
-
-
 # --- several kinds side by side ---------------------------------------------------------------------------------------
 
 

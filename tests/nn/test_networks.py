@@ -170,22 +170,14 @@ def test_weights_start_as_published(name):
 @pytest.mark.parametrize(
     ("options", "argument"),
     [
-        ({"patch_size": 12}, "patch_size"),
-        ({"patch_size": 0}, "patch_size"),
         ({"n_heads": 3}, "heads"),
         ({"n_heads": 3, "block": "white_box"}, "heads"),
         ({"width": 6}, "width"),
-        ({"block": "crate"}, "block"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(options, argument):
     with pytest.raises(ValueError, match=argument):
         build("patches", **options)
-
-
-def test_positions_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match="`positions`"):
-        DiT(4, 3, width=8, n_heads=2, positions=torch.ones(4, 6))
 
 
 # --- what white-box heads read ----------------------------------------------------------------------------------------

@@ -87,10 +87,6 @@ def test_sparsity_counts_exact_zeros_of_each_cell():
     [
         *[("eps", lambda eps=eps: coding_rate(draw(3, 2), eps)) for eps in (0.0, -1.0, math.nan)],
         ("eps", lambda: subspace_coding_rate(draw(3, 2), draw(1, 2, 1), 0.0)),
-        *[
-            ("bases", lambda shape=shape: subspace_coding_rate(draw(3, 4), draw(*shape)))
-            for shape in [(2, 3, 2), (4, 2)]
-        ],
     ],
 )
 def test_an_error_names_its_argument(argument, call):

@@ -38,8 +38,5 @@ def optimal_pairs(start: Tensor, end: Tensor) -> Tensor:
     >>> optimal_pairs(torch.tensor([[0.0], [5.0]]), torch.tensor([[6.0], [1.0]]))
     tensor([1, 0])
     """
-    if len(start) != len(end):
-        msg = f"`start` and `end` must have equal numbers of samples, but found {len(start)} and {len(end)}."
-        raise ValueError(msg)
     cost = torch.cdist(start.flatten(1), end.flatten(1)).square().cpu().numpy()
     return torch.from_numpy(linear_sum_assignment(cost)[1]).to(start.device)

@@ -10,8 +10,7 @@ from ._fine_tuning import TRAINABLE, Trainable, copy_reference, perturbation_flo
 from ._gene_space import GeneSpaceModule, library_features, to_counts
 from ._gene_space_architecture import GeneSpaceArchitecture, build_gene_space_architecture
 from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
-from ._likelihoods import NegativeBinomialLikelihood, OutlierCounts
-from ._modality_likelihoods import ModalityPanel
+from ._likelihoods import ModalityPanel, NegativeBinomialLikelihood, OutlierCounts
 from ._molecules import MoleculeModule, gene_space_module
 from ._multimodal import MultimodalModule
 from ._profile_summary import ProfileSummary

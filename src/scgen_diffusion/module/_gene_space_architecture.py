@@ -21,7 +21,6 @@ LARGEST_PATCH = 200
 N_AXES = 32
 ALL_AXES_FROM = 5000  # cells: more can learn what to read of all genes
 
-TARGETS_OF_PATH = {"vp_linear": ["noise", "data"], "masking": ["kinds"]}
 MASKING: dict[str, Any] = {
     "path": "masking",
     "target": "kinds",
@@ -31,7 +30,6 @@ MASKING: dict[str, Any] = {
     "library_size": "empirical",
 }
 """What the masking path needs in place of other options."""
-OTHER_PATHS = " Masking is the default path for counts; for this option choose another, such as `path='vp_linear'`."
 
 
 @dataclass(frozen=True)
@@ -114,28 +112,28 @@ class GeneSpaceArchitecture:
 
     def _why_refused(self) -> str:
         """Say which option is not allowed, or does not fit another one; "" if all do."""
-        zero, is_masking = self.zero_value, self.path == "masking"
-        advice = OTHER_PATHS if is_masking else ""
+        zero = self.zero_value
         if zero is not None and not (is_number(zero) and -1000 <= zero < 0):
             return f"`zero_value` must be None or a number below 0 (and at least -1000), but found {zero!r}."
-        if self.target not in (targets := TARGETS_OF_PATH[self.path]):
-            return f"`target` must be one of {targets} on the path {self.path!r}, but found {self.target!r}.{advice}"
-        if is_masking != (self.head == "gamma_poisson"):
+        if self.path == "masking":
+            for name, needed in MASKING.items():
+                value = getattr(self, name)
+                if value != needed and (name, value) != ("library_size", "normal"):
+                    return (
+                        f"`{name}` must be {needed!r} on the path 'masking', the default for counts, but found "
+                        f"{value!r}; for other values choose `path='vp_linear'`."
+                    )
+        elif self.target == "kinds" or self.head == "gamma_poisson":
             return (
-                "`path='masking'` and `head='gamma_poisson'` need each other, but found "
-                f"`path={self.path!r}` and `head={self.head!r}`.{advice}"
+                "`target='kinds'` and `head='gamma_poisson'` are of the path 'masking', but found "
+                f"`target={self.target!r}` and `head={self.head!r}` on the path {self.path!r}."
             )
-        for name in ("zero_value", "scaling", "library_size") if is_masking else ():
-            value, needed = getattr(self, name), MASKING[name]
-            if value != needed and (name, value) != ("library_size", "normal"):
-                needs = f"`{name}` must be {needed!r} on the path 'masking', which models counts"
-                return f"{needs}, but found {value!r}.{advice}"
+        elif self.head == "spike_and_slab" and self.target != "data":
+            return f"`head='spike_and_slab'` predicts the data and needs `target='data'`, but found {self.target!r}."
         if self.n_layers < 1:
             return "`n_layers` must be at least 1, but found 0."
         if self.unet_width % 4:
             return f"`unet_width` must be a multiple of 4, the number of attention heads, but found {self.unet_width}."
-        if self.head == "spike_and_slab" and self.target != "data":
-            return f"`head='spike_and_slab'` predicts the data and needs `target='data'`, but found {self.target!r}."
         return ""
 
 

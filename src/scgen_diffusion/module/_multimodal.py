@@ -20,8 +20,8 @@ from ._autoencoder import (
     initialise_decoder,
     share_gene_embedding,
 )
-from ._modality_likelihoods import BernoulliLikelihood, ModalityPanel, MultimodalLikelihood, has_counts
-from ._multimodal_library_size import MultimodalLibrarySize
+from ._library_size import MultimodalLibrarySize
+from ._likelihoods import BernoulliLikelihood, ModalityPanel, MultimodalLikelihood, has_counts
 from ._scldm import SCLDMModule, log_share
 
 if TYPE_CHECKING:

@@ -47,7 +47,7 @@ class DiT(nn.Module):
     Raises
     ------
     ValueError
-        If the width is not a multiple of the number of heads, or ``positions`` has the wrong shape.
+        If the width is not a multiple of the number of heads.
 
     References
     ----------
@@ -84,10 +84,6 @@ class DiT(nn.Module):
         attention = attention or (lambda: SelfAttention(width, n_heads, bias=True))
         feed_forward = feed_forward or (lambda: SwiGLU(width, hidden))
         positions = position_embedding(n_tokens, width) if positions is None else positions
-        if positions.shape != (n_tokens, width):
-            expected, found = (n_tokens, width), tuple(positions.shape)
-            msg = f"`positions` must have the shape (tokens, width) = {expected}, but found {found}."
-            raise ValueError(msg)
         self.project_in = nn.Linear(token_width, width)
         self.register_buffer("positions", positions)
         self.embed_time = TimeEmbedding(width)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -15,14 +16,12 @@ from ._dit import DiT
 from ._white_box import SparseCoding, SubspaceAttention
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
     from ._blocks import BlockTrace
     from ._conditions import ConditionSpec
-
-    Factory = Callable[[], nn.Module]
 
 
 LARGEST_ACTIVATION = 2**26
@@ -74,7 +73,7 @@ class GeneDiT(nn.Module):
     Raises
     ------
     ValueError
-        If sizes do not fit each other, or the block is unknown.
+        If the width does not fit the number of heads or the embedding of positions.
 
     References
     ----------
@@ -105,8 +104,10 @@ class GeneDiT(nn.Module):
         n_global_tokens: int = 0,
     ) -> None:
         super().__init__()
-        check_patch_size(patch_size, n_genes)
-        attention, feed_forward = block_factories(block, width, n_heads)
+        if block == "white_box":
+            attention, feed_forward = partial(SubspaceAttention, width, n_heads), partial(SparseCoding, width)
+        else:
+            attention, feed_forward = partial(SelfAttention, width, n_heads, bias=True), partial(MLP, width)
         self.n_genes, self.n_outputs, self.n_global_tokens = n_genes, n_outputs, n_global_tokens
         self.patch_size, self.n_patches = patch_size, -(-n_genes // patch_size)
         self._numbers_per_cell = (self.n_patches + n_global_tokens) * 4 * width
@@ -184,26 +185,6 @@ class GeneDiT(nn.Module):
         if not self.n_global_tokens:
             return patches
         return torch.cat([patches, self.read_all_genes(x_t).unflatten(1, (self.n_global_tokens, -1))], dim=1)
-
-
-def block_factories(block: Block, width: int, n_heads: int) -> tuple[Factory, Factory]:
-    """Return the functions that build the two halves of a block."""
-    if block not in get_args(Block):
-        msg = f"`block` must be one of {', '.join(get_args(Block))}, but found {block!r}."
-        raise ValueError(msg)
-    if block == "transformer":
-        return (lambda: SelfAttention(width, n_heads, bias=True)), (lambda: MLP(width))
-    return (lambda: SubspaceAttention(width, n_heads)), (lambda: SparseCoding(width))
-
-
-def check_patch_size(patch_size: int, n_genes: int) -> None:
-    """Raise if there are fewer genes than a patch needs."""
-    if not 1 <= patch_size <= n_genes:
-        msg = (
-            f"`patch_size` must be between 1 and the number of genes, but found {patch_size} for {n_genes} genes. "
-            "Models of the default size choose one if you leave it out."
-        )
-        raise ValueError(msg)
 
 
 @torch.no_grad()

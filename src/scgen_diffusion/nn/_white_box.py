@@ -168,12 +168,8 @@ def subspace_coding_rate(tokens: Tensor, bases: Tensor, eps: float = 0.5) -> Ten
     Raises
     ------
     ValueError
-        If ``eps`` is not positive, or the bases do not have the tokens' width.
+        If ``eps`` is not positive.
     """
-    if bases.ndim != 3 or bases.shape[1] != tokens.shape[-1]:
-        found = f"{tuple(bases.shape)} for tokens of width {tokens.shape[-1]}"
-        msg = f"`bases` must have the shape (heads, token width, subspace width), but found {found}."
-        raise ValueError(msg)
     all_bases = bases.double().transpose(0, 1).flatten(1)  # (d, heads * p): one product for all heads
     coordinates = (tokens.double() @ all_bases).unflatten(-1, (len(bases), -1))
     return coding_rate(coordinates.transpose(-2, -3), eps)
