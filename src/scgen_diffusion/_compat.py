@@ -7,7 +7,6 @@ intends for subclasses to override or call, such as scvi-tools' ``_validate_annd
 from __future__ import annotations
 
 import os
-import re
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -72,13 +71,6 @@ def parse_device_args(accelerator: str, devices: Any, *, one: bool = False) -> t
     from lightning.pytorch.plugins.environments import LightningEnvironment
     from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
-    if isinstance(devices, str) and devices != "auto" and not re.fullmatch(r"-?\d+(,\s*\d+)*,?", devices):
-        name, allowed = ("device", "its index") if one else ("devices", "their number, or a list of indices")
-        msg = (
-            f"`{name}` is {devices!r}, but must be 'auto' or {allowed}. `accelerator` names the kind of device, such "
-            "as 'cpu' or 'cuda'."
-        )
-        raise ValueError(msg)
     options = {"devices": devices, "plugins": [LightningEnvironment()]}
     with refusing_as_value_error():
         found = _AcceleratorConnector(accelerator=accelerator, **options)

@@ -232,7 +232,6 @@ def test_predictions_of_perturbations_are_judged_beside_baselines_and_others(cal
     table = pd.read_csv(io.StringIO(out)).set_index("metric")
     assert table.loc["energy_distance", "value"] < table.loc["energy_distance", "lazy"]
     assert set(table.index) == {"energy_distance", "mean_change_correlation"}
-    assert all(name in err for name in ("real", "no_change", "lazy"))
     anndata.read_h5ad(other)[:, 2:].write_h5ad(other)
     code, _, err = call("evaluate", real, predicted, *options, "--shared-genes")
     assert (code, "18 of the 20 genes" in err) == (0, True), err

@@ -127,7 +127,6 @@ def test_of_the_other_cells_no_label_is_needed(call, refused, folder, cells, exp
         ("-c dose=10 -w cell_type=NKT", "'NKT'"),
         ("-c dose=10 -w dose=2", "'2'"),
         ("-c dose=10 -w cell_type=rare -w treated=maybe", "'maybe'"),
-        ("", "--condition"),
         ("-c dose=2", "'2'"),
         ("-c dose=10 -c dose=100", "--condition"),
         ("-c dose=10 --sampler", "--sampler"),

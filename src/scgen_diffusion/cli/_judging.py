@@ -65,12 +65,7 @@ def evaluate(terminal: Terminal, *, out: Path | None = None, fail_on: str = "", 
         check_place(out, ".csv", overwrite=overwrite)
     package = terminal.libraries()
     table = package.metrics.evaluate(**read_sets(terminal, options))
-    failed = ""
-    if "control" in options:
-        means = table.groupby("metric", sort=False)[list(table.select_dtypes("number"))].mean()
-        terminal.say(means.dropna(axis="columns", how="all").to_string(float_format="{:.4g}".format))
-    else:
-        failed = judge(terminal, package, table, LEVELS.get(fail_on, ()))
+    failed = "" if "control" in options else judge(terminal, package, table, LEVELS.get(fail_on, ()))
     if out is None:
         terminal.result(table.to_csv(index=False).rstrip("\n"))
     else:

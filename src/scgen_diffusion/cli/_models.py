@@ -22,7 +22,6 @@ SETUP = (
     "layer", "condition_keys", "continuous_condition_keys", "set_condition_keys", "control_values",
     "condition_embeddings", "unlabeled_category", "values", "modalities", "genes",
 )  # fmt: skip
-MOST_SHOWN = 20
 RESUME = "After Ctrl-C, SIGTERM or a crash, run the same command again to resume."
 SEED = option("--seed", "Seed of all random draws.", int, default=0)
 OF_PROCESSES = ("devices", "num_nodes", "strategy")
@@ -138,11 +137,8 @@ def is_first_process(options: dict[str, Any]) -> bool:
     return RunOptions.of(**asked).is_first_process()
 
 
-TABLE_HELP = (
-    "A .csv or .tsv file with a row per cell and keys as columns, or a file of cells, to have new ones like them."
-)
 REQUEST = [
-    option("--condition-table", TABLE_HELP, FILE),
+    option("--condition-table", "A .csv or .tsv file with a row per cell, or cells, to have new ones like them.", FILE),
     option("--library-size", "Total counts, or empirical, normal, latent.", Keyed("[MODALITY=]N|NAME", value)),
     flag("--counts", "Return integer counts, also from SCRDIT and WBDIT."),
     option("--guidance-scale -g", "Strength of the condition; default: 1.", Keyed("[KEY=]NUMBER", value)),
@@ -197,9 +193,6 @@ def predict(terminal: Terminal, model: str, cells: list[Path], out: Path, **opti
 
     scgen-diffusion predict my_model cells.h5ad predicted.h5ad --where condition=control -c condition=stimulated
     """
-    if not {"condition", "condition_table", "library_size"} & options.keys():
-        msg = "Nothing is predicted without a new condition: give --condition KEY=VALUE or --condition-table."
-        raise click.UsageError(msg)
     loaded = load(terminal, model, out, options)
     terminal.say(f"Reading {list_first(cells)}")
     where, backed = options.pop("where", None), options.pop("backed", False)
@@ -290,7 +283,7 @@ def info(terminal: Terminal, model: str, *, as_json: bool = False) -> None:
     if not as_json:
         terminal.result(str(loaded))
         for key in loaded.conditions.by_key:
-            terminal.result(f"  values of {key.name}: {list_first(key.labels, MOST_SHOWN)}")
+            terminal.result(f"  values of {key.name}: {list_first(key.labels, 20)}")
         return
     facts = {
         "class": type(loaded).__name__,

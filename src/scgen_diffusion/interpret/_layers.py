@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 import torch
 
-from scgen_diffusion._arguments import is_number
 from scgen_diffusion.nn import coding_rate, sparsity, subspace_coding_rate
 
 from ._cells import (
@@ -226,9 +224,6 @@ def cell_statistics(
     tuple
         The labels, and one number per cell for each, ``(cells, labels)``.
     """
-    if not (is_number(eps) and 0 < eps < math.inf):
-        msg = f"`eps` must be positive and finite, but found {eps!r}."
-        raise ValueError(msg)
     measured: dict[Label, Tensor] = {}
     dit = network.network
     context = dit.embed_context(t, condition)
