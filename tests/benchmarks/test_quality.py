@@ -58,31 +58,10 @@ def test_spare_cells_give_the_space_so_that_all_training_cells_are_compared(cell
     assert found.attrs["n_cells"]["all"] == 100  # half of them would give the space
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("pbmc3k", ("pbmc3k", None)),
-        ("paul15:1000", ("paul15", 1000)),
-    ],
-)
-def test_names_of_data_sets_may_have_a_size(text, expected):
-    assert splits.parse_dataset(text) == expected
-
-
 @pytest.mark.parametrize("text", ["pbmc4k", "pbmc3k:few", "pbmc3k:"])
 def test_unknown_data_sets_are_errors_that_list_the_known_ones(text):
     with pytest.raises(ValueError, match="kang_ifnb"):
         splits.parse_dataset(text)
-
-
-def test_sets_without_a_loader_are_read_from_a_folder(cells, tmp_path, monkeypatch):
-    monkeypatch.setenv("BENCHMARK_DATA_DIR", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="BENCHMARK_DATA_DIR"):
-        splits.load("worm_embryo")
-    cells.X = cells.layers.pop("counts")
-    cells.write_h5ad(tmp_path / "worm_embryo.h5ad")
-    found = splits.load("worm_embryo")
-    np.testing.assert_array_equal(found.layers["counts"], found.X)
 
 
 def test_cells_of_a_section_that_a_file_holds_twice_are_read_once(cells, tmp_path, monkeypatch):
@@ -92,17 +71,6 @@ def test_cells_of_a_section_that_a_file_holds_twice_are_read_once(cells, tmp_pat
     cells.obsm["spatial"][-1] = cells.obsm["spatial"][0] + 0.5
     cells.write_h5ad(tmp_path / "osmfish_cortex.h5ad")
     assert list(splits.load("osmfish_cortex").obs_names) == list(cells.obs_names[:-1])
-
-
-def test_every_set_says_what_it_was_used_for_and_those_held_back_are_never_judged_by_default():
-    from scgen_diffusion import datasets
-
-    for dataset in splits.DATASETS.values():
-        assert dataset.use in {splits.CHOSEN_ON, splits.UNSEEN, splits.HELD_BACK}
-        assert dataset.origin if not dataset.loader else hasattr(datasets, dataset.loader)
-    uses = {splits.DATASETS[name].use for name in quality.SETS}
-    assert uses == {splits.CHOSEN_ON, splits.UNSEEN}
-    assert len(quality.SETS) >= 6
 
 
 def test_cells_drawn_for_labels_have_them_and_are_distinct_while_they_last():

@@ -94,15 +94,6 @@ def test_training_cells_may_be_in_several_files(judge, call, refused, files, tmp
     refused("raw", "evaluate", *sets, "--layer", "raw")
 
 
-@pytest.mark.parametrize("options", [[], ["--backed"]])
-def test_empty_synthetic_cells_are_an_error(judge, files, tmp_path, options):
-    cells = anndata.read_h5ad(files / "synthetic.h5ad")
-    cells.X[:35] = 0
-    cells.write_h5ad(tmp_path / "empty.h5ad")
-    code, _, err = judge(*options, synthetic=tmp_path / "empty.h5ad")
-    assert (code, "synthetic" in err) == (2, True), err
-
-
 @pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("backed", [[], ["--backed"]])
 def test_the_genes_that_all_sets_have_are_compared_if_asked(judge, call, files, tmp_path, backed):
@@ -148,24 +139,6 @@ def test_logarithms_that_no_file_marks_are_judged_as_they_were_trained_on(call, 
     page = ["--table", tmp_path / "table.csv", "--out", tmp_path / "page.html"]
     code, _, err = call("report", real, synthetic, *parts, *options, *page)
     assert code == 0, err
-
-
-def test_training_cells_in_several_files_are_as_free_as_those_in_one(call, refused, files, tmp_path):
-    """Cells without counts, and logarithms to another base, which no model would train on."""
-    sets = ["evaluate", files / "real.h5ad", files / "synthetic.h5ad", "--metric", "gene_mean_error", *QUICK]
-    sets += ["--metric", "dcr_ratio"]
-    train = anndata.read_h5ad(files / "train.h5ad")
-    train.X[[2, 50]] = 0
-    binary = train.copy()
-    binary.X, binary.uns["log1p"] = np.log2(1 + train.X), {"base": 2}
-    for number, cells in enumerate([train, binary]):
-        one, first, second = (tmp_path / f"{name}{number}.h5ad" for name in ("one", "first", "second"))
-        for path, rows in ((one, slice(None)), (first, slice(30)), (second, slice(30, None))):
-            cells[rows].write_h5ad(path)
-        expected, found = call(*sets, "--train", one), call(*sets, "--train", first, "--train", second)
-        assert expected[0] == found[0] == 0, found[2]
-        assert expected[1] == found[1]
-    refused("`train`", *sets, "--train", tmp_path / "first0.h5ad", "--train", second)
 
 
 def test_several_modalities_are_judged_each(call, refused, files, tmp_path):

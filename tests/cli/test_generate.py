@@ -10,7 +10,6 @@ import pytest
 from builders import same_cells
 from mudata import MuData
 
-import scgen_diffusion as sgd
 from scgen_diffusion.model import SCLDM
 
 
@@ -190,11 +189,3 @@ def test_info_tells_what_a_model_is(call, saved_model):
     assert described["architecture"]["prior_width"] == 8
     assert described["prior"]["drop_probability"] == 0.1
     assert "prior_loss_train" in described["last losses"]
-
-
-def test_the_model_is_loaded_onto_the_requested_accelerator(call, saved_model, trained, asked, tmp_path, monkeypatch):
-    given = {}
-    monkeypatch.setattr(sgd.model, "load", lambda *_, **how: given.update(how) or trained)
-    assert call("generate", saved_model, tmp_path / "new.zarr", "-n", "2", "--accelerator", "cpu")[0] == 0
-    assert given == {"adata": False, "accelerator": "cpu"}
-    assert asked["accelerator"] == "cpu"

@@ -382,29 +382,6 @@ def test_shuffled_weights_are_the_same_numbers_elsewhere_and_leave_the_model_alo
     assert one.generate(3, seed=0).shape == (3, 12)
 
 
-def test_a_loaded_model_shows_the_same(opened, tmp_path):
-    opened.save(tmp_path / "model")
-    loaded = WBDIT.load(tmp_path / "model", opened.adata.copy(), accelerator="cpu")
-
-    pd.testing.assert_frame_equal(interpret.head_loadings(loaded, seed=0), interpret.head_loadings(opened, seed=0))
-    pd.testing.assert_frame_equal(
-        interpret.layer_statistics(loaded, times=[5], seed=0), interpret.layer_statistics(opened, times=[5], seed=0)
-    )
-    without = WBDIT.load(tmp_path / "model", adata=False, accelerator="cpu")
-    with pytest.raises(ValueError, match="adata"):
-        interpret.head_loadings(without)
-
-
-def test_a_model_without_conditions_can_be_opened_too(make_cells, quick):
-    cells = make_cells()
-    WBDIT.setup_anndata(cells)
-    model = WBDIT(cells, **SIZES)
-    model.train(1, **quick)
-
-    assert interpret.head_loadings(model, seed=0).shape == (12, 4)
-    assert set(interpret.layer_statistics(model, times=[0], groupby="dose", seed=0)["group"]) == {"1", "10", "100"}
-
-
 def test_a_cell_without_one_of_its_labels_has_no_conditions_as_in_training(make_cells, quick):
     cells = make_cells()
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str)

@@ -10,7 +10,7 @@ import pytest
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.colors import to_rgb, to_rgba
+from matplotlib.colors import to_rgb
 
 import scgen_diffusion as sgd
 
@@ -134,15 +134,6 @@ def test_labels_have_the_colours_of_uns_in_both_sets(first_components):
     assert [to_rgb(color) for color in nearest] == [tuple(color) for color in colors]
 
 
-@pytest.mark.parametrize("rows", [np.eye(3).tolist(), np.column_stack([np.eye(3), [0.25, 0.5, 0.75]])])
-def test_rows_of_numbers_are_colours(first_components, rows):
-    real = make_cells()
-    real.uns["cell_type_colors"] = rows
-
-    for ax in (draw(real, color="cell_type")[0], draw(color="cell_type", palette=rows)[0]):
-        assert {tuple(color) for color in ax.collections[0].get_facecolors()} == {to_rgba(row) for row in rows}
-
-
 @pytest.mark.parametrize("stored", [["#ff0000", "no colour", "#0000ff"], ["#ff0000", "#00ff00"], np.full((3, 3), 255)])
 def test_stored_colours_that_are_none_or_too_few_give_way_to_those_of_scanpy(first_components, stored):
     real, plain = make_cells(), make_cells()
@@ -214,20 +205,6 @@ def test_missing_and_infinite_numbers_are_grey_and_a_column_of_them_is_refused(f
     real.obs["age"] = synthetic.obs["age"] = np.nan
     with pytest.raises(ValueError, match="`color`"):
         draw(real, synthetic, color="age")
-
-
-def test_many_labels_widen_the_figure(first_components):
-    cells = make_cells(120), make_cells(120, seed=1)
-    for adata in cells:
-        adata.obs["many"] = [f"memory T cell {number % 60}" for number in range(120)]
-
-    axes = [draw(*cells, color=color) for color in ("cell_type", "many")]
-
-    for figure in (axes[0][0].figure, axes[1][0].figure):
-        figure.draw_without_rendering()
-    few, many = (ax[0].get_window_extent() for ax in axes)
-    assert many.width > 0.9 * few.width
-    assert many.height > 0.9 * few.height
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import anndata
 import matplotlib as mpl
 import numpy as np
@@ -157,15 +155,6 @@ def test_zeros_of_both_sets_are_drawn_against_each_other_and_against_the_mean():
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def test_marks_and_lines_have_the_colours_of_the_theme():
-    with plt.style.context("dark_background"):
-        ax = sgd.pl.mean_variance(make_cells(), make_cells(seed=1), show=False)
-        axes = sgd.pl.zero_fraction(make_cells(), make_cells(seed=1), show=False)
-
-    assert to_rgb(ax.lines[0].get_color()) == (0, 0, 0)  # around the line of medians
-    assert to_rgb(axes[0].lines[0].get_color()) == (1, 1, 1)
-
-
 # --- library sizes ----------------------------------------------------------------------------------------------------
 
 
@@ -203,17 +192,6 @@ def test_every_label_has_a_violin_of_the_cells_of_each_set():
     quartiles = [line.get_xdata()[0] for line in ax.lines]
     for quartile in np.quantile(np.log10(sizes), [0.25, 0.5, 0.75]):
         assert np.abs(np.log10(quartiles) - quartile).min() < 0.02
-
-
-def test_numbers_of_deep_sequencing_do_not_overlap():
-    ax = sgd.pl.library_size(make_cells(scale=4000), make_cells(seed=1, scale=4000), show=False)
-
-    ax.figure.draw_without_rendering()
-    low, high = ax.get_xlim()
-    shown = [label for label in ax.get_xticklabels() if low < label.get_position()[0] < high]
-    assert {"100,000", "200,000"} <= {label.get_text() for label in shown}
-    boxes = [label.get_window_extent() for label in shown]
-    assert not any(one.overlaps(other) for one, other in pairwise(boxes))
 
 
 def test_numeric_labels_are_in_the_order_of_numbers_and_a_missing_one_changes_none():
@@ -343,16 +321,6 @@ def test_subsampling_does_not_lose_a_rare_label(tmp_path):
     for cells in (real, anndata.read_h5ad(tmp_path / "real.h5ad", backed="r")):
         ax = sgd.pl.marker_dotplot(cells, synthetic, groupby="cell_type", max_cells=100, show=False)
         assert "NK, real (5)" in names(ax.yaxis)
-
-
-def test_a_view_of_a_file_is_subsampled_as_in_memory(tmp_path):
-    real = make_cells(200)
-    real.write_h5ad(tmp_path / "real.h5ad")
-
-    views = real[20:], anndata.read_h5ad(tmp_path / "real.h5ad", backed="r")[20:]
-    axes = [sgd.pl.mean_variance(view, make_cells(seed=1), max_cells=100, show=False) for view in views]
-
-    np.testing.assert_array_equal(*(points_of(ax.collections[0], GREY) for ax in axes))
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -140,6 +140,8 @@ def mean_change(
         known = [label for label in label_order(real, groupby, labels["real"]) if label != NO_LABEL]
         wanted = None if groups is None else [as_label(one) for one in as_list(groups)]
         groups = choose("groups", wanted, known, most=MOST_LABELS)
+        for name, found in labels.items():
+            choose(f"groups` of `{name}", groups, np.unique(found))
         sets = {name: make_indexable(cells) for name, cells in sets.items()}
         panel_sets = {group: {name: sets[name][labels[name] == group] for name in sets} for group in groups}
     tables = [gene_changes(**cells, layer=layer) for cells in panel_sets.values()]
