@@ -1,6 +1,6 @@
 """AnnData, MuData and files of cells: checks, conditions, and plain values for saving."""
 
-from ._anndata_file import open_anndata_files, open_tables
+from ._anndata_file import open_anndata_files
 from ._cell_files import CellFiles, ComparedFiles, Paths, ReadTables, check_same_registry, read_columns
 from ._checks import (
     LARGEST_COUNT,

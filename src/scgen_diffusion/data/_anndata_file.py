@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
-from pandas.api.types import union_categoricals
+import zarr
 
 from scgen_diffusion._arguments import known_names
 from scgen_diffusion._files import explain_failed_read
@@ -26,8 +26,8 @@ from ._matrices import FileMatrix, naming_file, read_part
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-TEXTS_AT_A_TIME = 65_536
-COLLECTION = "annbatch-preshuffled"  # encoding type of an annbatch collection
+NAMES_AT_A_TIME = 65_536
+COLLECTION, PART = "annbatch-preshuffled", "dataset_"  # encoding type of an annbatch collection, names of its AnnData
 
 
 class AnnDataFile:
@@ -54,23 +54,20 @@ class AnnDataFile:
             if not is_table or "encoding-type" not in _index_of(root[part]).attrs:
                 msg = f"{name} is not an AnnData file of anndata 0.8 or later: it has no such table {part!r}."
                 raise ValueError(msg)
-        self._on_disk = self._find_on_disk()
-        self._written = [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, self._on_disk)]
+        self._written = self._stats()
 
-    def _find_on_disk(self) -> list[Path]:
-        """Return the file, or the files of a store that describe its tables and matrices."""
+    def _stats(self) -> list[tuple[int, int]]:
+        """Return size and time of the file, or of the files that describe a store."""
         if isinstance(self.root, h5py.Group):
-            return [Path(self.root.file.filename).absolute()]
-        folder = Path(self.root.store.root).absolute() / self.root.path
-        tables = [name for table in ("obs", "var") for name in (table, f"{table}/{self.root[table].attrs['_index']}")]
-        parts = ["", *tables, "X", *(f"layers/{name}" for name in self.layers)]
-        described = [folder / part / name for part in parts for name in (".zgroup", ".zarray", "zarr.json")]
-        return [path for path in described if path.exists()]
+            paths = [Path(self.root.file.filename).absolute()]
+        else:
+            paths = sorted(path for path in (Path(self.root.store.root) / self.root.path).iterdir() if path.is_file())
+        return [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, paths)]
 
     def check_unchanged(self) -> None:
         """Raise if the file was replaced or removed: its cells would be read under the old names of genes and cells."""
         try:
-            is_same = self._written == [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, self._on_disk)]
+            is_same = self._written == self._stats()
         except OSError:
             is_same = False
         if not is_same:
@@ -84,7 +81,7 @@ class AnnDataFile:
     @property
     def n_cells(self) -> int:
         """Number of cells."""
-        return self._n_rows("obs")
+        return int(self._names.shape[0])
 
     @property
     def var(self) -> pd.DataFrame:
@@ -99,10 +96,8 @@ class AnnDataFile:
         return [str(name) for name in self.root["obs"].attrs["column-order"]]
 
     def column(self, name: str) -> pd.Series:
-        """Read a column of ``obs``; text becomes categorical."""
-        element = self.root["obs"][name]
-        is_text = element.attrs["encoding-type"] == "string-array"
-        return widen(pd.Series(_classes(element) if is_text else read_elem(element)))
+        """Read a column of ``obs``."""
+        return widen(pd.Series(read_elem(self.root["obs"][name])))
 
     @property
     def layers(self) -> list[str]:
@@ -118,9 +113,16 @@ class AnnDataFile:
         """Read an array of ``obsm``."""
         return read_elem(self.root["obsm"][name])
 
+    @cached_property
+    def _names(self) -> Any:
+        """The array of cell names, which may be stored as categories, or beside a mask."""
+        index = _index_of(self.root["obs"])
+        return index if hasattr(index, "dtype") else np.asarray(read_elem(index))
+
     def names(self) -> Iterator[list[str]]:
         """Return an iterator over the cell names, part by part."""
-        return _texts(_index_of(self.root["obs"]))
+        for start in range(0, max(self.n_cells, 1), NAMES_AT_A_TIME):
+            yield self._decoded(start, start + NAMES_AT_A_TIME)
 
     def all_names(self) -> pd.Index:
         """Return the cell names."""
@@ -128,12 +130,11 @@ class AnnDataFile:
 
     def names_of(self, rows: np.ndarray) -> list[str]:
         """Read the names of some cells with ascending row numbers."""
-        array, names = _text_array(_index_of(self.root["obs"])), []
-        for own in np.split(rows, np.flatnonzero(np.diff(rows // TEXTS_AT_A_TIME)) + 1):
-            if len(own):
-                texts = _decode(read_part(array, own[0], own[-1] + 1))
-                names += [texts[row] for row in own - own[0]]
-        return names
+        names = self._decoded(rows[0], rows[-1] + 1) if len(rows) else []
+        return [names[row] for row in rows - rows[:1]]
+
+    def _decoded(self, start: int, stop: int) -> list[str]:
+        return [text.decode() if isinstance(text, bytes) else str(text) for text in read_part(self._names, start, stop)]
 
     def matrix(self, layer: str | None) -> FileMatrix:
         """Return a layer, or X, whose rows are read on demand. Generated cells that lack the layer have it in X.
@@ -153,19 +154,15 @@ class AnnDataFile:
             raise KeyError(msg)
         element = self.root["X"] if layer is None else self.root["layers"][layer]
         matrix = FileMatrix(element, self.where(layer), self.check_unchanged)
-        if matrix.stored_shape != (expected := (self.n_cells, self._n_rows("var"))):
+        if matrix.stored_shape != (expected := (self.n_cells, len(self.var))):
             msg = f"{self.where(layer)} is damaged: its shape is {matrix.stored_shape}, that of the tables {expected}."
             raise ValueError(msg)
         return matrix
 
-    def _n_rows(self, table: str) -> int:
-        return int(_text_array(_index_of(self.root[table])).shape[0])
-
     def where(self, layer: str | None) -> str:
         """Return the name of a matrix for messages."""
         layer = self._layer_or_x(layer)
-        matrix = "X" if layer is None else f"layers[{layer!r}]"
-        return f"{matrix} of {self.name}"
+        return f"{'X' if layer is None else f'layers[{layer!r}]'} of {self.name}"
 
     def _layer_or_x(self, layer: str | None) -> str | None:
         """Return where the values of a layer are: generated cells have them in X (None)."""
@@ -186,44 +183,23 @@ def open_anndata_files(path: str | os.PathLike[str]) -> list[AnnDataFile]:
     ValueError
         If it is not an AnnData.
     """
-    files = open_tables(path)
-    with closing_if_refused(files[0].close):
-        if "mod" in files[0].root:
-            msg = f"{files[0].name} is MuData, whose modalities are read into memory: `mudata.read_h5mu`."
-            raise ValueError(msg)
-    return files
-
-
-def open_tables(path: str | os.PathLike[str]) -> list[AnnDataFile]:
-    """Open files as :func:`open_anndata_files` does. Of a MuData (``.h5mu``), only `obs`, `var` and `uns` can be read.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is neither an AnnData nor a MuData.
-    """
     path = Path(path)
     if not path.exists():
         msg = f"There is no file {path}."
         raise FileNotFoundError(msg)
-    root = _open_zarr(path) if path.is_dir() else open_hdf5(path, path.suffix or ".h5ad")
+    with explain_failed_read(path, f"{path} is no {path.suffix or '.h5ad'} file, or is damaged"):
+        root = zarr.open_group(str(path), mode="r") if path.is_dir() else h5py.File(path, "r")
     with closing_if_refused(partial(close_file, root)):
+        if "mod" in root:
+            msg = f"{path.name} is MuData, whose modalities are read into memory: `mudata.read_h5mu`."
+            raise ValueError(msg)
         if root.attrs.get("encoding-type") != COLLECTION:
             return [AnnDataFile(root, path.name)]
-        numbered = [key for key in root if re.fullmatch(r"dataset_\d+", key)]
-        if not numbered:
-            msg = f"{path.name} is an annbatch collection without any AnnData (dataset_0 ...); it is empty or damaged."
+        numbers = sorted(int(key.removeprefix(PART)) for key in root if re.fullmatch(rf"{PART}\d+", key))
+        if not numbers:
+            msg = f"{path.name} is an annbatch collection without any AnnData ({PART}0 ...); it is empty or damaged."
             raise ValueError(msg)
-        parts = sorted(numbered, key=lambda key: int(key.split("_")[1]))
-        return [AnnDataFile(root[key], f"{path.name}/{key}") for key in parts]
-
-
-def open_hdf5(path: Path, suffix: str) -> h5py.File:
-    """Open an HDF5 file for reading; raise ValueError for any other file."""
-    with explain_failed_read(path, f"{path} is not an {suffix} file, or is damaged"):
-        return h5py.File(path, "r")
+        return [AnnDataFile(root[f"{PART}{number}"], f"{path.name}/{PART}{number}") for number in numbers]
 
 
 def close_file(element: Any) -> None:
@@ -242,13 +218,6 @@ def closing_if_refused(close: Callable[[], None]) -> Iterator[None]:
         raise
 
 
-def _open_zarr(path: Path) -> Any:
-    import zarr
-
-    with explain_failed_read(path, f"{path} is not a zarr store"):
-        return zarr.open_group(str(path), mode="r")
-
-
 def read_elem(element: Any) -> Any:
     """Read an element of a file; an error names the file."""
     with naming_file(element):
@@ -257,25 +226,3 @@ def read_elem(element: Any) -> Any:
 
 def _index_of(table: Any) -> Any:
     return table[table.attrs["_index"]]
-
-
-def _text_array(element: Any) -> Any:
-    """Return the array of text in an element: stored as it is, as categories, or beside a mask (nullable text)."""
-    if hasattr(element, "dtype"):
-        return element
-    return np.asarray(read_elem(element)) if "codes" in element else element["values"]
-
-
-def _texts(element: Any) -> Iterator[list[str]]:
-    array = _text_array(element)
-    for start in range(0, max(array.shape[0], 1), TEXTS_AT_A_TIME):
-        yield _decode(read_part(array, start, start + TEXTS_AT_A_TIME))
-
-
-def _decode(texts: np.ndarray) -> list[str]:
-    return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
-
-
-def _classes(element: Any) -> pd.Categorical:
-    """Read text part by part as categorical, which keeps one copy of each text."""
-    return union_categoricals([pd.Categorical(texts) for texts in _texts(element)], sort_categories=True)

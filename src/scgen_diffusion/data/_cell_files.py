@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 import anndata
 import numpy as np
 import pandas as pd
-from pandas.api.types import infer_dtype, union_categoricals
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
@@ -48,8 +47,6 @@ from ._registered_cells import digest_of_cells, sampled_rows
 from ._windows import WINDOW_SIZE, Batches, WindowLoader, choose_block_size
 
 if TYPE_CHECKING:
-    from collections.abc import Container
-
     from ._anndata_file import AnnDataFile
     from ._condition_keys import ConditionKey
     from ._matrices import FileMatrix, Rows
@@ -175,7 +172,7 @@ class CellFiles:
             )
             names, numbers, may_lack = keys_to_check(by_key)
             arrays = [key.name for key in by_key if key.source == "obsm"]
-            obs = read_columns(cells.files, [name for name in names if name not in arrays], numbers)
+            obs = read_columns(cells.files, [name for name in names if name not in arrays])
             tables = look_up_tables(cells.files, condition_embeddings)
             found = ReadTables(obs, read_arrays(cells.files, arrays), tables)
             if indices is not None:
@@ -231,9 +228,8 @@ class CellFiles:
 
     def _read_conditions(self, setup: ConditionSetup) -> None:
         """Read the conditions of the cells, and learn their values."""
-        numbers = setup.continuous_condition_keys
-        obsm = read_arrays(self.files, numbers)
-        obs = read_columns(self.files, [name for name in setup.names if name not in obsm], numbers)
+        obsm = read_arrays(self.files, setup.continuous_condition_keys)
+        obs = read_columns(self.files, [name for name in setup.names if name not in obsm])
         cells = ReadTables(obs, obsm, look_up_tables(self.files, setup.condition_embeddings))
         setup = setup.checked(cells)
         self._encode(setup, setup.keys_of(cells), cells)
@@ -395,25 +391,22 @@ def list_paths(paths: Paths) -> list[Path]:
     ValueError
         If there are none, or if two existing ones lead to the same file.
     """
-    given = [paths] if isinstance(paths, str | os.PathLike) or not isinstance(paths, Iterable) else list(paths)
-    if others := [path for path in given if not isinstance(path, str | os.PathLike)]:
-        msg = f"`paths` must name files, but found {type(others[0]).__name__}."
-        raise TypeError(msg)
+    given = [paths] if isinstance(paths, str | os.PathLike) else paths
     listed = [Path(path).expanduser() for path in given]
     if not listed:
         msg = "`paths` is empty; name at least one file."
         raise ValueError(msg)
-    first: dict[tuple[int, int], int] = {}
-    for number, found in enumerate(path.stat() if path.exists() else None for path in listed):
-        if found and (same := first.setdefault((found.st_dev, found.st_ino), number)) != number:
-            msg = f"`paths` names the same file twice, as {given[same]!s} and as {given[number]!s}."
-            raise ValueError(msg)
+    resolved = [path.resolve() for path in listed]
+    if repeated := [path for path in resolved if resolved.count(path) > 1]:
+        msg = f"`paths` names the same file twice: {repeated[0]}."
+        raise ValueError(msg)
     return listed
 
 
-# --- genes and columns of several files -------------------------------------------------------------------------------
+ARGUMENTS = ("values", "modalities", "layer", "layers", "control_values")  # that cells and their model share
 
-NUMBERS = {"integer", "floating"}  # kinds of values, as pandas infers them
+
+# --- genes and columns of several files -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -471,12 +464,10 @@ def matrices_of_genes(
     return tables[0].loc[wanted], matrices
 
 
-def read_columns(
-    files: Sequence[AnnDataFile], names: Iterable[str], numbers: Container[str] = (), kind: str = "condition"
-) -> pd.DataFrame:
-    """Read columns of ``obs`` of all files and join them; classes are the union over files.
+def read_columns(files: Sequence[AnnDataFile], names: Iterable[str], kind: str = "condition") -> pd.DataFrame:
+    """Read columns of ``obs`` of all files and join them; classes are the union over files, and text becomes classes.
 
-    Classes stay in order if all files have the same ones in the same order, as in ``anndata.concat``.
+    Classes keep their order if all files have the same ones in the same order, as in ``anndata.concat``.
 
     Parameters
     ----------
@@ -484,8 +475,6 @@ def read_columns(
         The files.
     names
         Names of the columns.
-    numbers
-        Names of the columns to read as numbers; files may mix whole and decimal numbers.
     kind
         What the columns are, for messages.
 
@@ -493,36 +482,15 @@ def read_columns(
     ------
     KeyError
         For a column that a file lacks.
-    ValueError
-        For a column with different kinds of values in different files. Whole and decimal numbers are different kinds of
-        classes.
     """
     columns = {}
     for name in names:
-        if lacking := [file for file in files if name not in file.columns]:
-            msg = f"The {kind} key {name!r} is not in obs of {lacking[0].name}. {known_names(name, lacking[0].columns)}"
+        if missing := [file for file in files if name not in file.columns]:
+            msg = f"The {kind} key {name!r} is not in obs of {missing[0].name}. {known_names(name, missing[0].columns)}"
             raise KeyError(msg)
-        parts = [file.column(name) for file in files]
-        if len(parts) == 1:
-            columns[name] = parts[0].array
-            continue
-        if name not in numbers:  # a file without classes goes with classes of any kind
-            parts = [part.astype(object) if part.isna().all() else part for part in parts]
-        kinds = [infer_dtype(part.cat.categories if _has_classes(part) else part, skipna=True) for part in parts]
-        distinct = {*kinds} - {"empty"}
-        if len(distinct) > 1 and not (name in numbers and distinct <= NUMBERS):
-            listed = ", ".join(f"{kind} in {file.name}" for file, kind in zip(files, kinds, strict=True))
-            msg = f"The column {name!r} holds values of different kinds: {listed}. Use one kind in all files."
-            raise ValueError(msg)
-        if name in numbers:
-            are_numbers = distinct <= NUMBERS  # else the setup refuses them, by name
-            plain = [
-                pd.to_numeric(part.astype(object)) if _has_classes(part) and are_numbers else part for part in parts
-            ]
-            joined = pd.concat(plain, ignore_index=True).array
-            columns[name] = pd.Categorical(joined) if any(map(_has_classes, parts)) else joined
-        else:
-            columns[name] = _union([_as_classes(part) for part in parts])
+        joined = pd.concat([file.column(name) for file in files], ignore_index=True)
+        is_text = joined.dtype == object or pd.api.types.is_string_dtype(joined.dtype)
+        columns[name] = joined.astype("category") if is_text else joined
     return pd.DataFrame(columns, index=pd.RangeIndex(sum(file.n_cells for file in files)))
 
 
@@ -557,57 +525,35 @@ def read_arrays(files: Sequence[AnnDataFile], names: Iterable[str]) -> dict[str,
     return arrays
 
 
-def _has_classes(part: pd.Series) -> bool:
-    return isinstance(part.dtype, pd.CategoricalDtype)
-
-
-def _as_classes(part: pd.Series) -> pd.Categorical:
-    """Turn a column into classes of the type that pandas infers, which is the same for all files."""
-    classes = part.astype("category")
-    return classes.cat.rename_categories(pd.Index(classes.cat.categories.tolist())).array
-
-
-def _union(parts: Sequence[pd.Categorical]) -> pd.Categorical:
-    """Join classes, in their order if it is the same in all parts, or else sorted; a part may have none."""
-    known = next((part.dtype for part in parts if len(part.categories)), parts[0].dtype)
-    parts = [part if len(part.categories) else pd.Categorical.from_codes(part.codes, dtype=known) for part in parts]
-    is_same = all(part.categories.equals(parts[0].categories) for part in parts)
-    if is_same and all(part.ordered for part in parts):
-        return union_categoricals(parts)
-    return union_categoricals([part.as_unordered() for part in parts], sort_categories=not is_same)
-
-
 def look_up_tables(files: Sequence[AnnDataFile], tables: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return named tables from ``uns``, each with the rows of all files; raise if they contradict each other."""
-    named = [table for table in tables.values() if isinstance(table, str)] if isinstance(tables, Mapping) else []
-    found = {table: [entry for file in files if (entry := file.unstructured(table)) is not None] for table in named}
-    for name, parts in found.items():
-        if len(parts) < 2:
-            continue
-        are_tables = all(isinstance(part, pd.DataFrame) for part in parts)
-        is_same = are_tables and all(part.select_dtypes("number").columns.equals(parts[0].columns) for part in parts)
-        if is_same:
-            joined = pd.concat(parts)
-            found[name] = [joined[~joined.index.duplicated()]]
-            is_same = np.allclose(joined, found[name][0].loc[joined.index], equal_nan=True)
-        if not is_same:
-            msg = f"`uns[{name!r}]` must be a table of numbers with the same columns and rows of a name in all files."
-            raise ValueError(msg)
-    return {name: parts[0] for name, parts in found.items() if parts}
+    found = {}
+    for name in tables.values() if isinstance(tables, Mapping) else ():
+        parts = [file.unstructured(name) for file in files] if isinstance(name, str) else []
+        parts = [part for part in parts if part is not None]
+        if parts:
+            found[name] = parts[0] if len(parts) == 1 else _join_tables(name, parts)
+    return found
+
+
+def _join_tables(name: str, tables: Sequence[Any]) -> pd.DataFrame:
+    """Return the rows of several tables of numbers; raise unless rows of one name and columns are the same."""
+    columns = [list(table.select_dtypes("number")) if isinstance(table, pd.DataFrame) else None for table in tables]
+    if columns[0] and all(names == columns[0] for names in columns):
+        rows = pd.concat(tables)[columns[0]]
+        joined = rows[~rows.index.duplicated()]
+        if np.allclose(rows, joined.loc[rows.index], equal_nan=True):
+            return joined
+    msg = f"`uns[{name!r}]` must be a table of numbers with the same columns and rows of a name in all files."
+    raise ValueError(msg)
 
 
 def check_same_registry(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raise ValueError unless cells were registered with the genes, conditions and values of a model."""
 
     def parts(registry: Mapping[str, Any]) -> dict[str, Any]:
-        given = registry["setup_args"]
-        return {
-            "genes": list(registered_genes(registry)),
-            "conditions": registered_keys(registry),
-            "values": [given.get("values"), given.get("modalities")],
-            "layers": [given.get("layer"), given.get("layers")],
-            "control values": given["control_values"],
-        }
+        given = {name: registry["setup_args"].get(name) for name in ARGUMENTS}
+        return {"genes": list(registered_genes(registry)), "conditions": registered_keys(registry), **given}
 
     wanted = parts(expected)
     for what, part in parts(found).items():

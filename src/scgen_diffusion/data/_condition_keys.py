@@ -548,6 +548,13 @@ class SetKey(ConditionKey):
             raise ValueError(msg)
         return found
 
+    def listed(self, values: Any) -> Sequence[Any]:
+        """Return one or several sets as a list; a tuple could be either."""
+        if isinstance(values, tuple):
+            msg = f"`condition[{self.name!r}]` is a tuple; give a set of members, {set(values)!r}, or a list of sets."
+            raise TypeError(msg)
+        return super().listed(values)
+
     def encode(self, values: Sequence[Any], source: str = REQUEST) -> np.ndarray:
         """Look up members; sets may be text or Python sets."""
         if wrong := [value for value in values if isinstance(value, list | tuple | np.ndarray)]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -49,7 +48,6 @@ CONDITIONS = "conditions"
 """Name of the cells' conditions in the registry and in batches; the same as in the modules."""
 SEPARATOR = "+"
 MANY_CLASSES = 50  # more classes than this, and than half of the cells, are probably not classes
-CELLS_AT_A_TIME = 65_536
 LIKE_MISSING = ("", "nan", "<na>", "na", "n/a", "null")  # text that columns with gaps turn into; "none" names controls
 
 
@@ -104,9 +102,9 @@ class ConditionSetup:
                 raise TypeError(msg)
         categorical = check_names(condition_keys, "condition_keys")
         continuous = check_names(continuous_condition_keys, "continuous_condition_keys")
-        sets = set_condition_keys
-        listed_sets = check_names(list(sets) if isinstance(sets, Mapping) else sets, "set_condition_keys")
-        listed = [*categorical, *continuous, *listed_sets]
+        if not isinstance(sets := set_condition_keys, Mapping):
+            sets = dict.fromkeys(check_names(sets, "set_condition_keys"), SEPARATOR)
+        listed = [*categorical, *continuous, *sets]
         if reserved := [name for name in (SYNTHETIC, NAME_OF_INDEX) if name in listed]:
             msg = f"{reserved[0]!r} cannot be a condition key, because the name is in use. Rename obs[{reserved[0]!r}]."
             raise ValueError(msg)
@@ -119,9 +117,8 @@ class ConditionSetup:
         if unlabeled_category is not None and not categorical:
             msg = "`unlabeled_category` needs `condition_keys`; only these can lack labels."
             raise ValueError(msg)
-        separators = dict(sets) if isinstance(sets, Mapping) else dict.fromkeys(listed_sets, SEPARATOR)
         controls, tables = dict(control_values or {}), dict(condition_embeddings or {})
-        return cls(categorical, continuous, separators, controls, tables, unlabeled_category)
+        return cls(categorical, continuous, dict(sets), controls, tables, unlabeled_category)
 
     def checked(self, adata: AnnData | MuData) -> ConditionSetup:
         """Raise unless the setup fits the cells; return it with embeddings from ``uns`` in place of their names.
@@ -139,7 +136,7 @@ class ConditionSetup:
             If a column of classes looks like numbers, cell names or missing labels.
         """
         controls, tables = self.control_values, self.condition_embeddings
-        check_conditions(adata, self.names, self.continuous_condition_keys, self.may_lack)
+        check_conditions(adata, self.names, self.continuous_condition_keys, self.may_be_missing)
         for name in self.condition_keys:
             _check_classes(name, labeled_part(adata.obs[name], self.unlabeled_category))
         for name, separator in self.set_condition_keys.items():
@@ -152,16 +149,16 @@ class ConditionSetup:
             if wrong := [name for name in given if name not in known]:
                 msg = f"{wrong[0]!r} has {what}, but is not a {kind}. {known_names(wrong[0], known)}"
                 raise ValueError(msg)
-        labels = {key: labeled_part(adata.obs[key], self.unlabeled_category).unique() for key in tables}
-        checked = {key: _table(adata, key, table, labels[key]) for key, table in tables.items()}
+        checked = {}
+        for key, table in tables.items():
+            labels = labeled_part(adata.obs[key], self.unlabeled_category).unique()
+            checked[key] = _table(adata, key, table, labels)
         return replace(self, condition_embeddings=self.without_unlabeled(checked))
 
     def without_unlabeled(self, tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         """Leave the row of cells without a label, which are no class, out of embedding tables."""
-        return {
-            name: table.drop(index=[self.unlabeled_category], errors="ignore") if name in self.condition_keys else table
-            for name, table in tables.items()
-        }
+        unlabeled = {name: [self.unlabeled_category] for name in self.may_be_missing}
+        return {name: table.drop(index=unlabeled.get(name, []), errors="ignore") for name, table in tables.items()}
 
     @classmethod
     def picked_from(cls, given: Mapping[str, Any]) -> ConditionSetup:
@@ -179,7 +176,7 @@ class ConditionSetup:
         return [*self.condition_keys, *self.continuous_condition_keys, *self.set_condition_keys]
 
     @property
-    def may_lack(self) -> Sequence[str]:
+    def may_be_missing(self) -> Sequence[str]:
         """Names of the columns of which cells may lack labels."""
         return [] if self.unlabeled_category is None else self.condition_keys
 
@@ -201,11 +198,9 @@ class ConditionSetup:
         for name in self.condition_keys:
             lack |= are_unlabeled(obs[name], unlabeled)
         if unlabeled is not None and not lack.any():
-            labels = dict.fromkeys(value for name in self.condition_keys for value in obs[name].unique())
-            warn_user(
-                f"`unlabeled_category` is {unlabeled!r}, which no cell has in {self.condition_keys}, so all are "
-                f"labelled. {known_names(unlabeled, list(labels))}"
-            )
+            labels = [value for name in self.condition_keys for value in obs[name].unique()]
+            near = known_names(unlabeled, list(dict.fromkeys(labels)))
+            warn_user(f"`unlabeled_category` is {unlabeled!r}, which no cell has in {self.condition_keys}. {near}")
         if lack.all():
             msg = f"No cell has a label in all of {self.condition_keys}; each is {unlabeled!r} or missing in one."
             raise ValueError(msg)
@@ -247,7 +242,7 @@ class ConditionField(BaseAnnDataField):
     def validate_field(self, adata: AnnData | MuData) -> None:
         """Raise unless every cell has a value for every key that needs one."""
         setup = self.setup
-        check_conditions(adata, setup.names, setup.continuous_condition_keys, setup.may_lack)
+        check_conditions(adata, setup.names, setup.continuous_condition_keys, setup.may_be_missing)
 
     def register_field(self, adata: AnnData | MuData) -> dict[str, Any]:
         """Learn the keys and write the codes; scvi-tools repeats this if the cells were set up for another model."""
@@ -296,21 +291,15 @@ def keys_of_state(state_registry: dict[str, Any]) -> list[ConditionKey]:
 
 def keys_to_check(by_key: Sequence[ConditionKey]) -> tuple[list[str], list[str], list[str]]:
     """Return the names of all keys, of those that hold numbers, and of those of which cells may lack labels."""
-    may_lack = [key.name for key in by_key if key.may_be_missing]
-    return [key.name for key in by_key], [key.name for key in by_key if key.is_numeric], may_lack
+    numbers = [key.name for key in by_key if key.is_numeric]
+    return [key.name for key in by_key], numbers, [key.name for key in by_key if key.may_be_missing]
 
 
 def encode_conditions(cells: AnnData | MuData, by_key: Sequence[ConditionKey]) -> np.ndarray:
-    """Return the codes of all keys, ``(cells, columns)``; done part by part, because values become objects."""
+    """Return the codes of all keys, ``(cells, columns)``."""
     codes = np.zeros((len(cells.obs), sum(key.n_columns for key in by_key)))
     for key, columns in with_columns(by_key):
-        values, source = values_of(cells, key), f"{owner_of(cells)}.{key.source}"
-        if isinstance(key, ArrayKey):
-            codes[:, columns] = key.encode(values, source)
-            continue
-        for start in range(0, len(codes), CELLS_AT_A_TIME):
-            part = values.iloc[start : start + CELLS_AT_A_TIME]
-            codes[start : start + CELLS_AT_A_TIME, columns] = key.encode_cells(part, source)
+        codes[:, columns] = key.encode_cells(values_of(cells, key), f"{owner_of(cells)}.{key.source}")
     return codes
 
 
@@ -368,14 +357,14 @@ def check_conditions(
     cells: AnnData | MuData,
     keys: Sequence[str],
     numbers: Collection[str] = (),
-    may_lack: Collection[str] = (),
+    may_be_missing: Collection[str] = (),
     *,
     kind: str = "condition",
 ) -> None:
     """Raise unless every key is a column of ``obs`` with a label for every cell.
 
     Those of ``numbers`` hold numbers, and may be arrays of ``obsm`` instead. Cells may lack labels of those in
-    ``may_lack``. ``kind`` is for messages.
+    ``may_be_missing``. ``kind`` is for messages.
     """
     obs, owner = cells.obs, owner_of(cells)
     for key in keys:
@@ -390,10 +379,10 @@ def check_conditions(
             check_array(key, cells.obsm[key])
             continue
         if key not in obs:
-            raise KeyError(_absent(cells, key, kind, may_be_array=key in numbers))
+            _raise_unknown(cells, key, kind, may_be_array=key in numbers)
         check_distinct_columns(obs[[key]].columns, f"{owner}.obs")
         missing = obs[key].isna()
-        if missing.any() and key not in may_lack:
+        if missing.any() and key not in may_be_missing:
             what, cell = "number" if key in numbers else "label", obs.index[missing].tolist()[0]
             msg = f"{owner}.obs[{key!r}] has no {what} for {missing.sum()} of {len(obs)} cells, such as {cell!r}."
             if what == "label" and kind == "condition":
@@ -401,22 +390,19 @@ def check_conditions(
             raise ValueError(msg)
 
 
-def _absent(cells: AnnData | MuData, key: str, kind: str, *, may_be_array: bool) -> str:
-    """Say that cells lack a key, and where it is instead."""
-    owner, modalities = owner_of(cells), getattr(cells, "mod", ())
-    places = ("obs", "obsm") if may_be_array else ("obs",)
-    missing = f"The {kind} key {key!r} is not in {' or '.join(f'{owner}.{place}' for place in places)}"
-    for place, name in product(places, modalities):
-        own = key.removeprefix(f"{name}:")  # as MuData names the columns that it takes over from modalities
-        if own in getattr(cells[name], place):
-            in_order = "[mdata.obs_names]" if place == "obsm" else ""  # pandas aligns columns
-            copy = f"mdata.{place}[{key!r}] = mdata[{name!r}]{in_order}.{place}[{own!r}]"
-            return f"{missing}, but in mdata[{name!r}].{place}. Copy it: {copy}."
-    if kind == "condition" and not may_be_array and key in cells.obsm:
-        return f"{missing}, but in {owner}.obsm. List it in `continuous_condition_keys`."
-    known = [*cells.obs.columns, *(f"{name}:{own}" for name in modalities for own in cells[name].obs.columns)]
+def _raise_unknown(cells: AnnData | MuData, key: str, kind: str, *, may_be_array: bool) -> NoReturn:
+    """Raise KeyError for a key that the cells lack, with the names that they have, also in modalities."""
+    owner, modalities = owner_of(cells), getattr(cells, "mod", {})
+    places = f"{owner}.obs or {owner}.obsm" if may_be_array else f"{owner}.obs"
+    known = [*cells.obs.columns, *(f"{name}:{own}" for name, part in modalities.items() for own in part.obs.columns)]
     known += [name for name in cells.obsm if name != OBSM_KEY] if may_be_array else []
-    return f"{missing}. {known_names(key, known)}"
+    advice = known_names(key, known)
+    if kind == "condition" and not may_be_array and key in cells.obsm:
+        advice = f"It is in {owner}.obsm: list it in `continuous_condition_keys`."
+    elif modalities:
+        advice += f" Copy what is in a modality: {places}[{key!r}] = ..."
+    msg = f"The {kind} key {key!r} is not in {places}. {advice}"
+    raise KeyError(msg)
 
 
 def _check_classes(name: str, column: pd.Series) -> None:

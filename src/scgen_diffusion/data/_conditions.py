@@ -16,14 +16,13 @@ from scipy.spatial import KDTree
 
 from scgen_diffusion._arguments import check_count, known_names
 
-from ._checks import obs_column
+from ._checks import check_distinct_columns, obs_column
 from ._condition_keys import (
     LARGEST_DISTANCE,
     N_PLACES,
     ArrayKey,
     ConditionKey,
     ContinuousKey,
-    SetKey,
     have_labels,
     reach_of,
     with_columns,
@@ -192,10 +191,9 @@ class Conditions:
         if not isinstance(request, Mapping | pd.DataFrame | None):
             msg = f"`condition` must be a mapping, a DataFrame, cells or None, but found {type(request).__name__}."
             raise TypeError(msg)
-        if isinstance(request, pd.DataFrame) and not request.columns.is_unique:
-            msg = f"`condition` has two columns named {request.columns[request.columns.duplicated()][0]!r}."
-            raise ValueError(msg)
-        requested = {} if request is None else {name: request[name] for name in request}
+        if isinstance(request, pd.DataFrame):
+            check_distinct_columns(request.columns, "`condition`")
+        requested = {} if request is None else dict(request.items())
         known = list(self.keys)
         for key in self.by_key:
             if isinstance(key, ArrayKey) and isinstance(request, pd.DataFrame):
@@ -214,8 +212,8 @@ class Conditions:
 
     def lengths(self, requested: Mapping[str, Any]) -> dict[str, int]:
         """Return the number of values of each requested key that has a list."""
-        keys = dict(zip(self.keys, self.by_key, strict=True))
-        return {name: len(values) for name, values in requested.items() if not keys[name].is_single(values)}
+        given = [(key, requested[key.name]) for key in self.by_key if key.name in requested]
+        return {key.name: len(values) for key, values in given if not key.is_single(values)}
 
     def encode(self, request: ConditionRequest, n_cells: int | None) -> np.ndarray:
         """Turn a user's request into codes ``(n_cells, columns)``, :data:`OPEN` for keys left out.
@@ -241,14 +239,12 @@ class Conditions:
         requested = self.named(request)
         n_cells = _resolve_length(self.lengths(requested), n_cells, exact=isinstance(request, pd.DataFrame))
         given = []
-        for name, values in requested.items():
-            key, columns = self.parts[self.keys.index(name)]
-            if isinstance(key, SetKey) and isinstance(values, tuple):
-                msg = f"`condition[{name!r}]` is a tuple; give a set of members, {set(values)!r}, or a list of sets."
-                raise TypeError(msg)
-            listed = key.listed(values)
+        for key, columns in self.parts:
+            if key.name not in requested:
+                continue
+            listed = key.listed(requested[key.name])
             if not 0 < len(listed) <= n_cells:
-                msg = f"`condition[{name!r}]` has {len(listed)} values for {n_cells} cells; give 1 to {n_cells}."
+                msg = f"`condition[{key.name!r}]` has {len(listed)} values for {n_cells} cells; give 1 to {n_cells}."
                 raise ValueError(msg)
             codes = key.encode(listed)
             key.check_learned(codes, self.combinations[:, columns])
@@ -517,24 +513,18 @@ def _nearest(values: np.ndarray, requested: np.ndarray) -> np.ndarray:
 
 
 def _resolve_length(lengths: Mapping[str, int], n_cells: int | None, *, exact: bool) -> int:
-    if n_cells is None:
-        if not lengths:
-            msg = "`n_cells` is needed unless `condition` is a table with columns, or has a list of values."
+    """Return the number of cells of a request; a table (``exact``) must have a row for each."""
+    found = next(iter(lengths.values()), 0)
+    if n_cells is not None:
+        n_cells = check_count("n_cells", n_cells)
+        if exact and lengths and n_cells != found:
+            msg = f"`n_cells` is {n_cells}, but the `condition` table has {found} rows; leave `n_cells` out."
             raise ValueError(msg)
-        if len(set(lengths.values())) > 1:
-            listed = ", ".join(f"{length} for {name!r}" for name, length in lengths.items())
-            msg = f"`condition` has lists of different lengths ({listed}); make them equal, or give `n_cells`."
-            raise ValueError(msg)
-        if 0 in lengths.values():
-            msg = "`condition` has no rows."
-            raise ValueError(msg)
-        return max(lengths.values())
-    n_cells = check_count("n_cells", n_cells)
-    if exact and lengths and n_cells not in lengths.values():
-        found = next(iter(lengths.values()))
-        msg = f"`n_cells` is {n_cells}, but the `condition` table has {found} rows; leave `n_cells` out."
+        return n_cells
+    if len(set(lengths.values())) != 1 or not found:
+        msg = f"`n_cells` is needed unless `condition` has values for at least one cell, of one number, not {lengths}."
         raise ValueError(msg)
-    return n_cells
+    return found
 
 
 def check_order(given: Mapping[str, Any], names: Callable[[], pd.Index], source: str) -> None:
