@@ -194,14 +194,12 @@ class ConditionSetup:
             If every cell has all labels, although ``unlabeled_category`` is given.
         """
         obs, unlabeled = cells.obs, self.unlabeled_category
-        lack = np.zeros(len(obs), dtype=bool)
-        for name in self.condition_keys:
-            lack |= are_unlabeled(obs[name], unlabeled)
-        if unlabeled is not None and not lack.any():
+        are_missing = np.any([are_unlabeled(obs[name], unlabeled) for name in self.condition_keys], axis=0)
+        if unlabeled is not None and not are_missing.any():
             labels = [value for name in self.condition_keys for value in obs[name].unique()]
             near = known_names(unlabeled, list(dict.fromkeys(labels)))
             warn_user(f"`unlabeled_category` is {unlabeled!r}, which no cell has in {self.condition_keys}. {near}")
-        if lack.all():
+        if are_missing.all():
             msg = f"No cell has a label in all of {self.condition_keys}; each is {unlabeled!r} or missing in one."
             raise ValueError(msg)
         known = {name: (self.control_values.get(name), self.condition_embeddings.get(name)) for name in self.names}
@@ -400,7 +398,7 @@ def _raise_unknown(cells: AnnData | MuData, key: str, kind: str, *, may_be_array
     if kind == "condition" and not may_be_array and key in cells.obsm:
         advice = f"It is in {owner}.obsm: list it in `continuous_condition_keys`."
     elif modalities:
-        advice += f" Copy what is in a modality: {places}[{key!r}] = ..."
+        advice += " `mdata.pull_obs()` copies the columns of modalities."
     msg = f"The {kind} key {key!r} is not in {places}. {advice}"
     raise KeyError(msg)
 

@@ -12,7 +12,6 @@ import mudata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import BaseAnnDataField
@@ -32,6 +31,7 @@ from ._matrices import exceeds_one
 
 if TYPE_CHECKING:
     import rich.table
+    from anndata import AnnData
 
 JOINED = "_scgen_expression"  # key in obsm
 ModalityLikelihood = Literal["negative_binomial", "bernoulli"]
@@ -78,7 +78,7 @@ def resolve_modalities(
     Raises
     ------
     TypeError
-        For arguments that are neither lists of names nor mappings, and for MuData within MuData.
+        For arguments that are neither lists of names nor mappings.
     KeyError
         For unknown modalities and layers.
     ValueError
@@ -87,46 +87,16 @@ def resolve_modalities(
     if mdata.axis != 0:
         msg = f"The MuData's modalities must share cells (axis 0), but they share axis {mdata.axis}."
         raise ValueError(msg)
-    given, chosen = _choose_modalities(modalities, layers, list(mdata.mod))
-    likelihoods = {}
-    for name, layer in chosen.items():
-        if not isinstance(mdata[name], AnnData):
-            msg = f"mdata[{name!r}] is a {type(mdata[name]).__name__} itself; put its modalities into one MuData."
-            raise TypeError(msg)
-        where = check_layer(mdata[name], layer, f"mdata[{name!r}]")
-        values = _matrix(mdata[name], layer)
-        # check_modalities refuses other values later
-        has_numbers = values is not None and 0 not in values.shape and values.dtype.kind in "biuf"
-        is_binary = has_numbers and not exceeds_one(values, where)
-        likelihoods[name] = given[name] or ("bernoulli" if is_binary else "negative_binomial")
-    return likelihoods, chosen
-
-
-def _choose_modalities(
-    modalities: Sequence[str] | Mapping[str, str | None] | None,
-    layers: str | Mapping[str, str | None] | None,
-    known: Sequence[str],
-) -> tuple[dict[str, str | None], dict[str, str | None]]:
-    """Return likelihood (None: by the values) and layer (None: ``X``) of each modality to use, by default all.
-
-    Raises
-    ------
-    TypeError
-        For arguments that are neither lists of names nor mappings.
-    KeyError
-        For unknown modalities.
-    ValueError
-        For no modality, a repeated one, one with a "/" in its name, and an unknown likelihood.
-    """
     given = list(modalities) if isinstance(modalities, Mapping) else modalities
-    names = list(known) if given is None else check_names(given, "modalities")
+    known, allowed = list(mdata.mod), get_args(ModalityLikelihood)
+    names = known if given is None else check_names(given, "modalities")
     if not names or len(set(names)) < len(names):
         msg = f"`modalities` must name at least one modality, and each once, but found {names}."
         raise ValueError(msg)
     if isinstance(layers, Mapping) and (unknown := [name for name in layers if name not in names]):
         msg = f"`layers` names the modality {unknown[0]!r}. {known_names(unknown[0], names)}"
         raise KeyError(msg)
-    allowed = get_args(ModalityLikelihood)
+    chosen = {name: layers.get(name) if isinstance(layers, Mapping) else layers for name in names}
     likelihoods = dict.fromkeys(names) | (dict(modalities) if isinstance(modalities, Mapping) else {})
     for name, likelihood in likelihoods.items():
         if name not in known:
@@ -138,7 +108,12 @@ def _choose_modalities(
         if "/" in name:
             msg = f"The modality {name!r} has a '/', which names in .h5mu files cannot have. Rename it."
             raise ValueError(msg)
-    return likelihoods, {name: layers.get(name) if isinstance(layers, Mapping) else layers for name in names}
+        where, values = check_layer(mdata[name], chosen[name], f"mdata[{name!r}]"), _matrix(mdata[name], chosen[name])
+        # check_modalities refuses other values later
+        has_numbers = values is not None and 0 not in values.shape and values.dtype.kind in "biuf"
+        is_binary = has_numbers and not exceeds_one(values, where)
+        likelihoods[name] = likelihood or ("bernoulli" if is_binary else "negative_binomial")
+    return likelihoods, chosen
 
 
 # --- modalities as one matrix ---------------------------------------------------------------------------------------
@@ -258,9 +233,6 @@ def check_modalities(
         where = check_layer(adata, layer, owner)
         check_shape(adata, where, owner)
         check_unique_names(adata.obs_names, f"{owner}.obs_names")
-        if unlisted := len(adata.obs_names.difference(mdata.obs_names)):
-            msg = f"{owner} has {unlisted} cells that mdata.obs does not list; call mdata.update() first."
-            raise ValueError(msg)
         others = [mdata[other].obs_names for other in likelihoods if other != name]
         if others and not are_known and not any(adata.obs_names.isin(cells).any() for cells in others):
             msg = f"No cell of {owner} is in another modality. A cell must have the same name in every modality."
