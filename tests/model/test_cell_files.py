@@ -188,8 +188,8 @@ def test_cells_that_were_set_up_otherwise_are_refused(adata, cells, quick, tmp_p
         (CellFiles(tmp_path / "logarithms.h5ad", **KEYS, values="log1p"), "values"),
         (CellFiles(tmp_path / "cells.h5ad", condition_keys=["cell_type"]), "conditions"),
         (CellFiles(tmp_path / "cells.h5ad", **KEYS, genes=["gene_0"]), "genes"),
-        (CellFiles(tmp_path / "cells.h5ad", **KEYS, layer="other"), "layers"),
-        (CellFiles(tmp_path / "cells.h5ad", **KEYS, control_values={"cell_type": "NK"}), "control values"),
+        (CellFiles(tmp_path / "cells.h5ad", **KEYS, layer="other"), "layer"),
+        (CellFiles(tmp_path / "cells.h5ad", **KEYS, control_values={"cell_type": "NK"}), "control_values"),
     ):
         with pytest.raises(ValueError, match=f"{what}.*CellFiles.like"):
             model.train(1, datamodule=other, **quick)
