@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    import pandas as pd
     from anndata import AnnData
 
     from scgen_diffusion.module import SCLDMArchitecture
@@ -222,7 +221,6 @@ class SCLDM(AutoencoderModel):
         *,
         var_names: Sequence[str],
         categories: Mapping[str, Sequence[str]],
-        library_size: pd.DataFrame | None = None,
         condition_strategy: Literal["joint", "mutually_exclusive"] = "joint",
         n_heads: int = 8,
         n_heads_cross: int = 4,
@@ -232,6 +230,8 @@ class SCLDM(AutoencoderModel):
     ) -> Self:
         """Build a model from weights of the published scLDM code. Nothing in the file is executed.
 
+        The weights do not tell total counts: :meth:`generate` needs ``library_size``.
+
         Parameters
         ----------
         path
@@ -240,9 +240,6 @@ class SCLDM(AutoencoderModel):
             Genes in the order of the weights.
         categories
             Classes of each condition key, in the order of the weights.
-        library_size
-            Statistics of log total counts: one row per group of cells, with the columns ``mean`` and ``std`` and one
-            column per condition key (a missing value means any class). Without it, ``generate`` needs ``library_size``.
         condition_strategy
             Strategy that the weights were trained with.
         n_heads, n_heads_cross, prior_n_heads
@@ -263,7 +260,6 @@ class SCLDM(AutoencoderModel):
             path,
             var_names=var_names,
             categories=categories,
-            library_size=library_size,
             condition_strategy=condition_strategy,
             n_heads=n_heads,
             n_heads_cross=n_heads_cross,

@@ -134,8 +134,8 @@ class LibrarySizeModel(nn.Module):
     def _labeled(self, log_totals: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         log_totals, condition = log_totals.cpu(), condition.cpu()
         given = classes_are_given(condition, self.conditions)
-        # maybe only cells without labels have this modality
-        return (log_totals[given], condition[given]) if given.any() else (log_totals, condition)
+        # maybe only cells without labels have this modality; a fine-tuned model has the groups of its reference
+        return (log_totals[given], condition[given]) if given.any() or self.n_kept else (log_totals, condition)
 
     def set_groups(self, codes: Tensor, *, means: Tensor, stds: Tensor, quantiles: Tensor | None = None) -> None:
         """Set the table of groups; default quantiles are those of normal distributions."""
