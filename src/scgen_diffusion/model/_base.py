@@ -78,7 +78,7 @@ from scgen_diffusion.module import (
 from scgen_diffusion.train import CellData, RunOptions, StagePlan, run_stage, show
 
 from ._counterfactual import Prediction, control_cells
-from ._description import describe
+from ._description import describe_conditions, describe_stages, next_step
 from ._generation import Generation
 from ._model_file import (
     ADATA_FILE,
@@ -641,7 +641,7 @@ class DiffusionModel(BaseModelClass):
         self.is_trained_ = self._stages_to_generate <= set(stages)
 
     def __repr__(self) -> str:
-        return describe(self)
+        return self.summary_string
 
     @property
     def control_values_(self) -> Mapping[str, Any]:
@@ -651,8 +651,35 @@ class DiffusionModel(BaseModelClass):
 
     @property
     def summary_string(self) -> str:
-        """What ``print(model)`` shows."""
-        return describe(self)
+        """What ``print(model)`` shows: cells, genes, conditions, trained stages, and the next step."""
+        trained, controls, has_cells = self.trained_stages_, self.control_values_, self._has_cells
+        is_query = self.reference_ is not None and not self.history_
+        n_cells = self._cells.n_cells if has_cells else self.summary_stats.n_cells
+        where = " (in files)" if self._file_cells is not None else "" if has_cells else " (not in memory)"
+        is_published = bool(trained) and not self.recipes_ and not has_cells
+        layer = self.registry_["setup_args"].get("layer")
+        place = "X" if layer is None else f"layers[{layer!r}]"
+        modalities = [f"{name} ({len(m.features):,}, {m.likelihood})" for name, m in self.modalities.items()]
+        new, keys = self._new_values if self.reference_ is not None and has_cells else None, self.conditions.by_key
+        may_be_missing = any(key.may_be_missing for key in keys)  # else the columns, which may be gone, do not matter
+        codes = self._registered_codes if may_be_missing else self.combinations_[:0]
+        missing = [s for s in self._stages if s not in trained and (s != "perturbation_flow" or controls)]
+        train = ""
+        if is_query or not trained:
+            train = "model.train()"
+        elif self.cut_short_ or not self.is_trained_:
+            stages = [stage for stage in self._stages if stage in (self.cut_short_ or missing)]
+            train = " or ".join(f"model.train_{s}()" if s != self._stages[0] else "model.train()" for s in stages)
+        if train and not has_cells:
+            train = f"set model.adata to cells, then {train}"
+        lines = {
+            "genes": ", ".join(modalities) or f"{self.summary_stats.n_vars:,} ({self._input_values} in {place})",
+            "conditions": describe_conditions(keys, controls, codes, new),
+            "trained": describe_stages(trained, missing, self.cut_short_, is_query=is_query),
+            "next": next_step(train, self.conditions, controls, can_predict="perturbation_flow" in trained),
+        }
+        cells = "with published weights" if is_published else f"of {n_cells:,} cells{where}"
+        return "\n".join([f"{type(self).__name__} {cells}", *(f"  {n + ':':<12}{v}" for n, v in lines.items())])
 
     @property
     def _recipe_name(self) -> str:
