@@ -117,15 +117,6 @@ def test_the_prior_learns_from_draws_of_the_posteriors(module, monkeypatch):
     assert [seen[0].mean().item(), seen[0].std().item()] == pytest.approx([7, 2], abs=0.2)
 
 
-def test_dispersions_learn_at_their_own_rate_without_weight_decay(module):
-    plan = AutoencoderPlan(module, AutoencoderRecipe(learning_rate=1e-3, dispersion_learning_rate_factor=5.0), seed=0)
-
-    [group] = [g for g in plan.parameter_groups() if any(p is module.likelihood.log_theta for p in g["params"])]
-
-    assert group["lr"] == pytest.approx(5e-3)
-    assert group["weight_decay"] == 0
-
-
 def test_the_averaged_weights_move_after_every_step_of_the_prior(module, monkeypatch):
     plan = PriorPlan(module, PriorRecipe(), seed=0)
     for step, value in ((1, 1.0), (2, 2.0), (2, 9.0)):  # the last batch has no step: its gradients accumulate

@@ -100,28 +100,24 @@ def test_the_gain_is_that_of_the_best_round(train, train_once):
     assert len(losses(train(1.01 * gain))) == 2 * PER_ROUND
 
 
-OTHER_ENDS = [
-    {"early_stopping": True},
-    {"max_steps": 5},
-    {"min_epochs": 2},
-    {"min_steps": 20},
-    {"callbacks": [EarlyStopping("autoencoder_loss_validation")]},
-    {"limit_val_batches": 0},
-]
-
-
-@pytest.mark.parametrize("options", [{"max_epochs": PER_ROUND}, {"train_size": 1.0}, *OTHER_ENDS])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_epochs": PER_ROUND},
+        {"train_size": 1.0},
+        {"early_stopping": True},
+        {"max_steps": 5},
+        {"callbacks": [EarlyStopping("autoencoder_loss_validation")]},
+    ],
+)
 def test_a_length_another_rule_or_no_validation_mean_one_round(train, options):
     model = train(**options)
 
     assert model.recipes_["autoencoder"]["max_rounds"] == 1
     assert len(model.history["autoencoder_loss_train"]) == PER_ROUND
-
-
-@pytest.mark.parametrize("options", [*OTHER_ENDS, {"train_size": 1.0}])
-def test_two_rules_for_the_end_or_no_validation_cells_are_refused(train, options):
-    with pytest.raises(ValueError, match="max_rounds"):
-        train(recipe={"max_rounds": 2}, **options)
+    if "max_epochs" not in options:
+        with pytest.raises(ValueError, match="max_rounds"):
+            train(recipe={"max_rounds": 2}, **options)
 
 
 @pytest.mark.parametrize(
@@ -147,17 +143,6 @@ def test_an_interrupted_run_resumes_to_identical_weights(train, train_once, tmp_
     whole = train_once(least_gain)
     assert_same_weights(whole, resumed)
     assert losses(resumed).tolist() == losses(whole).tolist()
-
-
-def test_a_run_killed_before_its_last_mark_does_not_train_on(train, tmp_path):
-    whole, path = train(NEVER, checkpoint_dir=tmp_path), tmp_path / "autoencoder.ckpt"
-    torch.save({**torch.load(path, weights_only=True), "is_finished": False}, path)
-
-    resumed = train(NEVER, checkpoint_dir=tmp_path)
-
-    assert len(losses(resumed)) == 2 * PER_ROUND
-    assert_same_weights(whole, resumed)
-    assert torch.load(path, weights_only=True)["is_finished"]
 
 
 @pytest.mark.parametrize(
@@ -201,28 +186,6 @@ def test_whatever_ends_a_later_round_the_weights_are_those_of_the_best_one(train
         assert_same_weights(train_once(max_rounds=1), model)
 
 
-def test_a_validation_loss_that_is_no_number_is_never_the_best(train, train_once, monkeypatch):
-    original, expected = plans.StagePlan.on_validation_epoch_end, train_once(max_rounds=2)
-
-    def spoiled(plan):
-        original(plan)
-        if plan.current_epoch == PER_ROUND - 1:
-            plan.trainer.callback_metrics["autoencoder_loss_validation"] = torch.tensor(math.nan)
-
-    monkeypatch.setattr(plans.StagePlan, "on_validation_epoch_end", spoiled)
-
-    assert_same_weights(train(0.0, recipe={"max_rounds": 2}), expected)
-
-
-def test_each_round_has_its_line(train, capsys):
-    train(NEVER, enable_progress_bar=True)
-
-    *rounds, last = capsys.readouterr().err.splitlines()
-    assert len(rounds) == 2
-    assert all("100%, epoch 2 of 2" in line for line in rounds)
-    assert f"autoencoder: epochs {2 * PER_ROUND}, validation loss" in last
-
-
 def test_the_kl_weight_rises_and_outliers_begin_to_count_in_the_first_round_alone(train):
     seen, weights, outlier_weights = [], [], []
 
@@ -263,19 +226,3 @@ def test_more_training_that_diverges_leaves_the_weights_from_before(train):
         train_on(model, callbacks=[Spoil(5)])
 
     assert all(map(torch.equal, encoder_of(model), before))
-
-
-def test_rounds_of_the_prior_leave_a_later_perturbation_flow_alone(make_model, make_cells, tmp_path, monkeypatch):
-    monkeypatch.setattr(plans, "LEAST_GAIN", NEVER)
-    model = make_model(make_cells(n_cells=96), setup={"control_values": {"dose": 1}})
-    quiet = {"accelerator": "cpu", "enable_progress_bar": False}
-    options = {"checkpoint_dir": tmp_path, "plan_kwargs": {"max_rounds": 2, "n_epochs": 2, "batch_size": 32}, **quiet}
-    model.train_autoencoder(1, **quiet)
-    with pytest.raises(RuntimeError, match="killed"):
-        model.train_prior(callbacks=[Press(7, RuntimeError("killed"))], checkpoint_minutes=0.0, **options)
-    model.train_perturbation_flow(1, **quiet)
-    before = [value.clone() for value in model.module.perturbation_flow.state_dict().values()]
-
-    model.train_prior(**options)
-
-    assert all(map(torch.equal, model.module.perturbation_flow.state_dict().values(), before))

@@ -160,12 +160,3 @@ def test_a_replay_that_differs_is_not_used(train, monkeypatch, caplog):
 
     assert "differs" in caplog.text
     assert_same_without_replay(lambda: state_of(train()), monkeypatch, replayed)
-
-
-@pytest.mark.parametrize(
-    "options", [{"precision": "bf16-mixed"}, {"accumulate_grad_batches": 2}], ids=lambda options: next(iter(options))
-)
-def test_other_ways_to_take_steps_are_not_replayed(train, options):
-    train(max_epochs=1, **options)
-
-    assert not Emulated.made
