@@ -38,7 +38,7 @@ def batch():
 
 def draw(module, condition):
     z = torch.randn(4, *module.latent_shape, generator=torch.Generator().manual_seed(1))
-    return module.draw_cells(z, torch.full((4, 1), 500.0), Generators(0, range(4)), condition)
+    return module.draw_cells(module.decode(z, torch.full((4, 1), 500.0), condition), Generators(0, range(4)))
 
 
 def shares_of(module, condition, before=None):

@@ -409,7 +409,8 @@ class AutoencoderModel(DiffusionModel):
             totals = module.decoding_totals(x, posterior.mean, None)
             return module.likelihood.mean(**module.generative(posterior.mean, totals))
         z = posterior.draw(generators.normal(*module.latent_shape))
-        return module.draw_cells(z, module.decoding_totals(x, z, generators), generators, number=number)
+        decoded = module.generative(z, module.decoding_totals(x, z, generators).reshape(len(z), -1))
+        return module.draw_cells(decoded, generators, number=number)
 
     def _decode_draws(
         self,

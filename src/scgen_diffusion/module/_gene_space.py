@@ -270,10 +270,10 @@ class GeneSpaceModule(ConditionedModule):
         self, x: Tensor, move: TensorMap, draw_totals: TensorMap, generators: Generators, output: InputValues, **_: Any
     ) -> Tensor:
         """Predict the profiles or counts of cells ``x (block, genes)`` under new conditions, ``(block, genes)``."""
-        given = self.inference(x)
-        of_cells = given["profile"].masked_fill(given["profile"] <= 0, torch.inf).amin(1, keepdim=True)
+        profile = log_profile(x, self.input_values)
+        of_cells = profile.masked_fill(profile <= 0, torch.inf).amin(1, keepdim=True)
         smallest = torch.minimum(self.smallest_value, of_cells)  # single counts of deep cells are smaller
-        return self._profiles_or_counts(move(given["data"]), draw_totals, output, smallest)
+        return self._profiles_or_counts(move(self.inference(x)["data"]), draw_totals, output, smallest)
 
     def _profiles_or_counts(
         self, states: Tensor, draw_totals: TensorMap, output: InputValues, smallest: Tensor | None = None

@@ -122,10 +122,7 @@ class MoleculeModule(GeneSpaceModule):
         totals = self.draw_totals(kind, condition, condition, generators).round()
         return with_masked(totals.new_zeros(len(totals), self.n_input), totals)
 
-    def cells_of(
-        self, states: Tensor, draw_totals: TensorMap, wanted: Generators, shown: Tensor, output: InputValues, **_: Any
-    ) -> Tensor:
-        """Return the molecules, or their profiles, of finished states, ``(block, genes)``."""
+    def _profiles_or_counts(self, states: Tensor, draw_totals: TensorMap, output: InputValues, *_: Any) -> Tensor:
         return self.profiles_of(states) if output == "log1p" else states[:, :-1]
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
@@ -134,13 +131,6 @@ class MoleculeModule(GeneSpaceModule):
             msg = f"`sampler` {sampler!r} cannot be inverted; choose 'unmasking'."
             raise ValueError(msg)
         return UnmaskingInversion(sampler.default_n_steps)
-
-    def predict_cells(
-        self, x: Tensor, move: TensorMap, draw_totals: TensorMap, generators: Generators, output: InputValues, **_: Any
-    ) -> Tensor:
-        """Predict the profiles or counts of cells ``x (block, genes)`` under new conditions, ``(block, genes)``."""
-        states = move(self.inference(x)["data"])
-        return self.profiles_of(states) if output == "log1p" else states[:, :-1]
 
 
 def gene_space_module(architecture: GeneSpaceArchitecture) -> type[GeneSpaceModule]:

@@ -373,12 +373,7 @@ def build_modality_likelihood(modality: ModalityPanel, architecture: SCLDMArchit
 
 
 def _check(architecture: SCLDMArchitecture) -> None:
-    if architecture.likelihood != "negative_binomial":
-        msg = (
-            "Models of MuData need counts: leave `likelihood` out, and set likelihoods by `modalities` in "
-            "`setup_mudata`."
-        )
-        raise ValueError(msg)
-    if architecture.latent != "variational":
-        msg = "Models of MuData need `latent='variational'`, since they weight modalities by their uncertainty."
-        raise ValueError(msg)
+    for name, needed in {"likelihood": "negative_binomial", "latent": "variational"}.items():
+        if (found := getattr(architecture, name)) != needed:
+            msg = f"Models of MuData need `{name}={needed!r}`, but found {found!r}; `setup_mudata` sets `modalities`."
+            raise ValueError(msg)

@@ -403,7 +403,7 @@ class SCLDMModule(ConditionedModule):
         z = self.unstandardise(states)
         totals = draw_totals(z).reshape(len(z), -1)
         raised = self._raised(totals)
-        return self.draw_cells(z, raised, wanted, shown, lacking, kept=totals / raised)
+        return self.draw_cells(self.decode(z, raised, shown, lacking), wanted, kept=totals / raised)
 
     def inversion_by(self, sampler: Sampler) -> Inversion:
         """Return the inversion by the probability flow, in the steps of a sampler."""
@@ -442,7 +442,7 @@ class SCLDMModule(ConditionedModule):
         wanted = generators.first(n_wanted)
         if keep_residuals:
             return self.counterfactual_cells(x, z, decoded, wanted)
-        return self._draw(decoded, totals / raised, wanted)
+        return self.draw_cells(decoded, wanted, kept=totals / raised)
 
     def profiles_of(self, states: Tensor) -> Tensor:
         """Decode standardised latents ``(cells, tokens, n_latent)`` to expected profiles, ``(cells, genes)``."""
@@ -467,31 +467,23 @@ class SCLDMModule(ConditionedModule):
         return self.decoder(z)[..., 0].float().softmax(1)
 
     def draw_cells(
-        self,
-        z: Tensor,
-        totals: Tensor,
-        generators: Generators,
-        condition: Tensor | None = None,
-        lacking: Tensor | None = None,
-        *,
-        kept: Tensor | None = None,
-        number: int = 0,
+        self, decoded: Mapping[str, Tensor], generators: Generators, *, kept: Tensor | None = None, number: int = 0
     ) -> Tensor:
-        """Decode latents ``(cells, tokens, n_latent)`` with totals ``(cells, ...)``; draw a cell by each generator.
+        """Draw a cell by each generator from decoded latents, of which only the first are drawn with fewer generators.
 
-        With conditions ``(cells, columns)`` their effects are added, and so are changes that the decoder lacks. With
-        fewer generators than latents, only the first latents give cells. With ``kept (cells, ...)``, they keep only
-        this share of their molecules. ``number`` tells several draws of the same cells apart.
+        With ``kept (cells, ...)``, they keep only this share of their molecules. ``number`` tells several draws of the
+        same cells apart.
         """
-        totals = totals.reshape(len(z), -1)
-        kept = torch.ones_like(totals) if kept is None else kept
-        return self._draw(self.decode(z, totals, condition, lacking), kept, generators, number)
-
-    def _draw(self, decoded: Mapping[str, Tensor], kept: Tensor, generators: Generators, number: int = 0) -> Tensor:
         parameters = self.likelihood.parameters_per_cell(**decoded)[: len(generators)]
+        kept = None if kept is None or (kept == 1).all() else kept[: len(generators)]
 
         def draw(generators: Generators) -> Tensor:
-            return self._thinned(self.likelihood.sample(parameters, generators), kept, generators)
+            cells = self.likelihood.sample(parameters, generators)
+            if kept is None:
+                return cells
+            uniform = generators.uniform(cells.shape[1], dtype=torch.float64)  # the last draw, so that other cells stay
+            drawn = draw_binomial(uniform, cells.nan_to_num(), self.spread(kept).expand_as(cells))
+            return torch.where(cells.isfinite(), drawn, cells)
 
         return self.redraw_empty(draw, generators, number)
 
@@ -504,22 +496,8 @@ class SCLDMModule(ConditionedModule):
         least = self.library_size.limits()[:, 0]
         return totals.clamp(min=least * (~torch.tensor(follow, device=least.device)))
 
-    def _thinned(self, cells: Tensor, kept: Tensor, generators: Generators) -> Tensor:
-        """Keep a share of the molecules of cells ``(cells, genes)`` that were drawn with raised totals."""
-        kept = kept[: len(cells)]
-        if (kept == 1).all():
-            return cells
-        uniform = generators.uniform(cells.shape[1], dtype=torch.float64)  # the last draw, so that other cells stay
-        drawn = draw_binomial(uniform, cells.nan_to_num(), self.spread(kept).expand_as(cells))
-        return torch.where(cells.isfinite(), drawn, cells)
-
     def with_missed_changes(
-        self,
-        decoded: Mapping[str, Tensor],
-        start: Tensor,
-        own: Tensor,
-        new: Tensor,
-        lacking: Tensor | None = None,
+        self, decoded: Mapping[str, Tensor], start: Tensor, own: Tensor, new: Tensor, lacking: Tensor | None = None
     ) -> Mapping[str, Tensor]:
         """Add to decoded cells what the perturbation flow's predictions miss, see :class:`MissedChanges`.
 
