@@ -134,7 +134,7 @@ def test_shuffled_genes_keep_their_margins_and_lose_their_correlation(full):
 
 def test_without_training_cells_their_metrics_are_left_out_and_a_half_of_the_real_ones_is_the_real_value():
     found = table(cells(200, seed=1), train=None, metrics=None, n_repeats=1, n_bootstrap=0)
-    needy = {metric.name for metric in CATALOGUE.values() if {"train", "groups"} & set(metric.needs)}
+    needy = {metric.name for metric in CATALOGUE.values() if {"train", "groupby"} & set(metric.needs)}
     assert found["metric"].tolist() == [name for name in OF_CELLS if name not in needy]
     assert found["real"].notna().all()
     assert found[["low", "high"]].isna().all(axis=None)

@@ -1,7 +1,8 @@
-"""The metrics of the table: one function each, whose docstring says what it measures and misses."""
+"""The metrics of the table: one function each. The first lines of its docstring say what it measures and misses."""
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +36,6 @@ GUESSING = 0.5  # AUC of a classifier that guesses
 N_CORRELATED_GENES = 100
 #: With fewer features, 50 markers are nearly all of them, and variances show no trend along the means.
 FEW_FEATURES = 100
-N_TOP = (20, 100)
 #: So few held-out cells in `train` harm nobody: nearness is judged by the 1 % of them that lie nearest.
 FEW_LEAKED = 0.005
 #: Shares of labels that differ by more than this are a note, and metrics that pool the labels of each side fail.
@@ -72,6 +72,16 @@ def _metric(topic: str, better: Better, **options: Any) -> Callable[[Callable], 
         return measure
 
     return add
+
+
+def _of(what: str, function: Callable[..., float]) -> Callable[[CellComparison], float]:
+    """Return a function of what both sides have, such as components, as one of a comparison of the same name."""
+
+    @wraps(function)
+    def measure(comparison: CellComparison) -> float:
+        return function(getattr(comparison.real, what), getattr(comparison.synthetic, what))
+
+    return measure
 
 
 # --- distribution -----------------------------------------------------------------------------------------------------
@@ -166,10 +176,7 @@ def auc_genes(comparison: CellComparison) -> float:
     return auc_of_scores(*comparison.scores(_told_apart, "quick_boosting"))
 
 
-@_metric("Distribution", "higher", scopes=GROUPS, bounds=SHARE)
-def ilisi(comparison: CellComparison) -> float:
-    """How well the two sets mix locally; 1 is fully mixed. Misses lost types and a few misplaced cells."""
-    return _distribution.ilisi(comparison.real.pcs, comparison.synthetic.pcs)
+_metric("Distribution", "higher", scopes=GROUPS, bounds=SHARE)(_of("pcs", _distribution.ilisi))
 
 
 # --- genes ------------------------------------------------------------------------------------------------------------
@@ -202,10 +209,9 @@ def gene_zero_error(comparison: CellComparison) -> float:
 
 
 # In powers of ten: the variance of a typical gene, which is a sparse one, is off by 7 % or by 15 % more than by chance.
-@_metric("Genes", "lower", scopes=GROUPS, min_features=FEW_FEATURES, limits=Limits(0.03, 0.06))
-def mean_variance_error(comparison: CellComparison) -> float:
-    """Distance of variances from real genes of the same mean, in powers of ten. Misses shifted means."""
-    return _genes.mean_variance_error(comparison.real.expression, comparison.synthetic.expression)
+_metric("Genes", "lower", scopes=GROUPS, min_features=FEW_FEATURES, limits=Limits(0.03, 0.06))(
+    _of("expression", _genes.mean_variance_error)
+)
 
 
 def _on_correlated_genes(function: Callable[..., float], comparison: CellComparison) -> float:
@@ -233,10 +239,9 @@ def within_label_slope(comparison: CellComparison) -> float:
 
 
 # Totals 5 % off give about 0.1 in homogeneous cells, a third off 0.4.
-@_metric("Genes", "lower", needs=("counts",), scopes=GROUPS, bounds=SHARE, limits=Limits(0.08, 0.20))
-def library_size_ks(comparison: CellComparison) -> float:
-    """Largest gap between the distributions of total counts. Misses whether large cells have the right type."""
-    return _genes.library_size_ks(comparison.real.expression, comparison.synthetic.expression)
+_metric("Genes", "lower", needs=("counts",), scopes=GROUPS, bounds=SHARE, limits=Limits(0.08, 0.20))(
+    _of("expression", _genes.library_size_ks)
+)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -256,7 +261,7 @@ def _share_differences(comparison: CellComparison) -> Mapping[str, float]:
 @_metric(
     "Labels",
     "lower",
-    needs=("groups",),
+    needs=("groupby",),
     bounds=SHARE,
     by_group=_share_differences,
     absent=0.0,
@@ -288,7 +293,7 @@ def _mean_over_labels(table: pd.DataFrame, column: str) -> float:
     return float("nan") if is_unknown else float(table[column].mean())
 
 
-_POOLED = {"needs": ("groups",), "most_share_difference": OTHER_SHARES}
+_POOLED = {"needs": ("groupby",), "most_share_difference": OTHER_SHARES}
 
 
 @_metric(
@@ -319,7 +324,7 @@ def marker_slope(comparison: CellComparison) -> float:
     return _mean_over_labels(comparison.once(_marker_table), "slope")
 
 
-@_metric("Labels", "lower", needs=("groups",), scopes=JOINT, bounds=SIGNED)
+@_metric("Labels", "lower", needs=("groupby",), scopes=JOINT, bounds=SIGNED)
 def mmd_per_label(comparison: CellComparison) -> float:
     """``mmd2`` within labels, averaged over those of 20 or more real cells; NaN if one is missing."""
     real, synthetic = comparison.real.with_rare(), comparison.synthetic.with_rare()
@@ -341,7 +346,7 @@ def tstr_f1(comparison: CellComparison) -> float:
     return _use.tstr_f1(synthetic.pcs, synthetic.labels, real.pcs, real.labels)
 
 
-@_metric("Labels", "higher", needs=("groups",), scopes=JOINT, bounds=SHARE, limits=Limits(0.05, 0.15, of="real"))
+@_metric("Labels", "higher", needs=("groupby",), scopes=JOINT, bounds=SHARE, limits=Limits(0.05, 0.15, of="real"))
 def trts_accuracy(comparison: CellComparison) -> float:
     """How often a classifier trained on real cells finds the requested label. Misses a lack of variety."""
     real, synthetic = comparison.real, comparison.synthetic
@@ -478,50 +483,32 @@ def _effects(comparison: Prediction) -> tuple[_perturbation.Effect, _perturbatio
     return _perturbation.Effect(real, control), _perturbation.predicted_effect(predicted, real, control)
 
 
-_OF_EFFECTS = {"needs": ("control",), "scopes": ("perturbation",)}
+def _effect_metric(
+    function: Callable[..., float], better: Better, bounds: tuple[float, float] = (0.0, np.inf), n_top: int = 0
+) -> None:
+    """Add a function of two effects; with ``n_top``, of the genes that change most in real cells."""
 
+    def measure(comparison: Prediction) -> float:
+        return function(*comparison.once(_effects), **({"n_top": n_top} if n_top else {}))
 
-def _add_top_genes(function: Callable[..., float], better: Better, bounds: tuple[float, float]) -> None:
-    """Add a metric of two effects for the genes that change most in real cells."""
-    for n_top in N_TOP:
-
-        def measure(comparison: Prediction, n_top: int = n_top) -> float:
-            return function(*comparison.once(_effects), n_top=n_top)
-
-        measure.__name__ = f"{function.__name__}_top_{n_top}"
+    measure.__name__, measure.__doc__ = function.__name__, function.__doc__
+    if n_top:
+        measure.__name__ += f"_top_{n_top}"
         measure.__doc__ = f"``{function.__name__}`` of the {n_top} genes that change most."
-        # with fewer genes, the top ones are most of all genes, and overlap whatever the cells are
-        _metric("Perturbations", better, bounds=bounds, min_features=2 * n_top, **_OF_EFFECTS)(measure)
+    # with fewer genes, the top ones are most of all genes, and overlap whatever the cells are
+    options = {"needs": ("control",), "scopes": ("perturbation",), "min_features": 2 * n_top}
+    _metric("Perturbations", better, bounds=bounds, **options)(measure)
 
 
-@_metric("Perturbations", "lower", **_OF_EFFECTS)
-def mean_change_error(comparison: Prediction) -> float:
-    """Difference of a gene's predicted and real mean, averaged over genes. Misses differences between cells."""
-    return _perturbation.mean_change_error(*comparison.once(_effects))
+_effect_metric(_perturbation.mean_change_error, "lower")
+_effect_metric(_perturbation.mean_change_debiased_error, "lower", SIGNED)
+_effect_metric(_perturbation.mean_change_slope, "real", SIGNED)
+_effect_metric(_perturbation.mean_change_correlation, "higher", CORRELATION)
+_effect_metric(_perturbation.mean_change_correlation, "higher", CORRELATION, n_top=20)
+_effect_metric(_perturbation.mean_change_correlation, "higher", CORRELATION, n_top=100)
 
 
-@_metric("Perturbations", "lower", bounds=SIGNED, **_OF_EFFECTS)
-def mean_change_debiased_error(comparison: Prediction) -> float:
-    """Squared error of mean changes, less what noise adds: 0 on average if perfect; may be negative."""
-    return _perturbation.mean_change_debiased_error(*comparison.once(_effects))
-
-
-@_metric("Perturbations", "real", bounds=SIGNED, **_OF_EFFECTS)
-def mean_change_slope(comparison: Prediction) -> float:
-    """Size of effects relative to real ones: 1 is right, below 1 too small. Misses changes in the wrong genes."""
-    return _perturbation.mean_change_slope(*comparison.once(_effects))
-
-
-@_metric("Perturbations", "higher", bounds=CORRELATION, **_OF_EFFECTS)
-def mean_change_correlation(comparison: Prediction) -> float:
-    """Whether genes change in the right direction and proportion, against control. Misses the size of the effect."""
-    return _perturbation.mean_change_correlation(*comparison.once(_effects))
-
-
-_add_top_genes(_perturbation.mean_change_correlation, "higher", CORRELATION)
-
-
-@_metric("Perturbations", "higher", needs=("control", "mean_response"), scopes=("perturbation",), bounds=CORRELATION)
+@_metric("Perturbations", "higher", needs=("control", "train"), scopes=("perturbation",), bounds=CORRELATION)
 def specific_change_correlation(comparison: Prediction) -> float:
     """Correlation of changes against the mean response to training perturbations (Systema). Misses their size."""
     if comparison.mean_response is None:  # no training perturbation has control cells
@@ -536,28 +523,13 @@ def perturbation_discrimination(comparison: Prediction) -> float:
     return comparison.panel.score(comparison.synthetic.moments.mean - comparison.control.moments.mean)
 
 
-_add_top_genes(_perturbation.de_overlap, "higher", SHARE)
-
-
-@_metric("Perturbations", "higher", bounds=SHARE, **_OF_EFFECTS)
-def de_jaccard(comparison: Prediction) -> float:
-    """Differential genes that prediction and reality share, among those of either. Misses direction and size."""
-    return _perturbation.de_jaccard(*comparison.once(_effects))
-
-
-@_metric("Perturbations", "higher", bounds=SHARE, **_OF_EFFECTS)
-def de_direction(comparison: Prediction) -> float:
-    """Share of differential genes predicted to change in the right direction; guessing scores 0.5. Misses the size."""
-    return _perturbation.de_direction(*comparison.once(_effects))
-
-
-@_metric("Perturbations", "lower", **_OF_EFFECTS)
-def variance_error(comparison: Prediction) -> float:
-    """Difference of a gene's predicted and real variance, averaged over genes. Misses relations between genes."""
-    return _perturbation.variance_error(*comparison.once(_effects))
-
-
-_add_top_genes(_perturbation.variance_error, "lower", (0.0, np.inf))
+_effect_metric(_perturbation.de_overlap, "higher", SHARE, n_top=20)
+_effect_metric(_perturbation.de_overlap, "higher", SHARE, n_top=100)
+_effect_metric(_perturbation.de_jaccard, "higher", SHARE)
+_effect_metric(_perturbation.de_direction, "higher", SHARE)
+_effect_metric(_perturbation.variance_error, "lower")
+_effect_metric(_perturbation.variance_error, "lower", n_top=20)
+_effect_metric(_perturbation.variance_error, "lower", n_top=100)
 
 
 # --- several modalities -----------------------------------------------------------------------------------------------
@@ -567,17 +539,6 @@ _add_top_genes(_perturbation.variance_error, "lower", (0.0, np.inf))
 def cross_correlation_error(comparison: Comparison) -> float:
     """Difference of correlations between features of two modalities, averaged over pairs of features."""
     return float(np.abs(comparison.real - comparison.synthetic).mean())
-
-
-_NEEDS = {
-    "train": "`train`, the cells that the model was trained on",
-    "groups": "`groupby`, a column of `obs`",
-    "counts": "counts in all sets, not log-normalised values",
-    "control": "`control`, unperturbed cells",
-    "mean_response": "`train`, with perturbed cells",
-    "perturbations": "two or more perturbations in `real_test`",
-    "modalities": "MuData with several modalities",
-}
 
 
 def choose_metrics(
@@ -599,6 +560,6 @@ def choose_metrics(
             msg = f"`metrics` asks for {metric.name!r}, which does not apply to perturbations; leave `control` out."
             raise ValueError(msg)
         if missing := [need for need in metric.needs if need not in available]:
-            msg = f"`metrics` asks for {metric.name!r}, which needs {_NEEDS[missing[0]]}."
+            msg = f"`metrics` asks for {metric.name!r}, which needs `{missing[0]}`."
             raise ValueError(msg)
     return metrics

@@ -234,9 +234,8 @@ class CellComparison(Comparison):
 
 #: Which values are good: low ones, high ones, or those close to the real value.
 Better: TypeAlias = Literal["lower", "higher", "real"]
-#: What a metric needs: training cells, labels, total counts, unperturbed cells, perturbed training cells, several
-#: perturbations, several modalities.
-Need: TypeAlias = Literal["train", "groups", "counts", "control", "mean_response", "perturbations", "modalities"]
+#: What a metric needs: training cells, labels, total counts, unperturbed cells, several perturbations or modalities.
+Need: TypeAlias = Literal["train", "groupby", "counts", "control", "perturbations", "modalities"]
 #: Where a metric is measured: all cells, each group, modalities together, each perturbation, each pair of modalities.
 Scope: TypeAlias = Literal["all", "group", "joint", "perturbation", "pair"]
 
@@ -325,8 +324,8 @@ class Metric:
 
     @property
     def text(self) -> str:
-        """What it measures and misses."""
-        return " ".join((self.measure.__doc__ or "").split())
+        """What it measures and misses: the first lines of the docstring."""
+        return " ".join((self.measure.__doc__ or "").split("\n\n")[0].split())
 
     def limits_of(self, group: str) -> Limits | None:
         """Return the limits of all cells, or of a group."""
@@ -339,8 +338,6 @@ class Context:
 
     Attributes
     ----------
-    names
-        Columns that identify the rows, such as the group.
     comparisons
         For each column of the table, the comparisons that its figure averages: ``value`` for synthetic cells, ``real``
         for other real cells in their place, and so on.
@@ -352,7 +349,6 @@ class Context:
         What is known of all cells, for metrics that look for copies.
     """
 
-    names: Mapping[str, str]
     comparisons: Mapping[str, Sequence[Comparison]]
     held_out_pairs: Sequence[Comparison] = ()
     halves: Sequence[Comparison] = ()
@@ -360,7 +356,6 @@ class Context:
 
     def row(self, metric: Metric, group: str | None = None) -> dict[str, object]:
         """Return the row of a metric, or that of one group for a metric that measures each group among all others."""
-        names = self.names if group is None else {**self.names, "group": group}
         if metric.of_all:
             share, usual = metric.measure(self.all_cells)
             usual = usual if self.comparisons["real"] else ()
@@ -369,7 +364,7 @@ class Context:
         else:
             measure = metric.measure if group is None else lambda c: c.once(metric.by_group).get(group, metric.absent)
             comparisons = dict(self.comparisons)
-            if "train" in metric.needs:
+            if "train" in metric.needs and self.held_out_pairs:
                 comparisons["real"] = self.held_out_pairs
             figures = {
                 side: _mean([measure(comparison) for comparison in own[: 1 if metric.slow else None]])
@@ -377,7 +372,7 @@ class Context:
             }
             halves = [measure(half) for half in self.halves]
             low, high = interval(figures["value"], halves, metric.bounds, metric.widening)
-        return {**names, "metric": metric.name, **figures, "low": low, "high": high, "better": metric.better}
+        return {"metric": metric.name, **figures, "low": low, "high": high, "better": metric.better}
 
 
 def table_of(rows: Sequence[Mapping[str, object]], leading: Sequence[str], figures: Sequence[str]) -> pd.DataFrame:

@@ -295,7 +295,7 @@ def auc_of_scores(real: NDArray, synthetic: NDArray) -> float:
 
 
 def ilisi(real: ArrayLike, synthetic: ArrayLike) -> float:
-    """Measure how well real and synthetic cells mix locally: the integration score iLISI, scaled to [0, 1].
+    """How well the two sets mix locally; 1 is fully mixed. Misses lost types and a few misplaced cells.
 
     From 0 (the sets lie apart) to nearly 1 (they are mixed; chance leaves it a few per cent below); higher is better.
     Use equal numbers of cells. *Catches* sets that lie apart. *Misses* a few misplaced cells, or a lost population.

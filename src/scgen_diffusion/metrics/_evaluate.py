@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -26,21 +25,14 @@ from ._cells import (
 )
 from ._comparison import ALL, FIGURES, Draws, Metric, table_of
 from ._genes import count_labels
-from ._modalities import (
-    MIN_PAIRED_CELLS,
-    common_modalities,
-    joint_sources,
-    modality_cells,
-    pair_context,
-    paired_cells,
-)
+from ._modalities import MIN_PAIRED_CELLS, common_modalities, joint_sources, modality_cells, pair_context, paired_cells
 from ._perturbation_contexts import MIN_CELLS as MIN_CELLS_PER_PERTURBATION
 from ._perturbation_contexts import evaluate_perturbations
 from ._pools import MIN_CELLS_PER_GROUP, draw_pools, make_context, read_all_cells
 from ._space import ComparisonSpace, choose_scales, make_scale
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import pandas as pd
 
@@ -308,35 +300,37 @@ def _evaluate_modalities(
     modalities = common_modalities(sets)
     layers = dict.fromkeys(modalities, layer) if isinstance(layer, str) else dict(layer or {})
     cells = {
-        name: {modality: modality_cells(mdata, modality, keys, name, layers.get(modality)) for modality in modalities}
-        for name, mdata in sets.items()
+        modality: {
+            name: modality_cells(mdata, modality, keys, name, layers.get(modality)) for name, mdata in sets.items()
+        }
+        for modality in modalities
     }
-    real = cells["real_test"]
-    reference = {
-        modality: align_genes(own, real[modality].var_names, name="train")
-        for modality, own in cells.get("train", real).items()
-    }
-    scale_names = choose_scales(real, scales, layers)
-    fitted = {name: make_scale(scale_names[name], reference[name], layers.get(name)) for name in modalities}
+    scale_names = choose_scales({modality: own["real_test"] for modality, own in cells.items()}, scales, layers)
     if names is not None:
-        choose_metrics([n for n in names if "pair" not in CATALOGUE[n].scopes], "all", {"train", "groups", "counts"})
+        choose_metrics([n for n in names if "pair" not in CATALOGUE[n].scopes], "all", {"train", "groupby", "counts"})
 
     def wanted(scope: Scope) -> list[str] | None:
         return None if names is None else [name for name in names if scope in CATALOGUE[name].scopes]
 
-    checked = {}  # all modalities, before any is judged
-    for modality in modalities if wanted("all") != [] else ():
-        own = {name: by_modality[modality] for name, by_modality in cells.items()}
-        with _naming(modality):
-            sources = read_sources(own, keys or None, layers.get(modality), fitted[modality])
-            metrics = check_sources(sources, wanted("all"), n_features=reference[modality].n_vars)
-            checked[modality] = sources, metrics
-    least = {name: least_cells(name, has_train="train" in sets) for name in sets}
-    is_joint = len(modalities) > 1 and wanted("joint") != []
-    if is_joint and (paired := paired_cells(cells, least, modalities, "Modalities are not judged together")):
-        with _naming("+".join(modalities)):
-            sources = joint_sources(paired, reference, fitted, layers, keys)
-            checked["+".join(modalities)] = sources, check_sources(sources, wanted("joint"), scope="joint")
+    sources, checked = {}, {}  # all modalities, before any is judged
+    for modality, own in cells.items():
+        genes = own["real_test"].var_names
+        reference = align_genes(own.get("train", own["real_test"]), genes, name="train")
+        scale = make_scale(scale_names[modality], reference, layers.get(modality))
+        try:
+            sources[modality] = read_sources(own, keys or None, layers.get(modality), scale)
+            if wanted("all") != []:
+                metrics = check_sources(sources[modality], wanted("all"), n_features=len(genes))
+                checked[modality] = sources[modality], metrics
+        except ValueError as error:
+            msg = f"Modality {modality!r}: {error}"
+            raise ValueError(msg) from error
+    together, least = "+".join(modalities), {name: least_cells(name, has_train="train" in sets) for name in sets}
+    if len(modalities) > 1 and wanted("joint") != []:
+        by_modality = [*sources.values()]
+        if paired := paired_cells(by_modality, least, f"{together} is not judged together"):
+            joint = joint_sources(by_modality, paired)
+            checked[together] = joint, check_sources(joint, wanted("joint"), scope="joint")
     rows: list[Row] = []
     noted: dict[str, dict[str, object]] = {"n_cells": {}, "n_labelled": {}, "leaked": {}}
     for modality, own in checked.items():
@@ -347,22 +341,13 @@ def _evaluate_modalities(
     of_pair = choose_metrics(wanted("pair"), "pair", {"modalities"} if len(modalities) > 1 else set())
     least = dict.fromkeys(("real_test", "synthetic"), MIN_PAIRED_CELLS)
     for pair in combinations(modalities, 2) if of_pair else ():
-        if paired := paired_cells(cells, least, pair, "Modalities are not compared as a pair"):
-            context = pair_context(paired, fitted, layers, keys, n_splits=draws.n_repeats, seed=draws.seed)
-            rows.extend({"modality": "+".join(pair), **context.row(metric)} for metric in of_pair)
+        both = [sources[modality] for modality in pair]
+        if paired := paired_cells(both, least, f"{'+'.join(pair)} is not compared as a pair"):
+            context = pair_context(both, paired, draws)
+            rows.extend({"modality": "+".join(pair), "group": ALL, **context.row(metric)} for metric in of_pair)
     table = table_of(rows, ("modality", "metric", "group"), FIGURES)
     table.attrs.update(noted, scales=scale_names)
     return table
-
-
-@contextmanager
-def _naming(modality: str) -> Iterator[None]:
-    """Say in an error which modality it is about."""
-    try:
-        yield
-    except ValueError as error:
-        msg = f"Modality {modality!r}: {error}"
-        raise ValueError(msg) from error
 
 
 # --- checks of the sets, before any long computation ------------------------------------------------------------------
@@ -390,26 +375,20 @@ def read_sources(
             counts = to_csr(cells, name)
             check_same_number_of_genes(sets["real_test"].shape[1], counts.shape[1], ("real_test", name))
             cells = AnnData(counts)
-        n_cells = cells.n_cells if isinstance(cells, CellFiles) else cells.n_obs
-        if n_cells < (least := least_cells(name, has_train="train" in sets)):
-            msg = f"`{name}` has {n_cells} cells; there must be {least} or more."
-            raise ValueError(msg)
         genes = cells.var_names if genes is None else genes  # `real_test` comes first
         sources[name] = Source.of(cells, name, genes, groupby=groupby, layer=layer, scale=scale)
     return sources
 
 
 def check_sources(
-    sources: Mapping[str, Source],
-    names: Collection[str] | None,
-    *,
-    scope: Scope = "all",
-    n_features: float = np.inf,
+    sources: Mapping[str, Source], names: Collection[str] | None, *, scope: Scope = "all", n_features: float = np.inf
 ) -> list[Metric]:
     """Check the values and the sets against each other; return the requested metrics, or all that these sets allow."""
     real = sources["real_test"]
-    check_for_empty_cells(sources)
     for name, source in sources.items():
+        if len(source) < (least := least_cells(name, has_train="train" in sources)):
+            msg = f"`{name}` has {len(source)} cells; there must be {least} or more."
+            raise ValueError(msg)
         source.read(np.arange(min(N_CELLS_CHECKED, len(source))))  # raises if the values are not allowed
         if source.labels is None:
             continue
@@ -420,9 +399,10 @@ def check_sources(
             found, known = (np.unique(side.labels)[:N_LABELS_NAMED].tolist() for side in (source, real))
             msg = f"`{name}` and `real_test` have no label in common: {found} and {known}. Use the same labels in both."
             raise ValueError(msg)
+    check_for_empty_cells(sources)
     if "train" in sources:
         check_for_training_cells(real, sources["train"])
-    available: set[Need] = {"groups"} if real.labels is not None else set()
+    available: set[Need] = {"groupby"} if real.labels is not None else set()
     available |= {"train"} & {*sources}
     available |= {"counts"} if all(source.log_base is None for source in sources.values()) else set()
     return choose_metrics(names, scope, available, n_features)
@@ -432,11 +412,7 @@ def check_sources(
 
 
 def compare_cells(
-    sources: Mapping[str, Source],
-    metrics: Sequence[Metric],
-    draws: Draws,
-    *,
-    space: ComparisonSpace | None = None,
+    sources: Mapping[str, Source], metrics: Sequence[Metric], draws: Draws, *, space: ComparisonSpace | None = None
 ) -> tuple[list[Row], dict[str, object]]:
     """Return the rows of all cells and of each group, and what to note beside them, of sets that were checked."""
     counts_copies = any(metric.of_all for metric in metrics)
@@ -458,9 +434,9 @@ def compare_cells(
     groups_of_either = {*groups, *pools.synthetic.frequent_labels(MIN_CELLS_PER_GROUP)}
     rows = []
     for metric in metrics:
-        rows.append(of_all.row(metric))
+        rows.append({"group": ALL, **of_all.row(metric)})
         if metric.by_group is not None:
-            rows += [of_all.row(metric, group) for group in groups_of_either]
+            rows += [{"group": group, **of_all.row(metric, group)} for group in groups_of_either]
     n_labelled = {}
     if sources["real_test"].labels is not None:
         n_real, n_synthetic = (count_labels(sources[name].labels) for name in ("real_test", "synthetic"))
@@ -472,7 +448,7 @@ def compare_cells(
         context = make_context(pools, group, draws)  # one at a time: it has many copies of the group's cells
         if context is not None:
             n_cells[group] = len(context.comparisons["value"][0].real)
-            rows += [context.row(metric) for metric in of_groups]
+            rows += [{"group": group, **context.row(metric)} for metric in of_groups]
         else:
             rows += [{"group": group, "metric": metric.name, "better": metric.better} for metric in of_groups]
     place = {metric.name: position for position, metric in enumerate(metrics)}

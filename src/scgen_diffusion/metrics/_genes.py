@@ -14,16 +14,7 @@ from scipy.stats import ks_2samp
 
 from scgen_diffusion._arguments import check_count
 
-from ._cells import (
-    Cells,
-    Expression,
-    expression_of,
-    labels_of,
-    means,
-    pair_of_expressions,
-    shares_expressed,
-    variances,
-)
+from ._cells import Cells, Expression, expression_of, labels_of, means, pair_of_expressions, shares_expressed, variances
 from ._comparison import ALL
 
 if TYPE_CHECKING:
@@ -93,7 +84,7 @@ def gene_profile_errors(
 
 
 def mean_variance_error(real: Cells | Expression, synthetic: Cells | Expression, *, layer: str | None = None) -> float:
-    r"""Measure whether genes are as noisy as real genes of the same mean expression.
+    r"""Distance of variances from real genes of the same mean, in powers of ten. Misses shifted means.
 
     .. math:: \operatorname{median}_g \Bigl| \log_{10} \frac{v_g'}{T(m_g')} - \log_{10} \frac{v_g}{T(m_g)} \Bigr|
 
@@ -257,7 +248,9 @@ def _shared_correlation(values: NDArray, labels: NDArray, seed: int) -> float:
 
 
 def library_size_ks(real: Cells | Expression, synthetic: Cells | Expression, *, layer: str | None = None) -> float:
-    r"""Measure how far the total counts of synthetic cells are from real ones (Kolmogorov-Smirnov statistic).
+    r"""Largest gap between the distributions of total counts. Misses whether large cells have the right type.
+
+    The Kolmogorov-Smirnov statistic:
 
     .. math:: \sup_l |F(l) - F'(l)|
 

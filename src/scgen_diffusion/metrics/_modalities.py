@@ -14,8 +14,8 @@ from mudata import MuData
 from scgen_diffusion._arguments import known_names, warn_user
 from scgen_diffusion.data import check_unique_names, layer_names
 
-from ._cells import GENERATED, Expression, Source, align_genes, expression_of, labels_of, matrix_of, variances
-from ._comparison import ALL, Comparison, Context
+from ._cells import GENERATED, Source, matrix_of, variances
+from ._comparison import Comparison, Context
 from ._genes import unit_residuals
 from ._space import ComparisonSpace
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ._cells import Scale
+    from ._comparison import Draws
 
 MIN_PAIRED_CELLS = 50  # halves of fewer correlate by chance, and no interval tells
 N_CORRELATED = 100
 
 
 def common_modalities(sets: Mapping[str, MuData]) -> list[str]:
-    """Return the names of the modalities of the first set, which all sets must have.
+    """Return the names of the modalities of ``real_test``, which all sets must have.
 
     Raises
     ------
@@ -44,13 +44,10 @@ def common_modalities(sets: Mapping[str, MuData]) -> list[str]:
         if not isinstance(cells, MuData):
             msg = f"`{name}` must be a MuData, but is {type(cells).__name__}."
             raise TypeError(msg)
-    names = list(next(iter(sets.values())).mod)
-    for name, cells in sets.items():
-        for modality in names:
-            if modality not in cells.mod:
-                msg = f"`{name}` has no modality {modality!r}. {known_names(modality, list(cells.mod))}"
-                raise KeyError(msg)
-    return names
+        if lacking := [modality for modality in sets["real_test"].mod if modality not in cells.mod]:
+            msg = f"`{name}` has no modality {lacking[0]!r}. {known_names(lacking[0], list(cells.mod))}"
+            raise KeyError(msg)
+    return list(sets["real_test"].mod)
 
 
 def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str, layer: str | None) -> AnnData:
@@ -75,28 +72,21 @@ def modality_cells(cells: MuData, modality: str, keys: Sequence[str], name: str,
 
 
 def paired_cells(
-    cells: Mapping[str, Mapping[str, AnnData]], needed: Mapping[str, int], modalities: Sequence[str], consequence: str
-) -> dict[str, dict[str, AnnData]] | None:
-    """Return the cells of some sets that have all of these modalities, in one order, with the features of real cells.
+    sources: Sequence[Mapping[str, Source]], needed: Mapping[str, int], consequence: str
+) -> dict[str, list[NDArray[np.intp]]] | None:
+    """Return the positions, in each modality, of the cells of some sets that have all of these modalities.
 
     If a set has fewer of them than ``needed``, warn of the ``consequence``, and return None.
     """
-    names = {
-        name: reduce(pd.Index.intersection, [cells[name][modality].obs_names for modality in modalities])
-        for name in needed
-    }
+    found = {}
     for name, fewest in needed.items():
-        if (n_paired := len(names[name])) < fewest:
-            found = f"only {n_paired} cells of `{name}` have all of {list(modalities)}"
-            warn_user(f"{consequence}: {found}; {fewest} are needed.")
+        of_modalities = [own[name].obs_names for own in sources]
+        names = reduce(pd.Index.intersection, of_modalities)
+        if len(names) < fewest:
+            warn_user(f"{consequence}: only {len(names)} cells of `{name}` have all of them; {fewest} are needed.")
             return None
-    return {
-        name: {
-            modality: align_genes(cells[name][modality][own], cells["real_test"][modality].var_names, name=name)
-            for modality in modalities
-        }
-        for name, own in names.items()
-    }
+        found[name] = [own.get_indexer(names) for own in of_modalities]
+    return found
 
 
 def _column(cells: MuData, key: str, names: pd.Index, name: str) -> pd.Series:
@@ -110,59 +100,47 @@ def _column(cells: MuData, key: str, names: pd.Index, name: str) -> pd.Series:
 
 
 def joint_sources(
-    paired: Mapping[str, Mapping[str, AnnData]],
-    reference: Mapping[str, AnnData],
-    scales: Mapping[str, Scale],
-    layers: Mapping[str, str],
-    keys: Sequence[str],
+    sources: Sequence[Mapping[str, Source]], paired: Mapping[str, Sequence[NDArray[np.intp]]]
 ) -> dict[str, Source]:
     """Put the modalities of every set side by side, each on its scale.
 
     Each is divided by the standard deviation of its first component, so that none dominates.
     """
-    first_variances = [
-        ComparisonSpace.fit(Expression(values, None)).pca.explained_variance_[0]
-        for values in scaled_values(reference, scales, layers, "train")
-    ]
-    sources = {}
-    for name, parts in paired.items():
-        blocks = zip(scaled_values(parts, scales, layers, name), first_variances, strict=True)
-        values = sp.hstack([block * np.float32(1 / np.sqrt(variance)) for block, variance in blocks], format="csr")
-        first = next(iter(parts.values()))
-        labels = labels_of(first, keys, name=name) if keys else None
-        sources[name] = Source(name, first.obs_names, labels, values.__getitem__, log_base=np.e, scale=None)
-    return sources
+    units = []
+    for own in sources:
+        reference = own.get("train", own["real_test"])
+        values = reference.read(np.arange(len(reference)))
+        units.append(np.float32(1 / np.sqrt(ComparisonSpace.fit(values).pca.explained_variance_[0])))
+    joint = {}
+    for name, places in paired.items():
+        blocks = zip(_read_paired(sources, name, places), units, strict=True)
+        values = sp.hstack([block * unit for block, unit in blocks], format="csr")
+        first, rows = sources[0][name], places[0]
+        labels = None if first.labels is None else first.labels[rows]
+        joint[name] = Source(name, first.obs_names[rows], labels, values.__getitem__, log_base=np.e, scale=None)
+    return joint
 
 
-def scaled_values(
-    parts: Mapping[str, AnnData], scales: Mapping[str, Scale], layers: Mapping[str, str], name: str
+def _read_paired(
+    sources: Sequence[Mapping[str, Source]], name: str, places: Sequence[NDArray[np.intp]]
 ) -> list[sp.csr_matrix]:
     """Return the values of each modality on its scale."""
-    return [
-        expression_of(part, layer=layers.get(modality), name=name, scale=scales[modality]).values
-        for modality, part in parts.items()
-    ]
+    return [own[name].read(rows).values for own, rows in zip(sources, places, strict=True)]
 
 
 def pair_context(
-    paired: Mapping[str, Mapping[str, AnnData]],
-    scales: Mapping[str, Scale],
-    layers: Mapping[str, str],
-    keys: Sequence[str],
-    *,
-    n_splits: int,
-    seed: int,
+    sources: Sequence[Mapping[str, Source]], paired: Mapping[str, Sequence[NDArray[np.intp]]], draws: Draws
 ) -> Context:
     """Compare correlations in one half of the real cells, synthetic cells, the other half, and that one re-paired.
 
     Each label's mean is subtracted. Of each modality of the pair, the features that vary most in real cells count.
     """
-    values = {name: scaled_values(parts, scales, layers, name) for name, parts in paired.items()}
+    values = {name: _read_paired(sources, name, places) for name, places in paired.items()}
     kept = [np.argsort(-variances(own), kind="stable")[:N_CORRELATED] for own in values["real_test"]]
     labels = {}
-    for name, parts in paired.items():
-        first = next(iter(parts.values()))
-        labels[name] = labels_of(first, keys, name=name) if keys else np.zeros(first.n_obs, int)
+    for name, (rows, _) in paired.items():
+        own = sources[0][name].labels
+        labels[name] = np.zeros(len(rows)) if own is None else own[rows]
 
     def correlations(name: str, rows: NDArray, order: NDArray | None = None) -> NDArray[np.float64]:
         """Return the correlations of features of both modalities; of the second one, the cells may have an order."""
@@ -172,11 +150,11 @@ def pair_context(
         )
         return first.T @ second
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(draws.seed)
     n_real, n_synthetic = (len(labels[name]) for name in ("real_test", "synthetic"))
     n_cells = min(n_real // 2, n_synthetic)
     comparisons: dict[str, list[Comparison]] = {"value": [], "real": [], "shuffled": []}
-    for _ in range(max(n_splits, 1)):
+    for _ in range(max(draws.n_repeats, 1)):
         order, drawn = rng.permutation(n_real), rng.permutation(n_synthetic)[:n_cells]
         first, other = order[:n_cells], order[n_cells : 2 * n_cells]
         # the second modality of each cell is that of another cell of its label
@@ -184,11 +162,7 @@ def pair_context(
         for label in np.unique(of_other):
             mixed[of_other == label] = rng.permutation(other[of_other == label])
         of_real = correlations("real_test", first)
-        found = (
-            correlations("synthetic", drawn),
-            correlations("real_test", other),
-            correlations("real_test", other, mixed),
-        )
-        for side, own in zip(comparisons, found, strict=True):
-            comparisons[side].append(Comparison(of_real, own))
-    return Context({"group": ALL}, comparisons if n_splits else comparisons | {"real": []})
+        comparisons["value"].append(Comparison(of_real, correlations("synthetic", drawn)))
+        comparisons["real"].append(Comparison(of_real, correlations("real_test", other)))
+        comparisons["shuffled"].append(Comparison(of_real, correlations("real_test", other, mixed)))
+    return Context(comparisons if draws.n_repeats else comparisons | {"real": []})

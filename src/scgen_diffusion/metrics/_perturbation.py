@@ -281,7 +281,7 @@ def predicted_effect(predicted: GeneMoments, real: GeneMoments, control: GeneMom
 
 
 def mean_change_correlation(real: Effect, predicted: Effect, *, n_top: int | None = None) -> float:
-    r"""Measure whether predicted changes against control have the right direction (Pearson correlation over genes).
+    r"""Whether genes change in the right direction and proportion, against control. Misses the size of the effect.
 
     .. math:: \operatorname{corr}_g \left( \bar x^{\text{real}}_g - \bar x^{\text{control}}_g,\;
         \bar x^{\text{predicted}}_g - \bar x^{\text{control}}_g \right)
@@ -326,7 +326,7 @@ def mean_change_correlation(real: Effect, predicted: Effect, *, n_top: int | Non
 
 
 def variance_error(real: Effect, predicted: Effect, *, n_top: int | None = None) -> float:
-    r"""Measure how far the genes' variances in predicted cells are from those in real cells.
+    r"""Difference of a gene's predicted and real variance, averaged over genes. Misses relations between genes.
 
     .. math:: \frac{1}{G} \sum_g \bigl| s^2_g(\text{real}) - s^2_g(\text{predicted}) \bigr|
 
@@ -362,7 +362,7 @@ def variance_error(real: Effect, predicted: Effect, *, n_top: int | None = None)
 
 
 def mean_change_error(real: Effect, predicted: Effect) -> float:
-    """Measure how far predicted mean changes are from real ones: their absolute difference, averaged over genes.
+    """Difference of a gene's predicted and real mean, averaged over genes. Misses differences between cells.
 
     From 0; lower is better. Sampling noise of both counts as error (:func:`mean_change_debiased_error` subtracts it).
 
@@ -375,7 +375,7 @@ def mean_change_error(real: Effect, predicted: Effect) -> float:
 
 
 def mean_change_debiased_error(real: Effect, predicted: Effect) -> float:
-    r"""Measure the squared error of predicted mean changes, without what sampling noise adds to it.
+    r"""Squared error of mean changes, less what noise adds: 0 on average if perfect; may be negative.
 
     .. math:: \frac{1}{G} \sum_g \left[ \left( \bar x^{\text{real}}_g - \bar x^{\text{predicted}}_g \right)^2
         - \frac{s^2_g(\text{real})}{n_\text{real}} - \frac{s^2_g(\text{predicted})}{n_\text{predicted}} \right]
@@ -421,7 +421,7 @@ def mean_change_debiased_error(real: Effect, predicted: Effect) -> float:
 
 
 def mean_change_slope(real: Effect, predicted: Effect) -> float:
-    r"""Measure whether predicted log fold changes are too small or too large: their slope over the real ones.
+    r"""Size of effects relative to real ones: 1 is right, below 1 too small. Misses changes in the wrong genes.
 
     .. math:: \frac{\sum_g d_g e_g - (1 - c)\, v_g}{\sum_g d_g^2 - u_g - v_g}
 
@@ -620,7 +620,7 @@ def de_overlap(real: Effect, predicted: Effect, *, n_top: int = 100) -> float:
 
 
 def de_jaccard(real: Effect, predicted: Effect) -> float:
-    r"""Measure whether the same genes are differential in real and predicted cells (Jaccard index).
+    r"""Differential genes that prediction and reality share, among those of either. Misses direction and size.
 
     .. math:: \frac{|D \cap D'|}{|D \cup D'|}
 
@@ -659,7 +659,7 @@ def de_jaccard(real: Effect, predicted: Effect) -> float:
 
 
 def de_direction(real: Effect, predicted: Effect) -> float:
-    r"""Measure whether differential genes go up and down as they really do: the share with the right direction.
+    r"""Share of differential genes predicted to change in the right direction; guessing scores 0.5. Misses the size.
 
     .. math:: \frac{1}{|D|} \bigl|\{ g \in D :
         \operatorname{sign}(\bar x^{\text{predicted}}_g - \bar x^{\text{control}}_g) =

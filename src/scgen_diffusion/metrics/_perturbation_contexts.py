@@ -11,8 +11,9 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 import numpy as np
+import pandas as pd
 
-from scgen_diffusion._arguments import list_first, warn_user
+from scgen_diffusion._arguments import as_list, list_first, warn_user
 from scgen_diffusion.data import SEPARATOR, CellFiles, as_labels, check_is_anndata, check_names
 
 from ._catalogue import choose_metrics
@@ -23,9 +24,8 @@ from ._safety import copied_cells
 from ._space import ComparisonSpace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -52,8 +52,8 @@ class Perturbed:
     rows
         Positions of the cells by their single perturbations (empty for unperturbed cells) and group; sorted.
     matches
-        What control cells must have in common with each cell, such as the donor, `(cells,)`; empty texts without
-        ``match_keys``.
+        What control cells must have in common with each cell: its group, and what ``match_keys`` say, such as the
+        donor, `(cells,)`.
     """
 
     expression: Expression
@@ -61,52 +61,29 @@ class Perturbed:
     matches: NDArray[np.str_]
 
     @classmethod
-    def read(
-        cls,
-        cells: AnnData,
-        source: Source,
-        key: str,
-        split_name: Callable[[str], Parts],
-        match_keys: Sequence[str] | None = None,
-    ) -> Perturbed:
-        """Read cells and their perturbations from a column of `obs`.
-
-        Cells of ``control`` are all unperturbed; unperturbed cells of ``real_test`` and ``train`` are left out.
-        """
+    def read(cls, cells: AnnData, source: Source, parts: Sequence[Parts], match_keys: Sequence[str]) -> Self:
+        """Read cells and their perturbations; unperturbed cells of ``real_test`` and ``train`` are left out."""
         matches = labels_of(cells, match_keys, name=source.name) if match_keys else np.zeros(len(source), dtype=str)
-        parts: list[Parts] = [()] * len(source)
-        if source.name != "control":
-            parts = [*map(lru_cache(split_name), labels_of(cells, key, name=source.name).tolist())]
         kept = np.arange(len(source))
         if source.name in ("real_test", "train"):
-            kept = np.array([row for row in kept if parts[row]], dtype=np.intp)
-            if not len(kept):
-                names = sorted({repr(name) for name in as_labels(cells.obs[key]).unique()})
-                msg = f"`{source.name}` needs perturbed cells, but `control` has all its names: {list_first(names)}."
-                raise ValueError(msg)
+            kept = np.flatnonzero([bool(own) for own in parts])
         places: dict[tuple[Parts, str], list[int]] = {}
         for place, row in enumerate(kept):
             group = ALL if source.labels is None else str(source.labels[row])
             places.setdefault((parts[row], group), []).append(place)
-        rows = {key: np.array(own, dtype=np.intp) for key, own in sorted(places.items())}
+        rows = {key: np.array(own) for key, own in sorted(places.items())}
         return cls(stacked(source.chunks(kept)), rows, matches[kept])
-
-    def rows_of(self, parts: Parts, group: str, match: str | None = None) -> NDArray[np.intp]:
-        """Return the positions of the cells of one perturbation (empty for control) in one group, or of one match."""
-        rows = self.rows.get((parts, group), np.zeros(0, dtype=np.intp))
-        return rows if match is None else rows[self.matches[rows] == match]
 
     def of(self, parts: Parts, group: str, match: str | None = None) -> Expression:
         """Return the cells of one perturbation (empty for control) in one group, or only those of one match."""
-        return self.expression[self.rows_of(parts, group, match)]
+        rows = self.rows.get((parts, group), np.zeros(0, dtype=np.intp))
+        return self.expression[rows if match is None else rows[self.matches[rows] == match]]
 
-    def with_matches(self, known: Collection[tuple[str, str]]) -> Self:
-        """Leave out cells whose group and match are not known."""
-        rows = {
-            (parts, group): places[[(group, str(match)) in known for match in self.matches[places]]]
-            for (parts, group), places in self.rows.items()
-        }
-        return replace(self, rows={place: kept for place, kept in rows.items() if len(kept)})
+    def with_matches(self, known: Iterable[str]) -> Self:
+        """Leave out cells whose match is not known."""
+        is_known = np.isin(self.matches, [*known])
+        rows = {place: own[is_known[own]] for place, own in self.rows.items()}
+        return replace(self, rows={place: own for place, own in rows.items() if len(own)})
 
     def moments(self, parts: Parts, group: str) -> GeneMoments:
         """Return the moments of a perturbation's cells. How many cells each match has is no sampling noise.
@@ -115,17 +92,14 @@ class Perturbed:
         it is unknown (NaN), as that of a single cell is: that of all cells has the differences between donors, too.
         """
         moments, shares = GeneMoments.of(self.of(parts, group)), self.shares(parts, group)
-        within = [moments]
-        if len(shares) > 1:
-            within = [GeneMoments.of(self.of(parts, group, match)) for match in shares]
+        within = [GeneMoments.of(self.of(parts, group, match)) for match in shares]
         squares = np.sum([(own.n_cells - 1) * own.variance for own in within], axis=0)
         n_free = moments.n_cells - len(shares) or UNKNOWN
         return replace(moments, noise=squares / n_free / moments.n_cells)
 
     def shares(self, parts: Parts, group: str) -> dict[str, float]:
         """Return which share of the cells of a perturbation in a group has each match."""
-        found, n_cells = np.unique(self.matches[self.rows[parts, group]], return_counts=True)
-        return dict(zip(found.tolist(), (n_cells / n_cells.sum()).tolist(), strict=True))
+        return pd.Series(self.matches[self.rows[parts, group]]).value_counts(normalize=True).sort_index().to_dict()
 
 
 def read_perturbed(
@@ -136,35 +110,43 @@ def read_perturbed(
     groupby: str | Sequence[str] | None,
     layer: str | None,
     match_keys: Sequence[str],
-) -> tuple[dict[str, Perturbed], Callable[[str], Parts]]:
-    """Check and read ``real_test``, ``control`` and other sets. Return also what splits the name of a combination."""
+) -> tuple[dict[str, Perturbed], dict[Parts, str]]:
+    """Check and read ``real_test``, ``control`` and other sets. Return also the names of the real perturbations."""
     genes, untreated = given["real_test"].var_names, given["control"].obs
     controls = set(as_labels(untreated[key])) if key in untreated else set()
     if len(controls) > 1:
         warn_user(f"`control` has cells of {list_first(sorted(controls))}, which are all taken as unperturbed.")
-    split_name = partial(parts_of, separator=separator, ignored=controls)
     sources = {n: Source.of(cells, n, genes, groupby=groupby, layer=layer) for n, cells in given.items()}
     check_for_empty_cells(sources)
-    sets = {name: Perturbed.read(given[name], source, key, split_name, match_keys) for name, source in sources.items()}
+    sets, names = {}, {}
+    for name, source in sources.items():
+        parts: list[Parts] = [()] * len(source)
+        if name != "control":
+            perturbations = labels_of(given[name], key, name=name).tolist()
+            by_name = {one: parts_of(one, separator=separator, ignored=controls) for one in sorted({*perturbations})}
+            parts = [by_name[one] for one in perturbations]
+        if name == "real_test":
+            names = {own: one for one, own in by_name.items()}
+        sets[name] = Perturbed.read(given[name], source, parts, [*as_list(groupby), *match_keys])
+        if name in ("real_test", "train") and not sets[name].rows:
+            msg = f"`{name}` needs perturbed cells, but `control` has all its names: {list_first(list(by_name))}."
+            raise ValueError(msg)
     real = sets["real_test"]
     for parts, group in real.rows:
-        needed: list[tuple[str, Parts, str | None]] = [("real_test", parts, None)]
         for match in real.shares(parts, group):
-            needed += [("synthetic", parts, match), ("control", (), match)]
-        for name, which, match in needed:
-            if (n_cells := len(sets[name].rows_of(which, group, match))) < MIN_CELLS:
-                where = f"perturbation {SEPARATOR.join(parts)!r} in group {group!r}"
-                where += f" with the match {match!r}" if match else ""
-                msg = f"`{name}` must have at least {MIN_CELLS} cells for {where}, but has {n_cells}."
-                raise ValueError(msg)
+            found = {"real_test": real.of(parts, group), "synthetic": sets["synthetic"].of(parts, group, match)}
+            for name, cells in (found | {"control": sets["control"].of((), group, match)}).items():
+                if len(cells) < MIN_CELLS:
+                    where = f"perturbation {SEPARATOR.join(parts)!r}" + (f" of {match!r}" if match else "")
+                    msg = f"`{name}` must have at least {MIN_CELLS} cells for {where}, but has {len(cells)}."
+                    raise ValueError(msg)
     if "train" in sets and copied_cells(real.expression, sets["train"].expression) > 0.5:
         msg = "`real_test` has cells of `train`."
         raise ValueError(msg)
     share, usual = (copied_cells(sets[name].expression, real.expression) for name in ("synthetic", "control"))
     if share - usual > MANY_COPIES:
-        msg = f"{share:.0%} of the cells in `synthetic` are exact copies of cells in `real_test`. A mix-up?"
-        warn_user(msg)
-    return sets, split_name
+        warn_user(f"{share:.0%} of the cells in `synthetic` are exact copies of cells in `real_test`. A mix-up?")
+    return sets, names
 
 
 class Trained(NamedTuple):
@@ -185,48 +167,37 @@ class Shift:
     noise
         Sampling variance that it has from perturbed cells, `(genes,)`.
     control_weights
-        By group and match, how much of the mean of control cells was subtracted.
+        By match, how much of the mean of control cells was subtracted.
     """
 
     change: NDArray[np.float64]
     noise: NDArray[np.float64]
-    control_weights: dict[tuple[str, str], float]
+    control_weights: dict[str, float]
 
     @classmethod
-    def of(
-        cls,
-        perturbed: Mapping[tuple[Parts, str], Trained],
-        controls: Mapping[tuple[str, str], GeneMoments],
-        weight: float = 1.0,
-    ) -> Self:
+    def of(cls, perturbed: Iterable[Trained], controls: Mapping[str, GeneMoments], weight: float = 1.0) -> Self:
         """Add the changes of these perturbations in their groups, each with the same weight, and their noise.
 
         Cells of unknown noise vary as much as those of the other perturbations do on average.
         """
-        weights: Counter[tuple[str, str]] = Counter()
-        for (_, group), own in perturbed.items():
-            weights.update({(group, match): weight * share for match, share in own.shares.items()})
-        change = weight * np.sum([own.moments.mean for own in perturbed.values()], axis=0)
-        change = change - np.sum([share * controls[name].mean for name, share in weights.items()], axis=0)
-        moments = [own.moments for own in perturbed.values()]
+        weights: Counter[str] = Counter()
+        moments = []
+        for own, shares in perturbed:
+            moments.append(own)
+            weights.update({match: weight * share for match, share in shares.items()})
+        change = weight * np.sum([own.mean for own in moments], axis=0)
+        change = change - np.sum([share * controls[match].mean for match, share in weights.items()], axis=0)
         variances = [own.noise * own.n_cells for own in moments if np.isfinite(own.noise).all()]
         variance = np.sum(variances, axis=0) / (len(variances) or UNKNOWN)
         noise = np.sum([np.where(np.isnan(own.noise), variance / own.n_cells, own.noise) for own in moments], axis=0)
         return cls(change, weight**2 * noise, dict(weights))
 
-    def move(
-        self,
-        cells: GeneMoments,
-        group: str,
-        shares: Mapping[str, float],
-        controls: Mapping[tuple[str, str], GeneMoments],
-    ) -> GeneMoments:
-        """Shift the control cells of a group with these shares of matches. Part of their noise is subtracted again."""
-        own = {(group, match): share for match, share in shares.items()}
-        left = Counter(own)
+    def move(self, cells: GeneMoments, shares: Mapping[str, float], controls: Mapping[str, GeneMoments]) -> GeneMoments:
+        """Shift control cells with these shares of matches. Part of their noise is subtracted again."""
+        left = Counter(shares)
         left.subtract(self.control_weights)
-        noise = self.noise + np.sum([share**2 * controls[name].noise for name, share in left.items()], axis=0)
-        shared = np.sum([left[name] * share * controls[name].noise for name, share in own.items()], axis=0)
+        noise = self.noise + np.sum([share**2 * controls[match].noise for match, share in left.items()], axis=0)
+        shared = np.sum([left[match] * share * controls[match].noise for match, share in shares.items()], axis=0)
         control_share = np.divide(shared, cells.noise, out=np.zeros_like(shared), where=cells.noise > 0)
         return replace(cells, mean=cells.mean + self.change, noise=noise, control_share=control_share)
 
@@ -252,9 +223,7 @@ class Profiles:
     sets
         The given cells.
     controls
-        Moments of the control cells by group and match.
-    trained
-        Training perturbations with control cells; empty without ``train``.
+        Moments of the control cells by match.
     control_shares
         By set, see :class:`GeneMoments`.
     space, draws
@@ -262,8 +231,7 @@ class Profiles:
     """
 
     sets: Mapping[str, Perturbed]
-    controls: Mapping[tuple[str, str], GeneMoments]
-    trained: Mapping[tuple[Parts, str], Trained]
+    controls: Mapping[str, GeneMoments]
     control_shares: Mapping[str, float]
     space: ComparisonSpace | None
     draws: Draws
@@ -285,27 +253,10 @@ class Profiles:
         moments = replace(moments, control_share=self.control_shares[name])
         return Profile(moments, np.concatenate(pcs), n_cells, of_matches)
 
-    def moved(self, cells: Profile, group: str, shares: Mapping[str, float], shift: Shift) -> Profile:
+    def moved(self, cells: Profile, shares: Mapping[str, float], shift: Shift) -> Profile:
         """Shift all cells by a change of the genes. The projection is linear."""
         step = shift.change if self.space is None else self.space.pca.components_ @ shift.change[self.space.genes]
-        moments = shift.move(cells.moments, group, shares, self.controls)
-        return replace(cells, moments=moments, pcs=cells.pcs + step)
-
-    def predictions(
-        self, parts: Parts, group: str, shares: Mapping[str, float], control: Profile, mean_response: Shift | None
-    ) -> dict[str, Profile]:
-        """Compute all predictions of a perturbation in a group, by the names of their columns in the table."""
-        found = {"value": self.matched("synthetic", parts, group, shares), "no_change": control}
-        if mean_response is not None:
-            found["mean_shift"] = self.moved(control, group, shares, mean_response)
-        single = {(part,): self.trained.get(((part,), group)) for part in parts}
-        if None not in single.values():
-            changes = Shift.of({(part, group): own for part, own in single.items()}, self.controls)
-            found["additive"] = self.moved(control, group, shares, changes)
-        for name, cells in self.sets.items():
-            if name not in SETS and all(len(cells.rows_of(parts, group, match)) >= MIN_CELLS for match in shares):
-                found[name] = self.matched(name, parts, group, shares)
-        return found
+        return replace(cells, moments=shift.move(cells.moments, shares, self.controls), pcs=cells.pcs + step)
 
 
 def evaluate_perturbations(
@@ -343,72 +294,70 @@ def evaluate_perturbations(
         advice = " With `control`, read its cells: `train.read(rows)`." if isinstance(cells, CellFiles) else ""
         check_is_anndata(cells, name, advice)
     match_keys = check_names(match_keys, "match_keys")
-    sets, split_name = read_perturbed(
-        given, key=key, separator=separator, groupby=groupby, layer=layer, match_keys=match_keys
-    )
-    available: set[Need] = {"control"} | ({"mean_response"} if "train" in sets else set())
+    options = {"key": key, "separator": separator, "groupby": groupby, "layer": layer, "match_keys": match_keys}
+    sets, of_parts = read_perturbed(given, **options)
+    available: set[Need] = {"control"} | ({"train"} & {*sets})
     available |= {"perturbations"} if len({parts for parts, _ in sets["real_test"].rows}) > 1 else set()
     metrics = choose_metrics(names, "perturbation", available, given["real_test"].n_vars)
-    with_panels = any("perturbations" in metric.needs for metric in metrics)
-    contexts = _contexts(given, sets, split_name, space, draws, key=key, with_panels=with_panels)
-    rows = [context.row(metric) for context in contexts for metric in metrics]
+    if "train" in sets and space is None:
+        space = ComparisonSpace.fit(sets["train"].expression, seed=draws.seed)
+    control = sets["control"]
+    controls = {match: GeneMoments.of(control.expression[control.matches == match]) for match in {*control.matches}}
+    control_shares = {name: control_share_of(cells, given["control"]) for name, cells in given.items()}
+    profiles = Profiles(sets, controls, control_shares, space, draws)
+    halves = {place: _halves_of(len(rows), draws) for place, rows in sets["real_test"].rows.items()}
+    panels = {}
+    if any("perturbations" in metric.needs for metric in metrics):
+        is_perturbed = given["real_test"].var_names.isin({part for parts in of_parts for part in parts})
+        panels = _panels(sets["real_test"], controls, halves, draws.n_repeats, ~is_perturbed)
+    rows = [
+        {"perturbation": of_parts[parts], "group": group, **context.row(metric)}
+        for (parts, group), context in _contexts(profiles, halves, panels)
+        for metric in metrics
+    ]
     rows.sort(key=lambda row: (row["perturbation"], row["group"]))
     return table_of(rows, leading, figures)
 
 
 def _contexts(
-    given: Mapping[str, AnnData],
-    sets: Mapping[str, Perturbed],
-    split_name: Callable[[str], Parts],
-    space: ComparisonSpace | None,
-    draws: Draws,
-    *,
-    key: str,
-    with_panels: bool,
-) -> Iterator[Context]:
-    """Yield the comparisons of each perturbation in each group: its real cells, and all predictions of them.
-
-    With panels, they hold the changes of all genes under all perturbations.
-    """
+    profiles: Profiles,
+    halves: Mapping[tuple[Parts, str], list[list[NDArray[np.intp]]]],
+    panels: Mapping[tuple[Parts, str], list[Panel]],
+) -> Iterator[tuple[tuple[Parts, str], Context]]:
+    """Yield the comparisons of each perturbation in each group: its real cells, and all predictions of them."""
+    sets, controls = profiles.sets, profiles.controls
     real = sets["real_test"]
-    controls = {
-        (group, match): GeneMoments.of(sets["control"].of((), group, match))
-        for _, group in sets["control"].rows
-        for match in sets["control"].shares((), group)
-    }
     trained: dict[tuple[Parts, str], Trained] = {}
     if "train" in sets:
-        space = ComparisonSpace.fit(sets["train"].expression, seed=draws.seed) if space is None else space
         train = sets["train"].with_matches(controls)
         trained = {place: Trained(train.moments(*place), train.shares(*place)) for place in train.rows}
         if not trained:
             warn_user("`control` has no cells of the groups in `train`, so `mean_shift` and `additive` are empty.")
-    mean_response = Shift.of(trained, controls, weight=1 / len(trained)) if trained else None
-    control_shares = {name: control_share_of(cells, given["control"]) for name, cells in given.items()}
-    profiles = Profiles(sets, controls, trained, control_shares, space, draws)
+    mean_response = Shift.of(trained.values(), controls, weight=1 / len(trained)) if trained else None
 
     @lru_cache(maxsize=1)  # in a group, many perturbations have the same control cells
     def control_of(group: str, shares: tuple[tuple[str, float], ...]) -> Profile:
         return profiles.matched("control", (), group, dict(shares))
 
-    names = {split_name(name): name for name in np.unique(labels_of(given["real_test"], key)).tolist()}
-    halves = {place: _halves_of(len(rows), draws) for place, rows in real.rows.items()}
-    perturbed = {part for parts, _ in real.rows for part in parts}
-    panels = {}
-    if with_panels:
-        panels = _panels(real, controls, halves, draws.n_repeats, ~given["real_test"].var_names.isin(perturbed))
-    for parts, group in sorted(real.rows, key=lambda place: place[1]):
-        cells, shares = real.of(parts, group), real.shares(parts, group)
+    for place in sorted(real.rows, key=lambda place: place[1]):
+        (parts, group), cells, shares = place, real.of(*place), real.shares(*place)
         control = control_of(group, tuple(shares.items()))
-        predictions = profiles.predictions(parts, group, shares, control, mean_response)
-        of_real = profiles.matched("real_test", parts, group, shares)
-        of_real = replace(of_real, moments=real.moments(parts, group))
-        compare = partial(Prediction, control=control, mean_response=predictions.get("mean_shift"))
-        whole, *of_halves = panels.get((parts, group), [None] * (1 + draws.n_repeats))
-        comparisons = {name: [compare(of_real, own, panel=whole)] for name, own in predictions.items()}
-        pairs = [[profiles.of(cells[half]) for half in pair] for pair in halves[parts, group]]
+        found = {"value": profiles.matched("synthetic", *place, shares), "no_change": control}
+        if mean_response is not None:
+            found["mean_shift"] = profiles.moved(control, shares, mean_response)
+        singles = [trained.get(((part,), group)) for part in parts]
+        if None not in singles:
+            found["additive"] = profiles.moved(control, shares, Shift.of(singles, controls))
+        for name, own in sets.items():
+            if name not in SETS and all(len(own.of(*place, match)) >= MIN_CELLS for match in shares):
+                found[name] = profiles.matched(name, *place, shares)
+        of_real = replace(profiles.matched("real_test", *place, shares), moments=real.moments(*place))
+        compare = partial(Prediction, control=control, mean_response=found.get("mean_shift"))
+        whole, *of_halves = panels.get(place, [None] * (1 + profiles.draws.n_repeats))
+        comparisons = {name: [compare(of_real, own, panel=whole)] for name, own in found.items()}
+        pairs = [[profiles.of(cells[half]) for half in pair] for pair in halves[place]]
         comparisons["real"] = [compare(*pair, panel=panel) for pair, panel in zip(pairs, of_halves, strict=False)]
-        yield Context({"perturbation": names[parts], "group": group}, comparisons)
+        yield place, Context(comparisons)
 
 
 def _halves_of(n_cells: int, draws: Draws) -> list[list[NDArray[np.intp]]]:
@@ -421,7 +370,7 @@ def _halves_of(n_cells: int, draws: Draws) -> list[list[NDArray[np.intp]]]:
 
 def _panels(
     real: Perturbed,
-    controls: Mapping[tuple[str, str], GeneMoments],
+    controls: Mapping[str, GeneMoments],
     halves: Mapping[tuple[Parts, str], list[list[NDArray[np.intp]]]],
     n_splits: int,
     genes: NDArray[np.bool_],
@@ -432,7 +381,7 @@ def _panels(
         shares = {parts: real.shares(parts, group) for parts, place in real.rows if place == group}
         directions = np.empty((1 + n_splits, len(shares), np.count_nonzero(genes)), dtype=np.float32)
         for row, (parts, own) in enumerate(shares.items()):
-            control = np.sum([share * controls[group, match].mean for match, share in own.items()], axis=0)
+            control = np.sum([share * controls[match].mean for match, share in own.items()], axis=0)
             cells = real.of(parts, group)
             firsts = [cells[first] for first, _ in halves[parts, group]] or [cells] * n_splits
             changes = np.array([(means(one.values) - control)[genes] for one in (cells, *firsts)])

@@ -14,16 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ._cells import Expression, stacked
-from ._comparison import (
-    ALL,
-    MIN_CELLS_PER_LABEL,
-    UNLIKELY,
-    AllCells,
-    CellComparison,
-    Context,
-    Sample,
-    Training,
-)
+from ._comparison import MIN_CELLS_PER_LABEL, UNLIKELY, AllCells, CellComparison, Context, Sample, Training
 from ._distribution import median_squared_distance
 from ._genes import count_labels
 from ._safety import chance_of_alike, chance_of_equal, fingerprints_of, relative_nearness
@@ -258,7 +249,6 @@ def make_context(pools: Pools, group: str | None, draws: Draws) -> Context | Non
     to_shuffle = [draw_others(mixing, mixing_rare)] if has_others else []
     shuffled = [compare(first, shuffle_genes(own, pools.space.project, mixing)) for own in to_shuffle]
     return Context(
-        {"group": ALL if group is None else group},
         {"value": [value], "real": pairs, "shuffled": shuffled},
         held_out_pairs=held_out_pairs,
         halves=[value.half(halving) for _ in range(draws.n_bootstrap)],

@@ -13,16 +13,7 @@ from sklearn.decomposition import PCA
 from scgen_diffusion._arguments import known_names
 from scgen_diffusion.data import to_csr
 
-from ._cells import (
-    Cells,
-    Expression,
-    Scale,
-    expression_of,
-    log_normalise,
-    matrix_of,
-    scale_to_target,
-    variances,
-)
+from ._cells import Cells, Expression, Scale, expression_of, log_normalise, matrix_of, scale_to_target, variances
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,12 +18,7 @@ N_RESAMPLES = 500
 INTERVAL = (0.025, 0.975)
 
 
-def tstr_f1(
-    train_values: NDArray,
-    train_labels: ArrayLike,
-    test_values: NDArray,
-    test_labels: ArrayLike,
-) -> float:
+def tstr_f1(train_values: NDArray, train_labels: ArrayLike, test_values: NDArray, test_labels: ArrayLike) -> float:
     r"""Measure whether a cell-type classifier trained on synthetic cells works on real ones (macro F1).
 
     .. math:: \frac{1}{K} \sum_k \frac{2\, \text{TP}_k}{2\, \text{TP}_k + \text{FP}_k + \text{FN}_k}
@@ -60,10 +55,7 @@ def tstr_f1(
 
 
 def trts_accuracy(
-    real_values: NDArray,
-    real_labels: ArrayLike,
-    synthetic_values: NDArray,
-    requested_labels: ArrayLike,
+    real_values: NDArray, real_labels: ArrayLike, synthetic_values: NDArray, requested_labels: ArrayLike
 ) -> float:
     r"""Measure whether synthetic cells match the label they were generated for, by a classifier trained on real cells.
 
