@@ -171,58 +171,6 @@ def test_given_axes_all_have_the_first_case_on_top(table):
     ]
 
 
-SCREEN = pd.DataFrame(
-    [
-        ("weak", "T", 0.1, "supported"),
-        ("weak", "B", 0.3, "supported"),
-        ("guess", "B", 9.0, "unknown"),
-        ("guess", "T", 0.25, "extrapolated"),
-        ("strong", "T", 0.4, "supported"),  # and no B
-        ("alone", "B", np.nan, "unknown"),
-    ],
-    columns=["drug", "cell_type", "strength", "support"],
-).astype({"cell_type": pd.CategoricalDtype(["T", "B"])})
-
-
-def test_a_screen_is_ordered_by_strengths_that_are_not_unknown():
-    ax = sgd.pl.perturbation_strengths(SCREEN, perturbation_key="drug", groupby="cell_type", show=False)
-
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["strong", "guess", "weak", "alone"]
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["T", "B"]
-    (image,) = ax.images
-    nan = np.nan
-    np.testing.assert_array_equal(image.get_array().filled(nan), [[0.4, nan], [0.25, nan], [0.1, 0.3], [nan, nan]])
-    extrapolated, unknown = (np.asarray(marks.get_offsets()).tolist() for marks in ax.collections)
-    assert extrapolated == [[0, 1]]
-    assert unknown == [[1, 1], [1, 3]]
-    assert ax.get_title() == "○ extrapolated   × unknown"
-
-
-def test_a_screen_may_have_one_group_several_keys_and_more_perturbations_than_are_shown():
-    table = SCREEN[SCREEN["cell_type"] == "T"].assign(dose=[1, 2, 3], cell_type="T")
-    ax = sgd.pl.perturbation_strengths(table, perturbation_key=["drug", "dose"], n_top=2, show=False)
-
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["strong|3", "guess|2"]
-    assert ax.get_ylabel() == "drug, dose (2 of 3)"
-    assert ax.get_title() == "○ extrapolated"
-
-
-@pytest.mark.parametrize(
-    ("table", "arguments", "name"),
-    [
-        (SCREEN, {"groupby": "celltype"}, "groupby"),
-        (SCREEN, {}, "groupby"),
-        (SCREEN.drop(columns="strength"), {}, "support"),
-        (SCREEN[:0], {"groupby": "cell_type"}, "support"),
-        (SCREEN, {"perturbation_key": []}, "perturbation_key"),
-        (SCREEN, {"n_top": 0}, "n_top"),
-    ],
-)
-def test_a_table_that_is_no_screen_is_refused(table, arguments, name):
-    with pytest.raises(ValueError, match=name):
-        sgd.pl.perturbation_strengths(table, **{"perturbation_key": "drug", "show": False, **arguments})
-
-
 @pytest.mark.parametrize(
     ("options", "error", "name"),
     [

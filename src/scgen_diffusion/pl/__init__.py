@@ -8,7 +8,7 @@ colours come from ``uns``.
 
 from ._embeddings import umap
 from ._genes import gene_correlation, library_size, marker_dotplot, mean_variance, zero_fraction
-from ._perturbations import mean_change, perturbation_scores, perturbation_strengths
+from ._perturbations import mean_change, perturbation_scores
 from ._scores import scores
 from ._training import training_history
 from ._white_box import coding_rate, head_loadings, layer_statistics
@@ -23,7 +23,6 @@ __all__ = [
     "mean_change",
     "mean_variance",
     "perturbation_scores",
-    "perturbation_strengths",
     "scores",
     "training_history",
     "umap",

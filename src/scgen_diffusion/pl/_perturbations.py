@@ -1,4 +1,4 @@
-"""Plots of perturbations: changes of genes, predicted and real; strengths in a screen; and how well methods predict."""
+"""Plots of perturbations: changes of genes, predicted and real, and how well methods predict."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from matplotlib.lines import Line2D
 
 from scgen_diffusion._arguments import as_list, check_count
-from scgen_diffusion.data import NO_LABEL, as_label, check_is_anndata, join_labels, make_indexable
+from scgen_diffusion.data import NO_LABEL, as_label, check_is_anndata, make_indexable
 from scgen_diffusion.metrics import correlation, gene_changes
 
 from ._figures import (
@@ -28,7 +27,6 @@ from ._figures import (
     end_of_first_row,
     finish,
     first_column,
-    heat_map,
     ink,
     label_order,
     labels_of,
@@ -41,14 +39,11 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-EXTRAPOLATED, UNKNOWN = "extrapolated", "unknown"  # support, with their marks in a plot and in its title
-MARKS = {EXTRAPOLATED: ("o", "○"), UNKNOWN: ("x", "×")}
-#: Columns of the table of support that are no conditions.
-FIGURES = ("n_cells", "strength", "support", "misfit", "explained", "n_contexts", "decoded")
 MOST_CASES = 200  # rows of a figure, which is then 7 feet high
 LETTER, NAME_LETTER = 0.08, 0.066  # inches, of labels and of names of genes
 TITLE_LENGTH = 26  # letters, and gaps after underscores, above which a title gets a second line
@@ -185,99 +180,6 @@ def spread_out(heights: NDArray, gap: float, low: float, high: float) -> NDArray
     heights = np.maximum.accumulate(heights - steps) + steps
     ceiling = high - gap / 2 - steps[::-1]
     return np.maximum(np.minimum(heights, ceiling), low + gap / 2 + steps)
-
-
-def perturbation_strengths(
-    support: pd.DataFrame,
-    *,
-    perturbation_key: str | Sequence[str],
-    groupby: str | Sequence[str] | None = None,
-    n_top: int = 50,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
-) -> Axes | None:
-    """Plot how much each perturbation of a screen changes the cells of each group, as a heat map.
-
-    The perturbations that change cells most come first, by their mean over groups. A dot marks extrapolated
-    predictions. A cross stands for unknown ones, whose strengths mean nothing and do not count. What was not predicted
-    is empty.
-
-    Parameters
-    ----------
-    support
-        The table ``uns["scgen_diffusion"]["support"]`` that a perturbation flow leaves in the cells of
-        :meth:`~scgen_diffusion.model.SCLDM.predict_perturbation`, or those of several predictions, concatenated.
-    perturbation_key
-        Column of the table with the perturbations, or several, such as drug and dose.
-    groupby
-        Column of the table with the groups, such as cell types, or several. Default: one group of all cells.
-    n_top
-        Largest number of perturbations to show.
-    ax
-        Axis to draw on.
-    show
-        Whether to show the figure instead of returning the axis. Default: scanpy's ``settings.autoshow``.
-    save
-        File to write the figure to.
-
-    Returns
-    -------
-    matplotlib.axes.Axes or None
-        The axis, or None if the figure is shown.
-
-    Raises
-    ------
-    ValueError
-        If the table is another one, lacks a column, or has several predictions of a perturbation in a group.
-
-    Examples
-    --------
-    >>> import pandas as pd, scgen_diffusion as scgd
-    >>> table = pd.DataFrame(
-    ...     {
-    ...         "drug": ["a", "b"],
-    ...         "strength": [0.2, 0.4],
-    ...         "support": ["supported", "unknown"],
-    ...     }
-    ... )
-    >>> ax = scgd.pl.perturbation_strengths(table, perturbation_key="drug", show=False)
-    """
-    if not {"strength", "support"} <= set(support):
-        msg = "`support` must be `uns['scgen_diffusion']['support']` of cells that `predict_perturbation` returned."
-        raise ValueError(msg)
-    check_count("n_top", n_top)
-    keys, group_keys = as_list(perturbation_key), as_list(groupby)
-    conditions = [name for name in support if name not in FIGURES]
-    choose("perturbation_key", keys, conditions)
-    if group_keys:
-        choose("groupby", group_keys, conditions)
-    support = support.sort_values(group_keys, kind="stable") if group_keys else support
-    rows = pd.Series(join_labels(support, keys), support.index)
-    columns = pd.Series(join_labels(support, group_keys) if group_keys else "", support.index)
-    fields = support[["strength", "support"]].set_index([rows, columns])
-    if (repeated := fields.index.duplicated()).any():
-        one = fields.index[repeated][0]
-        msg = f"`support` has several predictions of {one}; name columns that tell them apart in `groupby`."
-        raise ValueError(msg)
-    fields["strength"] = fields["strength"].where(fields["support"] != UNKNOWN)
-    means = fields.groupby(level=0, sort=False)["strength"].mean()
-    shown = choose("support", None, means.sort_values(ascending=False, kind="stable").index)[:n_top]
-    strengths, states = (fields[name].unstack().reindex(shown, columns=columns.unique()) for name in fields)
-    names = LETTER * max(map(len, strengths.columns))  # below the map
-    (ax,) = panels(1, ax, size=(2.4 + 0.28 * strengths.shape[1], 1 + 0.22 * len(shown) + names))
-    look = {"cmap": "viridis", "vmin": 0, "aspect": "auto", "fontsize": "small"}
-    image = heat_map(ax, strengths, shown, list(strengths.columns), **look)
-    ax.figure.colorbar(image, ax=ax, label="strength")
-    marks = {name: np.nonzero((states == name).to_numpy()) for name in MARKS}
-    for name, (row, column) in marks.items():
-        look = {"color": "white", "edgecolors": "black"} if name == EXTRAPOLATED else {"color": ink(0.5)}
-        ax.scatter(column, row, s=14, marker=MARKS[name][0], linewidths=0.8, **look)
-    explained = [f"{MARKS[name][1]} {name}" for name, (row, _) in marks.items() if len(row)]
-    ax.set_title("   ".join(explained), fontsize="small")
-    some = f" ({len(shown)} of {len(means)})" if len(shown) < len(means) else ""
-    ax.set(xlabel=", ".join(group_keys), ylabel=", ".join(keys) + some)
-    return finish(ax, show, save)
 
 
 def perturbation_scores(
