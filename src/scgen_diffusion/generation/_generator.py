@@ -109,11 +109,13 @@ class CellGenerator:
             raise TypeError(msg)
         if n_steps is not None:
             n_steps = check_count("n_steps", n_steps)
-        is_per_key = isinstance(guidance_scale, Mapping)
+        scales: Any = guidance_scale
         record = {
             "sampler": name,
             "n_steps": n_steps or getattr(chosen, "default_n_steps", "unknown"),
-            "guidance_scale": {k: float(v) for k, v in guidance_scale.items()} if is_per_key else float(guidance_scale),
+            "guidance_scale": {k: float(v) for k, v in scales.items()}
+            if isinstance(scales, Mapping)
+            else float(scales),
             "composition": self.module.strategy.name,
             "values": output,
         }

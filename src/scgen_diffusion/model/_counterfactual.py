@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import compress, repeat
 from typing import TYPE_CHECKING, Any, Self
@@ -43,7 +42,7 @@ from scgen_diffusion.perturbation import ProfileSums, add_sums, strengths
 from ._generation import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
     from tqdm import tqdm
@@ -285,9 +284,11 @@ def control_cells(
             "they were measured. Label them, or leave them out."
         )
         raise ValueError(msg)
-    if isinstance(condition, Mapping | pd.DataFrame):
-        _check_one_per_cell(conditions, condition, len(rows), lambda: source.names(rows))
     requested = conditions.request(condition, len(rows))
+    if any(1 < len(values) < len(rows) for _, values in requested.given):
+        msg = f"`condition` must have one value for all cells, or one for each of {len(rows)} cells, in each key."
+        raise ValueError(msg)
+    check_order({"`condition`": condition}, lambda: source.names(rows), CELL_NAMES)
     codes = requested.all()
     return ControlCells(source, rows, condition, requested, own, np.where(codes == OPEN, own, codes))
 
@@ -309,23 +310,3 @@ def check_learned(module: Any, conditions: Conditions, codes: np.ndarray, method
     perturbing = module.perturbation_flow.perturbing_keys if method == "perturbation_flow" else repeat(True)
     for key, columns in compress(conditions.parts, perturbing):
         key.check_learned(codes[:, columns], conditions.combinations[:, columns])
-
-
-def _check_one_per_cell(
-    conditions: Conditions, condition: Mapping[str, Any] | pd.DataFrame, n_cells: int, names: Callable[[], pd.Index]
-) -> None:
-    """Raise unless a request gives one value for all cells, or one per cell in their order."""
-    if isinstance(condition, pd.DataFrame):
-        given, ordered = [("The `condition` table", "rows", len(condition))], {"the `condition` table": condition}
-    else:
-        lengths = conditions.lengths(conditions.named(condition))
-        given = [(f"`condition[{key!r}]`", "values", length) for key, length in lengths.items()]
-        ordered = {f"`condition[{key!r}]`": values for key, values in condition.items()}
-    for what, unit, found in given:
-        if found != n_cells:
-            msg = (
-                f"{what} has {found} {unit} for {n_cells} cells; give one value for all cells, or one per "
-                "cell. A set of members is one value, such as 'A+B'; predict other perturbations in other calls."
-            )
-            raise ValueError(msg)
-    check_order(ordered, names, CELL_NAMES)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    import pandas as pd
     from torch import Tensor
 
 
@@ -39,44 +38,13 @@ MUDATA_FILE = "mdata.h5mu"
 FORMAT = "scgen_diffusion-2"
 
 
-def _as_it_is(plain: Any) -> Any:
-    return plain
-
-
-def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda plain: None if plain is None else read(plain)
-
-
-def _tables(plain: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    return {name: to_table(table) for name, table in plain.items()}
-
-
-def _reference(plain: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("combinations", "combination_sizes", "of_autoencoder")
-    return {**plain, **{name: to_array(plain[name]) for name in names}}
-
-
-# Attributes that are saved beside weights, registry and options, and how each is read. Loading sets no others.
-ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
-    "trained_stages_": _as_it_is,
-    "library_head_is_trained_": _as_it_is,
-    "is_trained_": _as_it_is,
-    "history_": _optional(_tables),
-    "recipes_": _as_it_is,
-    "cut_short_": _as_it_is,
-    "train_indices_": _optional(to_array),
-    "validation_indices_": _optional(to_array),
-    "test_indices_": _optional(to_array),
-    "split_digest_": _as_it_is,
-    "var_": to_table,
-    "modality_vars_": _tables,
-    "combinations_": to_array,
-    "combination_sizes_": to_array,
-    "reference_": _optional(_reference),
-    "run_name_": _as_it_is,  # these are not in every version of scvi-tools
-    "run_id_": _as_it_is,
-    "get_normalized_function_name_": _as_it_is,
-}
+# Attributes that are saved beside weights, registry and options. Loading sets no others.
+ATTRIBUTES = (
+    *("trained_stages_", "library_head_is_trained_", "is_trained_", "history_", "recipes_", "cut_short_"),
+    *("train_indices_", "validation_indices_", "test_indices_", "split_digest_"),
+    *("var_", "modality_vars_", "combinations_", "combination_sizes_", "reference_"),
+    *("run_name_", "run_id_", "get_normalized_function_name_"),  # these are not in every version of scvi-tools
+)
 
 
 class ModelFile(NamedTuple):
@@ -160,17 +128,25 @@ def load_plain(path: Path, what: str, advice: str) -> Any:
 def _parse(path: Path, content: Mapping[str, Any]) -> ModelFile:
     plain = dict(content["attr_dict"])
     registry, options = plain.pop("registry_"), init_options(plain.pop("init_params_"))
-    registry["setup_args"]["condition_embeddings"] = _tables(plain.pop("condition_embeddings_"))
+    registry["setup_args"]["condition_embeddings"] = _restore(plain.pop("condition_embeddings_"))
     expression = expression_state(registry)
     expression["column_names"] = to_array(expression["column_names"])
     if unknown := [name for name in plain if name not in ATTRIBUTES]:
         msg = f"there is the unknown attribute {unknown[0]!r}"
         raise ValueError(msg)
-    attributes = {name: ATTRIBUTES[name](value) for name, value in plain.items()}
     weights = content["model_state_dict"]
     for name, tensor in weights.items():
         check_is_stored(tensor, name)
-    return ModelFile(path, registry, options, weights, attributes)
+    return ModelFile(path, registry, options, weights, _restore(plain))
+
+
+def _restore(plain: Any) -> Any:
+    """Rebuild arrays and tables among plain values."""
+    if isinstance(plain, dict):
+        if {"index", "index_name", "columns"} == set(plain):
+            return to_table(plain)
+        return {name: _restore(value) for name, value in plain.items()}
+    return to_array(plain) if isinstance(plain, torch.Tensor) else plain
 
 
 # --- files of the folder ----------------------------------------------------------------------------------------------
@@ -247,9 +223,6 @@ def find_cells(cells: AnnData | MuData | bool | None, model_file: Path) -> AnnDa
     """Return the cells given, or else those saved with the model; None if there are none, or the file has no rows."""
     if cells is False:
         return None
-    if cells is True:
-        msg = "`adata` must be cells, None (cells saved with the model, if any) or False (no cells), but found True."
-        raise TypeError(msg)
     if cells is not None:
         return cells
     prefix = model_file.name.removesuffix(MODEL_FILE)

@@ -281,9 +281,10 @@ class MULTISCLDM(SCLDM):
         features = [name for own, wanted in columns.items() for name in np.array(modalities[own].features)[wanted]]
         how = n_samples, return_mean, return_numpy, batch_size, seed
         values = self._decode_draws(decode, pd.Index(features), adata, indices, *how)
-        is_table = isinstance(values, pd.DataFrame)
-        slices = _consecutive(columns)
-        parts = {name: values.iloc[:, own] if is_table else values[..., own] for name, own in slices.items()}
+        parts = {
+            name: values.iloc[:, own] if isinstance(values, pd.DataFrame) else values[..., own]
+            for name, own in _consecutive(columns).items()
+        }
         return parts if modality is None else parts[modality]
 
     @suggests_arguments
