@@ -123,14 +123,6 @@ def test_neither_the_order_of_tokens_nor_masked_padding_matters(value_after_norm
     close(pooling(permuted), pooling(expressed_genes(draw_values())))
 
 
-def test_unmasked_padding_takes_part_as_published():
-    pooling, values = build_pooling(mask_padding=False, value_after_norm=False), draw_values()
-    short, long = pooling(expressed_genes(values, length=8)), pooling(expressed_genes(values, length=12))
-    assert not torch.allclose(short, long, atol=1e-3)
-    # At a common length, cells are independent of each other all the same.
-    close(short, torch.cat([pooling(expressed_genes(cell[None], length=8)) for cell in values]))
-
-
 @wherever_the_value_enters
 def test_pooling_the_panel_is_pooling_the_expressed_genes(value_after_norm):
     pooling, values = build_pooling(value_after_norm=value_after_norm), draw_values()
@@ -187,45 +179,20 @@ def test_factors_see_profiles_from_their_mean():
     close(pooling(profile + 1), expected)
 
 
-@per_encoder
-@pytest.mark.parametrize("count", [0.0, 1.0, 1e6])
-def test_cells_with_one_gene_or_none_have_finite_encodings_and_gradients(kind, count):
-    encoder, counts = build_encoder(kind).float(), torch.zeros(1, N_GENES)
-    counts[0, 4] = count
-    encoded = encode(encoder, counts.log1p())
-    assert encoded.shape == (1, N_TOKENS, 5)
-    assert encoded.isfinite().all()
-    encoded.square().sum().backward()
-    assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
-
-
 # --- decoders ---------------------------------------------------------------------------------------------------------
 
-per_decoder = pytest.mark.parametrize("kind", ["gene queries", "factors"])
 
-
-@per_decoder
-def test_outputs_follow_the_order_of_genes(kind):
-    decoder, z, order = build_decoder(kind), draw_latents(), torch.randperm(N_GENES)
+def test_gene_queries_follow_the_order_of_genes_cell_by_cell():
+    decoder, z, order = build_decoder("gene queries"), draw_latents(), torch.randperm(N_GENES)
     expected = decoder(z)
     assert expected.shape == (5, N_GENES, N_OUTPUTS)
     assert (expected.std(0) > 1e-3).all()
     assert (expected.std(1) > 1e-3).all()
+    close(expected, torch.cat([decoder(cell[None]) for cell in z]))
     with torch.no_grad():
-        if kind == "gene queries":
-            decoder.embed_gene.weight[1:] = decoder.embed_gene.weight[1:][order]
-            decoder.embed_gene.weight[0] = 1e6  # stands for padding
-        else:
-            for parameter in (decoder.loadings.weight, decoder.loadings.bias):
-                per_gene = parameter.view(N_GENES, N_OUTPUTS, -1)
-                per_gene.copy_(per_gene[order])
+        decoder.embed_gene.weight[1:] = decoder.embed_gene.weight[1:][order]
+        decoder.embed_gene.weight[0] = 1e6  # stands for padding
     close(decoder(z), expected[:, order])
-
-
-@per_decoder
-def test_decoded_cells_do_not_depend_on_their_batch(kind):
-    decoder, z = build_decoder(kind), draw_latents()
-    close(decoder(z), torch.cat([decoder(cell[None]) for cell in z]))
 
 
 def test_gene_factors_follow_their_formula():
@@ -265,10 +232,3 @@ def test_decoding_in_chunks_of_genes_changes_neither_values_nor_gradients(chunk_
         close(decoder(z), whole)
     assert max(seen) == largest
     assert sum(seen) == N_GENES
-
-
-@per_decoder
-@pytest.mark.parametrize("scale", [0.0, 1e3])
-def test_gradients_are_finite_at_zero_and_at_large_latents(kind, scale):
-    _, found = gradients(build_decoder(kind), scale * draw_latents())
-    assert all(gradient.isfinite().all() for gradient in found)
