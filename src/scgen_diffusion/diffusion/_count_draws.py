@@ -285,46 +285,50 @@ def _reject_gamma(uniform: Tensor, shape: Tensor) -> Tensor:
 
 
 def _reject_poisson(uniform: Tensor, rate: Tensor) -> Tensor:
-    """Draw Poisson counts of ``rate`` 10 or more; Hörmann (1993), *The transformed rejection method*, PTRS."""
-    stream, b = Stream(uniform), 0.931 + 2.53 * rate.sqrt()
-    a, log_rate = -0.059 + 0.02483 * b, rate.log()
-    inverse_alpha = 1.1239 + 1.1328 / (b - 3.4)
+    """Draw Poisson counts of ``rate`` 10 or more, by the algorithm PTRS."""
+    b, log_rate = 0.931 + 2.53 * rate.sqrt(), rate.log()
 
-    def propose(chosen: Tensor) -> tuple[Tensor, Tensor]:
-        a_, b_, rate_ = a[chosen], b[chosen], rate[chosen]
-        u, v = stream.draw(chosen) - 0.5, stream.draw(chosen)
-        tail = 0.5 - u.abs()
-        k = ((2 * a_ / tail + b_) * u + rate_ + 0.43).floor()
-        log_ratio = k * log_rate[chosen] - rate_ - (k.clamp(min=0) + 1).lgamma()
-        accepted = (v * inverse_alpha[chosen] / (a_ / tail**2 + b_)).log() <= log_ratio
-        return k, accepted & (k >= 0)
+    def log_ratio(k: Tensor, chosen: Tensor) -> Tensor:
+        return k * log_rate[chosen] - rate[chosen] - (k + 1).lgamma()
 
-    return _repeat(propose, rate)
+    alpha = 1.1239 + 1.1328 / (b - 3.4)
+    return _reject_transformed(uniform, -0.059 + 0.02483 * b, b, rate + 0.43, alpha, log_ratio)
 
 
 def _reject_binomial(uniform: Tensor, n: Tensor, p: Tensor) -> Tensor:
-    """Draw binomial counts of mean ``n p`` 10 or more, ``p`` at most 1/2; Hörmann (1993), algorithm BTRS."""
-    stream, spread = Stream(uniform), (n * p * (1 - p)).sqrt()
+    """Draw binomial counts of mean ``n p`` 10 or more, ``p`` at most 1/2, by the algorithm BTRS."""
+    spread = (n * p * (1 - p)).sqrt()
     b = 1.15 + 2.53 * spread
-    a, alpha = -0.0873 + 0.0248 * b + 0.01 * p, (2.83 + 5.1 / b) * spread
     mode, log_odds = ((n + 1) * p).floor(), (p / (1 - p)).log()
     log_top = (mode + 1).lgamma() + (n - mode + 1).lgamma()
 
+    def log_ratio(k: Tensor, chosen: Tensor) -> Tensor:
+        rest = n[chosen] - k
+        log_combinations = log_top[chosen] - (k + 1).lgamma() - (rest.clamp(min=0) + 1).lgamma()
+        return torch.where(rest >= 0, log_combinations + (k - mode[chosen]) * log_odds[chosen], -torch.inf)
+
+    a, alpha = -0.0873 + 0.0248 * b + 0.01 * p, (2.83 + 5.1 / b) * spread
+    return _reject_transformed(uniform, a, b, n * p + 0.5, alpha, log_ratio)
+
+
+def _reject_transformed(
+    uniform: Tensor, a: Tensor, b: Tensor, centre: Tensor, alpha: Tensor, log_ratio: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Draw counts whose log probabilities, up to a constant, are ``log_ratio(counts, indices)``.
+
+    Hörmann (1993), *The transformed rejection method for generating Poisson random variables*.
+    """
+    stream = Stream(uniform)
+
     def propose(chosen: Tensor) -> tuple[Tensor, Tensor]:
-        a_, b_, n_ = a[chosen], b[chosen], n[chosen]
+        a_, b_ = a[chosen], b[chosen]
         u, v = stream.draw(chosen) - 0.5, stream.draw(chosen)
         tail = 0.5 - u.abs()
-        k = ((2 * a_ / tail + b_) * u + n_ * p[chosen] + 0.5).floor()
-        is_inside, count = (k >= 0) & (k <= n_), torch.minimum(k.clamp(min=0), n_)
-        log_ratio = (
-            log_top[chosen]
-            - (count + 1).lgamma()
-            - (n_ - count + 1).lgamma()
-            + (count - mode[chosen]) * log_odds[chosen]
-        )
-        return count, is_inside & ((v * alpha[chosen] / (a_ / tail**2 + b_)).log() <= log_ratio)
+        k = ((2 * a_ / tail + b_) * u + centre[chosen]).floor()
+        accepted = (v * alpha[chosen] / (a_ / tail**2 + b_)).log() <= log_ratio(k.clamp(min=0), chosen)
+        return k, accepted & (k >= 0)
 
-    return _repeat(propose, n)
+    return _repeat(propose, centre)
 
 
 def _repeat(propose: Callable[[Tensor], tuple[Tensor, Tensor]], like: Tensor) -> Tensor:
