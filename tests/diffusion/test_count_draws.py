@@ -10,9 +10,9 @@ from scgen_diffusion.diffusion import (
     counterfactual_counts,
     draw_binomial,
     draw_negative_binomial,
-    draw_poisson,
     keep_molecules,
 )
+from scgen_diffusion.diffusion._count_draws import draw_poisson
 
 N = 100_000
 

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scgen_diffusion.module import (
-    ARCHITECTURES,
     GeneSpaceModule,
     SCLDMArchitecture,
     SCLDMModule,
     build_architecture,
     build_gene_space_architecture,
 )
+from scgen_diffusion.module._architecture import ARCHITECTURES
 
 NAN, INF = float("nan"), float("inf")
 

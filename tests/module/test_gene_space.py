@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from scvi import REGISTRY_KEYS
 
 from scgen_diffusion.diffusion import DDPMSampler, DPMSolverSampler, Generators, Guidance, Joint
-from scgen_diffusion.module import GeneSpaceArchitecture, GeneSpaceModule, ProfileSummary, to_counts
+from scgen_diffusion.module import GeneSpaceArchitecture, GeneSpaceModule
+from scgen_diffusion.module._gene_space import to_counts
+from scgen_diffusion.module._profile_summary import ProfileSummary
 from scgen_diffusion.nn import log_profile
 
 N_GENES = 9

@@ -5,14 +5,9 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, layer_norm, silu
 
-from scgen_diffusion.nn import (
-    LAYER_NORM_EPS,
-    MLP,
+from scgen_diffusion.nn import LAYER_NORM_EPS, MLP, ModulatedBlock, SelfAttention, SwiGLU, TimeEmbedding
+from scgen_diffusion.nn._blocks import (
     CrossAttentionBlock,
-    ModulatedBlock,
-    SelfAttention,
-    SwiGLU,
-    TimeEmbedding,
     TransformerBlock,
     patch_position_embedding,
     position_embedding,

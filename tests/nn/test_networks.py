@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, group_norm
 
-from scgen_diffusion.nn import DiT, GeneDiT, GeneMLP, GeneUNet, _gene_networks, modulate
+from scgen_diffusion.nn import DiT, GeneDiT, GeneMLP, GeneUNet, _gene_networks
+from scgen_diffusion.nn._blocks import modulate
 
 N_CELLS, N_GENES, KEYS = 5, 11, (3, 2)
 PATCHES = {"patch_size": 4, "width": 8, "n_layers": 2, "n_heads": 2}

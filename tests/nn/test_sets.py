@@ -6,16 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from scgen_diffusion.nn import (
-    AttentionPooling,
-    FactorPooling,
-    GeneFactorDecoder,
-    GeneQueryDecoder,
-    GeneSet,
-    SetEncoder,
-    _sets,
-    expressed_genes,
-)
+from scgen_diffusion.nn import AttentionPooling, FactorPooling, GeneFactorDecoder, GeneQueryDecoder, SetEncoder, _sets
+from scgen_diffusion.nn._sets import GeneSet, expressed_genes
 
 N_CELLS, N_GENES, N_TOKENS, WIDTH, LATENT_WIDTH, N_OUTPUTS = 4, 12, 3, 8, 4, 2
 SIZES = {"width": WIDTH, "n_layers": 2, "n_heads": 2, "n_heads_cross": 4}

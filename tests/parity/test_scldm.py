@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from scgen_diffusion.diffusion import FLOW_SAMPLERS, Guidance, GuidedField
 from scgen_diffusion.model import SCLDM
-from scgen_diffusion.nn import GeneSet
+from scgen_diffusion.nn._sets import GeneSet
 
 FOLDER = Path(os.environ.get("PARITY_DIR") or Path(__file__).parent)
 RECORDING = json.loads((FOLDER / "config.json").read_text())

@@ -7,19 +7,17 @@ from ._conditioning import (
     ConditionStrategy,
     Joint,
     MutuallyExclusive,
-    Terms,
 )
 from ._count_draws import (
     counterfactual_counts,
     draw_binomial,
     draw_negative_binomial,
-    draw_poisson,
     finite_mask,
     keep_molecules,
     keep_where,
 )
 from ._coupling import optimal_pairs
-from ._denoiser import TARGETS, Denoiser, Estimate, Field, Kinds, Network, Target, diffusion_loss, spike_and_slab_mean
+from ._denoiser import TARGETS, Denoiser, Estimate, Kinds, Network, Target, diffusion_loss, spike_and_slab_mean
 from ._guidance import Guidance, GuidanceScale, GuidedField
 from ._inversion import FlowInversion, Inversion, NoiseInversion, UnmaskingInversion
 from ._paths import (
@@ -62,7 +60,6 @@ __all__ = [
     "Denoiser",
     "DiffusionSampler",
     "Estimate",
-    "Field",
     "FixedStepSampler",
     "FlowInversion",
     "Generators",
@@ -80,7 +77,6 @@ __all__ = [
     "Path",
     "Sampler",
     "Target",
-    "Terms",
     "UnmaskingInversion",
     "UnmaskingSampler",
     "VariancePreserving",
@@ -90,7 +86,6 @@ __all__ = [
     "diffusion_loss",
     "draw_binomial",
     "draw_negative_binomial",
-    "draw_poisson",
     "expand_like",
     "expand_time",
     "finite_mask",

@@ -1,24 +1,22 @@
 """scvi-tools modules: tensors in, losses and samples out."""
 
 from ._absent_combinations import expected_log_shares
-from ._architecture import ARCHITECTURES, SCLDMArchitecture, build_architecture
+from ._architecture import SCLDMArchitecture, build_architecture
 from ._autoencoder import Posterior
 from ._condition_groups import ANY
 from ._conditioned import CONDITIONS
 from ._ema import AverageUpdate
 from ._fine_tuning import TRAINABLE, Trainable, copy_reference, perturbation_flow_fits, trained_masks
-from ._gene_space import GeneSpaceModule, library_features, to_counts
+from ._gene_space import GeneSpaceModule, library_features
 from ._gene_space_architecture import GeneSpaceArchitecture, build_gene_space_architecture
 from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
 from ._likelihoods import ModalityPanel, NegativeBinomialLikelihood, OutlierCounts
 from ._molecules import MoleculeModule, gene_space_module
 from ._multimodal import MultimodalModule
-from ._profile_summary import ProfileSummary
 from ._scldm import FEW_CELLS, SCLDMModule
 
 __all__ = [
     "ANY",
-    "ARCHITECTURES",
     "CONDITIONS",
     "FEW_CELLS",
     "LIBRARY_SIZE_KINDS",
@@ -34,7 +32,6 @@ __all__ = [
     "NegativeBinomialLikelihood",
     "OutlierCounts",
     "Posterior",
-    "ProfileSummary",
     "SCLDMArchitecture",
     "SCLDMModule",
     "Trainable",
@@ -45,6 +42,5 @@ __all__ = [
     "gene_space_module",
     "library_features",
     "perturbation_flow_fits",
-    "to_counts",
     "trained_masks",
 ]

@@ -1,19 +1,14 @@
 """Layers and networks, shared by all models."""
 
-from ._attention import CrossAttention, SelfAttention
+from ._attention import SelfAttention
 from ._blocks import (
     LAYER_NORM_EPS,
     MLP,
     BlockTrace,
-    CrossAttentionBlock,
     HalfTrace,
     ModulatedBlock,
     SwiGLU,
     TimeEmbedding,
-    TransformerBlock,
-    modulate,
-    patch_position_embedding,
-    position_embedding,
 )
 from ._condition_effects import ConditionEffects
 from ._conditions import (
@@ -38,9 +33,7 @@ from ._sets import (
     FactorPooling,
     GeneFactorDecoder,
     GeneQueryDecoder,
-    GeneSet,
     SetEncoder,
-    expressed_genes,
 )
 from ._unet import GeneUNet
 from ._white_box import SparseCoding, SubspaceAttention, coding_rate, sparsity, subspace_coding_rate
@@ -56,15 +49,12 @@ __all__ = [
     "ConditionEmbedding",
     "ConditionEncoding",
     "ConditionSpec",
-    "CrossAttention",
-    "CrossAttentionBlock",
     "DiT",
     "FactorPooling",
     "GeneDiT",
     "GeneFactorDecoder",
     "GeneMLP",
     "GeneQueryDecoder",
-    "GeneSet",
     "GeneUNet",
     "HalfTrace",
     "InputValues",
@@ -77,18 +67,13 @@ __all__ = [
     "SubspaceAttention",
     "SwiGLU",
     "TimeEmbedding",
-    "TransformerBlock",
     "classes_are_given",
     "coding_rate",
     "encodings_of",
-    "expressed_genes",
     "extended_state",
     "keys_of_columns",
     "log_profile",
-    "modulate",
     "null_condition",
-    "patch_position_embedding",
-    "position_embedding",
     "row_masks",
     "sparsity",
     "subspace_coding_rate",

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-LARGEST_TABLE = 1 << 18  # queries times tokens
 CHUNK_ELEMENTS = {"cpu": 1 << 17}  # elements of (heads, cells, queries, rows) at a time: what a core's cache holds
 LARGE_CHUNK = 1 << 26  # on other devices: 256 MiB
 LOWEST = -3e38  # in place of a maximum over nothing
@@ -45,7 +44,7 @@ class SelfAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens ``(cells, tokens, width)`` to the same shape."""
         heads = (split_heads(x, self.n_heads) for x in self.project_qkv(tokens).chunk(3, dim=-1))
-        return self.project_out(merge_heads(attend(*heads)))
+        return self.project_out(merge_heads(scaled_dot_product_attention(*heads)))
 
 
 class CrossAttention(nn.Module):
@@ -75,7 +74,8 @@ class CrossAttention(nn.Module):
         """
         key, value = (split_heads(x, self.n_heads) for x in keys_values.chunk(2, dim=-1))
         query = split_heads(self.project_query(queries), self.n_heads).expand(len(keys_values), -1, -1, -1)
-        return self.project_out(merge_heads(attend(query, key, value, None if mask is None else mask[:, None, None])))
+        mask = None if mask is None else mask[:, None, None]
+        return self.project_out(merge_heads(scaled_dot_product_attention(query, key, value, attn_mask=mask)))
 
     def attend_scaled(self, queries: Tensor, table: Tensor, scales: Tensor) -> Tensor:
         """Attend from queries ``(1, queries, width)``, shared by all cells, to each cell's multiples of rows.
@@ -88,24 +88,6 @@ class CrossAttention(nn.Module):
         key, value = (split_heads(x[None], self.n_heads)[0] for x in table.chunk(2, dim=-1))
         scores = multiply_heads(query, key.mT) / query.shape[-1] ** 0.5
         return self.project_out(merge_heads(attend_to_scaled_rows(scales, scores, value)))
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attend from each head's queries ``(cells, heads, queries, p)`` to its tokens ``(cells, heads, tokens, p)``.
-
-    ``mask``, which broadcasts to ``(cells, heads, queries, tokens)``, is true for tokens that may be attended to.
-    Training in bfloat16 on a CPU avoids torch's fused kernel, whose backward pass is up to twenty times slower there.
-    """
-    learns = query.requires_grad or key.requires_grad or value.requires_grad
-    is_small = query.shape[-2] * key.shape[-2] <= LARGEST_TABLE  # else the weights would need much memory
-    if not (learns and is_small and query.dtype == torch.bfloat16 and query.device.type == "cpu"):
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    scores = query @ key.mT / query.shape[-1] ** 0.5
-    if mask is None:
-        return scores.softmax(-1).to(value.dtype) @ value
-    absent = ~mask
-    weights = scores.masked_fill(absent, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(absent, 0)
-    return weights.to(value.dtype) @ value
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:

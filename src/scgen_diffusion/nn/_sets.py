@@ -115,7 +115,7 @@ class AttentionPooling(nn.Module):
         self.embed_gene = nn.Embedding(n_genes + 1, width)
         self.queries = nn.Parameter(torch.randn(n_tokens, width))
         self.pool = CrossAttentionBlock(width, n_heads_cross, hidden)
-        self.blocks = nn.ModuleList(TransformerBlock(width, n_heads, hidden) for _ in range(n_layers))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, n_heads, hidden) for _ in range(n_layers)))
 
     def forward(self, gene_set: GeneSet) -> Tensor:
         """Pool each cell's genes into tokens ``(cells, n_tokens, width)``."""
@@ -123,7 +123,7 @@ class AttentionPooling(nn.Module):
         if self.mask_padding:  # a cell without genes attends to one padded token, as softmax over nothing is NaN
             mask = gene_set.mask
             mask = torch.cat([mask[:, :1] | ~mask.any(1, keepdim=True), mask[:, 1:]], dim=1)
-        return self._exchange(self.pool(self.queries[None], self._keys_values(gene_set), mask))
+        return self.blocks(self.pool(self.queries[None], self._keys_values(gene_set), mask))
 
     def pool_panel(self, values: Tensor) -> Tensor:
         """Pool dense, non-negative ``values (cells, genes)`` without collecting the expressed genes first.
@@ -139,12 +139,7 @@ class AttentionPooling(nn.Module):
             present = values != 0
             rows = torch.cat([torch.zeros_like(rows[:1]), rows])
             scales = torch.cat([~present.any(1, keepdim=True), present], dim=1).to(values.dtype)
-        return self._exchange(self.pool.pool_scaled(self.queries[None], self.pool.project(rows), scales))
-
-    def _exchange(self, tokens: Tensor) -> Tensor:
-        for block in self.blocks:
-            tokens = block(tokens)
-        return tokens
+        return self.blocks(self.pool.pool_scaled(self.queries[None], self.pool.project(rows), scales))
 
     def _keys_values(self, gene_set: GeneSet) -> Tensor:
         if self.value_after_norm:
@@ -274,16 +269,14 @@ class GeneQueryDecoder(nn.Module):
         super().__init__()
         self.norm_in = nn.LayerNorm(latent_width, eps=LAYER_NORM_EPS, elementwise_affine=False)
         self.project_in = nn.Linear(latent_width, width, bias=False)
-        self.blocks = nn.ModuleList(TransformerBlock(width, n_heads, hidden) for _ in range(n_layers))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, n_heads, hidden) for _ in range(n_layers)))
         self.embed_gene = nn.Embedding(n_genes + 1, width)
         self.unpool = CrossAttentionBlock(width, n_heads_cross, hidden)
         self.readout = nn.Linear(width, n_outputs)
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode latents ``(cells, tokens, latent_width)`` into ``(cells, genes, n_outputs)``."""
-        tokens = self.project_in(self.norm_in(z))
-        for block in self.blocks:
-            tokens = block(tokens)
+        tokens = self.blocks(self.project_in(self.norm_in(z)))
         queries = self.embed_gene.weight[1:]  # row 0 is padding
         keys_values = self.unpool.project(tokens)
         n_elements = CHUNK_ELEMENTS.get(z.device.type, LARGE_CHUNK)

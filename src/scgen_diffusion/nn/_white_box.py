@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, relu
+from torch.nn.functional import linear, relu, scaled_dot_product_attention
 
-from ._attention import attend, check_heads, merge_heads, split_heads
+from ._attention import check_heads, merge_heads, split_heads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,7 @@ class SubspaceAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens ``(cells, tokens, width)`` to the same shape."""
         x = self.coordinates(tokens)
-        return self.project_out(merge_heads(attend(x, x, x)))
+        return self.project_out(merge_heads(scaled_dot_product_attention(x, x, x)))
 
     def coordinates(self, tokens: Tensor) -> Tensor:
         r"""Return :math:`U_k^\top z` of each token, ``(cells, heads, tokens, width / heads)``."""
