@@ -182,27 +182,6 @@ def test_generated_cells_have_their_counts_in_x_whatever_the_layer(adata, write)
     assert torch.equal(*gathered(cells.loader(None, 200))["X"].chunk(2))
 
 
-def test_conditions_of_cells_that_are_not_used_may_be_missing_or_unknown(adata, write):
-    first, others = CellFiles(write(adata), **KEYS), adata.copy()
-    rows = np.flatnonzero(adata.obs["cell_type"] == "NK")
-    others.obs["cell_type"] = others.obs["cell_type"].astype(object).where(adata.obs["cell_type"] == "NK", "new")
-    others.obs.loc[others.obs_names[np.flatnonzero(adata.obs["cell_type"] != "NK")[0]], "cell_type"] = np.nan
-    path = write(others, "others.h5ad")
-    with pytest.raises(ValueError, match="cell_type"):
-        CellFiles.like(first.registry, path)
-    with pytest.raises(ValueError, match="load_query_data"):
-        CellFiles.like(first.registry, path, indices=[np.flatnonzero(others.obs["cell_type"] == "new")[0]])
-
-    cells = CellFiles.like(first.registry, path, indices=rows[::-1])
-
-    assert np.array_equal(cells.codes[rows], first.codes[rows])
-    assert list(cells.read(rows).obs["cell_type"]) == ["NK"] * len(rows)
-    with pytest.raises(ValueError, match="indices"):
-        cells.read(np.setdiff1d(np.arange(cells.n_cells), rows)[:1])
-    with pytest.raises(ValueError, match="indices"):
-        cells.check()
-
-
 def test_logarithms_that_were_read_are_marked_as_such(adata, write):
     counts = CellFiles(write(adata), **KEYS).read([0])
     adata.X = np.log1p(adata.X)

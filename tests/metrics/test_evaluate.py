@@ -797,14 +797,6 @@ def test_correlations_are_those_of_the_hundred_most_expressed_genes():
     assert figure(found, "within_label_correlation") > 0.8
 
 
-def test_files_of_which_some_conditions_were_read_are_refused_as_training_cells(tmp_path):
-    cells(240, seed=3).write_h5ad(tmp_path / "train.h5ad")
-    files = CellFiles(tmp_path / "train.h5ad", condition_keys=["type"])
-    some = CellFiles.like(files.registry, tmp_path / "train.h5ad", indices=[1, 2])
-    with pytest.raises(ValueError, match="opened with `indices`"):
-        table(train=some)
-
-
 def test_generated_cells_in_the_place_of_real_ones_are_refused():
     real, synthetic = cells(120, seed=1), cells(120, seed=2)
     synthetic.uns["scgen_diffusion"] = {"model": "SCLDM"}

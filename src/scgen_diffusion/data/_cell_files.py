@@ -41,7 +41,7 @@ from ._condition_setup import (
     registered_keys,
     values_of,
 )
-from ._conditions import OPEN, Conditions
+from ._conditions import Conditions
 from ._matrices import JoinedMatrix
 from ._registered_cells import digest_of_cells, sampled_rows
 from ._windows import WINDOW_SIZE, Batches, WindowLoader, choose_block_size
@@ -129,7 +129,10 @@ class CellFiles:
             if layer is not None and all(layer not in file.layers for file in self.files):
                 msg = f"`layer` {layer!r} is in none of the files, which hold generated cells; leave it out for X."
                 raise KeyError(msg)
-            self._read_conditions(ConditionSetup.picked_from(locals()))
+            setup = ConditionSetup.picked_from(locals())
+            cells = self._read_tables(setup.names, setup.continuous_condition_keys, setup.condition_embeddings)
+            setup = setup.checked(cells)
+            self._encode(setup, setup.keys_of(cells), cells)
 
     @classmethod
     def like(
@@ -139,7 +142,6 @@ class CellFiles:
         *,
         new_values: bool = False,
         condition_embeddings: Mapping[str, pd.DataFrame | str] | None = None,
-        indices: Sequence[int] | np.ndarray | None = None,
         window_size: int = WINDOW_SIZE,
         block_size: int | None = None,
     ) -> Self:
@@ -154,9 +156,6 @@ class CellFiles:
             (:meth:`load_query_data <scgen_diffusion.model.SCLDM.load_query_data>`); else they are errors.
         condition_embeddings
             With ``new_values``: more rows for the model's embedding tables.
-        indices
-            Rows of the cells to predict, if the conditions of the others may be missing or unknown to the model. These
-            others can then not be used. Default: all.
         paths, window_size, block_size
             As in :class:`CellFiles`.
         """
@@ -170,25 +169,15 @@ class CellFiles:
             cells._open(
                 paths, window_size, block_size, layer=arguments["layer"], genes=genes, values=arguments["values"]
             )
-            names, numbers, may_lack = keys_to_check(by_key)
-            arrays = [key.name for key in by_key if key.source == "obsm"]
-            obs = read_columns(cells.files, [name for name in names if name not in arrays])
-            tables = look_up_tables(cells.files, condition_embeddings)
-            found = ReadTables(obs, read_arrays(cells.files, arrays), tables)
-            if indices is not None:
-                rows = check_rows(indices, cells.n_cells)
-                found = found.part(rows)
-            check_conditions(found, names, numbers, may_lack)
+            names, numbers, may_be_missing = keys_to_check(by_key)
+            found = cells._read_tables(names, numbers, condition_embeddings)
+            check_conditions(found, names, numbers, may_be_missing)
             if new_values:
                 tables = extend_tables(setup.condition_embeddings, condition_embeddings, found)
                 tables = setup.without_unlabeled(tables)
                 setup = replace(setup, condition_embeddings=tables)
                 by_key = [key.extended(values_of(found, key), tables.get(key.name)) for key in by_key]
             cells._encode(setup, by_key, found)
-            if indices is not None:
-                codes = np.full((cells.n_cells, cells.codes.shape[1]), OPEN)
-                codes[rows] = cells.codes
-                cells.codes = codes
         return cells
 
     def _open(
@@ -226,15 +215,16 @@ class CellFiles:
             found.append(totals)
         return found
 
-    def _read_conditions(self, setup: ConditionSetup) -> None:
-        """Read the conditions of the cells, and learn their values."""
-        obsm = read_arrays(self.files, setup.continuous_condition_keys)
-        obs = read_columns(self.files, [name for name in setup.names if name not in obsm])
-        cells = ReadTables(obs, obsm, look_up_tables(self.files, setup.condition_embeddings))
-        setup = setup.checked(cells)
-        self._encode(setup, setup.keys_of(cells), cells)
+    def _read_tables(
+        self, names: Sequence[str], numbers: Sequence[str], tables: Mapping[str, Any] | None
+    ) -> ReadTables:
+        """Read columns and arrays of all cells, and tables of ``uns`` that are given by name."""
+        obsm = read_arrays(self.files, numbers)
+        obs = read_columns(self.files, [name for name in names if name not in obsm])
+        return ReadTables(obs, obsm, look_up_tables(self.files, tables))
 
     def _encode(self, setup: ConditionSetup, by_key: Sequence[ConditionKey], cells: ReadTables) -> None:
+        """Encode the conditions of the cells, and register them."""
         self.by_key = list(by_key)
         self.codes = encode_conditions(cells, by_key)
         """Conditions of the cells, ``(cells, columns)``."""
@@ -270,7 +260,7 @@ class CellFiles:
     @cached_property
     def digest(self) -> str:
         """Digest of the cells' names and values."""
-        self._check_open()
+        self.check()
         names = chain.from_iterable(file.names() for file in self.files)
         return digest_of_cells(names, self._totals, self.matrix.read(sampled_rows(self.n_cells)))
 
@@ -280,32 +270,21 @@ class CellFiles:
         for file in self.files:
             file.close()
 
-    def _check_open(self) -> None:
+    def __deepcopy__(self, memo: Any) -> Self:
+        """Return the files themselves, which do not change, so that models can be copied."""
+        return self
+
+    def check(self) -> None:
+        """Raise ValueError if the files were closed or replaced."""
         if self._is_closed:
             msg = "The files were closed; open them again with `CellFiles.like(model.registry, paths)`."
             raise ValueError(msg)
         for file in self.files:
             file.check_unchanged()
 
-    def __deepcopy__(self, memo: Any) -> Self:
-        """Return the files themselves, which do not change, so that models can be copied."""
-        return self
-
-    def check(self) -> None:
-        """Raise ValueError if the files were closed or replaced, or only some conditions were read."""
-        self._check_open()
-        self._check_conditions(self.codes)
-
-    @staticmethod
-    def _check_conditions(codes: np.ndarray) -> None:
-        """Raise if there are cells whose conditions were not read."""
-        if (codes == OPEN).any():
-            msg = "The cells were opened with `indices`, so the conditions of others are unknown; open them without."
-            raise ValueError(msg)
-
     def match_labels(self, names: Sequence[str]) -> pd.DataFrame:
         """Read columns of ``obs`` of all files, such as the donor, with a label for every cell."""
-        self._check_open()
+        self.check()
         obs = read_columns(self.files, names, kind="match")
         check_conditions(ReadTables(obs, {}, {}), names, kind="match")
         return obs
@@ -322,7 +301,7 @@ class CellFiles:
         batches
             Seed, epoch and process of a training stage; default: ``indices`` in order.
         """
-        self._check_open()
+        self.check()
         chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
         sizes = {"block_size": self.block_size, "window_size": self.window_size}
         return WindowLoader(self.matrix, self.codes, chosen, batch_size, batches, **sizes)
@@ -341,7 +320,6 @@ class CellFiles:
             The cells, in the order of ``indices``.
         """
         rows = check_rows(indices, self.n_cells)
-        self._check_conditions(self.codes[rows])
         names, values = self.names(rows), self.read_values(rows)
         conditions = Conditions.from_codes(self.by_key, self.codes[:0])
         obs, obsm = conditions.to_obs(self.codes[rows], names), conditions.to_obsm(self.codes[rows], names)
@@ -351,24 +329,21 @@ class CellFiles:
 
     def read_values(self, rows: np.ndarray) -> Rows:
         """Read expression ``(cells, genes)``, sparse or dense as stored, in the order of the row numbers."""
-        self._check_open()
+        self.check()
         distinct, positions = np.unique(rows, return_inverse=True)
         return self.matrix.read(distinct)[positions]
 
     def names(self, rows: np.ndarray) -> pd.Index:
         """Read the names of cells, in the order of their row numbers."""
-        self._check_open()
+        self.check()
         distinct, positions = np.unique(rows, return_inverse=True)
         of_files = zip(self.files, self.matrix.split(distinct), strict=True)
         return pd.Index(list(chain.from_iterable(file.names_of(own) for file, own in of_files)))[positions]
 
     def __repr__(self) -> str:
-        names = ", ".join(file.name for file in self.files)
-        conditions = [key.name for key in self.by_key]
-        return (
-            f"{type(self).__name__} of {self.n_cells} cells and {len(self.var)} genes in {names}; conditions: "
-            f"{conditions}"
-        )
+        names, conditions = ", ".join(file.name for file in self.files), [key.name for key in self.by_key]
+        shape = f"{self.n_cells} cells and {len(self.var)} genes"
+        return f"{type(self).__name__} of {shape} in {names}; conditions: {conditions}"
 
 
 class ComparedFiles(CellFiles):

@@ -29,7 +29,6 @@ from scgen_diffusion._arguments import known_names, suggests_arguments, warn_use
 from scgen_diffusion._compat import parse_device_args, respect_thread_limit, separate_copy
 from scgen_diffusion._files import explain_failed_write
 from scgen_diffusion.data import (
-    OPEN,
     PROVENANCE_KEY,
     CellFiles,
     ConditionField,
@@ -1117,7 +1116,7 @@ class DiffusionModel(BaseModelClass):
         files = self._file_cells if adata is None else adata
         if isinstance(files, CellFiles):
             check_same_registry(files.registry, self.registry_)
-            return files, np.flatnonzero((files.codes != OPEN).all(1))  # of files opened with `indices`, these
+            return files, np.arange(files.n_cells)
         given = self.given_cells(adata, "adata_control")
         check_distinct_columns(given.obs.columns, "adata_control.obs")
         rows = np.arange(given.n_obs)
