@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from scvi import REGISTRY_KEYS, settings
-from scvi.dataloaders import AnnDataLoader
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from scgen_diffusion._compat import was_set_up_last
 
@@ -26,7 +25,7 @@ from ._condition_setup import (
 from ._genes import check_same_genes
 from ._matrices import Rows, dense, in_file, row_sums
 from ._mudata import JOINED
-from ._windows import WindowLoader, choose_block_size
+from ._windows import WindowLoader, batch_of, choose_block_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -77,12 +76,21 @@ class GivenCells:
         matrix = in_file(self.matrix, VALUES)
         return self.matrix[rows] if matrix is None else matrix.read(rows)
 
-    def loader(self, rows: np.ndarray, batch_size: int, batches: Batches | None = None) -> WindowLoader:
+    def __getitem__(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Return a batch of cells in memory."""
+        return batch_of(self.matrix[rows], self.codes[rows])
+
+    def loader(
+        self, rows: np.ndarray, batch_size: int, batches: Batches | None = None
+    ) -> Iterable[Mapping[str, Tensor]]:
         """Return a loader of these cells, in the order of ``batches`` or ``rows``; it reads files by windows."""
         if (matrix := in_file(self.matrix, VALUES)) is not None:
             block_size = choose_block_size(matrix.rows_per_chunk)
             return WindowLoader(matrix, self.codes, rows, batch_size, batches, block_size=block_size)
-        return WindowLoader(self, self.codes, rows, batch_size, block_size=1, window_size=batch_size)
+        if batches is None:
+            return WindowLoader(self, self.codes, rows, batch_size, block_size=1, window_size=batch_size)
+        workers = {"num_workers": settings.dl_num_workers, "persistent_workers": settings.dl_persistent_workers}
+        return DataLoader(Subset(self, rows), sampler=batches, batch_size=None, **workers)
 
 
 class RegisteredCells:
@@ -126,7 +134,7 @@ class RegisteredCells:
     @property
     def digest(self) -> str:
         """Digest of the cells' names and values."""
-        return self._to_read().digest
+        return self._given.digest
 
     def names(self, rows: np.ndarray) -> pd.Index:
         """Return the names of cells, in the order of their row numbers."""
@@ -183,29 +191,18 @@ class RegisteredCells:
 
     def read(self, rows: np.ndarray) -> Rows:
         """Read the values of cells with ascending row numbers."""
-        return self._to_read().read(rows)
+        return self._given.read(rows)
 
     def loader(
         self, indices: np.ndarray | None, batch_size: int, *, batches: Batches | None = None
     ) -> Iterable[Mapping[str, Tensor]]:
-        """Return a loader of the registered data, in the order of ``batches`` or ``indices``; from files by windows."""
+        """Return a loader of the cells, in the order of ``batches`` or ``indices``."""
         chosen = np.arange(self.n_cells) if indices is None else np.asarray(indices)
-        # if only a layer of backed cells is in memory, scvi-tools' loader would sort each batch
-        if in_file(self._matrix, VALUES) is not None or (batches is None and self.manager.adata.isbacked):
-            return self._to_read(self.codes).loader(chosen, batch_size, batches)
-        if batches is None:
-            return AnnDataLoader(self.manager, indices=indices, batch_size=batch_size)
-        # scvi-tools' own loader shuffles and distributes cells differently
-        return DataLoader(
-            self.manager.create_torch_dataset(indices=indices),
-            sampler=batches,
-            batch_size=None,
-            num_workers=settings.dl_num_workers,
-            persistent_workers=settings.dl_persistent_workers,
-        )
+        return self._given.loader(chosen, batch_size, batches)
 
-    def _to_read(self, codes: np.ndarray | None = None) -> GivenCells:
-        return GivenCells(self.manager.adata, self._matrix, np.zeros((self.n_cells, 0)) if codes is None else codes)
+    @property
+    def _given(self) -> GivenCells:
+        return GivenCells(self.manager.adata, self._matrix, self.codes)
 
 
 def sampled_rows(n_cells: int) -> np.ndarray:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ._matrices import FileMatrix, JoinedMatrix
+    from ._matrices import FileMatrix, JoinedMatrix, Rows
     from ._registered_cells import GivenCells
 
 WINDOW_SIZE = 16_384
@@ -94,11 +94,7 @@ class WindowLoader:
                 rows, batches, reading = ahead
                 x = reading.result()
                 ahead = next(windows, None)
-                for batch in batches:
-                    tensors = {REGISTRY_KEYS.X_KEY: torch.from_numpy(dense(x[batch]))}
-                    if self.codes.shape[1]:
-                        tensors[CONDITIONS] = torch.from_numpy(self.codes[rows[batch]].astype(np.float32))
-                    yield tensors
+                yield from (batch_of(x[batch], self.codes[rows[batch]]) for batch in batches)
 
     def windows(self) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         """Yield the ascending rows of each window of the epoch, and its batches as positions among them."""
@@ -131,6 +127,12 @@ class WindowLoader:
             orders = [[blocks[number] for number in rng.permutation(len(blocks))] for _ in range(-(-size // share))]
             order = np.concatenate([*chain.from_iterable(orders)])
         return np.resize(order, size * sampler.n_processes)[sampler.rank * size :][:size], rng
+
+
+def batch_of(x: Rows, codes: np.ndarray) -> dict[str, Tensor]:
+    """Return expression and conditions of cells by their names in the registry."""
+    batch = {REGISTRY_KEYS.X_KEY: torch.from_numpy(dense(x))}
+    return batch | {CONDITIONS: torch.from_numpy(codes.astype(np.float32))} if codes.shape[1] else batch
 
 
 def choose_block_size(rows_per_chunk: float) -> int:
