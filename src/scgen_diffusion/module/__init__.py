@@ -7,7 +7,7 @@ from ._condition_groups import ANY
 from ._conditioned import CONDITIONS
 from ._ema import AverageUpdate
 from ._fine_tuning import TRAINABLE, Trainable, copy_reference, perturbation_flow_fits, trained_masks
-from ._gene_space import GeneSpaceModule, library_features
+from ._gene_space import GeneSpaceModule, library_features, to_counts
 from ._gene_space_architecture import GeneSpaceArchitecture, build_gene_space_architecture
 from ._library_size import LIBRARY_SIZE_KINDS, LibrarySizeKind, LibrarySizeModel
 from ._likelihoods import ModalityPanel, NegativeBinomialLikelihood, OutlierCounts
@@ -42,5 +42,6 @@ __all__ = [
     "gene_space_module",
     "library_features",
     "perturbation_flow_fits",
+    "to_counts",
     "trained_masks",
 ]
