@@ -7,8 +7,6 @@ import anndata
 import numpy as np
 import pytest
 import torch
-from builders import same_cells
-from lightning.pytorch import Callback
 
 from scgen_diffusion.data import CellFiles
 from scgen_diffusion.generation import LackingChanges
@@ -219,22 +217,6 @@ def test_generate_moves_control_cells_to_a_combination_never_seen(without_a_comb
     assert (seen_after.X != seen_before.X).nnz == 0  # what training saw stays as it was
 
 
-@pytest.mark.parametrize("makes", ["generate", "predict_perturbation"])
-@pytest.mark.filterwarnings("ignore:The (combination|effect)")
-def test_totals_of_moved_cells_do_not_depend_on_how_far_they_come(without_a_combination, monkeypatch, makes):
-    model, drawn = without_a_combination, []
-    model.train_perturbation_flow(1, **UNPERTURBED)
-    module, draw = model.module, model.module.draw_totals
-    of = controls(model, slice(9)) if makes == "predict_perturbation" else 9
-    monkeypatch.setattr(module, "draw_totals", lambda *args: drawn.append(draw(*args)) or drawn[-1])
-    for distance in (0, 9):
-        monkeypatch.setattr(module.perturbation_flow, "move", lambda x, *_, by=distance, **__: x + by)
-        changed = NEW if makes == "generate" else PERTURBED
-        getattr(model, makes)(of, changed, library_size="latent", seed=0)
-
-    assert torch.equal(*drawn)
-
-
 # --- within donors ----------------------------------------------------------------------------------------------------
 
 
@@ -331,23 +313,6 @@ def test_a_number_says_what_is_unperturbed_also_in_a_loaded_model(make_trained, 
     assert (found.X != expected.X).nnz == 0
     assert loaded.registry_["setup_args"]["control_values"] == {"dose": 1}
     assert "support" not in loaded.generate(5, {"cell_type": "B cell", "dose": 30}).uns["scgen_diffusion"]
-
-
-def test_an_aborted_training_leaves_the_former_perturbation_flow_or_none(perturbing, make_trained):
-    class Abort(Callback):
-        def on_train_batch_end(self, *_):
-            raise MemoryError
-
-    def cells():
-        return perturbing.predict_perturbation(controls(perturbing), PERTURBED, method="perturbation_flow", seed=0)
-
-    model, before = make_trained(), cells()
-    for aborted in (perturbing, model):
-        with pytest.raises(MemoryError):
-            aborted.train_perturbation_flow(2, control_values={"dose": 10}, callbacks=[Abort()], **QUICK)
-
-    assert same_cells(cells(), before)
-    assert model.module.perturbation_flow is None
 
 
 def test_every_stage_restores_its_own_part(make_model, tmp_path):

@@ -14,9 +14,7 @@ from builders import Canary, same_cells
 from lightning.pytorch.callbacks import Callback
 
 from scgen_diffusion.data import CellFiles
-from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT, _scldm
-from scgen_diffusion.train import _cells as train_cells
-from scgen_diffusion.train import _initialise
+from scgen_diffusion.model import SCLDM, SCRDIT, WBDIT
 
 pytestmark = pytest.mark.usefixtures("seed_0")
 
@@ -188,48 +186,17 @@ class InterruptAt(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize(
-    ("keys", "numbers", "most", "expected"),
-    [
-        (["cell_type", "dose"], [], 1000, {("T cell", 100), ("rare", 1), ("rare", 10)}),
-        (["cell_type"], [], 1000, None),
-        (["cell_type", "dose"], ["score"], 1000, None),
-        (["cell_type", "dose"], [], 2, None),
-    ],
-)
-def test_combinations_without_cells_get_effects_if_all_keys_have_classes(
-    make_cells, make_model, quick, monkeypatch, keys, numbers, most, expected
-):
+def test_combinations_without_cells_get_effects(make_cells, make_model, quick):
     cells = make_cells()
-    cells.obs["score"] = np.linspace(0, 1, len(cells))
     cells.obs.iloc[0, cells.obs.columns.get_loc("dose")] = 100  # the only rare cell
-    model = make_model(cells, condition_keys=keys, setup={"continuous_condition_keys": numbers})
-    monkeypatch.setattr(_initialise, "MOST_COMBINATIONS", most)
+    model = make_model(cells)
 
     model.train(1, **quick)
 
-    absent = model.module.absent_effects
-    assert (absent is None) == (expected is None)
-    if absent is not None:
-        names = [key.decode(absent.codes[:, [number]].numpy()) for number, key in enumerate(model.conditions.by_key)]
-        assert set(zip(*names, strict=True)) == expected
-        model.generate(3, condition={"cell_type": "T cell", "dose": 100})
-
-
-@pytest.mark.parametrize(("rest", "stages"), [("correct_effects", 1), ("add_absent_effects", 2), ("fit_missed", 3)])
-def test_ctrl_c_after_the_last_step_lets_the_stage_finish(make_model, quick, monkeypatch, rest, stages):
-    def interrupted(*args, finish=getattr(_scldm, rest), **options):
-        os.kill(os.getpid(), signal.SIGINT)
-        finish(*args, **options)
-
-    monkeypatch.setattr(_scldm, rest, interrupted)
-    model, handler = make_model(setup={"control_values": {"dose": 1}}), signal.getsignal(signal.SIGINT)
-
-    model.train(1, **quick)
-
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert len(model.trained_stages_) == stages
-    assert model.cut_short_ == {}
+    codes = model.module.absent_effects.codes
+    names = [key.decode(codes[:, [number]].numpy()) for number, key in enumerate(model.conditions.by_key)]
+    assert set(zip(*names, strict=True)) == {("T cell", 100), ("rare", 1), ("rare", 10)}
+    model.generate(3, condition={"cell_type": "T cell", "dose": 100})
 
 
 @pytest.mark.parametrize(
@@ -278,15 +245,3 @@ def test_labels_that_a_trained_model_forgets_are_unknown(saved_model, make_cells
     model.train_prior(1, **quick)
     with pytest.raises(ValueError, match="'NK' of 'cell_type'"):
         model.generate(1, {"cell_type": "NK"})
-
-
-def test_cells_in_the_devices_memory_train_as_those_that_are_read(make_model, quick, monkeypatch):
-    trained = []
-    for room in (0.0, 1e9):  # none, as on a CPU, and enough
-        monkeypatch.setattr(train_cells, "memory_for_cells", lambda device, room=room: room)
-        torch.manual_seed(0)
-        model = make_model()
-        model.train_autoencoder(2, **quick)
-        trained.append(weights(model, of="encoder"))
-
-    assert differing(*trained) == []

@@ -159,23 +159,6 @@ def test_sizes_split_the_cells_as_in_scvi_tools(make_model, make_cells, quick):
     assert sizes(model) == [48, 49, 0]  # shares that add up to all leave no cell over
 
 
-@pytest.mark.parametrize("stays_in_file", [False, True])
-def test_few_cells_are_repeated_in_whole_batches_and_new_orders(make_model, make_cells, quick, tmp_path, stays_in_file):
-    make_cells().write_h5ad(tmp_path / "cells.h5ad")
-    cells = CellFiles(tmp_path / "cells.h5ad", condition_keys=["cell_type", "dose"]) if stays_in_file else None
-    seen = []
-
-    class Watch(Callback):
-        def on_train_batch_start(self, trainer, module, batch, *_):
-            seen.append(tuple(batch["X"].sum(1).tolist()))
-
-    options = {**quick, "batch_size": 60, "train_size": 1.0, "callbacks": [Watch()]}
-    make_model().train_autoencoder(2, plan_kwargs={"smallest_epoch": 6}, datamodule=cells, **options)
-
-    assert [len(batch) for batch in seen] == [60] * 12
-    assert len(set(seen)) == 12
-
-
 def test_a_model_is_printed_with_its_stages_and_next_steps(make_model, quick, trained_gene_space):
     model = make_model(setup={"control_values": {"dose": 1}})
     text = str(model)
