@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -97,13 +96,6 @@ def test_the_cells_of_a_block_are_shuffled():
     assert np.count_nonzero(np.diff(order) == 1) < 10  # one is expected
 
 
-@pytest.mark.parametrize("indices", [np.arange(100), np.arange(3, 100, 7)], ids=["all", "some"])
-def test_blocks_begin_at_the_same_rows_whichever_cells_are_chosen(indices):
-    loader = make_loader(indices, block_size=10, batch_size=1, window_size=1, seed=0)
-
-    assert np.count_nonzero(np.diff(np.concatenate(order_of(loader)) // 10)) == 9  # the block changes no more often
-
-
 def test_passes_differ_and_are_the_same_again_for_the_same_seed():
     loaders = [make_loader(np.arange(64), seed=seed) for seed in (1, 1, 2)]
     first = [np.concatenate(order_of(loader)).tolist() for loader in loaders]
@@ -112,8 +104,3 @@ def test_passes_differ_and_are_the_same_again_for_the_same_seed():
     assert first[0] == first[1]
     assert first[0] != first[2]
     assert np.concatenate(order_of(loaders[0])).tolist() != first[0]
-
-
-@pytest.mark.parametrize("options", [{}, {"seed": 0}, {"seed": None}], ids=["in order", "shuffled", "of a stage"])
-def test_no_cells_make_no_batches(options):
-    assert order_of(make_loader(np.zeros(0, dtype=int), **options)) == []

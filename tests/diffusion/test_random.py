@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from scgen_diffusion.diffusion import Generators, block_size, sample_seed
+from scgen_diffusion.diffusion import Generators, sample_seed
 
 SEEDS = st.integers(0, 2**63 - 1)
 INDICES = st.lists(st.integers(0, 10**9), min_size=1, max_size=8, unique=True)
@@ -68,15 +68,6 @@ def test_no_two_of_many_samples_share_the_bits_that_a_cpu_generator_looks_at(see
 @pytest.mark.parametrize("n", [1, 5, 64, 128])
 def test_the_first_samples_get_what_they_get_with_the_others(n):
     assert torch.equal(draw_everything(3, range(128, 256), first=n), draw_everything(3, range(128, 256))[:n])
-
-
-def test_a_whole_block_is_drawn_at_once(monkeypatch):
-    sizes, draw = [], torch.randn
-    monkeypatch.setattr(torch, "randn", lambda size, **options: sizes.append(size) or draw(size, **options))
-
-    Generators(0, range(256, 384)).normal(3)
-
-    assert sizes == [(block_size("cpu"), 3)]
 
 
 def test_blocks_drawn_together_are_those_drawn_alone():

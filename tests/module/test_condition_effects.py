@@ -69,16 +69,6 @@ def test_effects_start_at_the_mean_profile_of_each_combination(build, n_rare):
     assert both[:2].min() > 1.4 * both[2:].max()
 
 
-def test_effects_change_only_cells_of_their_condition(build):
-    module = build()
-    with torch.no_grad():
-        module.condition_effects.embed.tables[0].weight[:] = torch.tensor([[0.0], [1.0], [0.0]])
-        module.condition_effects.loadings.weight.view(N_GENES, 2, -1)[3, 0] = 1.0  # a log ratio as large as the width
-    torch.testing.assert_close(draw(module, torch.zeros(4, 1)), draw(module, None))
-    shares = draw(module, torch.ones(4, 1)) / 500
-    assert shares[:, 3].min() > 0.95
-
-
 def test_a_guidance_scale_of_zero_leaves_the_effects_of_a_key_out(build):
     module = build((2, 2), condition_strategy="additive")
     module.library_size.set_groups(torch.tensor([[-1, -1]]), means=torch.tensor([6.0]), stds=torch.tensor([0.1]))

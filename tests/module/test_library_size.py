@@ -192,17 +192,6 @@ def test_given_totals_of_moved_cells_tell_as_much_of_later_modalities_as_usual_o
     torch.testing.assert_close(moved, expected, rtol=0.01, atol=1)  # whole counts
 
 
-def test_the_state_loads_into_a_model_with_other_groups_and_without_cells_it_stays(fitted):
-    other = fit((9, 9), torch.tensor([1.0, 2.0]), torch.tensor([[0, 0], [5, 5]]))
-
-    assert not LibrarySizeModel((9, 9), 6).is_fitted
-    other.load_state_dict(fitted.state_dict())
-    other.fit(torch.zeros(0), torch.zeros(0, 2))  # of a modality that no new cell has
-
-    for kind in ("empirical", "normal", "latent"):
-        assert torch.equal(draw(other, kind, [1, 1]), draw(fitted, kind, [1, 1])), kind
-
-
 def test_the_latent_loss_is_the_negative_log_likelihood_of_a_normal(fitted):
     z, log_totals = torch.randn(5, 2, 3), torch.tensor([5.0, 6.0, 7.0, 8.0, 9.0])
     mean, std = fitted.predict(z)
