@@ -95,8 +95,8 @@ from ._model_file import (
     write_together,
 )
 from ._registration import (
+    check_in_memory,
     check_is_no_view,
-    check_is_set_up,
     check_readable,
     check_registry,
     check_setup_arguments,
@@ -166,7 +166,7 @@ class DiffusionModel(BaseModelClass):
 
     def __init__(self, adata: AnnData | None = None, registry: dict[str, Any] | None = None) -> None:
         if adata is not None:
-            check_is_set_up(adata)
+            check_in_memory(adata)
         elif registry is not None:
             check_registry(registry, type(self))
             registry = {**registry, "model_name": type(self).__name__}  # the registry of CellFiles names no model
@@ -694,7 +694,7 @@ class DiffusionModel(BaseModelClass):
         cells, arguments = self._cells, self.registry_["setup_args"]
         tables = arguments["condition_embeddings"]
         vectors = [part for name in sorted(tables) for part in (list(tables[name].index), tables[name].to_numpy())]
-        layer = arguments["layers"] if "layers" in arguments else arguments["layer"]
+        layer = arguments.get("layer") or [arguments.get("layers"), arguments.get("modalities")]
         what = (self.architecture, self._condition_keys, self._input_values, layer, list(self.var_.index))
         fine_tuned = [] if self.reference_ is None else [self.reference_["trainable"], self.reference_["digest"]]
         return digest_of(*what, cells.digest, np.asarray(cells.codes, dtype=float), *vectors, *fine_tuned)

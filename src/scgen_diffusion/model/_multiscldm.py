@@ -11,7 +11,7 @@ import torch
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
 
-from scgen_diffusion._arguments import known_names, suggests_arguments, warn_user
+from scgen_diffusion._arguments import known_names, suggests_arguments
 from scgen_diffusion._compat import separate_copy, was_set_up_last
 from scgen_diffusion.data import (
     JOINED,
@@ -25,7 +25,6 @@ from scgen_diffusion.data import (
     check_is_mudata,
     check_modalities,
     check_same_features,
-    evenly,
     expression_state,
     join_expression,
     layer_of,
@@ -35,7 +34,7 @@ from scgen_diffusion.data import (
 from scgen_diffusion.module import ModalityPanel, MultimodalModule
 
 from ._autoencoder import check_scale, gene_columns
-from ._registration import check_is_in_memory, check_is_no_view, check_setup_arguments, plain_columns
+from ._registration import check_is_no_view, check_setup_arguments, plain_columns
 from ._scldm import SCLDM
 
 if TYPE_CHECKING:
@@ -52,7 +51,6 @@ if TYPE_CHECKING:
 
 KL_WEIGHT_WITH_PANEL = 0.3  # the many counts of a protein tell much about a cell
 CELLS_AT_A_TIME = 1_024
-N_COMPARED = 1_000  # cells whose counts are compared with the model's copy
 
 
 class MULTISCLDM(SCLDM):
@@ -182,15 +180,6 @@ class MULTISCLDM(SCLDM):
         """Raise NotImplementedError: use :meth:`setup_mudata`."""
         msg = (
             f"{cls.__name__} reads cells with several modalities: call `setup_mudata`. For one modality there is SCLDM."
-        )
-        raise NotImplementedError(msg)
-
-    @classmethod
-    def prepare_query_anndata(cls, *_: Any, **__: Any) -> NoReturn:
-        """Raise NotImplementedError: give each modality the model's features."""
-        msg = (
-            f"{cls.__name__} reads several modalities: give each the model's features, "
-            "`model.modalities[name].features`."
         )
         raise NotImplementedError(msg)
 
@@ -377,23 +366,18 @@ class MULTISCLDM(SCLDM):
 
     @classmethod
     def _register_like(cls, adata: MuData, registry: Mapping[str, Any], genes: pd.Index, **options: Any) -> None:
-        check_is_in_memory(adata)
         check_is_mudata(adata)
         separate_copy(cls, adata)
         cls.setup_mudata(adata, source_registry=registry, **{**registry["setup_args"], **options})
 
     def _check_same_features(self, adata: MuData) -> None:
-        check_is_in_memory(adata)
+        check_is_mudata(adata)
         check_same_features(adata, self.modalities)
-        check_is_mudata(adata)  # not backed
-
-    _check_query_cells = _check_same_features
 
     def _values_of(self, cells: MuData) -> sp.csr_matrix:
         """Join the values of given cells; of its own, the model reads the copy made when they were set up."""
         layers = self.registry_["setup_args"]["layers"]
         if cells is self.adata and was_set_up_last(self.adata_manager):
-            self._warn_of_other_values(cells, layers)
             return cells.obsm[JOINED]
         cells = cells.copy() if cells.is_view else cells
         if PROVENANCE_KEY in cells.uns:  # generated cells have their values in X
@@ -405,21 +389,6 @@ class MULTISCLDM(SCLDM):
         """Raise unless the modalities that cells have hold values of the registered kinds."""
         likelihoods = {name: modality.likelihood for name, modality in self.modalities.items()}
         check_modalities(cells, likelihoods, layers, are_known=True)
-
-    def _warn_of_other_values(self, cells: MuData, layers: Mapping[str, str | None]) -> None:
-        """Warn if some of the model's cells have other counts than the copy that the model reads."""
-        if any(
-            layer not in cells[name].layers for name, layer in layers.items() if layer is not None and name in cells.mod
-        ):
-            return  # the copy is all there is
-        rows = evenly(np.arange(cells.n_obs), N_COMPARED)
-        present, copied = join_expression(cells[rows], self.modalities, layers), cells.obsm[JOINED][rows]
-        if present.shape != copied.shape or (present != copied).nnz:
-            warn_user(
-                f"The values of the modalities are not the counts that were registered. The model reads those, a copy "
-                f"in mdata.obsm[{JOINED!r}]. If you normalised in place, only `save_anndata` will not work; if you "
-                f"corrected the counts, call {type(self).__name__}.setup_mudata again."
-            )
 
     def _check_values(self, x: Any, rows: np.ndarray, cells: MuData) -> None:
         """Do nothing: joining the modalities checks their values."""
@@ -479,11 +448,6 @@ class MULTISCLDM(SCLDM):
     def _for_these_cells(self, recipe: AutoencoderRecipe) -> AutoencoderRecipe:
         """Give cells with proteins, or another small panel, a smaller KL weight; few features change nothing else."""
         return replace(recipe, kl_weight=KL_WEIGHT_WITH_PANEL) if self.module.has_small_panel else recipe
-
-    @property
-    def _fingerprint(self) -> str:
-        """Digest of the model's options, its cells and the likelihoods of the modalities."""
-        return "-".join([super()._fingerprint, *(modality.likelihood for modality in self.modalities.values())])
 
 
 def _consecutive(columns: Mapping[str, np.ndarray]) -> dict[str, slice]:

@@ -53,30 +53,18 @@ def check_is_no_view(cells: AnnData | MuData, name: str) -> None:
         raise ValueError(msg)
 
 
-def check_is_in_memory(adata: object) -> None:
-    """Raise for cells in files."""
-    if isinstance(adata, CellFiles):
-        msg = (
-            f"`adata` must be cells in memory, but found {type(adata).__name__}: read some with `cells.read(indices)`. "
-            "To train on files, give them as `datamodule`."
-        )
-        raise TypeError(msg)
-
-
-def check_is_set_up(adata: object) -> None:
-    """Raise for objects that cannot be set up; scvi-tools checks whether the others were."""
-    check_is_in_memory(adata)
-    if not isinstance(adata, AnnData | MuData):
-        msg = f"`adata` must be an AnnData or MuData that was set up, but found {type(adata).__name__}."
+def check_in_memory(adata: object, kind: Any = AnnData | MuData) -> None:
+    """Raise unless cells are in memory, and of a kind: AnnData, MuData or either."""
+    if not isinstance(adata, kind):
+        advice = ": read some with `cells.read(indices)`, or train on them as `datamodule`"
+        found = type(adata).__name__ + (advice if isinstance(adata, CellFiles) else "")
+        msg = f"`adata` must be cells in memory (AnnData; MuData for MULTISCLDM), but found {found}."
         raise TypeError(msg)
 
 
 def check_readable(adata: object) -> None:
     """Raise unless cells are an AnnData from which batches can be read."""
-    check_is_in_memory(adata)
-    if not isinstance(adata, AnnData):
-        msg = f"Cells must be an AnnData, such as mdata['rna'], but found {type(adata).__name__}."
-        raise TypeError(msg)
+    check_in_memory(adata, AnnData)
     if adata.is_view and adata.isbacked:
         msg = "`adata` is a view of a file, from which batches cannot be read. Use `adata.to_memory()`."
         raise ValueError(msg)
@@ -85,25 +73,14 @@ def check_readable(adata: object) -> None:
 def check_registry(registry: object, model_class: type) -> None:
     """Raise unless a model of a class can be built from the registry."""
     given = registry if isinstance(registry, Mapping) else {}
-    fields = given.get("field_registries", {})
-    if not {REGISTRY_KEYS.X_KEY, CONDITIONS} <= set(fields) or "setup_args" not in given:
-        owner = f"that of {given['model_name']!r}" if "model_name" in given else type(registry).__name__
-        msg = f"`registry` must be that of a model of this package, or of `CellFiles(...)`, but found {owner}."
+    if not {REGISTRY_KEYS.X_KEY, CONDITIONS} <= set(given.get("field_registries", {})):
+        msg = "`registry` must be that of a model of this package, or of `CellFiles(...)`."
         raise ValueError(msg)
-    method = given.get("setup_method_name", "setup_anndata")
-    reads_several = hasattr(model_class, "setup_mudata")
-    if (method == "setup_mudata") != reads_several:
-        number = "several modalities" if reads_several else "one modality"
-        msg = f"`registry` was made by `{method}`, but {model_class.__name__} reads cells with {number}."
+    if (given.get("setup_method_name") == "setup_mudata") != hasattr(model_class, "setup_mudata"):
+        msg = (
+            f"`registry` is of cells that {model_class.__name__} cannot read: only MULTISCLDM reads several modalities."
+        )
         raise ValueError(msg)
-
-
-def check_datamodule(datamodule: object) -> None:
-    """Raise unless cells for ``train`` work like ``CellFiles``."""
-    members = ("check", "codes", "digest", "loader", "n_cells", "names", "registry", "var")
-    if not all(hasattr(datamodule, name) for name in members):
-        msg = f"`datamodule` must be scgen_diffusion.data.CellFiles, but found {type(datamodule).__name__}."
-        raise TypeError(msg)
 
 
 def spec_of(key: ConditionKey, table: pd.DataFrame | None) -> ConditionSpec:
