@@ -43,6 +43,7 @@ CHANGE_TRAINING = (  # options of Lightning's trainer
 )
 ADVICE_ON_DIVERGENCE = "try a lower learning rate, or look for extreme cells. The model is as it was before the stage."
 PERTURBATION_FLOW = "module.perturbation_flow."  # prefix of names in a checkpoint
+SAVED = ("fingerprint", "losses_before", "seed", "n_epochs_done", "is_finished", "losses", "best_round")  # attributes
 
 
 class StagePlan(pl.LightningModule):
@@ -87,6 +88,8 @@ class StagePlan(pl.LightningModule):
     losses_before
         Training losses by epoch, without NaN, that the model remembered of this stage when the run was started. A
         checkpoint is resumed only if nothing is lost: the model is as it was then, or at an epoch of the run.
+    losses
+        Mean losses by name and epoch.
     n_epochs_done
         Finished epochs, including those before an interruption.
     is_finished, was_stopped
@@ -119,7 +122,7 @@ class StagePlan(pl.LightningModule):
         self.n_epochs_done = 0
         self.is_finished = self.was_stopped = False
         self._sums: dict[str, dict[str, Any]] = {"train": {}, "validation": {}}
-        self._losses: dict[str, dict[int, float]] = {}
+        self.losses: dict[str, dict[int, float]] = {}
         self._has_validated = False
         self.round = 0
         self.best_round: dict[str, Any] = {}
@@ -348,7 +351,7 @@ class StagePlan(pl.LightningModule):
             self.trainer.should_stop = True
         for name, value in losses.items():
             if self._has_validated or not name.endswith("_validation"):
-                self._losses.setdefault(name, {})[self.current_epoch] = value
+                self.losses.setdefault(name, {})[self.current_epoch] = value
         self._has_validated = False
         self.n_epochs_done = self.current_epoch + 1
         if self.recipe.max_rounds > 1 and self.n_epochs_done % self.n_epochs == 0 and not is_lost:
@@ -356,7 +359,7 @@ class StagePlan(pl.LightningModule):
 
     def _end_round(self) -> None:
         """Remember a round that lowered the validation loss; after any other, return to the best one and end."""
-        loss = self._losses.get(self.key_loss("validation"), {}).get(self.current_epoch, math.inf)
+        loss = self.losses.get(self.key_loss("validation"), {}).get(self.current_epoch, math.inf)
         best = self.best_round.get("loss", math.inf)
         if best == math.inf or best - loss >= LEAST_GAIN * abs(best):
             weights = {name: value.clone() for name, value in self.state_dict().items()}
@@ -376,7 +379,7 @@ class StagePlan(pl.LightningModule):
         """One table per loss, indexed by epoch, as in scvi-tools."""
         return {
             name: pd.DataFrame({name: list(values.values())}, index=pd.Index(list(values), name="epoch"))
-            for name, values in self._losses.items()
+            for name, values in self.losses.items()
         }
 
     def key_loss(self, subset: Literal["train", "validation"]) -> str:
@@ -400,17 +403,8 @@ class StagePlan(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add history, seed, options and fingerprint."""
-        checkpoint |= {
-            "fingerprint": self.fingerprint,
-            "losses_before": self.losses_before,
-            "options": self._options,
-            "seed": self.seed,
-            "n_epochs_done": self.n_epochs_done,
-            "is_finished": self.is_finished,
-            "max_epochs": self.trainer.max_epochs,
-            "history": self._losses,
-            "best_round": self.best_round,
-        }
+        checkpoint |= {name: getattr(self, name) for name in SAVED}
+        checkpoint |= {"options": self._options, "max_epochs": self.trainer.max_epochs}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Continue from the checkpoint.
@@ -426,9 +420,8 @@ class StagePlan(pl.LightningModule):
                 "(on the command line, `--restart`)."
             )
             raise ValueError(msg)
-        self.losses_before = checkpoint["losses_before"]
-        self.seed, self.n_epochs_done, self._losses = (checkpoint[k] for k in ("seed", "n_epochs_done", "history"))
-        self.best_round = checkpoint["best_round"]
+        for name in ("losses_before", "seed", "n_epochs_done", "losses", "best_round"):
+            setattr(self, name, checkpoint[name])
 
     def _why_refused(self, checkpoint: Mapping[str, Any]) -> str:
         """Say why a checkpoint cannot be resumed, after its name; "" if it can."""
@@ -442,7 +435,7 @@ class StagePlan(pl.LightningModule):
         n_done, n_saved, n_now = checkpoint["n_epochs_done"], checkpoint["max_epochs"], self.trainer.max_epochs
         if n_done > n_now or (self.recipe.max_rounds > 1 and n_saved != n_now):
             return f"has {n_done} of {n_saved} epochs, and this run has {n_now}"
-        losses = checkpoint["history"].get(f"{self.name}_loss_train", {})
+        losses = checkpoint["losses"].get(f"{self.name}_loss_train", {})
         done, before = {n: loss for n, loss in losses.items() if not math.isnan(loss)}, self.losses_before
         is_at_epoch = before.items() <= done.items() or done.items() <= before.items()
         if not is_at_epoch and before != checkpoint["losses_before"]:
@@ -451,13 +444,9 @@ class StagePlan(pl.LightningModule):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Restore everything but the flow; in the stage of the perturbation flow, only the perturbation flow."""
-
-        def is_own(name: str) -> bool:
-            return name.startswith(PERTURBATION_FLOW) == (self.name == "perturbation_flow")
-
-        own = {name: tensor for name, tensor in state_dict.items() if is_own(name)}
-        others = {name: tensor for name, tensor in self.state_dict().items() if not is_own(name)}
-        return super().load_state_dict({**others, **own}, *args, **kwargs)
+        is_of_flow = self.name == "perturbation_flow"
+        own = {name: t for name, t in state_dict.items() if name.startswith(PERTURBATION_FLOW) == is_of_flow}
+        return super().load_state_dict(own, strict=False)
 
 
 class AveragingPlan(StagePlan):
